@@ -1,0 +1,184 @@
+//! One node: its identity, what the registry says about it, and its live counters.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+/// What a node does in the fleet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// A web server that renders pages.
+    Web,
+    /// A Varnish cache.
+    Varnish,
+}
+
+impl Role {
+    /// The name in configuration, metrics and the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Role::Web => "web",
+            Role::Varnish => "varnish",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The stable name of a node. Identity never depends on the address or the weight: the cursor, the health and the
+/// place in the hash all follow the id.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct NodeId(Arc<str>);
+
+/// Why a node id was refused.
+#[derive(Debug, thiserror::Error)]
+#[error("`{0}` is not a node id: 1 to 128 characters of A-Z a-z 0-9 . _ : - are allowed")]
+pub struct InvalidNodeId(String);
+
+impl NodeId {
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for NodeId {
+    type Error = InvalidNodeId;
+
+    fn try_from(id: String) -> Result<Self, Self::Error> {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._:-".contains(&byte);
+        if id.is_empty() || id.len() > 128 || !id.bytes().all(allowed) {
+            return Err(InvalidNodeId(id));
+        }
+        Ok(NodeId(id.into()))
+    }
+}
+
+impl TryFrom<&str> for NodeId {
+    type Error = InvalidNodeId;
+
+    fn try_from(id: &str) -> Result<Self, Self::Error> {
+        NodeId::try_from(id.to_owned())
+    }
+}
+
+impl From<NodeId> for String {
+    fn from(id: NodeId) -> String {
+        id.0.as_ref().to_owned()
+    }
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// How a Varnish is told to drop pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Delivery {
+    /// `PURGE /` with `X-Magento-Tags-Pattern`, as Magento's own VCL understands it.
+    #[default]
+    Magento,
+}
+
+/// What the registry says about one node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeSpec {
+    /// What it does.
+    pub role: Role,
+    /// Its stable name, unique within its role.
+    pub id: NodeId,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Its share of the traffic next to its peers. 0 means drain: no new traffic, purges all the same.
+    pub weight: u32,
+    /// How it is told to drop pages (Varnish only).
+    pub delivery: Delivery,
+}
+
+/// One node of one snapshot: what the registry says, and the counters that outlive it.
+#[derive(Debug)]
+pub struct Node {
+    /// What the registry says.
+    pub spec: NodeSpec,
+    /// The counters that stay when the spec changes.
+    pub live: Arc<Live>,
+    /// Names this pair of identity and address within the process: connections are pooled under it, so that none
+    /// to an old address is used after a change.
+    pub key: u64,
+    /// The place of this node in the rendezvous hash; from the id alone.
+    pub seed: u64,
+}
+
+impl Node {
+    /// A node as the keeper makes it. `key` is unique in the process.
+    pub fn new(spec: NodeSpec, live: Arc<Live>, key: u64) -> Self {
+        let seed = xxhash_rust::xxh3::xxh3_64(spec.id.as_str().as_bytes());
+        Node { spec, live, key, seed }
+    }
+
+    /// The stable name.
+    pub fn id(&self) -> &NodeId {
+        &self.spec.id
+    }
+}
+
+/// Counters of a node that change with every request and purge.
+#[derive(Debug, Default)]
+pub struct Live {
+    inflight: AtomicU32,
+    cursor: AtomicU64,
+}
+
+impl Live {
+    /// Requests that are at this node now.
+    pub fn inflight(&self) -> u32 {
+        self.inflight.load(Ordering::Relaxed)
+    }
+
+    /// One more request goes to the node. Pair with [`Live::request_ended`].
+    pub fn request_began(&self) {
+        self.inflight.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A request at the node came to its end, whatever the end.
+    pub fn request_ended(&self) {
+        self.inflight.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// The position up to which this Varnish has acknowledged every purge.
+    pub fn cursor(&self) -> u64 {
+        self.cursor.load(Ordering::SeqCst)
+    }
+
+    /// The Varnish has acknowledged every purge up to `position`. Only its delivery task calls this.
+    pub fn set_cursor(&self, position: u64) {
+        self.cursor.store(position, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_id_takes_names_and_addresses_but_no_path_and_no_blank() {
+        for good in ["varnish-1", "10.0.1.5:6081", "a", "Web_2.eu"] {
+            assert!(NodeId::try_from(good).is_ok(), "{good}");
+        }
+        for bad in ["", "a b", "a/b", "ü", &"x".repeat(129)] {
+            assert!(NodeId::try_from(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! One immutable picture of the fleet. A request loads it once and keeps it to its end, so that the number of nodes
+//! and an index into them always come from the same picture.
+
+use std::sync::Arc;
+
+use super::{Health, Node, NodeId, Role};
+
+/// The fleet at one moment.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    /// Grows with every published change.
+    pub version: u64,
+    /// The web nodes.
+    pub web: Pool,
+    /// The Varnish nodes.
+    pub varnish: Pool,
+}
+
+impl Snapshot {
+    /// The nodes of one role.
+    pub fn pool(&self, role: Role) -> &Pool {
+        match role {
+            Role::Web => &self.web,
+            Role::Varnish => &self.varnish,
+        }
+    }
+}
+
+/// The nodes of one role, in the order of their ids.
+#[derive(Debug, Default)]
+pub struct Pool {
+    members: Vec<Member>,
+    panic: bool,
+}
+
+/// A node and what the keeper knows about it.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// The node.
+    pub node: Arc<Node>,
+    /// Its health when the snapshot was made.
+    pub health: Health,
+    /// Why it is down, in words for the operator; empty where it is not.
+    pub reason: Arc<str>,
+    /// Whether it may get traffic, as far as health and weight say.
+    pub usable: bool,
+}
+
+impl Pool {
+    /// Decides who may get traffic.
+    ///
+    /// `panic_threshold` is a share from 0 to 1: when fewer of the checked nodes than that are up, health is ignored,
+    /// because a check that condemns nearly everybody is more likely to be wrong than right (Magento's own health
+    /// check fails on every node at once when the database hiccups). 0 turns it off. While no node is up yet, the
+    /// ones nobody has checked may serve.
+    pub fn new(mut members: Vec<Member>, panic_threshold: f64) -> Self {
+        members.sort_by(|a, b| a.node.id().cmp(b.node.id()));
+        let count = |health| members.iter().filter(|member| member.health == health).count();
+        let (up, down) = (count(Health::Up), count(Health::Down));
+        let panic = down > 0 && panic_threshold > 0.0 && (up as f64) < panic_threshold * ((up + down) as f64);
+        for member in &mut members {
+            let healthy = match member.health {
+                Health::Up => true,
+                Health::Unknown => up == 0,
+                Health::Down => false,
+            };
+            member.usable = member.node.spec.weight > 0 && (healthy || panic);
+        }
+        Pool { members, panic }
+    }
+
+    /// All nodes, whatever their state.
+    pub fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    /// Whether health is ignored because too few nodes are up.
+    pub fn panics(&self) -> bool {
+        self.panic
+    }
+
+    /// The node with this id.
+    pub fn get(&self, id: &NodeId) -> Option<&Member> {
+        self.members.binary_search_by(|member| member.node.id().cmp(id)).ok().map(|index| &self.members[index])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::{Delivery, Live, NodeSpec};
+
+    fn pool(states: &[(&str, Health)], panic_threshold: f64) -> Pool {
+        let member = |(index, (id, health)): (usize, &(&str, Health))| {
+            let spec = NodeSpec {
+                role: Role::Web,
+                id: NodeId::try_from(*id).unwrap(),
+                address: ([127, 0, 0, 1], 80).into(),
+                weight: 1,
+                delivery: Delivery::Magento,
+            };
+            let node = Arc::new(Node::new(spec, Arc::new(Live::default()), index as u64));
+            Member { node, health: *health, reason: "".into(), usable: false }
+        };
+        Pool::new(states.iter().enumerate().map(member).collect(), panic_threshold)
+    }
+
+    fn usable(pool: &Pool) -> Vec<&str> {
+        pool.members().iter().filter(|member| member.usable).map(|member| member.node.id().as_str()).collect()
+    }
+
+    #[test]
+    fn only_nodes_that_are_up_get_traffic() {
+        let pool = pool(&[("c", Health::Unknown), ("a", Health::Up), ("b", Health::Down)], 0.5);
+        assert_eq!(usable(&pool), ["a"]);
+    }
+
+    #[test]
+    fn while_nobody_is_up_the_unchecked_may_serve() {
+        assert_eq!(usable(&pool(&[("a", Health::Unknown), ("b", Health::Down)], 0.0)), ["a"]);
+    }
+
+    #[test]
+    fn below_the_panic_threshold_health_is_ignored() {
+        let states = [("a", Health::Up), ("b", Health::Down), ("c", Health::Down)];
+        assert_eq!(usable(&pool(&states, 0.5)), ["a", "b", "c"]);
+        assert_eq!(usable(&pool(&states, 0.0)), ["a"]);
+    }
+
+    #[test]
+    fn a_node_is_found_by_its_id() {
+        let pool = pool(&[("b", Health::Up), ("a", Health::Up)], 0.5);
+        assert_eq!(pool.get(&NodeId::try_from("b").unwrap()).unwrap().node.id().as_str(), "b");
+        assert!(pool.get(&NodeId::try_from("c").unwrap()).is_none());
+    }
+}

@@ -1,0 +1,3 @@
+//! clearcoat (stub while the house is being built)
+pub mod fleet;
+pub mod purge;

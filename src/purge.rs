@@ -1,0 +1,70 @@
+//! A request becomes a purge; purges become bans.
+//!
+//! What arrives is what Magento (or curl, or a deploy script) wrote. It is understood **before** it is accepted,
+//! because Magento never looks at the answer and Varnish's stock VCL answers `200 Purged` to a pattern it cannot
+//! compile: a purge that no Varnish would carry out must be refused here, at the only place that can still say so.
+//!
+//! What leaves is compiled from everything that gathered for one Varnish: tag sets are united, equal patterns fold,
+//! a flush absorbs what it covers. Bans commute and are idempotent, so nothing depends on their order.
+
+mod batch;
+mod parse;
+mod pattern;
+mod tags;
+
+use serde::{Deserialize, Serialize};
+
+pub use batch::{Ban, DEFAULT_HEADER_LIMIT, compile};
+pub use parse::{Refusal, parse};
+pub use pattern::{BadPattern, Pattern};
+pub use tags::TagSet;
+
+/// One accepted invalidation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Purge {
+    /// What is to go. One request of Magento can name several things (tags and a pool).
+    pub targets: Vec<Target>,
+    /// Keep the pages as stale copies for grace where the node can do that (`X-Magento-Purge-Soft: 1`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub soft: bool,
+}
+
+/// One thing that a purge names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Target {
+    /// Every page that carries tags: Magento's flush, the pattern `.*`.
+    Everything,
+    /// Every page that carries one of these tags.
+    Tags(TagSet),
+    /// Every page whose tag header matches, for a pattern that is not a list of tags.
+    Pattern(Pattern),
+    /// Every page whose `X-Pool` header matches.
+    Pool(Pattern),
+    /// A request that is handed to every Varnish as it came: `PURGE <url>`, `BAN` with headers of its own.
+    Forward(Forward),
+}
+
+/// A purge request that is repeated to every Varnish as it came.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Forward {
+    /// `PURGE` or `BAN`.
+    pub method: String,
+    /// The request target, in origin form.
+    pub target: String,
+    /// The end-to-end headers, `Host` among them. Credentials never get here.
+    pub headers: Vec<(String, String)>,
+}
+
+impl Purge {
+    /// The kind, for metrics and logs: the name of its first target.
+    pub fn kind(&self) -> &'static str {
+        match self.targets.first() {
+            Some(Target::Everything) => "everything",
+            Some(Target::Tags(_)) => "tags",
+            Some(Target::Pattern(_)) => "pattern",
+            Some(Target::Pool(_)) => "pool",
+            Some(Target::Forward(_)) | None => "url",
+        }
+    }
+}

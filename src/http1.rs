@@ -1,0 +1,85 @@
+//! HTTP/1.1 on the wire: strict in, canonical out.
+//!
+//! A proxy that is laxer than the server behind it can be used to smuggle requests past it; the servers behind this
+//! one are Varnish and PHP, each with a reading of its own. So there is no leniency here: what RFC 9112 leaves open
+//! or merely discourages is refused, and what passes is written anew in one canonical form.
+//!
+//! A head is bytes. `httparse` cuts it, our checks look at the same bytes, and what remains is a list of spans into
+//! them. Nothing is copied into a map: forwarding writes the kept spans and adds ours. The structs are filled again
+//! for every request, so that a connection under load does not allocate.
+
+mod chunked;
+mod field;
+mod head;
+mod request;
+mod response;
+mod write;
+
+pub use chunked::{BadChunk, ChunkedDecoder};
+pub use field::Span;
+pub use head::HeadScan;
+pub use request::{Method, RequestHead};
+pub use response::ResponseHead;
+pub use write::{Forwarding, error_response, push_decimal, write_request, write_response};
+
+/// How the end of a message body is found (RFC 9112 section 6.3).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Framing {
+    /// There is no body.
+    #[default]
+    None,
+    /// `Content-Length` bytes.
+    Length(u64),
+    /// `Transfer-Encoding: chunked`.
+    Chunked,
+    /// The body ends with the connection (responses only).
+    UntilClose,
+}
+
+/// The protocol version of a message. Others are refused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Version {
+    /// HTTP/1.0
+    Http10,
+    /// HTTP/1.1
+    #[default]
+    Http11,
+}
+
+/// Why a head is refused. The texts go to the peer, so they hold none of its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadHead {
+    /// The head is longer than the limit.
+    #[error("the head is too large")]
+    TooLarge,
+    /// More header fields than the limit.
+    #[error("there are too many header fields")]
+    TooManyFields,
+    /// A line that ends without CR, or a CR alone.
+    #[error("a line of the head does not end with CR LF")]
+    LineEnd,
+    /// The head does not parse.
+    #[error("the head is malformed: {0}")]
+    Syntax(&'static str),
+    /// A version other than 1.0 and 1.1.
+    #[error("the protocol version is not HTTP/1.0 or HTTP/1.1")]
+    Version,
+    /// A request target in a form or with bytes that are not allowed.
+    #[error("the request target is malformed")]
+    Target,
+    /// Missing, repeated, malformed, or in conflict with the request target.
+    #[error("the Host header is missing, repeated, malformed or in conflict with the request target")]
+    Host,
+    /// Not one run of digits, or repeated.
+    #[error("Content-Length is repeated or not a number")]
+    ContentLength,
+    /// Not exactly one `chunked`, or with HTTP/1.0.
+    #[error("Transfer-Encoding is not exactly one chunked")]
+    TransferEncoding,
+    /// Both ways to frame a body at once.
+    #[error("Content-Length and Transfer-Encoding exclude each other")]
+    AmbiguousLength,
+    /// A status code that makes no sense here.
+    #[error("the status code is not allowed here")]
+    Status,
+}

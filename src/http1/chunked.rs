@@ -1,0 +1,199 @@
+//! Chunked bodies (RFC 9112 section 7.1), checked byte by byte and stripped of their frame, so that they can be
+//! written anew in one form. Extensions are read over and trailers are dropped: nobody behind us uses them, and what
+//! is not passed on cannot be used against anybody.
+
+/// Why a chunked body is refused. Its connection cannot be used any further.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadChunk {
+    /// The size is missing, not hexadecimal or too large.
+    #[error("a chunk size is malformed")]
+    Size,
+    /// A line that does not end with CR LF.
+    #[error("a chunk does not end with CR LF")]
+    LineEnd,
+    /// Extensions or trailers longer than [`MAX_OVERHEAD`].
+    #[error("chunk extensions or trailers are too long")]
+    Overhead,
+}
+
+/// The most bytes of extensions and trailers that a body may have between two bytes of content.
+const MAX_OVERHEAD: u32 = 16 * 1024;
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    /// At the first digit of a size.
+    #[default]
+    SizeStart,
+    Size,
+    /// Blanks behind the size, up to the line end or an extension.
+    Extension,
+    SizeLf,
+    Data,
+    DataCr,
+    DataLf,
+    /// At the start of a trailer line, or of the blank line that ends the body.
+    TrailerStart,
+    Trailer,
+    TrailerLf,
+    EndLf,
+    End,
+}
+
+/// Takes the frame off a chunked body that arrives in pieces.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ChunkedDecoder {
+    state: State,
+    remaining: u64,
+    overhead: u32,
+}
+
+impl ChunkedDecoder {
+    /// Whether the last byte of the body has been seen.
+    pub fn is_done(&self) -> bool {
+        self.state == State::End
+    }
+
+    /// Moves the content of `piece` to its front. Returns how many bytes of content there are, and how many bytes of
+    /// `piece` belonged to this body (fewer than all only where it ended).
+    ///
+    /// # Errors
+    /// [`BadChunk`]; what was decoded before the fault is not to be used either.
+    pub fn decode_in_place(&mut self, piece: &mut [u8]) -> Result<(usize, usize), BadChunk> {
+        let (mut read, mut written) = (0, 0);
+        while read < piece.len() && self.state != State::End {
+            if self.state == State::Data {
+                let available = (piece.len() - read) as u64;
+                let take = self.remaining.min(available) as usize;
+                piece.copy_within(read..read + take, written);
+                read += take;
+                written += take;
+                self.remaining -= take as u64;
+                if self.remaining == 0 {
+                    self.state = State::DataCr;
+                }
+            } else {
+                self.frame_byte(piece[read])?;
+                read += 1;
+            }
+        }
+        Ok((written, read))
+    }
+
+    fn frame_byte(&mut self, byte: u8) -> Result<(), BadChunk> {
+        self.state = match (self.state, byte) {
+            (State::SizeStart, _) => {
+                self.remaining = hex_digit(byte)?;
+                State::Size
+            }
+            (State::Size, b'\r') | (State::Extension, b'\r') => State::SizeLf,
+            (State::Size, b';' | b' ' | b'\t') => State::Extension,
+            (State::Size, _) => {
+                if self.remaining >> 59 != 0 {
+                    return Err(BadChunk::Size);
+                }
+                self.remaining = self.remaining * 16 + hex_digit(byte)?;
+                State::Size
+            }
+            (State::SizeLf, b'\n') if self.remaining == 0 => State::TrailerStart,
+            (State::SizeLf, b'\n') => {
+                self.overhead = 0;
+                State::Data
+            }
+            (State::DataCr, b'\r') => State::DataLf,
+            (State::DataLf, b'\n') => State::SizeStart,
+            (State::TrailerStart, b'\r') => State::EndLf,
+            (State::Trailer, b'\r') => State::TrailerLf,
+            (State::TrailerLf, b'\n') => State::TrailerStart,
+            (State::EndLf, b'\n') => State::End,
+            (State::Extension, b'\n') | (State::TrailerStart | State::Trailer, b'\n') => return Err(BadChunk::LineEnd),
+            (State::Extension, _) => self.overhead_byte(State::Extension)?,
+            (State::TrailerStart | State::Trailer, _) => self.overhead_byte(State::Trailer)?,
+            _ => return Err(BadChunk::LineEnd),
+        };
+        Ok(())
+    }
+
+    fn overhead_byte(&mut self, next: State) -> Result<State, BadChunk> {
+        self.overhead += 1;
+        if self.overhead > MAX_OVERHEAD { Err(BadChunk::Overhead) } else { Ok(next) }
+    }
+}
+
+fn hex_digit(byte: u8) -> Result<u64, BadChunk> {
+    char::from(byte).to_digit(16).map(u64::from).ok_or(BadChunk::Size)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn decode(bytes: &[u8]) -> Result<(Vec<u8>, usize, bool), BadChunk> {
+        let mut piece = bytes.to_vec();
+        let mut decoder = ChunkedDecoder::default();
+        let (content, consumed) = decoder.decode_in_place(&mut piece)?;
+        piece.truncate(content);
+        Ok((piece, consumed, decoder.is_done()))
+    }
+
+    #[test]
+    fn a_body_loses_its_frame_and_the_rest_stays() {
+        let (content, consumed, done) = decode(b"5\r\nhello\r\n6;a=b\r\n world\r\n0\r\nX: y\r\n\r\nGET /").unwrap();
+        assert_eq!((content.as_slice(), consumed, done), (&b"hello world"[..], 36, true));
+    }
+
+    #[test]
+    fn a_cut_body_is_not_done() {
+        let (content, _, done) = decode(b"5\r\nhel").unwrap();
+        assert_eq!((content.as_slice(), done), (&b"hel"[..], false));
+    }
+
+    #[test]
+    fn malformed_frames_are_refused() {
+        for (bytes, verdict) in [
+            (&b"x\r\n"[..], BadChunk::Size),
+            (b"0x1\r\n", BadChunk::Size),
+            (b"\r\n", BadChunk::Size),
+            (b"-1\r\n", BadChunk::Size),
+            (b"fffffffffffffffff\r\n", BadChunk::Size),
+            (b"1\nab", BadChunk::Size),
+            (b"1;a\nb", BadChunk::LineEnd),
+            (b"1\r\nab\r\n", BadChunk::LineEnd),
+            (b"1\r\na\n", BadChunk::LineEnd),
+            (b"0\r\n\n", BadChunk::LineEnd),
+            (b"0\r\na\n", BadChunk::LineEnd),
+        ] {
+            assert_eq!(decode(bytes).unwrap_err(), verdict, "{bytes:?}");
+        }
+        let mut long = b"1;".to_vec();
+        long.resize(20_000, b'a');
+        assert_eq!(decode(&long).unwrap_err(), BadChunk::Overhead);
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_of_any_size_give_the_same_content(
+            chunks in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..50), 0..8),
+            cut in 1_usize..40,
+        ) {
+            let mut wire = Vec::new();
+            for chunk in &chunks {
+                wire.extend(format!("{:x}\r\n", chunk.len()).bytes());
+                wire.extend(chunk);
+                wire.extend(b"\r\n");
+            }
+            wire.extend(b"0\r\n\r\n");
+            let mut decoder = ChunkedDecoder::default();
+            let mut content: Vec<u8> = Vec::new();
+            for piece in wire.chunks(cut) {
+                let mut piece = piece.to_vec();
+                let (written, consumed) = decoder.decode_in_place(&mut piece).unwrap();
+                prop_assert_eq!(consumed, piece.len());
+                content.extend(&piece[..written]);
+            }
+            prop_assert!(decoder.is_done());
+            prop_assert_eq!(content, chunks.concat());
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! Header fields as spans, and what a proxy must know about a few of them.
+
+use std::ops::Range;
+
+use super::BadHead;
+
+/// The most header fields a head may have. Browsers send about 15, Magento answers with about 20.
+pub(super) const MAX_FIELDS: usize = 100;
+
+/// A place in the buffer that a head was parsed from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Span {
+    start: u32,
+    end: u32,
+}
+
+impl Span {
+    /// The span that `part` takes in `whole`, of which it must be a slice.
+    pub(super) fn of(whole: &[u8], part: &[u8]) -> Self {
+        let start = part.as_ptr() as usize - whole.as_ptr() as usize;
+        debug_assert!(start + part.len() <= whole.len());
+        Span { start: start as u32, end: (start + part.len()) as u32 }
+    }
+
+    /// The bytes of the span.
+    pub fn bytes<'b>(&self, buffer: &'b [u8]) -> &'b [u8] {
+        &buffer[self.start as usize..self.end as usize]
+    }
+
+    pub(super) fn sub(self, range: Range<usize>) -> Self {
+        Span { start: self.start + range.start as u32, end: self.start + range.end as u32 }
+    }
+}
+
+/// What a field means to a proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// End to end: passed on as it is.
+    Kept,
+    /// Hop by hop (RFC 9110 section 7.6.1), or written anew by us: never passed on.
+    Dropped,
+    Host,
+    ContentLength,
+    TransferEncoding,
+    Connection,
+    Expect,
+    ForwardedFor,
+    ForwardedProto,
+    ForwardedHost,
+}
+
+/// One header field.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Field {
+    pub(super) name: Span,
+    pub(super) value: Span,
+    pub(super) kind: Kind,
+}
+
+/// Tells the kind of a field by its name. Lengths are compared first, so that a field nobody cares about costs one jump.
+///
+/// A name with an underscore is dropped, as nginx does by default: CGI and PHP read `X_Forwarded_For` and
+/// `X-Forwarded-For` as the same variable, which would let a stranger speak in our name.
+pub(super) fn classify(name: &[u8]) -> Kind {
+    let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
+    let known = match name.len() {
+        2 if is("te") => Kind::Dropped,
+        4 if is("host") => Kind::Host,
+        6 if is("expect") => Kind::Expect,
+        7 if is("upgrade") || is("trailer") => Kind::Dropped,
+        10 if is("connection") => Kind::Connection,
+        10 if is("keep-alive") => Kind::Dropped,
+        14 if is("content-length") => Kind::ContentLength,
+        14 if is("http2-settings") => Kind::Dropped,
+        15 if is("x-forwarded-for") => Kind::ForwardedFor,
+        16 if is("x-forwarded-host") => Kind::ForwardedHost,
+        16 if is("proxy-connection") => Kind::Dropped,
+        17 if is("transfer-encoding") => Kind::TransferEncoding,
+        17 if is("x-forwarded-proto") => Kind::ForwardedProto,
+        18 if is("proxy-authenticate") => Kind::Dropped,
+        19 if is("proxy-authorization") => Kind::Dropped,
+        _ => Kind::Kept,
+    };
+    if known == Kind::Kept && memchr::memchr(b'_', name).is_some() { Kind::Dropped } else { known }
+}
+
+/// What the `Connection` fields of a head ask for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct ConnectionOptions {
+    pub(super) close: bool,
+    pub(super) keep_alive: bool,
+}
+
+/// The fields of a head, with what was learnt about framing on the way.
+#[derive(Debug, Default)]
+pub(super) struct Fields {
+    pub(super) list: Vec<Field>,
+    pub(super) connection: ConnectionOptions,
+    pub(super) content_length: Option<u64>,
+    pub(super) chunked: bool,
+}
+
+impl Fields {
+    /// Takes over what `httparse` cut, checks what concerns framing, and marks what must not be passed on.
+    pub(super) fn fill(&mut self, buffer: &[u8], headers: &[httparse::Header<'_>]) -> Result<(), BadHead> {
+        self.list.clear();
+        self.connection = ConnectionOptions::default();
+        self.content_length = None;
+        self.chunked = false;
+        let mut named_by_connection = false;
+        for header in headers {
+            let (name, value) = (header.name.as_bytes(), trim(header.value));
+            let kind = classify(name);
+            match kind {
+                Kind::ContentLength => {
+                    let length = parse_length(value).ok_or(BadHead::ContentLength)?;
+                    if self.content_length.replace(length).is_some() {
+                        return Err(BadHead::ContentLength);
+                    }
+                }
+                Kind::TransferEncoding => {
+                    if self.chunked || !value.eq_ignore_ascii_case(b"chunked") {
+                        return Err(BadHead::TransferEncoding);
+                    }
+                    self.chunked = true;
+                }
+                Kind::Connection => named_by_connection |= self.connection.read(value),
+                _ => {}
+            }
+            self.list.push(Field { name: Span::of(buffer, name), value: Span::of(buffer, value), kind });
+        }
+        if self.chunked && self.content_length.is_some() {
+            return Err(BadHead::AmbiguousLength);
+        }
+        if named_by_connection {
+            self.drop_named_by_connection(buffer);
+        }
+        Ok(())
+    }
+
+    /// Drops the fields that a `Connection` field names (RFC 9110 section 7.6.1). What we check or write ourselves is
+    /// not up to the sender.
+    fn drop_named_by_connection(&mut self, buffer: &[u8]) {
+        for at in 0..self.list.len() {
+            if self.list[at].kind != Kind::Connection {
+                continue;
+            }
+            for option in list_items(self.list[at].value.bytes(buffer)) {
+                let names = |field: &&mut Field| {
+                    field.kind == Kind::Kept && field.name.bytes(buffer).eq_ignore_ascii_case(option)
+                };
+                self.list.iter_mut().filter(names).for_each(|field| field.kind = Kind::Dropped);
+            }
+        }
+    }
+}
+
+impl ConnectionOptions {
+    /// Reads one field value; says whether it names fields beside the two options that everybody uses.
+    fn read(&mut self, value: &[u8]) -> bool {
+        let mut others = false;
+        for option in list_items(value) {
+            if option.eq_ignore_ascii_case(b"close") {
+                self.close = true;
+            } else if option.eq_ignore_ascii_case(b"keep-alive") {
+                self.keep_alive = true;
+            } else {
+                others = true;
+            }
+        }
+        others
+    }
+}
+
+fn list_items(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|&byte| byte == b',').map(trim).filter(|item| !item.is_empty())
+}
+
+/// Only digits, no sign, no list, no overflow (RFC 9110 section 8.6).
+fn parse_length(value: &[u8]) -> Option<u64> {
+    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    value.iter().try_fold(0_u64, |sum, digit| sum.checked_mul(10)?.checked_add(u64::from(digit - b'0')))
+}
+
+pub(super) fn trim(value: &[u8]) -> &[u8] {
+    let blank = |byte: &u8| matches!(byte, b' ' | b'\t');
+    let start = value.iter().position(|byte| !blank(byte)).unwrap_or(value.len());
+    let end = value.iter().rposition(|byte| !blank(byte)).map_or(start, |last| last + 1);
+    &value[start..end]
+}

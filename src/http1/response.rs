@@ -1,0 +1,131 @@
+//! Response heads from our own nodes. They get the same strictness: a node can be taken over, or simply be wrong, and
+//! an answer whose end is in doubt must not reach a client as if it were whole.
+
+use std::mem::MaybeUninit;
+
+use super::field::{Fields, MAX_FIELDS, Span};
+use super::request::refusal;
+use super::{BadHead, Framing, Method, Version};
+
+/// A checked response head, as spans into the buffer it was parsed from.
+#[derive(Debug, Default)]
+pub struct ResponseHead {
+    /// The length of the head in bytes, with its blank line.
+    pub len: usize,
+    /// The status code.
+    pub status: u16,
+    /// How the body ends.
+    pub framing: Framing,
+    /// Whether the node will take another request on this connection.
+    pub keep_alive: bool,
+    pub(super) reason: Span,
+    pub(super) fields: Fields,
+    /// A length that the head announces though no body follows (HEAD, 304): passed on as it is.
+    pub(super) announced_length: Option<u64>,
+}
+
+impl ResponseHead {
+    /// Fills this struct from a complete head that answers a request with `method`.
+    ///
+    /// # Errors
+    /// [`BadHead`] for everything that is not strictly right: the answer is then a 502.
+    pub fn parse(&mut self, buffer: &[u8], len: usize, method: Method) -> Result<(), BadHead> {
+        let head = &buffer[..len];
+        let mut headers = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+        let mut response = httparse::Response::new(&mut []);
+        let parsed =
+            httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut response, head, &mut headers);
+        match parsed {
+            Ok(httparse::Status::Complete(parsed)) if parsed == len => {}
+            Ok(_) => return Err(BadHead::Syntax("it ends early")),
+            Err(error) => return Err(refusal(error)),
+        }
+        let (Some(status), Some(version)) = (response.code, response.version) else {
+            return Err(BadHead::Syntax("the status line is incomplete"));
+        };
+        if !(100..=599).contains(&status) {
+            return Err(BadHead::Status);
+        }
+        self.len = len;
+        self.status = status;
+        let reason = response.reason.unwrap_or_default();
+        self.reason = if reason.is_empty() { Span::default() } else { Span::of(buffer, reason.as_bytes()) };
+        self.fields.fill(buffer, response.headers)?;
+        let version = if version == 0 { Version::Http10 } else { Version::Http11 };
+        if self.fields.chunked && version == Version::Http10 {
+            return Err(BadHead::TransferEncoding);
+        }
+        let bodyless = method == Method::Head || status < 200 || status == 204 || status == 304;
+        self.framing = match (self.fields.chunked, self.fields.content_length) {
+            _ if bodyless => Framing::None,
+            (true, _) => Framing::Chunked,
+            (false, Some(0)) => Framing::None,
+            (false, Some(length)) => Framing::Length(length),
+            (false, None) => Framing::UntilClose,
+        };
+        // RFC 9110 section 8.6: a 1xx or 204 must not carry a length, HEAD and 304 may announce one.
+        self.announced_length = match status {
+            ..200 | 204 => None,
+            _ => self.fields.content_length,
+        };
+        let asked = self.fields.connection;
+        let persistent = !asked.close && (version == Version::Http11 || asked.keep_alive);
+        self.keep_alive = persistent && self.framing != Framing::UntilClose;
+        Ok(())
+    }
+
+    /// Whether another head follows this one on the same request (100 and 103; 101 never gets here).
+    pub fn is_interim(&self) -> bool {
+        self.status < 200
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http1::HeadScan;
+
+    fn parse(bytes: &str, method: Method) -> Result<ResponseHead, BadHead> {
+        let mut head = ResponseHead::default();
+        let len = HeadScan::default().find(bytes.as_bytes(), 64 * 1024)?.expect("complete");
+        head.parse(bytes.as_bytes(), len, method).map(|()| head)
+    }
+
+    fn framing(status: &str, fields: &str, method: Method) -> Framing {
+        parse(&format!("HTTP/1.1 {status}\r\n{fields}\r\n"), method).unwrap().framing
+    }
+
+    #[test]
+    fn the_end_of_the_body_follows_the_rfc() {
+        assert_eq!(framing("200 OK", "Content-Length: 5\r\n", Method::Get), Framing::Length(5));
+        assert_eq!(framing("200 OK", "Transfer-Encoding: chunked\r\n", Method::Get), Framing::Chunked);
+        assert_eq!(framing("200 OK", "", Method::Get), Framing::UntilClose);
+        assert_eq!(framing("200 OK", "Content-Length: 5\r\n", Method::Head), Framing::None);
+        assert_eq!(framing("304 Not Modified", "Content-Length: 5\r\n", Method::Get), Framing::None);
+        assert_eq!(framing("204 No Content", "", Method::Get), Framing::None);
+        assert_eq!(framing("200", "Content-Length: 0\r\n", Method::Get), Framing::None);
+    }
+
+    #[test]
+    fn hostile_framing_is_refused() {
+        for fields in [
+            "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+            "Content-Length: 5\r\nContent-Length: 6\r\n",
+            "Content-Length: -1\r\n",
+            "Transfer-Encoding: chunked, gzip\r\n",
+        ] {
+            assert!(parse(&format!("HTTP/1.1 200 OK\r\n{fields}\r\n"), Method::Get).is_err(), "{fields}");
+        }
+        assert!(parse("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", Method::Get).is_err());
+        assert!(parse("HTTP/1.1 999 Odd\r\n\r\n", Method::Get).is_err());
+    }
+
+    #[test]
+    fn a_connection_is_kept_only_where_both_the_node_and_the_framing_allow_it() {
+        let keeps = |head: &str| parse(head, Method::Get).unwrap().keep_alive;
+        assert!(keeps("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n"));
+        assert!(!keeps("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 1\r\n\r\n"));
+        assert!(!keeps("HTTP/1.1 200 OK\r\n\r\n"));
+        assert!(!keeps("HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\n"));
+    }
+}

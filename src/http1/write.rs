@@ -1,0 +1,246 @@
+//! Heads as we write them: kept fields, our own, one canonical framing.
+
+use super::field::{Field, Kind};
+use super::{Framing, RequestHead, ResponseHead, Version};
+
+/// What the next hop is told about the client.
+#[derive(Clone, Copy, Debug)]
+pub struct Forwarding<'a> {
+    /// The address of the peer, as text.
+    pub peer: &'a str,
+    /// `http` or `https`: how the peer came to us.
+    pub proto: &'a str,
+    /// Whether the `X-Forwarded-*` fields of the peer are believed (then ours is appended) or replaced.
+    pub trusted: bool,
+    /// `Host` for a request that has none (HTTP/1.0): the address of the node, as nginx does.
+    pub fallback_host: &'a str,
+}
+
+/// Writes the head of a request for the next hop: HTTP/1.1, the same method and origin-form target, hop-by-hop
+/// fields gone, `X-Forwarded-For`, `-Proto`, `-Host` and `Via` set.
+pub fn write_request(out: &mut Vec<u8>, head: &RequestHead, buffer: &[u8], forwarding: Forwarding<'_>) {
+    push(out, &[head.method_name.bytes(buffer), b" ", head.target.bytes(buffer), b" HTTP/1.1\r\nHost: "]);
+    let host = head.host.map_or(forwarding.fallback_host.as_bytes(), |host| host.bytes(buffer));
+    push(out, &[host, b"\r\n"]);
+    let (mut has_proto, mut has_host) = (false, false);
+    for field in &head.fields.list {
+        let believed = match field.kind {
+            Kind::Kept | Kind::Expect => true,
+            Kind::ForwardedProto => {
+                has_proto |= forwarding.trusted;
+                forwarding.trusted
+            }
+            Kind::ForwardedHost => {
+                has_host |= forwarding.trusted;
+                forwarding.trusted
+            }
+            _ => false,
+        };
+        if believed {
+            push_field(out, field, buffer);
+        }
+    }
+    out.extend_from_slice(b"X-Forwarded-For: ");
+    if forwarding.trusted {
+        for field in head.fields.list.iter().filter(|field| field.kind == Kind::ForwardedFor) {
+            push(out, &[field.value.bytes(buffer), b", "]);
+        }
+    }
+    push(out, &[forwarding.peer.as_bytes(), b"\r\n"]);
+    if !has_proto {
+        push(out, &[b"X-Forwarded-Proto: ", forwarding.proto.as_bytes(), b"\r\n"]);
+    }
+    if !has_host {
+        push(out, &[b"X-Forwarded-Host: ", host, b"\r\n"]);
+    }
+    push_via(out, head.version);
+    match (head.framing, head.fields.content_length) {
+        (Framing::Chunked, _) => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
+        (_, Some(length)) => push_length(out, length),
+        _ => {}
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Writes the head of a response for the client, and says how its body is to be framed: chunked where the length is
+/// not known beforehand and the client can read that, up to the end of the connection otherwise.
+///
+/// `keep_alive` is whether we are willing to keep the connection; the head tells the client in the way its version
+/// needs. It comes back false where the framing does not allow it.
+pub fn write_response(
+    out: &mut Vec<u8>,
+    head: &ResponseHead,
+    buffer: &[u8],
+    client: Version,
+    keep_alive: bool,
+) -> (Framing, bool) {
+    push_status(out, head.status);
+    push(out, &[head.reason.bytes(buffer), b"\r\n"]);
+    for field in head.fields.list.iter().filter(|field| is_kept_in_response(field.kind)) {
+        push_field(out, field, buffer);
+    }
+    push_via(out, Version::Http11);
+    let framing = match head.framing {
+        Framing::Chunked | Framing::UntilClose if client == Version::Http11 => Framing::Chunked,
+        Framing::Chunked | Framing::UntilClose => Framing::UntilClose,
+        known => known,
+    };
+    match (framing, head.announced_length) {
+        (Framing::Chunked, _) => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
+        (Framing::Length(_) | Framing::None, Some(length)) => push_length(out, length),
+        _ => {}
+    }
+    let keep_alive = keep_alive && framing != Framing::UntilClose;
+    if !head.is_interim() {
+        match (keep_alive, client) {
+            (false, _) => out.extend_from_slice(b"Connection: close\r\n"),
+            (true, Version::Http10) => out.extend_from_slice(b"Connection: keep-alive\r\n"),
+            (true, Version::Http11) => {}
+        }
+    }
+    out.extend_from_slice(b"\r\n");
+    (framing, keep_alive)
+}
+
+/// A response of our own: a status and one line of text for whoever reads it. It always ends the connection.
+pub fn error_response(out: &mut Vec<u8>, status: u16, reason: &str, text: &str, head_only: bool) {
+    push_status(out, status);
+    push(out, &[reason.as_bytes(), b"\r\nContent-Type: text/plain; charset=utf-8\r\nCache-Control: no-store\r\n"]);
+    if status == 405 {
+        out.extend_from_slice(b"Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n");
+    }
+    if status == 503 {
+        out.extend_from_slice(b"Retry-After: 1\r\n");
+    }
+    push_length(out, text.len() as u64 + 1);
+    out.extend_from_slice(b"Connection: close\r\n\r\n");
+    if !head_only {
+        push(out, &[text.as_bytes(), b"\n"]);
+    }
+}
+
+/// What of a response goes on to the client. Fields that only mean something in a request pass as any other would.
+fn is_kept_in_response(kind: Kind) -> bool {
+    !matches!(kind, Kind::Dropped | Kind::Connection | Kind::ContentLength | Kind::TransferEncoding)
+}
+
+/// Appends a number in decimal digits.
+pub fn push_decimal(out: &mut Vec<u8>, number: u64) {
+    let mut digits = [0_u8; 20];
+    let mut at = digits.len();
+    let mut rest = number;
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[at..]);
+}
+
+fn push(out: &mut Vec<u8>, parts: &[&[u8]]) {
+    for part in parts {
+        out.extend_from_slice(part);
+    }
+}
+
+fn push_field(out: &mut Vec<u8>, field: &Field, buffer: &[u8]) {
+    push(out, &[field.name.bytes(buffer), b": ", field.value.bytes(buffer), b"\r\n"]);
+}
+
+fn push_status(out: &mut Vec<u8>, status: u16) {
+    out.extend_from_slice(b"HTTP/1.1 ");
+    push_decimal(out, u64::from(status));
+    out.push(b' ');
+}
+
+fn push_length(out: &mut Vec<u8>, length: u64) {
+    out.extend_from_slice(b"Content-Length: ");
+    push_decimal(out, length);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// RFC 9110 section 7.6.3: the version received, and who received it. A line of its own behind those of others.
+fn push_via(out: &mut Vec<u8>, received: Version) {
+    out.extend_from_slice(match received {
+        Version::Http10 => b"Via: 1.0 clearcoat\r\n",
+        Version::Http11 => b"Via: 1.1 clearcoat\r\n",
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http1::{HeadScan, Method};
+
+    fn request(bytes: &str, trusted: bool) -> String {
+        let mut head = RequestHead::default();
+        let len = HeadScan::default().find(bytes.as_bytes(), 9999).unwrap().unwrap();
+        head.parse(bytes.as_bytes(), len).unwrap();
+        let mut out = Vec::new();
+        let forwarding = Forwarding { peer: "192.0.2.7", proto: "http", trusted, fallback_host: "10.0.0.1:80" };
+        write_request(&mut out, &head, bytes.as_bytes(), forwarding);
+        String::from_utf8(out).unwrap()
+    }
+
+    fn response(bytes: &str, client: Version, keep_alive: bool) -> (String, Framing, bool) {
+        let mut head = ResponseHead::default();
+        let len = HeadScan::default().find(bytes.as_bytes(), 9999).unwrap().unwrap();
+        head.parse(bytes.as_bytes(), len, Method::Get).unwrap();
+        let mut out = Vec::new();
+        let (framing, keep_alive) = write_response(&mut out, &head, bytes.as_bytes(), client, keep_alive);
+        (String::from_utf8(out).unwrap(), framing, keep_alive)
+    }
+
+    const FORGED: &str = "GET http://a/p HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 1.1.1.1\r\nX-Forwarded-Proto: https\r\n\
+        X-Forwarded-Host: evil\r\nX_Forwarded_For: 2.2.2.2\r\nConnection: x-secret, close\r\nX-Secret: s\r\n\
+        Keep-Alive: 5\r\nUpgrade: h2c\r\nTE: trailers\r\nCookie: c\r\nContent-Length: 3\r\n\r\n";
+
+    #[test]
+    fn a_strangers_forwarded_fields_are_replaced_and_hop_by_hop_fields_dropped() {
+        assert_eq!(
+            request(FORGED, false),
+            "GET /p HTTP/1.1\r\nHost: a\r\nCookie: c\r\nX-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: http\r\n\
+             X-Forwarded-Host: a\r\nVia: 1.1 clearcoat\r\nContent-Length: 3\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn a_trusted_proxys_forwarded_fields_are_kept_and_continued() {
+        assert_eq!(
+            request(FORGED, true),
+            "GET /p HTTP/1.1\r\nHost: a\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: evil\r\nCookie: c\r\n\
+             X-Forwarded-For: 1.1.1.1, 192.0.2.7\r\nVia: 1.1 clearcoat\r\nContent-Length: 3\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn a_request_without_host_gets_the_address_of_the_node() {
+        let out = request("GET / HTTP/1.0\r\n\r\n", false);
+        assert!(out.starts_with("GET / HTTP/1.1\r\nHost: 10.0.0.1:80\r\n"), "{out}");
+        assert!(out.contains("Via: 1.0 clearcoat\r\n"), "{out}");
+    }
+
+    #[test]
+    fn a_body_of_unknown_length_is_chunked_for_http_1_1_and_ends_with_the_connection_for_1_0() {
+        let open = "HTTP/1.1 200 OK\r\nX: y\r\n\r\n";
+        let (out, framing, keep_alive) = response(open, Version::Http11, true);
+        assert_eq!(out, "HTTP/1.1 200 OK\r\nX: y\r\nVia: 1.1 clearcoat\r\nTransfer-Encoding: chunked\r\n\r\n");
+        assert_eq!((framing, keep_alive), (Framing::Chunked, true));
+        let (out, framing, keep_alive) = response(open, Version::Http10, true);
+        assert_eq!(out, "HTTP/1.1 200 OK\r\nX: y\r\nVia: 1.1 clearcoat\r\nConnection: close\r\n\r\n");
+        assert_eq!((framing, keep_alive), (Framing::UntilClose, false));
+    }
+
+    #[test]
+    fn a_known_length_is_passed_on_also_where_no_body_follows() {
+        let (out, framing, _) =
+            response("HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n", Version::Http11, true);
+        assert!(out.contains("Content-Length: 9\r\n"), "{out}");
+        assert_eq!(framing, Framing::None);
+        let (out, ..) = response("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", Version::Http10, true);
+        assert!(out.contains("Content-Length: 0\r\n") && out.contains("Connection: keep-alive\r\n"), "{out}");
+    }
+}

@@ -1,0 +1,177 @@
+//! The edge: clients come in, Varnish nodes that are up **and** current answer.
+//!
+//! Here the promise is kept: a Varnish behind the fence is not a candidate. When that leaves nobody, the shop has to
+//! choose between an old page, a slow page and none (`when_all_behind`), and the default is the slow one: past the
+//! caches to the web nodes, as many requests at once as they can bear. Only beyond that an old page is better than
+//! none, and then it is counted.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::balance::{self, Draw, Policy};
+use crate::config::{self, WhenAllBehind};
+use crate::fleet::{Fence, Member, Node, Role, Snapshot};
+use crate::http1::{Method, RequestHead};
+use crate::proxy::{IgnoredParameters, NoNode, Refused, Route, request_key};
+use crate::telemetry::Metrics;
+
+/// The edge's decisions. Cheap to clone: each worker has its own.
+#[derive(Clone, Debug)]
+pub struct Edge {
+    policy: Policy,
+    bounded_load: f64,
+    ignored: Arc<IgnoredParameters>,
+    when_all_behind: WhenAllBehind,
+    bypass_max_requests_per_node: u32,
+    trusted_proxies: Arc<[IpNet]>,
+    fence: Arc<Fence>,
+    metrics: Arc<Metrics>,
+}
+
+impl Edge {
+    /// An edge that picks behind this fence.
+    pub fn new(config: &config::Edge, fence: Arc<Fence>, metrics: Arc<Metrics>) -> Self {
+        Edge {
+            policy: config.policy,
+            bounded_load: config.bounded_load,
+            ignored: Arc::new(IgnoredParameters::new(config.hash_ignore_query.iter().map(String::as_str))),
+            when_all_behind: config.when_all_behind,
+            bypass_max_requests_per_node: config.bypass_max_requests_per_node,
+            trusted_proxies: config.trusted_proxies.clone().into(),
+            fence,
+            metrics,
+        }
+    }
+
+    /// Past the caches: a web node that has room.
+    fn bypass<'f>(&self, fleet: &'f Snapshot, draw: Draw, tried: Option<u64>) -> Option<&'f Member> {
+        let has_room = |member: &Member| {
+            member.usable
+                && Some(member.node.key) != tried
+                && member.node.live.inflight() < self.bypass_max_requests_per_node
+        };
+        balance::pick(Policy::LeastRequest, fleet.web.members(), draw, 0.0, has_room)
+    }
+
+    /// The last resort: the Varnish that misses the fewest purges.
+    fn least_behind<'f>(&self, fleet: &'f Snapshot, tried: Option<u64>) -> Option<&'f Member> {
+        let candidates = fleet.varnish.members().iter();
+        candidates
+            .filter(|member| member.usable && Some(member.node.key) != tried)
+            .max_by_key(|member| member.node.live.cursor())
+            .inspect(|_| self.metrics.stale_served.inc())
+    }
+}
+
+impl Route for Edge {
+    const ROLE: Role = Role::Varnish;
+
+    fn trusts(&self, peer: IpAddr, _fleet: &Snapshot) -> bool {
+        self.trusted_proxies.iter().any(|network| network.contains(&peer))
+    }
+
+    /// No purge method passes: Varnish would see our own address in its ACL and obey.
+    fn admit(&self, head: &RequestHead) -> Result<(), Refused> {
+        match head.method {
+            Method::Purging | Method::Unsupported => Err(Refused::Method),
+            Method::Get | Method::Head | Method::Idempotent | Method::Other => Ok(()),
+        }
+    }
+
+    fn key(&self, head: &RequestHead, buffer: &[u8]) -> u64 {
+        if self.policy == Policy::Rendezvous { request_key(head, buffer, &self.ignored) } else { 0 }
+    }
+
+    fn pick(&self, fleet: &Snapshot, draw: Draw, tried: Option<u64>) -> Result<Arc<Node>, NoNode> {
+        let fence = self.fence.position();
+        let may_serve = |member: &Member| {
+            member.usable && member.node.live.cursor() >= fence && Some(member.node.key) != tried
+        };
+        let current = balance::pick(self.policy, fleet.varnish.members(), draw, self.bounded_load, may_serve);
+        let chosen = current.or_else(|| match self.when_all_behind {
+            WhenAllBehind::Bypass => self.bypass(fleet, draw, tried).or_else(|| self.least_behind(fleet, tried)),
+            WhenAllBehind::Serve => self.least_behind(fleet, tried),
+            WhenAllBehind::Refuse => None,
+        });
+        match chosen {
+            Some(member) => Ok(Arc::clone(&member.node)),
+            None if fleet.varnish.members().iter().any(|member| member.usable) => Err(NoNode::AllBehind),
+            None if fleet.web.members().iter().any(|member| member.usable) => Err(NoNode::Busy),
+            None => Err(NoNode::NoneUp),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::{Delivery, Health, Live, NodeId, NodeSpec, Pool};
+
+    fn member(role: Role, id: &str, key: u64, cursor: u64) -> Member {
+        let spec = NodeSpec {
+            role,
+            id: NodeId::try_from(id).unwrap(),
+            address: ([127, 0, 0, 1], 80).into(),
+            weight: 1,
+            delivery: Delivery::Magento,
+        };
+        let live = Arc::new(Live::default());
+        live.set_cursor(cursor);
+        let node = Arc::new(Node::new(spec, live, key));
+        Member { node, health: Health::Up, reason: "".into(), usable: false }
+    }
+
+    fn fleet(cursors: &[u64], web: usize) -> Snapshot {
+        let varnish = cursors.iter().enumerate();
+        let varnish = varnish.map(|(n, &cursor)| member(Role::Varnish, &format!("v{n}"), n as u64, cursor)).collect();
+        let web = (0..web).map(|n| member(Role::Web, &format!("w{n}"), 100 + n as u64, 0)).collect();
+        Snapshot { version: 1, varnish: Pool::new(varnish, 0.0), web: Pool::new(web, 0.5) }
+    }
+
+    fn edge(when_all_behind: WhenAllBehind, answered: u64) -> Edge {
+        let config = config::Edge { when_all_behind, bypass_max_requests_per_node: 1, ..config::Edge::default() };
+        Edge::new(&config, Arc::new(Fence::at(answered)), Arc::new(Metrics::new().unwrap()))
+    }
+
+    fn picked(edge: &Edge, fleet: &Snapshot, tried: Option<u64>) -> Result<String, NoNode> {
+        edge.pick(fleet, Draw::default(), tried).map(|node| node.id().to_string())
+    }
+
+    #[test]
+    fn a_varnish_that_misses_an_answered_purge_gets_nothing() {
+        let edge = edge(WhenAllBehind::Bypass, 5);
+        for key in 0..50 {
+            let draw = Draw { key, ..Draw::default() };
+            let node = edge.pick(&fleet(&[4, 5, 4], 1), draw, None).unwrap();
+            assert_eq!(node.id().as_str(), "v1");
+        }
+    }
+
+    #[test]
+    fn when_all_are_behind_the_web_nodes_answer_as_far_as_they_can_and_then_the_least_behind() {
+        let edge = edge(WhenAllBehind::Bypass, 5);
+        let fleet = fleet(&[3, 4], 1);
+        assert_eq!(picked(&edge, &fleet, None).unwrap(), "w0");
+        fleet.web.members()[0].node.live.request_began();
+        assert_eq!(edge.metrics.stale_served.get(), 0);
+        assert_eq!(picked(&edge, &fleet, None).unwrap(), "v1");
+        assert_eq!(edge.metrics.stale_served.get(), 1);
+    }
+
+    #[test]
+    fn serve_and_refuse_do_as_they_say() {
+        assert_eq!(picked(&edge(WhenAllBehind::Serve, 5), &fleet(&[3, 4], 1), None).unwrap(), "v1");
+        assert_eq!(picked(&edge(WhenAllBehind::Refuse, 5), &fleet(&[3, 4], 1), None), Err(NoNode::AllBehind));
+        assert_eq!(picked(&edge(WhenAllBehind::Serve, 0), &fleet(&[], 0), None), Err(NoNode::NoneUp));
+    }
+
+    #[test]
+    fn a_second_try_goes_elsewhere() {
+        let edge = edge(WhenAllBehind::Bypass, 0);
+        let fleet = fleet(&[0, 0], 1);
+        let first = edge.pick(&fleet, Draw::default(), None).unwrap();
+        assert_ne!(edge.pick(&fleet, Draw::default(), Some(first.key)).unwrap().key, first.key);
+    }
+}

@@ -1,0 +1,84 @@
+//! The data path that edge and origin share: a connection comes in, its requests go out to nodes.
+//!
+//! # Shape
+//!
+//! A worker is one thread with one current-thread runtime, its own `SO_REUSEPORT` listeners and its own upstream
+//! connections. Between reading a request and writing its answer there is no lock, no channel and no hop to another
+//! task: both sockets of an exchange are driven from the client's task.
+//!
+//! The request path is two functions in `exchange`: `handle` never fails (it turns any failure into one answer, one
+//! count and one log line), `try_handle` is straight `?` code. A failure knows its side and whether the request may
+//! be tried again.
+//!
+//! Memory is taken only while something happens: a worker reads into one large scratch buffer, a request under way
+//! holds a set of buffers from the worker's stock, and a connection at rest holds nothing but its socket.
+//!
+//! What differs between edge and origin (who may be chosen, who is believed, what is refused) is behind [`Route`].
+
+mod buffers;
+mod connection;
+mod deadline;
+mod exchange;
+mod failure;
+mod key;
+mod transfer;
+mod worker;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::balance::Draw;
+use crate::fleet::{Node, Role, Snapshot};
+use crate::http1::{BadHead, RequestHead};
+
+pub use key::{IgnoredParameters, request_key};
+pub use worker::{Shared, Worker, bind, spawn};
+
+/// The limits of heads, in bytes: Varnish takes 32 KiB of request (`http_req_size`) and Magento's tag headers make
+/// answers long.
+const MAX_REQUEST_HEAD: usize = 32 * 1024;
+const MAX_ANSWER_HEAD: usize = 64 * 1024;
+
+/// What a listener decides about a request.
+pub trait Route: 'static {
+    /// The role of the nodes that this listener sends to.
+    const ROLE: Role;
+
+    /// Whether the `X-Forwarded-*` fields of this peer are believed.
+    fn trusts(&self, peer: IpAddr, fleet: &Snapshot) -> bool;
+
+    /// Refuses what must not pass.
+    ///
+    /// # Errors
+    /// Why, for the answer.
+    fn admit(&self, head: &RequestHead) -> Result<(), Refused>;
+
+    /// The hash of what is asked for, for policies that keep a key on a node.
+    fn key(&self, head: &RequestHead, buffer: &[u8]) -> u64;
+
+    /// Chooses a node other than `tried`.
+    ///
+    /// # Errors
+    /// Why there is none, for the answer.
+    fn pick(&self, fleet: &Snapshot, draw: Draw, tried: Option<u64>) -> Result<Arc<Node>, NoNode>;
+}
+
+/// Why a listener refuses a request that parses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The method does not pass here: 405.
+    Method,
+    /// The head is not acceptable here: 400.
+    Head(BadHead),
+}
+
+/// Why no node can take a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoNode {
+    /// No node is up, or none beside the one that failed.
+    NoneUp,
+    /// Every Varnish misses a purge and the configuration says to refuse then.
+    AllBehind,
+    /// Nodes are up, but all of them have as many requests as they may.
+    Busy,
+}

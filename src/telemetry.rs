@@ -1,0 +1,6 @@
+//! What the process tells about itself: metrics and logs.
+
+pub mod log;
+pub mod metrics;
+
+pub use metrics::{ListenerMetrics, Metrics, NodeMetrics};

@@ -1,0 +1,310 @@
+//! Metrics: one value that is passed in, families registered once, handles bound once per node.
+//!
+//! No global registry, and no look-up by label on the data path: a worker keeps the handles of a node beside its
+//! connections. Series of a node go when the node goes, so that no dashboard shows ghosts. No label can be grown by a
+//! stranger: node ids come from the registry, everything else from this source.
+
+use std::sync::Arc;
+
+use dashmap::DashMap;
+use prometheus::{
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
+};
+
+use crate::fleet::{NodeId, Role};
+
+const CODE_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// From a cache hit on the same host to a page that takes a minute, in seconds.
+const REQUEST_BUCKETS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
+
+/// From one fsync to a fleet that hangs, in seconds.
+const PURGE_BUCKETS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+
+/// All metrics of the process.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    nodes: DashMap<(Role, NodeId), Arc<NodeMetrics>>,
+    /// The edge listener.
+    pub edge: ListenerMetrics,
+    /// The origin listener.
+    pub origin: ListenerMetrics,
+    retries: IntCounterVec,
+    connect_errors: IntCounterVec,
+    inflight: IntGaugeVec,
+    node_up: IntGaugeVec,
+    node_current: IntGaugeVec,
+    cursor_lag: IntGaugeVec,
+    cursor_lag_seconds: GaugeVec,
+    deliveries: IntCounterVec,
+    bans_sent: IntCounterVec,
+    fenced: IntCounterVec,
+    purges: IntCounterVec,
+    /// How long an accepted purge took to its answer.
+    pub purge_ack_duration: Histogram,
+    /// Requests served by a Varnish that was behind, because nobody else could take them.
+    pub stale_served: IntCounter,
+    /// The last durable position.
+    pub journal_head: IntGauge,
+    /// How long it took to make a purge durable.
+    pub journal_append_duration: Histogram,
+}
+
+/// The handles of one node.
+#[derive(Debug)]
+pub struct NodeMetrics {
+    /// Requests that ended with this node, by status class (index 0 is 1xx).
+    pub responses: [IntCounter; 5],
+    /// Connections that could not be opened.
+    pub connect_errors: IntCounter,
+    /// Requests that are at the node now.
+    pub inflight: IntGauge,
+    /// 1 while the node is up.
+    pub up: IntGauge,
+    /// The handles that only a Varnish has.
+    pub varnish: Option<VarnishMetrics>,
+}
+
+/// The handles of one Varnish.
+#[derive(Debug)]
+pub struct VarnishMetrics {
+    /// 1 while the node has every purge that was answered.
+    pub current: IntGauge,
+    /// Purges that the node has not acknowledged.
+    pub cursor_lag: IntGauge,
+    /// The age of the oldest purge that the node has not acknowledged, in seconds.
+    pub cursor_lag_seconds: Gauge,
+    /// Batches that were acknowledged.
+    pub delivered: IntCounter,
+    /// Batches that failed and will be tried again.
+    pub failed: IntCounter,
+    /// Batches that the node refused: its VCL or ACL must be changed.
+    pub refused: IntCounter,
+    /// Bans that were sent.
+    pub bans_sent: IntCounter,
+    /// Times the node was behind when a purge was answered.
+    pub fenced: IntCounter,
+}
+
+/// The metrics of one traffic listener.
+#[derive(Debug)]
+pub struct ListenerMetrics {
+    requests: IntCounterVec,
+    /// How long requests took, from their first byte to the last byte of the answer.
+    pub duration: Histogram,
+}
+
+impl ListenerMetrics {
+    fn new(registry: &Registry, name: &str, from: &str) -> prometheus::Result<Self> {
+        let requests = counters(
+            registry,
+            &format!("{name}_requests_total"),
+            &format!("Requests from {from} by status class and the node that answered (empty: clearcoat itself)"),
+            &["code_class", "node"],
+        )?;
+        let duration = histogram(
+            registry,
+            &format!("{name}_request_duration_seconds"),
+            &format!("Time from the first byte of a request from {from} to the last byte of its answer"),
+            &REQUEST_BUCKETS,
+        )?;
+        Ok(ListenerMetrics { requests, duration })
+    }
+
+    /// Counts a request that no node answered.
+    pub fn answered_by_us(&self, status: u16) {
+        self.requests.with_label_values(&[code_class(status), ""]).inc();
+    }
+}
+
+impl Metrics {
+    /// All families, registered.
+    ///
+    /// # Errors
+    /// Only where two families share a name: a fault in this file.
+    pub fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new_custom(Some("clearcoat".into()), None)?;
+        let r = &registry;
+        let build = int_gauges(r, "build_info", "The version that runs; always 1", &["version"])?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        Ok(Metrics {
+            edge: ListenerMetrics::new(r, "edge", "clients")?,
+            origin: ListenerMetrics::new(r, "origin", "Varnish")?,
+            retries: counters(r, "retries_total", "Requests that were tried again elsewhere", &["role", "reason"])?,
+            connect_errors: counters(
+                r,
+                "upstream_connect_errors_total",
+                "Connections to a node that could not be opened",
+                &["role", "node"],
+            )?,
+            inflight: int_gauges(r, "upstream_inflight", "Requests that are at a node now", &["role", "node"])?,
+            node_up: int_gauges(r, "node_up", "1 while the health checks of a node pass", &["role", "node"])?,
+            node_current: int_gauges(r, "node_current", "1 while a Varnish has every answered purge", &["node"])?,
+            cursor_lag: int_gauges(r, "node_cursor_lag", "Purges that a Varnish has not acknowledged", &["node"])?,
+            cursor_lag_seconds: register(
+                r,
+                GaugeVec::new(
+                    Opts::new("node_cursor_lag_seconds", "Age of the oldest purge that a Varnish has not acknowledged"),
+                    &["node"],
+                )?,
+            )?,
+            deliveries: counters(r, "purge_deliveries_total", "Batches of purges sent to a Varnish", &["node", "result"])?,
+            bans_sent: counters(r, "bans_sent_total", "Bans sent to a Varnish", &["node"])?,
+            fenced: counters(r, "fenced_total", "Times a Varnish was behind when a purge was answered", &["node"])?,
+            purges: counters(r, "purges_total", "Purge requests by kind and result", &["kind", "result"])?,
+            purge_ack_duration: histogram(
+                r,
+                "purge_ack_duration_seconds",
+                "Time from an accepted purge request to its answer",
+                &PURGE_BUCKETS,
+            )?,
+            stale_served: register(
+                r,
+                IntCounter::new("stale_served_total", "Requests served by a Varnish that was behind, for want of others")?,
+            )?,
+            journal_head: register(r, IntGauge::new("journal_head_position", "The last durable position")?)?,
+            journal_append_duration: histogram(
+                r,
+                "journal_append_duration_seconds",
+                "Time until a purge was durable",
+                &PURGE_BUCKETS,
+            )?,
+            nodes: DashMap::new(),
+            registry,
+        })
+    }
+
+    /// The handles of a node, made when first asked for.
+    pub fn node(&self, role: Role, id: &NodeId) -> Arc<NodeMetrics> {
+        self.nodes.entry((role, id.clone())).or_insert_with(|| Arc::new(self.bind(role, id.as_str()))).clone()
+    }
+
+    fn bind(&self, role: Role, id: &str) -> NodeMetrics {
+        let listener = self.listener(role);
+        let of_node = &[role.as_str(), id][..];
+        NodeMetrics {
+            responses: CODE_CLASSES.map(|class| listener.requests.with_label_values(&[class, id])),
+            connect_errors: self.connect_errors.with_label_values(of_node),
+            inflight: self.inflight.with_label_values(of_node),
+            up: self.node_up.with_label_values(of_node),
+            varnish: (role == Role::Varnish).then(|| VarnishMetrics {
+                current: self.node_current.with_label_values(&[id]),
+                cursor_lag: self.cursor_lag.with_label_values(&[id]),
+                cursor_lag_seconds: self.cursor_lag_seconds.with_label_values(&[id]),
+                delivered: self.deliveries.with_label_values(&[id, "ok"]),
+                failed: self.deliveries.with_label_values(&[id, "error"]),
+                refused: self.deliveries.with_label_values(&[id, "refused"]),
+                bans_sent: self.bans_sent.with_label_values(&[id]),
+                fenced: self.fenced.with_label_values(&[id]),
+            }),
+        }
+    }
+
+    /// The listener that sends to nodes of this role.
+    pub fn listener(&self, role: Role) -> &ListenerMetrics {
+        match role {
+            Role::Varnish => &self.edge,
+            Role::Web => &self.origin,
+        }
+    }
+
+    /// Drops the series of a node that left.
+    pub fn forget(&self, role: Role, id: &NodeId) {
+        self.nodes.remove(&(role, id.clone()));
+        let (role_name, id) = (role.as_str(), id.as_str());
+        // A series that was never made is no fault: the results say only that.
+        for class in CODE_CLASSES {
+            _ = self.listener(role).requests.remove_label_values(&[class, id]);
+        }
+        for family in [&self.inflight, &self.node_up] {
+            _ = family.remove_label_values(&[role_name, id]);
+        }
+        _ = self.connect_errors.remove_label_values(&[role_name, id]);
+        if role == Role::Varnish {
+            for family in [&self.node_current, &self.cursor_lag] {
+                _ = family.remove_label_values(&[id]);
+            }
+            _ = self.cursor_lag_seconds.remove_label_values(&[id]);
+            for result in ["ok", "error", "refused"] {
+                _ = self.deliveries.remove_label_values(&[id, result]);
+            }
+            for family in [&self.bans_sent, &self.fenced] {
+                _ = family.remove_label_values(&[id]);
+            }
+        }
+    }
+
+    /// Counts a request that was sent again.
+    pub fn retried(&self, role: Role, reason: &str) {
+        self.retries.with_label_values(&[role.as_str(), reason]).inc();
+    }
+
+    /// Counts a purge request. `kind` and `result` come from this source, never from the request.
+    pub fn purged(&self, kind: &str, result: &str) {
+        self.purges.with_label_values(&[kind, result]).inc();
+    }
+
+    /// All series in Prometheus' text format.
+    ///
+    /// # Errors
+    /// Where a series cannot be written as text: a fault in this file.
+    pub fn render(&self) -> prometheus::Result<Vec<u8>> {
+        let mut text = Vec::with_capacity(16 * 1024);
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(text)
+    }
+}
+
+impl NodeMetrics {
+    /// Counts a request that this node answered.
+    pub fn answered(&self, status: u16) {
+        self.responses[usize::from(status / 100).clamp(1, 5) - 1].inc();
+    }
+}
+
+fn code_class(status: u16) -> &'static str {
+    CODE_CLASSES[usize::from(status / 100).clamp(1, 5) - 1]
+}
+
+fn register<C: prometheus::core::Collector + Clone + 'static>(registry: &Registry, family: C) -> prometheus::Result<C> {
+    registry.register(Box::new(family.clone()))?;
+    Ok(family)
+}
+
+fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+    register(registry, IntCounterVec::new(Opts::new(name, help), labels)?)
+}
+
+fn int_gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
+    register(registry, IntGaugeVec::new(Opts::new(name, help), labels)?)
+}
+
+fn histogram(registry: &Registry, name: &str, help: &str, buckets: &[f64]) -> prometheus::Result<Histogram> {
+    let family = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), &[])?;
+    Ok(register(registry, family)?.with_label_values::<&str>(&[]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_series_of_a_node_come_and_go_with_it() {
+        let metrics = Metrics::new().unwrap();
+        let id = NodeId::try_from("varnish-1").unwrap();
+        let node = metrics.node(Role::Varnish, &id);
+        node.answered(200);
+        node.varnish.as_ref().unwrap().fenced.inc();
+        let text = || String::from_utf8(metrics.render().unwrap()).unwrap();
+        assert!(text().contains("clearcoat_edge_requests_total{code_class=\"2xx\",node=\"varnish-1\"} 1"), "{}", text());
+        metrics.forget(Role::Varnish, &id);
+        assert!(!text().contains("varnish-1"), "{}", text());
+    }
+
+    #[test]
+    fn odd_status_codes_stay_within_the_classes() {
+        assert_eq!([code_class(99), code_class(204), code_class(999)], ["1xx", "2xx", "5xx"]);
+    }
+}

@@ -1,0 +1,125 @@
+//! Connections to nodes: one pool a worker, last in first out, no lock.
+//!
+//! A pool of its own for each worker costs some more connections than a shared one and saves every hand-over between
+//! cores. Last in, first out keeps the few connections in use warm and lets the others grow old and go.
+//!
+//! The race that every keep-alive client has (the server closes just as we send) is met three times: idle
+//! connections are dropped before common servers would drop them, one that was closed is noticed when it is taken,
+//! and what still slips through is told apart as `reused`, so that the caller can repeat the request.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::fleet::Node;
+use crate::telemetry::{Metrics, NodeMetrics};
+
+/// How long an unused connection is kept. Below the 5 s after which Varnish (`timeout_idle`) and Apache
+/// (`KeepAliveTimeout`) close theirs.
+const IDLE_LIMIT: Duration = Duration::from_secs(4);
+
+/// Unused connections per node and worker. More were needed at once only in a burst.
+const IDLE_MAX: usize = 256;
+
+/// The connections of one worker.
+#[derive(Debug)]
+pub struct Pools {
+    nodes: RefCell<HashMap<u64, NodePool>>,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Debug)]
+struct NodePool {
+    idle: Vec<Idle>,
+    metrics: Arc<NodeMetrics>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    stream: TcpStream,
+    since: Instant,
+}
+
+impl Pools {
+    /// Empty pools.
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        Pools { nodes: RefCell::default(), metrics }
+    }
+
+    /// The metric handles of a node.
+    pub fn metrics(&self, node: &Node) -> Arc<NodeMetrics> {
+        self.with_pool(node, |pool| Arc::clone(&pool.metrics))
+    }
+
+    /// The connection to this node that was used last and is open still.
+    pub fn take(&self, node: &Node) -> Option<TcpStream> {
+        self.with_pool(node, |pool| {
+            while let Some(mut idle) = pool.idle.pop() {
+                if is_quiet(&mut idle.stream) {
+                    return Some(idle.stream);
+                }
+            }
+            None
+        })
+    }
+
+    /// Keeps a connection on which the last answer came to its end.
+    pub fn give(&self, node: &Node, stream: TcpStream, now: Instant) {
+        self.with_pool(node, |pool| {
+            if pool.idle.len() < IDLE_MAX {
+                pool.idle.push(Idle { stream, since: now });
+            }
+        });
+    }
+
+    /// Opens a connection.
+    ///
+    /// # Errors
+    /// What the system says; it is counted.
+    pub async fn connect(&self, node: &Node) -> io::Result<TcpStream> {
+        let stream = TcpStream::connect(node.spec.address).await.inspect_err(|_| self.count_connect_error(node))?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+
+    /// Counts a connection that could not be opened, also one that took too long.
+    pub fn count_connect_error(&self, node: &Node) {
+        self.with_pool(node, |pool| pool.metrics.connect_errors.inc());
+    }
+
+    /// Closes what has been idle for too long, and forgets nodes that are not in the fleet any more.
+    pub fn sweep(&self, now: Instant, in_fleet: impl Fn(u64) -> bool) {
+        let mut nodes = self.nodes.borrow_mut();
+        nodes.retain(|&key, pool| {
+            // The oldest are at the front: taken and given at the back.
+            let expired = pool.idle.partition_point(|idle| now.duration_since(idle.since) > IDLE_LIMIT);
+            pool.idle.drain(..expired);
+            in_fleet(key)
+        });
+    }
+
+    fn with_pool<T>(&self, node: &Node, f: impl FnOnce(&mut NodePool) -> T) -> T {
+        let mut nodes = self.nodes.borrow_mut();
+        let pool = nodes.entry(node.key).or_insert_with(|| NodePool {
+            idle: Vec::new(),
+            metrics: self.metrics.node(node.spec.role, node.id()),
+        });
+        f(pool)
+    }
+}
+
+/// Whether an idle connection is open and silent. Anything to read on it is an end, or an answer to nobody. Costs no
+/// system call while nothing happened: tokio knows from its last poll that the socket was empty.
+fn is_quiet(stream: &mut TcpStream) -> bool {
+    let mut byte = [0];
+    let mut buffer = ReadBuf::new(&mut byte);
+    let poll = Pin::new(stream).poll_read(&mut Context::from_waker(Waker::noop()), &mut buffer);
+    matches!(poll, Poll::Pending)
+}

@@ -1,0 +1,40 @@
+# docker build -t clearcoat .
+#
+# Builds with and without BuildKit. Where no image can be pulled, or crates cannot be fetched inside a build,
+# deploy/build-image.sh puts a binary built outside into the `frame` stage.
+ARG BUILD_BASE=rust:1-bookworm
+ARG RUN_BASE=debian:bookworm-slim
+
+# Everything but the binary. It comes first because the classic builder builds all stages above the wanted one,
+# and it runs no command because its base need not have a shell.
+FROM ${RUN_BASE} AS frame
+LABEL org.opencontainers.image.title="clearcoat" \
+      org.opencontainers.image.description="A proxy in front of a Varnish fleet: balances its traffic and fans out every Magento 2 purge" \
+      org.opencontainers.image.licenses="Apache-2.0"
+COPY deploy/clearcoat.toml /etc/clearcoat/clearcoat.toml
+# A volume starts with the owner of the directory that it covers.
+COPY --chown=10001:10001 deploy/state/ /var/lib/clearcoat/
+VOLUME /var/lib/clearcoat
+# `clearcoat.toml` in the working directory is what every command reads.
+WORKDIR /etc/clearcoat
+# By number, so that Kubernetes can see that it is not root (runAsNonRoot).
+USER 10001:10001
+# edge, origin, purge, admin
+EXPOSE 8080 8081 6081 9180
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=5s --timeout=3s --start-period=15s CMD ["clearcoat", "status"]
+ENTRYPOINT ["clearcoat"]
+CMD ["serve"]
+
+FROM ${BUILD_BASE} AS build
+# PCRE2 inside the binary: whether the build base happens to have the library, and the runtime base the same one, no longer matters.
+ENV PCRE2_SYS_STATIC=1
+WORKDIR /src
+COPY . .
+# Without debug information, but with the names that a backtrace needs.
+RUN cargo build --release --locked --bin clearcoat && strip --strip-debug target/release/clearcoat
+
+FROM frame
+# Debian's slim image has no CA certificates; the Rust image has.
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
+COPY --from=build /src/target/release/clearcoat /usr/local/bin/clearcoat

@@ -1,0 +1,48 @@
+# Everything a contributor runs. Each target installs what it needs and lacks (Debian), so that a fresh clone is enough.
+
+# What is tested is what the image ships: PCRE2 inside the binary, whether or not this machine has the library.
+export PCRE2_SYS_STATIC := 1
+# Debian keeps varnishd in sbin, which is not on everybody's PATH.
+export PATH := $(PATH):/usr/sbin
+
+BIN := $(or $(CARGO_TARGET_DIR),target)/release/clearcoat
+IMAGE ?= clearcoat:dev
+
+.PHONY: help demo build test lint bench image image-test clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+demo: ## a whole fleet on this machine, with real Varnish; Ctrl-C ends it
+	@deploy/install-deps.sh --for demo
+	cargo build --release --locked
+	@exec $(BIN) demo
+
+build: ## the release binary
+	@deploy/install-deps.sh --for build
+	cargo build --release --locked
+
+test: ## the whole suite, against real Varnish and etcd
+	@deploy/install-deps.sh --for test
+	cargo test --locked
+	tests/vtc/run.sh
+
+lint: ## format, clippy and shellcheck, as CI wants them
+	@deploy/install-deps.sh --for lint
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	shellcheck .ci/run deploy/*.sh
+
+bench: ## ratios against HAProxy, nginx and a direct connection
+	@deploy/install-deps.sh --for bench
+	cargo bench --locked
+
+image: ## the container image, also where no base image can be pulled (IMAGE=clearcoat:dev)
+	@deploy/install-deps.sh --for build
+	deploy/build-image.sh $(IMAGE)
+
+image-test: image ## run the image: check, serve, purge, restart, stop
+	deploy/test-image.sh $(IMAGE)
+
+clean: ## remove what cargo built
+	cargo clean

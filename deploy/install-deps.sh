@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# Installs the Debian packages that a make target needs and that are not there yet.
+# Asks nothing, reads no standard input, and starts no service.
+#
+#   deploy/install-deps.sh --for build|lint|demo|test|bench
+set -euo pipefail
+
+usage() {
+    echo "usage: ${0##*/} --for build|lint|demo|test|bench" >&2
+    exit 2
+}
+if [ $# -ne 2 ] || [ "$1" != --for ]; then usage; fi
+
+# command:package
+build="cc:gcc"
+demo="$build varnishd:varnish curl:curl"
+case $2 in
+    build) wanted=$build ;;
+    lint) wanted="$build shellcheck:shellcheck" ;;
+    demo) wanted=$demo ;;
+    test) wanted="$demo varnishtest:varnish etcd:etcd-server etcdctl:etcd-client protoc:protobuf-compiler php:php-cli" ;;
+    bench) wanted="$demo haproxy:haproxy nginx:nginx-light" ;;
+    *) usage ;;
+esac
+
+# Debian keeps daemons in sbin, which is not on everybody's PATH.
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+
+# Debian's own Rust is too old for this package, so it is not ours to install.
+if ! command -v cargo >/dev/null; then
+    echo "cargo is missing: install Rust as https://rustup.rs describes, then run this again" >&2
+    exit 1
+fi
+
+packages=()
+for pair in $wanted; do
+    package=${pair#*:}
+    if ! command -v "${pair%%:*}" >/dev/null && [[ " ${packages[*]} " != *" $package "* ]]; then
+        packages+=("$package")
+    fi
+done
+# A compiler is of no use without the C library's headers.
+if [[ " ${packages[*]} " == *" gcc "* ]]; then packages+=(libc6-dev); fi
+
+if [ ${#packages[@]} -eq 0 ]; then
+    echo "nothing to install for $2"
+    exit 0
+fi
+if ! command -v apt-get >/dev/null; then
+    echo "missing, and no apt-get to install it with: ${packages[*]}" >&2
+    exit 1
+fi
+
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then
+        "$@"
+    elif command -v sudo >/dev/null; then
+        sudo "$@"
+    else
+        echo "must be root, or have sudo, to run: $*" >&2
+        return 1
+    fi
+}
+
+apt_get() {
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 "$@" </dev/null >/dev/null
+}
+
+# Debian starts a daemon as soon as it is installed; the demo and the tests start their own, on ports of their own.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e $policy ]; then
+    trap 'as_root rm -f $policy' EXIT
+    printf '#!/bin/sh\nexit 101\n' | as_root tee $policy >/dev/null
+    as_root chmod 755 $policy
+fi
+
+echo "installing: ${packages[*]}"
+if ! apt-cache show "${packages[@]}" >/dev/null 2>&1; then
+    apt_get update
+fi
+# A package list that is some days old names files that the mirror no longer has.
+apt_get install -y --no-install-recommends "${packages[@]}" || {
+    apt_get update
+    apt_get install -y --no-install-recommends "${packages[@]}"
+}

@@ -1,0 +1,342 @@
+//! Bans as `PURGE` requests, pipelined over one connection that is kept.
+//!
+//! Varnish answers requests of one connection in their order (RFC 9112 section 9.3.2), so a batch costs one round
+//! trip however many bans it has. The status of every answer is looked at, which Magento never does: a node that says
+//! anything but 2xx has not dropped the page.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::http1::{BadChunk, BadHead, ChunkedDecoder, Framing, HeadScan, Method, ResponseHead};
+use crate::purge::{Ban, Forward};
+
+/// Requests that are on their way at once. Far below what the socket buffers hold in answers, so that neither side
+/// can block the other.
+const PIPELINE: usize = 32;
+
+/// The largest head and the largest body that an answer to a purge may have, in bytes.
+const MAX_HEAD: usize = 16 * 1024;
+const MAX_BODY: usize = 64 * 1024;
+
+/// The connection to one Varnish.
+#[derive(Debug)]
+pub struct Link {
+    address: SocketAddr,
+    timeout: Duration,
+    connection: Option<Connection>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    stream: TcpStream,
+    input: Vec<u8>,
+    head: ResponseHead,
+}
+
+/// What a Varnish made of a batch.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Delivered {
+    /// The objects it says it dropped. Only a VCL that purges by key knows the number; a ban does not.
+    pub invalidated: u64,
+    /// Forwarded requests that it refused, with the status. That is the fault of the request, not of the node.
+    pub refused: Vec<(Forward, u16)>,
+}
+
+/// Why a batch was not delivered.
+#[derive(Debug, thiserror::Error)]
+pub enum DeliveryError {
+    /// No connection.
+    #[error("connecting failed: {0}")]
+    Connect(#[source] io::Error),
+    /// The connection broke.
+    #[error("the connection broke: {0}")]
+    Io(#[from] io::Error),
+    /// No answer in time.
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+    /// The answer is not HTTP.
+    #[error("the answer is malformed: {0}")]
+    Malformed(#[from] BadHead),
+    /// The body of the answer is not HTTP.
+    #[error("the answer is malformed: {0}")]
+    MalformedBody(#[from] BadChunk),
+    /// A body longer than anybody needs to answer a purge.
+    #[error("the answer is longer than {MAX_BODY} bytes")]
+    Endless,
+    /// The node understood and said no: its configuration is at fault, and trying again soon is of no use.
+    #[error("the node answered {status} {}", what_to_change(*.status))]
+    Refused {
+        /// The status of the answer.
+        status: u16,
+    },
+    /// The node failed.
+    #[error("the node answered {status}")]
+    Failed {
+        /// The status of the answer.
+        status: u16,
+    },
+}
+
+/// What an operator should change about a Varnish that refuses purges with this status.
+pub fn what_to_change(status: u16) -> &'static str {
+    match status {
+        405 | 403 => "(its purge ACL refuses clearcoat: add clearcoat's address to `acl purge` in its VCL)",
+        400 => "(its VCL does not accept the purge: it must ban by X-Magento-Tags-Pattern and X-Pool, as Magento's does)",
+        _ => "(its VCL does not handle PURGE)",
+    }
+}
+
+impl Link {
+    /// A link that is not connected yet. `timeout` bounds connecting, and each round trip.
+    pub fn new(address: SocketAddr, timeout: Duration) -> Self {
+        Link { address, timeout, connection: None }
+    }
+
+    /// Sends bans and waits until all of them are applied. A kept connection may have been closed meanwhile; bans are
+    /// idempotent, so that is tried once more on a new one at once.
+    ///
+    /// # Errors
+    /// [`DeliveryError`]; some of the bans may have been applied.
+    pub async fn deliver(&mut self, bans: &[Ban]) -> Result<Delivered, DeliveryError> {
+        if self.connection.is_some() {
+            match self.try_deliver(bans).await {
+                Err(DeliveryError::Io(_)) => {}
+                result => return result,
+            }
+        }
+        self.try_deliver(bans).await
+    }
+
+    async fn try_deliver(&mut self, bans: &[Ban]) -> Result<Delivered, DeliveryError> {
+        let mut delivered = Delivered::default();
+        for group in bans.chunks(PIPELINE) {
+            let mut connection = self.connect().await?;
+            let keep = self.bounded(connection.round_trip(group, &mut delivered)).await??;
+            if keep {
+                self.connection = Some(connection);
+            }
+        }
+        Ok(delivered)
+    }
+
+    async fn connect(&mut self) -> Result<Connection, DeliveryError> {
+        if let Some(connection) = self.connection.take() {
+            return Ok(connection);
+        }
+        let stream = self.bounded(TcpStream::connect(self.address)).await?.map_err(DeliveryError::Connect)?;
+        stream.set_nodelay(true).map_err(DeliveryError::Connect)?;
+        Ok(Connection { stream, input: Vec::new(), head: ResponseHead::default() })
+    }
+
+    async fn bounded<T>(&self, step: impl Future<Output = T>) -> Result<T, DeliveryError> {
+        tokio::time::timeout(self.timeout, step).await.map_err(|_| DeliveryError::Timeout(self.timeout))
+    }
+}
+
+impl Connection {
+    /// Sends a group and reads all its answers. Says whether the connection can be used again.
+    async fn round_trip(&mut self, bans: &[Ban], delivered: &mut Delivered) -> Result<bool, DeliveryError> {
+        let mut requests = Vec::new();
+        bans.iter().for_each(|ban| write_request(&mut requests, ban));
+        self.stream.write_all(&requests).await?;
+        for (index, ban) in bans.iter().enumerate() {
+            let body = self.answer().await?;
+            match (self.head.status, ban) {
+                (200..=299, _) => delivered.invalidated += invalidated(&body),
+                (status @ 500..=599, _) => return Err(DeliveryError::Failed { status }),
+                (status, Ban::Forward(forward)) => delivered.refused.push((forward.clone(), status)),
+                (status, _) => return Err(DeliveryError::Refused { status }),
+            }
+            if !self.head.keep_alive {
+                let unanswered = index + 1 < bans.len();
+                return if unanswered { Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()) } else { Ok(false) };
+            }
+        }
+        Ok(self.input.is_empty())
+    }
+
+    async fn answer(&mut self) -> Result<Vec<u8>, DeliveryError> {
+        let mut scan = HeadScan::default();
+        let len = loop {
+            if let Some(len) = scan.find(&self.input, MAX_HEAD)? {
+                break len;
+            }
+            self.read_more().await?;
+        };
+        self.head.parse(&self.input, len, Method::Other)?;
+        self.input.drain(..len);
+        match self.head.framing {
+            Framing::None => Ok(Vec::new()),
+            Framing::Length(length) => {
+                let length = usize::try_from(length).ok().filter(|&length| length <= MAX_BODY);
+                let length = length.ok_or(DeliveryError::Endless)?;
+                while self.input.len() < length {
+                    self.read_more().await?;
+                }
+                Ok(self.input.drain(..length).collect())
+            }
+            Framing::Chunked => self.chunked_body().await,
+            Framing::UntilClose => {
+                while self.read_some().await? > 0 {
+                    if self.input.len() > MAX_BODY {
+                        return Err(DeliveryError::Endless);
+                    }
+                }
+                Ok(std::mem::take(&mut self.input))
+            }
+        }
+    }
+
+    async fn chunked_body(&mut self) -> Result<Vec<u8>, DeliveryError> {
+        let mut decoder = ChunkedDecoder::default();
+        let mut body = Vec::new();
+        loop {
+            let (content, consumed) = decoder.decode_in_place(&mut self.input)?;
+            body.extend_from_slice(&self.input[..content]);
+            self.input.drain(..consumed);
+            if decoder.is_done() {
+                return Ok(body);
+            }
+            if body.len() > MAX_BODY {
+                return Err(DeliveryError::Endless);
+            }
+            self.read_more().await?;
+        }
+    }
+
+    async fn read_more(&mut self) -> io::Result<()> {
+        if self.read_some().await? == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
+    }
+
+    async fn read_some(&mut self) -> io::Result<usize> {
+        self.input.reserve(4096);
+        self.stream.read_buf(&mut self.input).await
+    }
+}
+
+/// The request in the bytes that Magento itself would write, as far as it would.
+fn write_request(out: &mut Vec<u8>, ban: &Ban) {
+    let mut push = |parts: &[&str]| parts.iter().for_each(|part| out.extend_from_slice(part.as_bytes()));
+    let soft_header = |soft: bool| if soft { "X-Magento-Purge-Soft: 1\r\n" } else { "" };
+    match ban {
+        Ban::Tags { pattern, soft } => {
+            push(&["PURGE / HTTP/1.1\r\nX-Magento-Tags-Pattern: ", pattern, "\r\n", soft_header(*soft)]);
+            push(&["Host: clearcoat\r\n\r\n"]);
+        }
+        Ban::Pool { pattern, soft } => {
+            push(&["PURGE / HTTP/1.1\r\nX-Pool: ", pattern, "\r\n", soft_header(*soft), "Host: clearcoat\r\n\r\n"]);
+        }
+        // Our own VCL takes the third header as "all there is"; others know the first two.
+        Ban::Everything => push(&[
+            "PURGE / HTTP/1.1\r\nX-Magento-Tags-Pattern: .*\r\nX-Pool: .*\r\n",
+            "X-Clearcoat-Flush: all\r\nHost: clearcoat\r\n\r\n",
+        ]),
+        Ban::Forward(Forward { method, target, headers }) => {
+            push(&[method, " ", target, " HTTP/1.1\r\n"]);
+            headers.iter().for_each(|(name, value)| push(&[name, ": ", value, "\r\n"]));
+            push(&["\r\n"]);
+        }
+    }
+}
+
+/// The number in `{"invalidated": N}`, as VCLs that purge by key answer; 0 for any other body.
+fn invalidated(body: &[u8]) -> u64 {
+    #[derive(serde::Deserialize)]
+    struct Answer {
+        invalidated: u64,
+    }
+    serde_json::from_slice::<Answer>(body).map_or(0, |answer| answer.invalidated)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A scripted node (a fake: what it says is the test's): answers the bytes of each script on a connection of its
+    /// own, once it has read as many requests as given, and returns what it read.
+    async fn node(scripts: Vec<(usize, &'static str)>) -> (SocketAddr, tokio::task::JoinHandle<Vec<String>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let task = tokio::spawn(async move {
+            let mut seen = Vec::new();
+            for (requests, answer) in scripts {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut input = Vec::new();
+                while String::from_utf8_lossy(&input).matches("\r\n\r\n").count() < requests {
+                    assert_ne!(stream.read_buf(&mut input).await.unwrap(), 0);
+                }
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                seen.push(String::from_utf8(input).unwrap());
+            }
+            seen
+        });
+        (address, task)
+    }
+
+    fn tags(pattern: &str) -> Ban {
+        Ban::Tags { pattern: pattern.into(), soft: false }
+    }
+
+    const OK: &str = "HTTP/1.1 200 Purged\r\nContent-Length: 0\r\n\r\n";
+
+    #[tokio::test]
+    async fn a_batch_is_pipelined_and_every_answer_counts() {
+        let answers = "HTTP/1.1 200 Purged\r\nContent-Length: 21\r\n\r\n{ \"invalidated\": 17 }HTTP/1.1 200 Purged\r\n\
+                       Transfer-Encoding: chunked\r\n\r\n11\r\n{\"invalidated\":3}\r\n0\r\n\r\n";
+        let (address, node) = node(vec![(2, answers)]).await;
+        let mut link = Link::new(address, Duration::from_secs(5));
+        let delivered = link.deliver(&[tags("a"), Ban::Everything]).await.unwrap();
+        assert_eq!(delivered, Delivered { invalidated: 20, refused: vec![] });
+        let seen = node.await.unwrap();
+        assert_eq!(
+            seen[0],
+            "PURGE / HTTP/1.1\r\nX-Magento-Tags-Pattern: a\r\nHost: clearcoat\r\n\r\nPURGE / HTTP/1.1\r\n\
+             X-Magento-Tags-Pattern: .*\r\nX-Pool: .*\r\nX-Clearcoat-Flush: all\r\nHost: clearcoat\r\n\r\n"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_kept_connection_that_was_closed_is_replaced_at_once() {
+        let (address, node) = node(vec![(1, OK), (1, OK)]).await;
+        let mut link = Link::new(address, Duration::from_secs(5));
+        link.deliver(&[tags("a")]).await.unwrap();
+        link.deliver(&[tags("b")]).await.unwrap();
+        assert_eq!(node.await.unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_names_what_to_change_and_a_failure_does_not() {
+        for (answer, expected) in [
+            ("HTTP/1.1 405 Not Allowed\r\nContent-Length: 0\r\n\r\n", "acl purge"),
+            ("HTTP/1.1 400 Bad\r\nContent-Length: 0\r\n\r\n", "X-Magento-Tags-Pattern"),
+            ("HTTP/1.1 503 Down\r\nContent-Length: 0\r\n\r\n", "answered 503"),
+            ("HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", "malformed"),
+        ] {
+            let (address, _node) = node(vec![(1, answer)]).await;
+            let error = Link::new(address, Duration::from_secs(5)).deliver(&[tags("a")]).await.unwrap_err();
+            assert!(error.to_string().contains(expected), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refused_url_is_the_fault_of_the_request() {
+        let forward = Forward { method: "PURGE".into(), target: "/x".into(), headers: vec![] };
+        let (address, _node) = node(vec![(1, "HTTP/1.1 400 Bad\r\nContent-Length: 0\r\n\r\n")]).await;
+        let mut link = Link::new(address, Duration::from_secs(5));
+        let delivered = link.deliver(&[Ban::Forward(forward.clone())]).await.unwrap();
+        assert_eq!(delivered.refused, [(forward, 400)]);
+    }
+
+    #[tokio::test]
+    async fn a_node_that_never_answers_costs_the_timeout_and_no_more() {
+        let (address, _node) = node(vec![(2, "")]).await;
+        let error = Link::new(address, Duration::from_millis(50)).deliver(&[tags("a")]).await.unwrap_err();
+        assert!(matches!(error, DeliveryError::Timeout(_)), "{error}");
+    }
+}

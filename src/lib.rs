@@ -1,3 +1,5 @@
 //! clearcoat (stub while the house is being built)
+pub mod balance;
+pub mod config;
 pub mod fleet;
 pub mod purge;

@@ -18,6 +18,7 @@ pub use batch::{Ban, DEFAULT_HEADER_LIMIT, compile};
 pub use parse::{Refusal, parse};
 pub use pattern::{BadPattern, Pattern};
 pub use tags::TagSet;
+pub(crate) use tags::to_magento;
 
 /// One accepted invalidation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

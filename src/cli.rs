@@ -1,0 +1,157 @@
+//! The command line: one command a file.
+//!
+//! Clap checks every argument before a command starts, also what only a parser can know (a tag that is not literal, a
+//! URL of the wrong kind), so that wrong usage is always its exit status 2 and a command can only fail with 1.
+
+mod check;
+mod http;
+mod purge;
+mod status;
+
+use std::future::Future;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+/// A proxy in front of a Varnish fleet: balances its traffic and fans out every Magento purge.
+#[derive(Debug, Parser)]
+#[command(name = "clearcoat", version, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Check(check::Check),
+    Purge(Box<purge::Purge>),
+    Status(status::Status),
+}
+
+/// Where the configuration is.
+#[derive(Debug, clap::Args)]
+struct ConfigFile {
+    /// The configuration file [default: $CLEARCOAT_CONFIG, or clearcoat.toml if it exists]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl ConfigFile {
+    fn load(&self) -> Result<crate::config::Config, crate::config::ConfigErrors> {
+        // A variable that is not UTF-8 then fails with its name, where it is ours.
+        let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
+        let env = std::env::vars_os().map(|(name, value)| (text(name), text(value)));
+        crate::config::Config::load(self.config.as_deref(), env)
+    }
+}
+
+impl Cli {
+    /// Runs the command to its end.
+    ///
+    /// # Errors
+    /// Why it failed, for people: exit status 1.
+    pub fn run(self) -> anyhow::Result<()> {
+        match self.command {
+            Command::Check(check) => check.run(),
+            Command::Purge(purge) => block_on(purge.run()),
+            Command::Status(status) => block_on(status.run()),
+        }
+    }
+}
+
+/// Runs a command that talks to a running clearcoat. One thread is plenty.
+fn block_on(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
+}
+
+/// Text from elsewhere, so that it can go to a terminal: no control characters.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn exit_code(arguments: &str) -> i32 {
+        match Cli::try_parse_from(arguments.split(' ')) {
+            Ok(_) => 0,
+            Err(error) => error.exit_code(),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_sound_and_every_command_shows_an_example() {
+        let mut cli = Cli::command();
+        cli.build();
+        cli.clone().debug_assert();
+        for command in cli.get_subcommands() {
+            let example = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(example.contains("clearcoat "), "{}", command.get_name());
+        }
+    }
+
+    #[test]
+    fn what_makes_sense_is_accepted() {
+        for good in [
+            "clearcoat check --config clearcoat.toml",
+            "clearcoat purge --tag cat_p_1 --tag cat_p_2 --soft",
+            "clearcoat purge --pattern cat_p_[0-9]+ --endpoint http://[::1]:6081",
+            "clearcoat purge --pool ^web",
+            "clearcoat purge --url https://shop.example/page?a=b --json",
+            "clearcoat purge --all",
+            "clearcoat status --watch",
+            "clearcoat status --admin http://clearcoat:9180/ --json",
+            "clearcoat --version",
+            "clearcoat purge --help",
+        ] {
+            assert_eq!(exit_code(good), 0, "{good}");
+        }
+    }
+
+    #[test]
+    fn wrong_usage_exits_with_2() {
+        for bad in [
+            "clearcoat",
+            "clearcoat sevre",
+            "clearcoat check --confg x",
+            "clearcoat purge",
+            "clearcoat purge --soft",
+            "clearcoat purge --all --tag cat_p_1",
+            "clearcoat purge --tag cat_p_1 --pattern x",
+            "clearcoat purge --tag cat_p_.*",
+            "clearcoat purge --tag cat_p_1,cat_p_2",
+            "clearcoat purge --tag cat_p_1(,|$))|((^|,)cat_p_2",
+            "clearcoat purge --tag=",
+            "clearcoat purge --pattern=",
+            "clearcoat purge --url /page",
+            "clearcoat purge --url ftp://shop.example/",
+            "clearcoat purge --all --endpoint https://clearcoat:6081",
+            "clearcoat purge --all --endpoint clearcoat:6081",
+            "clearcoat purge --all --endpoint http://user@clearcoat:6081",
+            "clearcoat purge --all --endpoint http://clearcoat:6081/api",
+            "clearcoat status --watch --json",
+        ] {
+            assert_eq!(exit_code(bad), 2, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_says_what_to_write_instead() {
+        for (arguments, hint) in [
+            ("clearcoat purge --tag cat_p_.*", "use --pattern"),
+            ("clearcoat purge --tag a,b", "repeat --tag"),
+            ("clearcoat purge --all --endpoint https://a:6081", "https is not supported"),
+        ] {
+            let error = Cli::try_parse_from(arguments.split(' ')).unwrap_err().to_string();
+            assert!(error.contains(hint), "{error}");
+        }
+    }
+
+    #[test]
+    fn text_from_elsewhere_cannot_steer_the_terminal() {
+        assert_eq!(printable("a\x1b[2Jb\nc"), "a [2Jb c");
+    }
+}

@@ -1,0 +1,233 @@
+//! `clearcoat status`: the fleet as a table in the terminal.
+//!
+//! The TRAFFIC column is what an operator looks for, so it is worked out here from the facts that the API states:
+//! health, the fence and the weight.
+
+use std::fmt::Write as _;
+use std::io::{IsTerminal, Write as _};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use http::{Request, header};
+use http_body_util::Empty;
+use serde::Deserialize;
+
+use super::http::Endpoint;
+use super::printable;
+
+const TIMEOUT: Duration = Duration::from_secs(5);
+const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
+const CLEAR_SCREEN: &str = "\x1b[2J\x1b[H";
+
+/// Room for tens of thousands of nodes.
+const MAX_ANSWER: usize = 16 << 20;
+
+/// Show the fleet: who is healthy, who gets traffic, who is behind
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  clearcoat status --admin http://10.0.0.2:9180 --watch")]
+pub(super) struct Status {
+    /// The admin listener
+    #[arg(long, value_name = "URL", env = "CLEARCOAT_ADMIN", default_value = "http://127.0.0.1:9180")]
+    admin: Endpoint,
+    /// Look again every second until Ctrl-C
+    #[arg(long, conflicts_with = "json")]
+    watch: bool,
+    /// Print the JSON of the API instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+impl Status {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        let stdout = std::io::stdout();
+        let colour = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        if !self.watch {
+            let answer = self.look().await?;
+            let text = if self.json { answer } else { self.table(&answer, colour)? };
+            writeln!(&stdout, "{}", text.trim_end())?;
+            return Ok(());
+        }
+        loop {
+            // Who watches a restart wants to see it end: an error is shown and the next look may be better.
+            let shown = match self.look().await.and_then(|answer| self.table(&answer, colour)) {
+                Ok(table) => table,
+                Err(error) => format!("{error:#}\n"),
+            };
+            write!(&stdout, "{CLEAR_SCREEN}{shown}")?;
+            (&stdout).flush()?;
+            tokio::select! {
+                () = tokio::time::sleep(BETWEEN_LOOKS) => {}
+                interrupted = tokio::signal::ctrl_c() => return Ok(interrupted?),
+            }
+        }
+    }
+
+    async fn look(&self) -> anyhow::Result<String> {
+        let request = Request::get("/api/v1/fleet").header(header::HOST, self.admin.authority()).body(Empty::new())?;
+        let answer: http::Response<Bytes> = tokio::time::timeout(TIMEOUT, self.admin.send(request, MAX_ANSWER))
+            .await
+            .with_context(|| format!("{} has not answered within {} s", self.admin, TIMEOUT.as_secs()))??;
+        let body = String::from_utf8_lossy(answer.body()).into_owned();
+        if !answer.status().is_success() {
+            bail!("{} answered {}: {}", self.admin, answer.status(), printable(body.trim()));
+        }
+        Ok(body)
+    }
+
+    fn table(&self, answer: &str, colour: bool) -> anyhow::Result<String> {
+        let fleet: Fleet = serde_json::from_str(answer)
+            .with_context(|| format!("the answer of {} is not that of an admin listener", self.admin))?;
+        Ok(fleet.table(colour))
+    }
+}
+
+/// What `/api/v1/fleet` says.
+#[derive(Debug, Deserialize)]
+struct Fleet {
+    version: u64,
+    head: u64,
+    fence: u64,
+    journal: String,
+    nodes: Vec<Node>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Node {
+    role: String,
+    id: String,
+    address: String,
+    weight: u32,
+    health: String,
+    #[serde(default)]
+    reason: String,
+    inflight: u64,
+    /// Of a Varnish only, as the two that follow.
+    cursor: Option<u64>,
+    current: Option<bool>,
+    #[serde(default)]
+    delivery_error: String,
+}
+
+impl Node {
+    fn gets_traffic(&self) -> bool {
+        self.health == "up" && self.weight > 0 && self.current.unwrap_or(true)
+    }
+
+    fn note(&self) -> String {
+        let drained = if self.weight == 0 { "drained (weight 0)" } else { "" };
+        let notes = [drained, &self.reason, &self.delivery_error].map(str::trim);
+        notes.into_iter().filter(|note| !note.is_empty()).collect::<Vec<_>>().join("; ")
+    }
+
+    fn cells(&self, head: u64) -> [String; COLUMNS.len()] {
+        let lag = self.cursor.map_or("-".to_owned(), |cursor| head.saturating_sub(cursor).to_string());
+        let traffic = if self.gets_traffic() { "yes" } else { "no" };
+        [
+            printable(&self.role),
+            printable(&self.id),
+            printable(&self.address),
+            printable(&self.health),
+            traffic.to_owned(),
+            self.inflight.to_string(),
+            lag,
+            printable(&self.note()),
+        ]
+    }
+}
+
+const COLUMNS: [&str; 8] = ["ROLE", "ID", "ADDRESS", "HEALTH", "TRAFFIC", "INFLIGHT", "LAG", "NOTE"];
+
+impl Fleet {
+    fn table(&self, colour: bool) -> String {
+        let mut table = format!(
+            "fleet version {}   journal {}   head {}   fence {}\n\n",
+            self.version,
+            printable(&self.journal),
+            self.head,
+            self.fence
+        );
+        let rows: Vec<_> = self.nodes.iter().map(|node| node.cells(self.head)).collect();
+        let width = |column: usize| {
+            let cells = rows.iter().map(|row| row[column].chars().count());
+            cells.chain([COLUMNS[column].len()]).max().unwrap_or_default()
+        };
+        let widths: Vec<usize> = (0..COLUMNS.len()).map(width).collect();
+        push_row(&mut table, &COLUMNS, &widths, false);
+        for row in &rows {
+            push_row(&mut table, row, &widths, colour);
+        }
+        table
+    }
+}
+
+/// Adds one line, its cells filled up to the widths and its end trimmed.
+fn push_row(table: &mut String, cells: &[impl AsRef<str>], widths: &[usize], colour: bool) {
+    let mut line = String::new();
+    for (cell, &width) in cells.iter().map(AsRef::as_ref).zip(widths) {
+        let padded = format!("{cell:width$}");
+        match Some(cell).filter(|_| colour).and_then(colour_of) {
+            Some(code) => _ = write!(line, "\x1b[{code}m{padded}\x1b[0m  "),
+            None => _ = write!(line, "{padded}  "),
+        }
+    }
+    table.push_str(line.trim_end());
+    table.push('\n');
+}
+
+/// Green for what is well, red for what is not, yellow for what is not known.
+fn colour_of(cell: &str) -> Option<&'static str> {
+    match cell {
+        "up" | "yes" => Some("32"),
+        "down" | "no" => Some("31"),
+        "unknown" => Some("33"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fleet() -> Fleet {
+        serde_json::from_str(
+            r#"{"version":7,"head":42,"fence":42,"journal":"disk","nodes":[
+            {"role":"varnish","id":"varnish-1","address":"10.0.1.11:6081","weight":1,"health":"up","reason":"",
+             "inflight":3,"cursor":42,"current":true,"delivery_error":""},
+            {"role":"varnish","id":"varnish-2","address":"10.0.1.12:6081","weight":1,"health":"up","reason":"",
+             "inflight":0,"cursor":40,"current":false,"delivery_error":"timed out"},
+            {"role":"web","id":"web-1","address":"10.0.0.5:80","weight":1,"health":"down",
+             "reason":"connection refused","inflight":0},
+            {"role":"web","id":"web-2","address":"10.0.0.6:80","weight":0,"health":"up","reason":"","inflight":12}]}"#,
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn the_table_shows_who_gets_traffic_and_why_not() {
+        let expected = "\
+fleet version 7   journal disk   head 42   fence 42
+
+ROLE     ID         ADDRESS         HEALTH  TRAFFIC  INFLIGHT  LAG  NOTE
+varnish  varnish-1  10.0.1.11:6081  up      yes      3         0
+varnish  varnish-2  10.0.1.12:6081  up      no       0         2    timed out
+web      web-1      10.0.0.5:80     down    no       0         -    connection refused
+web      web-2      10.0.0.6:80     up      no       12        -    drained (weight 0)
+";
+        assert_eq!(fleet().table(false), expected);
+    }
+
+    #[test]
+    fn colour_changes_no_column() {
+        let coloured = fleet().table(true);
+        assert!(coloured.contains("\x1b[32mup    \x1b[0m  \x1b[31mno     \x1b[0m  0"), "{coloured:?}");
+        let plain = ["\x1b[31m", "\x1b[32m", "\x1b[0m"].iter().fold(coloured, |text, code| text.replace(code, ""));
+        assert_eq!(plain, fleet().table(false));
+    }
+
+    #[test]
+    fn an_empty_fleet_is_a_heading() {
+        let fleet = Fleet { nodes: Vec::new(), ..fleet() };
+        assert!(fleet.table(true).ends_with("\n\nROLE  ID  ADDRESS  HEALTH  TRAFFIC  INFLIGHT  LAG  NOTE\n"));
+    }
+}

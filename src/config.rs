@@ -1,0 +1,140 @@
+//! The configuration: one file, overridden key by key from the environment, checked as a whole.
+//!
+//! A proxy that starts with a misread key is worse than one that does not start, so nothing is guessed: an unknown
+//! key, an unknown variable and a contradiction are errors. All of them are reported at once, because who edits a
+//! configuration by trial and deployment should need one trial. Each is one line that names where the value came
+//! from (the file or the variable), the key, the value, and what is allowed.
+//!
+//! To find all of them the reader is run again after every error, without the value at fault (its default stands in
+//! for it). The checks that need several keys then run over what is left and skip the keys that are already blamed.
+//!
+//! Values from the environment have no type of their own. They stay text until a key asks for a list, a number or a
+//! string, so that `CLEARCOAT_HEALTH__WEB__HOST=8080` is a name and `CLEARCOAT_RUNTIME__WORKERS=4` a number.
+
+mod check;
+mod edge;
+mod error;
+mod fleet;
+mod health;
+mod journal;
+mod process;
+mod purge;
+mod raw;
+mod read;
+mod text;
+mod token;
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+pub use edge::{Edge, Origin, WhenAllBehind};
+pub use error::{ConfigError, ConfigErrors};
+pub use fleet::{Registry, RegistryKind, StaticNode};
+pub use health::{HealthChecks, VarnishChecks, WebChecks};
+pub use journal::{Journal, JournalKind};
+pub use process::{Admin, Log, LogFormat, LogLevel, Runtime};
+pub use purge::PurgeListener;
+pub use token::{Token, TokenError};
+
+use error::Report;
+use raw::Raw;
+
+/// The file that is read when none is named, if it exists in the working directory.
+const DEFAULT_FILE: &str = "clearcoat.toml";
+
+/// Names the file when the command line does not.
+const FILE_VARIABLE: &str = "CLEARCOAT_CONFIG";
+
+/// Everything that can be configured.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Client traffic to Varnish.
+    pub edge: Edge,
+    /// Varnish's own requests to the web nodes.
+    pub origin: Origin,
+    /// Purges from Magento to every Varnish.
+    pub purge: PurgeListener,
+    /// Metrics, status page and API.
+    pub admin: Admin,
+    /// Where nodes are learnt from.
+    pub registry: Registry,
+    /// Nodes that are always there.
+    #[serde(rename = "node")]
+    pub nodes: Vec<StaticNode>,
+    /// Where accepted purges are kept.
+    pub journal: Journal,
+    /// How nodes are checked.
+    pub health: HealthChecks,
+    /// Threads.
+    pub runtime: Runtime,
+    /// What is logged and how.
+    pub log: Log,
+}
+
+impl Config {
+    /// Reads the file and the environment.
+    ///
+    /// The file is `path`, else what `CLEARCOAT_CONFIG` names, else `clearcoat.toml` in the working directory if
+    /// there is one. Variables override the file: `CLEARCOAT_EDGE__LISTEN` for `edge.listen`, and `CLEARCOAT_NODE`
+    /// (a TOML array of inline tables) for all `[[node]]` tables. Variables without `__` are somebody else's:
+    /// Kubernetes sets `CLEARCOAT_PORT` and its like in every pod beside a service of that name.
+    ///
+    /// # Errors
+    /// [`ConfigErrors`] holds everything that is wrong, not only the first thing.
+    pub fn load(path: Option<&Path>, env: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigErrors> {
+        let mut env: Vec<(String, String)> = env.collect();
+        env.sort();
+        let named = path.map(Path::to_owned).or_else(|| {
+            let (_, file) = env.iter().find(|(name, file)| name == FILE_VARIABLE && !file.is_empty())?;
+            Some(PathBuf::from(file))
+        });
+        let path = named.or_else(|| Some(PathBuf::from(DEFAULT_FILE)).filter(|path| path.exists()));
+        let Some(path) = path else { return Self::assemble(None, env) };
+        let file = path.display().to_string();
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Self::assemble(Some((file, &text)), env),
+            Err(cause) => Err(ConfigErrors::from(ConfigError::Unreadable { file, cause })),
+        }
+    }
+
+    /// The effective configuration as TOML, every key written out. Secrets stay in their files.
+    ///
+    /// # Errors
+    /// What cannot be written as TOML, such as a path that is not UTF-8.
+    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        toml::to_string(self)
+    }
+
+    fn assemble(file: Option<(String, &str)>, env: Vec<(String, String)>) -> Result<Self, ConfigErrors> {
+        let mut raw = match &file {
+            Some((name, text)) => Raw::from_toml(text).map_err(|error| ConfigError::syntax(name, text, &error))?,
+            None => Raw::empty(),
+        };
+        let mut report = Report::new(file.map(|(name, _)| name));
+        raw.override_from(env, &mut report);
+        let mut config = read::gather(&mut raw, &mut report);
+        config.fill_in();
+        for violation in config.check() {
+            report.violation(&raw, &config, violation);
+        }
+        match config.read_token() {
+            Ok(token) => config.purge.token = token,
+            Err(violation) => report.violation(&raw, &config, violation),
+        }
+        report.finish(config)
+    }
+
+    /// Writes out the defaults that depend on other keys.
+    fn fill_in(&mut self) {
+        for node in &mut self.nodes {
+            if node.role == crate::fleet::Role::Varnish {
+                node.delivery.get_or_insert_default();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,186 @@
+//! The rules that a type cannot hold: ranges, and keys that must go together.
+//!
+//! Rules are stated over the finished configuration, so that they hold for the file, the environment and any mixture
+//! of both. Whether a default or a person wrote the value at fault is found out later, for the message.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::Path;
+use std::time::Duration;
+
+use super::{Config, Edge, JournalKind, StaticNode, Token, WebChecks};
+use crate::fleet::Role;
+
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
+const LONGEST_ACK_TIMEOUT: Duration = Duration::from_secs(60);
+const MAX_REQUEST: RangeInclusive<usize> = 1024..=16 << 20;
+const MAX_WEIGHT: u32 = 65_535;
+const MAX_WORKERS: usize = 1024;
+
+/// A rule that a configuration breaks.
+pub(super) struct Violation {
+    /// The key at fault, such as `node[2].address`.
+    pub(super) key: String,
+    /// What is wrong and what is allowed.
+    pub(super) reason: String,
+}
+
+/// The violations found so far.
+#[derive(Default)]
+struct Rules(Vec<Violation>);
+
+impl Rules {
+    fn require(&mut self, holds: bool, key: impl Into<String>, reason: impl Into<String>) {
+        if !holds {
+            self.0.push(Violation { key: key.into(), reason: reason.into() });
+        }
+    }
+}
+
+impl Config {
+    /// Every rule that this configuration breaks.
+    pub(super) fn check(&self) -> Vec<Violation> {
+        let mut rules = Rules::default();
+        self.check_listeners(&mut rules);
+        check_edge(&self.edge, &mut rules);
+        let ack_timeout = self.purge.ack_timeout;
+        let in_bounds = !ack_timeout.is_zero() && ack_timeout <= LONGEST_ACK_TIMEOUT;
+        rules.require(in_bounds, "purge.ack_timeout", "must be above 0s and at most 60s");
+        let (least, most) = MAX_REQUEST.into_inner();
+        let in_bounds = MAX_REQUEST.contains(&self.purge.max_request);
+        rules.require(in_bounds, "purge.max_request", format!("must be {least} to {most} bytes"));
+        check_nodes(&self.nodes, &mut rules);
+        let has_path = self.journal.kind != JournalKind::Disk || self.journal.path != Path::new("");
+        rules.require(has_path, "journal.path", "must name a directory when journal.kind is disk");
+        rules.require(!self.journal.retention.is_zero(), "journal.retention", "must be above 0s");
+        self.check_health(&mut rules);
+        let enough = self.runtime.workers <= MAX_WORKERS;
+        rules.require(enough, "runtime.workers", format!("must be at most {MAX_WORKERS}; 0 is one for each core"));
+        rules.0
+    }
+
+    /// The token of the purge listener, if one is wanted.
+    pub(super) fn read_token(&self) -> Result<Option<Token>, Violation> {
+        let file = &self.purge.token_file;
+        if file == Path::new("") {
+            return Ok(None);
+        }
+        let refused =
+            |error: super::TokenError| Violation { key: "purge.token_file".to_owned(), reason: error.to_string() };
+        Token::read(file).map(Some).map_err(refused)
+    }
+
+    fn check_listeners(&self, rules: &mut Rules) {
+        let mut taken: HashMap<SocketAddr, String> = HashMap::new();
+        for (section, addresses) in [
+            ("edge", &self.edge.listen),
+            ("origin", &self.origin.listen),
+            ("purge", &self.purge.listen),
+            ("admin", &self.admin.listen),
+        ] {
+            rules.require(!addresses.is_empty(), format!("{section}.listen"), "must hold at least one ADDRESS:PORT");
+            for (index, address) in addresses.iter().enumerate().filter(|(_, address)| address.port() != 0) {
+                let key = format!("{section}.listen[{index}]");
+                if let Some(other) = taken.get(address) {
+                    rules.require(false, key, format!("{address} is already taken by {other}"));
+                } else {
+                    taken.insert(*address, key);
+                }
+            }
+        }
+    }
+
+    fn check_health(&self, rules: &mut Rules) {
+        let (web, varnish) = (&self.health.web, &self.health.varnish);
+        check_web(web, rules);
+        for (section, interval, timeout, counts, jitter) in [
+            ("health.web", web.interval, web.timeout, [web.rise, web.fall], web.jitter),
+            ("health.varnish", varnish.interval, varnish.timeout, [varnish.rise, varnish.fall], varnish.jitter),
+        ] {
+            let key = |name: &str| format!("{section}.{name}");
+            rules.require(interval >= SHORTEST_INTERVAL, key("interval"), "must be at least 10ms");
+            let shown = humantime::format_duration(interval);
+            rules.require(
+                !timeout.is_zero() && timeout <= interval,
+                key("timeout"),
+                format!("must be above 0s and at most {section}.interval, which is {shown}"),
+            );
+            for (name, count) in ["rise", "fall"].into_iter().zip(counts) {
+                rules.require(count >= 1, key(name), "must be at least 1");
+            }
+            rules.require((0.0..=0.5).contains(&jitter), key("jitter"), "must be 0 to 0.5");
+        }
+    }
+}
+
+fn check_edge(edge: &Edge, rules: &mut Rules) {
+    let bounded_load = edge.bounded_load;
+    rules.require(bounded_load == 0.0 || bounded_load >= 1.0, "edge.bounded_load", "must be 0 (off) or at least 1.0");
+    for (index, pattern) in edge.hash_ignore_query.iter().enumerate() {
+        let name = pattern.strip_suffix('*').unwrap_or(pattern);
+        let is_name = !name.is_empty() && name.bytes().all(|b| b.is_ascii_graphic() && !b"*&=#?".contains(&b));
+        let key = format!("edge.hash_ignore_query[{index}]");
+        rules.require(is_name, key, "wanted a parameter name, or the start of names and one trailing *");
+    }
+    let reason = "must be at least 1; set edge.when_all_behind to serve or refuse for no bypass";
+    rules.require(edge.bypass_max_requests_per_node >= 1, "edge.bypass_max_requests_per_node", reason);
+}
+
+fn check_nodes(nodes: &[StaticNode], rules: &mut Rules) {
+    let mut ids = HashMap::new();
+    let mut addresses = HashMap::new();
+    for (index, node) in nodes.iter().enumerate() {
+        let key = |name: &str| format!("node[{index}].{name}");
+        let role = node.role;
+        let reason = "wanted HOST:PORT such as 10.0.1.11:6081, [fd00::1]:80 or web-1.shop:80";
+        rules.require(is_host_port(&node.address), key("address"), reason);
+        rules.require(node.weight <= MAX_WEIGHT, key("weight"), format!("must be 0 to {MAX_WEIGHT}"));
+        let tells_web_node = role == Role::Web && node.delivery.is_some();
+        rules.require(!tells_web_node, key("delivery"), "only for nodes of role varnish");
+        let twin = ids.insert((role, node.id.as_str()), index);
+        rules.require(twin.is_none(), key("id"), format!("another {role} node has this id"));
+        let twin = addresses.insert((role, node.address.to_ascii_lowercase()), node.id.as_str());
+        let reason = format!("{role} node {} has this address", twin.unwrap_or_default());
+        rules.require(twin.is_none(), key("address"), reason);
+    }
+}
+
+fn check_web(web: &WebChecks, rules: &mut Rules) {
+    let is_path = web.path.starts_with('/') && web.path.bytes().all(|b| b.is_ascii_graphic());
+    rules.require(is_path, "health.web.path", "must start with / and hold no blank; write %20 for one");
+    let is_host = web.host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_:[]".contains(&b));
+    rules.require(is_host, "health.web.host", "wanted a host name, with or without a port");
+    rules.require(!web.expect.is_empty(), "health.web.expect", "must hold at least one status code");
+    for (index, status) in web.expect.iter().enumerate() {
+        let key = format!("health.web.expect[{index}]");
+        rules.require((100..=599).contains(status), key, "must be 100 to 599");
+    }
+    rules.require((0.0..=1.0).contains(&web.panic_threshold), "health.web.panic_threshold", "must be 0 to 1");
+}
+
+/// Whether an address has a host and a port. Whether the host exists is found out when it is resolved.
+fn is_host_port(address: &str) -> bool {
+    let Some((host, port)) = address.rsplit_once(':') else { return false };
+    let is_port = port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port != 0);
+    let is_host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_".contains(&b)),
+    };
+    is_port && is_host
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_a_host_and_a_port() {
+        for good in ["10.0.0.5:80", "[fd00::5]:80", "web-1.shop.svc:65535", "web_1:1"] {
+            assert!(is_host_port(good), "{good}");
+        }
+        for bad in ["", "web-1", ":80", "web-1:", "web-1:0", "web-1:65536", "fd00::5:80", "[x]:80", "a b:80", "a:+1"] {
+            assert!(!is_host_port(bad), "{bad}");
+        }
+    }
+}

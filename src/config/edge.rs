@@ -1,0 +1,79 @@
+//! `[edge]` and `[origin]`: the two balanced listeners.
+
+use std::net::SocketAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::text;
+use crate::balance::Policy;
+
+/// `[edge]`: clients to Varnish.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Edge {
+    /// Where clients connect; port 0 takes any free port. Default `["0.0.0.0:8080"]`.
+    #[serde(deserialize_with = "text::list")]
+    pub listen: Vec<SocketAddr>,
+    /// How a request finds its Varnish. Default `rendezvous`: each page is cached once in the fleet.
+    pub policy: Policy,
+    /// How far above the mean load a node may be, as a factor, before it passes a URL on to its next choice;
+    /// 0 turns that off, else at least 1. Default 1.25.
+    pub bounded_load: f64,
+    /// Query parameters that do not make a URL another page: a name, or a name with one trailing `*`. Default: the
+    /// marketing parameters that Magento's stock VCL strips before its own hash.
+    pub hash_ignore_query: Vec<String>,
+    /// What becomes of requests while no Varnish has all purges. Default `bypass`.
+    pub when_all_behind: WhenAllBehind,
+    /// Requests in flight that a bypass may put on one web node; beyond it the Varnish that is least behind serves.
+    /// At least 1, default 32.
+    pub bypass_max_requests_per_node: u32,
+    /// Networks whose `X-Forwarded-*` headers are believed; a bare address is one host. Default none.
+    #[serde(deserialize_with = "text::list", serialize_with = "text::write_list")]
+    pub trusted_proxies: Vec<IpNet>,
+}
+
+impl Default for Edge {
+    fn default() -> Self {
+        let stripped_by_magento =
+            ["gclid", "cx", "ie", "cof", "siteurl", "zanpid", "origin", "fbclid", "mc_*", "utm_*", "_bta_*"];
+        Edge {
+            listen: vec![SocketAddr::from(([0, 0, 0, 0], 8080))],
+            policy: Policy::Rendezvous,
+            bounded_load: 1.25,
+            hash_ignore_query: stripped_by_magento.map(str::to_owned).to_vec(),
+            when_all_behind: WhenAllBehind::Bypass,
+            bypass_max_requests_per_node: 32,
+            trusted_proxies: Vec::new(),
+        }
+    }
+}
+
+/// What becomes of client requests while every Varnish is behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WhenAllBehind {
+    /// They go to the web nodes, as far as `bypass_max_requests_per_node` allows.
+    Bypass,
+    /// The Varnish that is least behind serves, perhaps an old page.
+    Serve,
+    /// They are answered 503.
+    Refuse,
+}
+
+/// `[origin]`: Varnish to the web nodes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Origin {
+    /// Where Varnish finds its backend; port 0 takes any free port. Default `["127.0.0.1:8081"]`.
+    #[serde(deserialize_with = "text::list")]
+    pub listen: Vec<SocketAddr>,
+    /// How a request finds its web node. Default `least_request`.
+    pub policy: Policy,
+}
+
+impl Default for Origin {
+    fn default() -> Self {
+        Origin { listen: vec![SocketAddr::from(([127, 0, 0, 1], 8081))], policy: Policy::LeastRequest }
+    }
+}

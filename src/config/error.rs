@@ -1,0 +1,181 @@
+//! What is wrong with a configuration: one line each, all of them at once.
+
+use std::fmt;
+use std::io;
+
+use super::Config;
+use super::check::Violation;
+use super::raw::{Found, Raw, Step};
+use super::read::Reason;
+
+/// One thing that is wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{file}: {cause}")]
+    Unreadable {
+        /// The file, as it was named.
+        file: String,
+        /// Why not.
+        cause: io::Error,
+    },
+    /// The file is not TOML.
+    #[error("{file}:{line}:{column}: {message}")]
+    Syntax {
+        /// The file, as it was named.
+        file: String,
+        /// Counted from 1.
+        line: usize,
+        /// In characters, counted from 1.
+        column: usize,
+        /// What the parser expected.
+        message: String,
+    },
+    /// A variable that cannot be put into place.
+    #[error("{variable}: {reason}")]
+    Variable {
+        /// Its whole name.
+        variable: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A key or its value.
+    #[error("{source_name}: {key}{}: {reason}", value.as_ref().map(|value| format!(" = {value}")).unwrap_or_default())]
+    Key {
+        /// The file or the variable; `default` for a default that does not go with what was set.
+        source_name: String,
+        /// Such as `edge.listen[0]`, counted from 0.
+        key: String,
+        /// As it was written; `None` where it is a table or missing.
+        value: Option<String>,
+        /// What is wrong and what is allowed.
+        reason: String,
+    },
+}
+
+impl ConfigError {
+    pub(super) fn syntax(file: &str, text: &str, error: &toml::de::Error) -> Self {
+        let start = error.span().map_or(0, |span| span.start);
+        let before = text.get(..start).unwrap_or(text);
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        ConfigError::Syntax {
+            file: file.to_owned(),
+            line: before.matches('\n').count() + 1,
+            column: before[line_start..].chars().count() + 1,
+            message: error.message().replace('\n', "; "),
+        }
+    }
+}
+
+/// Everything that is wrong, in the order in which it was found. Prints one line each.
+#[derive(Debug)]
+pub struct ConfigErrors(Vec<ConfigError>);
+
+impl ConfigErrors {
+    /// The single errors; never none.
+    pub fn iter(&self) -> impl Iterator<Item = &ConfigError> {
+        self.0.iter()
+    }
+}
+
+impl From<ConfigError> for ConfigErrors {
+    fn from(error: ConfigError) -> Self {
+        ConfigErrors(vec![error])
+    }
+}
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, error) in self.0.iter().enumerate() {
+            let separator = if index == 0 { "" } else { "\n" };
+            write!(f, "{separator}{error}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+/// Gathers what is wrong while a configuration is read.
+pub(super) struct Report {
+    file: Option<String>,
+    errors: Vec<ConfigError>,
+}
+
+impl Report {
+    pub(super) fn new(file: Option<String>) -> Self {
+        Report { file, errors: Vec::new() }
+    }
+
+    pub(super) fn push(&mut self, error: ConfigError) {
+        self.errors.push(error);
+    }
+
+    /// A value that could not be read as what its key wants.
+    pub(super) fn unread(&mut self, raw: &Raw, path: &[Step], reason: &Reason) {
+        let found = raw.find(path);
+        let mut found = found.unwrap_or(Found { key: "the file".to_owned(), value: None, variable: None });
+        if let Reason::Missing(field) = reason {
+            found.key = format!("{}.{field}", found.key);
+            // It was there, but could not be read and was taken out.
+            if self.blames(&found.key) {
+                return;
+            }
+        }
+        let source_name = self.source_of(&found);
+        self.errors.push(ConfigError::Key {
+            source_name,
+            key: found.key,
+            value: found.value,
+            reason: reason.to_string(),
+        });
+    }
+
+    /// A readable value that is not allowed. Says nothing about a key that is blamed already.
+    pub(super) fn violation(&mut self, raw: &Raw, config: &Config, violation: Violation) {
+        let path = steps(&violation.key);
+        let (source_name, found) = match raw.find(&path) {
+            Some(found) => (self.source_of(&found), found),
+            None => {
+                let effective = toml::Value::try_from(config).ok().map(Raw::from);
+                let found = effective.and_then(|effective| effective.find(&path));
+                let unshown = Found { key: violation.key, value: None, variable: None };
+                ("default".to_owned(), found.unwrap_or(unshown))
+            }
+        };
+        if !self.blames(&found.key) {
+            self.errors.push(ConfigError::Key {
+                source_name,
+                key: found.key,
+                value: found.value,
+                reason: violation.reason,
+            });
+        }
+    }
+
+    /// The configuration, if nothing is wrong with it.
+    pub(super) fn finish(self, config: Config) -> Result<Config, ConfigErrors> {
+        if self.errors.is_empty() { Ok(config) } else { Err(ConfigErrors(self.errors)) }
+    }
+
+    fn source_of(&self, found: &Found) -> String {
+        let file = || self.file.clone().unwrap_or_else(|| "default".to_owned());
+        found.variable.clone().unwrap_or_else(file)
+    }
+
+    /// Whether an error names this key, or an item of it.
+    fn blames(&self, about: &str) -> bool {
+        self.errors.iter().any(|error| match error {
+            ConfigError::Key { key, .. } => {
+                key.strip_prefix(about).is_some_and(|item| item.is_empty() || item.starts_with('['))
+            }
+            _ => false,
+        })
+    }
+}
+
+/// The steps of a path such as `node[2].address`.
+fn steps(path: &str) -> Vec<Step> {
+    let parts = path.split(['.', '[']).map(|part| part.trim_end_matches(']'));
+    parts.map(|part| part.parse().map_or_else(|_| Step::Key(part.to_owned()), Step::Item)).collect()
+}

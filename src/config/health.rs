@@ -1,0 +1,90 @@
+//! `[health.web]` and `[health.varnish]`: how nodes are checked.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::text;
+
+/// `[health]`: one table of checks for each role.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HealthChecks {
+    /// Checks of the web nodes.
+    pub web: WebChecks,
+    /// Checks of the Varnish nodes.
+    pub varnish: VarnishChecks,
+}
+
+/// `[health.web]`: an HTTP request that a healthy web node answers as expected.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WebChecks {
+    /// The path that is asked for. Default `/health_check.php`, which Magento ships.
+    pub path: String,
+    /// Time between two checks of a node, at least 10ms. Default 5s.
+    #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
+    pub interval: Duration,
+    /// Time after which a check has failed, at most `interval`. Default 2s.
+    #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
+    pub timeout: Duration,
+    /// Passes in a row that bring a node up. At least 1, default 2.
+    pub rise: u32,
+    /// Failures in a row that take a node down. At least 1, default 3.
+    pub fall: u32,
+    /// How much of the interval is random, as a share from 0 to 0.5, so that checks do not come all at once.
+    /// Default 0.1.
+    pub jitter: f64,
+    /// Status codes that pass, 100 to 599. Default `[200]`.
+    pub expect: Vec<u16>,
+    /// The `Host` header of the check; empty (the default) sends the address of the node.
+    pub host: String,
+    /// The share of healthy web nodes, 0 to 1, below which health is ignored and all get traffic. Default 0.5.
+    pub panic_threshold: f64,
+}
+
+impl Default for WebChecks {
+    fn default() -> Self {
+        WebChecks {
+            path: "/health_check.php".to_owned(),
+            interval: Duration::from_secs(5),
+            timeout: Duration::from_secs(2),
+            rise: 2,
+            fall: 3,
+            jitter: 0.1,
+            expect: vec![200],
+            host: String::new(),
+            panic_threshold: 0.5,
+        }
+    }
+}
+
+/// `[health.varnish]`: whether a Varnish answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VarnishChecks {
+    /// Time between two checks of a node, at least 10ms. Default 1s.
+    #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
+    pub interval: Duration,
+    /// Time after which a check has failed, at most `interval`. Default 500ms.
+    #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
+    pub timeout: Duration,
+    /// Passes in a row that bring a node up. At least 1, default 2.
+    pub rise: u32,
+    /// Failures in a row that take a node down. At least 1, default 2.
+    pub fall: u32,
+    /// How much of the interval is random, as a share from 0 to 0.5. Default 0.1.
+    pub jitter: f64,
+}
+
+impl Default for VarnishChecks {
+    fn default() -> Self {
+        VarnishChecks {
+            interval: Duration::from_secs(1),
+            timeout: Duration::from_millis(500),
+            rise: 2,
+            fall: 2,
+            jitter: 0.1,
+        }
+    }
+}

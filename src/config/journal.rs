@@ -1,0 +1,52 @@
+//! `[journal]`: where accepted purges are kept.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::text;
+
+/// `[journal]`: the durable list of purges.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Journal {
+    /// Default `disk`.
+    pub kind: JournalKind,
+    /// The directory of a journal on disk. Default `/var/lib/clearcoat`.
+    pub path: PathBuf,
+    /// How long a purge is kept for a Varnish that is away; one that was away for longer drops all its pages
+    /// instead. Above 0, default 1h.
+    #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
+    pub retention: Duration,
+}
+
+impl Default for Journal {
+    fn default() -> Self {
+        Journal {
+            kind: JournalKind::Disk,
+            path: PathBuf::from("/var/lib/clearcoat"),
+            retention: Duration::from_secs(60 * 60),
+        }
+    }
+}
+
+/// Where the journal is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JournalKind {
+    /// In the process: lost with it, so every Varnish starts empty after a restart.
+    Memory,
+    /// In a file below `path`.
+    Disk,
+}
+
+impl JournalKind {
+    /// The name in configuration and the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            JournalKind::Memory => "memory",
+            JournalKind::Disk => "disk",
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! `[purge]`: the listener that takes Magento's purges.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::{Token, text};
+
+/// `[purge]`: Magento to every Varnish.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PurgeListener {
+    /// Where purges arrive; port 0 takes any free port. Default `["0.0.0.0:6081"]`.
+    #[serde(deserialize_with = "text::list")]
+    pub listen: Vec<SocketAddr>,
+    /// Networks that may purge; a bare address is one host. Default: loopback and the private networks.
+    #[serde(deserialize_with = "text::list", serialize_with = "text::write_list")]
+    pub allow: Vec<IpNet>,
+    /// A file with the bearer token that a purge must carry as well; empty (the default) wants none.
+    pub token_file: PathBuf,
+    /// What stands in `token_file`. Read at load, so that a missing file is an error before the first purge.
+    #[serde(skip)]
+    pub token: Option<Token>,
+    /// How long a purge waits for the Varnish nodes before it fences those that have not answered and is answered
+    /// itself. Above 0, at most 60s, default 1s.
+    #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
+    pub ack_timeout: Duration,
+    /// The most that one purge request may have, head and body together, in bytes; beyond it the answer is 413.
+    /// 1024 to 16777216 (16 MiB), default 1048576 (1 MiB).
+    pub max_request: usize,
+}
+
+impl Default for PurgeListener {
+    fn default() -> Self {
+        let v4 = |a, b, length| IpNet::new_assert([a, b, 0, 0].into(), length);
+        let v6 = |first, last, length| IpNet::new_assert([first, 0, 0, 0, 0, 0, 0, last].into(), length);
+        PurgeListener {
+            listen: vec![SocketAddr::from(([0, 0, 0, 0], 6081))],
+            allow: vec![
+                v4(127, 0, 8),
+                v6(0, 1, 128),
+                v4(10, 0, 8),
+                v4(172, 16, 12),
+                v4(192, 168, 16),
+                v6(0xfc00, 0, 7),
+            ],
+            token_file: PathBuf::new(),
+            token: None,
+            ack_timeout: Duration::from_secs(1),
+            max_request: 1 << 20,
+        }
+    }
+}

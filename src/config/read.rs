@@ -1,0 +1,199 @@
+//! The tree becomes typed values: a serde data format of our own.
+//!
+//! The TOML crate could do that too, but its errors are finished sentences ("unknown variant `fastest`, expected one
+//! of …"). Here they keep their parts, so that each can say what is allowed in the words of the configuration, and
+//! text from the environment is parsed as what the key asks for.
+
+use std::fmt;
+
+use serde::de::value::{MapDeserializer, SeqDeserializer};
+use serde::de::{self, Deserializer, Expected, IntoDeserializer, Unexpected, Visitor};
+use serde_path_to_error::Segment;
+use toml::Value;
+
+use super::Config;
+use super::error::Report;
+use super::raw::{Raw, Step};
+
+/// Reads all there is to read. What cannot be read is reported and taken out of the tree; its default replaces it.
+pub(super) fn gather(raw: &mut Raw, report: &mut Report) -> Config {
+    loop {
+        let error = match serde_path_to_error::deserialize::<_, Config>(Reader(raw.clone())) {
+            Ok(config) => return config,
+            Err(error) => error,
+        };
+        let path: Vec<Step> = error.path().iter().filter_map(step).collect();
+        report.unread(raw, &path, error.inner());
+        if !raw.remove(&path) {
+            return Config::default();
+        }
+    }
+}
+
+/// A segment that stands in the tree. The name of an enum's variant is a value, not a step.
+fn step(segment: &Segment) -> Option<Step> {
+    match segment {
+        Segment::Seq { index } => Some(Step::Item(*index)),
+        Segment::Map { key } => Some(Step::Key(key.clone())),
+        Segment::Enum { .. } | Segment::Unknown => None,
+    }
+}
+
+/// Why a value was not accepted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Reason {
+    /// No such key in this table.
+    UnknownKey(&'static [&'static str]),
+    /// Not one of the values that the key can have.
+    UnknownValue(&'static [&'static str]),
+    /// The table lacks a key that has no default.
+    Missing(&'static str),
+    /// Whatever else, in words.
+    Other(String),
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reason::UnknownKey(allowed) => write!(f, "unknown key; allowed: {}", allowed.join(", ")),
+            Reason::UnknownValue(allowed) => write!(f, "unknown value; allowed: {}", allowed.join(", ")),
+            Reason::Missing(_) => f.write_str("wanted, but missing"),
+            Reason::Other(text) => f.write_str(text),
+        }
+    }
+}
+
+impl std::error::Error for Reason {}
+
+impl de::Error for Reason {
+    fn custom<T: fmt::Display>(text: T) -> Self {
+        Reason::Other(text.to_string())
+    }
+
+    fn invalid_type(_: Unexpected<'_>, wanted: &dyn Expected) -> Self {
+        Reason::Other(format!("wanted {wanted}"))
+    }
+
+    fn unknown_variant(_: &str, allowed: &'static [&'static str]) -> Self {
+        Reason::UnknownValue(allowed)
+    }
+
+    fn unknown_field(_: &str, allowed: &'static [&'static str]) -> Self {
+        Reason::UnknownKey(allowed)
+    }
+
+    fn missing_field(field: &'static str) -> Self {
+        Reason::Missing(field)
+    }
+}
+
+struct Reader(Raw);
+
+impl Reader {
+    fn string(self) -> Result<String, Reason> {
+        match self.0 {
+            Raw::Text { text, .. } | Raw::Scalar(Value::String(text)) => Ok(text),
+            _ => Err(wanted("a string")),
+        }
+    }
+
+    fn whole_number(self, max: u64) -> Result<u64, Reason> {
+        let number = match self.0 {
+            Raw::Text { text, .. } => text.trim().parse().ok(),
+            Raw::Scalar(Value::Integer(number)) => u64::try_from(number).ok(),
+            _ => None,
+        };
+        number
+            .filter(|&number| number <= max)
+            .ok_or_else(|| Reason::Other(format!("wanted a whole number from 0 to {max}")))
+    }
+
+    fn number(self) -> Result<f64, Reason> {
+        let number = match self.0 {
+            Raw::Text { text, .. } => text.trim().parse().ok(),
+            Raw::Scalar(Value::Float(number)) => Some(number),
+            Raw::Scalar(Value::Integer(number)) => i32::try_from(number).ok().map(f64::from),
+            _ => None,
+        };
+        number.filter(|number| number.is_finite()).ok_or_else(|| wanted("a number"))
+    }
+}
+
+fn wanted(what: &str) -> Reason {
+    Reason::Other(format!("wanted {what}"))
+}
+
+impl<'de> IntoDeserializer<'de, Reason> for Reader {
+    type Deserializer = Self;
+
+    fn into_deserializer(self) -> Self {
+        self
+    }
+}
+
+impl<'de> Deserializer<'de> for Reader {
+    type Error = Reason;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Reason> {
+        visitor.visit_string(self.string()?)
+    }
+
+    fn deserialize_u16<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Reason> {
+        visitor.visit_u64(self.whole_number(u16::MAX.into())?)
+    }
+
+    fn deserialize_u32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Reason> {
+        visitor.visit_u64(self.whole_number(u32::MAX.into())?)
+    }
+
+    fn deserialize_u64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Reason> {
+        visitor.visit_u64(self.whole_number(i64::MAX as u64)?)
+    }
+
+    fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Reason> {
+        visitor.visit_f64(self.number()?)
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Reason> {
+        visitor.visit_some(self)
+    }
+
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Reason> {
+        let items = match self.0 {
+            Raw::List { items, .. } => items,
+            Raw::Text { variable, text } => Raw::items(&text, &variable),
+            _ => return Err(wanted("a list")),
+        };
+        visitor.visit_seq(SeqDeserializer::new(items.into_iter().map(|(_, item)| Reader(item))))
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Reason> {
+        match self.0 {
+            Raw::Table { entries, .. } => {
+                visitor.visit_map(MapDeserializer::new(entries.into_iter().map(|(key, value)| (key, Reader(value)))))
+            }
+            Raw::Text { .. } => Err(wanted("a TOML array of inline tables such as [{role = \"web\", …}]")),
+            _ => Err(wanted("a table")),
+        }
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Reason> {
+        let variant = self.string().map_err(|_| Reason::UnknownValue(variants))?;
+        visitor.visit_enum(IntoDeserializer::<Reason>::into_deserializer(variant))
+    }
+
+    serde::forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 u8 i128 u128 f32 char str string bytes byte_buf unit unit_struct newtype_struct tuple
+        tuple_struct map identifier ignored_any
+    }
+}

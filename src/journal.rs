@@ -17,6 +17,7 @@
 #[cfg(test)]
 mod contract;
 mod cursors;
+mod disk;
 mod memory;
 mod tail;
 
@@ -32,6 +33,7 @@ use tokio::sync::watch;
 use crate::fleet::NodeId;
 use crate::purge::Purge;
 
+pub use disk::{BadEntry, Disk, OpenError};
 pub use memory::Memory;
 
 /// A place in the journal. The first entry is 1; 0 is before it. A position is never given twice.

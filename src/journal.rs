@@ -1,0 +1,151 @@
+//! The ordered, durable list of purges, and how far each Varnish has come in it.
+//!
+//! A purge is *accepted* when it is in the journal, not when a Varnish has heard of it: [`Journal::append`] resolves
+//! once the purge would survive `kill -9`, and everything after that may take as long as a hung node makes it take.
+//! So there is no queue per Varnish that could fill or be lost; a delivery is a cursor (a number) that walks along.
+//!
+//! Three decisions shape the trait:
+//!
+//! - **Readers never wait for a disk or a network.** What can be replayed is a bounded tail in memory; the store
+//!   behind it is read once, at the start. A purge becomes readable, then head moves, then its sender is answered:
+//!   whoever was woken by [`Journal::watch`] finds what it was woken for.
+//! - **A cursor that is too old is no error.** It is [`Missed::Gap`], and the caller sends one ban of everything.
+//!   That is why the tail may be bounded at all: too much dropped is slow, too little is wrong.
+//! - **A cursor that is too low is harmless** (bans are idempotent), so cursors are saved lazily, and only purges pay
+//!   for an fsync.
+
+#[cfg(test)]
+mod contract;
+mod cursors;
+mod disk;
+mod memory;
+mod tail;
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::fleet::NodeId;
+use crate::purge::Purge;
+
+pub use disk::{BadEntry, Disk, OpenError};
+pub use memory::Memory;
+
+/// A place in the journal. The first entry is 1; 0 is before it. A position is never given twice.
+pub type Position = u64;
+
+/// A future that a trait object can return.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// One purge and its place. Stored as JSON, so that an operator can read what was accepted and when; the position is
+/// the key under which it is stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// Its place.
+    #[serde(skip)]
+    pub position: Position,
+    /// When it was accepted, in milliseconds since 1970. By the wall clock, so it may go backwards from one entry to
+    /// the next; only retention looks at it.
+    #[serde(rename = "at")]
+    pub at_ms: u64,
+    /// What is to go.
+    pub purge: Purge,
+}
+
+/// What lies after a cursor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Missed {
+    /// Everything after the cursor up to the head, in order. Empty when the cursor is at the head.
+    Entries(Vec<Arc<Entry>>),
+    /// The journal cannot say: it no longer holds all of it, or the cursor is of another journal.
+    Gap,
+}
+
+/// How much can be replayed. Whichever limit is reached first, the oldest entries go.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// How long an entry is kept, and how long the cursor of a node that is no longer saved.
+    pub retention: Duration,
+    /// How many entries are held.
+    pub max_entries: usize,
+    /// How much memory the entries may take, in bytes, as near as it can be told.
+    pub max_bytes: usize,
+}
+
+impl Default for Limits {
+    /// An hour, and what a shop does not reach in it.
+    fn default() -> Self {
+        Limits { retention: Duration::from_secs(3600), max_entries: 100_000, max_bytes: 64 << 20 }
+    }
+}
+
+impl Limits {
+    /// Whether what was written at `at_ms` has been kept long enough. A time in the future (the clock was set back)
+    /// counts as now: better to keep it too long than to lose it.
+    fn retires(&self, at_ms: u64, now_ms: u64) -> bool {
+        u128::from(now_ms.saturating_sub(at_ms)) > self.retention.as_millis()
+    }
+}
+
+/// Why something was not written. Nothing of it was accepted, and the next attempt starts afresh.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The store refused. Every purge that was to be committed together carries the same source.
+    #[error("the journal could not be written")]
+    Failed(#[source] Arc<dyn Error + Send + Sync>),
+    /// The writer is gone: the process is shutting down, or the writer has panicked.
+    #[error("the journal no longer takes anything")]
+    Closed,
+}
+
+/// The ordered list of purges. Used as `Arc<dyn Journal>`; dropping the last handle finishes what was begun.
+pub trait Journal: Send + Sync + 'static {
+    /// Accepts a purge; resolves with its position once it is durable and readable.
+    ///
+    /// The future may be dropped: a purge that has been taken into the queue (with the first poll, unless the queue
+    /// is full) is committed whether or not anybody waits for it.
+    ///
+    /// # Errors
+    /// [`WriteError`]: the purge was not accepted, no position was used up, and head did not move.
+    fn append(&self, purge: Purge) -> BoxFuture<'_, Result<Position, WriteError>>;
+
+    /// The last durable position; 0 while there is none.
+    fn head(&self) -> Position;
+
+    /// The head, for waiting until it moves.
+    fn watch(&self) -> watch::Receiver<Position>;
+
+    /// What lies after `cursor`. Asked and answered at one moment: the last entry is the head of that moment.
+    fn since(&self, cursor: Position) -> Missed;
+
+    /// The cursors as they were last saved, in this process or before it.
+    fn cursors(&self) -> HashMap<NodeId, Position>;
+
+    /// Saves cursors beside those that are saved already. A node whose cursor was not saved for
+    /// [`Limits::retention`] is forgotten, so the unchanged cursors of registered nodes are to be saved too.
+    ///
+    /// # Errors
+    /// [`WriteError`]: the older cursors stand, and a restart replays more.
+    fn save_cursors(&self, cursors: Vec<(NodeId, Position)>) -> BoxFuture<'_, Result<(), WriteError>>;
+
+    /// Whether anything was ever appended. A journal without history has promised nothing to anybody.
+    fn has_history(&self) -> bool {
+        self.head() > 0
+    }
+}
+
+/// The wall clock in milliseconds since 1970, as an argument so that tests can turn it.
+type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
+
+fn wall_clock() -> Clock {
+    Arc::new(|| {
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
+    })
+}

@@ -1,0 +1,231 @@
+//! What every journal does, whatever is behind it. [`suite!`] runs all of it against one way to open a journal.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use super::{Clock, Entry, Journal, Limits, Missed, Position};
+use crate::fleet::NodeId;
+use crate::purge::{Purge, Target};
+
+/// A way to open one empty journal.
+pub(super) type Open<'a> = &'a dyn Fn(Limits, Clock) -> Arc<dyn Journal>;
+
+/// Some time in 2033, so that there is room before it.
+const NOW_MS: u64 = 2_000_000_000_000;
+
+macro_rules! suite {
+    ($open:expr) => {
+        $crate::journal::contract::suite!($open;
+            an_empty_journal_has_no_history,
+            positions_grow_by_one_whoever_appends,
+            everything_after_a_cursor_is_read_back_in_order,
+            whoever_sees_the_head_move_can_read_up_to_it,
+            a_cursor_beyond_the_head_is_a_gap,
+            a_cursor_before_the_newest_entries_is_a_gap,
+            entries_that_take_too_much_memory_go,
+            entries_older_than_the_retention_go_with_the_next_one,
+            a_clock_that_is_set_back_loses_nothing,
+            the_last_saved_cursor_of_each_node_is_read_back,
+            a_cursor_that_is_no_longer_saved_is_forgotten,
+            a_purge_whose_sender_went_away_is_accepted,
+        );
+    };
+    ($open:expr; $($test:ident,)*) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                let open = $open;
+                $crate::journal::contract::$test(&open).await;
+            }
+        )*
+    };
+}
+pub(super) use suite;
+
+/// A clock that stands still until it is turned.
+pub(super) fn clock() -> (Arc<AtomicU64>, Clock) {
+    let now_ms = Arc::new(AtomicU64::new(NOW_MS));
+    let read = Arc::clone(&now_ms);
+    (now_ms, Arc::new(move || read.load(Ordering::SeqCst)))
+}
+
+/// A purge of one tag.
+pub(super) fn purge(tag: &str) -> Purge {
+    Purge { targets: vec![Target::Tags([tag].into_iter().collect())], soft: false }
+}
+
+pub(super) fn node(id: &str) -> NodeId {
+    NodeId::try_from(id).unwrap()
+}
+
+/// The entries after a cursor, where there is no gap.
+pub(super) fn entries(journal: &dyn Journal, cursor: Position) -> Vec<Arc<Entry>> {
+    match journal.since(cursor) {
+        Missed::Entries(entries) => entries,
+        Missed::Gap => panic!("a gap after {cursor}"),
+    }
+}
+
+/// Polls an append once, then drops it as a sender does that hangs up.
+pub(super) fn append_and_go_away(journal: &dyn Journal, purge: Purge) {
+    let mut append = journal.append(purge);
+    let _ = append.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+}
+
+async fn append_all(journal: &dyn Journal, tags: impl IntoIterator<Item = &str>) {
+    for tag in tags {
+        journal.append(purge(tag)).await.unwrap();
+    }
+}
+
+pub(super) async fn an_empty_journal_has_no_history(open: Open<'_>) {
+    let journal = open(Limits::default(), clock().1);
+    assert_eq!(journal.head(), 0);
+    assert!(!journal.has_history());
+    assert_eq!(journal.since(0), Missed::Entries(vec![]));
+    assert!(journal.cursors().is_empty());
+    journal.append(purge("a")).await.unwrap();
+    assert!(journal.has_history());
+}
+
+pub(super) async fn positions_grow_by_one_whoever_appends(open: Open<'_>) {
+    const SENDERS: usize = 8;
+    const EACH: usize = 25;
+    let journal = open(Limits::default(), clock().1);
+    let senders = (0..SENDERS).map(|sender| {
+        let journal = Arc::clone(&journal);
+        tokio::spawn(async move {
+            let mut answers = Vec::new();
+            for turn in 0..EACH {
+                let purge = purge(&format!("{sender}_{turn}"));
+                answers.push((journal.append(purge.clone()).await.unwrap(), purge));
+            }
+            answers
+        })
+    });
+    let mut answers = Vec::new();
+    for sender in senders.collect::<Vec<_>>() {
+        let answered = sender.await.unwrap();
+        assert!(answered.is_sorted_by_key(|(position, _)| *position), "a sender's own purges keep their order");
+        answers.extend(answered);
+    }
+    answers.sort_by_key(|(position, _)| *position);
+    let held = entries(&*journal, 0).iter().map(|entry| (entry.position, entry.purge.clone())).collect::<Vec<_>>();
+    assert_eq!(held, answers);
+    let positions = held.into_iter().map(|(position, _)| position);
+    assert_eq!(positions.collect::<Vec<_>>(), (1..=(SENDERS * EACH) as Position).collect::<Vec<_>>());
+}
+
+pub(super) async fn everything_after_a_cursor_is_read_back_in_order(open: Open<'_>) {
+    let journal = open(Limits::default(), clock().1);
+    append_all(&*journal, ["a", "b", "c"]).await;
+    for (cursor, expected) in [(0, &["a", "b", "c"][..]), (1, &["b", "c"]), (2, &["c"]), (3, &[])] {
+        let purges: Vec<Purge> = entries(&*journal, cursor).iter().map(|entry| entry.purge.clone()).collect();
+        assert_eq!(purges, expected.iter().map(|tag| purge(tag)).collect::<Vec<_>>(), "after {cursor}");
+    }
+    assert_eq!(entries(&*journal, 0)[0].at_ms, NOW_MS);
+}
+
+pub(super) async fn whoever_sees_the_head_move_can_read_up_to_it(open: Open<'_>) {
+    const COUNT: Position = 200;
+    let journal = open(Limits::default(), clock().1);
+    let mut head = journal.watch();
+    let appending = Arc::clone(&journal);
+    let sender = tokio::spawn(async move {
+        for _ in 0..COUNT {
+            let position = appending.append(purge("a")).await.unwrap();
+            assert!(appending.head() >= position, "an answered purge is below the head");
+        }
+    });
+    let mut cursor = 0;
+    while cursor < COUNT {
+        head.changed().await.unwrap();
+        let seen = *head.borrow_and_update();
+        let read = entries(&*journal, cursor);
+        assert!(read.last().unwrap().position >= seen);
+        assert!(journal.head() >= read.last().unwrap().position);
+        cursor = seen;
+    }
+    sender.await.unwrap();
+}
+
+pub(super) async fn a_cursor_beyond_the_head_is_a_gap(open: Open<'_>) {
+    let journal = open(Limits::default(), clock().1);
+    assert_eq!(journal.since(1), Missed::Gap);
+    append_all(&*journal, ["a"]).await;
+    assert_eq!(journal.since(2), Missed::Gap);
+    assert_eq!(journal.since(Position::MAX), Missed::Gap);
+}
+
+pub(super) async fn a_cursor_before_the_newest_entries_is_a_gap(open: Open<'_>) {
+    let journal = open(Limits { max_entries: 2, ..Limits::default() }, clock().1);
+    append_all(&*journal, ["a", "b", "c"]).await;
+    assert_eq!(journal.since(0), Missed::Gap);
+    assert_eq!(entries(&*journal, 1).len(), 2);
+}
+
+pub(super) async fn entries_that_take_too_much_memory_go(open: Open<'_>) {
+    const TAG_BYTES: usize = 4_000;
+    let journal = open(Limits { max_bytes: 3 * TAG_BYTES, ..Limits::default() }, clock().1);
+    let long = "x".repeat(TAG_BYTES);
+    append_all(&*journal, ["a", &long, &long]).await;
+    assert_eq!(entries(&*journal, 0).len(), 3);
+    append_all(&*journal, [long.as_str()]).await;
+    assert_eq!(journal.since(1), Missed::Gap);
+    assert_eq!(entries(&*journal, 2).len(), 2);
+    let too_long = "x".repeat(4 * TAG_BYTES);
+    append_all(&*journal, [too_long.as_str()]).await;
+    assert_eq!(journal.since(4), Missed::Gap);
+    assert_eq!(journal.since(5), Missed::Entries(vec![]));
+}
+
+pub(super) async fn entries_older_than_the_retention_go_with_the_next_one(open: Open<'_>) {
+    let (now_ms, clock) = clock();
+    let journal = open(Limits { retention: Duration::from_secs(60), ..Limits::default() }, clock);
+    append_all(&*journal, ["a"]).await;
+    now_ms.fetch_add(60_000, Ordering::SeqCst);
+    append_all(&*journal, ["b"]).await;
+    assert_eq!(entries(&*journal, 0).len(), 2);
+    now_ms.fetch_add(1, Ordering::SeqCst);
+    append_all(&*journal, ["c"]).await;
+    assert_eq!(journal.since(0), Missed::Gap);
+    assert_eq!(entries(&*journal, 1).len(), 2);
+}
+
+pub(super) async fn a_clock_that_is_set_back_loses_nothing(open: Open<'_>) {
+    let (now_ms, clock) = clock();
+    let journal = open(Limits { retention: Duration::from_secs(60), ..Limits::default() }, clock);
+    append_all(&*journal, ["a"]).await;
+    for earlier in [NOW_MS - 3_600_000, 0] {
+        now_ms.store(earlier, Ordering::SeqCst);
+        append_all(&*journal, ["b"]).await;
+    }
+    assert_eq!(entries(&*journal, 0).len(), 3);
+}
+
+pub(super) async fn the_last_saved_cursor_of_each_node_is_read_back(open: Open<'_>) {
+    let journal = open(Limits::default(), clock().1);
+    append_all(&*journal, ["a", "b"]).await;
+    journal.save_cursors(vec![(node("v1"), 1), (node("v2"), 1)]).await.unwrap();
+    journal.save_cursors(vec![(node("v1"), 2)]).await.unwrap();
+    assert_eq!(journal.cursors(), [(node("v1"), 2), (node("v2"), 1)].into());
+}
+
+pub(super) async fn a_cursor_that_is_no_longer_saved_is_forgotten(open: Open<'_>) {
+    let (now_ms, clock) = clock();
+    let journal = open(Limits { retention: Duration::from_secs(60), ..Limits::default() }, clock);
+    append_all(&*journal, ["a"]).await;
+    journal.save_cursors(vec![(node("left"), 1), (node("stays"), 1)]).await.unwrap();
+    now_ms.fetch_add(60_001, Ordering::SeqCst);
+    journal.save_cursors(vec![(node("stays"), 1)]).await.unwrap();
+    assert_eq!(journal.cursors(), [(node("stays"), 1)].into());
+}
+
+pub(super) async fn a_purge_whose_sender_went_away_is_accepted(open: Open<'_>) {
+    let journal = open(Limits::default(), clock().1);
+    append_and_go_away(&*journal, purge("a"));
+    assert_eq!(journal.append(purge("b")).await.unwrap(), 2);
+    assert_eq!(entries(&*journal, 0)[0].purge, purge("a"));
+}

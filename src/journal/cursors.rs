@@ -1,0 +1,43 @@
+//! How far each Varnish had come when it was last saved.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use super::{Limits, Position};
+use crate::fleet::NodeId;
+
+/// A cursor as it was saved.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Saved {
+    /// The cursor.
+    pub(super) position: Position,
+    /// When it was saved, in milliseconds since 1970.
+    pub(super) at_ms: u64,
+}
+
+/// The saved cursors of all nodes. Those of nodes that left are kept for [`Limits::retention`], because a Varnish
+/// that comes back within that time can be replayed instead of emptied.
+pub(super) struct Cursors {
+    limits: Limits,
+    saved: Mutex<HashMap<NodeId, Saved>>,
+}
+
+impl Cursors {
+    /// Cursors that start with what was saved before.
+    pub(super) fn new(limits: Limits, saved: HashMap<NodeId, Saved>) -> Self {
+        Cursors { limits, saved: Mutex::new(saved) }
+    }
+
+    /// The positions by node.
+    pub(super) fn positions(&self) -> HashMap<NodeId, Position> {
+        let saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
+        saved.iter().map(|(node, saved)| (node.clone(), saved.position)).collect()
+    }
+
+    /// Saves cursors and forgets those that were not saved for too long.
+    pub(super) fn save(&self, cursors: impl IntoIterator<Item = (NodeId, Position)>, now_ms: u64) {
+        let mut saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
+        saved.extend(cursors.into_iter().map(|(node, position)| (node, Saved { position, at_ms: now_ms })));
+        saved.retain(|_, saved| !self.limits.retires(saved.at_ms, now_ms));
+    }
+}

@@ -1,0 +1,126 @@
+//! A journal that outlives its process.
+//!
+//! An fsync costs from a tenth of a millisecond to many, and Magento's purges come in storms. So there is one writer,
+//! a thread of its own because fsync blocks, and it commits **in groups**: whatever gathered while the last commit
+//! was on its way goes into the next one. A single purge pays one fsync, a storm shares them, and nobody waits
+//! longer for company. The order in the file, the order of positions and the order in the tail are one order, because
+//! one thread makes all three.
+//!
+//! The file holds what the tail holds and is read only at the start. What the tail drops, the next commits delete.
+
+mod error;
+mod store;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::cursors::Cursors;
+use super::tail::Tail;
+use super::{BoxFuture, Clock, Journal, Limits, Missed, Position, WriteError, wall_clock};
+use crate::fleet::NodeId;
+use crate::purge::Purge;
+use store::{OpenDatabase, Store};
+use writer::Command;
+
+pub use error::{BadEntry, OpenError};
+
+/// How many purges may wait for the next commit; more wait for a place in the queue, in their own tasks.
+const QUEUE: usize = 1024;
+
+/// A journal in `<path>/journal.redb`.
+pub struct Disk {
+    shared: Arc<Shared>,
+    // Dropped in this order: the closed queue is what ends the writer.
+    queue: mpsc::Sender<Command>,
+    _writer: Writer,
+}
+
+/// What readers and the writer share.
+struct Shared {
+    tail: Tail,
+    cursors: Cursors,
+    clock: Clock,
+}
+
+/// The writer's thread. Dropping it waits until what was queued is committed and the file is closed.
+struct Writer(Option<JoinHandle<()>>);
+
+impl Disk {
+    /// Opens the journal in the directory `path`, creating both where they are missing. Blocks on the disk.
+    ///
+    /// # Errors
+    /// [`OpenError`] names the file and what is wrong with it. A journal that cannot be read in full is not opened:
+    /// what it lost is a purge that somebody was told is done.
+    pub fn open(path: &Path, limits: Limits) -> Result<Self, OpenError> {
+        Disk::open_with(path, limits, wall_clock(), Box::new(store::open_database))
+    }
+
+    fn open_with(path: &Path, limits: Limits, clock: Clock, open: OpenDatabase) -> Result<Self, OpenError> {
+        let now_ms = clock();
+        let (store, stored) = Store::open(path, limits, now_ms, open)?;
+        let shared = Arc::new(Shared {
+            tail: Tail::new(limits, stored.head, stored.entries, now_ms),
+            cursors: Cursors::new(limits, stored.cursors),
+            clock,
+        });
+        let (queue, commands) = mpsc::channel(QUEUE);
+        let for_writer = Arc::clone(&shared);
+        let writer = thread::Builder::new()
+            .name("journal".into())
+            .spawn(move || writer::run(store, &for_writer, commands))
+            .map_err(OpenError::Thread)?;
+        Ok(Disk { shared, queue, _writer: Writer(Some(writer)) })
+    }
+
+    /// Hands a command to the writer and waits for its answer.
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T, WriteError>>) -> Command,
+    ) -> Result<T, WriteError> {
+        let (answer, answered) = oneshot::channel();
+        self.queue.send(command(answer)).await.map_err(|_| WriteError::Closed)?;
+        answered.await.map_err(|_| WriteError::Closed)?
+    }
+}
+
+impl Journal for Disk {
+    fn append(&self, purge: Purge) -> BoxFuture<'_, Result<Position, WriteError>> {
+        Box::pin(self.ask(|answer| Command::Append(purge, answer)))
+    }
+
+    fn head(&self) -> Position {
+        self.shared.tail.head()
+    }
+
+    fn watch(&self) -> watch::Receiver<Position> {
+        self.shared.tail.watch()
+    }
+
+    fn since(&self, cursor: Position) -> Missed {
+        self.shared.tail.since(cursor)
+    }
+
+    fn cursors(&self) -> HashMap<NodeId, Position> {
+        self.shared.cursors.positions()
+    }
+
+    fn save_cursors(&self, cursors: Vec<(NodeId, Position)>) -> BoxFuture<'_, Result<(), WriteError>> {
+        Box::pin(self.ask(|answer| Command::SaveCursors(cursors, answer)))
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        let ended = self.0.take().map(JoinHandle::join);
+        if let Some(Err(_)) = ended {
+            tracing::error!("the journal's writer panicked; what it had not answered was not accepted");
+        }
+    }
+}

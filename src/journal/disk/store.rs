@@ -1,0 +1,225 @@
+//! The file: what is in it, how it is opened, and how a group is written to it.
+//!
+//! redb is a B-tree that never writes over a page that is in use, so a crash leaves either the last commit or the one
+//! before, and a torn tail does not exist. What cannot be read at the start is therefore damage, and is refused.
+//!
+//! After an I/O error redb takes no more writes until the file is opened again, and the commit that failed may have
+//! reached the disk all the same. So the file is closed, the next group opens it again, and before it writes it
+//! deletes whatever is stored behind the published head: those senders were told that nothing was accepted. A restart
+//! in between can bring such a purge back, which drops a page too many. What this does not mend is a disk that fails
+//! an fsync and forgets the page while the kernel still shows it: opening again verifies what the kernel shows.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use redb::{Builder, Database, DatabaseError, Durability, ReadableTable, StorageError, Table, TableDefinition};
+
+use super::error::{BadEntry, CommitError, OpenError};
+use crate::fleet::NodeId;
+use crate::journal::cursors::Saved;
+use crate::journal::{Entry, Limits, Position};
+
+const ENTRIES: TableDefinition<Position, &[u8]> = TableDefinition::new("entries");
+/// The cursor, and when it was saved in milliseconds since 1970.
+const CURSORS: TableDefinition<&str, (Position, u64)> = TableDefinition::new("cursors");
+/// The head has a place of its own: it outlives the entries, so that no position is ever given twice.
+const HEAD: TableDefinition<(), Position> = TableDefinition::new("head");
+
+/// The most entries that one commit deletes. More than a commit can add, so that deleting keeps up.
+const MAX_RETIRED: Position = 4096;
+/// redb's own default is 1 GiB. Nothing is read after the start, so it only has to hold what a group touches.
+const CACHE_BYTES: usize = 8 << 20;
+
+/// Opens the file as a database; an argument so that tests can put a failing disk beneath it.
+pub(super) type OpenDatabase = Box<dyn Fn(&Path) -> Result<Database, DatabaseError> + Send>;
+
+/// What was in the file when it was opened.
+pub(super) struct Stored {
+    pub(super) head: Position,
+    pub(super) entries: Vec<Arc<Entry>>,
+    pub(super) cursors: HashMap<NodeId, Saved>,
+}
+
+/// What one transaction writes.
+pub(super) struct Change<'g> {
+    /// The time of the group.
+    pub(super) now_ms: u64,
+    /// The last published position. The entries follow it.
+    pub(super) head: Position,
+    /// The oldest entry that is still wanted.
+    pub(super) first: Position,
+    pub(super) entries: &'g [Arc<Entry>],
+    pub(super) cursors: &'g [(NodeId, Position)],
+}
+
+/// The open file.
+pub(super) struct Store {
+    path: PathBuf,
+    limits: Limits,
+    open: OpenDatabase,
+    /// `None` after a failure, until the next commit opens it again.
+    database: Option<Database>,
+}
+
+/// Opens or creates the file, and has redb verify it in full: a damaged page would make it panic later.
+pub(super) fn open_database(path: &Path) -> Result<Database, DatabaseError> {
+    builder().create(path)
+}
+
+/// How the file is opened.
+pub(super) fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
+    builder
+}
+
+impl Store {
+    /// Opens the file in `directory`, reads everything, and deletes what is too old at `now_ms`.
+    pub(super) fn open(
+        directory: &Path,
+        limits: Limits,
+        now_ms: u64,
+        open: OpenDatabase,
+    ) -> Result<(Store, Stored), OpenError> {
+        let unusable = |source| OpenError::Directory { path: directory.to_owned(), source };
+        fs::create_dir_all(directory).map_err(unusable)?;
+        let path = directory.join("journal.redb");
+        let database = open(&path).map_err(|error| not_opened(&path, error.into()))?;
+        // The file may be new, and what is in it is worth nothing while its name is not durable.
+        File::open(directory).and_then(|directory| directory.sync_all()).map_err(unusable)?;
+        let stored = load(&database, &path, limits, now_ms)?;
+        Ok((Store { path, limits, open, database: Some(database) }, stored))
+    }
+
+    /// Writes a group. On success it is durable if it holds an entry; on failure it counts as not written, and the
+    /// next commit starts by opening the file again.
+    pub(super) fn commit(&mut self, change: &Change<'_>) -> Result<(), CommitError> {
+        let records: Vec<Vec<u8>> =
+            change.entries.iter().map(|entry| serde_json::to_vec(&**entry)).collect::<Result<_, _>>()?;
+        let database = match self.database.take() {
+            Some(database) => database,
+            None => (self.open)(&self.path).map_err(|error| self.not_written(error.into()))?,
+        };
+        write(&database, change, &records, &self.limits).map_err(|error| self.not_written(error))?;
+        self.database = Some(database);
+        Ok(())
+    }
+
+    fn not_written(&self, source: redb::Error) -> CommitError {
+        CommitError::Storage { path: self.path.clone(), source }
+    }
+}
+
+fn not_opened(path: &Path, error: redb::Error) -> OpenError {
+    let path = path.to_owned();
+    match error {
+        redb::Error::DatabaseAlreadyOpen | redb::Error::LockProtocolMismatch => OpenError::InUse { path },
+        // redb says so of a file that does not begin as its files do.
+        redb::Error::Io(source) if source.kind() != io::ErrorKind::InvalidData => OpenError::File { path, source },
+        source => OpenError::NotAJournal { path, source },
+    }
+}
+
+fn load(database: &Database, path: &Path, limits: Limits, now_ms: u64) -> Result<Stored, OpenError> {
+    let failed = |error: redb::Error| not_opened(path, error);
+    let transaction = database.begin_write().map_err(|error| failed(error.into()))?;
+    let stored = {
+        let mut entries = transaction.open_table(ENTRIES).map_err(|error| failed(error.into()))?;
+        let mut cursors = transaction.open_table(CURSORS).map_err(|error| failed(error.into()))?;
+        let heads = transaction.open_table(HEAD).map_err(|error| failed(error.into()))?;
+        let head = heads.get(()).map_err(|error| failed(error.into()))?.map_or(0, |head| head.value());
+        let stored = Stored {
+            head,
+            entries: load_entries(&entries, head, path)?,
+            cursors: load_cursors(&mut cursors, limits, now_ms, path)?,
+        };
+        let retired = stored.entries.iter().take_while(|entry| limits.retires(entry.at_ms, now_ms)).count();
+        let first = head + 1 - stored.entries.len() as Position + retired as Position;
+        delete_before(&mut entries, first).map_err(|error| failed(error.into()))?;
+        stored
+    };
+    transaction.commit().map_err(|error| failed(error.into()))?;
+    Ok(stored)
+}
+
+fn load_entries(
+    table: &impl ReadableTable<Position, &'static [u8]>,
+    head: Position,
+    path: &Path,
+) -> Result<Vec<Arc<Entry>>, OpenError> {
+    let failed = |error: StorageError| not_opened(path, error.into());
+    let mut entries: Vec<Arc<Entry>> = Vec::new();
+    for record in table.iter().map_err(failed)? {
+        let (position, record) = record.map_err(failed)?;
+        let position = position.value();
+        let damaged = |source| OpenError::Entry { path: path.to_owned(), position, source };
+        if let Some(last) = entries.last().map(|last| last.position)
+            && position != last + 1
+        {
+            return Err(damaged(BadEntry::OutOfOrder(last + 1)));
+        }
+        let entry: Entry = serde_json::from_slice(record.value()).map_err(|error| damaged(error.into()))?;
+        entries.push(Arc::new(Entry { position, ..entry }));
+    }
+    match entries.last() {
+        Some(last) if last.position != head => {
+            let (position, source) = (last.position, BadEntry::OutOfOrder(head));
+            Err(OpenError::Entry { path: path.to_owned(), position, source })
+        }
+        _ => Ok(entries),
+    }
+}
+
+fn load_cursors(
+    table: &mut Table<'_, &'static str, (Position, u64)>,
+    limits: Limits,
+    now_ms: u64,
+    path: &Path,
+) -> Result<HashMap<NodeId, Saved>, OpenError> {
+    let failed = |error: StorageError| not_opened(path, error.into());
+    table.retain(|_, (_, at_ms)| !limits.retires(at_ms, now_ms)).map_err(failed)?;
+    let mut cursors = HashMap::new();
+    for record in table.iter().map_err(failed)? {
+        let (node, saved) = record.map_err(failed)?;
+        let node =
+            NodeId::try_from(node.value()).map_err(|source| OpenError::Cursor { path: path.to_owned(), source })?;
+        let (position, at_ms) = saved.value();
+        cursors.insert(node, Saved { position, at_ms });
+    }
+    Ok(cursors)
+}
+
+fn write(database: &Database, change: &Change<'_>, records: &[Vec<u8>], limits: &Limits) -> Result<(), redb::Error> {
+    let mut transaction = database.begin_write()?;
+    if change.entries.is_empty() {
+        // Without an fsync: the next purge's commit takes these cursors to the disk with it, and so does closing the
+        // file. A crash before that leaves older cursors, and an older cursor only replays more.
+        transaction.set_durability(Durability::None)?;
+    }
+    if let Some(last) = change.entries.last() {
+        let mut entries = transaction.open_table(ENTRIES)?;
+        entries.retain_in(change.head + 1.., |_, _| false)?;
+        for (entry, record) in change.entries.iter().zip(records) {
+            entries.insert(entry.position, record.as_slice())?;
+        }
+        delete_before(&mut entries, change.first)?;
+        transaction.open_table(HEAD)?.insert((), last.position)?;
+    }
+    if !change.cursors.is_empty() {
+        let mut cursors = transaction.open_table(CURSORS)?;
+        for (node, position) in change.cursors {
+            cursors.insert(node.as_str(), (*position, change.now_ms))?;
+        }
+        cursors.retain(|_, (_, at_ms)| !limits.retires(at_ms, change.now_ms))?;
+    }
+    Ok(transaction.commit()?)
+}
+
+/// Deletes the oldest entries before `first`, a bounded number of them.
+fn delete_before(entries: &mut Table<'_, Position, &'static [u8]>, first: Position) -> Result<(), StorageError> {
+    let oldest = entries.first()?.map_or(first, |(position, _)| position.value());
+    entries.retain_in(oldest..first.min(oldest + MAX_RETIRED), |_, _| false)
+}

@@ -1,0 +1,397 @@
+use std::error::Error as _;
+use std::fs;
+use std::ops::Bound;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex};
+use std::time::Duration;
+
+use redb::backends::FileBackend;
+use redb::{BackendError, Database, StorageBackend};
+use tempfile::{TempDir, tempdir};
+
+use super::*;
+use crate::journal::contract::{self, append_and_go_away, clock, entries, node, purge};
+
+contract::suite!({
+    let directory = tempdir().unwrap();
+    move |limits, clock| {
+        let open = Box::new(store::open_database);
+        Arc::new(Disk::open_with(directory.path(), limits, clock, open).unwrap()) as Arc<dyn Journal>
+    }
+});
+
+/// The disk beneath a journal: it can be full, it can be held at an fsync, and it counts them.
+#[derive(Debug, Default)]
+struct Fault {
+    full: AtomicBool,
+    syncs: AtomicUsize,
+    held: Mutex<Hold>,
+    changed: Condvar,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+enum Hold {
+    #[default]
+    Off,
+    /// The next fsync waits.
+    Next,
+    /// One is waiting.
+    Waiting,
+}
+
+impl Fault {
+    fn open(self: &Arc<Self>, directory: &TempDir) -> Disk {
+        let fault = Arc::clone(self);
+        let open = move |path: &Path| {
+            let file = fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+            let disk = FaultyDisk { file: FileBackend::new(file)?, fault: Arc::clone(&fault) };
+            store::builder().create_with_backend(disk)
+        };
+        Disk::open_with(directory.path(), Limits::default(), wall_clock(), Box::new(open)).unwrap()
+    }
+
+    fn check(&self) -> Result<(), std::io::Error> {
+        if self.full.load(Ordering::SeqCst) { Err(std::io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+
+    /// Lets an fsync go that is held.
+    fn hold_next_sync(&self) {
+        *self.held.lock().unwrap() = Hold::Next;
+        self.changed.notify_all();
+    }
+
+    fn wait_until_held(&self) {
+        drop(self.changed.wait_while(self.held.lock().unwrap(), |held| *held != Hold::Waiting).unwrap());
+    }
+
+    fn release(&self) {
+        *self.held.lock().unwrap() = Hold::Off;
+        self.changed.notify_all();
+    }
+
+    fn sync(&self) {
+        self.syncs.fetch_add(1, Ordering::SeqCst);
+        let mut held = self.held.lock().unwrap();
+        if *held == Hold::Next {
+            *held = Hold::Waiting;
+            self.changed.notify_all();
+            drop(self.changed.wait_while(held, |held| *held == Hold::Waiting).unwrap());
+        }
+    }
+}
+
+#[derive(Debug)]
+struct FaultyDisk {
+    file: FileBackend,
+    fault: Arc<Fault>,
+}
+
+impl StorageBackend for FaultyDisk {
+    fn len(&self) -> Result<u64, std::io::Error> {
+        self.file.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), std::io::Error> {
+        self.file.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> Result<(), std::io::Error> {
+        self.fault.check()?;
+        self.file.set_len(len)
+    }
+
+    fn sync_data(&self) -> Result<(), std::io::Error> {
+        self.fault.sync();
+        self.fault.check()?;
+        self.file.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), std::io::Error> {
+        self.fault.check()?;
+        self.file.write(offset, data)
+    }
+
+    fn close(&self) -> Result<(), std::io::Error> {
+        self.file.close()
+    }
+
+    fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.file.try_lock_range(start, end)
+    }
+
+    fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.file.unlock_range(start, end)
+    }
+}
+
+/// The whole chain of an error, as an operator sees it.
+fn told(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {}", told(source)))
+}
+
+fn open_error(directory: &Path) -> OpenError {
+    Disk::open(directory, Limits::default()).err().expect("the journal was opened")
+}
+
+fn open_at(directory: &TempDir, retention: Duration, clock: &Clock) -> Disk {
+    let limits = Limits { retention, ..Limits::default() };
+    Disk::open_with(directory.path(), limits, Arc::clone(clock), Box::new(store::open_database)).unwrap()
+}
+
+#[tokio::test]
+async fn a_journal_that_is_opened_again_has_its_entries_head_and_cursors() {
+    let directory = tempdir().unwrap();
+    let journal = Disk::open(&directory.path().join("new/one"), Limits::default()).unwrap();
+    journal.append(purge("a")).await.unwrap();
+    journal.append(purge("b")).await.unwrap();
+    journal.save_cursors(vec![(node("v1"), 1)]).await.unwrap();
+    let before = entries(&journal, 0);
+    drop(journal);
+    let journal = Disk::open(&directory.path().join("new/one"), Limits::default()).unwrap();
+    assert_eq!(entries(&journal, 0), before);
+    assert_eq!((journal.head(), *journal.watch().borrow()), (2, 2));
+    assert_eq!(journal.cursors(), [(node("v1"), 1)].into());
+    assert_eq!(journal.append(purge("c")).await.unwrap(), 3);
+}
+
+#[tokio::test]
+async fn the_head_survives_when_every_entry_is_too_old() {
+    const RETENTION: Duration = Duration::from_secs(60);
+    let (directory, (now_ms, clock)) = (tempdir().unwrap(), clock());
+    let journal = open_at(&directory, RETENTION, &clock);
+    journal.append(purge("a")).await.unwrap();
+    journal.append(purge("b")).await.unwrap();
+    journal.save_cursors(vec![(node("v1"), 2)]).await.unwrap();
+    drop(journal);
+    now_ms.fetch_add(60_001, Ordering::SeqCst);
+    for head in [2, 3] {
+        let journal = open_at(&directory, RETENTION, &clock);
+        assert_eq!(journal.head(), head);
+        assert_eq!(journal.since(1), Missed::Gap);
+        assert!(journal.cursors().is_empty());
+        journal.append(purge("c")).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn entries_that_are_no_longer_held_are_deleted_from_the_file() {
+    let directory = tempdir().unwrap();
+    let few = Limits { max_entries: 2, ..Limits::default() };
+    let journal = Disk::open(directory.path(), few).unwrap();
+    for tag in ["a", "b", "c", "d"] {
+        journal.append(purge(tag)).await.unwrap();
+    }
+    drop(journal);
+    // The commit of an entry deletes what was not held before it.
+    let journal = Disk::open(directory.path(), Limits::default()).unwrap();
+    assert_eq!(journal.since(0), Missed::Gap);
+    assert_eq!(entries(&journal, 1).len(), 3);
+}
+
+#[tokio::test]
+async fn what_a_crash_leaves_behind_holds_every_answered_purge() {
+    let (directory, crashed) = (tempdir().unwrap(), tempdir().unwrap());
+    let journal = Disk::open(directory.path(), Limits::default()).unwrap();
+    for head in 1..=20 {
+        journal.save_cursors(vec![(node("v1"), head - 1)]).await.unwrap();
+        journal.append(purge("a")).await.unwrap();
+        fs::copy(directory.path().join("journal.redb"), crashed.path().join("journal.redb")).unwrap();
+        let left = Disk::open(crashed.path(), Limits::default()).unwrap();
+        assert_eq!(entries(&left, 0), entries(&journal, 0));
+        assert_eq!(left.cursors(), [(node("v1"), head - 1)].into());
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_seen_of_a_purge_before_it_is_durable() {
+    let (directory, fault) = (tempdir().unwrap(), Arc::new(Fault::default()));
+    let journal = fault.open(&directory);
+    fault.hold_next_sync();
+    append_and_go_away(&journal, purge("a"));
+    fault.wait_until_held();
+    assert_eq!(journal.head(), 0);
+    assert_eq!(journal.since(0), Missed::Entries(vec![]));
+    fault.release();
+    journal.watch().wait_for(|head| *head == 1).await.unwrap();
+}
+
+#[tokio::test]
+async fn purges_that_gather_during_a_commit_share_the_next_one() {
+    const GATHERED: usize = 64;
+    let (directory, fault) = (tempdir().unwrap(), Arc::new(Fault::default()));
+    let journal = fault.open(&directory);
+    journal.append(purge("a")).await.unwrap();
+    let before = fault.syncs.load(Ordering::SeqCst);
+    journal.append(purge("a")).await.unwrap();
+    let one_commit = fault.syncs.load(Ordering::SeqCst) - before;
+    fault.hold_next_sync();
+    append_and_go_away(&journal, purge("b"));
+    fault.wait_until_held();
+    let before = fault.syncs.load(Ordering::SeqCst);
+    (0..GATHERED).for_each(|_| append_and_go_away(&journal, purge("c")));
+    fault.release();
+    journal.watch().wait_for(|head| *head == 3 + GATHERED as Position).await.unwrap();
+    let syncs = fault.syncs.load(Ordering::SeqCst) - before;
+    assert!(syncs <= 2 * one_commit, "{syncs} fsyncs for {GATHERED} purges, {one_commit} a commit");
+}
+
+#[tokio::test]
+async fn cursors_alone_cost_no_fsync() {
+    let (directory, fault) = (tempdir().unwrap(), Arc::new(Fault::default()));
+    let journal = fault.open(&directory);
+    journal.append(purge("a")).await.unwrap();
+    let before = fault.syncs.load(Ordering::SeqCst);
+    for _ in 0..100 {
+        journal.save_cursors(vec![(node("v1"), 1)]).await.unwrap();
+    }
+    assert_eq!(fault.syncs.load(Ordering::SeqCst), before);
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_purges_and_a_freed_one_takes_them_again() {
+    let (directory, fault) = (tempdir().unwrap(), Arc::new(Fault::default()));
+    let journal = fault.open(&directory);
+    journal.append(purge("a")).await.unwrap();
+    fault.full.store(true, Ordering::SeqCst);
+    for _ in 0..3 {
+        let error = journal.append(purge("refused")).await.unwrap_err();
+        assert!(error.source().is_some());
+        let told = told(&error);
+        assert!(told.contains("journal.redb"), "{told}");
+        assert_eq!((journal.head(), entries(&journal, 0).len()), (1, 1));
+    }
+    fault.full.store(false, Ordering::SeqCst);
+    assert_eq!(journal.append(purge("b")).await.unwrap(), 2);
+    let before = entries(&journal, 0);
+    drop(journal);
+    assert_eq!(entries(&fault.open(&directory), 0), before);
+}
+
+#[tokio::test]
+async fn a_refused_group_that_reached_the_disk_is_not_there_after_the_next_one() {
+    let (directory, fault) = (tempdir().unwrap(), Arc::new(Fault::default()));
+    let journal = fault.open(&directory);
+    journal.append(purge("a")).await.unwrap();
+    fault.hold_next_sync();
+    append_and_go_away(&journal, purge("b"));
+    fault.wait_until_held();
+    (0..3).for_each(|_| append_and_go_away(&journal, purge("refused")));
+    fault.hold_next_sync();
+    fault.wait_until_held();
+    // All three are written by now; it is their fsync that fails.
+    assert_eq!(journal.head(), 2);
+    fault.full.store(true, Ordering::SeqCst);
+    fault.release();
+    journal.append(purge("refused")).await.unwrap_err();
+    fault.full.store(false, Ordering::SeqCst);
+    assert_eq!(journal.append(purge("c")).await.unwrap(), 3);
+    let before = entries(&journal, 0);
+    drop(journal);
+    let journal = fault.open(&directory);
+    assert_eq!((journal.head(), entries(&journal, 0)), (3, before));
+}
+
+#[tokio::test]
+async fn closing_finishes_what_was_queued() {
+    let (directory, fault) = (tempdir().unwrap(), Arc::new(Fault::default()));
+    let journal = fault.open(&directory);
+    fault.hold_next_sync();
+    append_and_go_away(&journal, purge("a"));
+    fault.wait_until_held();
+    append_and_go_away(&journal, purge("b"));
+    let closing = std::thread::spawn(move || drop(journal));
+    fault.release();
+    closing.join().unwrap();
+    assert_eq!(fault.open(&directory).head(), 2);
+}
+
+#[tokio::test]
+async fn a_second_opener_is_told_who_has_the_journal() {
+    let directory = tempdir().unwrap();
+    let _journal = Disk::open(directory.path(), Limits::default()).unwrap();
+    let told = told(&open_error(directory.path()));
+    let file = directory.path().join("journal.redb").display().to_string();
+    assert!(told.starts_with("another clearcoat uses") && told.contains(&file), "{told}");
+}
+
+#[test]
+fn a_file_that_is_no_journal_is_refused() {
+    for content in ["x", &"not a database\n".repeat(10_000)] {
+        let directory = tempdir().unwrap();
+        let file = directory.path().join("journal.redb");
+        fs::write(&file, content).unwrap();
+        let told = told(&open_error(directory.path()));
+        assert!(told.contains("is not a journal") && told.contains(&file.display().to_string()), "{told}");
+        assert_eq!(fs::read_to_string(&file).unwrap(), content, "it is left as it was");
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_page_is_refused() {
+    let directory = tempdir().unwrap();
+    let journal = Disk::open(directory.path(), Limits::default()).unwrap();
+    journal.append(purge("find_me")).await.unwrap();
+    drop(journal);
+    let file = directory.path().join("journal.redb");
+    let mut bytes = fs::read(&file).unwrap();
+    let places: Vec<usize> = (0..bytes.len() - 7).filter(|at| &bytes[*at..at + 7] == b"find_me").collect();
+    places.iter().for_each(|at| bytes[*at] = b'X');
+    fs::write(&file, bytes).unwrap();
+    let told = told(&open_error(directory.path()));
+    assert!(told.contains("it is damaged") && told.contains("journal.redb"), "{told}");
+}
+
+#[tokio::test]
+async fn an_entry_that_cannot_be_read_is_named() {
+    for (record, reason) in [("{\"at\":1,\"purge\":{", "EOF"), ("{\"at\":1,\"purge\":{\"targets\":[\"new\"]}}", "new")]
+    {
+        let directory = tempdir().unwrap();
+        let journal = Disk::open(directory.path(), Limits::default()).unwrap();
+        journal.append(purge("a")).await.unwrap();
+        journal.append(purge("b")).await.unwrap();
+        drop(journal);
+        overwrite(&directory, 2, record);
+        let told = told(&open_error(directory.path()));
+        for part in ["journal.redb", "damaged at position 2", reason] {
+            assert!(told.contains(part), "{told}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_hole_between_positions_is_refused() {
+    let directory = tempdir().unwrap();
+    let journal = Disk::open(directory.path(), Limits::default()).unwrap();
+    journal.append(purge("a")).await.unwrap();
+    drop(journal);
+    overwrite(&directory, 3, "{\"at\":1,\"purge\":{\"targets\":[\"everything\"]}}");
+    let told = told(&open_error(directory.path()));
+    assert!(told.contains("damaged at position 3: position 2 is expected there"), "{told}");
+}
+
+#[test]
+fn a_directory_that_cannot_be_made_is_named() {
+    let directory = tempdir().unwrap();
+    let file = directory.path().join("file");
+    fs::write(&file, "").unwrap();
+    let told = told(&open_error(&file.join("below")));
+    assert!(told.contains(&file.join("below").display().to_string()) && told.contains("cannot be used"), "{told}");
+}
+
+#[test]
+fn a_file_that_cannot_be_opened_is_named() {
+    let directory = tempdir().unwrap();
+    let file = directory.path().join("journal.redb");
+    fs::create_dir(&file).unwrap();
+    let told = told(&open_error(directory.path()));
+    assert!(told.contains(&file.display().to_string()) && told.contains("cannot be opened"), "{told}");
+}
+
+fn overwrite(directory: &TempDir, position: Position, record: &str) {
+    let database = Database::create(directory.path().join("journal.redb")).unwrap();
+    let transaction = database.begin_write().unwrap();
+    let mut table = transaction.open_table(redb::TableDefinition::<u64, &[u8]>::new("entries")).unwrap();
+    table.insert(position, record.as_bytes()).unwrap();
+    drop(table);
+    transaction.commit().unwrap();
+}

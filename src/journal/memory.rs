@@ -1,0 +1,79 @@
+//! A journal that ends with its process, for tests and for who accepts that a restart empties the fleet.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::watch;
+
+use super::cursors::Cursors;
+use super::tail::Tail;
+use super::{BoxFuture, Clock, Entry, Journal, Limits, Missed, Position, WriteError, wall_clock};
+use crate::fleet::NodeId;
+use crate::purge::Purge;
+
+/// A journal in memory only: durable means here that it is in memory.
+pub struct Memory {
+    tail: Tail,
+    cursors: Cursors,
+    clock: Clock,
+    // Who holds it gives the next position.
+    turn: Mutex<()>,
+}
+
+impl Memory {
+    /// An empty journal.
+    pub fn new(limits: Limits) -> Self {
+        Memory::with_clock(limits, wall_clock())
+    }
+
+    pub(super) fn with_clock(limits: Limits, clock: Clock) -> Self {
+        Memory {
+            tail: Tail::new(limits, 0, Vec::new(), clock()),
+            cursors: Cursors::new(limits, HashMap::new()),
+            clock,
+            turn: Mutex::new(()),
+        }
+    }
+}
+
+impl Journal for Memory {
+    fn append(&self, purge: Purge) -> BoxFuture<'_, Result<Position, WriteError>> {
+        Box::pin(async move {
+            let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+            let (position, at_ms) = (self.tail.head() + 1, (self.clock)());
+            self.tail.publish(vec![Arc::new(Entry { position, at_ms, purge })], at_ms);
+            Ok(position)
+        })
+    }
+
+    fn head(&self) -> Position {
+        self.tail.head()
+    }
+
+    fn watch(&self) -> watch::Receiver<Position> {
+        self.tail.watch()
+    }
+
+    fn since(&self, cursor: Position) -> Missed {
+        self.tail.since(cursor)
+    }
+
+    fn cursors(&self) -> HashMap<NodeId, Position> {
+        self.cursors.positions()
+    }
+
+    fn save_cursors(&self, cursors: Vec<(NodeId, Position)>) -> BoxFuture<'_, Result<(), WriteError>> {
+        Box::pin(async move {
+            self.cursors.save(cursors, (self.clock)());
+            Ok(())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::contract;
+
+    contract::suite!(|limits, clock| Arc::new(Memory::with_clock(limits, clock)) as Arc<dyn Journal>);
+}

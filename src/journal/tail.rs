@@ -1,0 +1,115 @@
+//! The newest entries, in memory, within limits: all that readers ever see of a journal.
+//!
+//! The entries and the head change together under one lock, and the entries held are always the ones directly before
+//! the head. So the first position held is arithmetic instead of a second fact that could disagree.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use tokio::sync::watch;
+
+use super::{Entry, Limits, Missed, Position};
+use crate::purge::{Purge, Target};
+
+/// The newest entries of a journal. Any number of readers, one writer at a time.
+pub(super) struct Tail {
+    limits: Limits,
+    held: RwLock<Held>,
+    // Changes only while `held` is locked for writing.
+    head: watch::Sender<Position>,
+}
+
+#[derive(Default)]
+struct Held {
+    entries: VecDeque<Arc<Entry>>,
+    bytes: usize,
+}
+
+impl Tail {
+    /// A tail that ends at `head` and holds of `entries` (in order, without holes, the last one at `head`) what the
+    /// limits allow at `now_ms`.
+    pub(super) fn new(limits: Limits, head: Position, entries: Vec<Arc<Entry>>, now_ms: u64) -> Self {
+        let mut held = Held::default();
+        held.extend(entries);
+        held.trim(&limits, now_ms);
+        Tail { limits, held: RwLock::new(held), head: watch::Sender::new(head) }
+    }
+
+    /// The last position.
+    pub(super) fn head(&self) -> Position {
+        *self.head.borrow()
+    }
+
+    /// The last position, for waiting.
+    pub(super) fn watch(&self) -> watch::Receiver<Position> {
+        self.head.subscribe()
+    }
+
+    /// The position of the oldest entry held; one past the head when there is none.
+    pub(super) fn first(&self) -> Position {
+        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
+        held.first(self.head())
+    }
+
+    /// What lies after `cursor`.
+    pub(super) fn since(&self, cursor: Position) -> Missed {
+        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
+        let head = self.head();
+        let first = held.first(head);
+        if cursor > head || cursor + 1 < first {
+            return Missed::Gap;
+        }
+        // No more than the number of entries, which is a usize.
+        let known = (cursor + 1 - first) as usize;
+        Missed::Entries(held.entries.range(known..).cloned().collect())
+    }
+
+    /// Makes entries readable and moves the head to the last one. They follow the head without a hole, and they are
+    /// durable already: whoever sees the head move may rely on them.
+    pub(super) fn publish(&self, entries: Vec<Arc<Entry>>, now_ms: u64) {
+        let Some(head) = entries.last().map(|entry| entry.position) else { return };
+        let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
+        held.extend(entries);
+        held.trim(&self.limits, now_ms);
+        self.head.send_replace(head);
+    }
+}
+
+impl Held {
+    fn first(&self, head: Position) -> Position {
+        head + 1 - self.entries.len() as Position
+    }
+
+    fn extend(&mut self, entries: Vec<Arc<Entry>>) {
+        self.bytes += entries.iter().map(|entry| footprint(&entry.purge)).sum::<usize>();
+        self.entries.extend(entries);
+    }
+
+    fn trim(&mut self, limits: &Limits, now_ms: u64) {
+        while let Some(oldest) = self.entries.front() {
+            let fits = self.entries.len() <= limits.max_entries && self.bytes <= limits.max_bytes;
+            if fits && !limits.retires(oldest.at_ms, now_ms) {
+                return;
+            }
+            self.bytes -= footprint(&oldest.purge);
+            self.entries.pop_front();
+        }
+    }
+}
+
+/// About how many bytes of memory an entry takes. A string counts with its pointer, its length and its share of the
+/// allocator and of the tree it is in: a purge is mostly short tags, where that is more than the text.
+fn footprint(purge: &Purge) -> usize {
+    const STRING: usize = 48;
+    let string = |text: &str| STRING + text.len();
+    let target = |target: &Target| match target {
+        Target::Everything => 0,
+        Target::Tags(tags) => tags.iter().map(string).sum(),
+        Target::Pattern(pattern) | Target::Pool(pattern) => string(pattern.as_str()),
+        Target::Forward(forward) => {
+            let headers = forward.headers.iter().map(|(name, value)| string(name) + string(value));
+            string(&forward.method) + string(&forward.target) + headers.sum::<usize>()
+        }
+    };
+    size_of::<Entry>() + purge.targets.iter().map(|one| size_of::<Target>() + target(one)).sum::<usize>()
+}

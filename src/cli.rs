@@ -4,8 +4,10 @@
 //! URL of the wrong kind), so that wrong usage is always its exit status 2 and a command can only fail with 1.
 
 mod check;
+mod demo;
 mod http;
 mod purge;
+mod serve;
 mod status;
 
 use std::future::Future;
@@ -23,6 +25,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Serve(serve::Serve),
+    Demo(demo::Demo),
     Check(check::Check),
     Purge(Box<purge::Purge>),
     Status(status::Status),
@@ -52,6 +56,8 @@ impl Cli {
     /// Why it failed, for people: exit status 1.
     pub fn run(self) -> anyhow::Result<()> {
         match self.command {
+            Command::Serve(serve) => serve.run(),
+            Command::Demo(demo) => demo.run(),
             Command::Check(check) => check.run(),
             Command::Purge(purge) => block_on(purge.run()),
             Command::Status(status) => block_on(status.run()),

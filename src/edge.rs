@@ -86,9 +86,8 @@ impl Route for Edge {
 
     fn pick(&self, fleet: &Snapshot, draw: Draw, tried: Option<u64>) -> Result<Arc<Node>, NoNode> {
         let fence = self.fence.position();
-        let may_serve = |member: &Member| {
-            member.usable && member.node.live.cursor() >= fence && Some(member.node.key) != tried
-        };
+        let may_serve =
+            |member: &Member| member.usable && member.node.live.cursor() >= fence && Some(member.node.key) != tried;
         let current = balance::pick(self.policy, fleet.varnish.members(), draw, self.bounded_load, may_serve);
         let chosen = current.or_else(|| match self.when_all_behind {
             WhenAllBehind::Bypass => self.bypass(fleet, draw, tried).or_else(|| self.least_behind(fleet, tried)),

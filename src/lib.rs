@@ -1,14 +1,22 @@
 //! clearcoat (stub while the house is being built)
+pub mod admin;
+pub mod app;
 pub mod balance;
 pub mod cli;
 pub mod config;
+pub mod delivery;
 pub mod edge;
 pub mod fleet;
+pub mod fleet_keeper;
 pub mod http1;
+pub mod http_server;
 pub mod journal;
 pub mod origin;
+pub mod probe;
 pub mod proxy;
 pub mod purge;
+pub mod purge_api;
+pub mod registry;
 pub mod shutdown;
 pub mod telemetry;
 pub mod upstream;

@@ -107,10 +107,9 @@ impl Pools {
 
     fn with_pool<T>(&self, node: &Node, f: impl FnOnce(&mut NodePool) -> T) -> T {
         let mut nodes = self.nodes.borrow_mut();
-        let pool = nodes.entry(node.key).or_insert_with(|| NodePool {
-            idle: Vec::new(),
-            metrics: self.metrics.node(node.spec.role, node.id()),
-        });
+        let pool = nodes
+            .entry(node.key)
+            .or_insert_with(|| NodePool { idle: Vec::new(), metrics: self.metrics.node(node.spec.role, node.id()) });
         f(pool)
     }
 }

@@ -1,5 +1,7 @@
 //! What the registry and the checkers tell the fleet keeper.
 
+use std::net::SocketAddr;
+
 use super::{NodeId, NodeSpec, Role};
 
 /// A change of the fleet, as its single writer hears it.
@@ -9,8 +11,10 @@ pub enum Event {
     Joined(NodeSpec),
     /// A node is gone for good.
     Left(Role, NodeId),
-    /// A health check of a node came to a result.
-    Checked(Role, NodeId, Verdict),
+    /// The registry has told of every node that it knew at the start.
+    Listed,
+    /// A health check of a node at this address came to a result.
+    Checked(Role, NodeId, SocketAddr, Verdict),
 }
 
 /// The result of one health check.

@@ -169,7 +169,8 @@ async fn attempt<R: Route>(
     let forwarding = Forwarding { peer: &client.peer, proto: "http", trusted: client.trusted, fallback_host };
     write_request(&mut first, request, &buffers.input, forwarding);
     let upload = Transfer::new(request.framing, request.framing == Framing::Chunked, first);
-    let mut exchange = Exchange { client, buffers, node, upstream, upload, upload_broken: false, reusable: false, beyond: Vec::new() };
+    let mut exchange =
+        Exchange { client, buffers, node, upstream, upload, upload_broken: false, reusable: false, beyond: Vec::new() };
     match exchange.run(outcome).await {
         Ok(after) => {
             if exchange.reusable {
@@ -220,7 +221,8 @@ impl<R: Route> Exchange<'_, R> {
         outcome.node = Some(Arc::clone(self.node));
         outcome.status = self.buffers.response.status;
         let after = self.forward_answer().await?;
-        self.buffers.to_node = mem::replace(&mut self.upload, Transfer::new(Framing::None, false, Vec::new())).into_buffer();
+        self.buffers.to_node =
+            mem::replace(&mut self.upload, Transfer::new(Framing::None, false, Vec::new())).into_buffer();
         self.buffers.next_request(head_len + body);
         self.buffers.input.append(&mut self.beyond);
         Ok(after)

@@ -69,11 +69,9 @@ mod tests {
     #[test]
     fn marketing_parameters_and_the_case_of_the_host_change_nothing() {
         let plain = key("shop.test", "/p?a=1");
-        for (host, target) in [
-            ("Shop.Test", "/p?a=1"),
-            ("shop.test", "/p?utm_source=x&a=1"),
-            ("shop.test", "/p?a=1&gclid=y&utm_medium"),
-        ] {
+        for (host, target) in
+            [("Shop.Test", "/p?a=1"), ("shop.test", "/p?utm_source=x&a=1"), ("shop.test", "/p?a=1&gclid=y&utm_medium")]
+        {
             assert_eq!(key(host, target), plain, "{host}{target}");
         }
         assert_eq!(key("shop.test", "/p?gclid=1"), key("shop.test", "/p"));

@@ -208,7 +208,12 @@ mod tests {
     use super::*;
 
     /// Runs a transfer over memory; the source is cut into reads of `step` bytes by the size of the scratch buffer.
-    fn run(incoming: Framing, chunked_out: bool, source: &[u8], step: usize) -> (Result<(), TransferError>, Vec<u8>, Vec<u8>) {
+    fn run(
+        incoming: Framing,
+        chunked_out: bool,
+        source: &[u8],
+        step: usize,
+    ) -> (Result<(), TransferError>, Vec<u8>, Vec<u8>) {
         let mut transfer = Transfer::new(incoming, chunked_out, b"HEAD ".to_vec());
         let (mut source, mut sink, mut beyond) = (source, Vec::new(), Vec::new());
         let mut scratch = vec![0; BEFORE + step + BEHIND];

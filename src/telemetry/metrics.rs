@@ -17,7 +17,8 @@ use crate::fleet::{NodeId, Role};
 const CODE_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
 /// From a cache hit on the same host to a page that takes a minute, in seconds.
-const REQUEST_BUCKETS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
+const REQUEST_BUCKETS: [f64; 14] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
 
 /// From one fsync to a fleet that hangs, in seconds.
 const PURGE_BUCKETS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
@@ -150,7 +151,12 @@ impl Metrics {
                     &["node"],
                 )?,
             )?,
-            deliveries: counters(r, "purge_deliveries_total", "Batches of purges sent to a Varnish", &["node", "result"])?,
+            deliveries: counters(
+                r,
+                "purge_deliveries_total",
+                "Batches of purges sent to a Varnish",
+                &["node", "result"],
+            )?,
             bans_sent: counters(r, "bans_sent_total", "Bans sent to a Varnish", &["node"])?,
             fenced: counters(r, "fenced_total", "Times a Varnish was behind when a purge was answered", &["node"])?,
             purges: counters(r, "purges_total", "Purge requests by kind and result", &["kind", "result"])?,
@@ -162,7 +168,10 @@ impl Metrics {
             )?,
             stale_served: register(
                 r,
-                IntCounter::new("stale_served_total", "Requests served by a Varnish that was behind, for want of others")?,
+                IntCounter::new(
+                    "stale_served_total",
+                    "Requests served by a Varnish that was behind, for want of others",
+                )?,
             )?,
             journal_head: register(r, IntGauge::new("journal_head_position", "The last durable position")?)?,
             journal_append_duration: histogram(
@@ -298,7 +307,11 @@ mod tests {
         node.answered(200);
         node.varnish.as_ref().unwrap().fenced.inc();
         let text = || String::from_utf8(metrics.render().unwrap()).unwrap();
-        assert!(text().contains("clearcoat_edge_requests_total{code_class=\"2xx\",node=\"varnish-1\"} 1"), "{}", text());
+        assert!(
+            text().contains("clearcoat_edge_requests_total{code_class=\"2xx\",node=\"varnish-1\"} 1"),
+            "{}",
+            text()
+        );
         metrics.forget(Role::Varnish, &id);
         assert!(!text().contains("varnish-1"), "{}", text());
     }

@@ -85,7 +85,9 @@ pub enum DeliveryError {
 pub fn what_to_change(status: u16) -> &'static str {
     match status {
         405 | 403 => "(its purge ACL refuses clearcoat: add clearcoat's address to `acl purge` in its VCL)",
-        400 => "(its VCL does not accept the purge: it must ban by X-Magento-Tags-Pattern and X-Pool, as Magento's does)",
+        400 => {
+            "(its VCL does not accept the purge: it must ban by X-Magento-Tags-Pattern and X-Pool, as Magento's does)"
+        }
         _ => "(its VCL does not handle PURGE)",
     }
 }

@@ -1,0 +1,160 @@
+//! The admin listener: metrics, health of this process, and the fleet as JSON.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwap;
+use serde::Serialize;
+use tokio::sync::watch;
+
+use crate::delivery::Deliveries;
+use crate::fleet::{Fence, Health, Member, Pool, Role, Snapshot};
+use crate::http_server::{Handler, Response, json, response, text};
+use crate::journal::{Journal, Missed, Position};
+use crate::shutdown::{Shutdown, Stage};
+use crate::telemetry::Metrics;
+
+/// Answers operators and their tools.
+pub struct Admin {
+    /// The fleet as it is now.
+    pub fleet: Arc<ArcSwap<Snapshot>>,
+    /// What was promised.
+    pub fence: Arc<Fence>,
+    /// What was accepted.
+    pub journal: Arc<dyn Journal>,
+    /// The kind of the journal, as configured.
+    pub journal_kind: &'static str,
+    /// Who has it.
+    pub deliveries: Arc<Deliveries>,
+    /// All metrics.
+    pub metrics: Arc<Metrics>,
+    /// Whether the edge takes traffic.
+    pub open: watch::Receiver<bool>,
+    /// The end of the process.
+    pub shutdown: Shutdown,
+}
+
+/// `/api/v1/fleet`.
+#[derive(Serialize)]
+struct FleetView<'a> {
+    version: u64,
+    head: Position,
+    fence: Position,
+    journal: &'static str,
+    nodes: Vec<NodeView<'a>>,
+}
+
+#[derive(Serialize)]
+struct NodeView<'a> {
+    role: Role,
+    id: &'a str,
+    address: SocketAddr,
+    weight: u32,
+    health: Health,
+    reason: &'a str,
+    inflight: u32,
+    #[serde(flatten)]
+    varnish: Option<VarnishView>,
+}
+
+#[derive(Serialize)]
+struct VarnishView {
+    cursor: Position,
+    current: bool,
+    delivery_error: Arc<str>,
+}
+
+impl Handler for Admin {
+    async fn handle(&self, request: http::Request<()>, _peer: SocketAddr) -> Response {
+        if request.method() != http::Method::GET && request.method() != http::Method::HEAD {
+            return text(405, "only GET and HEAD are allowed here\n");
+        }
+        match request.uri().path() {
+            "/metrics" => self.metrics(),
+            "/healthz" => text(200, "ok\n"),
+            "/readyz" => self.ready(),
+            "/api/v1/fleet" => self.fleet(),
+            _ => text(404, "not found; there are /metrics /healthz /readyz /api/v1/fleet\n"),
+        }
+    }
+}
+
+impl Admin {
+    /// Not ready before the first round of deliveries, and not once the process is about to end. The fleet's state
+    /// has no say: a balancer that took us out because the shop is ill would make it worse.
+    fn ready(&self) -> Response {
+        if self.shutdown.stage() != Stage::Running {
+            text(503, "draining\n")
+        } else if !*self.open.borrow() {
+            text(503, "starting\n")
+        } else {
+            text(200, "ready\n")
+        }
+    }
+
+    fn fleet(&self) -> Response {
+        let fleet = self.fleet.load();
+        let members = fleet.varnish.members().iter().chain(fleet.web.members());
+        let view = FleetView {
+            version: fleet.version,
+            head: self.journal.head(),
+            fence: self.fence.position(),
+            journal: self.journal_kind,
+            nodes: members.map(|member| self.node(member)).collect(),
+        };
+        json(200, &view)
+    }
+
+    fn node<'m>(&self, member: &'m Member) -> NodeView<'m> {
+        let spec = &member.node.spec;
+        let varnish = (spec.role == Role::Varnish).then(|| VarnishView {
+            cursor: member.node.live.cursor(),
+            current: self.fence.is_current(&member.node.live),
+            delivery_error: self.deliveries.error(&spec.id),
+        });
+        NodeView {
+            role: spec.role,
+            id: spec.id.as_str(),
+            address: spec.address,
+            weight: spec.weight,
+            health: member.health,
+            reason: &member.reason,
+            inflight: member.node.live.inflight(),
+            varnish,
+        }
+    }
+
+    /// Gauges that follow from the state are read when somebody asks, so that nobody has to keep them right.
+    fn metrics(&self) -> Response {
+        let fleet = self.fleet.load();
+        self.metrics.journal_head.set(self.journal.head().cast_signed());
+        self.gauge_pool(&fleet.web);
+        self.gauge_pool(&fleet.varnish);
+        match self.metrics.render() {
+            Ok(text) => response(200, "text/plain; version=0.0.4; charset=utf-8", text),
+            Err(error) => text(500, format!("{error}\n")),
+        }
+    }
+
+    fn gauge_pool(&self, pool: &Pool) {
+        for Member { node, health, .. } in pool.members() {
+            let metrics = self.metrics.node(node.spec.role, node.id());
+            metrics.inflight.set(node.live.inflight().into());
+            metrics.up.set((*health == Health::Up).into());
+            let Some(varnish) = &metrics.varnish else { continue };
+            let cursor = node.live.cursor();
+            varnish.current.set(self.fence.is_current(&node.live).into());
+            varnish.cursor_lag.set(self.journal.head().saturating_sub(cursor).cast_signed());
+            varnish.cursor_lag_seconds.set(self.lag_seconds(cursor));
+        }
+    }
+
+    /// How long ago the oldest purge was accepted that a node at this cursor misses.
+    fn lag_seconds(&self, cursor: Position) -> f64 {
+        let Missed::Entries(entries) = self.journal.since(cursor) else { return f64::INFINITY };
+        let Some(oldest) = entries.first() else { return 0.0 };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        now.as_millis().saturating_sub(oldest.at_ms.into()) as f64 / 1000.0
+    }
+}

@@ -1,0 +1,271 @@
+//! The one place where parts meet: bind, build, spawn, drain in order.
+//!
+//! ```text
+//! registry ──events──┐
+//! probes ────events──┴─> fleet keeper ──snapshot──> workers (edge, origin)
+//! purge api ──append──> journal ──head──> deliveries ──bans──> Varnish
+//!     └── waits for the cursors, raises the fence, answers
+//! ```
+//!
+//! Two runtimes never share a thread: the workers' (one each) carry the traffic, the control plane's carries everything
+//! else, so that neither a purge storm nor a slow registry costs a request anything but CPU.
+
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::admin::Admin;
+use crate::config::{Config, JournalKind};
+use crate::delivery::{self, Deliveries};
+use crate::edge::Edge;
+use crate::fleet::{Fence, Snapshot};
+use crate::fleet_keeper::FleetKeeper;
+use crate::http_server;
+use crate::journal::{Disk, Journal, Limits, Memory};
+use crate::origin::Origin;
+use crate::proxy;
+use crate::purge_api::PurgeApi;
+use crate::registry;
+use crate::shutdown::{self, ShutdownHandle, Stage};
+use crate::telemetry::Metrics;
+
+/// How long the process stays at work after it has said that it is not ready any more, so that a balancer in front
+/// can turn away first.
+const LEAVE: Duration = Duration::from_secs(1);
+
+/// How long requests under way have to come to their end. With [`LEAVE`] below the 10 s that `docker stop` waits.
+const DRAIN: Duration = Duration::from_secs(8);
+
+/// The largest request that the admin listener takes, in bytes.
+const MAX_ADMIN_REQUEST: usize = 64 * 1024;
+
+/// A running clearcoat.
+pub struct App {
+    addresses: Addresses,
+    shutdown: ShutdownHandle,
+    open: watch::Receiver<bool>,
+    workers: Vec<JoinHandle<()>>,
+    servers: JoinSet<()>,
+    tasks: JoinSet<()>,
+    deliveries: Arc<Deliveries>,
+    journal: Arc<dyn Journal>,
+}
+
+/// Where a running clearcoat listens: what port 0 became.
+#[derive(Clone, Debug, Default)]
+pub struct Addresses {
+    /// Clients.
+    pub edge: Vec<SocketAddr>,
+    /// Varnish.
+    pub origin: Vec<SocketAddr>,
+    /// Magento's purges.
+    pub purge: Vec<SocketAddr>,
+    /// Operators.
+    pub admin: Vec<SocketAddr>,
+}
+
+impl App {
+    /// Binds every listener, opens the journal and starts to work. Returns before the edge takes traffic: see
+    /// [`App::opened`].
+    ///
+    /// # Errors
+    /// An address that cannot be bound, or a journal that cannot be opened. Nothing runs then.
+    pub async fn start(config: &Config) -> anyhow::Result<App> {
+        let workers = match config.runtime.workers {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            workers => workers,
+        };
+        let mut addresses = Addresses::default();
+        let edge = bind_workers(&config.edge.listen, workers, "edge", &mut addresses.edge)?;
+        let origin = bind_workers(&config.origin.listen, workers, "origin", &mut addresses.origin)?;
+        let purge = bind_control(&config.purge.listen, "purge", &mut addresses.purge).await?;
+        let admin = bind_control(&config.admin.listen, "admin", &mut addresses.admin).await?;
+
+        let metrics = Arc::new(Metrics::new().context("metrics")?);
+        let journal = open_journal(config)?;
+        // Whatever is in the journal counts as answered: nobody knows how far the last process came.
+        let fence = Arc::new(Fence::at(journal.head()));
+        let fleet = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
+        let (shutdown_handle, shutdown) = shutdown::channel();
+        let (open_sender, open) = watch::channel(false);
+        let (listed_sender, listed) = watch::channel(false);
+        let (events_sender, events) = mpsc::channel(1024);
+        let (suspects_sender, suspects) = mpsc::channel(1024);
+
+        let context = delivery::Context {
+            journal: Arc::clone(&journal),
+            fence: Arc::clone(&fence),
+            fleet: Arc::clone(&fleet),
+            metrics: Arc::clone(&metrics),
+        };
+        let deliveries = Arc::new(Deliveries::new(context));
+        let mut tasks = JoinSet::new();
+        let keeper = FleetKeeper::new(
+            Arc::clone(&fleet),
+            config.health.clone(),
+            Arc::clone(&deliveries),
+            Arc::clone(&metrics),
+            events_sender.clone(),
+            listed_sender,
+        );
+        tasks.spawn(keeper.run(events, suspects));
+        tasks.spawn(registry::fixed::announce(config.nodes.clone(), events_sender));
+        tasks.spawn({
+            let deliveries = Arc::clone(&deliveries);
+            async move { deliveries.save_cursors().await }
+        });
+        tasks.spawn(open_edge(listed, Arc::clone(&deliveries), config.purge.ack_timeout, open_sender));
+
+        let mut servers = JoinSet::new();
+        let purge_api =
+            PurgeApi::new(&config.purge, Arc::clone(&journal), Arc::clone(&deliveries), Arc::clone(&metrics));
+        let purge_api = Arc::new(purge_api);
+        for listener in purge {
+            let handler = Arc::clone(&purge_api);
+            servers.spawn(http_server::serve(listener, handler, config.purge.max_request, shutdown.clone()));
+        }
+        let admin_api = Arc::new(Admin {
+            fleet: Arc::clone(&fleet),
+            fence: Arc::clone(&fence),
+            journal: Arc::clone(&journal),
+            journal_kind: config.journal.kind.as_str(),
+            deliveries: Arc::clone(&deliveries),
+            metrics: Arc::clone(&metrics),
+            open: open.clone(),
+            shutdown: shutdown.clone(),
+        });
+        for listener in admin {
+            servers.spawn(http_server::serve(listener, Arc::clone(&admin_api), MAX_ADMIN_REQUEST, shutdown.clone()));
+        }
+
+        let edge_route = Edge::new(&config.edge, fence, Arc::clone(&metrics));
+        let origin_route = Origin::new(&config.origin);
+        let shared = proxy::Shared { fleet, metrics, suspects: suspects_sender, shutdown };
+        // Varnish needs its backend at once: what it fetches cannot be older than the fetch.
+        let always = watch::channel(true).1;
+        let workers = edge.into_iter().zip(origin).enumerate().map(|(index, (edge, origin))| {
+            let edge = (edge, edge_route.clone(), open.clone());
+            proxy::spawn(index, shared.clone(), edge, (origin, origin_route.clone(), always.clone()))
+        });
+        let workers = workers.collect::<Result<_, _>>().context("a worker thread could not be started")?;
+        Ok(App { addresses, shutdown: shutdown_handle, open, workers, servers, tasks, deliveries, journal })
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    /// Returns when the edge takes traffic: after one round of deliveries to all nodes, or after `ack_timeout`.
+    pub async fn opened(&self) {
+        // The sender is a task of ours; where it is gone, so is everything else.
+        _ = self.open.clone().wait_for(|open| *open).await;
+    }
+
+    /// Ends in order: says it is not ready, stops accepting, lets what is under way finish, saves the cursors. When
+    /// `hurry` resolves, what is under way is cut.
+    pub async fn stop(self, hurry: impl Future<Output = ()>) {
+        let App { shutdown, workers, mut servers, mut tasks, deliveries, journal, .. } = self;
+        let drained = async {
+            while servers.join_next().await.is_some() {}
+            let joined =
+                tokio::task::spawn_blocking(|| workers.into_iter().map(JoinHandle::join).all(|end| end.is_ok()));
+            if !joined.await.unwrap_or(false) {
+                tracing::error!("a worker panicked");
+            }
+        };
+        let stages = async {
+            let orderly = async {
+                shutdown.advance(Stage::Leaving);
+                tokio::time::sleep(LEAVE).await;
+                shutdown.advance(Stage::Draining);
+                tokio::time::sleep(DRAIN).await;
+            };
+            tokio::select! {
+                () = orderly => tracing::warn!("requests that were still under way are cut"),
+                () = hurry => tracing::warn!("requests under way are cut"),
+            }
+            shutdown.advance(Stage::Stopping);
+            // The end is when all have drained.
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = drained => {}
+            () = stages => {}
+        }
+        tasks.shutdown().await;
+        if let Err(error) = journal.save_cursors(deliveries.cursors()).await {
+            tracing::warn!(%error, "cursors could not be saved");
+        }
+    }
+}
+
+/// Opens the edge after one round: every node has what was answered before, or `patience` is over.
+async fn open_edge(
+    mut listed: watch::Receiver<bool>,
+    deliveries: Arc<Deliveries>,
+    patience: Duration,
+    open: watch::Sender<bool>,
+) {
+    if listed.wait_for(|listed| *listed).await.is_err() {
+        return;
+    }
+    if tokio::time::timeout(patience, deliveries.all_current()).await.is_err() {
+        tracing::warn!("the edge opens though not every Varnish is up to date; those that are not get no traffic");
+    }
+    tracing::info!("the edge is open");
+    open.send_replace(true);
+    // Kept to the end of the process, so that whoever waits hears of it.
+    open.closed().await;
+}
+
+fn open_journal(config: &Config) -> anyhow::Result<Arc<dyn Journal>> {
+    let limits = Limits { retention: config.journal.retention, ..Limits::default() };
+    Ok(match config.journal.kind {
+        JournalKind::Memory => Arc::new(Memory::new(limits)),
+        JournalKind::Disk => Arc::new(Disk::open(&config.journal.path, limits)?),
+    })
+}
+
+/// The sockets of each worker, for all addresses.
+fn bind_workers(
+    addresses: &[SocketAddr],
+    workers: usize,
+    listener: &str,
+    bound: &mut Vec<SocketAddr>,
+) -> anyhow::Result<Vec<Vec<StdListener>>> {
+    let mut sockets: Vec<Vec<StdListener>> = (0..workers).map(|_| Vec::new()).collect();
+    for address in addresses {
+        let failed = || format!("{listener}.listen: {address}");
+        let of_address = proxy::bind(*address, workers).with_context(failed)?;
+        let local = of_address[0].local_addr().with_context(failed)?;
+        tracing::info!(listener, address = %local, "listening");
+        bound.push(local);
+        sockets.iter_mut().zip(of_address).for_each(|(worker, socket)| worker.push(socket));
+    }
+    Ok(sockets)
+}
+
+async fn bind_control(
+    addresses: &[SocketAddr],
+    listener: &str,
+    bound: &mut Vec<SocketAddr>,
+) -> anyhow::Result<Vec<TcpListener>> {
+    let mut sockets = Vec::with_capacity(addresses.len());
+    for address in addresses {
+        let failed = || format!("{listener}.listen: {address}");
+        let socket = TcpListener::bind(address).await.with_context(failed)?;
+        let local = socket.local_addr().with_context(failed)?;
+        tracing::info!(listener, address = %local, "listening");
+        bound.push(local);
+        sockets.push(socket);
+    }
+    Ok(sockets)
+}

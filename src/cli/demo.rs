@@ -1,0 +1,164 @@
+//! `clearcoat demo`: a whole fleet on this machine, ready to look at.
+//!
+//! Two small web nodes with a few product pages, three real varnishd with our VCL, and clearcoat in front, exactly as
+//! `clearcoat serve` runs it. Everything lives in one temporary folder and ends with the process.
+
+mod shop;
+mod varnishd;
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdListener};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tracing_subscriber::filter::LevelFilter;
+
+use super::serve::{Signals, control_runtime};
+use crate::app::{Addresses, App};
+use crate::config::{Config, StaticNode};
+use crate::fleet::{NodeId, Role};
+use crate::http_server;
+use crate::shutdown::{self, Shutdown, Stage};
+use crate::telemetry::log;
+use crate::varnish::vcl;
+use shop::{Shop, WebNode};
+use varnishd::Varnishd;
+
+const WEB_NODES: usize = 2;
+const VARNISH_NODES: usize = 3;
+
+/// The largest request that a web node of the demo takes, in bytes.
+const MAX_REQUEST: usize = 64 * 1024;
+
+/// A whole fleet on this machine (real varnishd), Ctrl-C to end.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  clearcoat demo\n\nNeeds varnishd (Debian: apt-get install varnish).")]
+pub(super) struct Demo {
+    /// Say what every part does.
+    #[arg(long)]
+    verbose: bool,
+}
+
+impl Demo {
+    pub(super) fn run(&self) -> anyhow::Result<()> {
+        log::start(if self.verbose { LevelFilter::INFO } else { LevelFilter::WARN }, false);
+        control_runtime()?.block_on(run())
+    }
+}
+
+async fn run() -> anyhow::Result<()> {
+    let mut signals = Signals::new()?;
+    let folder = tempfile::Builder::new().prefix("clearcoat-demo-").tempdir().context("a temporary folder")?;
+    let (web_handle, web_shutdown) = shutdown::channel();
+    let mut web_servers = JoinSet::new();
+
+    let mut config = demo_config(folder.path());
+    config.nodes = start_web_nodes(&mut web_servers, &web_shutdown).await?;
+    // The VCL names the origin listener, and clearcoat's configuration names the Varnish nodes: so the port of the
+    // origin is chosen first.
+    let origin = free_port(8081)?;
+    config.origin.listen = vec![origin];
+    let varnish = tokio::select! {
+        varnish = start_varnish(folder.path(), origin) => varnish?,
+        signal = signals.ended() => anyhow::bail!("ended by {signal} before the fleet was up"),
+    };
+    config
+        .nodes
+        .extend(varnish.iter().enumerate().map(|(index, varnish)| node(Role::Varnish, index, varnish.address())));
+
+    let app = App::start(&config).await?;
+    app.opened().await;
+    println!("{}", what_to_try(app.addresses(), &std::env::args().next().unwrap_or_else(|| "clearcoat".into())));
+
+    signals.ended().await;
+    println!("\nending the fleet …");
+    app.stop(async { _ = signals.ended().await }).await;
+    for varnish in varnish {
+        varnish.stop().await;
+    }
+    web_handle.advance(Stage::Stopping);
+    while web_servers.join_next().await.is_some() {}
+    folder.close().context("removing the temporary folder")
+}
+
+/// The defaults, on loopback, with a journal of its own and checks quick enough to watch.
+fn demo_config(folder: &Path) -> Config {
+    let mut config = Config::default();
+    // A port that is taken is no reason not to show anything: then any other will do.
+    let listen = |port| vec![free_port(port).unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))];
+    config.edge.listen = listen(8080);
+    config.purge.listen = listen(6081);
+    config.admin.listen = listen(9180);
+    config.journal.path = folder.join("journal");
+    config.health.web.interval = Duration::from_secs(2);
+    config
+}
+
+/// This port on loopback if it is free, any free one otherwise.
+fn free_port(wanted: u16) -> std::io::Result<SocketAddr> {
+    let bind = |port| StdListener::bind((Ipv4Addr::LOCALHOST, port));
+    bind(wanted).or_else(|_| bind(0))?.local_addr()
+}
+
+fn node(role: Role, index: usize, address: SocketAddr) -> StaticNode {
+    let id = NodeId::try_from(format!("{role}-{}", index + 1)).expect("a role and a number are a node id");
+    StaticNode { role, id, address: address.to_string(), weight: 1, delivery: None }
+}
+
+async fn start_web_nodes(servers: &mut JoinSet<()>, shutdown: &Shutdown) -> anyhow::Result<Vec<StaticNode>> {
+    let shop = Arc::new(Shop::default());
+    let mut nodes = Vec::new();
+    for index in 0..WEB_NODES {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let node = node(Role::Web, index, listener.local_addr()?);
+        let handler = Arc::new(WebNode::new(node.id.as_str(), Arc::clone(&shop)));
+        servers.spawn(http_server::serve(listener, handler, MAX_REQUEST, shutdown.clone()));
+        nodes.push(node);
+    }
+    Ok(nodes)
+}
+
+async fn start_varnish(folder: &Path, origin: SocketAddr) -> anyhow::Result<Vec<Varnishd>> {
+    let allow = ["127.0.0.0/8".parse().context("the loopback network")?];
+    let text = vcl::render(vcl::Version::Seven, &origin.ip().to_string(), origin.port(), &allow)?;
+    let file = folder.join("clearcoat.vcl");
+    std::fs::write(&file, text).with_context(|| file.display().to_string())?;
+    let mut started = Vec::new();
+    for index in 0..VARNISH_NODES {
+        started.push(Varnishd::start(&folder.join(format!("varnish-{}", index + 1)), &file)?);
+    }
+    for varnish in &mut started {
+        varnish.ready().await?;
+    }
+    Ok(started)
+}
+
+fn what_to_try(addresses: &Addresses, program: &str) -> String {
+    let first = |addresses: &[SocketAddr]| addresses.first().map(ToString::to_string).unwrap_or_default();
+    let (edge, purge, admin) = (first(&addresses.edge), first(&addresses.purge), first(&addresses.admin));
+    let endpoint = if purge.ends_with(":6081") { String::new() } else { format!(" --endpoint http://{purge}") };
+    let admin_option = if admin.ends_with(":9180") { String::new() } else { format!(" --admin http://{admin}") };
+    format!(
+        "\
+A shop with {WEB_NODES} web nodes and {VARNISH_NODES} Varnish, and clearcoat in front:
+
+  shop     http://{edge}/
+  purges   http://{purge}/            (what Magento has in http_cache_hosts)
+  admin    http://{admin}/metrics     (also /api/v1/fleet)
+
+Try, in another terminal:
+
+  curl -si http://{edge}/product/1.html | grep -E 'Cache-Debug|Price|Rendered'   # MISS
+  curl -si http://{edge}/product/1.html | grep -E 'Cache-Debug|Price|Rendered'   # HIT, the same page
+  curl -s -X POST http://{edge}/product/1/price/19.90                            # the shop changes, the cache does not know
+  {program} purge{endpoint} --tag cat_p_1
+  curl -si http://{edge}/product/1.html | grep -E 'Cache-Debug|Price|Rendered'   # MISS, the new price
+  {program} status{admin_option}
+
+Stop one Varnish (kill -STOP) and purge again: it is fenced, and gets no traffic until it has caught up.
+Ctrl-C ends everything and leaves nothing behind."
+    )
+}

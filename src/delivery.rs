@@ -1,0 +1,257 @@
+//! The cursor task of each Varnish: it brings its node from where it is to the head of the journal, again and again.
+//!
+//! ```text
+//! loop: wait until head > cursor
+//!       batch = compile(journal[cursor+1 ..= head])      whatever gathered while the last batch was on its way
+//!       send(batch) -> ok: cursor = head of the batch;  error: back off, try again with what has gathered since
+//! ```
+//!
+//! No task knows of another, so a node that hangs delays nobody. Nothing is queued: what a node misses is the
+//! difference of two numbers, and what it gets is compiled the moment it can take it.
+//!
+//! **A node that was behind is told twice.** A page that was rendered before a purge can sit in the socket of a
+//! Varnish that hangs; when it wakes up, it may read the ban first and store the page after it, where no ban finds it
+//! any more. So a node that was fenced gets the same bans again a moment later, and only then counts as current.
+
+mod task;
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use dashmap::DashMap;
+use tokio::sync::{Notify, watch};
+use tokio::task::AbortHandle;
+
+use crate::fleet::{Fence, Health, Node, NodeId, Snapshot};
+use crate::journal::{Journal, Position};
+use crate::purge::Forward;
+use crate::telemetry::Metrics;
+
+/// How many results of past batches a node remembers, for the purges that still wait to be answered.
+const RESULTS: usize = 256;
+
+/// What every delivery works with.
+#[derive(Clone)]
+pub struct Context {
+    /// What is to be delivered.
+    pub journal: Arc<dyn Journal>,
+    /// What was promised.
+    pub fence: Arc<Fence>,
+    /// Who is in the fleet.
+    pub fleet: Arc<ArcSwap<Snapshot>>,
+    /// Where it is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+/// The deliveries of all Varnish nodes.
+pub struct Deliveries {
+    context: Context,
+    nodes: DashMap<NodeId, Delivery>,
+    progress: watch::Sender<()>,
+}
+
+/// The delivery of one Varnish, as others see it.
+struct Delivery {
+    state: Arc<DeliveryState>,
+    task: AbortHandle,
+}
+
+/// What a delivery task tells.
+#[derive(Debug, Default)]
+struct DeliveryState {
+    /// Rings when the node may be worth trying before its back-off is over.
+    wake: Notify,
+    results: Mutex<VecDeque<BatchResult>>,
+    error: Mutex<Arc<str>>,
+}
+
+/// What a node made of one batch.
+#[derive(Clone, Debug)]
+struct BatchResult {
+    /// The last position of the batch.
+    last: Position,
+    invalidated: u64,
+    refused: Vec<(Forward, u16)>,
+}
+
+/// How a purge ended, for its answer.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Acknowledged {
+    /// The nodes that have applied it.
+    pub applied: Vec<NodeId>,
+    /// The nodes that have not, and get no traffic until they have.
+    pub fenced: Vec<NodeId>,
+    /// The objects that nodes said they dropped.
+    pub invalidated: u64,
+    /// Nodes that refused this very request though they obey others, with the status.
+    pub refused: Vec<(NodeId, u16)>,
+}
+
+impl Deliveries {
+    /// No deliveries yet.
+    pub fn new(context: Context) -> Self {
+        Deliveries { context, nodes: DashMap::new(), progress: watch::channel(()).0 }
+    }
+
+    /// Starts the task of a node that joined. Its cursor is read before this returns, so that no request meets a node
+    /// whose cursor is not known.
+    pub fn start(self: &Arc<Self>, node: &Arc<Node>) {
+        let state = Arc::new(DeliveryState::default());
+        let task = task::Task::new(Arc::clone(self), Arc::clone(node), Arc::clone(&state));
+        let task = tokio::spawn(task.run()).abort_handle();
+        self.nodes.insert(node.id().clone(), Delivery { state, task });
+    }
+
+    /// Stops the task of a node that left. Its cursor stays in the journal.
+    pub fn stop(&self, id: &NodeId) {
+        if let Some((_, delivery)) = self.nodes.remove(id) {
+            delivery.task.abort();
+        }
+    }
+
+    /// A node came up or went down: what it misses may be worth another try now.
+    pub fn health_changed(&self, id: &NodeId) {
+        if let Some(delivery) = self.nodes.get(id) {
+            delivery.state.wake.notify_one();
+        }
+    }
+
+    /// Something changed that a waiting purge may depend on: a cursor moved, a node came or went.
+    pub fn progressed(&self) {
+        self.progress.send_replace(());
+    }
+
+    /// Why the last batch of a node failed; empty where it did not.
+    pub fn error(&self, id: &NodeId) -> Arc<str> {
+        self.nodes.get(id).map_or_else(|| "".into(), |delivery| lock(&delivery.state.error).clone())
+    }
+
+    /// Waits until every Varnish that could be waited for has this purge, at most for `timeout`, then raises the
+    /// fence. When this returns, the purge may be answered.
+    ///
+    /// `forward` is the request itself where it is handed on as it came, to find who refused it.
+    pub async fn acknowledge(&self, position: Position, forward: Option<&Forward>, timeout: Duration) -> Acknowledged {
+        let awaited = self.worth_waiting_for();
+        let all_have_it = async {
+            let mut progress = self.progress.subscribe();
+            while awaited.iter().any(|node| !self.is_settled(node, position)) {
+                if progress.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        // Timed out or not: who has the purge is read below, once, for the fence and for the answer.
+        _ = tokio::time::timeout(timeout, all_have_it).await;
+        self.context.fence.raise(position);
+        self.outcome(position, forward)
+    }
+
+    /// Nodes that are behind already get no traffic, so nobody needs to wait for them; nor for those that are down.
+    fn worth_waiting_for(&self) -> Vec<Arc<Node>> {
+        let fleet = self.context.fleet.load();
+        let awaited = fleet
+            .varnish
+            .members()
+            .iter()
+            .filter(|member| member.health != Health::Down && self.context.fence.is_current(&member.node.live));
+        awaited.map(|member| Arc::clone(&member.node)).collect()
+    }
+
+    /// Whether there is nothing more to wait for: the node has the purge, or is down, gone, or behind already.
+    fn is_settled(&self, node: &Node, position: Position) -> bool {
+        if node.live.cursor() >= position || !self.context.fence.is_current(&node.live) {
+            return true;
+        }
+        let fleet = self.context.fleet.load();
+        let member = fleet.varnish.get(node.id()).filter(|member| member.node.key == node.key);
+        member.is_none_or(|member| member.health == Health::Down)
+    }
+
+    fn outcome(&self, position: Position, forward: Option<&Forward>) -> Acknowledged {
+        let mut outcome = Acknowledged::default();
+        for member in self.context.fleet.load().varnish.members() {
+            let id = member.node.id();
+            if member.node.live.cursor() < position {
+                self.count_fenced(id);
+                outcome.fenced.push(id.clone());
+                continue;
+            }
+            outcome.applied.push(id.clone());
+            let Some(result) = self.nodes.get(id).and_then(|delivery| delivery.state.result_of(position)) else {
+                continue;
+            };
+            outcome.invalidated += result.invalidated;
+            let refusal = result.refused.iter().find(|(request, _)| Some(request) == forward);
+            outcome.refused.extend(refusal.map(|(_, status)| (id.clone(), *status)));
+        }
+        outcome
+    }
+
+    fn count_fenced(&self, id: &NodeId) {
+        if let Some(varnish) = &self.context.metrics.node(crate::fleet::Role::Varnish, id).varnish {
+            varnish.fenced.inc();
+        }
+    }
+
+    /// Saves every cursor until the process ends, at most once a second, and once a minute also without a change: a
+    /// cursor that is not renewed is forgotten after the journal's retention.
+    pub async fn save_cursors(&self) {
+        let mut saved = Vec::new();
+        let mut ticks = tokio::time::interval(Duration::from_secs(1));
+        for tick in 0_u64.. {
+            ticks.tick().await;
+            let cursors = self.cursors();
+            if cursors == saved && tick % 60 != 0 {
+                continue;
+            }
+            match self.context.journal.save_cursors(cursors.clone()).await {
+                Ok(()) => saved = cursors,
+                Err(error) => tracing::warn!(%error, "cursors could not be saved"),
+            }
+        }
+    }
+
+    /// Where every Varnish of the fleet is.
+    pub fn cursors(&self) -> Vec<(NodeId, Position)> {
+        let fleet = self.context.fleet.load();
+        let known = fleet.varnish.members().iter().map(|member| (member.node.id().clone(), member.node.live.cursor()));
+        // 0 is "not known yet", and must not replace what is stored.
+        known.filter(|&(_, cursor)| cursor > 0).collect()
+    }
+
+    /// Returns when every Varnish of the fleet has everything that was answered.
+    pub async fn all_current(&self) {
+        let mut progress = self.progress.subscribe();
+        let all = || {
+            let fleet = self.context.fleet.load();
+            fleet.varnish.members().iter().all(|member| self.context.fence.is_current(&member.node.live))
+        };
+        while !all() {
+            if progress.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+impl DeliveryState {
+    fn remember(&self, result: BatchResult) {
+        let mut results = lock(&self.results);
+        if results.len() == RESULTS {
+            results.pop_front();
+        }
+        results.push_back(result);
+    }
+
+    /// The result of the batch that this position was in.
+    fn result_of(&self, position: Position) -> Option<BatchResult> {
+        lock(&self.results).iter().find(|result| result.last >= position).cloned()
+    }
+}
+
+/// What these locks guard is whole after every statement, so a panic elsewhere leaves nothing half done.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,147 @@
+//! The control plane's HTTP server: hyper, with bounds. Purges, metrics and status come in here; shop traffic never does.
+
+mod limit;
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::shutdown::{Shutdown, Stage};
+use limit::Limited;
+
+/// An answer of the control plane: always whole, always with its length.
+pub type Response = http::Response<Full<Bytes>>;
+
+/// Connections at once, per listener. A shop has tens of clients here.
+const MAX_CONNECTIONS: usize = 2048;
+
+/// From the end of one request to the end of the head of the next.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What a listener does with a request.
+pub trait Handler: Send + Sync + 'static {
+    /// Answers a request, whose body was read over. Dropped when the client goes away; what must outlive the client
+    /// is spawned.
+    fn handle(&self, request: http::Request<()>, peer: SocketAddr) -> impl Future<Output = Response> + Send;
+}
+
+/// Serves a listener until the process drains, then finishes the requests that are under way.
+///
+/// `max_request` bounds a request, head and body together, in bytes: one beyond it is answered 413.
+pub async fn serve<H: Handler>(listener: TcpListener, handler: Arc<H>, max_request: usize, shutdown: Shutdown) {
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_ended) = connections.join_next() => continue,
+            () = shutdown.reached(Stage::Draining) => break,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                // The semaphore is never closed; without a permit the connection is refused by dropping it.
+                let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else { continue };
+                let connection = serve_connection(stream, peer, Arc::clone(&handler), max_request, shutdown.clone());
+                connections.spawn(async move {
+                    connection.await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+    drop(listener);
+    tokio::select! {
+        () = async { while connections.join_next().await.is_some() {} } => {}
+        () = shutdown.reached(Stage::Stopping) => {}
+    }
+}
+
+async fn serve_connection<H: Handler>(
+    stream: TcpStream,
+    peer: SocketAddr,
+    handler: Arc<H>,
+    max_request: usize,
+    shutdown: Shutdown,
+) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "the client left at once");
+        return;
+    }
+    let (stream, meter) = Limited::new(stream, max_request);
+    let service = service_fn(|request: http::Request<Incoming>| {
+        let (handler, meter) = (&handler, &meter);
+        async move {
+            let (head, body) = request.into_parts();
+            // A body means nothing here, but it has to be read over before the next request. One that breaks off
+            // takes the connection with it, and not what its head asked for.
+            if let Err(error) = read_over(body).await {
+                tracing::debug!(%error, "a request body broke off");
+            }
+            let response = handler.handle(http::Request::from_parts(head, ()), peer).await;
+            meter.next_request();
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        // Ours trips first, and answers as documented.
+        .max_buf_size(max_request + 64 * 1024)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = shutdown.reached(Stage::Draining) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%peer, %error, "a control connection failed");
+    }
+}
+
+async fn read_over(mut body: Incoming) -> Result<(), hyper::Error> {
+    while let Some(frame) = body.frame().await {
+        frame?;
+    }
+    Ok(())
+}
+
+/// An answer with a JSON body.
+pub fn json(status: u16, body: &impl serde::Serialize) -> Response {
+    match serde_json::to_vec(body) {
+        Ok(body) => response(status, "application/json", body),
+        Err(error) => response(500, "text/plain; charset=utf-8", error.to_string().into_bytes()),
+    }
+}
+
+/// An answer with a text body.
+pub fn text(status: u16, body: impl Into<String>) -> Response {
+    response(status, "text/plain; charset=utf-8", body.into().into_bytes())
+}
+
+/// An answer with any body.
+pub fn response(status: u16, content_type: &'static str, body: Vec<u8>) -> Response {
+    let mut response = http::Response::new(Full::new(Bytes::from(body)));
+    // The statuses are constants of this crate, all of them valid.
+    *response.status_mut() = http::StatusCode::from_u16(status).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers_mut();
+    headers.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
+    headers.insert(http::header::CACHE_CONTROL, http::HeaderValue::from_static("no-store"));
+    response
+}

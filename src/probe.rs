@@ -1,0 +1,172 @@
+//! Health checks: one task a node, whatever the number of workers.
+//!
+//! A web node is asked for its health page. A Varnish is sent a `PURGE` without a pattern: Magento's VCL answers 400
+//! to an address that it would obey and 405 to one that it would not, without any side effect, so the check also
+//! proves that purges will be taken. The path is `/.clearcoat/probe` and not `/`, because our own VCL answers more
+//! there, and because a VCL that purges by URL then drops a page that nobody has.
+//!
+//! The first check is at once. A check that fails where the last one passed is repeated soon: a node that died is
+//! noticed within one interval and a bit, while one that dropped a packet stays in. A request that failed asks for a
+//! check, too ([`Probe::check_now`]).
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::Empty;
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, mpsc};
+
+use crate::config::{HealthChecks, VarnishChecks, WebChecks};
+use crate::fleet::{Event, NodeSpec, Role, Verdict};
+use crate::varnish::http::what_to_change;
+
+/// The least time between two checks of one node, so that failing requests cannot become a storm of checks.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
+
+/// How much sooner a failed check is confirmed than the next regular one would be.
+const CONFIRM: u32 = 10;
+
+/// The checker of one node.
+#[derive(Clone, Debug)]
+pub struct Probe {
+    target: SocketAddr,
+    schedule: Schedule,
+    question: Question,
+    node: NodeSpec,
+    wake: Arc<Notify>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Schedule {
+    interval: Duration,
+    timeout: Duration,
+    fall: u32,
+    jitter: f64,
+}
+
+#[derive(Clone, Debug)]
+enum Question {
+    Web { path: String, host: String, expect: Vec<u16> },
+    Varnish,
+}
+
+/// Why a check could not be carried out.
+#[derive(Debug, thiserror::Error)]
+enum CheckError {
+    #[error("connecting failed: {0}")]
+    Connect(#[from] std::io::Error),
+    #[error("{0}")]
+    Http(#[from] hyper::Error),
+    #[error("the check cannot be written as a request: {0}")]
+    Request(#[from] http::Error),
+}
+
+impl Probe {
+    /// A checker for this node, as configured for its role.
+    pub fn new(node: &NodeSpec, config: &HealthChecks) -> Self {
+        let (schedule, question) = match node.role {
+            Role::Web => {
+                let WebChecks { path, interval, timeout, fall, jitter, expect, host, .. } = config.web.clone();
+                let host = if host.is_empty() { node.address.to_string() } else { host };
+                (Schedule { interval, timeout, fall, jitter }, Question::Web { path, host, expect })
+            }
+            Role::Varnish => {
+                let VarnishChecks { interval, timeout, fall, jitter, .. } = config.varnish;
+                (Schedule { interval, timeout, fall, jitter }, Question::Varnish)
+            }
+        };
+        Probe { target: node.address, schedule, question, node: node.clone(), wake: Arc::default() }
+    }
+
+    /// Asks for a check before the next regular one.
+    pub fn check_now(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Checks until nobody listens any more.
+    pub async fn run(self, events: mpsc::Sender<Event>) {
+        let mut failures = 0;
+        loop {
+            let verdict = self.check().await;
+            failures = if verdict == Verdict::Passed { 0 } else { failures + 1 };
+            let event = Event::Checked(self.node.role, self.node.id.clone(), self.target, verdict);
+            if events.send(event).await.is_err() {
+                return;
+            }
+            let unconfirmed = failures > 0 && failures < self.schedule.fall;
+            let pause = if unconfirmed { self.schedule.interval / CONFIRM } else { self.schedule.interval };
+            let spread = 1.0 + self.schedule.jitter * (2.0 * fastrand::f64() - 1.0);
+            let pause = pause.mul_f64(spread).max(SHORTEST_PAUSE);
+            tokio::time::sleep(SHORTEST_PAUSE).await;
+            // Woken early or not: a check follows.
+            _ = tokio::time::timeout(pause - SHORTEST_PAUSE, self.wake.notified()).await;
+        }
+    }
+
+    async fn check(&self) -> Verdict {
+        match tokio::time::timeout(self.schedule.timeout, self.ask()).await {
+            Err(_) => Verdict::Failed(format!("no answer within {:?}", self.schedule.timeout)),
+            Ok(Err(error)) => Verdict::Failed(error.to_string()),
+            Ok(Ok(status)) => self.question.judge(status),
+        }
+    }
+
+    async fn ask(&self) -> Result<u16, CheckError> {
+        let stream = TcpStream::connect(self.target).await?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let (method, path, host) = match &self.question {
+            Question::Web { path, host, .. } => ("GET", path.as_str(), host.as_str()),
+            Question::Varnish => ("PURGE", "/.clearcoat/probe", "clearcoat"),
+        };
+        let request = http::Request::builder()
+            .method(method)
+            .uri(path)
+            .header(http::header::HOST, host)
+            .header(http::header::USER_AGENT, concat!("clearcoat/", env!("CARGO_PKG_VERSION")))
+            .header(http::header::CONNECTION, "close")
+            .body(Empty::<Bytes>::new())?;
+        let mut answer = std::pin::pin!(sender.send_request(request));
+        tokio::select! {
+            answer = answer.as_mut() => Ok(answer?.status().as_u16()),
+            ended = connection => {
+                ended?;
+                // The whole answer came with the end of the connection.
+                Ok(answer.await?.status().as_u16())
+            }
+        }
+    }
+}
+
+impl Question {
+    fn judge(&self, status: u16) -> Verdict {
+        match self {
+            Question::Web { expect, .. } if expect.contains(&status) => Verdict::Passed,
+            Question::Web { path, .. } => Verdict::Failed(format!("{path} answered {status}")),
+            Question::Varnish if matches!(status, 200 | 400) => Verdict::Passed,
+            Question::Varnish => Verdict::Failed(format!("PURGE answered {status} {}", what_to_change(status))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_varnish_is_well_when_it_would_obey_a_purge() {
+        assert_eq!(Question::Varnish.judge(200), Verdict::Passed);
+        assert_eq!(Question::Varnish.judge(400), Verdict::Passed);
+        let Verdict::Failed(reason) = Question::Varnish.judge(405) else { panic!("passed") };
+        assert!(reason.contains("acl purge"), "{reason}");
+    }
+
+    #[test]
+    fn a_web_node_is_well_when_it_answers_as_expected() {
+        let question = Question::Web { path: "/health_check.php".into(), host: String::new(), expect: vec![200, 204] };
+        assert_eq!(question.judge(204), Verdict::Passed);
+        assert_eq!(question.judge(500), Verdict::Failed("/health_check.php answered 500".into()));
+    }
+}

@@ -1,0 +1,170 @@
+//! The purge listener: Magento in, the journal and every Varnish out.
+//!
+//! A GET dies with its client; a purge outlives it. The moment its head is read, a purge runs in a task of its own:
+//! PHP may hang up, time out or be killed, the purge goes on to its end. (Magento before 2.2 hung up at once.)
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::header;
+use ipnet::IpNet;
+use serde::Serialize;
+
+use crate::config::{PurgeListener, Token};
+use crate::delivery::{Acknowledged, Deliveries};
+use crate::fleet::NodeId;
+use crate::http_server::{Handler, Response, json, text};
+use crate::journal::{Journal, Position};
+use crate::purge::{Purge, Refusal, Target, parse};
+use crate::telemetry::Metrics;
+
+/// Takes purges.
+#[derive(Clone)]
+pub struct PurgeApi {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    allow: Vec<IpNet>,
+    token: Option<Token>,
+    ack_timeout: Duration,
+    journal: Arc<dyn Journal>,
+    deliveries: Arc<Deliveries>,
+    metrics: Arc<Metrics>,
+}
+
+/// The body of an answer to an accepted purge.
+#[derive(Serialize)]
+struct Accepted<'a> {
+    position: Position,
+    applied: &'a [NodeId],
+    fenced: &'a [NodeId],
+    invalidated: u64,
+}
+
+/// The body of any other answer.
+#[derive(Serialize)]
+struct Refused<'a> {
+    error: &'a str,
+}
+
+fn refused(status: u16, error: &str) -> Response {
+    json(status, &Refused { error })
+}
+
+impl PurgeApi {
+    /// A purge listener as configured, in front of this journal and these deliveries.
+    pub fn new(
+        config: &PurgeListener,
+        journal: Arc<dyn Journal>,
+        deliveries: Arc<Deliveries>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let (allow, token, ack_timeout) = (config.allow.clone(), config.token.clone(), config.ack_timeout);
+        PurgeApi { inner: Arc::new(Inner { allow, token, ack_timeout, journal, deliveries, metrics }) }
+    }
+}
+
+impl Handler for PurgeApi {
+    async fn handle(&self, request: http::Request<()>, peer: SocketAddr) -> Response {
+        if request.method() == http::Method::GET && request.uri().path() == "/healthz" {
+            return text(200, "ok\n");
+        }
+        let inner = Arc::clone(&self.inner);
+        let purge = match inner.admit(&request, peer) {
+            Ok(purge) => purge,
+            Err(response) => return response,
+        };
+        let accepted = tokio::spawn(async move { inner.carry_out(purge).await });
+        accepted.await.unwrap_or_else(|error| {
+            tracing::error!(%error, "a purge panicked");
+            refused(500, "internal error")
+        })
+    }
+}
+
+impl Inner {
+    /// Who may purge, and what is one.
+    fn admit(&self, request: &http::Request<()>, peer: SocketAddr) -> Result<Purge, Response> {
+        let address = peer.ip().to_canonical();
+        if !self.allow.iter().any(|network| network.contains(&address)) {
+            self.metrics.purged("none", "forbidden");
+            tracing::warn!(%address, "purge refused: this address is not in purge.allow");
+            return Err(refused(403, &format!("{address} may not purge: it is not in purge.allow")));
+        }
+        if let Some(token) = &self.token {
+            let presented = request.headers().get(header::AUTHORIZATION).map(header::HeaderValue::as_bytes);
+            if !presented.and_then(bearer).is_some_and(|presented| token.matches(presented)) {
+                self.metrics.purged("none", "forbidden");
+                tracing::warn!(%address, "purge refused: token missing or wrong");
+                return Err(refused(403, "Authorization: Bearer with the purge token is wanted"));
+            }
+        }
+        parse(request.method(), request.uri(), request.headers()).map_err(|refusal| {
+            self.metrics.purged("none", "refused");
+            tracing::warn!(%address, %refusal, "purge refused");
+            let mut response =
+                refused(if matches!(refusal, Refusal::Method(_)) { 405 } else { 400 }, &refusal.to_string());
+            if matches!(refusal, Refusal::Method(_)) {
+                response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("PURGE, BAN"));
+            }
+            response
+        })
+    }
+
+    /// Makes the purge durable, waits for the fleet, answers.
+    async fn carry_out(&self, purge: Purge) -> Response {
+        let began = Instant::now();
+        let kind = purge.kind();
+        let forward = purge.targets.iter().find_map(|target| match target {
+            Target::Forward(forward) => Some(forward.clone()),
+            _ => None,
+        });
+        let position = match self.journal.append(purge).await {
+            Ok(position) => position,
+            Err(error) => {
+                self.metrics.purged(kind, "not_durable");
+                tracing::error!(%error, "a purge could not be made durable and was not accepted");
+                let mut response = refused(503, "the purge could not be made durable and was not accepted");
+                response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+                return response;
+            }
+        };
+        self.metrics.journal_append_duration.observe(began.elapsed().as_secs_f64());
+        self.metrics.journal_head.set(self.journal.head().cast_signed());
+        let outcome = self.deliveries.acknowledge(position, forward.as_ref(), self.ack_timeout).await;
+        self.metrics.purge_ack_duration.observe(began.elapsed().as_secs_f64());
+        self.answer(kind, position, &outcome)
+    }
+
+    fn answer(&self, kind: &'static str, position: Position, outcome: &Acknowledged) -> Response {
+        if let Some((node, status)) = outcome.refused.first() {
+            self.metrics.purged(kind, "refused_by_node");
+            let refusing = outcome.refused.len();
+            let error = format!(
+                "{refusing} of {} Varnish refuse this request, {node} with status {status}: their VCL does not purge so",
+                outcome.applied.len() + outcome.fenced.len(),
+            );
+            tracing::warn!(position, error, "purge refused");
+            return refused(400, &error);
+        }
+        let result = if outcome.fenced.is_empty() { "applied" } else { "fenced" };
+        self.metrics.purged(kind, result);
+        for node in &outcome.fenced {
+            tracing::warn!(%node, position, "node is behind: no traffic until it has every purge");
+        }
+        let Acknowledged { applied, fenced, invalidated, .. } = outcome;
+        tracing::debug!(position, kind, applied = applied.len(), fenced = fenced.len(), "purged");
+        let mut response = json(200, &Accepted { position, applied, fenced, invalidated: *invalidated });
+        // Varnish says "200 Purged", and there are scripts that look for it.
+        response.extensions_mut().insert(hyper::ext::ReasonPhrase::from_static(b"Purged"));
+        response
+    }
+}
+
+/// The token of `Bearer …` (RFC 6750 section 2.1; the scheme in any case, RFC 9110 section 11.1).
+fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, token) = value.split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then_some(token.trim_ascii())
+}

@@ -1,0 +1,60 @@
+//! The nodes of the configuration file.
+//!
+//! A node may be given by name, as containers are. A name that does not resolve yet (the container is still starting)
+//! is no reason to refuse to start or to hold the others up: it is tried again until it does.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use crate::config::StaticNode;
+use crate::fleet::{Event, NodeSpec};
+
+/// How long after a failed look-up the next one follows.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// How long one look-up may take: a name server that does not answer must not hold up the start.
+const LOOKUP: Duration = Duration::from_secs(2);
+
+/// Announces the nodes, then goes on with those whose names did not resolve. Returns when all are announced, or when
+/// nobody listens any more.
+pub async fn announce(nodes: Vec<StaticNode>, events: mpsc::Sender<Event>) {
+    let mut unresolved = announce_once(nodes, &events).await;
+    if events.send(Event::Listed).await.is_err() {
+        return;
+    }
+    while !unresolved.is_empty() && !events.is_closed() {
+        tokio::time::sleep(RETRY).await;
+        unresolved = announce_once(unresolved, &events).await;
+    }
+}
+
+/// Returns the nodes whose names did not resolve.
+async fn announce_once(nodes: Vec<StaticNode>, events: &mpsc::Sender<Event>) -> Vec<StaticNode> {
+    let mut unresolved = Vec::new();
+    for node in nodes {
+        match resolve(&node.address).await {
+            Ok(address) => {
+                let StaticNode { role, id, weight, delivery, .. } = node;
+                let spec = NodeSpec { role, id, address, weight, delivery: delivery.unwrap_or_default() };
+                if events.send(Event::Joined(spec)).await.is_err() {
+                    return Vec::new();
+                }
+            }
+            Err(reason) => {
+                tracing::warn!(role = %node.role, node = %node.id, address = node.address, reason, "node address does not resolve yet");
+                unresolved.push(node);
+            }
+        }
+    }
+    unresolved
+}
+
+async fn resolve(address: &str) -> Result<SocketAddr, String> {
+    match tokio::time::timeout(LOOKUP, tokio::net::lookup_host(address)).await {
+        Err(_) => Err(format!("no answer within {LOOKUP:?}")),
+        Ok(Err(error)) => Err(error.to_string()),
+        Ok(Ok(mut addresses)) => addresses.next().ok_or_else(|| "the name has no address".to_owned()),
+    }
+}

@@ -1,0 +1,160 @@
+//! The real program as a child process.
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Mutex};
+
+use super::client::get;
+use super::eventually;
+use super::varnish::signal;
+
+/// A running clearcoat, for as long as this value lives.
+pub struct Clearcoat {
+    pub edge: SocketAddr,
+    pub origin: SocketAddr,
+    pub purge: SocketAddr,
+    pub admin: SocketAddr,
+    child: Child,
+    config: PathBuf,
+    log: Log,
+}
+
+/// What it has written to its log so far, a JSON object a line.
+#[derive(Clone, Default)]
+pub struct Log(Arc<Mutex<Vec<String>>>);
+
+impl Log {
+    /// Whether a line with this text was written.
+    pub fn has(&self, text: &str) -> bool {
+        self.0.lock().unwrap().iter().any(|line| line.contains(text))
+    }
+
+    fn listening(&self) -> HashMap<String, SocketAddr> {
+        let lines = self.0.lock().unwrap();
+        let values = lines.iter().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let listening = values.filter(|value| value["message"] == "listening");
+        let address = |value: &serde_json::Value| value["address"].as_str().and_then(|address| address.parse().ok());
+        listening.filter_map(|value| Some((value["listener"].as_str()?.to_owned(), address(&value)?))).collect()
+    }
+}
+
+impl Clearcoat {
+    /// Runs `clearcoat serve` with this configuration (without `[log]`), in this folder. The edge may not be open yet.
+    pub fn start(folder: &Path, config: &str) -> Self {
+        let file = folder.join("clearcoat.toml");
+        std::fs::write(&file, format!("{config}\n[log]\nlevel = \"debug\"\nformat = \"json\"\n")).expect("a file");
+        let (child, log) = spawn(&file);
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut this =
+            Clearcoat { edge: nowhere, origin: nowhere, purge: nowhere, admin: nowhere, child, config: file, log };
+        this.find_addresses();
+        this
+    }
+
+    fn find_addresses(&mut self) {
+        let addresses = eventually("clearcoat listens", || {
+            let ended = self.child.try_wait().expect("our child");
+            assert!(ended.is_none(), "clearcoat ended at once: {:?}", self.log.0.lock().unwrap());
+            Some(self.log.listening()).filter(|addresses| addresses.len() == 4)
+        });
+        [self.edge, self.origin, self.purge, self.admin] =
+            ["edge", "origin", "purge", "admin"].map(|listener| addresses[listener]);
+    }
+
+    /// Waits until the edge takes traffic and every node is up.
+    pub fn ready(&self) {
+        eventually("clearcoat is ready", || {
+            let ready = get(self.admin, "/readyz").is_ok_and(|answer| answer.status == 200);
+            (ready && self.nodes().iter().all(|node| node["health"] == "up")).then_some(())
+        });
+    }
+
+    /// `/api/v1/fleet`.
+    pub fn fleet(&self) -> serde_json::Value {
+        get(self.admin, "/api/v1/fleet").expect("the admin listener answers").json()
+    }
+
+    pub fn nodes(&self) -> Vec<serde_json::Value> {
+        self.fleet()["nodes"].as_array().expect("nodes").clone()
+    }
+
+    /// What the fleet says of one node.
+    pub fn node(&self, id: &str) -> serde_json::Value {
+        self.nodes().into_iter().find(|node| node["id"] == id).unwrap_or_else(|| panic!("no node {id}"))
+    }
+
+    /// The value of one series of `/metrics`, given as it is written there.
+    pub fn metric(&self, series: &str) -> f64 {
+        let metrics = get(self.admin, "/metrics").expect("the admin listener answers");
+        let line =
+            metrics.text().lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')).map(str::to_owned);
+        line.unwrap_or_else(|| panic!("no series {series}")).parse().expect("a number")
+    }
+
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// kill -9.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("our child");
+        self.child.wait().expect("our child");
+    }
+
+    /// Starts it again on the same ports.
+    pub fn restart(&mut self) {
+        let text = std::fs::read_to_string(&self.config).expect("our file");
+        let mut config: toml::Table = text.parse().expect("our file");
+        for (section, address) in
+            [("edge", self.edge), ("origin", self.origin), ("purge", self.purge), ("admin", self.admin)]
+        {
+            let section = config.entry(section).or_insert_with(|| toml::Table::new().into());
+            let listen = toml::Value::Array(vec![address.to_string().into()]);
+            section.as_table_mut().expect("a table").insert("listen".into(), listen);
+        }
+        std::fs::write(&self.config, config.to_string()).expect("a file");
+        (self.child, self.log) = spawn(&self.config);
+        self.find_addresses();
+    }
+
+    /// SIGTERM.
+    pub fn terminate(&self) {
+        signal("-TERM", &[self.child.id()]);
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self) -> ExitStatus {
+        eventually("clearcoat ends", || self.child.try_wait().expect("our child"))
+    }
+}
+
+impl Drop for Clearcoat {
+    fn drop(&mut self) {
+        // It may have ended already; then there is nothing to kill.
+        _ = self.child.kill();
+        _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("log of clearcoat:\n{}", self.log.0.lock().unwrap().join("\n"));
+        }
+    }
+}
+
+/// Runs any other command of the program to its end.
+pub fn run(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_clearcoat")).args(arguments).stdin(Stdio::null()).output().expect("clearcoat")
+}
+
+fn spawn(config: &Path) -> (Child, Log) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_clearcoat"));
+    command.arg("serve").arg("--config").arg(config).stdin(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("clearcoat");
+    let log = Log::default();
+    let lines = BufReader::new(child.stderr.take().expect("a pipe")).lines();
+    let writer = log.clone();
+    // Ends with the pipe, that is with the process.
+    std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| writer.0.lock().unwrap().push(line)));
+    (child, log)
+}

@@ -1,0 +1,146 @@
+//! HTTP clients that write exactly what a test says.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+
+use super::PATIENCE;
+
+/// An answer as it came over the wire.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    pub status: u16,
+    /// The head without the blank line, as text.
+    pub head: String,
+    /// The body without its frame.
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    /// The value of a header field, names in any case.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let mut fields = self.head.lines().skip(1).filter_map(|line| line.split_once(':'));
+        fields.find(|(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
+    }
+
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).expect("a text body")
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// `HIT`, `MISS` or `UNCACHEABLE`, as our VCL says it.
+    pub fn cache(&self) -> &str {
+        self.header("X-Magento-Cache-Debug").unwrap_or("none")
+    }
+}
+
+/// A connection that is kept between requests.
+pub struct Connection {
+    pub stream: TcpStream,
+    input: Vec<u8>,
+}
+
+impl Connection {
+    pub fn open(address: SocketAddr) -> std::io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_nodelay(true)?;
+        Ok(Connection { stream, input: Vec::new() })
+    }
+
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> std::io::Result<()> {
+        self.stream.write_all(bytes.as_ref())
+    }
+
+    /// Reads one answer. `head_only`: to a HEAD request, whose answer has no body whatever its head says.
+    pub fn answer(&mut self, head_only: bool) -> std::io::Result<Answer> {
+        let end = loop {
+            if let Some(at) = self.input.windows(4).position(|window| window == b"\r\n\r\n") {
+                break at;
+            }
+            self.read_more()?;
+        };
+        let head = String::from_utf8_lossy(&self.input[..end]).into_owned();
+        self.input.drain(..end + 4);
+        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status line");
+        let mut answer = Answer { status, head, body: Vec::new() };
+        if head_only || status < 200 || status == 204 || status == 304 {
+            return Ok(answer);
+        }
+        if let Some(length) = answer.header("Content-Length") {
+            let length = length.parse().expect("a length");
+            while self.input.len() < length {
+                self.read_more()?;
+            }
+            answer.body = self.input.drain(..length).collect();
+        } else if answer.header("Transfer-Encoding").is_some() {
+            answer.body = self.chunked_body()?;
+        } else {
+            self.stream.read_to_end(&mut self.input)?;
+            answer.body = std::mem::take(&mut self.input);
+        }
+        Ok(answer)
+    }
+
+    fn chunked_body(&mut self) -> std::io::Result<Vec<u8>> {
+        let mut body = Vec::new();
+        loop {
+            let line = loop {
+                if let Some(at) = self.input.windows(2).position(|window| window == b"\r\n") {
+                    break at;
+                }
+                self.read_more()?;
+            };
+            let size = String::from_utf8_lossy(&self.input[..line]).into_owned();
+            let size = usize::from_str_radix(&size, 16).expect("a chunk size");
+            while self.input.len() < line + 2 + size + 2 {
+                self.read_more()?;
+            }
+            body.extend_from_slice(&self.input[line + 2..line + 2 + size]);
+            self.input.drain(..line + 2 + size + 2);
+            if size == 0 {
+                return Ok(body);
+            }
+        }
+    }
+
+    fn read_more(&mut self) -> std::io::Result<()> {
+        let mut piece = [0; 16 * 1024];
+        let read = self.stream.read(&mut piece)?;
+        if read == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        self.input.extend_from_slice(&piece[..read]);
+        Ok(())
+    }
+
+    /// Whether the peer closes (or resets) without sending anything more.
+    pub fn is_closed_by_peer(&mut self) -> bool {
+        self.input.is_empty()
+            && matches!(self.read_more(), Err(error) if !matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut))
+    }
+}
+
+/// Sends bytes on a connection of their own and reads one answer.
+pub fn exchange(address: SocketAddr, bytes: impl AsRef<[u8]>) -> std::io::Result<Answer> {
+    let mut connection = Connection::open(address)?;
+    connection.send(bytes)?;
+    connection.answer(false)
+}
+
+/// A GET on a connection of its own.
+pub fn get(address: SocketAddr, path: &str) -> std::io::Result<Answer> {
+    exchange(address, format!("GET {path} HTTP/1.1\r\nHost: shop.test\r\n\r\n"))
+}
+
+/// A purge as Magento writes it, on a connection of its own.
+pub fn purge(address: SocketAddr, pattern: &str) -> std::io::Result<Answer> {
+    exchange(address, format!("PURGE / HTTP/1.1\r\nX-Magento-Tags-Pattern: {pattern}\r\nHost: 127.0.0.1\r\n\r\n"))
+}
+
+/// Magento's pattern for one tag.
+pub fn tag(tag: &str) -> String {
+    format!("((^|,){tag}(,|$))")
+}

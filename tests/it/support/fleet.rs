@@ -1,0 +1,111 @@
+//! A whole fleet: a shop with web nodes, real varnishd, and clearcoat between and before them.
+
+use std::fmt::Write;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use clearcoat::varnish::vcl;
+
+use super::clearcoat::Clearcoat;
+use super::client::{Answer, get, purge, tag};
+use super::varnish::Varnish;
+use super::web::{Shop, Web};
+
+/// What a fleet is made of.
+pub struct Plan {
+    pub varnish: usize,
+    pub web: usize,
+    /// TOML that goes before the nodes; sections that the harness writes itself: the listeners' addresses are
+    /// `127.0.0.1:0` unless this text has the section.
+    pub config: &'static str,
+    pub ack_timeout: &'static str,
+    pub journal: &'static str,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Plan { varnish: 3, web: 2, config: "", ack_timeout: "1s", journal: "disk" }
+    }
+}
+
+/// A running fleet. Fields are dropped in this order: clearcoat first, its nodes after it.
+pub struct Fleet {
+    pub clearcoat: Clearcoat,
+    pub varnish: Vec<Varnish>,
+    pub web: Vec<Web>,
+    pub shop: Arc<Shop>,
+    pub folder: tempfile::TempDir,
+}
+
+impl Fleet {
+    /// Starts everything and waits until every node is up and the edge is open.
+    pub fn start(plan: &Plan) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let shop = Arc::new(Shop::default());
+        let web: Vec<Web> = (0..plan.web).map(|_| Web::start(&shop)).collect();
+        // The VCL names the origin listener, whose port must be known before the Varnish nodes that clearcoat's
+        // configuration names: held until clearcoat itself binds it (its sockets share the port for that moment).
+        let origin = reserve_port();
+        let origin_address = origin.local_addr().expect("an address").as_socket().expect("an IP socket");
+        let allow = ["127.0.0.0/8".parse().expect("a network")];
+        let text = vcl::render(vcl::Version::Seven, "127.0.0.1", origin_address.port(), &allow).expect("a VCL");
+        let file = folder.path().join("clearcoat.vcl");
+        std::fs::write(&file, text).expect("a file");
+        let ids = (1..=plan.varnish).map(|number| format!("varnish-{number}"));
+        let mut varnish: Vec<Varnish> = ids.map(|id| Varnish::spawn(folder.path(), &id, &file)).collect();
+        varnish.iter_mut().for_each(Varnish::ready);
+
+        let mut nodes = Vec::new();
+        nodes.extend(varnish.iter().map(|varnish| ("varnish", varnish.id.clone(), varnish.address)));
+        nodes.extend(web.iter().enumerate().map(|(index, web)| ("web", format!("web-{}", index + 1), web.address)));
+        let config = configuration(plan, origin_address, &folder.path().join("journal"), &nodes);
+        let clearcoat = Clearcoat::start(folder.path(), &config);
+        drop(origin);
+        clearcoat.ready();
+        Fleet { clearcoat, varnish, web, shop, folder }
+    }
+
+    /// Reads a page through the edge.
+    pub fn get(&self, path: &str) -> Answer {
+        get(self.clearcoat.edge, path).expect("the edge answers")
+    }
+
+    /// Purges one tag as Magento does.
+    pub fn purge_tag(&self, name: &str) -> Answer {
+        purge(self.clearcoat.purge, &tag(name)).expect("the purge listener answers")
+    }
+}
+
+fn configuration(
+    plan: &Plan,
+    origin: SocketAddr,
+    journal: &std::path::Path,
+    nodes: &[(&str, String, SocketAddr)],
+) -> String {
+    let mut config = plan.config.to_owned();
+    let mut section = |name: &str, text: String| {
+        if !config.contains(&format!("[{name}]")) {
+            write!(config, "\n[{name}]\n{text}\n").expect("memory");
+        }
+    };
+    section("edge", "listen = [\"127.0.0.1:0\"]".into());
+    section("origin", format!("listen = [\"{origin}\"]"));
+    section("purge", format!("listen = [\"127.0.0.1:0\"]\nack_timeout = \"{}\"", plan.ack_timeout));
+    section("admin", "listen = [\"127.0.0.1:0\"]".into());
+    section("journal", format!("kind = \"{}\"\npath = \"{}\"", plan.journal, journal.display()));
+    section("health.web", "interval = \"1s\"\ntimeout = \"1s\"".into());
+    for (role, id, address) in nodes {
+        write!(config, "\n[[node]]\nrole = \"{role}\"\nid = \"{id}\"\naddress = \"{address}\"\n").expect("memory");
+    }
+    config
+}
+
+/// A port that nobody else gets while this socket is open, and that a listener with `SO_REUSEPORT` can share. It does
+/// not listen, so no connection is lost to it.
+fn reserve_port() -> socket2::Socket {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+    socket.set_reuse_port(true).expect("a socket option");
+    socket.set_reuse_address(true).expect("a socket option");
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a free port");
+    socket
+}

@@ -1,0 +1,106 @@
+//! A real varnishd.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use super::client::{Answer, get};
+use super::eventually;
+
+/// A running varnishd, for as long as this value lives.
+pub struct Varnish {
+    pub id: String,
+    pub address: SocketAddr,
+    folder: PathBuf,
+    vcl: PathBuf,
+    child: Child,
+}
+
+impl Varnish {
+    /// Starts one on a free port. Wait for [`Varnish::ready`]: several start side by side.
+    pub fn spawn(folder: &Path, id: &str, vcl: &Path) -> Self {
+        let folder = folder.join(id);
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        let child = spawn(&folder, vcl, address);
+        Varnish { id: id.to_owned(), address, folder, vcl: vcl.to_owned(), child }
+    }
+
+    /// Waits until it serves.
+    pub fn ready(&mut self) {
+        let folder = self.folder.clone();
+        self.address = eventually("varnishd serves", || {
+            assert_eq!(self.child.try_wait().expect("our child"), None, "varnishd ended at once");
+            listen_address(&folder)
+        });
+    }
+
+    /// Reads a page from this Varnish alone.
+    pub fn get(&self, path: &str) -> Answer {
+        get(self.address, path).expect("varnishd answers")
+    }
+
+    /// Stops the process that serves (and not its manager, which would notice).
+    pub fn hang(&self) {
+        signal("-STOP", &self.worker());
+    }
+
+    pub fn resume(&self) {
+        signal("-CONT", &self.worker());
+    }
+
+    /// Kills it without a word.
+    pub fn kill(&mut self) {
+        for pid in self.worker().into_iter().chain([self.child.id()]) {
+            signal("-KILL", &[pid]);
+        }
+        self.child.wait().expect("our child");
+    }
+
+    /// Starts it again on the same port, with an empty cache.
+    pub fn restart(&mut self) {
+        self.child = spawn(&self.folder, &self.vcl, self.address);
+        self.ready();
+    }
+
+    /// The worker process: the child of the manager.
+    fn worker(&self) -> Vec<u32> {
+        let tasks = format!("/proc/{0}/task/{0}/children", self.child.id());
+        let children = std::fs::read_to_string(tasks).unwrap_or_default();
+        children.split_whitespace().map(|pid| pid.parse().expect("a pid")).collect()
+    }
+}
+
+impl Drop for Varnish {
+    fn drop(&mut self) {
+        if self.child.try_wait().ok().flatten().is_none() {
+            self.kill();
+        }
+    }
+}
+
+fn spawn(folder: &Path, vcl: &Path, address: SocketAddr) -> Child {
+    let mut command = Command::new("varnishd");
+    command.args(["-F", "-j", "none", "-T", "127.0.0.1:0", "-s", "malloc,64m", "-a"]).arg(address.to_string());
+    command.args(["-p", "http_resp_hdr_len=64k", "-p", "http_resp_size=96k", "-p", "workspace_backend=256k"]);
+    // Two threads of each pool are enough for a test, and start faster than a hundred.
+    command.args(["-p", "thread_pool_min=10", "-p", "thread_pools=1"]);
+    command.arg("-n").arg(folder).arg("-f").arg(vcl);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().expect("varnishd is installed (make test installs it)")
+}
+
+fn listen_address(folder: &Path) -> Option<SocketAddr> {
+    let mut command = Command::new("varnishadm");
+    let output = command.arg("-n").arg(folder).args(["-t", "1", "debug.listen_address"]).output().expect("varnishadm");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let mut words = text.split_whitespace().skip(1);
+    let address = SocketAddr::new(words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+    (output.status.success() && address.port() != 0).then_some(address)
+}
+
+pub fn signal(signal: &str, pids: &[u32]) {
+    for pid in pids {
+        let status = Command::new("kill").args([signal, &pid.to_string()]).status().expect("kill");
+        assert!(status.success() || signal == "-KILL", "kill {signal} {pid}");
+    }
+}

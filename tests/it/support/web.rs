@@ -1,0 +1,94 @@
+//! A web node in the test's own process: pages with tags whose content is a version that the test sets.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use clearcoat::http_server::{self, Handler, Response, response, text};
+use clearcoat::shutdown::{self, ShutdownHandle, Stage};
+
+/// What the web nodes of one shop share. `/p/N` is a page with the tags `cat_p_N,cat_p`, whose body is its version.
+#[derive(Debug, Default)]
+pub struct Shop {
+    versions: Mutex<HashMap<u64, u64>>,
+    /// How many pages were rendered.
+    pub renders: AtomicU64,
+}
+
+impl Shop {
+    /// The version that is rendered from now on.
+    pub fn set(&self, page: u64, version: u64) {
+        self.versions.lock().unwrap().insert(page, version);
+    }
+
+    pub fn version(&self, page: u64) -> u64 {
+        self.versions.lock().unwrap().get(&page).copied().unwrap_or(0)
+    }
+}
+
+/// A web node, for as long as this value lives.
+pub struct Web {
+    pub address: SocketAddr,
+    /// Whether its health check passes.
+    pub healthy: Arc<AtomicBool>,
+    stop: ShutdownHandle,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+struct Node {
+    shop: Arc<Shop>,
+    healthy: Arc<AtomicBool>,
+}
+
+impl Web {
+    pub fn start(shop: &Arc<Shop>) -> Self {
+        let healthy = Arc::new(AtomicBool::new(true));
+        let node = Arc::new(Node { shop: Arc::clone(shop), healthy: Arc::clone(&healthy) });
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        listener.set_nonblocking(true).expect("a socket option");
+        let address = listener.local_addr().expect("an address");
+        let (stop, shutdown) = shutdown::channel();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let thread = std::thread::spawn(move || {
+            runtime.block_on(async {
+                let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
+                http_server::serve(listener, node, 64 * 1024, shutdown).await;
+            });
+        });
+        Web { address, healthy, stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Web {
+    fn drop(&mut self) {
+        self.stop.advance(Stage::Stopping);
+        if let Some(thread) = self.thread.take() {
+            assert!(thread.join().is_ok() || std::thread::panicking(), "a web node panicked");
+        }
+    }
+}
+
+impl Handler for Node {
+    async fn handle(&self, request: http::Request<()>, _peer: SocketAddr) -> Response {
+        let path = request.uri().path();
+        if path == "/health_check.php" {
+            return if self.healthy.load(Ordering::SeqCst) { text(200, "ok") } else { text(500, "ill") };
+        }
+        let Some(page) = path.strip_prefix("/p/").and_then(|number| number.parse().ok()) else {
+            return text(404, "no such page");
+        };
+        self.shop.renders.fetch_add(1, Ordering::SeqCst);
+        let mut response = response(200, "text/html; charset=utf-8", self.shop.version(page).to_string().into_bytes());
+        let headers = response.headers_mut();
+        headers.insert("cache-control", http::HeaderValue::from_static("public, max-age=86400, s-maxage=86400"));
+        headers.insert("x-magento-tags", format!("cat_p_{page},cat_p").parse().expect("a header"));
+        headers.insert("x-pool", http::HeaderValue::from_static("shop"));
+        for name in ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "via"] {
+            if let Some(value) = request.headers().get(name) {
+                headers.insert(http::HeaderName::try_from(format!("x-saw-{name}")).expect("a name"), value.clone());
+            }
+        }
+        response
+    }
+}

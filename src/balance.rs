@@ -41,13 +41,13 @@ pub struct Draw {
 ///
 /// `bounded_load` only concerns [`Policy::Rendezvous`]: a node above that multiple of the mean load passes a key on
 /// to the next choice of that key. 0 turns it off.
-pub fn pick<'a>(
+pub fn pick(
     policy: Policy,
-    members: &'a [Member],
+    members: &[Member],
     draw: Draw,
     bounded_load: f64,
     eligible: impl Fn(&Member) -> bool,
-) -> Option<&'a Member> {
+) -> Option<&Member> {
     match policy {
         Policy::Rendezvous => rendezvous::pick(members, draw.key, bounded_load, eligible),
         Policy::RoundRobin => weighted::pick(members, draw.turn, eligible),

@@ -14,7 +14,7 @@ use crate::balance::{self, Draw, Policy};
 use crate::config::{self, WhenAllBehind};
 use crate::fleet::{Fence, Member, Node, Role, Snapshot};
 use crate::http1::{Method, RequestHead};
-use crate::proxy::{IgnoredParameters, NoNode, Refused, Route, request_key};
+use crate::proxy::{IgnoredParameters, NoNode, Route, request_key};
 use crate::telemetry::Metrics;
 
 /// The edge's decisions. Cheap to clone: each worker has its own.
@@ -73,11 +73,8 @@ impl Route for Edge {
     }
 
     /// No purge method passes: Varnish would see our own address in its ACL and obey.
-    fn admit(&self, head: &RequestHead) -> Result<(), Refused> {
-        match head.method {
-            Method::Purging | Method::Unsupported => Err(Refused::Method),
-            Method::Get | Method::Head | Method::Idempotent | Method::Other => Ok(()),
-        }
+    fn admits(&self, method: Method) -> bool {
+        !matches!(method, Method::Purging | Method::Unsupported)
     }
 
     fn key(&self, head: &RequestHead, buffer: &[u8]) -> u64 {

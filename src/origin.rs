@@ -8,7 +8,7 @@ use crate::balance::{self, Draw, Policy};
 use crate::config;
 use crate::fleet::{Member, Node, Role, Snapshot};
 use crate::http1::{Method, RequestHead};
-use crate::proxy::{IgnoredParameters, NoNode, Refused, Route, request_key};
+use crate::proxy::{IgnoredParameters, NoNode, Route, request_key};
 
 /// The origin's decisions.
 #[derive(Clone, Debug)]
@@ -33,11 +33,8 @@ impl Route for Origin {
     }
 
     /// A purge method here comes from a Varnish whose VCL pipes what it does not know; no web server wants it.
-    fn admit(&self, head: &RequestHead) -> Result<(), Refused> {
-        match head.method {
-            Method::Purging | Method::Unsupported => Err(Refused::Method),
-            Method::Get | Method::Head | Method::Idempotent | Method::Other => Ok(()),
-        }
+    fn admits(&self, method: Method) -> bool {
+        !matches!(method, Method::Purging | Method::Unsupported)
     }
 
     fn key(&self, head: &RequestHead, buffer: &[u8]) -> u64 {

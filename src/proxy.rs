@@ -29,7 +29,7 @@ use std::sync::Arc;
 
 use crate::balance::Draw;
 use crate::fleet::{Node, Role, Snapshot};
-use crate::http1::{BadHead, RequestHead};
+use crate::http1::{Method, RequestHead};
 
 pub use key::{IgnoredParameters, request_key};
 pub use worker::{Shared, Worker, bind, spawn};
@@ -47,11 +47,8 @@ pub trait Route: 'static {
     /// Whether the `X-Forwarded-*` fields of this peer are believed.
     fn trusts(&self, peer: IpAddr, fleet: &Snapshot) -> bool;
 
-    /// Refuses what must not pass.
-    ///
-    /// # Errors
-    /// Why, for the answer.
-    fn admit(&self, head: &RequestHead) -> Result<(), Refused>;
+    /// Whether a request with this method may pass; others are answered 405.
+    fn admits(&self, method: Method) -> bool;
 
     /// The hash of what is asked for, for policies that keep a key on a node.
     fn key(&self, head: &RequestHead, buffer: &[u8]) -> u64;
@@ -61,15 +58,6 @@ pub trait Route: 'static {
     /// # Errors
     /// Why there is none, for the answer.
     fn pick(&self, fleet: &Snapshot, draw: Draw, tried: Option<u64>) -> Result<Arc<Node>, NoNode>;
-}
-
-/// Why a listener refuses a request that parses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
-    /// The method does not pass here: 405.
-    Method,
-    /// The head is not acceptable here: 400.
-    Head(BadHead),
 }
 
 /// Why no node can take a request.

@@ -74,7 +74,7 @@ impl Handler for PurgeApi {
         let inner = Arc::clone(&self.inner);
         let purge = match inner.admit(&request, peer) {
             Ok(purge) => purge,
-            Err(response) => return response,
+            Err(response) => return *response,
         };
         let accepted = tokio::spawn(async move { inner.carry_out(purge).await });
         accepted.await.unwrap_or_else(|error| {
@@ -86,30 +86,28 @@ impl Handler for PurgeApi {
 
 impl Inner {
     /// Who may purge, and what is one.
-    fn admit(&self, request: &http::Request<()>, peer: SocketAddr) -> Result<Purge, Response> {
+    fn admit(&self, request: &http::Request<()>, peer: SocketAddr) -> Result<Purge, Box<Response>> {
         let address = peer.ip().to_canonical();
         if !self.allow.iter().any(|network| network.contains(&address)) {
             self.metrics.purged("none", "forbidden");
             tracing::warn!(%address, "purge refused: this address is not in purge.allow");
-            return Err(refused(403, &format!("{address} may not purge: it is not in purge.allow")));
+            return Err(Box::new(refused(403, &format!("{address} may not purge: it is not in purge.allow"))));
         }
         if let Some(token) = &self.token {
             let presented = request.headers().get(header::AUTHORIZATION).map(header::HeaderValue::as_bytes);
             if !presented.and_then(bearer).is_some_and(|presented| token.matches(presented)) {
                 self.metrics.purged("none", "forbidden");
                 tracing::warn!(%address, "purge refused: token missing or wrong");
-                return Err(refused(403, "Authorization: Bearer with the purge token is wanted"));
+                return Err(Box::new(refused(403, "Authorization: Bearer with the purge token is wanted")));
             }
         }
         parse(request.method(), request.uri(), request.headers()).map_err(|refusal| {
             self.metrics.purged("none", "refused");
             tracing::warn!(%address, %refusal, "purge refused");
-            let mut response =
-                refused(if matches!(refusal, Refusal::Method(_)) { 405 } else { 400 }, &refusal.to_string());
-            if matches!(refusal, Refusal::Method(_)) {
-                response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("PURGE, BAN"));
-            }
-            response
+            let Refusal::Method(_) = refusal else { return Box::new(refused(400, &refusal.to_string())) };
+            let mut response = refused(405, &refusal.to_string());
+            response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("PURGE, BAN"));
+            Box::new(response)
         })
     }
 

@@ -39,6 +39,7 @@ impl Buffers {
 
 /// The spare sets of a worker.
 #[derive(Debug, Default)]
+#[expect(clippy::vec_box, reason = "a set moves between the stock and connections: as a pointer, not as 400 bytes")]
 pub(super) struct Stock(RefCell<Vec<Box<Buffers>>>);
 
 impl Stock {

@@ -100,7 +100,9 @@ async fn try_handle<R: Route>(
     outcome: &mut Outcome,
 ) -> Result<After, Failure> {
     buffers.request.parse(&buffers.input, len).map_err(Failure::BadHead)?;
-    client.route.admit(&buffers.request).map_err(Failure::Refused)?;
+    if !client.route.admits(buffers.request.method) {
+        return Err(Failure::BadMethod);
+    }
     let draw = client.worker.draw(client.route.key(&buffers.request, &buffers.input));
     let idempotent = buffers.request.method.is_idempotent();
 
@@ -382,7 +384,7 @@ async fn respond_to<R: Route>(
     failure: &Failure,
     outcome: &mut Outcome,
 ) -> After {
-    tracing::debug!(peer = %client.peer, ?failure, "request failed");
+    tracing::debug!(peer = %client.peer, %failure, "request failed");
     let Some(reply) = failure.reply() else { return After::Reset };
     outcome.status = reply.status;
     let Buffers { to_client, request, .. } = buffers;

@@ -3,37 +3,41 @@
 
 use std::io;
 
-use super::{NoNode, Refused};
+use super::NoNode;
 use crate::http1::{BadChunk, BadHead};
 
-/// Why a request failed.
-#[derive(Debug)]
+/// Why a request failed. The texts are for our log, not for the client.
+#[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
-    /// The client sent a head that is refused.
+    #[error("the head of the request is refused: {0}")]
     BadHead(BadHead),
-    /// The listener refuses the request.
-    Refused(Refused),
-    /// The client sent a body whose frame is malformed.
+    /// The listener does not take this method.
+    #[error("the method is refused")]
+    BadMethod,
+    #[error("the body of the request is refused: {0}")]
     BadBody(BadChunk),
-    /// The client did not send what it announced in time.
+    #[error("the request took too long to arrive")]
     ClientTimeout,
-    /// The client went away.
+    #[error("the client went away: {0}")]
     ClientGone(io::Error),
-    /// No node can take it.
+    #[error("no node can take the request: {0:?}")]
     NoNode(NoNode),
-    /// No connection to the node; nothing was sent.
+    /// Nothing was sent.
+    #[error("connecting failed: {0}")]
     Connect(io::Error),
     /// The connection to the node ended before a byte of an answer.
+    #[error("no answer: {0}")]
     NoAnswer(io::Error),
-    /// The node went down while it was waited for.
+    #[error("the node went down while it was waited for")]
     NodeDown,
-    /// The node did not begin to answer in time.
+    #[error("the answer took too long to begin")]
     NodeTimeout,
-    /// The node sent a head that is refused.
+    #[error("the head of the answer is refused: {0}")]
     BadAnswer(BadHead),
     /// The node broke off in mid-answer: the client must see a cut.
+    #[error("the answer was cut off: {0}")]
     CutAnswer(io::Error),
-    /// The node sent a body whose frame is malformed.
+    #[error("the body of the answer is refused: {0}")]
     BadAnswerBody(BadChunk),
 }
 
@@ -46,39 +50,28 @@ pub(super) struct Reply {
 }
 
 impl Failure {
-    /// The table of answers. `None` where there is nobody to answer, or where an answer has begun already.
+    /// The table of answers: what happened, and nothing about who is behind us. `None` where there is nobody to
+    /// answer, or where an answer has begun already.
     pub(super) fn reply(&self) -> Option<Reply> {
+        let bad_request = |reason: &dyn std::fmt::Display| (400, "Bad Request", format!("bad request: {reason}"));
         let (status, reason, text) = match self {
-            Failure::BadHead(BadHead::TooLarge | BadHead::TooManyFields) => {
-                (431, "Request Header Fields Too Large", self.text())
+            Failure::BadHead(reason @ (BadHead::TooLarge | BadHead::TooManyFields)) => {
+                (431, "Request Header Fields Too Large", reason.to_string())
             }
-            Failure::BadHead(_) | Failure::Refused(Refused::Head(_)) | Failure::BadBody(_) => {
-                (400, "Bad Request", self.text())
+            Failure::BadHead(reason) => bad_request(reason),
+            Failure::BadBody(reason) => bad_request(reason),
+            Failure::BadMethod => (405, "Method Not Allowed", "this method is not allowed here".into()),
+            Failure::ClientTimeout => (408, "Request Timeout", "the request took too long to arrive".into()),
+            Failure::NoNode(NoNode::AllBehind) => unavailable("every cache is being brought up to date"),
+            Failure::NoNode(NoNode::Busy) => unavailable("all servers are busy"),
+            Failure::NoNode(NoNode::NoneUp) | Failure::NodeDown => unavailable("no server is up"),
+            Failure::Connect(_) | Failure::NoAnswer(_) | Failure::BadAnswer(_) => {
+                (502, "Bad Gateway", "the server failed to answer".into())
             }
-            Failure::Refused(Refused::Method) => (405, "Method Not Allowed", self.text()),
-            Failure::ClientTimeout => (408, "Request Timeout", self.text()),
-            Failure::NoNode(_) | Failure::NodeDown => (503, "Service Unavailable", self.text()),
-            Failure::Connect(_) | Failure::NoAnswer(_) | Failure::BadAnswer(_) => (502, "Bad Gateway", self.text()),
-            Failure::NodeTimeout => (504, "Gateway Timeout", self.text()),
+            Failure::NodeTimeout => (504, "Gateway Timeout", "the server took too long to answer".into()),
             Failure::ClientGone(_) | Failure::CutAnswer(_) | Failure::BadAnswerBody(_) => return None,
         };
         Some(Reply { status, reason, text })
-    }
-
-    /// What the client is told: what happened, and nothing about who is behind us.
-    fn text(&self) -> String {
-        match self {
-            Failure::BadHead(reason) | Failure::Refused(Refused::Head(reason)) => format!("bad request: {reason}"),
-            Failure::BadBody(reason) => format!("bad request: {reason}"),
-            Failure::Refused(Refused::Method) => "this method is not allowed here".into(),
-            Failure::ClientTimeout => "the request took too long to arrive".into(),
-            Failure::NoNode(NoNode::NoneUp) | Failure::NodeDown => "no server is up".into(),
-            Failure::NoNode(NoNode::AllBehind) => "every cache is being brought up to date".into(),
-            Failure::NoNode(NoNode::Busy) => "all servers are busy".into(),
-            Failure::NodeTimeout => "the server took too long to answer".into(),
-            Failure::Connect(_) | Failure::NoAnswer(_) | Failure::BadAnswer(_) => "the server failed to answer".into(),
-            Failure::ClientGone(_) | Failure::CutAnswer(_) | Failure::BadAnswerBody(_) => String::new(),
-        }
     }
 
     /// Why the request may be tried on another node, as the label of `retries_total`; `None` where it may not.
@@ -94,24 +87,28 @@ impl Failure {
         }
     }
 
-    /// Whether the node is to blame, and with what, for the log. Clients that misbehave or leave are everyday life.
-    pub(super) fn blames_node(&self) -> Option<String> {
+    /// Whether the node is to blame. Clients that misbehave or leave are everyday life.
+    pub(super) fn blames_node(&self) -> bool {
         match self {
-            Failure::Connect(error) => Some(format!("connecting failed: {error}")),
-            Failure::NoAnswer(error) => Some(format!("no answer: {error}")),
-            Failure::NodeDown => Some("the node went down while it was waited for".into()),
-            Failure::NodeTimeout => Some("the answer took too long".into()),
-            Failure::BadAnswer(reason) => Some(format!("the head of the answer is refused: {reason}")),
-            Failure::CutAnswer(error) => Some(format!("the answer was cut off: {error}")),
-            Failure::BadAnswerBody(reason) => Some(format!("the body of the answer is refused: {reason}")),
+            Failure::Connect(_)
+            | Failure::NoAnswer(_)
+            | Failure::NodeDown
+            | Failure::NodeTimeout
+            | Failure::BadAnswer(_)
+            | Failure::CutAnswer(_)
+            | Failure::BadAnswerBody(_) => true,
             Failure::BadHead(_)
-            | Failure::Refused(_)
+            | Failure::BadMethod
             | Failure::BadBody(_)
             | Failure::ClientTimeout
             | Failure::ClientGone(_)
-            | Failure::NoNode(_) => None,
+            | Failure::NoNode(_) => false,
         }
     }
+}
+
+fn unavailable(text: &str) -> (u16, &'static str, String) {
+    (503, "Service Unavailable", text.to_owned())
 }
 
 #[cfg(test)]

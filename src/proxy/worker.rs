@@ -70,8 +70,10 @@ impl Worker {
 
     /// Tells the log and the health checks what a node did, if it is to blame.
     pub(super) fn suspect(&self, node: &Node, failure: &Failure) {
-        let Some(blame) = failure.blames_node() else { return };
-        tracing::debug!(role = %node.spec.role, node = %node.id(), blame, "node failed a request");
+        if !failure.blames_node() {
+            return;
+        }
+        tracing::debug!(role = %node.spec.role, node = %node.id(), %failure, "node failed a request");
         if matches!(failure, Failure::Connect(_) | Failure::NoAnswer(_)) {
             // A full queue means that checks are under way anyway.
             _ = self.shared.suspects.try_send((node.spec.role, node.id().clone()));

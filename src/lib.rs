@@ -1,4 +1,33 @@
-//! clearcoat (stub while the house is being built)
+//! clearcoat: one container in front of a Varnish fleet that balances its traffic, and the one purge endpoint that a
+//! Magento 2 shop needs. After a purge is answered, no reader behind clearcoat sees the old page.
+//!
+//! # The tour
+//!
+//! A client's GET arrives at [`edge`], which picks a Varnish that is up and *current*; the Varnish fetches what it
+//! does not have from [`origin`], which picks a web node. Both share one data path, [`proxy`], over the HTTP/1.1 of
+//! [`http1`] and the connections of [`upstream`].
+//!
+//! Magento's PURGE arrives at [`purge_api`], is understood by [`purge`], made durable by [`journal`], and brought to
+//! every Varnish by one task each in [`delivery`], in the words of [`varnish`]. When the nodes have it, or when the
+//! patience of `ack_timeout` is over, [`fleet::Fence`] rises and the answer goes out: a node that is behind the fence
+//! gets no traffic until it has caught up.
+//!
+//! What the fleet is comes from [`registry`] and [`probe`] as events; [`fleet_keeper`] alone turns them into the
+//! snapshot that everybody else reads.
+//!
+//! # Layers
+//!
+//! Imports go downwards only; `tests/layers.rs` holds them to it.
+//!
+//! | layer | modules | may use |
+//! | --- | --- | --- |
+//! | commands | [`cli`] | everything below |
+//! | wiring | [`app`] | everything below |
+//! | services | [`edge`] [`origin`] [`proxy`] [`purge_api`] [`admin`] [`delivery`] [`fleet_keeper`] [`http_server`] | everything below, and few named neighbours |
+//! | edges to the world | [`registry`] [`journal`] [`varnish`] [`upstream`] [`probe`] | below; never each other |
+//! | base | [`config`] [`telemetry`] [`shutdown`] | pure; never each other |
+//! | pure | [`fleet`] [`balance`] [`purge`] [`http1`] | no runtime, no socket, no clock, no global randomness |
+
 pub mod admin;
 pub mod app;
 pub mod balance;

@@ -21,7 +21,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::config::{HealthChecks, VarnishChecks, WebChecks};
 use crate::fleet::{Event, NodeSpec, Role, Verdict};
-use crate::varnish::http::what_to_change;
+use crate::purge::what_to_change;
 
 /// The least time between two checks of one node, so that failing requests cannot become a storm of checks.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);

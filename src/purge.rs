@@ -69,3 +69,14 @@ impl Purge {
         }
     }
 }
+
+/// What an operator should change about a Varnish that refuses purges with this status.
+pub fn what_to_change(status: u16) -> &'static str {
+    match status {
+        405 | 403 => "(its purge ACL refuses clearcoat: add clearcoat's address to `acl purge` in its VCL)",
+        400 => {
+            "(its VCL does not accept the purge: it must ban by X-Magento-Tags-Pattern and X-Pool, as Magento's does)"
+        }
+        _ => "(its VCL does not handle PURGE)",
+    }
+}

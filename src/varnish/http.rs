@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::http1::{BadChunk, BadHead, ChunkedDecoder, Framing, HeadScan, Method, ResponseHead};
-use crate::purge::{Ban, Forward};
+use crate::purge::{Ban, Forward, what_to_change};
 
 /// Requests that are on their way at once. Far below what the socket buffers hold in answers, so that neither side
 /// can block the other.
@@ -79,17 +79,6 @@ pub enum DeliveryError {
         /// The status of the answer.
         status: u16,
     },
-}
-
-/// What an operator should change about a Varnish that refuses purges with this status.
-pub fn what_to_change(status: u16) -> &'static str {
-    match status {
-        405 | 403 => "(its purge ACL refuses clearcoat: add clearcoat's address to `acl purge` in its VCL)",
-        400 => {
-            "(its VCL does not accept the purge: it must ban by X-Magento-Tags-Pattern and X-Pool, as Magento's does)"
-        }
-        _ => "(its VCL does not handle PURGE)",
-    }
 }
 
 impl Link {

@@ -1,0 +1,133 @@
+//! Holds the imports to the layers: they go downwards only. A module is the first name behind `crate::`.
+
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed, which is what it is for")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The layers from the bottom up, and the modules of each.
+const LAYERS: [(&str, &[&str]); 6] = [
+    ("pure", &["fleet", "balance", "purge", "http1"]),
+    ("base", &["config", "telemetry", "shutdown"]),
+    ("edges to the world", &["registry", "journal", "varnish", "upstream", "probe"]),
+    ("services", &["edge", "origin", "proxy", "purge_api", "admin", "delivery", "fleet_keeper", "http_server"]),
+    ("wiring", &["app"]),
+    ("commands", &["cli"]),
+];
+
+/// The arrows within a layer that are allowed, each for its reason.
+const NEIGHBOURS: [(&str, &str, &str); 8] = [
+    ("balance", "fleet", "it chooses among the members of a fleet"),
+    ("edge", "proxy", "the data path that both listeners share"),
+    ("origin", "proxy", "the data path that both listeners share"),
+    ("purge_api", "delivery", "a purge waits for its deliveries"),
+    ("purge_api", "http_server", "the listener"),
+    ("admin", "delivery", "it shows why a delivery fails"),
+    ("admin", "http_server", "the listener"),
+    ("fleet_keeper", "delivery", "a node that joins gets a delivery"),
+];
+
+/// What the pure layer must not touch: it would not be pure any more.
+const IMPURE: [&str; 10] = [
+    "tokio",
+    "hyper::",
+    "hyper_util",
+    "tracing::",
+    "prometheus",
+    "fastrand",
+    "arc_swap",
+    "Instant::now",
+    "SystemTime::now",
+    "std::fs",
+];
+
+fn layer_of(module: &str) -> Option<usize> {
+    LAYERS.iter().position(|(_, modules)| modules.contains(&module))
+}
+
+/// Every source file, with its top-level module. The crate root and the program belong to none.
+fn sources() -> Vec<(String, PathBuf, String)> {
+    fn walk(folder: &Path, files: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, files);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                files.push(path);
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    walk(&root, &mut files);
+    let module_of = |file: &Path| {
+        let inside = file.strip_prefix(&root).unwrap().with_extension("");
+        inside.components().next().unwrap().as_os_str().to_str().unwrap().to_owned()
+    };
+    let read = |file: PathBuf| (module_of(&file), file.clone(), product_code(&fs::read_to_string(&file).unwrap()));
+    files.into_iter().map(read).filter(|(module, ..)| module != "lib" && module != "main").collect()
+}
+
+/// The text without comments and without the tests at its end, which may use what they like.
+fn product_code(text: &str) -> String {
+    let product = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+    product.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
+/// The top-level modules that a text names.
+fn imports(text: &str) -> Vec<String> {
+    let names = text.split("crate::").skip(1);
+    names.map(|rest| rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect()).collect()
+}
+
+#[test]
+fn every_module_has_a_layer() {
+    let unknown: Vec<_> = sources().into_iter().filter(|(module, ..)| layer_of(module).is_none()).collect();
+    assert!(unknown.is_empty(), "give these modules a layer, here and in lib.rs: {unknown:?}");
+}
+
+#[test]
+fn imports_go_downwards() {
+    let mut wrong = BTreeMap::new();
+    for (module, file, text) in sources() {
+        for import in imports(&text) {
+            assert!(!import.is_empty(), "{}: write one `use crate::…` a module", file.display());
+            let (Some(from), Some(to)) = (layer_of(&module), layer_of(&import)) else {
+                panic!("{}: crate::{import} has no layer", file.display());
+            };
+            let neighbour = NEIGHBOURS.iter().any(|&(a, b, _)| a == module && b == import);
+            if module != import && to >= from && !neighbour {
+                wrong.insert(file.clone(), format!("{module} ({}) uses {import} ({})", LAYERS[from].0, LAYERS[to].0));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "imports that go upwards or sideways: {wrong:#?}");
+}
+
+#[test]
+fn neighbours_make_no_circle() {
+    for (from, to, _) in NEIGHBOURS {
+        assert!(!NEIGHBOURS.iter().any(|&(a, b, _)| a == to && b == from), "{from} and {to} use each other");
+    }
+}
+
+#[test]
+fn the_pure_layer_is_pure() {
+    for (module, file, text) in sources() {
+        if LAYERS[0].1.contains(&module.as_str()) {
+            for word in IMPURE {
+                assert!(!text.contains(word), "{}: {word}", file.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_forbidden_import_would_be_seen() {
+    assert_eq!(
+        imports(&product_code("use crate::app::App;\n// use crate::cli;\nlet x = crate::edge::x();")),
+        ["app", "edge"]
+    );
+    assert_eq!(imports(&product_code("a\n#[cfg(test)]\nmod tests {\nuse crate::app::App;")), Vec::<String>::new());
+}

@@ -9,6 +9,7 @@ mod http;
 mod purge;
 mod serve;
 mod status;
+mod vcl;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -30,6 +31,7 @@ enum Command {
     Check(check::Check),
     Purge(Box<purge::Purge>),
     Status(status::Status),
+    Vcl(vcl::Vcl),
 }
 
 /// Where the configuration is.
@@ -61,6 +63,7 @@ impl Cli {
             Command::Check(check) => check.run(),
             Command::Purge(purge) => block_on(purge.run()),
             Command::Status(status) => block_on(status.run()),
+            Command::Vcl(vcl) => vcl.run(),
         }
     }
 }

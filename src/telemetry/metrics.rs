@@ -118,6 +118,11 @@ impl ListenerMetrics {
     pub fn answered_by_us(&self, status: u16) {
         self.requests.with_label_values(&[code_class(status), ""]).inc();
     }
+
+    /// Counts a request that a node of the other role answered: a web node, past the caches.
+    pub fn bypassed(&self, status: u16, id: &NodeId) {
+        self.requests.with_label_values(&[code_class(status), id.as_str()]).inc();
+    }
 }
 
 impl Metrics {
@@ -226,6 +231,9 @@ impl Metrics {
         // A series that was never made is no fault: the results say only that.
         for class in CODE_CLASSES {
             _ = self.listener(role).requests.remove_label_values(&[class, id]);
+            if role == Role::Web {
+                _ = self.edge.requests.remove_label_values(&[class, id]);
+            }
         }
         for family in [&self.inflight, &self.node_up] {
             _ = family.remove_label_values(&[role_name, id]);

@@ -1,0 +1,107 @@
+//! `clearcoat vcl`: the VCL for the Varnish nodes of this fleet.
+
+use std::net::IpAddr;
+
+use anyhow::{Context as _, bail};
+use clap::ValueEnum;
+use ipnet::IpNet;
+
+use super::ConfigFile;
+use crate::varnish::vcl::{Version, render};
+
+/// Print the VCL for the Varnish nodes of this fleet.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  clearcoat vcl --origin 10.0.0.5:8081 > /etc/varnish/default.vcl")]
+pub(super) struct Vcl {
+    #[command(flatten)]
+    config: ConfigFile,
+    /// How a Varnish reaches the origin listener [default: the first of origin.listen]
+    #[arg(long, value_name = "HOST:PORT")]
+    origin: Option<String>,
+    /// Addresses from which clearcoat purges, as a Varnish sees them; repeatable [default: the host of the origin]
+    #[arg(long, value_name = "CIDR")]
+    allow: Vec<String>,
+    /// Which Varnish it is for
+    #[arg(long, value_enum, default_value_t = Varnish::Seven)]
+    varnish: Varnish,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Varnish {
+    #[value(name = "6")]
+    Six,
+    #[value(name = "7")]
+    Seven,
+}
+
+impl Vcl {
+    pub(super) fn run(&self) -> anyhow::Result<()> {
+        let origin = match &self.origin {
+            Some(origin) => origin.clone(),
+            None => {
+                let config = self.config.load()?;
+                let listen = config.origin.listen.first().context("origin.listen is empty")?;
+                if listen.ip().is_unspecified() || listen.port() == 0 {
+                    bail!("origin.listen is {listen}: say with --origin HOST:PORT how a Varnish reaches it");
+                }
+                listen.to_string()
+            }
+        };
+        let (host, port) = origin.rsplit_once(':').with_context(|| format!("{origin}: HOST:PORT is wanted"))?;
+        let port = port.parse().with_context(|| format!("{origin}: {port} is not a port"))?;
+        let version = match self.varnish {
+            Varnish::Six => Version::Six,
+            Varnish::Seven => Version::Seven,
+        };
+        print!("{}", render(version, host, port, &self.allowed(host)?)?);
+        Ok(())
+    }
+
+    fn allowed(&self, host: &str) -> anyhow::Result<Vec<IpNet>> {
+        if self.allow.is_empty() {
+            let host = host.trim_matches(['[', ']']);
+            let address: IpAddr =
+                host.parse().with_context(|| format!("{host} is a name: give --allow with addresses"))?;
+            return Ok(vec![address.into()]);
+        }
+        let parse = |text: &String| {
+            let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+            network.with_context(|| format!("--allow {text}: an address or a network such as 10.0.0.0/8 is wanted"))
+        };
+        self.allow.iter().map(parse).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        vcl: Vcl,
+    }
+
+    fn allowed(arguments: &str, host: &str) -> anyhow::Result<Vec<String>> {
+        let line = Line::try_parse_from(format!("vcl {arguments}").split_whitespace()).unwrap();
+        Ok(line.vcl.allowed(host)?.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn purges_are_allowed_from_the_origins_address_unless_said_otherwise() {
+        assert_eq!(allowed("", "10.0.0.5").unwrap(), ["10.0.0.5/32"]);
+        assert_eq!(allowed("", "[::1]").unwrap(), ["::1/128"]);
+        assert_eq!(
+            allowed("--allow 10.0.0.0/8 --allow 192.0.2.1", "clearcoat").unwrap(),
+            ["10.0.0.0/8", "192.0.2.1/32"]
+        );
+    }
+
+    #[test]
+    fn a_name_says_nothing_about_addresses() {
+        assert!(allowed("", "clearcoat").unwrap_err().to_string().contains("--allow"));
+        assert!(allowed("--allow here", "10.0.0.5").is_err());
+    }
+}

@@ -1,0 +1,50 @@
+//! Holds the documents to the code: what they list is what there is.
+
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed, which is what it is for")]
+
+use std::collections::BTreeSet;
+
+use clearcoat::fleet::{NodeId, Role};
+use clearcoat::telemetry::Metrics;
+
+fn document(path: &str) -> String {
+    std::fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+}
+
+#[test]
+fn every_metric_is_documented_and_every_documented_one_exists() {
+    let metrics = Metrics::new().unwrap();
+    for role in [Role::Web, Role::Varnish] {
+        metrics.node(role, &NodeId::try_from("a").unwrap());
+    }
+    metrics.retried(Role::Web, "connect");
+    metrics.purged("tags", "applied");
+    let text = String::from_utf8(metrics.render().unwrap()).unwrap();
+    let names = text.lines().filter_map(|line| line.strip_prefix("# TYPE clearcoat_"));
+    let exported: BTreeSet<&str> = names.filter_map(|line| line.split(' ').next()).collect();
+    let table = document("docs/metrics.md");
+    let rows = table.lines().filter_map(|line| line.strip_prefix("| `"));
+    let documented: BTreeSet<&str> = rows.filter_map(|row| row.split('`').next()).collect();
+    assert_eq!(documented, exported);
+}
+
+#[test]
+fn what_the_readme_links_to_is_there() {
+    for file in ["README.md", "ARCHITECTURE.md"] {
+        let text = document(file);
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(link);
+            assert!(link.starts_with("http") || path.exists(), "{file}: {link}");
+        }
+    }
+}
+
+#[test]
+fn the_code_map_names_files_that_exist() {
+    let text = document("ARCHITECTURE.md");
+    let map = text.split("## Code map").nth(1).unwrap().split("\n## ").next().unwrap();
+    for name in map.split('`').skip(1).step_by(2).filter(|name| name.contains('/') || name.ends_with(".rs")) {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        assert!(root.join(name).exists() || root.join("src").join(name).exists(), "{name}");
+    }
+}

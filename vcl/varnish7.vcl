@@ -172,7 +172,7 @@ sub strip_marketing {
     if (req.url ~ "\?") {
         # Each parameter with a "&" before it, so that the first one is no special case; then the separators put right.
         set req.url = regsub(req.url, "\?", "?&");
-        set req.url = regsuball(req.url, "&(_bta_\w+|_ga|_gl|_ke|_kx|dclid|dm_i|ef_id|epik|fbclid|gad_\w+|gbraid|gclid|gclsrc|hsa_\w+|igshid|mc_\w+|msclkid|(mtm|matomo|pk|piwik)_\w+|s_kwcid|srsltid|trk_\w+|ttclid|twclid|utm_\w+|wbraid|yclid|zanpid)(=[^&]*)?(?=&|$)", "");
+        set req.url = regsuball(req.url, "&(_bta_\w+|_ga|_gl|_ke|_kx|cof|cx|dclid|dm_i|ef_id|epik|fbclid|gad_\w+|gbraid|gclid|gclsrc|hsa_\w+|igshid|mc_\w+|msclkid|(mtm|matomo|pk|piwik)_\w+|s_kwcid|siteurl|srsltid|trk_\w+|ttclid|twclid|utm_\w+|wbraid|yclid|zanpid)(=[^&]*)?(?=&|$)", "");
         set req.url = regsub(req.url, "\?&", "?");
         set req.url = regsub(req.url, "\?$", "");
     }

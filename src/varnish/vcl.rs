@@ -1,0 +1,126 @@
+//! The VCL for this fleet: the files of `vcl/` with the origin listener and the addresses of clearcoat filled in.
+//!
+//! A Varnish knows of the fleet only these two things, whatever comes and goes, so its VCL is rendered once and never
+//! again. The templates are plain VCL with three placeholders that `sed` can fill in as well.
+
+use ipnet::IpNet;
+
+const VARNISH_SIX: &str = include_str!("../../vcl/varnish6.vcl");
+const VARNISH_SEVEN: &str = include_str!("../../vcl/varnish7.vcl");
+
+/// Which Varnish the VCL is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Version {
+    /// Varnish 6.0 LTS: a ban that does not compile goes unnoticed.
+    Six,
+    /// Varnish 7.x: such a ban is answered 400.
+    #[default]
+    Seven,
+}
+
+/// Why a host cannot be written into a VCL.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a host for a VCL: an IP address or a name of A-Z a-z 0-9 . _ - is allowed")]
+pub struct InvalidHost(String);
+
+/// The VCL for Varnish nodes that fetch from `host` and `port` (the origin listener, as a Varnish reaches it) and obey
+/// purges from the networks in `allow` (clearcoat's own addresses). An IPv6 address may have its brackets.
+///
+/// # Errors
+/// [`InvalidHost`] where the host would not be one string in the VCL.
+pub fn render(version: Version, host: &str, port: u16, allow: &[IpNet]) -> Result<String, InvalidHost> {
+    let template = match version {
+        Version::Six => VARNISH_SIX,
+        Version::Seven => VARNISH_SEVEN,
+    };
+    Ok(template
+        .replace("@ORIGIN_HOST@", checked(host)?)
+        .replace("@ORIGIN_PORT@", &port.to_string())
+        .replace("@PURGE_ALLOW@", &acl(allow)))
+}
+
+fn checked(host: &str) -> Result<&str, InvalidHost> {
+    let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+    let is_address = bare.parse::<std::net::IpAddr>().is_ok();
+    let in_name = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    if is_address || (!host.is_empty() && host.bytes().all(in_name)) {
+        return Ok(bare);
+    }
+    Err(InvalidHost(host.to_owned()))
+}
+
+/// One line an entry. The bits after the prefix are cleared: Varnish warns about them, or refuses them.
+fn acl(allow: &[IpNet]) -> String {
+    let entry = |net: &IpNet| {
+        let net = net.trunc();
+        format!("\"{}\"/{};", net.network(), net.prefix_len())
+    };
+    allow.iter().map(entry).collect::<Vec<_>>().join("\n    ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nets(nets: &[&str]) -> Vec<IpNet> {
+        nets.iter().map(|net| net.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn every_placeholder_is_filled_in() {
+        for version in [Version::Six, Version::Seven] {
+            let vcl = render(version, "10.0.0.1", 8081, &nets(&["10.0.0.1/32"])).unwrap();
+            assert!(vcl.contains("    .host = \"10.0.0.1\";\n    .port = \"8081\";\n"), "{vcl}");
+            assert!(vcl.contains("acl purge {\n    \"10.0.0.1\"/32;\n}"), "{vcl}");
+            let left = vcl.split(|c: char| c.is_whitespace() || c == '"').find(|word| word.starts_with('@'));
+            assert_eq!(left, None);
+        }
+    }
+
+    #[test]
+    fn each_placeholder_stands_once() {
+        // A second one in a comment would get several lines, of which only the first is still a comment.
+        for template in [VARNISH_SIX, VARNISH_SEVEN] {
+            for placeholder in ["@ORIGIN_HOST@", "@ORIGIN_PORT@", "@PURGE_ALLOW@"] {
+                assert_eq!(template.matches(placeholder).count(), 1, "{placeholder}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_acl_entry_has_its_mask_outside_the_quotes_and_no_host_bits() {
+        let entries = acl(&nets(&["10.1.2.3/8", "fc00::1/7", "::1/128"]));
+        assert_eq!(entries, "\"10.0.0.0\"/8;\n    \"fc00::\"/7;\n    \"::1\"/128;");
+        assert_eq!(acl(&[]), "");
+    }
+
+    #[test]
+    fn a_host_is_an_address_or_a_name() {
+        assert_eq!(checked("10.0.0.1"), Ok("10.0.0.1"));
+        assert_eq!(checked("::1"), Ok("::1"));
+        assert_eq!(checked("[2001:db8::1]"), Ok("2001:db8::1"));
+        assert_eq!(checked("clear-coat.shop_1.internal"), Ok("clear-coat.shop_1.internal"));
+        for bad in ["", "[]", "a b", "a\";", "clearcoat:8081", "[clearcoat]", "a\n"] {
+            assert_eq!(checked(bad), Err(InvalidHost(bad.to_owned())));
+        }
+    }
+
+    #[test]
+    fn both_files_are_the_same_text_outside_the_marked_parts() {
+        assert_eq!(shared(VARNISH_SIX), shared(VARNISH_SEVEN));
+    }
+
+    /// The text without the marked parts and without the first lines, which name the version.
+    fn shared(template: &str) -> Vec<&str> {
+        let mut inside = false;
+        let from_imports = template.lines().skip_while(|line| *line != "import std;");
+        from_imports
+            .filter(|line| {
+                let starts = line.trim().starts_with("# Only here");
+                let ends = line.trim() == "# End of only here.";
+                inside = (inside || starts) && !ends;
+                !inside
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,10 @@
+#!/bin/sh
+# Fills in a VCL template as `clearcoat vcl` does: render.sh TEMPLATE ORIGIN_HOST ORIGIN_PORT ADDRESS... > FILE
+set -eu
+template=$1 host=$2 port=$3
+shift 3
+allow=
+for address in "$@"; do
+    allow="$allow\"$address\"; "
+done
+sed -e "s|@ORIGIN_HOST@|$host|" -e "s|@ORIGIN_PORT@|$port|" -e "s|@PURGE_ALLOW@|$allow|" "$template"

@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::shutdown::{Shutdown, Stage};
-use limit::Limited;
+use limit::{Limited, Meter};
 
 /// An answer of the control plane: always whole, always with its length.
 pub type Response = http::Response<Full<Bytes>>;
@@ -30,8 +30,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What a listener does with a request.
 pub trait Handler: Send + Sync + 'static {
-    /// Answers a request, whose body was read over. Dropped when the client goes away; what must outlive the client
-    /// is spawned.
+    /// Answers a request, whose body was read over. Runs to its end also when the client goes away.
     fn handle(&self, request: http::Request<()>, peer: SocketAddr) -> impl Future<Output = Response> + Send;
 }
 
@@ -83,15 +82,15 @@ async fn serve_connection<H: Handler>(
     }
     let (stream, meter) = Limited::new(stream, max_request);
     let service = service_fn(|request: http::Request<Incoming>| {
-        let (handler, meter) = (&handler, &meter);
+        // Spawned here and now: hyper drops what this returns, perhaps without having polled it once, when it sees
+        // that the client has hung up. What a head asks for is carried out all the same.
+        let answer = tokio::spawn(answer(Arc::clone(&handler), request, peer, meter.clone()));
+        let meter = &meter;
         async move {
-            let (head, body) = request.into_parts();
-            // A body means nothing here, but it has to be read over before the next request. One that breaks off
-            // takes the connection with it, and not what its head asked for.
-            if let Err(error) = read_over(body).await {
-                tracing::debug!(%error, "a request body broke off");
-            }
-            let response = handler.handle(http::Request::from_parts(head, ()), peer).await;
+            let response = answer.await.unwrap_or_else(|error| {
+                tracing::error!(%error, "a request handler panicked");
+                text(500, "internal error\n")
+            });
             meter.next_request();
             Ok::<_, Infallible>(response)
         }
@@ -99,6 +98,8 @@ async fn serve_connection<H: Handler>(
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
+        // A client that has said all it wants to say (`nc -N` does so) still wants its answer.
+        .half_close(true)
         // Ours trips first, and answers as documented.
         .max_buf_size(max_request + 64 * 1024)
         .serve_connection(TokioIo::new(stream), service);
@@ -113,6 +114,24 @@ async fn serve_connection<H: Handler>(
     if let Err(error) = result {
         tracing::debug!(%peer, %error, "a control connection failed");
     }
+}
+
+async fn answer<H: Handler>(
+    handler: Arc<H>,
+    request: http::Request<Incoming>,
+    peer: SocketAddr,
+    meter: Meter,
+) -> Response {
+    let (head, body) = request.into_parts();
+    // A body means nothing here, but it has to be read over before the next request. One that breaks off takes the
+    // connection with it, and not what its head asked for; unless it broke off because we refused it.
+    if let Err(error) = read_over(body).await {
+        tracing::debug!(%error, "a request body broke off");
+        if meter.is_over() {
+            return text(413, "request is too large\n");
+        }
+    }
+    handler.handle(http::Request::from_parts(head, ()), peer).await
 }
 
 async fn read_over(mut body: Incoming) -> Result<(), hyper::Error> {

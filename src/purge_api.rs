@@ -1,7 +1,8 @@
 //! The purge listener: Magento in, the journal and every Varnish out.
 //!
-//! A GET dies with its client; a purge outlives it. The moment its head is read, a purge runs in a task of its own:
-//! PHP may hang up, time out or be killed, the purge goes on to its end. (Magento before 2.2 hung up at once.)
+//! A GET of the shop dies with its client; a purge outlives it. The moment its head is read, it runs in a task of its
+//! own (see [`crate::http_server`]): PHP may hang up, time out or be killed, the purge goes on to its end. (Magento
+//! before 2.2 hung up at once.)
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,12 +21,7 @@ use crate::purge::{Purge, Refusal, Target, parse};
 use crate::telemetry::Metrics;
 
 /// Takes purges.
-#[derive(Clone)]
 pub struct PurgeApi {
-    inner: Arc<Inner>,
-}
-
-struct Inner {
     allow: Vec<IpNet>,
     token: Option<Token>,
     ack_timeout: Duration,
@@ -62,7 +58,7 @@ impl PurgeApi {
         metrics: Arc<Metrics>,
     ) -> Self {
         let (allow, token, ack_timeout) = (config.allow.clone(), config.token.clone(), config.ack_timeout);
-        PurgeApi { inner: Arc::new(Inner { allow, token, ack_timeout, journal, deliveries, metrics }) }
+        PurgeApi { allow, token, ack_timeout, journal, deliveries, metrics }
     }
 }
 
@@ -71,20 +67,14 @@ impl Handler for PurgeApi {
         if request.method() == http::Method::GET && request.uri().path() == "/healthz" {
             return text(200, "ok\n");
         }
-        let inner = Arc::clone(&self.inner);
-        let purge = match inner.admit(&request, peer) {
-            Ok(purge) => purge,
-            Err(response) => return *response,
-        };
-        let accepted = tokio::spawn(async move { inner.carry_out(purge).await });
-        accepted.await.unwrap_or_else(|error| {
-            tracing::error!(%error, "a purge panicked");
-            refused(500, "internal error")
-        })
+        match self.admit(&request, peer) {
+            Ok(purge) => self.carry_out(purge).await,
+            Err(response) => *response,
+        }
     }
 }
 
-impl Inner {
+impl PurgeApi {
     /// Who may purge, and what is one.
     fn admit(&self, request: &http::Request<()>, peer: SocketAddr) -> Result<Purge, Box<Response>> {
         let address = peer.ip().to_canonical();

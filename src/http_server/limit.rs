@@ -20,24 +20,31 @@ const TOO_LARGE: &[u8] = b"HTTP/1.1 413 Content Too Large\r\nContent-Type: appli
 pub(super) struct Limited {
     stream: TcpStream,
     meter: Meter,
-    limit: usize,
 }
 
-/// The count of a connection.
+/// The count of a connection, and its limit.
 #[derive(Clone)]
-pub(super) struct Meter(Arc<AtomicUsize>);
+pub(super) struct Meter {
+    read: Arc<AtomicUsize>,
+    limit: usize,
+}
 
 impl Meter {
     /// A request was answered: the next one has the whole limit again.
     pub(super) fn next_request(&self) {
-        self.0.store(0, Ordering::Relaxed);
+        self.read.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether the limit is passed: the connection has been answered 413 and is at its end.
+    pub(super) fn is_over(&self) -> bool {
+        self.read.load(Ordering::Relaxed) > self.limit
     }
 }
 
 impl Limited {
     pub(super) fn new(stream: TcpStream, limit: usize) -> (Self, Meter) {
-        let meter = Meter(Arc::default());
-        (Limited { stream, meter: meter.clone(), limit }, meter)
+        let meter = Meter { read: Arc::default(), limit };
+        (Limited { stream, meter: meter.clone() }, meter)
     }
 }
 
@@ -47,7 +54,8 @@ impl AsyncRead for Limited {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
         let read = buffer.filled().len() - before;
-        if this.meter.0.fetch_add(read, Ordering::Relaxed) + read <= this.limit {
+        this.meter.read.fetch_add(read, Ordering::Relaxed);
+        if !this.meter.is_over() {
             return Poll::Ready(Ok(()));
         }
         // The socket buffer is empty, so the answer fits. A client that is gone needs none.

@@ -10,6 +10,7 @@
 //! Two runtimes never share a thread: the workers' (one each) carry the traffic, the control plane's carries everything
 //! else, so that neither a purge storm nor a slow registry costs a request anything but CPU.
 
+use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -51,6 +52,8 @@ pub struct App {
     addresses: Addresses,
     shutdown: ShutdownHandle,
     open: watch::Receiver<bool>,
+    /// Closed when every worker's edge has drained.
+    edge_in_use: mpsc::Receiver<Infallible>,
     workers: Vec<JoinHandle<()>>,
     servers: JoinSet<()>,
     tasks: JoinSet<()>,
@@ -148,14 +151,10 @@ impl App {
         let edge_route = Edge::new(&config.edge, fence, Arc::clone(&metrics));
         let origin_route = Origin::new(&config.origin);
         let shared = proxy::Shared { fleet, metrics, suspects: suspects_sender, shutdown };
-        // Varnish needs its backend at once: what it fetches cannot be older than the fetch.
-        let always = watch::channel(true).1;
-        let workers = edge.into_iter().zip(origin).enumerate().map(|(index, (edge, origin))| {
-            let edge = (edge, edge_route.clone(), open.clone());
-            proxy::spawn(index, shared.clone(), edge, (origin, origin_route.clone(), always.clone()))
-        });
-        let workers = workers.collect::<Result<_, _>>().context("a worker thread could not be started")?;
-        Ok(App { addresses, shutdown: shutdown_handle, open, workers, servers, tasks, deliveries, journal })
+        let sockets = edge.into_iter().zip(origin);
+        let (workers, edge_in_use) = start_workers(sockets, &shared, &edge_route, &origin_route, &open)?;
+        let shutdown = shutdown_handle;
+        Ok(App { addresses, shutdown, open, edge_in_use, workers, servers, tasks, deliveries, journal })
     }
 
     /// Where it listens.
@@ -172,7 +171,7 @@ impl App {
     /// Ends in order: says it is not ready, stops accepting, lets what is under way finish, saves the cursors. When
     /// `hurry` resolves, what is under way is cut.
     pub async fn stop(self, hurry: impl Future<Output = ()>) {
-        let App { shutdown, workers, mut servers, mut tasks, deliveries, journal, .. } = self;
+        let App { shutdown, mut edge_in_use, workers, mut servers, mut tasks, deliveries, journal, .. } = self;
         let drained = async {
             while servers.join_next().await.is_some() {}
             let joined =
@@ -186,7 +185,13 @@ impl App {
                 shutdown.advance(Stage::Leaving);
                 tokio::time::sleep(LEAVE).await;
                 shutdown.advance(Stage::Draining);
-                tokio::time::sleep(DRAIN).await;
+                let finished = async {
+                    // What clients wait for may be a page that Varnish has yet to fetch through the origin.
+                    _ = edge_in_use.recv().await;
+                    shutdown.advance(Stage::Emptying);
+                    std::future::pending::<()>().await;
+                };
+                _ = tokio::time::timeout(DRAIN, finished).await;
             };
             tokio::select! {
                 () = orderly => tracing::warn!("requests that were still under way are cut"),
@@ -205,6 +210,26 @@ impl App {
             tracing::warn!(%error, "cursors could not be saved");
         }
     }
+}
+
+/// Starts the workers, each with its sockets of edge and origin. What comes with them is closed when the process drains
+/// and no client is left at any worker's edge.
+fn start_workers(
+    sockets: impl Iterator<Item = (Vec<StdListener>, Vec<StdListener>)>,
+    shared: &proxy::Shared,
+    edge_route: &Edge,
+    origin_route: &Origin,
+    open: &watch::Receiver<bool>,
+) -> anyhow::Result<(Vec<JoinHandle<()>>, mpsc::Receiver<Infallible>)> {
+    // Varnish needs its backend at once: what it fetches cannot be older than the fetch.
+    let always = watch::channel(true).1;
+    let (in_use, edge_in_use) = mpsc::channel(1);
+    let workers = sockets.enumerate().map(|(index, (edge, origin))| {
+        let edge = (edge, edge_route.clone(), open.clone());
+        proxy::spawn(index, shared.clone(), edge, (origin, origin_route.clone(), always.clone()), in_use.clone())
+    });
+    let workers = workers.collect::<Result<_, _>>().context("a worker thread could not be started")?;
+    Ok((workers, edge_in_use))
 }
 
 /// Opens the edge after one round: every node has what was answered before, or `patience` is over.

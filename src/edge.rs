@@ -15,6 +15,7 @@ use crate::config::{self, WhenAllBehind};
 use crate::fleet::{Fence, Member, Node, Role, Snapshot};
 use crate::http1::{Method, RequestHead};
 use crate::proxy::{IgnoredParameters, NoNode, Route, request_key};
+use crate::shutdown::Stage;
 use crate::telemetry::Metrics;
 
 /// The edge's decisions. Cheap to clone: each worker has its own.
@@ -67,6 +68,7 @@ impl Edge {
 
 impl Route for Edge {
     const ROLE: Role = Role::Varnish;
+    const DRAINS_AT: Stage = Stage::Draining;
 
     fn trusts(&self, peer: IpAddr, _fleet: &Snapshot) -> bool {
         self.trusted_proxies.iter().any(|network| network.contains(&peer))

@@ -9,6 +9,7 @@ use crate::config;
 use crate::fleet::{Member, Node, Role, Snapshot};
 use crate::http1::{Method, RequestHead};
 use crate::proxy::{IgnoredParameters, NoNode, Route, request_key};
+use crate::shutdown::Stage;
 
 /// The origin's decisions.
 #[derive(Clone, Debug)]
@@ -26,6 +27,7 @@ impl Origin {
 
 impl Route for Origin {
     const ROLE: Role = Role::Web;
+    const DRAINS_AT: Stage = Stage::Emptying;
 
     /// The edge already wrote who the client is, and Varnish passed it on: registered Varnish nodes are believed.
     fn trusts(&self, peer: IpAddr, fleet: &Snapshot) -> bool {

@@ -30,6 +30,7 @@ use std::sync::Arc;
 use crate::balance::Draw;
 use crate::fleet::{Node, Role, Snapshot};
 use crate::http1::{Method, RequestHead};
+use crate::shutdown::Stage;
 
 pub use key::{IgnoredParameters, request_key};
 pub use worker::{Shared, Worker, bind, spawn};
@@ -43,6 +44,9 @@ const MAX_ANSWER_HEAD: usize = 64 * 1024;
 pub trait Route: 'static {
     /// The role of the nodes that this listener sends to.
     const ROLE: Role;
+
+    /// From when on connections at rest are closed and no new ones are taken.
+    const DRAINS_AT: Stage;
 
     /// Whether the `X-Forwarded-*` fields of this peer are believed.
     fn trusts(&self, peer: IpAddr, fleet: &Snapshot) -> bool;

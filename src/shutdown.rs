@@ -1,8 +1,9 @@
 //! The end of the process, in order.
 //!
-//! Three stages, each visible to whoever holds a [`Shutdown`]: run, drain (no new connections, every answer says
-//! `Connection: close`, `/readyz` has been failing for a moment), stop (what is not done by now is cut). One value in
-//! one `watch` channel, so that a task can wait for a stage, or look at it without waiting.
+//! The stages are visible to whoever holds a [`Shutdown`]: run, drain (no new connections, every answer says
+//! `Connection: close`, `/readyz` has been failing for a moment), first what clients use and then what those answers
+//! need, stop (what is not done by now is cut). One value in one `watch` channel, so that a task can wait for a stage,
+//! or look at it without waiting.
 
 use tokio::sync::watch;
 
@@ -13,8 +14,10 @@ pub enum Stage {
     Running,
     /// The process is about to drain: it is not ready any more, but takes everything still.
     Leaving,
-    /// No new work; what is under way is finished.
+    /// No new work; what is under way is finished, and Varnish still finds its backend for it.
     Draining,
+    /// The edge has drained: no client waits for what Varnish would fetch. The origin drains.
+    Emptying,
     /// End now.
     Stopping,
 }
@@ -47,9 +50,14 @@ impl ShutdownHandle {
 }
 
 impl Shutdown {
-    /// The stage now.
+    /// The stage now. Without its handle, it is the end.
     pub fn stage(&self) -> Stage {
-        *self.0.borrow()
+        if self.0.has_changed().is_err() { Stage::Stopping } else { *self.0.borrow() }
+    }
+
+    /// Returns when this stage is over.
+    pub async fn left(&self, stage: Stage) {
+        _ = self.0.clone().wait_for(|now| *now > stage).await;
     }
 
     /// Returns when this stage is reached (or the handle is gone, which is the end too).

@@ -18,6 +18,7 @@ use std::time::Duration;
 use slab::Slab;
 
 use crate::fleet::Node;
+use crate::shutdown::Stage;
 
 /// How often the worker sweeps.
 pub(super) const SWEEP: Duration = Duration::from_millis(100);
@@ -65,6 +66,7 @@ pub(super) enum Interrupt {
 
 #[derive(Debug)]
 struct Slot {
+    drains_at: Stage,
     phase: Phase,
     due: Duration,
     node: Option<Arc<Node>>,
@@ -80,14 +82,15 @@ pub(super) struct Deadlines {
 }
 
 impl Deadlines {
-    /// How many connections there are.
-    pub(super) fn connections(&self) -> usize {
-        self.slots.borrow().len()
+    /// How many connections there are that drain at this stage or before it.
+    pub(super) fn connections(&self, stage: Stage) -> usize {
+        self.slots.borrow().iter().filter(|(_, slot)| slot.drains_at <= stage).count()
     }
 
-    /// A deadline for a new connection, at rest.
-    pub(super) fn register(self: &Rc<Self>) -> Deadline {
+    /// A deadline for a new connection, at rest, whose rest ends at the latest at this stage.
+    pub(super) fn register(self: &Rc<Self>, drains_at: Stage) -> Deadline {
         let slot = Slot {
+            drains_at,
             phase: Phase::Idle,
             due: self.now.get() + Phase::Idle.limit(),
             node: None,
@@ -98,7 +101,7 @@ impl Deadlines {
     }
 
     /// Looks at all connections. `now` counts from any fixed point.
-    pub(super) fn sweep(&self, now: Duration, draining: bool, is_down: impl Fn(&Node) -> bool) {
+    pub(super) fn sweep(&self, now: Duration, stage: Stage, is_down: impl Fn(&Node) -> bool) {
         self.now.set(now);
         let mut woken = Vec::new();
         for (_, slot) in self.slots.borrow_mut().iter_mut() {
@@ -109,7 +112,7 @@ impl Deadlines {
                 Some(Interrupt::NodeDown)
             } else if now >= slot.due {
                 Some(Interrupt::Timeout)
-            } else if draining && slot.phase == Phase::Idle {
+            } else if stage >= slot.drains_at && slot.phase == Phase::Idle {
                 Some(Interrupt::Draining)
             } else {
                 None
@@ -193,30 +196,34 @@ mod tests {
     #[test]
     fn a_phase_that_takes_too_long_is_interrupted_and_a_step_forward_starts_its_time_again() {
         let deadlines = Rc::new(Deadlines::default());
-        let deadline = deadlines.register();
+        let deadline = deadlines.register(Stage::Draining);
         deadline.enter(Phase::Header);
-        deadlines.sweep(Duration::from_secs(9), false, |_| false);
+        deadlines.sweep(Duration::from_secs(9), Stage::Running, |_| false);
         assert_eq!(interrupted(&deadline), None);
         deadline.enter(Phase::Header);
-        deadlines.sweep(Duration::from_secs(18), false, |_| false);
+        deadlines.sweep(Duration::from_secs(18), Stage::Running, |_| false);
         assert_eq!(interrupted(&deadline), None);
-        deadlines.sweep(Duration::from_secs(19), false, |_| false);
+        deadlines.sweep(Duration::from_secs(19), Stage::Running, |_| false);
         assert_eq!(interrupted(&deadline), Some(Interrupt::Timeout));
     }
 
     #[test]
     fn draining_ends_rest_but_no_work() {
         let deadlines = Rc::new(Deadlines::default());
-        let (resting, working) = (deadlines.register(), deadlines.register());
+        let (resting, working) = (deadlines.register(Stage::Draining), deadlines.register(Stage::Draining));
+        let later = deadlines.register(Stage::Emptying);
         working.enter(Phase::Body);
-        deadlines.sweep(Duration::ZERO, true, |_| false);
+        deadlines.sweep(Duration::ZERO, Stage::Draining, |_| false);
         assert_eq!((interrupted(&resting), interrupted(&working)), (Some(Interrupt::Draining), None));
+        assert_eq!(interrupted(&later), None);
+        deadlines.sweep(Duration::ZERO, Stage::Emptying, |_| false);
+        assert_eq!((interrupted(&later), interrupted(&working)), (Some(Interrupt::Draining), None));
     }
 
     #[test]
     fn a_connection_that_ended_leaves_no_deadline() {
         let deadlines = Rc::new(Deadlines::default());
-        drop(deadlines.register());
-        assert_eq!(deadlines.connections(), 0);
+        drop(deadlines.register(Stage::Draining));
+        assert_eq!(deadlines.connections(Stage::Stopping), 0);
     }
 }

@@ -325,7 +325,7 @@ impl<R: Route> Exchange<'_, R> {
         let Buffers { answer, response, request, to_client, .. } = &mut *self.buffers;
         let mut first = mem::take(to_client);
         first.clear();
-        let willing = request.keep_alive && self.upload.is_done() && !self.client.worker.is_draining();
+        let willing = request.keep_alive && self.upload.is_done() && self.client.worker.stage() < R::DRAINS_AT;
         let (framing, keep_alive) = write_response(&mut first, response, answer, request.version, willing);
         let mut download = Transfer::new(response.framing, framing == Framing::Chunked, first);
         let body = download.feed(&answer[response.len..]).map_err(download_failure)?;

@@ -1,6 +1,7 @@
 //! A worker: one thread, one runtime, its own listeners, connections and buffers.
 
 use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
 use std::rc::Rc;
@@ -54,7 +55,7 @@ pub struct Worker {
     pub(super) deadlines: Rc<Deadlines>,
     random: RefCell<fastrand::Rng>,
     turn: Cell<u64>,
-    draining: Cell<bool>,
+    stage: Cell<Stage>,
 }
 
 impl Worker {
@@ -64,8 +65,9 @@ impl Worker {
         Draw { key, turn, random: self.random.borrow_mut().u64(..) }
     }
 
-    pub(super) fn is_draining(&self) -> bool {
-        self.draining.get()
+    /// How far the end of the process has come.
+    pub(super) fn stage(&self) -> Stage {
+        self.stage.get()
     }
 
     /// Tells the log and the health checks what a node did, if it is to blame.
@@ -97,7 +99,7 @@ fn listen<R: Route + Clone + Send>(socket: StdListener, route: R, mut open: watc
                 result = accepting => if let Err(error) = result {
                     tracing::error!(%error, "a listener failed");
                 },
-                () = shutdown.reached(Stage::Draining) => {}
+                () = shutdown.reached(R::DRAINS_AT) => {}
             }
         });
     })
@@ -152,7 +154,8 @@ pub fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<StdListener>>
     Ok(sockets)
 }
 
-/// Starts a worker thread that serves one socket of each edge and origin address, until the process has drained.
+/// Starts a worker thread that serves one socket of each edge and origin address, until the process has drained. It
+/// drops `edge_in_use` when it drains and the last client at its edge has gone.
 ///
 /// # Errors
 /// Where the system gives no thread.
@@ -161,6 +164,7 @@ pub fn spawn<E, O>(
     shared: Shared,
     edge: (Vec<StdListener>, E, watch::Receiver<bool>),
     origin: (Vec<StdListener>, O, watch::Receiver<bool>),
+    edge_in_use: mpsc::Sender<Infallible>,
 ) -> io::Result<JoinHandle<()>>
 where
     E: Route + Clone + Send,
@@ -179,25 +183,34 @@ where
             deadlines: Rc::default(),
             random: RefCell::default(),
             turn: Cell::new(index as u64),
-            draining: Cell::new(false),
+            stage: Cell::new(Stage::Running),
         });
         LocalSet::new().block_on(&runtime, async move {
             listeners.into_iter().for_each(|listen| listen(Rc::clone(&worker)));
-            sweep(&worker).await;
+            sweep(&worker, edge_in_use).await;
         });
     })
 }
 
 /// Looks after the worker's connections until the process has drained.
-async fn sweep(worker: &Worker) {
+async fn sweep(worker: &Worker, edge_in_use: mpsc::Sender<Infallible>) {
+    let mut edge_in_use = Some(edge_in_use);
     let started = Instant::now();
     let mut ticks = tokio::time::interval(SWEEP);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        let now = ticks.tick().await.into_std();
+        tokio::select! {
+            _ = ticks.tick() => {}
+            // Noticed at once, so that no answer of a listener that drains invites another request.
+            () = worker.shared.shutdown.left(worker.stage()) => {}
+        }
+        let now = Instant::now();
         let stage = worker.shared.shutdown.stage();
-        worker.draining.set(stage >= Stage::Draining);
-        if stage == Stage::Stopping || (stage == Stage::Draining && worker.deadlines.connections() == 0) {
+        worker.stage.set(stage);
+        if stage >= Stage::Draining && worker.deadlines.connections(stage) == 0 {
+            drop(edge_in_use.take());
+        }
+        if stage == Stage::Stopping || (stage >= Stage::Emptying && worker.deadlines.connections(stage) == 0) {
             return;
         }
         let fleet = worker.shared.fleet.load();
@@ -205,7 +218,7 @@ async fn sweep(worker: &Worker) {
             let member = fleet.pool(node.spec.role).get(node.id());
             member.is_none_or(|member| member.health == Health::Down && !fleet.pool(node.spec.role).panics())
         };
-        worker.deadlines.sweep(now.duration_since(started), worker.is_draining(), is_down);
+        worker.deadlines.sweep(now.duration_since(started), stage, is_down);
         let in_fleet = |key| {
             let has = |role| fleet.pool(role).members().iter().any(|member| member.node.key == key);
             has(Role::Varnish) || has(Role::Web)

@@ -4,5 +4,10 @@
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed, which is what it is for")]
 #![allow(unreachable_pub, reason = "`support` is written like a library, for the modules beside it")]
 
+mod admin;
+mod failover;
+mod fan_out;
 mod purging;
+mod refusals;
+mod replay;
 mod support;

@@ -4,7 +4,10 @@
 
 pub mod clearcoat;
 pub mod client;
+pub mod faults;
 pub mod fleet;
+pub mod reader;
+pub mod simulated;
 pub mod varnish;
 pub mod web;
 

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use clearcoat::varnish::vcl;
@@ -20,11 +21,13 @@ pub struct Plan {
     pub config: &'static str,
     pub ack_timeout: &'static str,
     pub journal: &'static str,
+    /// Changes the VCL of a node, whose id and folder it is told.
+    pub vcl: fn(vcl: &str, id: &str, folder: &Path) -> String,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Plan { varnish: 3, web: 2, config: "", ack_timeout: "1s", journal: "disk" }
+        Plan { varnish: 3, web: 2, config: "", ack_timeout: "1s", journal: "disk", vcl: |vcl, _, _| vcl.to_owned() }
     }
 }
 
@@ -40,6 +43,13 @@ pub struct Fleet {
 impl Fleet {
     /// Starts everything and waits until every node is up and the edge is open.
     pub fn start(plan: &Plan) -> Self {
+        let fleet = Fleet::launch(plan);
+        fleet.clearcoat.ready();
+        fleet
+    }
+
+    /// Starts everything. Nodes may be down still, and the edge not open.
+    pub fn launch(plan: &Plan) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let shop = Arc::new(Shop::default());
         let web: Vec<Web> = (0..plan.web).map(|_| Web::start(&shop)).collect();
@@ -49,10 +59,13 @@ impl Fleet {
         let origin_address = origin.local_addr().expect("an address").as_socket().expect("an IP socket");
         let allow = ["127.0.0.0/8".parse().expect("a network")];
         let text = vcl::render(vcl::Version::Seven, "127.0.0.1", origin_address.port(), &allow).expect("a VCL");
-        let file = folder.path().join("clearcoat.vcl");
-        std::fs::write(&file, text).expect("a file");
-        let ids = (1..=plan.varnish).map(|number| format!("varnish-{number}"));
-        let mut varnish: Vec<Varnish> = ids.map(|id| Varnish::spawn(folder.path(), &id, &file)).collect();
+        let spawn = |number| {
+            let id = format!("varnish-{number}");
+            let file = folder.path().join(format!("{id}.vcl"));
+            std::fs::write(&file, (plan.vcl)(&text, &id, folder.path())).expect("a file");
+            Varnish::spawn(folder.path(), &id, &file)
+        };
+        let mut varnish: Vec<Varnish> = (1..=plan.varnish).map(spawn).collect();
         varnish.iter_mut().for_each(Varnish::ready);
 
         let mut nodes = Vec::new();
@@ -61,13 +74,23 @@ impl Fleet {
         let config = configuration(plan, origin_address, &folder.path().join("journal"), &nodes);
         let clearcoat = Clearcoat::start(folder.path(), &config);
         drop(origin);
-        clearcoat.ready();
         Fleet { clearcoat, varnish, web, shop, folder }
     }
 
     /// Reads a page through the edge.
     pub fn get(&self, path: &str) -> Answer {
         get(self.clearcoat.edge, path).expect("the edge answers")
+    }
+
+    /// Reads a page from each Varnish alone, past clearcoat's edge: `HIT` or `MISS` of each.
+    pub fn cached(&self, path: &str) -> Vec<String> {
+        self.varnish.iter().map(|varnish| varnish.get(path).cache().to_owned()).collect()
+    }
+
+    /// Puts a page into the cache of each Varnish.
+    pub fn warm(&self, path: &str) {
+        self.cached(path);
+        assert!(self.cached(path).iter().all(|cache| cache == "HIT"), "{path} cannot be cached");
     }
 
     /// Purges one tag as Magento does.

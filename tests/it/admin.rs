@@ -1,0 +1,224 @@
+//! What operators see: the admin listener, the commands, and how the process ends.
+
+use std::process::Output;
+
+use crate::support::clearcoat::run;
+use crate::support::client::{Connection, exchange, get};
+use crate::support::eventually;
+use crate::support::fleet::{Fleet, Plan};
+
+/// Every family of series that a dashboard may count on once a request and a purge went through.
+const FAMILIES: [&str; 20] = [
+    "bans_sent_total",
+    "build_info",
+    "edge_request_duration_seconds",
+    "edge_requests_total",
+    "fenced_total",
+    "journal_append_duration_seconds",
+    "journal_head_position",
+    "node_current",
+    "node_cursor_lag",
+    "node_cursor_lag_seconds",
+    "node_up",
+    "origin_request_duration_seconds",
+    "origin_requests_total",
+    "purge_ack_duration_seconds",
+    "purge_deliveries_total",
+    "purges_total",
+    "stale_served_total",
+    "upstream_connect_errors_total",
+    "upstream_inflight",
+    "retries_total",
+];
+
+fn small() -> Fleet {
+    Fleet::start(&Plan { varnish: 1, web: 1, ..Plan::default() })
+}
+
+/// The exit status of a command, what it wrote and what it complained about.
+fn result(output: &Output) -> (Option<i32>, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("text");
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn the_admin_listener_tells_the_state_of_the_process_and_of_the_fleet() {
+    let fleet = small();
+    let admin = fleet.clearcoat.admin;
+    assert_eq!(get(admin, "/healthz").expect("an answer").status, 200);
+    assert_eq!(get(admin, "/readyz").expect("an answer").text(), "ready\n");
+    assert_eq!(get(admin, "/nothing").expect("an answer").status, 404);
+    assert_eq!(exchange(admin, "POST /healthz HTTP/1.1\r\nHost: a\r\n\r\n").expect("an answer").status, 405);
+
+    fleet.get("/p/1");
+    fleet.purge_tag("cat_p_1");
+    let answer = get(admin, "/api/v1/fleet").expect("an answer");
+    assert_eq!(answer.header("Content-Type"), Some("application/json"));
+    let mut json = answer.json();
+    let version = json["version"].take();
+    assert!(version.as_u64() >= Some(2), "{version}");
+    let expected = serde_json::json!({
+        "version": null, "head": 1, "fence": 1, "journal": "disk",
+        "nodes": [
+            {"role": "varnish", "id": "varnish-1", "address": fleet.varnish[0].address, "weight": 1, "health": "up",
+             "reason": "", "inflight": 0, "cursor": 1, "current": true, "delivery_error": ""},
+            {"role": "web", "id": "web-1", "address": fleet.web[0].address, "weight": 1, "health": "up", "reason": "",
+             "inflight": 0},
+        ],
+    });
+    assert_eq!(json, expected);
+}
+
+#[test]
+fn every_family_of_metrics_is_there_with_its_help() {
+    let mut fleet = small();
+    fleet.get("/p/1");
+    fleet.purge_tag("cat_p_1");
+    // A request that found nobody the first time.
+    fleet.varnish[0].kill();
+    fleet.get("/p/1");
+    let answer = get(fleet.clearcoat.admin, "/metrics").expect("an answer");
+    assert!(
+        answer.header("Content-Type").is_some_and(|kind| kind.starts_with("text/plain; version=0.0.4")),
+        "{answer:?}"
+    );
+    let text = answer.text();
+    let has = |start: String| text.lines().any(|line| line.starts_with(&start));
+    let missing: Vec<_> = FAMILIES
+        .iter()
+        .filter(|family| !has(format!("# HELP clearcoat_{family} ")) || !has(format!("# TYPE clearcoat_{family} ")))
+        .collect();
+    assert!(missing.is_empty(), "without {missing:?}:\n{text}");
+    // Neither a page, nor a tag, nor a client is in a label.
+    for strange in ["/p/1", "cat_p", "shop.test", "127.0.0.1"] {
+        assert!(!text.contains(strange), "{strange} is in\n{text}");
+    }
+}
+
+#[test]
+fn the_command_status_shows_the_fleet() {
+    let fleet = small();
+    let admin = format!("http://{}", fleet.clearcoat.admin);
+    let (code, table, errors) = result(&run(&["status", "--admin", &admin]));
+    assert_eq!((code, errors.as_str()), (Some(0), ""));
+    let row = |id: &str| table.lines().find(|line| line.contains(id)).map(|line| line.split_whitespace().collect());
+    let varnish: Vec<&str> = row("varnish-1").unwrap_or_else(|| panic!("{table}"));
+    let address = fleet.varnish[0].address.to_string();
+    assert_eq!(varnish, ["varnish", "varnish-1", &address, "up", "yes", "0", "0"], "{table}");
+    let web: Vec<&str> = row("web-1").unwrap_or_else(|| panic!("{table}"));
+    assert_eq!(web[3..5], ["up", "yes"], "{table}");
+
+    let (code, json, _) = result(&run(&["status", "--admin", &admin, "--json"]));
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!((code, &json["journal"]), (Some(0), &"disk".into()));
+
+    // The purge listener is not the admin listener, and the edge is neither.
+    let purge = format!("http://{}", fleet.clearcoat.purge);
+    let (code, _, errors) = result(&run(&["status", "--admin", &purge]));
+    assert!(code == Some(1) && errors.contains(&purge), "{code:?} {errors}");
+    let (code, ..) = result(&run(&["status", "--admin", "clearcoat"]));
+    assert_eq!(code, Some(2));
+}
+
+#[test]
+fn the_command_purge_purges_or_fails_with_a_reason() {
+    let fleet = small();
+    let endpoint = format!("http://{}", fleet.clearcoat.purge);
+    let purge = |what: &[&str]| result(&run(&[&["purge", "--endpoint", &endpoint], what].concat()));
+    let pages = ["/p/1", "/p/2", "/p/3"];
+    pages.iter().for_each(|page| fleet.warm(page));
+    let cached = || pages.map(|page| fleet.cached(page).concat());
+
+    let done = |position| (Some(0), format!("purged at position {position}: applied by varnish-1\n"), String::new());
+    assert_eq!(purge(&["--tag", "cat_p_1"]), done(1));
+    assert_eq!(cached(), ["MISS", "HIT", "HIT"]);
+    assert_eq!(purge(&["--url", "http://shop.test/p/2"]), done(2));
+    assert_eq!(cached(), ["HIT", "MISS", "HIT"]);
+    assert_eq!(purge(&["--all"]), done(3));
+    assert_eq!(cached(), ["MISS", "MISS", "MISS"]);
+    assert_eq!(purge(&["--pattern", "cat_p_[12]$", "--tag", "cat_p_1"]).0, Some(2));
+
+    let (code, output, errors) = purge(&["--pattern", "cat_p_("]);
+    assert_eq!((code, output.as_str()), (Some(1), ""));
+    assert!(errors.contains("400") && errors.contains("X-Magento-Tags-Pattern"), "{errors}");
+    assert_eq!(purge(&["--tag", "cat_p_.*"]).0, Some(2));
+    assert_eq!(cached(), ["HIT", "HIT", "HIT"]);
+
+    drop(fleet);
+    let (code, _, errors) = result(&run(&["purge", "--endpoint", &endpoint, "--all"]));
+    assert!(code == Some(1) && errors.contains(&endpoint), "{code:?} {errors}");
+}
+
+#[test]
+fn the_command_check_prints_what_would_run_or_says_what_is_wrong() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("clearcoat.toml");
+    let path = file.to_str().expect("a text path");
+    let check = |text: &str| {
+        std::fs::write(&file, text).expect("written");
+        result(&run(&["check", "--config", path]))
+    };
+    let (code, output, errors) = check("[purge]\nack_timeout = \"3s\"\n");
+    assert_eq!((code, errors.as_str()), (Some(0), ""));
+    let effective: toml::Table = output.parse().expect("TOML");
+    assert_eq!(effective["purge"]["ack_timeout"].as_str(), Some("3s"), "{output}");
+    assert_eq!(effective["journal"]["kind"].as_str(), Some("disk"), "{output}");
+
+    let (code, output, errors) = check("[edge]\npolicy = \"fastest\"\n[purge]\nack_timout = \"1s\"\n");
+    assert_eq!((code, output.as_str()), (Some(1), ""));
+    assert!(errors.lines().all(|line| line.contains(path)), "{errors}");
+    for named in ["edge.policy", "fastest", "rendezvous", "purge.ack_timout", "ack_timeout"] {
+        assert!(errors.contains(named), "without {named}: {errors}");
+    }
+    // And what does not pass the check does not run.
+    let (code, _, errors) = result(&run(&["serve", "--config", path]));
+    assert!(code == Some(1) && errors.contains("edge.policy"), "{code:?} {errors}");
+}
+
+#[test]
+fn a_second_clearcoat_on_the_same_journal_does_not_start() {
+    let fleet = Fleet::start(&Plan { varnish: 0, web: 0, ..Plan::default() });
+    let journal = fleet.folder.path().join("journal");
+    let any = "listen = [\"127.0.0.1:0\"]";
+    let config = format!(
+        "[edge]\n{any}\n[origin]\n{any}\n[purge]\n{any}\n[admin]\n{any}\n[journal]\nkind = \"disk\"\npath = \"{}\"\n",
+        journal.display()
+    );
+    let file = fleet.folder.path().join("second.toml");
+    std::fs::write(&file, config).expect("written");
+    let (code, _, errors) = result(&run(&["serve", "--config", file.to_str().expect("a text path")]));
+    assert_eq!(code, Some(1));
+    assert!(errors.contains("another clearcoat uses the journal"), "{errors}");
+    assert!(errors.contains(journal.to_str().expect("a text path")), "{errors}");
+    assert_eq!(get(fleet.clearcoat.admin, "/readyz").expect("an answer").status, 200);
+}
+
+#[test]
+fn an_end_in_order_says_so_first_and_finishes_what_is_under_way() {
+    let mut fleet = small();
+    let (edge, admin) = (fleet.clearcoat.edge, fleet.clearcoat.admin);
+    // One request whose body has not come yet, and one that has only begun: its page is in no cache.
+    let mut post = Connection::open(edge).expect("a connection");
+    post.send("POST /p/1 HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 10\r\n\r\n01234").expect("sent");
+    let mut read = Connection::open(edge).expect("a connection");
+    read.send("GET /p/77 HTTP/1.1\r\nHost: shop.test\r\n").expect("sent");
+    eventually("the first request is at a node", || (fleet.clearcoat.node("varnish-1")["inflight"] == 1).then_some(()));
+
+    fleet.clearcoat.terminate();
+    eventually("it says that it is about to end", || {
+        (get(admin, "/readyz").expect("an answer").status == 503).then_some(())
+    });
+    // Whoever has not heard yet is still served.
+    assert_eq!(fleet.get("/p/2").status, 200);
+    eventually("the edge takes no more connections", || Connection::open(edge).is_err().then_some(()));
+
+    post.send("56789").expect("sent");
+    let answer = post.answer(false).expect("an answer");
+    assert_eq!((answer.status, answer.header("Connection")), (200, Some("close")), "{answer:?}");
+    read.send("\r\n").expect("sent");
+    let answer = read.answer(false).expect("an answer");
+    assert_eq!((answer.status, answer.header("Connection")), (200, Some("close")), "{answer:?}");
+    assert!(post.is_closed_by_peer() && read.is_closed_by_peer());
+    let status = fleet.clearcoat.wait();
+    assert_eq!(status.code(), Some(0), "{status}");
+}

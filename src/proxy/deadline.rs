@@ -36,7 +36,7 @@ pub(super) enum Phase {
     FirstByte,
     /// Between two pieces of a body, in either direction.
     Body,
-    /// Reading over what a client sends though it was answered already.
+    /// Between two pieces of what a client sends though it was answered already.
     Linger,
 }
 

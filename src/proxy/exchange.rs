@@ -393,6 +393,8 @@ async fn respond_to<R: Route>(
     error_response(to_client, reply.status, reply.reason, &reply.text, request.method == Method::Head);
     client.deadline.enter(Phase::Body);
     match write_all(client, to_client).await {
+        // Who was too slow is not waited for any longer.
+        Ok(()) if matches!(failure, Failure::ClientTimeout) => After::Close,
         Ok(()) => After::Linger,
         Err(_gone) => After::Close,
     }

@@ -130,8 +130,8 @@ fn poll_some<T>(
     }
 }
 
-/// Ends a connection. A socket that is closed with unread bytes is reset, which can take the answer from under a
-/// client that is still sending: so after an early answer the rest is read over while it comes.
+/// Ends a connection. A socket that is closed with unread bytes is reset, and with it goes what the client has not
+/// read of its answer yet: so whatever it still sends is read over until it closes, too.
 async fn end<R: Route>(client: &mut Client<R>, after: After) {
     client.deadline.enter(Phase::Linger);
     let Client { worker, stream, deadline, .. } = client;

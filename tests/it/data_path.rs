@@ -5,6 +5,7 @@ mod drain;
 mod failures;
 mod heads;
 mod leaving;
+mod mixture;
 mod reuse;
 mod rig;
 mod strict;

@@ -78,3 +78,31 @@ fn sigterm_lets_what_is_under_way_finish_and_ends_the_rest() {
     let status = rig.clearcoat.wait();
     assert!(status.success(), "{status}");
 }
+
+#[test]
+fn a_connection_at_the_moment_of_the_drain_is_answered_or_refused_and_never_dropped() {
+    let rig = Rig::start("[runtime]\nworkers = 2", Vec::new(), vec![Upstream::echo(), Upstream::echo()]);
+    let listener = rig.clearcoat.origin;
+    let answered: u64 = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(move || {
+                    let mut answered = 0;
+                    // Until it is refused.
+                    while let Ok(mut client) = Connection::open(listener) {
+                        let asked = client.send("GET /burst HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+                        let answer = asked.and_then(|()| client.answer(false));
+                        let answer = answer.unwrap_or_else(|error| panic!("accepted, and then {error}"));
+                        assert_eq!(answer.text(), "/burst");
+                        answered += 1;
+                    }
+                    answered
+                })
+            })
+            .collect();
+        eventually("requests are answered", || (rig.web[0].calls().len() > 20).then_some(()));
+        rig.clearcoat.terminate();
+        clients.into_iter().map(|client| client.join().unwrap()).sum()
+    });
+    assert!(answered > 20, "{answered}");
+}

@@ -190,3 +190,22 @@ fn a_client_that_leaves_in_mid_head_reaches_no_node() {
     let (_, calls) = rig.web[0].all_traffic();
     assert_eq!(calls.len(), 1, "{calls:?}");
 }
+
+#[test]
+fn a_client_that_says_more_than_it_should_still_gets_the_whole_answer() {
+    let rig = Rig::web([Upstream::start(|call| {
+        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", 4 * MIB);
+        call.send_then([answer.into_bytes(), vec![b'x'; 4 * MIB]].concat(), Then::KeepAlive)
+    })]);
+    for (version, more) in [("HTTP/1.1", "\r\n"), ("HTTP/1.1", "GET / HTTP/1.1\r\n\r\n"), ("HTTP/1.0", "\r\n")] {
+        let mut client = rig.origin();
+        client.send(format!("GET / {version}\r\nHost: a\r\nConnection: close\r\n\r\n")).unwrap();
+        let head = client.head().unwrap();
+        // Arrives while the answer is under way, and is read by nobody.
+        client.send(more).unwrap();
+        let mut length = 0;
+        let body = client.body_in_pieces(&head, |piece| length += piece.len());
+        body.unwrap_or_else(|error| panic!("{version}, {more:?}: {error} after {length} bytes"));
+        assert_eq!(client.rest(), (Vec::new(), Ending::Clean), "{version}, {more:?}");
+    }
+}

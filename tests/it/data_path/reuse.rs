@@ -98,14 +98,25 @@ fn a_node_of_1_0_that_keeps_its_connection_is_used_again() {
 
 #[test]
 fn pipelined_requests_are_answered_in_order() {
+    // More than any buffer on the way holds at once.
+    const REQUESTS: usize = 3000;
     let rig = Rig::web([Upstream::echo()]);
     let mut client = rig.origin();
-    client.send((0..50).map(|number| get_request(&format!("/{number}"))).collect::<String>()).unwrap();
-    for number in 0..50 {
+    let padding = "x".repeat(200);
+    let wire: String = (0..REQUESTS)
+        .map(|number| format!("GET /{number} HTTP/1.1\r\nHost: a\r\nX-Padding: {padding}\r\n\r\n"))
+        .collect();
+    let mut writer = client.stream.try_clone().unwrap();
+    let upload = "POST /upload HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+    let writing = std::thread::spawn(move || writer.write_all(format!("{upload}{wire}").as_bytes()));
+    assert_eq!(client.answer(false).unwrap().text(), "/upload");
+    for number in 0..REQUESTS {
         assert_eq!(client.answer(false).unwrap().text(), format!("/{number}"));
     }
-    let heads: Vec<_> = rig.web[0].calls().iter().map(|call| call.head.split(' ').nth(1).unwrap().to_owned()).collect();
-    assert_eq!(heads, (0..50).map(|number| format!("/{number}")).collect::<Vec<_>>());
+    writing.join().unwrap().unwrap();
+    let calls = rig.web[0].calls();
+    let paths = calls[1..].iter().map(|call| call.head.split(' ').nth(1).expect("a target"));
+    assert!(paths.eq((0..REQUESTS).map(|number| format!("/{number}"))), "the node saw another order");
     assert_eq!(connections(&rig.web[0].calls()), 1);
 }
 
@@ -361,4 +372,36 @@ fn early_hints_reach_those_who_can_read_them() {
     client.send("GET / HTTP/1.0\r\n\r\n").unwrap();
     let answer = client.answer(false).unwrap();
     assert_eq!((answer.status, answer.text()), (200, "ok"));
+}
+
+#[test]
+fn an_answer_that_comes_byte_by_byte_is_the_same_answer() {
+    let rig = Rig::web([Upstream::start(|call| {
+        let wire = format!("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n{CHUNKED}");
+        let sent = wire.bytes().try_for_each(|byte| call.send([byte]));
+        if sent.is_ok() { Then::KeepAlive } else { Then::Close }
+    })]);
+    let mut client = rig.origin();
+    for _ in 0..2 {
+        client.send(get_request("/")).unwrap();
+        assert_eq!(client.answer(false).unwrap().status, 103);
+        assert_eq!(client.answer(false).unwrap().text(), "hello world");
+    }
+    assert_eq!(connections(&rig.web[0].calls()), 1);
+}
+
+#[test]
+fn the_largest_head_of_an_answer_that_is_allowed_passes() {
+    let start = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Magento-Tags: ";
+    let tags = "t".repeat(64 * 1024 - start.len() - "\r\n\r\n".len());
+    let rig = Rig::web([Upstream::start({
+        let tags = tags.clone();
+        move |call| call.send_then(format!("{start}{tags}\r\n\r\nok"), Then::KeepAlive)
+    })]);
+    let mut client = rig.origin();
+    for _ in 0..2 {
+        client.send(get_request("/")).unwrap();
+        let answer = client.answer(false).unwrap();
+        assert_eq!((answer.text(), answer.header("X-Magento-Tags") == Some(&tags)), ("ok", true));
+    }
 }

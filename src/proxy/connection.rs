@@ -35,10 +35,15 @@ pub(super) struct Client<R> {
 }
 
 /// Serves a connection to its end.
-pub(super) async fn serve<R: Route>(worker: Rc<Worker>, route: Rc<R>, stream: TcpStream, peer: SocketAddr) {
+pub(super) async fn serve<R: Route>(
+    worker: Rc<Worker>,
+    route: Rc<R>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    deadline: Deadline,
+) {
     let address = peer.ip().to_canonical();
     let trusted = route.trusts(address, &worker.shared.fleet.load());
-    let deadline = worker.deadlines.register(R::DRAINS_AT);
     let peer = address.to_string().into_boxed_str();
     let mut client = Client { worker, route, stream, peer, trusted, deadline };
     let mut kept = None;

@@ -20,7 +20,9 @@ struct Planned {
 
 /// What the node answers, known to both sides: who asked, and what it sent.
 fn answer_to(path: &str, body: &[u8]) -> String {
-    let sum = body.iter().fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
+    let sum = body
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
     let size = path.split('/').nth(3).and_then(|size| size.parse().ok()).expect("a size");
     format!("{path} {} {sum:x} {}", body.len(), "x".repeat(size))
 }

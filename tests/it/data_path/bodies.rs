@@ -228,7 +228,7 @@ fn a_node_that_does_not_read_stops_the_client_and_costs_no_memory() {
         }
     })]);
     let before = rig.memory();
-    let framings = [format!("Content-Length: {}", MUCH), "Transfer-Encoding: chunked".to_owned()];
+    let framings = [format!("Content-Length: {MUCH}"), "Transfer-Encoding: chunked".to_owned()];
     for (framing, gate) in framings.iter().zip(gates) {
         let sent = Arc::new(AtomicU64::new(0));
         let mut client = rig.origin();

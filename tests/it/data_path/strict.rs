@@ -1,8 +1,9 @@
 //! What is refused on the socket: an answer, the end of the connection, and not a byte for the node behind it.
 
 use crate::data_path::rig::{Rig, get_request};
-use crate::support::client::{Connection, Ending};
-use crate::support::upstream::{Gate, Then, Upstream};
+use crate::support::client::{Connection, Ending, get};
+use crate::support::eventually;
+use crate::support::upstream::{Then, Upstream};
 
 /// What is wrong, the bytes, and the status of the refusal.
 type Case = (String, Vec<u8>, u16);
@@ -145,7 +146,7 @@ fn what_is_not_strictly_right_is_refused_and_not_a_byte_of_it_goes_on() {
             assert_eq!(answer.header("Allow").is_some(), *status == 405, "{listener}, {what}: {answer:?}");
             assert_eq!(client.rest(), (Vec::new(), Ending::Clean), "{listener}, {what}");
         }
-        let good = crate::support::client::get(address, "/good").expect("an answer");
+        let good = get(address, "/good").expect("an answer");
         assert_eq!((good.status, good.text()), (200, "/good"));
         let (bytes, calls) = node.all_traffic();
         assert_eq!(calls.len(), 1, "{listener}: requests went on: {calls:?}");
@@ -206,32 +207,27 @@ const BAD_CHUNKS: [(&str, &str); 16] = [
 
 #[test]
 fn a_malformed_chunk_ends_both_connections_and_nothing_behind_it_is_a_request() {
-    let seen = Gate::default();
-    let rig = Rig::web([Upstream::start({
-        let seen = seen.clone();
-        move |call| {
-            if call.is("GET") {
-                let path = call.path().to_owned();
-                return call.answer(&path);
-            }
-            seen.open();
-            assert!(call.body().is_err(), "the body {} came to a good end", call.path());
-            Then::Close
+    let rig = Rig::web([Upstream::start(|call| {
+        if call.is("GET") {
+            let path = call.path().to_owned();
+            return call.answer(&path);
         }
+        assert!(call.body().is_err(), "the body {} came to a good end", call.path());
+        Then::Close
     })]);
     for (number, (what, bytes)) in BAD_CHUNKS.iter().enumerate() {
         let mut client = rig.origin();
         client
             .send(format!("POST /{number} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"))
             .unwrap();
-        crate::support::eventually("the node has the head", || {
+        eventually("the node has the head", || {
             rig.web[0].calls().iter().any(|call| call.head.starts_with(&format!("POST /{number} "))).then_some(())
         });
         client.send(format!("{bytes}{}", get_request("/smuggled"))).unwrap();
         let answer = client.answer(false).unwrap_or_else(|error| panic!("{what}: {error}"));
         assert_eq!(answer.status, 400, "{what}: {answer:?}");
         assert_eq!(client.rest(), (Vec::new(), Ending::Clean), "{what}");
-        assert_eq!(crate::support::client::get(rig.clearcoat.origin, "/next").unwrap().text(), "/next", "{what}");
+        assert_eq!(get(rig.clearcoat.origin, "/next").unwrap().text(), "/next", "{what}");
     }
     let (_, calls) = rig.web[0].all_traffic();
     for (at, call) in calls.iter().enumerate().filter(|(_, call)| call.head.starts_with("POST")) {

@@ -3,7 +3,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -43,7 +43,6 @@ pub struct Upstream {
 struct State {
     script: Script,
     checks: AtomicU8,
-    checked: AtomicUsize,
     ended: AtomicBool,
     connections: Mutex<Vec<Connection>>,
     calls: Mutex<Vec<Seen>>,
@@ -108,7 +107,6 @@ impl Upstream {
         let state = Arc::new(State {
             script: Box::new(script),
             checks: AtomicU8::new(Checks::Pass as u8),
-            checked: AtomicUsize::new(0),
             ended: AtomicBool::new(false),
             connections: Mutex::default(),
             calls: Mutex::default(),
@@ -134,11 +132,6 @@ impl Upstream {
     /// Changes how health checks are answered from now on.
     pub fn set_checks(&self, checks: Checks) {
         self.state.checks.store(checks as u8, Ordering::SeqCst);
-    }
-
-    /// How many health checks have arrived.
-    pub fn checked(&self) -> usize {
-        self.state.checked.load(Ordering::SeqCst)
     }
 
     /// The requests so far, in the order of their arrival.
@@ -226,7 +219,6 @@ impl Wire {
 
     fn check(&mut self, head: &str) -> Then {
         self.state.connections.lock().unwrap()[self.index].kind = Kind::Check;
-        self.state.checked.fetch_add(1, Ordering::SeqCst);
         let checks = self.state.checks.load(Ordering::SeqCst);
         let (pass, fail) = if head.starts_with("GET") { (200, 500) } else { (400, 405) };
         let status = if checks == Checks::Pass as u8 { pass } else { fail };

@@ -72,6 +72,8 @@ impl RequestHead {
     /// [`BadHead`] for everything that is not strictly right; the request must then be answered 400 and the
     /// connection closed, since nobody can say where the next request would begin.
     pub fn parse(&mut self, buffer: &[u8], len: usize) -> Result<(), BadHead> {
+        // These structs are filled again and again: what the last request was says nothing about this one.
+        self.method = Method::default();
         let head = &buffer[..len];
         let mut headers = [const { MaybeUninit::uninit() }; MAX_FIELDS];
         let mut request = httparse::Request::new(&mut []);
@@ -172,7 +174,9 @@ fn strip_scheme(target: &[u8]) -> Option<&[u8]> {
 fn is_host(host: &[u8]) -> bool {
     let name_end = match host.first() {
         Some(b'[') => match host.iter().position(|&byte| byte == b']') {
-            Some(end) if host[1..end].iter().all(|&b| b.is_ascii_hexdigit() || matches!(b, b':' | b'.')) => end + 1,
+            Some(end) if end > 1 && host[1..end].iter().all(|&b| b.is_ascii_hexdigit() || matches!(b, b':' | b'.')) => {
+                end + 1
+            }
             _ => return false,
         },
         _ => {
@@ -253,6 +257,7 @@ mod tests {
             "GET / HTTP/1.1\r\nHost: a b\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: u@a\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a:http\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: []\r\n\r\n",
             "GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n",
         ] {
             assert_eq!(parse(head).unwrap_err(), BadHead::Host, "{head}");

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
@@ -19,8 +19,9 @@ use super::{MAX_REQUEST_HEAD, Route};
 /// How much is read at once while a head is awaited. More would only copy the start of a large body around.
 const HEAD_READ: usize = 16 * 1024;
 
-/// The most bytes that are read over from a client that was answered before it had sent everything.
-const LINGER_LIMIT: usize = 1024 * 1024;
+/// How long a client that was answered before it had sent everything may go on sending. As long as nginx gives it; a
+/// limit in bytes would cut off just the large uploads that are refused for their size.
+const LINGER_LIMIT: Duration = Duration::from_secs(30);
 
 /// A client and what is known about it.
 pub(super) struct Client<R> {
@@ -34,10 +35,15 @@ pub(super) struct Client<R> {
 }
 
 /// Serves a connection to its end.
-pub(super) async fn serve<R: Route>(worker: Rc<Worker>, route: Rc<R>, stream: TcpStream, peer: SocketAddr) {
+pub(super) async fn serve<R: Route>(
+    worker: Rc<Worker>,
+    route: Rc<R>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    deadline: Deadline,
+) {
     let address = peer.ip().to_canonical();
     let trusted = route.trusts(address, &worker.shared.fleet.load());
-    let deadline = worker.deadlines.register(R::DRAINS_AT);
     let peer = address.to_string().into_boxed_str();
     let mut client = Client { worker, route, stream, peer, trusted, deadline };
     let mut kept = None;
@@ -129,8 +135,8 @@ fn poll_some<T>(
     }
 }
 
-/// Ends a connection. A socket that is closed with unread bytes is reset, which can take the answer from under a
-/// client that is still sending: so after an early answer the rest is read over for a moment.
+/// Ends a connection. A socket that is closed with unread bytes is reset, and with it goes what the client has not
+/// read of its answer yet: so whatever it still sends is read over until it closes, too.
 async fn end<R: Route>(client: &mut Client<R>, after: After) {
     client.deadline.enter(Phase::Linger);
     let Client { worker, stream, deadline, .. } = client;
@@ -139,16 +145,16 @@ async fn end<R: Route>(client: &mut Client<R>, after: After) {
     if after != After::Linger {
         return;
     }
-    let mut left = LINGER_LIMIT;
-    while left > 0 {
+    let began = Instant::now();
+    while began.elapsed() < LINGER_LIMIT {
         let read = std::future::poll_fn(|cx| match poll_some(cx, worker, stream, <[u8]>::len) {
             Poll::Ready(read) => Poll::Ready(read.unwrap_or(0)),
             Poll::Pending => deadline.poll(cx).map(|_| 0),
         });
-        match read.await {
-            0 => return,
-            read => left = left.saturating_sub(read),
+        if read.await == 0 {
+            return;
         }
+        deadline.enter(Phase::Linger);
     }
 }
 

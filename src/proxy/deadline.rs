@@ -23,6 +23,10 @@ use crate::shutdown::Stage;
 /// How often the worker sweeps.
 pub(super) const SWEEP: Duration = Duration::from_millis(100);
 
+/// How long a connection has to be at rest before draining ends it: the first request on a new one, or the next one on
+/// one that has just been answered, may be on its way.
+const AT_REST: Duration = Duration::from_millis(200);
+
 /// What a connection is doing, and so how long it may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
@@ -36,7 +40,7 @@ pub(super) enum Phase {
     FirstByte,
     /// Between two pieces of a body, in either direction.
     Body,
-    /// Reading over what a client sends though it was answered already.
+    /// Between two pieces of what a client sends though it was answered already.
     Linger,
 }
 
@@ -72,6 +76,13 @@ struct Slot {
     node: Option<Arc<Node>>,
     fired: Option<Interrupt>,
     waker: Option<Waker>,
+}
+
+impl Slot {
+    /// When the phase began, or came a step further.
+    fn begun(&self) -> Duration {
+        self.due - self.phase.limit()
+    }
 }
 
 /// The deadlines of one worker's connections.
@@ -112,7 +123,7 @@ impl Deadlines {
                 Some(Interrupt::NodeDown)
             } else if now >= slot.due {
                 Some(Interrupt::Timeout)
-            } else if stage >= slot.drains_at && slot.phase == Phase::Idle {
+            } else if stage >= slot.drains_at && slot.phase == Phase::Idle && now >= slot.begun() + AT_REST {
                 Some(Interrupt::Draining)
             } else {
                 None
@@ -213,11 +224,22 @@ mod tests {
         let (resting, working) = (deadlines.register(Stage::Draining), deadlines.register(Stage::Draining));
         let later = deadlines.register(Stage::Emptying);
         working.enter(Phase::Body);
-        deadlines.sweep(Duration::ZERO, Stage::Draining, |_| false);
+        deadlines.sweep(AT_REST, Stage::Draining, |_| false);
         assert_eq!((interrupted(&resting), interrupted(&working)), (Some(Interrupt::Draining), None));
         assert_eq!(interrupted(&later), None);
-        deadlines.sweep(Duration::ZERO, Stage::Emptying, |_| false);
+        deadlines.sweep(AT_REST, Stage::Emptying, |_| false);
         assert_eq!((interrupted(&later), interrupted(&working)), (Some(Interrupt::Draining), None));
+    }
+
+    #[test]
+    fn draining_gives_a_request_that_may_be_on_its_way_the_time_to_arrive() {
+        let deadlines = Rc::new(Deadlines::default());
+        deadlines.sweep(Duration::from_secs(1), Stage::Draining, |_| false);
+        let new = deadlines.register(Stage::Draining);
+        deadlines.sweep(Duration::from_secs(1), Stage::Draining, |_| false);
+        assert_eq!(interrupted(&new), None);
+        deadlines.sweep(Duration::from_secs(1) + AT_REST, Stage::Draining, |_| false);
+        assert_eq!(interrupted(&new), Some(Interrupt::Draining));
     }
 
     #[test]

@@ -29,9 +29,9 @@ const ANSWER_READ: usize = 32 * 1024;
 pub(super) enum After {
     /// The next request may come.
     KeepAlive,
-    /// It ends.
+    /// It ends, and there is nobody to wait for.
     Close,
-    /// It ends, but the client may still be sending.
+    /// It ends once the client has everything: that may still be sending, even what nobody asked for.
     Linger,
     /// It is cut, so that what was sent does not look complete.
     Reset,
@@ -354,11 +354,7 @@ impl<R: Route> Exchange<'_, R> {
         self.buffers.to_client = download.into_buffer();
         let uploaded = self.upload.is_done();
         self.reusable = self.buffers.response.keep_alive && uploaded && surplus.is_empty();
-        Ok(match (keep_alive, uploaded) {
-            (true, true) => After::KeepAlive,
-            (false, true) => After::Close,
-            (_, false) => After::Linger,
-        })
+        Ok(if keep_alive { After::KeepAlive } else { After::Linger })
     }
 }
 
@@ -393,6 +389,8 @@ async fn respond_to<R: Route>(
     error_response(to_client, reply.status, reply.reason, &reply.text, request.method == Method::Head);
     client.deadline.enter(Phase::Body);
     match write_all(client, to_client).await {
+        // Who was too slow is not waited for any longer.
+        Ok(()) if matches!(failure, Failure::ClientTimeout) => After::Close,
         Ok(()) => After::Linger,
         Err(_gone) => After::Close,
     }

@@ -72,7 +72,8 @@ impl Transfer {
         }
         let mut piece = vec![0; BEFORE + limit + BEHIND];
         piece[BEFORE..BEFORE + limit].copy_from_slice(&body[..limit]);
-        let (start, end, consumed) = self.frame(&mut piece, limit)?;
+        let (content, consumed) = self.unframe(&mut piece, limit)?;
+        let (start, end) = self.frame(&mut piece, content);
         self.pending.extend_from_slice(&piece[start..end]);
         Ok(consumed)
     }
@@ -117,8 +118,10 @@ impl Transfer {
             let read = buffer.filled().len();
             self.moved = true;
             self.has_read = true;
-            let (mut start, end, consumed) = self.frame(scratch, read)?;
+            let (content, consumed) = self.unframe(scratch, read)?;
+            // Taken out before our frame is put around the content: that may be longer than the rest of theirs was.
             beyond.extend_from_slice(&scratch[BEFORE + consumed..BEFORE + read]);
+            let (mut start, end) = self.frame(scratch, content);
             while start < end {
                 match write_some(cx, sink, &scratch[start..end]) {
                     Poll::Ready(written) => start += written?,
@@ -139,10 +142,10 @@ impl Transfer {
         }
     }
 
-    /// Takes the frame off `read` bytes at `piece[BEFORE..]` and puts ours around them. Returns the range to write
-    /// and how many of the bytes belonged to the body.
-    fn frame(&mut self, piece: &mut [u8], read: usize) -> Result<(usize, usize, usize), TransferError> {
-        let (content, consumed) = match &mut self.incoming {
+    /// Takes the frame off `read` bytes at `piece[BEFORE..]`. Returns how many bytes of content are there now, and how
+    /// many of the bytes belonged to the body.
+    fn unframe(&mut self, piece: &mut [u8], read: usize) -> Result<(usize, usize), TransferError> {
+        Ok(match &mut self.incoming {
             Incoming::UntilClose => {
                 self.source_done = read == 0;
                 (read, read)
@@ -159,7 +162,11 @@ impl Transfer {
                 self.source_done = decoder.is_done();
                 decoded
             }
-        };
+        })
+    }
+
+    /// Puts our frame around the content at `piece[BEFORE..]`. Returns the range to write.
+    fn frame(&self, piece: &mut [u8], content: usize) -> (usize, usize) {
         let (mut start, mut end) = (BEFORE, BEFORE + content);
         if self.chunked_out {
             if content > 0 {
@@ -172,7 +179,7 @@ impl Transfer {
                 end += 5;
             }
         }
-        Ok((start, end, consumed))
+        (start, end)
     }
 }
 
@@ -245,6 +252,17 @@ mod tests {
         assert_eq!((text(&sink), text(&beyond)), ("HEAD 5\r\nhello\r\n0\r\n\r\n", "GET /"));
         let (_, sink, _) = run(Framing::Chunked, false, wire, 1);
         assert_eq!(text(&sink), "HEAD hello");
+    }
+
+    #[test]
+    fn what_follows_a_chunked_body_is_kept_wherever_the_reads_are_cut() {
+        let wire = b"2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\nGET / HTTP/1.1\r\n";
+        for step in 1..wire.len() {
+            let (result, _, beyond) = run(Framing::Chunked, true, wire, step);
+            assert!(result.is_ok());
+            // What the last read did not reach is still in the source.
+            assert!(b"GET / HTTP/1.1\r\n".starts_with(&beyond), "reads of {step}: {}", text(&beyond));
+        }
     }
 
     #[test]

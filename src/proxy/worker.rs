@@ -10,8 +10,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+#[cfg(target_os = "linux")]
+use socket2::SockFilter;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 
@@ -94,24 +96,76 @@ fn listen<R: Route + Clone + Send>(socket: StdListener, route: R, mut open: watc
                 return;
             }
             let shutdown = worker.shared.shutdown.clone();
-            let accepting = accept(worker, socket, Rc::new(route));
-            tokio::select! {
-                result = accepting => if let Err(error) = result {
-                    tracing::error!(%error, "a listener failed");
-                },
-                () = shutdown.reached(R::DRAINS_AT) => {}
+            let drains = shutdown.reached(R::DRAINS_AT);
+            if let Err(error) = accept_until(drains, &worker, socket, &Rc::new(route)).await {
+                tracing::error!(%error, "a listener failed");
             }
         });
     })
 }
 
-async fn accept<R: Route>(worker: Rc<Worker>, socket: StdListener, route: Rc<R>) -> io::Result<()> {
+/// Accepts until `end`, and then what the kernel has accepted for us by then: that is reset when a listener closes,
+/// though its clients were told that they are connected and have sent their requests.
+async fn accept_until<R: Route>(
+    end: impl Future<Output = ()>,
+    worker: &Rc<Worker>,
+    socket: StdListener,
+    route: &Rc<R>,
+) -> io::Result<()> {
     let listener = TcpListener::from_std(socket)?;
+    // Counts like a connection: the worker must not end before this has come to its end.
+    let _in_use = worker.deadlines.register(R::DRAINS_AT);
+    tokio::select! {
+        () = accept(&listener, worker, route) => {}
+        () = end => {}
+    }
+    let listener = listener.into_std()?;
+    if let Err(error) = begin_no_handshake(&listener) {
+        tracing::debug!(%error, "connections that begin at this moment may be reset");
+    }
+    loop {
+        match listener.accept() {
+            Ok((stream, peer)) => {
+                stream.set_nonblocking(true)?;
+                serve(worker, route, TcpStream::from_std(stream)?, peer);
+            }
+            Err(error) if is_about_one_connection(&error) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Makes the kernel drop every SYN for this listener, so that nothing arrives between the last look at its queue and its
+/// close. Whoever is dropped asks again in a second, and meets whoever listens then, or nobody.
+#[cfg(target_os = "linux")]
+fn begin_no_handshake(listener: &StdListener) -> io::Result<()> {
+    const SYN: u32 = 0x02;
+    let (load_byte, jump_if_set, end) = (0x30, 0x45, 0x06);
+    socket2::SockRef::from(listener).attach_filter(&[
+        SockFilter::new(load_byte, 0, 0, 13),    // the flags of the TCP header
+        SockFilter::new(jump_if_set, 0, 1, SYN), // set: the next line, else the one behind it
+        SockFilter::new(end, 0, 0, 0),           // drop
+        SockFilter::new(end, 0, 0, u32::MAX),    // keep all of it
+    ])
+}
+
+#[cfg(not(target_os = "linux"))]
+fn begin_no_handshake(_listener: &StdListener) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Serves a connection in a task of its own. It counts as one from now on, and not only once that task runs: a worker
+/// without connections ends when the process drains.
+fn serve<R: Route>(worker: &Rc<Worker>, route: &Rc<R>, stream: TcpStream, peer: SocketAddr) {
+    let deadline = worker.deadlines.register(R::DRAINS_AT);
+    tokio::task::spawn_local(connection::serve(Rc::clone(worker), Rc::clone(route), stream, peer, deadline));
+}
+
+async fn accept<R: Route>(listener: &TcpListener, worker: &Rc<Worker>, route: &Rc<R>) {
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) => {
-                tokio::task::spawn_local(connection::serve(Rc::clone(&worker), Rc::clone(&route), stream, peer));
-            }
+            Ok((stream, peer)) => serve(worker, route, stream, peer),
             Err(error) if is_about_one_connection(&error) => {}
             Err(error) => {
                 // Out of descriptors or memory: what runs must end before more can begin.

@@ -8,6 +8,7 @@ pub mod faults;
 pub mod fleet;
 pub mod reader;
 pub mod simulated;
+pub mod upstream;
 pub mod varnish;
 pub mod web;
 

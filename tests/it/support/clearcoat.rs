@@ -98,6 +98,10 @@ impl Clearcoat {
         &self.log
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// kill -9.
     pub fn kill(&mut self) {
         self.child.kill().expect("our child");

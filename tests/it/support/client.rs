@@ -50,12 +50,23 @@ impl Connection {
         Ok(Connection { stream, input: Vec::new() })
     }
 
+    /// From an address of this machine that need not be 127.0.0.1.
+    pub fn open_from(source: [u8; 4], address: SocketAddr) -> std::io::Result<Self> {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+        socket.bind(&SocketAddr::from((source, 0)).into())?;
+        socket.connect_timeout(&address.into(), PATIENCE)?;
+        let stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_nodelay(true)?;
+        Ok(Connection { stream, input: Vec::new() })
+    }
+
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> std::io::Result<()> {
         self.stream.write_all(bytes.as_ref())
     }
 
-    /// Reads one answer. `head_only`: to a HEAD request, whose answer has no body whatever its head says.
-    pub fn answer(&mut self, head_only: bool) -> std::io::Result<Answer> {
+    /// Reads the head of an answer.
+    pub fn head(&mut self) -> std::io::Result<Answer> {
         let end = loop {
             if let Some(at) = self.input.windows(4).position(|window| window == b"\r\n\r\n") {
                 break at;
@@ -65,7 +76,13 @@ impl Connection {
         let head = String::from_utf8_lossy(&self.input[..end]).into_owned();
         self.input.drain(..end + 4);
         let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status line");
-        let mut answer = Answer { status, head, body: Vec::new() };
+        Ok(Answer { status, head, body: Vec::new() })
+    }
+
+    /// Reads one answer. `head_only`: to a HEAD request, whose answer has no body whatever its head says.
+    pub fn answer(&mut self, head_only: bool) -> std::io::Result<Answer> {
+        let mut answer = self.head()?;
+        let status = answer.status;
         if head_only || status < 200 || status == 204 || status == 304 {
             return Ok(answer);
         }
@@ -120,6 +137,84 @@ impl Connection {
     pub fn is_closed_by_peer(&mut self) -> bool {
         self.input.is_empty()
             && matches!(self.read_more(), Err(error) if !matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut))
+    }
+}
+
+/// How a peer ended a connection.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// It said that there is no more.
+    Clean,
+    /// It broke off.
+    Reset,
+    /// It did not end it.
+    Open,
+}
+
+impl Connection {
+    /// What still comes, and how it ends.
+    pub fn rest(&mut self) -> (Vec<u8>, Ending) {
+        let ending = loop {
+            match self.read_more() {
+                Ok(()) => {}
+                Err(error) => break ending(&error),
+            }
+        };
+        (std::mem::take(&mut self.input), ending)
+    }
+
+    /// Reads the body that this head announces (with a length or chunked), piece by piece.
+    pub fn body_in_pieces(&mut self, head: &Answer, mut take: impl FnMut(&[u8])) -> std::io::Result<()> {
+        if let Some(length) = head.header("Content-Length") {
+            return self.exactly(length.parse().expect("a length"), take);
+        }
+        loop {
+            let line = loop {
+                if let Some(at) = self.input.windows(2).position(|window| window == b"\r\n") {
+                    break at;
+                }
+                self.read_more()?;
+            };
+            let size = String::from_utf8_lossy(&self.input[..line]).into_owned();
+            let size = usize::from_str_radix(&size, 16).expect("a chunk size");
+            self.input.drain(..line + 2);
+            self.exactly(size, &mut take)?;
+            self.exactly(2, |line_end| assert!(b"\r\n".iter().any(|byte| line_end[0] == *byte), "{line_end:?}"))?;
+            if size == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Reads this many bytes, piece by piece.
+    pub fn exactly(&mut self, mut length: usize, mut take: impl FnMut(&[u8])) -> std::io::Result<()> {
+        while length > 0 {
+            if self.input.is_empty() {
+                self.read_more()?;
+            }
+            let piece = length.min(self.input.len());
+            take(&self.input[..piece]);
+            self.input.drain(..piece);
+            length -= piece;
+        }
+        Ok(())
+    }
+
+    /// The next bytes, at least one; none at an end of any kind.
+    pub fn some(&mut self) -> Vec<u8> {
+        if self.input.is_empty() && self.read_more().is_err() {
+            return Vec::new();
+        }
+        std::mem::take(&mut self.input)
+    }
+}
+
+fn ending(error: &std::io::Error) -> Ending {
+    use std::io::ErrorKind::{TimedOut, UnexpectedEof, WouldBlock};
+    match error.kind() {
+        UnexpectedEof => Ending::Clean,
+        WouldBlock | TimedOut => Ending::Open,
+        _ => Ending::Reset,
     }
 }
 

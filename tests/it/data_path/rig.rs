@@ -1,0 +1,122 @@
+//! A clearcoat between a test and its fakes.
+
+use std::fmt::Write;
+use std::time::{Duration, Instant};
+
+use crate::support::clearcoat::Clearcoat;
+use crate::support::client::{Connection, get};
+use crate::support::upstream::{Call, Then, Upstream};
+use crate::support::{PATIENCE, eventually};
+
+/// A running clearcoat and the fakes behind it. Fields are dropped in this order.
+pub struct Rig {
+    pub clearcoat: Clearcoat,
+    pub varnish: Vec<Upstream>,
+    pub web: Vec<Upstream>,
+    _folder: tempfile::TempDir,
+}
+
+impl Rig {
+    /// One worker, so that what one connection does to the worker's state another one sees. `config` holds TOML
+    /// sections that replace those written here.
+    pub fn start(config: &str, varnish: Vec<Upstream>, web: Vec<Upstream>) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut text = config.to_owned();
+        let anywhere = "listen = [\"127.0.0.1:0\"]";
+        for (section, keys) in [
+            ("runtime", "workers = 1"),
+            ("edge", anywhere),
+            ("origin", anywhere),
+            ("purge", anywhere),
+            ("admin", anywhere),
+            ("journal", "kind = \"memory\""),
+            ("health.web", "interval = \"500ms\"\ntimeout = \"500ms\""),
+        ] {
+            if !config.contains(&format!("[{section}]")) {
+                write!(text, "\n[{section}]\n{keys}\n").expect("memory");
+            }
+        }
+        for (role, nodes) in [("varnish", &varnish), ("web", &web)] {
+            for (index, node) in nodes.iter().enumerate() {
+                let (number, address) = (index + 1, node.address);
+                let node = format!("role = \"{role}\"\nid = \"{role}-{number}\"\naddress = \"{address}\"");
+                write!(text, "\n[[node]]\n{node}\n").expect("memory");
+            }
+        }
+        let clearcoat = Clearcoat::start(folder.path(), &text);
+        clearcoat.ready();
+        Rig { clearcoat, varnish, web, _folder: folder }
+    }
+
+    /// An origin listener before these web nodes.
+    pub fn web(nodes: impl IntoIterator<Item = Upstream>) -> Self {
+        Rig::start("", Vec::new(), nodes.into_iter().collect())
+    }
+
+    pub fn origin(&self) -> Connection {
+        Connection::open(self.clearcoat.origin).expect("the origin listener accepts")
+    }
+
+    pub fn edge(&self) -> Connection {
+        Connection::open(self.clearcoat.edge).expect("the edge accepts")
+    }
+
+    /// The value of a counter; one that never counted is not there, and so is 0.
+    pub fn counter(&self, series: &str) -> f64 {
+        let metrics = get(self.clearcoat.admin, "/metrics").expect("the admin listener answers");
+        let value = metrics.text().lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')).unwrap_or("0");
+        value.parse().expect("a number")
+    }
+
+    /// How often a request to a web node was tried again for this reason.
+    pub fn retries(&self, role: &str, reason: &str) -> f64 {
+        self.counter(&format!("clearcoat_retries_total{{reason=\"{reason}\",role=\"{role}\"}}"))
+    }
+
+    /// How many requests are at the nodes now, by their gauges.
+    pub fn inflight(&self) -> f64 {
+        let gauge = |role, id| self.counter(&format!("clearcoat_upstream_inflight{{node=\"{id}\",role=\"{role}\"}}"));
+        let of_role = |role, count| (1..=count).map(|number| gauge(role, format!("{role}-{number}"))).sum::<f64>();
+        of_role("web", self.web.len()) + of_role("varnish", self.varnish.len())
+    }
+
+    /// Waits until no request is under way: the last byte of an answer leaves a moment before that is noted.
+    pub fn becomes_idle(&self) {
+        eventually("no request is at a node any more", || (self.inflight() == 0.0).then_some(()));
+    }
+
+    /// The resident memory of clearcoat, in bytes.
+    pub fn memory(&self) -> usize {
+        let status = format!("/proc/{}/status", self.clearcoat.pid());
+        let status = std::fs::read_to_string(status).expect("a running process");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+        line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") * 1024
+    }
+}
+
+/// The shortest GET.
+pub fn get_request(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: shop.test\r\n\r\n")
+}
+
+/// A fake web node whose script is the same for every request.
+pub fn always(answer: &'static str, then: Then) -> Upstream {
+    Upstream::start(move |call: &mut Call<'_>| call.send_then(answer, then))
+}
+
+/// The value that stays once nothing moves any more: it has been the same for a while.
+pub fn at_rest(what: &str, value: impl Fn() -> u64) -> u64 {
+    const WHILE: Duration = Duration::from_millis(500);
+    let began = Instant::now();
+    let (mut last, mut since) = (value(), Instant::now());
+    loop {
+        std::thread::sleep(Duration::from_millis(10));
+        let now = value();
+        if now != last {
+            (last, since) = (now, Instant::now());
+        } else if now > 0 && since.elapsed() > WHILE {
+            return now;
+        }
+        assert!(began.elapsed() < PATIENCE, "{what} never comes to rest, {last} now");
+    }
+}

@@ -1,0 +1,378 @@
+//! A FAKE node that does to the letter what a test says, since no real one can be made as hostile: it answers late, in
+//! pieces, wrongly or not at all, and says what it saw. Health checks it answers by itself.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::{PATIENCE, eventually};
+
+/// What a fake does after a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// Waits for the next request.
+    KeepAlive,
+    /// Closes, whatever was not read.
+    Close,
+    /// Closes its side, and reads over what comes until the other side closes, too.
+    Linger,
+    /// Resets the connection.
+    Reset,
+}
+
+/// How a fake answers health checks, as a web node (200) or as a Varnish (400) depending on the question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Checks {
+    Pass,
+    Fail,
+    Hang,
+}
+
+type Script = Box<dyn Fn(&mut Call<'_>) -> Then + Send + Sync>;
+
+/// A fake node, for as long as this value lives.
+pub struct Upstream {
+    pub address: SocketAddr,
+    state: Arc<State>,
+    acceptor: Option<JoinHandle<Vec<JoinHandle<()>>>>,
+}
+
+struct State {
+    script: Script,
+    checks: AtomicU8,
+    ended: AtomicBool,
+    connections: Mutex<Vec<Connection>>,
+    calls: Mutex<Vec<Seen>>,
+}
+
+/// What is known of a connection.
+struct Connection {
+    kind: Kind,
+    received: u64,
+    /// A handle to end it with the fake; none once it has ended.
+    open: Option<TcpStream>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Nothing was read on it yet.
+    Unknown,
+    Check,
+    Traffic,
+}
+
+/// A request as it arrived.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Which of the fake's connections it came on.
+    pub connection: usize,
+    /// The head with its blank line.
+    pub head: String,
+}
+
+impl Seen {
+    /// The value of a header field, names in any case.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        header(&self.head, name)
+    }
+}
+
+fn header<'h>(head: &'h str, name: &str) -> Option<&'h str> {
+    let mut fields = head.lines().skip(1).filter_map(|line| line.split_once(':'));
+    fields.find(|(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
+}
+
+/// A request, for the script.
+pub struct Call<'c> {
+    pub seen: Seen,
+    wire: &'c mut Wire,
+}
+
+struct Wire {
+    index: usize,
+    stream: TcpStream,
+    input: Vec<u8>,
+    state: Arc<State>,
+}
+
+impl Upstream {
+    /// Starts a fake. The script is called with each request that is not a health check, from a thread for each
+    /// connection.
+    pub fn start(script: impl Fn(&mut Call<'_>) -> Then + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        let state = Arc::new(State {
+            script: Box::new(script),
+            checks: AtomicU8::new(Checks::Pass as u8),
+            ended: AtomicBool::new(false),
+            connections: Mutex::default(),
+            calls: Mutex::default(),
+        });
+        let acceptor = std::thread::spawn({
+            let state = Arc::clone(&state);
+            move || accept(&listener, &state)
+        });
+        Upstream { address, state, acceptor: Some(acceptor) }
+    }
+
+    /// A fake that answers every request with its path.
+    pub fn echo() -> Self {
+        Upstream::start(|call| {
+            let path = call.path().to_owned();
+            if call.body().is_err() {
+                return Then::Close;
+            }
+            call.answer(&path)
+        })
+    }
+
+    /// Changes how health checks are answered from now on.
+    pub fn set_checks(&self, checks: Checks) {
+        self.state.checks.store(checks as u8, Ordering::SeqCst);
+    }
+
+    /// The requests so far, in the order of their arrival.
+    pub fn calls(&self) -> Vec<Seen> {
+        self.state.calls.lock().unwrap().clone()
+    }
+
+    /// The requests so far, once it is certain that no connection holds anything unread: all bytes beside those of
+    /// health checks, and the heads.
+    pub fn all_traffic(&self) -> (u64, Vec<Seen>) {
+        eventually("every connection to the fake has said what it is", || {
+            let connections = self.state.connections.lock().unwrap();
+            let undecided = |connection: &Connection| connection.kind == Kind::Unknown && connection.open.is_some();
+            (!connections.iter().any(undecided)).then_some(())
+        });
+        let connections = self.state.connections.lock().unwrap();
+        let traffic = connections.iter().filter(|connection| connection.kind != Kind::Check);
+        (traffic.map(|connection| connection.received).sum(), self.calls())
+    }
+
+    /// How many connections with traffic are open.
+    pub fn open_connections(&self) -> usize {
+        let connections = self.state.connections.lock().unwrap();
+        connections.iter().filter(|connection| connection.kind == Kind::Traffic && connection.open.is_some()).count()
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        self.state.ended.store(true, Ordering::SeqCst);
+        // Wakes the acceptor, which then ends; if it is gone already there is nothing to wake.
+        _ = TcpStream::connect(self.address);
+        let acceptor = self.acceptor.take().expect("ends once");
+        let Ok(threads) = acceptor.join() else { panic!("a fake could not accept") };
+        for connection in self.state.connections.lock().unwrap().iter() {
+            if let Some(stream) = &connection.open {
+                // It may be closed by the other side already.
+                _ = stream.shutdown(std::net::Shutdown::Both);
+            }
+        }
+        let panics = threads.into_iter().map(JoinHandle::join).filter(Result::is_err).count();
+        assert!(panics == 0 || std::thread::panicking(), "{panics} scripts of a fake panicked");
+    }
+}
+
+fn accept(listener: &TcpListener, state: &Arc<State>) -> Vec<JoinHandle<()>> {
+    let mut threads = Vec::new();
+    for stream in listener.incoming() {
+        let stream = stream.expect("a connection");
+        if state.ended.load(Ordering::SeqCst) {
+            break;
+        }
+        stream.set_nodelay(true).expect("a socket option");
+        let mut connections = state.connections.lock().unwrap();
+        let index = connections.len();
+        let open = Some(stream.try_clone().expect("a handle"));
+        connections.push(Connection { kind: Kind::Unknown, received: 0, open });
+        drop(connections);
+        let mut wire = Wire { index, stream, input: Vec::new(), state: Arc::clone(state) };
+        threads.push(std::thread::spawn(move || {
+            let then = wire.serve();
+            wire.end(then);
+        }));
+    }
+    threads
+}
+
+impl Wire {
+    fn serve(&mut self) -> Then {
+        while let Ok(head) = self.head() {
+            if head.starts_with("GET /health_check.php ") || head.starts_with("PURGE /.clearcoat/probe ") {
+                return self.check(&head);
+            }
+            self.state.connections.lock().unwrap()[self.index].kind = Kind::Traffic;
+            let seen = Seen { connection: self.index, head };
+            self.state.calls.lock().unwrap().push(seen.clone());
+            let state = Arc::clone(&self.state);
+            match (state.script)(&mut Call { seen, wire: self }) {
+                Then::KeepAlive => {}
+                end => return end,
+            }
+        }
+        Then::Close
+    }
+
+    fn check(&mut self, head: &str) -> Then {
+        self.state.connections.lock().unwrap()[self.index].kind = Kind::Check;
+        let checks = self.state.checks.load(Ordering::SeqCst);
+        let (pass, fail) = if head.starts_with("GET") { (200, 500) } else { (400, 405) };
+        let status = if checks == Checks::Pass as u8 { pass } else { fail };
+        if checks == Checks::Hang as u8 {
+            return Then::Linger;
+        }
+        // Whoever asked may not want to know any more.
+        _ = write!(self.stream, "HTTP/1.1 {status} As asked\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        Then::Close
+    }
+
+    fn head(&mut self) -> io::Result<String> {
+        let end = self.find(b"\r\n\r\n")?;
+        Ok(self.input.drain(..end).map(char::from).collect())
+    }
+
+    /// The number of bytes up to and with this mark.
+    fn find(&mut self, mark: &[u8]) -> io::Result<usize> {
+        loop {
+            if let Some(at) = self.input.windows(mark.len()).position(|window| window == mark) {
+                return Ok(at + mark.len());
+            }
+            self.fill()?;
+        }
+    }
+
+    fn fill(&mut self) -> io::Result<()> {
+        let mut piece = [0; 64 * 1024];
+        let read = self.stream.read(&mut piece)?;
+        self.state.connections.lock().unwrap()[self.index].received += read as u64;
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.input.extend_from_slice(&piece[..read]);
+        Ok(())
+    }
+
+    fn end(mut self, then: Then) {
+        if then == Then::Linger {
+            // It may be closed by the other side already.
+            _ = self.stream.shutdown(std::net::Shutdown::Write);
+            while self.fill().is_ok() {
+                self.input.clear();
+            }
+        }
+        if then == Then::Reset {
+            socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).expect("a socket option");
+        }
+        let mut connections = self.state.connections.lock().unwrap();
+        drop(connections[self.index].open.take());
+        drop(self.stream);
+    }
+}
+
+impl Call<'_> {
+    pub fn path(&self) -> &str {
+        self.seen.head.split(' ').nth(1).expect("a request line")
+    }
+
+    pub fn is(&self, method: &str) -> bool {
+        self.seen.head.split(' ').next() == Some(method)
+    }
+
+    /// Reads the body to its end; the trailers of a chunked one must be none.
+    pub fn body(&mut self) -> io::Result<Vec<u8>> {
+        let mut body = Vec::new();
+        self.each_piece(|piece| body.extend_from_slice(piece))?;
+        Ok(body)
+    }
+
+    /// Reads the body to its end, piece by piece.
+    pub fn each_piece(&mut self, mut take: impl FnMut(&[u8])) -> io::Result<()> {
+        if self.seen.header("Transfer-Encoding").is_some() {
+            loop {
+                let end = self.wire.find(b"\r\n")?;
+                let size = String::from_utf8_lossy(&self.wire.input[..end - 2]).into_owned();
+                self.wire.input.drain(..end);
+                let size = usize::from_str_radix(&size, 16).expect("a chunk size of clearcoat's own");
+                self.exactly(size, &mut take)?;
+                let mut line_end = Vec::new();
+                self.exactly(2, |piece| line_end.extend_from_slice(piece))?;
+                assert_eq!(line_end, b"\r\n", "a chunk does not end with CR LF");
+                if size == 0 {
+                    return Ok(());
+                }
+            }
+        }
+        let length = self.seen.header("Content-Length").map_or(0, |length| length.parse().expect("a length"));
+        self.exactly(length, take)
+    }
+
+    /// Reads this many bytes as they come, piece by piece.
+    pub fn exactly(&mut self, mut length: usize, mut take: impl FnMut(&[u8])) -> io::Result<()> {
+        while length > 0 {
+            if self.wire.input.is_empty() {
+                self.wire.fill()?;
+            }
+            let piece = length.min(self.wire.input.len());
+            take(&self.wire.input[..piece]);
+            self.wire.input.drain(..piece);
+            length -= piece;
+        }
+        Ok(())
+    }
+
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
+        self.wire.stream.write_all(bytes.as_ref())
+    }
+
+    /// Sends, and then does something: also where the other side is gone already.
+    pub fn send_then(&mut self, bytes: impl AsRef<[u8]>, then: Then) -> Then {
+        if self.send(bytes).is_ok() { then } else { Then::Close }
+    }
+
+    /// Answers 200 with this text, and keeps the connection.
+    pub fn answer(&mut self, text: &str) -> Then {
+        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{text}", text.len());
+        self.send_then(answer, Then::KeepAlive)
+    }
+
+    /// Holds the request until the gate is open. False where the fake ends first.
+    pub fn wait(&self, gate: &Gate) -> bool {
+        gate.wait_unless(|| self.wire.state.ended.load(Ordering::SeqCst))
+    }
+
+    pub fn stream(&self) -> &TcpStream {
+        &self.wire.stream
+    }
+}
+
+/// Something that a fake waits for, or that it says has happened.
+#[derive(Clone, Default)]
+pub struct Gate(Arc<(Mutex<bool>, Condvar)>);
+
+impl Gate {
+    pub fn open(&self) {
+        *self.0.0.lock().unwrap() = true;
+        self.0.1.notify_all();
+    }
+
+    /// Waits until it is open.
+    pub fn wait(&self, what: &str) {
+        assert!(self.wait_unless(|| false), "gave up waiting until {what}");
+    }
+
+    fn wait_unless(&self, ended: impl Fn() -> bool) -> bool {
+        let began = Instant::now();
+        let mut open = self.0.0.lock().unwrap();
+        while !*open {
+            if ended() || began.elapsed() > PATIENCE {
+                return false;
+            }
+            open = self.0.1.wait_timeout(open, Duration::from_millis(20)).unwrap().0;
+        }
+        true
+    }
+}

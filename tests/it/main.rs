@@ -4,5 +4,6 @@
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed, which is what it is for")]
 #![allow(unreachable_pub, reason = "`support` is written like a library, for the modules beside it")]
 
+mod consistency;
 mod purging;
 mod support;

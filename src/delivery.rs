@@ -11,11 +11,17 @@
 //!
 //! **A node that was behind is told twice.** A page that was rendered before a purge can sit in the socket of a
 //! Varnish that hangs; when it wakes up, it may read the ban first and store the page after it, where no ban finds it
-//! any more. So a node that was fenced gets the same bans again a moment later, and only then counts as current.
+//! any more. So a node that stood still gets the same bans again a moment later, and only then counts as current.
+//!
+//! **Who is waited for.** A purge is answered without a node that let another one wait in vain: it is *late*, until
+//! it has taken all it missed. From then on it is waited for again, though the fence is still ahead of it by the
+//! purges that were answered meanwhile. Otherwise the fence would run away from it with every further purge, and in a
+//! storm no node that was fenced once would ever come back.
 
 mod task;
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -63,6 +69,8 @@ struct Delivery {
 struct DeliveryState {
     /// Rings when the node may be worth trying before its back-off is over.
     wake: Notify,
+    /// It missed purges, and has not yet shown that it can take them.
+    late: AtomicBool,
     results: Mutex<VecDeque<BatchResult>>,
     error: Mutex<Arc<str>>,
 }
@@ -142,31 +150,44 @@ impl Deliveries {
                 }
             }
         };
+        if tokio::time::timeout(timeout, all_have_it).await.is_err() {
+            awaited.iter().filter(|node| !self.is_settled(node, position)).for_each(|node| self.mark_late(node));
+            // Those who wait for the same nodes need not.
+            self.progressed();
+        }
         // Timed out or not: who has the purge is read below, once, for the fence and for the answer.
-        _ = tokio::time::timeout(timeout, all_have_it).await;
         self.context.fence.raise(position);
         self.outcome(position, forward)
     }
 
-    /// Nodes that are behind already get no traffic, so nobody needs to wait for them; nor for those that are down.
+    /// Nobody waits for nodes that are down, nor for those that are late: they get no traffic anyway.
     fn worth_waiting_for(&self) -> Vec<Arc<Node>> {
         let fleet = self.context.fleet.load();
-        let awaited = fleet
-            .varnish
-            .members()
-            .iter()
-            .filter(|member| member.health != Health::Down && self.context.fence.is_current(&member.node.live));
+        let members = fleet.varnish.members().iter();
+        let awaited = members.filter(|member| member.health != Health::Down && !self.is_late(&member.node));
         awaited.map(|member| Arc::clone(&member.node)).collect()
     }
 
-    /// Whether there is nothing more to wait for: the node has the purge, or is down, gone, or behind already.
+    /// Whether there is nothing more to wait for: the node has the purge, or is down, gone, or late already.
     fn is_settled(&self, node: &Node, position: Position) -> bool {
-        if node.live.cursor() >= position || !self.context.fence.is_current(&node.live) {
+        if node.live.cursor() >= position || self.is_late(node) {
             return true;
         }
         let fleet = self.context.fleet.load();
         let member = fleet.varnish.get(node.id()).filter(|member| member.node.key == node.key);
         member.is_none_or(|member| member.health == Health::Down)
+    }
+
+    /// A node that is current is not late, whatever it was.
+    fn is_late(&self, node: &Node) -> bool {
+        let late = self.nodes.get(node.id()).is_some_and(|delivery| delivery.state.late.load(Ordering::SeqCst));
+        late && !self.context.fence.is_current(&node.live)
+    }
+
+    fn mark_late(&self, node: &Node) {
+        if let Some(delivery) = self.nodes.get(node.id()) {
+            delivery.state.late.store(true, Ordering::SeqCst);
+        }
     }
 
     fn outcome(&self, position: Position, forward: Option<&Forward>) -> Acknowledged {

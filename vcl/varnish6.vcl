@@ -288,6 +288,14 @@ sub vcl_backend_response {
     return (deliver);
 }
 
+# A fetch that failed. Varnish would answer everybody who waits for it with the same error, keep that for a second, and
+# as a page in grace for five more: so the moment in which clearcoat is restarted would be one of several seconds.
+sub vcl_backend_error {
+    set beresp.uncacheable = true;
+    set beresp.ttl = 1s;
+    set beresp.grace = 0s;
+}
+
 # Not cached now, perhaps next time. Not hit-for-pass, which would keep a page out of the cache for the whole time.
 sub hit_for_miss {
     set beresp.uncacheable = true;

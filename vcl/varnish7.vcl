@@ -161,6 +161,10 @@ sub take_purge {
 sub add_ban {
     # Only here: a ban that Varnish cannot compile is answered 400 and not "Purged".
     if (!std.ban(req.http.X-Ban)) {
+        # A Varnish that is being stopped takes no more bans. That is no fault of the purge: try again, with the next one.
+        if (std.ban_error() == "Shutting down") {
+            return (synth(503, "Shutting down"));
+        }
         return (synth(400, std.ban_error()));
     }
     # End of only here.
@@ -287,6 +291,14 @@ sub vcl_backend_response {
     set beresp.http.X-Clearcoat-Url = bereq.url;
     set beresp.http.X-Clearcoat-Host = bereq.http.Host;
     return (deliver);
+}
+
+# A fetch that failed. Varnish would answer everybody who waits for it with the same error, keep that for a second, and
+# as a page in grace for five more: so the moment in which clearcoat is restarted would be one of several seconds.
+sub vcl_backend_error {
+    set beresp.uncacheable = true;
+    set beresp.ttl = 1s;
+    set beresp.grace = 0s;
 }
 
 # Not cached now, perhaps next time. Not hit-for-pass, which would keep a page out of the cache for the whole time.

@@ -1,6 +1,7 @@
 //! The loop of one delivery.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::{BatchResult, Deliveries, DeliveryState, lock};
@@ -51,6 +52,7 @@ impl Task {
         let known = stored.filter(|&cursor| cursor <= journal.head());
         node.live.set_cursor(known.unwrap_or(0));
         let unknown = known.is_none() && journal.has_history();
+        state.late.store(node.live.cursor() < journal.head(), Ordering::SeqCst);
         let metrics = deliveries.context.metrics.node(node.spec.role, node.id());
         let link = Link::new(node.spec.address, ATTEMPT);
         Task { deliveries, node, state, metrics, link, unknown, failures: 0 }
@@ -78,8 +80,8 @@ impl Task {
         let (bans, last) = self.batch(cursor);
         let began = Instant::now();
         let delivered = self.send(&bans).await?;
-        let fenced = self.deliveries.context.fence.position() > cursor;
-        if fenced || self.failures > 0 || began.elapsed() > STALL {
+        let late = self.state.late.load(Ordering::SeqCst);
+        if late || self.failures > 0 || began.elapsed() > STALL {
             tokio::time::sleep(SECOND_PASS).await;
             self.send(&bans).await?;
         }
@@ -87,8 +89,9 @@ impl Task {
         let Delivered { invalidated, refused } = delivered;
         self.state.remember(BatchResult { last, invalidated, refused });
         self.node.live.set_cursor(last);
+        self.state.late.store(false, Ordering::SeqCst);
         self.deliveries.progressed();
-        if fenced {
+        if late {
             tracing::info!(node = %self.node.id(), position = last, "node is up to date again");
         }
         Ok(())

@@ -12,7 +12,10 @@ pub mod upstream;
 pub mod varnish;
 pub mod web;
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
+
+use socket2::{Domain, Socket, Type};
 
 /// How long a gate waits before the test fails. Far longer than anything takes on a busy machine with two cores.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -27,4 +30,19 @@ pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T 
         assert!(began.elapsed() < PATIENCE, "gave up waiting until {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Keeps a port while this socket is open: nobody gets it as a free port, and no connection gets it as its own, but a
+/// listener that reuses addresses can take it. It does not listen itself, so no connection is lost to it.
+pub fn hold(address: SocketAddr) -> Socket {
+    try_hold(address).expect("a free port")
+}
+
+/// The same, where somebody may still listen there.
+pub fn try_hold(address: SocketAddr) -> std::io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_port(true)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
 }

@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
+use socket2::Socket;
+
 use super::client::get;
-use super::eventually;
 use super::varnish::signal;
+use super::{eventually, hold};
 
 /// A running clearcoat, for as long as this value lives.
 pub struct Clearcoat {
@@ -20,6 +22,8 @@ pub struct Clearcoat {
     child: Child,
     config: PathBuf,
     log: Log,
+    /// Its ports while it is not there.
+    held: Vec<Socket>,
 }
 
 /// What it has written to its log so far, a JSON object a line.
@@ -30,6 +34,11 @@ impl Log {
     /// Whether a line with this text was written.
     pub fn has(&self, text: &str) -> bool {
         self.0.lock().unwrap().iter().any(|line| line.contains(text))
+    }
+
+    /// All of it so far.
+    pub fn text(&self) -> String {
+        self.0.lock().unwrap().join("\n")
     }
 
     fn listening(&self) -> HashMap<String, SocketAddr> {
@@ -48,8 +57,16 @@ impl Clearcoat {
         std::fs::write(&file, format!("{config}\n[log]\nlevel = \"debug\"\nformat = \"json\"\n")).expect("a file");
         let (child, log) = spawn(&file);
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut this =
-            Clearcoat { edge: nowhere, origin: nowhere, purge: nowhere, admin: nowhere, child, config: file, log };
+        let mut this = Clearcoat {
+            edge: nowhere,
+            origin: nowhere,
+            purge: nowhere,
+            admin: nowhere,
+            child,
+            config: file,
+            log,
+            held: vec![],
+        };
         this.find_addresses();
         this
     }
@@ -69,6 +86,21 @@ impl Clearcoat {
         eventually("clearcoat is ready", || {
             let ready = get(self.admin, "/readyz").is_ok_and(|answer| answer.status == 200);
             (ready && self.nodes().iter().all(|node| node["health"] == "up")).then_some(())
+        });
+    }
+
+    /// Waits until the edge takes traffic, whatever the nodes do.
+    pub fn opened(&self) {
+        eventually("the edge is open", || {
+            get(self.admin, "/readyz").is_ok_and(|answer| answer.status == 200).then_some(())
+        });
+    }
+
+    /// Waits until every Varnish has every purge that was answered.
+    pub fn current(&self) {
+        eventually("every Varnish is current", || {
+            let mut varnish = self.nodes().into_iter().filter(|node| node["role"] == "varnish");
+            varnish.all(|node| node["current"] == true).then_some(())
         });
     }
 
@@ -102,10 +134,11 @@ impl Clearcoat {
         self.child.id()
     }
 
-    /// kill -9.
+    /// kill -9. Its ports stay its own.
     pub fn kill(&mut self) {
         self.child.kill().expect("our child");
         self.child.wait().expect("our child");
+        self.held = [self.edge, self.origin, self.purge, self.admin].map(hold).into();
     }
 
     /// Starts it again on the same ports.
@@ -122,6 +155,7 @@ impl Clearcoat {
         std::fs::write(&self.config, config.to_string()).expect("a file");
         (self.child, self.log) = spawn(&self.config);
         self.find_addresses();
+        self.held.clear();
     }
 
     /// SIGTERM.
@@ -141,7 +175,7 @@ impl Drop for Clearcoat {
         _ = self.child.kill();
         _ = self.child.wait();
         if std::thread::panicking() {
-            eprintln!("log of clearcoat:\n{}", self.log.0.lock().unwrap().join("\n"));
+            eprintln!("log of clearcoat:\n{}", self.log.text());
         }
     }
 }

@@ -9,6 +9,7 @@ use clearcoat::varnish::vcl;
 
 use super::clearcoat::Clearcoat;
 use super::client::{Answer, get, purge, tag};
+use super::hold;
 use super::varnish::Varnish;
 use super::web::{Shop, Web};
 
@@ -55,7 +56,7 @@ impl Fleet {
         let web: Vec<Web> = (0..plan.web).map(|_| Web::start(&shop)).collect();
         // The VCL names the origin listener, whose port must be known before the Varnish nodes that clearcoat's
         // configuration names: held until clearcoat itself binds it (its sockets share the port for that moment).
-        let origin = reserve_port();
+        let origin = hold(SocketAddr::from(([127, 0, 0, 1], 0)));
         let origin_address = origin.local_addr().expect("an address").as_socket().expect("an IP socket");
         let allow = ["127.0.0.0/8".parse().expect("a network")];
         let text = vcl::render(vcl::Version::Seven, "127.0.0.1", origin_address.port(), &allow).expect("a VCL");
@@ -121,14 +122,4 @@ fn configuration(
         write!(config, "\n[[node]]\nrole = \"{role}\"\nid = \"{id}\"\naddress = \"{address}\"\n").expect("memory");
     }
     config
-}
-
-/// A port that nobody else gets while this socket is open, and that a listener with `SO_REUSEPORT` can share. It does
-/// not listen, so no connection is lost to it.
-fn reserve_port() -> socket2::Socket {
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
-    socket.set_reuse_port(true).expect("a socket option");
-    socket.set_reuse_address(true).expect("a socket option");
-    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a free port");
-    socket
 }

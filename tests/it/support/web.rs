@@ -1,12 +1,16 @@
 //! A web node in the test's own process: pages with tags whose content is a version that the test sets.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use clearcoat::http_server::{self, Handler, Response, response, text};
 use clearcoat::shutdown::{self, ShutdownHandle, Stage};
+
+/// How many renders a shop remembers.
+const NEWEST: usize = 10_000;
 
 /// What the web nodes of one shop share. `/p/N` is a page with the tags `cat_p_N,cat_p`, whose body is its version.
 #[derive(Debug, Default)]
@@ -14,6 +18,8 @@ pub struct Shop {
     versions: Mutex<HashMap<u64, u64>>,
     /// How many pages were rendered.
     pub renders: AtomicU64,
+    /// The newest of them: page, version, time.
+    newest: Mutex<VecDeque<(u64, u64, Instant)>>,
 }
 
 impl Shop {
@@ -24,6 +30,23 @@ impl Shop {
 
     pub fn version(&self, page: u64) -> u64 {
         self.versions.lock().unwrap().get(&page).copied().unwrap_or(0)
+    }
+
+    /// When this version of a page was rendered last, if that is among the newest.
+    pub fn last_rendered(&self, page: u64, version: u64) -> Option<Instant> {
+        let newest = self.newest.lock().unwrap();
+        newest.iter().rev().find(|render| (render.0, render.1) == (page, version)).map(|render| render.2)
+    }
+
+    fn render(&self, page: u64) -> String {
+        self.renders.fetch_add(1, Ordering::SeqCst);
+        let version = self.version(page);
+        let mut newest = self.newest.lock().unwrap();
+        if newest.len() == NEWEST {
+            newest.pop_front();
+        }
+        newest.push_back((page, version, Instant::now()));
+        version.to_string()
     }
 }
 
@@ -78,8 +101,7 @@ impl Handler for Node {
         let Some(page) = path.strip_prefix("/p/").and_then(|number| number.parse().ok()) else {
             return text(404, "no such page");
         };
-        self.shop.renders.fetch_add(1, Ordering::SeqCst);
-        let mut response = response(200, "text/html; charset=utf-8", self.shop.version(page).to_string().into_bytes());
+        let mut response = response(200, "text/html; charset=utf-8", self.shop.render(page).into_bytes());
         let headers = response.headers_mut();
         headers.insert("cache-control", http::HeaderValue::from_static("public, max-age=86400, s-maxage=86400"));
         headers.insert("x-magento-tags", format!("cat_p_{page},cat_p").parse().expect("a header"));

@@ -1,0 +1,199 @@
+//! What goes wrong, and when: a schedule that follows from its seed alone, and the one who carries it out.
+
+use std::time::Duration;
+
+use fastrand::Rng;
+
+use super::history::Moment;
+use super::run::Run;
+use crate::support::fleet::Fleet;
+
+/// One thing that is done to the fleet. Varnish nodes are named by their index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// SIGSTOP: it accepts connections and data (the kernel does), and answers nothing.
+    Hang(usize),
+    /// SIGCONT: whatever waited in its sockets is read now.
+    Resume(usize),
+    /// kill -9.
+    Kill(usize),
+    /// Its cache is empty.
+    Restart(usize),
+    /// kill -9 of clearcoat, and a start on the same ports and the same journal.
+    KillClearcoat,
+}
+
+/// An act and its time.
+#[derive(Clone, Copy, Debug)]
+pub struct Step {
+    pub at: Moment,
+    pub act: Act,
+}
+
+/// What is drawn from, again and again in another order: so every kind of fault comes in every quarter of a minute.
+const DECK: [Kind; 9] = {
+    use Kind::{Clearcoat, Death, Hang};
+    [Hang, Hang, Hang, Hang, Hang, Death, Death, Clearcoat, Clearcoat]
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Hang,
+    Death,
+    Clearcoat,
+}
+
+/// By when a node that hangs or died is known to be down: the longest interval, and two checks that time out.
+const FOUND_OUT: Duration = Duration::from_millis(2500);
+
+/// A random schedule for `nodes` Varnish nodes. Mostly one of them is hung or dead at a time, sometimes two, never
+/// three; clearcoat is killed whatever they do. Everything is healed at the end of `length`.
+pub fn random(seed: u64, nodes: usize, length: Duration) -> Vec<Step> {
+    let mut random = Rng::with_seed(seed);
+    let mut steps = Vec::new();
+    let mut deck = Vec::new();
+    // For each node when it fell ill last and when it was well again.
+    let mut ill = vec![(Duration::ZERO, Duration::ZERO); nodes];
+    let mut at = Duration::from_millis(300);
+    while at < length {
+        let kind = deck.pop().unwrap_or_else(|| {
+            deck.extend(DECK);
+            random.shuffle(&mut deck);
+            deck.pop().expect("a full deck")
+        });
+        if kind == Kind::Clearcoat {
+            steps.push(Step { at, act: Act::KillClearcoat });
+        } else {
+            at = at.max(room_at(&ill, &mut random));
+            let well: Vec<usize> = (0..nodes).filter(|&node| ill[node].1 <= at).collect();
+            let node = *random.choice(&well).expect("a node that is well");
+            let (begin, end, lasts) = match kind {
+                Kind::Death => (Act::Kill(node), Act::Restart(node), random.u64(100..2000)),
+                // As many short ones, which nobody may have noticed when they are over, as long ones.
+                _ if random.bool() => (Act::Hang(node), Act::Resume(node), random.u64(200..1200)),
+                _ => (Act::Hang(node), Act::Resume(node), random.u64(1200..4000)),
+            };
+            ill[node] = (at, (at + Duration::from_millis(lasts)).min(length));
+            steps.extend([Step { at, act: begin }, Step { at: ill[node].1, act: end }]);
+        }
+        at += Duration::from_millis(random.u64(100..900));
+    }
+    steps.retain(|step| step.at <= length);
+    steps.sort_by_key(|step| step.at);
+    steps
+}
+
+/// From when on another node may fall ill: in half the cases when all are well, in the others already when the one
+/// that is ill has been found out, if it is ill for so long.
+fn room_at(ill: &[(Moment, Moment)], random: &mut Rng) -> Moment {
+    let mut ends: Vec<Moment> = ill.iter().map(|&(_, end)| end).collect();
+    ends.sort();
+    let (last, last_but_one) = (ends[ends.len() - 1], ends[ends.len() - 2]);
+    let found_out = ill.iter().map(|&(begin, _)| begin + FOUND_OUT).max().expect("a node");
+    if random.bool() { last } else { found_out.max(last_but_one).min(last) }
+}
+
+/// Hangs one node after the other for `hang`, with pauses of the same length. Too short for a health check to notice.
+pub fn hang_in_turn(nodes: usize, hang: Duration, length: Duration) -> Vec<Step> {
+    let turns = (0..).map(|turn: u32| (turn as usize % nodes, hang * (1 + 2 * turn)));
+    let steps =
+        turns.map(|(node, at)| [Step { at, act: Act::Hang(node) }, Step { at: at + hang, act: Act::Resume(node) }]);
+    steps.take_while(|steps| steps[1].at <= length).flatten().collect()
+}
+
+/// Carries out a schedule, and leaves everybody well. A step that takes long delays those that follow, so that their
+/// distances stay what they were; what would begin after `length` does not happen.
+pub fn inject(run: &Run, fleet: &mut Fleet, steps: &[Step], length: Duration) {
+    let mut delay = Duration::ZERO;
+    let mut ill = vec![false; fleet.varnish.len()];
+    for step in steps {
+        std::thread::sleep((step.at + delay).saturating_sub(run.now()));
+        let happens = match step.act {
+            Act::Resume(node) | Act::Restart(node) => std::mem::take(&mut ill[node]),
+            Act::Hang(node) | Act::Kill(node) if run.now() <= length => !std::mem::replace(&mut ill[node], true),
+            _ => run.now() <= length,
+        };
+        if happens {
+            run.happened(format!("{:?}", step.act));
+            carry_out(run, fleet, step.act);
+            run.happened(format!("{:?} done", step.act));
+        }
+        delay = delay.max(run.now().saturating_sub(step.at));
+    }
+    std::thread::sleep(length.saturating_sub(run.now()));
+}
+
+fn carry_out(run: &Run, fleet: &mut Fleet, act: Act) {
+    match act {
+        Act::Hang(node) => {
+            run.set_hung(node, true);
+            fleet.varnish[node].hang();
+        }
+        Act::Resume(node) => {
+            fleet.varnish[node].resume();
+            run.set_hung(node, false);
+        }
+        Act::Kill(node) => fleet.varnish[node].kill(),
+        Act::Restart(node) => fleet.varnish[node].restart(),
+        Act::KillClearcoat => kill_clearcoat(run, fleet),
+    }
+}
+
+fn kill_clearcoat(run: &Run, fleet: &mut Fleet) {
+    run.keep_log(fleet.clearcoat.log().clone());
+    run.outage_begins();
+    fleet.clearcoat.kill();
+    fleet.clearcoat.restart();
+    fleet.clearcoat.opened();
+    run.outage_ends();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LENGTH: Duration = Duration::from_secs(30);
+
+    /// The most nodes that are ill at once, and whether all are well in the end.
+    fn worst(steps: &[Step]) -> (usize, bool) {
+        let mut ill = std::collections::BTreeSet::new();
+        let mut most = 0;
+        for step in steps {
+            match step.act {
+                Act::Hang(node) | Act::Kill(node) => assert!(ill.insert(node), "{step:?} of a node that is ill"),
+                Act::Resume(node) | Act::Restart(node) => assert!(ill.remove(&node), "{step:?} of a node that is well"),
+                Act::KillClearcoat => {}
+            }
+            most = most.max(ill.len());
+        }
+        (most, ill.is_empty())
+    }
+
+    #[test]
+    fn every_schedule_has_every_fault_and_heals_it_and_leaves_one_varnish_well() {
+        let mut most_ever = 0;
+        for seed in 0..200 {
+            let steps = random(seed, 3, LENGTH);
+            let (most, healed) = worst(&steps);
+            assert!(most <= 2 && healed, "seed {seed}: {most} ill at once, healed: {healed}");
+            most_ever = most_ever.max(most);
+            for kind in ["Hang", "Kill(", "KillClearcoat"] {
+                let has = steps.iter().any(|step| format!("{:?}", step.act).starts_with(kind));
+                assert!(has, "seed {seed}: no {kind} in {steps:?}");
+            }
+        }
+        assert_eq!(most_ever, 2);
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_schedule() {
+        assert_eq!(format!("{:?}", random(5, 3, LENGTH)), format!("{:?}", random(5, 3, LENGTH)));
+        assert_ne!(format!("{:?}", random(5, 3, LENGTH)), format!("{:?}", random(6, 3, LENGTH)));
+    }
+
+    #[test]
+    fn hanging_in_turn_heals_too() {
+        let steps = hang_in_turn(3, Duration::from_millis(700), Duration::from_secs(6));
+        assert_eq!((steps.len(), worst(&steps)), (8, (1, true)));
+    }
+}

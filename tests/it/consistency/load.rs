@@ -1,0 +1,182 @@
+//! The writers and readers of a run.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use fastrand::Rng;
+
+use super::history::{Moment, Read};
+use super::run::{Run, Tally};
+use crate::support::PATIENCE;
+use crate::support::client::{Answer, Connection, purge, tag};
+use crate::support::web::Shop;
+
+/// The pauses of the clients, in ms at most: the load of a busy shop, and not all that two cores can bear.
+const READER_RESTS: u64 = 5;
+const WRITER_RESTS: u64 = 40;
+
+/// How long a shop takes, at most, from a change to its purge.
+const SAVING: Duration = Duration::from_millis(250);
+
+/// After a failure, so that the wait for a clearcoat that starts again is no storm.
+const AFTER_FAILURE: Duration = Duration::from_millis(5);
+
+/// How purges reach the Varnish nodes.
+#[derive(Clone)]
+pub enum Purging {
+    /// Through clearcoat's purge listener.
+    Clearcoat(SocketAddr),
+    /// As Magento does it without clearcoat: one node after the other, the status ignored, what fails forgotten. A
+    /// node that hangs refuses connections. (Those that its kernel accepts while it is stopped would be read, and
+    /// obeyed, when it runs again: that only shortens the time in which it serves the old page.)
+    OneByOne(Vec<SocketAddr>),
+}
+
+/// Changes pages and purges them until the run is over.
+pub fn write(run: &Run, shop: &Shop, purging: &Purging, pages: &[u64], seed: u64) -> Tally {
+    let mut random = Rng::with_seed(seed);
+    let mut tally = Tally::default();
+    while !run.is_over() {
+        // Mostly one product is saved; sometimes a few change together, in one purge.
+        let together = if random.u8(..5) == 0 { 3 } else { 1 };
+        let versions: Vec<(u64, u64)> = random
+            .choose_multiple(pages, together)
+            .into_iter()
+            .map(|&page| {
+                let (number, content) = run.page(page, |history| (history.change(), history.latest()));
+                shop.set(page, content);
+                (page, number)
+            })
+            .collect();
+        save(run, &versions);
+        let tags: Vec<String> = versions.iter().map(|(page, _)| tag(&format!("cat_p_{page}"))).collect();
+        tally += purge_until_answered(run, purging, &versions, &tags.join("|"));
+        std::thread::sleep(Duration::from_millis(random.u64(1..=WRITER_RESTS)));
+    }
+    tally
+}
+
+/// What a shop does between a change and its purge takes longer than a page takes from a web node to a cache: a purge
+/// does not overtake pages that were rendered before the change. So it waits here until whoever asked for one before
+/// the change has it; but not for those who wait for a Varnish that hangs.
+fn save(run: &Run, versions: &[(u64, u64)]) {
+    let changed = run.now();
+    while run.is_read_since_before(versions, changed) && run.now() - changed < SAVING {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Repeats a purge until it is answered: what is only appended to the journal when clearcoat is killed promises
+/// nothing yet, and must do no harm either.
+fn purge_until_answered(run: &Run, purging: &Purging, versions: &[(u64, u64)], pattern: &str) -> Tally {
+    let mut tally = Tally::default();
+    let first = run.now();
+    loop {
+        let sent = run.now();
+        let answer = match purging {
+            Purging::Clearcoat(address) => purge(*address, pattern).map_err(|error| error.to_string()),
+            Purging::OneByOne(nodes) => Ok(purge_one_by_one(run, nodes, pattern)),
+        };
+        let failure = match answer {
+            Ok(answer) if answer.status == 200 => {
+                run.promised(versions, sent, answer.text());
+                tally.purges += 1;
+                if run.was_alive_since(sent) {
+                    tally.slowest_purge = run.now() - sent;
+                }
+                return tally;
+            }
+            Ok(answer) => format!("{} {}", answer.status, answer.text()),
+            Err(error) => error,
+        };
+        tally.cut_off += usize::from(run.purge_failed(sent, || format!("purge of {versions:?}: {failure}")));
+        assert!(run.now() - first < PATIENCE, "a purge was not answered for {PATIENCE:?}: {failure}");
+        std::thread::sleep(AFTER_FAILURE);
+    }
+}
+
+fn purge_one_by_one(run: &Run, nodes: &[SocketAddr], pattern: &str) -> Answer {
+    for (index, &node) in nodes.iter().enumerate() {
+        if !run.is_hung(index) {
+            // Magento looks neither at errors nor at the status.
+            _ = purge(node, pattern);
+        }
+    }
+    Answer { status: 200, head: String::new(), body: b"who knows".to_vec() }
+}
+
+/// Reads random pages until the run is over.
+pub fn read(run: &Run, number: usize, shop: &Shop, edge: SocketAddr, seed: u64) -> Tally {
+    let mut random = Rng::with_seed(seed);
+    let mut reader = Reader { run, number, shop, edge, connection: None, tally: Tally::default() };
+    while !run.is_over() {
+        if random.u8(..20) == 0 {
+            reader.connection = None;
+        }
+        reader.read(random.u64(run.pages()));
+        std::thread::sleep(Duration::from_micros(random.u64(..READER_RESTS * 1000)));
+    }
+    reader.tally
+}
+
+struct Reader<'r> {
+    run: &'r Run,
+    number: usize,
+    shop: &'r Shop,
+    edge: SocketAddr,
+    connection: Option<Kept>,
+    tally: Tally,
+}
+
+struct Kept {
+    connection: Connection,
+    opened: Moment,
+    requests: usize,
+}
+
+impl Reader<'_> {
+    fn read(&mut self, page: u64) {
+        let opening = self.connection.as_ref().map_or_else(|| self.run.now(), |kept| kept.opened);
+        let result = self.get(page, opening);
+        self.run.has_read(self.number);
+        let failure = match result {
+            Ok((began, answer)) if answer.status == 200 => {
+                self.judge(page, (began, self.run.now()), &answer);
+                return;
+            }
+            Ok((_, answer)) => format!("{} {}", answer.status, String::from_utf8_lossy(&answer.body)),
+            Err(error) => error.to_string(),
+        };
+        let requests = self.connection.take().map_or(0, |kept| kept.requests);
+        let what = || format!("request {requests} of its connection, page {page}: {failure}");
+        self.tally.cut_off += usize::from(self.run.read_failed(opening, what));
+        std::thread::sleep(AFTER_FAILURE);
+    }
+
+    /// One request, on the kept connection where there is one, and the moment before it was sent.
+    fn get(&mut self, page: u64, opened: Moment) -> io::Result<(Moment, Answer)> {
+        let kept = match &mut self.connection {
+            Some(kept) => kept,
+            none => none.insert(Kept { connection: Connection::open(self.edge)?, opened, requests: 0 }),
+        };
+        kept.requests += 1;
+        let began = self.run.reads(self.number, page);
+        kept.connection.send(format!("GET /p/{page} HTTP/1.1\r\nHost: shop.test\r\n\r\n"))?;
+        Ok((began, kept.connection.answer(false)?))
+    }
+
+    fn judge(&mut self, page: u64, (began, ended): (Moment, Moment), answer: &Answer) {
+        self.tally.reads += 1;
+        self.tally.hits += usize::from(answer.cache() == "HIT");
+        self.tally.slowest_read = self.tally.slowest_read.max(ended - began);
+        let content = answer.text().parse().expect("the content of a page");
+        self.run.seen(page, Read { began, ended, content }, || {
+            let rendered = self.shop.last_rendered(page, content).map(|at| self.run.moment(at));
+            format!("as a {}, last rendered at {rendered:?}", answer.cache())
+        });
+        if answer.header("Connection").is_some_and(|value| value.eq_ignore_ascii_case("close")) {
+            self.connection = None;
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! What the threads of one run share, and what they find.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, RwLock};
+use std::time::{Duration, Instant};
+
+use super::history::{History, Moment, Outages, Promise, Read, Verdict};
+use crate::support::clearcoat::Log;
+
+/// Findings of one kind that are told in full; the others are counted.
+const TOLD: usize = 20;
+
+/// A run under way.
+pub struct Run {
+    began: Instant,
+    pages: Vec<Mutex<History>>,
+    outages: RwLock<Outages>,
+    hung: Vec<AtomicBool>,
+    /// The page that each reader reads, and since when.
+    reading: Vec<Mutex<Option<(u64, Moment)>>>,
+    stop: AtomicBool,
+    faults: Mutex<Vec<(Moment, String)>>,
+    logs: Mutex<Vec<Log>>,
+    findings: Mutex<Findings>,
+}
+
+/// What was wrong.
+#[derive(Debug, Default)]
+pub struct Findings {
+    pub stale: Kind,
+    pub refused: Kind,
+    pub refused_purges: Kind,
+    pub impossible: Kind,
+}
+
+/// Findings of one kind.
+#[derive(Debug, Default)]
+pub struct Kind {
+    pub count: usize,
+    pub told: Vec<String>,
+}
+
+impl Kind {
+    fn add(&mut self, text: impl FnOnce() -> String) {
+        self.count += 1;
+        if self.told.len() < TOLD {
+            self.told.push(text());
+        }
+    }
+}
+
+/// What a thread counted, and the sum of all.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tally {
+    pub reads: usize,
+    pub hits: usize,
+    pub slowest_read: Duration,
+    /// Reads and purges that failed because clearcoat was killed.
+    pub cut_off: usize,
+    pub purges: usize,
+    pub slowest_purge: Duration,
+}
+
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, other: Tally) {
+        self.reads += other.reads;
+        self.hits += other.hits;
+        self.slowest_read = self.slowest_read.max(other.slowest_read);
+        self.cut_off += other.cut_off;
+        self.purges += other.purges;
+        self.slowest_purge = self.slowest_purge.max(other.slowest_purge);
+    }
+}
+
+/// Ends a run when it is dropped, so that no thread works on for a test that has failed.
+pub struct StopGuard<'r>(pub &'r Run);
+
+impl Drop for StopGuard<'_> {
+    fn drop(&mut self) {
+        self.0.stop.store(true, Ordering::SeqCst);
+    }
+}
+
+impl Run {
+    /// A run with the pages 1 to `pages`, this many readers and Varnish nodes; it begins now.
+    pub fn new(pages: u64, readers: usize, nodes: usize) -> Self {
+        Run {
+            began: Instant::now(),
+            pages: (1..=pages).map(|page| Mutex::new(History::new(page))).collect(),
+            outages: RwLock::default(),
+            hung: (0..nodes).map(|_| AtomicBool::default()).collect(),
+            reading: (0..readers).map(|_| Mutex::default()).collect(),
+            stop: AtomicBool::new(false),
+            faults: Mutex::default(),
+            logs: Mutex::default(),
+            findings: Mutex::default(),
+        }
+    }
+
+    pub fn now(&self) -> Moment {
+        self.began.elapsed()
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
+    }
+
+    /// What is known of a page.
+    pub fn page<T>(&self, page: u64, look: impl FnOnce(&mut History) -> T) -> T {
+        look(&mut self.pages[page as usize - 1].lock().unwrap())
+    }
+
+    pub fn pages(&self) -> std::ops::RangeInclusive<u64> {
+        1..=self.pages.len() as u64
+    }
+
+    /// A reader is about to read a page. Gives the moment.
+    pub fn reads(&self, reader: usize, page: u64) -> Moment {
+        let mut reading = self.reading[reader].lock().unwrap();
+        let began = self.now();
+        *reading = Some((page, began));
+        began
+    }
+
+    pub fn has_read(&self, reader: usize) {
+        *self.reading[reader].lock().unwrap() = None;
+    }
+
+    /// Whether somebody still reads one of these pages who began before this moment.
+    pub fn is_read_since_before(&self, pages: &[(u64, u64)], moment: Moment) -> bool {
+        let is_one = |page| pages.iter().any(|&(one, _)| one == page);
+        self.reading
+            .iter()
+            .any(|reading| reading.lock().unwrap().is_some_and(|(page, began)| is_one(page) && began <= moment))
+    }
+
+    /// A purge of these versions was answered. The moment is taken while nobody judges, so that no read that began
+    /// after it can be judged before the promise is known.
+    pub fn promised(&self, versions: &[(u64, u64)], sent: Moment, answer: &str) {
+        for &(page, number) in versions {
+            self.page(page, |history| {
+                let promise = Promise { number, sent, answered: self.now(), answer: answer.to_owned() };
+                history.promise(promise);
+            });
+        }
+    }
+
+    /// The moment of an instant.
+    pub fn moment(&self, instant: Instant) -> Moment {
+        instant.saturating_duration_since(self.began)
+    }
+
+    /// Judges a read of a page; `how` describes it.
+    pub fn seen(&self, page: u64, read: Read, how: impl Fn() -> String) {
+        self.page(page, |history| match history.judge(read) {
+            Verdict::Fine => {}
+            Verdict::Stale(promise) => {
+                self.findings.lock().unwrap().stale.add(|| format!("page {page}: {read} {}, but {promise}", how()));
+            }
+            Verdict::Impossible => self
+                .findings
+                .lock()
+                .unwrap()
+                .impossible
+                .add(|| format!("page {page}: {read} {}, but the last was {}", how(), history.latest())),
+        });
+    }
+
+    /// A read failed, on a connection that was opened at `opened`. Says whether clearcoat's death explains it.
+    pub fn read_failed(&self, opened: Moment, what: impl FnOnce() -> String) -> bool {
+        self.failed(opened, what, |findings| &mut findings.refused)
+    }
+
+    /// The same for a purge.
+    pub fn purge_failed(&self, opened: Moment, what: impl FnOnce() -> String) -> bool {
+        self.failed(opened, what, |findings| &mut findings.refused_purges)
+    }
+
+    fn failed(&self, opened: Moment, what: impl FnOnce() -> String, kind: fn(&mut Findings) -> &mut Kind) -> bool {
+        let failed = self.now();
+        let explained = self.outages.read().unwrap().explain(opened, failed);
+        if !explained {
+            let text = || format!("opened at {opened:?}, failed at {failed:?}: {}", what());
+            kind(&mut self.findings.lock().unwrap()).add(text);
+        }
+        explained
+    }
+
+    /// Whether clearcoat was there from `from` until now.
+    pub fn was_alive_since(&self, from: Moment) -> bool {
+        !self.outages.read().unwrap().explain(from, self.now())
+    }
+
+    /// Called before clearcoat is killed.
+    pub fn outage_begins(&self) {
+        let mut outages = self.outages.write().unwrap();
+        outages.begin(self.now());
+    }
+
+    /// Called when it has said that it is ready.
+    pub fn outage_ends(&self) {
+        let mut outages = self.outages.write().unwrap();
+        outages.end(self.now());
+    }
+
+    pub fn set_hung(&self, node: usize, hung: bool) {
+        self.hung[node].store(hung, Ordering::SeqCst);
+    }
+
+    pub fn is_hung(&self, node: usize) -> bool {
+        self.hung[node].load(Ordering::SeqCst)
+    }
+
+    /// Notes what the injector does.
+    pub fn happened(&self, what: String) {
+        self.faults.lock().unwrap().push((self.now(), what));
+    }
+
+    /// Keeps the log of a clearcoat that is about to be killed.
+    pub fn keep_log(&self, log: Log) {
+        self.logs.lock().unwrap().push(log);
+    }
+
+    /// How many acts whose name starts so were carried out.
+    pub fn faults(&self, name: &str) -> usize {
+        let faults = self.faults.lock().unwrap();
+        faults.iter().filter(|(_, what)| what.starts_with(name) && what.ends_with("done")).count()
+    }
+
+    pub fn findings(self) -> (Findings, Chronicle) {
+        let findings = self.findings.into_inner().unwrap();
+        let logs = self.logs.into_inner().unwrap().iter().map(Log::text).collect();
+        (findings, Chronicle { faults: self.faults.into_inner().unwrap(), logs })
+    }
+}
+
+/// What happened, for whoever has to find out what went wrong.
+pub struct Chronicle {
+    faults: Vec<(Moment, String)>,
+    /// The logs of the clearcoats that were killed.
+    logs: Vec<String>,
+}
+
+impl std::fmt::Display for Chronicle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "faults:")?;
+        for (at, what) in &self.faults {
+            writeln!(f, "  {at:?} {what}")?;
+        }
+        for (life, log) in self.logs.iter().enumerate() {
+            writeln!(f, "log of clearcoat until it was killed for time {}:\n{log}", life + 1)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Display for Findings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let kinds = [
+            ("stale", &self.stale),
+            ("refused", &self.refused),
+            ("refused purges", &self.refused_purges),
+            ("impossible", &self.impossible),
+        ];
+        for (name, kind) in kinds.into_iter().filter(|(_, kind)| kind.count > 0) {
+            writeln!(f, "{name}, the first {} of {}:", kind.told.len(), kind.count)?;
+            kind.told.iter().try_for_each(|text| writeln!(f, "  {text}"))?;
+        }
+        Ok(())
+    }
+}

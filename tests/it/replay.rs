@@ -18,7 +18,10 @@ fn bans_sent(fleet: &Fleet, node: &str) -> f64 {
     fleet.clearcoat.metric(&format!("clearcoat_bans_sent_total{{node=\"{node}\"}}"))
 }
 
+/// Ends clearcoat when every Varnish is up to date, and starts it again.
 fn restart_in_order(fleet: &mut Fleet) {
+    let is_current = |node: &serde_json::Value| node["role"] != "varnish" || node["current"] == true;
+    eventually("every Varnish is up to date", || fleet.clearcoat.nodes().iter().all(is_current).then_some(()));
     fleet.clearcoat.terminate();
     let status = fleet.clearcoat.wait();
     assert_eq!(status.code(), Some(0), "{status}");

@@ -7,20 +7,23 @@
 //! task: both sockets of an exchange are driven from the client's task.
 //!
 //! The request path is two functions in `exchange`: `handle` never fails (it turns any failure into one answer, one
-//! count and one log line), `try_handle` is straight `?` code. A failure knows its side and whether the request may
-//! be tried again.
+//! count and one log line), `try_handle` is straight code over attempts at nodes (`attempt`). A failure knows its side
+//! and whether the request may be tried again.
 //!
 //! Memory is taken only while something happens: a worker reads into one large scratch buffer, a request under way
 //! holds a set of buffers from the worker's stock, and a connection at rest holds nothing but its socket.
 //!
 //! What differs between edge and origin (who may be chosen, who is believed, what is refused) is behind [`Route`].
 
+mod attempt;
 mod buffers;
+mod client;
 mod connection;
 mod deadline;
 mod exchange;
 mod failure;
 mod key;
+mod listener;
 mod transfer;
 mod worker;
 
@@ -33,7 +36,8 @@ use crate::http1::{Method, RequestHead};
 use crate::shutdown::Stage;
 
 pub use key::{IgnoredParameters, request_key};
-pub use worker::{Shared, Worker, bind, spawn};
+pub use listener::{bind, spawn};
+pub use worker::{Shared, Worker};
 
 /// The limits of heads, in bytes: Varnish takes 32 KiB of request (`http_req_size`) and Magento's tag headers make
 /// answers long.

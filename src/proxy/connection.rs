@@ -10,8 +10,9 @@ use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::buffers::Buffers;
+use super::client::{After, Client};
 use super::deadline::{Deadline, Interrupt, Phase};
-use super::exchange::{self, After};
+use super::exchange;
 use super::failure::Failure;
 use super::worker::Worker;
 use super::{MAX_REQUEST_HEAD, Route};
@@ -22,17 +23,6 @@ const HEAD_READ: usize = 16 * 1024;
 /// How long a client that was answered before it had sent everything may go on sending. As long as nginx gives it; a
 /// limit in bytes would cut off just the large uploads that are refused for their size.
 const LINGER_LIMIT: Duration = Duration::from_secs(30);
-
-/// A client and what is known about it.
-pub(super) struct Client<R> {
-    pub(super) worker: Rc<Worker>,
-    pub(super) route: Rc<R>,
-    pub(super) stream: TcpStream,
-    /// The address as text, for `X-Forwarded-For`.
-    pub(super) peer: Box<str>,
-    pub(super) trusted: bool,
-    pub(super) deadline: Deadline,
-}
 
 /// Serves a connection to its end.
 pub(super) async fn serve<R: Route>(

@@ -1,0 +1,198 @@
+//! The sockets that workers listen on, and the life of a worker: started, swept, drained.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
+use std::rc::Rc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+#[cfg(target_os = "linux")]
+use socket2::SockFilter;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::LocalSet;
+
+use super::Route;
+use super::connection;
+use super::deadline::SWEEP;
+use super::worker::{Shared, Worker};
+use crate::shutdown::Stage;
+
+/// Connections that the kernel holds for us between two turns of a worker.
+const BACKLOG: i32 = 4096;
+
+/// A listener that a worker serves: its socket, and what is done with its connections.
+type Listen = Box<dyn FnOnce(Rc<Worker>) + Send>;
+
+/// Hands a socket and its route to a worker. Connections wait in the kernel until `open` is true.
+fn listen<R: Route + Clone + Send>(socket: StdListener, route: R, mut open: watch::Receiver<bool>) -> Listen {
+    Box::new(move |worker| {
+        tokio::task::spawn_local(async move {
+            if open.wait_for(|open| *open).await.is_err() {
+                return;
+            }
+            let shutdown = worker.shared.shutdown.clone();
+            let drains = shutdown.reached(R::DRAINS_AT);
+            if let Err(error) = accept_until(drains, &worker, socket, &Rc::new(route)).await {
+                tracing::error!(%error, "a listener failed");
+            }
+        });
+    })
+}
+
+/// Accepts until `end`, and then what the kernel has accepted for us by then: that is reset when a listener closes,
+/// though its clients were told that they are connected and have sent their requests.
+async fn accept_until<R: Route>(
+    end: impl Future<Output = ()>,
+    worker: &Rc<Worker>,
+    socket: StdListener,
+    route: &Rc<R>,
+) -> io::Result<()> {
+    let listener = TcpListener::from_std(socket)?;
+    // Counts like a connection: the worker must not end before this has come to its end.
+    let _in_use = worker.deadlines.register(R::DRAINS_AT);
+    tokio::select! {
+        () = accept(&listener, worker, route) => {}
+        () = end => {}
+    }
+    let listener = listener.into_std()?;
+    if let Err(error) = begin_no_handshake(&listener) {
+        tracing::debug!(%error, "connections that begin at this moment may be reset");
+    }
+    loop {
+        match listener.accept() {
+            Ok((stream, peer)) => {
+                stream.set_nonblocking(true)?;
+                serve(worker, route, TcpStream::from_std(stream)?, peer);
+            }
+            Err(error) if is_about_one_connection(&error) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Makes the kernel drop every SYN for this listener, so that nothing arrives between the last look at its queue and its
+/// close. Whoever is dropped asks again in a second, and meets whoever listens then, or nobody.
+#[cfg(target_os = "linux")]
+fn begin_no_handshake(listener: &StdListener) -> io::Result<()> {
+    const SYN: u32 = 0x02;
+    let (load_byte, jump_if_set, end) = (0x30, 0x45, 0x06);
+    socket2::SockRef::from(listener).attach_filter(&[
+        SockFilter::new(load_byte, 0, 0, 13),    // the flags of the TCP header
+        SockFilter::new(jump_if_set, 0, 1, SYN), // set: the next line, else the one behind it
+        SockFilter::new(end, 0, 0, 0),           // drop
+        SockFilter::new(end, 0, 0, u32::MAX),    // keep all of it
+    ])
+}
+
+#[cfg(not(target_os = "linux"))]
+fn begin_no_handshake(_listener: &StdListener) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Serves a connection in a task of its own. It counts as one from now on, and not only once that task runs: a worker
+/// without connections ends when the process drains.
+fn serve<R: Route>(worker: &Rc<Worker>, route: &Rc<R>, stream: TcpStream, peer: SocketAddr) {
+    let deadline = worker.deadlines.register(R::DRAINS_AT);
+    tokio::task::spawn_local(connection::serve(Rc::clone(worker), Rc::clone(route), stream, peer, deadline));
+}
+
+async fn accept<R: Route>(listener: &TcpListener, worker: &Rc<Worker>, route: &Rc<R>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => serve(worker, route, stream, peer),
+            Err(error) if is_about_one_connection(&error) => {}
+            Err(error) => {
+                // Out of descriptors or memory: what runs must end before more can begin.
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+/// accept(2): errors of the new connection are handed out by accept, and say nothing about the listener.
+fn is_about_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
+}
+
+/// Sockets on one address, one for each worker, among which the kernel spreads the connections. `TCP_NODELAY` is
+/// inherited by what they accept. With port 0 all get the same free port.
+///
+/// # Errors
+/// What the system says, as a rule that the address is in use or not ours.
+pub fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<StdListener>> {
+    let mut sockets: Vec<StdListener> = Vec::with_capacity(workers);
+    let mut address = address;
+    for _ in 0..workers {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(true)?;
+        socket.set_tcp_nodelay(true)?;
+        socket.set_nonblocking(true)?;
+        if let IpAddr::V6(ip) = address.ip() {
+            socket.set_only_v6(!ip.is_unspecified())?;
+        }
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        let listener = StdListener::from(socket);
+        address = listener.local_addr()?;
+        sockets.push(listener);
+    }
+    Ok(sockets)
+}
+
+/// Starts a worker thread that serves one socket of each edge and origin address, until the process has drained. It
+/// drops `edge_in_use` when it drains and the last client at its edge has gone.
+///
+/// # Errors
+/// Where the system gives no thread.
+pub fn spawn<E, O>(
+    index: usize,
+    shared: Shared,
+    edge: (Vec<StdListener>, E, watch::Receiver<bool>),
+    origin: (Vec<StdListener>, O, watch::Receiver<bool>),
+    edge_in_use: mpsc::Sender<Infallible>,
+) -> io::Result<JoinHandle<()>>
+where
+    E: Route + Clone + Send,
+    O: Route + Clone + Send,
+{
+    let mut listeners: Vec<Listen> = Vec::new();
+    listeners.extend(edge.0.into_iter().map(|socket| listen(socket, edge.1.clone(), edge.2.clone())));
+    listeners.extend(origin.0.into_iter().map(|socket| listen(socket, origin.1.clone(), origin.2.clone())));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+        let worker = Rc::new(Worker::new(index, shared));
+        LocalSet::new().block_on(&runtime, async move {
+            listeners.into_iter().for_each(|listen| listen(Rc::clone(&worker)));
+            sweep(&worker, edge_in_use).await;
+        });
+    })
+}
+
+/// Looks after the worker's connections until the process has drained.
+async fn sweep(worker: &Worker, edge_in_use: mpsc::Sender<Infallible>) {
+    let mut edge_in_use = Some(edge_in_use);
+    let started = Instant::now();
+    let mut ticks = tokio::time::interval(SWEEP);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            // Noticed at once, so that no answer of a listener that drains invites another request.
+            () = worker.shared.shutdown.left(worker.stage()) => {}
+        }
+        let stage = worker.sweep(started.elapsed());
+        if stage >= Stage::Draining && worker.deadlines.connections(stage) == 0 {
+            drop(edge_in_use.take());
+        }
+        if stage == Stage::Stopping || (stage >= Stage::Emptying && worker.deadlines.connections(stage) == 0) {
+            return;
+        }
+    }
+}

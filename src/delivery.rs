@@ -69,6 +69,9 @@ struct Delivery {
 struct DeliveryState {
     /// Rings when the node may be worth trying before its back-off is over.
     wake: Notify,
+    /// The cursor says where the node is. Until then not even the journal knows it: the node gets a ban of everything
+    /// before anything else.
+    known: AtomicBool,
     /// It missed purges, and has not yet shown that it can take them.
     late: AtomicBool,
     results: Mutex<VecDeque<BatchResult>>,
@@ -234,12 +237,13 @@ impl Deliveries {
         }
     }
 
-    /// Where every Varnish of the fleet is.
+    /// Where every Varnish of the fleet is, as far as that is known. Position 0 is a place, too: a node that was there
+    /// when the first purge came is replayed after a crash, and not emptied.
     pub fn cursors(&self) -> Vec<(NodeId, Position)> {
         let fleet = self.context.fleet.load();
-        let known = fleet.varnish.members().iter().map(|member| (member.node.id().clone(), member.node.live.cursor()));
-        // 0 is "not known yet", and must not replace what is stored.
-        known.filter(|&(_, cursor)| cursor > 0).collect()
+        let is_known = |id: &NodeId| self.nodes.get(id).is_some_and(|node| node.state.known.load(Ordering::SeqCst));
+        let known = fleet.varnish.members().iter().filter(|member| is_known(member.node.id()));
+        known.map(|member| (member.node.id().clone(), member.node.live.cursor())).collect()
     }
 
     /// Returns when every Varnish of the fleet has everything that was answered.

@@ -39,8 +39,6 @@ pub(super) struct Task {
     state: Arc<DeliveryState>,
     metrics: Arc<NodeMetrics>,
     link: Link,
-    /// Not even the journal knows where the node is: it gets a ban of everything before anything else.
-    unknown: bool,
     failures: u32,
 }
 
@@ -51,11 +49,11 @@ impl Task {
         // A cursor ahead of the head is of another journal; a journal without history has promised nothing yet.
         let known = stored.filter(|&cursor| cursor <= journal.head());
         node.live.set_cursor(known.unwrap_or(0));
-        let unknown = known.is_none() && journal.has_history();
+        state.known.store(known.is_some() || !journal.has_history(), Ordering::SeqCst);
         state.late.store(node.live.cursor() < journal.head(), Ordering::SeqCst);
         let metrics = deliveries.context.metrics.node(node.spec.role, node.id());
         let link = Link::new(node.spec.address, ATTEMPT);
-        Task { deliveries, node, state, metrics, link, unknown, failures: 0 }
+        Task { deliveries, node, state, metrics, link, failures: 0 }
     }
 
     pub(super) async fn run(mut self) {
@@ -85,10 +83,10 @@ impl Task {
             tokio::time::sleep(SECOND_PASS).await;
             self.send(&bans).await?;
         }
-        self.unknown = false;
         let Delivered { invalidated, refused } = delivered;
         self.state.remember(BatchResult { last, invalidated, refused });
         self.node.live.set_cursor(last);
+        self.state.known.store(true, Ordering::SeqCst);
         self.state.late.store(false, Ordering::SeqCst);
         self.deliveries.progressed();
         if late {
@@ -102,7 +100,7 @@ impl Task {
         let journal = &self.deliveries.context.journal;
         // Read first: what is appended from here on is in the next batch, whether it is in this one or not.
         let head = journal.head();
-        if !self.unknown
+        if self.state.known.load(Ordering::SeqCst)
             && let Missed::Entries(entries) = journal.since(cursor)
         {
             let bans = compile(entries.iter().map(|entry| &entry.purge), DEFAULT_HEADER_LIMIT);

@@ -25,7 +25,7 @@ pub(super) const SWEEP: Duration = Duration::from_millis(100);
 
 /// How long a connection has to be at rest before draining ends it: the first request on a new one, or the next one on
 /// one that has just been answered, may be on its way.
-const AT_REST: Duration = Duration::from_millis(200);
+const AT_REST: Duration = Duration::from_secs(1);
 
 /// What a connection is doing, and so how long it may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,6 +13,10 @@ use crate::http1::{BadChunk, ChunkedDecoder, Framing};
 const BEFORE: usize = 18;
 const BEHIND: usize = 7;
 
+/// The most that one body moves before the other direction, and the worker's other connections, have their turn. Where
+/// both sides are always ready, it would otherwise go on until tokio calls a halt: with reads of 256 KiB, after 16 MiB.
+const TURN: usize = 1024 * 1024;
+
 /// Why a transfer failed, by side.
 #[derive(Debug)]
 pub(super) enum TransferError {
@@ -102,6 +106,7 @@ impl Transfer {
         S: AsyncRead + Unpin,
         D: AsyncWrite + Unpin,
     {
+        let mut moved = 0;
         loop {
             while self.written < self.pending.len() {
                 self.written += ready!(write_some(cx, sink, &self.pending[self.written..]))?;
@@ -112,10 +117,15 @@ impl Transfer {
             if self.source_done {
                 return Poll::Ready(Ok(()));
             }
+            if moved >= TURN {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             let limit = self.read_limit(scratch.len() - BEFORE - BEHIND);
             let mut buffer = ReadBuf::new(&mut scratch[BEFORE..BEFORE + limit]);
             ready!(Pin::new(&mut *source).poll_read(cx, &mut buffer)).map_err(TransferError::Source)?;
             let read = buffer.filled().len();
+            moved += read;
             self.moved = true;
             self.has_read = true;
             let (content, consumed) = self.unframe(scratch, read)?;
@@ -210,7 +220,9 @@ fn write_some<D: AsyncWrite + Unpin>(
 
 #[cfg(test)]
 mod tests {
-    use std::task::Waker;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Wake, Waker};
 
     use super::*;
 
@@ -252,6 +264,32 @@ mod tests {
         assert_eq!((text(&sink), text(&beyond)), ("HEAD 5\r\nhello\r\n0\r\n\r\n", "GET /"));
         let (_, sink, _) = run(Framing::Chunked, false, wire, 1);
         assert_eq!(text(&sink), "HEAD hello");
+    }
+
+    #[test]
+    fn a_long_body_gives_others_their_turn_and_goes_on_afterwards() {
+        let body = vec![b'x'; 5 * TURN / 2];
+        let mut transfer = Transfer::new(Framing::Length(body.len() as u64), false, Vec::new());
+        let (mut source, mut sink, mut beyond) = (body.as_slice(), Vec::new(), Vec::new());
+        let mut scratch = vec![0; BEFORE + TURN / 4 + BEHIND];
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut cx = Context::from_waker(&waker);
+        for turn in 1..=2 {
+            assert!(transfer.poll(&mut cx, &mut source, &mut sink, &mut scratch, &mut beyond).is_pending());
+            assert_eq!((sink.len(), woken.0.load(Ordering::Relaxed)), (turn * TURN, turn));
+        }
+        assert!(transfer.poll(&mut cx, &mut source, &mut sink, &mut scratch, &mut beyond).is_ready());
+        assert_eq!(sink, body);
+    }
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     #[test]

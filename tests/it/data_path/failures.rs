@@ -100,7 +100,7 @@ fn a_kept_connection_that_the_node_closed_is_replaced_and_nobody_notices() {
             let already = closed.load(Ordering::SeqCst);
             assert_eq!(get(rig.clearcoat.origin, "/warm").unwrap().status, 200);
             eventually("the node has closed", || (closed.load(Ordering::SeqCst) > already).then_some(()));
-            eventually("the end has arrived", || (rig.web[0].open_connections() == 0).then_some(()));
+            eventually("the end has arrived", || (rig.web[0].established() == 0).then_some(()));
             let mut client = rig.origin();
             client.send(format!("{method} /next HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nok")).unwrap();
             let answer = client.answer(false).unwrap();

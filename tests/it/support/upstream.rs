@@ -152,6 +152,16 @@ impl Upstream {
         (traffic.map(|connection| connection.received).sum(), self.calls())
     }
 
+    /// How many connections to the fake are open for its clients, as the kernel sees it: on a busy machine the end of
+    /// one arrives some time after it was closed.
+    pub fn established(&self) -> usize {
+        let SocketAddr::V4(address) = self.address else { panic!("a fake listens on IPv4") };
+        let remote = format!("{:08X}:{:04X}", u32::from_le_bytes(address.ip().octets()), address.port());
+        let table = std::fs::read_to_string("/proc/net/tcp").expect("the kernel's connections");
+        let rows = table.lines().skip(1).map(|row| row.split_whitespace().skip(2).take(2));
+        rows.filter(|row| row.clone().eq([remote.as_str(), "01"])).count()
+    }
+
     /// How many connections with traffic are open.
     pub fn open_connections(&self) -> usize {
         let connections = self.state.connections.lock().unwrap();

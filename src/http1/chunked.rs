@@ -25,7 +25,8 @@ enum State {
     #[default]
     SizeStart,
     Size,
-    /// Blanks behind the size, up to the line end or an extension.
+    /// Blanks behind the size; only an extension or the line end may follow.
+    Blank,
     Extension,
     SizeLf,
     Data,
@@ -85,8 +86,10 @@ impl ChunkedDecoder {
                 self.remaining = hex_digit(byte)?;
                 State::Size
             }
-            (State::Size, b'\r') | (State::Extension, b'\r') => State::SizeLf,
-            (State::Size, b';' | b' ' | b'\t') => State::Extension,
+            (State::Size | State::Blank | State::Extension, b'\r') => State::SizeLf,
+            (State::Size | State::Blank, b' ' | b'\t') => self.overhead_byte(State::Blank)?,
+            (State::Size | State::Blank, b';') => State::Extension,
+            (State::Blank, _) => return Err(BadChunk::Size),
             (State::Size, _) => {
                 if self.remaining >> 59 != 0 {
                     return Err(BadChunk::Size);
@@ -158,6 +161,7 @@ mod tests {
             (b"-1\r\n", BadChunk::Size),
             (b"fffffffffffffffff\r\n", BadChunk::Size),
             (b"1\nab", BadChunk::Size),
+            (b"5 5\r\n", BadChunk::Size),
             (b"1;a\nb", BadChunk::LineEnd),
             (b"1\r\nab\r\n", BadChunk::LineEnd),
             (b"1\r\na\n", BadChunk::LineEnd),

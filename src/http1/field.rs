@@ -58,12 +58,9 @@ pub(super) struct Field {
 }
 
 /// Tells the kind of a field by its name. Lengths are compared first, so that a field nobody cares about costs one jump.
-///
-/// A name with an underscore is dropped, as nginx does by default: CGI and PHP read `X_Forwarded_For` and
-/// `X-Forwarded-For` as the same variable, which would let a stranger speak in our name.
 pub(super) fn classify(name: &[u8]) -> Kind {
     let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
-    let known = match name.len() {
+    match name.len() {
         2 if is("te") => Kind::Dropped,
         4 if is("host") => Kind::Host,
         6 if is("expect") => Kind::Expect,
@@ -80,8 +77,16 @@ pub(super) fn classify(name: &[u8]) -> Kind {
         18 if is("proxy-authenticate") => Kind::Dropped,
         19 if is("proxy-authorization") => Kind::Dropped,
         _ => Kind::Kept,
-    };
-    if known == Kind::Kept && memchr::memchr(b'_', name).is_some() { Kind::Dropped } else { known }
+    }
+}
+
+/// The same for a request. A name with an underscore is dropped there, as nginx does by default: CGI and PHP read
+/// `X_Forwarded_For` and `X-Forwarded-For` as the same variable, which would let a stranger speak in our name.
+pub(super) fn classify_request(name: &[u8]) -> Kind {
+    match classify(name) {
+        Kind::Kept if memchr::memchr(b'_', name).is_some() => Kind::Dropped,
+        kind => kind,
+    }
 }
 
 /// What the `Connection` fields of a head ask for.
@@ -102,7 +107,12 @@ pub(super) struct Fields {
 
 impl Fields {
     /// Takes over what `httparse` cut, checks what concerns framing, and marks what must not be passed on.
-    pub(super) fn fill(&mut self, buffer: &[u8], headers: &[httparse::Header<'_>]) -> Result<(), BadHead> {
+    pub(super) fn fill(
+        &mut self,
+        buffer: &[u8],
+        headers: &[httparse::Header<'_>],
+        classify: impl Fn(&[u8]) -> Kind,
+    ) -> Result<(), BadHead> {
         self.list.clear();
         self.connection = ConnectionOptions::default();
         self.content_length = None;

@@ -2,7 +2,7 @@
 
 use std::mem::MaybeUninit;
 
-use super::field::{Fields, Kind, MAX_FIELDS, Span};
+use super::field::{Fields, Kind, MAX_FIELDS, Span, classify_request};
 use super::{BadHead, Framing, Version};
 
 /// The methods that a proxy has to tell apart.
@@ -89,7 +89,7 @@ impl RequestHead {
         self.version = if version == 0 { Version::Http10 } else { Version::Http11 };
         self.method = Method::classify(method.as_bytes());
         self.method_name = Span::of(buffer, method.as_bytes());
-        self.fields.fill(buffer, request.headers)?;
+        self.fields.fill(buffer, request.headers, classify_request)?;
         self.find_target_and_host(buffer, Span::of(buffer, target.as_bytes()))?;
         self.framing = self.body_framing()?;
         let asked = self.fields.connection;
@@ -190,9 +190,16 @@ fn is_host(host: &[u8]) -> bool {
     };
     match &host[name_end..] {
         [] => true,
-        [b':', port @ ..] => port.len() <= 5 && port.iter().all(u8::is_ascii_digit),
+        [b':', port @ ..] => is_port(port),
         _ => false,
     }
+}
+
+/// Digits up to 65535; RFC 3986 section 3.2.3 allows none at all.
+fn is_port(port: &[u8]) -> bool {
+    port.is_empty()
+        || (port.iter().all(u8::is_ascii_digit)
+            && std::str::from_utf8(port).is_ok_and(|port| port.parse::<u16>().is_ok()))
 }
 
 #[cfg(test)]
@@ -257,6 +264,7 @@ mod tests {
             "GET / HTTP/1.1\r\nHost: a b\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: u@a\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a:http\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a:65536\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: []\r\n\r\n",
             "GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n",
         ] {

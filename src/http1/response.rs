@@ -3,7 +3,7 @@
 
 use std::mem::MaybeUninit;
 
-use super::field::{Fields, MAX_FIELDS, Span};
+use super::field::{Fields, MAX_FIELDS, Span, classify};
 use super::request::refusal;
 use super::{BadHead, Framing, Method, Version};
 
@@ -50,7 +50,7 @@ impl ResponseHead {
         self.status = status;
         let reason = response.reason.unwrap_or_default();
         self.reason = if reason.is_empty() { Span::default() } else { Span::of(buffer, reason.as_bytes()) };
-        self.fields.fill(buffer, response.headers)?;
+        self.fields.fill(buffer, response.headers, classify)?;
         let version = if version == 0 { Version::Http10 } else { Version::Http11 };
         if self.fields.chunked && version == Version::Http10 {
             return Err(BadHead::TransferEncoding);

@@ -22,6 +22,9 @@ use crate::http1::{BadHead, Forwarding, Framing, HeadScan, Version, write_reques
 /// How much is read at once while the head of an answer is awaited: enough that most answers come in one piece.
 const ANSWER_READ: usize = 32 * 1024;
 
+/// The most interim heads before an answer. Each starts the wait for the answer anew, so there must be an end of them.
+const MAX_INTERIM: usize = 16;
+
 /// A node is busy with a request until its answer is through, not only until it began.
 struct Inflight<'n>(&'n Node);
 
@@ -158,7 +161,7 @@ impl<R: Route> Exchange<'_, R> {
     /// Sends the request and waits for the final head of the answer; interim ones are passed on (RFC 9110 section
     /// 15.2), so that a client that waits for `100 Continue` gets the node's and not ours.
     async fn receive_head(&mut self) -> Result<(), Failure> {
-        loop {
+        for _ in 0..=MAX_INTERIM {
             let len = self.next_head().await?;
             let Buffers { answer, response, request, to_client, .. } = &mut *self.buffers;
             response.parse(answer, len, request.method).map_err(Failure::BadAnswer)?;
@@ -177,6 +180,7 @@ impl<R: Route> Exchange<'_, R> {
             }
             answer.drain(..len);
         }
+        Err(Failure::BadAnswer(BadHead::Status))
     }
 
     async fn next_head(&mut self) -> Result<usize, Failure> {

@@ -1,6 +1,7 @@
 //! The client of a connection: what every step of a request needs of it.
 
 use std::io;
+use std::net::IpAddr;
 use std::rc::Rc;
 
 use tokio::io::AsyncWriteExt;
@@ -30,7 +31,12 @@ pub(super) struct Client<R> {
     pub(super) stream: TcpStream,
     /// The address as text, for `X-Forwarded-For`.
     pub(super) peer: Box<str>,
+    pub(super) address: IpAddr,
+    /// Whether its `X-Forwarded-*` fields are believed, by the fleet of `judged_by`: a Varnish may have connected
+    /// before the fleet knew it.
     pub(super) trusted: bool,
+    /// The version of the fleet that decided about `trusted`.
+    pub(super) judged_by: Option<u64>,
     pub(super) deadline: Deadline,
 }
 

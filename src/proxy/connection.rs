@@ -33,9 +33,8 @@ pub(super) async fn serve<R: Route>(
     deadline: Deadline,
 ) {
     let address = peer.ip().to_canonical();
-    let trusted = route.trusts(address, &worker.shared.fleet.load());
     let peer = address.to_string().into_boxed_str();
-    let mut client = Client { worker, route, stream, peer, trusted, deadline };
+    let mut client = Client { worker, route, stream, peer, address, trusted: false, judged_by: None, deadline };
     let mut kept = None;
     while let Some(mut buffers) = next_bytes(&mut client, kept.take()).await {
         let after = match read_head(&mut client, &mut buffers).await {

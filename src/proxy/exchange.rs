@@ -68,6 +68,10 @@ async fn try_handle<R: Route>(
 
     let mut node = {
         let fleet = client.worker.shared.fleet.load();
+        if client.judged_by != Some(fleet.version) {
+            client.trusted = client.route.trusts(client.address, &fleet);
+            client.judged_by = Some(fleet.version);
+        }
         client.route.pick(&fleet, draw, None).map_err(Failure::NoNode)?
     };
     let (mut fresh, mut elsewhere) = (false, false);

@@ -30,17 +30,42 @@ pub struct Step {
     pub act: Act,
 }
 
-/// What is drawn from, again and again in another order: so every kind of fault comes in every quarter of a minute.
+/// What is drawn from, again and again in another order: so every kind of fault comes in every half minute, the most
+/// telling ones more than once.
 const DECK: [Kind; 9] = {
-    use Kind::{Clearcoat, Death, Hang};
-    [Hang, Hang, Hang, Hang, Hang, Death, Death, Clearcoat, Clearcoat]
+    use Kind::{Clearcoat, ClearcoatInHang, Death, LongHang, OutlivedHang, ShortHang};
+    [ShortHang, OutlivedHang, OutlivedHang, OutlivedHang, LongHang, Death, Clearcoat, ClearcoatInHang, ClearcoatInHang]
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    Hang,
+    /// Over before `ack_timeout`: purges wait for the node.
+    ShortHang,
+    /// Purges are answered without the node, but no health check has found out: only the fence keeps readers away when
+    /// it runs again.
+    OutlivedHang,
+    /// Health checks find out.
+    LongHang,
+    /// A node is killed, and comes back with an empty cache.
     Death,
+    /// Clearcoat is killed.
     Clearcoat,
+    /// Clearcoat is killed before it could deliver what a hung node misses: only the journal knows it.
+    ClearcoatInHang,
+}
+
+impl Kind {
+    /// How long a node is ill, in ms.
+    fn lasts(self) -> std::ops::Range<u64> {
+        match self {
+            Kind::ShortHang => 200..1000,
+            Kind::OutlivedHang => 1050..1700,
+            Kind::LongHang => 1700..4000,
+            Kind::Death => 100..2000,
+            Kind::ClearcoatInHang => 2500..4000,
+            Kind::Clearcoat => 0..1,
+        }
+    }
 }
 
 /// By when a node that hangs or died is known to be down: the longest interval, and two checks that time out.
@@ -67,14 +92,17 @@ pub fn random(seed: u64, nodes: usize, length: Duration) -> Vec<Step> {
             at = at.max(room_at(&ill, &mut random));
             let well: Vec<usize> = (0..nodes).filter(|&node| ill[node].1 <= at).collect();
             let node = *random.choice(&well).expect("a node that is well");
-            let (begin, end, lasts) = match kind {
-                Kind::Death => (Act::Kill(node), Act::Restart(node), random.u64(100..2000)),
-                // As many short ones, which nobody may have noticed when they are over, as long ones.
-                _ if random.bool() => (Act::Hang(node), Act::Resume(node), random.u64(200..1200)),
-                _ => (Act::Hang(node), Act::Resume(node), random.u64(1200..4000)),
+            let (begin, end) = match kind {
+                Kind::Death => (Act::Kill(node), Act::Restart(node)),
+                _ => (Act::Hang(node), Act::Resume(node)),
             };
+            let lasts = random.u64(kind.lasts());
             ill[node] = (at, (at + Duration::from_millis(lasts)).min(length));
             steps.extend([Step { at, act: begin }, Step { at: ill[node].1, act: end }]);
+            if kind == Kind::ClearcoatInHang {
+                at += Duration::from_millis(random.u64(200..2300));
+                steps.push(Step { at, act: Act::KillClearcoat });
+            }
         }
         at += Duration::from_millis(random.u64(100..900));
     }

@@ -1,6 +1,7 @@
 //! The writers and readers of a run.
 
-use std::io;
+use std::collections::BTreeSet;
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -15,6 +16,10 @@ use crate::support::web::Shop;
 /// The pauses of the clients, in ms at most: the load of a busy shop, and not all that two cores can bear.
 const READER_RESTS: u64 = 5;
 const WRITER_RESTS: u64 = 40;
+
+/// Every other reader reloads a page that does not come for so long. So those who wait for a Varnish when it runs again
+/// have not all been waiting since before the purges that it missed.
+const RELOAD_AFTER: Duration = Duration::from_millis(200);
 
 /// How long a shop takes, at most, from a change to its purge.
 const SAVING: Duration = Duration::from_millis(250);
@@ -33,6 +38,14 @@ pub enum Purging {
     OneByOne(Vec<SocketAddr>),
 }
 
+/// Three of four reads and changes go to a sixth of the pages. These hot ones collide with their purges all the time, and
+/// recover at once from whatever went wrong, by the next purge; the cold ones keep an old version for long where a purge
+/// of theirs was lost.
+fn some_page(random: &mut Rng, pages: &[u64]) -> u64 {
+    let some = if random.u8(..4) > 0 { &pages[..pages.len() / 6] } else { pages };
+    *random.choice(some).expect("pages")
+}
+
 /// Changes pages and purges them until the run is over.
 pub fn write(run: &Run, shop: &Shop, purging: &Purging, pages: &[u64], seed: u64) -> Tally {
     let mut random = Rng::with_seed(seed);
@@ -40,10 +53,10 @@ pub fn write(run: &Run, shop: &Shop, purging: &Purging, pages: &[u64], seed: u64
     while !run.is_over() {
         // Mostly one product is saved; sometimes a few change together, in one purge.
         let together = if random.u8(..5) == 0 { 3 } else { 1 };
-        let versions: Vec<(u64, u64)> = random
-            .choose_multiple(pages, together)
+        let changed: BTreeSet<u64> = (0..together).map(|_| some_page(&mut random, pages)).collect();
+        let versions: Vec<(u64, u64)> = changed
             .into_iter()
-            .map(|&page| {
+            .map(|page| {
                 let (number, content) = run.page(page, |history| (history.change(), history.latest()));
                 shop.set(page, content);
                 (page, number)
@@ -109,12 +122,14 @@ fn purge_one_by_one(run: &Run, nodes: &[SocketAddr], pattern: &str) -> Answer {
 /// Reads random pages until the run is over.
 pub fn read(run: &Run, number: usize, shop: &Shop, edge: SocketAddr, seed: u64) -> Tally {
     let mut random = Rng::with_seed(seed);
+    let pages: Vec<u64> = run.pages().collect();
     let mut reader = Reader { run, number, shop, edge, connection: None, tally: Tally::default() };
     while !run.is_over() {
         if random.u8(..20) == 0 {
             reader.connection = None;
         }
-        reader.read(random.u64(run.pages()));
+        let page = some_page(&mut random, &pages);
+        while !reader.read(page) && !run.is_over() {}
         std::thread::sleep(Duration::from_micros(random.u64(..READER_RESTS * 1000)));
     }
     reader.tally
@@ -136,14 +151,20 @@ struct Kept {
 }
 
 impl Reader<'_> {
-    fn read(&mut self, page: u64) {
+    /// Reads a page; says whether it came.
+    fn read(&mut self, page: u64) -> bool {
         let opening = self.connection.as_ref().map_or_else(|| self.run.now(), |kept| kept.opened);
         let result = self.get(page, opening);
         self.run.has_read(self.number);
         let failure = match result {
             Ok((began, answer)) if answer.status == 200 => {
                 self.judge(page, (began, self.run.now()), &answer);
-                return;
+                return true;
+            }
+            Err(error) if self.reloads() && matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                self.connection = None;
+                self.tally.reloads += 1;
+                return false;
             }
             Ok((_, answer)) => format!("{} {}", answer.status, String::from_utf8_lossy(&answer.body)),
             Err(error) => error.to_string(),
@@ -152,14 +173,22 @@ impl Reader<'_> {
         let what = || format!("request {requests} of its connection, page {page}: {failure}");
         self.tally.cut_off += usize::from(self.run.read_failed(opening, what));
         std::thread::sleep(AFTER_FAILURE);
+        false
+    }
+
+    fn reloads(&self) -> bool {
+        self.number % 2 == 1
     }
 
     /// One request, on the kept connection where there is one, and the moment before it was sent.
     fn get(&mut self, page: u64, opened: Moment) -> io::Result<(Moment, Answer)> {
-        let kept = match &mut self.connection {
-            Some(kept) => kept,
-            none => none.insert(Kept { connection: Connection::open(self.edge)?, opened, requests: 0 }),
-        };
+        if self.connection.is_none() {
+            let connection = Connection::open(self.edge)?;
+            let patience = if self.reloads() { RELOAD_AFTER } else { PATIENCE };
+            connection.stream.set_read_timeout(Some(patience))?;
+            self.connection = Some(Kept { connection, opened, requests: 0 });
+        }
+        let kept = self.connection.as_mut().expect("one was opened");
         kept.requests += 1;
         let began = self.run.reads(self.number, page);
         kept.connection.send(format!("GET /p/{page} HTTP/1.1\r\nHost: shop.test\r\n\r\n"))?;

@@ -55,6 +55,8 @@ pub struct Tally {
     pub reads: usize,
     pub hits: usize,
     pub slowest_read: Duration,
+    /// Reads that took too long for an impatient reader.
+    pub reloads: usize,
     /// Reads and purges that failed because clearcoat was killed.
     pub cut_off: usize,
     pub purges: usize,
@@ -66,6 +68,7 @@ impl std::ops::AddAssign for Tally {
         self.reads += other.reads;
         self.hits += other.hits;
         self.slowest_read = self.slowest_read.max(other.slowest_read);
+        self.reloads += other.reloads;
         self.cut_off += other.cut_off;
         self.purges += other.purges;
         self.slowest_purge = self.slowest_purge.max(other.slowest_purge);

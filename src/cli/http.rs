@@ -3,10 +3,10 @@
 use std::str::FromStr;
 
 use anyhow::{Context, bail};
-use bytes::Bytes;
 use http::uri::Authority;
 use http::{Request, Response, Uri};
 use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 

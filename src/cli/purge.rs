@@ -9,10 +9,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use bytes::Bytes;
 use clap::ArgGroup;
 use http::{HeaderValue, Request, Response, Uri, header};
 use http_body_util::Empty;
+use hyper::body::Bytes;
 use serde::Deserialize;
 
 use super::http::Endpoint;

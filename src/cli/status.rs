@@ -8,9 +8,9 @@ use std::io::{IsTerminal, Write as _};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use bytes::Bytes;
 use http::{Request, header};
 use http_body_util::Empty;
+use hyper::body::Bytes;
 use serde::Deserialize;
 
 use super::http::Endpoint;

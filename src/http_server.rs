@@ -28,6 +28,9 @@ const MAX_CONNECTIONS: usize = 2048;
 /// From the end of one request to the end of the head of the next.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long a body may take that was announced: it is not wanted, so nobody should wait for it for long.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// What a listener does with a request.
 pub trait Handler: Send + Sync + 'static {
     /// Answers a request, whose body was read over. Runs to its end also when the client goes away.
@@ -125,11 +128,15 @@ async fn answer<H: Handler>(
     let (head, body) = request.into_parts();
     // A body means nothing here, but it has to be read over before the next request. One that breaks off takes the
     // connection with it, and not what its head asked for; unless it broke off because we refused it.
-    if let Err(error) = read_over(body).await {
-        tracing::debug!(%error, "a request body broke off");
-        if meter.is_over() {
-            return text(413, "request is too large\n");
+    match tokio::time::timeout(BODY_TIMEOUT, read_over(body)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "a request body broke off");
+            if meter.is_over() {
+                return text(413, "request is too large\n");
+            }
         }
+        Err(_) => tracing::debug!("a request body did not come in time"),
     }
     handler.handle(http::Request::from_parts(head, ()), peer).await
 }

@@ -159,8 +159,8 @@ impl Deliveries {
             self.progressed();
         }
         // Timed out or not: who has the purge is read below, once, for the fence and for the answer.
-        self.context.fence.raise(position);
-        self.outcome(position, forward)
+        let before = self.context.fence.raise(position);
+        self.outcome(position, before, forward)
     }
 
     /// Nobody waits for nodes that are down, nor for those that are late: they get no traffic anyway.
@@ -193,11 +193,17 @@ impl Deliveries {
         }
     }
 
-    fn outcome(&self, position: Position, forward: Option<&Forward>) -> Acknowledged {
+    /// `before`: where the fence was until this purge.
+    fn outcome(&self, position: Position, before: Position, forward: Option<&Forward>) -> Acknowledged {
         let mut outcome = Acknowledged::default();
         for member in self.context.fleet.load().varnish.members() {
             let id = member.node.id();
-            if member.node.live.cursor() < position {
+            let cursor = member.node.live.cursor();
+            if cursor < position {
+                // Once a fall, not once a purge.
+                if cursor >= before {
+                    tracing::warn!(node = %id, position, "node is behind: no traffic until it has every purge");
+                }
                 self.count_fenced(id);
                 outcome.fenced.push(id.clone());
                 continue;

@@ -139,9 +139,6 @@ impl PurgeApi {
         }
         let result = if outcome.fenced.is_empty() { "applied" } else { "fenced" };
         self.metrics.purged(kind, result);
-        for node in &outcome.fenced {
-            tracing::warn!(%node, position, "node is behind: no traffic until it has every purge");
-        }
         let Acknowledged { applied, fenced, invalidated, .. } = outcome;
         tracing::debug!(position, kind, applied = applied.len(), fenced = fenced.len(), "purged");
         let mut response = json(200, &Accepted { position, applied, fenced, invalidated: *invalidated });

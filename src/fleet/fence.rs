@@ -23,9 +23,10 @@ impl Fence {
         self.0.load(Ordering::SeqCst)
     }
 
-    /// The purge at `position` is about to be answered. Never lowers the fence.
-    pub fn raise(&self, position: u64) {
-        self.0.fetch_max(position, Ordering::SeqCst);
+    /// The purge at `position` is about to be answered. Never lowers the fence. Returns where it was: a node that is
+    /// behind now, and was not there, fell behind with this purge.
+    pub fn raise(&self, position: u64) -> u64 {
+        self.0.fetch_max(position, Ordering::SeqCst)
     }
 
     /// Whether this Varnish has every purge that anybody was told is done.

@@ -59,8 +59,9 @@ const WRITERS: u64 = 4;
 const READERS: usize = 12;
 const NODES: usize = 3;
 
-/// How much later than `ack_timeout` (1 s) a purge may be answered on a machine that is busy with all of this.
-const SLOWEST_PURGE: Duration = Duration::from_millis(1000 + 1500);
+/// When Magento gives up a purge. `ack_timeout` is 1 s, and a quiet machine keeps close to it (the tests of failover hold
+/// it to that); here the disk's fsync and two cores are shared with everything else, perhaps with another build.
+const SLOWEST_PURGE: Duration = Duration::from_secs(10);
 
 /// Every reader of a page goes to the same Varnish, also when that hangs: nothing but the fence keeps him away.
 const CONFIG: &str = "[edge]\nlisten = [\"127.0.0.1:0\"]\nbounded_load = 0\n";

@@ -101,22 +101,27 @@ impl Connection {
         Ok(answer)
     }
 
+    /// Reads the line with the size of the next chunk.
+    fn chunk_size(&mut self) -> std::io::Result<usize> {
+        loop {
+            if let Some(at) = self.input.windows(2).position(|window| window == b"\r\n") {
+                let size = String::from_utf8_lossy(&self.input[..at]).into_owned();
+                self.input.drain(..at + 2);
+                return Ok(usize::from_str_radix(&size, 16).expect("a chunk size"));
+            }
+            self.read_more()?;
+        }
+    }
+
     fn chunked_body(&mut self) -> std::io::Result<Vec<u8>> {
         let mut body = Vec::new();
         loop {
-            let line = loop {
-                if let Some(at) = self.input.windows(2).position(|window| window == b"\r\n") {
-                    break at;
-                }
-                self.read_more()?;
-            };
-            let size = String::from_utf8_lossy(&self.input[..line]).into_owned();
-            let size = usize::from_str_radix(&size, 16).expect("a chunk size");
-            while self.input.len() < line + 2 + size + 2 {
+            let size = self.chunk_size()?;
+            while self.input.len() < size + 2 {
                 self.read_more()?;
             }
-            body.extend_from_slice(&self.input[line + 2..line + 2 + size]);
-            self.input.drain(..line + 2 + size + 2);
+            body.extend_from_slice(&self.input[..size]);
+            self.input.drain(..size + 2);
             if size == 0 {
                 return Ok(body);
             }
@@ -169,15 +174,7 @@ impl Connection {
             return self.exactly(length.parse().expect("a length"), take);
         }
         loop {
-            let line = loop {
-                if let Some(at) = self.input.windows(2).position(|window| window == b"\r\n") {
-                    break at;
-                }
-                self.read_more()?;
-            };
-            let size = String::from_utf8_lossy(&self.input[..line]).into_owned();
-            let size = usize::from_str_radix(&size, 16).expect("a chunk size");
-            self.input.drain(..line + 2);
+            let size = self.chunk_size()?;
             self.exactly(size, &mut take)?;
             self.exactly(2, |line_end| assert!(b"\r\n".iter().any(|byte| line_end[0] == *byte), "{line_end:?}"))?;
             if size == 0 {

@@ -68,7 +68,7 @@ fn mix(a: u64, b: u64) -> u64 {
 mod testing {
     use std::sync::Arc;
 
-    use crate::fleet::{Delivery, Health, Live, Member, Node, NodeId, NodeSpec, Role};
+    use crate::fleet::{Delivery, Health, Live, Member, Node, NodeId, NodeSpec, Role, SendProxy};
 
     /// Members `n0`, `n1`, … with these weights.
     pub(super) fn members(weights: &[u32]) -> Vec<Member> {
@@ -79,6 +79,7 @@ mod testing {
                 address: ([127, 0, 0, 1], 80).into(),
                 weight,
                 delivery: Delivery::Magento,
+                send_proxy: SendProxy::Off,
             };
             let node = Arc::new(Node::new(spec, Arc::new(Live::default()), index as u64));
             Member { node, health: Health::Up, reason: "".into(), usable: true }

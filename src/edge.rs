@@ -105,7 +105,7 @@ impl Route for Edge {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::{Delivery, Health, Live, NodeId, NodeSpec, Pool};
+    use crate::fleet::{Delivery, Health, Live, NodeId, NodeSpec, Pool, SendProxy};
 
     fn member(role: Role, id: &str, key: u64, cursor: u64) -> Member {
         let spec = NodeSpec {
@@ -114,6 +114,7 @@ mod tests {
             address: ([127, 0, 0, 1], 80).into(),
             weight: 1,
             delivery: Delivery::Magento,
+            send_proxy: SendProxy::Off,
         };
         let live = Arc::new(Live::default());
         live.set_cursor(cursor);

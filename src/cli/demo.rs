@@ -19,7 +19,7 @@ use tracing_subscriber::filter::LevelFilter;
 use super::serve::{Signals, control_runtime};
 use crate::app::{Addresses, App};
 use crate::config::{Config, StaticNode};
-use crate::fleet::{NodeId, Role};
+use crate::fleet::{NodeId, Role, SendProxy};
 use crate::http_server;
 use crate::shutdown::{self, Shutdown, Stage};
 use crate::telemetry::log;
@@ -105,7 +105,7 @@ fn free_port(wanted: u16) -> std::io::Result<SocketAddr> {
 
 fn node(role: Role, index: usize, address: SocketAddr) -> StaticNode {
     let id = NodeId::try_from(format!("{role}-{}", index + 1)).expect("a role and a number are a node id");
-    StaticNode { role, id, address: address.to_string(), weight: 1, delivery: None }
+    StaticNode { role, id, address: address.to_string(), weight: 1, delivery: None, send_proxy: SendProxy::Off }
 }
 
 async fn start_web_nodes(servers: &mut JoinSet<()>, shutdown: &Shutdown) -> anyhow::Result<Vec<StaticNode>> {

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{Config, Edge, JournalKind, StaticNode, Token, WebChecks};
-use crate::fleet::Role;
+use crate::fleet::{Role, SendProxy};
 
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 const LONGEST_ACK_TIMEOUT: Duration = Duration::from_secs(60);
@@ -138,6 +138,8 @@ fn check_nodes(nodes: &[StaticNode], rules: &mut Rules) {
         rules.require(node.weight <= MAX_WEIGHT, key("weight"), format!("must be 0 to {MAX_WEIGHT}"));
         let tells_web_node = role == Role::Web && node.delivery.is_some();
         rules.require(!tells_web_node, key("delivery"), "only for nodes of role varnish");
+        let is_sent = node.send_proxy == SendProxy::Off || role == Role::Varnish;
+        rules.require(is_sent, key("send_proxy"), "only for nodes of role varnish; a web node takes \"off\"");
         let twin = ids.insert((role, node.id.as_str()), index);
         rules.require(twin.is_none(), key("id"), format!("another {role} node has this id"));
         let twin = addresses.insert((role, node.address.to_ascii_lowercase()), node.id.as_str());

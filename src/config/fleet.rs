@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::fleet::{Delivery, NodeId, Role};
+use crate::fleet::{Delivery, NodeId, Role, SendProxy};
 
 /// `[registry]`: where nodes are learnt from.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -37,6 +37,10 @@ pub struct StaticNode {
     /// How a Varnish is told to drop pages, default `magento`; always set for a Varnish, never for a web node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub delivery: Option<Delivery>,
+    /// Whether connections to this Varnish start with a PROXY header. Default `off`; never anything else for a web
+    /// node.
+    #[serde(default)]
+    pub send_proxy: SendProxy,
 }
 
 fn one() -> u32 {

@@ -92,6 +92,21 @@ pub enum Delivery {
     Magento,
 }
 
+/// Whether connections to a node start with a PROXY header (haproxy.org, doc/proxy-protocol.txt, section 2.2), so that
+/// `client.ip` in its VCL is the client.
+///
+/// The listener of the Varnish must expect the header on every connection (`varnishd -a :6081,PROXY`): it drops a
+/// connection that does not begin with one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SendProxy {
+    /// They start with HTTP.
+    #[default]
+    Off,
+    /// They start with a header of version 2.
+    V2,
+}
+
 /// What the registry says about one node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeSpec {
@@ -105,6 +120,8 @@ pub struct NodeSpec {
     pub weight: u32,
     /// How it is told to drop pages (Varnish only).
     pub delivery: Delivery,
+    /// Whether connections to it start with a PROXY header (Varnish only).
+    pub send_proxy: SendProxy,
 }
 
 /// One node of one snapshot: what the registry says, and the counters that outlive it.

@@ -88,7 +88,7 @@ impl Pool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::{Delivery, Live, NodeSpec};
+    use crate::fleet::{Delivery, Live, NodeSpec, SendProxy};
 
     fn pool(states: &[(&str, Health)], panic_threshold: f64) -> Pool {
         let member = |(index, (id, health)): (usize, &(&str, Health))| {
@@ -98,6 +98,7 @@ mod tests {
                 address: ([127, 0, 0, 1], 80).into(),
                 weight: 1,
                 delivery: Delivery::Magento,
+                send_proxy: SendProxy::Off,
             };
             let node = Arc::new(Node::new(spec, Arc::new(Live::default()), index as u64));
             Member { node, health: *health, reason: "".into(), usable: false }

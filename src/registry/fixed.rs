@@ -36,8 +36,9 @@ async fn announce_once(nodes: Vec<StaticNode>, events: &mpsc::Sender<Event>) -> 
     for node in nodes {
         match resolve(&node.address).await {
             Ok(address) => {
-                let StaticNode { role, id, weight, delivery, .. } = node;
-                let spec = NodeSpec { role, id, address, weight, delivery: delivery.unwrap_or_default() };
+                let StaticNode { role, id, weight, delivery, send_proxy, .. } = node;
+                let delivery = delivery.unwrap_or_default();
+                let spec = NodeSpec { role, id, address, weight, delivery, send_proxy };
                 if events.send(Event::Joined(spec)).await.is_err() {
                     return Vec::new();
                 }

@@ -17,6 +17,7 @@ mod error;
 mod fleet;
 mod health;
 mod journal;
+mod limits;
 mod process;
 mod purge;
 mod raw;
@@ -28,11 +29,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use edge::{Edge, Origin, WhenAllBehind};
+pub use edge::{Edge, Origin, ProxyProtocol, TlsListener, WhenAllBehind};
 pub use error::{ConfigError, ConfigErrors};
 pub use fleet::{Registry, RegistryKind, StaticNode};
 pub use health::{HealthChecks, VarnishChecks, WebChecks};
 pub use journal::{Journal, JournalKind};
+pub use limits::Limits;
 pub use process::{Admin, Log, LogFormat, LogLevel, Runtime};
 pub use purge::PurgeListener;
 pub use token::{Token, TokenError};
@@ -54,6 +56,8 @@ pub struct Config {
     pub edge: Edge,
     /// Varnish's own requests to the web nodes.
     pub origin: Origin,
+    /// What a client, or an answer, may take.
+    pub limits: Limits,
     /// Purges from Magento to every Varnish.
     pub purge: PurgeListener,
     /// Metrics, status page and API.
@@ -77,8 +81,9 @@ impl Config {
     /// Reads the file and the environment.
     ///
     /// The file is `path`, else what `CLEARCOAT_CONFIG` names, else `clearcoat.toml` in the working directory if
-    /// there is one. Variables override the file: `CLEARCOAT_EDGE__LISTEN` for `edge.listen`, and `CLEARCOAT_NODE`
-    /// (a TOML array of inline tables) for all `[[node]]` tables. Variables without `__` are somebody else's:
+    /// there is one. Variables override the file: `CLEARCOAT_EDGE__LISTEN` for `edge.listen`; a TOML array
+    /// of inline tables in `CLEARCOAT_NODE` for all `[[node]]` tables, and in `CLEARCOAT_EDGE__TLS` for all
+    /// `[[edge.tls]]` tables. Variables without `__` are somebody else's:
     /// Kubernetes sets `CLEARCOAT_PORT` and its like in every pod beside a service of that name.
     ///
     /// # Errors
@@ -126,8 +131,11 @@ impl Config {
         report.finish(config)
     }
 
-    /// Writes out the defaults that depend on other keys.
+    /// Writes out the defaults that depend on other keys, and leaves one way to say one thing.
     fn fill_in(&mut self) {
+        if self.edge.offload_header.eq_ignore_ascii_case("X-Forwarded-Proto") {
+            self.edge.offload_header.clear();
+        }
         for node in &mut self.nodes {
             if node.role == crate::fleet::Role::Varnish {
                 node.delivery.get_or_insert_default();

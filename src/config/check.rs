@@ -9,14 +9,39 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
-use super::{Config, Edge, JournalKind, StaticNode, Token, WebChecks};
+use super::{Config, Edge, JournalKind, Limits, ProxyProtocol, StaticNode, Token, WebChecks};
 use crate::fleet::{Role, SendProxy};
 
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 const LONGEST_ACK_TIMEOUT: Duration = Duration::from_secs(60);
+const HEAD: RangeInclusive<usize> = 1024..=1 << 20;
+const FIELDS: RangeInclusive<usize> = 16..=256;
+const LONGEST_HEADER_TIMEOUT: Duration = Duration::from_secs(600);
 const MAX_REQUEST: RangeInclusive<usize> = 1024..=16 << 20;
 const MAX_WEIGHT: u32 = 65_535;
 const MAX_WORKERS: usize = 1024;
+const LONGEST_SPIN: Duration = Duration::from_millis(10);
+
+/// Header fields that say how a message is framed and where it goes, or that the edge writes anew for each request: a
+/// second meaning for one of them would break the first.
+const TAKEN_FIELDS: [&str; 16] = [
+    "Connection",
+    "Content-Length",
+    "Expect",
+    "Host",
+    "HTTP2-Settings",
+    "Keep-Alive",
+    "Proxy-Authenticate",
+    "Proxy-Authorization",
+    "Proxy-Connection",
+    "TE",
+    "Trailer",
+    "Transfer-Encoding",
+    "Upgrade",
+    "Via",
+    "X-Forwarded-For",
+    "X-Forwarded-Host",
+];
 
 /// A rule that a configuration breaks.
 pub(super) struct Violation {
@@ -44,6 +69,7 @@ impl Config {
         let mut rules = Rules::default();
         self.check_listeners(&mut rules);
         check_edge(&self.edge, &mut rules);
+        check_limits(&self.limits, &mut rules);
         let ack_timeout = self.purge.ack_timeout;
         let in_bounds = !ack_timeout.is_zero() && ack_timeout <= LONGEST_ACK_TIMEOUT;
         rules.require(in_bounds, "purge.ack_timeout", "must be above 0s and at most 60s");
@@ -57,6 +83,7 @@ impl Config {
         self.check_health(&mut rules);
         let enough = self.runtime.workers <= MAX_WORKERS;
         rules.require(enough, "runtime.workers", format!("must be at most {MAX_WORKERS}; 0 is one for each core"));
+        rules.require(self.runtime.spin <= LONGEST_SPIN, "runtime.spin", "must be at most 10ms; 0us sleeps at once");
         rules.0
     }
 
@@ -80,14 +107,15 @@ impl Config {
             ("admin", &self.admin.listen),
         ] {
             rules.require(!addresses.is_empty(), format!("{section}.listen"), "must hold at least one ADDRESS:PORT");
-            for (index, address) in addresses.iter().enumerate().filter(|(_, address)| address.port() != 0) {
-                let key = format!("{section}.listen[{index}]");
-                if let Some(other) = taken.get(address) {
-                    rules.require(false, key, format!("{address} is already taken by {other}"));
-                } else {
-                    taken.insert(*address, key);
-                }
-            }
+            claim(&mut taken, &format!("{section}.listen"), addresses, rules);
+        }
+        for (index, table) in self.edge.tls.iter().enumerate() {
+            let key = |name: &str| format!("edge.tls[{index}].{name}");
+            rules.require(!table.listen.is_empty(), key("listen"), "must hold at least one ADDRESS:PORT");
+            // What another of these tables has is not taken: they share the socket.
+            claim(&mut taken.clone(), &key("listen"), &table.listen, rules);
+            rules.require(table.cert != Path::new(""), key("cert"), "must name a file, a certificate chain in PEM");
+            rules.require(table.key != Path::new(""), key("key"), "must name a file, a private key in PEM");
         }
     }
 
@@ -114,6 +142,18 @@ impl Config {
     }
 }
 
+/// Takes each address for its listener, and blames those that another has. Port 0 is another port each time.
+fn claim(taken: &mut HashMap<SocketAddr, String>, listen: &str, addresses: &[SocketAddr], rules: &mut Rules) {
+    for (index, address) in addresses.iter().enumerate().filter(|(_, address)| address.port() != 0) {
+        let key = format!("{listen}[{index}]");
+        if let Some(other) = taken.get(address) {
+            rules.require(false, key, format!("{address} is already taken by {other}"));
+        } else {
+            taken.insert(*address, key);
+        }
+    }
+}
+
 fn check_edge(edge: &Edge, rules: &mut Rules) {
     let bounded_load = edge.bounded_load;
     rules.require(bounded_load == 0.0 || bounded_load >= 1.0, "edge.bounded_load", "must be 0 (off) or at least 1.0");
@@ -125,6 +165,26 @@ fn check_edge(edge: &Edge, rules: &mut Rules) {
     }
     let reason = "must be at least 1; set edge.when_all_behind to serve or refuse for no bypass";
     rules.require(edge.bypass_max_requests_per_node >= 1, "edge.bypass_max_requests_per_node", reason);
+    let has_senders = edge.proxy_protocol == ProxyProtocol::Off || !edge.trusted_proxies.is_empty();
+    let reason = "must hold who sends the PROXY header when edge.proxy_protocol is accept, such as [\"10.9.0.0/16\"]";
+    rules.require(has_senders, "edge.trusted_proxies", reason);
+    let reason = format!(
+        "must be empty or a header name of letters, digits and !#$%&'*+-.^`|~ such as SSL-OFFLOADED, but none of {}",
+        TAKEN_FIELDS.join(", ")
+    );
+    rules.require(is_offload_header(&edge.offload_header), "edge.offload_header", reason);
+}
+
+fn check_limits(limits: &Limits, rules: &mut Rules) {
+    for (key, bytes) in [("limits.max_head", limits.max_head), ("limits.max_answer_head", limits.max_answer_head)] {
+        let (least, most) = HEAD.into_inner();
+        rules.require(HEAD.contains(&bytes), key, format!("must be {least} to {most} bytes"));
+    }
+    let (least, most) = FIELDS.into_inner();
+    let in_bounds = FIELDS.contains(&limits.max_fields);
+    rules.require(in_bounds, "limits.max_fields", format!("must be {least} to {most}"));
+    let in_bounds = !limits.header_timeout.is_zero() && limits.header_timeout <= LONGEST_HEADER_TIMEOUT;
+    rules.require(in_bounds, "limits.header_timeout", "must be above 0s and at most 600s");
 }
 
 fn check_nodes(nodes: &[StaticNode], rules: &mut Rules) {
@@ -161,6 +221,14 @@ fn check_web(web: &WebChecks, rules: &mut Rules) {
     rules.require((0.0..=1.0).contains(&web.panic_threshold), "health.web.panic_threshold", "must be 0 to 1");
 }
 
+/// Whether a header may say that the client came by TLS: a token (RFC 9110 section 5.6.2) that has no other meaning.
+/// An underscore is refused, though a token may have one: the origin listener drops such names from every request.
+/// Magento's `SSL_OFFLOADED` is set by `SSL-OFFLOADED`, since PHP reads both as the same.
+fn is_offload_header(name: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^`|~".contains(&byte);
+    name.bytes().all(is_allowed) && !TAKEN_FIELDS.iter().any(|taken| taken.eq_ignore_ascii_case(name))
+}
+
 /// Whether an address has a host and a port. Whether the host exists is found out when it is resolved.
 fn is_host_port(address: &str) -> bool {
     let Some((host, port)) = address.rsplit_once(':') else { return false };
@@ -175,6 +243,16 @@ fn is_host_port(address: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_header_that_tells_of_tls_is_a_token_with_no_other_meaning() {
+        for good in ["", "X-Forwarded-Proto", "SSL-OFFLOADED", "x.tls~1"] {
+            assert!(is_offload_header(good), "{good}");
+        }
+        for bad in ["SSL_OFFLOADED", "a b", "a:", "a\r\nb", "ü", "Host", "host", "te", "X-FORWARDED-FOR"] {
+            assert!(!is_offload_header(bad), "{bad}");
+        }
+    }
 
     #[test]
     fn an_address_is_a_host_and_a_port() {

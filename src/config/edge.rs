@@ -1,6 +1,7 @@
 //! `[edge]` and `[origin]`: the two balanced listeners.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -28,9 +29,20 @@ pub struct Edge {
     /// Requests in flight that a bypass may put on one web node; beyond it the Varnish that is least behind serves.
     /// At least 1, default 32.
     pub bypass_max_requests_per_node: u32,
-    /// Networks whose `X-Forwarded-*` headers are believed; a bare address is one host. Default none.
+    /// Networks whose `X-Forwarded-*` headers are believed, and whose PROXY header where `proxy_protocol` says so;
+    /// a bare address is one host. Default none.
     #[serde(deserialize_with = "text::list", serialize_with = "text::write_list")]
     pub trusted_proxies: Vec<IpNet>,
+    /// Whether the peers in `trusted_proxies` send a PROXY header. Default `off`.
+    pub proxy_protocol: ProxyProtocol,
+    /// Whether TLS listeners offer HTTP/2 (`h2` in ALPN, RFC 9113 section 3.2). Default true.
+    pub http2: bool,
+    /// A header that says `https` to Magento and to its VCL when the client came by TLS: what the shop has under
+    /// `web/secure/offloader_header`. A stranger's own is dropped. Default empty: `X-Forwarded-Proto`, which is
+    /// always written, is enough; to name that one is read as empty.
+    pub offload_header: String,
+    /// `[[edge.tls]]`: where clients connect with TLS. Default none.
+    pub tls: Vec<TlsListener>,
 }
 
 impl Default for Edge {
@@ -45,8 +57,39 @@ impl Default for Edge {
             when_all_behind: WhenAllBehind::Bypass,
             bypass_max_requests_per_node: 32,
             trusted_proxies: Vec::new(),
+            proxy_protocol: ProxyProtocol::Off,
+            http2: true,
+            offload_header: String::new(),
+            tls: Vec::new(),
         }
     }
+}
+
+/// Whether a PROXY header is expected (haproxy.org, doc/proxy-protocol.txt).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProxyProtocol {
+    /// From nobody.
+    Off,
+    /// A peer in `trusted_proxies` must start with a header of version 1 or 2; what any other peer sends is HTTP, so
+    /// that no stranger names the address he comes from.
+    Accept,
+}
+
+/// `[[edge.tls]]`: one certificate and the addresses that it answers on.
+///
+/// Tables with the same address in `listen` share its socket: the name that the client asks for (SNI, RFC 6066
+/// section 3) chooses among their certificates, and the first is for everybody else.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsListener {
+    /// Where clients connect; at least one, port 0 takes any free port.
+    #[serde(deserialize_with = "text::list")]
+    pub listen: Vec<SocketAddr>,
+    /// A PEM file: the certificate, then those between it and its root. Read when TLS is set up.
+    pub cert: PathBuf,
+    /// A PEM file: the private key of the certificate. Read when TLS is set up.
+    pub key: PathBuf,
 }
 
 /// What becomes of client requests while every Varnish is behind.

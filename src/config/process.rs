@@ -1,6 +1,7 @@
 //! `[admin]`, `[runtime]` and `[log]`: the process itself.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +29,10 @@ impl Default for Admin {
 pub struct Runtime {
     /// Worker threads, at most 1024; 0 (the default) is one for each core.
     pub workers: usize,
+    /// How long a worker that has nothing to do polls before it sleeps: less latency for a whole core. At most 10ms;
+    /// 0us (the default) sleeps at once.
+    #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
+    pub spin: Duration,
 }
 
 /// `[log]`: what is logged and how.

@@ -95,8 +95,13 @@ impl Raw {
         if let Some(Value::Array(values)) = as_array {
             return values.into_iter().map(Raw::from).enumerate().collect();
         }
+        let item = |text: &str| Raw::Text { variable: variable.to_owned(), text: text.to_owned() };
+        // Tables that are not TOML are one mistake, however many commas are in them.
+        if text.trim_start_matches(|c: char| c == '[' || c.is_whitespace()).starts_with('{') {
+            return vec![(0, item(text))];
+        }
         let parts = text.split(',').map(str::trim).filter(|_| !text.trim().is_empty());
-        parts.map(|part| Raw::Text { variable: variable.to_owned(), text: part.to_owned() }).enumerate().collect()
+        parts.map(item).enumerate().collect()
     }
 
     /// Takes out what stands at a path; false if nothing does.

@@ -108,6 +108,15 @@ impl Reader {
             .ok_or_else(|| Reason::Other(format!("wanted a whole number from 0 to {max}")))
     }
 
+    fn boolean(self) -> Result<bool, Reason> {
+        let truth = match self.0 {
+            Raw::Text { text, .. } => text.trim().parse().ok(),
+            Raw::Scalar(Value::Boolean(truth)) => Some(truth),
+            _ => None,
+        };
+        truth.ok_or_else(|| wanted("true or false"))
+    }
+
     fn number(self) -> Result<f64, Reason> {
         let number = match self.0 {
             Raw::Text { text, .. } => text.trim().parse().ok(),
@@ -136,6 +145,10 @@ impl<'de> Deserializer<'de> for Reader {
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Reason> {
         visitor.visit_string(self.string()?)
+    }
+
+    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Reason> {
+        visitor.visit_bool(self.boolean()?)
     }
 
     fn deserialize_u16<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Reason> {
@@ -169,7 +182,7 @@ impl<'de> Deserializer<'de> for Reader {
 
     fn deserialize_struct<V: Visitor<'de>>(
         self,
-        _: &'static str,
+        name: &'static str,
         _: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Reason> {
@@ -177,7 +190,11 @@ impl<'de> Deserializer<'de> for Reader {
             Raw::Table { entries, .. } => {
                 visitor.visit_map(MapDeserializer::new(entries.into_iter().map(|(key, value)| (key, Reader(value)))))
             }
-            Raw::Text { .. } => Err(wanted("a TOML array of inline tables such as [{role = \"web\", …}]")),
+            Raw::Text { .. } => Err(wanted(match name {
+                "StaticNode" => "a TOML array of inline tables such as [{role = \"web\", …}]",
+                "TlsListener" => "a TOML array of inline tables such as [{listen = [\"0.0.0.0:8443\"], …}]",
+                _ => "a table; set each of its keys by a variable of its own",
+            })),
             _ => Err(wanted("a table")),
         }
     }
@@ -193,7 +210,7 @@ impl<'de> Deserializer<'de> for Reader {
     }
 
     serde::forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 u8 i128 u128 f32 char str string bytes byte_buf unit unit_struct newtype_struct tuple
+        i8 i16 i32 i64 u8 i128 u128 f32 char str string bytes byte_buf unit unit_struct newtype_struct tuple
         tuple_struct map identifier ignored_any
     }
 }

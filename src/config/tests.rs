@@ -1,5 +1,7 @@
 //! The corpus in `tests/config` and what needs an environment.
 
+use std::collections::BTreeSet;
+
 use super::*;
 
 const CORPUS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/config");
@@ -40,14 +42,30 @@ fn each_valid_file_is_read_and_its_effective_form_reads_the_same() {
 #[test]
 fn the_documented_example_names_every_key() {
     let text = std::fs::read_to_string(Path::new(CORPUS).join("valid/full.toml")).unwrap();
-    let written: toml::Table = text.parse().unwrap();
-    let effective: toml::Table = with(&text, &[]).unwrap().to_toml().unwrap().parse().unwrap();
-    for (section, value) in effective {
-        let Some(keys) = value.as_table() else { continue };
-        for key in keys.keys() {
-            assert!(written[&section].get(key).is_some(), "{section}.{key}");
+    let written = keys(&text);
+    for key in keys(&with(&text, &[]).unwrap().to_toml().unwrap()) {
+        assert!(written.contains(&key), "{key}");
+    }
+}
+
+/// The keys of a document, without the places of list items: `edge.tls.listen`.
+fn keys(text: &str) -> BTreeSet<String> {
+    fn walk(value: &toml::Value, path: &str, keys: &mut BTreeSet<String>) {
+        match value {
+            toml::Value::Table(entries) => {
+                for (name, value) in entries {
+                    let path = format!("{path}.{name}");
+                    walk(value, &path, keys);
+                    keys.insert(path);
+                }
+            }
+            toml::Value::Array(items) => items.iter().for_each(|item| walk(item, path, keys)),
+            _ => {}
         }
     }
+    let mut keys = BTreeSet::new();
+    walk(&toml::Value::Table(text.parse().unwrap()), "", &mut keys);
+    keys
 }
 
 #[test]
@@ -66,6 +84,9 @@ fn a_variable_is_read_as_what_its_key_wants() {
         ("CLEARCOAT_HEALTH__WEB__HOST", "8080"),
         ("CLEARCOAT_HEALTH__WEB__EXPECT", "200,204"),
         ("CLEARCOAT_EDGE__TRUSTED_PROXIES", ""),
+        ("CLEARCOAT_EDGE__HTTP2", "false"),
+        ("CLEARCOAT_LIMITS__MAX_BODY", "5000000000"),
+        ("CLEARCOAT_RUNTIME__SPIN", "50us"),
     ]);
     let config = config.unwrap();
     assert_eq!(config.edge.listen, ["[::]:8080".parse().unwrap(), "127.0.0.1:0".parse().unwrap()]);
@@ -76,6 +97,9 @@ fn a_variable_is_read_as_what_its_key_wants() {
     assert_eq!(config.health.web.host, "8080");
     assert_eq!(config.health.web.expect, [200, 204]);
     assert!(config.edge.trusted_proxies.is_empty());
+    assert!(!config.edge.http2);
+    assert_eq!(config.limits.max_body, 5_000_000_000);
+    assert_eq!(config.runtime.spin.as_micros(), 50);
 }
 
 #[test]
@@ -89,6 +113,31 @@ fn variables_win_over_the_file_and_nodes_are_replaced_as_a_whole() {
 }
 
 #[test]
+fn one_variable_holds_all_certificates() {
+    let file = "[[edge.tls]]\nlisten = ['0.0.0.0:443']\ncert = 'old.pem'\nkey = 'old.key'\n";
+    let tables = r#"[{listen = ["0.0.0.0:8443"], cert = "a.pem", key = "a.key"},
+        {listen = ["0.0.0.0:8443", "[::]:8443"], cert = "b.pem", key = "b.key"}]"#;
+    let tls = with(file, &[("CLEARCOAT_EDGE__TLS", tables)]).unwrap().edge.tls;
+    assert_eq!(tls.iter().map(|table| table.cert.to_str().unwrap()).collect::<Vec<_>>(), ["a.pem", "b.pem"]);
+    assert_eq!(tls[1].listen, ["0.0.0.0:8443".parse().unwrap(), "[::]:8443".parse().unwrap()]);
+    assert!(with(file, &[("CLEARCOAT_EDGE__TLS", "")]).unwrap().edge.tls.is_empty());
+}
+
+#[test]
+fn the_header_that_is_always_written_is_no_other_header() {
+    let header = |name: &str| with(&format!("edge.offload_header = '{name}'"), &[]).unwrap().edge.offload_header;
+    assert_eq!(header("x-forwarded-proto"), "");
+    assert_eq!(header("SSL-OFFLOADED"), "SSL-OFFLOADED");
+}
+
+#[test]
+fn no_time_at_all_reads_as_it_prints() {
+    let config = with("runtime.spin = '0us'", &[]).unwrap();
+    assert!(config.runtime.spin.is_zero());
+    assert!(config.to_toml().unwrap().contains("spin = \"0s\""));
+}
+
+#[test]
 fn a_wrong_variable_is_named_with_its_key_and_value() {
     for (variable, value, error) in [
         ("CLEARCOAT_EDGE__POLCY", "random", "unknown key; allowed: listen, policy, "),
@@ -97,6 +146,17 @@ fn a_wrong_variable_is_named_with_its_key_and_value() {
         ("CLEARCOAT_HEALTH__WEB__EXPECT", "200,6000", "health.web.expect[1] = \"6000\": must be 100 to 599"),
         ("CLEARCOAT_NODE", "web", "node[0] = \"web\": wanted a TOML array of inline tables"),
         ("CLEARCOAT_NODE", "[{role = 'web', id = 'a'}]", "node[0].address: wanted, but missing"),
+        ("CLEARCOAT_NODE", "[{role = 'web', id = a, address = 'a:80'}]", "node[0] = \"[{role = "),
+        (
+            "CLEARCOAT_EDGE__TLS",
+            "a.pem",
+            "edge.tls[0] = \"a.pem\": wanted a TOML array of inline tables such as [{listen",
+        ),
+        ("CLEARCOAT_EDGE__TLS", "{cert = 'a.pem', key = 'a.key'}", "edge.tls[0] = \"{cert = "),
+        ("CLEARCOAT_EDGE__TLS", "[{cert = 'a.pem', key = 'a.key'}]", "edge.tls[0].listen: wanted, but missing"),
+        ("CLEARCOAT_EDGE__TLS__CERT", "a.pem", "edge.tls: wanted a list"),
+        ("CLEARCOAT_EDGE__HTTP2", "on", "edge.http2 = \"on\": wanted true or false"),
+        ("CLEARCOAT_HEALTH__WEB", "/", "health.web = \"/\": wanted a table; set each of its keys by a variable"),
         ("CLEARCOAT_EDGE__LISTEN__X", "1", "edge.listen: wanted a list"),
     ] {
         let errors = from_env(&[(variable, value)]).unwrap_err();

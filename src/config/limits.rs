@@ -1,0 +1,59 @@
+//! `[limits]`: what one stranger may take.
+//!
+//! Each limit bounds something that a client, or a page that went wrong, could otherwise grow for ever: a buffer, a
+//! list, a wait, a share of the open files. They hold for the edge and for the origin listener, because an answer
+//! passes both, and a request that one lets through would only fail at the other. What tells one client from another
+//! holds for the edge alone: the clients of the origin are the Varnish nodes, who are few, are trusted, and are as slow
+//! as the clients they wait for.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::text;
+
+/// `[limits]`: edge and origin, unless a key says otherwise.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// The most that a request's head may have, in bytes; beyond it the answer is 431 (RFC 6585 section 5).
+    /// 1024 to 1048576, default 32768: what Varnish takes (its parameter `http_req_size`).
+    pub max_head: usize,
+    /// The most that the head of a node's answer may have, in bytes; beyond it the client gets 502. 1024 to 1048576,
+    /// default 65536: Magento lists the tags of a page in its head.
+    pub max_answer_head: usize,
+    /// The most header fields that one head may have, of a request or of an answer. 16 to 256, default 100.
+    pub max_fields: usize,
+    /// The most that a request's body may have, in bytes; beyond it the answer is 413. 0 (the default) is no limit:
+    /// how large an upload may be is the shop's own decision.
+    pub max_body: u64,
+    /// How long a request's head may take from its first byte to its last; then the answer is 408. The same time is
+    /// given to a TLS handshake and to a PROXY header. Above 0s, at most 600s, default 10s.
+    #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
+    pub header_timeout: Duration,
+    /// Edge only. How many bytes a second a client must send or take on average, once a body is 20 s old; 0 is no
+    /// such limit. Default 500, as Apache's mod_reqtimeout has it.
+    pub min_body_rate: u64,
+    /// Edge only. Client connections of the whole process; 0 (the default) is as many as the limit of open files
+    /// leaves room for.
+    pub max_connections: usize,
+    /// Edge only. Client connections from one address; 0 (the default) is no limit. Addresses in
+    /// `edge.trusted_proxies` are exempt, since many clients come through them; where such a proxy sends a PROXY
+    /// header, the address in it counts.
+    pub max_connections_per_address: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            max_head: 32 << 10,
+            max_answer_head: 64 << 10,
+            max_fields: 100,
+            max_body: 0,
+            header_timeout: Duration::from_secs(10),
+            min_body_rate: 500,
+            max_connections: 0,
+            max_connections_per_address: 0,
+        }
+    }
+}

@@ -26,7 +26,7 @@
 //! | services | [`edge`] [`origin`] [`proxy`] [`purge_api`] [`admin`] [`delivery`] [`fleet_keeper`] [`http_server`] | everything below, and few named neighbours |
 //! | edges to the world | [`registry`] [`journal`] [`varnish`] [`upstream`] [`probe`] | below; never each other |
 //! | base | [`config`] [`telemetry`] [`shutdown`] | pure; never each other |
-//! | pure | [`fleet`] [`balance`] [`purge`] [`http1`] | no runtime, no socket, no clock, no global randomness |
+//! | pure | [`fleet`] [`balance`] [`purge`] [`http1`] [`proxy_protocol`] | no runtime, no socket, no clock, no global randomness |
 
 pub mod admin;
 pub mod app;
@@ -43,6 +43,7 @@ pub mod journal;
 pub mod origin;
 pub mod probe;
 pub mod proxy;
+pub mod proxy_protocol;
 pub mod purge;
 pub mod purge_api;
 pub mod registry;

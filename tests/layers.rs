@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// The layers from the bottom up, and the modules of each.
 const LAYERS: [(&str, &[&str]); 6] = [
-    ("pure", &["fleet", "balance", "purge", "http1"]),
+    ("pure", &["fleet", "balance", "purge", "http1", "proxy_protocol"]),
     ("base", &["config", "telemetry", "shutdown"]),
     ("edges to the world", &["registry", "journal", "varnish", "upstream", "probe"]),
     ("services", &["edge", "origin", "proxy", "purge_api", "admin", "delivery", "fleet_keeper", "http_server"]),

@@ -11,7 +11,7 @@
 //! else, so that neither a purge storm nor a slow registry costs a request anything but CPU.
 
 use std::convert::Infallible;
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::admin::Admin;
-use crate::config::{Config, JournalKind};
+use crate::config::{Config, JournalKind, Limits as ClientLimits};
 use crate::delivery::{self, Deliveries};
 use crate::edge::Edge;
 use crate::fleet::{Fence, Snapshot};
@@ -148,9 +148,15 @@ impl App {
             servers.spawn(http_server::serve(listener, Arc::clone(&admin_api), MAX_ADMIN_REQUEST, shutdown.clone()));
         }
 
+        let limits = Arc::new(config.limits.clone());
+        let admission = Arc::new(proxy::Admission::new(
+            max_connections(&limits),
+            limits.max_connections_per_address,
+            metrics.edge_connections.clone(),
+        ));
         let edge_route = Edge::new(&config.edge, fence, Arc::clone(&metrics));
         let origin_route = Origin::new(&config.origin);
-        let shared = proxy::Shared { fleet, metrics, suspects: suspects_sender, shutdown };
+        let shared = proxy::Shared { fleet, metrics, suspects: suspects_sender, limits, admission, shutdown };
         let sockets = edge.into_iter().zip(origin);
         let (workers, edge_in_use) = start_workers(sockets, &shared, &edge_route, &origin_route, &open)?;
         let shutdown = shutdown_handle;
@@ -215,7 +221,7 @@ impl App {
 /// Starts the workers, each with its sockets of edge and origin. What comes with them is closed when the process drains
 /// and no client is left at any worker's edge.
 fn start_workers(
-    sockets: impl Iterator<Item = (Vec<StdListener>, Vec<StdListener>)>,
+    sockets: impl Iterator<Item = (Vec<proxy::Listener>, Vec<proxy::Listener>)>,
     shared: &proxy::Shared,
     edge_route: &Edge,
     origin_route: &Origin,
@@ -251,6 +257,17 @@ async fn open_edge(
     open.closed().await;
 }
 
+/// As many client connections as the configuration says, or as there may be open files for: each can have another one
+/// to a node, and some are for everything else.
+fn max_connections(limits: &ClientLimits) -> usize {
+    const EVERYTHING_ELSE: u64 = 256;
+    if limits.max_connections != 0 {
+        return limits.max_connections;
+    }
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(files.saturating_sub(EVERYTHING_ELSE) / 2).unwrap_or(usize::MAX).max(1)
+}
+
 fn open_journal(config: &Config) -> anyhow::Result<Arc<dyn Journal>> {
     let limits = Limits { retention: config.journal.retention, ..Limits::default() };
     Ok(match config.journal.kind {
@@ -265,14 +282,15 @@ fn bind_workers(
     workers: usize,
     listener: &str,
     bound: &mut Vec<SocketAddr>,
-) -> anyhow::Result<Vec<Vec<StdListener>>> {
-    let mut sockets: Vec<Vec<StdListener>> = (0..workers).map(|_| Vec::new()).collect();
+) -> anyhow::Result<Vec<Vec<proxy::Listener>>> {
+    let mut sockets: Vec<Vec<proxy::Listener>> = (0..workers).map(|_| Vec::new()).collect();
     for address in addresses {
         let failed = || format!("{listener}.listen: {address}");
         let of_address = proxy::bind(*address, workers).with_context(failed)?;
         let local = of_address[0].local_addr().with_context(failed)?;
         tracing::info!(listener, address = %local, "listening");
         bound.push(local);
+        let of_address = of_address.into_iter().map(|socket| proxy::Listener { socket, tls: None });
         sockets.iter_mut().zip(of_address).for_each(|(worker, socket)| worker.push(socket));
     }
     Ok(sockets)

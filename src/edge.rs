@@ -11,7 +11,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use crate::balance::{self, Draw, Policy};
-use crate::config::{self, WhenAllBehind};
+use crate::config::{self, ProxyProtocol, WhenAllBehind};
 use crate::fleet::{Fence, Member, Node, Role, Snapshot};
 use crate::http1::{Method, RequestHead};
 use crate::proxy::{IgnoredParameters, NoNode, Route, request_key};
@@ -27,6 +27,8 @@ pub struct Edge {
     when_all_behind: WhenAllBehind,
     bypass_max_requests_per_node: u32,
     trusted_proxies: Arc<[IpNet]>,
+    accepts_proxy_header: bool,
+    offload_header: Arc<str>,
     fence: Arc<Fence>,
     metrics: Arc<Metrics>,
 }
@@ -41,9 +43,15 @@ impl Edge {
             when_all_behind: config.when_all_behind,
             bypass_max_requests_per_node: config.bypass_max_requests_per_node,
             trusted_proxies: config.trusted_proxies.clone().into(),
+            accepts_proxy_header: config.proxy_protocol == ProxyProtocol::Accept,
+            offload_header: config.offload_header.as_str().into(),
             fence,
             metrics,
         }
+    }
+
+    fn is_trusted(&self, peer: IpAddr) -> bool {
+        self.trusted_proxies.iter().any(|network| network.contains(&peer))
     }
 
     /// Past the caches: a web node that has room.
@@ -70,8 +78,18 @@ impl Route for Edge {
     const ROLE: Role = Role::Varnish;
     const DRAINS_AT: Stage = Stage::Draining;
 
+    const PUBLIC: bool = true;
+
+    fn expects_proxy_header(&self, peer: IpAddr) -> bool {
+        self.accepts_proxy_header && self.is_trusted(peer)
+    }
+
+    fn offload_header(&self) -> &str {
+        &self.offload_header
+    }
+
     fn trusts(&self, peer: IpAddr, _fleet: &Snapshot) -> bool {
-        self.trusted_proxies.iter().any(|network| network.contains(&peer))
+        self.is_trusted(peer)
     }
 
     /// No purge method passes: Varnish would see our own address in its ACL and obey.

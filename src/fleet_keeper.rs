@@ -107,7 +107,7 @@ impl FleetKeeper {
         let identity = (spec.role, spec.id.clone());
         match self.nodes.get_mut(&identity) {
             Some(kept) if kept.node.spec == spec => return,
-            Some(kept) if kept.node.spec.address == spec.address && kept.node.spec.delivery == spec.delivery => {
+            Some(kept) if kept.node.spec.is_reached_as(&spec) => {
                 kept.node = Arc::new(Node::new(spec, Arc::clone(&kept.node.live), kept.node.key));
             }
             _ => {

@@ -20,7 +20,7 @@ pub use field::Span;
 pub use head::HeadScan;
 pub use request::{Method, RequestHead};
 pub use response::ResponseHead;
-pub use write::{Forwarding, error_response, push_decimal, write_request, write_response};
+pub use write::{Forwarding, error_fields, error_response, push_decimal, write_request, write_response};
 
 /// How the end of a message body is found (RFC 9112 section 6.3).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,6 +44,8 @@ pub enum Version {
     /// HTTP/1.1
     #[default]
     Http11,
+    /// HTTP/2. No head on the wire here has it; a request that came that way is written on as HTTP/1.1.
+    Http2,
 }
 
 /// Why a head is refused. The texts go to the peer, so they hold none of its bytes.

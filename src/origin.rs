@@ -29,6 +29,18 @@ impl Route for Origin {
     const ROLE: Role = Role::Web;
     const DRAINS_AT: Stage = Stage::Emptying;
 
+    /// Its clients are Varnish nodes: few, ours, and as slow as the clients that they wait for.
+    const PUBLIC: bool = false;
+
+    fn expects_proxy_header(&self, _peer: IpAddr) -> bool {
+        false
+    }
+
+    /// The edge wrote it, where one is wanted, and Varnish passes it on.
+    fn offload_header(&self) -> &str {
+        ""
+    }
+
     /// The edge already wrote who the client is, and Varnish passed it on: registered Varnish nodes are believed.
     fn trusts(&self, peer: IpAddr, fleet: &Snapshot) -> bool {
         fleet.varnish.members().iter().any(|member| member.node.spec.address.ip().to_canonical() == peer)

@@ -16,11 +16,13 @@ use std::time::Duration;
 use http_body_util::Empty;
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
 
 use crate::config::{HealthChecks, VarnishChecks, WebChecks};
-use crate::fleet::{Event, NodeSpec, Role, Verdict};
+use crate::fleet::{Event, NodeSpec, Role, SendProxy, Verdict};
+use crate::proxy_protocol;
 use crate::purge::what_to_change;
 
 /// The least time between two checks of one node, so that failing requests cannot become a storm of checks.
@@ -115,7 +117,12 @@ impl Probe {
     }
 
     async fn ask(&self) -> Result<u16, CheckError> {
-        let stream = TcpStream::connect(self.target).await?;
+        let mut stream = TcpStream::connect(self.target).await?;
+        if self.node.send_proxy == SendProxy::V2 {
+            let mut header = Vec::new();
+            proxy_protocol::write_v2_local(&mut header);
+            stream.write_all(&header).await?;
+        }
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let (method, path, host) = match &self.question {
             Question::Web { path, host, .. } => ("GET", path.as_str(), host.as_str()),

@@ -15,6 +15,7 @@
 //!
 //! What differs between edge and origin (who may be chosen, who is believed, what is refused) is behind [`Route`].
 
+mod admission;
 mod attempt;
 mod buffers;
 mod client;
@@ -22,9 +23,12 @@ mod connection;
 mod deadline;
 mod exchange;
 mod failure;
+mod http2;
 mod key;
 mod listener;
+mod stream;
 mod transfer;
+mod tunnel;
 mod worker;
 
 use std::net::IpAddr;
@@ -35,14 +39,10 @@ use crate::fleet::{Node, Role, Snapshot};
 use crate::http1::{Method, RequestHead};
 use crate::shutdown::Stage;
 
+pub use admission::Admission;
 pub use key::{IgnoredParameters, request_key};
-pub use listener::{bind, spawn};
+pub use listener::{Listener, bind, spawn};
 pub use worker::{Shared, Worker};
-
-/// The limits of heads, in bytes: Varnish takes 32 KiB of request (`http_req_size`) and Magento's tag headers make
-/// answers long.
-const MAX_REQUEST_HEAD: usize = 32 * 1024;
-const MAX_ANSWER_HEAD: usize = 64 * 1024;
 
 /// What a listener decides about a request.
 pub trait Route: 'static {
@@ -51,6 +51,15 @@ pub trait Route: 'static {
 
     /// From when on connections at rest are closed and no new ones are taken.
     const DRAINS_AT: Stage;
+
+    /// Whether its clients are strangers, whose number and pace have a limit.
+    const PUBLIC: bool;
+
+    /// Whether this peer's connections begin with a PROXY header.
+    fn expects_proxy_header(&self, peer: IpAddr) -> bool;
+
+    /// A field that says `https` of clients that came that way, beside `X-Forwarded-Proto`; empty for none.
+    fn offload_header(&self) -> &str;
 
     /// Whether the `X-Forwarded-*` fields of this peer are believed.
     fn trusts(&self, peer: IpAddr, fleet: &Snapshot) -> bool;

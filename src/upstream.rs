@@ -10,6 +10,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -45,6 +46,8 @@ struct NodePool {
 struct Idle {
     stream: TcpStream,
     since: Instant,
+    /// The only client that it may be used for.
+    owner: Option<SocketAddr>,
 }
 
 impl Pools {
@@ -58,10 +61,12 @@ impl Pools {
         self.with_pool(node, |pool| Arc::clone(&pool.metrics))
     }
 
-    /// The connection to this node that was used last and is open still.
-    pub fn take(&self, node: &Node) -> Option<TcpStream> {
+    /// The connection to this node that was used last and is open still. `owner` is the client, where the node was told
+    /// who it is.
+    pub fn take(&self, node: &Node, owner: Option<SocketAddr>) -> Option<TcpStream> {
         self.with_pool(node, |pool| {
-            while let Some(mut idle) = pool.idle.pop() {
+            while let Some(at) = pool.idle.iter().rposition(|idle| idle.owner == owner) {
+                let mut idle = pool.idle.remove(at);
                 if is_quiet(&mut idle.stream) {
                     return Some(idle.stream);
                 }
@@ -71,10 +76,10 @@ impl Pools {
     }
 
     /// Keeps a connection on which the last answer came to its end.
-    pub fn give(&self, node: &Node, stream: TcpStream, now: Instant) {
+    pub fn give(&self, node: &Node, stream: TcpStream, owner: Option<SocketAddr>, now: Instant) {
         self.with_pool(node, |pool| {
             if pool.idle.len() < IDLE_MAX {
-                pool.idle.push(Idle { stream, since: now });
+                pool.idle.push(Idle { stream, since: now, owner });
             }
         });
     }

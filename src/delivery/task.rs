@@ -52,7 +52,7 @@ impl Task {
         state.known.store(known.is_some() || !journal.has_history(), Ordering::SeqCst);
         state.late.store(node.live.cursor() < journal.head(), Ordering::SeqCst);
         let metrics = deliveries.context.metrics.node(node.spec.role, node.id());
-        let link = Link::new(node.spec.address, ATTEMPT);
+        let link = Link::new(node.spec.address, node.spec.send_proxy, ATTEMPT);
         Task { deliveries, node, state, metrics, link, failures: 0 }
     }
 

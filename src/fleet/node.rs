@@ -124,6 +124,13 @@ pub struct NodeSpec {
     pub send_proxy: SendProxy,
 }
 
+impl NodeSpec {
+    /// Whether what connects to the node by this spec may go on by the other one.
+    pub fn is_reached_as(&self, other: &NodeSpec) -> bool {
+        (self.address, self.delivery, self.send_proxy) == (other.address, other.delivery, other.send_proxy)
+    }
+}
+
 /// One node of one snapshot: what the registry says, and the counters that outlive it.
 #[derive(Debug)]
 pub struct Node {

@@ -1,6 +1,8 @@
 //! Chunked bodies (RFC 9112 section 7.1), checked byte by byte and stripped of their frame, so that they can be
-//! written anew in one form. Extensions are read over and trailers are dropped: nobody behind us uses them, and what
-//! is not passed on cannot be used against anybody.
+//! written anew in one form. Extensions are read over: nobody uses them, and what is not passed on cannot be used
+//! against anybody. Trailers are checked like the fields of a head, and kept where they may stand at the end.
+
+use super::field::{Kind, classify, trim};
 
 /// Why a chunked body is refused. Its connection cannot be used any further.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -14,10 +16,44 @@ pub enum BadChunk {
     /// Extensions or trailers longer than [`MAX_OVERHEAD`].
     #[error("chunk extensions or trailers are too long")]
     Overhead,
+    /// Trailers that do not parse as header fields, or too many of them.
+    #[error("a trailer is malformed")]
+    Trailer,
 }
 
 /// The most bytes of extensions and trailers that a body may have between two bytes of content.
 const MAX_OVERHEAD: u32 = 16 * 1024;
+
+/// The most trailers that a body may have.
+const MAX_TRAILERS: usize = 32;
+
+/// Fields that must not come after the content (RFC 9110 section 6.5.1): whoever routes, answers, caches or renders by
+/// them has done so by then, and one who merges them into the head would be told something else than others were.
+/// Those that frame or concern one hop are told by [`classify`].
+const NOT_IN_TRAILERS: [&str; 22] = [
+    "accept-ranges",
+    "age",
+    "authorization",
+    "cache-control",
+    "content-encoding",
+    "content-range",
+    "content-type",
+    "cookie",
+    "date",
+    "expires",
+    "location",
+    "max-forwards",
+    "pragma",
+    "range",
+    "retry-after",
+    "set-cookie",
+    "surrogate-control",
+    "vary",
+    "warning",
+    "www-authenticate",
+    "x-magento-tags",
+    "x-magento-vary",
+];
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
@@ -41,17 +77,24 @@ enum State {
 }
 
 /// Takes the frame off a chunked body that arrives in pieces.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct ChunkedDecoder {
     state: State,
     remaining: u64,
     overhead: u32,
+    /// The trailer lines as they come, and at the end those that are passed on.
+    trailers: Vec<u8>,
 }
 
 impl ChunkedDecoder {
     /// Whether the last byte of the body has been seen.
     pub fn is_done(&self) -> bool {
         self.state == State::End
+    }
+
+    /// The trailers that may be passed on, each a line with its CR LF; complete once [`Self::is_done`].
+    pub fn trailers(&self) -> &[u8] {
+        &self.trailers
     }
 
     /// Moves the content of `piece` to its front. Returns how many bytes of content there are, and how many bytes of
@@ -106,11 +149,22 @@ impl ChunkedDecoder {
             (State::DataLf, b'\n') => State::SizeStart,
             (State::TrailerStart, b'\r') => State::EndLf,
             (State::Trailer, b'\r') => State::TrailerLf,
-            (State::TrailerLf, b'\n') => State::TrailerStart,
-            (State::EndLf, b'\n') => State::End,
+            (State::TrailerLf, b'\n') => {
+                self.trailers.extend_from_slice(b"\r\n");
+                State::TrailerStart
+            }
+            (State::EndLf, b'\n') => {
+                if !self.trailers.is_empty() {
+                    self.trailers = clean_trailers(&self.trailers)?;
+                }
+                State::End
+            }
             (State::Extension, b'\n') | (State::TrailerStart | State::Trailer, b'\n') => return Err(BadChunk::LineEnd),
             (State::Extension, _) => self.overhead_byte(State::Extension)?,
-            (State::TrailerStart | State::Trailer, _) => self.overhead_byte(State::Trailer)?,
+            (State::TrailerStart | State::Trailer, _) => {
+                self.trailers.push(byte);
+                self.overhead_byte(State::Trailer)?
+            }
             _ => return Err(BadChunk::LineEnd),
         };
         Ok(())
@@ -120,6 +174,28 @@ impl ChunkedDecoder {
         self.overhead += 1;
         if self.overhead > MAX_OVERHEAD { Err(BadChunk::Overhead) } else { Ok(next) }
     }
+}
+
+/// Checks trailer lines as strictly as the fields of a head, and keeps those that may stand at the end. As in the head
+/// of a request, names with an underscore are nobody's.
+fn clean_trailers(lines: &[u8]) -> Result<Vec<u8>, BadChunk> {
+    let section = [lines, b"\r\n"].concat();
+    let mut fields = [httparse::EMPTY_HEADER; MAX_TRAILERS];
+    let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(&section, &mut fields) else {
+        return Err(BadChunk::Trailer);
+    };
+    let may_end = |name: &str| {
+        classify(name.as_bytes()) == Kind::Kept
+            && !name.contains('_')
+            && !NOT_IN_TRAILERS.iter().any(|known| known.eq_ignore_ascii_case(name))
+    };
+    let mut kept = Vec::new();
+    for field in fields.iter().filter(|field| may_end(field.name)) {
+        for part in [field.name.as_bytes(), b": ", trim(field.value), b"\r\n"] {
+            kept.extend_from_slice(part);
+        }
+    }
+    Ok(kept)
 }
 
 fn hex_digit(byte: u8) -> Result<u64, BadChunk> {
@@ -173,6 +249,25 @@ mod tests {
         let mut long = b"1;".to_vec();
         long.resize(20_000, b'a');
         assert_eq!(decode(&long).unwrap_err(), BadChunk::Overhead);
+    }
+
+    #[test]
+    fn trailers_are_kept_where_they_may_stand_at_the_end() {
+        let mut piece = *b"0\r\nServer-Timing:  db;dur=5 \r\nContent-Length: 3\r\nSet-Cookie: a\r\nA_b: c\r\n\r\nGET";
+        let mut decoder = ChunkedDecoder::default();
+        let (content, consumed) = decoder.decode_in_place(&mut piece).unwrap();
+        assert_eq!((content, consumed, decoder.is_done()), (0, piece.len() - 3, true));
+        assert_eq!(decoder.trailers(), b"Server-Timing: db;dur=5\r\n");
+    }
+
+    #[test]
+    fn malformed_trailers_are_refused() {
+        for trailer in ["no colon", "a b: c", " folded: x", "a: b\0", ": x"] {
+            let wire = format!("0\r\n{trailer}\r\n\r\n");
+            assert_eq!(decode(wire.as_bytes()).unwrap_err(), BadChunk::Trailer, "{trailer}");
+        }
+        let many = format!("0\r\n{}\r\n", "a: b\r\n".repeat(MAX_TRAILERS + 1));
+        assert_eq!(decode(many.as_bytes()).unwrap_err(), BadChunk::Trailer);
     }
 
     proptest! {

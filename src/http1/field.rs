@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use super::BadHead;
 
-/// The most header fields a head may have. Browsers send about 15, Magento answers with about 20.
-pub(super) const MAX_FIELDS: usize = 100;
+/// Room for the header fields of one head; the caller's limit is at most this.
+pub(super) const MAX_FIELDS: usize = 256;
 
 /// A place in the buffer that a head was parsed from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,9 +44,12 @@ pub(super) enum Kind {
     TransferEncoding,
     Connection,
     Expect,
+    Upgrade,
     ForwardedFor,
     ForwardedProto,
     ForwardedHost,
+    /// Any other field that tells what happened on the way: believed as those above are.
+    ForwardedOther,
 }
 
 /// One header field.
@@ -64,7 +67,8 @@ pub(super) fn classify(name: &[u8]) -> Kind {
         2 if is("te") => Kind::Dropped,
         4 if is("host") => Kind::Host,
         6 if is("expect") => Kind::Expect,
-        7 if is("upgrade") || is("trailer") => Kind::Dropped,
+        7 if is("upgrade") => Kind::Upgrade,
+        9 if is("forwarded") => Kind::ForwardedOther,
         10 if is("connection") => Kind::Connection,
         10 if is("keep-alive") => Kind::Dropped,
         14 if is("content-length") => Kind::ContentLength,
@@ -76,6 +80,7 @@ pub(super) fn classify(name: &[u8]) -> Kind {
         17 if is("x-forwarded-proto") => Kind::ForwardedProto,
         18 if is("proxy-authenticate") => Kind::Dropped,
         19 if is("proxy-authorization") => Kind::Dropped,
+        13.. if name[..12].eq_ignore_ascii_case(b"x-forwarded-") => Kind::ForwardedOther,
         _ => Kind::Kept,
     }
 }
@@ -94,6 +99,7 @@ pub(super) fn classify_request(name: &[u8]) -> Kind {
 pub(super) struct ConnectionOptions {
     pub(super) close: bool,
     pub(super) keep_alive: bool,
+    pub(super) upgrade: bool,
 }
 
 /// The fields of a head, with what was learnt about framing on the way.
@@ -103,6 +109,8 @@ pub(super) struct Fields {
     pub(super) connection: ConnectionOptions,
     pub(super) content_length: Option<u64>,
     pub(super) chunked: bool,
+    /// The protocol that the peer wants to change to, or changes to: the value of its one `Upgrade` field.
+    pub(super) upgrade: Option<Span>,
 }
 
 impl Fields {
@@ -117,6 +125,8 @@ impl Fields {
         self.connection = ConnectionOptions::default();
         self.content_length = None;
         self.chunked = false;
+        self.upgrade = None;
+        let mut upgrades = 0;
         let mut named_by_connection = false;
         for header in headers {
             let (name, value) = (header.name.as_bytes(), trim(header.value));
@@ -135,12 +145,19 @@ impl Fields {
                     self.chunked = true;
                 }
                 Kind::Connection => named_by_connection |= self.connection.read(value),
+                Kind::Upgrade => {
+                    upgrades += 1;
+                    self.upgrade = Some(Span::of(buffer, value));
+                }
                 _ => {}
             }
             self.list.push(Field { name: Span::of(buffer, name), value: Span::of(buffer, value), kind });
         }
         if self.chunked && self.content_length.is_some() {
             return Err(BadHead::AmbiguousLength);
+        }
+        if !self.connection.upgrade || upgrades != 1 {
+            self.upgrade = None;
         }
         if named_by_connection {
             self.drop_named_by_connection(buffer);
@@ -166,7 +183,7 @@ impl Fields {
 }
 
 impl ConnectionOptions {
-    /// Reads one field value; says whether it names fields beside the two options that everybody uses.
+    /// Reads one field value; says whether it names fields beside the options that everybody uses.
     fn read(&mut self, value: &[u8]) -> bool {
         let mut others = false;
         for option in list_items(value) {
@@ -174,6 +191,8 @@ impl ConnectionOptions {
                 self.close = true;
             } else if option.eq_ignore_ascii_case(b"keep-alive") {
                 self.keep_alive = true;
+            } else if option.eq_ignore_ascii_case(b"upgrade") {
+                self.upgrade = true;
             } else {
                 others = true;
             }

@@ -62,22 +62,25 @@ pub struct RequestHead {
     pub framing: Framing,
     /// Whether the client wants to send another request after this one.
     pub keep_alive: bool,
+    /// The protocol that the client offers to change to (RFC 9110 section 7.8), where that is passed on.
+    pub upgrade: Option<Span>,
     pub(super) fields: Fields,
 }
 
 impl RequestHead {
-    /// Fills this struct from a complete head, `buffer[..len]` as [`super::HeadScan`] found it.
+    /// Fills this struct from a complete head, `buffer[..len]` as [`super::HeadScan`] found it. `max_fields` is at most
+    /// 256.
     ///
     /// # Errors
     /// [`BadHead`] for everything that is not strictly right; the request must then be answered 400 and the
     /// connection closed, since nobody can say where the next request would begin.
-    pub fn parse(&mut self, buffer: &[u8], len: usize) -> Result<(), BadHead> {
+    pub fn parse(&mut self, buffer: &[u8], len: usize, max_fields: usize) -> Result<(), BadHead> {
         // These structs are filled again and again: what the last request was says nothing about this one.
         self.method = Method::default();
         let head = &buffer[..len];
         let mut headers = [const { MaybeUninit::uninit() }; MAX_FIELDS];
         let mut request = httparse::Request::new(&mut []);
-        match request.parse_with_uninit_headers(head, &mut headers) {
+        match request.parse_with_uninit_headers(head, &mut headers[..max_fields.min(MAX_FIELDS)]) {
             Ok(httparse::Status::Complete(parsed)) if parsed == len => {}
             Ok(_) => return Err(BadHead::Syntax("it ends early")),
             Err(error) => return Err(refusal(error)),
@@ -94,7 +97,27 @@ impl RequestHead {
         self.framing = self.body_framing()?;
         let asked = self.fields.connection;
         self.keep_alive = !asked.close && (self.version == Version::Http11 || asked.keep_alive);
+        self.upgrade = self.fields.upgrade.filter(|protocol| self.may_upgrade(protocol.bytes(buffer)));
         Ok(())
+    }
+
+    /// Whether an offer to change the protocol is passed on. Not with a body: where it would end is what the two sides
+    /// would have to agree on. And never to HTTP itself (`h2c`): behind the 101, requests would pass unseen.
+    fn may_upgrade(&self, protocol: &[u8]) -> bool {
+        let is_token = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~/".contains(byte);
+        let is_http = protocol.len() >= 3
+            && (protocol[..3].eq_ignore_ascii_case(b"h2c") || protocol[..3].eq_ignore_ascii_case(b"htt"));
+        self.version == Version::Http11
+            && self.method == Method::Get
+            && self.framing == Framing::None
+            && !protocol.is_empty()
+            && protocol.iter().all(is_token)
+            && !is_http
+    }
+
+    /// Whether the client offered to change to this protocol.
+    pub fn offers(&self, protocol: &[u8], buffer: &[u8]) -> bool {
+        self.upgrade.is_some_and(|offered| offered.bytes(buffer).eq_ignore_ascii_case(protocol))
     }
 
     /// The path of the target, without the query.
@@ -130,6 +153,8 @@ impl RequestHead {
         }
         self.target = match bytes {
             [b'/', ..] => target,
+            // `host:port` alone. No listener admits the method, so nobody looks at it again.
+            _ if self.method_name.bytes(buffer) == b"CONNECT" => target,
             b"*" if self.method_name.bytes(buffer) == b"OPTIONS" => target,
             _ => {
                 let rest = strip_scheme(bytes).ok_or(BadHead::Target)?;
@@ -210,7 +235,7 @@ mod tests {
     fn parse(bytes: &str) -> Result<RequestHead, BadHead> {
         let mut head = RequestHead::default();
         let len = HeadScan::default().find(bytes.as_bytes(), 32 * 1024)?.expect("complete");
-        head.parse(bytes.as_bytes(), len).map(|()| head)
+        head.parse(bytes.as_bytes(), len, 100).map(|()| head)
     }
 
     fn get(fields: &str) -> Result<RequestHead, BadHead> {
@@ -304,8 +329,8 @@ mod tests {
 
     #[test]
     fn too_many_fields_are_refused() {
-        assert!(get(&"A: b\r\n".repeat(MAX_FIELDS - 1)).is_ok());
-        assert_eq!(get(&"A: b\r\n".repeat(MAX_FIELDS)).unwrap_err(), BadHead::TooManyFields);
+        assert!(get(&"A: b\r\n".repeat(99)).is_ok());
+        assert_eq!(get(&"A: b\r\n".repeat(100)).unwrap_err(), BadHead::TooManyFields);
     }
 
     #[test]
@@ -314,6 +339,26 @@ mod tests {
         assert!(!get("Connection: x, Close\r\n").unwrap().keep_alive);
         assert!(!parse("GET / HTTP/1.0\r\n\r\n").unwrap().keep_alive);
         assert!(parse("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").unwrap().keep_alive);
+    }
+
+    #[test]
+    fn an_offer_to_change_the_protocol_is_passed_on_only_where_it_cannot_hide_requests() {
+        let offered = |fields: &str| get(fields).unwrap().upgrade.is_some();
+        assert!(offered("Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n"));
+        for fields in [
+            "Upgrade: websocket\r\n",
+            "Connection: Upgrade\r\n",
+            "Connection: Upgrade\r\nUpgrade:\r\n",
+            "Connection: Upgrade\r\nUpgrade: websocket, h2c\r\n",
+            "Connection: Upgrade\r\nUpgrade: websocket\r\nUpgrade: websocket\r\n",
+            "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAM\r\n",
+            "Connection: Upgrade\r\nUpgrade: HTTP/2.0\r\n",
+            "Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 1\r\n",
+        ] {
+            assert!(!offered(fields), "{fields}");
+        }
+        let posted = parse("POST / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n");
+        assert!(posted.unwrap().upgrade.is_none());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::mem::MaybeUninit;
 
-use super::field::{Fields, MAX_FIELDS, Span, classify};
+use super::field::{Fields, Kind, MAX_FIELDS, Span, classify};
 use super::request::refusal;
 use super::{BadHead, Framing, Method, Version};
 
@@ -20,21 +20,23 @@ pub struct ResponseHead {
     pub keep_alive: bool,
     pub(super) reason: Span,
     pub(super) fields: Fields,
-    /// A length that the head announces though no body follows (HEAD, 304): passed on as it is.
-    pub(super) announced_length: Option<u64>,
+    announced_length: Option<u64>,
+    /// The protocol of a `101 Switching Protocols`.
+    pub(super) upgrade: Option<Span>,
 }
 
 impl ResponseHead {
-    /// Fills this struct from a complete head that answers a request with `method`.
+    /// Fills this struct from a complete head that answers a request with `method`. `max_fields` is at most 256.
     ///
     /// # Errors
     /// [`BadHead`] for everything that is not strictly right: the answer is then a 502.
-    pub fn parse(&mut self, buffer: &[u8], len: usize, method: Method) -> Result<(), BadHead> {
+    pub fn parse(&mut self, buffer: &[u8], len: usize, method: Method, max_fields: usize) -> Result<(), BadHead> {
         let head = &buffer[..len];
         let mut headers = [const { MaybeUninit::uninit() }; MAX_FIELDS];
         let mut response = httparse::Response::new(&mut []);
+        let headers = &mut headers[..max_fields.min(MAX_FIELDS)];
         let parsed =
-            httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut response, head, &mut headers);
+            httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut response, head, headers);
         match parsed {
             Ok(httparse::Status::Complete(parsed)) if parsed == len => {}
             Ok(_) => return Err(BadHead::Syntax("it ends early")),
@@ -71,13 +73,41 @@ impl ResponseHead {
         let asked = self.fields.connection;
         let persistent = !asked.close && (version == Version::Http11 || asked.keep_alive);
         self.keep_alive = persistent && self.framing != Framing::UntilClose;
+        self.upgrade = self.fields.upgrade.filter(|_| status == 101);
+        if status == 101 && self.upgrade.is_none() {
+            return Err(BadHead::Status);
+        }
         Ok(())
     }
 
-    /// Whether another head follows this one on the same request (100 and 103; 101 never gets here).
-    pub fn is_interim(&self) -> bool {
-        self.status < 200
+    /// The fields that are passed on, less the length of the body.
+    pub fn kept_fields<'b>(&'b self, buffer: &'b [u8]) -> impl Iterator<Item = (&'b [u8], &'b [u8])> {
+        let kept = self.fields.list.iter().filter(|field| is_kept_in_response(field.kind));
+        kept.map(|field| (field.name.bytes(buffer), field.value.bytes(buffer)))
     }
+
+    /// The length of the body as the head announces it, also where no body follows (HEAD, 304).
+    pub fn announced_length(&self) -> Option<u64> {
+        self.announced_length
+    }
+
+    /// The protocol that a `101 Switching Protocols` changes to; empty for any other answer.
+    pub fn upgrade_to<'b>(&self, buffer: &'b [u8]) -> &'b [u8] {
+        self.upgrade.map_or(&[], |protocol| protocol.bytes(buffer))
+    }
+
+    /// Whether another head follows this one on the same request. A 101 ends HTTP on its connection: none does.
+    pub fn is_interim(&self) -> bool {
+        self.status < 200 && self.status != 101
+    }
+}
+
+/// What of a response goes on to the client. Fields that only mean something in a request pass as any other would.
+fn is_kept_in_response(kind: Kind) -> bool {
+    !matches!(
+        kind,
+        Kind::Dropped | Kind::Connection | Kind::Upgrade | Kind::ContentLength | Kind::TransferEncoding
+    )
 }
 
 #[cfg(test)]
@@ -88,7 +118,7 @@ mod tests {
     fn parse(bytes: &str, method: Method) -> Result<ResponseHead, BadHead> {
         let mut head = ResponseHead::default();
         let len = HeadScan::default().find(bytes.as_bytes(), 64 * 1024)?.expect("complete");
-        head.parse(bytes.as_bytes(), len, method).map(|()| head)
+        head.parse(bytes.as_bytes(), len, method, 100).map(|()| head)
     }
 
     fn framing(status: &str, fields: &str, method: Method) -> Framing {

@@ -14,26 +14,44 @@ pub struct Forwarding<'a> {
     pub trusted: bool,
     /// `Host` for a request that has none (HTTP/1.0): the address of the node, as nginx does.
     pub fallback_host: &'a str,
+    /// The version that the peer spoke, for `Via`.
+    pub received: Version,
+    /// One more field, beside `X-Forwarded-Proto`, that says `https` of a peer that came that way; empty for none.
+    /// Magento calls it the offloader header.
+    pub offload_header: &'a str,
+}
+
+impl Forwarding<'_> {
+    fn is_offload_header(&self, name: &[u8]) -> bool {
+        !self.offload_header.is_empty() && name.eq_ignore_ascii_case(self.offload_header.as_bytes())
+    }
 }
 
 /// Writes the head of a request for the next hop: HTTP/1.1, the same method and origin-form target, hop-by-hop
-/// fields gone, `X-Forwarded-For`, `-Proto`, `-Host` and `Via` set.
+/// fields gone, `X-Forwarded-For`, `-Proto`, `-Host` and `Via` set. An offer to change the protocol goes on where the
+/// head allows it.
 pub fn write_request(out: &mut Vec<u8>, head: &RequestHead, buffer: &[u8], forwarding: Forwarding<'_>) {
     push(out, &[head.method_name.bytes(buffer), b" ", head.target.bytes(buffer), b" HTTP/1.1\r\nHost: "]);
     let host = head.host.map_or(forwarding.fallback_host.as_bytes(), |host| host.bytes(buffer));
     push(out, &[host, b"\r\n"]);
-    let (mut has_proto, mut has_host) = (false, false);
+    let trusted = forwarding.trusted;
+    let (mut has_proto, mut has_host, mut has_offload) = (false, false, false);
     for field in &head.fields.list {
         let believed = match field.kind {
+            Kind::Kept if forwarding.is_offload_header(field.name.bytes(buffer)) => {
+                has_offload |= trusted;
+                trusted
+            }
             Kind::Kept | Kind::Expect => true,
             Kind::ForwardedProto => {
-                has_proto |= forwarding.trusted;
-                forwarding.trusted
+                has_proto |= trusted;
+                trusted
             }
             Kind::ForwardedHost => {
-                has_host |= forwarding.trusted;
-                forwarding.trusted
+                has_host |= trusted;
+                trusted
             }
+            Kind::ForwardedOther => trusted,
             _ => false,
         };
         if believed {
@@ -41,7 +59,7 @@ pub fn write_request(out: &mut Vec<u8>, head: &RequestHead, buffer: &[u8], forwa
         }
     }
     out.extend_from_slice(b"X-Forwarded-For: ");
-    if forwarding.trusted {
+    if trusted {
         for field in head.fields.list.iter().filter(|field| field.kind == Kind::ForwardedFor) {
             push(out, &[field.value.bytes(buffer), b", "]);
         }
@@ -53,7 +71,13 @@ pub fn write_request(out: &mut Vec<u8>, head: &RequestHead, buffer: &[u8], forwa
     if !has_host {
         push(out, &[b"X-Forwarded-Host: ", host, b"\r\n"]);
     }
-    push_via(out, head.version);
+    if !has_offload && !forwarding.offload_header.is_empty() && forwarding.proto == "https" {
+        push(out, &[forwarding.offload_header.as_bytes(), b": https\r\n"]);
+    }
+    push_via(out, forwarding.received);
+    if let Some(protocol) = head.upgrade {
+        push_upgrade(out, protocol.bytes(buffer));
+    }
     match (head.framing, head.fields.content_length) {
         (Framing::Chunked, _) => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
         (_, Some(length)) => push_length(out, length),
@@ -76,8 +100,8 @@ pub fn write_response(
 ) -> (Framing, bool) {
     push_status(out, head.status);
     push(out, &[head.reason.bytes(buffer), b"\r\n"]);
-    for field in head.fields.list.iter().filter(|field| is_kept_in_response(field.kind)) {
-        push_field(out, field, buffer);
+    for (name, value) in head.kept_fields(buffer) {
+        push(out, &[name, b": ", value, b"\r\n"]);
     }
     push_via(out, Version::Http11);
     let framing = match head.framing {
@@ -85,17 +109,19 @@ pub fn write_response(
         Framing::Chunked | Framing::UntilClose => Framing::UntilClose,
         known => known,
     };
-    match (framing, head.announced_length) {
+    match (framing, head.announced_length()) {
         (Framing::Chunked, _) => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
         (Framing::Length(_) | Framing::None, Some(length)) => push_length(out, length),
         _ => {}
     }
     let keep_alive = keep_alive && framing != Framing::UntilClose;
-    if !head.is_interim() {
+    if let Some(protocol) = head.upgrade {
+        push_upgrade(out, protocol.bytes(buffer));
+    } else if !head.is_interim() {
         match (keep_alive, client) {
             (false, _) => out.extend_from_slice(b"Connection: close\r\n"),
             (true, Version::Http10) => out.extend_from_slice(b"Connection: keep-alive\r\n"),
-            (true, Version::Http11) => {}
+            (true, _) => {}
         }
     }
     out.extend_from_slice(b"\r\n");
@@ -105,12 +131,9 @@ pub fn write_response(
 /// A response of our own: a status and one line of text for whoever reads it. It always ends the connection.
 pub fn error_response(out: &mut Vec<u8>, status: u16, reason: &str, text: &str, head_only: bool) {
     push_status(out, status);
-    push(out, &[reason.as_bytes(), b"\r\nContent-Type: text/plain; charset=utf-8\r\nCache-Control: no-store\r\n"]);
-    if status == 405 {
-        out.extend_from_slice(b"Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n");
-    }
-    if status == 503 {
-        out.extend_from_slice(b"Retry-After: 1\r\n");
+    push(out, &[reason.as_bytes(), b"\r\n"]);
+    for (name, value) in error_fields(status) {
+        push(out, &[name.as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
     }
     push_length(out, text.len() as u64 + 1);
     out.extend_from_slice(b"Connection: close\r\n\r\n");
@@ -119,9 +142,14 @@ pub fn error_response(out: &mut Vec<u8>, status: u16, reason: &str, text: &str, 
     }
 }
 
-/// What of a response goes on to the client. Fields that only mean something in a request pass as any other would.
-fn is_kept_in_response(kind: Kind) -> bool {
-    !matches!(kind, Kind::Dropped | Kind::Connection | Kind::ContentLength | Kind::TransferEncoding)
+/// The fields of a response of our own, less those that frame it. The names are in lower case, as HTTP/2 wants them.
+pub fn error_fields(status: u16) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let by_status = match status {
+        405 => Some(("allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")),
+        503 => Some(("retry-after", "1")),
+        _ => None,
+    };
+    [("content-type", "text/plain; charset=utf-8"), ("cache-control", "no-store")].into_iter().chain(by_status)
 }
 
 /// Appends a number in decimal digits.
@@ -156,6 +184,11 @@ fn push_status(out: &mut Vec<u8>, status: u16) {
     out.push(b' ');
 }
 
+/// RFC 9110 section 7.8: `Upgrade` goes with the option of `Connection` that keeps it from going further than one hop.
+fn push_upgrade(out: &mut Vec<u8>, protocol: &[u8]) {
+    push(out, &[b"Connection: upgrade\r\nUpgrade: ", protocol, b"\r\n"]);
+}
+
 fn push_length(out: &mut Vec<u8>, length: u64) {
     out.extend_from_slice(b"Content-Length: ");
     push_decimal(out, length);
@@ -167,6 +200,7 @@ fn push_via(out: &mut Vec<u8>, received: Version) {
     out.extend_from_slice(match received {
         Version::Http10 => b"Via: 1.0 clearcoat\r\n",
         Version::Http11 => b"Via: 1.1 clearcoat\r\n",
+        Version::Http2 => b"Via: 2.0 clearcoat\r\n",
     });
 }
 
@@ -175,12 +209,21 @@ mod tests {
     use super::*;
     use crate::http1::{HeadScan, Method};
 
+    const PLAIN: Forwarding<'_> = Forwarding {
+        peer: "192.0.2.7",
+        proto: "http",
+        trusted: false,
+        fallback_host: "10.0.0.1:80",
+        received: Version::Http11,
+        offload_header: "",
+    };
+
     fn request(bytes: &str, trusted: bool) -> String {
         let mut head = RequestHead::default();
         let len = HeadScan::default().find(bytes.as_bytes(), 9999).unwrap().unwrap();
-        head.parse(bytes.as_bytes(), len).unwrap();
+        head.parse(bytes.as_bytes(), len, 100).unwrap();
         let mut out = Vec::new();
-        let forwarding = Forwarding { peer: "192.0.2.7", proto: "http", trusted, fallback_host: "10.0.0.1:80" };
+        let forwarding = Forwarding { trusted, received: head.version, ..PLAIN };
         write_request(&mut out, &head, bytes.as_bytes(), forwarding);
         String::from_utf8(out).unwrap()
     }
@@ -188,7 +231,7 @@ mod tests {
     fn response(bytes: &str, client: Version, keep_alive: bool) -> (String, Framing, bool) {
         let mut head = ResponseHead::default();
         let len = HeadScan::default().find(bytes.as_bytes(), 9999).unwrap().unwrap();
-        head.parse(bytes.as_bytes(), len, Method::Get).unwrap();
+        head.parse(bytes.as_bytes(), len, Method::Get, 100).unwrap();
         let mut out = Vec::new();
         let (framing, keep_alive) = write_response(&mut out, &head, bytes.as_bytes(), client, keep_alive);
         (String::from_utf8(out).unwrap(), framing, keep_alive)

@@ -1,26 +1,30 @@
 //! One attempt at one node: the body going up, the answer coming down, both from the client's task.
+//!
+//! An answer whose head comes in one piece, as nearly all do, is never copied: the head is parsed where it was read, in
+//! the worker's scratch buffer, written anew into the client's buffer, and both leave in one write, the body from where
+//! it was read.
 
 use std::io;
 use std::mem;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::Route;
 use super::buffers::Buffers;
 use super::client::{After, Client};
 use super::deadline::{Interrupt, Phase};
 use super::failure::Failure;
-use super::transfer::{Transfer, TransferError};
-use super::{MAX_ANSWER_HEAD, Route};
-use crate::fleet::Node;
+use super::transfer::{BEFORE, Transfer, TransferError, reading_room};
+use super::tunnel::tunnel;
+use crate::fleet::{Node, SendProxy};
 use crate::http1::{BadHead, Forwarding, Framing, HeadScan, Version, write_request, write_response};
-
-/// How much is read at once while the head of an answer is awaited: enough that most answers come in one piece.
-const ANSWER_READ: usize = 32 * 1024;
+use crate::proxy_protocol;
 
 /// The most interim heads before an answer. Each starts the wait for the answer anew, so there must be an end of them.
 const MAX_INTERIM: usize = 16;
@@ -66,7 +70,8 @@ pub(super) async fn attempt<R: Route>(
     fresh: bool,
 ) -> Result<Answered, Failed> {
     let _inflight = Inflight::begin(node);
-    let pooled = if fresh { None } else { client.worker.pools.take(node) };
+    let owner = (node.spec.send_proxy == SendProxy::V2).then_some(client.peer.socket);
+    let pooled = if fresh { None } else { client.worker.pools.take(node, owner) };
     let reused = pooled.is_some();
     let upstream = match pooled {
         Some(stream) => stream,
@@ -74,20 +79,19 @@ pub(super) async fn attempt<R: Route>(
             connect(client, node).await.map_err(|failure| Failed { failure, status: None, untouched: true, reused })?
         }
     };
-    let request = &buffers.request;
     let mut first = mem::take(&mut buffers.to_node);
     first.clear();
-    let address;
-    let fallback_host = match request.host {
-        Some(_) => "",
-        None => {
-            address = node.spec.address.to_string();
-            &address
-        }
+    if let (Some(owner), false) = (owner, reused) {
+        proxy_protocol::write_v2(&mut first, owner, node.spec.address);
+    }
+    write_head(&mut first, client, buffers, node);
+    let request = &buffers.request;
+    let max_body = match client.worker.shared.limits.max_body {
+        0 => u64::MAX,
+        limit => limit,
     };
-    let forwarding = Forwarding { peer: &client.peer, proto: "http", trusted: client.trusted, fallback_host };
-    write_request(&mut first, request, &buffers.input, forwarding);
-    let upload = Transfer::new(request.framing, request.framing == Framing::Chunked, first);
+    let chunked = request.framing == Framing::Chunked;
+    let upload = Transfer::new(client.body_framing(request.framing), chunked, first).at_most(max_body);
     let mut exchange = Exchange {
         client,
         buffers,
@@ -95,15 +99,20 @@ pub(super) async fn attempt<R: Route>(
         upstream,
         upload,
         upload_broken: false,
+        download: Transfer::new(Framing::None, false, Vec::new()),
         status: None,
-        reusable: false,
+        keep_alive: false,
         beyond: Vec::new(),
+        surplus: Vec::new(),
     };
     match exchange.run().await {
         Ok(answered) => {
-            if exchange.reusable {
-                exchange.client.worker.pools.give(node, exchange.upstream, Instant::now());
+            let Exchange { client, buffers, upstream, upload, download, surplus, .. } = exchange;
+            if buffers.response.keep_alive && upload.is_done() && surplus.is_empty() {
+                client.worker.pools.give(node, upstream, owner, Instant::now());
             }
+            buffers.to_node = upload.into_buffer();
+            buffers.to_client = download.into_buffer();
             Ok(answered)
         }
         Err(failure) => {
@@ -126,6 +135,37 @@ async fn connect<R: Route>(client: &Client<R>, node: &Arc<Node>) -> Result<TcpSt
     }
 }
 
+fn write_head<R: Route>(out: &mut Vec<u8>, client: &Client<R>, buffers: &Buffers, node: &Node) {
+    let request = &buffers.request;
+    let address;
+    let fallback_host = match request.host {
+        Some(_) => "",
+        None => {
+            address = node.spec.address.to_string();
+            &address
+        }
+    };
+    let forwarding = Forwarding {
+        peer: &client.peer.text,
+        proto: client.proto(),
+        trusted: client.trusted,
+        fallback_host,
+        received: client.version(request.version),
+        offload_header: client.route.offload_header(),
+    };
+    write_request(out, request, &buffers.input, forwarding);
+}
+
+/// A head that came from the node.
+enum Came {
+    /// An interim head of this length, in `answer`.
+    Interim(usize),
+    /// The node changes the protocol, with a head of this length, in `answer`.
+    Switch(usize),
+    /// The final head; its answer has begun.
+    Final,
+}
+
 /// One request at one node: the body going up, the answer coming down, both from the client's task.
 struct Exchange<'e, R> {
     client: &'e mut Client<R>,
@@ -135,82 +175,77 @@ struct Exchange<'e, R> {
     upload: Transfer,
     /// The node takes no more of the body; its answer may come all the same.
     upload_broken: bool,
-    /// The status of the final answer, once its head is here.
+    /// The body of the final answer, once its head is here.
+    download: Transfer,
+    /// The status of that answer.
     status: Option<u16>,
-    /// The answer came to a clean end: the node's connection can take another request.
-    reusable: bool,
+    /// The client may send another request after this answer.
+    keep_alive: bool,
     /// What the client sent beyond this request.
     beyond: Vec<u8>,
+    /// What the node sent beyond its answer.
+    surplus: Vec<u8>,
 }
 
 impl<R: Route> Exchange<'_, R> {
     async fn run(&mut self) -> Result<Answered, Failure> {
         let head_len = self.buffers.request.len;
         let body = self.upload.feed(&self.buffers.input[head_len..]).map_err(upload_failure)?;
-        self.receive_head().await?;
-        let status = self.buffers.response.status;
-        self.status = Some(status);
-        let after = self.forward_answer().await?;
-        self.buffers.to_node =
-            mem::replace(&mut self.upload, Transfer::new(Framing::None, false, Vec::new())).into_buffer();
-        self.buffers.next_request(head_len + body);
-        self.buffers.input.append(&mut self.beyond);
-        Ok(Answered { status, after })
-    }
-
-    /// Sends the request and waits for the final head of the answer; interim ones are passed on (RFC 9110 section
-    /// 15.2), so that a client that waits for `100 Continue` gets the node's and not ours.
-    async fn receive_head(&mut self) -> Result<(), Failure> {
         for _ in 0..=MAX_INTERIM {
-            let len = self.next_head().await?;
-            let Buffers { answer, response, request, to_client, .. } = &mut *self.buffers;
-            response.parse(answer, len, request.method).map_err(Failure::BadAnswer)?;
-            if !response.is_interim() {
-                return Ok(());
+            match self.next_head().await? {
+                Came::Interim(len) => self.pass_interim(len).await?,
+                Came::Switch(len) => {
+                    self.tunnel(head_len, len).await?;
+                    return Ok(Answered { status: 101, after: After::Close });
+                }
+                Came::Final => {
+                    self.forward_answer().await?;
+                    self.buffers.next_request(head_len + body);
+                    self.buffers.input.append(&mut self.beyond);
+                    let after = if self.keep_alive { After::KeepAlive } else { After::Linger };
+                    return Ok(Answered { status: self.buffers.response.status, after });
+                }
             }
-            // We never ask for an upgrade: a switch of protocols is not an answer.
-            if response.status == 101 {
-                return Err(Failure::BadAnswer(BadHead::Status));
-            }
-            if request.version == Version::Http11 {
-                to_client.clear();
-                write_response(to_client, response, answer, Version::Http11, true);
-                self.client.deadline.enter(Phase::Body);
-                self.client.send(to_client).await?;
-            }
-            answer.drain(..len);
         }
         Err(Failure::BadAnswer(BadHead::Status))
     }
 
-    async fn next_head(&mut self) -> Result<usize, Failure> {
+    /// Sends the request and waits for the next head of the answer.
+    async fn next_head(&mut self) -> Result<Came, Failure> {
         let mut scan = HeadScan::default();
-        if let Some(len) = scan.find(&self.buffers.answer, MAX_ANSWER_HEAD).map_err(Failure::BadAnswer)? {
-            return Ok(len);
+        // What came with an interim head may be the next one.
+        if let Some(came) = self.take_kept_head(&mut scan)? {
+            return Ok(came);
         }
         let mut phase = Phase::Body;
+        let mut watched = true;
         self.client.deadline.enter_with(phase, self.node);
         std::future::poll_fn(|cx| {
             self.poll_upload(cx)?;
-            let deadline = &self.client.deadline;
             if phase == Phase::Body && (self.upload_broken || self.upload.is_done()) {
                 phase = Phase::FirstByte;
-                deadline.enter_with(phase, self.node);
-            } else if mem::take(&mut self.upload.moved) {
-                deadline.enter_with(phase, self.node);
+                self.client.deadline.enter_with(phase, self.node);
+            } else if self.upload.moved > 0 {
+                self.client.deadline.advance(mem::take(&mut self.upload.moved));
             }
-            while let Poll::Ready(read) = self.poll_answer(cx) {
-                if read.map_err(Failure::NoAnswer)? == 0 {
-                    return Poll::Ready(Err(Failure::NoAnswer(io::ErrorKind::UnexpectedEof.into())));
-                }
-                if let Some(len) = scan.find(&self.buffers.answer, MAX_ANSWER_HEAD).map_err(Failure::BadAnswer)? {
-                    return Poll::Ready(Ok(len));
+            while let Poll::Ready(came) = self.poll_head(cx, &mut scan) {
+                if let Some(came) = came? {
+                    return Poll::Ready(Ok(came));
                 }
             }
-            self.client.deadline.poll(cx).map(|interrupt| {
-                Err(match (interrupt, phase) {
-                    (Interrupt::NodeDown, _) => Failure::NodeDown,
-                    (_, Phase::Body) => Failure::ClientTimeout,
+            if phase == Phase::FirstByte
+                && watched
+                && let Poll::Ready(gone) = self.client.stream.poll_gone(cx)
+            {
+                gone.map_err(Failure::ClientGone)?;
+                // It closed its sending side, or sent another request: both wait for this answer.
+                watched = false;
+            }
+            let for_client = phase == Phase::Body && !self.upload.waits_for_sink();
+            self.client.deadline.poll_wait(cx, for_client).map(|interrupt| {
+                Err(match interrupt {
+                    Interrupt::NodeDown => Failure::NodeDown,
+                    _ if for_client => Failure::ClientTimeout,
                     _ => Failure::NodeTimeout,
                 })
             })
@@ -235,30 +270,98 @@ impl<R: Route> Exchange<'_, R> {
         }
     }
 
-    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let mut scratch = self.client.worker.scratch.borrow_mut();
-        let mut buffer = ReadBuf::new(&mut scratch[..ANSWER_READ]);
-        match Pin::new(&mut self.upstream).poll_read(cx, &mut buffer) {
-            Poll::Ready(Ok(())) => {
-                self.buffers.answer.extend_from_slice(buffer.filled());
-                Poll::Ready(Ok(buffer.filled().len()))
+    /// Reads once from the node. A final head that is complete then begins its answer from where it stands.
+    fn poll_head(&mut self, cx: &mut Context<'_>, scan: &mut HeadScan) -> Poll<Result<Option<Came>, Failure>> {
+        let worker = Rc::clone(&self.client.worker);
+        let scratch = &mut worker.scratch.borrow_mut()[..];
+        let mut buffer = ReadBuf::new(reading_room(scratch));
+        ready!(Pin::new(&mut self.upstream).poll_read(cx, &mut buffer)).map_err(Failure::NoAnswer)?;
+        let read = buffer.filled().len();
+        if read == 0 {
+            return Poll::Ready(Err(Failure::NoAnswer(io::ErrorKind::UnexpectedEof.into())));
+        }
+        let bytes = &reading_room(scratch)[..read];
+        if self.buffers.answer.is_empty()
+            && let Some(len) = scan.find(bytes, worker.shared.limits.max_answer_head).map_err(Failure::BadAnswer)?
+        {
+            if let came @ Came::Final = self.parse_head(bytes, len)? {
+                self.download = self.open_download(bytes)?;
+                let body = (BEFORE + len, read - len);
+                let begun = self.download.begin(cx, &mut self.client.stream, scratch, body, &mut self.surplus);
+                return Poll::Ready(begun.map_err(download_failure).map(|()| Some(came)));
             }
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            Poll::Pending => Poll::Pending,
+            *scan = HeadScan::default();
+        }
+        self.buffers.answer.extend_from_slice(bytes);
+        Poll::Ready(self.take_kept_head(scan))
+    }
+
+    /// Looks for a head in what was kept of the answer.
+    fn take_kept_head(&mut self, scan: &mut HeadScan) -> Result<Option<Came>, Failure> {
+        let answer = mem::take(&mut self.buffers.answer);
+        let limit = self.client.worker.shared.limits.max_answer_head;
+        let came = match scan.find(&answer, limit).map_err(Failure::BadAnswer)? {
+            Some(len) => {
+                let came = self.parse_head(&answer, len)?;
+                if let Came::Final = came {
+                    self.download = self.open_download(&answer)?;
+                    let body = self.download.feed(&answer[len..]).map_err(download_failure)?;
+                    self.surplus.extend_from_slice(&answer[len + body..]);
+                }
+                Some(came)
+            }
+            None => None,
+        };
+        self.buffers.answer = answer;
+        Ok(came)
+    }
+
+    fn parse_head(&mut self, bytes: &[u8], len: usize) -> Result<Came, Failure> {
+        let Buffers { response, request, input, .. } = &mut *self.buffers;
+        let max_fields = self.client.worker.shared.limits.max_fields;
+        response.parse(bytes, len, request.method, max_fields).map_err(Failure::BadAnswer)?;
+        if response.is_interim() {
+            return Ok(Came::Interim(len));
+        }
+        if response.status != 101 {
+            return Ok(Came::Final);
+        }
+        // A switch that nobody asked for, or to something else, is not an answer.
+        if request.offers(response.upgrade_to(bytes), input) {
+            Ok(Came::Switch(len))
+        } else {
+            Err(Failure::BadAnswer(BadHead::Status))
         }
     }
 
-    /// Passes the final answer on to its end, and finds out what both connections are good for afterwards.
-    async fn forward_answer(&mut self) -> Result<After, Failure> {
+    /// Passes an interim head on (RFC 9110 section 15.2), so that a client that waits for `100 Continue` gets the node's
+    /// and not ours.
+    async fn pass_interim(&mut self, len: usize) -> Result<(), Failure> {
         let Buffers { answer, response, request, to_client, .. } = &mut *self.buffers;
+        if self.client.version(request.version) == Version::Http11 {
+            to_client.clear();
+            write_response(to_client, response, answer, Version::Http11, true);
+            self.client.deadline.enter(Phase::Body);
+            self.client.send(to_client).await?;
+        }
+        answer.drain(..len);
+        Ok(())
+    }
+
+    /// Begins the answer whose head was parsed from `bytes`.
+    fn open_download(&mut self, bytes: &[u8]) -> Result<Transfer, Failure> {
+        let Buffers { response, request, to_client, .. } = &mut *self.buffers;
         let mut first = mem::take(to_client);
         first.clear();
         let willing = request.keep_alive && self.upload.is_done() && self.client.worker.stage() < R::DRAINS_AT;
-        let (framing, keep_alive) = write_response(&mut first, response, answer, request.version, willing);
-        let mut download = Transfer::new(response.framing, framing == Framing::Chunked, first);
-        let body = download.feed(&answer[response.len..]).map_err(download_failure)?;
-        let mut surplus = answer.split_off(response.len + body);
+        let (chunked, keep_alive) = self.client.begin_answer(&mut first, response, bytes, request.version, willing)?;
+        self.keep_alive = keep_alive;
+        self.status = Some(response.status);
+        Ok(Transfer::new(response.framing, chunked, first))
+    }
 
+    /// Passes the final answer on to its end.
+    async fn forward_answer(&mut self) -> Result<(), Failure> {
         self.client.deadline.enter(Phase::Body);
         std::future::poll_fn(|cx| {
             if self.poll_upload(cx).is_err() {
@@ -267,22 +370,35 @@ impl<R: Route> Exchange<'_, R> {
             }
             let mut scratch = self.client.worker.scratch.borrow_mut();
             let stream = &mut self.client.stream;
-            let polled = download.poll(cx, &mut self.upstream, stream, &mut scratch, &mut surplus);
+            let polled = self.download.poll(cx, &mut self.upstream, stream, &mut scratch, &mut self.surplus);
             if let Poll::Ready(result) = polled {
                 return Poll::Ready(result.map_err(download_failure));
             }
-            if mem::take(&mut download.moved) | mem::take(&mut self.upload.moved) {
-                self.client.deadline.enter(Phase::Body);
+            let moved = mem::take(&mut self.download.moved) + mem::take(&mut self.upload.moved);
+            if moved > 0 {
+                self.client.deadline.advance(moved);
             }
-            let late = || Err(Failure::CutAnswer(io::ErrorKind::TimedOut.into()));
-            self.client.deadline.poll(cx).map(|_| late())
+            let for_client = self.download.waits_for_sink();
+            let late = |_| {
+                let late = io::ErrorKind::TimedOut.into();
+                Err(if for_client { Failure::ClientGone(late) } else { Failure::CutAnswer(late) })
+            };
+            self.client.deadline.poll_wait(cx, for_client).map(late)
         })
-        .await?;
+        .await
+    }
 
-        self.buffers.to_client = download.into_buffer();
-        let uploaded = self.upload.is_done();
-        self.reusable = self.buffers.response.keep_alive && uploaded && surplus.is_empty();
-        Ok(if keep_alive { After::KeepAlive } else { After::Linger })
+    /// Passes the switch of protocols on, and after it whatever the two sides have to say to each other.
+    async fn tunnel(&mut self, request_len: usize, head_len: usize) -> Result<(), Failure> {
+        let Buffers { input, answer, response, request, to_client, .. } = &mut *self.buffers;
+        self.status = Some(101);
+        let mut first = mem::take(to_client);
+        first.clear();
+        write_response(&mut first, response, answer, request.version, true);
+        first.extend_from_slice(&answer[head_len..]);
+        let early = input.split_off(request_len);
+        let Client { stream, deadline, worker, .. } = &mut *self.client;
+        tunnel(worker, deadline, (stream, early), (&mut self.upstream, first)).await
     }
 }
 
@@ -290,6 +406,7 @@ fn upload_failure(error: TransferError) -> Failure {
     match error {
         TransferError::Source(error) => Failure::ClientGone(error),
         TransferError::Frame(reason) => Failure::BadBody(reason),
+        TransferError::TooLong => Failure::BodyTooLarge,
         TransferError::Sink(error) => Failure::NoAnswer(error),
     }
 }
@@ -298,6 +415,8 @@ fn download_failure(error: TransferError) -> Failure {
     match error {
         TransferError::Source(error) => Failure::CutAnswer(error),
         TransferError::Frame(reason) => Failure::BadAnswerBody(reason),
+        // Answers may be as long as they like.
+        TransferError::TooLong => Failure::CutAnswer(io::ErrorKind::FileTooLarge.into()),
         TransferError::Sink(error) => Failure::ClientGone(error),
     }
 }

@@ -1,15 +1,16 @@
 //! The client of a connection: what every step of a request needs of it.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 
 use super::deadline::Deadline;
-use super::failure::Failure;
+use super::failure::{Failure, Reply};
+use super::stream::Stream;
 use super::worker::Worker;
+use crate::http1::{BadHead, Framing, ResponseHead, Version, error_response, write_response};
 
 /// What becomes of the client's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,14 +25,29 @@ pub(super) enum After {
     Reset,
 }
 
+/// Who is at the other end: the address that connected to us, or the one that a PROXY header named.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    pub(super) socket: SocketAddr,
+    /// Without a port, and as IPv4 where it is one.
+    pub(super) address: IpAddr,
+    /// The same as text, for `X-Forwarded-For`.
+    pub(super) text: Rc<str>,
+}
+
+impl From<SocketAddr> for Peer {
+    fn from(socket: SocketAddr) -> Self {
+        let address = socket.ip().to_canonical();
+        Peer { socket, address, text: address.to_string().into() }
+    }
+}
+
 /// A client and what is known about it.
 pub(super) struct Client<R> {
     pub(super) worker: Rc<Worker>,
     pub(super) route: Rc<R>,
-    pub(super) stream: TcpStream,
-    /// The address as text, for `X-Forwarded-For`.
-    pub(super) peer: Box<str>,
-    pub(super) address: IpAddr,
+    pub(super) stream: Stream,
+    pub(super) peer: Peer,
     /// Whether its `X-Forwarded-*` fields are believed, by the fleet of `judged_by`: a Varnish may have connected
     /// before the fleet knew it.
     pub(super) trusted: bool,
@@ -41,10 +57,74 @@ pub(super) struct Client<R> {
 }
 
 impl<R> Client<R> {
+    pub(super) fn new(worker: Rc<Worker>, route: Rc<R>, stream: Stream, peer: Peer, deadline: Deadline) -> Self {
+        Client { worker, route, stream, peer, trusted: false, judged_by: None, deadline }
+    }
+
+    /// How the client came to us, for `X-Forwarded-Proto`.
+    pub(super) fn proto(&self) -> &'static str {
+        if self.stream.is_secure() { "https" } else { "http" }
+    }
+
+    /// The version that the client spoke, for a request that was written down as this one.
+    pub(super) fn version(&self, written: Version) -> Version {
+        if matches!(self.stream, Stream::Http2(_)) { Version::Http2 } else { written }
+    }
+
+    /// How the end of a request's body is found as we read it. HTTP/2 has a frame of its own for that, which hyper has
+    /// taken off.
+    pub(super) fn body_framing(&self, written: Framing) -> Framing {
+        match (&self.stream, written) {
+            (Stream::Http2(_), Framing::Chunked) => Framing::UntilClose,
+            (_, framing) => framing,
+        }
+    }
+
+    /// Begins the answer, whose head was parsed from `bytes`: what goes before its body is appended to `out`. Returns
+    /// whether the body is to be chunked, and whether another request may follow.
+    ///
+    /// # Errors
+    /// An HTTP/2 client that has gone, or cannot be told this.
+    pub(super) fn begin_answer(
+        &mut self,
+        out: &mut Vec<u8>,
+        head: &ResponseHead,
+        bytes: &[u8],
+        version: Version,
+        willing: bool,
+    ) -> Result<(bool, bool), Failure> {
+        let Stream::Http2(half) = &mut self.stream else {
+            let (framing, keep_alive) = write_response(out, head, bytes, version, willing);
+            return Ok((framing == Framing::Chunked, keep_alive));
+        };
+        if half.was_cancelled() {
+            Err(Failure::ClientGone(io::ErrorKind::ConnectionReset.into()))
+        } else if half.begin_answer(head, bytes, head.framing == Framing::None) {
+            Ok((false, true))
+        } else {
+            Err(Failure::BadAnswer(BadHead::Syntax("HTTP/2 cannot carry it")))
+        }
+    }
+
+    /// Answers for ourselves.
+    pub(super) async fn answer_with(&mut self, reply: &Reply, head_only: bool, out: &mut Vec<u8>) -> Result<(), Failure> {
+        if let Stream::Http2(half) = &mut self.stream {
+            let told = half.answer_with(reply.status, &reply.text, head_only);
+            return if told { Ok(()) } else { Err(Failure::ClientGone(io::ErrorKind::ConnectionReset.into())) };
+        }
+        out.clear();
+        error_response(out, reply.status, reply.reason, &reply.text, head_only);
+        self.send(out).await
+    }
+
     /// Writes all of it, in the time of the phase that was entered.
     pub(super) async fn send(&mut self, bytes: &[u8]) -> Result<(), Failure> {
         let Client { stream, deadline, .. } = self;
-        match deadline.limit(stream.write_all(bytes)).await {
+        let all = async {
+            stream.write_all(bytes).await?;
+            stream.flush().await
+        };
+        match deadline.limit(all).await {
             Ok(written) => written.map_err(Failure::ClientGone),
             Err(_interrupt) => Err(Failure::ClientGone(io::ErrorKind::TimedOut.into())),
         }

@@ -1,21 +1,29 @@
-//! One client connection: its requests, one after the other, and its rest between them.
+//! One client connection: what comes before HTTP on it, its requests, one after the other, and its rest between them.
 
+use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
 
+use super::Route;
+use super::admission::Permit;
 use super::buffers::Buffers;
-use super::client::{After, Client};
+use super::client::{After, Client, Peer};
 use super::deadline::{Deadline, Interrupt, Phase};
 use super::exchange;
 use super::failure::Failure;
+use super::http2;
+use super::stream::Stream;
 use super::worker::Worker;
-use super::{MAX_REQUEST_HEAD, Route};
+use crate::proxy_protocol::{self, Parsed, Source};
 
 /// How much is read at once while a head is awaited. More would only copy the start of a large body around.
 const HEAD_READ: usize = 16 * 1024;
@@ -24,35 +32,98 @@ const HEAD_READ: usize = 16 * 1024;
 /// limit in bytes would cut off just the large uploads that are refused for their size.
 const LINGER_LIMIT: Duration = Duration::from_secs(30);
 
+/// A connection that was accepted.
+pub(super) struct Accepted {
+    pub(super) socket: TcpStream,
+    pub(super) peer: SocketAddr,
+    pub(super) deadline: Deadline,
+    /// Its place among those that a public listener may have.
+    pub(super) permit: Option<Permit>,
+    /// How it is to be encrypted.
+    pub(super) tls: Option<Arc<ServerConfig>>,
+}
+
 /// Serves a connection to its end.
-pub(super) async fn serve<R: Route>(
-    worker: Rc<Worker>,
-    route: Rc<R>,
-    stream: TcpStream,
-    peer: SocketAddr,
-    deadline: Deadline,
-) {
-    let address = peer.ip().to_canonical();
-    let peer = address.to_string().into_boxed_str();
-    let mut client = Client { worker, route, stream, peer, address, trusted: false, judged_by: None, deadline };
+pub(super) async fn serve<R: Route>(worker: Rc<Worker>, route: Rc<R>, accepted: Accepted) {
+    let Accepted { mut socket, peer, deadline, mut permit, tls } = accepted;
+    let mut peer = Peer::from(peer);
+    if route.expects_proxy_header(peer.address) {
+        deadline.enter(Phase::Header);
+        // A balancer's own health checks connect and leave without a word.
+        match Box::pin(deadline.limit(read_proxy_header(&mut socket))).await {
+            Ok(Ok(Source::Proxied(client))) => peer = Peer::from(client),
+            Ok(Ok(Source::Local)) => {}
+            Ok(Err(error)) => return tracing::debug!(peer = %peer.text, %error, "no PROXY header"),
+            Err(_late) => return tracing::debug!(peer = %peer.text, "no PROXY header in time"),
+        }
+    }
+    if let Some(permit) = &mut permit
+        && !route.trusts(peer.address, &worker.shared.fleet.load())
+        && !permit.count_for(peer.address)
+    {
+        worker.shared.metrics.edge_connections_refused.inc();
+        return tracing::debug!(peer = %peer.text, "an address has as many connections as it may");
+    }
+    let stream = match tls {
+        None => Stream::Plain(socket),
+        Some(config) => {
+            deadline.enter(Phase::Header);
+            match Box::pin(deadline.limit(TlsAcceptor::from(config).accept(socket))).await {
+                Ok(Ok(session)) if session.get_ref().1.alpn_protocol() == Some(b"h2") => {
+                    return Box::pin(http2::serve(worker, route, Box::new(session), peer, deadline)).await;
+                }
+                Ok(Ok(session)) => Stream::Tls(Box::new(session)),
+                Ok(Err(error)) => return tracing::debug!(peer = %peer.text, %error, "a TLS handshake failed"),
+                Err(_late) => return tracing::debug!(peer = %peer.text, "a TLS handshake took too long"),
+            }
+        }
+    };
+    let mut client = Client::new(worker, route, stream, peer, deadline);
+    requests(&mut client).await;
+}
+
+/// Reads the header, and not a byte of what follows it.
+async fn read_proxy_header(socket: &mut TcpStream) -> io::Result<Source> {
+    let mut header = Vec::new();
+    let mut bytes = [0; 512];
+    loop {
+        let peeked = socket.peek(&mut bytes).await?;
+        if peeked == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let seen = header.len();
+        header.extend_from_slice(&bytes[..peeked]);
+        let parsed = proxy_protocol::parse(&header).map_err(io::Error::other)?;
+        let (belongs, source) = match parsed {
+            Parsed::Complete { len, source } => (len - seen, Some(source)),
+            Parsed::Incomplete => (peeked, None),
+        };
+        socket.read_exact(&mut bytes[..belongs]).await?;
+        if let Some(source) = source {
+            return Ok(source);
+        }
+    }
+}
+
+async fn requests<R: Route>(client: &mut Client<R>) {
     let mut kept = None;
-    while let Some(mut buffers) = next_bytes(&mut client, kept.take()).await {
-        let after = match read_head(&mut client, &mut buffers).await {
-            Ok(Some(len)) => exchange::handle(&mut client, &mut buffers, len).await,
+    while let Some(mut buffers) = next_bytes(client, kept.take()).await {
+        let after = match read_head(client, &mut buffers).await {
+            Ok(Some(len)) => exchange::handle(client, &mut buffers, Ok(len)).await,
             Ok(None) => After::Close,
-            Err(failure) => exchange::refuse(&mut client, &mut buffers, &failure).await,
+            Err(failure) => exchange::handle(client, &mut buffers, Err(failure)).await,
         };
         match after {
             After::KeepAlive if buffers.input.is_empty() => client.worker.stock.give_back(buffers),
             After::KeepAlive => kept = Some(buffers),
             After::Reset => {
-                reset(&client);
+                client.stream.reset_on_close();
                 client.worker.stock.give_back(buffers);
                 return;
             }
             After::Close | After::Linger => {
                 client.worker.stock.give_back(buffers);
-                end(&mut client, after).await;
+                end(client, after).await;
                 return;
             }
         }
@@ -85,8 +156,9 @@ fn first_buffers(worker: &Worker, bytes: &[u8]) -> Option<Box<Buffers>> {
 /// Reads on until the head is complete. `None` where the client left in mid-head.
 async fn read_head<R: Route>(client: &mut Client<R>, buffers: &mut Buffers) -> Result<Option<usize>, Failure> {
     client.deadline.enter(Phase::Header);
+    let max_head = client.worker.shared.limits.max_head;
     loop {
-        let found = buffers.input_scan.find(&buffers.input, MAX_REQUEST_HEAD).map_err(Failure::BadHead)?;
+        let found = buffers.input_scan.find(&buffers.input, max_head).map_err(Failure::BadHead)?;
         if found.is_some() {
             return Ok(found);
         }
@@ -112,7 +184,7 @@ async fn read_head<R: Route>(client: &mut Client<R>, buffers: &mut Buffers) -> R
 fn poll_some<T>(
     cx: &mut Context<'_>,
     worker: &Worker,
-    stream: &mut TcpStream,
+    stream: &mut Stream,
     take: impl FnOnce(&[u8]) -> T,
 ) -> Poll<std::io::Result<T>> {
     let mut scratch = worker.scratch.borrow_mut();
@@ -144,13 +216,5 @@ async fn end<R: Route>(client: &mut Client<R>, after: After) {
             return;
         }
         deadline.enter(Phase::Linger);
-    }
-}
-
-/// Makes the close that follows a reset: a plain one would look like the end of an answer that ends with its
-/// connection.
-fn reset<R>(client: &Client<R>) {
-    if let Err(error) = socket2::SockRef::from(&client.stream).set_linger(Some(Duration::ZERO)) {
-        tracing::debug!(%error, "a cut answer could not be reset");
     }
 }

@@ -42,20 +42,16 @@ pub(super) enum Phase {
     Body,
     /// Between two pieces of what a client sends though it was answered already.
     Linger,
+    /// Between two pieces of a tunnel, in either direction: as long as HAProxy's documentation gives WebSocket.
+    Tunnel,
+    /// An HTTP/2 connection with requests under way, each of which has a deadline of its own.
+    Streams,
+    /// An HTTP/2 connection that was asked to come to its end.
+    Leaving,
 }
 
-impl Phase {
-    fn limit(self) -> Duration {
-        Duration::from_secs(match self {
-            Phase::Idle => 75,
-            Phase::Header => 10,
-            Phase::Connect => 3,
-            Phase::FirstByte => 600,
-            Phase::Body => 60,
-            Phase::Linger => 2,
-        })
-    }
-}
+/// A body that is older than this has to keep the pace that the configuration wants of clients.
+const PACE_GRACE: Duration = Duration::from_secs(20);
 
 /// Why a wait was ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,58 +68,99 @@ pub(super) enum Interrupt {
 struct Slot {
     drains_at: Stage,
     phase: Phase,
-    due: Duration,
+    /// When the phase began, or came a step further.
+    since: Duration,
     node: Option<Arc<Node>>,
     fired: Option<Interrupt>,
     waker: Option<Waker>,
+    pace: Pace,
 }
 
-impl Slot {
-    /// When the phase began, or came a step further.
-    fn begun(&self) -> Duration {
-        self.due - self.phase.limit()
+/// How fast a client sends and takes bodies. The time in which nobody waits for the client does not count: a page that is
+/// rendered slowly is not the reader's fault.
+#[derive(Debug, Default)]
+struct Pace {
+    /// Bytes per second that are wanted; 0 for none.
+    wanted: u64,
+    waits_for_client: bool,
+    waited: Duration,
+    moved: u64,
+}
+
+impl Pace {
+    /// Looks at the client once a sweep; true where it has been too slow for too long.
+    fn is_too_slow(&mut self) -> bool {
+        if self.wanted == 0 || !self.waits_for_client {
+            return false;
+        }
+        self.waited += SWEEP;
+        self.waited > PACE_GRACE && self.moved < self.wanted.saturating_mul(self.waited.as_secs())
     }
 }
 
 /// The deadlines of one worker's connections.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Deadlines {
     slots: RefCell<Slab<Slot>>,
     now: Cell<Duration>,
+    header_timeout: Duration,
 }
 
 impl Deadlines {
+    /// No connections yet. `header_timeout` is what a head may take from its first byte to its last.
+    pub(super) fn new(header_timeout: Duration) -> Self {
+        Deadlines { slots: RefCell::default(), now: Cell::default(), header_timeout }
+    }
+
+    fn limit(&self, phase: Phase) -> Duration {
+        Duration::from_secs(match phase {
+            Phase::Idle => 75,
+            Phase::Header => return self.header_timeout,
+            Phase::Connect => 3,
+            Phase::FirstByte => 600,
+            Phase::Body | Phase::Leaving => 60,
+            Phase::Linger => 2,
+            Phase::Tunnel => 3600,
+            Phase::Streams => return Duration::MAX,
+        })
+    }
+
     /// How many connections there are that drain at this stage or before it.
     pub(super) fn connections(&self, stage: Stage) -> usize {
         self.slots.borrow().iter().filter(|(_, slot)| slot.drains_at <= stage).count()
     }
 
-    /// A deadline for a new connection, at rest, whose rest ends at the latest at this stage.
-    pub(super) fn register(self: &Rc<Self>, drains_at: Stage) -> Deadline {
+    /// A deadline for a new connection, at rest, whose rest ends at the latest at this stage. `pace` is what is wanted
+    /// of its client's bodies, in bytes per second; 0 for nothing.
+    pub(super) fn register(self: &Rc<Self>, drains_at: Stage, pace: u64) -> Deadline {
         let slot = Slot {
             drains_at,
             phase: Phase::Idle,
-            due: self.now.get() + Phase::Idle.limit(),
+            since: self.now.get(),
             node: None,
             fired: None,
             waker: None,
+            pace: Pace { wanted: pace, ..Pace::default() },
         };
         Deadline { key: self.slots.borrow_mut().insert(slot), owner: Rc::clone(self) }
     }
 
-    /// Looks at all connections. `now` counts from any fixed point.
-    pub(super) fn sweep(&self, now: Duration, stage: Stage, is_down: impl Fn(&Node) -> bool) {
+    /// Looks at all connections. `now` counts from any fixed point. `crowded`: there is no room for new connections, so
+    /// those at rest have to go.
+    pub(super) fn sweep(&self, now: Duration, stage: Stage, crowded: bool, is_down: impl Fn(&Node) -> bool) {
         self.now.set(now);
         let mut woken = Vec::new();
         for (_, slot) in self.slots.borrow_mut().iter_mut() {
             if slot.fired.is_some() {
                 continue;
             }
+            let age = now.saturating_sub(slot.since);
+            let at_rest = slot.phase == Phase::Idle && age >= AT_REST;
             slot.fired = if slot.node.as_ref().is_some_and(|node| is_down(node)) {
                 Some(Interrupt::NodeDown)
-            } else if now >= slot.due {
+            } else if age >= self.limit(slot.phase) || (slot.phase == Phase::Body && slot.pace.is_too_slow()) {
                 Some(Interrupt::Timeout)
-            } else if stage >= slot.drains_at && slot.phase == Phase::Idle && now >= slot.begun() + AT_REST {
+            } else if stage >= slot.drains_at && (at_rest || slot.phase == Phase::Streams) || crowded && at_rest {
                 Some(Interrupt::Draining)
             } else {
                 None
@@ -144,7 +181,7 @@ pub(super) struct Deadline {
 }
 
 impl Deadline {
-    /// A phase begins, or came a step further: its time counts from now.
+    /// A phase begins: its time counts from now.
     pub(super) fn enter(&self, phase: Phase) {
         self.set(phase, None);
     }
@@ -155,12 +192,32 @@ impl Deadline {
     }
 
     fn set(&self, phase: Phase, node: Option<Arc<Node>>) {
-        let mut slots = self.owner.slots.borrow_mut();
-        let slot = &mut slots[self.key];
-        slot.phase = phase;
-        slot.due = self.owner.now.get() + phase.limit();
-        slot.node = node;
-        slot.fired = None;
+        self.with(|slot, now| {
+            slot.phase = phase;
+            slot.since = now;
+            slot.node = node;
+            slot.fired = None;
+            slot.pace = Pace { wanted: slot.pace.wanted, ..Pace::default() };
+        });
+    }
+
+    /// The phase came a step further: its time counts from now.
+    pub(super) fn advance(&self, moved: u64) {
+        self.with(|slot, now| {
+            slot.since = now;
+            slot.fired = None;
+            slot.pace.moved += moved;
+        });
+    }
+
+    /// Ready when the wait is to end; it is the client that is waited for, or it is not.
+    pub(super) fn poll_wait(&self, cx: &mut Context<'_>, for_client: bool) -> Poll<Interrupt> {
+        self.with(|slot, _| slot.pace.waits_for_client = for_client);
+        self.poll(cx)
+    }
+
+    fn with(&self, change: impl FnOnce(&mut Slot, Duration)) {
+        change(&mut self.owner.slots.borrow_mut()[self.key], self.owner.now.get());
     }
 
     /// Ready when the wait is to end.
@@ -206,46 +263,79 @@ mod tests {
 
     #[test]
     fn a_phase_that_takes_too_long_is_interrupted_and_a_step_forward_starts_its_time_again() {
-        let deadlines = Rc::new(Deadlines::default());
-        let deadline = deadlines.register(Stage::Draining);
+        let deadlines = Rc::new(Deadlines::new(Duration::from_secs(10)));
+        let deadline = deadlines.register(Stage::Draining, 0);
         deadline.enter(Phase::Header);
-        deadlines.sweep(Duration::from_secs(9), Stage::Running, |_| false);
+        deadlines.sweep(Duration::from_secs(9), Stage::Running, false, |_| false);
         assert_eq!(interrupted(&deadline), None);
-        deadline.enter(Phase::Header);
-        deadlines.sweep(Duration::from_secs(18), Stage::Running, |_| false);
+        deadline.advance(1);
+        deadlines.sweep(Duration::from_secs(18), Stage::Running, false, |_| false);
         assert_eq!(interrupted(&deadline), None);
-        deadlines.sweep(Duration::from_secs(19), Stage::Running, |_| false);
+        deadlines.sweep(Duration::from_secs(19), Stage::Running, false, |_| false);
         assert_eq!(interrupted(&deadline), Some(Interrupt::Timeout));
     }
 
     #[test]
     fn draining_ends_rest_but_no_work() {
-        let deadlines = Rc::new(Deadlines::default());
-        let (resting, working) = (deadlines.register(Stage::Draining), deadlines.register(Stage::Draining));
-        let later = deadlines.register(Stage::Emptying);
+        let deadlines = Rc::new(Deadlines::new(Duration::from_secs(10)));
+        let (resting, working) = (deadlines.register(Stage::Draining, 0), deadlines.register(Stage::Draining, 0));
+        let later = deadlines.register(Stage::Emptying, 0);
         working.enter(Phase::Body);
-        deadlines.sweep(AT_REST, Stage::Draining, |_| false);
+        deadlines.sweep(AT_REST, Stage::Draining, false, |_| false);
         assert_eq!((interrupted(&resting), interrupted(&working)), (Some(Interrupt::Draining), None));
         assert_eq!(interrupted(&later), None);
-        deadlines.sweep(AT_REST, Stage::Emptying, |_| false);
+        deadlines.sweep(AT_REST, Stage::Emptying, false, |_| false);
         assert_eq!((interrupted(&later), interrupted(&working)), (Some(Interrupt::Draining), None));
     }
 
     #[test]
     fn draining_gives_a_request_that_may_be_on_its_way_the_time_to_arrive() {
-        let deadlines = Rc::new(Deadlines::default());
-        deadlines.sweep(Duration::from_secs(1), Stage::Draining, |_| false);
-        let new = deadlines.register(Stage::Draining);
-        deadlines.sweep(Duration::from_secs(1), Stage::Draining, |_| false);
+        let deadlines = Rc::new(Deadlines::new(Duration::from_secs(10)));
+        deadlines.sweep(Duration::from_secs(1), Stage::Draining, false, |_| false);
+        let new = deadlines.register(Stage::Draining, 0);
+        deadlines.sweep(Duration::from_secs(1), Stage::Draining, false, |_| false);
         assert_eq!(interrupted(&new), None);
-        deadlines.sweep(Duration::from_secs(1) + AT_REST, Stage::Draining, |_| false);
+        deadlines.sweep(Duration::from_secs(1) + AT_REST, Stage::Draining, false, |_| false);
         assert_eq!(interrupted(&new), Some(Interrupt::Draining));
     }
 
     #[test]
+    fn connections_at_rest_make_room_in_a_crowd() {
+        let deadlines = Rc::new(Deadlines::new(Duration::from_secs(10)));
+        let (resting, working) = (deadlines.register(Stage::Draining, 0), deadlines.register(Stage::Draining, 0));
+        working.enter(Phase::Body);
+        deadlines.sweep(AT_REST, Stage::Running, true, |_| false);
+        assert_eq!((interrupted(&resting), interrupted(&working)), (Some(Interrupt::Draining), None));
+    }
+
+    /// Sweeps for this long while the body moves at `rate` bytes a second; says whether the client was cut.
+    fn survives(rate: u64, seconds: u64, for_client: bool) -> bool {
+        let deadlines = Rc::new(Deadlines::new(Duration::from_secs(10)));
+        let deadline = deadlines.register(Stage::Draining, 500);
+        deadline.enter(Phase::Body);
+        for step in 1..=seconds * 10 {
+            deadline.advance(rate / 10);
+            let waiting = deadline.poll_wait(&mut Context::from_waker(Waker::noop()), for_client);
+            if waiting.is_ready() {
+                return false;
+            }
+            deadlines.sweep(SWEEP * step as u32, Stage::Running, false, |_| false);
+        }
+        interrupted(&deadline).is_none()
+    }
+
+    #[test]
+    fn a_client_that_trickles_a_body_is_cut_and_one_that_waits_for_a_slow_node_is_not() {
+        assert!(survives(600, 60, true));
+        assert!(survives(100, 19, true));
+        assert!(!survives(100, 25, true));
+        assert!(survives(100, 60, false));
+    }
+
+    #[test]
     fn a_connection_that_ended_leaves_no_deadline() {
-        let deadlines = Rc::new(Deadlines::default());
-        drop(deadlines.register(Stage::Draining));
+        let deadlines = Rc::new(Deadlines::new(Duration::from_secs(10)));
+        drop(deadlines.register(Stage::Draining, 0));
         assert_eq!(deadlines.connections(Stage::Stopping), 0);
     }
 }

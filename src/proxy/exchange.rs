@@ -10,7 +10,7 @@ use super::client::{After, Client};
 use super::deadline::Phase;
 use super::failure::Failure;
 use crate::fleet::Node;
-use crate::http1::{Method, error_response};
+use crate::http1::{Framing, Method};
 
 /// What is known of a request when it is over, for metrics and logs.
 #[derive(Default)]
@@ -20,24 +20,25 @@ struct Outcome {
     status: u16,
 }
 
-/// Carries out the request whose head is `buffers.input[..len]`.
-pub(super) async fn handle<R: Route>(client: &mut Client<R>, buffers: &mut Buffers, len: usize) -> After {
+/// Carries out the request whose head is `buffers.input[..len]`, or answers bytes that never became one.
+pub(super) async fn handle<R: Route>(
+    client: &mut Client<R>,
+    buffers: &mut Buffers,
+    head: Result<usize, Failure>,
+) -> After {
     let began = Instant::now();
     let mut outcome = Outcome::default();
-    let after = match try_handle(client, buffers, len, &mut outcome).await {
+    let handled = match head {
+        Ok(len) => try_handle(client, buffers, len, &mut outcome).await,
+        Err(failure) => {
+            buffers.request.method = Method::Get;
+            Err(failure)
+        }
+    };
+    let after = match handled {
         Ok(after) => after,
         Err(failure) => respond_to(client, buffers, &failure, &mut outcome).await,
     };
-    count(client, &outcome, began);
-    after
-}
-
-/// Answers bytes that never became a request.
-pub(super) async fn refuse<R: Route>(client: &mut Client<R>, buffers: &mut Buffers, failure: &Failure) -> After {
-    let began = Instant::now();
-    let mut outcome = Outcome::default();
-    buffers.request.method = Method::Get;
-    let after = respond_to(client, buffers, failure, &mut outcome).await;
     count(client, &outcome, began);
     after
 }
@@ -59,9 +60,13 @@ async fn try_handle<R: Route>(
     len: usize,
     outcome: &mut Outcome,
 ) -> Result<After, Failure> {
-    buffers.request.parse(&buffers.input, len).map_err(Failure::BadHead)?;
+    let limits = &client.worker.shared.limits;
+    buffers.request.parse(&buffers.input, len, limits.max_fields).map_err(Failure::BadHead)?;
     if !client.route.admits(buffers.request.method) {
         return Err(Failure::BadMethod);
+    }
+    if matches!(buffers.request.framing, Framing::Length(length) if limits.max_body != 0 && length > limits.max_body) {
+        return Err(Failure::BodyTooLarge);
     }
     let draw = client.worker.draw(client.route.key(&buffers.request, &buffers.input));
     let idempotent = buffers.request.method.is_idempotent();
@@ -69,7 +74,7 @@ async fn try_handle<R: Route>(
     let mut node = {
         let fleet = client.worker.shared.fleet.load();
         if client.judged_by != Some(fleet.version) {
-            client.trusted = client.route.trusts(client.address, &fleet);
+            client.trusted = client.route.trusts(client.peer.address, &fleet);
             client.judged_by = Some(fleet.version);
         }
         client.route.pick(&fleet, draw, None).map_err(Failure::NoNode)?
@@ -111,14 +116,12 @@ async fn respond_to<R: Route>(
     failure: &Failure,
     outcome: &mut Outcome,
 ) -> After {
-    tracing::debug!(peer = %client.peer, %failure, "request failed");
+    tracing::debug!(peer = %client.peer.text, %failure, "request failed");
     let Some(reply) = failure.reply() else { return After::Reset };
     outcome.status = reply.status;
     let Buffers { to_client, request, .. } = buffers;
-    to_client.clear();
-    error_response(to_client, reply.status, reply.reason, &reply.text, request.method == Method::Head);
     client.deadline.enter(Phase::Body);
-    match client.send(to_client).await {
+    match client.answer_with(&reply, request.method == Method::Head, to_client).await {
         // Who was too slow is not waited for any longer.
         Ok(()) if matches!(failure, Failure::ClientTimeout) => After::Close,
         Ok(()) => After::Linger,

@@ -16,6 +16,8 @@ pub(super) enum Failure {
     BadMethod,
     #[error("the body of the request is refused: {0}")]
     BadBody(BadChunk),
+    #[error("the body of the request is longer than it may be")]
+    BodyTooLarge,
     #[error("the request took too long to arrive")]
     ClientTimeout,
     #[error("the client went away: {0}")]
@@ -60,6 +62,7 @@ impl Failure {
             }
             Failure::BadHead(reason) => bad_request(reason),
             Failure::BadBody(reason) => bad_request(reason),
+            Failure::BodyTooLarge => (413, "Content Too Large", "the body of the request is too large".into()),
             Failure::BadMethod => (405, "Method Not Allowed", "this method is not allowed here".into()),
             Failure::ClientTimeout => (408, "Request Timeout", "the request took too long to arrive".into()),
             Failure::NoNode(NoNode::AllBehind) => unavailable("every cache is being brought up to date"),
@@ -100,6 +103,7 @@ impl Failure {
             Failure::BadHead(_)
             | Failure::BadMethod
             | Failure::BadBody(_)
+            | Failure::BodyTooLarge
             | Failure::ClientTimeout
             | Failure::ClientGone(_)
             | Failure::NoNode(_) => false,

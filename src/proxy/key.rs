@@ -62,7 +62,7 @@ mod tests {
         let bytes = format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n");
         let mut head = RequestHead::default();
         let len = HeadScan::default().find(bytes.as_bytes(), 9999).unwrap().unwrap();
-        head.parse(bytes.as_bytes(), len).unwrap();
+        head.parse(bytes.as_bytes(), len, 100).unwrap();
         request_key(&head, bytes.as_bytes(), &IgnoredParameters::new(["utm_*", "gclid"]))
     }
 

@@ -4,9 +4,11 @@ use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rustls::ServerConfig;
 #[cfg(target_os = "linux")]
 use socket2::SockFilter;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -15,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 
 use super::Route;
-use super::connection;
+use super::connection::{self, Accepted};
 use super::deadline::SWEEP;
 use super::worker::{Shared, Worker};
 use crate::shutdown::Stage;
@@ -23,11 +25,20 @@ use crate::shutdown::Stage;
 /// Connections that the kernel holds for us between two turns of a worker.
 const BACKLOG: i32 = 4096;
 
-/// A listener that a worker serves: its socket, and what is done with its connections.
+/// One socket of a listener, for one worker.
+#[derive(Debug)]
+pub struct Listener {
+    /// The socket.
+    pub socket: StdListener,
+    /// How its connections are encrypted; `None` for plain ones.
+    pub tls: Option<Arc<ServerConfig>>,
+}
+
+/// What a worker does with a socket.
 type Listen = Box<dyn FnOnce(Rc<Worker>) + Send>;
 
 /// Hands a socket and its route to a worker. Connections wait in the kernel until `open` is true.
-fn listen<R: Route + Clone + Send>(socket: StdListener, route: R, mut open: watch::Receiver<bool>) -> Listen {
+fn listen<R: Route + Clone + Send>(listener: Listener, route: R, mut open: watch::Receiver<bool>) -> Listen {
     Box::new(move |worker| {
         tokio::task::spawn_local(async move {
             if open.wait_for(|open| *open).await.is_err() {
@@ -35,7 +46,7 @@ fn listen<R: Route + Clone + Send>(socket: StdListener, route: R, mut open: watc
             }
             let shutdown = worker.shared.shutdown.clone();
             let drains = shutdown.reached(R::DRAINS_AT);
-            if let Err(error) = accept_until(drains, &worker, socket, &Rc::new(route)).await {
+            if let Err(error) = accept_until(drains, &worker, listener, &Rc::new(route)).await {
                 tracing::error!(%error, "a listener failed");
             }
         });
@@ -47,14 +58,14 @@ fn listen<R: Route + Clone + Send>(socket: StdListener, route: R, mut open: watc
 async fn accept_until<R: Route>(
     end: impl Future<Output = ()>,
     worker: &Rc<Worker>,
-    socket: StdListener,
+    Listener { socket, tls }: Listener,
     route: &Rc<R>,
 ) -> io::Result<()> {
     let listener = TcpListener::from_std(socket)?;
     // Counts like a connection: the worker must not end before this has come to its end.
-    let _in_use = worker.deadlines.register(R::DRAINS_AT);
+    let _in_use = worker.deadline::<R>();
     tokio::select! {
-        () = accept(&listener, worker, route) => {}
+        () = accept(&listener, worker, tls.as_ref(), route) => {}
         () = end => {}
     }
     let listener = listener.into_std()?;
@@ -65,7 +76,7 @@ async fn accept_until<R: Route>(
         match listener.accept() {
             Ok((stream, peer)) => {
                 stream.set_nonblocking(true)?;
-                serve(worker, route, TcpStream::from_std(stream)?, peer);
+                serve(worker, route, tls.as_ref(), TcpStream::from_std(stream)?, peer);
             }
             Err(error) if is_about_one_connection(&error) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
@@ -95,15 +106,31 @@ fn begin_no_handshake(_listener: &StdListener) -> io::Result<()> {
 
 /// Serves a connection in a task of its own. It counts as one from now on, and not only once that task runs: a worker
 /// without connections ends when the process drains.
-fn serve<R: Route>(worker: &Rc<Worker>, route: &Rc<R>, stream: TcpStream, peer: SocketAddr) {
-    let deadline = worker.deadlines.register(R::DRAINS_AT);
-    tokio::task::spawn_local(connection::serve(Rc::clone(worker), Rc::clone(route), stream, peer, deadline));
+fn serve<R: Route>(
+    worker: &Rc<Worker>,
+    route: &Rc<R>,
+    tls: Option<&Arc<ServerConfig>>,
+    socket: TcpStream,
+    peer: SocketAddr,
+) {
+    let deadline = worker.deadline::<R>();
+    let permit = R::PUBLIC.then(|| worker.shared.admission.enter());
+    let accepted = Accepted { socket, peer, deadline, permit, tls: tls.cloned() };
+    tokio::task::spawn_local(connection::serve(Rc::clone(worker), Rc::clone(route), accepted));
 }
 
-async fn accept<R: Route>(listener: &TcpListener, worker: &Rc<Worker>, route: &Rc<R>) {
+async fn accept<R: Route>(
+    listener: &TcpListener,
+    worker: &Rc<Worker>,
+    tls: Option<&Arc<ServerConfig>>,
+    route: &Rc<R>,
+) {
     loop {
+        if R::PUBLIC {
+            worker.shared.admission.room().await;
+        }
         match listener.accept().await {
-            Ok((stream, peer)) => serve(worker, route, stream, peer),
+            Ok((stream, peer)) => serve(worker, route, tls, stream, peer),
             Err(error) if is_about_one_connection(&error) => {}
             Err(error) => {
                 // Out of descriptors or memory: what runs must end before more can begin.
@@ -154,8 +181,8 @@ pub fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<StdListener>>
 pub fn spawn<E, O>(
     index: usize,
     shared: Shared,
-    edge: (Vec<StdListener>, E, watch::Receiver<bool>),
-    origin: (Vec<StdListener>, O, watch::Receiver<bool>),
+    edge: (Vec<Listener>, E, watch::Receiver<bool>),
+    origin: (Vec<Listener>, O, watch::Receiver<bool>),
     edge_in_use: mpsc::Sender<Infallible>,
 ) -> io::Result<JoinHandle<()>>
 where

@@ -1,6 +1,10 @@
 //! One direction of a body: read, check its frame, write it anew, never faster than the slower side.
+//!
+//! The bytes stay where they were read, in the worker's scratch buffer, and are written from there: our own frame is put
+//! around them in place. Only what the sink does not take at once is copied, to wait for it. What goes before the body (a
+//! head) leaves in the same write.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -10,12 +14,21 @@ use crate::http1::{BadChunk, ChunkedDecoder, Framing};
 
 /// Room before the content for a chunk size (16 hexadecimal digits and CR LF), and behind it for the end of a chunk
 /// and of the body.
-const BEFORE: usize = 18;
+pub(super) const BEFORE: usize = 18;
 const BEHIND: usize = 7;
 
 /// The most that one body moves before the other direction, and the worker's other connections, have their turn. Where
 /// both sides are always ready, it would otherwise go on until tokio calls a halt: with reads of 256 KiB, after 16 MiB.
 const TURN: usize = 1024 * 1024;
+
+/// How much is read at once for a sink that is slower than its source: that is what it can make us hold.
+const SLOW_READ: usize = 64 * 1024;
+
+/// Where a read into the scratch buffer goes, so that a frame can be put around it in place.
+pub(super) fn reading_room(scratch: &mut [u8]) -> &mut [u8] {
+    let end = scratch.len() - BEHIND;
+    &mut scratch[BEFORE..end]
+}
 
 /// Why a transfer failed, by side.
 #[derive(Debug)]
@@ -24,6 +37,8 @@ pub(super) enum TransferError {
     Source(io::Error),
     /// The source sent a malformed frame.
     Frame(BadChunk),
+    /// The source sent more than it may.
+    TooLong,
     /// The sink does not take more.
     Sink(io::Error),
 }
@@ -41,12 +56,17 @@ pub(super) struct Transfer {
     incoming: Incoming,
     chunked_out: bool,
     source_done: bool,
+    /// What the sink has not taken yet, from `written` on.
     pending: Vec<u8>,
     written: usize,
+    /// The sink did not take the last piece at once.
+    slow_sink: bool,
+    /// How much content may still come.
+    allowance: u64,
     /// Whether bytes were read from the source: then the request cannot be told again.
     pub(super) has_read: bool,
-    /// Whether anything moved since this was last set to false.
-    pub(super) moved: bool,
+    /// Bytes that moved since this was last taken.
+    pub(super) moved: u64,
 }
 
 impl Transfer {
@@ -59,7 +79,22 @@ impl Transfer {
             Framing::Chunked => (Incoming::Chunked(ChunkedDecoder::default()), false),
             Framing::UntilClose => (Incoming::UntilClose, false),
         };
-        Transfer { incoming, chunked_out, source_done, pending: first, written: 0, has_read: false, moved: false }
+        Transfer {
+            incoming,
+            chunked_out,
+            source_done,
+            pending: first,
+            written: 0,
+            slow_sink: false,
+            allowance: u64::MAX,
+            has_read: false,
+            moved: 0,
+        }
+    }
+
+    /// The same for a body that may not have more bytes than this.
+    pub(super) fn at_most(self, allowance: u64) -> Self {
+        Transfer { allowance, ..self }
     }
 
     /// Takes what was already read with the head. Returns how many of the bytes belong to this body.
@@ -67,24 +102,44 @@ impl Transfer {
         if self.source_done || body.is_empty() {
             return Ok(0);
         }
-        let limit = self.read_limit(body.len());
-        if let (Incoming::Length(left), false) = (&mut self.incoming, self.chunked_out) {
-            *left -= limit as u64;
-            self.source_done = *left == 0;
-            self.pending.extend_from_slice(&body[..limit]);
-            return Ok(limit);
-        }
-        let mut piece = vec![0; BEFORE + limit + BEHIND];
-        piece[BEFORE..BEFORE + limit].copy_from_slice(&body[..limit]);
-        let (content, consumed) = self.unframe(&mut piece, limit)?;
-        let (start, end) = self.frame(&mut piece, content);
+        let mut piece = vec![0; BEFORE + body.len() + BEHIND];
+        piece[BEFORE..BEFORE + body.len()].copy_from_slice(body);
+        let mut beyond = Vec::new();
+        let (start, end) = self.take(&mut piece, (BEFORE, body.len()), &mut beyond)?;
         self.pending.extend_from_slice(&piece[start..end]);
-        Ok(consumed)
+        self.push_trailers();
+        Ok(body.len() - beyond.len())
+    }
+
+    /// Takes `read` bytes that stand at `scratch[at..]`, where the head that they came with is not needed any more, and
+    /// writes what the sink takes at once. Bytes behind the end of the body are appended to `beyond`.
+    pub(super) fn begin<D: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        sink: &mut D,
+        scratch: &mut [u8],
+        (at, read): (usize, usize),
+        beyond: &mut Vec<u8>,
+    ) -> Result<(), TransferError> {
+        if self.source_done || read == 0 {
+            beyond.extend_from_slice(&scratch[at..at + read]);
+            return Ok(());
+        }
+        match self.pass_on(cx, sink, scratch, (at, read), beyond) {
+            Poll::Ready(Err(error)) => Err(error),
+            // What was not written waits for the next poll.
+            Poll::Ready(Ok(())) | Poll::Pending => Ok(()),
+        }
     }
 
     /// Whether everything was read and written.
     pub(super) fn is_done(&self) -> bool {
         self.source_done && self.written == self.pending.len()
+    }
+
+    /// Whether it is the sink that is waited for, and not the source.
+    pub(super) fn waits_for_sink(&self) -> bool {
+        self.written < self.pending.len()
     }
 
     /// Gives back the buffer that came with [`Transfer::new`].
@@ -108,88 +163,167 @@ impl Transfer {
     {
         let mut moved = 0;
         loop {
-            while self.written < self.pending.len() {
-                self.written += ready!(write_some(cx, sink, &self.pending[self.written..]))?;
-                self.moved = true;
-            }
-            self.pending.clear();
-            self.written = 0;
+            ready!(self.write_pending(cx, sink))?;
             if self.source_done {
-                return Poll::Ready(Ok(()));
+                return Pin::new(sink).poll_flush(cx).map_err(TransferError::Sink);
             }
             if moved >= TURN {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            let limit = self.read_limit(scratch.len() - BEFORE - BEHIND);
-            let mut buffer = ReadBuf::new(&mut scratch[BEFORE..BEFORE + limit]);
-            ready!(Pin::new(&mut *source).poll_read(cx, &mut buffer)).map_err(TransferError::Source)?;
-            let read = buffer.filled().len();
-            moved += read;
-            self.moved = true;
-            self.has_read = true;
-            let (content, consumed) = self.unframe(scratch, read)?;
-            // Taken out before our frame is put around the content: that may be longer than the rest of theirs was.
-            beyond.extend_from_slice(&scratch[BEFORE + consumed..BEFORE + read]);
-            let (mut start, end) = self.frame(scratch, content);
-            while start < end {
-                match write_some(cx, sink, &scratch[start..end]) {
-                    Poll::Ready(written) => start += written?,
-                    Poll::Pending => {
-                        self.pending.extend_from_slice(&scratch[start..end]);
-                        return Poll::Pending;
-                    }
+            let room = reading_room(scratch);
+            let limit = self.read_limit(room.len());
+            let mut buffer = ReadBuf::new(&mut room[..limit]);
+            match Pin::new(&mut *source).poll_read(cx, &mut buffer) {
+                Poll::Ready(read) => read.map_err(TransferError::Source)?,
+                Poll::Pending => {
+                    // A sink that encrypts may hold bytes back: nobody would ask for them before the source goes on.
+                    ready!(Pin::new(sink).poll_flush(cx)).map_err(TransferError::Sink)?;
+                    return Poll::Pending;
                 }
             }
+            let read = buffer.filled().len();
+            moved += read;
+            self.has_read = true;
+            ready!(self.pass_on(cx, sink, scratch, (BEFORE, read), beyond))?;
         }
+    }
+
+    fn write_pending<D: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        sink: &mut D,
+    ) -> Poll<Result<(), TransferError>> {
+        while self.waits_for_sink() {
+            let written = ready!(Pin::new(&mut *sink).poll_write(cx, &self.pending[self.written..]));
+            self.count(written)?;
+        }
+        if self.pending.capacity() > SLOW_READ {
+            self.pending = Vec::new();
+        }
+        self.pending.clear();
+        self.written = 0;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Checks and frames `read` bytes at `scratch[at..]`, and writes them. `Pending` where some of it has to wait.
+    fn pass_on<D: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        sink: &mut D,
+        scratch: &mut [u8],
+        (at, read): (usize, usize),
+        beyond: &mut Vec<u8>,
+    ) -> Poll<Result<(), TransferError>> {
+        let (start, end) = self.take(scratch, (at, read), beyond)?;
+        let mut piece = &scratch[start..end];
+        self.slow_sink = false;
+        while !piece.is_empty() {
+            let waiting = &self.pending[self.written..];
+            let polled = if waiting.is_empty() {
+                Pin::new(&mut *sink).poll_write(cx, piece)
+            } else {
+                Pin::new(&mut *sink).poll_write_vectored(cx, &[IoSlice::new(waiting), IoSlice::new(piece)])
+            };
+            let Poll::Ready(written) = polled else {
+                self.slow_sink = true;
+                break;
+            };
+            self.count(written)?;
+            if let Some(of_the_piece) = self.written.checked_sub(self.pending.len()) {
+                piece = &piece[of_the_piece..];
+                self.pending.clear();
+                self.written = 0;
+            }
+        }
+        self.pending.extend_from_slice(piece);
+        self.push_trailers();
+        if self.slow_sink { Poll::Pending } else { Poll::Ready(Ok(())) }
+    }
+
+    /// Counts what was written, of `pending` first.
+    fn count(&mut self, written: io::Result<usize>) -> Result<(), TransferError> {
+        let written = match written {
+            Ok(0) => Err(io::ErrorKind::WriteZero.into()),
+            other => other,
+        };
+        let written = written.map_err(TransferError::Sink)?;
+        self.written += written;
+        self.moved += written as u64;
+        Ok(())
     }
 
     /// Never reads beyond a body of known length: what follows it stays in the socket.
     fn read_limit(&self, room: usize) -> usize {
+        let room = if self.slow_sink { room.min(SLOW_READ) } else { room };
         match self.incoming {
             Incoming::Length(left) => usize::try_from(left).map_or(room, |left| left.min(room)),
             Incoming::Chunked(_) | Incoming::UntilClose => room,
         }
     }
 
-    /// Takes the frame off `read` bytes at `piece[BEFORE..]`. Returns how many bytes of content are there now, and how
-    /// many of the bytes belonged to the body.
-    fn unframe(&mut self, piece: &mut [u8], read: usize) -> Result<(usize, usize), TransferError> {
-        Ok(match &mut self.incoming {
+    /// Takes the frame off `read` bytes at `piece[at..]` and puts ours around the content. Returns the range to write;
+    /// what follows the end of the body is appended to `beyond`.
+    fn take(
+        &mut self,
+        piece: &mut [u8],
+        (at, read): (usize, usize),
+        beyond: &mut Vec<u8>,
+    ) -> Result<(usize, usize), TransferError> {
+        let (content, consumed) = match &mut self.incoming {
             Incoming::UntilClose => {
                 self.source_done = read == 0;
                 (read, read)
             }
             _ if read == 0 => return Err(TransferError::Source(io::ErrorKind::UnexpectedEof.into())),
             Incoming::Length(left) => {
-                *left -= read as u64;
+                let content = usize::try_from(*left).map_or(read, |left| left.min(read));
+                *left -= content as u64;
                 self.source_done = *left == 0;
-                (read, read)
+                (content, content)
             }
             Incoming::Chunked(decoder) => {
-                let piece = &mut piece[BEFORE..BEFORE + read];
-                let decoded = decoder.decode_in_place(piece).map_err(TransferError::Frame)?;
+                let decoded = decoder.decode_in_place(&mut piece[at..at + read]).map_err(TransferError::Frame)?;
                 self.source_done = decoder.is_done();
                 decoded
             }
-        })
+        };
+        self.allowance = self.allowance.checked_sub(content as u64).ok_or(TransferError::TooLong)?;
+        // Taken out before our frame is put around the content: that may be longer than the rest of theirs was.
+        beyond.extend_from_slice(&piece[at + consumed..at + read]);
+        Ok(self.frame(piece, at, content))
     }
 
-    /// Puts our frame around the content at `piece[BEFORE..]`. Returns the range to write.
-    fn frame(&self, piece: &mut [u8], content: usize) -> (usize, usize) {
-        let (mut start, mut end) = (BEFORE, BEFORE + content);
+    /// Puts our frame around the content at `piece[at..]`. Returns the range to write.
+    fn frame(&self, piece: &mut [u8], at: usize, content: usize) -> (usize, usize) {
+        let (mut start, mut end) = (at, at + content);
         if self.chunked_out {
             if content > 0 {
-                start -= put_chunk_size(&mut piece[..BEFORE], content);
+                start -= put_chunk_size(&mut piece[..at], content);
                 piece[end..end + 2].copy_from_slice(b"\r\n");
                 end += 2;
             }
-            if self.source_done {
+            if self.source_done && self.trailers().is_empty() {
                 piece[end..end + 5].copy_from_slice(b"0\r\n\r\n");
                 end += 5;
             }
         }
         (start, end)
+    }
+
+    /// Ends a chunked body that has trailers: they may be longer than the room behind its last piece.
+    fn push_trailers(&mut self) {
+        if self.source_done && self.chunked_out && !self.trailers().is_empty() {
+            let end = [b"0\r\n", self.trailers(), b"\r\n"].concat();
+            self.pending.extend_from_slice(&end);
+        }
+    }
+
+    fn trailers(&self) -> &[u8] {
+        match &self.incoming {
+            Incoming::Chunked(decoder) => decoder.trailers(),
+            Incoming::Length(_) | Incoming::UntilClose => &[],
+        }
     }
 }
 
@@ -204,18 +338,6 @@ fn put_chunk_size(room: &mut [u8], size: usize) -> usize {
         rest /= 16;
     }
     room.len() - at
-}
-
-fn write_some<D: AsyncWrite + Unpin>(
-    cx: &mut Context<'_>,
-    sink: &mut D,
-    bytes: &[u8],
-) -> Poll<Result<usize, TransferError>> {
-    let written = match ready!(Pin::new(sink).poll_write(cx, bytes)) {
-        Ok(0) => Err(io::ErrorKind::WriteZero.into()),
-        other => other,
-    };
-    Poll::Ready(written.map_err(TransferError::Sink))
 }
 
 #[cfg(test)]
@@ -261,7 +383,7 @@ mod tests {
         let wire = b"2;x=y\r\nhe\r\n3\r\nllo\r\n0\r\nT: x\r\n\r\nGET /";
         let (result, sink, beyond) = run(Framing::Chunked, true, wire, 100);
         assert!(result.is_ok());
-        assert_eq!((text(&sink), text(&beyond)), ("HEAD 5\r\nhello\r\n0\r\n\r\n", "GET /"));
+        assert_eq!((text(&sink), text(&beyond)), ("HEAD 5\r\nhello\r\n0\r\nT: x\r\n\r\n", "GET /"));
         let (_, sink, _) = run(Framing::Chunked, false, wire, 1);
         assert_eq!(text(&sink), "HEAD hello");
     }

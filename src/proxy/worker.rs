@@ -8,10 +8,13 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 
+use super::Route;
+use super::admission::Admission;
 use super::buffers::Stock;
-use super::deadline::Deadlines;
+use super::deadline::{Deadline, Deadlines};
 use super::failure::Failure;
 use crate::balance::Draw;
+use crate::config::Limits;
 use crate::fleet::{Health, Node, NodeId, Role, Snapshot};
 use crate::shutdown::{Shutdown, Stage};
 use crate::telemetry::Metrics;
@@ -30,6 +33,10 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// Nodes that failed a request, for an immediate health check. Full means that one is under way.
     pub suspects: mpsc::Sender<(Role, NodeId)>,
+    /// What one client may take.
+    pub limits: Arc<Limits>,
+    /// The connections of public listeners.
+    pub admission: Arc<Admission>,
     /// The end of the process.
     pub shutdown: Shutdown,
 }
@@ -49,11 +56,11 @@ pub struct Worker {
 impl Worker {
     pub(super) fn new(index: usize, shared: Shared) -> Self {
         Worker {
+            deadlines: Rc::new(Deadlines::new(shared.limits.header_timeout)),
             pools: Pools::new(Arc::clone(&shared.metrics)),
             shared,
             stock: Stock::default(),
             scratch: RefCell::new(vec![0; SCRATCH].into_boxed_slice()),
-            deadlines: Rc::default(),
             random: RefCell::default(),
             turn: Cell::new(index as u64),
             stage: Cell::new(Stage::Running),
@@ -64,6 +71,11 @@ impl Worker {
         let turn = self.turn.get();
         self.turn.set(turn.wrapping_add(1));
         Draw { key, turn, random: self.random.borrow_mut().u64(..) }
+    }
+
+    /// A deadline for a connection of this listener, or for one request among others of a connection.
+    pub(super) fn deadline<R: Route>(&self) -> Deadline {
+        self.deadlines.register(R::DRAINS_AT, if R::PUBLIC { self.shared.limits.min_body_rate } else { 0 })
     }
 
     /// How far the end of the process has come.
@@ -92,7 +104,7 @@ impl Worker {
             let pool = fleet.pool(node.spec.role);
             pool.get(node.id()).is_none_or(|member| member.health == Health::Down && !pool.panics())
         };
-        self.deadlines.sweep(now, stage, is_down);
+        self.deadlines.sweep(now, stage, self.shared.admission.is_full(), is_down);
         let in_fleet = |key| {
             let has = |role| fleet.pool(role).members().iter().any(|member| member.node.key == key);
             has(Role::Varnish) || has(Role::Web)

@@ -45,6 +45,10 @@ pub struct Metrics {
     purges: IntCounterVec,
     /// How long an accepted purge took to its answer.
     pub purge_ack_duration: Histogram,
+    /// Client connections that are open at the edge.
+    pub edge_connections: IntGauge,
+    /// Client connections that were closed at once: their address has as many as it may.
+    pub edge_connections_refused: IntCounter,
     /// Requests served by a Varnish that was behind, because nobody else could take them.
     pub stale_served: IntCounter,
     /// The last durable position.
@@ -170,6 +174,17 @@ impl Metrics {
                 "purge_ack_duration_seconds",
                 "Time from an accepted purge request to its answer",
                 &PURGE_BUCKETS,
+            )?,
+            edge_connections: register(
+                r,
+                IntGauge::new("edge_connections", "Client connections that are open at the edge")?,
+            )?,
+            edge_connections_refused: register(
+                r,
+                IntCounter::new(
+                    "edge_connections_refused_total",
+                    "Client connections that were closed at once: their address has as many as it may",
+                )?,
             )?,
             stale_served: register(
                 r,

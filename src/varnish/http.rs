@@ -11,7 +11,9 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::fleet::SendProxy;
 use crate::http1::{BadChunk, BadHead, ChunkedDecoder, Framing, HeadScan, Method, ResponseHead};
+use crate::proxy_protocol;
 use crate::purge::{Ban, Forward, what_to_change};
 
 /// Requests that are on their way at once. Far below what the socket buffers hold in answers, so that neither side
@@ -22,10 +24,14 @@ const PIPELINE: usize = 32;
 const MAX_HEAD: usize = 16 * 1024;
 const MAX_BODY: usize = 64 * 1024;
 
+/// The most header fields of an answer to a purge.
+const MAX_FIELDS: usize = 100;
+
 /// The connection to one Varnish.
 #[derive(Debug)]
 pub struct Link {
     address: SocketAddr,
+    send_proxy: SendProxy,
     timeout: Duration,
     connection: Option<Connection>,
 }
@@ -83,8 +89,8 @@ pub enum DeliveryError {
 
 impl Link {
     /// A link that is not connected yet. `timeout` bounds connecting, and each round trip.
-    pub fn new(address: SocketAddr, timeout: Duration) -> Self {
-        Link { address, timeout, connection: None }
+    pub fn new(address: SocketAddr, send_proxy: SendProxy, timeout: Duration) -> Self {
+        Link { address, send_proxy, timeout, connection: None }
     }
 
     /// Sends bans and waits until all of them are applied. A kept connection may have been closed meanwhile; bans are
@@ -118,8 +124,14 @@ impl Link {
         if let Some(connection) = self.connection.take() {
             return Ok(connection);
         }
-        let stream = self.bounded(TcpStream::connect(self.address)).await?.map_err(DeliveryError::Connect)?;
+        let mut stream = self.bounded(TcpStream::connect(self.address)).await?.map_err(DeliveryError::Connect)?;
         stream.set_nodelay(true).map_err(DeliveryError::Connect)?;
+        if self.send_proxy == SendProxy::V2 {
+            // A purge is our own word: the node is to compare our address with its ACL.
+            let mut header = Vec::new();
+            proxy_protocol::write_v2_local(&mut header);
+            self.bounded(stream.write_all(&header)).await?.map_err(DeliveryError::Connect)?;
+        }
         Ok(Connection { stream, input: Vec::new(), head: ResponseHead::default() })
     }
 
@@ -158,7 +170,7 @@ impl Connection {
             }
             self.read_more().await?;
         };
-        self.head.parse(&self.input, len, Method::Other)?;
+        self.head.parse(&self.input, len, Method::Other, MAX_FIELDS)?;
         self.input.drain(..len);
         match self.head.framing {
             Framing::None => Ok(Vec::new()),
@@ -281,7 +293,7 @@ mod tests {
         let answers = "HTTP/1.1 200 Purged\r\nContent-Length: 21\r\n\r\n{ \"invalidated\": 17 }HTTP/1.1 200 Purged\r\n\
                        Transfer-Encoding: chunked\r\n\r\n11\r\n{\"invalidated\":3}\r\n0\r\n\r\n";
         let (address, node) = node(vec![(2, answers)]).await;
-        let mut link = Link::new(address, Duration::from_secs(5));
+        let mut link = Link::new(address, SendProxy::Off, Duration::from_secs(5));
         let delivered = link.deliver(&[tags("a"), Ban::Everything]).await.unwrap();
         assert_eq!(delivered, Delivered { invalidated: 20, refused: vec![] });
         let seen = node.await.unwrap();
@@ -295,7 +307,7 @@ mod tests {
     #[tokio::test]
     async fn a_kept_connection_that_was_closed_is_replaced_at_once() {
         let (address, node) = node(vec![(1, OK), (1, OK)]).await;
-        let mut link = Link::new(address, Duration::from_secs(5));
+        let mut link = Link::new(address, SendProxy::Off, Duration::from_secs(5));
         link.deliver(&[tags("a")]).await.unwrap();
         link.deliver(&[tags("b")]).await.unwrap();
         assert_eq!(node.await.unwrap().len(), 2);
@@ -310,7 +322,7 @@ mod tests {
             ("HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", "malformed"),
         ] {
             let (address, _node) = node(vec![(1, answer)]).await;
-            let error = Link::new(address, Duration::from_secs(5)).deliver(&[tags("a")]).await.unwrap_err();
+            let error = Link::new(address, SendProxy::Off, Duration::from_secs(5)).deliver(&[tags("a")]).await.unwrap_err();
             assert!(error.to_string().contains(expected), "{error}");
         }
     }
@@ -319,7 +331,7 @@ mod tests {
     async fn a_refused_url_is_the_fault_of_the_request() {
         let forward = Forward { method: "PURGE".into(), target: "/x".into(), headers: vec![] };
         let (address, _node) = node(vec![(1, "HTTP/1.1 400 Bad\r\nContent-Length: 0\r\n\r\n")]).await;
-        let mut link = Link::new(address, Duration::from_secs(5));
+        let mut link = Link::new(address, SendProxy::Off, Duration::from_secs(5));
         let delivered = link.deliver(&[Ban::Forward(forward.clone())]).await.unwrap();
         assert_eq!(delivered.refused, [(forward, 400)]);
     }
@@ -327,7 +339,7 @@ mod tests {
     #[tokio::test]
     async fn a_node_that_never_answers_costs_the_timeout_and_no_more() {
         let (address, _node) = node(vec![(2, "")]).await;
-        let error = Link::new(address, Duration::from_millis(50)).deliver(&[tags("a")]).await.unwrap_err();
+        let error = Link::new(address, SendProxy::Off, Duration::from_millis(50)).deliver(&[tags("a")]).await.unwrap_err();
         assert!(matches!(error, DeliveryError::Timeout(_)), "{error}");
     }
 }

@@ -116,7 +116,7 @@ fn purge_one_by_one(run: &Run, nodes: &[SocketAddr], pattern: &str) -> Answer {
             _ = purge(node, pattern);
         }
     }
-    Answer { status: 200, head: String::new(), body: b"who knows".to_vec() }
+    Answer { status: 200, head: String::new(), body: b"who knows".to_vec(), trailers: String::new() }
 }
 
 /// Reads random pages until the run is over.

@@ -262,7 +262,8 @@ fn the_frame_of_an_answer_suits_its_client() {
                 answer.header("Content-Length").is_some(),
                 then == Then::KeepAlive && answer.header("Transfer-Encoding").is_none()
             );
-            assert_eq!(answer.header("Trailer"), None);
+            let trailers = if answer.header("Trailer").is_some() { "T: trailer\r\n" } else { "" };
+            assert_eq!(answer.trailers, trailers);
         }
         // To HTTP/1.0 plain, up to the end of the connection where the length is not known.
         let mut client = rig.origin();
@@ -282,10 +283,11 @@ fn the_frame_of_an_answer_suits_its_client() {
 }
 
 #[test]
-fn extensions_and_trailers_go_no_further_in_either_direction() {
+fn extensions_go_no_further_and_trailers_do_where_they_may_in_both_directions() {
     let rig = Rig::web([Upstream::start(|call| {
         let body = call.body().map(|body| String::from_utf8_lossy(&body).into_owned());
         assert_eq!(body.unwrap(), "hello world");
+        assert_eq!(call.trailers, ["T: trailer"]);
         call.send_then(CHUNKED, Then::KeepAlive)
     })]);
     let mut client = rig.origin();
@@ -296,11 +298,12 @@ fn extensions_and_trailers_go_no_further_in_either_direction() {
     let (bytes, ending) = client.rest();
     let text = String::from_utf8(bytes).unwrap();
     let (head, body) = text.split_once("\r\n\r\n").expect("a head");
-    let kept = "HTTP/1.1 200 OK\r\nX_Y: z\r\nVia: 1.1 clearcoat\r\nTransfer-Encoding: chunked\r\nConnection: close";
+    let kept = "HTTP/1.1 200 OK\r\nX_Y: z\r\nTrailer: T\r\nVia: 1.1 clearcoat\r\nTransfer-Encoding: chunked\r\n\
+        Connection: close";
     assert_eq!(head, kept);
-    assert_eq!((body, ending), ("b\r\nhello world\r\n0\r\n\r\n", Ending::Clean));
+    assert_eq!((body, ending), ("b\r\nhello world\r\n0\r\nT: trailer\r\n\r\n", Ending::Clean));
     let head = &rig.web[0].calls()[0].head;
-    assert!(!head.contains("Trailer") && head.contains("\r\nTransfer-Encoding: chunked\r\n"), "{head}");
+    assert!(head.contains("\r\nTrailer: T\r\n") && head.contains("\r\nTransfer-Encoding: chunked\r\n"), "{head}");
 }
 
 #[test]

@@ -93,7 +93,7 @@ fn bad_request_lines() -> Vec<Case> {
         case("a blank first", " GET / HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         case("a raw umlaut in the target", "GET /\u{fc} HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         case("an 8-bit byte in the target", &b"GET /\xff HTTP/1.1\r\nHost: a\r\n\r\n"[..], 400),
-        case("CONNECT to an authority", "CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n", 400),
+        case("CONNECT to an authority", "CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n", 405),
         case("an odd method", "GE(T / HTTP/1.1\r\nHost: a\r\n\r\n", 400),
     ];
     for target in ["/a#b", "/a b", "/a\tb", "/a\u{7f}b", "/a\0b", "p", "*", "a:80", "?q", "#"] {

@@ -13,6 +13,8 @@ pub struct Answer {
     pub head: String,
     /// The body without its frame.
     pub body: Vec<u8>,
+    /// The trailer lines, each with its CR LF.
+    pub trailers: String,
 }
 
 impl Answer {
@@ -76,7 +78,7 @@ impl Connection {
         let head = String::from_utf8_lossy(&self.input[..end]).into_owned();
         self.input.drain(..end + 4);
         let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status line");
-        Ok(Answer { status, head, body: Vec::new() })
+        Ok(Answer { status, head, body: Vec::new(), trailers: String::new() })
     }
 
     /// Reads one answer. `head_only`: to a HEAD request, whose answer has no body whatever its head says.
@@ -94,6 +96,7 @@ impl Connection {
             answer.body = self.input.drain(..length).collect();
         } else if answer.header("Transfer-Encoding").is_some() {
             answer.body = self.chunked_body()?;
+            answer.trailers = self.trailers()?;
         } else {
             self.stream.read_to_end(&mut self.input)?;
             answer.body = std::mem::take(&mut self.input);
@@ -101,29 +104,46 @@ impl Connection {
         Ok(answer)
     }
 
-    /// Reads the line with the size of the next chunk.
-    fn chunk_size(&mut self) -> std::io::Result<usize> {
+    /// Reads a line without its end.
+    fn line(&mut self) -> std::io::Result<String> {
         loop {
             if let Some(at) = self.input.windows(2).position(|window| window == b"\r\n") {
-                let size = String::from_utf8_lossy(&self.input[..at]).into_owned();
+                let line = String::from_utf8_lossy(&self.input[..at]).into_owned();
                 self.input.drain(..at + 2);
-                return Ok(usize::from_str_radix(&size, 16).expect("a chunk size"));
+                return Ok(line);
             }
             self.read_more()?;
         }
     }
 
+    /// Reads the line with the size of the next chunk.
+    fn chunk_size(&mut self) -> std::io::Result<usize> {
+        Ok(usize::from_str_radix(&self.line()?, 16).expect("a chunk size"))
+    }
+
+    /// Reads up to the chunk of size 0.
     fn chunked_body(&mut self) -> std::io::Result<Vec<u8>> {
         let mut body = Vec::new();
         loop {
             let size = self.chunk_size()?;
+            if size == 0 {
+                return Ok(body);
+            }
             while self.input.len() < size + 2 {
                 self.read_more()?;
             }
             body.extend_from_slice(&self.input[..size]);
             self.input.drain(..size + 2);
-            if size == 0 {
-                return Ok(body);
+        }
+    }
+
+    /// Reads what follows the chunk of size 0, up to the blank line.
+    fn trailers(&mut self) -> std::io::Result<String> {
+        let mut trailers = String::new();
+        loop {
+            match self.line()?.as_str() {
+                "" => return Ok(trailers),
+                line => trailers += &format!("{line}\r\n"),
             }
         }
     }

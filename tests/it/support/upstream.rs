@@ -88,6 +88,8 @@ fn header<'h>(head: &'h str, name: &str) -> Option<&'h str> {
 /// A request, for the script.
 pub struct Call<'c> {
     pub seen: Seen,
+    /// The trailers of its body, once that has been read.
+    pub trailers: Vec<String>,
     wire: &'c mut Wire,
 }
 
@@ -219,7 +221,7 @@ impl Wire {
             let seen = Seen { connection: self.index, head };
             self.state.calls.lock().unwrap().push(seen.clone());
             let state = Arc::clone(&self.state);
-            match (state.script)(&mut Call { seen, wire: self }) {
+            match (state.script)(&mut Call { seen, trailers: Vec::new(), wire: self }) {
                 Then::KeepAlive => {}
                 end => return end,
             }
@@ -292,7 +294,7 @@ impl Call<'_> {
         self.seen.head.split(' ').next() == Some(method)
     }
 
-    /// Reads the body to its end; the trailers of a chunked one must be none.
+    /// Reads the body to its end, with the trailers of a chunked one.
     pub fn body(&mut self) -> io::Result<Vec<u8>> {
         let mut body = Vec::new();
         self.each_piece(|piece| body.extend_from_slice(piece))?;
@@ -307,17 +309,29 @@ impl Call<'_> {
                 let size = String::from_utf8_lossy(&self.wire.input[..end - 2]).into_owned();
                 self.wire.input.drain(..end);
                 let size = usize::from_str_radix(&size, 16).expect("a chunk size of clearcoat's own");
+                if size == 0 {
+                    return self.read_trailers();
+                }
                 self.exactly(size, &mut take)?;
                 let mut line_end = Vec::new();
                 self.exactly(2, |piece| line_end.extend_from_slice(piece))?;
                 assert_eq!(line_end, b"\r\n", "a chunk does not end with CR LF");
-                if size == 0 {
-                    return Ok(());
-                }
             }
         }
         let length = self.seen.header("Content-Length").map_or(0, |length| length.parse().expect("a length"));
         self.exactly(length, take)
+    }
+
+    /// Reads what follows the chunk of size 0, up to the blank line.
+    fn read_trailers(&mut self) -> io::Result<()> {
+        loop {
+            let end = self.wire.find(b"\r\n")?;
+            let line: String = self.wire.input.drain(..end).map(char::from).collect();
+            match line.trim_end() {
+                "" => return Ok(()),
+                trailer => self.trailers.push(trailer.to_owned()),
+            }
+        }
     }
 
     /// Reads this many bytes as they come, piece by piece.

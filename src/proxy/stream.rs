@@ -1,0 +1,113 @@
+//! How a client is connected: plainly, by TLS, or as one stream among others of an HTTP/2 connection.
+//!
+//! One type and not a type parameter: everything that is generic over it would be compiled three times, for the price of
+//! a jump per read. The data path reads and writes bytes of bodies in all three; only the head of an answer is handed
+//! over differently to HTTP/2, see [`super::client::Client::begin_answer`].
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
+
+use super::http2::Half;
+
+/// The client's end of a request.
+#[derive(Debug)]
+pub(super) enum Stream {
+    Plain(TcpStream),
+    /// In a box: a session is a hundred times as large as a socket, and most connections have none.
+    Tls(Box<TlsStream<TcpStream>>),
+    Http2(Half),
+}
+
+impl Stream {
+    /// Whether nobody but the client can read along.
+    pub(super) fn is_secure(&self) -> bool {
+        !matches!(self, Stream::Plain(_))
+    }
+
+    fn socket(&self) -> Option<&TcpStream> {
+        match self {
+            Stream::Plain(socket) => Some(socket),
+            Stream::Tls(session) => Some(session.get_ref().0),
+            Stream::Http2(_) => None,
+        }
+    }
+
+    /// Ready when the client has gone for good. One that closed its sending side only has not: it still waits for its
+    /// answer. Costs no system call while nothing happens.
+    pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut byte = [0];
+        match self {
+            Stream::Plain(socket) => Poll::Ready(ready!(socket.poll_peek(cx, &mut ReadBuf::new(&mut byte))).map(drop)),
+            Stream::Tls(session) => {
+                let socket = session.get_mut().0;
+                Poll::Ready(ready!(socket.poll_peek(cx, &mut ReadBuf::new(&mut byte))).map(drop))
+            }
+            Stream::Http2(half) => half.poll_gone(cx).map(|()| Err(io::ErrorKind::ConnectionReset.into())),
+        }
+    }
+
+    /// Makes the close that follows a reset: a plain one would look like the end of an answer that ends with its
+    /// connection.
+    pub(super) fn reset_on_close(&self) {
+        let Some(socket) = self.socket() else { return };
+        if let Err(error) = socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO)) {
+            tracing::debug!(%error, "a cut answer could not be reset");
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(socket) => Pin::new(socket).poll_read(cx, buffer),
+            Stream::Tls(session) => Pin::new(session).poll_read(cx, buffer),
+            Stream::Http2(half) => half.poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Plain(socket) => Pin::new(socket).poll_write(cx, bytes),
+            Stream::Tls(session) => Pin::new(session).poll_write(cx, bytes),
+            Stream::Http2(half) => half.poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Plain(socket) => Pin::new(socket).poll_write_vectored(cx, pieces),
+            Stream::Tls(session) => Pin::new(session).poll_write_vectored(cx, pieces),
+            Stream::Http2(half) => half.poll_write(cx, pieces.iter().find(|piece| !piece.is_empty()).map_or(&[], |p| p)),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(_) | Stream::Http2(_) => Poll::Ready(Ok(())),
+            Stream::Tls(session) => Pin::new(session).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
+            Stream::Tls(session) => Pin::new(session).poll_shutdown(cx),
+            Stream::Http2(half) => {
+                half.finish();
+                Poll::Ready(Ok(()))
+            }
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! What follows a `101 Switching Protocols`: bytes in both directions, of which we understand nothing.
+//!
+//! A tunnel begins only where the node has agreed to it. Before its 101, whatever the client sends is HTTP: a proxy that
+//! passes bytes on because a client asked for an upgrade can be used to smuggle requests (CVE-2026-2833).
+
+use std::io;
+use std::mem;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+
+use super::deadline::{Deadline, Phase};
+use super::failure::Failure;
+use super::stream::Stream;
+use super::transfer::{Transfer, TransferError};
+use super::worker::Worker;
+use crate::http1::Framing;
+
+/// One direction: ends when its source has, and says so to its sink.
+struct Direction {
+    transfer: Transfer,
+    ended: bool,
+}
+
+impl Direction {
+    fn new(first: Vec<u8>) -> Self {
+        Direction { transfer: Transfer::new(Framing::UntilClose, false, first), ended: false }
+    }
+
+    fn poll<S, D>(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut S,
+        sink: &mut D,
+        scratch: &mut [u8],
+    ) -> Poll<Result<(), TransferError>>
+    where
+        S: AsyncRead + Unpin,
+        D: AsyncWrite + Unpin,
+    {
+        if !self.ended {
+            // Everything belongs to a body that ends with its connection.
+            ready!(self.transfer.poll(cx, source, sink, scratch, &mut Vec::new()))?;
+            ready!(Pin::new(sink).poll_shutdown(cx)).map_err(TransferError::Sink)?;
+            self.ended = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Carries bytes until both sides have ended, or nothing moved for too long. Beside each side stands what goes to it
+/// first: to the node what the client sent early, to the client the head of the 101.
+pub(super) async fn tunnel(
+    worker: &Rc<Worker>,
+    deadline: &Deadline,
+    (client, early): (&mut Stream, Vec<u8>),
+    (node, first): (&mut TcpStream, Vec<u8>),
+) -> Result<(), Failure> {
+    let (mut up, mut down) = (Direction::new(early), Direction::new(first));
+    deadline.enter(Phase::Tunnel);
+    std::future::poll_fn(|cx| {
+        let mut scratch = worker.scratch.borrow_mut();
+        let upwards = up.poll(cx, client, node, &mut scratch).map_err(|error| match error {
+            TransferError::Source(error) => Failure::ClientGone(error),
+            other => Failure::CutAnswer(reason(other)),
+        })?;
+        let downwards = down.poll(cx, node, client, &mut scratch).map_err(|error| match error {
+            TransferError::Sink(error) => Failure::ClientGone(error),
+            other => Failure::CutAnswer(reason(other)),
+        })?;
+        if upwards.is_ready() && downwards.is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        let moved = mem::take(&mut up.transfer.moved) + mem::take(&mut down.transfer.moved);
+        if moved > 0 {
+            deadline.advance(moved);
+        }
+        deadline.poll(cx).map(|_| Err(Failure::CutAnswer(io::ErrorKind::TimedOut.into())))
+    })
+    .await
+}
+
+/// A tunnel has no frames and no limits, so a failure is one of its sockets.
+fn reason(error: TransferError) -> io::Error {
+    match error {
+        TransferError::Source(error) | TransferError::Sink(error) => error,
+        TransferError::Frame(_) | TransferError::TooLong => io::ErrorKind::InvalidData.into(),
+    }
+}

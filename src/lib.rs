@@ -24,7 +24,7 @@
 //! | commands | [`cli`] | everything below |
 //! | wiring | [`app`] | everything below |
 //! | services | [`edge`] [`origin`] [`proxy`] [`purge_api`] [`admin`] [`delivery`] [`fleet_keeper`] [`http_server`] | everything below, and few named neighbours |
-//! | edges to the world | [`registry`] [`journal`] [`varnish`] [`upstream`] [`probe`] | below; never each other |
+//! | edges to the world | [`registry`] [`journal`] [`varnish`] [`upstream`] [`probe`] [`tls`] | below; never each other |
 //! | base | [`config`] [`telemetry`] [`shutdown`] | pure; never each other |
 //! | pure | [`fleet`] [`balance`] [`purge`] [`http1`] [`proxy_protocol`] | no runtime, no socket, no clock, no global randomness |
 
@@ -49,5 +49,6 @@ pub mod purge_api;
 pub mod registry;
 pub mod shutdown;
 pub mod telemetry;
+pub mod tls;
 pub mod upstream;
 pub mod varnish;

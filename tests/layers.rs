@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: [(&str, &[&str]); 6] = [
     ("pure", &["fleet", "balance", "purge", "http1", "proxy_protocol"]),
     ("base", &["config", "telemetry", "shutdown"]),
-    ("edges to the world", &["registry", "journal", "varnish", "upstream", "probe"]),
+    ("edges to the world", &["registry", "journal", "varnish", "upstream", "probe", "tls"]),
     ("services", &["edge", "origin", "proxy", "purge_api", "admin", "delivery", "fleet_keeper", "http_server"]),
     ("wiring", &["app"]),
     ("commands", &["cli"]),

@@ -43,6 +43,8 @@ pub struct Metrics {
     bans_sent: IntCounterVec,
     fenced: IntCounterVec,
     purges: IntCounterVec,
+    tls_reloads: IntCounterVec,
+    tls_expiry: IntGaugeVec,
     /// How long an accepted purge took to its answer.
     pub purge_ack_duration: Histogram,
     /// Client connections that are open at the edge.
@@ -139,6 +141,11 @@ impl Metrics {
         let r = &registry;
         let build = int_gauges(r, "build_info", "The version that runs; always 1", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let tls_reloads = counters(r, "tls_reloads_total", "Reloads of TLS certificates by result", &["result"])?;
+        for result in ["ok", "failed"] {
+            // There from the start, so that the first failure is a rise and not a new series.
+            tls_reloads.with_label_values(&[result]);
+        }
         Ok(Metrics {
             edge: ListenerMetrics::new(r, "edge", "clients")?,
             origin: ListenerMetrics::new(r, "origin", "Varnish")?,
@@ -169,6 +176,13 @@ impl Metrics {
             bans_sent: counters(r, "bans_sent_total", "Bans sent to a Varnish", &["node"])?,
             fenced: counters(r, "fenced_total", "Times a Varnish was behind when a purge was answered", &["node"])?,
             purges: counters(r, "purges_total", "Purge requests by kind and result", &["kind", "result"])?,
+            tls_reloads,
+            tls_expiry: int_gauges(
+                r,
+                "tls_certificate_expiry_timestamp_seconds",
+                "When the certificate in use ends (notAfter, Unix time)",
+                &["cert"],
+            )?,
             purge_ack_duration: histogram(
                 r,
                 "purge_ack_duration_seconds",
@@ -278,6 +292,22 @@ impl Metrics {
         self.purges.with_label_values(&[kind, result]).inc();
     }
 
+    /// Counts a reload of TLS certificates that had something new.
+    pub fn tls_reloaded(&self, succeeded: bool) {
+        self.tls_reloads.with_label_values(&[if succeeded { "ok" } else { "failed" }]).inc();
+    }
+
+    /// Shows when a certificate ends, in Unix seconds. `cert` is its file as configured.
+    pub fn tls_certificate(&self, cert: &str, not_after: i64) {
+        self.tls_expiry.with_label_values(&[cert]).set(not_after);
+    }
+
+    /// Drops the series of a certificate that is not served any more.
+    pub fn forget_tls_certificate(&self, cert: &str) {
+        // A series that was never made is no fault.
+        _ = self.tls_expiry.remove_label_values(&[cert]);
+    }
+
     /// All series in Prometheus' text format.
     ///
     /// # Errors
@@ -337,6 +367,20 @@ mod tests {
         );
         metrics.forget(Role::Varnish, &id);
         assert!(!text().contains("varnish-1"), "{}", text());
+    }
+
+    #[test]
+    fn the_series_of_a_certificate_come_and_go_with_it_and_reloads_are_there_from_the_start() {
+        let metrics = Metrics::new().unwrap();
+        let text = || String::from_utf8(metrics.render().unwrap()).unwrap();
+        for result in ["ok", "failed"] {
+            assert!(text().contains(&format!("clearcoat_tls_reloads_total{{result=\"{result}\"}} 0\n")), "{}", text());
+        }
+        metrics.tls_certificate("shop.pem", 4_102_444_800);
+        let series = "clearcoat_tls_certificate_expiry_timestamp_seconds{cert=\"shop.pem\"} 4102444800\n";
+        assert!(text().contains(series), "{}", text());
+        metrics.forget_tls_certificate("shop.pem");
+        assert!(!text().contains("shop.pem"), "{}", text());
     }
 
     #[test]

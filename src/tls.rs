@@ -1,0 +1,175 @@
+//! TLS at the edge: from certificate files to a [`ServerConfig`], and their renewal while it is in use.
+//!
+//! # One configuration, certificates behind it
+//!
+//! A listener has one [`ServerConfig`] for its whole life. What changes is behind its certificate resolver: an
+//! `ArcSwap` that a handshake loads once. So a reload is one store. Whoever is connected keeps the keys of his
+//! handshake, and nobody is cut, waits or fails: new certificates are read and checked in full before the old ones go,
+//! and where anything is wrong with any of them all old ones stay.
+//!
+//! Which certificate a client gets is decided in `tls/certificates.rs`: the names of the SANs against SNI.
+//!
+//! # Resumption
+//!
+//! A full handshake costs a signature and a key exchange, a resumed one (TLS 1.3) only the exchange. Tickets are
+//! sealed with keys of [`Resumption`], not of a certificate, and all listeners share them: a client that comes back
+//! after a renewal, or to another listener, resumes. rustls resumes only under the same SNI (RFC 6066 section 3), so a
+//! ticket of one shop is of no use at another. The keys are random, never written down, and change every six hours;
+//! tickets live twelve at most. For TLS 1.2 clients without tickets there is a cache of sessions with a bound. Both are
+//! behind locks that only handshakes take, never a request on an open connection.
+//!
+//! # What is off
+//!
+//! 0-RTT: who records a client's first flight can send it again (RFC 8446 section 8), and neither Varnish nor PHP
+//! could tell. Half-RTT data, which answers before the client has proved that it is there: HTTP has nothing to say
+//! first. TLS 1.0 and 1.1 (RFC 8996), which rustls does not have. Client certificates.
+
+mod certificate;
+mod certificates;
+mod error;
+#[cfg(test)]
+mod tests;
+mod watch;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustls::ServerConfig;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::server::{ProducesTickets, ServerSessionMemoryCache, StoresServerSessions};
+use rustls::version::{TLS12, TLS13};
+
+use certificate::{Certificate, Contents, Fingerprint};
+use certificates::{Certificates, Resolver};
+
+pub use certificate::CertificateFiles;
+pub use error::TlsError;
+pub use watch::{LOOK_EVERY, watch};
+
+/// Sessions that can be resumed without a ticket, at about 300 bytes each. Every full TLS 1.2 handshake takes a place,
+/// the oldest goes. Nearly all clients have tickets, so it is for the rest of the rest.
+const MAX_SESSIONS: usize = 4096;
+
+/// What lets clients resume. One for all listeners of the process, kept over a reload of the configuration.
+#[derive(Clone)]
+pub struct Resumption {
+    ticketer: Arc<dyn ProducesTickets>,
+    sessions: Arc<dyn StoresServerSessions>,
+}
+
+impl Resumption {
+    /// With new random keys: what another process or an earlier value has sealed is not resumed.
+    ///
+    /// # Errors
+    /// [`TlsError::Setup`] where the system gives no random bytes.
+    pub fn new() -> Result<Self, TlsError> {
+        let ticketer = aws_lc_rs::Ticketer::new().map_err(TlsError::Setup)?;
+        Ok(Resumption { ticketer, sessions: ServerSessionMemoryCache::new(MAX_SESSIONS) })
+    }
+}
+
+/// The TLS side of one listener.
+pub struct Tls {
+    files: Vec<CertificateFiles>,
+    provider: Arc<CryptoProvider>,
+    resolver: Arc<Resolver>,
+    config: Arc<ServerConfig>,
+    /// What is in use was made of this. Held during a reload, so that two do not cross.
+    loaded: Mutex<Vec<Fingerprint>>,
+}
+
+impl Tls {
+    /// Loads certificates for a listener that is alone. With several, use [`Tls::load_sharing`].
+    ///
+    /// # Errors
+    /// As [`Tls::load_sharing`].
+    pub fn load(files: &[CertificateFiles], http2: bool) -> Result<Self, TlsError> {
+        Self::load_sharing(files, http2, &Resumption::new()?)
+    }
+
+    /// Loads certificates for a listener that shares its resumption with others. The first certificate is the default,
+    /// for clients without SNI and for names that no certificate has. `http2` offers `h2` beside `http/1.1` (ALPN).
+    ///
+    /// Reads files, and blocks meanwhile. A certificate that has expired is a warning: a shop that warns its visitors
+    /// is better than one that is down.
+    ///
+    /// # Errors
+    /// The first file that cannot be used, and why.
+    pub fn load_sharing(files: &[CertificateFiles], http2: bool, resumption: &Resumption) -> Result<Self, TlsError> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let contents = read(files)?;
+        let resolver = Arc::new(Resolver::new(parse(files, &contents, &provider)?));
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(&[&TLS13, &TLS12])
+            .map_err(TlsError::Setup)?;
+        let mut config = builder.with_no_client_auth().with_cert_resolver(Arc::clone(&resolver) as _);
+        let protocols: &[&[u8]] = if http2 { &[b"h2", b"http/1.1"] } else { &[b"http/1.1"] };
+        config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+        config.ticketer = Arc::clone(&resumption.ticketer);
+        config.session_storage = Arc::clone(&resumption.sessions);
+        // The defaults of rustls, written down because the module's promise depends on them.
+        config.max_early_data_size = 0;
+        config.send_half_rtt_data = false;
+        let loaded = Mutex::new(fingerprints(&contents));
+        Ok(Tls { files: files.to_vec(), provider, resolver, config: Arc::new(config), loaded })
+    }
+
+    /// What accepts connections, for a `tokio_rustls::TlsAcceptor`. It stays the same over reloads.
+    pub fn config(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.config)
+    }
+
+    /// Reads the files again, and takes what is new in them for new connections. Says whether anything was.
+    ///
+    /// Reads files, and blocks meanwhile: not for a worker. [`watch`] counts and logs its own calls; any other caller
+    /// counts with `Metrics::tls_reloaded`.
+    ///
+    /// # Errors
+    /// The first file that cannot be used, and why. All certificates stay as they were then.
+    pub fn reload(&self) -> Result<bool, TlsError> {
+        // Whoever panicked in here changed nothing: the last step is the only one that does.
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let contents = read(&self.files)?;
+        let fingerprints = fingerprints(&contents);
+        if *loaded == fingerprints {
+            return Ok(false);
+        }
+        self.resolver.replace(parse(&self.files, &contents, &self.provider)?);
+        *loaded = fingerprints;
+        Ok(true)
+    }
+
+    /// The end of validity of every certificate in use (`notAfter`, in Unix seconds), by its file as configured.
+    pub fn expiries(&self) -> Vec<(PathBuf, i64)> {
+        let current = self.resolver.current();
+        let files = self.files.iter().map(|files| files.cert.clone());
+        files.zip(current.iter().map(|certificate| certificate.not_after)).collect()
+    }
+}
+
+impl fmt::Debug for Tls {
+    /// Without the keys.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls").field("files", &self.files).finish_non_exhaustive()
+    }
+}
+
+fn read(files: &[CertificateFiles]) -> Result<Vec<Contents>, TlsError> {
+    files.iter().map(Contents::read).collect()
+}
+
+fn parse(
+    files: &[CertificateFiles],
+    contents: &[Contents],
+    provider: &CryptoProvider,
+) -> Result<Certificates, TlsError> {
+    let each = files.iter().zip(contents).map(|(files, contents)| Certificate::parse(files, contents, provider));
+    let certificates = Certificates::new(each.collect::<Result<_, _>>()?).ok_or(TlsError::NoFiles)?;
+    certificates.warn();
+    Ok(certificates)
+}
+
+fn fingerprints(contents: &[Contents]) -> Vec<Fingerprint> {
+    contents.iter().map(Contents::fingerprint).collect()
+}

@@ -1,0 +1,77 @@
+//! What can be wrong with certificate files.
+
+use std::io;
+use std::path::PathBuf;
+
+use rustls::pki_types::pem;
+
+use super::certificate::MAX_FILE;
+
+/// Why certificates cannot be used. Never repeats what is in a file.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A listener without a certificate.
+    #[error("no certificate is configured")]
+    NoFiles,
+    /// A file that cannot be read.
+    #[error("{}: cannot be read: {cause}", file.display())]
+    Unreadable {
+        /// As configured.
+        file: PathBuf,
+        /// What the system says.
+        cause: io::Error,
+    },
+    /// A file that is too large for what it should hold.
+    #[error("{}: is larger than {MAX_FILE} bytes, so it is no certificate or key", file.display())]
+    TooLarge {
+        /// As configured.
+        file: PathBuf,
+    },
+    /// A PEM section that does not end or is not base64 (RFC 7468).
+    #[error("{}: is not well-formed PEM: {cause}", file.display())]
+    Pem {
+        /// As configured.
+        file: PathBuf,
+        /// What the parser says.
+        cause: pem::Error,
+    },
+    /// The certificate file holds none.
+    #[error("{}: holds no certificate in PEM form (BEGIN CERTIFICATE)", file.display())]
+    NoCertificate {
+        /// As configured.
+        file: PathBuf,
+    },
+    /// A certificate that is not X.509 v3 as RFC 5280 has it.
+    #[error("{}: holds a certificate that is malformed: {reason}", file.display())]
+    BadCertificate {
+        /// As configured.
+        file: PathBuf,
+        /// What the parser says.
+        reason: String,
+    },
+    /// The key file holds none that is not encrypted.
+    #[error("{}: holds no private key in PEM form (PKCS#8, PKCS#1 or SEC1, not encrypted)", file.display())]
+    NoPrivateKey {
+        /// As configured.
+        file: PathBuf,
+    },
+    /// A private key of a kind or size that is not supported, or malformed.
+    #[error("{}: holds a private key that cannot be used: {cause}", file.display())]
+    BadPrivateKey {
+        /// As configured.
+        file: PathBuf,
+        /// What the library says.
+        cause: rustls::Error,
+    },
+    /// The private key is of another certificate.
+    #[error("{}: the private key does not belong to the first certificate in {}", key.display(), cert.display())]
+    KeyMismatch {
+        /// The certificate file, as configured.
+        cert: PathBuf,
+        /// The key file, as configured.
+        key: PathBuf,
+    },
+    /// The library cannot be set up, whatever the files.
+    #[error("TLS cannot be set up: {0}")]
+    Setup(rustls::Error),
+}

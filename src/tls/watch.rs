@@ -1,0 +1,92 @@
+//! Takes renewed certificates without anybody's command.
+//!
+//! Looks at what is in the files, not at their times: Kubernetes renews a secret by swapping a symbolic link, certbot
+//! and `cp -p` keep times, and inotify sees neither a link in a parent folder nor a network file system. A read of a
+//! few kilobytes every few seconds costs nothing.
+//!
+//! Two files cannot be replaced at one moment. Between certificate and key a look finds a pair that does not match:
+//! that is a failure like any other, the old pair goes on, and the next look finds the new one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::MissedTickBehavior;
+
+use crate::telemetry::Metrics;
+
+use super::{Tls, TlsError};
+
+/// How long a renewed certificate waits at most.
+pub const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// Looks at the files of `tls` at once and then `every` so often, and reloads what has changed. Logs and counts every
+/// success, and every failure once until it is another one. Shows the ends of validity in `metrics`, and takes them
+/// away when it is dropped. Never returns. For the control plane; reads on a blocking thread.
+pub async fn watch(tls: Arc<Tls>, metrics: Arc<Metrics>, every: Duration) {
+    let mut watcher = Watcher::new(tls, metrics);
+    let mut looks = tokio::time::interval(every);
+    // After a suspended machine one look is enough.
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        looks.tick().await;
+        watcher.look().await;
+    }
+}
+
+pub(super) struct Watcher {
+    tls: Arc<Tls>,
+    metrics: Arc<Metrics>,
+    /// The text of the failure that goes on, as it is in the log.
+    failure: Option<String>,
+}
+
+impl Watcher {
+    pub(super) fn new(tls: Arc<Tls>, metrics: Arc<Metrics>) -> Self {
+        Watcher { tls, metrics, failure: None }
+    }
+
+    pub(super) async fn look(&mut self) {
+        let tls = Arc::clone(&self.tls);
+        match tokio::task::spawn_blocking(move || tls.reload()).await {
+            Ok(outcome) => self.report(outcome),
+            // A panic, or the end of the runtime, which drops this task too.
+            Err(error) => tracing::error!(%error, "certificates could not be looked at"),
+        }
+        for (cert, not_after) in self.tls.expiries() {
+            self.metrics.tls_certificate(&cert.to_string_lossy(), not_after);
+        }
+    }
+
+    fn report(&mut self, outcome: Result<bool, TlsError>) {
+        match outcome {
+            Ok(true) => {
+                tracing::info!("renewed certificates are in use");
+                self.metrics.tls_reloaded(true);
+                self.failure = None;
+            }
+            Ok(false) => {
+                if self.failure.take().is_some() {
+                    tracing::info!("the certificate files are again those that are in use");
+                }
+            }
+            Err(error) => {
+                let text = error.to_string();
+                if self.failure.as_ref() != Some(&text) {
+                    tracing::error!(%error, "renewed certificates cannot be used; those in use stay");
+                    self.metrics.tls_reloaded(false);
+                    self.failure = Some(text);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Watcher {
+    /// A certificate that is not served any more must not go on alarming anybody. Where another listener serves it,
+    /// that one's next look shows it again.
+    fn drop(&mut self) {
+        for (cert, _) in self.tls.expiries() {
+            self.metrics.forget_tls_certificate(&cert.to_string_lossy());
+        }
+    }
+}

@@ -10,6 +10,8 @@
 //! Two runtimes never share a thread: the workers' (one each) carry the traffic, the control plane's carries everything
 //! else, so that neither a purge storm nor a slow registry costs a request anything but CPU.
 
+pub mod listeners;
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,7 +20,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -36,6 +37,7 @@ use crate::purge_api::PurgeApi;
 use crate::registry;
 use crate::shutdown::{self, ShutdownHandle, Stage};
 use crate::telemetry::Metrics;
+use crate::tls;
 
 /// How long the process stays at work after it has said that it is not ready any more, so that a balancer in front
 /// can turn away first.
@@ -66,6 +68,8 @@ pub struct App {
 pub struct Addresses {
     /// Clients.
     pub edge: Vec<SocketAddr>,
+    /// Clients by TLS.
+    pub edge_tls: Vec<SocketAddr>,
     /// Varnish.
     pub origin: Vec<SocketAddr>,
     /// Magento's purges.
@@ -86,10 +90,16 @@ impl App {
             workers => workers,
         };
         let mut addresses = Addresses::default();
-        let edge = bind_workers(&config.edge.listen, workers, "edge", &mut addresses.edge)?;
-        let origin = bind_workers(&config.origin.listen, workers, "origin", &mut addresses.origin)?;
-        let purge = bind_control(&config.purge.listen, "purge", &mut addresses.purge).await?;
-        let admin = bind_control(&config.admin.listen, "admin", &mut addresses.admin).await?;
+        let certificates = listeners::load_certificates(&config.edge)?;
+        let mut edge = listeners::bind_workers(&config.edge.listen, workers, "edge", None, &mut addresses.edge)?;
+        for (address, tls) in &certificates {
+            let tls = Some(tls.config());
+            let sockets = listeners::bind_workers(&[*address], workers, "edge.tls", tls, &mut addresses.edge_tls)?;
+            edge.iter_mut().zip(sockets).for_each(|(worker, sockets)| worker.extend(sockets));
+        }
+        let origin = listeners::bind_workers(&config.origin.listen, workers, "origin", None, &mut addresses.origin)?;
+        let purge = listeners::bind_control(&config.purge.listen, "purge", &mut addresses.purge).await?;
+        let admin = listeners::bind_control(&config.admin.listen, "admin", &mut addresses.admin).await?;
 
         let metrics = Arc::new(Metrics::new().context("metrics")?);
         let journal = open_journal(config)?;
@@ -124,6 +134,9 @@ impl App {
             let deliveries = Arc::clone(&deliveries);
             async move { deliveries.save_cursors().await }
         });
+        for (_, tls) in certificates {
+            tasks.spawn(tls::watch(Arc::new(tls), Arc::clone(&metrics), tls::LOOK_EVERY));
+        }
         tasks.spawn(open_edge(listed, Arc::clone(&deliveries), config.purge.ack_timeout, open_sender));
 
         let mut servers = JoinSet::new();
@@ -274,41 +287,4 @@ fn open_journal(config: &Config) -> anyhow::Result<Arc<dyn Journal>> {
         JournalKind::Memory => Arc::new(Memory::new(limits)),
         JournalKind::Disk => Arc::new(Disk::open(&config.journal.path, limits)?),
     })
-}
-
-/// The sockets of each worker, for all addresses.
-fn bind_workers(
-    addresses: &[SocketAddr],
-    workers: usize,
-    listener: &str,
-    bound: &mut Vec<SocketAddr>,
-) -> anyhow::Result<Vec<Vec<proxy::Listener>>> {
-    let mut sockets: Vec<Vec<proxy::Listener>> = (0..workers).map(|_| Vec::new()).collect();
-    for address in addresses {
-        let failed = || format!("{listener}.listen: {address}");
-        let of_address = proxy::bind(*address, workers).with_context(failed)?;
-        let local = of_address[0].local_addr().with_context(failed)?;
-        tracing::info!(listener, address = %local, "listening");
-        bound.push(local);
-        let of_address = of_address.into_iter().map(|socket| proxy::Listener { socket, tls: None });
-        sockets.iter_mut().zip(of_address).for_each(|(worker, socket)| worker.push(socket));
-    }
-    Ok(sockets)
-}
-
-async fn bind_control(
-    addresses: &[SocketAddr],
-    listener: &str,
-    bound: &mut Vec<SocketAddr>,
-) -> anyhow::Result<Vec<TcpListener>> {
-    let mut sockets = Vec::with_capacity(addresses.len());
-    for address in addresses {
-        let failed = || format!("{listener}.listen: {address}");
-        let socket = TcpListener::bind(address).await.with_context(failed)?;
-        let local = socket.local_addr().with_context(failed)?;
-        tracing::info!(listener, address = %local, "listening");
-        bound.push(local);
-        sockets.push(socket);
-    }
-    Ok(sockets)
 }

@@ -19,6 +19,7 @@ fn every_metric_is_documented_and_every_documented_one_exists() {
     }
     metrics.retried(Role::Web, "connect");
     metrics.purged("tags", "applied");
+    metrics.tls_certificate("a.pem", 0);
     let text = String::from_utf8(metrics.render().unwrap()).unwrap();
     let names = text.lines().filter_map(|line| line.strip_prefix("# TYPE clearcoat_"));
     let exported: BTreeSet<&str> = names.filter_map(|line| line.split(' ').next()).collect();

@@ -16,7 +16,10 @@ pub(super) struct Check {
 
 impl Check {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let effective = self.file.load()?.to_toml()?;
+        let config = self.file.load()?;
+        // A certificate that cannot be used is as wrong as a key that cannot be read.
+        crate::app::listeners::load_certificates(&config.edge)?;
+        let effective = config.to_toml()?;
         std::io::stdout().write_all(effective.as_bytes())?;
         Ok(())
     }

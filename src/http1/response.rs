@@ -35,8 +35,7 @@ impl ResponseHead {
         let mut headers = [const { MaybeUninit::uninit() }; MAX_FIELDS];
         let mut response = httparse::Response::new(&mut []);
         let headers = &mut headers[..max_fields.min(MAX_FIELDS)];
-        let parsed =
-            httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut response, head, headers);
+        let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut response, head, headers);
         match parsed {
             Ok(httparse::Status::Complete(parsed)) if parsed == len => {}
             Ok(_) => return Err(BadHead::Syntax("it ends early")),
@@ -104,10 +103,7 @@ impl ResponseHead {
 
 /// What of a response goes on to the client. Fields that only mean something in a request pass as any other would.
 fn is_kept_in_response(kind: Kind) -> bool {
-    !matches!(
-        kind,
-        Kind::Dropped | Kind::Connection | Kind::Upgrade | Kind::ContentLength | Kind::TransferEncoding
-    )
+    !matches!(kind, Kind::Dropped | Kind::Connection | Kind::Upgrade | Kind::ContentLength | Kind::TransferEncoding)
 }
 
 #[cfg(test)]

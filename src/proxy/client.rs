@@ -107,7 +107,12 @@ impl<R> Client<R> {
     }
 
     /// Answers for ourselves.
-    pub(super) async fn answer_with(&mut self, reply: &Reply, head_only: bool, out: &mut Vec<u8>) -> Result<(), Failure> {
+    pub(super) async fn answer_with(
+        &mut self,
+        reply: &Reply,
+        head_only: bool,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Failure> {
         if let Stream::Http2(half) = &mut self.stream {
             let told = half.answer_with(reply.status, &reply.text, head_only);
             return if told { Ok(()) } else { Err(Failure::ClientGone(io::ErrorKind::ConnectionReset.into())) };

@@ -119,12 +119,7 @@ fn serve<R: Route>(
     tokio::task::spawn_local(connection::serve(Rc::clone(worker), Rc::clone(route), accepted));
 }
 
-async fn accept<R: Route>(
-    listener: &TcpListener,
-    worker: &Rc<Worker>,
-    tls: Option<&Arc<ServerConfig>>,
-    route: &Rc<R>,
-) {
+async fn accept<R: Route>(listener: &TcpListener, worker: &Rc<Worker>, tls: Option<&Arc<ServerConfig>>, route: &Rc<R>) {
     loop {
         if R::PUBLIC {
             worker.shared.admission.room().await;

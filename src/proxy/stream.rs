@@ -89,7 +89,9 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Stream::Plain(socket) => Pin::new(socket).poll_write_vectored(cx, pieces),
             Stream::Tls(session) => Pin::new(session).poll_write_vectored(cx, pieces),
-            Stream::Http2(half) => half.poll_write(cx, pieces.iter().find(|piece| !piece.is_empty()).map_or(&[], |p| p)),
+            Stream::Http2(half) => {
+                half.poll_write(cx, pieces.iter().find(|piece| !piece.is_empty()).map_or(&[], |p| p))
+            }
         }
     }
 

@@ -322,7 +322,8 @@ mod tests {
             ("HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", "malformed"),
         ] {
             let (address, _node) = node(vec![(1, answer)]).await;
-            let error = Link::new(address, SendProxy::Off, Duration::from_secs(5)).deliver(&[tags("a")]).await.unwrap_err();
+            let error =
+                Link::new(address, SendProxy::Off, Duration::from_secs(5)).deliver(&[tags("a")]).await.unwrap_err();
             assert!(error.to_string().contains(expected), "{error}");
         }
     }
@@ -339,7 +340,8 @@ mod tests {
     #[tokio::test]
     async fn a_node_that_never_answers_costs_the_timeout_and_no_more() {
         let (address, _node) = node(vec![(2, "")]).await;
-        let error = Link::new(address, SendProxy::Off, Duration::from_millis(50)).deliver(&[tags("a")]).await.unwrap_err();
+        let error =
+            Link::new(address, SendProxy::Off, Duration::from_millis(50)).deliver(&[tags("a")]).await.unwrap_err();
         assert!(matches!(error, DeliveryError::Timeout(_)), "{error}");
     }
 }

@@ -1,0 +1,77 @@
+//! Where the process can be reached: sockets, and the certificates of those that are encrypted.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use rustls::ServerConfig;
+use tokio::net::TcpListener;
+
+use crate::config;
+use crate::proxy;
+use crate::tls::{CertificateFiles, Resumption, Tls};
+
+/// Loads the certificates of every address in `edge.tls`. Tables with the same address share it, in their order.
+///
+/// # Errors
+/// What is wrong with a file, by its name.
+pub fn load_certificates(edge: &config::Edge) -> anyhow::Result<Vec<(SocketAddr, Tls)>> {
+    let mut by_address: Vec<(SocketAddr, Vec<CertificateFiles>)> = Vec::new();
+    for table in &edge.tls {
+        for address in &table.listen {
+            let files = CertificateFiles { cert: table.cert.clone(), key: table.key.clone() };
+            match by_address.iter_mut().find(|(known, _)| known == address) {
+                Some((_, shared)) => shared.push(files),
+                None => by_address.push((*address, vec![files])),
+            }
+        }
+    }
+    if by_address.is_empty() {
+        return Ok(Vec::new());
+    }
+    let resumption = Resumption::new().context("edge.tls")?;
+    let load = |(address, files): (SocketAddr, Vec<CertificateFiles>)| {
+        let tls = Tls::load_sharing(&files, edge.http2, &resumption).context("edge.tls")?;
+        Ok((address, tls))
+    };
+    by_address.into_iter().map(load).collect()
+}
+
+/// The sockets of each worker, for all addresses.
+pub(super) fn bind_workers(
+    addresses: &[SocketAddr],
+    workers: usize,
+    listener: &str,
+    tls: Option<Arc<ServerConfig>>,
+    bound: &mut Vec<SocketAddr>,
+) -> anyhow::Result<Vec<Vec<proxy::Listener>>> {
+    let mut sockets: Vec<Vec<proxy::Listener>> = (0..workers).map(|_| Vec::new()).collect();
+    for address in addresses {
+        let failed = || format!("{listener}.listen: {address}");
+        let of_address = proxy::bind(*address, workers).with_context(failed)?;
+        let local = of_address[0].local_addr().with_context(failed)?;
+        tracing::info!(listener, address = %local, "listening");
+        bound.push(local);
+        let of_address = of_address.into_iter().map(|socket| proxy::Listener { socket, tls: tls.clone() });
+        sockets.iter_mut().zip(of_address).for_each(|(worker, socket)| worker.push(socket));
+    }
+    Ok(sockets)
+}
+
+/// The sockets of a listener of the control plane.
+pub(super) async fn bind_control(
+    addresses: &[SocketAddr],
+    listener: &str,
+    bound: &mut Vec<SocketAddr>,
+) -> anyhow::Result<Vec<TcpListener>> {
+    let mut sockets = Vec::with_capacity(addresses.len());
+    for address in addresses {
+        let failed = || format!("{listener}.listen: {address}");
+        let socket = TcpListener::bind(address).await.with_context(failed)?;
+        let local = socket.local_addr().with_context(failed)?;
+        tracing::info!(listener, address = %local, "listening");
+        bound.push(local);
+        sockets.push(socket);
+    }
+    Ok(sockets)
+}

@@ -91,12 +91,7 @@ impl App {
         };
         let mut addresses = Addresses::default();
         let certificates = listeners::load_certificates(&config.edge)?;
-        let mut edge = listeners::bind_workers(&config.edge.listen, workers, "edge", None, &mut addresses.edge)?;
-        for (address, tls) in &certificates {
-            let tls = Some(tls.config());
-            let sockets = listeners::bind_workers(&[*address], workers, "edge.tls", tls, &mut addresses.edge_tls)?;
-            edge.iter_mut().zip(sockets).for_each(|(worker, sockets)| worker.extend(sockets));
-        }
+        let edge = listeners::bind_edge(&config.edge.listen, &certificates, workers, &mut addresses)?;
         let origin = listeners::bind_workers(&config.origin.listen, workers, "origin", None, &mut addresses.origin)?;
         let purge = listeners::bind_control(&config.purge.listen, "purge", &mut addresses.purge).await?;
         let admin = listeners::bind_control(&config.admin.listen, "admin", &mut addresses.admin).await?;
@@ -161,14 +156,10 @@ impl App {
             servers.spawn(http_server::serve(listener, Arc::clone(&admin_api), MAX_ADMIN_REQUEST, shutdown.clone()));
         }
 
-        let limits = Arc::new(config.limits.clone());
-        let admission = Arc::new(proxy::Admission::new(
-            max_connections(&limits),
-            limits.max_connections_per_address,
-            metrics.edge_connections.clone(),
-        ));
         let edge_route = Edge::new(&config.edge, fence, Arc::clone(&metrics));
         let origin_route = Origin::new(&config.origin);
+        let limits = Arc::new(config.limits.clone());
+        let admission = admission(&limits, &metrics);
         let shared = proxy::Shared { fleet, metrics, suspects: suspects_sender, limits, admission, shutdown };
         let sockets = edge.into_iter().zip(origin);
         let (workers, edge_in_use) = start_workers(sockets, &shared, &edge_route, &origin_route, &open)?;
@@ -270,15 +261,19 @@ async fn open_edge(
     open.closed().await;
 }
 
-/// As many client connections as the configuration says, or as there may be open files for: each can have another one
-/// to a node, and some are for everything else.
-fn max_connections(limits: &ClientLimits) -> usize {
+/// Room for as many client connections as the configuration says, or as there may be open files for: each can have
+/// another one to a node, and some are for everything else.
+fn admission(limits: &ClientLimits, metrics: &Metrics) -> Arc<proxy::Admission> {
     const EVERYTHING_ELSE: u64 = 256;
-    if limits.max_connections != 0 {
-        return limits.max_connections;
-    }
-    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
-    usize::try_from(files.saturating_sub(EVERYTHING_ELSE) / 2).unwrap_or(usize::MAX).max(1)
+    let most = match limits.max_connections {
+        0 => {
+            let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+            usize::try_from(files.saturating_sub(EVERYTHING_ELSE) / 2).unwrap_or(usize::MAX).max(1)
+        }
+        most => most,
+    };
+    let from_one = limits.max_connections_per_address;
+    Arc::new(proxy::Admission::new(most, from_one, metrics.edge_connections.clone()))
 }
 
 fn open_journal(config: &Config) -> anyhow::Result<Arc<dyn Journal>> {

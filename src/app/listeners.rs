@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
 
+use super::Addresses;
 use crate::config;
 use crate::proxy;
 use crate::tls::{CertificateFiles, Resumption, Tls};
@@ -37,12 +38,27 @@ pub fn load_certificates(edge: &config::Edge) -> anyhow::Result<Vec<(SocketAddr,
     by_address.into_iter().map(load).collect()
 }
 
+/// The sockets of each worker for clients, plain and encrypted.
+pub(super) fn bind_edge(
+    plain: &[SocketAddr],
+    encrypted: &[(SocketAddr, Tls)],
+    workers: usize,
+    bound: &mut Addresses,
+) -> anyhow::Result<Vec<Vec<proxy::Listener>>> {
+    let mut edge = bind_workers(plain, workers, "edge", None, &mut bound.edge)?;
+    for (address, tls) in encrypted {
+        let sockets = bind_workers(&[*address], workers, "edge.tls", Some(&tls.config()), &mut bound.edge_tls)?;
+        edge.iter_mut().zip(sockets).for_each(|(worker, sockets)| worker.extend(sockets));
+    }
+    Ok(edge)
+}
+
 /// The sockets of each worker, for all addresses.
 pub(super) fn bind_workers(
     addresses: &[SocketAddr],
     workers: usize,
     listener: &str,
-    tls: Option<Arc<ServerConfig>>,
+    tls: Option<&Arc<ServerConfig>>,
     bound: &mut Vec<SocketAddr>,
 ) -> anyhow::Result<Vec<Vec<proxy::Listener>>> {
     let mut sockets: Vec<Vec<proxy::Listener>> = (0..workers).map(|_| Vec::new()).collect();
@@ -52,7 +68,7 @@ pub(super) fn bind_workers(
         let local = of_address[0].local_addr().with_context(failed)?;
         tracing::info!(listener, address = %local, "listening");
         bound.push(local);
-        let of_address = of_address.into_iter().map(|socket| proxy::Listener { socket, tls: tls.clone() });
+        let of_address = of_address.into_iter().map(|socket| proxy::Listener { socket, tls: tls.cloned() });
         sockets.iter_mut().zip(of_address).for_each(|(worker, socket)| worker.push(socket));
     }
     Ok(sockets)

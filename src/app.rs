@@ -160,7 +160,15 @@ impl App {
         let origin_route = Origin::new(&config.origin);
         let limits = Arc::new(config.limits.clone());
         let admission = admission(&limits, &metrics);
-        let shared = proxy::Shared { fleet, metrics, suspects: suspects_sender, limits, admission, shutdown };
+        let shared = proxy::Shared {
+            fleet,
+            metrics,
+            suspects: suspects_sender,
+            limits,
+            admission,
+            spin: config.runtime.spin,
+            shutdown,
+        };
         let sockets = edge.into_iter().zip(origin);
         let (workers, edge_in_use) = start_workers(sockets, &shared, &edge_route, &origin_route, &open)?;
         let shutdown = shutdown_handle;

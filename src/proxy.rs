@@ -26,6 +26,7 @@ mod failure;
 mod http2;
 mod key;
 mod listener;
+mod spin;
 mod stream;
 mod transfer;
 mod tunnel;

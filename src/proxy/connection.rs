@@ -68,11 +68,13 @@ pub(super) async fn serve<R: Route>(worker: Rc<Worker>, route: Rc<R>, accepted: 
         None => Stream::Plain(socket),
         Some(config) => {
             deadline.enter(Phase::Header);
-            match Box::pin(deadline.limit(TlsAcceptor::from(config).accept(socket))).await {
+            // A session is larger than all else that a connection at rest holds: it is never part of its state.
+            let handshake = async { TlsAcceptor::from(config).accept(socket).await.map(Box::new) };
+            match Box::pin(deadline.limit(handshake)).await {
                 Ok(Ok(session)) if session.get_ref().1.alpn_protocol() == Some(b"h2") => {
-                    return Box::pin(http2::serve(worker, route, Box::new(session), peer, deadline)).await;
+                    return Box::pin(http2::serve(worker, route, session, peer, deadline)).await;
                 }
-                Ok(Ok(session)) => Stream::Tls(Box::new(session)),
+                Ok(Ok(session)) => Stream::Tls(session),
                 Ok(Err(error)) => return tracing::debug!(peer = %peer.text, %error, "a TLS handshake failed"),
                 Err(_late) => return tracing::debug!(peer = %peer.text, "a TLS handshake took too long"),
             }
@@ -108,10 +110,11 @@ async fn read_proxy_header(socket: &mut TcpStream) -> io::Result<Source> {
 async fn requests<R: Route>(client: &mut Client<R>) {
     let mut kept = None;
     while let Some(mut buffers) = next_bytes(client, kept.take()).await {
-        let after = match read_head(client, &mut buffers).await {
-            Ok(Some(len)) => exchange::handle(client, &mut buffers, Ok(len)).await,
-            Ok(None) => After::Close,
-            Err(failure) => exchange::handle(client, &mut buffers, Err(failure)).await,
+        let head = read_head(client, &mut buffers).await.transpose();
+        let after = match head {
+            // In a box, which is there only while the request is: all that a connection at rest holds is its own state.
+            Some(head) => Box::pin(exchange::handle(client, &mut buffers, head)).await,
+            None => After::Close,
         };
         match after {
             After::KeepAlive if buffers.input.is_empty() => client.worker.stock.give_back(buffers),

@@ -27,6 +27,7 @@ pub(super) async fn handle<R: Route>(
     head: Result<usize, Failure>,
 ) -> After {
     let began = Instant::now();
+    client.worker.spin.worked();
     let mut outcome = Outcome::default();
     let handled = match head {
         Ok(len) => try_handle(client, buffers, len, &mut outcome).await,
@@ -40,6 +41,7 @@ pub(super) async fn handle<R: Route>(
         Err(failure) => respond_to(client, buffers, &failure, &mut outcome).await,
     };
     count(client, &outcome, began);
+    client.worker.spin.worked();
     after
 }
 

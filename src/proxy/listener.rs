@@ -192,7 +192,10 @@ where
         let worker = Rc::new(Worker::new(index, shared));
         LocalSet::new().block_on(&runtime, async move {
             listeners.into_iter().for_each(|listen| listen(Rc::clone(&worker)));
-            sweep(&worker, edge_in_use).await;
+            tokio::select! {
+                () = sweep(&worker, edge_in_use) => {}
+                () = worker.spin.run() => {}
+            }
         });
     })
 }

@@ -13,6 +13,7 @@ use super::admission::Admission;
 use super::buffers::Stock;
 use super::deadline::{Deadline, Deadlines};
 use super::failure::Failure;
+use super::spin::Spin;
 use crate::balance::Draw;
 use crate::config::Limits;
 use crate::fleet::{Health, Node, NodeId, Role, Snapshot};
@@ -37,6 +38,8 @@ pub struct Shared {
     pub limits: Arc<Limits>,
     /// The connections of public listeners.
     pub admission: Arc<Admission>,
+    /// How long a worker polls before it sleeps.
+    pub spin: Duration,
     /// The end of the process.
     pub shutdown: Shutdown,
 }
@@ -48,6 +51,7 @@ pub struct Worker {
     pub(super) stock: Stock,
     pub(super) scratch: RefCell<Box<[u8]>>,
     pub(super) deadlines: Rc<Deadlines>,
+    pub(super) spin: Spin,
     random: RefCell<fastrand::Rng>,
     turn: Cell<u64>,
     stage: Cell<Stage>,
@@ -57,6 +61,7 @@ impl Worker {
     pub(super) fn new(index: usize, shared: Shared) -> Self {
         Worker {
             deadlines: Rc::new(Deadlines::new(shared.limits.header_timeout)),
+            spin: Spin::new(shared.spin),
             pools: Pools::new(Arc::clone(&shared.metrics)),
             shared,
             stock: Stock::default(),

@@ -8,6 +8,7 @@
 //! measured, [`peers`] starts the proxies in front of [`origin`], [`rounds`] puts [`load`] on each in turn and lets
 //! [`measure`] look, [`report`] writes it down.
 
+mod calls;
 mod certificate;
 mod load;
 mod measure;
@@ -26,7 +27,9 @@ use std::time::Duration;
 use anyhow::{bail, ensure};
 use clap::Parser;
 
+use calls::CallCounter;
 use certificate::Certificate;
+use namespace::Place;
 use peers::{Kind, Peer};
 use report::{Machine, Report};
 use rounds::Effort;
@@ -34,8 +37,8 @@ use scenarios::{Scenario, Subject};
 
 /// Beside its measured seconds: warm-up, and what the bench itself needs.
 const ROUND_OVERHEAD: f64 = 1.5;
-/// Starting and stopping the peers of a scenario, in seconds.
-const SCENARIO_OVERHEAD: f64 = 30.0;
+/// Starting and stopping the peers of a scenario and counting their calls, in seconds.
+const SCENARIO_OVERHEAD: f64 = 25.0;
 /// Descriptors that are neither a connection of the idle scenario nor its other end.
 const SPARE_DESCRIPTORS: u64 = 1_000;
 
@@ -82,10 +85,19 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> anyhow::Result<bool> {
     let (effort, scenarios, peers) = (args.effort()?, args.scenarios()?, args.peers()?);
     let cores = namespace::cores()?;
-    namespace::enter(limit(effort, scenarios.len(), peers.len()))?;
-    if !namespace::raise_priority() {
-        eprintln!("at everybody's priority: whatever else runs on this machine disturbs the figures");
+    if let Place::Outside(status) = namespace::enter(limit(effort, &scenarios, &peers))? {
+        return Ok(status.success());
     }
+    if let Err(error) = namespace::raise_priority() {
+        eprintln!("at everybody's priority ({error}): whatever else runs on this machine disturbs the figures");
+    }
+    let counts_calls = match CallCounter::try_out() {
+        Ok(()) => true,
+        Err(error) => {
+            eprintln!("system calls are not counted: {error:#}");
+            false
+        }
+    };
     let descriptors = namespace::raise_descriptor_limit()?;
     let folder = tempfile::tempdir()?;
     let certificate = Certificate::create(folder.path())?;
@@ -95,7 +107,7 @@ fn run(args: &Args) -> anyhow::Result<bool> {
             fit(&mut scenario, descriptors);
         }
         eprintln!("{}: {}", scenario.name, scenario.says);
-        let result = rounds::run(&scenario, &peers, effort, &certificate);
+        let result = rounds::run(&scenario, &peers, effort, counts_calls, &certificate);
         if let Err(error) = &result {
             eprintln!("{}: {error:#}", scenario.name);
         }
@@ -112,9 +124,13 @@ fn run(args: &Args) -> anyhow::Result<bool> {
 }
 
 /// When the whole of it is given up.
-fn limit(effort: Effort, scenarios: usize, peers: usize) -> Duration {
-    let turns = effort.rounds as f64 * (effort.seconds + ROUND_OVERHEAD) * peers as f64;
-    Duration::from_secs_f64(scenarios as f64 * (turns + SCENARIO_OVERHEAD))
+fn limit(effort: Effort, scenarios: &[Scenario], peers: &[Peer]) -> Duration {
+    let of_scenario = |scenario: &Scenario| {
+        let layouts = if scenario.subject == Subject::Workers { 2 } else { 1 };
+        let contenders = layouts * peers.iter().filter(|peer| scenario.admits(&peer.name)).count();
+        SCENARIO_OVERHEAD + (contenders * effort.rounds) as f64 * (effort.seconds + ROUND_OVERHEAD)
+    };
+    Duration::from_secs_f64(scenarios.iter().map(of_scenario).sum())
 }
 
 /// A proxy has two descriptors for a connection, one on each side.

@@ -16,6 +16,8 @@ pub(crate) struct Reading {
     at: Instant,
     /// Time that the proxy's threads ran, in nanoseconds.
     run: u64,
+    /// Time that they were ready to run and something else ran on their core.
+    waited: u64,
     /// The same in ticks, in user mode and in the kernel.
     user: u64,
     system: u64,
@@ -35,7 +37,9 @@ pub(crate) struct Used {
     pub(crate) seconds: f64,
     /// CPU time of the proxy in seconds.
     pub(crate) cpu: f64,
-    /// The share of it that was spent outside the kernel, 0 to 1.
+    /// Time that its threads waited for their core, in seconds.
+    pub(crate) waited: f64,
+    /// The share of its CPU time that was spent outside the kernel, 0 to 1.
     pub(crate) user_share: f64,
     /// How busy each core was, with whatever ran there, 0 to 1.
     pub(crate) cores: Vec<f64>,
@@ -47,12 +51,14 @@ impl Reading {
     /// # Errors
     /// Where the proxy is gone.
     pub(crate) fn take(proxy: Option<u32>) -> anyhow::Result<Self> {
-        let mut reading = Reading { at: Instant::now(), run: 0, user: 0, system: 0, cores: cores()? };
+        let mut reading = Reading { at: Instant::now(), run: 0, waited: 0, user: 0, system: 0, cores: cores()? };
         let processes = proxy.map_or(Ok(Vec::new()), with_descendants)?;
         for pid in processes {
             for task in fs::read_dir(format!("/proc/{pid}/task"))? {
                 let text = fs::read_to_string(task?.path().join("schedstat"))?;
-                reading.run += number(text.split(' ').next())?;
+                let mut fields = text.split_whitespace();
+                reading.run += number(fields.next())?;
+                reading.waited += number(fields.next())?;
             }
             let (user, system) = user_and_system(pid)?;
             reading.user += user;
@@ -70,6 +76,7 @@ impl Reading {
         Used {
             seconds: (self.at - earlier.at).as_secs_f64(),
             cpu: (self.run - earlier.run) as f64 / 1e9,
+            waited: (self.waited - earlier.waited) as f64 / 1e9,
             user_share: user as f64 / (user + system).max(1) as f64,
             cores: self.cores.iter().zip(&earlier.cores).map(busy).collect(),
         }
@@ -90,7 +97,11 @@ pub(crate) fn memory(proxy: u32) -> anyhow::Result<u64> {
     Ok(all)
 }
 
-fn with_descendants(pid: u32) -> anyhow::Result<Vec<u32>> {
+/// A process and all that it started.
+///
+/// # Errors
+/// Where it is gone.
+pub(crate) fn with_descendants(pid: u32) -> anyhow::Result<Vec<u32>> {
     let mut all = vec![pid];
     let mut next = 0;
     while let Some(pid) = all.get(next) {

@@ -4,14 +4,15 @@
 //! measured, and every port is free. Its congestion control is `reno`: BBR paces large bodies over a loopback, which
 //! measures the pacing. In the process namespace the bench is the first process; whatever way it ends, the kernel kills
 //! every other process in there with it, also what a killed proxy would have left behind.
+//!
+//! Outside, the same program only waits: for the end of the one inside, for a signal, or until its time is over.
 
 use std::io;
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setpriority_process, setrlimit, setsid};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -24,34 +25,57 @@ const DESCRIPTORS: u64 = 65_536;
 /// As nice(1) counts; 0 is everybody's, and less is more.
 const PRIORITY: i32 = -10;
 
-/// Goes on inside: outside, this process is replaced by one that does. Ends with `limit` at the latest.
+/// Where this process is.
+pub(crate) enum Place {
+    /// It goes on.
+    Inside,
+    /// The one inside has ended.
+    Outside(ExitStatus),
+}
+
+/// Runs this program inside, for `limit` at most, and tells both of them where they are.
 ///
 /// # Errors
-/// Where this user may not make namespaces, or the network cannot be set up.
-pub(crate) fn enter(limit: Duration) -> anyhow::Result<()> {
+/// Where this user may not make namespaces, or the network cannot be set up. Outside also a signal, and the limit.
+pub(crate) fn enter(limit: Duration) -> anyhow::Result<Place> {
     if std::env::var_os(INSIDE).is_none() {
-        return Err(replace_this_process()?.into());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        return Ok(Place::Outside(runtime.block_on(run_inside(limit))?));
     }
-    end_on_signals_and_after(limit)?;
     run(Command::new("ip").args(["link", "set", "lo", "up"]))?;
     for (setting, value) in [("tcp_congestion_control", "reno"), ("ip_local_port_range", "10000 65000")] {
         std::fs::write(format!("/proc/sys/net/ipv4/{setting}"), value).with_context(|| format!("setting {setting}"))?;
     }
-    Ok(())
+    Ok(Place::Inside)
 }
 
-/// Returns only what kept it from being replaced.
-fn replace_this_process() -> anyhow::Result<io::Error> {
+/// From `setpriv` and `unshare` on, each process is killed when the one above it ends, however it ends.
+async fn run_inside(limit: Duration) -> anyhow::Result<ExitStatus> {
     let mut unshare = vec!["--net", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"];
     if !rustix::process::geteuid().is_root() {
         unshare.push("--map-root-user");
     }
     run(Command::new("unshare").args(&unshare).arg("true"))
         .context("the bench needs a network namespace of its own: run it as root, or with sudo")?;
-    let this = std::env::current_exe().context("finding this program")?;
-    let mut inside = Command::new("unshare");
-    inside.args(&unshare).arg("--").arg(this).args(std::env::args_os().skip(1)).env(INSIDE, "1");
-    Ok(inside.exec())
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    // What is still in there when the one inside is killed goes with this one.
+    let folder = tempfile::tempdir()?;
+    let mut inside = tokio::process::Command::new("setpriv")
+        .args(["--pdeathsig", "KILL", "unshare"])
+        .args(&unshare)
+        .arg(std::env::current_exe().context("finding this program")?)
+        .args(std::env::args_os().skip(1))
+        .env(INSIDE, "1")
+        .env("TMPDIR", folder.path())
+        .kill_on_drop(true)
+        .spawn()
+        .context("running setpriv")?;
+    tokio::select! {
+        status = inside.wait() => Ok(status?),
+        _ = interrupt.recv() => bail!("interrupted"),
+        _ = terminate.recv() => bail!("terminated"),
+        () = tokio::time::sleep(limit) => bail!("not done within {limit:?}"),
+    }
 }
 
 /// Runs a command to its end; what it said is in the error.
@@ -62,25 +86,19 @@ fn run(command: &mut Command) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The first process of a namespace ignores every signal that it does not handle, so Ctrl-C needs this. And a bench
-/// that hangs must not hang for ever.
-fn end_on_signals_and_after(limit: Duration) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (mut interrupt, mut terminate) = {
-        let _in_runtime = runtime.enter();
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
-    };
-    std::thread::Builder::new().name("watchdog".into()).spawn(move || {
-        runtime.block_on(async {
-            tokio::select! {
-                _ = interrupt.recv() => eprintln!("interrupted"),
-                _ = terminate.recv() => eprintln!("terminated"),
-                () = tokio::time::sleep(limit) => eprintln!("not done within {limit:?}"),
-            }
-        });
-        std::process::exit(1);
-    })?;
-    Ok(())
+/// Puts this process and its children before what else the machine does, so that it disturbs them less. Only root may.
+///
+/// # Errors
+/// Where this user may not, or the system says no.
+pub(crate) fn raise_priority() -> io::Result<()> {
+    // sched(7): with autogrouping, nice values count within a session only, and a session has one of its own.
+    setsid()?;
+    setpriority_process(None, PRIORITY)?;
+    match std::fs::write("/proc/self/autogroup", PRIORITY.to_string()) {
+        // This kernel has no autogrouping.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        written => written,
+    }
 }
 
 /// Raises the limit of open files for this process and its children, as far as this user may. Returns what it is now.
@@ -96,12 +114,6 @@ pub(crate) fn raise_descriptor_limit() -> io::Result<u64> {
         }
     }
     Err(io::Error::last_os_error())
-}
-
-/// Puts this process and its children before what else the machine does, so that it disturbs them less. Returns whether
-/// this user may.
-pub(crate) fn raise_priority() -> bool {
-    rustix::process::setpriority_process(None, PRIORITY).is_ok()
 }
 
 /// Keeps the calling thread on one core.

@@ -203,33 +203,36 @@ impl Outcome {
 fn details<'r>(out: &mut String, results: impl Iterator<Item = (&'r Scenario, &'r Outcome)>) -> std::fmt::Result {
     writeln!(
         out,
-        "| scenario | peer | CPU µs (least to most) | outside the kernel | requests/s | p50 µs | p99 µs | p99.9 µs | core 0 busy | core 1 busy |"
+        "| scenario | peer | CPU µs (least to most) | outside the kernel | calls | requests/s | p50 µs | p99 µs | p99.9 µs | core 0 busy | core 1 busy | waited for its core |"
     )?;
-    writeln!(out, "| --- | --- |{}", " ---: |".repeat(8))?;
+    writeln!(out, "| --- | --- |{}", " ---: |".repeat(10))?;
     for (scenario, outcome) in results {
         if let Some(direct) = &outcome.direct {
-            row(out, scenario.name, "direct", &[direct])?;
+            row(out, scenario.name, "direct", &[direct], None)?;
         }
         for peer in outcome.peers() {
-            row(out, scenario.name, peer, &outcome.rounds_of(peer).collect::<Vec<_>>())?;
+            let calls = outcome.calls.iter().find(|(name, _)| name == peer).map(|(_, calls)| *calls);
+            row(out, scenario.name, peer, &outcome.rounds_of(peer).collect::<Vec<_>>(), calls)?;
         }
     }
     out.push('\n');
     Ok(())
 }
 
-fn row(out: &mut String, scenario: &str, peer: &str, rounds: &[&Round]) -> std::fmt::Result {
+fn row(out: &mut String, scenario: &str, peer: &str, rounds: &[&Round], calls: Option<f64>) -> std::fmt::Result {
     let median =
         |value: fn(&Round) -> f64| Spread::of(rounds.iter().copied(), value).map_or(f64::NAN, |spread| spread.median);
     let cpu = match Spread::of(rounds.iter().copied(), |round| round.cpu) {
         Some(cpu) if peer != "direct" => format!("{:.1} ({:.1} to {:.1})", cpu.median, cpu.least, cpu.most),
         _ => "-".to_owned(),
     };
-    let user = if peer == "direct" { "-".to_owned() } else { percent(median(|round| round.user_share)) };
+    let of_proxy = |share: f64| if peer == "direct" { "-".to_owned() } else { percent(share) };
+    let (user, waited) = (of_proxy(median(|round| round.user_share)), of_proxy(median(|round| round.waited)));
+    let calls = calls.map_or_else(|| "-".to_owned(), |calls| format!("{calls:.1}"));
     let core = |index: usize| percent(median(if index == 0 { |round| round.cores[0] } else { |round| round.cores[1] }));
     writeln!(
         out,
-        "| `{scenario}` | {peer} | {cpu} | {user} | {:.0} | {:.0} | {:.0} | {:.0} | {} | {} |",
+        "| `{scenario}` | {peer} | {cpu} | {user} | {calls} | {:.0} | {:.0} | {:.0} | {:.0} | {} | {} | {waited} |",
         median(|round| round.requests_per_second),
         median(|round| round.p50),
         median(|round| round.p99),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use serde::Serialize;
 
+use crate::calls::CallCounter;
 use crate::certificate::Certificate;
 use crate::load::{self, Http1, Http2, Load, Plan, Sample};
 use crate::measure::{self, Reading, Used};
@@ -19,6 +20,8 @@ const LOAD_CORE: usize = 1;
 
 /// Opens the connections and lets pools and buffers grow to what they need.
 const WARM_UP: Duration = Duration::from_millis(500);
+/// How long system calls are counted.
+const COUNTED: Duration = Duration::from_secs(1);
 /// Connections of the idle scenario that are being opened at the same time.
 const OPENED_AT_ONCE: usize = 64;
 /// How long a proxy may take to give back what it needs no more.
@@ -39,6 +42,8 @@ pub(crate) struct Outcome {
     /// The load without any proxy, where it can do without.
     pub(crate) direct: Option<Round>,
     pub(crate) rounds: Vec<Round>,
+    /// System calls per request, where they can be counted.
+    pub(crate) calls: Vec<(String, f64)>,
     pub(crate) memory: Vec<Memory>,
     /// Peers that did not start, and what they said.
     pub(crate) refused: Vec<(String, String)>,
@@ -55,6 +60,8 @@ pub(crate) struct Round {
     pub(crate) cpu: f64,
     /// The share of it that was spent outside the kernel, 0 to 1.
     pub(crate) user_share: f64,
+    /// How long the proxy's threads waited for their core, as a share of the round: what else ran there.
+    pub(crate) waited: f64,
     /// Latency in microseconds, from when a request was meant to begin.
     pub(crate) p50: f64,
     pub(crate) p99: f64,
@@ -105,6 +112,7 @@ pub(crate) fn run(
     scenario: &Scenario,
     peers: &[Peer],
     effort: Effort,
+    counts_calls: bool,
     certificate: &Certificate,
 ) -> anyhow::Result<Outcome> {
     let mut outcome = Outcome { scenario: scenario.name, ..Outcome::default() };
@@ -126,20 +134,22 @@ pub(crate) fn run(
             }
         }
     }
-    if scenario.subject == Subject::IdleMemory {
-        for contender in &contenders {
-            outcome.memory.push(idle_memory(scenario, contender).with_context(|| contender.name.clone())?);
+    match scenario.subject {
+        Subject::IdleMemory => {
+            for contender in &contenders {
+                outcome.memory.push(idle_memory(scenario, contender).with_context(|| contender.name.clone())?);
+            }
         }
-    } else {
-        if scenario.transport == Transport::Plain && scenario.subject != Subject::Workers {
-            let mut loads = loads(scenario, origins[0].address, &[LOAD_CORE], certificate)?;
-            outcome.direct = Some(round("direct", None, &mut loads, effort).context("a direct connection")?);
-        }
-        for _ in 0..effort.rounds {
-            for Contender { name, running, load_cores } in &contenders {
-                let mut loads = loads(scenario, running.address, load_cores, certificate)?;
-                let round = round(name, Some(running.pid()), &mut loads, effort).with_context(|| name.clone())?;
-                outcome.rounds.push(round);
+        Subject::Workers => outcome.rounds = take_turns(scenario, &contenders, effort, certificate)?,
+        Subject::Cpu | Subject::CpuOfLargeBodies => {
+            if scenario.transport == Transport::Plain {
+                let mut loads = loads(scenario, origins[0].address, &[LOAD_CORE], certificate)?;
+                outcome.direct = Some(round("direct", None, &mut loads, effort).context("a direct connection")?);
+            }
+            outcome.rounds = take_turns(scenario, &contenders, effort, certificate)?;
+            for contender in contenders.iter().filter(|_| counts_calls) {
+                let calls = calls(scenario, contender, certificate).with_context(|| contender.name.clone())?;
+                outcome.calls.push((contender.name.clone(), calls));
             }
         }
     }
@@ -187,6 +197,33 @@ fn plan(scenario: &Scenario, connections: usize, tls: Option<&Certificate>) -> P
     }
 }
 
+fn take_turns(
+    scenario: &Scenario,
+    contenders: &[Contender],
+    effort: Effort,
+    certificate: &Certificate,
+) -> anyhow::Result<Vec<Round>> {
+    let mut rounds = Vec::new();
+    for _ in 0..effort.rounds {
+        for Contender { name, running, load_cores } in contenders {
+            let mut loads = loads(scenario, running.address, load_cores, certificate)?;
+            rounds.push(round(name, Some(running.pid()), &mut loads, effort).with_context(|| name.clone())?);
+        }
+    }
+    Ok(rounds)
+}
+
+/// System calls of a contender per request.
+fn calls(scenario: &Scenario, contender: &Contender, certificate: &Certificate) -> anyhow::Result<f64> {
+    let mut loads = loads(scenario, contender.running.address, contender.load_cores, certificate)?;
+    load::run(&mut loads, WARM_UP)?;
+    let counter = CallCounter::start(&measure::with_descendants(contender.running.pid())?)?;
+    let requests = load::run(&mut loads, COUNTED)?.latencies.len();
+    let calls = counter.finish()?;
+    ensure!(requests > 0, "no request was answered");
+    Ok(calls as f64 / requests as f64)
+}
+
 /// One round with one peer, or with none.
 fn round(
     name: &str,
@@ -218,6 +255,7 @@ fn summarize(name: &str, sample: Sample, used: Used) -> anyhow::Result<Round> {
         requests_per_second: requests as f64 / used.seconds,
         cpu: used.cpu * 1e6 / requests as f64,
         user_share: used.user_share,
+        waited: used.waited / used.seconds,
         p50: percentile(500),
         p99: percentile(990),
         p999: percentile(999),

@@ -69,7 +69,10 @@ impl CallCounter {
                 return Ok(());
             }
         }
-        bail!("perf: {}", self.said()?.trim())
+        let said = self.said()?;
+        // It goes on with pages of advice.
+        let first: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).take(3).collect();
+        bail!("perf: {}", first.join(" "))
     }
 
     /// All that it says until its end.

@@ -86,12 +86,12 @@ pub(crate) trait Load: Send {
 pub(crate) fn run<'l>(loads: &'l mut [(usize, Box<dyn Load>)], time: Duration) -> anyhow::Result<Sample> {
     std::thread::scope(|scope| {
         let start = |(core, load): &'l mut (usize, Box<dyn Load>)| {
-            scope.spawn(move || {
+            std::thread::Builder::new().name(format!("load-{core}")).spawn_scoped(scope, move || {
                 pin(*core)?;
                 load.run(time)
             })
         };
-        let threads: Vec<_> = loads.iter_mut().map(start).collect();
+        let threads = loads.iter_mut().map(start).collect::<std::io::Result<Vec<_>>>()?;
         let mut all = Sample::default();
         for thread in threads {
             let sample = thread.join().map_err(|_| anyhow!("the load panicked"))??;

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::Serialize;
 
-use crate::peers::Peer;
+use crate::peers::{Kind, Peer};
 use crate::rounds::{Effort, Outcome, Round};
-use crate::scenarios::{Scenario, Subject};
+use crate::scenarios::{Scenario, Subject, Transport};
 
 /// What the figures were measured on.
 #[derive(Debug, Serialize)]
@@ -39,7 +39,7 @@ impl Machine {
             cores,
             kernel: read("/proc/sys/kernel/osrelease")?.trim().to_owned(),
             load_at_start: read("/proc/loadavg")?.split(' ').next().unwrap_or_default().to_owned(),
-            versions: peers.iter().map(version).collect(),
+            versions: peers.iter().filter(|peer| peer.kind != Kind::Haproxy { splice: true }).map(version).collect(),
         })
     }
 }
@@ -86,6 +86,12 @@ impl Report {
     pub(crate) fn add(&mut self, scenario: &Scenario, result: anyhow::Result<Outcome>) {
         match result {
             Ok(outcome) => {
+                // Every peer speaks HTTP/1.1; TLS and HTTP/2 are not in every build of each.
+                if scenario.transport == Transport::Plain {
+                    let refused = outcome.refused.iter();
+                    let failures = refused.map(|(peer, said)| (scenario.name, format!("{peer} did not start: {said}")));
+                    self.failures.extend(failures);
+                }
                 self.scenarios.push(*scenario);
                 self.outcomes.push(outcome);
             }

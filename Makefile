@@ -8,7 +8,7 @@ export PATH := $(PATH):/usr/sbin
 BIN := $(or $(CARGO_TARGET_DIR),target)/release/clearcoat
 IMAGE ?= clearcoat:dev
 
-.PHONY: help demo build test lint bench image image-test clean
+.PHONY: help demo build test lint bench bench-quick image image-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -33,9 +33,13 @@ lint: ## format, clippy and shellcheck, as CI wants them
 	cargo clippy --locked --all-targets -- -D warnings
 	shellcheck .ci/run deploy/*.sh
 
-bench: ## ratios against HAProxy, nginx and a direct connection
+bench: ## ratios against HAProxy and nginx, and Magento's way to purge (root or user namespaces; 20 minutes)
 	@deploy/install-deps.sh --for bench
 	cargo bench --locked
+
+bench-quick: ## the plain HTTP/1.1 scenarios against HAProxy and nginx, in short rounds
+	@deploy/install-deps.sh --for bench
+	cargo bench --locked --bench data_path -- --quick
 
 image: ## the container image, also where no base image can be pulled (IMAGE=clearcoat:dev)
 	@deploy/install-deps.sh --for build

@@ -1,0 +1,134 @@
+//! What is measured: each scenario is a load, and what to look at while it runs.
+
+use crate::load::{Pace, Reuse};
+use crate::messages::{Exchange, LARGE, MEDIUM, POST, RICH, SMALL};
+
+/// A load under which peers are compared.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scenario {
+    /// Its name on the command line.
+    pub(crate) name: &'static str,
+    /// What it is, for the report.
+    pub(crate) says: &'static str,
+    pub(crate) exchange: Exchange,
+    pub(crate) connections: usize,
+    pub(crate) pace: Pace,
+    pub(crate) reuse: Reuse,
+    pub(crate) transport: Transport,
+    pub(crate) subject: Subject,
+}
+
+/// What the client speaks. Towards the origin it is always plain HTTP/1.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Transport {
+    Plain,
+    Tls,
+    /// Over TLS, with so many streams on each connection.
+    Http2 {
+        streams: usize,
+    },
+}
+
+/// What is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Subject {
+    /// CPU time per request.
+    Cpu,
+    /// The same, where HAProxy has a second configuration to be compared with.
+    CpuOfLargeBodies,
+    /// Memory per connection that has nothing to do.
+    IdleMemory,
+    /// What a second worker on a second core brings.
+    Workers,
+}
+
+const PLAIN: Scenario = Scenario {
+    name: "rich",
+    says: "12 request fields, 15 answer fields, 1 KiB",
+    exchange: RICH,
+    connections: 64,
+    pace: Pace::Closed,
+    reuse: Reuse::KeepAlive,
+    transport: Transport::Plain,
+    subject: Subject::Cpu,
+};
+
+/// All of them, in the order of the report.
+pub(crate) const ALL: [Scenario; 15] = [
+    PLAIN,
+    Scenario { name: "1k", says: "few fields, 1 KiB", exchange: SMALL, ..PLAIN },
+    Scenario { name: "16k", says: "few fields, 16 KiB", exchange: MEDIUM, ..PLAIN },
+    Scenario {
+        name: "1m",
+        says: "few fields, 1 MiB, 16 connections",
+        exchange: LARGE,
+        connections: 16,
+        subject: Subject::CpuOfLargeBodies,
+        ..PLAIN
+    },
+    Scenario { name: "512", says: "rich, 512 connections", connections: 512, ..PLAIN },
+    Scenario { name: "post", says: "1 KiB up, 1 KiB down", exchange: POST, ..PLAIN },
+    Scenario { name: "close", says: "1 KiB, a connection per request", exchange: SMALL, reuse: Reuse::Close, ..PLAIN },
+    Scenario { name: "open-10k", says: "rich, 10,000 requests/s", pace: Pace::Open(10_000), ..PLAIN },
+    Scenario { name: "open-20k", says: "rich, 20,000 requests/s", pace: Pace::Open(20_000), ..PLAIN },
+    Scenario {
+        name: "idle",
+        says: "9,000 connections after one request each",
+        connections: 9_000,
+        subject: Subject::IdleMemory,
+        ..PLAIN
+    },
+    Scenario {
+        name: "workers",
+        says: "rich, proxy, load and origin on the same one or two cores",
+        connections: 128,
+        subject: Subject::Workers,
+        ..PLAIN
+    },
+    Scenario { name: "tls", says: "rich over TLS 1.3", transport: Transport::Tls, ..PLAIN },
+    Scenario {
+        name: "tls-handshake",
+        says: "1 KiB, a full TLS 1.3 handshake per request",
+        exchange: SMALL,
+        reuse: Reuse::Close,
+        transport: Transport::Tls,
+        ..PLAIN
+    },
+    Scenario {
+        name: "tls-resume",
+        says: "1 KiB, a resumed TLS 1.3 session per request",
+        exchange: SMALL,
+        reuse: Reuse::Resume,
+        transport: Transport::Tls,
+        ..PLAIN
+    },
+    Scenario {
+        name: "h2",
+        says: "rich over HTTP/2 and TLS 1.3, 8 connections of 8 streams",
+        connections: 8,
+        transport: Transport::Http2 { streams: 8 },
+        ..PLAIN
+    },
+];
+
+impl Scenario {
+    /// Whether it is one of the short ones that show the cost of HTTP/1.1 itself.
+    pub(crate) fn is_quick(&self) -> bool {
+        self.transport == Transport::Plain && matches!(self.subject, Subject::Cpu | Subject::CpuOfLargeBodies)
+    }
+
+    /// The peer that the others are compared with.
+    pub(crate) fn baseline(&self) -> &'static str {
+        if self.subject == Subject::CpuOfLargeBodies { "haproxy-splice" } else { "haproxy" }
+    }
+
+    /// Whether a peer takes part.
+    pub(crate) fn admits(&self, peer: &str) -> bool {
+        match (peer, self.subject) {
+            ("haproxy-splice", subject) => subject == Subject::CpuOfLargeBodies,
+            // Its worker processes are no threads of one proxy; the comparison is with HAProxy.
+            ("nginx", subject) => subject != Subject::Workers,
+            _ => true,
+        }
+    }
+}

@@ -8,7 +8,7 @@ export PATH := $(PATH):/usr/sbin
 BIN := $(or $(CARGO_TARGET_DIR),target)/release/clearcoat
 IMAGE ?= clearcoat:dev
 
-.PHONY: help demo build test lint bench image image-test clean
+.PHONY: help demo build test lint bench instructions image image-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -36,6 +36,10 @@ lint: ## format, clippy and shellcheck, as CI wants them
 bench: ## ratios against HAProxy, nginx and a direct connection
 	@deploy/install-deps.sh --for bench
 	cargo bench --locked
+
+instructions: ## user instructions per request, against those kept in benches/instructions.txt (UPDATE=1 keeps the new ones)
+	@command -v valgrind >/dev/null || { echo "valgrind is missing: apt-get install valgrind" >&2; exit 1; }
+	cargo bench --locked --bench instructions -- $(if $(UPDATE),update,check)
 
 image: ## the container image, also where no base image can be pulled (IMAGE=clearcoat:dev)
 	@deploy/install-deps.sh --for build

@@ -8,7 +8,7 @@ export PATH := $(PATH):/usr/sbin
 BIN := $(or $(CARGO_TARGET_DIR),target)/release/clearcoat
 IMAGE ?= clearcoat:dev
 
-.PHONY: help demo build test lint bench bench-quick image image-test clean
+.PHONY: help demo build test lint bench bench-quick instructions image image-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -40,6 +40,10 @@ bench: ## ratios against HAProxy and nginx, and Magento's way to purge (root or 
 bench-quick: ## the plain HTTP/1.1 scenarios against HAProxy and nginx, in short rounds
 	@deploy/install-deps.sh --for bench
 	cargo bench --locked --bench data_path -- --quick
+
+instructions: ## user instructions per request, against those kept in benches/instructions.txt (UPDATE=1 keeps the new ones)
+	@deploy/install-deps.sh --for bench
+	cargo bench --locked --bench instructions -- $(if $(UPDATE),update,check)
 
 image: ## the container image, also where no base image can be pulled (IMAGE=clearcoat:dev)
 	@deploy/install-deps.sh --for build

@@ -19,7 +19,7 @@ case $2 in
     lint) wanted="$build shellcheck:shellcheck" ;;
     demo) wanted=$demo ;;
     test) wanted="$demo varnishtest:varnish etcd:etcd-server etcdctl:etcd-client protoc:protobuf-compiler php:php-cli" ;;
-    bench) wanted="$demo haproxy:haproxy nginx:nginx-light ip:iproute2 unshare:util-linux" ;;
+    bench) wanted="$demo haproxy:haproxy nginx:nginx-light ip:iproute2 unshare:util-linux valgrind:valgrind" ;;
     *) usage ;;
 esac
 

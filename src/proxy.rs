@@ -27,6 +27,7 @@ mod http2;
 mod key;
 mod listener;
 mod spin;
+mod splice;
 mod stream;
 mod transfer;
 mod tunnel;

@@ -10,10 +10,13 @@ pub enum BadChunk {
     /// The size is missing, not hexadecimal or too large.
     #[error("a chunk size is malformed")]
     Size,
+    /// An extension without a name, or with control bytes.
+    #[error("a chunk extension is malformed")]
+    Extension,
     /// A line that does not end with CR LF.
     #[error("a chunk does not end with CR LF")]
     LineEnd,
-    /// Extensions or trailers longer than [`MAX_OVERHEAD`].
+    /// Extensions or trailers longer than 16 KiB.
     #[error("chunk extensions or trailers are too long")]
     Overhead,
     /// Trailers that do not parse as header fields, or too many of them.
@@ -23,6 +26,9 @@ pub enum BadChunk {
 
 /// The most bytes of extensions and trailers that a body may have between two bytes of content.
 const MAX_OVERHEAD: u32 = 16 * 1024;
+
+/// The most digits of a chunk size, with leading zeros: as many as its largest value has.
+const MAX_DIGITS: u8 = 16;
 
 /// The most trailers that a body may have.
 const MAX_TRAILERS: usize = 32;
@@ -61,8 +67,10 @@ enum State {
     #[default]
     SizeStart,
     Size,
-    /// Blanks behind the size; only an extension or the line end may follow.
+    /// Blanks behind the size; only an extension may follow.
     Blank,
+    /// Behind a semicolon, before the name of an extension.
+    ExtensionStart,
     Extension,
     SizeLf,
     Data,
@@ -81,6 +89,7 @@ enum State {
 pub struct ChunkedDecoder {
     state: State,
     remaining: u64,
+    digits: u8,
     overhead: u32,
     /// The trailer lines as they come, and at the end those that are passed on.
     trailers: Vec<u8>,
@@ -127,14 +136,16 @@ impl ChunkedDecoder {
         self.state = match (self.state, byte) {
             (State::SizeStart, _) => {
                 self.remaining = hex_digit(byte)?;
+                self.digits = 1;
                 State::Size
             }
-            (State::Size | State::Blank | State::Extension, b'\r') => State::SizeLf,
+            (State::Size | State::Extension, b'\r') => State::SizeLf,
             (State::Size | State::Blank, b' ' | b'\t') => self.overhead_byte(State::Blank)?,
-            (State::Size | State::Blank, b';') => State::Extension,
+            (State::Size | State::Blank | State::Extension, b';') => State::ExtensionStart,
             (State::Blank, _) => return Err(BadChunk::Size),
             (State::Size, _) => {
-                if self.remaining >> 59 != 0 {
+                self.digits += 1;
+                if self.digits > MAX_DIGITS || self.remaining >> 59 != 0 {
                     return Err(BadChunk::Size);
                 }
                 self.remaining = self.remaining * 16 + hex_digit(byte)?;
@@ -159,8 +170,13 @@ impl ChunkedDecoder {
                 }
                 State::End
             }
-            (State::Extension, b'\n') | (State::TrailerStart | State::Trailer, b'\n') => return Err(BadChunk::LineEnd),
-            (State::Extension, _) => self.overhead_byte(State::Extension)?,
+            (State::ExtensionStart, b' ' | b'\t') => self.overhead_byte(State::ExtensionStart)?,
+            (State::ExtensionStart, b'\r' | b'=' | b';') => return Err(BadChunk::Extension),
+            (State::ExtensionStart | State::Extension, b'\n') | (State::TrailerStart | State::Trailer, b'\n') => {
+                return Err(BadChunk::LineEnd);
+            }
+            (State::ExtensionStart | State::Extension, 0..=8 | 11..=31 | 127) => return Err(BadChunk::Extension),
+            (State::ExtensionStart | State::Extension, _) => self.overhead_byte(State::Extension)?,
             (State::TrailerStart | State::Trailer, _) => {
                 self.trailers.push(byte);
                 self.overhead_byte(State::Trailer)?
@@ -238,6 +254,11 @@ mod tests {
             (b"fffffffffffffffff\r\n", BadChunk::Size),
             (b"1\nab", BadChunk::Size),
             (b"5 5\r\n", BadChunk::Size),
+            (b"5 \r\n", BadChunk::Size),
+            (b"00000000000000005\r\n", BadChunk::Size),
+            (b"5;\r\n", BadChunk::Extension),
+            (b"5; =b\r\n", BadChunk::Extension),
+            (b"5;a\0\r\n", BadChunk::Extension),
             (b"1;a\nb", BadChunk::LineEnd),
             (b"1\r\nab\r\n", BadChunk::LineEnd),
             (b"1\r\na\n", BadChunk::LineEnd),

@@ -19,8 +19,9 @@ impl HeadScan {
     /// A bare LF, or a head (or an unfinished piece of one) longer than `limit` bytes.
     pub fn find(&mut self, buffer: &[u8], limit: usize) -> Result<Option<usize>, BadHead> {
         let mut seen_a_line = self.line_start > 2;
-        while let Some(offset) = memchr::memchr(b'\n', &buffer[self.scanned..]) {
-            let newline = self.scanned + offset;
+        let unseen = self.scanned;
+        for offset in memchr::memchr_iter(b'\n', &buffer[unseen..]) {
+            let newline = unseen + offset;
             if newline == self.line_start || buffer[newline - 1] != b'\r' {
                 return Err(BadHead::LineEnd);
             }

@@ -3,7 +3,7 @@
 
 use std::mem::MaybeUninit;
 
-use super::field::{Fields, Kind, MAX_FIELDS, Span, classify};
+use super::field::{Field, Fields, Kind, MAX_FIELDS, Span, classify};
 use super::request::refusal;
 use super::{BadHead, Framing, Method, Version};
 
@@ -32,6 +32,10 @@ impl ResponseHead {
     /// [`BadHead`] for everything that is not strictly right: the answer is then a 502.
     pub fn parse(&mut self, buffer: &[u8], len: usize, method: Method, max_fields: usize) -> Result<(), BadHead> {
         let head = &buffer[..len];
+        // A server may read over a blank line before a request (RFC 9112 section 2.2); before an answer it has no place.
+        if head.starts_with(b"\r\n") {
+            return Err(BadHead::Syntax("blank lines before the head"));
+        }
         let mut headers = [const { MaybeUninit::uninit() }; MAX_FIELDS];
         let mut response = httparse::Response::new(&mut []);
         let headers = &mut headers[..max_fields.min(MAX_FIELDS)];
@@ -81,8 +85,11 @@ impl ResponseHead {
 
     /// The fields that are passed on, less the length of the body.
     pub fn kept_fields<'b>(&'b self, buffer: &'b [u8]) -> impl Iterator<Item = (&'b [u8], &'b [u8])> {
-        let kept = self.fields.list.iter().filter(|field| is_kept_in_response(field.kind));
-        kept.map(|field| (field.name.bytes(buffer), field.value.bytes(buffer)))
+        self.kept().map(|field| (field.name.bytes(buffer), field.value.bytes(buffer)))
+    }
+
+    pub(super) fn kept(&self) -> impl Iterator<Item = &Field> {
+        self.fields.list.iter().filter(|field| is_kept_in_response(field.kind))
     }
 
     /// The length of the body as the head announces it, also where no body follows (HEAD, 304).

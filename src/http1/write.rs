@@ -1,6 +1,6 @@
 //! Heads as we write them: kept fields, our own, one canonical framing.
 
-use super::field::{Field, Kind};
+use super::field::{FieldWriter, Kind};
 use super::{Framing, RequestHead, ResponseHead, Version};
 
 /// What the next hop is told about the client.
@@ -35,6 +35,7 @@ pub fn write_request(out: &mut Vec<u8>, head: &RequestHead, buffer: &[u8], forwa
     let host = head.host.map_or(forwarding.fallback_host.as_bytes(), |host| host.bytes(buffer));
     push(out, &[host, b"\r\n"]);
     let trusted = forwarding.trusted;
+    let mut fields = FieldWriter::new(buffer);
     let (mut has_proto, mut has_host, mut has_offload) = (false, false, false);
     for field in &head.fields.list {
         let believed = match field.kind {
@@ -55,9 +56,10 @@ pub fn write_request(out: &mut Vec<u8>, head: &RequestHead, buffer: &[u8], forwa
             _ => false,
         };
         if believed {
-            push_field(out, field, buffer);
+            fields.push(out, field);
         }
     }
+    fields.finish(out);
     out.extend_from_slice(b"X-Forwarded-For: ");
     if trusted {
         for field in head.fields.list.iter().filter(|field| field.kind == Kind::ForwardedFor) {
@@ -100,9 +102,9 @@ pub fn write_response(
 ) -> (Framing, bool) {
     push_status(out, head.status);
     push(out, &[head.reason.bytes(buffer), b"\r\n"]);
-    for (name, value) in head.kept_fields(buffer) {
-        push(out, &[name, b": ", value, b"\r\n"]);
-    }
+    let mut fields = FieldWriter::new(buffer);
+    head.kept().for_each(|field| fields.push(out, field));
+    fields.finish(out);
     push_via(out, Version::Http11);
     let framing = match head.framing {
         Framing::Chunked | Framing::UntilClose if client == Version::Http11 => Framing::Chunked,
@@ -172,10 +174,6 @@ fn push(out: &mut Vec<u8>, parts: &[&[u8]]) {
     for part in parts {
         out.extend_from_slice(part);
     }
-}
-
-fn push_field(out: &mut Vec<u8>, field: &Field, buffer: &[u8]) {
-    push(out, &[field.name.bytes(buffer), b": ", field.value.bytes(buffer), b"\r\n"]);
 }
 
 fn push_status(out: &mut Vec<u8>, status: u16) {

@@ -20,11 +20,17 @@ use super::buffers::Buffers;
 use super::client::{After, Client};
 use super::deadline::{Interrupt, Phase};
 use super::failure::Failure;
+use super::splice::{self, Splice};
+use super::stream::Stream;
 use super::transfer::{BEFORE, Transfer, TransferError, reading_room};
 use super::tunnel::tunnel;
 use crate::fleet::{Node, SendProxy};
 use crate::http1::{BadHead, Forwarding, Framing, HeadScan, Version, write_request, write_response};
 use crate::proxy_protocol;
+
+/// How much is read at once while the head of an answer is awaited: most answers come whole, and of a long one most is
+/// left to be spliced.
+const HEAD_READ: usize = 64 * 1024;
 
 /// The most interim heads before an answer. Each starts the wait for the answer anew, so there must be an end of them.
 const MAX_INTERIM: usize = 16;
@@ -202,12 +208,21 @@ impl<R: Route> Exchange<'_, R> {
                     self.forward_answer().await?;
                     self.buffers.next_request(head_len + body);
                     self.buffers.input.append(&mut self.beyond);
-                    let after = if self.keep_alive { After::KeepAlive } else { After::Linger };
-                    return Ok(Answered { status: self.buffers.response.status, after });
+                    return Ok(Answered { status: self.buffers.response.status, after: self.after() });
                 }
             }
         }
         Err(Failure::BadAnswer(BadHead::Status))
+    }
+
+    fn after(&mut self) -> After {
+        if self.keep_alive {
+            After::KeepAlive
+        } else if self.upload.is_done() && self.buffers.input.is_empty() && !self.client.stream.has_unread() {
+            After::Close
+        } else {
+            After::Linger
+        }
     }
 
     /// Sends the request and waits for the next head of the answer.
@@ -274,7 +289,9 @@ impl<R: Route> Exchange<'_, R> {
     fn poll_head(&mut self, cx: &mut Context<'_>, scan: &mut HeadScan) -> Poll<Result<Option<Came>, Failure>> {
         let worker = Rc::clone(&self.client.worker);
         let scratch = &mut worker.scratch.borrow_mut()[..];
-        let mut buffer = ReadBuf::new(reading_room(scratch));
+        let room = reading_room(scratch);
+        let limit = room.len().min(HEAD_READ);
+        let mut buffer = ReadBuf::new(&mut room[..limit]);
         ready!(Pin::new(&mut self.upstream).poll_read(cx, &mut buffer)).map_err(Failure::NoAnswer)?;
         let read = buffer.filled().len();
         if read == 0 {
@@ -363,29 +380,41 @@ impl<R: Route> Exchange<'_, R> {
     /// Passes the final answer on to its end.
     async fn forward_answer(&mut self) -> Result<(), Failure> {
         self.client.deadline.enter(Phase::Body);
-        std::future::poll_fn(|cx| {
+        let worker = Rc::clone(&self.client.worker);
+        let is_long = self.download.length_left().is_some_and(|left| left >= splice::WORTHWHILE);
+        let mut splice = if is_long && self.client.stream.is_plain() { worker.pipes.begin() } else { None };
+        let end = std::future::poll_fn(|cx| {
             if self.poll_upload(cx).is_err() {
                 // The client broke off its request, but may still read: the answer decides.
                 self.upload_broken = true;
             }
-            let mut scratch = self.client.worker.scratch.borrow_mut();
-            let stream = &mut self.client.stream;
-            let polled = self.download.poll(cx, &mut self.upstream, stream, &mut scratch, &mut self.surplus);
-            if let Poll::Ready(result) = polled {
+            if let Poll::Ready(result) = self.poll_download(cx, splice.as_mut()) {
                 return Poll::Ready(result.map_err(download_failure));
             }
             let moved = mem::take(&mut self.download.moved) + mem::take(&mut self.upload.moved);
             if moved > 0 {
                 self.client.deadline.advance(moved);
             }
-            let for_client = self.download.waits_for_sink();
+            let for_client = self.download.waits_for_sink() || splice.as_ref().is_some_and(Splice::waits_for_sink);
             let late = |_| {
                 let late = io::ErrorKind::TimedOut.into();
                 Err(if for_client { Failure::ClientGone(late) } else { Failure::CutAnswer(late) })
             };
             self.client.deadline.poll_wait(cx, for_client).map(late)
         })
-        .await
+        .await;
+        if let Some(splice) = splice {
+            worker.pipes.give_back(splice);
+        }
+        end
+    }
+
+    fn poll_download(&mut self, cx: &mut Context<'_>, splice: Option<&mut Splice>) -> Poll<Result<(), TransferError>> {
+        if let (Some(splice), Stream::Plain(client)) = (splice, &mut self.client.stream) {
+            return splice.poll(cx, &mut self.download, &self.upstream, client);
+        }
+        let mut scratch = self.client.worker.scratch.borrow_mut();
+        self.download.poll(cx, &mut self.upstream, &mut self.client.stream, &mut scratch, &mut self.surplus)
     }
 
     /// Passes the switch of protocols on, and after it whatever the two sides have to say to each other.

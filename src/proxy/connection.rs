@@ -202,6 +202,10 @@ fn poll_some<T>(
 /// Ends a connection. A socket that is closed with unread bytes is reset, and with it goes what the client has not
 /// read of its answer yet: so whatever it still sends is read over until it closes, too.
 async fn end<R: Route>(client: &mut Client<R>, after: After) {
+    if after == After::Close && client.stream.is_plain() {
+        // Closing it says the same.
+        return;
+    }
     client.deadline.enter(Phase::Linger);
     let Client { worker, stream, deadline, .. } = client;
     // A client that is gone already needs no farewell.

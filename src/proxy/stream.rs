@@ -6,7 +6,7 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -28,6 +28,23 @@ impl Stream {
     /// Whether nobody but the client can read along.
     pub(super) fn is_secure(&self) -> bool {
         !matches!(self, Stream::Plain(_))
+    }
+
+    /// Whether the bytes on the wire are the bytes of HTTP/1.1.
+    pub(super) fn is_plain(&self) -> bool {
+        matches!(self, Stream::Plain(_))
+    }
+
+    /// Whether the client has sent something that nobody has read, as far as is known without asking the system.
+    pub(super) fn has_unread(&mut self) -> bool {
+        let mut byte = [0];
+        let mut buffer = ReadBuf::new(&mut byte);
+        let mut cx = Context::from_waker(Waker::noop());
+        match self {
+            Stream::Plain(socket) => matches!(socket.poll_peek(&mut cx, &mut buffer), Poll::Ready(Ok(1..))),
+            Stream::Tls(_) => true,
+            Stream::Http2(_) => false,
+        }
     }
 
     fn socket(&self) -> Option<&TcpStream> {

@@ -142,6 +142,23 @@ impl Transfer {
         self.written < self.pending.len()
     }
 
+    /// What is still to be read of a body that has a known length and is passed on as it comes.
+    pub(super) fn length_left(&self) -> Option<u64> {
+        match self.incoming {
+            Incoming::Length(left) if left > 0 && !self.chunked_out => Some(left),
+            _ => None,
+        }
+    }
+
+    /// So much of the body was moved by other means.
+    pub(super) fn skip(&mut self, length: u64) {
+        if let Incoming::Length(left) = &mut self.incoming {
+            *left -= length;
+            self.source_done = *left == 0;
+            self.has_read = true;
+        }
+    }
+
     /// Gives back the buffer that came with [`Transfer::new`].
     pub(super) fn into_buffer(mut self) -> Vec<u8> {
         self.pending.clear();
@@ -189,7 +206,8 @@ impl Transfer {
         }
     }
 
-    fn write_pending<D: AsyncWrite + Unpin>(
+    /// Writes what the sink has not taken yet.
+    pub(super) fn write_pending<D: AsyncWrite + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
         sink: &mut D,

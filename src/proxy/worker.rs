@@ -14,6 +14,7 @@ use super::buffers::Stock;
 use super::deadline::{Deadline, Deadlines};
 use super::failure::Failure;
 use super::spin::Spin;
+use super::splice::Pipes;
 use crate::balance::Draw;
 use crate::config::Limits;
 use crate::fleet::{Health, Node, NodeId, Role, Snapshot};
@@ -52,6 +53,7 @@ pub struct Worker {
     pub(super) scratch: RefCell<Box<[u8]>>,
     pub(super) deadlines: Rc<Deadlines>,
     pub(super) spin: Spin,
+    pub(super) pipes: Pipes,
     random: RefCell<fastrand::Rng>,
     turn: Cell<u64>,
     stage: Cell<Stage>,
@@ -62,6 +64,7 @@ impl Worker {
         Worker {
             deadlines: Rc::new(Deadlines::new(shared.limits.header_timeout)),
             spin: Spin::new(shared.spin),
+            pipes: Pipes::default(),
             pools: Pools::new(Arc::clone(&shared.metrics)),
             shared,
             stock: Stock::default(),

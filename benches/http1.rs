@@ -1,0 +1,98 @@
+//! What the steps of HTTP/1.1 cost: scan, parse and rewrite of heads, and the frame of a chunked body.
+//!
+//! The data path pays for each of them with every request, so a step that grows shows here long before it shows in
+//! requests per second. Structs and buffers are filled again and again, as a worker does it.
+
+#[path = "http1/messages.rs"]
+mod messages;
+
+use std::hint::black_box;
+
+use clearcoat::http1::{
+    ChunkedDecoder, Forwarding, HeadScan, Method, RequestHead, ResponseHead, Version, write_request, write_response,
+};
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+
+/// More than any head here has.
+const LIMIT: usize = 64 * 1024;
+
+/// The content of the chunked body, and how PHP and Apache cut it.
+const BODY: usize = 64 * 1024;
+const CHUNK: usize = 8 * 1024;
+
+const FORWARDING: Forwarding<'static> = Forwarding {
+    peer: "192.0.2.7",
+    proto: "https",
+    trusted: false,
+    fallback_host: "",
+    received: Version::Http11,
+    offload_header: "",
+};
+
+fn find(head: &[u8]) -> usize {
+    HeadScan::default().find(head, LIMIT).expect("a head without fault").expect("a whole head")
+}
+
+fn request(criterion: &mut Criterion) {
+    let bytes = messages::request();
+    let mut group = criterion.benchmark_group("request");
+    group.throughput(Throughput::Bytes(bytes.len() as u64));
+    group.bench_function("scan", |bencher| bencher.iter(|| find(black_box(&bytes))));
+    let mut head = RequestHead::default();
+    group.bench_function("parse and checks", |bencher| {
+        bencher.iter(|| head.parse(black_box(&bytes), bytes.len(), 100).expect("a head without fault"));
+    });
+    let mut out = Vec::new();
+    group.bench_function("rewrite", |bencher| {
+        bencher.iter(|| {
+            out.clear();
+            write_request(&mut out, black_box(&head), black_box(&bytes), FORWARDING);
+            out.len()
+        });
+    });
+}
+
+fn answer(criterion: &mut Criterion) {
+    let bytes = messages::answer_head(1024);
+    let mut group = criterion.benchmark_group("answer");
+    group.throughput(Throughput::Bytes(bytes.len() as u64));
+    group.bench_function("scan", |bencher| bencher.iter(|| find(black_box(&bytes))));
+    let mut head = ResponseHead::default();
+    group.bench_function("parse and checks", |bencher| {
+        bencher.iter(|| head.parse(black_box(&bytes), bytes.len(), Method::Get, 100).expect("a head without fault"));
+    });
+    let mut out = Vec::new();
+    group.bench_function("rewrite", |bencher| {
+        bencher.iter(|| {
+            out.clear();
+            write_response(&mut out, black_box(&head), black_box(&bytes), Version::Http11, true)
+        });
+    });
+}
+
+fn chunked(criterion: &mut Criterion) {
+    let mut wire = Vec::new();
+    for chunk in vec![b'x'; BODY].chunks(CHUNK) {
+        wire.extend(format!("{:x}\r\n", chunk.len()).bytes());
+        wire.extend_from_slice(chunk);
+        wire.extend_from_slice(b"\r\n");
+    }
+    wire.extend_from_slice(b"0\r\n\r\n");
+    let mut group = criterion.benchmark_group("chunked body");
+    group.throughput(Throughput::Bytes(BODY as u64));
+    group.bench_function("decode 64 KiB", |bencher| {
+        // It is decoded in place, so each round needs a body of its own; making it is not measured.
+        bencher.iter_batched_ref(
+            || wire.clone(),
+            |wire| {
+                let mut decoder = ChunkedDecoder::default();
+                let decoded = decoder.decode_in_place(black_box(wire)).expect("a body without fault");
+                assert!(decoder.is_done() && decoded.0 == BODY);
+            },
+            BatchSize::SmallInput,
+        );
+    });
+}
+
+criterion_group!(steps, request, answer, chunked);
+criterion_main!(steps);

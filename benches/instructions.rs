@@ -1,0 +1,297 @@
+//! How many instructions a request costs in user space, counted by callgrind.
+//!
+//! Times on a shared machine differ from run to run by more than most changes make; instructions do not. Two figures
+//! are kept in `instructions.txt`:
+//!
+//! - **pure**: scan, parse and rewrite of the heads of one exchange, without a socket;
+//! - **worker**: everything that the worker thread of a running clearcoat does for one request on a kept connection,
+//!   one after the other, the kernel aside.
+//!
+//! Each is the difference between a run and another one twice as long, so that start and end do not count.
+//! `make instructions` compares with the file and fails where a figure has grown by more than [`TOLERANCE`] says;
+//! `make instructions UPDATE=1` writes the new ones. Without an argument (`cargo bench`) nothing is measured: a
+//! count takes a minute, needs valgrind, and says nothing about time.
+
+#[path = "../tests/it"]
+mod it {
+    #[allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "written for the tests, which need all of it")]
+    pub mod support;
+}
+#[path = "http1/messages.rs"]
+mod messages;
+
+use std::collections::BTreeMap;
+use std::hint::black_box;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+use clearcoat::http1::{
+    Forwarding, HeadScan, Method, RequestHead, ResponseHead, Version, write_request, write_response,
+};
+use it::support::client::{Connection, get};
+use it::support::eventually;
+use it::support::upstream::{Then, Upstream};
+use it::support::varnish::signal;
+
+/// The figures, and how many percent each may grow unseen. The worker's has the runtime's timers and the hash seeds
+/// of a process in it.
+const TOLERANCE: [(&str, u64); 2] = [("pure", 3), ("worker", 5)];
+
+/// Exchanges in the shorter run of each.
+const PURE_RUN: usize = 5_000;
+const WORKER_RUN: usize = 2_000;
+
+/// The body of the answer, in bytes.
+const BODY: usize = 1024;
+
+fn main() -> Result<ExitCode> {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        [] => println!("instructions: not counted here, see `make instructions`"),
+        ["check"] => return compare(&measure()?, &Kept::read()?),
+        ["update"] => Kept { tools: tools()?, figures: measure()? }.write()?,
+        ["pure", exchanges] => pure(exchanges.parse()?),
+        other => bail!("unknown arguments {other:?}: check or update"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+type Figures = BTreeMap<String, u64>;
+
+fn measure() -> Result<Figures> {
+    let folder = tempfile::tempdir()?;
+    let per_exchange = |run: usize, count: &dyn Fn(usize) -> Result<u64>| -> Result<u64> {
+        let (short, long) = (count(run)?, count(2 * run)?);
+        ensure!(long > short, "{long} instructions for twice as much as {short}");
+        Ok((long - short) / run as u64)
+    };
+    let pure = per_exchange(PURE_RUN, &|exchanges| count_pure(folder.path(), exchanges))?;
+    let worker = per_exchange(WORKER_RUN, &|exchanges| count_worker(folder.path(), exchanges))?;
+    Ok(Figures::from([("pure".into(), pure), ("worker".into(), worker)]))
+}
+
+/// Prints the figures beside those that are kept. Fails where one has grown too much.
+fn compare(now: &Figures, kept: &Kept) -> Result<ExitCode> {
+    let tools = tools()?;
+    if tools != kept.tools {
+        println!("kept figures are of {}, this is {tools}", kept.tools);
+    }
+    let mut grown = false;
+    println!("{:<10}{:>10}{:>10}{:>10}{:>10}", "", "kept", "now", "change", "allowed");
+    for (name, percent) in TOLERANCE {
+        let (before, now) = (*kept.figures.get(name).with_context(|| format!("no {name} is kept"))?, now[name]);
+        let change = (now as f64 / before as f64 - 1.0) * 100.0;
+        println!("{name:<10}{before:>10}{now:>10}{change:>+9.1}%{percent:>9}%");
+        grown |= now * 100 > before * (100 + percent);
+    }
+    if grown {
+        println!("A request costs more than it did. If it is worth it: make instructions UPDATE=1");
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What `instructions.txt` holds.
+struct Kept {
+    /// Compiler and valgrind, without which the figures mean little.
+    tools: String,
+    figures: Figures,
+}
+
+impl Kept {
+    fn path() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/instructions.txt")
+    }
+
+    fn read() -> Result<Kept> {
+        let path = Kept::path();
+        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let mut kept = Kept { tools: String::new(), figures: Figures::new() };
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            match line.split_once(' ') {
+                Some(("tools", tools)) => kept.tools = tools.to_owned(),
+                Some((name, figure)) => {
+                    let figure = figure.parse().with_context(|| format!("{}: {line}", path.display()))?;
+                    kept.figures.insert(name.to_owned(), figure);
+                }
+                None => bail!("{}: not `name figure`: {line:?}", path.display()),
+            }
+        }
+        Ok(kept)
+    }
+
+    fn write(&self) -> Result<()> {
+        let mut text =
+            "# User instructions per exchange (benches/instructions.rs). To renew: make instructions UPDATE=1\n"
+                .to_owned();
+        text.push_str(&format!("tools {}\n", self.tools));
+        for (name, figure) in &self.figures {
+            text.push_str(&format!("{name} {figure}\n"));
+        }
+        std::fs::write(Kept::path(), &text)?;
+        print!("{text}");
+        Ok(())
+    }
+}
+
+/// What the figures depend on beside the code.
+fn tools() -> Result<String> {
+    let version = |program: &str| -> Result<String> {
+        let output = Command::new(program).arg("--version").output();
+        let output = output.with_context(|| format!("{program} is not installed"))?;
+        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    };
+    Ok(format!("{}, {}, {}", version("rustc")?, version("valgrind")?, std::env::consts::ARCH))
+}
+
+/// The work of the pure figure: what a worker does with the heads of an exchange, in buffers that it fills again.
+fn pure(exchanges: usize) {
+    const LIMIT: usize = 64 * 1024;
+    let (request, answer) = (messages::request(), messages::answer_head(BODY));
+    let (mut request_head, mut answer_head) = (RequestHead::default(), ResponseHead::default());
+    let (mut to_node, mut to_client) = (Vec::new(), Vec::new());
+    let forwarding = Forwarding {
+        peer: "192.0.2.7",
+        proto: "http",
+        trusted: false,
+        fallback_host: "",
+        received: Version::Http11,
+        offload_header: "",
+    };
+    let find = |bytes: &[u8]| HeadScan::default().find(bytes, LIMIT).expect("no fault").expect("a whole head");
+    for _ in 0..exchanges {
+        let (request, answer) = (black_box(request.as_slice()), black_box(answer.as_slice()));
+        request_head.parse(request, find(request), 100).expect("a head without fault");
+        to_node.clear();
+        write_request(&mut to_node, &request_head, request, forwarding);
+        answer_head.parse(answer, find(answer), Method::Get, 100).expect("a head without fault");
+        to_client.clear();
+        black_box(write_response(&mut to_client, &answer_head, answer, Version::Http11, true));
+        black_box((&to_node, &to_client));
+    }
+}
+
+/// This program itself under callgrind, doing only [`pure`].
+fn count_pure(folder: &Path, exchanges: usize) -> Result<u64> {
+    let out = folder.join(format!("pure-{exchanges}"));
+    let mut child = callgrind(&out).arg(std::env::current_exe()?).args(["pure", &exchanges.to_string()]).spawn()?;
+    ensure!(child.wait()?.success(), "the counted program failed: {}", log_of(&out));
+    total(&out)
+}
+
+/// A clearcoat under callgrind that serves so many requests. Its worker is the thread that worked most.
+fn count_worker(folder: &Path, exchanges: usize) -> Result<u64> {
+    let answer = [messages::answer_head(BODY), vec![b'x'; BODY]].concat();
+    let node = Upstream::start(move |call| call.send_then(&answer, Then::KeepAlive));
+    let out = folder.join(format!("worker-{exchanges}"));
+    let mut clearcoat = Clearcoat::start(folder, &out, node.address)?;
+    let mut client = Connection::open(clearcoat.edge)?;
+    for _ in 0..exchanges {
+        client.send(messages::request())?;
+        let answer = client.answer(false)?;
+        ensure!(answer.status == 200 && answer.body.len() == BODY, "another answer: {answer:?}");
+    }
+    drop(client);
+    clearcoat.end()?;
+    let mut threads = Vec::new();
+    for thread in 1.. {
+        let file = PathBuf::from(format!("{}-{thread:02}", out.display()));
+        if !file.exists() {
+            break;
+        }
+        threads.push(total(&file)?);
+    }
+    threads.sort_unstable();
+    match threads.as_slice() {
+        [.., second, most] if *most > 2 * second => Ok(*most),
+        _ => bail!("no thread worked far more than all others: {threads:?}"),
+    }
+}
+
+/// A clearcoat with one worker, under callgrind, and what it takes to talk to it. Killed with this value.
+struct Clearcoat {
+    child: Child,
+    out: PathBuf,
+    edge: SocketAddr,
+}
+
+impl Clearcoat {
+    fn start(folder: &Path, out: &Path, node: SocketAddr) -> Result<Self> {
+        let file = folder.join("clearcoat.toml");
+        let anywhere = "listen = [\"127.0.0.1:0\"]";
+        let config = format!(
+            "[runtime]\nworkers = 1\n[edge]\n{anywhere}\n[origin]\n{anywhere}\n[purge]\n{anywhere}\n[admin]\n{anywhere}\n\
+             [journal]\nkind = \"memory\"\n[log]\nformat = \"json\"\n\
+             [[node]]\nrole = \"varnish\"\nid = \"varnish-1\"\naddress = \"{node}\"\n"
+        );
+        std::fs::write(&file, config)?;
+        let mut command = callgrind(out);
+        command.arg("--separate-threads=yes").arg(env!("CARGO_BIN_EXE_clearcoat"));
+        command.args(["serve", "--config"]).arg(&file).stderr(Stdio::piped());
+        let mut child = command.spawn()?;
+        let log = child.stderr.take().context("a pipe")?;
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut this = Clearcoat { child, out: out.to_owned(), edge: nowhere };
+        let admin = this.find_listeners(log)?;
+        eventually("clearcoat is ready", || {
+            get(admin, "/readyz").is_ok_and(|answer| answer.status == 200).then_some(())
+        });
+        Ok(this)
+    }
+
+    /// Reads the addresses from the log, and leaves the rest of it to a thread. Returns that of the admin listener.
+    fn find_listeners(&mut self, log: impl std::io::Read + Send + 'static) -> Result<SocketAddr> {
+        let mut lines = BufReader::new(log).lines();
+        let mut found = BTreeMap::new();
+        while found.len() < 4 {
+            let line = lines.next().with_context(|| format!("clearcoat ended: {}", log_of(&self.out)))??;
+            let line: serde_json::Value = serde_json::from_str(&line).with_context(|| line.clone())?;
+            if line["message"] == "listening" {
+                let (name, address) = (line["listener"].as_str(), line["address"].as_str());
+                found.insert(name.context("a name")?.to_owned(), address.context("an address")?.parse()?);
+            }
+        }
+        // A full pipe would stop it.
+        std::thread::spawn(move || lines.for_each(drop));
+        self.edge = found["edge"];
+        Ok(found["admin"])
+    }
+
+    /// Ends it in good order, so that callgrind writes what it has counted.
+    fn end(&mut self) -> Result<()> {
+        signal("-TERM", &[self.child.id()]);
+        ensure!(self.child.wait()?.success(), "clearcoat failed: {}", log_of(&self.out));
+        Ok(())
+    }
+}
+
+impl Drop for Clearcoat {
+    fn drop(&mut self) {
+        // It has ended as a rule; then there is nothing to kill.
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
+}
+
+/// Callgrind, which writes its counts to `out` and its words beside it.
+fn callgrind(out: &Path) -> Command {
+    let mut command = Command::new("valgrind");
+    command.args(["--tool=callgrind", &format!("--callgrind-out-file={}", out.display())]);
+    command.arg(format!("--log-file={}.log", out.display())).stdin(Stdio::null());
+    command
+}
+
+fn log_of(out: &Path) -> String {
+    let path = format!("{}.log", out.display());
+    std::fs::read_to_string(&path).unwrap_or_else(|error| format!("{path}: {error}"))
+}
+
+/// The instructions in a file of callgrind's.
+fn total(file: &Path) -> Result<u64> {
+    let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+    let total = text.lines().find_map(|line| line.strip_prefix("totals: "));
+    Ok(total.with_context(|| format!("{} has no total", file.display()))?.trim().parse()?)
+}

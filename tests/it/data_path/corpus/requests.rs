@@ -1,0 +1,298 @@
+//! Requests of the corpus: refused before a byte goes on, or passed on in exactly one form.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use super::case::Case;
+use super::{Failures, Message, Writes, all_bytes, connect, half_close, is_served, messages, shown};
+use crate::data_path::rig::Rig;
+use crate::support::client::Ending;
+use crate::support::eventually;
+use crate::support::upstream::{Then, Upstream};
+
+/// What must happen to a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// An answer with this status, or any that refuses, and the end of the connection. Nothing goes on.
+    Refused(Option<u16>),
+    /// The same, but the fault is in the body: where that comes behind its head, head and beginning may go on.
+    RefusedInBody(Option<u16>),
+    /// It goes on as the file says.
+    Passes,
+    /// The first requests go on as the file says, what is behind them is refused.
+    PassesThenRefused(Option<u16>),
+    /// The client ends in mid-request. The node never sees an end of it.
+    Cut,
+}
+
+impl Verdict {
+    pub(super) fn of(case: &Case) -> Result<Verdict, String> {
+        let refusal = |text: &str| match text.strip_prefix("refused")?.split_once(' ') {
+            None => (text == "refused").then_some(None),
+            Some(("", status)) => status.parse().ok().filter(|status| is_refusal(*status)).map(Some),
+            Some(_) => None,
+        };
+        let text = case.verdict();
+        let verdict = if let Some(text) = text.strip_suffix(" in the body") {
+            refusal(text).map(Verdict::RefusedInBody)
+        } else if let Some(text) = text.strip_prefix("passes, then ") {
+            refusal(text).map(Verdict::PassesThenRefused)
+        } else {
+            match text {
+                "passes" => Some(Verdict::Passes),
+                "cut" => Some(Verdict::Cut),
+                text => refusal(text).map(Verdict::Refused),
+            }
+        };
+        let verdict = verdict.ok_or_else(|| format!("{}: an unknown verdict: {text}", case.name))?;
+        case.has_only(&[], &["sent", "node sees"])?;
+        case.section("sent")?;
+        let passes = matches!(verdict, Verdict::Passes | Verdict::PassesThenRefused(_));
+        if passes == case.sections("node sees").is_empty() {
+            return Err(format!("{}: `node sees` belongs to a case that passes, and only there", case.name));
+        }
+        Ok(verdict)
+    }
+
+    /// Whether a second request is sent behind the case, which nobody may answer.
+    fn is_followed(self) -> bool {
+        !matches!(self, Verdict::Passes | Verdict::Cut)
+    }
+}
+
+/// Statuses that tell a client that it is at fault, or speaks another version.
+fn is_refusal(status: u16) -> bool {
+    (400..=499).contains(&status) || status == 505
+}
+
+/// A request as it came to a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Arrived {
+    /// The head with its blank line, then the body without its frame.
+    bytes: Vec<u8>,
+    progress: Progress,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Progress {
+    Arriving,
+    Whole,
+    Cut,
+}
+
+type Log = Arc<Mutex<Vec<Arrived>>>;
+
+/// A node that writes down everything, and answers what is whole with its path.
+fn recorder(log: &Log) -> Upstream {
+    let log = Arc::clone(log);
+    Upstream::start(move |call| {
+        // A fake shows a head as characters, one for each byte.
+        let mut bytes: Vec<u8> = call.seen.head.chars().map(|c| u8::try_from(c).expect("a byte")).collect();
+        let path = call.path().to_owned();
+        let number = {
+            let mut log = log.lock().unwrap();
+            log.push(Arrived { bytes: bytes.clone(), progress: Progress::Arriving });
+            log.len() - 1
+        };
+        let whole = call.each_piece(|piece| bytes.extend_from_slice(piece)).is_ok();
+        let progress = if whole { Progress::Whole } else { Progress::Cut };
+        log.lock().unwrap()[number] = Arrived { bytes, progress };
+        match (whole, call.is("HEAD")) {
+            (false, _) => Then::Close,
+            (true, true) => call.send_then("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n", Then::KeepAlive),
+            (true, false) => call.answer(&path),
+        }
+    })
+}
+
+/// What stands behind a hostile request. Where it is answered, the connection ends, so that nobody waits for that.
+const SMUGGLED: &[u8] = b"GET /smuggled HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n\r\n";
+
+/// One listener and the node behind it.
+struct Side {
+    address: SocketAddr,
+    log: Log,
+}
+
+/// Runs these cases at both listeners. Returns what the nodes saw in all.
+fn run(cases: &[(Case, Verdict, Writes)]) -> Vec<(Vec<String>, u64)> {
+    let logs = [Log::default(), Log::default()];
+    let mut rig = Rig::start("", vec![recorder(&logs[0])], vec![recorder(&logs[1])]);
+    let mut failures = Failures::default();
+    let sides = [("edge", rig.clearcoat.edge), ("origin", rig.clearcoat.origin)];
+    for ((name, address), log) in sides.into_iter().zip(logs) {
+        let side = Side { address, log };
+        for (case, verdict, writes) in cases {
+            failures.note(case, name, *writes, side.judge(case, *verdict, *writes));
+        }
+    }
+    failures.assert_none();
+    all_bytes(&mut rig)
+}
+
+impl Side {
+    fn judge(&self, case: &Case, verdict: Verdict, writes: Writes) -> Result<(), String> {
+        let before = self.log.lock().unwrap().len();
+        let seen = case.sections("node sees");
+        let to_head: Vec<bool> = seen.iter().map(|bytes| bytes.starts_with(b"HEAD ")).collect();
+        let (bytes, ending) = self.exchange(case.section("sent")?, verdict, writes)?;
+        eventually("no request is on its way to the node", || {
+            let log = self.log.lock().unwrap();
+            log.iter().all(|arrived| arrived.progress != Progress::Arriving).then_some(())
+        });
+        let arrived = self.log.lock().unwrap()[before..].to_vec();
+        let got = || format!("the client got {}, {ending:?}", shown(&bytes));
+        match verdict {
+            Verdict::Cut => {
+                never_ends(&arrived)?;
+                let answers = messages(&bytes, &ending, &[]);
+                let served = answers.iter().flatten().any(|answer| !is_refusal(answer.status));
+                if served || ending == Ending::Open {
+                    return Err(got());
+                }
+            }
+            Verdict::Refused(status) => {
+                arrives_as(&arrived, &[])?;
+                refuses(messages(&bytes, &ending, &[]), 0, status, &ending).ok_or_else(got)?;
+            }
+            Verdict::RefusedInBody(status) => {
+                let together = writes == Writes::AtOnce && fits_one_read(case);
+                if together {
+                    arrives_as(&arrived, &[])?;
+                } else {
+                    never_ends(&arrived)?;
+                }
+                refuses(messages(&bytes, &ending, &[]), 0, status, &ending).ok_or_else(got)?;
+            }
+            Verdict::Passes => {
+                arrives_as(&arrived, &seen)?;
+                let answers = messages(&bytes, &ending, &to_head).map_err(|error| format!("{error}; {}", got()))?;
+                if answers.len() != seen.len() || !answers_to(&seen, &answers) || ending != Ending::Clean {
+                    return Err(got());
+                }
+            }
+            Verdict::PassesThenRefused(status) => {
+                arrives_as(&arrived, &seen)?;
+                let answers = messages(&bytes, &ending, &to_head);
+                let served = answers.as_ref().is_ok_and(|answers| answers_to(&seen, answers));
+                refuses(answers, seen.len(), status, &ending).filter(|()| served).ok_or_else(got)?;
+            }
+        }
+        is_served(self.address, &format!("/next/{}", case.name))
+    }
+
+    /// Sends a case, and reads to the end of the connection. A refusal must be followed by clearcoat's own close; for
+    /// the others the client says that nothing more will come.
+    fn exchange(&self, sent: &[u8], verdict: Verdict, writes: Writes) -> Result<(Vec<u8>, Ending), String> {
+        let mut client = connect(self.address)?;
+        let mut bytes = sent.to_vec();
+        if verdict.is_followed() {
+            bytes.extend(SMUGGLED);
+        }
+        let sending = writes.each(&bytes, |piece| client.send(piece));
+        sending.map_err(|error| format!("clearcoat does not read to the end: {error}"))?;
+        if !verdict.is_followed() {
+            half_close(&client)?;
+        }
+        Ok(client.rest())
+    }
+}
+
+/// Whether clearcoat can be sure to have head and body at once when they are written at once: it reads 16 KiB.
+fn fits_one_read(case: &Case) -> bool {
+    case.section("sent").is_ok_and(|bytes| bytes.len() < 15 * 1024)
+}
+
+/// The node got these requests and nothing else.
+fn arrives_as(arrived: &[Arrived], expected: &[&[u8]]) -> Result<(), String> {
+    let same = |(arrived, expected): (&Arrived, &&[u8])| {
+        arrived.progress == Progress::Whole && arrived.bytes.as_slice() == *expected
+    };
+    if arrived.len() == expected.len() && arrived.iter().zip(expected).all(same) {
+        return Ok(());
+    }
+    let got: Vec<_> =
+        arrived.iter().map(|arrived| format!("{:?} {}", arrived.progress, shown(&arrived.bytes))).collect();
+    Err(format!("the node got {got:?}"))
+}
+
+/// The node may have got the beginning of one request.
+fn never_ends(arrived: &[Arrived]) -> Result<(), String> {
+    match arrived {
+        [] | [Arrived { progress: Progress::Cut, .. }] => Ok(()),
+        _ => arrives_as(arrived, &[]),
+    }
+}
+
+/// Each of the requests got its own answer.
+fn answers_to(requests: &[&[u8]], answers: &[Message]) -> bool {
+    requests.iter().zip(answers).all(|(request, answer)| {
+        let path = request.split(|&byte| byte == b' ').nth(1);
+        answer.status == 200 && (Some(answer.body.as_slice()) == path || request.starts_with(b"HEAD "))
+    })
+}
+
+/// Behind the answers to `served` requests there is one refusal and a clean end.
+fn refuses(answers: Result<Vec<Message>, String>, served: usize, status: Option<u16>, ending: &Ending) -> Option<()> {
+    let answers = answers.ok().filter(|answers| answers.len() == served + 1)?;
+    let refusal = answers.last()?;
+    let right = status.map_or(is_refusal(refusal.status), |status| status == refusal.status);
+    let closes = refusal.field("Connection").as_deref() == Some("close") && *ending == Ending::Clean;
+    (right && closes && !refusal.body.is_empty()).then_some(())
+}
+
+/// The cases of the corpus that `choose` takes, in the ways in which it takes them.
+fn chosen(choose: impl Fn(&Case, Verdict, Writes) -> bool) -> Vec<(Case, Verdict, Writes)> {
+    let mut chosen = Vec::new();
+    for case in Case::read_all("requests") {
+        let verdict = Verdict::of(&case).unwrap_or_else(|error| panic!("{error}"));
+        let ways = Writes::ALL.into_iter().filter(|writes| choose(&case, verdict, *writes));
+        chosen.extend(ways.map(|writes| (case.clone(), verdict, writes)));
+    }
+    chosen
+}
+
+/// How many of these there are, each counted once.
+fn count(cases: &[(Case, Verdict, Writes)]) -> usize {
+    cases.iter().filter(|(.., writes)| *writes == Writes::AtOnce).count()
+}
+
+#[test]
+fn no_hostile_request_passes_and_not_a_byte_of_it_goes_on() {
+    let cases = chosen(|case, verdict, writes| match verdict {
+        Verdict::Refused(_) => true,
+        Verdict::RefusedInBody(_) => writes == Writes::AtOnce && fits_one_read(case),
+        _ => false,
+    });
+    assert!(count(&cases) >= 60, "only {} cases", count(&cases));
+    for (calls, bytes) in run(&cases) {
+        let (next, smuggled): (Vec<_>, Vec<_>) = calls.iter().partition(|head| head.starts_with("GET /next/"));
+        assert_eq!((next.len(), smuggled), (cases.len(), Vec::new()));
+        assert_eq!(bytes, calls.iter().map(String::len).sum::<usize>() as u64, "bytes went on that are no request");
+    }
+}
+
+#[test]
+fn a_body_that_turns_out_hostile_or_cut_never_comes_to_an_end() {
+    let cases = chosen(|case, verdict, writes| match verdict {
+        Verdict::Cut => true,
+        Verdict::RefusedInBody(_) => writes == Writes::ByteByByte || !fits_one_read(case),
+        _ => false,
+    });
+    assert!(cases.len() >= 20, "only {} cases", cases.len());
+    for (calls, _) in run(&cases) {
+        let next = calls.iter().filter(|head| head.starts_with("GET /next/")).count();
+        let smuggled: Vec<_> = calls.iter().filter(|head| head.starts_with("GET /smuggled")).collect();
+        assert_eq!((next, smuggled), (cases.len(), Vec::<&String>::new()));
+    }
+}
+
+#[test]
+fn what_is_right_and_only_looks_odd_passes_in_one_form() {
+    let cases = chosen(|_, verdict, _| matches!(verdict, Verdict::Passes | Verdict::PassesThenRefused(_)));
+    assert!(count(&cases) >= 20, "only {} cases", count(&cases));
+    for (calls, _) in run(&cases) {
+        let expected: usize = cases.iter().map(|(case, ..)| case.sections("node sees").len() + 1).sum();
+        assert_eq!(calls.len(), expected, "requests went on that no case expects");
+    }
+}

@@ -35,22 +35,24 @@ pub struct Pace {
     cut: Cut,
     /// How many pieces are still chosen by chance.
     pieces: u32,
-    /// How many pauses are left, and how likely one is, in percent.
+    /// How many pauses are left, and how likely one is, in percent. The same for turns that others are given: while the
+    /// machine is busy with something else, a hundred clients need a second for a turn, and a head must be there in 10 s.
     pauses: u32,
     pause_percent: u8,
+    turns: u32,
 }
 
 impl Pace {
     pub fn new(random: &mut Rng) -> Self {
         let cut = [Cut::Whole, Cut::SingleBytes, Cut::AnySize][random.usize(..3)];
         // One in twenty is slow, so that the other side has to wait for it.
-        let (pauses, pause_percent) = if random.u8(..20) == 0 { (12, 60) } else { (3, 8) };
-        Pace { random: random.fork(), cut, pieces: PIECES, pauses, pause_percent }
+        let (pauses, pause_percent, turns) = if random.u8(..20) == 0 { (8, 60, 0) } else { (2, 8, 5) };
+        Pace { random: random.fork(), cut, pieces: PIECES, pauses, pause_percent, turns }
     }
 
     /// Everything at once and without a pause.
     pub fn at_once() -> Self {
-        Pace { random: Rng::with_seed(0), cut: Cut::Whole, pieces: 0, pauses: 0, pause_percent: 0 }
+        Pace { random: Rng::with_seed(0), cut: Cut::Whole, pieces: 0, pauses: 0, pause_percent: 0, turns: 0 }
     }
 
     /// How many of so many bytes come next.
@@ -73,7 +75,8 @@ impl Pace {
         if chance < self.pause_percent && self.pauses > 0 {
             self.pauses -= 1;
             tokio::time::sleep(Duration::from_micros(self.random.u64(..4000))).await;
-        } else if chance < 50 {
+        } else if chance < 50 && self.turns > 0 {
+            self.turns -= 1;
             tokio::task::yield_now().await;
         }
     }

@@ -4,7 +4,7 @@
 //! as it is, a third drips in single bytes for a while, and a third comes in pieces of every size. The number of pieces
 //! and pauses of one message is limited, because ten thousand of them have to be through in seconds.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
@@ -12,6 +12,10 @@ use tokio::net::TcpSocket;
 
 /// The most pieces of one message that are chosen by chance. What is left then goes at once.
 const PIECES: u32 = 24;
+
+/// A pause that took longer than this is the last one of its message. While the machine is busy with something else, a
+/// hundred clients need seconds for a turn each, and clearcoat gives a head ten.
+const SLOW: Duration = Duration::from_millis(200);
 
 /// Makes a socket take little at once, so that whoever writes to it has to wait (to be called before it is connected or
 /// listens). A small receive buffer alone does not do that: by the segments of 64 KiB that the loopback interface takes,
@@ -35,10 +39,10 @@ pub struct Pace {
     cut: Cut,
     /// How many pieces are still chosen by chance.
     pieces: u32,
-    /// How many pauses are left, and how likely one is, in percent. The same for turns that others are given: while the
-    /// machine is busy with something else, a hundred clients need a second for a turn, and a head must be there in 10 s.
+    /// How many pauses are left, and how likely one is, in percent.
     pauses: u32,
     pause_percent: u8,
+    /// How often others still get a turn.
     turns: u32,
 }
 
@@ -71,6 +75,7 @@ impl Pace {
 
     /// Lets others have their turn now and then, and waits a little even more seldom.
     pub async fn pause(&mut self) {
+        let began = Instant::now();
         let chance = self.random.u8(..100);
         if chance < self.pause_percent && self.pauses > 0 {
             self.pauses -= 1;
@@ -78,6 +83,9 @@ impl Pace {
         } else if chance < 50 && self.turns > 0 {
             self.turns -= 1;
             tokio::task::yield_now().await;
+        }
+        if began.elapsed() > SLOW {
+            (self.pauses, self.turns) = (0, 0);
         }
     }
 

@@ -65,7 +65,7 @@ fn exchange(random: &mut Rng, seed: u64, number: Number, side: Side, pipelined: 
         // Of the two only this goes together: a node that resets in mid-answer while it is still sent to.
         let may_be_early = matches!(at, NodeCut::Body(_)) && exit == Exit::Reset && request.expect != Expect::Waits;
         let size = request.body.content.len();
-        answer.early = (may_be_early && size > 0 && random.bool()).then(|| random.usize(..size));
+        answer.early = (may_be_early && size > 0 && random.bool()).then(|| random.usize(..=size / 4));
         if request.expect == Expect::Waits && !answer.interim.iter().any(|interim| interim.status == 100) {
             answer.interim.insert(0, interim(random, 100, true));
         }

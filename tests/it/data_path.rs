@@ -10,4 +10,5 @@ mod mixture;
 mod reuse;
 mod rig;
 mod strict;
+mod torture;
 mod waiting;

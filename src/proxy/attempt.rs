@@ -105,6 +105,7 @@ pub(super) async fn attempt<R: Route>(
         upstream,
         upload,
         upload_broken: false,
+        node_was_reset: false,
         download: Transfer::new(Framing::None, false, Vec::new()),
         status: None,
         keep_alive: false,
@@ -181,6 +182,8 @@ struct Exchange<'e, R> {
     upload: Transfer,
     /// The node takes no more of the body; its answer may come all the same.
     upload_broken: bool,
+    /// A write to the node failed.
+    node_was_reset: bool,
     /// The body of the final answer, once its head is here.
     download: Transfer,
     /// The status of that answer.
@@ -278,6 +281,7 @@ impl<R: Route> Exchange<'_, R> {
         match self.upload.poll(cx, stream, &mut self.upstream, &mut scratch, &mut self.beyond) {
             Poll::Ready(Err(TransferError::Sink(_))) => {
                 self.upload_broken = true;
+                self.node_was_reset = true;
                 Ok(())
             }
             Poll::Ready(Err(error)) => Err(upload_failure(error)),
@@ -388,6 +392,7 @@ impl<R: Route> Exchange<'_, R> {
                 // The client broke off its request, but may still read: the answer decides.
                 self.upload_broken = true;
             }
+            self.download.source_was_reset = self.node_was_reset;
             if let Poll::Ready(result) = self.poll_download(cx, splice.as_mut()) {
                 return Poll::Ready(result.map_err(download_failure));
             }

@@ -119,7 +119,11 @@ async fn respond_to<R: Route>(
     outcome: &mut Outcome,
 ) -> After {
     tracing::debug!(peer = %client.peer.text, %failure, "request failed");
-    let Some(reply) = failure.reply() else { return After::Reset };
+    let Some(reply) = failure.reply() else {
+        // Where nothing of an answer was sent there is nothing to cut, and a reset would destroy what the client has not
+        // read of the answers before.
+        return if outcome.status == 0 { After::Close } else { After::Reset };
+    };
     outcome.status = reply.status;
     let Buffers { to_client, request, .. } = buffers;
     client.deadline.enter(Phase::Body);

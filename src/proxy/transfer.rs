@@ -65,6 +65,9 @@ pub(super) struct Transfer {
     allowance: u64,
     /// Whether bytes were read from the source: then the request cannot be told again.
     pub(super) has_read: bool,
+    /// The source was reset, as a write to it was told. The system tells of a reset once: the end that is read afterwards
+    /// looks like a clean one, and is none.
+    pub(super) source_was_reset: bool,
     /// Bytes that moved since this was last taken.
     pub(super) moved: u64,
 }
@@ -88,6 +91,7 @@ impl Transfer {
             slow_sink: false,
             allowance: u64::MAX,
             has_read: false,
+            source_was_reset: false,
             moved: 0,
         }
     }
@@ -289,6 +293,9 @@ impl Transfer {
         beyond: &mut Vec<u8>,
     ) -> Result<(usize, usize), TransferError> {
         let (content, consumed) = match &mut self.incoming {
+            Incoming::UntilClose if read == 0 && self.source_was_reset => {
+                return Err(TransferError::Source(io::ErrorKind::ConnectionReset.into()));
+            }
             Incoming::UntilClose => {
                 self.source_done = read == 0;
                 (read, read)

@@ -129,15 +129,13 @@ impl App {
             let deliveries = Arc::clone(&deliveries);
             async move { deliveries.save_cursors().await }
         });
-        for (_, tls) in certificates {
-            tasks.spawn(tls::watch(Arc::new(tls), Arc::clone(&metrics), tls::LOOK_EVERY));
-        }
+        let watched = certificates.into_iter().map(|(_, tls)| Arc::new(tls));
+        watched.for_each(|tls| _ = tasks.spawn(tls::watch(tls, Arc::clone(&metrics), tls::LOOK_EVERY)));
         tasks.spawn(open_edge(listed, Arc::clone(&deliveries), config.purge.ack_timeout, open_sender));
 
         let mut servers = JoinSet::new();
         let purge_api =
-            PurgeApi::new(&config.purge, Arc::clone(&journal), Arc::clone(&deliveries), Arc::clone(&metrics));
-        let purge_api = Arc::new(purge_api);
+            Arc::new(PurgeApi::new(&config.purge, Arc::clone(&journal), Arc::clone(&deliveries), Arc::clone(&metrics)));
         for listener in purge {
             let handler = Arc::clone(&purge_api);
             servers.spawn(http_server::serve(listener, handler, config.purge.max_request, shutdown.clone()));
@@ -157,22 +155,29 @@ impl App {
         }
 
         let edge_route = Edge::new(&config.edge, fence, Arc::clone(&metrics));
-        let origin_route = Origin::new(&config.origin);
-        let limits = Arc::new(config.limits.clone());
-        let admission = admission(&limits, &metrics);
         let shared = proxy::Shared {
+            limits: Arc::new(config.limits.clone()),
+            admission: admission(&config.limits, &metrics),
+            spin: config.runtime.spin,
+            suspects: suspects_sender,
             fleet,
             metrics,
-            suspects: suspects_sender,
-            limits,
-            admission,
-            spin: config.runtime.spin,
             shutdown,
         };
         let sockets = edge.into_iter().zip(origin);
-        let (workers, edge_in_use) = start_workers(sockets, &shared, &edge_route, &origin_route, &open)?;
-        let shutdown = shutdown_handle;
-        Ok(App { addresses, shutdown, open, edge_in_use, workers, servers, tasks, deliveries, journal })
+        let routes = (edge_route, Origin::new(&config.origin));
+        let (workers, edge_in_use) = start_workers(sockets, &shared, &routes, &open)?;
+        Ok(App {
+            addresses,
+            shutdown: shutdown_handle,
+            open,
+            edge_in_use,
+            workers,
+            servers,
+            tasks,
+            deliveries,
+            journal,
+        })
     }
 
     /// Where it listens.
@@ -235,8 +240,7 @@ impl App {
 fn start_workers(
     sockets: impl Iterator<Item = (Vec<proxy::Listener>, Vec<proxy::Listener>)>,
     shared: &proxy::Shared,
-    edge_route: &Edge,
-    origin_route: &Origin,
+    (edge_route, origin_route): &(Edge, Origin),
     open: &watch::Receiver<bool>,
 ) -> anyhow::Result<(Vec<JoinHandle<()>>, mpsc::Receiver<Infallible>)> {
     // Varnish needs its backend at once: what it fetches cannot be older than the fetch.

@@ -8,7 +8,7 @@
 //! and what still slips through is told apart as `reused`, so that the caller can repeat the request.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -32,7 +32,8 @@ const IDLE_MAX: usize = 256;
 /// The connections of one worker.
 #[derive(Debug)]
 pub struct Pools {
-    nodes: RefCell<HashMap<u64, NodePool>>,
+    /// In a tree, because finding one among few numbers costs less than to hash it.
+    nodes: RefCell<BTreeMap<u64, NodePool>>,
     metrics: Arc<Metrics>,
 }
 

@@ -235,16 +235,18 @@ impl<R: Route> Exchange<'_, R> {
         if let Some(came) = self.take_kept_head(&mut scan)? {
             return Ok(came);
         }
-        let mut phase = Phase::Body;
+        let mut entered = None;
         let mut watched = true;
-        self.client.deadline.enter_with(phase, self.node);
         std::future::poll_fn(|cx| {
             self.poll_upload(cx)?;
-            if phase == Phase::Body && (self.upload_broken || self.upload.is_done()) {
-                phase = Phase::FirstByte;
+            let sent = self.upload_broken || self.upload.is_done();
+            let phase = if sent { Phase::FirstByte } else { Phase::Body };
+            let moved = mem::take(&mut self.upload.moved);
+            if entered != Some(phase) {
+                entered = Some(phase);
                 self.client.deadline.enter_with(phase, self.node);
-            } else if self.upload.moved > 0 {
-                self.client.deadline.advance(mem::take(&mut self.upload.moved));
+            } else if moved > 0 {
+                self.client.deadline.advance(moved);
             }
             while let Poll::Ready(came) = self.poll_head(cx, &mut scan) {
                 if let Some(came) = came? {
@@ -383,8 +385,8 @@ impl<R: Route> Exchange<'_, R> {
 
     /// Passes the final answer on to its end.
     async fn forward_answer(&mut self) -> Result<(), Failure> {
-        self.client.deadline.enter(Phase::Body);
         let worker = Rc::clone(&self.client.worker);
+        let mut entered = false;
         let is_long = self.download.length_left().is_some_and(|left| left >= splice::WORTHWHILE);
         let mut splice = if is_long && self.client.stream.is_plain() { worker.pipes.begin() } else { None };
         let end = std::future::poll_fn(|cx| {
@@ -397,7 +399,11 @@ impl<R: Route> Exchange<'_, R> {
                 return Poll::Ready(result.map_err(download_failure));
             }
             let moved = mem::take(&mut self.download.moved) + mem::take(&mut self.upload.moved);
-            if moved > 0 {
+            if !entered {
+                // Most answers never get here: they are through at the first try.
+                entered = true;
+                self.client.deadline.enter(Phase::Body);
+            } else if moved > 0 {
                 self.client.deadline.advance(moved);
             }
             let for_client = self.download.waits_for_sink() || splice.as_ref().is_some_and(Splice::waits_for_sink);

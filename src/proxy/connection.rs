@@ -158,12 +158,16 @@ fn first_buffers(worker: &Worker, bytes: &[u8]) -> Option<Box<Buffers>> {
 
 /// Reads on until the head is complete. `None` where the client left in mid-head.
 async fn read_head<R: Route>(client: &mut Client<R>, buffers: &mut Buffers) -> Result<Option<usize>, Failure> {
-    client.deadline.enter(Phase::Header);
     let max_head = client.worker.shared.limits.max_head;
+    let mut entered = false;
     loop {
         let found = buffers.input_scan.find(&buffers.input, max_head).map_err(Failure::BadHead)?;
         if found.is_some() {
             return Ok(found);
+        }
+        if !entered {
+            entered = true;
+            client.deadline.enter(Phase::Header);
         }
         let Client { worker, stream, deadline, .. } = &mut *client;
         let input = &mut buffers.input;

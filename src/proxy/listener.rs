@@ -13,8 +13,8 @@ use rustls::ServerConfig;
 use socket2::SockFilter;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, watch};
-use tokio::task::LocalSet;
 
 use super::Route;
 use super::connection::{self, Accepted};
@@ -172,7 +172,7 @@ pub fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<StdListener>>
 /// drops `edge_in_use` when it drains and the last client at its edge has gone.
 ///
 /// # Errors
-/// Where the system gives no thread.
+/// Where the system gives no thread, or no epoll instance.
 pub fn spawn<E, O>(
     index: usize,
     shared: Shared,
@@ -187,17 +187,30 @@ where
     let mut listeners: Vec<Listen> = Vec::new();
     listeners.extend(edge.0.into_iter().map(|socket| listen(socket, edge.1.clone(), edge.2.clone())));
     listeners.extend(origin.0.into_iter().map(|socket| listen(socket, origin.1.clone(), origin.2.clone())));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+    // A runtime of this kind never leaves its thread, so whether there is one is known only there.
+    let (made, is_made) = std::sync::mpsc::sync_channel(1);
+    let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+        let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+        let runtime = match runtime {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                // Who started us waits for it.
+                _ = made.send(Err(error));
+                return;
+            }
+        };
+        _ = made.send(Ok(()));
         let worker = Rc::new(Worker::new(index, shared));
-        LocalSet::new().block_on(&runtime, async move {
+        runtime.block_on(async move {
             listeners.into_iter().for_each(|listen| listen(Rc::clone(&worker)));
             tokio::select! {
                 () = sweep(&worker, edge_in_use) => {}
                 () = worker.spin.run() => {}
             }
         });
-    })
+    })?;
+    is_made.recv().map_err(io::Error::other)??;
+    Ok(thread)
 }
 
 /// Looks after the worker's connections until the process has drained.

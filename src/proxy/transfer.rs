@@ -24,6 +24,10 @@ const TURN: usize = 1024 * 1024;
 /// How much is read at once for a sink that is slower than its source: that is what it can make us hold.
 const SLOW_READ: usize = 64 * 1024;
 
+/// A piece that is no longer than this is written behind what waits before it, and not beside it: to gather two pieces
+/// costs the kernel more than to copy so few bytes.
+const COPIED: usize = 8 * 1024;
+
 /// Where a read into the scratch buffer goes, so that a frame can be put around it in place.
 pub(super) fn reading_room(scratch: &mut [u8]) -> &mut [u8] {
     let end = scratch.len() - BEHIND;
@@ -240,6 +244,11 @@ impl Transfer {
         let (start, end) = self.take(scratch, (at, read), beyond)?;
         let mut piece = &scratch[start..end];
         self.slow_sink = false;
+        if piece.len() <= COPIED && self.waits_for_sink() {
+            self.pending.extend_from_slice(piece);
+            self.push_trailers();
+            return self.write_pending(cx, sink);
+        }
         while !piece.is_empty() {
             let waiting = &self.pending[self.written..];
             let polled = if waiting.is_empty() {

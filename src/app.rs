@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -27,7 +28,7 @@ use crate::admin::Admin;
 use crate::config::{Config, JournalKind, Limits as ClientLimits};
 use crate::delivery::{self, Deliveries};
 use crate::edge::Edge;
-use crate::fleet::{Fence, Snapshot};
+use crate::fleet::{Fence, NodeId, Role, Snapshot};
 use crate::fleet_keeper::FleetKeeper;
 use crate::http_server;
 use crate::journal::{Disk, Journal, Limits, Memory};
@@ -35,7 +36,7 @@ use crate::origin::Origin;
 use crate::proxy;
 use crate::purge_api::PurgeApi;
 use crate::registry;
-use crate::shutdown::{self, ShutdownHandle, Stage};
+use crate::shutdown::{self, Shutdown, ShutdownHandle, Stage};
 use crate::telemetry::Metrics;
 use crate::tls;
 
@@ -133,14 +134,9 @@ impl App {
         watched.for_each(|tls| _ = tasks.spawn(tls::watch(tls, Arc::clone(&metrics), tls::LOOK_EVERY)));
         tasks.spawn(open_edge(listed, Arc::clone(&deliveries), config.purge.ack_timeout, open_sender));
 
-        let mut servers = JoinSet::new();
         let purge_api =
-            Arc::new(PurgeApi::new(&config.purge, Arc::clone(&journal), Arc::clone(&deliveries), Arc::clone(&metrics)));
-        for listener in purge {
-            let handler = Arc::clone(&purge_api);
-            servers.spawn(http_server::serve(listener, handler, config.purge.max_request, shutdown.clone()));
-        }
-        let admin_api = Arc::new(Admin {
+            PurgeApi::new(&config.purge, Arc::clone(&journal), Arc::clone(&deliveries), Arc::clone(&metrics));
+        let admin_api = Admin {
             fleet: Arc::clone(&fleet),
             fence: Arc::clone(&fence),
             journal: Arc::clone(&journal),
@@ -149,21 +145,13 @@ impl App {
             metrics: Arc::clone(&metrics),
             open: open.clone(),
             shutdown: shutdown.clone(),
-        });
-        for listener in admin {
-            servers.spawn(http_server::serve(listener, Arc::clone(&admin_api), MAX_ADMIN_REQUEST, shutdown.clone()));
-        }
+        };
+        let mut servers = JoinSet::new();
+        serve_all(&mut servers, purge, purge_api, config.purge.max_request, &shutdown);
+        serve_all(&mut servers, admin, admin_api, MAX_ADMIN_REQUEST, &shutdown);
 
         let edge_route = Edge::new(&config.edge, fence, Arc::clone(&metrics));
-        let shared = proxy::Shared {
-            limits: Arc::new(config.limits.clone()),
-            admission: admission(&config.limits, &metrics),
-            spin: config.runtime.spin,
-            suspects: suspects_sender,
-            fleet,
-            metrics,
-            shutdown,
-        };
+        let shared = shared(config, fleet, metrics, suspects_sender, shutdown);
         let sockets = edge.into_iter().zip(origin);
         let routes = (edge_route, Origin::new(&config.origin));
         let (workers, edge_in_use) = start_workers(sockets, &shared, &routes, &open)?;
@@ -235,6 +223,20 @@ impl App {
     }
 }
 
+/// Serves the sockets of one listener of the control plane.
+fn serve_all<H: http_server::Handler>(
+    servers: &mut JoinSet<()>,
+    sockets: Vec<TcpListener>,
+    handler: H,
+    max_request: usize,
+    shutdown: &Shutdown,
+) {
+    let handler = Arc::new(handler);
+    for socket in sockets {
+        servers.spawn(http_server::serve(socket, Arc::clone(&handler), max_request, shutdown.clone()));
+    }
+}
+
 /// Starts the workers, each with its sockets of edge and origin. What comes with them is closed when the process drains
 /// and no client is left at any worker's edge.
 fn start_workers(
@@ -271,6 +273,19 @@ async fn open_edge(
     open.send_replace(true);
     // Kept to the end of the process, so that whoever waits hears of it.
     open.closed().await;
+}
+
+/// What the workers share with the rest.
+fn shared(
+    config: &Config,
+    fleet: Arc<ArcSwap<Snapshot>>,
+    metrics: Arc<Metrics>,
+    suspects: mpsc::Sender<(Role, NodeId)>,
+    shutdown: Shutdown,
+) -> proxy::Shared {
+    let limits = Arc::new(config.limits.clone());
+    let admission = admission(&limits, &metrics);
+    proxy::Shared { fleet, metrics, suspects, limits, admission, spin: config.runtime.spin, shutdown }
 }
 
 /// Room for as many client connections as the configuration says, or as there may be open files for: each can have

@@ -27,8 +27,8 @@ pub enum BadChunk {
 /// The most bytes of extensions and trailers that a body may have between two bytes of content.
 const MAX_OVERHEAD: u32 = 16 * 1024;
 
-/// The most digits of a chunk size, with leading zeros: as many as its largest value has.
-const MAX_DIGITS: u8 = 16;
+/// The most digits of a chunk size: the largest value has 16, and some servers write zeros before it.
+const MAX_DIGITS: u8 = 32;
 
 /// The most trailers that a body may have.
 const MAX_TRAILERS: usize = 32;
@@ -255,7 +255,7 @@ mod tests {
             (b"1\nab", BadChunk::Size),
             (b"5 5\r\n", BadChunk::Size),
             (b"5 \r\n", BadChunk::Size),
-            (b"00000000000000005\r\n", BadChunk::Size),
+            (b"000000000000000000000000000000005\r\n", BadChunk::Size),
             (b"5;\r\n", BadChunk::Extension),
             (b"5; =b\r\n", BadChunk::Extension),
             (b"5;a\0\r\n", BadChunk::Extension),

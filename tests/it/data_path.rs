@@ -6,6 +6,7 @@ mod failures;
 mod heads;
 mod leaving;
 mod mixture;
+mod proxy_protocol;
 mod reuse;
 mod rig;
 mod strict;

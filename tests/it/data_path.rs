@@ -10,4 +10,5 @@ mod proxy_protocol;
 mod reuse;
 mod rig;
 mod strict;
+mod upgrade;
 mod waiting;

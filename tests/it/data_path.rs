@@ -5,6 +5,7 @@ mod drain;
 mod failures;
 mod heads;
 mod leaving;
+mod limits;
 mod mixture;
 mod proxy_protocol;
 mod reuse;

@@ -315,6 +315,10 @@ mod tests {
         write_v2(&mut header, "192.168.0.1:56324".parse().unwrap(), "192.168.0.11:443".parse().unwrap());
         let ipv4 = b"before\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c\xc0\xa8\x00\x01\xc0\xa8\x00\x0b\xdc\x04\x01\xbb";
         assert_eq!(header, ipv4);
+        // An IPv4 client of a socket for both families is one all the same.
+        header.truncate(6);
+        write_v2(&mut header, "[::ffff:192.168.0.1]:56324".parse().unwrap(), "192.168.0.11:443".parse().unwrap());
+        assert_eq!(header, ipv4);
         header.clear();
         write_v2(&mut header, "192.0.2.1:256".parse().unwrap(), "[2001:db8::2]:443".parse().unwrap());
         let mut mixed = b"\r\n\r\n\0\r\nQUIT\n\x21\x21\x00\x24".to_vec();
@@ -384,10 +388,10 @@ mod tests {
             header.extend(&tlvs);
             let announced = u16::try_from(header.len() - 16).unwrap();
             header[14..16].copy_from_slice(&announced.to_be_bytes());
-            let mapped = client.is_ipv4() && server.is_ipv6();
-            let client = match client.ip() {
-                IpAddr::V4(ip) if mapped => (ip.to_ipv6_mapped(), client.port()).into(),
-                _ => client,
+            // IPv4 where both are, however they were written; mapped where the server is not.
+            let client = match (client.ip().to_canonical(), server.ip().to_canonical()) {
+                (IpAddr::V4(ip), IpAddr::V6(_)) => (ip.to_ipv6_mapped(), client.port()).into(),
+                (ip, _) => (ip, client.port()).into(),
             };
             (header, if local { Source::Local } else { Source::Proxied(client) })
         })

@@ -50,7 +50,7 @@ pub(super) enum Phase {
     Leaving,
 }
 
-/// A body that is older than this has to keep the pace that the configuration wants of clients.
+/// How long a client has to have been waited for before its pace is judged, and how much longer each time after that.
 const PACE_GRACE: Duration = Duration::from_secs(20);
 
 /// Why a wait was ended.
@@ -88,13 +88,22 @@ struct Pace {
 }
 
 impl Pace {
-    /// Looks at the client once a sweep; true where it has been too slow for too long.
+    /// Looks at the client once a sweep; true where it has been too slow for too long. Each stretch of waiting counts for
+    /// itself: the kernel takes megabytes at once for a client that reads nothing, and whoever took a large answer
+    /// quickly but for its end could hold that end, and a connection to a node with it, for days.
     fn is_too_slow(&mut self) -> bool {
         if self.wanted == 0 || !self.waits_for_client {
             return false;
         }
         self.waited += SWEEP;
-        self.waited > PACE_GRACE && self.moved < self.wanted.saturating_mul(self.waited.as_secs())
+        if self.waited <= PACE_GRACE {
+            return false;
+        }
+        let too_slow = self.moved < self.wanted.saturating_mul(self.waited.as_secs());
+        if !too_slow {
+            (self.waited, self.moved) = (Duration::ZERO, 0);
+        }
+        too_slow
     }
 }
 
@@ -308,11 +317,13 @@ mod tests {
         assert_eq!((interrupted(&resting), interrupted(&working)), (Some(Interrupt::Draining), None));
     }
 
-    /// Sweeps for this long while the body moves at `rate` bytes a second; says whether the client was cut.
-    fn survives(rate: u64, seconds: u64, for_client: bool) -> bool {
+    /// Sweeps for this long while the body moves at `rate` bytes a second, after `first` bytes at once; says whether the
+    /// client was not cut.
+    fn survives(first: u64, rate: u64, seconds: u64, for_client: bool) -> bool {
         let deadlines = Rc::new(Deadlines::new(Duration::from_secs(10)));
         let deadline = deadlines.register(Stage::Draining, 500);
         deadline.enter(Phase::Body);
+        deadline.advance(first);
         for step in 1..=seconds * 10 {
             deadline.advance(rate / 10);
             let waiting = deadline.poll_wait(&mut Context::from_waker(Waker::noop()), for_client);
@@ -326,10 +337,16 @@ mod tests {
 
     #[test]
     fn a_client_that_trickles_a_body_is_cut_and_one_that_waits_for_a_slow_node_is_not() {
-        assert!(survives(600, 60, true));
-        assert!(survives(100, 19, true));
-        assert!(!survives(100, 25, true));
-        assert!(survives(100, 60, false));
+        assert!(survives(0, 600, 60, true));
+        assert!(survives(0, 100, 19, true));
+        assert!(!survives(0, 100, 25, true));
+        assert!(survives(0, 100, 60, false));
+    }
+
+    #[test]
+    fn what_a_client_took_quickly_is_no_credit_for_its_trickle_afterwards() {
+        assert!(survives(10_000_000, 100, 39, true));
+        assert!(!survives(10_000_000, 100, 45, true));
     }
 
     #[test]

@@ -83,10 +83,11 @@ fn address<const N: usize>(block: &[u8]) -> Option<([u8; N], u16)> {
 
 /// Appends the header of a connection that is made for `client`, who had connected to `server`.
 ///
-/// The format has one family for both addresses. Where they differ, both are written as IPv6, the IPv4 one mapped
-/// (RFC 4291 section 2.5.5.2). Scopes and flow labels of IPv6 have no place in the format.
+/// An IPv4 client of a socket for both families has a mapped address there (RFC 4291 section 2.5.5.2). It is written as
+/// IPv4: an ACL of Varnish compares families first, and would not know it. The format has one family for both addresses.
+/// Where they differ, both are written as IPv6, the IPv4 one mapped. Scopes and flow labels of IPv6 have no place in it.
 pub fn write_v2(out: &mut Vec<u8>, client: SocketAddr, server: SocketAddr) {
-    match (client.ip(), server.ip()) {
+    match (client.ip().to_canonical(), server.ip().to_canonical()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
             start(out, PROXY, TCP_IPV4, IPV4_LEN as u8);
             out.extend(from.octets());

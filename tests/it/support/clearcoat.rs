@@ -1,6 +1,5 @@
 //! The real program as a child process.
 
-use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -41,7 +40,8 @@ impl Log {
         self.0.lock().unwrap().join("\n")
     }
 
-    fn listening(&self) -> HashMap<String, SocketAddr> {
+    /// Listeners and their addresses, in the order in which they were opened.
+    fn listening(&self) -> Vec<(String, SocketAddr)> {
         let lines = self.0.lock().unwrap();
         let values = lines.iter().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
         let listening = values.filter(|value| value["message"] == "listening");
@@ -72,13 +72,18 @@ impl Clearcoat {
     }
 
     fn find_addresses(&mut self) {
-        let addresses = eventually("clearcoat listens", || {
+        let listeners = ["edge", "origin", "purge", "admin"];
+        [self.edge, self.origin, self.purge, self.admin] = eventually("clearcoat listens", || {
             let ended = self.child.try_wait().expect("our child");
             assert!(ended.is_none(), "clearcoat ended at once: {:?}", self.log.0.lock().unwrap());
-            Some(self.log.listening()).filter(|addresses| addresses.len() == 4)
+            let first = listeners.map(|listener| self.listening(listener).first().copied());
+            first.iter().all(Option::is_some).then(|| first.map(Option::unwrap))
         });
-        [self.edge, self.origin, self.purge, self.admin] =
-            ["edge", "origin", "purge", "admin"].map(|listener| addresses[listener]);
+    }
+
+    /// The addresses of a listener, by its name in the log: `edge.tls` has clients by TLS.
+    pub fn listening(&self, listener: &str) -> Vec<SocketAddr> {
+        self.log.listening().into_iter().filter(|(name, _)| name == listener).map(|(_, address)| address).collect()
     }
 
     /// Waits until the edge takes traffic and every node is up.

@@ -10,13 +10,15 @@ use clearcoat::varnish::vcl;
 use super::clearcoat::Clearcoat;
 use super::client::{Answer, get, purge, tag};
 use super::hold;
-use super::varnish::Varnish;
+use super::varnish::{Listens, Varnish};
 use super::web::{Shop, Web};
 
 /// What a fleet is made of.
 pub struct Plan {
     pub varnish: usize,
     pub web: usize,
+    /// How many of the Varnish nodes, the first ones, are told by a PROXY header who the client is.
+    pub send_proxy: usize,
     /// TOML that goes before the nodes; sections that the harness writes itself: the listeners' addresses are
     /// `127.0.0.1:0` unless this text has the section.
     pub config: &'static str,
@@ -28,7 +30,15 @@ pub struct Plan {
 
 impl Default for Plan {
     fn default() -> Self {
-        Plan { varnish: 3, web: 2, config: "", ack_timeout: "1s", journal: "disk", vcl: |vcl, _, _| vcl.to_owned() }
+        Plan {
+            varnish: 3,
+            web: 2,
+            send_proxy: 0,
+            config: "",
+            ack_timeout: "1s",
+            journal: "disk",
+            vcl: |vcl, _, _| vcl.to_owned(),
+        }
     }
 }
 
@@ -64,7 +74,8 @@ impl Fleet {
             let id = format!("varnish-{number}");
             let file = folder.path().join(format!("{id}.vcl"));
             std::fs::write(&file, (plan.vcl)(&text, &id, folder.path())).expect("a file");
-            Varnish::spawn(folder.path(), &id, &file)
+            let listens = if number <= plan.send_proxy { Listens::Proxy } else { Listens::Http };
+            Varnish::spawn_for(listens, folder.path(), &id, &file)
         };
         let mut varnish: Vec<Varnish> = (1..=plan.varnish).map(spawn).collect();
         varnish.iter_mut().for_each(Varnish::ready);
@@ -118,8 +129,12 @@ fn configuration(
     section("admin", "listen = [\"127.0.0.1:0\"]".into());
     section("journal", format!("kind = \"{}\"\npath = \"{}\"", plan.journal, journal.display()));
     section("health.web", "interval = \"1s\"\ntimeout = \"1s\"".into());
-    for (role, id, address) in nodes {
+    for (number, (role, id, address)) in nodes.iter().enumerate() {
         write!(config, "\n[[node]]\nrole = \"{role}\"\nid = \"{id}\"\naddress = \"{address}\"\n").expect("memory");
+        // Varnish nodes stand first.
+        if number < plan.send_proxy {
+            config += "send_proxy = \"v2\"\n";
+        }
     }
     config
 }

@@ -348,6 +348,15 @@ impl Call<'_> {
         Ok(())
     }
 
+    /// What still comes, up to the end of the connection, and whether that was a clean one.
+    pub fn rest(&mut self) -> (Vec<u8>, bool) {
+        loop {
+            if let Err(error) = self.wire.fill() {
+                return (std::mem::take(&mut self.wire.input), error.kind() == io::ErrorKind::UnexpectedEof);
+            }
+        }
+    }
+
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
         self.wire.stream.write_all(bytes.as_ref())
     }

@@ -15,18 +15,32 @@ pub struct Varnish {
     pub address: SocketAddr,
     folder: PathBuf,
     vcl: PathBuf,
+    listens: Listens,
     child: Child,
     /// Its port while it is not there.
     held: Option<Socket>,
 }
 
+/// What the connections to a varnishd begin with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listens {
+    Http,
+    /// A PROXY header: [`Varnish::get`] has none and gets no answer.
+    Proxy,
+}
+
 impl Varnish {
     /// Starts one on a free port. Wait for [`Varnish::ready`]: several start side by side.
     pub fn spawn(folder: &Path, id: &str, vcl: &Path) -> Self {
+        Varnish::spawn_for(Listens::Http, folder, id, vcl)
+    }
+
+    /// The same for other connections.
+    pub fn spawn_for(listens: Listens, folder: &Path, id: &str, vcl: &Path) -> Self {
         let folder = folder.join(id);
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
-        let child = spawn(&folder, vcl, address);
-        Varnish { id: id.to_owned(), address, folder, vcl: vcl.to_owned(), child, held: None }
+        let child = spawn(&folder, vcl, address, listens);
+        Varnish { id: id.to_owned(), address, folder, vcl: vcl.to_owned(), listens, child, held: None }
     }
 
     /// Waits until it serves.
@@ -65,7 +79,7 @@ impl Varnish {
 
     /// Starts it again on the same port, with an empty cache.
     pub fn restart(&mut self) {
-        self.child = spawn(&self.folder, &self.vcl, self.address);
+        self.child = spawn(&self.folder, &self.vcl, self.address, self.listens);
         self.ready();
         self.held = None;
     }
@@ -86,9 +100,11 @@ impl Drop for Varnish {
     }
 }
 
-fn spawn(folder: &Path, vcl: &Path, address: SocketAddr) -> Child {
+fn spawn(folder: &Path, vcl: &Path, address: SocketAddr, listens: Listens) -> Child {
     let mut command = Command::new("varnishd");
-    command.args(["-F", "-j", "none", "-T", "127.0.0.1:0", "-s", "malloc,64m", "-a"]).arg(address.to_string());
+    let protocol = if listens == Listens::Proxy { "PROXY" } else { "HTTP" };
+    command.args(["-F", "-j", "none", "-T", "127.0.0.1:0", "-s", "malloc,64m"]);
+    command.arg("-a").arg(format!("{address},{protocol}"));
     command.args(["-p", "http_resp_hdr_len=64k", "-p", "http_resp_size=96k", "-p", "workspace_backend=256k"]);
     // Two threads of each pool are enough for a test, and start faster than a hundred.
     command.args(["-p", "thread_pool_min=10", "-p", "thread_pools=1"]);

@@ -1,0 +1,243 @@
+//! Clients that are slow, by intent or not, and nodes that are: each has its time, and only who is waited for is cut.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::data_path::limits::assert_not_blamed;
+use crate::data_path::rig::{Rig, get_request};
+use crate::support::client::{Connection, Ending};
+use crate::support::eventually;
+use crate::support::upstream::{Call, Gate, Then, Upstream};
+
+/// The pace of those that drip: five bytes at a time, fifty a second.
+const DRIP: [u8; 5] = *b"drip.";
+const BETWEEN: Duration = Duration::from_millis(100);
+
+/// Writes a drop, and again and again, until told to stop or cut.
+fn drip(stream: &mut TcpStream, piece: &[u8], goes_on: impl Fn() -> bool) {
+    while goes_on() && stream.write_all(piece).is_ok() {
+        // The pace of this peer, not a wait for anything.
+        std::thread::sleep(BETWEEN);
+    }
+}
+
+#[test]
+fn a_head_has_its_time_from_its_first_byte_and_drips_do_not_extend_it() {
+    let limits = "[limits]\nheader_timeout = \"1s\"";
+    let rig = Rig::start(limits, vec![Upstream::echo()], vec![Upstream::echo()]);
+    for (address, node) in [(rig.clearcoat.edge, &rig.varnish[0]), (rig.clearcoat.origin, &rig.web[0])] {
+        let (mut silent, mut used) = (Connection::open(address).unwrap(), Connection::open(address).unwrap());
+        used.send(get_request("/before")).unwrap();
+        assert_eq!(used.answer(false).unwrap().text(), "/before");
+        let began = Instant::now();
+        let slow = ["stalled", "dripping", "dripping behind a request"].map(|what| {
+            let mut client = Connection::open(address).unwrap();
+            if what.ends_with("request") {
+                client.send(get_request("/before")).unwrap();
+                assert_eq!(client.answer(false).unwrap().text(), "/before");
+            }
+            client.send("GET /half HTTP/1.1\r\nHost: a\r\nX: ").unwrap();
+            let mut stream = client.stream.try_clone().unwrap();
+            let dripping = what != "stalled";
+            let writer = std::thread::spawn(move || drip(&mut stream, b"x", || dripping));
+            (what, client, writer)
+        });
+        for (what, mut client, writer) in slow {
+            let answer = client.answer(false).unwrap_or_else(|error| panic!("{what}: {error}"));
+            assert_eq!((answer.status, answer.header("Connection")), (408, Some("close")), "{what}: {answer:?}");
+            let waited = began.elapsed();
+            assert!(waited > Duration::from_millis(800) && waited < Duration::from_secs(8), "{what}: {waited:?}");
+            assert_ne!(client.rest().1, Ending::Open, "{what}");
+            writer.join().unwrap();
+        }
+        // These have been at rest for longer than a head may take.
+        for client in [&mut silent, &mut used] {
+            client.send(get_request("/after")).unwrap();
+            assert_eq!(client.answer(false).unwrap().text(), "/after");
+        }
+        let (_, calls) = node.all_traffic();
+        assert!(calls.len() == 4 && calls.iter().all(|call| !call.head.contains("/half")), "{calls:?}");
+    }
+}
+
+/// Whether the clients that were to be cut have been, and what a node does meanwhile.
+struct Slowness {
+    cut: Arc<AtomicBool>,
+}
+
+impl Slowness {
+    /// Answers `/drips` slowly for as long as others take to be cut, reads `/reads-late` only then, and anything else
+    /// at once.
+    fn node(&self) -> Upstream {
+        let cut = Arc::clone(&self.cut);
+        Upstream::start(move |call: &mut Call<'_>| {
+            match call.path() {
+                "/drips" => {
+                    if call.send("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n").is_err() {
+                        return Then::Close;
+                    }
+                    let mut stream = call.stream().try_clone().unwrap();
+                    drip(&mut stream, &DRIP, || !cut.load(Ordering::SeqCst));
+                    return call.send_then("end", Then::Close);
+                }
+                "/reads-late" => {
+                    while !cut.load(Ordering::SeqCst) {
+                        // The pace of this node.
+                        std::thread::sleep(BETWEEN);
+                    }
+                }
+                "/endless" => {
+                    let piece = [b'x'; 64 * 1024];
+                    if call.send("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n").is_err() {
+                        return Then::Close;
+                    }
+                    while call.send(piece).is_ok() {}
+                    return Then::Close;
+                }
+                _ => {}
+            }
+            match call.body() {
+                Ok(body) => call.answer(&body.len().to_string()),
+                Err(_) => Then::Close,
+            }
+        })
+    }
+}
+
+const UPLOAD: &str = "POST /upload HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n";
+const CHUNKED_UPLOAD: &str = "POST /upload HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+
+/// Drips an upload until it is cut, after the grace and with a word.
+fn drips_an_upload(rig: &Rig, head: &str, piece: &[u8]) {
+    let mut client = rig.edge();
+    let began = Instant::now();
+    client.send(head).unwrap();
+    let mut stream = client.stream.try_clone().unwrap();
+    drip(&mut stream, piece, || is_quiet(&client.stream));
+    let answer = client.answer(false).expect("an answer");
+    assert_eq!((answer.status, answer.header("Connection")), (408, Some("close")), "{answer:?}");
+    assert_cut_after_the_grace(began);
+}
+
+/// Whether nothing has come.
+fn is_quiet(stream: &TcpStream) -> bool {
+    stream.set_nonblocking(true).unwrap();
+    let looked = stream.peek(&mut [0]).map_err(|error| error.kind());
+    stream.set_nonblocking(false).unwrap();
+    looked == Err(std::io::ErrorKind::WouldBlock)
+}
+
+/// The grace is 20 s; a minute without a byte would cut anybody.
+fn assert_cut_after_the_grace(began: Instant) {
+    let waited = began.elapsed();
+    assert!(waited > Duration::from_secs(19) && waited < Duration::from_secs(40), "cut after {waited:?}");
+}
+
+/// Takes an answer at fifty bytes a second until it is cut.
+fn drips_a_download(rig: &Rig) {
+    let mut client = rig.edge();
+    let began = Instant::now();
+    client.send(get_request("/endless")).unwrap();
+    assert_eq!(client.head().unwrap().status, 200);
+    let mut stream = &client.stream;
+    while stream.read_exact(&mut [0; 5]).is_ok() && began.elapsed() < Duration::from_secs(25) {
+        std::thread::sleep(BETWEEN);
+    }
+    eventually("the client is cut", || (rig.counter("clearcoat_edge_connections") == 0.0).then_some(()));
+    assert_cut_after_the_grace(began);
+}
+
+#[test]
+fn who_is_waited_for_and_slower_than_wanted_is_cut_and_nobody_else() {
+    let slowness = Slowness { cut: Arc::default() };
+    let rig = Rig::start("[limits]\nmin_body_rate = 500", vec![slowness.node()], vec![slowness.node()]);
+    // What the kernel takes for a client that does not read counts as taken: a rate that this cannot reach.
+    let demanding = Rig::start("[limits]\nmin_body_rate = 10000000", vec![slowness.node()], Vec::new());
+    let is_cut = || slowness.cut.load(Ordering::SeqCst);
+    std::thread::scope(|scope| {
+        let cut = [
+            scope.spawn(|| drips_an_upload(&rig, UPLOAD, &DRIP)),
+            scope.spawn(|| drips_an_upload(&rig, CHUNKED_UPLOAD, b"5\r\ndrip.\r\n")),
+            scope.spawn(|| drips_a_download(&demanding)),
+        ];
+        let others = [
+            scope.spawn(|| {
+                let mut waiting = rig.edge();
+                waiting.send(get_request("/drips")).unwrap();
+                let answer = waiting.answer(false).expect("a slow node is not its client's fault");
+                assert!(answer.text().starts_with("drip.") && answer.text().ends_with("drip.end"), "{answer:?}");
+            }),
+            scope.spawn(|| {
+                let mut client = rig.edge();
+                client
+                    .send(format!("POST /reads-late HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", 32 << 20))
+                    .unwrap();
+                client.send(vec![b'x'; 32 << 20]).expect("a node that reads late is not its client's fault");
+                assert_eq!(client.answer(false).unwrap().text(), (32 << 20).to_string());
+            }),
+            scope.spawn(|| {
+                let mut steady = rig.edge();
+                steady.send(CHUNKED_UPLOAD).unwrap();
+                // A thousand bytes a second.
+                drip(
+                    &mut steady.stream.try_clone().unwrap(),
+                    format!("64\r\n{}\r\n", "x".repeat(100)).as_bytes(),
+                    || !is_cut(),
+                );
+                steady.send("0\r\n\r\n").unwrap();
+                assert_eq!(steady.answer(false).expect("who is fast enough is served").status, 200);
+            }),
+            scope.spawn(|| {
+                // The clients of the origin are Varnish nodes, as slow as theirs.
+                let mut varnish = rig.origin();
+                varnish.send(CHUNKED_UPLOAD).unwrap();
+                drip(&mut varnish.stream.try_clone().unwrap(), b"5\r\ndrip.\r\n", || !is_cut());
+                varnish.send("0\r\n\r\n").unwrap();
+                assert_eq!(varnish.answer(false).expect("a Varnish is not cut").status, 200);
+            }),
+        ];
+        let failed = cut.into_iter().map(|client| client.join()).filter(Result::is_err).count();
+        slowness.cut.store(true, Ordering::SeqCst);
+        let failed = failed + others.into_iter().map(|client| client.join()).filter(Result::is_err).count();
+        assert_eq!(failed, 0, "clients whose fate was another");
+    });
+    rig.becomes_idle();
+    demanding.becomes_idle();
+    assert_not_blamed(&rig, "the request took too long to arrive");
+    assert_not_blamed(&demanding, "the client went away");
+}
+
+#[test]
+#[ignore = "waits for the minute that a node is given; `cargo test --test it -- --ignored` runs it"]
+fn a_node_that_stops_reading_an_upload_is_to_blame() {
+    let never = Gate::default();
+    let rig = Rig::start(
+        "",
+        vec![Upstream::start(move |call| {
+            // Longer than one wait of a fake.
+            (0..3).for_each(|_| _ = call.wait(&never));
+            Then::Close
+        })],
+        Vec::new(),
+    );
+    let mut client = rig.edge();
+    client.stream.set_read_timeout(Some(Duration::from_secs(90))).unwrap();
+    let began = Instant::now();
+    client.send(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", 64 << 20)).unwrap();
+    let mut stream = client.stream.try_clone().unwrap();
+    let writer = std::thread::spawn(move || {
+        // It may be cut before all is written.
+        _ = stream.write_all(&vec![b'x'; 64 << 20]);
+    });
+    let answer = client.answer(false).unwrap();
+    let waited = began.elapsed().as_secs();
+    assert_eq!(answer.status, 504, "{answer:?}");
+    assert!((55..80).contains(&waited), "after {waited} s");
+    eventually("the node is blamed", || rig.clearcoat.log().has("node failed a request").then_some(()));
+    drop(client);
+    writer.join().unwrap();
+    rig.becomes_idle();
+}

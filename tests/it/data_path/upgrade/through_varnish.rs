@@ -1,0 +1,38 @@
+//! The whole way: edge, a real varnishd whose VCL pipes a WebSocket, origin, web node.
+
+use std::net::SocketAddr;
+
+use crate::data_path::upgrade::noise;
+use crate::data_path::upgrade::websocket::{Opcode, echo, frame, read_frame, shake_hands};
+use crate::support::client::{Connection, Ending};
+use crate::support::eventually;
+use crate::support::fleet::{Fleet, Plan};
+use crate::support::upstream::Upstream;
+
+/// One Varnish, with or without a PROXY header, and this fake as the web node behind it.
+fn before(web: &Upstream, send_proxy: usize) -> Fleet {
+    let SocketAddr::V4(address) = web.address else { panic!("a fake listens on IPv4") };
+    let node = format!("[[node]]\nrole = \"web\"\nid = \"fake\"\naddress = \"{address}\"\n[runtime]\nworkers = 1");
+    Fleet::start(&Plan { varnish: 1, web: 0, send_proxy, config: node.leak(), ..Plan::default() })
+}
+
+#[test]
+fn a_websocket_goes_the_whole_way() {
+    for send_proxy in [0, 1] {
+        let web = Upstream::start(echo);
+        let fleet = before(&web, send_proxy);
+        let mut client = Connection::open(fleet.clearcoat.edge).unwrap();
+        shake_hands(&mut client);
+        for (length, seed) in [(5, 1), (100_000, 2)] {
+            let message = noise(length, seed);
+            client.send(frame(Opcode::Binary, Some([5, 6, 7, 8]), &message)).unwrap();
+            let (opcode, back) = read_frame(|length, take| client.exactly(length, take)).unwrap();
+            assert!(opcode == Opcode::Binary && back == message, "{length} bytes did not come back as they were");
+        }
+        client.send(frame(Opcode::Close, Some([9; 4]), b"\x03\xe8")).unwrap();
+        let (opcode, _) = read_frame(|length, take| client.exactly(length, take)).unwrap();
+        assert_eq!((opcode, client.rest().1), (Opcode::Close, Ending::Clean));
+        drop(client);
+        eventually("the web node's connection ends", || (web.open_connections() == 0).then_some(()));
+    }
+}

@@ -79,9 +79,11 @@ impl Pools {
     /// Keeps a connection on which the last answer came to its end.
     pub fn give(&self, node: &Node, stream: TcpStream, owner: Option<SocketAddr>, now: Instant) {
         self.with_pool(node, |pool| {
-            if pool.idle.len() < IDLE_MAX {
-                pool.idle.push(Idle { stream, since: now, owner });
+            // The oldest goes: the client that it is for may have gone, too, and this one has only just been here.
+            if pool.idle.len() == IDLE_MAX {
+                pool.idle.remove(0);
             }
+            pool.idle.push(Idle { stream, since: now, owner });
         });
     }
 

@@ -36,7 +36,7 @@ const MAX_TRAILERS: usize = 32;
 /// Fields that must not come after the content (RFC 9110 section 6.5.1): whoever routes, answers, caches or renders by
 /// them has done so by then, and one who merges them into the head would be told something else than others were.
 /// Those that frame or concern one hop are told by [`classify`].
-const NOT_IN_TRAILERS: [&str; 22] = [
+const NOT_IN_TRAILERS: [&str; 23] = [
     "accept-ranges",
     "age",
     "authorization",
@@ -54,6 +54,7 @@ const NOT_IN_TRAILERS: [&str; 22] = [
     "retry-after",
     "set-cookie",
     "surrogate-control",
+    "trailer",
     "vary",
     "warning",
     "www-authenticate",

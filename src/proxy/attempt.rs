@@ -115,7 +115,10 @@ pub(super) async fn attempt<R: Route>(
     match exchange.run().await {
         Ok(answered) => {
             let Exchange { client, buffers, upstream, upload, download, surplus, .. } = exchange;
-            if buffers.response.keep_alive && upload.is_done() && surplus.is_empty() {
+            // A connection on which a change of protocol was offered is a tunnel by now, or may be one behind the node: a
+            // Varnish pipes it, taken or not, and what follows on it would pass its VCL by.
+            let is_http = buffers.request.upgrade.is_none();
+            if is_http && buffers.response.keep_alive && upload.is_done() && surplus.is_empty() {
                 client.worker.pools.give(node, upstream, owner, Instant::now());
             }
             buffers.to_node = upload.into_buffer();

@@ -177,6 +177,7 @@ fn mixed_trailers() -> String {
         "Keep-Alive: 5",
         "Upgrade: websocket",
         "TE: trailers",
+        "Trailer: X",
         "X-Forwarded-For: 6.6.6.6",
         "X-Forwarded-Proto: https",
         "Authorization: Basic eA==",
@@ -189,8 +190,8 @@ fn mixed_trailers() -> String {
         "X_Checksum: forged",
     ];
     let mut lines: Vec<_> = ALLOWED.split_terminator("\r\n").collect();
-    lines.splice(1..1, forbidden[..8].iter().copied());
-    lines.extend(&forbidden[8..]);
+    lines.splice(1..1, forbidden[..9].iter().copied());
+    lines.extend(&forbidden[9..]);
     lines.join("\r\n") + "\r\n"
 }
 

@@ -130,6 +130,21 @@ fn a_client_that_keeps_its_connection_keeps_the_one_behind_it() {
     }
 }
 
+/// A worker keeps 256 unused connections to a node. Those of clients that have gone must not take the place of others.
+#[test]
+fn a_crowd_that_came_and_went_costs_nobody_else_his_connection() {
+    let fleet = fleet(1);
+    let open = || Connection::open(fleet.clearcoat.edge).unwrap();
+    let mut paths = (0..100).map(|number| format!("/whoami/{number}"));
+    let path = paths.find(|path| wants_header(&ask(&mut open(), path).node)).expect("a page of such a node");
+    for _ in 0..300 {
+        ask(&mut open(), &path);
+    }
+    let mut client = open();
+    let sessions: BTreeSet<_> = (0..5).map(|_| ask(&mut client, &path).session).collect();
+    assert_eq!(sessions.len(), 1, "{sessions:?}");
+}
+
 #[test]
 fn a_client_has_its_own_address_whatever_the_families_of_the_sockets() {
     let fleet = fleet(1);

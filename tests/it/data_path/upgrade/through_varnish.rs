@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 
 use crate::data_path::upgrade::noise;
-use crate::data_path::upgrade::websocket::{Opcode, echo, frame, read_frame, shake_hands};
-use crate::support::client::{Connection, Ending};
+use crate::data_path::upgrade::websocket::{ASK, Opcode, echo, frame, read_frame, shake_hands};
+use crate::support::client::{Connection, Ending, exchange, get};
 use crate::support::eventually;
 use crate::support::fleet::{Fleet, Plan};
 use crate::support::upstream::Upstream;
@@ -34,5 +34,29 @@ fn a_websocket_goes_the_whole_way() {
         assert_eq!((opcode, client.rest().1), (Opcode::Close, Ending::Clean));
         drop(client);
         eventually("the web node's connection ends", || (web.open_connections() == 0).then_some(()));
+    }
+}
+
+/// To a Varnish a pipe is a pipe whatever its backend answers: what follows on it passes the VCL by. So nobody's next
+/// request may take the connection of an offer that was not taken.
+#[test]
+fn an_offer_that_is_not_taken_opens_no_way_past_the_vcl() {
+    for send_proxy in [0, 1] {
+        let web = Upstream::echo();
+        let fleet = before(&web, send_proxy);
+        let edge = fleet.clearcoat.edge;
+        let mut client = Connection::open(edge).unwrap();
+        client.send(ASK).unwrap();
+        let answer = client.answer(false).unwrap();
+        assert_eq!((answer.status, answer.text()), (200, "/socket"), "{answer:?}");
+        let hidden = "GET /.clearcoat/hidden HTTP/1.1\r\nHost: shop.test\r\n\r\n";
+        client.send(hidden).unwrap();
+        let refused = client.answer(false).unwrap();
+        assert_eq!((refused.status, refused.text().contains("/.clearcoat/hidden")), (404, false), "{refused:?}");
+        assert_eq!(exchange(edge, hidden).unwrap().status, 404);
+        assert_eq!(exchange(edge, format!("{ASK}{hidden}")).unwrap().text(), "/socket");
+        assert_eq!(get(edge, "/.clearcoat/hidden").unwrap().status, 404);
+        let hidden = web.calls().into_iter().find(|call| call.head.contains("/.clearcoat/hidden"));
+        assert_eq!(hidden, None, "the web node was reached past the VCL");
     }
 }

@@ -16,6 +16,8 @@ use super::{eventually, hold};
 /// A running clearcoat, for as long as this value lives.
 pub struct Clearcoat {
     pub edge: SocketAddr,
+    /// Where clients come by TLS, in the order of the configuration.
+    pub edge_tls: Vec<SocketAddr>,
     pub origin: SocketAddr,
     pub purge: SocketAddr,
     pub admin: SocketAddr,
@@ -41,12 +43,18 @@ impl Log {
         self.0.lock().unwrap().join("\n")
     }
 
-    fn listening(&self) -> HashMap<String, SocketAddr> {
+    fn listening(&self) -> HashMap<String, Vec<SocketAddr>> {
         let lines = self.0.lock().unwrap();
         let values = lines.iter().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
         let listening = values.filter(|value| value["message"] == "listening");
         let address = |value: &serde_json::Value| value["address"].as_str().and_then(|address| address.parse().ok());
-        listening.filter_map(|value| Some((value["listener"].as_str()?.to_owned(), address(&value)?))).collect()
+        let mut addresses = HashMap::<String, Vec<SocketAddr>>::new();
+        for (listener, address) in
+            listening.filter_map(|value| Some((value["listener"].as_str()?.to_owned(), address(&value)?)))
+        {
+            addresses.entry(listener).or_default().push(address);
+        }
+        addresses
     }
 }
 
@@ -59,6 +67,7 @@ impl Clearcoat {
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut this = Clearcoat {
             edge: nowhere,
+            edge_tls: vec![],
             origin: nowhere,
             purge: nowhere,
             admin: nowhere,
@@ -72,13 +81,16 @@ impl Clearcoat {
     }
 
     fn find_addresses(&mut self) {
+        let everywhere = ["edge", "origin", "purge", "admin"];
         let addresses = eventually("clearcoat listens", || {
             let ended = self.child.try_wait().expect("our child");
             assert!(ended.is_none(), "clearcoat ended at once: {:?}", self.log.0.lock().unwrap());
-            Some(self.log.listening()).filter(|addresses| addresses.len() == 4)
+            let addresses = self.log.listening();
+            everywhere.iter().all(|listener| addresses.contains_key(*listener)).then_some(addresses)
         });
-        [self.edge, self.origin, self.purge, self.admin] =
-            ["edge", "origin", "purge", "admin"].map(|listener| addresses[listener]);
+        // The first of each; the admin listener is the last that is bound, so all others are here.
+        [self.edge, self.origin, self.purge, self.admin] = everywhere.map(|listener| addresses[listener][0]);
+        self.edge_tls = addresses.get("edge.tls").cloned().unwrap_or_default();
     }
 
     /// Waits until the edge takes traffic and every node is up.

@@ -2,8 +2,7 @@
 //!
 //! A request is written down as the head of an HTTP/1.1 request and read again by the parser that all others pass: one
 //! set of checks, one `Head`, one way upstream, for the price of some copying that only HTTP/2 pays. Bodies are bytes on
-//! both sides: a [`Half`] is the client's end of one request as the data path sees it. What hyper and the data path hand
-//! each other waits in a slot that holds one piece, so neither can run ahead of the other.
+//! both sides: a [`Half`] is the client's end of one request as the data path sees it.
 //!
 //! Informational answers (100, 103) are not passed on: hyper has no way to send them. Browsers do not wait for them.
 //!
@@ -12,23 +11,29 @@
 //! Streams at once, windows, header lists and frames that reset streams are bounded by h2. A client that opens streams
 //! only to cancel them (CVE-2023-44487) stays within all of these and still costs a request each: whoever cancels most of
 //! what it asks for is cut.
+//!
+//! Nor do they bound how long a client may take over an answer that the data path has handed to hyper already: hyper has
+//! no deadline, and no way to reset a stream whose window is closed. So a request counts as under way until hyper has let
+//! go of its answer, and where that takes too long the connection comes to its end: it takes no new streams, and is closed
+//! a minute after the last request that moves.
+
+mod half;
+mod session;
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use http::header::{CONTENT_LENGTH, COOKIE, HOST, VIA};
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode, request};
-use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
+use http::header::{CONTENT_LENGTH, COOKIE, HOST};
+use http::{HeaderValue, Method, Request, Response, request};
+use hyper::body::{Body, Incoming};
 use hyper::rt::Executor;
 use hyper::server::conn::http2::Builder;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio_rustls::server::TlsStream;
@@ -40,7 +45,11 @@ use super::exchange;
 use super::failure::Failure;
 use super::stream::Stream;
 use super::worker::Worker;
-use crate::http1::{BadHead, ResponseHead, push_decimal};
+use crate::http1::BadHead;
+use half::{AnswerBody, PIECE, keep_waker};
+use session::Session;
+
+pub(super) use half::Half;
 
 /// Requests of one connection at once: what browsers expect to have (RFC 9113 section 6.5.2 recommends no less).
 const MAX_STREAMS: u32 = 100;
@@ -48,9 +57,6 @@ const MAX_STREAMS: u32 = 100;
 /// How much of request bodies may be on its way, per stream and per connection, in bytes.
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
-
-/// The most that one write hands to hyper, in bytes: that much may wait for the client per stream.
-const PIECE: usize = 32 * 1024;
 
 /// How often a silent client is asked whether it is still there, and how long it may take to say so.
 const PING: Duration = Duration::from_secs(30);
@@ -78,7 +84,11 @@ struct Connection<R> {
     active: Cell<u32>,
     total: Cell<u32>,
     cancelled: Cell<u32>,
+    /// The client does not take the rest of an answer.
+    stuck: Cell<bool>,
     leaving: Cell<bool>,
+    /// Wakes the connection's own task.
+    waker: RefCell<Option<Waker>>,
 }
 
 /// Serves a connection to its end.
@@ -98,7 +108,9 @@ pub(super) async fn serve<R: Route>(
         active: Cell::default(),
         total: Cell::default(),
         cancelled: Cell::default(),
+        stuck: Cell::default(),
         leaving: Cell::default(),
+        waker: RefCell::default(),
     });
     connection.deadline.enter(Phase::Idle);
     let mut builder = Builder::new(OnThisThread);
@@ -113,31 +125,43 @@ pub(super) async fn serve<R: Route>(
         .keep_alive_timeout(PONG)
         .auto_date_header(false);
     let service = service_fn(|request| answer(Rc::clone(&connection), request));
-    let mut serving = pin!(builder.serve_connection(TokioIo::new(session), service));
-    poll_fn(|cx| {
+    let session = Session::new(session);
+    // In a box, so that it is gone before the session ends.
+    let mut serving = Box::pin(builder.serve_connection(TokioIo::new(session.clone()), service));
+    let is_through = poll_fn(|cx| {
         if let Poll::Ready(end) = serving.as_mut().poll(cx) {
-            if let Err(error) = end {
+            if let Err(error) = &end {
                 tracing::debug!(peer = %connection.peer.text, %error, "an HTTP/2 connection failed");
             }
-            return Poll::Ready(());
+            return Poll::Ready(end.is_ok());
         }
+        keep_waker(&mut connection.waker.borrow_mut(), cx);
         if connection.is_abused() {
             tracing::info!(peer = %connection.peer.text, "an HTTP/2 client cancels what it asks for, and is cut");
-            return Poll::Ready(());
+            return Poll::Ready(false);
+        }
+        if connection.stuck.get() && !connection.leaving.get() {
+            tracing::info!(peer = %connection.peer.text, "an HTTP/2 client does not take an answer, and is sent away");
+            connection.leave();
+            serving.as_mut().graceful_shutdown();
+            cx.waker().wake_by_ref();
         }
         while let Poll::Ready(interrupt) = connection.deadline.poll(cx) {
             let out_of_patience = connection.leaving.get() && interrupt == Interrupt::Timeout;
             if out_of_patience && connection.active.get() == 0 {
-                return Poll::Ready(());
+                return Poll::Ready(false);
             }
-            connection.leaving.set(true);
-            connection.deadline.enter(Phase::Leaving);
+            connection.leave();
             serving.as_mut().graceful_shutdown();
             cx.waker().wake_by_ref();
         }
         Poll::Pending
-    })
-    .await;
+    });
+    let is_through = is_through.await;
+    drop(serving);
+    if is_through {
+        session.end(&connection.deadline).await;
+    }
 }
 
 impl<R> Connection<R> {
@@ -149,6 +173,17 @@ impl<R> Connection<R> {
     fn enter(&self, phase: Phase) {
         if !self.leaving.get() {
             self.deadline.enter(phase);
+        }
+    }
+
+    fn leave(&self) {
+        self.leaving.set(true);
+        self.deadline.enter(Phase::Leaving);
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
         }
     }
 }
@@ -169,53 +204,69 @@ impl<R> Drop for Active<R> {
     fn drop(&mut self) {
         self.0.active.set(self.0.active.get() - 1);
         if self.0.active.get() == 0 {
-            self.0.enter(Phase::Idle);
+            // Who leaves has as long for what hyper still holds as for a piece of a body.
+            self.0.deadline.enter(if self.0.leaving.get() { Phase::Leaving } else { Phase::Idle });
         }
     }
 }
 
-/// Carries out one request in a task of its own, so that its deadline works also while the client takes nothing.
+/// Hands one request to a task of its own, so that its deadline works also while the client takes nothing.
 async fn answer<R: Route>(
     connection: Rc<Connection<R>>,
     request: Request<Incoming>,
 ) -> Result<Response<AnswerBody>, io::Error> {
     let (head, answered) = oneshot::channel();
-    let active = Active::begin(Rc::clone(&connection));
-    tokio::task::spawn_local(async move {
-        let (parts, body) = request.into_parts();
-        let Connection { worker, route, peer, .. } = &*active.0;
-        let mut buffers = worker.stock.take();
-        let written = write_head(&mut buffers.input, &parts, &body);
-        let stream = Stream::Http2(Half::new(body, head));
-        let deadline = worker.deadline::<R>();
-        let mut client = Client::new(Rc::clone(worker), Rc::clone(route), stream, peer.clone(), deadline);
-        let after = exchange::handle(&mut client, &mut buffers, written.map_err(Failure::BadHead)).await;
-        if let Stream::Http2(half) = &mut client.stream {
-            match after {
-                After::Reset => half.reset(),
-                After::KeepAlive | After::Close | After::Linger => half.finish(),
-            }
-            if half.was_cancelled() {
-                active.0.cancelled.set(active.0.cancelled.get() + 1);
-            }
-        }
-        worker.stock.give_back(buffers);
-    });
+    tokio::task::spawn_local(carry_out(Active::begin(connection), request, head));
     // Nobody answers where the node's answer cannot be passed on: the stream is reset.
     answered.await.map_err(|_| io::ErrorKind::ConnectionReset.into())
+}
+
+/// Carries out one request, until hyper needs nothing more of its answer.
+async fn carry_out<R: Route>(
+    active: Active<R>,
+    request: Request<Incoming>,
+    head: oneshot::Sender<Response<AnswerBody>>,
+) {
+    let connection = &*active.0;
+    let Connection { worker, route, peer, .. } = connection;
+    let (parts, body) = request.into_parts();
+    let mut buffers = worker.stock.take();
+    let written = write_head(&mut buffers.input, &parts, &body);
+    let stream = Stream::Http2(Half::new(parts.method == Method::HEAD, body, head));
+    let deadline = worker.deadline::<R>();
+    let mut client = Client::new(Rc::clone(worker), Rc::clone(route), stream, peer.clone(), deadline);
+    let after = exchange::handle(&mut client, &mut buffers, written.map_err(Failure::BadHead)).await;
+    worker.stock.give_back(buffers);
+    let Client { stream: Stream::Http2(mut half), deadline, .. } = client else { return };
+    if half.was_cancelled() {
+        connection.cancelled.set(connection.cancelled.get().saturating_add(1));
+        connection.wake();
+    }
+    // A cut answer has had its time. The rest of a whole one has as long as any piece of it had.
+    deadline.enter(if after == After::Reset { Phase::Linger } else { Phase::Body });
+    match after {
+        After::Reset => half.reset(),
+        After::KeepAlive | After::Close | After::Linger => half.finish(),
+    }
+    let slot = half.into_slot();
+    if deadline.limit(poll_fn(|cx| slot.borrow_mut().poll_let_go(cx))).await.is_err() {
+        connection.stuck.set(true);
+        connection.wake();
+    }
 }
 
 /// Writes a request down as the head of an HTTP/1.1 request. Returns its length.
 ///
 /// # Errors
-/// `:authority` and `Host` that disagree (RFC 9113 section 8.3.1). Everything else is left to the parser.
+/// `:authority` and `Host` that disagree (RFC 9113 section 8.3.1), and more than one `Host`. Everything else is left to the
+/// parser.
 fn write_head(out: &mut Vec<u8>, parts: &request::Parts, body: &Incoming) -> Result<usize, BadHead> {
     let mut push = |pieces: &[&[u8]]| pieces.iter().for_each(|piece| out.extend_from_slice(piece));
     let authority = parts.uri.authority().map(|authority| authority.as_str().as_bytes());
-    let host = parts.headers.get(HOST).map(HeaderValue::as_bytes);
-    if let (Some(authority), Some(host)) = (authority, host)
-        && !authority.eq_ignore_ascii_case(host)
-    {
+    let mut hosts = parts.headers.get_all(HOST).iter().map(HeaderValue::as_bytes);
+    let host = hosts.next();
+    let agrees = |host: &[u8]| authority.is_none_or(|authority| authority.eq_ignore_ascii_case(host));
+    if hosts.next().is_some() || host.is_some_and(|host| !agrees(host)) {
         return Err(BadHead::Host);
     }
     let target = parts.uri.path_and_query().map(|target| target.as_str().as_bytes());
@@ -241,203 +292,4 @@ fn write_head(out: &mut Vec<u8>, parts: &request::Parts, body: &Incoming) -> Res
     }
     push(&[b"\r\n"]);
     Ok(out.len())
-}
-
-/// The head of an answer, as hyper wants it. `None` where it has bytes that HTTP/2 cannot carry.
-fn head_of(head: &ResponseHead, bytes: &[u8]) -> Option<Response<()>> {
-    let mut response = Response::new(());
-    *response.status_mut() = StatusCode::from_u16(head.status).ok()?;
-    let headers = response.headers_mut();
-    for (name, value) in head.kept_fields(bytes) {
-        headers.append(HeaderName::from_bytes(name).ok()?, HeaderValue::from_bytes(value).ok()?);
-    }
-    headers.append(VIA, HeaderValue::from_static("1.1 clearcoat"));
-    if let Some(length) = head.announced_length() {
-        headers.insert(CONTENT_LENGTH, length.into());
-    }
-    Some(response)
-}
-
-/// What waits between the data path and hyper: one piece of the answer, and how it ended.
-#[derive(Debug, Default)]
-struct Slot {
-    piece: Option<Bytes>,
-    end: Option<End>,
-    /// hyper wants nothing more: the client cancelled the request, or is gone.
-    gone: bool,
-    writer: Option<Waker>,
-    reader: Option<Waker>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    Whole,
-    Cut,
-}
-
-/// The client's end of one request.
-#[derive(Debug)]
-pub(super) struct Half {
-    request: Incoming,
-    unread: Bytes,
-    head: Option<oneshot::Sender<Response<AnswerBody>>>,
-    slot: Rc<RefCell<Slot>>,
-}
-
-impl Half {
-    fn new(request: Incoming, head: oneshot::Sender<Response<AnswerBody>>) -> Self {
-        Half { request, unread: Bytes::new(), head: Some(head), slot: Rc::default() }
-    }
-
-    /// Begins the answer. Its body is what is written from now on; `empty` says that there is none. False where the head
-    /// cannot be carried, or nobody waits for it.
-    pub(super) fn begin_answer(&mut self, head: &ResponseHead, bytes: &[u8], empty: bool) -> bool {
-        head_of(head, bytes).is_some_and(|head| self.send_head(head, empty))
-    }
-
-    /// An answer of our own.
-    pub(super) fn answer_with(&mut self, status: u16, text: &str, head_only: bool) -> bool {
-        let mut response = Response::new(());
-        let Ok(code) = StatusCode::from_u16(status) else { return false };
-        *response.status_mut() = code;
-        let fields = crate::http1::error_fields(status);
-        for (name, value) in fields {
-            response.headers_mut().insert(name, HeaderValue::from_static(value));
-        }
-        let text = format!("{text}\n");
-        let mut length = Vec::new();
-        push_decimal(&mut length, text.len() as u64);
-        if let Ok(length) = HeaderValue::from_bytes(&length) {
-            response.headers_mut().insert(CONTENT_LENGTH, length);
-        }
-        if !head_only {
-            self.slot.borrow_mut().piece = Some(Bytes::from(text));
-        }
-        self.send_head(response, head_only)
-    }
-
-    fn send_head(&mut self, head: Response<()>, empty: bool) -> bool {
-        if empty {
-            self.slot.borrow_mut().end = Some(End::Whole);
-        }
-        let body = AnswerBody(Rc::clone(&self.slot));
-        self.head.take().is_some_and(|answered| answered.send(head.map(|()| body)).is_ok())
-    }
-
-    /// The answer is complete.
-    pub(super) fn finish(&mut self) {
-        self.end(End::Whole);
-    }
-
-    /// The answer is cut: the client sees a reset stream, never a complete answer.
-    pub(super) fn reset(&mut self) {
-        self.head = None;
-        self.end(End::Cut);
-    }
-
-    fn end(&mut self, end: End) {
-        let mut slot = self.slot.borrow_mut();
-        slot.end.get_or_insert(end);
-        if let Some(reader) = slot.reader.take() {
-            reader.wake();
-        }
-    }
-
-    /// Whether the client gave up before it had its answer.
-    pub(super) fn was_cancelled(&self) -> bool {
-        self.slot.borrow().gone || self.head.as_ref().is_some_and(oneshot::Sender::is_closed)
-    }
-
-    pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        match &mut self.head {
-            Some(answered) => answered.poll_closed(cx),
-            None => Poll::Pending,
-        }
-    }
-
-    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        while self.unread.is_empty() {
-            match ready!(Pin::new(&mut self.request).poll_frame(cx)) {
-                None if self.request.is_end_stream() => return Poll::Ready(Ok(())),
-                // hyper tells a request that was reset without an error like one that has ended.
-                None => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
-                // Trailers of a request are not passed on.
-                Some(Ok(frame)) => self.unread = frame.into_data().unwrap_or_default(),
-                Some(Err(error)) => return Poll::Ready(Err(io::Error::other(error))),
-            }
-        }
-        let piece = self.unread.split_to(self.unread.len().min(buffer.remaining()));
-        buffer.put_slice(&piece);
-        Poll::Ready(Ok(()))
-    }
-
-    pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let mut slot = self.slot.borrow_mut();
-        if slot.gone {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
-        }
-        if slot.piece.is_some() {
-            slot.writer = Some(cx.waker().clone());
-            return Poll::Pending;
-        }
-        let piece = &bytes[..bytes.len().min(PIECE)];
-        slot.piece = Some(Bytes::copy_from_slice(piece));
-        if let Some(reader) = slot.reader.take() {
-            reader.wake();
-        }
-        Poll::Ready(Ok(piece.len()))
-    }
-}
-
-impl Drop for Half {
-    /// Nothing ends well that was not said to.
-    fn drop(&mut self) {
-        self.end(End::Cut);
-    }
-}
-
-/// The body of an answer, as hyper takes it.
-#[derive(Debug)]
-struct AnswerBody(Rc<RefCell<Slot>>);
-
-impl Body for AnswerBody {
-    type Data = Bytes;
-    type Error = io::Error;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
-        let mut slot = self.0.borrow_mut();
-        if let Some(piece) = slot.piece.take() {
-            if let Some(writer) = slot.writer.take() {
-                writer.wake();
-            }
-            return Poll::Ready(Some(Ok(Frame::data(piece))));
-        }
-        match slot.end {
-            Some(End::Whole) => Poll::Ready(None),
-            Some(End::Cut) => Poll::Ready(Some(Err(io::ErrorKind::ConnectionAborted.into()))),
-            None => {
-                slot.reader = Some(cx.waker().clone());
-                Poll::Pending
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        let slot = self.0.borrow();
-        slot.piece.is_none() && slot.end == Some(End::Whole)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::default()
-    }
-}
-
-impl Drop for AnswerBody {
-    fn drop(&mut self) {
-        let mut slot = self.0.borrow_mut();
-        slot.gone = slot.end.is_none() || slot.piece.is_some();
-        if let Some(writer) = slot.writer.take() {
-            writer.wake();
-        }
-    }
 }

@@ -114,8 +114,9 @@ impl AsyncWrite for Stream {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Stream::Plain(_) | Stream::Http2(_) => Poll::Ready(Ok(())),
+            Stream::Plain(_) => Poll::Ready(Ok(())),
             Stream::Tls(session) => Pin::new(session).poll_flush(cx),
+            Stream::Http2(half) => half.poll_flush(cx),
         }
     }
 

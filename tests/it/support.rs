@@ -6,8 +6,11 @@ pub mod clearcoat;
 pub mod client;
 pub mod faults;
 pub mod fleet;
+pub mod frames;
+pub mod http2;
 pub mod reader;
 pub mod simulated;
+pub mod tls;
 pub mod upstream;
 pub mod varnish;
 pub mod web;
@@ -21,13 +24,18 @@ use socket2::{Domain, Socket, Type};
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Waits until `condition` gives a value.
-pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+pub fn eventually<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
+    eventually_within(PATIENCE, what, condition)
+}
+
+/// The same for what takes long by itself.
+pub fn eventually_within<T>(patience: Duration, what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let began = Instant::now();
     loop {
         if let Some(value) = condition() {
             return value;
         }
-        assert!(began.elapsed() < PATIENCE, "gave up waiting until {what}");
+        assert!(began.elapsed() < patience, "gave up waiting until {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -1,5 +1,6 @@
 //! The real program as a child process.
 
+use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,8 @@ use super::{eventually, hold};
 /// A running clearcoat, for as long as this value lives.
 pub struct Clearcoat {
     pub edge: SocketAddr,
+    /// Where clients come by TLS, in the order of the configuration.
+    pub edge_tls: Vec<SocketAddr>,
     pub origin: SocketAddr,
     pub purge: SocketAddr,
     pub admin: SocketAddr,
@@ -40,13 +43,19 @@ impl Log {
         self.0.lock().unwrap().join("\n")
     }
 
-    /// Listeners and their addresses, in the order in which they were opened.
-    fn listening(&self) -> Vec<(String, SocketAddr)> {
+    /// The addresses of each listener, in the order in which they were opened.
+    fn listening(&self) -> HashMap<String, Vec<SocketAddr>> {
         let lines = self.0.lock().unwrap();
         let values = lines.iter().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
         let listening = values.filter(|value| value["message"] == "listening");
         let address = |value: &serde_json::Value| value["address"].as_str().and_then(|address| address.parse().ok());
-        listening.filter_map(|value| Some((value["listener"].as_str()?.to_owned(), address(&value)?))).collect()
+        let mut addresses = HashMap::<String, Vec<SocketAddr>>::new();
+        for (listener, address) in
+            listening.filter_map(|value| Some((value["listener"].as_str()?.to_owned(), address(&value)?)))
+        {
+            addresses.entry(listener).or_default().push(address);
+        }
+        addresses
     }
 }
 
@@ -59,6 +68,7 @@ impl Clearcoat {
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut this = Clearcoat {
             edge: nowhere,
+            edge_tls: vec![],
             origin: nowhere,
             purge: nowhere,
             admin: nowhere,
@@ -79,11 +89,13 @@ impl Clearcoat {
             let first = listeners.map(|listener| self.listening(listener).first().copied());
             first.iter().all(Option::is_some).then(|| first.map(Option::unwrap))
         });
+        // The admin listener is the last that is bound, so all others are here.
+        self.edge_tls = self.listening("edge.tls");
     }
 
     /// The addresses of a listener, by its name in the log: `edge.tls` has clients by TLS.
     pub fn listening(&self, listener: &str) -> Vec<SocketAddr> {
-        self.log.listening().into_iter().filter(|(name, _)| name == listener).map(|(_, address)| address).collect()
+        self.log.listening().remove(listener).unwrap_or_default()
     }
 
     /// Waits until the edge takes traffic and every node is up.

@@ -1,0 +1,265 @@
+//! What hyper and the data path hand each other of one request: bytes on both sides.
+//!
+//! What goes down waits in a slot that holds one piece, so neither side can run ahead of the other. Both ends know when the
+//! other has gone: the slot says to the data path that nobody wants the rest, and to hyper whether the answer is whole.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker, ready};
+
+use http::header::{CONTENT_LENGTH, VIA};
+use http::{HeaderName, HeaderValue, Response, StatusCode};
+use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
+use tokio::io::ReadBuf;
+use tokio::sync::oneshot;
+
+use crate::http1::{ResponseHead, push_decimal};
+
+/// The most that one write hands to hyper, in bytes: that much may wait for the client per stream.
+pub(super) const PIECE: usize = 32 * 1024;
+
+/// What waits between the data path and hyper: one piece of the answer, and how it ended.
+#[derive(Debug, Default)]
+pub(super) struct Slot {
+    piece: Option<Bytes>,
+    end: Option<End>,
+    /// hyper wants nothing more: the client cancelled the request, or is gone.
+    gone: bool,
+    /// hyper holds the other end of this.
+    held: bool,
+    writer: Option<Waker>,
+    reader: Option<Waker>,
+}
+
+impl Slot {
+    /// Ready when hyper has let go of the answer: because it has all of it, or wants no more.
+    pub(super) fn poll_let_go(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.held {
+            return Poll::Ready(());
+        }
+        keep_waker(&mut self.writer, cx);
+        Poll::Pending
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Whole,
+    Cut,
+}
+
+/// The client's end of one request.
+#[derive(Debug)]
+pub(in crate::proxy) struct Half {
+    /// The method is HEAD, whatever became of the rest of its head.
+    is_head: bool,
+    request: Incoming,
+    unread: Bytes,
+    head: Option<oneshot::Sender<Response<AnswerBody>>>,
+    slot: Rc<RefCell<Slot>>,
+}
+
+impl Half {
+    pub(super) fn new(is_head: bool, request: Incoming, head: oneshot::Sender<Response<AnswerBody>>) -> Self {
+        Half { is_head, request, unread: Bytes::new(), head: Some(head), slot: Rc::default() }
+    }
+
+    /// What hyper may still take of the answer. The request is given up where it is not complete.
+    pub(super) fn into_slot(self) -> Rc<RefCell<Slot>> {
+        Rc::clone(&self.slot)
+    }
+
+    /// Begins the answer. Its body is what is written from now on; `empty` says that there is none. False where the head
+    /// cannot be carried, or nobody waits for it.
+    pub(in crate::proxy) fn begin_answer(&mut self, head: &ResponseHead, bytes: &[u8], empty: bool) -> bool {
+        head_of(head, bytes).is_some_and(|head| self.send_head(head, empty))
+    }
+
+    /// An answer of our own.
+    pub(in crate::proxy) fn answer_with(&mut self, status: u16, text: &str, head_only: bool) -> bool {
+        let mut response = Response::new(());
+        let Ok(code) = StatusCode::from_u16(status) else { return false };
+        *response.status_mut() = code;
+        let fields = crate::http1::error_fields(status);
+        for (name, value) in fields {
+            response.headers_mut().insert(name, HeaderValue::from_static(value));
+        }
+        let text = format!("{text}\n");
+        let mut length = Vec::new();
+        push_decimal(&mut length, text.len() as u64);
+        if let Ok(length) = HeaderValue::from_bytes(&length) {
+            response.headers_mut().insert(CONTENT_LENGTH, length);
+        }
+        let empty = head_only || self.is_head;
+        if !empty {
+            self.slot.borrow_mut().piece = Some(Bytes::from(text));
+        }
+        self.send_head(response, empty)
+    }
+
+    fn send_head(&mut self, head: Response<()>, empty: bool) -> bool {
+        if empty {
+            self.slot.borrow_mut().end = Some(End::Whole);
+        }
+        let body = AnswerBody(Rc::clone(&self.slot));
+        self.slot.borrow_mut().held = true;
+        self.head.take().is_some_and(|answered| answered.send(head.map(|()| body)).is_ok())
+    }
+
+    /// The answer is complete.
+    pub(in crate::proxy) fn finish(&mut self) {
+        self.end(End::Whole);
+    }
+
+    /// The answer is cut: the client sees a reset stream, never a complete answer.
+    pub(super) fn reset(&mut self) {
+        self.head = None;
+        self.end(End::Cut);
+    }
+
+    fn end(&mut self, end: End) {
+        let mut slot = self.slot.borrow_mut();
+        slot.end.get_or_insert(end);
+        if let Some(reader) = slot.reader.take() {
+            reader.wake();
+        }
+    }
+
+    /// Whether the client gave up before it had its answer.
+    pub(in crate::proxy) fn was_cancelled(&self) -> bool {
+        self.slot.borrow().gone || self.head.as_ref().is_some_and(oneshot::Sender::is_closed)
+    }
+
+    pub(in crate::proxy) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.head {
+            Some(answered) => answered.poll_closed(cx),
+            None => Poll::Pending,
+        }
+    }
+
+    pub(in crate::proxy) fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        while self.unread.is_empty() {
+            match ready!(Pin::new(&mut self.request).poll_frame(cx)) {
+                None if self.request.is_end_stream() => return Poll::Ready(Ok(())),
+                // hyper tells a request that was reset without an error like one that has ended.
+                None => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+                // Trailers of a request are not passed on.
+                Some(Ok(frame)) => self.unread = frame.into_data().unwrap_or_default(),
+                Some(Err(error)) => return Poll::Ready(Err(io::Error::other(error))),
+            }
+        }
+        let piece = self.unread.split_to(self.unread.len().min(buffer.remaining()));
+        buffer.put_slice(&piece);
+        Poll::Ready(Ok(()))
+    }
+
+    pub(in crate::proxy) fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let mut slot = self.slot.borrow_mut();
+        if slot.gone {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        if slot.piece.is_some() {
+            keep_waker(&mut slot.writer, cx);
+            return Poll::Pending;
+        }
+        let piece = &bytes[..bytes.len().min(PIECE)];
+        slot.piece = Some(Bytes::copy_from_slice(piece));
+        if let Some(reader) = slot.reader.take() {
+            reader.wake();
+        }
+        Poll::Ready(Ok(piece.len()))
+    }
+
+    /// Never waits. Wakes the task when the client gives the request up: whoever waits for the next bytes of a node would
+    /// else hear of it only with them.
+    pub(in crate::proxy) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut slot = self.slot.borrow_mut();
+        if slot.gone {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        keep_waker(&mut slot.writer, cx);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for Half {
+    /// Nothing ends well that was not said to.
+    fn drop(&mut self) {
+        self.end(End::Cut);
+    }
+}
+
+/// The body of an answer, as hyper takes it.
+#[derive(Debug)]
+pub(super) struct AnswerBody(Rc<RefCell<Slot>>);
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        let mut slot = self.0.borrow_mut();
+        if let Some(piece) = slot.piece.take() {
+            if let Some(writer) = slot.writer.take() {
+                writer.wake();
+            }
+            return Poll::Ready(Some(Ok(Frame::data(piece))));
+        }
+        match slot.end {
+            Some(End::Whole) => Poll::Ready(None),
+            Some(End::Cut) => Poll::Ready(Some(Err(io::ErrorKind::ConnectionAborted.into()))),
+            None => {
+                slot.reader = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let slot = self.0.borrow();
+        slot.piece.is_none() && slot.end == Some(End::Whole)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::default()
+    }
+}
+
+impl Drop for AnswerBody {
+    fn drop(&mut self) {
+        let mut slot = self.0.borrow_mut();
+        slot.gone = slot.end.is_none() || slot.piece.is_some();
+        slot.held = false;
+        if let Some(writer) = slot.writer.take() {
+            writer.wake();
+        }
+    }
+}
+
+/// Keeps the waker of a task that waits for something.
+pub(super) fn keep_waker(kept: &mut Option<Waker>, cx: &Context<'_>) {
+    if !kept.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+        *kept = Some(cx.waker().clone());
+    }
+}
+
+/// The head of an answer, as hyper wants it. `None` where it has bytes that HTTP/2 cannot carry.
+fn head_of(head: &ResponseHead, bytes: &[u8]) -> Option<Response<()>> {
+    let mut response = Response::new(());
+    *response.status_mut() = StatusCode::from_u16(head.status).ok()?;
+    let headers = response.headers_mut();
+    for (name, value) in head.kept_fields(bytes) {
+        headers.append(HeaderName::from_bytes(name).ok()?, HeaderValue::from_bytes(value).ok()?);
+    }
+    headers.append(VIA, HeaderValue::from_static("1.1 clearcoat"));
+    if let Some(length) = head.announced_length() {
+        headers.insert(CONTENT_LENGTH, length.into());
+    }
+    Some(response)
+}

@@ -31,8 +31,8 @@ pub struct Limits {
     /// given to a TLS handshake and to a PROXY header. Above 0s, at most 600s, default 10s.
     #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
     pub header_timeout: Duration,
-    /// Edge only. How many bytes a second a client must send or take on average, once a body is 20 s old; 0 is no
-    /// such limit. Default 500, as Apache's mod_reqtimeout has it.
+    /// Edge only. How many bytes a second a client must send or take of a body, over each 20 s in which it was waited
+    /// for; 0 is no such limit. Default 500, as Apache's mod_reqtimeout has it.
     pub min_body_rate: u64,
     /// Edge only. Client connections of the whole process; 0 (the default) is as many as the limit of open files
     /// leaves room for.

@@ -256,7 +256,8 @@ impl<R: Route> Exchange<'_, R> {
                     return Poll::Ready(Ok(came));
                 }
             }
-            if phase == Phase::FirstByte
+            // A stream among others can be given up at any time; of a socket only a read would tell, and it is read here.
+            if (phase == Phase::FirstByte || matches!(self.client.stream, Stream::Http2(_)))
                 && watched
                 && let Poll::Ready(gone) = self.client.stream.poll_gone(cx)
             {

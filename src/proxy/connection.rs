@@ -131,6 +131,10 @@ async fn requests<R: Route>(client: &mut Client<R>) {
             }
         }
     }
+    // RFC 8446 section 6.1: whoever ends a session says so, also at rest. For a plain connection its close says it.
+    if client.stream.is_secure() {
+        end(client, After::Close).await;
+    }
 }
 
 /// Waits for the first bytes of a request, holding no buffer meanwhile. `None` at the end of the connection.

@@ -88,14 +88,14 @@ struct Pace {
 }
 
 impl Pace {
-    /// Looks at the client once a sweep; true where it has been too slow for too long. Each stretch of waiting counts for
+    /// Looks at the client once a sweep, so long after the last one; true where it has been too slow for too long. Each stretch of waiting counts for
     /// itself: the kernel takes megabytes at once for a client that reads nothing, and whoever took a large answer
     /// quickly but for its end could hold that end, and a connection to a node with it, for days.
-    fn is_too_slow(&mut self) -> bool {
+    fn is_too_slow(&mut self, elapsed: Duration) -> bool {
         if self.wanted == 0 || !self.waits_for_client {
             return false;
         }
-        self.waited += SWEEP;
+        self.waited += elapsed;
         if self.waited <= PACE_GRACE {
             return false;
         }
@@ -157,7 +157,7 @@ impl Deadlines {
     /// Looks at all connections. `now` counts from any fixed point. `crowded`: there is no room for new connections, so
     /// those at rest have to go.
     pub(super) fn sweep(&self, now: Duration, stage: Stage, crowded: bool, is_down: impl Fn(&Node) -> bool) {
-        self.now.set(now);
+        let elapsed = now.saturating_sub(self.now.replace(now));
         let mut woken = Vec::new();
         for (_, slot) in self.slots.borrow_mut().iter_mut() {
             if slot.fired.is_some() {
@@ -167,7 +167,7 @@ impl Deadlines {
             let at_rest = slot.phase == Phase::Idle && age >= AT_REST;
             slot.fired = if slot.node.as_ref().is_some_and(|node| is_down(node)) {
                 Some(Interrupt::NodeDown)
-            } else if age >= self.limit(slot.phase) || (slot.phase == Phase::Body && slot.pace.is_too_slow()) {
+            } else if age >= self.limit(slot.phase) || (slot.phase == Phase::Body && slot.pace.is_too_slow(elapsed)) {
                 Some(Interrupt::Timeout)
             } else if stage >= slot.drains_at && (at_rest || slot.phase == Phase::Streams) || crowded && at_rest {
                 Some(Interrupt::Draining)

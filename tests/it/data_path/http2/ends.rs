@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use h2::Reason;
 
 use crate::data_path::http2::MIB;
+use crate::data_path::rig::at_rest;
 use crate::data_path::tls::{CUT_PATHS, Secure, body_of, breaks_off};
 use crate::support::eventually;
 use crate::support::frames::{
@@ -182,6 +183,36 @@ fn a_request_dies_with_its_client_before_its_answer_and_in_the_middle_of_it() {
             }
         }
     }
+}
+
+#[test]
+fn an_upload_that_is_held_up_dies_with_its_client_too() {
+    let never = Gate::default();
+    let secure = Secure::start(
+        "",
+        "",
+        vec![Upstream::start(move |call| {
+            socket2::SockRef::from(call.stream()).set_recv_buffer_size(4096).expect("a socket option");
+            call.wait(&never);
+            Then::Close
+        })],
+    );
+    let sent = AtomicU64::new(0);
+    let client = Http2::open(secure.address());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut stream = upload(&client, None);
+            while stream.send(&[b'x'; 16_000], false).is_ok() {
+                sent.fetch_add(16_000, Ordering::SeqCst);
+            }
+        });
+        at_rest("the client", || sent.load(Ordering::SeqCst));
+        assert_eq!(secure.rig.inflight(), 1.0);
+        let began = Instant::now();
+        client.cut();
+        secure.rig.becomes_idle();
+        assert!(began.elapsed() < Duration::from_secs(15), "{:?} after its client had gone", began.elapsed());
+    });
 }
 
 #[test]

@@ -30,7 +30,7 @@ use crate::proxy_protocol;
 
 /// How much is read at once while the head of an answer is awaited: most answers come whole, and of a long one most is
 /// left to be spliced.
-const HEAD_READ: usize = 64 * 1024;
+const HEAD_READ: usize = 32 * 1024;
 
 /// The most interim heads before an answer. Each starts the wait for the answer anew, so there must be an end of them.
 const MAX_INTERIM: usize = 16;

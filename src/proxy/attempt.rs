@@ -32,6 +32,10 @@ use crate::proxy_protocol;
 /// left to be spliced.
 const HEAD_READ: usize = 32 * 1024;
 
+/// What is on its way to a client as soon as it is written, in bytes: ten segments (RFC 6928). An answer that is no longer
+/// than this arrives also where the connection is closed at once and the client turns out to have sent more.
+const FIRST_FLIGHT: u64 = 12 * 1024;
+
 /// The most interim heads before an answer. Each starts the wait for the answer anew, so there must be an end of them.
 const MAX_INTERIM: usize = 16;
 
@@ -109,6 +113,7 @@ pub(super) async fn attempt<R: Route>(
         download: Transfer::new(Framing::None, false, Vec::new()),
         status: None,
         keep_alive: false,
+        sent: 0,
         beyond: Vec::new(),
         surplus: Vec::new(),
     };
@@ -193,6 +198,8 @@ struct Exchange<'e, R> {
     status: Option<u16>,
     /// The client may send another request after this answer.
     keep_alive: bool,
+    /// How much of the answer was written.
+    sent: u64,
     /// What the client sent beyond this request.
     beyond: Vec<u8>,
     /// What the node sent beyond its answer.
@@ -224,7 +231,11 @@ impl<R: Route> Exchange<'_, R> {
     fn after(&mut self) -> After {
         if self.keep_alive {
             After::KeepAlive
-        } else if self.upload.is_done() && self.buffers.input.is_empty() && !self.client.stream.has_unread() {
+        } else if self.sent <= FIRST_FLIGHT
+            && self.upload.is_done()
+            && self.buffers.input.is_empty()
+            && !self.client.stream.has_unread()
+        {
             After::Close
         } else {
             After::Linger
@@ -399,10 +410,13 @@ impl<R: Route> Exchange<'_, R> {
                 self.upload_broken = true;
             }
             self.download.source_was_reset = self.node_was_reset;
-            if let Poll::Ready(result) = self.poll_download(cx, splice.as_mut()) {
+            let polled = self.poll_download(cx, splice.as_mut());
+            let sent = mem::take(&mut self.download.moved);
+            self.sent += sent;
+            if let Poll::Ready(result) = polled {
                 return Poll::Ready(result.map_err(download_failure));
             }
-            let moved = mem::take(&mut self.download.moved) + mem::take(&mut self.upload.moved);
+            let moved = sent + mem::take(&mut self.upload.moved);
             if !entered {
                 // Most answers never get here: they are through at the first try.
                 entered = true;

@@ -1,8 +1,8 @@
 //! One attempt at one node: the body going up, the answer coming down, both from the client's task.
 //!
-//! An answer whose head comes in one piece, as nearly all do, is never copied: the head is parsed where it was read, in
-//! the worker's scratch buffer, written anew into the client's buffer, and both leave in one write, the body from where
-//! it was read.
+//! An answer whose head comes in one piece, as nearly all do, is parsed where it was read, in the worker's scratch buffer.
+//! Its head is written anew into the client's buffer, and leaves in one write with what came of the body: from where that
+//! was read, or behind the head, where it is so short that a copy costs less.
 
 use std::io;
 use std::mem;

@@ -5,10 +5,11 @@ use std::cell::RefCell;
 use crate::http1::{HeadScan, RequestHead, ResponseHead};
 
 /// The most sets a worker keeps for the next request. More exist only while more requests are under way.
-const STOCK: usize = 128;
+const STOCK: usize = 512;
 
-/// A buffer that grew beyond this for one odd request is not kept.
-const KEPT_CAPACITY: usize = 64 * 1024;
+/// A set is not kept where one of its buffers grew beyond this for one odd request, in bytes: so the stock of a worker holds
+/// 32 MiB at most, and as a rule a tenth of that.
+const KEPT_CAPACITY: usize = 16 * 1024;
 
 /// The buffers of one request: what was read from both sides, the heads as parsed from it, and what is to be written.
 #[derive(Debug, Default)]

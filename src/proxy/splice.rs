@@ -14,7 +14,7 @@ use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use super::transfer::{Transfer, TransferError};
+use super::transfer::{TURN, Transfer, TransferError};
 
 /// What is left of a body from where on it is spliced, in bytes. Below it, the calls cost more than the copies.
 pub(super) const WORTHWHILE: u64 = 64 * 1024;
@@ -84,13 +84,19 @@ impl Splice {
         sink: &mut TcpStream,
     ) -> Poll<Result<(), TransferError>> {
         ready!(transfer.write_pending(cx, sink))?;
+        let mut moved = 0;
         loop {
             while self.filled > 0 {
-                let moved = ready!(self.empty(cx, sink)).map_err(TransferError::Sink)?;
-                self.filled -= moved;
-                transfer.moved += moved as u64;
+                let emptied = ready!(self.empty(cx, sink)).map_err(TransferError::Sink)?;
+                self.filled -= emptied;
+                transfer.moved += emptied as u64;
+                moved += emptied;
             }
             let Some(left) = transfer.length_left() else { return Poll::Ready(Ok(())) };
+            if moved >= TURN {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             self.filled = ready!(self.fill(cx, source, left)).map_err(TransferError::Source)?;
             if self.filled == 0 {
                 return Poll::Ready(Err(TransferError::Source(io::ErrorKind::UnexpectedEof.into())));

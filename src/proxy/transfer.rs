@@ -19,7 +19,7 @@ const BEHIND: usize = 7;
 
 /// The most that one body moves before the other direction, and the worker's other connections, have their turn. Where
 /// both sides are always ready, it would otherwise go on until tokio calls a halt: with reads of 256 KiB, after 16 MiB.
-const TURN: usize = 1024 * 1024;
+pub(super) const TURN: usize = 1024 * 1024;
 
 /// How much is read at once for a sink that is slower than its source: that is what it can make us hold.
 const SLOW_READ: usize = 64 * 1024;
@@ -65,6 +65,8 @@ pub(super) struct Transfer {
     written: usize,
     /// The sink did not take the last piece at once.
     slow_sink: bool,
+    /// The sink has everything, and holds some of it back.
+    flushing: bool,
     /// How much content may still come.
     allowance: u64,
     /// Whether bytes were read from the source: then the request cannot be told again.
@@ -93,6 +95,7 @@ impl Transfer {
             pending: first,
             written: 0,
             slow_sink: false,
+            flushing: false,
             allowance: u64::MAX,
             has_read: false,
             source_was_reset: false,
@@ -147,6 +150,10 @@ impl Transfer {
 
     /// Whether it is the sink that is waited for, and not the source.
     pub(super) fn waits_for_sink(&self) -> bool {
+        self.flushing || self.is_pending()
+    }
+
+    fn is_pending(&self) -> bool {
         self.written < self.pending.len()
     }
 
@@ -190,7 +197,7 @@ impl Transfer {
         loop {
             ready!(self.write_pending(cx, sink))?;
             if self.source_done {
-                return Pin::new(sink).poll_flush(cx).map_err(TransferError::Sink);
+                return self.flush(cx, sink);
             }
             if moved >= TURN {
                 cx.waker().wake_by_ref();
@@ -203,7 +210,7 @@ impl Transfer {
                 Poll::Ready(read) => read.map_err(TransferError::Source)?,
                 Poll::Pending => {
                     // A sink that encrypts may hold bytes back: nobody would ask for them before the source goes on.
-                    ready!(Pin::new(sink).poll_flush(cx)).map_err(TransferError::Sink)?;
+                    ready!(self.flush(cx, sink))?;
                     return Poll::Pending;
                 }
             }
@@ -214,13 +221,19 @@ impl Transfer {
         }
     }
 
+    fn flush<D: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, sink: &mut D) -> Poll<Result<(), TransferError>> {
+        let flushed = Pin::new(sink).poll_flush(cx).map_err(TransferError::Sink);
+        self.flushing = flushed.is_pending();
+        flushed
+    }
+
     /// Writes what the sink has not taken yet.
     pub(super) fn write_pending<D: AsyncWrite + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
         sink: &mut D,
     ) -> Poll<Result<(), TransferError>> {
-        while self.waits_for_sink() {
+        while self.is_pending() {
             let written = ready!(Pin::new(&mut *sink).poll_write(cx, &self.pending[self.written..]));
             self.count(written)?;
         }
@@ -244,7 +257,7 @@ impl Transfer {
         let (start, end) = self.take(scratch, (at, read), beyond)?;
         let mut piece = &scratch[start..end];
         self.slow_sink = false;
-        if piece.len() <= COPIED && self.waits_for_sink() {
+        if piece.len() <= COPIED && self.is_pending() {
             self.pending.extend_from_slice(piece);
             self.push_trailers();
             return self.write_pending(cx, sink);

@@ -39,7 +39,7 @@ pub fn write_request(out: &mut Vec<u8>, head: &RequestHead, buffer: &[u8], forwa
     let (mut has_proto, mut has_host, mut has_offload) = (false, false, false);
     for field in &head.fields.list {
         let believed = match field.kind {
-            Kind::Kept if forwarding.is_offload_header(field.name.bytes(buffer)) => {
+            Kind::Kept | Kind::ForwardedOther if forwarding.is_offload_header(field.name.bytes(buffer)) => {
                 has_offload |= trusted;
                 trusted
             }
@@ -255,6 +255,21 @@ mod tests {
             "GET /p HTTP/1.1\r\nHost: a\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: evil\r\nCookie: c\r\n\
              X-Forwarded-For: 1.1.1.1, 192.0.2.7\r\nVia: 1.1 clearcoat\r\nContent-Length: 3\r\n\r\n"
         );
+    }
+
+    #[test]
+    fn the_offloader_header_says_https_once_and_nobody_else_may_say_it() {
+        let bytes = "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-Ssl: https\r\n\r\n";
+        let written = |proto: &str, trusted: bool| {
+            let mut head = RequestHead::default();
+            head.parse(bytes.as_bytes(), bytes.len(), 100).unwrap();
+            let mut out = Vec::new();
+            let forwarding = Forwarding { proto, trusted, offload_header: "x-forwarded-ssl", ..PLAIN };
+            write_request(&mut out, &head, bytes.as_bytes(), forwarding);
+            String::from_utf8(out).unwrap().to_lowercase().matches("x-forwarded-ssl: https").count()
+        };
+        assert_eq!((written("http", false), written("https", false)), (0, 1));
+        assert_eq!((written("http", true), written("https", true)), (1, 1));
     }
 
     #[test]

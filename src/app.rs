@@ -126,10 +126,8 @@ impl App {
         );
         tasks.spawn(keeper.run(events, suspects));
         tasks.spawn(registry::fixed::announce(config.nodes.clone(), events_sender));
-        tasks.spawn({
-            let deliveries = Arc::clone(&deliveries);
-            async move { deliveries.save_cursors().await }
-        });
+        let saved = Arc::clone(&deliveries);
+        tasks.spawn(async move { saved.save_cursors().await });
         let watched = certificates.into_iter().map(|(_, tls)| Arc::new(tls));
         watched.for_each(|tls| _ = tasks.spawn(tls::watch(tls, Arc::clone(&metrics), tls::LOOK_EVERY)));
         tasks.spawn(open_edge(listed, Arc::clone(&deliveries), config.purge.ack_timeout, open_sender));

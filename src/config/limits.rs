@@ -43,6 +43,13 @@ pub struct Limits {
     pub max_connections_per_address: usize,
 }
 
+impl Limits {
+    /// `max_body` as a number to compare with, in bytes.
+    pub fn longest_body(&self) -> u64 {
+        if self.max_body == 0 { u64::MAX } else { self.max_body }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Limits {

@@ -96,10 +96,7 @@ pub(super) async fn attempt<R: Route>(
     }
     write_head(&mut first, client, buffers, node);
     let request = &buffers.request;
-    let max_body = match client.worker.shared.limits.max_body {
-        0 => u64::MAX,
-        limit => limit,
-    };
+    let max_body = client.worker.shared.limits.longest_body();
     let chunked = request.framing == Framing::Chunked;
     let upload = Transfer::new(client.body_framing(request.framing), chunked, first).at_most(max_body);
     let mut exchange = Exchange {

@@ -63,7 +63,7 @@ impl<R> Client<R> {
 
     /// How the client came to us, for `X-Forwarded-Proto`.
     pub(super) fn proto(&self) -> &'static str {
-        if self.stream.is_secure() { "https" } else { "http" }
+        if self.stream.is_plain() { "http" } else { "https" }
     }
 
     /// The version that the client spoke, for a request that was written down as this one.

@@ -132,7 +132,7 @@ async fn requests<R: Route>(client: &mut Client<R>) {
         }
     }
     // RFC 8446 section 6.1: whoever ends a session says so, also at rest. For a plain connection its close says it.
-    if client.stream.is_secure() {
+    if !client.stream.is_plain() {
         end(client, After::Close).await;
     }
 }

@@ -1,11 +1,11 @@
 //! One deadline per connection, swept coarsely.
 //!
 //! A tokio timer for every read costs about 0.4 µs, twenty times what it costs to store a number. So a connection
-//! stores when its current phase must be over, and ten times a second the worker looks at all of them. Nobody needs
-//! to know to the millisecond that a client has been silent for ten seconds.
+//! stores when its current phase began, and ten times a second the worker looks at all of them. Nobody needs to know to
+//! the millisecond that a client has been silent for ten seconds.
 //!
-//! The same sweep notices what else ends a wait: the node that a request waits for went down, or the process drains
-//! and a connection is at rest.
+//! The same sweep notices what else ends a wait: the node that a request waits for went down, a client is too slow, or a
+//! connection is at rest and the process drains or has no room for others.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -60,7 +60,7 @@ pub(super) enum Interrupt {
     Timeout,
     /// The node that is waited for went down.
     NodeDown,
-    /// The process drains.
+    /// The process drains, or others need the room.
     Draining,
 }
 
@@ -88,9 +88,10 @@ struct Pace {
 }
 
 impl Pace {
-    /// Looks at the client once a sweep, so long after the last one; true where it has been too slow for too long. Each stretch of waiting counts for
-    /// itself: the kernel takes megabytes at once for a client that reads nothing, and whoever took a large answer
-    /// quickly but for its end could hold that end, and a connection to a node with it, for days.
+    /// Looks at the client once a sweep, so long after the last one; true where it has been too slow for too long. Each
+    /// stretch of waiting counts for itself: the kernel takes megabytes at once for a client that reads nothing, and
+    /// whoever took a large answer quickly but for its end could hold that end, and a connection to a node with it, for
+    /// days.
     fn is_too_slow(&mut self, elapsed: Duration) -> bool {
         if self.wanted == 0 || !self.waits_for_client {
             return false;

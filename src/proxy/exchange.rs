@@ -67,7 +67,7 @@ async fn try_handle<R: Route>(
     if !client.route.admits(buffers.request.method) {
         return Err(Failure::BadMethod);
     }
-    if matches!(buffers.request.framing, Framing::Length(length) if limits.max_body != 0 && length > limits.max_body) {
+    if matches!(buffers.request.framing, Framing::Length(length) if length > limits.longest_body()) {
         return Err(Failure::BodyTooLarge);
     }
     let draw = client.worker.draw(client.route.key(&buffers.request, &buffers.input));

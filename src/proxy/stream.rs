@@ -25,12 +25,7 @@ pub(super) enum Stream {
 }
 
 impl Stream {
-    /// Whether nobody but the client can read along.
-    pub(super) fn is_secure(&self) -> bool {
-        !matches!(self, Stream::Plain(_))
-    }
-
-    /// Whether the bytes on the wire are the bytes of HTTP/1.1.
+    /// Whether the bytes on the wire are the bytes of HTTP/1.1, for whoever reads along.
     pub(super) fn is_plain(&self) -> bool {
         matches!(self, Stream::Plain(_))
     }

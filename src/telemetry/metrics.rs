@@ -142,10 +142,8 @@ impl Metrics {
         let build = int_gauges(r, "build_info", "The version that runs; always 1", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         let tls_reloads = counters(r, "tls_reloads_total", "Reloads of TLS certificates by result", &["result"])?;
-        for result in ["ok", "failed"] {
-            // There from the start, so that the first failure is a rise and not a new series.
-            tls_reloads.with_label_values(&[result]);
-        }
+        // There from the start, so that the first failure is a rise and not a new series.
+        ["ok", "failed"].iter().for_each(|result| drop(tls_reloads.with_label_values(&[result])));
         Ok(Metrics {
             edge: ListenerMetrics::new(r, "edge", "clients")?,
             origin: ListenerMetrics::new(r, "origin", "Varnish")?,

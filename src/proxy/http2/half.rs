@@ -15,7 +15,7 @@ use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use tokio::io::ReadBuf;
 use tokio::sync::oneshot;
 
-use crate::http1::{ResponseHead, push_decimal};
+use crate::http1::{ResponseHead, error_fields};
 
 /// The most that one write hands to hyper, in bytes: that much may wait for the client per stream.
 pub(super) const PIECE: usize = 32 * 1024;
@@ -82,16 +82,11 @@ impl Half {
         let mut response = Response::new(());
         let Ok(code) = StatusCode::from_u16(status) else { return false };
         *response.status_mut() = code;
-        let fields = crate::http1::error_fields(status);
-        for (name, value) in fields {
+        for (name, value) in error_fields(status) {
             response.headers_mut().insert(name, HeaderValue::from_static(value));
         }
         let text = format!("{text}\n");
-        let mut length = Vec::new();
-        push_decimal(&mut length, text.len() as u64);
-        if let Ok(length) = HeaderValue::from_bytes(&length) {
-            response.headers_mut().insert(CONTENT_LENGTH, length);
-        }
+        response.headers_mut().insert(CONTENT_LENGTH, text.len().into());
         let empty = head_only || self.is_head;
         if !empty {
             self.slot.borrow_mut().piece = Some(Bytes::from(text));

@@ -68,19 +68,13 @@ fn mix(a: u64, b: u64) -> u64 {
 mod testing {
     use std::sync::Arc;
 
-    use crate::fleet::{Delivery, Health, Live, Member, Node, NodeId, NodeSpec, Role, SendProxy};
+    use crate::fleet::{Health, Live, Member, Node, NodeId, NodeSpec, Role};
 
     /// Members `n0`, `n1`, … with these weights.
     pub(super) fn members(weights: &[u32]) -> Vec<Member> {
         let member = |(index, &weight): (usize, &u32)| {
-            let spec = NodeSpec {
-                role: Role::Varnish,
-                id: NodeId::try_from(format!("n{index}")).unwrap(),
-                address: ([127, 0, 0, 1], 80).into(),
-                weight,
-                delivery: Delivery::Magento,
-                send_proxy: SendProxy::Off,
-            };
+            let id = NodeId::try_from(format!("n{index}")).unwrap();
+            let spec = NodeSpec { weight, ..NodeSpec::new(Role::Varnish, id, ([127, 0, 0, 1], 80).into()) };
             let node = Arc::new(Node::new(spec, Arc::new(Live::default()), index as u64));
             Member { node, health: Health::Up, reason: "".into(), usable: true }
         };

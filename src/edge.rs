@@ -123,17 +123,10 @@ impl Route for Edge {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::{Delivery, Health, Live, NodeId, NodeSpec, Pool, SendProxy};
+    use crate::fleet::{Health, Live, NodeId, NodeSpec, Pool};
 
     fn member(role: Role, id: &str, key: u64, cursor: u64) -> Member {
-        let spec = NodeSpec {
-            role,
-            id: NodeId::try_from(id).unwrap(),
-            address: ([127, 0, 0, 1], 80).into(),
-            weight: 1,
-            delivery: Delivery::Magento,
-            send_proxy: SendProxy::Off,
-        };
+        let spec = NodeSpec::new(role, NodeId::try_from(id).unwrap(), ([127, 0, 0, 1], 80).into());
         let live = Arc::new(Live::default());
         live.set_cursor(cursor);
         let node = Arc::new(Node::new(spec, live, key));

@@ -14,7 +14,7 @@ mod tags;
 
 use serde::{Deserialize, Serialize};
 
-pub use batch::{Ban, DEFAULT_HEADER_LIMIT, compile};
+pub use batch::{Ban, compile};
 pub use parse::{Refusal, parse};
 pub use pattern::{BadPattern, Pattern};
 pub use tags::TagSet;

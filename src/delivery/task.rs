@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::{BatchResult, Deliveries, DeliveryState, lock};
 use crate::fleet::Node;
 use crate::journal::{Missed, Position};
-use crate::purge::{Ban, DEFAULT_HEADER_LIMIT, compile};
+use crate::purge::{Ban, compile};
 use crate::telemetry::NodeMetrics;
 use crate::varnish::http::{Delivered, DeliveryError, Link};
 
@@ -103,7 +103,7 @@ impl Task {
         if self.state.known.load(Ordering::SeqCst)
             && let Missed::Entries(entries) = journal.since(cursor)
         {
-            let bans = compile(entries.iter().map(|entry| &entry.purge), DEFAULT_HEADER_LIMIT);
+            let bans = compile(entries.iter().map(|entry| &entry.purge), self.node.spec.header_limit);
             if bans.len() <= MAX_BANS {
                 return (bans, entries.last().map_or(head, |entry| entry.position));
             }

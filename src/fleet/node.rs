@@ -107,6 +107,10 @@ pub enum SendProxy {
     V2,
 }
 
+/// The longest header value that a Varnish is sent unless it says otherwise, in bytes. Varnish takes header lines of
+/// 8 KiB by default (`http_req_hdr_len`); Magento itself stops at 7,680 for the same reason.
+pub const DEFAULT_HEADER_LIMIT: usize = 7_680;
+
 /// What the registry says about one node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeSpec {
@@ -120,14 +124,34 @@ pub struct NodeSpec {
     pub weight: u32,
     /// How it is told to drop pages (Varnish only).
     pub delivery: Delivery,
+    /// The longest value of one request header that it takes, in bytes (Varnish only).
+    pub header_limit: usize,
     /// Whether connections to it start with a PROXY header (Varnish only).
     pub send_proxy: SendProxy,
+    /// Names the life of its cache (Varnish only): another epoch is another cache, and an empty one. `None` where nobody
+    /// says: then it counts as the cache that was there before.
+    pub epoch: Option<Arc<str>>,
 }
 
 impl NodeSpec {
+    /// A node of which no more is known than this: everything else has its default.
+    pub fn new(role: Role, id: NodeId, address: SocketAddr) -> Self {
+        NodeSpec {
+            role,
+            id,
+            address,
+            weight: 1,
+            delivery: Delivery::default(),
+            header_limit: DEFAULT_HEADER_LIMIT,
+            send_proxy: SendProxy::default(),
+            epoch: None,
+        }
+    }
+
     /// Whether what connects to the node by this spec may go on by the other one.
     pub fn is_reached_as(&self, other: &NodeSpec) -> bool {
-        (self.address, self.delivery, self.send_proxy) == (other.address, other.delivery, other.send_proxy)
+        let reached = |spec: &NodeSpec| (spec.address, spec.delivery, spec.header_limit, spec.send_proxy);
+        reached(self) == reached(other)
     }
 }
 

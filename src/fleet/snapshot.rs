@@ -88,18 +88,11 @@ impl Pool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::{Delivery, Live, NodeSpec, SendProxy};
+    use crate::fleet::{Live, NodeSpec};
 
     fn pool(states: &[(&str, Health)], panic_threshold: f64) -> Pool {
         let member = |(index, (id, health)): (usize, &(&str, Health))| {
-            let spec = NodeSpec {
-                role: Role::Web,
-                id: NodeId::try_from(*id).unwrap(),
-                address: ([127, 0, 0, 1], 80).into(),
-                weight: 1,
-                delivery: Delivery::Magento,
-                send_proxy: SendProxy::Off,
-            };
+            let spec = NodeSpec::new(Role::Web, NodeId::try_from(*id).unwrap(), ([127, 0, 0, 1], 80).into());
             let node = Arc::new(Node::new(spec, Arc::new(Live::default()), index as u64));
             Member { node, health: *health, reason: "".into(), usable: false }
         };

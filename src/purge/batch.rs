@@ -5,10 +5,6 @@ use std::fmt::Write;
 
 use super::{Forward, Pattern, Purge, TagSet, Target};
 
-/// The longest pattern that goes into one request header, in bytes. Varnish takes header lines of 8 KiB by default
-/// (`http_req_hdr_len`); Magento itself stops at 7,680 for the same reason.
-pub const DEFAULT_HEADER_LIMIT: usize = 7_680;
-
 /// One instruction to one Varnish.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ban {
@@ -131,6 +127,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::fleet::DEFAULT_HEADER_LIMIT;
 
     fn tags(tags: &[&str]) -> Purge {
         Purge { targets: vec![Target::Tags(tags.iter().copied().collect())], soft: false }

@@ -38,7 +38,7 @@ async fn announce_once(nodes: Vec<StaticNode>, events: &mpsc::Sender<Event>) -> 
             Ok(address) => {
                 let StaticNode { role, id, weight, delivery, send_proxy, .. } = node;
                 let delivery = delivery.unwrap_or_default();
-                let spec = NodeSpec { role, id, address, weight, delivery, send_proxy };
+                let spec = NodeSpec { weight, delivery, send_proxy, ..NodeSpec::new(role, id, address) };
                 if events.send(Event::Joined(spec)).await.is_err() {
                     return Vec::new();
                 }

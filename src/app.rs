@@ -16,7 +16,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
@@ -34,6 +34,7 @@ use crate::http_server;
 use crate::journal::{Disk, Journal, Limits, Memory};
 use crate::origin::Origin;
 use crate::proxy;
+use crate::purge::Guard;
 use crate::purge_api::PurgeApi;
 use crate::registry;
 use crate::shutdown::{self, Shutdown, ShutdownHandle, Stage};
@@ -98,7 +99,8 @@ impl App {
         let admin = listeners::bind_control(&config.admin.listen, "admin", &mut addresses.admin).await?;
 
         let metrics = Arc::new(Metrics::new().context("metrics")?);
-        let journal = open_journal(config)?;
+        let guard = Arc::new(Guard::new(Instant::now()));
+        let journal = open_journal(config, &guard)?;
         // Whatever is in the journal counts as answered: nobody knows how far the last process came.
         let fence = Arc::new(Fence::at(journal.head()));
         let fleet = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
@@ -149,9 +151,10 @@ impl App {
         serve_all(&mut servers, admin, admin_api, MAX_ADMIN_REQUEST, &shutdown);
 
         let edge_route = Edge::new(&config.edge, fence, Arc::clone(&metrics));
+        let origin_route = Origin::new(&config.origin, guard, Arc::clone(&metrics));
         let shared = shared(config, fleet, metrics, suspects_sender, shutdown);
         let sockets = edge.into_iter().zip(origin);
-        let routes = (edge_route, Origin::new(&config.origin));
+        let routes = (edge_route, origin_route);
         let (workers, edge_in_use) = start_workers(sockets, &shared, &routes, &open)?;
         Ok(App {
             addresses,
@@ -301,10 +304,10 @@ fn admission(limits: &ClientLimits, metrics: &Metrics) -> Arc<proxy::Admission> 
     Arc::new(proxy::Admission::new(most, from_one, metrics.edge_connections.clone()))
 }
 
-fn open_journal(config: &Config) -> anyhow::Result<Arc<dyn Journal>> {
+fn open_journal(config: &Config, guard: &Arc<Guard>) -> anyhow::Result<Arc<dyn Journal>> {
     let limits = Limits { retention: config.journal.retention, ..Limits::default() };
     Ok(match config.journal.kind {
-        JournalKind::Memory => Arc::new(Memory::new(limits)),
-        JournalKind::Disk => Arc::new(Disk::open(&config.journal.path, limits)?),
+        JournalKind::Memory => Arc::new(Memory::new(limits, Arc::clone(guard))),
+        JournalKind::Disk => Arc::new(Disk::open(&config.journal.path, limits, Arc::clone(guard))?),
     })
 }

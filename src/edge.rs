@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use crate::balance::{self, Draw, Policy};
 use crate::config::{self, ProxyProtocol, WhenAllBehind};
 use crate::fleet::{Fence, Member, Node, Role, Snapshot};
-use crate::http1::{Method, RequestHead};
+use crate::http1::{Method, RequestHead, ResponseHead};
 use crate::proxy::{IgnoredParameters, NoNode, Route, request_key};
 use crate::shutdown::Stage;
 use crate::telemetry::Metrics;
@@ -117,6 +117,15 @@ impl Route for Edge {
             None if fleet.web.members().iter().any(|member| member.usable) => Err(NoNode::Busy),
             None => Err(NoNode::NoneUp),
         }
+    }
+
+    fn purges(&self) -> u64 {
+        0
+    }
+
+    /// Nobody before the edge is told of purges, so there is nothing to be told about them either.
+    fn may_be_stored(&self, _began: u64, _request: (&RequestHead, &[u8]), _answer: (&ResponseHead, &[u8])) -> bool {
+        true
     }
 }
 

@@ -1,27 +1,37 @@
 //! The origin: Varnish comes in, web nodes answer. Varnish has this listener as its only backend, and so needs to know
 //! no web node.
+//!
+//! Every page passes here on its way into a cache, so this is where the guard ([`crate::purge::Guard`]) stands: what was
+//! rendered before a purge must not be stored after it.
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::balance::{self, Draw, Policy};
 use crate::config;
 use crate::fleet::{Member, Node, Role, Snapshot};
-use crate::http1::{Method, RequestHead};
+use crate::http1::{Method, RequestHead, ResponseHead};
 use crate::proxy::{IgnoredParameters, NoNode, Route, request_key};
+use crate::purge::{Guard, Page};
 use crate::shutdown::Stage;
+use crate::telemetry::Metrics;
 
 /// The origin's decisions.
 #[derive(Clone, Debug)]
 pub struct Origin {
     policy: Policy,
     nothing_ignored: IgnoredParameters,
+    marks: bool,
+    guard: Arc<Guard>,
+    metrics: Arc<Metrics>,
 }
 
 impl Origin {
-    /// An origin that chooses as configured.
-    pub fn new(config: &config::Origin) -> Self {
-        Origin { policy: config.policy, nothing_ignored: IgnoredParameters::default() }
+    /// An origin that chooses as configured, and asks this guard.
+    pub fn new(config: &config::Origin, guard: Arc<Guard>, metrics: Arc<Metrics>) -> Self {
+        let nothing_ignored = IgnoredParameters::default();
+        Origin { policy: config.policy, nothing_ignored, marks: config.guard, guard, metrics }
     }
 }
 
@@ -60,5 +70,24 @@ impl Route for Origin {
         balance::pick(self.policy, fleet.web.members(), draw, 0.0, may_serve)
             .map(|member| Arc::clone(&member.node))
             .ok_or(NoNode::NoneUp)
+    }
+
+    fn purges(&self) -> u64 {
+        self.guard.now()
+    }
+
+    /// Varnish stores what it asked for by GET; a HEAD is answered with the same fields.
+    fn may_be_stored(&self, began: u64, request: (&RequestHead, &[u8]), answer: (&ResponseHead, &[u8])) -> bool {
+        let ((request, asked), (answer, bytes)) = (request, answer);
+        if !self.marks || !matches!(request.method, Method::Get | Method::Head) {
+            return true;
+        }
+        let target = request.target.bytes(asked);
+        let page = Page { status: answer.status, target, fields: answer.kept_fields(bytes) };
+        let may_be_stored = self.guard.may_be_stored(began, &page, Instant::now());
+        if !may_be_stored {
+            self.metrics.guard_marked.inc();
+        }
+        may_be_stored
     }
 }

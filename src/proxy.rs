@@ -38,7 +38,7 @@ use std::sync::Arc;
 
 use crate::balance::Draw;
 use crate::fleet::{Node, Role, Snapshot};
-use crate::http1::{Method, RequestHead};
+use crate::http1::{Method, RequestHead, ResponseHead};
 use crate::shutdown::Stage;
 
 pub use admission::Admission;
@@ -77,6 +77,13 @@ pub trait Route: 'static {
     /// # Errors
     /// Why there is none, for the answer.
     fn pick(&self, fleet: &Snapshot, draw: Draw, tried: Option<u64>) -> Result<Arc<Node>, NoNode>;
+
+    /// Where the purges are. Asked before a request goes to a node, and kept for [`Route::may_be_stored`].
+    fn purges(&self) -> u64;
+
+    /// Whether a cache behind this listener may store an answer. Asked when its head has come. `began` is what
+    /// [`Route::purges`] was; each head comes with the buffer that it was parsed from.
+    fn may_be_stored(&self, began: u64, request: (&RequestHead, &[u8]), answer: (&ResponseHead, &[u8])) -> bool;
 }
 
 /// Why no node can take a request.

@@ -8,6 +8,7 @@
 //! a flush absorbs what it covers. Bans commute and are idempotent, so nothing depends on their order.
 
 mod batch;
+mod guard;
 mod parse;
 mod pattern;
 mod tags;
@@ -15,6 +16,7 @@ mod tags;
 use serde::{Deserialize, Serialize};
 
 pub use batch::{Ban, compile};
+pub use guard::{Guard, Page};
 pub use parse::{Refusal, parse};
 pub use pattern::{BadPattern, Pattern};
 pub use tags::TagSet;

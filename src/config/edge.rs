@@ -113,10 +113,12 @@ pub struct Origin {
     pub listen: Vec<SocketAddr>,
     /// How a request finds its web node. Default `least_request`.
     pub policy: Policy,
+    /// Whether a page that was rendered before a purge of it is marked, so that no Varnish stores it. Default true.
+    pub guard: bool,
 }
 
 impl Default for Origin {
     fn default() -> Self {
-        Origin { listen: vec![SocketAddr::from(([127, 0, 0, 1], 8081))], policy: Policy::LeastRequest }
+        Origin { listen: vec![SocketAddr::from(([127, 0, 0, 1], 8081))], policy: Policy::LeastRequest, guard: true }
     }
 }

@@ -18,6 +18,8 @@ pub struct ResponseHead {
     pub framing: Framing,
     /// Whether the node will take another request on this connection.
     pub keep_alive: bool,
+    /// Whether [`super::write_response`] tells the next cache not to store it. Every head begins without.
+    pub no_store: bool,
     pub(super) reason: Span,
     pub(super) fields: Fields,
     announced_length: Option<u64>,
@@ -53,6 +55,7 @@ impl ResponseHead {
         }
         self.len = len;
         self.status = status;
+        self.no_store = false;
         let reason = response.reason.unwrap_or_default();
         self.reason = if reason.is_empty() { Span::default() } else { Span::of(buffer, reason.as_bytes()) };
         self.fields.fill(buffer, response.headers, classify)?;
@@ -84,11 +87,11 @@ impl ResponseHead {
     }
 
     /// The fields that are passed on, less the length of the body.
-    pub fn kept_fields<'b>(&'b self, buffer: &'b [u8]) -> impl Iterator<Item = (&'b [u8], &'b [u8])> {
+    pub fn kept_fields<'b>(&'b self, buffer: &'b [u8]) -> impl Iterator<Item = (&'b [u8], &'b [u8])> + Clone {
         self.kept().map(|field| (field.name.bytes(buffer), field.value.bytes(buffer)))
     }
 
-    pub(super) fn kept(&self) -> impl Iterator<Item = &Field> {
+    pub(super) fn kept(&self) -> impl Iterator<Item = &Field> + Clone {
         self.fields.list.iter().filter(|field| is_kept_in_response(field.kind))
     }
 

@@ -1,6 +1,6 @@
 //! Heads as we write them: kept fields, our own, one canonical framing.
 
-use super::field::{FieldWriter, Kind};
+use super::field::{Field, FieldWriter, Kind};
 use super::{Framing, RequestHead, ResponseHead, Version};
 
 /// What the next hop is told about the client.
@@ -102,8 +102,12 @@ pub fn write_response(
 ) -> (Framing, bool) {
     push_status(out, head.status);
     push(out, &[head.reason.bytes(buffer), b"\r\n"]);
+    if head.no_store {
+        push_no_store(out, head, buffer);
+    }
+    let is_written = |field: &Field| head.no_store && is_surrogate_control(field, buffer);
     let mut fields = FieldWriter::new(buffer);
-    head.kept().for_each(|field| fields.push(out, field));
+    head.kept().filter(|field| !is_written(field)).for_each(|field| fields.push(out, field));
     fields.finish(out);
     push_via(out, Version::Http11);
     let framing = match head.framing {
@@ -191,6 +195,20 @@ fn push_length(out: &mut Vec<u8>, length: u64) {
     out.extend_from_slice(b"Content-Length: ");
     push_decimal(out, length);
     out.extend_from_slice(b"\r\n");
+}
+
+/// `Surrogate-Control: no-store` (Edge Architecture Specification), before what the node says there itself, say
+/// `content="ESI/1.0"`. In one line, since VCL reads the first line of a name alone.
+fn push_no_store(out: &mut Vec<u8>, head: &ResponseHead, buffer: &[u8]) {
+    out.extend_from_slice(b"Surrogate-Control: no-store");
+    for field in head.kept().filter(|field| is_surrogate_control(field, buffer)) {
+        push(out, &[b", ", field.value.bytes(buffer)]);
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+fn is_surrogate_control(field: &Field, buffer: &[u8]) -> bool {
+    field.name.bytes(buffer).eq_ignore_ascii_case(b"surrogate-control")
 }
 
 /// RFC 9110 section 7.6.3: the version received, and who received it. A line of its own behind those of others.
@@ -288,6 +306,28 @@ mod tests {
         let (out, framing, keep_alive) = response(open, Version::Http10, true);
         assert_eq!(out, "HTTP/1.1 200 OK\r\nX: y\r\nVia: 1.1 clearcoat\r\nConnection: close\r\n\r\n");
         assert_eq!((framing, keep_alive), (Framing::UntilClose, false));
+    }
+
+    #[test]
+    fn no_store_stands_before_what_the_node_says_to_caches_and_in_one_line_with_it() {
+        let marked = |fields: &str| {
+            let bytes = format!("HTTP/1.1 200 OK\r\nA: b\r\n{fields}Content-Length: 0\r\n\r\n");
+            let mut head = ResponseHead::default();
+            head.parse(bytes.as_bytes(), bytes.len(), Method::Get, 100).unwrap();
+            head.no_store = true;
+            let mut out = Vec::new();
+            write_response(&mut out, &head, bytes.as_bytes(), Version::Http11, true);
+            // The mark is of this answer alone.
+            head.parse(bytes.as_bytes(), bytes.len(), Method::Get, 100).unwrap();
+            assert!(!head.no_store);
+            let out = String::from_utf8(out).unwrap();
+            out.strip_suffix("Via: 1.1 clearcoat\r\nContent-Length: 0\r\n\r\n").unwrap().to_owned()
+        };
+        assert_eq!(marked(""), "HTTP/1.1 200 OK\r\nSurrogate-Control: no-store\r\nA: b\r\n");
+        assert_eq!(
+            marked("surrogate-control: content=\"ESI/1.0\"\r\nC: d\r\nSurrogate-Control: max-age=9\r\n"),
+            "HTTP/1.1 200 OK\r\nSurrogate-Control: no-store, content=\"ESI/1.0\", max-age=9\r\nA: b\r\nC: d\r\n"
+        );
     }
 
     #[test]

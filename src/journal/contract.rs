@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Clock, Entry, Journal, Limits, Missed, Position};
 use crate::fleet::NodeId;
-use crate::purge::{Purge, Target};
+use crate::purge::{Guard, Purge, Target};
 
 /// A way to open one empty journal.
-pub(super) type Open<'a> = &'a dyn Fn(Limits, Clock) -> Arc<dyn Journal>;
+pub(super) type Open<'a> = &'a dyn Fn(Limits, Arc<Guard>, Clock) -> Arc<dyn Journal>;
 
 /// Some time in 2033, so that there is room before it.
 const NOW_MS: u64 = 2_000_000_000_000;
@@ -22,6 +22,7 @@ macro_rules! suite {
             positions_grow_by_one_whoever_appends,
             everything_after_a_cursor_is_read_back_in_order,
             whoever_sees_the_head_move_can_read_up_to_it,
+            the_guard_knows_a_purge_before_the_head_moves,
             a_cursor_beyond_the_head_is_a_gap,
             a_cursor_before_the_newest_entries_is_a_gap,
             entries_that_take_too_much_memory_go,
@@ -49,6 +50,11 @@ pub(super) fn clock() -> (Arc<AtomicU64>, Clock) {
     let now_ms = Arc::new(AtomicU64::new(NOW_MS));
     let read = Arc::clone(&now_ms);
     (now_ms, Arc::new(move || read.load(Ordering::SeqCst)))
+}
+
+/// A guard that nobody asks.
+pub(super) fn guard() -> Arc<Guard> {
+    Arc::new(Guard::new(Instant::now()))
 }
 
 /// A purge of one tag.
@@ -81,7 +87,7 @@ async fn append_all(journal: &dyn Journal, tags: impl IntoIterator<Item = &str>)
 }
 
 pub(super) async fn an_empty_journal_has_no_history(open: Open<'_>) {
-    let journal = open(Limits::default(), clock().1);
+    let journal = open(Limits::default(), guard(), clock().1);
     assert_eq!(journal.head(), 0);
     assert!(!journal.has_history());
     assert_eq!(journal.since(0), Missed::Entries(vec![]));
@@ -93,7 +99,7 @@ pub(super) async fn an_empty_journal_has_no_history(open: Open<'_>) {
 pub(super) async fn positions_grow_by_one_whoever_appends(open: Open<'_>) {
     const SENDERS: usize = 8;
     const EACH: usize = 25;
-    let journal = open(Limits::default(), clock().1);
+    let journal = open(Limits::default(), guard(), clock().1);
     let senders = (0..SENDERS).map(|sender| {
         let journal = Arc::clone(&journal);
         tokio::spawn(async move {
@@ -119,7 +125,7 @@ pub(super) async fn positions_grow_by_one_whoever_appends(open: Open<'_>) {
 }
 
 pub(super) async fn everything_after_a_cursor_is_read_back_in_order(open: Open<'_>) {
-    let journal = open(Limits::default(), clock().1);
+    let journal = open(Limits::default(), guard(), clock().1);
     append_all(&*journal, ["a", "b", "c"]).await;
     for (cursor, expected) in [(0, &["a", "b", "c"][..]), (1, &["b", "c"]), (2, &["c"]), (3, &[])] {
         let purges: Vec<Purge> = entries(&*journal, cursor).iter().map(|entry| entry.purge.clone()).collect();
@@ -130,7 +136,7 @@ pub(super) async fn everything_after_a_cursor_is_read_back_in_order(open: Open<'
 
 pub(super) async fn whoever_sees_the_head_move_can_read_up_to_it(open: Open<'_>) {
     const COUNT: Position = 200;
-    let journal = open(Limits::default(), clock().1);
+    let journal = open(Limits::default(), guard(), clock().1);
     let mut head = journal.watch();
     let appending = Arc::clone(&journal);
     let sender = tokio::spawn(async move {
@@ -151,8 +157,22 @@ pub(super) async fn whoever_sees_the_head_move_can_read_up_to_it(open: Open<'_>)
     sender.await.unwrap();
 }
 
+pub(super) async fn the_guard_knows_a_purge_before_the_head_moves(open: Open<'_>) {
+    let guard = guard();
+    let journal = open(Limits::default(), Arc::clone(&guard), clock().1);
+    // So many that taking note of them takes far longer than waking up.
+    let tags: Vec<String> = (0..100_000).map(|tag| format!("cat_p_{tag}")).collect();
+    let purge = Purge { targets: vec![Target::Tags(tags.iter().map(String::as_str).collect())], soft: false };
+    let mut head = journal.watch();
+    let appending = Arc::clone(&journal);
+    let sender = tokio::spawn(async move { appending.append(purge).await.unwrap() });
+    head.wait_for(|&head| head == 1).await.unwrap();
+    assert_eq!(guard.now(), 1);
+    sender.await.unwrap();
+}
+
 pub(super) async fn a_cursor_beyond_the_head_is_a_gap(open: Open<'_>) {
-    let journal = open(Limits::default(), clock().1);
+    let journal = open(Limits::default(), guard(), clock().1);
     assert_eq!(journal.since(1), Missed::Gap);
     append_all(&*journal, ["a"]).await;
     assert_eq!(journal.since(2), Missed::Gap);
@@ -160,7 +180,7 @@ pub(super) async fn a_cursor_beyond_the_head_is_a_gap(open: Open<'_>) {
 }
 
 pub(super) async fn a_cursor_before_the_newest_entries_is_a_gap(open: Open<'_>) {
-    let journal = open(Limits { max_entries: 2, ..Limits::default() }, clock().1);
+    let journal = open(Limits { max_entries: 2, ..Limits::default() }, guard(), clock().1);
     append_all(&*journal, ["a", "b", "c"]).await;
     assert_eq!(journal.since(0), Missed::Gap);
     assert_eq!(entries(&*journal, 1).len(), 2);
@@ -168,7 +188,7 @@ pub(super) async fn a_cursor_before_the_newest_entries_is_a_gap(open: Open<'_>) 
 
 pub(super) async fn entries_that_take_too_much_memory_go(open: Open<'_>) {
     const TAG_BYTES: usize = 4_000;
-    let journal = open(Limits { max_bytes: 3 * TAG_BYTES, ..Limits::default() }, clock().1);
+    let journal = open(Limits { max_bytes: 3 * TAG_BYTES, ..Limits::default() }, guard(), clock().1);
     let long = "x".repeat(TAG_BYTES);
     append_all(&*journal, ["a", &long, &long]).await;
     assert_eq!(entries(&*journal, 0).len(), 3);
@@ -183,7 +203,7 @@ pub(super) async fn entries_that_take_too_much_memory_go(open: Open<'_>) {
 
 pub(super) async fn entries_older_than_the_retention_go_with_the_next_one(open: Open<'_>) {
     let (now_ms, clock) = clock();
-    let journal = open(Limits { retention: Duration::from_secs(60), ..Limits::default() }, clock);
+    let journal = open(Limits { retention: Duration::from_secs(60), ..Limits::default() }, guard(), clock);
     append_all(&*journal, ["a"]).await;
     now_ms.fetch_add(60_000, Ordering::SeqCst);
     append_all(&*journal, ["b"]).await;
@@ -196,7 +216,7 @@ pub(super) async fn entries_older_than_the_retention_go_with_the_next_one(open: 
 
 pub(super) async fn a_clock_that_is_set_back_loses_nothing(open: Open<'_>) {
     let (now_ms, clock) = clock();
-    let journal = open(Limits { retention: Duration::from_secs(60), ..Limits::default() }, clock);
+    let journal = open(Limits { retention: Duration::from_secs(60), ..Limits::default() }, guard(), clock);
     append_all(&*journal, ["a"]).await;
     for earlier in [NOW_MS - 3_600_000, 0] {
         now_ms.store(earlier, Ordering::SeqCst);
@@ -206,7 +226,7 @@ pub(super) async fn a_clock_that_is_set_back_loses_nothing(open: Open<'_>) {
 }
 
 pub(super) async fn the_last_saved_cursor_of_each_node_is_read_back(open: Open<'_>) {
-    let journal = open(Limits::default(), clock().1);
+    let journal = open(Limits::default(), guard(), clock().1);
     append_all(&*journal, ["a", "b"]).await;
     journal.save_cursors(vec![(node("v1"), 1), (node("v2"), 1)]).await.unwrap();
     journal.save_cursors(vec![(node("v1"), 2)]).await.unwrap();
@@ -215,7 +235,7 @@ pub(super) async fn the_last_saved_cursor_of_each_node_is_read_back(open: Open<'
 
 pub(super) async fn a_cursor_that_is_no_longer_saved_is_forgotten(open: Open<'_>) {
     let (now_ms, clock) = clock();
-    let journal = open(Limits { retention: Duration::from_secs(60), ..Limits::default() }, clock);
+    let journal = open(Limits { retention: Duration::from_secs(60), ..Limits::default() }, guard(), clock);
     append_all(&*journal, ["a"]).await;
     journal.save_cursors(vec![(node("left"), 1), (node("stays"), 1)]).await.unwrap();
     now_ms.fetch_add(60_001, Ordering::SeqCst);
@@ -224,7 +244,7 @@ pub(super) async fn a_cursor_that_is_no_longer_saved_is_forgotten(open: Open<'_>
 }
 
 pub(super) async fn a_purge_whose_sender_went_away_is_accepted(open: Open<'_>) {
-    let journal = open(Limits::default(), clock().1);
+    let journal = open(Limits::default(), guard(), clock().1);
     append_and_go_away(&*journal, purge("a"));
     assert_eq!(journal.append(purge("b")).await.unwrap(), 2);
     assert_eq!(entries(&*journal, 0)[0].purge, purge("a"));

@@ -25,7 +25,7 @@ use super::cursors::Cursors;
 use super::tail::Tail;
 use super::{BoxFuture, Clock, Journal, Limits, Missed, Position, WriteError, wall_clock};
 use crate::fleet::NodeId;
-use crate::purge::Purge;
+use crate::purge::{Guard, Purge};
 use store::{OpenDatabase, Store};
 use writer::Command;
 
@@ -53,20 +53,27 @@ struct Shared {
 struct Writer(Option<JoinHandle<()>>);
 
 impl Disk {
-    /// Opens the journal in the directory `path`, creating both where they are missing. Blocks on the disk.
+    /// Opens the journal in the directory `path`, creating both where they are missing. Blocks on the disk. `guard` hears
+    /// of every purge before a reader does.
     ///
     /// # Errors
     /// [`OpenError`] names the file and what is wrong with it. A journal that cannot be read in full is not opened:
     /// what it lost is a purge that somebody was told is done.
-    pub fn open(path: &Path, limits: Limits) -> Result<Self, OpenError> {
-        Disk::open_with(path, limits, wall_clock(), Box::new(store::open_database))
+    pub fn open(path: &Path, limits: Limits, guard: Arc<Guard>) -> Result<Self, OpenError> {
+        Disk::open_with(path, limits, guard, wall_clock(), Box::new(store::open_database))
     }
 
-    fn open_with(path: &Path, limits: Limits, clock: Clock, open: OpenDatabase) -> Result<Self, OpenError> {
+    fn open_with(
+        path: &Path,
+        limits: Limits,
+        guard: Arc<Guard>,
+        clock: Clock,
+        open: OpenDatabase,
+    ) -> Result<Self, OpenError> {
         let now_ms = clock();
         let (store, stored) = Store::open(path, limits, now_ms, open)?;
         let shared = Arc::new(Shared {
-            tail: Tail::new(limits, stored.head, stored.entries, now_ms),
+            tail: Tail::new(limits, guard, stored.head, stored.entries, now_ms),
             cursors: Cursors::new(limits, stored.cursors),
             clock,
         });

@@ -9,7 +9,7 @@ use super::cursors::Cursors;
 use super::tail::Tail;
 use super::{BoxFuture, Clock, Entry, Journal, Limits, Missed, Position, WriteError, wall_clock};
 use crate::fleet::NodeId;
-use crate::purge::Purge;
+use crate::purge::{Guard, Purge};
 
 /// A journal in memory only: durable means here that it is in memory.
 pub struct Memory {
@@ -21,14 +21,14 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// An empty journal.
-    pub fn new(limits: Limits) -> Self {
-        Memory::with_clock(limits, wall_clock())
+    /// An empty journal. `guard` hears of every purge before a reader does.
+    pub fn new(limits: Limits, guard: Arc<Guard>) -> Self {
+        Memory::with_clock(limits, guard, wall_clock())
     }
 
-    pub(super) fn with_clock(limits: Limits, clock: Clock) -> Self {
+    pub(super) fn with_clock(limits: Limits, guard: Arc<Guard>, clock: Clock) -> Self {
         Memory {
-            tail: Tail::new(limits, 0, Vec::new(), clock()),
+            tail: Tail::new(limits, guard, 0, Vec::new(), clock()),
             cursors: Cursors::new(limits, HashMap::new()),
             clock,
             turn: Mutex::new(()),
@@ -75,5 +75,5 @@ mod tests {
     use super::*;
     use crate::journal::contract;
 
-    contract::suite!(|limits, clock| Arc::new(Memory::with_clock(limits, clock)) as Arc<dyn Journal>);
+    contract::suite!(|limits, guard, clock| Arc::new(Memory::with_clock(limits, guard, clock)) as Arc<dyn Journal>);
 }

@@ -9,11 +9,12 @@ use std::sync::{Arc, PoisonError, RwLock};
 use tokio::sync::watch;
 
 use super::{Entry, Limits, Missed, Position};
-use crate::purge::{Purge, Target};
+use crate::purge::{Guard, Purge, Target};
 
 /// The newest entries of a journal. Any number of readers, one writer at a time.
 pub(super) struct Tail {
     limits: Limits,
+    guard: Arc<Guard>,
     held: RwLock<Held>,
     // Changes only while `held` is locked for writing.
     head: watch::Sender<Position>,
@@ -27,12 +28,18 @@ struct Held {
 
 impl Tail {
     /// A tail that ends at `head` and holds of `entries` (in order, without holes, the last one at `head`) what the
-    /// limits allow at `now_ms`.
-    pub(super) fn new(limits: Limits, head: Position, entries: Vec<Arc<Entry>>, now_ms: u64) -> Self {
+    /// limits allow at `now_ms`. Those are no news to the guard: no request that it watches over is older.
+    pub(super) fn new(
+        limits: Limits,
+        guard: Arc<Guard>,
+        head: Position,
+        entries: Vec<Arc<Entry>>,
+        now_ms: u64,
+    ) -> Self {
         let mut held = Held::default();
         held.extend(entries);
         held.trim(&limits, now_ms);
-        Tail { limits, held: RwLock::new(held), head: watch::Sender::new(head) }
+        Tail { limits, guard, held: RwLock::new(held), head: watch::Sender::new(head) }
     }
 
     /// The last position.
@@ -65,9 +72,11 @@ impl Tail {
     }
 
     /// Makes entries readable and moves the head to the last one. They follow the head without a hole, and they are
-    /// durable already: whoever sees the head move may rely on them.
+    /// durable already: whoever sees the head move may rely on them, and on the guard's knowing them.
     pub(super) fn publish(&self, entries: Vec<Arc<Entry>>, now_ms: u64) {
         let Some(head) = entries.last().map(|entry| entry.position) else { return };
+        // Before anybody can read them, and so before any Varnish is told.
+        entries.iter().for_each(|entry| self.guard.note(&entry.purge));
         let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
         held.extend(entries);
         held.trim(&self.limits, now_ms);

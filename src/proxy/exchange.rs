@@ -72,6 +72,7 @@ async fn try_handle<R: Route>(
     }
     let draw = client.worker.draw(client.route.key(&buffers.request, &buffers.input));
     let idempotent = buffers.request.method.is_idempotent();
+    buffers.purges = client.route.purges();
 
     let mut node = {
         let fleet = client.worker.shared.fleet.load();

@@ -6,7 +6,7 @@ use super::{BadPattern, Forward, Pattern, Purge, TagSet, Target};
 
 const TAGS_PATTERN: &str = "x-magento-tags-pattern";
 const POOL: &str = "x-pool";
-const SOFT: &str = "x-magento-purge-soft";
+pub(super) const SOFT: &str = "x-magento-purge-soft";
 
 /// Headers that every client sends and that name nothing to purge. They are not handed on either: hop-by-hop fields,
 /// what describes the sender, and credentials, which must not reach the journal.

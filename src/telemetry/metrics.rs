@@ -53,6 +53,8 @@ pub struct Metrics {
     pub edge_connections_refused: IntCounter,
     /// Requests served by a Varnish that was behind, because nobody else could take them.
     pub stale_served: IntCounter,
+    /// Answers that no Varnish may store: something in them was purged while they were rendered.
+    pub guard_marked: IntCounter,
     /// The last durable position.
     pub journal_head: IntGauge,
     /// How long it took to make a purge durable.
@@ -191,19 +193,20 @@ impl Metrics {
                 r,
                 IntGauge::new("edge_connections", "Client connections that are open at the edge")?,
             )?,
-            edge_connections_refused: register(
+            edge_connections_refused: counter(
                 r,
-                IntCounter::new(
-                    "edge_connections_refused_total",
-                    "Client connections that were closed at once: their address has as many as it may",
-                )?,
+                "edge_connections_refused_total",
+                "Client connections that were closed at once: their address has as many as it may",
             )?,
-            stale_served: register(
+            stale_served: counter(
                 r,
-                IntCounter::new(
-                    "stale_served_total",
-                    "Requests served by a Varnish that was behind, for want of others",
-                )?,
+                "stale_served_total",
+                "Requests served by a Varnish that was behind, for want of others",
+            )?,
+            guard_marked: counter(
+                r,
+                "guard_marked_total",
+                "Pages that Varnish was told not to store: they were purged while they were rendered",
             )?,
             journal_head: register(r, IntGauge::new("journal_head_position", "The last durable position")?)?,
             journal_append_duration: histogram(
@@ -331,6 +334,10 @@ fn code_class(status: u16) -> &'static str {
 fn register<C: prometheus::core::Collector + Clone + 'static>(registry: &Registry, family: C) -> prometheus::Result<C> {
     registry.register(Box::new(family.clone()))?;
     Ok(family)
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntCounter> {
+    register(registry, IntCounter::new(name, help)?)
 }
 
 fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {

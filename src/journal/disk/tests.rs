@@ -10,13 +10,13 @@ use redb::{BackendError, Database, StorageBackend};
 use tempfile::{TempDir, tempdir};
 
 use super::*;
-use crate::journal::contract::{self, append_and_go_away, clock, entries, node, purge};
+use crate::journal::contract::{self, append_and_go_away, clock, entries, guard, node, purge};
 
 contract::suite!({
     let directory = tempdir().unwrap();
-    move |limits, clock| {
+    move |limits, guard, clock| {
         let open = Box::new(store::open_database);
-        Arc::new(Disk::open_with(directory.path(), limits, clock, open).unwrap()) as Arc<dyn Journal>
+        Arc::new(Disk::open_with(directory.path(), limits, guard, clock, open).unwrap()) as Arc<dyn Journal>
     }
 });
 
@@ -47,7 +47,7 @@ impl Fault {
             let disk = FaultyDisk { file: FileBackend::new(file)?, fault: Arc::clone(&fault) };
             store::builder().create_with_backend(disk)
         };
-        Disk::open_with(directory.path(), Limits::default(), wall_clock(), Box::new(open)).unwrap()
+        Disk::open_with(directory.path(), Limits::default(), guard(), wall_clock(), Box::new(open)).unwrap()
     }
 
     fn check(&self) -> Result<(), std::io::Error> {
@@ -130,24 +130,24 @@ fn told(error: &dyn std::error::Error) -> String {
 }
 
 fn open_error(directory: &Path) -> OpenError {
-    Disk::open(directory, Limits::default()).err().expect("the journal was opened")
+    Disk::open(directory, Limits::default(), guard()).err().expect("the journal was opened")
 }
 
 fn open_at(directory: &TempDir, retention: Duration, clock: &Clock) -> Disk {
     let limits = Limits { retention, ..Limits::default() };
-    Disk::open_with(directory.path(), limits, Arc::clone(clock), Box::new(store::open_database)).unwrap()
+    Disk::open_with(directory.path(), limits, guard(), Arc::clone(clock), Box::new(store::open_database)).unwrap()
 }
 
 #[tokio::test]
 async fn a_journal_that_is_opened_again_has_its_entries_head_and_cursors() {
     let directory = tempdir().unwrap();
-    let journal = Disk::open(&directory.path().join("new/one"), Limits::default()).unwrap();
+    let journal = Disk::open(&directory.path().join("new/one"), Limits::default(), guard()).unwrap();
     journal.append(purge("a")).await.unwrap();
     journal.append(purge("b")).await.unwrap();
     journal.save_cursors(vec![(node("v1"), 1)]).await.unwrap();
     let before = entries(&journal, 0);
     drop(journal);
-    let journal = Disk::open(&directory.path().join("new/one"), Limits::default()).unwrap();
+    let journal = Disk::open(&directory.path().join("new/one"), Limits::default(), guard()).unwrap();
     assert_eq!(entries(&journal, 0), before);
     assert_eq!((journal.head(), *journal.watch().borrow()), (2, 2));
     assert_eq!(journal.cursors(), [(node("v1"), 1)].into());
@@ -177,13 +177,13 @@ async fn the_head_survives_when_every_entry_is_too_old() {
 async fn entries_that_are_no_longer_held_are_deleted_from_the_file() {
     let directory = tempdir().unwrap();
     let few = Limits { max_entries: 2, ..Limits::default() };
-    let journal = Disk::open(directory.path(), few).unwrap();
+    let journal = Disk::open(directory.path(), few, guard()).unwrap();
     for tag in ["a", "b", "c", "d"] {
         journal.append(purge(tag)).await.unwrap();
     }
     drop(journal);
     // The commit of an entry deletes what was not held before it.
-    let journal = Disk::open(directory.path(), Limits::default()).unwrap();
+    let journal = Disk::open(directory.path(), Limits::default(), guard()).unwrap();
     assert_eq!(journal.since(0), Missed::Gap);
     assert_eq!(entries(&journal, 1).len(), 3);
 }
@@ -191,12 +191,12 @@ async fn entries_that_are_no_longer_held_are_deleted_from_the_file() {
 #[tokio::test]
 async fn what_a_crash_leaves_behind_holds_every_answered_purge() {
     let (directory, crashed) = (tempdir().unwrap(), tempdir().unwrap());
-    let journal = Disk::open(directory.path(), Limits::default()).unwrap();
+    let journal = Disk::open(directory.path(), Limits::default(), guard()).unwrap();
     for head in 1..=20 {
         journal.save_cursors(vec![(node("v1"), head - 1)]).await.unwrap();
         journal.append(purge("a")).await.unwrap();
         fs::copy(directory.path().join("journal.redb"), crashed.path().join("journal.redb")).unwrap();
-        let left = Disk::open(crashed.path(), Limits::default()).unwrap();
+        let left = Disk::open(crashed.path(), Limits::default(), guard()).unwrap();
         assert_eq!(entries(&left, 0), entries(&journal, 0));
         assert_eq!(left.cursors(), [(node("v1"), head - 1)].into());
     }
@@ -308,7 +308,7 @@ async fn closing_finishes_what_was_queued() {
 #[tokio::test]
 async fn a_second_opener_is_told_who_has_the_journal() {
     let directory = tempdir().unwrap();
-    let _journal = Disk::open(directory.path(), Limits::default()).unwrap();
+    let _journal = Disk::open(directory.path(), Limits::default(), guard()).unwrap();
     let told = told(&open_error(directory.path()));
     let file = directory.path().join("journal.redb").display().to_string();
     assert!(told.starts_with("another clearcoat uses") && told.contains(&file), "{told}");
@@ -329,7 +329,7 @@ fn a_file_that_is_no_journal_is_refused() {
 #[tokio::test]
 async fn a_damaged_page_is_refused() {
     let directory = tempdir().unwrap();
-    let journal = Disk::open(directory.path(), Limits::default()).unwrap();
+    let journal = Disk::open(directory.path(), Limits::default(), guard()).unwrap();
     journal.append(purge("find_me")).await.unwrap();
     drop(journal);
     let file = directory.path().join("journal.redb");
@@ -346,7 +346,7 @@ async fn an_entry_that_cannot_be_read_is_named() {
     for (record, reason) in [("{\"at\":1,\"purge\":{", "EOF"), ("{\"at\":1,\"purge\":{\"targets\":[\"new\"]}}", "new")]
     {
         let directory = tempdir().unwrap();
-        let journal = Disk::open(directory.path(), Limits::default()).unwrap();
+        let journal = Disk::open(directory.path(), Limits::default(), guard()).unwrap();
         journal.append(purge("a")).await.unwrap();
         journal.append(purge("b")).await.unwrap();
         drop(journal);
@@ -361,7 +361,7 @@ async fn an_entry_that_cannot_be_read_is_named() {
 #[tokio::test]
 async fn a_hole_between_positions_is_refused() {
     let directory = tempdir().unwrap();
-    let journal = Disk::open(directory.path(), Limits::default()).unwrap();
+    let journal = Disk::open(directory.path(), Limits::default(), guard()).unwrap();
     journal.append(purge("a")).await.unwrap();
     drop(journal);
     overwrite(&directory, 3, "{\"at\":1,\"purge\":{\"targets\":[\"everything\"]}}");

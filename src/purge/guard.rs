@@ -1,0 +1,465 @@
+//! The guard: no page that was rendered before a purge is stored after it.
+//!
+//! A ban meets only the objects that exist when it arrives. A page that a web node began to render before the change,
+//! and that Varnish stores after the ban, is newer than the ban and never tested against it: it would be stale for as
+//! long as it lives. Whoever stands between Varnish and the web nodes can see that: a request remembers where the purges
+//! are when it begins ([`Guard::now`]), and when its answer comes, with its tags, [`Guard::may_be_stored`] says whether
+//! any of them was purged since.
+//!
+//! **It may err to one side.** A page that is marked without need is fetched once more; a page that is not marked and
+//! should have been is a broken promise. So everything here is of a fixed size and forgets, and what it has forgotten
+//! counts as purged: for tags and paths that is `Index`, for patterns and pools `Patterns`. What cannot be told (a
+//! `BAN` in the words of somebody's own VCL, a pattern that is too long) counts as a purge of everything.
+//!
+//! **A 304 has no tags.** It makes a new object out of an old body, newer than all bans, so any purge since its request
+//! began counts against it.
+//!
+//! **A page that is on its way.** A page can pass the check a moment before the purge comes, and the ban can still be
+//! faster than it: Varnish reads them from two sockets. So the page stamps its names *before* it is checked, and the
+//! purge, once noted, can ask whether a page that it concerns has just passed ([`Guard::last_passed`]): then the bans
+//! have to be sent once more. Both sides write, fence, and read what the other one wrote: with a sequentially
+//! consistent fence on both sides at least one of them sees the other, so no page slips through between them.
+//!
+//! Sequences are the guard's own and not positions of the journal, which may start again after a journal was restored.
+
+mod index;
+mod passed;
+mod patterns;
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+use super::{Forward, Purge, Target};
+use index::Index;
+use passed::Passed;
+use patterns::{Patterns, Subject};
+
+/// Buckets of the index: 512 KiB for about 57,000 names, more than a shop purges while it renders a page.
+const BUCKETS: usize = 8192;
+
+/// Tells the hash of a path from that of a tag with the same bytes.
+const PATH: u64 = 1;
+
+/// Knows what was purged lately, and what was passed on lately.
+///
+/// Workers ask it without a lock, except for a moment where a pattern was purged while their page was rendered.
+pub struct Guard {
+    epoch: Instant,
+    /// How many purges were noted.
+    sequence: AtomicU64,
+    /// The newest purge of everything.
+    everything: AtomicU64,
+    names: Index,
+    patterns: Patterns,
+    passed: Passed,
+    // Who holds it notes a purge.
+    turn: Mutex<()>,
+}
+
+/// An answer as the guard sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Page<'a, F> {
+    /// Its status code.
+    pub status: u16,
+    /// What was asked for, in origin form.
+    pub target: &'a [u8],
+    /// Its header fields, names in any case.
+    pub fields: F,
+}
+
+impl Guard {
+    /// A guard that knows of no purge yet. `epoch` is any time before the first page.
+    pub fn new(epoch: Instant) -> Self {
+        Guard {
+            epoch,
+            sequence: AtomicU64::new(0),
+            everything: AtomicU64::new(0),
+            names: Index::new(BUCKETS),
+            patterns: Patterns::default(),
+            passed: Passed::default(),
+            turn: Mutex::new(()),
+        }
+    }
+
+    /// Takes note of a purge. To be called before any Varnish is told of it.
+    pub fn note(&self, purge: &Purge) {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let sequence = self.sequence.load(Ordering::Relaxed) + 1;
+        for target in &purge.targets {
+            let cannot_be_told = match target {
+                Target::Everything => true,
+                Target::Tags(tags) => {
+                    tags.iter().for_each(|tag| self.names.insert(tag_hash(tag.as_bytes()), sequence));
+                    false
+                }
+                Target::Pattern(pattern) => !self.patterns.insert(Subject::Tags, pattern, sequence),
+                Target::Pool(pattern) => !self.patterns.insert(Subject::Pool, pattern, sequence),
+                Target::Forward(forward) => match forward.page() {
+                    Some(target) => {
+                        self.names.insert(path_hash(target.as_bytes()), sequence);
+                        false
+                    }
+                    None => true,
+                },
+            };
+            if cannot_be_told {
+                self.everything.store(sequence, Ordering::Relaxed);
+            }
+        }
+        // Last: who sees it sees all that is above.
+        self.sequence.store(sequence, Ordering::Release);
+        // Between what is written above and what `last_passed` reads: see `may_be_stored`.
+        fence(Ordering::SeqCst);
+    }
+
+    /// Where the purges are now. A request keeps it from before it is sent to a web node.
+    pub fn now(&self) -> u64 {
+        self.sequence.load(Ordering::Acquire)
+    }
+
+    /// Whether Varnish may store this answer, whose request began when [`Guard::now`] was `began`: nothing that it
+    /// carries was purged since. Its head came at `at`.
+    pub fn may_be_stored<'a, F>(&self, began: u64, page: &Page<'a, F>, at: Instant) -> bool
+    where
+        F: Iterator<Item = (&'a [u8], &'a [u8])> + Clone,
+    {
+        self.stamp(page, self.milliseconds(at));
+        // Between what is written above and what is read below. If this fence comes before that of `note`, the purge's
+        // `last_passed` sees the stamps; if it comes after it, this sees the purge.
+        fence(Ordering::SeqCst);
+        self.now() <= began || !self.was_purged_since(began, page)
+    }
+
+    /// When a page that this purge concerns was last passed on unmarked, if there was one. To be asked after the purge
+    /// was noted. It may name a time at which none was, or one that was marked.
+    pub fn last_passed(&self, purge: &Purge) -> Option<Instant> {
+        let last = |target: &Target| match target {
+            Target::Tags(tags) => tags.iter().map(|tag| self.passed.last(tag_hash(tag.as_bytes()))).max().unwrap_or(0),
+            Target::Forward(forward) => match forward.page() {
+                Some(target) => self.passed.last(path_hash(target.as_bytes())),
+                None => self.passed.last_any(),
+            },
+            Target::Everything | Target::Pattern(_) | Target::Pool(_) => self.passed.last_any(),
+        };
+        let newest = purge.targets.iter().map(last).max().filter(|&at| at > 0)?;
+        self.epoch.checked_add(Duration::from_millis(newest))
+    }
+
+    fn stamp<'a, F>(&self, page: &Page<'a, F>, at: u64)
+    where
+        F: Iterator<Item = (&'a [u8], &'a [u8])> + Clone,
+    {
+        self.passed.stamp_any(at);
+        if page.is_nameless() {
+            self.passed.stamp_nameless(at);
+        }
+        self.passed.stamp(path_hash(page.target), at);
+        page.tags().for_each(|tag| self.passed.stamp(tag_hash(tag), at));
+    }
+
+    fn was_purged_since<'a, F>(&self, began: u64, page: &Page<'a, F>) -> bool
+    where
+        F: Iterator<Item = (&'a [u8], &'a [u8])> + Clone,
+    {
+        page.is_nameless()
+            || self.everything.load(Ordering::Relaxed) > began
+            || self.names.has_since(path_hash(page.target), began)
+            || page.tags().any(|tag| self.names.has_since(tag_hash(tag), began))
+            || self.patterns.match_since(began, |subject| page.values(subject))
+    }
+
+    /// Since the epoch, and never 0.
+    fn milliseconds(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.epoch).as_millis()).map_or(u64::MAX, |since| since.max(1))
+    }
+}
+
+impl fmt::Debug for Guard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guard").field("sequence", &self.sequence).finish_non_exhaustive()
+    }
+}
+
+impl<'a, F> Page<'a, F>
+where
+    F: Iterator<Item = (&'a [u8], &'a [u8])> + Clone,
+{
+    /// A `304 Not Modified` speaks of a page whose tags were sent with an earlier answer.
+    fn is_nameless(&self) -> bool {
+        self.status == 304
+    }
+
+    fn values(&self, subject: Subject) -> impl Iterator<Item = &'a [u8]> + use<'a, F> {
+        let wanted: &[u8] = match subject {
+            Subject::Tags => b"x-magento-tags",
+            Subject::Pool => b"x-pool",
+        };
+        self.fields.clone().filter(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| value)
+    }
+
+    /// Cut as the bans cut them: at commas, blanks belong to a tag.
+    fn tags(&self) -> impl Iterator<Item = &'a [u8]> + use<'a, F> {
+        self.values(Subject::Tags).flat_map(|value| value.split(|&byte| byte == b','))
+    }
+}
+
+impl Forward {
+    /// The target of a purge of one page: it has no header beside those that every such purge has. What any other
+    /// request removes is up to the VCL.
+    fn page(&self) -> Option<&str> {
+        let says_nothing = |name: &str| matches!(name, "host" | super::parse::SOFT);
+        let names_a_page = self.method == "PURGE" && self.headers.iter().all(|(name, _)| says_nothing(name));
+        names_a_page.then_some(&*self.target)
+    }
+}
+
+fn tag_hash(tag: &[u8]) -> u64 {
+    xxh3_64(tag)
+}
+
+/// Of the path alone: a VCL may leave parts of the query out of its key.
+fn path_hash(target: &[u8]) -> u64 {
+    let path = target.split(|&byte| byte == b'?').next().unwrap_or_default();
+    xxh3_64_with_seed(path, PATH)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::purge::Pattern;
+
+    fn purge(target: Target) -> Purge {
+        Purge { targets: vec![target], soft: false }
+    }
+
+    fn tags(tags: &[&str]) -> Purge {
+        purge(Target::Tags(tags.iter().copied().collect()))
+    }
+
+    fn forward(method: &str, target: &str, headers: &[(&str, &str)]) -> Purge {
+        let headers = headers.iter().map(|&(name, value)| (name.into(), value.into())).collect();
+        purge(Target::Forward(Forward { method: method.into(), target: target.into(), headers }))
+    }
+
+    fn pattern(text: &str) -> Pattern {
+        Pattern::new(text).unwrap()
+    }
+
+    /// One of each kind that there is.
+    fn kinds() -> [Purge; 8] {
+        [
+            tags(&["cat_p_1", "cat_p"]),
+            purge(Target::Pattern(pattern("cat_p_[0-9]"))),
+            purge(Target::Pool(pattern("^shop$"))),
+            purge(Target::Everything),
+            forward("PURGE", "/p/1?a=b", &[("host", "shop.test")]),
+            forward("PURGE", "/p/1", &[("host", "shop.test"), ("x-magento-purge-soft", "1")]),
+            forward("PURGE", "/", &[("host", "shop.test"), ("x-url", "^/p/")]),
+            forward("BAN", "/p/1", &[("host", "shop.test")]),
+        ]
+    }
+
+    type Fields<'a> = &'a [(&'a str, &'a str)];
+
+    /// Asks about an answer to `target` whose request began when the guard knew `began` purges.
+    fn admits(guard: &Guard, began: u64, status: u16, target: &str, fields: Fields<'_>, at: Instant) -> bool {
+        let fields = fields.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+        guard.may_be_stored(began, &Page { status, target: target.as_bytes(), fields }, at)
+    }
+
+    const PRODUCT: Fields<'static> = &[("X-Magento-Tags", "cat_p_1,cat_p"), ("X-Pool", "shop")];
+    const CMS: Fields<'static> = &[("X-Magento-Tags", "cms_b,cat_p_11_x"), ("X-Pool", "shop2")];
+
+    #[test]
+    fn a_page_that_was_purged_since_its_request_began_is_not_stored_and_any_later_one_is() {
+        for purge in kinds() {
+            let guard = Guard::new(Instant::now());
+            let ask = |began| admits(&guard, began, 200, "/p/1", PRODUCT, Instant::now());
+            guard.note(&tags(&["another"]));
+            assert!(ask(0), "{purge:?}");
+            guard.note(&purge);
+            assert_eq!((ask(0), ask(1), ask(2)), (false, false, true), "{purge:?}");
+        }
+    }
+
+    #[test]
+    fn a_page_that_a_purge_does_not_concern_is_stored() {
+        for purge in kinds() {
+            let guard = Guard::new(Instant::now());
+            guard.note(&purge);
+            let of_everything = match &purge.targets[0] {
+                Target::Everything => true,
+                Target::Forward(forward) => forward.page().is_none(),
+                Target::Pattern(_) => true, // It matches `cat_p_11_x` as well.
+                Target::Tags(_) | Target::Pool(_) => false,
+            };
+            assert_eq!(admits(&guard, 0, 200, "/cms", CMS, Instant::now()), !of_everything, "{purge:?}");
+        }
+    }
+
+    #[test]
+    fn every_line_of_tags_counts_whatever_the_case_of_its_name() {
+        let guard = Guard::new(Instant::now());
+        guard.note(&tags(&["cat_p_1"]));
+        let ask = |fields| admits(&guard, 0, 200, "/", fields, Instant::now());
+        assert!(!ask(&[("x-magento-tags", "a,b"), ("X-MAGENTO-TAGS", "c,cat_p_1")]));
+        assert!(ask(&[("X-Magento-Tags", "a,cat_p_1 ,b"), ("X-Other", "cat_p_1")]));
+    }
+
+    #[test]
+    fn a_304_is_stored_only_where_nothing_at_all_was_purged() {
+        for purge in kinds() {
+            let guard = Guard::new(Instant::now());
+            assert!(admits(&guard, 0, 304, "/other", &[], Instant::now()));
+            guard.note(&purge);
+            assert!(!admits(&guard, 0, 304, "/other", &[], Instant::now()), "{purge:?}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_that_is_not_kept_counts_as_everything() {
+        let guard = Guard::new(Instant::now());
+        guard.note(&purge(Target::Pattern(pattern(&"x".repeat(20_000)))));
+        assert!(!admits(&guard, 0, 200, "/cms", CMS, Instant::now()));
+    }
+
+    #[test]
+    fn a_purge_finds_when_a_page_that_it_concerns_was_last_passed_on() {
+        let epoch = Instant::now();
+        let at = |ms| epoch + Duration::from_millis(ms);
+        for purge in kinds() {
+            let guard = Guard::new(epoch);
+            assert_eq!(guard.last_passed(&purge), None);
+            admits(&guard, 0, 200, "/p/1", PRODUCT, at(70));
+            admits(&guard, 0, 200, "/p/1", PRODUCT, at(50));
+            assert_eq!(guard.last_passed(&purge), Some(at(70)), "{purge:?}");
+            // Of those that name no page in particular, any may be meant.
+            admits(&guard, 0, 200, "/cms", CMS, at(80));
+            let names = match &purge.targets[0] {
+                Target::Tags(_) => true,
+                Target::Forward(forward) => forward.page().is_some(),
+                _ => false,
+            };
+            assert_eq!(guard.last_passed(&purge), Some(at(if names { 70 } else { 80 })), "{purge:?}");
+            // A 304 can be any page's.
+            admits(&guard, 0, 304, "/cms", &[], at(90));
+            assert_eq!(guard.last_passed(&purge), Some(at(90)), "{purge:?}");
+        }
+    }
+
+    /// The race for which pages are stamped before they are checked: whichever comes first, one of the two sees the
+    /// other.
+    #[test]
+    fn a_page_and_its_purge_in_the_same_moment_do_not_miss_each_other() {
+        const ROUNDS: u64 = 20_000;
+        let epoch = Instant::now();
+        let guard = Guard::new(epoch);
+        let (turn, ready) = (AtomicU64::new(0), AtomicU64::new(0));
+        let at = |round: u64| epoch + Duration::from_millis(round);
+        let wait = |for_round: u64| {
+            while turn.load(Ordering::SeqCst) < for_round {
+                std::thread::yield_now();
+            }
+        };
+        let name = |round: u64| format!("cat_p_{round}");
+        std::thread::scope(|scope| {
+            let page = scope.spawn(|| {
+                let mut stored = Vec::new();
+                for round in 1..=ROUNDS {
+                    let name = name(round);
+                    ready.store(round, Ordering::SeqCst);
+                    wait(round);
+                    stored.push(admits(&guard, round - 1, 200, "/p", &[("X-Magento-Tags", &name)], at(round)));
+                }
+                stored
+            });
+            let mut seen = Vec::new();
+            for round in 1..=ROUNDS {
+                let purge = tags(&[&name(round)]);
+                while ready.load(Ordering::SeqCst) < round {
+                    std::thread::yield_now();
+                }
+                turn.store(round, Ordering::SeqCst);
+                // Sometimes before the page and sometimes after it.
+                (0..round % 256).for_each(|_| std::hint::spin_loop());
+                guard.note(&purge);
+                seen.push(guard.last_passed(&purge) >= Some(at(round)));
+            }
+            let stored = page.join().unwrap();
+            let missed = stored.iter().zip(&seen).filter(|&(&stored, &seen)| stored && !seen).count();
+            assert_eq!(missed, 0, "of {ROUNDS} pages");
+        });
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Tags(Vec<u8>),
+        Pattern(u8),
+        Pool(u8),
+        Path(u8),
+        Everything,
+    }
+
+    impl Step {
+        fn purge(&self) -> Purge {
+            match self {
+                Step::Tags(names) => {
+                    let names: Vec<String> = names.iter().map(|name| format!("t{name}")).collect();
+                    tags(&names.iter().map(String::as_str).collect::<Vec<_>>())
+                }
+                Step::Pattern(name) => purge(Target::Pattern(pattern(&format!("(^|,)t{name}")))),
+                Step::Pool(pool) => purge(Target::Pool(pattern(&format!("^pool{pool}$")))),
+                Step::Path(path) => forward("PURGE", &format!("/{path}?query"), &[("host", "a")]),
+                Step::Everything => purge(Target::Everything),
+            }
+        }
+
+        /// The same without an index.
+        fn concerns(&self, page: &[u8], pool: u8, path: u8) -> bool {
+            let begins_with = |name: &u8| page.iter().any(|tag| format!("t{tag}").starts_with(&format!("t{name}")));
+            match self {
+                Step::Tags(names) => names.iter().any(|name| page.contains(name)),
+                Step::Pattern(name) => begins_with(name),
+                Step::Pool(of) => *of == pool,
+                Step::Path(of) => *of == path,
+                Step::Everything => true,
+            }
+        }
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            20 => prop::collection::vec(0..60_u8, 1..4).prop_map(Step::Tags),
+            2 => (0..60_u8).prop_map(Step::Pattern),
+            1 => (0..8_u8).prop_map(Step::Pool),
+            2 => (0..60_u8).prop_map(Step::Path),
+            1 => Just(Step::Everything),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn the_guard_says_what_a_list_of_all_purges_would_say(
+            steps in prop::collection::vec(step(), 1..60),
+            age in 0..20_usize,
+            page in prop::collection::vec(0..60_u8, 0..6),
+            (pool, path) in (0..8_u8, 0..60_u8),
+        ) {
+            let guard = Guard::new(Instant::now());
+            steps.iter().for_each(|step| guard.note(&step.purge()));
+            let began = steps.len().saturating_sub(age);
+            let purged = steps[began..].iter().any(|step| step.concerns(&page, pool, path));
+            let names: Vec<String> = page.iter().map(|tag| format!("t{tag}")).collect();
+            let (names, pool) = (names.join(","), format!("pool{pool}"));
+            let fields: Fields<'_> = &[("X-Magento-Tags", &names), ("X-Pool", &pool)];
+            let admitted = admits(&guard, began as u64, 200, &format!("/{path}"), fields, Instant::now());
+            prop_assert_eq!(admitted, !purged);
+        }
+    }
+}

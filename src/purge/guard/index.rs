@@ -1,0 +1,161 @@
+//! Which names (tags, paths) were purged lately: a fixed table that workers read without a lock.
+//!
+//! A bucket is one cache line: seven entries, each the sequence of a purge with a fingerprint of the name, and the
+//! **floor**, the newest sequence that ever had to make room. Who asks about a time before the floor is told "purged":
+//! what the table has forgotten may have been just that. So it takes a fixed amount of memory, whatever is purged, and
+//! errs to one side only.
+//!
+//! There is one writer at a time. It raises the floor before it overwrites an entry (release), and a reader looks at
+//! the floor after the entries (acquire): one that finds an entry replaced finds the floor that came with it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Entries of a bucket: what fits into a cache line beside the floor.
+const WAYS: usize = 7;
+
+/// Bits of an entry that tell names of one bucket apart: another name is taken for this one once in 150,000 times.
+/// What is left counts purges, 10,000 a second for half a century.
+const FINGERPRINT: u32 = 20;
+
+/// Recently purged names, by their hashes.
+pub(super) struct Index {
+    /// A power of two of them.
+    buckets: Box<[Bucket]>,
+}
+
+#[derive(Default)]
+#[repr(align(64))]
+struct Bucket {
+    floor: AtomicU64,
+    entries: [AtomicU64; WAYS],
+}
+
+impl Index {
+    /// An empty index of this many buckets of 64 bytes, rounded up to a power of two.
+    pub(super) fn new(buckets: usize) -> Self {
+        Index { buckets: (0..buckets.next_power_of_two()).map(|_| Bucket::default()).collect() }
+    }
+
+    /// Enters a name that is purged with this sequence. Sequences do not fall, and there is one caller at a time.
+    pub(super) fn insert(&self, hash: u64, sequence: u64) {
+        let bucket = self.bucket(hash);
+        let entries = || bucket.entries.iter();
+        let same = entries().find(|entry| fingerprint(entry.load(Ordering::Relaxed)) == fingerprint_of(hash));
+        // The sequence is in the high bits, so the least entry is the oldest (or empty).
+        let Some(entry) = same.or_else(|| entries().min_by_key(|entry| entry.load(Ordering::Relaxed))) else { return };
+        if same.is_none() {
+            // Never lower than before: what is in the bucket is newer than what it has lost.
+            bucket.floor.store(sequence_of(entry.load(Ordering::Relaxed)), Ordering::Relaxed);
+        }
+        entry.store(sequence << FINGERPRINT | fingerprint_of(hash), Ordering::Release);
+    }
+
+    /// Whether this name may have been entered with a sequence after `began`.
+    pub(super) fn has_since(&self, hash: u64, began: u64) -> bool {
+        let bucket = self.bucket(hash);
+        let is_newer = |entry: &AtomicU64| {
+            let entry = entry.load(Ordering::Acquire);
+            fingerprint(entry) == fingerprint_of(hash) && sequence_of(entry) > began
+        };
+        bucket.entries.iter().any(is_newer) || bucket.floor.load(Ordering::Relaxed) > began
+    }
+
+    fn bucket(&self, hash: u64) -> &Bucket {
+        // A power of two, so the mask is within the table.
+        &self.buckets[hash as usize & (self.buckets.len() - 1)]
+    }
+}
+
+/// The high bits of the hash; the low ones chose the bucket.
+fn fingerprint_of(hash: u64) -> u64 {
+    hash >> (u64::BITS - FINGERPRINT)
+}
+
+fn fingerprint(entry: u64) -> u64 {
+    entry & ((1 << FINGERPRINT) - 1)
+}
+
+fn sequence_of(entry: u64) -> u64 {
+    entry >> FINGERPRINT
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeSet, HashMap};
+    use std::sync::atomic::AtomicBool;
+
+    use proptest::prelude::*;
+    use xxhash_rust::xxh3::xxh3_64;
+
+    use super::*;
+
+    fn hash(name: u64) -> u64 {
+        xxh3_64(&name.to_le_bytes())
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_purged_since_is_found_and_little_else(
+            purged in prop::collection::vec(0..200_u64, 1..300),
+            asked in 0..200_u64,
+            age in 0..300_u64,
+            buckets in 1..16_usize,
+        ) {
+            let index = Index::new(buckets);
+            let mut model = HashMap::new();
+            for (sequence, name) in (1..).zip(&purged) {
+                index.insert(hash(*name), sequence);
+                model.insert(*name, sequence);
+            }
+            let began = (purged.len() as u64).saturating_sub(age);
+            let since: BTreeSet<u64> = purged.iter().skip(began as usize).copied().collect();
+            let found = index.has_since(hash(asked), began);
+            if model.get(&asked).is_some_and(|&sequence| sequence > began) {
+                prop_assert!(found);
+            } else if since.len() <= WAYS {
+                // So few find room in any bucket without pushing each other out.
+                prop_assert!(!found);
+            }
+        }
+    }
+
+    #[test]
+    fn who_began_before_the_floor_is_told_purged_and_who_began_after_it_is_not() {
+        let index = Index::new(1);
+        (1..=8).for_each(|sequence| index.insert(hash(sequence), sequence));
+        assert!(index.has_since(hash(99), 0), "purge 1 was pushed out");
+        assert!(!index.has_since(hash(99), 1));
+        assert!(index.has_since(hash(8), 7) && !index.has_since(hash(8), 8));
+    }
+
+    #[test]
+    fn a_name_that_is_purged_again_takes_no_second_place() {
+        let index = Index::new(1);
+        (1..=1000).for_each(|sequence| index.insert(hash(sequence % 7), sequence));
+        assert!(!index.has_since(hash(99), 0));
+    }
+
+    /// A reader that looks while the writer pushes names out must find the name or the floor, never neither.
+    #[test]
+    fn readers_miss_nothing_while_the_table_turns_over() {
+        let index = Index::new(1);
+        let newest = AtomicU64::new(0);
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !over.load(Ordering::Relaxed) {
+                        // The next to go.
+                        let sequence = newest.load(Ordering::Acquire).saturating_sub(WAYS as u64 - 1);
+                        assert!(sequence == 0 || index.has_since(hash(sequence), sequence - 1), "purge {sequence}");
+                    }
+                });
+            }
+            for sequence in 1..=300_000 {
+                index.insert(hash(sequence), sequence);
+                newest.store(sequence, Ordering::Release);
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+    }
+}

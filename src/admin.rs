@@ -1,4 +1,4 @@
-//! The admin listener: metrics, health of this process, and the fleet as JSON.
+//! The admin listener: metrics, health of this process, and as JSON the fleet and who purges what.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use serde::Serialize;
 use tokio::sync::watch;
 
+use crate::attribution::Attribution;
 use crate::delivery::Deliveries;
 use crate::fleet::{Fence, Health, Member, Pool, Role, Snapshot};
 use crate::http_server::{Handler, Response, json, response, text};
@@ -27,6 +28,8 @@ pub struct Admin {
     pub journal_kind: &'static str,
     /// Who has it.
     pub deliveries: Arc<Deliveries>,
+    /// Who purged what.
+    pub attribution: Arc<Attribution>,
     /// All metrics.
     pub metrics: Arc<Metrics>,
     /// Whether the edge takes traffic.
@@ -75,7 +78,8 @@ impl Handler for Admin {
             "/healthz" => text(200, "ok\n"),
             "/readyz" => self.ready(),
             "/api/v1/fleet" => self.fleet(),
-            _ => text(404, "not found; there are /metrics /healthz /readyz /api/v1/fleet\n"),
+            "/api/v1/purges" => json(200, &self.attribution.report()),
+            _ => text(404, "not found; there are /metrics /healthz /readyz /api/v1/fleet /api/v1/purges\n"),
         }
     }
 }

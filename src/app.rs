@@ -106,9 +106,6 @@ impl App {
         let fleet = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
         let (shutdown_handle, shutdown) = shutdown::channel();
         let (open_sender, open) = watch::channel(false);
-        let (listed_sender, listed) = watch::channel(false);
-        let (events_sender, events) = mpsc::channel(1024);
-        let (suspects_sender, suspects) = mpsc::channel(1024);
 
         let context = delivery::Context {
             journal: Arc::clone(&journal),
@@ -118,16 +115,7 @@ impl App {
         };
         let deliveries = Arc::new(Deliveries::new(context));
         let mut tasks = JoinSet::new();
-        let keeper = FleetKeeper::new(
-            Arc::clone(&fleet),
-            config.health.clone(),
-            Arc::clone(&deliveries),
-            Arc::clone(&metrics),
-            events_sender.clone(),
-            listed_sender,
-        );
-        tasks.spawn(keeper.run(events, suspects));
-        tasks.spawn(registry::fixed::announce(config.nodes.clone(), events_sender));
+        let (listed, suspects) = keep_fleet(config, &fleet, &deliveries, &metrics, &mut tasks);
         let saved = Arc::clone(&deliveries);
         tasks.spawn(async move { saved.save_cursors().await });
         let watched = certificates.into_iter().map(|(_, tls)| Arc::new(tls));
@@ -142,6 +130,7 @@ impl App {
             journal: Arc::clone(&journal),
             journal_kind: config.journal.kind.as_str(),
             deliveries: Arc::clone(&deliveries),
+            attribution: purge_api.attribution(),
             metrics: Arc::clone(&metrics),
             open: open.clone(),
             shutdown: shutdown.clone(),
@@ -152,7 +141,7 @@ impl App {
 
         let edge_route = Edge::new(&config.edge, fence, Arc::clone(&metrics));
         let origin_route = Origin::new(&config.origin, guard, Arc::clone(&metrics));
-        let shared = shared(config, fleet, metrics, suspects_sender, shutdown);
+        let shared = shared(config, fleet, metrics, suspects, shutdown);
         let sockets = edge.into_iter().zip(origin);
         let routes = (edge_route, origin_route);
         let (workers, edge_in_use) = start_workers(sockets, &shared, &routes, &open)?;
@@ -222,6 +211,31 @@ impl App {
             tracing::warn!(%error, "cursors could not be saved");
         }
     }
+}
+
+/// Starts what finds the nodes and keeps the fleet. Returns what turns true when the registry has told of all it knew at
+/// the start, and what takes the nodes that failed a request.
+fn keep_fleet(
+    config: &Config,
+    fleet: &Arc<ArcSwap<Snapshot>>,
+    deliveries: &Arc<Deliveries>,
+    metrics: &Arc<Metrics>,
+    tasks: &mut JoinSet<()>,
+) -> (watch::Receiver<bool>, mpsc::Sender<(Role, NodeId)>) {
+    let (listed_sender, listed) = watch::channel(false);
+    let (events_sender, events) = mpsc::channel(1024);
+    let (suspects_sender, suspects) = mpsc::channel(1024);
+    let keeper = FleetKeeper::new(
+        Arc::clone(fleet),
+        config.health.clone(),
+        Arc::clone(deliveries),
+        Arc::clone(metrics),
+        events_sender.clone(),
+        listed_sender,
+    );
+    tasks.spawn(keeper.run(events, suspects));
+    tasks.spawn(registry::fixed::announce(config.nodes.clone(), events_sender));
+    (listed, suspects_sender)
 }
 
 /// Serves the sockets of one listener of the control plane.

@@ -112,6 +112,7 @@ mod tests {
             "clearcoat purge --url https://shop.example/page?a=b --json",
             "clearcoat purge --all",
             "clearcoat status --watch",
+            "clearcoat status --purges --watch",
             "clearcoat status --admin http://clearcoat:9180/ --json",
             "clearcoat --version",
             "clearcoat purge --help",

@@ -26,10 +26,11 @@
 //! | services | [`edge`] [`origin`] [`proxy`] [`purge_api`] [`admin`] [`delivery`] [`fleet_keeper`] [`http_server`] | everything below, and few named neighbours |
 //! | edges to the world | [`registry`] [`journal`] [`varnish`] [`upstream`] [`probe`] [`tls`] | below; never each other |
 //! | base | [`config`] [`telemetry`] [`shutdown`] | pure; never each other |
-//! | pure | [`fleet`] [`balance`] [`purge`] [`http1`] [`proxy_protocol`] | no runtime, no socket, no clock, no global randomness |
+//! | pure | [`fleet`] [`balance`] [`purge`] [`attribution`] [`http1`] [`proxy_protocol`] | no runtime, no socket, no clock, no global randomness |
 
 pub mod admin;
 pub mod app;
+pub mod attribution;
 pub mod balance;
 pub mod cli;
 pub mod config;

@@ -4,14 +4,15 @@
 //! own (see [`crate::http_server`]): PHP may hang up, time out or be killed, the purge goes on to its end. (Magento
 //! before 2.2 hung up at once.)
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use http::header;
 use ipnet::IpNet;
 use serde::Serialize;
 
+use crate::attribution::{Attribution, Ended, Named, describe};
 use crate::config::{PurgeListener, Token};
 use crate::delivery::{Acknowledged, Deliveries};
 use crate::fleet::NodeId;
@@ -27,6 +28,7 @@ pub struct PurgeApi {
     ack_timeout: Duration,
     journal: Arc<dyn Journal>,
     deliveries: Arc<Deliveries>,
+    attribution: Arc<Attribution>,
     metrics: Arc<Metrics>,
 }
 
@@ -49,6 +51,13 @@ fn refused(status: u16, error: &str) -> Response {
     json(status, &Refused { error })
 }
 
+/// Nothing was accepted, and the same request may well be a moment later.
+fn not_now(error: &str) -> Response {
+    let mut response = refused(503, error);
+    response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+    response
+}
+
 impl PurgeApi {
     /// A purge listener as configured, in front of this journal and these deliveries.
     pub fn new(
@@ -57,8 +66,20 @@ impl PurgeApi {
         deliveries: Arc<Deliveries>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let (allow, token, ack_timeout) = (config.allow.clone(), config.token.clone(), config.ack_timeout);
-        PurgeApi { allow, token, ack_timeout, journal, deliveries, metrics }
+        PurgeApi {
+            allow: config.allow.clone(),
+            token: config.token.clone(),
+            ack_timeout: config.ack_timeout,
+            journal,
+            deliveries,
+            attribution: Arc::default(),
+            metrics,
+        }
+    }
+
+    /// Who purged what, of the purges that were accepted here.
+    pub fn attribution(&self) -> Arc<Attribution> {
+        Arc::clone(&self.attribution)
     }
 }
 
@@ -67,10 +88,15 @@ impl Handler for PurgeApi {
         if request.method() == http::Method::GET && request.uri().path() == "/healthz" {
             return text(200, "ok\n");
         }
-        match self.admit(&request, peer) {
-            Ok(purge) => self.carry_out(purge).await,
-            Err(response) => *response,
-        }
+        let purge = match self.admit(&request, peer) {
+            Ok(purge) => purge,
+            Err(response) => return *response,
+        };
+        // Up to `max_request` bytes of headers, which nobody needs while the fleet is waited for.
+        drop(request);
+        let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        let at_ms = u64::try_from(at_ms).unwrap_or(u64::MAX);
+        self.carry_out(purge, peer.ip().to_canonical(), at_ms).await
     }
 }
 
@@ -79,20 +105,20 @@ impl PurgeApi {
     fn admit(&self, request: &http::Request<()>, peer: SocketAddr) -> Result<Purge, Box<Response>> {
         let address = peer.ip().to_canonical();
         if !self.allow.iter().any(|network| network.contains(&address)) {
-            self.metrics.purged("none", "forbidden");
+            self.metrics.purge.requested("none", "forbidden");
             tracing::warn!(%address, "purge refused: this address is not in purge.allow");
             return Err(Box::new(refused(403, &format!("{address} may not purge: it is not in purge.allow"))));
         }
         if let Some(token) = &self.token {
             let presented = request.headers().get(header::AUTHORIZATION).map(header::HeaderValue::as_bytes);
             if !presented.and_then(bearer).is_some_and(|presented| token.matches(presented)) {
-                self.metrics.purged("none", "forbidden");
+                self.metrics.purge.requested("none", "forbidden");
                 tracing::warn!(%address, "purge refused: token missing or wrong");
                 return Err(Box::new(refused(403, "Authorization: Bearer with the purge token is wanted")));
             }
         }
         parse(request.method(), request.uri(), request.headers()).map_err(|refusal| {
-            self.metrics.purged("none", "refused");
+            self.metrics.purge.requested("none", "refused");
             tracing::warn!(%address, %refusal, "purge refused");
             let Refusal::Method(_) = refusal else { return Box::new(refused(400, &refusal.to_string())) };
             let mut response = refused(405, &refusal.to_string());
@@ -102,9 +128,10 @@ impl PurgeApi {
     }
 
     /// Makes the purge durable, waits for the fleet, answers.
-    async fn carry_out(&self, purge: Purge) -> Response {
+    async fn carry_out(&self, purge: Purge, source: IpAddr, at_ms: u64) -> Response {
         let began = Instant::now();
         let kind = purge.kind();
+        let named = Named::of(&purge);
         let forward = purge.targets.iter().find_map(|target| match target {
             Target::Forward(forward) => Some(forward.clone()),
             _ => None,
@@ -112,40 +139,65 @@ impl PurgeApi {
         let position = match self.journal.append(purge).await {
             Ok(position) => position,
             Err(error) => {
-                self.metrics.purged(kind, "not_durable");
+                self.metrics.purge.requested(kind, "not_durable");
                 tracing::error!(%error, "a purge could not be made durable and was not accepted");
-                let mut response = refused(503, "the purge could not be made durable and was not accepted");
-                response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
-                return response;
+                return not_now("the purge could not be made durable and was not accepted");
             }
         };
         self.metrics.journal_append_duration.observe(began.elapsed().as_secs_f64());
         self.metrics.journal_head.set(self.journal.head().cast_signed());
         let outcome = self.deliveries.acknowledge(position, forward.as_ref(), self.ack_timeout).await;
-        self.metrics.purge_ack_duration.observe(began.elapsed().as_secs_f64());
-        self.answer(kind, position, &outcome)
+        let took = began.elapsed();
+        self.metrics.purge.ack_duration.observe(took.as_secs_f64());
+        let result = result_of(&outcome);
+        self.metrics.purge.requested(kind, result);
+        let (applied, fenced) = (outcome.applied.len(), outcome.fenced.clone());
+        let invalidated = outcome.invalidated;
+        self.attribute(source, named, Ended { position, at_ms, took, result, applied, fenced, invalidated });
+        answer(kind, position, &outcome)
     }
 
-    fn answer(&self, kind: &'static str, position: Position, outcome: &Acknowledged) -> Response {
-        if let Some((node, status)) = outcome.refused.first() {
-            self.metrics.purged(kind, "refused_by_node");
-            let refusing = outcome.refused.len();
-            let error = format!(
-                "{refusing} of {} Varnish refuse this request, {node} with status {status}: their VCL does not purge so",
-                outcome.applied.len() + outcome.fenced.len(),
-            );
-            tracing::warn!(position, error, "purge refused");
-            return refused(400, &error);
+    /// Enters an accepted purge into the books, and tells of it where it is wide.
+    fn attribute(&self, source: IpAddr, named: Named, ended: Ended) {
+        let position = ended.position;
+        let noted = self.attribution.note(source, named, ended);
+        let metrics = &self.metrics.purge;
+        metrics.sent_by(&noted.source);
+        noted.families.iter().for_each(|(family, tags)| metrics.named(family, *tags));
+        for wide in &noted.wide {
+            metrics.wide(wide.what);
+            if let Some(left_out) = wide.left_out {
+                tracing::info!(%source, what = wide.what, position, left_out, "{}", describe(wide.what));
+            }
         }
-        let result = if outcome.fenced.is_empty() { "applied" } else { "fenced" };
-        self.metrics.purged(kind, result);
-        let Acknowledged { applied, fenced, invalidated, .. } = outcome;
-        tracing::debug!(position, kind, applied = applied.len(), fenced = fenced.len(), "purged");
-        let mut response = json(200, &Accepted { position, applied, fenced, invalidated: *invalidated });
-        // Varnish says "200 Purged", and there are scripts that look for it.
-        response.extensions_mut().insert(hyper::ext::ReasonPhrase::from_static(b"Purged"));
-        response
     }
+}
+
+/// The result of an accepted purge, for metrics and the books.
+fn result_of(outcome: &Acknowledged) -> &'static str {
+    match outcome {
+        Acknowledged { refused, .. } if !refused.is_empty() => "refused_by_node",
+        Acknowledged { fenced, .. } if fenced.is_empty() => "applied",
+        _ => "fenced",
+    }
+}
+
+fn answer(kind: &'static str, position: Position, outcome: &Acknowledged) -> Response {
+    if let Some((node, status)) = outcome.refused.first() {
+        let refusing = outcome.refused.len();
+        let error = format!(
+            "{refusing} of {} Varnish refuse this request, {node} with status {status}: their VCL does not purge so",
+            outcome.applied.len() + outcome.fenced.len(),
+        );
+        tracing::warn!(position, error, "purge refused");
+        return refused(400, &error);
+    }
+    let Acknowledged { applied, fenced, invalidated, .. } = outcome;
+    tracing::debug!(position, kind, applied = applied.len(), fenced = fenced.len(), "purged");
+    let mut response = json(200, &Accepted { position, applied, fenced, invalidated: *invalidated });
+    // Varnish says "200 Purged", and there are scripts that look for it.
+    response.extensions_mut().insert(hyper::ext::ReasonPhrase::from_static(b"Purged"));
+    response
 }
 
 /// The token of `Bearer …` (RFC 6750 section 2.1; the scheme in any case, RFC 9110 section 11.1).

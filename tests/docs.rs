@@ -18,7 +18,10 @@ fn every_metric_is_documented_and_every_documented_one_exists() {
         metrics.node(role, &NodeId::try_from("a").unwrap());
     }
     metrics.retried(Role::Web, "connect");
-    metrics.purged("tags", "applied");
+    metrics.purge.requested("tags", "applied");
+    metrics.purge.named("cat_p", 1);
+    metrics.purge.sent_by("10.0.0.5");
+    metrics.purge.wide("cat_p");
     metrics.tls_certificate("a.pem", 0);
     let text = String::from_utf8(metrics.render().unwrap()).unwrap();
     let names = text.lines().filter_map(|line| line.strip_prefix("# TYPE clearcoat_"));

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// The layers from the bottom up, and the modules of each.
 const LAYERS: [(&str, &[&str]); 6] = [
-    ("pure", &["fleet", "balance", "purge", "http1", "proxy_protocol"]),
+    ("pure", &["fleet", "balance", "purge", "attribution", "http1", "proxy_protocol"]),
     ("base", &["config", "telemetry", "shutdown"]),
     ("edges to the world", &["registry", "journal", "varnish", "upstream", "probe", "tls"]),
     ("services", &["edge", "origin", "proxy", "purge_api", "admin", "delivery", "fleet_keeper", "http_server"]),
@@ -17,8 +17,10 @@ const LAYERS: [(&str, &[&str]); 6] = [
 ];
 
 /// The arrows within a layer that are allowed, each for its reason.
-const NEIGHBOURS: [(&str, &str, &str); 8] = [
+const NEIGHBOURS: [(&str, &str, &str); 10] = [
     ("balance", "fleet", "it chooses among the members of a fleet"),
+    ("attribution", "purge", "it counts what a purge names"),
+    ("attribution", "fleet", "it remembers which nodes were fenced"),
     ("edge", "proxy", "the data path that both listeners share"),
     ("origin", "proxy", "the data path that both listeners share"),
     ("purge_api", "delivery", "a purge waits for its deliveries"),

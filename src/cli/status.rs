@@ -1,7 +1,9 @@
-//! `clearcoat status`: the fleet as a table in the terminal.
+//! `clearcoat status`: the fleet as a table in the terminal, or who purged what.
 //!
 //! The TRAFFIC column is what an operator looks for, so it is worked out here from the facts that the API states:
 //! health, the fence and the weight.
+
+mod purges;
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
@@ -23,9 +25,11 @@ const CLEAR_SCREEN: &str = "\x1b[2J\x1b[H";
 /// Room for tens of thousands of nodes.
 const MAX_ANSWER: usize = 16 << 20;
 
-/// Show the fleet: who is healthy, who gets traffic, who is behind
+/// Show the fleet: who is healthy, who gets traffic, who is behind; or who purged what
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  clearcoat status --admin http://10.0.0.2:9180 --watch")]
+#[command(
+    after_help = "Examples:\n  clearcoat status --admin http://10.0.0.2:9180 --watch\n  clearcoat status --purges"
+)]
 pub(super) struct Status {
     /// The admin listener
     #[arg(long, value_name = "URL", env = "CLEARCOAT_ADMIN", default_value = "http://127.0.0.1:9180")]
@@ -33,6 +37,9 @@ pub(super) struct Status {
     /// Look again every second until Ctrl-C
     #[arg(long, conflicts_with = "json")]
     watch: bool,
+    /// Show who purged what since clearcoat started, instead of the fleet
+    #[arg(long)]
+    purges: bool,
     /// Print the JSON of the API instead of a table
     #[arg(long)]
     json: bool,
@@ -64,7 +71,8 @@ impl Status {
     }
 
     async fn look(&self) -> anyhow::Result<String> {
-        let request = Request::get("/api/v1/fleet").header(header::HOST, self.admin.authority()).body(Empty::new())?;
+        let path = if self.purges { "/api/v1/purges" } else { "/api/v1/fleet" };
+        let request = Request::get(path).header(header::HOST, self.admin.authority()).body(Empty::new())?;
         let answer: http::Response<Bytes> = tokio::time::timeout(TIMEOUT, self.admin.send(request, MAX_ANSWER))
             .await
             .with_context(|| format!("{} has not answered within {} s", self.admin, TIMEOUT.as_secs()))??;
@@ -76,9 +84,12 @@ impl Status {
     }
 
     fn table(&self, answer: &str, colour: bool) -> anyhow::Result<String> {
-        let fleet: Fleet = serde_json::from_str(answer)
-            .with_context(|| format!("the answer of {} is not that of an admin listener", self.admin))?;
-        Ok(fleet.table(colour))
+        let table = if self.purges {
+            serde_json::from_str(answer).map(|purges: purges::Purges| purges.tables())
+        } else {
+            serde_json::from_str(answer).map(|fleet: Fleet| fleet.table(colour))
+        };
+        table.with_context(|| format!("the answer of {} is not that of an admin listener", self.admin))
     }
 }
 
@@ -148,16 +159,21 @@ impl Fleet {
             self.fence
         );
         let rows: Vec<_> = self.nodes.iter().map(|node| node.cells(self.head)).collect();
-        let width = |column: usize| {
-            let cells = rows.iter().map(|row| row[column].chars().count());
-            cells.chain([COLUMNS[column].len()]).max().unwrap_or_default()
-        };
-        let widths: Vec<usize> = (0..COLUMNS.len()).map(width).collect();
-        push_row(&mut table, &COLUMNS, &widths, false);
-        for row in &rows {
-            push_row(&mut table, row, &widths, colour);
-        }
+        push_table(&mut table, &COLUMNS, &rows, colour);
         table
+    }
+}
+
+/// Adds a heading and the rows below it, in columns.
+fn push_table<const N: usize>(table: &mut String, columns: &[&str; N], rows: &[[String; N]], colour: bool) {
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.chain([columns[column].len()]).max().unwrap_or_default()
+    };
+    let widths: Vec<usize> = (0..N).map(width).collect();
+    push_row(table, columns, &widths, false);
+    for row in rows {
+        push_row(table, row, &widths, colour);
     }
 }
 

@@ -2,7 +2,11 @@
 //!
 //! No global registry, and no look-up by label on the data path: a worker keeps the handles of a node beside its
 //! connections. Series of a node go when the node goes, so that no dashboard shows ghosts. No label can be grown by a
-//! stranger: node ids come from the registry, everything else from this source.
+//! stranger: node ids come from the registry, families of tags and senders of purges are a bounded number, everything else
+//! comes from this source.
+
+mod listener;
+mod purge;
 
 use std::sync::Arc;
 
@@ -14,14 +18,10 @@ use prometheus::{
 
 use crate::fleet::{NodeId, Role};
 
+pub use listener::ListenerMetrics;
+pub use purge::PurgeMetrics;
+
 const CODE_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
-
-/// From a cache hit on the same host to a page that takes a minute, in seconds.
-const REQUEST_BUCKETS: [f64; 14] =
-    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
-
-/// From one fsync to a fleet that hangs, in seconds.
-const PURGE_BUCKETS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
 
 /// All metrics of the process.
 #[derive(Debug)]
@@ -32,6 +32,8 @@ pub struct Metrics {
     pub edge: ListenerMetrics,
     /// The origin listener.
     pub origin: ListenerMetrics,
+    /// The purge listener.
+    pub purge: PurgeMetrics,
     retries: IntCounterVec,
     connect_errors: IntCounterVec,
     inflight: IntGaugeVec,
@@ -42,11 +44,8 @@ pub struct Metrics {
     deliveries: IntCounterVec,
     bans_sent: IntCounterVec,
     fenced: IntCounterVec,
-    purges: IntCounterVec,
     tls_reloads: IntCounterVec,
     tls_expiry: IntGaugeVec,
-    /// How long an accepted purge took to its answer.
-    pub purge_ack_duration: Histogram,
     /// Client connections that are open at the edge.
     pub edge_connections: IntGauge,
     /// Client connections that were closed at once: their address has as many as it may.
@@ -97,42 +96,6 @@ pub struct VarnishMetrics {
     pub fenced: IntCounter,
 }
 
-/// The metrics of one traffic listener.
-#[derive(Debug)]
-pub struct ListenerMetrics {
-    requests: IntCounterVec,
-    /// How long requests took, from their first byte to the last byte of the answer.
-    pub duration: Histogram,
-}
-
-impl ListenerMetrics {
-    fn new(registry: &Registry, name: &str, from: &str) -> prometheus::Result<Self> {
-        let requests = counters(
-            registry,
-            &format!("{name}_requests_total"),
-            &format!("Requests from {from} by status class and the node that answered (empty: clearcoat itself)"),
-            &["code_class", "node"],
-        )?;
-        let duration = histogram(
-            registry,
-            &format!("{name}_request_duration_seconds"),
-            &format!("Time from the first byte of a request from {from} to the last byte of its answer"),
-            &REQUEST_BUCKETS,
-        )?;
-        Ok(ListenerMetrics { requests, duration })
-    }
-
-    /// Counts a request that no node answered.
-    pub fn answered_by_us(&self, status: u16) {
-        self.requests.with_label_values(&[code_class(status), ""]).inc();
-    }
-
-    /// Counts a request that a node of the other role answered: a web node, past the caches.
-    pub fn bypassed(&self, status: u16, id: &NodeId) {
-        self.requests.with_label_values(&[code_class(status), id.as_str()]).inc();
-    }
-}
-
 impl Metrics {
     /// All families, registered.
     ///
@@ -149,6 +112,7 @@ impl Metrics {
         Ok(Metrics {
             edge: ListenerMetrics::new(r, "edge", "clients")?,
             origin: ListenerMetrics::new(r, "origin", "Varnish")?,
+            purge: PurgeMetrics::new(r)?,
             retries: counters(r, "retries_total", "Requests that were tried again elsewhere", &["role", "reason"])?,
             connect_errors: counters(
                 r,
@@ -175,19 +139,12 @@ impl Metrics {
             )?,
             bans_sent: counters(r, "bans_sent_total", "Bans sent to a Varnish", &["node"])?,
             fenced: counters(r, "fenced_total", "Times a Varnish was behind when a purge was answered", &["node"])?,
-            purges: counters(r, "purges_total", "Purge requests by kind and result", &["kind", "result"])?,
             tls_reloads,
             tls_expiry: int_gauges(
                 r,
                 "tls_certificate_expiry_timestamp_seconds",
                 "When the certificate in use ends (notAfter, Unix time)",
                 &["cert"],
-            )?,
-            purge_ack_duration: histogram(
-                r,
-                "purge_ack_duration_seconds",
-                "Time from an accepted purge request to its answer",
-                &PURGE_BUCKETS,
             )?,
             edge_connections: register(
                 r,
@@ -213,7 +170,7 @@ impl Metrics {
                 r,
                 "journal_append_duration_seconds",
                 "Time until a purge was durable",
-                &PURGE_BUCKETS,
+                &purge::BUCKETS,
             )?,
             nodes: DashMap::new(),
             registry,
@@ -286,11 +243,6 @@ impl Metrics {
     /// Counts a request that was sent again.
     pub fn retried(&self, role: Role, reason: &str) {
         self.retries.with_label_values(&[role.as_str(), reason]).inc();
-    }
-
-    /// Counts a purge request. `kind` and `result` come from this source, never from the request.
-    pub fn purged(&self, kind: &str, result: &str) {
-        self.purges.with_label_values(&[kind, result]).inc();
     }
 
     /// Counts a reload of TLS certificates that had something new.

@@ -8,7 +8,7 @@ use crate::support::eventually;
 use crate::support::fleet::{Fleet, Plan};
 
 /// Every family of series that a dashboard may count on once a request and a purge went through.
-const FAMILIES: [&str; 20] = [
+const FAMILIES: [&str; 24] = [
     "bans_sent_total",
     "build_info",
     "edge_request_duration_seconds",
@@ -24,6 +24,10 @@ const FAMILIES: [&str; 20] = [
     "origin_requests_total",
     "purge_ack_duration_seconds",
     "purge_deliveries_total",
+    "purge_sources_total",
+    "purge_tags_total",
+    "purge_wide_total",
+    "purges_waiting",
     "purges_total",
     "stale_served_total",
     "upstream_connect_errors_total",
@@ -74,6 +78,7 @@ fn every_family_of_metrics_is_there_with_its_help() {
     let mut fleet = small();
     fleet.get("/p/1");
     fleet.purge_tag("cat_p_1");
+    fleet.purge_tag("cat_p");
     // A request that found nobody the first time.
     fleet.varnish[0].kill();
     fleet.get("/p/1");
@@ -89,10 +94,12 @@ fn every_family_of_metrics_is_there_with_its_help() {
         .filter(|family| !has(format!("# HELP clearcoat_{family} ")) || !has(format!("# TYPE clearcoat_{family} ")))
         .collect();
     assert!(missing.is_empty(), "without {missing:?}:\n{text}");
-    // Neither a page, nor a tag, nor a client is in a label.
-    for strange in ["/p/1", "cat_p", "shop.test", "127.0.0.1"] {
+    // Neither a page, nor one of its tags, nor a client is in a label, but for those who purge.
+    for strange in ["/p/1", "cat_p_1", "shop.test"] {
         assert!(!text.contains(strange), "{strange} is in\n{text}");
     }
+    let with_an_address: Vec<_> = text.lines().filter(|line| line.contains("127.0.0.1")).collect();
+    assert_eq!(with_an_address, ["clearcoat_purge_sources_total{source=\"127.0.0.1\"} 2"]);
 }
 
 #[test]

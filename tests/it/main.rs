@@ -5,6 +5,7 @@
 #![allow(unreachable_pub, reason = "`support` is written like a library, for the modules beside it")]
 
 mod admin;
+mod attribution;
 mod consistency;
 mod data_path;
 mod failover;

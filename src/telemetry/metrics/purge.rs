@@ -1,0 +1,59 @@
+//! What the purge listener counts.
+
+use prometheus::{Histogram, IntCounterVec, IntGauge, Registry};
+
+use super::{counters, histogram, register};
+
+/// From one fsync to a fleet that hangs, in seconds.
+pub(super) const BUCKETS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+
+/// The metrics of the purge listener.
+#[derive(Debug)]
+pub struct PurgeMetrics {
+    requests: IntCounterVec,
+    tags: IntCounterVec,
+    sources: IntCounterVec,
+    wide: IntCounterVec,
+    /// Purges that are under way: accepted, or about to be, and not answered yet.
+    pub waiting: IntGauge,
+    /// How long an accepted purge took to its answer.
+    pub ack_duration: Histogram,
+}
+
+impl PurgeMetrics {
+    pub(super) fn new(r: &Registry) -> prometheus::Result<Self> {
+        Ok(PurgeMetrics {
+            requests: counters(r, "purges_total", "Purge requests by kind and result", &["kind", "result"])?,
+            tags: counters(r, "purge_tags_total", "Tags in accepted purges by their family", &["family"])?,
+            sources: counters(r, "purge_sources_total", "Accepted purges by the address of the sender", &["source"])?,
+            wide: counters(r, "purge_wide_total", "Accepted purges of everything, or of a bare family", &["what"])?,
+            waiting: register(r, IntGauge::new("purges_waiting", "Purges that are not answered yet")?)?,
+            ack_duration: histogram(
+                r,
+                "purge_ack_duration_seconds",
+                "Time from an accepted purge request to its answer",
+                &BUCKETS,
+            )?,
+        })
+    }
+
+    /// Counts a purge request. `kind` and `result` come from this source, never from the request.
+    pub fn requested(&self, kind: &str, result: &str) {
+        self.requests.with_label_values(&[kind, result]).inc();
+    }
+
+    /// Counts tags of an accepted purge. `family` is one of a bounded number ([`crate::attribution`]).
+    pub fn named(&self, family: &str, tags: u64) {
+        self.tags.with_label_values(&[family]).inc_by(tags);
+    }
+
+    /// Counts an accepted purge for its sender. `source` is one of a bounded number ([`crate::attribution`]).
+    pub fn sent_by(&self, source: &str) {
+        self.sources.with_label_values(&[source]).inc();
+    }
+
+    /// Counts a wide purge. `what` comes from this source.
+    pub fn wide(&self, what: &str) {
+        self.wide.with_label_values(&[what]).inc();
+    }
+}

@@ -1,0 +1,105 @@
+//! Who purges what: the admin listener, the metrics, the log and the command say the same.
+
+use crate::support::clearcoat::run;
+use crate::support::client::{exchange, get, purge, tag};
+use crate::support::fleet::{Fleet, Plan};
+
+/// A save of product 2046, as Magento wrote it: six tags, among them the bare `cat_p`.
+const PRODUCT_SAVE: &[u8] = include_bytes!("data/magento/product-save-1.bin");
+const FLUSH: &[u8] = include_bytes!("data/magento/flush-1.bin");
+
+/// No Varnish is needed to purge, and without one the start costs nothing.
+fn nobody(config: &'static str) -> Fleet {
+    Fleet::start(&Plan { varnish: 0, web: 0, config, ..Plan::default() })
+}
+
+fn purges(fleet: &Fleet) -> serde_json::Value {
+    get(fleet.clearcoat.admin, "/api/v1/purges").expect("an answer").json()
+}
+
+/// A row of the totals without its time.
+fn total(rows: &serde_json::Value, key: &str, value: &str) -> [u64; 3] {
+    let row = rows.as_array().expect("rows").iter().find(|row| row[key] == value);
+    let row = row.unwrap_or_else(|| panic!("no {value} in {rows}"));
+    ["purges", "tags", "wide"].map(|column| row[column].as_u64().expect("a number"))
+}
+
+#[test]
+fn who_empties_the_cache_is_in_the_api_the_metrics_the_log_and_the_table() {
+    let fleet = nobody("");
+    for request in [PRODUCT_SAVE, FLUSH, PRODUCT_SAVE] {
+        assert_eq!(exchange(fleet.clearcoat.purge, request).expect("an answer").status, 200);
+    }
+    let url =
+        "PURGE /p/1?key=secret1 HTTP/1.1\r\nHost: shop.test\r\nAuthorization: Bearer secret2\r\nX-Key: secret3\r\n\r\n";
+    assert_eq!(exchange(fleet.clearcoat.purge, url).expect("an answer").status, 200);
+
+    let report = purges(&fleet);
+    assert_eq!(total(&report["sources"], "source", "127.0.0.1"), [4, 12, 3]);
+    for (what, expected) in [
+        ("cat_p", [2, 4, 2]),
+        ("cat_c_p", [2, 6, 0]),
+        ("cms_b", [2, 2, 0]),
+        ("everything", [1, 0, 1]),
+        ("url", [1, 0, 0]),
+    ] {
+        assert_eq!(total(&report["what"], "what", what), expected, "{what}");
+    }
+    let newest = report["newest"].as_array().expect("a list");
+    let positions: Vec<_> = newest.iter().map(|entry| entry["position"].as_u64()).collect();
+    assert_eq!(positions, [Some(4), Some(3), Some(2), Some(1)]);
+    let (save, of_url) = (&newest[3], &newest[0]);
+    assert_eq!(save["families"], serde_json::json!({"cat_c_p": 3, "cat_p": 2, "cms_b": 1}));
+    assert_eq!((&save["wide"], &save["result"]), (&serde_json::json!(["cat_p"]), &"applied".into()), "{save}");
+    assert_eq!(of_url["sample"], serde_json::json!(["PURGE shop.test/p/1?… x-key"]));
+    assert!(!report.to_string().contains("secret"), "{report}");
+
+    for (series, value) in [
+        ("purge_tags_total{family=\"cat_p\"}", 4.0),
+        ("purge_sources_total{source=\"127.0.0.1\"}", 4.0),
+        ("purge_wide_total{what=\"cat_p\"}", 2.0),
+        ("purge_wide_total{what=\"everything\"}", 1.0),
+        ("purges_waiting", 0.0),
+    ] {
+        assert_eq!(fleet.clearcoat.metric(&format!("clearcoat_{series}")), value, "{series}");
+    }
+
+    let log = fleet.clearcoat.log().text();
+    let told = |what: &str| {
+        let lines = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
+        lines.filter(|line| line["message"] == what && line["level"] == "INFO").collect::<Vec<_>>()
+    };
+    let flush = told("a flush: every page");
+    assert_eq!((flush.len(), &flush[0]["source"], &flush[0]["position"]), (1, &"127.0.0.1".into(), &2.into()));
+    // Within a second of the first one, the second is left out; on a slow machine it is not.
+    let products = told("a purge of every page with a product (bare tag cat_p)");
+    assert!((1..=2).contains(&products.len()), "{products:?}");
+    assert_eq!((&products[0]["source"], &products[0]["left_out"]), (&"127.0.0.1".into(), &0.into()));
+
+    let output = run(&["status", "--purges", "--admin", &format!("http://{}", fleet.clearcoat.admin)]);
+    let table = String::from_utf8(output.stdout).expect("text");
+    let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().take(4).collect()).collect();
+    for row in [["127.0.0.1", "4", "12", "3"], ["cat_p", "2", "4", "2"], ["everything", "1", "0", "1"]] {
+        assert!(rows.contains(&row.to_vec()), "no {row:?} in\n{table}");
+    }
+}
+
+#[test]
+fn a_fenced_node_is_named_and_a_refused_purge_is_nobodys() {
+    let fleet = Fleet::start(&Plan { varnish: 2, web: 0, ..Plan::default() });
+    fleet.varnish[1].hang();
+    assert_eq!(purge(fleet.clearcoat.purge, &tag("cat_p_1")).expect("an answer").status, 200);
+    let entry = purges(&fleet)["newest"][0].take();
+    let expected = ("fenced", 1, serde_json::json!(["varnish-2"]));
+    let (result, applied) = (entry["result"].as_str().expect("text"), entry["applied"].as_u64().expect("a number"));
+    assert_eq!((result, applied, entry["fenced"].clone()), expected, "{entry}");
+    // It waited for the node that hangs.
+    assert!(entry["duration_ms"].as_u64() >= Some(900), "{entry}");
+    assert_eq!(purge(fleet.clearcoat.purge, "(").expect("an answer").status, 400);
+    assert_eq!(total(&purges(&fleet)["sources"], "source", "127.0.0.1"), [1, 1, 0]);
+    fleet.varnish[1].resume();
+
+    let fleet = nobody("[purge]\nlisten = [\"127.0.0.1:0\"]\nallow = [\"192.0.2.0/24\"]\n");
+    assert_eq!(purge(fleet.clearcoat.purge, ".*").expect("an answer").status, 403);
+    assert_eq!(purges(&fleet), serde_json::json!({"sources": [], "what": [], "newest": []}));
+}

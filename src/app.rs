@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 
 use crate::admin::Admin;
 use crate::config::{Config, JournalKind, Limits as ClientLimits};
-use crate::delivery::{self, Deliveries};
+use crate::delivery::{self, Deliveries, Pace};
 use crate::edge::Edge;
 use crate::fleet::{Fence, NodeId, Role, Snapshot};
 use crate::fleet_keeper::FleetKeeper;
@@ -98,8 +98,9 @@ impl App {
         let purge = listeners::bind_control(&config.purge.listen, "purge", &mut addresses.purge).await?;
         let admin = listeners::bind_control(&config.admin.listen, "admin", &mut addresses.admin).await?;
 
+        let started = Instant::now();
         let metrics = Arc::new(Metrics::new().context("metrics")?);
-        let guard = Arc::new(Guard::new(Instant::now()));
+        let guard = Arc::new(Guard::new(started));
         let journal = open_journal(config, &guard)?;
         // Whatever is in the journal counts as answered: nobody knows how far the last process came.
         let fence = Arc::new(Fence::at(journal.head()));
@@ -111,11 +112,14 @@ impl App {
             journal: Arc::clone(&journal),
             fence: Arc::clone(&fence),
             fleet: Arc::clone(&fleet),
+            guard: Arc::clone(&guard),
             metrics: Arc::clone(&metrics),
+            pace: Pace::new(&config.purge),
+            started,
         };
         let deliveries = Arc::new(Deliveries::new(context));
         let mut tasks = JoinSet::new();
-        let (listed, suspects) = keep_fleet(config, &fleet, &deliveries, &metrics, &mut tasks);
+        let (listed, suspects) = keep_fleet(config, &fleet, &deliveries, &metrics, started, &mut tasks);
         let saved = Arc::clone(&deliveries);
         tasks.spawn(async move { saved.save_cursors().await });
         let watched = certificates.into_iter().map(|(_, tls)| Arc::new(tls));
@@ -141,7 +145,7 @@ impl App {
 
         let edge_route = Edge::new(&config.edge, fence, Arc::clone(&metrics));
         let origin_route = Origin::new(&config.origin, guard, Arc::clone(&metrics));
-        let shared = shared(config, fleet, metrics, suspects, shutdown);
+        let shared = shared(config, fleet, metrics, suspects, started, shutdown);
         let sockets = edge.into_iter().zip(origin);
         let routes = (edge_route, origin_route);
         let (workers, edge_in_use) = start_workers(sockets, &shared, &routes, &open)?;
@@ -220,6 +224,7 @@ fn keep_fleet(
     fleet: &Arc<ArcSwap<Snapshot>>,
     deliveries: &Arc<Deliveries>,
     metrics: &Arc<Metrics>,
+    started: Instant,
     tasks: &mut JoinSet<()>,
 ) -> (watch::Receiver<bool>, mpsc::Sender<(Role, NodeId)>) {
     let (listed_sender, listed) = watch::channel(false);
@@ -232,6 +237,7 @@ fn keep_fleet(
         Arc::clone(metrics),
         events_sender.clone(),
         listed_sender,
+        started,
     );
     tasks.spawn(keeper.run(events, suspects));
     tasks.spawn(registry::fixed::announce(config.nodes.clone(), events_sender));
@@ -296,11 +302,12 @@ fn shared(
     fleet: Arc<ArcSwap<Snapshot>>,
     metrics: Arc<Metrics>,
     suspects: mpsc::Sender<(Role, NodeId)>,
+    started: Instant,
     shutdown: Shutdown,
 ) -> proxy::Shared {
     let limits = Arc::new(config.limits.clone());
     let admission = admission(&limits, &metrics);
-    proxy::Shared { fleet, metrics, suspects, limits, admission, spin: config.runtime.spin, shutdown }
+    proxy::Shared { fleet, metrics, suspects, limits, admission, spin: config.runtime.spin, started, shutdown }
 }
 
 /// Room for as many client connections as the configuration says, or as there may be open files for: each can have

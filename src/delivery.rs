@@ -9,30 +9,42 @@
 //! No task knows of another, so a node that hangs delays nobody. Nothing is queued: what a node misses is the
 //! difference of two numbers, and what it gets is compiled the moment it can take it.
 //!
-//! **A node that was behind is told twice.** A page that was rendered before a purge can sit in the socket of a
-//! Varnish that hangs; when it wakes up, it may read the ban first and store the page after it, where no ban finds it
-//! any more. So a node that stood still gets the same bans again a moment later, and only then counts as current.
+//! **A page that is on its way is told of twice.** The guard of the origin marks pages that were rendered before a purge
+//! and pass after it. A page that passed just before may still be in the socket of a Varnish: when that reads the ban
+//! first, it stores the page after it, where no ban finds it any more. The guard knows when a page of these tags passed
+//! last, so the same bans go out again a moment later ([`LANDING`](task)), and only then does the cursor move. For a
+//! node that stood still meanwhile, "just before" is as long ago as it was seen alive.
+//!
+//! **Bans are rationed** (`purge.max_bans_per_second`, [`budget`]): above it purges gather for longer, and are told as
+//! one batch. **`purge.settle`** repeats what was acknowledged a fixed time later, for a Varnish that fetches past the
+//! guard.
 //!
 //! **Who is waited for.** A purge is answered without a node that let another one wait in vain: it is *late*, until
 //! it has taken all it missed. From then on it is waited for again, though the fence is still ahead of it by the
 //! purges that were answered meanwhile. Otherwise the fence would run away from it with every further purge, and in a
 //! storm no node that was fenced once would ever come back.
 
+mod budget;
+mod stretches;
 mod task;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
+use crate::config::PurgeListener;
 use crate::fleet::{Fence, Health, Node, NodeId, Snapshot};
-use crate::journal::{Journal, Position};
-use crate::purge::Forward;
+use crate::journal::{Cursor, Journal, Position};
+use crate::purge::{Forward, Guard};
 use crate::telemetry::Metrics;
 
 /// How many results of past batches a node remembers, for the purges that still wait to be answered.
@@ -47,8 +59,33 @@ pub struct Context {
     pub fence: Arc<Fence>,
     /// Who is in the fleet.
     pub fleet: Arc<ArcSwap<Snapshot>>,
+    /// Which pages passed lately.
+    pub guard: Arc<Guard>,
     /// Where it is counted.
     pub metrics: Arc<Metrics>,
+    /// How fast, and how often.
+    pub pace: Pace,
+    /// When the process started.
+    pub started: Instant,
+}
+
+/// How purges are told, as configured.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Bans for one Varnish; above it purges gather. 0 is no limit.
+    pub max_bans_per_second: u32,
+    /// How long purges gather at most.
+    pub longest_wait: Duration,
+    /// How long after its acknowledgement a purge is told once more; 0 is never.
+    pub settle: Duration,
+}
+
+impl Pace {
+    /// As configured.
+    pub fn new(config: &PurgeListener) -> Self {
+        let PurgeListener { max_bans_per_second, settle, ack_timeout, .. } = *config;
+        Pace { max_bans_per_second, longest_wait: ack_timeout / 4, settle }
+    }
 }
 
 /// The deliveries of all Varnish nodes.
@@ -84,7 +121,8 @@ struct BatchResult {
     /// The last position of the batch.
     last: Position,
     invalidated: u64,
-    refused: Vec<(Forward, u16)>,
+    /// The fingerprints of forwarded requests that the node refused, with the status.
+    refused: Vec<(u64, u16)>,
 }
 
 /// How a purge ended, for its answer.
@@ -160,7 +198,7 @@ impl Deliveries {
         }
         // Timed out or not: who has the purge is read below, once, for the fence and for the answer.
         let before = self.context.fence.raise(position);
-        self.outcome(position, before, forward)
+        self.outcome(position, before, forward.map(fingerprint))
     }
 
     /// Nobody waits for nodes that are down, nor for those that are late: they get no traffic anyway.
@@ -194,7 +232,7 @@ impl Deliveries {
     }
 
     /// `before`: where the fence was until this purge.
-    fn outcome(&self, position: Position, before: Position, forward: Option<&Forward>) -> Acknowledged {
+    fn outcome(&self, position: Position, before: Position, forward: Option<u64>) -> Acknowledged {
         let mut outcome = Acknowledged::default();
         for member in self.context.fleet.load().varnish.members() {
             let id = member.node.id();
@@ -213,7 +251,7 @@ impl Deliveries {
                 continue;
             };
             outcome.invalidated += result.invalidated;
-            let refusal = result.refused.iter().find(|(request, _)| Some(request) == forward);
+            let refusal = result.refused.iter().find(|(request, _)| Some(*request) == forward);
             outcome.refused.extend(refusal.map(|(_, status)| (id.clone(), *status)));
         }
         outcome
@@ -245,19 +283,25 @@ impl Deliveries {
 
     /// Where every Varnish of the fleet is, as far as that is known. Position 0 is a place, too: a node that was there
     /// when the first purge came is replayed after a crash, and not emptied.
-    pub fn cursors(&self) -> Vec<(NodeId, Position)> {
+    pub fn cursors(&self) -> Vec<(NodeId, Cursor)> {
         let fleet = self.context.fleet.load();
         let is_known = |id: &NodeId| self.nodes.get(id).is_some_and(|node| node.state.known.load(Ordering::SeqCst));
         let known = fleet.varnish.members().iter().filter(|member| is_known(member.node.id()));
-        known.map(|member| (member.node.id().clone(), member.node.live.cursor())).collect()
+        known
+            .map(|member| {
+                let (position, epoch) = (member.node.live.cursor(), member.node.spec.epoch.clone());
+                (member.node.id().clone(), Cursor { position, epoch })
+            })
+            .collect()
     }
 
-    /// Returns when every Varnish of the fleet has everything that was answered.
+    /// Returns when every Varnish of the fleet that is not down has everything that was answered.
     pub async fn all_current(&self) {
         let mut progress = self.progress.subscribe();
         let all = || {
             let fleet = self.context.fleet.load();
-            fleet.varnish.members().iter().all(|member| self.context.fence.is_current(&member.node.live))
+            let mut alive = fleet.varnish.members().iter().filter(|member| member.health != Health::Down);
+            alive.all(|member| self.context.fence.is_current(&member.node.live))
         };
         while !all() {
             if progress.changed().await.is_err() {
@@ -280,6 +324,11 @@ impl DeliveryState {
     fn result_of(&self, position: Position) -> Option<BatchResult> {
         lock(&self.results).iter().find(|result| result.last >= position).cloned()
     }
+}
+
+/// What stands for a forwarded request, which can be long.
+fn fingerprint(forward: &Forward) -> u64 {
+    BuildHasherDefault::<DefaultHasher>::default().hash_one(forward)
 }
 
 /// What these locks guard is whole after every statement, so a panic elsewhere leaves nothing half done.

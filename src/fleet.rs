@@ -18,8 +18,10 @@ mod health;
 mod node;
 mod snapshot;
 
-pub use event::{Event, Verdict};
+pub use event::{Check, Event, Verdict};
 pub use fence::Fence;
 pub use health::{Health, HealthState, Thresholds};
-pub use node::{DEFAULT_HEADER_LIMIT, Delivery, InvalidNodeId, Live, Node, NodeId, NodeSpec, Role, SendProxy};
+pub use node::{
+    DEFAULT_HEADER_LIMIT, Delivery, InvalidNodeId, Live, Node, NodeId, NodeSpec, Role, SendProxy, is_another_life,
+};
 pub use snapshot::{Member, Pool, Snapshot};

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, watch};
@@ -30,6 +31,7 @@ pub struct FleetKeeper {
     probes: JoinSet<()>,
     next_key: u64,
     listed: watch::Sender<bool>,
+    started: Instant,
 }
 
 /// What the keeper knows of one node.
@@ -43,6 +45,7 @@ struct Kept {
 
 impl FleetKeeper {
     /// A keeper that publishes to `fleet`. `listed` turns true when the registry has told of all it knew at the start.
+    /// `started` is when the process did.
     pub fn new(
         fleet: Arc<ArcSwap<Snapshot>>,
         checks: HealthChecks,
@@ -50,6 +53,7 @@ impl FleetKeeper {
         metrics: Arc<Metrics>,
         events: mpsc::Sender<Event>,
         listed: watch::Sender<bool>,
+        started: Instant,
     ) -> Self {
         FleetKeeper {
             fleet,
@@ -61,6 +65,7 @@ impl FleetKeeper {
             probes: JoinSet::new(),
             next_key: 0,
             listed,
+            started,
         }
     }
 
@@ -90,12 +95,18 @@ impl FleetKeeper {
             Event::Joined(spec) => self.join(spec),
             Event::Left(role, id) => self.leave(role, &id),
             Event::Listed => _ = self.listed.send_replace(true),
-            Event::Checked(role, id, address, verdict) => {
-                let Some(kept) = self.nodes.get_mut(&(role, id)) else { return };
-                if kept.node.spec.address != address || !kept.judge(verdict, &self.checks) {
+            Event::Checked(check) => {
+                let Some(kept) = self.nodes.get_mut(&(check.role, check.id)) else { return };
+                if kept.node.spec.address != check.address {
                     return;
                 }
-                if role == Role::Varnish {
+                if check.verdict == Verdict::Passed {
+                    kept.node.live.seen(check.began.saturating_duration_since(self.started));
+                }
+                if !kept.judge(check.verdict, &self.checks) {
+                    return;
+                }
+                if check.role == Role::Varnish {
                     self.deliveries.health_changed(kept.node.id());
                 }
                 self.publish();

@@ -58,6 +58,15 @@ pub struct Entry {
     pub purge: Purge,
 }
 
+/// How far a Varnish has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    /// It has acknowledged every purge up to here.
+    pub position: Position,
+    /// The life of its cache in which it did, where somebody says.
+    pub epoch: Option<Arc<str>>,
+}
+
 /// What lies after a cursor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Missed {
@@ -124,15 +133,18 @@ pub trait Journal: Send + Sync + 'static {
     /// What lies after `cursor`. Asked and answered at one moment: the last entry is the head of that moment.
     fn since(&self, cursor: Position) -> Missed;
 
+    /// The last position that was given longer ago than this; the one before the oldest entry held where all are younger.
+    fn older_than(&self, age: Duration) -> Position;
+
     /// The cursors as they were last saved, in this process or before it.
-    fn cursors(&self) -> HashMap<NodeId, Position>;
+    fn cursors(&self) -> HashMap<NodeId, Cursor>;
 
     /// Saves cursors beside those that are saved already. A node whose cursor was not saved for
     /// [`Limits::retention`] is forgotten, so the unchanged cursors of registered nodes are to be saved too.
     ///
     /// # Errors
     /// [`WriteError`]: the older cursors stand, and a restart replays more.
-    fn save_cursors(&self, cursors: Vec<(NodeId, Position)>) -> BoxFuture<'_, Result<(), WriteError>>;
+    fn save_cursors(&self, cursors: Vec<(NodeId, Cursor)>) -> BoxFuture<'_, Result<(), WriteError>>;
 
     /// Whether anything was ever appended. A journal without history has promised nothing to anybody.
     fn has_history(&self) -> bool {

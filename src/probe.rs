@@ -11,7 +11,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http_body_util::Empty;
 use hyper::body::Bytes;
@@ -21,7 +21,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
 
 use crate::config::{HealthChecks, VarnishChecks, WebChecks};
-use crate::fleet::{Event, NodeSpec, Role, SendProxy, Verdict};
+use crate::fleet::{Check, Event, NodeSpec, Role, SendProxy, Verdict};
 use crate::proxy_protocol;
 use crate::purge::what_to_change;
 
@@ -92,10 +92,12 @@ impl Probe {
     pub async fn run(self, events: mpsc::Sender<Event>) {
         let mut failures = 0;
         loop {
+            let began = Instant::now();
             let verdict = self.check().await;
             failures = if verdict == Verdict::Passed { 0 } else { failures + 1 };
-            let event = Event::Checked(self.node.role, self.node.id.clone(), self.target, verdict);
-            if events.send(event).await.is_err() {
+            let (role, id, address) = (self.node.role, self.node.id.clone(), self.target);
+            let check = Check { role, id, address, began, verdict };
+            if events.send(Event::Checked(check)).await.is_err() {
                 return;
             }
             let unconfirmed = failures > 0 && failures < self.schedule.fall;

@@ -73,6 +73,10 @@ impl Config {
         let ack_timeout = self.purge.ack_timeout;
         let in_bounds = !ack_timeout.is_zero() && ack_timeout <= LONGEST_ACK_TIMEOUT;
         rules.require(in_bounds, "purge.ack_timeout", "must be above 0s and at most 60s");
+        rules.require(self.purge.settle <= self.journal.retention, "purge.settle", {
+            let shown = humantime::format_duration(self.journal.retention);
+            format!("must be at most journal.retention, which is {shown}: what is told again must still be known")
+        });
         let (least, most) = MAX_REQUEST.into_inner();
         let in_bounds = MAX_REQUEST.contains(&self.purge.max_request);
         rules.require(in_bounds, "purge.max_request", format!("must be {least} to {most} bytes"));

@@ -28,6 +28,13 @@ pub struct PurgeListener {
     /// itself. Above 0, at most 60s, default 1s.
     #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
     pub ack_timeout: Duration,
+    /// Bans a second for one Varnish, with a burst of one second's worth; above it purges gather and go out as one, for
+    /// a quarter of `ack_timeout` at most. 0 is no limit, default 20.
+    pub max_bans_per_second: u32,
+    /// How long after its acknowledgement a purge is told to every Varnish once more, for a Varnish that fetches pages
+    /// past the origin listener; at most `journal.retention`. Default 0s: never.
+    #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
+    pub settle: Duration,
     /// The most that one purge request may have, head and body together, in bytes; beyond it the answer is 413.
     /// 1024 to 16777216 (16 MiB), default 1048576 (1 MiB).
     pub max_request: usize,
@@ -50,6 +57,8 @@ impl Default for PurgeListener {
             token_file: PathBuf::new(),
             token: None,
             ack_timeout: Duration::from_secs(1),
+            max_bans_per_second: 20,
+            settle: Duration::ZERO,
             max_request: 1 << 20,
         }
     }

@@ -4,10 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::{BatchResult, Deliveries, DeliveryState, lock};
-use crate::fleet::Node;
+use tokio::sync::watch;
+
+use super::budget::Budget;
+use super::stretches::{Stretch, Stretches};
+use super::{BatchResult, Context, Deliveries, DeliveryState, fingerprint, lock};
+use crate::fleet::{Node, is_another_life};
 use crate::journal::{Missed, Position};
-use crate::purge::{Ban, compile};
+use crate::purge::{Ban, Purge, Target, compile};
 use crate::telemetry::NodeMetrics;
 use crate::varnish::http::{Delivered, DeliveryError, Link};
 
@@ -23,14 +27,26 @@ const BACK_OFF_LONGEST: Duration = Duration::from_secs(5);
 const BACK_OFF_REFUSED: Duration = Duration::from_secs(30);
 
 /// A batch of more bans than this becomes one ban of everything: each ban costs the node a comparison per object.
-const MAX_BANS: usize = 200;
+const MAX_BANS: usize = 64;
+
+/// The same for requests that are handed on as they came, which need not be bans.
+const MAX_FORWARDS: usize = 1_000;
 
 /// A round trip that took longer than this came from a node that stood still for a while.
 const STALL: Duration = Duration::from_millis(100);
 
 /// How long after its bans a node that stood still gets them again: a Varnish that runs again stores what was waiting
 /// in its sockets within this time.
-const SECOND_PASS: Duration = Duration::from_millis(250);
+const AFTER_STALL: Duration = Duration::from_millis(250);
+
+/// How long a page may take from us until a Varnish that runs has made an object of it.
+const LANDING: Duration = Duration::from_millis(100);
+
+/// Purges whose repetition is due within this time of each other are repeated together.
+const GRAIN: Duration = Duration::from_millis(25);
+
+/// Into how many parts `settle` is cut, for the same reason.
+const SETTLE_GRAINS: u32 = 8;
 
 /// Brings one node up to the head of the journal, again and again.
 pub(super) struct Task {
@@ -39,81 +55,205 @@ pub(super) struct Task {
     state: Arc<DeliveryState>,
     metrics: Arc<NodeMetrics>,
     link: Link,
+    budget: Budget,
     failures: u32,
+    /// Whether `told` means anything: nobody knows what the node has of what came before.
+    known: bool,
+    /// The node was sent every ban up to here. The cursor follows when none of them needs to be repeated.
+    told: Position,
+    /// Told, and to be repeated before the cursor may pass: a page could have been on its way.
+    unsure: Stretches,
+    /// Acknowledged, and to be repeated all the same: `purge.settle`.
+    settling: Stretches,
+}
+
+/// What a stretch of the journal comes to for a node.
+struct Batch {
+    bans: Vec<Ban>,
+    /// It cannot be replayed, and is one ban of everything.
+    is_flush: bool,
+    last: Position,
+    /// When a page that they concern passed last.
+    last_passed: Option<Instant>,
+}
+
+/// What there is to do for a node.
+enum Work {
+    /// Purges that it was never told of.
+    New,
+    /// Purges that it must be told of again before they count.
+    Repeat(Stretch),
+    /// Purges that count, and are repeated for fetches that we do not see.
+    Settle(Stretch),
 }
 
 impl Task {
     pub(super) fn new(deliveries: Arc<Deliveries>, node: Arc<Node>, state: Arc<DeliveryState>) -> Self {
         let journal = &deliveries.context.journal;
-        let stored = journal.cursors().get(node.id()).copied();
-        // A cursor ahead of the head is of another journal; a journal without history has promised nothing yet.
-        let known = stored.filter(|&cursor| cursor <= journal.head());
-        node.live.set_cursor(known.unwrap_or(0));
-        state.known.store(known.is_some() || !journal.has_history(), Ordering::SeqCst);
-        state.late.store(node.live.cursor() < journal.head(), Ordering::SeqCst);
+        let cursor = match journal.cursors().remove(node.id()) {
+            // Another life of the cache, and so an empty cache.
+            Some(stored) if is_another_life(stored.epoch.as_deref(), node.spec.epoch.as_deref()) => {
+                Some(journal.head())
+            }
+            // A cursor ahead of the head is of another journal.
+            Some(stored) => Some(stored.position).filter(|&position| position <= journal.head()),
+            None => None,
+        };
+        // A journal without history has promised nothing yet.
+        let known = cursor.is_some() || !journal.has_history();
+        state.known.store(known, Ordering::SeqCst);
+        let cursor = cursor.unwrap_or(0);
+        node.live.set_cursor(cursor);
+        state.late.store(cursor < journal.head(), Ordering::SeqCst);
         let metrics = deliveries.context.metrics.node(node.spec.role, node.id());
         let link = Link::new(node.spec.address, node.spec.send_proxy, ATTEMPT);
-        Task { deliveries, node, state, metrics, link, failures: 0 }
+        let pace = deliveries.context.pace;
+        let budget = Budget::new(pace.max_bans_per_second, pace.longest_wait, Instant::now());
+        let mut settling = Stretches::new(pace.settle / SETTLE_GRAINS);
+        let young = journal.older_than(pace.settle);
+        if !pace.settle.is_zero() && young < cursor {
+            // Who acknowledged these was another process, and may not have lived to repeat them.
+            settling.push(young, cursor, Instant::now() + pace.settle);
+        }
+        let (unsure, told) = (Stretches::new(GRAIN), cursor);
+        Task { deliveries, node, state, metrics, link, budget, failures: 0, known, told, unsure, settling }
     }
 
     pub(super) async fn run(mut self) {
         let mut head = self.deliveries.context.journal.watch();
-        loop {
-            let cursor = self.node.live.cursor();
-            if head.wait_for(|&head| head > cursor).await.is_err() {
-                return; // The journal is closed: the process ends.
-            }
-            match self.deliver(cursor).await {
+        while let Some(work) = self.next(&mut head).await {
+            tokio::time::sleep_until(self.budget.ready_at(Instant::now()).into()).await;
+            match self.carry_out(work).await {
                 Ok(()) => {
                     self.failures = 0;
                     *lock(&self.state.error) = "".into();
                 }
-                Err(error) => self.back_off(&error).await,
+                Err(error) => {
+                    // Whatever the node was told without an acknowledgement, it is told again.
+                    self.known = self.state.known.load(Ordering::SeqCst);
+                    self.told = self.node.live.cursor();
+                    self.unsure.clear();
+                    self.back_off(&error).await;
+                }
             }
         }
     }
 
-    /// Brings the node from its cursor to where the journal's head is now.
-    async fn deliver(&mut self, cursor: Position) -> Result<(), DeliveryError> {
-        let (bans, last) = self.batch(cursor);
-        let began = Instant::now();
-        let delivered = self.send(&bans).await?;
-        let late = self.state.late.load(Ordering::SeqCst);
-        if late || self.failures > 0 || began.elapsed() > STALL {
-            tokio::time::sleep(SECOND_PASS).await;
-            self.send(&bans).await?;
+    /// Waits for something to do. `None` where the journal is closed: the process ends.
+    async fn next(&self, head: &mut watch::Receiver<Position>) -> Option<Work> {
+        let (unsure, settle) = (self.unsure.first(), self.settling.first());
+        tokio::select! {
+            biased;
+            stretch = due(unsure) => Some(Work::Repeat(stretch)),
+            moved = head.wait_for(|&head| head > self.told) => moved.is_ok().then_some(Work::New),
+            stretch = due(settle) => Some(Work::Settle(stretch)),
         }
-        let Delivered { invalidated, refused } = delivered;
-        self.state.remember(BatchResult { last, invalidated, refused });
-        self.node.live.set_cursor(last);
-        self.state.known.store(true, Ordering::SeqCst);
-        self.state.late.store(false, Ordering::SeqCst);
-        self.deliveries.progressed();
-        if late {
-            tracing::info!(node = %self.node.id(), position = last, "node is up to date again");
+    }
+
+    async fn carry_out(&mut self, work: Work) -> Result<(), DeliveryError> {
+        match work {
+            Work::New => {
+                let repeat = self.tell_new().await?;
+                if repeat.is_none() && self.unsure.first().is_none() {
+                    self.acknowledged(self.told);
+                }
+            }
+            Work::Repeat(stretch) => {
+                self.tell_again(stretch).await?;
+                self.unsure.done();
+                self.acknowledged(stretch.last);
+            }
+            Work::Settle(stretch) => {
+                self.tell_again(stretch).await?;
+                self.settling.done();
+            }
         }
         Ok(())
     }
 
-    /// What the node misses, and the position it has reached with that.
-    fn batch(&self, cursor: Position) -> (Vec<Ban>, Position) {
-        let journal = &self.deliveries.context.journal;
-        // Read first: what is appended from here on is in the next batch, whether it is in this one or not.
-        let head = journal.head();
-        if self.state.known.load(Ordering::SeqCst)
-            && let Missed::Entries(entries) = journal.since(cursor)
-        {
-            let bans = compile(entries.iter().map(|entry| &entry.purge), self.node.spec.header_limit);
-            if bans.len() <= MAX_BANS {
-                return (bans, entries.last().map_or(head, |entry| entry.position));
+    /// Sends what the node was never sent. Returns when that has to be repeated before it counts.
+    async fn tell_new(&mut self) -> Result<Option<Instant>, DeliveryError> {
+        let batch = self.batch(self.told, Position::MAX);
+        // What passed before this process was there is not known, so its start counts as such a time.
+        let started = self.deliveries.context.started;
+        let passed = batch.last_passed.map_or(Duration::ZERO, |at| at.saturating_duration_since(started));
+        let on_their_way = passed + LANDING >= self.node.live.last_seen();
+        let began = Instant::now();
+        let Delivered { invalidated, refused } = self.send(&batch.bans).await?;
+        let refused = refused.iter().map(|(forward, status)| (fingerprint(forward), *status)).collect();
+        self.state.remember(BatchResult { last: batch.last, invalidated, refused });
+        let now = Instant::now();
+        let stood_still = self.failures > 0 || self.state.late.load(Ordering::SeqCst) || now - began > STALL;
+        let repeat = match (stood_still, on_their_way) {
+            (true, _) => Some(now + AFTER_STALL),
+            (false, true) => Some(now + LANDING),
+            // What follows a stretch that waits cannot count before it does, and may as well be repeated with it.
+            (false, false) => self.unsure.first().map(|_| now),
+        };
+        if batch.is_flush {
+            let (after, last) = (self.told, batch.last);
+            tracing::warn!(node = %self.node.id(), after, last, "what this node missed cannot be replayed: its cache is dropped");
+            if let Some(varnish) = &self.metrics.varnish {
+                varnish.flushed.inc();
             }
         }
-        tracing::warn!(node = %self.node.id(), cursor, head, "what this node missed cannot be replayed: its cache is dropped");
-        (vec![Ban::Everything], head)
+        if let Some(due) = repeat {
+            self.unsure.push(self.told, batch.last, due);
+        }
+        (self.known, self.told) = (true, batch.last);
+        Ok(repeat)
+    }
+
+    async fn tell_again(&mut self, Stretch { after, last, .. }: Stretch) -> Result<(), DeliveryError> {
+        let batch = self.batch(after, last);
+        self.send(&batch.bans).await.map(drop)
+    }
+
+    /// The node has every purge up to here.
+    fn acknowledged(&mut self, position: Position) {
+        let before = self.node.live.cursor();
+        self.node.live.set_cursor(position);
+        self.state.known.store(true, Ordering::SeqCst);
+        let late = self.state.late.swap(false, Ordering::SeqCst);
+        self.deliveries.progressed();
+        let settle = self.deliveries.context.pace.settle;
+        if !settle.is_zero() {
+            self.settling.push(before, position, Instant::now() + settle);
+        }
+        if late {
+            tracing::info!(node = %self.node.id(), position, "node is up to date again");
+        }
+    }
+
+    /// What follows `after` in the journal up to `last`, or up to its head.
+    fn batch(&self, after: Position, last: Position) -> Batch {
+        let Context { journal, guard, .. } = &self.deliveries.context;
+        // Read first: what is appended from here on is in the next batch, whether it is in this one or not.
+        let last = journal.head().min(last);
+        let spec = &self.node.spec;
+        if self.known
+            && let Missed::Entries(mut entries) = journal.since(after)
+        {
+            entries.truncate(entries.partition_point(|entry| entry.position <= last));
+            let purges = || entries.iter().map(|entry| &entry.purge);
+            let bans = compile(purges(), spec.header_limit);
+            let forwards = bans.iter().filter(|ban| matches!(ban, Ban::Forward(_))).count();
+            if forwards <= MAX_FORWARDS && bans.len() - forwards <= MAX_BANS {
+                let last_passed = purges().filter_map(|purge| guard.last_passed(purge)).max();
+                return Batch { bans, is_flush: false, last, last_passed };
+            }
+        }
+        let everything = Purge { targets: vec![Target::Everything], soft: false };
+        Batch { bans: vec![Ban::Everything], is_flush: true, last, last_passed: guard.last_passed(&everything) }
     }
 
     async fn send(&mut self, bans: &[Ban]) -> Result<Delivered, DeliveryError> {
+        self.budget.spend(bans.iter().filter(|ban| !matches!(ban, Ban::Forward(_))).count(), Instant::now());
+        let began = Instant::now();
         let result = self.link.deliver(bans).await;
+        if result.is_ok() {
+            self.node.live.seen(began.saturating_duration_since(self.deliveries.context.started));
+        }
         if let Some(varnish) = &self.metrics.varnish {
             match &result {
                 Ok(_) => {
@@ -142,5 +282,16 @@ impl Task {
         };
         self.failures = self.failures.saturating_add(1);
         _ = tokio::time::timeout(pause.max(BACK_OFF_FIRST / 10), self.state.wake.notified()).await;
+    }
+}
+
+/// Waits until a stretch is due; for ever where there is none.
+async fn due(stretch: Option<Stretch>) -> Stretch {
+    match stretch {
+        Some(stretch) => {
+            tokio::time::sleep_until(stretch.due.into()).await;
+            stretch
+        }
+        None => std::future::pending().await,
     }
 }

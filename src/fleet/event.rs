@@ -1,6 +1,7 @@
 //! What the registry and the checkers tell the fleet keeper.
 
 use std::net::SocketAddr;
+use std::time::Instant;
 
 use super::{NodeId, NodeSpec, Role};
 
@@ -13,8 +14,23 @@ pub enum Event {
     Left(Role, NodeId),
     /// The registry has told of every node that it knew at the start.
     Listed,
-    /// A health check of a node at this address came to a result.
-    Checked(Role, NodeId, SocketAddr, Verdict),
+    /// A health check of a node came to a result.
+    Checked(Check),
+}
+
+/// One health check.
+#[derive(Clone, Debug)]
+pub struct Check {
+    /// The role of the node.
+    pub role: Role,
+    /// Its name.
+    pub id: NodeId,
+    /// Where it was asked.
+    pub address: SocketAddr,
+    /// When it was asked.
+    pub began: Instant,
+    /// What came of it.
+    pub verdict: Verdict,
 }
 
 /// The result of one health check.

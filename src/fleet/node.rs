@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -111,6 +112,11 @@ pub enum SendProxy {
 /// 8 KiB by default (`http_req_hdr_len`); Magento itself stops at 7,680 for the same reason.
 pub const DEFAULT_HEADER_LIMIT: usize = 7_680;
 
+/// Whether these epochs name two lives of a cache. Where one of them is not known, it counts as the same.
+pub fn is_another_life(before: Option<&str>, now: Option<&str>) -> bool {
+    before.zip(now).is_some_and(|(before, now)| before != now)
+}
+
 /// What the registry says about one node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeSpec {
@@ -151,7 +157,8 @@ impl NodeSpec {
     /// Whether what connects to the node by this spec may go on by the other one.
     pub fn is_reached_as(&self, other: &NodeSpec) -> bool {
         let reached = |spec: &NodeSpec| (spec.address, spec.delivery, spec.header_limit, spec.send_proxy);
-        reached(self) == reached(other)
+        let another_life = is_another_life(self.epoch.as_deref(), other.epoch.as_deref());
+        reached(self) == reached(other) && !another_life
     }
 }
 
@@ -187,6 +194,7 @@ impl Node {
 pub struct Live {
     inflight: AtomicU32,
     cursor: AtomicU64,
+    seen_ms: AtomicU64,
 }
 
 impl Live {
@@ -203,6 +211,17 @@ impl Live {
     /// A request at the node came to its end, whatever the end.
     pub fn request_ended(&self) {
         self.inflight.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// When it last showed that it runs, from the start of the process, in whole milliseconds; 0 where it never did.
+    pub fn last_seen(&self) -> Duration {
+        Duration::from_millis(self.seen_ms.load(Ordering::Relaxed))
+    }
+
+    /// It has answered what was sent at this time, from the start of the process: it ran then, or later.
+    pub fn seen(&self, at: Duration) {
+        // Who overwrites a later time with an earlier one makes it look seen longer ago, which is the safe side.
+        self.seen_ms.store(at.as_millis() as u64, Ordering::Relaxed);
     }
 
     /// The position up to which this Varnish has acknowledged every purge.

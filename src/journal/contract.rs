@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
-use super::{Clock, Entry, Journal, Limits, Missed, Position};
+use super::{Clock, Cursor, Entry, Journal, Limits, Missed, Position};
 use crate::fleet::NodeId;
 use crate::purge::{Guard, Purge, Target};
 
@@ -30,6 +30,7 @@ macro_rules! suite {
             a_clock_that_is_set_back_loses_nothing,
             the_last_saved_cursor_of_each_node_is_read_back,
             a_cursor_that_is_no_longer_saved_is_forgotten,
+            what_is_younger_than_an_age_follows_the_last_that_is_older,
             a_purge_whose_sender_went_away_is_accepted,
         );
     };
@@ -64,6 +65,11 @@ pub(super) fn purge(tag: &str) -> Purge {
 
 pub(super) fn node(id: &str) -> NodeId {
     NodeId::try_from(id).unwrap()
+}
+
+/// A cursor of a node that does not say which life of its cache this is.
+pub(super) fn at(position: Position) -> Cursor {
+    Cursor { position, epoch: None }
 }
 
 /// The entries after a cursor, where there is no gap.
@@ -228,19 +234,34 @@ pub(super) async fn a_clock_that_is_set_back_loses_nothing(open: Open<'_>) {
 pub(super) async fn the_last_saved_cursor_of_each_node_is_read_back(open: Open<'_>) {
     let journal = open(Limits::default(), guard(), clock().1);
     append_all(&*journal, ["a", "b"]).await;
-    journal.save_cursors(vec![(node("v1"), 1), (node("v2"), 1)]).await.unwrap();
-    journal.save_cursors(vec![(node("v1"), 2)]).await.unwrap();
-    assert_eq!(journal.cursors(), [(node("v1"), 2), (node("v2"), 1)].into());
+    journal.save_cursors(vec![(node("v1"), at(1)), (node("v2"), at(1))]).await.unwrap();
+    let of_an_epoch = Cursor { position: 2, epoch: Some("1700000000".into()) };
+    journal.save_cursors(vec![(node("v1"), of_an_epoch.clone())]).await.unwrap();
+    assert_eq!(journal.cursors(), [(node("v1"), of_an_epoch), (node("v2"), at(1))].into());
+    journal.save_cursors(vec![(node("v1"), at(2))]).await.unwrap();
+    assert_eq!(journal.cursors(), [(node("v1"), at(2)), (node("v2"), at(1))].into());
 }
 
 pub(super) async fn a_cursor_that_is_no_longer_saved_is_forgotten(open: Open<'_>) {
     let (now_ms, clock) = clock();
     let journal = open(Limits { retention: Duration::from_secs(60), ..Limits::default() }, guard(), clock);
     append_all(&*journal, ["a"]).await;
-    journal.save_cursors(vec![(node("left"), 1), (node("stays"), 1)]).await.unwrap();
+    journal.save_cursors(vec![(node("left"), at(1)), (node("stays"), at(1))]).await.unwrap();
     now_ms.fetch_add(60_001, Ordering::SeqCst);
-    journal.save_cursors(vec![(node("stays"), 1)]).await.unwrap();
-    assert_eq!(journal.cursors(), [(node("stays"), 1)].into());
+    journal.save_cursors(vec![(node("stays"), at(1))]).await.unwrap();
+    assert_eq!(journal.cursors(), [(node("stays"), at(1))].into());
+}
+
+pub(super) async fn what_is_younger_than_an_age_follows_the_last_that_is_older(open: Open<'_>) {
+    let (now_ms, clock) = clock();
+    let journal = open(Limits::default(), guard(), clock);
+    assert_eq!(journal.older_than(Duration::ZERO), 0);
+    append_all(&*journal, ["a", "b"]).await;
+    now_ms.fetch_add(1000, Ordering::SeqCst);
+    append_all(&*journal, ["c"]).await;
+    for (age_ms, position) in [(1001, 0), (1000, 0), (999, 2), (0, 2)] {
+        assert_eq!(journal.older_than(Duration::from_millis(age_ms)), position, "older than {age_ms} ms");
+    }
 }
 
 pub(super) async fn a_purge_whose_sender_went_away_is_accepted(open: Open<'_>) {

@@ -3,14 +3,14 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-use super::{Limits, Position};
+use super::{Cursor, Limits};
 use crate::fleet::NodeId;
 
 /// A cursor as it was saved.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Saved {
     /// The cursor.
-    pub(super) position: Position,
+    pub(super) cursor: Cursor,
     /// When it was saved, in milliseconds since 1970.
     pub(super) at_ms: u64,
 }
@@ -28,16 +28,16 @@ impl Cursors {
         Cursors { limits, saved: Mutex::new(saved) }
     }
 
-    /// The positions by node.
-    pub(super) fn positions(&self) -> HashMap<NodeId, Position> {
+    /// The cursors by node.
+    pub(super) fn all(&self) -> HashMap<NodeId, Cursor> {
         let saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
-        saved.iter().map(|(node, saved)| (node.clone(), saved.position)).collect()
+        saved.iter().map(|(node, saved)| (node.clone(), saved.cursor.clone())).collect()
     }
 
     /// Saves cursors and forgets those that were not saved for too long.
-    pub(super) fn save(&self, cursors: impl IntoIterator<Item = (NodeId, Position)>, now_ms: u64) {
+    pub(super) fn save(&self, cursors: impl IntoIterator<Item = (NodeId, Cursor)>, now_ms: u64) {
         let mut saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
-        saved.extend(cursors.into_iter().map(|(node, position)| (node, Saved { position, at_ms: now_ms })));
+        saved.extend(cursors.into_iter().map(|(node, cursor)| (node, Saved { cursor, at_ms: now_ms })));
         saved.retain(|_, saved| !self.limits.retires(saved.at_ms, now_ms));
     }
 }

@@ -18,12 +18,13 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::cursors::Cursors;
 use super::tail::Tail;
-use super::{BoxFuture, Clock, Journal, Limits, Missed, Position, WriteError, wall_clock};
+use super::{BoxFuture, Clock, Cursor, Journal, Limits, Missed, Position, WriteError, wall_clock};
 use crate::fleet::NodeId;
 use crate::purge::{Guard, Purge};
 use store::{OpenDatabase, Store};
@@ -114,11 +115,15 @@ impl Journal for Disk {
         self.shared.tail.since(cursor)
     }
 
-    fn cursors(&self) -> HashMap<NodeId, Position> {
-        self.shared.cursors.positions()
+    fn older_than(&self, age: Duration) -> Position {
+        self.shared.tail.older_than(age, (self.shared.clock)())
     }
 
-    fn save_cursors(&self, cursors: Vec<(NodeId, Position)>) -> BoxFuture<'_, Result<(), WriteError>> {
+    fn cursors(&self) -> HashMap<NodeId, Cursor> {
+        self.shared.cursors.all()
+    }
+
+    fn save_cursors(&self, cursors: Vec<(NodeId, Cursor)>) -> BoxFuture<'_, Result<(), WriteError>> {
         Box::pin(self.ask(|answer| Command::SaveCursors(cursors, answer)))
     }
 }

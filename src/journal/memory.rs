@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
 use super::cursors::Cursors;
 use super::tail::Tail;
-use super::{BoxFuture, Clock, Entry, Journal, Limits, Missed, Position, WriteError, wall_clock};
+use super::{BoxFuture, Clock, Cursor, Entry, Journal, Limits, Missed, Position, WriteError, wall_clock};
 use crate::fleet::NodeId;
 use crate::purge::{Guard, Purge};
 
@@ -58,11 +59,15 @@ impl Journal for Memory {
         self.tail.since(cursor)
     }
 
-    fn cursors(&self) -> HashMap<NodeId, Position> {
-        self.cursors.positions()
+    fn older_than(&self, age: Duration) -> Position {
+        self.tail.older_than(age, (self.clock)())
     }
 
-    fn save_cursors(&self, cursors: Vec<(NodeId, Position)>) -> BoxFuture<'_, Result<(), WriteError>> {
+    fn cursors(&self) -> HashMap<NodeId, Cursor> {
+        self.cursors.all()
+    }
+
+    fn save_cursors(&self, cursors: Vec<(NodeId, Cursor)>) -> BoxFuture<'_, Result<(), WriteError>> {
         Box::pin(async move {
             self.cursors.save(cursors, (self.clock)());
             Ok(())

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -56,6 +57,19 @@ impl Tail {
     pub(super) fn first(&self) -> Position {
         let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
         held.first(self.head())
+    }
+
+    /// The last position that was given longer ago than this; the one before the oldest held where all are younger.
+    pub(super) fn older_than(&self, age: Duration, now_ms: u64) -> Position {
+        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
+        // From the end, where it is: the clock may have been set back, so the times need not be in order.
+        let younger = held
+            .entries
+            .iter()
+            .rev()
+            .take_while(|entry| u128::from(now_ms.saturating_sub(entry.at_ms)) <= age.as_millis())
+            .count();
+        self.head() - younger as Position
     }
 
     /// What lies after `cursor`.

@@ -49,7 +49,10 @@ fn count<R: Route>(client: &Client<R>, outcome: &Outcome, began: Instant) {
     let listener = client.worker.shared.metrics.listener(R::ROLE);
     listener.duration.observe(began.elapsed().as_secs_f64());
     match &outcome.node {
-        Some(node) if node.spec.role == R::ROLE => client.worker.pools.metrics(node).answered(outcome.status),
+        Some(node) if node.spec.role == R::ROLE => {
+            node.live.seen(began.saturating_duration_since(client.worker.shared.started));
+            client.worker.pools.metrics(node).answered(outcome.status);
+        }
         Some(node) => listener.bypassed(outcome.status, node.id()),
         // A client that left before any answer counts as nginx counts it.
         None => listener.answered_by_us(if outcome.status == 0 { 499 } else { outcome.status }),

@@ -41,6 +41,8 @@ pub struct Shared {
     pub admission: Arc<Admission>,
     /// How long a worker polls before it sleeps.
     pub spin: Duration,
+    /// When the process started.
+    pub started: Instant,
     /// The end of the process.
     pub shutdown: Shutdown,
 }

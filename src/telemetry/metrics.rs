@@ -43,6 +43,7 @@ pub struct Metrics {
     cursor_lag_seconds: GaugeVec,
     deliveries: IntCounterVec,
     bans_sent: IntCounterVec,
+    flushed: IntCounterVec,
     fenced: IntCounterVec,
     tls_reloads: IntCounterVec,
     tls_expiry: IntGaugeVec,
@@ -92,6 +93,8 @@ pub struct VarnishMetrics {
     pub refused: IntCounter,
     /// Bans that were sent.
     pub bans_sent: IntCounter,
+    /// Times one ban of everything was sent instead of what could not be replayed.
+    pub flushed: IntCounter,
     /// Times the node was behind when a purge was answered.
     pub fenced: IntCounter,
 }
@@ -138,6 +141,12 @@ impl Metrics {
                 &["node", "result"],
             )?,
             bans_sent: counters(r, "bans_sent_total", "Bans sent to a Varnish", &["node"])?,
+            flushed: counters(
+                r,
+                "node_flushed_total",
+                "Times a Varnish was sent one ban of everything, because what it missed could not be replayed",
+                &["node"],
+            )?,
             fenced: counters(r, "fenced_total", "Times a Varnish was behind when a purge was answered", &["node"])?,
             tls_reloads,
             tls_expiry: int_gauges(
@@ -198,6 +207,7 @@ impl Metrics {
                 failed: self.deliveries.with_label_values(&[id, "error"]),
                 refused: self.deliveries.with_label_values(&[id, "refused"]),
                 bans_sent: self.bans_sent.with_label_values(&[id]),
+                flushed: self.flushed.with_label_values(&[id]),
                 fenced: self.fenced.with_label_values(&[id]),
             }),
         }
@@ -234,7 +244,7 @@ impl Metrics {
             for result in ["ok", "error", "refused"] {
                 _ = self.deliveries.remove_label_values(&[id, result]);
             }
-            for family in [&self.bans_sent, &self.fenced] {
+            for family in [&self.bans_sent, &self.flushed, &self.fenced] {
                 _ = family.remove_label_values(&[id]);
             }
         }

@@ -20,11 +20,13 @@ use redb::{Builder, Database, DatabaseError, Durability, ReadableTable, StorageE
 use super::error::{BadEntry, CommitError, OpenError};
 use crate::fleet::NodeId;
 use crate::journal::cursors::Saved;
-use crate::journal::{Entry, Limits, Position};
+use crate::journal::{Cursor, Entry, Limits, Position};
 
 const ENTRIES: TableDefinition<Position, &[u8]> = TableDefinition::new("entries");
 /// The cursor, and when it was saved in milliseconds since 1970.
 const CURSORS: TableDefinition<&str, (Position, u64)> = TableDefinition::new("cursors");
+/// The epochs of those cursors that have one.
+const EPOCHS: TableDefinition<&str, &str> = TableDefinition::new("epochs");
 /// The head has a place of its own: it outlives the entries, so that no position is ever given twice.
 const HEAD: TableDefinition<(), Position> = TableDefinition::new("head");
 
@@ -52,7 +54,7 @@ pub(super) struct Change<'g> {
     /// The oldest entry that is still wanted.
     pub(super) first: Position,
     pub(super) entries: &'g [Arc<Entry>],
-    pub(super) cursors: &'g [(NodeId, Position)],
+    pub(super) cursors: &'g [(NodeId, Cursor)],
 }
 
 /// The open file.
@@ -129,12 +131,13 @@ fn load(database: &Database, path: &Path, limits: Limits, now_ms: u64) -> Result
     let stored = {
         let mut entries = transaction.open_table(ENTRIES).map_err(|error| failed(error.into()))?;
         let mut cursors = transaction.open_table(CURSORS).map_err(|error| failed(error.into()))?;
+        let mut epochs = transaction.open_table(EPOCHS).map_err(|error| failed(error.into()))?;
         let heads = transaction.open_table(HEAD).map_err(|error| failed(error.into()))?;
         let head = heads.get(()).map_err(|error| failed(error.into()))?.map_or(0, |head| head.value());
         let stored = Stored {
             head,
             entries: load_entries(&entries, head, path)?,
-            cursors: load_cursors(&mut cursors, limits, now_ms, path)?,
+            cursors: load_cursors(&mut cursors, &mut epochs, limits, now_ms, path)?,
         };
         let retired = stored.entries.iter().take_while(|entry| limits.retires(entry.at_ms, now_ms)).count();
         let first = head + 1 - stored.entries.len() as Position + retired as Position;
@@ -175,19 +178,21 @@ fn load_entries(
 
 fn load_cursors(
     table: &mut Table<'_, &'static str, (Position, u64)>,
+    epochs: &mut Table<'_, &'static str, &'static str>,
     limits: Limits,
     now_ms: u64,
     path: &Path,
 ) -> Result<HashMap<NodeId, Saved>, OpenError> {
     let failed = |error: StorageError| not_opened(path, error.into());
-    table.retain(|_, (_, at_ms)| !limits.retires(at_ms, now_ms)).map_err(failed)?;
+    forget_cursors(table, epochs, &limits, now_ms).map_err(failed)?;
     let mut cursors = HashMap::new();
     for record in table.iter().map_err(failed)? {
         let (node, saved) = record.map_err(failed)?;
+        let epoch = epochs.get(node.value()).map_err(failed)?.map(|epoch| epoch.value().into());
         let node =
             NodeId::try_from(node.value()).map_err(|source| OpenError::Cursor { path: path.to_owned(), source })?;
         let (position, at_ms) = saved.value();
-        cursors.insert(node, Saved { position, at_ms });
+        cursors.insert(node, Saved { cursor: Cursor { position, epoch }, at_ms });
     }
     Ok(cursors)
 }
@@ -210,12 +215,30 @@ fn write(database: &Database, change: &Change<'_>, records: &[Vec<u8>], limits: 
     }
     if !change.cursors.is_empty() {
         let mut cursors = transaction.open_table(CURSORS)?;
-        for (node, position) in change.cursors {
+        let mut epochs = transaction.open_table(EPOCHS)?;
+        for (node, Cursor { position, epoch }) in change.cursors {
             cursors.insert(node.as_str(), (*position, change.now_ms))?;
+            match epoch {
+                Some(epoch) => epochs.insert(node.as_str(), &**epoch)?,
+                None => epochs.remove(node.as_str())?,
+            };
         }
-        cursors.retain(|_, (_, at_ms)| !limits.retires(at_ms, change.now_ms))?;
+        forget_cursors(&mut cursors, &mut epochs, limits, change.now_ms)?;
     }
     Ok(transaction.commit()?)
+}
+
+/// Forgets the nodes whose cursor was not saved for too long.
+fn forget_cursors(
+    cursors: &mut Table<'_, &'static str, (Position, u64)>,
+    epochs: &mut Table<'_, &'static str, &'static str>,
+    limits: &Limits,
+    now_ms: u64,
+) -> Result<(), StorageError> {
+    for cursor in cursors.extract_if(|_, (_, at_ms)| limits.retires(at_ms, now_ms))? {
+        epochs.remove(cursor?.0.value())?;
+    }
+    Ok(())
 }
 
 /// Deletes the oldest entries before `first`, a bounded number of them.

@@ -10,7 +10,8 @@ use redb::{BackendError, Database, StorageBackend};
 use tempfile::{TempDir, tempdir};
 
 use super::*;
-use crate::journal::contract::{self, append_and_go_away, clock, entries, guard, node, purge};
+use crate::journal::Cursor;
+use crate::journal::contract::{self, append_and_go_away, at, clock, entries, guard, node, purge};
 
 contract::suite!({
     let directory = tempdir().unwrap();
@@ -144,13 +145,14 @@ async fn a_journal_that_is_opened_again_has_its_entries_head_and_cursors() {
     let journal = Disk::open(&directory.path().join("new/one"), Limits::default(), guard()).unwrap();
     journal.append(purge("a")).await.unwrap();
     journal.append(purge("b")).await.unwrap();
-    journal.save_cursors(vec![(node("v1"), 1)]).await.unwrap();
+    let of_an_epoch = Cursor { position: 1, epoch: Some("1700000000".into()) };
+    journal.save_cursors(vec![(node("v1"), of_an_epoch.clone()), (node("v2"), at(1))]).await.unwrap();
     let before = entries(&journal, 0);
     drop(journal);
     let journal = Disk::open(&directory.path().join("new/one"), Limits::default(), guard()).unwrap();
     assert_eq!(entries(&journal, 0), before);
     assert_eq!((journal.head(), *journal.watch().borrow()), (2, 2));
-    assert_eq!(journal.cursors(), [(node("v1"), 1)].into());
+    assert_eq!(journal.cursors(), [(node("v1"), of_an_epoch), (node("v2"), at(1))].into());
     assert_eq!(journal.append(purge("c")).await.unwrap(), 3);
 }
 
@@ -161,7 +163,7 @@ async fn the_head_survives_when_every_entry_is_too_old() {
     let journal = open_at(&directory, RETENTION, &clock);
     journal.append(purge("a")).await.unwrap();
     journal.append(purge("b")).await.unwrap();
-    journal.save_cursors(vec![(node("v1"), 2)]).await.unwrap();
+    journal.save_cursors(vec![(node("v1"), at(2))]).await.unwrap();
     drop(journal);
     now_ms.fetch_add(60_001, Ordering::SeqCst);
     for head in [2, 3] {
@@ -193,12 +195,12 @@ async fn what_a_crash_leaves_behind_holds_every_answered_purge() {
     let (directory, crashed) = (tempdir().unwrap(), tempdir().unwrap());
     let journal = Disk::open(directory.path(), Limits::default(), guard()).unwrap();
     for head in 1..=20 {
-        journal.save_cursors(vec![(node("v1"), head - 1)]).await.unwrap();
+        journal.save_cursors(vec![(node("v1"), at(head - 1))]).await.unwrap();
         journal.append(purge("a")).await.unwrap();
         fs::copy(directory.path().join("journal.redb"), crashed.path().join("journal.redb")).unwrap();
         let left = Disk::open(crashed.path(), Limits::default(), guard()).unwrap();
         assert_eq!(entries(&left, 0), entries(&journal, 0));
-        assert_eq!(left.cursors(), [(node("v1"), head - 1)].into());
+        assert_eq!(left.cursors(), [(node("v1"), at(head - 1))].into());
     }
 }
 
@@ -242,7 +244,7 @@ async fn cursors_alone_cost_no_fsync() {
     journal.append(purge("a")).await.unwrap();
     let before = fault.syncs.load(Ordering::SeqCst);
     for _ in 0..100 {
-        journal.save_cursors(vec![(node("v1"), 1)]).await.unwrap();
+        journal.save_cursors(vec![(node("v1"), at(1))]).await.unwrap();
     }
     assert_eq!(fault.syncs.load(Ordering::SeqCst), before);
 }

@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::Shared;
 use super::store::{Change, Store};
 use crate::fleet::NodeId;
-use crate::journal::{Entry, Position, WriteError};
+use crate::journal::{Cursor, Entry, Position, WriteError};
 use crate::purge::Purge;
 
 /// The most commands in one transaction, so that a storm cannot keep its first purge waiting without end.
@@ -21,7 +21,7 @@ pub(super) enum Command {
     /// Accept this purge.
     Append(Purge, Answer<Position>),
     /// Save these cursors.
-    SaveCursors(Vec<(NodeId, Position)>, Answer<()>),
+    SaveCursors(Vec<(NodeId, Cursor)>, Answer<()>),
 }
 
 /// Commits what is asked for until every handle on the queue is gone and the queue is empty.
@@ -37,7 +37,7 @@ struct Group {
     now_ms: u64,
     entries: Vec<Arc<Entry>>,
     appended: Vec<Answer<Position>>,
-    cursors: Vec<(NodeId, Position)>,
+    cursors: Vec<(NodeId, Cursor)>,
     saved: Vec<Answer<()>>,
 }
 

@@ -1,6 +1,6 @@
 //! What the purge listener counts.
 
-use prometheus::{Histogram, IntCounterVec, IntGauge, Registry};
+use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, Registry};
 
 use super::{counters, histogram, register};
 
@@ -14,6 +14,8 @@ pub struct PurgeMetrics {
     tags: IntCounterVec,
     sources: IntCounterVec,
     wide: IntCounterVec,
+    /// Tags that needed no place in a ban, because something else in the batch covered them.
+    pub tags_folded: IntCounter,
     /// Purges that are under way: accepted, or about to be, and not answered yet.
     pub waiting: IntGauge,
     /// How long an accepted purge took to its answer.
@@ -27,6 +29,13 @@ impl PurgeMetrics {
             tags: counters(r, "purge_tags_total", "Tags in accepted purges by their family", &["family"])?,
             sources: counters(r, "purge_sources_total", "Accepted purges by the address of the sender", &["source"])?,
             wide: counters(r, "purge_wide_total", "Accepted purges of everything, or of a bare family", &["what"])?,
+            tags_folded: register(
+                r,
+                IntCounter::new(
+                    "purge_tags_folded_total",
+                    "Tags that needed no place in a ban, because another purge of the batch covered them",
+                )?,
+            )?,
             waiting: register(r, IntGauge::new("purges_waiting", "Purges that are not answered yet")?)?,
             ack_duration: histogram(
                 r,

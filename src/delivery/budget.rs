@@ -1,0 +1,116 @@
+//! How many bans a second one Varnish is sent.
+//!
+//! Every ban costs a Varnish a comparison per object, until its lurker has been through the cache. A token bucket keeps
+//! a storm of purges from becoming a storm of bans: while it is empty, purges gather, and go out as one batch. Nothing is
+//! dropped, and an acknowledgement still means that the ban is there.
+//!
+//! What does not fold (patterns that all differ) cannot be helped by waiting. So a batch may take more tokens than there
+//! are, and the debt is bounded: the next batch waits no longer than a given time, whatever the last one cost. A purge
+//! that waited for its whole `ack_timeout` would fence the node, and a fenced node serves nobody.
+
+use std::time::{Duration, Instant};
+
+/// The token bucket of one Varnish. Full, it holds one second's worth.
+#[derive(Debug)]
+pub(super) struct Budget {
+    /// Tokens a second; 0 is no limit.
+    per_second: f64,
+    /// Never below this, so that the wait is bounded.
+    least: f64,
+    tokens: f64,
+    counted: Instant,
+}
+
+impl Budget {
+    /// A full bucket. `per_second` 0 is no limit; `longest_wait` bounds what [`Budget::ready_at`] says.
+    pub(super) fn new(per_second: u32, longest_wait: Duration, now: Instant) -> Self {
+        let per_second = f64::from(per_second);
+        let least = 1.0 - per_second * longest_wait.as_secs_f64();
+        Budget { per_second, least, tokens: per_second.max(1.0), counted: now }
+    }
+
+    /// When the next batch may go: now, or later.
+    pub(super) fn ready_at(&mut self, now: Instant) -> Instant {
+        self.refill(now);
+        if self.per_second == 0.0 || self.tokens >= 1.0 {
+            return now;
+        }
+        now + Duration::from_secs_f64((1.0 - self.tokens) / self.per_second)
+    }
+
+    /// A batch of this many bans goes now.
+    pub(super) fn spend(&mut self, bans: usize, now: Instant) {
+        self.refill(now);
+        self.tokens = (self.tokens - bans as f64).max(self.least);
+    }
+
+    fn refill(&mut self, now: Instant) {
+        let earned = now.saturating_duration_since(self.counted).as_secs_f64() * self.per_second;
+        self.tokens = (self.tokens + earned).min(self.per_second.max(1.0));
+        self.counted = now;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONGEST: Duration = Duration::from_millis(250);
+
+    fn milliseconds(wait: Duration) -> u128 {
+        // A token earned in a fraction may be a rounding error short.
+        (wait + Duration::from_micros(1)).as_millis()
+    }
+
+    #[test]
+    fn a_burst_of_one_second_goes_at_once_and_then_one_by_one() {
+        let start = Instant::now();
+        let mut budget = Budget::new(20, LONGEST, start);
+        for _ in 0..20 {
+            assert_eq!(budget.ready_at(start), start);
+            budget.spend(1, start);
+        }
+        let mut now = start;
+        for _ in 0..5 {
+            let ready = budget.ready_at(now);
+            assert_eq!(milliseconds(ready - now), 50);
+            now = ready;
+            budget.spend(1, now);
+        }
+    }
+
+    #[test]
+    fn an_unused_budget_grows_to_one_second_and_no_further() {
+        let start = Instant::now();
+        let mut budget = Budget::new(5, LONGEST, start);
+        let later = start + Duration::from_secs(3600);
+        budget.spend(5, later);
+        assert_eq!(milliseconds(budget.ready_at(later) - later), 200);
+    }
+
+    #[test]
+    fn a_batch_that_cost_more_than_there_was_makes_the_next_one_wait_and_not_for_ever() {
+        let start = Instant::now();
+        let mut budget = Budget::new(20, LONGEST, start);
+        budget.spend(22, start);
+        assert_eq!(milliseconds(budget.ready_at(start) - start), 150);
+        budget.spend(1000, start);
+        assert_eq!(milliseconds(budget.ready_at(start) - start), 250);
+    }
+
+    #[test]
+    fn a_rate_below_what_the_longest_wait_allows_is_raised_to_it() {
+        let start = Instant::now();
+        let mut budget = Budget::new(1, LONGEST, start);
+        budget.spend(1, start);
+        assert_eq!(milliseconds(budget.ready_at(start) - start), 250);
+    }
+
+    #[test]
+    fn no_limit_never_waits() {
+        let start = Instant::now();
+        let mut budget = Budget::new(0, LONGEST, start);
+        budget.spend(100_000, start);
+        assert_eq!(budget.ready_at(start), start);
+    }
+}

@@ -1,0 +1,277 @@
+//! Deliveries to scripted nodes (fakes: they take every purge and remember what they were told and when).
+
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use super::*;
+use crate::fleet::{Live, Member, NodeSpec, Pool, Role};
+use crate::journal::{Limits, Memory};
+use crate::purge::{Page, Purge, Target};
+
+/// What no test waits for in vain.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What a scripted node was told, in order.
+type Told = Arc<Mutex<Vec<(Instant, String)>>>;
+
+/// A node that answers 200 to every request.
+async fn obedient() -> (SocketAddr, Told) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let told = Told::default();
+    let of_listener = Arc::clone(&told);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let told = Arc::clone(&of_listener);
+            tokio::spawn(async move {
+                let mut input = Vec::new();
+                while stream.read_buf(&mut input).await.is_ok_and(|read| read > 0) {
+                    while let Some(end) = input.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
+                        let head = String::from_utf8(input.drain(..end + 4).collect()).unwrap();
+                        lock(&told).push((Instant::now(), head));
+                        stream.write_all(b"HTTP/1.1 200 Purged\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+                    }
+                }
+            });
+        }
+    });
+    (address, told)
+}
+
+/// Deliveries to one node, `varnish-1`.
+struct Rig {
+    deliveries: Arc<Deliveries>,
+    guard: Arc<Guard>,
+    node: Arc<Node>,
+    told: Told,
+}
+
+const CALM: Pace = Pace { max_bans_per_second: 0, longest_wait: Duration::from_millis(250), settle: Duration::ZERO };
+
+impl Rig {
+    async fn new(pace: Pace) -> Self {
+        let guard = Arc::new(Guard::new(Instant::now()));
+        let journal = Arc::new(Memory::new(Limits::default(), Arc::clone(&guard)));
+        Rig::with(pace, journal, guard, None).await
+    }
+
+    async fn with(pace: Pace, journal: Arc<dyn Journal>, guard: Arc<Guard>, epoch: Option<&str>) -> Self {
+        let (address, told) = obedient().await;
+        let id = NodeId::try_from("varnish-1").unwrap();
+        let spec = NodeSpec { epoch: epoch.map(Arc::from), ..NodeSpec::new(Role::Varnish, id, address) };
+        let node = Arc::new(Node::new(spec, Arc::new(Live::default()), 1));
+        let member = Member { node: Arc::clone(&node), health: Health::Up, reason: "".into(), usable: true };
+        let fleet = Snapshot { version: 1, varnish: Pool::new(vec![member], 0.0), web: Pool::default() };
+        let context = Context {
+            fence: Arc::new(Fence::at(journal.head())),
+            journal,
+            fleet: Arc::new(ArcSwap::from_pointee(fleet)),
+            guard: Arc::clone(&guard),
+            metrics: Arc::new(Metrics::new().unwrap()),
+            pace,
+            started: Instant::now(),
+        };
+        let deliveries = Arc::new(Deliveries::new(context));
+        deliveries.start(&node);
+        Rig { deliveries, guard, node, told }
+    }
+
+    /// Makes a purge durable, and waits until the node has it.
+    async fn purge(&self, tag: &str) -> Position {
+        let position = self.append(tag).await;
+        let mut progress = self.deliveries.progress.subscribe();
+        let acknowledged = async {
+            while self.node.live.cursor() < position {
+                progress.changed().await.unwrap();
+            }
+        };
+        tokio::time::timeout(PATIENCE, acknowledged).await.unwrap();
+        position
+    }
+
+    async fn append(&self, tag: &str) -> Position {
+        let purge = Purge { targets: vec![Target::Tags([tag].into_iter().collect())], soft: false };
+        self.deliveries.context.journal.append(purge).await.unwrap()
+    }
+
+    /// A page with this tag passes the origin now.
+    fn pass(&self, tag: &str) {
+        let fields = [(&b"X-Magento-Tags"[..], tag.as_bytes())];
+        let page = Page { status: 200, target: b"/", fields: fields.into_iter() };
+        assert!(self.guard.may_be_stored(self.guard.now(), &page, Instant::now()));
+    }
+
+    /// The node has just shown that it runs, and has had time for all that was on its way.
+    async fn is_alive(&self) {
+        let landed = Instant::now() + Duration::from_millis(120);
+        tokio::time::sleep_until(landed.into()).await;
+        self.node.live.seen(landed - self.deliveries.context.started);
+    }
+
+    /// When the node was told of this.
+    fn told(&self, what: &str) -> Vec<Instant> {
+        lock(&self.told).iter().filter(|(_, head)| head.contains(what)).map(|(at, _)| *at).collect()
+    }
+
+    /// Waits until the node was told of this so many times.
+    async fn until_told(&self, what: &str, times: usize) -> Vec<Instant> {
+        let told = async {
+            while self.told(what).len() < times {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, told).await.unwrap();
+        self.told(what)
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_runs_is_told_once() {
+    let rig = Rig::new(CALM).await;
+    rig.is_alive().await;
+    rig.purge("a").await;
+    rig.purge("b").await;
+    assert_eq!((rig.told("(?:a)").len(), rig.told("(?:b)").len()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_purge_of_a_page_that_has_just_passed_is_told_again_before_it_counts() {
+    let rig = Rig::new(CALM).await;
+    rig.is_alive().await;
+    rig.pass("a");
+    rig.purge("a").await;
+    let told = rig.told("(?:a)");
+    assert_eq!(told.len(), 2);
+    assert!(told[1] - told[0] >= Duration::from_millis(90), "{:?}", told[1] - told[0]);
+    rig.purge("b").await;
+    assert_eq!(rig.told("(?:b)").len(), 1);
+}
+
+#[tokio::test]
+async fn a_page_that_passed_since_the_node_was_last_seen_has_just_passed() {
+    let rig = Rig::new(CALM).await;
+    rig.is_alive().await;
+    rig.pass("a");
+    // It may have been stopped ever since.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    rig.purge("a").await;
+    assert_eq!(rig.told("(?:a)").len(), 2);
+    rig.pass("b");
+    rig.is_alive().await;
+    rig.purge("b").await;
+    assert_eq!(rig.told("(?:b)").len(), 1);
+}
+
+#[tokio::test]
+async fn what_passed_before_the_process_began_may_be_on_its_way_too() {
+    let rig = Rig::new(CALM).await;
+    rig.purge("a").await;
+    assert_eq!(rig.told("(?:a)").len(), 2);
+}
+
+#[tokio::test]
+async fn purges_above_the_budget_gather_and_none_is_lost() {
+    let rig = Rig::new(Pace { max_bans_per_second: 10, ..CALM }).await;
+    rig.is_alive().await;
+    let began = Instant::now();
+    for number in 0..400 {
+        rig.append(&format!("tag_{number}_end")).await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    rig.purge("last").await;
+    let seconds = began.elapsed().as_secs_f64();
+    let bans = lock(&rig.told).len();
+    assert!(bans as f64 <= 10.0 + 10.0 * seconds + 2.0, "{bans} bans in {seconds} s");
+    assert!(bans >= 5, "only {bans} bans");
+    let heads: String = lock(&rig.told).iter().map(|(_, head)| head.as_str()).collect();
+    let everything = pcre2::bytes::Regex::new("X-Magento-Tags-Pattern: (.*)\r\n").unwrap();
+    let bans: Vec<_> = everything
+        .captures_iter(heads.as_bytes())
+        .map(|ban| String::from_utf8(ban.unwrap()[1].to_vec()).unwrap())
+        .map(|ban| pcre2::bytes::Regex::new(&ban).unwrap())
+        .collect();
+    for number in 0..400 {
+        let page = format!("tag_{number}_end,x");
+        assert!(bans.iter().any(|ban| ban.is_match(page.as_bytes()).unwrap()), "{page}");
+    }
+}
+
+#[tokio::test]
+async fn what_settles_is_told_once_more_after_its_answer() {
+    let settle = Duration::from_millis(400);
+    let rig = Rig::new(Pace { settle, ..CALM }).await;
+    rig.is_alive().await;
+    rig.purge("first").await;
+    rig.purge("second").await;
+    assert_eq!((rig.told("first").len(), rig.told("second").len()), (1, 1));
+    let first = rig.until_told("first", 2).await;
+    assert!(first[1] - first[0] >= settle, "{:?}", first[1] - first[0]);
+    rig.until_told("second", 2).await;
+}
+
+#[tokio::test]
+async fn what_was_not_settled_when_the_process_ended_is_settled_by_the_next() {
+    let rig = Rig::new(CALM).await;
+    let position = rig.purge("a").await;
+    let (journal, guard) = (Arc::clone(&rig.deliveries.context.journal), Arc::clone(&rig.guard));
+    journal.save_cursors(rig.deliveries.cursors()).await.unwrap();
+    let next = Rig::with(Pace { settle: Duration::from_millis(500), ..CALM }, journal, guard, None).await;
+    assert_eq!(next.node.live.cursor(), position);
+    next.until_told("(?:a)", 1).await;
+}
+
+#[tokio::test]
+async fn a_cache_is_replayed_in_its_life_and_left_alone_in_its_next() {
+    let guard = Arc::new(Guard::new(Instant::now()));
+    let journal: Arc<dyn Journal> = Arc::new(Memory::new(Limits::default(), Arc::clone(&guard)));
+    let rig = Rig::with(CALM, Arc::clone(&journal), Arc::clone(&guard), Some("1700000000")).await;
+    rig.purge("before").await;
+    journal.save_cursors(rig.deliveries.cursors()).await.unwrap();
+    rig.deliveries.stop(rig.node.id());
+    let missed = rig.append("missed").await;
+
+    let back = Rig::with(CALM, Arc::clone(&journal), Arc::clone(&guard), Some("1700000000")).await;
+    assert!(back.node.live.cursor() < missed);
+    back.until_told("missed", 1).await;
+    assert!(back.told("before").is_empty());
+    back.deliveries.stop(back.node.id());
+
+    let reborn = Rig::with(CALM, Arc::clone(&journal), Arc::clone(&guard), Some("1700000999")).await;
+    assert_eq!(reborn.node.live.cursor(), missed);
+    reborn.purge("after").await;
+    assert!(reborn.told("missed").is_empty() && reborn.told("Flush").is_empty());
+}
+
+#[tokio::test]
+async fn a_node_that_nobody_knows_drops_everything_first() {
+    let guard = Arc::new(Guard::new(Instant::now()));
+    let journal: Arc<dyn Journal> = Arc::new(Memory::new(Limits::default(), Arc::clone(&guard)));
+    journal.append(Purge { targets: vec![Target::Everything], soft: false }).await.unwrap();
+    let rig = Rig::with(CALM, journal, guard, Some("1700000000")).await;
+    rig.until_told("X-Clearcoat-Flush: all", 1).await;
+    rig.purge("a").await;
+    assert_eq!(
+        rig.deliveries.context.metrics.node(Role::Varnish, rig.node.id()).varnish.as_ref().unwrap().flushed.get(),
+        1
+    );
+}
+
+#[tokio::test]
+async fn a_hundred_thousand_missed_purges_are_a_few_requests() {
+    let guard = Arc::new(Guard::new(Instant::now()));
+    let journal: Arc<dyn Journal> = Arc::new(Memory::new(Limits::default(), Arc::clone(&guard)));
+    let id = NodeId::try_from("varnish-1").unwrap();
+    journal.save_cursors(vec![(id, Cursor { position: 0, epoch: None })]).await.unwrap();
+    for number in 0..100_000 {
+        // The catalogue of a shop, again and again.
+        let tag = format!("cat_p_{}", number % 20_000);
+        let purge = Purge { targets: vec![Target::Tags([tag.as_str()].into_iter().collect())], soft: false };
+        journal.append(purge).await.unwrap();
+    }
+    let rig = Rig::with(CALM, journal, guard, None).await;
+    rig.purge("last").await;
+    let requests = lock(&rig.told).len();
+    assert!(requests <= 64, "{requests} requests");
+}

@@ -213,7 +213,8 @@ sub vcl_pipe {
 
 sub vcl_backend_fetch {
     # No revalidation of what is in the cache. A "304 Not Modified" would make a new object out of the old body, newer
-    # than a ban that arrived meanwhile, so the ban would miss it; and a 304 has no tags by which clearcoat could notice.
+    # than a ban that arrived meanwhile, so the ban would miss it; and a 304 has no tags, so clearcoat has to mark it
+    # whatever was purged meanwhile.
     if (!bereq.uncacheable) {
         unset bereq.http.If-None-Match;
         unset bereq.http.If-Modified-Since;

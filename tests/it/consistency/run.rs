@@ -16,8 +16,6 @@ pub struct Run {
     pages: Vec<Mutex<History>>,
     outages: RwLock<Outages>,
     hung: Vec<AtomicBool>,
-    /// The page that each reader reads, and since when.
-    reading: Vec<Mutex<Option<(u64, Moment)>>>,
     stop: AtomicBool,
     faults: Mutex<Vec<(Moment, String)>>,
     logs: Mutex<Vec<Log>>,
@@ -85,14 +83,13 @@ impl Drop for StopGuard<'_> {
 }
 
 impl Run {
-    /// A run with the pages 1 to `pages`, this many readers and Varnish nodes; it begins now.
-    pub fn new(pages: u64, readers: usize, nodes: usize) -> Self {
+    /// A run with the pages 1 to `pages` and this many Varnish nodes; it begins now.
+    pub fn new(pages: u64, nodes: usize) -> Self {
         Run {
             began: Instant::now(),
             pages: (1..=pages).map(|page| Mutex::new(History::new(page))).collect(),
             outages: RwLock::default(),
             hung: (0..nodes).map(|_| AtomicBool::default()).collect(),
-            reading: (0..readers).map(|_| Mutex::default()).collect(),
             stop: AtomicBool::new(false),
             faults: Mutex::default(),
             logs: Mutex::default(),
@@ -115,26 +112,6 @@ impl Run {
 
     pub fn pages(&self) -> std::ops::RangeInclusive<u64> {
         1..=self.pages.len() as u64
-    }
-
-    /// A reader is about to read a page. Gives the moment.
-    pub fn reads(&self, reader: usize, page: u64) -> Moment {
-        let mut reading = self.reading[reader].lock().unwrap();
-        let began = self.now();
-        *reading = Some((page, began));
-        began
-    }
-
-    pub fn has_read(&self, reader: usize) {
-        *self.reading[reader].lock().unwrap() = None;
-    }
-
-    /// Whether somebody still reads one of these pages who began before this moment.
-    pub fn is_read_since_before(&self, pages: &[(u64, u64)], moment: Moment) -> bool {
-        let is_one = |page| pages.iter().any(|&(one, _)| one == page);
-        self.reading
-            .iter()
-            .any(|reading| reading.lock().unwrap().is_some_and(|(page, began)| is_one(page) && began <= moment))
     }
 
     /// A purge of these versions was answered. The moment is taken while nobody judges, so that no read that began

@@ -24,6 +24,7 @@ pub struct Plan {
     pub config: &'static str,
     pub ack_timeout: &'static str,
     pub journal: &'static str,
+    pub guard: bool,
     /// Changes the VCL of a node, whose id and folder it is told.
     pub vcl: fn(vcl: &str, id: &str, folder: &Path) -> String,
 }
@@ -37,6 +38,7 @@ impl Default for Plan {
             config: "",
             ack_timeout: "1s",
             journal: "disk",
+            guard: true,
             vcl: |vcl, _, _| vcl.to_owned(),
         }
     }
@@ -124,7 +126,7 @@ fn configuration(
         }
     };
     section("edge", "listen = [\"127.0.0.1:0\"]".into());
-    section("origin", format!("listen = [\"{origin}\"]"));
+    section("origin", format!("listen = [\"{origin}\"]\nguard = {}", plan.guard));
     section("purge", format!("listen = [\"127.0.0.1:0\"]\nack_timeout = \"{}\"", plan.ack_timeout));
     section("admin", "listen = [\"127.0.0.1:0\"]".into());
     section("journal", format!("kind = \"{}\"\npath = \"{}\"", plan.journal, journal.display()));

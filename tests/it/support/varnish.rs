@@ -57,6 +57,15 @@ impl Varnish {
         get(self.address, path).expect("varnishd answers")
     }
 
+    /// A counter of `varnishstat`, such as `MAIN.busy_sleep`.
+    pub fn counter(&self, name: &str) -> u64 {
+        let mut command = Command::new("varnishstat");
+        let output = command.arg("-n").arg(&self.folder).args(["-1", "-f", name]).output().expect("varnishstat");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let value = text.split_whitespace().nth(1).unwrap_or_else(|| panic!("no counter {name}: {output:?}"));
+        value.parse().expect("a number")
+    }
+
     /// Stops the process that serves (and not its manager, which would notice).
     pub fn hang(&self) {
         signal("-STOP", &self.worker());

@@ -4,10 +4,14 @@ use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
 
 use clearcoat::http_server::{self, Handler, Response, response, text};
 use clearcoat::shutdown::{self, ShutdownHandle, Stage};
+
+use super::eventually;
 
 /// How many renders a shop remembers.
 const NEWEST: usize = 10_000;
@@ -20,6 +24,43 @@ pub struct Shop {
     pub renders: AtomicU64,
     /// The newest of them: page, version, time.
     newest: Mutex<VecDeque<(u64, u64, Instant)>>,
+    /// In ms.
+    render_time: AtomicU64,
+    /// Whether pages live for a second and are revalidated from then on: they have an `ETag`.
+    pub revalidated: AtomicBool,
+    /// How many requests were answered 304.
+    pub not_modified: AtomicU64,
+    held: Mutex<HashMap<u64, Held>>,
+}
+
+/// The renders of a page that are held: how many there are, and whether they may go on.
+type Held = (Arc<AtomicU64>, watch::Receiver<bool>);
+
+/// Holds the renders of a page, for as long as this value lives: what they say is settled, but they do not say it.
+pub struct Gate {
+    shop: Arc<Shop>,
+    page: u64,
+    held: Arc<AtomicU64>,
+    open: watch::Sender<bool>,
+}
+
+impl Gate {
+    /// How many renders were held so far.
+    pub fn held(&self) -> u64 {
+        self.held.load(Ordering::SeqCst)
+    }
+
+    /// Waits until so many renders are held.
+    pub fn holds(&self, renders: u64) {
+        eventually("a render is held", || (self.held() >= renders).then_some(()));
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.shop.held.lock().unwrap().remove(&self.page);
+        self.open.send_replace(true);
+    }
 }
 
 impl Shop {
@@ -32,13 +73,42 @@ impl Shop {
         self.versions.lock().unwrap().get(&page).copied().unwrap_or(0)
     }
 
+    /// How long a page takes to render from now on, at most: each takes a random part of it.
+    pub fn render_within(&self, most: Duration) {
+        self.render_time.store(u64::try_from(most.as_millis()).expect("a short time"), Ordering::SeqCst);
+    }
+
+    /// Holds the renders of a page that begin from now on.
+    pub fn hold(self: &Arc<Self>, page: u64) -> Gate {
+        let (open, opened) = watch::channel(false);
+        let held = Arc::<AtomicU64>::default();
+        self.held.lock().unwrap().insert(page, (Arc::clone(&held), opened));
+        Gate { shop: Arc::clone(self), page, held, open }
+    }
+
     /// When this version of a page was rendered last, if that is among the newest.
     pub fn last_rendered(&self, page: u64, version: u64) -> Option<Instant> {
         let newest = self.newest.lock().unwrap();
         newest.iter().rev().find(|render| (render.0, render.1) == (page, version)).map(|render| render.2)
     }
 
-    fn render(&self, page: u64) -> String {
+    /// What a page says is settled first; then it takes its time.
+    async fn render(&self, page: u64) -> String {
+        let content = self.look_up(page);
+        let held = self.held.lock().unwrap().get(&page).cloned();
+        if let Some((held, mut open)) = held {
+            held.fetch_add(1, Ordering::SeqCst);
+            // A gate that is gone is open.
+            _ = open.wait_for(|open| *open).await;
+        }
+        let most = self.render_time.load(Ordering::SeqCst);
+        if most > 0 {
+            tokio::time::sleep(Duration::from_millis(fastrand::u64(..=most))).await;
+        }
+        content
+    }
+
+    fn look_up(&self, page: u64) -> String {
         self.renders.fetch_add(1, Ordering::SeqCst);
         let version = self.version(page);
         let mut newest = self.newest.lock().unwrap();
@@ -101,9 +171,23 @@ impl Handler for Node {
         let Some(page) = path.strip_prefix("/p/").and_then(|number| number.parse().ok()) else {
             return text(404, "no such page");
         };
-        let mut response = response(200, "text/html; charset=utf-8", self.shop.render(page).into_bytes());
+        let content = self.shop.render(page).await;
+        let tag = format!("\"{content}\"");
+        let revalidated = self.shop.revalidated.load(Ordering::SeqCst);
+        // Varnish writes it as a weak one where it has compressed the page.
+        let asked = request.headers().get("if-none-match").and_then(|value| value.to_str().ok()).unwrap_or_default();
+        if revalidated && asked.trim_start_matches("W/") == tag {
+            self.shop.not_modified.fetch_add(1, Ordering::SeqCst);
+            let mut response = response(304, "text/html; charset=utf-8", Vec::new());
+            response.headers_mut().insert("cache-control", lifetime(true));
+            return response;
+        }
+        let mut response = response(200, "text/html; charset=utf-8", content.into_bytes());
         let headers = response.headers_mut();
-        headers.insert("cache-control", http::HeaderValue::from_static("public, max-age=86400, s-maxage=86400"));
+        headers.insert("cache-control", lifetime(revalidated));
+        if revalidated {
+            headers.insert("etag", tag.parse().expect("a header"));
+        }
         headers.insert("x-magento-tags", format!("cat_p_{page},cat_p").parse().expect("a header"));
         headers.insert("x-pool", http::HeaderValue::from_static("shop"));
         for name in ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "via"] {
@@ -113,4 +197,12 @@ impl Handler for Node {
         }
         response
     }
+}
+
+fn lifetime(short: bool) -> http::HeaderValue {
+    http::HeaderValue::from_static(if short {
+        "public, max-age=1, s-maxage=1"
+    } else {
+        "public, max-age=86400, s-maxage=86400"
+    })
 }

@@ -17,8 +17,9 @@ const LAYERS: [(&str, &[&str]); 6] = [
 ];
 
 /// The arrows within a layer that are allowed, each for its reason.
-const NEIGHBOURS: [(&str, &str, &str); 8] = [
+const NEIGHBOURS: [(&str, &str, &str); 9] = [
     ("balance", "fleet", "it chooses among the members of a fleet"),
+    ("purge", "fleet", "a batch is written in the form in which its node is told"),
     ("edge", "proxy", "the data path that both listeners share"),
     ("origin", "proxy", "the data path that both listeners share"),
     ("purge_api", "delivery", "a purge waits for its deliveries"),

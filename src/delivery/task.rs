@@ -103,7 +103,8 @@ impl Task {
         if self.state.known.load(Ordering::SeqCst)
             && let Missed::Entries(entries) = journal.since(cursor)
         {
-            let bans = compile(entries.iter().map(|entry| &entry.purge), self.node.spec.header_limit);
+            let spec = &self.node.spec;
+            let bans = compile(entries.iter().map(|entry| &entry.purge), spec.delivery, spec.header_limit).bans;
             if bans.len() <= MAX_BANS {
                 return (bans, entries.last().map_or(head, |entry| entry.position));
             }

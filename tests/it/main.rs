@@ -9,6 +9,7 @@ mod consistency;
 mod data_path;
 mod failover;
 mod fan_out;
+mod forms;
 mod purging;
 mod refusals;
 mod replay;

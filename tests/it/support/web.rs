@@ -12,10 +12,12 @@ use clearcoat::shutdown::{self, ShutdownHandle, Stage};
 /// How many renders a shop remembers.
 const NEWEST: usize = 10_000;
 
-/// What the web nodes of one shop share. `/p/N` is a page with the tags `cat_p_N,cat_p`, whose body is its version.
+/// What the web nodes of one shop share. `/p/N` is a page with the tags `cat_p_N,cat_p` unless others are set, whose body
+/// is its version.
 #[derive(Debug, Default)]
 pub struct Shop {
     versions: Mutex<HashMap<u64, u64>>,
+    tags: Mutex<HashMap<u64, String>>,
     /// How many pages were rendered.
     pub renders: AtomicU64,
     /// The newest of them: page, version, time.
@@ -26,6 +28,15 @@ impl Shop {
     /// The version that is rendered from now on.
     pub fn set(&self, page: u64, version: u64) {
         self.versions.lock().unwrap().insert(page, version);
+    }
+
+    /// The tags of a page from now on, as its header has them; none: no header.
+    pub fn set_tags(&self, page: u64, tags: &str) {
+        self.tags.lock().unwrap().insert(page, tags.to_owned());
+    }
+
+    fn tags(&self, page: u64) -> String {
+        self.tags.lock().unwrap().get(&page).cloned().unwrap_or_else(|| format!("cat_p_{page},cat_p"))
     }
 
     pub fn version(&self, page: u64) -> u64 {
@@ -104,7 +115,10 @@ impl Handler for Node {
         let mut response = response(200, "text/html; charset=utf-8", self.shop.render(page).into_bytes());
         let headers = response.headers_mut();
         headers.insert("cache-control", http::HeaderValue::from_static("public, max-age=86400, s-maxage=86400"));
-        headers.insert("x-magento-tags", format!("cat_p_{page},cat_p").parse().expect("a header"));
+        let tags = self.shop.tags(page);
+        if !tags.is_empty() {
+            headers.insert("x-magento-tags", http::HeaderValue::from_bytes(tags.as_bytes()).expect("a header"));
+        }
         headers.insert("x-pool", http::HeaderValue::from_static("shop"));
         for name in ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "via"] {
             if let Some(value) = request.headers().get(name) {

@@ -6,7 +6,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use clearcoat::purge::{Guard, Page, Pattern, Purge, Target};
+use clearcoat::purge::{Guard, Page, Pattern, Purge, TagSet, Target};
 use criterion::{Criterion, criterion_group, criterion_main};
 
 /// Tags that were purged before.
@@ -20,7 +20,8 @@ fn purge(target: Target) -> Purge {
 }
 
 fn tags<'a>(tags: impl IntoIterator<Item = &'a str>) -> Purge {
-    purge(Target::Tags(tags.into_iter().collect()))
+    let terms: Vec<String> = tags.into_iter().map(|tag| format!("((^|,){tag}(,|$))")).collect();
+    purge(Target::Tags(TagSet::from_magento(&terms.join("|")).expect("Magento's form")))
 }
 
 fn warm() -> Guard {

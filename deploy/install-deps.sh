@@ -11,14 +11,14 @@ usage() {
 }
 if [ $# -ne 2 ] || [ "$1" != --for ]; then usage; fi
 
-# command:package
+# command:package, or for what is no command, pattern of its file:package
 build="cc:gcc"
 demo="$build varnishd:varnish curl:curl"
 case $2 in
     build) wanted=$build ;;
     lint) wanted="$build shellcheck:shellcheck" ;;
     demo) wanted=$demo ;;
-    test) wanted="$demo varnishtest:varnish etcd:etcd-server etcdctl:etcd-client protoc:protobuf-compiler php:php-cli" ;;
+    test) wanted="$demo varnishtest:varnish */varnish/vmods/libvmod_xkey.so:varnish-modules etcd:etcd-server etcdctl:etcd-client protoc:protobuf-compiler php:php-cli" ;;
     bench) wanted="$demo haproxy:haproxy nginx:nginx-light ip:iproute2 unshare:util-linux valgrind:valgrind" ;;
     *) usage ;;
 esac
@@ -32,13 +32,23 @@ if ! command -v cargo >/dev/null; then
     exit 1
 fi
 
+# is_there COMMAND|PATTERN; a pattern has a slash and is looked for in the library directories.
+is_there() {
+    case $1 in
+        */*) compgen -G "/usr/lib/$1" >/dev/null || compgen -G "/usr/local/lib/$1" >/dev/null ;;
+        *) command -v "$1" >/dev/null ;;
+    esac
+}
+
 packages=()
+set -f # A pattern is looked for where the file would be and not here.
 for pair in $wanted; do
     package=${pair#*:}
-    if ! command -v "${pair%%:*}" >/dev/null && [[ " ${packages[*]} " != *" $package "* ]]; then
+    if ! is_there "${pair%%:*}" && [[ " ${packages[*]} " != *" $package "* ]]; then
         packages+=("$package")
     fi
 done
+set +f
 # A compiler is of no use without the C library's headers.
 if [[ " ${packages[*]} " == *" gcc "* ]]; then packages+=(libc6-dev); fi
 

@@ -139,6 +139,7 @@ impl Config {
         for node in &mut self.nodes {
             if node.role == crate::fleet::Role::Varnish {
                 node.delivery.get_or_insert_default();
+                node.header_limit.get_or_insert(crate::fleet::DEFAULT_HEADER_LIMIT);
             }
         }
     }

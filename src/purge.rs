@@ -5,17 +5,19 @@
 //! compile: a purge that no Varnish would carry out must be refused here, at the only place that can still say so.
 //!
 //! What leaves is compiled from everything that gathered for one Varnish: tag sets are united, equal patterns fold,
-//! a flush absorbs what it covers. Bans commute and are idempotent, so nothing depends on their order.
+//! a flush absorbs what it covers. It is written in the form that this Varnish understands, as few and as cheap bans as
+//! there can be. Bans commute and are idempotent, so nothing depends on their order.
 
 mod batch;
 mod guard;
 mod parse;
 mod pattern;
 mod tags;
+mod trie;
 
 use serde::{Deserialize, Serialize};
 
-pub use batch::{Ban, compile};
+pub use batch::{Ban, Batch, compile};
 pub use guard::{Guard, Page};
 pub use parse::{Refusal, parse};
 pub use pattern::{BadPattern, Pattern};
@@ -49,7 +51,7 @@ pub enum Target {
 }
 
 /// A purge request that is repeated to every Varnish as it came.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, Hash)]
 pub struct Forward {
     /// `PURGE` or `BAN`.
     pub method: String,
@@ -77,7 +79,12 @@ pub fn what_to_change(status: u16) -> &'static str {
     match status {
         405 | 403 => "(its purge ACL refuses clearcoat: add clearcoat's address to `acl purge` in its VCL)",
         400 => {
-            "(its VCL does not accept the purge: it must ban by X-Magento-Tags-Pattern and X-Pool, as Magento's does)"
+            "(its VCL does not accept the purge: it must ban by X-Magento-Tags-Pattern and X-Pool, as Magento's does; \
+             with delivery xkey it must purge by xkey-purge too)"
+        }
+        200..=299 => {
+            "(its VCL does not say how many pages it dropped by xkey-purge: give the node that of `clearcoat vcl \
+             --delivery xkey`, or delivery magento)"
         }
         _ => "(its VCL does not handle PURGE)",
     }

@@ -19,7 +19,7 @@ use tracing_subscriber::filter::LevelFilter;
 use super::serve::{Signals, control_runtime};
 use crate::app::{Addresses, App};
 use crate::config::{Config, StaticNode};
-use crate::fleet::{NodeId, Role, SendProxy};
+use crate::fleet::{Delivery, NodeId, Role, SendProxy};
 use crate::http_server;
 use crate::shutdown::{self, Shutdown, Stage};
 use crate::telemetry::log;
@@ -105,7 +105,15 @@ fn free_port(wanted: u16) -> std::io::Result<SocketAddr> {
 
 fn node(role: Role, index: usize, address: SocketAddr) -> StaticNode {
     let id = NodeId::try_from(format!("{role}-{}", index + 1)).expect("a role and a number are a node id");
-    StaticNode { role, id, address: address.to_string(), weight: 1, delivery: None, send_proxy: SendProxy::Off }
+    StaticNode {
+        role,
+        id,
+        address: address.to_string(),
+        weight: 1,
+        delivery: None,
+        header_limit: None,
+        send_proxy: SendProxy::Off,
+    }
 }
 
 async fn start_web_nodes(servers: &mut JoinSet<()>, shutdown: &Shutdown) -> anyhow::Result<Vec<StaticNode>> {
@@ -123,7 +131,7 @@ async fn start_web_nodes(servers: &mut JoinSet<()>, shutdown: &Shutdown) -> anyh
 
 async fn start_varnish(folder: &Path, origin: SocketAddr) -> anyhow::Result<Vec<Varnishd>> {
     let allow = ["127.0.0.0/8".parse().context("the loopback network")?];
-    let text = vcl::render(vcl::Version::Seven, &origin.ip().to_string(), origin.port(), &allow)?;
+    let text = vcl::render(vcl::Version::Seven, Delivery::Magento, &origin.ip().to_string(), origin.port(), &allow)?;
     let file = folder.join("clearcoat.vcl");
     std::fs::write(&file, text).with_context(|| file.display().to_string())?;
     let mut started = Vec::new();

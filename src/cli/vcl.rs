@@ -7,6 +7,7 @@ use clap::ValueEnum;
 use ipnet::IpNet;
 
 use super::ConfigFile;
+use crate::fleet::Delivery;
 use crate::varnish::vcl::{Version, render};
 
 /// Print the VCL for the Varnish nodes of this fleet.
@@ -24,6 +25,15 @@ pub(super) struct Vcl {
     /// Which Varnish it is for
     #[arg(long, value_enum, default_value_t = Varnish::Seven)]
     varnish: Varnish,
+    /// How clearcoat tells it to drop pages: the `delivery` of its [[node]]. `xkey` needs vmod_xkey (varnish-modules)
+    #[arg(long, value_enum, default_value_t = Form::Magento)]
+    delivery: Form,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Form {
+    Magento,
+    Xkey,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -53,7 +63,11 @@ impl Vcl {
             Varnish::Six => Version::Six,
             Varnish::Seven => Version::Seven,
         };
-        print!("{}", render(version, host, port, &self.allowed(host)?)?);
+        let delivery = match self.delivery {
+            Form::Magento => Delivery::Magento,
+            Form::Xkey => Delivery::Xkey,
+        };
+        print!("{}", render(version, delivery, host, port, &self.allowed(host)?)?);
         Ok(())
     }
 

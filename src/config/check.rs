@@ -19,6 +19,7 @@ const FIELDS: RangeInclusive<usize> = 16..=256;
 const LONGEST_HEADER_TIMEOUT: Duration = Duration::from_secs(600);
 const MAX_REQUEST: RangeInclusive<usize> = 1024..=16 << 20;
 const MAX_WEIGHT: u32 = 65_535;
+const HEADER_LIMIT: RangeInclusive<usize> = 512..=65_536;
 const MAX_WORKERS: usize = 1024;
 const LONGEST_SPIN: Duration = Duration::from_millis(10);
 
@@ -200,8 +201,12 @@ fn check_nodes(nodes: &[StaticNode], rules: &mut Rules) {
         let reason = "wanted HOST:PORT such as 10.0.1.11:6081, [fd00::1]:80 or web-1.shop:80";
         rules.require(is_host_port(&node.address), key("address"), reason);
         rules.require(node.weight <= MAX_WEIGHT, key("weight"), format!("must be 0 to {MAX_WEIGHT}"));
-        let tells_web_node = role == Role::Web && node.delivery.is_some();
-        rules.require(!tells_web_node, key("delivery"), "only for nodes of role varnish");
+        for (name, is_set) in [("delivery", node.delivery.is_some()), ("header_limit", node.header_limit.is_some())] {
+            rules.require(!is_set || role == Role::Varnish, key(name), "only for nodes of role varnish");
+        }
+        let (least, most) = HEADER_LIMIT.into_inner();
+        let in_bounds = role == Role::Web || node.header_limit.is_none_or(|limit| HEADER_LIMIT.contains(&limit));
+        rules.require(in_bounds, key("header_limit"), format!("must be {least} to {most} bytes"));
         let is_sent = node.send_proxy == SendProxy::Off || role == Role::Varnish;
         rules.require(is_sent, key("send_proxy"), "only for nodes of role varnish; a web node takes \"off\"");
         let twin = ids.insert((role, node.id.as_str()), index);

@@ -37,6 +37,10 @@ pub struct StaticNode {
     /// How a Varnish is told to drop pages, default `magento`; always set for a Varnish, never for a web node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub delivery: Option<Delivery>,
+    /// The longest value of one request header that this Varnish takes, in bytes: 512 to 65536, default 7680; always set
+    /// for a Varnish, never for a web node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub header_limit: Option<usize>,
     /// Whether connections to this Varnish start with a PROXY header. Default `off`; never anything else for a web
     /// node.
     #[serde(default)]

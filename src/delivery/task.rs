@@ -11,7 +11,7 @@ use super::stretches::{Stretch, Stretches};
 use super::{BatchResult, Context, Deliveries, DeliveryState, fingerprint, lock};
 use crate::fleet::{Node, is_another_life};
 use crate::journal::{Missed, Position};
-use crate::purge::{Ban, Purge, Target, compile};
+use crate::purge::{Ban, Batch as Compiled, Purge, Target, compile};
 use crate::telemetry::NodeMetrics;
 use crate::varnish::http::{Delivered, DeliveryError, Link};
 
@@ -70,6 +70,7 @@ pub(super) struct Task {
 /// What a stretch of the journal comes to for a node.
 struct Batch {
     bans: Vec<Ban>,
+    folded: u64,
     /// It cannot be replayed, and is one ban of everything.
     is_flush: bool,
     last: Position,
@@ -190,6 +191,7 @@ impl Task {
             // What follows a stretch that waits cannot count before it does, and may as well be repeated with it.
             (false, false) => self.unsure.first().map(|_| now),
         };
+        self.deliveries.context.metrics.purge.tags_folded.inc_by(batch.folded);
         if batch.is_flush {
             let (after, last) = (self.told, batch.last);
             tracing::warn!(node = %self.node.id(), after, last, "what this node missed cannot be replayed: its cache is dropped");
@@ -236,15 +238,21 @@ impl Task {
         {
             entries.truncate(entries.partition_point(|entry| entry.position <= last));
             let purges = || entries.iter().map(|entry| &entry.purge);
-            let bans = compile(purges(), spec.header_limit);
+            let Compiled { bans, folded } = compile(purges(), spec.delivery, spec.header_limit);
             let forwards = bans.iter().filter(|ban| matches!(ban, Ban::Forward(_))).count();
             if forwards <= MAX_FORWARDS && bans.len() - forwards <= MAX_BANS {
                 let last_passed = purges().filter_map(|purge| guard.last_passed(purge)).max();
-                return Batch { bans, is_flush: false, last, last_passed };
+                return Batch { bans, folded, is_flush: false, last, last_passed };
             }
         }
         let everything = Purge { targets: vec![Target::Everything], soft: false };
-        Batch { bans: vec![Ban::Everything], is_flush: true, last, last_passed: guard.last_passed(&everything) }
+        Batch {
+            bans: vec![Ban::Everything],
+            folded: 0,
+            is_flush: true,
+            last,
+            last_passed: guard.last_passed(&everything),
+        }
     }
 
     async fn send(&mut self, bans: &[Ban]) -> Result<Delivered, DeliveryError> {

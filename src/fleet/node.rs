@@ -88,9 +88,14 @@ impl fmt::Display for NodeId {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Delivery {
-    /// `PURGE /` with `X-Magento-Tags-Pattern`, as Magento's own VCL understands it.
+    /// `PURGE /` with `X-Magento-Tags-Pattern`, as Magento's own VCL understands it: the pattern goes into a ban, so any
+    /// regular expression will do, and the cheapest one is sent.
     #[default]
     Magento,
+    /// The same with the pattern as Magento itself writes it, for a VCL that takes the tags out of it.
+    MagentoPlain,
+    /// `PURGE /` with `xkey-purge` or `xkey-softpurge`, for a VCL that drops pages by vmod_xkey.
+    Xkey,
 }
 
 /// Whether connections to a node start with a PROXY header (haproxy.org, doc/proxy-protocol.txt, section 2.2), so that

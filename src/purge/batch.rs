@@ -1,9 +1,16 @@
 //! The purges between a cursor and the head, compiled into the bans that one Varnish gets.
+//!
+//! There are three forms, because tags are matched in three ways. A VCL that puts the pattern into a ban takes any
+//! regular expression, so it gets the cheapest one there is for the whole set. A VCL that takes the pattern apart knows
+//! Magento's form and no other. A VCL with vmod_xkey looks tags up in an index and gets them as they are.
+//!
+//! Whatever the form, the bans of a batch drop what its purges name, all of it and nothing else.
 
 use std::collections::BTreeSet;
-use std::fmt::Write;
 
-use super::{Forward, Pattern, Purge, TagSet, Target};
+use super::tags::{AFTER, BEFORE};
+use super::{Forward, Pattern, Purge, Target, trie};
+use crate::fleet::Delivery;
 
 /// One instruction to one Varnish.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +20,13 @@ pub enum Ban {
         /// The regular expression, one word, within the header limit.
         pattern: String,
         /// Keep the pages for grace where the node can.
+        soft: bool,
+    },
+    /// Drop every page that has one of these keys.
+    Keys {
+        /// The keys with a blank between them, within the header limit.
+        keys: String,
+        /// Keep the pages for grace.
         soft: bool,
     },
     /// Drop every page whose `X-Pool` header matches.
@@ -29,168 +43,158 @@ pub enum Ban {
     Forward(Forward),
 }
 
-#[derive(Default)]
-struct Union {
-    everything: bool,
-    tags: TagSet,
-    patterns: BTreeSet<Pattern>,
-    pools: BTreeSet<Pattern>,
+/// What one Varnish gets for some purges.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// In any order.
+    pub bans: Vec<Ban>,
+    /// The tags that the purges name less those that are written into the bans: what uniting and absorbing them saved.
+    pub folded: u64,
 }
 
-/// Compiles purges into the fewest bans: tag sets united, equal patterns folded, tags and patterns absorbed by a
-/// flush. Soft and hard ones stay apart, except that a hard flush covers the soft ones too.
+/// What purges of one kind name, soft or hard.
+#[derive(Default)]
+struct Union<'p> {
+    everything: bool,
+    tags: Vec<&'p str>,
+    patterns: BTreeSet<&'p Pattern>,
+    pools: BTreeSet<&'p Pattern>,
+}
+
+/// Compiles purges into the fewest bans of this form: tag sets united, equal patterns folded, tags and patterns absorbed
+/// by a flush. Soft and hard ones stay apart, except that what is purged hard need not be purged softly too.
 ///
-/// `header_limit` is the longest pattern in bytes that the node takes. A tag set is split there; a single pattern
-/// that is longer cannot be, so the whole batch becomes [`Ban::Everything`]: too much dropped is slow, too little is
-/// wrong.
-pub fn compile<'p>(purges: impl IntoIterator<Item = &'p Purge>, header_limit: usize) -> Vec<Ban> {
+/// `header_limit` is the longest header value in bytes that the node takes. A tag set is split there; a single tag or
+/// pattern that is longer cannot be, so the whole batch becomes [`Ban::Everything`]: too much dropped is slow, too
+/// little is wrong.
+pub fn compile<'p>(purges: impl IntoIterator<Item = &'p Purge>, delivery: Delivery, header_limit: usize) -> Batch {
     let (mut hard, mut soft) = (Union::default(), Union::default());
-    let mut forwards: Vec<&Forward> = Vec::new();
+    let mut forwards = BTreeSet::new();
     for purge in purges {
         let union = if purge.soft { &mut soft } else { &mut hard };
         for target in &purge.targets {
             match target {
                 Target::Everything => union.everything = true,
-                Target::Tags(tags) => union.tags.extend(tags),
-                Target::Pattern(pattern) => _ = union.patterns.insert(pattern.clone()),
-                Target::Pool(pattern) => _ = union.pools.insert(pattern.clone()),
-                Target::Forward(forward) if !forwards.contains(&forward) => forwards.push(forward),
-                Target::Forward(_) => {}
+                Target::Tags(tags) => union.tags.extend(tags.iter()),
+                Target::Pattern(pattern) => _ = union.patterns.insert(pattern),
+                Target::Pool(pattern) => _ = union.pools.insert(pattern),
+                Target::Forward(forward) => _ = forwards.insert(forward),
             }
         }
     }
+    let named = hard.tags.len() + soft.tags.len();
+    hard.absorb();
+    soft.absorb();
+    soft.without(&hard);
     let mut bans = Vec::new();
-    let hard_flush = hard.everything;
-    hard.into_bans(false, false, header_limit, &mut bans);
-    soft.into_bans(true, hard_flush, header_limit, &mut bans);
-    let too_long = |ban: &Ban| match ban {
-        Ban::Tags { pattern, .. } | Ban::Pool { pattern, .. } => pattern.len() > header_limit,
-        Ban::Everything | Ban::Forward(_) => false,
-    };
-    if bans.iter().any(too_long) {
+    let mut written = hard.tags.len() + soft.tags.len();
+    let fits = hard.write(false, delivery, header_limit, &mut bans).is_some()
+        && soft.write(true, delivery, header_limit, &mut bans).is_some();
+    if !fits {
         bans = vec![Ban::Everything];
+        written = 0;
     }
     bans.extend(forwards.into_iter().cloned().map(Ban::Forward));
-    bans
+    Batch { bans, folded: (named - written) as u64 }
 }
 
-impl Union {
-    fn into_bans(self, soft: bool, covered: bool, header_limit: usize, bans: &mut Vec<Ban>) {
-        if self.everything && !covered {
-            bans.push(Ban::Tags { pattern: ".*".into(), soft });
+impl Union<'_> {
+    /// Sorts the tags, drops what is named twice and what a flush covers. A flush is about tags: pools are other pages.
+    fn absorb(&mut self) {
+        if self.everything {
+            self.tags.clear();
+            self.patterns.clear();
         }
-        if !self.everything && !covered {
-            bans.extend(tag_patterns(&self.tags, header_limit).into_iter().map(|pattern| Ban::Tags { pattern, soft }));
-            bans.extend(self.patterns.iter().map(|pattern| Ban::Tags { pattern: pattern.as_str().into(), soft }));
+        // Each purge's tags are in order already, and runs in order are what this sort is quick at.
+        self.tags.sort();
+        self.tags.dedup();
+    }
+
+    /// Drops what the other union, which is sorted too, has as well.
+    fn without(&mut self, other: &Union<'_>) {
+        if other.everything {
+            self.everything = false;
+            self.tags.clear();
+            self.patterns.clear();
         }
-        bans.extend(self.pools.iter().map(|pattern| Ban::Pool { pattern: pattern.as_str().into(), soft }));
+        let mut others = other.tags.iter().peekable();
+        self.tags.retain(|tag| {
+            while others.next_if(|other| *other < tag).is_some() {}
+            others.peek() != Some(&tag)
+        });
+        self.patterns.retain(|pattern| !other.patterns.contains(pattern));
+        self.pools.retain(|pattern| !other.pools.contains(pattern));
+    }
+
+    /// `None` where something does not fit into a header.
+    fn write(&self, soft: bool, delivery: Delivery, header_limit: usize, bans: &mut Vec<Ban>) -> Option<()> {
+        let tags = |pattern| Ban::Tags { pattern, soft };
+        if self.everything {
+            bans.push(tags(".*".to_owned()));
+        }
+        match delivery {
+            Delivery::Magento => bans.extend(trie::patterns(&self.tags, header_limit)?.into_iter().map(tags)),
+            Delivery::MagentoPlain => bans.extend(plain_patterns(&self.tags, header_limit)?.into_iter().map(tags)),
+            Delivery::Xkey => {
+                let (keys, others): (Vec<&str>, Vec<&str>) = self.tags.iter().partition(|tag| is_key(tag));
+                let keys = joined(&keys, " ", header_limit, String::push_str)?;
+                bans.extend(keys.into_iter().map(|keys| Ban::Keys { keys, soft }));
+                bans.extend(trie::patterns(&others, header_limit)?.into_iter().map(tags));
+            }
+        }
+        for pattern in &self.patterns {
+            bans.push(tags(within(pattern, header_limit)?));
+        }
+        for pattern in &self.pools {
+            bans.push(Ban::Pool { pattern: within(pattern, header_limit)?, soft });
+        }
+        Some(())
     }
 }
 
-/// The set as regular expressions `(^|,)(?:a|b)(,|$)`, none longer than the limit unless a single tag is.
-fn tag_patterns(tags: &TagSet, header_limit: usize) -> Vec<String> {
-    const BEFORE: &str = "(^|,)(?:";
-    const AFTER: &str = ")(,|$)";
-    let mut patterns = Vec::new();
+fn within(pattern: &Pattern, header_limit: usize) -> Option<String> {
+    let pattern = pattern.as_str();
+    (pattern.len() <= header_limit).then(|| pattern.to_owned())
+}
+
+/// Whether vmod_xkey takes this for one key: it parts keys at blanks, tabs and commas, of which no tag has the last two.
+fn is_key(tag: &str) -> bool {
+    !tag.contains(char::is_whitespace)
+}
+
+/// The tags as Magento writes them, but for what would end the word in a ban.
+fn plain_patterns(tags: &[&str], header_limit: usize) -> Option<Vec<String>> {
+    joined(tags, "|", header_limit.min(trie::MAX_PATTERN), |out, tag| {
+        out.push_str(BEFORE);
+        trie::push_literal(out, tag);
+        out.push_str(AFTER);
+    })
+}
+
+/// The tags, each as `write` puts it, in texts that are no longer than the limit; `None` where a single tag does not fit.
+fn joined(tags: &[&str], between: &str, limit: usize, write: impl Fn(&mut String, &str)) -> Option<Vec<String>> {
+    let mut texts = Vec::new();
     let mut open = String::new();
-    for tag in tags.iter() {
-        let term = escape(tag);
-        if !open.is_empty() && open.len() + 1 + term.len() + AFTER.len() > header_limit {
-            open.push_str(AFTER);
-            patterns.push(std::mem::take(&mut open));
+    for tag in tags {
+        let end = open.len();
+        if end > 0 {
+            open.push_str(between);
         }
-        open.push_str(if open.is_empty() { BEFORE } else { "|" });
-        open.push_str(&term);
+        write(&mut open, tag);
+        if end > 0 && open.len() > limit {
+            let next = open.split_off(end + between.len());
+            open.truncate(end);
+            texts.push(std::mem::replace(&mut open, next));
+        }
+        if open.len() > limit {
+            return None;
+        }
     }
     if !open.is_empty() {
-        open.push_str(AFTER);
-        patterns.push(open);
+        texts.push(open);
     }
-    patterns
-}
-
-/// A literal tag as one word of a regular expression.
-fn escape(tag: &str) -> String {
-    let mut escaped = String::with_capacity(tag.len());
-    for c in tag.chars() {
-        match c {
-            ' ' | '"' | '\'' | '#' => _ = write!(escaped, "\\x{:02x}", u32::from(c)),
-            c if "\\^$.|?*+()[]{}".contains(c) => escaped.extend(['\\', c]),
-            c => escaped.push(c),
-        }
-    }
-    escaped
+    Some(texts)
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::fleet::DEFAULT_HEADER_LIMIT;
-
-    fn tags(tags: &[&str]) -> Purge {
-        Purge { targets: vec![Target::Tags(tags.iter().copied().collect())], soft: false }
-    }
-
-    fn hard(pattern: &str) -> Ban {
-        Ban::Tags { pattern: pattern.into(), soft: false }
-    }
-
-    #[test]
-    fn the_tags_of_all_purges_become_one_ban() {
-        let bans = compile(&[tags(&["b", "a"]), tags(&["c", "a"])], DEFAULT_HEADER_LIMIT);
-        assert_eq!(bans, [hard("(^|,)(?:a|b|c)(,|$)")]);
-    }
-
-    #[test]
-    fn a_flush_absorbs_tags_and_patterns_but_no_pool_and_no_url() {
-        let pool = Pattern::new("p").unwrap();
-        let forward = Forward { method: "PURGE".into(), target: "/x".into(), headers: vec![] };
-        let purges = [
-            tags(&["a"]),
-            Purge { targets: vec![Target::Pattern(Pattern::new("a.c").unwrap())], soft: true },
-            Purge { targets: vec![Target::Everything, Target::Pool(pool)], soft: false },
-            Purge { targets: vec![Target::Forward(forward.clone())], soft: false },
-            Purge { targets: vec![Target::Forward(forward.clone())], soft: false },
-        ];
-        let pool = Ban::Pool { pattern: "p".into(), soft: false };
-        assert_eq!(compile(&purges, DEFAULT_HEADER_LIMIT), [hard(".*"), pool, Ban::Forward(forward)]);
-    }
-
-    #[test]
-    fn a_soft_flush_leaves_hard_purges_hard() {
-        let purges = [tags(&["a"]), Purge { targets: vec![Target::Everything], soft: true }];
-        let soft = Ban::Tags { pattern: ".*".into(), soft: true };
-        assert_eq!(compile(&purges, DEFAULT_HEADER_LIMIT), [hard("(^|,)(?:a)(,|$)"), soft]);
-    }
-
-    #[test]
-    fn what_no_header_can_carry_becomes_a_ban_of_everything() {
-        let long = "x".repeat(DEFAULT_HEADER_LIMIT + 1);
-        let purge = Purge { targets: vec![Target::Pattern(Pattern::new(&long).unwrap())], soft: false };
-        assert_eq!(compile(&[purge], DEFAULT_HEADER_LIMIT), [Ban::Everything]);
-        assert_eq!(compile(&[tags(&[&long])], DEFAULT_HEADER_LIMIT), [Ban::Everything]);
-    }
-
-    proptest! {
-        #[test]
-        fn compiled_bans_match_exactly_what_the_tags_match(
-            purged in prop::collection::vec("[a-c_. \"#-]{1,4}", 1..30),
-            page in prop::collection::vec("[a-c_. \"#-]{1,4}", 0..8),
-            limit in 40_usize..200,
-        ) {
-            let set: Vec<&str> = purged.iter().map(String::as_str).collect();
-            let header = page.join(",");
-            let naive = page.iter().any(|tag| purged.contains(tag));
-            let mut matched = false;
-            for ban in compile(&[tags(&set)], limit) {
-                let Ban::Tags { pattern, .. } = ban else { panic!("{ban:?}") };
-                prop_assert!(pattern.len() <= limit);
-                prop_assert!(!pattern.contains([' ', '"']));
-                matched |= pcre2::bytes::Regex::new(&pattern).unwrap().is_match(header.as_bytes()).unwrap();
-            }
-            prop_assert_eq!(matched, naive);
-        }
-    }
-}
+mod tests;

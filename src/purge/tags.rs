@@ -4,17 +4,18 @@
 //! times dearer for Varnish than the same set written well, and two patterns with the same tags in another order are
 //! different bans. So exactly this form, and nothing that merely resembles it, is read back into a set.
 
-use std::collections::BTreeSet;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use serde::{Deserialize, Serialize};
-
-const BEFORE: &str = "((^|,)";
-const AFTER: &str = "(,|$))";
+/// What Magento writes around a tag.
+pub(super) const BEFORE: &str = "((^|,)";
+pub(super) const AFTER: &str = "(,|$))";
 
 /// A sorted set of literal tags.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct TagSet(BTreeSet<Box<str>>);
+///
+/// It is one text, the tags with commas between them (no tag has one), because a journal holds a hundred thousand of
+/// these sets, and a batch compiles thousands of tags while somebody waits.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TagSet(Box<str>);
 
 impl TagSet {
     /// Reads Magento's form; `None` for anything else, which then stays the regular expression it is.
@@ -22,54 +23,78 @@ impl TagSet {
     /// A tag with a character that means something in a regular expression is not literal (Magento does not escape),
     /// so its pattern is not a set.
     pub fn from_magento(pattern: &str) -> Option<Self> {
-        let mut tags = BTreeSet::new();
+        let mut tags = Vec::new();
         let mut rest = pattern;
         loop {
             let tag_on = rest.strip_prefix(BEFORE)?;
-            let end = tag_on.find(AFTER)?;
-            let (tag, after) = tag_on.split_at(end);
-            if tag.is_empty() || !tag.chars().all(is_literal) {
+            let (tag, after) = tag_on.split_at(tag_on.find(|c| !is_literal(c))?);
+            if tag.is_empty() {
                 return None;
             }
-            tags.insert(tag.into());
-            rest = &after[AFTER.len()..];
+            tags.push(tag);
+            rest = after.strip_prefix(AFTER)?;
             if rest.is_empty() {
-                return Some(TagSet(tags));
+                return Some(TagSet::of_literals(tags));
             }
             rest = rest.strip_prefix('|')?;
         }
     }
 
+    fn of_literals(mut tags: Vec<&str>) -> Self {
+        tags.sort_unstable();
+        tags.dedup();
+        TagSet(tags.join(",").into())
+    }
+
     /// The tags in order.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(|tag| &**tag)
+        // Splitting nothing gives one empty text, and no tag is empty.
+        self.0.split(',').filter(|tag| !tag.is_empty())
     }
 
-    /// How many tags there are.
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Adds the tags of another set.
-    pub fn extend(&mut self, other: &TagSet) {
-        self.0.extend(other.0.iter().cloned());
+    /// The tags in order with commas between them, as a page's tag header has them.
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
 }
 
+#[cfg(test)]
 impl<'a> FromIterator<&'a str> for TagSet {
     fn from_iter<I: IntoIterator<Item = &'a str>>(tags: I) -> Self {
-        TagSet(tags.into_iter().map(Box::from).collect())
+        let tags: Vec<&str> = tags.into_iter().collect();
+        assert!(tags.iter().all(|tag| is_tag(tag)), "{tags:?}");
+        TagSet::of_literals(tags)
     }
+}
+
+impl Serialize for TagSet {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.iter())
+    }
+}
+
+impl<'de> Deserialize<'de> for TagSet {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let tags = Vec::<String>::deserialize(deserializer)?;
+        if let Some(tag) = tags.iter().find(|tag| !is_tag(tag)) {
+            return Err(de::Error::custom(format_args!(
+                "{tag:?} is no literal tag: it must not be empty nor hold a comma, a control character or one of \
+                 \\^$.|?*+()[]{{}}"
+            )));
+        }
+        Ok(TagSet::of_literals(tags.iter().map(String::as_str).collect()))
+    }
+}
+
+fn is_tag(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(is_literal)
 }
 
 /// Whether a character stands for itself in PCRE, and can stand in a tag (a comma separates tags).
 fn is_literal(c: char) -> bool {
-    !c.is_control() && !"\\^$.|?*+()[]{},".contains(c)
+    let is_special =
+        matches!(c, '\\' | '^' | '$' | '.' | '|' | '?' | '*' | '+' | '(' | ')' | '[' | ']' | '{' | '}' | ',');
+    !is_special && !c.is_control()
 }
 
 /// The set in the form in which Magento writes it, for senders such as `clearcoat purge --tag`.
@@ -109,6 +134,25 @@ mod tests {
         ] {
             assert_eq!(read(pattern), None, "{pattern}");
         }
+    }
+
+    #[test]
+    fn a_set_is_stored_as_a_list_and_read_from_any_list_of_tags() {
+        let set: TagSet = ["b", "a c", "\u{e4}"].into_iter().collect();
+        assert_eq!(serde_json::to_string(&set).unwrap(), "[\"a c\",\"b\",\"\u{e4}\"]");
+        let read = |json: &str| serde_json::from_str::<TagSet>(json);
+        assert_eq!(read("[\"\u{e4}\",\"b\",\"a c\",\"b\"]").unwrap(), set);
+        assert_eq!(read("[]").unwrap(), TagSet::default());
+        assert_eq!(TagSet::default().iter().count(), 0);
+    }
+
+    #[test]
+    fn a_stored_list_that_is_no_set_of_tags_is_refused() {
+        for bad in ["[\"a,b\"]", "[\"\"]", "[\"a\",\"b.c\"]", "[\"a\\n\"]", "[1]", "\"a\"", "{}"] {
+            assert!(serde_json::from_str::<TagSet>(bad).is_err(), "{bad}");
+        }
+        let error = serde_json::from_str::<TagSet>("[\"a,b\"]").unwrap_err().to_string();
+        assert!(error.starts_with("\"a,b\" is no literal tag: "), "{error}");
     }
 
     #[test]

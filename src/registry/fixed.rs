@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use crate::config::StaticNode;
-use crate::fleet::{Event, NodeSpec};
+use crate::fleet::{DEFAULT_HEADER_LIMIT, Event, NodeSpec};
 
 /// How long after a failed look-up the next one follows.
 const RETRY: Duration = Duration::from_secs(2);
@@ -36,9 +36,10 @@ async fn announce_once(nodes: Vec<StaticNode>, events: &mpsc::Sender<Event>) -> 
     for node in nodes {
         match resolve(&node.address).await {
             Ok(address) => {
-                let StaticNode { role, id, weight, delivery, send_proxy, .. } = node;
+                let StaticNode { role, id, weight, delivery, header_limit, send_proxy, .. } = node;
                 let delivery = delivery.unwrap_or_default();
-                let spec = NodeSpec { weight, delivery, send_proxy, ..NodeSpec::new(role, id, address) };
+                let header_limit = header_limit.unwrap_or(DEFAULT_HEADER_LIMIT);
+                let spec = NodeSpec { weight, delivery, header_limit, send_proxy, ..NodeSpec::new(role, id, address) };
                 if events.send(Event::Joined(spec)).await.is_err() {
                     return Vec::new();
                 }

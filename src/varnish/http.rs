@@ -149,7 +149,11 @@ impl Connection {
         for (index, ban) in bans.iter().enumerate() {
             let body = self.answer().await?;
             match (self.head.status, ban) {
-                (200..=299, _) => delivered.invalidated += invalidated(&body),
+                (status @ 200..=299, ban) => match (invalidated(&body), ban) {
+                    // A VCL that knows nothing of keys may take this for a purge of the URL `/` and say that it is done.
+                    (None, Ban::Keys { .. }) => return Err(DeliveryError::Refused { status }),
+                    (count, _) => delivered.invalidated += count.unwrap_or(0),
+                },
                 (status @ 500..=599, _) => return Err(DeliveryError::Failed { status }),
                 (status, Ban::Forward(forward)) => delivered.refused.push((forward.clone(), status)),
                 (status, _) => return Err(DeliveryError::Refused { status }),
@@ -230,6 +234,10 @@ fn write_request(out: &mut Vec<u8>, ban: &Ban) {
             push(&["PURGE / HTTP/1.1\r\nX-Magento-Tags-Pattern: ", pattern, "\r\n", soft_header(*soft)]);
             push(&["Host: clearcoat\r\n\r\n"]);
         }
+        Ban::Keys { keys, soft } => {
+            let header = if *soft { "xkey-softpurge: " } else { "xkey-purge: " };
+            push(&["PURGE / HTTP/1.1\r\n", header, keys, "\r\nHost: clearcoat\r\n\r\n"]);
+        }
         Ban::Pool { pattern, soft } => {
             push(&["PURGE / HTTP/1.1\r\nX-Pool: ", pattern, "\r\n", soft_header(*soft), "Host: clearcoat\r\n\r\n"]);
         }
@@ -246,13 +254,13 @@ fn write_request(out: &mut Vec<u8>, ban: &Ban) {
     }
 }
 
-/// The number in `{"invalidated": N}`, as VCLs that purge by key answer; 0 for any other body.
-fn invalidated(body: &[u8]) -> u64 {
+/// The number in `{"invalidated": N}`, as VCLs that purge by key answer.
+fn invalidated(body: &[u8]) -> Option<u64> {
     #[derive(serde::Deserialize)]
     struct Answer {
         invalidated: u64,
     }
-    serde_json::from_slice::<Answer>(body).map_or(0, |answer| answer.invalidated)
+    serde_json::from_slice::<Answer>(body).ok().map(|answer| answer.invalidated)
 }
 
 #[cfg(test)]
@@ -286,6 +294,10 @@ mod tests {
         Ban::Tags { pattern: pattern.into(), soft: false }
     }
 
+    fn keys(keys: &str, soft: bool) -> Ban {
+        Ban::Keys { keys: keys.into(), soft }
+    }
+
     const OK: &str = "HTTP/1.1 200 Purged\r\nContent-Length: 0\r\n\r\n";
 
     #[tokio::test]
@@ -302,6 +314,30 @@ mod tests {
             "PURGE / HTTP/1.1\r\nX-Magento-Tags-Pattern: a\r\nHost: clearcoat\r\n\r\nPURGE / HTTP/1.1\r\n\
              X-Magento-Tags-Pattern: .*\r\nX-Pool: .*\r\nX-Clearcoat-Flush: all\r\nHost: clearcoat\r\n\r\n"
         );
+    }
+
+    #[tokio::test]
+    async fn keys_are_sent_in_the_headers_of_vmod_xkey_and_the_answers_counted() {
+        let answers = "HTTP/1.1 200 Purged\r\nContent-Length: 17\r\n\r\n{\"invalidated\":4}HTTP/1.1 200 Purged\r\n\
+                       Content-Length: 17\r\n\r\n{\"invalidated\":2}";
+        let (address, node) = node(vec![(2, answers)]).await;
+        let mut link = Link::new(address, SendProxy::Off, Duration::from_secs(5));
+        let bans = [keys("a b", false), keys("c", true)];
+        assert_eq!(link.deliver(&bans).await.unwrap(), Delivered { invalidated: 6, refused: vec![] });
+        assert_eq!(
+            node.await.unwrap()[0],
+            "PURGE / HTTP/1.1\r\nxkey-purge: a b\r\nHost: clearcoat\r\n\r\n\
+             PURGE / HTTP/1.1\r\nxkey-softpurge: c\r\nHost: clearcoat\r\n\r\n"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_node_that_cannot_say_how_many_pages_keys_dropped_has_not_dropped_them() {
+        let (address, _node) = node(vec![(1, OK)]).await;
+        let mut link = Link::new(address, SendProxy::Off, Duration::from_secs(5));
+        let error = link.deliver(&[keys("a", false)]).await.unwrap_err();
+        assert!(matches!(error, DeliveryError::Refused { status: 200 }), "{error}");
+        assert!(error.to_string().contains("delivery"), "{error}");
     }
 
     #[tokio::test]

@@ -1,12 +1,19 @@
 //! The VCL for this fleet: the files of `vcl/` with the origin listener and the addresses of clearcoat filled in.
 //!
 //! A Varnish knows of the fleet only these two things, whatever comes and goes, so its VCL is rendered once and never
-//! again. The templates are plain VCL with three placeholders that `sed` can fill in as well.
+//! again. The templates are plain VCL with three placeholders that `sed` can fill in as well, and one addition for a
+//! Varnish that purges by key.
 
 use ipnet::IpNet;
 
+use crate::fleet::Delivery;
+
 const VARNISH_SIX: &str = include_str!("../../vcl/varnish6.vcl");
 const VARNISH_SEVEN: &str = include_str!("../../vcl/varnish7.vcl");
+const XKEY: &str = include_str!("../../vcl/xkey.vcl");
+
+/// The line of both templates behind which an addition stands: its subroutines run before those of the template.
+const ADDITION_BEHIND: &str = "\nimport std;\n";
 
 /// Which Varnish the VCL is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,16 +31,29 @@ pub enum Version {
 pub struct InvalidHost(String);
 
 /// The VCL for Varnish nodes that fetch from `host` and `port` (the origin listener, as a Varnish reaches it) and obey
-/// purges from the networks in `allow` (clearcoat's own addresses). An IPv6 address may have its brackets.
+/// purges from the networks in `allow` (clearcoat's own addresses), in the form of `delivery`. An IPv6 address may have
+/// its brackets.
 ///
 /// # Errors
 /// [`InvalidHost`] where the host would not be one string in the VCL.
-pub fn render(version: Version, host: &str, port: u16, allow: &[IpNet]) -> Result<String, InvalidHost> {
+pub fn render(
+    version: Version,
+    delivery: Delivery,
+    host: &str,
+    port: u16,
+    allow: &[IpNet],
+) -> Result<String, InvalidHost> {
     let template = match version {
         Version::Six => VARNISH_SIX,
         Version::Seven => VARNISH_SEVEN,
     };
+    let addition = match delivery {
+        // Both are patterns for a ban.
+        Delivery::Magento | Delivery::MagentoPlain => "",
+        Delivery::Xkey => XKEY,
+    };
     Ok(template
+        .replacen(ADDITION_BEHIND, &format!("{ADDITION_BEHIND}{addition}"), 1)
         .replace("@ORIGIN_HOST@", checked(host)?)
         .replace("@ORIGIN_PORT@", &port.to_string())
         .replace("@PURGE_ALLOW@", &acl(allow)))
@@ -69,7 +89,7 @@ mod tests {
     #[test]
     fn every_placeholder_is_filled_in() {
         for version in [Version::Six, Version::Seven] {
-            let vcl = render(version, "10.0.0.1", 8081, &nets(&["10.0.0.1/32"])).unwrap();
+            let vcl = render(version, Delivery::Xkey, "10.0.0.1", 8081, &nets(&["10.0.0.1/32"])).unwrap();
             assert!(vcl.contains("    .host = \"10.0.0.1\";\n    .port = \"8081\";\n"), "{vcl}");
             assert!(vcl.contains("acl purge {\n    \"10.0.0.1\"/32;\n}"), "{vcl}");
             let left = vcl.split(|c: char| c.is_whitespace() || c == '"').find(|word| word.starts_with('@'));
@@ -78,9 +98,22 @@ mod tests {
     }
 
     #[test]
+    fn only_delivery_by_key_has_the_addition_and_has_it_first() {
+        for version in [Version::Six, Version::Seven] {
+            let vcl = |delivery| render(version, delivery, "10.0.0.1", 8081, &[]).unwrap();
+            assert!(!vcl(Delivery::Magento).contains("xkey"));
+            assert_eq!(vcl(Delivery::MagentoPlain), vcl(Delivery::Magento));
+            let with = vcl(Delivery::Xkey);
+            assert_eq!(with.replacen(XKEY, "", 1), vcl(Delivery::Magento));
+            assert!(with.find("call purge_keys;").unwrap() < with.find("call take_purge;").unwrap());
+        }
+    }
+
+    #[test]
     fn each_placeholder_stands_once() {
         // A second one in a comment would get several lines, of which only the first is still a comment.
         for template in [VARNISH_SIX, VARNISH_SEVEN] {
+            assert_eq!(template.matches(ADDITION_BEHIND).count(), 1);
             for placeholder in ["@ORIGIN_HOST@", "@ORIGIN_PORT@", "@PURGE_ALLOW@"] {
                 assert_eq!(template.matches(placeholder).count(), 1, "{placeholder}");
             }

@@ -10,6 +10,7 @@ mod consistency;
 mod data_path;
 mod failover;
 mod fan_out;
+mod forms;
 mod guard;
 mod purging;
 mod refusals;

@@ -4,6 +4,9 @@
 # A test file runs once per VCL file. Those whose name ends in -7 or -6 are about what only that file does. The file for
 # Varnish 6.0 runs on 7.x too, because ban() is still there; so one Varnish 7 is enough to test both. With a Varnish 6
 # first in PATH, only its own file is tested.
+#
+# Each runs without and with vcl/xkey.vcl, which must change nothing but what is new; those whose name begins with xkey-
+# are about what is new. A Varnish 6 without vmod_xkey is tested without it.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
@@ -18,8 +21,36 @@ case $(varnishd -V 2>&1) in
     *) known="7 6" ;;
 esac
 
+printf 'vcl 4.0; import xkey; backend none { .host = "127.0.0.1"; }' > "$work/xkey.vcl"
+additions="without with"
+if ! varnishd -C -f "$work/xkey.vcl" -n "$work/probe" > "$work/which" 2>&1; then
+    if [ "$known" != 6 ]; then
+        echo "vmod_xkey is not installed (Debian: apt-get install varnish-modules)" >&2
+        exit 2
+    fi
+    additions=without
+fi
+
 passed=0
 failed=0
+
+# run_one NAME VERSION without|with
+run_one() {
+    case $3 in
+        without) addition=/dev/null label="varnish$2.vcl" ;;
+        *) addition=$root/vcl/xkey.vcl label="varnish$2.vcl with xkey.vcl" ;;
+    esac
+    if TMPDIR=$work varnishtest -Dvcl="$root/vcl/varnish$2.vcl" -Drender="env ADDITION=$addition sh $here/render.sh" \
+        "$here/$1.vtc" > "$work/log" 2>&1; then
+        passed=$((passed + 1))
+        echo "ok      $1 ($label)"
+    else
+        failed=$((failed + 1))
+        echo "FAILED  $1 ($label)"
+        cat "$work/log"
+    fi
+}
+
 for test in "$here"/*.vtc; do
     name=$(basename "$test" .vtc)
     if [ $# -gt 0 ]; then
@@ -32,15 +63,10 @@ for test in "$here"/*.vtc; do
     esac
     for version in $versions; do
         case " $known " in *" $version "*) ;; *) continue ;; esac
-        if TMPDIR=$work varnishtest -Dvcl="$root/vcl/varnish$version.vcl" -Drender="sh $here/render.sh" \
-            "$test" > "$work/log" 2>&1; then
-            passed=$((passed + 1))
-            echo "ok      $name (varnish$version.vcl)"
-        else
-            failed=$((failed + 1))
-            echo "FAILED  $name (varnish$version.vcl)"
-            cat "$work/log"
-        fi
+        for which in $additions; do
+            case $name-$which in xkey-*-without) continue ;; esac
+            run_one "$name" "$version" "$which"
+        done
     done
 done
 echo "$passed passed, $failed failed"

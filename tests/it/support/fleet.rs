@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
+use clearcoat::fleet::{DEFAULT_HEADER_LIMIT, Delivery};
 use clearcoat::varnish::vcl;
 
 use super::clearcoat::Clearcoat;
@@ -25,6 +26,9 @@ pub struct Plan {
     pub ack_timeout: &'static str,
     pub journal: &'static str,
     pub guard: bool,
+    /// How the Varnish nodes are told to drop pages, and the longest header they take.
+    pub delivery: Delivery,
+    pub header_limit: usize,
     /// Changes the VCL of a node, whose id and folder it is told.
     pub vcl: fn(vcl: &str, id: &str, folder: &Path) -> String,
 }
@@ -39,6 +43,8 @@ impl Default for Plan {
             ack_timeout: "1s",
             journal: "disk",
             guard: true,
+            delivery: Delivery::Magento,
+            header_limit: DEFAULT_HEADER_LIMIT,
             vcl: |vcl, _, _| vcl.to_owned(),
         }
     }
@@ -71,7 +77,8 @@ impl Fleet {
         let origin = hold(SocketAddr::from(([127, 0, 0, 1], 0)));
         let origin_address = origin.local_addr().expect("an address").as_socket().expect("an IP socket");
         let allow = ["127.0.0.0/8".parse().expect("a network")];
-        let text = vcl::render(vcl::Version::Seven, "127.0.0.1", origin_address.port(), &allow).expect("a VCL");
+        let text =
+            vcl::render(vcl::Version::Seven, plan.delivery, "127.0.0.1", origin_address.port(), &allow).expect("a VCL");
         let spawn = |number| {
             let id = format!("varnish-{number}");
             let file = folder.path().join(format!("{id}.vcl"));
@@ -133,6 +140,10 @@ fn configuration(
     section("health.web", "interval = \"1s\"\ntimeout = \"1s\"".into());
     for (number, (role, id, address)) in nodes.iter().enumerate() {
         write!(config, "\n[[node]]\nrole = \"{role}\"\nid = \"{id}\"\naddress = \"{address}\"\n").expect("memory");
+        if *role == "varnish" {
+            let delivery = toml::Value::try_from(plan.delivery).expect("a string");
+            write!(config, "delivery = {delivery}\nheader_limit = {}\n", plan.header_limit).expect("memory");
+        }
         // Varnish nodes stand first.
         if number < plan.send_proxy {
             config += "send_proxy = \"v2\"\n";

@@ -16,10 +16,12 @@ use super::eventually;
 /// How many renders a shop remembers.
 const NEWEST: usize = 10_000;
 
-/// What the web nodes of one shop share. `/p/N` is a page with the tags `cat_p_N,cat_p`, whose body is its version.
+/// What the web nodes of one shop share. `/p/N` is a page with the tags `cat_p_N,cat_p` unless others are set, whose body
+/// is its version.
 #[derive(Debug, Default)]
 pub struct Shop {
     versions: Mutex<HashMap<u64, u64>>,
+    tags: Mutex<HashMap<u64, String>>,
     /// How many pages were rendered.
     pub renders: AtomicU64,
     /// The newest of them: page, version, time.
@@ -67,6 +69,15 @@ impl Shop {
     /// The version that is rendered from now on.
     pub fn set(&self, page: u64, version: u64) {
         self.versions.lock().unwrap().insert(page, version);
+    }
+
+    /// The tags of a page from now on, as its header has them; none: no header.
+    pub fn set_tags(&self, page: u64, tags: &str) {
+        self.tags.lock().unwrap().insert(page, tags.to_owned());
+    }
+
+    fn tags(&self, page: u64) -> String {
+        self.tags.lock().unwrap().get(&page).cloned().unwrap_or_else(|| format!("cat_p_{page},cat_p"))
     }
 
     pub fn version(&self, page: u64) -> u64 {
@@ -188,7 +199,10 @@ impl Handler for Node {
         if revalidated {
             headers.insert("etag", tag.parse().expect("a header"));
         }
-        headers.insert("x-magento-tags", format!("cat_p_{page},cat_p").parse().expect("a header"));
+        let tags = self.shop.tags(page);
+        if !tags.is_empty() {
+            headers.insert("x-magento-tags", http::HeaderValue::from_bytes(tags.as_bytes()).expect("a header"));
+        }
         headers.insert("x-pool", http::HeaderValue::from_static("shop"));
         for name in ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "via"] {
             if let Some(value) = request.headers().get(name) {

@@ -1,0 +1,157 @@
+//! The three forms in which a Varnish is told, against real varnishd: what is purged is gone, everything else is not.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use clearcoat::fleet::Delivery;
+
+use crate::support::client::{Connection, purge, tag};
+use crate::support::fleet::{Fleet, Plan};
+
+const PAGES: u64 = 40;
+const ROUNDS: usize = 6;
+
+/// Tags as shops have them, with many that resemble each other.
+fn plain_tag(random: &mut fastrand::Rng) -> String {
+    let kind = random.choice(["cat_p", "cat_c", "cat_c_p", "cms_b", "store"]).expect("a kind");
+    match random.u8(..8) {
+        0 => kind.to_owned(),
+        1 => format!("{kind}_{}", random.u32(..60_000)),
+        2 => format!("{kind}-{}", random.u32(..9)),
+        _ => format!("{kind}_{}", random.u32(..60)),
+    }
+}
+
+/// And a few as no shop should have them, which are tags all the same.
+fn any_tag(random: &mut fastrand::Rng) -> String {
+    match random.u8(..10) {
+        0 => format!("cms b {}", random.u32(..4)),
+        1 => format!("größe:{}", random.u32(..4)),
+        2 => format!("b#'{}=/", random.u32(..4)),
+        _ => plain_tag(random),
+    }
+}
+
+fn some_tags(random: &mut fastrand::Rng, most: usize, a_tag: fn(&mut fastrand::Rng) -> String) -> BTreeSet<String> {
+    (0..random.usize(..=most)).map(|_| a_tag(random)).collect()
+}
+
+fn joined(tags: &BTreeSet<String>, between: &str) -> String {
+    tags.iter().cloned().collect::<Vec<_>>().join(between)
+}
+
+/// Fills a fleet with pages of random tags, purges random sets of tags, and looks at every page of every Varnish.
+fn purge_at_random(plan: &Plan, a_tag: fn(&mut fastrand::Rng) -> String) -> Fleet {
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let fleet = Fleet::start(plan);
+    let pages: Vec<BTreeSet<String>> = (0..PAGES).map(|_| some_tags(&mut random, 12, a_tag)).collect();
+    let path = |page: usize| format!("/p/{page}");
+    for (page, tags) in pages.iter().enumerate() {
+        fleet.shop.set_tags(page as u64, &joined(tags, ","));
+        fleet.warm(&path(page));
+    }
+    for round in 0..ROUNDS {
+        // Sent without waiting for answers, so that some of them gather in one batch.
+        let purges: Vec<BTreeSet<String>> =
+            (0..3).map(|_| some_tags(&mut random, 80, a_tag)).filter(|tags| !tags.is_empty()).collect();
+        let mut connection = Connection::open(fleet.clearcoat.purge).expect("a connection");
+        for tags in &purges {
+            let pattern = tags.iter().map(|name| tag(name)).collect::<Vec<_>>().join("|");
+            let request = format!("PURGE / HTTP/1.1\r\nHost: a\r\nX-Magento-Tags-Pattern: {pattern}\r\n\r\n");
+            connection.send(request).expect("sent");
+        }
+        for tags in &purges {
+            let answer = connection.answer(false).expect("an answer");
+            assert_eq!(
+                (answer.status, &answer.json()["fenced"]),
+                (200, &serde_json::json!([])),
+                "{tags:?}: {answer:?}"
+            );
+        }
+        for (page, tags) in pages.iter().enumerate() {
+            let expected = if purges.iter().any(|purged| !purged.is_disjoint(tags)) { "MISS" } else { "HIT" };
+            let cached = fleet.cached(&path(page));
+            assert!(
+                cached.iter().all(|cache| cache == expected),
+                "seed {seed}, round {round}: {cached:?} and not {expected} for {tags:?} after {purges:?}"
+            );
+        }
+    }
+    fleet
+}
+
+fn plan(delivery: Delivery) -> Plan {
+    // A small limit, so that the sets are split.
+    Plan { varnish: 2, web: 1, ack_timeout: "20s", delivery, header_limit: 512, ..Plan::default() }
+}
+
+#[test]
+fn a_trie_drops_the_pages_with_a_purged_tag_and_no_others() {
+    let fleet = purge_at_random(&plan(Delivery::Magento), any_tag);
+    assert!(fleet.clearcoat.metric("clearcoat_bans_sent_total{node=\"varnish-1\"}") > ROUNDS as f64);
+}
+
+#[test]
+fn keys_drop_the_pages_with_a_purged_tag_and_no_others() {
+    let fleet = purge_at_random(&plan(Delivery::Xkey), any_tag);
+    // The answer knows how many, which no ban does.
+    fleet.shop.set_tags(0, "the_only_one");
+    purge(fleet.clearcoat.purge, ".*").expect("an answer");
+    fleet.warm("/p/0");
+    assert_eq!(fleet.purge_tag("the_only_one").json()["invalidated"], fleet.varnish.len());
+    assert_eq!(fleet.purge_tag("the_only_one").json()["invalidated"], 0);
+}
+
+/// What elgentos/magento2-varnish-extended makes of Magento's pattern: words, for vmod_xkey.
+fn takes_the_pattern_apart(vcl: &str, _: &str, _: &Path) -> String {
+    let addition = r#"
+import std;
+import xkey;
+sub vcl_recv {
+    if (req.method == "PURGE" && req.http.X-Magento-Tags-Pattern && req.http.X-Magento-Tags-Pattern != ".*") {
+        set req.http.X-Keys = regsuball(req.http.X-Magento-Tags-Pattern, "[^a-zA-Z0-9_-]+", ",");
+        set req.http.X-Gone = xkey.purge(req.http.X-Keys);
+        return (synth(200, "OK"));
+    }
+}
+sub vcl_backend_response {
+    set beresp.http.xkey = beresp.http.X-Magento-Tags;
+}
+sub vcl_synth {
+    if (req.http.X-Gone) {
+        synthetic({"{ "invalidated": "} + req.http.X-Gone + " }");
+        return (deliver);
+    }
+}
+"#;
+    vcl.replacen("\nimport std;\n", addition, 1)
+}
+
+#[test]
+fn a_vcl_that_takes_magentos_pattern_apart_drops_the_pages_with_a_purged_tag_and_no_others() {
+    purge_at_random(&Plan { vcl: takes_the_pattern_apart, ..plan(Delivery::MagentoPlain) }, plain_tag);
+}
+
+#[test]
+fn magentos_pattern_as_a_ban_drops_the_pages_with_a_purged_tag_and_no_others() {
+    purge_at_random(&plan(Delivery::MagentoPlain), any_tag);
+}
+
+#[test]
+fn a_node_whose_vcl_knows_no_keys_is_told_what_to_change_and_gets_no_traffic() {
+    // It takes the purge for one of the URL `/`, and says that it is done.
+    let vcl: fn(&str, &str, &Path) -> String = |vcl, _, _| {
+        let recv = "import std;\nsub vcl_recv { if (req.method == \"PURGE\" && !req.http.X-Magento-Tags-Pattern \
+                    && req.url == \"/\" && req.http.xkey-purge) { return (synth(200, \"Purged\")); } }\n";
+        let start = vcl.find("import xkey;").expect("the addition");
+        let end = vcl.find("backend origin").expect("the template");
+        format!("{}{}", &vcl[..start], &vcl[end..]).replacen("import std;\n", recv, 1)
+    };
+    let fleet = Fleet::start(&Plan { varnish: 1, vcl, ack_timeout: "1s", ..plan(Delivery::Xkey) });
+    let answer = fleet.purge_tag("cat_p_1").json();
+    assert_eq!(answer["fenced"], serde_json::json!(["varnish-1"]), "{answer}");
+    let error = fleet.clearcoat.node("varnish-1")["delivery_error"].as_str().expect("a text").to_owned();
+    assert!(error.contains("xkey-purge") && error.contains("--delivery xkey"), "{error}");
+}

@@ -10,6 +10,7 @@ mod consistency;
 mod data_path;
 mod failover;
 mod fan_out;
+mod overload;
 mod purging;
 mod refusals;
 mod replay;

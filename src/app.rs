@@ -37,6 +37,7 @@ use crate::proxy;
 use crate::purge_api::PurgeApi;
 use crate::registry;
 use crate::shutdown::{self, Shutdown, ShutdownHandle, Stage};
+use crate::slow_start::SlowStart;
 use crate::telemetry::Metrics;
 use crate::tls;
 
@@ -113,7 +114,8 @@ impl App {
         };
         let deliveries = Arc::new(Deliveries::new(context));
         let mut tasks = JoinSet::new();
-        let (listed, suspects) = keep_fleet(config, &fleet, &deliveries, &metrics, &mut tasks);
+        let slow_start = Arc::new(SlowStart::new(&config.health));
+        let (listed, suspects) = keep_fleet(config, &fleet, &deliveries, &slow_start, &metrics, &mut tasks);
         let saved = Arc::clone(&deliveries);
         tasks.spawn(async move { saved.save_cursors().await });
         let watched = certificates.into_iter().map(|(_, tls)| Arc::new(tls));
@@ -216,6 +218,7 @@ fn keep_fleet(
     config: &Config,
     fleet: &Arc<ArcSwap<Snapshot>>,
     deliveries: &Arc<Deliveries>,
+    slow_start: &Arc<SlowStart>,
     metrics: &Arc<Metrics>,
     tasks: &mut JoinSet<()>,
 ) -> (watch::Receiver<bool>, mpsc::Sender<(Role, NodeId)>) {
@@ -226,10 +229,13 @@ fn keep_fleet(
         Arc::clone(fleet),
         config.health.clone(),
         Arc::clone(deliveries),
+        Arc::clone(slow_start),
         Arc::clone(metrics),
         events_sender.clone(),
         listed_sender,
     );
+    let slow_start = Arc::clone(slow_start);
+    tasks.spawn(async move { slow_start.run().await });
     tasks.spawn(keeper.run(events, suspects));
     tasks.spawn(registry::fixed::announce(config.nodes.clone(), events_sender));
     (listed, suspects_sender)

@@ -21,5 +21,7 @@ mod snapshot;
 pub use event::{Event, Verdict};
 pub use fence::Fence;
 pub use health::{Health, HealthState, Thresholds};
-pub use node::{DEFAULT_HEADER_LIMIT, Delivery, InvalidNodeId, Live, Node, NodeId, NodeSpec, Role, SendProxy};
+pub use node::{
+    DEFAULT_HEADER_LIMIT, Delivery, InvalidNodeId, Live, Node, NodeId, NodeSpec, Role, SendProxy, WHOLE_SHARE,
+};
 pub use snapshot::{Member, Pool, Snapshot};

@@ -4,6 +4,9 @@
 //! membership and health disagree. Whoever needs to act on a node (its checker, its delivery) is started here when
 //! the node joins and stopped when it leaves.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -17,6 +20,7 @@ use crate::fleet::{
     Event, Health, HealthState, Live, Member, Node, NodeId, NodeSpec, Pool, Role, Snapshot, Thresholds, Verdict,
 };
 use crate::probe::Probe;
+use crate::slow_start::SlowStart;
 use crate::telemetry::Metrics;
 
 /// Owns the fleet.
@@ -25,11 +29,15 @@ pub struct FleetKeeper {
     nodes: BTreeMap<(Role, NodeId), Kept>,
     checks: HealthChecks,
     deliveries: Arc<Deliveries>,
+    slow_start: Arc<SlowStart>,
     metrics: Arc<Metrics>,
     events: mpsc::Sender<Event>,
     probes: JoinSet<()>,
     next_key: u64,
     listed: watch::Sender<bool>,
+    /// All that there was at the start is known and has been checked once. Before that all nodes are new together, and
+    /// none has a reason to start more slowly than another.
+    settled: bool,
 }
 
 /// What the keeper knows of one node.
@@ -47,6 +55,7 @@ impl FleetKeeper {
         fleet: Arc<ArcSwap<Snapshot>>,
         checks: HealthChecks,
         deliveries: Arc<Deliveries>,
+        slow_start: Arc<SlowStart>,
         metrics: Arc<Metrics>,
         events: mpsc::Sender<Event>,
         listed: watch::Sender<bool>,
@@ -56,11 +65,13 @@ impl FleetKeeper {
             nodes: BTreeMap::new(),
             checks,
             deliveries,
+            slow_start,
             metrics,
             events,
             probes: JoinSet::new(),
             next_key: 0,
             listed,
+            settled: false,
         }
     }
 
@@ -71,7 +82,10 @@ impl FleetKeeper {
                 // A verdict that is there decides before a suspicion asks for another check.
                 biased;
                 event = events.recv() => match event {
-                    Some(event) => self.apply(event),
+                    Some(event) => {
+                        self.apply(event);
+                        self.settle();
+                    }
                     None => return,
                 },
                 Some(suspect) = suspects.recv() => if let Some(kept) = self.nodes.get(&suspect) {
@@ -101,6 +115,11 @@ impl FleetKeeper {
                 self.publish();
             }
         }
+    }
+
+    fn settle(&mut self) {
+        let all_checked = || self.nodes.values().all(|kept| kept.health.health() != Health::Unknown);
+        self.settled = self.settled || (*self.listed.borrow() && all_checked());
     }
 
     fn join(&mut self, spec: NodeSpec) {
@@ -150,15 +169,28 @@ impl FleetKeeper {
             let of_role = self.nodes.values().filter(move |kept| kept.node.spec.role == role);
             of_role.map(Kept::member).collect()
         };
-        let version = self.fleet.load().version + 1;
+        let fleet = self.fleet.load();
+        let version = fleet.version + 1;
         let web = Pool::new(members(Role::Web), self.checks.web.panic_threshold);
-        if web.panics() && !self.fleet.load().web.panics() {
+        if web.panics() && !fleet.web.panics() {
             tracing::warn!("too few web nodes are up: their health is ignored until more are");
         }
         // Caches are never used against their health: a sick one can be skipped, the web nodes cannot.
         let varnish = Pool::new(members(Role::Varnish), 0.0);
+        if self.settled {
+            self.start_slowly(&web, &fleet.web);
+            self.start_slowly(&varnish, &fleet.varnish);
+        }
         self.fleet.store(Arc::new(Snapshot { version, web, varnish }));
         self.deliveries.progressed();
+    }
+
+    /// Those that are up and come into traffic start slowly. Who had traffic before (a web node that was used in spite
+    /// of its health, say) goes on with what it has.
+    fn start_slowly(&self, now: &Pool, before: &Pool) {
+        let had_traffic = |node: &Node| before.get(node.id()).is_some_and(|was| was.usable && was.node.key == node.key);
+        let up = now.members().iter().filter(|member| member.usable && member.health == Health::Up);
+        up.filter(|member| !had_traffic(&member.node)).for_each(|member| self.slow_start.begin(&member.node));
     }
 }
 

@@ -14,4 +14,5 @@ mod overload;
 mod purging;
 mod refusals;
 mod replay;
+mod slow_start;
 mod support;

@@ -1,5 +1,7 @@
 //! Who gets a place where there are few. Real sockets; the clock is turned where somebody has to wait.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -8,12 +10,16 @@ use super::*;
 use crate::shutdown;
 
 /// Answers `GET /` at once, and everything else when the gate is open.
-struct Gated(watch::Receiver<bool>);
+struct Gated {
+    open: watch::Receiver<bool>,
+    begun: Arc<AtomicUsize>,
+}
 
 impl Handler for Gated {
     async fn handle(&self, request: http::Request<()>, _peer: SocketAddr) -> Response {
+        self.begun.fetch_add(1, Ordering::SeqCst);
         if request.uri().path() != "/" {
-            _ = self.0.clone().wait_for(|open| *open).await;
+            _ = self.open.clone().wait_for(|open| *open).await;
         }
         text(200, "done")
     }
@@ -22,6 +28,8 @@ impl Handler for Gated {
 struct Rig {
     address: SocketAddr,
     gate: watch::Sender<bool>,
+    /// How many requests have come to the handler.
+    begun: Arc<AtomicUsize>,
     _stop: shutdown::ShutdownHandle,
     server: JoinHandle<()>,
 }
@@ -37,8 +45,10 @@ async fn rig(places: usize) -> Rig {
     let address = listener.local_addr().unwrap();
     let (gate, open) = watch::channel(false);
     let (stop, shutdown) = shutdown::channel();
-    let server = tokio::spawn(serve_in(Room::new(places), listener, Arc::new(Gated(open)), 1024, shutdown));
-    Rig { address, gate, _stop: stop, server }
+    let begun = Arc::new(AtomicUsize::new(0));
+    let handler = Arc::new(Gated { open, begun: Arc::clone(&begun) });
+    let server = tokio::spawn(serve_in(Room::new(places), listener, handler, 1024, shutdown));
+    Rig { address, gate, begun, _stop: stop, server }
 }
 
 impl Rig {
@@ -65,6 +75,7 @@ async fn who_finds_no_place_waits_until_a_request_has_ended_however_long_it_take
     let rig = rig(2).await;
     let mut clients = vec![rig.ask("/slow").await, rig.ask("/slow").await, rig.ask("/slow").await];
     tokio::time::sleep(20 * HEAD_TIMEOUT).await;
+    assert_eq!(rig.begun.load(Ordering::SeqCst), 2);
     rig.gate.send_replace(true);
     for client in &mut clients {
         assert!(answer(client).await.starts_with("HTTP/1.1 200 OK\r\n"));

@@ -1,6 +1,6 @@
 //! The control plane's HTTP server: hyper, with bounds. Purges, metrics and status come in here; shop traffic never does.
 //!
-//! Nobody is turned away for want of room: see [`room`].
+//! Nobody is turned away for want of room: why, and who makes room, is in `room.rs`.
 
 mod limit;
 mod room;

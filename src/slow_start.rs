@@ -58,10 +58,10 @@ impl SlowStart {
             Role::Web => self.web,
             Role::Varnish => self.varnish,
         };
+        let mut starting = self.starting();
         if lasts.is_zero() || node.live.share() < WHOLE_SHARE {
             return;
         }
-        let mut starting = self.starting();
         node.live.set_share(FIRST_SHARE);
         starting.push(Starting { node: Arc::downgrade(&node.live), began: Instant::now(), lasts });
         self.begun.notify_one();

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use crate::attribution::Attribution;
 use crate::delivery::Deliveries;
-use crate::fleet::{Fence, Health, Member, Pool, Role, Snapshot};
+use crate::fleet::{Fence, Health, Member, Pool, Role, Snapshot, WHOLE_SHARE};
 use crate::http_server::{Handler, Response, json, response, text};
 use crate::journal::{Journal, Missed, Position};
 use crate::shutdown::{Shutdown, Stage};
@@ -54,6 +54,8 @@ struct NodeView<'a> {
     id: &'a str,
     address: SocketAddr,
     weight: u32,
+    /// How much of what it should get it gets, in percent: below 100 in its slow start.
+    share: u32,
     health: Health,
     reason: &'a str,
     inflight: u32,
@@ -122,6 +124,7 @@ impl Admin {
             id: spec.id.as_str(),
             address: spec.address,
             weight: spec.weight,
+            share: member.node.live.share() * 100 / WHOLE_SHARE,
             health: member.health,
             reason: &member.reason,
             inflight: member.node.live.inflight(),

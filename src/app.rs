@@ -38,6 +38,7 @@ use crate::purge::Guard;
 use crate::purge_api::PurgeApi;
 use crate::registry;
 use crate::shutdown::{self, Shutdown, ShutdownHandle, Stage};
+use crate::slow_start::SlowStart;
 use crate::telemetry::Metrics;
 use crate::tls;
 
@@ -108,18 +109,20 @@ impl App {
         let (shutdown_handle, shutdown) = shutdown::channel();
         let (open_sender, open) = watch::channel(false);
 
+        let slow_start = Arc::new(SlowStart::new(&config.health));
         let context = delivery::Context {
             journal: Arc::clone(&journal),
             fence: Arc::clone(&fence),
             fleet: Arc::clone(&fleet),
             guard: Arc::clone(&guard),
             metrics: Arc::clone(&metrics),
+            slow_start: Arc::clone(&slow_start),
             pace: Pace::new(&config.purge),
             started,
         };
         let deliveries = Arc::new(Deliveries::new(context));
         let mut tasks = JoinSet::new();
-        let (listed, suspects) = keep_fleet(config, &fleet, &deliveries, &metrics, started, &mut tasks);
+        let (listed, suspects) = keep_fleet(config, &fleet, &deliveries, &slow_start, &metrics, &mut tasks);
         let saved = Arc::clone(&deliveries);
         tasks.spawn(async move { saved.save_cursors().await });
         let watched = certificates.into_iter().map(|(_, tls)| Arc::new(tls));
@@ -223,8 +226,8 @@ fn keep_fleet(
     config: &Config,
     fleet: &Arc<ArcSwap<Snapshot>>,
     deliveries: &Arc<Deliveries>,
+    slow_start: &Arc<SlowStart>,
     metrics: &Arc<Metrics>,
-    started: Instant,
     tasks: &mut JoinSet<()>,
 ) -> (watch::Receiver<bool>, mpsc::Sender<(Role, NodeId)>) {
     let (listed_sender, listed) = watch::channel(false);
@@ -234,11 +237,13 @@ fn keep_fleet(
         Arc::clone(fleet),
         config.health.clone(),
         Arc::clone(deliveries),
+        Arc::clone(slow_start),
         Arc::clone(metrics),
         events_sender.clone(),
         listed_sender,
-        started,
     );
+    let slow_start = Arc::clone(slow_start);
+    tasks.spawn(async move { slow_start.run().await });
     tasks.spawn(keeper.run(events, suspects));
     tasks.spawn(registry::fixed::announce(config.nodes.clone(), events_sender));
     (listed, suspects_sender)

@@ -3,6 +3,13 @@
 //!
 //! Everything here is a pure function of the nodes, their load and a [`Draw`]; the caller brings the randomness. All
 //! scans are linear: a fleet has tens of nodes, and a scan over 200 of them costs less than one system call.
+//!
+//! A node in its slow start gets a share of what it should ([`Live::share`](crate::fleet::Live::share)). That is no
+//! business of the algorithms either: such a node takes part in as many decisions as its share says and is no
+//! candidate in the others. Over many decisions that is its weight times its share, without fractions of weights, for
+//! which round robin would need a schedule and two choices a load that is none. What decides is a hash of the key
+//! where there is one, so that a growing share moves keys to that node, one after the other, and no others: a cache
+//! keeps what it has. Where nobody else is eligible, a small share is no reason to refuse anybody.
 
 mod least_request;
 mod rendezvous;
@@ -10,7 +17,7 @@ mod weighted;
 
 use serde::{Deserialize, Serialize};
 
-use crate::fleet::Member;
+use crate::fleet::{Member, WHOLE_SHARE};
 
 /// How a listener chooses among its nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +55,32 @@ pub fn pick(
     bounded_load: f64,
     eligible: impl Fn(&Member) -> bool,
 ) -> Option<&Member> {
+    let lot = match policy {
+        Policy::Rendezvous => draw.key,
+        Policy::RoundRobin => draw.turn,
+        Policy::LeastRequest | Policy::Random => draw.random,
+    };
+    let takes_part = |member: &Member| eligible(member) && takes_part(member, lot);
+    choose(policy, members, draw, bounded_load, takes_part)
+        .or_else(|| choose(policy, members, draw, bounded_load, eligible))
+}
+
+/// Whether a node has a say in the decision with this lot: always, unless it is in its slow start.
+fn takes_part(member: &Member, lot: u64) -> bool {
+    // Another number than the one that scores are made of, or the first keys that move would be those that a node
+    // wins by a hair.
+    const LOTS: u64 = 0x5851_f42d_4c95_7f2d;
+    let share = member.node.live.share();
+    share == WHOLE_SHARE || mix(lot ^ LOTS, member.node.seed) % u64::from(WHOLE_SHARE) < u64::from(share)
+}
+
+fn choose(
+    policy: Policy,
+    members: &[Member],
+    draw: Draw,
+    bounded_load: f64,
+    eligible: impl Fn(&Member) -> bool,
+) -> Option<&Member> {
     match policy {
         Policy::Rendezvous => rendezvous::pick(members, draw.key, bounded_load, eligible),
         Policy::RoundRobin => weighted::pick(members, draw.turn, eligible),
@@ -62,6 +95,68 @@ fn mix(a: u64, b: u64) -> u64 {
     h = (h ^ (h >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     h = (h ^ (h >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
     h ^ (h >> 33)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{members, shares};
+    use super::*;
+
+    const POLICIES: [Policy; 4] = [Policy::Rendezvous, Policy::RoundRobin, Policy::LeastRequest, Policy::Random];
+
+    /// The draw of the n-th request.
+    fn draw(n: u64) -> Draw {
+        Draw { key: mix(n, 7), turn: n, random: mix(n, 3) }
+    }
+
+    fn first_of(policy: Policy, weights: &[u32], share: u32) -> usize {
+        let nodes = members(weights);
+        nodes[0].node.live.set_share(share);
+        shares(&nodes, (0..10_000).map(|n| pick(policy, &nodes, draw(n), 0.0, |_| true)))[0]
+    }
+
+    #[test]
+    fn what_a_node_gets_grows_with_its_share_by_every_policy() {
+        for policy in POLICIES {
+            // Of four equal nodes, 2500 are its part; of weights 3 and 1 it is 7500.
+            for (weights, whole) in [(&[1, 1, 1, 1][..], 2500), (&[3, 1], 7500)] {
+                let whole = if policy == Policy::LeastRequest && weights.len() == 2 { 10_000 } else { whole };
+                for share in [WHOLE_SHARE / 16, WHOLE_SHARE / 4, WHOLE_SHARE / 2, WHOLE_SHARE] {
+                    let expected = whole * share as usize / WHOLE_SHARE as usize;
+                    let got = first_of(policy, weights, share);
+                    let near = expected * 3 / 4..=expected * 5 / 4 + 20;
+                    assert!(near.contains(&got), "{policy:?} {weights:?} at {share}: {got} and not {expected}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_growing_share_moves_keys_to_its_node_and_no_others() {
+        let nodes = members(&[1, 2, 1]);
+        let chosen = |key| pick(Policy::Rendezvous, &nodes, Draw { key, ..Draw::default() }, 0.0, |_| true).unwrap();
+        let all = || (0..2000).map(|key| chosen(mix(key, 7)).node.id().to_string()).collect::<Vec<_>>();
+        nodes[1].node.live.set_share(1);
+        let mut before = all();
+        for share in [20, 100, 200, WHOLE_SHARE] {
+            nodes[1].node.live.set_share(share);
+            let after = all();
+            let moved = before.iter().zip(&after).filter(|(before, after)| before != after);
+            assert!(moved.clone().count() > 0 && moved.clone().all(|(_, to)| to == "n1"), "at {share}");
+            before = after;
+        }
+    }
+
+    #[test]
+    fn who_is_the_only_one_gets_everything_however_small_its_share() {
+        let nodes = members(&[1, 1]);
+        nodes[0].node.live.set_share(0);
+        for policy in POLICIES {
+            let first = |member: &Member| member.node.id().as_str() == "n0";
+            assert!((0..100).all(|n| pick(policy, &nodes, draw(n), 1.25, first).is_some()), "{policy:?}");
+            assert!(pick(policy, &nodes, draw(0), 1.25, |_| false).is_none(), "{policy:?}");
+        }
+    }
 }
 
 #[cfg(test)]

@@ -45,6 +45,7 @@ use crate::config::PurgeListener;
 use crate::fleet::{Fence, Health, Node, NodeId, Snapshot};
 use crate::journal::{Cursor, Journal, Position};
 use crate::purge::{Forward, Guard};
+use crate::slow_start::SlowStart;
 use crate::telemetry::Metrics;
 
 /// How many results of past batches a node remembers, for the purges that still wait to be answered.
@@ -63,6 +64,8 @@ pub struct Context {
     pub guard: Arc<Guard>,
     /// Where it is counted.
     pub metrics: Arc<Metrics>,
+    /// For nodes that were behind and are not any more.
+    pub slow_start: Arc<SlowStart>,
     /// How fast, and how often.
     pub pace: Pace,
     /// When the process started.
@@ -158,6 +161,11 @@ impl Deliveries {
         if let Some((_, delivery)) = self.nodes.remove(id) {
             delivery.task.abort();
         }
+    }
+
+    /// The node has answered what was sent to it at this time.
+    pub fn seen(&self, node: &Node, at: Instant) {
+        node.live.seen(at.saturating_duration_since(self.context.started));
     }
 
     /// A node came up or went down: what it misses may be worth another try now.

@@ -22,6 +22,7 @@ pub use event::{Check, Event, Verdict};
 pub use fence::Fence;
 pub use health::{Health, HealthState, Thresholds};
 pub use node::{
-    DEFAULT_HEADER_LIMIT, Delivery, InvalidNodeId, Live, Node, NodeId, NodeSpec, Role, SendProxy, is_another_life,
+    DEFAULT_HEADER_LIMIT, Delivery, InvalidNodeId, Live, Node, NodeId, NodeSpec, Role, SendProxy, WHOLE_SHARE,
+    is_another_life,
 };
 pub use snapshot::{Member, Pool, Snapshot};

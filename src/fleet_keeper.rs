@@ -4,9 +4,11 @@
 //! membership and health disagree. Whoever needs to act on a node (its checker, its delivery) is started here when
 //! the node joins and stopped when it leaves.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, watch};
@@ -18,6 +20,7 @@ use crate::fleet::{
     Event, Health, HealthState, Live, Member, Node, NodeId, NodeSpec, Pool, Role, Snapshot, Thresholds, Verdict,
 };
 use crate::probe::Probe;
+use crate::slow_start::SlowStart;
 use crate::telemetry::Metrics;
 
 /// Owns the fleet.
@@ -26,12 +29,15 @@ pub struct FleetKeeper {
     nodes: BTreeMap<(Role, NodeId), Kept>,
     checks: HealthChecks,
     deliveries: Arc<Deliveries>,
+    slow_start: Arc<SlowStart>,
     metrics: Arc<Metrics>,
     events: mpsc::Sender<Event>,
     probes: JoinSet<()>,
     next_key: u64,
     listed: watch::Sender<bool>,
-    started: Instant,
+    /// All that there was at the start is known and has been checked once. Before that all nodes are new together, and
+    /// none has a reason to start more slowly than another.
+    settled: bool,
 }
 
 /// What the keeper knows of one node.
@@ -45,27 +51,27 @@ struct Kept {
 
 impl FleetKeeper {
     /// A keeper that publishes to `fleet`. `listed` turns true when the registry has told of all it knew at the start.
-    /// `started` is when the process did.
     pub fn new(
         fleet: Arc<ArcSwap<Snapshot>>,
         checks: HealthChecks,
         deliveries: Arc<Deliveries>,
+        slow_start: Arc<SlowStart>,
         metrics: Arc<Metrics>,
         events: mpsc::Sender<Event>,
         listed: watch::Sender<bool>,
-        started: Instant,
     ) -> Self {
         FleetKeeper {
             fleet,
             nodes: BTreeMap::new(),
             checks,
             deliveries,
+            slow_start,
             metrics,
             events,
             probes: JoinSet::new(),
             next_key: 0,
             listed,
-            started,
+            settled: false,
         }
     }
 
@@ -76,7 +82,10 @@ impl FleetKeeper {
                 // A verdict that is there decides before a suspicion asks for another check.
                 biased;
                 event = events.recv() => match event {
-                    Some(event) => self.apply(event),
+                    Some(event) => {
+                        self.apply(event);
+                        self.settle();
+                    }
                     None => return,
                 },
                 Some(suspect) = suspects.recv() => if let Some(kept) = self.nodes.get(&suspect) {
@@ -100,8 +109,8 @@ impl FleetKeeper {
                 if kept.node.spec.address != check.address {
                     return;
                 }
-                if check.verdict == Verdict::Passed {
-                    kept.node.live.seen(check.began.saturating_duration_since(self.started));
+                if check.role == Role::Varnish && check.verdict == Verdict::Passed {
+                    self.deliveries.seen(&kept.node, check.began);
                 }
                 if !kept.judge(check.verdict, &self.checks) {
                     return;
@@ -112,6 +121,11 @@ impl FleetKeeper {
                 self.publish();
             }
         }
+    }
+
+    fn settle(&mut self) {
+        let all_checked = || self.nodes.values().all(|kept| kept.health.health() != Health::Unknown);
+        self.settled = self.settled || (*self.listed.borrow() && all_checked());
     }
 
     fn join(&mut self, spec: NodeSpec) {
@@ -161,15 +175,28 @@ impl FleetKeeper {
             let of_role = self.nodes.values().filter(move |kept| kept.node.spec.role == role);
             of_role.map(Kept::member).collect()
         };
-        let version = self.fleet.load().version + 1;
+        let fleet = self.fleet.load();
+        let version = fleet.version + 1;
         let web = Pool::new(members(Role::Web), self.checks.web.panic_threshold);
-        if web.panics() && !self.fleet.load().web.panics() {
+        if web.panics() && !fleet.web.panics() {
             tracing::warn!("too few web nodes are up: their health is ignored until more are");
         }
         // Caches are never used against their health: a sick one can be skipped, the web nodes cannot.
         let varnish = Pool::new(members(Role::Varnish), 0.0);
+        if self.settled {
+            self.start_slowly(&web, &fleet.web);
+            self.start_slowly(&varnish, &fleet.varnish);
+        }
         self.fleet.store(Arc::new(Snapshot { version, web, varnish }));
         self.deliveries.progressed();
+    }
+
+    /// Those that are up and come into traffic start slowly. Who had traffic before (a web node that was used in spite
+    /// of its health, say) goes on with what it has.
+    fn start_slowly(&self, now: &Pool, before: &Pool) {
+        let had_traffic = |node: &Node| before.get(node.id()).is_some_and(|was| was.usable && was.node.key == node.key);
+        let up = now.members().iter().filter(|member| member.usable && member.health == Health::Up);
+        up.filter(|member| !had_traffic(&member.node)).for_each(|member| self.slow_start.begin(&member.node));
     }
 }
 

@@ -1,6 +1,11 @@
 //! The control plane's HTTP server: hyper, with bounds. Purges, metrics and status come in here; shop traffic never does.
+//!
+//! Nobody is turned away for want of room: why, and who makes room, is in `room.rs`.
 
 mod limit;
+mod room;
+#[cfg(test)]
+mod tests;
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -13,11 +18,11 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::shutdown::{Shutdown, Stage};
 use limit::{Limited, Meter};
+use room::{Guest, Room};
 
 /// An answer of the control plane: always whole, always with its length.
 pub type Response = http::Response<Full<Bytes>>;
@@ -41,23 +46,31 @@ pub trait Handler: Send + Sync + 'static {
 ///
 /// `max_request` bounds a request, head and body together, in bytes: one beyond it is answered 413.
 pub async fn serve<H: Handler>(listener: TcpListener, handler: Arc<H>, max_request: usize, shutdown: Shutdown) {
-    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    serve_in(Room::new(MAX_CONNECTIONS), listener, handler, max_request, shutdown).await;
+}
+
+async fn serve_in<H: Handler>(
+    room: Room,
+    listener: TcpListener,
+    handler: Arc<H>,
+    max_request: usize,
+    shutdown: Shutdown,
+) {
     let mut connections = JoinSet::new();
     loop {
+        let next = async {
+            let place = room.enter().await;
+            listener.accept().await.map(|(stream, peer)| (place.seat(), stream, peer))
+        };
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = next => accepted,
             Some(_ended) = connections.join_next() => continue,
             () = shutdown.reached(Stage::Draining) => break,
         };
         match accepted {
-            Ok((stream, peer)) => {
-                // The semaphore is never closed; without a permit the connection is refused by dropping it.
-                let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else { continue };
-                let connection = serve_connection(stream, peer, Arc::clone(&handler), max_request, shutdown.clone());
-                connections.spawn(async move {
-                    connection.await;
-                    drop(permit);
-                });
+            Ok((guest, stream, peer)) => {
+                let handler = Arc::clone(&handler);
+                connections.spawn(serve_connection(guest, stream, peer, handler, max_request, shutdown.clone()));
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -73,6 +86,7 @@ pub async fn serve<H: Handler>(listener: TcpListener, handler: Arc<H>, max_reque
 }
 
 async fn serve_connection<H: Handler>(
+    guest: Guest,
     stream: TcpStream,
     peer: SocketAddr,
     handler: Arc<H>,
@@ -88,13 +102,15 @@ async fn serve_connection<H: Handler>(
         // Spawned here and now: hyper drops what this returns, perhaps without having polled it once, when it sees
         // that the client has hung up. What a head asks for is carried out all the same.
         let answer = tokio::spawn(answer(Arc::clone(&handler), request, peer, meter.clone()));
-        let meter = &meter;
+        guest.request_began();
+        let (meter, guest) = (&meter, &guest);
         async move {
             let response = answer.await.unwrap_or_else(|error| {
                 tracing::error!(%error, "a request handler panicked");
                 text(500, "internal error\n")
             });
             meter.next_request();
+            guest.request_ended();
             Ok::<_, Infallible>(response)
         }
     });
@@ -108,7 +124,13 @@ async fn serve_connection<H: Handler>(
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let result = tokio::select! {
+        // What has come is read before anybody is made to leave.
+        biased;
         result = connection.as_mut() => result,
+        () = guest.must_leave() => {
+            tracing::debug!(%peer, "a control connection at rest was closed: others wait for its place");
+            return;
+        }
         () = shutdown.reached(Stage::Draining) => {
             connection.as_mut().graceful_shutdown();
             connection.await

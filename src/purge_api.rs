@@ -3,16 +3,24 @@
 //! A GET of the shop dies with its client; a purge outlives it. The moment its head is read, it runs in a task of its
 //! own (see [`crate::http_server`]): PHP may hang up, time out or be killed, the purge goes on to its end. (Magento
 //! before 2.2 hung up at once.)
+//!
+//! How many may be under way is bounded twice. A connection keeps its place until its purge is answered, whether or
+//! not somebody is left to read the answer, and who finds no place waits ([`crate::http_server`]): the best that can
+//! happen to Magento, which never looks at a status. A configuration with several addresses has a set of places for
+//! each. What they let in all together is counted here, and beyond [`MAX_UNDER_WAY`] a purge is answered 503 with
+//! `Retry-After` before anything of it is accepted.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use http::header;
 use ipnet::IpNet;
+use prometheus::IntGauge;
 use serde::Serialize;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::attribution::{Attribution, Ended, Named, describe};
+use crate::attribution::{Attribution, Ended, Named, Throttle, describe};
 use crate::config::{PurgeListener, Token};
 use crate::delivery::{Acknowledged, Deliveries};
 use crate::fleet::NodeId;
@@ -20,6 +28,9 @@ use crate::http_server::{Handler, Response, json, text};
 use crate::journal::{Journal, Position};
 use crate::purge::{Purge, Refusal, Target, parse};
 use crate::telemetry::Metrics;
+
+/// Purges under way at once. A shop has tens; each costs some KiB.
+pub const MAX_UNDER_WAY: usize = 4096;
 
 /// Takes purges.
 pub struct PurgeApi {
@@ -30,6 +41,20 @@ pub struct PurgeApi {
     deliveries: Arc<Deliveries>,
     attribution: Arc<Attribution>,
     metrics: Arc<Metrics>,
+    under_way: Semaphore,
+    overload_told: Mutex<Throttle>,
+}
+
+/// A purge that is under way, for as long as this value lives.
+struct UnderWay<'a> {
+    _permit: SemaphorePermit<'a>,
+    waiting: &'a IntGauge,
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.waiting.dec();
+    }
 }
 
 /// The body of an answer to an accepted purge.
@@ -74,6 +99,8 @@ impl PurgeApi {
             deliveries,
             attribution: Arc::default(),
             metrics,
+            under_way: Semaphore::new(MAX_UNDER_WAY),
+            overload_told: Mutex::default(),
         }
     }
 
@@ -96,6 +123,7 @@ impl Handler for PurgeApi {
         drop(request);
         let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         let at_ms = u64::try_from(at_ms).unwrap_or(u64::MAX);
+        let Some(_under_way) = self.begin() else { return self.overloaded(purge.kind(), at_ms) };
         self.carry_out(purge, peer.ip().to_canonical(), at_ms).await
     }
 }
@@ -125,6 +153,22 @@ impl PurgeApi {
             response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("PURGE, BAN"));
             Box::new(response)
         })
+    }
+
+    /// Takes a place among the purges under way, if there is one.
+    fn begin(&self) -> Option<UnderWay<'_>> {
+        let permit = self.under_way.try_acquire().ok()?;
+        self.metrics.purge.waiting.inc();
+        Some(UnderWay { _permit: permit, waiting: &self.metrics.purge.waiting })
+    }
+
+    fn overloaded(&self, kind: &'static str, now_ms: u64) -> Response {
+        self.metrics.purge.requested(kind, "overload");
+        // A throttle is whole after every call, so a panic elsewhere leaves nothing half done.
+        if let Some(left_out) = self.overload_told.lock().unwrap_or_else(PoisonError::into_inner).pass(now_ms) {
+            tracing::warn!(left_out, "a purge was not accepted: {MAX_UNDER_WAY} are under way and not answered yet");
+        }
+        not_now("too many purges are under way: this one was not accepted")
     }
 
     /// Makes the purge durable, waits for the fleet, answers.

@@ -11,13 +11,16 @@ const LAYERS: [(&str, &[&str]); 6] = [
     ("pure", &["fleet", "balance", "purge", "attribution", "http1", "proxy_protocol"]),
     ("base", &["config", "telemetry", "shutdown"]),
     ("edges to the world", &["registry", "journal", "varnish", "upstream", "probe", "tls"]),
-    ("services", &["edge", "origin", "proxy", "purge_api", "admin", "delivery", "fleet_keeper", "http_server"]),
+    (
+        "services",
+        &["edge", "origin", "proxy", "purge_api", "admin", "delivery", "fleet_keeper", "slow_start", "http_server"],
+    ),
     ("wiring", &["app"]),
     ("commands", &["cli"]),
 ];
 
 /// The arrows within a layer that are allowed, each for its reason.
-const NEIGHBOURS: [(&str, &str, &str); 11] = [
+const NEIGHBOURS: [(&str, &str, &str); 13] = [
     ("balance", "fleet", "it chooses among the members of a fleet"),
     ("attribution", "purge", "it counts what a purge names"),
     ("attribution", "fleet", "it remembers which nodes were fenced"),
@@ -28,7 +31,9 @@ const NEIGHBOURS: [(&str, &str, &str); 11] = [
     ("purge_api", "http_server", "the listener"),
     ("admin", "delivery", "it shows why a delivery fails"),
     ("admin", "http_server", "the listener"),
+    ("delivery", "slow_start", "a node that was behind the fence starts slowly"),
     ("fleet_keeper", "delivery", "a node that joins gets a delivery"),
+    ("fleet_keeper", "slow_start", "a node that comes into traffic starts slowly"),
 ];
 
 /// What the pure layer must not touch: it would not be pure any more.

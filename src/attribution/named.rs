@@ -60,8 +60,12 @@ impl Named {
             Family::Known(name) | Family::Extension(name) => name,
             Family::None => OTHER,
         };
-        let has_room = self.families.len() < FAMILIES || self.families.contains_key(name);
-        *self.families.entry((if has_room { name } else { OTHER }).into()).or_default() += 1;
+        if let Some(count) = self.families.get_mut(name) {
+            *count += 1;
+        } else {
+            let name = if self.families.len() < FAMILIES { name } else { OTHER };
+            *self.families.entry(name.into()).or_default() += 1;
+        }
         self.tags += 1;
         if let Some(what) = wide(tag) {
             note_once(&mut self.wide, what);

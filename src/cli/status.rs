@@ -109,6 +109,8 @@ struct Node {
     id: String,
     address: String,
     weight: u32,
+    /// Percent.
+    share: u32,
     health: String,
     #[serde(default)]
     reason: String,
@@ -127,7 +129,9 @@ impl Node {
 
     fn note(&self) -> String {
         let drained = if self.weight == 0 { "drained (weight 0)" } else { "" };
-        let notes = [drained, &self.reason, &self.delivery_error].map(str::trim);
+        let starts = self.gets_traffic() && self.share < 100;
+        let slow_start = if starts { format!("slow start {} %", self.share) } else { String::new() };
+        let notes = [drained, &slow_start, &self.reason, &self.delivery_error].map(str::trim);
         notes.into_iter().filter(|note| !note.is_empty()).collect::<Vec<_>>().join("; ")
     }
 
@@ -208,13 +212,13 @@ mod tests {
     fn fleet() -> Fleet {
         serde_json::from_str(
             r#"{"version":7,"head":42,"fence":42,"journal":"disk","nodes":[
-            {"role":"varnish","id":"varnish-1","address":"10.0.1.11:6081","weight":1,"health":"up","reason":"",
+            {"role":"varnish","id":"varnish-1","address":"10.0.1.11:6081","weight":1,"share":100,"health":"up","reason":"",
              "inflight":3,"cursor":42,"current":true,"delivery_error":""},
-            {"role":"varnish","id":"varnish-2","address":"10.0.1.12:6081","weight":1,"health":"up","reason":"",
+            {"role":"varnish","id":"varnish-2","address":"10.0.1.12:6081","weight":1,"share":100,"health":"up","reason":"",
              "inflight":0,"cursor":40,"current":false,"delivery_error":"timed out"},
-            {"role":"web","id":"web-1","address":"10.0.0.5:80","weight":1,"health":"down",
+            {"role":"web","id":"web-1","address":"10.0.0.5:80","weight":1,"share":100,"health":"down",
              "reason":"connection refused","inflight":0},
-            {"role":"web","id":"web-2","address":"10.0.0.6:80","weight":0,"health":"up","reason":"","inflight":12}]}"#,
+            {"role":"web","id":"web-2","address":"10.0.0.6:80","weight":0,"share":100,"health":"up","reason":"","inflight":12}]}"#,
         )
         .unwrap()
     }

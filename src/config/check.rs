@@ -21,6 +21,7 @@ const MAX_REQUEST: RangeInclusive<usize> = 1024..=16 << 20;
 const MAX_WEIGHT: u32 = 65_535;
 const HEADER_LIMIT: RangeInclusive<usize> = 512..=65_536;
 const MAX_WORKERS: usize = 1024;
+const LONGEST_SLOW_START: Duration = Duration::from_secs(3600);
 const LONGEST_SPIN: Duration = Duration::from_millis(10);
 
 /// Header fields that say how a message is framed and where it goes, or that the edge writes anew for each request: a
@@ -127,6 +128,11 @@ impl Config {
     fn check_health(&self, rules: &mut Rules) {
         let (web, varnish) = (&self.health.web, &self.health.varnish);
         check_web(web, rules);
+        for (key, slow_start) in
+            [("health.web.slow_start", web.slow_start), ("health.varnish.slow_start", varnish.slow_start)]
+        {
+            rules.require(slow_start <= LONGEST_SLOW_START, key, "must be at most 1h; 0s is off");
+        }
         for (section, interval, timeout, counts, jitter) in [
             ("health.web", web.interval, web.timeout, [web.rise, web.fall], web.jitter),
             ("health.varnish", varnish.interval, varnish.timeout, [varnish.rise, varnish.fall], varnish.jitter),

@@ -37,6 +37,10 @@ pub struct WebChecks {
     pub jitter: f64,
     /// Status codes that pass, 100 to 599. Default `[200]`.
     pub expect: Vec<u16>,
+    /// For how long the share of a node grows from a tenth to the whole after it came (back) into traffic, at most 1h.
+    /// `0s` is off. Default 5s.
+    #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
+    pub slow_start: Duration,
     /// The `Host` header of the check; empty (the default) sends the address of the node.
     pub host: String,
     /// The share of healthy web nodes, 0 to 1, below which health is ignored and all get traffic. Default 0.5.
@@ -53,6 +57,7 @@ impl Default for WebChecks {
             fall: 3,
             jitter: 0.1,
             expect: vec![200],
+            slow_start: Duration::from_secs(5),
             host: String::new(),
             panic_threshold: 0.5,
         }
@@ -75,6 +80,10 @@ pub struct VarnishChecks {
     pub fall: u32,
     /// How much of the interval is random, as a share from 0 to 0.5. Default 0.1.
     pub jitter: f64,
+    /// For how long the share of a node grows from a tenth to the whole after it came (back) into traffic, at most 1h.
+    /// `0s` is off. Default 5s.
+    #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
+    pub slow_start: Duration,
 }
 
 impl Default for VarnishChecks {
@@ -85,6 +94,7 @@ impl Default for VarnishChecks {
             rise: 2,
             fall: 2,
             jitter: 0.1,
+            slow_start: Duration::from_secs(5),
         }
     }
 }

@@ -213,7 +213,11 @@ impl Task {
 
     /// The node has every purge up to here.
     fn acknowledged(&mut self, position: Position) {
-        let before = self.node.live.cursor();
+        let Context { fence, slow_start, .. } = &self.deliveries.context;
+        let (before, fence) = (self.node.live.cursor(), fence.position());
+        if before < fence && fence <= position {
+            slow_start.begin(&self.node);
+        }
         self.node.live.set_cursor(position);
         self.state.known.store(true, Ordering::SeqCst);
         let late = self.state.late.swap(false, Ordering::SeqCst);
@@ -260,7 +264,7 @@ impl Task {
         let began = Instant::now();
         let result = self.link.deliver(bans).await;
         if result.is_ok() {
-            self.node.live.seen(began.saturating_duration_since(self.deliveries.context.started));
+            self.deliveries.seen(&self.node, began);
         }
         if let Some(varnish) = &self.metrics.varnish {
             match &result {

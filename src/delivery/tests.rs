@@ -6,6 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::*;
+use crate::config::HealthChecks;
 use crate::fleet::{Live, Member, NodeSpec, Pool, Role};
 use crate::journal::{Limits, Memory};
 use crate::purge::{Page, Purge, Target};
@@ -70,6 +71,7 @@ impl Rig {
             fleet: Arc::new(ArcSwap::from_pointee(fleet)),
             guard: Arc::clone(&guard),
             metrics: Arc::new(Metrics::new().unwrap()),
+            slow_start: Arc::new(SlowStart::new(&HealthChecks::default())),
             pace,
             started: Instant::now(),
         };

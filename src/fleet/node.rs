@@ -194,15 +194,30 @@ impl Node {
     }
 }
 
+/// The share of a node that gets all it should: shares are counted in parts of this.
+pub const WHOLE_SHARE: u32 = 256;
+
 /// Counters of a node that change with every request and purge.
 #[derive(Debug, Default)]
 pub struct Live {
     inflight: AtomicU32,
     cursor: AtomicU64,
     seen_ms: AtomicU64,
+    /// What is missing to [`WHOLE_SHARE`].
+    withheld: AtomicU32,
 }
 
 impl Live {
+    /// How much of what it should get the node gets now: 1 to [`WHOLE_SHARE`].
+    pub fn share(&self) -> u32 {
+        WHOLE_SHARE - self.withheld.load(Ordering::Relaxed)
+    }
+
+    /// Gives the node this share; one that is out of bounds becomes the nearest that is not.
+    pub fn set_share(&self, share: u32) {
+        self.withheld.store(WHOLE_SHARE - share.clamp(1, WHOLE_SHARE), Ordering::Relaxed);
+    }
+
     /// Requests that are at this node now.
     pub fn inflight(&self) -> u32 {
         self.inflight.load(Ordering::Relaxed)

@@ -1,0 +1,111 @@
+//! Who gets a place where there are few. Real sockets; the clock is turned where somebody has to wait.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::shutdown;
+
+/// Answers `GET /` at once, and everything else when the gate is open.
+struct Gated {
+    open: watch::Receiver<bool>,
+    begun: Arc<AtomicUsize>,
+}
+
+impl Handler for Gated {
+    async fn handle(&self, request: http::Request<()>, _peer: SocketAddr) -> Response {
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        if request.uri().path() != "/" {
+            _ = self.open.clone().wait_for(|open| *open).await;
+        }
+        text(200, "done")
+    }
+}
+
+struct Rig {
+    address: SocketAddr,
+    gate: watch::Sender<bool>,
+    /// How many requests have come to the handler.
+    begun: Arc<AtomicUsize>,
+    _stop: shutdown::ShutdownHandle,
+    server: JoinHandle<()>,
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+async fn rig(places: usize) -> Rig {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (gate, open) = watch::channel(false);
+    let (stop, shutdown) = shutdown::channel();
+    let begun = Arc::new(AtomicUsize::new(0));
+    let handler = Arc::new(Gated { open, begun: Arc::clone(&begun) });
+    let server = tokio::spawn(serve_in(Room::new(places), listener, handler, 1024, shutdown));
+    Rig { address, gate, begun, _stop: stop, server }
+}
+
+impl Rig {
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address).await.unwrap()
+    }
+
+    async fn ask(&self, path: &str) -> TcpStream {
+        let mut client = self.connect().await;
+        client.write_all(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()).await.unwrap();
+        client
+    }
+}
+
+/// Reads an answer; an end without one is a text that is none.
+async fn answer(client: &mut TcpStream) -> String {
+    let mut text = Vec::new();
+    while !text.ends_with(b"done") && client.read_buf(&mut text).await.is_ok_and(|read| read > 0) {}
+    String::from_utf8(text).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_finds_no_place_waits_until_a_request_has_ended_however_long_it_takes() {
+    let rig = rig(2).await;
+    let mut clients = vec![rig.ask("/slow").await, rig.ask("/slow").await, rig.ask("/slow").await];
+    tokio::time::sleep(20 * HEAD_TIMEOUT).await;
+    assert_eq!(rig.begun.load(Ordering::SeqCst), 2);
+    rig.gate.send_replace(true);
+    for client in &mut clients {
+        assert!(answer(client).await.starts_with("HTTP/1.1 200 OK\r\n"));
+    }
+}
+
+#[tokio::test]
+async fn connections_at_rest_make_room_long_before_their_time() {
+    let rig = rig(2).await;
+    let mut silent = rig.connect().await;
+    let mut kept = rig.ask("/").await;
+    assert!(answer(&mut kept).await.ends_with("done"));
+    let mut third = rig.ask("/").await;
+    let answered = tokio::time::timeout(HEAD_TIMEOUT / 2, answer(&mut third)).await;
+    assert!(answered.unwrap().ends_with("done"));
+    for client in [&mut silent, &mut kept] {
+        assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_there_is_room_a_connection_at_rest_stays() {
+    let rig = rig(3).await;
+    let mut kept = [rig.ask("/").await, rig.ask("/").await];
+    for client in &mut kept {
+        assert!(answer(client).await.ends_with("done"));
+    }
+    tokio::time::sleep(HEAD_TIMEOUT / 2).await;
+    for client in &mut kept {
+        client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        assert!(answer(client).await.ends_with("done"));
+    }
+}

@@ -1,0 +1,172 @@
+//! Slow start: who comes (back) into traffic gets a small share of it first.
+//!
+//! A web node that was just started compiles every page for the first time, and a Varnish that was just started has
+//! none: with their whole share at once, the first of them is knocked over by what the second was started for. So the
+//! share grows from a tenth to the whole in a straight line, as HAProxy's `slowstart` lets it. A tenth and not nothing:
+//! a cache is only filled by those that ask it.
+//!
+//! The data path has no clock. It reads one number a node ([`Live::share`]), and one task of the control plane raises
+//! that number in steps. The task sleeps while nobody starts.
+//!
+//! A node that goes down and comes back while its share still grows is not set back: its share is small anyway, and a
+//! Varnish that every purge of a storm fences for a moment would never see the end of it.
+
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::config::HealthChecks;
+use crate::fleet::{Live, Node, Role, WHOLE_SHARE};
+
+/// What a node gets at first: a tenth.
+const FIRST_SHARE: u32 = WHOLE_SHARE.div_ceil(10);
+
+/// The time between two steps.
+const STEP: Duration = Duration::from_millis(100);
+
+/// Raises the shares of the nodes that start.
+#[derive(Debug)]
+pub struct SlowStart {
+    web: Duration,
+    varnish: Duration,
+    starting: Mutex<Vec<Starting>>,
+    /// Rings when there is a first one.
+    begun: Notify,
+}
+
+/// A node whose share grows, for as long as it is in the fleet.
+#[derive(Debug)]
+struct Starting {
+    node: Weak<Live>,
+    began: Instant,
+    lasts: Duration,
+}
+
+impl SlowStart {
+    /// As long as configured for each role.
+    pub fn new(checks: &HealthChecks) -> Self {
+        let (web, varnish) = (checks.web.slow_start, checks.varnish.slow_start);
+        SlowStart { web, varnish, starting: Mutex::default(), begun: Notify::new() }
+    }
+
+    /// This node comes into traffic: its share is small from now on, and grows. Nothing happens to one whose share
+    /// grows already, nor where slow start is off. To be called before anybody can choose the node.
+    pub fn begin(&self, node: &Node) {
+        let lasts = match node.spec.role {
+            Role::Web => self.web,
+            Role::Varnish => self.varnish,
+        };
+        let mut starting = self.starting();
+        if lasts.is_zero() || node.live.share() < WHOLE_SHARE {
+            return;
+        }
+        node.live.set_share(FIRST_SHARE);
+        starting.push(Starting { node: Arc::downgrade(&node.live), began: Instant::now(), lasts });
+        self.begun.notify_one();
+    }
+
+    /// Raises shares until the process ends.
+    pub async fn run(&self) {
+        loop {
+            self.begun.notified().await;
+            let mut steps = tokio::time::interval(STEP);
+            while self.any_left() {
+                steps.tick().await;
+                self.step(Instant::now());
+            }
+        }
+    }
+
+    fn any_left(&self) -> bool {
+        !self.starting().is_empty()
+    }
+
+    /// Gives every node that starts the share it has by now; those that are through, or gone, are done.
+    fn step(&self, now: Instant) {
+        self.starting().retain(|starting| {
+            let Some(node) = starting.node.upgrade() else { return false };
+            let share = share_after(now.duration_since(starting.began), starting.lasts);
+            node.set_share(share);
+            share < WHOLE_SHARE
+        });
+    }
+
+    /// The list is whole after every statement, so a panic elsewhere leaves nothing half done.
+    fn starting(&self) -> std::sync::MutexGuard<'_, Vec<Starting>> {
+        self.starting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The share of a node that started so long ago.
+fn share_after(elapsed: Duration, lasts: Duration) -> u32 {
+    let done = (elapsed.as_secs_f64() / lasts.as_secs_f64()).min(1.0);
+    FIRST_SHARE + (f64::from(WHOLE_SHARE - FIRST_SHARE) * done) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::{NodeId, NodeSpec};
+
+    fn node(role: Role) -> Node {
+        let spec = NodeSpec::new(role, NodeId::try_from("a").unwrap(), ([127, 0, 0, 1], 80).into());
+        Node::new(spec, Arc::new(Live::default()), 1)
+    }
+
+    fn lasting(web: u64, varnish: u64) -> Arc<SlowStart> {
+        let mut checks = HealthChecks::default();
+        (checks.web.slow_start, checks.varnish.slow_start) = (Duration::from_secs(web), Duration::from_secs(varnish));
+        let slow_start = Arc::new(SlowStart::new(&checks));
+        let running = Arc::clone(&slow_start);
+        tokio::spawn(async move { running.run().await });
+        slow_start
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_share_grows_from_a_tenth_to_the_whole_in_its_time() {
+        let slow_start = lasting(10, 0);
+        let web = node(Role::Web);
+        assert_eq!(web.live.share(), WHOLE_SHARE);
+        slow_start.begin(&web);
+        let mut shares = Vec::new();
+        for _ in 0..6 {
+            shares.push(web.live.share());
+            tokio::time::sleep(Duration::from_millis(2000)).await;
+        }
+        let expected = [25, 71, 117, 163, 209, WHOLE_SHARE];
+        let near = |(share, expected): (&u32, &u32)| share.abs_diff(*expected) <= 3;
+        assert!(shares.iter().zip(&expected).all(near), "{shares:?}");
+        assert!(!slow_start.any_left());
+        // And once more, whenever it comes back.
+        slow_start.begin(&web);
+        assert_eq!(web.live.share(), FIRST_SHARE);
+        tokio::time::sleep(Duration::from_secs(11)).await;
+        assert_eq!(web.live.share(), WHOLE_SHARE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_starts_already_is_not_set_back_and_no_time_is_no_slow_start() {
+        let slow_start = lasting(10, 0);
+        let (web, varnish) = (node(Role::Web), node(Role::Varnish));
+        slow_start.begin(&varnish);
+        assert_eq!(varnish.live.share(), WHOLE_SHARE);
+        slow_start.begin(&web);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let share = web.live.share();
+        slow_start.begin(&web);
+        assert!(share > WHOLE_SHARE / 2 && web.live.share() == share, "{share}");
+        assert_eq!(slow_start.starting().len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_left_is_forgotten() {
+        let slow_start = lasting(3600, 3600);
+        let web = node(Role::Web);
+        slow_start.begin(&web);
+        drop(web);
+        tokio::time::sleep(STEP * 2).await;
+        assert!(!slow_start.any_left());
+    }
+}

@@ -91,13 +91,15 @@ impl Way {
 }
 
 fn main() {
-    const NO_LIMIT: &str = "[purge]\nlisten = [\"127.0.0.1:0\"]\nmax_bans_per_second = 0\n";
+    const QUIET: &str = "[log]\nlevel = \"info\"\nformat = \"json\"\n";
+    const NO_LIMIT: &str = "[log]\nlevel = \"info\"\nformat = \"json\"\n\
+                            [purge]\nlisten = [\"127.0.0.1:0\"]\nmax_bans_per_second = 0\n";
     let mut ways = [
-        Way::new("clearcoat", 20, "", false),
+        Way::new("clearcoat", 20, QUIET, false),
         Way::new("clearcoat, max_bans_per_second = 0", 20, NO_LIMIT, false),
-        Way::new("Magento, one Varnish after the other", 20, "", true),
+        Way::new("Magento, one Varnish after the other", 20, QUIET, true),
         Way::new("clearcoat, max_bans_per_second = 0", 1, NO_LIMIT, false),
-        Way::new("Magento, one Varnish after the other", 1, "", true),
+        Way::new("Magento, one Varnish after the other", 1, QUIET, true),
     ];
     let next = AtomicU64::new(0);
     for _ in 0..ROUNDS {

@@ -17,4 +17,5 @@ mod purging;
 mod refusals;
 mod replay;
 mod slow_start;
+mod storm;
 mod support;

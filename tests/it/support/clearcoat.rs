@@ -60,10 +60,12 @@ impl Log {
 }
 
 impl Clearcoat {
-    /// Runs `clearcoat serve` with this configuration (without `[log]`), in this folder. The edge may not be open yet.
+    /// Runs `clearcoat serve` with this configuration, in this folder. The edge may not be open yet. Its log is JSON, and
+    /// says more than usual unless the configuration has a level of its own.
     pub fn start(folder: &Path, config: &str) -> Self {
         let file = folder.join("clearcoat.toml");
-        std::fs::write(&file, format!("{config}\n[log]\nlevel = \"debug\"\nformat = \"json\"\n")).expect("a file");
+        let log = if config.contains("[log]") { "" } else { "\n[log]\nlevel = \"debug\"\nformat = \"json\"\n" };
+        std::fs::write(&file, format!("{config}{log}")).expect("a file");
         let (child, log) = spawn(&file);
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut this = Clearcoat {

@@ -66,6 +66,13 @@ impl Varnish {
         value.parse().expect("a number")
     }
 
+    /// Runs a command of `varnishadm`, and gives what it said.
+    pub fn adm(&self, command: &[&str]) -> String {
+        let output = Command::new("varnishadm").arg("-n").arg(&self.folder).args(command).output().expect("varnishadm");
+        assert!(output.status.success(), "{command:?}: {output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
     /// Stops the process that serves (and not its manager, which would notice).
     pub fn hang(&self) {
         signal("-STOP", &self.worker());
@@ -94,7 +101,7 @@ impl Varnish {
     }
 
     /// The worker process: the child of the manager.
-    fn worker(&self) -> Vec<u32> {
+    pub fn worker(&self) -> Vec<u32> {
         let tasks = format!("/proc/{0}/task/{0}/children", self.child.id());
         let children = std::fs::read_to_string(tasks).unwrap_or_default();
         children.split_whitespace().map(|pid| pid.parse().expect("a pid")).collect()

@@ -91,3 +91,41 @@ impl Route for Origin {
         may_be_stored
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::purge::{Purge, Target};
+
+    const PAGE: &[u8] = b"HTTP/1.1 200 OK\r\nX-Magento-Tags: cat_p_1\r\nContent-Length: 0\r\n\r\n";
+
+    fn origin(guard: bool) -> Origin {
+        let config = config::Origin { guard, ..config::Origin::default() };
+        Origin::new(&config, Arc::new(Guard::new(Instant::now())), Arc::new(Metrics::new().unwrap()))
+    }
+
+    /// Whether the page may be stored that was asked for with this method before its tag was purged.
+    fn admits(origin: &Origin, method: &str) -> bool {
+        let (began, asked) = (origin.purges(), format!("{method} /p/1 HTTP/1.1\r\nHost: a\r\n\r\n"));
+        origin.guard.note(&Purge { targets: vec![Target::Tags(["cat_p_1"].into_iter().collect())], soft: false });
+        let (mut request, mut answer) = (RequestHead::default(), ResponseHead::default());
+        request.parse(asked.as_bytes(), asked.len(), 100).unwrap();
+        answer.parse(PAGE, PAGE.len(), request.method, 100).unwrap();
+        origin.may_be_stored(began, (&request, asked.as_bytes()), (&answer, PAGE))
+    }
+
+    #[test]
+    fn what_could_be_stored_is_held_against_the_guard_and_counted() {
+        let origin = origin(true);
+        assert!(!admits(&origin, "GET") && !admits(&origin, "HEAD"));
+        assert!(admits(&origin, "POST"));
+        assert_eq!(origin.metrics.guard_marked.get(), 2);
+    }
+
+    #[test]
+    fn a_guard_that_is_off_lets_everything_pass() {
+        let origin = origin(false);
+        assert!(admits(&origin, "GET"));
+        assert_eq!(origin.metrics.guard_marked.get(), 0);
+    }
+}

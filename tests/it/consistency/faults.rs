@@ -71,6 +71,9 @@ impl Kind {
 /// By when a node that hangs or died is known to be down: the longest interval, and two checks that time out.
 const FOUND_OUT: Duration = Duration::from_millis(2500);
 
+/// How long requests that were moved from one node to another need there: in this time the other one stays well.
+const MOVED: Duration = Duration::from_millis(500);
+
 /// A random schedule for `nodes` Varnish nodes. Mostly one of them is hung or dead at a time, sometimes two, never
 /// three; clearcoat is killed whatever they do. Everything is healed at the end of `length`.
 pub fn random(seed: u64, nodes: usize, length: Duration) -> Vec<Step> {
@@ -92,6 +95,12 @@ pub fn random(seed: u64, nodes: usize, length: Duration) -> Vec<Step> {
             at = at.max(room_at(&ill, &mut random));
             let well: Vec<usize> = (0..nodes).filter(|&node| ill[node].1 <= at).collect();
             let node = *random.choice(&well).expect("a node that is well");
+            if ill.iter().any(|other| other.0 > ill[node].0) {
+                at += MOVED;
+            }
+            if at >= length {
+                break;
+            }
             let (begin, end) = match kind {
                 Kind::Death => (Act::Kill(node), Act::Restart(node)),
                 _ => (Act::Hang(node), Act::Resume(node)),

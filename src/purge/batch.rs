@@ -8,7 +8,7 @@
 
 use std::collections::BTreeSet;
 
-use super::tags::{AFTER, BEFORE};
+use super::tags::{self, AFTER, BEFORE};
 use super::{Forward, Pattern, Purge, Target, trie};
 use crate::fleet::Delivery;
 
@@ -105,9 +105,7 @@ impl Union<'_> {
             self.tags.clear();
             self.patterns.clear();
         }
-        // Each purge's tags are in order already, and runs in order are what this sort is quick at.
-        self.tags.sort();
-        self.tags.dedup();
+        tags::sort(&mut self.tags);
     }
 
     /// Drops what the other union, which is sorted too, has as well.

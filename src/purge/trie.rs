@@ -1,4 +1,4 @@
-//! A set of tags as one regular expression, written as a trie: `(^|,)cat_(?:c_p_(?:14|2)|p(?:_2046)?)(,|$)`.
+//! A set of tags as one regular expression, written as a trie: `(^|,)cat_(?:c_p_(?:2|14)|p(?:_2046)?)(,|$)`.
 //!
 //! The regular expression is anchored and its branches all begin with another character, so a tag of a page is
 //! followed down one path and the match fails at the first character that no purged tag has. It is also what makes
@@ -8,14 +8,14 @@
 //! two bounds and no tree. Varnish matches bytes and knows no UTF-8, so branches part between characters, and only an
 //! ASCII character can stand in a class or before a `?`.
 
-use std::fmt::Write;
+use std::fmt::{self, Write};
 
 const BEFORE: &str = "(^|,)";
 const AFTER: &str = "(,|$)";
 
 /// Groups within groups, each for a place where tags part. Real tags need about one for each of their digits. PCRE2
-/// refuses more than 250; the PCRE of Varnish 6.0 descends on the stack of a worker, which is 48 KiB.
-const MAX_DEPTH: usize = 20;
+/// refuses more than 250; the PCRE of Varnish 6.0 takes some of a worker's small stack for each.
+const MAX_DEPTH: usize = 12;
 
 /// The longest regular expression in bytes, whatever the header limit. PCRE2 compiles to at most 64 KiB, and a class
 /// of four characters takes 33 bytes there: this is what compiles however dense the classes stand.
@@ -24,164 +24,168 @@ pub(super) const MAX_PATTERN: usize = 8 * 1024;
 /// The tags (sorted, each once) as regular expressions for the tag header of a page, none longer than `limit` bytes.
 /// Each takes as many tags as fit; `None` where a single tag does not.
 pub(super) fn patterns(tags: &[&str], limit: usize) -> Option<Vec<String>> {
-    let limit = limit.min(MAX_PATTERN);
     let mut patterns = Vec::new();
     let mut rest = tags;
     while !rest.is_empty() {
-        let (pattern, run) = longest_run(rest, limit)?;
-        patterns.push(pattern);
-        rest = &rest[run..];
+        let mut trie = Trie { out: BEFORE.to_owned(), limit: limit.min(MAX_PATTERN), before: String::new() };
+        let taken = trie.node(rest, 0, 0, AFTER.len());
+        if taken == 0 {
+            return None;
+        }
+        trie.out.push_str(AFTER);
+        patterns.push(trie.out);
+        rest = &rest[taken..];
     }
     Some(patterns)
 }
 
-/// The regular expression of the longest run of tags, from the first, that fits; and how many tags that is.
+/// A regular expression that takes tags as long as it fits when all that is open has been closed.
 ///
-/// Adding a tag can change what was written for those before it, so there is nothing to add up. But where writing all
-/// of them came to the limit is within a few tags of the answer: from there the search goes in growing steps.
-fn longest_run(tags: &[&str], limit: usize) -> Option<(String, usize)> {
-    let (whole, reached) = write(tags, limit);
-    if let Some(pattern) = whole {
-        return Some((pattern, tags.len()));
-    }
-    // What is known to fit, and what is known not to.
-    let (mut fits, mut best, mut too_many) = (0, None, tags.len());
-    let (mut guess, mut step) = (reached, 1);
-    while too_many - fits > 1 {
-        let run = guess.clamp(fits + 1, too_many - 1);
-        let pattern = write(&tags[..run], limit).0;
-        let bracketed = fits > 0 && too_many < tags.len();
-        if pattern.is_some() {
-            (fits, best) = (run, pattern);
-            guess = if bracketed { usize::midpoint(fits, too_many) } else { run + step };
-        } else {
-            too_many = run;
-            guess = if bracketed { usize::midpoint(fits, too_many) } else { run.saturating_sub(step) };
-        }
-        step *= 2;
-    }
-    best.map(|pattern| (pattern, fits))
-}
-
-/// The regular expression of all the tags if it fits, and about how many of them were written.
-fn write(tags: &[&str], limit: usize) -> (Option<String>, usize) {
-    let mut trie = Trie { out: String::new(), limit, written: 0 };
-    trie.out.push_str(BEFORE);
-    let result = trie.node(tags, 0, 0);
-    trie.out.push_str(AFTER);
-    let fits = result.is_ok() && trie.out.len() <= limit;
-    (fits.then_some(trie.out), trie.written)
-}
-
-/// The limit is reached, so that there is no use in writing on.
-struct Full;
-
+/// How a node is written depends on which of its tags fit. So what goes around its branches is counted before each tag,
+/// and written after the last.
 struct Trie {
     out: String,
     limit: usize,
-    written: usize,
+    /// Where [`Trie::close`] puts together what goes before branches, kept for its memory alone.
+    before: String,
+}
+
+/// What stands below a node so far, all of it branches.
+#[derive(Clone, Copy)]
+struct Below {
+    /// Whether a tag ends at the node itself, so that no branch has to follow.
+    optional: bool,
+    /// The characters after which nothing follows, one bit each. They are one branch, a class.
+    leaves: u128,
+    /// How many other branches there are.
+    others: usize,
 }
 
 impl Trie {
-    /// What follows the first `from` bytes, which all the tags share.
-    fn node(&mut self, tags: &[&str], from: usize, depth: usize) -> Result<(), Full> {
-        let [first, .., last] = tags else {
-            self.written += tags.len();
-            return tags.iter().try_for_each(|tag| self.literal(&tag[from..]));
-        };
+    /// Writes what follows the first `from` bytes, which all the tags share, for as many of them as fit with `pending`
+    /// bytes behind them. Returns how many that is.
+    fn node(&mut self, tags: &[&str], from: usize, depth: usize, pending: usize) -> usize {
+        let (Some(first), Some(last)) = (tags.first(), tags.last()) else { return 0 };
+        let start = self.out.len();
         let at = shared(first, last, from);
-        self.literal(&first[from..at])?;
-        let (ends_here, below) = if first.len() == at { (true, &tags[1..]) } else { (false, tags) };
-        self.written += usize::from(ends_here);
-        if depth == MAX_DEPTH {
-            self.alternation(below, at)?;
+        push_literal(&mut self.out, &first[from..at]);
+        let open = self.out.len();
+        let mut below = Below { optional: first.len() == at, leaves: 0, others: 0 };
+        let mut taken = usize::from(below.optional && self.out.len() + pending <= self.limit);
+        // A tag that ends here and does not fit, fits nowhere below either.
+        if taken == usize::from(below.optional) {
+            taken += self.branches(&tags[taken..], at, depth, pending, &mut below);
+        }
+        if taken == 0 {
+            self.out.truncate(start);
         } else {
-            let (leaves, others) = census(below, at);
-            if others == 0 {
-                self.class(leaves)?;
+            self.close(open, below);
+        }
+        taken
+    }
+
+    /// Writes the branches that fit, without what goes around them. Returns how many tags they have.
+    fn branches(&mut self, tags: &[&str], at: usize, depth: usize, pending: usize, below: &mut Below) -> usize {
+        let mut taken = 0;
+        for branch in (Branches { tags, at, apart: depth == MAX_DEPTH }) {
+            let (written, mut with) = (self.out.len(), *below);
+            let fit = if is_leaf(branch, at) {
+                with.leaves |= 1 << branch[0].as_bytes()[at];
+                usize::from(written + with.around() + pending <= self.limit)
             } else {
-                self.out.push_str("(?:");
-                self.branches(below, at, depth + 1, leaves)?;
-                self.out.push(')');
+                with.others += 1;
+                self.out.push_str(if below.others > 0 { "|" } else { "" });
+                self.node(branch, at, depth + 1, pending + with.around())
+            };
+            if fit == 0 {
+                self.out.truncate(written);
+                break;
+            }
+            *below = with;
+            taken += fit;
+            if fit < branch.len() {
+                break;
             }
         }
-        if ends_here {
+        taken
+    }
+
+    /// Writes what goes around the branches, which begin at `open`.
+    fn close(&mut self, open: usize, below: Below) {
+        if below.others == 0 {
+            below.class(&mut self.out);
+        } else {
+            let (before, after) = if below.is_group() { ("(?:", ")") } else { ("", "") };
+            self.before.push_str(before);
+            below.class(&mut self.before);
+            self.before.push_str(if below.leaves == 0 { "" } else { "|" });
+            self.out.insert_str(open, &self.before);
+            self.before.clear();
+            self.out.push_str(after);
+        }
+        if below.optional && below.has_branches() {
             self.out.push('?');
         }
-        Ok(())
-    }
-
-    /// One branch for each next character, and one for all those after which nothing follows.
-    fn branches(&mut self, tags: &[&str], at: usize, depth: usize, mut leaves: u128) -> Result<(), Full> {
-        let mut between = "";
-        for branch in (Branches { tags, at }) {
-            if is_leaf(branch, at) {
-                if leaves != 0 {
-                    self.out.push_str(between);
-                    self.class(std::mem::take(&mut leaves))?;
-                }
-            } else {
-                self.out.push_str(between);
-                self.node(branch, at, depth)?;
-            }
-            between = "|";
-        }
-        Ok(())
-    }
-
-    /// The rest of each tag in full: larger, and flat.
-    fn alternation(&mut self, tags: &[&str], at: usize) -> Result<(), Full> {
-        let mut between = "(?:";
-        for tag in tags {
-            self.out.push_str(between);
-            self.literal(&tag[at..])?;
-            self.written += 1;
-            between = "|";
-        }
-        self.out.push(')');
-        Ok(())
-    }
-
-    /// One of these ASCII characters: `a`, `[ac]`, `[a-c]`.
-    fn class(&mut self, characters: u128) -> Result<(), Full> {
-        self.written += characters.count_ones() as usize;
-        let one = characters.count_ones() == 1;
-        self.out.push_str(if one { "" } else { "[" });
-        let mut rest = characters;
-        while rest != 0 {
-            let first = rest.trailing_zeros();
-            let run = (rest >> first).trailing_ones();
-            // Two characters are shorter without a hyphen, and of three nothing is saved by leaving it out.
-            let step = if run > 2 { run - 1 } else { 1 };
-            for place in (first..first + run).step_by(step as usize) {
-                if place > first && step > 1 {
-                    self.out.push('-');
-                }
-                // Up to 127: a class is of ASCII characters.
-                let c = char::from(place as u8);
-                self.out.push_str(if c == '-' { "\\" } else { "" });
-                escape(&mut self.out, c);
-            }
-            rest &= u128::MAX.checked_shl(first + run).unwrap_or(0);
-        }
-        self.out.push_str(if one { "" } else { "]" });
-        self.check()
-    }
-
-    fn literal(&mut self, text: &str) -> Result<(), Full> {
-        push_literal(&mut self.out, text);
-        self.check()
-    }
-
-    fn check(&self) -> Result<(), Full> {
-        if self.out.len() > self.limit { Err(Full) } else { Ok(()) }
     }
 }
 
-/// The slices of tags that go on with the same character.
+impl Below {
+    fn has_branches(self) -> bool {
+        self.leaves != 0 || self.others > 0
+    }
+
+    /// Whether a group goes around the branches. A class needs none.
+    fn is_group(self) -> bool {
+        self.others > 0 && (self.optional || self.leaves != 0 || self.others > 1)
+    }
+
+    /// How many bytes [`Trie::close`] adds.
+    fn around(self) -> usize {
+        let mut class = Count(0);
+        self.class(&mut class);
+        let group = if self.is_group() { "(?:)".len() } else { 0 };
+        let between = usize::from(self.leaves != 0 && self.others > 0);
+        let optional = usize::from(self.optional && self.has_branches());
+        class.0 + group + between + optional
+    }
+
+    /// One of the leaves: `a`, `[ac]`, `[a-c]`.
+    fn class(self, out: &mut impl Write) {
+        let (before, after) = if self.leaves.count_ones() > 1 { ("[", "]") } else { ("", "") };
+        // Writing to memory does not fail, and neither does counting.
+        _ = out.write_str(before);
+        let mut rest = self.leaves;
+        while rest != 0 {
+            let first = rest.trailing_zeros();
+            let run = (rest >> first).trailing_ones();
+            // A hyphen between two would be longer, and saves nothing with three.
+            let last = if run > 2 { first + run - 1 } else { first };
+            member(out, first);
+            if last > first {
+                _ = out.write_char('-');
+                member(out, last);
+            }
+            rest &= u128::MAX.checked_shl(last + 1).unwrap_or(0);
+        }
+        _ = out.write_str(after);
+    }
+}
+
+/// A writer that only counts.
+struct Count(usize);
+
+impl Write for Count {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0 += text.len();
+        Ok(())
+    }
+}
+
+/// The slices of tags that go on with the same character; or each tag for itself.
 struct Branches<'s, 't> {
     tags: &'s [&'t str],
     at: usize,
+    apart: bool,
 }
 
 impl<'s, 't> Iterator for Branches<'s, 't> {
@@ -189,25 +193,19 @@ impl<'s, 't> Iterator for Branches<'s, 't> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let first = &self.tags.first()?[self.at..];
-        let character = &first.as_bytes()[..first.chars().next()?.len_utf8()];
-        let is_in = |tag: &&str| tag.as_bytes()[self.at..].starts_with(character);
-        let (branch, rest) = self.tags.split_at(self.tags.partition_point(is_in));
+        let lead = *first.as_bytes().first()?;
+        let len = if self.apart {
+            1
+        } else if lead.is_ascii() {
+            self.tags.partition_point(|tag| tag.as_bytes()[self.at] == lead)
+        } else {
+            let character = &first.as_bytes()[..first.chars().next()?.len_utf8()];
+            self.tags.partition_point(|tag| tag.as_bytes()[self.at..].starts_with(character))
+        };
+        let (branch, rest) = self.tags.split_at(len);
         self.tags = rest;
         Some(branch)
     }
-}
-
-/// The characters after which nothing follows, one bit each, and how many other branches there are.
-fn census(tags: &[&str], at: usize) -> (u128, usize) {
-    let (mut leaves, mut others) = (0, 0);
-    for branch in (Branches { tags, at }) {
-        if is_leaf(branch, at) {
-            leaves |= 1 << branch[0].as_bytes()[at];
-        } else {
-            others += 1;
-        }
-    }
-    (leaves, others)
 }
 
 /// Whether this is one tag with one more byte, which is then ASCII.
@@ -234,13 +232,25 @@ pub(super) fn push_literal(out: &mut String, text: &str) {
     }
 }
 
-/// A character as it stands in a regular expression, in a class (but for the hyphen) and outside. White space, quotes and `#` would end the
-/// word that a ban takes for the expression.
-fn escape(out: &mut String, c: char) {
+/// A character of a class, given by its ASCII code.
+fn member(out: &mut impl Write, code: u32) {
+    let c = char::from_u32(code).unwrap_or_default();
+    if c == '-' {
+        _ = out.write_char('\\');
+    }
+    escape(out, c);
+}
+
+/// A character as it stands in a regular expression. White space, quotes and `#` would end the word that a ban takes for
+/// the expression.
+fn escape(out: &mut impl Write, c: char) {
     match c {
         ' ' | '"' | '\'' | '#' => _ = write!(out, "\\x{:02x}", u32::from(c)),
-        c if "\\^$.|?*+()[]{}".contains(c) => out.extend(['\\', c]),
-        c => out.push(c),
+        '\\' | '^' | '$' | '.' | '|' | '?' | '*' | '+' | '(' | ')' | '[' | ']' | '{' | '}' => {
+            _ = out.write_char('\\');
+            _ = out.write_char(c);
+        }
+        c => _ = out.write_char(c),
     }
 }
 
@@ -248,6 +258,7 @@ fn escape(out: &mut String, c: char) {
 mod tests {
     use std::collections::BTreeSet;
 
+    use pcre2::bytes::Regex;
     use proptest::prelude::*;
 
     use super::*;
@@ -261,15 +272,18 @@ mod tests {
         inside.unwrap().to_owned()
     }
 
-    fn matches(patterns: &[String], header: &str) -> bool {
-        let is_match = |pattern: &String| pcre2::bytes::Regex::new(pattern).unwrap().is_match(header.as_bytes());
-        patterns.iter().any(|pattern| is_match(pattern).unwrap())
+    fn compiled(patterns: &[String]) -> Vec<Regex> {
+        patterns.iter().map(|pattern| Regex::new(pattern).unwrap()).collect()
+    }
+
+    fn matches(regexes: &[Regex], header: &str) -> bool {
+        regexes.iter().any(|regex| regex.is_match(header.as_bytes()).unwrap())
     }
 
     #[test]
     fn what_tags_begin_with_is_written_once() {
         assert_eq!(trie(&["cat_p_1"]), "cat_p_1");
-        assert_eq!(trie(&["cat_c_p_14", "cat_c_p_2", "cat_p", "cat_p_2046"]), "cat_(?:c_p_(?:14|2)|p(?:_2046)?)");
+        assert_eq!(trie(&["cat_c_p_14", "cat_c_p_2", "cat_p", "cat_p_2046"]), "cat_(?:c_p_(?:2|14)|p(?:_2046)?)");
         assert_eq!(trie(&["a", "b", "cd"]), "(?:[ab]|cd)");
         assert_eq!(trie(&["a1", "a20", "a3"]), "a(?:[13]|20)");
     }
@@ -296,9 +310,9 @@ mod tests {
         // The first bytes are the same.
         assert_eq!(trie(&["ä", "ö"]), "(?:ä|ö)");
         assert_eq!(trie(&["a", "aä"]), "a(?:ä)?");
-        let patterns = patterns(&["a", "aä"], NO_LIMIT).unwrap();
-        assert!(matches(&patterns, "aä") && matches(&patterns, "a"));
-        assert!(!matches(&patterns, "aö"));
+        let regexes = compiled(&patterns(&["a", "aä"], NO_LIMIT).unwrap());
+        assert!(matches(&regexes, "aä") && matches(&regexes, "a"));
+        assert!(!matches(&regexes, "aö"));
     }
 
     #[test]
@@ -308,11 +322,12 @@ mod tests {
         let patterns = patterns(&tags, 7_680).unwrap();
         assert!(patterns.iter().all(|pattern| pattern.len() <= 7_680));
         assert!(patterns.iter().all(|pattern| deepest(pattern) <= MAX_DEPTH + 1));
+        let regexes = compiled(&patterns);
         for tag in &tags {
-            assert!(matches(&patterns, tag) && matches(&patterns, &format!("b,{tag},b")), "{}", tag.len());
+            assert!(matches(&regexes, tag) && matches(&regexes, &format!("b,{tag},b")), "{}", tag.len());
         }
         for other in ["", "b", &"a".repeat(1001), "ab", "ba", &format!("{}b", tags[500])] {
-            assert!(!matches(&patterns, other), "{other}");
+            assert!(!matches(&regexes, other), "{other}");
         }
     }
 
@@ -328,12 +343,16 @@ mod tests {
     fn as_many_tags_as_fit_go_into_one_expression() {
         let tags: Vec<String> = (10_000..60_000).step_by(23).map(|id| format!("cat_p_{id}")).collect();
         let tags: Vec<&str> = tags.iter().map(String::as_str).collect();
-        let mut rest = &tags[..];
-        for limit in [512, 1000, 7_680] {
-            let (pattern, run) = longest_run(rest, limit).unwrap();
-            assert!(pattern.len() <= limit);
-            assert!(write(&rest[..=run], limit).0.is_none(), "{run} of {}", rest.len());
-            rest = &rest[run..];
+        for limit in [60, 512, 1000, 7_680] {
+            let patterns = patterns(&tags, limit).unwrap();
+            assert!(patterns.iter().all(|pattern| pattern.len() <= limit));
+            // One expression for as many tags as the first one has, and no more.
+            let first = |count: usize| super::patterns(&tags[..count], limit).unwrap();
+            let counts: Vec<usize> = (1..tags.len()).collect();
+            let fit = counts.partition_point(|count| first(*count).len() == 1);
+            assert_eq!(first(fit), patterns[..1]);
+            let unlimited = super::patterns(&tags[..=fit], NO_LIMIT).unwrap();
+            assert!(unlimited[0].len() > limit);
         }
     }
 
@@ -349,7 +368,7 @@ mod tests {
         let tags: Vec<&str> = tags.iter().map(String::as_str).collect();
         let patterns = patterns(&tags, NO_LIMIT).unwrap();
         assert!(patterns[0].len() > MAX_PATTERN - 10);
-        assert!(patterns.iter().all(|pattern| pcre2::bytes::Regex::new(pattern).is_ok()));
+        assert_eq!(compiled(&patterns).len(), patterns.len());
     }
 
     #[test]
@@ -371,12 +390,11 @@ mod tests {
             let sorted: Vec<&str> = purged.iter().map(String::as_str).collect();
             let patterns = patterns(&sorted, limit).unwrap();
             prop_assert!(patterns.iter().all(|pattern| pattern.len() <= limit));
-            let regexes: Vec<_> =
-                patterns.iter().map(|pattern| pcre2::bytes::Regex::new(pattern).unwrap()).collect();
+            let regexes = compiled(&patterns);
             let pages: BTreeSet<&String> = others.iter().chain(&purged).collect();
             for page in pages {
                 let header = format!("x,{page},y");
-                let matched = regexes.iter().any(|regex| regex.is_match(header.as_bytes()).unwrap());
+                let matched = matches(&regexes, &header);
                 let expected = [page.as_str(), "x", "y"].iter().any(|tag| purged.contains(*tag));
                 prop_assert_eq!(matched, expected, "{:?} by {:?}", page, patterns);
             }

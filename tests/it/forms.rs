@@ -24,10 +24,12 @@ fn plain_tag(random: &mut fastrand::Rng) -> String {
 
 /// And a few as no shop should have them, which are tags all the same.
 fn any_tag(random: &mut fastrand::Rng) -> String {
-    match random.u8(..10) {
+    match random.u8(..12) {
         0 => format!("cms b {}", random.u32(..4)),
         1 => format!("größe:{}", random.u32(..4)),
         2 => format!("b#'{}=/", random.u32(..4)),
+        // Each the beginning of the next.
+        3 => "a".repeat(random.usize(1..60)),
         _ => plain_tag(random),
     }
 }

@@ -51,7 +51,7 @@ fn magento(purges: &[Purge]) -> Batch {
 fn the_tags_of_all_purges_become_one_ban_in_each_form() {
     let purges = [purge(tags(&["b_2", "b_1"])), purge(tags(&["c", "b_1"]))];
     for (delivery, expected) in [
-        (Delivery::Magento, ban("(^|,)(?:b_[12]|c)(,|$)", false)),
+        (Delivery::Magento, ban("(^|,)(?:c|b_[12])(,|$)", false)),
         (Delivery::MagentoPlain, ban("((^|,)b_1(,|$))|((^|,)b_2(,|$))|((^|,)c(,|$))", false)),
         (Delivery::Xkey, keys("b_1 b_2 c", false)),
     ] {

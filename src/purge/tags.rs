@@ -29,7 +29,7 @@ impl TagSet {
             let tag_on = rest.strip_prefix(BEFORE)?;
             let end = tag_on.bytes().position(|byte| byte.is_ascii() && !is_literal(byte.into()))?;
             let (tag, after) = tag_on.split_at(end);
-            if !is_tag(tag) {
+            if tag.is_empty() || !(tag.is_ascii() || is_tag(tag)) {
                 return None;
             }
             tags.push(tag);
@@ -97,9 +97,9 @@ pub(super) fn sort(tags: &mut Vec<&str>) {
     };
     let shared = others.iter().fold(first.len(), alike);
     let key = |tag: &str| {
-        let mut bytes = [0; 8];
-        bytes.iter_mut().zip(&tag.as_bytes()[shared..]).for_each(|(to, from)| *to = *from);
-        u64::from_be_bytes(bytes)
+        let rest = tag.as_bytes()[shared..].iter().take(8);
+        let free = 8 * (8 - rest.len());
+        rest.fold(0_u64, |key, byte| key << 8 | u64::from(*byte)).checked_shl(free as u32).unwrap_or(0)
     };
     let mut keyed: Vec<(u64, &str)> = tags.iter().map(|tag| (key(tag), *tag)).collect();
     keyed.sort_unstable_by_key(|(key, _)| *key);

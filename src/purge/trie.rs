@@ -197,7 +197,9 @@ impl<'s, 't> Iterator for Branches<'s, 't> {
         let len = if self.apart {
             1
         } else if lead.is_ascii() {
-            self.tags.partition_point(|tag| tag.as_bytes()[self.at] == lead)
+            let is_in = |tag: &&str| tag.as_bytes()[self.at] == lead;
+            // Most branches are one tag, and a look at the next is quicker than a search.
+            if self.tags.get(1).is_some_and(is_in) { self.tags.partition_point(is_in) } else { 1 }
         } else {
             let character = &first.as_bytes()[..first.chars().next()?.len_utf8()];
             self.tags.partition_point(|tag| tag.as_bytes()[self.at..].starts_with(character))

@@ -48,6 +48,13 @@ impl Stretches {
         self.waiting.pop_front();
     }
 
+    /// The first one is to be told once more, at this time.
+    pub(super) fn postpone(&mut self, due: Instant) {
+        if let Some(first) = self.waiting.front_mut() {
+            first.due = due;
+        }
+    }
+
     /// Forgets all of them.
     pub(super) fn clear(&mut self) {
         self.waiting.clear();
@@ -69,6 +76,8 @@ mod tests {
         stretches.push(5, 6, now);
         assert_eq!(stretches.first(), Some(Stretch { after: 0, last: 6, due: now + GRAIN }));
         stretches.push(6, 9, now + GRAIN * 3);
+        stretches.postpone(now + GRAIN * 9);
+        assert_eq!(stretches.first(), Some(Stretch { after: 0, last: 6, due: now + GRAIN * 9 }));
         stretches.done();
         assert_eq!(stretches.first(), Some(Stretch { after: 6, last: 9, due: now + GRAIN * 3 }));
         stretches.done();

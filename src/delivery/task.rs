@@ -123,7 +123,6 @@ impl Task {
     pub(super) async fn run(mut self) {
         let mut head = self.deliveries.context.journal.watch();
         while let Some(work) = self.next(&mut head).await {
-            tokio::time::sleep_until(self.budget.ready_at(Instant::now()).into()).await;
             match self.carry_out(work).await {
                 Ok(()) => {
                     self.failures = 0;
@@ -141,13 +140,22 @@ impl Task {
     }
 
     /// Waits for something to do. `None` where the journal is closed: the process ends.
-    async fn next(&self, head: &mut watch::Receiver<Position>) -> Option<Work> {
+    async fn next(&mut self, head: &mut watch::Receiver<Position>) -> Option<Work> {
+        let ready = self.budget.ready_at(Instant::now());
         let (unsure, settle) = (self.unsure.first(), self.settling.first());
+        let moved = async {
+            let moved = head.wait_for(|&head| head > self.told).await.is_ok();
+            // Here purges gather.
+            tokio::time::sleep_until(ready.into()).await;
+            moved
+        };
         tokio::select! {
             biased;
             stretch = due(unsure) => Some(Work::Repeat(stretch)),
-            moved = head.wait_for(|&head| head > self.told) => moved.is_ok().then_some(Work::New),
-            stretch = due(settle) => Some(Work::Settle(stretch)),
+            moved = moved => moved.then_some(Work::New),
+            stretch = due(settle.map(|settle| Stretch { due: settle.due.max(ready), ..settle })) => {
+                Some(Work::Settle(stretch))
+            }
         }
     }
 
@@ -160,12 +168,21 @@ impl Task {
                 }
             }
             Work::Repeat(stretch) => {
-                self.tell_again(stretch).await?;
-                self.unsure.done();
-                self.acknowledged(stretch.last);
+                let began = Instant::now();
+                // Not rationed: Varnish drops the first of two equal bans (its parameter `ban_dups`).
+                let batch = self.batch(stretch.after, stretch.last);
+                self.send(&batch.bans).await?;
+                if began.elapsed() > STALL {
+                    self.unsure.postpone(Instant::now() + AFTER_STALL);
+                } else {
+                    self.unsure.done();
+                    self.acknowledged(stretch.last);
+                }
             }
             Work::Settle(stretch) => {
-                self.tell_again(stretch).await?;
+                let batch = self.batch(stretch.after, stretch.last);
+                self.spend(&batch.bans);
+                self.send(&batch.bans).await?;
                 self.settling.done();
             }
         }
@@ -179,6 +196,7 @@ impl Task {
         let started = self.deliveries.context.started;
         let passed = batch.last_passed.map_or(Duration::ZERO, |at| at.saturating_duration_since(started));
         let on_their_way = passed + LANDING >= self.node.live.last_seen();
+        self.spend(&batch.bans);
         let began = Instant::now();
         let Delivered { invalidated, refused } = self.send(&batch.bans).await?;
         let refused = refused.iter().map(|(forward, status)| (fingerprint(forward), *status)).collect();
@@ -204,11 +222,6 @@ impl Task {
         }
         (self.known, self.told) = (true, batch.last);
         Ok(repeat)
-    }
-
-    async fn tell_again(&mut self, Stretch { after, last, .. }: Stretch) -> Result<(), DeliveryError> {
-        let batch = self.batch(after, last);
-        self.send(&batch.bans).await.map(drop)
     }
 
     /// The node has every purge up to here.
@@ -259,8 +272,13 @@ impl Task {
         }
     }
 
+    /// Requests that are handed on as they came need not be bans, and cannot be folded: they are not rationed.
+    fn spend(&mut self, bans: &[Ban]) {
+        let bans = bans.iter().filter(|ban| !matches!(ban, Ban::Forward(_))).count();
+        self.budget.spend(bans, Instant::now());
+    }
+
     async fn send(&mut self, bans: &[Ban]) -> Result<Delivered, DeliveryError> {
-        self.budget.spend(bans.iter().filter(|ban| !matches!(ban, Ban::Forward(_))).count(), Instant::now());
         let began = Instant::now();
         let result = self.link.deliver(bans).await;
         if result.is_ok() {

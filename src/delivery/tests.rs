@@ -17,8 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// What a scripted node was told, in order.
 type Told = Arc<Mutex<Vec<(Instant, String)>>>;
 
-/// A node that answers 200 to every request.
-async fn obedient() -> (SocketAddr, Told) {
+/// A node that answers 200 to every request, each after the pause that stands at its number; none where no more stand.
+async fn obedient(pauses: &'static [u64]) -> (SocketAddr, Told) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let told = Told::default();
@@ -31,7 +31,12 @@ async fn obedient() -> (SocketAddr, Told) {
                 while stream.read_buf(&mut input).await.is_ok_and(|read| read > 0) {
                     while let Some(end) = input.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
                         let head = String::from_utf8(input.drain(..end + 4).collect()).unwrap();
-                        lock(&told).push((Instant::now(), head));
+                        let number = {
+                            let mut told = lock(&told);
+                            told.push((Instant::now(), head));
+                            told.len() - 1
+                        };
+                        tokio::time::sleep(Duration::from_millis(pauses.get(number).copied().unwrap_or(0))).await;
                         stream.write_all(b"HTTP/1.1 200 Purged\r\nContent-Length: 0\r\n\r\n").await.unwrap();
                     }
                 }
@@ -59,7 +64,16 @@ impl Rig {
     }
 
     async fn with(pace: Pace, journal: Arc<dyn Journal>, guard: Arc<Guard>, epoch: Option<&str>) -> Self {
-        let (address, told) = obedient().await;
+        Rig::to(obedient(&[]).await, pace, journal, guard, epoch).await
+    }
+
+    async fn to(
+        (address, told): (SocketAddr, Told),
+        pace: Pace,
+        journal: Arc<dyn Journal>,
+        guard: Arc<Guard>,
+        epoch: Option<&str>,
+    ) -> Self {
         let id = NodeId::try_from("varnish-1").unwrap();
         let spec = NodeSpec { epoch: epoch.map(Arc::from), ..NodeSpec::new(Role::Varnish, id, address) };
         let node = Arc::new(Node::new(spec, Arc::new(Live::default()), 1));
@@ -164,6 +178,17 @@ async fn a_page_that_passed_since_the_node_was_last_seen_has_just_passed() {
     rig.is_alive().await;
     rig.purge("b").await;
     assert_eq!(rig.told(",)b(").len(), 1);
+}
+
+#[tokio::test]
+async fn a_node_that_stood_still_is_told_until_it_runs() {
+    let guard = Arc::new(Guard::new(Instant::now()));
+    let journal = Arc::new(Memory::new(Limits::default(), Arc::clone(&guard)));
+    let slow_twice = obedient(&[150, 150]).await;
+    let rig = Rig::to(slow_twice, CALM, journal, guard, None).await;
+    rig.is_alive().await;
+    rig.purge("a").await;
+    assert_eq!(rig.told(",)a(").len(), 3);
 }
 
 #[tokio::test]

@@ -123,6 +123,10 @@ impl Route for Edge {
         0
     }
 
+    fn holds(&self, _method: Method, _answer: (&ResponseHead, &[u8])) -> bool {
+        false
+    }
+
     /// Nobody before the edge is told of purges, so there is nothing to be told about them either.
     fn may_be_stored(&self, _began: u64, _request: (&RequestHead, &[u8]), _answer: (&ResponseHead, &[u8])) -> bool {
         true

@@ -76,6 +76,12 @@ impl Route for Origin {
         self.guard.now()
     }
 
+    /// A page that can be purged by its tags, because the guard is to see it at its end.
+    fn holds(&self, method: Method, (answer, bytes): (&ResponseHead, &[u8])) -> bool {
+        let is_tags = |(name, _): (&[u8], &[u8])| name.eq_ignore_ascii_case(b"x-magento-tags");
+        self.marks && method == Method::Get && answer.status == 200 && answer.kept_fields(bytes).any(is_tags)
+    }
+
     /// Varnish stores what it asked for by GET; a HEAD is answered with the same fields.
     fn may_be_stored(&self, began: u64, request: (&RequestHead, &[u8]), answer: (&ResponseHead, &[u8])) -> bool {
         let ((request, asked), (answer, bytes)) = (request, answer);

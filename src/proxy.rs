@@ -81,7 +81,10 @@ pub trait Route: 'static {
     /// Where the purges are. Asked before a request goes to a node, and kept for [`Route::may_be_stored`].
     fn purges(&self) -> u64;
 
-    /// Whether a cache behind this listener may store an answer. Asked when its head has come. `began` is what
+    /// Whether an answer to a request with this method is passed on only when all of it is here.
+    fn holds(&self, method: Method, answer: (&ResponseHead, &[u8])) -> bool;
+
+    /// Whether a cache behind this listener may store an answer. Asked when its head is about to be written. `began` is what
     /// [`Route::purges`] was; each head comes with the buffer that it was parsed from.
     fn may_be_stored(&self, began: u64, request: (&RequestHead, &[u8]), answer: (&ResponseHead, &[u8])) -> bool;
 }

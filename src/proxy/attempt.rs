@@ -4,33 +4,31 @@
 //! Its head is written anew into the client's buffer, and leaves in one write with what came of the body: from where that
 //! was read, or behind the head, where it is so short that a copy costs less.
 
+mod head;
+
 use std::io;
 use std::mem;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Instant;
 
-use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
+
+use head::{Came, Held};
 
 use super::Route;
 use super::buffers::Buffers;
 use super::client::{After, Client};
-use super::deadline::{Interrupt, Phase};
+use super::deadline::Phase;
 use super::failure::Failure;
 use super::splice::{self, Splice};
 use super::stream::Stream;
-use super::transfer::{BEFORE, Transfer, TransferError, reading_room};
+use super::transfer::{Transfer, TransferError};
 use super::tunnel::tunnel;
 use crate::fleet::{Node, SendProxy};
-use crate::http1::{BadHead, Forwarding, Framing, HeadScan, Version, write_request, write_response};
+use crate::http1::{BadHead, Forwarding, Framing, write_request, write_response};
 use crate::proxy_protocol;
-
-/// How much is read at once while the head of an answer is awaited: most answers come whole, and of a long one most is
-/// left to be spliced.
-const HEAD_READ: usize = 32 * 1024;
 
 /// What is on its way to a client as soon as it is written, in bytes: ten segments (RFC 6928). An answer that is no longer
 /// than this arrives also where the connection is closed at once and the client turns out to have sent more.
@@ -107,6 +105,8 @@ pub(super) async fn attempt<R: Route>(
         upload,
         upload_broken: false,
         node_was_reset: false,
+        held: None,
+        held_since: 0,
         download: Transfer::new(Framing::None, false, Vec::new()),
         status: None,
         keep_alive: false,
@@ -168,16 +168,6 @@ fn write_head<R: Route>(out: &mut Vec<u8>, client: &Client<R>, buffers: &Buffers
     write_request(out, request, &buffers.input, forwarding);
 }
 
-/// A head that came from the node.
-enum Came {
-    /// An interim head of this length, in `answer`.
-    Interim(usize),
-    /// The node changes the protocol, with a head of this length, in `answer`.
-    Switch(usize),
-    /// The final head; its answer has begun.
-    Final,
-}
-
 /// One request at one node: the body going up, the answer coming down, both from the client's task.
 struct Exchange<'e, R> {
     client: &'e mut Client<R>,
@@ -189,6 +179,9 @@ struct Exchange<'e, R> {
     upload_broken: bool,
     /// A write to the node failed.
     node_was_reset: bool,
+    /// A page that waits for its end, and how much of it has come since that was last taken.
+    held: Option<Held>,
+    held_since: u64,
     /// The body of the final answer, once its head is here.
     download: Transfer,
     /// The status of that answer.
@@ -239,52 +232,6 @@ impl<R: Route> Exchange<'_, R> {
         }
     }
 
-    /// Sends the request and waits for the next head of the answer.
-    async fn next_head(&mut self) -> Result<Came, Failure> {
-        let mut scan = HeadScan::default();
-        // What came with an interim head may be the next one.
-        if let Some(came) = self.take_kept_head(&mut scan)? {
-            return Ok(came);
-        }
-        let mut entered = None;
-        let mut watched = true;
-        std::future::poll_fn(|cx| {
-            self.poll_upload(cx)?;
-            let sent = self.upload_broken || self.upload.is_done();
-            let phase = if sent { Phase::FirstByte } else { Phase::Body };
-            let moved = mem::take(&mut self.upload.moved);
-            if entered != Some(phase) {
-                entered = Some(phase);
-                self.client.deadline.enter_with(phase, self.node);
-            } else if moved > 0 {
-                self.client.deadline.advance(moved);
-            }
-            while let Poll::Ready(came) = self.poll_head(cx, &mut scan) {
-                if let Some(came) = came? {
-                    return Poll::Ready(Ok(came));
-                }
-            }
-            // A stream among others can be given up at any time; of a socket only a read would tell, and it is read here.
-            if (phase == Phase::FirstByte || matches!(self.client.stream, Stream::Http2(_)))
-                && watched
-                && let Poll::Ready(gone) = self.client.stream.poll_gone(cx)
-            {
-                gone.map_err(Failure::ClientGone)?;
-                // It closed its sending side, or sent another request: both wait for this answer.
-                watched = false;
-            }
-            let for_client = phase == Phase::Body && !self.upload.waits_for_sink();
-            self.client.deadline.poll_wait(cx, for_client).map(|interrupt| {
-                Err(match interrupt {
-                    Interrupt::NodeDown => Failure::NodeDown,
-                    _ if for_client => Failure::ClientTimeout,
-                    _ => Failure::NodeTimeout,
-                })
-            })
-        })
-        .await
-    }
-
     /// Moves the request on. A node that takes no more may have answered already, so that is no failure yet.
     fn poll_upload(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
         if self.upload_broken || self.upload.is_done() {
@@ -301,86 +248,6 @@ impl<R: Route> Exchange<'_, R> {
             Poll::Ready(Err(error)) => Err(upload_failure(error)),
             Poll::Ready(Ok(())) | Poll::Pending => Ok(()),
         }
-    }
-
-    /// Reads once from the node. A final head that is complete then begins its answer from where it stands.
-    fn poll_head(&mut self, cx: &mut Context<'_>, scan: &mut HeadScan) -> Poll<Result<Option<Came>, Failure>> {
-        let worker = Rc::clone(&self.client.worker);
-        let scratch = &mut worker.scratch.borrow_mut()[..];
-        let room = reading_room(scratch);
-        let limit = room.len().min(HEAD_READ);
-        let mut buffer = ReadBuf::new(&mut room[..limit]);
-        ready!(Pin::new(&mut self.upstream).poll_read(cx, &mut buffer)).map_err(Failure::NoAnswer)?;
-        let read = buffer.filled().len();
-        if read == 0 {
-            return Poll::Ready(Err(Failure::NoAnswer(io::ErrorKind::UnexpectedEof.into())));
-        }
-        let bytes = &reading_room(scratch)[..read];
-        if self.buffers.answer.is_empty()
-            && let Some(len) = scan.find(bytes, worker.shared.limits.max_answer_head).map_err(Failure::BadAnswer)?
-        {
-            if let came @ Came::Final = self.parse_head(bytes, len)? {
-                self.download = self.open_download(bytes)?;
-                let body = (BEFORE + len, read - len);
-                let begun = self.download.begin(cx, &mut self.client.stream, scratch, body, &mut self.surplus);
-                return Poll::Ready(begun.map_err(download_failure).map(|()| Some(came)));
-            }
-            *scan = HeadScan::default();
-        }
-        self.buffers.answer.extend_from_slice(bytes);
-        Poll::Ready(self.take_kept_head(scan))
-    }
-
-    /// Looks for a head in what was kept of the answer.
-    fn take_kept_head(&mut self, scan: &mut HeadScan) -> Result<Option<Came>, Failure> {
-        let answer = mem::take(&mut self.buffers.answer);
-        let limit = self.client.worker.shared.limits.max_answer_head;
-        let came = match scan.find(&answer, limit).map_err(Failure::BadAnswer)? {
-            Some(len) => {
-                let came = self.parse_head(&answer, len)?;
-                if let Came::Final = came {
-                    self.download = self.open_download(&answer)?;
-                    let body = self.download.feed(&answer[len..]).map_err(download_failure)?;
-                    self.surplus.extend_from_slice(&answer[len + body..]);
-                }
-                Some(came)
-            }
-            None => None,
-        };
-        self.buffers.answer = answer;
-        Ok(came)
-    }
-
-    fn parse_head(&mut self, bytes: &[u8], len: usize) -> Result<Came, Failure> {
-        let Buffers { response, request, input, .. } = &mut *self.buffers;
-        let max_fields = self.client.worker.shared.limits.max_fields;
-        response.parse(bytes, len, request.method, max_fields).map_err(Failure::BadAnswer)?;
-        if response.is_interim() {
-            return Ok(Came::Interim(len));
-        }
-        if response.status != 101 {
-            return Ok(Came::Final);
-        }
-        // A switch that nobody asked for, or to something else, is not an answer.
-        if request.offers(response.upgrade_to(bytes), input) {
-            Ok(Came::Switch(len))
-        } else {
-            Err(Failure::BadAnswer(BadHead::Status))
-        }
-    }
-
-    /// Passes an interim head on (RFC 9110 section 15.2), so that a client that waits for `100 Continue` gets the node's
-    /// and not ours.
-    async fn pass_interim(&mut self, len: usize) -> Result<(), Failure> {
-        let Buffers { answer, response, request, to_client, .. } = &mut *self.buffers;
-        if self.client.version(request.version) == Version::Http11 {
-            to_client.clear();
-            write_response(to_client, response, answer, Version::Http11, true);
-            self.client.deadline.enter(Phase::Body);
-            self.client.send(to_client).await?;
-        }
-        answer.drain(..len);
-        Ok(())
     }
 
     /// Begins the answer whose head was parsed from `bytes`.

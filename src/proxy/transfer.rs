@@ -143,6 +143,11 @@ impl Transfer {
         }
     }
 
+    /// Whether everything was read.
+    pub(super) fn has_come(&self) -> bool {
+        self.source_done
+    }
+
     /// Whether everything was read and written.
     pub(super) fn is_done(&self) -> bool {
         self.source_done && self.written == self.pending.len()

@@ -1,11 +1,12 @@
 //! The guard on the origin path: a page that was rendered before a purge and comes to Varnish after it.
 
 use std::path::Path;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::support::client::{Answer, exchange, tag};
 use crate::support::eventually;
 use crate::support::fleet::{Fleet, Plan};
+use crate::support::upstream::{Gate, Then, Upstream};
 
 const GUARDED: bool = true;
 const UNGUARDED: bool = false;
@@ -158,4 +159,46 @@ fn a_304_does_not_renew_a_page_that_was_purged_meanwhile() {
 fn without_the_guard_a_304_does() {
     let fleet = fleet(revalidating, UNGUARDED);
     assert_eq!(revalidate(&fleet, "cat_p_1").text(), "0");
+}
+
+/// A page whose head and first half have come, when its tag is purged; its other half comes after the answer. Varnish
+/// makes an object of a page with ESI only when all of it is here.
+#[test]
+fn a_page_that_is_purged_while_its_body_comes_is_not_stored() {
+    const TAGS: &str =
+        "Content-Type: text/html\r\nCache-Control: public, max-age=86400\r\nX-Magento-Tags: cat_p_1,cat_p";
+    for (framing, first, second) in [
+        ("Content-Length: 8", "old ", "page"),
+        ("Transfer-Encoding: chunked", "4\r\nold \r\n", "4\r\npage\r\n0\r\n\r\n"),
+        ("Connection: close", "old ", "page"),
+    ] {
+        let (is_half_way, may_go_on) = (Gate::default(), Gate::default());
+        let (half_way, go_on) = (is_half_way.clone(), may_go_on.clone());
+        let is_first = AtomicBool::new(true);
+        let web = Upstream::start(move |call| {
+            if !is_first.swap(false, Ordering::SeqCst) {
+                let page = format!("HTTP/1.1 200 OK\r\n{TAGS}\r\nContent-Length: 8\r\n\r\nnew page");
+                return call.send_then(page, Then::KeepAlive);
+            }
+            call.send(format!("HTTP/1.1 200 OK\r\n{TAGS}\r\n{framing}\r\n\r\n{first}")).expect("sent");
+            half_way.open();
+            if !call.wait(&go_on) {
+                return Then::Close;
+            }
+            call.send_then(second, if framing == "Connection: close" { Then::Close } else { Then::KeepAlive })
+        });
+        let node = format!("[[node]]\nrole = \"web\"\nid = \"slow\"\naddress = \"{}\"\n", web.address);
+        let fleet = Fleet::start(&Plan { varnish: 1, web: 0, config: node.leak(), ..Plan::default() });
+        let first = std::thread::scope(|scope| {
+            let reader = scope.spawn(|| fleet.get("/p/1"));
+            is_half_way.wait("half of the page has come");
+            assert_eq!(fleet.purge_tag("cat_p_1").status, 200);
+            may_go_on.open();
+            reader.join().expect("a reader")
+        });
+        assert_eq!(first.text(), "old page", "{framing}");
+        let next = fleet.get("/p/1");
+        assert_eq!(next.text(), "new page", "{framing}");
+        assert_eq!(said(&fleet.get("/p/1")), ("HIT", "new page"), "{framing}");
+    }
 }

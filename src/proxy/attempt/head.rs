@@ -1,0 +1,228 @@
+//! The heads of an answer: interim ones are passed on, the final one begins the answer.
+//!
+//! **Some pages are held until they are whole.** A cache that looks for ESI in a page makes an object of it only when its
+//! last byte has come, and until then a ban does not find it. The guard of the origin would say at the head of such a page
+//! that nothing of it was purged, and a purge that came during its body would be too late to be noticed and too early
+//! for the ban. So the head waits for the body ([`Route::holds`]), and the guard is asked when all of it is here. The cache
+//! loses nothing: it would not have begun to serve the page any earlier.
+
+use std::io;
+use std::mem;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, ReadBuf};
+
+use super::super::Route;
+use super::super::buffers::Buffers;
+use super::super::deadline::{Interrupt, Phase};
+use super::super::failure::Failure;
+use super::super::stream::Stream;
+use super::super::transfer::{BEFORE, Transfer, reading_room};
+use super::{Exchange, download_failure};
+use crate::http1::{BadHead, Framing, HeadScan, Version, write_response};
+
+/// How much is read at once while the head of an answer is awaited: most answers come whole, and of a long one most is
+/// left to be spliced.
+const HEAD_READ: usize = 32 * 1024;
+
+/// The longest page that is held, head and body, in bytes. Magento's are a tenth of it.
+const LONGEST_HELD: usize = 1 << 20;
+
+/// A head that came from the node.
+pub(super) enum Came {
+    /// An interim head of this length, in `answer`.
+    Interim(usize),
+    /// The node changes the protocol, with a head of this length, in `answer`.
+    Switch(usize),
+    /// The final head; its answer has begun.
+    Final,
+}
+
+/// A page that waits for its end.
+#[derive(Debug)]
+pub(super) struct Held {
+    /// The length of its head; all of it is in `answer`.
+    head: usize,
+    /// Its body, which is taken apart only to find its end.
+    body: Transfer,
+}
+
+impl<R: Route> Exchange<'_, R> {
+    /// Sends the request and waits for the next head of the answer.
+    pub(super) async fn next_head(&mut self) -> Result<Came, Failure> {
+        let mut scan = HeadScan::default();
+        // What came with an interim head may be the next one.
+        if let Some(came) = self.take_kept_head(&mut scan)? {
+            return Ok(came);
+        }
+        let mut entered = None;
+        let mut watched = true;
+        std::future::poll_fn(|cx| {
+            self.poll_upload(cx)?;
+            let sent = self.upload_broken || self.upload.is_done();
+            let phase = if sent && self.held.is_none() { Phase::FirstByte } else { Phase::Body };
+            let moved = mem::take(&mut self.upload.moved) + mem::take(&mut self.held_since);
+            if entered != Some(phase) {
+                entered = Some(phase);
+                self.client.deadline.enter_with(phase, self.node);
+            } else if moved > 0 {
+                self.client.deadline.advance(moved);
+            }
+            while let Poll::Ready(came) = self.poll_head(cx, &mut scan) {
+                if let Some(came) = came? {
+                    return Poll::Ready(Ok(came));
+                }
+            }
+            // A stream among others can be given up at any time; of a socket only a read would tell, and it is read here.
+            if (phase == Phase::FirstByte || matches!(self.client.stream, Stream::Http2(_)))
+                && watched
+                && let Poll::Ready(gone) = self.client.stream.poll_gone(cx)
+            {
+                gone.map_err(Failure::ClientGone)?;
+                // It closed its sending side, or sent another request: both wait for this answer.
+                watched = false;
+            }
+            let for_client = !sent && !self.upload.waits_for_sink();
+            self.client.deadline.poll_wait(cx, for_client).map(|interrupt| {
+                Err(match interrupt {
+                    Interrupt::NodeDown => Failure::NodeDown,
+                    _ if for_client => Failure::ClientTimeout,
+                    _ => Failure::NodeTimeout,
+                })
+            })
+        })
+        .await
+    }
+
+    /// Reads once from the node. A final head that is complete then begins its answer from where it stands.
+    fn poll_head(&mut self, cx: &mut Context<'_>, scan: &mut HeadScan) -> Poll<Result<Option<Came>, Failure>> {
+        let worker = Rc::clone(&self.client.worker);
+        let scratch = &mut worker.scratch.borrow_mut()[..];
+        let room = reading_room(scratch);
+        let limit = room.len().min(HEAD_READ);
+        let mut buffer = ReadBuf::new(&mut room[..limit]);
+        ready!(Pin::new(&mut self.upstream).poll_read(cx, &mut buffer)).map_err(Failure::NoAnswer)?;
+        let read = buffer.filled().len();
+        let bytes = &reading_room(scratch)[..read];
+        if let Some(held) = self.held.take() {
+            return Poll::Ready(self.hold(held, bytes));
+        }
+        if read == 0 {
+            return Poll::Ready(Err(Failure::NoAnswer(io::ErrorKind::UnexpectedEof.into())));
+        }
+        if self.buffers.answer.is_empty()
+            && let Some(len) = scan.find(bytes, worker.shared.limits.max_answer_head).map_err(Failure::BadAnswer)?
+        {
+            if let came @ Came::Final = self.parse_head(bytes, len)?
+                && !self.is_to_be_held(bytes, len)
+            {
+                self.download = self.open_download(bytes)?;
+                let body = (BEFORE + len, read - len);
+                let begun = self.download.begin(cx, &mut self.client.stream, scratch, body, &mut self.surplus);
+                return Poll::Ready(begun.map_err(download_failure).map(|()| Some(came)));
+            }
+            *scan = HeadScan::default();
+        }
+        self.buffers.answer.extend_from_slice(bytes);
+        Poll::Ready(self.take_kept_head(scan))
+    }
+
+    /// Looks for a head in what was kept of the answer.
+    fn take_kept_head(&mut self, scan: &mut HeadScan) -> Result<Option<Came>, Failure> {
+        let answer = mem::take(&mut self.buffers.answer);
+        let limit = self.client.worker.shared.limits.max_answer_head;
+        let came = match scan.find(&answer, limit).map_err(Failure::BadAnswer)? {
+            Some(len) => {
+                let came = self.parse_head(&answer, len)?;
+                if !matches!(came, Came::Final) {
+                    Some(came)
+                } else if self.is_to_be_held(&answer, len) {
+                    let body = Transfer::new(self.buffers.response.framing, false, Vec::new());
+                    let came = answer[len..].to_vec();
+                    self.buffers.answer = answer;
+                    self.buffers.answer.truncate(len);
+                    return self.hold(Held { head: len, body }, &came);
+                } else {
+                    self.begin_kept(&answer, len)?;
+                    Some(came)
+                }
+            }
+            None => None,
+        };
+        self.buffers.answer = answer;
+        Ok(came)
+    }
+
+    /// Begins the answer that was kept, with a head of this length.
+    fn begin_kept(&mut self, answer: &[u8], len: usize) -> Result<(), Failure> {
+        self.download = self.open_download(answer)?;
+        let body = self.download.feed(&answer[len..]).map_err(download_failure)?;
+        self.surplus.extend_from_slice(&answer[len + body..]);
+        Ok(())
+    }
+
+    /// Whether the end of a page, whose head is the first `len` bytes, is to be waited for before it is passed on.
+    fn is_to_be_held(&self, bytes: &[u8], len: usize) -> bool {
+        let Buffers { request, response, .. } = &*self.buffers;
+        let is_whole = match response.framing {
+            Framing::None => true,
+            Framing::Length(length) => (bytes.len() - len) as u64 >= length || length > LONGEST_HELD as u64,
+            Framing::Chunked | Framing::UntilClose => false,
+        };
+        !is_whole && self.client.route.holds(request.method, (response, bytes))
+    }
+
+    /// Takes more of a page that is held, none at its end; begins its answer when all of it is here, or too much.
+    fn hold(&mut self, mut held: Held, bytes: &[u8]) -> Result<Option<Came>, Failure> {
+        let ended = bytes.is_empty() && self.buffers.response.framing == Framing::UntilClose;
+        held.body.feed(bytes).map_err(download_failure)?;
+        let answer = &mut self.buffers.answer;
+        answer.extend_from_slice(bytes);
+        self.held_since += bytes.len() as u64;
+        if ended || held.body.has_come() || answer.len() > LONGEST_HELD {
+            let answer = mem::take(answer);
+            self.begin_kept(&answer, held.head)?;
+            self.buffers.answer = answer;
+            return Ok(Some(Came::Final));
+        }
+        if bytes.is_empty() {
+            return Err(Failure::NoAnswer(io::ErrorKind::UnexpectedEof.into()));
+        }
+        self.held = Some(held);
+        Ok(None)
+    }
+
+    fn parse_head(&mut self, bytes: &[u8], len: usize) -> Result<Came, Failure> {
+        let Buffers { response, request, input, .. } = &mut *self.buffers;
+        let max_fields = self.client.worker.shared.limits.max_fields;
+        response.parse(bytes, len, request.method, max_fields).map_err(Failure::BadAnswer)?;
+        if response.is_interim() {
+            return Ok(Came::Interim(len));
+        }
+        if response.status != 101 {
+            return Ok(Came::Final);
+        }
+        // A switch that nobody asked for, or to something else, is not an answer.
+        if request.offers(response.upgrade_to(bytes), input) {
+            Ok(Came::Switch(len))
+        } else {
+            Err(Failure::BadAnswer(BadHead::Status))
+        }
+    }
+
+    /// Passes an interim head on (RFC 9110 section 15.2), so that a client that waits for `100 Continue` gets the node's
+    /// and not ours.
+    pub(super) async fn pass_interim(&mut self, len: usize) -> Result<(), Failure> {
+        let Buffers { answer, response, request, to_client, .. } = &mut *self.buffers;
+        if self.client.version(request.version) == Version::Http11 {
+            to_client.clear();
+            write_response(to_client, response, answer, Version::Http11, true);
+            self.client.deadline.enter(Phase::Body);
+            self.client.send(to_client).await?;
+        }
+        answer.drain(..len);
+        Ok(())
+    }
+}

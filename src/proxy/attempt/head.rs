@@ -106,8 +106,17 @@ impl<R: Route> Exchange<'_, R> {
         ready!(Pin::new(&mut self.upstream).poll_read(cx, &mut buffer)).map_err(Failure::NoAnswer)?;
         let read = buffer.filled().len();
         let bytes = &reading_room(scratch)[..read];
-        if let Some(held) = self.held.take() {
-            return Poll::Ready(self.hold(held, bytes));
+        match self.held.take() {
+            Some(held) if read == 0 && self.buffers.response.framing == Framing::UntilClose => {
+                return Poll::Ready(self.pass_held(&held));
+            }
+            Some(mut held) if read > 0 => {
+                held.body.feed(bytes).map_err(download_failure)?;
+                self.buffers.answer.extend_from_slice(bytes);
+                self.held_since += read as u64;
+                return Poll::Ready(self.hold(held));
+            }
+            _ => {}
         }
         if read == 0 {
             return Poll::Ready(Err(Failure::NoAnswer(io::ErrorKind::UnexpectedEof.into())));
@@ -140,10 +149,10 @@ impl<R: Route> Exchange<'_, R> {
                     Some(came)
                 } else if self.is_to_be_held(&answer, len) {
                     let body = Transfer::new(self.buffers.response.framing, false, Vec::new());
-                    let came = answer[len..].to_vec();
+                    let mut held = Held { head: len, body };
+                    held.body.feed(&answer[len..]).map_err(download_failure)?;
                     self.buffers.answer = answer;
-                    self.buffers.answer.truncate(len);
-                    return self.hold(Held { head: len, body }, &came);
+                    return self.hold(held);
                 } else {
                     self.begin_kept(&answer, len)?;
                     Some(came)
@@ -174,24 +183,20 @@ impl<R: Route> Exchange<'_, R> {
         !is_whole && self.client.route.holds(request.method, (response, bytes))
     }
 
-    /// Takes more of a page that is held, none at its end; begins its answer when all of it is here, or too much.
-    fn hold(&mut self, mut held: Held, bytes: &[u8]) -> Result<Option<Came>, Failure> {
-        let ended = bytes.is_empty() && self.buffers.response.framing == Framing::UntilClose;
-        held.body.feed(bytes).map_err(download_failure)?;
-        let answer = &mut self.buffers.answer;
-        answer.extend_from_slice(bytes);
-        self.held_since += bytes.len() as u64;
-        if ended || held.body.has_come() || answer.len() > LONGEST_HELD {
-            let answer = mem::take(answer);
-            self.begin_kept(&answer, held.head)?;
-            self.buffers.answer = answer;
-            return Ok(Some(Came::Final));
+    /// Goes on waiting for the end of a page, or begins its answer where all of it is here, or too much.
+    fn hold(&mut self, held: Held) -> Result<Option<Came>, Failure> {
+        if !held.body.has_come() && self.buffers.answer.len() <= LONGEST_HELD {
+            self.held = Some(held);
+            return Ok(None);
         }
-        if bytes.is_empty() {
-            return Err(Failure::NoAnswer(io::ErrorKind::UnexpectedEof.into()));
-        }
-        self.held = Some(held);
-        Ok(None)
+        self.pass_held(&held)
+    }
+
+    fn pass_held(&mut self, held: &Held) -> Result<Option<Came>, Failure> {
+        let answer = mem::take(&mut self.buffers.answer);
+        self.begin_kept(&answer, held.head)?;
+        self.buffers.answer = answer;
+        Ok(Some(Came::Final))
     }
 
     fn parse_head(&mut self, bytes: &[u8], len: usize) -> Result<Came, Failure> {

@@ -159,7 +159,13 @@ pub fn judge(exchange: &Exchange, side: Side, outcome: Outcome) -> Option<Arriva
             let in_body = matches!(at, NodeCut::Body(_));
             // A reset also destroys what was sent before it and not read yet: perhaps all of the answer.
             let least = u32::from(answer.early.is_none());
-            let before_answer = !in_body || *exit == Exit::Reset;
+            // Nor is anything of a page with tags passed on before its end, as long as it may be held.
+            let is_tags = |field: &Field| field.name.eq_ignore_ascii_case("X-Magento-Tags");
+            let is_held = side == Side::Origin
+                && request.method == "GET"
+                && answer.status == 200
+                && answer.fields.iter().any(is_tags);
+            let before_answer = !in_body || is_held || *exit == Exit::Reset;
             match outcome {
                 Outcome::Whole if before_answer && !always && tries > 1 => arrivals(2..=tries, least..=tries),
                 Outcome::Cut(_) if in_body => arrivals(1..=tries, least..=tries),

@@ -187,7 +187,8 @@ fn what_http_2_forbids_in_a_head_resets_its_stream_and_reaches_no_node() {
     ];
     for (what, fields) in cases {
         let mut frames = Frames::open(secure.address(), &[]);
-        assert!(frames.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, fields)), "{what}");
+        // It may be cut off for it before all of it is out.
+        _ = frames.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, fields));
         let refused = |head: &[u8]| head.first() == Some(&0x8c);
         let end = frames.wait_for(what, |frame| matches!(frame.kind, HEADERS | 3 | 7));
         let is_refusal = end.as_ref().is_none_or(|frame| frame.kind != HEADERS || refused(&frame.payload));

@@ -33,7 +33,7 @@ lint: ## format, clippy and shellcheck, as CI wants them
 	cargo clippy --locked --all-targets -- -D warnings
 	shellcheck .ci/run deploy/*.sh
 
-bench: ## ratios against HAProxy and nginx, and Magento's way to purge (root or user namespaces; 20 minutes)
+bench: ## ratios against HAProxy and nginx, and Magento's way to purge (root or user namespaces; half an hour)
 	@deploy/install-deps.sh --for bench
 	cargo bench --locked
 

@@ -12,8 +12,9 @@
 //! **A page that is on its way is told of twice.** The guard of the origin marks pages that were rendered before a purge
 //! and pass after it. A page that passed just before may still be in the socket of a Varnish: when that reads the ban
 //! first, it stores the page after it, where no ban finds it any more. The guard knows when a page of these tags passed
-//! last, so the same bans go out again a moment later ([`LANDING`](task)), and only then does the cursor move. For a
-//! node that stood still meanwhile, "just before" is as long ago as it was seen alive.
+//! last, so the same bans go out again a moment later ([`LANDING`](crate::fleet::LANDING)), and only then does the cursor
+//! move. For a node that may have stood still, "just before" is as long ago as it was seen to run
+//! ([`LifeSigns`](crate::fleet::LifeSigns)).
 //!
 //! **Bans are rationed** (`purge.max_bans_per_second`, [`budget`]): above it purges gather for longer, and are told as
 //! one batch. **`purge.settle`** repeats what was acknowledged a fixed time later, for a Varnish that fetches past the
@@ -163,9 +164,9 @@ impl Deliveries {
         }
     }
 
-    /// The node has answered what was sent to it at this time.
-    pub fn seen(&self, node: &Node, at: Instant) {
-        node.live.seen(at.saturating_duration_since(self.context.started));
+    /// The node has answered what was asked at this time, and took so long.
+    pub fn answered(&self, node: &Node, asked: Instant, took: Duration) {
+        node.live.life_signs.answered(asked.saturating_duration_since(self.context.started), took);
     }
 
     /// A node came up or went down: what it misses may be worth another try now.

@@ -15,12 +15,14 @@
 mod event;
 mod fence;
 mod health;
+mod life_signs;
 mod node;
 mod snapshot;
 
 pub use event::{Check, Event, Verdict};
 pub use fence::Fence;
 pub use health::{Health, HealthState, Thresholds};
+pub use life_signs::{LANDING, LifeSigns};
 pub use node::{
     DEFAULT_HEADER_LIMIT, Delivery, InvalidNodeId, Live, Node, NodeId, NodeSpec, Role, SendProxy, WHOLE_SHARE,
     is_another_life,

@@ -110,7 +110,7 @@ impl FleetKeeper {
                     return;
                 }
                 if check.role == Role::Varnish && check.verdict == Verdict::Passed {
-                    self.deliveries.seen(&kept.node, check.began);
+                    self.deliveries.answered(&kept.node, check.began, check.took);
                 }
                 if !kept.judge(check.verdict, &self.checks) {
                     return;

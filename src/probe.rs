@@ -96,7 +96,7 @@ impl Probe {
             let verdict = self.check().await;
             failures = if verdict == Verdict::Passed { 0 } else { failures + 1 };
             let (role, id, address) = (self.node.role, self.node.id.clone(), self.target);
-            let check = Check { role, id, address, began, verdict };
+            let check = Check { role, id, address, began, took: began.elapsed(), verdict };
             if events.send(Event::Checked(check)).await.is_err() {
                 return;
             }

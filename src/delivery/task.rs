@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::budget::Budget;
 use super::stretches::{Stretch, Stretches};
 use super::{BatchResult, Context, Deliveries, DeliveryState, fingerprint, lock};
-use crate::fleet::{Node, is_another_life};
+use crate::fleet::{LANDING, Node, is_another_life};
 use crate::journal::{Missed, Position};
 use crate::purge::{Ban, Batch as Compiled, Purge, Target, compile};
 use crate::telemetry::NodeMetrics;
@@ -29,8 +29,8 @@ const BACK_OFF_REFUSED: Duration = Duration::from_secs(30);
 /// A batch of more bans than this becomes one ban of everything: each ban costs the node a comparison per object.
 const MAX_BANS: usize = 64;
 
-/// The same for requests that are handed on as they came, which need not be bans.
-const MAX_FORWARDS: usize = 1_000;
+/// The same for requests that are no bans.
+const MAX_OTHERS: usize = 1_000;
 
 /// A round trip that took longer than this came from a node that stood still for a while.
 const STALL: Duration = Duration::from_millis(100);
@@ -38,9 +38,6 @@ const STALL: Duration = Duration::from_millis(100);
 /// How long after its bans a node that stood still gets them again: a Varnish that runs again stores what was waiting
 /// in its sockets within this time.
 const AFTER_STALL: Duration = Duration::from_millis(250);
-
-/// How long a page may take from us until a Varnish that runs has made an object of it.
-const LANDING: Duration = Duration::from_millis(100);
 
 /// Purges whose repetition is due within this time of each other are repeated together.
 const GRAIN: Duration = Duration::from_millis(25);
@@ -195,7 +192,7 @@ impl Task {
         // What passed before this process was there is not known, so its start counts as such a time.
         let started = self.deliveries.context.started;
         let passed = batch.last_passed.map_or(Duration::ZERO, |at| at.saturating_duration_since(started));
-        let on_their_way = passed + LANDING >= self.node.live.last_seen();
+        let on_their_way = passed >= self.node.live.life_signs.taken_in();
         self.spend(&batch.bans);
         let began = Instant::now();
         let Delivered { invalidated, refused } = self.send(&batch.bans).await?;
@@ -256,8 +253,8 @@ impl Task {
             entries.truncate(entries.partition_point(|entry| entry.position <= last));
             let purges = || entries.iter().map(|entry| &entry.purge);
             let Compiled { bans, folded } = compile(purges(), spec.delivery, spec.header_limit);
-            let forwards = bans.iter().filter(|ban| matches!(ban, Ban::Forward(_))).count();
-            if forwards <= MAX_FORWARDS && bans.len() - forwards <= MAX_BANS {
+            let listed = listed(&bans);
+            if listed <= MAX_BANS && bans.len() - listed <= MAX_OTHERS {
                 let last_passed = purges().filter_map(|purge| guard.last_passed(purge)).max();
                 return Batch { bans, folded, is_flush: false, last, last_passed };
             }
@@ -272,17 +269,16 @@ impl Task {
         }
     }
 
-    /// Requests that are handed on as they came need not be bans, and cannot be folded: they are not rationed.
+    /// What is no ban is not rationed.
     fn spend(&mut self, bans: &[Ban]) {
-        let bans = bans.iter().filter(|ban| !matches!(ban, Ban::Forward(_))).count();
-        self.budget.spend(bans, Instant::now());
+        self.budget.spend(listed(bans), Instant::now());
     }
 
     async fn send(&mut self, bans: &[Ban]) -> Result<Delivered, DeliveryError> {
         let began = Instant::now();
         let result = self.link.deliver(bans).await;
         if result.is_ok() {
-            self.deliveries.seen(&self.node, began);
+            self.deliveries.answered(&self.node, began, began.elapsed());
         }
         if let Some(varnish) = &self.metrics.varnish {
             match &result {
@@ -313,6 +309,11 @@ impl Task {
         self.failures = self.failures.saturating_add(1);
         _ = tokio::time::timeout(pause.max(BACK_OFF_FIRST / 10), self.state.wake.notified()).await;
     }
+}
+
+/// How many of them are bans.
+fn listed(bans: &[Ban]) -> usize {
+    bans.iter().filter(|ban| ban.is_listed()).count()
 }
 
 /// Waits until a stretch is due; for ever where there is none.

@@ -14,6 +14,11 @@ use crate::purge::{Page, Purge, Target};
 /// What no test waits for in vain.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// When the process started, for tests that need a past.
+fn long_ago() -> Instant {
+    Instant::now() - Duration::from_secs(60)
+}
+
 /// What a scripted node was told, in order.
 type Told = Arc<Mutex<Vec<(Instant, String)>>>;
 
@@ -58,7 +63,7 @@ const CALM: Pace = Pace { max_bans_per_second: 0, longest_wait: Duration::from_m
 
 impl Rig {
     async fn new(pace: Pace) -> Self {
-        let guard = Arc::new(Guard::new(Instant::now()));
+        let guard = Arc::new(Guard::new(long_ago()));
         let journal = Arc::new(Memory::new(Limits::default(), Arc::clone(&guard)));
         Rig::with(pace, journal, guard, None).await
     }
@@ -87,7 +92,7 @@ impl Rig {
             metrics: Arc::new(Metrics::new().unwrap()),
             slow_start: Arc::new(SlowStart::new(&HealthChecks::default())),
             pace,
-            started: Instant::now(),
+            started: long_ago(),
         };
         let deliveries = Arc::new(Deliveries::new(context));
         deliveries.start(&node);
@@ -112,18 +117,20 @@ impl Rig {
         self.deliveries.context.journal.append(purge).await.unwrap()
     }
 
-    /// A page with this tag passes the origin now.
-    fn pass(&self, tag: &str) {
+    /// A page with this tag passed the origin so long ago.
+    fn passed(&self, tag: &str, ago_ms: u64) {
         let fields = [(&b"X-Magento-Tags"[..], tag.as_bytes())];
         let page = Page { status: 200, target: b"/", fields: fields.into_iter() };
-        assert!(self.guard.may_be_stored(self.guard.now(), &page, Instant::now()));
+        let at = Instant::now() - Duration::from_millis(ago_ms);
+        assert!(self.guard.may_be_stored(self.guard.now(), &page, at));
     }
 
-    /// The node has just shown that it runs, and has had time for all that was on its way.
-    async fn is_alive(&self) {
-        let landed = Instant::now() + Duration::from_millis(120);
-        tokio::time::sleep_until(landed.into()).await;
-        self.node.live.seen(landed - self.deliveries.context.started);
+    /// The node answered at once what it was asked at these times.
+    fn ran(&self, ago_ms: &[u64]) {
+        for ago in ago_ms {
+            let asked = Instant::now() - Duration::from_millis(*ago);
+            self.deliveries.answered(&self.node, asked, Duration::from_millis(1));
+        }
     }
 
     /// When the node was told of this.
@@ -146,7 +153,7 @@ impl Rig {
 #[tokio::test]
 async fn a_node_that_runs_is_told_once() {
     let rig = Rig::new(CALM).await;
-    rig.is_alive().await;
+    rig.ran(&[400, 200]);
     rig.purge("a").await;
     rig.purge("b").await;
     assert_eq!((rig.told(",)a(").len(), rig.told(",)b(").len()), (1, 1));
@@ -155,8 +162,8 @@ async fn a_node_that_runs_is_told_once() {
 #[tokio::test]
 async fn a_purge_of_a_page_that_has_just_passed_is_told_again_before_it_counts() {
     let rig = Rig::new(CALM).await;
-    rig.is_alive().await;
-    rig.pass("a");
+    rig.ran(&[400, 200]);
+    rig.passed("a", 0);
     rig.purge("a").await;
     let told = rig.told(",)a(");
     assert_eq!(told.len(), 2);
@@ -166,27 +173,31 @@ async fn a_purge_of_a_page_that_has_just_passed_is_told_again_before_it_counts()
 }
 
 #[tokio::test]
-async fn a_page_that_passed_since_the_node_was_last_seen_has_just_passed() {
+async fn a_page_that_passed_before_the_node_was_seen_to_run_for_a_while_has_landed() {
     let rig = Rig::new(CALM).await;
-    rig.is_alive().await;
-    rig.pass("a");
-    // It may have been stopped ever since.
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    rig.purge("a").await;
-    assert_eq!(rig.told(",)a(").len(), 2);
-    rig.pass("b");
-    rig.is_alive().await;
-    rig.purge("b").await;
-    assert_eq!(rig.told(",)b(").len(), 1);
+    rig.ran(&[400, 200]);
+    rig.passed("landed", 500);
+    rig.purge("landed").await;
+    assert_eq!(rig.told("landed").len(), 1);
+}
+
+#[tokio::test]
+async fn a_page_that_passed_while_the_node_may_have_stood_still_has_not() {
+    let rig = Rig::new(CALM).await;
+    // It was stopped after the second answer, and has just gone on.
+    rig.ran(&[5000, 4800, 1]);
+    rig.passed("waiting", 3000);
+    rig.purge("waiting").await;
+    assert_eq!(rig.told("waiting").len(), 2);
 }
 
 #[tokio::test]
 async fn a_node_that_stood_still_is_told_until_it_runs() {
-    let guard = Arc::new(Guard::new(Instant::now()));
+    let guard = Arc::new(Guard::new(long_ago()));
     let journal = Arc::new(Memory::new(Limits::default(), Arc::clone(&guard)));
     let slow_twice = obedient(&[150, 150]).await;
     let rig = Rig::to(slow_twice, CALM, journal, guard, None).await;
-    rig.is_alive().await;
+    rig.ran(&[400, 200]);
     rig.purge("a").await;
     assert_eq!(rig.told(",)a(").len(), 3);
 }
@@ -201,7 +212,7 @@ async fn what_passed_before_the_process_began_may_be_on_its_way_too() {
 #[tokio::test]
 async fn purges_above_the_budget_gather_and_none_is_lost() {
     let rig = Rig::new(Pace { max_bans_per_second: 10, ..CALM }).await;
-    rig.is_alive().await;
+    rig.ran(&[400, 200]);
     let began = Instant::now();
     for number in 0..400 {
         rig.append(&format!("tag_{number}_end")).await;
@@ -229,7 +240,7 @@ async fn purges_above_the_budget_gather_and_none_is_lost() {
 async fn what_settles_is_told_once_more_after_its_answer() {
     let settle = Duration::from_millis(400);
     let rig = Rig::new(Pace { settle, ..CALM }).await;
-    rig.is_alive().await;
+    rig.ran(&[400, 200]);
     rig.purge("first").await;
     rig.purge("second").await;
     assert_eq!((rig.told("first").len(), rig.told("second").len()), (1, 1));
@@ -251,7 +262,7 @@ async fn what_was_not_settled_when_the_process_ended_is_settled_by_the_next() {
 
 #[tokio::test]
 async fn a_cache_is_replayed_in_its_life_and_left_alone_in_its_next() {
-    let guard = Arc::new(Guard::new(Instant::now()));
+    let guard = Arc::new(Guard::new(long_ago()));
     let journal: Arc<dyn Journal> = Arc::new(Memory::new(Limits::default(), Arc::clone(&guard)));
     let rig = Rig::with(CALM, Arc::clone(&journal), Arc::clone(&guard), Some("1700000000")).await;
     rig.purge("before").await;
@@ -273,7 +284,7 @@ async fn a_cache_is_replayed_in_its_life_and_left_alone_in_its_next() {
 
 #[tokio::test]
 async fn a_node_that_nobody_knows_drops_everything_first() {
-    let guard = Arc::new(Guard::new(Instant::now()));
+    let guard = Arc::new(Guard::new(long_ago()));
     let journal: Arc<dyn Journal> = Arc::new(Memory::new(Limits::default(), Arc::clone(&guard)));
     journal.append(Purge { targets: vec![Target::Everything], soft: false }).await.unwrap();
     let rig = Rig::with(CALM, journal, guard, Some("1700000000")).await;
@@ -287,7 +298,7 @@ async fn a_node_that_nobody_knows_drops_everything_first() {
 
 #[tokio::test]
 async fn a_hundred_thousand_missed_purges_are_a_few_requests() {
-    let guard = Arc::new(Guard::new(Instant::now()));
+    let guard = Arc::new(Guard::new(long_ago()));
     let journal: Arc<dyn Journal> = Arc::new(Memory::new(Limits::default(), Arc::clone(&guard)));
     let id = NodeId::try_from("varnish-1").unwrap();
     journal.save_cursors(vec![(id, Cursor { position: 0, epoch: None })]).await.unwrap();

@@ -1,7 +1,7 @@
 //! What the registry and the checkers tell the fleet keeper.
 
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{NodeId, NodeSpec, Role};
 
@@ -29,6 +29,8 @@ pub struct Check {
     pub address: SocketAddr,
     /// When it was asked.
     pub began: Instant,
+    /// How long its answer took.
+    pub took: Duration,
     /// What came of it.
     pub verdict: Verdict,
 }

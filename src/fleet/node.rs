@@ -4,9 +4,10 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use super::LifeSigns;
 
 /// What a node does in the fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -202,7 +203,8 @@ pub const WHOLE_SHARE: u32 = 256;
 pub struct Live {
     inflight: AtomicU32,
     cursor: AtomicU64,
-    seen_ms: AtomicU64,
+    /// When it was seen to run.
+    pub life_signs: LifeSigns,
     /// What is missing to [`WHOLE_SHARE`].
     withheld: AtomicU32,
 }
@@ -231,17 +233,6 @@ impl Live {
     /// A request at the node came to its end, whatever the end.
     pub fn request_ended(&self) {
         self.inflight.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    /// When it last showed that it runs, from the start of the process, in whole milliseconds; 0 where it never did.
-    pub fn last_seen(&self) -> Duration {
-        Duration::from_millis(self.seen_ms.load(Ordering::Relaxed))
-    }
-
-    /// It has answered what was sent at this time, from the start of the process: it ran then, or later.
-    pub fn seen(&self, at: Duration) {
-        // Who overwrites a later time with an earlier one makes it look seen longer ago, which is the safe side.
-        self.seen_ms.store(at.as_millis() as u64, Ordering::Relaxed);
     }
 
     /// The position up to which this Varnish has acknowledged every purge.

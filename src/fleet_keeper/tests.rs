@@ -54,7 +54,8 @@ impl Rig {
     fn check(&mut self, id: &str, verdict: &Verdict) {
         for _ in 0..3 {
             let NodeSpec { role, id, address, .. } = spec(id);
-            let check = Check { role, id, address, began: Instant::now(), verdict: verdict.clone() };
+            let check =
+                Check { role, id, address, began: Instant::now(), took: Duration::ZERO, verdict: verdict.clone() };
             self.tell(Event::Checked(check));
         }
     }

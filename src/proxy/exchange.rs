@@ -9,7 +9,7 @@ use super::buffers::Buffers;
 use super::client::{After, Client};
 use super::deadline::Phase;
 use super::failure::Failure;
-use crate::fleet::Node;
+use crate::fleet::{Node, Role};
 use crate::http1::{Framing, Method};
 
 /// What is known of a request when it is over, for metrics and logs.
@@ -47,10 +47,13 @@ pub(super) async fn handle<R: Route>(
 
 fn count<R: Route>(client: &Client<R>, outcome: &Outcome, began: Instant) {
     let listener = client.worker.shared.metrics.listener(R::ROLE);
-    listener.duration.observe(began.elapsed().as_secs_f64());
+    let took = began.elapsed();
+    listener.duration.observe(took.as_secs_f64());
     match &outcome.node {
         Some(node) if node.spec.role == R::ROLE => {
-            node.live.seen(began.saturating_duration_since(client.worker.shared.started));
+            if R::ROLE == Role::Varnish {
+                node.live.life_signs.answered(began.saturating_duration_since(client.worker.shared.started), took);
+            }
             client.worker.pools.metrics(node).answered(outcome.status);
         }
         Some(node) => listener.bypassed(outcome.status, node.id()),

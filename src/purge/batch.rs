@@ -53,6 +53,17 @@ pub struct Batch {
 }
 
 /// What purges of one kind name, soft or hard.
+impl Ban {
+    /// Whether it makes the list longer that a Varnish holds its pages against. Keys do not, and what a request that is
+    /// handed on does, nobody knows.
+    pub fn is_listed(&self) -> bool {
+        match self {
+            Ban::Tags { .. } | Ban::Pool { .. } | Ban::Everything => true,
+            Ban::Keys { .. } | Ban::Forward(_) => false,
+        }
+    }
+}
+
 #[derive(Default)]
 struct Union<'p> {
     everything: bool,

@@ -109,9 +109,6 @@ impl Metrics {
         let r = &registry;
         let build = int_gauges(r, "build_info", "The version that runs; always 1", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        let tls_reloads = counters(r, "tls_reloads_total", "Reloads of TLS certificates by result", &["result"])?;
-        // There from the start, so that the first failure is a rise and not a new series.
-        ["ok", "failed"].iter().for_each(|result| drop(tls_reloads.with_label_values(&[result])));
         Ok(Metrics {
             edge: ListenerMetrics::new(r, "edge", "clients")?,
             origin: ListenerMetrics::new(r, "origin", "Varnish")?,
@@ -148,7 +145,7 @@ impl Metrics {
                 &["node"],
             )?,
             fenced: counters(r, "fenced_total", "Times a Varnish was behind when a purge was answered", &["node"])?,
-            tls_reloads,
+            tls_reloads: tls_reloads(r)?,
             tls_expiry: int_gauges(
                 r,
                 "tls_certificate_expiry_timestamp_seconds",
@@ -287,6 +284,13 @@ impl NodeMetrics {
     pub fn answered(&self, status: u16) {
         self.responses[usize::from(status / 100).clamp(1, 5) - 1].inc();
     }
+}
+
+/// There from the start, so that the first failure is a rise and not a new series.
+fn tls_reloads(registry: &Registry) -> prometheus::Result<IntCounterVec> {
+    let reloads = counters(registry, "tls_reloads_total", "Reloads of TLS certificates by result", &["result"])?;
+    ["ok", "failed"].iter().for_each(|result| drop(reloads.with_label_values(&[result])));
+    Ok(reloads)
 }
 
 fn code_class(status: u16) -> &'static str {

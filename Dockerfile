@@ -29,6 +29,8 @@ CMD ["serve"]
 FROM ${BUILD_BASE} AS build
 # PCRE2 inside the binary: whether the build base happens to have the library, and the runtime base the same one, no longer matters.
 ENV PCRE2_SYS_STATIC=1
+# The client of etcd is made of etcd's own interface definitions.
+RUN apt-get update && apt-get install -y --no-install-recommends protobuf-compiler libprotobuf-dev && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
 # Without debug information, but with the names that a backtrace needs.

@@ -11,14 +11,14 @@ usage() {
 }
 if [ $# -ne 2 ] || [ "$1" != --for ]; then usage; fi
 
-# command:package, or for what is no command, pattern of its file:package
-build="cc:gcc"
+# command:package, or for what is no command, its file or a pattern of it:package
+build="cc:gcc protoc:protobuf-compiler /usr/include/google/protobuf/descriptor.proto:libprotobuf-dev"
 demo="$build varnishd:varnish curl:curl"
 case $2 in
     build) wanted=$build ;;
     lint) wanted="$build shellcheck:shellcheck" ;;
     demo) wanted=$demo ;;
-    test) wanted="$demo varnishtest:varnish */varnish/vmods/libvmod_xkey.so:varnish-modules etcd:etcd-server etcdctl:etcd-client protoc:protobuf-compiler php:php-cli" ;;
+    test) wanted="$demo varnishtest:varnish */varnish/vmods/libvmod_xkey.so:varnish-modules etcd:etcd-server etcdctl:etcd-client php:php-cli dnsmasq:dnsmasq-base" ;;
     bench) wanted="$demo haproxy:haproxy nginx:nginx-light ip:iproute2 unshare:util-linux valgrind:valgrind" ;;
     *) usage ;;
 esac
@@ -32,9 +32,10 @@ if ! command -v cargo >/dev/null; then
     exit 1
 fi
 
-# is_there COMMAND|PATTERN; a pattern has a slash and is looked for in the library directories.
+# is_there COMMAND|FILE|PATTERN; a file begins with a slash, a pattern has one and is looked for in the library directories.
 is_there() {
     case $1 in
+        /*) [ -e "$1" ] ;;
         */*) compgen -G "/usr/lib/$1" >/dev/null || compgen -G "/usr/local/lib/$1" >/dev/null ;;
         *) command -v "$1" >/dev/null ;;
     esac

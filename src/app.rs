@@ -135,7 +135,7 @@ impl App {
             fleet: Arc::clone(&fleet),
             fence: Arc::clone(&fence),
             journal: Arc::clone(&journal),
-            journal_kind: config.journal.kind.as_str(),
+            journal_kind: config.journal.kind().as_str(),
             deliveries: Arc::clone(&deliveries),
             attribution: purge_api.attribution(),
             metrics: Arc::clone(&metrics),
@@ -332,8 +332,8 @@ fn admission(limits: &ClientLimits, metrics: &Metrics) -> Arc<proxy::Admission> 
 
 fn open_journal(config: &Config, guard: &Arc<Guard>) -> anyhow::Result<Arc<dyn Journal>> {
     let limits = Limits { retention: config.journal.retention, ..Limits::default() };
-    Ok(match config.journal.kind {
+    Ok(match config.journal.kind() {
         JournalKind::Memory => Arc::new(Memory::new(limits, Arc::clone(guard))),
-        JournalKind::Disk => Arc::new(Disk::open(&config.journal.path, limits, Arc::clone(guard))?),
+        JournalKind::Disk | JournalKind::Etcd => Arc::new(Disk::open(&config.journal.path, limits, Arc::clone(guard))?),
     })
 }

@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 
 pub use edge::{Edge, Origin, ProxyProtocol, TlsListener, WhenAllBehind};
 pub use error::{ConfigError, ConfigErrors};
-pub use fleet::{Registry, RegistryKind, StaticNode};
+pub use fleet::{Dns, Etcd, Registry, RegistryKind, Replica, StaticNode};
 pub use health::{HealthChecks, VarnishChecks, WebChecks};
 pub use journal::{Journal, JournalKind};
 pub use limits::Limits;
@@ -64,6 +64,8 @@ pub struct Config {
     pub admin: Admin,
     /// Where nodes are learnt from.
     pub registry: Registry,
+    /// Who this clearcoat is among several.
+    pub replica: Replica,
     /// Nodes that are always there.
     #[serde(rename = "node")]
     pub nodes: Vec<StaticNode>,
@@ -131,11 +133,20 @@ impl Config {
         report.finish(config)
     }
 
+    /// Whether anything of this clearcoat is in etcd.
+    pub fn uses_etcd(&self) -> bool {
+        self.registry.kind == RegistryKind::Etcd || self.journal.kind() == JournalKind::Etcd
+    }
+
     /// Writes out the defaults that depend on other keys, and leaves one way to say one thing.
     fn fill_in(&mut self) {
         if self.edge.offload_header.eq_ignore_ascii_case("X-Forwarded-Proto") {
             self.edge.offload_header.clear();
         }
+        self.journal.kind.get_or_insert(match self.registry.kind {
+            RegistryKind::Etcd => JournalKind::Etcd,
+            RegistryKind::Static | RegistryKind::Dns => JournalKind::Disk,
+        });
         for node in &mut self.nodes {
             if node.role == crate::fleet::Role::Varnish {
                 node.delivery.get_or_insert_default();

@@ -24,7 +24,7 @@
 //! | commands | [`cli`] | everything below |
 //! | wiring | [`app`] | everything below |
 //! | services | [`edge`] [`origin`] [`proxy`] [`purge_api`] [`admin`] [`delivery`] [`fleet_keeper`] [`slow_start`] [`http_server`] | everything below, and few named neighbours |
-//! | edges to the world | [`registry`] [`journal`] [`varnish`] [`upstream`] [`probe`] [`tls`] | below; never each other |
+//! | edges to the world | [`registry`] [`journal`] [`etcd`] [`varnish`] [`upstream`] [`probe`] [`tls`] | below; of each other only [`etcd`] |
 //! | base | [`config`] [`telemetry`] [`shutdown`] | pure; never each other |
 //! | pure | [`fleet`] [`balance`] [`purge`] [`attribution`] [`http1`] [`proxy_protocol`] | no runtime, no socket, no clock, no global randomness |
 
@@ -36,6 +36,7 @@ pub mod cli;
 pub mod config;
 pub mod delivery;
 pub mod edge;
+pub mod etcd;
 pub mod fleet;
 pub mod fleet_keeper;
 pub mod http1;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: [(&str, &[&str]); 6] = [
     ("pure", &["fleet", "balance", "purge", "attribution", "http1", "proxy_protocol"]),
     ("base", &["config", "telemetry", "shutdown"]),
-    ("edges to the world", &["registry", "journal", "varnish", "upstream", "probe", "tls"]),
+    ("edges to the world", &["registry", "journal", "etcd", "varnish", "upstream", "probe", "tls"]),
     (
         "services",
         &["edge", "origin", "proxy", "purge_api", "admin", "delivery", "fleet_keeper", "slow_start", "http_server"],
@@ -20,11 +20,13 @@ const LAYERS: [(&str, &[&str]); 6] = [
 ];
 
 /// The arrows within a layer that are allowed, each for its reason.
-const NEIGHBOURS: [(&str, &str, &str); 13] = [
+const NEIGHBOURS: [(&str, &str, &str); 15] = [
     ("balance", "fleet", "it chooses among the members of a fleet"),
     ("attribution", "purge", "it counts what a purge names"),
     ("attribution", "fleet", "it remembers which nodes were fenced"),
     ("purge", "fleet", "a batch is written in the form in which its node is told"),
+    ("registry", "etcd", "one way to talk to etcd"),
+    ("journal", "etcd", "one way to talk to etcd"),
     ("edge", "proxy", "the data path that both listeners share"),
     ("origin", "proxy", "the data path that both listeners share"),
     ("purge_api", "delivery", "a purge waits for its deliveries"),

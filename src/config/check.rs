@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
-use super::{Config, Edge, JournalKind, Limits, ProxyProtocol, StaticNode, Token, WebChecks};
+use super::{Config, Dns, Edge, Etcd, JournalKind, Limits, ProxyProtocol, RegistryKind, StaticNode, Token, WebChecks};
 use crate::fleet::{Role, SendProxy};
 
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
@@ -22,6 +22,7 @@ const MAX_WEIGHT: u32 = 65_535;
 const HEADER_LIMIT: RangeInclusive<usize> = 512..=65_536;
 const MAX_WORKERS: usize = 1024;
 const LONGEST_SLOW_START: Duration = Duration::from_secs(3600);
+const LONGEST_RETAIN: Duration = Duration::from_secs(24 * 3600);
 const LONGEST_SPIN: Duration = Duration::from_millis(10);
 
 /// Header fields that say how a message is framed and where it goes, or that the edge writes anew for each request: a
@@ -83,8 +84,9 @@ impl Config {
         let in_bounds = MAX_REQUEST.contains(&self.purge.max_request);
         rules.require(in_bounds, "purge.max_request", format!("must be {least} to {most} bytes"));
         check_nodes(&self.nodes, &mut rules);
-        let has_path = self.journal.kind != JournalKind::Disk || self.journal.path != Path::new("");
-        rules.require(has_path, "journal.path", "must name a directory when journal.kind is disk");
+        self.check_registry(&mut rules);
+        let has_path = self.journal.kind() == JournalKind::Memory || self.journal.path != Path::new("");
+        rules.require(has_path, "journal.path", "must name a directory when journal.kind is disk or etcd");
         rules.require(!self.journal.retention.is_zero(), "journal.retention", "must be above 0s");
         self.check_health(&mut rules);
         let enough = self.runtime.workers <= MAX_WORKERS;
@@ -125,6 +127,18 @@ impl Config {
         }
     }
 
+    fn check_registry(&self, rules: &mut Rules) {
+        let registry = &self.registry;
+        rules.require(registry.retain <= LONGEST_RETAIN, "registry.retain", "must be at most 24h; 0s keeps nobody");
+        check_etcd(&registry.etcd, rules);
+        check_dns(&registry.dns, rules);
+        let has_names =
+            registry.kind != RegistryKind::Dns || !(registry.dns.web.is_empty() && registry.dns.varnish.is_empty());
+        rules.require(has_names, "registry.dns", "web or varnish must hold a name when registry.kind is dns");
+        let is_reachable = self.replica.address.is_empty() || is_host_port(&self.replica.address);
+        rules.require(is_reachable, "replica.address", "must be empty or HOST:PORT such as 10.0.0.2:6081");
+    }
+
     fn check_health(&self, rules: &mut Rules) {
         let (web, varnish) = (&self.health.web, &self.health.varnish);
         check_web(web, rules);
@@ -149,6 +163,49 @@ impl Config {
                 rules.require(count >= 1, key(name), "must be at least 1");
             }
             rules.require((0.0..=0.5).contains(&jitter), key("jitter"), "must be 0 to 0.5");
+        }
+    }
+}
+
+fn check_etcd(etcd: &Etcd, rules: &mut Rules) {
+    rules.require(!etcd.endpoints.is_empty(), "registry.etcd.endpoints", "must hold at least one URL");
+    let encrypted = etcd.endpoints.iter().any(|endpoint| endpoint.starts_with("https://"));
+    for (index, endpoint) in etcd.endpoints.iter().enumerate() {
+        let key = || format!("registry.etcd.endpoints[{index}]");
+        let authority = endpoint.strip_prefix("http://").or_else(|| endpoint.strip_prefix("https://"));
+        let is_url = authority.is_some_and(|authority| is_host_port(authority.trim_end_matches('/')));
+        rules.require(is_url, key(), "wanted http://HOST:PORT or https://HOST:PORT such as http://10.0.2.1:2379");
+        let is_like_the_others = endpoint.starts_with("https://") == encrypted;
+        rules.require(!is_url || is_like_the_others, key(), "either all are https or none is");
+    }
+    let is_prefix = etcd.prefix.ends_with('/') && etcd.prefix.bytes().all(|b| b.is_ascii_graphic());
+    rules.require(is_prefix, "registry.etcd.prefix", "must end in / and hold no blank, such as /clearcoat/v1/");
+    let given = |path: &Path| path != Path::new("");
+    let has_password = etcd.username.is_empty() || given(&etcd.password_file);
+    rules.require(has_password, "registry.etcd.password_file", "must name a file when registry.etcd.username is set");
+    let has_user = !given(&etcd.password_file) || !etcd.username.is_empty();
+    rules.require(has_user, "registry.etcd.username", "must be set when registry.etcd.password_file is");
+    rules.require(
+        !encrypted || given(&etcd.ca),
+        "registry.etcd.ca",
+        "must name a file, certificates in PEM, for https",
+    );
+    for (name, file, other) in [("cert", &etcd.cert, &etcd.key), ("key", &etcd.key, &etcd.cert)] {
+        let key = format!("registry.etcd.{name}");
+        rules.require(given(file) || !given(other), &key, "cert and key go together");
+        rules.require(!given(file) || encrypted, key, "only for https endpoints");
+    }
+}
+
+fn check_dns(dns: &Dns, rules: &mut Rules) {
+    for (role, names) in [("web", &dns.web), ("varnish", &dns.varnish)] {
+        for (index, name) in names.iter().enumerate() {
+            let is_service =
+                name.starts_with('_') && name.split('.').nth(1).is_some_and(|proto| proto.starts_with('_'));
+            let is_name = name.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_".contains(&b));
+            let key = format!("registry.dns.{role}[{index}]");
+            let reason = "wanted NAME:PORT such as web.shop.internal:80, or _SERVICE._PROTO.NAME such as _http._tcp.shop.internal";
+            rules.require((is_service && is_name) || is_host_port(name), key, reason);
         }
     }
 }

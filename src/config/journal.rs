@@ -11,9 +11,10 @@ use super::text;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Journal {
-    /// Default `disk`.
-    pub kind: JournalKind,
-    /// The directory of a journal on disk. Default `/var/lib/clearcoat`.
+    /// Default `etcd` where the registry is etcd, else `disk`; always set once the configuration is read.
+    pub kind: Option<JournalKind>,
+    /// The directory of a journal on disk, and of what has to survive a restart without etcd. Default
+    /// `/var/lib/clearcoat`.
     pub path: PathBuf,
     /// How long a purge is kept for a Varnish that is away; one that was away for longer drops all its pages
     /// instead. Above 0, default 1h.
@@ -23,22 +24,28 @@ pub struct Journal {
 
 impl Default for Journal {
     fn default() -> Self {
-        Journal {
-            kind: JournalKind::Disk,
-            path: PathBuf::from("/var/lib/clearcoat"),
-            retention: Duration::from_secs(60 * 60),
-        }
+        Journal { kind: None, path: PathBuf::from("/var/lib/clearcoat"), retention: Duration::from_secs(60 * 60) }
+    }
+}
+
+impl Journal {
+    /// Where the journal is.
+    pub fn kind(&self) -> JournalKind {
+        self.kind.unwrap_or_default()
     }
 }
 
 /// Where the journal is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JournalKind {
     /// In the process: lost with it, so every Varnish starts empty after a restart.
     Memory,
     /// In a file below `path`.
+    #[default]
     Disk,
+    /// In etcd, shared by all replicas, with a copy of its end below `path`.
+    Etcd,
 }
 
 impl JournalKind {
@@ -47,6 +54,7 @@ impl JournalKind {
         match self {
             JournalKind::Memory => "memory",
             JournalKind::Disk => "disk",
+            JournalKind::Etcd => "etcd",
         }
     }
 }

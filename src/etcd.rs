@@ -1,0 +1,222 @@
+//! One way to talk to etcd, for all that is kept there: nodes, purges, cursors, replicas.
+//!
+//! The client library does not come back by itself: its streams die with their connection, and its balancer goes on
+//! choosing a member that hangs. So a connection here is to one member, chosen in turn from a list that each process has
+//! shuffled, and is thrown away with the first error that the connection could be to blame for: the next one is to the
+//! next member, with a new token and the password as the file has it by then.
+//!
+//! Three things are built on it, each knowing how to come back:
+//!
+//! - [`follow`]: the keys under a prefix, as a list and the changes since.
+//! - [`Registration`]: one key that is there for as long as we are.
+//! - single requests ([`Session::request`]), for whoever can do without when there is no answer in time.
+//!
+//! Nothing here waits without end, and nothing keeps anybody else waiting: what cannot be had is an error, and the caller
+//! goes on with what it knows. What is known of etcd 3.4 to 3.6 and of its clients, and has shaped the rules, stands at
+//! the rules.
+
+mod failure;
+pub mod follow;
+mod registration;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
+
+use crate::config;
+
+pub use failure::Failure;
+pub use registration::{Registration, Standing};
+
+/// How long connecting may take, and any answer to a request. A leader is elected within a second or two; what takes
+/// longer is better asked for elsewhere.
+pub const PATIENCE: Duration = Duration::from_secs(2);
+
+/// HTTP/2 pings: a member that hangs, or a link that is cut, sends no FIN. etcd takes pings that come faster than
+/// every 5 s for abuse (`--grpc-keepalive-min-time`).
+const PING_EVERY: Duration = Duration::from_secs(6);
+const PING_PATIENCE: Duration = Duration::from_secs(3);
+
+/// The first pause after a failure is anything up to this, so that a hundred clients of a member that died do not meet
+/// at the next one; each further one is drawn from twice as much.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(8);
+
+/// Where etcd is, and how to get in.
+#[derive(Debug)]
+pub struct Etcd {
+    config: config::Etcd,
+    /// In the order of this process.
+    endpoints: Vec<String>,
+    next: AtomicUsize,
+}
+
+/// A connection to one member.
+pub struct Session {
+    /// For requests that are bounded elsewhere.
+    pub client: Client,
+    /// The member.
+    pub endpoint: String,
+    /// Names the cluster: another id is another history.
+    pub cluster: u64,
+}
+
+impl Etcd {
+    /// The etcd of this configuration. Connects to nobody yet.
+    pub fn new(config: &config::Etcd) -> Self {
+        let mut endpoints = config.endpoints.clone();
+        fastrand::shuffle(&mut endpoints);
+        Etcd { config: config.clone(), endpoints, next: AtomicUsize::new(0) }
+    }
+
+    /// What every key of this fleet starts with; ends in `/`.
+    pub fn prefix(&self) -> &str {
+        &self.config.prefix
+    }
+
+    /// A key of this fleet.
+    pub fn key(&self, name: &str) -> String {
+        format!("{}{name}", self.config.prefix)
+    }
+
+    /// Connects to the next member that answers; asks each once, so this may take [`PATIENCE`] for each that does not.
+    ///
+    /// # Errors
+    /// What the last one said, where none was of use.
+    pub async fn connect(&self) -> Result<Session, Failure> {
+        let mut failure = Failure::Closed;
+        for _ in 0..self.endpoints.len() {
+            let turn = self.next.fetch_add(1, Ordering::Relaxed);
+            let endpoint = &self.endpoints[turn % self.endpoints.len()];
+            match self.connect_to(endpoint).await {
+                Ok(session) => return Ok(session),
+                Err(reason) => failure = Failure::At(endpoint.clone(), Box::new(reason)),
+            }
+        }
+        Err(failure)
+    }
+
+    async fn connect_to(&self, endpoint: &str) -> Result<Session, Failure> {
+        let options = self.options()?;
+        let connected = async {
+            let client = Client::connect([endpoint], Some(options.clone().with_credentials(&self.config)?)).await;
+            match client {
+                // A fleet may be told its user before its etcd is told to ask for one.
+                Err(error) if failure::wants_no_user(&error) => {
+                    Ok::<_, Failure>(Client::connect([endpoint], Some(options.0)).await?)
+                }
+                client => Ok(client?),
+            }
+        };
+        let mut client = bounded(connected).await?;
+        // It connects with its first request. This one needs no permission, and says whether there is a leader.
+        let status = bounded(async { Ok(client.status().await?) }).await?;
+        if status.leader() == 0 {
+            return Err(Failure::NoLeader);
+        }
+        let cluster = status.header().map_or(0, etcd_client::ResponseHeader::cluster_id);
+        tracing::debug!(endpoint, version = status.version(), "connected to etcd");
+        Ok(Session { client, endpoint: endpoint.to_owned(), cluster })
+    }
+
+    fn options(&self) -> Result<Options, Failure> {
+        let mut options = ConnectOptions::new()
+            .with_connect_timeout(PATIENCE)
+            .with_keep_alive(PING_EVERY, PING_PATIENCE)
+            .with_keep_alive_while_idle(true)
+            .with_require_leader(true);
+        let config::Etcd { ca, cert, key, .. } = &self.config;
+        if ca.as_os_str().is_empty() {
+            return Ok(Options(options));
+        }
+        let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(failure::read(ca)?));
+        if !cert.as_os_str().is_empty() {
+            tls = tls.identity(Identity::from_pem(failure::read(cert)?, failure::read(key)?));
+        }
+        options = options.with_tls(tls);
+        Ok(Options(options))
+    }
+}
+
+/// How to connect, but for the user.
+#[derive(Clone)]
+struct Options(ConnectOptions);
+
+impl Options {
+    fn with_credentials(self, config: &config::Etcd) -> Result<ConnectOptions, Failure> {
+        if config.username.is_empty() {
+            return Ok(self.0);
+        }
+        // Read each time: it may have been changed, and that may be why the last connection was lost.
+        let password = String::from_utf8_lossy(&failure::read(&config.password_file)?).trim_end().to_owned();
+        Ok(self.0.with_user(&config.username, password))
+    }
+}
+
+impl Session {
+    /// Makes one request of this member, and waits for its answer for [`PATIENCE`] at most.
+    ///
+    /// # Errors
+    /// [`Failure`]; whether the request was carried out is not known where no answer came.
+    pub async fn request<T, F>(&self, request: impl FnOnce(Client) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        let answer = request(self.client.clone());
+        bounded(async { Ok(answer.await?) }).await
+    }
+}
+
+/// Waits no longer than [`PATIENCE`].
+async fn bounded<T>(answer: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::time::timeout(PATIENCE, answer).await.unwrap_or(Err(Failure::NoAnswer))
+}
+
+/// The pauses between attempts: each is anything from nothing to a bound that doubles (full jitter), so that many who
+/// lost the same member spread over all of it.
+#[derive(Debug, Default)]
+pub struct Pauses {
+    failures: u32,
+}
+
+impl Pauses {
+    /// It worked: the next failure is a first one.
+    pub fn reset(&mut self) {
+        self.failures = 0;
+    }
+
+    /// Waits before the next attempt.
+    pub async fn wait(&mut self) {
+        tokio::time::sleep(self.next()).await;
+    }
+
+    fn next(&mut self) -> Duration {
+        let bound = (FIRST_PAUSE * 2_u32.saturating_pow(self.failures.min(16))).min(LONGEST_PAUSE);
+        self.failures = self.failures.saturating_add(1);
+        bound.mul_f64(fastrand::f64())
+    }
+}
+
+/// One for all who connect in a process: they take the members in turn.
+pub type SharedEtcd = Arc<Etcd>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_spread_over_a_bound_that_doubles_up_to_the_longest() {
+        for _ in 0..100 {
+            let mut pauses = Pauses::default();
+            for bound in [1, 2, 4, 8, 8] {
+                assert!(pauses.next() <= Duration::from_secs(bound));
+            }
+        }
+        let firsts: Vec<Duration> = (0..1000).map(|_| Pauses::default().next()).collect();
+        let early = firsts.iter().filter(|pause| **pause < FIRST_PAUSE / 2).count();
+        assert!((350..650).contains(&early), "{early} of 1000 in the first half");
+    }
+}

@@ -1,0 +1,121 @@
+//! What goes wrong with etcd, and whose fault it is.
+
+use std::path::{Path, PathBuf};
+
+use etcd_client::Error;
+
+/// gRPC's status codes (grpc.io, "Status codes and their use in gRPC"); the client library does not name their type.
+const INVALID_ARGUMENT: i32 = 3;
+const NOT_FOUND: i32 = 5;
+const PERMISSION_DENIED: i32 = 7;
+const UNAUTHENTICATED: i32 = 16;
+
+/// Why something could not be had from etcd.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The member that was asked.
+    #[error("{0}: {1}")]
+    At(String, #[source] Box<Failure>),
+    /// No answer in time. What was asked for may have been done.
+    #[error("no answer within {} s", super::PATIENCE.as_secs())]
+    NoAnswer,
+    /// The stream of changes has ended.
+    #[error("the stream has ended")]
+    Closed,
+    /// The member knows of no leader: it is cut off, or an election is under way.
+    #[error("the member has no leader")]
+    NoLeader,
+    /// The watch asks for changes that etcd has forgotten already.
+    #[error("etcd has compacted its history up to revision {0}")]
+    Compacted(i64),
+    /// A watch was ended by etcd.
+    #[error("etcd ended the watch: {0}")]
+    Cancelled(String),
+    /// A file that is needed to get in.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// What etcd, or its client, said.
+    #[error("{}", describe(.0))]
+    Etcd(Box<Error>),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Failure::Etcd(Box::new(error))
+    }
+}
+
+impl Failure {
+    /// Whether etcd has answered, and will say the same again until somebody changes something: a password, a
+    /// permission. Asking sooner would only keep it busy.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Failure::At(_, failure) => failure.is_refusal(),
+            Failure::Etcd(error) => match &**error {
+                Error::GRpcStatus(status) => {
+                    let code = status.code() as i32;
+                    code == PERMISSION_DENIED
+                        || code == UNAUTHENTICATED
+                        || (code == INVALID_ARGUMENT && status.message().contains("authentication failed"))
+                }
+                _ => false,
+            },
+            _ => false,
+        }
+    }
+}
+
+impl Failure {
+    /// Whether etcd knows no such lease (any more).
+    pub fn is_lease_lost(&self) -> bool {
+        match self {
+            // The client's word for an answer without a time to live.
+            Failure::Etcd(error) => match &**error {
+                Error::GRpcStatus(status) => status.code() as i32 == NOT_FOUND,
+                Error::LeaseKeepAliveError(text) => text.contains("not found"),
+                _ => false,
+            },
+            _ => false,
+        }
+    }
+}
+
+/// Whether a user was presented to an etcd that asks for none.
+pub(super) fn wants_no_user(error: &Error) -> bool {
+    matches!(error, Error::GRpcStatus(status) if status.message().contains("authentication is not enabled"))
+}
+
+/// The client's errors say what kind they are, but not what is behind them.
+fn describe(error: &Error) -> String {
+    match error {
+        Error::GRpcStatus(status) => {
+            let mut text = status.message().to_owned();
+            let mut source = std::error::Error::source(status);
+            while let Some(cause) = source {
+                text = format!("{text}: {cause}");
+                source = cause.source();
+            }
+            text
+        }
+        Error::TransportError(error) => {
+            let mut text = error.to_string();
+            let mut source = std::error::Error::source(error);
+            while let Some(cause) = source {
+                text = format!("{text}: {cause}");
+                source = cause.source();
+            }
+            text
+        }
+        error => error.to_string(),
+    }
+}
+
+/// Reads a file that is needed to get in.
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, Failure> {
+    std::fs::read(path).map_err(|source| Failure::File { path: path.to_owned(), source })
+}

@@ -1,0 +1,460 @@
+//! The keys under a prefix: all of them once, and then every change, whatever becomes of the connection.
+//!
+//! ```text
+//! connect ─> LIST at one revision R ─> WATCH from R+1 ─── events ──> R moves with them
+//!    ^                ^                    │  │
+//!    │                └─ compacted, restored, far behind
+//!    └──── pause ──── connection lost, silence ┘   (and then WATCH from R+1: resuming is cheap, a list is not)
+//! ```
+//!
+//! **R moves only with what came on the watch itself.** A revision from any other answer proves nothing about the
+//! changes before it (apache/apisix#13067: configuration lost for good). Nor does the revision in the header of a watch
+//! response with events: where a watch catches up, etcd sends at most a thousand revisions at a time and names its newest
+//! one in each, so R is the revision of the last event. A notice of progress moves R, unless it was asked for: those
+//! overtake events on etcd before 3.4.25 and 3.5.8 (etcd-io/etcd#15220).
+//!
+//! **Silence is held against the member.** After [`SILENCE`] the member is asked something that needs its leader, on the
+//! same connection; a member that hangs or is cut off does not answer, and the next one is tried. The stream itself is
+//! asked for its progress now and then: an answer is no news, two that are missing are.
+//!
+//! **A list goes back to the leader** (it is not serializable), pinned to one revision over all its pages: members that
+//! lag would otherwise make a fleet of two moments.
+
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use etcd_client::{EventType, GetOptions, KeyValue, WatchOptions, WatchResponse, WatchStream};
+use tokio::sync::mpsc;
+
+use super::{Failure, Pauses, Session, SharedEtcd, bounded};
+
+/// How long a watch may say nothing before its member is asked whether it is still there.
+const SILENCE: Duration = Duration::from_secs(3);
+
+/// After so many silences the stream is asked for its progress.
+const ASK_PROGRESS_AFTER: u32 = 10;
+
+/// Keys on one page of a list.
+const PAGE: i64 = 500;
+
+/// A watch that would begin so far behind holds up etcd's writes while it catches up (etcd-io/etcd#22264); a list
+/// does not.
+const FAR_BEHIND: i64 = 50_000;
+
+/// The largest message of a watch. A revision is never cut in two, and one transaction can have thousands of keys.
+const MAX_MESSAGE: usize = 64 << 20;
+
+/// A key and what is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Item {
+    /// The key, without what is followed.
+    pub key: String,
+    /// Its value.
+    pub value: Vec<u8>,
+    /// The lease that it goes with; 0 where it has none.
+    pub lease: i64,
+    /// When it was written last.
+    pub revision: i64,
+    /// When it was made.
+    pub created: i64,
+}
+
+/// What became of one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It was written.
+    Put(Item),
+    /// It is gone.
+    Deleted {
+        /// The key, without what is followed.
+        key: String,
+        /// When.
+        revision: i64,
+    },
+}
+
+/// What a follower tells, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Update {
+    /// All that there is at this moment. What was known before and is not in here is gone.
+    Listed(Listing),
+    /// What has changed since, each in its order.
+    Changed(Vec<Change>),
+}
+
+/// All keys at one revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listing {
+    /// Names the cluster.
+    pub cluster: u64,
+    /// The revision.
+    pub revision: i64,
+    /// The keys, in their order.
+    pub items: Vec<Item>,
+    /// Why there is a list.
+    pub cause: Resync,
+}
+
+/// Why a list was needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resync {
+    /// It is the first.
+    Start,
+    /// etcd has forgotten changes that we have not seen.
+    Compacted,
+    /// etcd's history is another one than before: it was restored from a backup, or is another cluster.
+    Restored,
+    /// Too much has changed since.
+    FarBehind,
+}
+
+impl Resync {
+    /// The name in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Resync::Start => "start",
+            Resync::Compacted => "compacted",
+            Resync::Restored => "restored",
+            Resync::FarBehind => "far_behind",
+        }
+    }
+}
+
+/// How a follower is doing, for whoever wants to show it.
+#[derive(Debug)]
+pub struct Link {
+    /// What is followed, in the log.
+    what: &'static str,
+    started: Instant,
+    connected: AtomicBool,
+    revision: AtomicI64,
+    /// Milliseconds since `started`; 0 is never.
+    heard: AtomicU64,
+    problem: Mutex<Arc<str>>,
+}
+
+impl Link {
+    /// Of a follower that has heard nothing yet. `what` names it in the log.
+    pub fn new(what: &'static str) -> Arc<Self> {
+        Arc::new(Link {
+            what,
+            started: Instant::now(),
+            connected: AtomicBool::new(false),
+            revision: AtomicI64::new(0),
+            heard: AtomicU64::new(0),
+            problem: Mutex::new("".into()),
+        })
+    }
+
+    /// Whether changes come in.
+    pub fn is_connected(&self) -> bool {
+        self.connected.load(Ordering::Relaxed)
+    }
+
+    /// Up to where every change is known.
+    pub fn revision(&self) -> i64 {
+        self.revision.load(Ordering::Relaxed)
+    }
+
+    /// How long ago etcd last answered, or since there is a follower where it never did.
+    pub fn silence(&self) -> Duration {
+        let heard = Duration::from_millis(self.heard.load(Ordering::Relaxed));
+        self.started.elapsed().saturating_sub(heard)
+    }
+
+    /// Why changes do not come in; empty where they do.
+    pub fn problem(&self) -> Arc<str> {
+        Arc::clone(&self.problem.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn heard(&self, revision: i64) {
+        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.heard.store(now.max(1), Ordering::Relaxed);
+        self.revision.store(revision, Ordering::Relaxed);
+        if !self.connected.swap(true, Ordering::Relaxed) {
+            self.tell("");
+            tracing::info!(what = self.what, revision, "etcd is followed");
+        }
+    }
+
+    fn lost(&self, failure: &Failure) {
+        self.connected.store(false, Ordering::Relaxed);
+        let text = failure.to_string();
+        // Once a change, not once an attempt.
+        if self.tell(&text) {
+            tracing::warn!(what = self.what, error = text, "etcd cannot be followed: what is known of it stays");
+        }
+    }
+
+    fn tell(&self, problem: &str) -> bool {
+        let mut told = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = **told != *problem;
+        if is_new {
+            *told = problem.into();
+        }
+        is_new
+    }
+}
+
+/// What is known, and of which history.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    cluster: u64,
+    revision: i64,
+}
+
+struct Follower {
+    etcd: SharedEtcd,
+    /// The whole prefix.
+    prefix: String,
+    known: Option<Known>,
+    pauses: Pauses,
+    link: Arc<Link>,
+    updates: mpsc::Sender<Update>,
+}
+
+/// Why a connection is of no more use.
+enum End {
+    /// The watch goes on elsewhere.
+    Lost(Failure),
+    /// Only a list helps.
+    Relist(Resync),
+    /// Nobody wants to know.
+    NobodyListens,
+}
+
+impl From<Failure> for End {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Compacted(_) => End::Relist(Resync::Compacted),
+            failure => End::Lost(failure),
+        }
+    }
+}
+
+/// Follows the keys that start with `prefix` until nobody listens any more.
+pub async fn follow(etcd: SharedEtcd, prefix: String, link: Arc<Link>, updates: mpsc::Sender<Update>) {
+    let (known, pauses) = (None, Pauses::default());
+    let mut follower = Follower { etcd, prefix, known, pauses, link, updates };
+    loop {
+        match follower.connection().await {
+            End::NobodyListens => return,
+            End::Lost(failure) => follower.link.lost(&failure),
+            // It has just been listed, and that was of no use: not once more without a pause.
+            End::Relist(_) => follower.known = None,
+        }
+        tokio::select! {
+            () = follower.pauses.wait() => {}
+            () = follower.updates.closed() => return,
+        }
+    }
+}
+
+impl Follower {
+    /// Everything over one connection.
+    async fn connection(&mut self) -> End {
+        let session = match self.etcd.connect().await {
+            Ok(session) => session,
+            Err(failure) => return End::Lost(failure),
+        };
+        let mut relist = match self.known {
+            None => Some(Resync::Start),
+            Some(known) if known.cluster != session.cluster => Some(Resync::Restored),
+            Some(_) => None,
+        };
+        loop {
+            let listed = relist.is_some();
+            if let Some(cause) = relist.take()
+                && let Err(end) = self.list(&session, cause).await
+            {
+                return end;
+            }
+            match self.watch(&session).await {
+                // At once: what we know is out of date, and nothing says that etcd is in trouble.
+                End::Relist(cause) if !listed => relist = Some(cause),
+                end => return end,
+            }
+        }
+    }
+
+    async fn list(&mut self, session: &Session, cause: Resync) -> Result<(), End> {
+        let mut items = Vec::new();
+        let mut revision = 0;
+        let end = end_of(&self.prefix);
+        let mut from = self.prefix.clone().into_bytes();
+        loop {
+            let options = GetOptions::new().with_range(end.clone()).with_limit(PAGE).with_revision(revision);
+            let page = session.request(async |mut client| client.get(from.clone(), Some(options)).await).await?;
+            if revision == 0 {
+                revision = page.header().map_or(0, etcd_client::ResponseHeader::revision);
+            }
+            items.extend(page.kvs().iter().map(|kv| self.item(kv)));
+            match page.kvs().last() {
+                Some(last) if page.more() => {
+                    from = last.key().to_vec();
+                    from.push(0);
+                }
+                _ => break,
+            }
+        }
+        // A list comes from the leader, so a revision that is lower than ours is of another history.
+        let goes_back = self.known.is_some_and(|known| revision < known.revision || session.cluster != known.cluster);
+        let cause = if goes_back { Resync::Restored } else { cause };
+        let cluster = session.cluster;
+        self.tell(Update::Listed(Listing { cluster, revision, items, cause })).await?;
+        self.known = Some(Known { cluster, revision });
+        self.link.heard(revision);
+        Ok(())
+    }
+
+    async fn watch(&mut self, session: &Session) -> End {
+        match self.try_watch(session).await {
+            Ok(()) => End::Lost(Failure::Closed),
+            Err(end) => end,
+        }
+    }
+
+    async fn try_watch(&mut self, session: &Session) -> Result<(), End> {
+        let after = self.revision();
+        let options = WatchOptions::new().with_prefix().with_start_revision(after + 1).with_progress_notify();
+        let mut client = session.client.watch_client().max_decoding_message_size(MAX_MESSAGE);
+        // The whole stream is kept: etcd ends a watch whose sender was dropped.
+        let mut stream = bounded(async { Ok(client.watch(self.prefix.as_str(), Some(options)).await?) }).await?;
+        let mut silences = 0;
+        let mut progress_owed = 0;
+        loop {
+            match tokio::time::timeout(SILENCE, stream.message()).await {
+                Ok(message) => match message.map_err(Failure::from)? {
+                    Some(response) => {
+                        progress_owed = 0;
+                        self.take(&response).await?;
+                    }
+                    None => return Ok(()),
+                },
+                Err(_) => {
+                    silences += 1;
+                    self.ask_member(session).await?;
+                    if silences % ASK_PROGRESS_AFTER == 0 {
+                        ask_progress(&mut stream, &mut progress_owed).await?;
+                    }
+                    if self.updates.is_closed() {
+                        return Err(End::NobodyListens);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether the member answers, with its leader behind it.
+    async fn ask_member(&self, session: &Session) -> Result<(), Failure> {
+        let options = GetOptions::new().with_prefix().with_count_only().with_limit(1);
+        let prefix = self.prefix.as_str();
+        session.request(async |mut client| client.get(prefix, Some(options)).await).await?;
+        self.link.heard(self.revision());
+        Ok(())
+    }
+
+    async fn take(&mut self, response: &WatchResponse) -> Result<(), End> {
+        // First: a watch that is refused comes as created and cancelled at once.
+        if response.canceled() {
+            return Err(match response.compact_revision() {
+                0 => Failure::Cancelled(response.cancel_reason().to_owned()),
+                compacted => Failure::Compacted(compacted),
+            }
+            .into());
+        }
+        let known = self.revision();
+        let at = response.header().map_or(known, etcd_client::ResponseHeader::revision);
+        if response.created() {
+            // A member that lags says so, too; the list that follows comes from the leader and settles it.
+            if at < known {
+                return Err(End::Relist(Resync::Restored));
+            }
+            if at - known > FAR_BEHIND {
+                return Err(End::Relist(Resync::FarBehind));
+            }
+            self.pauses.reset();
+            self.link.heard(known);
+            return Ok(());
+        }
+        let changes: Vec<Change> = response.events().iter().filter_map(|event| self.change(event, known)).collect();
+        let last = changes.iter().map(Change::revision).max();
+        if !changes.is_empty() {
+            self.tell(Update::Changed(changes)).await?;
+        }
+        // -1: an answer to a question of ours.
+        let progress = (response.events().is_empty() && response.watch_id() >= 0).then_some(at);
+        let revision = last.or(progress).unwrap_or(known).max(known);
+        if let Some(known) = &mut self.known {
+            known.revision = revision;
+        }
+        self.link.heard(revision);
+        Ok(())
+    }
+
+    /// `None` for what was known before: a member that lags sends old events again (etcd-io/etcd#20221).
+    fn change(&self, event: &etcd_client::Event, known: i64) -> Option<Change> {
+        let kv = event.kv()?;
+        if kv.mod_revision() <= known {
+            return None;
+        }
+        Some(match event.event_type() {
+            EventType::Put => Change::Put(self.item(kv)),
+            EventType::Delete => Change::Deleted { key: self.name(kv), revision: kv.mod_revision() },
+        })
+    }
+
+    fn item(&self, kv: &KeyValue) -> Item {
+        Item {
+            key: self.name(kv),
+            value: kv.value().to_vec(),
+            lease: kv.lease(),
+            revision: kv.mod_revision(),
+            created: kv.create_revision(),
+        }
+    }
+
+    fn name(&self, kv: &KeyValue) -> String {
+        let key = String::from_utf8_lossy(kv.key());
+        key.strip_prefix(&self.prefix).unwrap_or(&key).to_owned()
+    }
+
+    fn revision(&self) -> i64 {
+        self.known.map_or(0, |known| known.revision)
+    }
+
+    async fn tell(&self, update: Update) -> Result<(), End> {
+        self.updates.send(update).await.map_err(|_| End::NobodyListens)
+    }
+}
+
+impl Change {
+    /// When.
+    pub fn revision(&self) -> i64 {
+        match self {
+            Change::Put(item) => item.revision,
+            Change::Deleted { revision, .. } => *revision,
+        }
+    }
+}
+
+/// An answer is only a sign of life. etcd 3.5.8 to 3.5.12 may owe it for ever where nothing has happened yet
+/// (etcd-io/etcd#17507), so what is owed costs a new watch from where we are, and nothing else.
+async fn ask_progress(stream: &mut WatchStream, owed: &mut u32) -> Result<(), Failure> {
+    if *owed >= 2 {
+        return Err(Failure::NoAnswer);
+    }
+    *owed += 1;
+    Ok(stream.request_progress().await?)
+}
+
+/// The first key behind all that start with `prefix`, as etcd wants the end of a range.
+fn end_of(prefix: &str) -> Vec<u8> {
+    let mut end = prefix.as_bytes().to_vec();
+    // Every prefix here ends in `/`, which is not the last byte there is.
+    if let Some(last) = end.last_mut() {
+        *last += 1;
+    }
+    end
+}

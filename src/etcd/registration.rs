@@ -1,0 +1,236 @@
+//! One key that is there for as long as we are: an agent's node, a replica's own entry.
+//!
+//! The key goes with a lease, so that it does not outlive us by much. A lease is lost more often than one thinks: it runs
+//! out while etcd is away, somebody revokes it, an old client library forgets it (cilium/cilium#42596: keys gone for
+//! hours, and the process looked healthy). So nothing is taken for granted: a lease that etcd does not know any more is
+//! replaced at once and the key written again, and now and then the key itself is looked at.
+//!
+//! **The newer one wins.** Two processes with one name are a mistake, or one of them is about to end. A process that
+//! starts takes the key, whoever has it; one that was there before and has lost it does not take it back while another
+//! has it. Nor does it delete what another has written: every change but the first is made on condition that the key is
+//! as we left it.
+
+use std::time::Duration;
+
+use etcd_client::{Compare, CompareOp, LeaseKeepAliveStream, LeaseKeeper, PutOptions, Txn, TxnOp, TxnOpResponse};
+use tokio::sync::watch;
+
+use super::{Failure, Pauses, Session, SharedEtcd, bounded};
+
+/// Between two signs of life there is this part of the lease.
+const BEATS: u32 = 3;
+
+/// The key itself is looked at with every so many signs of life.
+const LOOK_EVERY: u32 = 3;
+
+/// Keeps one key.
+pub struct Registration {
+    etcd: SharedEtcd,
+    key: String,
+    ttl: Duration,
+    lease: Option<i64>,
+    /// What we wrote last. `None` before the first time: then the key is taken whoever has it.
+    written: Option<Vec<u8>>,
+}
+
+/// How a registration stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// The key is there, and ours.
+    pub registered: bool,
+    /// Another process has it.
+    pub superseded: bool,
+    /// Why it is not there; empty where it is.
+    pub problem: String,
+}
+
+/// A lease that is kept over one connection.
+struct Kept {
+    session: Session,
+    keeper: LeaseKeeper,
+    answers: LeaseKeepAliveStream,
+}
+
+impl Registration {
+    /// Of this key, which etcd keeps for `ttl` (in whole seconds, at least one) without a sign of life. Does nothing yet.
+    pub fn new(etcd: SharedEtcd, key: String, ttl: Duration) -> Self {
+        Registration { etcd, key, ttl, lease: None, written: None }
+    }
+
+    /// Keeps the key at what `record` says, until that is `None` or its sender is gone; then takes it away and returns.
+    /// Records of one process differ from those of any other, so that it knows its own.
+    pub async fn run(mut self, mut record: watch::Receiver<Option<Vec<u8>>>, standing: watch::Sender<Standing>) {
+        let mut pauses = Pauses::default();
+        while wanted(&mut record).is_some() {
+            match self.connection(&mut record, &standing, &mut pauses).await {
+                Ok(()) => break,
+                Err(failure) => {
+                    let problem = failure.to_string();
+                    let is_new = standing.borrow().problem != problem;
+                    if is_new {
+                        tracing::warn!(key = self.key, error = problem, "not registered in etcd; it is tried again");
+                    }
+                    standing.send_modify(|standing| {
+                        standing.registered = false;
+                        standing.problem = problem;
+                    });
+                }
+            }
+            tokio::select! {
+                () = pauses.wait() => {}
+                _ = record.wait_for(Option::is_none) => {}
+            }
+        }
+        if let Err(failure) = self.withdraw().await {
+            tracing::warn!(key = self.key, error = %failure, "the key could not be taken away; its lease runs out by itself");
+        }
+        standing.send_replace(Standing::default());
+    }
+
+    /// Everything over one connection. Returns without an error when the key is not wanted any more.
+    async fn connection(
+        &mut self,
+        record: &mut watch::Receiver<Option<Vec<u8>>>,
+        standing: &watch::Sender<Standing>,
+        pauses: &mut Pauses,
+    ) -> Result<(), Failure> {
+        let session = self.etcd.connect().await?;
+        let mut kept = self.keep_lease(session).await?;
+        let mut beats = 0;
+        loop {
+            let Some(value) = wanted(record) else { return Ok(()) };
+            let ours = self.write(&kept.session, value).await?;
+            pauses.reset();
+            self.report(standing, ours);
+            let changed = async {
+                // Until it is to be written again: it has changed, or may have been deleted.
+                loop {
+                    let beat = (self.ttl / BEATS).mul_f64(0.9 + 0.2 * fastrand::f64());
+                    tokio::select! {
+                        changed = record.changed() => return Ok::<bool, Failure>(changed.is_ok()),
+                        () = tokio::time::sleep(beat) => {}
+                    }
+                    if !kept.beat().await? {
+                        return Ok(false);
+                    }
+                    beats += 1;
+                    if beats % LOOK_EVERY == 0 || !ours {
+                        return Ok(true);
+                    }
+                }
+            };
+            if !changed.await? {
+                if wanted(record).is_none() {
+                    return Ok(());
+                }
+                tracing::warn!(key = self.key, "etcd has ended our lease; the key is written again with a new one");
+                self.lease = None;
+                kept = self.keep_lease(kept.session).await?;
+            }
+        }
+    }
+
+    fn report(&self, standing: &watch::Sender<Standing>, ours: bool) {
+        let before = standing.send_replace(Standing {
+            registered: ours,
+            superseded: !ours,
+            problem: if ours { String::new() } else { "another process has registered under this name".to_owned() },
+        });
+        if ours && !before.registered {
+            tracing::info!(key = self.key, "registered in etcd");
+        }
+        if !ours && !before.superseded {
+            tracing::error!(
+                key = self.key,
+                "another process has registered under this name: it stays, until its key is gone"
+            );
+        }
+    }
+
+    /// Goes on with the lease that there is, or gets a new one.
+    async fn keep_lease(&mut self, session: Session) -> Result<Kept, Failure> {
+        if let Some(lease) = self.lease {
+            match session.request(async |mut client| client.lease_keep_alive(lease).await).await {
+                Ok((keeper, answers)) => return Ok(Kept { session, keeper, answers }),
+                Err(failure) if failure.is_lease_lost() => self.lease = None,
+                Err(failure) => return Err(failure),
+            }
+        }
+        let ttl = i64::try_from(self.ttl.as_secs().max(1)).unwrap_or(i64::MAX);
+        let granted = session.request(async |mut client| client.lease_grant(ttl, None).await).await?;
+        let lease = granted.id();
+        self.lease = Some(lease);
+        let (keeper, answers) = session.request(async |mut client| client.lease_keep_alive(lease).await).await?;
+        Ok(Kept { session, keeper, answers })
+    }
+
+    /// Writes the key, unless it has this value already. Says whether it is ours: another process may have it.
+    async fn write(&mut self, session: &Session, value: Vec<u8>) -> Result<bool, Failure> {
+        let Some(lease) = self.lease else { return Err(Failure::Closed) };
+        let key = self.key.as_str();
+        let put = || TxnOp::put(key, value.clone(), Some(PutOptions::new().with_lease(lease)));
+        let txn = match &self.written {
+            None => Txn::new().and_then([put()]),
+            Some(written) => {
+                let is_new = |value: &[u8]| Compare::value(key, CompareOp::Equal, value);
+                let unchanged = Txn::new()
+                    .when([is_new(&value), Compare::lease(key, CompareOp::Equal, lease)])
+                    .and_then([])
+                    .or_else([TxnOp::txn(
+                        Txn::new().when([is_new(written)]).and_then([put()]).or_else([TxnOp::get(key, None)]),
+                    )]);
+                Txn::new()
+                    .when([Compare::version(key, CompareOp::Equal, 0)])
+                    .and_then([put()])
+                    .or_else([TxnOp::txn(unchanged)])
+            }
+        };
+        let answer = session.request(async |mut client| client.txn(txn).await).await?;
+        let ours = !ends_in_get(&answer.op_responses());
+        if ours {
+            self.written = Some(value);
+        }
+        Ok(ours)
+    }
+
+    /// Takes the key away if it is as we left it, and gives the lease back.
+    async fn withdraw(&mut self) -> Result<(), Failure> {
+        let (Some(written), Some(lease)) = (self.written.take(), self.lease.take()) else { return Ok(()) };
+        let session = self.etcd.connect().await?;
+        let key = self.key.as_str();
+        let txn =
+            Txn::new().when([Compare::value(key, CompareOp::Equal, written)]).and_then([TxnOp::delete(key, None)]);
+        session.request(async |mut client| client.txn(txn).await).await?;
+        // The key is gone, or another's: nothing goes with the lease.
+        match session.request(async |mut client| client.lease_revoke(lease).await).await {
+            Err(failure) if !failure.is_lease_lost() => Err(failure),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Kept {
+    /// A sign of life. `false` where the lease is not known any more.
+    async fn beat(&mut self) -> Result<bool, Failure> {
+        self.keeper.keep_alive().await?;
+        let answer = bounded(async { self.answers.message().await?.ok_or(Failure::Closed) }).await?;
+        Ok(answer.ttl() > 0)
+    }
+}
+
+/// What the record is now; `None` also where nobody can change it any more.
+fn wanted(record: &mut watch::Receiver<Option<Vec<u8>>>) -> Option<Vec<u8>> {
+    if record.has_changed().is_err() {
+        return None;
+    }
+    record.borrow_and_update().clone()
+}
+
+/// Whether the innermost branch that was taken is the one that only looks.
+fn ends_in_get(responses: &[TxnOpResponse]) -> bool {
+    match responses.first() {
+        Some(TxnOpResponse::Get(_)) => true,
+        Some(TxnOpResponse::Txn(inner)) => ends_in_get(&inner.op_responses()),
+        _ => false,
+    }
+}

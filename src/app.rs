@@ -28,7 +28,7 @@ use crate::admin::Admin;
 use crate::config::{Config, JournalKind, Limits as ClientLimits};
 use crate::delivery::{self, Deliveries, Pace};
 use crate::edge::Edge;
-use crate::fleet::{Fence, NodeId, Role, Snapshot};
+use crate::fleet::{Fence, NodeId, Role, Snapshot, Source};
 use crate::fleet_keeper::FleetKeeper;
 use crate::http_server;
 use crate::journal::{Disk, Journal, Limits, Memory};
@@ -240,6 +240,7 @@ fn keep_fleet(
         Arc::clone(slow_start),
         Arc::clone(metrics),
         events_sender.clone(),
+        [Source::Static],
         listed_sender,
     );
     let slow_start = Arc::clone(slow_start);

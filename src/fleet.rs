@@ -19,7 +19,7 @@ mod life_signs;
 mod node;
 mod snapshot;
 
-pub use event::{Check, Event, Verdict};
+pub use event::{Check, Event, Source, Verdict};
 pub use fence::Fence;
 pub use health::{Health, HealthState, Thresholds};
 pub use life_signs::{LANDING, LifeSigns};

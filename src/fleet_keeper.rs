@@ -7,7 +7,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -17,7 +17,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use crate::config::HealthChecks;
 use crate::delivery::Deliveries;
 use crate::fleet::{
-    Event, Health, HealthState, Live, Member, Node, NodeId, NodeSpec, Pool, Role, Snapshot, Thresholds, Verdict,
+    Event, Health, HealthState, Live, Member, Node, NodeId, NodeSpec, Pool, Role, Snapshot, Source, Thresholds, Verdict,
 };
 use crate::probe::Probe;
 use crate::slow_start::SlowStart;
@@ -34,6 +34,8 @@ pub struct FleetKeeper {
     events: mpsc::Sender<Event>,
     probes: JoinSet<()>,
     next_key: u64,
+    /// The sources that have not told yet of all that they know.
+    unlisted: BTreeSet<Source>,
     listed: watch::Sender<bool>,
     /// All that there was at the start is known and has been checked once. Before that all nodes are new together, and
     /// none has a reason to start more slowly than another.
@@ -50,7 +52,8 @@ struct Kept {
 }
 
 impl FleetKeeper {
-    /// A keeper that publishes to `fleet`. `listed` turns true when the registry has told of all it knew at the start.
+    /// A keeper that publishes to `fleet`. `listed` turns true when each of the sources has told of all it knew at the
+    /// start.
     pub fn new(
         fleet: Arc<ArcSwap<Snapshot>>,
         checks: HealthChecks,
@@ -58,6 +61,7 @@ impl FleetKeeper {
         slow_start: Arc<SlowStart>,
         metrics: Arc<Metrics>,
         events: mpsc::Sender<Event>,
+        sources: impl IntoIterator<Item = Source>,
         listed: watch::Sender<bool>,
     ) -> Self {
         FleetKeeper {
@@ -70,6 +74,7 @@ impl FleetKeeper {
             events,
             probes: JoinSet::new(),
             next_key: 0,
+            unlisted: sources.into_iter().collect(),
             listed,
             settled: false,
         }
@@ -102,8 +107,13 @@ impl FleetKeeper {
     fn apply(&mut self, event: Event) {
         match event {
             Event::Joined(spec) => self.join(spec),
-            Event::Left(role, id) => self.leave(role, &id),
-            Event::Listed => _ = self.listed.send_replace(true),
+            Event::Left(_, role, id) | Event::Vanished(_, role, id) => self.leave(role, &id),
+            Event::Listed(source) => {
+                self.unlisted.remove(&source);
+                if self.unlisted.is_empty() {
+                    self.listed.send_replace(true);
+                }
+            }
             Event::Checked(check) => {
                 let Some(kept) = self.nodes.get_mut(&(check.role, check.id)) else { return };
                 if kept.node.spec.address != check.address {

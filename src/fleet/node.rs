@@ -1,5 +1,6 @@
 //! One node: its identity, what the registry says about it, and its live counters.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -7,7 +8,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use super::LifeSigns;
+use super::{LifeSigns, Source};
 
 /// What a node does in the fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -124,8 +125,10 @@ pub fn is_another_life(before: Option<&str>, now: Option<&str>) -> bool {
 }
 
 /// What the registry says about one node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeSpec {
+    /// Who says so.
+    pub source: Source,
     /// What it does.
     pub role: Role,
     /// Its stable name, unique within its role.
@@ -143,12 +146,17 @@ pub struct NodeSpec {
     /// Names the life of its cache (Varnish only): another epoch is another cache, and an empty one. `None` where nobody
     /// says: then it counts as the cache that was there before.
     pub epoch: Option<Arc<str>>,
+    /// Where it stands, for people.
+    pub zone: Option<Arc<str>>,
+    /// What else there is to say of it, for people and their tools.
+    pub labels: BTreeMap<String, String>,
 }
 
 impl NodeSpec {
     /// A node of which no more is known than this: everything else has its default.
     pub fn new(role: Role, id: NodeId, address: SocketAddr) -> Self {
         NodeSpec {
+            source: Source::default(),
             role,
             id,
             address,
@@ -157,6 +165,8 @@ impl NodeSpec {
             header_limit: DEFAULT_HEADER_LIMIT,
             send_proxy: SendProxy::default(),
             epoch: None,
+            zone: None,
+            labels: BTreeMap::new(),
         }
     }
 

@@ -36,7 +36,8 @@ fn rig(panic_threshold: f64) -> Rig {
     };
     let deliveries = Arc::new(Deliveries::new(context));
     let (nobody_listens, listed) = (mpsc::channel(1).0, watch::channel(false).0);
-    let keeper = FleetKeeper::new(fleet, checks, deliveries, slow_start, metrics, nobody_listens, listed);
+    let keeper =
+        FleetKeeper::new(fleet, checks, deliveries, slow_start, metrics, nobody_listens, [Source::Static], listed);
     Rig { keeper }
 }
 
@@ -64,7 +65,7 @@ impl Rig {
     fn settled(panic_threshold: f64) -> Self {
         let mut rig = rig(panic_threshold);
         ["a", "b"].into_iter().for_each(|id| rig.join(id, 1));
-        rig.tell(Event::Listed);
+        rig.tell(Event::Listed(Source::Static));
         ["a", "b"].into_iter().for_each(|id| rig.check(id, &Verdict::Passed));
         rig
     }
@@ -94,7 +95,7 @@ async fn nodes_that_are_new_together_have_their_whole_share_at_once() {
     // Also where one of them is down at first and the other one is not known yet.
     let mut rig = rig(0.0);
     ["a", "b"].into_iter().for_each(|id| rig.join(id, 1));
-    rig.tell(Event::Listed);
+    rig.tell(Event::Listed(Source::Static));
     rig.check("a", &down());
     rig.check("a", &Verdict::Passed);
     rig.check("b", &Verdict::Passed);
@@ -126,7 +127,7 @@ async fn a_node_that_joins_later_starts_slowly_with_its_first_pass() {
     tokio::time::sleep(Duration::from_secs(60)).await;
     rig.check("c", &Verdict::Passed);
     assert!(rig.share("c") < WHOLE_SHARE / 8);
-    rig.tell(Event::Left(Role::Web, spec("c").id));
+    rig.tell(Event::Left(Source::Static, Role::Web, spec("c").id));
     rig.join("c", 1);
     rig.check("c", &Verdict::Passed);
     assert!(rig.share("c") < WHOLE_SHARE / 8, "another node with this id had a slow start, and not this one");

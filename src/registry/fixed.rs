@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use crate::config::StaticNode;
-use crate::fleet::{DEFAULT_HEADER_LIMIT, Event, NodeSpec};
+use crate::fleet::{DEFAULT_HEADER_LIMIT, Event, NodeSpec, Source};
 
 /// How long after a failed look-up the next one follows.
 const RETRY: Duration = Duration::from_secs(2);
@@ -21,7 +21,7 @@ const LOOKUP: Duration = Duration::from_secs(2);
 /// nobody listens any more.
 pub async fn announce(nodes: Vec<StaticNode>, events: mpsc::Sender<Event>) {
     let mut unresolved = announce_once(nodes, &events).await;
-    if events.send(Event::Listed).await.is_err() {
+    if events.send(Event::Listed(Source::Static)).await.is_err() {
         return;
     }
     while !unresolved.is_empty() && !events.is_closed() {

@@ -1,7 +1,7 @@
 //! The harness of etcd itself: what other tests rest on.
 
-use std::io::ErrorKind;
-use std::net::TcpStream;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,11 @@ use crate::support::etcd::Etcd;
 use crate::support::etcd::access::Access;
 use crate::support::etcd::backup::ClusterId;
 use crate::support::etcd::certificates::Certificates;
+use crate::support::etcd::link::Link;
 use crate::support::{PATIENCE, eventually};
+
+/// Long enough to see that an answer does not come: those that come take a hundredth of it.
+const SILENCE: Duration = Duration::from_millis(300);
 
 /// Asks by a client that the harness has nothing to do with.
 fn ask<T>(
@@ -197,17 +201,115 @@ fn an_etcd_with_tls_refuses_clients_without_its_certificate() {
 }
 
 #[test]
+fn a_link_that_is_cut_loses_everything_and_says_nothing() {
+    let target = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let mut link = Link::to(&format!("http://{}", target.local_addr().expect("an address")));
+    let (mut client, mut server) = (connect(&link).expect("a link"), accept(&target));
+    exchange(&mut client, &mut server);
+    exchange(&mut server, &mut client);
+
+    link.cut();
+    client.write_all(b"lost").expect("room to write");
+    server.write_all(b"lost").expect("room to write");
+    let mut late = connect(&link).expect("a link that is cut accepts");
+    late.write_all(b"lost").expect("room to write");
+    for end in [&mut client, &mut server, &mut late] {
+        end.set_read_timeout(Some(SILENCE)).expect("a socket option");
+        let error = end.read(&mut [0; 8]).expect_err("nothing comes, not even an end");
+        assert_eq!(error.kind(), ErrorKind::WouldBlock);
+        end.set_read_timeout(Some(PATIENCE)).expect("a socket option");
+    }
+
+    link.mend();
+    for end in [&mut client, &mut server, &mut late] {
+        assert_eq!(end.read(&mut [0; 8]).expect_err("a reset").kind(), ErrorKind::ConnectionReset);
+    }
+    let (mut client, mut server) = (connect(&link).expect("a link"), accept(&target));
+    exchange(&mut client, &mut server);
+
+    link.close();
+    for end in [&mut client, &mut server] {
+        assert_eq!(end.read(&mut [0; 8]).expect_err("a reset").kind(), ErrorKind::ConnectionReset);
+    }
+    assert_eq!(connect(&link).expect_err("a link that is closed refuses").kind(), ErrorKind::ConnectionRefused);
+
+    link.mend();
+    let (mut client, mut server) = (connect(&link).expect("a link"), accept(&target));
+    exchange(&mut client, &mut server);
+    client.shutdown(std::net::Shutdown::Write).expect("our socket");
+    assert_eq!(server.read(&mut [0; 8]).expect("an end"), 0);
+    exchange(&mut server, &mut client);
+}
+
+/// A link can be cut while one end does not read what is on its way to it.
+#[test]
+fn a_link_is_cut_while_it_is_full() {
+    let target = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let link = Link::to(&format!("http://{}", target.local_addr().expect("an address")));
+    let (mut client, mut server) = (connect(&link).expect("a link"), accept(&target));
+    client.set_write_timeout(Some(SILENCE)).expect("a socket option");
+    let full = std::iter::repeat_with(|| client.write_all(&[0; 1 << 20])).find_map(Result::err).expect("a full link");
+    assert_eq!(full.kind(), ErrorKind::WouldBlock);
+    link.cut();
+    server.set_read_timeout(Some(SILENCE)).expect("a socket option");
+    let end = std::io::copy(&mut server, &mut std::io::sink()).expect_err("what was there, and no end");
+    assert_eq!(end.kind(), ErrorKind::WouldBlock);
+}
+
+fn connect(link: &Link) -> std::io::Result<TcpStream> {
+    let stream = TcpStream::connect(link.endpoint().strip_prefix("http://").expect("an endpoint"))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+fn accept(target: &TcpListener) -> TcpStream {
+    let (stream, _) = target.accept().expect("a connection");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a socket option");
+    stream
+}
+
+fn exchange(from: &mut TcpStream, to: &mut TcpStream) {
+    from.write_all(b"hello").expect("room to write");
+    let mut piece = [0; 5];
+    to.read_exact(&mut piece).expect("what was sent");
+    assert_eq!(&piece, b"hello");
+}
+
+#[test]
+fn a_client_is_cut_off_while_etcd_serves_others() {
+    let etcd = Etcd::start();
+    let mut link = Link::to(etcd.endpoint(0));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let options = ConnectOptions::new().with_timeout(SILENCE);
+    let mut client = runtime.block_on(Client::connect([link.endpoint()], Some(options))).expect("a client");
+    runtime.block_on(client.put("a", "1", None)).expect("a link that is open");
+    link.cut();
+    let error = runtime.block_on(client.put("a", "2", None)).map(drop).expect_err("a link that is cut");
+    assert!(error_text(&error).contains("imeout"), "a deadline is all that shows it");
+    etcd.put("b", "1");
+    assert_eq!(etcd.get("a").as_deref(), Some("1"), "what was sent over a link that is cut is lost");
+    link.mend();
+    eventually("the client is back", || runtime.block_on(client.put("a", "3", None)).ok());
+    assert_eq!(etcd.get("a").as_deref(), Some("3"));
+    link.close();
+    runtime.block_on(client.put("a", "4", None)).map(drop).expect_err("a link that is closed");
+}
+
+#[test]
 fn nothing_is_left_of_a_test_that_fails() {
     let mut left = None;
     let test = AssertUnwindSafe(|| {
         let mut etcd = Etcd::start_tls();
-        left = Some((etcd.endpoint(0).to_owned(), etcd.tls().ca.clone()));
+        let link = Link::to(etcd.endpoint(0));
+        left = Some(([etcd.endpoint(0).to_owned(), link.endpoint()], etcd.tls().ca.clone()));
         etcd.hang(0);
         panic!("as tests do");
     });
     catch_unwind(test).expect_err("a test that fails");
-    let (endpoint, file) = left.expect("an etcd that has run");
-    let address = endpoint.strip_prefix("https://").expect("an endpoint");
-    assert_eq!(TcpStream::connect(address).expect_err("nobody").kind(), ErrorKind::ConnectionRefused);
+    let (endpoints, file) = left.expect("an etcd that has run");
+    for endpoint in endpoints {
+        let address = endpoint.strip_prefix("https://").expect("an endpoint");
+        assert_eq!(TcpStream::connect(address).expect_err("nobody").kind(), ErrorKind::ConnectionRefused);
+    }
     assert!(!file.exists(), "the folder is gone");
 }

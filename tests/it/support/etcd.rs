@@ -4,6 +4,7 @@ pub mod access;
 pub mod backup;
 pub mod certificates;
 mod data;
+pub mod link;
 mod loopback;
 mod member;
 

@@ -68,7 +68,6 @@ const UPDATES: usize = 64;
 /// A journal in etcd.
 pub struct Etcd {
     inner: Arc<Inner>,
-    link: Arc<Link>,
     /// Aborted with this value. What they have begun with the local journal is finished by it.
     _tasks: JoinSet<()>,
 }
@@ -81,6 +80,7 @@ struct Inner {
     published: Published,
     limits: Limits,
     etcd: SharedEtcd,
+    link: Arc<Link>,
 }
 
 /// A purge as one replica tells another one of it.
@@ -139,6 +139,7 @@ impl Etcd {
         etcd: SharedEtcd,
         clock: Clock,
     ) -> Result<Self, OpenError> {
+        let link = Link::new("journal");
         let inner = Arc::new(Inner {
             local: Disk::open_with_clock(path, limits, guard, clock)?,
             names: Names { process: fastrand::u64(..), count: AtomicU64::new(0) },
@@ -146,12 +147,12 @@ impl Etcd {
             published: Published::default(),
             limits,
             etcd: Arc::clone(&etcd),
+            link: Arc::clone(&link),
         });
-        let link = Link::new("journal");
         let (updates_sender, updates) = mpsc::channel(UPDATES);
         let (synced_sender, mut synced) = watch::channel(false);
         let mut tasks = JoinSet::new();
-        tasks.spawn(follow(Arc::clone(&etcd), etcd.key(PURGES), Arc::clone(&link), updates_sender));
+        tasks.spawn(follow(Arc::clone(&etcd), etcd.key(PURGES), link, updates_sender));
         tasks.spawn(sync::run(Arc::clone(&inner), updates, synced_sender));
         tasks.spawn(uplink::run(Arc::clone(&inner)));
         tasks.spawn(cursors::run(Arc::clone(&inner)));
@@ -162,7 +163,7 @@ impl Etcd {
                 "etcd does not answer: the journal starts with what is on this machine"
             );
         }
-        Ok(Etcd { inner, link, _tasks: tasks })
+        Ok(Etcd { inner, _tasks: tasks })
     }
 
     /// Takes in what another replica tells of; resolves with the last of their places once all are durable and readable.
@@ -202,7 +203,7 @@ impl Etcd {
 
     /// How the watch is doing.
     pub fn link(&self) -> &Arc<Link> {
-        &self.link
+        &self.inner.link
     }
 }
 
@@ -212,6 +213,7 @@ impl Inner {
         let at_ms = self.local.now_ms();
         let id = self.names.next(at_ms);
         let revision = self.uplink.put(&id, at_ms, &purge).await;
+        self.link.expect(i64::try_from(revision.unwrap_or(0)).unwrap_or(i64::MAX));
         if revision.is_some()
             && let Ok(position) = tokio::time::timeout(IN_ORDER, self.comes_by_watch(&id)).await
         {

@@ -167,6 +167,7 @@ async fn upload(inner: &Arc<Inner>, session: &Session) -> Result<(), Failure> {
         // Trimmed a moment ago: then there was an overflow, and the next round tells.
         let Some(entry) = entry(inner, position) else { continue };
         let revision = write(&inner.etcd, session, &id, &entry).await?;
+        inner.link.expect(i64::try_from(revision).unwrap_or(i64::MAX));
         // Not known after a crash: then it is found there.
         if let Err(error) = inner.local.found(vec![(position, Some(revision))]).await {
             tracing::warn!(%error, "it could not be noted that a purge is in etcd");

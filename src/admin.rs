@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
+use hyper::body::Bytes;
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -13,6 +14,7 @@ use crate::delivery::Deliveries;
 use crate::fleet::{Fence, Health, Member, Pool, Role, Snapshot, WHOLE_SHARE};
 use crate::http_server::{Handler, Response, json, response, text};
 use crate::journal::{Journal, Lag, Position};
+use crate::replicas::{self, Replicas};
 use crate::shutdown::{Shutdown, Stage};
 use crate::telemetry::Metrics;
 
@@ -26,6 +28,8 @@ pub struct Admin {
     pub journal: Arc<dyn Journal>,
     /// The kind of the journal, as configured.
     pub journal_kind: &'static str,
+    /// The clearcoats before this fleet, where there may be several.
+    pub replicas: Option<Arc<Replicas>>,
     /// Who has it.
     pub deliveries: Arc<Deliveries>,
     /// Who purged what.
@@ -45,6 +49,12 @@ struct FleetView<'a> {
     head: Position,
     fence: Position,
     journal: &'static str,
+    /// Purges that are not in etcd yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    spooled: Option<usize>,
+    /// The clearcoats before this fleet, this one first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    replicas: Vec<replicas::View>,
     nodes: Vec<NodeView<'a>>,
 }
 
@@ -73,7 +83,7 @@ struct VarnishView {
 }
 
 impl Handler for Admin {
-    async fn handle(&self, request: http::Request<()>, _peer: SocketAddr) -> Response {
+    async fn handle(&self, request: http::Request<Bytes>, _peer: SocketAddr) -> Response {
         if request.method() != http::Method::GET && request.method() != http::Method::HEAD {
             return text(405, "only GET and HEAD are allowed here\n");
         }
@@ -109,9 +119,15 @@ impl Admin {
             head: self.journal.head(),
             fence: self.fence.position(),
             journal: self.journal_kind,
+            spooled: self.spooled(),
+            replicas: self.replicas.as_ref().map_or_else(Vec::new, |replicas| replicas.view()),
             nodes: members.map(|member| self.node(member)).collect(),
         };
         json(200, &view)
+    }
+
+    fn spooled(&self) -> Option<usize> {
+        self.replicas.as_ref().and_then(|replicas| replicas.spooled())
     }
 
     fn node<'m>(&self, member: &'m Member) -> NodeView<'m> {
@@ -139,6 +155,7 @@ impl Admin {
     fn metrics(&self) -> Response {
         let fleet = self.fleet.load();
         self.metrics.journal_head.set(self.journal.head().cast_signed());
+        self.metrics.journal_spooled.set(i64::try_from(self.spooled().unwrap_or(0)).unwrap_or(i64::MAX));
         self.gauge_pool(&fleet.web);
         self.gauge_pool(&fleet.varnish);
         match self.metrics.render() {

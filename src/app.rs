@@ -28,15 +28,17 @@ use crate::admin::Admin;
 use crate::config::{Config, JournalKind, Limits as ClientLimits};
 use crate::delivery::{self, Deliveries, Pace};
 use crate::edge::Edge;
+use crate::etcd::{Etcd, SharedEtcd};
 use crate::fleet::{Fence, NodeId, Role, Snapshot, Source};
 use crate::fleet_keeper::FleetKeeper;
 use crate::http_server;
-use crate::journal::{Disk, Journal, Limits, Memory};
+use crate::journal::{self, Disk, Journal, Limits, Memory};
 use crate::origin::Origin;
 use crate::proxy;
 use crate::purge::Guard;
 use crate::purge_api::PurgeApi;
 use crate::registry;
+use crate::replicas::{self, Replicas};
 use crate::shutdown::{self, Shutdown, ShutdownHandle, Stage};
 use crate::slow_start::SlowStart;
 use crate::telemetry::Metrics;
@@ -64,6 +66,7 @@ pub struct App {
     tasks: JoinSet<()>,
     deliveries: Arc<Deliveries>,
     journal: Arc<dyn Journal>,
+    replicas: Option<Arc<Replicas>>,
 }
 
 /// Where a running clearcoat listens: what port 0 became.
@@ -102,7 +105,8 @@ impl App {
         let started = Instant::now();
         let metrics = Arc::new(Metrics::new().context("metrics")?);
         let guard = Arc::new(Guard::new(started));
-        let journal = open_journal(config, &guard)?;
+        let etcd = config.uses_etcd().then(|| Arc::new(Etcd::new(&config.registry.etcd)));
+        let (journal, shared_journal) = open_journal(config, &guard, etcd.as_ref()).await?;
         // Whatever is in the journal counts as answered: nobody knows how far the last process came.
         let fence = Arc::new(Fence::at(journal.head()));
         let fleet = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
@@ -127,15 +131,37 @@ impl App {
         tasks.spawn(async move { saved.save_cursors().await });
         let watched = certificates.into_iter().map(|(_, tls)| Arc::new(tls));
         watched.for_each(|tls| _ = tasks.spawn(tls::watch(tls, Arc::clone(&metrics), tls::LOOK_EVERY)));
-        tasks.spawn(open_edge(listed, Arc::clone(&deliveries), config.purge.ack_timeout, open_sender));
+        let replicas = match etcd {
+            Some(etcd) => {
+                let context = replicas::Context {
+                    etcd,
+                    journal: shared_journal,
+                    journal_kind: config.journal.kind(),
+                    deliveries: Arc::clone(&deliveries),
+                    ack_timeout: config.purge.ack_timeout,
+                    token: config.purge.token.clone(),
+                    metrics: Arc::clone(&metrics),
+                };
+                Some(join_replicas(config, context, &addresses, &mut tasks)?)
+            }
+            None => None,
+        };
+        let patience = config.purge.ack_timeout;
+        tasks.spawn(open_edge(listed, Arc::clone(&deliveries), replicas.clone(), patience, open_sender));
 
-        let purge_api =
-            PurgeApi::new(&config.purge, Arc::clone(&journal), Arc::clone(&deliveries), Arc::clone(&metrics));
+        let purge_api = PurgeApi::new(
+            &config.purge,
+            Arc::clone(&journal),
+            Arc::clone(&deliveries),
+            replicas.clone(),
+            Arc::clone(&metrics),
+        );
         let admin_api = Admin {
             fleet: Arc::clone(&fleet),
             fence: Arc::clone(&fence),
             journal: Arc::clone(&journal),
             journal_kind: config.journal.kind().as_str(),
+            replicas: replicas.clone(),
             deliveries: Arc::clone(&deliveries),
             attribution: purge_api.attribution(),
             metrics: Arc::clone(&metrics),
@@ -162,6 +188,7 @@ impl App {
             tasks,
             deliveries,
             journal,
+            replicas,
         })
     }
 
@@ -179,7 +206,8 @@ impl App {
     /// Ends in order: says it is not ready, stops accepting, lets what is under way finish, saves the cursors. When
     /// `hurry` resolves, what is under way is cut.
     pub async fn stop(self, hurry: impl Future<Output = ()>) {
-        let App { shutdown, mut edge_in_use, workers, mut servers, mut tasks, deliveries, journal, .. } = self;
+        let App { shutdown, mut edge_in_use, workers, mut servers, mut tasks, deliveries, journal, replicas, .. } =
+            self;
         let drained = async {
             while servers.join_next().await.is_some() {}
             let joined =
@@ -212,6 +240,10 @@ impl App {
         tokio::select! {
             () = drained => {}
             () = stages => {}
+        }
+        // Nobody is served here any more, so nobody needs our word.
+        if let Some(replicas) = replicas {
+            replicas.withdraw().await;
         }
         tasks.shutdown().await;
         if let Err(error) = journal.save_cursors(deliveries.cursors()).await {
@@ -287,11 +319,16 @@ fn start_workers(
 async fn open_edge(
     mut listed: watch::Receiver<bool>,
     deliveries: Arc<Deliveries>,
+    replicas: Option<Arc<Replicas>>,
     patience: Duration,
     open: watch::Sender<bool>,
 ) {
     if listed.wait_for(|listed| *listed).await.is_err() {
         return;
+    }
+    if let Some(replicas) = replicas {
+        // What they accept from now on, they tell us.
+        replicas.announced().await;
     }
     if tokio::time::timeout(patience, deliveries.all_current()).await.is_err() {
         tracing::warn!("the edge opens though not every Varnish is up to date; those that are not get no traffic");
@@ -331,10 +368,38 @@ fn admission(limits: &ClientLimits, metrics: &Metrics) -> Arc<proxy::Admission> 
     Arc::new(proxy::Admission::new(most, from_one, metrics.edge_connections.clone()))
 }
 
-fn open_journal(config: &Config, guard: &Arc<Guard>) -> anyhow::Result<Arc<dyn Journal>> {
+/// The journal, and the same once more where replicas share it.
+async fn open_journal(
+    config: &Config,
+    guard: &Arc<Guard>,
+    etcd: Option<&SharedEtcd>,
+) -> anyhow::Result<(Arc<dyn Journal>, Option<Arc<journal::Etcd>>)> {
     let limits = Limits { retention: config.journal.retention, ..Limits::default() };
-    Ok(match config.journal.kind() {
-        JournalKind::Memory => Arc::new(Memory::new(limits, Arc::clone(guard))),
-        JournalKind::Disk | JournalKind::Etcd => Arc::new(Disk::open(&config.journal.path, limits, Arc::clone(guard))?),
+    let (path, guard) = (&config.journal.path, Arc::clone(guard));
+    Ok(match (config.journal.kind(), etcd) {
+        (JournalKind::Memory, _) => (Arc::new(Memory::new(limits, guard)), None),
+        (JournalKind::Etcd, Some(etcd)) => {
+            let shared = Arc::new(journal::Etcd::open(path, limits, guard, Arc::clone(etcd)).await?);
+            (Arc::clone(&shared) as Arc<dyn Journal>, Some(shared))
+        }
+        (JournalKind::Disk | JournalKind::Etcd, _) => (Arc::new(Disk::open(path, limits, guard)?), None),
     })
+}
+
+/// Says who we are to the other clearcoats before this fleet, and looks for them.
+fn join_replicas(
+    config: &Config,
+    context: replicas::Context,
+    addresses: &Addresses,
+    tasks: &mut JoinSet<()>,
+) -> anyhow::Result<Arc<Replicas>> {
+    let id = replicas::own_id(&config.replica).map_err(anyhow::Error::msg)?;
+    let listener = addresses.purge.first().copied().context("purge.listen holds no address")?;
+    let address = replicas::own_address(&config.replica, &config.registry.etcd.endpoints, listener);
+    let (deliveries, patience) = (Arc::clone(&context.deliveries), context.ack_timeout);
+    if context.journal.is_some() {
+        tasks.spawn(async move { deliveries.keep_up(patience).await });
+    }
+    let record = replicas::Record::new(address, context.journal_kind);
+    Ok(Replicas::start(context, id, record, tasks))
 }

@@ -59,6 +59,12 @@ pub struct Metrics {
     pub journal_head: IntGauge,
     /// How long it took to make a purge durable.
     pub journal_append_duration: Histogram,
+    /// Purges that are not in etcd yet.
+    pub journal_spooled: IntGauge,
+    /// Clearcoats before this fleet, as far as is known.
+    pub replicas: IntGauge,
+    /// Times a purge was answered though a replica had not confirmed it.
+    pub replica_unconfirmed: IntCounter,
 }
 
 /// The handles of one node.
@@ -177,6 +183,16 @@ impl Metrics {
                 "journal_append_duration_seconds",
                 "Time until a purge was durable",
                 &purge::BUCKETS,
+            )?,
+            journal_spooled: register(
+                r,
+                IntGauge::new("journal_spooled", "Purges that are durable here and not in etcd yet")?,
+            )?,
+            replicas: register(r, IntGauge::new("replicas", "Clearcoats before this fleet, with this one")?)?,
+            replica_unconfirmed: counter(
+                r,
+                "replica_unconfirmed_total",
+                "Purges that were answered though another replica had not confirmed them",
             )?,
             nodes: DashMap::new(),
             registry,

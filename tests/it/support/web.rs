@@ -174,7 +174,7 @@ impl Drop for Web {
 }
 
 impl Handler for Node {
-    async fn handle(&self, request: http::Request<()>, _peer: SocketAddr) -> Response {
+    async fn handle(&self, request: http::Request<hyper::body::Bytes>, _peer: SocketAddr) -> Response {
         let path = request.uri().path();
         if path == "/health_check.php" {
             return if self.healthy.load(Ordering::SeqCst) { text(200, "ok") } else { text(500, "ill") };

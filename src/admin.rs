@@ -1,5 +1,6 @@
 //! The admin listener: metrics, health of this process, and as JSON the fleet and who purges what.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -10,7 +11,8 @@ use tokio::sync::watch;
 
 use crate::attribution::Attribution;
 use crate::delivery::Deliveries;
-use crate::fleet::{Fence, Health, Member, Pool, Role, Snapshot, WHOLE_SHARE};
+use crate::etcd::follow::Link;
+use crate::fleet::{Fence, Health, Member, Pool, Role, Snapshot, Source, WHOLE_SHARE};
 use crate::http_server::{Handler, Response, json, response, text};
 use crate::journal::{Journal, Missed, Position};
 use crate::shutdown::{Shutdown, Stage};
@@ -30,6 +32,8 @@ pub struct Admin {
     pub deliveries: Arc<Deliveries>,
     /// Who purged what.
     pub attribution: Arc<Attribution>,
+    /// How the nodes in etcd are followed, where nodes are there.
+    pub registry: Option<Arc<Link>>,
     /// All metrics.
     pub metrics: Arc<Metrics>,
     /// Whether the edge takes traffic.
@@ -45,7 +49,19 @@ struct FleetView<'a> {
     head: Position,
     fence: Position,
     journal: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    registry: Option<RegistryView>,
     nodes: Vec<NodeView<'a>>,
+}
+
+/// Where nodes come from, beside the configuration file.
+#[derive(Serialize)]
+struct RegistryView {
+    kind: &'static str,
+    connected: bool,
+    revision: i64,
+    last_contact_seconds: f64,
+    problem: Arc<str>,
 }
 
 #[derive(Serialize)]
@@ -59,6 +75,16 @@ struct NodeView<'a> {
     health: Health,
     reason: &'a str,
     inflight: u32,
+    source: Source,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    zone: Option<&'a str>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    labels: &'a BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    epoch: Option<&'a str>,
+    /// It is absent from its source.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    retained: bool,
     #[serde(flatten)]
     varnish: Option<VarnishView>,
 }
@@ -107,6 +133,7 @@ impl Admin {
             head: self.journal.head(),
             fence: self.fence.position(),
             journal: self.journal_kind,
+            registry: self.registry.as_deref().map(RegistryView::of),
             nodes: members.map(|member| self.node(member)).collect(),
         };
         json(200, &view)
@@ -128,6 +155,11 @@ impl Admin {
             health: member.health,
             reason: &member.reason,
             inflight: member.node.live.inflight(),
+            source: spec.source,
+            zone: spec.zone.as_deref(),
+            labels: &spec.labels,
+            epoch: spec.epoch.as_deref(),
+            retained: member.retained,
             varnish,
         }
     }
@@ -136,6 +168,11 @@ impl Admin {
     fn metrics(&self) -> Response {
         let fleet = self.fleet.load();
         self.metrics.journal_head.set(self.journal.head().cast_signed());
+        if let Some(link) = self.registry.as_deref().map(RegistryView::of) {
+            self.metrics.registry.connected.set(link.connected.into());
+            self.metrics.registry.revision.set(link.revision);
+            self.metrics.registry.last_contact.set(link.last_contact_seconds);
+        }
         self.gauge_pool(&fleet.web);
         self.gauge_pool(&fleet.varnish);
         match self.metrics.render() {
@@ -163,5 +200,17 @@ impl Admin {
         let Some(oldest) = entries.first() else { return 0.0 };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         now.as_millis().saturating_sub(oldest.at_ms.into()) as f64 / 1000.0
+    }
+}
+
+impl RegistryView {
+    fn of(link: &Link) -> Self {
+        RegistryView {
+            kind: "etcd",
+            connected: link.is_connected(),
+            revision: link.revision(),
+            last_contact_seconds: link.silence().as_secs_f64(),
+            problem: link.problem(),
+        }
     }
 }

@@ -107,19 +107,32 @@ fn an_etcd_that_begins_to_ask_for_passwords_gets_them_as_they_are_by_then() {
     rig.etcd.add_user("clearcoat", "first", &[("/clearcoat/v1/", Access::ReadWrite)]);
     rig.etcd.enable_auth("secret");
     println!("authentication is on: {:?} to the next change", rig.another("web-3"));
+    // What is open stays open. The next connection needs the password.
+    rig.etcd.restart(0);
+    println!("and with a new connection: {:?}", rig.another("web-4"));
     rig.etcd.change_password("clearcoat", "second");
-    rig.is_connected(false);
+    rig.etcd.restart(0);
+    rig.etcd.healthy();
+    eventually("the old password is refused", || {
+        let problem = &rig.clearcoat().fleet()["registry"]["problem"];
+        problem.as_str().unwrap().contains("authentication failed").then_some(())
+    });
     std::fs::write(password_file.path(), "second\n").unwrap();
-    println!("another password: {:?} to the next change", rig.another("web-4"));
+    println!("another password: {:?} to the next change", rig.another("web-5"));
     rig.equals_etcd();
-    // Who may not ask about leases, or has no lease to ask about, is told of departures all the same.
+    // etcd is asked about leases as that user, too.
     let lease = rig.etcd.grant(600);
     rig.etcd.put_with_lease(&key("web-3"), &rig.web[0].address.to_string(), lease);
-    rig.another("web-5");
+    rig.another("web-6");
     rig.etcd.revoke(lease);
     eventually("it is kept", || (rig.clearcoat().node("web-3")["retained"] == true).then_some(()));
+    let lease = rig.etcd.grant(600);
+    rig.etcd.put_with_lease(&key("web-4"), &rig.web[0].address.to_string(), lease);
+    rig.another("web-7");
+    rig.delete("web-4");
+    eventually("it has left", || (!rig.has("web-4")).then_some(()));
     rig.etcd.disable_auth();
-    rig.another("web-6");
+    rig.another("web-8");
     reader.stop();
 }
 

@@ -14,7 +14,7 @@ use crate::delivery::Deliveries;
 use crate::etcd::follow::Link;
 use crate::fleet::{Fence, Health, Member, Pool, Role, Snapshot, Source, WHOLE_SHARE};
 use crate::http_server::{Handler, Response, json, response, text};
-use crate::journal::{Journal, Missed, Position};
+use crate::journal::{Journal, Lag, Position};
 use crate::shutdown::{Shutdown, Stage};
 use crate::telemetry::Metrics;
 
@@ -92,6 +92,8 @@ struct NodeView<'a> {
 #[derive(Serialize)]
 struct VarnishView {
     cursor: Position,
+    /// Purges that it has not acknowledged.
+    lag: usize,
     current: bool,
     delivery_error: Arc<str>,
 }
@@ -143,6 +145,7 @@ impl Admin {
         let spec = &member.node.spec;
         let varnish = (spec.role == Role::Varnish).then(|| VarnishView {
             cursor: member.node.live.cursor(),
+            lag: self.journal.lag(member.node.live.cursor()).entries,
             current: self.fence.is_current(&member.node.live),
             delivery_error: self.deliveries.error(&spec.id),
         });
@@ -189,17 +192,22 @@ impl Admin {
             let Some(varnish) = &metrics.varnish else { continue };
             let cursor = node.live.cursor();
             varnish.current.set(self.fence.is_current(&node.live).into());
-            varnish.cursor_lag.set(self.journal.head().saturating_sub(cursor).cast_signed());
-            varnish.cursor_lag_seconds.set(self.lag_seconds(cursor));
+            let lag = self.journal.lag(cursor);
+            varnish.cursor_lag.set(i64::try_from(lag.entries).unwrap_or(i64::MAX));
+            varnish.cursor_lag_seconds.set(age(lag));
         }
     }
+}
 
-    /// How long ago the oldest purge was accepted that a node at this cursor misses.
-    fn lag_seconds(&self, cursor: Position) -> f64 {
-        let Missed::Entries(entries) = self.journal.since(cursor) else { return f64::INFINITY };
-        let Some(oldest) = entries.first() else { return 0.0 };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        now.as_millis().saturating_sub(oldest.at_ms.into()) as f64 / 1000.0
+/// How long ago the oldest purge was accepted that a node misses.
+fn age(lag: Lag) -> f64 {
+    match lag {
+        Lag { entries: 0, .. } => 0.0,
+        Lag { oldest_ms: None, .. } => f64::INFINITY,
+        Lag { oldest_ms: Some(oldest_ms), .. } => {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            now.as_millis().saturating_sub(oldest_ms.into()) as f64 / 1000.0
+        }
     }
 }
 

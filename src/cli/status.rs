@@ -130,7 +130,7 @@ struct Node {
     #[serde(default)]
     retained: bool,
     /// Of a Varnish only, as the two that follow.
-    cursor: Option<u64>,
+    lag: Option<u64>,
     current: Option<bool>,
     #[serde(default)]
     delivery_error: String,
@@ -150,8 +150,8 @@ impl Node {
         notes.into_iter().filter(|note| !note.is_empty()).collect::<Vec<_>>().join("; ")
     }
 
-    fn cells(&self, head: u64) -> [String; COLUMNS.len()] {
-        let lag = self.cursor.map_or("-".to_owned(), |cursor| head.saturating_sub(cursor).to_string());
+    fn cells(&self) -> [String; COLUMNS.len()] {
+        let lag = self.lag.map_or("-".to_owned(), |lag| lag.to_string());
         let traffic = if self.gets_traffic() { "yes" } else { "no" };
         [
             printable(&self.role),
@@ -178,7 +178,7 @@ impl Fleet {
             self.fence,
             self.registry.as_ref().map(Registry::shown).unwrap_or_default()
         );
-        let rows: Vec<_> = self.nodes.iter().map(|node| node.cells(self.head)).collect();
+        let rows: Vec<_> = self.nodes.iter().map(Node::cells).collect();
         push_table(&mut table, &COLUMNS, &rows, colour);
         table
     }
@@ -242,9 +242,9 @@ mod tests {
         serde_json::from_str(
             r#"{"version":7,"head":42,"fence":42,"journal":"disk","nodes":[
             {"role":"varnish","id":"varnish-1","address":"10.0.1.11:6081","weight":1,"share":100,"health":"up","reason":"",
-             "inflight":3,"cursor":42,"current":true,"delivery_error":""},
+             "inflight":3,"cursor":42,"lag":0,"current":true,"delivery_error":""},
             {"role":"varnish","id":"varnish-2","address":"10.0.1.12:6081","weight":1,"share":100,"health":"up","reason":"",
-             "inflight":0,"cursor":40,"current":false,"delivery_error":"timed out"},
+             "inflight":0,"cursor":40,"lag":2,"current":false,"delivery_error":"timed out"},
             {"role":"web","id":"web-1","address":"10.0.0.5:80","weight":1,"share":100,"health":"down",
              "reason":"connection refused","inflight":0},
             {"role":"web","id":"web-2","address":"10.0.0.6:80","weight":0,"share":100,"health":"up","reason":"","inflight":12}]}"#,

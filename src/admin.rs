@@ -1,5 +1,6 @@
 //! The admin listener: metrics, health of this process, and as JSON the fleet and who purges what.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -11,7 +12,8 @@ use tokio::sync::watch;
 
 use crate::attribution::Attribution;
 use crate::delivery::Deliveries;
-use crate::fleet::{Fence, Health, Member, Pool, Role, Snapshot, WHOLE_SHARE};
+use crate::etcd::follow::Link;
+use crate::fleet::{Fence, Health, Member, Pool, Role, Snapshot, Source, WHOLE_SHARE};
 use crate::http_server::{Handler, Response, json, response, text};
 use crate::journal::{Journal, Lag, Position};
 use crate::replicas::{self, Replicas};
@@ -34,6 +36,8 @@ pub struct Admin {
     pub deliveries: Arc<Deliveries>,
     /// Who purged what.
     pub attribution: Arc<Attribution>,
+    /// How the nodes in etcd are followed, where nodes are there.
+    pub registry: Option<Arc<Link>>,
     /// All metrics.
     pub metrics: Arc<Metrics>,
     /// Whether the edge takes traffic.
@@ -55,7 +59,19 @@ struct FleetView<'a> {
     /// The clearcoats before this fleet, this one first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     replicas: Vec<replicas::View>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    registry: Option<RegistryView>,
     nodes: Vec<NodeView<'a>>,
+}
+
+/// Where nodes come from, beside the configuration file.
+#[derive(Serialize)]
+struct RegistryView {
+    kind: &'static str,
+    connected: bool,
+    revision: i64,
+    last_contact_seconds: f64,
+    problem: Arc<str>,
 }
 
 #[derive(Serialize)]
@@ -69,6 +85,16 @@ struct NodeView<'a> {
     health: Health,
     reason: &'a str,
     inflight: u32,
+    source: Source,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    zone: Option<&'a str>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    labels: &'a BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    epoch: Option<&'a str>,
+    /// It is absent from its source.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    retained: bool,
     #[serde(flatten)]
     varnish: Option<VarnishView>,
 }
@@ -121,6 +147,7 @@ impl Admin {
             journal: self.journal_kind,
             spooled: self.spooled(),
             replicas: self.replicas.as_ref().map_or_else(Vec::new, |replicas| replicas.view()),
+            registry: self.registry.as_deref().map(RegistryView::of),
             nodes: members.map(|member| self.node(member)).collect(),
         };
         json(200, &view)
@@ -147,6 +174,11 @@ impl Admin {
             health: member.health,
             reason: &member.reason,
             inflight: member.node.live.inflight(),
+            source: spec.source,
+            zone: spec.zone.as_deref(),
+            labels: &spec.labels,
+            epoch: spec.epoch.as_deref(),
+            retained: member.retained,
             varnish,
         }
     }
@@ -156,6 +188,11 @@ impl Admin {
         let fleet = self.fleet.load();
         self.metrics.journal_head.set(self.journal.head().cast_signed());
         self.metrics.journal_spooled.set(i64::try_from(self.spooled().unwrap_or(0)).unwrap_or(i64::MAX));
+        if let Some(link) = self.registry.as_deref().map(RegistryView::of) {
+            self.metrics.registry.connected.set(link.connected.into());
+            self.metrics.registry.revision.set(link.revision);
+            self.metrics.registry.last_contact.set(link.last_contact_seconds);
+        }
         self.gauge_pool(&fleet.web);
         self.gauge_pool(&fleet.varnish);
         match self.metrics.render() {
@@ -187,6 +224,18 @@ fn age(lag: Lag) -> f64 {
         Lag { oldest_ms: Some(oldest_ms), .. } => {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             now.as_millis().saturating_sub(oldest_ms.into()) as f64 / 1000.0
+        }
+    }
+}
+
+impl RegistryView {
+    fn of(link: &Link) -> Self {
+        RegistryView {
+            kind: "etcd",
+            connected: link.is_connected(),
+            revision: link.revision(),
+            last_contact_seconds: link.silence().as_secs_f64(),
+            problem: link.problem(),
         }
     }
 }

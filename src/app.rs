@@ -25,12 +25,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::admin::Admin;
-use crate::config::{Config, JournalKind, Limits as ClientLimits};
+use crate::config::{Config, JournalKind, Limits as ClientLimits, RegistryKind};
 use crate::delivery::{self, Deliveries, Pace};
 use crate::edge::Edge;
+use crate::etcd::follow::Link;
 use crate::etcd::{Etcd, SharedEtcd};
-use crate::fleet::{Fence, NodeId, Role, Snapshot, Source};
-use crate::fleet_keeper::FleetKeeper;
+use crate::fleet::{Event, Fence, NodeId, Role, Snapshot, Source};
+use crate::fleet_keeper::{FleetKeeper, Surroundings};
 use crate::http_server;
 use crate::journal::{self, Disk, Journal, Limits, Memory};
 use crate::origin::Origin;
@@ -105,7 +106,7 @@ impl App {
         let started = Instant::now();
         let metrics = Arc::new(Metrics::new().context("metrics")?);
         let guard = Arc::new(Guard::new(started));
-        let etcd = config.uses_etcd().then(|| Arc::new(Etcd::new(&config.registry.etcd)));
+        let etcd: Option<SharedEtcd> = config.uses_etcd().then(|| Arc::new(Etcd::new(&config.registry.etcd)));
         let (journal, shared_journal) = open_journal(config, &guard, etcd.as_ref()).await?;
         // Whatever is in the journal counts as answered: nobody knows how far the last process came.
         let fence = Arc::new(Fence::at(journal.head()));
@@ -126,7 +127,8 @@ impl App {
         };
         let deliveries = Arc::new(Deliveries::new(context));
         let mut tasks = JoinSet::new();
-        let (listed, suspects) = keep_fleet(config, &fleet, &deliveries, &slow_start, &metrics, &mut tasks);
+        let FleetInputs { listed, suspects, registry } =
+            keep_fleet(config, etcd.as_ref(), &fleet, &deliveries, &slow_start, &metrics, &mut tasks);
         let saved = Arc::clone(&deliveries);
         tasks.spawn(async move { saved.save_cursors().await });
         let watched = certificates.into_iter().map(|(_, tls)| Arc::new(tls));
@@ -164,6 +166,7 @@ impl App {
             replicas: replicas.clone(),
             deliveries: Arc::clone(&deliveries),
             attribution: purge_api.attribution(),
+            registry,
             metrics: Arc::clone(&metrics),
             open: open.clone(),
             shutdown: shutdown.clone(),
@@ -252,34 +255,68 @@ impl App {
     }
 }
 
-/// Starts what finds the nodes and keeps the fleet. Returns what turns true when the registry has told of all it knew at
-/// the start, and what takes the nodes that failed a request.
+/// Starts what finds the nodes and keeps the fleet.
 fn keep_fleet(
     config: &Config,
+    etcd: Option<&SharedEtcd>,
     fleet: &Arc<ArcSwap<Snapshot>>,
     deliveries: &Arc<Deliveries>,
     slow_start: &Arc<SlowStart>,
     metrics: &Arc<Metrics>,
     tasks: &mut JoinSet<()>,
-) -> (watch::Receiver<bool>, mpsc::Sender<(Role, NodeId)>) {
+) -> FleetInputs {
     let (listed_sender, listed) = watch::channel(false);
     let (events_sender, events) = mpsc::channel(1024);
     let (suspects_sender, suspects) = mpsc::channel(1024);
-    let keeper = FleetKeeper::new(
-        Arc::clone(fleet),
-        config.health.clone(),
-        Arc::clone(deliveries),
-        Arc::clone(slow_start),
-        Arc::clone(metrics),
-        events_sender.clone(),
-        [Source::Static],
-        listed_sender,
-    );
+    let around = Surroundings {
+        fleet: Arc::clone(fleet),
+        checks: config.health.clone(),
+        retain: config.registry.retain,
+        deliveries: Arc::clone(deliveries),
+        slow_start: Arc::clone(slow_start),
+        metrics: Arc::clone(metrics),
+        events: events_sender.clone(),
+    };
+    let registry = etcd.and_then(|etcd| follow_registry(config, etcd, &events_sender, metrics, tasks));
+    let sources = [Source::Static].into_iter().chain(registry.is_some().then_some(Source::Etcd));
     let slow_start = Arc::clone(slow_start);
     tasks.spawn(async move { slow_start.run().await });
-    tasks.spawn(keeper.run(events, suspects));
+    tasks.spawn(FleetKeeper::new(around, sources, listed_sender).run(events, suspects));
     tasks.spawn(registry::fixed::announce(config.nodes.clone(), events_sender));
-    (listed, suspects_sender)
+    FleetInputs { listed, suspects: suspects_sender, registry }
+}
+
+/// What the fleet is kept from, for those who look at it or add to it.
+struct FleetInputs {
+    /// Turns true when the sources of nodes have told of all they knew at the start.
+    listed: watch::Receiver<bool>,
+    /// Takes the nodes that failed a request.
+    suspects: mpsc::Sender<(Role, NodeId)>,
+    /// How the nodes in etcd are followed, where they are there.
+    registry: Option<Arc<Link>>,
+}
+
+/// Starts what tells of the nodes in etcd, where they are there. Returns how that is doing.
+fn follow_registry(
+    config: &Config,
+    etcd: &SharedEtcd,
+    events: &mpsc::Sender<Event>,
+    metrics: &Arc<Metrics>,
+    tasks: &mut JoinSet<()>,
+) -> Option<Arc<Link>> {
+    if config.registry.kind != RegistryKind::Etcd {
+        return None;
+    }
+    let link = Link::new("nodes");
+    let has_disk = config.journal.kind() != JournalKind::Memory;
+    tasks.spawn(registry::etcd::run(registry::etcd::Settings {
+        etcd: Arc::clone(etcd),
+        link: Arc::clone(&link),
+        snapshot: has_disk.then(|| config.journal.path.join("fleet.json")),
+        metrics: Arc::clone(metrics),
+        events: events.clone(),
+    }));
+    Some(link)
 }
 
 /// Serves the sockets of one listener of the control plane.

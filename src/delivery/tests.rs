@@ -83,7 +83,8 @@ impl Rig {
         let id = NodeId::try_from("varnish-1").unwrap();
         let spec = NodeSpec { epoch: epoch.map(Arc::from), ..NodeSpec::new(Role::Varnish, id, address) };
         let node = Arc::new(Node::new(spec, Arc::new(Live::default()), 1));
-        let member = Member { node: Arc::clone(&node), health: Health::Up, reason: "".into(), usable: true };
+        let member =
+            Member { node: Arc::clone(&node), health: Health::Up, reason: "".into(), retained: false, usable: true };
         let fleet = Snapshot { version: 1, varnish: Pool::new(vec![member], 0.0), web: Pool::default() };
         let context = Context {
             fence: Arc::new(Fence::at(journal.head())),

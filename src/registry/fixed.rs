@@ -3,19 +3,11 @@
 //! A node may be given by name, as containers are. A name that does not resolve yet (the container is still starting)
 //! is no reason to refuse to start or to hold the others up: it is tried again until it does.
 
-use std::net::SocketAddr;
-use std::time::Duration;
-
 use tokio::sync::mpsc;
 
+use super::resolve::{RETRY, resolve};
 use crate::config::StaticNode;
 use crate::fleet::{DEFAULT_HEADER_LIMIT, Event, NodeSpec, Source};
-
-/// How long after a failed look-up the next one follows.
-const RETRY: Duration = Duration::from_secs(2);
-
-/// How long one look-up may take: a name server that does not answer must not hold up the start.
-const LOOKUP: Duration = Duration::from_secs(2);
 
 /// Announces the nodes, then goes on with those whose names did not resolve. Returns when all are announced, or when
 /// nobody listens any more.
@@ -51,12 +43,4 @@ async fn announce_once(nodes: Vec<StaticNode>, events: &mpsc::Sender<Event>) -> 
         }
     }
     unresolved
-}
-
-async fn resolve(address: &str) -> Result<SocketAddr, String> {
-    match tokio::time::timeout(LOOKUP, tokio::net::lookup_host(address)).await {
-        Err(_) => Err(format!("no answer within {LOOKUP:?}")),
-        Ok(Err(error)) => Err(error.to_string()),
-        Ok(Ok(mut addresses)) => addresses.next().ok_or_else(|| "the name has no address".to_owned()),
-    }
 }

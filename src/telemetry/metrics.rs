@@ -7,6 +7,7 @@
 
 mod listener;
 mod purge;
+mod registry;
 
 use std::sync::Arc;
 
@@ -20,13 +21,14 @@ use crate::fleet::{NodeId, Role};
 
 pub use listener::ListenerMetrics;
 pub use purge::PurgeMetrics;
+pub use registry::RegistryMetrics;
 
 const CODE_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
 /// All metrics of the process.
 #[derive(Debug)]
 pub struct Metrics {
-    registry: Registry,
+    families: Registry,
     nodes: DashMap<(Role, NodeId), Arc<NodeMetrics>>,
     /// The edge listener.
     pub edge: ListenerMetrics,
@@ -34,6 +36,8 @@ pub struct Metrics {
     pub origin: ListenerMetrics,
     /// The purge listener.
     pub purge: PurgeMetrics,
+    /// Where nodes come from.
+    pub registry: RegistryMetrics,
     retries: IntCounterVec,
     connect_errors: IntCounterVec,
     inflight: IntGaugeVec,
@@ -111,14 +115,15 @@ impl Metrics {
     /// # Errors
     /// Only where two families share a name: a fault in this file.
     pub fn new() -> prometheus::Result<Self> {
-        let registry = Registry::new_custom(Some("clearcoat".into()), None)?;
-        let r = &registry;
+        let families = Registry::new_custom(Some("clearcoat".into()), None)?;
+        let r = &families;
         let build = int_gauges(r, "build_info", "The version that runs; always 1", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Ok(Metrics {
             edge: ListenerMetrics::new(r, "edge", "clients")?,
             origin: ListenerMetrics::new(r, "origin", "Varnish")?,
             purge: PurgeMetrics::new(r)?,
+            registry: RegistryMetrics::new(r)?,
             retries: counters(r, "retries_total", "Requests that were tried again elsewhere", &["role", "reason"])?,
             connect_errors: counters(
                 r,
@@ -195,7 +200,7 @@ impl Metrics {
                 "Purges that were answered though another replica had not confirmed them",
             )?,
             nodes: DashMap::new(),
-            registry,
+            families,
         })
     }
 
@@ -290,7 +295,7 @@ impl Metrics {
     /// Where a series cannot be written as text: a fault in this file.
     pub fn render(&self) -> prometheus::Result<Vec<u8>> {
         let mut text = Vec::with_capacity(16 * 1024);
-        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        TextEncoder::new().encode(&self.families.gather(), &mut text)?;
         Ok(text)
     }
 }

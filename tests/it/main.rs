@@ -16,6 +16,7 @@ mod guard;
 mod overload;
 mod purging;
 mod refusals;
+mod registry;
 mod replay;
 mod slow_start;
 mod storm;

@@ -11,6 +11,7 @@
 //! else, so that neither a purge storm nor a slow registry costs a request anything but CPU.
 
 pub mod listeners;
+mod reload;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -21,11 +22,11 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::admin::Admin;
-use crate::config::{Config, JournalKind, Limits as ClientLimits};
+use crate::config::{Config, ConfigSource, JournalKind, Limits as ClientLimits, StaticNode};
 use crate::delivery::{self, Deliveries, Pace};
 use crate::edge::Edge;
 use crate::fleet::{Fence, NodeId, Role, Snapshot, Source};
@@ -41,6 +42,7 @@ use crate::shutdown::{self, Shutdown, ShutdownHandle, Stage};
 use crate::slow_start::SlowStart;
 use crate::telemetry::Metrics;
 use crate::tls;
+use reload::Reloader;
 
 /// How long the process stays at work after it has said that it is not ready any more, so that a balancer in front
 /// can turn away first.
@@ -62,6 +64,9 @@ pub struct App {
     workers: Vec<JoinHandle<()>>,
     servers: JoinSet<()>,
     tasks: JoinSet<()>,
+    /// The nodes of the configuration.
+    nodes: watch::Sender<Vec<StaticNode>>,
+    metrics: Arc<Metrics>,
     deliveries: Arc<Deliveries>,
     journal: Arc<dyn Journal>,
 }
@@ -122,7 +127,8 @@ impl App {
         };
         let deliveries = Arc::new(Deliveries::new(context));
         let mut tasks = JoinSet::new();
-        let (listed, suspects) = keep_fleet(config, &fleet, &deliveries, &slow_start, &metrics, &mut tasks);
+        let (nodes, configured) = watch::channel(config.nodes.clone());
+        let (listed, suspects) = keep_fleet(config, configured, &fleet, &deliveries, &slow_start, &metrics, &mut tasks);
         let saved = Arc::clone(&deliveries);
         tasks.spawn(async move { saved.save_cursors().await });
         let watched = certificates.into_iter().map(|(_, tls)| Arc::new(tls));
@@ -148,7 +154,7 @@ impl App {
 
         let edge_route = Edge::new(&config.edge, fence, Arc::clone(&metrics));
         let origin_route = Origin::new(&config.origin, guard, Arc::clone(&metrics));
-        let shared = shared(config, fleet, metrics, suspects, started, shutdown);
+        let shared = shared(config, fleet, Arc::clone(&metrics), suspects, started, shutdown);
         let sockets = edge.into_iter().zip(origin);
         let routes = (edge_route, origin_route);
         let (workers, edge_in_use) = start_workers(sockets, &shared, &routes, &open)?;
@@ -160,9 +166,20 @@ impl App {
             workers,
             servers,
             tasks,
+            nodes,
+            metrics,
             deliveries,
             journal,
         })
+    }
+
+    /// From now on the configuration is read again when its file changes, and whenever what is returned is notified.
+    /// `running` is what this was started with. What can change and what cannot: `app/reload.rs`.
+    pub fn reload_from(&mut self, source: ConfigSource, running: Config) -> Arc<Notify> {
+        let asked = Arc::new(Notify::new());
+        let reloader = Reloader::new(source, running, self.nodes.clone(), Arc::clone(&self.metrics));
+        self.tasks.spawn(reloader.run(Arc::clone(&asked)));
+        asked
     }
 
     /// Where it listens.
@@ -220,10 +237,11 @@ impl App {
     }
 }
 
-/// Starts what finds the nodes and keeps the fleet. Returns what turns true when the registry has told of all it knew at
+/// Starts what finds the nodes, of which `nodes` are in the configuration, and keeps the fleet. Returns what turns true when the registry has told of all it knew at
 /// the start, and what takes the nodes that failed a request.
 fn keep_fleet(
     config: &Config,
+    nodes: watch::Receiver<Vec<StaticNode>>,
     fleet: &Arc<ArcSwap<Snapshot>>,
     deliveries: &Arc<Deliveries>,
     slow_start: &Arc<SlowStart>,
@@ -246,7 +264,7 @@ fn keep_fleet(
     let slow_start = Arc::clone(slow_start);
     tasks.spawn(async move { slow_start.run().await });
     tasks.spawn(keeper.run(events, suspects));
-    tasks.spawn(registry::fixed::announce(config.nodes.clone(), events_sender));
+    tasks.spawn(registry::fixed::follow(nodes, events_sender));
     (listed, suspects_sender)
 }
 

@@ -3,3 +3,4 @@
 //! A module a source. There is one so far: [`fixed`], the nodes of the configuration file.
 
 pub mod fixed;
+mod resolve;

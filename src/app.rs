@@ -26,7 +26,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::admin::Admin;
-use crate::config::{Config, ConfigSource, JournalKind, Limits as ClientLimits, StaticNode};
+use crate::config::{Config, ConfigSource, JournalKind, Limits as ClientLimits, RegistryKind, StaticNode};
 use crate::delivery::{self, Deliveries, Pace};
 use crate::edge::Edge;
 use crate::fleet::{Fence, NodeId, Role, Snapshot, Source};
@@ -251,6 +251,8 @@ fn keep_fleet(
     let (listed_sender, listed) = watch::channel(false);
     let (events_sender, events) = mpsc::channel(1024);
     let (suspects_sender, suspects) = mpsc::channel(1024);
+    let by_dns = config.registry.kind == RegistryKind::Dns;
+    let sources = [Source::Static].into_iter().chain(by_dns.then_some(Source::Dns));
     let keeper = FleetKeeper::new(
         Arc::clone(fleet),
         config.health.clone(),
@@ -258,12 +260,15 @@ fn keep_fleet(
         Arc::clone(slow_start),
         Arc::clone(metrics),
         events_sender.clone(),
-        [Source::Static],
+        sources,
         listed_sender,
     );
     let slow_start = Arc::clone(slow_start);
     tasks.spawn(async move { slow_start.run().await });
     tasks.spawn(keeper.run(events, suspects));
+    if by_dns {
+        tasks.spawn(registry::dns::follow(config.registry.dns.clone(), events_sender.clone(), |_| {}));
+    }
     tasks.spawn(registry::fixed::follow(nodes, events_sender));
     (listed, suspects_sender)
 }

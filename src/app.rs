@@ -267,7 +267,8 @@ fn keep_fleet(
     tasks.spawn(async move { slow_start.run().await });
     tasks.spawn(keeper.run(events, suspects));
     if by_dns {
-        tasks.spawn(registry::dns::follow(config.registry.dns.clone(), events_sender.clone(), |_| {}));
+        let dns = config.registry.dns.clone();
+        tasks.spawn(registry::dns::follow(dns, events_sender.clone(), Arc::default(), || {}));
     }
     tasks.spawn(registry::fixed::follow(nodes, events_sender));
     (listed, suspects_sender)

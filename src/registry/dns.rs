@@ -35,9 +35,11 @@ mod answers;
 mod lookup;
 mod pace;
 mod question;
+mod standing;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -48,36 +50,22 @@ use crate::fleet::{Event, NodeId, NodeSpec, Role, Source};
 use answers::Answers;
 use lookup::{Answer, Failure, Lookup};
 use question::Question;
-
-/// What is worth counting of the talk with the name servers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Contact {
-    /// A name was answered. `all`: so was each of the others, the last time that it was asked for.
-    Answered {
-        /// Whether the answers to all names are those of now.
-        all: bool,
-    },
-    /// A name was not answered.
-    Failed,
-    /// An answer had a record that is no node.
-    Rejected,
-}
+pub use standing::Standing;
 
 /// Announces the nodes that the names have, and every change of them, until nobody listens any more.
 ///
-/// [`Event::Listed`] follows when each name was answered, or was not within 3 seconds. `contact` hears how it goes.
-pub async fn follow(dns: Dns, events: mpsc::Sender<Event>, contact: impl Fn(Contact) + Send) {
+/// [`Event::Listed`] follows when each name was answered, or was not within 3 seconds. `standing` shows how it goes;
+/// `rejected` is called for each record that is no node.
+pub async fn follow(dns: Dns, events: mpsc::Sender<Event>, standing: Arc<Standing>, rejected: impl Fn() + Send) {
     let questions = |role, names: Vec<String>| names.into_iter().map(move |name| Question::new(role, &name));
     let questions: Vec<_> = questions(Role::Web, dns.web).chain(questions(Role::Varnish, dns.varnish)).collect();
     let (sender, mut outcomes) = mpsc::channel(16);
+    let mut follower = Follower::new(questions.len(), standing);
     // They end with this set, that is with this future.
     let mut askers = JoinSet::new();
-    let count = questions.len();
     for (index, question) in questions.into_iter().enumerate() {
         askers.spawn(Asker::new(index, question, dns.servers.clone()).run(sender.clone()));
     }
-    let mut follower =
-        Follower { answers: Answers::default(), heard: BTreeSet::new(), failing: BTreeSet::new(), count };
     loop {
         let outcome = tokio::select! {
             Some(outcome) = outcomes.recv() => outcome,
@@ -86,7 +74,7 @@ pub async fn follow(dns: Dns, events: mpsc::Sender<Event>, contact: impl Fn(Cont
                 continue;
             }
         };
-        for event in follower.take(outcome, &contact) {
+        for event in follower.take(outcome, &rejected) {
             if events.send(event).await.is_err() {
                 return;
             }
@@ -97,39 +85,52 @@ pub async fn follow(dns: Dns, events: mpsc::Sender<Event>, contact: impl Fn(Cont
 /// How asking for a name ended.
 struct Outcome {
     question: usize,
-    /// The nodes, and how many records were none; `None` where there was no answer.
-    nodes: Option<(Vec<NodeSpec>, usize)>,
+    /// What was answered, or the name and why it was not.
+    heard: Result<Heard, String>,
+}
+
+/// An answer, as nodes.
+struct Heard {
+    nodes: Vec<NodeSpec>,
+    /// How many records were none.
+    rejected: usize,
 }
 
 /// What is known of all names together.
 struct Follower {
     answers: Answers,
     /// The names that were answered or have failed.
-    heard: BTreeSet<usize>,
-    /// The names that were not answered the last time.
-    failing: BTreeSet<usize>,
+    asked: BTreeSet<usize>,
+    /// The names that were not answered the last time, and why.
+    failing: BTreeMap<usize, String>,
     count: usize,
+    standing: Arc<Standing>,
 }
 
 impl Follower {
+    fn new(count: usize, standing: Arc<Standing>) -> Self {
+        Follower { answers: Answers::default(), asked: BTreeSet::new(), failing: BTreeMap::new(), count, standing }
+    }
+
     /// What has to be told now.
-    fn take(&mut self, Outcome { question, nodes }: Outcome, contact: &impl Fn(Contact)) -> Vec<Event> {
-        let is_first_round = self.heard.len() < self.count;
-        self.heard.insert(question);
-        let mut events = match nodes {
-            Some((nodes, rejected)) => {
+    fn take(&mut self, Outcome { question, heard }: Outcome, rejected: &impl Fn()) -> Vec<Event> {
+        let was_complete = self.asked.len() == self.count;
+        self.asked.insert(question);
+        let is_complete = self.asked.len() == self.count;
+        let mut events = match heard {
+            Ok(heard) => {
+                self.standing.heard();
                 self.failing.remove(&question);
-                (0..rejected).for_each(|_| contact(Contact::Rejected));
-                contact(Contact::Answered { all: self.failing.is_empty() && self.heard.len() == self.count });
-                self.answers.replace(question, nodes)
+                (0..heard.rejected).for_each(|_| rejected());
+                self.answers.replace(question, heard.nodes)
             }
-            None => {
-                self.failing.insert(question);
-                contact(Contact::Failed);
+            Err(reason) => {
+                self.failing.insert(question, reason);
                 Vec::new()
             }
         };
-        if is_first_round && self.heard.len() == self.count {
+        self.standing.stands(is_complete, &self.failing);
+        if is_complete && !was_complete {
             events.push(Event::Listed(Source::Dns));
         }
         events
@@ -159,17 +160,17 @@ impl Asker {
 
     async fn run(mut self, outcomes: mpsc::Sender<Outcome>) {
         loop {
-            let (nodes, pause) = match self.ask().await {
+            let (heard, pause) = match self.ask().await {
                 Ok(answer) => {
                     let pause = pace::after_answer(answer.ttl, fastrand::f64());
-                    (Some(self.answered(answer)), pause)
+                    (Ok(self.answered(answer)), pause)
                 }
                 Err(failure) => {
-                    self.failed(&failure);
-                    (None, pace::after_failure(self.failures, fastrand::f64()))
+                    let reason = self.failed(&failure);
+                    (Err(reason), pace::after_failure(self.failures, fastrand::f64()))
                 }
             };
-            if outcomes.send(Outcome { question: self.index, nodes }).await.is_err() {
+            if outcomes.send(Outcome { question: self.index, heard }).await.is_err() {
                 return;
             }
             tokio::time::sleep(pause).await;
@@ -186,17 +187,19 @@ impl Asker {
         Ok(answer)
     }
 
-    fn failed(&mut self, failure: &Failure) {
+    /// The name and why it is not answered.
+    fn failed(&mut self, failure: &Failure) -> String {
         self.failures = self.failures.saturating_add(1);
         let reason = failure.to_string();
+        let problem = format!("{}: {reason}", self.question);
         if self.failure.as_ref() != Some(&reason) {
             tracing::warn!(name = %self.question, reason, "DNS name is not answered; its nodes stay as they are");
             self.failure = Some(reason);
         }
+        problem
     }
 
-    /// The nodes of an answer, and the number of its records that are none.
-    fn answered(&mut self, answer: Answer) -> (Vec<NodeSpec>, usize) {
+    fn answered(&mut self, answer: Answer) -> Heard {
         self.failures = 0;
         if self.failure.take().is_some() {
             tracing::info!(name = %self.question, "DNS name is answered again");
@@ -206,14 +209,13 @@ impl Asker {
             tracing::warn!(name = %self.question, "DNS name has no addresses");
         }
         self.was_empty = is_empty;
-        let role = self.question.role;
         let (mut nodes, mut rejected) = (Vec::new(), BTreeSet::new());
         for found in answer.nodes {
             match NodeId::try_from(found.id.as_str()) {
                 Ok(id) => nodes.push(NodeSpec {
                     source: Source::Dns,
                     weight: found.weight,
-                    ..NodeSpec::new(role, id, found.address)
+                    ..NodeSpec::new(self.question.role, id, found.address)
                 }),
                 Err(reason) => {
                     if !self.rejected.contains(&found.id) {
@@ -223,22 +225,17 @@ impl Asker {
                 }
             }
         }
-        let count = rejected.len();
         self.rejected = rejected;
-        (nodes, count)
+        Heard { nodes, rejected: self.rejected.len() }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
+    use std::cell::Cell;
 
     use super::*;
     use crate::registry::dns::lookup::Found;
-
-    fn follower(count: usize) -> Follower {
-        Follower { answers: Answers::default(), heard: BTreeSet::new(), failing: BTreeSet::new(), count }
-    }
 
     fn answer(ids: &[&str]) -> Answer {
         let found =
@@ -248,24 +245,25 @@ mod tests {
 
     #[test]
     fn the_start_waits_for_every_name_once_whether_it_is_answered_or_not() {
-        let mut follower = follower(2);
-        let contacts = RefCell::new(Vec::new());
-        let contact = |contact| contacts.borrow_mut().push(contact);
-        let listed = |events: &[Event]| matches!(events.last(), Some(Event::Listed(Source::Dns)));
-        let some = || Some((Vec::new(), 0));
-        assert!(!listed(&follower.take(Outcome { question: 1, nodes: some() }, &contact)));
-        assert!(!listed(&follower.take(Outcome { question: 1, nodes: some() }, &contact)));
-        assert!(listed(&follower.take(Outcome { question: 0, nodes: None }, &contact)));
-        assert!(!listed(&follower.take(Outcome { question: 0, nodes: Some((Vec::new(), 1)) }, &contact)));
-        let answered = |all| Contact::Answered { all };
-        let expected = [answered(false), answered(false), Contact::Failed, Contact::Rejected, answered(true)];
-        assert_eq!(*contacts.borrow(), expected);
+        let standing = Arc::new(Standing::default());
+        let mut follower = Follower::new(2, Arc::clone(&standing));
+        let count = Cell::new(0);
+        let mut listed = |question, heard| {
+            let events = follower.take(Outcome { question, heard }, &|| count.set(count.get() + 1));
+            (matches!(events.last(), Some(Event::Listed(Source::Dns))), standing.is_connected(), standing.problem())
+        };
+        let some = |rejected| Ok(Heard { nodes: Vec::new(), rejected });
+        assert_eq!(listed(1, some(0)), (false, false, "".into()));
+        assert_eq!(listed(1, some(0)), (false, false, "".into()));
+        assert_eq!(listed(0, Err("a:80: SERVFAIL".into())), (true, false, "a:80: SERVFAIL".into()));
+        assert_eq!(listed(0, some(2)), (false, true, "".into()));
+        assert_eq!(count.get(), 2);
     }
 
     #[test]
     fn a_record_that_is_no_node_takes_no_other_with_it() {
         let mut asker = Asker::new(0, Question::new(Role::Varnish, "varnish:6081"), Vec::new());
-        let (nodes, rejected) = asker.answered(answer(&["a*b:80", "a:80"]));
+        let Heard { nodes, rejected } = asker.answered(answer(&["a*b:80", "a:80"]));
         assert_eq!((nodes.len(), nodes[0].id.as_str(), rejected), (1, "a:80", 1));
         assert_eq!((nodes[0].source, nodes[0].role), (Source::Dns, Role::Varnish));
     }

@@ -1,9 +1,9 @@
 //! The nodes of the configuration file, as it is now.
 //!
 //! A node may be given by name, as containers are. A name that does not resolve yet (the container is still starting)
-//! is no reason to refuse to start or to hold the others up: it is tried again until it does. All names are looked up
-//! side by side, so that the place of a node in the file says nothing about when it is there. A name that has resolved
-//! is not looked up again: whoever wants to follow names has `registry.kind = "dns"` for it.
+//! is no reason to refuse to start or to hold the others up: it is tried again until it does. Names are looked up side
+//! by side, so that the place of a node in the file says nothing about when it is there. A name that has resolved is not
+//! looked up again: whoever wants to follow names has `registry.kind = "dns"` for it.
 //!
 //! The file can change. A node whose table is as it was hears nothing of that; one whose weight changed keeps the
 //! address that its name had, so that a new weight is never a new address by accident. Those that are new join before
@@ -12,18 +12,18 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::sync::Arc;
 
 use tokio::sync::mpsc::error::SendError;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::resolve::resolve;
+use super::resolve::{RETRY, resolve};
 use crate::config::StaticNode;
 use crate::fleet::{DEFAULT_HEADER_LIMIT, Event, NodeId, NodeSpec, Role, Source};
 
-/// How long after a failed look-up the next one follows.
-const RETRY: Duration = Duration::from_secs(2);
+/// How many look-ups there are at once: each has a thread.
+const AT_ONCE: usize = 16;
 
 /// Announces the nodes and every change of them. Returns when nobody can change them any more, or nobody listens.
 pub async fn follow(mut nodes: watch::Receiver<Vec<StaticNode>>, events: mpsc::Sender<Event>) {
@@ -60,7 +60,7 @@ struct Fixed {
 /// One node.
 struct Known {
     node: StaticNode,
-    /// What its name resolved to.
+    /// What its name resolved to, or the address that it is.
     address: Option<SocketAddr>,
     told: Told,
 }
@@ -92,7 +92,7 @@ impl Fixed {
         for (identity, node) in nodes {
             match self.nodes.get_mut(&identity) {
                 Some(known) => known.change_to(node),
-                None => _ = self.nodes.insert(identity, Known { node, address: None, told: Told::Nothing }),
+                None => _ = self.nodes.insert(identity, Known::new(node)),
             }
         }
         self.tell().await?;
@@ -105,6 +105,7 @@ impl Fixed {
     /// Tells of all that was not told yet and has an address, or gets one now.
     async fn tell(&mut self) -> Result<(), SendError<Event>> {
         let mut lookups = JoinSet::new();
+        let room = Arc::new(Semaphore::new(AT_ONCE));
         for (identity, known) in &mut self.nodes {
             match known.address {
                 Some(address) if known.told != Told::Everything => {
@@ -113,8 +114,12 @@ impl Fixed {
                 }
                 Some(_) => {}
                 None => {
-                    let (identity, name) = (identity.clone(), known.node.address.clone());
-                    lookups.spawn(async move { (identity, resolve(&name).await) });
+                    let (identity, name, room) = (identity.clone(), known.node.address.clone(), Arc::clone(&room));
+                    lookups.spawn(async move {
+                        // Nobody closes it.
+                        let _place = room.acquire().await;
+                        (identity, resolve(&name).await)
+                    });
                 }
             }
         }
@@ -145,12 +150,16 @@ impl Fixed {
 }
 
 impl Known {
+    fn new(node: StaticNode) -> Self {
+        Known { address: node.address.parse().ok(), node, told: Told::Nothing }
+    }
+
     fn change_to(&mut self, node: StaticNode) {
         if self.node == node {
             return;
         }
         if self.node.address != node.address {
-            self.address = None;
+            self.address = node.address.parse().ok();
         }
         self.node = node;
         if self.told == Told::Everything {

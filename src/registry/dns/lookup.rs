@@ -6,6 +6,9 @@
 //!
 //! A server that knows nothing of a name but who else might (a referral) has not denied it.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -237,44 +240,4 @@ fn targets(records: &[RData]) -> BTreeMap<(Name, u16), u32> {
     let are_alike = chosen.iter().all(|service| service.weight == chosen[0].weight);
     let weight = |service: &SRV| if are_alike { 1 } else { service.weight.into() };
     chosen.into_iter().map(|service| ((service.target.clone(), service.port), weight(&service))).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn service(priority: u16, weight: u16, port: u16, target: &str) -> RData {
-        RData::SRV(SRV::new(priority, weight, port, Name::from_ascii(target).unwrap()))
-    }
-
-    fn shown(records: &[RData]) -> Vec<String> {
-        targets(records).iter().map(|((target, port), weight)| format!("{target}{port} {weight}")).collect()
-    }
-
-    #[test]
-    fn services_of_the_first_priority_count_with_their_weights() {
-        let first = [service(1, 10, 80, "a.shop."), service(1, 30, 81, "a.shop."), service(2, 1, 80, "b.shop.")];
-        assert_eq!(shown(&first), ["a.shop.80 10", "a.shop.81 30"]);
-        assert_eq!(
-            shown(&[service(0, 0, 80, "a.shop."), service(0, 0, 80, "b.shop.")]),
-            ["a.shop.80 1", "b.shop.80 1"]
-        );
-        // What CoreDNS writes for three endpoints is the same share for each.
-        let alike = ["a.shop.", "b.shop.", "c.shop."].map(|target| service(0, 33, 80, target));
-        assert_eq!(shown(&alike), ["a.shop.80 1", "b.shop.80 1", "c.shop.80 1"]);
-        assert_eq!(
-            shown(&[service(0, 0, 80, "a.shop."), service(0, 5, 80, "b.shop.")]),
-            ["a.shop.80 0", "b.shop.80 5"]
-        );
-        assert_eq!(shown(&[service(0, 0, 0, ".")]), Vec::<String>::new());
-        assert_eq!(shown(&[]), Vec::<String>::new());
-    }
-
-    #[test]
-    fn addresses_are_in_order_and_each_is_there_once() {
-        let a = |last| RData::A(std::net::Ipv4Addr::new(10, 0, 0, last).into());
-        let records = Records { data: vec![a(9), a(1), a(9), service(0, 0, 1, "a.")], ttl: FOR_EVER };
-        assert_eq!(ips(&records), [IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 9])]);
-        assert_eq!(found("fd00::5".parse().unwrap(), 80).id, "fd00::5:80");
-    }
 }

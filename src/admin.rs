@@ -12,10 +12,10 @@ use tokio::sync::watch;
 
 use crate::attribution::Attribution;
 use crate::delivery::Deliveries;
-use crate::etcd::follow::Link;
 use crate::fleet::{Fence, Health, Member, Pool, Role, Snapshot, Source, WHOLE_SHARE};
 use crate::http_server::{Handler, Response, json, response, text};
 use crate::journal::{Journal, Lag, Position};
+use crate::registry::Following;
 use crate::replicas::{self, Replicas};
 use crate::shutdown::{Shutdown, Stage};
 use crate::telemetry::Metrics;
@@ -37,7 +37,7 @@ pub struct Admin {
     /// Who purged what.
     pub attribution: Arc<Attribution>,
     /// How the nodes in etcd are followed, where nodes are there.
-    pub registry: Option<Arc<Link>>,
+    pub registry: Option<Following>,
     /// All metrics.
     pub metrics: Arc<Metrics>,
     /// Whether the edge takes traffic.
@@ -67,9 +67,10 @@ struct FleetView<'a> {
 /// Where nodes come from, beside the configuration file.
 #[derive(Serialize)]
 struct RegistryView {
-    kind: &'static str,
+    kind: Source,
     connected: bool,
-    revision: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    revision: Option<i64>,
     last_contact_seconds: f64,
     problem: Arc<str>,
 }
@@ -147,7 +148,7 @@ impl Admin {
             journal: self.journal_kind,
             spooled: self.spooled(),
             replicas: self.replicas.as_ref().map_or_else(Vec::new, |replicas| replicas.view()),
-            registry: self.registry.as_deref().map(RegistryView::of),
+            registry: self.registry.as_ref().map(RegistryView::of),
             nodes: members.map(|member| self.node(member)).collect(),
         };
         json(200, &view)
@@ -188,9 +189,9 @@ impl Admin {
         let fleet = self.fleet.load();
         self.metrics.journal_head.set(self.journal.head().cast_signed());
         self.metrics.journal_spooled.set(i64::try_from(self.spooled().unwrap_or(0)).unwrap_or(i64::MAX));
-        if let Some(link) = self.registry.as_deref().map(RegistryView::of) {
+        if let Some(link) = self.registry.as_ref().map(RegistryView::of) {
             self.metrics.registry.connected.set(link.connected.into());
-            self.metrics.registry.revision.set(link.revision);
+            self.metrics.registry.revision.set(link.revision.unwrap_or(0));
             self.metrics.registry.last_contact.set(link.last_contact_seconds);
         }
         self.gauge_pool(&fleet.web);
@@ -229,13 +230,13 @@ fn age(lag: Lag) -> f64 {
 }
 
 impl RegistryView {
-    fn of(link: &Link) -> Self {
+    fn of(registry: &Following) -> Self {
         RegistryView {
-            kind: "etcd",
-            connected: link.is_connected(),
-            revision: link.revision(),
-            last_contact_seconds: link.silence().as_secs_f64(),
-            problem: link.problem(),
+            kind: registry.source(),
+            connected: registry.is_connected(),
+            revision: registry.revision(),
+            last_contact_seconds: registry.silence().as_secs_f64(),
+            problem: registry.problem(),
         }
     }
 }

@@ -11,6 +11,7 @@
 //! else, so that neither a purge storm nor a slow registry costs a request anything but CPU.
 
 pub mod listeners;
+mod reload;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -21,11 +22,11 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::admin::Admin;
-use crate::config::{Config, JournalKind, Limits as ClientLimits, RegistryKind};
+use crate::config::{Config, ConfigSource, JournalKind, Limits as ClientLimits, RegistryKind, StaticNode};
 use crate::delivery::{self, Deliveries, Pace};
 use crate::edge::Edge;
 use crate::etcd::follow::Link;
@@ -38,12 +39,13 @@ use crate::origin::Origin;
 use crate::proxy;
 use crate::purge::Guard;
 use crate::purge_api::PurgeApi;
-use crate::registry;
+use crate::registry::{self, Following};
 use crate::replicas::{self, Replicas};
 use crate::shutdown::{self, Shutdown, ShutdownHandle, Stage};
 use crate::slow_start::SlowStart;
 use crate::telemetry::Metrics;
 use crate::tls;
+use reload::Reloader;
 
 /// How long the process stays at work after it has said that it is not ready any more, so that a balancer in front
 /// can turn away first.
@@ -65,6 +67,9 @@ pub struct App {
     workers: Vec<JoinHandle<()>>,
     servers: JoinSet<()>,
     tasks: JoinSet<()>,
+    /// The nodes of the configuration.
+    nodes: watch::Sender<Vec<StaticNode>>,
+    metrics: Arc<Metrics>,
     deliveries: Arc<Deliveries>,
     journal: Arc<dyn Journal>,
     replicas: Option<Arc<Replicas>>,
@@ -127,8 +132,19 @@ impl App {
         };
         let deliveries = Arc::new(Deliveries::new(context));
         let mut tasks = JoinSet::new();
+        let (nodes, configured) = watch::channel(config.nodes.clone());
+        let (events_sender, events) = mpsc::channel(1024);
+        let around = Surroundings {
+            fleet: Arc::clone(&fleet),
+            checks: config.health.clone(),
+            retain: config.registry.retain,
+            deliveries: Arc::clone(&deliveries),
+            slow_start,
+            metrics: Arc::clone(&metrics),
+            events: events_sender,
+        };
         let FleetInputs { listed, suspects, registry } =
-            keep_fleet(config, etcd.as_ref(), &fleet, &deliveries, &slow_start, &metrics, &mut tasks);
+            keep_fleet(config, configured, etcd.as_ref(), (around, events), &mut tasks);
         let saved = Arc::clone(&deliveries);
         tasks.spawn(async move { saved.save_cursors().await });
         let watched = certificates.into_iter().map(|(_, tls)| Arc::new(tls));
@@ -177,7 +193,7 @@ impl App {
 
         let edge_route = Edge::new(&config.edge, fence, Arc::clone(&metrics));
         let origin_route = Origin::new(&config.origin, guard, Arc::clone(&metrics));
-        let shared = shared(config, fleet, metrics, suspects, started, shutdown);
+        let shared = shared(config, fleet, Arc::clone(&metrics), suspects, started, shutdown);
         let sockets = edge.into_iter().zip(origin);
         let routes = (edge_route, origin_route);
         let (workers, edge_in_use) = start_workers(sockets, &shared, &routes, &open)?;
@@ -189,10 +205,21 @@ impl App {
             workers,
             servers,
             tasks,
+            nodes,
+            metrics,
             deliveries,
             journal,
             replicas,
         })
+    }
+
+    /// From now on the configuration is read again when its file changes, and whenever what is returned is notified.
+    /// `running` is what this was started with. What can change and what cannot: `app/reload.rs`.
+    pub fn reload_from(&mut self, source: ConfigSource, running: Config) -> Arc<Notify> {
+        let asked = Arc::new(Notify::new());
+        let reloader = Reloader::new(source, running, self.nodes.clone(), Arc::clone(&self.metrics));
+        self.tasks.spawn(reloader.run(Arc::clone(&asked)));
+        asked
     }
 
     /// Where it listens.
@@ -255,34 +282,24 @@ impl App {
     }
 }
 
-/// Starts what finds the nodes and keeps the fleet.
+/// Starts what finds the nodes, of which `nodes` are in the configuration, and keeps the fleet.
 fn keep_fleet(
     config: &Config,
+    nodes: watch::Receiver<Vec<StaticNode>>,
     etcd: Option<&SharedEtcd>,
-    fleet: &Arc<ArcSwap<Snapshot>>,
-    deliveries: &Arc<Deliveries>,
-    slow_start: &Arc<SlowStart>,
-    metrics: &Arc<Metrics>,
+    (around, events): (Surroundings, mpsc::Receiver<Event>),
     tasks: &mut JoinSet<()>,
 ) -> FleetInputs {
     let (listed_sender, listed) = watch::channel(false);
-    let (events_sender, events) = mpsc::channel(1024);
+    let events_sender = around.events.clone();
     let (suspects_sender, suspects) = mpsc::channel(1024);
-    let around = Surroundings {
-        fleet: Arc::clone(fleet),
-        checks: config.health.clone(),
-        retain: config.registry.retain,
-        deliveries: Arc::clone(deliveries),
-        slow_start: Arc::clone(slow_start),
-        metrics: Arc::clone(metrics),
-        events: events_sender.clone(),
-    };
-    let registry = etcd.and_then(|etcd| follow_registry(config, etcd, &events_sender, metrics, tasks));
-    let sources = [Source::Static].into_iter().chain(registry.is_some().then_some(Source::Etcd));
-    let slow_start = Arc::clone(slow_start);
+    let registry = follow_registry(config, etcd, &events_sender, &around.metrics, tasks);
+    let sources = [Some(Source::Static), registry.as_ref().map(Following::source)];
+    let slow_start = Arc::clone(&around.slow_start);
     tasks.spawn(async move { slow_start.run().await });
-    tasks.spawn(FleetKeeper::new(around, sources, listed_sender).run(events, suspects));
-    tasks.spawn(registry::fixed::announce(config.nodes.clone(), events_sender));
+    let keeper = FleetKeeper::new(around, sources.into_iter().flatten(), listed_sender);
+    tasks.spawn(keeper.run(events, suspects));
+    tasks.spawn(registry::fixed::follow(nodes, events_sender));
     FleetInputs { listed, suspects: suspects_sender, registry }
 }
 
@@ -292,31 +309,40 @@ struct FleetInputs {
     listed: watch::Receiver<bool>,
     /// Takes the nodes that failed a request.
     suspects: mpsc::Sender<(Role, NodeId)>,
-    /// How the nodes in etcd are followed, where they are there.
-    registry: Option<Arc<Link>>,
+    /// How the registry is followed, where there is one beside the configuration.
+    registry: Option<Following>,
 }
 
-/// Starts what tells of the nodes in etcd, where they are there. Returns how that is doing.
+/// Starts what tells of the nodes that the configuration does not have. Returns how that is doing.
 fn follow_registry(
     config: &Config,
-    etcd: &SharedEtcd,
+    etcd: Option<&SharedEtcd>,
     events: &mpsc::Sender<Event>,
     metrics: &Arc<Metrics>,
     tasks: &mut JoinSet<()>,
-) -> Option<Arc<Link>> {
-    if config.registry.kind != RegistryKind::Etcd {
-        return None;
+) -> Option<Following> {
+    let (events, metrics) = (events.clone(), Arc::clone(metrics));
+    match (config.registry.kind, etcd) {
+        (RegistryKind::Etcd, Some(etcd)) => {
+            let link = Link::new("nodes");
+            let has_disk = config.journal.kind() != JournalKind::Memory;
+            tasks.spawn(registry::etcd::run(registry::etcd::Settings {
+                etcd: Arc::clone(etcd),
+                link: Arc::clone(&link),
+                snapshot: has_disk.then(|| config.journal.path.join("fleet.json")),
+                metrics,
+                events,
+            }));
+            Some(Following::Etcd(link))
+        }
+        (RegistryKind::Dns, _) => {
+            let standing = Arc::<registry::dns::Standing>::default();
+            let rejected = move || metrics.registry.rejected.inc();
+            tasks.spawn(registry::dns::follow(config.registry.dns.clone(), events, Arc::clone(&standing), rejected));
+            Some(Following::Dns(standing))
+        }
+        (RegistryKind::Static | RegistryKind::Etcd, _) => None,
     }
-    let link = Link::new("nodes");
-    let has_disk = config.journal.kind() != JournalKind::Memory;
-    tasks.spawn(registry::etcd::run(registry::etcd::Settings {
-        etcd: Arc::clone(etcd),
-        link: Arc::clone(&link),
-        snapshot: has_disk.then(|| config.journal.path.join("fleet.json")),
-        metrics: Arc::clone(metrics),
-        events: events.clone(),
-    }));
-    Some(link)
 }
 
 /// Serves the sockets of one listener of the control plane.

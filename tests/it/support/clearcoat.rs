@@ -38,6 +38,11 @@ impl Log {
         self.0.lock().unwrap().iter().any(|line| line.contains(text))
     }
 
+    /// How many lines have this text.
+    pub fn count(&self, text: &str) -> usize {
+        self.0.lock().unwrap().iter().filter(|line| line.contains(text)).count()
+    }
+
     /// All of it so far.
     pub fn text(&self) -> String {
         self.0.lock().unwrap().join("\n")
@@ -175,6 +180,23 @@ impl Clearcoat {
         (self.child, self.log) = spawn(&self.config);
         self.find_addresses();
         self.held.clear();
+    }
+
+    /// What stands in its configuration file.
+    pub fn config(&self) -> String {
+        std::fs::read_to_string(&self.config).expect("our file")
+    }
+
+    /// Puts another configuration into its place, as a whole.
+    pub fn configure(&self, text: &str) {
+        let new = self.config.with_extension("new");
+        std::fs::write(&new, text).expect("a file");
+        std::fs::rename(&new, &self.config).expect("our file");
+    }
+
+    /// SIGHUP.
+    pub fn reload(&self) {
+        signal("-HUP", &[self.child.id()]);
     }
 
     /// SIGTERM.

@@ -29,6 +29,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub use check::{HEADER_LIMIT, MAX_WEIGHT, is_host_port};
 pub use edge::{Edge, Origin, ProxyProtocol, TlsListener, WhenAllBehind};
 pub use error::{ConfigError, ConfigErrors};
 pub use fleet::{Dns, Etcd, Registry, RegistryKind, Replica, StaticNode};

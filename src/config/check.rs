@@ -3,13 +3,15 @@
 //! Rules are stated over the finished configuration, so that they hold for the file, the environment and any mixture
 //! of both. Whether a default or a person wrote the value at fault is found out later, for the message.
 
+mod etcd;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
-use super::{Config, Dns, Edge, Etcd, JournalKind, Limits, ProxyProtocol, RegistryKind, StaticNode, Token, WebChecks};
+use super::{Config, Dns, Edge, JournalKind, Limits, ProxyProtocol, RegistryKind, StaticNode, Token, WebChecks};
 use crate::fleet::{Role, SendProxy};
 
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
@@ -18,12 +20,16 @@ const HEAD: RangeInclusive<usize> = 1024..=1 << 20;
 const FIELDS: RangeInclusive<usize> = 16..=256;
 const LONGEST_HEADER_TIMEOUT: Duration = Duration::from_secs(600);
 const MAX_REQUEST: RangeInclusive<usize> = 1024..=16 << 20;
-const MAX_WEIGHT: u32 = 65_535;
-const HEADER_LIMIT: RangeInclusive<usize> = 512..=65_536;
 const MAX_WORKERS: usize = 1024;
 const LONGEST_SLOW_START: Duration = Duration::from_secs(3600);
 const LONGEST_RETAIN: Duration = Duration::from_secs(24 * 3600);
 const LONGEST_SPIN: Duration = Duration::from_millis(10);
+
+/// The largest weight of a node.
+pub const MAX_WEIGHT: u32 = 65_535;
+
+/// What a Varnish may take as one request header, in bytes.
+pub const HEADER_LIMIT: RangeInclusive<usize> = 512..=65_536;
 
 /// Header fields that say how a message is framed and where it goes, or that the edge writes anew for each request: a
 /// second meaning for one of them would break the first.
@@ -130,7 +136,9 @@ impl Config {
     fn check_registry(&self, rules: &mut Rules) {
         let registry = &self.registry;
         rules.require(registry.retain <= LONGEST_RETAIN, "registry.retain", "must be at most 24h; 0s keeps nobody");
-        check_etcd(&registry.etcd, rules);
+        for (key, reason) in registry.etcd.violations(|key| format!("registry.etcd.{key}")) {
+            rules.require(false, key, reason);
+        }
         check_dns(&registry.dns, rules);
         let has_names =
             registry.kind != RegistryKind::Dns || !(registry.dns.web.is_empty() && registry.dns.varnish.is_empty());
@@ -164,36 +172,6 @@ impl Config {
             }
             rules.require((0.0..=0.5).contains(&jitter), key("jitter"), "must be 0 to 0.5");
         }
-    }
-}
-
-fn check_etcd(etcd: &Etcd, rules: &mut Rules) {
-    rules.require(!etcd.endpoints.is_empty(), "registry.etcd.endpoints", "must hold at least one URL");
-    let encrypted = etcd.endpoints.iter().any(|endpoint| endpoint.starts_with("https://"));
-    for (index, endpoint) in etcd.endpoints.iter().enumerate() {
-        let key = || format!("registry.etcd.endpoints[{index}]");
-        let authority = endpoint.strip_prefix("http://").or_else(|| endpoint.strip_prefix("https://"));
-        let is_url = authority.is_some_and(|authority| is_host_port(authority.trim_end_matches('/')));
-        rules.require(is_url, key(), "wanted http://HOST:PORT or https://HOST:PORT such as http://10.0.2.1:2379");
-        let is_like_the_others = endpoint.starts_with("https://") == encrypted;
-        rules.require(!is_url || is_like_the_others, key(), "either all are https or none is");
-    }
-    let is_prefix = etcd.prefix.ends_with('/') && etcd.prefix.bytes().all(|b| b.is_ascii_graphic());
-    rules.require(is_prefix, "registry.etcd.prefix", "must end in / and hold no blank, such as /clearcoat/v1/");
-    let given = |path: &Path| path != Path::new("");
-    let has_password = etcd.username.is_empty() || given(&etcd.password_file);
-    rules.require(has_password, "registry.etcd.password_file", "must name a file when registry.etcd.username is set");
-    let has_user = !given(&etcd.password_file) || !etcd.username.is_empty();
-    rules.require(has_user, "registry.etcd.username", "must be set when registry.etcd.password_file is");
-    rules.require(
-        !encrypted || given(&etcd.ca),
-        "registry.etcd.ca",
-        "must name a file, certificates in PEM, for https",
-    );
-    for (name, file, other) in [("cert", &etcd.cert, &etcd.key), ("key", &etcd.key, &etcd.cert)] {
-        let key = format!("registry.etcd.{name}");
-        rules.require(given(file) || !given(other), &key, "cert and key go together");
-        rules.require(!given(file) || encrypted, key, "only for https endpoints");
     }
 }
 
@@ -302,7 +280,7 @@ fn is_offload_header(name: &str) -> bool {
 }
 
 /// Whether an address has a host and a port. Whether the host exists is found out when it is resolved.
-fn is_host_port(address: &str) -> bool {
+pub fn is_host_port(address: &str) -> bool {
     let Some((host, port)) = address.rsplit_once(':') else { return false };
     let is_port = port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port != 0);
     let is_host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {

@@ -8,6 +8,7 @@ mod admin;
 mod attribution;
 mod consistency;
 mod data_path;
+mod etcd_harness;
 mod failover;
 mod fan_out;
 mod forms;

@@ -4,6 +4,7 @@
 
 pub mod clearcoat;
 pub mod client;
+pub mod etcd;
 pub mod faults;
 pub mod fleet;
 pub mod frames;

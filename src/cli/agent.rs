@@ -19,6 +19,8 @@ use values::{duration, header_limit, host_port, interval, label, named, node_id,
 
 /// Register the node beside it in etcd, and run it
 #[derive(Debug, clap::Args)]
+// A flag counts where it is given last, so that an image can have its own and be told better.
+#[command(args_override_self = true)]
 #[command(after_help = "Examples:\n  \
         clearcoat agent --role web --port 80 --etcd http://10.0.2.1:2379 --check http://127.0.0.1/health_check.php -- apache2ctl -DFOREGROUND\n  \
         clearcoat agent --role varnish --port 6081 --interface eth1 --etcd http://10.0.2.1:2379 -- varnishd -F -a :6081 -f /etc/varnish/default.vcl\n  \

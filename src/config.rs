@@ -38,7 +38,7 @@ pub use fleet::{Dns, Etcd, Registry, RegistryKind, Replica, StaticNode};
 pub use health::{HealthChecks, VarnishChecks, WebChecks};
 pub use journal::{Journal, JournalKind};
 pub use limits::Limits;
-pub use node::NodeFacts;
+pub use node::{HEADER_LIMIT, MAX_WEIGHT, NodeFacts, is_host_port};
 pub use process::{Admin, Log, LogFormat, LogLevel, Runtime};
 pub use purge::PurgeListener;
 pub use source::{ConfigSource, ConfigText};

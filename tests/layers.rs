@@ -24,6 +24,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
             "fleet_keeper",
             "slow_start",
             "http_server",
+            "agent",
         ],
     ),
     ("wiring", &["app"]),

@@ -5,8 +5,8 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::ConfigFile;
 use crate::app::App;
-use crate::config::{Config, ConfigSource, LogFormat, LogLevel};
-use crate::telemetry::log;
+use crate::config::{Config, ConfigSource, Log, LogFormat, LogLevel};
+use crate::telemetry;
 
 /// Threads of the control plane. Purges to a fleet of hundreds keep one busy at most; the second is for whoever must
 /// not wait for it.
@@ -24,7 +24,7 @@ impl Serve {
     pub(super) fn run(&self) -> anyhow::Result<()> {
         let source = self.config.source();
         let config = source.load()?;
-        start_logging(&config);
+        start_logging(&config.log);
         control_runtime()?.block_on(serve(source, config))
     }
 }
@@ -51,15 +51,15 @@ pub(super) fn control_runtime() -> std::io::Result<tokio::runtime::Runtime> {
         .build()
 }
 
-fn start_logging(config: &Config) {
-    let level = match config.log.level {
+pub(super) fn start_logging(log: &Log) {
+    let level = match log.level {
         LogLevel::Error => LevelFilter::ERROR,
         LogLevel::Warn => LevelFilter::WARN,
         LogLevel::Info => LevelFilter::INFO,
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
-    log::start(level, config.log.format == LogFormat::Json);
+    telemetry::log::start(level, log.format == LogFormat::Json);
 }
 
 /// The signals that the process obeys.

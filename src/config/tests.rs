@@ -26,6 +26,13 @@ fn from_env(env: &[(&str, &str)]) -> Result<Config, String> {
 }
 
 #[test]
+fn the_variables_of_an_agent_are_not_ours() {
+    for name in ["CLEARCOAT_AGENT_ROLE", "CLEARCOAT_AGENT_CHECK_INTERVAL", "CLEARCOAT_AGENT_PORT"] {
+        assert_eq!(from_env(&[(name, "x")]), from_env(&[]), "{name}");
+    }
+}
+
+#[test]
 fn each_invalid_file_is_refused_with_the_errors_in_its_first_comment() {
     for (path, text) in corpus("invalid") {
         let expected: Vec<&str> = text.lines().map_while(|line| line.strip_prefix("# ")).collect();

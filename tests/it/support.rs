@@ -2,6 +2,7 @@
 //!
 //! Everything here ends with its value: processes are killed, folders removed, also when a test fails.
 
+pub mod agent;
 pub mod clearcoat;
 pub mod client;
 pub mod dnsmasq;

@@ -179,4 +179,61 @@ mod tests {
         turned.reverse();
         assert!(Changes::between(&before, &turned).are_none());
     }
+
+    /// A reloader of a file with this text, and the file.
+    fn reloader(text: &str) -> (Reloader, tempfile::NamedTempFile) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        let source = ConfigSource::new(Some(file.path().to_owned()), std::iter::empty());
+        let running = source.load().unwrap();
+        let (nodes, _) = watch::channel(running.nodes.clone());
+        (Reloader::new(source, running, nodes, Arc::new(Metrics::new().unwrap())), file)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_is_being_written_is_left_alone_until_it_is_complete() {
+        let (mut reloader, file) = reloader("[[node]]\nrole = 'web'\nid = 'a'\naddress = 'a:80'\n");
+        let write = |text| std::fs::write(file.path(), text).unwrap();
+        reloader.seen = Some(reloader.source.read());
+        assert_eq!(reloader.changed().await, None, "it is as it was");
+        write("");
+        let rest = async {
+            tokio::time::sleep(COMPLETE_AFTER / 2).await;
+            write("log.level = 'warn'");
+        };
+        let (found, ()) = tokio::join!(reloader.changed(), rest);
+        assert_eq!(found, None, "it was not complete");
+        let found = reloader.changed().await.expect("complete");
+        assert!(reloader.source.parse(found).unwrap().nodes.is_empty());
+    }
+
+    #[tokio::test]
+    async fn only_a_change_counts_unless_somebody_asked() {
+        let node = "[[node]]\nrole = 'web'\nid = 'a'\naddress = 'a:80'\n";
+        let (mut reloader, file) = reloader(node);
+        let counted = |reloader: &Reloader| {
+            let text = String::from_utf8(reloader.metrics.render().unwrap()).unwrap();
+            let count = |result| {
+                let series = format!("clearcoat_reloads_total{{result=\"{result}\"}} ");
+                text.lines().find_map(|line| line.strip_prefix(&series)).unwrap().to_owned()
+            };
+            ["applied", "refused", "unchanged"].map(count).concat()
+        };
+        for (cause, text, expected) in [
+            (Cause::FileChanged, node.to_owned(), "000"),
+            (Cause::Asked, node.to_owned(), "001"),
+            // Another key alone changes no node.
+            (Cause::FileChanged, format!("log.level = 'warn'\n{node}"), "001"),
+            (Cause::Asked, "log.level = 'loud'".to_owned(), "011"),
+            (Cause::FileChanged, "log.level = 'loud'".to_owned(), "021"),
+            (Cause::FileChanged, node.replace("a:80", "b:80"), "121"),
+            (Cause::Asked, node.replace("a:80", "b:80"), "122"),
+        ] {
+            std::fs::write(file.path(), &text).unwrap();
+            let outcome = reloader.source.load();
+            reloader.take(cause, outcome);
+            assert_eq!(counted(&reloader), expected, "{text}");
+        }
+        assert_eq!(reloader.nodes.borrow()[0].address, "b:80");
+    }
 }

@@ -136,7 +136,7 @@ async fn start_web_nodes(servers: &mut JoinSet<()>, shutdown: &Shutdown) -> anyh
 
 async fn start_varnish(folder: &Path, origin: SocketAddr) -> anyhow::Result<Vec<Varnishd>> {
     let allow = ["127.0.0.0/8".parse().context("the loopback network")?];
-    let text = vcl::render(vcl::Version::Seven, Delivery::Magento, &origin.ip().to_string(), origin.port(), &allow)?;
+    let text = vcl::render(vcl::Version::Seven, Delivery::Magento, &[origin.into()], &allow)?;
     let file = folder.join("clearcoat.vcl");
     std::fs::write(&file, text).with_context(|| file.display().to_string())?;
     let mut started = Vec::new();

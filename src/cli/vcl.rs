@@ -8,18 +8,20 @@ use ipnet::IpNet;
 
 use super::ConfigFile;
 use crate::fleet::Delivery;
-use crate::varnish::vcl::{Version, render};
+use crate::varnish::vcl::{OriginAddress, Version, render};
 
 /// Print the VCL for the Varnish nodes of this fleet.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  clearcoat vcl --origin 10.0.0.5:8081 > /etc/varnish/default.vcl")]
+#[command(after_help = "Examples:\n  clearcoat vcl --origin 10.0.0.5:8081 > /etc/varnish/default.vcl\n  \
+    clearcoat vcl --origin 10.0.0.5:8081 --origin 10.0.0.6:8081   (two replicas)")]
 pub(super) struct Vcl {
     #[command(flatten)]
     config: ConfigFile,
-    /// How a Varnish reaches the origin listener [default: the first of origin.listen]
+    /// How a Varnish reaches the origin listener; once for each clearcoat before the fleet [default: the first of
+    /// origin.listen]
     #[arg(long, value_name = "HOST:PORT")]
-    origin: Option<String>,
-    /// Addresses from which clearcoat purges, as a Varnish sees them; repeatable [default: the host of the origin]
+    origin: Vec<String>,
+    /// Addresses from which clearcoat purges, as a Varnish sees them; repeatable [default: the hosts of the origins]
     #[arg(long, value_name = "CIDR")]
     allow: Vec<String>,
     /// Which Varnish it is for
@@ -46,19 +48,17 @@ enum Varnish {
 
 impl Vcl {
     pub(super) fn run(&self) -> anyhow::Result<()> {
-        let origin = match &self.origin {
-            Some(origin) => origin.clone(),
-            None => {
+        let origins = match &*self.origin {
+            [] => {
                 let config = self.config.load()?;
                 let listen = config.origin.listen.first().context("origin.listen is empty")?;
                 if listen.ip().is_unspecified() || listen.port() == 0 {
                     bail!("origin.listen is {listen}: say with --origin HOST:PORT how a Varnish reaches it");
                 }
-                listen.to_string()
+                vec![OriginAddress::from(*listen)]
             }
+            origins => origins.iter().map(|origin| parse(origin)).collect::<anyhow::Result<_>>()?,
         };
-        let (host, port) = origin.rsplit_once(':').with_context(|| format!("{origin}: HOST:PORT is wanted"))?;
-        let port = port.parse().with_context(|| format!("{origin}: {port} is not a port"))?;
         let version = match self.varnish {
             Varnish::Six => Version::Six,
             Varnish::Seven => Version::Seven,
@@ -67,16 +67,19 @@ impl Vcl {
             Form::Magento => Delivery::Magento,
             Form::Xkey => Delivery::Xkey,
         };
-        print!("{}", render(version, delivery, host, port, &self.allowed(host)?)?);
+        print!("{}", render(version, delivery, &origins, &self.allowed(&origins)?)?);
         Ok(())
     }
 
-    fn allowed(&self, host: &str) -> anyhow::Result<Vec<IpNet>> {
+    fn allowed(&self, origins: &[OriginAddress]) -> anyhow::Result<Vec<IpNet>> {
         if self.allow.is_empty() {
-            let host = host.trim_matches(['[', ']']);
-            let address: IpAddr =
-                host.parse().with_context(|| format!("{host} is a name: give --allow with addresses"))?;
-            return Ok(vec![address.into()]);
+            let address = |OriginAddress { host, .. }: &OriginAddress| {
+                let host = host.trim_matches(['[', ']']);
+                let address: IpAddr =
+                    host.parse().with_context(|| format!("{host} is a name: give --allow with addresses"))?;
+                Ok(address.into())
+            };
+            return origins.iter().map(address).collect();
         }
         let parse = |text: &String| {
             let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
@@ -84,6 +87,12 @@ impl Vcl {
         };
         self.allow.iter().map(parse).collect()
     }
+}
+
+fn parse(origin: &str) -> anyhow::Result<OriginAddress> {
+    let (host, port) = origin.rsplit_once(':').with_context(|| format!("{origin}: HOST:PORT is wanted"))?;
+    let port = port.parse().with_context(|| format!("{origin}: {port} is not a port"))?;
+    Ok(OriginAddress { host: host.to_owned(), port })
 }
 
 #[cfg(test)]
@@ -100,7 +109,12 @@ mod tests {
 
     fn allowed(arguments: &str, host: &str) -> anyhow::Result<Vec<String>> {
         let line = Line::try_parse_from(format!("vcl {arguments}").split_whitespace()).unwrap();
-        Ok(line.vcl.allowed(host)?.iter().map(ToString::to_string).collect())
+        Ok(line
+            .vcl
+            .allowed(&[OriginAddress { host: host.to_owned(), port: 8081 }])?
+            .iter()
+            .map(ToString::to_string)
+            .collect())
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! again. The templates are plain VCL with three placeholders that `sed` can fill in as well, and one addition for a
 //! Varnish that purges by key.
 
+use std::net::SocketAddr;
+
 use ipnet::IpNet;
 
 use crate::fleet::Delivery;
@@ -30,33 +32,81 @@ pub enum Version {
 #[error("`{0}` is not a host for a VCL: an IP address or a name of A-Z a-z 0-9 . _ - is allowed")]
 pub struct InvalidHost(String);
 
-/// The VCL for Varnish nodes that fetch from `host` and `port` (the origin listener, as a Varnish reaches it) and obey
-/// purges from the networks in `allow` (clearcoat's own addresses), in the form of `delivery`. An IPv6 address may have
-/// its brackets.
+/// Where the origin listener of a clearcoat is, as a Varnish reaches it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OriginAddress {
+    /// An address, an IPv6 one with or without brackets, or a name.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+}
+
+impl From<SocketAddr> for OriginAddress {
+    fn from(address: SocketAddr) -> Self {
+        OriginAddress { host: address.ip().to_string(), port: address.port() }
+    }
+}
+
+/// The VCL for Varnish nodes that fetch from these origin listeners, one for each clearcoat, and obey purges from the
+/// networks in `allow` (clearcoat's own addresses), in the form of `delivery`.
 ///
 /// # Errors
-/// [`InvalidHost`] where the host would not be one string in the VCL.
+/// [`InvalidHost`] where a host would not be one string in the VCL, or there is none.
 pub fn render(
     version: Version,
     delivery: Delivery,
-    host: &str,
-    port: u16,
+    origins: &[OriginAddress],
     allow: &[IpNet],
 ) -> Result<String, InvalidHost> {
     let template = match version {
         Version::Six => VARNISH_SIX,
         Version::Seven => VARNISH_SEVEN,
     };
-    let addition = match delivery {
+    let by_key = match delivery {
         // Both are patterns for a ban.
         Delivery::Magento | Delivery::MagentoPlain => "",
         Delivery::Xkey => XKEY,
     };
+    let Some((first, others)) = origins.split_first() else { return Err(InvalidHost(String::new())) };
     Ok(template
-        .replacen(ADDITION_BEHIND, &format!("{ADDITION_BEHIND}{addition}"), 1)
-        .replace("@ORIGIN_HOST@", checked(host)?)
-        .replace("@ORIGIN_PORT@", &port.to_string())
+        .replacen(ADDITION_BEHIND, &format!("{ADDITION_BEHIND}{by_key}{}", for_others(others)?), 1)
+        .replace("@ORIGIN_HOST@", checked(&first.host)?)
+        .replace("@ORIGIN_PORT@", &first.port.to_string())
         .replace("@PURGE_ALLOW@", &acl(allow)))
+}
+
+/// What a Varnish needs to know where there is more than one clearcoat: requests take turns, and one that finds nobody is
+/// asked of the others, each once.
+fn for_others(others: &[OriginAddress]) -> Result<String, InvalidHost> {
+    if others.is_empty() {
+        return Ok(String::new());
+    }
+    let names: Vec<String> = (2..2 + others.len()).map(|number| format!("origin_{number}")).collect();
+    let mut text =
+        String::from("\n# The other clearcoats before this fleet, any of which will do.\nimport directors;\n");
+    for (name, OriginAddress { host, port }) in names.iter().zip(others) {
+        text += &format!(
+            "\nbackend {name} {{\n    .host = \"{}\";\n    .port = \"{port}\";\n    .connect_timeout = 1s;\n    \
+             .first_byte_timeout = 600s;\n}}\n",
+            checked(host)?
+        );
+    }
+    text += "\nsub vcl_init {\n    new origins = directors.round_robin();\n    origins.add_backend(origin);\n";
+    names.iter().for_each(|name| text += &format!("    origins.add_backend({name});\n"));
+    text += "}\n\nsub vcl_recv {\n    set req.backend_hint = origins.backend();\n}\n\nsub vcl_backend_error {\n    \
+             # What may be asked twice, where the first could not be reached.\n    \
+             if (bereq.method == \"GET\" || bereq.method == \"HEAD\") {\n";
+    let order: Vec<&str> = std::iter::once("origin").chain(names.iter().map(String::as_str)).collect();
+    text += &format!("        if (bereq.retries < {}) {{\n", others.len());
+    for (index, name) in order.iter().enumerate() {
+        let next = order[(index + 1) % order.len()];
+        let start = if index == 0 { "            if" } else { " elsif" };
+        text += &format!(
+            "{start} (beresp.backend == {name}) {{\n                set bereq.backend = {next};\n            }}"
+        );
+    }
+    text += "\n            return (retry);\n        }\n    }\n}\n";
+    Ok(text)
 }
 
 fn checked(host: &str) -> Result<&str, InvalidHost> {
@@ -86,10 +136,28 @@ mod tests {
         nets.iter().map(|net| net.parse().unwrap()).collect()
     }
 
+    fn at(hosts: &[&str]) -> Vec<OriginAddress> {
+        hosts.iter().map(|host| OriginAddress { host: (*host).to_owned(), port: 8081 }).collect()
+    }
+
+    #[test]
+    fn other_clearcoats_are_backends_that_take_turns() {
+        for version in [Version::Six, Version::Seven] {
+            let vcl = render(version, Delivery::Magento, &at(&["10.0.0.1", "10.0.0.2", "[fd00::3]"]), &[]).unwrap();
+            assert!(vcl.contains("backend origin_3 {\n    .host = \"fd00::3\";"), "{vcl}");
+            assert!(
+                vcl.contains("if (beresp.backend == origin_3) {\n                set bereq.backend = origin;"),
+                "{vcl}"
+            );
+            assert!(render(version, Delivery::Magento, &at(&["10.0.0.1", "a b"]), &[]).is_err());
+            assert!(render(version, Delivery::Magento, &[], &[]).is_err());
+        }
+    }
+
     #[test]
     fn every_placeholder_is_filled_in() {
         for version in [Version::Six, Version::Seven] {
-            let vcl = render(version, Delivery::Xkey, "10.0.0.1", 8081, &nets(&["10.0.0.1/32"])).unwrap();
+            let vcl = render(version, Delivery::Xkey, &at(&["10.0.0.1"]), &nets(&["10.0.0.1/32"])).unwrap();
             assert!(vcl.contains("    .host = \"10.0.0.1\";\n    .port = \"8081\";\n"), "{vcl}");
             assert!(vcl.contains("acl purge {\n    \"10.0.0.1\"/32;\n}"), "{vcl}");
             let left = vcl.split(|c: char| c.is_whitespace() || c == '"').find(|word| word.starts_with('@'));
@@ -100,7 +168,7 @@ mod tests {
     #[test]
     fn only_delivery_by_key_has_the_addition_and_has_it_first() {
         for version in [Version::Six, Version::Seven] {
-            let vcl = |delivery| render(version, delivery, "10.0.0.1", 8081, &[]).unwrap();
+            let vcl = |delivery| render(version, delivery, &at(&["10.0.0.1"]), &[]).unwrap();
             assert!(!vcl(Delivery::Magento).contains("xkey"));
             assert_eq!(vcl(Delivery::MagentoPlain), vcl(Delivery::Magento));
             let with = vcl(Delivery::Xkey);

@@ -113,9 +113,9 @@ fn services_are_nodes_with_the_port_and_the_weight_of_their_record() {
     let here = Ipv4Addr::LOCALHOST;
     let mut server = Dnsmasq::start(folder.path(), &[(here, "a.shop.test"), (here, "b.shop.test")]);
     let fleet = fleet(server.address, 0, 1);
-    let port = fleet.clearcoat.origin.port();
+    let origin = fleet.clearcoat.origin;
     let allow = ["127.0.0.0/8".parse().expect("a network")];
-    let text = vcl::render(vcl::Version::Seven, Delivery::Magento, "127.0.0.1", port, &allow).expect("a VCL");
+    let text = vcl::render(vcl::Version::Seven, Delivery::Magento, &[origin.into()], &allow).expect("a VCL");
     let file = folder.path().join("all.vcl");
     std::fs::write(&file, text).expect("a file");
     let mut varnish = ["a", "b"].map(|id| Varnish::spawn(folder.path(), id, &file));

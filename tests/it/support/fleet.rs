@@ -77,8 +77,7 @@ impl Fleet {
         let origin = hold(SocketAddr::from(([127, 0, 0, 1], 0)));
         let origin_address = origin.local_addr().expect("an address").as_socket().expect("an IP socket");
         let allow = ["127.0.0.0/8".parse().expect("a network")];
-        let text =
-            vcl::render(vcl::Version::Seven, plan.delivery, "127.0.0.1", origin_address.port(), &allow).expect("a VCL");
+        let text = vcl::render(vcl::Version::Seven, plan.delivery, &[origin_address.into()], &allow).expect("a VCL");
         let spawn = |number| {
             let id = format!("varnish-{number}");
             let file = folder.path().join(format!("{id}.vcl"));

@@ -390,8 +390,9 @@ async fn open_edge(
         return;
     }
     if let Some(replicas) = replicas {
-        // What they accept from now on, they tell us.
+        // What they accept from now on, they tell us. What they accepted before is answered, or will be without us.
         replicas.announced().await;
+        deliveries.fence_everything();
     }
     if tokio::time::timeout(patience, deliveries.all_current()).await.is_err() {
         tracing::warn!("the edge opens though not every Varnish is up to date; those that are not get no traffic");

@@ -197,13 +197,29 @@ impl Deliveries {
 
     /// Does the same for what others have accepted and the journal brings, until the process ends: a purge that was
     /// answered elsewhere fences here, too, whether or not anybody told us of it directly.
+    ///
+    /// Whoever accepted it waits as long as we do, so a purge that is news is settled as one of ours. One that is older
+    /// than `timeout` when it comes, because we were cut off, has been answered: it fences at once.
     pub async fn keep_up(&self, timeout: Duration) {
-        let mut head = self.context.journal.watch();
-        loop {
+        let journal = &self.context.journal;
+        let (mut head, mut old) = (journal.watch(), journal.watch());
+        let fence_what_was_answered = async {
+            while old.changed().await.is_ok() {
+                self.context.fence.raise(journal.older_than(timeout));
+            }
+        };
+        let settle_what_is_new = async {
             let fence = || self.context.fence.position();
-            let Ok(moved) = head.wait_for(|head| *head > fence()).await.map(|head| *head) else { return };
-            self.settle(moved, timeout).await;
-        }
+            while let Ok(moved) = head.wait_for(|head| *head > fence()).await.map(|head| *head) {
+                self.settle(moved, timeout).await;
+            }
+        };
+        tokio::join!(fence_what_was_answered, settle_what_is_new);
+    }
+
+    /// What is in the journal counts as answered, whoever answered it.
+    pub fn fence_everything(&self) {
+        self.context.fence.raise(self.context.journal.head());
     }
 
     async fn settle(&self, position: Position, timeout: Duration) {

@@ -130,13 +130,16 @@ impl Replicas {
         this
     }
 
-    /// Returns when the others know of this one, or cannot for now: whatever is accepted from then on, it is told of.
+    /// Returns when the others know of this one: whatever is accepted from then on, it is told of. Where etcd cannot say
+    /// so, those who knew us before have had the time to find out that we are there again, and to tell what we missed.
     pub async fn announced(&self) {
         let mut standing = self.standing.clone();
         let announced = standing.wait_for(|standing| standing.registered);
-        if matches!(tokio::time::timeout(ANNOUNCE, announced).await, Ok(Ok(_))) {
-            tokio::time::sleep(SEEN).await;
-        }
+        let rest = match tokio::time::timeout(ANNOUNCE, announced).await {
+            Ok(_) => SEEN,
+            Err(_) => peer::LONGEST_PAUSE,
+        };
+        tokio::time::sleep(rest).await;
     }
 
     /// Takes our key away, so that nobody waits for us any more.
@@ -198,16 +201,16 @@ impl Replicas {
 
     /// All replicas that are known, this one first.
     pub fn view(&self) -> Vec<View> {
-        let standing = self.standing.borrow();
+        let problem = self.standing.borrow().problem.clone();
         let own = View {
             id: self.id.clone(),
             address: self.own.address.clone(),
             journal: self.own.journal.clone(),
             is_self: true,
             confirmed: true,
-            problem: standing.problem.clone(),
+            problem,
         };
-        let peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        let peers = self.peers();
         let others = peers.values().map(|peer| View {
             id: peer.id.clone(),
             address: peer.record.address.clone(),
@@ -221,7 +224,7 @@ impl Replicas {
 
     /// Those with the same journal.
     fn sharing(&self) -> Vec<Arc<Peer>> {
-        let peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        let peers = self.peers();
         peers.values().filter(|peer| self.shares_with(peer)).cloned().collect()
     }
 
@@ -282,7 +285,8 @@ impl Replicas {
 
     fn part(&self, id: &NodeId, tasks: &mut BTreeMap<NodeId, JoinSet<()>>) {
         tasks.remove(id);
-        if let Some(peer) = self.peers().remove(id) {
+        let gone = self.peers().remove(id);
+        if let Some(peer) = gone {
             tracing::info!(replica = %id, "a replica is gone");
             peer.is_gone_now();
             self.count();

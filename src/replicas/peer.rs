@@ -33,7 +33,7 @@ const MAX_MESSAGE: usize = 256 << 10;
 
 /// The pauses after a failure: a random share of a bound that doubles.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// An answer is some words.
 const MAX_ANSWER: usize = 64 << 10;

@@ -44,6 +44,7 @@ mod load;
 mod run;
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,6 +59,7 @@ const WRITERS: u64 = 4;
 /// Most of them wait for a render, and enough are left to keep the caches busy.
 const READERS: usize = 40;
 const NODES: usize = 3;
+const MEMBERS: usize = 3;
 
 /// How long a page takes to render, at most.
 const RENDER: Duration = Duration::from_millis(300);
@@ -73,16 +75,36 @@ const CONFIG: &str = "[edge]\nlisten = [\"127.0.0.1:0\"]\nbounded_load = 0\n";
 fn nobody_sees_a_page_older_than_an_answered_purge_whatever_hangs_or_is_killed() {
     let seed = setting("CLEARCOAT_SEED").unwrap_or_else(|| fastrand::u64(..100_000_000));
     let length = Duration::from_secs(setting("CLEARCOAT_CONSISTENCY_SECONDS").unwrap_or(30));
-    let mut fleet = Fleet::start(&Plan { varnish: NODES, config: CONFIG, ..Plan::default() });
-    let purging = Purging::Clearcoat(fleet.clearcoat.purge);
-    let run = Run::new(PAGES, NODES);
+    let fleet = Fleet::start(&Plan { varnish: NODES, config: CONFIG, ..Plan::default() });
+    keeps_its_promise("consistency", fleet, &faults::random(seed, NODES, length), seed, length);
+}
+
+/// The same with two clearcoats before the fleet, readers and writers over both, and a journal in an etcd of three members
+/// that hang and are killed as well.
+#[test]
+fn nobody_sees_a_page_older_than_an_answered_purge_behind_any_of_several_replicas() {
+    let seed = setting("CLEARCOAT_SEED").unwrap_or_else(|| fastrand::u64(..100_000_000));
+    let length = Duration::from_secs(setting("CLEARCOAT_CONSISTENCY_SECONDS").unwrap_or(30));
+    let plan = Plan { varnish: NODES, config: CONFIG, replicas: 2, etcd: MEMBERS, journal: "etcd", ..Plan::default() };
+    let fleet = Fleet::start(&plan);
+    let steps = faults::both(faults::random(seed, NODES, length), faults::of_etcd(seed, MEMBERS, length));
+    keeps_its_promise("consistency with replicas", fleet, &steps, seed, length);
+}
+
+/// Plays a schedule, and fails where anything stale was seen, lost or refused.
+fn keeps_its_promise(name: &str, mut fleet: Fleet, steps: &[Step], seed: u64, length: Duration) {
+    let purging: Vec<Purging> =
+        fleet.clearcoats().map(|clearcoat| clearcoat.purge).enumerate().map(to_purging).collect();
+    let run = Run::new(PAGES, NODES, purging.len());
     fleet.shop.render_within(RENDER);
-    let tally = play(&run, &mut fleet, &purging, &faults::random(seed, NODES, length), seed, length);
+    let tally = play(&run, &mut fleet, &purging, steps, seed, length);
     let lost = lost(&run, &fleet);
 
-    let counts = [run.faults("Hang"), run.faults("Kill("), run.faults("KillClearcoat")];
+    let counts = [run.faults("Hang("), run.faults("Kill("), run.faults("KillClearcoat")];
+    let etcd = (run.faults("HangEtcd"), run.faults("KillEtcd"));
     let (findings, chronicle) = run.findings();
-    let summary = summary("consistency", seed, length, &tally, counts, &findings);
+    let summary =
+        format!("{}; etcd hung {}, killed {}", summary(name, seed, length, &tally, counts, &findings), etcd.0, etcd.1);
     say(&summary);
     let mut wrong = String::new();
     let mut require = |holds: bool, what: &str| {
@@ -108,11 +130,11 @@ fn the_harness_sees_stale_reads_where_a_varnish_misses_purges() {
     let seed = setting("CLEARCOAT_SEED").unwrap_or_else(|| fastrand::u64(..100_000_000));
     let length = Duration::from_secs(6);
     let mut fleet = Fleet::start(&Plan { varnish: NODES, config: CONFIG, ..Plan::default() });
-    let purging = Purging::OneByOne(fleet.varnish.iter().map(|varnish| varnish.address).collect());
-    let run = Run::new(PAGES, NODES);
+    let purging = [Purging::OneByOne(fleet.varnish.iter().map(|varnish| varnish.address).collect())];
+    let run = Run::new(PAGES, NODES, 1);
     let steps = faults::hang_in_turn(NODES, Duration::from_millis(700), length);
     let tally = play(&run, &mut fleet, &purging, &steps, seed, length);
-    let counts = [run.faults("Hang"), 0, 0];
+    let counts = [run.faults("Hang("), 0, 0];
     let (findings, _) = run.findings();
     let summary = summary("without clearcoat's purges", seed, length, &tally, counts, &findings);
     say(&summary);
@@ -127,8 +149,8 @@ fn the_harness_sees_stale_reads_where_the_guard_is_off() {
     let seed = setting("CLEARCOAT_SEED").unwrap_or_else(|| fastrand::u64(..100_000_000));
     let length = Duration::from_secs(6);
     let mut fleet = Fleet::start(&Plan { varnish: NODES, config: CONFIG, guard: false, ..Plan::default() });
-    let purging = Purging::Clearcoat(fleet.clearcoat.purge);
-    let run = Run::new(PAGES, NODES);
+    let purging = [Purging::Clearcoat(0, fleet.clearcoat.purge)];
+    let run = Run::new(PAGES, NODES, 1);
     fleet.shop.render_within(RENDER);
     let tally = play(&run, &mut fleet, &purging, &[], seed, length);
     let (findings, _) = run.findings();
@@ -144,7 +166,7 @@ fn the_harness_sees_stale_reads_where_the_guard_is_off() {
 fn a_varnish_that_was_fenced_comes_back_while_purges_go_on() {
     let fleet = Fleet::start(&Plan { varnish: 2, ..Plan::default() });
     let address = fleet.clearcoat.purge;
-    let run = Run::new(1, 1);
+    let run = Run::new(1, 1, 1);
     std::thread::scope(|scope| {
         let _stop = StopGuard(&run);
         scope.spawn(|| {
@@ -160,19 +182,25 @@ fn a_varnish_that_was_fenced_comes_back_while_purges_go_on() {
     });
 }
 
+fn to_purging((number, address): (usize, SocketAddr)) -> Purging {
+    Purging::Clearcoat(number, address)
+}
+
 /// Readers, writers and faults, for `length`. Every purge is answered when this returns, and everybody is well.
-fn play(run: &Run, fleet: &mut Fleet, purging: &Purging, steps: &[Step], seed: u64, length: Duration) -> Tally {
+fn play(run: &Run, fleet: &mut Fleet, purging: &[Purging], steps: &[Step], seed: u64, length: Duration) -> Tally {
     run.pages().for_each(|page| fleet.shop.set(page, history::content(page, 0)));
-    let (shop, edge) = (Arc::clone(&fleet.shop), fleet.clearcoat.edge);
+    let edges: Vec<SocketAddr> = fleet.clearcoats().map(|clearcoat| clearcoat.edge).collect();
+    let (shop, edges) = (Arc::clone(&fleet.shop), &*edges);
     let shop = &*shop;
     std::thread::scope(|scope| {
         let mut threads = Vec::new();
         for index in 0..WRITERS {
             let own: Vec<u64> = run.pages().filter(|page| page % WRITERS == index).collect();
+            let purging = &purging[index as usize % purging.len()];
             threads.push(scope.spawn(move || load::write(run, shop, purging, &own, seed + 100 + index)));
         }
         for number in 0..READERS {
-            threads.push(scope.spawn(move || load::read(run, number, shop, edge, seed + 200 + number as u64)));
+            threads.push(scope.spawn(move || load::read(run, number, shop, edges, seed + 200 + number as u64)));
         }
         {
             let _stop = StopGuard(run);
@@ -186,15 +214,21 @@ fn play(run: &Run, fleet: &mut Fleet, purging: &Purging, steps: &[Step], seed: u
 
 /// Waits until every node has every purge, then reads every page everywhere. Gives what is not the last version.
 fn lost(run: &Run, fleet: &Fleet) -> Vec<String> {
-    fleet.clearcoat.ready();
-    fleet.clearcoat.current();
+    fleet.know_each_other();
+    for clearcoat in fleet.clearcoats() {
+        clearcoat.ready();
+        clearcoat.current();
+    }
     fleet.shop.render_within(Duration::ZERO);
     let mut lost = Vec::new();
     for page in run.pages() {
         let wanted = run.page(page, |history| history.latest()).to_string();
         let path = format!("/p/{page}");
         let everywhere = fleet.varnish.iter().map(|varnish| (varnish.id.as_str(), varnish.get(&path)));
-        for (place, answer) in everywhere.chain([("the edge", fleet.get(&path))]) {
+        let edges = fleet
+            .clearcoats()
+            .map(|clearcoat| ("an edge", client::get(clearcoat.edge, &path).expect("the edge answers")));
+        for (place, answer) in everywhere.chain(edges) {
             if answer.status != 200 || answer.text() != wanted {
                 let (status, cache, text) = (answer.status, answer.cache(), answer.text());
                 lost.push(format!("page {page} of {place}: {status} {cache} {text}, not {wanted}"));

@@ -22,6 +22,7 @@ mod refusals;
 mod registry;
 mod reload;
 mod replay;
+mod replicas;
 mod slow_start;
 mod storm;
 mod support;

@@ -19,8 +19,14 @@ pub enum Act {
     Kill(usize),
     /// Its cache is empty.
     Restart(usize),
-    /// kill -9 of clearcoat, and a start on the same ports and the same journal.
+    /// kill -9 of clearcoat, and a start on the same ports and the same journal. Where there are several, they take turns.
     KillClearcoat,
+    /// SIGSTOP of a member of etcd, by its index.
+    HangEtcd(usize),
+    ResumeEtcd(usize),
+    /// kill -9 of every member.
+    KillEtcd,
+    RestartEtcd,
 }
 
 /// An act and its time.
@@ -130,6 +136,34 @@ fn room_at(ill: &[(Moment, Moment)], random: &mut Rng) -> Moment {
     if random.bool() { last } else { found_out.max(last_but_one).min(last) }
 }
 
+/// Faults of etcd that take turns with others: a member that hangs, all of them killed, and time between them to recover.
+pub fn of_etcd(seed: u64, members: usize, length: Duration) -> Vec<Step> {
+    let mut random = Rng::with_seed(seed ^ 0xe7cd);
+    let mut steps = Vec::new();
+    let mut at = Duration::from_millis(1500);
+    for turn in 0.. {
+        let ends = at + Duration::from_millis(random.u64(2000..6000));
+        if ends >= length {
+            return steps;
+        }
+        let member = random.usize(..members);
+        let (begin, end) = match turn % 2 {
+            0 => (Act::HangEtcd(member), Act::ResumeEtcd(member)),
+            _ => (Act::KillEtcd, Act::RestartEtcd),
+        };
+        steps.extend([Step { at, act: begin }, Step { at: ends, act: end }]);
+        at = ends + Duration::from_millis(random.u64(1500..4000));
+    }
+    unreachable!("the run has an end")
+}
+
+/// Two schedules as one.
+pub fn both(mut one: Vec<Step>, other: Vec<Step>) -> Vec<Step> {
+    one.extend(other);
+    one.sort_by_key(|step| step.at);
+    one
+}
+
 /// Hangs one node after the other for `hang`, with pauses of the same length. Too short for a health check to notice.
 pub fn hang_in_turn(nodes: usize, hang: Duration, length: Duration) -> Vec<Step> {
     let turns = (0..).map(|turn: u32| (turn as usize % nodes, hang * (1 + 2 * turn)));
@@ -143,16 +177,23 @@ pub fn hang_in_turn(nodes: usize, hang: Duration, length: Duration) -> Vec<Step>
 pub fn inject(run: &Run, fleet: &mut Fleet, steps: &[Step], length: Duration) {
     let mut delay = Duration::ZERO;
     let mut ill = vec![false; fleet.varnish.len()];
+    // What etcd suffers, while it does.
+    let mut etcd = None;
+    let mut killed = 0;
     for step in steps {
         std::thread::sleep((step.at + delay).saturating_sub(run.now()));
         let happens = match step.act {
             Act::Resume(node) | Act::Restart(node) => std::mem::take(&mut ill[node]),
+            Act::ResumeEtcd(_) | Act::RestartEtcd => etcd.take().is_some(),
+            Act::HangEtcd(_) | Act::KillEtcd if run.now() <= length => etcd.replace(step.act).is_none(),
+            // A replica that starts while etcd is away knows only what it is told: see the tests of replicas.
+            Act::KillClearcoat if etcd.is_some() => false,
             Act::Hang(node) | Act::Kill(node) if run.now() <= length => !std::mem::replace(&mut ill[node], true),
             _ => run.now() <= length,
         };
         if happens {
             run.happened(format!("{:?}", step.act));
-            carry_out(run, fleet, step.act);
+            carry_out(run, fleet, step.act, &mut killed);
             run.happened(format!("{:?} done", step.act));
         }
         delay = delay.max(run.now().saturating_sub(step.at));
@@ -160,7 +201,7 @@ pub fn inject(run: &Run, fleet: &mut Fleet, steps: &[Step], length: Duration) {
     std::thread::sleep(length.saturating_sub(run.now()));
 }
 
-fn carry_out(run: &Run, fleet: &mut Fleet, act: Act) {
+fn carry_out(run: &Run, fleet: &mut Fleet, act: Act, killed: &mut usize) {
     match act {
         Act::Hang(node) => {
             run.set_hung(node, true);
@@ -172,17 +213,25 @@ fn carry_out(run: &Run, fleet: &mut Fleet, act: Act) {
         }
         Act::Kill(node) => fleet.varnish[node].kill(),
         Act::Restart(node) => fleet.varnish[node].restart(),
-        Act::KillClearcoat => kill_clearcoat(run, fleet),
+        Act::KillClearcoat => {
+            kill_clearcoat(run, fleet, *killed % (1 + fleet.others.len()));
+            *killed += 1;
+        }
+        Act::HangEtcd(member) => fleet.etcd().hang(member),
+        Act::ResumeEtcd(member) => fleet.etcd().resume(member),
+        Act::KillEtcd => fleet.etcd().kill_all(),
+        Act::RestartEtcd => fleet.etcd().restart_all(),
     }
 }
 
-fn kill_clearcoat(run: &Run, fleet: &mut Fleet) {
-    run.keep_log(fleet.clearcoat.log().clone());
-    run.outage_begins();
-    fleet.clearcoat.kill();
-    fleet.clearcoat.restart();
-    fleet.clearcoat.opened();
-    run.outage_ends();
+fn kill_clearcoat(run: &Run, fleet: &mut Fleet, number: usize) {
+    let clearcoat = fleet.replica(number);
+    run.keep_log(clearcoat.log().clone());
+    run.outage_begins(number);
+    clearcoat.kill();
+    clearcoat.restart();
+    clearcoat.opened();
+    run.outage_ends(number);
 }
 
 #[cfg(test)]
@@ -199,7 +248,7 @@ mod tests {
             match step.act {
                 Act::Hang(node) | Act::Kill(node) => assert!(ill.insert(node), "{step:?} of a node that is ill"),
                 Act::Resume(node) | Act::Restart(node) => assert!(ill.remove(&node), "{step:?} of a node that is well"),
-                Act::KillClearcoat => {}
+                Act::KillClearcoat | Act::HangEtcd(_) | Act::ResumeEtcd(_) | Act::KillEtcd | Act::RestartEtcd => {}
             }
             most = most.max(ill.len());
         }

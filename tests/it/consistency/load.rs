@@ -27,8 +27,8 @@ const AFTER_FAILURE: Duration = Duration::from_millis(5);
 /// How purges reach the Varnish nodes.
 #[derive(Clone)]
 pub enum Purging {
-    /// Through clearcoat's purge listener.
-    Clearcoat(SocketAddr),
+    /// Through the purge listener of a clearcoat, by its number.
+    Clearcoat(usize, SocketAddr),
     /// As Magento does it without clearcoat: one node after the other, the status ignored, what fails forgotten. A
     /// node that hangs refuses connections. (Those that its kernel accepts while it is stopped would be read, and
     /// obeyed, when it runs again: that only shortens the time in which it serves the old page.)
@@ -73,15 +73,17 @@ fn purge_until_answered(run: &Run, purging: &Purging, versions: &[(u64, u64)], p
     let first = run.now();
     loop {
         let sent = run.now();
-        let answer = match purging {
-            Purging::Clearcoat(address) => purge(*address, pattern).map_err(|error| error.to_string()),
-            Purging::OneByOne(nodes) => Ok(purge_one_by_one(run, nodes, pattern)),
+        let (clearcoat, answer) = match purging {
+            Purging::Clearcoat(number, address) => {
+                (*number, purge(*address, pattern).map_err(|error| error.to_string()))
+            }
+            Purging::OneByOne(nodes) => (0, Ok(purge_one_by_one(run, nodes, pattern))),
         };
         let failure = match answer {
             Ok(answer) if answer.status == 200 => {
                 run.promised(versions, sent, answer.text());
                 tally.purges += 1;
-                if run.was_alive_since(sent) {
+                if run.was_alive_since(clearcoat, sent) {
                     tally.slowest_purge = run.now() - sent;
                 }
                 return tally;
@@ -89,7 +91,7 @@ fn purge_until_answered(run: &Run, purging: &Purging, versions: &[(u64, u64)], p
             Ok(answer) => format!("{} {}", answer.status, answer.text()),
             Err(error) => error,
         };
-        tally.cut_off += usize::from(run.purge_failed(sent, || format!("purge of {versions:?}: {failure}")));
+        tally.cut_off += usize::from(run.purge_failed(clearcoat, sent, || format!("purge of {versions:?}: {failure}")));
         assert!(run.now() - first < PATIENCE, "a purge was not answered for {PATIENCE:?}: {failure}");
         std::thread::sleep(AFTER_FAILURE);
     }
@@ -105,11 +107,14 @@ fn purge_one_by_one(run: &Run, nodes: &[SocketAddr], pattern: &str) -> Answer {
     Answer { status: 200, head: String::new(), body: b"who knows".to_vec(), trailers: String::new() }
 }
 
-/// Reads random pages until the run is over.
-pub fn read(run: &Run, number: usize, shop: &Shop, edge: SocketAddr, seed: u64) -> Tally {
+/// Reads random pages until the run is over, through the edge of one of the clearcoats.
+pub fn read(run: &Run, number: usize, shop: &Shop, edges: &[SocketAddr], seed: u64) -> Tally {
     let mut random = Rng::with_seed(seed);
     let pages: Vec<u64> = run.pages().collect();
-    let mut reader = Reader { run, number, shop, edge, connection: None, tally: Tally::default() };
+    // In pairs, so that each has some of both kinds of readers.
+    let clearcoat = number / 2 % edges.len();
+    let edge = edges[clearcoat];
+    let mut reader = Reader { run, number, clearcoat, shop, edge, connection: None, tally: Tally::default() };
     while !run.is_over() {
         if random.u8(..20) == 0 {
             reader.connection = None;
@@ -124,6 +129,7 @@ pub fn read(run: &Run, number: usize, shop: &Shop, edge: SocketAddr, seed: u64) 
 struct Reader<'r> {
     run: &'r Run,
     number: usize,
+    clearcoat: usize,
     shop: &'r Shop,
     edge: SocketAddr,
     connection: Option<Kept>,
@@ -156,7 +162,7 @@ impl Reader<'_> {
         };
         let requests = self.connection.take().map_or(0, |kept| kept.requests);
         let what = || format!("request {requests} of its connection, page {page}: {failure}");
-        self.tally.cut_off += usize::from(self.run.read_failed(opening, what));
+        self.tally.cut_off += usize::from(self.run.read_failed(self.clearcoat, opening, what));
         std::thread::sleep(AFTER_FAILURE);
         false
     }

@@ -14,7 +14,8 @@ const TOLD: usize = 20;
 pub struct Run {
     began: Instant,
     pages: Vec<Mutex<History>>,
-    outages: RwLock<Outages>,
+    /// Of each clearcoat.
+    outages: Vec<RwLock<Outages>>,
     hung: Vec<AtomicBool>,
     stop: AtomicBool,
     faults: Mutex<Vec<(Moment, String)>>,
@@ -83,12 +84,12 @@ impl Drop for StopGuard<'_> {
 }
 
 impl Run {
-    /// A run with the pages 1 to `pages` and this many Varnish nodes; it begins now.
-    pub fn new(pages: u64, nodes: usize) -> Self {
+    /// A run with the pages 1 to `pages`, this many Varnish nodes and this many clearcoats; it begins now.
+    pub fn new(pages: u64, nodes: usize, clearcoats: usize) -> Self {
         Run {
             began: Instant::now(),
             pages: (1..=pages).map(|page| Mutex::new(History::new(page))).collect(),
-            outages: RwLock::default(),
+            outages: (0..clearcoats).map(|_| RwLock::default()).collect(),
             hung: (0..nodes).map(|_| AtomicBool::default()).collect(),
             stop: AtomicBool::new(false),
             faults: Mutex::default(),
@@ -146,19 +147,26 @@ impl Run {
         });
     }
 
-    /// A read failed, on a connection that was opened at `opened`. Says whether clearcoat's death explains it.
-    pub fn read_failed(&self, opened: Moment, what: impl FnOnce() -> String) -> bool {
-        self.failed(opened, what, |findings| &mut findings.refused)
+    /// A read failed, on a connection to this clearcoat that was opened at `opened`. Says whether the death of that one
+    /// explains it.
+    pub fn read_failed(&self, clearcoat: usize, opened: Moment, what: impl FnOnce() -> String) -> bool {
+        self.failed(clearcoat, opened, what, |findings| &mut findings.refused)
     }
 
     /// The same for a purge.
-    pub fn purge_failed(&self, opened: Moment, what: impl FnOnce() -> String) -> bool {
-        self.failed(opened, what, |findings| &mut findings.refused_purges)
+    pub fn purge_failed(&self, clearcoat: usize, opened: Moment, what: impl FnOnce() -> String) -> bool {
+        self.failed(clearcoat, opened, what, |findings| &mut findings.refused_purges)
     }
 
-    fn failed(&self, opened: Moment, what: impl FnOnce() -> String, kind: fn(&mut Findings) -> &mut Kind) -> bool {
+    fn failed(
+        &self,
+        clearcoat: usize,
+        opened: Moment,
+        what: impl FnOnce() -> String,
+        kind: fn(&mut Findings) -> &mut Kind,
+    ) -> bool {
         let failed = self.now();
-        let explained = self.outages.read().unwrap().explain(opened, failed);
+        let explained = self.outages[clearcoat].read().unwrap().explain(opened, failed);
         if !explained {
             let text = || format!("opened at {opened:?}, failed at {failed:?}: {}", what());
             kind(&mut self.findings.lock().unwrap()).add(text);
@@ -166,20 +174,20 @@ impl Run {
         explained
     }
 
-    /// Whether clearcoat was there from `from` until now.
-    pub fn was_alive_since(&self, from: Moment) -> bool {
-        !self.outages.read().unwrap().explain(from, self.now())
+    /// Whether this clearcoat was there from `from` until now.
+    pub fn was_alive_since(&self, clearcoat: usize, from: Moment) -> bool {
+        !self.outages[clearcoat].read().unwrap().explain(from, self.now())
     }
 
-    /// Called before clearcoat is killed.
-    pub fn outage_begins(&self) {
-        let mut outages = self.outages.write().unwrap();
+    /// Called before a clearcoat is killed.
+    pub fn outage_begins(&self, clearcoat: usize) {
+        let mut outages = self.outages[clearcoat].write().unwrap();
         outages.begin(self.now());
     }
 
     /// Called when it has said that it is ready.
-    pub fn outage_ends(&self) {
-        let mut outages = self.outages.write().unwrap();
+    pub fn outage_ends(&self, clearcoat: usize) {
+        let mut outages = self.outages[clearcoat].write().unwrap();
         outages.end(self.now());
     }
 

@@ -10,9 +10,10 @@ use clearcoat::varnish::vcl;
 
 use super::clearcoat::Clearcoat;
 use super::client::{Answer, get, purge, tag};
-use super::hold;
+use super::etcd::Etcd;
 use super::varnish::{Listens, Varnish};
 use super::web::{Shop, Web};
+use super::{eventually, hold};
 
 /// What a fleet is made of.
 pub struct Plan {
@@ -26,6 +27,9 @@ pub struct Plan {
     pub ack_timeout: &'static str,
     pub journal: &'static str,
     pub guard: bool,
+    /// How many clearcoats stand before the fleet. More than one, or a journal in etcd, needs members of etcd.
+    pub replicas: usize,
+    pub etcd: usize,
     /// How the Varnish nodes are told to drop pages, and the longest header they take.
     pub delivery: Delivery,
     pub header_limit: usize,
@@ -43,6 +47,8 @@ impl Default for Plan {
             ack_timeout: "1s",
             journal: "disk",
             guard: true,
+            replicas: 1,
+            etcd: 0,
             delivery: Delivery::Magento,
             header_limit: DEFAULT_HEADER_LIMIT,
             vcl: |vcl, _, _| vcl.to_owned(),
@@ -53,9 +59,12 @@ impl Default for Plan {
 /// A running fleet. Fields are dropped in this order: clearcoat first, its nodes after it.
 pub struct Fleet {
     pub clearcoat: Clearcoat,
+    /// The other replicas.
+    pub others: Vec<Clearcoat>,
     pub varnish: Vec<Varnish>,
     pub web: Vec<Web>,
     pub shop: Arc<Shop>,
+    etcd: Option<Etcd>,
     pub folder: tempfile::TempDir,
 }
 
@@ -63,8 +72,39 @@ impl Fleet {
     /// Starts everything and waits until every node is up and the edge is open.
     pub fn start(plan: &Plan) -> Self {
         let fleet = Fleet::launch(plan);
-        fleet.clearcoat.ready();
+        fleet.clearcoats().for_each(Clearcoat::ready);
+        fleet.know_each_other();
         fleet
+    }
+
+    /// All clearcoats before this fleet.
+    pub fn clearcoats(&self) -> impl Iterator<Item = &Clearcoat> {
+        std::iter::once(&self.clearcoat).chain(&self.others)
+    }
+
+    /// One of them, by its number from 0.
+    pub fn replica(&mut self, number: usize) -> &mut Clearcoat {
+        match number {
+            0 => &mut self.clearcoat,
+            other => &mut self.others[other - 1],
+        }
+    }
+
+    /// The etcd that the plan has.
+    pub fn etcd(&mut self) -> &mut Etcd {
+        self.etcd.as_mut().expect("a plan with etcd")
+    }
+
+    /// Waits until every clearcoat has heard of all others, and they confirm what they are told.
+    pub fn know_each_other(&self) {
+        let replicas = 1 + self.others.len();
+        for clearcoat in self.clearcoats().filter(|_| replicas > 1) {
+            eventually("the replicas know each other", || {
+                let fleet = clearcoat.fleet();
+                let known = fleet["replicas"].as_array()?;
+                (known.len() == replicas && known.iter().all(|replica| replica["confirmed"] == true)).then_some(())
+            });
+        }
     }
 
     /// Starts everything. Nodes may be down still, and the edge not open.
@@ -72,12 +112,19 @@ impl Fleet {
         let folder = tempfile::tempdir().expect("a folder");
         let shop = Arc::new(Shop::default());
         let web: Vec<Web> = (0..plan.web).map(|_| Web::start(&shop)).collect();
-        // The VCL names the origin listener, whose port must be known before the Varnish nodes that clearcoat's
-        // configuration names: held until clearcoat itself binds it (its sockets share the port for that moment).
-        let origin = hold(SocketAddr::from(([127, 0, 0, 1], 0)));
-        let origin_address = origin.local_addr().expect("an address").as_socket().expect("an IP socket");
+        let etcd = match plan.etcd {
+            0 => None,
+            1 => Some(Etcd::start()),
+            members => Some(Etcd::cluster(members)),
+        };
+        // The VCL names the origin listeners, whose ports must be known before the Varnish nodes that clearcoat's
+        // configuration names: held until clearcoat itself binds them (its sockets share the port for that moment).
+        let held: Vec<_> = (0..plan.replicas).map(|_| hold(SocketAddr::from(([127, 0, 0, 1], 0)))).collect();
+        let address = |socket: &socket2::Socket| socket.local_addr().expect("an address").as_socket();
+        let origins: Vec<SocketAddr> = held.iter().map(|socket| address(socket).expect("an IP socket")).collect();
         let allow = ["127.0.0.0/8".parse().expect("a network")];
-        let text = vcl::render(vcl::Version::Seven, plan.delivery, &[origin_address.into()], &allow).expect("a VCL");
+        let by_origin: Vec<_> = origins.iter().map(|origin| (*origin).into()).collect();
+        let text = vcl::render(vcl::Version::Seven, plan.delivery, &by_origin, &allow).expect("a VCL");
         let spawn = |number| {
             let id = format!("varnish-{number}");
             let file = folder.path().join(format!("{id}.vcl"));
@@ -91,10 +138,23 @@ impl Fleet {
         let mut nodes = Vec::new();
         nodes.extend(varnish.iter().map(|varnish| ("varnish", varnish.id.clone(), varnish.address)));
         nodes.extend(web.iter().enumerate().map(|(index, web)| ("web", format!("web-{}", index + 1), web.address)));
-        let config = configuration(plan, origin_address, &folder.path().join("journal"), &nodes);
-        let clearcoat = Clearcoat::start(folder.path(), &config);
-        drop(origin);
-        Fleet { clearcoat, varnish, web, shop, folder }
+        let endpoints = etcd.as_ref().map(Etcd::endpoints);
+        let mut clearcoats = origins.iter().enumerate().map(|(number, origin)| {
+            let own = folder.path().join(format!("clearcoat-{}", number + 1));
+            std::fs::create_dir(&own).expect("a folder");
+            let mut config = configuration(plan, *origin, &own.join("journal"), &nodes);
+            if let Some(endpoints) = &endpoints {
+                config = format!(
+                    "{config}\n[registry.etcd]\nendpoints = {endpoints:?}\n[replica]\nid = \"clearcoat-{}\"\n",
+                    number + 1
+                );
+            }
+            Clearcoat::start(&own, &config)
+        });
+        let clearcoat = clearcoats.next().expect("one replica at least");
+        let others = clearcoats.collect();
+        drop(held);
+        Fleet { clearcoat, others, varnish, web, shop, etcd, folder }
     }
 
     /// Reads a page through the edge.

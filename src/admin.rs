@@ -1,18 +1,22 @@
 //! The admin listener: metrics, health of this process, and as JSON the fleet and who purges what.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
+use hyper::body::Bytes;
 use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::attribution::Attribution;
 use crate::delivery::Deliveries;
-use crate::fleet::{Fence, Health, Member, Pool, Role, Snapshot, WHOLE_SHARE};
+use crate::fleet::{Fence, Health, Member, Pool, Role, Snapshot, Source, WHOLE_SHARE};
 use crate::http_server::{Handler, Response, json, response, text};
-use crate::journal::{Journal, Missed, Position};
+use crate::journal::{Journal, Lag, Position};
+use crate::registry::Following;
+use crate::replicas::{self, Replicas};
 use crate::shutdown::{Shutdown, Stage};
 use crate::telemetry::Metrics;
 
@@ -26,10 +30,14 @@ pub struct Admin {
     pub journal: Arc<dyn Journal>,
     /// The kind of the journal, as configured.
     pub journal_kind: &'static str,
+    /// The clearcoats before this fleet, where there may be several.
+    pub replicas: Option<Arc<Replicas>>,
     /// Who has it.
     pub deliveries: Arc<Deliveries>,
     /// Who purged what.
     pub attribution: Arc<Attribution>,
+    /// How the nodes in etcd are followed, where nodes are there.
+    pub registry: Option<Following>,
     /// All metrics.
     pub metrics: Arc<Metrics>,
     /// Whether the edge takes traffic.
@@ -45,7 +53,26 @@ struct FleetView<'a> {
     head: Position,
     fence: Position,
     journal: &'static str,
+    /// Purges that are not in etcd yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    spooled: Option<usize>,
+    /// The clearcoats before this fleet, this one first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    replicas: Vec<replicas::View>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    registry: Option<RegistryView>,
     nodes: Vec<NodeView<'a>>,
+}
+
+/// Where nodes come from, beside the configuration file.
+#[derive(Serialize)]
+struct RegistryView {
+    kind: Source,
+    connected: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    revision: Option<i64>,
+    last_contact_seconds: f64,
+    problem: Arc<str>,
 }
 
 #[derive(Serialize)]
@@ -59,6 +86,16 @@ struct NodeView<'a> {
     health: Health,
     reason: &'a str,
     inflight: u32,
+    source: Source,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    zone: Option<&'a str>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    labels: &'a BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    epoch: Option<&'a str>,
+    /// It is absent from its source.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    retained: bool,
     #[serde(flatten)]
     varnish: Option<VarnishView>,
 }
@@ -66,12 +103,14 @@ struct NodeView<'a> {
 #[derive(Serialize)]
 struct VarnishView {
     cursor: Position,
+    /// Purges that it has not acknowledged.
+    lag: usize,
     current: bool,
     delivery_error: Arc<str>,
 }
 
 impl Handler for Admin {
-    async fn handle(&self, request: http::Request<()>, _peer: SocketAddr) -> Response {
+    async fn handle(&self, request: http::Request<Bytes>, _peer: SocketAddr) -> Response {
         if request.method() != http::Method::GET && request.method() != http::Method::HEAD {
             return text(405, "only GET and HEAD are allowed here\n");
         }
@@ -107,15 +146,23 @@ impl Admin {
             head: self.journal.head(),
             fence: self.fence.position(),
             journal: self.journal_kind,
+            spooled: self.spooled(),
+            replicas: self.replicas.as_ref().map_or_else(Vec::new, |replicas| replicas.view()),
+            registry: self.registry.as_ref().map(RegistryView::of),
             nodes: members.map(|member| self.node(member)).collect(),
         };
         json(200, &view)
+    }
+
+    fn spooled(&self) -> Option<usize> {
+        self.replicas.as_ref().and_then(|replicas| replicas.spooled())
     }
 
     fn node<'m>(&self, member: &'m Member) -> NodeView<'m> {
         let spec = &member.node.spec;
         let varnish = (spec.role == Role::Varnish).then(|| VarnishView {
             cursor: member.node.live.cursor(),
+            lag: self.journal.lag(member.node.live.cursor()).entries,
             current: self.fence.is_current(&member.node.live),
             delivery_error: self.deliveries.error(&spec.id),
         });
@@ -128,6 +175,11 @@ impl Admin {
             health: member.health,
             reason: &member.reason,
             inflight: member.node.live.inflight(),
+            source: spec.source,
+            zone: spec.zone.as_deref(),
+            labels: &spec.labels,
+            epoch: spec.epoch.as_deref(),
+            retained: member.retained,
             varnish,
         }
     }
@@ -136,6 +188,12 @@ impl Admin {
     fn metrics(&self) -> Response {
         let fleet = self.fleet.load();
         self.metrics.journal_head.set(self.journal.head().cast_signed());
+        self.metrics.journal_spooled.set(i64::try_from(self.spooled().unwrap_or(0)).unwrap_or(i64::MAX));
+        if let Some(link) = self.registry.as_ref().map(RegistryView::of) {
+            self.metrics.registry.connected.set(link.connected.into());
+            self.metrics.registry.revision.set(link.revision.unwrap_or(0));
+            self.metrics.registry.last_contact.set(link.last_contact_seconds);
+        }
         self.gauge_pool(&fleet.web);
         self.gauge_pool(&fleet.varnish);
         match self.metrics.render() {
@@ -152,16 +210,33 @@ impl Admin {
             let Some(varnish) = &metrics.varnish else { continue };
             let cursor = node.live.cursor();
             varnish.current.set(self.fence.is_current(&node.live).into());
-            varnish.cursor_lag.set(self.journal.head().saturating_sub(cursor).cast_signed());
-            varnish.cursor_lag_seconds.set(self.lag_seconds(cursor));
+            let lag = self.journal.lag(cursor);
+            varnish.cursor_lag.set(i64::try_from(lag.entries).unwrap_or(i64::MAX));
+            varnish.cursor_lag_seconds.set(age(lag));
         }
     }
+}
 
-    /// How long ago the oldest purge was accepted that a node at this cursor misses.
-    fn lag_seconds(&self, cursor: Position) -> f64 {
-        let Missed::Entries(entries) = self.journal.since(cursor) else { return f64::INFINITY };
-        let Some(oldest) = entries.first() else { return 0.0 };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        now.as_millis().saturating_sub(oldest.at_ms.into()) as f64 / 1000.0
+/// How long ago the oldest purge was accepted that a node misses.
+fn age(lag: Lag) -> f64 {
+    match lag {
+        Lag { entries: 0, .. } => 0.0,
+        Lag { oldest_ms: None, .. } => f64::INFINITY,
+        Lag { oldest_ms: Some(oldest_ms), .. } => {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            now.as_millis().saturating_sub(oldest_ms.into()) as f64 / 1000.0
+        }
+    }
+}
+
+impl RegistryView {
+    fn of(registry: &Following) -> Self {
+        RegistryView {
+            kind: registry.source(),
+            connected: registry.is_connected(),
+            revision: registry.revision(),
+            last_contact_seconds: registry.silence().as_secs_f64(),
+            problem: registry.problem(),
+        }
     }
 }

@@ -47,11 +47,15 @@ struct ConfigFile {
 }
 
 impl ConfigFile {
-    fn load(&self) -> Result<crate::config::Config, crate::config::ConfigErrors> {
+    fn source(&self) -> crate::config::ConfigSource {
         // A variable that is not UTF-8 then fails with its name, where it is ours.
         let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
         let env = std::env::vars_os().map(|(name, value)| (text(name), text(value)));
-        crate::config::Config::load(self.config.as_deref(), env)
+        crate::config::ConfigSource::new(self.config.clone(), env)
+    }
+
+    fn load(&self) -> Result<crate::config::Config, crate::config::ConfigErrors> {
+        self.source().load()
     }
 }
 

@@ -60,8 +60,27 @@ pub struct Session {
     pub client: Client,
     /// The member.
     pub endpoint: String,
+    /// Where the member was when it was asked.
+    pub stage: Stage,
+}
+
+/// How far a member has come in the history of its cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stage {
     /// Names the cluster: another id is another history.
     pub cluster: u64,
+    /// Raft's term and index, which only grow. A cluster that was restored from a backup starts with small ones, whatever
+    /// its revision is by then.
+    pub term: u64,
+    /// See `term`.
+    pub index: u64,
+}
+
+impl Stage {
+    /// Whether this cannot follow that: the history has begun anew, or this member lags.
+    pub fn goes_back_behind(&self, before: &Stage) -> bool {
+        self.cluster != before.cluster || self.term < before.term || self.index < before.index
+    }
 }
 
 impl Etcd {
@@ -113,13 +132,9 @@ impl Etcd {
         };
         let mut client = bounded(connected).await?;
         // It connects with its first request. This one needs no permission, and says whether there is a leader.
-        let status = bounded(async { Ok(client.status().await?) }).await?;
-        if status.leader() == 0 {
-            return Err(Failure::NoLeader);
-        }
-        let cluster = status.header().map_or(0, etcd_client::ResponseHeader::cluster_id);
-        tracing::debug!(endpoint, version = status.version(), "connected to etcd");
-        Ok(Session { client, endpoint: endpoint.to_owned(), cluster })
+        let stage = stage(&mut client).await?;
+        tracing::debug!(endpoint, ?stage, "connected to etcd");
+        Ok(Session { client, endpoint: endpoint.to_owned(), stage })
     }
 
     fn options(&self) -> Result<Options, Failure> {
@@ -156,7 +171,26 @@ impl Options {
     }
 }
 
+/// Asks a member how far it has come; one without a leader is of no use.
+async fn stage(client: &mut Client) -> Result<Stage, Failure> {
+    let status = bounded(async { Ok(client.status().await?) }).await?;
+    if status.leader() == 0 {
+        return Err(Failure::NoLeader);
+    }
+    let cluster = status.header().map_or(0, etcd_client::ResponseHeader::cluster_id);
+    Ok(Stage { cluster, term: status.raft_term(), index: status.raft_index() })
+}
+
 impl Session {
+    /// Where the member is now.
+    ///
+    /// # Errors
+    /// [`Failure`]: it does not answer, or has no leader.
+    pub async fn look(&mut self) -> Result<Stage, Failure> {
+        self.stage = stage(&mut self.client).await?;
+        Ok(self.stage)
+    }
+
     /// Makes one request of this member, and waits for its answer for [`PATIENCE`] at most.
     ///
     /// # Errors

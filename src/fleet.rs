@@ -12,6 +12,7 @@
 //! The fence is none of these: it is derived. A Varnish is *current* when its cursor has reached the last position
 //! that was answered to anybody ([`Fence`]), so there is no flag that could be set too late or cleared too early.
 
+mod absence;
 mod event;
 mod fence;
 mod health;
@@ -19,6 +20,7 @@ mod life_signs;
 mod node;
 mod snapshot;
 
+pub use absence::{Absences, GATHER, Ruling, WINDOW};
 pub use event::{Check, Event, Source, Verdict};
 pub use fence::Fence;
 pub use health::{Health, HealthState, Thresholds};

@@ -18,6 +18,8 @@
 mod contract;
 mod cursors;
 mod disk;
+mod etcd;
+mod ledger;
 mod memory;
 mod tail;
 
@@ -30,13 +32,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::fleet::NodeId;
+use crate::fleet::{NodeId, is_another_life};
 use crate::purge::Purge;
 
 pub use disk::{BadEntry, Disk, OpenError};
+pub use etcd::{Etcd, Told};
 pub use memory::Memory;
 
-/// A place in the journal. The first entry is 1; 0 is before it. A position is never given twice.
+/// A place in the journal; 0 is before the first. Positions grow, not always by one, and none is given twice.
 pub type Position = u64;
 
 /// A future that a trait object can return.
@@ -56,6 +59,21 @@ pub struct Entry {
     pub at_ms: u64,
     /// What is to go.
     pub purge: Purge,
+    /// Its name among replicas, where there are any.
+    #[serde(skip)]
+    pub origin: Option<Origin>,
+}
+
+/// What an entry is called where several journals hold the same purges.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// Its name, the same in all of them.
+    pub id: Arc<str>,
+    /// When it came to be in etcd, as far as was known when it was appended here. Where it is not there yet, it is on its
+    /// way.
+    pub revision: Option<u64>,
+    /// It was accepted by this process.
+    pub ours: bool,
 }
 
 /// How far a Varnish has come.
@@ -65,6 +83,37 @@ pub struct Cursor {
     pub position: Position,
     /// The life of its cache in which it did, where somebody says.
     pub epoch: Option<Arc<str>>,
+}
+
+impl Cursor {
+    /// What this cursor says of a cache that lives its life of this epoch.
+    fn remembered(self, epoch: Option<&str>) -> Remembered {
+        if is_another_life(self.epoch.as_deref(), epoch) {
+            Remembered::AnotherLife
+        } else {
+            Remembered::At(self.position)
+        }
+    }
+}
+
+/// What a journal knows of a Varnish that it meets again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remembered {
+    /// It had acknowledged every purge up to here.
+    At(Position),
+    /// It was here in another life: its cache began empty since.
+    AnotherLife,
+    /// Nothing.
+    Nothing,
+}
+
+/// How much lies after a cursor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lag {
+    /// How many purges; where the journal no longer holds all of them, those that it holds.
+    pub entries: usize,
+    /// When the oldest of them was accepted, in milliseconds since 1970. `None` where it is no longer held.
+    pub oldest_ms: Option<u64>,
 }
 
 /// What lies after a cursor.
@@ -133,11 +182,19 @@ pub trait Journal: Send + Sync + 'static {
     /// What lies after `cursor`. Asked and answered at one moment: the last entry is the head of that moment.
     fn since(&self, cursor: Position) -> Missed;
 
+    /// How much lies after `cursor`.
+    fn lag(&self, cursor: Position) -> Lag;
+
     /// The last position that was given longer ago than this; the one before the oldest entry held where all are younger.
     fn older_than(&self, age: Duration) -> Position;
 
-    /// The cursors as they were last saved, in this process or before it.
+    /// The cursors as they were last saved here, in this process or before it.
     fn cursors(&self) -> HashMap<NodeId, Cursor>;
+
+    /// What is known of a node whose cache lives its life of this epoch.
+    fn remembered(&self, node: &NodeId, epoch: Option<&str>) -> Remembered {
+        self.cursors().remove(node).map_or(Remembered::Nothing, |cursor| cursor.remembered(epoch))
+    }
 
     /// Saves cursors beside those that are saved already. A node whose cursor was not saved for
     /// [`Limits::retention`] is forgotten, so the unchanged cursors of registered nodes are to be saved too.
@@ -153,7 +210,7 @@ pub trait Journal: Send + Sync + 'static {
 }
 
 /// The wall clock in milliseconds since 1970, as an argument so that tests can turn it.
-type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
+pub(crate) type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
 
 fn wall_clock() -> Clock {
     Arc::new(|| {

@@ -23,7 +23,7 @@
 //! | --- | --- | --- |
 //! | commands | [`cli`] | everything below |
 //! | wiring | [`app`] | everything below |
-//! | services | [`edge`] [`origin`] [`proxy`] [`purge_api`] [`admin`] [`delivery`] [`fleet_keeper`] [`slow_start`] [`http_server`] [`agent`] | everything below, and few named neighbours |
+//! | services | [`edge`] [`origin`] [`proxy`] [`purge_api`] [`admin`] [`delivery`] [`replicas`] [`fleet_keeper`] [`slow_start`] [`http_server`] [`agent`] | everything below, and few named neighbours |
 //! | edges to the world | [`registry`] [`journal`] [`etcd`] [`varnish`] [`upstream`] [`probe`] [`tls`] | below; of each other only [`etcd`] |
 //! | base | [`config`] [`telemetry`] [`shutdown`] | pure; never each other |
 //! | pure | [`fleet`] [`balance`] [`purge`] [`attribution`] [`http1`] [`proxy_protocol`] | no runtime, no socket, no clock, no global randomness |
@@ -50,6 +50,7 @@ pub mod proxy_protocol;
 pub mod purge;
 pub mod purge_api;
 pub mod registry;
+pub mod replicas;
 pub mod shutdown;
 pub mod slow_start;
 pub mod telemetry;

@@ -100,7 +100,18 @@ struct Fleet {
     head: u64,
     fence: u64,
     journal: String,
+    /// Only where nodes are not in the configuration file alone.
+    registry: Option<Registry>,
     nodes: Vec<Node>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Registry {
+    kind: String,
+    connected: bool,
+    last_contact_seconds: f64,
+    #[serde(default)]
+    problem: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -115,8 +126,11 @@ struct Node {
     #[serde(default)]
     reason: String,
     inflight: u64,
+    /// Its source does not name it any more.
+    #[serde(default)]
+    retained: bool,
     /// Of a Varnish only, as the two that follow.
-    cursor: Option<u64>,
+    lag: Option<u64>,
     current: Option<bool>,
     #[serde(default)]
     delivery_error: String,
@@ -129,14 +143,15 @@ impl Node {
 
     fn note(&self) -> String {
         let drained = if self.weight == 0 { "drained (weight 0)" } else { "" };
+        let retained = if self.retained { "retained (not registered any more)" } else { "" };
         let starts = self.gets_traffic() && self.share < 100;
         let slow_start = if starts { format!("slow start {} %", self.share) } else { String::new() };
-        let notes = [drained, &slow_start, &self.reason, &self.delivery_error].map(str::trim);
+        let notes = [drained, retained, &slow_start, &self.reason, &self.delivery_error].map(str::trim);
         notes.into_iter().filter(|note| !note.is_empty()).collect::<Vec<_>>().join("; ")
     }
 
-    fn cells(&self, head: u64) -> [String; COLUMNS.len()] {
-        let lag = self.cursor.map_or("-".to_owned(), |cursor| head.saturating_sub(cursor).to_string());
+    fn cells(&self) -> [String; COLUMNS.len()] {
+        let lag = self.lag.map_or("-".to_owned(), |lag| lag.to_string());
         let traffic = if self.gets_traffic() { "yes" } else { "no" };
         [
             printable(&self.role),
@@ -156,15 +171,29 @@ const COLUMNS: [&str; 8] = ["ROLE", "ID", "ADDRESS", "HEALTH", "TRAFFIC", "INFLI
 impl Fleet {
     fn table(&self, colour: bool) -> String {
         let mut table = format!(
-            "fleet version {}   journal {}   head {}   fence {}\n\n",
+            "fleet version {}   journal {}   head {}   fence {}{}\n\n",
             self.version,
             printable(&self.journal),
             self.head,
-            self.fence
+            self.fence,
+            self.registry.as_ref().map(Registry::shown).unwrap_or_default()
         );
-        let rows: Vec<_> = self.nodes.iter().map(|node| node.cells(self.head)).collect();
+        let rows: Vec<_> = self.nodes.iter().map(Node::cells).collect();
         push_table(&mut table, &COLUMNS, &rows, colour);
         table
+    }
+}
+
+impl Registry {
+    /// For the head line.
+    fn shown(&self) -> String {
+        let kind = printable(&self.kind);
+        if self.connected {
+            return format!("   registry {kind}");
+        }
+        let problem = printable(self.problem.trim());
+        let reason = if problem.is_empty() { String::new() } else { format!(": {problem}") };
+        format!("   registry {kind} DISCONNECTED, silent for {:.0} s{reason}", self.last_contact_seconds)
     }
 }
 
@@ -213,9 +242,9 @@ mod tests {
         serde_json::from_str(
             r#"{"version":7,"head":42,"fence":42,"journal":"disk","nodes":[
             {"role":"varnish","id":"varnish-1","address":"10.0.1.11:6081","weight":1,"share":100,"health":"up","reason":"",
-             "inflight":3,"cursor":42,"current":true,"delivery_error":""},
+             "inflight":3,"cursor":42,"lag":0,"current":true,"delivery_error":""},
             {"role":"varnish","id":"varnish-2","address":"10.0.1.12:6081","weight":1,"share":100,"health":"up","reason":"",
-             "inflight":0,"cursor":40,"current":false,"delivery_error":"timed out"},
+             "inflight":0,"cursor":40,"lag":2,"current":false,"delivery_error":"timed out"},
             {"role":"web","id":"web-1","address":"10.0.0.5:80","weight":1,"share":100,"health":"down",
              "reason":"connection refused","inflight":0},
             {"role":"web","id":"web-2","address":"10.0.0.6:80","weight":0,"share":100,"health":"up","reason":"","inflight":12}]}"#,
@@ -243,6 +272,24 @@ web      web-2      10.0.0.6:80     up      no       12        -    drained (wei
         assert!(coloured.contains("\x1b[32mup    \x1b[0m  \x1b[31mno     \x1b[0m  0"), "{coloured:?}");
         let plain = ["\x1b[31m", "\x1b[32m", "\x1b[0m"].iter().fold(coloured, |text, code| text.replace(code, ""));
         assert_eq!(plain, fleet().table(false));
+    }
+
+    #[test]
+    fn the_registry_and_what_it_has_lost_are_shown() {
+        let mut fleet = fleet();
+        fleet.nodes[3].retained = true;
+        let registry = r#"{"kind":"etcd","connected":true,"revision":5,"last_contact_seconds":0.4,"problem":""}"#;
+        fleet.registry = serde_json::from_str(registry).unwrap();
+        let table = fleet.table(false);
+        assert!(
+            table.starts_with("fleet version 7   journal disk   head 42   fence 42   registry etcd\n\n"),
+            "{table}"
+        );
+        assert!(table.ends_with("drained (weight 0); retained (not registered any more)\n"), "{table}");
+        let registry = r#"{"kind":"etcd","connected":false,"last_contact_seconds":12.4,"problem":"no leader"}"#;
+        fleet.registry = serde_json::from_str(registry).unwrap();
+        let table = fleet.table(false);
+        assert!(table.contains("fence 42   registry etcd DISCONNECTED, silent for 12 s: no leader\n"), "{table}");
     }
 
     #[test]

@@ -11,8 +11,8 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
+use super::node::{NodeFacts, is_host_port};
 use super::{Config, Dns, Edge, JournalKind, Limits, ProxyProtocol, RegistryKind, StaticNode, Token, WebChecks};
-use crate::fleet::{Role, SendProxy};
 
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 const LONGEST_ACK_TIMEOUT: Duration = Duration::from_secs(60);
@@ -24,12 +24,6 @@ const MAX_WORKERS: usize = 1024;
 const LONGEST_SLOW_START: Duration = Duration::from_secs(3600);
 const LONGEST_RETAIN: Duration = Duration::from_secs(24 * 3600);
 const LONGEST_SPIN: Duration = Duration::from_millis(10);
-
-/// The largest weight of a node.
-pub const MAX_WEIGHT: u32 = 65_535;
-
-/// What a Varnish may take as one request header, in bytes.
-pub const HEADER_LIMIT: RangeInclusive<usize> = 512..=65_536;
 
 /// Header fields that say how a message is framed and where it goes, or that the edge writes anew for each request: a
 /// second meaning for one of them would break the first.
@@ -239,17 +233,15 @@ fn check_nodes(nodes: &[StaticNode], rules: &mut Rules) {
     for (index, node) in nodes.iter().enumerate() {
         let key = |name: &str| format!("node[{index}].{name}");
         let role = node.role;
-        let reason = "wanted HOST:PORT such as 10.0.1.11:6081, [fd00::1]:80 or web-1.shop:80";
-        rules.require(is_host_port(&node.address), key("address"), reason);
-        rules.require(node.weight <= MAX_WEIGHT, key("weight"), format!("must be 0 to {MAX_WEIGHT}"));
-        for (name, is_set) in [("delivery", node.delivery.is_some()), ("header_limit", node.header_limit.is_some())] {
-            rules.require(!is_set || role == Role::Varnish, key(name), "only for nodes of role varnish");
-        }
-        let (least, most) = HEADER_LIMIT.into_inner();
-        let in_bounds = role == Role::Web || node.header_limit.is_none_or(|limit| HEADER_LIMIT.contains(&limit));
-        rules.require(in_bounds, key("header_limit"), format!("must be {least} to {most} bytes"));
-        let is_sent = node.send_proxy == SendProxy::Off || role == Role::Varnish;
-        rules.require(is_sent, key("send_proxy"), "only for nodes of role varnish; a web node takes \"off\"");
+        let facts = NodeFacts {
+            role,
+            address: &node.address,
+            weight: node.weight,
+            has_delivery: node.delivery.is_some(),
+            header_limit: node.header_limit,
+            send_proxy: node.send_proxy,
+        };
+        facts.faults().into_iter().for_each(|(name, reason)| rules.require(false, key(name), reason));
         let twin = ids.insert((role, node.id.as_str()), index);
         rules.require(twin.is_none(), key("id"), format!("another {role} node has this id"));
         let twin = addresses.insert((role, node.address.to_ascii_lowercase()), node.id.as_str());
@@ -279,17 +271,6 @@ fn is_offload_header(name: &str) -> bool {
     name.bytes().all(is_allowed) && !TAKEN_FIELDS.iter().any(|taken| taken.eq_ignore_ascii_case(name))
 }
 
-/// Whether an address has a host and a port. Whether the host exists is found out when it is resolved.
-pub fn is_host_port(address: &str) -> bool {
-    let Some((host, port)) = address.rsplit_once(':') else { return false };
-    let is_port = port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port != 0);
-    let is_host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-        Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_".contains(&b)),
-    };
-    is_port && is_host
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -301,16 +282,6 @@ mod tests {
         }
         for bad in ["SSL_OFFLOADED", "a b", "a:", "a\r\nb", "ü", "Host", "host", "te", "X-FORWARDED-FOR"] {
             assert!(!is_offload_header(bad), "{bad}");
-        }
-    }
-
-    #[test]
-    fn an_address_is_a_host_and_a_port() {
-        for good in ["10.0.0.5:80", "[fd00::5]:80", "web-1.shop.svc:65535", "web_1:1"] {
-            assert!(is_host_port(good), "{good}");
-        }
-        for bad in ["", "web-1", ":80", "web-1:", "web-1:0", "web-1:65536", "fd00::5:80", "[x]:80", "a b:80", "a:+1"] {
-            assert!(!is_host_port(bad), "{bad}");
         }
     }
 }

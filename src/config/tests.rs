@@ -1,7 +1,9 @@
 //! The corpus in `tests/config` and what needs an environment.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
+use super::source::FILE_VARIABLE;
 use super::*;
 
 const CORPUS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/config");

@@ -9,8 +9,8 @@ use tokio::sync::watch;
 use super::budget::Budget;
 use super::stretches::{Stretch, Stretches};
 use super::{BatchResult, Context, Deliveries, DeliveryState, fingerprint, lock};
-use crate::fleet::{LANDING, Node, is_another_life};
-use crate::journal::{Missed, Position};
+use crate::fleet::{LANDING, Node};
+use crate::journal::{Missed, Position, Remembered};
 use crate::purge::{Ban, Batch as Compiled, Purge, Target, compile};
 use crate::telemetry::NodeMetrics;
 use crate::varnish::http::{Delivered, DeliveryError, Link};
@@ -25,6 +25,9 @@ const BACK_OFF_LONGEST: Duration = Duration::from_secs(5);
 
 /// The pause after a refusal: somebody has to change a VCL first.
 const BACK_OFF_REFUSED: Duration = Duration::from_secs(30);
+
+/// How long a cache may have lived before anybody told us that it is a new one.
+const NEWS: Duration = Duration::from_secs(10);
 
 /// A batch of more bans than this becomes one ban of everything: each ban costs the node a comparison per object.
 const MAX_BANS: usize = 64;
@@ -88,14 +91,12 @@ enum Work {
 impl Task {
     pub(super) fn new(deliveries: Arc<Deliveries>, node: Arc<Node>, state: Arc<DeliveryState>) -> Self {
         let journal = &deliveries.context.journal;
-        let cursor = match journal.cursors().remove(node.id()) {
-            // Another life of the cache, and so an empty cache.
-            Some(stored) if is_another_life(stored.epoch.as_deref(), node.spec.epoch.as_deref()) => {
-                Some(journal.head())
-            }
+        let cursor = match journal.remembered(node.id(), node.spec.epoch.as_deref()) {
+            // An empty cache, but for what it took in before we heard of it: that much is replayed.
+            Remembered::AnotherLife => Some(journal.older_than(NEWS)),
             // A cursor ahead of the head is of another journal.
-            Some(stored) => Some(stored.position).filter(|&position| position <= journal.head()),
-            None => None,
+            Remembered::At(position) => Some(position).filter(|&position| position <= journal.head()),
+            Remembered::Nothing => None,
         };
         // A journal without history has promised nothing yet.
         let known = cursor.is_some() || !journal.has_history();

@@ -17,6 +17,11 @@
 //! same connection; a member that hangs or is cut off does not answer, and the next one is tried. The stream itself is
 //! asked for its progress now and then: an answer is no news, two that are missing are.
 //!
+//! **History can begin anew.** After a restore from a backup the same revisions mean something else, and by the time we
+//! are back there may be more of them than we knew. So a member is also asked for its place in raft's log
+//! ([`Stage`](super::Stage)), and what others in this process were told counts as known ([`Link::expect`]): where anything
+//! goes back, there is a new list.
+//!
 //! **A list goes back to the leader** (it is not serializable), pinned to one revision over all its pages: members that
 //! lag would otherwise make a fleet of two moments.
 
@@ -27,7 +32,7 @@ use std::time::{Duration, Instant};
 use etcd_client::{EventType, GetOptions, KeyValue, WatchOptions, WatchResponse, WatchStream};
 use tokio::sync::mpsc;
 
-use super::{Failure, Pauses, Session, SharedEtcd, bounded};
+use super::{Failure, Pauses, Session, SharedEtcd, Stage, bounded};
 
 /// How long a watch may say nothing before its member is asked whether it is still there.
 const SILENCE: Duration = Duration::from_secs(3);
@@ -129,6 +134,8 @@ pub struct Link {
     started: Instant,
     connected: AtomicBool,
     revision: AtomicI64,
+    /// The highest revision that anybody here was told.
+    expected: AtomicI64,
     /// Milliseconds since `started`; 0 is never.
     heard: AtomicU64,
     problem: Mutex<Arc<str>>,
@@ -142,6 +149,7 @@ impl Link {
             started: Instant::now(),
             connected: AtomicBool::new(false),
             revision: AtomicI64::new(0),
+            expected: AtomicI64::new(0),
             heard: AtomicU64::new(0),
             problem: Mutex::new("".into()),
         })
@@ -166,6 +174,12 @@ impl Link {
     /// Why changes do not come in; empty where they do.
     pub fn problem(&self) -> Arc<str> {
         Arc::clone(&self.problem.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// etcd has told this revision on another connection. It says nothing about the changes before it, but a history that
+    /// ends before it is another one.
+    pub fn expect(&self, revision: i64) {
+        self.expected.fetch_max(revision, Ordering::Relaxed);
     }
 
     fn heard(&self, revision: i64) {
@@ -200,7 +214,7 @@ impl Link {
 /// What is known, and of which history.
 #[derive(Clone, Copy, Debug)]
 struct Known {
-    cluster: u64,
+    stage: Stage,
     revision: i64,
 }
 
@@ -254,13 +268,13 @@ pub async fn follow(etcd: SharedEtcd, prefix: String, link: Arc<Link>, updates: 
 impl Follower {
     /// Everything over one connection.
     async fn connection(&mut self) -> End {
-        let session = match self.etcd.connect().await {
+        let mut session = match self.etcd.connect().await {
             Ok(session) => session,
             Err(failure) => return End::Lost(failure),
         };
         let mut relist = match self.known {
             None => Some(Resync::Start),
-            Some(known) if known.cluster != session.cluster => Some(Resync::Restored),
+            Some(known) if session.stage.goes_back_behind(&known.stage) => Some(Resync::Restored),
             Some(_) => None,
         };
         loop {
@@ -270,7 +284,7 @@ impl Follower {
             {
                 return end;
             }
-            match self.watch(&session).await {
+            match self.watch(&mut session).await {
                 // At once: what we know is out of date, and nothing says that etcd is in trouble.
                 End::Relist(cause) if !listed => relist = Some(cause),
                 end => return end,
@@ -299,23 +313,23 @@ impl Follower {
             }
         }
         // A list comes from the leader, so a revision that is lower than ours is of another history.
-        let goes_back = self.known.is_some_and(|known| revision < known.revision || session.cluster != known.cluster);
-        let cause = if goes_back { Resync::Restored } else { cause };
-        let cluster = session.cluster;
+        let expected = self.link.expected.swap(revision, Ordering::Relaxed).max(self.revision());
+        let cause = if revision < expected { Resync::Restored } else { cause };
+        let (stage, cluster) = (session.stage, session.stage.cluster);
         self.tell(Update::Listed(Listing { cluster, revision, items, cause })).await?;
-        self.known = Some(Known { cluster, revision });
+        self.known = Some(Known { stage, revision });
         self.link.heard(revision);
         Ok(())
     }
 
-    async fn watch(&mut self, session: &Session) -> End {
+    async fn watch(&mut self, session: &mut Session) -> End {
         match self.try_watch(session).await {
             Ok(()) => End::Lost(Failure::Closed),
             Err(end) => end,
         }
     }
 
-    async fn try_watch(&mut self, session: &Session) -> Result<(), End> {
+    async fn try_watch(&mut self, session: &mut Session) -> Result<(), End> {
         let after = self.revision();
         let options = WatchOptions::new().with_prefix().with_start_revision(after + 1).with_progress_notify();
         let mut client = session.client.watch_client().max_decoding_message_size(MAX_MESSAGE);
@@ -328,7 +342,7 @@ impl Follower {
                 Ok(message) => match message.map_err(Failure::from)? {
                     Some(response) => {
                         progress_owed = 0;
-                        self.take(&response).await?;
+                        self.take(&response, session.stage).await?;
                     }
                     None => return Ok(()),
                 },
@@ -346,16 +360,20 @@ impl Follower {
         }
     }
 
-    /// Whether the member answers, with its leader behind it.
-    async fn ask_member(&self, session: &Session) -> Result<(), Failure> {
+    /// Whether the member answers, with its leader behind it, and where it is by now.
+    async fn ask_member(&mut self, session: &mut Session) -> Result<(), Failure> {
         let options = GetOptions::new().with_prefix().with_count_only().with_limit(1);
         let prefix = self.prefix.as_str();
         session.request(async |mut client| client.get(prefix, Some(options)).await).await?;
+        let stage = session.look().await?;
+        if let Some(known) = &mut self.known {
+            known.stage = stage;
+        }
         self.link.heard(self.revision());
         Ok(())
     }
 
-    async fn take(&mut self, response: &WatchResponse) -> Result<(), End> {
+    async fn take(&mut self, response: &WatchResponse, stage: Stage) -> Result<(), End> {
         // First: a watch that is refused comes as created and cancelled at once.
         if response.canceled() {
             return Err(match response.compact_revision() {
@@ -368,8 +386,11 @@ impl Follower {
         let at = response.header().map_or(known, etcd_client::ResponseHeader::revision);
         if response.created() {
             // A member that lags says so, too; the list that follows comes from the leader and settles it.
-            if at < known {
+            if at < known.max(self.link.expected.load(Ordering::Relaxed)) {
                 return Err(End::Relist(Resync::Restored));
+            }
+            if let Some(known) = &mut self.known {
+                known.stage = stage;
             }
             if at - known > FAR_BEHIND {
                 return Err(End::Relist(Resync::FarBehind));

@@ -42,6 +42,8 @@ pub struct Member {
     pub health: Health,
     /// Why it is down, in words for the operator; empty where it is not.
     pub reason: Arc<str>,
+    /// Whether its source does not name it any more, and it is kept all the same.
+    pub retained: bool,
     /// Whether it may get traffic, as far as health and weight say.
     pub usable: bool,
 }
@@ -94,7 +96,7 @@ mod tests {
         let member = |(index, (id, health)): (usize, &(&str, Health))| {
             let spec = NodeSpec::new(Role::Web, NodeId::try_from(*id).unwrap(), ([127, 0, 0, 1], 80).into());
             let node = Arc::new(Node::new(spec, Arc::new(Live::default()), index as u64));
-            Member { node, health: *health, reason: "".into(), usable: false }
+            Member { node, health: *health, reason: "".into(), retained: false, usable: false }
         };
         Pool::new(states.iter().enumerate().map(member).collect(), panic_threshold)
     }

@@ -1,11 +1,11 @@
-//! Who starts slowly. The checkers talk to nobody; the tests tell the keeper what was seen.
+//! Who starts slowly, and who stays. The checkers talk to nobody; the tests tell the keeper what was seen.
 
 use std::time::{Duration, Instant};
 
 use super::*;
 use crate::config::PurgeListener;
 use crate::delivery::{Context, Pace};
-use crate::fleet::{Check, Fence, WHOLE_SHARE};
+use crate::fleet::{Check, Fence, Member, WHOLE_SHARE};
 use crate::journal::{Limits, Memory};
 use crate::purge::Guard;
 
@@ -36,15 +36,14 @@ fn rig(panic_threshold: f64) -> Rig {
     };
     let deliveries = Arc::new(Deliveries::new(context));
     let (nobody_listens, listed) = (mpsc::channel(1).0, watch::channel(false).0);
-    let keeper =
-        FleetKeeper::new(fleet, checks, deliveries, slow_start, metrics, nobody_listens, [Source::Static], listed);
-    Rig { keeper }
+    let (events, retain) = (nobody_listens, Duration::from_secs(600));
+    let around = Surroundings { fleet, checks, retain, deliveries, slow_start, metrics, events };
+    Rig { keeper: FleetKeeper::new(around, [Source::Static], listed) }
 }
 
 impl Rig {
     fn tell(&mut self, event: Event) {
-        self.keeper.apply(event);
-        self.keeper.settle();
+        self.keeper.take([event]);
     }
 
     fn join(&mut self, id: &str, weight: u32) {
@@ -71,7 +70,7 @@ impl Rig {
     }
 
     fn share(&self, id: &str) -> u32 {
-        self.keeper.fleet.load().web.get(&spec(id).id).unwrap().node.live.share()
+        self.keeper.around.fleet.load().web.get(&spec(id).id).unwrap().node.live.share()
     }
 
     fn shares(&self) -> [u32; 2] {
@@ -148,4 +147,138 @@ async fn who_was_used_in_spite_of_its_health_goes_on_with_what_it_has() {
     ["a", "b"].into_iter().for_each(|id| rig.check(id, &down()));
     rig.check("a", &Verdict::Passed);
     assert_eq!(rig.shares(), WHOLE);
+}
+
+impl Rig {
+    /// The nodes, as they are shown: `a` is from the file, `a*` from etcd, `a*?` absent from it.
+    fn shown(&self) -> Vec<String> {
+        let fleet = self.keeper.around.fleet.load();
+        let of = |member: &Member| {
+            let source = if member.node.spec.source == Source::Etcd { "*" } else { "" };
+            format!("{}{source}{}", member.node.id(), if member.retained { "?" } else { "" })
+        };
+        fleet.web.members().iter().map(of).collect()
+    }
+
+    fn of_etcd(nodes: &[&str]) -> Self {
+        let mut rig = rig(0.0);
+        nodes.iter().for_each(|id| rig.tell(Event::Joined(etcd(id, 1))));
+        rig.tell(Event::Listed(Source::Static));
+        nodes.iter().for_each(|id| rig.check(id, &Verdict::Passed));
+        rig
+    }
+
+    /// Lets time pass, and what is due happen.
+    async fn after(&mut self, seconds: f64) -> Vec<String> {
+        tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
+        self.keeper.take([]);
+        self.shown()
+    }
+
+    fn held(&self) -> String {
+        let text = String::from_utf8(self.keeper.around.metrics.render().unwrap()).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("clearcoat_registry_held{role=\"web\"} "));
+        line.unwrap().to_owned()
+    }
+}
+
+fn etcd(id: &str, weight: u32) -> NodeSpec {
+    NodeSpec { source: Source::Etcd, weight, ..spec(id) }
+}
+
+fn left(id: &str) -> Event {
+    Event::Left(Source::Etcd, Role::Web, spec(id).id)
+}
+
+fn vanished(id: &str) -> Event {
+    Event::Vanished(Source::Etcd, Role::Web, spec(id).id)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_vanished_stays_while_it_is_well_and_no_longer_than_that() {
+    let mut rig = Rig::of_etcd(&["a", "b", "c", "d"]);
+    rig.tell(vanished("a"));
+    assert_eq!(rig.shown(), ["a*?", "b*", "c*", "d*"]);
+    assert_eq!(rig.after(599.0).await, ["a*?", "b*", "c*", "d*"]);
+    assert_eq!(rig.after(1.0).await, ["b*", "c*", "d*"]);
+    rig.tell(vanished("b"));
+    rig.after(1.0).await;
+    rig.check("b", &down());
+    assert_eq!(rig.shown(), ["c*", "d*"]);
+    // One that is down already, long after: two of three at once would be held.
+    rig.after(10.0).await;
+    rig.check("c", &down());
+    rig.tell(vanished("c"));
+    assert_eq!(rig.after(1.0).await, ["d*"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_vanished_and_is_back_has_its_traffic_all_the_time() {
+    let mut rig = Rig::of_etcd(&["a", "b", "c"]);
+    rig.tell(vanished("a"));
+    rig.after(5.0).await;
+    rig.tell(Event::Joined(etcd("a", 1)));
+    assert_eq!(rig.shown(), ["a*", "b*", "c*"]);
+    assert_eq!(rig.share("a"), WHOLE_SHARE);
+    rig.check("a", &down());
+    assert_eq!(rig.after(1000.0).await, ["a*", "b*", "c*"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_was_drained_and_deleted_leaves_at_once_and_any_other_in_a_moment() {
+    let mut rig = Rig::of_etcd(&["a", "b", "c", "d"]);
+    rig.tell(Event::Joined(etcd("a", 0)));
+    rig.tell(left("a"));
+    assert_eq!(rig.shown(), ["b*", "c*", "d*"]);
+    rig.tell(left("b"));
+    assert_eq!(rig.after(0.3).await, ["c*", "d*"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn most_nodes_at_once_are_held_and_those_that_were_drained_are_not() {
+    let mut rig = Rig::of_etcd(&["a", "b", "c", "d"]);
+    rig.tell(Event::Joined(etcd("d", 0)));
+    rig.keeper.take([left("a"), left("b"), vanished("c"), left("d")]);
+    assert_eq!(rig.after(0.3).await, ["a*?", "b*?", "c*?"]);
+    assert_eq!(rig.held(), "3");
+    rig.check("a", &down());
+    assert_eq!(rig.shown(), ["a*?", "b*?", "c*?"]);
+    rig.tell(Event::Joined(etcd("a", 1)));
+    assert_eq!((rig.held().as_str(), rig.shown().join(" ").as_str()), ("2", "a* b*? c*?"));
+    // How an operator lets go of one: he drains it.
+    rig.tell(Event::Joined(etcd("b", 0)));
+    rig.tell(left("b"));
+    assert_eq!((rig.held().as_str(), rig.shown().join(" ").as_str()), ("1", "a* c*?"));
+    assert_eq!(rig.after(600.0).await, ["a*"]);
+    assert_eq!(rig.held(), "0");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_file_says_of_a_node_counts_and_the_other_is_there_when_it_is_gone() {
+    let mut rig = Rig::settled(0.0);
+    rig.tell(Event::Joined(etcd("a", 7)));
+    rig.tell(vanished("b"));
+    assert_eq!(rig.after(1.0).await, ["a", "b"]);
+    rig.tell(Event::Left(Source::Static, Role::Web, spec("a").id));
+    assert_eq!(rig.shown(), ["a*", "b"]);
+    assert_eq!(rig.keeper.around.fleet.load().web.get(&spec("a").id).unwrap().node.spec.weight, 7);
+    // The other way round: the file takes over, and gives back.
+    rig.join("a", 1);
+    assert_eq!(rig.shown(), ["a", "b"]);
+    rig.tell(left("a"));
+    assert_eq!(rig.after(1.0).await, ["a", "b"]);
+    rig.tell(Event::Left(Source::Static, Role::Web, spec("a").id));
+    assert_eq!(rig.shown(), ["b"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_events_become_one_snapshot_and_none_becomes_none() {
+    let mut rig = rig(0.0);
+    let version = |rig: &Rig| rig.keeper.around.fleet.load().version;
+    let before = version(&rig);
+    let nodes: Vec<String> = (0..1000).map(|number| format!("n{number}")).collect();
+    rig.keeper.take(nodes.iter().map(|id| Event::Joined(etcd(id, 1))));
+    assert_eq!((version(&rig), rig.shown().len()), (before + 1, 1000));
+    rig.keeper.take(nodes.iter().map(|id| Event::Joined(etcd(id, 1))));
+    assert_eq!(version(&rig), before + 1);
 }

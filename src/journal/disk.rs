@@ -7,6 +7,9 @@
 //! one thread makes all three.
 //!
 //! The file holds what the tail holds and is read only at the start. What the tail drops, the next commits delete.
+//!
+//! It is also what a journal in etcd ([`super::Etcd`]) keeps on this machine: then entries have names, an entry that is
+//! here already is not appended twice, and one that is safe in etcd is taken even where the disk is full.
 
 mod error;
 mod store;
@@ -16,15 +19,16 @@ mod writer;
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::cursors::Cursors;
+use super::ledger::Ledger;
 use super::tail::Tail;
-use super::{BoxFuture, Clock, Cursor, Journal, Limits, Missed, Position, WriteError, wall_clock};
+use super::{BoxFuture, Clock, Cursor, Journal, Lag, Limits, Missed, Origin, Position, WriteError, wall_clock};
 use crate::fleet::NodeId;
 use crate::purge::{Guard, Purge};
 use store::{OpenDatabase, Store};
@@ -47,7 +51,16 @@ pub struct Disk {
 struct Shared {
     tail: Tail,
     cursors: Cursors,
+    ledger: Mutex<Ledger>,
     clock: Clock,
+}
+
+/// What another journal of the same purges has, or has not.
+pub(super) struct Foreign {
+    pub(super) origin: Origin,
+    /// When it was accepted.
+    pub(super) at_ms: u64,
+    pub(super) purge: Purge,
 }
 
 /// The writer's thread. Dropping it waits until what was queued is committed and the file is closed.
@@ -61,7 +74,16 @@ impl Disk {
     /// [`OpenError`] names the file and what is wrong with it. A journal that cannot be read in full is not opened:
     /// what it lost is a purge that somebody was told is done.
     pub fn open(path: &Path, limits: Limits, guard: Arc<Guard>) -> Result<Self, OpenError> {
-        Disk::open_with(path, limits, guard, wall_clock(), Box::new(store::open_database))
+        Disk::open_with_clock(path, limits, guard, wall_clock())
+    }
+
+    pub(super) fn open_with_clock(
+        path: &Path,
+        limits: Limits,
+        guard: Arc<Guard>,
+        clock: Clock,
+    ) -> Result<Self, OpenError> {
+        Disk::open_with(path, limits, guard, clock, Box::new(store::open_database))
     }
 
     fn open_with(
@@ -74,8 +96,9 @@ impl Disk {
         let now_ms = clock();
         let (store, stored) = Store::open(path, limits, now_ms, open)?;
         let shared = Arc::new(Shared {
-            tail: Tail::new(limits, guard, stored.head, stored.entries, now_ms),
+            tail: Tail::new(limits, guard, (stored.floor, stored.head), stored.entries, now_ms),
             cursors: Cursors::new(limits, stored.cursors),
+            ledger: Mutex::new(stored.ledger),
             clock,
         });
         let (queue, commands) = mpsc::channel(QUEUE);
@@ -85,6 +108,48 @@ impl Disk {
             .spawn(move || writer::run(store, &for_writer, commands))
             .map_err(OpenError::Thread)?;
         Ok(Disk { shared, queue, _writer: Writer(Some(writer)) })
+    }
+
+    /// Appends what has a name. Resolves like [`Journal::append`], with the place that it has already where it was here
+    /// before; what it says of its revision is noted either way.
+    pub(super) async fn append_foreign(&self, foreign: Foreign) -> Result<Position, WriteError> {
+        self.ask(|answer| Command::AppendForeign(foreign, answer)).await
+    }
+
+    /// The same for many, in their order.
+    pub(super) async fn append_all(&self, foreign: Vec<Foreign>) -> Result<Vec<Position>, WriteError> {
+        let mut answers = Vec::with_capacity(foreign.len());
+        for foreign in foreign {
+            let (answer, answered) = oneshot::channel();
+            self.queue.send(Command::AppendForeign(foreign, answer)).await.map_err(|_| WriteError::Closed)?;
+            answers.push(answered);
+        }
+        let mut positions = Vec::with_capacity(answers.len());
+        for answered in answers {
+            positions.push(answered.await.map_err(|_| WriteError::Closed)??);
+        }
+        Ok(positions)
+    }
+
+    /// Notes where in etcd entries are, or that they are not there.
+    pub(super) async fn found(&self, revisions: Vec<(Position, Option<u64>)>) -> Result<(), WriteError> {
+        self.ask(|answer| Command::Found(revisions, answer)).await
+    }
+
+    /// What lies before is not known, or not all of it: everything up to the head is a gap, and so is everything up to
+    /// this revision.
+    pub(super) async fn break_off(&self, revision: u64) -> Result<(), WriteError> {
+        self.ask(|answer| Command::BreakOff(revision, answer)).await
+    }
+
+    /// The origins of what is held. The writer's to change, but for what it does not know of.
+    pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.shared.ledger()
+    }
+
+    /// The time, as this journal has it.
+    pub(super) fn now_ms(&self) -> u64 {
+        (self.shared.clock)()
     }
 
     /// Hands a command to the writer and waits for its answer.
@@ -115,6 +180,10 @@ impl Journal for Disk {
         self.shared.tail.since(cursor)
     }
 
+    fn lag(&self, cursor: Position) -> Lag {
+        self.shared.tail.lag(cursor)
+    }
+
     fn older_than(&self, age: Duration) -> Position {
         self.shared.tail.older_than(age, (self.shared.clock)())
     }
@@ -125,6 +194,13 @@ impl Journal for Disk {
 
     fn save_cursors(&self, cursors: Vec<(NodeId, Cursor)>) -> BoxFuture<'_, Result<(), WriteError>> {
         Box::pin(self.ask(|answer| Command::SaveCursors(cursors, answer)))
+    }
+}
+
+impl Shared {
+    /// It is whole after every statement, so a panic elsewhere leaves nothing half done.
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

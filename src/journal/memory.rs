@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::cursors::Cursors;
 use super::tail::Tail;
-use super::{BoxFuture, Clock, Cursor, Entry, Journal, Limits, Missed, Position, WriteError, wall_clock};
+use super::{BoxFuture, Clock, Cursor, Entry, Journal, Lag, Limits, Missed, Position, WriteError, wall_clock};
 use crate::fleet::NodeId;
 use crate::purge::{Guard, Purge};
 
@@ -27,9 +27,9 @@ impl Memory {
         Memory::with_clock(limits, guard, wall_clock())
     }
 
-    pub(super) fn with_clock(limits: Limits, guard: Arc<Guard>, clock: Clock) -> Self {
+    pub(crate) fn with_clock(limits: Limits, guard: Arc<Guard>, clock: Clock) -> Self {
         Memory {
-            tail: Tail::new(limits, guard, 0, Vec::new(), clock()),
+            tail: Tail::new(limits, guard, (0, 0), Vec::new(), clock()),
             cursors: Cursors::new(limits, HashMap::new()),
             clock,
             turn: Mutex::new(()),
@@ -42,7 +42,7 @@ impl Journal for Memory {
         Box::pin(async move {
             let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
             let (position, at_ms) = (self.tail.head() + 1, (self.clock)());
-            self.tail.publish(vec![Arc::new(Entry { position, at_ms, purge })], at_ms);
+            self.tail.publish(vec![Arc::new(Entry { position, at_ms, purge, origin: None })], at_ms);
             Ok(position)
         })
     }
@@ -57,6 +57,10 @@ impl Journal for Memory {
 
     fn since(&self, cursor: Position) -> Missed {
         self.tail.since(cursor)
+    }
+
+    fn lag(&self, cursor: Position) -> Lag {
+        self.tail.lag(cursor)
     }
 
     fn older_than(&self, age: Duration) -> Position {

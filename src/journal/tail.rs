@@ -1,7 +1,8 @@
 //! The newest entries, in memory, within limits: all that readers ever see of a journal.
 //!
-//! The entries and the head change together under one lock, and the entries held are always the ones directly before
-//! the head. So the first position held is arithmetic instead of a second fact that could disagree.
+//! The entries, the head and the floor change together under one lock: every entry after the floor up to the head is
+//! held, and none up to the floor. Positions have holes (a shared journal's are revisions of etcd), so what a cursor
+//! misses is searched for and not counted.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -9,7 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::{Entry, Limits, Missed, Position};
+use super::{Entry, Lag, Limits, Missed, Position};
 use crate::purge::{Guard, Purge, Target};
 
 /// The newest entries of a journal. Any number of readers, one writer at a time.
@@ -25,19 +26,21 @@ pub(super) struct Tail {
 struct Held {
     entries: VecDeque<Arc<Entry>>,
     bytes: usize,
+    /// Nothing up to here is held.
+    floor: Position,
 }
 
 impl Tail {
-    /// A tail that ends at `head` and holds of `entries` (in order, without holes, the last one at `head`) what the
-    /// limits allow at `now_ms`. Those are no news to the guard: no request that it watches over is older.
+    /// A tail that ends at `head` and holds of `entries` (in order, all that there are after `floor`) what the limits
+    /// allow at `now_ms`. Those are no news to the guard: no request that it watches over is older.
     pub(super) fn new(
         limits: Limits,
         guard: Arc<Guard>,
-        head: Position,
+        (floor, head): (Position, Position),
         entries: Vec<Arc<Entry>>,
         now_ms: u64,
     ) -> Self {
-        let mut held = Held::default();
+        let mut held = Held { floor, ..Held::default() };
         held.extend(entries);
         held.trim(&limits, now_ms);
         Tail { limits, guard, held: RwLock::new(held), head: watch::Sender::new(head) }
@@ -53,10 +56,9 @@ impl Tail {
         self.head.subscribe()
     }
 
-    /// The position of the oldest entry held; one past the head when there is none.
-    pub(super) fn first(&self) -> Position {
-        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
-        held.first(self.head())
+    /// Everything after this is held, and nothing before.
+    pub(super) fn floor(&self) -> Position {
+        self.held.read().unwrap_or_else(PoisonError::into_inner).floor
     }
 
     /// The last position that was given longer ago than this; the one before the oldest held where all are younger.
@@ -69,24 +71,36 @@ impl Tail {
             .rev()
             .take_while(|entry| u128::from(now_ms.saturating_sub(entry.at_ms)) <= age.as_millis())
             .count();
-        self.head() - younger as Position
+        match held.entries.len() - younger {
+            _ if younger == 0 => self.head(),
+            0 => held.floor,
+            older => held.entries[older - 1].position,
+        }
     }
 
     /// What lies after `cursor`.
     pub(super) fn since(&self, cursor: Position) -> Missed {
         let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
-        let head = self.head();
-        let first = held.first(head);
-        if cursor > head || cursor + 1 < first {
+        if cursor > self.head() || cursor < held.floor {
             return Missed::Gap;
         }
-        // No more than the number of entries, which is a usize.
-        let known = (cursor + 1 - first) as usize;
-        Missed::Entries(held.entries.range(known..).cloned().collect())
+        Missed::Entries(held.entries.range(held.known_to(cursor)..).cloned().collect())
     }
 
-    /// Makes entries readable and moves the head to the last one. They follow the head without a hole, and they are
-    /// durable already: whoever sees the head move may rely on them, and on the guard's knowing them.
+    /// How much lies after `cursor`.
+    pub(super) fn lag(&self, cursor: Position) -> Lag {
+        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
+        let known = held.known_to(cursor);
+        let missed = held.entries.len() - known;
+        if cursor > self.head() || cursor < held.floor {
+            // One at least, of which nobody knows any more when it was accepted.
+            return Lag { entries: missed.max(1), oldest_ms: None };
+        }
+        Lag { entries: missed, oldest_ms: held.entries.get(known).map(|entry| entry.at_ms) }
+    }
+
+    /// Makes entries readable and moves the head to the last one. They follow the head, and they are durable already:
+    /// whoever sees the head move may rely on them, and on the guard's knowing them.
     pub(super) fn publish(&self, entries: Vec<Arc<Entry>>, now_ms: u64) {
         let Some(head) = entries.last().map(|entry| entry.position) else { return };
         // Before anybody can read them, and so before any Varnish is told.
@@ -96,11 +110,27 @@ impl Tail {
         held.trim(&self.limits, now_ms);
         self.head.send_replace(head);
     }
+
+    /// What lies before `position` is not known, or not all of it: nothing up to there is held any more, and the head is
+    /// there at least.
+    pub(super) fn forget_up_to(&self, position: Position) {
+        let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
+        while held.entries.front().is_some_and(|oldest| oldest.position <= position) {
+            held.drop_oldest();
+        }
+        held.floor = held.floor.max(position);
+        self.head.send_if_modified(|head| {
+            let moves = *head < position;
+            *head = position.max(*head);
+            moves
+        });
+    }
 }
 
 impl Held {
-    fn first(&self, head: Position) -> Position {
-        head + 1 - self.entries.len() as Position
+    /// How many of the entries are not after `cursor`.
+    fn known_to(&self, cursor: Position) -> usize {
+        self.entries.partition_point(|entry| entry.position <= cursor)
     }
 
     fn extend(&mut self, entries: Vec<Arc<Entry>>) {
@@ -114,8 +144,14 @@ impl Held {
             if fits && !limits.retires(oldest.at_ms, now_ms) {
                 return;
             }
+            self.drop_oldest();
+        }
+    }
+
+    fn drop_oldest(&mut self) {
+        if let Some(oldest) = self.entries.pop_front() {
             self.bytes -= footprint(&oldest.purge);
-            self.entries.pop_front();
+            self.floor = oldest.position;
         }
     }
 }

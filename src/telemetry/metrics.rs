@@ -7,6 +7,7 @@
 
 mod listener;
 mod purge;
+mod registry;
 
 use std::sync::Arc;
 
@@ -20,13 +21,14 @@ use crate::fleet::{NodeId, Role};
 
 pub use listener::ListenerMetrics;
 pub use purge::PurgeMetrics;
+pub use registry::RegistryMetrics;
 
 const CODE_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
 /// All metrics of the process.
 #[derive(Debug)]
 pub struct Metrics {
-    registry: Registry,
+    families: Registry,
     nodes: DashMap<(Role, NodeId), Arc<NodeMetrics>>,
     /// The edge listener.
     pub edge: ListenerMetrics,
@@ -34,6 +36,8 @@ pub struct Metrics {
     pub origin: ListenerMetrics,
     /// The purge listener.
     pub purge: PurgeMetrics,
+    /// Where nodes come from.
+    pub registry: RegistryMetrics,
     retries: IntCounterVec,
     connect_errors: IntCounterVec,
     inflight: IntGaugeVec,
@@ -45,6 +49,7 @@ pub struct Metrics {
     bans_sent: IntCounterVec,
     flushed: IntCounterVec,
     fenced: IntCounterVec,
+    reloads: IntCounterVec,
     tls_reloads: IntCounterVec,
     tls_expiry: IntGaugeVec,
     /// Client connections that are open at the edge.
@@ -59,6 +64,12 @@ pub struct Metrics {
     pub journal_head: IntGauge,
     /// How long it took to make a purge durable.
     pub journal_append_duration: Histogram,
+    /// Purges that are not in etcd yet.
+    pub journal_spooled: IntGauge,
+    /// Clearcoats before this fleet, as far as is known.
+    pub replicas: IntGauge,
+    /// Times a purge was answered though a replica had not confirmed it.
+    pub replica_unconfirmed: IntCounter,
 }
 
 /// The handles of one node.
@@ -105,14 +116,15 @@ impl Metrics {
     /// # Errors
     /// Only where two families share a name: a fault in this file.
     pub fn new() -> prometheus::Result<Self> {
-        let registry = Registry::new_custom(Some("clearcoat".into()), None)?;
-        let r = &registry;
+        let families = Registry::new_custom(Some("clearcoat".into()), None)?;
+        let r = &families;
         let build = int_gauges(r, "build_info", "The version that runs; always 1", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Ok(Metrics {
             edge: ListenerMetrics::new(r, "edge", "clients")?,
             origin: ListenerMetrics::new(r, "origin", "Varnish")?,
             purge: PurgeMetrics::new(r)?,
+            registry: RegistryMetrics::new(r)?,
             retries: counters(r, "retries_total", "Requests that were tried again elsewhere", &["role", "reason"])?,
             connect_errors: counters(
                 r,
@@ -145,7 +157,8 @@ impl Metrics {
                 &["node"],
             )?,
             fenced: counters(r, "fenced_total", "Times a Varnish was behind when a purge was answered", &["node"])?,
-            tls_reloads: tls_reloads(r)?,
+            reloads: reloads(r, "reloads_total", "the configuration", &["applied", "refused", "unchanged"])?,
+            tls_reloads: reloads(r, "tls_reloads_total", "TLS certificates", &["ok", "failed"])?,
             tls_expiry: int_gauges(
                 r,
                 "tls_certificate_expiry_timestamp_seconds",
@@ -178,8 +191,18 @@ impl Metrics {
                 "Time until a purge was durable",
                 &purge::BUCKETS,
             )?,
+            journal_spooled: register(
+                r,
+                IntGauge::new("journal_spooled", "Purges that are durable here and not in etcd yet")?,
+            )?,
+            replicas: register(r, IntGauge::new("replicas", "Clearcoats before this fleet, with this one")?)?,
+            replica_unconfirmed: counter(
+                r,
+                "replica_unconfirmed_total",
+                "Purges that were answered though another replica had not confirmed them",
+            )?,
             nodes: DashMap::new(),
-            registry,
+            families,
         })
     }
 
@@ -252,6 +275,11 @@ impl Metrics {
         self.retries.with_label_values(&[role.as_str(), reason]).inc();
     }
 
+    /// Counts a reload of the configuration: `applied`, `refused` or `unchanged`.
+    pub fn reloaded(&self, result: &str) {
+        self.reloads.with_label_values(&[result]).inc();
+    }
+
     /// Counts a reload of TLS certificates that had something new.
     pub fn tls_reloaded(&self, succeeded: bool) {
         self.tls_reloads.with_label_values(&[if succeeded { "ok" } else { "failed" }]).inc();
@@ -274,7 +302,7 @@ impl Metrics {
     /// Where a series cannot be written as text: a fault in this file.
     pub fn render(&self) -> prometheus::Result<Vec<u8>> {
         let mut text = Vec::with_capacity(16 * 1024);
-        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        TextEncoder::new().encode(&self.families.gather(), &mut text)?;
         Ok(text)
     }
 }
@@ -286,10 +314,10 @@ impl NodeMetrics {
     }
 }
 
-/// There from the start, so that the first failure is a rise and not a new series.
-fn tls_reloads(registry: &Registry) -> prometheus::Result<IntCounterVec> {
-    let reloads = counters(registry, "tls_reloads_total", "Reloads of TLS certificates by result", &["result"])?;
-    ["ok", "failed"].iter().for_each(|result| drop(reloads.with_label_values(&[result])));
+/// Reloads of something by result. There from the start, so that the first failure is a rise and not a new series.
+fn reloads(registry: &Registry, name: &str, of: &str, results: &[&str]) -> prometheus::Result<IntCounterVec> {
+    let reloads = counters(registry, name, &format!("Reloads of {of} by result"), &["result"])?;
+    results.iter().for_each(|result| drop(reloads.with_label_values(&[result])));
     Ok(reloads)
 }
 

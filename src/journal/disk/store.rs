@@ -9,18 +9,21 @@
 //! in between can bring such a purge back, which drops a page too many. What this does not mend is a disk that fails
 //! an fsync and forgets the page while the kernel still shows it: opening again verifies what the kernel shows.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use redb::{Builder, Database, DatabaseError, Durability, ReadableTable, StorageError, Table, TableDefinition};
+use redb::{
+    Builder, Database, DatabaseError, Durability, ReadableTable, StorageError, Table, TableDefinition, WriteTransaction,
+};
 
 use super::error::{BadEntry, CommitError, OpenError};
 use crate::fleet::NodeId;
 use crate::journal::cursors::Saved;
-use crate::journal::{Cursor, Entry, Limits, Position};
+use crate::journal::ledger::Ledger;
+use crate::journal::{Cursor, Entry, Limits, Origin, Position};
 
 const ENTRIES: TableDefinition<Position, &[u8]> = TableDefinition::new("entries");
 /// The cursor, and when it was saved in milliseconds since 1970.
@@ -29,9 +32,15 @@ const CURSORS: TableDefinition<&str, (Position, u64)> = TableDefinition::new("cu
 const EPOCHS: TableDefinition<&str, &str> = TableDefinition::new("epochs");
 /// The head has a place of its own: it outlives the entries, so that no position is ever given twice.
 const HEAD: TableDefinition<(), Position> = TableDefinition::new("head");
+/// Nothing up to here is stored, and everything after it is. Files from before positions had holes have none.
+const FLOOR: TableDefinition<(), Position> = TableDefinition::new("floor");
+/// What entries are called in etcd, and their revision there; 0 where they are not there.
+const ORIGINS: TableDefinition<Position, (&str, u64)> = TableDefinition::new("origins");
+/// The highest revision that any entry ever had.
+const NEWEST: TableDefinition<(), u64> = TableDefinition::new("newest");
 
 /// The most entries that one commit deletes. More than a commit can add, so that deleting keeps up.
-const MAX_RETIRED: Position = 4096;
+const MAX_RETIRED: usize = 4096;
 /// redb's own default is 1 GiB. Nothing is read after the start, so it only has to hold what a group touches.
 const CACHE_BYTES: usize = 8 << 20;
 
@@ -41,8 +50,10 @@ pub(super) type OpenDatabase = Box<dyn Fn(&Path) -> Result<Database, DatabaseErr
 /// What was in the file when it was opened.
 pub(super) struct Stored {
     pub(super) head: Position,
+    pub(super) floor: Position,
     pub(super) entries: Vec<Arc<Entry>>,
     pub(super) cursors: HashMap<NodeId, Saved>,
+    pub(super) ledger: Ledger,
 }
 
 /// What one transaction writes.
@@ -50,11 +61,17 @@ pub(super) struct Change<'g> {
     /// The time of the group.
     pub(super) now_ms: u64,
     /// The last published position. The entries follow it.
+    pub(super) before: Position,
+    /// The head from now on.
     pub(super) head: Position,
-    /// The oldest entry that is still wanted.
-    pub(super) first: Position,
+    /// What is not after this is not wanted any more.
+    pub(super) floor: Position,
+    /// The highest revision that was ever seen.
+    pub(super) newest: u64,
     pub(super) entries: &'g [Arc<Entry>],
     pub(super) cursors: &'g [(NodeId, Cursor)],
+    /// Where in etcd entries are, or that they are not there.
+    pub(super) found: &'g [(Position, Option<u64>)],
 }
 
 /// The open file.
@@ -126,31 +143,62 @@ fn not_opened(path: &Path, error: redb::Error) -> OpenError {
 }
 
 fn load(database: &Database, path: &Path, limits: Limits, now_ms: u64) -> Result<Stored, OpenError> {
-    let failed = |error: redb::Error| not_opened(path, error);
-    let transaction = database.begin_write().map_err(|error| failed(error.into()))?;
-    let stored = {
-        let mut entries = transaction.open_table(ENTRIES).map_err(|error| failed(error.into()))?;
-        let mut cursors = transaction.open_table(CURSORS).map_err(|error| failed(error.into()))?;
-        let mut epochs = transaction.open_table(EPOCHS).map_err(|error| failed(error.into()))?;
-        let heads = transaction.open_table(HEAD).map_err(|error| failed(error.into()))?;
-        let head = heads.get(()).map_err(|error| failed(error.into()))?.map_or(0, |head| head.value());
-        let stored = Stored {
-            head,
-            entries: load_entries(&entries, head, path)?,
-            cursors: load_cursors(&mut cursors, &mut epochs, limits, now_ms, path)?,
-        };
-        let retired = stored.entries.iter().take_while(|entry| limits.retires(entry.at_ms, now_ms)).count();
-        let first = head + 1 - stored.entries.len() as Position + retired as Position;
-        delete_before(&mut entries, first).map_err(|error| failed(error.into()))?;
-        stored
-    };
-    transaction.commit().map_err(|error| failed(error.into()))?;
+    let transaction = database.begin_write().map_err(|error| not_opened(path, error.into()))?;
+    let stored = load_from(&transaction, path, limits, now_ms)?;
+    transaction.commit().map_err(|error| not_opened(path, error.into()))?;
     Ok(stored)
 }
 
+fn load_from(transaction: &WriteTransaction, path: &Path, limits: Limits, now_ms: u64) -> Result<Stored, OpenError> {
+    let failed = |error: redb::Error| not_opened(path, error);
+    let table_failed = |error: redb::TableError| not_opened(path, error.into());
+    let single = |table| {
+        let table = transaction.open_table(table)?;
+        Ok::<_, redb::Error>(table.get(())?.map(|value| value.value()))
+    };
+    let mut entries = transaction.open_table(ENTRIES).map_err(table_failed)?;
+    let mut cursors = transaction.open_table(CURSORS).map_err(table_failed)?;
+    let mut epochs = transaction.open_table(EPOCHS).map_err(table_failed)?;
+    let mut origins = transaction.open_table(ORIGINS).map_err(table_failed)?;
+    let head = single(HEAD).map_err(failed)?.unwrap_or(0);
+    let floor = single(FLOOR).map_err(failed)?;
+    let newest = single(NEWEST).map_err(failed)?.unwrap_or(0);
+    let rows = load_origins(&origins, path)?;
+    // Holes come from etcd; where it never had a part in this, a hole is damage.
+    let dense = rows.is_empty() && newest == 0;
+    let loaded = load_entries(&entries, head, dense, &rows, path)?;
+    let retired = loaded.iter().take_while(|entry| limits.retires(entry.at_ms, now_ms)).last();
+    let before = loaded.first().map_or(head, |first| first.position - 1);
+    let floor = floor.unwrap_or(before).max(retired.map_or(0, |retired| retired.position));
+    delete_up_to(&mut entries, floor).map_err(|error| failed(error.into()))?;
+    delete_up_to(&mut origins, floor).map_err(|error| failed(error.into()))?;
+    // A row without its entry is of no use; there is none, unless somebody has edited the file.
+    let rows = rows.into_iter().filter(|(position, _)| *position > floor);
+    let ledger = Ledger::new(rows.map(|(position, (id, revision))| (position, id, revision)), newest);
+    let cursors = load_cursors(&mut cursors, &mut epochs, limits, now_ms, path)?;
+    let entries = loaded.into_iter().filter(|entry| entry.position > floor).collect();
+    Ok(Stored { head, floor, entries, cursors, ledger })
+}
+
+type Rows = BTreeMap<Position, (Arc<str>, Option<u64>)>;
+
+fn load_origins(table: &impl ReadableTable<Position, (&'static str, u64)>, path: &Path) -> Result<Rows, OpenError> {
+    let failed = |error: StorageError| not_opened(path, error.into());
+    let mut rows = Rows::new();
+    for record in table.iter().map_err(failed)? {
+        let (position, origin) = record.map_err(failed)?;
+        let (id, revision) = origin.value();
+        rows.insert(position.value(), (id.into(), Some(revision).filter(|&revision| revision > 0)));
+    }
+    Ok(rows)
+}
+
+/// `dense`: positions have no holes.
 fn load_entries(
     table: &impl ReadableTable<Position, &'static [u8]>,
     head: Position,
+    dense: bool,
+    rows: &Rows,
     path: &Path,
 ) -> Result<Vec<Arc<Entry>>, OpenError> {
     let failed = |error: StorageError| not_opened(path, error.into());
@@ -160,15 +208,20 @@ fn load_entries(
         let position = position.value();
         let damaged = |source| OpenError::Entry { path: path.to_owned(), position, source };
         if let Some(last) = entries.last().map(|last| last.position)
+            && dense
             && position != last + 1
         {
             return Err(damaged(BadEntry::OutOfOrder(last + 1)));
         }
         let entry: Entry = serde_json::from_slice(record.value()).map_err(|error| damaged(error.into()))?;
-        entries.push(Arc::new(Entry { position, ..entry }));
+        let origin = rows.get(&position).map(|(id, revision)| {
+            // Whom it was told to is not known any more, so it is not ours to tell.
+            Origin { id: Arc::clone(id), revision: *revision, ours: false }
+        });
+        entries.push(Arc::new(Entry { position, origin, ..entry }));
     }
     match entries.last() {
-        Some(last) if last.position != head => {
+        Some(last) if last.position > head || (dense && last.position != head) => {
             let (position, source) = (last.position, BadEntry::OutOfOrder(head));
             Err(OpenError::Entry { path: path.to_owned(), position, source })
         }
@@ -199,19 +252,38 @@ fn load_cursors(
 
 fn write(database: &Database, change: &Change<'_>, records: &[Vec<u8>], limits: &Limits) -> Result<(), redb::Error> {
     let mut transaction = database.begin_write()?;
-    if change.entries.is_empty() {
-        // Without an fsync: the next purge's commit takes these cursors to the disk with it, and so does closing the
-        // file. A crash before that leaves older cursors, and an older cursor only replays more.
+    if change.head == change.before {
+        // Without an fsync: the next purge's commit takes this to the disk with it, and so does closing the file. A crash
+        // before that leaves older cursors, and an older cursor only replays more; and it leaves purges that are not
+        // known to be in etcd, and etcd knows better.
         transaction.set_durability(Durability::None)?;
     }
-    if let Some(last) = change.entries.last() {
+    if change.head > change.before {
         let mut entries = transaction.open_table(ENTRIES)?;
-        entries.retain_in(change.head + 1.., |_, _| false)?;
+        let mut origins = transaction.open_table(ORIGINS)?;
+        entries.retain_in(change.before + 1.., |_, _| false)?;
+        origins.retain_in(change.before + 1.., |_, _| false)?;
         for (entry, record) in change.entries.iter().zip(records) {
             entries.insert(entry.position, record.as_slice())?;
+            if let Some(Origin { id, revision, .. }) = &entry.origin {
+                origins.insert(entry.position, (&**id, revision.unwrap_or(0)))?;
+            }
         }
-        delete_before(&mut entries, change.first)?;
-        transaction.open_table(HEAD)?.insert((), last.position)?;
+        delete_up_to(&mut entries, change.floor)?;
+        delete_up_to(&mut origins, change.floor)?;
+        transaction.open_table(HEAD)?.insert((), change.head)?;
+        transaction.open_table(FLOOR)?.insert((), change.floor)?;
+        let newest = change.entries.iter().filter_map(|entry| entry.origin.as_ref()?.revision).max();
+        transaction.open_table(NEWEST)?.insert((), change.newest.max(newest.unwrap_or(0)))?;
+    }
+    if !change.found.is_empty() {
+        let mut origins = transaction.open_table(ORIGINS)?;
+        for (position, revision) in change.found {
+            let id = origins.get(position)?.map(|row| row.value().0.to_owned());
+            if let Some(id) = id {
+                origins.insert(position, (&*id, revision.unwrap_or(0)))?;
+            }
+        }
     }
     if !change.cursors.is_empty() {
         let mut cursors = transaction.open_table(CURSORS)?;
@@ -241,8 +313,13 @@ fn forget_cursors(
     Ok(())
 }
 
-/// Deletes the oldest entries before `first`, a bounded number of them.
-fn delete_before(entries: &mut Table<'_, Position, &'static [u8]>, first: Position) -> Result<(), StorageError> {
-    let oldest = entries.first()?.map_or(first, |(position, _)| position.value());
-    entries.retain_in(oldest..first.min(oldest + MAX_RETIRED), |_, _| false)
+/// Deletes the oldest entries up to `floor`, a bounded number of them.
+fn delete_up_to<V: redb::Value + 'static>(
+    table: &mut Table<'_, Position, V>,
+    floor: Position,
+) -> Result<(), StorageError> {
+    for deleted in table.extract_from_if(..=floor, |_, _| true)?.take(MAX_RETIRED) {
+        deleted?;
+    }
+    Ok(())
 }

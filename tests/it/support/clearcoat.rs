@@ -191,6 +191,23 @@ impl Clearcoat {
         self.held.clear();
     }
 
+    /// What stands in its configuration file.
+    pub fn config(&self) -> String {
+        std::fs::read_to_string(&self.config).expect("our file")
+    }
+
+    /// Puts another configuration into its place, as a whole.
+    pub fn configure(&self, text: &str) {
+        let new = self.config.with_extension("new");
+        std::fs::write(&new, text).expect("a file");
+        std::fs::rename(&new, &self.config).expect("our file");
+    }
+
+    /// SIGHUP.
+    pub fn reload(&self) {
+        signal("-HUP", &[self.child.id()]);
+    }
+
     /// SIGTERM.
     pub fn terminate(&self) {
         signal("-TERM", &[self.child.id()]);

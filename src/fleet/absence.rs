@@ -1,0 +1,343 @@
+//! Nodes that their source does not name any more, and what becomes of them.
+//!
+//! A registry is wrong more often than a fleet dies. An etcd whose members quarrel lets every lease run out; a script
+//! deletes a prefix too much; a name server answers with nothing. The nodes themselves are as well as ever, and the worst
+//! that can be done is to believe it. So what a source has lost is looked at twice:
+//!
+//! - A node that is gone **without a word** stays while its health check passes, for a bounded time. Somebody who wants it
+//!   gone says so.
+//! - **More than half** of the nodes of a role within a short time are not obeyed at all, with a word or without one: they
+//!   are *held*, whatever their health, until they come back or their time is over. A node that is down gets no traffic
+//!   anyway, but it gets purges, and is right when it is back.
+//!
+//! What belongs together rarely comes together: etcd ends expired leases in handfuls. So losses are gathered for a moment
+//! before anything is decided, and count together for a while after the first.
+//!
+//! A node that was drained before it was deleted is none of this: whoever took the trouble meant it. It never comes here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use super::{NodeId, Role, Source};
+
+/// Losses within this time of a first one count together.
+pub const WINDOW: Duration = Duration::from_secs(10);
+
+/// How long losses are gathered before it is decided what they are.
+pub const GATHER: Duration = Duration::from_millis(250);
+
+type Identity = (Role, NodeId);
+
+/// The nodes that are absent from their source, and still in the fleet.
+#[derive(Debug)]
+pub struct Absences {
+    retain: Duration,
+    nodes: BTreeMap<Identity, Absence>,
+    losses: BTreeMap<(Source, Role), Losses>,
+}
+
+#[derive(Debug)]
+struct Absence {
+    source: Source,
+    since: Instant,
+    /// Somebody said so.
+    deleted: bool,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Undecided,
+    Retained,
+    Held,
+}
+
+/// What one source has lost of one role lately.
+#[derive(Debug)]
+struct Losses {
+    /// The first of them.
+    began: Instant,
+    /// How many nodes there were then.
+    there: usize,
+    lost: BTreeSet<NodeId>,
+    /// Since when there are losses that nothing was decided about.
+    gathered_since: Option<Instant>,
+    /// It was said already that they are too many.
+    told: bool,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ruling {
+    /// This node leaves the fleet.
+    Leaves(Role, NodeId),
+    /// A source has lost so many of the nodes that were there: they are held. Told once for each such event.
+    Mass {
+        /// Whose nodes.
+        source: Source,
+        /// Their role.
+        role: Role,
+        /// How many are lost.
+        lost: usize,
+        /// How many there were.
+        there: usize,
+    },
+}
+
+impl Absences {
+    /// Nobody is absent. `retain` is how long a node may be at most; zero is not at all.
+    pub fn new(retain: Duration) -> Self {
+        Absences { retain, nodes: BTreeMap::new(), losses: BTreeMap::new() }
+    }
+
+    /// A source does not name this node any more; `deleted`: because somebody said so. `there` counts the nodes of this
+    /// source and role that are in the fleet. Returns whether the node leaves at once.
+    pub fn lost(
+        &mut self,
+        source: Source,
+        (role, id): Identity,
+        deleted: bool,
+        now: Instant,
+        there: impl FnOnce() -> usize,
+    ) -> bool {
+        if self.retain.is_zero() {
+            return true;
+        }
+        let is_over =
+            |losses: &Losses| losses.gathered_since.is_none() && now.saturating_duration_since(losses.began) >= WINDOW;
+        if self.losses.get(&(source, role)).is_none_or(is_over) {
+            let absent = self.nodes.iter().filter(|((of, _), absence)| *of == role && absence.source == source).count();
+            let (lost, gathered_since, told) = (BTreeSet::new(), None, false);
+            let there = there().saturating_sub(absent);
+            self.losses.insert((source, role), Losses { began: now, there, lost, gathered_since, told });
+        }
+        if let Some(losses) = self.losses.get_mut(&(source, role)) {
+            losses.lost.insert(id.clone());
+            losses.gathered_since.get_or_insert(now);
+        }
+        self.nodes.insert((role, id), Absence { source, since: now, deleted, state: State::Undecided });
+        false
+    }
+
+    /// A source names this node (again). Returns whether it was absent.
+    pub fn returned(&mut self, source: Source, node: &Identity) -> bool {
+        if let Some(losses) = self.losses.get_mut(&(source, node.0)) {
+            losses.lost.remove(&node.1);
+        }
+        self.forget(node)
+    }
+
+    /// The node has left, or is not of this source any more. Returns whether it was absent.
+    pub fn forget(&mut self, node: &Identity) -> bool {
+        self.nodes.remove(node).is_some()
+    }
+
+    /// Whether a node that has just gone down leaves.
+    pub fn leaves_when_down(&self, node: &Identity) -> bool {
+        self.nodes.get(node).is_some_and(|absence| absence.state == State::Retained)
+    }
+
+    /// Whether a node is in the fleet though its source does not name it.
+    pub fn is_absent(&self, node: &Identity) -> bool {
+        self.nodes.contains_key(node)
+    }
+
+    /// How many nodes of this role are held.
+    pub fn held(&self, role: Role) -> usize {
+        self.nodes.iter().filter(|((of, _), absence)| *of == role && absence.state == State::Held).count()
+    }
+
+    /// When there is something to decide next.
+    pub fn due(&self) -> Option<Instant> {
+        let gathered = self.losses.values().filter_map(|losses| Some(losses.gathered_since? + GATHER));
+        let decided = self.nodes.values().filter(|absence| absence.state != State::Undecided);
+        gathered.chain(decided.map(|absence| absence.since + self.retain)).min()
+    }
+
+    /// Decides what is due.
+    pub fn decide(&mut self, now: Instant, is_down: impl Fn(&Identity) -> bool) -> Vec<Ruling> {
+        let mut rulings = Vec::new();
+        for (&(source, role), losses) in &mut self.losses {
+            if losses.gathered_since.is_none_or(|since| now < since + GATHER) {
+                continue;
+            }
+            losses.gathered_since = None;
+            let is_mass = losses.lost.len() >= 2 && losses.lost.len() * 2 > losses.there;
+            if is_mass && !std::mem::replace(&mut losses.told, true) {
+                rulings.push(Ruling::Mass { source, role, lost: losses.lost.len(), there: losses.there });
+            }
+            let of_these = |node: &Identity, absence: &Absence| node.0 == role && absence.source == source;
+            for (node, absence) in self.nodes.iter_mut().filter(|(node, absence)| of_these(node, absence)) {
+                if is_mass && absence.since >= losses.began {
+                    absence.state = State::Held;
+                } else if absence.state == State::Undecided {
+                    absence.state = State::Retained;
+                    if absence.deleted || is_down(node) {
+                        rulings.push(Ruling::Leaves(node.0, node.1.clone()));
+                    }
+                }
+            }
+        }
+        let is_over = |absence: &Absence| absence.state != State::Undecided && now >= absence.since + self.retain;
+        let over = self.nodes.iter().filter(|(_, absence)| is_over(absence)).map(|(node, _)| node.clone());
+        rulings.extend(over.map(|(role, id)| Ruling::Leaves(role, id)));
+        rulings
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RETAIN: Duration = Duration::from_secs(600);
+
+    struct Rig {
+        absences: Absences,
+        start: Instant,
+        there: usize,
+        down: Vec<&'static str>,
+    }
+
+    fn rig(there: usize) -> Rig {
+        Rig { absences: Absences::new(RETAIN), start: Instant::now(), there, down: Vec::new() }
+    }
+
+    fn node(id: &str) -> Identity {
+        (Role::Web, NodeId::try_from(id).unwrap())
+    }
+
+    impl Rig {
+        fn at(&self, seconds: f64) -> Instant {
+            self.start + Duration::from_secs_f64(seconds)
+        }
+
+        fn lose(&mut self, seconds: f64, id: &str, deleted: bool) {
+            let (now, there) = (self.at(seconds), self.there);
+            assert!(!self.absences.lost(Source::Etcd, node(id), deleted, now, || there));
+        }
+
+        fn decide(&mut self, seconds: f64) -> Vec<String> {
+            let down = self.down.clone();
+            let rulings = self.absences.decide(self.at(seconds), |node| down.contains(&node.1.as_str()));
+            let told = |ruling| match ruling {
+                Ruling::Leaves(role, id) => {
+                    self.absences.forget(&(role, id.clone()));
+                    id.to_string()
+                }
+                Ruling::Mass { lost, there, .. } => format!("{lost} of {there}"),
+            };
+            rulings.into_iter().map(told).collect()
+        }
+    }
+
+    #[test]
+    fn a_node_that_was_deleted_leaves_and_one_that_vanished_stays_while_it_is_well() {
+        let mut rig = rig(10);
+        rig.down = vec!["ill"];
+        rig.lose(0.0, "deleted", true);
+        rig.lose(0.0, "well", false);
+        rig.lose(0.0, "ill", false);
+        assert_eq!(rig.decide(0.2), Vec::<String>::new());
+        assert_eq!(rig.decide(0.25), ["deleted", "ill"]);
+        assert!(rig.absences.is_absent(&node("well")));
+        // It goes down later.
+        assert!(rig.absences.leaves_when_down(&node("well")));
+        assert!(!rig.absences.leaves_when_down(&node("another")));
+        // Or its time is over.
+        assert_eq!(rig.absences.due(), Some(rig.at(600.0)));
+        assert_eq!(rig.decide(599.9), Vec::<String>::new());
+        assert_eq!(rig.decide(600.0), ["well"]);
+        assert_eq!(rig.absences.due(), None);
+    }
+
+    #[test]
+    fn a_node_that_is_back_was_never_away() {
+        let mut rig = rig(10);
+        rig.lose(0.0, "a", true);
+        assert!(rig.absences.returned(Source::Etcd, &node("a")));
+        assert!(!rig.absences.returned(Source::Etcd, &node("a")));
+        assert_eq!(rig.decide(1.0), Vec::<String>::new());
+        rig.lose(2.0, "a", false);
+        rig.decide(3.0);
+        assert!(rig.absences.returned(Source::Etcd, &node("a")));
+        assert_eq!(rig.decide(1000.0), Vec::<String>::new());
+    }
+
+    #[test]
+    fn more_than_half_at_once_are_held_whatever_they_are() {
+        let mut rig = rig(4);
+        rig.down = vec!["b"];
+        rig.lose(0.0, "a", true);
+        rig.lose(0.1, "b", false);
+        rig.lose(0.2, "c", false);
+        assert_eq!(rig.decide(0.3), ["3 of 4"]);
+        assert_eq!(rig.absences.held(Role::Web), 3);
+        assert_eq!(rig.absences.held(Role::Varnish), 0);
+        assert!(!rig.absences.leaves_when_down(&node("b")));
+        // The last one, a little later, is of the same event, and that was told.
+        rig.lose(5.0, "d", true);
+        assert_eq!(rig.decide(6.0), Vec::<String>::new());
+        assert_eq!(rig.absences.held(Role::Web), 4);
+        rig.absences.returned(Source::Etcd, &node("a"));
+        assert_eq!(rig.absences.held(Role::Web), 3);
+        // Not for ever.
+        assert_eq!(rig.decide(700.0), ["b", "c", "d"]);
+    }
+
+    #[test]
+    fn half_of_them_may_go_and_so_may_one_alone() {
+        let mut rig = rig(4);
+        rig.lose(0.0, "a", true);
+        rig.lose(0.0, "b", true);
+        assert_eq!(rig.decide(0.3), ["a", "b"]);
+        rig.there = 1;
+        rig.lose(20.0, "c", true);
+        assert_eq!(rig.decide(20.3), ["c"]);
+    }
+
+    #[test]
+    fn what_goes_one_after_the_other_counts_together_for_a_while() {
+        let mut rig = rig(4);
+        rig.lose(0.0, "a", true);
+        assert_eq!(rig.decide(0.3), ["a"]);
+        rig.lose(3.0, "b", false);
+        assert_eq!(rig.decide(3.3), Vec::<String>::new());
+        assert_eq!(rig.absences.held(Role::Web), 0);
+        // The third one is too many: it is held, and so is the one that was only retained.
+        rig.lose(9.0, "c", true);
+        assert_eq!(rig.decide(9.3), ["3 of 4"]);
+        assert_eq!(rig.absences.held(Role::Web), 2);
+        // A node that went long after is of another event.
+        rig.there = 1;
+        rig.lose(30.0, "d", true);
+        assert_eq!(rig.decide(30.3), ["d"]);
+    }
+
+    #[test]
+    fn who_was_back_in_between_does_not_count() {
+        let mut rig = rig(3);
+        for (second, id) in [(0.0, "a"), (1.0, "b"), (2.0, "c")] {
+            rig.lose(second, id, false);
+            assert_eq!(rig.decide(second + 0.3), Vec::<String>::new());
+            rig.absences.returned(Source::Etcd, &node(id));
+        }
+        assert_eq!(rig.absences.held(Role::Web), 0);
+    }
+
+    #[test]
+    fn sources_are_counted_each_for_itself() {
+        let mut rig = rig(2);
+        rig.lose(0.0, "a", true);
+        let now = rig.start;
+        rig.absences.lost(Source::Dns, node("b"), false, now, || 2);
+        assert_eq!(rig.decide(0.3), ["a"]);
+        assert!(rig.absences.is_absent(&node("b")));
+    }
+
+    #[test]
+    fn with_no_time_to_stay_everybody_leaves_at_once() {
+        let mut absences = Absences::new(Duration::ZERO);
+        assert!(absences.lost(Source::Etcd, node("a"), false, Instant::now(), || 2));
+        assert_eq!((absences.due(), absences.is_absent(&node("a"))), (None, false));
+    }
+}

@@ -1,0 +1,152 @@
+//! Who is in the fleet: several sources, one of which is the configuration file.
+//!
+//! What the file says of a node counts before what anybody else says of one with the same name: whoever has written it
+//! down meant it. What the other one says is kept, and holds from the moment when the file does not name the node any
+//! more; so a node that moves from the file to a registry is never gone in between.
+//!
+//! The file is obeyed to the letter: a node that is taken out of it leaves. So does one that had no share of the traffic any
+//! more when it was deleted, because whoever drains a node and takes it away then means it. For everybody else see
+//! [`crate::fleet::Absences`].
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::FleetKeeper;
+use super::kept::Kept;
+use crate::fleet::{Health, HealthState, Live, Node, NodeId, NodeSpec, Role, Ruling, Source};
+use crate::probe::Probe;
+
+type Identity = (Role, NodeId);
+
+impl FleetKeeper {
+    pub(super) fn join(&mut self, spec: NodeSpec) {
+        let identity = (spec.role, spec.id.clone());
+        if let Some(kept) = self.nodes.get(&identity) {
+            let known = &kept.node.spec;
+            if counts_before(known.source, spec.source) {
+                let (source, before) = (spec.source, known.source);
+                if self.shadowed.insert(identity, spec).is_none() {
+                    tracing::warn!(role = %known.role, node = %known.id, ?source, ?before, "a node of this name is known already");
+                }
+                return;
+            }
+            if counts_before(spec.source, known.source) && !self.absences.is_absent(&identity) {
+                self.shadowed.insert(identity.clone(), known.clone());
+            }
+        }
+        self.changed = self.absences.returned(spec.source, &identity) || self.changed;
+        self.put(identity, spec);
+        self.count_held();
+    }
+
+    fn put(&mut self, identity: Identity, spec: NodeSpec) {
+        match self.nodes.get_mut(&identity) {
+            Some(kept) if kept.node.spec == spec => return,
+            Some(kept) if kept.node.spec.is_reached_as(&spec) => {
+                kept.node = Arc::new(Node::new(spec, Arc::clone(&kept.node.live), kept.node.key));
+            }
+            _ => {
+                tracing::info!(role = %spec.role, node = %spec.id, address = %spec.address, "node joined");
+                self.stop(&identity);
+                self.next_key += 1;
+                let node = Arc::new(Node::new(spec, Arc::new(Live::default()), self.next_key));
+                let probe = Probe::new(&node.spec, &self.around.checks);
+                let probe_task = self.probes.spawn(probe.clone().run(self.around.events.clone()));
+                if node.spec.role == Role::Varnish {
+                    self.around.deliveries.start(&node);
+                }
+                let kept = Kept { node, health: HealthState::default(), reason: "".into(), probe, probe_task };
+                self.nodes.insert(identity, kept);
+            }
+        }
+        self.changed = true;
+    }
+
+    /// A source does not name a node any more; `deleted`: because somebody said so.
+    pub(super) fn lose(&mut self, source: Source, identity: Identity, deleted: bool, now: Instant) {
+        if self.shadowed.get(&identity).is_some_and(|shadowed| shadowed.source == source) {
+            self.shadowed.remove(&identity);
+            return;
+        }
+        let Some(kept) = self.nodes.get(&identity).filter(|kept| kept.node.spec.source == source) else { return };
+        if self.absences.is_absent(&identity) {
+            return;
+        }
+        if source == Source::Static {
+            match self.shadowed.remove(&identity) {
+                Some(spec) => self.put(identity, spec),
+                None => self.leave(&identity),
+            }
+            return;
+        }
+        let was_drained = deleted && kept.node.spec.weight == 0;
+        let nodes = &self.nodes;
+        let there = || {
+            let of_these = |kept: &&Kept| (kept.node.spec.role, kept.node.spec.source) == (identity.0, source);
+            nodes.values().filter(of_these).count()
+        };
+        if was_drained || self.absences.lost(source, identity.clone(), deleted, now, there) {
+            self.leave(&identity);
+            return;
+        }
+        // What is shown of it is that it is kept.
+        self.changed = true;
+    }
+
+    /// Does what is due about nodes that are absent.
+    pub(super) fn decide(&mut self, now: Instant) {
+        if self.absences.due().is_none_or(|due| now < due) {
+            return;
+        }
+        let nodes = &self.nodes;
+        let is_down =
+            |identity: &Identity| nodes.get(identity).is_some_and(|kept| kept.health.health() == Health::Down);
+        for ruling in self.absences.decide(now, is_down) {
+            match ruling {
+                Ruling::Leaves(role, id) => self.leave(&(role, id)),
+                Ruling::Mass { source, role, lost, there } => tracing::error!(
+                    ?source,
+                    %role,
+                    lost,
+                    there,
+                    "the registry has lost most nodes of a role at once: they are kept, is it well?"
+                ),
+            }
+        }
+        self.count_held();
+    }
+
+    pub(super) fn leave(&mut self, identity: &Identity) {
+        let was_absent = self.absences.forget(identity);
+        if self.stop(identity) {
+            let (role, id) = identity;
+            tracing::info!(%role, node = %id, "node left");
+            self.around.metrics.forget(*role, id);
+            self.changed = true;
+        }
+        if was_absent {
+            self.count_held();
+        }
+    }
+
+    /// Stops what works for a node; says whether there was one.
+    fn stop(&mut self, identity: &Identity) -> bool {
+        let Some(kept) = self.nodes.remove(identity) else { return false };
+        kept.probe_task.abort();
+        if identity.0 == Role::Varnish {
+            self.around.deliveries.stop(&identity.1);
+        }
+        true
+    }
+
+    fn count_held(&self) {
+        for role in [Role::Web, Role::Varnish] {
+            self.around.metrics.registry.held(role, self.absences.held(role));
+        }
+    }
+}
+
+/// Whether what one source says of a node counts, and not what the other one says.
+fn counts_before(one: Source, other: Source) -> bool {
+    one == Source::Static && other != Source::Static
+}

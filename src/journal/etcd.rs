@@ -1,0 +1,297 @@
+//! A journal that all replicas share, in etcd, with a copy of its end on this machine.
+//!
+//! ```text
+//! append ──> etcd (one write) ──────────────┐ watch, in etcd's order
+//!    └─ no answer in time ──> spool ────────┴──> the local journal (fsync) ──> tail, guard, head
+//!                               └── uploaded when etcd is back
+//! ```
+//!
+//! **The local journal is the one that is read.** It is [`Disk`], whole: its own order, its own head, the same deliveries
+//! and the same fence on top of it. What is shared is what goes into it. So there is no second engine for the time when
+//! etcd is away, and none for the way back: a purge that is only here is an entry like any other, and a restart without
+//! etcd starts with all that this process knew.
+//!
+//! **A purge has a name**, which is its key in etcd. It may come in by its answer, by the watch, from another replica that
+//! tells of it directly, from a list after a restart, and from our own spool; it is appended once, and written to etcd only
+//! where there is no such key. So nothing has to be known about a write that got no answer: it is simply done again.
+//!
+//! **A position is the revision of its entry** as long as entries come in etcd's order, which is what an accepting replica
+//! waits for a moment. Where that cannot be had (etcd is away, a backup was restored) positions go on growing by
+//! themselves, and [`Ledger`](super::ledger::Ledger) translates.
+//!
+//! **Entries go by time, and leave a mark**: whoever deletes them writes the last deleted revision to `purges/floor` in the
+//! same transaction. A replica that was away for so long that it may have missed one sees the mark, and everything
+//! before it is a gap.
+
+mod cursors;
+mod retention;
+mod sync;
+#[cfg(test)]
+mod tests;
+mod uplink;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use super::disk::Foreign;
+use super::{
+    BoxFuture, Clock, Cursor, Disk, Journal, Lag, Limits, Missed, OpenError, Origin, Position, Remembered, WriteError,
+    wall_clock,
+};
+use crate::etcd::SharedEtcd;
+use crate::etcd::follow::{Link, follow};
+use crate::fleet::NodeId;
+use crate::purge::{Guard, Purge};
+use cursors::Published;
+use uplink::Uplink;
+
+/// The keys of the journal, and within them the mark of what was deleted.
+const PURGES: &str = "purges/";
+const FLOOR: &str = "floor";
+
+/// How long the start waits for what etcd has. Then it goes on with what is here.
+const START: Duration = Duration::from_secs(3);
+
+/// How long an entry that is in etcd is waited for on the watch, so that it comes in its order.
+const IN_ORDER: Duration = Duration::from_millis(100);
+
+/// Changes that may wait to be taken in.
+const UPDATES: usize = 64;
+
+/// A journal in etcd.
+pub struct Etcd {
+    inner: Arc<Inner>,
+    /// Aborted with this value. What they have begun with the local journal is finished by it.
+    _tasks: JoinSet<()>,
+}
+
+/// What the tasks share.
+struct Inner {
+    local: Disk,
+    names: Names,
+    uplink: Uplink,
+    published: Published,
+    limits: Limits,
+    etcd: SharedEtcd,
+    link: Arc<Link>,
+}
+
+/// A purge as one replica tells another one of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Told {
+    /// Its name.
+    pub id: String,
+    /// Its revision, where it is in etcd.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<u64>,
+    /// When it was accepted, in milliseconds since 1970.
+    #[serde(rename = "at")]
+    pub at_ms: u64,
+    /// What is to go.
+    pub purge: Purge,
+}
+
+/// Names for the purges of this process: by time, so that the oldest come first.
+#[derive(Debug)]
+struct Names {
+    /// Drawn at random: two processes with one configuration must not meet.
+    process: u64,
+    count: AtomicU64,
+}
+
+impl Names {
+    fn next(&self, at_ms: u64) -> Arc<str> {
+        let count = self.count.fetch_add(1, Ordering::Relaxed);
+        format!("{at_ms:012x}-{:016x}-{count:x}", self.process).into()
+    }
+
+    fn are_ours(&self, id: &str) -> bool {
+        id.split('-').nth(1).and_then(|process| u64::from_str_radix(process, 16).ok()) == Some(self.process)
+    }
+}
+
+/// When a purge was accepted, by its name.
+fn accepted_at(id: &str) -> Option<u64> {
+    u64::from_str_radix(id.split_once('-')?.0, 16).ok()
+}
+
+impl Etcd {
+    /// Opens the local part in the directory `path`, and takes in what etcd has; waits a moment for that, and no longer.
+    /// `guard` hears of every purge before a reader does.
+    ///
+    /// # Errors
+    /// [`OpenError`], of the local part. An etcd that cannot be had is none.
+    pub async fn open(path: &Path, limits: Limits, guard: Arc<Guard>, etcd: SharedEtcd) -> Result<Self, OpenError> {
+        Etcd::open_with(path, limits, guard, etcd, wall_clock()).await
+    }
+
+    async fn open_with(
+        path: &Path,
+        limits: Limits,
+        guard: Arc<Guard>,
+        etcd: SharedEtcd,
+        clock: Clock,
+    ) -> Result<Self, OpenError> {
+        let link = Link::new("journal");
+        let inner = Arc::new(Inner {
+            local: Disk::open_with_clock(path, limits, guard, clock)?,
+            names: Names { process: fastrand::u64(..), count: AtomicU64::new(0) },
+            uplink: Uplink::new(Arc::clone(&etcd)),
+            published: Published::default(),
+            limits,
+            etcd: Arc::clone(&etcd),
+            link: Arc::clone(&link),
+        });
+        let (updates_sender, updates) = mpsc::channel(UPDATES);
+        let (synced_sender, mut synced) = watch::channel(false);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(follow(Arc::clone(&etcd), etcd.key(PURGES), link, updates_sender));
+        tasks.spawn(sync::run(Arc::clone(&inner), updates, synced_sender));
+        tasks.spawn(uplink::run(Arc::clone(&inner)));
+        tasks.spawn(cursors::run(Arc::clone(&inner)));
+        tasks.spawn(retention::run(Arc::clone(&inner)));
+        if tokio::time::timeout(START, synced.wait_for(|synced| *synced)).await.is_err() {
+            tracing::warn!(
+                head = inner.local.head(),
+                "etcd does not answer: the journal starts with what is on this machine"
+            );
+        }
+        Ok(Etcd { inner, _tasks: tasks })
+    }
+
+    /// Takes in what another replica tells of; resolves with the last of their places once all are durable and readable.
+    ///
+    /// # Errors
+    /// [`WriteError`]: not all of them were taken in.
+    pub async fn admit(&self, told: Vec<Told>) -> Result<Position, WriteError> {
+        let inner = &self.inner;
+        let in_order = async {
+            for Told { id, revision, .. } in &told {
+                if revision.is_some() {
+                    inner.comes_by_watch(id).await;
+                }
+            }
+        };
+        // All together as long as one.
+        _ = tokio::time::timeout(IN_ORDER, in_order).await;
+        let foreign = told.into_iter().map(|Told { id, revision, at_ms, purge }| Foreign {
+            origin: Origin { id: id.into(), revision, ours: false },
+            at_ms,
+            purge,
+        });
+        let positions = inner.local.append_all(foreign.collect()).await?;
+        inner.uplink.look_again();
+        Ok(positions.into_iter().max().unwrap_or(0))
+    }
+
+    /// How many purges are not in etcd yet, as far as this replica knows.
+    pub fn spooled(&self) -> usize {
+        self.inner.local.ledger().missing().len()
+    }
+
+    /// Where in etcd the entry at this position is.
+    pub fn revision(&self, position: Position) -> Option<u64> {
+        self.inner.local.ledger().revision(position)
+    }
+
+    /// How the watch is doing.
+    pub fn link(&self) -> &Arc<Link> {
+        &self.inner.link
+    }
+}
+
+impl Inner {
+    /// Accepts a purge: in etcd where that can be had in time, else in the spool.
+    async fn accept(&self, purge: Purge) -> Result<Position, WriteError> {
+        let at_ms = self.local.now_ms();
+        let id = self.names.next(at_ms);
+        let revision = self.uplink.put(&id, at_ms, &purge).await;
+        self.link.expect(i64::try_from(revision.unwrap_or(0)).unwrap_or(i64::MAX));
+        if revision.is_some()
+            && let Ok(position) = tokio::time::timeout(IN_ORDER, self.comes_by_watch(&id)).await
+        {
+            return Ok(position);
+        }
+        let origin = Origin { id, revision, ours: true };
+        let position = self.local.append_foreign(Foreign { origin, at_ms, purge }).await?;
+        if revision.is_none() {
+            self.uplink.look_again();
+        }
+        Ok(position)
+    }
+
+    /// Returns when a purge has come in, with its place.
+    async fn comes_by_watch(&self, id: &str) -> Position {
+        let mut head = self.local.watch();
+        loop {
+            let now = *head.borrow_and_update();
+            // In the ledger a moment before it can be read.
+            if let Some(position) = self.local.ledger().position(id).filter(|position| *position <= now) {
+                return position;
+            }
+            if head.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+}
+
+impl Journal for Etcd {
+    fn append(&self, purge: Purge) -> BoxFuture<'_, Result<Position, WriteError>> {
+        let inner = Arc::clone(&self.inner);
+        // On its own: it goes on when nobody waits for it any more.
+        let accepted = tokio::spawn(async move { inner.accept(purge).await });
+        Box::pin(async move { accepted.await.unwrap_or(Err(WriteError::Closed)) })
+    }
+
+    fn head(&self) -> Position {
+        self.inner.local.head()
+    }
+
+    fn watch(&self) -> watch::Receiver<Position> {
+        self.inner.local.watch()
+    }
+
+    fn since(&self, cursor: Position) -> Missed {
+        self.inner.local.since(cursor)
+    }
+
+    fn lag(&self, cursor: Position) -> Lag {
+        self.inner.local.lag(cursor)
+    }
+
+    fn older_than(&self, age: Duration) -> Position {
+        self.inner.local.older_than(age)
+    }
+
+    fn cursors(&self) -> HashMap<NodeId, Cursor> {
+        self.inner.local.cursors()
+    }
+
+    /// What was acknowledged to us, or to another replica, whichever is further: both are true.
+    fn remembered(&self, node: &NodeId, epoch: Option<&str>) -> Remembered {
+        let here = self.inner.local.remembered(node, epoch);
+        let elsewhere = self
+            .inner
+            .published
+            .remembered(node, epoch, |revision| self.inner.local.ledger().covering(revision, self.inner.local.head()));
+        match (here, elsewhere) {
+            (Remembered::At(here), Remembered::At(elsewhere)) => Remembered::At(here.max(elsewhere)),
+            (Remembered::At(position), _) | (_, Remembered::At(position)) => Remembered::At(position),
+            (Remembered::AnotherLife, _) | (_, Remembered::AnotherLife) => Remembered::AnotherLife,
+            (Remembered::Nothing, Remembered::Nothing) => Remembered::Nothing,
+        }
+    }
+
+    fn save_cursors(&self, cursors: Vec<(NodeId, Cursor)>) -> BoxFuture<'_, Result<(), WriteError>> {
+        self.inner.published.offer(&cursors);
+        self.inner.local.save_cursors(cursors)
+    }
+}

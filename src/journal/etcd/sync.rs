@@ -1,0 +1,131 @@
+//! What comes down: the purges of all replicas, in etcd's order, into the local journal.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, watch};
+
+use super::uplink::everything;
+use super::{FLOOR, Inner, accepted_at};
+use crate::etcd::follow::{Change, Item, Listing, Resync, Update};
+use crate::journal::disk::Foreign;
+use crate::journal::{Entry, Origin, WriteError};
+
+/// Takes in updates until nobody sends any. `synced` turns true with the first list.
+pub(super) async fn run(inner: Arc<Inner>, mut updates: mpsc::Receiver<Update>, synced: watch::Sender<bool>) {
+    while let Some(update) = updates.recv().await {
+        let taken = match &update {
+            Update::Listed(listing) => {
+                // Before anything that needs them: a node's task asks once.
+                inner.published.read(&inner.etcd, listing.revision).await;
+                take_list(&inner, listing).await
+            }
+            Update::Changed(changes) => take_changes(&inner, changes).await,
+        };
+        if let Err(error) = taken {
+            // What is in etcd is taken also where the disk is full, so this is the end of the journal.
+            tracing::error!(%error, "purges from etcd cannot be taken in");
+        }
+        synced.send_replace(true);
+    }
+}
+
+async fn take_list(inner: &Inner, listing: &Listing) -> Result<(), WriteError> {
+    let (revision, floor) = (unsigned(listing.revision), floor(&listing.items));
+    let mut entries: Vec<&Item> = listing.items.iter().filter(|item| item.key != FLOOR).collect();
+    entries.sort_by_key(|item| item.created);
+    let listed: HashSet<&str> = entries.iter().map(|item| item.key.as_str()).collect();
+    let (lost, missed) = {
+        let mut ledger = inner.local.ledger();
+        let restored = listing.cause == Resync::Restored || revision < ledger.newest();
+        let lost = ledger.lost(&listed, revision, floor, restored);
+        let missed = floor > ledger.newest();
+        if restored {
+            let newest = entries.last().map_or(floor, |last| unsigned(last.created).max(floor));
+            ledger.restarted(revision, newest);
+        }
+        ledger.retired_in_etcd(floor);
+        (lost, missed)
+    };
+    if missed {
+        if inner.local_has_history() {
+            tracing::warn!(
+                floor,
+                "purges were deleted from etcd that never came here: every Varnish that has not had them elsewhere drops its pages"
+            );
+        }
+        inner.local.break_off(floor).await?;
+    }
+    inner.local.append_all(entries.into_iter().map(|item| foreign(inner, item)).collect()).await?;
+    if !lost.is_empty() {
+        tracing::warn!(count = lost.len(), "etcd has lost purges that were there, and gets them again");
+        inner.local.found(lost.into_iter().map(|position| (position, None)).collect()).await?;
+        inner.uplink.look_again();
+    }
+    inner.local.ledger().synced(revision);
+    Ok(())
+}
+
+async fn take_changes(inner: &Inner, changes: &[Change]) -> Result<(), WriteError> {
+    let mut entries = Vec::new();
+    for change in changes {
+        match change {
+            Change::Put(item) if item.key == FLOOR => {
+                inner.local.ledger().retired_in_etcd(floor(std::slice::from_ref(item)));
+            }
+            Change::Put(item) => entries.push(foreign(inner, item)),
+            // Its time was over.
+            Change::Deleted { .. } => {}
+        }
+    }
+    inner.local.append_all(entries).await?;
+    let last = changes.iter().map(|change| unsigned(change.revision())).max();
+    inner.local.ledger().synced(last.unwrap_or(0));
+    Ok(())
+}
+
+/// An entry of etcd as one of ours.
+fn foreign(inner: &Inner, item: &Item) -> Foreign {
+    let origin = Origin {
+        id: item.key.as_str().into(),
+        revision: Some(unsigned(item.created)),
+        ours: inner.names.are_ours(&item.key),
+    };
+    match serde_json::from_slice::<Entry>(&item.value) {
+        Ok(Entry { at_ms, purge, .. }) => Foreign { origin, at_ms, purge },
+        Err(error) => {
+            tracing::error!(
+                key = item.key, %error,
+                "this is no purge that this version knows; as it may be one of anything, it is taken for one of everything"
+            );
+            let at_ms = accepted_at(&item.key).unwrap_or_else(|| inner.local.now_ms());
+            Foreign { origin, at_ms, purge: everything() }
+        }
+    }
+}
+
+/// The last deleted revision, by its mark.
+fn floor(items: &[Item]) -> u64 {
+    let mark = items.iter().find(|item| item.key == FLOOR);
+    mark.map_or(0, |mark| {
+        String::from_utf8_lossy(&mark.value).trim().parse().unwrap_or_else(|_| {
+            tracing::error!(
+                key = mark.key,
+                "the mark of what was deleted cannot be read: all before it counts as deleted"
+            );
+            unsigned(mark.revision)
+        })
+    })
+}
+
+/// Revisions are signed on the wire, and never below 0.
+pub(super) fn unsigned(revision: i64) -> u64 {
+    u64::try_from(revision).unwrap_or(0)
+}
+
+impl Inner {
+    fn local_has_history(&self) -> bool {
+        use crate::journal::Journal as _;
+        self.local.has_history()
+    }
+}

@@ -1,0 +1,417 @@
+//! The journal in etcd against real ones, each test with its own.
+
+use std::net::Ipv4Addr;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::AtomicU16;
+
+use super::*;
+use crate::config;
+use crate::etcd::{Etcd as Cluster, Session};
+use crate::journal::contract::{self, at, entries, guard, node, purge};
+
+/// A running etcd, for as long as this value lives. It has an address of its own, so that no two tests meet.
+struct Member {
+    child: Child,
+    url: String,
+    folder: tempfile::TempDir,
+}
+
+impl Member {
+    fn start() -> Self {
+        static COUNT: AtomicU16 = AtomicU16::new(1);
+        let [high, low] = COUNT.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+        // Below 127.128, which the integration tests have.
+        let [a, b] = (std::process::id() as u16).to_be_bytes();
+        let address = Ipv4Addr::new(127, 64 | (a & 63), b, low.wrapping_add(high));
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("http://{address}:2379");
+        Member { child: spawn(folder.path(), &url), url, folder }
+    }
+
+    fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    fn restart(&mut self) {
+        self.child = spawn(self.folder.path(), &self.url);
+    }
+
+    fn cluster(&self) -> SharedEtcd {
+        Arc::new(Cluster::new(&config::Etcd { endpoints: vec![self.url.clone()], ..config::Etcd::default() }))
+    }
+
+    async fn session(&self) -> Session {
+        let cluster = self.cluster();
+        loop {
+            match cluster.connect().await {
+                Ok(session) => return session,
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        // It may have been killed already.
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
+}
+
+fn spawn(folder: &Path, url: &str) -> Child {
+    let peer = url.replace(":2379", ":2380");
+    let mut command = Command::new("etcd");
+    command.args(["--listen-client-urls", url, "--advertise-client-urls", url]);
+    command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
+    // Whoever is alone need not wait long for others to vote.
+    command.args(["--heartbeat-interval", "10", "--election-timeout", "100"]);
+    command.args(["--initial-cluster", &format!("default={peer}"), "--data-dir"]).arg(folder.join("etcd"));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().expect("etcd is installed (make test installs it)")
+}
+
+/// A journal and what it needs, for as long as this value lives.
+struct Rig {
+    journal: Option<Etcd>,
+    folder: tempfile::TempDir,
+}
+
+impl Rig {
+    async fn new(member: &Member, limits: Limits) -> Self {
+        _ = member.session().await;
+        let mut rig = Rig { journal: None, folder: tempfile::tempdir().unwrap() };
+        rig.open(member.cluster(), limits).await;
+        rig
+    }
+
+    async fn open(&mut self, cluster: SharedEtcd, limits: Limits) {
+        self.close().await;
+        let journal = Etcd::open_with(self.folder.path(), limits, guard(), cluster, wall_clock()).await;
+        self.journal = Some(journal.unwrap());
+    }
+
+    /// Returns when its file can be opened again.
+    async fn close(&mut self) {
+        if let Some(mut journal) = self.journal.take() {
+            journal._tasks.shutdown().await;
+        }
+    }
+
+    fn journal(&self) -> &Etcd {
+        self.journal.as_ref().unwrap()
+    }
+
+    /// The tags of all purges that are held, in their order.
+    fn tags(&self) -> Vec<String> {
+        let tag = |entry: &Arc<crate::journal::Entry>| match &entry.purge.targets[0] {
+            crate::purge::Target::Tags(tags) => tags.iter().collect::<Vec<_>>().join(","),
+            other => format!("{other:?}"),
+        };
+        let held = self.journal().inner.local.lag(0).entries;
+        match self.journal().since(0) {
+            Missed::Entries(entries) => entries.iter().map(tag).collect(),
+            Missed::Gap => vec![format!("a gap, and {held} more")],
+        }
+    }
+
+    async fn has(&self, tags: &[&str]) {
+        let mut head = self.journal().watch();
+        let arrived = async {
+            loop {
+                let mut held = self.tags();
+                held.sort();
+                if held == tags {
+                    return;
+                }
+                head.changed().await.unwrap();
+            }
+        };
+        let arrived = tokio::time::timeout(PATIENCE, arrived).await;
+        assert!(arrived.is_ok(), "{:?} and not {tags:?}", self.tags());
+    }
+
+    async fn uploaded(&self) {
+        eventually("everything is in etcd", || (self.journal().spooled() == 0).then_some(())).await;
+    }
+}
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+async fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let began = std::time::Instant::now();
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(began.elapsed() < PATIENCE, "gave up waiting until {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// An etcd journal for the suite, which is not asynchronous where it opens one.
+struct Suite {
+    journal: Etcd,
+    _member: Member,
+    _folder: tempfile::TempDir,
+}
+
+impl Journal for Suite {
+    fn append(&self, purge: Purge) -> BoxFuture<'_, Result<Position, WriteError>> {
+        self.journal.append(purge)
+    }
+
+    fn head(&self) -> Position {
+        self.journal.head()
+    }
+
+    fn watch(&self) -> watch::Receiver<Position> {
+        self.journal.watch()
+    }
+
+    fn since(&self, cursor: Position) -> Missed {
+        self.journal.since(cursor)
+    }
+
+    fn lag(&self, cursor: Position) -> Lag {
+        self.journal.lag(cursor)
+    }
+
+    fn older_than(&self, age: Duration) -> Position {
+        self.journal.older_than(age)
+    }
+
+    fn cursors(&self) -> HashMap<NodeId, Cursor> {
+        self.journal.cursors()
+    }
+
+    fn save_cursors(&self, cursors: Vec<(NodeId, Cursor)>) -> BoxFuture<'_, Result<(), WriteError>> {
+        self.journal.save_cursors(cursors)
+    }
+}
+
+fn suite(limits: Limits, guard: Arc<Guard>, clock: Clock) -> Arc<dyn Journal> {
+    tokio::task::block_in_place(|| {
+        tokio::runtime::Handle::current().block_on(async {
+            let member = Member::start();
+            _ = member.session().await;
+            let folder = tempfile::tempdir().unwrap();
+            let journal = Etcd::open_with(folder.path(), limits, guard, member.cluster(), clock).await.unwrap();
+            eventually("purges can be written", || journal.inner.uplink.session()).await;
+            Arc::new(Suite { journal, _member: member, _folder: folder }) as Arc<dyn Journal>
+        })
+    })
+}
+
+contract::suite!(suite);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_position_is_the_revision_of_its_entry_and_the_same_in_every_replica() {
+    let member = Member::start();
+    let (a, b) = (Rig::new(&member, Limits::default()).await, Rig::new(&member, Limits::default()).await);
+    let session = member.session().await;
+    for rig in [&a, &b] {
+        eventually("purges can be written", || rig.journal().inner.uplink.session()).await;
+    }
+    let mut positions = Vec::new();
+    for (rig, tag) in [(&a, "a"), (&b, "b"), (&a, "c")] {
+        // Others write to etcd as well.
+        session.request(async |mut client| client.put("/other", tag, None).await).await.unwrap();
+        positions.push(rig.journal().append(purge(tag)).await.unwrap());
+    }
+    for rig in [&a, &b] {
+        rig.has(&["a", "b", "c"]).await;
+        let held: Vec<Position> = entries(rig.journal(), 0).iter().map(|entry| entry.position).collect();
+        assert_eq!(held, positions);
+    }
+    let options = etcd_client::GetOptions::new().with_prefix();
+    let listed = session.request(async |mut client| client.get("/clearcoat/v1/purges/", Some(options)).await).await;
+    let mut revisions: Vec<u64> = listed.unwrap().kvs().iter().map(|kv| kv.mod_revision() as u64).collect();
+    revisions.sort_unstable();
+    assert_eq!(revisions, positions);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn purges_go_on_while_etcd_is_away_and_are_in_every_journal_when_it_is_back() {
+    let mut member = Member::start();
+    let (a, b) = (Rig::new(&member, Limits::default()).await, Rig::new(&member, Limits::default()).await);
+    for (rig, tag) in [(&a, "a"), (&b, "b")] {
+        rig.journal().append(purge(tag)).await.unwrap();
+    }
+    for rig in [&a, &b] {
+        rig.has(&["a", "b"]).await;
+    }
+    member.kill();
+    let before = a.journal().head();
+    for (rig, tag) in [(&a, "c"), (&b, "d"), (&a, "e")] {
+        let position = rig.journal().append(purge(tag)).await.unwrap();
+        assert!(position > before);
+    }
+    a.has(&["a", "b", "c", "e"]).await;
+    b.has(&["a", "b", "d"]).await;
+    member.restart();
+    for rig in [&a, &b] {
+        rig.has(&["a", "b", "c", "d", "e"]).await;
+        rig.uploaded().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_spooled_survives_a_restart_without_etcd() {
+    let mut member = Member::start();
+    let mut rig = Rig::new(&member, Limits::default()).await;
+    rig.journal().append(purge("a")).await.unwrap();
+    member.kill();
+    let position = rig.journal().append(purge("b")).await.unwrap();
+    rig.journal().save_cursors(vec![(node("v"), at(position))]).await.unwrap();
+    rig.open(member.cluster(), Limits::default()).await;
+    assert_eq!(rig.tags(), ["a", "b"]);
+    assert_eq!(rig.journal().head(), position);
+    assert_eq!(rig.journal().remembered(&node("v"), None), Remembered::At(position));
+    assert_eq!(rig.journal().spooled(), 1);
+    member.restart();
+    rig.uploaded().await;
+    assert_eq!(rig.tags(), ["a", "b"], "a purge was taken in twice");
+    let other = Rig::new(&member, Limits::default()).await;
+    other.has(&["a", "b"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_replica_starts_from_the_cursors_of_the_others() {
+    let member = Member::start();
+    let rig = Rig::new(&member, Limits::default()).await;
+    let first = rig.journal().append(purge("a")).await.unwrap();
+    let second = rig.journal().append(purge("b")).await.unwrap();
+    let of_an_epoch = Cursor { position: second, epoch: Some("1".into()) };
+    rig.journal().save_cursors(vec![(node("behind"), at(first)), (node("current"), of_an_epoch)]).await.unwrap();
+    let session = member.session().await;
+    let began = std::time::Instant::now();
+    while session
+        .request(async |mut client| {
+            let options = etcd_client::GetOptions::new().with_prefix().with_count_only();
+            client.get("/clearcoat/v1/cursors/", Some(options)).await
+        })
+        .await
+        .unwrap()
+        .count()
+        < 2
+    {
+        assert!(began.elapsed() < PATIENCE, "cursors are not published");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let new = Rig::new(&member, Limits::default()).await;
+    let behind = new.journal().remembered(&node("behind"), None);
+    let Remembered::At(position) = behind else { panic!("{behind:?}") };
+    assert!((first..second).contains(&position), "{position}");
+    assert_eq!(new.journal().remembered(&node("current"), Some("1")), Remembered::At(second));
+    assert_eq!(new.journal().remembered(&node("current"), Some("2")), Remembered::AnotherLife);
+    assert_eq!(new.journal().remembered(&node("stranger"), None), Remembered::Nothing);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_away_for_longer_than_purges_are_kept_has_a_gap_and_who_was_not_has_none() {
+    let member = Member::start();
+    let limits = Limits { retention: Duration::from_secs(2), ..Limits::default() };
+    let mut away = Rig::new(&member, Limits::default()).await;
+    let there = Rig::new(&member, limits).await;
+    away.journal().append(purge("a")).await.unwrap();
+    there.has(&["a"]).await;
+    let cursor = away.journal().head();
+    away.close().await;
+    there.journal().append(purge("b")).await.unwrap();
+    let session = member.session().await;
+    let began = std::time::Instant::now();
+    loop {
+        let options = etcd_client::GetOptions::new().with_prefix().with_keys_only();
+        let listed = session.request(async |mut client| client.get("/clearcoat/v1/purges/", Some(options)).await).await;
+        let keys: Vec<String> =
+            listed.unwrap().kvs().iter().map(|kv| String::from_utf8_lossy(kv.key()).into_owned()).collect();
+        if keys == ["/clearcoat/v1/purges/floor"] {
+            break;
+        }
+        assert!(began.elapsed() < PATIENCE, "purges are not deleted: {keys:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    away.open(member.cluster(), Limits::default()).await;
+    assert_eq!(away.journal().since(cursor), Missed::Gap);
+    assert!(away.journal().head() > cursor);
+    // Nothing is missing here, deleted or not.
+    let head = there.journal().head();
+    assert_eq!(there.journal().since(head), Missed::Entries(vec![]));
+    // And a gap is no gap for ever.
+    let head = away.journal().head();
+    away.open(member.cluster(), Limits::default()).await;
+    assert_eq!((away.journal().head(), away.journal().since(head)), (head, Missed::Entries(vec![])));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_nobody_can_read_is_taken_for_a_purge_of_everything() {
+    let member = Member::start();
+    let rig = Rig::new(&member, Limits::default()).await;
+    let session = member.session().await;
+    session.request(async |mut client| client.put("/clearcoat/v1/purges/x", "{", None).await).await.unwrap();
+    rig.has(&["Everything"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_another_replica_tells_of_is_taken_in_once() {
+    let member = Member::start();
+    let rig = Rig::new(&member, Limits::default()).await;
+    let told = |id: &str, revision| Told { id: id.to_owned(), revision, at_ms: 1_900_000_000_000, purge: purge(id) };
+    let first = rig.journal().admit(vec![told("a", None), told("b", None)]).await.unwrap();
+    assert_eq!(rig.journal().admit(vec![told("a", None)]).await.unwrap(), first - 1);
+    // It goes to etcd by us, too, where its own replica cannot.
+    rig.uploaded().await;
+    assert_eq!(rig.tags(), ["a", "b"]);
+    let other = Rig::new(&member, Limits::default()).await;
+    other.has(&["a", "b"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn purges_that_a_restored_etcd_has_lost_are_there_again() {
+    let mut member = Member::start();
+    let rig = Rig::new(&member, Limits::default()).await;
+    rig.journal().append(purge("kept")).await.unwrap();
+    // The state of this moment is what the backup has.
+    member.kill();
+    let backup = member.folder.path().join("backup");
+    let copied = Command::new("cp").arg("-a").arg(member.folder.path().join("etcd")).arg(&backup).status().unwrap();
+    assert!(copied.success());
+    member.restart();
+    _ = member.session().await;
+    eventually("purges can be written again", || rig.journal().inner.uplink.session()).await;
+    let lost = rig.journal().append(purge("lost")).await.unwrap();
+    rig.uploaded().await;
+    member.kill();
+    std::fs::remove_dir_all(member.folder.path().join("etcd")).unwrap();
+    std::fs::rename(&backup, member.folder.path().join("etcd")).unwrap();
+    member.restart();
+    _ = member.session().await;
+    let session = member.session().await;
+    let began = std::time::Instant::now();
+    loop {
+        let options = etcd_client::GetOptions::new().with_prefix().with_count_only();
+        let listed = session.request(async |mut client| client.get("/clearcoat/v1/purges/", Some(options)).await).await;
+        if listed.unwrap().count() == 2 {
+            break;
+        }
+        assert!(began.elapsed() < PATIENCE, "the lost purge is not written again");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(rig.tags(), ["kept", "lost"]);
+    // Positions go on growing, whatever the revisions do.
+    assert!(rig.journal().append(purge("new")).await.unwrap() > lost);
+    let other = Rig::new(&member, Limits::default()).await;
+    other.has(&["kept", "lost", "new"]).await;
+}
+
+#[test]
+fn names_are_in_the_order_of_their_time_and_know_their_process() {
+    let names = Names { process: 7, count: AtomicU64::new(0) };
+    let (early, late) = (names.next(999), names.next(1_900_000_000_000));
+    assert!(early < late && *late < *FLOOR);
+    assert_eq!(accepted_at(&late), Some(1_900_000_000_000));
+    assert!(names.are_ours(&late) && !Names { process: 8, count: AtomicU64::new(0) }.are_ours(&late));
+    assert_eq!(accepted_at(FLOOR), None);
+}

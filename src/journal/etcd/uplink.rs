@@ -1,0 +1,183 @@
+//! The way up: writes to etcd, and what could not be written yet.
+//!
+//! A purge waits for etcd for [`PUT`] and no longer: after that it is in the spool, and until etcd answers again all that
+//! follow go there at once. So a purge costs an etcd that hangs one such wait, and the next ones nothing.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use etcd_client::{Compare, CompareOp, Txn, TxnOp, TxnOpResponse};
+use tokio::sync::Notify;
+
+use super::{FLOOR, Inner, PURGES};
+use crate::etcd::{Failure, Pauses, Session, SharedEtcd};
+use crate::journal::{Entry, Journal, Missed, Position};
+use crate::purge::{Purge, Target};
+
+/// How long a purge waits for etcd. With the wait for its order, less than half of the shortest `ack_timeout` that
+/// makes sense.
+const PUT: Duration = Duration::from_millis(250);
+
+/// etcd takes requests of 1.5 MiB (`--max-request-bytes`). A purge that is larger goes up as one of everything.
+const MAX_VALUE: usize = 1 << 20;
+
+/// How often the connection is looked after where nobody writes.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// The connection for writes, while there is one.
+pub(super) struct Uplink {
+    etcd: SharedEtcd,
+    session: Mutex<Option<Arc<Session>>>,
+    /// Rings when there is something to upload, or no connection any more.
+    wake: Notify,
+}
+
+impl Uplink {
+    pub(super) fn new(etcd: SharedEtcd) -> Self {
+        Uplink { etcd, session: Mutex::default(), wake: Notify::new() }
+    }
+
+    /// The connection, while there is one.
+    pub(super) fn session(&self) -> Option<Arc<Session>> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// There may be something to upload.
+    pub(super) fn look_again(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Writes a purge, and gives its revision; `None` where that could not be had in time. It may be there all the same.
+    pub(super) async fn put(&self, id: &str, at_ms: u64, purge: &Purge) -> Option<u64> {
+        let session = self.session()?;
+        let written = async {
+            let entry = Entry { position: 0, at_ms, purge: purge.clone(), origin: None };
+            write(&self.etcd, &session, id, &entry).await
+        };
+        match tokio::time::timeout(PUT, written).await.unwrap_or(Err(Failure::NoAnswer)) {
+            Ok(revision) => Some(revision),
+            Err(failure) => {
+                self.lost(&session, &failure);
+                None
+            }
+        }
+    }
+
+    /// This connection is of no more use.
+    pub(super) fn lost(&self, session: &Arc<Session>, failure: &Failure) {
+        let mut current = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, session)) {
+            *current = None;
+            tracing::warn!(endpoint = session.endpoint, error = %failure, "purges cannot be written to etcd: they go to the spool");
+            self.wake.notify_one();
+        }
+    }
+
+    fn set(&self, session: Option<Arc<Session>>) {
+        *self.session.lock().unwrap_or_else(PoisonError::into_inner) = session;
+    }
+}
+
+/// Writes an entry where there is none of this name, and gives the revision of the one that is there then.
+async fn write(etcd: &SharedEtcd, session: &Session, id: &str, entry: &Entry) -> Result<u64, Failure> {
+    let key = etcd.key(&format!("{PURGES}{id}"));
+    let txn = Txn::new()
+        .when([Compare::version(key.as_str(), CompareOp::Equal, 0)])
+        .and_then([TxnOp::put(key.as_str(), encode(entry), None)])
+        .or_else([TxnOp::get(key.as_str(), None)]);
+    let answer = session.request(async |mut client| client.txn(txn).await).await?;
+    let revision = match answer.op_responses().first() {
+        Some(TxnOpResponse::Get(there)) => there.kvs().first().map(etcd_client::KeyValue::create_revision),
+        _ => answer.header().map(etcd_client::ResponseHeader::revision),
+    };
+    revision.and_then(|revision| u64::try_from(revision).ok()).ok_or(Failure::Closed)
+}
+
+/// As it is stored in etcd.
+fn encode(entry: &Entry) -> Vec<u8> {
+    match serde_json::to_vec(entry) {
+        Ok(value) if value.len() <= MAX_VALUE => value,
+        // Too much dropped is slow, too little is wrong.
+        _ => {
+            let purge = everything();
+            let entry = Entry { purge, origin: None, ..entry.clone() };
+            serde_json::to_vec(&entry).unwrap_or_default()
+        }
+    }
+}
+
+/// What stands for a purge that nobody can read, or that does not fit.
+pub(super) fn everything() -> Purge {
+    Purge { targets: vec![Target::Everything], soft: false }
+}
+
+/// Keeps a connection, and uploads what is in the spool, until the process ends.
+pub(super) async fn run(inner: Arc<Inner>) {
+    let uplink = &inner.uplink;
+    let mut pauses = Pauses::default();
+    loop {
+        match connected(&inner, &mut pauses).await {
+            Ok(()) => {}
+            Err(failure) => tracing::debug!(error = %failure, "no way to write to etcd"),
+        }
+        uplink.set(None);
+        pauses.wait().await;
+    }
+}
+
+async fn connected(inner: &Arc<Inner>, pauses: &mut Pauses) -> Result<(), Failure> {
+    let session = Arc::new(inner.etcd.connect().await?);
+    upload(inner, &session).await?;
+    inner.uplink.set(Some(Arc::clone(&session)));
+    pauses.reset();
+    loop {
+        let woken = tokio::time::timeout(LOOK, inner.uplink.wake.notified()).await.is_ok();
+        // A purge that found no answer has taken it away.
+        if inner.uplink.session().is_none() {
+            return Ok(());
+        }
+        // What was spooled while the connection was being made, or came from a replica that cannot upload itself.
+        upload(inner, &session).await?;
+        if !woken {
+            let key = inner.etcd.key(&format!("{PURGES}{FLOOR}"));
+            session.request(async |mut client| client.get(key, None).await).await?;
+        }
+    }
+}
+
+/// Writes what is held here and is not in etcd, in its order.
+async fn upload(inner: &Arc<Inner>, session: &Session) -> Result<(), Failure> {
+    if inner.local.ledger().take_overflow() {
+        tracing::warn!(
+            "etcd was away for so long that purges were dropped from the spool: one of everything takes their place"
+        );
+        let at_ms = inner.local.now_ms();
+        let entry = Entry { position: 0, at_ms, purge: everything(), origin: None };
+        if let Err(failure) = write(&inner.etcd, session, &inner.names.next(at_ms), &entry).await {
+            inner.local.ledger().overflowed();
+            return Err(failure);
+        }
+    }
+    let missing = inner.local.ledger().missing();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let count = missing.len();
+    for (position, id) in missing {
+        // Trimmed a moment ago: then there was an overflow, and the next round tells.
+        let Some(entry) = entry(inner, position) else { continue };
+        let revision = write(&inner.etcd, session, &id, &entry).await?;
+        inner.link.expect(i64::try_from(revision).unwrap_or(i64::MAX));
+        // Not known after a crash: then it is found there.
+        if let Err(error) = inner.local.found(vec![(position, Some(revision))]).await {
+            tracing::warn!(%error, "it could not be noted that a purge is in etcd");
+        }
+    }
+    tracing::info!(count, "purges from the spool are in etcd");
+    Ok(())
+}
+
+fn entry(inner: &Inner, position: Position) -> Option<Arc<Entry>> {
+    let Missed::Entries(entries) = inner.local.since(position - 1) else { return None };
+    entries.into_iter().next().filter(|entry| entry.position == position)
+}

@@ -1,0 +1,245 @@
+//! Which purge of this journal is which purge of etcd's.
+//!
+//! Every replica has its own order of purges: a purge that was accepted while etcd was away has a place here long before
+//! it has one in etcd. So entries have a position here and, once they are in etcd, a revision there, and what is said to
+//! the other replicas is said in revisions. The two orders are the same as long as etcd answers; the ledger is for when
+//! they are not.
+//!
+//! Both ways of translating a cursor err to one side: what is said is never more than what is true, because a cursor that
+//! is too low only replays more.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use super::{Origin, Position};
+
+/// The origins of the entries that are held.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    rows: BTreeMap<Position, Row>,
+    positions: HashMap<Arc<str>, Position>,
+    /// The highest revision of any purge that was ever seen here.
+    newest: u64,
+    /// The highest revision of a purge that is not held any more.
+    retired: u64,
+    /// Everything up to this revision has been seen. Known by the watch alone.
+    synced: u64,
+    /// A purge that is not in etcd yet is not held any more.
+    overflowed: bool,
+}
+
+#[derive(Debug)]
+struct Row {
+    id: Arc<str>,
+    revision: Option<u64>,
+}
+
+impl Ledger {
+    /// A ledger of a journal that was read from the disk.
+    pub(super) fn new(rows: impl IntoIterator<Item = (Position, Arc<str>, Option<u64>)>, newest: u64) -> Self {
+        let mut ledger = Ledger { newest, ..Ledger::default() };
+        rows.into_iter().for_each(|(position, id, revision)| ledger.enter(position, &id, revision));
+        ledger
+    }
+
+    /// An entry has been appended.
+    pub(super) fn enter(&mut self, position: Position, id: &Arc<str>, revision: Option<u64>) {
+        self.newest = self.newest.max(revision.unwrap_or(0));
+        self.positions.insert(Arc::clone(id), position);
+        self.rows.insert(position, Row { id: Arc::clone(id), revision });
+    }
+
+    /// The place of a purge, if it is held.
+    pub(super) fn position(&self, id: &str) -> Option<Position> {
+        self.positions.get(id).copied()
+    }
+
+    /// Where in etcd a held purge is.
+    pub(super) fn revision(&self, position: Position) -> Option<u64> {
+        self.rows.get(&position)?.revision
+    }
+
+    /// A purge is in etcd at this revision, or is not there. Says whether that was news.
+    pub(super) fn found(&mut self, position: Position, revision: Option<u64>) -> bool {
+        let Some(row) = self.rows.get_mut(&position).filter(|row| row.revision != revision) else { return false };
+        row.revision = revision;
+        self.newest = self.newest.max(revision.unwrap_or(0));
+        true
+    }
+
+    /// The highest revision of any purge that was ever seen here.
+    pub(super) fn newest(&self) -> u64 {
+        self.newest
+    }
+
+    /// Everything up to this revision of etcd has been seen.
+    pub(super) fn synced(&mut self, revision: u64) {
+        self.synced = self.synced.max(revision);
+    }
+
+    /// etcd has begun another history, which is known up to this revision, with purges up to `newest`.
+    pub(super) fn restarted(&mut self, revision: u64, newest: u64) {
+        (self.synced, self.newest, self.retired) = (revision, newest, 0);
+    }
+
+    /// Purges up to this revision are not in etcd any more.
+    pub(super) fn retired_in_etcd(&mut self, floor: u64) {
+        self.retired = self.retired.max(floor);
+        self.newest = self.newest.max(floor);
+    }
+
+    /// Entries up to this position are not held any more.
+    pub(super) fn trim(&mut self, floor: Position) {
+        while let Some(oldest) = self.rows.first_entry().filter(|oldest| *oldest.key() <= floor) {
+            let row = oldest.remove();
+            self.positions.remove(&row.id);
+            match row.revision {
+                Some(revision) => self.retired = self.retired.max(revision),
+                None => self.overflowed = true,
+            }
+        }
+    }
+
+    /// The held purges that are not in etcd, in their order.
+    pub(super) fn missing(&self) -> Vec<(Position, Arc<str>)> {
+        let missing = self.rows.iter().filter(|(_, row)| row.revision.is_none());
+        missing.map(|(position, row)| (*position, Arc::clone(&row.id))).collect()
+    }
+
+    /// The held purges that should be in etcd by `floor`, the last revision it has dropped, and by what it lists, and are
+    /// not: a backup from before them was restored.
+    pub(super) fn lost(&self, listed: &HashSet<&str>, revision: u64, floor: u64, restored: bool) -> Vec<Position> {
+        let is_lost = |row: &Row| {
+            let expected = row.revision.is_some_and(|own| restored || (own <= revision && own > floor));
+            expected && !listed.contains(&*row.id)
+        };
+        self.rows.iter().filter(|(_, row)| is_lost(row)).map(|(position, _)| *position).collect()
+    }
+
+    /// Whether a purge was dropped before it got to etcd, since this was last asked.
+    pub(super) fn take_overflow(&mut self) -> bool {
+        std::mem::take(&mut self.overflowed)
+    }
+
+    /// It was dropped, and whoever was to tell of it could not.
+    pub(super) fn overflowed(&mut self) {
+        self.overflowed = true;
+    }
+
+    /// Up to which revision of etcd a node has everything that has everything up to this position.
+    pub(super) fn covered(&self, cursor: Position) -> u64 {
+        let missed = self.rows.range(cursor + 1..).filter_map(|(_, row)| row.revision).min();
+        missed.map_or(self.synced, |missed| self.synced.min(missed.saturating_sub(1)))
+    }
+
+    /// Up to which position a node has everything that has everything up to this revision, where the journal ends at
+    /// `head`. `None` where what it may miss is not held any more.
+    pub(super) fn covering(&self, revision: u64, head: Position) -> Option<Position> {
+        if revision < self.retired {
+            return None;
+        }
+        let missed = self.rows.iter().find(|(_, row)| row.revision.is_none_or(|own| own > revision));
+        Some(missed.map_or(head, |(position, _)| position - 1))
+    }
+}
+
+/// The position of an entry that follows `head`: its revision, where that is higher.
+pub(super) fn next_position(head: Position, origin: Option<&Origin>) -> Position {
+    origin.and_then(|origin| origin.revision).unwrap_or(0).max(head + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ledger(rows: &[(Position, &str, Option<u64>)]) -> Ledger {
+        Ledger::new(rows.iter().map(|&(position, id, revision)| (position, Arc::from(id), revision)), 0)
+    }
+
+    #[test]
+    fn in_step_with_etcd_a_position_is_a_revision_and_back() {
+        let mut ledger = ledger(&[(5, "a", Some(5)), (9, "b", Some(9))]);
+        ledger.synced(12);
+        assert_eq!([4, 5, 8, 9].map(|cursor| ledger.covered(cursor)), [4, 8, 8, 12]);
+        assert_eq!([4, 5, 8, 9, 12].map(|revision| ledger.covering(revision, 9)), [4, 8, 8, 9, 9].map(Some));
+    }
+
+    #[test]
+    fn what_the_watch_has_not_brought_yet_is_not_claimed() {
+        // Ours is known by its answer; what another wrote before it may still be on its way.
+        let mut ledger = ledger(&[(5, "a", Some(5)), (9, "ours", Some(9))]);
+        ledger.synced(6);
+        assert_eq!(ledger.covered(9), 6);
+    }
+
+    #[test]
+    fn a_purge_that_is_in_no_etcd_yet_ends_what_a_revision_covers() {
+        let mut ledger = ledger(&[(5, "a", Some(5)), (6, "spooled", None), (9, "b", Some(9))]);
+        ledger.synced(9);
+        assert_eq!(ledger.covering(9, 9), Some(5));
+        assert_eq!(ledger.covered(6), 8);
+        assert_eq!(ledger.missing(), [(6, Arc::from("spooled"))]);
+        assert!(ledger.found(6, Some(10)) && !ledger.found(6, Some(10)));
+        // Whoever had everything up to 9 in etcd's order never heard of it.
+        assert_eq!((ledger.covering(9, 9), ledger.covering(10, 9)), (Some(5), Some(9)));
+        // And who has everything up to 6 in ours misses `b`.
+        assert_eq!(ledger.covered(6), 8);
+    }
+
+    #[test]
+    fn a_revision_from_before_what_is_held_covers_nothing() {
+        let mut ledger = ledger(&[(5, "a", Some(5)), (9, "b", Some(9))]);
+        ledger.trim(5);
+        assert_eq!((ledger.covering(4, 9), ledger.covering(5, 9)), (None, Some(8)));
+        assert_eq!(ledger.position("a"), None);
+        ledger.retired_in_etcd(20);
+        assert_eq!(ledger.covering(19, 9), None);
+        assert!(!ledger.take_overflow());
+    }
+
+    #[test]
+    fn a_purge_that_is_dropped_before_it_is_in_etcd_is_not_forgotten_silently() {
+        let mut ledger = ledger(&[(5, "a", None)]);
+        ledger.trim(5);
+        assert!(ledger.take_overflow() && !ledger.take_overflow());
+    }
+
+    #[test]
+    fn what_a_restored_etcd_has_lost_is_told_from_what_it_has_retired() {
+        let ledger = ledger(&[(3, "old", Some(3)), (5, "there", Some(5)), (7, "lost", Some(7)), (8, "new", Some(8))]);
+        let listed = HashSet::from(["there"]);
+        assert_eq!(ledger.lost(&listed, 7, 4, false), [7]);
+        assert_eq!(ledger.lost(&listed, 5, 4, true), [3, 7, 8]);
+    }
+
+    proptest! {
+        /// For any two orders of the same purges: a cursor that goes to another replica and comes back claims no purge
+        /// that it did not have.
+        #[test]
+        fn a_translated_cursor_never_claims_more(
+            rows in proptest::collection::vec(proptest::option::of(1_u64..40), 1..20),
+            cursor in 0_u64..24,
+            synced in 0_u64..45,
+        ) {
+            let mut seen = HashSet::new();
+            let rows: Vec<(Position, Arc<str>, Option<u64>)> = rows.into_iter().enumerate()
+                .filter(|(_, revision)| revision.is_none_or(|revision| seen.insert(revision)))
+                .map(|(index, revision)| (index as u64 + 1, Arc::from(format!("{index}")), revision)).collect();
+            let mut ledger = Ledger::new(rows.clone(), 0);
+            ledger.synced(synced);
+            let had = |position: u64| position <= cursor;
+            let covered = ledger.covered(cursor);
+            for (position, _, revision) in &rows {
+                prop_assert!(had(*position) || revision.is_none_or(|revision| revision > covered));
+            }
+            let head = rows.last().map_or(0, |row| row.0);
+            let back = ledger.covering(covered, head).unwrap();
+            for (position, _, revision) in &rows {
+                // What it is taken to have is what it had by revision.
+                prop_assert!(*position > back || revision.is_some_and(|revision| revision <= covered));
+            }
+        }
+    }
+}

@@ -1,0 +1,350 @@
+//! Nodes that register themselves in etcd, each under a key of its own.
+//!
+//! [`crate::etcd::follow`] says what is there and what changes; the [`roster`] knows what that means; this is the task
+//! between them and the fleet. Nothing in it waits for anything but its inputs, so that no name server, no disk and no
+//! question to etcd ever holds up a change:
+//!
+//! ```text
+//! follow ── list, changes ──> roster ──┬── registered ──> names (where there is one) ──> Joined
+//!                                      └── gone ──> at once, or when etcd has said why (lease) ──> Left, Vanished
+//! ```
+//!
+//! **The fleet outlives etcd.** What was known stays while etcd is away, for ever. A process that starts meanwhile begins
+//! with the last fleet on disk ([`snapshot`]); where there is none, there never was a fleet, and it waits.
+//!
+//! A key is the name of a node, so a name that is registered again with another address is the same node elsewhere.
+
+mod lease;
+mod names;
+mod record;
+mod roster;
+mod snapshot;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use self::lease::Manner;
+use self::names::{Found, Names};
+use self::roster::{Departure, Registered, Roster, Step};
+use self::snapshot::{Disk, Saved, SavedNode};
+use super::resolve::LOOKUP;
+use crate::etcd::SharedEtcd;
+use crate::etcd::follow::{self, Link, Listing, Update};
+use crate::fleet::{Event, NodeSpec, Source};
+use crate::telemetry::Metrics;
+
+/// What nodes are registered under, below the prefix of the fleet. It ends in `/`: a prefix is only a beginning.
+const NODES: &str = "nodes/";
+
+/// How long etcd may take to the first list before the last fleet on disk is taken.
+const START_PATIENCE: Duration = Duration::from_secs(3);
+
+/// The disk is written to at most this often.
+const WRITE_EVERY: Duration = Duration::from_secs(1);
+
+/// Departures that may wait for an answer. Whoever comes then is gone without a word.
+const MAX_QUESTIONS: usize = 16_384;
+
+/// What the registry needs.
+pub struct Settings {
+    /// Where the nodes register.
+    pub etcd: SharedEtcd,
+    /// Shows how it is doing.
+    pub link: Arc<Link>,
+    /// Where the last fleet is kept, for a start without etcd; `None`: nowhere.
+    pub snapshot: Option<PathBuf>,
+    /// Where it is counted.
+    pub metrics: Arc<Metrics>,
+    /// Who hears of the nodes.
+    pub events: mpsc::Sender<Event>,
+}
+
+/// Nobody wants to hear of nodes any more.
+struct NobodyListens;
+
+struct EtcdRegistry {
+    metrics: Arc<Metrics>,
+    events: mpsc::Sender<Event>,
+    roster: Roster,
+    /// What was told of the nodes that are there, by their keys.
+    announced: BTreeMap<String, Announced>,
+    names: Names,
+    /// The departures that etcd is asked about: a node that is back before the answer has not gone.
+    departing: HashMap<String, u64>,
+    questions: mpsc::Sender<(u64, Departure)>,
+    next_question: u64,
+    start: Start,
+    disk: Disk,
+    /// Whether anything has changed since the disk was written.
+    changed: bool,
+    cluster: u64,
+    revision: i64,
+}
+
+struct Announced {
+    /// The address as it is registered.
+    address: String,
+    spec: NodeSpec,
+}
+
+/// How far the start has come.
+#[derive(Clone, Copy)]
+enum Start {
+    /// Nothing is known yet. At this time the disk is asked.
+    Waiting(Instant),
+    /// Nothing is known, and the disk has nothing either.
+    Nothing,
+    /// Everything is known, but for some addresses; they are waited for until then.
+    Resolving(Instant),
+    /// The fleet has been told of every node.
+    Done,
+}
+
+/// Tells of the nodes in etcd until nobody listens any more.
+pub async fn run(settings: Settings) {
+    let Settings { etcd, link, snapshot, metrics, events } = settings;
+    let (updates_sender, mut updates) = mpsc::channel(16);
+    let (questions, questions_receiver) = mpsc::channel(MAX_QUESTIONS);
+    let (answers_sender, mut answers) = mpsc::channel(64);
+    // Ends with this function.
+    let mut helpers = JoinSet::new();
+    helpers.spawn(lease::ask(Arc::clone(&etcd), questions_receiver, answers_sender));
+    let prefix = etcd.key(NODES);
+    helpers.spawn(follow::follow(etcd, prefix, link, updates_sender));
+    if snapshot.is_none() {
+        tracing::warn!("a journal in memory has no place on disk: a start without etcd will have no nodes");
+    }
+    let mut registry = EtcdRegistry {
+        metrics,
+        events,
+        roster: Roster::default(),
+        announced: BTreeMap::new(),
+        names: Names::new(),
+        departing: HashMap::new(),
+        questions,
+        next_question: 0,
+        start: Start::Waiting(Instant::now() + START_PATIENCE),
+        disk: Disk::new(snapshot),
+        changed: false,
+        cluster: 0,
+        revision: 0,
+    };
+    let NobodyListens = registry.work(&mut updates, &mut answers).await;
+}
+
+impl EtcdRegistry {
+    async fn work(
+        &mut self,
+        updates: &mut mpsc::Receiver<Update>,
+        answers: &mut mpsc::Receiver<(u64, Departure, Manner)>,
+    ) -> NobodyListens {
+        let mut ticks = tokio::time::interval(WRITE_EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let told = tokio::select! {
+                update = updates.recv() => match update {
+                    Some(update) => self.take(update).await,
+                    None => Err(NobodyListens),
+                },
+                found = self.names.found() => self.found(found).await,
+                Some((number, departure, manner)) = answers.recv() => self.answered(number, departure, manner).await,
+                () = self.start.due() => self.start_is_due().await,
+                written = self.disk.written() => {
+                    self.changed = self.changed || !written;
+                    Ok(())
+                }
+                _ = ticks.tick(), if self.changed => {
+                    self.changed = !self.disk.write(self.saved());
+                    Ok(())
+                }
+                () = self.events.closed() => Err(NobodyListens),
+            };
+            if let Err(nobody) = told {
+                return nobody;
+            }
+        }
+    }
+
+    async fn take(&mut self, update: Update) -> Result<(), NobodyListens> {
+        self.changed = true;
+        match update {
+            Update::Listed(Listing { cluster, revision, items, cause }) => {
+                self.metrics.registry.resynced(cause.as_str());
+                tracing::info!(cause = cause.as_str(), revision, keys = items.len(), "the nodes in etcd were listed");
+                (self.cluster, self.revision) = (cluster, revision);
+                for step in self.roster.list(items, revision) {
+                    self.follow(step).await?;
+                }
+                if matches!(self.start, Start::Waiting(_) | Start::Nothing) {
+                    self.start = Start::Resolving(Instant::now() + LOOKUP);
+                }
+                self.finish_start().await
+            }
+            Update::Changed(changes) => {
+                for change in changes {
+                    self.revision = self.revision.max(change.revision());
+                    if let Some(step) = self.roster.apply(&change) {
+                        self.follow(step).await?;
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn follow(&mut self, step: Step) -> Result<(), NobodyListens> {
+        match step {
+            Step::Registered(node) => self.register(node).await,
+            Step::Gone(departure) => self.depart(departure).await,
+            Step::Rejected(key, reason) => {
+                self.metrics.registry.rejected.inc();
+                tracing::warn!(key, reason, "this key in etcd means nothing: what was known of it stays");
+                Ok(())
+            }
+        }
+    }
+
+    async fn register(&mut self, node: Registered) -> Result<(), NobodyListens> {
+        let Registered { key, role, id, record, unknown } = node;
+        if !unknown.is_empty() {
+            let unknown = unknown.join(", ");
+            tracing::warn!(key, unknown, "fields of this record are not known here and count for nothing");
+        }
+        self.departing.remove(&key);
+        if let Ok(address) = record.address.parse() {
+            self.names.forget(&key);
+            return self.announce(key, record.address.clone(), record.spec(role, id, address)).await;
+        }
+        // A container that is back under its name may be elsewhere.
+        self.names.want(&key, &record.address);
+        match self.announced.get(&key) {
+            Some(known) if known.address == record.address => {
+                let spec = record.spec(role, id, known.spec.address);
+                self.announce(key, record.address, spec).await
+            }
+            // Where it was before is the best that is known.
+            _ => Ok(()),
+        }
+    }
+
+    async fn found(&mut self, found: Found) -> Result<(), NobodyListens> {
+        let Found { key, address, .. } = found;
+        let record = self.roster.record(&key);
+        if let (Some(record), Ok((role, id))) = (record, roster::node_of(&key)) {
+            let (name, spec) = (record.address.clone(), record.spec(role, id, address));
+            self.announce(key, name, spec).await?;
+        }
+        self.finish_start().await
+    }
+
+    async fn announce(&mut self, key: String, address: String, spec: NodeSpec) -> Result<(), NobodyListens> {
+        let before = self.announced.insert(key, Announced { address, spec: spec.clone() });
+        if before.is_some_and(|before| before.spec == spec) {
+            return Ok(());
+        }
+        self.changed = true;
+        self.tell(Event::Joined(spec)).await
+    }
+
+    async fn depart(&mut self, departure: Departure) -> Result<(), NobodyListens> {
+        self.names.forget(&departure.key);
+        if self.announced.remove(&departure.key).is_none() {
+            return Ok(());
+        }
+        if departure.drained || departure.lease == 0 {
+            return self.gone(departure, Manner::Deleted).await;
+        }
+        self.next_question += 1;
+        let (number, key) = (self.next_question, departure.key.clone());
+        match self.questions.try_send((number, departure)) {
+            Ok(()) => {
+                self.departing.insert(key, number);
+                Ok(())
+            }
+            Err(
+                mpsc::error::TrySendError::Full((_, departure)) | mpsc::error::TrySendError::Closed((_, departure)),
+            ) => self.gone(departure, Manner::Expired).await,
+        }
+    }
+
+    async fn answered(&mut self, number: u64, departure: Departure, manner: Manner) -> Result<(), NobodyListens> {
+        if self.departing.get(&departure.key) != Some(&number) {
+            return Ok(());
+        }
+        self.departing.remove(&departure.key);
+        self.gone(departure, manner).await
+    }
+
+    async fn gone(&mut self, departure: Departure, manner: Manner) -> Result<(), NobodyListens> {
+        let Departure { key, role, id, .. } = departure;
+        tracing::debug!(key, ?manner, "a node is not registered any more");
+        self.tell(match manner {
+            Manner::Deleted => Event::Left(Source::Etcd, role, id),
+            Manner::Expired => Event::Vanished(Source::Etcd, role, id),
+        })
+        .await
+    }
+
+    /// etcd has not been heard of in time, or an address has not been found in time.
+    async fn start_is_due(&mut self) -> Result<(), NobodyListens> {
+        if let Start::Resolving(_) = self.start {
+            self.start = Start::Done;
+            return self.tell(Event::Listed(Source::Etcd)).await;
+        }
+        let Some(saved) = self.disk.read().await else {
+            tracing::warn!("etcd does not answer, and there is no last fleet on disk: waiting for etcd");
+            self.start = Start::Nothing;
+            return Ok(());
+        };
+        tracing::warn!(
+            nodes = saved.nodes.len(),
+            revision = saved.revision,
+            "etcd does not answer: the last fleet on disk is taken"
+        );
+        (self.cluster, self.revision) = (saved.cluster, saved.revision);
+        for SavedNode { key, lease, record, spec } in saved.nodes {
+            let address = record.address.clone();
+            self.roster.restore(key.clone(), lease, record);
+            self.announce(key, address, spec).await?;
+        }
+        self.start = Start::Done;
+        self.tell(Event::Listed(Source::Etcd)).await
+    }
+
+    /// Says that everything has been told of, once it has.
+    async fn finish_start(&mut self) -> Result<(), NobodyListens> {
+        if matches!(self.start, Start::Resolving(_)) && self.names.is_idle() {
+            self.start = Start::Done;
+            self.tell(Event::Listed(Source::Etcd)).await?;
+        }
+        Ok(())
+    }
+
+    async fn tell(&self, event: Event) -> Result<(), NobodyListens> {
+        self.events.send(event).await.map_err(|_| NobodyListens)
+    }
+
+    fn saved(&self) -> Saved {
+        let nodes = self.roster.nodes().filter_map(|(key, lease, record)| {
+            let spec = self.announced.get(key)?.spec.clone();
+            Some(SavedNode { key: key.to_owned(), lease, record: record.clone(), spec })
+        });
+        Saved::new(self.cluster, self.revision, nodes.collect())
+    }
+}
+
+impl Start {
+    /// Returns when something is to be done about the start.
+    async fn due(self) {
+        match self {
+            Start::Waiting(until) | Start::Resolving(until) => tokio::time::sleep_until(until).await,
+            Start::Nothing | Start::Done => std::future::pending().await,
+        }
+    }
+}

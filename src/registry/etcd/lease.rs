@@ -1,0 +1,109 @@
+//! How a node went that etcd does not name any more.
+//!
+//! etcd says that a key is gone, and not why. Somebody may have deleted it, or its lease is over: then nobody said
+//! anything, and the node may be as well as ever while its agent, or etcd, is not. A lease that is still there tells: the
+//! key was deleted.
+//!
+//! etcd is asked by one task over a connection of its own, so that nothing else waits for the answers, and for a bounded
+//! time: who cannot be asked about is held to be gone without a word, which is the careful way to be wrong. An agent that
+//! gives its lease back together with its key looks like one that died; a health check tells the difference soon enough.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+
+use super::roster::Departure;
+use crate::etcd::{Failure, Session, SharedEtcd};
+
+/// How long the answers may take, with a new connection where there is none.
+const PATIENCE: Duration = Duration::from_secs(4);
+
+/// Questions that are asked at once.
+const AT_ONCE: usize = 32;
+
+/// Departures that are asked about together.
+const TOGETHER: usize = 4096;
+
+/// How a node went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Manner {
+    /// Somebody has taken it away.
+    Deleted,
+    /// Its lease is over, or nobody knows.
+    Expired,
+}
+
+/// Answers for each departure that comes in, in no order, until nobody asks any more. `number` names the question.
+pub(super) async fn ask(
+    etcd: SharedEtcd,
+    mut questions: mpsc::Receiver<(u64, Departure)>,
+    answers: mpsc::Sender<(u64, Departure, Manner)>,
+) {
+    let mut session = None;
+    let mut together = Vec::new();
+    while questions.recv_many(&mut together, TOGETHER).await > 0 {
+        let leases: BTreeSet<i64> = together.iter().map(|(_, departure)| departure.lease).collect();
+        let mut alive = BTreeMap::new();
+        let asked = tokio::time::timeout(PATIENCE, ask_all(&etcd, &mut session, leases, &mut alive)).await;
+        if !matches!(asked, Ok(Ok(()))) {
+            session = None;
+            let error = asked.map_or(Failure::NoAnswer, |result| result.err().unwrap_or(Failure::NoAnswer));
+            tracing::warn!(%error, "etcd cannot be asked why nodes are gone: as if nobody had said so");
+        }
+        for (number, departure) in together.drain(..) {
+            let exists = alive.get(&departure.lease).copied().unwrap_or(false);
+            let manner = if exists { Manner::Deleted } else { Manner::Expired };
+            if answers.send((number, departure, manner)).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Fills in whether the leases are still there. Over the connection that there is, and once more over a new one.
+async fn ask_all(
+    etcd: &SharedEtcd,
+    session: &mut Option<Arc<Session>>,
+    leases: BTreeSet<i64>,
+    alive: &mut BTreeMap<i64, bool>,
+) -> Result<(), Failure> {
+    if let Some(open) = session
+        && ask_over(open, &leases, alive).await.is_ok()
+    {
+        return Ok(());
+    }
+    let new = Arc::new(etcd.connect().await?);
+    *session = Some(Arc::clone(&new));
+    ask_over(&new, &leases, alive).await
+}
+
+async fn ask_over(
+    session: &Arc<Session>,
+    leases: &BTreeSet<i64>,
+    alive: &mut BTreeMap<i64, bool>,
+) -> Result<(), Failure> {
+    let room = Arc::new(Semaphore::new(AT_ONCE));
+    let mut questions = JoinSet::new();
+    for &lease in leases.iter().filter(|lease| !alive.contains_key(*lease)) {
+        let (session, room) = (Arc::clone(session), Arc::clone(&room));
+        questions.spawn(async move {
+            // It is closed with the runtime.
+            let _permit = room.acquire().await;
+            let answer = session.request(async |mut client| client.lease_time_to_live(lease, None).await).await;
+            (lease, answer)
+        });
+    }
+    while let Some(answer) = questions.join_next().await {
+        let Ok((lease, answer)) = answer else { continue };
+        match answer {
+            // One that is over and not taken away yet is over.
+            Ok(answer) => _ = alive.insert(lease, answer.ttl() > 0),
+            Err(failure) if failure.is_lease_lost() => _ = alive.insert(lease, false),
+            Err(failure) => return Err(failure),
+        }
+    }
+    Ok(())
+}

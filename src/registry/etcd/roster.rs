@@ -1,0 +1,327 @@
+//! Which nodes are registered, as far as etcd has told. Pure: what to do about it is the caller's.
+//!
+//! **One way in.** A list and an event go through the same [`Roster::apply`]; a list only says more, namely that whatever
+//! it does not name is gone. What one of two ways forgets shows after the next reconnection, on one replica, once.
+//!
+//! **The last good value stays.** A value that cannot be read is somebody's mistake of this minute; the node that was there
+//! before it is as well as ever. So a key has the last record that could be read, and a key that never had one is not there.
+//!
+//! **How a node went** is answered from what was known of its key while it was there: a node that had said `drain`, or
+//! whose key nobody had to keep alive, was taken away by somebody; of any other its lease tells ([`super::lease`]).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::record::Record;
+use crate::etcd::follow::{Change, Item};
+use crate::fleet::{NodeId, Role};
+
+/// What is known of the keys below `nodes/`.
+#[derive(Debug, Default)]
+pub(super) struct Roster {
+    keys: BTreeMap<String, Known>,
+    /// When a key was deleted last: what is older about a key that is not there is old news.
+    last_deletion: i64,
+}
+
+/// What is known of one key.
+#[derive(Debug, Default)]
+struct Known {
+    /// When it was written last.
+    revision: i64,
+    /// What it goes with; 0 where nothing.
+    lease: i64,
+    /// Of its value, so that one that is listed again is not judged again.
+    fingerprint: u64,
+    /// The last value that could be read.
+    record: Option<Record>,
+}
+
+/// What a change means.
+#[derive(Debug, PartialEq)]
+pub(super) enum Step {
+    /// The node is there, with this record.
+    Registered(Registered),
+    /// The node is not there any more.
+    Gone(Departure),
+    /// A key or a value that means nothing, and why. What was known before stays.
+    Rejected(String, String),
+}
+
+/// A node that is there.
+#[derive(Debug, PartialEq)]
+pub(super) struct Registered {
+    pub(super) key: String,
+    pub(super) role: Role,
+    pub(super) id: NodeId,
+    pub(super) record: Record,
+    /// Fields of its record that nobody here knows.
+    pub(super) unknown: Vec<String>,
+}
+
+/// A node that is not there any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Departure {
+    pub(super) key: String,
+    pub(super) role: Role,
+    pub(super) id: NodeId,
+    /// The lease that its key had, 0 where it had none.
+    pub(super) lease: i64,
+    /// It had said that it was about to go.
+    pub(super) drained: bool,
+}
+
+impl Roster {
+    /// All that there is. What was known before and is not in here is gone.
+    pub(super) fn list(&mut self, items: Vec<Item>, revision: i64) -> Vec<Step> {
+        // It may be of another history, in which revisions are lower.
+        self.last_deletion = 0;
+        self.keys.values_mut().for_each(|known| known.revision = 0);
+        let listed: BTreeSet<String> = items.iter().map(|item| item.key.clone()).collect();
+        let gone: Vec<String> = self.keys.keys().filter(|key| !listed.contains(*key)).cloned().collect();
+        let gone = gone.into_iter().map(|key| Change::Deleted { key, revision });
+        let changes = items.into_iter().map(Change::Put).chain(gone);
+        changes.filter_map(|change| self.apply(&change)).collect()
+    }
+
+    /// One change. `None` where it changes nothing that matters.
+    pub(super) fn apply(&mut self, change: &Change) -> Option<Step> {
+        match change {
+            Change::Put(item) => self.put(item),
+            Change::Deleted { key, revision } => self.delete(key, *revision),
+        }
+    }
+
+    fn put(&mut self, item: &Item) -> Option<Step> {
+        let known = self.keys.get(&item.key);
+        // A member that lags tells old news again (etcd-io/etcd#20221).
+        let is_old = known.map_or(item.revision < self.last_deletion, |known| item.revision <= known.revision);
+        if is_old {
+            return None;
+        }
+        let known = self.keys.entry(item.key.clone()).or_default();
+        (known.revision, known.lease) = (item.revision, item.lease);
+        let fingerprint = xxh3_64(&item.value);
+        if std::mem::replace(&mut known.fingerprint, fingerprint) == fingerprint {
+            return None;
+        }
+        let parsed = node_of(&item.key).and_then(|(role, id)| Ok((role, id, Record::parse(role, &item.value)?)));
+        Some(match parsed {
+            Ok((role, id, (record, unknown))) => {
+                known.record = Some(record.clone());
+                Step::Registered(Registered { key: item.key.clone(), role, id, record, unknown })
+            }
+            Err(reason) => Step::Rejected(item.key.clone(), reason),
+        })
+    }
+
+    fn delete(&mut self, key: &str, revision: i64) -> Option<Step> {
+        if self.keys.get(key).is_some_and(|known| revision < known.revision) {
+            return None;
+        }
+        self.last_deletion = self.last_deletion.max(revision);
+        let known = self.keys.remove(key)?;
+        let (record, (role, id)) = (known.record?, node_of(key).ok()?);
+        let (lease, drained) = (known.lease, record.drain);
+        Some(Step::Gone(Departure { key: key.to_owned(), role, id, lease, drained }))
+    }
+
+    /// Knows this again, from before the process started. The first list says what has become of it.
+    pub(super) fn restore(&mut self, key: String, lease: i64, record: Record) {
+        self.keys.insert(key, Known { lease, record: Some(record), ..Known::default() });
+    }
+
+    /// What is known of one node.
+    pub(super) fn record(&self, key: &str) -> Option<&Record> {
+        self.keys.get(key)?.record.as_ref()
+    }
+
+    /// The nodes that are there: their keys, leases and records.
+    pub(super) fn nodes(&self) -> impl Iterator<Item = (&str, i64, &Record)> {
+        self.keys.iter().filter_map(|(key, known)| Some((key.as_str(), known.lease, known.record.as_ref()?)))
+    }
+}
+
+/// The node that a key stands for.
+pub(super) fn node_of(key: &str) -> Result<(Role, NodeId), String> {
+    let (role, id) = key.split_once('/').unwrap_or((key, ""));
+    let role = match role {
+        "web" => Role::Web,
+        "varnish" => Role::Varnish,
+        _ => return Err("wanted a key web/<id> or varnish/<id> here".to_owned()),
+    };
+    Ok((role, NodeId::try_from(id).map_err(|error| error.to_string())?))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn item(key: &str, value: &str, lease: i64, revision: i64) -> Item {
+        Item { key: key.to_owned(), value: value.as_bytes().to_vec(), lease, revision, created: revision }
+    }
+
+    fn put(roster: &mut Roster, key: &str, value: &str, revision: i64) -> Option<Step> {
+        roster.apply(&Change::Put(item(key, value, 0, revision)))
+    }
+
+    fn delete(roster: &mut Roster, key: &str, revision: i64) -> Option<Step> {
+        roster.apply(&Change::Deleted { key: key.to_owned(), revision })
+    }
+
+    fn addresses(roster: &Roster) -> Vec<(String, String)> {
+        roster.nodes().map(|(key, _, record)| (key.to_owned(), record.address.clone())).collect()
+    }
+
+    fn departure(step: &Option<Step>) -> Option<(i64, bool)> {
+        let Some(Step::Gone(Departure { lease, drained, .. })) = step else { return None };
+        Some((*lease, *drained))
+    }
+
+    #[test]
+    fn a_value_that_cannot_be_read_leaves_the_last_good_one() {
+        let mut roster = Roster::default();
+        assert!(matches!(put(&mut roster, "web/a", "nonsense", 1), Some(Step::Rejected(..))));
+        assert_eq!(addresses(&roster), []);
+        put(&mut roster, "web/a", "10.0.0.5:80", 2);
+        let Some(Step::Rejected(key, reason)) = put(&mut roster, "web/a", "nonsense", 3) else { panic!() };
+        assert!(key == "web/a" && reason.contains("`nonsense`"), "{key} {reason}");
+        assert_eq!(addresses(&roster), [("web/a".to_owned(), "10.0.0.5:80".to_owned())]);
+        // It is reported once, also when it is listed again.
+        assert_eq!(roster.list(vec![item("web/a", "nonsense", 0, 3)], 9), []);
+        // And when the key goes, so does the node.
+        assert!(matches!(delete(&mut roster, "web/a", 10), Some(Step::Gone(_))));
+    }
+
+    #[test]
+    fn a_key_that_is_no_node_is_reported_and_nothing_else() {
+        let mut roster = Roster::default();
+        for key in ["a", "web", "web/", "web/a b", "web/a/b", "varnishes/a", "WEB/a", "/web/a", ""] {
+            assert!(matches!(put(&mut roster, key, "10.0.0.5:80", 1), Some(Step::Rejected(..))), "{key}");
+            assert_eq!(delete(&mut roster, key, 2), None, "{key}");
+            roster = Roster::default();
+        }
+    }
+
+    #[test]
+    fn how_a_node_went_is_told_by_what_was_known_of_its_key() {
+        let mut roster = Roster::default();
+        put(&mut roster, "web/a", "10.0.0.5:80", 1);
+        assert_eq!(departure(&delete(&mut roster, "web/a", 2)), Some((0, false)));
+        roster.apply(&Change::Put(item("web/a", "10.0.0.5:80", 7, 3)));
+        assert_eq!(departure(&delete(&mut roster, "web/a", 4)), Some((7, false)));
+        // The same value with another lease: an agent that has lost its first one.
+        roster.apply(&Change::Put(item("web/a", "10.0.0.5:80", 7, 5)));
+        assert_eq!(roster.apply(&Change::Put(item("web/a", "10.0.0.5:80", 8, 6))), None);
+        assert_eq!(departure(&delete(&mut roster, "web/a", 7)), Some((8, false)));
+        put(&mut roster, "web/a", r#"{"address":"10.0.0.5:80","state":"drain"}"#, 8);
+        assert_eq!(departure(&delete(&mut roster, "web/a", 9)), Some((0, true)));
+        // Who stands idle has not said that it goes.
+        put(&mut roster, "web/a", r#"{"address":"10.0.0.5:80","weight":0}"#, 10);
+        assert_eq!(departure(&delete(&mut roster, "web/a", 11)), Some((0, false)));
+    }
+
+    #[test]
+    fn old_news_are_none() {
+        let mut roster = Roster::default();
+        put(&mut roster, "web/a", "10.0.0.5:80", 5);
+        assert_eq!(put(&mut roster, "web/a", "10.0.0.4:80", 4), None);
+        assert_eq!(delete(&mut roster, "web/a", 4), None);
+        delete(&mut roster, "web/a", 6);
+        assert_eq!(put(&mut roster, "web/a", "10.0.0.5:80", 5), None);
+        assert_eq!(addresses(&roster), []);
+        assert!(put(&mut roster, "web/a", "10.0.0.5:80", 7).is_some());
+        // A list is of now, however low its revision: etcd was restored.
+        let steps = roster.list(vec![item("web/b", "10.0.0.6:80", 0, 2)], 3);
+        assert_eq!(steps.len(), 2, "{steps:?}");
+        assert!(put(&mut roster, "web/c", "10.0.0.7:80", 4).is_some());
+    }
+
+    #[test]
+    fn what_was_there_before_the_process_is_compared_with_the_first_list() {
+        let mut roster = Roster::default();
+        let record = |address: &str| Record::parse(Role::Web, address.as_bytes()).unwrap().0;
+        roster.restore("web/a".to_owned(), 7, record("10.0.0.5:80"));
+        roster.restore("web/b".to_owned(), 8, record("10.0.0.6:80"));
+        let steps = roster.list(vec![item("web/a", "10.0.0.5:80", 7, 3), item("web/c", "10.0.0.7:80", 0, 4)], 9);
+        let gone = steps.iter().filter_map(|step| if let Step::Gone(gone) = step { Some(gone) } else { None });
+        assert_eq!(gone.map(|gone| (gone.key.as_str(), gone.lease)).collect::<Vec<_>>(), [("web/b", 8)]);
+        assert_eq!(addresses(&roster).len(), 2);
+    }
+
+    /// What an etcd holds, and the changes that made it so.
+    #[derive(Default)]
+    struct Model {
+        revision: i64,
+        keys: BTreeMap<String, Item>,
+    }
+
+    impl Model {
+        fn change(&mut self, key: &str, value: Option<&str>) -> Option<Change> {
+            self.revision += 1;
+            let (key, revision) = (key.to_owned(), self.revision);
+            let Some(value) = value else {
+                return self.keys.remove(&key).map(|_| Change::Deleted { key, revision });
+            };
+            let item = item(&key, value, 0, revision);
+            self.keys.insert(key, item.clone());
+            Some(Change::Put(item))
+        }
+
+        fn items(&self) -> Vec<Item> {
+            self.keys.values().cloned().collect()
+        }
+    }
+
+    const GOOD: [&str; 3] = ["10.0.0.5:80", "web-1:80", r#"{"address":"10.0.0.5:80","state":"drain"}"#];
+    const BAD: [&str; 3] = ["", "nonsense", r#"{"address":1}"#];
+    const KEYS: [&str; 5] = ["web/a", "web/b", "varnish/a", "varnish", "web/a/b"];
+
+    fn changes(values: &'static [&'static str]) -> impl Strategy<Value = Vec<(&'static str, Option<&'static str>)>> {
+        let value = prop_oneof![3 => prop::sample::select(values).prop_map(Some), 1 => Just(None)];
+        prop::collection::vec((prop::sample::select(&KEYS[..]), value), 0..40)
+    }
+
+    const ALL: [&str; 6] = [GOOD[0], GOOD[1], GOOD[2], BAD[0], BAD[1], BAD[2]];
+
+    proptest! {
+        /// Whoever hears of the changes, and whoever lists after each of them, knows the same.
+        #[test]
+        fn a_list_and_the_changes_say_the_same(changes in changes(&ALL), relisted: Vec<bool>) {
+            let (mut model, mut told, mut listing) = (Model::default(), Roster::default(), Roster::default());
+            for (number, (key, value)) in changes.into_iter().enumerate() {
+                let change = model.change(key, value);
+                let step = change.as_ref().and_then(|change| told.apply(change));
+                let listed = listing.list(model.items(), model.revision);
+                prop_assert_eq!(Vec::from_iter(step), listed);
+                if relisted.get(number).copied().unwrap_or(false) {
+                    prop_assert_eq!(told.list(model.items(), model.revision), []);
+                }
+                // A member that lags tells it all again.
+                if let Some(change) = change {
+                    prop_assert_eq!(told.apply(&change), None);
+                }
+                prop_assert_eq!(addresses(&told), addresses(&listing));
+            }
+        }
+
+        /// Whoever has missed any number of changes knows the same after a list, and so does whoever starts then.
+        #[test]
+        fn a_list_makes_up_for_what_was_missed(changes in changes(&GOOD), missed_from in 0_usize..40) {
+            let (mut model, mut told) = (Model::default(), Roster::default());
+            for (number, (key, value)) in changes.into_iter().enumerate() {
+                let change = model.change(key, value);
+                if let Some(change) = change.filter(|_| number < missed_from) {
+                    told.apply(&change);
+                }
+            }
+            told.list(model.items(), model.revision);
+            let mut fresh = Roster::default();
+            fresh.list(model.items(), model.revision);
+            prop_assert_eq!(addresses(&told), addresses(&fresh));
+        }
+    }
+}

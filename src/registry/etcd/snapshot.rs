@@ -1,0 +1,197 @@
+//! The last fleet that etcd told of, on disk, for a start without etcd.
+//!
+//! It has the nodes with the addresses that their names had, so that a start needs no DNS either, and the lease of each, so
+//! that the first list of etcd, whenever it comes, is compared with it as if the process had run all the time. A file
+//! that cannot be read is no reason not to start: it is set aside for whoever wants to know, and etcd is waited for.
+//!
+//! Only nodes are worth a write: the revision moves with every purge that replicas share, and says nothing new.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
+
+use super::record::Record;
+use crate::fleet::NodeSpec;
+
+/// Of the file below. A file of another format is not read.
+const FORMAT: u32 = 1;
+
+/// The fleet at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Saved {
+    format: u32,
+    /// Names the etcd cluster.
+    pub(super) cluster: u64,
+    /// Its revision.
+    pub(super) revision: i64,
+    pub(super) nodes: Vec<SavedNode>,
+}
+
+/// One node of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SavedNode {
+    pub(super) key: String,
+    /// 0 where it had none.
+    pub(super) lease: i64,
+    pub(super) record: Record,
+    pub(super) spec: NodeSpec,
+}
+
+/// Why a file is of no use.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unreadable {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    #[error("it has format {0}, and only {FORMAT} is known here")]
+    Format(u32),
+}
+
+impl Saved {
+    pub(super) fn new(cluster: u64, revision: i64, nodes: Vec<SavedNode>) -> Self {
+        Saved { format: FORMAT, cluster, revision, nodes }
+    }
+
+    /// Reads the file; `None` where there is none.
+    pub(super) fn read(path: &Path) -> Result<Option<Saved>, Unreadable> {
+        let bytes = match fs::read(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            bytes => bytes?,
+        };
+        #[derive(Deserialize)]
+        struct Format {
+            format: u32,
+        }
+        let Format { format } = serde_json::from_slice(&bytes)?;
+        if format != FORMAT {
+            return Err(Unreadable::Format(format));
+        }
+        Ok(Some(serde_json::from_slice(&bytes)?))
+    }
+
+    /// Writes the file. Whatever happens, there is either the old one or the new one.
+    pub(super) fn write(&self, path: &Path) -> io::Result<()> {
+        let folder = path.parent().unwrap_or(Path::new("."));
+        fs::create_dir_all(folder)?;
+        let new = path.with_extension("json.new");
+        let mut file = File::create(&new)?;
+        file.write_all(&serde_json::to_vec(self)?)?;
+        file.sync_all()?;
+        fs::rename(&new, path)?;
+        File::open(folder)?.sync_all()
+    }
+}
+
+/// Keeps the file, off the threads that others need: an fsync can take long.
+pub(super) struct Disk {
+    /// `None`: nothing is kept.
+    path: Option<PathBuf>,
+    /// What is in the file, as far as is known.
+    nodes: Option<Vec<SavedNode>>,
+    writing: JoinSet<io::Result<Vec<SavedNode>>>,
+}
+
+impl Disk {
+    /// Of the file at this path; without one, of none.
+    pub(super) fn new(path: Option<PathBuf>) -> Self {
+        Disk { path, nodes: None, writing: JoinSet::new() }
+    }
+
+    /// What is in the file. `None` where there is nothing of use.
+    pub(super) async fn read(&mut self) -> Option<Saved> {
+        let path = self.path.clone()?;
+        let read = tokio::task::spawn_blocking({
+            let path = path.clone();
+            move || Saved::read(&path)
+        });
+        match read.await {
+            Ok(Ok(saved)) => {
+                self.nodes = saved.as_ref().map(|saved| saved.nodes.clone());
+                saved
+            }
+            Ok(Err(reason)) => {
+                let aside = set_aside(&path).map_or_else(|error| error.to_string(), |path| path.display().to_string());
+                tracing::error!(path = %path.display(), %reason, aside, "the last fleet on disk cannot be read");
+                None
+            }
+            Err(error) => {
+                tracing::error!(path = %path.display(), %error, "the last fleet on disk was not read");
+                None
+            }
+        }
+    }
+
+    /// Begins to write, unless the file has these nodes already. `false`: not now, it is still being written.
+    pub(super) fn write(&mut self, saved: Saved) -> bool {
+        let Some(path) = self.path.clone() else { return true };
+        if !self.writing.is_empty() {
+            return false;
+        }
+        if self.nodes.as_ref() != Some(&saved.nodes) {
+            self.writing.spawn_blocking(move || saved.write(&path).map(|()| saved.nodes));
+        }
+        true
+    }
+
+    /// The end of a write, and whether it went well; never returns where nothing is written.
+    pub(super) async fn written(&mut self) -> bool {
+        let Some(end) = self.writing.join_next().await else { return std::future::pending().await };
+        match end.map_err(io::Error::other).flatten() {
+            Ok(nodes) => {
+                self.nodes = Some(nodes);
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the fleet could not be written to disk; it is tried again");
+                false
+            }
+        }
+    }
+}
+
+/// Puts a file aside that cannot be read. Returns where it is then.
+pub(super) fn set_aside(path: &Path) -> io::Result<PathBuf> {
+    let aside = path.with_extension("json.unreadable");
+    fs::rename(path, &aside)?;
+    Ok(aside)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::{NodeId, Role};
+
+    fn saved() -> Saved {
+        let (record, _) =
+            Record::parse(Role::Varnish, br#"{"address":"varnish-1:6081","epoch":"e","zone":"a"}"#).unwrap();
+        let spec = record.spec(Role::Varnish, NodeId::try_from("varnish-1").unwrap(), ([10, 0, 1, 5], 6081).into());
+        Saved::new(7, 42, vec![SavedNode { key: "varnish/varnish-1".to_owned(), lease: i64::MAX, record, spec }])
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("new/fleet.json");
+        assert_eq!(Saved::read(&path).unwrap(), None);
+        saved().write(&path).unwrap();
+        saved().write(&path).unwrap();
+        assert_eq!(Saved::read(&path).unwrap(), Some(saved()));
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_an_error_and_can_be_set_aside() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("fleet.json");
+        for text in ["", "{\"format\":1}", "{\"format\":2,\"nodes\":[]}", "\0\0\0"] {
+            fs::write(&path, text).unwrap();
+            assert!(Saved::read(&path).is_err(), "{text}");
+        }
+        let aside = set_aside(&path).unwrap();
+        assert!(aside.exists() && !path.exists());
+    }
+}

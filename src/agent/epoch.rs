@@ -65,7 +65,7 @@ impl Epoch {
                 match pid.and_then(|pid| Some((pid, process(pid)?))) {
                     Some((pid, process)) if is_manager(&process) => worker_of(pid),
                     // What a varnishd has left behind that was killed, or of another namespace of processes.
-                    _ => Life::Absent("the pid file names no varnishd"),
+                    _ => Life::Absent("the pid file names no varnishd that can be seen from here"),
                 }
             }
         }

@@ -20,12 +20,20 @@ pub(super) struct Sight {
 
 /// Publishes what is seen, when it changes: nothing until the node is up for the first time.
 pub(super) async fn observe(settings: &Settings, child: Option<u32>, sights: &watch::Sender<Option<Sight>>) {
-    let mut eye = Eye { settings, child, address: None, epoch: None, trouble: String::new() };
+    let mut eye = Eye { settings, child, address: None, epoch: None, why_not: String::new() };
     let mut tally = Tally::new(&settings.check);
+    let mut up = false;
     loop {
         let problem = eye.look().await.err();
-        let up = tally.count(problem.is_none());
-        eye.tell(problem, up, tally.has_been_up());
+        let was_up = up;
+        up = tally.count(problem.is_none());
+        match problem {
+            None if up && !was_up => tracing::info!("the node passes its check"),
+            Some(reason) if was_up && !up => tracing::warn!(reason, "the node fails its check, and drains"),
+            Some(reason) if !tally.has_been_up() => eye.tell_why_not(reason),
+            Some(reason) => tracing::debug!(reason, "a check has failed"),
+            None => {}
+        }
         if let Some(address) = eye.address.clone().filter(|_| tally.has_been_up()) {
             let sight = Some(Sight { address, up, epoch: eye.epoch.clone() });
             sights.send_if_modified(|before| {
@@ -46,7 +54,7 @@ struct Eye<'a> {
     /// The last life of the cache that was seen.
     epoch: Option<String>,
     /// What was said last.
-    trouble: String,
+    why_not: String,
 }
 
 impl Eye<'_> {
@@ -83,17 +91,11 @@ impl Eye<'_> {
         Ok(address)
     }
 
-    /// Says what is new, once.
-    fn tell(&mut self, problem: Option<String>, up: bool, has_been_up: bool) {
-        let trouble = problem.unwrap_or_default();
-        if trouble == self.trouble {
-            return;
+    /// Says why the node is not registered yet, once for each reason.
+    fn tell_why_not(&mut self, reason: String) {
+        if reason != self.why_not {
+            tracing::info!(reason, "not registered yet: the node does not pass its check");
+            self.why_not = reason;
         }
-        match (up, has_been_up) {
-            _ if trouble.is_empty() => tracing::info!("the node passes its check"),
-            (_, false) => tracing::info!(reason = trouble, "not registered yet: the node does not pass its check"),
-            _ => tracing::warn!(reason = trouble, up, "the node fails its check"),
-        }
-        self.trouble = trouble;
     }
 }

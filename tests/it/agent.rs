@@ -2,6 +2,7 @@
 
 mod access;
 mod ending;
+mod fleet;
 mod keeping;
 mod life;
 mod registering;

@@ -60,6 +60,29 @@ fn read_and_write_of_its_own_key_is_all_that_an_agent_needs() {
 }
 
 #[test]
+fn a_user_is_asked_for_when_etcd_asks_and_a_password_that_changes_is_read_again() {
+    let mut etcd = Etcd::start();
+    etcd.add_user("agent", PASSWORD, &[("/clearcoat/v1/nodes/web/", Access::ReadWrite)]);
+    let folder = tempfile::tempdir().expect("a folder");
+    let node = Node::start(200);
+    let mut arguments = node.arguments("web", "web-1", &etcd.endpoints());
+    arguments.extend(user("agent", folder.path()));
+    arguments.extend(["--fall", "1", "--check", &node.page()].map(str::to_owned));
+    let _agent = Agent::start(arguments);
+    let first = is(&etcd, "web/web-1", "up");
+    let goes_on = |etcd: &Etcd, status, state| {
+        node.answer(status);
+        let later = is(etcd, "web/web-1", state);
+        assert_eq!((later.created, later.lease), (first.created, first.lease), "its key was away");
+    };
+    etcd.enable_auth("root of the test");
+    goes_on(&etcd, 500, "drain");
+    std::fs::write(folder.path().join("password"), "another").expect("our file");
+    etcd.change_password("agent", "another");
+    goes_on(&etcd, 200, "up");
+}
+
+#[test]
 fn an_agent_shows_a_certificate_where_etcd_wants_one() {
     let etcd = Etcd::start_tls();
     let node = Node::start(200);

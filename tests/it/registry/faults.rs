@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::rig::{Rig, key};
+use crate::support::client::get;
 use crate::support::etcd::Etcd;
 use crate::support::etcd::access::Access;
 use crate::support::etcd::backup::ClusterId;
@@ -131,6 +132,9 @@ fn members_that_die_or_hang_cost_no_request_and_no_change() {
     (0..3).for_each(|member| rig.etcd.hang(member));
     rig.is_connected(false);
     assert!(!rig.clearcoat().fleet()["registry"]["problem"].as_str().unwrap().is_empty());
+    // It is seen, and no reason to be taken out of service.
+    assert!(rig.metric("registry_connected") == 0.0 && rig.metric("registry_last_contact_seconds") > 3.0);
+    assert_eq!(get(rig.clearcoat().admin, "/readyz").expect("an answer").status, 200);
     rig.serves();
     (0..3).for_each(|member| rig.etcd.resume(member));
     rig.etcd.healthy();

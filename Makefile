@@ -31,7 +31,7 @@ lint: ## format, clippy and shellcheck, as CI wants them
 	@deploy/install-deps.sh --for lint
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
-	shellcheck .ci/run deploy/*.sh
+	shellcheck .ci/run deploy/*.sh examples/*.sh
 
 bench: ## ratios against HAProxy and nginx, and Magento's way to purge (root or user namespaces; half an hour)
 	@deploy/install-deps.sh --for bench

@@ -6,15 +6,17 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
+use hyper::body::Bytes;
 use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::attribution::Attribution;
 use crate::delivery::Deliveries;
-use crate::etcd::follow::Link;
 use crate::fleet::{Fence, Health, Member, Pool, Role, Snapshot, Source, WHOLE_SHARE};
 use crate::http_server::{Handler, Response, json, response, text};
 use crate::journal::{Journal, Lag, Position};
+use crate::registry::Following;
+use crate::replicas::{self, Replicas};
 use crate::shutdown::{Shutdown, Stage};
 use crate::telemetry::Metrics;
 
@@ -28,12 +30,14 @@ pub struct Admin {
     pub journal: Arc<dyn Journal>,
     /// The kind of the journal, as configured.
     pub journal_kind: &'static str,
+    /// The clearcoats before this fleet, where there may be several.
+    pub replicas: Option<Arc<Replicas>>,
     /// Who has it.
     pub deliveries: Arc<Deliveries>,
     /// Who purged what.
     pub attribution: Arc<Attribution>,
     /// How the nodes in etcd are followed, where nodes are there.
-    pub registry: Option<Arc<Link>>,
+    pub registry: Option<Following>,
     /// All metrics.
     pub metrics: Arc<Metrics>,
     /// Whether the edge takes traffic.
@@ -49,6 +53,12 @@ struct FleetView<'a> {
     head: Position,
     fence: Position,
     journal: &'static str,
+    /// Purges that are not in etcd yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    spooled: Option<usize>,
+    /// The clearcoats before this fleet, this one first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    replicas: Vec<replicas::View>,
     #[serde(skip_serializing_if = "Option::is_none")]
     registry: Option<RegistryView>,
     nodes: Vec<NodeView<'a>>,
@@ -57,9 +67,10 @@ struct FleetView<'a> {
 /// Where nodes come from, beside the configuration file.
 #[derive(Serialize)]
 struct RegistryView {
-    kind: &'static str,
+    kind: Source,
     connected: bool,
-    revision: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    revision: Option<i64>,
     last_contact_seconds: f64,
     problem: Arc<str>,
 }
@@ -99,7 +110,7 @@ struct VarnishView {
 }
 
 impl Handler for Admin {
-    async fn handle(&self, request: http::Request<()>, _peer: SocketAddr) -> Response {
+    async fn handle(&self, request: http::Request<Bytes>, _peer: SocketAddr) -> Response {
         if request.method() != http::Method::GET && request.method() != http::Method::HEAD {
             return text(405, "only GET and HEAD are allowed here\n");
         }
@@ -135,10 +146,16 @@ impl Admin {
             head: self.journal.head(),
             fence: self.fence.position(),
             journal: self.journal_kind,
-            registry: self.registry.as_deref().map(RegistryView::of),
+            spooled: self.spooled(),
+            replicas: self.replicas.as_ref().map_or_else(Vec::new, |replicas| replicas.view()),
+            registry: self.registry.as_ref().map(RegistryView::of),
             nodes: members.map(|member| self.node(member)).collect(),
         };
         json(200, &view)
+    }
+
+    fn spooled(&self) -> Option<usize> {
+        self.replicas.as_ref().and_then(|replicas| replicas.spooled())
     }
 
     fn node<'m>(&self, member: &'m Member) -> NodeView<'m> {
@@ -171,9 +188,10 @@ impl Admin {
     fn metrics(&self) -> Response {
         let fleet = self.fleet.load();
         self.metrics.journal_head.set(self.journal.head().cast_signed());
-        if let Some(link) = self.registry.as_deref().map(RegistryView::of) {
+        self.metrics.journal_spooled.set(i64::try_from(self.spooled().unwrap_or(0)).unwrap_or(i64::MAX));
+        if let Some(link) = self.registry.as_ref().map(RegistryView::of) {
             self.metrics.registry.connected.set(link.connected.into());
-            self.metrics.registry.revision.set(link.revision);
+            self.metrics.registry.revision.set(link.revision.unwrap_or(0));
             self.metrics.registry.last_contact.set(link.last_contact_seconds);
         }
         self.gauge_pool(&fleet.web);
@@ -212,13 +230,13 @@ fn age(lag: Lag) -> f64 {
 }
 
 impl RegistryView {
-    fn of(link: &Link) -> Self {
+    fn of(registry: &Following) -> Self {
         RegistryView {
-            kind: "etcd",
-            connected: link.is_connected(),
-            revision: link.revision(),
-            last_contact_seconds: link.silence().as_secs_f64(),
-            problem: link.problem(),
+            kind: registry.source(),
+            connected: registry.is_connected(),
+            revision: registry.revision(),
+            last_contact_seconds: registry.silence().as_secs_f64(),
+            problem: registry.problem(),
         }
     }
 }

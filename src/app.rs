@@ -11,6 +11,7 @@
 //! else, so that neither a purge storm nor a slow registry costs a request anything but CPU.
 
 pub mod listeners;
+mod reload;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -21,11 +22,11 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::admin::Admin;
-use crate::config::{Config, JournalKind, Limits as ClientLimits, RegistryKind};
+use crate::config::{Config, ConfigSource, JournalKind, Limits as ClientLimits, RegistryKind, StaticNode};
 use crate::delivery::{self, Deliveries, Pace};
 use crate::edge::Edge;
 use crate::etcd::follow::Link;
@@ -33,16 +34,18 @@ use crate::etcd::{Etcd, SharedEtcd};
 use crate::fleet::{Event, Fence, NodeId, Role, Snapshot, Source};
 use crate::fleet_keeper::{FleetKeeper, Surroundings};
 use crate::http_server;
-use crate::journal::{Disk, Journal, Limits, Memory};
+use crate::journal::{self, Disk, Journal, Limits, Memory};
 use crate::origin::Origin;
 use crate::proxy;
 use crate::purge::Guard;
 use crate::purge_api::PurgeApi;
-use crate::registry;
+use crate::registry::{self, Following};
+use crate::replicas::{self, Replicas};
 use crate::shutdown::{self, Shutdown, ShutdownHandle, Stage};
 use crate::slow_start::SlowStart;
 use crate::telemetry::Metrics;
 use crate::tls;
+use reload::Reloader;
 
 /// How long the process stays at work after it has said that it is not ready any more, so that a balancer in front
 /// can turn away first.
@@ -64,8 +67,12 @@ pub struct App {
     workers: Vec<JoinHandle<()>>,
     servers: JoinSet<()>,
     tasks: JoinSet<()>,
+    /// The nodes of the configuration.
+    nodes: watch::Sender<Vec<StaticNode>>,
+    metrics: Arc<Metrics>,
     deliveries: Arc<Deliveries>,
     journal: Arc<dyn Journal>,
+    replicas: Option<Arc<Replicas>>,
 }
 
 /// Where a running clearcoat listens: what port 0 became.
@@ -105,7 +112,7 @@ impl App {
         let metrics = Arc::new(Metrics::new().context("metrics")?);
         let guard = Arc::new(Guard::new(started));
         let etcd: Option<SharedEtcd> = config.uses_etcd().then(|| Arc::new(Etcd::new(&config.registry.etcd)));
-        let journal = open_journal(config, &guard)?;
+        let (journal, shared_journal) = open_journal(config, &guard, etcd.as_ref()).await?;
         // Whatever is in the journal counts as answered: nobody knows how far the last process came.
         let fence = Arc::new(Fence::at(journal.head()));
         let fleet = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
@@ -125,21 +132,54 @@ impl App {
         };
         let deliveries = Arc::new(Deliveries::new(context));
         let mut tasks = JoinSet::new();
+        let (nodes, configured) = watch::channel(config.nodes.clone());
+        let (events_sender, events) = mpsc::channel(1024);
+        let around = Surroundings {
+            fleet: Arc::clone(&fleet),
+            checks: config.health.clone(),
+            retain: config.registry.retain,
+            deliveries: Arc::clone(&deliveries),
+            slow_start,
+            metrics: Arc::clone(&metrics),
+            events: events_sender,
+        };
         let FleetInputs { listed, suspects, registry } =
-            keep_fleet(config, etcd.as_ref(), &fleet, &deliveries, &slow_start, &metrics, &mut tasks);
+            keep_fleet(config, configured, etcd.as_ref(), (around, events), &mut tasks);
         let saved = Arc::clone(&deliveries);
         tasks.spawn(async move { saved.save_cursors().await });
         let watched = certificates.into_iter().map(|(_, tls)| Arc::new(tls));
         watched.for_each(|tls| _ = tasks.spawn(tls::watch(tls, Arc::clone(&metrics), tls::LOOK_EVERY)));
-        tasks.spawn(open_edge(listed, Arc::clone(&deliveries), config.purge.ack_timeout, open_sender));
+        let replicas = match etcd {
+            Some(etcd) => {
+                let context = replicas::Context {
+                    etcd,
+                    journal: shared_journal,
+                    journal_kind: config.journal.kind(),
+                    deliveries: Arc::clone(&deliveries),
+                    ack_timeout: config.purge.ack_timeout,
+                    token: config.purge.token.clone(),
+                    metrics: Arc::clone(&metrics),
+                };
+                Some(join_replicas(config, context, &addresses, &mut tasks)?)
+            }
+            None => None,
+        };
+        let patience = config.purge.ack_timeout;
+        tasks.spawn(open_edge(listed, Arc::clone(&deliveries), replicas.clone(), patience, open_sender));
 
-        let purge_api =
-            PurgeApi::new(&config.purge, Arc::clone(&journal), Arc::clone(&deliveries), Arc::clone(&metrics));
+        let purge_api = PurgeApi::new(
+            &config.purge,
+            Arc::clone(&journal),
+            Arc::clone(&deliveries),
+            replicas.clone(),
+            Arc::clone(&metrics),
+        );
         let admin_api = Admin {
             fleet: Arc::clone(&fleet),
             fence: Arc::clone(&fence),
             journal: Arc::clone(&journal),
             journal_kind: config.journal.kind().as_str(),
+            replicas: replicas.clone(),
             deliveries: Arc::clone(&deliveries),
             attribution: purge_api.attribution(),
             registry,
@@ -153,7 +193,7 @@ impl App {
 
         let edge_route = Edge::new(&config.edge, fence, Arc::clone(&metrics));
         let origin_route = Origin::new(&config.origin, guard, Arc::clone(&metrics));
-        let shared = shared(config, fleet, metrics, suspects, started, shutdown);
+        let shared = shared(config, fleet, Arc::clone(&metrics), suspects, started, shutdown);
         let sockets = edge.into_iter().zip(origin);
         let routes = (edge_route, origin_route);
         let (workers, edge_in_use) = start_workers(sockets, &shared, &routes, &open)?;
@@ -165,9 +205,21 @@ impl App {
             workers,
             servers,
             tasks,
+            nodes,
+            metrics,
             deliveries,
             journal,
+            replicas,
         })
+    }
+
+    /// From now on the configuration is read again when its file changes, and whenever what is returned is notified.
+    /// `running` is what this was started with. What can change and what cannot: `app/reload.rs`.
+    pub fn reload_from(&mut self, source: ConfigSource, running: Config) -> Arc<Notify> {
+        let asked = Arc::new(Notify::new());
+        let reloader = Reloader::new(source, running, self.nodes.clone(), Arc::clone(&self.metrics));
+        self.tasks.spawn(reloader.run(Arc::clone(&asked)));
+        asked
     }
 
     /// Where it listens.
@@ -184,7 +236,8 @@ impl App {
     /// Ends in order: says it is not ready, stops accepting, lets what is under way finish, saves the cursors. When
     /// `hurry` resolves, what is under way is cut.
     pub async fn stop(self, hurry: impl Future<Output = ()>) {
-        let App { shutdown, mut edge_in_use, workers, mut servers, mut tasks, deliveries, journal, .. } = self;
+        let App { shutdown, mut edge_in_use, workers, mut servers, mut tasks, deliveries, journal, replicas, .. } =
+            self;
         let drained = async {
             while servers.join_next().await.is_some() {}
             let joined =
@@ -218,6 +271,10 @@ impl App {
             () = drained => {}
             () = stages => {}
         }
+        // Nobody is served here any more, so nobody needs our word.
+        if let Some(replicas) = replicas {
+            replicas.withdraw().await;
+        }
         tasks.shutdown().await;
         if let Err(error) = journal.save_cursors(deliveries.cursors()).await {
             tracing::warn!(%error, "cursors could not be saved");
@@ -225,34 +282,24 @@ impl App {
     }
 }
 
-/// Starts what finds the nodes and keeps the fleet.
+/// Starts what finds the nodes, of which `nodes` are in the configuration, and keeps the fleet.
 fn keep_fleet(
     config: &Config,
+    nodes: watch::Receiver<Vec<StaticNode>>,
     etcd: Option<&SharedEtcd>,
-    fleet: &Arc<ArcSwap<Snapshot>>,
-    deliveries: &Arc<Deliveries>,
-    slow_start: &Arc<SlowStart>,
-    metrics: &Arc<Metrics>,
+    (around, events): (Surroundings, mpsc::Receiver<Event>),
     tasks: &mut JoinSet<()>,
 ) -> FleetInputs {
     let (listed_sender, listed) = watch::channel(false);
-    let (events_sender, events) = mpsc::channel(1024);
+    let events_sender = around.events.clone();
     let (suspects_sender, suspects) = mpsc::channel(1024);
-    let around = Surroundings {
-        fleet: Arc::clone(fleet),
-        checks: config.health.clone(),
-        retain: config.registry.retain,
-        deliveries: Arc::clone(deliveries),
-        slow_start: Arc::clone(slow_start),
-        metrics: Arc::clone(metrics),
-        events: events_sender.clone(),
-    };
-    let registry = etcd.and_then(|etcd| follow_registry(config, etcd, &events_sender, metrics, tasks));
-    let sources = [Source::Static].into_iter().chain(registry.is_some().then_some(Source::Etcd));
-    let slow_start = Arc::clone(slow_start);
+    let registry = follow_registry(config, etcd, &events_sender, &around.metrics, tasks);
+    let sources = [Some(Source::Static), registry.as_ref().map(Following::source)];
+    let slow_start = Arc::clone(&around.slow_start);
     tasks.spawn(async move { slow_start.run().await });
-    tasks.spawn(FleetKeeper::new(around, sources, listed_sender).run(events, suspects));
-    tasks.spawn(registry::fixed::announce(config.nodes.clone(), events_sender));
+    let keeper = FleetKeeper::new(around, sources.into_iter().flatten(), listed_sender);
+    tasks.spawn(keeper.run(events, suspects));
+    tasks.spawn(registry::fixed::follow(nodes, events_sender));
     FleetInputs { listed, suspects: suspects_sender, registry }
 }
 
@@ -262,31 +309,40 @@ struct FleetInputs {
     listed: watch::Receiver<bool>,
     /// Takes the nodes that failed a request.
     suspects: mpsc::Sender<(Role, NodeId)>,
-    /// How the nodes in etcd are followed, where they are there.
-    registry: Option<Arc<Link>>,
+    /// How the registry is followed, where there is one beside the configuration.
+    registry: Option<Following>,
 }
 
-/// Starts what tells of the nodes in etcd, where they are there. Returns how that is doing.
+/// Starts what tells of the nodes that the configuration does not have. Returns how that is doing.
 fn follow_registry(
     config: &Config,
-    etcd: &SharedEtcd,
+    etcd: Option<&SharedEtcd>,
     events: &mpsc::Sender<Event>,
     metrics: &Arc<Metrics>,
     tasks: &mut JoinSet<()>,
-) -> Option<Arc<Link>> {
-    if config.registry.kind != RegistryKind::Etcd {
-        return None;
+) -> Option<Following> {
+    let (events, metrics) = (events.clone(), Arc::clone(metrics));
+    match (config.registry.kind, etcd) {
+        (RegistryKind::Etcd, Some(etcd)) => {
+            let link = Link::new("nodes");
+            let has_disk = config.journal.kind() != JournalKind::Memory;
+            tasks.spawn(registry::etcd::run(registry::etcd::Settings {
+                etcd: Arc::clone(etcd),
+                link: Arc::clone(&link),
+                snapshot: has_disk.then(|| config.journal.path.join("fleet.json")),
+                metrics,
+                events,
+            }));
+            Some(Following::Etcd(link))
+        }
+        (RegistryKind::Dns, _) => {
+            let standing = Arc::<registry::dns::Standing>::default();
+            let rejected = move || metrics.registry.rejected.inc();
+            tasks.spawn(registry::dns::follow(config.registry.dns.clone(), events, Arc::clone(&standing), rejected));
+            Some(Following::Dns(standing))
+        }
+        (RegistryKind::Static | RegistryKind::Etcd, _) => None,
     }
-    let link = Link::new("nodes");
-    let has_disk = config.journal.kind() != JournalKind::Memory;
-    tasks.spawn(registry::etcd::run(registry::etcd::Settings {
-        etcd: Arc::clone(etcd),
-        link: Arc::clone(&link),
-        snapshot: has_disk.then(|| config.journal.path.join("fleet.json")),
-        metrics: Arc::clone(metrics),
-        events: events.clone(),
-    }));
-    Some(link)
 }
 
 /// Serves the sockets of one listener of the control plane.
@@ -326,11 +382,16 @@ fn start_workers(
 async fn open_edge(
     mut listed: watch::Receiver<bool>,
     deliveries: Arc<Deliveries>,
+    replicas: Option<Arc<Replicas>>,
     patience: Duration,
     open: watch::Sender<bool>,
 ) {
     if listed.wait_for(|listed| *listed).await.is_err() {
         return;
+    }
+    if let Some(replicas) = replicas {
+        // What they accept from now on, they tell us.
+        replicas.announced().await;
     }
     if tokio::time::timeout(patience, deliveries.all_current()).await.is_err() {
         tracing::warn!("the edge opens though not every Varnish is up to date; those that are not get no traffic");
@@ -370,10 +431,38 @@ fn admission(limits: &ClientLimits, metrics: &Metrics) -> Arc<proxy::Admission> 
     Arc::new(proxy::Admission::new(most, from_one, metrics.edge_connections.clone()))
 }
 
-fn open_journal(config: &Config, guard: &Arc<Guard>) -> anyhow::Result<Arc<dyn Journal>> {
+/// The journal, and the same once more where replicas share it.
+async fn open_journal(
+    config: &Config,
+    guard: &Arc<Guard>,
+    etcd: Option<&SharedEtcd>,
+) -> anyhow::Result<(Arc<dyn Journal>, Option<Arc<journal::Etcd>>)> {
     let limits = Limits { retention: config.journal.retention, ..Limits::default() };
-    Ok(match config.journal.kind() {
-        JournalKind::Memory => Arc::new(Memory::new(limits, Arc::clone(guard))),
-        JournalKind::Disk | JournalKind::Etcd => Arc::new(Disk::open(&config.journal.path, limits, Arc::clone(guard))?),
+    let (path, guard) = (&config.journal.path, Arc::clone(guard));
+    Ok(match (config.journal.kind(), etcd) {
+        (JournalKind::Memory, _) => (Arc::new(Memory::new(limits, guard)), None),
+        (JournalKind::Etcd, Some(etcd)) => {
+            let shared = Arc::new(journal::Etcd::open(path, limits, guard, Arc::clone(etcd)).await?);
+            (Arc::clone(&shared) as Arc<dyn Journal>, Some(shared))
+        }
+        (JournalKind::Disk | JournalKind::Etcd, _) => (Arc::new(Disk::open(path, limits, guard)?), None),
     })
+}
+
+/// Says who we are to the other clearcoats before this fleet, and looks for them.
+fn join_replicas(
+    config: &Config,
+    context: replicas::Context,
+    addresses: &Addresses,
+    tasks: &mut JoinSet<()>,
+) -> anyhow::Result<Arc<Replicas>> {
+    let id = replicas::own_id(&config.replica).map_err(anyhow::Error::msg)?;
+    let listener = addresses.purge.first().copied().context("purge.listen holds no address")?;
+    let address = replicas::own_address(&config.replica, &config.registry.etcd.endpoints, listener);
+    let (deliveries, patience) = (Arc::clone(&context.deliveries), context.ack_timeout);
+    if context.journal.is_some() {
+        tasks.spawn(async move { deliveries.keep_up(patience).await });
+    }
+    let record = replicas::Record::new(address, context.journal_kind);
+    Ok(Replicas::start(context, id, record, tasks))
 }

@@ -1,8 +1,10 @@
 //! The command line: one command a file.
 //!
 //! Clap checks every argument before a command starts, also what only a parser can know (a tag that is not literal, a
-//! URL of the wrong kind), so that wrong usage is always its exit status 2 and a command can only fail with 1.
+//! URL of the wrong kind), so that wrong usage is always its exit status 2 and a command can only fail with 1. The agent checks itself what must go
+//! together, and ends with the status of what it has run.
 
+mod agent;
 mod check;
 mod demo;
 mod http;
@@ -13,6 +15,7 @@ mod vcl;
 
 use std::future::Future;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -29,6 +32,7 @@ enum Command {
     Serve(serve::Serve),
     Demo(demo::Demo),
     Check(check::Check),
+    Agent(Box<agent::Agent>),
     Purge(Box<purge::Purge>),
     Status(status::Status),
     Vcl(vcl::Vcl),
@@ -43,28 +47,34 @@ struct ConfigFile {
 }
 
 impl ConfigFile {
-    fn load(&self) -> Result<crate::config::Config, crate::config::ConfigErrors> {
+    fn source(&self) -> crate::config::ConfigSource {
         // A variable that is not UTF-8 then fails with its name, where it is ours.
         let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
         let env = std::env::vars_os().map(|(name, value)| (text(name), text(value)));
-        crate::config::Config::load(self.config.as_deref(), env)
+        crate::config::ConfigSource::new(self.config.clone(), env)
+    }
+
+    fn load(&self) -> Result<crate::config::Config, crate::config::ConfigErrors> {
+        self.source().load()
     }
 }
 
 impl Cli {
-    /// Runs the command to its end.
+    /// Runs the command to its end, and gives the exit status.
     ///
     /// # Errors
     /// Why it failed, for people: exit status 1.
-    pub fn run(self) -> anyhow::Result<()> {
+    pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
-            Command::Serve(serve) => serve.run(),
-            Command::Demo(demo) => demo.run(),
-            Command::Check(check) => check.run(),
-            Command::Purge(purge) => block_on(purge.run()),
-            Command::Status(status) => block_on(status.run()),
-            Command::Vcl(vcl) => vcl.run(),
+            Command::Serve(serve) => serve.run()?,
+            Command::Demo(demo) => demo.run()?,
+            Command::Check(check) => check.run()?,
+            Command::Agent(agent) => return agent.run(),
+            Command::Purge(purge) => block_on(purge.run())?,
+            Command::Status(status) => block_on(status.run())?,
+            Command::Vcl(vcl) => vcl.run()?,
         }
+        Ok(ExitCode::SUCCESS)
     }
 }
 
@@ -111,6 +121,7 @@ mod tests {
             "clearcoat purge --pool ^web",
             "clearcoat purge --url https://shop.example/page?a=b --json",
             "clearcoat purge --all",
+            "clearcoat agent --role varnish --port 6081 --interface eth1 -- varnishd -F",
             "clearcoat status --watch",
             "clearcoat status --purges --watch",
             "clearcoat status --admin http://clearcoat:9180/ --json",
@@ -143,6 +154,8 @@ mod tests {
             "clearcoat purge --all --endpoint http://user@clearcoat:6081",
             "clearcoat purge --all --endpoint http://clearcoat:6081/api",
             "clearcoat status --watch --json",
+            "clearcoat agent --role web",
+            "clearcoat agent --port 80",
         ] {
             assert_eq!(exit_code(bad), 2, "{bad}");
         }

@@ -12,6 +12,7 @@
 //! string, so that `CLEARCOAT_HEALTH__WEB__HOST=8080` is a name and `CLEARCOAT_RUNTIME__WORKERS=4` a number.
 
 mod check;
+mod difference;
 mod edge;
 mod error;
 mod fleet;
@@ -23,10 +24,11 @@ mod process;
 mod purge;
 mod raw;
 mod read;
+mod source;
 mod text;
 mod token;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -36,19 +38,14 @@ pub use fleet::{Dns, Etcd, Registry, RegistryKind, Replica, StaticNode};
 pub use health::{HealthChecks, VarnishChecks, WebChecks};
 pub use journal::{Journal, JournalKind};
 pub use limits::Limits;
-pub use node::NodeFacts;
+pub use node::{HEADER_LIMIT, MAX_WEIGHT, NodeFacts, is_host_port};
 pub use process::{Admin, Log, LogFormat, LogLevel, Runtime};
 pub use purge::PurgeListener;
+pub use source::{ConfigSource, ConfigText};
 pub use token::{Token, TokenError};
 
 use error::Report;
 use raw::Raw;
-
-/// The file that is read when none is named, if it exists in the working directory.
-const DEFAULT_FILE: &str = "clearcoat.toml";
-
-/// Names the file when the command line does not.
-const FILE_VARIABLE: &str = "CLEARCOAT_CONFIG";
 
 /// Everything that can be configured.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -93,19 +90,7 @@ impl Config {
     /// # Errors
     /// [`ConfigErrors`] holds everything that is wrong, not only the first thing.
     pub fn load(path: Option<&Path>, env: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigErrors> {
-        let mut env: Vec<(String, String)> = env.collect();
-        env.sort();
-        let named = path.map(Path::to_owned).or_else(|| {
-            let (_, file) = env.iter().find(|(name, file)| name == FILE_VARIABLE && !file.is_empty())?;
-            Some(PathBuf::from(file))
-        });
-        let path = named.or_else(|| Some(PathBuf::from(DEFAULT_FILE)).filter(|path| path.exists()));
-        let Some(path) = path else { return Self::assemble(None, env) };
-        let file = path.display().to_string();
-        match std::fs::read_to_string(&path) {
-            Ok(text) => Self::assemble(Some((file, &text)), env),
-            Err(cause) => Err(ConfigErrors::from(ConfigError::Unreadable { file, cause })),
-        }
+        ConfigSource::new(path.map(Path::to_owned), env).load()
     }
 
     /// The effective configuration as TOML, every key written out. Secrets stay in their files.

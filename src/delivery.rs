@@ -191,6 +191,22 @@ impl Deliveries {
     ///
     /// `forward` is the request itself where it is handed on as it came, to find who refused it.
     pub async fn acknowledge(&self, position: Position, forward: Option<&Forward>, timeout: Duration) -> Acknowledged {
+        self.settle(position, timeout).await;
+        self.outcome(position, forward.map(fingerprint))
+    }
+
+    /// Does the same for what others have accepted and the journal brings, until the process ends: a purge that was
+    /// answered elsewhere fences here, too, whether or not anybody told us of it directly.
+    pub async fn keep_up(&self, timeout: Duration) {
+        let mut head = self.context.journal.watch();
+        loop {
+            let fence = || self.context.fence.position();
+            let Ok(moved) = head.wait_for(|head| *head > fence()).await.map(|head| *head) else { return };
+            self.settle(moved, timeout).await;
+        }
+    }
+
+    async fn settle(&self, position: Position, timeout: Duration) {
         let awaited = self.worth_waiting_for();
         let all_have_it = async {
             let mut progress = self.progress.subscribe();
@@ -205,9 +221,14 @@ impl Deliveries {
             // Those who wait for the same nodes need not.
             self.progressed();
         }
-        // Timed out or not: who has the purge is read below, once, for the fence and for the answer.
+        // Timed out or not: who has the purge is read below, for the fence and for the answer.
         let before = self.context.fence.raise(position);
-        self.outcome(position, before, forward.map(fingerprint))
+        for member in self.context.fleet.load().varnish.members() {
+            // Once a fall, not once a purge.
+            if (before..position).contains(&member.node.live.cursor()) {
+                tracing::warn!(node = %member.node.id(), position, "node is behind: no traffic until it has every purge");
+            }
+        }
     }
 
     /// Nobody waits for nodes that are down, nor for those that are late: they get no traffic anyway.
@@ -240,17 +261,11 @@ impl Deliveries {
         }
     }
 
-    /// `before`: where the fence was until this purge.
-    fn outcome(&self, position: Position, before: Position, forward: Option<u64>) -> Acknowledged {
+    fn outcome(&self, position: Position, forward: Option<u64>) -> Acknowledged {
         let mut outcome = Acknowledged::default();
         for member in self.context.fleet.load().varnish.members() {
             let id = member.node.id();
-            let cursor = member.node.live.cursor();
-            if cursor < position {
-                // Once a fall, not once a purge.
-                if cursor >= before {
-                    tracing::warn!(node = %id, position, "node is behind: no traffic until it has every purge");
-                }
+            if member.node.live.cursor() < position {
                 self.count_fenced(id);
                 outcome.fenced.push(id.clone());
                 continue;

@@ -38,8 +38,14 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a listener does with a request.
 pub trait Handler: Send + Sync + 'static {
-    /// Answers a request, whose body was read over. Runs to its end also when the client goes away.
-    fn handle(&self, request: http::Request<()>, peer: SocketAddr) -> impl Future<Output = Response> + Send;
+    /// Whether the body of this request means anything. If not, it is read over and never held.
+    fn wants_body(&self, head: &http::request::Parts, peer: SocketAddr) -> bool {
+        let (_, _) = (head, peer);
+        false
+    }
+
+    /// Answers a request; its body is empty unless it was wanted. Runs to its end also when the client goes away.
+    fn handle(&self, request: http::Request<Bytes>, peer: SocketAddr) -> impl Future<Output = Response> + Send;
 }
 
 /// Serves a listener until the process drains, then finishes the requests that are under way.
@@ -148,19 +154,30 @@ async fn answer<H: Handler>(
     meter: Meter,
 ) -> Response {
     let (head, body) = request.into_parts();
-    // A body means nothing here, but it has to be read over before the next request. One that breaks off takes the
-    // connection with it, and not what its head asked for; unless it broke off because we refused it.
-    match tokio::time::timeout(BODY_TIMEOUT, read_over(body)).await {
-        Ok(Ok(())) => {}
+    let wanted = handler.wants_body(&head, peer);
+    let read = async {
+        if wanted {
+            return Ok(body.collect().await?.to_bytes());
+        }
+        read_over(body).await.map(|()| Bytes::new())
+    };
+    // A body that means nothing has to be read over before the next request. One that breaks off takes the connection
+    // with it, and not what its head asked for; unless it broke off because we refused it, or all is in the body.
+    let body = match tokio::time::timeout(BODY_TIMEOUT, read).await {
+        Ok(Ok(body)) => body,
         Ok(Err(error)) => {
             tracing::debug!(%error, "a request body broke off");
             if meter.is_over() {
                 return text(413, "request is too large\n");
             }
+            Bytes::new()
         }
-        Err(_) => tracing::debug!("a request body did not come in time"),
-    }
-    handler.handle(http::Request::from_parts(head, ()), peer).await
+        Err(_) => {
+            tracing::debug!("a request body did not come in time");
+            Bytes::new()
+        }
+    };
+    handler.handle(http::Request::from_parts(head, body), peer).await
 }
 
 async fn read_over(mut body: Incoming) -> Result<(), hyper::Error> {

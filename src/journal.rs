@@ -210,7 +210,7 @@ pub trait Journal: Send + Sync + 'static {
 }
 
 /// The wall clock in milliseconds since 1970, as an argument so that tests can turn it.
-type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
+pub(crate) type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
 
 fn wall_clock() -> Clock {
     Arc::new(|| {

@@ -13,7 +13,7 @@
 //! gets no traffic until it has caught up.
 //!
 //! What the fleet is comes from [`registry`] and [`probe`] as events; [`fleet_keeper`] alone turns them into the
-//! snapshot that everybody else reads.
+//! snapshot that everybody else reads. Beside a node, on its own machine, [`agent`] is what registers it.
 //!
 //! # Layers
 //!
@@ -23,12 +23,13 @@
 //! | --- | --- | --- |
 //! | commands | [`cli`] | everything below |
 //! | wiring | [`app`] | everything below |
-//! | services | [`edge`] [`origin`] [`proxy`] [`purge_api`] [`admin`] [`delivery`] [`fleet_keeper`] [`slow_start`] [`http_server`] | everything below, and few named neighbours |
+//! | services | [`edge`] [`origin`] [`proxy`] [`purge_api`] [`admin`] [`delivery`] [`replicas`] [`fleet_keeper`] [`slow_start`] [`http_server`] [`agent`] | everything below, and few named neighbours |
 //! | edges to the world | [`registry`] [`journal`] [`etcd`] [`varnish`] [`upstream`] [`probe`] [`tls`] | below; of each other only [`etcd`] |
 //! | base | [`config`] [`telemetry`] [`shutdown`] | pure; never each other |
 //! | pure | [`fleet`] [`balance`] [`purge`] [`attribution`] [`http1`] [`proxy_protocol`] | no runtime, no socket, no clock, no global randomness |
 
 pub mod admin;
+pub mod agent;
 pub mod app;
 pub mod attribution;
 pub mod balance;
@@ -49,6 +50,7 @@ pub mod proxy_protocol;
 pub mod purge;
 pub mod purge_api;
 pub mod registry;
+pub mod replicas;
 pub mod shutdown;
 pub mod slow_start;
 pub mod telemetry;

@@ -1,4 +1,4 @@
-//! Arguments, run, exit status: 0 done, 1 failed, 2 wrong usage (clap's own).
+//! Arguments, run, exit status: 0 done, 1 failed, 2 wrong usage; the agent's is that of its command.
 
 use std::process::ExitCode;
 
@@ -6,7 +6,7 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     match clearcoat::cli::Cli::parse().run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             eprintln!("{error:#}");
             ExitCode::FAILURE

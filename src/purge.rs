@@ -9,6 +9,7 @@
 //! there can be. Bans commute and are idempotent, so nothing depends on their order.
 
 mod batch;
+mod forward;
 mod guard;
 mod parse;
 mod pattern;
@@ -52,6 +53,7 @@ pub enum Target {
 
 /// A purge request that is repeated to every Varnish as it came.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, Hash)]
+#[serde(try_from = "forward::Read")]
 pub struct Forward {
     /// `PURGE` or `BAN`.
     pub method: String,

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use http::header;
+use hyper::body::Bytes;
 use ipnet::IpNet;
 use prometheus::IntGauge;
 use serde::Serialize;
@@ -27,6 +28,7 @@ use crate::fleet::NodeId;
 use crate::http_server::{Handler, Response, json, text};
 use crate::journal::{Journal, Position};
 use crate::purge::{Purge, Refusal, Target, parse};
+use crate::replicas::{self, Replicas};
 use crate::telemetry::Metrics;
 
 /// Purges under way at once. A shop has tens; each costs some KiB.
@@ -39,6 +41,8 @@ pub struct PurgeApi {
     ack_timeout: Duration,
     journal: Arc<dyn Journal>,
     deliveries: Arc<Deliveries>,
+    /// The other clearcoats before this fleet, where there may be any.
+    replicas: Option<Arc<Replicas>>,
     attribution: Arc<Attribution>,
     metrics: Arc<Metrics>,
     under_way: Semaphore,
@@ -64,6 +68,21 @@ struct Accepted<'a> {
     applied: &'a [NodeId],
     fenced: &'a [NodeId],
     invalidated: u64,
+    /// The replicas that were told and have not confirmed.
+    #[serde(skip_serializing_if = "<[NodeId]>::is_empty")]
+    unconfirmed: &'a [NodeId],
+}
+
+/// The body of an answer to another replica.
+#[derive(Serialize)]
+struct Confirmed {
+    applied: Vec<NodeId>,
+    fenced: Vec<NodeId>,
+}
+
+/// Whether this is what another replica sends.
+fn is_told(method: &http::Method, uri: &http::Uri) -> bool {
+    method == http::Method::POST && uri.path() == replicas::PATH
 }
 
 /// The body of any other answer.
@@ -89,6 +108,7 @@ impl PurgeApi {
         config: &PurgeListener,
         journal: Arc<dyn Journal>,
         deliveries: Arc<Deliveries>,
+        replicas: Option<Arc<Replicas>>,
         metrics: Arc<Metrics>,
     ) -> Self {
         PurgeApi {
@@ -97,6 +117,7 @@ impl PurgeApi {
             ack_timeout: config.ack_timeout,
             journal,
             deliveries,
+            replicas,
             attribution: Arc::default(),
             metrics,
             under_way: Semaphore::new(MAX_UNDER_WAY),
@@ -111,9 +132,20 @@ impl PurgeApi {
 }
 
 impl Handler for PurgeApi {
-    async fn handle(&self, request: http::Request<()>, peer: SocketAddr) -> Response {
+    /// What another replica tells, and only from whom it may come.
+    fn wants_body(&self, head: &http::request::Parts, peer: SocketAddr) -> bool {
+        is_told(&head.method, &head.uri) && self.authorise(&head.headers, peer).is_ok()
+    }
+
+    async fn handle(&self, request: http::Request<Bytes>, peer: SocketAddr) -> Response {
         if request.method() == http::Method::GET && request.uri().path() == "/healthz" {
             return text(200, "ok\n");
+        }
+        if is_told(request.method(), request.uri()) {
+            return match self.authorise(request.headers(), peer) {
+                Ok(()) => self.be_told(request.into_body()).await,
+                Err(response) => *response,
+            };
         }
         let purge = match self.admit(&request, peer) {
             Ok(purge) => purge,
@@ -129,8 +161,8 @@ impl Handler for PurgeApi {
 }
 
 impl PurgeApi {
-    /// Who may purge, and what is one.
-    fn admit(&self, request: &http::Request<()>, peer: SocketAddr) -> Result<Purge, Box<Response>> {
+    /// Who may purge.
+    fn authorise(&self, headers: &http::HeaderMap, peer: SocketAddr) -> Result<(), Box<Response>> {
         let address = peer.ip().to_canonical();
         if !self.allow.iter().any(|network| network.contains(&address)) {
             self.metrics.purge.requested("none", "forbidden");
@@ -138,13 +170,37 @@ impl PurgeApi {
             return Err(Box::new(refused(403, &format!("{address} may not purge: it is not in purge.allow"))));
         }
         if let Some(token) = &self.token {
-            let presented = request.headers().get(header::AUTHORIZATION).map(header::HeaderValue::as_bytes);
+            let presented = headers.get(header::AUTHORIZATION).map(header::HeaderValue::as_bytes);
             if !presented.and_then(bearer).is_some_and(|presented| token.matches(presented)) {
                 self.metrics.purge.requested("none", "forbidden");
                 tracing::warn!(%address, "purge refused: token missing or wrong");
                 return Err(Box::new(refused(403, "Authorization: Bearer with the purge token is wanted")));
             }
         }
+        Ok(())
+    }
+
+    /// What another replica has accepted, and waits for.
+    async fn be_told(&self, body: Bytes) -> Response {
+        let message = match serde_json::from_slice(&body) {
+            Ok(message) => message,
+            Err(error) => return refused(400, &format!("no purges of a replica: {error}")),
+        };
+        let Some(replicas) = &self.replicas else { return refused(409, "this clearcoat knows of no replicas") };
+        match replicas.receive(message).await {
+            None => refused(409, "this clearcoat has a journal of its own: journal.kind is not etcd"),
+            Some(Err(error)) => {
+                tracing::error!(%error, "purges of another replica could not be taken in");
+                not_now("the purges could not be taken in")
+            }
+            Some(Ok(Acknowledged { applied, fenced, .. })) => json(200, &Confirmed { applied, fenced }),
+        }
+    }
+
+    /// Who may purge, and what is one.
+    fn admit(&self, request: &http::Request<Bytes>, peer: SocketAddr) -> Result<Purge, Box<Response>> {
+        self.authorise(request.headers(), peer)?;
+        let address = peer.ip().to_canonical();
         parse(request.method(), request.uri(), request.headers()).map_err(|refusal| {
             self.metrics.purge.requested("none", "refused");
             tracing::warn!(%address, %refusal, "purge refused");
@@ -190,7 +246,16 @@ impl PurgeApi {
         };
         self.metrics.journal_append_duration.observe(began.elapsed().as_secs_f64());
         self.metrics.journal_head.set(self.journal.head().cast_signed());
-        let outcome = self.deliveries.acknowledge(position, forward.as_ref(), self.ack_timeout).await;
+        // What the journal took is part of what was promised to the sender; something is left for the fleet all the same.
+        let left = self.ack_timeout.saturating_sub(began.elapsed()).max(self.ack_timeout / 4);
+        let elsewhere = async {
+            match &self.replicas {
+                Some(replicas) => replicas.confirmed(position, left).await,
+                None => Vec::new(),
+            }
+        };
+        let here = self.deliveries.acknowledge(position, forward.as_ref(), left);
+        let (outcome, unconfirmed) = tokio::join!(here, elsewhere);
         let took = began.elapsed();
         self.metrics.purge.ack_duration.observe(took.as_secs_f64());
         let result = result_of(&outcome);
@@ -198,7 +263,7 @@ impl PurgeApi {
         let (applied, fenced) = (outcome.applied.len(), outcome.fenced.clone());
         let invalidated = outcome.invalidated;
         self.attribute(source, named, Ended { position, at_ms, took, result, applied, fenced, invalidated });
-        answer(kind, position, &outcome)
+        answer(kind, position, &outcome, &unconfirmed)
     }
 
     /// Enters an accepted purge into the books, and tells of it where it is wide.
@@ -226,7 +291,7 @@ fn result_of(outcome: &Acknowledged) -> &'static str {
     }
 }
 
-fn answer(kind: &'static str, position: Position, outcome: &Acknowledged) -> Response {
+fn answer(kind: &'static str, position: Position, outcome: &Acknowledged, unconfirmed: &[NodeId]) -> Response {
     if let Some((node, status)) = outcome.refused.first() {
         let refusing = outcome.refused.len();
         let error = format!(
@@ -238,7 +303,7 @@ fn answer(kind: &'static str, position: Position, outcome: &Acknowledged) -> Res
     }
     let Acknowledged { applied, fenced, invalidated, .. } = outcome;
     tracing::debug!(position, kind, applied = applied.len(), fenced = fenced.len(), "purged");
-    let mut response = json(200, &Accepted { position, applied, fenced, invalidated: *invalidated });
+    let mut response = json(200, &Accepted { position, applied, fenced, invalidated: *invalidated, unconfirmed });
     // Varnish says "200 Purged", and there are scripts that look for it.
     response.extensions_mut().insert(hyper::ext::ReasonPhrase::from_static(b"Purged"));
     response

@@ -13,14 +13,26 @@ const LAYERS: [(&str, &[&str]); 6] = [
     ("edges to the world", &["registry", "journal", "etcd", "varnish", "upstream", "probe", "tls"]),
     (
         "services",
-        &["edge", "origin", "proxy", "purge_api", "admin", "delivery", "fleet_keeper", "slow_start", "http_server"],
+        &[
+            "edge",
+            "origin",
+            "proxy",
+            "purge_api",
+            "admin",
+            "delivery",
+            "replicas",
+            "fleet_keeper",
+            "slow_start",
+            "http_server",
+            "agent",
+        ],
     ),
     ("wiring", &["app"]),
     ("commands", &["cli"]),
 ];
 
 /// The arrows within a layer that are allowed, each for its reason.
-const NEIGHBOURS: [(&str, &str, &str); 15] = [
+const NEIGHBOURS: [(&str, &str, &str); 18] = [
     ("balance", "fleet", "it chooses among the members of a fleet"),
     ("attribution", "purge", "it counts what a purge names"),
     ("attribution", "fleet", "it remembers which nodes were fenced"),
@@ -31,6 +43,9 @@ const NEIGHBOURS: [(&str, &str, &str); 15] = [
     ("origin", "proxy", "the data path that both listeners share"),
     ("purge_api", "delivery", "a purge waits for its deliveries"),
     ("purge_api", "http_server", "the listener"),
+    ("purge_api", "replicas", "a purge waits for the other replicas, and comes from them"),
+    ("replicas", "delivery", "what another replica tells of is acknowledged by our own deliveries"),
+    ("admin", "replicas", "it shows them"),
     ("admin", "delivery", "it shows why a delivery fails"),
     ("admin", "http_server", "the listener"),
     ("delivery", "slow_start", "a node that was behind the fence starts slowly"),

@@ -63,7 +63,7 @@ async fn run() -> anyhow::Result<()> {
     config.origin.listen = vec![origin];
     let varnish = tokio::select! {
         varnish = start_varnish(folder.path(), origin) => varnish?,
-        signal = signals.ended() => anyhow::bail!("ended by {signal} before the fleet was up"),
+        signal = signals.ended(no_reload) => anyhow::bail!("ended by {signal} before the fleet was up"),
     };
     config
         .nodes
@@ -73,15 +73,20 @@ async fn run() -> anyhow::Result<()> {
     app.opened().await;
     println!("{}", what_to_try(app.addresses(), &std::env::args().next().unwrap_or_else(|| "clearcoat".into())));
 
-    signals.ended().await;
+    signals.ended(no_reload).await;
     println!("\nending the fleet …");
-    app.stop(async { _ = signals.ended().await }).await;
+    app.stop(async { _ = signals.ended(no_reload).await }).await;
     for varnish in varnish {
         varnish.stop().await;
     }
     web_handle.advance(Stage::Stopping);
     while web_servers.join_next().await.is_some() {}
     folder.close().context("removing the temporary folder")
+}
+
+/// The demo has no configuration that could be another one, and a signal that asks for it is no reason to end.
+fn no_reload() {
+    tracing::warn!("SIGHUP: the demo has no configuration to reload");
 }
 
 /// The defaults, on loopback, with a journal of its own and checks quick enough to watch.

@@ -5,8 +5,8 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::ConfigFile;
 use crate::app::App;
-use crate::config::{Config, LogFormat, LogLevel};
-use crate::telemetry::log;
+use crate::config::{Config, ConfigSource, Log, LogFormat, LogLevel};
+use crate::telemetry;
 
 /// Threads of the control plane. Purges to a fleet of hundreds keep one busy at most; the second is for whoever must
 /// not wait for it.
@@ -22,20 +22,23 @@ pub(super) struct Serve {
 
 impl Serve {
     pub(super) fn run(&self) -> anyhow::Result<()> {
-        let config = self.config.load()?;
-        start_logging(&config);
-        control_runtime()?.block_on(serve(config))
+        let source = self.config.source();
+        let config = source.load()?;
+        start_logging(&config.log);
+        control_runtime()?.block_on(serve(source, config))
     }
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
+async fn serve(source: ConfigSource, config: Config) -> anyhow::Result<()> {
     // Before anything listens: a signal from here on ends in order.
     let mut signals = Signals::new()?;
-    let app = App::start(&config).await?;
+    let mut app = App::start(&config).await?;
+    let reload = app.reload_from(source, config);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "clearcoat runs");
-    let signal = signals.ended().await;
+    let signal = signals.ended(|| reload.notify_one()).await;
     tracing::info!(signal, "ending: requests under way are finished; a second signal cuts them");
-    app.stop(async { _ = signals.ended().await }).await;
+    let too_late = || tracing::info!("SIGHUP: nothing is reloaded at the end");
+    app.stop(async { _ = signals.ended(too_late).await }).await;
     tracing::info!("clearcoat ended");
     Ok(())
 }
@@ -48,18 +51,18 @@ pub(super) fn control_runtime() -> std::io::Result<tokio::runtime::Runtime> {
         .build()
 }
 
-fn start_logging(config: &Config) {
-    let level = match config.log.level {
+pub(super) fn start_logging(log: &Log) {
+    let level = match log.level {
         LogLevel::Error => LevelFilter::ERROR,
         LogLevel::Warn => LevelFilter::WARN,
         LogLevel::Info => LevelFilter::INFO,
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
-    log::start(level, config.log.format == LogFormat::Json);
+    telemetry::log::start(level, log.format == LogFormat::Json);
 }
 
-/// The signals that end the process.
+/// The signals that the process obeys.
 pub(super) struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
@@ -75,14 +78,13 @@ impl Signals {
         })
     }
 
-    /// The name of the next signal to end.
-    pub(super) async fn ended(&mut self) -> &'static str {
+    /// The name of the next signal to end. One that asks for a reload calls `reload` meanwhile.
+    pub(super) async fn ended(&mut self, reload: impl Fn()) -> &'static str {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return "SIGTERM",
                 _ = self.interrupt.recv() => return "SIGINT",
-                // Whoever sends it wants a reload, and must not end the shop's traffic with it.
-                _ = self.hang_up.recv() => tracing::warn!("SIGHUP: this version cannot reload; restart to change the configuration"),
+                _ = self.hang_up.recv() => reload(),
             }
         }
     }

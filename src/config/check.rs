@@ -3,6 +3,8 @@
 //! Rules are stated over the finished configuration, so that they hold for the file, the environment and any mixture
 //! of both. Whether a default or a person wrote the value at fault is found out later, for the message.
 
+mod etcd;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -10,7 +12,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::node::{NodeFacts, is_host_port};
-use super::{Config, Dns, Edge, Etcd, JournalKind, Limits, ProxyProtocol, RegistryKind, StaticNode, Token, WebChecks};
+use super::{Config, Dns, Edge, JournalKind, Limits, ProxyProtocol, RegistryKind, StaticNode, Token, WebChecks};
 
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 const LONGEST_ACK_TIMEOUT: Duration = Duration::from_secs(60);
@@ -128,7 +130,9 @@ impl Config {
     fn check_registry(&self, rules: &mut Rules) {
         let registry = &self.registry;
         rules.require(registry.retain <= LONGEST_RETAIN, "registry.retain", "must be at most 24h; 0s keeps nobody");
-        check_etcd(&registry.etcd, rules);
+        for (key, reason) in registry.etcd.violations(|key| format!("registry.etcd.{key}")) {
+            rules.require(false, key, reason);
+        }
         check_dns(&registry.dns, rules);
         let has_names =
             registry.kind != RegistryKind::Dns || !(registry.dns.web.is_empty() && registry.dns.varnish.is_empty());
@@ -162,36 +166,6 @@ impl Config {
             }
             rules.require((0.0..=0.5).contains(&jitter), key("jitter"), "must be 0 to 0.5");
         }
-    }
-}
-
-fn check_etcd(etcd: &Etcd, rules: &mut Rules) {
-    rules.require(!etcd.endpoints.is_empty(), "registry.etcd.endpoints", "must hold at least one URL");
-    let encrypted = etcd.endpoints.iter().any(|endpoint| endpoint.starts_with("https://"));
-    for (index, endpoint) in etcd.endpoints.iter().enumerate() {
-        let key = || format!("registry.etcd.endpoints[{index}]");
-        let authority = endpoint.strip_prefix("http://").or_else(|| endpoint.strip_prefix("https://"));
-        let is_url = authority.is_some_and(|authority| is_host_port(authority.trim_end_matches('/')));
-        rules.require(is_url, key(), "wanted http://HOST:PORT or https://HOST:PORT such as http://10.0.2.1:2379");
-        let is_like_the_others = endpoint.starts_with("https://") == encrypted;
-        rules.require(!is_url || is_like_the_others, key(), "either all are https or none is");
-    }
-    let is_prefix = etcd.prefix.ends_with('/') && etcd.prefix.bytes().all(|b| b.is_ascii_graphic());
-    rules.require(is_prefix, "registry.etcd.prefix", "must end in / and hold no blank, such as /clearcoat/v1/");
-    let given = |path: &Path| path != Path::new("");
-    let has_password = etcd.username.is_empty() || given(&etcd.password_file);
-    rules.require(has_password, "registry.etcd.password_file", "must name a file when registry.etcd.username is set");
-    let has_user = !given(&etcd.password_file) || !etcd.username.is_empty();
-    rules.require(has_user, "registry.etcd.username", "must be set when registry.etcd.password_file is");
-    rules.require(
-        !encrypted || given(&etcd.ca),
-        "registry.etcd.ca",
-        "must name a file, certificates in PEM, for https",
-    );
-    for (name, file, other) in [("cert", &etcd.cert, &etcd.key), ("key", &etcd.key, &etcd.cert)] {
-        let key = format!("registry.etcd.{name}");
-        rules.require(given(file) || !given(other), &key, "cert and key go together");
-        rules.require(!given(file) || encrypted, key, "only for https endpoints");
     }
 }
 

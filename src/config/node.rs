@@ -7,8 +7,11 @@ use std::ops::RangeInclusive;
 
 use crate::fleet::{Role, SendProxy};
 
-const MAX_WEIGHT: u32 = 65_535;
-const HEADER_LIMIT: RangeInclusive<usize> = 512..=65_536;
+/// The largest weight of a node.
+pub const MAX_WEIGHT: u32 = 65_535;
+
+/// What the longest header that a Varnish takes may be, in bytes.
+pub const HEADER_LIMIT: RangeInclusive<usize> = 512..=65_536;
 
 /// What the rules look at.
 #[derive(Clone, Copy, Debug)]
@@ -56,7 +59,7 @@ impl NodeFacts<'_> {
 }
 
 /// Whether an address has a host and a port. Whether the host exists is found out when it is resolved.
-pub(super) fn is_host_port(address: &str) -> bool {
+pub fn is_host_port(address: &str) -> bool {
     let Some((host, port)) = address.rsplit_once(':') else { return false };
     let is_port = port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port != 0);
     let is_host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {

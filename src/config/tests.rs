@@ -1,7 +1,9 @@
 //! The corpus in `tests/config` and what needs an environment.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
+use super::source::FILE_VARIABLE;
 use super::*;
 
 const CORPUS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/config");
@@ -21,6 +23,13 @@ fn with(file: &str, env: &[(&str, &str)]) -> Result<Config, String> {
 
 fn from_env(env: &[(&str, &str)]) -> Result<Config, String> {
     with("", env)
+}
+
+#[test]
+fn the_variables_of_an_agent_are_not_ours() {
+    for name in ["CLEARCOAT_AGENT_ROLE", "CLEARCOAT_AGENT_CHECK_INTERVAL", "CLEARCOAT_AGENT_PORT"] {
+        assert_eq!(from_env(&[(name, "x")]), from_env(&[]), "{name}");
+    }
 }
 
 #[test]

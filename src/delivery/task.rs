@@ -27,7 +27,7 @@ const BACK_OFF_LONGEST: Duration = Duration::from_secs(5);
 const BACK_OFF_REFUSED: Duration = Duration::from_secs(30);
 
 /// How long a cache may have lived before anybody told us that it is a new one.
-const NEWS: Duration = Duration::from_secs(30);
+const NEWS: Duration = Duration::from_secs(10);
 
 /// A batch of more bans than this becomes one ban of everything: each ban costs the node a comparison per object.
 const MAX_BANS: usize = 64;

@@ -7,8 +7,9 @@
 //!
 //! **The newer one wins.** Two processes with one name are a mistake, or one of them is about to end. A process that
 //! starts takes the key, whoever has it; one that was there before and has lost it does not take it back while another
-//! has it. Nor does it delete what another has written: every change but the first is made on condition that the key is
-//! as we left it.
+//! has it. Nor does it delete what another has written: every change but the first is made on condition that the key goes
+//! with our lease, which nobody else uses. Its value alone would not do: an answer that is lost leaves us with a key that
+//! we have written and do not know.
 
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ pub struct Registration {
     key: String,
     ttl: Duration,
     lease: Option<i64>,
-    /// What we wrote last. `None` before the first time: then the key is taken whoever has it.
+    /// What we know to have written last. `None` before the first time: then the key is taken whoever has it.
     written: Option<Vec<u8>>,
 }
 
@@ -61,8 +62,14 @@ impl Registration {
     /// Records of one process differ from those of any other, so that it knows its own.
     pub async fn run(mut self, mut record: watch::Receiver<Option<Vec<u8>>>, standing: watch::Sender<Standing>) {
         let mut pauses = Pauses::default();
+        let mut unwanted = record.clone();
         while wanted(&mut record).is_some() {
-            match self.connection(&mut record, &standing, &mut pauses).await {
+            let ended = tokio::select! {
+                ended = self.connection(&mut record, &standing, &mut pauses) => ended,
+                // Also where a member is waited for that does not answer.
+                _ = unwanted.wait_for(Option::is_none) => Ok(()),
+            };
+            match ended {
                 Ok(()) => break,
                 Err(failure) => {
                     let problem = failure.to_string();
@@ -172,17 +179,14 @@ impl Registration {
         let txn = match &self.written {
             None => Txn::new().and_then([put()]),
             Some(written) => {
-                let is_new = |value: &[u8]| Compare::value(key, CompareOp::Equal, value);
-                let unchanged = Txn::new()
-                    .when([is_new(&value), Compare::lease(key, CompareOp::Equal, lease)])
-                    .and_then([])
-                    .or_else([TxnOp::txn(
-                        Txn::new().when([is_new(written)]).and_then([put()]).or_else([TxnOp::get(key, None)]),
-                    )]);
-                Txn::new()
-                    .when([Compare::version(key, CompareOp::Equal, 0)])
-                    .and_then([put()])
-                    .or_else([TxnOp::txn(unchanged)])
+                let is = |value: &[u8]| Compare::value(key, CompareOp::Equal, value);
+                let is_ours = || Compare::lease(key, CompareOp::Equal, lease);
+                // Of a lease that we have lost, and has left its keys behind.
+                let left = Txn::new().when([is(written)]).and_then([put()]).or_else([TxnOp::get(key, None)]);
+                let changed = Txn::new().when([is_ours()]).and_then([put()]).or_else([TxnOp::txn(left)]);
+                let there = Txn::new().when([is(&value), is_ours()]).and_then([]).or_else([TxnOp::txn(changed)]);
+                let gone = Compare::version(key, CompareOp::Equal, 0);
+                Txn::new().when([gone]).and_then([put()]).or_else([TxnOp::txn(there)])
             }
         };
         let answer = session.request(async |mut client| client.txn(txn).await).await?;
@@ -193,13 +197,13 @@ impl Registration {
         Ok(ours)
     }
 
-    /// Takes the key away if it is as we left it, and gives the lease back.
+    /// Takes the key away if it is ours, and gives the lease back: with it goes what may have been written without our
+    /// hearing of it.
     async fn withdraw(&mut self) -> Result<(), Failure> {
-        let (Some(written), Some(lease)) = (self.written.take(), self.lease.take()) else { return Ok(()) };
+        let Some(lease) = self.lease.take() else { return Ok(()) };
         let session = self.etcd.connect().await?;
         let key = self.key.as_str();
-        let txn =
-            Txn::new().when([Compare::value(key, CompareOp::Equal, written)]).and_then([TxnOp::delete(key, None)]);
+        let txn = Txn::new().when([Compare::lease(key, CompareOp::Equal, lease)]).and_then([TxnOp::delete(key, None)]);
         session.request(async |mut client| client.txn(txn).await).await?;
         // The key is gone, or another's: nothing goes with the lease.
         match session.request(async |mut client| client.lease_revoke(lease).await).await {

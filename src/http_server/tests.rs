@@ -16,7 +16,7 @@ struct Gated {
 }
 
 impl Handler for Gated {
-    async fn handle(&self, request: http::Request<()>, _peer: SocketAddr) -> Response {
+    async fn handle(&self, request: http::Request<Bytes>, _peer: SocketAddr) -> Response {
         self.begun.fetch_add(1, Ordering::SeqCst);
         if request.uri().path() != "/" {
             _ = self.open.clone().wait_for(|open| *open).await;

@@ -27,7 +27,7 @@ impl Memory {
         Memory::with_clock(limits, guard, wall_clock())
     }
 
-    pub(super) fn with_clock(limits: Limits, guard: Arc<Guard>, clock: Clock) -> Self {
+    pub(crate) fn with_clock(limits: Limits, guard: Arc<Guard>, clock: Clock) -> Self {
         Memory {
             tail: Tail::new(limits, guard, (0, 0), Vec::new(), clock()),
             cursors: Cursors::new(limits, HashMap::new()),

@@ -8,8 +8,10 @@
 use serde::{Deserialize, Serialize};
 
 /// A pattern that compiles under PCRE2 and holds no white space and no quote, so that it stays one word in a ban.
+///
+/// Checked again where it is read, because not all that is read was written by us.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "String")]
 pub struct Pattern(Box<str>);
 
 /// Why a pattern was refused.
@@ -32,6 +34,14 @@ pub enum BadPattern {
     /// PCRE2 does not compile it.
     #[error("{0}")]
     Regex(#[from] pcre2::Error),
+}
+
+impl TryFrom<String> for Pattern {
+    type Error = BadPattern;
+
+    fn try_from(pattern: String) -> Result<Self, BadPattern> {
+        Pattern::new(&pattern)
+    }
 }
 
 impl Pattern {

@@ -49,6 +49,7 @@ pub struct Metrics {
     bans_sent: IntCounterVec,
     flushed: IntCounterVec,
     fenced: IntCounterVec,
+    reloads: IntCounterVec,
     tls_reloads: IntCounterVec,
     tls_expiry: IntGaugeVec,
     /// Client connections that are open at the edge.
@@ -63,6 +64,12 @@ pub struct Metrics {
     pub journal_head: IntGauge,
     /// How long it took to make a purge durable.
     pub journal_append_duration: Histogram,
+    /// Purges that are not in etcd yet.
+    pub journal_spooled: IntGauge,
+    /// Clearcoats before this fleet, as far as is known.
+    pub replicas: IntGauge,
+    /// Times a purge was answered though a replica had not confirmed it.
+    pub replica_unconfirmed: IntCounter,
 }
 
 /// The handles of one node.
@@ -150,7 +157,8 @@ impl Metrics {
                 &["node"],
             )?,
             fenced: counters(r, "fenced_total", "Times a Varnish was behind when a purge was answered", &["node"])?,
-            tls_reloads: tls_reloads(r)?,
+            reloads: reloads(r, "reloads_total", "the configuration", &["applied", "refused", "unchanged"])?,
+            tls_reloads: reloads(r, "tls_reloads_total", "TLS certificates", &["ok", "failed"])?,
             tls_expiry: int_gauges(
                 r,
                 "tls_certificate_expiry_timestamp_seconds",
@@ -182,6 +190,16 @@ impl Metrics {
                 "journal_append_duration_seconds",
                 "Time until a purge was durable",
                 &purge::BUCKETS,
+            )?,
+            journal_spooled: register(
+                r,
+                IntGauge::new("journal_spooled", "Purges that are durable here and not in etcd yet")?,
+            )?,
+            replicas: register(r, IntGauge::new("replicas", "Clearcoats before this fleet, with this one")?)?,
+            replica_unconfirmed: counter(
+                r,
+                "replica_unconfirmed_total",
+                "Purges that were answered though another replica had not confirmed them",
             )?,
             nodes: DashMap::new(),
             families,
@@ -257,6 +275,11 @@ impl Metrics {
         self.retries.with_label_values(&[role.as_str(), reason]).inc();
     }
 
+    /// Counts a reload of the configuration: `applied`, `refused` or `unchanged`.
+    pub fn reloaded(&self, result: &str) {
+        self.reloads.with_label_values(&[result]).inc();
+    }
+
     /// Counts a reload of TLS certificates that had something new.
     pub fn tls_reloaded(&self, succeeded: bool) {
         self.tls_reloads.with_label_values(&[if succeeded { "ok" } else { "failed" }]).inc();
@@ -291,10 +314,10 @@ impl NodeMetrics {
     }
 }
 
-/// There from the start, so that the first failure is a rise and not a new series.
-fn tls_reloads(registry: &Registry) -> prometheus::Result<IntCounterVec> {
-    let reloads = counters(registry, "tls_reloads_total", "Reloads of TLS certificates by result", &["result"])?;
-    ["ok", "failed"].iter().for_each(|result| drop(reloads.with_label_values(&[result])));
+/// Reloads of something by result. There from the start, so that the first failure is a rise and not a new series.
+fn reloads(registry: &Registry, name: &str, of: &str, results: &[&str]) -> prometheus::Result<IntCounterVec> {
+    let reloads = counters(registry, name, &format!("Reloads of {of} by result"), &["result"])?;
+    results.iter().for_each(|result| drop(reloads.with_label_values(&[result])));
     Ok(reloads)
 }
 

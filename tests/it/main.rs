@@ -5,10 +5,13 @@
 #![allow(unreachable_pub, reason = "`support` is written like a library, for the modules beside it")]
 
 mod admin;
+mod agent;
 mod attribution;
 mod consistency;
 mod data_path;
+mod dns;
 mod etcd_harness;
+mod examples;
 mod failover;
 mod fan_out;
 mod forms;
@@ -17,6 +20,7 @@ mod overload;
 mod purging;
 mod refusals;
 mod registry;
+mod reload;
 mod replay;
 mod slow_start;
 mod storm;

@@ -2,8 +2,10 @@
 //!
 //! Everything here ends with its value: processes are killed, folders removed, also when a test fails.
 
+pub mod agent;
 pub mod clearcoat;
 pub mod client;
+pub mod dnsmasq;
 pub mod etcd;
 pub mod faults;
 pub mod fleet;
@@ -16,7 +18,8 @@ pub mod upstream;
 pub mod varnish;
 pub mod web;
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
@@ -39,6 +42,14 @@ pub fn eventually_within<T>(patience: Duration, what: &str, mut condition: impl 
         assert!(began.elapsed() < patience, "gave up waiting until {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// A loopback address that nobody else uses, in no other test and no other process that runs these tests: any port of it
+/// is free.
+pub fn own_loopback() -> Ipv4Addr {
+    static NEXT: AtomicU8 = AtomicU8::new(64);
+    let [.., high, low] = std::process::id().to_be_bytes();
+    Ipv4Addr::new(127, NEXT.fetch_add(1, Ordering::SeqCst), high, low)
 }
 
 /// Keeps a port while this socket is open: nobody gets it as a free port, and no connection gets it as its own, but a

@@ -63,7 +63,7 @@ impl WebNode {
 }
 
 impl Handler for WebNode {
-    async fn handle(&self, request: http::Request<()>, _peer: SocketAddr) -> Response {
+    async fn handle(&self, request: http::Request<hyper::body::Bytes>, _peer: SocketAddr) -> Response {
         let parts: Vec<&str> = request.uri().path().trim_start_matches('/').split('/').collect();
         let product = |text: &str| text.parse().ok().filter(|number| (1..=PRODUCTS).contains(number));
         match (request.method().as_str(), &parts[..]) {

@@ -1,7 +1,7 @@
 //! The real program as a child process.
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -33,6 +33,20 @@ pub struct Clearcoat {
 pub struct Log(Arc<Mutex<Vec<String>>>);
 
 impl Log {
+    /// What comes out of this pipe, until it ends with its process.
+    pub fn follow(pipe: impl Read + Send + 'static) -> Self {
+        let log = Log::default();
+        let lines = BufReader::new(pipe).lines();
+        let writer = log.clone();
+        std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| writer.0.lock().unwrap().push(line)));
+        log
+    }
+
+    /// How many lines with this text were written.
+    pub fn count(&self, text: &str) -> usize {
+        self.0.lock().unwrap().iter().filter(|line| line.contains(text)).count()
+    }
+
     /// Whether a line with this text was written.
     pub fn has(&self, text: &str) -> bool {
         self.0.lock().unwrap().iter().any(|line| line.contains(text))
@@ -177,6 +191,23 @@ impl Clearcoat {
         self.held.clear();
     }
 
+    /// What stands in its configuration file.
+    pub fn config(&self) -> String {
+        std::fs::read_to_string(&self.config).expect("our file")
+    }
+
+    /// Puts another configuration into its place, as a whole.
+    pub fn configure(&self, text: &str) {
+        let new = self.config.with_extension("new");
+        std::fs::write(&new, text).expect("a file");
+        std::fs::rename(&new, &self.config).expect("our file");
+    }
+
+    /// SIGHUP.
+    pub fn reload(&self) {
+        signal("-HUP", &[self.child.id()]);
+    }
+
     /// SIGTERM.
     pub fn terminate(&self) {
         signal("-TERM", &[self.child.id()]);
@@ -208,10 +239,6 @@ fn spawn(config: &Path) -> (Child, Log) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_clearcoat"));
     command.arg("serve").arg("--config").arg(config).stdin(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("clearcoat");
-    let log = Log::default();
-    let lines = BufReader::new(child.stderr.take().expect("a pipe")).lines();
-    let writer = log.clone();
-    // Ends with the pipe, that is with the process.
-    std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| writer.0.lock().unwrap().push(line)));
+    let log = Log::follow(child.stderr.take().expect("a pipe"));
     (child, log)
 }

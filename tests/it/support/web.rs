@@ -147,9 +147,14 @@ struct Node {
 
 impl Web {
     pub fn start(shop: &Arc<Shop>) -> Self {
+        Web::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), shop)
+    }
+
+    /// Starts one at this address.
+    pub fn start_at(address: SocketAddr, shop: &Arc<Shop>) -> Self {
         let healthy = Arc::new(AtomicBool::new(true));
         let node = Arc::new(Node { shop: Arc::clone(shop), healthy: Arc::clone(&healthy) });
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let listener = std::net::TcpListener::bind(address).expect("a free port");
         listener.set_nonblocking(true).expect("a socket option");
         let address = listener.local_addr().expect("an address");
         let (stop, shutdown) = shutdown::channel();
@@ -174,7 +179,7 @@ impl Drop for Web {
 }
 
 impl Handler for Node {
-    async fn handle(&self, request: http::Request<()>, _peer: SocketAddr) -> Response {
+    async fn handle(&self, request: http::Request<hyper::body::Bytes>, _peer: SocketAddr) -> Response {
         let path = request.uri().path();
         if path == "/health_check.php" {
             return if self.healthy.load(Ordering::SeqCst) { text(200, "ok") } else { text(500, "ill") };

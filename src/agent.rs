@@ -1,0 +1,190 @@
+//! The agent: the small process beside a web server or a Varnish that registers it.
+//!
+//! It is of use only if nobody has to think of it. So it is the last to be to blame for an outage: the node starts and
+//! lives whatever etcd does, and is told to clearcoat when etcd is there. And it gives its own status for the node's, passes
+//! its signals on and buries its orphans, so that in a container it can stand where the node's own process stood.
+//!
+//! The order of an end is what makes it one that nobody notices:
+//!
+//! 1. The node's record says `drain`: clearcoat gives it no new requests. Purges still come.
+//! 2. Time passes ([`Settings::drain`]), so that every clearcoat has heard of it and what is under way is finished.
+//! 3. The node is told to end, and waited for; what does not end is killed.
+//! 4. Only now its key goes, and the lease with it.
+//!
+//! A node that ends by itself has no such time; its key goes at once. What the agent cannot say because it was killed, or
+//! etcd is away, the end of the lease says later.
+//!
+//! What the node's own check decides, and why a node that fails it stays registered, is in `check.rs`; what an epoch is, in
+//! `epoch.rs`.
+
+mod address;
+mod check;
+mod child;
+mod epoch;
+mod observe;
+mod publish;
+mod record;
+mod signals;
+
+use std::ffi::OsString;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+use crate::config;
+use crate::etcd::Etcd;
+use crate::fleet::{NodeId, Role};
+
+pub use address::Address;
+pub use check::{Check, Page};
+pub use epoch::Epoch;
+pub use record::Facts;
+pub use rustix::process::Signal;
+
+use child::Children;
+use signals::{Signals, Wish};
+
+/// Everything that the agent is told.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// What the node does.
+    pub role: Role,
+    /// Its stable name, unique within its role.
+    pub id: NodeId,
+    /// Where others reach it.
+    pub address: Address,
+    /// Where it is registered.
+    pub etcd: config::Etcd,
+    /// How long its key stays without a sign of life.
+    pub ttl: Duration,
+    /// Whether it is well.
+    pub check: Check,
+    /// What else there is to say of it.
+    pub facts: Facts,
+    /// How the life of its cache is told from another.
+    pub epoch: Epoch,
+    /// What to run; empty where the node is run by somebody else.
+    pub command: Vec<OsString>,
+    /// The signal that ends the command.
+    pub stop_signal: Signal,
+    /// How long the node goes on without new requests before it is ended.
+    pub drain: Duration,
+    /// How long it has to end by itself.
+    pub kill_after: Duration,
+}
+
+/// How far the agent's own end has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Serving,
+    Draining,
+    /// The node has ended.
+    Leaving,
+}
+
+/// Why a wait is over.
+enum Turn {
+    /// The child has ended, with this status.
+    Ended(u8),
+    /// We are asked to end.
+    Asked,
+    TimeIsUp,
+}
+
+/// Runs until the node has ended, or is no longer wanted, and gives the status to exit with.
+///
+/// # Errors
+/// Where the system refuses to tell of signals.
+pub async fn run(settings: Settings) -> io::Result<u8> {
+    // Before there is a child: none is lost.
+    let signals = Signals::listen(settings.stop_signal)?;
+    let mut children = Children::none()?;
+    if let Err(not_started) = children.start(&settings.command) {
+        tracing::error!(error = %not_started, "cannot run the command");
+        return Ok(not_started.status());
+    }
+    let settings = Arc::new(settings);
+    let etcd = Arc::new(Etcd::new(&settings.etcd));
+    let (sights, seen) = watch::channel(None);
+    let (stage, stages) = watch::channel(Stage::Serving);
+    let child = children.pid();
+    tracing::info!(role = %settings.role, id = %settings.id, child, "the agent runs");
+    let of_observer = Arc::clone(&settings);
+    tokio::spawn(async move { observe::observe(&of_observer, child, &sights).await });
+    let (of_publisher, of_node) = (Arc::clone(&settings), seen.clone());
+    let publisher = tokio::spawn(async move { publish::publish(&of_publisher, etcd, of_node, stages).await });
+    let mut life = Life { settings: &settings, signals, children };
+    let status = life.live(|| seen.borrow().is_some(), &stage).await;
+    stage.send_replace(Stage::Leaving);
+    if publisher.await.is_err() {
+        tracing::error!("the key was not taken away; it goes with its lease");
+    }
+    tracing::info!(status, "the agent ends");
+    Ok(status)
+}
+
+/// The node's process and who asks for its end.
+struct Life<'a> {
+    settings: &'a Settings,
+    signals: Signals,
+    children: Children,
+}
+
+impl Life<'_> {
+    /// From the start of the node to its end.
+    async fn live(&mut self, is_known: impl Fn() -> bool, stage: &watch::Sender<Stage>) -> u8 {
+        if let Turn::Ended(status) = self.turn(None).await {
+            tracing::warn!(status, "the command has ended by itself");
+            return status;
+        }
+        stage.send_replace(Stage::Draining);
+        if is_known() {
+            let drain = self.settings.drain;
+            tracing::info!(?drain, "draining; a second signal cuts it short");
+            if let Turn::Ended(status) = self.turn(Some(Instant::now() + drain)).await {
+                return status;
+            }
+        }
+        if self.children.pid().is_none() { 0 } else { self.end_child().await }
+    }
+
+    async fn end_child(&mut self) -> u8 {
+        self.children.signal(self.settings.stop_signal);
+        let mut deadline = Some(Instant::now() + self.settings.kill_after);
+        loop {
+            match self.turn(deadline).await {
+                Turn::Ended(status) => return status,
+                Turn::Asked => self.children.signal(self.settings.stop_signal),
+                Turn::TimeIsUp => {
+                    tracing::warn!(after = ?self.settings.kill_after, "the command does not end; it is killed");
+                    self.children.kill();
+                    deadline = None;
+                }
+            }
+        }
+    }
+
+    /// Waits for something that matters. What does not is passed on meanwhile.
+    async fn turn(&mut self, deadline: Option<Instant>) -> Turn {
+        let time_is_up = async {
+            match deadline {
+                Some(deadline) => sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        let mut time_is_up = std::pin::pin!(time_is_up);
+        loop {
+            tokio::select! {
+                status = self.children.child_ended() => return Turn::Ended(status),
+                wish = self.signals.next() => match wish {
+                    Wish::End => return Turn::Asked,
+                    Wish::PassOn(signal) => self.children.signal(signal),
+                },
+                () = &mut time_is_up => return Turn::TimeIsUp,
+            }
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! What is written of a node: the value of its key.
+//!
+//! What is left out has its default, so that a key stays readable in a terminal. Two members are for us alone: `boot` is
+//! another for each process, so that no two of them ever write the same, and `started` tells people which is the newer.
+
+use std::collections::BTreeMap;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+
+use crate::fleet::{Delivery, SendProxy};
+
+/// What is known of a node before it is looked at, and never changes.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Facts {
+    /// Its share of the traffic next to its peers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u32>,
+    /// Where it stands, for people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+    /// What else there is to say of it.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// How it is told to drop pages (Varnish only).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delivery: Option<Delivery>,
+    /// The longest value of one request header that it takes, in bytes (Varnish only).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub header_limit: Option<usize>,
+    /// Whether connections to it start with a PROXY header (Varnish only).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub send_proxy: Option<SendProxy>,
+}
+
+/// Who writes.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Writer {
+    boot: String,
+    started: u64,
+}
+
+impl Writer {
+    /// This process, from now on.
+    pub(super) fn new() -> Self {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let started = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
+        Writer { boot: format!("{:016x}", fastrand::u64(..)), started }
+    }
+}
+
+/// Whether the node is to get traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum State {
+    Up,
+    /// No new traffic; purges all the same.
+    Drain,
+}
+
+/// The value of a key.
+#[derive(Debug, Serialize)]
+pub(super) struct Record<'a> {
+    pub(super) address: &'a str,
+    pub(super) state: State,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) epoch: Option<&'a str>,
+    #[serde(flatten)]
+    pub(super) facts: &'a Facts,
+    #[serde(flatten)]
+    pub(super) writer: &'a Writer,
+}
+
+impl Record<'_> {
+    /// As it is written.
+    ///
+    /// # Errors
+    /// Nothing in a record can fail to be JSON; serde cannot know that.
+    pub(super) fn to_json(&self) -> serde_json::Result<Vec<u8>> {
+        serde_json::to_vec(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(facts: &Facts, epoch: Option<&str>) -> String {
+        let writer = Writer { boot: "b".into(), started: 7 };
+        let record = Record { address: "10.0.0.5:80", state: State::Up, epoch, facts, writer: &writer };
+        String::from_utf8(record.to_json().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn what_has_its_default_is_left_out() {
+        let text = written(&Facts::default(), None);
+        assert_eq!(text, r#"{"address":"10.0.0.5:80","state":"up","boot":"b","started":7}"#);
+    }
+
+    #[test]
+    fn what_is_said_is_written_as_the_configuration_has_it() {
+        let facts = Facts {
+            weight: Some(0),
+            zone: Some("a".into()),
+            labels: BTreeMap::from([("rack".into(), "7".into())]),
+            delivery: Some(Delivery::MagentoPlain),
+            header_limit: Some(4096),
+            send_proxy: Some(SendProxy::V2),
+        };
+        let text = written(&facts, Some("e"));
+        assert_eq!(
+            text,
+            r#"{"address":"10.0.0.5:80","state":"up","epoch":"e","weight":0,"zone":"a","labels":{"rack":"7"},"delivery":"magento-plain","header_limit":4096,"send_proxy":"v2","boot":"b","started":7}"#
+        );
+    }
+
+    #[test]
+    fn no_two_processes_write_the_same() {
+        assert_ne!(Writer::new().boot, Writer::new().boot);
+    }
+}

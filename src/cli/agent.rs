@@ -1,0 +1,327 @@
+//! `clearcoat agent`: register the node beside it.
+//!
+//! Every flag is a variable too, so that an image can be told in its environment what it is. Their names have no double
+//! underscore: the configuration of `serve` takes those for its own, and these for somebody else's.
+
+mod values;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use crate::agent::{self, Address, Check, Epoch, Facts, Page, Settings, Signal};
+use crate::config::{self, Log, LogFormat, LogLevel, MAX_WEIGHT};
+use crate::fleet::{Delivery, NodeId, Role, SendProxy};
+
+use values::{duration, header_limit, host_port, interval, label, named, node_id, stop_signal, text, timeout, ttl};
+
+/// Register the node beside it in etcd, and run it
+#[derive(Debug, clap::Args)]
+// A flag counts where it is given last, so that an image can have its own and be told better.
+#[command(args_override_self = true)]
+#[command(after_help = "Examples:\n  \
+        clearcoat agent --role web --port 80 --etcd http://10.0.2.1:2379 --check http://127.0.0.1/health_check.php -- apache2ctl -DFOREGROUND\n  \
+        clearcoat agent --role varnish --port 6081 --interface eth1 --etcd http://10.0.2.1:2379 -- varnishd -F -a :6081 -f /etc/varnish/default.vcl\n  \
+        clearcoat agent --role varnish --address 10.0.1.11:6081 --pid-file /run/varnish/varnishd.pid\n\n\
+    Every flag FLAG is also the variable CLEARCOAT_AGENT_FLAG, with lists between commas.")]
+pub(super) struct Agent {
+    /// What the node does
+    #[arg(long, env = "CLEARCOAT_AGENT_ROLE", value_parser = named::<Role>(&["web", "varnish"]))]
+    role: Role,
+    /// Its stable name, unique within its role [default: the name of this host]
+    #[arg(long, env = "CLEARCOAT_AGENT_ID", value_parser = node_id)]
+    id: Option<NodeId>,
+    /// Where clearcoat reaches it
+    #[arg(long, value_name = "HOST:PORT", env = "CLEARCOAT_AGENT_ADDRESS", value_parser = host_port)]
+    #[arg(required_unless_present = "port", conflicts_with = "port")]
+    address: Option<String>,
+    /// Its port, at the address of this host on the way to etcd
+    #[arg(long, env = "CLEARCOAT_AGENT_PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    port: Option<u16>,
+    /// With --port: at the address of this interface
+    #[arg(long, value_name = "NAME", env = "CLEARCOAT_AGENT_INTERFACE")]
+    #[arg(requires = "port", conflicts_with = "address")]
+    interface: Option<String>,
+    #[command(flatten)]
+    etcd: EtcdArgs,
+    #[command(flatten)]
+    check: CheckArgs,
+    #[command(flatten)]
+    facts: FactsArgs,
+    /// Names the life of the cache, where neither the command nor --pid-file can (varnish only)
+    #[arg(long, value_name = "TEXT", env = "CLEARCOAT_AGENT_EPOCH", value_parser = text)]
+    epoch: Option<String>,
+    /// The pid file of a varnishd that somebody else runs, in the same namespace of processes (varnish only)
+    #[arg(long, value_name = "FILE", env = "CLEARCOAT_AGENT_PID_FILE", conflicts_with = "command")]
+    pid_file: Option<PathBuf>,
+    /// How long the node goes on without new requests before it is ended
+    #[arg(long, value_name = "TIME", env = "CLEARCOAT_AGENT_DRAIN", default_value = "5s", value_parser = duration)]
+    drain: Duration,
+    /// How long the command has to end before it is killed
+    #[arg(long, value_name = "TIME", env = "CLEARCOAT_AGENT_KILL_AFTER", default_value = "30s", value_parser = duration)]
+    kill_after: Duration,
+    /// The signal that ends the command: nginx and php-fpm finish their requests with QUIT, Apache with WINCH
+    #[arg(long, value_name = "NAME", env = "CLEARCOAT_AGENT_STOP_SIGNAL", default_value = "TERM", value_parser = stop_signal())]
+    stop_signal: Signal,
+    /// The least important lines that are logged
+    #[arg(long, value_name = "LEVEL", env = "CLEARCOAT_AGENT_LOG_LEVEL", default_value = "info")]
+    #[arg(value_parser = named::<LogLevel>(&["error", "warn", "info", "debug", "trace"]))]
+    log_level: LogLevel,
+    /// How a line of the log looks
+    #[arg(long, value_name = "FORMAT", env = "CLEARCOAT_AGENT_LOG_FORMAT", default_value = "text")]
+    #[arg(value_parser = named::<LogFormat>(&["text", "json"]))]
+    log_format: LogFormat,
+    /// What to run; it gets the agent's signals, and the agent ends with its status
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+#[derive(Debug, clap::Args)]
+struct EtcdArgs {
+    /// A member of etcd; may be repeated
+    #[arg(long, value_name = "URL", env = "CLEARCOAT_AGENT_ETCD", value_delimiter = ',')]
+    #[arg(default_value = "http://127.0.0.1:2379")]
+    etcd: Vec<String>,
+    /// What every key of the fleet starts with
+    #[arg(long, env = "CLEARCOAT_AGENT_PREFIX", default_value = "/clearcoat/v1/")]
+    prefix: String,
+    /// The user, where etcd wants one
+    #[arg(long, value_name = "NAME", env = "CLEARCOAT_AGENT_USERNAME", default_value = "")]
+    username: String,
+    /// A file with its password
+    #[arg(long, value_name = "FILE", env = "CLEARCOAT_AGENT_PASSWORD_FILE")]
+    password_file: Option<PathBuf>,
+    /// A file with the certificates that sign those of etcd, in PEM, for https
+    #[arg(long, value_name = "FILE", env = "CLEARCOAT_AGENT_CA")]
+    ca: Option<PathBuf>,
+    /// A file with our own certificate, in PEM, where etcd wants one
+    #[arg(long, value_name = "FILE", env = "CLEARCOAT_AGENT_CERT")]
+    cert: Option<PathBuf>,
+    /// Its key
+    #[arg(long, value_name = "FILE", env = "CLEARCOAT_AGENT_KEY")]
+    key: Option<PathBuf>,
+    /// How long the node's key stays without a sign of life, 2s to 1h
+    #[arg(long, value_name = "TIME", env = "CLEARCOAT_AGENT_TTL", default_value = "30s", value_parser = ttl)]
+    ttl: Duration,
+}
+
+#[derive(Debug, clap::Args)]
+struct CheckArgs {
+    /// A page that says that the node is well [default: it takes a connection at its address]
+    #[arg(long, value_name = "URL", env = "CLEARCOAT_AGENT_CHECK")]
+    check: Option<Page>,
+    /// Time between two checks, at least 10ms
+    #[arg(long, value_name = "TIME", env = "CLEARCOAT_AGENT_CHECK_INTERVAL", default_value = "2s", value_parser = interval)]
+    check_interval: Duration,
+    /// Time after which a check has failed
+    #[arg(long, value_name = "TIME", env = "CLEARCOAT_AGENT_CHECK_TIMEOUT", default_value = "1s", value_parser = timeout)]
+    check_timeout: Duration,
+    /// Passes in a row that bring the node up
+    #[arg(long, value_name = "N", env = "CLEARCOAT_AGENT_RISE", default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    rise: u32,
+    /// Failures in a row that take it out of the traffic
+    #[arg(long, value_name = "N", env = "CLEARCOAT_AGENT_FALL", default_value_t = 3)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    fall: u32,
+    /// A status that passes; may be repeated
+    #[arg(long, value_name = "STATUS", env = "CLEARCOAT_AGENT_EXPECT", value_delimiter = ',', default_value = "200")]
+    #[arg(value_parser = clap::value_parser!(u16).range(100..=599))]
+    expect: Vec<u16>,
+}
+
+#[derive(Debug, clap::Args)]
+struct FactsArgs {
+    /// Its share of the traffic next to its peers, 0 (no new traffic) to 65535 [default: 1]
+    #[arg(long, value_name = "N", env = "CLEARCOAT_AGENT_WEIGHT")]
+    #[arg(value_parser = clap::value_parser!(u32).range(..=i64::from(MAX_WEIGHT)))]
+    weight: Option<u32>,
+    /// Where it stands
+    #[arg(long, value_name = "TEXT", env = "CLEARCOAT_AGENT_ZONE", value_parser = text)]
+    zone: Option<String>,
+    /// What else there is to say of it; may be repeated
+    #[arg(long, value_name = "NAME=TEXT", env = "CLEARCOAT_AGENT_LABEL", value_delimiter = ',', value_parser = label)]
+    label: Vec<(String, String)>,
+    /// How it is told to drop pages (varnish only) [default: magento]
+    #[arg(long, value_name = "FORM", env = "CLEARCOAT_AGENT_DELIVERY")]
+    #[arg(value_parser = named::<Delivery>(&["magento", "magento-plain", "xkey"]))]
+    delivery: Option<Delivery>,
+    /// The longest value of one request header that it takes, 512 to 65536 bytes (varnish only) [default: 7680]
+    #[arg(long, value_name = "BYTES", env = "CLEARCOAT_AGENT_HEADER_LIMIT", value_parser = header_limit)]
+    header_limit: Option<usize>,
+    /// Whether connections to it start with a PROXY header (varnish only) [default: off]
+    #[arg(long, value_name = "VERSION", env = "CLEARCOAT_AGENT_SEND_PROXY")]
+    #[arg(value_parser = named::<SendProxy>(&["off", "v2"]))]
+    send_proxy: Option<SendProxy>,
+}
+
+impl Agent {
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        let log = Log { level: self.log_level, format: self.log_format };
+        let settings = match self.settings() {
+            Ok(settings) => settings,
+            Err(problem) => {
+                eprintln!("error: {problem}\n\nFor more information, try 'clearcoat agent --help'.");
+                return Ok(ExitCode::from(2));
+            }
+        };
+        super::serve::start_logging(&log);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let status = runtime.block_on(agent::run(settings))?;
+        // A name that is being resolved would keep us.
+        runtime.shutdown_background();
+        Ok(ExitCode::from(status))
+    }
+
+    /// What clap cannot check: what must go together.
+    fn settings(self) -> Result<Settings, String> {
+        let etcd = self.etcd.config()?;
+        let Agent { role, facts, .. } = self;
+        if role == Role::Web {
+            let of_varnish = [
+                ("--delivery", facts.delivery.is_some()),
+                ("--header-limit", facts.header_limit.is_some()),
+                ("--send-proxy", facts.send_proxy.is_some()),
+                ("--epoch", self.epoch.is_some()),
+                ("--pid-file", self.pid_file.is_some()),
+            ];
+            if let Some((flag, _)) = of_varnish.iter().find(|(_, given)| *given) {
+                return Err(format!("{flag}: only for --role varnish"));
+            }
+        }
+        if self.check.check_timeout > self.check.check_interval {
+            let interval = humantime::format_duration(self.check.check_interval);
+            return Err(format!("--check-timeout: must be at most --check-interval, which is {interval}"));
+        }
+        let address = match (self.address, self.port, self.interface) {
+            (Some(address), ..) => Address::Given(address),
+            (None, Some(port), Some(interface)) => Address::Of(interface, port),
+            (None, Some(port), None) => Address::Towards(etcd.endpoints.clone(), port),
+            (None, None, _) => return Err("wanted --address or --port".to_owned()),
+        };
+        let epoch = match (role, self.epoch, self.pid_file) {
+            (Role::Web, ..) => Epoch::None,
+            (Role::Varnish, Some(epoch), _) => Epoch::Fixed(epoch),
+            (Role::Varnish, None, Some(file)) => Epoch::OfPidFile(file),
+            (Role::Varnish, None, None) => Epoch::OfChild,
+        };
+        Ok(Settings {
+            role,
+            id: self.id.map_or_else(id_of_host, Ok)?,
+            address,
+            etcd,
+            ttl: self.etcd.ttl,
+            check: self.check.check(),
+            facts: facts.facts(),
+            epoch,
+            command: self.command,
+            stop_signal: self.stop_signal,
+            drain: self.drain,
+            kill_after: self.kill_after,
+        })
+    }
+}
+
+impl EtcdArgs {
+    fn config(&self) -> Result<config::Etcd, String> {
+        let path = |path: &Option<PathBuf>| path.clone().unwrap_or_default();
+        let etcd = config::Etcd {
+            endpoints: self.etcd.clone(),
+            prefix: self.prefix.clone(),
+            username: self.username.clone(),
+            password_file: path(&self.password_file),
+            ca: path(&self.ca),
+            cert: path(&self.cert),
+            key: path(&self.key),
+        };
+        let flag = |name: &str| match name.split('[').next() {
+            Some("endpoints") => "--etcd".to_owned(),
+            _ => format!("--{}", name.replace('_', "-")),
+        };
+        match etcd.violations(flag).into_iter().next() {
+            Some((flag, reason)) => Err(format!("{flag}: {reason}")),
+            None => Ok(etcd),
+        }
+    }
+}
+
+impl CheckArgs {
+    fn check(self) -> Check {
+        let CheckArgs { check: page, check_interval: interval, check_timeout: timeout, rise, fall, expect } = self;
+        Check { page, expect, interval, timeout, rise, fall }
+    }
+}
+
+impl FactsArgs {
+    fn facts(self) -> Facts {
+        let FactsArgs { weight, zone, label, delivery, header_limit, send_proxy } = self;
+        let labels = label.into_iter().collect::<BTreeMap<_, _>>();
+        Facts { weight, zone, labels, delivery, header_limit, send_proxy }
+    }
+}
+
+fn id_of_host() -> Result<NodeId, String> {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    NodeId::try_from(name).map_err(|error| format!("--id: the name of this host is of no use: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        agent: Agent,
+    }
+
+    fn settings(arguments: &str) -> Result<Settings, String> {
+        let line = Line::try_parse_from(format!("agent {arguments}").split_whitespace());
+        line.map_err(|error| error.to_string())?.agent.settings()
+    }
+
+    #[test]
+    fn a_node_is_what_it_is_told_to_be() {
+        let settings = settings(
+            "--role varnish --id v-1 --address 10.0.1.5:6081 --etcd http://a:2379,http://b:2379 --etcd http://c:2379 \
+             --label rack=7 --label os=x --delivery magento-plain --expect 200,204 --stop-signal QUIT -- varnishd -F",
+        );
+        let settings = settings.unwrap();
+        assert_eq!(settings.etcd.endpoints, ["http://a:2379", "http://b:2379", "http://c:2379"]);
+        assert_eq!(settings.facts.labels.len(), 2);
+        assert_eq!(settings.facts.delivery, Some(Delivery::MagentoPlain));
+        assert_eq!(settings.check.expect, [200, 204]);
+        assert_eq!(settings.stop_signal, Signal::QUIT);
+        assert!(matches!(settings.epoch, Epoch::OfChild));
+        assert_eq!(settings.command, ["varnishd", "-F"]);
+    }
+
+    #[test]
+    fn what_does_not_go_together_is_refused_by_name() {
+        for (arguments, hint) in [
+            ("--role web --port 80 --delivery xkey", "--delivery: only for --role varnish"),
+            ("--role web --port 80 --pid-file x", "--pid-file: only for --role varnish"),
+            ("--role web --port 80 --username u", "--password-file: must name a file when --username is set"),
+            ("--role web --port 80 --etcd 10.0.0.1:2379", "--etcd: wanted http://HOST:PORT"),
+            ("--role web --port 80 --etcd https://a:2379", "--ca: must name a file"),
+            ("--role web --port 80 --prefix /a", "--prefix: must end in /"),
+            ("--role web --port 80 --check-timeout 3s", "--check-interval, which is 2s"),
+            ("--role web", "--address"),
+            ("--role web --port 80 --address a:80", "cannot be used with"),
+            ("--role web --address a:80 --interface lo", "cannot be used with"),
+            ("--role varnish --port 80 --pid-file x -- varnishd", "cannot be used with"),
+            ("--role cache --port 80", "[possible values: web, varnish]"),
+            ("--role web --port 0", "is not in"),
+            ("--role web --port 80 --id a/b", "is not a node id"),
+            ("--role web --port 80 --weight 65536", "is not in"),
+            ("--role web --port 80 --check https://a/", "wanted http://HOST:PORT/PATH"),
+        ] {
+            let problem = settings(arguments).err().unwrap_or_else(|| panic!("accepted: {arguments}"));
+            assert!(problem.contains(hint), "{arguments}: {problem}");
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! The nodes that DNS knows: the records of names.
+//!
+//! # What is a node
+//!
+//! `NAME:PORT` has one node for each address of the name. That is what containers have: a service in Docker Compose
+//! (`tasks.SERVICE` in Swarm), a headless service in Kubernetes. The id is the address with the port, `10.0.0.5:6081`:
+//! there is nothing else that could name it, and a container that comes back with another address is another container.
+//! Records of IPv6 count only where the name has none of IPv4: an address does not say to which machine it belongs, so
+//! with both a machine that has both would be two nodes, with twice the traffic and half of a cache each. A fleet whose
+//! nodes are reached by IPv6 has a name without A records for them. (So AAAA is only asked for where there is no A: the
+//! answer would not change anything.)
+//!
+//! `_SERVICE._PROTO.NAME` has one node for each service record, by the name and the port in it: an id that survives a
+//! new address, such as the name of a pod of a StatefulSet. Of several addresses of a target the first by order is used.
+//! Only the lowest priority counts: others are for when none of the first can be reached (RFC 2782), and in a pool they
+//! would get traffic with the first. Who needs that has health checks. A weight is the node's share. Where all weights
+//! of a name are alike, each is 1: RFC 2782 writes 0 where there is nothing to choose, and CoreDNS divides 100 by the
+//! number of pods, which would be another weight for every node with each one that comes or goes. Otherwise 0 is what it
+//! is everywhere here, no new traffic; RFC 2782 calls it a very small chance.
+//!
+//! # What an answer means
+//!
+//! Records: those who are new join, and those who are gone have *vanished*. Nobody says why a record is gone, a node that
+//! failed a readiness check for a second or one that was taken away; so the fleet keeper asks the node itself.
+//!
+//! No records, or no such name: the same for all of them. It is an answer, though an odd one.
+//!
+//! No answer (SERVFAIL, REFUSED, a timeout, no server): nothing is known, so nothing changes, for as long as it takes.
+//! It is in the log once until the reason is another one.
+//!
+//! Each name is asked for again when its records are over ([`pace`]); each has a task of its own, so that one that is
+//! not answered holds no other up.
+
+mod answers;
+mod lookup;
+mod pace;
+mod question;
+mod standing;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::config::Dns;
+use crate::fleet::{Event, NodeId, NodeSpec, Role, Source};
+
+use answers::Answers;
+use lookup::{Answer, Failure, Lookup};
+use question::Question;
+pub use standing::Standing;
+
+/// Announces the nodes that the names have, and every change of them, until nobody listens any more.
+///
+/// [`Event::Listed`] follows when each name was answered, or was not within 3 seconds. `standing` shows how it goes;
+/// `rejected` is called for each record that is no node.
+pub async fn follow(dns: Dns, events: mpsc::Sender<Event>, standing: Arc<Standing>, rejected: impl Fn() + Send) {
+    let questions = |role, names: Vec<String>| names.into_iter().map(move |name| Question::new(role, &name));
+    let questions: Vec<_> = questions(Role::Web, dns.web).chain(questions(Role::Varnish, dns.varnish)).collect();
+    let (sender, mut outcomes) = mpsc::channel(16);
+    let mut follower = Follower::new(questions.len(), standing);
+    // They end with this set, that is with this future.
+    let mut askers = JoinSet::new();
+    for (index, question) in questions.into_iter().enumerate() {
+        askers.spawn(Asker::new(index, question, dns.servers.clone()).run(sender.clone()));
+    }
+    loop {
+        let outcome = tokio::select! {
+            Some(outcome) = outcomes.recv() => outcome,
+            Some(Err(error)) = askers.join_next() => {
+                tracing::error!(%error, "who asks for a DNS name panicked; its nodes stay as they are");
+                continue;
+            }
+        };
+        for event in follower.take(outcome, &rejected) {
+            if events.send(event).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// How asking for a name ended.
+struct Outcome {
+    question: usize,
+    /// What was answered, or the name and why it was not.
+    heard: Result<Heard, String>,
+}
+
+/// An answer, as nodes.
+struct Heard {
+    nodes: Vec<NodeSpec>,
+    /// How many records were none.
+    rejected: usize,
+}
+
+/// What is known of all names together.
+struct Follower {
+    answers: Answers,
+    /// The names that were answered or have failed.
+    asked: BTreeSet<usize>,
+    /// The names that were not answered the last time, and why.
+    failing: BTreeMap<usize, String>,
+    count: usize,
+    standing: Arc<Standing>,
+}
+
+impl Follower {
+    fn new(count: usize, standing: Arc<Standing>) -> Self {
+        Follower { answers: Answers::default(), asked: BTreeSet::new(), failing: BTreeMap::new(), count, standing }
+    }
+
+    /// What has to be told now.
+    fn take(&mut self, Outcome { question, heard }: Outcome, rejected: &impl Fn()) -> Vec<Event> {
+        let was_complete = self.asked.len() == self.count;
+        self.asked.insert(question);
+        let is_complete = self.asked.len() == self.count;
+        let mut events = match heard {
+            Ok(heard) => {
+                self.standing.heard();
+                self.failing.remove(&question);
+                (0..heard.rejected).for_each(|_| rejected());
+                self.answers.replace(question, heard.nodes)
+            }
+            Err(reason) => {
+                self.failing.insert(question, reason);
+                Vec::new()
+            }
+        };
+        self.standing.stands(is_complete, &self.failing);
+        if is_complete && !was_complete {
+            events.push(Event::Listed(Source::Dns));
+        }
+        events
+    }
+}
+
+/// Asks for one name, again and again.
+struct Asker {
+    index: usize,
+    question: Question,
+    servers: Vec<SocketAddr>,
+    /// Made anew after a failure: the system may have other servers by now.
+    lookup: Option<Lookup>,
+    failures: u32,
+    /// The failure that goes on, as it is in the log.
+    failure: Option<String>,
+    was_empty: bool,
+    /// The records that are no nodes, as they are in the log.
+    rejected: BTreeSet<String>,
+}
+
+impl Asker {
+    fn new(index: usize, question: Question, servers: Vec<SocketAddr>) -> Self {
+        let (lookup, failure, rejected) = (None, None, BTreeSet::new());
+        Asker { index, question, servers, lookup, failures: 0, failure, was_empty: false, rejected }
+    }
+
+    async fn run(mut self, outcomes: mpsc::Sender<Outcome>) {
+        loop {
+            let (heard, pause) = match self.ask().await {
+                Ok(answer) => {
+                    let pause = pace::after_answer(answer.ttl, fastrand::f64());
+                    (Ok(self.answered(answer)), pause)
+                }
+                Err(failure) => {
+                    let reason = self.failed(&failure);
+                    (Err(reason), pace::after_failure(self.failures, fastrand::f64()))
+                }
+            };
+            if outcomes.send(Outcome { question: self.index, heard }).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn ask(&mut self) -> Result<Answer, Failure> {
+        let lookup = match self.lookup.take() {
+            Some(lookup) => lookup,
+            None => Lookup::new(&self.servers)?,
+        };
+        let answer = lookup.answer(&self.question).await?;
+        self.lookup = Some(lookup);
+        Ok(answer)
+    }
+
+    /// The name and why it is not answered.
+    fn failed(&mut self, failure: &Failure) -> String {
+        self.failures = self.failures.saturating_add(1);
+        let reason = failure.to_string();
+        let problem = format!("{}: {reason}", self.question);
+        if self.failure.as_ref() != Some(&reason) {
+            tracing::warn!(name = %self.question, reason, "DNS name is not answered; its nodes stay as they are");
+            self.failure = Some(reason);
+        }
+        problem
+    }
+
+    fn answered(&mut self, answer: Answer) -> Heard {
+        self.failures = 0;
+        if self.failure.take().is_some() {
+            tracing::info!(name = %self.question, "DNS name is answered again");
+        }
+        let is_empty = answer.nodes.is_empty();
+        if is_empty && !self.was_empty {
+            tracing::warn!(name = %self.question, "DNS name has no addresses");
+        }
+        self.was_empty = is_empty;
+        let (mut nodes, mut rejected) = (Vec::new(), BTreeSet::new());
+        for found in answer.nodes {
+            match NodeId::try_from(found.id.as_str()) {
+                Ok(id) => nodes.push(NodeSpec {
+                    source: Source::Dns,
+                    weight: found.weight,
+                    ..NodeSpec::new(self.question.role, id, found.address)
+                }),
+                Err(reason) => {
+                    if !self.rejected.contains(&found.id) {
+                        tracing::warn!(name = %self.question, %reason, "DNS record is left out");
+                    }
+                    rejected.insert(found.id);
+                }
+            }
+        }
+        self.rejected = rejected;
+        Heard { nodes, rejected: self.rejected.len() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::registry::dns::lookup::Found;
+
+    fn answer(ids: &[&str]) -> Answer {
+        let found =
+            |id: &&str| Found { id: (*id).to_owned(), address: SocketAddr::from(([10, 0, 0, 1], 80)), weight: 1 };
+        Answer { nodes: ids.iter().map(found).collect(), ttl: std::time::Duration::ZERO }
+    }
+
+    #[test]
+    fn the_start_waits_for_every_name_once_whether_it_is_answered_or_not() {
+        let standing = Arc::new(Standing::default());
+        let mut follower = Follower::new(2, Arc::clone(&standing));
+        let count = Cell::new(0);
+        let mut listed = |question, heard| {
+            let events = follower.take(Outcome { question, heard }, &|| count.set(count.get() + 1));
+            (matches!(events.last(), Some(Event::Listed(Source::Dns))), standing.is_connected(), standing.problem())
+        };
+        let some = |rejected| Ok(Heard { nodes: Vec::new(), rejected });
+        assert_eq!(listed(1, some(0)), (false, false, "".into()));
+        assert_eq!(listed(1, some(0)), (false, false, "".into()));
+        assert_eq!(listed(0, Err("a:80: SERVFAIL".into())), (true, false, "a:80: SERVFAIL".into()));
+        assert_eq!(listed(0, some(2)), (false, true, "".into()));
+        assert_eq!(count.get(), 2);
+    }
+
+    #[test]
+    fn a_record_that_is_no_node_takes_no_other_with_it() {
+        let mut asker = Asker::new(0, Question::new(Role::Varnish, "varnish:6081"), Vec::new());
+        let Heard { nodes, rejected } = asker.answered(answer(&["a*b:80", "a:80"]));
+        assert_eq!((nodes.len(), nodes[0].id.as_str(), rejected), (1, "a:80", 1));
+        assert_eq!((nodes[0].source, nodes[0].role), (Source::Dns, Role::Varnish));
+    }
+}

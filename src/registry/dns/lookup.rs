@@ -1,0 +1,243 @@
+//! One answer to one question.
+//!
+//! The names that a name stands for are asked for here and not by the resolver's own search, because that one tells the
+//! end of the last of them: a server that fails for the first and denies the last would be heard as "there is no such
+//! name". Here there are no records only where every name was denied; the first that has some counts.
+//!
+//! A server that knows nothing of a name but who else might (a referral) has not denied it.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use hickory_resolver::config::{NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts};
+use hickory_resolver::net::{DnsError, NetError};
+use hickory_resolver::proto::ProtoError;
+use hickory_resolver::proto::rr::rdata::SRV;
+use hickory_resolver::proto::rr::{Name, RData, RecordType};
+use hickory_resolver::{TokioResolver, system_conf};
+use tokio::task::JoinSet;
+
+use super::question::{Question, Search, What};
+
+/// How long a whole answer may take. Every question has been answered, or has failed once, when this time is over.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long one server may take for one record; it is asked a second time.
+const ONE_ANSWER: Duration = Duration::from_secs(1);
+
+/// How many targets of services are looked up at once.
+const TARGETS_AT_ONCE: usize = 16;
+
+/// The life of what was never a record.
+const FOR_EVER: Duration = Duration::MAX;
+
+/// What there is to a question.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Answer {
+    /// Each once, in order.
+    pub(super) nodes: Vec<Found>,
+    /// How long that is so.
+    pub(super) ttl: Duration,
+}
+
+/// One node.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    /// What names it.
+    pub(super) id: String,
+    pub(super) address: SocketAddr,
+    pub(super) weight: u32,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    #[error("no answer within {PATIENCE:?}")]
+    Patience,
+    #[error("{0}")]
+    Server(#[from] NetError),
+    #[error("the name server refers to others")]
+    Referral,
+    #[error("not a name: {0}")]
+    Name(#[from] ProtoError),
+    #[error("a look-up ended early: {0}")]
+    Panic(#[from] tokio::task::JoinError),
+}
+
+/// Records, or that there are none.
+struct Records {
+    data: Vec<RData>,
+    ttl: Duration,
+}
+
+/// Which records.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Addresses,
+    Services,
+}
+
+/// Asks the name servers.
+#[derive(Clone)]
+pub(super) struct Lookup {
+    resolver: TokioResolver,
+    search: Search,
+}
+
+impl Lookup {
+    /// Asks these servers, or those of the system where there are none. Our own servers take names as they are.
+    pub(super) fn new(servers: &[SocketAddr]) -> Result<Self, Failure> {
+        let (config, mut options, search) = if servers.is_empty() {
+            let (config, options) = system_conf::read_system_conf()?;
+            let local = config.domain().filter(|_| config.search().is_empty());
+            let domains = config.search().iter().chain(local).map(Name::to_ascii).collect();
+            let search = Search { domains, dots: options.ndots };
+            (config, options, search)
+        } else {
+            let servers = servers.iter().map(server).collect();
+            (ResolverConfig::from_parts(None, Vec::new(), servers), ResolverOpts::default(), Search::default())
+        };
+        options.timeout = ONE_ANSWER;
+        options.attempts = 1;
+        // Whoever asks here keeps the time himself, and asks for records: a file on this machine has none.
+        options.cache_size = 0;
+        options.use_hosts_file = ResolveHosts::Never;
+        let mut builder = TokioResolver::builder_with_config(config, Default::default());
+        *builder.options_mut() = options;
+        Ok(Lookup { resolver: builder.build()?, search })
+    }
+
+    pub(super) async fn answer(&self, question: &Question) -> Result<Answer, Failure> {
+        let answer = async {
+            match &question.what {
+                What::Addresses { name, port } => self.addresses(name, *port).await,
+                What::Services { name } => self.services(name).await,
+                What::Nothing(address) => {
+                    Ok(Answer { nodes: vec![found(address.ip(), address.port())], ttl: FOR_EVER })
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, answer).await.unwrap_or(Err(Failure::Patience))
+    }
+
+    async fn addresses(&self, name: &str, port: u16) -> Result<Answer, Failure> {
+        let records = self.find(name, Kind::Addresses).await?;
+        Ok(Answer { nodes: ips(&records).into_iter().map(|ip| found(ip, port)).collect(), ttl: records.ttl })
+    }
+
+    async fn services(&self, name: &str) -> Result<Answer, Failure> {
+        let records = self.find(name, Kind::Services).await?;
+        let mut ttl = records.ttl;
+        let targets = targets(&records.data);
+        let mut addresses = BTreeMap::new();
+        let names: Vec<&Name> = targets.keys().map(|(name, _)| name).collect();
+        for some in names.chunks(TARGETS_AT_ONCE) {
+            let mut lookups = JoinSet::new();
+            for &name in some {
+                let (this, name) = (self.clone(), name.clone());
+                lookups.spawn(async move { (this.records(&name, Kind::Addresses).await, name) });
+            }
+            while let Some(ended) = lookups.join_next().await {
+                let (records, name) = ended?;
+                let records = records?;
+                ttl = ttl.min(records.ttl);
+                // A target without an address is no node yet; the others are.
+                addresses.extend(ips(&records).first().map(|&ip| (name, ip)));
+            }
+        }
+        let node = |((target, port), weight): (&(Name, u16), &u32)| {
+            let ip = *addresses.get(target)?;
+            let id = format!("{}:{port}", target.to_ascii().trim_end_matches('.').to_ascii_lowercase());
+            Some(Found { id, address: SocketAddr::new(ip, *port), weight: *weight })
+        };
+        Ok(Answer { nodes: targets.iter().filter_map(node).collect(), ttl })
+    }
+
+    /// The records of the first of the names that `name` stands for and that has some.
+    async fn find(&self, name: &str, kind: Kind) -> Result<Records, Failure> {
+        let mut none = Records { data: Vec::new(), ttl: FOR_EVER };
+        let mut failure = None;
+        for name in self.search.complete(name) {
+            match self.records(&Name::from_ascii(name)?, kind).await {
+                Ok(records) if !records.data.is_empty() => return Ok(records),
+                Ok(records) => none.ttl = none.ttl.min(records.ttl),
+                Err(error) => _ = failure.get_or_insert(error),
+            }
+        }
+        failure.map_or(Ok(none), Err)
+    }
+
+    /// The records of a whole name. For addresses those of IPv6 only where there is none of IPv4: see `dns.rs`.
+    async fn records(&self, name: &Name, kind: Kind) -> Result<Records, Failure> {
+        let types: &[RecordType] = match kind {
+            Kind::Addresses => &[RecordType::A, RecordType::AAAA],
+            Kind::Services => &[RecordType::SRV],
+        };
+        let mut ttl = FOR_EVER;
+        for &wanted in types {
+            let lookup = match self.resolver.lookup(name.clone(), wanted).await {
+                Ok(lookup) => lookup,
+                Err(NetError::Dns(DnsError::NoRecordsFound(none))) => {
+                    if none.soa.is_none() && none.ns.is_some() {
+                        return Err(Failure::Referral);
+                    }
+                    // Whoever does not say how long is asked again soon.
+                    ttl = ttl.min(Duration::from_secs(none.negative_ttl.unwrap_or(0).into()));
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            // The aliases on the way count for the time, and are no records of the type.
+            let lives = lookup.answers().iter().map(|record| Duration::from_secs(record.ttl.into()));
+            ttl = lives.fold(ttl, Duration::min);
+            let of_type = lookup.answers().iter().filter(|record| record.record_type() == wanted);
+            let data: Vec<RData> = of_type.map(|record| record.data.clone()).collect();
+            if !data.is_empty() {
+                return Ok(Records { data, ttl });
+            }
+        }
+        Ok(Records { data: Vec::new(), ttl })
+    }
+}
+
+fn server(address: &SocketAddr) -> NameServerConfig {
+    let mut server = NameServerConfig::udp_and_tcp(address.ip());
+    server.connections.iter_mut().for_each(|connection| connection.port = address.port());
+    server
+}
+
+fn found(ip: IpAddr, port: u16) -> Found {
+    Found { id: format!("{ip}:{port}"), address: SocketAddr::new(ip, port), weight: 1 }
+}
+
+/// The addresses, each once, in order: a name server shuffles them.
+fn ips(records: &Records) -> Vec<IpAddr> {
+    let ip = |data: &RData| match data {
+        RData::A(v4) => Some(IpAddr::V4(v4.0)),
+        RData::AAAA(v6) => Some(IpAddr::V6(v6.0)),
+        _ => None,
+    };
+    let mut ips: Vec<IpAddr> = records.data.iter().filter_map(ip).collect();
+    ips.sort_unstable();
+    ips.dedup();
+    ips
+}
+
+/// The targets of the lowest priority, each with its weight: see `dns.rs`. A target that is the root says that there is
+/// no such service (RFC 2782).
+fn targets(records: &[RData]) -> BTreeMap<(Name, u16), u32> {
+    let service = |data: &RData| match data {
+        RData::SRV(service) if !service.target.is_root() => Some(service.clone()),
+        _ => None,
+    };
+    let services: Vec<SRV> = records.iter().filter_map(service).collect();
+    let first = services.iter().map(|service| service.priority).min();
+    let chosen: Vec<SRV> = services.into_iter().filter(|service| Some(service.priority) == first).collect();
+    let are_alike = chosen.iter().all(|service| service.weight == chosen[0].weight);
+    let weight = |service: &SRV| if are_alike { 1 } else { service.weight.into() };
+    chosen.into_iter().map(|service| ((service.target.clone(), service.port), weight(&service))).collect()
+}

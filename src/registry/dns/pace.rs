@@ -1,0 +1,45 @@
+//! When a name is asked for again.
+//!
+//! Pure; `random` is from 0 to 1. What a record says of its life counts, within bounds: no server is asked more than
+//! once a second for one name, and no longer than a minute is believed, since those who write records (Docker: 600 s)
+//! rarely mean a fleet that comes and goes. The random part keeps replicas, and the names of one, from asking together.
+
+use std::time::Duration;
+
+const SHORTEST: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// The share of a record's life that is added at random, so that it is always over.
+const JITTER: f64 = 0.1;
+
+/// The longest pause while a name is not answered.
+const LONGEST_AFTER_FAILURE: Duration = Duration::from_secs(30);
+
+/// How long after an answer whose records live for `ttl`.
+pub(super) fn after_answer(ttl: Duration, random: f64) -> Duration {
+    ttl.clamp(SHORTEST, LONGEST).mul_f64(1.0 + JITTER * random)
+}
+
+/// How long after so many failures in a row, at least one: anything up to a bound that doubles each time.
+pub(super) fn after_failure(failures: u32, random: f64) -> Duration {
+    let bound = SHORTEST.saturating_mul(1 << failures.min(8)).min(LONGEST_AFTER_FAILURE);
+    SHORTEST + (bound - SHORTEST).mul_f64(random)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_asked_for_when_its_life_is_over_and_within_bounds() {
+        let seconds = |ttl, random| after_answer(Duration::from_secs(ttl), random).as_secs_f64();
+        assert_eq!([seconds(0, 0.0), seconds(1, 0.0), seconds(30, 0.0), seconds(600, 0.0)], [1.0, 1.0, 30.0, 60.0]);
+        assert_eq!([seconds(0, 1.0), seconds(30, 1.0), seconds(u64::MAX, 1.0)], [1.1, 33.0, 66.0]);
+    }
+
+    #[test]
+    fn the_pause_after_failures_grows_to_half_a_minute_and_is_never_short() {
+        let bounds = |failures| [0.0, 1.0].map(|random| after_failure(failures, random).as_secs());
+        assert_eq!([1, 2, 3, 4, 5, 100].map(bounds), [[1, 2], [1, 4], [1, 8], [1, 16], [1, 30], [1, 30]]);
+    }
+}

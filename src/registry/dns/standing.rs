@@ -1,0 +1,58 @@
+//! How it goes with the name servers, for those who look at it.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How it goes with all names together.
+#[derive(Debug)]
+pub struct Standing {
+    started: Instant,
+    connected: AtomicBool,
+    /// Milliseconds since `started`; 0 is never.
+    heard: AtomicU64,
+    problem: Mutex<Arc<str>>,
+}
+
+impl Default for Standing {
+    /// Nobody has answered yet.
+    fn default() -> Self {
+        Standing {
+            started: Instant::now(),
+            connected: AtomicBool::new(false),
+            heard: AtomicU64::new(0),
+            problem: Mutex::new("".into()),
+        }
+    }
+}
+
+impl Standing {
+    /// Whether every name was answered the last time that it was asked for.
+    pub fn is_connected(&self) -> bool {
+        self.connected.load(Ordering::Relaxed)
+    }
+
+    /// How long ago a name was last answered, or since names are asked for where none ever was.
+    pub fn silence(&self) -> Duration {
+        let heard = Duration::from_millis(self.heard.load(Ordering::Relaxed));
+        self.started.elapsed().saturating_sub(heard)
+    }
+
+    /// The names that are not answered, and why; empty where all are.
+    pub fn problem(&self) -> Arc<str> {
+        Arc::clone(&self.problem.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn heard(&self) {
+        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.heard.store(now.max(1), Ordering::Relaxed);
+    }
+
+    /// `failing` are the names that are not answered, with the reasons; `complete`: every name was asked for.
+    pub(super) fn stands(&self, complete: bool, failing: &BTreeMap<usize, String>) {
+        self.connected.store(complete && failing.is_empty(), Ordering::Relaxed);
+        let problem: Vec<&str> = failing.values().map(String::as_str).collect();
+        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem.join("; ").into();
+    }
+}

@@ -1,0 +1,293 @@
+//! Another replica, and the task that brings it up to the head.
+//!
+//! ```text
+//! loop: wait until head > sent; send what was accepted here since; an answer moves `confirmed`
+//! ```
+//!
+//! Several messages may be on their way at once, as a purge must not wait for the confirmation of the one before it; they
+//! count in their order. After a failure everything that was not confirmed is sent again, and the first message that
+//! comes through says that the other one is there: what it has by then, it has confirmed.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1::SendRequest;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinHandle};
+
+use super::{Message, PATH, Record, Replicas};
+use crate::fleet::NodeId;
+use crate::journal::{Entry, Journal, Missed, Position, Told};
+
+/// Messages on their way at once. Each waits for the other fleet's Varnish nodes, a tenth of a second at times.
+const ON_THEIR_WAY: usize = 8;
+
+/// Bytes of purges in one message, as near as it can be told: well below the smallest `purge.max_request` that makes sense.
+const MAX_MESSAGE: usize = 256 << 10;
+
+/// The pauses after a failure: a random share of a bound that doubles.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// An answer is some words.
+const MAX_ANSWER: usize = 64 << 10;
+
+/// Another replica.
+pub(super) struct Peer {
+    pub(super) id: NodeId,
+    pub(super) record: Record,
+    /// It has confirmed every purge of ours up to here.
+    confirmed: AtomicU64,
+    late: AtomicBool,
+    gone: AtomicBool,
+    problem: Mutex<Arc<str>>,
+    idle: Mutex<Vec<SendRequest<Full<Bytes>>>>,
+}
+
+/// Why it was not told.
+#[derive(Debug, thiserror::Error)]
+enum TellError {
+    #[error("connecting failed: {0}")]
+    Connect(#[from] std::io::Error),
+    #[error("{0}")]
+    Http(#[from] hyper::Error),
+    #[error("{0}")]
+    Request(#[from] http::Error),
+    #[error("{0}")]
+    Encode(#[from] serde_json::Error),
+    #[error("no answer within {0:?}")]
+    NoAnswer(Duration),
+    #[error("it answered {0}: {1}")]
+    Refused(u16, String),
+}
+
+impl Peer {
+    /// One that needs not be told of anything up to `told`: it has read the journal after that.
+    pub(super) fn new(id: NodeId, record: Record, told: Position) -> Self {
+        Peer {
+            id,
+            record,
+            confirmed: AtomicU64::new(told),
+            late: AtomicBool::new(false),
+            gone: AtomicBool::new(false),
+            problem: Mutex::new("".into()),
+            idle: Mutex::default(),
+        }
+    }
+
+    pub(super) fn has(&self, position: Position) -> bool {
+        self.confirmed.load(Ordering::SeqCst) >= position
+    }
+
+    pub(super) fn is_late(&self) -> bool {
+        self.late.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn is_gone_now(&self) {
+        self.gone.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn problem(&self) -> Arc<str> {
+        Arc::clone(&self.problem.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Nobody waits for it any more.
+    pub(super) fn is_late_now(&self, problem: &str) {
+        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem.into();
+        if !self.late.swap(true, Ordering::SeqCst) {
+            tracing::warn!(
+                replica = %self.id, address = self.record.address, problem,
+                "a replica does not confirm purges: they are answered without it, and it may serve an old page until the journal has told it"
+            );
+        }
+    }
+
+    fn is_on_time_again(&self) {
+        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = "".into();
+        if self.late.swap(false, Ordering::SeqCst) {
+            tracing::info!(replica = %self.id, "a replica confirms purges again");
+        }
+    }
+}
+
+/// A message that is on its way, and what it brings the other one to.
+struct Sent {
+    last: Position,
+    answer: JoinHandle<Result<(), TellError>>,
+    /// Ends with this value.
+    _abort: AbortOnDrop,
+}
+
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Tells a peer of everything that is accepted here, until it is gone.
+pub(super) async fn run(replicas: Arc<Replicas>, peer: Arc<Peer>) {
+    let Some(journal) = replicas.context.journal.clone() else { return };
+    let mut head = journal.watch();
+    let mut failures = 0;
+    loop {
+        let error = tell(&replicas, &peer, &mut head).await;
+        // Where nobody listens, nobody is served an old page either; and who does not answer has had its time.
+        peer.is_late_now(&error.to_string());
+        replicas.progress.send_replace(());
+        let bound = (FIRST_PAUSE * 2_u32.saturating_pow(failures)).min(LONGEST_PAUSE);
+        failures = if peer.has(journal.head()) { 0 } else { (failures + 1).min(16) };
+        tokio::time::sleep(bound.mul_f64(0.1 + 0.9 * fastrand::f64())).await;
+    }
+}
+
+/// Tells until something fails.
+async fn tell(replicas: &Arc<Replicas>, peer: &Arc<Peer>, head: &mut watch::Receiver<Position>) -> TellError {
+    let mut sent = peer.confirmed.load(Ordering::SeqCst);
+    let mut on_their_way = VecDeque::new();
+    // After a failure the first message goes at once, with or without a purge: is it there?
+    let mut asks = peer.is_late();
+    loop {
+        while on_their_way.len() < ON_THEIR_WAY {
+            let Some((purges, last)) = next(replicas, sent) else { break };
+            if purges.is_empty() && !asks {
+                // Others' purges: they tell of those themselves.
+                sent = last;
+                if on_their_way.is_empty() {
+                    peer.confirmed.store(sent, Ordering::SeqCst);
+                    replicas.progress.send_replace(());
+                }
+                break;
+            }
+            asks = false;
+            let answer = tokio::spawn(post(Arc::clone(replicas), Arc::clone(peer), purges));
+            let abort = AbortOnDrop(answer.abort_handle());
+            on_their_way.push_back(Sent { last, answer, _abort: abort });
+            sent = last;
+        }
+        let full = on_their_way.len() >= ON_THEIR_WAY;
+        tokio::select! {
+            answered = first(&mut on_their_way) => {
+                let last = match answered {
+                    Ok(last) => last,
+                    Err(error) => return error,
+                };
+                on_their_way.pop_front();
+                // What was skipped behind it counts, too, when nothing else is on its way.
+                let confirmed = if on_their_way.is_empty() { sent.max(last) } else { last };
+                peer.confirmed.store(confirmed, Ordering::SeqCst);
+                peer.is_on_time_again();
+                replicas.progress.send_replace(());
+            }
+            moved = head.wait_for(|head| *head > sent), if !full => if moved.is_err() {
+                return TellError::NoAnswer(Duration::ZERO);
+            },
+        }
+    }
+}
+
+/// The answer to the oldest message.
+async fn first(on_their_way: &mut VecDeque<Sent>) -> Result<Position, TellError> {
+    match on_their_way.front_mut() {
+        Some(sent) => match (&mut sent.answer).await {
+            Ok(answer) => answer.map(|()| sent.last),
+            Err(error) => Err(TellError::Refused(500, error.to_string())),
+        },
+        None => std::future::pending().await,
+    }
+}
+
+/// What was accepted here after `sent`, as much as one message takes, and up to where that is. `None` where there is
+/// nothing at all and nobody has to ask.
+fn next(replicas: &Replicas, sent: Position) -> Option<(Vec<Told>, Position)> {
+    let journal = replicas.context.journal.as_ref()?;
+    let entries = match journal.since(sent) {
+        Missed::Entries(entries) => entries,
+        // Whoever missed so much has a gap in its journal, too.
+        Missed::Gap => return Some((Vec::new(), journal.head())),
+    };
+    let (mut purges, mut bytes, mut last) = (Vec::new(), 0, sent);
+    for entry in entries {
+        let ours = entry.origin.as_ref().filter(|origin| origin.ours);
+        if let Some(origin) = ours {
+            let told = told(journal.revision(entry.position), &origin.id, &entry);
+            bytes += serde_json::to_vec(&told).map_or(0, |json| json.len());
+            if bytes > MAX_MESSAGE && !purges.is_empty() {
+                break;
+            }
+            purges.push(told);
+        }
+        last = entry.position;
+    }
+    Some((purges, last))
+}
+
+fn told(revision: Option<u64>, id: &str, entry: &Entry) -> Told {
+    Told { id: id.to_owned(), revision, at_ms: entry.at_ms, purge: entry.purge.clone() }
+}
+
+/// Sends one message and waits for its answer.
+async fn post(replicas: Arc<Replicas>, peer: Arc<Peer>, purges: Vec<Told>) -> Result<(), TellError> {
+    // The other one keeps some of our patience for itself: it takes the purge in, waits, and answers.
+    let patience = replicas.context.ack_timeout;
+    let wait_ms = u64::try_from((patience * 3 / 4).as_millis()).unwrap_or(u64::MAX);
+    let body = Bytes::from(serde_json::to_vec(&Message { from: replicas.id.clone(), wait_ms, purges })?);
+    let answered = async {
+        let pooled = peer.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        if let Some(mut sender) = pooled.filter(|sender| sender.is_ready()) {
+            match exchange(&replicas, &peer, &mut sender, body.clone()).await {
+                // It was closed under us.
+                Err(TellError::Http(error))
+                    if error.is_canceled() || error.is_closed() || error.is_incomplete_message() => {}
+                answer => return keep(&peer, sender, answer),
+            }
+        }
+        let stream = TcpStream::connect(&peer.record.address).await?;
+        stream.set_nodelay(true)?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        // Ends with its sender; its error is the one that the sender reports.
+        tokio::spawn(connection);
+        let answer = exchange(&replicas, &peer, &mut sender, body).await;
+        keep(&peer, sender, answer)
+    };
+    tokio::time::timeout(patience, answered).await.unwrap_or(Err(TellError::NoAnswer(patience)))
+}
+
+fn keep(peer: &Peer, sender: SendRequest<Full<Bytes>>, answer: Result<(), TellError>) -> Result<(), TellError> {
+    if answer.is_ok() {
+        peer.idle.lock().unwrap_or_else(PoisonError::into_inner).push(sender);
+    }
+    answer
+}
+
+async fn exchange(
+    replicas: &Replicas,
+    peer: &Peer,
+    sender: &mut SendRequest<Full<Bytes>>,
+    body: Bytes,
+) -> Result<(), TellError> {
+    let mut request = http::Request::post(PATH)
+        .header(http::header::HOST, &peer.record.address)
+        .header(http::header::CONTENT_TYPE, "application/json");
+    if let Some(token) = &replicas.context.token {
+        request = request.header(http::header::AUTHORIZATION, format!("Bearer {}", token.reveal()));
+    }
+    let answer = sender.send_request(request.body(Full::new(body))?).await?;
+    let status = answer.status().as_u16();
+    let text = match Limited::new(answer.into_body(), MAX_ANSWER).collect().await {
+        Ok(body) => String::from_utf8_lossy(&body.to_bytes()).trim().to_owned(),
+        Err(error) => error.to_string(),
+    };
+    if status == 200 { Ok(()) } else { Err(TellError::Refused(status, text)) }
+}

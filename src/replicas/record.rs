@@ -1,0 +1,110 @@
+//! What a replica says of itself.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{self, JournalKind};
+use crate::fleet::NodeId;
+
+/// The value of `replicas/<id>`. What a later version says beyond this is left alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// `HOST:PORT` of its purge listener.
+    pub address: String,
+    /// What journal it has, as configured.
+    pub journal: String,
+    /// What it runs.
+    pub version: String,
+    /// When it started, in milliseconds since 1970.
+    pub started: u64,
+    /// Tells this process from any other of this name.
+    pub boot: String,
+}
+
+impl Record {
+    /// Of this process.
+    pub fn new(address: String, journal: JournalKind) -> Self {
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        Record {
+            address,
+            journal: journal.as_str().to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started: u64::try_from(started).unwrap_or(u64::MAX),
+            boot: format!("{:016x}", fastrand::u64(..)),
+        }
+    }
+
+    pub(super) fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    pub(super) fn decode(value: &[u8]) -> Result<Self, String> {
+        serde_json::from_slice(value).map_err(|error| error.to_string())
+    }
+}
+
+/// The name of this replica: as configured, or that of the host.
+///
+/// # Errors
+/// The host's name is not fit for one.
+pub fn own_id(config: &config::Replica) -> Result<NodeId, String> {
+    if let Some(id) = &config.id {
+        return Ok(id.clone());
+    }
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    NodeId::try_from(name).map_err(|error| format!("replica.id is not set, and the host's name is of no use: {error}"))
+}
+
+/// Where the others reach the purge listener: as configured, or the address that a connection to etcd would have, with the
+/// port that the listener has.
+pub fn own_address(config: &config::Replica, endpoints: &[String], listener: SocketAddr) -> String {
+    if !config.address.is_empty() {
+        return config.address.clone();
+    }
+    let mut address = listener;
+    if listener.ip().is_unspecified()
+        && let Some(local) = endpoints.iter().find_map(|endpoint| local_address_towards(endpoint))
+    {
+        address.set_ip(local);
+    }
+    address.to_string()
+}
+
+/// The address that this host has on the way to a URL's host. Sends nothing.
+fn local_address_towards(url: &str) -> Option<IpAddr> {
+    let authority = url.split("//").nth(1)?.trim_end_matches('/');
+    let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+    if socket.connect(authority).is_err() {
+        let socket = UdpSocket::bind("[::]:0").ok()?;
+        socket.connect(authority).ok()?;
+        return socket.local_addr().ok().map(|address| address.ip());
+    }
+    socket.local_addr().ok().map(|address| address.ip())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listener_on_every_address_is_reached_where_etcd_would_see_us() {
+        let endpoints = ["http://127.0.0.1:2379".to_owned()];
+        let auto = config::Replica::default();
+        let of = |config: &config::Replica, listener: &str| own_address(config, &endpoints, listener.parse().unwrap());
+        assert_eq!(of(&auto, "0.0.0.0:6081"), "127.0.0.1:6081");
+        assert_eq!(of(&auto, "127.0.0.9:6081"), "127.0.0.9:6081");
+        let told = config::Replica { address: "clearcoat-1:6081".to_owned(), ..auto };
+        assert_eq!(of(&told, "0.0.0.0:6081"), "clearcoat-1:6081");
+    }
+
+    #[test]
+    fn a_record_reads_as_it_was_written_also_with_more_in_it() {
+        let record = Record::new("10.0.0.2:6081".to_owned(), JournalKind::Etcd);
+        assert_eq!(Record::decode(&record.encode()).unwrap(), record);
+        let text = String::from_utf8(record.encode()).unwrap().replacen('{', "{\"later\":1,", 1);
+        assert_eq!(Record::decode(text.as_bytes()).unwrap(), record);
+        assert!(Record::decode(b"10.0.0.2:6081").is_err());
+    }
+}

@@ -1,0 +1,7 @@
+//! The agent beside its node, against a real etcd.
+
+mod access;
+mod ending;
+mod keeping;
+mod life;
+mod registering;

@@ -337,24 +337,31 @@ impl Follower {
         let mut stream = bounded(async { Ok(client.watch(self.prefix.as_str(), Some(options)).await?) }).await?;
         let mut silences = 0;
         let mut progress_owed = 0;
+        let mut asked = Instant::now();
         loop {
-            match tokio::time::timeout(SILENCE, stream.message()).await {
+            let is_silent = match tokio::time::timeout(SILENCE, stream.message()).await {
                 Ok(message) => match message.map_err(Failure::from)? {
                     Some(response) => {
                         progress_owed = 0;
                         self.take(&response, session.stage).await?;
+                        false
                     }
                     None => return Ok(()),
                 },
-                Err(_) => {
-                    silences += 1;
-                    self.ask_member(session).await?;
-                    if silences % ASK_PROGRESS_AFTER == 0 {
-                        ask_progress(&mut stream, &mut progress_owed).await?;
-                    }
-                    if self.updates.is_closed() {
-                        return Err(End::NobodyListens);
-                    }
+                Err(_) => true,
+            };
+            // Also a stream that is never silent says nothing of the member's place, nor whether we may still ask.
+            if is_silent || asked.elapsed() >= SILENCE {
+                self.ask_member(session).await?;
+                asked = Instant::now();
+            }
+            if is_silent {
+                silences += 1;
+                if silences % ASK_PROGRESS_AFTER == 0 {
+                    ask_progress(&mut stream, &mut progress_owed).await?;
+                }
+                if self.updates.is_closed() {
+                    return Err(End::NobodyListens);
                 }
             }
         }

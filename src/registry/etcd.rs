@@ -19,6 +19,7 @@ mod names;
 mod record;
 mod roster;
 mod snapshot;
+mod start;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -27,13 +28,12 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 
 use self::lease::Manner;
 use self::names::{Found, Names};
 use self::roster::{Departure, Registered, Roster, Step};
 use self::snapshot::{Disk, Saved, SavedNode};
-use super::resolve::LOOKUP;
+use self::start::Start;
 use crate::etcd::SharedEtcd;
 use crate::etcd::follow::{self, Link, Listing, Update};
 use crate::fleet::{Event, NodeSpec, Source};
@@ -41,9 +41,6 @@ use crate::telemetry::Metrics;
 
 /// What nodes are registered under, below the prefix of the fleet. It ends in `/`: a prefix is only a beginning.
 const NODES: &str = "nodes/";
-
-/// How long etcd may take to the first list before the last fleet on disk is taken.
-const START_PATIENCE: Duration = Duration::from_secs(3);
 
 /// The disk is written to at most this often.
 const WRITE_EVERY: Duration = Duration::from_secs(1);
@@ -93,19 +90,6 @@ struct Announced {
     spec: NodeSpec,
 }
 
-/// How far the start has come.
-#[derive(Clone, Copy)]
-enum Start {
-    /// Nothing is known yet. At this time the disk is asked.
-    Waiting(Instant),
-    /// Nothing is known, and the disk has nothing either.
-    Nothing,
-    /// Everything is known, but for some addresses; they are waited for until then.
-    Resolving(Instant),
-    /// The fleet has been told of every node.
-    Done,
-}
-
 /// Tells of the nodes in etcd until nobody listens any more.
 pub async fn run(settings: Settings) {
     let Settings { etcd, link, snapshot, metrics, events } = settings;
@@ -129,7 +113,7 @@ pub async fn run(settings: Settings) {
         departing: HashMap::new(),
         questions,
         next_question: 0,
-        start: Start::Waiting(Instant::now() + START_PATIENCE),
+        start: Start::new(),
         disk: Disk::new(snapshot),
         changed: false,
         cluster: 0,
@@ -181,9 +165,7 @@ impl EtcdRegistry {
                 for step in self.roster.list(items, revision) {
                     self.follow(step).await?;
                 }
-                if matches!(self.start, Start::Waiting(_) | Start::Nothing) {
-                    self.start = Start::Resolving(Instant::now() + LOOKUP);
-                }
+                self.start.listed();
                 self.finish_start().await
             }
             Update::Changed(changes) => {
@@ -291,41 +273,6 @@ impl EtcdRegistry {
         .await
     }
 
-    /// etcd has not been heard of in time, or an address has not been found in time.
-    async fn start_is_due(&mut self) -> Result<(), NobodyListens> {
-        if let Start::Resolving(_) = self.start {
-            self.start = Start::Done;
-            return self.tell(Event::Listed(Source::Etcd)).await;
-        }
-        let Some(saved) = self.disk.read().await else {
-            tracing::warn!("etcd does not answer, and there is no last fleet on disk: waiting for etcd");
-            self.start = Start::Nothing;
-            return Ok(());
-        };
-        tracing::warn!(
-            nodes = saved.nodes.len(),
-            revision = saved.revision,
-            "etcd does not answer: the last fleet on disk is taken"
-        );
-        (self.cluster, self.revision) = (saved.cluster, saved.revision);
-        for SavedNode { key, lease, record, spec } in saved.nodes {
-            let address = record.address.clone();
-            self.roster.restore(key.clone(), lease, record);
-            self.announce(key, address, spec).await?;
-        }
-        self.start = Start::Done;
-        self.tell(Event::Listed(Source::Etcd)).await
-    }
-
-    /// Says that everything has been told of, once it has.
-    async fn finish_start(&mut self) -> Result<(), NobodyListens> {
-        if matches!(self.start, Start::Resolving(_)) && self.names.is_idle() {
-            self.start = Start::Done;
-            self.tell(Event::Listed(Source::Etcd)).await?;
-        }
-        Ok(())
-    }
-
     async fn tell(&self, event: Event) -> Result<(), NobodyListens> {
         self.events.send(event).await.map_err(|_| NobodyListens)
     }
@@ -336,15 +283,5 @@ impl EtcdRegistry {
             Some(SavedNode { key: key.to_owned(), lease, record: record.clone(), spec })
         });
         Saved::new(self.cluster, self.revision, nodes.collect())
-    }
-}
-
-impl Start {
-    /// Returns when something is to be done about the start.
-    async fn due(self) {
-        match self {
-            Start::Waiting(until) | Start::Resolving(until) => tokio::time::sleep_until(until).await,
-            Start::Nothing | Start::Done => std::future::pending().await,
-        }
     }
 }

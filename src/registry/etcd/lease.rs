@@ -97,7 +97,13 @@ async fn ask_over(
         });
     }
     while let Some(answer) = questions.join_next().await {
-        let Ok((lease, answer)) = answer else { continue };
+        let (lease, answer) = match answer {
+            Ok(answered) => answered,
+            Err(error) => {
+                tracing::error!(%error, "a question about a lease panicked");
+                continue;
+            }
+        };
         match answer {
             // One that is over and not taken away yet is over.
             Ok(answer) => _ = alive.insert(lease, answer.ttl() > 0),

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::rig::{Rig, key};
+use crate::support::client::get;
 use crate::support::etcd::Etcd;
 use crate::support::etcd::access::Access;
 use crate::support::etcd::backup::ClusterId;
@@ -62,6 +63,48 @@ fn an_etcd_that_was_restored_from_a_backup_has_the_fleet_of_the_backup() {
 }
 
 #[test]
+fn a_restored_etcd_that_is_ahead_of_us_again_when_we_are_back_has_its_own_fleet() {
+    let etcd = Etcd::start();
+    // It has lived for a while.
+    (0..300).for_each(|number| _ = etcd.put("/elsewhere", &number.to_string()));
+    let mut link = Link::to(etcd.endpoint(0));
+    let endpoint = link.endpoint();
+    let mut rig = Rig::launch(etcd, 3, &[endpoint], "");
+    rig.clearcoat().ready();
+    let backup = rig.etcd.snapshot();
+    rig.another("web-4");
+    let known = rig.etcd.revision();
+    link.close();
+    rig.etcd.restore(&backup, ClusterId::Kept);
+    rig.put("web-5", &rig.web[1].address.to_string());
+    (0..20).for_each(|number| _ = rig.etcd.put("/elsewhere", &number.to_string()));
+    assert!(rig.etcd.revision() > known, "no revision tells");
+    link.mend();
+    rig.equals_etcd();
+    assert!(!rig.has("web-4") && rig.has("web-5"));
+    assert_eq!(rig.metric("registry_resyncs_total{reason=\"restored\"}"), 1.0);
+}
+
+#[test]
+fn a_quiet_fleet_in_a_busy_etcd_is_not_listed_again_for_what_others_have_compacted() {
+    let etcd = Etcd::start();
+    let mut link = Link::to(etcd.endpoint(0));
+    let endpoint = link.endpoint();
+    let rig = Rig::launch(etcd, 2, &[endpoint], "");
+    rig.clearcoat().ready();
+    (0..100).for_each(|number| _ = rig.etcd.put("/elsewhere", &number.to_string()));
+    let busy = rig.etcd.revision();
+    eventually("clearcoat has come along", || (rig.metric("registry_revision") == busy as f64).then_some(()));
+    link.close();
+    rig.etcd.compact(busy);
+    rig.put("web-3", &rig.web[0].address.to_string());
+    link.mend();
+    rig.has_only(&["web-1", "web-2", "web-3"]);
+    assert_eq!(rig.metric("registry_resyncs_total{reason=\"compacted\"}"), 0.0);
+    assert_eq!(rig.metric("registry_resyncs_total{reason=\"start\"}"), 1.0);
+}
+
+#[test]
 fn members_that_die_or_hang_cost_no_request_and_no_change() {
     let mut rig = Rig::start_with(Etcd::cluster(3), 2, "");
     let reader = rig.reader();
@@ -89,6 +132,9 @@ fn members_that_die_or_hang_cost_no_request_and_no_change() {
     (0..3).for_each(|member| rig.etcd.hang(member));
     rig.is_connected(false);
     assert!(!rig.clearcoat().fleet()["registry"]["problem"].as_str().unwrap().is_empty());
+    // It is seen, and no reason to be taken out of service.
+    assert!(rig.metric("registry_connected") == 0.0 && rig.metric("registry_last_contact_seconds") > 3.0);
+    assert_eq!(get(rig.clearcoat().admin, "/readyz").expect("an answer").status, 200);
     rig.serves();
     (0..3).for_each(|member| rig.etcd.resume(member));
     rig.etcd.healthy();

@@ -113,8 +113,8 @@ impl Rig {
     pub fn member(&self) -> usize {
         let log = self.clearcoat().log().text();
         let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-        let connected = lines.filter(|line| line["message"] == "connected to etcd");
-        let endpoint = connected.last().expect("a connection")["endpoint"].as_str().unwrap().to_owned();
+        let mut connected = lines.filter(|line| line["message"] == "connected to etcd");
+        let endpoint = connected.next_back().expect("a connection")["endpoint"].as_str().unwrap().to_owned();
         self.etcd.endpoints().iter().position(|other| *other == endpoint).expect("one of its members")
     }
 

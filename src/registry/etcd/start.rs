@@ -1,0 +1,84 @@
+//! The start: when the fleet has been told of every node, and what with, where etcd does not answer.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::snapshot::SavedNode;
+use super::{EtcdRegistry, NobodyListens};
+use crate::fleet::{Event, Source};
+use crate::registry::resolve::LOOKUP;
+
+/// How long etcd may take to the first list before the last fleet on disk is taken.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How far the start has come.
+#[derive(Clone, Copy)]
+pub(super) enum Start {
+    /// Nothing is known yet. At this time the disk is asked.
+    Waiting(Instant),
+    /// Nothing is known, and the disk has nothing either.
+    Nothing,
+    /// Everything is known, but for some addresses; they are waited for until then.
+    Resolving(Instant),
+    /// The fleet has been told of every node.
+    Done,
+}
+
+impl Start {
+    pub(super) fn new() -> Self {
+        Start::Waiting(Instant::now() + PATIENCE)
+    }
+
+    /// etcd has told of every node.
+    pub(super) fn listed(&mut self) {
+        if matches!(self, Start::Waiting(_) | Start::Nothing) {
+            *self = Start::Resolving(Instant::now() + LOOKUP);
+        }
+    }
+
+    /// Returns when something is to be done about the start.
+    pub(super) async fn due(self) {
+        match self {
+            Start::Waiting(until) | Start::Resolving(until) => tokio::time::sleep_until(until).await,
+            Start::Nothing | Start::Done => std::future::pending().await,
+        }
+    }
+}
+
+impl EtcdRegistry {
+    /// etcd has not been heard of in time, or an address has not been found in time.
+    pub(super) async fn start_is_due(&mut self) -> Result<(), NobodyListens> {
+        if let Start::Resolving(_) = self.start {
+            self.start = Start::Done;
+            return self.tell(Event::Listed(Source::Etcd)).await;
+        }
+        let Some(saved) = self.disk.read().await else {
+            tracing::warn!("etcd does not answer, and there is no last fleet on disk: waiting for etcd");
+            self.start = Start::Nothing;
+            return Ok(());
+        };
+        tracing::warn!(
+            nodes = saved.nodes.len(),
+            revision = saved.revision,
+            "etcd does not answer: the last fleet on disk is taken"
+        );
+        (self.cluster, self.revision) = (saved.cluster, saved.revision);
+        for SavedNode { key, lease, record, spec } in saved.nodes {
+            let address = record.address.clone();
+            self.roster.restore(key.clone(), lease, record);
+            self.announce(key, address, spec).await?;
+        }
+        self.start = Start::Done;
+        self.tell(Event::Listed(Source::Etcd)).await
+    }
+
+    /// Says that everything has been told of, once it has.
+    pub(super) async fn finish_start(&mut self) -> Result<(), NobodyListens> {
+        if matches!(self.start, Start::Resolving(_)) && self.names.is_idle() {
+            self.start = Start::Done;
+            self.tell(Event::Listed(Source::Etcd)).await?;
+        }
+        Ok(())
+    }
+}

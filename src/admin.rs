@@ -187,8 +187,8 @@ impl Admin {
     /// Gauges that follow from the state are read when somebody asks, so that nobody has to keep them right.
     fn metrics(&self) -> Response {
         let fleet = self.fleet.load();
-        self.metrics.journal_head.set(self.journal.head().cast_signed());
-        self.metrics.journal_spooled.set(i64::try_from(self.spooled().unwrap_or(0)).unwrap_or(i64::MAX));
+        self.metrics.journal.head.set(self.journal.head().cast_signed());
+        self.metrics.journal.spooled.set(i64::try_from(self.spooled().unwrap_or(0)).unwrap_or(i64::MAX));
         if let Some(link) = self.registry.as_ref().map(RegistryView::of) {
             self.metrics.registry.connected.set(link.connected.into());
             self.metrics.registry.revision.set(link.revision.unwrap_or(0));

@@ -10,6 +10,8 @@
 //! Two runtimes never share a thread: the workers' (one each) carry the traffic, the control plane's carries everything
 //! else, so that neither a purge storm nor a slow registry costs a request anything but CPU.
 
+mod engine;
+mod fleet;
 pub mod listeners;
 mod reload;
 
@@ -26,25 +28,21 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::admin::Admin;
-use crate::config::{Config, ConfigSource, JournalKind, Limits as ClientLimits, RegistryKind, StaticNode};
-use crate::delivery::{self, Deliveries, Pace};
+use crate::config::{Config, ConfigSource, Limits as ClientLimits, StaticNode};
+use crate::delivery::Deliveries;
 use crate::edge::Edge;
-use crate::etcd::follow::Link;
-use crate::etcd::{Etcd, SharedEtcd};
-use crate::fleet::{Event, Fence, NodeId, Role, Snapshot, Source};
-use crate::fleet_keeper::{FleetKeeper, Surroundings};
+use crate::fleet::{NodeId, Role, Snapshot};
 use crate::http_server;
-use crate::journal::{self, Disk, Journal, Limits, Memory};
+use crate::journal::Journal;
 use crate::origin::Origin;
 use crate::proxy;
-use crate::purge::Guard;
 use crate::purge_api::PurgeApi;
-use crate::registry::{self, Following};
-use crate::replicas::{self, Replicas};
+use crate::replicas::Replicas;
 use crate::shutdown::{self, Shutdown, ShutdownHandle, Stage};
-use crate::slow_start::SlowStart;
 use crate::telemetry::Metrics;
 use crate::tls;
+use engine::Engine;
+use fleet::FleetInputs;
 use reload::Reloader;
 
 /// How long the process stays at work after it has said that it is not ready any more, so that a balancer in front
@@ -108,65 +106,21 @@ impl App {
         let purge = listeners::bind_control(&config.purge.listen, "purge", &mut addresses.purge).await?;
         let admin = listeners::bind_control(&config.admin.listen, "admin", &mut addresses.admin).await?;
 
-        let started = Instant::now();
-        let metrics = Arc::new(Metrics::new().context("metrics")?);
-        let guard = Arc::new(Guard::new(started));
-        let etcd: Option<SharedEtcd> = config.uses_etcd().then(|| Arc::new(Etcd::new(&config.registry.etcd)));
-        let (journal, shared_journal) = open_journal(config, &guard, etcd.as_ref()).await?;
-        // Whatever is in the journal counts as answered: nobody knows how far the last process came.
-        let fence = Arc::new(Fence::at(journal.head()));
-        let fleet = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
+        let engine = Engine::build(config).await?;
         let (shutdown_handle, shutdown) = shutdown::channel();
         let (open_sender, open) = watch::channel(false);
-
-        let slow_start = Arc::new(SlowStart::new(&config.health));
-        let context = delivery::Context {
-            journal: Arc::clone(&journal),
-            fence: Arc::clone(&fence),
-            fleet: Arc::clone(&fleet),
-            guard: Arc::clone(&guard),
-            metrics: Arc::clone(&metrics),
-            slow_start: Arc::clone(&slow_start),
-            pace: Pace::new(&config.purge),
-            started,
-        };
-        let deliveries = Arc::new(Deliveries::new(context));
         let mut tasks = JoinSet::new();
         let (nodes, configured) = watch::channel(config.nodes.clone());
-        let (events_sender, events) = mpsc::channel(1024);
-        let around = Surroundings {
-            fleet: Arc::clone(&fleet),
-            checks: config.health.clone(),
-            retain: config.registry.retain,
-            deliveries: Arc::clone(&deliveries),
-            slow_start,
-            metrics: Arc::clone(&metrics),
-            events: events_sender,
-        };
-        let FleetInputs { listed, suspects, registry } =
-            keep_fleet(config, configured, etcd.as_ref(), (around, events), &mut tasks);
-        let saved = Arc::clone(&deliveries);
+        let FleetInputs { listed, suspects, registry } = fleet::keep(config, configured, &engine, &mut tasks);
+        let saved = Arc::clone(&engine.deliveries);
         tasks.spawn(async move { saved.save_cursors().await });
         let watched = certificates.into_iter().map(|(_, tls)| Arc::new(tls));
-        watched.for_each(|tls| _ = tasks.spawn(tls::watch(tls, Arc::clone(&metrics), tls::LOOK_EVERY)));
-        let replicas = match etcd {
-            Some(etcd) => {
-                let context = replicas::Context {
-                    etcd,
-                    journal: shared_journal,
-                    journal_kind: config.journal.kind(),
-                    deliveries: Arc::clone(&deliveries),
-                    ack_timeout: config.purge.ack_timeout,
-                    token: config.purge.token.clone(),
-                    metrics: Arc::clone(&metrics),
-                };
-                Some(join_replicas(config, context, &addresses, &mut tasks)?)
-            }
-            None => None,
-        };
+        watched.for_each(|tls| _ = tasks.spawn(tls::watch(tls, Arc::clone(&engine.metrics), tls::LOOK_EVERY)));
+        let replicas = engine.join_replicas(config, &addresses, &mut tasks)?;
         let patience = config.purge.ack_timeout;
-        tasks.spawn(open_edge(listed, Arc::clone(&deliveries), replicas.clone(), patience, open_sender));
+        tasks.spawn(open_edge(listed, Arc::clone(&engine.deliveries), replicas.clone(), patience, open_sender));
 
+        let Engine { metrics, guard, journal, fence, fleet, deliveries, started, .. } = engine;
         let purge_api = PurgeApi::new(
             &config.purge,
             Arc::clone(&journal),
@@ -282,69 +236,6 @@ impl App {
     }
 }
 
-/// Starts what finds the nodes, of which `nodes` are in the configuration, and keeps the fleet.
-fn keep_fleet(
-    config: &Config,
-    nodes: watch::Receiver<Vec<StaticNode>>,
-    etcd: Option<&SharedEtcd>,
-    (around, events): (Surroundings, mpsc::Receiver<Event>),
-    tasks: &mut JoinSet<()>,
-) -> FleetInputs {
-    let (listed_sender, listed) = watch::channel(false);
-    let events_sender = around.events.clone();
-    let (suspects_sender, suspects) = mpsc::channel(1024);
-    let registry = follow_registry(config, etcd, &events_sender, &around.metrics, tasks);
-    let sources = [Some(Source::Static), registry.as_ref().map(Following::source)];
-    let slow_start = Arc::clone(&around.slow_start);
-    tasks.spawn(async move { slow_start.run().await });
-    let keeper = FleetKeeper::new(around, sources.into_iter().flatten(), listed_sender);
-    tasks.spawn(keeper.run(events, suspects));
-    tasks.spawn(registry::fixed::follow(nodes, events_sender));
-    FleetInputs { listed, suspects: suspects_sender, registry }
-}
-
-/// What the fleet is kept from, for those who look at it or add to it.
-struct FleetInputs {
-    /// Turns true when the sources of nodes have told of all they knew at the start.
-    listed: watch::Receiver<bool>,
-    /// Takes the nodes that failed a request.
-    suspects: mpsc::Sender<(Role, NodeId)>,
-    /// How the registry is followed, where there is one beside the configuration.
-    registry: Option<Following>,
-}
-
-/// Starts what tells of the nodes that the configuration does not have. Returns how that is doing.
-fn follow_registry(
-    config: &Config,
-    etcd: Option<&SharedEtcd>,
-    events: &mpsc::Sender<Event>,
-    metrics: &Arc<Metrics>,
-    tasks: &mut JoinSet<()>,
-) -> Option<Following> {
-    let (events, metrics) = (events.clone(), Arc::clone(metrics));
-    match (config.registry.kind, etcd) {
-        (RegistryKind::Etcd, Some(etcd)) => {
-            let link = Link::new("nodes");
-            let has_disk = config.journal.kind() != JournalKind::Memory;
-            tasks.spawn(registry::etcd::run(registry::etcd::Settings {
-                etcd: Arc::clone(etcd),
-                link: Arc::clone(&link),
-                snapshot: has_disk.then(|| config.journal.path.join("fleet.json")),
-                metrics,
-                events,
-            }));
-            Some(Following::Etcd(link))
-        }
-        (RegistryKind::Dns, _) => {
-            let standing = Arc::<registry::dns::Standing>::default();
-            let rejected = move || metrics.registry.rejected.inc();
-            tasks.spawn(registry::dns::follow(config.registry.dns.clone(), events, Arc::clone(&standing), rejected));
-            Some(Following::Dns(standing))
-        }
-        (RegistryKind::Static | RegistryKind::Etcd, _) => None,
-    }
-}
-
 /// Serves the sockets of one listener of the control plane.
 fn serve_all<H: http_server::Handler>(
     servers: &mut JoinSet<()>,
@@ -430,40 +321,4 @@ fn admission(limits: &ClientLimits, metrics: &Metrics) -> Arc<proxy::Admission> 
     };
     let from_one = limits.max_connections_per_address;
     Arc::new(proxy::Admission::new(most, from_one, metrics.edge_connections.clone()))
-}
-
-/// The journal, and the same once more where replicas share it.
-async fn open_journal(
-    config: &Config,
-    guard: &Arc<Guard>,
-    etcd: Option<&SharedEtcd>,
-) -> anyhow::Result<(Arc<dyn Journal>, Option<Arc<journal::Etcd>>)> {
-    let limits = Limits { retention: config.journal.retention, ..Limits::default() };
-    let (path, guard) = (&config.journal.path, Arc::clone(guard));
-    Ok(match (config.journal.kind(), etcd) {
-        (JournalKind::Memory, _) => (Arc::new(Memory::new(limits, guard)), None),
-        (JournalKind::Etcd, Some(etcd)) => {
-            let shared = Arc::new(journal::Etcd::open(path, limits, guard, Arc::clone(etcd)).await?);
-            (Arc::clone(&shared) as Arc<dyn Journal>, Some(shared))
-        }
-        (JournalKind::Disk | JournalKind::Etcd, _) => (Arc::new(Disk::open(path, limits, guard)?), None),
-    })
-}
-
-/// Says who we are to the other clearcoats before this fleet, and looks for them.
-fn join_replicas(
-    config: &Config,
-    context: replicas::Context,
-    addresses: &Addresses,
-    tasks: &mut JoinSet<()>,
-) -> anyhow::Result<Arc<Replicas>> {
-    let id = replicas::own_id(&config.replica).map_err(anyhow::Error::msg)?;
-    let listener = addresses.purge.first().copied().context("purge.listen holds no address")?;
-    let address = replicas::own_address(&config.replica, &config.registry.etcd.endpoints, listener);
-    let (deliveries, patience) = (Arc::clone(&context.deliveries), context.ack_timeout);
-    if context.journal.is_some() {
-        tasks.spawn(async move { deliveries.keep_up(patience).await });
-    }
-    let record = replicas::Record::new(address, context.journal_kind);
-    Ok(Replicas::start(context, id, record, tasks))
 }

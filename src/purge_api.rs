@@ -244,8 +244,8 @@ impl PurgeApi {
                 return not_now("the purge could not be made durable and was not accepted");
             }
         };
-        self.metrics.journal_append_duration.observe(began.elapsed().as_secs_f64());
-        self.metrics.journal_head.set(self.journal.head().cast_signed());
+        self.metrics.journal.append_duration.observe(began.elapsed().as_secs_f64());
+        self.metrics.journal.head.set(self.journal.head().cast_signed());
         // What the journal took is part of what was promised to the sender; something is left for the fleet all the same.
         let left = self.ack_timeout.saturating_sub(began.elapsed()).max(self.ack_timeout / 4);
         let elsewhere = async {

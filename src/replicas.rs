@@ -57,8 +57,6 @@ pub struct Context {
     pub etcd: SharedEtcd,
     /// The journal that all share, where this is so.
     pub journal: Option<Arc<SharedJournal>>,
-    /// What journal this one has.
-    pub journal_kind: JournalKind,
     /// Who acknowledges.
     pub deliveries: Arc<Deliveries>,
     /// How long a purge waits.
@@ -172,7 +170,7 @@ impl Replicas {
         }
         let unconfirmed: Vec<NodeId> =
             self.sharing().iter().filter(|peer| !peer.has(position)).map(|peer| peer.id.clone()).collect();
-        self.context.metrics.replica_unconfirmed.inc_by(unconfirmed.len() as u64);
+        self.context.metrics.journal.unconfirmed.inc_by(unconfirmed.len() as u64);
         unconfirmed
     }
 
@@ -300,7 +298,7 @@ impl Replicas {
 
     fn count(&self) {
         let others = i64::try_from(self.peers().len()).unwrap_or(i64::MAX);
-        self.context.metrics.replicas.set(others + 1);
+        self.context.metrics.journal.replicas.set(others + 1);
     }
 
     /// How looking for others is doing.

@@ -5,6 +5,7 @@
 //! stranger: node ids come from the registry, families of tags and senders of purges are a bounded number, everything else
 //! comes from this source.
 
+mod journal;
 mod listener;
 mod purge;
 mod registry;
@@ -19,6 +20,7 @@ use prometheus::{
 
 use crate::fleet::{NodeId, Role};
 
+pub use journal::JournalMetrics;
 pub use listener::ListenerMetrics;
 pub use purge::PurgeMetrics;
 pub use registry::RegistryMetrics;
@@ -60,16 +62,8 @@ pub struct Metrics {
     pub stale_served: IntCounter,
     /// Answers that no Varnish may store: something in them was purged while they were rendered.
     pub guard_marked: IntCounter,
-    /// The last durable position.
-    pub journal_head: IntGauge,
-    /// How long it took to make a purge durable.
-    pub journal_append_duration: Histogram,
-    /// Purges that are not in etcd yet.
-    pub journal_spooled: IntGauge,
-    /// Clearcoats before this fleet, as far as is known.
-    pub replicas: IntGauge,
-    /// Times a purge was answered though a replica had not confirmed it.
-    pub replica_unconfirmed: IntCounter,
+    /// The journal, and the replicas that share it.
+    pub journal: JournalMetrics,
 }
 
 /// The handles of one node.
@@ -184,23 +178,7 @@ impl Metrics {
                 "guard_marked_total",
                 "Pages that Varnish was told not to store: they were purged while they were rendered",
             )?,
-            journal_head: register(r, IntGauge::new("journal_head_position", "The last durable position")?)?,
-            journal_append_duration: histogram(
-                r,
-                "journal_append_duration_seconds",
-                "Time until a purge was durable",
-                &purge::BUCKETS,
-            )?,
-            journal_spooled: register(
-                r,
-                IntGauge::new("journal_spooled", "Purges that are durable here and not in etcd yet")?,
-            )?,
-            replicas: register(r, IntGauge::new("replicas", "Clearcoats before this fleet, with this one")?)?,
-            replica_unconfirmed: counter(
-                r,
-                "replica_unconfirmed_total",
-                "Purges that were answered though another replica had not confirmed them",
-            )?,
+            journal: JournalMetrics::new(r)?,
             nodes: DashMap::new(),
             families,
         })

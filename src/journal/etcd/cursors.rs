@@ -90,9 +90,8 @@ impl Published {
             let node = NodeId::try_from(key.strip_prefix(&keys).unwrap_or(&key));
             match (node, serde_json::from_slice(kv.value())) {
                 (Ok(node), Ok(record)) => _ = read.insert(node, record),
-                (node, record) => {
-                    tracing::warn!(key, is_node = node.is_ok(), error = ?record.err(), "this is no cursor")
-                }
+                (Err(error), _) => tracing::warn!(key, %error, "this is no cursor"),
+                (_, Err(error)) => tracing::warn!(key, %error, "this is no cursor"),
             }
         }
     }

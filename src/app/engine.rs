@@ -1,0 +1,109 @@
+//! The purge engine and what it stands on: the parts that everything else is handed.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use tokio::task::JoinSet;
+
+use super::Addresses;
+use crate::config::{Config, JournalKind};
+use crate::delivery::{self, Deliveries, Pace};
+use crate::etcd::{Etcd, SharedEtcd};
+use crate::fleet::{Fence, Snapshot};
+use crate::journal::{self, Disk, Journal, Limits, Memory};
+use crate::purge::Guard;
+use crate::replicas::{self, Replicas};
+use crate::slow_start::SlowStart;
+use crate::telemetry::Metrics;
+
+/// The parts, wired to each other.
+pub(super) struct Engine {
+    pub(super) started: Instant,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) guard: Arc<Guard>,
+    /// Where anything of this clearcoat is in etcd.
+    pub(super) etcd: Option<SharedEtcd>,
+    pub(super) journal: Arc<dyn Journal>,
+    /// The same once more, where replicas share it.
+    shared_journal: Option<Arc<journal::Etcd>>,
+    pub(super) fence: Arc<Fence>,
+    pub(super) fleet: Arc<ArcSwap<Snapshot>>,
+    pub(super) slow_start: Arc<SlowStart>,
+    pub(super) deliveries: Arc<Deliveries>,
+}
+
+impl Engine {
+    /// Opens the journal and puts the rest around it. Nothing runs yet, but what keeps a journal in etcd.
+    pub(super) async fn build(config: &Config) -> anyhow::Result<Self> {
+        let started = Instant::now();
+        let metrics = Arc::new(Metrics::new().context("metrics")?);
+        let guard = Arc::new(Guard::new(started));
+        let etcd: Option<SharedEtcd> = config.uses_etcd().then(|| Arc::new(Etcd::new(&config.registry.etcd)));
+        let (journal, shared_journal) = open_journal(config, &guard, etcd.as_ref()).await?;
+        // Whatever is in the journal counts as answered: nobody knows how far the last process came.
+        let fence = Arc::new(Fence::at(journal.head()));
+        let fleet = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
+        let slow_start = Arc::new(SlowStart::new(&config.health));
+        let context = delivery::Context {
+            journal: Arc::clone(&journal),
+            fence: Arc::clone(&fence),
+            fleet: Arc::clone(&fleet),
+            guard: Arc::clone(&guard),
+            metrics: Arc::clone(&metrics),
+            slow_start: Arc::clone(&slow_start),
+            pace: Pace::new(&config.purge),
+            started,
+        };
+        let deliveries = Arc::new(Deliveries::new(context));
+        Ok(Engine { started, metrics, guard, etcd, journal, shared_journal, fence, fleet, slow_start, deliveries })
+    }
+
+    /// Says who we are to the other clearcoats before this fleet, and looks for them. `None` where there is no etcd to do
+    /// so.
+    pub(super) fn join_replicas(
+        &self,
+        config: &Config,
+        addresses: &Addresses,
+        tasks: &mut JoinSet<()>,
+    ) -> anyhow::Result<Option<Arc<Replicas>>> {
+        let Some(etcd) = &self.etcd else { return Ok(None) };
+        let id = replicas::own_id(&config.replica).map_err(anyhow::Error::msg)?;
+        let listener = addresses.purge.first().copied().context("purge.listen holds no address")?;
+        let address = replicas::own_address(&config.replica, &config.registry.etcd.endpoints, listener);
+        let patience = config.purge.ack_timeout;
+        if self.shared_journal.is_some() {
+            let deliveries = Arc::clone(&self.deliveries);
+            tasks.spawn(async move { deliveries.keep_up(patience).await });
+        }
+        let context = replicas::Context {
+            etcd: Arc::clone(etcd),
+            journal: self.shared_journal.clone(),
+            deliveries: Arc::clone(&self.deliveries),
+            ack_timeout: patience,
+            token: config.purge.token.clone(),
+            metrics: Arc::clone(&self.metrics),
+        };
+        let record = replicas::Record::new(address, config.journal.kind());
+        Ok(Some(Replicas::start(context, id, record, tasks)))
+    }
+}
+
+/// The journal, and the same once more where replicas share it.
+async fn open_journal(
+    config: &Config,
+    guard: &Arc<Guard>,
+    etcd: Option<&SharedEtcd>,
+) -> anyhow::Result<(Arc<dyn Journal>, Option<Arc<journal::Etcd>>)> {
+    let limits = Limits { retention: config.journal.retention, ..Limits::default() };
+    let (path, guard) = (&config.journal.path, Arc::clone(guard));
+    Ok(match (config.journal.kind(), etcd) {
+        (JournalKind::Memory, _) => (Arc::new(Memory::new(limits, guard)), None),
+        (JournalKind::Etcd, Some(etcd)) => {
+            let shared = Arc::new(journal::Etcd::open(path, limits, guard, Arc::clone(etcd)).await?);
+            (Arc::clone(&shared) as Arc<dyn Journal>, Some(shared))
+        }
+        (JournalKind::Disk | JournalKind::Etcd, _) => (Arc::new(Disk::open(path, limits, guard)?), None),
+    })
+}

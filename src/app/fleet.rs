@@ -1,0 +1,83 @@
+//! What finds the nodes and keeps the fleet.
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use super::engine::Engine;
+use crate::config::{Config, JournalKind, RegistryKind, StaticNode};
+use crate::etcd::follow::Link;
+use crate::fleet::{Event, NodeId, Role, Source};
+use crate::fleet_keeper::{FleetKeeper, Surroundings};
+use crate::registry::{self, Following};
+
+/// Starts what finds the nodes, of which `nodes` are in the configuration, and keeps the fleet.
+pub(super) fn keep(
+    config: &Config,
+    nodes: watch::Receiver<Vec<StaticNode>>,
+    engine: &Engine,
+    tasks: &mut JoinSet<()>,
+) -> FleetInputs {
+    let (listed_sender, listed) = watch::channel(false);
+    let (events_sender, events) = mpsc::channel(1024);
+    let (suspects_sender, suspects) = mpsc::channel(1024);
+    let around = Surroundings {
+        fleet: Arc::clone(&engine.fleet),
+        checks: config.health.clone(),
+        retain: config.registry.retain,
+        deliveries: Arc::clone(&engine.deliveries),
+        slow_start: Arc::clone(&engine.slow_start),
+        metrics: Arc::clone(&engine.metrics),
+        events: events_sender.clone(),
+    };
+    let registry = follow_registry(config, engine, &events_sender, tasks);
+    let sources = [Some(Source::Static), registry.as_ref().map(Following::source)];
+    let slow_start = Arc::clone(&engine.slow_start);
+    tasks.spawn(async move { slow_start.run().await });
+    let keeper = FleetKeeper::new(around, sources.into_iter().flatten(), listed_sender);
+    tasks.spawn(keeper.run(events, suspects));
+    tasks.spawn(registry::fixed::follow(nodes, events_sender));
+    FleetInputs { listed, suspects: suspects_sender, registry }
+}
+
+/// What the fleet is kept from, for those who look at it or add to it.
+pub(super) struct FleetInputs {
+    /// Turns true when the sources of nodes have told of all they knew at the start.
+    pub(super) listed: watch::Receiver<bool>,
+    /// Takes the nodes that failed a request.
+    pub(super) suspects: mpsc::Sender<(Role, NodeId)>,
+    /// How the registry is followed, where there is one beside the configuration.
+    pub(super) registry: Option<Following>,
+}
+
+/// Starts what tells of the nodes that the configuration does not have. Returns how that is doing.
+fn follow_registry(
+    config: &Config,
+    engine: &Engine,
+    events: &mpsc::Sender<Event>,
+    tasks: &mut JoinSet<()>,
+) -> Option<Following> {
+    let (events, metrics) = (events.clone(), Arc::clone(&engine.metrics));
+    match (config.registry.kind, &engine.etcd) {
+        (RegistryKind::Etcd, Some(etcd)) => {
+            let link = Link::new("nodes");
+            let has_disk = config.journal.kind() != JournalKind::Memory;
+            tasks.spawn(registry::etcd::run(registry::etcd::Settings {
+                etcd: Arc::clone(etcd),
+                link: Arc::clone(&link),
+                snapshot: has_disk.then(|| config.journal.path.join("fleet.json")),
+                metrics,
+                events,
+            }));
+            Some(Following::Etcd(link))
+        }
+        (RegistryKind::Dns, _) => {
+            let standing = Arc::<registry::dns::Standing>::default();
+            let rejected = move || metrics.registry.rejected.inc();
+            tasks.spawn(registry::dns::follow(config.registry.dns.clone(), events, Arc::clone(&standing), rejected));
+            Some(Following::Dns(standing))
+        }
+        (RegistryKind::Static | RegistryKind::Etcd, _) => None,
+    }
+}

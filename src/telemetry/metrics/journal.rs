@@ -1,0 +1,45 @@
+//! What the journal counts, and the replicas that share it.
+
+use prometheus::{Histogram, IntCounter, IntGauge, Registry};
+
+use super::purge::BUCKETS;
+use super::{counter, histogram, register};
+
+/// The metrics of the journal.
+#[derive(Debug)]
+pub struct JournalMetrics {
+    /// The last durable position.
+    pub head: IntGauge,
+    /// How long it took to make a purge durable.
+    pub append_duration: Histogram,
+    /// Purges that are not in etcd yet.
+    pub spooled: IntGauge,
+    /// Clearcoats before this fleet, as far as is known.
+    pub replicas: IntGauge,
+    /// Times a purge was answered though a replica had not confirmed it.
+    pub unconfirmed: IntCounter,
+}
+
+impl JournalMetrics {
+    pub(super) fn new(r: &Registry) -> prometheus::Result<Self> {
+        Ok(JournalMetrics {
+            head: register(r, IntGauge::new("journal_head_position", "The last durable position")?)?,
+            append_duration: histogram(
+                r,
+                "journal_append_duration_seconds",
+                "Time until a purge was durable",
+                &BUCKETS,
+            )?,
+            spooled: register(
+                r,
+                IntGauge::new("journal_spooled", "Purges that are durable here and not in etcd yet")?,
+            )?,
+            replicas: register(r, IntGauge::new("replicas", "Clearcoats before this fleet, with this one")?)?,
+            unconfirmed: counter(
+                r,
+                "replica_unconfirmed_total",
+                "Purges that were answered though another replica had not confirmed them",
+            )?,
+        })
+    }
+}

@@ -112,6 +112,7 @@ impl App {
         let mut tasks = JoinSet::new();
         let (nodes, configured) = watch::channel(config.nodes.clone());
         let FleetInputs { listed, suspects, registry } = fleet::keep(config, configured, &engine, &mut tasks);
+        let known = listed.clone();
         let saved = Arc::clone(&engine.deliveries);
         tasks.spawn(async move { saved.save_cursors().await });
         let watched = certificates.into_iter().map(|(_, tls)| Arc::new(tls));
@@ -150,7 +151,7 @@ impl App {
         let shared = shared(config, fleet, Arc::clone(&metrics), suspects, started, shutdown);
         let sockets = edge.into_iter().zip(origin);
         let routes = (edge_route, origin_route);
-        let (workers, edge_in_use) = start_workers(sockets, &shared, &routes, &open)?;
+        let (workers, edge_in_use) = start_workers(sockets, &shared, &routes, &open, &known)?;
         Ok(App {
             addresses,
             shutdown: shutdown_handle,
@@ -257,13 +258,14 @@ fn start_workers(
     shared: &proxy::Shared,
     (edge_route, origin_route): &(Edge, Origin),
     open: &watch::Receiver<bool>,
+    known: &watch::Receiver<bool>,
 ) -> anyhow::Result<(Vec<JoinHandle<()>>, mpsc::Receiver<Infallible>)> {
-    // Varnish needs its backend at once: what it fetches cannot be older than the fetch.
-    let always = watch::channel(true).1;
+    // Varnish has its backend as soon as that knows a node: what it fetches cannot be older than the fetch. Before that
+    // it would be told that there is none, where another clearcoat has plenty.
     let (in_use, edge_in_use) = mpsc::channel(1);
     let workers = sockets.enumerate().map(|(index, (edge, origin))| {
         let edge = (edge, edge_route.clone(), open.clone());
-        proxy::spawn(index, shared.clone(), edge, (origin, origin_route.clone(), always.clone()), in_use.clone())
+        proxy::spawn(index, shared.clone(), edge, (origin, origin_route.clone(), known.clone()), in_use.clone())
     });
     let workers = workers.collect::<Result<_, _>>().context("a worker thread could not be started")?;
     Ok((workers, edge_in_use))

@@ -7,18 +7,23 @@
 //! Several messages may be on their way at once, as a purge must not wait for the confirmation of the one before it; they
 //! count in their order. After a failure everything that was not confirmed is sent again, and the first message that
 //! comes through says that the other one is there: what it has by then, it has confirmed.
+//!
+//! **A key that is gone is no replica that is gone.** The lease of one that is cut off from etcd runs out while it serves
+//! its readers, and then it is us or nobody who tells it of purges. So who is not registered any more is told as before,
+//! and asked now and then whether it is still there; it is let go of when nobody listens at its address, when nothing was
+//! heard of it for [`KEPT`], or when it has said goodbye.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 
 use super::{Message, PATH, Record, Replicas};
@@ -35,6 +40,12 @@ const MAX_MESSAGE: usize = 256 << 10;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
+/// How often one that is not registered is asked whether it is there.
+const ASK_EVERY: Duration = Duration::from_secs(2);
+
+/// How long one that is not registered and does not answer is still told: as long as a node whose agent says nothing.
+const KEPT: Duration = Duration::from_secs(600);
+
 /// An answer is some words.
 const MAX_ANSWER: usize = 64 << 10;
 
@@ -46,6 +57,11 @@ pub(super) struct Peer {
     confirmed: AtomicU64,
     late: AtomicBool,
     gone: AtomicBool,
+    /// Its key is not in etcd.
+    unlisted: AtomicBool,
+    /// Rings when that has changed.
+    relisted: Notify,
+    heard: Mutex<Instant>,
     problem: Mutex<Arc<str>>,
     idle: Mutex<Vec<SendRequest<Full<Bytes>>>>,
 }
@@ -76,6 +92,9 @@ impl Peer {
             confirmed: AtomicU64::new(told),
             late: AtomicBool::new(false),
             gone: AtomicBool::new(false),
+            unlisted: AtomicBool::new(false),
+            relisted: Notify::new(),
+            heard: Mutex::new(Instant::now()),
             problem: Mutex::new("".into()),
             idle: Mutex::default(),
         }
@@ -97,8 +116,33 @@ impl Peer {
         self.gone.store(true, Ordering::SeqCst);
     }
 
+    pub(super) fn is_unlisted(&self) -> bool {
+        self.unlisted.load(Ordering::SeqCst)
+    }
+
+    /// Whether its key is in etcd.
+    pub(super) fn is_listed_now(&self, listed: bool) {
+        if self.unlisted.swap(!listed, Ordering::SeqCst) == listed {
+            self.relisted.notify_one();
+            if listed {
+                tracing::info!(replica = %self.id, "a replica is registered again");
+            } else {
+                tracing::warn!(replica = %self.id, "a replica is not registered any more: it is told of purges as long as it answers");
+            }
+        }
+    }
+
+    /// Whether it is not worth another attempt.
+    fn has_ended(&self, error: &TellError) -> bool {
+        let heard = *self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let nobody_listens =
+            matches!(error, TellError::Connect(error) if error.kind() == std::io::ErrorKind::ConnectionRefused);
+        self.is_unlisted() && (nobody_listens || heard.elapsed() > KEPT)
+    }
+
     pub(super) fn problem(&self) -> Arc<str> {
-        Arc::clone(&self.problem.lock().unwrap_or_else(PoisonError::into_inner))
+        let problem = Arc::clone(&self.problem.lock().unwrap_or_else(PoisonError::into_inner));
+        if problem.is_empty() && self.is_unlisted() { "not registered in etcd any more".into() } else { problem }
     }
 
     /// Nobody waits for it any more.
@@ -113,6 +157,7 @@ impl Peer {
     }
 
     fn is_on_time_again(&self) {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = "".into();
         if self.late.swap(false, Ordering::SeqCst) {
             tracing::info!(replica = %self.id, "a replica confirms purges again");
@@ -145,6 +190,9 @@ pub(super) async fn run(replicas: Arc<Replicas>, peer: Arc<Peer>) {
         let error = tell(&replicas, &peer, &mut head).await;
         // Where nobody listens, nobody is served an old page either; and who does not answer has had its time.
         peer.is_late_now(&error.to_string());
+        if peer.has_ended(&error) {
+            return replicas.let_go(&peer);
+        }
         replicas.progress.send_replace(());
         let bound = (FIRST_PAUSE * 2_u32.saturating_pow(failures)).min(LONGEST_PAUSE);
         failures = if peer.has(journal.head()) { 0 } else { (failures + 1).min(16) };
@@ -177,6 +225,13 @@ async fn tell(replicas: &Arc<Replicas>, peer: &Arc<Peer>, head: &mut watch::Rece
             sent = last;
         }
         let full = on_their_way.len() >= ON_THEIR_WAY;
+        let is_there = async {
+            if !peer.is_unlisted() {
+                peer.relisted.notified().await;
+            } else {
+                tokio::time::sleep(ASK_EVERY).await;
+            }
+        };
         tokio::select! {
             answered = first(&mut on_their_way) => {
                 let last = match answered {
@@ -193,6 +248,7 @@ async fn tell(replicas: &Arc<Replicas>, peer: &Arc<Peer>, head: &mut watch::Rece
             moved = head.wait_for(|head| *head > sent), if !full => if moved.is_err() {
                 return TellError::NoAnswer(Duration::ZERO);
             },
+            () = is_there => asks = peer.is_unlisted(),
         }
     }
 }

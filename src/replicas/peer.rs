@@ -16,7 +16,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
@@ -293,11 +293,25 @@ fn told(revision: Option<u64>, id: &str, entry: &Entry) -> Told {
     Told { id: id.to_owned(), revision, at_ms: entry.at_ms, purge: entry.purge.clone() }
 }
 
+/// How long the other one may wait for its Varnish nodes. It keeps some of our patience for itself (it takes the purge in,
+/// and answers), and what etcd has taken before is gone: its answer is to be here when the purge's sender gets one. What is
+/// older was answered long ago, and fences there almost at once.
+fn others_patience(ack_timeout: Duration, accepted_ms: u64, now_ms: u64) -> Duration {
+    let gone = Duration::from_millis(now_ms.saturating_sub(accepted_ms));
+    (ack_timeout * 3 / 4).saturating_sub(gone).max(ack_timeout / 8)
+}
+
+/// As purges are dated when they are accepted.
+fn wall_clock_ms() -> u64 {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// Sends one message and waits for its answer.
 async fn post(replicas: Arc<Replicas>, peer: Arc<Peer>, purges: Vec<Told>) -> Result<(), TellError> {
-    // The other one keeps some of our patience for itself: it takes the purge in, waits, and answers.
     let patience = replicas.context.ack_timeout;
-    let wait_ms = u64::try_from((patience * 3 / 4).as_millis()).unwrap_or(u64::MAX);
+    let newest_ms = purges.iter().map(|told| told.at_ms).max().unwrap_or(0);
+    let wait_ms = u64::try_from(others_patience(patience, newest_ms, wall_clock_ms()).as_millis()).unwrap_or(u64::MAX);
     let body = Bytes::from(serde_json::to_vec(&Message { from: replicas.id.clone(), wait_ms, purges })?);
     let answered = async {
         let pooled = peer.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
@@ -346,4 +360,18 @@ async fn exchange(
         Err(error) => error.to_string(),
     };
     if status == 200 { Ok(()) } else { Err(TellError::Refused(status, text)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_other_one_answers_before_the_sender_of_the_purge_is_answered() {
+        let ack = Duration::from_millis(1_000);
+        let patience = |gone| others_patience(ack, 10_000, 10_000 + gone).as_millis();
+        assert_eq!([0, 350, 700, 60_000].map(patience), [750, 400, 125, 125]);
+        // A clock that was set back.
+        assert_eq!(others_patience(ack, 10_000, 9_000).as_millis(), 750);
+    }
 }

@@ -71,6 +71,7 @@ fn a_replica_whose_key_is_gone_from_etcd_while_it_runs_is_told_all_the_same() {
     purges_hold_behind_all(&fleet, &fleet.clearcoat, 9);
     // One that has ended is not waited for, nor shown.
     fleet.replica(1).kill();
+    fleet.links[1].others.close();
     let lease = lease_of(fleet.etcd(), &key);
     fleet.etcd().revoke(lease);
     eventually("it is not there any more", || {

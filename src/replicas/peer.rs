@@ -369,7 +369,7 @@ mod tests {
     #[test]
     fn the_other_one_answers_before_the_sender_of_the_purge_is_answered() {
         let ack = Duration::from_millis(1_000);
-        let patience = |gone| others_patience(ack, 10_000, 10_000 + gone).as_millis();
+        let patience = |gone: u64| others_patience(ack, 10_000, 10_000 + gone).as_millis();
         assert_eq!([0, 350, 700, 60_000].map(patience), [750, 400, 125, 125]);
         // A clock that was set back.
         assert_eq!(others_patience(ack, 10_000, 9_000).as_millis(), 750);

@@ -2,6 +2,7 @@
 
 use super::rig::{PURGES, Rig, plan};
 use crate::support::etcd::backup::ClusterId;
+use crate::support::etcd::link::Link;
 use crate::support::eventually;
 use crate::support::fleet::Plan;
 
@@ -40,6 +41,26 @@ fn purges_that_a_restored_etcd_has_lost_are_there_again() {
         rig.fleet.others[0].opened();
         rig.holds_all(1, &names);
     }
+}
+
+#[test]
+fn purges_of_two_histories_of_one_length_are_all_in_every_journal() {
+    let mut rig = Rig::start(&Plan { links: true, ..plan() });
+    rig.more(5);
+    let backup = rig.fleet.etcd().snapshot();
+    rig.more(5);
+    let of_another = rig.fleet.etcd().list(PURGES).into_values().next().expect("a purge");
+    rig.fleet.links.iter_mut().flat_map(|links| &mut links.etcd).for_each(Link::close);
+    rig.fleet.etcd().restore(&backup, ClusterId::Kept);
+    // As if by a replica that nobody here knows. Neither a revision nor the length of the log tells.
+    rig.others = 60;
+    for number in 0..rig.others {
+        rig.fleet.etcd().put(&format!("{PURGES}0190c0000000-00000000000000aa-{number:x}"), &of_another);
+    }
+    rig.fleet.links.iter_mut().flat_map(|links| &mut links.etcd).for_each(Link::mend);
+    rig.recovers("another history of the same length");
+    rig.more(6);
+    rig.ends("another history of the same length");
 }
 
 fn heads(rig: &Rig) -> Vec<u64> {

@@ -11,7 +11,8 @@
 //! it has confirmed everything. A replica that nobody can reach learns of purges by the journal all the same; that it
 //! has not confirmed is counted (`clearcoat_replica_unconfirmed_total`).
 //!
-//! **Who is there** is known by `replicas/<id>`, a key with a lease for each. It says what journal its replica has: where
+//! **Who is there** is known by `replicas/<id>`, a key with a lease for each; who was there and is not registered any more
+//! is told as long as it answers, for it may only have lost etcd, and serves readers ([`peer`]). The key also says what journal its replica has: where
 //! they are not one, nobody can promise anything for the others, and that is said aloud.
 
 mod peer;
@@ -118,7 +119,8 @@ impl Replicas {
         let (standing_sender, standing) = watch::channel(Standing::default());
         let link = Link::new("replicas");
         let key = context.etcd.key(&format!("{REPLICAS}{id}"));
-        let registration = Registration::new(Arc::clone(&context.etcd), key, TTL);
+        let farewell = Record { leaving: true, ..own.clone() }.encode();
+        let registration = Registration::new(Arc::clone(&context.etcd), key, TTL).with_farewell(farewell);
         tasks.spawn(registration.run(recorded, standing_sender));
         let (updates_sender, updates) = mpsc::channel(16);
         tasks.spawn(follow(Arc::clone(&context.etcd), context.etcd.key(REPLICAS), Arc::clone(&link), updates_sender));
@@ -239,14 +241,14 @@ impl Replicas {
                 Update::Listed(listing) => {
                     let listed: Vec<&str> = listing.items.iter().map(|item| item.key.as_str()).collect();
                     let gone: Vec<NodeId> = tasks.keys().filter(|id| !listed.contains(&id.as_str())).cloned().collect();
-                    gone.iter().for_each(|id| self.part(id, &mut tasks));
+                    gone.iter().for_each(|id| self.miss(id, &mut tasks));
                     listing.items.iter().for_each(|item| self.greet(item, &mut tasks));
                 }
                 Update::Changed(changes) => changes.iter().for_each(|change| match change {
                     Change::Put(item) => self.greet(item, &mut tasks),
                     Change::Deleted { key, .. } => {
                         if let Ok(id) = NodeId::try_from(key.as_str()) {
-                            self.part(&id, &mut tasks);
+                            self.miss(&id, &mut tasks);
                         }
                     }
                 }),
@@ -264,10 +266,16 @@ impl Replicas {
                 return;
             }
         };
-        if id == self.id || self.peers().get(&id).is_some_and(|peer| peer.record == record) {
+        if id == self.id {
             return;
         }
+        if let Some(peer) = self.peers().get(&id).filter(|peer| peer.record == record) {
+            return peer.is_listed_now(true);
+        }
         self.part(&id, tasks);
+        if record.leaving {
+            return;
+        }
         tracing::info!(replica = %id, address = record.address, journal = record.journal, "another replica is there");
         let told = self.context.journal.as_ref().map_or(0, |journal| journal.head());
         let peer = Arc::new(Peer::new(id.clone(), record, told));
@@ -279,6 +287,28 @@ impl Replicas {
             tasks.entry(id).or_default();
         }
         self.count();
+    }
+
+    /// Its key is not there any more. Who has a journal in common with us is told until it is known to have ended.
+    fn miss(&self, id: &NodeId, tasks: &mut BTreeMap<NodeId, JoinSet<()>>) {
+        let peer = self.peers().get(id).cloned();
+        match peer.filter(|peer| self.shares_with(peer)) {
+            Some(peer) => peer.is_listed_now(false),
+            None => self.part(id, tasks),
+        }
+    }
+
+    /// A peer that has ended. Its task returns after this.
+    fn let_go(&self, peer: &Arc<Peer>) {
+        let mut peers = self.peers();
+        if peers.get(&peer.id).is_some_and(|known| Arc::ptr_eq(known, peer)) {
+            peers.remove(&peer.id);
+        }
+        drop(peers);
+        tracing::info!(replica = %peer.id, "a replica is gone");
+        peer.is_gone_now();
+        self.count();
+        self.progress.send_replace(());
     }
 
     fn part(&self, id: &NodeId, tasks: &mut BTreeMap<NodeId, JoinSet<()>>) {

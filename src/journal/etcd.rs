@@ -185,6 +185,7 @@ impl Etcd {
             origin: Origin { id: id.into(), revision, ours: false },
             at_ms,
             purge,
+            in_order: false,
         });
         let positions = inner.local.append_all(foreign.collect()).await?;
         inner.uplink.look_again();
@@ -220,7 +221,7 @@ impl Inner {
             return Ok(position);
         }
         let origin = Origin { id, revision, ours: true };
-        let position = self.local.append_foreign(Foreign { origin, at_ms, purge }).await?;
+        let position = self.local.append_foreign(Foreign { origin, at_ms, purge, in_order: false }).await?;
         if revision.is_none() {
             self.uplink.look_again();
         }

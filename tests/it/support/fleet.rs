@@ -11,6 +11,7 @@ use clearcoat::varnish::vcl;
 use super::clearcoat::Clearcoat;
 use super::client::{Answer, get, purge, tag};
 use super::etcd::Etcd;
+use super::etcd::link::Link;
 use super::varnish::{Listens, Varnish};
 use super::web::{Shop, Web};
 use super::{eventually, hold};
@@ -30,6 +31,12 @@ pub struct Plan {
     /// How many clearcoats stand before the fleet. More than one, or a journal in etcd, needs members of etcd.
     pub replicas: usize,
     pub etcd: usize,
+    /// The nodes are registered in etcd, and stand in no configuration.
+    pub registered: bool,
+    /// Each clearcoat has ways of its own to the members of etcd, and another one on which the others reach it.
+    pub links: bool,
+    /// More keys of `[registry.etcd]`.
+    pub etcd_keys: &'static str,
     /// How the Varnish nodes are told to drop pages, and the longest header they take.
     pub delivery: Delivery,
     pub header_limit: usize,
@@ -49,6 +56,9 @@ impl Default for Plan {
             guard: true,
             replicas: 1,
             etcd: 0,
+            registered: false,
+            links: false,
+            etcd_keys: "",
             delivery: Delivery::Magento,
             header_limit: DEFAULT_HEADER_LIMIT,
             vcl: |vcl, _, _| vcl.to_owned(),
@@ -65,7 +75,17 @@ pub struct Fleet {
     pub web: Vec<Web>,
     pub shop: Arc<Shop>,
     etcd: Option<Etcd>,
+    /// The ways of each clearcoat, where the plan has them.
+    pub links: Vec<Links>,
     pub folder: tempfile::TempDir,
+}
+
+/// What stands between a clearcoat and the world.
+pub struct Links {
+    /// To each member of etcd.
+    pub etcd: Vec<Link>,
+    /// From the other clearcoats.
+    pub others: Link,
 }
 
 impl Fleet {
@@ -135,10 +155,15 @@ impl Fleet {
         let mut varnish: Vec<Varnish> = (1..=plan.varnish).map(spawn).collect();
         varnish.iter_mut().for_each(Varnish::ready);
 
-        let mut nodes = Vec::new();
+        let mut nodes: Vec<(&str, String, SocketAddr)> = Vec::new();
         nodes.extend(varnish.iter().map(|varnish| ("varnish", varnish.id.clone(), varnish.address)));
         nodes.extend(web.iter().enumerate().map(|(index, web)| ("web", format!("web-{}", index + 1), web.address)));
-        let endpoints = etcd.as_ref().map(Etcd::endpoints);
+        if let Some(etcd) = etcd.as_ref().filter(|_| plan.registered) {
+            for (role, id, address) in nodes.drain(..) {
+                etcd.put(&format!("/clearcoat/v1/nodes/{role}/{id}"), &address.to_string());
+            }
+        }
+        let mut links = Vec::new();
         let mut clearcoats = origins.iter().enumerate().map(|(number, origin)| {
             // The first one has the folder of the fleet, others have one in it.
             let own = match number {
@@ -147,18 +172,21 @@ impl Fleet {
             };
             std::fs::create_dir_all(&own).expect("a folder");
             let mut config = configuration(plan, *origin, &own.join("journal"), &nodes);
-            if let Some(endpoints) = &endpoints {
-                config = format!(
-                    "{config}\n[registry.etcd]\nendpoints = {endpoints:?}\n[replica]\nid = \"clearcoat-{}\"\n",
-                    number + 1
-                );
+            if let Some(etcd) = &etcd {
+                // Held until clearcoat itself has it, like its origin.
+                let purge = hold(SocketAddr::from(([127, 0, 0, 1], 0)));
+                config += &shared(plan, number, etcd, &purge, &mut links);
+                if plan.links {
+                    let listen = format!("listen = [\"{}\"]\nack", address(&purge).expect("an IP socket"));
+                    config = config.replacen("listen = [\"127.0.0.1:0\"]\nack", &listen, 1);
+                }
             }
             Clearcoat::start(&own, &config)
         });
         let clearcoat = clearcoats.next().expect("one replica at least");
         let others = clearcoats.collect();
         drop(held);
-        Fleet { clearcoat, others, varnish, web, shop, etcd, folder }
+        Fleet { clearcoat, others, varnish, web, shop, etcd, links, folder }
     }
 
     /// Reads a page through the edge.
@@ -181,6 +209,26 @@ impl Fleet {
     pub fn purge_tag(&self, name: &str) -> Answer {
         purge(self.clearcoat.purge, &tag(name)).expect("the purge listener answers")
     }
+}
+
+/// What a clearcoat is told of etcd and of itself, by the ways that it has.
+fn shared(plan: &Plan, number: usize, etcd: &Etcd, purge: &socket2::Socket, links: &mut Vec<Links>) -> String {
+    let (mut endpoints, mut address) = (etcd.endpoints(), String::new());
+    if plan.links {
+        let purge = purge.local_addr().expect("an address").as_socket().expect("an IP socket");
+        let own = Links {
+            etcd: endpoints.iter().map(|endpoint| Link::to(endpoint)).collect(),
+            others: Link::to(&format!("http://{purge}")),
+        };
+        endpoints = own.etcd.iter().map(Link::endpoint).collect();
+        address = own.others.endpoint().replace("http://", "");
+        links.push(own);
+    }
+    format!(
+        "\n[registry.etcd]\nendpoints = {endpoints:?}\n{}\n[replica]\nid = \"clearcoat-{}\"\naddress = \"{address}\"\n",
+        plan.etcd_keys,
+        number + 1
+    )
 }
 
 fn configuration(

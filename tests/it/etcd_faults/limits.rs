@@ -1,0 +1,1 @@
+//! What etcd does not let us do: without a password, and without space.

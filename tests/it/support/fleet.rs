@@ -152,8 +152,12 @@ impl Fleet {
         nodes.extend(web.iter().enumerate().map(|(index, web)| ("web", format!("web-{}", index + 1), web.address)));
         let endpoints = etcd.as_ref().map(Etcd::endpoints);
         let mut clearcoats = origins.iter().enumerate().map(|(number, origin)| {
-            let own = folder.path().join(format!("clearcoat-{}", number + 1));
-            std::fs::create_dir(&own).expect("a folder");
+            // The first one has the folder of the fleet, others have one in it.
+            let own = match number {
+                0 => folder.path().to_owned(),
+                other => folder.path().join(format!("clearcoat-{}", other + 1)),
+            };
+            std::fs::create_dir_all(&own).expect("a folder");
             let mut config = configuration(plan, *origin, &own.join("journal"), &nodes);
             if let Some(endpoints) = &endpoints {
                 config = format!(

@@ -112,14 +112,13 @@ impl App {
         let mut tasks = JoinSet::new();
         let (nodes, configured) = watch::channel(config.nodes.clone());
         let FleetInputs { listed, suspects, registry } = fleet::keep(config, configured, &engine, &mut tasks);
-        let known = listed.clone();
         let saved = Arc::clone(&engine.deliveries);
         tasks.spawn(async move { saved.save_cursors().await });
         let watched = certificates.into_iter().map(|(_, tls)| Arc::new(tls));
         watched.for_each(|tls| _ = tasks.spawn(tls::watch(tls, Arc::clone(&engine.metrics), tls::LOOK_EVERY)));
         let replicas = engine.join_replicas(config, &addresses, &mut tasks)?;
         let patience = config.purge.ack_timeout;
-        tasks.spawn(open_edge(listed, Arc::clone(&engine.deliveries), replicas.clone(), patience, open_sender));
+        tasks.spawn(open_edge(listed.clone(), Arc::clone(&engine.deliveries), replicas.clone(), patience, open_sender));
 
         let Engine { metrics, guard, journal, fence, fleet, deliveries, started, .. } = engine;
         let purge_api = PurgeApi::new(
@@ -151,7 +150,7 @@ impl App {
         let shared = shared(config, fleet, Arc::clone(&metrics), suspects, started, shutdown);
         let sockets = edge.into_iter().zip(origin);
         let routes = (edge_route, origin_route);
-        let (workers, edge_in_use) = start_workers(sockets, &shared, &routes, &open, &known)?;
+        let (workers, edge_in_use) = start_workers(sockets, &shared, &routes, (&open, &listed))?;
         Ok(App {
             addresses,
             shutdown: shutdown_handle,
@@ -257,15 +256,14 @@ fn start_workers(
     sockets: impl Iterator<Item = (Vec<proxy::Listener>, Vec<proxy::Listener>)>,
     shared: &proxy::Shared,
     (edge_route, origin_route): &(Edge, Origin),
-    open: &watch::Receiver<bool>,
-    known: &watch::Receiver<bool>,
+    (open, listed): (&watch::Receiver<bool>, &watch::Receiver<bool>),
 ) -> anyhow::Result<(Vec<JoinHandle<()>>, mpsc::Receiver<Infallible>)> {
-    // Varnish has its backend as soon as that knows a node: what it fetches cannot be older than the fetch. Before that
-    // it would be told that there is none, where another clearcoat has plenty.
+    // Varnish needs its backend before the edge opens: what it fetches cannot be older than the fetch. But not before a
+    // node is known: a clearcoat that has just started would refuse what another one could have fetched.
     let (in_use, edge_in_use) = mpsc::channel(1);
     let workers = sockets.enumerate().map(|(index, (edge, origin))| {
         let edge = (edge, edge_route.clone(), open.clone());
-        proxy::spawn(index, shared.clone(), edge, (origin, origin_route.clone(), known.clone()), in_use.clone())
+        proxy::spawn(index, shared.clone(), edge, (origin, origin_route.clone(), listed.clone()), in_use.clone())
     });
     let workers = workers.collect::<Result<_, _>>().context("a worker thread could not be started")?;
     Ok((workers, edge_in_use))

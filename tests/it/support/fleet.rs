@@ -94,6 +94,7 @@ impl Fleet {
         let fleet = Fleet::launch(plan);
         fleet.clearcoats().for_each(Clearcoat::ready);
         fleet.know_each_other();
+        fleet.origins_are_up();
         fleet
     }
 
@@ -123,6 +124,17 @@ impl Fleet {
                 let fleet = clearcoat.fleet();
                 let known = fleet["replicas"].as_array()?;
                 (known.len() == replicas && known.iter().all(|replica| replica["confirmed"] == true)).then_some(())
+            });
+        }
+    }
+
+    /// Waits until every Varnish has seen every clearcoat: it started before them, and of several it asks those that it
+    /// believes to be there.
+    pub fn origins_are_up(&self) {
+        let replicas = 1 + self.others.len();
+        if replicas > 1 {
+            eventually("every Varnish has seen every clearcoat", || {
+                self.varnish.iter().all(|varnish| varnish.origins_up() == replicas).then_some(())
             });
         }
     }

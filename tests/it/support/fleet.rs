@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clearcoat::fleet::{DEFAULT_HEADER_LIMIT, Delivery};
@@ -111,6 +111,11 @@ impl Fleet {
         }
     }
 
+    /// Where one of them has its configuration and its journal.
+    pub fn own_folder(&self, number: usize) -> PathBuf {
+        own_folder(self.folder.path(), number)
+    }
+
     /// The etcd that the plan has.
     pub fn etcd(&mut self) -> &mut Etcd {
         self.etcd.as_mut().expect("a plan with etcd")
@@ -177,11 +182,7 @@ impl Fleet {
         }
         let mut links = Vec::new();
         let mut clearcoats = origins.iter().enumerate().map(|(number, origin)| {
-            // The first one has the folder of the fleet, others have one in it.
-            let own = match number {
-                0 => folder.path().to_owned(),
-                other => folder.path().join(format!("clearcoat-{}", other + 1)),
-            };
+            let own = own_folder(folder.path(), number);
             std::fs::create_dir_all(&own).expect("a folder");
             let mut config = configuration(plan, *origin, &own.join("journal"), &nodes);
             if let Some(etcd) = &etcd {
@@ -241,6 +242,14 @@ fn shared(plan: &Plan, number: usize, etcd: &Etcd, purge: &socket2::Socket, link
         plan.etcd_keys,
         number + 1
     )
+}
+
+/// The first one has the folder of the fleet, others have one in it.
+fn own_folder(fleet: &Path, number: usize) -> PathBuf {
+    match number {
+        0 => fleet.to_owned(),
+        other => fleet.join(format!("clearcoat-{}", other + 1)),
+    }
 }
 
 fn configuration(

@@ -49,7 +49,8 @@ image: ## the container image, also where no base image can be pulled (IMAGE=cle
 	@deploy/install-deps.sh --for build
 	deploy/build-image.sh $(IMAGE)
 
-image-test: image ## run the image: check, serve, purge, restart, stop
+image-test: image ## run the image: check, serve, purge, restart, stop; and as the agent of a node
+	@deploy/install-deps.sh --for image-test
 	deploy/test-image.sh $(IMAGE)
 
 clean: ## remove what cargo built

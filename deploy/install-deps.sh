@@ -2,11 +2,11 @@
 # Installs the Debian packages that a make target needs and that are not there yet.
 # Asks nothing, reads no standard input, and starts no service.
 #
-#   deploy/install-deps.sh --for build|lint|demo|test|bench
+#   deploy/install-deps.sh --for build|lint|demo|test|bench|image-test
 set -euo pipefail
 
 usage() {
-    echo "usage: ${0##*/} --for build|lint|demo|test|bench" >&2
+    echo "usage: ${0##*/} --for build|lint|demo|test|bench|image-test" >&2
     exit 2
 }
 if [ $# -ne 2 ] || [ "$1" != --for ]; then usage; fi
@@ -19,6 +19,7 @@ case $2 in
     lint) wanted="$build shellcheck:shellcheck" ;;
     demo) wanted=$demo ;;
     test) wanted="$demo varnishtest:varnish */varnish/vmods/libvmod_xkey.so:varnish-modules etcd:etcd-server etcdctl:etcd-client php:php-cli dnsmasq:dnsmasq-base" ;;
+    image-test) wanted="$build etcd:etcd-server etcdctl:etcd-client" ;;
     bench) wanted="$demo haproxy:haproxy nginx:nginx-light ip:iproute2 unshare:util-linux valgrind:valgrind" ;;
     *) usage ;;
 esac

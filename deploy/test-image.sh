@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs an image as an operator would, and checks what it promises: the configuration inside it is sound, it does not run
-# as root, it is ready, it carries out purges and keeps them over a restart, and it ends cleanly.
+# as root, it is ready, it carries out purges and keeps them over a restart, and it ends cleanly. Then as the agent of a
+# node that runs in the container, with an etcd of this machine.
 # On a network of its own that leads nowhere. Leaves nothing behind.
 #
 #   deploy/test-image.sh NAME[:TAG]
@@ -12,16 +13,22 @@ if [ $# -ne 1 ]; then
 fi
 image=$1
 name=clearcoat-test-$$
+work=$(mktemp -d)
+helpers=() # Processes of ours.
 
 cleanup() {
     local status=$?
     if [ $status -ne 0 ]; then
-        docker logs "$name" 2>&1 | tail -n 50 | sed 's/^/    /' || true
+        for container in "$name" "$name-agent"; do
+            docker logs "$container" 2>&1 | tail -n 50 | sed 's/^/    /' || true
+        done
     fi
     {
-        docker rm --force "$name"
+        [ ${#helpers[@]} -eq 0 ] || kill "${helpers[@]}" || true
+        docker rm --force --volumes "$name" "$name-agent"
         docker volume rm --force "$name"
         docker network rm "$name"
+        rm -rf "$work"
     } >/dev/null 2>&1 || true
 }
 trap cleanup EXIT
@@ -55,10 +62,88 @@ purged() {
 }
 
 stop_cleanly() {
-    docker stop --time 30 "$name" >/dev/null
+    docker stop --time 30 "$1" >/dev/null
     local code
-    code=$(docker inspect --format '{{.State.ExitCode}}' "$name")
+    code=$(docker inspect --format '{{.State.ExitCode}}' "$1")
     [ "$code" = 0 ] || fail "exit status $code after docker stop"
+}
+
+export ETCDCTL_API=3
+node=/clearcoat/v1/nodes/web/web-1
+
+# Where a container finds this machine, on the network that is there for it.
+start_etcd() {
+    etcd=http://$1:2379
+    etcd --data-dir "$work/etcd" --listen-client-urls "$etcd" --advertise-client-urls "$etcd" \
+        --listen-peer-urls "http://$1:2380" --initial-advertise-peer-urls "http://$1:2380" \
+        --initial-cluster "default=http://$1:2380" >"$work/etcd.log" 2>&1 &
+    helpers+=($!)
+    local _
+    for _ in {1..60}; do
+        ! etcdctl --endpoints "$etcd" endpoint health >/dev/null 2>&1 || return 0
+        sleep 0.25
+    done
+    tail -n 20 "$work/etcd.log" | sed 's/^/    /'
+    fail "etcd does not serve at $etcd"
+}
+
+wait_registered() {
+    local _
+    for _ in {1..60}; do
+        value=$(etcdctl --endpoints "$etcd" get --print-value-only "$node")
+        [ -z "$value" ] || return 0
+        sleep 0.25
+    done
+    fail "the node is not registered"
+}
+
+# The events are written by a process of their own, which may be a moment behind.
+wait_drained() {
+    local _ events
+    for _ in {1..20}; do
+        events=$(grep -oE '^(PUT|DELETE)$|"state":"[a-z]+"' "$work/events" | tr '\n' ' ')
+        [[ $events != *'"state":"drain" DELETE '* ]] || return 0
+        sleep 0.25
+    done
+    fail "it did not drain before it went: $events"
+}
+
+# The agent as the first process of a container; the node is another clearcoat, since the image has nothing else that runs.
+test_agent() {
+    local gateway address began
+    gateway=$(docker network inspect --format '{{(index .IPAM.Config 0).Gateway}}' "$name")
+    if ! hostname -I | grep -qwF "$gateway"; then
+        echo "agent: not tested, because the engine is on another machine"
+        return
+    fi
+    start_etcd "$gateway"
+    etcdctl --endpoints "$etcd" watch "$node" >"$work/events" 2>&1 &
+    helpers+=($!)
+
+    docker run --detach --name "$name-agent" --network "$name" --read-only --cap-drop ALL --entrypoint clearcoat "$image" \
+        agent --role web --id web-1 --port 8080 --etcd "$etcd" --check http://127.0.0.1:9180/readyz --drain 2s \
+        -- clearcoat serve >/dev/null
+    wait_registered
+    address=$(docker inspect --format '{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}' "$name-agent")
+    [[ $value == *"\"address\":\"$address:8080\""* ]] || fail "registered as $value, and its address is $address"
+    echo "agent: $value"
+
+    # With the time that docker stop gives by itself.
+    began=$SECONDS
+    docker stop "$name-agent" >/dev/null
+    local code
+    code=$(docker inspect --format '{{.State.ExitCode}}' "$name-agent")
+    [ "$code" = 0 ] || fail "the agent ended with $code, and its node ends with 0"
+    value=$(etcdctl --endpoints "$etcd" get --print-value-only "$node")
+    [ -z "$value" ] || fail "still registered after the end: $value"
+    wait_drained
+    echo "agent: drained, ended and gone after $((SECONDS - began)) s"
+
+    code=0
+    docker run --rm --network "$name" --entrypoint clearcoat "$image" \
+        agent --role web --port 8080 --etcd "$etcd" -- clearcoat check --config nowhere.toml >/dev/null 2>&1 || code=$?
+    [ "$code" = 1 ] || fail "the agent ended with $code, and its command with 1"
+    echo "agent: ends with the status of its command"
 }
 
 docker run --rm --network none "$image" check >/dev/null || fail "check refuses the configuration in the image"
@@ -88,11 +173,13 @@ purged "$answer"
 [ "$position" -gt "$first" ] || fail "position $position does not follow $first"
 second=$position
 
-stop_cleanly
+stop_cleanly "$name"
 docker start "$name" >/dev/null
 wait_healthy
 answer=$(docker exec "$name" clearcoat purge --tag cat_p_1) || fail "purge after the restart: exit status $?: $answer"
 purged "$answer"
 [ "$position" -gt "$second" ] || fail "position $position after a restart does not follow $second: the journal was lost"
-stop_cleanly
+stop_cleanly "$name"
 echo "stop: clean, twice; the journal outlived the container's restart"
+
+test_agent

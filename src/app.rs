@@ -118,7 +118,7 @@ impl App {
         watched.for_each(|tls| _ = tasks.spawn(tls::watch(tls, Arc::clone(&engine.metrics), tls::LOOK_EVERY)));
         let replicas = engine.join_replicas(config, &addresses, &mut tasks)?;
         let patience = config.purge.ack_timeout;
-        tasks.spawn(open_edge(listed, Arc::clone(&engine.deliveries), replicas.clone(), patience, open_sender));
+        tasks.spawn(open_edge(listed.clone(), Arc::clone(&engine.deliveries), replicas.clone(), patience, open_sender));
 
         let Engine { metrics, guard, journal, fence, fleet, deliveries, started, .. } = engine;
         let purge_api = PurgeApi::new(
@@ -150,7 +150,7 @@ impl App {
         let shared = shared(config, fleet, Arc::clone(&metrics), suspects, started, shutdown);
         let sockets = edge.into_iter().zip(origin);
         let routes = (edge_route, origin_route);
-        let (workers, edge_in_use) = start_workers(sockets, &shared, &routes, &open)?;
+        let (workers, edge_in_use) = start_workers(sockets, &shared, &routes, (&open, &listed))?;
         Ok(App {
             addresses,
             shutdown: shutdown_handle,
@@ -256,14 +256,14 @@ fn start_workers(
     sockets: impl Iterator<Item = (Vec<proxy::Listener>, Vec<proxy::Listener>)>,
     shared: &proxy::Shared,
     (edge_route, origin_route): &(Edge, Origin),
-    open: &watch::Receiver<bool>,
+    (open, listed): (&watch::Receiver<bool>, &watch::Receiver<bool>),
 ) -> anyhow::Result<(Vec<JoinHandle<()>>, mpsc::Receiver<Infallible>)> {
-    // Varnish needs its backend at once: what it fetches cannot be older than the fetch.
-    let always = watch::channel(true).1;
+    // Varnish needs its backend before the edge opens: what it fetches cannot be older than the fetch. But not before a
+    // node is known: a clearcoat that has just started would refuse what another one could have fetched.
     let (in_use, edge_in_use) = mpsc::channel(1);
     let workers = sockets.enumerate().map(|(index, (edge, origin))| {
         let edge = (edge, edge_route.clone(), open.clone());
-        proxy::spawn(index, shared.clone(), edge, (origin, origin_route.clone(), always.clone()), in_use.clone())
+        proxy::spawn(index, shared.clone(), edge, (origin, origin_route.clone(), listed.clone()), in_use.clone())
     });
     let workers = workers.collect::<Result<_, _>>().context("a worker thread could not be started")?;
     Ok((workers, edge_in_use))

@@ -120,6 +120,10 @@ impl FleetKeeper {
         if std::mem::take(&mut self.changed) {
             self.publish();
         }
+        // Who waits for it looks at the fleet next.
+        if self.unlisted.is_empty() {
+            self.listed.send_if_modified(|listed| !std::mem::replace(listed, true));
+        }
         self.settle();
     }
 
@@ -128,12 +132,7 @@ impl FleetKeeper {
             Event::Joined(spec) => self.join(spec),
             Event::Left(source, role, id) => self.lose(source, (role, id), true, now),
             Event::Vanished(source, role, id) => self.lose(source, (role, id), false, now),
-            Event::Listed(source) => {
-                self.unlisted.remove(&source);
-                if self.unlisted.is_empty() {
-                    self.listed.send_replace(true);
-                }
-            }
+            Event::Listed(source) => _ = self.unlisted.remove(&source),
             Event::Checked(check) => self.checked(check),
         }
     }

@@ -4,6 +4,7 @@
 //! health, the fence and the weight.
 
 mod purges;
+mod replicas;
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
@@ -17,6 +18,7 @@ use serde::Deserialize;
 
 use super::http::Endpoint;
 use super::printable;
+use replicas::{Replica, push_replicas};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
@@ -100,6 +102,10 @@ struct Fleet {
     head: u64,
     fence: u64,
     journal: String,
+    /// Purges that are not in etcd yet, where the journal is there.
+    spooled: Option<u64>,
+    #[serde(default)]
+    replicas: Vec<Replica>,
     /// Only where nodes are not in the configuration file alone.
     registry: Option<Registry>,
     nodes: Vec<Node>,
@@ -171,15 +177,17 @@ const COLUMNS: [&str; 8] = ["ROLE", "ID", "ADDRESS", "HEALTH", "TRAFFIC", "INFLI
 impl Fleet {
     fn table(&self, colour: bool) -> String {
         let mut table = format!(
-            "fleet version {}   journal {}   head {}   fence {}{}\n\n",
+            "fleet version {}   journal {}{}   head {}   fence {}{}\n\n",
             self.version,
             printable(&self.journal),
+            self.spooled.filter(|&count| count > 0).map(|count| format!(" ({count} SPOOLED)")).unwrap_or_default(),
             self.head,
             self.fence,
             self.registry.as_ref().map(Registry::shown).unwrap_or_default()
         );
         let rows: Vec<_> = self.nodes.iter().map(Node::cells).collect();
         push_table(&mut table, &COLUMNS, &rows, colour);
+        push_replicas(&mut table, &self.replicas, colour);
         table
     }
 }

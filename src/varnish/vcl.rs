@@ -1,8 +1,8 @@
 //! The VCL for this fleet: the files of `vcl/` with the origin listener and the addresses of clearcoat filled in.
 //!
 //! A Varnish knows of the fleet only these two things, whatever comes and goes, so its VCL is rendered once and never
-//! again. The templates are plain VCL with three placeholders that `sed` can fill in as well, and one addition for a
-//! Varnish that purges by key.
+//! again. The templates are plain VCL with three placeholders that `sed` can fill in as well, one addition for a
+//! Varnish that purges by key, and one for several clearcoats.
 
 use std::net::SocketAddr;
 
@@ -13,9 +13,17 @@ use crate::fleet::Delivery;
 const VARNISH_SIX: &str = include_str!("../../vcl/varnish6.vcl");
 const VARNISH_SEVEN: &str = include_str!("../../vcl/varnish7.vcl");
 const XKEY: &str = include_str!("../../vcl/xkey.vcl");
+const ORIGINS: &str = include_str!("../../vcl/origins.vcl");
 
 /// The line of both templates behind which an addition stands: its subroutines run before those of the template.
 const ADDITION_BEHIND: &str = "\nimport std;\n";
+
+/// The one backend of both templates begins and ends so. Several clearcoats are put in its place, and not added to it:
+/// Varnish 6.0 wants to have read of a backend before it is named.
+const ONE_BACKEND: (&str, &str) = ("\nbackend origin {\n", "\n}\n");
+
+/// What stands between these lines, at whatever depth, is written once for every clearcoat.
+const EACH: (&str, &str) = ("# For each clearcoat.", "# End of for each.");
 
 /// Which Varnish the VCL is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,46 +75,41 @@ pub fn render(
         Delivery::Magento | Delivery::MagentoPlain => "",
         Delivery::Xkey => XKEY,
     };
-    let Some((first, others)) = origins.split_first() else { return Err(InvalidHost(String::new())) };
-    Ok(template
-        .replacen(ADDITION_BEHIND, &format!("{ADDITION_BEHIND}{by_key}{}", for_others(others)?), 1)
-        .replace("@ORIGIN_HOST@", checked(&first.host)?)
-        .replace("@ORIGIN_PORT@", &first.port.to_string())
-        .replace("@PURGE_ALLOW@", &acl(allow)))
+    let text = template.replacen(ADDITION_BEHIND, &format!("{ADDITION_BEHIND}{by_key}"), 1);
+    let text = match origins {
+        [] => return Err(InvalidHost(String::new())),
+        [OriginAddress { host, port }] => {
+            text.replace("@ORIGIN_HOST@", checked(host)?).replace("@ORIGIN_PORT@", &port.to_string())
+        }
+        several => {
+            let (before, one) = text.split_once(ONE_BACKEND.0).expect("both templates have a backend");
+            let (_, after) = one.split_once(ONE_BACKEND.1).expect("which ends");
+            format!("{before}\n{}{after}", in_turns(several)?)
+        }
+    };
+    Ok(text.replace("@PURGE_ALLOW@", &acl(allow)))
 }
 
-/// What a Varnish needs to know where there is more than one clearcoat: requests take turns, and one that finds nobody is
-/// asked of the others, each once.
-fn for_others(others: &[OriginAddress]) -> Result<String, InvalidHost> {
-    if others.is_empty() {
-        return Ok(String::new());
+/// `vcl/origins.vcl` for these clearcoats.
+fn in_turns(origins: &[OriginAddress]) -> Result<String, InvalidHost> {
+    let mut text = String::new();
+    let mut lines = ORIGINS.lines();
+    while let Some(line) = lines.next() {
+        if line.trim() != EACH.0 {
+            text += &format!("{line}\n");
+            continue;
+        }
+        let block: String =
+            lines.by_ref().take_while(|line| line.trim() != EACH.1).map(|line| format!("{line}\n")).collect();
+        for (number, OriginAddress { host, port }) in (1..).zip(origins) {
+            text += &block
+                .replace("@NUMBER@", &number.to_string())
+                .replace("@NEXT@", &(number % origins.len() + 1).to_string())
+                .replace("@HOST@", checked(host)?)
+                .replace("@PORT@", &port.to_string());
+        }
     }
-    let names: Vec<String> = (2..2 + others.len()).map(|number| format!("origin_{number}")).collect();
-    let mut text =
-        String::from("\n# The other clearcoats before this fleet, any of which will do.\nimport directors;\n");
-    for (name, OriginAddress { host, port }) in names.iter().zip(others) {
-        text += &format!(
-            "\nbackend {name} {{\n    .host = \"{}\";\n    .port = \"{port}\";\n    .connect_timeout = 1s;\n    \
-             .first_byte_timeout = 600s;\n}}\n",
-            checked(host)?
-        );
-    }
-    text += "\nsub vcl_init {\n    new origins = directors.round_robin();\n    origins.add_backend(origin);\n";
-    names.iter().for_each(|name| text += &format!("    origins.add_backend({name});\n"));
-    text += "}\n\nsub vcl_recv {\n    set req.backend_hint = origins.backend();\n}\n\nsub vcl_backend_error {\n    \
-             # What may be asked twice, where the first could not be reached.\n    \
-             if (bereq.method == \"GET\" || bereq.method == \"HEAD\") {\n";
-    let order: Vec<&str> = std::iter::once("origin").chain(names.iter().map(String::as_str)).collect();
-    text += &format!("        if (bereq.retries < {}) {{\n", others.len());
-    for (index, name) in order.iter().enumerate() {
-        let next = order[(index + 1) % order.len()];
-        let start = if index == 0 { "            if" } else { " elsif" };
-        text += &format!(
-            "{start} (beresp.backend == {name}) {{\n                set bereq.backend = {next};\n            }}"
-        );
-    }
-    text += "\n            return (retry);\n        }\n    }\n}\n";
-    Ok(text)
+    Ok(text.replace("@OTHERS@", &(origins.len() - 1).to_string()))
 }
 
 fn checked(host: &str) -> Result<&str, InvalidHost> {
@@ -141,17 +144,50 @@ mod tests {
     }
 
     #[test]
-    fn other_clearcoats_are_backends_that_take_turns() {
+    fn several_clearcoats_are_backends_that_take_turns() {
+        let three = at(&["10.0.0.1", "10.0.0.2", "[fd00::3]"]);
         for version in [Version::Six, Version::Seven] {
-            let vcl = render(version, Delivery::Magento, &at(&["10.0.0.1", "10.0.0.2", "[fd00::3]"]), &[]).unwrap();
-            assert!(vcl.contains("backend origin_3 {\n    .host = \"fd00::3\";"), "{vcl}");
+            let vcl = render(version, Delivery::Xkey, &three, &[]).unwrap();
+            assert!(vcl.contains("backend origin_3 {\n    .host = \"fd00::3\";\n    .port = \"8081\";\n"), "{vcl}");
             assert!(
-                vcl.contains("if (beresp.backend == origin_3) {\n                set bereq.backend = origin;"),
+                vcl.contains("if (beresp.backend == origin_3) {\n            set bereq.backend = origin_1;"),
                 "{vcl}"
             );
+            assert!(vcl.contains("bereq.retries < 2)"), "{vcl}");
+            assert_eq!(vcl.matches("\nbackend ").count(), 3, "{vcl}");
+            assert_eq!(placeholder_in(&vcl), None);
+            // Nothing else is another text than before one clearcoat.
+            let one = render(version, Delivery::Xkey, &three[..1], &[]).unwrap();
+            let (before, after) = (vcl.find("\n# Several").unwrap(), vcl.find("\n# The addresses").unwrap());
+            assert!(one.starts_with(&vcl[..before]), "{vcl}");
+            assert!(one.ends_with(&vcl[after..]), "{vcl}");
             assert!(render(version, Delivery::Magento, &at(&["10.0.0.1", "a b"]), &[]).is_err());
             assert!(render(version, Delivery::Magento, &[], &[]).is_err());
         }
+    }
+
+    #[test]
+    fn what_varnishtest_reads_is_what_we_print() {
+        for (version, file) in [(Version::Six, "varnish6.vcl"), (Version::Seven, "varnish7.vcl")] {
+            for hosts in [&["10.0.0.1"][..], &["10.0.0.1", "10.0.0.2", "fd00::3"]] {
+                let others: Vec<String> = hosts[1..].iter().map(|host| format!("{host}:8081")).collect();
+                let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+                let output = std::process::Command::new("sh")
+                    .arg(root.join("tests/vtc/render.sh"))
+                    .arg(root.join("vcl").join(file))
+                    .args([hosts[0], "8081"])
+                    .env("OTHERS", others.join(" "))
+                    .env("ADDITION", root.join("vcl/xkey.vcl"))
+                    .output()
+                    .expect("a shell");
+                let ours = render(version, Delivery::Xkey, &at(hosts), &[]).unwrap();
+                assert_eq!(String::from_utf8(output.stdout).unwrap(), ours);
+            }
+        }
+    }
+
+    fn placeholder_in(vcl: &str) -> Option<&str> {
+        vcl.split(|c: char| c.is_whitespace() || "\"_".contains(c)).find(|word| word.starts_with('@'))
     }
 
     #[test]
@@ -160,8 +196,7 @@ mod tests {
             let vcl = render(version, Delivery::Xkey, &at(&["10.0.0.1"]), &nets(&["10.0.0.1/32"])).unwrap();
             assert!(vcl.contains("    .host = \"10.0.0.1\";\n    .port = \"8081\";\n"), "{vcl}");
             assert!(vcl.contains("acl purge {\n    \"10.0.0.1\"/32;\n}"), "{vcl}");
-            let left = vcl.split(|c: char| c.is_whitespace() || c == '"').find(|word| word.starts_with('@'));
-            assert_eq!(left, None);
+            assert_eq!(placeholder_in(&vcl), None);
         }
     }
 
@@ -182,6 +217,7 @@ mod tests {
         // A second one in a comment would get several lines, of which only the first is still a comment.
         for template in [VARNISH_SIX, VARNISH_SEVEN] {
             assert_eq!(template.matches(ADDITION_BEHIND).count(), 1);
+            assert_eq!(template.matches(ONE_BACKEND.0).count(), 1);
             for placeholder in ["@ORIGIN_HOST@", "@ORIGIN_PORT@", "@PURGE_ALLOW@"] {
                 assert_eq!(template.matches(placeholder).count(), 1, "{placeholder}");
             }

@@ -94,6 +94,7 @@ impl Fleet {
         let fleet = Fleet::launch(plan);
         fleet.clearcoats().for_each(Clearcoat::ready);
         fleet.know_each_other();
+        fleet.origins_are_up();
         fleet
     }
 
@@ -123,6 +124,17 @@ impl Fleet {
                 let fleet = clearcoat.fleet();
                 let known = fleet["replicas"].as_array()?;
                 (known.len() == replicas && known.iter().all(|replica| replica["confirmed"] == true)).then_some(())
+            });
+        }
+    }
+
+    /// Waits until every Varnish has seen every clearcoat: it started before them, and of several it asks those that it
+    /// believes to be there.
+    pub fn origins_are_up(&self) {
+        let replicas = 1 + self.others.len();
+        if replicas > 1 {
+            eventually("every Varnish has seen every clearcoat", || {
+                self.varnish.iter().all(|varnish| varnish.origins_up() == replicas).then_some(())
             });
         }
     }
@@ -165,8 +177,12 @@ impl Fleet {
         }
         let mut links = Vec::new();
         let mut clearcoats = origins.iter().enumerate().map(|(number, origin)| {
-            let own = folder.path().join(format!("clearcoat-{}", number + 1));
-            std::fs::create_dir(&own).expect("a folder");
+            // The first one has the folder of the fleet, others have one in it.
+            let own = match number {
+                0 => folder.path().to_owned(),
+                other => folder.path().join(format!("clearcoat-{}", other + 1)),
+            };
+            std::fs::create_dir_all(&own).expect("a folder");
             let mut config = configuration(plan, *origin, &own.join("journal"), &nodes);
             if let Some(etcd) = &etcd {
                 // Held until clearcoat itself has it, like its origin.

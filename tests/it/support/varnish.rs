@@ -73,6 +73,12 @@ impl Varnish {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
+    /// How many clearcoats it believes to be there, of several.
+    pub fn origins_up(&self) -> usize {
+        let backends = self.adm(&["backend.list"]);
+        backends.lines().filter(|line| line.contains(".origin_") && line.contains("healthy")).count()
+    }
+
     /// Stops the process that serves (and not its manager, which would notice).
     pub fn hang(&self) {
         signal("-STOP", &self.worker());

@@ -197,6 +197,13 @@ impl Etcd {
         self.inner.local.ledger().missing().len()
     }
 
+    /// Up to where every purge is in etcd: whoever reads the journal there finds it.
+    pub fn in_etcd_up_to(&self) -> Position {
+        let head = self.inner.local.head();
+        let missing = self.inner.local.ledger().missing();
+        missing.first().map_or(head, |(position, _)| head.min(position - 1))
+    }
+
     /// Where in etcd the entry at this position is.
     pub fn revision(&self, position: Position) -> Option<u64> {
         self.inner.local.ledger().revision(position)

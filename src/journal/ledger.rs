@@ -18,6 +18,8 @@ use super::{Origin, Position};
 pub(super) struct Ledger {
     rows: BTreeMap<Position, Row>,
     positions: HashMap<Arc<str>, Position>,
+    /// Purges that are not held any more, and may be in etcd still.
+    trimmed: HashSet<Arc<str>>,
     /// The highest revision of any purge that was ever seen here.
     newest: u64,
     /// The highest revision of a purge that is not held any more.
@@ -86,9 +88,19 @@ impl Ledger {
         self.seen.max(self.synced)
     }
 
-    /// Whether a purge was seen in this process, though it need not be held any more.
-    pub(super) fn is_old(&self, revision: u64) -> bool {
-        revision <= self.synced
+    /// Whether a purge was held here once, and is not any more.
+    pub(super) fn was_held(&self, id: &str) -> bool {
+        self.trimmed.contains(id)
+    }
+
+    /// A purge is not in etcd any more, and does not come from there again.
+    pub(super) fn forget_one(&mut self, id: &str) {
+        self.trimmed.remove(id);
+    }
+
+    /// The same for all of which this is so.
+    pub(super) fn forget(&mut self, is_gone: impl Fn(&str) -> bool) {
+        self.trimmed.retain(|id| !is_gone(id));
     }
 
     /// Everything up to this revision of etcd has been seen.
@@ -114,7 +126,10 @@ impl Ledger {
             let row = oldest.remove();
             self.positions.remove(&row.id);
             match row.revision {
-                Some(revision) => self.retired = self.retired.max(revision),
+                Some(revision) => {
+                    self.retired = self.retired.max(revision);
+                    self.trimmed.insert(row.id);
+                }
                 None => self.overflowed += 1,
             }
         }
@@ -229,6 +244,9 @@ mod tests {
         ledger.trim(5);
         assert_eq!((ledger.covering(4, 9), ledger.covering(5, 9)), (None, Some(8)));
         assert_eq!(ledger.position("a"), None);
+        assert!(ledger.was_held("a") && !ledger.was_held("b"));
+        ledger.forget(|id| id == "a");
+        assert!(!ledger.was_held("a"));
         ledger.retired_in_etcd(20);
         assert_eq!(ledger.covering(19, 9), None);
         assert_eq!(ledger.overflow(), 0);

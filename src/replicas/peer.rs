@@ -84,15 +84,15 @@ enum TellError {
 }
 
 impl Peer {
-    /// One that needs not be told of anything up to `told`: it has read the journal after that.
-    pub(super) fn new(id: NodeId, record: Record, told: Position) -> Self {
+    /// One that needs not be told of anything up to `told`: it has read the journal after that. `listed`: by its key in etcd.
+    pub(super) fn new(id: NodeId, record: Record, told: Position, listed: bool) -> Self {
         Peer {
             id,
             record,
             confirmed: AtomicU64::new(told),
             late: AtomicBool::new(false),
             gone: AtomicBool::new(false),
-            unlisted: AtomicBool::new(false),
+            unlisted: AtomicBool::new(!listed),
             relisted: Notify::new(),
             heard: Mutex::new(Instant::now()),
             problem: Mutex::new("".into()),
@@ -205,7 +205,7 @@ async fn tell(replicas: &Arc<Replicas>, peer: &Arc<Peer>, head: &mut watch::Rece
     let mut sent = peer.confirmed.load(Ordering::SeqCst);
     let mut on_their_way = VecDeque::new();
     // After a failure the first message goes at once, with or without a purge: is it there?
-    let mut asks = peer.is_late();
+    let mut asks = peer.is_late() || peer.is_unlisted();
     loop {
         while on_their_way.len() < ON_THEIR_WAY {
             let Some((purges, last)) = next(replicas, sent) else { break };
@@ -312,7 +312,12 @@ async fn post(replicas: Arc<Replicas>, peer: Arc<Peer>, purges: Vec<Told>) -> Re
     let patience = replicas.context.ack_timeout;
     let newest_ms = purges.iter().map(|told| told.at_ms).max().unwrap_or(0);
     let wait_ms = u64::try_from(others_patience(patience, newest_ms, wall_clock_ms()).as_millis()).unwrap_or(u64::MAX);
-    let body = Bytes::from(serde_json::to_vec(&Message { from: replicas.id.clone(), wait_ms, purges })?);
+    let body = Bytes::from(serde_json::to_vec(&Message {
+        from: replicas.id.clone(),
+        record: Some(replicas.own.clone()),
+        wait_ms,
+        purges,
+    })?);
     let answered = async {
         let pooled = peer.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         if let Some(mut sender) = pooled.filter(|sender| sender.is_ready()) {

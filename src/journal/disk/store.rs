@@ -230,8 +230,8 @@ fn load_entries(
         }
         let entry: Entry = serde_json::from_slice(record.value()).map_err(|error| damaged(error.into()))?;
         let origin = rows.get(&position).map(|(id, revision)| {
-            // Whom it was told to is not known any more, so it is not ours to tell.
-            Origin { id: Arc::clone(id), revision: *revision, ours: false }
+            // Whom it was told to is not known any more. What is in etcd has been told by that; what is not is ours to tell.
+            Origin { id: Arc::clone(id), revision: *revision, ours: revision.is_none() }
         });
         entries.push(Arc::new(Entry { position, origin, ..entry }));
     }

@@ -47,9 +47,10 @@ async fn take_list(inner: &Inner, listing: &Listing) -> Result<(), WriteError> {
         let restored = listing.cause == Resync::Restored || revision < ledger.newest();
         let lost = ledger.lost(&listed, revision, floor, restored);
         let missed = floor > ledger.seen();
+        ledger.forget(|id| !listed.contains(id));
         if !restored {
-            // What has been here and is not held any more is no news.
-            entries.retain(|item| ledger.position(&item.key).is_some() || !ledger.is_old(unsigned(item.created)));
+            // By its name: by then its revision may be that of another purge, of another history.
+            entries.retain(|item| !ledger.was_held(&item.key));
         }
         if restored {
             ledger.restarted(revision, newest);
@@ -85,7 +86,7 @@ async fn take_changes(inner: &Inner, changes: &[Change]) -> Result<(), WriteErro
             }
             Change::Put(item) => entries.push(foreign(inner, item)),
             // Its time was over.
-            Change::Deleted { .. } => {}
+            Change::Deleted { key, .. } => inner.local.ledger().forget_one(key),
         }
     }
     inner.local.append_all(entries).await?;

@@ -36,7 +36,7 @@ fn purges_that_a_restored_etcd_has_lost_are_there_again() {
         rig.ends(&format!("restored, the cluster's id {id:?}"));
         // One that starts with nothing has the same journal in the end.
         let names = rig.in_etcd();
-        std::fs::remove_dir_all(rig.fleet.folder.path().join("clearcoat-2/journal")).expect("our folder");
+        std::fs::remove_dir_all(rig.fleet.journal_of(1)).expect("our folder");
         rig.fleet.replica(1).restart();
         rig.fleet.others[0].opened();
         rig.holds_all(1, &names);

@@ -21,7 +21,7 @@ pub const REPLICAS: &str = "/clearcoat/v1/replicas/";
 
 /// `purge.ack_timeout` of the plan, and what a busy machine adds to it.
 const ACK: Duration = Duration::from_millis(1_000);
-const SLACK: Duration = Duration::from_millis(1_500);
+const SLACK: Duration = Duration::from_millis(2_000);
 
 const PAGES: [u64; 2] = [1, 2];
 
@@ -154,7 +154,7 @@ impl Rig {
     /// The names of the purges in the journal of a replica that was killed.
     fn on_disk(&self, number: usize) -> BTreeSet<String> {
         const ORIGINS: TableDefinition<u64, (&str, u64)> = TableDefinition::new("origins");
-        let file = self.fleet.own_folder(number).join("journal/journal.redb");
+        let file = self.fleet.journal_of(number).join("journal.redb");
         let database = Database::open(file).expect("a journal");
         let origins = database.begin_read().expect("a journal").open_table(ORIGINS).expect("a journal with names");
         let name = |row: Result<(_, redb::AccessGuard<'_, (&str, u64)>), _>| row.expect("a row").1.value().0.to_owned();

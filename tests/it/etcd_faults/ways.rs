@@ -82,6 +82,37 @@ fn a_replica_whose_key_is_gone_from_etcd_while_it_runs_is_told_all_the_same() {
 }
 
 #[test]
+fn a_replica_that_restarts_without_etcd_tells_those_whom_it_knew() {
+    let mut fleet = Fleet::start(&Plan { vcl: purges_can_fail, ..plan() });
+    fleet
+        .clearcoats()
+        .for_each(|clearcoat| eventually("the nodes are known", || (clearcoat.nodes().len() == 4).then_some(())));
+    fleet.clearcoats().for_each(Clearcoat::ready);
+    let file = fleet.journal_of(1).join("fleet.json");
+    eventually("the fleet is on disk", || std::fs::read_to_string(&file).ok()?.contains("web-2").then_some(()));
+    fleet.etcd().kill_all();
+    // Also what it had accepted before, and could tell nobody.
+    fleet.replica(0).kill();
+    fleet.warm("/p/1");
+    fleet.shop.set(1, 7);
+    purge_by(&fleet.others[0], &tag("cat_p_1"));
+    fleet.replica(1).kill();
+    fleet.replica(0).restart();
+    fleet.replica(1).restart();
+    fleet.clearcoats().for_each(Clearcoat::ready);
+    let spooled = |clearcoat: &Clearcoat| (clearcoat.fleet()["spooled"] == 1).then_some(());
+    fleet.clearcoats().for_each(|clearcoat| eventually("both have the purge", || spooled(clearcoat)));
+    fleet.know_each_other();
+    purges_hold_behind_all(&fleet, &fleet.others[0], 7);
+    purges_hold_behind_all(&fleet, &fleet.clearcoat, 8);
+    fleet.etcd().restart_all();
+    fleet.know_each_other();
+    fleet.clearcoats().for_each(|clearcoat| {
+        eventually("everything is in etcd", || (clearcoat.fleet()["spooled"] == 0).then_some(()));
+    });
+}
+
+#[test]
 fn leases_that_end_behind_their_backs_cost_no_replica_and_no_node() {
     let mut rig = Rig::start(&plan());
     for replica in ["clearcoat-1", "clearcoat-2"] {

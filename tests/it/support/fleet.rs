@@ -31,6 +31,8 @@ pub struct Plan {
     /// How many clearcoats stand before the fleet. More than one, or a journal in etcd, needs members of etcd.
     pub replicas: usize,
     pub etcd: usize,
+    /// How many bytes a member of etcd takes, where that is not as much as usual.
+    pub etcd_quota: Option<u64>,
     /// The nodes are registered in etcd, and stand in no configuration.
     pub registered: bool,
     /// Each clearcoat has ways of its own to the members of etcd, and another one on which the others reach it.
@@ -56,6 +58,7 @@ impl Default for Plan {
             guard: true,
             replicas: 1,
             etcd: 0,
+            etcd_quota: None,
             registered: false,
             links: false,
             etcd_keys: "",
@@ -111,9 +114,9 @@ impl Fleet {
         }
     }
 
-    /// Where one of them has its configuration and its journal.
-    pub fn own_folder(&self, number: usize) -> PathBuf {
-        own_folder(self.folder.path(), number)
+    /// Where the journal of one of them is.
+    pub fn journal_of(&self, number: usize) -> PathBuf {
+        own_folder(self.folder.path(), number).join("journal")
     }
 
     /// The etcd that the plan has.
@@ -149,11 +152,10 @@ impl Fleet {
         let folder = tempfile::tempdir().expect("a folder");
         let shop = Arc::new(Shop::default());
         let web: Vec<Web> = (0..plan.web).map(|_| Web::start(&shop)).collect();
-        let etcd = match plan.etcd {
-            0 => None,
-            1 => Some(Etcd::start()),
-            members => Some(Etcd::cluster(members)),
-        };
+        let etcd = (plan.etcd > 0).then(|| match plan.etcd_quota {
+            Some(bytes) => Etcd::cluster_with_quota(plan.etcd, bytes),
+            None => Etcd::cluster(plan.etcd),
+        });
         // The VCL names the origin listeners, whose ports must be known before the Varnish nodes that clearcoat's
         // configuration names: held until clearcoat itself binds them (its sockets share the port for that moment).
         let held: Vec<_> = (0..plan.replicas).map(|_| hold(SocketAddr::from(([127, 0, 0, 1], 0)))).collect();

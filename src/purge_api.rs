@@ -134,7 +134,7 @@ impl PurgeApi {
 impl Handler for PurgeApi {
     /// What another replica tells, and only from whom it may come.
     fn wants_body(&self, head: &http::request::Parts, peer: SocketAddr) -> bool {
-        is_told(&head.method, &head.uri) && self.authorise(&head.headers, peer).is_ok()
+        is_told(&head.method, &head.uri) && self.objection(&head.headers, peer).is_none()
     }
 
     async fn handle(&self, request: http::Request<Bytes>, peer: SocketAddr) -> Response {
@@ -161,23 +161,26 @@ impl Handler for PurgeApi {
 }
 
 impl PurgeApi {
-    /// Who may purge.
-    fn authorise(&self, headers: &http::HeaderMap, peer: SocketAddr) -> Result<(), Box<Response>> {
+    /// Who may purge. What is wrong, for the log, and for the one who asks.
+    fn objection(&self, headers: &http::HeaderMap, peer: SocketAddr) -> Option<(&'static str, String)> {
         let address = peer.ip().to_canonical();
         if !self.allow.iter().any(|network| network.contains(&address)) {
-            self.metrics.purge.requested("none", "forbidden");
-            tracing::warn!(%address, "purge refused: this address is not in purge.allow");
-            return Err(Box::new(refused(403, &format!("{address} may not purge: it is not in purge.allow"))));
+            let answer = format!("{address} may not purge: it is not in purge.allow");
+            return Some(("this address is not in purge.allow", answer));
         }
-        if let Some(token) = &self.token {
-            let presented = headers.get(header::AUTHORIZATION).map(header::HeaderValue::as_bytes);
-            if !presented.and_then(bearer).is_some_and(|presented| token.matches(presented)) {
-                self.metrics.purge.requested("none", "forbidden");
-                tracing::warn!(%address, "purge refused: token missing or wrong");
-                return Err(Box::new(refused(403, "Authorization: Bearer with the purge token is wanted")));
-            }
+        let token = self.token.as_ref()?;
+        let presented = headers.get(header::AUTHORIZATION).map(header::HeaderValue::as_bytes);
+        if presented.and_then(bearer).is_some_and(|presented| token.matches(presented)) {
+            return None;
         }
-        Ok(())
+        Some(("token missing or wrong", "Authorization: Bearer with the purge token is wanted".to_owned()))
+    }
+
+    fn authorise(&self, headers: &http::HeaderMap, peer: SocketAddr) -> Result<(), Box<Response>> {
+        let Some((reason, answer)) = self.objection(headers, peer) else { return Ok(()) };
+        self.metrics.purge.requested("none", "forbidden");
+        tracing::warn!(address = %peer.ip().to_canonical(), "purge refused: {reason}");
+        Err(Box::new(refused(403, &answer)))
     }
 
     /// What another replica has accepted, and waits for.

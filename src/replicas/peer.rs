@@ -187,6 +187,7 @@ pub(super) async fn run(replicas: Arc<Replicas>, peer: Arc<Peer>) {
     let mut head = journal.watch();
     let mut failures = 0;
     loop {
+        let before = peer.confirmed.load(Ordering::SeqCst);
         let error = tell(&replicas, &peer, &mut head).await;
         // Where nobody listens, nobody is served an old page either; and who does not answer has had its time.
         peer.is_late_now(&error.to_string());
@@ -194,8 +195,9 @@ pub(super) async fn run(replicas: Arc<Replicas>, peer: Arc<Peer>) {
             return replicas.let_go(&peer);
         }
         replicas.progress.send_replace(());
-        let bound = (FIRST_PAUSE * 2_u32.saturating_pow(failures)).min(LONGEST_PAUSE);
-        failures = if peer.has(journal.head()) { 0 } else { (failures + 1).min(16) };
+        // Whoever has confirmed anything since was there.
+        failures = if peer.has(before + 1) { 1 } else { (failures + 1).min(16) };
+        let bound = (FIRST_PAUSE * 2_u32.saturating_pow(failures - 1)).min(LONGEST_PAUSE);
         tokio::time::sleep(bound.mul_f64(0.1 + 0.9 * fastrand::f64())).await;
     }
 }

@@ -65,6 +65,8 @@ pub struct Context {
     pub deliveries: Arc<Deliveries>,
     /// How long a purge waits.
     pub ack_timeout: Duration,
+    /// The largest request that the others take, as they have one configuration.
+    pub max_request: usize,
     /// What the others want to see, as they have one configuration.
     pub token: Option<Token>,
     /// Where it is counted.

@@ -82,6 +82,7 @@ impl Engine {
             journal: self.shared_journal.clone(),
             deliveries: Arc::clone(&self.deliveries),
             ack_timeout: patience,
+            max_request: config.purge.max_request,
             token: config.purge.token.clone(),
             metrics: Arc::clone(&self.metrics),
             memory: self.shared_journal.is_some().then(|| config.journal.path.join("replicas.json")),

@@ -29,12 +29,16 @@ use tokio::task::{AbortHandle, JoinHandle};
 use super::{Message, PATH, Record, Replicas};
 use crate::fleet::NodeId;
 use crate::journal::{Entry, Journal, Missed, Position, Told};
+use crate::purge::{Purge, Target};
 
 /// Messages on their way at once. Each waits for the other fleet's Varnish nodes, a tenth of a second at times.
 const ON_THEIR_WAY: usize = 8;
 
-/// Bytes of purges in one message, as near as it can be told: well below the smallest `purge.max_request` that makes sense.
+/// Bytes of purges in one message, as near as it can be told, where `purge.max_request` is not less.
 const MAX_MESSAGE: usize = 256 << 10;
+
+/// What else is in a request of ours, and more.
+const OVERHEAD: usize = 4 << 10;
 
 /// The pauses after a failure: a random share of a bound that doubles.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -275,13 +279,15 @@ fn next(replicas: &Replicas, sent: Position) -> Option<(Vec<Told>, Position)> {
         // Whoever missed so much has a gap in its journal, too.
         Missed::Gap => return Some((Vec::new(), journal.head())),
     };
+    // They have one configuration: what we would not take, the other one does not.
+    let room = replicas.context.max_request.saturating_sub(OVERHEAD);
     let (mut purges, mut bytes, mut last) = (Vec::new(), 0, sent);
     for entry in entries {
         let ours = entry.origin.as_ref().filter(|origin| origin.ours);
         if let Some(origin) = ours {
-            let told = told(journal.revision(entry.position), &origin.id, &entry);
-            bytes += serde_json::to_vec(&told).map_or(0, |json| json.len());
-            if bytes > MAX_MESSAGE && !purges.is_empty() {
+            let (told, size) = fitting(told(journal.revision(entry.position), &origin.id, &entry), room);
+            bytes += size;
+            if bytes > MAX_MESSAGE.min(room) && !purges.is_empty() {
                 break;
             }
             purges.push(told);
@@ -289,6 +295,20 @@ fn next(replicas: &Replicas, sent: Position) -> Option<(Vec<Told>, Position)> {
         last = entry.position;
     }
     Some((purges, last))
+}
+
+/// A purge that fits into a message, and how large it is there: as JSON one can be larger than it was as a request, and
+/// the other one would refuse it for ever. Too much dropped is slow, too little is wrong.
+fn fitting(told: Told, room: usize) -> (Told, usize) {
+    let size = |told: &Told| serde_json::to_vec(told).map_or(0, |json| json.len());
+    let as_it_is = size(&told);
+    if as_it_is <= room {
+        return (told, as_it_is);
+    }
+    let everything = Purge { targets: vec![Target::Everything], soft: false };
+    let told = Told { purge: everything, ..told };
+    let size = size(&told);
+    (told, size)
 }
 
 fn told(revision: Option<u64>, id: &str, entry: &Entry) -> Told {
@@ -372,6 +392,21 @@ async fn exchange(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_purge_that_no_message_takes_is_told_as_one_of_everything() {
+        let request = |pattern: &str| {
+            let mut headers = http::HeaderMap::new();
+            headers.insert("X-Magento-Tags-Pattern", pattern.parse().unwrap());
+            crate::purge::parse(&http::Method::from_bytes(b"PURGE").unwrap(), &"/".parse().unwrap(), &headers).unwrap()
+        };
+        let told = |purge| Told { id: "a".to_owned(), revision: None, at_ms: 1, purge };
+        let (small, large) =
+            (told(request("((^|,)cat_p_1(,|$))")), told(request(&format!("a{}", r"\.".repeat(2_000)))));
+        assert_eq!(fitting(small.clone(), 4_500).0, small);
+        let (fitted, size) = fitting(large, 4_500);
+        assert!(fitted.purge.targets == [Target::Everything] && size < 200, "{size}");
+    }
 
     #[test]
     fn the_other_one_answers_before_the_sender_of_the_purge_is_answered() {

@@ -355,6 +355,19 @@ async fn what_nobody_can_read_is_taken_for_a_purge_of_everything() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_of_purges_that_is_larger_than_the_client_takes_by_itself_is_read() {
+    let member = Member::start();
+    let session = member.session().await;
+    let large = "x".repeat(100_000);
+    for number in 0..60 {
+        let (key, value) = (format!("/clearcoat/v1/purges/{number:02}"), large.as_str());
+        session.request(async |mut client| client.put(key, value, None).await).await.unwrap();
+    }
+    let rig = Rig::new(&member, Limits::default()).await;
+    rig.has(&["Everything"; 60]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_another_replica_tells_of_is_taken_in_once() {
     let member = Member::start();
     let rig = Rig::new(&member, Limits::default()).await;

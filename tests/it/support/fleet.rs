@@ -30,6 +30,8 @@ pub struct Plan {
     /// How many clearcoats stand before the fleet. More than one, or a journal in etcd, needs members of etcd.
     pub replicas: usize,
     pub etcd: usize,
+    /// Whether a single member waits for a disk, as it does in earnest.
+    pub etcd_on_disk: bool,
     /// How the Varnish nodes are told to drop pages, and the longest header they take.
     pub delivery: Delivery,
     pub header_limit: usize,
@@ -49,6 +51,7 @@ impl Default for Plan {
             guard: true,
             replicas: 1,
             etcd: 0,
+            etcd_on_disk: false,
             delivery: Delivery::Magento,
             header_limit: DEFAULT_HEADER_LIMIT,
             vcl: |vcl, _, _| vcl.to_owned(),
@@ -126,6 +129,7 @@ impl Fleet {
         let web: Vec<Web> = (0..plan.web).map(|_| Web::start(&shop)).collect();
         let etcd = match plan.etcd {
             0 => None,
+            1 if plan.etcd_on_disk => Some(Etcd::on_disk()),
             1 => Some(Etcd::start()),
             members => Some(Etcd::cluster(members)),
         };

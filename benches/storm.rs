@@ -1,9 +1,10 @@
-//! A storm of purges: twenty clients that purge one tag after the other, as Magento's consumers and cron jobs do, before
-//! three real Varnish. Through clearcoat (journal on disk, with fsync), and in Magento's own way, which visits the Varnish
-//! nodes one after the other. In turns, in one run.
+//! A storm of purges: clients that purge one tag after the other, as Magento's consumers and cron jobs do, before three
+//! real Varnish. Through clearcoat with its journal on disk (with fsync), through one and through two clearcoats with theirs
+//! in an etcd of one member (with fsync too), and in Magento's own way, which visits the Varnish nodes one after the other.
+//! In turns, in one run.
 //!
 //! The clients write the bytes of Magento's client, on a connection of its own for each request, and read the answer to
-//! its end.
+//! its end. Where there are two clearcoats, each client goes to them in turns.
 
 #[path = "../tests/it"]
 mod it {
@@ -22,92 +23,144 @@ const NODES: usize = 3;
 const ROUNDS: usize = 3;
 const ROUND: Duration = Duration::from_secs(4);
 
-/// One way to purge, and what was measured of it.
-struct Way {
+/// What purges are sent to.
+struct Target {
     name: &'static str,
-    clients: usize,
     fleet: Fleet,
-    /// Past clearcoat, each node in turn.
+    /// Past clearcoat, each Varnish in turn.
     one_by_one: bool,
+}
+
+impl Target {
+    fn new(name: &'static str, plan: Plan, one_by_one: bool) -> Self {
+        Target { name, fleet: Fleet::start(&Plan { varnish: NODES, web: 1, ..plan }), one_by_one }
+    }
+
+    /// Where one purge after the other goes: each list is for one purge.
+    fn visits(&self) -> Vec<Vec<SocketAddr>> {
+        if self.one_by_one {
+            return vec![self.fleet.varnish.iter().map(|varnish| varnish.address).collect()];
+        }
+        self.fleet.clearcoats().map(|clearcoat| vec![clearcoat.purge]).collect()
+    }
+
+    /// The bans that one Varnish has got from clearcoat.
+    fn bans(&self) -> f64 {
+        const SENT: &str = "clearcoat_bans_sent_total{node=\"varnish-1\"}";
+        self.fleet.clearcoats().map(|clearcoat| clearcoat.metric(SENT)).sum()
+    }
+}
+
+/// What was measured of a target with so many clients.
+struct Way<'a> {
+    target: &'a Target,
+    clients: usize,
     times: Vec<Duration>,
     seconds: f64,
     bans: f64,
 }
 
-impl Way {
-    fn new(name: &'static str, clients: usize, config: &'static str, one_by_one: bool) -> Self {
-        let fleet = Fleet::start(&Plan { varnish: NODES, web: 1, config, ..Plan::default() });
-        fleet.clearcoat.ready();
-        Way { name, clients, fleet, one_by_one, times: Vec::new(), seconds: 0.0, bans: 0.0 }
+impl<'a> Way<'a> {
+    fn new(target: &'a Target, clients: usize) -> Self {
+        Way { target, clients, times: Vec::new(), seconds: 0.0, bans: 0.0 }
     }
 
     /// Everybody purges for one round, each time another tag.
     fn round(&mut self, next: &AtomicU64) {
-        let targets: Vec<SocketAddr> = if self.one_by_one {
-            self.fleet.varnish.iter().map(|varnish| varnish.address).collect()
-        } else {
-            vec![self.fleet.clearcoat.purge]
-        };
-        let sent = |fleet: &Fleet| fleet.clearcoat.metric("clearcoat_bans_sent_total{node=\"varnish-1\"}");
-        let before = sent(&self.fleet);
+        let visits = self.target.visits();
+        let before = self.target.bans();
         let began = Instant::now();
         std::thread::scope(|scope| {
-            let client = || {
+            let client = |number: usize| {
                 let mut times = Vec::new();
-                while began.elapsed() < ROUND {
+                for visit in visits.iter().cycle().skip(number % visits.len()) {
+                    if began.elapsed() >= ROUND {
+                        break;
+                    }
                     let pattern = tag(&format!("cat_p_{}", next.fetch_add(1, Ordering::Relaxed)));
                     let request =
                         format!("PURGE / HTTP/1.1\r\nX-Magento-Tags-Pattern: {pattern}\r\nHost: 127.0.0.1\r\n\r\n");
                     let sent = Instant::now();
-                    for &target in &targets {
-                        assert_eq!(exchange(target, &request).expect("an answer").status, 200);
+                    for &address in visit {
+                        assert_eq!(exchange(address, &request).expect("an answer").status, 200);
                     }
                     times.push(sent.elapsed());
                 }
                 times
             };
-            let clients: Vec<_> = (0..self.clients).map(|_| scope.spawn(client)).collect();
+            let clients: Vec<_> = (0..self.clients).map(|number| scope.spawn(move || client(number))).collect();
             clients.into_iter().for_each(|client| self.times.extend(client.join().expect("a client")));
         });
         self.seconds += began.elapsed().as_secs_f64();
-        self.bans += if self.one_by_one { 0.0 } else { sent(&self.fleet) - before };
+        self.bans += self.target.bans() - before;
     }
 
-    fn print(&mut self) {
-        self.times.sort();
-        let purges = self.times.len();
-        let percentile = |percent: usize| self.times[(purges * percent).div_ceil(100).max(1) - 1].as_secs_f64() * 1e3;
-        let bans = if self.one_by_one { purges as f64 } else { self.bans };
+    fn rate(&self) -> f64 {
+        self.times.len() as f64 / self.seconds
+    }
+
+    /// With its rate as a ratio to that of each of two peers.
+    fn print(&self, [magento, disk]: [f64; 2]) {
+        let mut times = self.times.clone();
+        times.sort();
+        let percentile = |percent: usize| times[(times.len() * percent).div_ceil(100).max(1) - 1].as_secs_f64() * 1e3;
+        let bans = if self.target.one_by_one { self.rate() } else { self.bans / self.seconds };
         println!(
-            "{:<42}{:>8}{:>12.0}{:>10.1} ms{:>10.1} ms{:>14.1}",
-            self.name,
+            "{:<42}{:>8}{:>10.0}{:>10.2}{:>10.2}{:>10.1} ms{:>10.1} ms{:>10.1}",
+            self.target.name,
             self.clients,
-            purges as f64 / self.seconds,
+            self.rate(),
+            self.rate() / magento,
+            self.rate() / disk,
             percentile(50),
             percentile(99),
-            bans / self.seconds
+            bans
         );
     }
 }
 
+const MAGENTO: &str = "Magento, one Varnish after the other";
+const DISK: &str = "clearcoat, on disk";
+const RATION: &str = "clearcoat, on disk, with the ration";
+
+fn targets() -> [Target; 5] {
+    const LOG: &str = "[log]\nlevel = \"info\"\nformat = \"json\"\n";
+    const NO_RATION: &str = "[log]\nlevel = \"info\"\nformat = \"json\"\n\
+                             [purge]\nlisten = [\"127.0.0.1:0\"]\nmax_bans_per_second = 0\n";
+    let plan = |config| Plan { config, ..Plan::default() };
+    let etcd = |replicas| Plan { journal: "etcd", etcd: 1, etcd_on_disk: true, replicas, ..plan(NO_RATION) };
+    [
+        Target::new(RATION, plan(LOG), false),
+        Target::new(DISK, plan(NO_RATION), false),
+        Target::new("clearcoat, in etcd", etcd(1), false),
+        Target::new("two clearcoats, in etcd", etcd(2), false),
+        Target::new(MAGENTO, plan(LOG), true),
+    ]
+}
+
 fn main() {
-    const QUIET: &str = "[log]\nlevel = \"info\"\nformat = \"json\"\n";
-    const NO_LIMIT: &str = "[log]\nlevel = \"info\"\nformat = \"json\"\n\
-                            [purge]\nlisten = [\"127.0.0.1:0\"]\nmax_bans_per_second = 0\n";
-    let mut ways = [
-        Way::new("clearcoat", 20, QUIET, false),
-        Way::new("clearcoat, max_bans_per_second = 0", 20, NO_LIMIT, false),
-        Way::new("Magento, one Varnish after the other", 20, QUIET, true),
-        Way::new("clearcoat, max_bans_per_second = 0", 1, NO_LIMIT, false),
-        Way::new("Magento, one Varnish after the other", 1, QUIET, true),
-    ];
+    let targets = targets();
     let next = AtomicU64::new(0);
-    for _ in 0..ROUNDS {
-        ways.iter_mut().for_each(|way| way.round(&next));
-    }
     println!(
-        "purges of one tag to {NODES} Varnish, {ROUNDS} rounds of {ROUND:?} each, in turns; bans are those of one Varnish"
+        "purges of one tag to {NODES} Varnish, {ROUNDS} rounds of {ROUND:?} each, in turns; no ration of bans but in"
     );
-    println!("{:<42}{:>8}{:>12}{:>13}{:>13}{:>14}", "", "clients", "purges/s", "ack p50", "ack p99", "bans/s");
-    ways.iter_mut().for_each(Way::print);
+    println!(
+        "the first line; the ratios are of purges/s to Magento's way and to the journal on disk; bans are those of one"
+    );
+    println!("Varnish\n");
+    println!(
+        "{:<42}{:>8}{:>10}{:>10}{:>10}{:>13}{:>13}{:>10}",
+        "", "clients", "purges/s", "/Magento", "/disk", "ack p50", "ack p99", "bans/s"
+    );
+    for clients in [20, 1] {
+        // With one client, the ration is not what it waits for.
+        let measured = targets.iter().filter(|target| clients > 1 || target.name != RATION);
+        let mut ways: Vec<Way> = measured.map(|target| Way::new(target, clients)).collect();
+        for _ in 0..ROUNDS {
+            ways.iter_mut().for_each(|way| way.round(&next));
+        }
+        let peers = [MAGENTO, DISK]
+            .map(|name| ways.iter().find(|way| way.target.name == name).expect("both were measured").rate());
+        ways.iter().for_each(|way| way.print(peers));
+    }
 }

@@ -20,9 +20,10 @@ how=${IMAGE_BUILD:-auto}
 available() {
     docker image inspect "$1" >/dev/null 2>&1 || timeout 600 docker pull --quiet "$1" >/dev/null 2>&1
 }
-# A question that cargo can only answer from the network.
-crates_inside() {
-    timeout 120 docker run --rm "$build_base" cargo info --quiet bytes >/dev/null 2>&1
+# Questions that can only be answered from the network: by cargo, and by apt, from where protoc comes.
+sources_inside() {
+    timeout 120 docker run --rm "$build_base" \
+        sh -c 'cargo info --quiet bytes && apt-get -qq -o APT::Update::Error-Mode=any update' >/dev/null 2>&1
 }
 
 if [ "$how" = auto ]; then
@@ -31,11 +32,11 @@ if [ "$how" = auto ]; then
         why="$build_base is not here and cannot be pulled"
     elif ! available "${run_base:-debian:bookworm-slim}"; then
         why="${run_base:-debian:bookworm-slim} is not here and cannot be pulled"
-    elif ! crates_inside; then
-        why="crates cannot be fetched inside a container"
+    elif ! sources_inside; then
+        why="crates or Debian packages cannot be fetched inside a container"
     else
         how=inside
-        why="base images and crates can be reached"
+        why="base images, crates and Debian packages can be reached"
     fi
 else
     why="as asked by IMAGE_BUILD"

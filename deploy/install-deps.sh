@@ -20,7 +20,7 @@ case $2 in
     demo) wanted=$demo ;;
     test) wanted="$demo varnishtest:varnish */varnish/vmods/libvmod_xkey.so:varnish-modules etcd:etcd-server etcdctl:etcd-client php:php-cli dnsmasq:dnsmasq-base" ;;
     image-test) wanted="$build etcd:etcd-server etcdctl:etcd-client" ;;
-    bench) wanted="$demo haproxy:haproxy nginx:nginx-light ip:iproute2 unshare:util-linux valgrind:valgrind" ;;
+    bench) wanted="$demo etcd:etcd-server haproxy:haproxy nginx:nginx-light ip:iproute2 unshare:util-linux valgrind:valgrind" ;;
     *) usage ;;
 esac
 

@@ -57,22 +57,27 @@ impl Etcd {
 
     /// The same with several members.
     pub fn cluster(members: usize) -> Self {
-        Etcd::launch(members, "http", None, |_, _| None)
+        Etcd::launch(members, folder(), "http", None, |_, _| None)
+    }
+
+    /// A single member whose every write is on a disk, as it is in earnest.
+    pub fn on_disk() -> Self {
+        Etcd::launch(1, tempfile::tempdir().expect("a folder"), "http", None, |_, _| None)
     }
 
     /// A single member that speaks TLS, and only with clients that have a certificate of its authority: see [`Etcd::tls`].
     pub fn start_tls() -> Self {
-        Etcd::launch(1, "https", None, |folder, loopback| Some(Certificates::make(folder, loopback.ip())))
+        Etcd::launch(1, folder(), "https", None, |folder, loopback| Some(Certificates::make(folder, loopback.ip())))
     }
 
     fn launch(
         members: usize,
+        folder: tempfile::TempDir,
         scheme: &str,
         quota: Option<u64>,
         certificates: impl FnOnce(&Path, &Loopback) -> Option<Certificates>,
     ) -> Self {
         let loopback = Loopback::claim(&member::ports(members));
-        let folder = folder();
         let members: Vec<Member> =
             (0..members).map(|number| Member::new(number, loopback.ip(), scheme, folder.path())).collect();
         let initial: Vec<String> =

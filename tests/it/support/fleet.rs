@@ -39,6 +39,8 @@ pub struct Plan {
     pub links: bool,
     /// More keys of `[registry.etcd]`.
     pub etcd_keys: &'static str,
+    /// Whether a single member waits for a disk, as it does in earnest.
+    pub etcd_on_disk: bool,
     /// How the Varnish nodes are told to drop pages, and the longest header they take.
     pub delivery: Delivery,
     pub header_limit: usize,
@@ -62,6 +64,7 @@ impl Default for Plan {
             registered: false,
             links: false,
             etcd_keys: "",
+            etcd_on_disk: false,
             delivery: Delivery::Magento,
             header_limit: DEFAULT_HEADER_LIMIT,
             vcl: |vcl, _, _| vcl.to_owned(),
@@ -154,6 +157,7 @@ impl Fleet {
         let web: Vec<Web> = (0..plan.web).map(|_| Web::start(&shop)).collect();
         let etcd = (plan.etcd > 0).then(|| match plan.etcd_quota {
             Some(bytes) => Etcd::cluster_with_quota(plan.etcd, bytes),
+            None if plan.etcd_on_disk => Etcd::on_disk(),
             None => Etcd::cluster(plan.etcd),
         });
         // The VCL names the origin listeners, whose ports must be known before the Varnish nodes that clearcoat's

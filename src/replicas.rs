@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::config::{JournalKind, Token};
+use crate::config::{JournalKind, Token, is_host_port};
 use crate::delivery::{Acknowledged, Deliveries};
 use crate::etcd::follow::{Change, Item, Link, Update, follow};
 use crate::etcd::{Registration, SharedEtcd, Standing};
@@ -54,6 +54,9 @@ const ANNOUNCE: Duration = Duration::from_secs(1);
 
 /// From when our key is there until the others have seen it, which they do within a round trip.
 const SEEN: Duration = Duration::from_millis(200);
+
+/// So many others may be known when one introduces itself. A fleet has two or three.
+const MOST: usize = 32;
 
 /// What a replica works with.
 pub struct Context {
@@ -268,9 +271,7 @@ impl Replicas {
                     None => return,
                 },
                 Some((id, record)) = strangers.recv() => {
-                    if !self.peers().contains_key(&id) {
-                        self.take_in(id, record, false, &mut tasks);
-                    }
+                    self.be_introduced(id, record, &mut tasks);
                     continue;
                 }
             };
@@ -294,6 +295,22 @@ impl Replicas {
             let records = self.peers().iter().map(|(id, peer)| (id.clone(), peer.record.clone())).collect();
             memory.keep(records).await;
         }
+    }
+
+    /// Somebody who may purge says that it is a replica, and etcd does not know it: it is cut off from there, or we are.
+    fn be_introduced(self: &Arc<Self>, id: NodeId, record: Record, tasks: &mut BTreeMap<NodeId, JoinSet<()>>) {
+        let (is_known, others) = {
+            let peers = self.peers();
+            (peers.contains_key(&id), peers.len())
+        };
+        if is_known {
+            return;
+        }
+        if others >= MOST || !is_host_port(&record.address) {
+            tracing::warn!(replica = %id, address = record.address, "this is no replica that could be told of purges");
+            return;
+        }
+        self.take_in(id, record, false, tasks);
     }
 
     fn greet(self: &Arc<Self>, item: &Item, tasks: &mut BTreeMap<NodeId, JoinSet<()>>) {

@@ -11,13 +11,16 @@
 //! it has confirmed everything. A replica that nobody can reach learns of purges by the journal all the same; that it
 //! has not confirmed is counted (`clearcoat_replica_unconfirmed_total`).
 //!
-//! **Who is there** is known by `replicas/<id>`, a key with a lease for each. It says what journal its replica has: where
+//! **Who is there** is known by `replicas/<id>`, a key with a lease for each; who was there and is not registered any more
+//! is told as long as it answers, for it may only have lost etcd, and serves readers ([`peer`]). The key also says what journal its replica has: where
 //! they are not one, nobody can promise anything for the others, and that is said aloud.
 
+mod memory;
 mod peer;
 mod record;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -30,8 +33,9 @@ use crate::delivery::{Acknowledged, Deliveries};
 use crate::etcd::follow::{Change, Item, Link, Update, follow};
 use crate::etcd::{Registration, SharedEtcd, Standing};
 use crate::fleet::NodeId;
-use crate::journal::{Etcd as SharedJournal, Journal, Position, Told, WriteError};
+use crate::journal::{Etcd as SharedJournal, Position, Told, WriteError};
 use crate::telemetry::Metrics;
+use memory::Memory;
 use peer::Peer;
 
 pub use record::{Record, own_address, own_id};
@@ -65,6 +69,8 @@ pub struct Context {
     pub token: Option<Token>,
     /// Where it is counted.
     pub metrics: Arc<Metrics>,
+    /// Where the others are written down, for a start without etcd. `None` where they need not be told of anything.
+    pub memory: Option<PathBuf>,
 }
 
 /// This replica, and what it knows of the others.
@@ -79,6 +85,8 @@ pub struct Replicas {
     record: watch::Sender<Option<Vec<u8>>>,
     standing: watch::Receiver<Standing>,
     link: Arc<Link>,
+    /// Who has told of itself, and is not known by etcd.
+    strangers: mpsc::Sender<(NodeId, Record)>,
 }
 
 /// What is told to another replica: all purges since the last time.
@@ -86,6 +94,9 @@ pub struct Replicas {
 pub struct Message {
     /// Who tells.
     pub from: NodeId,
+    /// What it says of itself, for one that etcd does not name.
+    #[serde(default)]
+    pub record: Option<Record>,
     /// How long the answer may take, in milliseconds.
     pub wait_ms: u64,
     /// The purges.
@@ -118,13 +129,15 @@ impl Replicas {
         let (standing_sender, standing) = watch::channel(Standing::default());
         let link = Link::new("replicas");
         let key = context.etcd.key(&format!("{REPLICAS}{id}"));
-        let registration = Registration::new(Arc::clone(&context.etcd), key, TTL);
+        let farewell = Record { leaving: true, ..own.clone() }.encode();
+        let registration = Registration::new(Arc::clone(&context.etcd), key, TTL).with_farewell(farewell);
         tasks.spawn(registration.run(recorded, standing_sender));
         let (updates_sender, updates) = mpsc::channel(16);
         tasks.spawn(follow(Arc::clone(&context.etcd), context.etcd.key(REPLICAS), Arc::clone(&link), updates_sender));
         let (peers, progress) = (Mutex::default(), watch::channel(()).0);
-        let this = Arc::new(Replicas { context, id, own, peers, progress, record, standing, link });
-        tasks.spawn(Arc::clone(&this).meet(updates));
+        let (strangers, introduced) = mpsc::channel(16);
+        let this = Arc::new(Replicas { context, id, own, peers, progress, record, standing, link, strangers });
+        tasks.spawn(Arc::clone(&this).meet(updates, introduced));
         this
     }
 
@@ -181,6 +194,10 @@ impl Replicas {
     pub async fn receive(&self, message: Message) -> Option<Result<Acknowledged, WriteError>> {
         let journal = self.context.journal.as_ref()?;
         let patience = Duration::from_millis(message.wait_ms).min(self.context.ack_timeout);
+        if let Some(record) = message.record.filter(|_| !self.peers().contains_key(&message.from)) {
+            // Whoever finds no place is told of by etcd, or tells again.
+            _ = self.strangers.try_send((message.from.clone(), record));
+        }
         if message.purges.is_empty() {
             return Some(Ok(Acknowledged::default()));
         }
@@ -231,27 +248,49 @@ impl Replicas {
     }
 
     /// Takes note of who comes and goes.
-    async fn meet(self: Arc<Self>, mut updates: mpsc::Receiver<Update>) {
+    async fn meet(
+        self: Arc<Self>,
+        mut updates: mpsc::Receiver<Update>,
+        mut strangers: mpsc::Receiver<(NodeId, Record)>,
+    ) {
         // Ends with this task, and so does every peer's.
         let mut tasks: BTreeMap<NodeId, JoinSet<()>> = BTreeMap::new();
-        while let Some(update) = updates.recv().await {
+        let mut memory = Memory::open(self.context.memory.clone()).await;
+        for (id, record) in memory.known().clone() {
+            self.take_in(id, record, false, &mut tasks);
+        }
+        loop {
+            let update = tokio::select! {
+                update = updates.recv() => match update {
+                    Some(update) => update,
+                    None => return,
+                },
+                Some((id, record)) = strangers.recv() => {
+                    if !self.peers().contains_key(&id) {
+                        self.take_in(id, record, false, &mut tasks);
+                    }
+                    continue;
+                }
+            };
             match update {
                 Update::Listed(listing) => {
                     let listed: Vec<&str> = listing.items.iter().map(|item| item.key.as_str()).collect();
                     let gone: Vec<NodeId> = tasks.keys().filter(|id| !listed.contains(&id.as_str())).cloned().collect();
-                    gone.iter().for_each(|id| self.part(id, &mut tasks));
+                    gone.iter().for_each(|id| self.miss(id, &mut tasks));
                     listing.items.iter().for_each(|item| self.greet(item, &mut tasks));
                 }
                 Update::Changed(changes) => changes.iter().for_each(|change| match change {
                     Change::Put(item) => self.greet(item, &mut tasks),
                     Change::Deleted { key, .. } => {
                         if let Ok(id) = NodeId::try_from(key.as_str()) {
-                            self.part(&id, &mut tasks);
+                            self.miss(&id, &mut tasks);
                         }
                     }
                 }),
             }
             self.progress.send_replace(());
+            let records = self.peers().iter().map(|(id, peer)| (id.clone(), peer.record.clone())).collect();
+            memory.keep(records).await;
         }
     }
 
@@ -264,13 +303,24 @@ impl Replicas {
                 return;
             }
         };
-        if id == self.id || self.peers().get(&id).is_some_and(|peer| peer.record == record) {
+        self.take_in(id, record, true, tasks);
+    }
+
+    /// A replica is there, by its key in etcd or by what else is known.
+    fn take_in(self: &Arc<Self>, id: NodeId, record: Record, listed: bool, tasks: &mut BTreeMap<NodeId, JoinSet<()>>) {
+        if id == self.id {
             return;
         }
+        if let Some(peer) = self.peers().get(&id).filter(|peer| peer.record == record) {
+            return peer.is_listed_now(listed);
+        }
         self.part(&id, tasks);
+        if record.leaving {
+            return;
+        }
         tracing::info!(replica = %id, address = record.address, journal = record.journal, "another replica is there");
-        let told = self.context.journal.as_ref().map_or(0, |journal| journal.head());
-        let peer = Arc::new(Peer::new(id.clone(), record, told));
+        let told = self.context.journal.as_ref().map_or(0, |journal| journal.in_etcd_up_to());
+        let peer = Arc::new(Peer::new(id.clone(), record, told, listed));
         self.peers().insert(id.clone(), Arc::clone(&peer));
         if self.shares_with(&peer) {
             tasks.entry(id).or_default().spawn(peer::run(Arc::clone(self), peer));
@@ -279,6 +329,28 @@ impl Replicas {
             tasks.entry(id).or_default();
         }
         self.count();
+    }
+
+    /// Its key is not there any more. Who has a journal in common with us is told until it is known to have ended.
+    fn miss(&self, id: &NodeId, tasks: &mut BTreeMap<NodeId, JoinSet<()>>) {
+        let peer = self.peers().get(id).cloned();
+        match peer.filter(|peer| self.shares_with(peer)) {
+            Some(peer) => peer.is_listed_now(false),
+            None => self.part(id, tasks),
+        }
+    }
+
+    /// A peer that has ended. Its task returns after this.
+    fn let_go(&self, peer: &Arc<Peer>) {
+        let mut peers = self.peers();
+        if peers.get(&peer.id).is_some_and(|known| Arc::ptr_eq(known, peer)) {
+            peers.remove(&peer.id);
+        }
+        drop(peers);
+        tracing::info!(replica = %peer.id, "a replica is gone");
+        peer.is_gone_now();
+        self.count();
+        self.progress.send_replace(());
     }
 
     fn part(&self, id: &NodeId, tasks: &mut BTreeMap<NodeId, JoinSet<()>>) {

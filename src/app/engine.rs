@@ -84,6 +84,7 @@ impl Engine {
             ack_timeout: patience,
             token: config.purge.token.clone(),
             metrics: Arc::clone(&self.metrics),
+            memory: self.shared_journal.is_some().then(|| config.journal.path.join("replicas.json")),
         };
         let record = replicas::Record::new(address, config.journal.kind());
         Ok(Some(Replicas::start(context, id, record, tasks)))

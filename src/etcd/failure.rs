@@ -8,6 +8,7 @@ use etcd_client::Error;
 const INVALID_ARGUMENT: i32 = 3;
 const NOT_FOUND: i32 = 5;
 const PERMISSION_DENIED: i32 = 7;
+const OUT_OF_RANGE: i32 = 11;
 const UNAUTHENTICATED: i32 = 16;
 
 /// Why something could not be had from etcd.
@@ -25,9 +26,6 @@ pub enum Failure {
     /// The member knows of no leader: it is cut off, or an election is under way.
     #[error("the member has no leader")]
     NoLeader,
-    /// The watch asks for changes that etcd has forgotten already.
-    #[error("etcd has compacted its history up to revision {0}")]
-    Compacted(i64),
     /// A watch was ended by etcd.
     #[error("etcd ended the watch: {0}")]
     Cancelled(String),
@@ -71,6 +69,13 @@ impl Failure {
 }
 
 impl Failure {
+    /// Whether an answer has come that is larger than we take. The client says so, and has no name for it.
+    pub(super) fn is_too_large(&self) -> bool {
+        let Failure::Etcd(error) = self else { return false };
+        matches!(&**error, Error::GRpcStatus(status)
+            if status.code() as i32 == OUT_OF_RANGE && status.message().contains("message length too large"))
+    }
+
     /// Whether etcd knows no such lease (any more).
     pub fn is_lease_lost(&self) -> bool {
         match self {

@@ -4,7 +4,7 @@
 //! connect ─> LIST at one revision R ─> WATCH from R+1 ─── events ──> R moves with them
 //!    ^                ^                    │  │
 //!    │                └─ compacted, restored, far behind
-//!    └──── pause ──── connection lost, silence ┘   (and then WATCH from R+1: resuming is cheap, a list is not)
+//!    └──── pause ──── connection lost, silence ┘   (and then WATCH from R+1 where the list is long)
 //! ```
 //!
 //! **R moves only with what came on the watch itself.** A revision from any other answer proves nothing about the
@@ -18,12 +18,16 @@
 //! asked for its progress now and then: an answer is no news, two that are missing are.
 //!
 //! **History can begin anew.** After a restore from a backup the same revisions mean something else, and by the time we
-//! are back there may be more of them than we knew. So a member is also asked for its place in raft's log
-//! ([`Stage`](super::Stage)), and what others in this process were told counts as known ([`Link::expect`]): where anything
-//! goes back, there is a new list.
+//! are back there may be more of them than we knew. So what fits on one page is listed again on every new connection: it
+//! costs as much as asking, and whoever takes it in finds nothing new. What does not is resumed from R, and there a member
+//! is also asked for its place in raft's log ([`Stage`](super::Stage)), and what others in this process were told counts as
+//! known ([`Link::expect`]): where anything goes back, there is a new list. That misses a restore to a log that has become
+//! as long as the old one was, which a cluster with so many keys has not done before we are back.
 //!
 //! **A list goes back to the leader** (it is not serializable), pinned to one revision over all its pages: members that
 //! lag would otherwise make a fleet of two moments.
+
+mod known;
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,6 +37,7 @@ use etcd_client::{EventType, GetOptions, KeyValue, WatchOptions, WatchResponse, 
 use tokio::sync::mpsc;
 
 use super::{Failure, Pauses, Session, SharedEtcd, Stage, bounded};
+use known::{Content, Heard, Known, Response};
 
 /// How long a watch may say nothing before its member is asked whether it is still there.
 const SILENCE: Duration = Duration::from_secs(3);
@@ -40,14 +45,11 @@ const SILENCE: Duration = Duration::from_secs(3);
 /// After so many silences the stream is asked for its progress.
 const ASK_PROGRESS_AFTER: u32 = 10;
 
-/// Keys on one page of a list.
+/// Keys on one page of a list. Fewer where they are too large for a message.
 const PAGE: i64 = 500;
 
-/// A watch that would begin so far behind holds up etcd's writes while it catches up (etcd-io/etcd#22264); a list
-/// does not.
-const FAR_BEHIND: i64 = 50_000;
-
-/// The largest message of a watch. A revision is never cut in two, and one transaction can have thousands of keys.
+/// The largest message. A watch never cuts a revision in two, and one transaction can have thousands of keys; the client's
+/// own limit is 4 MiB, which 500 purges of a busy shop pass.
 const MAX_MESSAGE: usize = 64 << 20;
 
 /// A key and what is there.
@@ -112,6 +114,8 @@ pub enum Resync {
     Restored,
     /// Too much has changed since.
     FarBehind,
+    /// The connection is a new one, and the list is short.
+    Reconnected,
 }
 
 impl Resync {
@@ -122,6 +126,7 @@ impl Resync {
             Resync::Compacted => "compacted",
             Resync::Restored => "restored",
             Resync::FarBehind => "far_behind",
+            Resync::Reconnected => "reconnected",
         }
     }
 }
@@ -211,13 +216,6 @@ impl Link {
     }
 }
 
-/// What is known, and of which history.
-#[derive(Clone, Copy, Debug)]
-struct Known {
-    stage: Stage,
-    revision: i64,
-}
-
 struct Follower {
     etcd: SharedEtcd,
     /// The whole prefix.
@@ -241,7 +239,8 @@ enum End {
 impl From<Failure> for End {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::Compacted(_) => End::Relist(Resync::Compacted),
+            // Pages can be made smaller.
+            failure if failure.is_too_large() => End::Relist(Resync::FarBehind),
             failure => End::Lost(failure),
         }
     }
@@ -272,11 +271,7 @@ impl Follower {
             Ok(session) => session,
             Err(failure) => return End::Lost(failure),
         };
-        let mut relist = match self.known {
-            None => Some(Resync::Start),
-            Some(known) if session.stage.goes_back_behind(&known.stage) => Some(Resync::Restored),
-            Some(_) => None,
-        };
+        let mut relist = Known::relist(self.known.as_ref(), &session.stage);
         loop {
             let listed = relist.is_some();
             if let Some(cause) = relist.take()
@@ -294,12 +289,21 @@ impl Follower {
 
     async fn list(&mut self, session: &Session, cause: Resync) -> Result<(), End> {
         let mut items = Vec::new();
-        let mut revision = 0;
+        let (mut revision, mut limit) = (0, PAGE);
         let end = end_of(&self.prefix);
         let mut from = self.prefix.clone().into_bytes();
         loop {
-            let options = GetOptions::new().with_range(end.clone()).with_limit(PAGE).with_revision(revision);
-            let page = session.request(async |mut client| client.get(from.clone(), Some(options)).await).await?;
+            let options = GetOptions::new().with_range(end.clone()).with_limit(limit).with_revision(revision);
+            let get = async |client: etcd_client::Client| {
+                client.kv_client().max_decoding_message_size(MAX_MESSAGE).get(from.clone(), Some(options)).await
+            };
+            let page = match session.request(get).await {
+                Err(failure) if failure.is_too_large() && limit > 1 => {
+                    limit /= 2;
+                    continue;
+                }
+                page => page.map_err(End::Lost)?,
+            };
             if revision == 0 {
                 revision = page.header().map_or(0, etcd_client::ResponseHeader::revision);
             }
@@ -315,9 +319,9 @@ impl Follower {
         // A list comes from the leader, so a revision that is lower than ours is of another history.
         let expected = self.link.expected.swap(revision, Ordering::Relaxed).max(self.revision());
         let cause = if revision < expected { Resync::Restored } else { cause };
-        let (stage, cluster) = (session.stage, session.stage.cluster);
+        let (stage, cluster, keys) = (session.stage, session.stage.cluster, items.len());
         self.tell(Update::Listed(Listing { cluster, revision, items, cause })).await?;
-        self.known = Some(Known { stage, revision });
+        self.known = Some(Known { stage, revision, keys });
         self.link.heard(revision);
         Ok(())
     }
@@ -381,52 +385,36 @@ impl Follower {
     }
 
     async fn take(&mut self, response: &WatchResponse, stage: Stage) -> Result<(), End> {
-        // First: a watch that is refused comes as created and cancelled at once.
-        if response.canceled() {
-            return Err(match response.compact_revision() {
-                0 => Failure::Cancelled(response.cancel_reason().to_owned()),
-                compacted => Failure::Compacted(compacted),
-            }
-            .into());
+        let response = self.read(response);
+        let expected = self.link.expected.load(Ordering::Relaxed);
+        let Some(known) = &mut self.known else { return Err(End::Relist(Resync::Start)) };
+        match known.take(response, expected, stage) {
+            Heard::Failed(failure) => return Err(End::Lost(failure)),
+            Heard::Relist(cause) => return Err(End::Relist(cause)),
+            Heard::Created => self.pauses.reset(),
+            Heard::Changes(changes) if changes.is_empty() => {}
+            Heard::Changes(changes) => self.tell(Update::Changed(changes)).await?,
         }
-        let known = self.revision();
-        let at = response.header().map_or(known, etcd_client::ResponseHeader::revision);
-        if response.created() {
-            // A member that lags says so, too; the list that follows comes from the leader and settles it.
-            if at < known.max(self.link.expected.load(Ordering::Relaxed)) {
-                return Err(End::Relist(Resync::Restored));
-            }
-            if let Some(known) = &mut self.known {
-                known.stage = stage;
-            }
-            if at - known > FAR_BEHIND {
-                return Err(End::Relist(Resync::FarBehind));
-            }
-            self.pauses.reset();
-            self.link.heard(known);
-            return Ok(());
-        }
-        let changes: Vec<Change> = response.events().iter().filter_map(|event| self.change(event, known)).collect();
-        let last = changes.iter().map(Change::revision).max();
-        if !changes.is_empty() {
-            self.tell(Update::Changed(changes)).await?;
-        }
-        // -1: an answer to a question of ours.
-        let progress = (response.events().is_empty() && response.watch_id() >= 0).then_some(at);
-        let revision = last.or(progress).unwrap_or(known).max(known);
-        if let Some(known) = &mut self.known {
-            known.revision = revision;
-        }
-        self.link.heard(revision);
+        self.link.heard(self.revision());
         Ok(())
     }
 
-    /// `None` for what was known before: a member that lags sends old events again (etcd-io/etcd#20221).
-    fn change(&self, event: &etcd_client::Event, known: i64) -> Option<Change> {
+    fn read(&self, response: &WatchResponse) -> Response {
+        // First: a watch that is refused comes as created and cancelled at once.
+        let content = if response.canceled() {
+            let (compacted, reason) = (response.compact_revision(), response.cancel_reason().to_owned());
+            Content::Cancelled { compacted, reason }
+        } else if response.created() {
+            Content::Created
+        } else {
+            Content::Changes(response.events().iter().filter_map(|event| self.change(event)).collect())
+        };
+        let at = response.header().map(etcd_client::ResponseHeader::revision);
+        Response { at, watch: response.watch_id(), content }
+    }
+
+    fn change(&self, event: &etcd_client::Event) -> Option<Change> {
         let kv = event.kv()?;
-        if kv.mod_revision() <= known {
-            return None;
-        }
         Some(match event.event_type() {
             EventType::Put => Change::Put(self.item(kv)),
             EventType::Delete => Change::Deleted { key: self.name(kv), revision: kv.mod_revision() },

@@ -32,6 +32,8 @@ pub struct Registration {
     lease: Option<i64>,
     /// What we know to have written last. `None` before the first time: then the key is taken whoever has it.
     written: Option<Vec<u8>>,
+    /// What the key says last.
+    farewell: Option<Vec<u8>>,
 }
 
 /// How a registration stands.
@@ -55,7 +57,13 @@ struct Kept {
 impl Registration {
     /// Of this key, which etcd keeps for `ttl` (in whole seconds, at least one) without a sign of life. Does nothing yet.
     pub fn new(etcd: SharedEtcd, key: String, ttl: Duration) -> Self {
-        Registration { etcd, key, ttl, lease: None, written: None }
+        Registration { etcd, key, ttl, lease: None, written: None, farewell: None }
+    }
+
+    /// The same, which is written once more with this before it is taken away: whoever follows the key learns that it did
+    /// not just run out.
+    pub fn with_farewell(self, value: Vec<u8>) -> Self {
+        Registration { farewell: Some(value), ..self }
     }
 
     /// Keeps the key at what `record` says, until that is `None` or its sender is gone; then takes it away and returns.
@@ -203,7 +211,12 @@ impl Registration {
         let Some(lease) = self.lease.take() else { return Ok(()) };
         let session = self.etcd.connect().await?;
         let key = self.key.as_str();
-        let txn = Txn::new().when([Compare::lease(key, CompareOp::Equal, lease)]).and_then([TxnOp::delete(key, None)]);
+        let ours = || Txn::new().when([Compare::lease(key, CompareOp::Equal, lease)]);
+        if let Some(farewell) = self.farewell.take() {
+            let put = TxnOp::put(key, farewell, Some(PutOptions::new().with_lease(lease)));
+            session.request(async |mut client| client.txn(ours().and_then([put])).await).await?;
+        }
+        let txn = ours().and_then([TxnOp::delete(key, None)]);
         session.request(async |mut client| client.txn(txn).await).await?;
         // The key is gone, or another's: nothing goes with the lease.
         match session.request(async |mut client| client.lease_revoke(lease).await).await {

@@ -61,6 +61,8 @@ pub(super) struct Foreign {
     /// When it was accepted.
     pub(super) at_ms: u64,
     pub(super) purge: Purge,
+    /// It comes in etcd's order: everything up to its revision is here with it.
+    pub(super) in_order: bool,
 }
 
 /// The writer's thread. Dropping it waits until what was queued is committed and the file is closed.

@@ -185,6 +185,7 @@ impl Etcd {
             origin: Origin { id: id.into(), revision, ours: false },
             at_ms,
             purge,
+            in_order: false,
         });
         let positions = inner.local.append_all(foreign.collect()).await?;
         inner.uplink.look_again();
@@ -194,6 +195,13 @@ impl Etcd {
     /// How many purges are not in etcd yet, as far as this replica knows.
     pub fn spooled(&self) -> usize {
         self.inner.local.ledger().missing().len()
+    }
+
+    /// Up to where every purge is in etcd: whoever reads the journal there finds it.
+    pub fn in_etcd_up_to(&self) -> Position {
+        let head = self.inner.local.head();
+        let missing = self.inner.local.ledger().missing();
+        missing.first().map_or(head, |(position, _)| head.min(position - 1))
     }
 
     /// Where in etcd the entry at this position is.
@@ -220,7 +228,7 @@ impl Inner {
             return Ok(position);
         }
         let origin = Origin { id, revision, ours: true };
-        let position = self.local.append_foreign(Foreign { origin, at_ms, purge }).await?;
+        let position = self.local.append_foreign(Foreign { origin, at_ms, purge, in_order: false }).await?;
         if revision.is_none() {
             self.uplink.look_again();
         }

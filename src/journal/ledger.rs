@@ -18,14 +18,20 @@ use super::{Origin, Position};
 pub(super) struct Ledger {
     rows: BTreeMap<Position, Row>,
     positions: HashMap<Arc<str>, Position>,
+    /// Purges that are not held any more, and may be in etcd still.
+    trimmed: HashSet<Arc<str>>,
     /// The highest revision of any purge that was ever seen here.
     newest: u64,
     /// The highest revision of a purge that is not held any more.
     retired: u64,
     /// Everything up to this revision has been seen. Known by the watch alone.
     synced: u64,
-    /// A purge that is not in etcd yet is not held any more.
-    overflowed: bool,
+    /// The same, as the process before this one has left it: of `synced` that part that it had on disk.
+    seen: u64,
+    /// Nothing up to this position is held any more.
+    floor: Position,
+    /// So many purges that were not in etcd yet are not held any more, and nobody was told.
+    overflowed: u64,
 }
 
 #[derive(Debug)]
@@ -35,9 +41,13 @@ struct Row {
 }
 
 impl Ledger {
-    /// A ledger of a journal that was read from the disk.
-    pub(super) fn new(rows: impl IntoIterator<Item = (Position, Arc<str>, Option<u64>)>, newest: u64) -> Self {
-        let mut ledger = Ledger { newest, ..Ledger::default() };
+    /// A ledger of a journal that was read from the disk, where everything up to the revision `seen` had come.
+    pub(super) fn new(
+        rows: impl IntoIterator<Item = (Position, Arc<str>, Option<u64>)>,
+        newest: u64,
+        seen: u64,
+    ) -> Self {
+        let mut ledger = Ledger { newest, seen, ..Ledger::default() };
         rows.into_iter().for_each(|(position, id, revision)| ledger.enter(position, &id, revision));
         ledger
     }
@@ -72,6 +82,27 @@ impl Ledger {
         self.newest
     }
 
+    /// Up to which revision no purge was missed. What came by an answer, or from another replica, says nothing about the
+    /// purges before it.
+    pub(super) fn seen(&self) -> u64 {
+        self.seen.max(self.synced)
+    }
+
+    /// Whether a purge was held here once, and is not any more.
+    pub(super) fn was_held(&self, id: &str) -> bool {
+        self.trimmed.contains(id)
+    }
+
+    /// A purge is not in etcd any more, and does not come from there again.
+    pub(super) fn forget_one(&mut self, id: &str) {
+        self.trimmed.remove(id);
+    }
+
+    /// The same for all of which this is so.
+    pub(super) fn forget(&mut self, is_gone: impl Fn(&str) -> bool) {
+        self.trimmed.retain(|id| !is_gone(id));
+    }
+
     /// Everything up to this revision of etcd has been seen.
     pub(super) fn synced(&mut self, revision: u64) {
         self.synced = self.synced.max(revision);
@@ -79,7 +110,7 @@ impl Ledger {
 
     /// etcd has begun another history, which is known up to this revision, with purges up to `newest`.
     pub(super) fn restarted(&mut self, revision: u64, newest: u64) {
-        (self.synced, self.newest, self.retired) = (revision, newest, 0);
+        (self.synced, self.seen, self.newest, self.retired) = (revision, 0, newest, 0);
     }
 
     /// Purges up to this revision are not in etcd any more.
@@ -90,12 +121,16 @@ impl Ledger {
 
     /// Entries up to this position are not held any more.
     pub(super) fn trim(&mut self, floor: Position) {
+        self.floor = self.floor.max(floor);
         while let Some(oldest) = self.rows.first_entry().filter(|oldest| *oldest.key() <= floor) {
             let row = oldest.remove();
             self.positions.remove(&row.id);
             match row.revision {
-                Some(revision) => self.retired = self.retired.max(revision),
-                None => self.overflowed = true,
+                Some(revision) => {
+                    self.retired = self.retired.max(revision);
+                    self.trimmed.insert(row.id);
+                }
+                None => self.overflowed += 1,
             }
         }
     }
@@ -116,18 +151,33 @@ impl Ledger {
         self.rows.iter().filter(|(_, row)| is_lost(row)).map(|(position, _)| *position).collect()
     }
 
-    /// Whether a purge was dropped before it got to etcd, since this was last asked.
-    pub(super) fn take_overflow(&mut self) -> bool {
-        std::mem::take(&mut self.overflowed)
+    /// How many purges were dropped before they got to etcd, and nobody was told.
+    pub(super) fn overflow(&self) -> u64 {
+        self.overflowed
     }
 
-    /// It was dropped, and whoever was to tell of it could not.
-    pub(super) fn overflowed(&mut self) {
-        self.overflowed = true;
+    /// Whether there are such, or will be once nothing up to this position is held.
+    pub(super) fn overflows_at(&self, floor: Position) -> bool {
+        self.overflowed > 0 || self.rows.range(..=floor).any(|(_, row)| row.revision.is_none())
     }
 
-    /// Up to which revision of etcd a node has everything that has everything up to this position.
+    /// A process before this one had dropped one, and had not told.
+    pub(super) fn overflowed_before(&mut self) {
+        self.overflowed += 1;
+    }
+
+    /// So many of them are covered by what is in etcd at this revision.
+    pub(super) fn overflow_is_told(&mut self, count: u64, revision: u64) {
+        self.overflowed = self.overflowed.saturating_sub(count);
+        self.retired = self.retired.max(revision);
+    }
+
+    /// Up to which revision of etcd a node has everything that has everything up to this position. Nothing is said of one
+    /// that misses what is not held any more: nobody knows here where in etcd that was.
     pub(super) fn covered(&self, cursor: Position) -> u64 {
+        if cursor < self.floor {
+            return 0;
+        }
         let missed = self.rows.range(cursor + 1..).filter_map(|(_, row)| row.revision).min();
         missed.map_or(self.synced, |missed| self.synced.min(missed.saturating_sub(1)))
     }
@@ -135,7 +185,7 @@ impl Ledger {
     /// Up to which position a node has everything that has everything up to this revision, where the journal ends at
     /// `head`. `None` where what it may miss is not held any more.
     pub(super) fn covering(&self, revision: u64, head: Position) -> Option<Position> {
-        if revision < self.retired {
+        if revision < self.retired || self.overflowed > 0 {
             return None;
         }
         let missed = self.rows.iter().find(|(_, row)| row.revision.is_none_or(|own| own > revision));
@@ -155,7 +205,7 @@ mod tests {
     use super::*;
 
     fn ledger(rows: &[(Position, &str, Option<u64>)]) -> Ledger {
-        Ledger::new(rows.iter().map(|&(position, id, revision)| (position, Arc::from(id), revision)), 0)
+        Ledger::new(rows.iter().map(|&(position, id, revision)| (position, Arc::from(id), revision)), 0, 0)
     }
 
     #[test]
@@ -194,16 +244,40 @@ mod tests {
         ledger.trim(5);
         assert_eq!((ledger.covering(4, 9), ledger.covering(5, 9)), (None, Some(8)));
         assert_eq!(ledger.position("a"), None);
+        assert!(ledger.was_held("a") && !ledger.was_held("b"));
+        ledger.forget(|id| id == "a");
+        assert!(!ledger.was_held("a"));
         ledger.retired_in_etcd(20);
         assert_eq!(ledger.covering(19, 9), None);
-        assert!(!ledger.take_overflow());
+        assert_eq!(ledger.overflow(), 0);
+    }
+
+    #[test]
+    fn of_a_node_that_misses_what_is_not_held_any_more_nothing_is_said() {
+        let mut ledger = ledger(&[(5, "a", Some(5)), (9, "b", Some(9)), (12, "c", Some(12))]);
+        ledger.synced(12);
+        assert_eq!(ledger.covered(4), 4);
+        ledger.trim(9);
+        // It has neither `a` nor `b`, and whoever reads this could not tell.
+        assert_eq!([4, 8, 9, 12].map(|cursor| ledger.covered(cursor)), [0, 0, 11, 12]);
     }
 
     #[test]
     fn a_purge_that_is_dropped_before_it_is_in_etcd_is_not_forgotten_silently() {
-        let mut ledger = ledger(&[(5, "a", None)]);
+        let mut ledger = ledger(&[(5, "a", None), (6, "b", Some(6))]);
+        assert!(ledger.overflows_at(5) && !ledger.overflows_at(4));
         ledger.trim(5);
-        assert!(ledger.take_overflow() && !ledger.take_overflow());
+        // Whatever a node has of etcd, it need not have that one.
+        assert_eq!((ledger.overflow(), ledger.covering(6, 6)), (1, None));
+        ledger.overflow_is_told(1, 7);
+        assert_eq!((ledger.overflow(), ledger.covering(6, 6), ledger.covering(7, 6)), (0, None, Some(6)));
+    }
+
+    #[test]
+    fn what_comes_by_an_answer_says_nothing_about_the_purges_before_it() {
+        let mut ledger = ledger(&[(5, "a", Some(5)), (9, "told", Some(9))]);
+        ledger.synced(6);
+        assert_eq!((ledger.newest(), ledger.seen()), (9, 6));
     }
 
     #[test]
@@ -227,7 +301,7 @@ mod tests {
             let rows: Vec<(Position, Arc<str>, Option<u64>)> = rows.into_iter().enumerate()
                 .filter(|(_, revision)| revision.is_none_or(|revision| seen.insert(revision)))
                 .map(|(index, revision)| (index as u64 + 1, Arc::from(format!("{index}")), revision)).collect();
-            let mut ledger = Ledger::new(rows.clone(), 0);
+            let mut ledger = Ledger::new(rows.clone(), 0, 0);
             ledger.synced(synced);
             let had = |position: u64| position <= cursor;
             let covered = ledger.covered(cursor);

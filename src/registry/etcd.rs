@@ -35,7 +35,7 @@ use self::roster::{Departure, Registered, Roster, Step};
 use self::snapshot::{Disk, Saved, SavedNode};
 use self::start::Start;
 use crate::etcd::SharedEtcd;
-use crate::etcd::follow::{self, Link, Listing, Update};
+use crate::etcd::follow::{self, Link, Listing, Resync, Update};
 use crate::fleet::{Event, NodeSpec, Source};
 use crate::telemetry::Metrics;
 
@@ -160,7 +160,16 @@ impl EtcdRegistry {
         match update {
             Update::Listed(Listing { cluster, revision, items, cause }) => {
                 self.metrics.registry.resynced(cause.as_str());
-                tracing::info!(cause = cause.as_str(), revision, keys = items.len(), "the nodes in etcd were listed");
+                match cause {
+                    // Each time that the connection was lost, and mostly it changes nothing.
+                    Resync::Reconnected => tracing::debug!(revision, keys = items.len(), "the nodes were listed again"),
+                    _ => tracing::info!(
+                        cause = cause.as_str(),
+                        revision,
+                        keys = items.len(),
+                        "the nodes in etcd were listed"
+                    ),
+                }
                 (self.cluster, self.revision) = (cluster, revision);
                 for step in self.roster.list(items, revision) {
                     self.follow(step).await?;

@@ -7,18 +7,23 @@
 //! Several messages may be on their way at once, as a purge must not wait for the confirmation of the one before it; they
 //! count in their order. After a failure everything that was not confirmed is sent again, and the first message that
 //! comes through says that the other one is there: what it has by then, it has confirmed.
+//!
+//! **A key that is gone is no replica that is gone.** The lease of one that is cut off from etcd runs out while it serves
+//! its readers, and then it is us or nobody who tells it of purges. So who is not registered any more is told as before,
+//! and asked now and then whether it is still there; it is let go of when nobody listens at its address, when nothing was
+//! heard of it for [`KEPT`], or when it has said goodbye.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 
 use super::{Message, PATH, Record, Replicas};
@@ -35,6 +40,12 @@ const MAX_MESSAGE: usize = 256 << 10;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
+/// How often one that is not registered is asked whether it is there.
+const ASK_EVERY: Duration = Duration::from_secs(2);
+
+/// How long one that is not registered and does not answer is still told: as long as a node whose agent says nothing.
+const KEPT: Duration = Duration::from_secs(600);
+
 /// An answer is some words.
 const MAX_ANSWER: usize = 64 << 10;
 
@@ -46,6 +57,11 @@ pub(super) struct Peer {
     confirmed: AtomicU64,
     late: AtomicBool,
     gone: AtomicBool,
+    /// Its key is not in etcd.
+    unlisted: AtomicBool,
+    /// Rings when that has changed.
+    relisted: Notify,
+    heard: Mutex<Instant>,
     problem: Mutex<Arc<str>>,
     idle: Mutex<Vec<SendRequest<Full<Bytes>>>>,
 }
@@ -68,14 +84,17 @@ enum TellError {
 }
 
 impl Peer {
-    /// One that needs not be told of anything up to `told`: it has read the journal after that.
-    pub(super) fn new(id: NodeId, record: Record, told: Position) -> Self {
+    /// One that needs not be told of anything up to `told`: it has read the journal after that. `listed`: by its key in etcd.
+    pub(super) fn new(id: NodeId, record: Record, told: Position, listed: bool) -> Self {
         Peer {
             id,
             record,
             confirmed: AtomicU64::new(told),
             late: AtomicBool::new(false),
             gone: AtomicBool::new(false),
+            unlisted: AtomicBool::new(!listed),
+            relisted: Notify::new(),
+            heard: Mutex::new(Instant::now()),
             problem: Mutex::new("".into()),
             idle: Mutex::default(),
         }
@@ -97,8 +116,33 @@ impl Peer {
         self.gone.store(true, Ordering::SeqCst);
     }
 
+    pub(super) fn is_unlisted(&self) -> bool {
+        self.unlisted.load(Ordering::SeqCst)
+    }
+
+    /// Whether its key is in etcd.
+    pub(super) fn is_listed_now(&self, listed: bool) {
+        if self.unlisted.swap(!listed, Ordering::SeqCst) == listed {
+            self.relisted.notify_one();
+            if listed {
+                tracing::info!(replica = %self.id, "a replica is registered again");
+            } else {
+                tracing::warn!(replica = %self.id, "a replica is not registered any more: it is told of purges as long as it answers");
+            }
+        }
+    }
+
+    /// Whether it is not worth another attempt.
+    fn has_ended(&self, error: &TellError) -> bool {
+        let heard = *self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let nobody_listens =
+            matches!(error, TellError::Connect(error) if error.kind() == std::io::ErrorKind::ConnectionRefused);
+        self.is_unlisted() && (nobody_listens || heard.elapsed() > KEPT)
+    }
+
     pub(super) fn problem(&self) -> Arc<str> {
-        Arc::clone(&self.problem.lock().unwrap_or_else(PoisonError::into_inner))
+        let problem = Arc::clone(&self.problem.lock().unwrap_or_else(PoisonError::into_inner));
+        if problem.is_empty() && self.is_unlisted() { "not registered in etcd any more".into() } else { problem }
     }
 
     /// Nobody waits for it any more.
@@ -113,6 +157,7 @@ impl Peer {
     }
 
     fn is_on_time_again(&self) {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = "".into();
         if self.late.swap(false, Ordering::SeqCst) {
             tracing::info!(replica = %self.id, "a replica confirms purges again");
@@ -145,6 +190,9 @@ pub(super) async fn run(replicas: Arc<Replicas>, peer: Arc<Peer>) {
         let error = tell(&replicas, &peer, &mut head).await;
         // Where nobody listens, nobody is served an old page either; and who does not answer has had its time.
         peer.is_late_now(&error.to_string());
+        if peer.has_ended(&error) {
+            return replicas.let_go(&peer);
+        }
         replicas.progress.send_replace(());
         let bound = (FIRST_PAUSE * 2_u32.saturating_pow(failures)).min(LONGEST_PAUSE);
         failures = if peer.has(journal.head()) { 0 } else { (failures + 1).min(16) };
@@ -157,7 +205,7 @@ async fn tell(replicas: &Arc<Replicas>, peer: &Arc<Peer>, head: &mut watch::Rece
     let mut sent = peer.confirmed.load(Ordering::SeqCst);
     let mut on_their_way = VecDeque::new();
     // After a failure the first message goes at once, with or without a purge: is it there?
-    let mut asks = peer.is_late();
+    let mut asks = peer.is_late() || peer.is_unlisted();
     loop {
         while on_their_way.len() < ON_THEIR_WAY {
             let Some((purges, last)) = next(replicas, sent) else { break };
@@ -177,6 +225,13 @@ async fn tell(replicas: &Arc<Replicas>, peer: &Arc<Peer>, head: &mut watch::Rece
             sent = last;
         }
         let full = on_their_way.len() >= ON_THEIR_WAY;
+        let is_there = async {
+            if !peer.is_unlisted() {
+                peer.relisted.notified().await;
+            } else {
+                tokio::time::sleep(ASK_EVERY).await;
+            }
+        };
         tokio::select! {
             answered = first(&mut on_their_way) => {
                 let last = match answered {
@@ -193,6 +248,7 @@ async fn tell(replicas: &Arc<Replicas>, peer: &Arc<Peer>, head: &mut watch::Rece
             moved = head.wait_for(|head| *head > sent), if !full => if moved.is_err() {
                 return TellError::NoAnswer(Duration::ZERO);
             },
+            () = is_there => asks = peer.is_unlisted(),
         }
     }
 }
@@ -237,12 +293,31 @@ fn told(revision: Option<u64>, id: &str, entry: &Entry) -> Told {
     Told { id: id.to_owned(), revision, at_ms: entry.at_ms, purge: entry.purge.clone() }
 }
 
+/// How long the other one may wait for its Varnish nodes. It keeps some of our patience for itself (it takes the purge in,
+/// and answers), and what etcd has taken before is gone: its answer is to be here when the purge's sender gets one. What is
+/// older was answered long ago, and fences there almost at once.
+fn others_patience(ack_timeout: Duration, accepted_ms: u64, now_ms: u64) -> Duration {
+    let gone = Duration::from_millis(now_ms.saturating_sub(accepted_ms));
+    (ack_timeout * 3 / 4).saturating_sub(gone).max(ack_timeout / 8)
+}
+
+/// As purges are dated when they are accepted.
+fn wall_clock_ms() -> u64 {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// Sends one message and waits for its answer.
 async fn post(replicas: Arc<Replicas>, peer: Arc<Peer>, purges: Vec<Told>) -> Result<(), TellError> {
-    // The other one keeps some of our patience for itself: it takes the purge in, waits, and answers.
     let patience = replicas.context.ack_timeout;
-    let wait_ms = u64::try_from((patience * 3 / 4).as_millis()).unwrap_or(u64::MAX);
-    let body = Bytes::from(serde_json::to_vec(&Message { from: replicas.id.clone(), wait_ms, purges })?);
+    let newest_ms = purges.iter().map(|told| told.at_ms).max().unwrap_or(0);
+    let wait_ms = u64::try_from(others_patience(patience, newest_ms, wall_clock_ms()).as_millis()).unwrap_or(u64::MAX);
+    let body = Bytes::from(serde_json::to_vec(&Message {
+        from: replicas.id.clone(),
+        record: Some(replicas.own.clone()),
+        wait_ms,
+        purges,
+    })?);
     let answered = async {
         let pooled = peer.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         if let Some(mut sender) = pooled.filter(|sender| sender.is_ready()) {
@@ -290,4 +365,18 @@ async fn exchange(
         Err(error) => error.to_string(),
     };
     if status == 200 { Ok(()) } else { Err(TellError::Refused(status, text)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_other_one_answers_before_the_sender_of_the_purge_is_answered() {
+        let ack = Duration::from_millis(1_000);
+        let patience = |gone: u64| others_patience(ack, 10_000, 10_000 + gone).as_millis();
+        assert_eq!([0, 350, 700, 60_000].map(patience), [750, 400, 125, 125]);
+        // A clock that was set back.
+        assert_eq!(others_patience(ack, 10_000, 9_000).as_millis(), 750);
+    }
 }

@@ -21,6 +21,9 @@ pub struct Record {
     pub started: u64,
     /// Tells this process from any other of this name.
     pub boot: String,
+    /// It is about to end: a key that goes without this may have lost its lease, and its process may be as well as ever.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leaving: bool,
 }
 
 impl Record {
@@ -33,6 +36,7 @@ impl Record {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started: u64::try_from(started).unwrap_or(u64::MAX),
             boot: format!("{:016x}", fastrand::u64(..)),
+            leaving: false,
         }
     }
 

@@ -38,6 +38,10 @@ const FLOOR: TableDefinition<(), Position> = TableDefinition::new("floor");
 const ORIGINS: TableDefinition<Position, (&str, u64)> = TableDefinition::new("origins");
 /// The highest revision that any entry ever had.
 const NEWEST: TableDefinition<(), u64> = TableDefinition::new("newest");
+/// The revision up to which everything in etcd has come here.
+const SEEN: TableDefinition<(), u64> = TableDefinition::new("seen");
+/// Whether an entry was deleted that was not in etcd yet, and etcd knows nothing of it.
+const OVERFLOWED: TableDefinition<(), bool> = TableDefinition::new("overflowed");
 
 /// The most entries that one commit deletes. More than a commit can add, so that deleting keeps up.
 const MAX_RETIRED: usize = 4096;
@@ -68,6 +72,10 @@ pub(super) struct Change<'g> {
     pub(super) floor: Position,
     /// The highest revision that was ever seen.
     pub(super) newest: u64,
+    /// Everything up to this revision is here.
+    pub(super) seen: u64,
+    /// Something was, or is now, deleted that is not in etcd.
+    pub(super) overflowed: bool,
     pub(super) entries: &'g [Arc<Entry>],
     pub(super) cursors: &'g [(NodeId, Cursor)],
     /// Where in etcd entries are, or that they are not there.
@@ -163,6 +171,9 @@ fn load_from(transaction: &WriteTransaction, path: &Path, limits: Limits, now_ms
     let head = single(HEAD).map_err(failed)?.unwrap_or(0);
     let floor = single(FLOOR).map_err(failed)?;
     let newest = single(NEWEST).map_err(failed)?.unwrap_or(0);
+    let seen = single(SEEN).map_err(failed)?.unwrap_or(0);
+    let overflowed = transaction.open_table(OVERFLOWED).map_err(table_failed)?;
+    let overflowed = overflowed.get(()).map_err(|error| failed(error.into()))?.is_some_and(|value| value.value());
     let rows = load_origins(&origins, path)?;
     // Holes come from etcd; where it never had a part in this, a hole is damage.
     let dense = rows.is_empty() && newest == 0;
@@ -172,9 +183,13 @@ fn load_from(transaction: &WriteTransaction, path: &Path, limits: Limits, now_ms
     let floor = floor.unwrap_or(before).max(retired.map_or(0, |retired| retired.position));
     delete_up_to(&mut entries, floor).map_err(|error| failed(error.into()))?;
     delete_up_to(&mut origins, floor).map_err(|error| failed(error.into()))?;
-    // A row without its entry is of no use; there is none, unless somebody has edited the file.
-    let rows = rows.into_iter().filter(|(position, _)| *position > floor);
-    let ledger = Ledger::new(rows.map(|(position, (id, revision))| (position, id, revision)), newest);
+    let rows = rows.into_iter().map(|(position, (id, revision))| (position, id, revision));
+    let mut ledger = Ledger::new(rows, newest, seen);
+    // Some may have retired while nobody ran, and never got to etcd.
+    ledger.trim(floor);
+    if overflowed {
+        ledger.overflowed_before();
+    }
     let cursors = load_cursors(&mut cursors, &mut epochs, limits, now_ms, path)?;
     let entries = loaded.into_iter().filter(|entry| entry.position > floor).collect();
     Ok(Stored { head, floor, entries, cursors, ledger })
@@ -215,8 +230,8 @@ fn load_entries(
         }
         let entry: Entry = serde_json::from_slice(record.value()).map_err(|error| damaged(error.into()))?;
         let origin = rows.get(&position).map(|(id, revision)| {
-            // Whom it was told to is not known any more, so it is not ours to tell.
-            Origin { id: Arc::clone(id), revision: *revision, ours: false }
+            // Whom it was told to is not known any more. What is in etcd has been told by that; what is not is ours to tell.
+            Origin { id: Arc::clone(id), revision: *revision, ours: revision.is_none() }
         });
         entries.push(Arc::new(Entry { position, origin, ..entry }));
     }
@@ -275,6 +290,10 @@ fn write(database: &Database, change: &Change<'_>, records: &[Vec<u8>], limits: 
         transaction.open_table(FLOOR)?.insert((), change.floor)?;
         let newest = change.entries.iter().filter_map(|entry| entry.origin.as_ref()?.revision).max();
         transaction.open_table(NEWEST)?.insert((), change.newest.max(newest.unwrap_or(0)))?;
+        transaction.open_table(OVERFLOWED)?.insert((), change.overflowed)?;
+    }
+    if change.seen > 0 {
+        transaction.open_table(SEEN)?.insert((), change.seen)?;
     }
     if !change.found.is_empty() {
         let mut origins = transaction.open_table(ORIGINS)?;

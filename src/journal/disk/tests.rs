@@ -176,6 +176,32 @@ async fn the_head_survives_when_every_entry_is_too_old() {
 }
 
 #[tokio::test]
+async fn what_retires_before_it_got_to_etcd_is_known_also_after_restarts() {
+    let (directory, (now_ms, clock)) = (tempdir().unwrap(), clock());
+    let spooled = |id: &str| Foreign {
+        origin: Origin { id: id.into(), revision: None, ours: true },
+        at_ms: now_ms.load(Ordering::SeqCst),
+        purge: purge("a"),
+        in_order: false,
+    };
+    let journal = open_at(&directory, Duration::from_secs(60), &clock);
+    journal.append_foreign(spooled("a")).await.unwrap();
+    drop(journal);
+    now_ms.fetch_add(60_001, Ordering::SeqCst);
+    for name in ["b", "c"] {
+        let journal = open_at(&directory, Duration::from_secs(60), &clock);
+        assert_eq!(journal.ledger().overflow(), 1, "before {name}");
+        // Its commit deletes the row that tells.
+        journal.append_foreign(spooled(name)).await.unwrap();
+    }
+    let journal = open_at(&directory, Duration::from_secs(60), &clock);
+    journal.ledger().overflow_is_told(1, 9);
+    journal.append_foreign(spooled("d")).await.unwrap();
+    drop(journal);
+    assert_eq!(open_at(&directory, Duration::from_secs(60), &clock).ledger().overflow(), 0);
+}
+
+#[tokio::test]
 async fn entries_that_are_no_longer_held_are_deleted_from_the_file() {
     let directory = tempdir().unwrap();
     let few = Limits { max_entries: 2, ..Limits::default() };

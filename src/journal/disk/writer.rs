@@ -51,6 +51,8 @@ struct Group {
     appended: Vec<(Answer<Position>, Position)>,
     cursors: Vec<(NodeId, Cursor)>,
     found: Vec<(Position, Option<u64>)>,
+    /// Everything up to this revision is here with this group.
+    seen: u64,
     /// Up to here everything is a gap.
     broken_off: Option<Position>,
     done: Vec<Answer<()>>,
@@ -68,6 +70,7 @@ impl Group {
             appended: vec![],
             cursors: vec![],
             found: vec![],
+            seen: 0,
             broken_off: None,
             done: vec![],
         };
@@ -93,6 +96,7 @@ impl Group {
                 Command::BreakOff(revision, answer) => {
                     group.head = (group.head + 1).max(revision);
                     group.broken_off = Some(group.head);
+                    group.seen = group.seen.max(revision);
                     group.done.push(answer);
                 }
             }
@@ -110,7 +114,10 @@ impl Group {
     }
 
     /// What is here already has its place.
-    fn enter_foreign(&mut self, Foreign { origin, at_ms, purge }: Foreign, ledger: &Ledger) -> Position {
+    fn enter_foreign(&mut self, Foreign { origin, at_ms, purge, in_order }: Foreign, ledger: &Ledger) -> Position {
+        if in_order {
+            self.seen = self.seen.max(origin.revision.unwrap_or(0));
+        }
         match ledger.position(&origin.id).or_else(|| self.named.get(&origin.id).copied()) {
             Some(position) => {
                 if origin.revision.is_some() {
@@ -123,12 +130,19 @@ impl Group {
     }
 
     fn commit(mut self, store: &mut Store, shared: &Shared) {
+        let floor = self.broken_off.unwrap_or_else(|| shared.tail.floor());
+        let (newest, seen, overflowed) = {
+            let ledger = shared.ledger();
+            (ledger.newest(), ledger.seen().max(self.seen), ledger.overflows_at(floor))
+        };
         let change = Change {
             now_ms: self.now_ms,
             before: shared.tail.head(),
             head: self.head,
-            floor: self.broken_off.unwrap_or_else(|| shared.tail.floor()),
-            newest: shared.ledger().newest(),
+            floor,
+            newest,
+            seen,
+            overflowed,
             entries: &self.entries,
             cursors: &self.cursors,
             found: &self.found,

@@ -12,7 +12,8 @@ use etcd_client::{Compare, CompareOp, DeleteOptions, GetOptions, Txn, TxnOp};
 use serde::{Deserialize, Serialize};
 
 use super::Inner;
-use crate::etcd::{Failure, Session, SharedEtcd};
+use super::sync::unsigned;
+use crate::etcd::{Failure, PATIENCE, Session, SharedEtcd};
 use crate::fleet::{NodeId, is_another_life};
 use crate::journal::{Cursor, Limits, Position, Remembered};
 
@@ -69,7 +70,7 @@ impl Published {
     }
 
     /// Reads all of them, as they were at this revision: a cursor from after the purges that are known would claim what
-    /// nobody can check.
+    /// nobody can check. What was read before is forgotten; it may be of another history.
     pub(super) async fn read(&self, etcd: &SharedEtcd, revision: i64) {
         let keys = etcd.key(CURSORS);
         let listed = async {
@@ -77,18 +78,22 @@ impl Published {
             let options = GetOptions::new().with_prefix().with_revision(revision);
             session.request(async |mut client| client.get(keys.as_str(), Some(options)).await).await
         };
-        let listed = match listed.await {
+        let listed = tokio::time::timeout(PATIENCE, listed).await.unwrap_or(Err(Failure::NoAnswer));
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        read.clear();
+        let listed = match listed {
             Ok(listed) => listed,
             Err(error) => {
                 tracing::warn!(%error, "the cursors of other replicas cannot be read: what is known here has to do");
                 return;
             }
         };
-        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         for kv in listed.kvs() {
             let key = String::from_utf8_lossy(kv.key()).into_owned();
             let node = NodeId::try_from(key.strip_prefix(&keys).unwrap_or(&key));
-            match (node, serde_json::from_slice(kv.value())) {
+            match (node, serde_json::from_slice::<Record>(kv.value())) {
+                // Of a history that had gone further than this one: a replica has not noticed yet that it is over.
+                (Ok(_), Ok(record)) if record.position > unsigned(revision) => {}
                 (Ok(node), Ok(record)) => _ = read.insert(node, record),
                 (Err(error), _) => tracing::warn!(key, %error, "this is no cursor"),
                 (_, Err(error)) => tracing::warn!(key, %error, "this is no cursor"),

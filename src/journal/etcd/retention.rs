@@ -49,7 +49,10 @@ async fn retire(inner: &Inner, session: &Session, now_ms: u64) -> Result<bool, F
     }
     let marked = session.request(async |mut client| client.get(mark.as_str(), None).await).await?;
     let marked = marked.kvs().first();
-    let before = marked.and_then(|kv| String::from_utf8_lossy(kv.value()).trim().parse().ok()).unwrap_or(0);
+    // A mark that cannot be read stands for all before it, as for whoever reads it.
+    let before = marked.map_or(0, |kv| {
+        String::from_utf8_lossy(kv.value()).trim().parse().unwrap_or_else(|_| unsigned(kv.mod_revision()))
+    });
     let last = old.kvs().iter().map(|kv| unsigned(kv.create_revision())).max().unwrap_or(0);
     let unmoved =
         Compare::mod_revision(mark.as_str(), CompareOp::Equal, marked.map_or(0, etcd_client::KeyValue::mod_revision));

@@ -15,10 +15,16 @@ use crate::journal::{Entry, Origin, WriteError};
 pub(super) async fn run(inner: Arc<Inner>, mut updates: mpsc::Receiver<Update>, synced: watch::Sender<bool>) {
     while let Some(update) = updates.recv().await {
         let taken = match &update {
-            Update::Listed(listing) => {
+            Update::Listed(listing) if listing.cause == Resync::Start => {
                 // Before anything that needs them: a node's task asks once.
                 inner.published.read(&inner.etcd, listing.revision).await;
                 take_list(&inner, listing).await
+            }
+            Update::Listed(listing) => {
+                let taken = take_list(&inner, listing).await;
+                // Purges do not wait for this. Nodes that come later should find no cursor of another history.
+                inner.published.read(&inner.etcd, listing.revision).await;
+                taken
             }
             Update::Changed(changes) => take_changes(&inner, changes).await,
         };
@@ -35,13 +41,18 @@ async fn take_list(inner: &Inner, listing: &Listing) -> Result<(), WriteError> {
     let mut entries: Vec<&Item> = listing.items.iter().filter(|item| item.key != FLOOR).collect();
     entries.sort_by_key(|item| item.created);
     let listed: HashSet<&str> = entries.iter().map(|item| item.key.as_str()).collect();
+    let newest = entries.last().map_or(floor, |last| unsigned(last.created).max(floor));
     let (lost, missed) = {
         let mut ledger = inner.local.ledger();
         let restored = listing.cause == Resync::Restored || revision < ledger.newest();
         let lost = ledger.lost(&listed, revision, floor, restored);
-        let missed = floor > ledger.newest();
+        let missed = floor > ledger.seen();
+        ledger.forget(|id| !listed.contains(id));
+        if !restored {
+            // By its name: by then its revision may be that of another purge, of another history.
+            entries.retain(|item| !ledger.was_held(&item.key));
+        }
         if restored {
-            let newest = entries.last().map_or(floor, |last| unsigned(last.created).max(floor));
             ledger.restarted(revision, newest);
         }
         ledger.retired_in_etcd(floor);
@@ -75,7 +86,7 @@ async fn take_changes(inner: &Inner, changes: &[Change]) -> Result<(), WriteErro
             }
             Change::Put(item) => entries.push(foreign(inner, item)),
             // Its time was over.
-            Change::Deleted { .. } => {}
+            Change::Deleted { key, .. } => inner.local.ledger().forget_one(key),
         }
     }
     inner.local.append_all(entries).await?;
@@ -92,14 +103,14 @@ fn foreign(inner: &Inner, item: &Item) -> Foreign {
         ours: inner.names.are_ours(&item.key),
     };
     match serde_json::from_slice::<Entry>(&item.value) {
-        Ok(Entry { at_ms, purge, .. }) => Foreign { origin, at_ms, purge },
+        Ok(Entry { at_ms, purge, .. }) => Foreign { origin, at_ms, purge, in_order: true },
         Err(error) => {
             tracing::error!(
                 key = item.key, %error,
                 "this is no purge that this version knows; as it may be one of anything, it is taken for one of everything"
             );
             let at_ms = accepted_at(&item.key).unwrap_or_else(|| inner.local.now_ms());
-            Foreign { origin, at_ms, purge: everything() }
+            Foreign { origin, at_ms, purge: everything(), in_order: true }
         }
     }
 }

@@ -147,16 +147,15 @@ async fn connected(inner: &Arc<Inner>, pauses: &mut Pauses) -> Result<(), Failur
 
 /// Writes what is held here and is not in etcd, in its order.
 async fn upload(inner: &Arc<Inner>, session: &Session) -> Result<(), Failure> {
-    if inner.local.ledger().take_overflow() {
+    let overflow = inner.local.ledger().overflow();
+    if overflow > 0 {
         tracing::warn!(
             "etcd was away for so long that purges were dropped from the spool: one of everything takes their place"
         );
         let at_ms = inner.local.now_ms();
         let entry = Entry { position: 0, at_ms, purge: everything(), origin: None };
-        if let Err(failure) = write(&inner.etcd, session, &inner.names.next(at_ms), &entry).await {
-            inner.local.ledger().overflowed();
-            return Err(failure);
-        }
+        let revision = write(&inner.etcd, session, &inner.names.next(at_ms), &entry).await?;
+        inner.local.ledger().overflow_is_told(overflow, revision);
     }
     let missing = inner.local.ledger().missing();
     if missing.is_empty() {

@@ -6,7 +6,7 @@ use super::{counter, counters, int_gauges, register};
 use crate::fleet::Role;
 
 /// Why there may be a list of all nodes, as the registries name it.
-const REASONS: [&str; 4] = ["start", "compacted", "restored", "far_behind"];
+const REASONS: [&str; 5] = ["start", "compacted", "restored", "far_behind", "reconnected"];
 
 /// The metrics of the registry; 0 where there is none but the configuration file.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::rig::{Rig, key};
+use super::rig::{NODES, Rig, key};
 use crate::support::client::get;
 use crate::support::etcd::Etcd;
 use crate::support::etcd::access::Access;
@@ -10,9 +10,15 @@ use crate::support::etcd::backup::ClusterId;
 use crate::support::etcd::link::Link;
 use crate::support::eventually;
 
+/// Keys that are no nodes, so many that a lost connection is no reason to list them all again.
+fn more_than_a_page(etcd: &Etcd) {
+    etcd.put_many((0..501).map(|number| (format!("{NODES}other/{number}"), "no node")));
+}
+
 #[test]
 fn changes_that_etcd_has_forgotten_meanwhile_cost_one_list_at_once() {
     let etcd = Etcd::start();
+    more_than_a_page(&etcd);
     let mut link = Link::to(etcd.endpoint(0));
     let endpoint = link.endpoint();
     let rig = Rig::launch(etcd, 3, &[endpoint], "");
@@ -36,9 +42,9 @@ fn changes_that_etcd_has_forgotten_meanwhile_cost_one_list_at_once() {
     rig.put("web-5", &rig.web[0].address.to_string());
     link.mend();
     rig.equals_etcd();
-    let lists = ["start", "compacted", "restored", "far_behind"]
+    let lists = ["start", "compacted", "restored", "far_behind", "reconnected"]
         .map(|reason| rig.metric(&format!("registry_resyncs_total{{reason=\"{reason}\"}}")));
-    assert_eq!(lists, [1.0, 1.0, 0.0, 0.0]);
+    assert_eq!(lists, [1.0, 1.0, 0.0, 0.0, 0.0]);
     reader.stop();
 }
 
@@ -86,8 +92,31 @@ fn a_restored_etcd_that_is_ahead_of_us_again_when_we_are_back_has_its_own_fleet(
 }
 
 #[test]
+fn a_restored_etcd_whose_other_history_is_as_long_has_its_own_fleet() {
+    let etcd = Etcd::cluster(3);
+    let mut links: Vec<Link> = etcd.endpoints().iter().map(|endpoint| Link::to(endpoint)).collect();
+    let endpoints: Vec<String> = links.iter().map(Link::endpoint).collect();
+    let mut rig = Rig::launch(etcd, 3, &endpoints, "");
+    rig.clearcoat().ready();
+    let backup = rig.etcd.snapshot();
+    rig.another("web-4");
+    rig.delete("web-3");
+    links.iter_mut().for_each(Link::close);
+    rig.etcd.restore(&backup, ClusterId::Kept);
+    // Neither a revision nor the length of the log tells.
+    rig.put("web-5", &rig.web[1].address.to_string());
+    (0..50).for_each(|number| _ = rig.etcd.put("/elsewhere", &number.to_string()));
+    links.iter_mut().for_each(Link::mend);
+    rig.equals_etcd();
+    assert!(rig.has("web-3") && !rig.has("web-4") && rig.has("web-5"));
+    let lists = |reason| rig.metric(&format!("registry_resyncs_total{{reason=\"{reason}\"}}"));
+    assert_eq!(lists("reconnected") + lists("restored"), 1.0);
+}
+
+#[test]
 fn a_quiet_fleet_in_a_busy_etcd_is_not_listed_again_for_what_others_have_compacted() {
     let etcd = Etcd::start();
+    more_than_a_page(&etcd);
     let mut link = Link::to(etcd.endpoint(0));
     let endpoint = link.endpoint();
     let rig = Rig::launch(etcd, 2, &[endpoint], "");
@@ -100,8 +129,9 @@ fn a_quiet_fleet_in_a_busy_etcd_is_not_listed_again_for_what_others_have_compact
     rig.put("web-3", &rig.web[0].address.to_string());
     link.mend();
     rig.has_only(&["web-1", "web-2", "web-3"]);
-    assert_eq!(rig.metric("registry_resyncs_total{reason=\"compacted\"}"), 0.0);
-    assert_eq!(rig.metric("registry_resyncs_total{reason=\"start\"}"), 1.0);
+    for (reason, lists) in [("compacted", 0.0), ("reconnected", 0.0), ("start", 1.0)] {
+        assert_eq!(rig.metric(&format!("registry_resyncs_total{{reason=\"{reason}\"}}")), lists, "{reason}");
+    }
 }
 
 #[test]
@@ -139,7 +169,7 @@ fn members_that_die_or_hang_cost_no_request_and_no_change() {
     (0..3).for_each(|member| rig.etcd.resume(member));
     rig.etcd.healthy();
     recovers(&rig, "all members hung");
-    assert_eq!(rig.metric("registry_resyncs_total{reason=\"start\"}"), 1.0, "resumed, not listed again");
+    assert_eq!(rig.metric("registry_resyncs_total{reason=\"start\"}"), 1.0, "nothing was begun anew");
     reader.stop();
 }
 

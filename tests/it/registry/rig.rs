@@ -139,7 +139,8 @@ pub fn in_etcd(etcd: &Etcd) -> Nodes {
         let weight = if value["state"] == "drain" { 0 } else { value["weight"].as_u64().unwrap_or(1) };
         (key[NODES.len()..].to_owned(), (text(&value["address"]), weight, text(&value["labels"]["n"])))
     };
-    etcd.list(NODES).into_iter().map(node).collect()
+    let is_node = |(key, _): &(String, String)| !key[NODES.len()..].starts_with("other/");
+    etcd.list(NODES).into_iter().filter(is_node).map(node).collect()
 }
 
 pub fn in_fleet(clearcoat: &Clearcoat) -> Nodes {

@@ -7,6 +7,7 @@ mod data;
 pub mod link;
 mod loopback;
 mod member;
+mod space;
 
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -56,23 +57,33 @@ impl Etcd {
 
     /// The same with several members.
     pub fn cluster(members: usize) -> Self {
-        Etcd::launch(members, folder(), "http", |_, _| None)
+        Etcd::launch(members, "http", None, |_, _| None)
     }
 
-    /// A single member whose every write is on a disk, as it is in earnest.
-    pub fn on_disk() -> Self {
-        Etcd::launch(1, tempfile::tempdir().expect("a folder"), "http", |_, _| None)
+    /// The same, and every write waits for a disk, as it does in earnest.
+    pub fn on_disk(members: usize) -> Self {
+        Etcd::launch_in(tempfile::tempdir().expect("a folder"), members, "http", None, |_, _| None)
     }
 
     /// A single member that speaks TLS, and only with clients that have a certificate of its authority: see [`Etcd::tls`].
     pub fn start_tls() -> Self {
-        Etcd::launch(1, folder(), "https", |folder, loopback| Some(Certificates::make(folder, loopback.ip())))
+        Etcd::launch(1, "https", None, |folder, loopback| Some(Certificates::make(folder, loopback.ip())))
     }
 
     fn launch(
         members: usize,
-        folder: tempfile::TempDir,
         scheme: &str,
+        quota: Option<u64>,
+        certificates: impl FnOnce(&Path, &Loopback) -> Option<Certificates>,
+    ) -> Self {
+        Etcd::launch_in(folder(), members, scheme, quota, certificates)
+    }
+
+    fn launch_in(
+        folder: tempfile::TempDir,
+        members: usize,
+        scheme: &str,
+        quota: Option<u64>,
         certificates: impl FnOnce(&Path, &Loopback) -> Option<Certificates>,
     ) -> Self {
         let loopback = Loopback::claim(&member::ports(members));
@@ -83,7 +94,7 @@ impl Etcd {
         let certificates = certificates(folder.path(), &loopback);
         let mut etcd = Etcd {
             clients: members.iter().map(|_| Mutex::default()).collect(),
-            cluster: Cluster { members: initial.join(","), token: "clearcoat".to_owned(), certificates },
+            cluster: Cluster { members: initial.join(","), token: "clearcoat".to_owned(), certificates, quota },
             members,
             speaker: Mutex::default(),
             refusal: Mutex::default(),

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clearcoat::fleet::{DEFAULT_HEADER_LIMIT, Delivery};
@@ -11,6 +11,7 @@ use clearcoat::varnish::vcl;
 use super::clearcoat::Clearcoat;
 use super::client::{Answer, get, purge, tag};
 use super::etcd::Etcd;
+use super::etcd::link::Link;
 use super::varnish::{Listens, Varnish};
 use super::web::{Shop, Web};
 use super::{eventually, hold};
@@ -30,8 +31,16 @@ pub struct Plan {
     /// How many clearcoats stand before the fleet. More than one, or a journal in etcd, needs members of etcd.
     pub replicas: usize,
     pub etcd: usize,
-    /// Whether a single member waits for a disk, as it does in earnest.
+    /// Whether its members wait for a disk, as they do in earnest.
     pub etcd_on_disk: bool,
+    /// How many bytes a member of etcd takes, where that is not as much as usual.
+    pub etcd_quota: Option<u64>,
+    /// The nodes are registered in etcd, and stand in no configuration.
+    pub registered: bool,
+    /// Each clearcoat has ways of its own to the members of etcd, and another one on which the others reach it.
+    pub links: bool,
+    /// More keys of `[registry.etcd]`.
+    pub etcd_keys: &'static str,
     /// How the Varnish nodes are told to drop pages, and the longest header they take.
     pub delivery: Delivery,
     pub header_limit: usize,
@@ -52,6 +61,10 @@ impl Default for Plan {
             replicas: 1,
             etcd: 0,
             etcd_on_disk: false,
+            etcd_quota: None,
+            registered: false,
+            links: false,
+            etcd_keys: "",
             delivery: Delivery::Magento,
             header_limit: DEFAULT_HEADER_LIMIT,
             vcl: |vcl, _, _| vcl.to_owned(),
@@ -68,7 +81,17 @@ pub struct Fleet {
     pub web: Vec<Web>,
     pub shop: Arc<Shop>,
     etcd: Option<Etcd>,
+    /// The ways of each clearcoat, where the plan has them.
+    pub links: Vec<Links>,
     pub folder: tempfile::TempDir,
+}
+
+/// What stands between a clearcoat and the world.
+pub struct Links {
+    /// To each member of etcd.
+    pub etcd: Vec<Link>,
+    /// From the other clearcoats.
+    pub others: Link,
 }
 
 impl Fleet {
@@ -92,6 +115,11 @@ impl Fleet {
             0 => &mut self.clearcoat,
             other => &mut self.others[other - 1],
         }
+    }
+
+    /// Where the journal of one of them is.
+    pub fn journal_of(&self, number: usize) -> PathBuf {
+        own_folder(self.folder.path(), number).join("journal")
     }
 
     /// The etcd that the plan has.
@@ -127,12 +155,11 @@ impl Fleet {
         let folder = tempfile::tempdir().expect("a folder");
         let shop = Arc::new(Shop::default());
         let web: Vec<Web> = (0..plan.web).map(|_| Web::start(&shop)).collect();
-        let etcd = match plan.etcd {
-            0 => None,
-            1 if plan.etcd_on_disk => Some(Etcd::on_disk()),
-            1 => Some(Etcd::start()),
-            members => Some(Etcd::cluster(members)),
-        };
+        let etcd = (plan.etcd > 0).then(|| match plan.etcd_quota {
+            Some(bytes) => Etcd::cluster_with_quota(plan.etcd, bytes),
+            None if plan.etcd_on_disk => Etcd::on_disk(plan.etcd),
+            None => Etcd::cluster(plan.etcd),
+        });
         // The VCL names the origin listeners, whose ports must be known before the Varnish nodes that clearcoat's
         // configuration names: held until clearcoat itself binds them (its sockets share the port for that moment).
         let held: Vec<_> = (0..plan.replicas).map(|_| hold(SocketAddr::from(([127, 0, 0, 1], 0)))).collect();
@@ -151,30 +178,34 @@ impl Fleet {
         let mut varnish: Vec<Varnish> = (1..=plan.varnish).map(spawn).collect();
         varnish.iter_mut().for_each(Varnish::ready);
 
-        let mut nodes = Vec::new();
+        let mut nodes: Vec<(&str, String, SocketAddr)> = Vec::new();
         nodes.extend(varnish.iter().map(|varnish| ("varnish", varnish.id.clone(), varnish.address)));
         nodes.extend(web.iter().enumerate().map(|(index, web)| ("web", format!("web-{}", index + 1), web.address)));
-        let endpoints = etcd.as_ref().map(Etcd::endpoints);
+        if let Some(etcd) = etcd.as_ref().filter(|_| plan.registered) {
+            for (role, id, address) in nodes.drain(..) {
+                etcd.put(&format!("/clearcoat/v1/nodes/{role}/{id}"), &address.to_string());
+            }
+        }
+        let mut links = Vec::new();
         let mut clearcoats = origins.iter().enumerate().map(|(number, origin)| {
-            // The first one has the folder of the fleet, others have one in it.
-            let own = match number {
-                0 => folder.path().to_owned(),
-                other => folder.path().join(format!("clearcoat-{}", other + 1)),
-            };
+            let own = own_folder(folder.path(), number);
             std::fs::create_dir_all(&own).expect("a folder");
             let mut config = configuration(plan, *origin, &own.join("journal"), &nodes);
-            if let Some(endpoints) = &endpoints {
-                config = format!(
-                    "{config}\n[registry.etcd]\nendpoints = {endpoints:?}\n[replica]\nid = \"clearcoat-{}\"\n",
-                    number + 1
-                );
+            if let Some(etcd) = &etcd {
+                // Held until clearcoat itself has it, like its origin.
+                let purge = hold(SocketAddr::from(([127, 0, 0, 1], 0)));
+                config += &shared(plan, number, etcd, &purge, &mut links);
+                if plan.links {
+                    let listen = format!("listen = [\"{}\"]\nack", address(&purge).expect("an IP socket"));
+                    config = config.replacen("listen = [\"127.0.0.1:0\"]\nack", &listen, 1);
+                }
             }
             Clearcoat::start(&own, &config)
         });
         let clearcoat = clearcoats.next().expect("one replica at least");
         let others = clearcoats.collect();
         drop(held);
-        Fleet { clearcoat, others, varnish, web, shop, etcd, folder }
+        Fleet { clearcoat, others, varnish, web, shop, etcd, links, folder }
     }
 
     /// Reads a page through the edge.
@@ -196,6 +227,34 @@ impl Fleet {
     /// Purges one tag as Magento does.
     pub fn purge_tag(&self, name: &str) -> Answer {
         purge(self.clearcoat.purge, &tag(name)).expect("the purge listener answers")
+    }
+}
+
+/// What a clearcoat is told of etcd and of itself, by the ways that it has.
+fn shared(plan: &Plan, number: usize, etcd: &Etcd, purge: &socket2::Socket, links: &mut Vec<Links>) -> String {
+    let (mut endpoints, mut address) = (etcd.endpoints(), String::new());
+    if plan.links {
+        let purge = purge.local_addr().expect("an address").as_socket().expect("an IP socket");
+        let own = Links {
+            etcd: endpoints.iter().map(|endpoint| Link::to(endpoint)).collect(),
+            others: Link::to(&format!("http://{purge}")),
+        };
+        endpoints = own.etcd.iter().map(Link::endpoint).collect();
+        address = own.others.endpoint().replace("http://", "");
+        links.push(own);
+    }
+    format!(
+        "\n[registry.etcd]\nendpoints = {endpoints:?}\n{}\n[replica]\nid = \"clearcoat-{}\"\naddress = \"{address}\"\n",
+        plan.etcd_keys,
+        number + 1
+    )
+}
+
+/// The first one has the folder of the fleet, others have one in it.
+fn own_folder(fleet: &Path, number: usize) -> PathBuf {
+    match number {
+        0 => fleet.to_owned(),
+        other => fleet.join(format!("clearcoat-{}", other + 1)),
     }
 }
 

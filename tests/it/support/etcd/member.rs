@@ -42,6 +42,8 @@ pub struct Cluster {
     /// The value of `--initial-cluster-token`. The ids of the cluster and its members come from it and their addresses.
     pub token: String,
     pub certificates: Option<Certificates>,
+    /// How many bytes a member takes, where that is not as much as usual.
+    pub quota: Option<u64>,
 }
 
 impl Member {
@@ -77,6 +79,9 @@ impl Member {
         // The cheapest password hash there is.
         command.args(["--bcrypt-cost", "4"]);
         command.args(["--logger", "zap", "--log-outputs", "stderr"]);
+        if let Some(quota) = cluster.quota {
+            command.args(["--quota-backend-bytes", &quota.to_string()]);
+        }
         if let Some(certificates) = &cluster.certificates {
             command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(&certificates.ca);
             command.arg("--cert-file").arg(&certificates.server.cert).arg("--key-file").arg(&certificates.server.key);

@@ -1,0 +1,54 @@
+//! An etcd that is full.
+
+use etcd_client::{AlarmAction, AlarmOptions, AlarmType};
+
+use super::Etcd;
+
+/// What fills it.
+const FILLER: &str = "/filler/";
+
+impl Etcd {
+    /// The same as [`Etcd::cluster`], where no member takes more than so many bytes.
+    pub fn cluster_with_quota(members: usize, bytes: u64) -> Self {
+        Etcd::launch(members, "http", Some(bytes), |_, _| None)
+    }
+
+    /// Writes until it is full, and takes no more.
+    pub fn fill(&self) {
+        let piece = "x".repeat(100_000);
+        let leader = self.leader();
+        let put = async |number: i32| {
+            let mut client = self.client(leader).await?;
+            client.put(format!("{FILLER}{number}"), piece.as_str(), None).await
+        };
+        let full = self.runtime.block_on(async {
+            for number in 0..1_000 {
+                if let Err(error) = put(number).await {
+                    return error.to_string();
+                }
+            }
+            "it takes everything".to_owned()
+        });
+        assert!(full.contains("space exceeded"), "{full}");
+    }
+
+    /// What an operator does then: makes room, and says so.
+    pub fn free(&self) {
+        self.delete_prefix(FILLER);
+        self.compact(self.revision());
+        for member in 0..self.members.len() {
+            let defragmented = self.ask(super::PATIENCE, member, async |mut client| client.defragment().await);
+            defragmented
+                .unwrap_or_else(|error| panic!("{} cannot be defragmented: {error}", self.members[member].name));
+        }
+        self.call("say that there is room", async |mut client| {
+            let alarms = client.alarm(AlarmAction::Get, AlarmType::Nospace, None).await?;
+            for alarm in alarms.alarms() {
+                let mut of_member = AlarmOptions::new();
+                of_member.with_member(alarm.member_id());
+                client.alarm(AlarmAction::Deactivate, AlarmType::Nospace, Some(of_member)).await?;
+            }
+            Ok(())
+        });
+    }
+}

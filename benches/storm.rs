@@ -32,8 +32,8 @@ struct Target {
 }
 
 impl Target {
-    fn new(name: &'static str, plan: Plan, one_by_one: bool) -> Self {
-        Target { name, fleet: Fleet::start(&Plan { varnish: NODES, web: 1, ..plan }), one_by_one }
+    fn new(name: &'static str, plan: &Plan, one_by_one: bool) -> Self {
+        Target { name, fleet: Fleet::start(&Plan { varnish: NODES, web: 1, ..*plan }), one_by_one }
     }
 
     /// Where one purge after the other goes: each list is for one purge.
@@ -130,11 +130,11 @@ fn targets() -> [Target; 5] {
     let plan = |config| Plan { config, ..Plan::default() };
     let etcd = |replicas| Plan { journal: "etcd", etcd: 1, etcd_on_disk: true, replicas, ..plan(NO_RATION) };
     [
-        Target::new(RATION, plan(LOG), false),
-        Target::new(DISK, plan(NO_RATION), false),
-        Target::new("clearcoat, in etcd", etcd(1), false),
-        Target::new("two clearcoats, in etcd", etcd(2), false),
-        Target::new(MAGENTO, plan(LOG), true),
+        Target::new(RATION, &plan(LOG), false),
+        Target::new(DISK, &plan(NO_RATION), false),
+        Target::new("clearcoat, in etcd", &etcd(1), false),
+        Target::new("two clearcoats, in etcd", &etcd(2), false),
+        Target::new(MAGENTO, &plan(LOG), true),
     ]
 }
 

@@ -33,7 +33,7 @@ struct Target {
 
 impl Target {
     fn new(name: &'static str, plan: &Plan, one_by_one: bool) -> Self {
-        Target { name, fleet: Fleet::start(plan), one_by_one }
+        Target { name, fleet: Fleet::start(&Plan { varnish: NODES, web: 1, ..*plan }), one_by_one }
     }
 
     /// Where one purge after the other goes: each list is for one purge.
@@ -127,7 +127,7 @@ fn targets() -> [Target; 5] {
     const LOG: &str = "[log]\nlevel = \"info\"\nformat = \"json\"\n";
     const NO_RATION: &str = "[log]\nlevel = \"info\"\nformat = \"json\"\n\
                              [purge]\nlisten = [\"127.0.0.1:0\"]\nmax_bans_per_second = 0\n";
-    let plan = |config| Plan { varnish: NODES, web: 1, config, ..Plan::default() };
+    let plan = |config| Plan { config, ..Plan::default() };
     let etcd = |replicas| Plan { journal: "etcd", etcd: 1, etcd_on_disk: true, replicas, ..plan(NO_RATION) };
     [
         Target::new(RATION, &plan(LOG), false),

@@ -13,7 +13,14 @@ use crate::journal::{Entry, Origin, WriteError};
 
 /// Takes in updates until nobody sends any. `synced` turns true with the first list.
 pub(super) async fn run(inner: Arc<Inner>, mut updates: mpsc::Receiver<Update>, synced: watch::Sender<bool>) {
-    while let Some(update) = updates.recv().await {
+    let mut next = None;
+    while let Some(mut update) = match next.take() {
+        None => updates.recv().await,
+        waiting => waiting,
+    } {
+        if let Update::Changed(changes) = &mut update {
+            next = add_waiting(changes, &mut updates);
+        }
         let taken = match &update {
             Update::Listed(listing) if listing.cause == Resync::Start => {
                 // Before anything that needs them: a node's task asks once.
@@ -33,6 +40,17 @@ pub(super) async fn run(inner: Arc<Inner>, mut updates: mpsc::Receiver<Update>, 
             tracing::error!(%error, "purges from etcd cannot be taken in");
         }
         synced.send_replace(true);
+    }
+}
+
+/// Adds the changes that have come while the ones before them were written: etcd tells of each purge by itself, and by
+/// itself each would wait for the disk. Gives an update of another kind that has come behind them.
+fn add_waiting(changes: &mut Vec<Change>, updates: &mut mpsc::Receiver<Update>) -> Option<Update> {
+    loop {
+        match updates.try_recv().ok()? {
+            Update::Changed(more) => changes.extend(more),
+            other => return Some(other),
+        }
     }
 }
 

@@ -57,22 +57,31 @@ impl Etcd {
 
     /// The same with several members.
     pub fn cluster(members: usize) -> Self {
-        Etcd::launch(members, folder(), "http", None, |_, _| None)
+        Etcd::launch(members, "http", None, |_, _| None)
     }
 
-    /// A single member whose every write is on a disk, as it is in earnest.
-    pub fn on_disk() -> Self {
-        Etcd::launch(1, tempfile::tempdir().expect("a folder"), "http", None, |_, _| None)
+    /// The same, and every write waits for a disk, as it does in earnest.
+    pub fn on_disk(members: usize) -> Self {
+        Etcd::launch_in(tempfile::tempdir().expect("a folder"), members, "http", None, |_, _| None)
     }
 
     /// A single member that speaks TLS, and only with clients that have a certificate of its authority: see [`Etcd::tls`].
     pub fn start_tls() -> Self {
-        Etcd::launch(1, folder(), "https", None, |folder, loopback| Some(Certificates::make(folder, loopback.ip())))
+        Etcd::launch(1, "https", None, |folder, loopback| Some(Certificates::make(folder, loopback.ip())))
     }
 
     fn launch(
         members: usize,
+        scheme: &str,
+        quota: Option<u64>,
+        certificates: impl FnOnce(&Path, &Loopback) -> Option<Certificates>,
+    ) -> Self {
+        Etcd::launch_in(folder(), members, scheme, quota, certificates)
+    }
+
+    fn launch_in(
         folder: tempfile::TempDir,
+        members: usize,
         scheme: &str,
         quota: Option<u64>,
         certificates: impl FnOnce(&Path, &Loopback) -> Option<Certificates>,

@@ -31,6 +31,8 @@ pub struct Plan {
     /// How many clearcoats stand before the fleet. More than one, or a journal in etcd, needs members of etcd.
     pub replicas: usize,
     pub etcd: usize,
+    /// Whether its members wait for a disk, as they do in earnest.
+    pub etcd_on_disk: bool,
     /// How many bytes a member of etcd takes, where that is not as much as usual.
     pub etcd_quota: Option<u64>,
     /// The nodes are registered in etcd, and stand in no configuration.
@@ -39,8 +41,6 @@ pub struct Plan {
     pub links: bool,
     /// More keys of `[registry.etcd]`.
     pub etcd_keys: &'static str,
-    /// Whether a single member waits for a disk, as it does in earnest.
-    pub etcd_on_disk: bool,
     /// How the Varnish nodes are told to drop pages, and the longest header they take.
     pub delivery: Delivery,
     pub header_limit: usize,
@@ -60,11 +60,11 @@ impl Default for Plan {
             guard: true,
             replicas: 1,
             etcd: 0,
+            etcd_on_disk: false,
             etcd_quota: None,
             registered: false,
             links: false,
             etcd_keys: "",
-            etcd_on_disk: false,
             delivery: Delivery::Magento,
             header_limit: DEFAULT_HEADER_LIMIT,
             vcl: |vcl, _, _| vcl.to_owned(),
@@ -157,7 +157,7 @@ impl Fleet {
         let web: Vec<Web> = (0..plan.web).map(|_| Web::start(&shop)).collect();
         let etcd = (plan.etcd > 0).then(|| match plan.etcd_quota {
             Some(bytes) => Etcd::cluster_with_quota(plan.etcd, bytes),
-            None if plan.etcd_on_disk => Etcd::on_disk(),
+            None if plan.etcd_on_disk => Etcd::on_disk(plan.etcd),
             None => Etcd::cluster(plan.etcd),
         });
         // The VCL names the origin listeners, whose ports must be known before the Varnish nodes that clearcoat's

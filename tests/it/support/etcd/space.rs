@@ -10,7 +10,7 @@ const FILLER: &str = "/filler/";
 impl Etcd {
     /// The same as [`Etcd::cluster`], where no member takes more than so many bytes.
     pub fn cluster_with_quota(members: usize, bytes: u64) -> Self {
-        Etcd::launch(members, super::folder(), "http", Some(bytes), |_, _| None)
+        Etcd::launch(members, "http", Some(bytes), |_, _| None)
     }
 
     /// Writes until it is full, and takes no more.

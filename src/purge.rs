@@ -64,6 +64,12 @@ pub struct Forward {
 }
 
 impl Purge {
+    /// What stands for one that nobody can read, that does not fit, or that was not kept: too much dropped is slow, too
+    /// little is wrong.
+    pub fn everything() -> Self {
+        Purge { targets: vec![Target::Everything], soft: false }
+    }
+
     /// The kind, for metrics and logs: the name of its first target.
     pub fn kind(&self) -> &'static str {
         match self.targets.first() {

@@ -12,8 +12,8 @@
 //! has not confirmed is counted (`clearcoat_replica_unconfirmed_total`).
 //!
 //! **Who is there** is known by `replicas/<id>`, a key with a lease for each; who was there and is not registered any more
-//! is told as long as it answers, for it may only have lost etcd, and serves readers ([`peer`]). The key also says what journal its replica has: where
-//! they are not one, nobody can promise anything for the others, and that is said aloud.
+//! is told as long as it answers, for it may only have lost etcd, and serves readers ([`peer`]). The key also says what
+//! journal its replica has: where they are not one, nobody can promise anything for the others, and that is said aloud.
 
 mod memory;
 mod peer;
@@ -89,7 +89,6 @@ pub struct Replicas {
     /// `None` takes our key away.
     record: watch::Sender<Option<Vec<u8>>>,
     standing: watch::Receiver<Standing>,
-    link: Arc<Link>,
     /// Who has told of itself, and is not known by etcd.
     strangers: mpsc::Sender<(NodeId, Record)>,
 }
@@ -132,16 +131,20 @@ impl Replicas {
     pub fn start(context: Context, id: NodeId, own: Record, tasks: &mut JoinSet<()>) -> Arc<Self> {
         let (record, recorded) = watch::channel(Some(own.encode()));
         let (standing_sender, standing) = watch::channel(Standing::default());
-        let link = Link::new("replicas");
         let key = context.etcd.key(&format!("{REPLICAS}{id}"));
         let farewell = Record { leaving: true, ..own.clone() }.encode();
         let registration = Registration::new(Arc::clone(&context.etcd), key, TTL).with_farewell(farewell);
         tasks.spawn(registration.run(recorded, standing_sender));
         let (updates_sender, updates) = mpsc::channel(16);
-        tasks.spawn(follow(Arc::clone(&context.etcd), context.etcd.key(REPLICAS), Arc::clone(&link), updates_sender));
+        tasks.spawn(follow(
+            Arc::clone(&context.etcd),
+            context.etcd.key(REPLICAS),
+            Link::new("replicas"),
+            updates_sender,
+        ));
         let (peers, progress) = (Mutex::default(), watch::channel(()).0);
         let (strangers, introduced) = mpsc::channel(16);
-        let this = Arc::new(Replicas { context, id, own, peers, progress, record, standing, link, strangers });
+        let this = Arc::new(Replicas { context, id, own, peers, progress, record, standing, strangers });
         tasks.spawn(Arc::clone(&this).meet(updates, introduced));
         this
     }
@@ -390,11 +393,6 @@ impl Replicas {
     fn count(&self) {
         let others = i64::try_from(self.peers().len()).unwrap_or(i64::MAX);
         self.context.metrics.journal.replicas.set(others + 1);
-    }
-
-    /// How looking for others is doing.
-    pub fn link(&self) -> &Arc<Link> {
-        &self.link
     }
 }
 

@@ -11,7 +11,7 @@ use super::stretches::{Stretch, Stretches};
 use super::{BatchResult, Context, Deliveries, DeliveryState, fingerprint, lock};
 use crate::fleet::{LANDING, Node};
 use crate::journal::{Missed, Position, Remembered};
-use crate::purge::{Ban, Batch as Compiled, Purge, Target, compile};
+use crate::purge::{Ban, Batch as Compiled, Purge, compile};
 use crate::telemetry::NodeMetrics;
 use crate::varnish::http::{Delivered, DeliveryError, Link};
 
@@ -260,13 +260,12 @@ impl Task {
                 return Batch { bans, folded, is_flush: false, last, last_passed };
             }
         }
-        let everything = Purge { targets: vec![Target::Everything], soft: false };
         Batch {
             bans: vec![Ban::Everything],
             folded: 0,
             is_flush: true,
             last,
-            last_passed: guard.last_passed(&everything),
+            last_passed: guard.last_passed(&Purge::everything()),
         }
     }
 

@@ -296,7 +296,7 @@ async fn a_cache_is_replayed_in_its_life_and_in_its_next_has_only_what_it_could_
 async fn a_node_that_nobody_knows_drops_everything_first() {
     let guard = Arc::new(Guard::new(long_ago()));
     let journal: Arc<dyn Journal> = Arc::new(Memory::new(Limits::default(), Arc::clone(&guard)));
-    journal.append(Purge { targets: vec![Target::Everything], soft: false }).await.unwrap();
+    journal.append(Purge::everything()).await.unwrap();
     let rig = Rig::with(CALM, journal, guard, Some("1700000000")).await;
     rig.until_told("X-Clearcoat-Flush: all", 1).await;
     rig.purge("a").await;

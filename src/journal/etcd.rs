@@ -209,9 +209,9 @@ impl Etcd {
         self.inner.local.ledger().revision(position)
     }
 
-    /// How the watch is doing.
-    pub fn link(&self) -> &Arc<Link> {
-        &self.inner.link
+    /// The time by the clock that dates purges, in ms since 1970.
+    pub fn now_ms(&self) -> u64 {
+        self.inner.local.now_ms()
     }
 }
 

@@ -29,7 +29,13 @@ impl Memory {
                 tracing::warn!(?path, %error, "which replicas there were cannot be read");
                 Records::new()
             }),
-            Err(_) => Records::new(),
+            Err(error) => {
+                // A first start has none.
+                if error.kind() != io::ErrorKind::NotFound {
+                    tracing::warn!(?path, %error, "which replicas there were cannot be read");
+                }
+                Records::new()
+            }
         };
         Memory { path, known }
     }

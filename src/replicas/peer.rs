@@ -16,20 +16,20 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinHandle};
 
 use super::{Message, PATH, Record, Replicas};
 use crate::fleet::NodeId;
-use crate::journal::{Entry, Journal, Missed, Position, Told};
-use crate::purge::{Purge, Target};
+use crate::journal::{Entry, Etcd as SharedJournal, Journal, Missed, Position, Told};
+use crate::purge::Purge;
 
 /// Messages on their way at once. Each waits for the other fleet's Varnish nodes, a tenth of a second at times.
 const ON_THEIR_WAY: usize = 8;
@@ -188,11 +188,10 @@ impl Drop for AbortOnDrop {
 /// Tells a peer of everything that is accepted here, until it is gone.
 pub(super) async fn run(replicas: Arc<Replicas>, peer: Arc<Peer>) {
     let Some(journal) = replicas.context.journal.clone() else { return };
-    let mut head = journal.watch();
     let mut failures = 0;
     loop {
         let before = peer.confirmed.load(Ordering::SeqCst);
-        let error = tell(&replicas, &peer, &mut head).await;
+        let error = tell(&replicas, &peer, &journal).await;
         // Where nobody listens, nobody is served an old page either; and who does not answer has had its time.
         peer.is_late_now(&error.to_string());
         if peer.has_ended(&error) {
@@ -207,14 +206,17 @@ pub(super) async fn run(replicas: Arc<Replicas>, peer: Arc<Peer>) {
 }
 
 /// Tells until something fails.
-async fn tell(replicas: &Arc<Replicas>, peer: &Arc<Peer>, head: &mut watch::Receiver<Position>) -> TellError {
+async fn tell(replicas: &Arc<Replicas>, peer: &Arc<Peer>, journal: &SharedJournal) -> TellError {
+    let mut head = journal.watch();
+    // They have one configuration: what we would not take, the other one does not.
+    let room = replicas.context.max_request.saturating_sub(OVERHEAD);
     let mut sent = peer.confirmed.load(Ordering::SeqCst);
     let mut on_their_way = VecDeque::new();
     // After a failure the first message goes at once, with or without a purge: is it there?
     let mut asks = peer.is_late() || peer.is_unlisted();
     loop {
         while on_their_way.len() < ON_THEIR_WAY {
-            let Some((purges, last)) = next(replicas, sent) else { break };
+            let (purges, last) = next(journal, sent, room);
             if purges.is_empty() && !asks {
                 // Others' purges: they tell of those themselves.
                 sent = last;
@@ -225,7 +227,7 @@ async fn tell(replicas: &Arc<Replicas>, peer: &Arc<Peer>, head: &mut watch::Rece
                 break;
             }
             asks = false;
-            let answer = tokio::spawn(post(Arc::clone(replicas), Arc::clone(peer), purges));
+            let answer = tokio::spawn(post(Arc::clone(replicas), Arc::clone(peer), message(replicas, journal, purges)));
             let abort = AbortOnDrop(answer.abort_handle());
             on_their_way.push_back(Sent { last, answer, _abort: abort });
             sent = last;
@@ -270,17 +272,13 @@ async fn first(on_their_way: &mut VecDeque<Sent>) -> Result<Position, TellError>
     }
 }
 
-/// What was accepted here after `sent`, as much as one message takes, and up to where that is. `None` where there is
-/// nothing at all and nobody has to ask.
-fn next(replicas: &Replicas, sent: Position) -> Option<(Vec<Told>, Position)> {
-    let journal = replicas.context.journal.as_ref()?;
+/// What was accepted here after `sent`, as much as a message of `room` bytes takes, and up to where that is.
+fn next(journal: &SharedJournal, sent: Position, room: usize) -> (Vec<Told>, Position) {
     let entries = match journal.since(sent) {
         Missed::Entries(entries) => entries,
         // Whoever missed so much has a gap in its journal, too.
-        Missed::Gap => return Some((Vec::new(), journal.head())),
+        Missed::Gap => return (Vec::new(), journal.head()),
     };
-    // They have one configuration: what we would not take, the other one does not.
-    let room = replicas.context.max_request.saturating_sub(OVERHEAD);
     let (mut purges, mut bytes, mut last) = (Vec::new(), 0, sent);
     for entry in entries {
         let ours = entry.origin.as_ref().filter(|origin| origin.ours);
@@ -294,19 +292,18 @@ fn next(replicas: &Replicas, sent: Position) -> Option<(Vec<Told>, Position)> {
         }
         last = entry.position;
     }
-    Some((purges, last))
+    (purges, last)
 }
 
 /// A purge that fits into a message, and how large it is there: as JSON one can be larger than it was as a request, and
-/// the other one would refuse it for ever. Too much dropped is slow, too little is wrong.
+/// the other one would refuse it for ever.
 fn fitting(told: Told, room: usize) -> (Told, usize) {
     let size = |told: &Told| serde_json::to_vec(told).map_or(0, |json| json.len());
     let as_it_is = size(&told);
     if as_it_is <= room {
         return (told, as_it_is);
     }
-    let everything = Purge { targets: vec![Target::Everything], soft: false };
-    let told = Told { purge: everything, ..told };
+    let told = Told { purge: Purge::everything(), ..told };
     let size = size(&told);
     (told, size)
 }
@@ -323,23 +320,21 @@ fn others_patience(ack_timeout: Duration, accepted_ms: u64, now_ms: u64) -> Dura
     (ack_timeout * 3 / 4).saturating_sub(gone).max(ack_timeout / 8)
 }
 
-/// As purges are dated when they are accepted.
-fn wall_clock_ms() -> u64 {
-    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
+fn message(replicas: &Replicas, journal: &SharedJournal, purges: Vec<Told>) -> Message {
+    let newest_ms = purges.iter().map(|told| told.at_ms).max().unwrap_or(0);
+    let wait = others_patience(replicas.context.ack_timeout, newest_ms, journal.now_ms());
+    Message {
+        from: replicas.id.clone(),
+        record: Some(replicas.own.clone()),
+        wait_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
+        purges,
+    }
 }
 
 /// Sends one message and waits for its answer.
-async fn post(replicas: Arc<Replicas>, peer: Arc<Peer>, purges: Vec<Told>) -> Result<(), TellError> {
+async fn post(replicas: Arc<Replicas>, peer: Arc<Peer>, message: Message) -> Result<(), TellError> {
     let patience = replicas.context.ack_timeout;
-    let newest_ms = purges.iter().map(|told| told.at_ms).max().unwrap_or(0);
-    let wait_ms = u64::try_from(others_patience(patience, newest_ms, wall_clock_ms()).as_millis()).unwrap_or(u64::MAX);
-    let body = Bytes::from(serde_json::to_vec(&Message {
-        from: replicas.id.clone(),
-        record: Some(replicas.own.clone()),
-        wait_ms,
-        purges,
-    })?);
+    let body = Bytes::from(serde_json::to_vec(&message)?);
     let answered = async {
         let pooled = peer.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         if let Some(mut sender) = pooled.filter(|sender| sender.is_ready()) {
@@ -392,6 +387,7 @@ async fn exchange(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::purge::Target;
 
     #[test]
     fn a_purge_that_no_message_takes_is_told_as_one_of_everything() {

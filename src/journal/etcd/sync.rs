@@ -5,11 +5,14 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 
-use super::uplink::everything;
 use super::{FLOOR, Inner, accepted_at};
 use crate::etcd::follow::{Change, Item, Listing, Resync, Update};
 use crate::journal::disk::Foreign;
-use crate::journal::{Entry, Origin, WriteError};
+use crate::journal::{Entry, Journal, Origin, WriteError};
+use crate::purge::Purge;
+
+/// So many changes are written together at most.
+const AT_ONCE: usize = 4_096;
 
 /// Takes in updates until nobody sends any. `synced` turns true with the first list.
 pub(super) async fn run(inner: Arc<Inner>, mut updates: mpsc::Receiver<Update>, synced: watch::Sender<bool>) {
@@ -46,12 +49,13 @@ pub(super) async fn run(inner: Arc<Inner>, mut updates: mpsc::Receiver<Update>, 
 /// Adds the changes that have come while the ones before them were written: etcd tells of each purge by itself, and by
 /// itself each would wait for the disk. Gives an update of another kind that has come behind them.
 fn add_waiting(changes: &mut Vec<Change>, updates: &mut mpsc::Receiver<Update>) -> Option<Update> {
-    loop {
+    while changes.len() < AT_ONCE {
         match updates.try_recv().ok()? {
             Update::Changed(more) => changes.extend(more),
             other => return Some(other),
         }
     }
+    None
 }
 
 async fn take_list(inner: &Inner, listing: &Listing) -> Result<(), WriteError> {
@@ -77,7 +81,7 @@ async fn take_list(inner: &Inner, listing: &Listing) -> Result<(), WriteError> {
         (lost, missed)
     };
     if missed {
-        if inner.local_has_history() {
+        if inner.local.has_history() {
             tracing::warn!(
                 floor,
                 "purges were deleted from etcd that never came here: every Varnish that has not had them elsewhere drops its pages"
@@ -128,7 +132,7 @@ fn foreign(inner: &Inner, item: &Item) -> Foreign {
                 "this is no purge that this version knows; as it may be one of anything, it is taken for one of everything"
             );
             let at_ms = accepted_at(&item.key).unwrap_or_else(|| inner.local.now_ms());
-            Foreign { origin, at_ms, purge: everything(), in_order: true }
+            Foreign { origin, at_ms, purge: Purge::everything(), in_order: true }
         }
     }
 }
@@ -150,11 +154,4 @@ fn floor(items: &[Item]) -> u64 {
 /// Revisions are signed on the wire, and never below 0.
 pub(super) fn unsigned(revision: i64) -> u64 {
     u64::try_from(revision).unwrap_or(0)
-}
-
-impl Inner {
-    fn local_has_history(&self) -> bool {
-        use crate::journal::Journal as _;
-        self.local.has_history()
-    }
 }

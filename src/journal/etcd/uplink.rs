@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use super::{FLOOR, Inner, PURGES};
 use crate::etcd::{Failure, Pauses, Session, SharedEtcd};
 use crate::journal::{Entry, Journal, Missed, Position};
-use crate::purge::{Purge, Target};
+use crate::purge::Purge;
 
 /// How long a purge waits for etcd. With the wait for its order, less than half of the shortest `ack_timeout` that
 /// makes sense.
@@ -97,29 +97,31 @@ async fn write(etcd: &SharedEtcd, session: &Session, id: &str, entry: &Entry) ->
 fn encode(entry: &Entry) -> Vec<u8> {
     match serde_json::to_vec(entry) {
         Ok(value) if value.len() <= MAX_VALUE => value,
-        // Too much dropped is slow, too little is wrong.
         _ => {
-            let purge = everything();
-            let entry = Entry { purge, origin: None, ..entry.clone() };
+            let entry = Entry { purge: Purge::everything(), origin: None, ..entry.clone() };
             serde_json::to_vec(&entry).unwrap_or_default()
         }
     }
-}
-
-/// What stands for a purge that nobody can read, or that does not fit.
-pub(super) fn everything() -> Purge {
-    Purge { targets: vec![Target::Everything], soft: false }
 }
 
 /// Keeps a connection, and uploads what is in the spool, until the process ends.
 pub(super) async fn run(inner: Arc<Inner>) {
     let uplink = &inner.uplink;
     let mut pauses = Pauses::default();
+    let mut told = false;
     loop {
         match connected(&inner, &mut pauses).await {
+            // Whoever took the connection away has said why.
             Ok(()) => {}
-            Err(failure) => tracing::debug!(error = %failure, "no way to write to etcd"),
+            // Said once, and again only after there was a connection.
+            Err(failure) if told && uplink.session().is_none() => {
+                tracing::debug!(error = %failure, "purges still cannot be written to etcd");
+            }
+            Err(failure) => {
+                tracing::warn!(error = %failure, "purges cannot be written to etcd: they go to the spool");
+            }
         }
+        told = true;
         uplink.set(None);
         pauses.wait().await;
     }
@@ -153,7 +155,7 @@ async fn upload(inner: &Arc<Inner>, session: &Session) -> Result<(), Failure> {
             "etcd was away for so long that purges were dropped from the spool: one of everything takes their place"
         );
         let at_ms = inner.local.now_ms();
-        let entry = Entry { position: 0, at_ms, purge: everything(), origin: None };
+        let entry = Entry { position: 0, at_ms, purge: Purge::everything(), origin: None };
         let revision = write(&inner.etcd, session, &inner.names.next(at_ms), &entry).await?;
         inner.local.ledger().overflow_is_told(overflow, revision);
     }

@@ -39,8 +39,7 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a listener does with a request.
 pub trait Handler: Send + Sync + 'static {
     /// Whether the body of this request means anything. If not, it is read over and never held.
-    fn wants_body(&self, head: &http::request::Parts, peer: SocketAddr) -> bool {
-        let (_, _) = (head, peer);
+    fn wants_body(&self, _head: &http::request::Parts, _peer: SocketAddr) -> bool {
         false
     }
 

@@ -5,11 +5,8 @@ use std::path::{Path, PathBuf};
 use etcd_client::Error;
 
 /// gRPC's status codes (grpc.io, "Status codes and their use in gRPC"); the client library does not name their type.
-const INVALID_ARGUMENT: i32 = 3;
 const NOT_FOUND: i32 = 5;
-const PERMISSION_DENIED: i32 = 7;
 const OUT_OF_RANGE: i32 = 11;
-const UNAUTHENTICATED: i32 = 16;
 
 /// Why something could not be had from etcd.
 #[derive(Debug, thiserror::Error)]
@@ -49,26 +46,6 @@ impl From<Error> for Failure {
 }
 
 impl Failure {
-    /// Whether etcd has answered, and will say the same again until somebody changes something: a password, a
-    /// permission. Asking sooner would only keep it busy.
-    pub fn is_refusal(&self) -> bool {
-        match self {
-            Failure::At(_, failure) => failure.is_refusal(),
-            Failure::Etcd(error) => match &**error {
-                Error::GRpcStatus(status) => {
-                    let code = status.code() as i32;
-                    code == PERMISSION_DENIED
-                        || code == UNAUTHENTICATED
-                        || (code == INVALID_ARGUMENT && status.message().contains("authentication failed"))
-                }
-                _ => false,
-            },
-            _ => false,
-        }
-    }
-}
-
-impl Failure {
     /// Whether an answer has come that is larger than we take. The client says so, and has no name for it.
     pub(super) fn is_too_large(&self) -> bool {
         let Failure::Etcd(error) = self else { return false };
@@ -97,27 +74,16 @@ pub(super) fn wants_no_user(error: &Error) -> bool {
 
 /// The client's errors say what kind they are, but not what is behind them.
 fn describe(error: &Error) -> String {
-    match error {
-        Error::GRpcStatus(status) => {
-            let mut text = status.message().to_owned();
-            let mut source = std::error::Error::source(status);
-            while let Some(cause) = source {
-                text = format!("{text}: {cause}");
-                source = cause.source();
-            }
-            text
-        }
-        Error::TransportError(error) => {
-            let mut text = error.to_string();
-            let mut source = std::error::Error::source(error);
-            while let Some(cause) = source {
-                text = format!("{text}: {cause}");
-                source = cause.source();
-            }
-            text
-        }
-        error => error.to_string(),
+    let (mut text, mut source) = match error {
+        Error::GRpcStatus(status) => (status.message().to_owned(), std::error::Error::source(status)),
+        Error::TransportError(error) => (error.to_string(), std::error::Error::source(error)),
+        error => (error.to_string(), None),
+    };
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
     }
+    text
 }
 
 /// Reads a file that is needed to get in.

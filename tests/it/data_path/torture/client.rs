@@ -112,9 +112,17 @@ impl Connection<'_> {
         let last = self.progress.answered.get() - 1;
         match incoming.some(usize::MAX).await {
             Err(Trouble::Ended(Ending::Clean)) => Ok(Exit::Close),
+            // A request behind a `close` is one that a client must not send (RFC 9112 section 9.6). Where it comes after
+            // a short answer it may find the connection closed; the whole answer is here, and that is what counts.
+            Err(Trouble::Ended(Ending::Reset)) if self.sends_behind_a_close(last) => Ok(Exit::Close),
             Err(trouble) => Err(self.violation(last, format!("behind the last answer: {trouble:?}"))),
             Ok(bytes) => Err(self.violation(last, format!("behind the last answer came {}", shown(bytes)))),
         }
+    }
+
+    /// Whether this request says that it is the last one, and is not.
+    fn sends_behind_a_close(&self, index: usize) -> bool {
+        !self.exchanges[index].request.keep_alive && self.exchanges.get(index + 1).is_some_and(|next| next.pipelined)
     }
 
     fn violation(&self, index: usize, what: String) -> Violation {

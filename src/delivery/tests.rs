@@ -1,5 +1,7 @@
 //! Deliveries to scripted nodes (fakes: they take every purge and remember what they were told and when).
 
+mod blame;
+
 use std::net::SocketAddr;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

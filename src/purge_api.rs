@@ -302,7 +302,8 @@ fn answer(kind: &'static str, position: Position, outcome: &Acknowledged, unconf
              not purge so",
             outcome.applied.len() + outcome.fenced.len(),
         );
-        tracing::warn!(position, error, "purge refused");
+        // The log has it from the delivery, once for each node.
+        tracing::debug!(position, error, "purge refused");
         return refused(400, &error);
     }
     let Acknowledged { applied, fenced, invalidated, .. } = outcome;

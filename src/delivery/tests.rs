@@ -206,6 +206,20 @@ async fn a_node_that_stood_still_is_told_until_it_runs() {
 }
 
 #[tokio::test]
+async fn a_node_far_away_is_current_after_its_round_trips() {
+    const FAR: [u64; 64] = [110; 64];
+    let guard = Arc::new(Guard::new(long_ago()));
+    let journal = Arc::new(Memory::new(Limits::default(), Arc::clone(&guard)));
+    let rig = Rig::to(obedient(&FAR).await, CALM, journal, guard, None).await;
+    for number in 0..3 {
+        rig.purge(&format!("tag_{number}_end")).await;
+    }
+    // The first one says nothing of how far it is, and the pages before it may be on their way.
+    let told = lock(&rig.told).len();
+    assert!(told <= 8, "{told} times");
+}
+
+#[tokio::test]
 async fn what_passed_before_the_process_began_may_be_on_its_way_too() {
     let rig = Rig::new(CALM).await;
     rig.purge("a").await;

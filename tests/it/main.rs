@@ -17,6 +17,7 @@ mod failover;
 mod fan_out;
 mod forms;
 mod guard;
+mod odd_purges;
 mod overload;
 mod purging;
 mod refusals;

@@ -26,13 +26,17 @@
 //! storm no node that was fenced once would ever come back.
 
 mod budget;
+mod dispatch;
+mod requests;
 mod stretches;
 mod task;
 #[cfg(test)]
 mod tests;
+mod walk;
 
 use std::collections::VecDeque;
-use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -44,10 +48,12 @@ use tokio::task::AbortHandle;
 
 use crate::config::PurgeListener;
 use crate::fleet::{Fence, Health, Node, NodeId, Snapshot};
-use crate::journal::{Cursor, Journal, Position};
-use crate::purge::{Forward, Guard};
+use crate::journal::{Cursor, Journal, Missed, Position};
+use crate::purge::{Ban, Guard, Target};
 use crate::slow_start::SlowStart;
 use crate::telemetry::Metrics;
+pub use requests::Refusable;
+use requests::Requests;
 
 /// How many results of past batches a node remembers, for the purges that still wait to be answered.
 const RESULTS: usize = 256;
@@ -96,6 +102,7 @@ impl Pace {
 pub struct Deliveries {
     context: Context,
     nodes: DashMap<NodeId, Delivery>,
+    requests: Mutex<Requests>,
     progress: watch::Sender<()>,
 }
 
@@ -125,8 +132,8 @@ struct BatchResult {
     /// The last position of the batch.
     last: Position,
     invalidated: u64,
-    /// The fingerprints of forwarded requests that the node refused, with the status.
-    refused: Vec<(u64, u16)>,
+    /// What the node does not take though it takes others, by fingerprint, and why.
+    refused: Vec<(u64, Arc<str>)>,
 }
 
 /// How a purge ended, for its answer.
@@ -138,14 +145,18 @@ pub struct Acknowledged {
     pub fenced: Vec<NodeId>,
     /// The objects that nodes said they dropped.
     pub invalidated: u64,
-    /// Nodes that refused this very request though they obey others, with the status.
-    pub refused: Vec<(NodeId, u16)>,
+    /// Nodes that do not take this very request though they obey others, and why.
+    pub refused: Vec<(NodeId, Arc<str>)>,
 }
 
 impl Deliveries {
     /// No deliveries yet.
     pub fn new(context: Context) -> Self {
-        Deliveries { context, nodes: DashMap::new(), progress: watch::channel(()).0 }
+        let deliveries =
+            Deliveries { context, nodes: DashMap::new(), requests: Mutex::default(), progress: watch::channel(()).0 };
+        // Who sent them, the process before this one may have known.
+        deliveries.note_requests_since(deliveries.context.journal.floor());
+        deliveries
     }
 
     /// Starts the task of a node that joined. Its cursor is read before this returns, so that no request meets a node
@@ -164,9 +175,37 @@ impl Deliveries {
         }
     }
 
-    /// The node has answered what was asked at this time, and took so long.
+    /// The node has answered a health check that was asked at this time, and took so long.
     pub fn answered(&self, node: &Node, asked: Instant, took: Duration) {
-        node.live.life_signs.answered(asked.saturating_duration_since(self.context.started), took);
+        node.live.life_signs.measured(asked.saturating_duration_since(self.context.started), took);
+    }
+
+    /// A purge was accepted that a node may refuse for itself.
+    pub fn accepted(&self, position: Position, what: &Refusable, sender: IpAddr) {
+        lock(&self.requests).note(position, what, Some(sender), self.context.journal.floor());
+    }
+
+    /// The same for all that the journal holds after this position: others have accepted them.
+    fn note_requests_since(&self, position: Position) {
+        let floor = self.context.journal.floor();
+        if let Missed::Entries(entries) = self.context.journal.since(position.max(floor)) {
+            lock(&self.requests).note_all(&entries, floor);
+        }
+    }
+
+    /// Whether purges that a flush may not cover lie after the first position, up to the second.
+    fn requests_lie_in(&self, range: (Position, Position)) -> bool {
+        lock(&self.requests).lie_in(range)
+    }
+
+    /// A node does not take a request though it takes others: said with its sender, for it is that one's to change.
+    fn log_passed_over(&self, node: &NodeId, refused: u64, reason: &str) {
+        let Some((position, sender)) = lock(&self.requests).newest(refused) else {
+            tracing::warn!(%node, reason, "a purge is passed over: this node does not take it, though it takes others");
+            return;
+        };
+        let sender = sender.map_or("not known here".to_owned(), |sender| sender.to_string());
+        tracing::warn!(%node, position, sender, reason, "a purge is passed over: this node does not take it, though it takes others");
     }
 
     /// A node came up or went down: what it misses may be worth another try now.
@@ -189,10 +228,19 @@ impl Deliveries {
     /// Waits until every Varnish that could be waited for has this purge, at most for `timeout`, then raises the
     /// fence. When this returns, the purge may be answered.
     ///
-    /// `forward` is the request itself where it is handed on as it came, to find who refused it.
-    pub async fn acknowledge(&self, position: Position, forward: Option<&Forward>, timeout: Duration) -> Acknowledged {
+    /// `refusable` is what of it a node may refuse for itself. Where one did, the purge is not to be answered as done.
+    pub async fn acknowledge(
+        &self,
+        position: Position,
+        refusable: Option<Refusable>,
+        timeout: Duration,
+    ) -> Acknowledged {
         self.settle(position, timeout).await;
-        self.outcome(position, forward.map(fingerprint))
+        let outcome = self.outcome(position, refusable);
+        if !outcome.refused.is_empty() {
+            lock(&self.requests).forget(position);
+        }
+        outcome
     }
 
     /// Does the same for what others have accepted and the journal brings, until the process ends: a purge that was
@@ -211,6 +259,7 @@ impl Deliveries {
         let settle_what_is_new = async {
             let fence = || self.context.fence.position();
             while let Ok(moved) = head.wait_for(|head| *head > fence()).await.map(|head| *head) {
+                self.note_requests_since(fence());
                 self.settle(moved, timeout).await;
             }
         };
@@ -277,7 +326,7 @@ impl Deliveries {
         }
     }
 
-    fn outcome(&self, position: Position, forward: Option<u64>) -> Acknowledged {
+    fn outcome(&self, position: Position, refusable: Option<Refusable>) -> Acknowledged {
         let mut outcome = Acknowledged::default();
         for member in self.context.fleet.load().varnish.members() {
             let id = member.node.id();
@@ -291,8 +340,9 @@ impl Deliveries {
                 continue;
             };
             outcome.invalidated += result.invalidated;
-            let refusal = result.refused.iter().find(|(request, _)| Some(*request) == forward);
-            outcome.refused.extend(refusal.map(|(_, status)| (id.clone(), *status)));
+            let this = refusable.map(|refusable| refusable.fingerprint);
+            let refusal = result.refused.iter().find(|(request, _)| Some(*request) == this);
+            outcome.refused.extend(refusal.map(|(_, reason)| (id.clone(), Arc::clone(reason))));
         }
         outcome
     }
@@ -366,9 +416,26 @@ impl DeliveryState {
     }
 }
 
-/// What stands for a forwarded request, which can be long.
-fn fingerprint(forward: &Forward) -> u64 {
-    BuildHasherDefault::<DefaultHasher>::default().hash_one(forward)
+/// What stands for a target that a node may refuse for itself, and that can be long; `None` for one that it must take.
+fn fingerprint(target: &Target) -> Option<u64> {
+    match target {
+        Target::Forward(forward) => Some(hash(forward)),
+        Target::Pool(pattern) => Some(hash(pattern.as_str())),
+        Target::Everything | Target::Tags(_) | Target::Pattern(_) => None,
+    }
+}
+
+/// The same of what a node is sent.
+fn fingerprint_of_ban(ban: &Ban) -> Option<u64> {
+    match ban {
+        Ban::Forward(forward) => Some(hash(forward)),
+        Ban::Pool { pattern, .. } => Some(hash(&**pattern)),
+        Ban::Everything | Ban::Tags { .. } | Ban::Keys { .. } => None,
+    }
+}
+
+fn hash<T: Hash + ?Sized>(what: &T) -> u64 {
+    BuildHasherDefault::<DefaultHasher>::default().hash_one(what)
 }
 
 /// What these locks guard is whole after every statement, so a panic elsewhere leaves nothing half done.

@@ -182,6 +182,9 @@ pub trait Journal: Send + Sync + 'static {
     /// What lies after `cursor`. Asked and answered at one moment: the last entry is the head of that moment.
     fn since(&self, cursor: Position) -> Missed;
 
+    /// Everything after this is held and can be replayed; of what lies before, nothing is.
+    fn floor(&self) -> Position;
+
     /// How much lies after `cursor`.
     fn lag(&self, cursor: Position) -> Lag;
 

@@ -2,8 +2,7 @@
 //!
 //! A web node is asked for its health page. A Varnish is sent a `PURGE` without a pattern: Magento's VCL answers 400
 //! to an address that it would obey and 405 to one that it would not, without any side effect, so the check also
-//! proves that purges will be taken. The path is `/.clearcoat/probe` and not `/`, because our own VCL answers more
-//! there, and because a VCL that purges by URL then drops a page that nobody has.
+//! proves that purges will be taken ([`would_obey`]).
 //!
 //! The first check is at once. A check that fails where the last one passed is repeated soon: a node that died is
 //! noticed within one interval and a bit, while one that dropped a packet stays in. A request that failed asks for a
@@ -23,7 +22,7 @@ use tokio::sync::{Notify, mpsc};
 use crate::config::{HealthChecks, VarnishChecks, WebChecks};
 use crate::fleet::{Check, Event, NodeSpec, Role, SendProxy, Verdict};
 use crate::proxy_protocol;
-use crate::purge::what_to_change;
+use crate::purge::{PROBE_PATH, what_to_change, would_obey};
 
 /// The least time between two checks of one node, so that failing requests cannot become a storm of checks.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
@@ -92,8 +91,8 @@ impl Probe {
     pub async fn run(self, events: mpsc::Sender<Event>) {
         let mut failures = 0;
         loop {
-            let began = Instant::now();
-            let verdict = self.check().await;
+            let mut began = Instant::now();
+            let verdict = self.check(&mut began).await;
             failures = if verdict == Verdict::Passed { 0 } else { failures + 1 };
             let (role, id, address) = (self.node.role, self.node.id.clone(), self.target);
             let check = Check { role, id, address, began, took: began.elapsed(), verdict };
@@ -110,16 +109,18 @@ impl Probe {
         }
     }
 
-    async fn check(&self) -> Verdict {
-        match tokio::time::timeout(self.schedule.timeout, self.ask()).await {
+    /// Asks once. `asked` becomes the time at which the question went out on a connection that stood.
+    async fn check(&self, asked: &mut Instant) -> Verdict {
+        match tokio::time::timeout(self.schedule.timeout, self.ask(asked)).await {
             Err(_) => Verdict::Failed(format!("no answer within {:?}", self.schedule.timeout)),
             Ok(Err(error)) => Verdict::Failed(error.to_string()),
             Ok(Ok(status)) => self.question.judge(status),
         }
     }
 
-    async fn ask(&self) -> Result<u16, CheckError> {
+    async fn ask(&self, asked: &mut Instant) -> Result<u16, CheckError> {
         let mut stream = TcpStream::connect(self.target).await?;
+        *asked = Instant::now();
         if self.node.send_proxy == SendProxy::V2 {
             let mut header = Vec::new();
             proxy_protocol::write_v2_local(&mut header);
@@ -128,7 +129,7 @@ impl Probe {
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let (method, path, host) = match &self.question {
             Question::Web { path, host, .. } => ("GET", path.as_str(), host.as_str()),
-            Question::Varnish => ("PURGE", "/.clearcoat/probe", "clearcoat"),
+            Question::Varnish => ("PURGE", PROBE_PATH, "clearcoat"),
         };
         let request = http::Request::builder()
             .method(method)
@@ -154,7 +155,7 @@ impl Question {
         match self {
             Question::Web { expect, .. } if expect.contains(&status) => Verdict::Passed,
             Question::Web { path, .. } => Verdict::Failed(format!("{path} answered {status}")),
-            Question::Varnish if matches!(status, 200 | 400) => Verdict::Passed,
+            Question::Varnish if would_obey(status) => Verdict::Passed,
             Question::Varnish => Verdict::Failed(format!("PURGE answered {status} {}", what_to_change(status))),
         }
     }

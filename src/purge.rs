@@ -82,6 +82,17 @@ impl Purge {
     }
 }
 
+/// What a Varnish is asked with `PURGE` and no header to learn whether it would obey a purge. Not `/`, because our own VCL
+/// answers more there, and because a VCL that purges by URL then drops a page that nobody has.
+pub const PROBE_PATH: &str = "/.clearcoat/probe";
+
+/// Whether a Varnish that answers [`PROBE_PATH`] with this status would obey a purge. Magento's VCL answers 400 to an
+/// address that it obeys (there is nothing to purge) and 405 to any other; a VCL that purges by URL answers 200, or 404
+/// for a page that was not there.
+pub fn would_obey(status: u16) -> bool {
+    matches!(status, 200 | 400 | 404)
+}
+
 /// What an operator should change about a Varnish that refuses purges with this status.
 pub fn what_to_change(status: u16) -> &'static str {
     match status {

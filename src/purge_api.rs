@@ -23,11 +23,11 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::attribution::{Attribution, Ended, Named, Throttle, describe};
 use crate::config::{PurgeListener, Token};
-use crate::delivery::{Acknowledged, Deliveries};
+use crate::delivery::{Acknowledged, Deliveries, Refusable};
 use crate::fleet::NodeId;
 use crate::http_server::{Handler, Response, json, text};
 use crate::journal::{Journal, Position};
-use crate::purge::{Purge, Refusal, Target, parse};
+use crate::purge::{Purge, Refusal, parse};
 use crate::replicas::{self, Replicas};
 use crate::telemetry::Metrics;
 
@@ -235,10 +235,7 @@ impl PurgeApi {
         let began = Instant::now();
         let kind = purge.kind();
         let named = Named::of(&purge);
-        let forward = purge.targets.iter().find_map(|target| match target {
-            Target::Forward(forward) => Some(forward.clone()),
-            _ => None,
-        });
+        let refusable = Refusable::of(&purge);
         let position = match self.journal.append(purge).await {
             Ok(position) => position,
             Err(error) => {
@@ -257,7 +254,10 @@ impl PurgeApi {
                 None => Vec::new(),
             }
         };
-        let here = self.deliveries.acknowledge(position, forward.as_ref(), left);
+        if let Some(refusable) = &refusable {
+            self.deliveries.accepted(position, refusable, source);
+        }
+        let here = self.deliveries.acknowledge(position, refusable, left);
         let (outcome, unconfirmed) = tokio::join!(here, elsewhere);
         let took = began.elapsed();
         self.metrics.purge.ack_duration.observe(took.as_secs_f64());
@@ -295,10 +295,11 @@ fn result_of(outcome: &Acknowledged) -> &'static str {
 }
 
 fn answer(kind: &'static str, position: Position, outcome: &Acknowledged, unconfirmed: &[NodeId]) -> Response {
-    if let Some((node, status)) = outcome.refused.first() {
+    if let Some((node, reason)) = outcome.refused.first() {
         let refusing = outcome.refused.len();
         let error = format!(
-            "{refusing} of {} Varnish refuse this request, {node} with status {status}: their VCL does not purge so",
+            "{refusing} of {} Varnish do not take this request though they take others ({node}: {reason}): their VCL does \
+             not purge so",
             outcome.applied.len() + outcome.fenced.len(),
         );
         tracing::warn!(position, error, "purge refused");

@@ -54,11 +54,6 @@ impl Stretches {
             first.due = due;
         }
     }
-
-    /// Forgets all of them.
-    pub(super) fn clear(&mut self) {
-        self.waiting.clear();
-    }
 }
 
 #[cfg(test)]

@@ -7,17 +7,14 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::budget::Budget;
+use super::dispatch::{Dispatch, Report};
 use super::stretches::{Stretch, Stretches};
-use super::{BatchResult, Context, Deliveries, DeliveryState, fingerprint, lock};
+use super::walk::{Batch, Sources, Walk};
+use super::{BatchResult, Context, Deliveries, DeliveryState, lock};
 use crate::fleet::{LANDING, Node};
-use crate::journal::{Missed, Position, Remembered};
-use crate::purge::{Ban, Batch as Compiled, Purge, compile};
-use crate::telemetry::NodeMetrics;
-use crate::varnish::http::{Delivered, DeliveryError, Link};
-
-/// How long connecting, or one round trip, may take. Longer than any healthy Varnish needs, and short enough that a
-/// node that wakes up from a hang is tried again soon.
-const ATTEMPT: Duration = Duration::from_secs(2);
+use crate::journal::{Position, Remembered};
+use crate::telemetry::{NodeMetrics, VarnishMetrics};
+use crate::varnish::http::DeliveryError;
 
 /// The first and the longest pause after a failure; each pause is a random share of a bound that doubles.
 const BACK_OFF_FIRST: Duration = Duration::from_millis(50);
@@ -26,21 +23,12 @@ const BACK_OFF_LONGEST: Duration = Duration::from_secs(5);
 /// The pause after a refusal: somebody has to change a VCL first.
 const BACK_OFF_REFUSED: Duration = Duration::from_secs(30);
 
-/// How long a cache may have lived before anybody told us that it is a new one.
-const NEWS: Duration = Duration::from_secs(10);
-
-/// A batch of more bans than this becomes one ban of everything: each ban costs the node a comparison per object.
-const MAX_BANS: usize = 64;
-
-/// The same for requests that are no bans.
-const MAX_OTHERS: usize = 1_000;
-
-/// A round trip that took longer than this came from a node that stood still for a while.
-const STALL: Duration = Duration::from_millis(100);
-
 /// How long after its bans a node that stood still gets them again: a Varnish that runs again stores what was waiting
 /// in its sockets within this time.
 const AFTER_STALL: Duration = Duration::from_millis(250);
+
+/// How often a node that stands still gets them again before what it answered counts all the same.
+const MAX_STALLS: u32 = 8;
 
 /// Purges whose repetition is due within this time of each other are repeated together.
 const GRAIN: Duration = Duration::from_millis(25);
@@ -48,65 +36,91 @@ const GRAIN: Duration = Duration::from_millis(25);
 /// Into how many parts `settle` is cut, for the same reason.
 const SETTLE_GRAINS: u32 = 8;
 
+/// How many refused requests a node remembers: what is repeated or replayed need not find out once more.
+const MAX_REFUSED: usize = 256;
+
 /// Brings one node up to the head of the journal, again and again.
 pub(super) struct Task {
     deliveries: Arc<Deliveries>,
     node: Arc<Node>,
     state: Arc<DeliveryState>,
     metrics: Arc<NodeMetrics>,
-    link: Link,
+    sources: Sources,
+    dispatch: Dispatch,
     budget: Budget,
     failures: u32,
+    /// What is being carried out, with all that was achieved of it.
+    work: Option<Work>,
     /// Whether `told` means anything: nobody knows what the node has of what came before.
     known: bool,
     /// The node was sent every ban up to here. The cursor follows when none of them needs to be repeated.
     told: Position,
     /// Told, and to be repeated before the cursor may pass: a page could have been on its way.
     unsure: Stretches,
+    /// How often the first of them was repeated in vain.
+    stalls: u32,
     /// Acknowledged, and to be repeated all the same: `purge.settle`.
     settling: Stretches,
+    /// What the node does not take, and up to which position that was found out.
+    refused: Vec<(u64, Position)>,
 }
 
-/// What a stretch of the journal comes to for a node.
-struct Batch {
-    bans: Vec<Ban>,
+/// Something that is being carried out for a node.
+struct Work {
+    kind: Kind,
+    walk: Walk,
+    /// The step that is under way.
+    batch: Option<Batch>,
+    report: Report,
     folded: u64,
-    /// It cannot be replayed, and is one ban of everything.
-    is_flush: bool,
-    last: Position,
-    /// When a page that they concern passed last.
+    flushes: u32,
     last_passed: Option<Instant>,
 }
 
-/// What there is to do for a node.
-enum Work {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
     /// Purges that it was never told of.
     New,
     /// Purges that it must be told of again before they count.
-    Repeat(Stretch),
+    Repeat,
     /// Purges that count, and are repeated for fetches that we do not see.
-    Settle(Stretch),
+    Settle,
+}
+
+/// Why a node did not get on.
+#[derive(Debug, thiserror::Error)]
+enum Setback {
+    #[error(transparent)]
+    Delivery(#[from] DeliveryError),
+    /// A ban of everything that has tags is not enough, and nobody knows what would be.
+    #[error(
+        "it missed purges by URL that are no longer held, and its VCL does not say that a flush drops pages without tags: \
+         have it answer `X-Clearcoat-Flush: all` as the VCL of `clearcoat vcl` does (docs/vcl.md)"
+    )]
+    Uncovered,
 }
 
 impl Task {
     pub(super) fn new(deliveries: Arc<Deliveries>, node: Arc<Node>, state: Arc<DeliveryState>) -> Self {
-        let journal = &deliveries.context.journal;
+        let Context { journal, guard, pace, started, .. } = &deliveries.context;
         let cursor = match journal.remembered(node.id(), node.spec.epoch.as_deref()) {
-            // An empty cache, but for what it took in before we heard of it: that much is replayed.
-            Remembered::AnotherLife => Some(journal.older_than(NEWS)),
-            // A cursor ahead of the head is of another journal.
-            Remembered::At(position) => Some(position).filter(|&position| position <= journal.head()),
+            Remembered::At(position) => Some(position),
+            // Another cache has this name now. Nobody knows since when it stores pages, nor which of the purges since then
+            // went to the one before it: so it is told of all that are held, which costs a cache that is empty nothing.
+            Remembered::AnotherLife => match journal.remembered(node.id(), None) {
+                Remembered::At(position) => Some(position.min(journal.floor())),
+                _ => None,
+            },
             Remembered::Nothing => None,
         };
+        // A cursor ahead of the head is of another journal.
+        let cursor = cursor.filter(|&position| position <= journal.head());
         // A journal without history has promised nothing yet.
         let known = cursor.is_some() || !journal.has_history();
         state.known.store(known, Ordering::SeqCst);
         let cursor = cursor.unwrap_or(0);
         node.live.set_cursor(cursor);
         state.late.store(cursor < journal.head(), Ordering::SeqCst);
-        let metrics = deliveries.context.metrics.node(node.spec.role, node.id());
-        let link = Link::new(node.spec.address, node.spec.send_proxy, ATTEMPT);
-        let pace = deliveries.context.pace;
         let budget = Budget::new(pace.max_bans_per_second, pace.longest_wait, Instant::now());
         let mut settling = Stretches::new(pace.settle / SETTLE_GRAINS);
         let young = journal.older_than(pace.settle);
@@ -114,25 +128,38 @@ impl Task {
             // Who acknowledged these was another process, and may not have lived to repeat them.
             settling.push(young, cursor, Instant::now() + pace.settle);
         }
-        let (unsure, told) = (Stretches::new(GRAIN), cursor);
-        Task { deliveries, node, state, metrics, link, budget, failures: 0, known, told, unsure, settling }
+        Task {
+            metrics: deliveries.context.metrics.node(node.spec.role, node.id()),
+            sources: Sources { journal: Arc::clone(journal), guard: Arc::clone(guard), spec: node.spec.clone() },
+            dispatch: Dispatch::new(node.spec.clone(), Arc::clone(&node.live), *started),
+            budget,
+            failures: 0,
+            work: None,
+            known,
+            told: cursor,
+            unsure: Stretches::new(GRAIN),
+            stalls: 0,
+            settling,
+            refused: Vec::new(),
+            deliveries,
+            node,
+            state,
+        }
     }
 
     pub(super) async fn run(mut self) {
         let mut head = self.deliveries.context.journal.watch();
-        while let Some(work) = self.next(&mut head).await {
-            match self.carry_out(work).await {
+        loop {
+            if self.work.is_none() {
+                let Some(work) = self.next(&mut head).await else { return };
+                self.work = Some(work);
+            }
+            match self.go_on().await {
                 Ok(()) => {
                     self.failures = 0;
                     *lock(&self.state.error) = "".into();
                 }
-                Err(error) => {
-                    // Whatever the node was told without an acknowledgement, it is told again.
-                    self.known = self.state.known.load(Ordering::SeqCst);
-                    self.told = self.node.live.cursor();
-                    self.unsure.clear();
-                    self.back_off(&error).await;
-                }
+                Err(setback) => self.back_off(&setback).await,
             }
         }
     }
@@ -147,79 +174,147 @@ impl Task {
             tokio::time::sleep_until(ready.into()).await;
             moved
         };
-        tokio::select! {
+        let (kind, after, last) = tokio::select! {
             biased;
-            stretch = due(unsure) => Some(Work::Repeat(stretch)),
-            moved = moved => moved.then_some(Work::New),
-            stretch = due(settle.map(|settle| Stretch { due: settle.due.max(ready), ..settle })) => {
-                Some(Work::Settle(stretch))
+            stretch = due(unsure) => (Kind::Repeat, Some(stretch.after), stretch.last),
+            moved = moved => {
+                let last = self.sources.journal.head();
+                moved.then_some((Kind::New, self.known.then_some(self.told), last))?
             }
-        }
+            stretch = due(settle.map(|settle| Stretch { due: settle.due.max(ready), ..settle })) => {
+                (Kind::Settle, Some(stretch.after), stretch.last)
+            }
+        };
+        Some(Work {
+            kind,
+            walk: Walk::new(after, last, self.refused.clone()),
+            batch: None,
+            report: Report::default(),
+            folded: 0,
+            flushes: 0,
+            last_passed: None,
+        })
     }
 
-    async fn carry_out(&mut self, work: Work) -> Result<(), DeliveryError> {
-        match work {
-            Work::New => {
-                let repeat = self.tell_new().await?;
-                if repeat.is_none() && self.unsure.first().is_none() {
-                    self.acknowledged(self.told);
-                }
-            }
-            Work::Repeat(stretch) => {
-                let began = Instant::now();
-                // Not rationed: Varnish drops the first of two equal bans (its parameter `ban_dups`).
-                let batch = self.batch(stretch.after, stretch.last);
-                self.send(&batch.bans).await?;
-                if began.elapsed() > STALL {
-                    self.unsure.postpone(Instant::now() + AFTER_STALL);
-                } else {
-                    self.unsure.done();
-                    self.acknowledged(stretch.last);
-                }
-            }
-            Work::Settle(stretch) => {
-                let batch = self.batch(stretch.after, stretch.last);
-                self.spend(&batch.bans);
-                self.send(&batch.bans).await?;
-                self.settling.done();
-            }
+    /// Carries out what is under way to its end. After a setback it goes on where it was.
+    async fn go_on(&mut self) -> Result<(), Setback> {
+        let Some(mut work) = self.work.take() else { return Ok(()) };
+        let result = self.walk(&mut work).await;
+        if result.is_err() {
+            self.work = Some(work);
+            return result;
+        }
+        match work.kind {
+            Kind::New => self.was_told(work),
+            Kind::Repeat => self.was_repeated(&work),
+            Kind::Settle => self.settling.done(),
         }
         Ok(())
     }
 
-    /// Sends what the node was never sent. Returns when that has to be repeated before it counts.
-    async fn tell_new(&mut self) -> Result<Option<Instant>, DeliveryError> {
-        let batch = self.batch(self.told, Position::MAX);
+    async fn walk(&mut self, work: &mut Work) -> Result<(), Setback> {
+        loop {
+            let mut batch = match work.batch.take() {
+                Some(batch) => batch,
+                None => {
+                    // Nothing is compiled for a node that cannot be reached.
+                    self.dispatch.connect().await.inspect_err(|error| self.count_failed(error))?;
+                    let Some(batch) = next_batch(&work.walk, &self.sources).await else { return Ok(()) };
+                    // Not rationed: Varnish drops the first of two equal bans (its parameter `ban_dups`).
+                    if work.kind != Kind::Repeat {
+                        self.budget.spend(batch.listed(), Instant::now());
+                    }
+                    work.last_passed = work.last_passed.max(batch.last_passed);
+                    batch
+                }
+            };
+            let sent_before = work.report.sent;
+            let result = self.dispatch.send(&mut batch, &mut work.report).await;
+            self.count(&result, work.report.sent - sent_before);
+            self.pass_over(work, &mut batch);
+            if let Err(error) = result {
+                work.batch = Some(batch);
+                return Err(error.into());
+            }
+            if batch.gap.is_some_and(|gap| !work.report.flushed_all && self.deliveries.requests_lie_in(gap)) {
+                return Err(Setback::Uncovered);
+            }
+            work.folded += batch.folded;
+            work.flushes += u32::from(batch.is_flush);
+            work.walk.advance(&batch);
+        }
+    }
+
+    /// Tells of what the node refused, so that it is not sent again, and of what it took only as a ban of everything.
+    fn pass_over(&mut self, work: &mut Work, batch: &mut Batch) {
+        if std::mem::take(&mut work.report.widened) {
+            tracing::warn!(node = %self.node.id(), "a ban that this node does not take is carried out as one of everything");
+            self.varnish_metrics(|varnish| varnish.flushed.inc());
+        }
+        let known = self.refused.len();
+        let upto = work.walk.last();
+        let new: Vec<(u64, Position)> = work.report.refused.iter().map(|(refused, _)| (*refused, upto)).collect();
+        for (refused, position) in new {
+            if self.refused.contains(&(refused, position)) {
+                continue;
+            }
+            self.refused.push((refused, position));
+            work.walk.pass_over(refused);
+            let reason = work.report.refused.iter().find(|(other, _)| *other == refused).map(|(_, reason)| &**reason);
+            self.deliveries.log_passed_over(self.node.id(), refused, reason.unwrap_or_default());
+            self.varnish_metrics(|varnish| varnish.passed_over.inc());
+        }
+        if self.refused.len() > MAX_REFUSED.max(known) {
+            self.refused.remove(0);
+        }
+        _ = batch;
+    }
+
+    /// The node was sent what it was never sent.
+    fn was_told(&mut self, work: Work) {
+        let Work { walk, report, folded, flushes, last_passed, .. } = work;
+        let last = walk.last();
         // What passed before this process was there is not known, so its start counts as such a time.
         let started = self.deliveries.context.started;
-        let passed = batch.last_passed.map_or(Duration::ZERO, |at| at.saturating_duration_since(started));
+        let passed = last_passed.map_or(Duration::ZERO, |at| at.saturating_duration_since(started));
         let on_their_way = passed >= self.node.live.life_signs.taken_in();
-        self.spend(&batch.bans);
-        let began = Instant::now();
-        let Delivered { invalidated, refused } = self.send(&batch.bans).await?;
-        let refused = refused.iter().map(|(forward, status)| (fingerprint(forward), *status)).collect();
-        self.state.remember(BatchResult { last: batch.last, invalidated, refused });
+        self.state.remember(BatchResult { last, invalidated: report.invalidated, refused: report.refused });
         let now = Instant::now();
-        let stood_still = self.failures > 0 || self.state.late.load(Ordering::SeqCst) || now - began > STALL;
+        let stood_still = self.failures > 0 || self.state.late.load(Ordering::SeqCst) || report.stood_still;
         let repeat = match (stood_still, on_their_way) {
             (true, _) => Some(now + AFTER_STALL),
             (false, true) => Some(now + LANDING),
-            // What follows a stretch that waits cannot count before it does, and may as well be repeated with it.
+            // Positions are acknowledged in order: what follows a stretch that waits may as well be repeated with it.
             (false, false) => self.unsure.first().map(|_| now),
         };
-        self.deliveries.context.metrics.purge.tags_folded.inc_by(batch.folded);
-        if batch.is_flush {
-            let (after, last) = (self.told, batch.last);
-            tracing::warn!(node = %self.node.id(), after, last, "what this node missed cannot be replayed: its cache is dropped");
-            if let Some(varnish) = &self.metrics.varnish {
-                varnish.flushed.inc();
-            }
+        self.deliveries.context.metrics.purge.tags_folded.inc_by(folded);
+        if flushes > 0 {
+            tracing::warn!(node = %self.node.id(), after = self.told, last, "what this node missed cannot be replayed: its cache is dropped");
+            self.varnish_metrics(|varnish| varnish.flushed.inc());
         }
         if let Some(due) = repeat {
-            self.unsure.push(self.told, batch.last, due);
+            self.unsure.push(self.told, last, due);
         }
-        (self.known, self.told) = (true, batch.last);
-        Ok(repeat)
+        (self.known, self.told) = (true, last);
+        if repeat.is_none() {
+            self.acknowledged(last);
+        }
+    }
+
+    /// The node was told once more.
+    fn was_repeated(&mut self, work: &Work) {
+        let stood_still = self.failures > 0 || work.report.stood_still;
+        if stood_still && self.stalls < MAX_STALLS {
+            self.stalls += 1;
+            self.unsure.postpone(Instant::now() + AFTER_STALL);
+            return;
+        }
+        if stood_still {
+            tracing::info!(node = %self.node.id(), "its answers to purges take long, again and again: they count all the same");
+        }
+        self.stalls = 0;
+        self.unsure.done();
+        self.acknowledged(work.walk.last());
     }
 
     /// The node has every purge up to here.
@@ -242,67 +337,37 @@ impl Task {
         }
     }
 
-    /// What follows `after` in the journal up to `last`, or up to its head.
-    fn batch(&self, after: Position, last: Position) -> Batch {
-        let Context { journal, guard, .. } = &self.deliveries.context;
-        // Read first: what is appended from here on is in the next batch, whether it is in this one or not.
-        let last = journal.head().min(last);
-        let spec = &self.node.spec;
-        if self.known
-            && let Missed::Entries(mut entries) = journal.since(after)
-        {
-            entries.truncate(entries.partition_point(|entry| entry.position <= last));
-            let purges = || entries.iter().map(|entry| &entry.purge);
-            let Compiled { bans, folded } = compile(purges(), spec.delivery, spec.header_limit);
-            let listed = listed(&bans);
-            if listed <= MAX_BANS && bans.len() - listed <= MAX_OTHERS {
-                let last_passed = purges().filter_map(|purge| guard.last_passed(purge)).max();
-                return Batch { bans, folded, is_flush: false, last, last_passed };
-            }
-        }
-        Batch {
-            bans: vec![Ban::Everything],
-            folded: 0,
-            is_flush: true,
-            last,
-            last_passed: guard.last_passed(&Purge::everything()),
+    fn count(&self, result: &Result<(), DeliveryError>, sent: u64) {
+        self.varnish_metrics(|varnish| varnish.bans_sent.inc_by(sent));
+        match result {
+            Ok(()) => self.varnish_metrics(|varnish| varnish.delivered.inc()),
+            Err(error) => self.count_failed(error),
         }
     }
 
-    /// What is no ban is not rationed.
-    fn spend(&mut self, bans: &[Ban]) {
-        self.budget.spend(listed(bans), Instant::now());
+    fn count_failed(&self, error: &DeliveryError) {
+        self.varnish_metrics(|varnish| match error {
+            DeliveryError::Refused { .. } => varnish.refused.inc(),
+            _ => varnish.failed.inc(),
+        });
     }
 
-    async fn send(&mut self, bans: &[Ban]) -> Result<Delivered, DeliveryError> {
-        let began = Instant::now();
-        let result = self.link.deliver(bans).await;
-        if result.is_ok() {
-            self.deliveries.answered(&self.node, began, began.elapsed());
-        }
+    fn varnish_metrics(&self, count: impl Fn(&VarnishMetrics)) {
         if let Some(varnish) = &self.metrics.varnish {
-            match &result {
-                Ok(_) => {
-                    varnish.delivered.inc();
-                    varnish.bans_sent.inc_by(bans.len() as u64);
-                }
-                Err(DeliveryError::Refused { .. }) => varnish.refused.inc(),
-                Err(_) => varnish.failed.inc(),
-            }
+            count(varnish);
         }
-        result
     }
 
     /// Waits before the next attempt; a change of the node's health cuts the wait short.
-    async fn back_off(&mut self, error: &DeliveryError) {
-        let text: Arc<str> = error.to_string().into();
+    async fn back_off(&mut self, setback: &Setback) {
+        let text: Arc<str> = setback.to_string().into();
         let told = std::mem::replace(&mut *lock(&self.state.error), Arc::clone(&text));
         if told != text {
             tracing::warn!(node = %self.node.id(), error = &*text, "purges do not reach a node");
         }
-        let pause = match error {
-            DeliveryError::Refused { .. } => BACK_OFF_REFUSED,
-            _ => (BACK_OFF_FIRST * 2_u32.saturating_pow(self.failures.min(16)))
+        let pause = match setback {
+            Setback::Uncovered | Setback::Delivery(DeliveryError::Refused { .. }) => BACK_OFF_REFUSED,
+            Setback::Delivery(_) => (BACK_OFF_FIRST * 2_u32.saturating_pow(self.failures.min(16)))
                 .min(BACK_OFF_LONGEST)
                 .mul_f64(fastrand::f64()),
         };
@@ -311,9 +376,18 @@ impl Task {
     }
 }
 
-/// How many of them are bans.
-fn listed(bans: &[Ban]) -> usize {
-    bans.iter().filter(|ban| ban.is_listed()).count()
+/// Makes the next step, on a thread of its own if it takes long: neither a probe nor another node's purge waits for it.
+async fn next_batch(walk: &Walk, sources: &Sources) -> Option<Batch> {
+    if walk.is_short(sources) {
+        return walk.next(sources);
+    }
+    let (walk, sources) = (walk.clone(), sources.clone());
+    match tokio::task::spawn_blocking(move || walk.next(&sources)).await {
+        Ok(batch) => batch,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        // The runtime ends, and this task with it.
+        Err(_) => std::future::pending().await,
+    }
 }
 
 /// Waits until a stretch is due; for ever where there is none.

@@ -182,6 +182,10 @@ impl Journal for Disk {
         self.shared.tail.since(cursor)
     }
 
+    fn floor(&self) -> Position {
+        self.shared.tail.floor()
+    }
+
     fn lag(&self, cursor: Position) -> Lag {
         self.shared.tail.lag(cursor)
     }

@@ -271,6 +271,10 @@ impl Journal for Etcd {
         self.inner.local.since(cursor)
     }
 
+    fn floor(&self) -> Position {
+        self.inner.local.floor()
+    }
+
     fn lag(&self, cursor: Position) -> Lag {
         self.inner.local.lag(cursor)
     }

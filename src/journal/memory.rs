@@ -59,6 +59,10 @@ impl Journal for Memory {
         self.tail.since(cursor)
     }
 
+    fn floor(&self) -> Position {
+        self.tail.floor()
+    }
+
     fn lag(&self, cursor: Position) -> Lag {
         self.tail.lag(cursor)
     }

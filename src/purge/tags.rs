@@ -41,6 +41,11 @@ impl TagSet {
         }
     }
 
+    /// One tag that no page of a shop has: what shows whether a purge of tags is taken, and drops nothing.
+    pub fn no_page_has() -> Self {
+        TagSet("clearcoat_no_page_has".into())
+    }
+
     fn of_literals(mut tags: Vec<&str>) -> Self {
         sort(&mut tags);
         TagSet(tags.join(",").into())

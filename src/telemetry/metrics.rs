@@ -96,6 +96,8 @@ pub struct VarnishMetrics {
     pub failed: IntCounter,
     /// Batches that the node refused: its VCL or ACL must be changed.
     pub refused: IntCounter,
+    /// Requests that the node does not take though it takes others.
+    pub passed_over: IntCounter,
     /// Bans that were sent.
     pub bans_sent: IntCounter,
     /// Times one ban of everything was sent instead of what could not be replayed.
@@ -204,6 +206,7 @@ impl Metrics {
                 delivered: self.deliveries.with_label_values(&[id, "ok"]),
                 failed: self.deliveries.with_label_values(&[id, "error"]),
                 refused: self.deliveries.with_label_values(&[id, "refused"]),
+                passed_over: self.deliveries.with_label_values(&[id, "passed_over"]),
                 bans_sent: self.bans_sent.with_label_values(&[id]),
                 flushed: self.flushed.with_label_values(&[id]),
                 fenced: self.fenced.with_label_values(&[id]),
@@ -239,7 +242,7 @@ impl Metrics {
                 _ = family.remove_label_values(&[id]);
             }
             _ = self.cursor_lag_seconds.remove_label_values(&[id]);
-            for result in ["ok", "error", "refused"] {
+            for result in ["ok", "error", "refused", "passed_over"] {
                 _ = self.deliveries.remove_label_values(&[id, result]);
             }
             for family in [&self.bans_sent, &self.flushed, &self.fenced] {

@@ -3,6 +3,11 @@
 //! Varnish answers requests of one connection in their order (RFC 9112 section 9.3.2), so a batch costs one round
 //! trip however many bans it has. The status of every answer is looked at, which Magento never does: a node that says
 //! anything but 2xx has not dropped the page.
+//!
+//! What was answered stays answered: whatever ends a round trip early, the caller knows which requests came through.
+//! And a request that is not answered is told from a node that does not answer: after a short patience the node is asked
+//! on another connection whether it would obey a purge ([`Target::obeys`]). One that would has its reasons not to answer
+//! this request; one that does not answer that either hangs.
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,11 +19,11 @@ use tokio::net::TcpStream;
 use crate::fleet::SendProxy;
 use crate::http1::{BadChunk, BadHead, ChunkedDecoder, Framing, HeadScan, Method, ResponseHead};
 use crate::proxy_protocol;
-use crate::purge::{Ban, Forward, what_to_change};
+use crate::purge::{Ban, Forward, PROBE_PATH, what_to_change, would_obey};
 
-/// Requests that are on their way at once. Far below what the socket buffers hold in answers, so that neither side
-/// can block the other.
-const PIPELINE: usize = 32;
+/// The most requests that may be on their way at once. Far below what the socket buffers hold in answers, so that
+/// neither side can block the other.
+pub const PIPELINE: usize = 32;
 
 /// The largest head and the largest body that an answer to a purge may have, in bytes.
 const MAX_HEAD: usize = 16 * 1024;
@@ -27,12 +32,24 @@ const MAX_BODY: usize = 64 * 1024;
 /// The most header fields of an answer to a purge.
 const MAX_FIELDS: usize = 100;
 
+/// The answer's header by which a VCL says that a flush dropped pages without tags and pools as well.
+const FLUSHED: &[u8] = b"x-clearcoat-flushed";
+
+/// Where a Varnish takes purges.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Whether connections begin with a PROXY header.
+    pub send_proxy: SendProxy,
+    /// Bounds connecting, writing, and each answer.
+    pub timeout: Duration,
+}
+
 /// The connection to one Varnish.
 #[derive(Debug)]
 pub struct Link {
-    address: SocketAddr,
-    send_proxy: SendProxy,
-    timeout: Duration,
+    target: Target,
     connection: Option<Connection>,
 }
 
@@ -41,18 +58,28 @@ struct Connection {
     stream: TcpStream,
     input: Vec<u8>,
     head: ResponseHead,
+    /// The last answer said that a flush dropped everything.
+    flushed_all: bool,
 }
 
-/// What a Varnish made of a batch.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Delivered {
-    /// The objects it says it dropped. Only a VCL that purges by key knows the number; a ban does not.
-    pub invalidated: u64,
-    /// Forwarded requests that it refused, with the status. That is the fault of the request, not of the node.
-    pub refused: Vec<(Forward, u16)>,
+/// What a Varnish made of one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It carried it out.
+    Done {
+        /// The objects it says it dropped. Only a VCL that purges by key knows the number; a ban does not.
+        invalidated: u64,
+        /// It says that pages without tags and without a pool were dropped, too.
+        flushed_all: bool,
+    },
+    /// It did not.
+    Failed {
+        /// The status of its answer. A 2xx of a VCL that does not say how many pages a key dropped is none that counts.
+        status: u16,
+    },
 }
 
-/// Why a batch was not delivered.
+/// Why a purge was not delivered.
 #[derive(Debug, thiserror::Error)]
 pub enum DeliveryError {
     /// No connection.
@@ -61,9 +88,12 @@ pub enum DeliveryError {
     /// The connection broke.
     #[error("the connection broke: {0}")]
     Io(#[from] io::Error),
-    /// No answer in time.
+    /// No answer in time, to anything.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
+    /// No answer in time, from a node that answers others.
+    #[error("no answer within {0:?}, though the node answers other requests")]
+    Unanswered(Duration),
     /// The answer is not HTTP.
     #[error("the answer is malformed: {0}")]
     Malformed(#[from] BadHead),
@@ -87,43 +117,29 @@ pub enum DeliveryError {
     },
 }
 
-impl Link {
-    /// A link that is not connected yet. `timeout` bounds connecting, and each round trip.
-    pub fn new(address: SocketAddr, send_proxy: SendProxy, timeout: Duration) -> Self {
-        Link { address, send_proxy, timeout, connection: None }
+impl DeliveryError {
+    /// A node that answers anything with this status.
+    pub fn of_status(status: u16) -> Self {
+        if status >= 500 { DeliveryError::Failed { status } } else { DeliveryError::Refused { status } }
     }
+}
 
-    /// Sends bans and waits until all of them are applied. A kept connection may have been closed meanwhile; bans are
-    /// idempotent, so that is tried once more on a new one at once.
+impl Target {
+    /// Asks the node, on a connection of its own, whether it would obey a purge: the question of the health check, which
+    /// drops nothing.
     ///
     /// # Errors
-    /// [`DeliveryError`]; some of the bans may have been applied.
-    pub async fn deliver(&mut self, bans: &[Ban]) -> Result<Delivered, DeliveryError> {
-        if self.connection.is_some() {
-            match self.try_deliver(bans).await {
-                Err(DeliveryError::Io(_)) => {}
-                result => return result,
-            }
-        }
-        self.try_deliver(bans).await
+    /// [`DeliveryError`]: it would not, or did not say.
+    pub async fn obeys(&self) -> Result<(), DeliveryError> {
+        let mut connection = self.connect().await?;
+        let request = format!("PURGE {PROBE_PATH} HTTP/1.1\r\nHost: clearcoat\r\nConnection: close\r\n\r\n");
+        self.bounded(connection.stream.write_all(request.as_bytes())).await??;
+        self.bounded(connection.answer()).await??;
+        let status = connection.head.status;
+        if would_obey(status) { Ok(()) } else { Err(DeliveryError::of_status(status)) }
     }
 
-    async fn try_deliver(&mut self, bans: &[Ban]) -> Result<Delivered, DeliveryError> {
-        let mut delivered = Delivered::default();
-        for group in bans.chunks(PIPELINE) {
-            let mut connection = self.connect().await?;
-            let keep = self.bounded(connection.round_trip(group, &mut delivered)).await??;
-            if keep {
-                self.connection = Some(connection);
-            }
-        }
-        Ok(delivered)
-    }
-
-    async fn connect(&mut self) -> Result<Connection, DeliveryError> {
-        if let Some(connection) = self.connection.take() {
-            return Ok(connection);
-        }
+    async fn connect(&self) -> Result<Connection, DeliveryError> {
         let mut stream = self.bounded(TcpStream::connect(self.address)).await?.map_err(DeliveryError::Connect)?;
         stream.set_nodelay(true).map_err(DeliveryError::Connect)?;
         if self.send_proxy == SendProxy::V2 {
@@ -132,38 +148,116 @@ impl Link {
             proxy_protocol::write_v2_local(&mut header);
             self.bounded(stream.write_all(&header)).await?.map_err(DeliveryError::Connect)?;
         }
-        Ok(Connection { stream, input: Vec::new(), head: ResponseHead::default() })
+        Ok(Connection { stream, input: Vec::new(), head: ResponseHead::default(), flushed_all: false })
     }
 
     async fn bounded<T>(&self, step: impl Future<Output = T>) -> Result<T, DeliveryError> {
         tokio::time::timeout(self.timeout, step).await.map_err(|_| DeliveryError::Timeout(self.timeout))
     }
+
+    /// The next answer, for which one waits `patience` before the node is asked whether it answers anything.
+    async fn await_answer(&self, connection: &mut Connection, patience: Duration) -> Result<Vec<u8>, DeliveryError> {
+        let mut answer = std::pin::pin!(connection.answer());
+        if let Ok(answered) = tokio::time::timeout(patience.min(self.timeout), answer.as_mut()).await {
+            return answered;
+        }
+        tokio::select! {
+            biased;
+            answered = answer.as_mut() => return answered,
+            obeyed = self.obeys() => if obeyed.is_ok() {
+                return Err(DeliveryError::Unanswered(patience));
+            },
+        }
+        self.bounded(answer).await?
+    }
+}
+
+impl Link {
+    /// A link that is not connected yet.
+    pub fn new(target: Target) -> Self {
+        Link { target, connection: None }
+    }
+
+    /// Where it leads.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Connects if there is no connection.
+    ///
+    /// # Errors
+    /// [`DeliveryError`]: there is none.
+    pub async fn connect(&mut self) -> Result<(), DeliveryError> {
+        if self.connection.is_none() {
+            self.connection = Some(self.target.connect().await?);
+        }
+        Ok(())
+    }
+
+    /// Sends requests and reads their answers, of which `answers` gets one for each request in its order, as far as they
+    /// came: where the node closed the connection after an answer, there may be fewer, and that is no error. A kept
+    /// connection may have been closed meanwhile; bans are idempotent, so that is tried once more on a new one at once.
+    ///
+    /// # Errors
+    /// [`DeliveryError`] of the first request without an answer.
+    pub async fn round_trip(
+        &mut self,
+        bans: &[&Ban],
+        patience: Duration,
+        answers: &mut Vec<Answer>,
+    ) -> Result<(), DeliveryError> {
+        answers.clear();
+        if let Some(kept) = self.connection.take() {
+            match self.try_round_trip(kept, bans, patience, answers).await {
+                Err(DeliveryError::Io(_)) if answers.is_empty() => {}
+                result => return result,
+            }
+        }
+        let connection = self.target.connect().await?;
+        self.try_round_trip(connection, bans, patience, answers).await
+    }
+
+    async fn try_round_trip(
+        &mut self,
+        mut connection: Connection,
+        bans: &[&Ban],
+        patience: Duration,
+        answers: &mut Vec<Answer>,
+    ) -> Result<(), DeliveryError> {
+        let mut requests = Vec::new();
+        bans.iter().for_each(|ban| write_request(&mut requests, ban));
+        self.target.bounded(connection.stream.write_all(&requests)).await??;
+        for ban in bans {
+            let body = match self.target.await_answer(&mut connection, patience).await {
+                Ok(body) => body,
+                // A node that closes after each answer need not announce it.
+                Err(DeliveryError::Io(_)) if !answers.is_empty() => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            answers.push(connection.judge(ban, &body));
+            if !connection.head.keep_alive {
+                return Ok(());
+            }
+        }
+        if connection.input.is_empty() {
+            self.connection = Some(connection);
+        }
+        Ok(())
+    }
 }
 
 impl Connection {
-    /// Sends a group and reads all its answers. Says whether the connection can be used again.
-    async fn round_trip(&mut self, bans: &[Ban], delivered: &mut Delivered) -> Result<bool, DeliveryError> {
-        let mut requests = Vec::new();
-        bans.iter().for_each(|ban| write_request(&mut requests, ban));
-        self.stream.write_all(&requests).await?;
-        for (index, ban) in bans.iter().enumerate() {
-            let body = self.answer().await?;
-            match (self.head.status, ban) {
-                (status @ 200..=299, ban) => match (invalidated(&body), ban) {
-                    // A VCL that knows nothing of keys may take this for a purge of the URL `/` and say that it is done.
-                    (None, Ban::Keys { .. }) => return Err(DeliveryError::Refused { status }),
-                    (count, _) => delivered.invalidated += count.unwrap_or(0),
-                },
-                (status @ 500..=599, _) => return Err(DeliveryError::Failed { status }),
-                (status, Ban::Forward(forward)) => delivered.refused.push((forward.clone(), status)),
-                (status, _) => return Err(DeliveryError::Refused { status }),
-            }
-            if !self.head.keep_alive {
-                let unanswered = index + 1 < bans.len();
-                return if unanswered { Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()) } else { Ok(false) };
-            }
+    /// What an answer says about this request.
+    fn judge(&self, ban: &Ban, body: &[u8]) -> Answer {
+        let flushed_all = self.flushed_all;
+        match (self.head.status, invalidated(body), ban) {
+            // A VCL that knows nothing of keys may take this for a purge of the URL `/` and say that it is done.
+            (status @ 200..=299, None, Ban::Keys { .. }) => Answer::Failed { status },
+            (200..=299, count, _) => Answer::Done { invalidated: count.unwrap_or(0), flushed_all },
+            // What was not there need not go. (The VCLs of Varnish's own tutorials answer so.)
+            (404 | 410, _, Ban::Forward(_)) => Answer::Done { invalidated: 0, flushed_all },
+            (status, ..) => Answer::Failed { status },
         }
-        Ok(self.input.is_empty())
     }
 
     async fn answer(&mut self) -> Result<Vec<u8>, DeliveryError> {
@@ -175,6 +269,8 @@ impl Connection {
             self.read_more().await?;
         };
         self.head.parse(&self.input, len, Method::Other, MAX_FIELDS)?;
+        let says_so = |(name, value): (&[u8], &[u8])| name.eq_ignore_ascii_case(FLUSHED) && value == b"all";
+        self.flushed_all = self.head.kept_fields(&self.input).any(says_so);
         self.input.drain(..len);
         match self.head.framing {
             Framing::None => Ok(Vec::new()),
@@ -300,14 +396,37 @@ mod tests {
 
     const OK: &str = "HTTP/1.1 200 Purged\r\nContent-Length: 0\r\n\r\n";
 
+    /// A link to this address, and what it is told.
+    async fn sent(link: &mut Link, bans: &[Ban]) -> (Vec<Answer>, Result<(), DeliveryError>) {
+        let (bans, mut answers) = (bans.iter().collect::<Vec<_>>(), Vec::new());
+        let result = link.round_trip(&bans, Duration::from_secs(5), &mut answers).await;
+        (answers, result)
+    }
+
+    fn link(address: SocketAddr, timeout: Duration) -> Link {
+        Link::new(Target { address, send_proxy: SendProxy::Off, timeout })
+    }
+
+    fn patient(address: SocketAddr) -> Link {
+        link(address, Duration::from_secs(5))
+    }
+
+    fn done(invalidated: u64) -> Answer {
+        Answer::Done { invalidated, flushed_all: false }
+    }
+
+    fn forward(target: &str) -> Ban {
+        Ban::Forward(Forward { method: "PURGE".into(), target: target.into(), headers: vec![] })
+    }
+
     #[tokio::test]
     async fn a_batch_is_pipelined_and_every_answer_counts() {
         let answers = "HTTP/1.1 200 Purged\r\nContent-Length: 21\r\n\r\n{ \"invalidated\": 17 }HTTP/1.1 200 Purged\r\n\
                        Transfer-Encoding: chunked\r\n\r\n11\r\n{\"invalidated\":3}\r\n0\r\n\r\n";
         let (address, node) = node(vec![(2, answers)]).await;
-        let mut link = Link::new(address, SendProxy::Off, Duration::from_secs(5));
-        let delivered = link.deliver(&[tags("a"), Ban::Everything]).await.unwrap();
-        assert_eq!(delivered, Delivered { invalidated: 20, refused: vec![] });
+        let (answers, result) = sent(&mut patient(address), &[tags("a"), Ban::Everything]).await;
+        result.unwrap();
+        assert_eq!(answers, [done(17), done(3)]);
         let seen = node.await.unwrap();
         assert_eq!(
             seen[0],
@@ -321,9 +440,8 @@ mod tests {
         let answers = "HTTP/1.1 200 Purged\r\nContent-Length: 17\r\n\r\n{\"invalidated\":4}HTTP/1.1 200 Purged\r\n\
                        Content-Length: 17\r\n\r\n{\"invalidated\":2}";
         let (address, node) = node(vec![(2, answers)]).await;
-        let mut link = Link::new(address, SendProxy::Off, Duration::from_secs(5));
-        let bans = [keys("a b", false), keys("c", true)];
-        assert_eq!(link.deliver(&bans).await.unwrap(), Delivered { invalidated: 6, refused: vec![] });
+        let (answers, _) = sent(&mut patient(address), &[keys("a b", false), keys("c", true)]).await;
+        assert_eq!(answers, [done(4), done(2)]);
         assert_eq!(
             node.await.unwrap()[0],
             "PURGE / HTTP/1.1\r\nxkey-purge: a b\r\nHost: clearcoat\r\n\r\n\
@@ -334,50 +452,82 @@ mod tests {
     #[tokio::test]
     async fn a_node_that_cannot_say_how_many_pages_keys_dropped_has_not_dropped_them() {
         let (address, _node) = node(vec![(1, OK)]).await;
-        let mut link = Link::new(address, SendProxy::Off, Duration::from_secs(5));
-        let error = link.deliver(&[keys("a", false)]).await.unwrap_err();
-        assert!(matches!(error, DeliveryError::Refused { status: 200 }), "{error}");
-        assert!(error.to_string().contains("delivery"), "{error}");
+        let (answers, _) = sent(&mut patient(address), &[keys("a", false)]).await;
+        assert_eq!(answers, [Answer::Failed { status: 200 }]);
+        let error = DeliveryError::of_status(200).to_string();
+        assert!(error.contains("delivery"), "{error}");
     }
 
     #[tokio::test]
     async fn a_kept_connection_that_was_closed_is_replaced_at_once() {
         let (address, node) = node(vec![(1, OK), (1, OK)]).await;
-        let mut link = Link::new(address, SendProxy::Off, Duration::from_secs(5));
-        link.deliver(&[tags("a")]).await.unwrap();
-        link.deliver(&[tags("b")]).await.unwrap();
+        let mut link = patient(address);
+        assert_eq!(sent(&mut link, &[tags("a")]).await.0, [done(0)]);
+        assert_eq!(sent(&mut link, &[tags("b")]).await.0, [done(0)]);
         assert_eq!(node.await.unwrap().len(), 2);
     }
 
     #[tokio::test]
-    async fn a_refusal_names_what_to_change_and_a_failure_does_not() {
-        for (answer, expected) in [
-            ("HTTP/1.1 405 Not Allowed\r\nContent-Length: 0\r\n\r\n", "acl purge"),
-            ("HTTP/1.1 400 Bad\r\nContent-Length: 0\r\n\r\n", "X-Magento-Tags-Pattern"),
-            ("HTTP/1.1 503 Down\r\nContent-Length: 0\r\n\r\n", "answered 503"),
-            ("HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", "malformed"),
-        ] {
-            let (address, _node) = node(vec![(1, answer)]).await;
-            let error =
-                Link::new(address, SendProxy::Off, Duration::from_secs(5)).deliver(&[tags("a")]).await.unwrap_err();
-            assert!(error.to_string().contains(expected), "{error}");
+    async fn what_was_answered_before_the_connection_ended_was_answered() {
+        let closing = "HTTP/1.1 200 Purged\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+        for script in [closing, OK] {
+            let (address, _node) = node(vec![(3, script)]).await;
+            let (answers, result) = sent(&mut patient(address), &[tags("a"), tags("b"), tags("c")]).await;
+            assert_eq!(answers, [done(0)]);
+            result.unwrap();
         }
     }
 
     #[tokio::test]
-    async fn a_refused_url_is_the_fault_of_the_request() {
-        let forward = Forward { method: "PURGE".into(), target: "/x".into(), headers: vec![] };
-        let (address, _node) = node(vec![(1, "HTTP/1.1 400 Bad\r\nContent-Length: 0\r\n\r\n")]).await;
-        let mut link = Link::new(address, SendProxy::Off, Duration::from_secs(5));
-        let delivered = link.deliver(&[Ban::Forward(forward.clone())]).await.unwrap();
-        assert_eq!(delivered.refused, [(forward, 400)]);
+    async fn a_refusal_names_what_to_change_and_a_failure_does_not() {
+        for (status, expected) in [(405, "acl purge"), (400, "X-Magento-Tags-Pattern"), (503, "answered 503")] {
+            let error = DeliveryError::of_status(status).to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        let (address, _node) = node(vec![(1, "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n")]).await;
+        let error = sent(&mut patient(address), &[tags("a")]).await.1.unwrap_err();
+        assert!(matches!(error, DeliveryError::Malformed(_)), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_page_that_was_not_there_is_gone() {
+        let answers = "HTTP/1.1 404 Not in cache\r\nContent-Length: 0\r\n\r\n\
+                       HTTP/1.1 404 Not in cache\r\nContent-Length: 0\r\n\r\n";
+        let (address, _node) = node(vec![(2, answers)]).await;
+        let (answers, _) = sent(&mut patient(address), &[forward("/x"), tags("a")]).await;
+        assert_eq!(answers, [done(0), Answer::Failed { status: 404 }]);
+    }
+
+    #[tokio::test]
+    async fn a_vcl_can_say_that_a_flush_dropped_everything() {
+        let says_so = "HTTP/1.1 200 Purged\r\nX-Clearcoat-Flushed: all\r\nContent-Length: 0\r\n\r\n";
+        let (address, _node) = node(vec![(2, &*format!("{says_so}{OK}").leak())]).await;
+        let (answers, _) = sent(&mut patient(address), &[Ban::Everything, Ban::Everything]).await;
+        assert_eq!(answers, [Answer::Done { invalidated: 0, flushed_all: true }, done(0)]);
     }
 
     #[tokio::test]
     async fn a_node_that_never_answers_costs_the_timeout_and_no_more() {
         let (address, _node) = node(vec![(2, "")]).await;
-        let error =
-            Link::new(address, SendProxy::Off, Duration::from_millis(50)).deliver(&[tags("a")]).await.unwrap_err();
+        let error = sent(&mut link(address, Duration::from_millis(50)), &[tags("a")]).await.1.unwrap_err();
         assert!(matches!(error, DeliveryError::Timeout(_)), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_request_without_an_answer_is_told_from_a_node_without_one() {
+        let obeys = "HTTP/1.1 400 Nothing to purge\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (silent, _) = listener.accept().await.unwrap();
+            let (mut second, _) = listener.accept().await.unwrap();
+            second.write_all(obeys.as_bytes()).await.unwrap();
+            std::future::pending::<()>().await;
+            drop(silent);
+        });
+        let mut link = link(address, Duration::from_secs(60));
+        let (bans, mut answers) = ([&forward("/x")], Vec::new());
+        let error = link.round_trip(&bans, Duration::from_millis(20), &mut answers).await.unwrap_err();
+        assert!(matches!(error, DeliveryError::Unanswered(_)), "{error}");
     }
 }

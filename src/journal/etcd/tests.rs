@@ -174,6 +174,10 @@ impl Journal for Suite {
         self.journal.since(cursor)
     }
 
+    fn floor(&self) -> Position {
+        self.journal.floor()
+    }
+
     fn lag(&self, cursor: Position) -> Lag {
         self.journal.lag(cursor)
     }

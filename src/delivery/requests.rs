@@ -1,0 +1,113 @@
+//! Which purges a node may refuse though it obeys others, which of them a flush does not cover, and who sent them.
+//!
+//! A ban of everything drops what has tags or a pool. A purge that was handed on as it came (`PURGE <url>`) may be of a page
+//! that has neither, and a node that missed it is not made current by a flush. So the positions of such purges are kept: all
+//! that can still be replayed, and of the rest the newest, since one is enough to be in doubt.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::fingerprint;
+use crate::journal::{Entry, Position};
+use crate::purge::{Purge, Target};
+
+/// What of a purge a node may refuse for itself: a request that is handed on, or a pool (not every VCL knows them).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusable {
+    pub(super) fingerprint: u64,
+    is_handed_on: bool,
+}
+
+impl Refusable {
+    /// That of this purge, if there is any. A request names one at most.
+    pub fn of(purge: &Purge) -> Option<Self> {
+        purge.targets.iter().find_map(|target| {
+            let is_handed_on = matches!(target, Target::Forward(_));
+            fingerprint(target).map(|fingerprint| Refusable { fingerprint, is_handed_on })
+        })
+    }
+}
+
+/// Purges that were handed on, or name a pool.
+#[derive(Debug, Default)]
+pub(super) struct Requests(BTreeMap<Position, Request>);
+
+/// One of them.
+#[derive(Clone, Copy, Debug)]
+struct Request {
+    fingerprint: u64,
+    /// A flush may leave what it is about.
+    is_handed_on: bool,
+    /// Who sent it to this clearcoat.
+    sender: Option<IpAddr>,
+}
+
+impl Requests {
+    /// Takes note of those among these.
+    pub(super) fn note_all(&mut self, entries: &[Arc<Entry>], floor: Position) {
+        for entry in entries {
+            if let Some(refusable) = Refusable::of(&entry.purge)
+                && !self.0.contains_key(&entry.position)
+            {
+                self.note(entry.position, &refusable, None, floor);
+            }
+        }
+    }
+
+    /// One more. Of those that can no longer be replayed (up to `floor`) only the newest stays.
+    pub(super) fn note(&mut self, position: Position, what: &Refusable, sender: Option<IpAddr>, floor: Position) {
+        let Refusable { fingerprint, is_handed_on } = *what;
+        self.0.insert(position, Request { fingerprint, is_handed_on, sender });
+        while self.0.keys().nth(1).is_some_and(|second| *second <= floor) {
+            self.0.pop_first();
+        }
+    }
+
+    /// This one was not carried out by anybody, and nobody was told that it was.
+    pub(super) fn forget(&mut self, position: Position) {
+        self.0.remove(&position);
+    }
+
+    /// Whether one lies after the first position, up to the second.
+    pub(super) fn lie_in(&self, (after, last): (Position, Position)) -> bool {
+        after < last && self.0.range(after + 1..=last).any(|(_, request)| request.is_handed_on)
+    }
+
+    /// The newest of those with this fingerprint: where it is, and who sent it.
+    pub(super) fn newest(&self, fingerprint: u64) -> Option<(Position, Option<IpAddr>)> {
+        let mut newest_first = self.0.iter().rev();
+        newest_first
+            .find(|(_, request)| request.fingerprint == fingerprint)
+            .map(|(position, request)| (*position, request.sender))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn handed_on(fingerprint: u64) -> Refusable {
+        Refusable { fingerprint, is_handed_on: true }
+    }
+
+    #[test]
+    fn of_what_cannot_be_replayed_the_newest_is_enough_to_be_in_doubt() {
+        let mut requests = Requests::default();
+        for position in 1..=1_000 {
+            requests.note(position, &handed_on(position), None, position - 1);
+        }
+        assert_eq!(requests.0.len(), 2);
+        assert!(requests.lie_in((900, 999)) && requests.lie_in((999, 1_000)));
+        assert!(!requests.lie_in((1_000, 2_000)) && !requests.lie_in((0, 998)) && !requests.lie_in((999, 999)));
+    }
+
+    #[test]
+    fn what_nobody_carried_out_leaves_no_doubt() {
+        let mut requests = Requests::default();
+        requests.note(7, &handed_on(1), None, 0);
+        requests.forget(7);
+        requests.note(8, &Refusable { fingerprint: 2, is_handed_on: false }, None, 0);
+        assert!(!requests.lie_in((0, 10)));
+    }
+}

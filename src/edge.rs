@@ -15,6 +15,7 @@ use crate::config::{self, ProxyProtocol, WhenAllBehind};
 use crate::fleet::{Fence, Member, Node, Role, Snapshot};
 use crate::http1::{Method, RequestHead, ResponseHead};
 use crate::proxy::{IgnoredParameters, NoNode, Route, request_key};
+use crate::purge::{Ends, Passage};
 use crate::shutdown::Stage;
 use crate::telemetry::Metrics;
 
@@ -128,7 +129,18 @@ impl Route for Edge {
     }
 
     /// Nobody before the edge is told of purges, so there is nothing to be told about them either.
-    fn may_be_stored(&self, _began: u64, _request: (&RequestHead, &[u8]), _answer: (&ResponseHead, &[u8])) -> bool {
+    /// No cache of ours is behind the edge.
+    fn connected(&self, _ends: Ends) -> Option<Passage> {
+        None
+    }
+
+    fn may_be_stored(
+        &self,
+        _began: u64,
+        _passage: Option<&Passage>,
+        _request: (&RequestHead, &[u8]),
+        _answer: (&ResponseHead, &[u8]),
+    ) -> bool {
         true
     }
 }

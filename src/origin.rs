@@ -4,6 +4,8 @@
 //! Every page passes here on its way into a cache, so this is where the guard ([`crate::purge::Guard`]) stands: what was
 //! rendered before a purge must not be stored after it.
 
+mod wire;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,9 +15,11 @@ use crate::config;
 use crate::fleet::{Member, Node, Role, Snapshot};
 use crate::http1::{Method, RequestHead, ResponseHead};
 use crate::proxy::{IgnoredParameters, NoNode, Route, request_key};
-use crate::purge::{Guard, Page};
+use crate::purge::{Ends, Guard, Page, Passage};
 use crate::shutdown::Stage;
 use crate::telemetry::Metrics;
+
+pub use wire::SocketDiagnosis;
 
 /// The origin's decisions.
 #[derive(Clone, Debug)]
@@ -82,15 +86,28 @@ impl Route for Origin {
         self.marks && method == Method::Get && answer.status == 200 && answer.kept_fields(bytes).any(is_tags)
     }
 
+    fn connected(&self, ends: Ends) -> Option<Passage> {
+        self.marks.then(|| self.guard.connected(ends))
+    }
+
     /// Varnish stores what it asked for by GET; a HEAD is answered with the same fields.
-    fn may_be_stored(&self, began: u64, request: (&RequestHead, &[u8]), answer: (&ResponseHead, &[u8])) -> bool {
+    fn may_be_stored(
+        &self,
+        began: u64,
+        passage: Option<&Passage>,
+        request: (&RequestHead, &[u8]),
+        answer: (&ResponseHead, &[u8]),
+    ) -> bool {
         let ((request, asked), (answer, bytes)) = (request, answer);
         if !self.marks || !matches!(request.method, Method::Get | Method::Head) {
             return true;
         }
         let target = request.target.bytes(asked);
         let page = Page { status: answer.status, target, fields: answer.kept_fields(bytes) };
-        let may_be_stored = self.guard.may_be_stored(began, &page, Instant::now());
+        let may_be_stored = match passage {
+            Some(passage) => passage.may_be_stored(began, &page, Instant::now()),
+            None => self.guard.may_be_stored(began, &page, Instant::now()),
+        };
         if !may_be_stored {
             self.metrics.guard_marked.inc();
         }
@@ -117,7 +134,7 @@ mod tests {
         let (mut request, mut answer) = (RequestHead::default(), ResponseHead::default());
         request.parse(asked.as_bytes(), asked.len(), 100).unwrap();
         answer.parse(PAGE, PAGE.len(), request.method, 100).unwrap();
-        origin.may_be_stored(began, (&request, asked.as_bytes()), (&answer, PAGE))
+        origin.may_be_stored(began, None, (&request, asked.as_bytes()), (&answer, PAGE))
     }
 
     #[test]

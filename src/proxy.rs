@@ -39,6 +39,7 @@ use std::sync::Arc;
 use crate::balance::Draw;
 use crate::fleet::{Node, Role, Snapshot};
 use crate::http1::{Method, RequestHead, ResponseHead};
+use crate::purge::{Ends, Passage};
 use crate::shutdown::Stage;
 
 pub use admission::Admission;
@@ -84,9 +85,18 @@ pub trait Route: 'static {
     /// Whether an answer to a request with this method is passed on only when all of it is here.
     fn holds(&self, method: Method, answer: (&ResponseHead, &[u8])) -> bool;
 
-    /// Whether a cache behind this listener may store an answer. Asked when its head is about to be written. `began` is what
-    /// [`Route::purges`] was; each head comes with the buffer that it was parsed from.
-    fn may_be_stored(&self, began: u64, request: (&RequestHead, &[u8]), answer: (&ResponseHead, &[u8])) -> bool;
+    /// A client has connected. What it gives is asked for each answer that is written to this connection.
+    fn connected(&self, ends: Ends) -> Option<Passage>;
+
+    /// Whether a cache behind this listener may store an answer. Asked when its head is about to be written to `passage`.
+    /// `began` is what [`Route::purges`] was; each head comes with the buffer that it was parsed from.
+    fn may_be_stored(
+        &self,
+        began: u64,
+        passage: Option<&Passage>,
+        request: (&RequestHead, &[u8]),
+        answer: (&ResponseHead, &[u8]),
+    ) -> bool;
 }
 
 /// Why no node can take a request.

@@ -19,7 +19,7 @@ mod trie;
 use serde::{Deserialize, Serialize};
 
 pub use batch::{Ban, Batch, compile};
-pub use guard::{Guard, Page};
+pub use guard::{Ends, Guard, Page, Passage, Sent, Wire};
 pub use parse::{Refusal, parse};
 pub use pattern::{BadPattern, Pattern};
 pub use tags::TagSet;

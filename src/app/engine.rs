@@ -13,6 +13,7 @@ use crate::delivery::{self, Deliveries, Pace};
 use crate::etcd::{Etcd, SharedEtcd};
 use crate::fleet::{Fence, Snapshot};
 use crate::journal::{self, Disk, Journal, Limits, Memory};
+use crate::origin::SocketDiagnosis;
 use crate::purge::Guard;
 use crate::replicas::{self, Replicas};
 use crate::slow_start::SlowStart;
@@ -39,7 +40,7 @@ impl Engine {
     pub(super) async fn build(config: &Config) -> anyhow::Result<Self> {
         let started = Instant::now();
         let metrics = Arc::new(Metrics::new().context("metrics")?);
-        let guard = Arc::new(Guard::new(started));
+        let guard = Arc::new(Guard::with_wire(started, SocketDiagnosis::default()));
         let etcd: Option<SharedEtcd> = config.uses_etcd().then(|| Arc::new(Etcd::new(&config.registry.etcd)));
         let (journal, shared_journal) = open_journal(config, &guard, etcd.as_ref()).await?;
         // Whatever is in the journal counts as answered: nobody knows how far the last process came.

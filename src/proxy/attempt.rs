@@ -253,7 +253,8 @@ impl<R: Route> Exchange<'_, R> {
     /// Begins the answer whose head was parsed from `bytes`.
     fn open_download(&mut self, bytes: &[u8]) -> Result<Transfer, Failure> {
         let Buffers { response, request, purges, input, to_client, .. } = &mut *self.buffers;
-        response.no_store = !self.client.route.may_be_stored(*purges, (request, input), (response, bytes));
+        let Client { route, passage, .. } = &*self.client;
+        response.no_store = !route.may_be_stored(*purges, passage.as_ref(), (request, input), (response, bytes));
         let mut first = mem::take(to_client);
         first.clear();
         let willing = request.keep_alive && self.upload.is_done() && self.client.worker.stage() < R::DRAINS_AT;

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use std::time::Instant;
 
 use tokio::io::AsyncWriteExt;
 
@@ -11,6 +12,7 @@ use super::failure::{Failure, Reply};
 use super::stream::Stream;
 use super::worker::Worker;
 use crate::http1::{BadHead, Framing, ResponseHead, Version, error_response, write_response};
+use crate::purge::Passage;
 
 /// What becomes of the client's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,11 +56,27 @@ pub(super) struct Client<R> {
     /// The version of the fleet that decided about `trusted`.
     pub(super) judged_by: Option<u64>,
     pub(super) deadline: Deadline,
+    /// What the route wants to be told of what is written here. Gone before the socket is: while it is there, so is that.
+    pub(super) passage: Option<Passage>,
 }
 
 impl<R> Client<R> {
     pub(super) fn new(worker: Rc<Worker>, route: Rc<R>, stream: Stream, peer: Peer, deadline: Deadline) -> Self {
-        Client { worker, route, stream, peer, trusted: false, judged_by: None, deadline }
+        Client { worker, route, stream, peer, trusted: false, judged_by: None, deadline, passage: None }
+    }
+
+    /// All that there is to write for now was written.
+    pub(super) fn written(&self) {
+        if let Some(passage) = &self.passage {
+            passage.written(Instant::now());
+        }
+    }
+
+    /// The client has sent more after all that was written to it.
+    pub(super) fn went_on(&self) {
+        if let Some(passage) = &self.passage {
+            passage.taken(Instant::now());
+        }
     }
 
     /// How the client came to us, for `X-Forwarded-Proto`.

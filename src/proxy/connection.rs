@@ -24,6 +24,7 @@ use super::http2;
 use super::stream::Stream;
 use super::worker::Worker;
 use crate::proxy_protocol::{self, Parsed, Source};
+use crate::purge::Ends;
 
 /// How much is read at once while a head is awaited. More would only copy the start of a large body around.
 const HEAD_READ: usize = 16 * 1024;
@@ -46,6 +47,8 @@ pub(super) struct Accepted {
 /// Serves a connection to its end.
 pub(super) async fn serve<R: Route>(worker: Rc<Worker>, route: Rc<R>, accepted: Accepted) {
     let Accepted { mut socket, peer, deadline, mut permit, tls } = accepted;
+    // A socket that does not know its own address is at its end.
+    let ends = socket.local_addr().ok().map(|ours| Ends { ours, theirs: peer });
     let mut peer = Peer::from(peer);
     if route.expects_proxy_header(peer.address) {
         deadline.enter(Phase::Header);
@@ -80,7 +83,8 @@ pub(super) async fn serve<R: Route>(worker: Rc<Worker>, route: Rc<R>, accepted: 
             }
         }
     };
-    let mut client = Client::new(worker, route, stream, peer, deadline);
+    let passage = ends.and_then(|ends| route.connected(ends));
+    let mut client = Client { passage, ..Client::new(worker, route, stream, peer, deadline) };
     requests(&mut client).await;
 }
 
@@ -109,7 +113,13 @@ async fn read_proxy_header(socket: &mut TcpStream) -> io::Result<Source> {
 
 async fn requests<R: Route>(client: &mut Client<R>) {
     let mut kept = None;
-    while let Some(mut buffers) = next_bytes(client, kept.take()).await {
+    loop {
+        // It came while the answer before it was not there yet, and says nothing about that.
+        let is_ahead = kept.is_some();
+        let Some(mut buffers) = next_bytes(client, kept.take()).await else { break };
+        if !is_ahead {
+            client.went_on();
+        }
         let head = read_head(client, &mut buffers).await.transpose();
         let after = match head {
             // In a box, which is there only while the request is: all that a connection at rest holds is its own state.

@@ -40,6 +40,7 @@ pub(super) async fn handle<R: Route>(
         Ok(after) => after,
         Err(failure) => respond_to(client, buffers, &failure, &mut outcome).await,
     };
+    client.written();
     count(client, &outcome, began);
     client.worker.spin.worked();
     after

@@ -17,7 +17,8 @@
 //! **A page that is on its way.** A page can pass the check a moment before the purge comes, and the ban can still be
 //! faster than it: Varnish reads them from two sockets. So the page stamps its names *before* it is checked, and the
 //! purge, once noted, can ask whether a page that it concerns has just passed ([`Guard::last_passed`]): then the bans
-//! have to be sent once more. Both sides write, fence, and read what the other one wrote: with a sequentially
+//! have to be sent once more. What has passed counts as under way until it has arrived, however long that takes
+//! ([`Guard::under_way`]). Both sides write, fence, and read what the other one wrote: with a sequentially
 //! consistent fence on both sides at least one of them sees the other, so no page slips through between them.
 //!
 //! Sequences are the guard's own and not positions of the journal, which may start again after a journal was restored.
@@ -25,10 +26,12 @@
 mod index;
 mod passed;
 mod patterns;
+mod under_way;
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
@@ -37,6 +40,9 @@ use super::{Forward, Purge, Target};
 use index::Index;
 use passed::Passed;
 use patterns::{Patterns, Subject};
+use under_way::{UnderWay, Untold, Wanted};
+
+pub use under_way::{Ends, Passage, Sent, Wire};
 
 /// Buckets of the index: 512 KiB for about 57,000 names, more than a shop purges while it renders a page.
 const BUCKETS: usize = 8192;
@@ -56,6 +62,8 @@ pub struct Guard {
     names: Index,
     patterns: Patterns,
     passed: Passed,
+    under_way: UnderWay,
+    wire: Box<dyn Wire>,
     // Who holds it notes a purge.
     turn: Mutex<()>,
 }
@@ -72,8 +80,14 @@ pub struct Page<'a, F> {
 }
 
 impl Guard {
-    /// A guard that knows of no purge yet. `epoch` is any time before the first page.
+    /// A guard that knows of no purge yet, and of no page that was written when it arrives. `epoch` is any time before the
+    /// first page.
     pub fn new(epoch: Instant) -> Self {
+        Guard::with_wire(epoch, Untold)
+    }
+
+    /// The same with somebody who knows when pages that were written have arrived.
+    pub fn with_wire(epoch: Instant, wire: impl Wire + 'static) -> Self {
         Guard {
             epoch,
             sequence: AtomicU64::new(0),
@@ -81,6 +95,8 @@ impl Guard {
             names: Index::new(BUCKETS),
             patterns: Patterns::default(),
             passed: Passed::default(),
+            under_way: UnderWay::default(),
+            wire: Box::new(wire),
             turn: Mutex::new(()),
         }
     }
@@ -121,21 +137,66 @@ impl Guard {
         self.sequence.load(Ordering::Acquire)
     }
 
+    /// A Varnish has connected. What passes on this connection is known to be under way until it has arrived.
+    pub fn connected(self: &Arc<Self>, ends: Ends) -> Passage {
+        Passage::open(Arc::clone(self), ends)
+    }
+
     /// Whether Varnish may store this answer, whose request began when [`Guard::now`] was `began`: nothing that it
-    /// carries was purged since. Its head came at `at`.
+    /// carries was purged since. Its head came at `at`. Where it is about to be written to a connection that is known,
+    /// [`Passage::may_be_stored`] is to be asked.
     pub fn may_be_stored<'a, F>(&self, began: u64, page: &Page<'a, F>, at: Instant) -> bool
     where
         F: Iterator<Item = (&'a [u8], &'a [u8])> + Clone,
     {
-        self.stamp(page, self.milliseconds(at));
-        // Between what is written above and what is read below. If this fence comes before that of `note`, the purge's
-        // `last_passed` sees the stamps; if it comes after it, this sees the purge.
-        fence(Ordering::SeqCst);
-        self.now() <= began || !self.was_purged_since(began, page)
+        self.passes(began, page, at, None)
     }
 
-    /// When a page that this purge concerns was last passed on unmarked, if there was one. To be asked after the purge
-    /// was noted. It may name a time at which none was, or one that was marked.
+    fn passes<'a, F>(&self, began: u64, page: &Page<'a, F>, at: Instant, passage: Option<&Passage>) -> bool
+    where
+        F: Iterator<Item = (&'a [u8], &'a [u8])> + Clone,
+    {
+        let opened = self.stamp(page, self.milliseconds(at), passage.filter(|_| !page.forbids_storing()));
+        // Between what is written above and what is read below. If this fence comes before that of `note`, the purge's
+        // `under_way` and `last_passed` see what is written; if it comes after it, this sees the purge.
+        fence(Ordering::SeqCst);
+        let may_be_stored = self.now() <= began || !self.was_purged_since(began, page);
+        if !may_be_stored && let Some(opened) = opened {
+            opened.forget();
+        }
+        may_be_stored
+    }
+
+    /// Whether an answer that this purge concerns, and that passed unmarked, may be under way at time `now` to a Varnish
+    /// whose address `to` holds of. To be asked after the purge was noted, and before [`Guard::last_passed`], which then
+    /// knows when those that have arrived did. What is not under way once will not be again.
+    ///
+    /// An acknowledgement from before this says `false` is none. Nothing tells when it changes: whoever waits for it asks
+    /// again, every 10 ms, say. Asking costs system calls only for the answers that are concerned.
+    pub fn under_way(&self, purge: &Purge, now: Instant, to: impl Fn(IpAddr) -> bool) -> bool {
+        let now = self.milliseconds(now);
+        let mut names = Vec::new();
+        let mut others = Vec::new();
+        for target in &purge.targets {
+            match target {
+                Target::Tags(tags) => names.extend(tags.iter().map(|tag| tag_hash(tag.as_bytes()))),
+                Target::Forward(forward) => match forward.page() {
+                    Some(target) => names.push(path_hash(target.as_bytes())),
+                    None => others.push(Wanted::Any),
+                },
+                // It is held against the tags, and finds nothing where there are none.
+                Target::Pattern(_) => others.push(Wanted::Tagged),
+                Target::Everything | Target::Pool(_) => others.push(Wanted::Any),
+            }
+        }
+        names.sort_unstable();
+        let has = |wanted| self.under_way.has(&wanted, &to, now, (&self.passed, &*self.wire));
+        has(Wanted::Names(names)) || others.into_iter().any(has)
+    }
+
+    /// When a page that this purge concerns was last passed on unmarked, or arrived as far as [`Guard::under_way`] found
+    /// out, if there was one. To be asked after the purge was noted. It may name a time at which none was, or one that
+    /// was marked.
     pub fn last_passed(&self, purge: &Purge) -> Option<Instant> {
         let last = |target: &Target| match target {
             Target::Tags(tags) => tags.iter().map(|tag| self.passed.last(tag_hash(tag.as_bytes()))).max().unwrap_or(0),
@@ -149,7 +210,8 @@ impl Guard {
         self.epoch.checked_add(Duration::from_millis(newest))
     }
 
-    fn stamp<'a, F>(&self, page: &Page<'a, F>, at: u64)
+    /// Writes down that this page passes. Returns the passage where that is all that may be under way there.
+    fn stamp<'a, 'p, F>(&self, page: &Page<'a, F>, at: u64, passage: Option<&'p Passage>) -> Option<&'p Passage>
     where
         F: Iterator<Item = (&'a [u8], &'a [u8])> + Clone,
     {
@@ -157,8 +219,13 @@ impl Guard {
         if page.is_nameless() {
             self.passed.stamp_nameless(at);
         }
-        self.passed.stamp(path_hash(page.target), at);
-        page.tags().for_each(|tag| self.passed.stamp(tag_hash(tag), at));
+        let names = std::iter::once(path_hash(page.target)).chain(page.tags().map(tag_hash));
+        let stamped = names.inspect(|&name| self.passed.stamp(name, at));
+        let Some(passage) = passage else {
+            stamped.for_each(drop);
+            return None;
+        };
+        passage.begin(stamped, page.is_nameless()).then_some(passage)
     }
 
     fn was_purged_since<'a, F>(&self, began: u64, page: &Page<'a, F>) -> bool
@@ -193,11 +260,26 @@ where
         self.status == 304
     }
 
+    /// It says itself what we say of pages that must not be stored, or what every VCL that begins with Varnish's own
+    /// (`builtin.vcl`) takes for the same: a stream without end is no page that a purge waits for.
+    fn forbids_storing(&self) -> bool {
+        let mut for_surrogates = self.values_of(b"surrogate-control").peekable();
+        let has = |value: &[u8], word: &[u8]| memchr::memmem::find(value, word).is_some();
+        if for_surrogates.peek().is_some() {
+            return for_surrogates.any(|value| has(value, b"no-store"));
+        }
+        self.values_of(b"cache-control").any(|value| has(value, b"no-store") || has(value, b"no-cache"))
+    }
+
     fn values(&self, subject: Subject) -> impl Iterator<Item = &'a [u8]> + use<'a, F> {
-        let wanted: &[u8] = match subject {
+        let wanted: &'static [u8] = match subject {
             Subject::Tags => b"x-magento-tags",
             Subject::Pool => b"x-pool",
         };
+        self.values_of(wanted)
+    }
+
+    fn values_of(&self, wanted: &'static [u8]) -> impl Iterator<Item = &'a [u8]> + use<'a, F> {
         self.fields.clone().filter(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| value)
     }
 

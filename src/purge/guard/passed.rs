@@ -1,20 +1,29 @@
 //! When a page with a name was last passed on, for the purges that come a moment after it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// Names share a slot once in so many times: then a purge takes the time of another page for that of its own.
 const SLOTS: usize = 1 << 16;
 
 /// Times of pages, by the hashes of their names. A time is any number that grows; 0 is never.
 pub(super) struct Passed {
-    slots: Box<[AtomicU64]>,
+    slots: Box<[Slot]>,
     any: AtomicU64,
     nameless: AtomicU64,
 }
 
+/// What is known of the names that share a slot.
+#[derive(Default)]
+struct Slot {
+    /// When a page with one of them was last passed on.
+    last: AtomicU64,
+    /// How often one of them is in an answer that may be under way.
+    open: AtomicU32,
+}
+
 impl Default for Passed {
     fn default() -> Self {
-        let slots = (0..SLOTS).map(|_| AtomicU64::new(0)).collect();
+        let slots = (0..SLOTS).map(|_| Slot::default()).collect();
         Passed { slots, any: AtomicU64::new(0), nameless: AtomicU64::new(0) }
     }
 }
@@ -33,12 +42,27 @@ impl Passed {
     /// A page with this name is passed on. The greater time stays: a worker that was interrupted before it came here
     /// must not set the time back.
     pub(super) fn stamp(&self, hash: u64, at: u64) {
-        self.slot(hash).fetch_max(at, Ordering::Relaxed);
+        self.slot(hash).last.fetch_max(at, Ordering::Relaxed);
+    }
+
+    /// An answer with this name is under way from now on.
+    pub(super) fn open(&self, hash: u64) {
+        self.slot(hash).open.fetch_add(1, Ordering::Release);
+    }
+
+    /// One is not any more.
+    pub(super) fn close(&self, hash: u64) {
+        self.slot(hash).open.fetch_sub(1, Ordering::Release);
+    }
+
+    /// Whether an answer that may have this name may be under way.
+    pub(super) fn is_open(&self, hash: u64) -> bool {
+        self.slot(hash).open.load(Ordering::Acquire) > 0
     }
 
     /// When a page that may have this name was last passed on.
     pub(super) fn last(&self, hash: u64) -> u64 {
-        self.slot(hash).load(Ordering::Relaxed).max(self.nameless.load(Ordering::Relaxed))
+        self.slot(hash).last.load(Ordering::Relaxed).max(self.nameless.load(Ordering::Relaxed))
     }
 
     /// When any page was last passed on.
@@ -47,7 +71,7 @@ impl Passed {
     }
 
     /// By bits that neither the index's bucket nor its fingerprint comes from.
-    fn slot(&self, hash: u64) -> &AtomicU64 {
+    fn slot(&self, hash: u64) -> &Slot {
         &self.slots[(hash >> 24) as usize % SLOTS]
     }
 }

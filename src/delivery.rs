@@ -27,6 +27,7 @@
 
 mod budget;
 mod dispatch;
+mod landing;
 mod requests;
 mod stretches;
 mod task;

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::budget::Budget;
 use super::dispatch::{Dispatch, Report};
+use super::landing::Landing;
 use super::stretches::{Stretch, Stretches};
 use super::walk::{Batch, Sources, Walk};
 use super::{BatchResult, Context, Deliveries, DeliveryState, lock};
@@ -57,6 +58,8 @@ pub(super) struct Task {
     told: Position,
     /// Told, and to be repeated before the cursor may pass: a page could have been on its way.
     unsure: Stretches,
+    /// The pages that the first of them waits for.
+    landing: Option<Landing>,
     /// How often the first of them was repeated in vain.
     stalls: u32,
     /// Acknowledged, and to be repeated all the same: `purge.settle`.
@@ -138,6 +141,7 @@ impl Task {
             known,
             told: cursor,
             unsure: Stretches::new(GRAIN),
+            landing: None,
             stalls: 0,
             settling,
             refused: Vec::new(),
@@ -166,6 +170,25 @@ impl Task {
 
     /// Waits for something to do. `None` where the journal is closed: the process ends.
     async fn next(&mut self, head: &mut watch::Receiver<Position>) -> Option<Work> {
+        loop {
+            let (kind, after, last) = self.due(head).await?;
+            if kind == Kind::Repeat && self.waits_for_pages(after.unwrap_or(0), last) {
+                continue;
+            }
+            return Some(Work {
+                kind,
+                walk: Walk::new(after, last, self.refused.clone()),
+                batch: None,
+                report: Report::default(),
+                folded: 0,
+                flushes: 0,
+                last_passed: None,
+            });
+        }
+    }
+
+    /// Waits until something is due: what, after which position, and up to which.
+    async fn due(&mut self, head: &mut watch::Receiver<Position>) -> Option<(Kind, Option<Position>, Position)> {
         let ready = self.budget.ready_at(Instant::now());
         let (unsure, settle) = (self.unsure.first(), self.settling.first());
         let moved = async {
@@ -174,26 +197,39 @@ impl Task {
             tokio::time::sleep_until(ready.into()).await;
             moved
         };
-        let (kind, after, last) = tokio::select! {
+        tokio::select! {
             biased;
-            stretch = due(unsure) => (Kind::Repeat, Some(stretch.after), stretch.last),
+            stretch = due(unsure) => Some((Kind::Repeat, Some(stretch.after), stretch.last)),
             moved = moved => {
                 let last = self.sources.journal.head();
-                moved.then_some((Kind::New, self.known.then_some(self.told), last))?
+                moved.then_some((Kind::New, self.known.then_some(self.told), last))
             }
             stretch = due(settle.map(|settle| Stretch { due: settle.due.max(ready), ..settle })) => {
-                (Kind::Settle, Some(stretch.after), stretch.last)
+                Some((Kind::Settle, Some(stretch.after), stretch.last))
             }
+        }
+    }
+
+    /// Whether a page that these purges concern is still on its way to the node, or has only just arrived: then the time
+    /// to repeat them has not come.
+    fn waits_for_pages(&mut self, after: Position, last: Position) -> bool {
+        let now = Instant::now();
+        let mut landing = match self.landing.take() {
+            Some(landing) if landing.is_of(after, last) => landing,
+            _ => Landing::new(&self.sources, after, last, now),
         };
-        Some(Work {
-            kind,
-            walk: Walk::new(after, last, self.refused.clone()),
-            batch: None,
-            report: Report::default(),
-            folded: 0,
-            flushes: 0,
-            last_passed: None,
-        })
+        let postponed = landing.look(&self.sources, &self.deliveries.context.fleet.load(), now);
+        if let Some(until) = postponed {
+            self.unsure.postpone(until);
+            if landing.lasts_long(now) {
+                let text: Arc<str> = "a page that purges concern is still on its way to it".into();
+                if std::mem::replace(&mut *lock(&self.state.error), Arc::clone(&text)) != text {
+                    tracing::info!(node = %self.node.id(), after, last, "{text}: they count when it has arrived");
+                }
+            }
+        }
+        self.landing = Some(landing);
+        postponed.is_some()
     }
 
     /// Carries out what is under way to its end. After a setback it goes on where it was.
@@ -278,14 +314,16 @@ impl Task {
         let started = self.deliveries.context.started;
         let passed = last_passed.map_or(Duration::ZERO, |at| at.saturating_duration_since(started));
         let on_their_way = passed >= self.node.live.life_signs.taken_in();
-        self.state.remember(BatchResult { last, invalidated: report.invalidated, refused: report.refused });
         let now = Instant::now();
+        let mut landing = Landing::new(&self.sources, self.told, last, now);
+        let under_way = landing.look(&self.sources, &self.deliveries.context.fleet.load(), now);
+        self.state.remember(BatchResult { last, invalidated: report.invalidated, refused: report.refused });
         let stood_still = self.failures > 0 || self.state.late.load(Ordering::SeqCst) || report.stood_still;
         let repeat = match (stood_still, on_their_way) {
             (true, _) => Some(now + AFTER_STALL),
             (false, true) => Some(now + LANDING),
             // Positions are acknowledged in order: what follows a stretch that waits may as well be repeated with it.
-            (false, false) => self.unsure.first().map(|_| now),
+            (false, false) => self.unsure.first().map(|_| now).or(under_way),
         };
         self.deliveries.context.metrics.purge.tags_folded.inc_by(folded);
         if flushes > 0 {
@@ -312,7 +350,7 @@ impl Task {
         if stood_still {
             tracing::info!(node = %self.node.id(), "its answers to purges take long, again and again: they count all the same");
         }
-        self.stalls = 0;
+        (self.stalls, self.landing) = (0, None);
         self.unsure.done();
         self.acknowledged(work.walk.last());
     }

@@ -2,19 +2,27 @@
 //!
 //! ```text
 //! loop: wait until head > cursor
-//!       batch = compile(journal[cursor+1 ..= head])      whatever gathered while the last batch was on its way
-//!       send(batch) -> ok: cursor = head of the batch;  error: back off, try again with what has gathered since
+//!       walk from cursor to head:  connect, compile the next batch, send it
+//!       all of it answered -> cursor = head;  the node is at fault -> back off, go on with what is left
 //! ```
 //!
 //! No task knows of another, so a node that hangs delays nobody. Nothing is queued: what a node misses is the
-//! difference of two numbers, and what it gets is compiled the moment it can take it.
+//! difference of two numbers ([`walk`]). A node that cannot be reached costs a connection attempt, whatever it misses, and
+//! what takes long to compile is compiled on a thread of its own.
+//!
+//! **One purge takes no node out of service.** What was answered is done, and what fails is tried alone until it is known
+//! who is to blame, the node or the request ([`dispatch`]).
+//!
+//! **A flush is believed as far as it goes.** What cannot be replayed becomes one ban of everything, which most VCLs carry
+//! out for pages with tags and pools only. A node that may have missed the purge of another page ([`requests`]) is current
+//! by it only if its VCL says that all was dropped; else it stays out, and says why.
 //!
 //! **A page that is on its way is told of twice.** The guard of the origin marks pages that were rendered before a purge
 //! and pass after it. A page that passed just before may still be in the socket of a Varnish: when that reads the ban
 //! first, it stores the page after it, where no ban finds it any more. The guard knows when a page of these tags passed
 //! last, so the same bans go out again a moment later ([`LANDING`](crate::fleet::LANDING)), and only then does the cursor
-//! move. For a node that may have stood still, "just before" is as long ago as it was seen to run
-//! ([`LifeSigns`](crate::fleet::LifeSigns)).
+//! move. Where a page is known to be under way still, they go out when it has arrived ([`landing`]). For a node that may
+//! have stood still, "just before" is as long ago as it was seen to run ([`LifeSigns`](crate::fleet::LifeSigns)).
 //!
 //! **Bans are rationed** (`purge.max_bans_per_second`, [`budget`]): above it purges gather for longer, and are told as
 //! one batch. **`purge.settle`** repeats what was acknowledged a fixed time later, for a Varnish that fetches past the

@@ -155,6 +155,8 @@ impl Connection {
                     (count, _) => delivered.invalidated += count.unwrap_or(0),
                 },
                 (status @ 500..=599, _) => return Err(DeliveryError::Failed { status }),
+                // "Not in cache": what many a VCL answers to a purge of a page that it does not hold. It is gone.
+                (404 | 410, Ban::Forward(_)) => {}
                 (status, Ban::Forward(forward)) => delivered.refused.push((forward.clone(), status)),
                 (status, _) => return Err(DeliveryError::Refused { status }),
             }
@@ -247,7 +249,10 @@ fn write_request(out: &mut Vec<u8>, ban: &Ban) {
             "X-Clearcoat-Flush: all\r\nHost: clearcoat\r\n\r\n",
         ]),
         Ban::Forward(Forward { method, target, headers }) => {
-            push(&[method, " ", target, " HTTP/1.1\r\n"]);
+            // A request without a host was one of HTTP/1.0, and only as such a Varnish takes it.
+            let has_host = headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host"));
+            let version = if has_host { " HTTP/1.1\r\n" } else { " HTTP/1.0\r\nConnection: keep-alive\r\n" };
+            push(&[method, " ", target, version]);
             headers.iter().for_each(|(name, value)| push(&[name, ": ", value, "\r\n"]));
             push(&["\r\n"]);
         }
@@ -371,6 +376,23 @@ mod tests {
         let mut link = Link::new(address, SendProxy::Off, Duration::from_secs(5));
         let delivered = link.deliver(&[Ban::Forward(forward.clone())]).await.unwrap();
         assert_eq!(delivered.refused, [(forward, 400)]);
+    }
+
+    #[tokio::test]
+    async fn a_url_that_the_node_does_not_hold_is_gone() {
+        let forward = Forward { method: "PURGE".into(), target: "/x".into(), headers: vec![] };
+        for status in ["404 Not in cache", "410 Gone"] {
+            let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
+            let (address, node) = node(vec![(1, answer.leak())]).await;
+            let mut link = Link::new(address, SendProxy::Off, Duration::from_secs(5));
+            assert_eq!(link.deliver(&[Ban::Forward(forward.clone())]).await.unwrap(), Delivered::default());
+            // It came without a host, and goes so.
+            assert_eq!(node.await.unwrap(), ["PURGE /x HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"]);
+        }
+        // Of tags that is no answer: nobody asked for a page.
+        let (address, _node) = node(vec![(1, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")]).await;
+        let error = Link::new(address, SendProxy::Off, Duration::from_secs(5)).deliver(&[tags("a")]).await.unwrap_err();
+        assert!(matches!(error, DeliveryError::Refused { status: 404 }), "{error}");
     }
 
     #[tokio::test]

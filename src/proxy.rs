@@ -67,8 +67,8 @@ pub trait Route: 'static {
     /// Whether the `X-Forwarded-*` fields of this peer are believed.
     fn trusts(&self, peer: IpAddr, fleet: &Snapshot) -> bool;
 
-    /// Whether a request with this method may pass; others are answered 405.
-    fn admits(&self, method: Method) -> bool;
+    /// Whether a request with this method may pass; others are answered 405. `buffer` is what the head was parsed from.
+    fn admits(&self, head: &RequestHead, buffer: &[u8]) -> bool;
 
     /// The hash of what is asked for, for policies that keep a key on a node.
     fn key(&self, head: &RequestHead, buffer: &[u8]) -> u64;

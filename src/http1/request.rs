@@ -30,8 +30,9 @@ impl Method {
     }
 
     /// Purging methods are told in any case: a VCL may compare them in any, and no real method differs by case alone.
+    /// These are what VCLs of the field know; what a listener's owner calls so is [`RequestHead::is_one_of`].
     fn classify(method: &[u8]) -> Self {
-        const PURGING: [&str; 6] = ["PURGE", "BAN", "PURGEKEYS", "SOFTPURGE", "XKEY", "REFRESH"];
+        const PURGING: [&str; 8] = ["PURGE", "BAN", "PURGEKEYS", "SOFTPURGE", "XKEY", "REFRESH", "URIBAN", "FULLBAN"];
         match method {
             b"GET" => Method::Get,
             b"HEAD" => Method::Head,
@@ -118,6 +119,12 @@ impl RequestHead {
     /// Whether the client offered to change to this protocol.
     pub fn offers(&self, protocol: &[u8], buffer: &[u8]) -> bool {
         self.upgrade.is_some_and(|offered| offered.bytes(buffer).eq_ignore_ascii_case(protocol))
+    }
+
+    /// Whether its method is one of these, in any case. No method that the proxy tells apart is asked about.
+    pub fn is_one_of(&self, methods: &[String], buffer: &[u8]) -> bool {
+        let name = self.method_name.bytes(buffer);
+        self.method == Method::Other && methods.iter().any(|method| method.as_bytes().eq_ignore_ascii_case(name))
     }
 
     /// The path of the target, without the query.
@@ -368,6 +375,15 @@ mod tests {
         for method in ["PURGE", "purge", "Ban", "PURGEKEYS"] {
             let head = parse(&format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n")).unwrap();
             assert_eq!(head.method, Method::Purging, "{method}");
+        }
+    }
+
+    #[test]
+    fn methods_that_somebody_names_are_known_in_any_case_but_for_those_that_ask_for_pages() {
+        let named = ["FLUSHKEYS".to_owned(), "GET".to_owned()];
+        for (method, expected) in [("FLUSHKEYS", true), ("flushKeys", true), ("FLUSHKEY", false), ("GET", false)] {
+            let bytes = format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n");
+            assert_eq!(parse(&bytes).unwrap().is_one_of(&named, bytes.as_bytes()), expected, "{method}");
         }
     }
 }

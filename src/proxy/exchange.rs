@@ -71,7 +71,7 @@ async fn try_handle<R: Route>(
 ) -> Result<After, Failure> {
     let limits = &client.worker.shared.limits;
     buffers.request.parse(&buffers.input, len, limits.max_fields).map_err(Failure::BadHead)?;
-    if !client.route.admits(buffers.request.method) {
+    if !client.route.admits(&buffers.request, &buffers.input) {
         return Err(Failure::BadMethod);
     }
     if matches!(buffers.request.framing, Framing::Length(length) if length > limits.longest_body()) {

@@ -18,6 +18,7 @@ mod fan_out;
 mod forms;
 mod guard;
 mod odd_purges;
+mod other_vcls;
 mod overload;
 mod purging;
 mod refusals;

@@ -40,6 +40,9 @@ pub(super) enum Phase {
     FirstByte,
     /// Between two pieces of a body, in either direction.
     Body,
+    /// From the question for a fragment of a page to the end of its answer. A page is not worth less without it than it
+    /// would be so much later.
+    Fragment,
     /// Between two pieces of what a client sends though it was answered already.
     Linger,
     /// Between two pieces of a tunnel, in either direction: as long as HAProxy's documentation gives WebSocket.
@@ -128,6 +131,7 @@ impl Deadlines {
             Phase::Header => return self.header_timeout,
             Phase::Connect => 3,
             Phase::FirstByte => 600,
+            Phase::Fragment => 30,
             Phase::Body | Phase::Leaving => 60,
             Phase::Linger => 2,
             Phase::Tunnel => 3600,

@@ -13,6 +13,7 @@ use super::admission::Admission;
 use super::buffers::Stock;
 use super::deadline::{Deadline, Deadlines};
 use super::failure::Failure;
+use super::notices::Notices;
 use super::spin::Spin;
 use super::splice::Pipes;
 use crate::balance::Draw;
@@ -56,6 +57,7 @@ pub struct Worker {
     pub(super) deadlines: Rc<Deadlines>,
     pub(super) spin: Spin,
     pub(super) pipes: Pipes,
+    pub(super) notices: Notices,
     random: RefCell<fastrand::Rng>,
     turn: Cell<u64>,
     stage: Cell<Stage>,
@@ -67,6 +69,7 @@ impl Worker {
             deadlines: Rc::new(Deadlines::new(shared.limits.header_timeout)),
             spin: Spin::new(shared.spin),
             pipes: Pipes::default(),
+            notices: Notices::default(),
             pools: Pools::new(Arc::clone(&shared.metrics)),
             shared,
             stock: Stock::default(),
@@ -109,6 +112,7 @@ impl Worker {
     pub(super) fn sweep(&self, now: Duration) -> Stage {
         let stage = self.shared.shutdown.stage();
         self.stage.set(stage);
+        self.notices.refill();
         let fleet = self.shared.fleet.load();
         let is_down = |node: &Node| {
             let pool = fleet.pool(node.spec.role);

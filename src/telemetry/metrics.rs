@@ -5,6 +5,7 @@
 //! stranger: node ids come from the registry, families of tags and senders of purges are a bounded number, everything else
 //! comes from this source.
 
+mod bypass;
 mod journal;
 mod listener;
 mod purge;
@@ -20,6 +21,7 @@ use prometheus::{
 
 use crate::fleet::{NodeId, Role};
 
+pub use bypass::FragmentMetrics;
 pub use journal::JournalMetrics;
 pub use listener::ListenerMetrics;
 pub use purge::PurgeMetrics;
@@ -62,6 +64,8 @@ pub struct Metrics {
     pub stale_served: IntCounter,
     /// Answers that no Varnish may store: something in them was purged while they were rendered.
     pub guard_marked: IntCounter,
+    /// The fragments of pages that pass the caches by.
+    pub fragments: FragmentMetrics,
     /// The journal, and the replicas that share it.
     pub journal: JournalMetrics,
 }
@@ -178,6 +182,7 @@ impl Metrics {
                 "guard_marked_total",
                 "Pages that Varnish was told not to store: they were purged while they were rendered",
             )?,
+            fragments: FragmentMetrics::new(r)?,
             journal: JournalMetrics::new(r)?,
             nodes: DashMap::new(),
             families,

@@ -52,6 +52,12 @@ impl Log {
         self.0.lock().unwrap().iter().any(|line| line.contains(text))
     }
 
+    /// Waits until a line with this text was written. A metric may move before its line has come through the pipe, so
+    /// that is not to be waited for instead.
+    pub fn waits_for(&self, text: &str) {
+        eventually(&format!("the log says {text}"), || self.has(text).then_some(()));
+    }
+
     /// All of it so far.
     pub fn text(&self) -> String {
         self.0.lock().unwrap().join("\n")

@@ -116,6 +116,7 @@ pub(super) async fn attempt<R: Route>(
         held: None,
         held_since: 0,
         page: None,
+        client_may_be_gone: false,
         download: Transfer::new(Framing::None, false, Vec::new()),
         status: None,
         keep_alive: false,
@@ -195,6 +196,8 @@ struct Exchange<'e, R> {
     held_since: u64,
     /// The length of the head of a page that is to be filled in; all of it that has come is in `answer`.
     page: Option<usize>,
+    /// The client has sent something behind its request, perhaps its end.
+    client_may_be_gone: bool,
     /// The body of the final answer, once its head is here.
     download: Transfer,
     /// The status of that answer.
@@ -322,17 +325,34 @@ impl<R: Route> Exchange<'_, R> {
                 self.client.deadline.advance(moved);
             }
             let for_client = self.download.waits_for_sink() || splice.as_ref().is_some_and(Splice::waits_for_sink);
+            let client_there = match self.poll_client_there(cx) {
+                Ok(there) => there,
+                Err(gone) => return Poll::Ready(Err(gone)),
+            };
             let late = |_| {
                 let late = io::ErrorKind::TimedOut.into();
-                Err(if for_client { Failure::ClientGone(late) } else { Failure::CutAnswer(late) })
+                Err(if for_client || !client_there { Failure::ClientGone(late) } else { Failure::CutAnswer(late) })
             };
-            self.client.deadline.poll_wait(cx, for_client).map(late)
+            self.client.deadline.poll_answer(cx, for_client, client_there).map(late)
         })
         .await;
         if let Some(splice) = splice {
             worker.pipes.give_back(splice);
         }
         end
+    }
+
+    /// Whether the client is certain to be there still: it has sent nothing since its request, no end either. Who has said
+    /// that it ends may wait for its answer, or be gone; nobody knows before something is written to it.
+    fn poll_client_there(&mut self, cx: &mut Context<'_>) -> Result<bool, Failure> {
+        if !self.client_may_be_gone
+            && self.upload.is_done()
+            && let Poll::Ready(gone) = self.client.stream.poll_gone(cx)
+        {
+            gone.map_err(Failure::ClientGone)?;
+            self.client_may_be_gone = true;
+        }
+        Ok(!self.client_may_be_gone && self.upload.is_done())
     }
 
     fn poll_download(&mut self, cx: &mut Context<'_>, splice: Option<&mut Splice>) -> Poll<Result<(), TransferError>> {

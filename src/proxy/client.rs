@@ -6,10 +6,12 @@ use std::rc::Rc;
 
 use tokio::io::AsyncWriteExt;
 
+use super::Route;
 use super::deadline::Deadline;
 use super::failure::{Failure, Reply};
 use super::stream::Stream;
 use super::worker::Worker;
+use crate::fleet::Snapshot;
 use crate::http1::{BadHead, Framing, ResponseHead, Version, error_response, write_response};
 
 /// What becomes of the client's connection.
@@ -33,12 +35,22 @@ pub(super) struct Peer {
     pub(super) address: IpAddr,
     /// The same as text, for `X-Forwarded-For`.
     pub(super) text: Rc<str>,
+    /// It came through a proxy that did not say from where: the address is the proxy's, and the trust that the proxy has
+    /// is not the client's.
+    pub(super) is_unknown: bool,
+}
+
+impl Peer {
+    /// Somebody behind this proxy.
+    pub(super) fn unknown_behind(proxy: SocketAddr) -> Self {
+        Peer { is_unknown: true, ..Peer::from(proxy) }
+    }
 }
 
 impl From<SocketAddr> for Peer {
     fn from(socket: SocketAddr) -> Self {
         let address = socket.ip().to_canonical();
-        Peer { socket, address, text: address.to_string().into() }
+        Peer { socket, address, text: address.to_string().into(), is_unknown: false }
     }
 }
 
@@ -59,6 +71,17 @@ pub(super) struct Client<R> {
 impl<R> Client<R> {
     pub(super) fn new(worker: Rc<Worker>, route: Rc<R>, stream: Stream, peer: Peer, deadline: Deadline) -> Self {
         Client { worker, route, stream, peer, trusted: false, judged_by: None, deadline }
+    }
+
+    /// Decides whether the client is believed, if the fleet has changed since that was decided.
+    pub(super) fn judge(&mut self, fleet: &Snapshot)
+    where
+        R: Route,
+    {
+        if self.judged_by != Some(fleet.version) {
+            self.trusted = !self.peer.is_unknown && self.route.trusts(self.peer.address, fleet);
+            self.judged_by = Some(fleet.version);
+        }
     }
 
     /// How the client came to us, for `X-Forwarded-Proto`.

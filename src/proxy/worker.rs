@@ -27,6 +27,9 @@ use crate::upstream::Pools;
 /// this as with 16 KiB, and a connection at rest pays nothing for it.
 const SCRATCH: usize = 256 * 1024;
 
+/// How much of a path is told, in bytes.
+const LONGEST_PATH: usize = 256;
+
 /// What all workers share with the rest of the process.
 #[derive(Clone, Debug)]
 pub struct Shared {
@@ -105,6 +108,18 @@ impl Worker {
         if matches!(failure, Failure::Connect(_) | Failure::NoAnswer(_)) {
             // A full queue means that checks are under way anyway.
             _ = self.shared.suspects.try_send((node.spec.role, node.id().clone()));
+        }
+    }
+
+    /// Says what a node did, where its client has to bear it: an answer that was refused, cut off or never came. The path
+    /// is told without its query, which may hold secrets.
+    pub(super) fn report(&self, node: &Node, failure: &Failure, path: &[u8]) {
+        let Some(fault) = failure.fault() else { return };
+        self.shared.metrics.upstream_failures.count(node.spec.role, fault);
+        if let Some(unsaid) = self.notices.pass() {
+            let (role, node) = (node.spec.role, node.id());
+            let path = String::from_utf8_lossy(&path[..path.len().min(LONGEST_PATH)]);
+            tracing::info!(%role, %node, %path, reason = %failure, unsaid, "a request got no good answer from its node");
         }
     }
 

@@ -10,6 +10,7 @@ mod journal;
 mod listener;
 mod purge;
 mod registry;
+mod upstream;
 
 use std::sync::Arc;
 
@@ -26,6 +27,7 @@ pub use journal::JournalMetrics;
 pub use listener::ListenerMetrics;
 pub use purge::PurgeMetrics;
 pub use registry::RegistryMetrics;
+pub use upstream::{UpstreamFailures, UpstreamFault};
 
 const CODE_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
@@ -64,6 +66,8 @@ pub struct Metrics {
     pub stale_served: IntCounter,
     /// Answers that no Varnish may store: something in them was purged while they were rendered.
     pub guard_marked: IntCounter,
+    /// Requests that got no good answer from their node.
+    pub upstream_failures: UpstreamFailures,
     /// The fragments of pages that pass the caches by.
     pub fragments: FragmentMetrics,
     /// The journal, and the replicas that share it.
@@ -182,6 +186,7 @@ impl Metrics {
                 "guard_marked_total",
                 "Pages that Varnish was told not to store: they were purged while they were rendered",
             )?,
+            upstream_failures: UpstreamFailures::new(r)?,
             fragments: FragmentMetrics::new(r)?,
             journal: JournalMetrics::new(r)?,
             nodes: DashMap::new(),

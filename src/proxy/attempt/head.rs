@@ -66,7 +66,8 @@ impl<R: Route> Exchange<'_, R> {
         std::future::poll_fn(|cx| {
             self.poll_upload(cx)?;
             let sent = self.upload_broken || self.upload.is_done();
-            let phase = if sent && self.held.is_none() { Phase::FirstByte } else { Phase::Body };
+            // Of a page that is held the client has not seen the first byte either.
+            let phase = if sent { Phase::FirstByte } else { Phase::Body };
             let moved = mem::take(&mut self.upload.moved) + mem::take(&mut self.held_since);
             if entered != Some(phase) {
                 entered = Some(phase);

@@ -412,7 +412,7 @@ fn an_answer_that_comes_byte_by_byte_is_the_same_answer() {
 #[test]
 fn the_largest_head_of_an_answer_that_is_allowed_passes() {
     let start = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Magento-Tags: ";
-    let tags = "t".repeat(64 * 1024 - start.len() - "\r\n\r\n".len());
+    let tags = "t".repeat(128 * 1024 - start.len() - "\r\n\r\n".len());
     let rig = Rig::web([Upstream::start({
         let tags = tags.clone();
         move |call| call.send_then(format!("{start}{tags}\r\n\r\nok"), Then::KeepAlive)

@@ -58,6 +58,12 @@ impl Log {
         eventually(&format!("the log says {text}"), || self.has(text).then_some(()));
     }
 
+    /// The same for several lines.
+    pub fn waits_for_count(&self, text: &str, count: usize) {
+        eventually(&format!("the log says {count} times {text}"), || (self.count(text) >= count).then_some(()));
+        assert_eq!(self.count(text), count, "{text}");
+    }
+
     /// All of it so far.
     pub fn text(&self) -> String {
         self.0.lock().unwrap().join("\n")

@@ -105,7 +105,7 @@ impl Route for Origin {
         if !self.marks || !matches!(request.method, Method::Get | Method::Head) {
             return true;
         }
-        let target = request.target.bytes(asked);
+        let target = request.target(asked);
         let page = Page { status: answer.status, target, fields: answer.kept_fields(bytes) };
         let may_be_stored = match passage {
             Some(passage) => passage.may_be_stored(began, &page, Instant::now()),

@@ -18,6 +18,7 @@
 mod admission;
 mod attempt;
 mod buffers;
+mod bypass;
 mod client;
 mod connection;
 mod deadline;
@@ -26,6 +27,7 @@ mod failure;
 mod http2;
 mod key;
 mod listener;
+mod notices;
 mod spin;
 mod splice;
 mod stream;

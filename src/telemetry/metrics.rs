@@ -5,10 +5,12 @@
 //! stranger: node ids come from the registry, families of tags and senders of purges are a bounded number, everything else
 //! comes from this source.
 
+mod bypass;
 mod journal;
 mod listener;
 mod purge;
 mod registry;
+mod upstream;
 
 use std::sync::Arc;
 
@@ -20,10 +22,12 @@ use prometheus::{
 
 use crate::fleet::{NodeId, Role};
 
+pub use bypass::FragmentMetrics;
 pub use journal::JournalMetrics;
 pub use listener::ListenerMetrics;
 pub use purge::PurgeMetrics;
 pub use registry::RegistryMetrics;
+pub use upstream::{UpstreamFailures, UpstreamFault};
 
 const CODE_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
@@ -62,6 +66,10 @@ pub struct Metrics {
     pub stale_served: IntCounter,
     /// Answers that no Varnish may store: something in them was purged while they were rendered.
     pub guard_marked: IntCounter,
+    /// Requests that got no good answer from their node.
+    pub upstream_failures: UpstreamFailures,
+    /// The fragments of pages that pass the caches by.
+    pub fragments: FragmentMetrics,
     /// The journal, and the replicas that share it.
     pub journal: JournalMetrics,
 }
@@ -180,6 +188,8 @@ impl Metrics {
                 "guard_marked_total",
                 "Pages that Varnish was told not to store: they were purged while they were rendered",
             )?,
+            upstream_failures: UpstreamFailures::new(r)?,
+            fragments: FragmentMetrics::new(r)?,
             journal: JournalMetrics::new(r)?,
             nodes: DashMap::new(),
             families,

@@ -7,7 +7,7 @@ use std::fmt::Write;
 use std::hint::black_box;
 
 use clearcoat::fleet::{DEFAULT_HEADER_LIMIT, Delivery};
-use clearcoat::purge::{Ban, Batch, Purge, compile, parse};
+use clearcoat::purge::{Ban, Batch, Purge, RequestLimits, compile, parse};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use http::{HeaderMap, HeaderValue, Method, Uri};
 
@@ -46,8 +46,9 @@ fn requests(tags: &[String]) -> Vec<HeaderMap> {
 }
 
 fn parsed(requests: &[HeaderMap]) -> Vec<Purge> {
-    let parse = |headers| parse(&Method::from_bytes(b"PURGE").expect("a method"), &Uri::from_static("/"), headers);
-    requests.iter().map(|headers| parse(headers).expect("a purge")).collect()
+    let method = Method::from_bytes(b"PURGE").expect("a method");
+    let parse = |headers| parse(&method, &Uri::from_static("/"), headers, RequestLimits::default());
+    requests.iter().map(|headers| parse(headers).expect("a purge").purge).collect()
 }
 
 fn compiled(purges: &[Purge], delivery: Delivery) -> Batch {

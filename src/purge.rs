@@ -19,8 +19,9 @@ mod trie;
 use serde::{Deserialize, Serialize};
 
 pub use batch::{Ban, Batch, compile};
+pub use forward::{BadForward, RequestLimits};
 pub use guard::{Guard, Page};
-pub use parse::{Refusal, parse};
+pub use parse::{Parsed, Refusal, parse};
 pub use pattern::{BadPattern, Pattern};
 pub use tags::TagSet;
 pub(crate) use tags::to_magento;
@@ -53,7 +54,7 @@ pub enum Target {
 
 /// A purge request that is repeated to every Varnish as it came.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, Hash)]
-#[serde(try_from = "forward::Read")]
+#[serde(try_from = "forward::Unchecked")]
 pub struct Forward {
     /// `PURGE` or `BAN`.
     pub method: String,

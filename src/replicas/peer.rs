@@ -394,7 +394,9 @@ mod tests {
         let request = |pattern: &str| {
             let mut headers = http::HeaderMap::new();
             headers.insert("X-Magento-Tags-Pattern", pattern.parse().unwrap());
-            crate::purge::parse(&http::Method::from_bytes(b"PURGE").unwrap(), &"/".parse().unwrap(), &headers).unwrap()
+            let method = http::Method::from_bytes(b"PURGE").unwrap();
+            let limits = crate::purge::RequestLimits::default();
+            crate::purge::parse(&method, &"/".parse().unwrap(), &headers, limits).unwrap().purge
         };
         let told = |purge| Told { id: "a".to_owned(), revision: None, at_ms: 1, purge };
         let (small, large) =

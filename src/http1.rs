@@ -13,6 +13,7 @@ mod field;
 mod head;
 mod request;
 mod response;
+mod tags;
 mod write;
 
 pub use chunked::{BadChunk, ChunkedDecoder};

@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 
 use super::field::{Field, Fields, Kind, MAX_FIELDS, Span, classify};
 use super::request::refusal;
+use super::tags::TagLines;
 use super::{BadHead, Framing, Method, Version};
 
 /// A checked response head, as spans into the buffer it was parsed from.
@@ -20,6 +21,8 @@ pub struct ResponseHead {
     pub keep_alive: bool,
     /// Whether [`super::write_response`] tells the next cache not to store it. Every head begins without.
     pub no_store: bool,
+    /// Whether [`super::write_response`] writes the tags of a page in one line. Every head begins without.
+    pub joins_tags: bool,
     pub(super) reason: Span,
     pub(super) fields: Fields,
     announced_length: Option<u64>,
@@ -56,6 +59,7 @@ impl ResponseHead {
         self.len = len;
         self.status = status;
         self.no_store = false;
+        self.joins_tags = false;
         let reason = response.reason.unwrap_or_default();
         self.reason = if reason.is_empty() { Span::default() } else { Span::of(buffer, reason.as_bytes()) };
         self.fields.fill(buffer, response.headers, classify)?;
@@ -93,6 +97,11 @@ impl ResponseHead {
 
     pub(super) fn kept(&self) -> impl Iterator<Item = &Field> + Clone {
         self.fields.list.iter().filter(|field| is_kept_in_response(field.kind))
+    }
+
+    /// Whether its tags stand in several lines that are too long together to be written as one.
+    pub fn has_scattered_tags(&self, buffer: &[u8]) -> bool {
+        self.joins_tags && TagLines::of(self, buffer) == TagLines::Several
     }
 
     /// The length of the body as the head announces it, also where no body follows (HEAD, 304).

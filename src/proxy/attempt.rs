@@ -253,6 +253,7 @@ impl<R: Route> Exchange<'_, R> {
     /// Begins the answer whose head was parsed from `bytes`.
     fn open_download(&mut self, bytes: &[u8]) -> Result<Transfer, Failure> {
         let Buffers { response, request, purges, input, to_client, .. } = &mut *self.buffers;
+        response.joins_tags = R::JOINS_TAGS;
         response.no_store = !self.client.route.may_be_stored(*purges, (request, input), (response, bytes));
         let mut first = mem::take(to_client);
         first.clear();

@@ -48,7 +48,7 @@ fn requests(tags: &[String]) -> Vec<HeaderMap> {
 fn parsed(requests: &[HeaderMap]) -> Vec<Purge> {
     let (method, rules) = (Method::from_bytes(b"PURGE").expect("a method"), Rules::default());
     let parse = |headers| parse(&method, &Uri::from_static("/"), headers, &rules);
-    requests.iter().map(|headers| parse(headers).expect("a purge")).collect()
+    requests.iter().map(|headers| parse(headers).expect("a purge").purge).collect()
 }
 
 fn compiled(purges: &[Purge], delivery: Delivery) -> Batch {

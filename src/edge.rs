@@ -84,6 +84,9 @@ impl Route for Edge {
 
     const PUBLIC: bool = true;
 
+    /// What comes from Varnish is for nobody's purges any more.
+    const JOINS_TAGS: bool = false;
+
     fn expects_proxy_header(&self, peer: IpAddr) -> bool {
         self.accepts_proxy_header && self.is_trusted(peer)
     }

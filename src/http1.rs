@@ -15,6 +15,7 @@ mod field;
 mod head;
 mod request;
 mod response;
+mod tags;
 mod write;
 
 pub use authority::Scheme;

@@ -124,6 +124,7 @@ async fn serve_connection<H: Handler>(
         .header_read_timeout(HEAD_TIMEOUT)
         // A client that has said all it wants to say (`nc -N` does so) still wants its answer.
         .half_close(true)
+        .max_headers(limit::MAX_FIELDS)
         // Ours trips first, and answers as documented.
         .max_buf_size(max_request + 64 * 1024)
         .serve_connection(TokioIo::new(stream), service);

@@ -49,6 +49,8 @@ impl Route for Origin {
     /// Its clients are Varnish nodes: few, ours, and as slow as the clients that they wait for.
     const PUBLIC: bool = false;
 
+    const JOINS_TAGS: bool = true;
+
     fn expects_proxy_header(&self, _peer: IpAddr) -> bool {
         false
     }
@@ -102,6 +104,10 @@ impl Route for Origin {
         answer: (&ResponseHead, &[u8]),
     ) -> bool {
         let ((request, asked), (answer, bytes)) = (request, answer);
+        // No purge would find them all.
+        if answer.has_scattered_tags(bytes) {
+            return false;
+        }
         if !self.marks || !matches!(request.method, Method::Get | Method::Head) {
             return true;
         }

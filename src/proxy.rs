@@ -60,6 +60,9 @@ pub trait Route: 'static {
     /// Whether its clients are strangers, whose number and pace have a limit.
     const PUBLIC: bool;
 
+    /// Whether the tags of a page are passed on in one line, for a cache that looks for them there.
+    const JOINS_TAGS: bool;
+
     /// Whether this peer's connections begin with a PROXY header.
     fn expects_proxy_header(&self, peer: IpAddr) -> bool;
 

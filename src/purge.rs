@@ -20,9 +20,10 @@ mod trie;
 use serde::{Deserialize, Serialize};
 
 pub use batch::{Ban, Batch, compile};
+pub use forward::{BadForward, RequestLimits};
 pub use guard::{Ends, Guard, Page, Passage, Sent, Wire};
 pub use method::{Rules, may_purge};
-pub use parse::{Refusal, parse};
+pub use parse::{Parsed, Refusal, parse};
 pub use pattern::{BadPattern, Pattern};
 pub use tags::TagSet;
 pub(crate) use tags::to_magento;
@@ -55,7 +56,7 @@ pub enum Target {
 
 /// A purge request that is repeated to every Varnish as it came.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, Hash)]
-#[serde(try_from = "forward::Read")]
+#[serde(try_from = "forward::Unchecked")]
 pub struct Forward {
     /// `PURGE`, `BAN`, or another that [`may_purge`].
     pub method: String,

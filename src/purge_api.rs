@@ -27,7 +27,7 @@ use crate::delivery::{Acknowledged, Deliveries, Refusable};
 use crate::fleet::NodeId;
 use crate::http_server::{Handler, Response, json, text};
 use crate::journal::{Journal, Position};
-use crate::purge::{Purge, Refusal, Rules, parse};
+use crate::purge::{Parsed, Purge, Refusal, Rules, Target, parse};
 use crate::replicas::{self, Replicas};
 use crate::telemetry::Metrics;
 
@@ -206,19 +206,35 @@ impl PurgeApi {
     fn admit(&self, request: &http::Request<Bytes>, peer: SocketAddr) -> Result<Purge, Box<Response>> {
         self.authorise(request.headers(), peer)?;
         let address = peer.ip().to_canonical();
-        parse(request.method(), request.uri(), request.headers(), &self.rules).map_err(|refusal| {
+        let parsed = parse(request.method(), request.uri(), request.headers(), &self.rules);
+        let Parsed { purge, is_wider } = parsed.map_err(|refusal| Box::new(self.refuse(&refusal, peer)))?;
+        if is_wider {
+            let carried_out = purge.targets.iter().find_map(|target| match target {
+                Target::Pattern(pattern) | Target::Pool(pattern) => Some(pattern.as_str()),
+                _ => None,
+            });
+            tracing::info!(%address, carried_out, "a pattern that Varnish would give up on is carried out as a wider one");
+        }
+        Ok(purge)
+    }
+
+    fn refuse(&self, refusal: &Refusal, peer: SocketAddr) -> Response {
+        let address = peer.ip().to_canonical();
+        if refusal.is_empty_chunk() {
+            self.metrics.purge.requested("none", "empty");
+            tracing::debug!(%address, "a purge with an empty pattern, as Magento sends before a long one");
+        } else {
             self.metrics.purge.requested("none", "refused");
             tracing::warn!(%address, %refusal, "purge refused");
-            let Refusal::Method { accepted, .. } = &refusal else {
-                return Box::new(refused(400, &refusal.to_string()));
-            };
-            let mut response = refused(405, &refusal.to_string());
-            // Methods are tokens, which can stand in any field.
-            if let Ok(accepted) = header::HeaderValue::try_from(accepted) {
-                response.headers_mut().insert(header::ALLOW, accepted);
-            }
-            Box::new(response)
-        })
+        }
+        let mut response = refused(refusal.status(), &refusal.to_string());
+        // Methods are tokens, which can stand in any field.
+        if let Refusal::Method { accepted, .. } = refusal
+            && let Ok(accepted) = header::HeaderValue::try_from(accepted)
+        {
+            response.headers_mut().insert(header::ALLOW, accepted);
+        }
+        response
     }
 
     /// Takes a place among the purges under way, if there is one.

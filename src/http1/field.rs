@@ -249,7 +249,8 @@ impl ConnectionOptions {
     }
 }
 
-fn list_items(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+/// The items of a list with commas between them, trimmed; empty ones are left out (RFC 9110 section 5.6.1).
+pub(super) fn list_items(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|&byte| byte == b',').map(trim).filter(|item| !item.is_empty())
 }
 

@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 
 use super::field::{Field, Fields, Kind, MAX_FIELDS, Span, classify};
 use super::request::refusal;
+use super::tags::TagLines;
 use super::{BadHead, Framing, Method, Version};
 
 /// A checked response head, as spans into the buffer it was parsed from.
@@ -22,6 +23,8 @@ pub struct ResponseHead {
     pub no_store: bool,
     /// Fields that are written behind those that are kept. Every head begins without.
     pub added: &'static [(&'static str, &'static str)],
+    /// Whether [`super::write_response`] writes the tags of a page in one line. Every head begins without.
+    pub joins_tags: bool,
     pub(super) reason: Span,
     pub(super) fields: Fields,
     announced_length: Option<u64>,
@@ -59,6 +62,7 @@ impl ResponseHead {
         self.status = status;
         self.no_store = false;
         self.added = &[];
+        self.joins_tags = false;
         let reason = response.reason.unwrap_or_default();
         self.reason = if reason.is_empty() { Span::default() } else { Span::of(buffer, reason.as_bytes()) };
         self.fields.fill(buffer, response.headers, classify)?;
@@ -111,6 +115,11 @@ impl ResponseHead {
         if self.framing != Framing::None {
             self.framing = Framing::UntilClose;
         }
+    }
+
+    /// Whether its tags stand in several lines that are too long together to be written as one.
+    pub fn has_scattered_tags(&self, buffer: &[u8]) -> bool {
+        self.joins_tags && TagLines::of(self, buffer) == TagLines::Several
     }
 
     /// The length of the body as the head announces it, also where no body follows (HEAD, 304).

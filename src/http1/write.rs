@@ -1,6 +1,7 @@
 //! Heads as we write them: kept fields, our own, one canonical framing.
 
 use super::field::{Field, FieldWriter, Kind};
+use super::tags::{TagLines, is_tags, push_tags};
 use super::{Framing, RequestHead, ResponseHead, Version};
 
 /// What the next hop is told about the client.
@@ -125,8 +126,16 @@ pub fn write_response(
         push_no_store(out, head, buffer);
     }
     let is_written = |field: &Field| head.no_store && is_surrogate_control(field, buffer);
+    let tag_lines = if head.joins_tags { TagLines::of(head, buffer) } else { TagLines::AsTheyCame };
     let mut fields = FieldWriter::new(buffer);
-    head.kept().filter(|field| !is_written(field)).for_each(|field| fields.push(out, field));
+    for field in head.kept().filter(|field| !is_written(field)) {
+        if tag_lines != TagLines::AsTheyCame && is_tags(field, buffer) {
+            fields.finish(out);
+            push_tags(out, tag_lines, field, head, buffer);
+        } else {
+            fields.push(out, field);
+        }
+    }
     fields.finish(out);
     for (name, value) in head.added {
         push(out, &[name.as_bytes(), b": ", value.as_bytes(), b"\r\n"]);

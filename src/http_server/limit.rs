@@ -1,8 +1,11 @@
-//! A bound on what one request may send, head and body together.
+//! A bound on what one request may send, head and body together; and a text where hyper has none.
 //!
 //! hyper bounds its buffer, and answers 431 to a head that does not fit. Our contract is 413 for any request that is
 //! too large, so the bytes are counted below hyper, and the answer is given there: nothing else can be on its way at
 //! that moment, since the requests of a connection are answered one after the other.
+//!
+//! What hyper cannot read never comes to a handler: it answers by itself, with a status and nothing else, and closes. An
+//! answer of ours always has a `Content-Type`, so one without is hyper's, and one that says why goes out instead.
 
 use std::io;
 use std::pin::Pin;
@@ -13,8 +16,41 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-const TOO_LARGE: &[u8] = b"HTTP/1.1 413 Content Too Large\r\nContent-Type: application/json\r\nContent-Length: 32\r\n\
-    Connection: close\r\n\r\n{\"error\":\"request is too large\"}";
+/// The most header fields of a request: hyper's own default.
+pub(super) const MAX_FIELDS: usize = 100;
+
+/// An answer that is written past hyper, and is the last one of its connection.
+fn refusal(status: &str, error: &str) -> Vec<u8> {
+    let body = serde_json::json!({ "error": error }).to_string();
+    let length = body.len();
+    let head = format!("HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n");
+    format!("{head}Connection: close\r\n\r\n{body}").into_bytes()
+}
+
+fn too_large() -> Vec<u8> {
+    refusal("413 Content Too Large", "request is too large")
+}
+
+/// Where hyper's own answer begins in what it writes, if there is one. It is the last of its connection.
+fn own_answer(bytes: &[u8]) -> Option<usize> {
+    const STATUS_LINE: &[u8] = b"HTTP/1.1 4";
+    let at = bytes.ends_with(b"\r\n\r\n").then(|| memchr::memmem::rfind(bytes, STATUS_LINE)).flatten()?;
+    let is_ours = memchr::memmem::find(&bytes[at..], b"\r\ncontent-type: ").is_some();
+    (!is_ours).then_some(at)
+}
+
+/// What goes out instead of hyper's own answer, which begins with its status line.
+fn in_words(answer: &[u8]) -> Vec<u8> {
+    match answer.get(b"HTTP/1.1 ".len()..b"HTTP/1.1 431".len()) {
+        Some(b"431") => refusal("413 Content Too Large", &format!("more than {MAX_FIELDS} header fields")),
+        Some(b"414") => refusal("413 Content Too Large", "the request target is too long: more than 65,534 bytes"),
+        _ => refusal(
+            "400 Bad Request",
+            "the request is malformed: a method, a target without blanks (other characters than letters and digits \
+             percent-encoded), HTTP/1.0 or 1.1, and header fields as in RFC 9112 are wanted",
+        ),
+    }
+}
 
 /// A connection that counts what it reads.
 pub(super) struct Limited {
@@ -59,26 +95,26 @@ impl AsyncRead for Limited {
             return Poll::Ready(Ok(()));
         }
         // The socket buffer is empty, so the answer fits. A client that is gone needs none.
-        _ = this.stream.try_write(TOO_LARGE);
+        _ = this.stream.try_write(&too_large());
         Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "request is too large")))
     }
 }
 
 impl AsyncWrite for Limited {
+    /// Not vectored, so that an answer of hyper's own comes in one piece: these connections are few and their answers
+    /// short.
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        let stream = Pin::new(&mut self.get_mut().stream);
+        match own_answer(bytes) {
+            None => stream.poll_write(cx, bytes),
+            Some(0) => {
+                ready!(stream.poll_write_ready(cx))?;
+                // Nothing was written since the client's last answer, so there is room for this one.
+                _ = stream.try_write(&in_words(bytes));
+                Poll::Ready(Ok(bytes.len()))
+            }
+            Some(at) => stream.poll_write(cx, &bytes[..at]),
+        }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -41,13 +41,17 @@ impl Drop for Rig {
 }
 
 async fn rig(places: usize) -> Rig {
+    rig_of(places, 1024).await
+}
+
+async fn rig_of(places: usize, max_request: usize) -> Rig {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (gate, open) = watch::channel(false);
     let (stop, shutdown) = shutdown::channel();
     let begun = Arc::new(AtomicUsize::new(0));
     let handler = Arc::new(Gated { open, begun: Arc::clone(&begun) });
-    let server = tokio::spawn(serve_in(Room::new(places), listener, handler, 1024, shutdown));
+    let server = tokio::spawn(serve_in(Room::new(places), listener, handler, max_request, shutdown));
     Rig { address, gate, begun, _stop: stop, server }
 }
 
@@ -108,4 +112,46 @@ async fn where_there_is_room_a_connection_at_rest_stays() {
         client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
         assert!(answer(client).await.ends_with("done"));
     }
+}
+
+/// Sends what hyper answers by itself, and returns all that comes back.
+async fn refused(rig: &Rig, request: String) -> String {
+    let mut client = rig.connect().await;
+    client.write_all(request.as_bytes()).await.unwrap();
+    let mut text = Vec::new();
+    while client.read_buf(&mut text).await.is_ok_and(|read| read > 0) {}
+    String::from_utf8(text).unwrap()
+}
+
+#[tokio::test]
+async fn what_the_library_cannot_read_is_refused_with_a_text() {
+    let rig = rig_of(2, 1 << 20).await;
+    let fields = |count: usize| format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(count));
+    let line = |line: &str| format!("{line}\r\nHost: a\r\n\r\n");
+    for (request, status, error) in [
+        (fields(101), "413 Content Too Large", "more than 100 header fields"),
+        (fields(10_000), "413 Content Too Large", "more than 100 header fields"),
+        (
+            line(&format!("GET /{} HTTP/1.1", "x".repeat(70_000))),
+            "413 Content Too Large",
+            "the request target is too long",
+        ),
+        (line("GET /a<b HTTP/1.1"), "400 Bad Request", "the request is malformed: a method"),
+        (line("GET /a b HTTP/1.1"), "400 Bad Request", "the request is malformed"),
+        (line("GE(T / HTTP/1.1"), "400 Bad Request", "the request is malformed"),
+        (line("GET / HTTP/1.1\r\nA : b"), "400 Bad Request", "the request is malformed"),
+    ] {
+        let answer = refused(&rig, request.clone()).await;
+        let begin = &request[..request.len().min(40)];
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status}\r\nContent-Type: application/json\r\n")),
+            "{begin}: {answer}"
+        );
+        assert!(answer.contains(&format!("{{\"error\":\"{error}")), "{begin}: {answer}");
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{begin}: {answer}");
+    }
+    assert!(refused(&rig, fields(99).replacen("A: b", "Connection: close", 1)).await.ends_with("done"));
+    // Behind a request that was answered.
+    let answers = refused(&rig, fields(1) + &fields(101)).await;
+    assert!(answers.starts_with("HTTP/1.1 200 OK") && answers.ends_with("more than 100 header fields\"}"), "{answers}");
 }

@@ -288,6 +288,7 @@ impl<R: Route> Exchange<'_, R> {
         if is_bypass {
             bypass::deliver(response, bytes, (request, input));
         }
+        response.joins_tags = R::JOINS_TAGS;
         let Client { route, passage, .. } = &*self.client;
         response.no_store = !route.may_be_stored(*purges, passage.as_ref(), (request, input), (response, bytes));
         let mut first = mem::take(to_client);

@@ -1,49 +1,320 @@
-//! A request that is handed on, as it is read back: from the disk, from etcd, from another replica.
+//! A request that is handed on: what it may be made of, and what every Varnish takes.
 //!
-//! It is written to a Varnish byte by byte, so what it is made of is checked here again, whoever wrote it.
+//! It is written to a Varnish byte by byte, and read back from the disk, from etcd and from other replicas. So there is one
+//! check, of whatever a [`Forward`] is made from, and what the listener accepts can be read again.
+//!
+//! What a VCL does with the headers nobody knows here. Many are regular expressions, and a ban by one of them can break
+//! Varnish as Magento's can (`pattern.rs`). They cannot be held to the same language, since a URL is short and the same
+//! pattern harmless there, and a value may be no pattern at all. Refused is what is deadly however short the text: deep
+//! nesting, which overflows the stack when it is compiled, groups that repeat without end and have several ways through
+//! them, and settings that PCRE takes before a pattern.
 
-use http::{HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use serde::Deserialize;
 
-use super::{Forward, may_purge};
+use super::parse::{POOL, SOFT, TAGS_PATTERN};
+use super::pattern::MAX_NESTING;
+use super::{Forward, Pattern, Refusal, Rules, may_purge};
+
+/// Headers that every client sends and that name nothing to purge. They are not handed on either: hop-by-hop fields,
+/// what describes the sender, and credentials, which must not reach the journal.
+const NOT_A_TARGET: [&str; 16] = [
+    "accept",
+    "accept-encoding",
+    "accept-language",
+    "authorization",
+    "connection",
+    "content-length",
+    "content-type",
+    "cookie",
+    "expect",
+    "host",
+    "keep-alive",
+    "proxy-authorization",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+    "user-agent",
+];
+
+/// The largest request that a Varnish takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestLimits {
+    /// Bytes of a line, the first one too (`http_req_hdr_len`).
+    pub line: usize,
+    /// Bytes of the head (`http_req_size`).
+    pub head: usize,
+    /// Header fields (`http_max_hdr`, less the six places of the first line and some for what VCL adds).
+    pub fields: usize,
+}
+
+impl Default for RequestLimits {
+    /// Varnish's defaults, from 4.1 to 8.0.
+    fn default() -> Self {
+        RequestLimits { line: 8 * 1024, head: 32 * 1024, fields: 48 }
+    }
+}
 
 /// A [`Forward`] that nobody has checked.
 #[derive(Deserialize)]
-pub(super) struct Read {
-    method: String,
-    target: String,
-    headers: Vec<(String, String)>,
+pub(super) struct Unchecked {
+    pub(super) method: String,
+    pub(super) target: String,
+    pub(super) headers: Vec<(String, String)>,
 }
 
-/// What is wrong with it.
+/// Why a request cannot be handed on.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum BadForward {
+pub enum BadForward {
+    /// Not a token, or a method that asks for something else.
     #[error("{0:?} is no method that purges")]
     Method(String),
-    #[error("{0:?} is no request target in origin form")]
+    /// A target that would not be one word of a request line.
+    #[error("the request target {0:?} must begin with / (or be * alone) and hold no blank or control character")]
     Target(String),
-    #[error("{0:?} is no header field")]
-    Header(String),
+    /// Not a header field.
+    #[error("{0:?} is no header field, or its value has a control character")]
+    Field(String),
+    /// More than one host, or none that can be.
+    #[error("Host: one name or address is wanted, with a port perhaps")]
+    Host,
+    /// A value that would overflow a stack as a regular expression.
+    #[error(
+        "{name}: at byte {at}: more than {MAX_NESTING} groups in one another would overflow the stack of Varnish's \
+         workers"
+    )]
+    Nesting {
+        /// The header.
+        name: String,
+        /// The offset in its value.
+        at: usize,
+    },
+    /// A value on which PCRE would give up.
+    #[error(
+        "{name}: at byte {at}: a group that may repeat without end, with repeats or branches in it, makes Varnish give up \
+         on the pattern, and its worker panics"
+    )]
+    EndlessGroup {
+        /// The header.
+        name: String,
+        /// The offset in its value.
+        at: usize,
+    },
+    /// A value that changes PCRE's limits.
+    #[error("{name}: at byte {at}: `(*` sets options of PCRE, which not every Varnish has; write `\\(*`")]
+    Option {
+        /// The header.
+        name: String,
+        /// The offset in its value.
+        at: usize,
+    },
 }
 
-impl TryFrom<Read> for Forward {
+impl TryFrom<Unchecked> for Forward {
     type Error = BadForward;
 
-    fn try_from(Read { method, target, headers }: Read) -> Result<Self, BadForward> {
+    fn try_from(Unchecked { method, target, headers }: Unchecked) -> Result<Self, BadForward> {
         // What this configuration accepts may be less: another one, or another replica, accepted it.
         if !may_purge(&method) {
-            return Err(BadForward::Method(method));
+            return Err(BadForward::Method(shown(&method)));
         }
-        if !target.starts_with('/') || target.bytes().any(|byte| byte.is_ascii_control() || byte == b' ') {
-            return Err(BadForward::Target(target));
+        let is_word = target.bytes().all(|byte| !byte.is_ascii_control() && byte != b' ');
+        if !is_word || !(target.starts_with('/') || target == "*") {
+            return Err(BadForward::Target(shown(&target)));
         }
-        let is_bad = |(name, value): &&(String, String)| {
-            HeaderName::try_from(name).is_err() || HeaderValue::try_from(value).is_err()
-        };
-        match headers.iter().find(is_bad) {
-            Some((name, _)) => Err(BadForward::Header(name.clone())),
-            None => Ok(Forward { method, target, headers }),
+        for (name, value) in &headers {
+            if HeaderName::try_from(name).is_err() || HeaderValue::try_from(value).is_err() {
+                return Err(BadForward::Field(shown(name)));
+            }
+            if name == "host" && !is_host(value) {
+                return Err(BadForward::Host);
+            }
+            check_pattern(name, value.as_bytes())?;
         }
+        if headers.iter().filter(|(name, _)| name == "host").count() > 1 {
+            return Err(BadForward::Host);
+        }
+        Ok(Forward { method, target, headers })
+    }
+}
+
+/// The beginning of what a stranger wrote: it goes into the log and the answer.
+pub(super) fn shown(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
+/// Whether this can stand in `Host` (RFC 9110 section 7.2). Odd names are a Varnish's business, blanks nobody's.
+fn is_host(value: &str) -> bool {
+    value.bytes().all(|byte| byte > b' ' && !matches!(byte, 0x7f | b'/' | b'?' | b'#' | b'@' | b',' | b'"'))
+}
+
+/// The request as it goes to every Varnish.
+///
+/// # Errors
+/// [`Refusal`] where it names nothing, or no Varnish of these limits takes it.
+pub(super) fn read(method: &Method, uri: &Uri, headers: &HeaderMap, rules: &Rules) -> Result<Forward, Refusal> {
+    let target = target(uri)?;
+    let mut kept: Vec<_> = host(uri, headers)?.map(|host| ("host".to_owned(), host)).into_iter().collect();
+    for (name, value) in headers {
+        if !NOT_A_TARGET.contains(&name.as_str()) && !rules.withholds(name.as_str()) {
+            kept.push((name.to_string(), value_of(name, value)?));
+        }
+    }
+    let names_a_page = target != "/" && target != "*";
+    let names_something = kept.iter().any(|(name, _)| name != "host" && name != SOFT);
+    // `PURGE /` alone is what asks a Varnish whether it would obey. Other methods say enough by themselves: a Drupal or
+    // Shopware sends `BAN /` for all pages, and a VCL that wants more answers that it does.
+    if method == "PURGE" && !names_a_page && !names_something {
+        return Err(Refusal::NoTarget);
+    }
+    let forward = Forward::try_from(Unchecked { method: method.to_string(), target, headers: kept })?;
+    within(&forward, rules.limits)?;
+    Ok(forward)
+}
+
+/// The target in origin form (RFC 9112 section 3.2), or `*`.
+fn target(uri: &Uri) -> Result<String, Refusal> {
+    let target = uri.path_and_query().map_or("", |target| target.as_str());
+    match uri.scheme() {
+        // The path of an absolute form may be empty (section 3.2.1).
+        Some(_) if !target.starts_with('/') => Ok(format!("/{target}")),
+        // `PURGE shop.test:80`: an authority.
+        None if uri.authority().is_some() => Err(BadForward::Target(shown(&uri.to_string())).into()),
+        _ => Ok(target.to_owned()),
+    }
+}
+
+/// The host that is meant: that of an absolute target counts before the field (RFC 9112 section 3.2.2). `None` if the
+/// request has neither. User information in a target is a credential and no part of the host.
+fn host(uri: &Uri, headers: &HeaderMap) -> Result<Option<String>, Refusal> {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let host = hosts.next().map(|value| text("host", value)).transpose()?;
+    if hosts.next().is_some() {
+        return Err(BadForward::Host.into());
+    }
+    if let Some(authority) = uri.authority() {
+        let authority = authority.as_str();
+        return Ok(Some(authority.rsplit_once('@').map_or(authority, |(_, host)| host).to_owned()));
+    }
+    Ok(host.filter(|host| !host.is_empty()))
+}
+
+/// The value of a field. Magento's headers are patterns whatever the method, and go on as these do.
+fn value_of(name: &HeaderName, value: &HeaderValue) -> Result<String, Refusal> {
+    let header = match name.as_str() {
+        TAGS_PATTERN => "X-Magento-Tags-Pattern",
+        POOL => "X-Pool",
+        name => return text(name, value),
+    };
+    let understood = Pattern::read(value.as_bytes()).map_err(|reason| Refusal::Pattern { header, reason })?;
+    // Several are one that is too long for a line, which is found out below.
+    let patterns: Vec<&str> = understood.patterns.iter().map(Pattern::as_str).collect();
+    Ok(patterns.join("|"))
+}
+
+/// # Errors
+/// [`Refusal::NotText`] with the place.
+fn text(name: &str, value: &HeaderValue) -> Result<String, Refusal> {
+    match std::str::from_utf8(value.as_bytes()) {
+        Ok(text) => Ok(text.to_owned()),
+        Err(error) => Err(Refusal::NotText { header: name.to_owned(), at: error.valid_up_to() }),
+    }
+}
+
+fn within(forward: &Forward, limits: RequestLimits) -> Result<(), Refusal> {
+    let too_large = |what: String, is: usize, most: usize, parameter: &'static str| {
+        Err(Refusal::TooLarge { what, is, most, parameter })
+    };
+    let first = forward.method.len() + forward.target.len() + "  HTTP/1.1\r\n".len();
+    let mut head = first + "\r\n".len();
+    if first > limits.line {
+        return too_large("the first line of the request".to_owned(), first, limits.line, "http_req_hdr_len");
+    }
+    for (name, value) in &forward.headers {
+        let line = name.len() + value.len() + ": \r\n".len();
+        if line > limits.line {
+            return too_large(format!("{name}: the line"), line, limits.line, "http_req_hdr_len");
+        }
+        head += line;
+    }
+    if head > limits.head {
+        return too_large("the head of the request".to_owned(), head, limits.head, "http_req_size");
+    }
+    let fields = forward.headers.len();
+    if fields > limits.fields {
+        return too_large("the number of header fields".to_owned(), fields, limits.fields, "http_max_hdr");
+    }
+    Ok(())
+}
+
+/// Looks for what is deadly in a value, should it be a regular expression. What is none has no groups that repeat.
+fn check_pattern(name: &str, value: &[u8]) -> Result<(), BadForward> {
+    // The groups that are open, outermost first, and whether there is more than one way through them.
+    let mut open = vec![false];
+    let mut rest = value.iter().copied().enumerate().peekable();
+    while let Some((at, byte)) = rest.next() {
+        match byte {
+            b'\\' => _ = rest.next(),
+            b'[' => skip_class(&mut rest),
+            b'(' if rest.next_if(|(_, next)| *next == b'*').is_some() => {
+                return Err(BadForward::Option { name: name.to_owned(), at });
+            }
+            b'(' if open.len() > MAX_NESTING => return Err(BadForward::Nesting { name: name.to_owned(), at }),
+            b'(' => {
+                open.push(false);
+                // The question mark of `(?:` is no quantifier.
+                _ = rest.next_if(|(_, next)| *next == b'?');
+            }
+            b')' if open.len() > 1 => {
+                let varies = open.pop().unwrap_or_default();
+                let is_endless = is_endless(&value[at + 1..]);
+                if is_endless && varies {
+                    return Err(BadForward::EndlessGroup { name: name.to_owned(), at: at + 1 });
+                }
+                mark(&mut open, varies || is_endless);
+            }
+            b'*' | b'+' | b'?' | b'|' => mark(&mut open, true),
+            b'{' => mark(&mut open, is_endless(&value[at..])),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn mark(open: &mut [bool], varies: bool) {
+    if let Some(innermost) = open.last_mut() {
+        *innermost |= varies;
+    }
+}
+
+/// Whether a quantifier stands here that has no bound, or one that might as well have none.
+fn is_endless(rest: &[u8]) -> bool {
+    match rest.first() {
+        Some(b'*' | b'+') => true,
+        Some(b'{') => {
+            let inside: Vec<u8> = rest[1..].iter().copied().take_while(|&byte| byte != b'}').take(12).collect();
+            let is_counted = inside.iter().all(|byte| byte.is_ascii_digit() || matches!(byte, b',' | b' '));
+            is_counted && (inside.ends_with(b",") || inside.iter().filter(|byte| byte.is_ascii_digit()).count() > 1)
+        }
+        _ => false,
+    }
+}
+
+/// Reads over a class, whose first member may be its closing bracket. One that is not closed is text.
+fn skip_class(rest: &mut (impl Iterator<Item = (usize, u8)> + Clone)) {
+    let mut inside = rest.clone();
+    let mut is_first = true;
+    while let Some((_, byte)) = inside.next() {
+        match byte {
+            b'^' if is_first => continue,
+            b'\\' => _ = inside.next(),
+            b']' if !is_first => {
+                *rest = inside;
+                return;
+            }
+            _ => {}
+        }
+        is_first = false;
     }
 }
 
@@ -51,27 +322,69 @@ impl TryFrom<Read> for Forward {
 mod tests {
     use super::*;
 
+    fn checked(method: &str, target: &str, headers: &[(&str, &str)]) -> Result<Forward, String> {
+        let json = serde_json::json!({ "method": method, "target": target, "headers": headers });
+        serde_json::from_value::<Forward>(json).map_err(|error| error.to_string())
+    }
+
     #[test]
     fn what_would_be_two_requests_is_not_read_as_one() {
-        let read = |method: &str, target: &str, header: (&str, &str)| {
-            let headers = [header];
-            let json = serde_json::json!({ "method": method, "target": target, "headers": headers });
-            serde_json::from_value::<Forward>(json).map_err(|error| error.to_string())
-        };
         for method in ["PURGE", "BAN", "PURGEKEYS", "URIBAN", "x-purge"] {
-            assert!(read(method, "/p/1?a=b", ("host", "shop.test")).is_ok(), "{method}");
+            assert!(checked(method, "/p/1?a=b", &[("host", "shop.test")]).is_ok(), "{method}");
         }
+        assert!(checked("URIBAN", "*", &[("host", ""), ("x", ""), ("x", "a\tb\u{e4}")]).is_ok());
         for (method, target, header) in [
             ("GET", "/", ("host", "a")),
             ("post", "/", ("host", "a")),
             ("", "/", ("host", "a")),
             ("PURGE / HTTP/1.1\r\nX: y", "/", ("host", "a")),
             ("PURGE", "p", ("host", "a")),
+            ("PURGE", "?p", ("host", "a")),
+            ("PURGE", "", ("host", "a")),
             ("PURGE", "/ HTTP/1.1\r\nX: y", ("host", "a")),
             ("PURGE", "/", ("ho st", "a")),
             ("PURGE", "/", ("host", "a\r\nX: y")),
+            ("PURGE", "/", ("host", "a b")),
+            ("PURGE", "/", ("host", "a/b")),
         ] {
-            assert!(read(method, target, header).is_err(), "{method:?} {target:?} {header:?}");
+            assert!(checked(method, target, &[header]).is_err(), "{method:?} {target:?} {header:?}");
+        }
+        assert!(checked("PURGE", "/", &[("host", "a"), ("host", "b")]).is_err());
+    }
+
+    #[test]
+    fn what_would_be_deadly_as_a_pattern_is_refused_in_any_header() {
+        let ban = |value: &str| checked("BAN", "/", &[("host", "a"), ("x-ban-url", value)]);
+        for harmless in [
+            "^/p/.*\\.html(\\?.*)?$",
+            "req.url ~ ^/(de|en)/.*x.*y && obj.status != 0",
+            "[(((((((((((((((((((((((]*",
+            "\\(\\(\\(\\(\\(\\(\\(\\(\\(\\(\\(\\(\\(\\(\\(\\(\\(\\(\\(\\(\\(\\(\\(\\(x",
+            "(?:a)(b)(c){2}",
+            "(a+){3}",
+            "smile :)",
+            "text (with remarks) + more",
+            "[unclosed",
+            "a) b) c)",
+        ] {
+            assert!(ban(harmless).is_ok(), "{harmless}: {:?}", ban(harmless));
+        }
+        let nested = format!("{}a{}", "(".repeat(21), ")".repeat(21));
+        for (deadly, reason) in [
+            (&*nested, "x-ban-url: at byte 20: more than 20 groups"),
+            ("^(a+)+$", "x-ban-url: at byte 5: a group"),
+            ("req.url ~ ([a-z]*,)*x", "at byte 19: a group"),
+            ("((a|b)+c)*", "at byte 6: a group"),
+            ("^(a|aa)+$", "at byte 7: a group"),
+            ("(a?b?)+c", "at byte 6: a group"),
+            ("(?:x{2,}y){1,}", "at byte 10: a group"),
+            ("((a*))+", "at byte 6: a group"),
+            ("(a+){50}", "at byte 4: a group"),
+            ("(*LIMIT_MATCH=1)a", "at byte 0: `(*`"),
+            ("x (*UTF)a", "at byte 2: `(*`"),
+        ] {
+            let error = ban(deadly).expect_err(deadly);
+            assert!(error.contains(reason), "{deadly}: {error}");
         }
     }
 }

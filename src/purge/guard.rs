@@ -28,6 +28,7 @@ mod passed;
 mod patterns;
 mod under_way;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
@@ -236,7 +237,7 @@ impl Guard {
             || self.everything.load(Ordering::Relaxed) > began
             || self.names.has_since(path_hash(page.target), began)
             || page.tags().any(|tag| self.names.has_since(tag_hash(tag), began))
-            || self.patterns.match_since(began, |subject| page.values(subject))
+            || self.patterns.match_since(began, || [page.all_tags(), page.pools()])
     }
 
     /// Since the epoch, and never 0.
@@ -263,29 +264,37 @@ where
     /// It says itself what we say of pages that must not be stored, or what every VCL that begins with Varnish's own
     /// (`builtin.vcl`) takes for the same: a stream without end is no page that a purge waits for.
     fn forbids_storing(&self) -> bool {
-        let mut for_surrogates = self.values_of(b"surrogate-control").peekable();
+        let mut for_surrogates = self.values(b"surrogate-control").peekable();
         let has = |value: &[u8], word: &[u8]| memchr::memmem::find(value, word).is_some();
         if for_surrogates.peek().is_some() {
             return for_surrogates.any(|value| has(value, b"no-store"));
         }
-        self.values_of(b"cache-control").any(|value| has(value, b"no-store") || has(value, b"no-cache"))
+        self.values(b"cache-control").any(|value| has(value, b"no-store") || has(value, b"no-cache"))
     }
 
-    fn values(&self, subject: Subject) -> impl Iterator<Item = &'a [u8]> + use<'a, F> {
-        let wanted: &'static [u8] = match subject {
-            Subject::Tags => b"x-magento-tags",
-            Subject::Pool => b"x-pool",
-        };
-        self.values_of(wanted)
+    fn values(&self, wanted: &'static [u8]) -> impl Iterator<Item = &'a [u8]> + use<'a, F> {
+        self.fields.clone().filter(move |(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| value)
     }
 
-    fn values_of(&self, wanted: &'static [u8]) -> impl Iterator<Item = &'a [u8]> + use<'a, F> {
-        self.fields.clone().filter(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| value)
-    }
-
-    /// Cut as the bans cut them: at commas, blanks belong to a tag.
+    /// One by one, without the blanks around them: so the origin writes them, and so the bans find them.
     fn tags(&self) -> impl Iterator<Item = &'a [u8]> + use<'a, F> {
-        self.values(Subject::Tags).flat_map(|value| value.split(|&byte| byte == b','))
+        let values = self.values(b"x-magento-tags");
+        let pieces = values.flat_map(|value| value.split(|&byte| byte == b','));
+        pieces.map(<[u8]>::trim_ascii).filter(|tag| !tag.is_empty())
+    }
+
+    /// As one line, which patterns are held against; and as the web node wrote them, should an empty tag be left out there.
+    fn all_tags(&self) -> Vec<Cow<'a, [u8]>> {
+        let mut lines: Vec<Cow<'a, [u8]>> = self.values(b"x-magento-tags").map(Cow::Borrowed).collect();
+        if !lines.is_empty() {
+            let tags: Vec<&[u8]> = self.tags().collect();
+            lines.push(Cow::Owned(tags.join(&b',')));
+        }
+        lines
+    }
+
+    fn pools(&self) -> Vec<Cow<'a, [u8]>> {
+        self.values(b"x-pool").map(Cow::Borrowed).collect()
     }
 }
 
@@ -391,7 +400,17 @@ mod tests {
         guard.note(&tags(&["cat_p_1"]));
         let ask = |fields| admits(&guard, 0, 200, "/", fields, Instant::now());
         assert!(!ask(&[("x-magento-tags", "a,b"), ("X-MAGENTO-TAGS", "c,cat_p_1")]));
-        assert!(ask(&[("X-Magento-Tags", "a,cat_p_1 ,b"), ("X-Other", "cat_p_1")]));
+        assert!(!ask(&[("X-Magento-Tags", "a, cat_p_1 ,b")]));
+        assert!(ask(&[("X-Magento-Tags", "a,my cat_p_1,b"), ("X-Other", "cat_p_1")]));
+    }
+
+    #[test]
+    fn a_pattern_is_held_against_all_tags_in_one_line_as_varnish_gets_them() {
+        let guard = Guard::new(Instant::now());
+        guard.note(&purge(Target::Pattern(pattern("b,c"))));
+        let ask = |fields| admits(&guard, 0, 200, "/", fields, Instant::now());
+        assert!(!ask(&[("X-Magento-Tags", "a,b"), ("X-Magento-Tags", "c,d")]) && !ask(&[("X-Magento-Tags", "b, c")]));
+        assert!(ask(&[("X-Magento-Tags", "c"), ("X-Magento-Tags", "b")]));
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! they are only their owner can say. A method that a shop itself uses must never be one of them: it would be refused at
 //! the edge, and repeated to every Varnish at the purge listener.
 
+use super::RequestLimits;
+
 /// The methods of RFC 9110, RFC 5789 (`PATCH`), RFC 9113 (`PRI`) and the `QUERY` draft: they ask for pages.
 const ORDINARY: [&str; 11] =
     ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE", "PRI", "QUERY"];
@@ -19,12 +21,18 @@ pub struct Rules {
     /// Header fields, in lower case, that each node gets from the configuration: what a sender says under their names
     /// is a credential and not kept.
     pub withheld: Vec<String>,
+    /// What a Varnish takes of a request that is handed on as it came.
+    pub limits: RequestLimits,
 }
 
 impl Default for Rules {
     /// What every version has accepted: `PURGE` and `BAN`.
     fn default() -> Self {
-        Rules { methods: vec!["PURGE".to_owned(), "BAN".to_owned()], withheld: Vec::new() }
+        Rules {
+            methods: vec!["PURGE".to_owned(), "BAN".to_owned()],
+            withheld: Vec::new(),
+            limits: RequestLimits::default(),
+        }
     }
 }
 

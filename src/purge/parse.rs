@@ -1,38 +1,18 @@
 //! An HTTP request becomes a purge, or a refusal that says which header and why.
 
-use http::{HeaderMap, HeaderValue, Method, Uri, header};
+use http::{HeaderMap, HeaderValue, Method, Uri};
 
-use super::{BadPattern, Forward, Pattern, Purge, Rules, TagSet, Target};
+use super::forward::{self, BadForward};
+use super::{BadPattern, Pattern, Purge, Rules, TagSet, Target};
 
-const TAGS_PATTERN: &str = "x-magento-tags-pattern";
-const POOL: &str = "x-pool";
+pub(super) const TAGS_PATTERN: &str = "x-magento-tags-pattern";
+pub(super) const POOL: &str = "x-pool";
 pub(super) const SOFT: &str = "x-magento-purge-soft";
-
-/// Headers that every client sends and that name nothing to purge. They are not handed on either: hop-by-hop fields,
-/// what describes the sender, and credentials, which must not reach the journal.
-const NOT_A_TARGET: [&str; 16] = [
-    "accept",
-    "accept-encoding",
-    "accept-language",
-    "authorization",
-    "connection",
-    "content-length",
-    "content-type",
-    "cookie",
-    "expect",
-    "host",
-    "keep-alive",
-    "proxy-authorization",
-    "te",
-    "transfer-encoding",
-    "upgrade",
-    "user-agent",
-];
 
 /// Why a request is not a purge.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
-    /// Another method: answered 405.
+    /// Another method.
     #[error("method {method} purges nothing; {accepted} do (purge.methods)")]
     Method {
         /// What was sent.
@@ -40,10 +20,10 @@ pub enum Refusal {
         /// The methods that purge here, with `, ` between them, as an `Allow` field has them.
         accepted: String,
     },
-    /// Nothing says what to purge: answered 400.
+    /// Nothing says what to purge.
     #[error("nothing to purge: send X-Magento-Tags-Pattern or X-Pool, or PURGE the URL of a page")]
     NoTarget,
-    /// A header with a pattern that no Varnish would carry out: answered 400.
+    /// A header with a pattern that no Varnish would carry out.
     #[error("{header}: {reason}")]
     Pattern {
         /// The header at fault.
@@ -51,98 +31,134 @@ pub enum Refusal {
         /// What is wrong with its value.
         reason: BadPattern,
     },
-    /// A header value that is not text: answered 400.
-    #[error("{0}: not UTF-8 text")]
-    NotText(String),
-    /// More than one `Host`: answered 400.
-    #[error("host: sent more than once, and only one can be the page's")]
-    Host,
+    /// A request that cannot be handed on as it is.
+    #[error(transparent)]
+    Forward(#[from] BadForward),
+    /// A header value that is not text.
+    #[error("{header}: not UTF-8 text at byte {at}")]
+    NotText {
+        /// The header at fault.
+        header: String,
+        /// The offset in its value.
+        at: usize,
+    },
+    /// More than a Varnish takes.
+    #[error("{what} is {is}; Varnish takes at most {most} ({parameter})")]
+    TooLarge {
+        /// What is too large.
+        what: String,
+        /// How large it is.
+        is: usize,
+        /// How large it may be.
+        most: usize,
+        /// The parameter of Varnish that says so.
+        parameter: &'static str,
+    },
+}
+
+impl Refusal {
+    /// The status of the answer.
+    pub fn status(&self) -> u16 {
+        match self {
+            Refusal::Method { .. } => 405,
+            Refusal::TooLarge { .. } => 413,
+            Refusal::NoTarget | Refusal::Pattern { .. } | Refusal::Forward(_) | Refusal::NotText { .. } => 400,
+        }
+    }
+
+    /// Whether the sender lost nothing by it. Magento up to 2.4 sends an empty pattern before one that is longer than
+    /// its chunks (`PurgeCache::splitTags` hands on the chunk that it has not begun yet).
+    pub fn is_empty_chunk(&self) -> bool {
+        matches!(self, Refusal::Pattern { reason: BadPattern::Empty, .. })
+    }
+}
+
+/// What a request asks for.
+#[derive(Debug)]
+pub struct Parsed {
+    /// What is to be carried out.
+    pub purge: Purge,
+    /// Whether that is more than was asked for, because what was asked for would harm Varnish.
+    pub is_wider: bool,
 }
 
 /// Reads one purge request by the rules of this listener.
 ///
 /// # Errors
 /// [`Refusal`] where no Varnish would carry it out.
-pub fn parse(method: &Method, uri: &Uri, headers: &HeaderMap, rules: &Rules) -> Result<Purge, Refusal> {
+pub fn parse(method: &Method, uri: &Uri, headers: &HeaderMap, rules: &Rules) -> Result<Parsed, Refusal> {
     if !rules.accepts(method.as_str()) {
-        return Err(Refusal::Method { method: method.to_string(), accepted: rules.methods.join(", ") });
+        let method = forward::shown(method.as_str());
+        return Err(Refusal::Method { method, accepted: rules.methods.join(", ") });
     }
-    let soft = headers.get(SOFT).is_some_and(|value| value == "1");
-    let mut targets = Vec::new();
+    let mut parsed = Parsed {
+        purge: Purge { targets: Vec::new(), soft: headers.get(SOFT).is_some_and(|value| value == "1") },
+        is_wider: false,
+    };
     if method == "PURGE" {
         for value in headers.get_all(TAGS_PATTERN) {
-            targets.push(tags_target(text(TAGS_PATTERN, value)?)?);
+            parsed.add_tags(value)?;
         }
         for value in headers.get_all(POOL) {
-            targets.push(Target::Pool(pattern("X-Pool", text(POOL, value)?)?));
+            parsed.add_patterns("X-Pool", value.as_bytes(), Target::Pool)?;
         }
     }
-    if targets.is_empty() {
-        targets.push(Target::Forward(forward(method, uri, headers, rules)?));
+    if parsed.purge.targets.is_empty() {
+        parsed.purge.targets.push(Target::Forward(forward::read(method, uri, headers, rules)?));
     }
-    Ok(Purge { targets, soft })
+    Ok(parsed)
 }
 
-fn tags_target(value: &str) -> Result<Target, Refusal> {
-    if value == ".*" {
-        return Ok(Target::Everything);
-    }
-    if let Some(tags) = TagSet::from_magento(value) {
-        return Ok(Target::Tags(tags));
-    }
-    pattern("X-Magento-Tags-Pattern", value).map(Target::Pattern)
-}
-
-fn pattern(header: &'static str, value: &str) -> Result<Pattern, Refusal> {
-    Pattern::new(value).map_err(|reason| Refusal::Pattern { header, reason })
-}
-
-fn text<'v>(name: &str, value: &'v HeaderValue) -> Result<&'v str, Refusal> {
-    std::str::from_utf8(value.as_bytes()).map_err(|_| Refusal::NotText(name.to_owned()))
-}
-
-/// The request as it goes to every Varnish.
-fn forward(method: &Method, uri: &Uri, headers: &HeaderMap, rules: &Rules) -> Result<Forward, Refusal> {
-    let target = uri.path_and_query().map_or("/", |target| target.as_str());
-    let host = host(uri, headers)?.map(|host| ("host".to_owned(), host.to_owned()));
-    let mut kept: Vec<_> = host.into_iter().collect();
-    for (name, value) in headers {
-        if !NOT_A_TARGET.contains(&name.as_str()) && !rules.withholds(name.as_str()) {
-            kept.push((name.to_string(), text(name.as_str(), value)?.to_owned()));
+impl Parsed {
+    fn add_tags(&mut self, value: &HeaderValue) -> Result<(), Refusal> {
+        let value = value.as_bytes();
+        if let Some(tags) = tags(value) {
+            self.purge.targets.push(Target::Tags(tags));
+            return Ok(());
         }
+        let Some(groups) = TagSet::mend_torn(value) else {
+            return self.add_patterns("X-Magento-Tags-Pattern", value, of_tags);
+        };
+        // A chunk without a tag names nothing: they are in the chunks beside it.
+        let tags = if groups.is_empty() { Some(TagSet::default()) } else { tags(&groups) };
+        match tags {
+            Some(tags) => self.purge.targets.push(Target::Tags(tags)),
+            None => self.add_patterns("X-Magento-Tags-Pattern", &groups, of_tags)?,
+        }
+        Ok(())
     }
-    let names_a_page = target != "/" && target != "*";
-    let names_something = kept.iter().any(|(name, _)| name != "host" && name != SOFT);
-    // `PURGE /` alone is what asks a Varnish whether it would obey. Other methods say enough by themselves: a Drupal or
-    // Shopware sends `BAN /` for all pages, and a VCL that wants more answers that it does.
-    if method == "PURGE" && !names_a_page && !names_something {
-        return Err(Refusal::NoTarget);
+
+    fn add_patterns(
+        &mut self,
+        header: &'static str,
+        value: &[u8],
+        target: impl Fn(Pattern) -> Target,
+    ) -> Result<(), Refusal> {
+        let understood = Pattern::read(value).map_err(|reason| Refusal::Pattern { header, reason })?;
+        self.is_wider |= understood.is_wider;
+        self.purge.targets.extend(understood.patterns.into_iter().map(target));
+        Ok(())
     }
-    Ok(Forward { method: method.to_string(), target: target.to_owned(), headers: kept })
 }
 
-/// The host that is meant: that of an absolute target counts before the field (RFC 9112 section 3.2.2). `None` if the
-/// request has neither. User information in a target is a credential and no part of the host.
-fn host<'v>(uri: &'v Uri, headers: &'v HeaderMap) -> Result<Option<&'v str>, Refusal> {
-    let mut fields = headers.get_all(header::HOST).iter();
-    let field = fields.next();
-    if fields.next().is_some() {
-        return Err(Refusal::Host);
-    }
-    if let Some(authority) = uri.authority() {
-        let authority = authority.as_str();
-        return Ok(Some(authority.rsplit_once('@').map_or(authority, |(_, host)| host)));
-    }
-    let host = field.map(|value| text("host", value)).transpose()?;
-    Ok(host.filter(|host| !host.is_empty()))
+fn tags(groups: &[u8]) -> Option<TagSet> {
+    TagSet::from_magento(std::str::from_utf8(groups).ok()?)
+}
+
+fn of_tags(pattern: Pattern) -> Target {
+    if pattern.as_str() == ".*" { Target::Everything } else { Target::Pattern(pattern) }
 }
 
 #[cfg(test)]
 mod tests {
+    use http::header;
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::purge::Forward;
 
     fn parsed_by(rules: &Rules, method: &str, uri: &str, headers: &HeaderMap) -> Result<Purge, Refusal> {
-        parse(&Method::try_from(method).unwrap(), &uri.parse().unwrap(), headers, rules)
+        parse(&Method::try_from(method).unwrap(), &uri.parse().unwrap(), headers, rules).map(|parsed| parsed.purge)
     }
 
     fn parsed(method: &str, uri: &str, headers: &[(&str, &str)]) -> Result<Purge, Refusal> {
@@ -195,7 +211,7 @@ mod tests {
             assert_eq!(forward.headers, []);
         }
         let twice = [("Host", "a"), ("Host", "b")];
-        assert!(matches!(parsed("PURGE", "/p/1", &twice), Err(Refusal::Host)));
+        assert!(matches!(parsed("PURGE", "/p/1", &twice), Err(Refusal::Forward(BadForward::Host))));
     }
 
     #[test]
@@ -253,6 +269,134 @@ mod tests {
         for bad in ["((^|,)cat_p_1", "foo && req.url ~ x", ""] {
             let refusal = parsed("PURGE", "/", &[("X-Magento-Tags-Pattern", bad)]).unwrap_err().to_string();
             assert!(refusal.starts_with("X-Magento-Tags-Pattern: "), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn a_target_is_brought_into_origin_form_or_refused() {
+        let target = |uri: &str| match &targets("PURGE", uri, &[("Host", "a")])[..] {
+            [Target::Forward(Forward { target, headers, .. })] => (target.clone(), headers[0].1.clone()),
+            other => panic!("{other:?}"),
+        };
+        for (uri, expected, host) in [
+            ("http://shop.test?x=1", "/?x=1", "shop.test"),
+            ("http://shop.test:80/p?x", "/p?x", "shop.test:80"),
+            ("//p", "//p", "a"),
+            ("/p/\u{e4}", "/p/\u{e4}", "a"),
+            ("/p#b", "/p", "a"),
+        ] {
+            assert_eq!(target(uri), (expected.to_owned(), host.to_owned()), "{uri}");
+        }
+        assert!(matches!(parsed("PURGE", "http://shop.test", &[]), Err(Refusal::NoTarget)));
+        for uri in ["shop.test:80", "p"] {
+            let refusal = parsed("PURGE", uri, &[("Host", "a"), ("X-Url", "b")]).unwrap_err();
+            assert!(matches!(refusal, Refusal::Forward(BadForward::Target(_))), "{uri}: {refusal}");
+        }
+        let [Target::Forward(ban)] = &targets("BAN", "*", &[("X-Url", "b")])[..] else { panic!("not forwarded") };
+        assert_eq!(ban.target, "*");
+    }
+
+    #[test]
+    fn a_request_larger_than_varnish_takes_is_refused_with_its_parameter() {
+        let long = "x".repeat(8_192);
+        let some = "y".repeat(8_000);
+        let many: Vec<(String, &str)> = (0..49).map(|id| (format!("x-{id}"), "z")).collect();
+        let many: Vec<(&str, &str)> = many.iter().map(|(name, value)| (&**name, *value)).collect();
+        let five = [("x-1", &*some), ("x-2", &some), ("x-3", &some), ("x-4", &some), ("x-5", &some)];
+        for (uri, headers, named) in [
+            ("/p", &[("x-url", &*long)][..], "x-url: the line is 8201; Varnish takes at most 8192 (http_req_hdr_len)"),
+            (&format!("/{long}"), &[][..], "the first line of the request is 8208"),
+            ("/p", &five[..], "(http_req_size)"),
+            ("/p", &many[..], "the number of header fields is 49; Varnish takes at most 48 (http_max_hdr)"),
+        ] {
+            let refusal =
+                parsed("BAN", uri, &[headers, &[("x", "y")][..headers.is_empty().into()]].concat()).unwrap_err();
+            assert!(refusal.to_string().contains(named), "{refusal}");
+            assert_eq!(refusal.status(), 413);
+        }
+        assert!(parsed("BAN", "/p", &five[..3]).is_ok() && parsed("BAN", "/p", &many[..48]).is_ok());
+    }
+
+    #[test]
+    fn a_torn_chunk_is_its_tags_and_one_without_any_names_nothing() {
+        let of = |pattern: &str| targets("PURGE", "/", &[("X-Magento-Tags-Pattern", pattern)]);
+        let set: TagSet = ["cat_c_3", "cat_p_1"].into_iter().collect();
+        assert_eq!(of(",)cat_p_1(,|$))|((^|,)cat_c_3(,"), [Target::Tags(set)]);
+        assert_eq!(of("$))"), [Target::Tags(TagSet::default())]);
+        assert_eq!(of(",)a.b(,|$))|((^"), [Target::Pattern(Pattern::new("((^|,)a.b(,|$))").unwrap())]);
+    }
+
+    #[test]
+    fn magentos_headers_are_checked_in_a_ban_too() {
+        let ban = |pattern| parsed("BAN", "/", &[("X-Magento-Tags-Pattern", pattern)]);
+        assert!(matches!(ban("^(a+)+$"), Err(Refusal::Pattern { .. })));
+        let Ok(Purge { targets, .. }) = ban(".*a b.*") else { panic!("refused") };
+        let [Target::Forward(forward)] = &targets[..] else { panic!("{targets:?}") };
+        assert_eq!(forward.headers[0].1, "a\\x20b");
+    }
+
+    #[test]
+    fn latin_1_is_a_pattern_of_bytes_and_no_other_value() {
+        let parsed = |name: &'static str| {
+            let mut map = HeaderMap::new();
+            map.append(name, HeaderValue::from_bytes(b"caf\xe9_1").unwrap());
+            parse(&Method::try_from("PURGE").unwrap(), &Uri::from_static("/p"), &map, &Rules::default())
+        };
+        let Target::Pattern(pattern) = &parsed(TAGS_PATTERN).unwrap().purge.targets[0] else { panic!("no pattern") };
+        assert_eq!(pattern.as_str(), "caf\\xe9_1");
+        let refusal = parsed("x-url").unwrap_err();
+        assert_eq!((refusal.status(), refusal.to_string().as_str()), (400, "x-url: not UTF-8 text at byte 3"));
+    }
+
+    /// Everything that a listener's HTTP library lets through, and more.
+    fn requests() -> impl Strategy<Value = (Method, Uri, HeaderMap)> {
+        let method = prop_oneof![Just("PURGE"), Just("BAN"), Just("GET"), Just("purge")];
+        let target = prop_oneof![
+            "/[a-z{}|\"\\\\%\u{e4}^`<#?]{0,12}",
+            Just("*".to_owned()),
+            "https?://[a-z:0-9]{1,6}(/?\\?[a-z]{0,3})?",
+            "[a-z.:0-9]{1,8}",
+            "//[a-z]{0,4}",
+            "/x{8150,8200}",
+        ];
+        let name = prop_oneof![
+            Just("x-magento-tags-pattern"),
+            Just("x-pool"),
+            Just("host"),
+            Just("x-url"),
+            Just("X-Ban"),
+            Just("accept"),
+            Just("x-magento-purge-soft"),
+            Just("connection"),
+        ];
+        let value = prop_oneof![
+            2 => "[ -~]{0,30}".prop_map(String::into_bytes),
+            2 => "[a-z(),|^$.*+?\\[\\]{}0-9]{0,24}".prop_map(String::into_bytes),
+            1 => "(\\(\\(\\^\\|)?,\\)[a-z. \u{e4}]{1,5}\\(,(\\|\\$\\)\\))?".prop_map(String::into_bytes),
+            1 => prop::collection::vec(prop_oneof![Just(9_u8), 32_u8..=126, 128_u8..=255], 0..20),
+            1 => Just(b"1".to_vec()),
+        ];
+        let headers = prop::collection::vec((name, value), 0..5);
+        (method, target, headers).prop_filter_map("no request", |(method, target, fields)| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in fields {
+                let name = header::HeaderName::from_bytes(name.as_bytes()).ok()?;
+                headers.append(name, HeaderValue::from_bytes(&value).ok()?);
+            }
+            Some((Method::try_from(method).ok()?, target.parse().ok()?, headers))
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 4000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn what_is_accepted_is_read_again_as_the_same((method, uri, headers) in requests()) {
+            let Ok(Parsed { purge, .. }) = parse(&method, &uri, &headers, &Rules::default()) else { return Ok(()) };
+            let stored = serde_json::to_vec(&purge).unwrap();
+            let read = serde_json::from_slice::<Purge>(&stored);
+            prop_assert!(read.is_ok(), "{:?}: {:?}", purge, read);
+            prop_assert_eq!(read.unwrap(), purge);
         }
     }
 }

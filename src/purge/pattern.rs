@@ -1,13 +1,44 @@
-//! A regular expression that Varnish will compile, and that cannot be anything else but one.
+//! A regular expression that every Varnish compiles, that none of them breaks down on, and that cannot be anything else
+//! but one.
 //!
-//! Magento's VCL pastes the header into `ban("obj.http.X-Magento-Tags ~ " + pattern)`. Varnish splits that text at
-//! white space, takes quotes as string borders and joins conditions with `&&` (vmod_std(3), vcl(7) "Ban"). So a
-//! pattern with a blank bans nothing, and `foo && req.url ~ x` bans something else, both with the answer
-//! `200 Purged`. Here such a pattern is either written so that it means what its author meant, or refused.
+//! **It is one word.** Magento's VCL pastes the header into `ban("obj.http.X-Magento-Tags ~ " + pattern)`. Varnish splits
+//! that text at white space, takes quotes as string borders and joins conditions with `&&` (vmod_std(3), vcl(7) "Ban"). So
+//! a pattern with a blank bans nothing, and `foo && req.url ~ x` bans something else, both with the answer `200 Purged`.
+//!
+//! **It is read alike everywhere.** A pattern that Varnish's PCRE cannot compile is answered `200 Purged` by Magento's VCL
+//! too. Only what PCRE 8 and every PCRE2 have in common is accepted (`syntax.rs`).
+//!
+//! **It is harmless.** Varnish 7 bounds what one match may take, and its worker panics when a ban reaches the bound; all
+//! Varnish nodes get the same ban, so one pattern takes the whole fleet out. In 6.0 the page is taken for one that does not
+//! match. No pattern is accepted that could get there, whatever tags a page has (`effort.rs`, and `trial.rs` as a second
+//! net), after what makes it dear without need has been left out (`narrow.rs`).
+//!
+//! What cannot be carried out so is refused with the place. Only a pattern with a gap is widened: these are written by
+//! hand (`cat_p_.*_1`), have a side that says most of what they mean, and worked on small pages. A pattern that repeats
+//! groups is more often a mistake or an attack, and has no such side.
+
+mod class;
+mod effort;
+mod narrow;
+mod syntax;
+#[cfg(test)]
+mod tests;
+mod trial;
 
 use serde::{Deserialize, Serialize};
 
-/// A pattern that compiles under PCRE2 and holds no white space and no quote, so that it stays one word in a ban.
+pub(crate) use syntax::MAX_NESTING;
+use syntax::{Alternatives, Syntax};
+#[cfg(test)]
+pub(crate) use trial::limited;
+
+/// A pattern of more bytes is cut at its branches: what Varnish takes by default in a header, as Magento reckons.
+const LONGEST: usize = 7_680;
+
+/// The branches that a pattern of several may have where it had to be cut.
+const BRANCHES: usize = 256;
+
+/// A pattern in our own writing: one word of ASCII, within the language and the limits that every Varnish has.
 ///
 /// Checked again where it is read, because not all that is read was written by us.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -23,15 +54,40 @@ pub enum BadPattern {
     /// A second ban condition behind the pattern.
     #[error("`&&` after white space at byte {0} would start a second ban condition; write `\\x20` for a literal blank")]
     Condition(usize),
-    /// White space whose meaning cannot be kept.
-    #[error(
-        "white space in a pattern with the option `x` (extended) cannot be sent to Varnish; remove the white space"
-    )]
-    Extended,
     /// A byte that cannot stand in a header.
     #[error("control character at byte {0}")]
     Control(usize),
-    /// PCRE2 does not compile it.
+    /// Not in the language that every Varnish understands.
+    #[error("at byte {at}: {what}")]
+    Syntax {
+        /// The offset in the pattern.
+        at: usize,
+        /// What is wrong there, and what is allowed.
+        what: String,
+    },
+    /// Too many groups in one another.
+    #[error("at byte {0}: more than {MAX_NESTING} groups in one another would overflow the stack of Varnish's workers")]
+    Nesting(usize),
+    /// A group with `*`, `+` or `{n,}`.
+    #[error(
+        "at byte {0}: a group that may repeat without end makes Varnish give up on a long tag list, and its worker \
+         panics; allowed are ? {{n}} {{n,m}} behind a group, and * + behind a single character or class"
+    )]
+    EndlessGroup(usize),
+    /// A repeat across tags where it cannot be left out.
+    #[error(
+        "at byte {0}: a repeat that passes commas makes Varnish read a long tag list again and again; write [^,]* for \
+         the rest of a tag; .* is allowed at the beginning, at the end, and between two parts of a pattern"
+    )]
+    Gap(usize),
+    /// Varnish could give up while it matches.
+    #[error(
+        "at byte {0}: on some tag list there are more ways to match this than Varnish tries (pcre2_match_limit, \
+         pcre2_depth_limit), and its worker panics; send fewer repeats that can take the same text, fewer groups in a \
+         row, or several patterns"
+    )]
+    Effort(usize),
+    /// PCRE2 does not compile it: it is too large.
     #[error("{0}")]
     Regex(#[from] pcre2::Error),
 }
@@ -39,36 +95,50 @@ pub enum BadPattern {
 impl TryFrom<String> for Pattern {
     type Error = BadPattern;
 
+    /// Reads what [`Pattern::read`] has let in.
     fn try_from(pattern: String) -> Result<Self, BadPattern> {
-        Pattern::new(&pattern)
+        Ok(checked(&understood(pattern.as_bytes())?.syntax)?.0)
     }
 }
 
+/// Patterns that together find what a sender's pattern finds.
+#[derive(Debug)]
+pub(crate) struct Understood {
+    /// One, unless it was too long for a header.
+    pub(crate) patterns: Vec<Pattern>,
+    /// Whether they find more.
+    pub(crate) is_wider: bool,
+}
+
 impl Pattern {
-    /// Checks a pattern and rewrites it so that it is one word: white space becomes `\x20`, quotes become `\x22`.
+    /// Checks a pattern and writes it anew.
     ///
     /// # Errors
     /// [`BadPattern`] says what is wrong and where.
     pub fn new(pattern: &str) -> Result<Self, BadPattern> {
-        if pattern.is_empty() {
-            return Err(BadPattern::Empty);
+        let read = understood(pattern.as_bytes())?;
+        tried(&read.syntax)
+    }
+
+    /// Reads the value of a header: any bytes, since Varnish matches bytes.
+    ///
+    /// # Errors
+    /// [`BadPattern`] says what is wrong and where.
+    pub(crate) fn read(pattern: &[u8]) -> Result<Understood, BadPattern> {
+        let Read { syntax, is_wider } = understood(pattern)?;
+        let as_one = tried(&syntax);
+        let is_short = as_one.as_ref().is_ok_and(|pattern| pattern.as_str().len() <= LONGEST);
+        if is_short || syntax.alternatives.len() == 1 {
+            return Ok(Understood { patterns: vec![as_one?], is_wider });
         }
-        if let Some(at) = pattern.bytes().position(|byte| byte.is_ascii_control() && byte != b'\t') {
-            return Err(BadPattern::Control(at));
-        }
-        if let Some(at) = second_condition(pattern) {
-            return Err(BadPattern::Condition(at));
-        }
-        compile(pattern)?;
-        if !pattern.contains([' ', '\t', '"']) {
-            return Ok(Pattern(pattern.into()));
-        }
-        if pattern.contains([' ', '\t']) && sets_extended(pattern) {
-            return Err(BadPattern::Extended);
-        }
-        let word = as_one_word(pattern);
-        compile(&word)?;
-        Ok(Pattern(word.into()))
+        let cut = cut(syntax).iter().map(tried).collect::<Result<_, _>>();
+        Ok(Understood { patterns: cut?, is_wider })
+    }
+
+    /// One that would have been refused.
+    #[cfg(test)]
+    pub(crate) fn unchecked(pattern: &str) -> Self {
+        Pattern(pattern.into())
     }
 
     /// The pattern as it goes to Varnish.
@@ -77,114 +147,65 @@ impl Pattern {
     }
 }
 
-/// Compiles with the library that Varnish itself uses (PCRE2 since 7.0), on bytes as Varnish does.
-fn compile(pattern: &str) -> Result<(), BadPattern> {
-    pcre2::bytes::RegexBuilder::new().build(pattern)?;
-    Ok(())
+struct Read {
+    syntax: Syntax,
+    is_wider: bool,
+}
+
+fn understood(pattern: &[u8]) -> Result<Read, BadPattern> {
+    if pattern.is_empty() {
+        return Err(BadPattern::Empty);
+    }
+    if let Some(at) = pattern.iter().position(|byte| byte.is_ascii_control() && *byte != b'\t') {
+        return Err(BadPattern::Control(at));
+    }
+    if let Some(at) = second_condition(pattern) {
+        return Err(BadPattern::Condition(at));
+    }
+    let mut syntax = syntax::parse(pattern)?;
+    let is_wider = narrow::narrow(&mut syntax)?;
+    Ok(Read { syntax, is_wider })
+}
+
+/// The pattern in our own writing, and what one place of a header can cost.
+fn checked(syntax: &Syntax) -> Result<(Pattern, u64), BadPattern> {
+    let calls = effort::check(syntax)?;
+    let is_anything = syntax.alternatives.iter().any(Vec::is_empty);
+    let written = if is_anything { ".*".to_owned() } else { syntax.to_string() };
+    pcre2::bytes::RegexBuilder::new().build(&written)?;
+    Ok((Pattern(written.into()), calls))
+}
+
+fn tried(syntax: &Syntax) -> Result<Pattern, BadPattern> {
+    let (pattern, calls) = checked(syntax)?;
+    trial::run(pattern.as_str(), syntax, calls)?;
+    Ok(pattern)
+}
+
+/// Parts that fit into a header, as far as a branch does.
+fn cut(syntax: Syntax) -> Vec<Syntax> {
+    let Syntax { caseless, alternatives } = syntax;
+    let mut parts: Vec<Alternatives> = Vec::new();
+    let mut length = usize::MAX;
+    for branch in alternatives {
+        let alone = Syntax { caseless, alternatives: vec![branch] };
+        let more = alone.to_string().len() + 1;
+        match parts.last_mut() {
+            Some(part) if length.saturating_add(more) <= LONGEST && part.len() < BRANCHES => {
+                part.extend(alone.alternatives);
+                length += more;
+            }
+            _ => {
+                parts.push(alone.alternatives);
+                length = more;
+            }
+        }
+    }
+    parts.into_iter().map(|alternatives| Syntax { caseless, alternatives }).collect()
 }
 
 /// Where a word of its own starts with `&&`, as it must to join two conditions.
-fn second_condition(pattern: &str) -> Option<usize> {
-    let bytes = pattern.as_bytes();
-    let starts_word = |at: usize| at > 0 && matches!(bytes[at - 1], b' ' | b'\t');
-    (0..bytes.len()).find(|&at| bytes[at..].starts_with(b"&&") && starts_word(at))
-}
-
-/// Whether an inline option group such as `(?x)` or `(?i-s:x` sets the extended mode, in which white space is no text.
-fn sets_extended(pattern: &str) -> bool {
-    pattern.match_indices("(?").any(|(at, _)| {
-        let options = pattern[at + 2..].split(|c: char| !c.is_ascii_alphabetic() && c != '^').next().unwrap_or("");
-        options.contains('x')
-    })
-}
-
-/// Writes blanks, tabs and quotes as hexadecimal escapes, wherever they stand: plain, after a backslash, or between
-/// `\Q` and `\E`, where an escape would be text.
-fn as_one_word(pattern: &str) -> String {
-    let mut word = String::with_capacity(pattern.len() + 16);
-    let mut chars = pattern.chars().peekable();
-    let mut quoted = false;
-    while let Some(c) = chars.next() {
-        let escape = hex(if c == '\\' && !quoted { chars.peek().copied().unwrap_or(c) } else { c });
-        match (c, escape) {
-            ('\\', Some(escape)) if !quoted => {
-                chars.next();
-                word.push_str(escape);
-            }
-            ('\\', _) => {
-                word.push(c);
-                if let Some(next) = chars.next_if(|&next| !quoted || next == 'E') {
-                    word.push(next);
-                    quoted = if quoted { false } else { next == 'Q' };
-                }
-            }
-            (_, Some(escape)) if quoted => word.extend(["\\E", escape, "\\Q"]),
-            (_, Some(escape)) => word.push_str(escape),
-            (_, None) => word.push(c),
-        }
-    }
-    word
-}
-
-fn hex(c: char) -> Option<&'static str> {
-    match c {
-        ' ' => Some("\\x20"),
-        '\t' => Some("\\x09"),
-        '"' => Some("\\x22"),
-        _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn word(pattern: &str) -> String {
-        Pattern::new(pattern).unwrap().as_str().to_owned()
-    }
-
-    #[test]
-    fn a_pattern_without_white_space_stays_as_it_came() {
-        for pattern in ["cat_p_[0-9]+", "a&&b", "((^|,)cat_p_1.2(,|$))", "&&"] {
-            assert_eq!(word(pattern), pattern);
-        }
-    }
-
-    #[test]
-    fn white_space_and_quotes_become_escapes_with_the_same_meaning() {
-        assert_eq!(word("foo bar"), "foo\\x20bar");
-        assert_eq!(word("foo\\ bar"), "foo\\x20bar");
-        assert_eq!(word("foo\\\\ bar"), "foo\\\\\\x20bar");
-        assert_eq!(word("[ \t]\"x"), "[\\x20\\x09]\\x22x");
-        assert_eq!(word("\\Qa b\\E c"), "\\Qa\\E\\x20\\Qb\\E\\x20c");
-    }
-
-    #[test]
-    fn the_rewritten_pattern_matches_what_the_original_matched() {
-        let subjects = ["foo bar", "foobar", "a b c", "a  b", "x\"y z", "a\\ b", "a\tb"];
-        for pattern in ["foo bar", "a\\ b", "\\Qa b\\E", "\\Qa\\ b\\E", "[ a]b", "x\" ?y z", "a[ \\t]b"] {
-            let (naive, ours) = (pcre2::bytes::Regex::new(pattern).unwrap(), word(pattern));
-            assert!(!ours.contains([' ', '\t', '"']), "{ours}");
-            let ours = pcre2::bytes::Regex::new(&ours).unwrap();
-            for subject in subjects {
-                let (a, b) = (naive.is_match(subject.as_bytes()), ours.is_match(subject.as_bytes()));
-                assert_eq!(a.unwrap(), b.unwrap(), "{pattern} on {subject}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_smuggled_condition_is_refused_with_its_place() {
-        assert!(matches!(Pattern::new("foo && req.url ~ x"), Err(BadPattern::Condition(4))));
-        assert!(matches!(Pattern::new("foo\t&&req.url"), Err(BadPattern::Condition(4))));
-    }
-
-    #[test]
-    fn what_pcre2_refuses_is_refused_with_its_place() {
-        let refusal = Pattern::new("((^|,)cat_p_1").unwrap_err().to_string();
-        assert!(refusal.contains("offset 13") && refusal.contains("parenthes"), "{refusal}");
-        assert!(matches!(Pattern::new(""), Err(BadPattern::Empty)));
-        assert!(matches!(Pattern::new("(?x) a b"), Err(BadPattern::Extended)));
-        assert!(matches!(Pattern::new("a\u{1}"), Err(BadPattern::Control(1))));
-    }
+fn second_condition(pattern: &[u8]) -> Option<usize> {
+    let starts_word = |at: usize| at > 0 && matches!(pattern[at - 1], b' ' | b'\t');
+    (0..pattern.len()).find(|&at| pattern[at..].starts_with(b"&&") && starts_word(at))
 }

@@ -10,6 +10,18 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 pub(super) const BEFORE: &str = "((^|,)";
 pub(super) const AFTER: &str = "(,|$))";
 
+/// What Magento's group falls into at its `|`, with a tag between the two parts of the second.
+const PIECES: [(&[u8], &[u8]); 3] = [(b"((^", b""), (b",)", b"(,"), (b"$))", b"")];
+
+/// Whether this is the piece with these two parts. Only the piece of a tag has something between them.
+fn is_piece(piece: &[u8], before: &[u8], after: &[u8]) -> bool {
+    let holds_tag = !after.is_empty();
+    piece.len() >= before.len() + after.len()
+        && piece.starts_with(before)
+        && piece.ends_with(after)
+        && (piece.len() > before.len() + after.len()) == holds_tag
+}
+
 /// A sorted set of literal tags.
 ///
 /// It is one text, the tags with commas between them (no tag has one), because a journal holds a hundred thousand of
@@ -44,6 +56,28 @@ impl TagSet {
     /// One tag that no page of a shop has: what shows whether a purge of tags is taken, and drops nothing.
     pub fn no_page_has() -> Self {
         TagSet("clearcoat_no_page_has".into())
+    }
+
+    /// The whole groups of a chunk that Magento 2.3 has torn out of its pattern; `None` for anything else.
+    ///
+    /// It cuts its pattern at *every* `|` (`PurgeCache::splitTags`) and joins as many pieces as fit into 7,680 bytes, so
+    /// that a chunk can begin and end anywhere among the three pieces of a group: `((^`, `,)TAG(,` and `$))`. A tag stands
+    /// in one piece, so it is whole in exactly one chunk, and here that chunk gets back what was torn off around it. A
+    /// chunk with no tag in it becomes an empty text.
+    pub(super) fn mend_torn(chunk: &[u8]) -> Option<Vec<u8>> {
+        let pieces: Vec<&[u8]> = chunk.split(|&byte| byte == b'|').collect();
+        let start = PIECES.iter().position(|(before, after)| is_piece(pieces[0], before, after))?;
+        let mut groups: Vec<Vec<u8>> = Vec::new();
+        for (piece, (before, after)) in pieces.iter().zip(PIECES.iter().cycle().skip(start)) {
+            if !is_piece(piece, before, after) {
+                return None;
+            }
+            let tag = &piece[before.len()..piece.len() - after.len()];
+            if !tag.is_empty() {
+                groups.push([BEFORE.as_bytes(), tag, AFTER.as_bytes()].concat());
+            }
+        }
+        Some(groups.join(&b'|'))
     }
 
     fn of_literals(mut tags: Vec<&str>) -> Self {
@@ -169,6 +203,58 @@ mod tests {
         }
     }
 
+    fn mended(chunk: &str) -> Option<String> {
+        TagSet::mend_torn(chunk.as_bytes()).map(|groups| String::from_utf8(groups).unwrap())
+    }
+
+    #[test]
+    fn a_torn_chunk_gets_back_what_was_torn_off_and_nothing_else_is_one() {
+        for (chunk, groups) in [
+            ("((^|,)a(,", "((^|,)a(,|$))"),
+            (",)a(,|$))|((^|,)b(,|$))", "((^|,)a(,|$))|((^|,)b(,|$))"),
+            ("$))|((^|,)b(,|$))|((^", "((^|,)b(,|$))"),
+            (",)a.b(,", "((^|,)a.b(,|$))"),
+            ("((^|,)a(,|$))", "((^|,)a(,|$))"),
+            ("$))", ""),
+            ("((^", ""),
+            ("$))|((^", ""),
+        ] {
+            assert_eq!(mended(chunk).as_deref(), Some(groups), "{chunk}");
+        }
+        for chunk in [
+            "",
+            ",)(,",
+            "((^|,)a",
+            "((^,)a(,",
+            ",)a(,|((^",
+            "$))|,)a(,",
+            "((^|,)a(,|$))|",
+            "|((^",
+            "a|b",
+            ",)a(,|$))|.*",
+        ] {
+            assert_eq!(mended(chunk), None, "{chunk}");
+        }
+    }
+
+    /// `splitTags` of Magento 2.3 (`Magento\\CacheInvalidate\\Model\\PurgeCache`), with its counting.
+    fn split_as_magento_2_3(pattern: &str, request_size: usize) -> Vec<String> {
+        let (mut chunks, mut chunk, mut size) = (Vec::new(), Vec::new(), 0);
+        for piece in pattern.split('|') {
+            if size + piece.len() + chunk.len() + 1 > request_size {
+                chunks.push(chunk.join("|"));
+                chunk.clear();
+                size = 0;
+            }
+            size += piece.len();
+            chunk.push(piece);
+        }
+        if !chunk.is_empty() {
+            chunks.push(chunk.join("|"));
+        }
+        chunks
+    }
+
     #[test]
     fn a_set_is_stored_as_a_list_and_read_from_any_list_of_tags() {
         let set: TagSet = ["b", "a c", "\u{e4}"].into_iter().collect();
@@ -195,6 +281,24 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn the_chunks_of_magento_2_3_are_all_taken_and_together_name_each_tag_and_no_other(
+            tags in prop::collection::btree_set("(cat_p_|cat_c_p_|cms_b_)?[0-9A-Za-z]{1,12}( x)?", 1..120),
+            request_size in 30_usize..700,
+        ) {
+            let whole = to_magento(tags.iter().map(String::as_str));
+            let mut named = BTreeSet::new();
+            for chunk in split_as_magento_2_3(&whole, request_size) {
+                let groups = mended(&chunk);
+                prop_assert!(groups.is_some(), "{}", chunk);
+                let groups = groups.unwrap();
+                let set = if groups.is_empty() { Some(Vec::new()) } else { read(&groups) };
+                prop_assert!(set.is_some(), "{}", groups);
+                named.extend(set.unwrap());
+            }
+            prop_assert_eq!(named, tags);
+        }
+
         #[test]
         fn tags_are_in_the_order_of_texts_and_there_once(
             tags in prop::collection::vec("(cat_p_){0,2}[0-9aä]{1,12}", 0..40),

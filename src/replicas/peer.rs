@@ -395,7 +395,7 @@ mod tests {
             let mut headers = http::HeaderMap::new();
             headers.insert("X-Magento-Tags-Pattern", pattern.parse().unwrap());
             let (method, rules) = (http::Method::from_bytes(b"PURGE").unwrap(), crate::purge::Rules::default());
-            crate::purge::parse(&method, &"/".parse().unwrap(), &headers, &rules).unwrap()
+            crate::purge::parse(&method, &"/".parse().unwrap(), &headers, &rules).unwrap().purge
         };
         let told = |purge| Told { id: "a".to_owned(), revision: None, at_ms: 1, purge };
         let (small, large) =

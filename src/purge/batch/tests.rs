@@ -354,3 +354,33 @@ impl<'b> Node<'b> {
         }
     }
 }
+
+/// Tags that part late and often, so that tries are as deep as they may be.
+fn entangled() -> impl Strategy<Value = BTreeSet<String>> {
+    let tag = prop_oneof!["[ab]{1,24}", "(cat_p_)?[0-9]{1,9}", "a{1,60}", "[a ]{0,8}b{0,3}c"];
+    prop::collection::btree_set(tag, 1..160)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_ban_of_tags_comes_near_the_limits_of_varnish(
+        purged in entangled(), others in entangled(), header_limit in prop_oneof![Just(500_usize), Just(7_680), Just(64_000)],
+    ) {
+        let set: TagSet = purged.iter().map(String::as_str).collect();
+        let purges = [purge(Target::Tags(set))];
+        let list = |tags: &BTreeSet<String>, between: &str| tags.iter().cloned().collect::<Vec<_>>().join(between);
+        let long = list(&purged, ",").repeat(1 + 4_000 / (1 + list(&purged, ",").len()));
+        let subjects = [list(&others, ","), list(&others, "!,"), list(&purged, "!,"), list(&purged, "a,") + "!", long + "!"];
+        for delivery in [Delivery::Magento, Delivery::MagentoPlain] {
+            for ban in compile(&purges, delivery, header_limit).bans {
+                let Ban::Tags { pattern, .. } = ban else { panic!("no tags: {ban:?}") };
+                let regex = crate::purge::pattern::limited(&pattern).unwrap();
+                for subject in &subjects {
+                    prop_assert!(regex.is_match(subject.as_bytes()).is_ok(), "{} on {}", pattern, subject);
+                }
+            }
+        }
+    }
+}

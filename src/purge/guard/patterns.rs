@@ -4,6 +4,7 @@
 //! pattern was purged while their page was rendered, take a lock for as long as it takes to clone a pointer; the
 //! patterns run outside of it.
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -17,17 +18,17 @@ const KEPT: usize = 256;
 /// The longest pattern that is kept, in bytes: what Varnish takes by default in a header.
 const LONGEST: usize = 8 * 1024;
 
-/// How many steps of a match PCRE2 may take from one place of the header, so that no pattern holds a worker up. Its own
-/// limit is a thousand times higher.
+/// How many steps of a match PCRE2 may take from one place of the header, so that no pattern holds a worker up: as many as
+/// in a Varnish (`pcre2_match_limit`). No pattern that was accepted needs so many.
 const STEPS: u32 = 10_000;
 
 /// What a pattern is held against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Subject {
     /// `X-Magento-Tags`
-    Tags,
+    Tags = 0,
     /// `X-Pool`
-    Pool,
+    Pool = 1,
 }
 
 /// Recently purged patterns.
@@ -77,18 +78,19 @@ impl Patterns {
 
     /// Whether a pattern that was entered with a sequence after `began` matches one of these values, or may: where
     /// PCRE2 gives up, that counts as a match.
-    pub(super) fn match_since<'v, V: Iterator<Item = &'v [u8]>>(
-        &self,
-        began: u64,
-        values: impl Fn(Subject) -> V,
-    ) -> bool {
+    ///
+    /// `values` are those of the page's header for each subject.
+    pub(super) fn match_since<'v>(&self, began: u64, values: impl FnOnce() -> [Vec<Cow<'v, [u8]>>; 2]) -> bool {
         if self.newest.load(Ordering::Acquire) <= began {
             return false;
         }
         let recent = self.recent();
         let mut since = recent.list.iter().rev().take_while(|purged| purged.sequence > began);
-        let matches =
-            |purged: &Purged| values(purged.subject).any(|value| purged.regex.is_match(value).unwrap_or(true));
+        let values = values();
+        let matches = |purged: &Purged| {
+            let mut values = values[purged.subject as usize].iter();
+            values.any(|value| purged.regex.is_match(value).unwrap_or(true))
+        };
         recent.floor > began || since.any(|purged| matches(purged))
     }
 
@@ -113,7 +115,7 @@ mod tests {
     }
 
     fn matches(patterns: &Patterns, tags: &str, began: u64) -> bool {
-        patterns.match_since(began, |subject| (subject == Subject::Tags).then_some(tags.as_bytes()).into_iter())
+        patterns.match_since(began, || [vec![Cow::Borrowed(tags.as_bytes())], Vec::new()])
     }
 
     #[test]
@@ -143,7 +145,7 @@ mod tests {
     #[test]
     fn a_match_that_would_take_too_long_counts_as_one() {
         let patterns = Patterns::default();
-        assert!(purged(&patterns, "^(a+)+$", 1));
+        assert!(patterns.insert(Subject::Tags, &Pattern::unchecked("^(a+)+$"), 1));
         assert!(matches(&patterns, &format!("{}!", "a".repeat(40)), 0));
         assert!(!matches(&patterns, "b", 0));
     }

@@ -1,0 +1,201 @@
+//! What a pattern can cost whoever matches it, bounded for every header there is.
+//!
+//! PCRE looks for a match at each place of a header. There it tries one branch after the other, and each repeat longer
+//! and shorter, until one way leads to the end. Varnish bounds that per place (`pcre2_match_limit` 10,000 and
+//! `pcre2_depth_limit` 20, `pcre_match_limit` and `pcre_match_limit_recursion` in 6.0) and cannot cope with the bound:
+//! 7.1 panics, 6.0 takes the page for one that does not match. So a pattern is accepted only if no header can take it
+//! there. The numbers below are bounds from above: parts that exclude one another by their first byte are not
+//! multiplied, others are.
+
+use super::BadPattern;
+use super::class::Class;
+use super::syntax::{Node, Syntax};
+
+/// Calls of PCRE's matcher from one place: half of what Varnish allows, because not every PCRE counts alike.
+const MAX_CALLS: u64 = 5_000;
+
+/// Open decisions at one time.
+pub(crate) const MAX_DEPTH: u64 = 18;
+
+/// In how many ways single bytes may be repeated at one place, all repeats together.
+const MAX_SPREAD: u64 = 300;
+
+/// The longest tag that we reckon with, in bytes: how far a repeat goes that cannot pass a comma.
+const LONGEST_TAG: u64 = 256;
+
+/// What the parts of a pattern cost from one place.
+#[derive(Clone, Copy, Debug)]
+struct Effort {
+    /// In how many ways it can match, so that what follows is tried as often.
+    ways: u64,
+    /// Calls to try all of them.
+    calls: u64,
+    depth: u64,
+    /// Ways of its repeats of single bytes.
+    spread: u64,
+}
+
+impl Effort {
+    const NONE: Effort = Effort { ways: 1, calls: 0, depth: 0, spread: 1 };
+
+    fn then(self, next: Effort) -> Effort {
+        Effort {
+            ways: self.ways.saturating_mul(next.ways),
+            calls: self.calls.saturating_add(self.ways.saturating_mul(next.calls)),
+            depth: self.depth + next.depth,
+            spread: self.spread.saturating_mul(next.spread),
+        }
+    }
+}
+
+/// What can follow: the bytes with which it can begin, and whether it can be nothing at all.
+#[derive(Clone, Copy)]
+struct Begin {
+    first: Class,
+    empty: bool,
+}
+
+/// Checks that no header can make a matcher give up. Returns how many calls of the matcher one place can cost at most.
+///
+/// # Errors
+/// [`BadPattern::Effort`] with the place of the part that does.
+pub(super) fn check(syntax: &Syntax) -> Result<u64, BadPattern> {
+    let measure = Measure { caseless: syntax.caseless };
+    // Behind the end there is nothing that could fail.
+    let end = Begin { first: Class::EMPTY, empty: false };
+    measure.branches(&syntax.alternatives, end, 0).map(|effort| effort.calls)
+}
+
+struct Measure {
+    caseless: bool,
+}
+
+impl Measure {
+    fn branches(&self, alternatives: &[Vec<Node>], follow: Begin, at: usize) -> Result<Effort, BadPattern> {
+        let mut all = Effort::NONE;
+        // Of the branches, only those are alive together that begin with the same byte.
+        let (mut ways, mut calls) = ([0_u64; 256], [0_u64; 256]);
+        for sequence in alternatives {
+            let effort = self.sequence(sequence, follow)?;
+            let Begin { first, empty } = self.begin(sequence);
+            for byte in (0..=u8::MAX).filter(|&byte| empty || first.contains(byte)) {
+                let byte = usize::from(byte);
+                ways[byte] = ways[byte].saturating_add(effort.ways);
+                calls[byte] = calls[byte].saturating_add(effort.calls);
+            }
+            all.depth = all.depth.max(effort.depth);
+            all.spread = all.spread.max(effort.spread);
+        }
+        all.ways = ways.into_iter().max().unwrap_or(1).max(1);
+        all.calls = (alternatives.len() as u64).saturating_add(calls.into_iter().max().unwrap_or(0));
+        all.depth += 1;
+        within(all, at)
+    }
+
+    fn sequence(&self, sequence: &[Node], follow: Begin) -> Result<Effort, BadPattern> {
+        let mut all = Effort::NONE;
+        for (index, node) in sequence.iter().enumerate() {
+            let rest = self.begin(&sequence[index + 1..]);
+            let next = Begin {
+                first: if rest.empty { rest.first.union(follow.first) } else { rest.first },
+                empty: rest.empty && follow.empty,
+            };
+            all = within(all.then(self.node(node, next)?), place(node))?;
+        }
+        Ok(all)
+    }
+
+    fn node(&self, node: &Node, follow: Begin) -> Result<Effort, BadPattern> {
+        match node {
+            Node::Byte(_) | Node::Class(_) | Node::Start | Node::End | Node::Border(_) => Ok(Effort::NONE),
+            Node::Group { alternatives, at, .. } => self.branches(alternatives, follow, *at),
+            Node::Look { alternatives, at, .. } => {
+                let end = Begin { first: Class::EMPTY, empty: false };
+                let effort = self.branches(alternatives, end, *at)?;
+                Ok(Effort { ways: 1, calls: effort.calls + 1, depth: effort.depth + 1, ..effort })
+            }
+            Node::Repeat { node, min, max, at, .. } => match &**node {
+                Node::Group { alternatives, at: group, .. } => {
+                    let again = self.begin_of_group(alternatives);
+                    let follow = Begin { first: follow.first.union(again.first), empty: follow.empty };
+                    let once = self.branches(alternatives, follow, *group)?;
+                    repeated(once, u64::from(*min), u64::from(max.unwrap_or(u32::MAX)), *at)
+                }
+                single => {
+                    let class = self.cased(single.class().unwrap_or(Class::ALL));
+                    Ok(of_bytes(class, u64::from(*min), max.map(u64::from), follow))
+                }
+            },
+        }
+    }
+
+    /// With which bytes a sequence can begin.
+    fn begin(&self, sequence: &[Node]) -> Begin {
+        let mut begin = Begin { first: Class::EMPTY, empty: true };
+        for node in sequence {
+            let of_node = match node {
+                Node::Byte(_) | Node::Class(_) => Begin { first: node.class().unwrap_or(Class::ALL), empty: false },
+                // Nothing comes behind the end.
+                Node::End => Begin { first: Class::EMPTY, empty: false },
+                Node::Start | Node::Border(_) | Node::Look { .. } => Begin { first: Class::EMPTY, empty: true },
+                Node::Group { alternatives, .. } => self.begin_of_group(alternatives),
+                Node::Repeat { node, min, .. } => {
+                    let once = self.begin(std::slice::from_ref(node));
+                    Begin { first: once.first, empty: once.empty || *min == 0 }
+                }
+            };
+            begin = Begin { first: begin.first.union(self.cased(of_node.first)), empty: of_node.empty };
+            if !begin.empty {
+                break;
+            }
+        }
+        begin
+    }
+
+    fn begin_of_group(&self, alternatives: &[Vec<Node>]) -> Begin {
+        let nothing = Begin { first: Class::EMPTY, empty: false };
+        alternatives
+            .iter()
+            .map(|sequence| self.begin(sequence))
+            .fold(nothing, |all, one| Begin { first: all.first.union(one.first), empty: all.empty || one.empty })
+    }
+
+    fn cased(&self, class: Class) -> Class {
+        if self.caseless { class.caseless() } else { class }
+    }
+}
+
+/// A repeat of single bytes. Where what follows cannot begin with one of them, only the longest has a future.
+fn of_bytes(class: Class, min: u64, max: Option<u64>, follow: Begin) -> Effort {
+    let longest = max.unwrap_or(u64::MAX).min(min + LONGEST_TAG);
+    let tries = longest - min + 1;
+    if tries == 1 {
+        return Effort::NONE;
+    }
+    let ways = if class.meets(follow.first) || follow.empty { tries } else { 1 };
+    Effort { ways, calls: tries, depth: 1, spread: ways }
+}
+
+/// A group that may be there several times: so many groups, one behind the other.
+fn repeated(once: Effort, min: u64, max: u64, at: usize) -> Result<Effort, BadPattern> {
+    let optional = Effort { ways: once.ways + 1, calls: once.calls + 1, depth: once.depth + 1, spread: once.spread };
+    let mut all = Effort::NONE;
+    for index in 0..max {
+        all = within(all.then(if index < min { once } else { optional }), at)?;
+    }
+    Ok(all)
+}
+
+fn within(effort: Effort, at: usize) -> Result<Effort, BadPattern> {
+    if effort.calls > MAX_CALLS || effort.depth > MAX_DEPTH || effort.spread > MAX_SPREAD {
+        return Err(BadPattern::Effort(at));
+    }
+    Ok(effort)
+}
+
+fn place(node: &Node) -> usize {
+    match node {
+        Node::Group { at, .. } | Node::Look { at, .. } | Node::Repeat { at, .. } => *at,
+        _ => 0,
+    }
+}

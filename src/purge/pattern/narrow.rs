@@ -1,0 +1,157 @@
+//! A pattern without what would make Varnish read a whole tag header again and again.
+//!
+//! A *gap* is a repeat that can pass a comma and take a header's length: `.*`, `.+`, `[^x]*`. From each place at which
+//! what stands before it matches, PCRE goes on to the end of the header and comes back byte by byte. With one gap that is
+//! the square of a length of 64 KiB, 2 s of a worker's time for each object; with two PCRE gives up, which Varnish 7.1
+//! takes for a broken assertion.
+//!
+//! A gap at either end of a pattern says nothing (a search finds its place by itself), so it is left out, and the
+//! meaning stays: `.*foo.*` is `foo`. A gap in between cannot be kept. The pattern is carried out as its more telling side
+//! then, which finds every page that the whole would and others too: `cat_p_.*cms_b_1` as `cat_p_`. Too much dropped is
+//! slow, too little is wrong, and nobody reads the answer to a purge.
+
+use super::BadPattern;
+use super::class::Class;
+use super::syntax::{Alternatives, Node, Syntax};
+
+/// A repeat that passes commas and has more outcomes than this is a gap.
+const LONGEST_LEAP: u32 = 64;
+
+/// Leaves gaps out. Says whether the pattern finds more than before.
+///
+/// # Errors
+/// [`BadPattern::Gap`] where what is left would not find all that it did.
+pub(super) fn narrow(syntax: &mut Syntax) -> Result<bool, BadPattern> {
+    let is_wider = narrow_all(&mut syntax.alternatives, Ends { head: true, tail: true })?;
+    // A branch that finds everything leaves nothing to the others.
+    let finds_all = |branch: &[Node]| is_void(branch) || matches!(branch, [Node::Start] | [Node::End]);
+    if syntax.alternatives.iter().any(|branch| finds_all(branch)) {
+        syntax.alternatives = vec![Vec::new()];
+    }
+    Ok(is_wider)
+}
+
+/// Whether nothing at all matches it, wherever it stands.
+fn is_void(sequence: &[Node]) -> bool {
+    sequence.iter().all(|node| match node {
+        Node::Group { alternatives, .. } => alternatives.iter().any(|branch| is_void(branch)),
+        Node::Repeat { min, .. } => *min == 0,
+        _ => false,
+    })
+}
+
+/// Which ends of the pattern a sequence stands at.
+#[derive(Clone, Copy)]
+struct Ends {
+    head: bool,
+    tail: bool,
+}
+
+fn narrow_all(alternatives: &mut Alternatives, ends: Ends) -> Result<bool, BadPattern> {
+    alternatives.iter_mut().try_fold(false, |is_wider, sequence| Ok(narrow_one(sequence, ends)? | is_wider))
+}
+
+fn narrow_one(sequence: &mut Vec<Node>, ends: Ends) -> Result<bool, BadPattern> {
+    trim(sequence, ends);
+    let is_wider = cut(sequence, ends)?;
+    trim(sequence, ends);
+    let last = sequence.len().saturating_sub(1);
+    sequence.iter_mut().enumerate().try_fold(is_wider, |is_wider, (index, node)| {
+        let inner = Ends { head: ends.head && index == 0, tail: ends.tail && index == last };
+        match node {
+            Node::Group { alternatives, .. } => Ok(narrow_all(alternatives, inner)? | is_wider),
+            // What is not there once, or is there and must not be, has no side that could stand for it.
+            Node::Look { alternatives, .. } => narrow_all(alternatives, Ends { head: false, tail: false }),
+            Node::Repeat { node, .. } => match &mut **node {
+                Node::Group { alternatives, .. } => narrow_all(alternatives, Ends { head: false, tail: false }),
+                _ => Ok(false),
+            },
+            _ => Ok(false),
+        }
+        .map(|inner| inner | is_wider)
+    })
+}
+
+/// Leaves out at the ends of the pattern what a search does by itself: there, only so many bytes count as must be.
+fn trim(sequence: &mut Vec<Node>, ends: Ends) {
+    while ends.tail {
+        match &mut sequence[..] {
+            // `.*` reaches the end, or a place where the rest of the pattern is empty.
+            [.., last, Node::End] if is_anything(last) => _ = sequence.pop(),
+            [.., last] if has_slack(last) => drop_slack(sequence, false),
+            _ => break,
+        }
+    }
+    while ends.head {
+        match &mut sequence[..] {
+            [Node::Start, first, ..] if is_anything(first) => _ = sequence.remove(0),
+            [first, ..] if has_slack(first) => drop_slack(sequence, true),
+            _ => break,
+        }
+    }
+}
+
+/// Whether it is a repeat of single bytes that can take more than it must.
+fn has_slack(node: &Node) -> bool {
+    matches!(node, Node::Repeat { node, min, max, .. } if node.class().is_some() && Some(*min) != *max)
+}
+
+fn drop_slack(sequence: &mut Vec<Node>, at_head: bool) {
+    let at = if at_head { 0 } else { sequence.len() - 1 };
+    match &mut sequence[at] {
+        Node::Repeat { min: 0, .. } => _ = sequence.remove(at),
+        Node::Repeat { min: 1, node, .. } => sequence[at] = node.as_ref().clone(),
+        Node::Repeat { min, max, .. } => *max = Some(*min),
+        _ => {}
+    }
+}
+
+/// `.*`: no header has a line feed.
+fn is_anything(node: &Node) -> bool {
+    matches!(node, Node::Repeat { node, min: 0, max: None, .. }
+        if node.class().is_some_and(|class| Class::dot().complement().union(class) == Class::ALL))
+}
+
+fn is_gap(node: &Node) -> bool {
+    matches!(node, Node::Repeat { node, min, max, .. }
+        if max.is_none_or(|max| max - min > LONGEST_LEAP) && node.class().is_some_and(|class| class.contains(b',')))
+}
+
+/// Cuts a sequence at its gaps and keeps the part that can stand for the whole.
+fn cut(sequence: &mut Vec<Node>, ends: Ends) -> Result<bool, BadPattern> {
+    let Some(gap) = sequence.iter().find(|node| is_gap(node)) else { return Ok(false) };
+    let at = match gap {
+        Node::Repeat { at, .. } => *at,
+        _ => 0,
+    };
+    if !ends.head && !ends.tail {
+        return Err(BadPattern::Gap(at));
+    }
+    let mut parts: Vec<Vec<Node>> = sequence.split(is_gap).map(<[Node]>::to_vec).collect();
+    // What follows a group that stands first, or precedes one that stands last, must stay beside it.
+    let kept = match ends {
+        Ends { head: true, tail: true } => {
+            parts.into_iter().rev().max_by_key(|part| part.iter().map(telling).sum::<usize>())
+        }
+        Ends { head: true, .. } => parts.pop(),
+        Ends { .. } => Some(parts.swap_remove(0)),
+    };
+    let kept = kept.filter(|part| part.iter().map(telling).sum::<usize>() > 0);
+    // A part that says nothing would find every page.
+    *sequence = kept.ok_or(BadPattern::Gap(at))?;
+    Ok(true)
+}
+
+/// How much a node narrows a search down: roughly, its literals.
+fn telling(node: &Node) -> usize {
+    let of_all = |alternatives: &Alternatives| {
+        alternatives.iter().map(|sequence| sequence.iter().map(telling).sum()).min().unwrap_or(0)
+    };
+    match node {
+        Node::Byte(_) => 2,
+        Node::Class(class) => usize::from(class.len() < 128),
+        Node::Start | Node::End | Node::Border(_) | Node::Look { .. } => 0,
+        Node::Group { alternatives, .. } => of_all(alternatives),
+        Node::Repeat { node, min, .. } => telling(node) * *min as usize,
+    }
+}

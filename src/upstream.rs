@@ -5,21 +5,25 @@
 //!
 //! The race that every keep-alive client has (the server closes just as we send) is met three times: idle
 //! connections are dropped before common servers would drop them, one that was closed is noticed when it is taken,
-//! and what still slips through is told apart as `reused`, so that the caller can repeat the request.
+//! and what still slips through is told apart as `reused`, so that the caller can repeat the request, if that may be
+//! repeated. One that may not be is worth a system call when its connection is taken ([`Openness::Asked`]): then the
+//! window is the time that the end of a connection takes from the node to us. The alternative, a new connection for each
+//! of them, would close that too, for a round trip and a local port a minute for each POST.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::fleet::Node;
+use crate::fleet::{Live, Node};
 use crate::telemetry::{Metrics, NodeMetrics};
 
 /// How long an unused connection is kept. Below the 5 s after which Varnish (`timeout_idle`) and Apache
@@ -37,8 +41,19 @@ pub struct Pools {
     metrics: Arc<Metrics>,
 }
 
+/// How it is known that an idle connection is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Openness {
+    /// As of the last time that the runtime looked.
+    AsKnown,
+    /// The system was asked now.
+    Asked,
+}
+
 #[derive(Debug)]
 struct NodePool {
+    /// Gone when neither the fleet nor a request has the node any more.
+    live: Weak<Live>,
     idle: Vec<Idle>,
     metrics: Arc<NodeMetrics>,
 }
@@ -64,11 +79,11 @@ impl Pools {
 
     /// The connection to this node that was used last and is open still. `owner` is the client, where the node was told
     /// who it is.
-    pub fn take(&self, node: &Node, owner: Option<SocketAddr>) -> Option<TcpStream> {
+    pub fn take(&self, node: &Node, owner: Option<SocketAddr>, openness: Openness) -> Option<TcpStream> {
         self.with_pool(node, |pool| {
             while let Some(at) = pool.idle.iter().rposition(|idle| idle.owner == owner) {
                 let mut idle = pool.idle.remove(at);
-                if is_quiet(&mut idle.stream) {
+                if is_quiet(&mut idle.stream) && (openness == Openness::AsKnown || is_quiet_now(&idle.stream)) {
                     return Some(idle.stream);
                 }
             }
@@ -102,22 +117,27 @@ impl Pools {
         self.with_pool(node, |pool| pool.metrics.connect_errors.inc());
     }
 
-    /// Closes what has been idle for too long, and forgets nodes that are not in the fleet any more.
+    /// Closes what has been idle for too long, or leads to a node that is not in the fleet any more. Such a node is
+    /// forgotten when its last request is: made anew for that one, its metrics would never go.
     pub fn sweep(&self, now: Instant, in_fleet: impl Fn(u64) -> bool) {
         let mut nodes = self.nodes.borrow_mut();
         nodes.retain(|&key, pool| {
+            let in_fleet = in_fleet(key);
             // The oldest are at the front: taken and given at the back.
-            let expired = pool.idle.partition_point(|idle| now.duration_since(idle.since) > IDLE_LIMIT);
+            let has_expired = |idle: &Idle| !in_fleet || now.duration_since(idle.since) > IDLE_LIMIT;
+            let expired = pool.idle.partition_point(has_expired);
             pool.idle.drain(..expired);
-            in_fleet(key)
+            in_fleet || pool.live.strong_count() > 0
         });
     }
 
     fn with_pool<T>(&self, node: &Node, f: impl FnOnce(&mut NodePool) -> T) -> T {
         let mut nodes = self.nodes.borrow_mut();
-        let pool = nodes
-            .entry(node.key)
-            .or_insert_with(|| NodePool { idle: Vec::new(), metrics: self.metrics.node(node.spec.role, node.id()) });
+        let pool = nodes.entry(node.key).or_insert_with(|| NodePool {
+            live: Arc::downgrade(&node.live),
+            idle: Vec::new(),
+            metrics: self.metrics.node(node.spec.role, node.id()),
+        });
         f(pool)
     }
 }
@@ -129,4 +149,10 @@ fn is_quiet(stream: &mut TcpStream) -> bool {
     let mut buffer = ReadBuf::new(&mut byte);
     let poll = Pin::new(stream).poll_read(&mut Context::from_waker(Waker::noop()), &mut buffer);
     matches!(poll, Poll::Pending)
+}
+
+/// The same, as the system knows it at this moment.
+fn is_quiet_now(stream: &TcpStream) -> bool {
+    let peeked = socket2::SockRef::from(stream).peek(&mut [MaybeUninit::uninit()]);
+    peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }

@@ -29,6 +29,7 @@ impl Kept {
             Role::Varnish => Thresholds { rise: checks.varnish.rise, fall: checks.varnish.fall },
         };
         let transition = self.health.record(passed, thresholds);
+        self.node.live.set_down(self.health.health() == Health::Down);
         match transition {
             Some(Health::Down) => tracing::warn!(role = %spec.role, node = %spec.id, reason, "node is down"),
             Some(health) => tracing::info!(role = %spec.role, node = %spec.id, ?health, "node is up"),

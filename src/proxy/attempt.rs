@@ -5,9 +5,11 @@
 //! was read, or behind the head, where it is so short that a copy costs less.
 
 mod head;
+mod patience;
 
 use std::io;
 use std::mem;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -20,15 +22,17 @@ use head::{Came, Held};
 use super::Route;
 use super::buffers::Buffers;
 use super::client::{After, Client};
-use super::deadline::Phase;
+use super::deadline::{Interrupt, Phase};
 use super::failure::Failure;
 use super::splice::{self, Splice};
 use super::stream::Stream;
 use super::transfer::{Transfer, TransferError};
 use super::tunnel::tunnel;
+use crate::balance::Draw;
 use crate::fleet::{Node, SendProxy};
 use crate::http1::{BadHead, Forwarding, Framing, write_request, write_response};
 use crate::proxy_protocol;
+use crate::upstream::Openness;
 
 /// What is on its way to a client as soon as it is written, in bytes: ten segments (RFC 6928). An answer that is no longer
 /// than this arrives also where the connection is closed at once and the client turns out to have sent more.
@@ -66,26 +70,50 @@ pub(super) struct Failed {
     pub(super) status: Option<u16>,
     /// Nothing of the request was consumed beyond what is still in the buffers.
     pub(super) untouched: bool,
+    /// Not a byte of the request was handed to the node, so it cannot have been carried out.
+    pub(super) unsent: bool,
     /// The connection came from the pool.
     pub(super) reused: bool,
+    /// Who can take the request, if that is known already.
+    pub(super) other: Option<Arc<Node>>,
 }
 
-/// Sends the request in `buffers` to this node and its answer to the client. `fresh`: on a new connection.
+/// On what terms a request goes to a node.
+#[derive(Clone, Copy)]
+pub(super) struct Terms {
+    /// What it was chosen by.
+    pub(super) draw: Draw,
+    /// On a new connection.
+    pub(super) fresh: bool,
+    /// It may be carried out twice.
+    pub(super) is_safe: bool,
+    /// It may go to another node if this one goes down. Else it lives as long as its connection does.
+    pub(super) may_move: bool,
+}
+
+/// Sends the request in `buffers` to this node and its answer to the client.
 pub(super) async fn attempt<R: Route>(
     client: &mut Client<R>,
     buffers: &mut Buffers,
     node: &Arc<Node>,
-    fresh: bool,
+    terms: Terms,
 ) -> Result<Answered, Failed> {
     let _inflight = Inflight::begin(node);
     let owner = (node.spec.send_proxy == SendProxy::V2).then_some(client.peer.socket);
-    let pooled = if fresh { None } else { client.worker.pools.take(node, owner) };
+    // What may not be repeated is worth a question to the system whether the connection is open still.
+    let ask = if terms.is_safe { Openness::AsKnown } else { Openness::Asked };
+    let pooled = if terms.fresh { None } else { client.worker.pools.take(node, owner, ask) };
     let reused = pooled.is_some();
     let upstream = match pooled {
         Some(stream) => stream,
-        None => {
-            connect(client, node).await.map_err(|failure| Failed { failure, status: None, untouched: true, reused })?
-        }
+        None => connect(client, node).await.map_err(|failure| Failed {
+            failure,
+            status: None,
+            untouched: true,
+            unsent: true,
+            reused,
+            other: None,
+        })?,
     };
     let mut first = mem::take(&mut buffers.to_node);
     first.clear();
@@ -101,12 +129,16 @@ pub(super) async fn attempt<R: Route>(
         client,
         buffers,
         node,
+        terms,
         upstream,
         upload,
+        unsent: true,
         upload_broken: false,
         node_was_reset: false,
         held: None,
         held_since: 0,
+        asked_for_life: false,
+        other: None,
         download: Transfer::new(Framing::None, false, Vec::new()),
         status: None,
         keep_alive: false,
@@ -129,20 +161,26 @@ pub(super) async fn attempt<R: Route>(
         }
         Err(failure) => {
             let untouched = !exchange.upload.has_read;
-            exchange.buffers.to_node = exchange.upload.into_buffer();
-            exchange.buffers.answer.clear();
-            Err(Failed { failure, status: exchange.status, untouched, reused })
+            let Exchange { buffers, upload, status, unsent, other, .. } = exchange;
+            buffers.to_node = upload.into_buffer();
+            buffers.answer.clear();
+            Err(Failed { failure, status, untouched, unsent, reused, other })
         }
     }
 }
 
 async fn connect<R: Route>(client: &Client<R>, node: &Arc<Node>) -> Result<TcpStream, Failure> {
     client.deadline.enter_with(Phase::Connect, node);
-    match client.deadline.limit(client.worker.pools.connect(node)).await {
-        Ok(connected) => connected.map_err(Failure::Connect),
-        Err(_interrupt) => {
-            client.worker.pools.count_connect_error(node);
-            Err(Failure::Connect(io::ErrorKind::TimedOut.into()))
+    let mut connecting = pin!(client.worker.pools.connect(node));
+    loop {
+        match client.deadline.limit(connecting.as_mut()).await {
+            Ok(connected) => return connected.map_err(Failure::Connect),
+            // It may take who comes now all the same.
+            Err(Interrupt::NodeGone) => client.deadline.go_on_without_node(),
+            Err(_interrupt) => {
+                client.worker.pools.count_connect_error(node);
+                return Err(Failure::Connect(io::ErrorKind::TimedOut.into()));
+            }
         }
     }
 }
@@ -173,8 +211,11 @@ struct Exchange<'e, R> {
     client: &'e mut Client<R>,
     buffers: &'e mut Buffers,
     node: &'e Arc<Node>,
+    terms: Terms,
     upstream: TcpStream,
     upload: Transfer,
+    /// Not a byte of the request was handed to the system for the node.
+    unsent: bool,
     /// The node takes no more of the body; its answer may come all the same.
     upload_broken: bool,
     /// A write to the node failed.
@@ -182,6 +223,10 @@ struct Exchange<'e, R> {
     /// A page that waits for its end, and how much of it has come since that was last taken.
     held: Option<Held>,
     held_since: u64,
+    /// The connection was asked whether the node is still there.
+    asked_for_life: bool,
+    /// The node that can take the request in place of this one, which went down.
+    other: Option<Arc<Node>>,
     /// The body of the final answer, once its head is here.
     download: Transfer,
     /// The status of that answer.
@@ -239,7 +284,9 @@ impl<R: Route> Exchange<'_, R> {
         }
         let mut scratch = self.client.worker.scratch.borrow_mut();
         let stream = &mut self.client.stream;
-        match self.upload.poll(cx, stream, &mut self.upstream, &mut scratch, &mut self.beyond) {
+        let polled = self.upload.poll(cx, stream, &mut self.upstream, &mut scratch, &mut self.beyond);
+        self.unsent = self.unsent && self.upload.moved == 0;
+        match polled {
             Poll::Ready(Err(TransferError::Sink(_))) => {
                 self.upload_broken = true;
                 self.node_was_reset = true;

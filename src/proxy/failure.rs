@@ -30,6 +30,7 @@ pub(super) enum Failure {
     /// The connection to the node ended before a byte of an answer.
     #[error("no answer: {0}")]
     NoAnswer(io::Error),
+    /// The node went down while it was waited for, and another one can take the request.
     #[error("the node went down while it was waited for")]
     NodeDown,
     #[error("the answer took too long to begin")]
@@ -68,10 +69,11 @@ impl Failure {
             Failure::NoNode(NoNode::AllBehind) => unavailable("every cache is being brought up to date"),
             Failure::NoNode(NoNode::Busy) => unavailable("all servers are busy"),
             Failure::NoNode(NoNode::NoneUp) | Failure::NodeDown => unavailable("no server is up"),
+            Failure::NoAnswer(error) if error.kind() == io::ErrorKind::TimedOut => timed_out(),
+            Failure::NodeTimeout => timed_out(),
             Failure::Connect(_) | Failure::NoAnswer(_) | Failure::BadAnswer(_) => {
                 (502, "Bad Gateway", "the server failed to answer".into())
             }
-            Failure::NodeTimeout => (504, "Gateway Timeout", "the server took too long to answer".into()),
             Failure::ClientGone(_) | Failure::CutAnswer(_) | Failure::BadAnswerBody(_) => return None,
         };
         Some(Reply { status, reason, text })
@@ -79,13 +81,13 @@ impl Failure {
 
     /// Why the request may be tried on another node, as the label of `retries_total`; `None` where it may not.
     ///
-    /// `untouched`: no byte of the body was read beyond what is still in memory. `idempotent`: repeating what may
-    /// have been carried out does no harm. Nothing was sent when a connection failed, so there the method is free.
-    pub(super) fn retry_reason(&self, untouched: bool, idempotent: bool) -> Option<&'static str> {
+    /// `untouched`: no byte of the body was read beyond what is still in memory. `repeatable`: no byte of the request was
+    /// handed to the node, or its method is safe. Nothing was sent when a connection failed, so there the method is free.
+    pub(super) fn retry_reason(&self, untouched: bool, repeatable: bool) -> Option<&'static str> {
         match self {
             Failure::Connect(_) if untouched => Some("connect"),
-            Failure::NoAnswer(_) if untouched && idempotent => Some("no_answer"),
-            Failure::NodeDown if untouched && idempotent => Some("node_down"),
+            Failure::NoAnswer(_) if untouched && repeatable => Some("no_answer"),
+            Failure::NodeDown if untouched && repeatable => Some("node_down"),
             _ => None,
         }
     }
@@ -109,6 +111,10 @@ impl Failure {
             | Failure::NoNode(_) => false,
         }
     }
+}
+
+fn timed_out() -> (u16, &'static str, String) {
+    (504, "Gateway Timeout", "the server took too long to answer".into())
 }
 
 fn unavailable(text: &str) -> (u16, &'static str, String) {

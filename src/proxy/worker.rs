@@ -11,13 +11,13 @@ use tokio::sync::mpsc;
 use super::Route;
 use super::admission::Admission;
 use super::buffers::Stock;
-use super::deadline::{Deadline, Deadlines};
+use super::deadline::{Deadline, Deadlines, Interrupt};
 use super::failure::Failure;
 use super::spin::Spin;
 use super::splice::Pipes;
 use crate::balance::Draw;
 use crate::config::Limits;
-use crate::fleet::{Health, Node, NodeId, Role, Snapshot};
+use crate::fleet::{Node, NodeId, Role, Snapshot};
 use crate::shutdown::{Shutdown, Stage};
 use crate::telemetry::Metrics;
 use crate::upstream::Pools;
@@ -110,11 +110,15 @@ impl Worker {
         let stage = self.shared.shutdown.stage();
         self.stage.set(stage);
         let fleet = self.shared.fleet.load();
-        let is_down = |node: &Node| {
+        let trouble = |node: &Node| {
             let pool = fleet.pool(node.spec.role);
-            pool.get(node.id()).is_none_or(|member| member.health == Health::Down && !pool.panics())
+            match pool.get(node.id()) {
+                _ if node.live.is_down() && !pool.panics() => Some(Interrupt::NodeDown),
+                Some(member) if member.node.key == node.key => None,
+                _ => Some(Interrupt::NodeGone),
+            }
         };
-        self.deadlines.sweep(now, stage, self.shared.admission.is_full(), is_down);
+        self.deadlines.sweep(now, stage, self.shared.admission.is_full(), trouble);
         let in_fleet = |key| {
             let has = |role| fleet.pool(role).members().iter().any(|member| member.node.key == key);
             has(Role::Varnish) || has(Role::Web)

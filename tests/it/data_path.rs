@@ -15,5 +15,6 @@ mod rig;
 mod strict;
 mod tls;
 mod torture;
+mod under_way;
 mod upgrade;
 mod waiting;

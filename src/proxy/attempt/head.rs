@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use super::super::Route;
 use super::super::buffers::Buffers;
-use super::super::deadline::{Interrupt, Phase};
+use super::super::deadline::Phase;
 use super::super::failure::Failure;
 use super::super::stream::Stream;
 use super::super::transfer::{BEFORE, Transfer, reading_room};
@@ -85,13 +85,7 @@ impl<R: Route> Exchange<'_, R> {
                 watched = false;
             }
             let for_client = !sent && !self.upload.waits_for_sink();
-            self.client.deadline.poll_wait(cx, for_client).map(|interrupt| {
-                Err(match interrupt {
-                    Interrupt::NodeDown => Failure::NodeDown,
-                    _ if for_client => Failure::ClientTimeout,
-                    _ => Failure::NodeTimeout,
-                })
-            })
+            self.poll_patience(cx, for_client).map(Err)
         })
         .await
     }

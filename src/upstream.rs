@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::files::{Permit, is_ours};
 use crate::fleet::{Live, Node};
 use crate::telemetry::{Metrics, NodeMetrics};
 
@@ -32,6 +33,14 @@ const IDLE_LIMIT: Duration = Duration::from_secs(4);
 
 /// Unused connections per node and worker. More were needed at once only in a burst.
 const IDLE_MAX: usize = 256;
+
+/// A connection to a node, and its place among the files of the traffic.
+#[derive(Debug)]
+pub struct Connection {
+    /// The socket.
+    pub stream: TcpStream,
+    _file: Permit,
+}
 
 /// The connections of one worker.
 #[derive(Debug)]
@@ -60,7 +69,7 @@ struct NodePool {
 
 #[derive(Debug)]
 struct Idle {
-    stream: TcpStream,
+    connection: Connection,
     since: Instant,
     /// The only client that it may be used for.
     owner: Option<SocketAddr>,
@@ -79,12 +88,13 @@ impl Pools {
 
     /// The connection to this node that was used last and is open still. `owner` is the client, where the node was told
     /// who it is.
-    pub fn take(&self, node: &Node, owner: Option<SocketAddr>, openness: Openness) -> Option<TcpStream> {
+    pub fn take(&self, node: &Node, owner: Option<SocketAddr>, openness: Openness) -> Option<Connection> {
         self.with_pool(node, |pool| {
             while let Some(at) = pool.idle.iter().rposition(|idle| idle.owner == owner) {
                 let mut idle = pool.idle.remove(at);
-                if is_quiet(&mut idle.stream) && (openness == Openness::AsKnown || is_quiet_now(&idle.stream)) {
-                    return Some(idle.stream);
+                let stream = &mut idle.connection.stream;
+                if is_quiet(stream) && (openness == Openness::AsKnown || is_quiet_now(stream)) {
+                    return Some(idle.connection);
                 }
             }
             None
@@ -92,24 +102,35 @@ impl Pools {
     }
 
     /// Keeps a connection on which the last answer came to its end.
-    pub fn give(&self, node: &Node, stream: TcpStream, owner: Option<SocketAddr>, now: Instant) {
+    pub fn give(&self, node: &Node, connection: Connection, owner: Option<SocketAddr>, now: Instant) {
         self.with_pool(node, |pool| {
             // The oldest goes: the client that it is for may have gone, too, and this one has only just been here.
             if pool.idle.len() == IDLE_MAX {
                 pool.idle.remove(0);
             }
-            pool.idle.push(Idle { stream, since: now, owner });
+            pool.idle.push(Idle { connection, since: now, owner });
         });
     }
 
-    /// Opens a connection.
+    /// Opens a connection, for which `file` is the room.
     ///
     /// # Errors
-    /// What the system says; it is counted.
-    pub async fn connect(&self, node: &Node) -> io::Result<TcpStream> {
-        let stream = TcpStream::connect(node.spec.address).await.inspect_err(|_| self.count_connect_error(node))?;
+    /// What the system says; it is counted, as an error of the node unless it [is ours](is_ours).
+    pub async fn connect(&self, node: &Node, file: Permit) -> io::Result<Connection> {
+        let stream = TcpStream::connect(node.spec.address).await.inspect_err(|error| {
+            if is_ours(error) {
+                self.metrics.files.connect.note(error);
+            } else {
+                self.count_connect_error(node);
+            }
+        })?;
         stream.set_nodelay(true)?;
-        Ok(stream)
+        Ok(Connection { stream, _file: file })
+    }
+
+    /// Closes every unused connection: somebody needs the room.
+    pub fn close_unused(&self) {
+        self.nodes.borrow_mut().values_mut().for_each(|pool| pool.idle.clear());
     }
 
     /// Counts a connection that could not be opened, also one that took too long.

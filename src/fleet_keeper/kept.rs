@@ -23,6 +23,7 @@ impl Kept {
         let (passed, reason) = match verdict {
             Verdict::Passed => (true, String::new()),
             Verdict::Failed(reason) => (false, reason),
+            Verdict::NotAsked(_) => return false,
         };
         let thresholds = match spec.role {
             Role::Web => Thresholds { rise: checks.web.rise, fall: checks.web.fall },

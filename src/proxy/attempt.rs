@@ -15,8 +15,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use tokio::net::TcpStream;
-
 use head::{Came, Held};
 
 use super::Route;
@@ -29,10 +27,11 @@ use super::stream::Stream;
 use super::transfer::{Transfer, TransferError};
 use super::tunnel::tunnel;
 use crate::balance::Draw;
+use crate::files::is_ours;
 use crate::fleet::{Node, SendProxy};
 use crate::http1::{BadHead, Forwarding, Framing, write_request, write_response};
 use crate::proxy_protocol;
-use crate::upstream::Openness;
+use crate::upstream::{Connection, Openness};
 
 /// What is on its way to a client as soon as it is written, in bytes: ten segments (RFC 6928). An answer that is no longer
 /// than this arrives also where the connection is closed at once and the client turns out to have sent more.
@@ -105,7 +104,7 @@ pub(super) async fn attempt<R: Route>(
     let pooled = if terms.fresh { None } else { client.worker.pools.take(node, owner, ask) };
     let reused = pooled.is_some();
     let upstream = match pooled {
-        Some(stream) => stream,
+        Some(connection) => connection,
         None => connect(client, node).await.map_err(|failure| Failed {
             failure,
             status: None,
@@ -169,18 +168,38 @@ pub(super) async fn attempt<R: Route>(
     }
 }
 
-async fn connect<R: Route>(client: &Client<R>, node: &Arc<Node>) -> Result<TcpStream, Failure> {
+async fn connect<R: Route>(client: &Client<R>, node: &Arc<Node>) -> Result<Connection, Failure> {
     client.deadline.enter_with(Phase::Connect, node);
-    let mut connecting = pin!(client.worker.pools.connect(node));
+    let worker = &client.worker;
+    let room = worker.shared.files_of(R::ROLE).nodes;
+    let file = match room.try_take(1) {
+        Some(file) => file,
+        None => {
+            worker.close_unused();
+            while_connecting(client, room.take()).await.map_err(|interrupt| match interrupt {
+                Interrupt::NodeDown => Failure::Connect(io::ErrorKind::TimedOut.into()),
+                _ => Failure::NoFiles,
+            })?
+        }
+    };
+    match while_connecting(client, worker.pools.connect(node, file)).await {
+        Ok(Ok(connection)) => Ok(connection),
+        Ok(Err(error)) if is_ours(&error) => Err(Failure::NoPort(error)),
+        Ok(Err(error)) => Err(Failure::Connect(error)),
+        Err(_interrupt) => {
+            worker.pools.count_connect_error(node);
+            Err(Failure::Connect(io::ErrorKind::TimedOut.into()))
+        }
+    }
+}
+
+/// Runs a step of connecting to its end or to the end of the wait. A node that left may take who comes now all the same.
+async fn while_connecting<R: Route, F: Future>(client: &Client<R>, step: F) -> Result<F::Output, Interrupt> {
+    let mut step = pin!(step);
     loop {
-        match client.deadline.limit(connecting.as_mut()).await {
-            Ok(connected) => return connected.map_err(Failure::Connect),
-            // It may take who comes now all the same.
+        match client.deadline.limit(step.as_mut()).await {
             Err(Interrupt::NodeGone) => client.deadline.go_on_without_node(),
-            Err(_interrupt) => {
-                client.worker.pools.count_connect_error(node);
-                return Err(Failure::Connect(io::ErrorKind::TimedOut.into()));
-            }
+            ended => return ended,
         }
     }
 }
@@ -212,7 +231,7 @@ struct Exchange<'e, R> {
     buffers: &'e mut Buffers,
     node: &'e Arc<Node>,
     terms: Terms,
-    upstream: TcpStream,
+    upstream: Connection,
     upload: Transfer,
     /// Not a byte of the request was handed to the system for the node.
     unsent: bool,
@@ -284,7 +303,7 @@ impl<R: Route> Exchange<'_, R> {
         }
         let mut scratch = self.client.worker.scratch.borrow_mut();
         let stream = &mut self.client.stream;
-        let polled = self.upload.poll(cx, stream, &mut self.upstream, &mut scratch, &mut self.beyond);
+        let polled = self.upload.poll(cx, stream, &mut self.upstream.stream, &mut scratch, &mut self.beyond);
         self.unsent = self.unsent && self.upload.moved == 0;
         match polled {
             Poll::Ready(Err(TransferError::Sink(_))) => {
@@ -315,7 +334,11 @@ impl<R: Route> Exchange<'_, R> {
         let worker = Rc::clone(&self.client.worker);
         let mut entered = false;
         let is_long = self.download.length_left().is_some_and(|left| left >= splice::WORTHWHILE);
-        let mut splice = if is_long && self.client.stream.is_plain() { worker.pipes.begin() } else { None };
+        let mut splice = if is_long && self.client.stream.is_plain() {
+            worker.pipes.begin(worker.shared.files_of(R::ROLE).nodes)
+        } else {
+            None
+        };
         let end = std::future::poll_fn(|cx| {
             if self.poll_upload(cx).is_err() {
                 // The client broke off its request, but may still read: the answer decides.
@@ -352,10 +375,10 @@ impl<R: Route> Exchange<'_, R> {
 
     fn poll_download(&mut self, cx: &mut Context<'_>, splice: Option<&mut Splice>) -> Poll<Result<(), TransferError>> {
         if let (Some(splice), Stream::Plain(client)) = (splice, &mut self.client.stream) {
-            return splice.poll(cx, &mut self.download, &self.upstream, client);
+            return splice.poll(cx, &mut self.download, &self.upstream.stream, client);
         }
         let mut scratch = self.client.worker.scratch.borrow_mut();
-        self.download.poll(cx, &mut self.upstream, &mut self.client.stream, &mut scratch, &mut self.surplus)
+        self.download.poll(cx, &mut self.upstream.stream, &mut self.client.stream, &mut scratch, &mut self.surplus)
     }
 
     /// Passes the switch of protocols on, and after it whatever the two sides have to say to each other.
@@ -368,7 +391,7 @@ impl<R: Route> Exchange<'_, R> {
         first.extend_from_slice(&answer[head_len..]);
         let early = input.split_off(request_len);
         let Client { stream, deadline, worker, .. } = &mut *self.client;
-        tunnel(worker, deadline, (stream, early), (&mut self.upstream, first)).await
+        tunnel(worker, deadline, (stream, early), (&mut self.upstream.stream, first)).await
     }
 }
 

@@ -23,6 +23,7 @@ use super::failure::Failure;
 use super::http2;
 use super::stream::Stream;
 use super::worker::Worker;
+use crate::files;
 use crate::proxy_protocol::{self, Parsed, Source};
 
 /// How much is read at once while a head is awaited. More would only copy the start of a large body around.
@@ -37,15 +38,16 @@ pub(super) struct Accepted {
     pub(super) socket: TcpStream,
     pub(super) peer: SocketAddr,
     pub(super) deadline: Deadline,
-    /// Its place among those that a public listener may have.
+    /// Counts it as one from its address.
     pub(super) permit: Option<Permit>,
+    pub(super) _file: files::Permit,
     /// How it is to be encrypted.
     pub(super) tls: Option<Arc<ServerConfig>>,
 }
 
 /// Serves a connection to its end.
 pub(super) async fn serve<R: Route>(worker: Rc<Worker>, route: Rc<R>, accepted: Accepted) {
-    let Accepted { mut socket, peer, deadline, mut permit, tls } = accepted;
+    let Accepted { mut socket, peer, deadline, mut permit, _file, tls } = accepted;
     let mut peer = Peer::from(peer);
     if route.expects_proxy_header(peer.address) {
         deadline.enter(Phase::Header);

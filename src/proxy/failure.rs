@@ -27,6 +27,12 @@ pub(super) enum Failure {
     /// Nothing was sent.
     #[error("connecting failed: {0}")]
     Connect(io::Error),
+    /// Nothing was sent, and the node is not to blame.
+    #[error("this machine has no room for a connection: {0}")]
+    NoPort(io::Error),
+    /// Nothing was sent: the files for connections to nodes are all in use, and stayed so.
+    #[error("no file for a connection")]
+    NoFiles,
     /// The connection to the node ended before a byte of an answer.
     #[error("no answer: {0}")]
     NoAnswer(io::Error),
@@ -67,7 +73,9 @@ impl Failure {
             Failure::BadMethod => (405, "Method Not Allowed", "this method is not allowed here".into()),
             Failure::ClientTimeout => (408, "Request Timeout", "the request took too long to arrive".into()),
             Failure::NoNode(NoNode::AllBehind) => unavailable("every cache is being brought up to date"),
-            Failure::NoNode(NoNode::Busy) => unavailable("all servers are busy"),
+            Failure::NoNode(NoNode::Busy) | Failure::NoPort(_) | Failure::NoFiles => {
+                unavailable("all servers are busy")
+            }
             Failure::NoNode(NoNode::NoneUp) | Failure::NodeDown => unavailable("no server is up"),
             Failure::NoAnswer(error) if error.kind() == io::ErrorKind::TimedOut => timed_out(),
             Failure::NodeTimeout => timed_out(),
@@ -85,7 +93,8 @@ impl Failure {
     /// handed to the node, or its method is safe. Nothing was sent when a connection failed, so there the method is free.
     pub(super) fn retry_reason(&self, untouched: bool, repeatable: bool) -> Option<&'static str> {
         match self {
-            Failure::Connect(_) if untouched => Some("connect"),
+            // Local ports are used up for one node at a time.
+            Failure::Connect(_) | Failure::NoPort(_) if untouched => Some("connect"),
             Failure::NoAnswer(_) if untouched && repeatable => Some("no_answer"),
             Failure::NodeDown if untouched && repeatable => Some("node_down"),
             _ => None,
@@ -108,6 +117,8 @@ impl Failure {
             | Failure::BodyTooLarge
             | Failure::ClientTimeout
             | Failure::ClientGone(_)
+            | Failure::NoPort(_)
+            | Failure::NoFiles
             | Failure::NoNode(_) => false,
         }
     }
@@ -133,6 +144,8 @@ mod tests {
     fn a_failed_connection_frees_every_method_whose_body_is_still_here() {
         assert_eq!(Failure::Connect(cut()).retry_reason(true, false), Some("connect"));
         assert_eq!(Failure::Connect(cut()).retry_reason(false, true), None);
+        assert_eq!(Failure::NoPort(cut()).retry_reason(true, false), Some("connect"));
+        assert_eq!(Failure::NoFiles.retry_reason(true, true), None);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! stranger: node ids come from the registry, families of tags and senders of purges are a bounded number, everything else
 //! comes from this source.
 
+mod files;
 mod journal;
 mod listener;
 mod purge;
@@ -20,6 +21,7 @@ use prometheus::{
 
 use crate::fleet::{NodeId, Role};
 
+pub use files::{FileMetrics, Shortage};
 pub use journal::JournalMetrics;
 pub use listener::ListenerMetrics;
 pub use purge::PurgeMetrics;
@@ -40,6 +42,8 @@ pub struct Metrics {
     pub purge: PurgeMetrics,
     /// Where nodes come from.
     pub registry: RegistryMetrics,
+    /// The files of the traffic.
+    pub files: FileMetrics,
     retries: IntCounterVec,
     connect_errors: IntCounterVec,
     inflight: IntGaugeVec,
@@ -119,6 +123,7 @@ impl Metrics {
             origin: ListenerMetrics::new(r, "origin", "Varnish")?,
             purge: PurgeMetrics::new(r)?,
             registry: RegistryMetrics::new(r)?,
+            files: FileMetrics::new(r)?,
             retries: counters(r, "retries_total", "Requests that were tried again elsewhere", &["role", "reason"])?,
             connect_errors: counters(
                 r,

@@ -4,6 +4,7 @@ mod bodies;
 mod corpus;
 mod drain;
 mod failures;
+mod files;
 mod heads;
 mod http2;
 mod leaving;

@@ -97,7 +97,7 @@ impl<R: Route> Exchange<'_, R> {
         let room = reading_room(scratch);
         let limit = room.len().min(HEAD_READ);
         let mut buffer = ReadBuf::new(&mut room[..limit]);
-        ready!(Pin::new(&mut self.upstream).poll_read(cx, &mut buffer)).map_err(Failure::NoAnswer)?;
+        ready!(Pin::new(&mut self.upstream.stream).poll_read(cx, &mut buffer)).map_err(Failure::NoAnswer)?;
         let read = buffer.filled().len();
         let bytes = &reading_room(scratch)[..read];
         match self.held.take() {

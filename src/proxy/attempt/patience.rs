@@ -45,7 +45,7 @@ impl<R: Route> Exchange<'_, R> {
             }
             if !self.asked_for_life {
                 self.asked_for_life = true;
-                ask_for_life(&self.upstream);
+                ask_for_life(&self.upstream.stream);
             }
             if interrupt == Interrupt::NodeGone || !self.terms.may_move || self.upload.has_read {
                 self.client.deadline.go_on_without_node();

@@ -3,6 +3,7 @@
 mod blame;
 
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicU64;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;

@@ -28,9 +28,10 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::admin::Admin;
-use crate::config::{Config, ConfigSource, Limits as ClientLimits, StaticNode};
+use crate::config::{Config, ConfigSource, StaticNode};
 use crate::delivery::Deliveries;
 use crate::edge::Edge;
+use crate::files;
 use crate::fleet::{NodeId, Role, Snapshot};
 use crate::http_server;
 use crate::journal::Journal;
@@ -95,6 +96,8 @@ impl App {
     /// # Errors
     /// An address that cannot be bound, or a journal that cannot be opened. Nothing runs then.
     pub async fn start(config: &Config) -> anyhow::Result<App> {
+        let (before, limit) = files::raise_limit();
+        tracing::info!(before, limit, "limit of open files");
         let workers = match config.runtime.workers {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             workers => workers,
@@ -141,13 +144,15 @@ impl App {
             open: open.clone(),
             shutdown: shutdown.clone(),
         };
+        let plan = files::Plan::new(limit, purge.len() + admin.len(), config.nodes.len());
         let mut servers = JoinSet::new();
-        serve_all(&mut servers, purge, purge_api, config.purge.max_request, &shutdown);
-        serve_all(&mut servers, admin, admin_api, MAX_ADMIN_REQUEST, &shutdown);
+        serve_all(&mut servers, purge, purge_api, (plan.control_connections, config.purge.max_request), &shutdown);
+        serve_all(&mut servers, admin, admin_api, (plan.control_connections, MAX_ADMIN_REQUEST), &shutdown);
 
         let edge_route = Edge::new(&config.edge, &config.purge.methods, fence, Arc::clone(&metrics));
         let origin_route = Origin::new(&config.origin, &config.purge.methods, guard, Arc::clone(&metrics));
-        let shared = shared(config, fleet, Arc::clone(&metrics), suspects, started, shutdown);
+        let files = files::Budget::new(&plan, config.limits.max_connections, &metrics);
+        let shared = shared(config, fleet, (Arc::clone(&metrics), files), suspects, started, shutdown);
         let sockets = edge.into_iter().zip(origin);
         let routes = (edge_route, origin_route);
         let (workers, edge_in_use) = start_workers(sockets, &shared, &routes, (&open, &listed))?;
@@ -241,12 +246,13 @@ fn serve_all<H: http_server::Handler>(
     servers: &mut JoinSet<()>,
     sockets: Vec<TcpListener>,
     handler: H,
-    max_request: usize,
+    (max_connections, max_request): (usize, usize),
     shutdown: &Shutdown,
 ) {
     let handler = Arc::new(handler);
     for socket in sockets {
-        servers.spawn(http_server::serve(socket, Arc::clone(&handler), max_request, shutdown.clone()));
+        let handler = Arc::clone(&handler);
+        servers.spawn(http_server::serve(socket, handler, max_connections, max_request, shutdown.clone()));
     }
 }
 
@@ -298,27 +304,13 @@ async fn open_edge(
 fn shared(
     config: &Config,
     fleet: Arc<ArcSwap<Snapshot>>,
-    metrics: Arc<Metrics>,
+    (metrics, files): (Arc<Metrics>, files::Budget),
     suspects: mpsc::Sender<(Role, NodeId)>,
     started: Instant,
     shutdown: Shutdown,
 ) -> proxy::Shared {
     let limits = Arc::new(config.limits.clone());
-    let admission = admission(&limits, &metrics);
-    proxy::Shared { fleet, metrics, suspects, limits, admission, spin: config.runtime.spin, started, shutdown }
-}
-
-/// Room for as many client connections as the configuration says, or as there may be open files for: each can have
-/// another one to a node, and some are for everything else.
-fn admission(limits: &ClientLimits, metrics: &Metrics) -> Arc<proxy::Admission> {
-    const EVERYTHING_ELSE: u64 = 256;
-    let most = match limits.max_connections {
-        0 => {
-            let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
-            usize::try_from(files.saturating_sub(EVERYTHING_ELSE) / 2).unwrap_or(usize::MAX).max(1)
-        }
-        most => most,
-    };
-    let from_one = limits.max_connections_per_address;
-    Arc::new(proxy::Admission::new(most, from_one, metrics.edge_connections.clone()))
+    let admission = proxy::Admission::new(limits.max_connections_per_address, metrics.edge_connections.clone());
+    let (admission, files, spin) = (Arc::new(admission), Arc::new(files), config.runtime.spin);
+    proxy::Shared { fleet, metrics, suspects, limits, admission, files, spin, started, shutdown }
 }

@@ -138,6 +138,9 @@ impl FleetKeeper {
     }
 
     fn checked(&mut self, check: Check) {
+        if let Verdict::NotAsked(reason) = &check.verdict {
+            return self.around.metrics.files.probe.note(reason);
+        }
         let identity = (check.role, check.id);
         let Some(kept) = self.nodes.get_mut(&identity) else { return };
         if kept.node.spec.address != check.address {

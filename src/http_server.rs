@@ -27,9 +27,6 @@ use room::{Guest, Room};
 /// An answer of the control plane: always whole, always with its length.
 pub type Response = http::Response<Full<Bytes>>;
 
-/// Connections at once, per listener. A shop has tens of clients here.
-const MAX_CONNECTIONS: usize = 2048;
-
 /// From the end of one request to the end of the head of the next.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -49,9 +46,16 @@ pub trait Handler: Send + Sync + 'static {
 
 /// Serves a listener until the process drains, then finishes the requests that are under way.
 ///
-/// `max_request` bounds a request, head and body together, in bytes: one beyond it is answered 413.
-pub async fn serve<H: Handler>(listener: TcpListener, handler: Arc<H>, max_request: usize, shutdown: Shutdown) {
-    serve_in(Room::new(MAX_CONNECTIONS), listener, handler, max_request, shutdown).await;
+/// `max_connections`: at once; a shop has tens of clients here. `max_request` bounds a request, head and body together, in
+/// bytes: one beyond it is answered 413.
+pub async fn serve<H: Handler>(
+    listener: TcpListener,
+    handler: Arc<H>,
+    max_connections: usize,
+    max_request: usize,
+    shutdown: Shutdown,
+) {
+    serve_in(Room::new(max_connections), listener, handler, max_request, shutdown).await;
 }
 
 async fn serve_in<H: Handler>(

@@ -25,7 +25,7 @@
 //! | wiring | [`app`] | everything below |
 //! | services | [`edge`] [`origin`] [`proxy`] [`purge_api`] [`admin`] [`delivery`] [`replicas`] [`fleet_keeper`] [`slow_start`] [`http_server`] [`agent`] | everything below, and few named neighbours |
 //! | edges to the world | [`registry`] [`journal`] [`etcd`] [`varnish`] [`upstream`] [`probe`] [`tls`] | below; of each other only [`etcd`] |
-//! | base | [`config`] [`telemetry`] [`shutdown`] | pure; never each other |
+//! | base | [`config`] [`telemetry`] [`shutdown`] [`files`] | pure; of each other only [`telemetry`] |
 //! | pure | [`fleet`] [`balance`] [`purge`] [`attribution`] [`http1`] [`esi`] [`proxy_protocol`] | no runtime, no socket, no clock, no global randomness |
 
 pub mod admin;
@@ -39,6 +39,7 @@ pub mod delivery;
 pub mod edge;
 pub mod esi;
 pub mod etcd;
+pub mod files;
 pub mod fleet;
 pub mod fleet_keeper;
 pub mod http1;

@@ -6,7 +6,8 @@
 //!
 //! The first check is at once. A check that fails where the last one passed is repeated soon: a node that died is
 //! noticed within one interval and a bit, while one that dropped a packet stays in. A request that failed asks for a
-//! check, too ([`Probe::check_now`]).
+//! check, too ([`Probe::check_now`]). A check that this machine could not carry out, because it is out of files or ports,
+//! says nothing about the node ([`Verdict::NotAsked`]).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
 
 use crate::config::{HealthChecks, VarnishChecks, WebChecks};
+use crate::files::is_ours;
 use crate::fleet::{Check, Event, NodeSpec, Role, SendProxy, Verdict};
 use crate::proxy_protocol;
 use crate::purge::{PROBE_PATH, what_to_change, would_obey};
@@ -93,7 +95,11 @@ impl Probe {
         loop {
             let mut began = Instant::now();
             let verdict = self.check(&mut began).await;
-            failures = if verdict == Verdict::Passed { 0 } else { failures + 1 };
+            failures = match verdict {
+                Verdict::Passed => 0,
+                Verdict::Failed(_) => failures + 1,
+                Verdict::NotAsked(_) => failures,
+            };
             let (role, id, address) = (self.node.role, self.node.id.clone(), self.target);
             let check = Check { role, id, address, began, took: began.elapsed(), verdict };
             if events.send(Event::Checked(check)).await.is_err() {
@@ -113,6 +119,7 @@ impl Probe {
     async fn check(&self, asked: &mut Instant) -> Verdict {
         match tokio::time::timeout(self.schedule.timeout, self.ask(asked)).await {
             Err(_) => Verdict::Failed(format!("no answer within {:?}", self.schedule.timeout)),
+            Ok(Err(CheckError::Connect(error))) if is_ours(&error) => Verdict::NotAsked(error.to_string()),
             Ok(Err(error)) => Verdict::Failed(error.to_string()),
             Ok(Ok(status)) => self.question.judge(status),
         }

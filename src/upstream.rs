@@ -5,14 +5,18 @@
 //!
 //! The race that every keep-alive client has (the server closes just as we send) is met three times: idle
 //! connections are dropped before common servers would drop them, one that was closed is noticed when it is taken,
-//! and what still slips through is told apart as `reused`, so that the caller can repeat the request.
+//! and what still slips through is told apart as `reused`, so that the caller can repeat the request, if that may be
+//! repeated. One that may not be is worth a system call when its connection is taken ([`Openness::Asked`]): then the
+//! window is the time that the end of a connection takes from the node to us. The alternative, a new connection for each
+//! of them, would close that too, for a round trip and a local port a minute for each POST.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -20,7 +24,8 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::fleet::Node;
+use crate::files::{Permit, is_ours};
+use crate::fleet::{Live, Node};
 use crate::telemetry::{Metrics, NodeMetrics};
 
 /// How long an unused connection is kept. Below the 5 s after which Varnish (`timeout_idle`) and Apache
@@ -35,6 +40,14 @@ pub const KEEP_ALIVE: TcpKeepalive =
 /// Unused connections per node and worker. More were needed at once only in a burst.
 const IDLE_MAX: usize = 256;
 
+/// A connection to a node, and its place among the files of the traffic.
+#[derive(Debug)]
+pub struct Connection {
+    /// The socket.
+    pub stream: TcpStream,
+    _file: Permit,
+}
+
 /// The connections of one worker.
 #[derive(Debug)]
 pub struct Pools {
@@ -43,15 +56,26 @@ pub struct Pools {
     metrics: Arc<Metrics>,
 }
 
+/// How it is known that an idle connection is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Openness {
+    /// As of the last time that the runtime looked.
+    AsKnown,
+    /// The system was asked now.
+    Asked,
+}
+
 #[derive(Debug)]
 struct NodePool {
+    /// Gone when neither the fleet nor a request has the node any more.
+    live: Weak<Live>,
     idle: Vec<Idle>,
     metrics: Arc<NodeMetrics>,
 }
 
 #[derive(Debug)]
 struct Idle {
-    stream: TcpStream,
+    connection: Connection,
     since: Instant,
     /// The only client that it may be used for.
     owner: Option<SocketAddr>,
@@ -70,12 +94,13 @@ impl Pools {
 
     /// The connection to this node that was used last and is open still. `owner` is the client, where the node was told
     /// who it is.
-    pub fn take(&self, node: &Node, owner: Option<SocketAddr>) -> Option<TcpStream> {
+    pub fn take(&self, node: &Node, owner: Option<SocketAddr>, openness: Openness) -> Option<Connection> {
         self.with_pool(node, |pool| {
             while let Some(at) = pool.idle.iter().rposition(|idle| idle.owner == owner) {
                 let mut idle = pool.idle.remove(at);
-                if is_quiet(&mut idle.stream) {
-                    return Some(idle.stream);
+                let stream = &mut idle.connection.stream;
+                if is_quiet(stream) && (openness == Openness::AsKnown || is_quiet_now(stream)) {
+                    return Some(idle.connection);
                 }
             }
             None
@@ -83,25 +108,36 @@ impl Pools {
     }
 
     /// Keeps a connection on which the last answer came to its end.
-    pub fn give(&self, node: &Node, stream: TcpStream, owner: Option<SocketAddr>, now: Instant) {
+    pub fn give(&self, node: &Node, connection: Connection, owner: Option<SocketAddr>, now: Instant) {
         self.with_pool(node, |pool| {
             // The oldest goes: the client that it is for may have gone, too, and this one has only just been here.
             if pool.idle.len() == IDLE_MAX {
                 pool.idle.remove(0);
             }
-            pool.idle.push(Idle { stream, since: now, owner });
+            pool.idle.push(Idle { connection, since: now, owner });
         });
     }
 
-    /// Opens a connection.
+    /// Opens a connection, for which `file` is the room.
     ///
     /// # Errors
-    /// What the system says; it is counted.
-    pub async fn connect(&self, node: &Node) -> io::Result<TcpStream> {
-        let stream = TcpStream::connect(node.spec.address).await.inspect_err(|_| self.count_connect_error(node))?;
+    /// What the system says; it is counted, as an error of the node unless it [is ours](is_ours).
+    pub async fn connect(&self, node: &Node, file: Permit) -> io::Result<Connection> {
+        let stream = TcpStream::connect(node.spec.address).await.inspect_err(|error| {
+            if is_ours(error) {
+                self.metrics.files.connect.note(error);
+            } else {
+                self.count_connect_error(node);
+            }
+        })?;
         stream.set_nodelay(true)?;
         SockRef::from(&stream).set_tcp_keepalive(&KEEP_ALIVE)?;
-        Ok(stream)
+        Ok(Connection { stream, _file: file })
+    }
+
+    /// Closes every unused connection: somebody needs the room.
+    pub fn close_unused(&self) {
+        self.nodes.borrow_mut().values_mut().for_each(|pool| pool.idle.clear());
     }
 
     /// Counts a connection that could not be opened, also one that took too long.
@@ -109,22 +145,27 @@ impl Pools {
         self.with_pool(node, |pool| pool.metrics.connect_errors.inc());
     }
 
-    /// Closes what has been idle for too long, and forgets nodes that are not in the fleet any more.
+    /// Closes what has been idle for too long, or leads to a node that is not in the fleet any more. Such a node is
+    /// forgotten when its last request is: made anew for that one, its metrics would never go.
     pub fn sweep(&self, now: Instant, in_fleet: impl Fn(u64) -> bool) {
         let mut nodes = self.nodes.borrow_mut();
         nodes.retain(|&key, pool| {
+            let in_fleet = in_fleet(key);
             // The oldest are at the front: taken and given at the back.
-            let expired = pool.idle.partition_point(|idle| now.duration_since(idle.since) > IDLE_LIMIT);
+            let has_expired = |idle: &Idle| !in_fleet || now.duration_since(idle.since) > IDLE_LIMIT;
+            let expired = pool.idle.partition_point(has_expired);
             pool.idle.drain(..expired);
-            in_fleet(key)
+            in_fleet || pool.live.strong_count() > 0
         });
     }
 
     fn with_pool<T>(&self, node: &Node, f: impl FnOnce(&mut NodePool) -> T) -> T {
         let mut nodes = self.nodes.borrow_mut();
-        let pool = nodes
-            .entry(node.key)
-            .or_insert_with(|| NodePool { idle: Vec::new(), metrics: self.metrics.node(node.spec.role, node.id()) });
+        let pool = nodes.entry(node.key).or_insert_with(|| NodePool {
+            live: Arc::downgrade(&node.live),
+            idle: Vec::new(),
+            metrics: self.metrics.node(node.spec.role, node.id()),
+        });
         f(pool)
     }
 }
@@ -136,4 +177,10 @@ fn is_quiet(stream: &mut TcpStream) -> bool {
     let mut buffer = ReadBuf::new(&mut byte);
     let poll = Pin::new(stream).poll_read(&mut Context::from_waker(Waker::noop()), &mut buffer);
     matches!(poll, Poll::Pending)
+}
+
+/// The same, as the system knows it at this moment.
+fn is_quiet_now(stream: &TcpStream) -> bool {
+    let peeked = socket2::SockRef::from(stream).peek(&mut [MaybeUninit::uninit()]);
+    peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }

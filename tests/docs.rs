@@ -23,6 +23,7 @@ fn every_metric_is_documented_and_every_documented_one_exists() {
     metrics.purge.sent_by("10.0.0.5");
     metrics.purge.wide("cat_p");
     metrics.tls_certificate("a.pem", 0);
+    metrics.files.share("edge_nodes");
     let text = String::from_utf8(metrics.render().unwrap()).unwrap();
     let names = text.lines().filter_map(|line| line.strip_prefix("# TYPE clearcoat_"));
     let exported: BTreeSet<&str> = names.filter_map(|line| line.split(' ').next()).collect();

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// The layers from the bottom up, and the modules of each.
 const LAYERS: [(&str, &[&str]); 6] = [
     ("pure", &["fleet", "balance", "purge", "attribution", "http1", "esi", "proxy_protocol"]),
-    ("base", &["config", "telemetry", "shutdown"]),
+    ("base", &["config", "telemetry", "shutdown", "files"]),
     ("edges to the world", &["registry", "journal", "etcd", "varnish", "upstream", "probe", "tls"]),
     (
         "services",
@@ -32,7 +32,8 @@ const LAYERS: [(&str, &[&str]); 6] = [
 ];
 
 /// The arrows within a layer that are allowed, each for its reason.
-const NEIGHBOURS: [(&str, &str, &str); 18] = [
+const NEIGHBOURS: [(&str, &str, &str); 19] = [
+    ("files", "telemetry", "it counts what there is too little of"),
     ("balance", "fleet", "it chooses among the members of a fleet"),
     ("attribution", "purge", "it counts what a purge names"),
     ("attribution", "fleet", "it remembers which nodes were fenced"),

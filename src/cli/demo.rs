@@ -30,6 +30,9 @@ use varnishd::Varnishd;
 const WEB_NODES: usize = 2;
 const VARNISH_NODES: usize = 3;
 
+/// Connections to a web node of the demo at once.
+const MAX_CONNECTIONS: usize = 2048;
+
 /// The largest request that a web node of the demo takes, in bytes.
 const MAX_REQUEST: usize = 64 * 1024;
 
@@ -128,7 +131,7 @@ async fn start_web_nodes(servers: &mut JoinSet<()>, shutdown: &Shutdown) -> anyh
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let node = node(Role::Web, index, listener.local_addr()?);
         let handler = Arc::new(WebNode::new(node.id.as_str(), Arc::clone(&shop)));
-        servers.spawn(http_server::serve(listener, handler, MAX_REQUEST, shutdown.clone()));
+        servers.spawn(http_server::serve(listener, handler, MAX_CONNECTIONS, MAX_REQUEST, shutdown.clone()));
         nodes.push(node);
     }
     Ok(nodes)

@@ -36,7 +36,7 @@ pub struct Limits {
     /// for; 0 is no such limit. Default 500, as Apache's mod_reqtimeout has it.
     pub min_body_rate: u64,
     /// Edge only. Client connections of the whole process; 0 (the default) is as many as the limit of open files
-    /// leaves room for.
+    /// leaves room for, which is also the most that a number gets.
     pub max_connections: usize,
     /// Edge only. Client connections from one address; 0 (the default) is no limit. Addresses in
     /// `edge.trusted_proxies` are exempt, since many clients come through them; where such a proxy sends a PROXY

@@ -60,4 +60,6 @@ pub enum Verdict {
     Passed,
     /// It does not; the text says what was seen, for the operator.
     Failed(String),
+    /// Nobody knows: the check could not be carried out here, for this reason.
+    NotAsked(String),
 }

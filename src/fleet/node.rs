@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -213,6 +213,8 @@ pub const WHOLE_SHARE: u32 = 256;
 pub struct Live {
     inflight: AtomicU32,
     cursor: AtomicU64,
+    /// Its health checks said so when they last changed their verdict.
+    down: AtomicBool,
     /// When it was seen to run.
     pub life_signs: LifeSigns,
     /// What is missing to [`WHOLE_SHARE`].
@@ -243,6 +245,16 @@ impl Live {
     /// A request at the node came to its end, whatever the end.
     pub fn request_ended(&self) {
         self.inflight.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Whether its health checks found it down. Stays as it was when the node leaves the fleet.
+    pub fn is_down(&self) -> bool {
+        self.down.load(Ordering::Relaxed)
+    }
+
+    /// Takes what its health checks found. Only the fleet keeper calls this.
+    pub fn set_down(&self, down: bool) {
+        self.down.store(down, Ordering::Relaxed);
     }
 
     /// The position up to which this Varnish has acknowledged every purge.

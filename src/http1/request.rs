@@ -14,8 +14,8 @@ pub enum Method {
     Get,
     /// HEAD: its answer never has a body.
     Head,
-    /// Any other method that may be repeated without harm (RFC 9110 section 9.2.2).
-    Idempotent,
+    /// OPTIONS
+    Options,
     /// Any other method.
     Other,
     /// A method that tells a Varnish to drop pages; none may pass the edge.
@@ -25,9 +25,11 @@ pub enum Method {
 }
 
 impl Method {
-    /// Whether a request with this method may be sent again after it may have been carried out.
-    pub fn is_idempotent(self) -> bool {
-        matches!(self, Method::Get | Method::Head | Method::Idempotent)
+    /// Whether a request with this method may be sent again after it may have been carried out: if the method is *safe*
+    /// (RFC 9110 section 9.2.1). PUT and DELETE are idempotent by section 9.2.2, and not by what shops make of them:
+    /// Magento places an order by PUT, and a second DELETE of a cart item is an error page.
+    pub fn is_safe(self) -> bool {
+        matches!(self, Method::Get | Method::Head | Method::Options)
     }
 
     /// Purging methods are told in any case: a VCL may compare them in any, and no real method differs by case alone.
@@ -37,7 +39,7 @@ impl Method {
         match method {
             b"GET" => Method::Get,
             b"HEAD" => Method::Head,
-            b"OPTIONS" | b"PUT" | b"DELETE" => Method::Idempotent,
+            b"OPTIONS" => Method::Options,
             b"CONNECT" | b"TRACE" => Method::Unsupported,
             other if PURGING.iter().any(|name| other.eq_ignore_ascii_case(name.as_bytes())) => Method::Purging,
             _ => Method::Other,

@@ -6,15 +6,15 @@
 
 mod head;
 mod page;
+mod patience;
 
 use std::io;
 use std::mem;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
-
-use tokio::net::TcpStream;
 
 use head::{Came, Held};
 
@@ -22,15 +22,18 @@ use super::Route;
 use super::buffers::Buffers;
 use super::bypass;
 use super::client::{After, Client};
-use super::deadline::Phase;
+use super::deadline::{Interrupt, Phase};
 use super::failure::Failure;
 use super::splice::{self, Splice};
 use super::stream::Stream;
 use super::transfer::{Transfer, TransferError};
 use super::tunnel::tunnel;
+use crate::balance::Draw;
+use crate::files::is_ours;
 use crate::fleet::{Node, SendProxy};
 use crate::http1::{BadHead, Forwarding, Framing, RequestHead, write_request, write_response};
 use crate::proxy_protocol;
+use crate::upstream::{Connection, Openness};
 
 /// What is on its way to a client as soon as it is written, in bytes: ten segments (RFC 6928). An answer that is no longer
 /// than this arrives also where the connection is closed at once and the client turns out to have sent more.
@@ -68,32 +71,57 @@ pub(super) struct Failed {
     pub(super) status: Option<u16>,
     /// Nothing of the request was consumed beyond what is still in the buffers.
     pub(super) untouched: bool,
+    /// Not a byte of the request was handed to the node, so it cannot have been carried out.
+    pub(super) unsent: bool,
     /// The connection came from the pool.
     pub(super) reused: bool,
+    /// Who can take the request, if that is known already.
+    pub(super) other: Option<Arc<Node>>,
 }
 
-/// Sends the request in `buffers` to this node and its answer to the client. `fresh`: on a new connection.
+/// On what terms a request goes to a node.
+#[derive(Clone, Copy)]
+pub(super) struct Terms {
+    /// What it was chosen by.
+    pub(super) draw: Draw,
+    /// On a new connection.
+    pub(super) fresh: bool,
+    /// It may be carried out twice.
+    pub(super) is_safe: bool,
+    /// It may go to another node if this one goes down. Else it lives as long as its connection does.
+    pub(super) may_move: bool,
+}
+
+/// Sends the request in `buffers` to this node and its answer to the client.
 pub(super) async fn attempt<R: Route>(
     client: &mut Client<R>,
     buffers: &mut Buffers,
     node: &Arc<Node>,
-    fresh: bool,
+    terms: Terms,
 ) -> Result<Answered, Failed> {
     if node.spec.role != R::ROLE {
         if !bypass::admits(&buffers.request, &buffers.input) {
-            return Err(Failed { failure: Failure::BadMethod, status: None, untouched: true, reused: false });
+            let failure = Failure::BadMethod;
+            return Err(Failed { failure, status: None, untouched: true, unsent: true, reused: false, other: None });
         }
         bypass::ask_for_whole(&mut buffers.request, &buffers.input);
     }
     let _inflight = Inflight::begin(node);
     let owner = (node.spec.send_proxy == SendProxy::V2).then_some(client.peer.socket);
-    let pooled = if fresh { None } else { client.worker.pools.take(node, owner) };
+    // What may not be repeated is worth a question to the system whether the connection is open still.
+    let ask = if terms.is_safe { Openness::AsKnown } else { Openness::Asked };
+    let pooled = if terms.fresh { None } else { client.worker.pools.take(node, owner, ask) };
     let reused = pooled.is_some();
     let upstream = match pooled {
-        Some(stream) => stream,
-        None => {
-            connect(client, node).await.map_err(|failure| Failed { failure, status: None, untouched: true, reused })?
-        }
+        Some(connection) => connection,
+        None => connect(client, node).await.map_err(|failure| Failed {
+            failure,
+            status: None,
+            untouched: true,
+            unsent: true,
+            reused,
+            other: None,
+        })?,
     };
     let mut first = mem::take(&mut buffers.to_node);
     first.clear();
@@ -109,14 +137,18 @@ pub(super) async fn attempt<R: Route>(
         client,
         buffers,
         node,
+        terms,
         upstream,
         upload,
+        unsent: true,
         upload_broken: false,
         node_was_reset: false,
         held: None,
         held_since: 0,
         page: None,
         client_may_be_gone: false,
+        asked_for_life: false,
+        other: None,
         download: Transfer::new(Framing::None, false, Vec::new()),
         status: None,
         keep_alive: false,
@@ -139,20 +171,46 @@ pub(super) async fn attempt<R: Route>(
         }
         Err(failure) => {
             let untouched = !exchange.upload.has_read;
-            exchange.buffers.to_node = exchange.upload.into_buffer();
-            exchange.buffers.answer.clear();
-            Err(Failed { failure, status: exchange.status, untouched, reused })
+            let Exchange { buffers, upload, status, unsent, other, .. } = exchange;
+            buffers.to_node = upload.into_buffer();
+            buffers.answer.clear();
+            Err(Failed { failure, status, untouched, unsent, reused, other })
         }
     }
 }
 
-async fn connect<R: Route>(client: &Client<R>, node: &Arc<Node>) -> Result<TcpStream, Failure> {
+async fn connect<R: Route>(client: &Client<R>, node: &Arc<Node>) -> Result<Connection, Failure> {
     client.deadline.enter_with(Phase::Connect, node);
-    match client.deadline.limit(client.worker.pools.connect(node)).await {
-        Ok(connected) => connected.map_err(Failure::Connect),
+    let worker = &client.worker;
+    let room = worker.shared.files_of(R::ROLE).nodes;
+    let file = match room.try_take(1) {
+        Some(file) => file,
+        None => {
+            worker.close_unused();
+            while_connecting(client, room.take()).await.map_err(|interrupt| match interrupt {
+                Interrupt::NodeDown => Failure::Connect(io::ErrorKind::TimedOut.into()),
+                _ => Failure::NoFiles,
+            })?
+        }
+    };
+    match while_connecting(client, worker.pools.connect(node, file)).await {
+        Ok(Ok(connection)) => Ok(connection),
+        Ok(Err(error)) if is_ours(&error) => Err(Failure::NoPort(error)),
+        Ok(Err(error)) => Err(Failure::Connect(error)),
         Err(_interrupt) => {
-            client.worker.pools.count_connect_error(node);
+            worker.pools.count_connect_error(node);
             Err(Failure::Connect(io::ErrorKind::TimedOut.into()))
+        }
+    }
+}
+
+/// Runs a step of connecting to its end or to the end of the wait. A node that left may take who comes now all the same.
+async fn while_connecting<R: Route, F: Future>(client: &Client<R>, step: F) -> Result<F::Output, Interrupt> {
+    let mut step = pin!(step);
+    loop {
+        match client.deadline.limit(step.as_mut()).await {
+            Err(Interrupt::NodeGone) => client.deadline.go_on_without_node(),
+            ended => return ended,
         }
     }
 }
@@ -185,8 +243,11 @@ struct Exchange<'e, R> {
     client: &'e mut Client<R>,
     buffers: &'e mut Buffers,
     node: &'e Arc<Node>,
-    upstream: TcpStream,
+    terms: Terms,
+    upstream: Connection,
     upload: Transfer,
+    /// Not a byte of the request was handed to the system for the node.
+    unsent: bool,
     /// The node takes no more of the body; its answer may come all the same.
     upload_broken: bool,
     /// A write to the node failed.
@@ -198,6 +259,10 @@ struct Exchange<'e, R> {
     page: Option<usize>,
     /// The client has sent something behind its request, perhaps its end.
     client_may_be_gone: bool,
+    /// The connection was asked whether the node is still there.
+    asked_for_life: bool,
+    /// The node that can take the request in place of this one, which went down.
+    other: Option<Arc<Node>>,
     /// The body of the final answer, once its head is here.
     download: Transfer,
     /// The status of that answer.
@@ -258,7 +323,9 @@ impl<R: Route> Exchange<'_, R> {
         }
         let mut scratch = self.client.worker.scratch.borrow_mut();
         let stream = &mut self.client.stream;
-        match self.upload.poll(cx, stream, &mut self.upstream, &mut scratch, &mut self.beyond) {
+        let polled = self.upload.poll(cx, stream, &mut self.upstream.stream, &mut scratch, &mut self.beyond);
+        self.unsent = self.unsent && self.upload.moved == 0;
+        match polled {
             Poll::Ready(Err(TransferError::Sink(_))) => {
                 self.upload_broken = true;
                 self.node_was_reset = true;
@@ -305,7 +372,11 @@ impl<R: Route> Exchange<'_, R> {
         let worker = Rc::clone(&self.client.worker);
         let mut entered = false;
         let is_long = self.download.length_left().is_some_and(|left| left >= splice::WORTHWHILE);
-        let mut splice = if is_long && self.client.stream.is_plain() { worker.pipes.begin() } else { None };
+        let mut splice = if is_long && self.client.stream.is_plain() {
+            worker.pipes.begin(worker.shared.files_of(R::ROLE).nodes)
+        } else {
+            None
+        };
         let end = std::future::poll_fn(|cx| {
             if self.poll_upload(cx).is_err() {
                 // The client broke off its request, but may still read: the answer decides.
@@ -359,10 +430,10 @@ impl<R: Route> Exchange<'_, R> {
 
     fn poll_download(&mut self, cx: &mut Context<'_>, splice: Option<&mut Splice>) -> Poll<Result<(), TransferError>> {
         if let (Some(splice), Stream::Plain(client)) = (splice, &mut self.client.stream) {
-            return splice.poll(cx, &mut self.download, &self.upstream, client);
+            return splice.poll(cx, &mut self.download, &self.upstream.stream, client);
         }
         let mut scratch = self.client.worker.scratch.borrow_mut();
-        self.download.poll(cx, &mut self.upstream, &mut self.client.stream, &mut scratch, &mut self.surplus)
+        self.download.poll(cx, &mut self.upstream.stream, &mut self.client.stream, &mut scratch, &mut self.surplus)
     }
 
     /// Passes the switch of protocols on, and after it whatever the two sides have to say to each other.
@@ -375,7 +446,7 @@ impl<R: Route> Exchange<'_, R> {
         first.extend_from_slice(&answer[head_len..]);
         let early = input.split_off(request_len);
         let Client { stream, deadline, worker, .. } = &mut *self.client;
-        tunnel(worker, deadline, (stream, early), (&mut self.upstream, first)).await
+        tunnel(worker, deadline, (stream, early), (&mut self.upstream.stream, first)).await
     }
 }
 

@@ -23,6 +23,7 @@ use super::failure::Failure;
 use super::http2;
 use super::stream::Stream;
 use super::worker::Worker;
+use crate::files;
 use crate::proxy_protocol::{self, Parsed, Source};
 use crate::purge::Ends;
 
@@ -38,15 +39,16 @@ pub(super) struct Accepted {
     pub(super) socket: TcpStream,
     pub(super) peer: SocketAddr,
     pub(super) deadline: Deadline,
-    /// Its place among those that a public listener may have.
+    /// Counts it as one from its address.
     pub(super) permit: Option<Permit>,
+    pub(super) _file: files::Permit,
     /// How it is to be encrypted.
     pub(super) tls: Option<Arc<ServerConfig>>,
 }
 
 /// Serves a connection to its end.
 pub(super) async fn serve<R: Route>(worker: Rc<Worker>, route: Rc<R>, accepted: Accepted) {
-    let Accepted { mut socket, peer, deadline, mut permit, tls } = accepted;
+    let Accepted { mut socket, peer, deadline, mut permit, _file, tls } = accepted;
     // A socket that does not know its own address is at its end.
     let ends = socket.local_addr().ok().map(|ours| Ends { ours, theirs: peer });
     let mut peer = Peer::from(peer);

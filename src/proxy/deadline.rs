@@ -4,8 +4,8 @@
 //! stores when its current phase began, and ten times a second the worker looks at all of them. Nobody needs to know to
 //! the millisecond that a client has been silent for ten seconds.
 //!
-//! The same sweep notices what else ends a wait: the node that a request waits for went down, a client is too slow, or a
-//! connection is at rest and the process drains or has no room for others.
+//! The same sweep notices what else a wait has to hear of: the node that a request waits for went down or left the fleet, a
+//! client is too slow, or a connection is at rest and the process drains or has no room for others.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -62,8 +62,10 @@ const PACE_GRACE: Duration = Duration::from_secs(20);
 pub(super) enum Interrupt {
     /// The phase took too long.
     Timeout,
-    /// The node that is waited for went down.
+    /// The node that is waited for went down, as its health checks say.
     NodeDown,
+    /// The node that is waited for left the fleet, or has another address: nobody checks its health there any more.
+    NodeGone,
     /// The process drains, or others need the room.
     Draining,
 }
@@ -165,7 +167,14 @@ impl Deadlines {
 
     /// Looks at all connections. `now` counts from any fixed point. `crowded`: there is no room for new connections, so
     /// those at rest have to go.
-    pub(super) fn sweep(&self, now: Duration, stage: Stage, crowded: bool, is_down: impl Fn(&Node) -> bool) {
+    /// `trouble` says what there is to hear of a node: [`Interrupt::NodeDown`] or [`Interrupt::NodeGone`].
+    pub(super) fn sweep(
+        &self,
+        now: Duration,
+        stage: Stage,
+        crowded: bool,
+        trouble: impl Fn(&Node) -> Option<Interrupt>,
+    ) {
         let elapsed = now.saturating_sub(self.now.replace(now));
         let mut woken = Vec::new();
         for (_, slot) in self.slots.borrow_mut().iter_mut() {
@@ -175,14 +184,13 @@ impl Deadlines {
             let age = now.saturating_sub(slot.since);
             let lasts = if slot.patient { Phase::Tunnel } else { slot.phase };
             let at_rest = slot.phase == Phase::Idle && age >= AT_REST;
-            slot.fired = if slot.node.as_ref().is_some_and(|node| is_down(node)) {
-                Some(Interrupt::NodeDown)
-            } else if age >= self.limit(lasts) || (slot.phase == Phase::Body && slot.pace.is_too_slow(elapsed)) {
+            let too_slow = slot.phase == Phase::Body && slot.pace.is_too_slow(elapsed);
+            slot.fired = if age >= self.limit(lasts) || too_slow {
                 Some(Interrupt::Timeout)
             } else if stage >= slot.drains_at && (at_rest || slot.phase == Phase::Streams) || crowded && at_rest {
                 Some(Interrupt::Draining)
             } else {
-                None
+                slot.node.as_ref().and_then(|node| trouble(node))
             };
             if slot.fired.is_some() {
                 woken.extend(slot.waker.take());
@@ -205,7 +213,7 @@ impl Deadline {
         self.set(phase, None);
     }
 
-    /// A phase begins that is over, too, when this node goes down.
+    /// A phase begins that hears of it, too, when this node goes down or leaves.
     pub(super) fn enter_with(&self, phase: Phase, node: &Arc<Node>) {
         self.set(phase, Some(Arc::clone(node)));
     }
@@ -219,6 +227,17 @@ impl Deadline {
             slot.pace = Pace { wanted: slot.pace.wanted, ..Pace::default() };
             slot.patient = false;
         });
+    }
+
+    /// Goes on with the phase after an interrupt that does not end it; its time goes on, too. The next sweep interrupts
+    /// again if the reason is still there.
+    pub(super) fn go_on(&self) {
+        self.with(|slot, _| slot.fired = None);
+    }
+
+    /// Goes on with the phase, and hears no more of its node.
+    pub(super) fn go_on_without_node(&self) {
+        self.with(|slot, _| (slot.fired, slot.node) = (None, None));
     }
 
     /// The phase came a step further: its time counts from now.
@@ -287,6 +306,7 @@ impl Drop for Deadline {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fleet::{NodeId, NodeSpec, Role};
 
     fn interrupted(deadline: &Deadline) -> Option<Interrupt> {
         match deadline.poll(&mut Context::from_waker(Waker::noop())) {
@@ -300,12 +320,12 @@ mod tests {
         let deadlines = Rc::new(Deadlines::new(Duration::from_secs(10)));
         let deadline = deadlines.register(Stage::Draining, 0);
         deadline.enter(Phase::Header);
-        deadlines.sweep(Duration::from_secs(9), Stage::Running, false, |_| false);
+        deadlines.sweep(Duration::from_secs(9), Stage::Running, false, |_| None);
         assert_eq!(interrupted(&deadline), None);
         deadline.advance(1);
-        deadlines.sweep(Duration::from_secs(18), Stage::Running, false, |_| false);
+        deadlines.sweep(Duration::from_secs(18), Stage::Running, false, |_| None);
         assert_eq!(interrupted(&deadline), None);
-        deadlines.sweep(Duration::from_secs(19), Stage::Running, false, |_| false);
+        deadlines.sweep(Duration::from_secs(19), Stage::Running, false, |_| None);
         assert_eq!(interrupted(&deadline), Some(Interrupt::Timeout));
     }
 
@@ -315,21 +335,21 @@ mod tests {
         let (resting, working) = (deadlines.register(Stage::Draining, 0), deadlines.register(Stage::Draining, 0));
         let later = deadlines.register(Stage::Emptying, 0);
         working.enter(Phase::Body);
-        deadlines.sweep(AT_REST, Stage::Draining, false, |_| false);
+        deadlines.sweep(AT_REST, Stage::Draining, false, |_| None);
         assert_eq!((interrupted(&resting), interrupted(&working)), (Some(Interrupt::Draining), None));
         assert_eq!(interrupted(&later), None);
-        deadlines.sweep(AT_REST, Stage::Emptying, false, |_| false);
+        deadlines.sweep(AT_REST, Stage::Emptying, false, |_| None);
         assert_eq!((interrupted(&later), interrupted(&working)), (Some(Interrupt::Draining), None));
     }
 
     #[test]
     fn draining_gives_a_request_that_may_be_on_its_way_the_time_to_arrive() {
         let deadlines = Rc::new(Deadlines::new(Duration::from_secs(10)));
-        deadlines.sweep(Duration::from_secs(1), Stage::Draining, false, |_| false);
+        deadlines.sweep(Duration::from_secs(1), Stage::Draining, false, |_| None);
         let new = deadlines.register(Stage::Draining, 0);
-        deadlines.sweep(Duration::from_secs(1), Stage::Draining, false, |_| false);
+        deadlines.sweep(Duration::from_secs(1), Stage::Draining, false, |_| None);
         assert_eq!(interrupted(&new), None);
-        deadlines.sweep(Duration::from_secs(1) + AT_REST, Stage::Draining, false, |_| false);
+        deadlines.sweep(Duration::from_secs(1) + AT_REST, Stage::Draining, false, |_| None);
         assert_eq!(interrupted(&new), Some(Interrupt::Draining));
     }
 
@@ -338,7 +358,7 @@ mod tests {
         let deadlines = Rc::new(Deadlines::new(Duration::from_secs(10)));
         let (resting, working) = (deadlines.register(Stage::Draining, 0), deadlines.register(Stage::Draining, 0));
         working.enter(Phase::Body);
-        deadlines.sweep(AT_REST, Stage::Running, true, |_| false);
+        deadlines.sweep(AT_REST, Stage::Running, true, |_| None);
         assert_eq!((interrupted(&resting), interrupted(&working)), (Some(Interrupt::Draining), None));
     }
 
@@ -355,7 +375,7 @@ mod tests {
             if waiting.is_ready() {
                 return false;
             }
-            deadlines.sweep(SWEEP * step as u32, Stage::Running, false, |_| false);
+            deadlines.sweep(SWEEP * step as u32, Stage::Running, false, |_| None);
         }
         interrupted(&deadline).is_none()
     }
@@ -382,7 +402,7 @@ mod tests {
         let mut at = 0;
         let mut waits = |seconds: u64, for_client: bool, both_there: bool| {
             at += seconds;
-            deadlines.sweep(Duration::from_secs(at), Stage::Running, false, |_| false);
+            deadlines.sweep(Duration::from_secs(at), Stage::Running, false, |_| None);
             deadline.poll_answer(&mut cx, for_client, both_there).is_pending()
         };
         deadline.enter(Phase::Body);
@@ -393,6 +413,26 @@ mod tests {
         assert!(waits(0, true, true) && waits(20, true, true) && !waits(1, true, true));
         deadline.enter(Phase::Body);
         assert!(waits(0, false, true) && waits(3599, false, true) && !waits(1, false, true));
+    }
+
+    #[test]
+    fn a_wait_that_goes_on_though_its_node_is_down_has_no_more_time_than_it_had() {
+        let deadlines = Rc::new(Deadlines::new(Duration::from_secs(10)));
+        let deadline = deadlines.register(Stage::Draining, 0);
+        let id = NodeId::try_from("a").unwrap();
+        let spec = NodeSpec::new(Role::Web, id, ([127, 0, 0, 1], 1).into());
+        deadline.enter_with(Phase::FirstByte, &Arc::new(Node::new(spec, Arc::default(), 1)));
+        let sweep = |seconds| {
+            deadlines.sweep(Duration::from_secs(seconds), Stage::Running, false, |_| Some(Interrupt::NodeDown));
+            interrupted(&deadline)
+        };
+        assert_eq!(sweep(1), Some(Interrupt::NodeDown));
+        deadline.go_on();
+        assert_eq!(interrupted(&deadline), None);
+        assert_eq!(sweep(2), Some(Interrupt::NodeDown));
+        deadline.go_on_without_node();
+        assert_eq!((sweep(3), sweep(599)), (None, None));
+        assert_eq!(sweep(600), Some(Interrupt::Timeout));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Route;
-use super::attempt::{Answered, Failed, attempt};
+use super::attempt::{Answered, Failed, Terms, attempt};
 use super::buffers::Buffers;
 use super::client::{After, Client};
 use super::deadline::Phase;
@@ -64,7 +64,13 @@ fn count<R: Route>(client: &Client<R>, outcome: &Outcome, began: Instant) {
             }
             client.worker.pools.metrics(node).answered(outcome.status);
         }
-        Some(node) => listener.bypassed(outcome.status, node.id()),
+        Some(node) => {
+            // The series of a node that left while it answered went with it.
+            let fleet = client.worker.shared.fleet.load();
+            if fleet.pool(node.spec.role).get(node.id()).is_some() {
+                listener.bypassed(outcome.status, node.id());
+            }
+        }
         // A client that left before any answer counts as nginx counts it.
         None => listener.answered_by_us(if outcome.status == 0 { 499 } else { outcome.status }),
     }
@@ -85,7 +91,7 @@ async fn try_handle<R: Route>(
         return Err(Failure::BodyTooLarge);
     }
     let draw = client.worker.draw(client.route.key(&buffers.request, &buffers.input));
-    let idempotent = buffers.request.method.is_idempotent();
+    let is_safe = buffers.request.method.is_safe();
     buffers.purges = client.route.purges();
 
     let mut node = {
@@ -95,19 +101,21 @@ async fn try_handle<R: Route>(
     };
     let (mut fresh, mut elsewhere) = (false, false);
     loop {
-        let Failed { failure, status, untouched, reused } = match attempt(client, buffers, &node, fresh).await {
-            Ok(Answered { status, after }) => {
-                *outcome = Outcome { node: Some(node), status, failed: None };
-                return Ok(after);
-            }
-            Err(failed) => failed,
-        };
+        let terms = Terms { draw, fresh, is_safe, may_move: is_safe && !elsewhere };
+        let Failed { failure, status, untouched, unsent, reused, other } =
+            match attempt(client, buffers, &node, terms).await {
+                Ok(Answered { status, after }) => {
+                    *outcome = Outcome { node: Some(node), status, failed: None };
+                    return Ok(after);
+                }
+                Err(failed) => failed,
+            };
         if let Some(status) = status {
             (outcome.node, outcome.status) = (Some(Arc::clone(&node)), status);
         }
         client.worker.suspect(&node, &failure);
         outcome.failed = Some(Arc::clone(&node));
-        let Some(reason) = failure.retry_reason(untouched, idempotent) else { return Err(failure) };
+        let Some(reason) = failure.retry_reason(untouched, is_safe || unsent) else { return Err(failure) };
         if reused && matches!(failure, Failure::NoAnswer(_)) {
             // The node closed a connection that it had kept for us: its good right. The same node again.
             fresh = true;
@@ -116,8 +124,9 @@ async fn try_handle<R: Route>(
         } else {
             elsewhere = true;
             let fleet = client.worker.shared.fleet.load();
-            let Ok(next) = client.route.pick(&fleet, draw, Some(node.key)) else { return Err(failure) };
-            node = next;
+            let other = other.map_or_else(|| client.route.pick(&fleet, draw, Some(node.key)), Ok);
+            let Ok(other) = other else { return Err(failure) };
+            node = other;
         }
         client.worker.shared.metrics.retried(R::ROLE, reason);
         tracing::debug!(node = %node.id(), reason, "request is tried again");

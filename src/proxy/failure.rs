@@ -28,9 +28,16 @@ pub(super) enum Failure {
     /// Nothing was sent.
     #[error("connecting failed: {0}")]
     Connect(io::Error),
+    /// Nothing was sent, and the node is not to blame.
+    #[error("this machine has no room for a connection: {0}")]
+    NoPort(io::Error),
+    /// Nothing was sent: the files for connections to nodes are all in use, and stayed so.
+    #[error("no file for a connection")]
+    NoFiles,
     /// The connection to the node ended before a byte of an answer.
     #[error("no answer: {0}")]
     NoAnswer(io::Error),
+    /// The node went down while it was waited for, and another one can take the request.
     #[error("the node went down while it was waited for")]
     NodeDown,
     #[error("the answer took too long to begin")]
@@ -67,12 +74,15 @@ impl Failure {
             Failure::BadMethod => (405, "Method Not Allowed", "this method is not allowed here".into()),
             Failure::ClientTimeout => (408, "Request Timeout", "the request took too long to arrive".into()),
             Failure::NoNode(NoNode::AllBehind) => unavailable("every cache is being brought up to date"),
-            Failure::NoNode(NoNode::Busy) => unavailable("all servers are busy"),
+            Failure::NoNode(NoNode::Busy) | Failure::NoPort(_) | Failure::NoFiles => {
+                unavailable("all servers are busy")
+            }
             Failure::NoNode(NoNode::NoneUp) | Failure::NodeDown => unavailable("no server is up"),
+            Failure::NoAnswer(error) if error.kind() == io::ErrorKind::TimedOut => timed_out(),
+            Failure::NodeTimeout => timed_out(),
             Failure::Connect(_) | Failure::NoAnswer(_) | Failure::BadAnswer(_) => {
                 (502, "Bad Gateway", "the server failed to answer".into())
             }
-            Failure::NodeTimeout => (504, "Gateway Timeout", "the server took too long to answer".into()),
             Failure::ClientGone(_) | Failure::CutAnswer(_) | Failure::BadAnswerBody(_) => return None,
         };
         Some(Reply { status, reason, text })
@@ -80,13 +90,14 @@ impl Failure {
 
     /// Why the request may be tried on another node, as the label of `retries_total`; `None` where it may not.
     ///
-    /// `untouched`: no byte of the body was read beyond what is still in memory. `idempotent`: repeating what may
-    /// have been carried out does no harm. Nothing was sent when a connection failed, so there the method is free.
-    pub(super) fn retry_reason(&self, untouched: bool, idempotent: bool) -> Option<&'static str> {
+    /// `untouched`: no byte of the body was read beyond what is still in memory. `repeatable`: no byte of the request was
+    /// handed to the node, or its method is safe. Nothing was sent when a connection failed, so there the method is free.
+    pub(super) fn retry_reason(&self, untouched: bool, repeatable: bool) -> Option<&'static str> {
         match self {
-            Failure::Connect(_) if untouched => Some("connect"),
-            Failure::NoAnswer(_) if untouched && idempotent => Some("no_answer"),
-            Failure::NodeDown if untouched && idempotent => Some("node_down"),
+            // Local ports are used up for one node at a time.
+            Failure::Connect(_) | Failure::NoPort(_) if untouched => Some("connect"),
+            Failure::NoAnswer(_) if untouched && repeatable => Some("no_answer"),
+            Failure::NodeDown if untouched && repeatable => Some("node_down"),
             _ => None,
         }
     }
@@ -95,8 +106,9 @@ impl Failure {
     pub(super) fn fault(&self) -> Option<UpstreamFault> {
         Some(match self {
             Failure::Connect(_) => UpstreamFault::Connect,
+            // There was no sign of life on the connection for too long.
+            Failure::NoAnswer(error) if error.kind() == io::ErrorKind::TimedOut => UpstreamFault::Timeout,
             Failure::NoAnswer(_) => UpstreamFault::NoAnswer,
-            Failure::NodeDown => UpstreamFault::NodeDown,
             Failure::NodeTimeout => UpstreamFault::Timeout,
             Failure::BadAnswer(BadHead::TooLarge | BadHead::TooManyFields) => UpstreamFault::HeadTooLarge,
             Failure::BadAnswer(_) => UpstreamFault::BadHead,
@@ -109,6 +121,10 @@ impl Failure {
             | Failure::BodyTooLarge
             | Failure::ClientTimeout
             | Failure::ClientGone(_)
+            | Failure::NoPort(_)
+            | Failure::NoFiles
+            // Its request is another node's now.
+            | Failure::NodeDown
             | Failure::NoNode(_) => return None,
         })
     }
@@ -128,6 +144,10 @@ fn limit_of(reason: BadHead) -> &'static str {
     }
 }
 
+fn timed_out() -> (u16, &'static str, String) {
+    (504, "Gateway Timeout", "the server took too long to answer".into())
+}
+
 fn unavailable(text: &str) -> (u16, &'static str, String) {
     (503, "Service Unavailable", text.to_owned())
 }
@@ -144,6 +164,8 @@ mod tests {
     fn a_failed_connection_frees_every_method_whose_body_is_still_here() {
         assert_eq!(Failure::Connect(cut()).retry_reason(true, false), Some("connect"));
         assert_eq!(Failure::Connect(cut()).retry_reason(false, true), None);
+        assert_eq!(Failure::NoPort(cut()).retry_reason(true, false), Some("connect"));
+        assert_eq!(Failure::NoFiles.retry_reason(true, true), None);
     }
 
     #[test]
@@ -158,5 +180,15 @@ mod tests {
     fn a_cut_answer_gets_no_second_one() {
         assert_eq!(Failure::CutAnswer(cut()).reply(), None);
         assert_eq!(Failure::NoAnswer(cut()).reply().unwrap().status, 502);
+    }
+
+    #[test]
+    fn a_node_without_a_sign_of_life_was_too_late_and_what_this_machine_lacks_is_no_fault_of_a_node() {
+        let silent = Failure::NoAnswer(io::ErrorKind::TimedOut.into());
+        assert_eq!((silent.reply().unwrap().status, silent.fault()), (504, Some(UpstreamFault::Timeout)));
+        assert_eq!(Failure::NoAnswer(cut()).fault(), Some(UpstreamFault::NoAnswer));
+        for ours in [Failure::NoPort(cut()), Failure::NoFiles] {
+            assert_eq!((ours.reply().unwrap().status, ours.fault()), (503, None));
+        }
     }
 }

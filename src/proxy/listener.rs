@@ -115,22 +115,22 @@ fn serve<R: Route>(
     peer: SocketAddr,
 ) {
     let deadline = worker.deadline::<R>();
+    let file = worker.shared.files_of(R::ROLE).clients.enter(1);
     let permit = R::PUBLIC.then(|| worker.shared.admission.enter());
-    let accepted = Accepted { socket, peer, deadline, permit, tls: tls.cloned() };
+    let accepted = Accepted { socket, peer, deadline, permit, _file: file, tls: tls.cloned() };
     tokio::task::spawn_local(connection::serve(Rc::clone(worker), Rc::clone(route), accepted));
 }
 
 async fn accept<R: Route>(listener: &TcpListener, worker: &Rc<Worker>, tls: Option<&Arc<ServerConfig>>, route: &Rc<R>) {
     loop {
-        if R::PUBLIC {
-            worker.shared.admission.room().await;
-        }
+        worker.shared.files_of(R::ROLE).clients.room().await;
         match listener.accept().await {
             Ok((stream, peer)) => serve(worker, route, tls, stream, peer),
             Err(error) if is_about_one_connection(&error) => {}
             Err(error) => {
-                // Out of descriptors or memory: what runs must end before more can begin.
-                tracing::warn!(%error, "a connection could not be accepted");
+                // Out of files or memory, in spite of the budget: what runs must end before more can begin.
+                worker.shared.metrics.files.accept.note(&error);
+                worker.close_unused();
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }

@@ -8,6 +8,7 @@
 use std::cell::RefCell;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
@@ -15,12 +16,16 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::transfer::{TURN, Transfer, TransferError};
+use crate::files::{Permit, Share};
 
 /// What is left of a body from where on it is spliced, in bytes. Below it, the calls cost more than the copies.
 pub(super) const WORTHWHILE: u64 = 64 * 1024;
 
 /// The wanted size of a pipe in bytes: what an unprivileged process may have (`/proc/sys/fs/pipe-max-size`).
 const PIPE_SIZE: usize = 1024 * 1024;
+
+/// Its files.
+const FILES: i64 = 2;
 
 /// The most pipes a worker keeps for the next long answer.
 const STOCK: usize = 16;
@@ -30,6 +35,7 @@ const STOCK: usize = 16;
 struct Pipe {
     out: OwnedFd,
     into: OwnedFd,
+    _files: Permit,
 }
 
 /// The spare pipes of a worker.
@@ -37,11 +43,19 @@ struct Pipe {
 pub(super) struct Pipes(RefCell<Vec<Pipe>>);
 
 impl Pipes {
-    /// Begins to splice. `None` where the system gives no pipe: the answer is copied then.
-    pub(super) fn begin(&self) -> Option<Splice> {
+    /// Begins to splice. `None` if there is no room for a pipe, or the system gives none: the answer is copied then.
+    pub(super) fn begin(&self, room: &Arc<Share>) -> Option<Splice> {
         let spare = self.0.borrow_mut().pop();
-        let pipe = spare.map_or_else(open, Ok).inspect_err(|error| tracing::debug!(%error, "no pipe"));
-        pipe.ok().map(|pipe| Splice { pipe, filled: 0 })
+        let pipe = spare.or_else(|| {
+            let opened = open(room.try_take(FILES)?).inspect_err(|error| tracing::debug!(%error, "no pipe"));
+            opened.ok()
+        });
+        pipe.map(|pipe| Splice { pipe, filled: 0 })
+    }
+
+    /// Closes the spare ones: somebody needs the room.
+    pub(super) fn close_unused(&self) {
+        self.0.borrow_mut().clear();
     }
 
     /// Takes a pipe back that was emptied.
@@ -53,13 +67,13 @@ impl Pipes {
     }
 }
 
-fn open() -> io::Result<Pipe> {
+fn open(files: Permit) -> io::Result<Pipe> {
     let (out, into) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
     // Users with many pipes get no larger ones: what they get will do.
     if let Err(error) = fcntl_setpipe_size(&into, PIPE_SIZE) {
         tracing::debug!(%error, "a pipe stays small");
     }
-    Ok(Pipe { out, into })
+    Ok(Pipe { out, into, _files: files })
 }
 
 /// A body on its way through a pipe.

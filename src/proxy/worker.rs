@@ -11,14 +11,15 @@ use tokio::sync::mpsc;
 use super::Route;
 use super::admission::Admission;
 use super::buffers::Stock;
-use super::deadline::{Deadline, Deadlines};
+use super::deadline::{Deadline, Deadlines, Interrupt};
 use super::failure::Failure;
 use super::notices::Notices;
 use super::spin::Spin;
 use super::splice::Pipes;
 use crate::balance::Draw;
 use crate::config::Limits;
-use crate::fleet::{Health, Node, NodeId, Role, Snapshot};
+use crate::files::{Budget, Share};
+use crate::fleet::{Node, NodeId, Role, Snapshot};
 use crate::shutdown::{Shutdown, Stage};
 use crate::telemetry::Metrics;
 use crate::upstream::Pools;
@@ -43,12 +44,33 @@ pub struct Shared {
     pub limits: Arc<Limits>,
     /// The connections of public listeners.
     pub admission: Arc<Admission>,
+    /// The files of the traffic.
+    pub files: Arc<Budget>,
     /// How long a worker polls before it sleeps.
     pub spin: Duration,
     /// When the process started.
     pub started: Instant,
     /// The end of the process.
     pub shutdown: Shutdown,
+}
+
+/// The files of one listener.
+pub(super) struct ListenerFiles<'s> {
+    /// Of its clients.
+    pub(super) clients: &'s Arc<Share>,
+    /// Of the connections to nodes for them.
+    pub(super) nodes: &'s Arc<Share>,
+}
+
+impl Shared {
+    /// The files of the listener that sends to nodes of this role.
+    pub(super) fn files_of(&self, role: Role) -> ListenerFiles<'_> {
+        let Budget { edge_clients, edge_nodes, origin_clients, origin_nodes } = &*self.files;
+        match role {
+            Role::Varnish => ListenerFiles { clients: edge_clients, nodes: edge_nodes },
+            Role::Web => ListenerFiles { clients: origin_clients, nodes: origin_nodes },
+        }
+    }
 }
 
 /// One thread of the data path.
@@ -94,6 +116,12 @@ impl Worker {
         self.deadlines.register(R::DRAINS_AT, if R::PUBLIC { self.shared.limits.min_body_rate } else { 0 })
     }
 
+    /// Closes what this worker keeps for later: somebody needs the room now.
+    pub(super) fn close_unused(&self) {
+        self.pools.close_unused();
+        self.pipes.close_unused();
+    }
+
     /// How far the end of the process has come.
     pub(super) fn stage(&self) -> Stage {
         self.stage.get()
@@ -129,11 +157,20 @@ impl Worker {
         self.stage.set(stage);
         self.notices.refill();
         let fleet = self.shared.fleet.load();
-        let is_down = |node: &Node| {
+        let trouble = |node: &Node| {
             let pool = fleet.pool(node.spec.role);
-            pool.get(node.id()).is_none_or(|member| member.health == Health::Down && !pool.panics())
+            match pool.get(node.id()) {
+                _ if node.live.is_down() && !pool.panics() => Some(Interrupt::NodeDown),
+                Some(member) if member.node.key == node.key => None,
+                _ => Some(Interrupt::NodeGone),
+            }
         };
-        self.deadlines.sweep(now, stage, self.shared.admission.is_full(), is_down);
+        let Budget { edge_clients, edge_nodes, origin_clients, origin_nodes } = &*self.shared.files;
+        let crowded = edge_clients.is_full() || origin_clients.is_full();
+        self.deadlines.sweep(now, stage, crowded, trouble);
+        if edge_nodes.is_full() || origin_nodes.is_full() {
+            self.close_unused();
+        }
         let in_fleet = |key| {
             let has = |role| fleet.pool(role).members().iter().any(|member| member.node.key == key);
             has(Role::Varnish) || has(Role::Web)

@@ -6,6 +6,7 @@
 //! comes from this source.
 
 mod bypass;
+mod files;
 mod journal;
 mod listener;
 mod purge;
@@ -23,6 +24,7 @@ use prometheus::{
 use crate::fleet::{NodeId, Role};
 
 pub use bypass::FragmentMetrics;
+pub use files::{FileMetrics, Shortage};
 pub use journal::JournalMetrics;
 pub use listener::ListenerMetrics;
 pub use purge::PurgeMetrics;
@@ -44,6 +46,8 @@ pub struct Metrics {
     pub purge: PurgeMetrics,
     /// Where nodes come from.
     pub registry: RegistryMetrics,
+    /// The files of the traffic.
+    pub files: FileMetrics,
     retries: IntCounterVec,
     connect_errors: IntCounterVec,
     inflight: IntGaugeVec,
@@ -129,6 +133,7 @@ impl Metrics {
             origin: ListenerMetrics::new(r, "origin", "Varnish")?,
             purge: PurgeMetrics::new(r)?,
             registry: RegistryMetrics::new(r)?,
+            files: FileMetrics::new(r)?,
             retries: counters(r, "retries_total", "Requests that were tried again elsewhere", &["role", "reason"])?,
             connect_errors: counters(
                 r,

@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use super::super::Route;
 use super::super::buffers::Buffers;
 use super::super::bypass;
-use super::super::deadline::{Interrupt, Phase};
+use super::super::deadline::Phase;
 use super::super::failure::Failure;
 use super::super::stream::Stream;
 use super::super::transfer::{BEFORE, Transfer, reading_room};
@@ -90,13 +90,7 @@ impl<R: Route> Exchange<'_, R> {
                 watched = false;
             }
             let for_client = !sent && !self.upload.waits_for_sink();
-            self.client.deadline.poll_wait(cx, for_client).map(|interrupt| {
-                Err(match interrupt {
-                    Interrupt::NodeDown => Failure::NodeDown,
-                    _ if for_client => Failure::ClientTimeout,
-                    _ => Failure::NodeTimeout,
-                })
-            })
+            self.poll_patience(cx, for_client).map(Err)
         })
         .await
     }
@@ -108,7 +102,7 @@ impl<R: Route> Exchange<'_, R> {
         let room = reading_room(scratch);
         let limit = room.len().min(HEAD_READ);
         let mut buffer = ReadBuf::new(&mut room[..limit]);
-        ready!(Pin::new(&mut self.upstream).poll_read(cx, &mut buffer)).map_err(Failure::NoAnswer)?;
+        ready!(Pin::new(&mut self.upstream.stream).poll_read(cx, &mut buffer)).map_err(Failure::NoAnswer)?;
         let read = buffer.filled().len();
         let bytes = &reading_room(scratch)[..read];
         match self.held.take() {

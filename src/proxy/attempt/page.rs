@@ -20,7 +20,7 @@ use super::{Exchange, fallback_host, forwarding};
 use crate::esi::{Parser, Piece};
 use crate::fleet::Node;
 use crate::http1::{BodyDecoder, RequestHead, write_subrequest};
-use fragment::{DEEPEST, Fragment, LeftOut, MOST};
+use fragment::{DEEPEST, Fragment, LeftOut, MOST, OfPage};
 
 /// How much of a page is gathered for one write, and read at once, in bytes.
 const PIECE: usize = 32 * 1024;
@@ -51,6 +51,8 @@ impl Document {
 /// The page as it comes from the node.
 struct Source<'p> {
     upstream: &'p mut TcpStream,
+    /// Another request may be sent on it when the page has come to its end.
+    is_free: bool,
     decoder: BodyDecoder,
     /// What the node sent behind it.
     surplus: &'p mut Vec<u8>,
@@ -63,6 +65,12 @@ impl Source<'_> {
         into.extend_from_slice(&piece[..content]);
         self.surplus.extend_from_slice(&piece[consumed..]);
         Ok(())
+    }
+
+    /// The connection, if nothing more is to come on it, and it stays.
+    fn connection(&mut self) -> Option<OfPage<'_>> {
+        let is_free = self.is_free && self.decoder.is_done() && self.surplus.is_empty();
+        is_free.then_some(OfPage { stream: self.upstream, is_free: &mut self.is_free })
     }
 
     async fn read<R>(&mut self, client: &Client<R>, into: &mut Vec<u8>) -> Result<(), Failure> {
@@ -126,12 +134,12 @@ struct Asking<'p> {
 }
 
 impl Asking<'_> {
-    /// Fetches the fragment behind this address, which stands so deep in others.
+    /// Fetches the fragment behind this address, relative to `base`, which stands so deep in others.
     async fn fragment<R: Route>(
         &mut self,
         client: &Client<R>,
-        source: &[u8],
-        base: &[u8],
+        of_page: Option<OfPage<'_>>,
+        (source, base): (&[u8], &[u8]),
         depth: usize,
     ) -> Result<Document, LeftOut> {
         if depth > DEEPEST {
@@ -147,7 +155,7 @@ impl Asking<'_> {
         let mut head = Vec::new();
         let forwarding = forwarding(client, self.request, &fallback);
         write_subrequest(&mut head, &target, self.request, self.input, forwarding);
-        let Fragment { body, is_markup } = fragment::fetch(client, self.node, &head).await?;
+        let Fragment { body, is_markup } = fragment::fetch(client, self.node, of_page, &head).await?;
         let parser = if is_markup { Parser::default() } else { Parser::plain() };
         Ok(Document { bytes: body, taken: 0, parser, target })
     }
@@ -175,13 +183,16 @@ impl<R: Route> Exchange<'_, R> {
         bypass::ask_for_fragments(&mut self.buffers.request, &self.buffers.input);
         let (request, input) = (&self.buffers.request, &self.buffers.input[..]);
         let mut asking = Asking { node: self.node, request, input, count: 0 };
-        let mut source = Source { upstream: &mut self.upstream, decoder, surplus: &mut self.surplus };
+        let is_free = self.buffers.response.keep_alive && request.upgrade.is_none();
+        let upstream = &mut self.upstream.stream;
+        let mut source = Source { upstream, is_free, decoder, surplus: &mut self.surplus };
         let mut sink = Sink { client: &mut *self.client, wire, gathered: Vec::new(), chunked, sent: 0 };
         let mut page =
             Document { bytes: Vec::new(), taken: 0, parser: Parser::default(), target: request.target(input).to_vec() };
         source.take(answer.split_off(head), &mut page.bytes)?;
         let filled = fill_in(&mut source, &mut sink, &mut asking, page).await;
         self.sent = sink.sent;
+        self.buffers.response.keep_alive = source.is_free;
         answer.clear();
         self.buffers.answer = answer;
         filled
@@ -206,7 +217,7 @@ async fn fill_in<R: Route>(
             Some(Piece::Nothing) => {}
             Some(Piece::Include(address)) => {
                 sink.flush(false).await?;
-                let asked = asking.fragment(sink.client, &address, &last.target, depth).await;
+                let asked = asking.fragment(sink.client, source.connection(), (&address, &last.target), depth).await;
                 let includes = &sink.client.worker.shared.metrics.fragments;
                 match asked {
                     Ok(fragment) => {

@@ -1,14 +1,16 @@
 //! The fragments of a page (`<esi:include>`), fetched from the web node that rendered it.
 //!
 //! A reader holds one of the requests that a bypass may put on a node, and his fragments come one after the other within
-//! it: the page was read to its end before, so the node has never more than one of his requests to work on. A fragment
-//! that cannot be had is left out, as Varnish leaves out one with `onerror="continue"`, and the page goes on; Varnish 7.1
+//! it: the page was read to its end before, so the node has never more than one of his requests to work on. They come over
+//! the connection of the page, if that is free again: a page has taken one of the files that there are for connections,
+//! and must not wait for a second one that other pages have. A fragment that cannot be had is left out, as Varnish leaves out one with `onerror="continue"`, and the page goes on; Varnish 7.1
 //! would put the text of the error into it.
 //!
 //! Only the shop itself is asked. Varnish sends every address to its own backend, whatever host it names; here the name has
 //! to be that of the page, because the node's host is what the page's reader asked for.
 
 use std::io;
+use std::time::Instant;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -17,8 +19,10 @@ use super::super::Route;
 use super::super::client::Client;
 use super::super::deadline::Phase;
 use super::{is_encoded, is_markup};
+use crate::files::Permit;
 use crate::fleet::Node;
 use crate::http1::{BadChunk, BadHead, BodyDecoder, HeadScan, Method, ResponseHead, Scheme};
+use crate::upstream::{Connection, Openness};
 
 /// The longest fragment, in bytes. Magento's menus are a tenth of it.
 const LONGEST: usize = 1 << 20;
@@ -54,6 +58,8 @@ pub(in crate::proxy) enum LeftOut {
     TooDeep,
     #[error("connecting failed: {0}")]
     Connect(io::Error),
+    #[error("no file for a connection")]
+    NoFile,
     #[error("no answer: {0}")]
     NoAnswer(io::Error),
     #[error("the answer was cut off: {0}")]
@@ -97,37 +103,82 @@ pub(in crate::proxy) fn target_of(source: &[u8], host: &[u8], base: &[u8]) -> Op
     Some([&page[..=folder], source].concat())
 }
 
-/// Sends a request with this head to a node, and reads the answer.
+/// The connection of the page, on which nothing is under way.
+pub(in crate::proxy) struct OfPage<'p> {
+    pub(in crate::proxy) stream: &'p mut TcpStream,
+    /// Another request may be sent on it.
+    pub(in crate::proxy) is_free: &'p mut bool,
+}
+
+/// Sends a request with this head to a node, over the connection of the page if there is `of_page`, and reads the answer.
 pub(in crate::proxy) async fn fetch<R: Route>(
     client: &Client<R>,
     node: &Node,
+    of_page: Option<OfPage<'_>>,
     request: &[u8],
 ) -> Result<Fragment, LeftOut> {
     client.deadline.enter(Phase::Fragment);
     let fetched = async {
-        if let Some(kept) = client.worker.pools.take(node, None) {
-            match ask(client, node, kept, request).await {
+        if let Some(OfPage { stream, is_free }) = of_page {
+            // Until the answer has come to its end.
+            *is_free = false;
+            match ask(client, stream, request).await {
                 // The node closed a connection that it had kept for us: its good right.
                 Err(LeftOut::NoAnswer(_)) => {}
-                other => return other,
+                asked => {
+                    return asked.map(|(fragment, stays)| {
+                        *is_free = stays;
+                        fragment
+                    });
+                }
             }
         }
-        let fresh = client.worker.pools.connect(node).await.map_err(LeftOut::Connect)?;
-        ask(client, node, fresh, request).await
+        let pools = &client.worker.pools;
+        if let Some(kept) = pools.take(node, None, Openness::AsKnown) {
+            match ask_and_keep(client, node, kept, request).await {
+                Err(LeftOut::NoAnswer(_)) => {}
+                asked => return asked,
+            }
+        }
+        let file = room(client).ok_or(LeftOut::NoFile)?;
+        let fresh = pools.connect(node, file).await.map_err(LeftOut::Connect)?;
+        ask_and_keep(client, node, fresh, request).await
     };
     client.deadline.limit(fetched).await.unwrap_or(Err(LeftOut::Late))
 }
 
-async fn ask<R: Route>(
+fn room<R: Route>(client: &Client<R>) -> Option<Permit> {
+    let worker = &client.worker;
+    let room = worker.shared.files_of(R::ROLE).nodes;
+    room.try_take(1).or_else(|| {
+        worker.close_unused();
+        room.take_another()
+    })
+}
+
+async fn ask_and_keep<R: Route>(
     client: &Client<R>,
     node: &Node,
-    mut stream: TcpStream,
+    mut connection: Connection,
     request: &[u8],
 ) -> Result<Fragment, LeftOut> {
+    let (fragment, stays) = ask(client, &mut connection.stream, request).await?;
+    if stays {
+        client.worker.pools.give(node, connection, None, Instant::now());
+    }
+    Ok(fragment)
+}
+
+/// Asks over this connection. Returns also whether another request may be sent on it.
+async fn ask<R: Route>(
+    client: &Client<R>,
+    stream: &mut TcpStream,
+    request: &[u8],
+) -> Result<(Fragment, bool), LeftOut> {
     stream.write_all(request).await.map_err(LeftOut::NoAnswer)?;
     let limits = &client.worker.shared.limits;
     let (mut input, mut head) = (Vec::new(), ResponseHead::default());
-    let len = read_head(&mut stream, &mut input, &mut head, (limits.max_answer_head, limits.max_fields)).await?;
+    let len = read_head(stream, &mut input, &mut head, (limits.max_answer_head, limits.max_fields)).await?;
     if head.status != 200 {
         return Err(LeftOut::Status(head.status));
     }
@@ -148,17 +199,14 @@ async fn ask<R: Route>(
             break piece.len() - consumed;
         }
         piece.clear();
-        if read_some(&mut stream, &mut piece).await.map_err(LeftOut::Cut)? == 0 {
+        if read_some(stream, &mut piece).await.map_err(LeftOut::Cut)? == 0 {
             if !decoder.end() {
                 return Err(LeftOut::Cut(io::ErrorKind::UnexpectedEof.into()));
             }
             break 0;
         }
     };
-    if head.keep_alive && surplus == 0 {
-        client.worker.pools.give(node, stream, None, std::time::Instant::now());
-    }
-    Ok(Fragment { body, is_markup })
+    Ok((Fragment { body, is_markup }, head.keep_alive && surplus == 0))
 }
 
 /// Reads up to the end of the final head; returns its length in `input`. `limits`: its bytes, and its fields.

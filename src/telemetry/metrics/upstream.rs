@@ -12,9 +12,7 @@ pub enum UpstreamFault {
     Connect,
     /// It closed the connection before its answer.
     NoAnswer,
-    /// It went down while it was waited for.
-    NodeDown,
-    /// Its answer did not begin in time.
+    /// Its answer did not begin in time, or its system gave no sign of life.
     Timeout,
     /// The head of its answer had more bytes or fields than it may.
     HeadTooLarge,
@@ -29,10 +27,9 @@ pub enum UpstreamFault {
 }
 
 impl UpstreamFault {
-    const ALL: [(UpstreamFault, &'static str); 9] = [
+    const ALL: [(UpstreamFault, &'static str); 8] = [
         (UpstreamFault::Connect, "connect"),
         (UpstreamFault::NoAnswer, "no_answer"),
-        (UpstreamFault::NodeDown, "node_down"),
         (UpstreamFault::Timeout, "timeout"),
         (UpstreamFault::HeadTooLarge, "head_too_large"),
         (UpstreamFault::BadHead, "bad_head"),
@@ -46,8 +43,8 @@ impl UpstreamFault {
 /// failure is a rise and not a new series.
 #[derive(Debug)]
 pub struct UpstreamFailures {
-    varnish: [IntCounter; 9],
-    web: [IntCounter; 9],
+    varnish: [IntCounter; 8],
+    web: [IntCounter; 8],
 }
 
 impl UpstreamFailures {

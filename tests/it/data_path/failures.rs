@@ -30,14 +30,14 @@ fn first_one_fails(then: Then) -> [Upstream; 2] {
 }
 
 #[test]
-fn a_get_that_got_no_byte_of_an_answer_is_tried_once_on_the_next_node_and_a_post_is_not() {
+fn a_safe_request_that_got_no_byte_of_an_answer_is_tried_once_on_the_next_node_and_no_other_is() {
     for (then, ends) in [(Then::Close, "closes"), (Then::Reset, "resets")] {
         let rig = Rig::web(first_one_fails(then));
         let attempts = |path: &str| -> Vec<usize> {
             let calls = rig.web.iter().map(|node| node.calls());
             calls.map(|calls| calls.iter().filter(|call| call.head.contains(&format!(" {path} "))).count()).collect()
         };
-        for (number, method) in ["GET", "HEAD", "OPTIONS", "DELETE"].into_iter().enumerate() {
+        for (number, method) in ["GET", "HEAD", "OPTIONS"].into_iter().enumerate() {
             let mut client = rig.origin();
             client.send(format!("{method} /{number} HTTP/1.1\r\nHost: a\r\n\r\n")).unwrap();
             assert_eq!(client.answer(method == "HEAD").unwrap().status, 200, "a node that {ends}, {method}");
@@ -46,10 +46,11 @@ fn a_get_that_got_no_byte_of_an_answer_is_tried_once_on_the_next_node_and_a_post
         }
         // A body that is still in memory can be told again.
         let mut client = rig.origin();
-        client.send("PUT /put HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello").unwrap();
-        assert_eq!(client.answer(false).unwrap().status, 200, "a node that {ends}, PUT");
+        client.send("OPTIONS /body HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello").unwrap();
+        assert_eq!(client.answer(false).unwrap().status, 200, "a node that {ends}, with a body");
         let retries = rig.retries("web", "no_answer");
-        for (number, method) in ["POST", "PATCH", "brew"].into_iter().enumerate() {
+        // PUT and DELETE are idempotent by RFC 9110 and not in a shop: Magento places an order by PUT.
+        for (number, method) in ["POST", "PUT", "DELETE", "PATCH", "brew"].into_iter().enumerate() {
             let mut client = rig.origin();
             client
                 .send(format!("{method} /post{number} HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello"))
@@ -95,8 +96,8 @@ fn forgetful(closed: &Arc<AtomicUsize>) -> Upstream {
 fn a_kept_connection_that_the_node_closed_is_replaced_and_nobody_notices() {
     let closed = Arc::default();
     let rig = Rig::web([forgetful(&closed)]);
-    for method in ["GET", "POST"] {
-        for round in 0..20 {
+    for method in ["GET", "POST", "PUT", "DELETE"] {
+        for round in 0..10 {
             let already = closed.load(Ordering::SeqCst);
             assert_eq!(get(rig.clearcoat.origin, "/warm").unwrap().status, 200);
             eventually("the node has closed", || (closed.load(Ordering::SeqCst) > already).then_some(()));

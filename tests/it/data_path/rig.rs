@@ -1,6 +1,7 @@
 //! A clearcoat between a test and its fakes.
 
 use std::fmt::Write;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::support::clearcoat::Clearcoat;
@@ -20,6 +21,20 @@ impl Rig {
     /// One worker, so that what one connection does to the worker's state another one sees. `config` holds TOML
     /// sections that replace those written here.
     pub fn start(config: &str, varnish: Vec<Upstream>, web: Vec<Upstream>) -> Self {
+        Self::start_by(Clearcoat::start, config, varnish, web)
+    }
+
+    /// The same with a soft and a hard limit of open files.
+    pub fn with_files(files: (u64, u64), config: &str, varnish: Vec<Upstream>, web: Vec<Upstream>) -> Self {
+        Self::start_by(|folder, text| Clearcoat::start_with_files(files, folder, text), config, varnish, web)
+    }
+
+    fn start_by(
+        start: impl FnOnce(&Path, &str) -> Clearcoat,
+        config: &str,
+        varnish: Vec<Upstream>,
+        web: Vec<Upstream>,
+    ) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let mut text = config.to_owned();
         let anywhere = "listen = [\"127.0.0.1:0\"]";
@@ -43,7 +58,7 @@ impl Rig {
                 write!(text, "\n[[node]]\n{node}\n").expect("memory");
             }
         }
-        let clearcoat = Clearcoat::start(folder.path(), &text);
+        let clearcoat = start(folder.path(), &text);
         clearcoat.ready();
         Rig { clearcoat, varnish, web, _folder: folder }
     }

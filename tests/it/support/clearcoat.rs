@@ -89,10 +89,21 @@ impl Clearcoat {
     /// Runs `clearcoat serve` with this configuration, in this folder. The edge may not be open yet. Its log is JSON, and
     /// says more than usual unless the configuration has a level of its own.
     pub fn start(folder: &Path, config: &str) -> Self {
+        Self::start_by(Command::new(env!("CARGO_BIN_EXE_clearcoat")), folder, config)
+    }
+
+    /// The same with a soft and a hard limit of open files.
+    pub fn start_with_files((soft, hard): (u64, u64), folder: &Path, config: &str) -> Self {
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--nofile={soft}:{hard}")).arg(env!("CARGO_BIN_EXE_clearcoat"));
+        Self::start_by(command, folder, config)
+    }
+
+    fn start_by(command: Command, folder: &Path, config: &str) -> Self {
         let file = folder.join("clearcoat.toml");
         let log = if config.contains("[log]") { "" } else { "\n[log]\nlevel = \"debug\"\nformat = \"json\"\n" };
         std::fs::write(&file, format!("{config}{log}")).expect("a file");
-        let (child, log) = spawn(&file);
+        let (child, log) = spawn(command, &file);
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut this = Clearcoat {
             edge: nowhere,
@@ -198,7 +209,7 @@ impl Clearcoat {
             section.as_table_mut().expect("a table").insert("listen".into(), listen);
         }
         std::fs::write(&self.config, config.to_string()).expect("a file");
-        (self.child, self.log) = spawn(&self.config);
+        (self.child, self.log) = spawn(Command::new(env!("CARGO_BIN_EXE_clearcoat")), &self.config);
         self.find_addresses();
         self.held.clear();
     }
@@ -247,8 +258,7 @@ pub fn run(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_clearcoat")).args(arguments).stdin(Stdio::null()).output().expect("clearcoat")
 }
 
-fn spawn(config: &Path) -> (Child, Log) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_clearcoat"));
+fn spawn(mut command: Command, config: &Path) -> (Child, Log) {
     command.arg("serve").arg("--config").arg(config).stdin(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("clearcoat");
     let log = Log::follow(child.stderr.take().expect("a pipe"));

@@ -387,6 +387,13 @@ impl Call<'_> {
 pub struct Gate(Arc<(Mutex<bool>, Condvar)>);
 
 impl Gate {
+    /// One that holds nobody.
+    pub fn opened() -> Self {
+        let gate = Gate::default();
+        gate.open();
+        gate
+    }
+
     pub fn open(&self) {
         *self.0.0.lock().unwrap() = true;
         self.0.1.notify_all();

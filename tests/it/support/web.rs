@@ -162,7 +162,7 @@ impl Web {
         let thread = std::thread::spawn(move || {
             runtime.block_on(async {
                 let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
-                http_server::serve(listener, node, 64 * 1024, shutdown).await;
+                http_server::serve(listener, node, 2048, 64 * 1024, shutdown).await;
             });
         });
         Web { address, healthy, stop, thread: Some(thread) }

@@ -147,7 +147,7 @@ pub fn judge(exchange: &Exchange, side: Side, outcome: Outcome) -> Option<Arriva
     let has_body = !request.body.wire.is_empty();
     // A node of the origin may have closed the connection on which the request was sent. A request that was not on hand
     // any more, or may not be repeated, is lost then.
-    let repeatable = request.is_idempotent() && !has_body;
+    let repeatable = request.is_safe() && !has_body;
     let may_be_lost = side == Side::Origin && !repeatable;
     match (mishap, outcome) {
         (None, Outcome::Whole) if answer.early.is_some() => arrivals(1..=1, 0..=1),
@@ -155,7 +155,7 @@ pub fn judge(exchange: &Exchange, side: Side, outcome: Outcome) -> Option<Arriva
         (None, Outcome::BadGateway) if may_be_lost => arrivals(0..=0, 0..=0),
         (None, _) => None,
         (Some(Mishap::NodeCuts { at, exit, always }), outcome) => {
-            let tries = if request.is_idempotent() { TRIES } else { 1 };
+            let tries = if request.is_safe() { TRIES } else { 1 };
             let in_body = matches!(at, NodeCut::Body(_));
             // A reset also destroys what was sent before it and not read yet: perhaps all of the answer.
             let least = u32::from(answer.early.is_none());

@@ -121,9 +121,9 @@ pub struct Request {
 }
 
 impl Request {
-    /// Whether it may be sent again after it may have been carried out (RFC 9110 section 9.2.2).
-    pub fn is_idempotent(&self) -> bool {
-        self.method != "POST"
+    /// Whether it may be sent again after it may have been carried out (RFC 9110 section 9.2.1).
+    pub fn is_safe(&self) -> bool {
+        matches!(self.method, "GET" | "HEAD" | "OPTIONS")
     }
 }
 

@@ -1,0 +1,420 @@
+//! Open files: how many there may be, who may have them, and which errors are about us and not about a node.
+//!
+//! Every connection takes one, a pipe two. A process that runs out of them fails wherever it opens the next one, and that is
+//! as likely as not a health check: then nodes that are well go down, because there is too much traffic to ask them. So
+//! traffic has a budget below the limit, and what is left is for everything else: listeners, health checks, deliveries, the
+//! journal, etcd, the purge and the admin listener. The soft limit, which is 1024 by habit, is raised to the hard one.
+//!
+//! The budget has a share for each link of the chain that a page comes along: clients of the edge, connections to nodes for
+//! them, Varnish at the origin, connections to web nodes for it. With one pot alone the first link takes all, and waits for
+//! the last. So each has files of its own, and half of all is for whoever comes. Who finds none waits: a client before it is
+//! accepted, a request as long as it may take to connect, after which it is answered 503.
+//!
+//! An error of the system that says that *we* are out of something (files, ports, memory, permission) is told apart from one
+//! about a node by [`is_ours`].
+
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use prometheus::IntGauge;
+use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit, setrlimit};
+use tokio::sync::Notify;
+
+use crate::telemetry::{Metrics, Shortage};
+
+/// Connections per listener of the control plane, if there are files for as many.
+const CONTROL_CONNECTIONS: u64 = 2048;
+
+/// Connections per listener of the control plane that there always are.
+const LEAST_CONTROL_CONNECTIONS: u64 = 64;
+
+/// Below this, none of the files are spared for more connections to the control plane than those.
+const FEW: u64 = 1024;
+
+/// What the process opens beside all that is counted: name servers, certificates that are read again, libraries.
+const SPARE: u64 = 64;
+
+/// Files for each node beside its traffic: a health check, a delivery, one more of each that has just ended.
+const PER_NODE: u64 = 4;
+
+/// The shares. One part of eight is each one's own, the other half is common.
+const SHARES: [&str; 4] = ["edge_clients", "edge_nodes", "origin_clients", "origin_nodes"];
+const PARTS: u64 = 8;
+
+/// Whether an error says that this process, or its machine, is out of something or is not allowed something, so that it says
+/// nothing about the other side. `EADDRNOTAVAIL` is what connect(2) says when all local ports are in use.
+pub fn is_ours(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(
+            Errno::MFILE
+                | Errno::NFILE
+                | Errno::ADDRNOTAVAIL
+                | Errno::NOBUFS
+                | Errno::NOMEM
+                | Errno::ACCESS
+                | Errno::PERM
+        )
+    )
+}
+
+/// Raises the limit of open files as far as this process may. Returns what it was and what it is.
+pub fn raise_limit() -> (u64, u64) {
+    let limit = getrlimit(Resource::Nofile);
+    let before = limit.current.unwrap_or(u64::MAX);
+    let raised = setrlimit(Resource::Nofile, rustix::process::Rlimit { current: limit.maximum, ..limit });
+    match raised {
+        Ok(()) => (before, limit.maximum.unwrap_or(u64::MAX)),
+        Err(error) => {
+            tracing::warn!(%error, limit = before, "the limit of open files cannot be raised");
+            (before, before)
+        }
+    }
+}
+
+/// How many files this process has open now. Where the system does not say, as many as it has at start on a usual machine.
+fn open_now() -> u64 {
+    std::fs::read_dir("/proc/self/fd").map_or(SPARE, |files| files.count() as u64)
+}
+
+/// How the files are divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Connections of each listener of the control plane.
+    pub control_connections: usize,
+    /// Of all traffic.
+    traffic: u64,
+}
+
+impl Plan {
+    /// A plan for now, after every listener was opened. `limit` is what [`raise_limit`] came to; `listeners` are those of
+    /// the control plane, `nodes` those that are known by name already.
+    pub fn new(limit: u64, listeners: usize, nodes: usize) -> Self {
+        Plan::with_open(limit, open_now(), listeners as u64, nodes as u64)
+    }
+
+    fn with_open(limit: u64, open: u64, listeners: u64, nodes: u64) -> Self {
+        let each =
+            (limit.saturating_sub(FEW) / (2 * listeners.max(1))).clamp(LEAST_CONTROL_CONNECTIONS, CONTROL_CONNECTIONS);
+        // Nodes that a registry will name need some, too.
+        let others = open + listeners * each + PER_NODE * nodes + SPARE + limit / 32;
+        let traffic = limit - others.min(limit / 8 * 5);
+        Plan { control_connections: usize::try_from(each).unwrap_or(usize::MAX), traffic }
+    }
+
+    /// What each share has for itself.
+    fn own(&self) -> i64 {
+        i64::try_from((self.traffic / PARTS).max(2)).unwrap_or(i64::MAX)
+    }
+
+    /// What all have together.
+    fn common(&self) -> i64 {
+        i64::try_from(self.traffic / PARTS * (PARTS - SHARES.len() as u64)).unwrap_or(i64::MAX)
+    }
+}
+
+/// The files of the traffic.
+#[derive(Debug)]
+pub struct Budget {
+    /// Clients of the edge.
+    pub edge_clients: Arc<Share>,
+    /// Connections to nodes for them, and pipes between the two.
+    pub edge_nodes: Arc<Share>,
+    /// Varnish at the origin.
+    pub origin_clients: Arc<Share>,
+    /// Connections to web nodes for it, and pipes between the two.
+    pub origin_nodes: Arc<Share>,
+}
+
+impl Budget {
+    /// A budget of which nothing is used. `max_edge_clients`: 0, or how many clients of the edge there may be at most.
+    pub fn new(plan: &Plan, max_edge_clients: usize, metrics: &Metrics) -> Self {
+        let (own, most_common) = (plan.own(), plan.common());
+        let most = own.saturating_add(most_common);
+        let wanted = i64::try_from(max_edge_clients).unwrap_or(i64::MAX);
+        if wanted > most {
+            tracing::warn!(
+                max_connections = max_edge_clients,
+                room = most,
+                "limits.max_connections is more than the limit of open files leaves room for: raise that (LimitNOFILE, ulimit -Hn)"
+            );
+        }
+        let common = Arc::new(Common { most: most_common, used: AtomicI64::new(0), waiting: Default::default() });
+        let [edge_clients, edge_nodes, origin_clients, origin_nodes] = std::array::from_fn(|index| {
+            let most = if index == 0 && wanted > 0 { wanted.min(most) } else { most };
+            let (used, limit) = metrics.files.share(SHARES[index]);
+            limit.set(most);
+            let (own_used, shortage) = (AtomicI64::new(0), metrics.files.shortage(SHARES[index]));
+            Arc::new(Share { index, most, own, own_used, used, common: Arc::clone(&common), shortage })
+        });
+        Budget { edge_clients, edge_nodes, origin_clients, origin_nodes }
+    }
+}
+
+/// The files that are nobody's own.
+#[derive(Debug)]
+struct Common {
+    most: i64,
+    used: AtomicI64,
+    /// Of each share.
+    waiting: [Waiting; SHARES.len()],
+}
+
+/// Who waits for files of a share.
+#[derive(Debug, Default)]
+struct Waiting {
+    /// Tells everybody that there is room.
+    room: Notify,
+    /// Tells one that files were given back.
+    turn: Notify,
+}
+
+impl Waiting {
+    fn wake(&self) {
+        self.room.notify_waiters();
+        self.turn.notify_one();
+    }
+}
+
+/// The files that one kind of traffic may have. Several workers may see the same room: a few files more than the limit are
+/// what that costs.
+#[derive(Debug)]
+pub struct Share {
+    index: usize,
+    most: i64,
+    own: i64,
+    own_used: AtomicI64,
+    /// With what it has of the common ones.
+    used: IntGauge,
+    common: Arc<Common>,
+    shortage: Shortage,
+}
+
+impl Share {
+    /// Whether all is used.
+    pub fn is_full(&self) -> bool {
+        !self.has(1)
+    }
+
+    fn has(&self, files: i64) -> bool {
+        self.used.get() + files <= self.most && (self.has_own(files) || self.has_common(files))
+    }
+
+    fn has_own(&self, files: i64) -> bool {
+        self.own_used.load(Ordering::Relaxed) + files <= self.own
+    }
+
+    fn has_common(&self, files: i64) -> bool {
+        self.common.used.load(Ordering::Relaxed) + files <= self.common.most
+    }
+
+    fn waiting(&self) -> &Waiting {
+        &self.common.waiting[self.index]
+    }
+
+    /// Returns when there is room.
+    pub async fn room(&self) {
+        while self.is_full() {
+            let mut freed = pin!(self.waiting().room.notified());
+            freed.as_mut().enable();
+            if self.is_full() {
+                self.shortage.note(&"all files of this share are in use");
+                freed.await;
+            }
+        }
+    }
+
+    /// Counts files that are open already.
+    pub fn enter(self: &Arc<Self>, files: i64) -> Permit {
+        let is_common = !self.has_own(files);
+        self.used.add(files);
+        let of = if is_common { &self.common.used } else { &self.own_used };
+        of.fetch_add(files, Ordering::Relaxed);
+        Permit { share: Arc::clone(self), files, is_common }
+    }
+
+    /// Room for as many files, if there is any.
+    pub fn try_take(self: &Arc<Self>, files: i64) -> Option<Permit> {
+        self.has(files).then(|| self.enter(files))
+    }
+
+    /// Room for one file more, for who has one and must not wait: if all did that, each would wait for the others.
+    pub fn take_another(self: &Arc<Self>) -> Option<Permit> {
+        let another = self.try_take(1);
+        if another.is_none() {
+            self.shortage.note(&"all files of this share are in use");
+        }
+        another
+    }
+
+    /// Waits for room for one file. Nothing is lost where this is given up.
+    pub async fn take(self: &Arc<Self>) -> Permit {
+        loop {
+            let mut freed = pin!(self.waiting().turn.notified());
+            freed.as_mut().enable();
+            if let Some(permit) = self.try_take(1) {
+                return permit;
+            }
+            self.shortage.note(&"all files of this share are in use");
+            freed.await;
+        }
+    }
+}
+
+/// Files of a share that are in use for as long as this lives.
+#[derive(Debug)]
+pub struct Permit {
+    share: Arc<Share>,
+    files: i64,
+    is_common: bool,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let Share { common, own_used, used, .. } = &*self.share;
+        // Whether one was missing to somebody, who may have wanted two.
+        let was_short = !self.share.has(2);
+        used.sub(self.files);
+        if self.is_common {
+            let before = common.used.fetch_sub(self.files, Ordering::Relaxed);
+            if before + 2 > common.most {
+                common.waiting.iter().for_each(Waiting::wake);
+            }
+        } else {
+            own_used.fetch_sub(self.files, Ordering::Relaxed);
+        }
+        if was_short {
+            self.share.waiting().wake();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::{Context, Waker};
+
+    use super::*;
+
+    fn budget(traffic: u64, max_edge_clients: usize) -> Budget {
+        Budget::new(&Plan { control_connections: 0, traffic }, max_edge_clients, &Metrics::new().unwrap())
+    }
+
+    /// A share of this many files, of which there is nothing to be had of the common ones.
+    fn share(own: u64) -> Arc<Share> {
+        let Budget { edge_nodes, origin_nodes, .. } = budget(own * PARTS, 0);
+        let rest = i64::try_from(own).unwrap() * 4;
+        // For as long as the test runs.
+        std::mem::forget(origin_nodes.enter(rest + i64::try_from(own).unwrap()));
+        edge_nodes
+    }
+
+    #[test]
+    fn the_shares_and_everything_else_are_never_more_than_the_limit() {
+        for limit in [16, 64, 256, 1024, 4096, 20_000, 1 << 20, u64::MAX] {
+            for (listeners, nodes) in [(1, 0), (2, 3), (4, 200)] {
+                let plan = Plan::with_open(limit, 40, listeners, nodes);
+                assert!(plan.traffic <= limit && plan.traffic >= limit / 4, "{limit} {plan:?}");
+                if limit >= 1024 {
+                    let others = 40 + listeners * plan.control_connections as u64 + PER_NODE * nodes;
+                    let fits = nodes < 100 || limit > 1024;
+                    assert!(!fits || plan.traffic + others < limit, "{limit} {plan:?}: {others} others");
+                }
+                let parts = 4 * plan.own().min(i64::MAX / 8) + plan.common().min(i64::MAX / 2);
+                assert!(plan.traffic < 2 * PARTS || parts as u64 <= plan.traffic, "{limit} {plan:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn who_finds_a_share_used_up_waits_its_turn_and_gets_what_is_given_back() {
+        let share = share(2);
+        let (first, second) = (share.try_take(1).unwrap(), share.try_take(1).unwrap());
+        assert!(share.try_take(1).is_none() && share.is_full());
+        let (mut third, mut fourth) = (Box::pin(share.take()), Box::pin(share.take()));
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(third.as_mut().poll(&mut cx).is_pending() && fourth.as_mut().poll(&mut cx).is_pending());
+        drop(first);
+        assert!(fourth.as_mut().poll(&mut cx).is_pending(), "it is not its turn");
+        // Whoever gives up passes its turn on.
+        drop(third);
+        assert!(fourth.as_mut().poll(&mut cx).is_ready());
+        drop(second);
+        assert!(!share.is_full());
+    }
+
+    #[test]
+    fn who_finds_no_room_waits_until_somebody_leaves() {
+        let share = share(2);
+        let permit = share.enter(2);
+        let mut listeners = [Box::pin(share.room()), Box::pin(share.room())];
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(listeners.iter_mut().all(|room| room.as_mut().poll(&mut cx).is_pending()));
+        drop(permit);
+        assert!(listeners.iter_mut().all(|room| room.as_mut().poll(&mut cx).is_ready()));
+    }
+
+    #[test]
+    fn one_share_may_take_all_that_is_common_and_nothing_that_is_another_ones() {
+        let Budget { edge_clients, edge_nodes, origin_nodes, .. } = budget(80, 0);
+        let taken: Vec<Permit> = std::iter::from_fn(|| edge_clients.try_take(1)).collect();
+        assert_eq!(taken.len(), 50);
+        for share in [&edge_nodes, &origin_nodes] {
+            let own: Vec<Permit> = std::iter::from_fn(|| share.try_take(1)).collect();
+            assert_eq!(own.len(), 10);
+        }
+        let own: Vec<Permit> = std::iter::from_fn(|| edge_nodes.try_take(1)).collect();
+        let mut waits = Box::pin(edge_nodes.take());
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(waits.as_mut().poll(&mut cx).is_pending());
+        // A common one that another share gives back is had by whoever waits.
+        drop(taken);
+        assert!(waits.as_mut().poll(&mut cx).is_ready());
+        drop(own);
+    }
+
+    #[test]
+    fn the_edge_has_no_more_clients_than_it_is_told() {
+        let Budget { edge_clients, origin_clients, .. } = budget(80, 4);
+        let taken: Vec<Permit> = std::iter::from_fn(|| edge_clients.try_take(1)).collect();
+        assert!(taken.len() == 4 && edge_clients.is_full() && !origin_clients.is_full());
+        let mut room = Box::pin(edge_clients.room());
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(room.as_mut().poll(&mut cx).is_pending());
+        drop(taken);
+        assert!(room.as_mut().poll(&mut cx).is_ready());
+    }
+
+    #[test]
+    fn a_pipe_takes_two_files_or_none() {
+        let share = share(3);
+        let pipe = share.try_take(2).unwrap();
+        assert!(share.try_take(2).is_none());
+        drop(pipe);
+        assert_eq!(share.used.get(), 0);
+        assert!(share.try_take(2).is_some());
+    }
+
+    #[test]
+    fn who_has_a_file_gets_another_one_at_once_or_not_at_all() {
+        let share = share(2);
+        let _had = share.try_take(1).unwrap();
+        let another = share.take_another();
+        assert!(another.is_some() && share.take_another().is_none());
+        drop(another);
+        assert!(share.take_another().is_some());
+    }
+
+    #[test]
+    fn errors_about_us_are_told_from_errors_about_a_node() {
+        let is_ours = |errno: Errno| is_ours(&errno.into());
+        for ours in [Errno::MFILE, Errno::NFILE, Errno::ADDRNOTAVAIL, Errno::NOBUFS, Errno::ACCESS] {
+            assert!(is_ours(ours), "{ours:?}");
+        }
+        for theirs in [Errno::CONNREFUSED, Errno::TIMEDOUT, Errno::HOSTUNREACH, Errno::NETUNREACH, Errno::CONNRESET] {
+            assert!(!is_ours(theirs), "{theirs:?}");
+        }
+    }
+}

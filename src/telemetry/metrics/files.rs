@@ -1,0 +1,78 @@
+//! What the process itself uses, and is out of: that is counted each time, and said once while it lasts.
+
+use std::fmt::Display;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
+
+use super::{counters, int_gauges};
+
+/// After this long without a shortage the next one is another, in seconds.
+const OVER_AFTER: u64 = 10;
+
+/// The files of the traffic, and what there was too little of.
+#[derive(Debug)]
+pub struct FileMetrics {
+    used: IntGaugeVec,
+    limit: IntGaugeVec,
+    shortages: IntCounterVec,
+    /// Connections that could not be accepted.
+    pub accept: Shortage,
+    /// Connections to nodes that could not be opened, and not because of the node.
+    pub connect: Shortage,
+    /// Health checks that could not be carried out.
+    pub probe: Shortage,
+}
+
+impl FileMetrics {
+    pub(super) fn new(r: &Registry) -> prometheus::Result<Self> {
+        let help = "Times that this process was out of files, ports or memory, by what wanted them";
+        let shortages = counters(r, "shortages_total", help, &["at"])?;
+        let shortage = |at| Shortage::new(at, shortages.with_label_values(&[at]));
+        Ok(FileMetrics {
+            used: int_gauges(r, "files", "Open files of the traffic, by what they are for", &["share"])?,
+            limit: int_gauges(r, "files_limit", "How many there may be", &["share"])?,
+            accept: shortage("accept"),
+            connect: shortage("connect"),
+            probe: shortage("probe"),
+            shortages,
+        })
+    }
+
+    /// How many open files there are of a share of the traffic, and how many there may be.
+    pub fn share(&self, share: &str) -> (IntGauge, IntGauge) {
+        (self.used.with_label_values(&[share]), self.limit.with_label_values(&[share]))
+    }
+
+    /// Shortages at one place.
+    pub fn shortage(&self, at: &'static str) -> Shortage {
+        Shortage::new(at, self.shortages.with_label_values(&[at]))
+    }
+}
+
+/// Shortages at one place.
+#[derive(Debug)]
+pub struct Shortage {
+    at: &'static str,
+    count: IntCounter,
+    started: Instant,
+    /// Seconds after `started`, plus one; 0 is never.
+    last: AtomicU64,
+}
+
+impl Shortage {
+    fn new(at: &'static str, count: IntCounter) -> Self {
+        Shortage { at, count, started: Instant::now(), last: AtomicU64::new(0) }
+    }
+
+    /// Counts one, and says so where it is the first.
+    pub fn note(&self, reason: &dyn Display) {
+        self.count.inc();
+        let now = self.started.elapsed().as_secs() + 1;
+        let last = self.last.swap(now, Ordering::Relaxed);
+        if last == 0 || now.saturating_sub(last) > OVER_AFTER {
+            tracing::warn!(at = self.at, %reason, "this process is short of something; see clearcoat_shortages_total and LimitNOFILE");
+        }
+    }
+}

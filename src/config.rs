@@ -32,7 +32,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-pub use edge::{Edge, Origin, ProxyProtocol, TlsListener, WhenAllBehind};
+pub use edge::{Edge, MARKETING_PARAMETERS, Origin, ProxyProtocol, TlsListener, WhenAllBehind};
 pub use error::{ConfigError, ConfigErrors};
 pub use fleet::{Dns, Etcd, Registry, RegistryKind, Replica, StaticNode};
 pub use health::{HealthChecks, VarnishChecks, WebChecks};

@@ -146,7 +146,8 @@ impl Parser {
 
     /// An `esi:` tag, of which `page` begins with the first bytes.
     fn tag<'p>(&mut self, page: &'p [u8], is_whole: bool) -> Option<(Piece<'p>, usize)> {
-        let Some(len) = tag_length(&page[..page.len().min(LONGEST_TAG)]) else {
+        // Also where that stands in quotes, as with Varnish.
+        let Some(end) = memchr::memchr(b'>', &page[..page.len().min(LONGEST_TAG)]) else {
             return match page.len() {
                 LONGEST_TAG.. => Some(self.text(&page[..1])),
                 // Cut off: there is nothing to show of it.
@@ -154,7 +155,7 @@ impl Parser {
                 _ => None,
             };
         };
-        let tag = &page[..len - 1];
+        let tag = &page[..end];
         let is_end = tag.starts_with(b"</");
         let inner = &tag[if is_end { b"</esi:".len() } else { b"<esi:".len() }..];
         let (inner, is_empty) = inner.strip_suffix(b"/").map_or((inner, false), |inner| (inner, true));
@@ -169,7 +170,7 @@ impl Parser {
             }
             _ => Piece::Nothing,
         };
-        Some((piece, len))
+        Some((piece, end + 1))
     }
 }
 
@@ -177,22 +178,8 @@ fn find(bytes: &[u8], mark: &[u8]) -> Option<usize> {
     memchr::memmem::find(bytes, mark)
 }
 
-/// The length of the tag at the start, with its `>`. One in a quoted value is a part of that.
-fn tag_length(page: &[u8]) -> Option<usize> {
-    let mut quote = None;
-    for (at, &byte) in page.iter().enumerate() {
-        match (quote, byte) {
-            (None, b'>') => return Some(at + 1),
-            (None, b'"' | b'\'') => quote = Some(byte),
-            (Some(open), _) if open == byte => quote = None,
-            _ => {}
-        }
-    }
-    None
-}
-
-/// The one `src` among the attributes, decoded. `None` where there is none or more than one, or where it cannot be an
-/// address.
+/// The one `src` among the attributes, decoded. `None` where there is none or more than one, where a quote is open, or
+/// where it cannot be an address.
 fn source_of(mut attributes: &[u8]) -> Option<Vec<u8>> {
     let mut source = None;
     loop {

@@ -171,14 +171,15 @@ sub add_ban {
 }
 
 # Scripts in the browser read these parameters, the server does not. Left in the key, every mail and every advertisement
-# would fill the cache with copies of one page. A name counts only as a whole.
+# would fill the cache with copies of one page. A name counts only as a whole. The list is that of edge.hash_ignore_query,
+# by which clearcoat chooses the Varnish: `clearcoat vcl` writes it here.
 sub strip_marketing {
     if (req.url ~ "\?") {
         # Each parameter with a "&" before it, so that the first one is no special case; then the separators put right.
         set req.url = regsub(req.url, "\?", "?&");
-        set req.url = regsuball(req.url, "&(_bta_\w+|_ga|_gl|_ke|_kx|cof|cx|dclid|dm_i|ef_id|epik|fbclid|gad_\w+|gbraid|gclid|gclsrc|hsa_\w+|igshid|mc_\w+|msclkid|(mtm|matomo|pk|piwik)_\w+|s_kwcid|siteurl|srsltid|trk_\w+|ttclid|twclid|utm_\w+|wbraid|yclid|zanpid)(=[^&]*)?(?=&|$)", "");
+        set req.url = regsuball(req.url, "&(_branch_match_id|_bta_[^=&]*|_ga|_gl|_ke|_kx|campid|ceneo_cid|clickId|cof|customid|cx|dclid|dm_i|ef_id|epik|fbclid|gad_[^=&]*|gbraid|gclid|gclsrc|gdffi|gdfms|gdftrk|hsa_[^=&]*|igshid|matomo_[^=&]*|mc_[^=&]*|mkcid|mkevt|mkrid|mkwid|msclkid|mtm_[^=&]*|pcrid|piwik_[^=&]*|pk_[^=&]*|redirect_log_mongo_id|redirect_mongo_id|s_kwcid|sb_referer_host|ScCid|siteurl|snrai_[^=&]*|srsltid|tduid|trk_[^=&]*|ttclid|twclid|utm_[^=&]*|wbraid|yclid|zanpid)(=[^&]*)?(?=&|$)", "");
         set req.url = regsub(req.url, "\?&", "?");
-        set req.url = regsub(req.url, "\?$", "");
+        set req.url = regsub(req.url, "^([^?]*)\?$", "\1");
     }
 }
 

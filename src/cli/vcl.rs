@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use super::ConfigFile;
 use crate::fleet::Delivery;
-use crate::varnish::vcl::{OriginAddress, Version, render};
+use crate::varnish::vcl::{OriginAddress, Version, render, stripping};
 
 /// Print the VCL for the Varnish nodes of this fleet.
 #[derive(Debug, clap::Args)]
@@ -48,9 +48,9 @@ enum Varnish {
 
 impl Vcl {
     pub(super) fn run(&self) -> anyhow::Result<()> {
+        let config = self.config.load()?;
         let origins = match &*self.origin {
             [] => {
-                let config = self.config.load()?;
                 let listen = config.origin.listen.first().context("origin.listen is empty")?;
                 if listen.ip().is_unspecified() || listen.port() == 0 {
                     bail!("origin.listen is {listen}: say with --origin HOST:PORT how a Varnish reaches it");
@@ -67,7 +67,8 @@ impl Vcl {
             Form::Magento => Delivery::Magento,
             Form::Xkey => Delivery::Xkey,
         };
-        print!("{}", render(version, delivery, &origins, &self.allowed(&origins)?)?);
+        let vcl = render(version, delivery, &origins, &self.allowed(&origins)?)?;
+        print!("{}", stripping(&vcl, &config.edge.hash_ignore_query));
         Ok(())
     }
 

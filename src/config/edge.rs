@@ -9,6 +9,18 @@ use serde::{Deserialize, Serialize};
 use super::text;
 use crate::balance::Policy;
 
+/// What Magento 2.4.8 strips from a URL before its own hash (`Identifier::getMarketingParameterPatterns`, and its VCL), and
+/// what other shops' advertisements use. `ie` and `origin`, which older VCLs of Magento stripped as well, are none.
+#[rustfmt::skip]
+pub const MARKETING_PARAMETERS: [&str; 53] = [
+    "_branch_match_id", "_bta_*", "_ga", "_gl", "_ke", "_kx", "campid", "ceneo_cid", "clickId",
+    "cof", "customid", "cx", "dclid", "dm_i", "ef_id", "epik", "fbclid", "gad_*",
+    "gbraid", "gclid", "gclsrc", "gdffi", "gdfms", "gdftrk", "hsa_*", "igshid", "matomo_*",
+    "mc_*", "mkcid", "mkevt", "mkrid", "mkwid", "msclkid", "mtm_*", "pcrid", "piwik_*",
+    "pk_*", "redirect_log_mongo_id", "redirect_mongo_id", "s_kwcid", "sb_referer_host", "ScCid", "siteurl", "snrai_*", "srsltid",
+    "tduid", "trk_*", "ttclid", "twclid", "utm_*", "wbraid", "yclid", "zanpid",
+];
+
 /// `[edge]`: clients to Varnish.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -21,8 +33,8 @@ pub struct Edge {
     /// How far above the mean load a node may be, as a factor, before it passes a URL on to its next choice;
     /// 0 turns that off, else at least 1. Default 1.25.
     pub bounded_load: f64,
-    /// Query parameters that do not make a URL another page: a name, or a name with one trailing `*`. Default: the
-    /// marketing parameters that Magento's stock VCL strips before its own hash.
+    /// Query parameters that do not make a URL another page: a name, or a name with one trailing `*`. Our VCL strips
+    /// them, so that it is one list: `clearcoat vcl` writes it there. Default [`MARKETING_PARAMETERS`].
     pub hash_ignore_query: Vec<String>,
     /// What becomes of requests while no Varnish has all purges. Default `bypass`.
     pub when_all_behind: WhenAllBehind,
@@ -47,13 +59,11 @@ pub struct Edge {
 
 impl Default for Edge {
     fn default() -> Self {
-        let stripped_by_magento =
-            ["gclid", "cx", "ie", "cof", "siteurl", "zanpid", "origin", "fbclid", "mc_*", "utm_*", "_bta_*"];
         Edge {
             listen: vec![SocketAddr::from(([0, 0, 0, 0], 8080))],
             policy: Policy::Rendezvous,
             bounded_load: 1.25,
-            hash_ignore_query: stripped_by_magento.map(str::to_owned).to_vec(),
+            hash_ignore_query: MARKETING_PARAMETERS.map(str::to_owned).to_vec(),
             when_all_behind: WhenAllBehind::Bypass,
             bypass_max_requests_per_node: 32,
             trusted_proxies: Vec::new(),

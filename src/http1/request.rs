@@ -199,9 +199,9 @@ impl RequestHead {
         }
     }
 
-    /// Takes host and path out of an absolute target (RFC 9112 section 3.2.2). It says which host is meant, in its
-    /// shortest form; a `Host` that means another one is refused, and not overruled, because the server behind us may
-    /// have been told of either.
+    /// Takes host and path out of an absolute target (RFC 9112 section 3.2.2). It says which host is meant. Where
+    /// `Host` says the same in other words, the shortest form goes on. A `Host` that means another one is refused, and not overruled,
+    /// because who looks at the bytes before or behind us may believe either.
     fn take_absolute(&mut self, buffer: &[u8], target: Span) -> Result<(), BadHead> {
         let bytes = target.bytes(buffer);
         let (scheme, rest) = Scheme::strip(bytes).ok_or(BadHead::Target)?;
@@ -212,9 +212,12 @@ impl RequestHead {
         }
         let skipped = bytes.len() - rest.len();
         let meant = scheme.without_default_port(authority);
-        if !self.host.is_some_and(|host| host.bytes(buffer).eq_ignore_ascii_case(meant)) {
-            self.host = Some(target.sub(skipped..skipped + meant.len()));
-        }
+        let says = |host: Span, text: &[u8]| host.bytes(buffer).eq_ignore_ascii_case(text);
+        self.host = match self.host {
+            Some(host) if says(host, authority) || says(host, meant) => Some(host),
+            Some(_) => Some(target.sub(skipped..skipped + meant.len())),
+            None => Some(target.sub(skipped..skipped + end)),
+        };
         match &rest[end..] {
             [b'/', ..] => self.target = target.sub(skipped + end..bytes.len()),
             // "OPTIONS of the server and not of a page" has a form of its own (section 3.2.4).
@@ -329,6 +332,7 @@ mod tests {
             ("GET https://a/", "a:443", ("a", "/")),
             ("GET https://a:80/", "a:80", ("a:80", "/")),
             ("GET http://[::1]/", "[::1]:80", ("[::1]", "/")),
+            ("GET http://[::1]:80/", "[::1]:80", ("[::1]:80", "/")),
         ] {
             let bytes = format!("{line} HTTP/1.1\r\nHost: {host}\r\n\r\n");
             let head = parse(&bytes).unwrap_or_else(|error| panic!("{line}: {error}"));

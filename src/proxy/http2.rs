@@ -45,7 +45,7 @@ use super::exchange;
 use super::failure::Failure;
 use super::stream::Stream;
 use super::worker::Worker;
-use crate::http1::BadHead;
+use crate::http1::{BadHead, Scheme};
 use half::{AnswerBody, PIECE, keep_waker};
 use session::Session;
 
@@ -265,7 +265,8 @@ fn write_head(out: &mut Vec<u8>, parts: &request::Parts, body: &Incoming) -> Res
     let authority = parts.uri.authority().map(|authority| authority.as_str().as_bytes());
     let mut hosts = parts.headers.get_all(HOST).iter().map(HeaderValue::as_bytes);
     let host = hosts.next();
-    let agrees = |host: &[u8]| authority.is_none_or(|authority| authority.eq_ignore_ascii_case(host));
+    let scheme = if parts.uri.scheme_str() == Some("http") { Scheme::Http } else { Scheme::Https };
+    let agrees = |host: &[u8]| authority.is_none_or(|authority| scheme.is_same_host(authority, host));
     if hosts.next().is_some() || host.is_some_and(|host| !agrees(host)) {
         return Err(BadHead::Host);
     }

@@ -46,7 +46,9 @@ pub fn request_key(head: &RequestHead, buffer: &[u8], ignored: &IgnoredParameter
     };
     let mut key = xxh3_64_with_seed(path, host_key);
     if !query.is_empty() {
-        for parameter in query.split(|&byte| byte == b'&').filter(|parameter| !ignored.has(parameter)) {
+        for parameter in
+            query.split(|&byte| byte == b'&').filter(|parameter| !parameter.is_empty() && !ignored.has(parameter))
+        {
             key = xxh3_64_with_seed(parameter, key);
         }
     }
@@ -55,8 +57,13 @@ pub fn request_key(head: &RequestHead, buffer: &[u8], ignored: &IgnoredParameter
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::config::MARKETING_PARAMETERS;
+    use crate::fleet::Delivery;
     use crate::http1::HeadScan;
+    use crate::varnish::vcl::{self, OriginAddress, Version, render};
 
     fn key(host: &str, target: &str) -> u64 {
         let bytes = format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n");
@@ -75,6 +82,92 @@ mod tests {
             assert_eq!(key(host, target), plain, "{host}{target}");
         }
         assert_eq!(key("shop.test", "/p?gclid=1"), key("shop.test", "/p"));
+    }
+
+    /// What the VCL makes of a URL: the four lines of its `strip_marketing`.
+    fn stripped_by_vcl(vcl: &str, url: &str) -> String {
+        let lines = vcl.split_once("sub strip_marketing {").expect("it is there").1;
+        let mut url = url.to_owned();
+        if !url.contains('?') {
+            return url;
+        }
+        for line in lines.lines().map(str::trim).filter(|line| line.starts_with("set req.url = regsub")).take(4) {
+            let mut quoted = line.split('"').skip(1).step_by(2);
+            let (pattern, with) = (quoted.next().expect("a pattern"), quoted.next().expect("its replacement"));
+            let pattern = pcre2::bytes::Regex::new(pattern).expect("a pattern");
+            let limit = if line.contains("regsuball(") { usize::MAX } else { 1 };
+            let (mut out, mut from) = (String::new(), 0);
+            for found in pattern.captures_iter(url.as_bytes()).take(limit) {
+                let found = found.expect("it matches or not");
+                let whole = found.get(0).expect("all of it");
+                out += &url[from..whole.start()];
+                match (with, found.get(1)) {
+                    (r"\1", Some(group)) => out += std::str::from_utf8(group.as_bytes()).expect("text"),
+                    (with, _) => out += with,
+                }
+                from = whole.end();
+            }
+            url = out + &url[from..];
+        }
+        url
+    }
+
+    /// URLs that are one page to the VCL must be one to us, or each of two nodes keeps a copy.
+    fn agree(parameters: &[&str], url: &str) {
+        let owned: Vec<String> = parameters.iter().map(|&name| name.to_owned()).collect();
+        let origin = OriginAddress { host: "10.0.0.1".to_owned(), port: 80 };
+        let vcl = render(Version::Seven, Delivery::Magento, &[origin], &[]).unwrap();
+        let vcl = vcl::stripping(&vcl, &owned);
+        let stripped = stripped_by_vcl(&vcl, url);
+        let ignored = IgnoredParameters::new(parameters.iter().copied());
+        let key = |target: &str| {
+            let bytes = format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n");
+            let mut head = RequestHead::default();
+            head.parse(bytes.as_bytes(), bytes.len(), 100).unwrap();
+            request_key(&head, bytes.as_bytes(), &ignored)
+        };
+        assert_eq!(key(url), key(&stripped), "{url} is {stripped}");
+        let query = url.split_once('?').map_or("", |(_, query)| query);
+        let kept = query.split('&').filter(|parameter| !ignored.has(parameter.as_bytes()));
+        let kept = kept.collect::<Vec<_>>().join("&");
+        let expected = if kept.is_empty() { "/p".to_owned() } else { format!("/p?{kept}") };
+        assert_eq!(stripped.replace("?&", "?"), expected.replace("?&", "?"), "{url}");
+    }
+
+    #[test]
+    fn what_the_vcl_strips_is_what_makes_no_other_key() {
+        for parameters in [&MARKETING_PARAMETERS[..], &["a.b", "x*", "q\"(|)"], &[]] {
+            for url in [
+                "/p",
+                "/p?",
+                "/p?a=1",
+                "/p?utm_source=1&a=1&gclid",
+                "/p?a.b=1&aXb=2",
+                "/p?x=1&xy=2&yx=3",
+                "/p?utm_&utm=1&utm_a.b-c=%20",
+                "/p?gclidx=1&xgclid=2&gclid=3=4?5",
+                "/p?a=?",
+                "/p?a=?&gclid=1",
+                "/p?q\"(|)=1&q=2",
+                "/p?ie=1&origin=2&clickId=3&clickid=4",
+            ] {
+                agree(parameters, url);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_url_that_the_vcl_strips_keeps_its_key(
+            query in prop::collection::vec(prop::sample::select(vec![
+                "utm_", "gclid", "mc_", "a", "=", "&", "1", "_ga", "?", ".", "x", "clickId", "pk_",
+            ]), 0..16),
+        ) {
+            // An empty parameter is none to us, and stays in the URL.
+            let url = format!("/p?{}", query.concat());
+            prop_assume!(!url.contains("&&") && !url.contains("?&") && !url.ends_with('&'));
+            agree(&MARKETING_PARAMETERS, &url);
+        }
     }
 
     #[test]

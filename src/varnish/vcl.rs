@@ -25,6 +25,9 @@ const ONE_BACKEND: (&str, &str) = ("\nbackend origin {\n", "\n}\n");
 /// What stands between these lines, at whatever depth, is written once for every clearcoat.
 const EACH: (&str, &str) = ("# For each clearcoat.", "# End of for each.");
 
+/// What stands before and behind the parameters that both templates strip.
+const STRIPPED: (&str, &str) = ("regsuball(req.url, \"&(", ")(=[^&]*)?(?=&|$)\", \"\");");
+
 /// Which Varnish the VCL is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Version {
@@ -112,6 +115,31 @@ fn in_turns(origins: &[OriginAddress]) -> Result<String, InvalidHost> {
     Ok(text.replace("@OTHERS@", &(origins.len() - 1).to_string()))
 }
 
+/// The same VCL with another list of query parameters that it strips from a URL: `edge.hash_ignore_query`.
+pub fn stripping(vcl: &str, parameters: &[String]) -> String {
+    let (before, rest) = vcl.split_once(STRIPPED.0).expect("every template strips parameters");
+    let (_, after) = rest.split_once(STRIPPED.1).expect("in one pattern");
+    format!("{before}{}{}{}{after}", STRIPPED.0, stripped(parameters.iter().map(String::as_str)), STRIPPED.1)
+}
+
+/// The parameters as alternatives of a regular expression, which stands between quotes in the VCL.
+fn stripped<'p>(parameters: impl Iterator<Item = &'p str>) -> String {
+    let escaped = |name: &str| -> String {
+        let escaped = name.bytes().map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'-' => char::from(byte).to_string(),
+            other => format!("\\x{other:02x}"),
+        });
+        escaped.collect()
+    };
+    let alternative = |pattern: &str| match pattern.strip_suffix('*') {
+        Some(prefix) => escaped(prefix) + "[^=&]*",
+        None => escaped(pattern),
+    };
+    let alternatives: Vec<_> = parameters.map(alternative).collect();
+    // No name at all: nothing matches.
+    if alternatives.is_empty() { "(?!)".to_owned() } else { alternatives.join("|") }
+}
+
 fn checked(host: &str) -> Result<&str, InvalidHost> {
     let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
     let is_address = bare.parse::<std::net::IpAddr>().is_ok();
@@ -134,6 +162,7 @@ fn acl(allow: &[IpNet]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::MARKETING_PARAMETERS;
 
     fn nets(nets: &[&str]) -> Vec<IpNet> {
         nets.iter().map(|net| net.parse().unwrap()).collect()
@@ -239,6 +268,18 @@ mod tests {
         assert_eq!(checked("clear-coat.shop_1.internal"), Ok("clear-coat.shop_1.internal"));
         for bad in ["", "[]", "a b", "a\";", "clearcoat:8081", "[clearcoat]", "a\n"] {
             assert_eq!(checked(bad), Err(InvalidHost(bad.to_owned())));
+        }
+    }
+
+    #[test]
+    fn what_the_files_strip_is_the_default_of_the_configuration() {
+        let parameters = MARKETING_PARAMETERS.map(str::to_owned);
+        for template in [VARNISH_SIX, VARNISH_SEVEN] {
+            assert_eq!(template.matches(STRIPPED.0).count(), 1);
+            assert_eq!(stripping(template, &parameters), template);
+            let other = stripping(template, &["a.b*".to_owned(), "c\"".to_owned()]);
+            assert!(other.contains(r#""&(a\x2eb[^=&]*|c\x22)(=[^&]*)?(?=&|$)""#), "{other}");
+            assert!(stripping(template, &[]).contains("\"&((?!))("));
         }
     }
 

@@ -1,5 +1,7 @@
 //! Past the caches: what a reader gets of a web node while there is no Varnish that may serve him.
 
+use clearcoat::fleet::Delivery;
+use clearcoat::varnish::vcl;
 use http::Request;
 
 use crate::data_path::rig::{Rig, get_request};
@@ -7,6 +9,7 @@ use crate::data_path::tls::Secure;
 use crate::support::client::{Answer, Connection};
 use crate::support::http2::{Http2, request};
 use crate::support::upstream::{Call, Gate, Then, Upstream};
+use crate::support::varnish::Varnish;
 
 /// As Magento marks a page that a VCL is to see.
 const PAGE: &str = "Content-Type: text/html; charset=UTF-8\r\nCache-Control: public, max-age=86400, s-maxage=86400\r\n\
@@ -275,4 +278,65 @@ fn what_is_no_page_passes_as_it_is_but_for_its_head() {
     assert_eq!((answer.status, answer.header("x-magento-tags")), (304, None));
     assert_eq!(fragments(&rig, "hidden"), 1.0);
     assert_eq!(ask(&mut client, &get_request("/json")).status, 200);
+}
+
+/// Pages that say something about ESI, each by its place in this list.
+const ODD_PAGES: [&str; 14] = [
+    "<p>a<esi:include src=\"/f\">b</p>",
+    "<p>a<esi:include src='/f' alt=\"x>y\" /></esi:include>b",
+    "<p><!-- <esi:include src=\"/f\"/> --><![CDATA[<esi:include src=\"/f\"/>]]>",
+    "<p><!--esi <esi:include src=\"http://shop.test/f\"/> -->b-->",
+    "<p><esi:remove><esi:include src=\"/f\"/></esi:remove><esi:comment text=\"x\"/><esi:vars>$(X)</esi:vars>",
+    "no markup <esi:include src=\"/f\"/>",
+    "\n <p><esi:include src=\"f\"/><esi:include src=\"?f\"/>",
+    "<p><esi:include src=\"/deeper\"/>",
+    "<p><esi:include src=\"/text\"/>",
+    "<p><esi:include src=\"/f?a=1&amp;b=2\"/>",
+    "<p><esi:include/><esi:include src=\"/f\" src=\"/f\"/><esi:include src=\"a b\"/>",
+    "<p>cut <esi:include src=\"/f\"",
+    "<p>cut <esi:remove>",
+    "",
+];
+
+/// The same shop behind a Varnish and at the edge without one: no reader can tell, but by who is said to have answered.
+#[test]
+fn a_page_past_the_caches_is_the_page_that_varnish_makes_of_it() {
+    let script = |call: &mut Call<'_>| {
+        let path = call.path().to_owned();
+        let number = path.strip_prefix("/page/").and_then(|number| number.parse::<usize>().ok());
+        match (number, path.as_str()) {
+            (Some(number), _) => page(call, ODD_PAGES[number]),
+            (None, "/deeper") => page(call, "<i><esi:include src=\"/f?deep\"/></i>"),
+            (None, "/text") => {
+                let text = "<esi:include src=\"/f\"/>";
+                let head = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nCache-Control: private, max-age=5\r\n";
+                call.send_then(format!("{head}Content-Length: {}\r\n\r\n{text}", text.len()), Then::KeepAlive)
+            }
+            (None, "/private") => {
+                let head =
+                    "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nCache-Control: private, max-age=5\r\nServer: x\r\n";
+                call.send_then(format!("{head}Content-Length: 3\r\n\r\n<p>"), Then::KeepAlive)
+            }
+            (None, path) => page(call, &format!("<f {path}>")),
+        }
+    };
+    let behind = Upstream::start(script);
+    let folder = tempfile::tempdir().expect("a folder");
+    let text = vcl::render(vcl::Version::Seven, Delivery::Magento, &[behind.address.into()], &[]).expect("a VCL");
+    let file = folder.path().join("shop.vcl");
+    std::fs::write(&file, text).expect("a file");
+    let mut varnish = Varnish::spawn(folder.path(), "varnish", &file);
+    let rig = shop(script);
+    varnish.ready();
+    let paths = (0..ODD_PAGES.len()).map(|number| format!("/page/{number}"));
+    for path in paths.chain(["/text", "/private", "/f"].map(str::to_owned)) {
+        let [through, past] = [varnish.address, rig.clearcoat.edge].map(|address| {
+            let mut client = Connection::open(address).expect("it listens");
+            ask(&mut client, &get_request(&path))
+        });
+        assert_eq!((past.status, past.text()), (through.status, through.text()), "{path}");
+        for field in ["cache-control", "pragma", "expires", "x-magento-tags", "x-powered-by", "server", "link", "age"] {
+            assert_eq!(past.header(field), through.header(field), "{path}: {field}");
+        }
+    }
 }

@@ -117,7 +117,7 @@ fn every_form_of_a_request_goes_on_in_one() {
         ("GET http://a?q HTTP/1.1\r\nHost: a:80\r\n\r\n", format!("GET /?q HTTP/1.1\r\nHost: a\r\n{a}\r\n")),
         ("GET http://a:80/p HTTP/1.1\r\nHost: a\r\n\r\n", format!("GET /p HTTP/1.1\r\nHost: a\r\n{a}\r\n")),
         ("GET https://a:443 HTTP/1.1\r\nHost: a\r\n\r\n", format!("GET / HTTP/1.1\r\nHost: a\r\n{a}\r\n")),
-        ("GET http://a: HTTP/1.0\r\n\r\n", format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", tail("a", "1.0"))),
+        ("GET http://a HTTP/1.0\r\n\r\n", format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", tail("a", "1.0"))),
         ("OPTIONS http://a HTTP/1.1\r\nHost: a\r\n\r\n", format!("OPTIONS * HTTP/1.1\r\nHost: a\r\n{a}\r\n")),
         ("OPTIONS http://a/ HTTP/1.1\r\nHost: a\r\n\r\n", format!("OPTIONS / HTTP/1.1\r\nHost: a\r\n{a}\r\n")),
         ("GET HTTP://A/p HTTP/1.1\r\nHost: a\r\n\r\n", format!("GET /p HTTP/1.1\r\nHost: a\r\n{a}\r\n")),

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use super::expect::{self, Outcome};
 use super::generate;
 use super::ledger::{Run, Violation};
-use super::message::{Conversation, Exchange, Exit, Expect, Framing, Leave, Mishap, Version};
+use super::message::{Conversation, Exchange, Exit, Expect, Framing, Interim, Leave, Mishap, Side, Version};
 use super::pace::Pace;
 use super::parse::{BodyCheck, Ending, Head, Incoming, Trouble, shown};
 pub use listeners::Listeners;
@@ -247,9 +247,12 @@ impl Connection<'_> {
         incoming: &mut Incoming<R>,
     ) -> Result<Head, Trouble> {
         // Of a web node, only a 100 passes that is waited for.
-        let passes = exchange.request.version == Version::Http11 && exchange.request.expect != Expect::No;
-        let interim = exchange.answer.interim.iter().filter(|interim| passes && interim.status == 100);
-        let interim: Vec<_> = interim.collect();
+        let (side, request) = (self.conversation.side, &exchange.request);
+        let passes = |interim: &&Interim| {
+            let is_awaited = request.expect != Expect::No && interim.status == 100;
+            request.version == Version::Http11 && (side == Side::Edge || is_awaited)
+        };
+        let interim: Vec<_> = exchange.answer.interim.iter().filter(passes).collect();
         let again = matches!(exchange.mishap, Some(Mishap::NodeCuts { .. }));
         let mut passed = 0;
         loop {

@@ -27,6 +27,9 @@ const BACK_OFF_REFUSED: Duration = Duration::from_secs(30);
 /// in its sockets within this time.
 const AFTER_STALL: Duration = Duration::from_millis(250);
 
+/// How often it is looked whether a page that is under way has arrived.
+const ARRIVING: Duration = Duration::from_millis(25);
+
 /// How often a node that stands still gets them again before what it answered counts all the same.
 const MAX_STALLS: u32 = 8;
 
@@ -74,6 +77,7 @@ struct Work {
     report: Report,
     folded: u64,
     flushes: u32,
+    under_way: bool,
     last_passed: Option<Instant>,
 }
 
@@ -102,7 +106,7 @@ enum Setback {
 
 impl Task {
     pub(super) fn new(deliveries: Arc<Deliveries>, node: Arc<Node>, state: Arc<DeliveryState>) -> Self {
-        let Context { journal, guard, pace, started, .. } = &deliveries.context;
+        let Context { journal, guard, fleet, pace, started, .. } = &deliveries.context;
         let cursor = match journal.remembered(node.id(), node.spec.epoch.as_deref()) {
             Remembered::At(position) => Some(position),
             // Another cache has this name now. Nobody knows since when it stores pages, nor which of the purges since then
@@ -126,11 +130,17 @@ impl Task {
         let young = journal.older_than(pace.settle);
         if !pace.settle.is_zero() && young < cursor {
             // Who acknowledged these was another process, and may not have lived to repeat them.
-            settling.push(young, cursor, Instant::now() + pace.settle);
+            let now = Instant::now();
+            settling.push(Stretch { after: young, last: cursor, due: now + pace.settle, told: now, landing: false });
         }
         Task {
             metrics: deliveries.context.metrics.node(node.spec.role, node.id()),
-            sources: Sources { journal: Arc::clone(journal), guard: Arc::clone(guard), spec: node.spec.clone() },
+            sources: Sources {
+                journal: Arc::clone(journal),
+                guard: Arc::clone(guard),
+                spec: node.spec.clone(),
+                fleet: Arc::clone(fleet),
+            },
             dispatch: Dispatch::new(node.spec.clone(), Arc::clone(&node.live), *started),
             budget,
             failures: 0,
@@ -174,24 +184,25 @@ impl Task {
             tokio::time::sleep_until(ready.into()).await;
             moved
         };
-        let (kind, after, last) = tokio::select! {
+        let (kind, after, last, told) = tokio::select! {
             biased;
-            stretch = due(unsure) => (Kind::Repeat, Some(stretch.after), stretch.last),
+            stretch = due(unsure) => (Kind::Repeat, Some(stretch.after), stretch.last, stretch.told),
             moved = moved => {
                 let last = self.sources.journal.head();
-                moved.then_some((Kind::New, self.known.then_some(self.told), last))?
+                moved.then_some((Kind::New, self.known.then_some(self.told), last, Instant::now()))?
             }
             stretch = due(settle.map(|settle| Stretch { due: settle.due.max(ready), ..settle })) => {
-                (Kind::Settle, Some(stretch.after), stretch.last)
+                (Kind::Settle, Some(stretch.after), stretch.last, stretch.told)
             }
         };
         Some(Work {
             kind,
-            walk: Walk::new(after, last, self.refused.clone()),
+            walk: Walk::new(after, last, told, self.refused.clone()),
             batch: None,
             report: Report::default(),
             folded: 0,
             flushes: 0,
+            under_way: false,
             last_passed: None,
         })
     }
@@ -225,6 +236,12 @@ impl Task {
                         self.budget.spend(batch.listed(), Instant::now());
                     }
                     work.last_passed = work.last_passed.max(batch.last_passed);
+                    work.under_way |= batch.under_way;
+                    if batch.under_way && work.kind == Kind::Repeat {
+                        // It would have to be told once more anyway.
+                        work.walk.advance(&batch);
+                        continue;
+                    }
                     batch
                 }
             };
@@ -272,12 +289,12 @@ impl Task {
 
     /// The node was sent what it was never sent.
     fn was_told(&mut self, work: Work) {
-        let Work { walk, report, folded, flushes, last_passed, .. } = work;
+        let Work { walk, report, folded, flushes, under_way, last_passed, .. } = work;
         let last = walk.last();
         // What passed before this process was there is not known, so its start counts as such a time.
         let started = self.deliveries.context.started;
         let passed = last_passed.map_or(Duration::ZERO, |at| at.saturating_duration_since(started));
-        let on_their_way = passed >= self.node.live.life_signs.taken_in();
+        let on_their_way = under_way || passed >= self.node.live.life_signs.taken_in();
         self.state.remember(BatchResult { last, invalidated: report.invalidated, refused: report.refused });
         let now = Instant::now();
         let stood_still = self.failures > 0 || self.state.late.load(Ordering::SeqCst) || report.stood_still;
@@ -293,7 +310,7 @@ impl Task {
             self.varnish_metrics(|varnish| varnish.flushed.inc());
         }
         if let Some(due) = repeat {
-            self.unsure.push(self.told, last, due);
+            self.unsure.push(Stretch { after: self.told, last, due, told: walk.began(), landing: under_way });
         }
         (self.known, self.told) = (true, last);
         if repeat.is_none() {
@@ -303,10 +320,17 @@ impl Task {
 
     /// The node was told once more.
     fn was_repeated(&mut self, work: &Work) {
+        if work.under_way {
+            return self.unsure.postpone(Instant::now() + ARRIVING, true);
+        }
+        if self.unsure.first().is_some_and(|stretch| stretch.landing) {
+            // It has just arrived: once more, when the node has had the time to take it in.
+            return self.unsure.postpone(Instant::now() + LANDING, false);
+        }
         let stood_still = self.failures > 0 || work.report.stood_still;
         if stood_still && self.stalls < MAX_STALLS {
             self.stalls += 1;
-            self.unsure.postpone(Instant::now() + AFTER_STALL);
+            self.unsure.postpone(Instant::now() + AFTER_STALL, false);
             return;
         }
         if stood_still {
@@ -330,7 +354,8 @@ impl Task {
         self.deliveries.progressed();
         let settle = self.deliveries.context.pace.settle;
         if !settle.is_zero() {
-            self.settling.push(before, position, Instant::now() + settle);
+            let now = Instant::now();
+            self.settling.push(Stretch { after: before, last: position, due: now + settle, told: now, landing: false });
         }
         if late {
             tracing::info!(node = %self.node.id(), position, "node is up to date again");

@@ -198,7 +198,8 @@ async fn a_ban_that_does_not_compile_at_a_node_is_carried_out_as_one_of_everythi
 
 #[tokio::test]
 async fn a_node_that_takes_no_ban_of_its_form_stays_out() {
-    let rig = rig(obeys(|head| if head.contains("Tags-Pattern") { Does::Answer(400) } else { Does::Answer(200) })).await;
+    let rig =
+        rig(obeys(|head| if head.contains("Tags-Pattern") { Does::Answer(400) } else { Does::Answer(200) })).await;
     rig.append("tag").await;
     rig.until_it_says("X-Magento-Tags-Pattern").await;
     assert_eq!(rig.node.live.cursor(), 0);

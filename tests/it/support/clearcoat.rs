@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use socket2::Socket;
 
 use super::client::get;
+use super::clock::put_ahead;
 use super::varnish::signal;
 use super::{eventually, hold};
 
@@ -24,6 +25,8 @@ pub struct Clearcoat {
     child: Child,
     config: PathBuf,
     log: Log,
+    /// How far its wall clock is ahead.
+    ahead: Option<&'static str>,
     /// Its ports while it is not there.
     held: Vec<Socket>,
 }
@@ -77,10 +80,15 @@ impl Clearcoat {
     /// Runs `clearcoat serve` with this configuration, in this folder. The edge may not be open yet. Its log is JSON, and
     /// says more than usual unless the configuration has a level of its own.
     pub fn start(folder: &Path, config: &str) -> Self {
+        Clearcoat::start_ahead(None, folder, config)
+    }
+
+    /// The same with a wall clock that is ahead by so much.
+    pub fn start_ahead(ahead: Option<&'static str>, folder: &Path, config: &str) -> Self {
         let file = folder.join("clearcoat.toml");
         let log = if config.contains("[log]") { "" } else { "\n[log]\nlevel = \"debug\"\nformat = \"json\"\n" };
         std::fs::write(&file, format!("{config}{log}")).expect("a file");
-        let (child, log) = spawn(&file);
+        let (child, log) = spawn(&file, ahead);
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut this = Clearcoat {
             edge: nowhere,
@@ -91,6 +99,7 @@ impl Clearcoat {
             child,
             config: file,
             log,
+            ahead,
             held: vec![],
         };
         this.find_addresses();
@@ -178,15 +187,18 @@ impl Clearcoat {
     pub fn restart(&mut self) {
         let text = std::fs::read_to_string(&self.config).expect("our file");
         let mut config: toml::Table = text.parse().expect("our file");
-        for (section, address) in
-            [("edge", self.edge), ("origin", self.origin), ("purge", self.purge), ("admin", self.admin)]
-        {
+        for (section, addresses) in [
+            ("edge", vec![self.edge]),
+            ("origin", self.listening("origin")),
+            ("purge", vec![self.purge]),
+            ("admin", vec![self.admin]),
+        ] {
             let section = config.entry(section).or_insert_with(|| toml::Table::new().into());
-            let listen = toml::Value::Array(vec![address.to_string().into()]);
+            let listen = toml::Value::Array(addresses.iter().map(|address| address.to_string().into()).collect());
             section.as_table_mut().expect("a table").insert("listen".into(), listen);
         }
         std::fs::write(&self.config, config.to_string()).expect("a file");
-        (self.child, self.log) = spawn(&self.config);
+        (self.child, self.log) = spawn(&self.config, self.ahead);
         self.find_addresses();
         self.held.clear();
     }
@@ -235,8 +247,11 @@ pub fn run(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_clearcoat")).args(arguments).stdin(Stdio::null()).output().expect("clearcoat")
 }
 
-fn spawn(config: &Path) -> (Child, Log) {
+fn spawn(config: &Path, ahead: Option<&str>) -> (Child, Log) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_clearcoat"));
+    if let Some(by) = ahead {
+        put_ahead(&mut command, by);
+    }
     command.arg("serve").arg("--config").arg(config).stdin(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("clearcoat");
     let log = Log::follow(child.stderr.take().expect("a pipe"));

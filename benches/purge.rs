@@ -7,7 +7,7 @@ use std::fmt::Write;
 use std::hint::black_box;
 
 use clearcoat::fleet::{DEFAULT_HEADER_LIMIT, Delivery};
-use clearcoat::purge::{Ban, Batch, Purge, compile, parse};
+use clearcoat::purge::{Ban, Batch, Purge, Rules, compile, parse};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use http::{HeaderMap, HeaderValue, Method, Uri};
 
@@ -46,7 +46,8 @@ fn requests(tags: &[String]) -> Vec<HeaderMap> {
 }
 
 fn parsed(requests: &[HeaderMap]) -> Vec<Purge> {
-    let parse = |headers| parse(&Method::from_bytes(b"PURGE").expect("a method"), &Uri::from_static("/"), headers);
+    let (method, rules) = (Method::from_bytes(b"PURGE").expect("a method"), Rules::default());
+    let parse = |headers| parse(&method, &Uri::from_static("/"), headers, &rules);
     requests.iter().map(|headers| parse(headers).expect("a purge")).collect()
 }
 

@@ -145,8 +145,8 @@ impl App {
         serve_all(&mut servers, purge, purge_api, config.purge.max_request, &shutdown);
         serve_all(&mut servers, admin, admin_api, MAX_ADMIN_REQUEST, &shutdown);
 
-        let edge_route = Edge::new(&config.edge, fence, Arc::clone(&metrics));
-        let origin_route = Origin::new(&config.origin, guard, Arc::clone(&metrics));
+        let edge_route = Edge::new(&config.edge, &config.purge.methods, fence, Arc::clone(&metrics));
+        let origin_route = Origin::new(&config.origin, &config.purge.methods, guard, Arc::clone(&metrics));
         let shared = shared(config, fleet, Arc::clone(&metrics), suspects, started, shutdown);
         let sockets = edge.into_iter().zip(origin);
         let routes = (edge_route, origin_route);

@@ -2,19 +2,27 @@
 //!
 //! ```text
 //! loop: wait until head > cursor
-//!       batch = compile(journal[cursor+1 ..= head])      whatever gathered while the last batch was on its way
-//!       send(batch) -> ok: cursor = head of the batch;  error: back off, try again with what has gathered since
+//!       walk from cursor to head:  connect, compile the next batch, send it
+//!       all of it answered -> cursor = head;  the node is at fault -> back off, go on with what is left
 //! ```
 //!
 //! No task knows of another, so a node that hangs delays nobody. Nothing is queued: what a node misses is the
-//! difference of two numbers, and what it gets is compiled the moment it can take it.
+//! difference of two numbers ([`walk`]). A node that cannot be reached costs a connection attempt, whatever it misses, and
+//! what takes long to compile is compiled on a thread of its own.
+//!
+//! **One purge takes no node out of service.** What was answered is done, and what fails is tried alone until it is known
+//! who is to blame, the node or the request ([`dispatch`]).
+//!
+//! **A flush is believed as far as it goes.** What cannot be replayed becomes one ban of everything, which most VCLs carry
+//! out for pages with tags and pools only. A node that may have missed the purge of another page ([`requests`]) is current
+//! by it only if its VCL says that all was dropped; else it stays out, and says why.
 //!
 //! **A page that is on its way is told of twice.** The guard of the origin marks pages that were rendered before a purge
 //! and pass after it. A page that passed just before may still be in the socket of a Varnish: when that reads the ban
 //! first, it stores the page after it, where no ban finds it any more. The guard knows when a page of these tags passed
 //! last, so the same bans go out again a moment later ([`LANDING`](crate::fleet::LANDING)), and only then does the cursor
-//! move. For a node that may have stood still, "just before" is as long ago as it was seen to run
-//! ([`LifeSigns`](crate::fleet::LifeSigns)).
+//! move. Where a page is known to be under way still, they go out when it has arrived ([`landing`]). For a node that may
+//! have stood still, "just before" is as long ago as it was seen to run ([`LifeSigns`](crate::fleet::LifeSigns)).
 //!
 //! **Bans are rationed** (`purge.max_bans_per_second`, [`budget`]): above it purges gather for longer, and are told as
 //! one batch. **`purge.settle`** repeats what was acknowledged a fixed time later, for a Varnish that fetches past the
@@ -27,6 +35,7 @@
 
 mod budget;
 mod dispatch;
+mod landing;
 mod requests;
 mod stretches;
 mod task;
@@ -57,6 +66,9 @@ use requests::Requests;
 
 /// How many results of past batches a node remembers, for the purges that still wait to be answered.
 const RESULTS: usize = 256;
+
+/// Purges that arrive within this part of the time that they have fence together.
+const ARRIVAL_GRAINS: u32 = 16;
 
 /// What every delivery works with.
 #[derive(Clone)]
@@ -246,24 +258,58 @@ impl Deliveries {
     /// Does the same for what others have accepted and the journal brings, until the process ends: a purge that was
     /// answered elsewhere fences here, too, whether or not anybody told us of it directly.
     ///
-    /// Whoever accepted it waits as long as we do, so a purge that is news is settled as one of ours. One that is older
-    /// than `timeout` when it comes, because we were cut off, has been answered: it fences at once.
-    pub async fn keep_up(&self, timeout: Duration) {
-        let journal = &self.context.journal;
-        let (mut head, mut old) = (journal.watch(), journal.watch());
+    /// Whoever accepted it waits as long as we do, so a purge that comes live is settled as one of ours, and fences when
+    /// it has been here for `timeout`: by our own clock, for what another machine's clock says of it may be anything.
+    /// What is below `answered` was there before we could see it, and fences at once.
+    pub async fn keep_up(&self, timeout: Duration, mut answered: watch::Receiver<Position>) {
         let fence_what_was_answered = async {
-            while old.changed().await.is_ok() {
-                self.context.fence.raise(journal.older_than(timeout));
+            while answered.changed().await.is_ok() {
+                let answered = *answered.borrow_and_update();
+                self.context.fence.raise(answered);
             }
         };
         let settle_what_is_new = async {
+            let mut head = self.context.journal.watch();
             let fence = || self.context.fence.position();
             while let Ok(moved) = head.wait_for(|head| *head > fence()).await.map(|head| *head) {
                 self.note_requests_since(fence());
                 self.settle(moved, timeout).await;
             }
         };
-        tokio::join!(fence_what_was_answered, settle_what_is_new);
+        tokio::join!(fence_what_was_answered, self.fence_in_time(timeout), settle_what_is_new);
+    }
+
+    /// Raises the fence to what has been here for `timeout`, also while an earlier purge is still being settled.
+    async fn fence_in_time(&self, timeout: Duration) {
+        let mut head = self.context.journal.watch();
+        let mut arrivals: VecDeque<(Position, Instant)> = VecDeque::new();
+        loop {
+            let due = arrivals.front().map(|&(_, arrived)| arrived + timeout);
+            let is_due = async {
+                match due {
+                    Some(due) => tokio::time::sleep_until(due.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                moved = head.changed() => {
+                    if moved.is_err() {
+                        return;
+                    }
+                    let (position, now) = (*head.borrow_and_update(), Instant::now());
+                    match arrivals.back_mut() {
+                        // Together, and a little early: so there are never more of them than grains in the time.
+                        Some((last, arrived)) if now < *arrived + timeout / ARRIVAL_GRAINS => *last = position,
+                        _ => arrivals.push_back((position, now)),
+                    }
+                }
+                () = is_due => {
+                    if let Some((position, _)) = arrivals.pop_front() {
+                        self.context.fence.raise(position);
+                    }
+                }
+            }
+        }
     }
 
     /// What is in the journal counts as answered, whoever answered it.

@@ -30,13 +30,15 @@ pub struct Edge {
     trusted_proxies: Arc<[IpNet]>,
     accepts_proxy_header: bool,
     offload_header: Arc<str>,
+    /// The methods that purge here.
+    purging: Arc<[String]>,
     fence: Arc<Fence>,
     metrics: Arc<Metrics>,
 }
 
 impl Edge {
-    /// An edge that picks behind this fence.
-    pub fn new(config: &config::Edge, fence: Arc<Fence>, metrics: Arc<Metrics>) -> Self {
+    /// An edge that picks behind this fence. `purging` are the methods that purge, of which none passes.
+    pub fn new(config: &config::Edge, purging: &[String], fence: Arc<Fence>, metrics: Arc<Metrics>) -> Self {
         Edge {
             policy: config.policy,
             bounded_load: config.bounded_load,
@@ -46,6 +48,7 @@ impl Edge {
             trusted_proxies: config.trusted_proxies.clone().into(),
             accepts_proxy_header: config.proxy_protocol == ProxyProtocol::Accept,
             offload_header: config.offload_header.as_str().into(),
+            purging: purging.into(),
             fence,
             metrics,
         }
@@ -94,8 +97,8 @@ impl Route for Edge {
     }
 
     /// No purge method passes: Varnish would see our own address in its ACL and obey.
-    fn admits(&self, method: Method) -> bool {
-        !matches!(method, Method::Purging | Method::Unsupported)
+    fn admits(&self, head: &RequestHead, buffer: &[u8]) -> bool {
+        !matches!(head.method, Method::Purging | Method::Unsupported) && !head.is_one_of(&self.purging, buffer)
     }
 
     fn key(&self, head: &RequestHead, buffer: &[u8]) -> u64 {
@@ -167,7 +170,7 @@ mod tests {
 
     fn edge(when_all_behind: WhenAllBehind, answered: u64) -> Edge {
         let config = config::Edge { when_all_behind, bypass_max_requests_per_node: 1, ..config::Edge::default() };
-        Edge::new(&config, Arc::new(Fence::at(answered)), Arc::new(Metrics::new().unwrap()))
+        Edge::new(&config, &[], Arc::new(Fence::at(answered)), Arc::new(Metrics::new().unwrap()))
     }
 
     fn picked(edge: &Edge, fleet: &Snapshot, tried: Option<u64>) -> Result<String, NoNode> {

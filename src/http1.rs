@@ -8,6 +8,8 @@
 //! them. Nothing is copied into a map: forwarding writes the kept spans and adds ours. The structs are filled again
 //! for every request, so that a connection under load does not allocate.
 
+mod authority;
+mod body;
 mod chunked;
 mod field;
 mod head;
@@ -15,12 +17,16 @@ mod request;
 mod response;
 mod write;
 
+pub use authority::Scheme;
+pub use body::BodyDecoder;
 pub use chunked::{BadChunk, ChunkedDecoder};
 pub use field::Span;
 pub use head::HeadScan;
 pub use request::{Method, RequestHead};
 pub use response::ResponseHead;
-pub use write::{Forwarding, error_fields, error_response, push_decimal, write_request, write_response};
+pub use write::{
+    Forwarding, error_fields, error_response, push_decimal, write_request, write_response, write_subrequest,
+};
 
 /// How the end of a message body is found (RFC 9112 section 6.3).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -26,7 +26,7 @@
 //! | services | [`edge`] [`origin`] [`proxy`] [`purge_api`] [`admin`] [`delivery`] [`replicas`] [`fleet_keeper`] [`slow_start`] [`http_server`] [`agent`] | everything below, and few named neighbours |
 //! | edges to the world | [`registry`] [`journal`] [`etcd`] [`varnish`] [`upstream`] [`probe`] [`tls`] | below; of each other only [`etcd`] |
 //! | base | [`config`] [`telemetry`] [`shutdown`] | pure; never each other |
-//! | pure | [`fleet`] [`balance`] [`purge`] [`attribution`] [`http1`] [`proxy_protocol`] | no runtime, no socket, no clock, no global randomness |
+//! | pure | [`fleet`] [`balance`] [`purge`] [`attribution`] [`http1`] [`esi`] [`proxy_protocol`] | no runtime, no socket, no clock, no global randomness |
 
 pub mod admin;
 pub mod agent;
@@ -37,6 +37,7 @@ pub mod cli;
 pub mod config;
 pub mod delivery;
 pub mod edge;
+pub mod esi;
 pub mod etcd;
 pub mod fleet;
 pub mod fleet_keeper;

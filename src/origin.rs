@@ -27,15 +27,18 @@ pub struct Origin {
     policy: Policy,
     nothing_ignored: IgnoredParameters,
     marks: bool,
+    /// The methods that purge here.
+    purging: Arc<[String]>,
     guard: Arc<Guard>,
     metrics: Arc<Metrics>,
 }
 
 impl Origin {
-    /// An origin that chooses as configured, and asks this guard.
-    pub fn new(config: &config::Origin, guard: Arc<Guard>, metrics: Arc<Metrics>) -> Self {
+    /// An origin that chooses as configured, and asks this guard. `purging` are the methods that purge, of which none
+    /// passes.
+    pub fn new(config: &config::Origin, purging: &[String], guard: Arc<Guard>, metrics: Arc<Metrics>) -> Self {
         let nothing_ignored = IgnoredParameters::default();
-        Origin { policy: config.policy, nothing_ignored, marks: config.guard, guard, metrics }
+        Origin { policy: config.policy, nothing_ignored, marks: config.guard, purging: purging.into(), guard, metrics }
     }
 }
 
@@ -61,8 +64,8 @@ impl Route for Origin {
     }
 
     /// A purge method here comes from a Varnish whose VCL pipes what it does not know; no web server wants it.
-    fn admits(&self, method: Method) -> bool {
-        !matches!(method, Method::Purging | Method::Unsupported)
+    fn admits(&self, head: &RequestHead, buffer: &[u8]) -> bool {
+        !matches!(head.method, Method::Purging | Method::Unsupported) && !head.is_one_of(&self.purging, buffer)
     }
 
     fn key(&self, head: &RequestHead, buffer: &[u8]) -> u64 {
@@ -102,7 +105,7 @@ impl Route for Origin {
         if !self.marks || !matches!(request.method, Method::Get | Method::Head) {
             return true;
         }
-        let target = request.target.bytes(asked);
+        let target = request.target(asked);
         let page = Page { status: answer.status, target, fields: answer.kept_fields(bytes) };
         let may_be_stored = match passage {
             Some(passage) => passage.may_be_stored(began, &page, Instant::now()),
@@ -124,7 +127,7 @@ mod tests {
 
     fn origin(guard: bool) -> Origin {
         let config = config::Origin { guard, ..config::Origin::default() };
-        Origin::new(&config, Arc::new(Guard::new(Instant::now())), Arc::new(Metrics::new().unwrap()))
+        Origin::new(&config, &[], Arc::new(Guard::new(Instant::now())), Arc::new(Metrics::new().unwrap()))
     }
 
     /// Whether the page may be stored that was asked for with this method before its tag was purged.

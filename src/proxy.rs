@@ -18,6 +18,7 @@
 mod admission;
 mod attempt;
 mod buffers;
+mod bypass;
 mod client;
 mod connection;
 mod deadline;
@@ -26,6 +27,7 @@ mod failure;
 mod http2;
 mod key;
 mod listener;
+mod notices;
 mod spin;
 mod splice;
 mod stream;
@@ -67,8 +69,8 @@ pub trait Route: 'static {
     /// Whether the `X-Forwarded-*` fields of this peer are believed.
     fn trusts(&self, peer: IpAddr, fleet: &Snapshot) -> bool;
 
-    /// Whether a request with this method may pass; others are answered 405.
-    fn admits(&self, method: Method) -> bool;
+    /// Whether a request with this method may pass; others are answered 405. `buffer` is what the head was parsed from.
+    fn admits(&self, head: &RequestHead, buffer: &[u8]) -> bool;
 
     /// The hash of what is asked for, for policies that keep a key on a node.
     fn key(&self, head: &RequestHead, buffer: &[u8]) -> u64;

@@ -11,6 +11,7 @@
 mod batch;
 mod forward;
 mod guard;
+mod method;
 mod parse;
 mod pattern;
 mod tags;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub use batch::{Ban, Batch, compile};
 pub use guard::{Ends, Guard, Page, Passage, Sent, Wire};
+pub use method::{Rules, may_purge};
 pub use parse::{Refusal, parse};
 pub use pattern::{BadPattern, Pattern};
 pub use tags::TagSet;
@@ -55,11 +57,12 @@ pub enum Target {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, Hash)]
 #[serde(try_from = "forward::Read")]
 pub struct Forward {
-    /// `PURGE` or `BAN`.
+    /// `PURGE`, `BAN`, or another that [`may_purge`].
     pub method: String,
     /// The request target, in origin form.
     pub target: String,
-    /// The end-to-end headers, `Host` among them. Credentials never get here.
+    /// The end-to-end headers, with `host` as the sender wrote it; none if it wrote none (HTTP/1.0). Credentials never
+    /// get here.
     pub headers: Vec<(String, String)>,
 }
 
@@ -90,7 +93,7 @@ pub const PROBE_PATH: &str = "/.clearcoat/probe";
 /// address that it obeys (there is nothing to purge) and 405 to any other; a VCL that purges by URL answers 200, or 404
 /// for a page that was not there.
 pub fn would_obey(status: u16) -> bool {
-    matches!(status, 200 | 400 | 404)
+    matches!(status, 200 | 400 | 404 | 410)
 }
 
 /// What an operator should change about a Varnish that refuses purges with this status.

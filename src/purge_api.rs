@@ -27,7 +27,7 @@ use crate::delivery::{Acknowledged, Deliveries, Refusable};
 use crate::fleet::NodeId;
 use crate::http_server::{Handler, Response, json, text};
 use crate::journal::{Journal, Position};
-use crate::purge::{Purge, Refusal, parse};
+use crate::purge::{Purge, Refusal, Rules, parse};
 use crate::replicas::{self, Replicas};
 use crate::telemetry::Metrics;
 
@@ -38,6 +38,7 @@ pub const MAX_UNDER_WAY: usize = 4096;
 pub struct PurgeApi {
     allow: Vec<IpNet>,
     token: Option<Token>,
+    rules: Rules,
     ack_timeout: Duration,
     journal: Arc<dyn Journal>,
     deliveries: Arc<Deliveries>,
@@ -114,6 +115,7 @@ impl PurgeApi {
         PurgeApi {
             allow: config.allow.clone(),
             token: config.token.clone(),
+            rules: config.rules(),
             ack_timeout: config.ack_timeout,
             journal,
             deliveries,
@@ -204,12 +206,17 @@ impl PurgeApi {
     fn admit(&self, request: &http::Request<Bytes>, peer: SocketAddr) -> Result<Purge, Box<Response>> {
         self.authorise(request.headers(), peer)?;
         let address = peer.ip().to_canonical();
-        parse(request.method(), request.uri(), request.headers()).map_err(|refusal| {
+        parse(request.method(), request.uri(), request.headers(), &self.rules).map_err(|refusal| {
             self.metrics.purge.requested("none", "refused");
             tracing::warn!(%address, %refusal, "purge refused");
-            let Refusal::Method(_) = refusal else { return Box::new(refused(400, &refusal.to_string())) };
+            let Refusal::Method { accepted, .. } = &refusal else {
+                return Box::new(refused(400, &refusal.to_string()));
+            };
             let mut response = refused(405, &refusal.to_string());
-            response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("PURGE, BAN"));
+            // Methods are tokens, which can stand in any field.
+            if let Ok(accepted) = header::HeaderValue::try_from(accepted) {
+                response.headers_mut().insert(header::ALLOW, accepted);
+            }
             Box::new(response)
         })
     }
@@ -302,7 +309,8 @@ fn answer(kind: &'static str, position: Position, outcome: &Acknowledged, unconf
              not purge so",
             outcome.applied.len() + outcome.fenced.len(),
         );
-        tracing::warn!(position, error, "purge refused");
+        // The log has it from the delivery, once for each node.
+        tracing::debug!(position, error, "purge refused");
         return refused(400, &error);
     }
     let Acknowledged { applied, fenced, invalidated, .. } = outcome;

@@ -3,4 +3,4 @@
 pub mod log;
 pub mod metrics;
 
-pub use metrics::{ListenerMetrics, Metrics, NodeMetrics, PurgeMetrics, VarnishMetrics};
+pub use metrics::{ListenerMetrics, Metrics, NodeMetrics, PurgeMetrics, UpstreamFault, VarnishMetrics};

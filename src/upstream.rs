@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -25,6 +26,11 @@ use crate::telemetry::{Metrics, NodeMetrics};
 /// How long an unused connection is kept. Below the 5 s after which Varnish (`timeout_idle`) and Apache
 /// (`KeepAliveTimeout`) close theirs.
 const IDLE_LIMIT: Duration = Duration::from_secs(4);
+
+/// When a silent peer is asked whether it is there still: an answer under way lives as long as both of its connections do,
+/// and a machine that lost its power would else keep one for an hour. Gone after 60 s and three questions, 10 s apart.
+pub const KEEP_ALIVE: TcpKeepalive =
+    TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(10)).with_retries(3);
 
 /// Unused connections per node and worker. More were needed at once only in a burst.
 const IDLE_MAX: usize = 256;
@@ -94,6 +100,7 @@ impl Pools {
     pub async fn connect(&self, node: &Node) -> io::Result<TcpStream> {
         let stream = TcpStream::connect(node.spec.address).await.inspect_err(|_| self.count_connect_error(node))?;
         stream.set_nodelay(true)?;
+        SockRef::from(&stream).set_tcp_keepalive(&KEEP_ALIVE)?;
         Ok(stream)
     }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// The layers from the bottom up, and the modules of each.
 const LAYERS: [(&str, &[&str]); 6] = [
-    ("pure", &["fleet", "balance", "purge", "attribution", "http1", "proxy_protocol"]),
+    ("pure", &["fleet", "balance", "purge", "attribution", "http1", "esi", "proxy_protocol"]),
     ("base", &["config", "telemetry", "shutdown"]),
     ("edges to the world", &["registry", "journal", "etcd", "varnish", "upstream", "probe", "tls"]),
     (

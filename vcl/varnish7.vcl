@@ -345,6 +345,10 @@ sub vcl_synth {
     if (resp.status == 405) {
         set resp.http.Allow = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
     }
+    # So clearcoat knows that nothing of what was here is left: a VCL that does not know X-Clearcoat-Flush may answer 200, too.
+    if (req.method == "PURGE" && req.http.X-Clearcoat-Flush == "all" && req.url != "/.clearcoat/probe" && resp.status == 200) {
+        set resp.http.X-Clearcoat-Flushed = "all";
+    }
     if (req.method == "PURGE" && req.url == "/.clearcoat/probe" && resp.status == 200) {
         set resp.http.Content-Type = "application/json";
         # Only here.

@@ -23,8 +23,11 @@ sub purge_keys {
         req.http.X-Magento-Tags-Pattern || req.http.X-Pool || req.http.X-Clearcoat-Flush) {
         return (synth(400, "xkey-purge or xkey-softpurge: one of them, and no other purge beside it"));
     }
+    # Blanks between keys, and no commas: up to varnish-modules 0.15 (that of many a Varnish 6.0), blanks alone part them.
     std.collect(req.http.xkey-purge, " ");
     std.collect(req.http.xkey-softpurge, " ");
+    set req.http.xkey-purge = regsuball(req.http.xkey-purge, ",", " ");
+    set req.http.xkey-softpurge = regsuball(req.http.xkey-softpurge, ",", " ");
     if (req.http.xkey-purge ~ "[^\s,]") {
         set req.http.X-Clearcoat-Invalidated = xkey.purge(req.http.xkey-purge);
     } else if (req.http.xkey-softpurge ~ "[^\s,]") {
@@ -48,7 +51,8 @@ sub vcl_hit {
 sub vcl_backend_response {
     unset beresp.http.xkey;
     if (beresp.http.X-Magento-Tags) {
-        set beresp.http.xkey = beresp.http.X-Magento-Tags;
+        # Blanks, as above.
+        set beresp.http.xkey = regsuball(beresp.http.X-Magento-Tags, ",", " ");
     }
 }
 

@@ -74,9 +74,9 @@ impl Engine {
         let listener = addresses.purge.first().copied().context("purge.listen holds no address")?;
         let address = replicas::own_address(&config.replica, &config.registry.etcd.endpoints, listener);
         let patience = config.purge.ack_timeout;
-        if self.shared_journal.is_some() {
-            let deliveries = Arc::clone(&self.deliveries);
-            tasks.spawn(async move { deliveries.keep_up(patience).await });
+        if let Some(journal) = &self.shared_journal {
+            let (deliveries, answered) = (Arc::clone(&self.deliveries), journal.answered());
+            tasks.spawn(async move { deliveries.keep_up(patience, answered).await });
         }
         let context = replicas::Context {
             etcd: Arc::clone(etcd),

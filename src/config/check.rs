@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use super::node::{NodeFacts, is_host_port};
 use super::{Config, Dns, Edge, JournalKind, Limits, ProxyProtocol, RegistryKind, StaticNode, Token, WebChecks};
+use crate::purge::may_purge;
 
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 const LONGEST_ACK_TIMEOUT: Duration = Duration::from_secs(60);
@@ -83,6 +84,7 @@ impl Config {
         let (least, most) = MAX_REQUEST.into_inner();
         let in_bounds = MAX_REQUEST.contains(&self.purge.max_request);
         rules.require(in_bounds, "purge.max_request", format!("must be {least} to {most} bytes"));
+        check_methods(&self.purge.methods, &mut rules);
         check_nodes(&self.nodes, &mut rules);
         self.check_registry(&mut rules);
         let has_path = self.journal.kind() == JournalKind::Memory || self.journal.path != Path::new("");
@@ -225,6 +227,16 @@ fn check_limits(limits: &Limits, rules: &mut Rules) {
     rules.require(in_bounds, "limits.max_fields", format!("must be {least} to {most}"));
     let in_bounds = !limits.header_timeout.is_zero() && limits.header_timeout <= LONGEST_HEADER_TIMEOUT;
     rules.require(in_bounds, "limits.header_timeout", "must be above 0s and at most 600s");
+}
+
+fn check_methods(methods: &[String], rules: &mut Rules) {
+    // What Magento sends, and what every Varnish is told by.
+    rules.require(methods.iter().any(|method| method == "PURGE"), "purge.methods", "must hold PURGE");
+    for (index, method) in methods.iter().enumerate() {
+        let reason = "wanted a method of at most 32 letters, digits and !#$%&'*+-.^_`|~ such as PURGEKEYS, and none \
+                      that asks for pages (GET, POST and the like)";
+        rules.require(may_purge(method), format!("purge.methods[{index}]"), reason);
+    }
 }
 
 fn check_nodes(nodes: &[StaticNode], rules: &mut Rules) {

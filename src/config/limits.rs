@@ -20,7 +20,8 @@ pub struct Limits {
     /// 1024 to 1048576, default 32768: what Varnish takes (its parameter `http_req_size`).
     pub max_head: usize,
     /// The most that the head of a node's answer may have, in bytes; beyond it the client gets 502. 1024 to 1048576,
-    /// default 65536: Magento lists the tags of a page in its head.
+    /// default 131072: Magento lists the tags of a page in its head. It should be above what a Varnish takes of a web node
+    /// (its parameter `http_resp_size`), and what its VCL adds comes on top; docs/vcl.md recommends 96 KiB for that one.
     pub max_answer_head: usize,
     /// The most header fields that one head may have, of a request or of an answer. 16 to 256, default 100.
     pub max_fields: usize,
@@ -54,7 +55,7 @@ impl Default for Limits {
     fn default() -> Self {
         Limits {
             max_head: 32 << 10,
-            max_answer_head: 64 << 10,
+            max_answer_head: 128 << 10,
             max_fields: 100,
             max_body: 0,
             header_timeout: Duration::from_secs(10),

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{Token, text};
+use crate::purge::Rules;
 
 /// `[purge]`: Magento to every Varnish.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -19,6 +20,9 @@ pub struct PurgeListener {
     /// Networks that may purge; a bare address is one host. Default: loopback and the private networks.
     #[serde(deserialize_with = "text::list", serialize_with = "text::write_list")]
     pub allow: Vec<IpNet>,
+    /// The methods that purge, as they are written on the wire. `PURGE` is one; requests with another are repeated to
+    /// every Varnish as they came, and none of them passes the edge. Default `["PURGE", "BAN"]`.
+    pub methods: Vec<String>,
     /// A file with the bearer token that a purge must carry as well; empty (the default) wants none.
     pub token_file: PathBuf,
     /// What stands in `token_file`. Read at load, so that a missing file is an error before the first purge.
@@ -55,6 +59,7 @@ impl Default for PurgeListener {
                 v4(192, 168, 16),
                 v6(0xfc00, 0, 7),
             ],
+            methods: Rules::default().methods,
             token_file: PathBuf::new(),
             token: None,
             ack_timeout: Duration::from_secs(1),
@@ -62,5 +67,12 @@ impl Default for PurgeListener {
             settle: Duration::ZERO,
             max_request: 1 << 20,
         }
+    }
+}
+
+impl PurgeListener {
+    /// What this listener takes for a purge.
+    pub fn rules(&self) -> Rules {
+        Rules { methods: self.methods.clone(), ..Rules::default() }
     }
 }

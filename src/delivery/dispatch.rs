@@ -192,7 +192,11 @@ impl Dispatch {
                 return Ok(());
             }
         }
-        let reason = error.to_string().into();
+        let reason = match error {
+            DeliveryError::Refused { status } | DeliveryError::Failed { status } => format!("it answered {status}"),
+            other => other.to_string(),
+        };
+        let reason = reason.into();
         report.refused.extend(fingerprint_of_ban(&item.ban).map(|refused| (refused, reason)));
         Ok(())
     }

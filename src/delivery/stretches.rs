@@ -11,10 +11,6 @@ pub(super) struct Stretch {
     pub(super) after: Position,
     pub(super) last: Position,
     pub(super) due: Instant,
-    /// The node was first told of all of it by then.
-    pub(super) told: Instant,
-    /// A page that it concerns was under way when the node was told last.
-    pub(super) landing: bool,
 }
 
 /// Stretches in the order of the journal, each following the one before it. Those that are due at nearly the same time
@@ -32,17 +28,13 @@ impl Stretches {
     }
 
     /// Adds what follows the last stretch, or begins anew where there is none.
-    pub(super) fn push(&mut self, new: Stretch) {
+    pub(super) fn push(&mut self, after: Position, last: Position, due: Instant) {
         match self.waiting.back_mut() {
-            Some(back) if new.due <= back.due + self.grain => {
-                *back = Stretch {
-                    after: back.after,
-                    due: back.due.max(new.due),
-                    landing: back.landing || new.landing,
-                    ..new
-                };
+            Some(back) if due <= back.due + self.grain => {
+                back.last = last;
+                back.due = back.due.max(due);
             }
-            _ => self.waiting.push_back(new),
+            _ => self.waiting.push_back(Stretch { after, last, due }),
         }
     }
 
@@ -56,10 +48,10 @@ impl Stretches {
         self.waiting.pop_front();
     }
 
-    /// The first one is to be told once more, at this time; `landing`: a page that it concerns is under way still.
-    pub(super) fn postpone(&mut self, due: Instant, landing: bool) {
+    /// The first one is to be told once more, at this time.
+    pub(super) fn postpone(&mut self, due: Instant) {
         if let Some(first) = self.waiting.front_mut() {
-            (first.due, first.landing) = (due, landing);
+            first.due = due;
         }
     }
 }
@@ -70,36 +62,21 @@ mod tests {
 
     const GRAIN: Duration = Duration::from_millis(25);
 
-    fn stretch(after: Position, last: Position, due: Instant, now: Instant) -> Stretch {
-        Stretch { after, last, due, told: now, landing: false }
-    }
-
     #[test]
     fn what_is_due_at_nearly_the_same_time_is_one_stretch() {
         let now = Instant::now();
         let mut stretches = Stretches::new(GRAIN);
-        stretches.push(stretch(0, 3, now, now));
-        stretches.push(stretch(3, 5, now + GRAIN, now));
-        stretches.push(stretch(5, 6, now, now));
-        assert_eq!(stretches.first(), Some(stretch(0, 6, now + GRAIN, now)));
-        stretches.push(stretch(6, 9, now + GRAIN * 3, now));
-        stretches.postpone(now + GRAIN * 9, false);
-        assert_eq!(stretches.first(), Some(stretch(0, 6, now + GRAIN * 9, now)));
+        stretches.push(0, 3, now);
+        stretches.push(3, 5, now + GRAIN);
+        stretches.push(5, 6, now);
+        assert_eq!(stretches.first(), Some(Stretch { after: 0, last: 6, due: now + GRAIN }));
+        stretches.push(6, 9, now + GRAIN * 3);
+        stretches.postpone(now + GRAIN * 9);
+        assert_eq!(stretches.first(), Some(Stretch { after: 0, last: 6, due: now + GRAIN * 9 }));
         stretches.done();
-        assert_eq!(stretches.first(), Some(stretch(6, 9, now + GRAIN * 3, now)));
+        assert_eq!(stretches.first(), Some(Stretch { after: 6, last: 9, due: now + GRAIN * 3 }));
         stretches.done();
         assert_eq!(stretches.first(), None);
-    }
-
-    #[test]
-    fn a_stretch_that_grows_was_told_when_its_last_part_was_and_waits_for_what_any_part_waits_for() {
-        let now = Instant::now();
-        let mut stretches = Stretches::new(GRAIN);
-        stretches.push(Stretch { landing: true, ..stretch(0, 3, now, now) });
-        stretches.push(stretch(3, 5, now, now + GRAIN));
-        assert_eq!(stretches.first(), Some(Stretch { landing: true, ..stretch(0, 5, now, now + GRAIN) }));
-        stretches.postpone(now, false);
-        assert_eq!(stretches.first(), Some(stretch(0, 5, now, now + GRAIN)));
     }
 
     #[test]
@@ -107,7 +84,7 @@ mod tests {
         let now = Instant::now();
         let mut stretches = Stretches::new(GRAIN);
         for purge in 0..100_000 {
-            stretches.push(stretch(purge, purge + 1, now + Duration::from_micros(purge * 10), now));
+            stretches.push(purge, purge + 1, now + Duration::from_micros(purge * 10));
         }
         assert!(stretches.waiting.len() <= 41, "{}", stretches.waiting.len());
     }

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::budget::Budget;
 use super::dispatch::{Dispatch, Report};
+use super::landing::Landing;
 use super::stretches::{Stretch, Stretches};
 use super::walk::{Batch, Sources, Walk};
 use super::{BatchResult, Context, Deliveries, DeliveryState, lock};
@@ -26,9 +27,6 @@ const BACK_OFF_REFUSED: Duration = Duration::from_secs(30);
 /// How long after its bans a node that stood still gets them again: a Varnish that runs again stores what was waiting
 /// in its sockets within this time.
 const AFTER_STALL: Duration = Duration::from_millis(250);
-
-/// How often it is looked whether a page that is under way has arrived.
-const ARRIVING: Duration = Duration::from_millis(25);
 
 /// How often a node that stands still gets them again before what it answered counts all the same.
 const MAX_STALLS: u32 = 8;
@@ -60,6 +58,8 @@ pub(super) struct Task {
     told: Position,
     /// Told, and to be repeated before the cursor may pass: a page could have been on its way.
     unsure: Stretches,
+    /// The pages that the first of them waits for.
+    landing: Option<Landing>,
     /// How often the first of them was repeated in vain.
     stalls: u32,
     /// Acknowledged, and to be repeated all the same: `purge.settle`.
@@ -77,7 +77,6 @@ struct Work {
     report: Report,
     folded: u64,
     flushes: u32,
-    under_way: bool,
     last_passed: Option<Instant>,
 }
 
@@ -106,7 +105,7 @@ enum Setback {
 
 impl Task {
     pub(super) fn new(deliveries: Arc<Deliveries>, node: Arc<Node>, state: Arc<DeliveryState>) -> Self {
-        let Context { journal, guard, fleet, pace, started, .. } = &deliveries.context;
+        let Context { journal, guard, pace, started, .. } = &deliveries.context;
         let cursor = match journal.remembered(node.id(), node.spec.epoch.as_deref()) {
             Remembered::At(position) => Some(position),
             // Another cache has this name now. Nobody knows since when it stores pages, nor which of the purges since then
@@ -130,17 +129,11 @@ impl Task {
         let young = journal.older_than(pace.settle);
         if !pace.settle.is_zero() && young < cursor {
             // Who acknowledged these was another process, and may not have lived to repeat them.
-            let now = Instant::now();
-            settling.push(Stretch { after: young, last: cursor, due: now + pace.settle, told: now, landing: false });
+            settling.push(young, cursor, Instant::now() + pace.settle);
         }
         Task {
             metrics: deliveries.context.metrics.node(node.spec.role, node.id()),
-            sources: Sources {
-                journal: Arc::clone(journal),
-                guard: Arc::clone(guard),
-                spec: node.spec.clone(),
-                fleet: Arc::clone(fleet),
-            },
+            sources: Sources { journal: Arc::clone(journal), guard: Arc::clone(guard), spec: node.spec.clone() },
             dispatch: Dispatch::new(node.spec.clone(), Arc::clone(&node.live), *started),
             budget,
             failures: 0,
@@ -148,6 +141,7 @@ impl Task {
             known,
             told: cursor,
             unsure: Stretches::new(GRAIN),
+            landing: None,
             stalls: 0,
             settling,
             refused: Vec::new(),
@@ -176,6 +170,25 @@ impl Task {
 
     /// Waits for something to do. `None` where the journal is closed: the process ends.
     async fn next(&mut self, head: &mut watch::Receiver<Position>) -> Option<Work> {
+        loop {
+            let (kind, after, last) = self.due(head).await?;
+            if kind == Kind::Repeat && self.waits_for_pages(after.unwrap_or(0), last) {
+                continue;
+            }
+            return Some(Work {
+                kind,
+                walk: Walk::new(after, last, self.refused.clone()),
+                batch: None,
+                report: Report::default(),
+                folded: 0,
+                flushes: 0,
+                last_passed: None,
+            });
+        }
+    }
+
+    /// Waits until something is due: what, after which position, and up to which.
+    async fn due(&mut self, head: &mut watch::Receiver<Position>) -> Option<(Kind, Option<Position>, Position)> {
         let ready = self.budget.ready_at(Instant::now());
         let (unsure, settle) = (self.unsure.first(), self.settling.first());
         let moved = async {
@@ -184,27 +197,39 @@ impl Task {
             tokio::time::sleep_until(ready.into()).await;
             moved
         };
-        let (kind, after, last, told) = tokio::select! {
+        tokio::select! {
             biased;
-            stretch = due(unsure) => (Kind::Repeat, Some(stretch.after), stretch.last, stretch.told),
+            stretch = due(unsure) => Some((Kind::Repeat, Some(stretch.after), stretch.last)),
             moved = moved => {
                 let last = self.sources.journal.head();
-                moved.then_some((Kind::New, self.known.then_some(self.told), last, Instant::now()))?
+                moved.then_some((Kind::New, self.known.then_some(self.told), last))
             }
             stretch = due(settle.map(|settle| Stretch { due: settle.due.max(ready), ..settle })) => {
-                (Kind::Settle, Some(stretch.after), stretch.last, stretch.told)
+                Some((Kind::Settle, Some(stretch.after), stretch.last))
             }
+        }
+    }
+
+    /// Whether a page that these purges concern is still on its way to the node, or has only just arrived: then the time
+    /// to repeat them has not come.
+    fn waits_for_pages(&mut self, after: Position, last: Position) -> bool {
+        let now = Instant::now();
+        let mut landing = match self.landing.take() {
+            Some(landing) if landing.is_of(after, last) => landing,
+            _ => Landing::new(&self.sources, after, last, now),
         };
-        Some(Work {
-            kind,
-            walk: Walk::new(after, last, told, self.refused.clone()),
-            batch: None,
-            report: Report::default(),
-            folded: 0,
-            flushes: 0,
-            under_way: false,
-            last_passed: None,
-        })
+        let postponed = landing.look(&self.sources, &self.deliveries.context.fleet.load(), now);
+        if let Some(until) = postponed {
+            self.unsure.postpone(until);
+            if landing.lasts_long(now) {
+                let text: Arc<str> = "a page that purges concern is still on its way to it".into();
+                if std::mem::replace(&mut *lock(&self.state.error), Arc::clone(&text)) != text {
+                    tracing::info!(node = %self.node.id(), after, last, "{text}: they count when it has arrived");
+                }
+            }
+        }
+        self.landing = Some(landing);
+        postponed.is_some()
     }
 
     /// Carries out what is under way to its end. After a setback it goes on where it was.
@@ -236,12 +261,6 @@ impl Task {
                         self.budget.spend(batch.listed(), Instant::now());
                     }
                     work.last_passed = work.last_passed.max(batch.last_passed);
-                    work.under_way |= batch.under_way;
-                    if batch.under_way && work.kind == Kind::Repeat {
-                        // It would have to be told once more anyway.
-                        work.walk.advance(&batch);
-                        continue;
-                    }
                     batch
                 }
             };
@@ -289,20 +308,22 @@ impl Task {
 
     /// The node was sent what it was never sent.
     fn was_told(&mut self, work: Work) {
-        let Work { walk, report, folded, flushes, under_way, last_passed, .. } = work;
+        let Work { walk, report, folded, flushes, last_passed, .. } = work;
         let last = walk.last();
+        let now = Instant::now();
+        let mut landing = Landing::new(&self.sources, self.told, last, now);
+        let under_way = landing.look(&self.sources, &self.deliveries.context.fleet.load(), now);
         // What passed before this process was there is not known, so its start counts as such a time.
         let started = self.deliveries.context.started;
-        let passed = last_passed.map_or(Duration::ZERO, |at| at.saturating_duration_since(started));
-        let on_their_way = under_way || passed >= self.node.live.life_signs.taken_in();
+        let passed = last_passed.max(landing.passed).map_or(Duration::ZERO, |at| at.saturating_duration_since(started));
+        let on_their_way = passed >= self.node.live.life_signs.taken_in();
         self.state.remember(BatchResult { last, invalidated: report.invalidated, refused: report.refused });
-        let now = Instant::now();
         let stood_still = self.failures > 0 || self.state.late.load(Ordering::SeqCst) || report.stood_still;
         let repeat = match (stood_still, on_their_way) {
             (true, _) => Some(now + AFTER_STALL),
             (false, true) => Some(now + LANDING),
             // Positions are acknowledged in order: what follows a stretch that waits may as well be repeated with it.
-            (false, false) => self.unsure.first().map(|_| now),
+            (false, false) => self.unsure.first().map(|_| now).or(under_way),
         };
         self.deliveries.context.metrics.purge.tags_folded.inc_by(folded);
         if flushes > 0 {
@@ -310,7 +331,7 @@ impl Task {
             self.varnish_metrics(|varnish| varnish.flushed.inc());
         }
         if let Some(due) = repeat {
-            self.unsure.push(Stretch { after: self.told, last, due, told: walk.began(), landing: under_way });
+            self.unsure.push(self.told, last, due);
         }
         (self.known, self.told) = (true, last);
         if repeat.is_none() {
@@ -320,23 +341,16 @@ impl Task {
 
     /// The node was told once more.
     fn was_repeated(&mut self, work: &Work) {
-        if work.under_way {
-            return self.unsure.postpone(Instant::now() + ARRIVING, true);
-        }
-        if self.unsure.first().is_some_and(|stretch| stretch.landing) {
-            // It has just arrived: once more, when the node has had the time to take it in.
-            return self.unsure.postpone(Instant::now() + LANDING, false);
-        }
         let stood_still = self.failures > 0 || work.report.stood_still;
         if stood_still && self.stalls < MAX_STALLS {
             self.stalls += 1;
-            self.unsure.postpone(Instant::now() + AFTER_STALL, false);
+            self.unsure.postpone(Instant::now() + AFTER_STALL);
             return;
         }
         if stood_still {
             tracing::info!(node = %self.node.id(), "its answers to purges take long, again and again: they count all the same");
         }
-        self.stalls = 0;
+        (self.stalls, self.landing) = (0, None);
         self.unsure.done();
         self.acknowledged(work.walk.last());
     }
@@ -354,8 +368,7 @@ impl Task {
         self.deliveries.progressed();
         let settle = self.deliveries.context.pace.settle;
         if !settle.is_zero() {
-            let now = Instant::now();
-            self.settling.push(Stretch { after: before, last: position, due: now + settle, told: now, landing: false });
+            self.settling.push(before, position, Instant::now() + settle);
         }
         if late {
             tracing::info!(node = %self.node.id(), position, "node is up to date again");

@@ -3,6 +3,7 @@
 mod blame;
 
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicU64;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -206,6 +207,20 @@ async fn a_node_that_stood_still_is_told_until_it_runs() {
 }
 
 #[tokio::test]
+async fn a_node_far_away_is_current_after_its_round_trips() {
+    const FAR: [u64; 64] = [110; 64];
+    let guard = Arc::new(Guard::new(long_ago()));
+    let journal = Arc::new(Memory::new(Limits::default(), Arc::clone(&guard)));
+    let rig = Rig::to(obedient(&FAR).await, CALM, journal, guard, None).await;
+    for number in 0..3 {
+        rig.purge(&format!("tag_{number}_end")).await;
+    }
+    // The first one says nothing of how far it is, and the pages before it may be on their way.
+    let told = lock(&rig.told).len();
+    assert!(told <= 8, "{told} times");
+}
+
+#[tokio::test]
 async fn what_passed_before_the_process_began_may_be_on_its_way_too() {
     let rig = Rig::new(CALM).await;
     rig.purge("a").await;
@@ -317,4 +332,48 @@ async fn a_hundred_thousand_missed_purges_are_a_few_requests() {
     rig.purge("last").await;
     let requests = lock(&rig.told).len();
     assert!(requests <= 64, "{requests} requests");
+}
+
+/// A rig whose only node is up and takes nothing, with a journal that dates every purge an hour back.
+async fn deaf() -> Rig {
+    let now_ms = AtomicU64::new(1_900_000_000_000);
+    let guard = Arc::new(Guard::new(long_ago()));
+    // Each look at the clock finds it an hour further on.
+    let clock = Arc::new(move || now_ms.fetch_add(3_600_000, Ordering::SeqCst));
+    let limits = Limits { retention: Duration::MAX, ..Limits::default() };
+    let journal = Arc::new(Memory::with_clock(limits, Arc::clone(&guard), clock));
+    Rig::to(obedient(&[3_600_000; 8]).await, CALM, journal, guard, None).await
+}
+
+/// Returns how long after `began` the fence reached `position`.
+async fn fenced_after(rig: &Rig, position: Position, began: Instant) -> Duration {
+    while rig.deliveries.context.fence.position() < position {
+        assert!(began.elapsed() < PATIENCE, "not fenced");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    began.elapsed()
+}
+
+#[tokio::test]
+async fn what_others_accept_fences_when_it_has_been_here_for_so_long_whatever_its_date() {
+    let rig = deaf().await;
+    let timeout = Duration::from_millis(400);
+    let (answered, receiver) = watch::channel(0);
+    let deliveries = Arc::clone(&rig.deliveries);
+    let keeping = tokio::spawn(async move { deliveries.keep_up(timeout, receiver).await });
+    let began = Instant::now();
+    let first = rig.append("a").await;
+    tokio::time::sleep(timeout / 2).await;
+    // While the first one is still settled: it must not have to wait twice. (Once the node is late it waits for nobody.)
+    let (second_began, second) = (Instant::now(), rig.append("b").await);
+    let after = fenced_after(&rig, first, began).await;
+    assert!(after >= timeout - timeout / ARRIVAL_GRAINS, "fenced after {after:?}");
+    let after = fenced_after(&rig, second, second_began).await;
+    assert!(after < timeout * 3 / 2, "fenced after {after:?}");
+    // What was answered before it came does not wait at all.
+    let (began, third) = (Instant::now(), rig.append("c").await);
+    answered.send_replace(third);
+    let after = fenced_after(&rig, third, began).await;
+    assert!(after < timeout * 3 / 4, "fenced after {after:?}");
+    keeping.abort();
 }

@@ -12,10 +12,8 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use arc_swap::ArcSwap;
-
 use super::fingerprint;
-use crate::fleet::{NodeSpec, Snapshot};
+use crate::fleet::NodeSpec;
 use crate::journal::{Entry, Journal, Missed, Position};
 use crate::purge::{Ban, Batch as Compiled, Guard, Purge, Target, compile};
 
@@ -38,26 +36,6 @@ pub(super) struct Sources {
     pub(super) journal: Arc<dyn Journal>,
     pub(super) guard: Arc<Guard>,
     pub(super) spec: NodeSpec,
-    /// Who else there is, to tell whose answers are under way.
-    pub(super) fleet: Arc<ArcSwap<Snapshot>>,
-}
-
-impl Sources {
-    /// What the guard knows of the pages that these purges concern: whether one that passed by `began` may be under way to
-    /// this node, and when one last passed. In this order: what turns out to have arrived has its time from then on.
-    fn pages<'p>(&self, began: Instant, purges: impl Iterator<Item = &'p Purge> + Clone) -> (bool, Option<Instant>) {
-        let fleet = self.fleet.load();
-        // Of a connection from an address that is no node's, nobody knows whose it is.
-        let is_ours = |ip| {
-            let own = self.spec.address.ip().to_canonical() == ip;
-            let mut members = fleet.varnish.members().iter();
-            own || !members.any(|member| member.node.spec.address.ip().to_canonical() == ip)
-        };
-        let now = Instant::now();
-        // Each is asked, for what has arrived.
-        let under_way = purges.clone().filter(|purge| self.guard.under_way(purge, (began, now), is_ours)).count() > 0;
-        (under_way, purges.filter_map(|purge| self.guard.last_passed(purge)).max())
-    }
 }
 
 /// The way from what a node has to what it shall have.
@@ -67,8 +45,6 @@ pub(super) struct Walk {
     after: Option<Position>,
     /// Where the walk ends.
     last: Position,
-    /// When it was first begun: a page that passed the origin later knew of all purges up to the end.
-    began: Instant,
     /// Up to here a ban of everything covers all but requests that are handed on.
     flushed: Position,
     /// Targets (by their fingerprints, up to a position) that this node does not take though it takes others.
@@ -88,8 +64,6 @@ pub(super) struct Batch {
     pub(super) gap: Option<(Position, Position)>,
     /// The tags that uniting saved.
     pub(super) folded: u64,
-    /// A page that it concerns may be under way to the node.
-    pub(super) under_way: bool,
     /// When a page that it concerns last passed the origin.
     pub(super) last_passed: Option<Instant>,
 }
@@ -111,15 +85,9 @@ impl Item {
 }
 
 impl Walk {
-    /// The way from `after` (`None`: nobody knows what the node has) to `last`, past what the node refuses. All purges up
-    /// to `last` were known when it `began`.
-    pub(super) fn new(after: Option<Position>, last: Position, began: Instant, refused: Vec<(u64, Position)>) -> Self {
-        Walk { after, last, began, flushed: 0, refused }
-    }
-
-    /// When it was first begun.
-    pub(super) fn began(&self) -> Instant {
-        self.began
+    /// The way from `after` (`None`: nobody knows what the node has) to `last`, past what the node refuses.
+    pub(super) fn new(after: Option<Position>, last: Position, refused: Vec<(u64, Position)>) -> Self {
+        Walk { after, last, flushed: 0, refused }
     }
 
     /// Where it ends.
@@ -162,15 +130,13 @@ impl Walk {
         if listed(&bans) > MAX_BANS {
             return Some(self.flush(Some(after), sources));
         }
-        let (under_way, last_passed) = sources.pages(self.began, purges());
         Some(Batch {
             left: bans.into_iter().map(Item::new).collect(),
             reaches: Some(reaches),
             is_flush: false,
             gap: None,
             folded,
-            under_way,
-            last_passed,
+            last_passed: purges().filter_map(|purge| sources.guard.last_passed(purge)).max(),
         })
     }
 
@@ -188,15 +154,13 @@ impl Walk {
     }
 
     fn flush(&self, reaches: Option<Position>, sources: &Sources) -> Batch {
-        let (under_way, last_passed) = sources.pages(self.began, std::iter::once(&Purge::everything()));
         Batch {
             left: [Item::new(Ban::Everything)].into(),
             reaches,
             is_flush: true,
             gap: None,
             folded: 0,
-            under_way,
-            last_passed,
+            last_passed: sources.guard.last_passed(&Purge::everything()),
         }
     }
 

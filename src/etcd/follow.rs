@@ -141,6 +141,8 @@ pub struct Link {
     revision: AtomicI64,
     /// The highest revision that anybody here was told.
     expected: AtomicI64,
+    /// Where etcd was when the watch began.
+    begun_at: AtomicI64,
     /// Milliseconds since `started`; 0 is never.
     heard: AtomicU64,
     problem: Mutex<Arc<str>>,
@@ -155,6 +157,7 @@ impl Link {
             connected: AtomicBool::new(false),
             revision: AtomicI64::new(0),
             expected: AtomicI64::new(0),
+            begun_at: AtomicI64::new(0),
             heard: AtomicU64::new(0),
             problem: Mutex::new("".into()),
         })
@@ -185,6 +188,11 @@ impl Link {
     /// ends before it is another one.
     pub fn expect(&self, revision: i64) {
         self.expected.fetch_max(revision, Ordering::Relaxed);
+    }
+
+    /// Where etcd was when the present watch began: a change up to here is no news to others, however it comes.
+    pub fn begun_at(&self) -> i64 {
+        self.begun_at.load(Ordering::Relaxed)
     }
 
     fn heard(&self, revision: i64) {
@@ -388,10 +396,14 @@ impl Follower {
         let response = self.read(response);
         let expected = self.link.expected.load(Ordering::Relaxed);
         let Some(known) = &mut self.known else { return Err(End::Relist(Resync::Start)) };
+        let at = response.at.unwrap_or(known.revision);
         match known.take(response, expected, stage) {
             Heard::Failed(failure) => return Err(End::Lost(failure)),
             Heard::Relist(cause) => return Err(End::Relist(cause)),
-            Heard::Created => self.pauses.reset(),
+            Heard::Created => {
+                self.link.begun_at.store(at, Ordering::Relaxed);
+                self.pauses.reset();
+            }
             Heard::Changes(changes) if changes.is_empty() => {}
             Heard::Changes(changes) => self.tell(Update::Changed(changes)).await?,
         }

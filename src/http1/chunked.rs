@@ -1,8 +1,7 @@
 //! Chunked bodies (RFC 9112 section 7.1), checked byte by byte and stripped of their frame, so that they can be
 //! written anew in one form. Extensions are read over: nobody uses them, and what is not passed on cannot be used
-//! against anybody. Trailers are checked like the fields of a head, and kept where they may stand at the end.
-
-use super::field::{Kind, classify, trim};
+//! against anybody. Trailers are checked like the fields of a head and read over as well (RFC 9110 section 6.5.1 allows
+//! it): Varnish up to 7 fails a message that has any, and a Varnish is at one end of nearly everything that passes here.
 
 /// Why a chunked body is refused. Its connection cannot be used any further.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,35 +31,6 @@ const MAX_DIGITS: u8 = 32;
 
 /// The most trailers that a body may have.
 const MAX_TRAILERS: usize = 32;
-
-/// Fields that must not come after the content (RFC 9110 section 6.5.1): whoever routes, answers, caches or renders by
-/// them has done so by then, and one who merges them into the head would be told something else than others were.
-/// Those that frame or concern one hop are told by [`classify`].
-const NOT_IN_TRAILERS: [&str; 23] = [
-    "accept-ranges",
-    "age",
-    "authorization",
-    "cache-control",
-    "content-encoding",
-    "content-range",
-    "content-type",
-    "cookie",
-    "date",
-    "expires",
-    "location",
-    "max-forwards",
-    "pragma",
-    "range",
-    "retry-after",
-    "set-cookie",
-    "surrogate-control",
-    "trailer",
-    "vary",
-    "warning",
-    "www-authenticate",
-    "x-magento-tags",
-    "x-magento-vary",
-];
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
@@ -92,7 +62,7 @@ pub struct ChunkedDecoder {
     remaining: u64,
     digits: u8,
     overhead: u32,
-    /// The trailer lines as they come, and at the end those that are passed on.
+    /// The trailer lines as they come.
     trailers: Vec<u8>,
 }
 
@@ -100,11 +70,6 @@ impl ChunkedDecoder {
     /// Whether the last byte of the body has been seen.
     pub fn is_done(&self) -> bool {
         self.state == State::End
-    }
-
-    /// The trailers that may be passed on, each a line with its CR LF; complete once [`Self::is_done`].
-    pub fn trailers(&self) -> &[u8] {
-        &self.trailers
     }
 
     /// Moves the content of `piece` to its front. Returns how many bytes of content there are, and how many bytes of
@@ -166,9 +131,7 @@ impl ChunkedDecoder {
                 State::TrailerStart
             }
             (State::EndLf, b'\n') => {
-                if !self.trailers.is_empty() {
-                    self.trailers = clean_trailers(&self.trailers)?;
-                }
+                check_trailers(&self.trailers)?;
                 State::End
             }
             (State::ExtensionStart, b' ' | b'\t') => self.overhead_byte(State::ExtensionStart)?,
@@ -193,26 +156,17 @@ impl ChunkedDecoder {
     }
 }
 
-/// Checks trailer lines as strictly as the fields of a head, and keeps those that may stand at the end. As in the head
-/// of a request, names with an underscore are nobody's.
-fn clean_trailers(lines: &[u8]) -> Result<Vec<u8>, BadChunk> {
+/// Checks trailer lines as strictly as the fields of a head.
+fn check_trailers(lines: &[u8]) -> Result<(), BadChunk> {
+    if lines.is_empty() {
+        return Ok(());
+    }
     let section = [lines, b"\r\n"].concat();
     let mut fields = [httparse::EMPTY_HEADER; MAX_TRAILERS];
-    let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(&section, &mut fields) else {
-        return Err(BadChunk::Trailer);
-    };
-    let may_end = |name: &str| {
-        classify(name.as_bytes()) == Kind::Kept
-            && !name.contains('_')
-            && !NOT_IN_TRAILERS.iter().any(|known| known.eq_ignore_ascii_case(name))
-    };
-    let mut kept = Vec::new();
-    for field in fields.iter().filter(|field| may_end(field.name)) {
-        for part in [field.name.as_bytes(), b": ", trim(field.value), b"\r\n"] {
-            kept.extend_from_slice(part);
-        }
+    match httparse::parse_headers(&section, &mut fields) {
+        Ok(httparse::Status::Complete(_)) => Ok(()),
+        _ => Err(BadChunk::Trailer),
     }
-    Ok(kept)
 }
 
 fn hex_digit(byte: u8) -> Result<u64, BadChunk> {
@@ -274,12 +228,9 @@ mod tests {
     }
 
     #[test]
-    fn trailers_are_kept_where_they_may_stand_at_the_end() {
-        let mut piece = *b"0\r\nServer-Timing:  db;dur=5 \r\nContent-Length: 3\r\nSet-Cookie: a\r\nA_b: c\r\n\r\nGET";
-        let mut decoder = ChunkedDecoder::default();
-        let (content, consumed) = decoder.decode_in_place(&mut piece).unwrap();
-        assert_eq!((content, consumed, decoder.is_done()), (0, piece.len() - 3, true));
-        assert_eq!(decoder.trailers(), b"Server-Timing: db;dur=5\r\n");
+    fn trailers_are_read_over() {
+        let wire = b"2\r\nok\r\n0\r\nServer-Timing:  db;dur=5 \r\nContent-Length: 3\r\nA_b: c\r\n\r\nGET";
+        assert_eq!(decode(wire).unwrap(), (b"ok".to_vec(), wire.len() - 3, true));
     }
 
     #[test]

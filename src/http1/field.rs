@@ -69,6 +69,8 @@ pub(super) fn classify(name: &[u8]) -> Kind {
         (2, b't') if is("te") => Kind::Dropped,
         (4, b'h') if is("host") => Kind::Host,
         (6, b'e') if is("expect") => Kind::Expect,
+        // No trailer is passed on, so none is announced.
+        (7, b't') if is("trailer") => Kind::Dropped,
         (7, b'u') if is("upgrade") => Kind::Upgrade,
         (9, b'f') if is("forwarded") => Kind::ForwardedOther,
         (10, b'c') if is("connection") => Kind::Connection,

@@ -2,7 +2,8 @@
 
 use std::mem::MaybeUninit;
 
-use super::field::{Fields, Kind, MAX_FIELDS, Span, classify_request};
+use super::authority::{Scheme, is_host};
+use super::field::{Field, Fields, Kind, MAX_FIELDS, Span, classify_request};
 use super::{BadHead, Framing, Version};
 
 /// The methods that a proxy has to tell apart.
@@ -30,8 +31,9 @@ impl Method {
     }
 
     /// Purging methods are told in any case: a VCL may compare them in any, and no real method differs by case alone.
+    /// These are what VCLs of the field know; what a listener's owner calls so is [`RequestHead::is_one_of`].
     fn classify(method: &[u8]) -> Self {
-        const PURGING: [&str; 6] = ["PURGE", "BAN", "PURGEKEYS", "SOFTPURGE", "XKEY", "REFRESH"];
+        const PURGING: [&str; 8] = ["PURGE", "BAN", "PURGEKEYS", "SOFTPURGE", "XKEY", "REFRESH", "URIBAN", "FULLBAN"];
         match method {
             b"GET" => Method::Get,
             b"HEAD" => Method::Head,
@@ -52,8 +54,9 @@ pub struct RequestHead {
     pub method: Method,
     /// The method as it was written.
     pub method_name: Span,
-    /// The target in origin form (or `*`).
-    pub target: Span,
+    target: Span,
+    /// The target where its canonical form does not stand in the buffer; empty where it does.
+    rewritten: Vec<u8>,
     /// Host and port; `None` only with HTTP/1.0.
     pub host: Option<Span>,
     /// The version of the client.
@@ -77,6 +80,7 @@ impl RequestHead {
     pub fn parse(&mut self, buffer: &[u8], len: usize, max_fields: usize) -> Result<(), BadHead> {
         // These structs are filled again and again: what the last request was says nothing about this one.
         self.method = Method::default();
+        self.rewritten.clear();
         let head = &buffer[..len];
         let mut headers = [const { MaybeUninit::uninit() }; MAX_FIELDS];
         let mut request = httparse::Request::new(&mut []);
@@ -120,10 +124,41 @@ impl RequestHead {
         self.upgrade.is_some_and(|offered| offered.bytes(buffer).eq_ignore_ascii_case(protocol))
     }
 
+    /// Whether its method is one of these, in any case. No method that the proxy tells apart is asked about.
+    pub fn is_one_of(&self, methods: &[String], buffer: &[u8]) -> bool {
+        let name = self.method_name.bytes(buffer);
+        self.method == Method::Other && methods.iter().any(|method| method.as_bytes().eq_ignore_ascii_case(name))
+    }
+
+    /// The target in origin form, or `*`.
+    pub fn target<'b>(&'b self, buffer: &'b [u8]) -> &'b [u8] {
+        if self.rewritten.is_empty() { self.target.bytes(buffer) } else { &self.rewritten }
+    }
+
     /// The path of the target, without the query.
-    pub fn path<'b>(&self, buffer: &'b [u8]) -> &'b [u8] {
-        let target = self.target.bytes(buffer);
+    pub fn path<'b>(&'b self, buffer: &'b [u8]) -> &'b [u8] {
+        let target = self.target(buffer);
         &target[..memchr::memchr(b'?', target).unwrap_or(target.len())]
+    }
+
+    /// The fields that are passed on as they are, name and value.
+    pub fn kept_fields<'b>(&'b self, buffer: &'b [u8]) -> impl Iterator<Item = (&'b [u8], &'b [u8])> + Clone {
+        let kept = self.fields.list.iter().filter(|field| matches!(field.kind, Kind::Kept | Kind::Expect));
+        kept.map(|field| (field.name.bytes(buffer), field.value.bytes(buffer)))
+    }
+
+    /// Keeps fields of these names from being passed on. What is checked or written anew is not touched.
+    pub fn drop_fields(&mut self, buffer: &[u8], is_dropped: impl Fn(&[u8]) -> bool) {
+        let kept = self.fields.list.iter_mut().filter(|field| matches!(field.kind, Kind::Kept | Kind::Expect));
+        kept.filter(|field| is_dropped(field.name.bytes(buffer))).for_each(|field| field.kind = Kind::Dropped);
+    }
+
+    /// Whether the client waits for `100 Continue` before it sends its body (RFC 9110 section 10.1.1).
+    pub fn expects_continue(&self, buffer: &[u8]) -> bool {
+        let is_continue = |field: &Field| {
+            field.kind == Kind::Expect && field.value.bytes(buffer).eq_ignore_ascii_case(b"100-continue")
+        };
+        self.fields.list.iter().any(is_continue)
     }
 
     fn body_framing(&self) -> Result<Framing, BadHead> {
@@ -135,8 +170,7 @@ impl RequestHead {
         }
     }
 
-    /// Checks target and Host (RFC 9112 section 3.2) and leaves the origin form. An absolute target must agree with
-    /// Host, because the server behind us may believe either.
+    /// Checks target and Host (RFC 9112 section 3.2) and leaves the origin form.
     fn find_target_and_host(&mut self, buffer: &[u8], target: Span) -> Result<(), BadHead> {
         let mut hosts = self.fields.list.iter().filter(|field| field.kind == Kind::Host);
         let host = hosts.next().map(|field| field.value);
@@ -153,26 +187,41 @@ impl RequestHead {
         if !bytes.iter().fold(true, is_clean) {
             return Err(BadHead::Target);
         }
-        self.target = match bytes {
-            [b'/', ..] => target,
+        self.target = target;
+        match bytes {
+            [b'/', ..] => Ok(()),
             // `host:port` alone. No listener admits the method, so nobody looks at it again.
-            _ if self.method_name.bytes(buffer) == b"CONNECT" => target,
-            b"*" if self.method_name.bytes(buffer) == b"OPTIONS" => target,
-            _ => {
-                let rest = strip_scheme(bytes).ok_or(BadHead::Target)?;
-                let slash = rest.iter().position(|&byte| matches!(byte, b'/' | b'?')).unwrap_or(rest.len());
-                let authority = &rest[..slash];
-                if !is_host(authority) || host.is_some_and(|host| !host.bytes(buffer).eq_ignore_ascii_case(authority)) {
-                    return Err(BadHead::Host);
-                }
-                if rest.get(slash) != Some(&b'/') {
-                    return Err(BadHead::Target);
-                }
-                let skipped = bytes.len() - rest.len();
-                self.host = host.or(Some(target.sub(skipped..skipped + slash)));
-                target.sub(skipped + slash..bytes.len())
+            _ if self.method_name.bytes(buffer) == b"CONNECT" => Ok(()),
+            b"*" if self.method_name.bytes(buffer) == b"OPTIONS" => Ok(()),
+            _ => self.take_absolute(buffer, target),
+        }
+    }
+
+    /// Takes host and path out of an absolute target (RFC 9112 section 3.2.2). It says which host is meant, in its
+    /// shortest form; a `Host` that means another one is refused, and not overruled, because the server behind us may
+    /// have been told of either.
+    fn take_absolute(&mut self, buffer: &[u8], target: Span) -> Result<(), BadHead> {
+        let bytes = target.bytes(buffer);
+        let (scheme, rest) = Scheme::strip(bytes).ok_or(BadHead::Target)?;
+        let end = rest.iter().position(|&byte| matches!(byte, b'/' | b'?')).unwrap_or(rest.len());
+        let authority = &rest[..end];
+        if !is_host(authority) || self.host.is_some_and(|host| !scheme.is_same_host(host.bytes(buffer), authority)) {
+            return Err(BadHead::Host);
+        }
+        let skipped = bytes.len() - rest.len();
+        let meant = scheme.without_default_port(authority);
+        if !self.host.is_some_and(|host| host.bytes(buffer).eq_ignore_ascii_case(meant)) {
+            self.host = Some(target.sub(skipped..skipped + meant.len()));
+        }
+        match &rest[end..] {
+            [b'/', ..] => self.target = target.sub(skipped + end..bytes.len()),
+            // "OPTIONS of the server and not of a page" has a form of its own (section 3.2.4).
+            [] if self.method_name.bytes(buffer) == b"OPTIONS" => self.rewritten.push(b'*'),
+            query => {
+                self.rewritten.push(b'/');
+                self.rewritten.extend_from_slice(query);
             }
-        };
+        }
         Ok(())
     }
 }
@@ -187,46 +236,6 @@ pub(super) fn refusal(error: httparse::Error) -> BadHead {
         httparse::Error::Status => BadHead::Status,
         httparse::Error::Token => BadHead::Syntax("the first line"),
     }
-}
-
-fn strip_scheme(target: &[u8]) -> Option<&[u8]> {
-    ["http://", "https://"].iter().find_map(|scheme| {
-        let (start, rest) = target.split_at_checked(scheme.len())?;
-        start.eq_ignore_ascii_case(scheme.as_bytes()).then_some(rest)
-    })
-}
-
-/// `uri-host [ ":" port ]` (RFC 3986 section 3.2), without user information, without percent-encoding (no shop needs
-/// it, and caches normalise it differently).
-fn is_host(host: &[u8]) -> bool {
-    let name_end = match host.first() {
-        Some(b'[') => match host.iter().position(|&byte| byte == b']') {
-            Some(end) if end > 1 && host[1..end].iter().all(|&b| b.is_ascii_hexdigit() || matches!(b, b':' | b'.')) => {
-                end + 1
-            }
-            _ => return false,
-        },
-        _ => {
-            let end = host.iter().position(|&byte| byte == b':').unwrap_or(host.len());
-            let allowed = |&byte: &u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte);
-            if end == 0 || !host[..end].iter().all(allowed) {
-                return false;
-            }
-            end
-        }
-    };
-    match &host[name_end..] {
-        [] => true,
-        [b':', port @ ..] => is_port(port),
-        _ => false,
-    }
-}
-
-/// Digits up to 65535; RFC 3986 section 3.2.3 allows none at all.
-fn is_port(port: &[u8]) -> bool {
-    port.is_empty()
-        || (port.iter().all(u8::is_ascii_digit)
-            && std::str::from_utf8(port).is_ok_and(|port| port.parse::<u16>().is_ok()))
 }
 
 #[cfg(test)]
@@ -249,7 +258,7 @@ mod tests {
         let bytes = "GET /p?q=1 HTTP/1.1\r\nHost: shop.test:8080\r\nAccept: */*\r\n\r\n";
         let head = parse(bytes).unwrap();
         assert_eq!(head.method, Method::Get);
-        assert_eq!(head.target.bytes(bytes.as_bytes()), b"/p?q=1");
+        assert_eq!(head.target(bytes.as_bytes()), b"/p?q=1");
         assert_eq!(head.path(bytes.as_bytes()), b"/p");
         assert_eq!(head.host.unwrap().bytes(bytes.as_bytes()), b"shop.test:8080");
         assert_eq!((head.framing, head.keep_alive, head.len), (Framing::None, true, bytes.len()));
@@ -305,13 +314,51 @@ mod tests {
 
     #[test]
     fn an_absolute_target_becomes_origin_form() {
-        let bytes = "GET HTTP://Shop.test/p?q HTTP/1.1\r\nHost: shop.test\r\n\r\n";
-        assert_eq!(parse(bytes).unwrap().target.bytes(bytes.as_bytes()), b"/p?q");
+        for (line, host, expected) in [
+            ("GET HTTP://Shop.test/p?q", "shop.test", ("shop.test", "/p?q")),
+            ("GET http://a", "a", ("a", "/")),
+            ("GET http://a?q=/x", "a", ("a", "/?q=/x")),
+            ("OPTIONS http://a", "a", ("a", "*")),
+            ("OPTIONS http://a?q", "a", ("a", "/?q")),
+            ("OPTIONS http://a/", "a", ("a", "/")),
+            ("GET http://a/", "a:80", ("a", "/")),
+            ("GET http://a:80/", "a", ("a", "/")),
+            ("GET http://a:/", "a:080", ("a", "/")),
+            ("GET https://a/", "a:443", ("a", "/")),
+            ("GET https://a:80/", "a:80", ("a:80", "/")),
+            ("GET http://[::1]/", "[::1]:80", ("[::1]", "/")),
+        ] {
+            let bytes = format!("{line} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+            let head = parse(&bytes).unwrap_or_else(|error| panic!("{line}: {error}"));
+            let text = |part: &[u8]| String::from_utf8_lossy(part).into_owned();
+            let found = (text(head.host.unwrap().bytes(bytes.as_bytes())), text(head.target(bytes.as_bytes())));
+            assert_eq!((found.0.as_str(), found.1.as_str()), expected, "{line}");
+        }
+        for (target, host) in [
+            ("http://a:81/", "a"),
+            ("http://a/", "a:443"),
+            ("https://a/", "a:80"),
+            ("http://u@a/", "a"),
+            ("http://u:p@a", "a"),
+            ("http://", "a"),
+            ("http://?q", "a"),
+            ("http:///p", "a"),
+        ] {
+            assert_eq!(parse(&format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n")).unwrap_err(), BadHead::Host);
+        }
+    }
+
+    #[test]
+    fn a_target_that_was_rewritten_is_not_the_next_requests() {
+        let (first, second) = ("GET http://a HTTP/1.1\r\nHost: a\r\n\r\n", "GET /p HTTP/1.1\r\nHost: a\r\n\r\n");
+        let mut head = parse(first).unwrap();
+        head.parse(second.as_bytes(), second.len(), 100).unwrap();
+        assert_eq!(head.target(second.as_bytes()), b"/p");
     }
 
     #[test]
     fn odd_targets_and_versions_are_refused() {
-        for target in ["p", "*", "/a#b", "/\u{fc}", "ftp://a/", "a:80", "http://a"] {
+        for target in ["p", "*", "/a#b", "/\u{fc}", "ftp://a/", "a:80", "http:/a", "http:a"] {
             let refused = parse(&format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n"));
             assert!(refused.is_err(), "{target}");
         }
@@ -368,6 +415,15 @@ mod tests {
         for method in ["PURGE", "purge", "Ban", "PURGEKEYS"] {
             let head = parse(&format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n")).unwrap();
             assert_eq!(head.method, Method::Purging, "{method}");
+        }
+    }
+
+    #[test]
+    fn methods_that_somebody_names_are_known_in_any_case_but_for_those_that_ask_for_pages() {
+        let named = ["FLUSHKEYS".to_owned(), "GET".to_owned()];
+        for (method, expected) in [("FLUSHKEYS", true), ("flushKeys", true), ("FLUSHKEY", false), ("GET", false)] {
+            let bytes = format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n");
+            assert_eq!(parse(&bytes).unwrap().is_one_of(&named, bytes.as_bytes()), expected, "{method}");
         }
     }
 }

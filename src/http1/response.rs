@@ -20,6 +20,8 @@ pub struct ResponseHead {
     pub keep_alive: bool,
     /// Whether [`super::write_response`] tells the next cache not to store it. Every head begins without.
     pub no_store: bool,
+    /// Fields that are written behind those that are kept. Every head begins without.
+    pub added: &'static [(&'static str, &'static str)],
     pub(super) reason: Span,
     pub(super) fields: Fields,
     announced_length: Option<u64>,
@@ -56,6 +58,7 @@ impl ResponseHead {
         self.len = len;
         self.status = status;
         self.no_store = false;
+        self.added = &[];
         let reason = response.reason.unwrap_or_default();
         self.reason = if reason.is_empty() { Span::default() } else { Span::of(buffer, reason.as_bytes()) };
         self.fields.fill(buffer, response.headers, classify)?;
@@ -86,13 +89,28 @@ impl ResponseHead {
         Ok(())
     }
 
-    /// The fields that are passed on, less the length of the body.
+    /// The fields that are passed on, less the length of the body and what is added.
     pub fn kept_fields<'b>(&'b self, buffer: &'b [u8]) -> impl Iterator<Item = (&'b [u8], &'b [u8])> + Clone {
         self.kept().map(|field| (field.name.bytes(buffer), field.value.bytes(buffer)))
     }
 
     pub(super) fn kept(&self) -> impl Iterator<Item = &Field> + Clone {
         self.fields.list.iter().filter(|field| is_kept_in_response(field.kind))
+    }
+
+    /// Keeps fields of these names from being passed on. What frames the body is not touched.
+    pub fn drop_fields(&mut self, buffer: &[u8], is_dropped: impl Fn(&[u8]) -> bool) {
+        let kept = self.fields.list.iter_mut().filter(|field| is_kept_in_response(field.kind));
+        kept.filter(|field| is_dropped(field.name.bytes(buffer))).for_each(|field| field.kind = Kind::Dropped);
+    }
+
+    /// Another body takes the place of this one, of a length that is not known: none is announced any more. Without a
+    /// body (HEAD) there is none either.
+    pub fn replace_body(&mut self) {
+        self.announced_length = None;
+        if self.framing != Framing::None {
+            self.framing = Framing::UntilClose;
+        }
     }
 
     /// The length of the body as the head announces it, also where no body follows (HEAD, 304).

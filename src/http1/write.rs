@@ -31,7 +31,35 @@ impl Forwarding<'_> {
 /// fields gone, `X-Forwarded-For`, `-Proto`, `-Host` and `Via` set. An offer to change the protocol goes on where the
 /// head allows it.
 pub fn write_request(out: &mut Vec<u8>, head: &RequestHead, buffer: &[u8], forwarding: Forwarding<'_>) {
-    push(out, &[head.method_name.bytes(buffer), b" ", head.target.bytes(buffer), b" HTTP/1.1\r\nHost: "]);
+    push(out, &[head.method_name.bytes(buffer), b" ", head.target(buffer), b" HTTP/1.1\r\nHost: "]);
+    write_request_fields(out, head, buffer, forwarding);
+    if let Some(protocol) = head.upgrade {
+        push_upgrade(out, protocol.bytes(buffer));
+    }
+    match (head.framing, head.fields.content_length) {
+        (Framing::Chunked, _) => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
+        (_, Some(length)) => push_length(out, length),
+        _ => {}
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Writes the head of a GET for another target of the same host, with the fields of this request: whoever sent that one
+/// asks for this one, too.
+pub fn write_subrequest(
+    out: &mut Vec<u8>,
+    target: &[u8],
+    head: &RequestHead,
+    buffer: &[u8],
+    forwarding: Forwarding<'_>,
+) {
+    push(out, &[b"GET ", target, b" HTTP/1.1\r\nHost: "]);
+    write_request_fields(out, head, buffer, forwarding);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Writes the value of `Host`, the fields that are kept and those that tell of the client.
+fn write_request_fields(out: &mut Vec<u8>, head: &RequestHead, buffer: &[u8], forwarding: Forwarding<'_>) {
     let host = head.host.map_or(forwarding.fallback_host.as_bytes(), |host| host.bytes(buffer));
     push(out, &[host, b"\r\n"]);
     let trusted = forwarding.trusted;
@@ -77,15 +105,6 @@ pub fn write_request(out: &mut Vec<u8>, head: &RequestHead, buffer: &[u8], forwa
         push(out, &[forwarding.offload_header.as_bytes(), b": https\r\n"]);
     }
     push_via(out, forwarding.received);
-    if let Some(protocol) = head.upgrade {
-        push_upgrade(out, protocol.bytes(buffer));
-    }
-    match (head.framing, head.fields.content_length) {
-        (Framing::Chunked, _) => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
-        (_, Some(length)) => push_length(out, length),
-        _ => {}
-    }
-    out.extend_from_slice(b"\r\n");
 }
 
 /// Writes the head of a response for the client, and says how its body is to be framed: chunked where the length is
@@ -109,6 +128,9 @@ pub fn write_response(
     let mut fields = FieldWriter::new(buffer);
     head.kept().filter(|field| !is_written(field)).for_each(|field| fields.push(out, field));
     fields.finish(out);
+    for (name, value) in head.added {
+        push(out, &[name.as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
+    }
     push_via(out, Version::Http11);
     let framing = match head.framing {
         Framing::Chunked | Framing::UntilClose if client == Version::Http11 => Framing::Chunked,

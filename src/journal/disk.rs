@@ -144,6 +144,12 @@ impl Disk {
         self.ask(|answer| Command::BreakOff(revision, answer)).await
     }
 
+    /// Lets go of what is too old, also where nothing new comes. The file follows with the next purge.
+    pub(super) fn retire(&self) {
+        self.shared.tail.retire(self.now_ms());
+        self.shared.ledger().trim(self.shared.tail.floor());
+    }
+
     /// The origins of what is held. The writer's to change, but for what it does not know of.
     pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.shared.ledger()

@@ -19,8 +19,9 @@
 //! waits for a moment. Where that cannot be had (etcd is away, a backup was restored) positions go on growing by
 //! themselves, and [`Ledger`](super::ledger::Ledger) translates.
 //!
-//! **Entries go by time, and leave a mark**: whoever deletes them writes the last deleted revision to `purges/floor` in the
-//! same transaction. A replica that was away for so long that it may have missed one sees the mark, and everything
+//! **Entries go by time, and leave a mark**: each replica dates them by its own clock when they come to it, because the
+//! clocks of two machines may differ by anything. Whoever deletes them writes the last deleted revision to `purges/floor`
+//! in the same transaction. A replica that was away for so long that it may have missed one sees the mark, and everything
 //! before it is a gap.
 
 mod cursors;
@@ -81,6 +82,8 @@ struct Inner {
     limits: Limits,
     etcd: SharedEtcd,
     link: Arc<Link>,
+    /// The last position of a purge that was in etcd before our watch was.
+    answered: watch::Sender<Position>,
 }
 
 /// A purge as one replica tells another one of it.
@@ -117,11 +120,6 @@ impl Names {
     }
 }
 
-/// When a purge was accepted, by its name.
-fn accepted_at(id: &str) -> Option<u64> {
-    u64::from_str_radix(id.split_once('-')?.0, 16).ok()
-}
-
 impl Etcd {
     /// Opens the local part in the directory `path`, and takes in what etcd has; waits a moment for that, and no longer.
     /// `guard` hears of every purge before a reader does.
@@ -148,6 +146,7 @@ impl Etcd {
             limits,
             etcd: Arc::clone(&etcd),
             link: Arc::clone(&link),
+            answered: watch::Sender::new(0),
         });
         let (updates_sender, updates) = mpsc::channel(UPDATES);
         let (synced_sender, mut synced) = watch::channel(false);
@@ -181,7 +180,9 @@ impl Etcd {
         };
         // All together as long as one.
         _ = tokio::time::timeout(IN_ORDER, in_order).await;
-        let foreign = told.into_iter().map(|Told { id, revision, at_ms, purge }| Foreign {
+        // Dated by our clock, by which it will retire here: that of its sender may say anything.
+        let at_ms = inner.local.now_ms();
+        let foreign = told.into_iter().map(|Told { id, revision, purge, .. }| Foreign {
             origin: Origin { id: id.into(), revision, ours: false },
             at_ms,
             purge,
@@ -207,6 +208,12 @@ impl Etcd {
     /// Where in etcd the entry at this position is.
     pub fn revision(&self, position: Position) -> Option<u64> {
         self.inner.local.ledger().revision(position)
+    }
+
+    /// The last position of a purge that had been in etcd before we could see it, for waiting until it moves: whoever
+    /// accepted that has answered it, or is about to. What comes while we watch is not among them.
+    pub fn answered(&self) -> watch::Receiver<Position> {
+        self.inner.answered.subscribe()
     }
 
     /// The time by the clock that dates purges, in ms since 1970.

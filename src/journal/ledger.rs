@@ -93,6 +93,12 @@ impl Ledger {
         self.trimmed.contains(id)
     }
 
+    /// Some of the purges that were held here and are not any more, at most `most`, and the revision up to which no purge
+    /// is held. They may be in etcd still.
+    pub(super) fn retired(&self, most: usize) -> (Vec<Arc<str>>, u64) {
+        (self.trimmed.iter().take(most).cloned().collect(), self.retired)
+    }
+
     /// A purge is not in etcd any more, and does not come from there again.
     pub(super) fn forget_one(&mut self, id: &str) {
         self.trimmed.remove(id);

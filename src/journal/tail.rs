@@ -111,6 +111,11 @@ impl Tail {
         self.head.send_replace(head);
     }
 
+    /// Lets go of what is too old at `now_ms`, where nothing new comes.
+    pub(super) fn retire(&self, now_ms: u64) {
+        self.held.write().unwrap_or_else(PoisonError::into_inner).trim(&self.limits, now_ms);
+    }
+
     /// What lies before `position` is not known, or not all of it: nothing up to there is held any more, and the head is
     /// there at least.
     pub(super) fn forget_up_to(&self, position: Position) {

@@ -5,6 +5,7 @@
 //! was read, or behind the head, where it is so short that a copy costs less.
 
 mod head;
+mod page;
 
 use std::io;
 use std::mem;
@@ -19,6 +20,7 @@ use head::{Came, Held};
 
 use super::Route;
 use super::buffers::Buffers;
+use super::bypass;
 use super::client::{After, Client};
 use super::deadline::Phase;
 use super::failure::Failure;
@@ -27,7 +29,7 @@ use super::stream::Stream;
 use super::transfer::{Transfer, TransferError};
 use super::tunnel::tunnel;
 use crate::fleet::{Node, SendProxy};
-use crate::http1::{BadHead, Forwarding, Framing, write_request, write_response};
+use crate::http1::{BadHead, Forwarding, Framing, RequestHead, write_request, write_response};
 use crate::proxy_protocol;
 use crate::purge::Passage;
 
@@ -78,6 +80,12 @@ pub(super) async fn attempt<R: Route>(
     node: &Arc<Node>,
     fresh: bool,
 ) -> Result<Answered, Failed> {
+    if node.spec.role != R::ROLE {
+        if !bypass::admits(&buffers.request, &buffers.input) {
+            return Err(Failed { failure: Failure::BadMethod, status: None, untouched: true, reused: false });
+        }
+        bypass::ask_for_whole(&mut buffers.request, &buffers.input);
+    }
     let _inflight = Inflight::begin(node);
     let owner = (node.spec.send_proxy == SendProxy::V2).then_some(client.peer.socket);
     let pooled = if fresh { None } else { client.worker.pools.take(node, owner) };
@@ -108,6 +116,8 @@ pub(super) async fn attempt<R: Route>(
         node_was_reset: false,
         held: None,
         held_since: 0,
+        page: None,
+        client_may_be_gone: false,
         download: Transfer::new(Framing::None, false, Vec::new()),
         status: None,
         keep_alive: false,
@@ -149,24 +159,26 @@ async fn connect<R: Route>(client: &Client<R>, node: &Arc<Node>) -> Result<TcpSt
 }
 
 fn write_head<R: Route>(out: &mut Vec<u8>, client: &Client<R>, buffers: &Buffers, node: &Node) {
-    let request = &buffers.request;
-    let address;
-    let fallback_host = match request.host {
-        Some(_) => "",
-        None => {
-            address = node.spec.address.to_string();
-            &address
-        }
-    };
-    let forwarding = Forwarding {
+    let fallback_host = fallback_host(&buffers.request, node);
+    let forwarding = forwarding(client, &buffers.request, &fallback_host);
+    write_request(out, &buffers.request, &buffers.input, forwarding);
+}
+
+/// The host for a request that names none.
+fn fallback_host(request: &RequestHead, node: &Node) -> String {
+    if request.host.is_some() { String::new() } else { node.spec.address.to_string() }
+}
+
+/// What a node is told about the client.
+fn forwarding<'f, R: Route>(client: &'f Client<R>, request: &RequestHead, fallback_host: &'f str) -> Forwarding<'f> {
+    Forwarding {
         peer: &client.peer.text,
         proto: client.proto(),
         trusted: client.trusted,
         fallback_host,
         received: client.version(request.version),
         offload_header: client.route.offload_header(),
-    };
-    write_request(out, request, &buffers.input, forwarding);
+    }
 }
 
 /// One request at one node: the body going up, the answer coming down, both from the client's task.
@@ -183,6 +195,10 @@ struct Exchange<'e, R> {
     /// A page that waits for its end, and how much of it has come since that was last taken.
     held: Option<Held>,
     held_since: u64,
+    /// The length of the head of a page that is to be filled in; all of it that has come is in `answer`.
+    page: Option<usize>,
+    /// The client has sent something behind its request, perhaps its end.
+    client_may_be_gone: bool,
     /// The body of the final answer, once its head is here.
     download: Transfer,
     /// The status of that answer.
@@ -209,7 +225,10 @@ impl<R: Route> Exchange<'_, R> {
                     return Ok(Answered { status: 101, after: After::Close });
                 }
                 Came::Final => {
-                    self.forward_answer().await?;
+                    match self.page.take() {
+                        Some(head) => Box::pin(self.forward_page(head)).await?,
+                        None => self.forward_answer().await?,
+                    }
                     self.buffers.next_request(head_len + body);
                     self.buffers.input.append(&mut self.beyond);
                     return Ok(Answered { status: self.buffers.response.status, after: self.after() });
@@ -251,9 +270,25 @@ impl<R: Route> Exchange<'_, R> {
         }
     }
 
+    /// Whether the answer comes past the caches: then no VCL sees it, and what that would do is done here.
+    fn is_bypass(&self) -> bool {
+        self.node.spec.role != R::ROLE
+    }
+
     /// Begins the answer whose head was parsed from `bytes`.
     fn open_download(&mut self, bytes: &[u8]) -> Result<Transfer, Failure> {
+        let framing = self.buffers.response.framing;
+        let (first, chunked) = self.begin(bytes)?;
+        Ok(Transfer::new(framing, chunked, first))
+    }
+
+    /// The same with a body of whatever kind: returns what goes before it, and whether it is to be chunked.
+    fn begin(&mut self, bytes: &[u8]) -> Result<(Vec<u8>, bool), Failure> {
+        let is_bypass = self.is_bypass();
         let Buffers { response, request, purges, input, to_client, .. } = &mut *self.buffers;
+        if is_bypass {
+            bypass::deliver(response, bytes, (request, input));
+        }
         let Client { route, passage, .. } = &*self.client;
         response.no_store = !route.may_be_stored(*purges, passage.as_ref(), (request, input), (response, bytes));
         let mut first = mem::take(to_client);
@@ -262,7 +297,7 @@ impl<R: Route> Exchange<'_, R> {
         let (chunked, keep_alive) = self.client.begin_answer(&mut first, response, bytes, request.version, willing)?;
         self.keep_alive = keep_alive;
         self.status = Some(response.status);
-        Ok(Transfer::new(response.framing, chunked, first))
+        Ok((first, chunked))
     }
 
     /// Passes the final answer on to its end.
@@ -297,17 +332,34 @@ impl<R: Route> Exchange<'_, R> {
                 self.client.deadline.advance(moved);
             }
             let for_client = self.download.waits_for_sink() || splice.as_ref().is_some_and(Splice::waits_for_sink);
+            let client_there = match self.poll_client_there(cx) {
+                Ok(there) => there,
+                Err(gone) => return Poll::Ready(Err(gone)),
+            };
             let late = |_| {
                 let late = io::ErrorKind::TimedOut.into();
-                Err(if for_client { Failure::ClientGone(late) } else { Failure::CutAnswer(late) })
+                Err(if for_client || !client_there { Failure::ClientGone(late) } else { Failure::CutAnswer(late) })
             };
-            self.client.deadline.poll_wait(cx, for_client).map(late)
+            self.client.deadline.poll_answer(cx, for_client, client_there).map(late)
         })
         .await;
         if let Some(splice) = splice {
             worker.pipes.give_back(splice);
         }
         end
+    }
+
+    /// Whether the client is certain to be there still: it has sent nothing since its request, no end either. Who has said
+    /// that it ends may wait for its answer, or be gone; nobody knows before something is written to it.
+    fn poll_client_there(&mut self, cx: &mut Context<'_>) -> Result<bool, Failure> {
+        if !self.client_may_be_gone
+            && self.upload.is_done()
+            && let Poll::Ready(gone) = self.client.stream.poll_gone(cx)
+        {
+            gone.map_err(Failure::ClientGone)?;
+            self.client_may_be_gone = true;
+        }
+        Ok(!self.client_may_be_gone && self.upload.is_done())
     }
 
     fn poll_download(&mut self, cx: &mut Context<'_>, splice: Option<&mut Splice>) -> Poll<Result<(), TransferError>> {

@@ -7,10 +7,12 @@ use std::time::Instant;
 
 use tokio::io::AsyncWriteExt;
 
+use super::Route;
 use super::deadline::Deadline;
 use super::failure::{Failure, Reply};
 use super::stream::Stream;
 use super::worker::Worker;
+use crate::fleet::Snapshot;
 use crate::http1::{BadHead, Framing, ResponseHead, Version, error_response, write_response};
 use crate::purge::Passage;
 
@@ -35,12 +37,22 @@ pub(super) struct Peer {
     pub(super) address: IpAddr,
     /// The same as text, for `X-Forwarded-For`.
     pub(super) text: Rc<str>,
+    /// It came through a proxy that did not say from where: the address is the proxy's, and the trust that the proxy has
+    /// is not the client's.
+    pub(super) is_unknown: bool,
+}
+
+impl Peer {
+    /// Somebody behind this proxy.
+    pub(super) fn unknown_behind(proxy: SocketAddr) -> Self {
+        Peer { is_unknown: true, ..Peer::from(proxy) }
+    }
 }
 
 impl From<SocketAddr> for Peer {
     fn from(socket: SocketAddr) -> Self {
         let address = socket.ip().to_canonical();
-        Peer { socket, address, text: address.to_string().into() }
+        Peer { socket, address, text: address.to_string().into(), is_unknown: false }
     }
 }
 
@@ -56,7 +68,8 @@ pub(super) struct Client<R> {
     /// The version of the fleet that decided about `trusted`.
     pub(super) judged_by: Option<u64>,
     pub(super) deadline: Deadline,
-    /// What the route wants to be told of what is written here. Gone before the socket is: while it is there, so is that.
+    /// What the route wants to be told of what is written here. Dropped after the socket: from then on, what was written is
+    /// in the hands of the system.
     pub(super) passage: Option<Passage>,
 }
 
@@ -76,6 +89,17 @@ impl<R> Client<R> {
     pub(super) fn went_on(&self) {
         if let Some(passage) = &self.passage {
             passage.taken(Instant::now());
+        }
+    }
+
+    /// Decides whether the client is believed, if the fleet has changed since that was decided.
+    pub(super) fn judge(&mut self, fleet: &Snapshot)
+    where
+        R: Route,
+    {
+        if self.judged_by != Some(fleet.version) {
+            self.trusted = !self.peer.is_unknown && self.route.trusts(self.peer.address, fleet);
+            self.judged_by = Some(fleet.version);
         }
     }
 

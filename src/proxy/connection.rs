@@ -55,13 +55,14 @@ pub(super) async fn serve<R: Route>(worker: Rc<Worker>, route: Rc<R>, accepted: 
         // A balancer's own health checks connect and leave without a word.
         match Box::pin(deadline.limit(read_proxy_header(&mut socket))).await {
             Ok(Ok(Source::Proxied(client))) => peer = Peer::from(client),
-            Ok(Ok(Source::Local)) => {}
+            // Whoever speaks then is not the proxy: what it says about itself is a stranger's word.
+            Ok(Ok(Source::Local)) => peer = Peer::unknown_behind(peer.socket),
             Ok(Err(error)) => return tracing::debug!(peer = %peer.text, %error, "no PROXY header"),
             Err(_late) => return tracing::debug!(peer = %peer.text, "no PROXY header in time"),
         }
     }
     if let Some(permit) = &mut permit
-        && !route.trusts(peer.address, &worker.shared.fleet.load())
+        && (peer.is_unknown || !route.trusts(peer.address, &worker.shared.fleet.load()))
         && !permit.count_for(peer.address)
     {
         worker.shared.metrics.edge_connections_refused.inc();

@@ -38,8 +38,12 @@ pub(super) enum Phase {
     Connect,
     /// Waiting for the first byte of an answer: as long as Magento's VCL gives an administrator's export.
     FirstByte,
-    /// Between two pieces of a body, in either direction.
+    /// Between two pieces of a body, in either direction. An answer of which the node owes the next piece has as long as
+    /// a tunnel while both connections are known to be there ([`Deadline::poll_answer`]).
     Body,
+    /// From the question for a fragment of a page to the end of its answer. A page is not worth less without it than it
+    /// would be so much later.
+    Fragment,
     /// Between two pieces of what a client sends though it was answered already.
     Linger,
     /// Between two pieces of a tunnel, in either direction: as long as HAProxy's documentation gives WebSocket.
@@ -74,6 +78,8 @@ struct Slot {
     fired: Option<Interrupt>,
     waker: Option<Waker>,
     pace: Pace,
+    /// Both ends of an answer are there, and only its node is waited for.
+    patient: bool,
 }
 
 /// How fast a client sends and takes bodies. The time in which nobody waits for the client does not count: a page that is
@@ -128,6 +134,7 @@ impl Deadlines {
             Phase::Header => return self.header_timeout,
             Phase::Connect => 3,
             Phase::FirstByte => 600,
+            Phase::Fragment => 30,
             Phase::Body | Phase::Leaving => 60,
             Phase::Linger => 2,
             Phase::Tunnel => 3600,
@@ -151,6 +158,7 @@ impl Deadlines {
             fired: None,
             waker: None,
             pace: Pace { wanted: pace, ..Pace::default() },
+            patient: false,
         };
         Deadline { key: self.slots.borrow_mut().insert(slot), owner: Rc::clone(self) }
     }
@@ -165,10 +173,11 @@ impl Deadlines {
                 continue;
             }
             let age = now.saturating_sub(slot.since);
+            let lasts = if slot.patient { Phase::Tunnel } else { slot.phase };
             let at_rest = slot.phase == Phase::Idle && age >= AT_REST;
             slot.fired = if slot.node.as_ref().is_some_and(|node| is_down(node)) {
                 Some(Interrupt::NodeDown)
-            } else if age >= self.limit(slot.phase) || (slot.phase == Phase::Body && slot.pace.is_too_slow(elapsed)) {
+            } else if age >= self.limit(lasts) || (slot.phase == Phase::Body && slot.pace.is_too_slow(elapsed)) {
                 Some(Interrupt::Timeout)
             } else if stage >= slot.drains_at && (at_rest || slot.phase == Phase::Streams) || crowded && at_rest {
                 Some(Interrupt::Draining)
@@ -208,6 +217,7 @@ impl Deadline {
             slot.node = node;
             slot.fired = None;
             slot.pace = Pace { wanted: slot.pace.wanted, ..Pace::default() };
+            slot.patient = false;
         });
     }
 
@@ -223,6 +233,20 @@ impl Deadline {
     /// Ready when the wait is to end; it is the client that is waited for, or it is not.
     pub(super) fn poll_wait(&self, cx: &mut Context<'_>, for_client: bool) -> Poll<Interrupt> {
         self.with(|slot, _| slot.pace.waits_for_client = for_client);
+        self.poll(cx)
+    }
+
+    /// The same for an answer under way. `both_there`: neither side has said that it ends, and the system or HTTP/2 notices
+    /// when one is gone. Then a silent node is no fault: an event stream says nothing while nothing happens.
+    pub(super) fn poll_answer(&self, cx: &mut Context<'_>, for_client: bool, both_there: bool) -> Poll<Interrupt> {
+        self.with(|slot, now| {
+            slot.pace.waits_for_client = for_client;
+            let patient = both_there && !for_client;
+            if slot.patient && !patient {
+                slot.since = now;
+            }
+            slot.patient = patient;
+        });
         self.poll(cx)
     }
 
@@ -348,6 +372,27 @@ mod tests {
     fn what_a_client_took_quickly_is_no_credit_for_its_trickle_afterwards() {
         assert!(survives(10_000_000, 100, 39, true));
         assert!(!survives(10_000_000, 100, 45, true));
+    }
+
+    #[test]
+    fn an_answer_may_pause_while_both_its_ends_are_there_and_only_its_node_is_waited_for() {
+        let deadlines = Rc::new(Deadlines::new(Duration::from_secs(10)));
+        let deadline = deadlines.register(Stage::Draining, 500);
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut at = 0;
+        let mut waits = |seconds: u64, for_client: bool, both_there: bool| {
+            at += seconds;
+            deadlines.sweep(Duration::from_secs(at), Stage::Running, false, |_| false);
+            deadline.poll_answer(&mut cx, for_client, both_there).is_pending()
+        };
+        deadline.enter(Phase::Body);
+        assert!(waits(59, false, true) && waits(3000, false, true));
+        // The client may have gone: from now on it has as long as any.
+        assert!(waits(0, false, false) && waits(59, false, false) && !waits(1, false, false));
+        deadline.enter(Phase::Body);
+        assert!(waits(0, true, true) && waits(20, true, true) && !waits(1, true, true));
+        deadline.enter(Phase::Body);
+        assert!(waits(0, false, true) && waits(3599, false, true) && !waits(1, false, true));
     }
 
     #[test]

@@ -18,6 +18,8 @@ struct Outcome {
     /// The node that answered, and the status that the client saw. 0 while nothing was sent.
     node: Option<Arc<Node>>,
     status: u16,
+    /// The node that was asked last and failed.
+    failed: Option<Arc<Node>>,
 }
 
 /// Carries out the request whose head is `buffers.input[..len]`, or answers bytes that never became one.
@@ -38,7 +40,12 @@ pub(super) async fn handle<R: Route>(
     };
     let after = match handled {
         Ok(after) => after,
-        Err(failure) => respond_to(client, buffers, &failure, &mut outcome).await,
+        Err(failure) => {
+            if let Some(node) = &outcome.failed {
+                client.worker.report(node, &failure, buffers.request.path(&buffers.input));
+            }
+            respond_to(client, buffers, &failure, &mut outcome).await
+        }
     };
     client.written();
     count(client, &outcome, began);
@@ -71,7 +78,7 @@ async fn try_handle<R: Route>(
 ) -> Result<After, Failure> {
     let limits = &client.worker.shared.limits;
     buffers.request.parse(&buffers.input, len, limits.max_fields).map_err(Failure::BadHead)?;
-    if !client.route.admits(buffers.request.method) {
+    if !client.route.admits(&buffers.request, &buffers.input) {
         return Err(Failure::BadMethod);
     }
     if matches!(buffers.request.framing, Framing::Length(length) if length > limits.longest_body()) {
@@ -83,25 +90,23 @@ async fn try_handle<R: Route>(
 
     let mut node = {
         let fleet = client.worker.shared.fleet.load();
-        if client.judged_by != Some(fleet.version) {
-            client.trusted = client.route.trusts(client.peer.address, &fleet);
-            client.judged_by = Some(fleet.version);
-        }
+        client.judge(&fleet);
         client.route.pick(&fleet, draw, None).map_err(Failure::NoNode)?
     };
     let (mut fresh, mut elsewhere) = (false, false);
     loop {
         let Failed { failure, status, untouched, reused } = match attempt(client, buffers, &node, fresh).await {
             Ok(Answered { status, after }) => {
-                *outcome = Outcome { node: Some(node), status };
+                *outcome = Outcome { node: Some(node), status, failed: None };
                 return Ok(after);
             }
             Err(failed) => failed,
         };
         if let Some(status) = status {
-            *outcome = Outcome { node: Some(Arc::clone(&node)), status };
+            (outcome.node, outcome.status) = (Some(Arc::clone(&node)), status);
         }
         client.worker.suspect(&node, &failure);
+        outcome.failed = Some(Arc::clone(&node));
         let Some(reason) = failure.retry_reason(untouched, idempotent) else { return Err(failure) };
         if reused && matches!(failure, Failure::NoAnswer(_)) {
             // The node closed a connection that it had kept for us: its good right. The same node again.

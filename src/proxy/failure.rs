@@ -5,6 +5,7 @@ use std::io;
 
 use super::NoNode;
 use crate::http1::{BadChunk, BadHead};
+use crate::telemetry::UpstreamFault;
 
 /// Why a request failed. The texts are for our log, not for the client.
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +35,7 @@ pub(super) enum Failure {
     NodeDown,
     #[error("the answer took too long to begin")]
     NodeTimeout,
-    #[error("the head of the answer is refused: {0}")]
+    #[error("the head of the answer is refused: {0}{limit}", limit = limit_of(*.0))]
     BadAnswer(BadHead),
     /// The node broke off in mid-answer: the client must see a cut.
     #[error("the answer was cut off: {0}")]
@@ -90,24 +91,40 @@ impl Failure {
         }
     }
 
-    /// Whether the node is to blame. Clients that misbehave or leave are everyday life.
-    pub(super) fn blames_node(&self) -> bool {
-        match self {
-            Failure::Connect(_)
-            | Failure::NoAnswer(_)
-            | Failure::NodeDown
-            | Failure::NodeTimeout
-            | Failure::BadAnswer(_)
-            | Failure::CutAnswer(_)
-            | Failure::BadAnswerBody(_) => true,
+    /// What a node is blamed for, as the label of `upstream_failures_total`; `None` where it is not.
+    pub(super) fn fault(&self) -> Option<UpstreamFault> {
+        Some(match self {
+            Failure::Connect(_) => UpstreamFault::Connect,
+            Failure::NoAnswer(_) => UpstreamFault::NoAnswer,
+            Failure::NodeDown => UpstreamFault::NodeDown,
+            Failure::NodeTimeout => UpstreamFault::Timeout,
+            Failure::BadAnswer(BadHead::TooLarge | BadHead::TooManyFields) => UpstreamFault::HeadTooLarge,
+            Failure::BadAnswer(_) => UpstreamFault::BadHead,
+            Failure::BadAnswerBody(_) => UpstreamFault::BadBody,
+            Failure::CutAnswer(error) if error.kind() == io::ErrorKind::TimedOut => UpstreamFault::Stalled,
+            Failure::CutAnswer(_) => UpstreamFault::Cut,
             Failure::BadHead(_)
             | Failure::BadMethod
             | Failure::BadBody(_)
             | Failure::BodyTooLarge
             | Failure::ClientTimeout
             | Failure::ClientGone(_)
-            | Failure::NoNode(_) => false,
-        }
+            | Failure::NoNode(_) => return None,
+        })
+    }
+
+    /// Whether the node is to blame. Clients that misbehave or leave are everyday life.
+    pub(super) fn blames_node(&self) -> bool {
+        self.fault().is_some()
+    }
+}
+
+/// Which setting an answer went beyond.
+fn limit_of(reason: BadHead) -> &'static str {
+    match reason {
+        BadHead::TooLarge => " (limits.max_answer_head)",
+        BadHead::TooManyFields => " (limits.max_fields)",
+        _ => "",
     }
 }
 

@@ -34,7 +34,7 @@ impl IgnoredParameters {
 /// The hash of a request. The same in every worker, replica and version: it depends on nothing but the bytes.
 pub fn request_key(head: &RequestHead, buffer: &[u8], ignored: &IgnoredParameters) -> u64 {
     let host = head.host.map_or(&[][..], |host| host.bytes(buffer));
-    let target = head.target.bytes(buffer);
+    let target = head.target(buffer);
     let (path, query) = match memchr::memchr(b'?', target) {
         Some(mark) => (&target[..mark], &target[mark + 1..]),
         None => (target, &[][..]),

@@ -21,6 +21,7 @@ use super::connection::{self, Accepted};
 use super::deadline::SWEEP;
 use super::worker::{Shared, Worker};
 use crate::shutdown::Stage;
+use crate::upstream;
 
 /// Connections that the kernel holds for us between two turns of a worker.
 const BACKLOG: i32 = 4096;
@@ -143,7 +144,8 @@ fn is_about_one_connection(error: &io::Error) -> bool {
 }
 
 /// Sockets on one address, one for each worker, among which the kernel spreads the connections. `TCP_NODELAY` is
-/// inherited by what they accept. With port 0 all get the same free port.
+/// inherited by what they accept, and so is that a silent client is asked whether it is there ([`upstream::KEEP_ALIVE`]).
+/// With port 0 all get the same free port.
 ///
 /// # Errors
 /// What the system says, as a rule that the address is in use or not ours.
@@ -155,6 +157,7 @@ pub fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<StdListener>>
         socket.set_reuse_address(true)?;
         socket.set_reuse_port(true)?;
         socket.set_tcp_nodelay(true)?;
+        socket.set_tcp_keepalive(&upstream::KEEP_ALIVE)?;
         socket.set_nonblocking(true)?;
         if let IpAddr::V6(ip) = address.ip() {
             socket.set_only_v6(!ip.is_unspecified())?;

@@ -118,7 +118,6 @@ impl Transfer {
         let mut beyond = Vec::new();
         let (start, end) = self.take(&mut piece, (BEFORE, body.len()), &mut beyond)?;
         self.pending.extend_from_slice(&piece[start..end]);
-        self.push_trailers();
         Ok(body.len() - beyond.len())
     }
 
@@ -264,7 +263,6 @@ impl Transfer {
         self.slow_sink = false;
         if piece.len() <= COPIED && self.is_pending() {
             self.pending.extend_from_slice(piece);
-            self.push_trailers();
             return self.write_pending(cx, sink);
         }
         while !piece.is_empty() {
@@ -286,7 +284,6 @@ impl Transfer {
             }
         }
         self.pending.extend_from_slice(piece);
-        self.push_trailers();
         if self.slow_sink { Poll::Pending } else { Poll::Ready(Ok(())) }
     }
 
@@ -355,27 +352,12 @@ impl Transfer {
                 piece[end..end + 2].copy_from_slice(b"\r\n");
                 end += 2;
             }
-            if self.source_done && self.trailers().is_empty() {
+            if self.source_done {
                 piece[end..end + 5].copy_from_slice(b"0\r\n\r\n");
                 end += 5;
             }
         }
         (start, end)
-    }
-
-    /// Ends a chunked body that has trailers: they may be longer than the room behind its last piece.
-    fn push_trailers(&mut self) {
-        if self.source_done && self.chunked_out && !self.trailers().is_empty() {
-            let end = [b"0\r\n", self.trailers(), b"\r\n"].concat();
-            self.pending.extend_from_slice(&end);
-        }
-    }
-
-    fn trailers(&self) -> &[u8] {
-        match &self.incoming {
-            Incoming::Chunked(decoder) => decoder.trailers(),
-            Incoming::Length(_) | Incoming::UntilClose => &[],
-        }
     }
 }
 

@@ -13,6 +13,7 @@ use super::admission::Admission;
 use super::buffers::Stock;
 use super::deadline::{Deadline, Deadlines};
 use super::failure::Failure;
+use super::notices::Notices;
 use super::spin::Spin;
 use super::splice::Pipes;
 use crate::balance::Draw;
@@ -25,6 +26,9 @@ use crate::upstream::Pools;
 /// The scratch buffer of a worker, in bytes. One for all its connections: a 1 MiB body costs half as much CPU with
 /// this as with 16 KiB, and a connection at rest pays nothing for it.
 const SCRATCH: usize = 256 * 1024;
+
+/// How much of a path is told, in bytes.
+const LONGEST_PATH: usize = 256;
 
 /// What all workers share with the rest of the process.
 #[derive(Clone, Debug)]
@@ -56,6 +60,7 @@ pub struct Worker {
     pub(super) deadlines: Rc<Deadlines>,
     pub(super) spin: Spin,
     pub(super) pipes: Pipes,
+    pub(super) notices: Notices,
     random: RefCell<fastrand::Rng>,
     turn: Cell<u64>,
     stage: Cell<Stage>,
@@ -67,6 +72,7 @@ impl Worker {
             deadlines: Rc::new(Deadlines::new(shared.limits.header_timeout)),
             spin: Spin::new(shared.spin),
             pipes: Pipes::default(),
+            notices: Notices::default(),
             pools: Pools::new(Arc::clone(&shared.metrics)),
             shared,
             stock: Stock::default(),
@@ -105,10 +111,23 @@ impl Worker {
         }
     }
 
+    /// Says what a node did, where its client has to bear it: an answer that was refused, cut off or never came. The path
+    /// is told without its query, which may hold secrets.
+    pub(super) fn report(&self, node: &Node, failure: &Failure, path: &[u8]) {
+        let Some(fault) = failure.fault() else { return };
+        self.shared.metrics.upstream_failures.count(node.spec.role, fault);
+        if let Some(unsaid) = self.notices.pass() {
+            let (role, node) = (node.spec.role, node.id());
+            let path = String::from_utf8_lossy(&path[..path.len().min(LONGEST_PATH)]);
+            tracing::info!(%role, %node, %path, reason = %failure, unsaid, "a request got no good answer from its node");
+        }
+    }
+
     /// Looks after all connections; `now` counts from the start of the worker. Returns the stage of the process.
     pub(super) fn sweep(&self, now: Duration) -> Stage {
         let stage = self.shared.shutdown.stage();
         self.stage.set(stage);
+        self.notices.refill();
         let fleet = self.shared.fleet.load();
         let is_down = |node: &Node| {
             let pool = fleet.pool(node.spec.role);

@@ -5,7 +5,7 @@
 use http::{HeaderName, HeaderValue};
 use serde::Deserialize;
 
-use super::Forward;
+use super::{Forward, may_purge};
 
 /// A [`Forward`] that nobody has checked.
 #[derive(Deserialize)]
@@ -18,7 +18,7 @@ pub(super) struct Read {
 /// What is wrong with it.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum BadForward {
-    #[error("{0:?} is no method that purges: PURGE or BAN")]
+    #[error("{0:?} is no method that purges")]
     Method(String),
     #[error("{0:?} is no request target in origin form")]
     Target(String),
@@ -30,7 +30,8 @@ impl TryFrom<Read> for Forward {
     type Error = BadForward;
 
     fn try_from(Read { method, target, headers }: Read) -> Result<Self, BadForward> {
-        if !matches!(&*method, "PURGE" | "BAN") {
+        // What this configuration accepts may be less: another one, or another replica, accepted it.
+        if !may_purge(&method) {
             return Err(BadForward::Method(method));
         }
         if !target.starts_with('/') || target.bytes().any(|byte| byte.is_ascii_control() || byte == b' ') {
@@ -57,9 +58,13 @@ mod tests {
             let json = serde_json::json!({ "method": method, "target": target, "headers": headers });
             serde_json::from_value::<Forward>(json).map_err(|error| error.to_string())
         };
-        assert!(read("PURGE", "/p/1?a=b", ("host", "shop.test")).is_ok());
+        for method in ["PURGE", "BAN", "PURGEKEYS", "URIBAN", "x-purge"] {
+            assert!(read(method, "/p/1?a=b", ("host", "shop.test")).is_ok(), "{method}");
+        }
         for (method, target, header) in [
             ("GET", "/", ("host", "a")),
+            ("post", "/", ("host", "a")),
+            ("", "/", ("host", "a")),
             ("PURGE / HTTP/1.1\r\nX: y", "/", ("host", "a")),
             ("PURGE", "p", ("host", "a")),
             ("PURGE", "/ HTTP/1.1\r\nX: y", ("host", "a")),

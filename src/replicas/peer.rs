@@ -394,7 +394,8 @@ mod tests {
         let request = |pattern: &str| {
             let mut headers = http::HeaderMap::new();
             headers.insert("X-Magento-Tags-Pattern", pattern.parse().unwrap());
-            crate::purge::parse(&http::Method::from_bytes(b"PURGE").unwrap(), &"/".parse().unwrap(), &headers).unwrap()
+            let (method, rules) = (http::Method::from_bytes(b"PURGE").unwrap(), crate::purge::Rules::default());
+            crate::purge::parse(&method, &"/".parse().unwrap(), &headers, &rules).unwrap()
         };
         let told = |purge| Told { id: "a".to_owned(), revision: None, at_ms: 1, purge };
         let (small, large) =

@@ -5,10 +5,12 @@
 //! stranger: node ids come from the registry, families of tags and senders of purges are a bounded number, everything else
 //! comes from this source.
 
+mod bypass;
 mod journal;
 mod listener;
 mod purge;
 mod registry;
+mod upstream;
 
 use std::sync::Arc;
 
@@ -20,10 +22,12 @@ use prometheus::{
 
 use crate::fleet::{NodeId, Role};
 
+pub use bypass::FragmentMetrics;
 pub use journal::JournalMetrics;
 pub use listener::ListenerMetrics;
 pub use purge::PurgeMetrics;
 pub use registry::RegistryMetrics;
+pub use upstream::{UpstreamFailures, UpstreamFault};
 
 const CODE_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
@@ -64,6 +68,10 @@ pub struct Metrics {
     pub guard_marked: IntCounter,
     /// Answers that were cut because a purge waited for their end.
     pub guard_cut: IntCounter,
+    /// Requests that got no good answer from their node.
+    pub upstream_failures: UpstreamFailures,
+    /// The fragments of pages that pass the caches by.
+    pub fragments: FragmentMetrics,
     /// The journal, and the replicas that share it.
     pub journal: JournalMetrics,
 }
@@ -187,6 +195,8 @@ impl Metrics {
                 "guard_cut_total",
                 "Answers to Varnish that were cut: a purge concerned them, and they did not come to their end in 30 s",
             )?,
+            upstream_failures: UpstreamFailures::new(r)?,
+            fragments: FragmentMetrics::new(r)?,
             journal: JournalMetrics::new(r)?,
             nodes: DashMap::new(),
             families,

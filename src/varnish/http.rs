@@ -343,7 +343,10 @@ fn write_request(out: &mut Vec<u8>, ban: &Ban) {
             "X-Clearcoat-Flush: all\r\nHost: clearcoat\r\n\r\n",
         ]),
         Ban::Forward(Forward { method, target, headers }) => {
-            push(&[method, " ", target, " HTTP/1.1\r\n"]);
+            // A request without a host was one of HTTP/1.0, and only as such a Varnish takes it.
+            let has_host = headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host"));
+            let version = if has_host { " HTTP/1.1\r\n" } else { " HTTP/1.0\r\nConnection: keep-alive\r\n" };
+            push(&[method, " ", target, version]);
             headers.iter().for_each(|(name, value)| push(&[name, ": ", value, "\r\n"]));
             push(&["\r\n"]);
         }
@@ -504,6 +507,13 @@ mod tests {
         let (address, _node) = node(vec![(2, &*format!("{says_so}{OK}").leak())]).await;
         let (answers, _) = sent(&mut patient(address), &[Ban::Everything, Ban::Everything]).await;
         assert_eq!(answers, [Answer::Done { invalidated: 0, flushed_all: true }, done(0)]);
+    }
+
+    #[tokio::test]
+    async fn a_request_that_came_without_a_host_goes_without_one() {
+        let (address, node) = node(vec![(1, "HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n")]).await;
+        assert_eq!(sent(&mut patient(address), &[forward("/x")]).await.0, [done(0)]);
+        assert_eq!(node.await.unwrap(), ["PURGE /x HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"]);
     }
 
     #[tokio::test]

@@ -64,6 +64,8 @@ fn who_empties_the_cache_is_in_the_api_the_metrics_the_log_and_the_table() {
         assert_eq!(fleet.clearcoat.metric(&format!("clearcoat_{series}")), value, "{series}");
     }
 
+    fleet.clearcoat.log().waits_for("a flush: every page");
+    fleet.clearcoat.log().waits_for("a purge of every page with a product (bare tag cat_p)");
     let log = fleet.clearcoat.log().text();
     let told = |what: &str| {
         let lines = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));

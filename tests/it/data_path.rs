@@ -1,6 +1,7 @@
 //! The HTTP/1.1 data path: the real program between raw clients and fake nodes that do what a test says.
 
 mod bodies;
+mod bypass;
 mod corpus;
 mod drain;
 mod failures;

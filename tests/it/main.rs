@@ -17,6 +17,8 @@ mod failover;
 mod fan_out;
 mod forms;
 mod guard;
+mod odd_purges;
+mod other_vcls;
 mod overload;
 mod purging;
 mod refusals;

@@ -66,7 +66,8 @@ fn a_purge_too_many_is_not_accepted_and_told_to_come_again() {
     assert_eq!(fleet.clearcoat.fleet()["head"], UNDER_WAY);
     assert_eq!(waiting(), UNDER_WAY);
     assert_eq!(fleet.clearcoat.metric("clearcoat_purges_total{kind=\"tags\",result=\"overload\"}"), 20.0);
-    let lines = fleet.clearcoat.log().text().matches("a purge was not accepted").count();
+    fleet.clearcoat.log().waits_for("a purge was not accepted");
+    let lines = fleet.clearcoat.log().count("a purge was not accepted");
     assert!((1..20).contains(&lines), "{lines} lines of 20");
     assert_eq!(get(addresses[2], "/healthz").expect("an answer").status, 200);
 

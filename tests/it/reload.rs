@@ -79,6 +79,7 @@ fn a_reload_changes_the_nodes_that_changed_and_costs_nobody_anything() {
     for id in [&varnish, &web] {
         let node = fleet.clearcoat.node(id);
         assert_eq!((&node["health"], node["inflight"].as_u64() >= Some(1)), (&"up".into(), true), "{node}");
+        eventually("that it joined is logged", || (has_joined(&fleet, id) > 0).then_some(()));
         assert_eq!(has_joined(&fleet, id), 1);
     }
     let node = fleet.clearcoat.node(&varnish);
@@ -138,7 +139,7 @@ fn a_bad_file_is_refused_as_a_whole_and_what_needs_a_restart_is_named() {
     eventually("it is refused", || (reloads(&fleet, "refused") == 1.0).then_some(()));
     let log = fleet.clearcoat.log();
     for error in ["edge.policy = \\\"fastest\\\": unknown value", "purge.ack_timout", "the old one goes on"] {
-        assert!(log.has(error), "without {error}");
+        log.waits_for(error);
     }
     assert_eq!((ids(&fleet), &fleet.clearcoat.fleet()["version"]), (before.0, &before.1));
 
@@ -155,7 +156,7 @@ fn a_bad_file_is_refused_as_a_whole_and_what_needs_a_restart_is_named() {
     });
     fleet.clearcoat.reload();
     eventually("the node leaves", || (ids(&fleet) == ["varnish-1", "varnish-2", "web-1"]).then_some(()));
-    assert!(log.has("takes effect at the next start: edge.policy, purge.allow\""), "not named");
+    log.waits_for("takes effect at the next start: edge.policy, purge.allow\"");
     // It is not in effect: we are not in 10.0.0.0/8.
     assert_eq!(fleet.purge_tag("cat_p_1").status, 200);
     reader.stop();

@@ -6,12 +6,13 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use etcd_client::{Compare, CompareOp, DeleteOptions, GetOptions, Txn, TxnOp};
 use serde::{Deserialize, Serialize};
 
 use super::Inner;
+use super::retention::Unchanged;
 use super::sync::unsigned;
 use crate::etcd::{Failure, PATIENCE, Session, SharedEtcd};
 use crate::fleet::{NodeId, is_another_life};
@@ -148,19 +149,24 @@ async fn write(etcd: &SharedEtcd, session: &Session, cursors: &[(NodeId, Record)
     Ok(())
 }
 
-/// Deletes the cursors that nobody has written for too long: their nodes are gone.
-pub(super) async fn forget(etcd: &SharedEtcd, session: &Session, limits: &Limits, now_ms: u64) -> Result<(), Failure> {
+/// Deletes the cursors that nobody has written for too long: their nodes are gone. By what we have seen ourselves, and not
+/// by their dates, which are another machine's.
+pub(super) async fn forget(
+    etcd: &SharedEtcd,
+    session: &Session,
+    limits: &Limits,
+    seen: &mut Unchanged,
+) -> Result<(), Failure> {
     let keys = etcd.key(CURSORS);
-    let options = GetOptions::new().with_prefix();
+    let options = GetOptions::new().with_prefix().with_keys_only();
     let listed = session.request(async |mut client| client.get(keys, Some(options)).await).await?;
-    for kv in listed.kvs() {
-        let Ok(record) = serde_json::from_slice::<Record>(kv.value()) else { continue };
-        if limits.retires(record.at_ms, now_ms) {
-            let unchanged = Compare::mod_revision(kv.key(), CompareOp::Equal, kv.mod_revision());
-            let delete = TxnOp::delete(kv.key(), None::<DeleteOptions>);
-            let txn = Txn::new().when([unchanged]).and_then([delete]);
-            session.request(async |mut client| client.txn(txn).await).await?;
-        }
+    let revisions: HashMap<&[u8], i64> = listed.kvs().iter().map(|kv| (kv.key(), kv.mod_revision())).collect();
+    let old = seen.look(revisions.iter().map(|(key, revision)| (*key, *revision)), limits.retention, Instant::now());
+    for key in old {
+        let unchanged = Compare::mod_revision(key, CompareOp::Equal, revisions[key]);
+        let delete = TxnOp::delete(key, None::<DeleteOptions>);
+        let txn = Txn::new().when([unchanged]).and_then([delete]);
+        session.request(async |mut client| client.txn(txn).await).await?;
     }
     Ok(())
 }

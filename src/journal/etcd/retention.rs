@@ -1,13 +1,18 @@
 //! Purges leave etcd when their time is over.
 //!
 //! Every replica looks after it, now and then; the mark of what was deleted is written in the same transaction, on
-//! condition that nobody else has moved it, so that two who meet do no harm. Names begin with the time, so the oldest
-//! stand first.
+//! condition that nobody else has moved it, so that two who meet do no harm.
+//!
+//! **Whose time?** The clocks of two machines may differ by more than the retention, and one that is ahead would delete
+//! what has just been written. So a replica deletes what it has held itself for as long as that, by its own clock; and the
+//! cursor of a node that has not changed for as long while it was watched. A replica that runs for less than the retention
+//! deletes nothing, which is the harmless side.
 
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use etcd_client::{Compare, CompareOp, GetOptions, Txn, TxnOp};
+use etcd_client::{Compare, CompareOp, Txn, TxnOp};
 
 use super::cursors::{self, MAX_OPERATIONS};
 use super::sync::unsigned;
@@ -21,13 +26,14 @@ const EVERY: Duration = Duration::from_secs(60);
 pub(super) async fn run(inner: Arc<Inner>) {
     // A part of the retention where that is short, so that what is kept is never twice what was asked for.
     let every = EVERY.min(inner.limits.retention / 2).max(Duration::from_secs(1));
+    let mut seen = Unchanged::default();
     loop {
         tokio::time::sleep(every.mul_f64(0.75 + 0.5 * fastrand::f64())).await;
+        inner.local.retire();
         let Some(session) = inner.uplink.session() else { continue };
-        let now_ms = inner.local.now_ms();
         let retired = async {
-            while retire(&inner, &session, now_ms).await? {}
-            cursors::forget(&inner.etcd, &session, &inner.limits, now_ms).await
+            while retire(&inner, &session).await? {}
+            cursors::forget(&inner.etcd, &session, &inner.limits, &mut seen).await
         };
         if let Err(failure) = retired.await {
             inner.uplink.lost(&session, &failure);
@@ -35,30 +41,74 @@ pub(super) async fn run(inner: Arc<Inner>) {
     }
 }
 
-/// Deletes some of the oldest. Says whether there may be more.
-async fn retire(inner: &Inner, session: &Session, now_ms: u64) -> Result<bool, Failure> {
-    let retention = u64::try_from(inner.limits.retention.as_millis()).unwrap_or(u64::MAX);
-    let end = inner.etcd.key(&format!("{PURGES}{:012x}", now_ms.saturating_sub(retention)));
-    let limit = MAX_OPERATIONS as i64 - 1;
-    let options = GetOptions::new().with_range(end).with_keys_only().with_limit(limit);
-    let purges = inner.etcd.key(PURGES);
-    let mark = inner.etcd.key(&format!("{PURGES}{FLOOR}"));
-    let old = session.request(async |mut client| client.get(purges, Some(options)).await).await?;
-    if old.kvs().is_empty() {
+/// Since when keys have not changed, as far as we have seen.
+#[derive(Debug, Default)]
+pub(super) struct Unchanged(HashMap<Vec<u8>, (i64, Instant)>);
+
+impl Unchanged {
+    /// Takes note of the keys that there are, with their revisions, and gives those that have not changed for this long.
+    pub(super) fn look<'k>(
+        &mut self,
+        keys: impl Iterator<Item = (&'k [u8], i64)>,
+        long: Duration,
+        now: Instant,
+    ) -> Vec<&'k [u8]> {
+        let before = std::mem::take(&mut self.0);
+        let mut found = Vec::new();
+        for (key, revision) in keys {
+            let since = before.get(key).filter(|(known, _)| *known == revision).map_or(now, |(_, since)| *since);
+            if now.saturating_duration_since(since) > long {
+                found.push(key);
+            }
+            self.0.insert(key.to_owned(), (revision, since));
+        }
+        found
+    }
+}
+
+/// Deletes some of those that are not held here any more. Says whether there may be more.
+async fn retire(inner: &Inner, session: &Session) -> Result<bool, Failure> {
+    let (names, last) = inner.local.ledger().retired(MAX_OPERATIONS - 1);
+    if names.is_empty() {
         return Ok(false);
     }
+    let mark = inner.etcd.key(&format!("{PURGES}{FLOOR}"));
     let marked = session.request(async |mut client| client.get(mark.as_str(), None).await).await?;
     let marked = marked.kvs().first();
     // A mark that cannot be read stands for all before it, as for whoever reads it.
     let before = marked.map_or(0, |kv| {
         String::from_utf8_lossy(kv.value()).trim().parse().unwrap_or_else(|_| unsigned(kv.mod_revision()))
     });
-    let last = old.kvs().iter().map(|kv| unsigned(kv.create_revision())).max().unwrap_or(0);
     let unmoved =
         Compare::mod_revision(mark.as_str(), CompareOp::Equal, marked.map_or(0, etcd_client::KeyValue::mod_revision));
     let mut operations = vec![TxnOp::put(mark.as_str(), last.max(before).to_string(), None)];
-    operations.extend(old.kvs().iter().map(|kv| TxnOp::delete(kv.key(), None)));
+    operations.extend(names.iter().map(|name| TxnOp::delete(inner.etcd.key(&format!("{PURGES}{name}")), None)));
     let txn = Txn::new().when([unmoved]).and_then(operations);
     let answer = session.request(async |mut client| client.txn(txn).await).await?;
-    Ok(answer.succeeded() && old.more())
+    if answer.succeeded() {
+        let mut ledger = inner.local.ledger();
+        names.iter().for_each(|name| ledger.forget_one(name));
+    }
+    Ok(answer.succeeded())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_changed_or_is_new_to_us_is_young_whatever_its_own_date_is() {
+        let (mut unchanged, now, long) = (Unchanged::default(), Instant::now(), Duration::from_secs(10));
+        let after = |seconds| now + Duration::from_secs(seconds);
+        let mut look = |keys: &[(&'static str, i64)], at| {
+            let keys = keys.iter().map(|&(key, revision)| (key.as_bytes(), revision));
+            unchanged.look(keys, long, at).into_iter().map(<[u8]>::to_vec).collect::<Vec<_>>()
+        };
+        assert!(look(&[("a", 1), ("b", 2)], now).is_empty());
+        assert!(look(&[("a", 1), ("b", 5), ("c", 3)], after(10)).is_empty());
+        assert_eq!(look(&[("a", 1), ("b", 5), ("c", 3)], after(11)), [b"a"]);
+        // One that was gone in between is another one.
+        assert!(look(&[("c", 3)], after(12)).is_empty());
+        assert_eq!(look(&[("a", 1), ("c", 3)], after(40)), [b"c"]);
+    }
 }

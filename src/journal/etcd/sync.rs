@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 
-use super::{FLOOR, Inner, accepted_at};
+use super::{FLOOR, Inner};
 use crate::etcd::follow::{Change, Item, Listing, Resync, Update};
 use crate::journal::disk::Foreign;
 use crate::journal::{Entry, Journal, Origin, WriteError};
@@ -89,7 +89,7 @@ async fn take_list(inner: &Inner, listing: &Listing) -> Result<(), WriteError> {
         }
         inner.local.break_off(floor).await?;
     }
-    inner.local.append_all(entries.into_iter().map(|item| foreign(inner, item)).collect()).await?;
+    append_answered(inner, entries.into_iter().map(|item| foreign(inner, item)).collect(), revision).await?;
     if !lost.is_empty() {
         tracing::warn!(count = lost.len(), "etcd has lost purges that were there, and gets them again");
         inner.local.found(lost.into_iter().map(|position| (position, None)).collect()).await?;
@@ -111,13 +111,25 @@ async fn take_changes(inner: &Inner, changes: &[Change]) -> Result<(), WriteErro
             Change::Deleted { key, .. } => inner.local.ledger().forget_one(key),
         }
     }
-    inner.local.append_all(entries).await?;
+    append_answered(inner, entries, unsigned(inner.link.begun_at())).await?;
     let last = changes.iter().map(|change| unsigned(change.revision())).max();
     inner.local.ledger().synced(last.unwrap_or(0));
     Ok(())
 }
 
-/// An entry of etcd as one of ours.
+/// Appends entries. What is news here and was in etcd by `revision`, before we could see it, was answered without us.
+async fn append_answered(inner: &Inner, entries: Vec<Foreign>, revision: u64) -> Result<(), WriteError> {
+    let before = inner.local.head();
+    let old: Vec<bool> = entries.iter().map(|entry| entry.origin.revision.is_some_and(|own| own <= revision)).collect();
+    let positions = inner.local.append_all(entries).await?;
+    let answered = positions.into_iter().zip(old).filter(|&(position, is_old)| is_old && position > before);
+    if let Some(last) = answered.map(|(position, _)| position).max() {
+        inner.answered.send_replace(last);
+    }
+    Ok(())
+}
+
+/// An entry of etcd as one of ours. Dated by our own clock, by which it will retire here.
 fn foreign(inner: &Inner, item: &Item) -> Foreign {
     let origin = Origin {
         id: item.key.as_str().into(),
@@ -125,14 +137,16 @@ fn foreign(inner: &Inner, item: &Item) -> Foreign {
         ours: inner.names.are_ours(&item.key),
     };
     match serde_json::from_slice::<Entry>(&item.value) {
-        Ok(Entry { at_ms, purge, .. }) => Foreign { origin, at_ms, purge, in_order: true },
+        Ok(Entry { at_ms, purge, .. }) => {
+            let at_ms = if origin.ours { at_ms } else { inner.local.now_ms() };
+            Foreign { origin, at_ms, purge, in_order: true }
+        }
         Err(error) => {
             tracing::error!(
                 key = item.key, %error,
                 "this is no purge that this version knows; as it may be one of anything, it is taken for one of everything"
             );
-            let at_ms = accepted_at(&item.key).unwrap_or_else(|| inner.local.now_ms());
-            Foreign { origin, at_ms, purge: Purge::everything(), in_order: true }
+            Foreign { origin, at_ms: inner.local.now_ms(), purge: Purge::everything(), in_order: true }
         }
     }
 }

@@ -5,6 +5,8 @@
 //! that nothing of it was purged, and a purge that came during its body would be too late to be noticed and too early
 //! for the ban. So the head waits for the body ([`Route::holds`]), and the guard is asked when all of it is here. The cache
 //! loses nothing: it would not have begun to serve the page any earlier.
+//!
+//! A page past the caches is held as well ([`super::page`]): its fragments are asked for when the node is through with it.
 
 use std::io;
 use std::mem;
@@ -16,11 +18,13 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use super::super::Route;
 use super::super::buffers::Buffers;
+use super::super::bypass;
 use super::super::deadline::{Interrupt, Phase};
 use super::super::failure::Failure;
 use super::super::stream::Stream;
 use super::super::transfer::{BEFORE, Transfer, reading_room};
 use super::{Exchange, download_failure};
+use crate::fleet::Role;
 use crate::http1::{BadHead, Framing, HeadScan, Version, write_response};
 
 /// How much is read at once while the head of an answer is awaited: most answers come whole, and of a long one most is
@@ -62,7 +66,8 @@ impl<R: Route> Exchange<'_, R> {
         std::future::poll_fn(|cx| {
             self.poll_upload(cx)?;
             let sent = self.upload_broken || self.upload.is_done();
-            let phase = if sent && self.held.is_none() { Phase::FirstByte } else { Phase::Body };
+            // Of a page that is held the client has not seen the first byte either.
+            let phase = if sent { Phase::FirstByte } else { Phase::Body };
             let moved = mem::take(&mut self.upload.moved) + mem::take(&mut self.held_since);
             if entered != Some(phase) {
                 entered = Some(phase);
@@ -175,12 +180,28 @@ impl<R: Route> Exchange<'_, R> {
     /// Whether the end of a page, whose head is the first `len` bytes, is to be waited for before it is passed on.
     fn is_to_be_held(&self, bytes: &[u8], len: usize) -> bool {
         let Buffers { request, response, .. } = &*self.buffers;
+        if self.is_to_be_filled_in(bytes) {
+            return true;
+        }
         let is_whole = match response.framing {
             Framing::None => true,
             Framing::Length(length) => (bytes.len() - len) as u64 >= length || length > LONGEST_HELD as u64,
             Framing::Chunked | Framing::UntilClose => false,
         };
         !is_whole && self.client.route.holds(request.method, (response, bytes))
+    }
+
+    /// Whether the blocks of a page are filled in here, its head being in `bytes`.
+    fn is_to_be_filled_in(&self, bytes: &[u8]) -> bool {
+        let Buffers { request, response, input, .. } = &*self.buffers;
+        if !self.is_bypass() || response.framing == Framing::None || !self.upload.is_done() {
+            return false;
+        }
+        let body = bypass::body_of((request, input), (response, bytes));
+        if body == bypass::Body::Encoded {
+            self.client.worker.shared.metrics.fragments.hidden.inc();
+        }
+        body == bypass::Body::Page
     }
 
     /// Goes on waiting for the end of a page, or begins its answer where all of it is here, or too much.
@@ -194,7 +215,11 @@ impl<R: Route> Exchange<'_, R> {
 
     fn pass_held(&mut self, held: &Held) -> Result<Option<Came>, Failure> {
         let answer = mem::take(&mut self.buffers.answer);
-        self.begin_kept(&answer, held.head)?;
+        if self.is_to_be_filled_in(&answer) {
+            self.page = Some(held.head);
+        } else {
+            self.begin_kept(&answer, held.head)?;
+        }
         self.buffers.answer = answer;
         Ok(Some(Came::Final))
     }
@@ -219,9 +244,15 @@ impl<R: Route> Exchange<'_, R> {
 
     /// Passes an interim head on (RFC 9110 section 15.2), so that a client that waits for `100 Continue` gets the node's
     /// and not ours.
+    ///
+    /// Of a web node that is all that passes, and only to who waits for it: Varnish up to 7 takes any interim head for the
+    /// answer, and fails the fetch. (It waits for none: it answers `Expect` by itself and does not pass it on.) Past the
+    /// caches a page shows no `Link` either, and a `103` is nothing else.
     pub(super) async fn pass_interim(&mut self, len: usize) -> Result<(), Failure> {
-        let Buffers { answer, response, request, to_client, .. } = &mut *self.buffers;
-        if self.client.version(request.version) == Version::Http11 {
+        let Buffers { answer, response, request, to_client, input, .. } = &mut *self.buffers;
+        let passes =
+            self.node.spec.role == Role::Varnish || (response.status == 100 && request.expects_continue(input));
+        if passes && self.client.version(request.version) == Version::Http11 {
             to_client.clear();
             write_response(to_client, response, answer, Version::Http11, true);
             self.client.deadline.enter(Phase::Body);

@@ -252,6 +252,9 @@ fn head_of(head: &ResponseHead, bytes: &[u8]) -> Option<Response<()>> {
     for (name, value) in head.kept_fields(bytes) {
         headers.append(HeaderName::from_bytes(name).ok()?, HeaderValue::from_bytes(value).ok()?);
     }
+    for (name, value) in head.added {
+        headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+    }
     headers.append(VIA, HeaderValue::from_static("1.1 clearcoat"));
     if let Some(length) = head.announced_length() {
         headers.insert(CONTENT_LENGTH, length.into());

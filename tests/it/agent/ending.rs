@@ -106,7 +106,10 @@ fn an_end_does_not_wait_for_an_etcd_that_does_not_answer() {
     etcd.hang(0);
     agent.signal("-TERM");
     assert_eq!(agent.status(), 0);
-    assert!(agent.log().has("does not take the key away in time") || agent.log().has("its lease runs out by itself"));
+    eventually("it says why", || {
+        let reasons = ["does not take the key away in time", "its lease runs out by itself"];
+        reasons.iter().any(|reason| agent.log().has(reason)).then_some(())
+    });
     etcd.resume(0);
     is_gone(&etcd, "web/web-1");
 }

@@ -249,7 +249,7 @@ fn an_answer_that_the_node_cuts_never_looks_whole() {
 /// Answers of which it is not clear where they end, or what they are.
 fn hostile_heads() -> Vec<String> {
     let ok = |fields: &str| format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\n5\r\nhello\r\n0\r\n\r\n");
-    let long = "b".repeat(65 * 1024);
+    let long = "b".repeat(129 * 1024);
     let many = vec!["A: b"; 101].join("\r\n");
     let mut heads = vec![
         "HTTP/1.1 200 OK\nContent-Length: 5\n\nhello".into(),
@@ -438,11 +438,64 @@ fn while_all_nodes_are_down_the_answer_says_when_to_ask_again() {
 }
 
 #[test]
+fn an_answer_that_is_no_good_is_told_with_node_path_and_reason_and_counted() {
+    let rig = Rig::web([Upstream::start(|call| {
+        let path = call.path().split('?').next().expect("a path").to_owned();
+        let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n";
+        let answer = match path.as_str() {
+            "/large" => format!("HTTP/1.1 200 OK\r\nX-Magento-Tags: {}\r\n\r\n", "t".repeat(200_000)),
+            "/fields" => format!("HTTP/1.1 200 OK\r\n{}\r\n", "A: b\r\n".repeat(300)),
+            "/malformed" => "HTTP/1.1 200 OK\r\nContent-Length: 1, 1\r\n\r\na".to_owned(),
+            "/chunk" => format!("{chunked}no size\r\n"),
+            "/cut" => return call.send_then(chunked, Then::Close),
+            "/nothing" => return Then::Close,
+            _ => return call.answer("good"),
+        };
+        call.send_then(answer, Then::Close)
+    })]);
+    for (path, reason, text) in [
+        ("/large", "head_too_large", "the head is too large (limits.max_answer_head)"),
+        ("/fields", "head_too_large", "too many header fields (limits.max_fields)"),
+        ("/malformed", "bad_head", "Content-Length is repeated or not a number"),
+        ("/chunk", "bad_body", "a chunk size is malformed"),
+        ("/cut", "cut", "the answer was cut off"),
+        ("/nothing", "no_answer", "no answer"),
+    ] {
+        let series = format!("clearcoat_upstream_failures_total{{reason=\"{reason}\",role=\"web\"}}");
+        let before = rig.counter(&series);
+        let mut client = rig.origin();
+        client.send(get_request(&format!("{path}?token=secret"))).unwrap();
+        // Nothing, a 502, or a beginning that is cut: what it is, others tell.
+        _ = client.rest();
+        assert_eq!(rig.counter(&series), before + 1.0, "{path}");
+        let is_told = |line: &&str| line.contains(&format!("\"path\":\"{path}\"")) && line.contains(text);
+        let log = rig.clearcoat.log();
+        let line = eventually("it is logged", || log.text().lines().find(is_told).map(str::to_owned));
+        assert!(line.contains("\"level\":\"INFO\"") && line.contains("\"node\":\"web-1\""), "{line}");
+    }
+    let told = rig.clearcoat.log().count("got no good answer");
+    assert!(!rig.clearcoat.log().has("secret"), "a query is in the log");
+    // What is answered well, and what a client does wrong, leaves no line.
+    let mut client = rig.origin();
+    client.send(get_request("/good")).unwrap();
+    assert_eq!(client.answer(false).unwrap().text(), "good");
+    client.send("GET /p HTTP/1.1\r\n\r\n").unwrap();
+    assert_eq!(client.answer(false).unwrap().status, 400);
+    // A flood is told in part, and counted in full.
+    for _ in 0..200 {
+        let mut client = rig.origin();
+        client.send(get_request("/malformed")).unwrap();
+        assert_eq!(client.answer(false).unwrap().status, 502);
+    }
+    assert_eq!(rig.counter("clearcoat_upstream_failures_total{reason=\"bad_head\",role=\"web\"}"), 201.0);
+    assert!(rig.clearcoat.log().count("got no good answer") < told + 200);
+}
+
+#[test]
 fn an_answer_that_fails_after_an_interim_one_is_told_apart() {
     let rig = Rig::web([always("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n", Then::Close)]);
     let mut client = rig.origin();
     client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n").unwrap();
-    assert_eq!(client.answer(false).unwrap().status, 103);
     assert_eq!(client.answer(false).unwrap().status, 502);
     assert_eq!(rig.web[0].calls().len(), 1);
 }

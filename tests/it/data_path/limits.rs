@@ -164,65 +164,25 @@ fn assert_not_blamed(rig: &Rig, failure: &str) {
     assert!(!rig.clearcoat.log().has("node failed a request"), "a node is blamed");
 }
 
-/// Trailers that may stand at the end.
-const ALLOWED: &str = "X-Checksum: 1a2b\r\nServer-Timing: db;dur=5\r\nX-Empty: \r\n";
-
-/// Some that may not, among those that may.
-fn mixed_trailers() -> String {
-    let forbidden = [
-        "Host: b",
-        "Content-Length: 5",
-        "Transfer-Encoding: chunked",
-        "Connection: close",
-        "Keep-Alive: 5",
-        "Upgrade: websocket",
-        "TE: trailers",
-        "Trailer: X",
-        "X-Forwarded-For: 6.6.6.6",
-        "X-Forwarded-Proto: https",
-        "Authorization: Basic eA==",
-        "Cookie: a=b",
-        "Set-Cookie: a=b",
-        "cache-control: public",
-        "CONTENT-TYPE: text/plain",
-        "Vary: Cookie",
-        "X-Magento-Tags: cat_p_1",
-        "X_Checksum: forged",
-    ];
-    let mut lines: Vec<_> = ALLOWED.split_terminator("\r\n").collect();
-    lines.splice(1..1, forbidden[..9].iter().copied());
-    lines.extend(&forbidden[9..]);
-    lines.join("\r\n") + "\r\n"
-}
-
 #[test]
-fn trailers_pass_in_both_directions_but_for_those_that_others_have_acted_on_by_then() {
-    let answer =
-        format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n{}\r\n", mixed_trailers());
+fn trailers_are_read_over_in_both_directions() {
+    let trailers = "X-Checksum: 1a2b\r\nHost: b\r\nServer-Timing: db;dur=5\r\nX-Magento-Tags: cat_p_1\r\n";
     let rig = Rig::web([Upstream::start(move |call| {
         assert_eq!(call.body().expect("a body"), b"hello");
-        let lines: Vec<_> = ALLOWED.split_terminator("\r\n").map(str::trim_end).collect();
-        assert_eq!(call.trailers, lines);
-        call.send_then(&answer, Then::KeepAlive)
+        assert!(call.trailers.is_empty(), "{:?}", call.trailers);
+        let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n";
+        call.send_then(format!("{chunked}{trailers}\r\n"), Then::KeepAlive)
     })]);
-    let request = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n";
-    let wire = format!("{request}{}\r\n", mixed_trailers());
+    let wire =
+        format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n{trailers}\r\n");
     for step in [wire.len(), 1, 17] {
         let mut client = rig.origin();
-        wire.as_bytes().chunks(step).for_each(|piece| client.send(piece).unwrap());
-        let answer = client.answer(false).unwrap();
-        assert_eq!((answer.text(), answer.trailers.as_str()), ("ok", ALLOWED), "steps of {step}");
+        for _ in 0..2 {
+            wire.as_bytes().chunks(step).for_each(|piece| client.send(piece).unwrap());
+            let answer = client.answer(false).unwrap();
+            assert_eq!((answer.text(), answer.trailers.as_str()), ("ok", ""), "steps of {step}");
+        }
     }
-    // HTTP/1.0 has no place for them.
-    let old = "POST / HTTP/1.0\r\nContent-Length: 5\r\n\r\nhello";
-    let rig = Rig::web([Upstream::start(move |call| {
-        assert_eq!(call.body().expect("a body"), b"hello");
-        let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n";
-        call.send_then(format!("{chunked}{ALLOWED}\r\n"), Then::KeepAlive)
-    })]);
-    let mut client = rig.origin();
-    client.send(old).unwrap();
-    assert_eq!(client.answer(false).unwrap().text(), "ok");
 }
 
 #[test]

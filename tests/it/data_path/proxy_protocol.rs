@@ -118,9 +118,36 @@ fn a_header_that_names_nobody_leaves_the_balancer_as_the_client() {
             let mut balancer = from_balancer(rig.clearcoat.edge);
             header.chunks(step).for_each(|piece| balancer.send(piece).expect("the edge reads"));
             balancer.send(FORGED).unwrap();
-            assert_eq!(balancer.answer(false).unwrap().text(), "6.6.6.6, 127.0.0.2", "{}", header.escape_ascii());
+            // Whom it stands for is a stranger, though the balancer is trusted.
+            assert_eq!(balancer.answer(false).unwrap().text(), "127.0.0.2", "{}", header.escape_ascii());
         }
     }
+}
+
+#[test]
+fn whom_a_header_names_not_is_bounded_and_forwarded_as_a_stranger() {
+    let rig = accepting("[limits]\nmax_connections_per_address = 2");
+    let forged = "GET / HTTP/1.1\r\nHost: shop.test\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: evil\r\n\r\n";
+    let mut unknown: Vec<_> = (0..2)
+        .map(|_| {
+            let mut balancer = from_balancer(rig.clearcoat.edge);
+            balancer.send(format!("PROXY UNKNOWN\r\n{forged}{forged}")).unwrap();
+            (0..2).for_each(|_| assert_eq!(balancer.answer(false).unwrap().text(), "127.0.0.2"));
+            balancer
+        })
+        .collect();
+    let head = rig.varnish[0].calls().pop().unwrap().head;
+    assert!(head.contains("X-Forwarded-Proto: http\r\n") && head.contains("X-Forwarded-Host: shop.test\r\n"), "{head}");
+    // The balancer itself is exempt from that number, those behind it are not.
+    let mut third = from_balancer(rig.clearcoat.edge);
+    _ = third.send(format!("PROXY UNKNOWN\r\n{forged}"));
+    assert!(third.answer(false).is_err());
+    drop(unknown.pop());
+    eventually("there is room again", || {
+        let mut next = from_balancer(rig.clearcoat.edge);
+        let sent = next.send(format!("PROXY UNKNOWN\r\n{forged}")).is_ok();
+        (sent && next.answer(false).is_ok_and(|answer| answer.status == 200)).then_some(())
+    });
 }
 
 #[test]

@@ -31,11 +31,20 @@ pub struct Secure {
 impl Secure {
     /// `edge`: keys of its section; `more`: other sections.
     pub fn start(edge: &str, more: &str, varnish: Vec<Upstream>) -> Self {
+        Secure::start_with(edge, more, varnish, Vec::new())
+    }
+
+    /// Without any cache: the edge goes to these web nodes.
+    pub fn start_with_web(edge: &str, web: Vec<Upstream>) -> Self {
+        Secure::start_with(edge, "", Vec::new(), web)
+    }
+
+    fn start_with(edge: &str, more: &str, varnish: Vec<Upstream>, web: Vec<Upstream>) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let certificate = Issued::for_names(&["shop.test"]);
         let table = certificate.write(folder.path(), "shop").toml("127.0.0.1:0");
         let config = format!("{more}\n[edge]\nlisten = [\"127.0.0.1:0\"]\n{edge}\n{table}");
-        Secure { rig: Rig::start(&config, varnish, Vec::new()), folder }
+        Secure { rig: Rig::start(&config, varnish, web), folder }
     }
 
     pub fn address(&self) -> SocketAddr {

@@ -97,6 +97,6 @@ fn what_is_no_purge_counts_as_one_of_everything_and_what_is_no_cursor_or_replica
     }
     for clearcoat in rig.fleet.clearcoats() {
         eventually("it is said", || clearcoat.log().has("no purge that this version knows").then_some(()));
-        assert!(clearcoat.log().has("connected to etcd"));
+        clearcoat.log().waits_for("connected to etcd");
     }
 }

@@ -69,7 +69,7 @@ fn most_of_a_role_that_goes_at_once_is_held_and_shouted_about() {
     eventually("they are held", || (rig.metric("registry_held{role=\"web\"}") == 4.0).then_some(()));
     rig.another("web-6");
     assert_eq!(rig.ids(), ["web-1", "web-2", "web-3", "web-4", "web-5", "web-6"]);
-    assert_eq!(rig.clearcoat().log().text().matches("lost most nodes of a role at once").count(), 1);
+    rig.clearcoat().log().waits_for_count("lost most nodes of a role at once", 1);
     // Whatever their health.
     rig.web[0].healthy.store(false, Ordering::SeqCst);
     eventually("one is down", || (rig.clearcoat().node("web-1")["health"] == "down").then_some(()));

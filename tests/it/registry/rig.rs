@@ -111,6 +111,7 @@ impl Rig {
 
     /// The member that clearcoat has connected to last.
     pub fn member(&self) -> usize {
+        self.clearcoat().log().waits_for("connected to etcd");
         let log = self.clearcoat().log().text();
         let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
         let mut connected = lines.filter(|line| line["message"] == "connected to etcd");

@@ -55,6 +55,18 @@ impl Log {
         self.0.lock().unwrap().iter().any(|line| line.contains(text))
     }
 
+    /// Waits until a line with this text was written. A metric may move before its line has come through the pipe, so
+    /// that is not to be waited for instead.
+    pub fn waits_for(&self, text: &str) {
+        eventually(&format!("the log says {text}"), || self.has(text).then_some(()));
+    }
+
+    /// The same for several lines.
+    pub fn waits_for_count(&self, text: &str, count: usize) {
+        eventually(&format!("the log says {count} times {text}"), || (self.count(text) >= count).then_some(()));
+        assert_eq!(self.count(text), count, "{text}");
+    }
+
     /// All of it so far.
     pub fn text(&self) -> String {
         self.0.lock().unwrap().join("\n")

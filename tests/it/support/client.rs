@@ -104,6 +104,14 @@ impl Connection {
         Ok(answer)
     }
 
+    /// Reads this many bytes as they come.
+    pub fn take(&mut self, length: usize) -> std::io::Result<Vec<u8>> {
+        while self.input.len() < length {
+            self.read_more()?;
+        }
+        Ok(self.input.drain(..length).collect())
+    }
+
     /// Reads a line without its end.
     fn line(&mut self) -> std::io::Result<String> {
         loop {

@@ -7,12 +7,13 @@
 //!
 //! It needs root. What was left behind by a test that was killed is removed by the next one.
 
+use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -115,9 +116,14 @@ impl SlowLink {
                 quality: Quality { seed, ..quality },
                 lost: Arc::clone(&this.lost),
                 held: is_inbound.then(|| (Arc::clone(&this.held), Arc::clone(&this.held_bytes))),
+                queue: Mutex::default(),
+                came: Condvar::new(),
                 stop: Arc::clone(&this.stop),
             };
-            this.relays.push(std::thread::spawn(move || relay.run()));
+            let relay = Arc::new(relay);
+            let sender = Arc::clone(&relay);
+            this.relays.push(std::thread::spawn(move || relay.take()));
+            this.relays.push(std::thread::spawn(move || sender.send()));
         }
         this
     }
@@ -154,65 +160,87 @@ impl Drop for SlowLink {
     }
 }
 
-/// One direction.
+/// One direction. One thread takes packets and another sends them: the tunnel's end never waits for us while we wait for
+/// it.
 struct Relay {
     from: UnixDatagram,
     to: UnixDatagram,
     address: std::path::PathBuf,
     quality: Quality,
     lost: Arc<AtomicU64>,
+    /// The port whose packets are held, and how many bytes are, where this is the direction in which any can be.
     held: Option<(Arc<AtomicU16>, Arc<AtomicU64>)>,
+    queue: Mutex<Queue>,
+    came: Condvar,
     stop: Arc<AtomicBool>,
+}
+
+/// What is on its way.
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<(Instant, Vec<u8>)>,
+    kept: Vec<Vec<u8>>,
 }
 
 impl Relay {
     /// The longest it waits before it looks whether it is to go on.
     const TURN: Duration = Duration::from_millis(20);
 
-    fn run(self) {
+    fn take(&self) {
         let mut random = Rng::with_seed(self.quality.seed);
-        let mut waiting = std::collections::VecDeque::<(Instant, Vec<u8>)>::new();
-        let mut kept: Vec<Vec<u8>> = Vec::new();
         let mut packet = vec![0; 64 * 1024];
-        self.to.set_write_timeout(Some(Duration::from_millis(1))).expect("a socket option");
+        self.from.set_read_timeout(Some(Self::TURN)).expect("a socket option");
         while !self.stop.load(Ordering::SeqCst) {
-            let held = self.held.as_ref().map_or(0, |(port, _)| port.load(Ordering::SeqCst));
-            if held == 0 && !kept.is_empty() {
-                let now = Instant::now();
-                waiting.extend(kept.drain(..).map(|packet| (now + self.quality.delay, packet)));
-                self.count_held(&kept);
-            }
-            while let Some((due, packet)) = waiting.front()
-                && *due <= Instant::now()
-            {
-                match self.to.send_to(packet, &self.address) {
-                    // It is busy with what it sends itself, perhaps to us.
-                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
-                    // The other end goes first when a test ends.
-                    Ok(_) | Err(_) => _ = waiting.pop_front(),
-                }
-            }
-            let pause = waiting.front().map_or(Self::TURN, |(due, _)| due.saturating_duration_since(Instant::now()));
-            let pause = pause.clamp(Duration::from_micros(50), Self::TURN);
-            self.from.set_read_timeout(Some(pause)).expect("a socket option");
             let Ok(length) = self.from.recv(&mut packet) else { continue };
             let packet = &packet[..length];
-            if random.u32(..self.quality.one_lost_in.max(2)) == 0 && self.quality.one_lost_in > 0 {
+            if self.quality.one_lost_in > 0 && random.u32(..self.quality.one_lost_in) == 0 {
                 self.lost.fetch_add(1, Ordering::SeqCst);
-            } else if held != 0 && source_port(packet) == Some(held) {
-                kept.push(packet.to_vec());
-                self.count_held(&kept);
+                continue;
+            }
+            let mut queue = self.queue.lock().unwrap();
+            let held = self.held_port();
+            if held != 0 && source_port(packet) == Some(held) {
+                queue.kept.push(packet.to_vec());
+                self.count_held(&queue);
             } else {
-                waiting.push_back((Instant::now() + self.quality.delay, packet.to_vec()));
+                queue.waiting.push_back((Instant::now() + self.quality.delay, packet.to_vec()));
+                self.came.notify_one();
             }
         }
     }
-}
 
-impl Relay {
-    fn count_held(&self, kept: &[Vec<u8>]) {
+    fn send(&self) {
+        self.to.set_write_timeout(Some(Self::TURN * 50)).expect("a socket option");
+        let mut queue = self.queue.lock().unwrap();
+        while !self.stop.load(Ordering::SeqCst) {
+            if self.held_port() == 0 && !queue.kept.is_empty() {
+                let due = Instant::now() + self.quality.delay;
+                let kept = std::mem::take(&mut queue.kept);
+                queue.waiting.extend(kept.into_iter().map(|packet| (due, packet)));
+                self.count_held(&queue);
+            }
+            let pause =
+                queue.waiting.front().map_or(Self::TURN, |(due, _)| due.saturating_duration_since(Instant::now()));
+            if !pause.is_zero() {
+                queue = self.came.wait_timeout(queue, pause.min(Self::TURN)).unwrap().0;
+                continue;
+            }
+            if let Some((_, packet)) = queue.waiting.pop_front() {
+                drop(queue);
+                // The other end goes first when a test ends.
+                _ = self.to.send_to(&packet, &self.address);
+                queue = self.queue.lock().unwrap();
+            }
+        }
+    }
+
+    fn held_port(&self) -> u16 {
+        self.held.as_ref().map_or(0, |(port, _)| port.load(Ordering::SeqCst))
+    }
+
+    fn count_held(&self, queue: &Queue) {
         if let Some((_, bytes)) = &self.held {
-            bytes.store(kept.iter().map(|packet| packet.len() as u64).sum(), Ordering::SeqCst);
+            bytes.store(queue.kept.iter().map(|packet| packet.len() as u64).sum(), Ordering::SeqCst);
         }
     }
 }

@@ -211,6 +211,52 @@ fn who_is_waited_for_and_slower_than_wanted_is_cut_and_nobody_else() {
 }
 
 #[test]
+#[ignore = "waits for more than the minute that a body is given; `cargo test --test it -- --ignored` runs it"]
+fn an_event_stream_may_pause_and_who_leaves_it_is_noticed() {
+    let goes_on = Gate::default();
+    let rig = Rig::start(
+        "",
+        vec![Upstream::start({
+            let goes_on = goes_on.clone();
+            move |call| {
+                let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
+                if call.send(format!("{head}3\r\n1\n\n\r\n")).is_err() {
+                    return Then::Close;
+                }
+                // Longer than one wait of a fake.
+                if !(0..3).any(|_| call.wait(&goes_on)) {
+                    return Then::Close;
+                }
+                call.send_then("3\r\n2\n\n\r\n0\r\n\r\n", Then::KeepAlive)
+            }
+        })],
+        Vec::new(),
+    );
+    let began = Instant::now();
+    let [mut stays, mut leaves, half] = [(); 3].map(|()| {
+        let mut client = rig.edge();
+        client.stream.set_read_timeout(Some(Duration::from_secs(90))).unwrap();
+        client.send("GET /events HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        assert_eq!(client.head().unwrap().status, 200);
+        client
+    });
+    assert_eq!(rig.inflight(), 3.0);
+    // A reset is noticed at once; a half-open client, which may be gone, has as long as any body.
+    socket2::SockRef::from(&leaves.stream).set_linger(Some(Duration::ZERO)).unwrap();
+    leaves.take(8).unwrap();
+    drop(leaves);
+    eventually("the request is given up", || (rig.inflight() == 2.0).then_some(()));
+    half.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    crate::support::eventually_within(Duration::from_secs(80), "the other one is given up", || {
+        (rig.inflight() == 1.0).then_some(())
+    });
+    assert!(began.elapsed() > Duration::from_secs(59), "after {:?}", began.elapsed());
+    eventually("the minute is over for all", || (began.elapsed() > Duration::from_secs(66)).then_some(()));
+    goes_on.open();
+    assert_eq!(stays.take(21).unwrap(), b"3\r\n1\n\n\r\n3\r\n2\n\n\r\n0\r\n\r\n");
+}
+
+#[test]
 #[ignore = "waits for the minute that a node is given; `cargo test --test it -- --ignored` runs it"]
 fn a_node_that_stops_reading_an_upload_is_to_blame() {
     let never = Gate::default();

@@ -246,10 +246,10 @@ impl Connection<'_> {
         exchange: &Exchange,
         incoming: &mut Incoming<R>,
     ) -> Result<Head, Trouble> {
-        let interim = match exchange.request.version {
-            Version::Http11 => &exchange.answer.interim[..],
-            Version::Http10 => &[],
-        };
+        // Of a web node, only a 100 passes that is waited for.
+        let passes = exchange.request.version == Version::Http11 && exchange.request.expect != Expect::No;
+        let interim = exchange.answer.interim.iter().filter(|interim| passes && interim.status == 100);
+        let interim: Vec<_> = interim.collect();
         let again = matches!(exchange.mishap, Some(Mishap::NodeCuts { .. }));
         let mut passed = 0;
         loop {

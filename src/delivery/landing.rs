@@ -1,0 +1,85 @@
+//! The pages that are on their way to a node while it is told to drop them.
+//!
+//! A ban finds what is stored, and a page that is still in a socket, or lost on the wire and sent again, is stored after it.
+//! The guard knows which answers are under way ([`Guard::under_way`](crate::purge::Guard::under_way)). Purges that concern
+//! one of them are told once more when it has arrived and Varnish has had [`LANDING`] to make an object of it. How long the
+//! way takes is nobody's guess: it ends when the last byte is acknowledged, or the connection is closed.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::walk::Sources;
+use crate::fleet::{LANDING, Snapshot};
+use crate::journal::{Entry, Missed, Position};
+use crate::purge::Purge;
+
+/// How often the guard is asked whether a page has arrived.
+const POLL: Duration = Duration::from_millis(10);
+
+/// Purges that are looked at one by one; more of them concern any page.
+const MAX_PURGES: usize = 1_000;
+
+/// When a page that does not arrive is worth a word.
+const LONG: Duration = Duration::from_secs(2);
+
+/// The purges of a stretch that concern pages which may be under way.
+pub(super) struct Landing {
+    after: Position,
+    last: Position,
+    waiting: Vec<Arc<Entry>>,
+    began: Instant,
+    /// When a page that they concern last passed, or arrived, as it was known when it was not under way any more.
+    pub(super) passed: Option<Instant>,
+    /// Something was under way when it was last looked at.
+    waited: bool,
+}
+
+impl Landing {
+    /// What follows `after` up to `last`.
+    pub(super) fn new(sources: &Sources, after: Position, last: Position, now: Instant) -> Self {
+        let waiting = match sources.journal.since(after) {
+            Missed::Entries(mut entries) if entries.len() <= MAX_PURGES => {
+                entries.truncate(entries.partition_point(|entry| entry.position <= last));
+                entries
+            }
+            _ => vec![Arc::new(Entry { position: last, at_ms: 0, purge: Purge::everything(), origin: None })],
+        };
+        Landing { after, last, waiting, began: now, passed: None, waited: false }
+    }
+
+    /// Whether it is of this stretch.
+    pub(super) fn is_of(&self, after: Position, last: Position) -> bool {
+        (self.after, self.last) == (after, last)
+    }
+
+    /// Looks at what is still under way. Returns when to come again, if not yet all that there was has landed.
+    pub(super) fn look(&mut self, sources: &Sources, fleet: &Snapshot, now: Instant) -> Option<Instant> {
+        // A Varnish may fetch from another address than the one on which it listens: then it may be this one.
+        let node = sources.spec.address.ip().to_canonical();
+        let is_of_another = |address: IpAddr| {
+            address != node && fleet.varnish.members().iter().any(|other| other.node.spec.address.ip() == address)
+        };
+        let may_be_ours = |address: IpAddr| !is_of_another(address.to_canonical());
+        // What passed after it was first looked at knew of all these purges: pages that come all the time are no reason to wait.
+        let guard = &sources.guard;
+        self.waiting.retain(|entry| {
+            let under_way = guard.under_way(&entry.purge, (self.began, now), may_be_ours);
+            if !under_way {
+                self.passed = self.passed.max(guard.last_passed(&entry.purge));
+            }
+            under_way
+        });
+        if !self.waiting.is_empty() {
+            self.waited = true;
+            return Some(now + POLL);
+        }
+        // It has arrived since.
+        std::mem::take(&mut self.waited).then_some(now + LANDING)
+    }
+
+    /// Whether it takes longer than a page should.
+    pub(super) fn lasts_long(&self, now: Instant) -> bool {
+        self.waited && now.saturating_duration_since(self.began) > LONG
+    }
+}

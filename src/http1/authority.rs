@@ -1,0 +1,85 @@
+//! Hosts and ports as they stand in `Host` and in absolute targets.
+
+/// The scheme of an absolute target, which says what its port is where none is named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    /// `http`, port 80.
+    Http,
+    /// `https`, port 443.
+    Https,
+}
+
+impl Scheme {
+    /// Cuts `http://` or `https://` off a target, in any case.
+    pub fn strip(target: &[u8]) -> Option<(Self, &[u8])> {
+        [("http://", Scheme::Http), ("https://", Scheme::Https)].into_iter().find_map(|(start, scheme)| {
+            let (found, rest) = target.split_at_checked(start.len())?;
+            found.eq_ignore_ascii_case(start.as_bytes()).then_some((scheme, rest))
+        })
+    }
+
+    fn default_port(self) -> u16 {
+        match self {
+            Scheme::Http => 80,
+            Scheme::Https => 443,
+        }
+    }
+
+    /// Whether two hosts with or without ports are the same for this scheme (RFC 9110 section 4.2.3).
+    pub fn is_same_host(self, one: &[u8], other: &[u8]) -> bool {
+        let (one, other) = (split_port(one), split_port(other));
+        let port = |port: Option<&[u8]>| match port {
+            None | Some([]) => Some(self.default_port()),
+            Some(digits) => std::str::from_utf8(digits).ok()?.parse().ok(),
+        };
+        one.0.eq_ignore_ascii_case(other.0) && port(one.1).is_some() && port(one.1) == port(other.1)
+    }
+
+    /// The same host without the port that goes without saying.
+    pub fn without_default_port(self, authority: &[u8]) -> &[u8] {
+        let (name, _) = split_port(authority);
+        if self.is_same_host(name, authority) { name } else { authority }
+    }
+}
+
+/// A host and the port behind it. The colons of an IPv6 address are within brackets.
+fn split_port(authority: &[u8]) -> (&[u8], Option<&[u8]>) {
+    let from = authority.iter().position(|&byte| byte == b']').unwrap_or(0);
+    match authority[from..].iter().position(|&byte| byte == b':') {
+        Some(colon) => (&authority[..from + colon], Some(&authority[from + colon + 1..])),
+        None => (authority, None),
+    }
+}
+
+/// `uri-host [ ":" port ]` (RFC 3986 section 3.2), without user information, without percent-encoding (no shop needs
+/// it, and caches normalise it differently).
+pub(super) fn is_host(host: &[u8]) -> bool {
+    let name_end = match host.first() {
+        Some(b'[') => match host.iter().position(|&byte| byte == b']') {
+            Some(end) if end > 1 && host[1..end].iter().all(|&b| b.is_ascii_hexdigit() || matches!(b, b':' | b'.')) => {
+                end + 1
+            }
+            _ => return false,
+        },
+        _ => {
+            let end = host.iter().position(|&byte| byte == b':').unwrap_or(host.len());
+            let allowed = |&byte: &u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte);
+            if end == 0 || !host[..end].iter().all(allowed) {
+                return false;
+            }
+            end
+        }
+    };
+    match &host[name_end..] {
+        [] => true,
+        [b':', port @ ..] => is_port(port),
+        _ => false,
+    }
+}
+
+/// Digits up to 65535; RFC 3986 section 3.2.3 allows none at all.
+fn is_port(port: &[u8]) -> bool {
+    port.is_empty()
+        || (port.iter().all(u8::is_ascii_digit)
+            && std::str::from_utf8(port).is_ok_and(|port| port.parse::<u16>().is_ok()))
+}

@@ -1,0 +1,226 @@
+//! A page that comes past the caches, with its fragments filled in.
+//!
+//! It was held until it was whole ([`super::head`]), so the node that rendered it has nothing else to do for this reader
+//! and is asked for the fragments, one after the other. A page longer than what is held is read on meanwhile, never more
+//! of it at once than one tag. What was filled in leaves as it is there: the reader sees the top of a page while its last
+//! fragment is rendered.
+
+use std::io;
+use std::mem;
+
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+
+use super::super::Route;
+use super::super::bypass::{self, fragment};
+use super::super::client::Client;
+use super::super::deadline::Phase;
+use super::super::failure::Failure;
+use super::{Exchange, fallback_host, forwarding};
+use crate::esi::{Parser, Piece};
+use crate::fleet::Node;
+use crate::http1::{BodyDecoder, RequestHead, write_subrequest};
+use fragment::{DEEPEST, Fragment, LeftOut, MOST};
+
+/// How much of a page is gathered for one write, and read at once, in bytes.
+const PIECE: usize = 32 * 1024;
+
+/// A page or a fragment, as far as it was read and not passed on.
+struct Document {
+    bytes: Vec<u8>,
+    taken: usize,
+    parser: Parser,
+    /// What it was asked for by, for addresses that are relative to it.
+    target: Vec<u8>,
+}
+
+impl Document {
+    fn next(&mut self, is_whole: bool) -> Option<Piece<'_>> {
+        let (piece, taken) = self.parser.next(&self.bytes[self.taken..], is_whole)?;
+        self.taken += taken;
+        Some(piece)
+    }
+
+    /// Forgets what was passed on.
+    fn waiting(&mut self) -> &mut Vec<u8> {
+        self.bytes.drain(..mem::take(&mut self.taken));
+        &mut self.bytes
+    }
+}
+
+/// The page as it comes from the node.
+struct Source<'p> {
+    upstream: &'p mut TcpStream,
+    decoder: BodyDecoder,
+    /// What the node sent behind it.
+    surplus: &'p mut Vec<u8>,
+}
+
+impl Source<'_> {
+    /// Takes the frame off what was read.
+    fn take(&mut self, mut piece: Vec<u8>, into: &mut Vec<u8>) -> Result<(), Failure> {
+        let (content, consumed) = self.decoder.decode_in_place(&mut piece).map_err(Failure::BadAnswerBody)?;
+        into.extend_from_slice(&piece[..content]);
+        self.surplus.extend_from_slice(&piece[consumed..]);
+        Ok(())
+    }
+
+    async fn read<R>(&mut self, client: &Client<R>, into: &mut Vec<u8>) -> Result<(), Failure> {
+        let mut piece = Vec::with_capacity(PIECE);
+        client.deadline.enter(Phase::Body);
+        let read = client.deadline.limit(self.upstream.read_buf(&mut piece)).await;
+        match read.unwrap_or_else(|_interrupt| Err(io::ErrorKind::TimedOut.into())) {
+            Ok(0) if !self.decoder.end() => Err(Failure::CutAnswer(io::ErrorKind::UnexpectedEof.into())),
+            Ok(_) => self.take(piece, into),
+            Err(error) => Err(Failure::CutAnswer(error)),
+        }
+    }
+}
+
+/// The answer as it goes to the client.
+struct Sink<'p, R> {
+    client: &'p mut Client<R>,
+    /// The head, until it has been sent.
+    wire: Vec<u8>,
+    gathered: Vec<u8>,
+    chunked: bool,
+    sent: u64,
+}
+
+impl<R: Route> Sink<'_, R> {
+    async fn push(&mut self, text: &[u8]) -> Result<(), Failure> {
+        for piece in text.chunks(PIECE) {
+            self.gathered.extend_from_slice(piece);
+            if self.gathered.len() >= PIECE {
+                self.flush(false).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn flush(&mut self, is_end: bool) -> Result<(), Failure> {
+        if !self.gathered.is_empty() && self.chunked {
+            self.wire.extend_from_slice(format!("{:x}\r\n", self.gathered.len()).as_bytes());
+            self.wire.append(&mut self.gathered);
+            self.wire.extend_from_slice(b"\r\n");
+        }
+        self.wire.append(&mut self.gathered);
+        if is_end && self.chunked {
+            self.wire.extend_from_slice(b"0\r\n\r\n");
+        }
+        self.client.deadline.enter(Phase::Body);
+        self.client.send(&self.wire).await?;
+        self.sent += self.wire.len() as u64;
+        self.wire.clear();
+        Ok(())
+    }
+}
+
+/// Who asks for the fragments of a page, and of whom.
+struct Asking<'p> {
+    node: &'p Node,
+    request: &'p RequestHead,
+    input: &'p [u8],
+    /// How many were asked for.
+    count: usize,
+}
+
+impl Asking<'_> {
+    /// Fetches the fragment behind this address, which stands so deep in others.
+    async fn fragment<R: Route>(
+        &mut self,
+        client: &Client<R>,
+        source: &[u8],
+        base: &[u8],
+        depth: usize,
+    ) -> Result<Document, LeftOut> {
+        if depth > DEEPEST {
+            return Err(LeftOut::TooDeep);
+        }
+        if self.count == MOST {
+            return Err(LeftOut::TooMany);
+        }
+        self.count += 1;
+        let fallback = fallback_host(self.request, self.node);
+        let host = self.request.host.map_or(fallback.as_bytes(), |host| host.bytes(self.input));
+        let target = fragment::target_of(source, host, base).ok_or(LeftOut::Foreign)?;
+        let mut head = Vec::new();
+        let forwarding = forwarding(client, self.request, &fallback);
+        write_subrequest(&mut head, &target, self.request, self.input, forwarding);
+        let Fragment { body, is_markup } = fragment::fetch(client, self.node, &head).await?;
+        let parser = if is_markup { Parser::default() } else { Parser::plain() };
+        Ok(Document { bytes: body, taken: 0, parser, target })
+    }
+
+    /// Says why a fragment is missing from a page.
+    fn report<R: Route>(&self, client: &Client<R>, source: &[u8], reason: &LeftOut) {
+        if let Some(unsaid) = client.worker.notices.pass() {
+            let path = String::from_utf8_lossy(self.request.path(self.input));
+            let source = source.split(|&byte| byte == b'?').next().unwrap_or_default();
+            let source = String::from_utf8_lossy(source);
+            tracing::info!(
+                node = %self.node.id(), %path, fragment = %source, %reason, unsaid,
+                "a fragment is left out of a page that passed the caches by"
+            );
+        }
+    }
+}
+
+impl<R: Route> Exchange<'_, R> {
+    /// Passes a page on whose head, of this length, and body so far are in `answer`.
+    pub(super) async fn forward_page(&mut self, head: usize) -> Result<(), Failure> {
+        let mut answer = mem::take(&mut self.buffers.answer);
+        let decoder = BodyDecoder::new(self.buffers.response.framing);
+        let (wire, chunked) = self.begin(&answer)?;
+        bypass::ask_for_fragments(&mut self.buffers.request, &self.buffers.input);
+        let (request, input) = (&self.buffers.request, &self.buffers.input[..]);
+        let mut asking = Asking { node: self.node, request, input, count: 0 };
+        let mut source = Source { upstream: &mut self.upstream, decoder, surplus: &mut self.surplus };
+        let mut sink = Sink { client: &mut *self.client, wire, gathered: Vec::new(), chunked, sent: 0 };
+        let mut page =
+            Document { bytes: Vec::new(), taken: 0, parser: Parser::default(), target: request.target(input).to_vec() };
+        source.take(answer.split_off(head), &mut page.bytes)?;
+        let filled = fill_in(&mut source, &mut sink, &mut asking, page).await;
+        self.sent = sink.sent;
+        answer.clear();
+        self.buffers.answer = answer;
+        filled
+    }
+}
+
+/// Passes a page on, and its fragments where they belong.
+async fn fill_in<R: Route>(
+    source: &mut Source<'_>,
+    sink: &mut Sink<'_, R>,
+    asking: &mut Asking<'_>,
+    page: Document,
+) -> Result<(), Failure> {
+    // The page, and the fragments in each other that are open: no more than `DEEPEST`.
+    let mut open = vec![page];
+    loop {
+        let depth = open.len();
+        let Some(last) = open.last_mut() else { return sink.flush(true).await };
+        let is_whole = depth > 1 || source.decoder.is_done();
+        match last.next(is_whole) {
+            Some(Piece::Text(text)) => sink.push(text).await?,
+            Some(Piece::Nothing) => {}
+            Some(Piece::Include(address)) => {
+                sink.flush(false).await?;
+                let asked = asking.fragment(sink.client, &address, &last.target, depth).await;
+                let includes = &sink.client.worker.shared.metrics.fragments;
+                match asked {
+                    Ok(fragment) => {
+                        includes.included.inc();
+                        open.push(fragment);
+                    }
+                    Err(reason) => {
+                        includes.left_out.inc();
+                        asking.report(sink.client, &address, &reason);
+                    }
+                }
+            }
+            None if is_whole => drop(open.pop()),
+            None => source.read(sink.client, last.waiting()).await?,
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! The fragments of a page (`<esi:include>`), fetched from the web node that rendered it.
+//!
+//! A reader holds one of the requests that a bypass may put on a node, and his fragments come one after the other within
+//! it: the page was read to its end before, so the node has never more than one of his requests to work on. A fragment
+//! that cannot be had is left out, as Varnish leaves out one with `onerror="continue"`, and the page goes on; Varnish 7.1
+//! would put the text of the error into it.
+//!
+//! Only the shop itself is asked. Varnish sends every address to its own backend, whatever host it names; here the name has
+//! to be that of the page, because the node's host is what the page's reader asked for.
+
+use std::io;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::super::Route;
+use super::super::client::Client;
+use super::super::deadline::Phase;
+use super::{is_encoded, is_markup};
+use crate::fleet::Node;
+use crate::http1::{BadChunk, BadHead, BodyDecoder, HeadScan, Method, ResponseHead, Scheme};
+
+/// The longest fragment, in bytes. Magento's menus are a tenth of it.
+const LONGEST: usize = 1 << 20;
+
+/// How deep fragments may stand in fragments: Varnish's `max_esi_depth`.
+pub(in crate::proxy) const DEEPEST: usize = 5;
+
+/// The most fragments of one page, in all depths together: a page that includes itself costs a node no more than this.
+pub(in crate::proxy) const MOST: usize = 64;
+
+/// Interim heads that are read over before the answer.
+const MAX_INTERIM: usize = 16;
+
+/// How much is read at once.
+const READ: usize = 16 * 1024;
+
+/// What was fetched.
+#[derive(Debug)]
+pub(in crate::proxy) struct Fragment {
+    pub(in crate::proxy) body: Vec<u8>,
+    /// There may be fragments in it.
+    pub(in crate::proxy) is_markup: bool,
+}
+
+/// Why a fragment is left out.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::proxy) enum LeftOut {
+    #[error("its address is not one of this shop")]
+    Foreign,
+    #[error("the page has more than {MOST} fragments")]
+    TooMany,
+    #[error("fragments stand more than {DEEPEST} deep in each other")]
+    TooDeep,
+    #[error("connecting failed: {0}")]
+    Connect(io::Error),
+    #[error("no answer: {0}")]
+    NoAnswer(io::Error),
+    #[error("the answer was cut off: {0}")]
+    Cut(io::Error),
+    #[error("the head of the answer is refused: {0}")]
+    BadHead(BadHead),
+    #[error("the body of the answer is refused: {0}")]
+    BadBody(BadChunk),
+    #[error("the answer was {0}")]
+    Status(u16),
+    #[error("the answer has an encoding")]
+    Encoded,
+    #[error("it is longer than {LONGEST} bytes")]
+    TooLong,
+    #[error("it took too long")]
+    Late,
+}
+
+/// What to ask the shop for, where the address in a page is one of its own: a path, one relative to `base` (the target of
+/// the page it stands in), or the same `host`. Of the scheme nothing depends: Magento writes `http`, because Varnish
+/// knows no other.
+pub(in crate::proxy) fn target_of(source: &[u8], host: &[u8], base: &[u8]) -> Option<Vec<u8>> {
+    let source = source.split(|&byte| byte == b'#').next().unwrap_or_default();
+    if source.starts_with(b"/") {
+        return Some(source.to_vec());
+    }
+    if let Some((scheme, rest)) = Scheme::strip(source) {
+        let end = rest.iter().position(|&byte| matches!(byte, b'/' | b'?')).unwrap_or(rest.len());
+        let (authority, target) = rest.split_at(end);
+        let is_ours = [scheme, Scheme::Http, Scheme::Https].iter().any(|scheme| scheme.is_same_host(authority, host));
+        let slash: &[u8] = if target.starts_with(b"/") { b"" } else { b"/" };
+        return is_ours.then(|| [slash, target].concat());
+    }
+    // Any other scheme, and what only looks like one.
+    let path = source.split(|&byte| matches!(byte, b'?' | b'/')).next().unwrap_or_default();
+    if path.contains(&b':') {
+        return None;
+    }
+    let page = base.split(|&byte| byte == b'?').next().unwrap_or_default();
+    let folder = page.iter().rposition(|&byte| byte == b'/')?;
+    Some([&page[..=folder], source].concat())
+}
+
+/// Sends a request with this head to a node, and reads the answer.
+pub(in crate::proxy) async fn fetch<R: Route>(
+    client: &Client<R>,
+    node: &Node,
+    request: &[u8],
+) -> Result<Fragment, LeftOut> {
+    client.deadline.enter(Phase::Fragment);
+    let fetched = async {
+        if let Some(kept) = client.worker.pools.take(node, None) {
+            match ask(client, node, kept, request).await {
+                // The node closed a connection that it had kept for us: its good right.
+                Err(LeftOut::NoAnswer(_)) => {}
+                other => return other,
+            }
+        }
+        let fresh = client.worker.pools.connect(node).await.map_err(LeftOut::Connect)?;
+        ask(client, node, fresh, request).await
+    };
+    client.deadline.limit(fetched).await.unwrap_or(Err(LeftOut::Late))
+}
+
+async fn ask<R: Route>(
+    client: &Client<R>,
+    node: &Node,
+    mut stream: TcpStream,
+    request: &[u8],
+) -> Result<Fragment, LeftOut> {
+    stream.write_all(request).await.map_err(LeftOut::NoAnswer)?;
+    let limits = &client.worker.shared.limits;
+    let (mut input, mut head) = (Vec::new(), ResponseHead::default());
+    let len = read_head(&mut stream, &mut input, &mut head, (limits.max_answer_head, limits.max_fields)).await?;
+    if head.status != 200 {
+        return Err(LeftOut::Status(head.status));
+    }
+    if is_encoded(&head, &input) {
+        return Err(LeftOut::Encoded);
+    }
+    let is_markup = is_markup(&head, &input);
+    let mut decoder = BodyDecoder::new(head.framing);
+    let mut body = Vec::new();
+    let mut piece = input.split_off(len);
+    let surplus = loop {
+        let (content, consumed) = decoder.decode_in_place(&mut piece).map_err(LeftOut::BadBody)?;
+        if body.len() + content > LONGEST {
+            return Err(LeftOut::TooLong);
+        }
+        body.extend_from_slice(&piece[..content]);
+        if decoder.is_done() {
+            break piece.len() - consumed;
+        }
+        piece.clear();
+        if read_some(&mut stream, &mut piece).await.map_err(LeftOut::Cut)? == 0 {
+            if !decoder.end() {
+                return Err(LeftOut::Cut(io::ErrorKind::UnexpectedEof.into()));
+            }
+            break 0;
+        }
+    };
+    if head.keep_alive && surplus == 0 {
+        client.worker.pools.give(node, stream, None, std::time::Instant::now());
+    }
+    Ok(Fragment { body, is_markup })
+}
+
+/// Reads up to the end of the final head; returns its length in `input`. `limits`: its bytes, and its fields.
+async fn read_head(
+    stream: &mut TcpStream,
+    input: &mut Vec<u8>,
+    head: &mut ResponseHead,
+    limits: (usize, usize),
+) -> Result<usize, LeftOut> {
+    let (mut scan, mut interim) = (HeadScan::default(), 0);
+    loop {
+        if let Some(len) = scan.find(input, limits.0).map_err(LeftOut::BadHead)? {
+            head.parse(input, len, Method::Get, limits.1).map_err(LeftOut::BadHead)?;
+            if !head.is_interim() {
+                return Ok(len);
+            }
+            interim += 1;
+            if interim > MAX_INTERIM {
+                return Err(LeftOut::BadHead(BadHead::Status));
+            }
+            input.drain(..len);
+            scan = HeadScan::default();
+            continue;
+        }
+        let is_first = input.is_empty();
+        let failed = |error: io::Error| if is_first { LeftOut::NoAnswer(error) } else { LeftOut::Cut(error) };
+        if read_some(stream, input).await.map_err(failed)? == 0 {
+            return Err(failed(io::ErrorKind::UnexpectedEof.into()));
+        }
+    }
+}
+
+async fn read_some(stream: &mut TcpStream, into: &mut Vec<u8>) -> io::Result<usize> {
+    into.reserve(READ);
+    stream.read_buf(into).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_shop_itself_is_asked() {
+        let target = |source: &str| {
+            let target = target_of(source.as_bytes(), b"shop.test", b"/a/b?c=/d");
+            target.map(|target| String::from_utf8(target).unwrap())
+        };
+        for (source, expected) in [
+            ("/page_cache/block/esi/", "/page_cache/block/esi/"),
+            ("http://shop.test/x?y", "/x?y"),
+            ("https://SHOP.test:443/x", "/x"),
+            ("https://shop.test:80/x", "/x"),
+            ("http://shop.test", "/"),
+            ("http://shop.test?q", "/?q"),
+            ("x", "/a/x"),
+            ("../x?y=http://z", "/a/../x?y=http://z"),
+            ("?q", "/a/?q"),
+            ("", "/a/"),
+            ("//other.test/x", "//other.test/x"),
+            ("/x#y", "/x"),
+        ] {
+            assert_eq!(target(source).as_deref(), Some(expected), "{source}");
+        }
+        for source in [
+            "http://other.test/x",
+            "http://shop.test:81/x",
+            "http://u@shop.test/x",
+            "http://shop.test.other.test/x",
+            "http:///x",
+            "ftp://shop.test/x",
+            "file:/etc/passwd",
+            "javascript:x",
+        ] {
+            assert_eq!(target(source), None, "{source}");
+        }
+        assert_eq!(target_of(b"http://a:8080/x", b"a:8080", b"/").as_deref(), Some(&b"/x"[..]));
+        assert_eq!(target_of(b"x", b"a", b"*"), None);
+    }
+}

@@ -1,0 +1,65 @@
+//! Which methods purge.
+//!
+//! `PURGE` and `BAN` are what most VCLs know; others have words of their own (`PURGEKEYS`, `URIBAN`, `REFRESH`), and which
+//! they are only their owner can say. A method that a shop itself uses must never be one of them: it would be refused at
+//! the edge, and repeated to every Varnish at the purge listener.
+
+/// The methods of RFC 9110, RFC 5789 (`PATCH`), RFC 9113 (`PRI`) and the `QUERY` draft: they ask for pages.
+const ORDINARY: [&str; 11] =
+    ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE", "PRI", "QUERY"];
+
+/// The longest method, in bytes.
+const LONGEST: usize = 32;
+
+/// What the purge listener accepts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// The methods that purge, as they are written on the wire.
+    pub methods: Vec<String>,
+    /// Header fields, in lower case, that each node gets from the configuration: what a sender says under their names
+    /// is a credential and not kept.
+    pub withheld: Vec<String>,
+}
+
+impl Default for Rules {
+    /// What every version has accepted: `PURGE` and `BAN`.
+    fn default() -> Self {
+        Rules { methods: vec!["PURGE".to_owned(), "BAN".to_owned()], withheld: Vec::new() }
+    }
+}
+
+impl Rules {
+    /// Whether this method purges. Methods are case-sensitive (RFC 9110 section 9.1).
+    pub(super) fn accepts(&self, method: &str) -> bool {
+        self.methods.iter().any(|accepted| accepted == method)
+    }
+
+    /// Whether a sender's field of this name, in lower case, is dropped.
+    pub(super) fn withholds(&self, field: &str) -> bool {
+        self.withheld.iter().any(|withheld| withheld == field)
+    }
+}
+
+/// Whether a method may be one that purges: a token (RFC 9110 section 5.6.2) of at most 32 bytes that asks for no page.
+/// Case does not count: a VCL or a web server may compare methods in any.
+pub fn may_purge(method: &str) -> bool {
+    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    (1..=LONGEST).contains(&method.len())
+        && method.bytes().all(is_token)
+        && !ORDINARY.iter().any(|ordinary| ordinary.eq_ignore_ascii_case(method))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_method_that_asks_for_pages_never_purges() {
+        for good in ["PURGE", "BAN", "PURGEKEYS", "URIBAN", "REFRESH", "XKEY", "M-PURGE", "purge"] {
+            assert!(may_purge(good), "{good}");
+        }
+        for bad in ["", "GET", "get", "Head", "POST", "PRI", "A B", "A\r\nB", "PÜRGE", "A:", "A/B", &"X".repeat(33)] {
+            assert!(!may_purge(bad), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! What becomes of pages that pass the caches by.
+
+use prometheus::{IntCounter, Registry};
+
+use super::counters;
+
+/// Fragments (`<esi:include>`) of pages that no Varnish fills in.
+#[derive(Debug)]
+pub struct FragmentMetrics {
+    /// Filled in.
+    pub included: IntCounter,
+    /// Left out of their page: the log says why.
+    pub left_out: IntCounter,
+    /// Pages whose encoding hides whether they have any: these pass as they are.
+    pub hidden: IntCounter,
+}
+
+impl FragmentMetrics {
+    pub(super) fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let fragments = counters(
+            registry,
+            "bypass_fragments_total",
+            "Fragments of pages that passed the caches by, by what became of them",
+            &["result"],
+        )?;
+        let of = |result: &str| fragments.with_label_values(&[result]);
+        Ok(FragmentMetrics { included: of("included"), left_out: of("left_out"), hidden: of("hidden") })
+    }
+}

@@ -1,0 +1,138 @@
+//! Varnish nodes whose VCL is neither ours nor Magento's: other words, other methods, purgers known by a key.
+
+use std::path::Path;
+
+use crate::support::client::{Answer, exchange};
+use crate::support::fleet::{Fleet, Plan};
+
+/// A VCL with these subroutines and the backend and the ACL (`purge`) of ours. Pages say whether they were hits, as
+/// with ours.
+fn vcl_of(ours: &str, subroutines: &str) -> String {
+    let block = |begin: &str| {
+        let from = &ours[ours.find(begin).expect("it is in our VCL")..];
+        &from[..from.find("\n}\n").expect("its end") + 3]
+    };
+    let (backend, acl) = (block("backend origin"), block("acl purge"));
+    let deliver = "sub vcl_deliver { if (obj.hits > 0) { set resp.http.X-Magento-Cache-Debug = \"HIT\"; } else { set \
+         resp.http.X-Magento-Cache-Debug = \"MISS\"; } }\n";
+    format!("vcl 4.1;\nimport std;\n{backend}{acl}{subroutines}{deliver}")
+}
+
+/// In the shape of FOSHttpCache: `BAN` by headers of its own, `PURGEKEYS` by vmod_xkey, `URIBAN` by path, `PURGE` by URL.
+fn many_methods(ours: &str, _: &str, _: &Path) -> String {
+    let subroutines = r#"
+import xkey;
+sub vcl_recv {
+  if (req.method == "PURGEKEYS" || req.method == "BAN" || req.method == "URIBAN" || req.method == "PURGE") {
+    if (client.ip !~ purge) { return (synth(405)); }
+  }
+  if (req.method == "PURGEKEYS") {
+    if (!req.http.xkey-purge) { return (synth(400)); }
+    set req.http.n = xkey.purge(req.http.xkey-purge);
+    return (synth(200, "Purged " + req.http.n));
+  }
+  if (req.method == "BAN") { ban("obj.http.X-Host == " + req.http.Host + " && obj.http.X-Url ~ " + req.url); return (synth(200)); }
+  if (req.method == "URIBAN") { ban("obj.http.X-Url == " + req.url); return (synth(200)); }
+  if (req.method == "PURGE") { return (purge); }
+}
+sub vcl_backend_response {
+  set beresp.http.X-Url = bereq.url; set beresp.http.X-Host = bereq.http.host;
+  set beresp.http.xkey = regsuball(beresp.http.X-Magento-Tags, ",", " ");
+}
+"#;
+    vcl_of(ours, subroutines)
+}
+
+/// With vmod_purge, as Varnish's manual has it: a page that is not there is a 404.
+fn says_not_in_cache(ours: &str, _: &str, _: &Path) -> String {
+    let subroutines = r#"
+import purge;
+sub vcl_recv { if (req.method == "PURGE") { if (client.ip !~ purge) { return (synth(405)); } return (hash); } }
+sub gone { if (req.method == "PURGE") { set req.http.n = purge.hard(); if (req.http.n == "0") { return (synth(404, "Not in cache")); } return (synth(200, "Purged")); } }
+sub vcl_hit { call gone; }
+sub vcl_miss { call gone; }
+"#;
+    // A backend, an ACL and a vmod share one set of names.
+    vcl_of(ours, subroutines)
+        .replace("acl purge", "acl purgers")
+        .replace("client.ip !~ purge)", "client.ip !~ purgers)")
+}
+
+fn asked(fleet: &Fleet, request: &str) -> Answer {
+    exchange(fleet.clearcoat.purge, request.as_bytes()).expect("an answer")
+}
+
+#[track_caller]
+fn assert_gone(fleet: &Fleet, request: &str, gone: &[&str], stay: &[&str]) {
+    gone.iter().chain(stay).for_each(|page| fleet.warm(page));
+    let answer = asked(fleet, request);
+    assert_eq!(answer.status, 200, "{request}: {answer:?}");
+    for (pages, expected) in [(gone, "MISS"), (stay, "HIT")] {
+        for page in pages {
+            assert!(fleet.cached(page).iter().all(|cache| cache == expected), "{request}: {page} is no {expected}");
+        }
+    }
+}
+
+#[test]
+fn the_methods_of_a_vcl_of_ones_own_reach_every_varnish_as_they_came_and_pass_no_edge() {
+    let config = "[purge]\nlisten = [\"127.0.0.1:0\"]\nack_timeout = \"20s\"\n\
+                  methods = [\"PURGE\", \"BAN\", \"PURGEKEYS\", \"URIBAN\", \"FLUSHPATH\"]\n";
+    let fleet = Fleet::start(&Plan { varnish: 2, web: 1, config, vcl: many_methods, ..Plan::default() });
+    // The harness reads pages by the address of each Varnish.
+    let pages = ["/p/1", "/p/2"];
+    let keys = "PURGEKEYS / HTTP/1.1\r\nHost: shop.test\r\nxkey-purge: cat_p_1\r\n\r\n";
+    assert_gone(&fleet, keys, &pages[..1], &pages[1..]);
+    assert_gone(&fleet, "URIBAN /p/2 HTTP/1.1\r\nHost: shop.test\r\n\r\n", &pages[1..], &pages[..1]);
+    // No other header, and none at all.
+    assert_gone(&fleet, "URIBAN /p/2 HTTP/1.0\r\n\r\n", &pages[1..], &pages[..1]);
+
+    // What a VCL refuses, its sender is told.
+    let refused = asked(&fleet, "PURGEKEYS / HTTP/1.1\r\nHost: a\r\nX-Other: 1\r\n\r\n");
+    assert_eq!(refused.status, 400, "{refused:?}");
+    let unknown = asked(&fleet, "REFRESH / HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!((unknown.status, unknown.header("Allow")), (405, Some("PURGE, BAN, PURGEKEYS, URIBAN, FLUSHPATH")));
+    for method in ["PURGEKEYS", "uriban", "FLUSHPATH", "FlushPath", "BAN"] {
+        for listener in [fleet.clearcoat.edge, fleet.clearcoat.origin] {
+            let request = format!("{method} /p/1 HTTP/1.1\r\nHost: a\r\nxkey-purge: cat_p_1\r\n\r\n");
+            assert_eq!(exchange(listener, request).expect("an answer").status, 405, "{method}");
+        }
+    }
+    // Of these nobody has heard, so they may be anything.
+    let request = "FLUSHPATHS /p/1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    assert_ne!(exchange(fleet.clearcoat.edge, request).expect("an answer").status, 405);
+}
+
+#[test]
+fn the_host_of_a_purge_reaches_every_varnish_as_it_was_sent() {
+    let fleet = Fleet::start(&Plan { varnish: 2, web: 1, vcl: many_methods, ..Plan::default() });
+    let page = |host: &str, varnish: usize| {
+        let request = format!("GET /p/1 HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        exchange(fleet.varnish[varnish].address, request).expect("an answer").cache().to_owned()
+    };
+    let hosts = ["shop.test", "shop.test:8080", "other.test"];
+    for purged in hosts {
+        hosts.iter().for_each(|host| _ = (page(host, 0), page(host, 1)));
+        let answer = asked(&fleet, &format!("BAN /p/1 HTTP/1.1\r\nHost: {purged}\r\n\r\n"));
+        assert_eq!(answer.status, 200, "{answer:?}");
+        for host in hosts {
+            let expected = if host == purged { "MISS" } else { "HIT" };
+            assert_eq!([page(host, 0), page(host, 1)], [expected, expected], "{host} when {purged} was purged");
+        }
+    }
+}
+
+#[test]
+fn a_page_that_is_not_in_a_cache_is_gone() {
+    let config = "[edge]\nlisten = [\"127.0.0.1:0\"]\n";
+    let fleet = Fleet::start(&Plan { varnish: 2, web: 1, config, vcl: says_not_in_cache, ..Plan::default() });
+    let get = |varnish: usize| {
+        let request = "GET /p/1 HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n\r\n";
+        exchange(fleet.varnish[varnish].address, request).expect("an answer").cache().to_owned()
+    };
+    // Only one of two has it, as with a page that the edge keeps on one node.
+    assert_eq!((get(0).as_str(), get(0).as_str()), ("MISS", "HIT"));
+    let answer = asked(&fleet, "PURGE /p/1 HTTP/1.1\r\nHost: shop.test\r\n\r\n");
+    assert_eq!((answer.status, answer.json()["applied"].as_array().map(Vec::len)), (200, Some(2)), "{answer:?}");
+    assert_eq!((get(0).as_str(), get(1).as_str()), ("MISS", "MISS"));
+}

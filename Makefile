@@ -8,7 +8,7 @@ export PATH := $(PATH):/usr/sbin
 BIN := $(or $(CARGO_TARGET_DIR),target)/release/clearcoat
 IMAGE ?= clearcoat:dev
 
-.PHONY: help demo build test lint bench bench-quick instructions image image-test clean
+.PHONY: help demo build test soak lint bench bench-quick instructions image image-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -26,6 +26,14 @@ test: ## the whole suite, against real Varnish and etcd
 	@deploy/install-deps.sh --for test
 	cargo test --locked
 	tests/vtc/run.sh
+
+soak: ## the consistency test with every fault, for SEEDS (1 2 3 4 5), SECONDS (120) each (root: slow link and frozen disk)
+	@deploy/install-deps.sh --for test
+	cargo test --locked --test it --no-run
+	for seed in $(or $(SEEDS),1 2 3 4 5); do \
+		CLEARCOAT_SEED=$$seed CLEARCOAT_CONSISTENCY_SECONDS=$(or $(SECONDS),120) \
+			cargo test --locked --test it -- --test-threads 1 consistency::nobody || exit 1; \
+	done
 
 lint: ## format, clippy and shellcheck, as CI wants them
 	@deploy/install-deps.sh --for lint

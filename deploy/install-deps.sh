@@ -18,7 +18,7 @@ case $2 in
     build) wanted=$build ;;
     lint) wanted="$build shellcheck:shellcheck" ;;
     demo) wanted=$demo ;;
-    test) wanted="$demo varnishtest:varnish */varnish/vmods/libvmod_xkey.so:varnish-modules etcd:etcd-server etcdctl:etcd-client php:php-cli dnsmasq:dnsmasq-base" ;;
+    test) wanted="$demo varnishtest:varnish */varnish/vmods/libvmod_xkey.so:varnish-modules etcd:etcd-server etcdctl:etcd-client php:php-cli dnsmasq:dnsmasq-base ip:iproute2 socat:socat */faketime/libfaketimeMT.so.1:libfaketime" ;;
     image-test) wanted="$build etcd:etcd-server etcdctl:etcd-client" ;;
     bench) wanted="$demo etcd:etcd-server haproxy:haproxy nginx:nginx-light ip:iproute2 unshare:util-linux valgrind:valgrind" ;;
     *) usage ;;

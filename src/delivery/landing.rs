@@ -29,6 +29,8 @@ pub(super) struct Landing {
     last: Position,
     waiting: Vec<Arc<Entry>>,
     began: Instant,
+    /// When a page that they concern last passed, or arrived, as it was known when it was not under way any more.
+    pub(super) passed: Option<Instant>,
     /// Something was under way when it was last looked at.
     waited: bool,
 }
@@ -43,7 +45,7 @@ impl Landing {
             }
             _ => vec![Arc::new(Entry { position: last, at_ms: 0, purge: Purge::everything(), origin: None })],
         };
-        Landing { after, last, waiting, began: now, waited: false }
+        Landing { after, last, waiting, began: now, passed: None, waited: false }
     }
 
     /// Whether it is of this stretch.
@@ -59,7 +61,15 @@ impl Landing {
             address != node && fleet.varnish.members().iter().any(|other| other.node.spec.address.ip() == address)
         };
         let may_be_ours = |address: IpAddr| !is_of_another(address.to_canonical());
-        self.waiting.retain(|entry| sources.guard.under_way(&entry.purge, now, may_be_ours));
+        // What passed after it was first looked at knew of all these purges: pages that come all the time are no reason to wait.
+        let guard = &sources.guard;
+        self.waiting.retain(|entry| {
+            let under_way = guard.under_way(&entry.purge, (self.began, now), may_be_ours);
+            if !under_way {
+                self.passed = self.passed.max(guard.last_passed(&entry.purge));
+            }
+            under_way
+        });
         if !self.waiting.is_empty() {
             self.waited = true;
             return Some(now + POLL);

@@ -310,13 +310,13 @@ impl Task {
     fn was_told(&mut self, work: Work) {
         let Work { walk, report, folded, flushes, last_passed, .. } = work;
         let last = walk.last();
-        // What passed before this process was there is not known, so its start counts as such a time.
-        let started = self.deliveries.context.started;
-        let passed = last_passed.map_or(Duration::ZERO, |at| at.saturating_duration_since(started));
-        let on_their_way = passed >= self.node.live.life_signs.taken_in();
         let now = Instant::now();
         let mut landing = Landing::new(&self.sources, self.told, last, now);
         let under_way = landing.look(&self.sources, &self.deliveries.context.fleet.load(), now);
+        // What passed before this process was there is not known, so its start counts as such a time.
+        let started = self.deliveries.context.started;
+        let passed = last_passed.max(landing.passed).map_or(Duration::ZERO, |at| at.saturating_duration_since(started));
+        let on_their_way = passed >= self.node.live.life_signs.taken_in();
         self.state.remember(BatchResult { last, invalidated: report.invalidated, refused: report.refused });
         let stood_still = self.failures > 0 || self.state.late.load(Ordering::SeqCst) || report.stood_still;
         let repeat = match (stood_still, on_their_way) {

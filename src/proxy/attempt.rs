@@ -33,6 +33,7 @@ use crate::files::is_ours;
 use crate::fleet::{Node, SendProxy};
 use crate::http1::{BadHead, Forwarding, Framing, RequestHead, write_request, write_response};
 use crate::proxy_protocol;
+use crate::purge::Passage;
 use crate::upstream::{Connection, Openness};
 
 /// What is on its way to a client as soon as it is written, in bytes: ten segments (RFC 6928). An answer that is no longer
@@ -381,6 +382,11 @@ impl<R: Route> Exchange<'_, R> {
             if self.poll_upload(cx).is_err() {
                 // The client broke off its request, but may still read: the answer decides.
                 self.upload_broken = true;
+            }
+            if self.client.passage.as_ref().is_some_and(Passage::is_to_be_cut) {
+                self.client.worker.shared.metrics.guard_cut.inc();
+                tracing::info!(node = %self.node.id(), "an answer that a purge waits for has no end, and is cut");
+                return Poll::Ready(Err(Failure::CutAnswer(io::ErrorKind::TimedOut.into())));
             }
             self.download.source_was_reset = self.node_was_reset;
             let polled = self.poll_download(cx, splice.as_mut());

@@ -68,7 +68,8 @@ pub(super) struct Client<R> {
     /// The version of the fleet that decided about `trusted`.
     pub(super) judged_by: Option<u64>,
     pub(super) deadline: Deadline,
-    /// What the route wants to be told of what is written here. Gone before the socket is: while it is there, so is that.
+    /// What the route wants to be told of what is written here. Dropped after the socket: from then on, what was written is
+    /// in the hands of the system.
     pub(super) passage: Option<Passage>,
 }
 

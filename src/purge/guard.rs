@@ -41,7 +41,7 @@ use super::{Forward, Purge, Target};
 use index::Index;
 use passed::Passed;
 use patterns::{Patterns, Subject};
-use under_way::{UnderWay, Untold, Wanted};
+use under_way::{Moments, UnderWay, Untold, Wanted};
 
 pub use under_way::{Ends, Passage, Sent, Wire};
 
@@ -168,14 +168,16 @@ impl Guard {
         may_be_stored
     }
 
-    /// Whether an answer that this purge concerns, and that passed unmarked, may be under way at time `now` to a Varnish
-    /// whose address `to` holds of. To be asked after the purge was noted, and before [`Guard::last_passed`], which then
-    /// knows when those that have arrived did. What is not under way once will not be again.
+    /// Whether an answer that this purge concerns, and that passed unmarked, may be under way to a Varnish whose address `to`
+    /// holds of. `noted` is any time after the purge was noted: what passed later knew of it. To be asked before
+    /// [`Guard::last_passed`], which then knows when those that have arrived did.
     ///
-    /// An acknowledgement from before this says `false` is none. Nothing tells when it changes: whoever waits for it asks
-    /// again, every 10 ms, say. Asking costs system calls only for the answers that are concerned.
-    pub fn under_way(&self, purge: &Purge, now: Instant, to: impl Fn(IpAddr) -> bool) -> bool {
-        let now = self.milliseconds(now);
+    /// An acknowledgement from before this says `false` is none; once it does, it does for good. Nothing tells when that
+    /// is: whoever waits for it asks again, every 25 ms, say. Asking costs system calls only for the answers that are
+    /// concerned. What is still being written [`LONGEST_WAIT`](under_way::LONGEST_WAIT) after it was first asked about is
+    /// to be cut ([`Passage::is_to_be_cut`]).
+    pub fn under_way(&self, purge: &Purge, (noted, now): (Instant, Instant), to: impl Fn(IpAddr) -> bool) -> bool {
+        let moments = Moments { noted: self.milliseconds(noted), now: self.milliseconds(now) };
         let mut names = Vec::new();
         let mut others = Vec::new();
         for target in &purge.targets {
@@ -191,7 +193,7 @@ impl Guard {
             }
         }
         names.sort_unstable();
-        let has = |wanted| self.under_way.has(&wanted, &to, now, (&self.passed, &*self.wire));
+        let has = |wanted| self.under_way.has(&wanted, &to, moments, (&self.passed, &*self.wire));
         has(Wanted::Names(names)) || others.into_iter().any(has)
     }
 
@@ -226,7 +228,7 @@ impl Guard {
             stamped.for_each(drop);
             return None;
         };
-        passage.begin(stamped, page.is_nameless()).then_some(passage)
+        passage.begin(stamped, page.is_nameless(), at).then_some(passage)
     }
 
     fn was_purged_since<'a, F>(&self, began: u64, page: &Page<'a, F>) -> bool

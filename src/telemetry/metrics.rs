@@ -70,6 +70,8 @@ pub struct Metrics {
     pub stale_served: IntCounter,
     /// Answers that no Varnish may store: something in them was purged while they were rendered.
     pub guard_marked: IntCounter,
+    /// Answers that were cut because a purge waited for their end.
+    pub guard_cut: IntCounter,
     /// Requests that got no good answer from their node.
     pub upstream_failures: UpstreamFailures,
     /// The fragments of pages that pass the caches by.
@@ -192,6 +194,11 @@ impl Metrics {
                 r,
                 "guard_marked_total",
                 "Pages that Varnish was told not to store: they were purged while they were rendered",
+            )?,
+            guard_cut: counter(
+                r,
+                "guard_cut_total",
+                "Answers to Varnish that were cut: a purge concerned them, and they did not come to their end in 30 s",
             )?,
             upstream_failures: UpstreamFailures::new(r)?,
             fragments: FragmentMetrics::new(r)?,

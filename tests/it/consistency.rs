@@ -43,13 +43,14 @@ mod history;
 mod load;
 mod run;
 
-use std::io::Write;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::support::fleet::{Fleet, Plan};
-use crate::support::{client, eventually};
+use crate::support::slow_link::{self, Quality};
+use crate::support::{client, disk, eventually, say};
 use faults::Step;
 use load::Purging;
 use run::{Findings, Run, StopGuard, Tally};
@@ -64,6 +65,11 @@ const MEMBERS: usize = 3;
 /// How long a page takes to render, at most.
 const RENDER: Duration = Duration::from_millis(300);
 
+/// The way to the last Varnish, in one direction, of which one packet of a hundred is lost; and how far the wall clocks of
+/// the first one and of the last clearcoat are ahead of all others.
+const ONE_WAY: Duration = Duration::from_millis(20);
+const AHEAD: &str = "+3s";
+
 /// When Magento gives up a purge. `ack_timeout` is 1 s, and a quiet machine keeps close to it (the tests of failover hold
 /// it to that); here the disk's fsync and two cores are shared with everything else, perhaps with another build.
 const SLOWEST_PURGE: Duration = Duration::from_secs(10);
@@ -77,8 +83,27 @@ const CONFIG: &str =
 fn nobody_sees_a_page_older_than_an_answered_purge_whatever_hangs_or_is_killed() {
     let seed = setting("CLEARCOAT_SEED").unwrap_or_else(|| fastrand::u64(..100_000_000));
     let length = Duration::from_secs(setting("CLEARCOAT_CONSISTENCY_SECONDS").unwrap_or(30));
-    let fleet = Fleet::start(&Plan { varnish: NODES, config: CONFIG, ..Plan::default() });
-    keeps_its_promise("consistency", fleet, &faults::random(seed, NODES, length), seed, length);
+    let slow_link = slow_link::is_possible().then_some(Quality { delay: ONE_WAY, one_lost_in: 100, seed });
+    let disk = disk::is_possible();
+    let plan =
+        Plan { slow_link, disk, ahead: Some(AHEAD), vcl: poisoned, config: CONFIG, varnish: NODES, ..Plan::default() };
+    let mut steps = faults::random(seed, NODES, length);
+    if disk {
+        steps = faults::both(steps, faults::of_disk(seed, length));
+    }
+    keeps_its_promise("consistency", Fleet::start(&plan), &steps, seed, length);
+}
+
+/// Ours, with what some purges do to some VCLs: those of [`load::poison`].
+fn poisoned(vcl: &str, _id: &str, _folder: &Path) -> String {
+    let (purge, synth) = ("    if (req.method == \"PURGE\") {", "sub vcl_synth {\n");
+    assert!(vcl.contains(purge) && vcl.contains(synth), "{vcl}");
+    let poison = "    if (req.url == \"/poison/piped\") { return (pipe); }\n    \
+        if (req.url == \"/poison/503\") { return (synth(503)); }\n    \
+        if (req.url == \"/poison/fail\") { return (fail); }\n    \
+        if (req.url ~ \"^/poison/\") { return (synth(200)); }\n";
+    let closed = "    if (req.url == \"/poison/closed\") { set resp.http.Connection = \"close\"; }\n";
+    vcl.replacen(purge, &format!("{poison}{purge}"), 1).replacen(synth, &format!("{synth}{closed}"), 1)
 }
 
 /// The same with two clearcoats before the fleet, readers and writers over both, and a journal in an etcd of three members
@@ -87,7 +112,16 @@ fn nobody_sees_a_page_older_than_an_answered_purge_whatever_hangs_or_is_killed()
 fn nobody_sees_a_page_older_than_an_answered_purge_behind_any_of_several_replicas() {
     let seed = setting("CLEARCOAT_SEED").unwrap_or_else(|| fastrand::u64(..100_000_000));
     let length = Duration::from_secs(setting("CLEARCOAT_CONSISTENCY_SECONDS").unwrap_or(30));
-    let plan = Plan { varnish: NODES, config: CONFIG, replicas: 2, etcd: MEMBERS, journal: "etcd", ..Plan::default() };
+    let plan = Plan {
+        varnish: NODES,
+        config: CONFIG,
+        replicas: 2,
+        etcd: MEMBERS,
+        journal: "etcd",
+        ahead: Some(AHEAD),
+        vcl: poisoned,
+        ..Plan::default()
+    };
     let fleet = Fleet::start(&plan);
     let steps = faults::both(faults::random(seed, NODES, length), faults::of_etcd(seed, MEMBERS, length));
     keeps_its_promise("consistency with replicas", fleet, &steps, seed, length);
@@ -104,9 +138,14 @@ fn keeps_its_promise(name: &str, mut fleet: Fleet, steps: &[Step], seed: u64, le
 
     let counts = [run.faults("Hang("), run.faults("Kill("), run.faults("KillClearcoat")];
     let etcd = (run.faults("HangEtcd"), run.faults("KillEtcd"));
+    let frozen = run.faults("Freeze");
     let (findings, chronicle) = run.findings();
-    let summary =
-        format!("{}; etcd hung {}, killed {}", summary(name, seed, length, &tally, counts, &findings), etcd.0, etcd.1);
+    let summary = format!(
+        "{}; etcd hung {}, killed {}; disk frozen {frozen}",
+        summary(name, seed, length, &tally, counts, &findings),
+        etcd.0,
+        etcd.1
+    );
     say(&summary);
     let mut wrong = String::new();
     let mut require = |holds: bool, what: &str| {
@@ -204,6 +243,9 @@ fn play(run: &Run, fleet: &mut Fleet, purging: &[Purging], steps: &[Step], seed:
         for number in 0..READERS {
             threads.push(scope.spawn(move || load::read(run, number, shop, edges, seed + 200 + number as u64)));
         }
+        if purging.iter().all(|purging| matches!(purging, Purging::Clearcoat(..))) {
+            scope.spawn(move || load::poison(run, purging, seed + 300));
+        }
         {
             let _stop = StopGuard(run);
             faults::inject(run, fleet, steps, length);
@@ -257,11 +299,6 @@ fn summary(name: &str, seed: u64, length: Duration, tally: &Tally, faults: [usiz
         findings.refused_purges.count,
         tally.slowest_purge.as_millis(),
     )
-}
-
-/// Shows a line also where the test passes. (libtest swallows what the print macros write, and only that.)
-fn say(line: &str) {
-    writeln!(std::io::stderr(), "{line}").expect("stderr");
 }
 
 /// A number from the environment.

@@ -29,3 +29,4 @@ mod replicas;
 mod slow_start;
 mod storm;
 mod support;
+mod under_way;

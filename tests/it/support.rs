@@ -5,6 +5,8 @@
 pub mod agent;
 pub mod clearcoat;
 pub mod client;
+pub mod clock;
+pub mod disk;
 pub mod dnsmasq;
 pub mod etcd;
 pub mod faults;
@@ -13,6 +15,7 @@ pub mod frames;
 pub mod http2;
 pub mod reader;
 pub mod simulated;
+pub mod slow_link;
 pub mod tls;
 pub mod upstream;
 pub mod varnish;
@@ -42,6 +45,12 @@ pub fn eventually_within<T>(patience: Duration, what: &str, mut condition: impl 
         assert!(began.elapsed() < patience, "gave up waiting until {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Shows a line also where the test passes. (libtest swallows what the print macros write, and only that.)
+pub fn say(line: &str) {
+    use std::io::Write;
+    writeln!(std::io::stderr(), "{line}").expect("stderr");
 }
 
 /// A loopback address that nobody else uses, in no other test and no other process that runs these tests: any port of it

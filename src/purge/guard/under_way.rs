@@ -16,7 +16,7 @@
 //! them is not 0.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -34,6 +34,10 @@ const MANY_CLOSED: usize = 64;
 
 /// The system counts the time since an acknowledgement in ticks of up to this.
 const TICK: Duration = Duration::from_millis(10);
+
+/// How long a Varnish is waited for whose answer is still being written when a purge concerns it. The fence that keeps it
+/// from traffic meanwhile must come to an end, and so an answer without one is cut: Varnish stores no part of it.
+pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// The two ends of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +76,14 @@ impl Wire for Untold {
     }
 }
 
+/// The moments of a question, in ms.
+#[derive(Clone, Copy)]
+pub(super) struct Moments {
+    /// What passed later is not meant.
+    pub(super) noted: u64,
+    pub(super) now: u64,
+}
+
 /// What may be under way on one connection.
 #[derive(Debug, Default)]
 struct Answers {
@@ -83,6 +95,10 @@ struct Answers {
     nameless: bool,
     /// There is any.
     any: bool,
+    /// When the first of them passed, in ms.
+    passed: u64,
+    /// When it was first waited for while it was being written, in ms.
+    awaited: Option<u64>,
     /// When the last byte of the last one was written, in ms.
     written: Option<u64>,
     /// The connection was closed.
@@ -95,6 +111,8 @@ struct Answers {
 struct Connection {
     ends: Ends,
     answers: Mutex<Answers>,
+    /// What is being written is waited for, and has been for too long.
+    to_be_cut: AtomicBool,
 }
 
 impl Connection {
@@ -114,8 +132,9 @@ pub(super) enum Wanted {
 }
 
 impl Wanted {
-    fn concerns(&self, answers: &Answers) -> bool {
+    fn concerns(&self, answers: &Answers, noted: u64) -> bool {
         answers.any
+            && answers.passed <= noted
             && match self {
                 Wanted::Names(names) => {
                     answers.nameless || answers.names.iter().any(|name| names.binary_search(name).is_ok())
@@ -157,7 +176,7 @@ impl UnderWay {
         &self,
         wanted: &Wanted,
         to: impl Fn(IpAddr) -> bool,
-        now: u64,
+        moments: Moments,
         (passed, wire): (&Passed, &dyn Wire),
     ) -> bool {
         if !self.may_have(wanted, passed) {
@@ -166,11 +185,12 @@ impl UnderWay {
         let concerned: Vec<_> = {
             let connections = self.connections();
             let concerned = connections.iter().filter(|(_, connection)| {
-                to(connection.ends.theirs.ip().to_canonical()) && wanted.concerns(&connection.lock())
+                to(connection.ends.theirs.ip().to_canonical()) && wanted.concerns(&connection.lock(), moments.noted)
             });
             concerned.map(|(key, connection)| (key, Arc::clone(connection))).collect()
         };
         // Not cut short: each that has arrived is one less for the next purge.
+        let now = moments.now;
         let left = concerned.iter().filter(|(key, connection)| !self.has_arrived(*key, connection, now, passed, wire));
         left.count() > 0
     }
@@ -178,9 +198,15 @@ impl UnderWay {
     /// Looks at a connection on which something may be under way.
     fn has_arrived(&self, key: usize, connection: &Connection, now: u64, passed: &Passed, wire: &dyn Wire) -> bool {
         let (turn, written) = {
-            let answers = connection.lock();
+            let mut answers = connection.lock();
             if !answers.any {
                 return true;
+            }
+            if answers.written.is_none() {
+                let awaited = *answers.awaited.get_or_insert(now);
+                if now.saturating_sub(awaited) >= milliseconds(LONGEST_WAIT) {
+                    connection.to_be_cut.store(true, Ordering::Relaxed);
+                }
             }
             (answers.turn, answers.written)
         };
@@ -227,7 +253,7 @@ impl UnderWay {
             }
         }
         self.any.fetch_sub(1, Ordering::Release);
-        answers.written = None;
+        (answers.written, answers.awaited) = (None, None);
         answers.turn += 1;
     }
 
@@ -254,7 +280,7 @@ pub struct Passage {
 
 impl Passage {
     pub(super) fn open(guard: Arc<super::Guard>, ends: Ends) -> Self {
-        let connection = Arc::new(Connection { ends, answers: Mutex::default() });
+        let connection = Arc::new(Connection { ends, answers: Mutex::default(), to_be_cut: AtomicBool::new(false) });
         let key = guard.under_way.connections().insert(Arc::clone(&connection));
         Passage { guard, key, connection }
     }
@@ -269,7 +295,7 @@ impl Passage {
     }
 
     /// An answer with these names, of which the first is its path, is about to be written. Returns whether it is the only one that may be under way here.
-    pub(super) fn begin(&self, names: impl Iterator<Item = u64>, nameless: bool) -> bool {
+    pub(super) fn begin(&self, names: impl Iterator<Item = u64>, nameless: bool, at: u64) -> bool {
         let super::Guard { under_way, passed, .. } = &*self.guard;
         let mut answers = self.connection.lock();
         let known = answers.names.len();
@@ -286,6 +312,7 @@ impl Passage {
             under_way.nameless.fetch_add(1, Ordering::Release);
         }
         if is_new {
+            answers.passed = at;
             under_way.any.fetch_add(1, Ordering::Release);
         }
         answers.written = None;
@@ -298,11 +325,16 @@ impl Passage {
         self.guard.under_way.end(&mut self.connection.lock(), &self.guard.passed, None);
     }
 
+    /// Whether what is being written has been waited for too long. Once it has, the connection is of no use any more.
+    pub fn is_to_be_cut(&self) -> bool {
+        self.connection.to_be_cut.load(Ordering::Relaxed)
+    }
+
     /// All that there is to write was handed to the system.
     pub fn written(&self, at: Instant) {
         let mut answers = self.connection.lock();
         if answers.any {
-            answers.written = Some(self.guard.milliseconds(at));
+            (answers.written, answers.awaited) = (Some(self.guard.milliseconds(at)), None);
             answers.turn += 1;
         }
     }
@@ -347,4 +379,279 @@ impl std::fmt::Debug for Passage {
 
 fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::purge::{Guard, Pattern, Purge, Target};
+
+    /// Says of every connection what it was told last.
+    struct Told(Arc<Mutex<Sent>>);
+
+    impl Wire for Told {
+        fn sent(&self, _ends: Ends) -> Sent {
+            *self.0.lock().unwrap()
+        }
+    }
+
+    struct Rig {
+        guard: Arc<Guard>,
+        wire: Arc<Mutex<Sent>>,
+        epoch: Instant,
+    }
+
+    const NODE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2));
+
+    impl Rig {
+        fn new() -> Self {
+            let (wire, epoch) = (Arc::new(Mutex::new(Sent::Waiting)), Instant::now());
+            Rig { guard: Arc::new(Guard::with_wire(epoch, Told(Arc::clone(&wire)))), wire, epoch }
+        }
+
+        fn at(&self, ms: u64) -> Instant {
+            self.epoch + Duration::from_millis(ms)
+        }
+
+        fn connect(&self) -> Passage {
+            let ends = Ends { ours: "10.0.0.1:80".parse().unwrap(), theirs: (NODE, 1000).into() };
+            self.guard.connected(ends)
+        }
+
+        /// An answer passes at this time; says whether unmarked.
+        fn pass(&self, passage: &Passage, status: u16, fields: &[(&str, &str)], ms: u64) -> bool {
+            let fields = fields.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+            passage.may_be_stored(self.guard.now(), &Page { status, target: b"/p/1?a=b", fields }, self.at(ms))
+        }
+
+        /// Whether a purge that was noted just before this time finds anything.
+        fn finds(&self, purge: &Purge, ms: u64) -> bool {
+            self.guard.under_way(purge, (self.at(ms), self.at(ms)), |_| true)
+        }
+
+        fn is_counted(&self) -> bool {
+            let UnderWay { any, tagged, nameless, closed, .. } = &self.guard.under_way;
+            [any, tagged, nameless, closed].iter().any(|count| count.load(Ordering::Relaxed) > 0)
+        }
+    }
+
+    fn purge(target: Target) -> Purge {
+        Purge { targets: vec![target], soft: false }
+    }
+
+    fn tag(name: &str) -> Purge {
+        purge(Target::Tags([name].into_iter().collect()))
+    }
+
+    const PAGE: &[(&str, &str)] = &[("X-Magento-Tags", "cat_p_1,cat_p"), ("Cache-Control", "public, max-age=9")];
+
+    #[test]
+    fn an_answer_is_under_way_from_its_head_until_it_has_arrived() {
+        let rig = Rig::new();
+        let passage = rig.connect();
+        assert!(!rig.finds(&tag("cat_p_1"), 1));
+        assert!(rig.pass(&passage, 200, PAGE, 2));
+        // While it is written, nobody asks the system.
+        *rig.wire.lock().unwrap() = Sent::Arrived(Duration::ZERO);
+        assert!(rig.finds(&tag("cat_p_1"), 3));
+        *rig.wire.lock().unwrap() = Sent::Waiting;
+        passage.written(rig.at(10));
+        assert!(rig.finds(&tag("cat_p_1"), 500) && rig.finds(&Purge::everything(), 500));
+        assert_eq!(rig.guard.last_passed(&tag("cat_p_1")), Some(rig.at(2)));
+        *rig.wire.lock().unwrap() = Sent::Arrived(Duration::from_millis(300));
+        assert!(!rig.finds(&tag("cat_p_1"), 1000));
+        // The time counts from its arrival, to a tick of the system's.
+        assert_eq!(rig.guard.last_passed(&tag("cat_p_1")), Some(rig.at(710)));
+        assert!(!rig.is_counted());
+    }
+
+    #[test]
+    fn the_next_request_proves_that_the_answer_before_it_was_read() {
+        let rig = Rig::new();
+        let passage = rig.connect();
+        rig.pass(&passage, 200, PAGE, 2);
+        passage.written(rig.at(3));
+        passage.taken(rig.at(80));
+        assert!(!rig.finds(&tag("cat_p_1"), 90) && !rig.is_counted());
+        assert_eq!(rig.guard.last_passed(&tag("cat_p_1")), Some(rig.at(80)));
+    }
+
+    #[test]
+    fn of_several_answers_ahead_all_count_until_the_last_has_arrived() {
+        let rig = Rig::new();
+        let passage = rig.connect();
+        rig.pass(&passage, 200, PAGE, 2);
+        passage.written(rig.at(3));
+        rig.pass(&passage, 200, &[("X-Magento-Tags", "cms_b")], 4);
+        // A third one is marked, and changes nothing for those before it.
+        rig.guard.note(&tag("cat_c"));
+        let fields = [(&b"X-Magento-Tags"[..], &b"cat_c"[..])];
+        let page = Page { status: 200, target: b"/c", fields: fields.iter().copied() };
+        assert!(!passage.may_be_stored(0, &page, rig.at(5)));
+        passage.written(rig.at(6));
+        assert!(rig.finds(&tag("cat_p_1"), 7) && rig.finds(&tag("cms_b"), 7));
+        *rig.wire.lock().unwrap() = Sent::Arrived(Duration::ZERO);
+        assert!(!rig.finds(&tag("cat_p_1"), 8) && !rig.finds(&tag("cms_b"), 8) && !rig.is_counted());
+    }
+
+    #[test]
+    fn a_purge_waits_for_what_it_concerns_and_for_nothing_else() {
+        let concerned = |status, fields: &[(&str, &str)], purge: Purge| {
+            let rig = Rig::new();
+            let passage = rig.connect();
+            rig.pass(&passage, status, fields, 2);
+            rig.finds(&purge, 3)
+        };
+        let pattern = || purge(Target::Pattern(Pattern::new("x").unwrap()));
+        let pool = || purge(Target::Pool(Pattern::new("x").unwrap()));
+        for any in [Purge::everything(), pool()] {
+            assert!(concerned(200, PAGE, any.clone()) && concerned(200, &[], any.clone()) && concerned(304, &[], any));
+        }
+        assert!(concerned(200, PAGE, pattern()) && concerned(304, &[], pattern()) && !concerned(200, &[], pattern()));
+        assert!(concerned(200, PAGE, tag("cat_p")) && !concerned(200, PAGE, tag("cat_p_2")));
+        assert!(concerned(304, &[], tag("cat_p_2")));
+        // What forbids to be stored is nothing that anybody waits for, though it may have no end.
+        for (name, value) in [("Cache-Control", "no-store"), ("cache-control", "max-age=0, no-cache")] {
+            assert!(!concerned(200, &[PAGE[0], (name, value)], Purge::everything()), "{value}");
+        }
+        let surrogate = ("Surrogate-Control", "no-store, content=\"ESI/1.0\"");
+        assert!(!concerned(200, &[PAGE[0], surrogate], tag("cat_p")));
+        // Where there is a line for surrogates, they look at no other.
+        assert!(concerned(
+            200,
+            &[PAGE[0], ("Surrogate-Control", "max-age=9"), ("Cache-Control", "no-store")],
+            tag("cat_p")
+        ));
+    }
+
+    #[test]
+    fn what_passed_after_the_purge_was_noted_knew_of_it() {
+        let rig = Rig::new();
+        let passage = rig.connect();
+        rig.pass(&passage, 200, PAGE, 20);
+        let asked = |noted| rig.guard.under_way(&tag("cat_p"), (rig.at(noted), rig.at(30)), |_| true);
+        assert!(!asked(19) && asked(20) && asked(21));
+    }
+
+    #[test]
+    fn a_node_waits_for_its_own_answers() {
+        let rig = Rig::new();
+        let passage = rig.connect();
+        rig.pass(&passage, 200, PAGE, 2);
+        let asked = |of: fn(IpAddr) -> bool| rig.guard.under_way(&tag("cat_p"), (rig.at(3), rig.at(3)), of);
+        assert!(asked(|ip| ip == NODE) && !asked(|ip| ip != NODE));
+    }
+
+    #[test]
+    fn a_marked_answer_is_waited_for_by_nobody() {
+        let rig = Rig::new();
+        let passage = rig.connect();
+        rig.guard.note(&tag("cat_p"));
+        let fields = [(&b"X-Magento-Tags"[..], &b"cat_p"[..])];
+        let page = Page { status: 200, target: b"/", fields: fields.iter().copied() };
+        assert!(!passage.may_be_stored(0, &page, rig.at(2)));
+        assert!(!rig.finds(&tag("cat_p"), 3) && !rig.is_counted());
+    }
+
+    #[test]
+    fn an_answer_outlives_its_connection_and_one_that_was_cut_does_not() {
+        let rig = Rig::new();
+        let passage = rig.connect();
+        rig.pass(&passage, 200, PAGE, 2);
+        drop(passage);
+        assert!(!rig.finds(&tag("cat_p"), 3) && !rig.is_counted());
+
+        let passage = rig.connect();
+        rig.pass(&passage, 200, PAGE, 4);
+        passage.written(rig.at(5));
+        drop(passage);
+        assert!(rig.finds(&tag("cat_p"), 6));
+        *rig.wire.lock().unwrap() = Sent::Closed;
+        assert!(!rig.finds(&tag("cat_p"), 7) && !rig.is_counted());
+        assert!(rig.guard.under_way.connections().is_empty());
+    }
+
+    #[test]
+    fn closed_connections_are_forgotten_without_any_purge() {
+        let rig = Rig::new();
+        *rig.wire.lock().unwrap() = Sent::Closed;
+        for _ in 0..1000 {
+            let passage = rig.connect();
+            rig.pass(&passage, 200, PAGE, 2);
+            passage.written(rig.at(3));
+        }
+        let kept = rig.guard.under_way.connections().len();
+        assert!(kept < MANY_CLOSED, "{kept}");
+    }
+
+    #[test]
+    fn an_answer_with_too_many_names_concerns_every_purge() {
+        let rig = Rig::new();
+        let passage = rig.connect();
+        let tags: Vec<String> = (0..MOST_NAMES).map(|n| format!("t{n}")).collect();
+        rig.pass(&passage, 200, &[("X-Magento-Tags", &tags.join(","))], 2);
+        assert!(rig.finds(&tag("another"), 3));
+        passage.taken(rig.at(4));
+        assert!(!rig.finds(&tag("another"), 5) && !rig.is_counted());
+    }
+
+    #[test]
+    fn a_system_that_does_not_tell_is_not_waited_for() {
+        let rig = Rig::new();
+        *rig.wire.lock().unwrap() = Sent::Unknown;
+        let passage = rig.connect();
+        rig.pass(&passage, 200, PAGE, 2);
+        assert!(rig.finds(&tag("cat_p"), 3));
+        passage.written(rig.at(40));
+        assert!(!rig.finds(&tag("cat_p"), 50));
+        assert_eq!(rig.guard.last_passed(&tag("cat_p")), Some(rig.at(40)));
+    }
+
+    #[test]
+    fn an_answer_without_an_end_is_cut_when_it_was_waited_for_long_enough() {
+        let rig = Rig::new();
+        let passage = rig.connect();
+        let limit = u64::try_from(LONGEST_WAIT.as_millis()).unwrap();
+        rig.pass(&passage, 200, PAGE, 2);
+        assert!(rig.finds(&tag("cat_p"), 100_000) && !passage.is_to_be_cut());
+        assert!(rig.finds(&tag("cat_p"), 99_999 + limit) && !passage.is_to_be_cut());
+        assert!(rig.finds(&tag("cat_p"), 100_000 + limit) && passage.is_to_be_cut());
+    }
+
+    /// An answer and its purge in the same moment: it is marked, or the purge finds it.
+    #[test]
+    fn an_answer_and_its_purge_do_not_miss_each_other() {
+        const ROUNDS: u64 = 2_000;
+        let (rig, turn) = (Rig::new(), std::sync::Barrier::new(2));
+        let missed = std::thread::scope(|scope| {
+            let (rig, turn) = (&rig, &turn);
+            let pages = scope.spawn(move || {
+                let one = |_| {
+                    let (passage, began) = (rig.connect(), rig.guard.now());
+                    let fields = [(&b"X-Magento-Tags"[..], &b"cat_p"[..])];
+                    let page = Page { status: 200, target: b"/", fields: fields.iter().copied() };
+                    turn.wait();
+                    let stored = passage.may_be_stored(began, &page, Instant::now());
+                    // The other one has looked.
+                    turn.wait();
+                    stored
+                };
+                (0..ROUNDS).map(one).collect::<Vec<_>>()
+            });
+            let found = (0..ROUNDS).map(|round| {
+                turn.wait();
+                // Sometimes before the page and sometimes after it.
+                (0..round % 256).for_each(|_| std::hint::spin_loop());
+                rig.guard.note(&tag("cat_p"));
+                let now = Instant::now();
+                let found = rig.guard.under_way(&tag("cat_p"), (now, now), |_| true);
+                turn.wait();
+                found
+            });
+            let found: Vec<bool> = found.collect();
+            let stored = pages.join().unwrap();
+            stored.iter().zip(&found).filter(|&(&stored, &found)| stored && !found).count()
+        });
+        assert_eq!(missed, 0, "of {ROUNDS} pages");
+    }
 }

@@ -27,6 +27,9 @@ pub enum Act {
     /// kill -9 of every member.
     KillEtcd,
     RestartEtcd,
+    /// The disk of the first clearcoat's journal takes no write any more, and gives no error.
+    Freeze,
+    Thaw,
 }
 
 /// An act and its time.
@@ -157,6 +160,21 @@ pub fn of_etcd(seed: u64, members: usize, length: Duration) -> Vec<Step> {
     unreachable!("the run has an end")
 }
 
+/// The disk of the journal is frozen now and then, for longer than a purge waits, and once in a while for less.
+pub fn of_disk(seed: u64, length: Duration) -> Vec<Step> {
+    let mut random = Rng::with_seed(seed ^ 0xd15c);
+    let mut steps = Vec::new();
+    let mut at = Duration::from_millis(random.u64(2000..6000));
+    loop {
+        let ends = at + Duration::from_millis(random.u64(300..3000));
+        if ends >= length {
+            return steps;
+        }
+        steps.extend([Step { at, act: Act::Freeze }, Step { at: ends, act: Act::Thaw }]);
+        at = ends + Duration::from_millis(random.u64(3000..8000));
+    }
+}
+
 /// Two schedules as one.
 pub fn both(mut one: Vec<Step>, other: Vec<Step>) -> Vec<Step> {
     one.extend(other);
@@ -179,6 +197,7 @@ pub fn inject(run: &Run, fleet: &mut Fleet, steps: &[Step], length: Duration) {
     let mut ill = vec![false; fleet.varnish.len()];
     // What etcd suffers, while it does.
     let mut etcd = None;
+    let mut frozen = false;
     let mut killed = 0;
     for step in steps {
         std::thread::sleep((step.at + delay).saturating_sub(run.now()));
@@ -188,6 +207,10 @@ pub fn inject(run: &Run, fleet: &mut Fleet, steps: &[Step], length: Duration) {
             Act::HangEtcd(_) | Act::KillEtcd if run.now() <= length => etcd.replace(step.act).is_none(),
             // A replica that starts while etcd is away knows only what it is told: see the tests of replicas.
             Act::KillClearcoat if etcd.is_some() => false,
+            // A process that waits for a frozen disk cannot be killed.
+            Act::KillClearcoat if frozen => false,
+            Act::Freeze if run.now() <= length => !std::mem::replace(&mut frozen, true),
+            Act::Thaw => std::mem::take(&mut frozen),
             Act::Hang(node) | Act::Kill(node) if run.now() <= length => !std::mem::replace(&mut ill[node], true),
             _ => run.now() <= length,
         };
@@ -221,6 +244,15 @@ fn carry_out(run: &Run, fleet: &mut Fleet, act: Act, killed: &mut usize) {
         Act::ResumeEtcd(member) => fleet.etcd().resume(member),
         Act::KillEtcd => fleet.etcd().kill_all(),
         Act::RestartEtcd => fleet.etcd().restart_all(),
+        Act::Freeze => {
+            run.freeze_begins();
+            fleet.disk.as_ref().expect("a plan with a disk").freeze();
+        }
+        Act::Thaw => {
+            fleet.disk.as_ref().expect("a plan with a disk").thaw();
+            fleet.clearcoat.opened();
+            run.freeze_ends();
+        }
     }
 }
 
@@ -248,7 +280,13 @@ mod tests {
             match step.act {
                 Act::Hang(node) | Act::Kill(node) => assert!(ill.insert(node), "{step:?} of a node that is ill"),
                 Act::Resume(node) | Act::Restart(node) => assert!(ill.remove(&node), "{step:?} of a node that is well"),
-                Act::KillClearcoat | Act::HangEtcd(_) | Act::ResumeEtcd(_) | Act::KillEtcd | Act::RestartEtcd => {}
+                Act::KillClearcoat
+                | Act::HangEtcd(_)
+                | Act::ResumeEtcd(_)
+                | Act::KillEtcd
+                | Act::RestartEtcd
+                | Act::Freeze
+                | Act::Thaw => {}
             }
             most = most.max(ill.len());
         }
@@ -269,6 +307,18 @@ mod tests {
             }
         }
         assert_eq!(most_ever, 2);
+    }
+
+    #[test]
+    fn a_disk_is_frozen_and_thawed_in_turns_and_never_left_frozen() {
+        for seed in 0..200 {
+            let steps = of_disk(seed, LENGTH);
+            assert!(steps.len() >= 2, "seed {seed}");
+            for (number, step) in steps.iter().enumerate() {
+                assert_eq!(step.act, if number % 2 == 0 { Act::Freeze } else { Act::Thaw }, "seed {seed}");
+            }
+            assert!(steps.is_sorted_by_key(|step| step.at) && steps.len() % 2 == 0, "seed {seed}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use fastrand::Rng;
 use super::history::{Moment, Read};
 use super::run::{Run, Tally};
 use crate::support::PATIENCE;
-use crate::support::client::{Answer, Connection, purge, tag};
+use crate::support::client::{Answer, Connection, exchange, purge, tag};
 use crate::support::web::Shop;
 
 /// The pauses of the clients, in ms at most: the load of a busy shop, and not all that two cores can bear.
@@ -95,6 +95,41 @@ fn purge_until_answered(run: &Run, purging: &Purging, versions: &[(u64, u64)], p
         assert!(run.now() - first < PATIENCE, "a purge was not answered for {PATIENCE:?}: {failure}");
         std::thread::sleep(AFTER_FAILURE);
     }
+}
+
+/// Sends what no VCL in its right mind is sent, every few seconds until the run is over: requests that a node pipes and
+/// closes on, refuses as its own failure, answers and closes, or does not even take. What becomes of them is not judged
+/// here; what becomes of all others is.
+pub fn poison(run: &Run, purging: &[Purging], seed: u64) -> usize {
+    let mut random = Rng::with_seed(seed);
+    let mut sent = 0;
+    while !run.is_over() {
+        if let Purging::Clearcoat(_, address) = random.choice(purging).expect("somebody to send to") {
+            let long = "x".repeat(random.usize(9_000..14_000));
+            let request = random.choice([
+                "BAN /poison/piped HTTP/1.1\r\nHost: shop.test\r\nX-Ban-Url: /p/1\r\n\r\n".to_owned(),
+                "BAN /poison/503 HTTP/1.1\r\nHost: shop.test\r\nX-Ban-Url: /p/2\r\n\r\n".to_owned(),
+                "PURGE /poison/503 HTTP/1.1\r\nHost: shop.test\r\n\r\n".to_owned(),
+                "PURGE /poison/fail HTTP/1.1\r\nHost: shop.test\r\n\r\n".to_owned(),
+                "PURGE /poison/closed HTTP/1.1\r\nHost: shop.test\r\n\r\n".to_owned(),
+                format!("BAN /poison/long HTTP/1.1\r\nHost: shop.test\r\nX-Long: {long}\r\n\r\n"),
+            ]);
+            // Two at once go to a node in one batch.
+            let request = request.expect("one of them");
+            std::thread::scope(|scope| {
+                for _ in 0..2 {
+                    // Whoever is killed meanwhile gives no answer.
+                    scope.spawn(|| _ = exchange(*address, &request));
+                }
+            });
+            sent += 2;
+        }
+        let next = run.now() + Duration::from_millis(random.u64(1500..3500));
+        while run.now() < next && !run.is_over() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    sent
 }
 
 fn purge_one_by_one(run: &Run, nodes: &[SocketAddr], pattern: &str) -> Answer {

@@ -16,6 +16,8 @@ pub struct Run {
     pages: Vec<Mutex<History>>,
     /// Of each clearcoat.
     outages: Vec<RwLock<Outages>>,
+    /// When the disk of a journal was frozen: then a purge may be refused, and a read may not.
+    freezes: RwLock<Outages>,
     hung: Vec<AtomicBool>,
     stop: AtomicBool,
     faults: Mutex<Vec<(Moment, String)>>,
@@ -90,6 +92,7 @@ impl Run {
             began: Instant::now(),
             pages: (1..=pages).map(|page| Mutex::new(History::new(page))).collect(),
             outages: (0..clearcoats).map(|_| RwLock::default()).collect(),
+            freezes: RwLock::default(),
             hung: (0..nodes).map(|_| AtomicBool::default()).collect(),
             stop: AtomicBool::new(false),
             faults: Mutex::default(),
@@ -155,6 +158,9 @@ impl Run {
 
     /// The same for a purge.
     pub fn purge_failed(&self, clearcoat: usize, opened: Moment, what: impl FnOnce() -> String) -> bool {
+        if self.freezes.read().unwrap().explain(opened, self.now()) {
+            return true;
+        }
         self.failed(clearcoat, opened, what, |findings| &mut findings.refused_purges)
     }
 
@@ -176,7 +182,9 @@ impl Run {
 
     /// Whether this clearcoat was there from `from` until now.
     pub fn was_alive_since(&self, clearcoat: usize, from: Moment) -> bool {
-        !self.outages[clearcoat].read().unwrap().explain(from, self.now())
+        let now = self.now();
+        let was_away = self.outages[clearcoat].read().unwrap().explain(from, now);
+        !was_away && !self.freezes.read().unwrap().explain(from, now)
     }
 
     /// Called before a clearcoat is killed.
@@ -189,6 +197,16 @@ impl Run {
     pub fn outage_ends(&self, clearcoat: usize) {
         let mut outages = self.outages[clearcoat].write().unwrap();
         outages.end(self.now());
+    }
+
+    /// Called before a disk is frozen.
+    pub fn freeze_begins(&self) {
+        self.freezes.write().unwrap().begin(self.now());
+    }
+
+    /// Called when it was thawed and clearcoat has said that it is ready.
+    pub fn freeze_ends(&self) {
+        self.freezes.write().unwrap().end(self.now());
     }
 
     pub fn set_hung(&self, node: usize, hung: bool) {

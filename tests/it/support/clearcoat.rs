@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use socket2::Socket;
 
 use super::client::get;
+use super::clock::put_ahead;
 use super::varnish::signal;
 use super::{eventually, hold};
 
@@ -24,6 +25,8 @@ pub struct Clearcoat {
     child: Child,
     config: PathBuf,
     log: Log,
+    /// How far its wall clock is ahead.
+    ahead: Option<&'static str>,
     /// Its ports while it is not there.
     held: Vec<Socket>,
 }
@@ -89,21 +92,26 @@ impl Clearcoat {
     /// Runs `clearcoat serve` with this configuration, in this folder. The edge may not be open yet. Its log is JSON, and
     /// says more than usual unless the configuration has a level of its own.
     pub fn start(folder: &Path, config: &str) -> Self {
-        Self::start_by(Command::new(env!("CARGO_BIN_EXE_clearcoat")), folder, config)
+        Self::start_by(program(), None, folder, config)
     }
 
     /// The same with a soft and a hard limit of open files.
     pub fn start_with_files((soft, hard): (u64, u64), folder: &Path, config: &str) -> Self {
         let mut command = Command::new("prlimit");
         command.arg(format!("--nofile={soft}:{hard}")).arg(env!("CARGO_BIN_EXE_clearcoat"));
-        Self::start_by(command, folder, config)
+        Self::start_by(command, None, folder, config)
     }
 
-    fn start_by(command: Command, folder: &Path, config: &str) -> Self {
+    /// The same with a wall clock that is ahead by so much.
+    pub fn start_ahead(ahead: Option<&'static str>, folder: &Path, config: &str) -> Self {
+        Self::start_by(program(), ahead, folder, config)
+    }
+
+    fn start_by(command: Command, ahead: Option<&'static str>, folder: &Path, config: &str) -> Self {
         let file = folder.join("clearcoat.toml");
         let log = if config.contains("[log]") { "" } else { "\n[log]\nlevel = \"debug\"\nformat = \"json\"\n" };
         std::fs::write(&file, format!("{config}{log}")).expect("a file");
-        let (child, log) = spawn(command, &file);
+        let (child, log) = spawn(command, &file, ahead);
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut this = Clearcoat {
             edge: nowhere,
@@ -114,6 +122,7 @@ impl Clearcoat {
             child,
             config: file,
             log,
+            ahead,
             held: vec![],
         };
         this.find_addresses();
@@ -201,15 +210,18 @@ impl Clearcoat {
     pub fn restart(&mut self) {
         let text = std::fs::read_to_string(&self.config).expect("our file");
         let mut config: toml::Table = text.parse().expect("our file");
-        for (section, address) in
-            [("edge", self.edge), ("origin", self.origin), ("purge", self.purge), ("admin", self.admin)]
-        {
+        for (section, addresses) in [
+            ("edge", vec![self.edge]),
+            ("origin", self.listening("origin")),
+            ("purge", vec![self.purge]),
+            ("admin", vec![self.admin]),
+        ] {
             let section = config.entry(section).or_insert_with(|| toml::Table::new().into());
-            let listen = toml::Value::Array(vec![address.to_string().into()]);
+            let listen = toml::Value::Array(addresses.iter().map(|address| address.to_string().into()).collect());
             section.as_table_mut().expect("a table").insert("listen".into(), listen);
         }
         std::fs::write(&self.config, config.to_string()).expect("a file");
-        (self.child, self.log) = spawn(Command::new(env!("CARGO_BIN_EXE_clearcoat")), &self.config);
+        (self.child, self.log) = spawn(program(), &self.config, self.ahead);
         self.find_addresses();
         self.held.clear();
     }
@@ -258,7 +270,14 @@ pub fn run(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_clearcoat")).args(arguments).stdin(Stdio::null()).output().expect("clearcoat")
 }
 
-fn spawn(mut command: Command, config: &Path) -> (Child, Log) {
+fn program() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_clearcoat"))
+}
+
+fn spawn(mut command: Command, config: &Path, ahead: Option<&str>) -> (Child, Log) {
+    if let Some(by) = ahead {
+        put_ahead(&mut command, by);
+    }
     command.arg("serve").arg("--config").arg(config).stdin(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("clearcoat");
     let log = Log::follow(child.stderr.take().expect("a pipe"));

@@ -10,8 +10,10 @@ use clearcoat::varnish::vcl;
 
 use super::clearcoat::Clearcoat;
 use super::client::{Answer, get, purge, tag};
+use super::disk::Disk;
 use super::etcd::Etcd;
 use super::etcd::link::Link;
+use super::slow_link::{Quality, SlowLink};
 use super::varnish::{Listens, Varnish};
 use super::web::{Shop, Web};
 use super::{eventually, hold};
@@ -44,6 +46,12 @@ pub struct Plan {
     /// How the Varnish nodes are told to drop pages, and the longest header they take.
     pub delivery: Delivery,
     pub header_limit: usize,
+    /// The last Varnish is behind such a link.
+    pub slow_link: Option<Quality>,
+    /// The journal of the first clearcoat is on a disk that can be frozen.
+    pub disk: bool,
+    /// How far the wall clocks of the first Varnish and of the last of several clearcoats are ahead.
+    pub ahead: Option<&'static str>,
     /// Changes the VCL of a node, whose id and folder it is told.
     pub vcl: fn(vcl: &str, id: &str, folder: &Path) -> String,
 }
@@ -67,17 +75,25 @@ impl Default for Plan {
             etcd_keys: "",
             delivery: Delivery::Magento,
             header_limit: DEFAULT_HEADER_LIMIT,
+            slow_link: None,
+            disk: false,
+            ahead: None,
             vcl: |vcl, _, _| vcl.to_owned(),
         }
     }
 }
 
-/// A running fleet. Fields are dropped in this order: clearcoat first, its nodes after it.
+/// A running fleet. Fields are dropped in this order: clearcoat first, its nodes after it. Before all of them the disk,
+/// which is thawed then: nothing that waits for a frozen one can be killed.
 pub struct Fleet {
+    /// Where the journal of the first clearcoat is, where the plan has it.
+    pub disk: Option<Disk>,
     pub clearcoat: Clearcoat,
     /// The other replicas.
     pub others: Vec<Clearcoat>,
     pub varnish: Vec<Varnish>,
+    /// What the last of them is behind, where the plan has it.
+    pub slow_link: Option<SlowLink>,
     pub web: Vec<Web>,
     pub shop: Arc<Shop>,
     etcd: Option<Etcd>,
@@ -165,13 +181,22 @@ impl Fleet {
         let held: Vec<_> = (0..plan.replicas).map(|_| hold(SocketAddr::from(([127, 0, 0, 1], 0)))).collect();
         let address = |socket: &socket2::Socket| socket.local_addr().expect("an address").as_socket();
         let origins: Vec<SocketAddr> = held.iter().map(|socket| address(socket).expect("an IP socket")).collect();
-        let allow = ["127.0.0.0/8".parse().expect("a network")];
-        let by_origin: Vec<_> = origins.iter().map(|origin| (*origin).into()).collect();
-        let text = vcl::render(vcl::Version::Seven, plan.delivery, &by_origin, &allow).expect("a VCL");
+        let allow = ["127.0.0.0/8", "10.192.0.0/10"].map(|network| network.parse().expect("a network"));
+        let slow_link = plan.slow_link.map(SlowLink::start);
         let spawn = |number| {
             let id = format!("varnish-{number}");
             let file = folder.path().join(format!("{id}.vcl"));
+            let link = slow_link.as_ref().filter(|_| number == plan.varnish);
+            let seen = |origin: &SocketAddr| link.map_or(*origin, |link| link.near(*origin)).into();
+            let by_origin: Vec<_> = origins.iter().map(seen).collect();
+            let text = vcl::render(vcl::Version::Seven, plan.delivery, &by_origin, &allow).expect("a VCL");
             std::fs::write(&file, (plan.vcl)(&text, &id, folder.path())).expect("a file");
+            if let Some(link) = link {
+                return Varnish::spawn_behind(link, folder.path(), &id, &file);
+            }
+            if let Some(by) = plan.ahead.filter(|_| number == 1) {
+                return Varnish::spawn_ahead(by, folder.path(), &id, &file);
+            }
             let listens = if number <= plan.send_proxy { Listens::Proxy } else { Listens::Http };
             Varnish::spawn_for(listens, folder.path(), &id, &file)
         };
@@ -187,10 +212,14 @@ impl Fleet {
             }
         }
         let mut links = Vec::new();
+        let disk = plan.disk.then(|| Disk::mount(folder.path()));
         let mut clearcoats = origins.iter().enumerate().map(|(number, origin)| {
             let own = own_folder(folder.path(), number);
             std::fs::create_dir_all(&own).expect("a folder");
-            let mut config = configuration(plan, *origin, &own.join("journal"), &nodes);
+            let mut listen = vec![*origin];
+            listen.extend(slow_link.as_ref().map(|link| link.near(*origin)));
+            let journal = disk.as_ref().filter(|_| number == 0).map_or(&own, |disk| &disk.folder).join("journal");
+            let mut config = configuration(plan, &listen, &journal, &nodes);
             if let Some(etcd) = &etcd {
                 // Held until clearcoat itself has it, like its origin.
                 let purge = hold(SocketAddr::from(([127, 0, 0, 1], 0)));
@@ -200,12 +229,13 @@ impl Fleet {
                     config = config.replacen("listen = [\"127.0.0.1:0\"]\nack", &listen, 1);
                 }
             }
-            Clearcoat::start(&own, &config)
+            let is_last = number > 0 && number + 1 == plan.replicas;
+            Clearcoat::start_ahead(plan.ahead.filter(|_| is_last), &own, &config)
         });
         let clearcoat = clearcoats.next().expect("one replica at least");
         let others = clearcoats.collect();
         drop(held);
-        Fleet { clearcoat, others, varnish, web, shop, etcd, links, folder }
+        Fleet { clearcoat, others, varnish, slow_link, web, shop, etcd, links, disk, folder }
     }
 
     /// Reads a page through the edge.
@@ -260,7 +290,7 @@ fn own_folder(fleet: &Path, number: usize) -> PathBuf {
 
 fn configuration(
     plan: &Plan,
-    origin: SocketAddr,
+    origin: &[SocketAddr],
     journal: &std::path::Path,
     nodes: &[(&str, String, SocketAddr)],
 ) -> String {
@@ -271,7 +301,10 @@ fn configuration(
         }
     };
     section("edge", "listen = [\"127.0.0.1:0\"]".into());
-    section("origin", format!("listen = [\"{origin}\"]\nguard = {}", plan.guard));
+    section(
+        "origin",
+        format!("listen = {:?}\nguard = {}", origin.iter().map(ToString::to_string).collect::<Vec<_>>(), plan.guard),
+    );
     section("purge", format!("listen = [\"127.0.0.1:0\"]\nack_timeout = \"{}\"", plan.ack_timeout));
     section("admin", "listen = [\"127.0.0.1:0\"]".into());
     section("journal", format!("kind = \"{}\"\npath = \"{}\"", plan.journal, journal.display()));

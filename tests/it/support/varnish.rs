@@ -7,6 +7,8 @@ use std::process::{Child, Command, Stdio};
 use socket2::Socket;
 
 use super::client::{Answer, get};
+use super::clock::put_ahead;
+use super::slow_link::SlowLink;
 use super::{eventually, try_hold};
 
 /// A running varnishd, for as long as this value lives.
@@ -16,6 +18,10 @@ pub struct Varnish {
     folder: PathBuf,
     vcl: PathBuf,
     listens: Listens,
+    /// The network namespace that it is in, where that is not ours.
+    namespace: Option<String>,
+    /// How far its wall clock is ahead.
+    ahead: Option<&'static str>,
     child: Child,
     /// Its port while it is not there.
     held: Option<Socket>,
@@ -37,18 +43,48 @@ impl Varnish {
 
     /// The same for other connections.
     pub fn spawn_for(listens: Listens, folder: &Path, id: &str, vcl: &Path) -> Self {
-        let folder = folder.join(id);
+        Varnish::spawn_in(None, SocketAddr::from(([127, 0, 0, 1], 0)), listens, None, (folder, id, vcl))
+    }
+
+    /// Starts one whose wall clock is ahead by so much.
+    pub fn spawn_ahead(by: &'static str, folder: &Path, id: &str, vcl: &Path) -> Self {
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
-        let child = spawn(&folder, vcl, address, listens);
-        Varnish { id: id.to_owned(), address, folder, vcl: vcl.to_owned(), listens, child, held: None }
+        Varnish::spawn_in(None, address, Listens::Http, Some(by), (folder, id, vcl))
+    }
+
+    /// Starts one behind this link.
+    pub fn spawn_behind(link: &SlowLink, folder: &Path, id: &str, vcl: &Path) -> Self {
+        let address = SocketAddr::from((link.far, 0));
+        Varnish::spawn_in(Some(link.namespace.clone()), address, Listens::Http, None, (folder, id, vcl))
+    }
+
+    fn spawn_in(
+        namespace: Option<String>,
+        address: SocketAddr,
+        listens: Listens,
+        ahead: Option<&'static str>,
+        (folder, id, vcl): (&Path, &str, &Path),
+    ) -> Self {
+        let folder = folder.join(id);
+        let child = spawn((namespace.as_deref(), ahead), &folder, vcl, address, listens);
+        Varnish {
+            id: id.to_owned(),
+            address,
+            folder,
+            vcl: vcl.to_owned(),
+            listens,
+            namespace,
+            ahead,
+            child,
+            held: None,
+        }
     }
 
     /// Waits until it serves.
     pub fn ready(&mut self) {
-        let folder = self.folder.clone();
         self.address = eventually("varnishd serves", || {
             assert_eq!(self.child.try_wait().expect("our child"), None, "varnishd ended at once");
-            listen_address(&folder)
+            listen_address(self.tool("varnishadm"))
         });
     }
 
@@ -59,8 +95,7 @@ impl Varnish {
 
     /// A counter of `varnishstat`, such as `MAIN.busy_sleep`.
     pub fn counter(&self, name: &str) -> u64 {
-        let mut command = Command::new("varnishstat");
-        let output = command.arg("-n").arg(&self.folder).args(["-1", "-f", name]).output().expect("varnishstat");
+        let output = self.tool("varnishstat").args(["-1", "-f", name]).output().expect("varnishstat");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let value = text.split_whitespace().nth(1).unwrap_or_else(|| panic!("no counter {name}: {output:?}"));
         value.parse().expect("a number")
@@ -68,9 +103,16 @@ impl Varnish {
 
     /// Runs a command of `varnishadm`, and gives what it said.
     pub fn adm(&self, command: &[&str]) -> String {
-        let output = Command::new("varnishadm").arg("-n").arg(&self.folder).args(command).output().expect("varnishadm");
+        let output = self.tool("varnishadm").args(command).output().expect("varnishadm");
         assert!(output.status.success(), "{command:?}: {output:?}");
         String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// One of Varnish's tools, for this one.
+    fn tool(&self, program: &str) -> Command {
+        let mut command = within(self.namespace.as_deref(), program);
+        command.arg("-n").arg(&self.folder);
+        command
     }
 
     /// How many clearcoats it believes to be there, of several.
@@ -95,13 +137,19 @@ impl Varnish {
         self.child.kill().expect("our child");
         self.child.wait().expect("our child");
         signal("-KILL", &worker);
+        if self.namespace.is_some() {
+            // Nobody else is there to take its port.
+            let is_there = |pid: &u32| Path::new("/proc").join(pid.to_string()).exists();
+            return eventually("the worker is gone", || (!worker.iter().any(is_there)).then_some(()));
+        }
         // The worker is not our child: that it is gone shows in its port.
         self.held = Some(eventually("the worker is gone", || try_hold(self.address).ok()));
     }
 
     /// Starts it again on the same port, with an empty cache.
     pub fn restart(&mut self) {
-        self.child = spawn(&self.folder, &self.vcl, self.address, self.listens);
+        self.child =
+            spawn((self.namespace.as_deref(), self.ahead), &self.folder, &self.vcl, self.address, self.listens);
         self.ready();
         self.held = None;
     }
@@ -122,8 +170,29 @@ impl Drop for Varnish {
     }
 }
 
-fn spawn(folder: &Path, vcl: &Path, address: SocketAddr, listens: Listens) -> Child {
-    let mut command = Command::new("varnishd");
+/// A program in a namespace, or in ours.
+fn within(namespace: Option<&str>, program: &str) -> Command {
+    match namespace {
+        None => Command::new(program),
+        Some(namespace) => {
+            let mut command = Command::new("ip");
+            command.args(["netns", "exec", namespace, program]);
+            command
+        }
+    }
+}
+
+fn spawn(
+    (namespace, ahead): (Option<&str>, Option<&str>),
+    folder: &Path,
+    vcl: &Path,
+    address: SocketAddr,
+    listens: Listens,
+) -> Child {
+    let mut command = within(namespace, "varnishd");
+    if let Some(by) = ahead {
+        put_ahead(&mut command, by);
+    }
     let protocol = if listens == Listens::Proxy { "PROXY" } else { "HTTP" };
     command.args(["-F", "-j", "none", "-T", "127.0.0.1:0", "-s", "malloc,64m"]);
     command.arg("-a").arg(format!("{address},{protocol}"));
@@ -137,9 +206,8 @@ fn spawn(folder: &Path, vcl: &Path, address: SocketAddr, listens: Listens) -> Ch
     command.spawn().expect("varnishd is installed (make test installs it)")
 }
 
-fn listen_address(folder: &Path) -> Option<SocketAddr> {
-    let mut command = Command::new("varnishadm");
-    let output = command.arg("-n").arg(folder).args(["-t", "1", "debug.listen_address"]).output().expect("varnishadm");
+fn listen_address(mut varnishadm: Command) -> Option<SocketAddr> {
+    let output = varnishadm.args(["-t", "1", "debug.listen_address"]).output().expect("varnishadm");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let mut words = text.split_whitespace().skip(1);
     let address = SocketAddr::new(words.next()?.parse().ok()?, words.next()?.parse().ok()?);

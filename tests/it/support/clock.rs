@@ -1,0 +1,16 @@
+//! Clocks that differ: a program whose wall clock is ahead of everybody else's, by `libfaketime`.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+/// Puts the wall clock of a program ahead by this much, say `+3s`. Its monotonic clock stays what it is, as it does on a
+/// machine whose clock was set.
+pub fn put_ahead(command: &mut Command, by: &str) {
+    let library = ["x86_64-linux-gnu", "aarch64-linux-gnu"]
+        .map(|machine| PathBuf::from(format!("/usr/lib/{machine}/faketime/libfaketimeMT.so.1")))
+        .into_iter()
+        .find(|library| library.exists())
+        .expect("libfaketime is installed (make test installs it)");
+    command.env("LD_PRELOAD", library).env("FAKETIME", by).env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    command.env("DONT_FAKE_MONOTONIC", "1");
+}

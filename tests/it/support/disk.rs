@@ -1,0 +1,84 @@
+//! A disk of its own, that can be frozen: a file system in a file, mounted for as long as its value lives.
+//!
+//! A frozen file system (`fsfreeze(8)`) takes no write and gives no error: whoever writes or syncs waits, and cannot even
+//! be killed. That is how a volume behaves whose storage is gone. It needs root. What was left behind by a test that was
+//! killed is thawed and removed by the next one.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// What mount points are called, before the number of the process that made them.
+const PREFIX: &str = "clearcoat-disk-";
+
+/// A mounted disk.
+pub struct Disk {
+    pub folder: PathBuf,
+}
+
+/// Whether this process may make one. Says so where it may not: then that part of a test is left out.
+pub fn is_possible() -> bool {
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root {
+        super::say("left out: a disk that is frozen needs root");
+    }
+    is_root
+}
+
+impl Disk {
+    /// Mounts one in this folder.
+    pub fn mount(within: &Path) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        remove_leftovers();
+        let number = NEXT.fetch_add(1, Ordering::SeqCst);
+        let folder = within.join(format!("{PREFIX}{}-{number}", std::process::id()));
+        let image = folder.with_extension("image");
+        std::fs::create_dir(&folder).expect("a folder");
+        std::fs::File::create(&image).and_then(|file| file.set_len(64 << 20)).expect("a file");
+        run("mkfs.ext4", &["-q", "-F", path(&image)]);
+        run("mount", &["-o", "loop", path(&image), path(&folder)]);
+        Disk { folder }
+    }
+
+    pub fn freeze(&self) {
+        run("fsfreeze", &["--freeze", path(&self.folder)]);
+    }
+
+    pub fn thaw(&self) {
+        run("fsfreeze", &["--unfreeze", path(&self.folder)]);
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        remove(&self.folder);
+    }
+}
+
+/// Thaws it where it is frozen, and removes it: at the latest when the last process that has a file on it ends.
+fn remove(folder: &Path) {
+    for (program, arguments) in [("fsfreeze", ["--unfreeze", path(folder)]), ("umount", ["--lazy", path(folder)])] {
+        _ = Command::new(program).args(arguments).stderr(std::process::Stdio::null()).status();
+    }
+}
+
+/// Of test processes that are not there any more.
+fn remove_leftovers() {
+    let mounts = std::fs::read_to_string("/proc/mounts").expect("the mounts");
+    for folder in mounts.lines().filter_map(|line| line.split(' ').nth(1)) {
+        let Some((_, rest)) = folder.split_once(PREFIX) else { continue };
+        let pid = rest.split('-').next().unwrap_or_default();
+        if !Path::new("/proc").join(pid).exists() {
+            remove(Path::new(folder));
+        }
+    }
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().expect("a path that is text")
+}
+
+fn run(program: &str, arguments: &[&str]) {
+    let output = Command::new(program).args(arguments).output().unwrap_or_else(|error| panic!("{program}: {error}"));
+    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}

@@ -15,6 +15,7 @@
 mod absence;
 mod event;
 mod fence;
+mod headers;
 mod health;
 mod life_signs;
 mod node;
@@ -23,6 +24,7 @@ mod snapshot;
 pub use absence::{Absences, GATHER, Ruling, WINDOW};
 pub use event::{Check, Event, Source, Verdict};
 pub use fence::Fence;
+pub use headers::{FieldValue, PurgeHeaders};
 pub use health::{Health, HealthState, Thresholds};
 pub use life_signs::{LANDING, LifeSigns};
 pub use node::{

@@ -26,7 +26,9 @@ use tokio::task::JoinSet;
 use self::kept::Kept;
 use crate::config::HealthChecks;
 use crate::delivery::Deliveries;
-use crate::fleet::{Absences, Check, Event, Health, Node, NodeId, NodeSpec, Pool, Role, Snapshot, Source, Verdict};
+use crate::fleet::{
+    Absences, Check, Event, Health, Node, NodeId, NodeSpec, Pool, PurgeHeaders, Role, Snapshot, Source, Verdict,
+};
 use crate::slow_start::SlowStart;
 use crate::telemetry::Metrics;
 
@@ -58,6 +60,8 @@ pub struct Surroundings {
     pub fleet: Arc<ArcSwap<Snapshot>>,
     /// How nodes are checked.
     pub checks: HealthChecks,
+    /// What purges and health checks to every Varnish carry.
+    pub headers: PurgeHeaders,
     /// How long a node is kept that its source does not name any more.
     pub retain: Duration,
     /// Who brings purges to the Varnish nodes.

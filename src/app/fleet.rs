@@ -25,6 +25,7 @@ pub(super) fn keep(
     let around = Surroundings {
         fleet: Arc::clone(&engine.fleet),
         checks: config.health.clone(),
+        headers: config.purge.headers.clone(),
         retain: config.registry.retain,
         deliveries: Arc::clone(&engine.deliveries),
         slow_start: Arc::clone(&engine.slow_start),

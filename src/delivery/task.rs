@@ -57,6 +57,8 @@ pub(super) struct Task {
     link: Link,
     budget: Budget,
     failures: u32,
+    /// It was said that its VCL cannot drop everything.
+    flushes_in_part: bool,
     /// Whether `told` means anything: nobody knows what the node has of what came before.
     known: bool,
     /// The node was sent every ban up to here. The cursor follows when none of them needs to be repeated.
@@ -105,7 +107,7 @@ impl Task {
         node.live.set_cursor(cursor);
         state.late.store(cursor < journal.head(), Ordering::SeqCst);
         let metrics = deliveries.context.metrics.node(node.spec.role, node.id());
-        let link = Link::new(node.spec.address, node.spec.send_proxy, ATTEMPT);
+        let link = Link::to(&node.spec, ATTEMPT);
         let pace = deliveries.context.pace;
         let budget = Budget::new(pace.max_bans_per_second, pace.longest_wait, Instant::now());
         let mut settling = Stretches::new(pace.settle / SETTLE_GRAINS);
@@ -115,7 +117,20 @@ impl Task {
             settling.push(young, cursor, Instant::now() + pace.settle);
         }
         let (unsure, told) = (Stretches::new(GRAIN), cursor);
-        Task { deliveries, node, state, metrics, link, budget, failures: 0, known, told, unsure, settling }
+        Task {
+            deliveries,
+            node,
+            state,
+            metrics,
+            link,
+            budget,
+            failures: 0,
+            flushes_in_part: false,
+            known,
+            told,
+            unsure,
+            settling,
+        }
     }
 
     pub(super) async fn run(mut self) {
@@ -196,7 +211,7 @@ impl Task {
         let on_their_way = passed >= self.node.live.life_signs.taken_in();
         self.spend(&batch.bans);
         let began = Instant::now();
-        let Delivered { invalidated, refused } = self.send(&batch.bans).await?;
+        let Delivered { invalidated, refused, .. } = self.send(&batch.bans).await?;
         let refused = refused.iter().map(|(forward, status)| (fingerprint(forward), *status)).collect();
         self.state.remember(BatchResult { last: batch.last, invalidated, refused });
         let now = Instant::now();
@@ -277,6 +292,15 @@ impl Task {
     async fn send(&mut self, bans: &[Ban]) -> Result<Delivered, DeliveryError> {
         let began = Instant::now();
         let result = self.link.deliver(bans).await;
+        if result.as_ref().is_ok_and(|delivered| delivered.partial_flush)
+            && !std::mem::replace(&mut self.flushes_in_part, true)
+        {
+            tracing::warn!(
+                node = %self.node.id(),
+                "everything was to be dropped, but the VCL of this node does not know X-Clearcoat-Flush: pages without tags and \
+                 pools stay (`clearcoat vcl` has one that does)"
+            );
+        }
         if result.is_ok() {
             self.deliveries.answered(&self.node, began, began.elapsed());
         }

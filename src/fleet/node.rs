@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use super::{LifeSigns, Source};
+use super::{LifeSigns, PurgeHeaders, Source};
 
 /// What a node does in the fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -150,6 +150,9 @@ pub struct NodeSpec {
     pub zone: Option<Arc<str>>,
     /// What else there is to say of it, for people and their tools.
     pub labels: BTreeMap<String, String>,
+    /// What purges and health checks to it carry (Varnish only). Secrets: written nowhere.
+    #[serde(skip)]
+    pub headers: PurgeHeaders,
 }
 
 impl NodeSpec {
@@ -167,6 +170,7 @@ impl NodeSpec {
             epoch: None,
             zone: None,
             labels: BTreeMap::new(),
+            headers: PurgeHeaders::default(),
         }
     }
 
@@ -174,7 +178,7 @@ impl NodeSpec {
     pub fn is_reached_as(&self, other: &NodeSpec) -> bool {
         let reached = |spec: &NodeSpec| (spec.address, spec.delivery, spec.header_limit, spec.send_proxy);
         let another_life = is_another_life(self.epoch.as_deref(), other.epoch.as_deref());
-        reached(self) == reached(other) && !another_life
+        reached(self) == reached(other) && self.headers == other.headers && !another_life
     }
 }
 

@@ -19,7 +19,10 @@ use crate::probe::Probe;
 type Identity = (Role, NodeId);
 
 impl FleetKeeper {
-    pub(super) fn join(&mut self, spec: NodeSpec) {
+    pub(super) fn join(&mut self, mut spec: NodeSpec) {
+        if spec.role == Role::Varnish {
+            spec.headers = spec.headers.over(&self.around.headers);
+        }
         let identity = (spec.role, spec.id.clone());
         if let Some(kept) = self.nodes.get(&identity) {
             let known = &kept.node.spec;

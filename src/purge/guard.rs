@@ -91,7 +91,7 @@ impl Guard {
         let sequence = self.sequence.load(Ordering::Relaxed) + 1;
         for target in &purge.targets {
             let cannot_be_told = match target {
-                Target::Everything => true,
+                Target::All | Target::Everything => true,
                 Target::Tags(tags) => {
                     tags.iter().for_each(|tag| self.names.insert(tag_hash(tag.as_bytes()), sequence));
                     false
@@ -143,7 +143,7 @@ impl Guard {
                 Some(target) => self.passed.last(path_hash(target.as_bytes())),
                 None => self.passed.last_any(),
             },
-            Target::Everything | Target::Pattern(_) | Target::Pool(_) => self.passed.last_any(),
+            Target::All | Target::Everything | Target::Pattern(_) | Target::Pool(_) => self.passed.last_any(),
         };
         let newest = purge.targets.iter().map(last).max().filter(|&at| at > 0)?;
         self.epoch.checked_add(Duration::from_millis(newest))
@@ -252,12 +252,13 @@ mod tests {
     }
 
     /// One of each kind that there is.
-    fn kinds() -> [Purge; 8] {
+    fn kinds() -> [Purge; 9] {
         [
             tags(&["cat_p_1", "cat_p"]),
             purge(Target::Pattern(pattern("cat_p_[0-9]"))),
             purge(Target::Pool(pattern("^shop$"))),
             purge(Target::Everything),
+            purge(Target::All),
             forward("PURGE", "/p/1?a=b", &[("host", "shop.test")]),
             forward("PURGE", "/p/1", &[("host", "shop.test"), ("x-magento-purge-soft", "1")]),
             forward("PURGE", "/", &[("host", "shop.test"), ("x-url", "^/p/")]),
@@ -294,7 +295,7 @@ mod tests {
             let guard = Guard::new(Instant::now());
             guard.note(&purge);
             let of_everything = match &purge.targets[0] {
-                Target::Everything => true,
+                Target::All | Target::Everything => true,
                 Target::Forward(forward) => forward.page().is_none(),
                 Target::Pattern(_) => true, // It matches `cat_p_11_x` as well.
                 Target::Tags(_) | Target::Pool(_) => false,

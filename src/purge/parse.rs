@@ -6,6 +6,7 @@ use super::{BadPattern, Forward, Pattern, Purge, Rules, TagSet, Target};
 
 const TAGS_PATTERN: &str = "x-magento-tags-pattern";
 const POOL: &str = "x-pool";
+const FLUSH: &str = "x-clearcoat-flush";
 pub(super) const SOFT: &str = "x-magento-purge-soft";
 
 /// Headers that every client sends and that name nothing to purge. They are not handed on either: hop-by-hop fields,
@@ -54,6 +55,9 @@ pub enum Refusal {
     /// A header value that is not text: answered 400.
     #[error("{0}: not UTF-8 text")]
     NotText(String),
+    /// A flush of something: answered 400.
+    #[error("X-Clearcoat-Flush: only the value all is known")]
+    Flush,
     /// More than one `Host`: answered 400.
     #[error("host: sent more than once, and only one can be the page's")]
     Host,
@@ -70,6 +74,12 @@ pub fn parse(method: &Method, uri: &Uri, headers: &HeaderMap, rules: &Rules) -> 
     let soft = headers.get(SOFT).is_some_and(|value| value == "1");
     let mut targets = Vec::new();
     if method == "PURGE" {
+        let mut flushes = headers.get_all(FLUSH).iter().peekable();
+        if flushes.peek().is_some() {
+            // It covers whatever stands beside it, for listeners that do not know it. A ban of all objects is never soft.
+            let all = Purge { targets: vec![Target::All], soft: false };
+            return if flushes.all(|value| value == "all") { Ok(all) } else { Err(Refusal::Flush) };
+        }
         for value in headers.get_all(TAGS_PATTERN) {
             targets.push(tags_target(text(TAGS_PATTERN, value)?)?);
         }
@@ -167,6 +177,22 @@ mod tests {
         assert_eq!(targets("PURGE", "/", &[("X-Pool", "shop1")]), std::slice::from_ref(&pool));
         let both = [("X-Pool", "shop1"), ("X-Magento-Tags-Pattern", tags)];
         assert_eq!(targets("PURGE", "/", &both), [Target::Tags(set), pool]);
+    }
+
+    #[test]
+    fn a_flush_of_all_covers_what_stands_beside_it() {
+        let all = ("X-Clearcoat-Flush", "all");
+        let magento = ("X-Magento-Tags-Pattern", ".*");
+        for headers in [&[all][..], &[magento, ("X-Pool", ".*"), all], &[all, ("X-Magento-Purge-Soft", "1")]] {
+            let purge = parsed("PURGE", "/", headers).unwrap();
+            assert_eq!(purge, Purge { targets: vec![Target::All], soft: false }, "{headers:?}");
+        }
+        for value in ["", "ALL", "some", "all, all"] {
+            let headers = [magento, ("X-Clearcoat-Flush", value)];
+            assert!(matches!(parsed("PURGE", "/", &headers), Err(Refusal::Flush)), "{value:?}");
+        }
+        // In another method it is a header of somebody's own.
+        assert!(matches!(targets("BAN", "/", &[all])[..], [Target::Forward(_)]));
     }
 
     #[test]

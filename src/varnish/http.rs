@@ -11,7 +11,8 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::fleet::SendProxy;
+use crate::config::{self, HeaderError};
+use crate::fleet::{NodeSpec, PurgeHeaders, SendProxy};
 use crate::http1::{BadChunk, BadHead, ChunkedDecoder, Framing, HeadScan, Method, ResponseHead};
 use crate::proxy_protocol;
 use crate::purge::{Ban, Forward, what_to_change};
@@ -27,11 +28,16 @@ const MAX_BODY: usize = 64 * 1024;
 /// The most header fields of an answer to a purge.
 const MAX_FIELDS: usize = 100;
 
+/// What our own VCL answers to `X-Clearcoat-Flush: all`, with the value `all`. A VCL that does not know the flush answers
+/// the pattern or the pool beside it and says 200 all the same.
+const FLUSHED: &[u8] = b"x-clearcoat-flushed";
+
 /// The connection to one Varnish.
 #[derive(Debug)]
 pub struct Link {
     address: SocketAddr,
     send_proxy: SendProxy,
+    headers: PurgeHeaders,
     timeout: Duration,
     connection: Option<Connection>,
 }
@@ -41,6 +47,8 @@ struct Connection {
     stream: TcpStream,
     input: Vec<u8>,
     head: ResponseHead,
+    /// The last answer says that everything was dropped.
+    flushed_all: bool,
 }
 
 /// What a Varnish made of a batch.
@@ -50,11 +58,17 @@ pub struct Delivered {
     pub invalidated: u64,
     /// Forwarded requests that it refused, with the status. That is the fault of the request, not of the node.
     pub refused: Vec<(Forward, u16)>,
+    /// It was told to drop everything ([`Ban::Everything`]) and has not shown that its VCL knows how: pages without tags
+    /// and pools may be left.
+    pub partial_flush: bool,
 }
 
 /// Why a batch was not delivered.
 #[derive(Debug, thiserror::Error)]
 pub enum DeliveryError {
+    /// What its VCL knows us by is not to be had.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
     /// No connection.
     #[error("connecting failed: {0}")]
     Connect(#[source] io::Error),
@@ -90,7 +104,12 @@ pub enum DeliveryError {
 impl Link {
     /// A link that is not connected yet. `timeout` bounds connecting, and each round trip.
     pub fn new(address: SocketAddr, send_proxy: SendProxy, timeout: Duration) -> Self {
-        Link { address, send_proxy, timeout, connection: None }
+        Link { address, send_proxy, headers: PurgeHeaders::default(), timeout, connection: None }
+    }
+
+    /// A link to this node, whose purges carry what its VCL knows purgers by.
+    pub fn to(node: &NodeSpec, timeout: Duration) -> Self {
+        Link { headers: node.headers.clone(), ..Link::new(node.address, node.send_proxy, timeout) }
     }
 
     /// Sends bans and waits until all of them are applied. A kept connection may have been closed meanwhile; bans are
@@ -110,9 +129,10 @@ impl Link {
 
     async fn try_deliver(&mut self, bans: &[Ban]) -> Result<Delivered, DeliveryError> {
         let mut delivered = Delivered::default();
+        let own = self.bounded(config::reveal(&self.headers)).await??;
         for group in bans.chunks(PIPELINE) {
             let mut connection = self.connect().await?;
-            let keep = self.bounded(connection.round_trip(group, &mut delivered)).await??;
+            let keep = self.bounded(connection.round_trip(group, &own, &mut delivered)).await??;
             if keep {
                 self.connection = Some(connection);
             }
@@ -132,7 +152,7 @@ impl Link {
             proxy_protocol::write_v2_local(&mut header);
             self.bounded(stream.write_all(&header)).await?.map_err(DeliveryError::Connect)?;
         }
-        Ok(Connection { stream, input: Vec::new(), head: ResponseHead::default() })
+        Ok(Connection { stream, input: Vec::new(), head: ResponseHead::default(), flushed_all: false })
     }
 
     async fn bounded<T>(&self, step: impl Future<Output = T>) -> Result<T, DeliveryError> {
@@ -142,12 +162,18 @@ impl Link {
 
 impl Connection {
     /// Sends a group and reads all its answers. Says whether the connection can be used again.
-    async fn round_trip(&mut self, bans: &[Ban], delivered: &mut Delivered) -> Result<bool, DeliveryError> {
+    async fn round_trip(
+        &mut self,
+        bans: &[Ban],
+        own: &[(String, String)],
+        delivered: &mut Delivered,
+    ) -> Result<bool, DeliveryError> {
         let mut requests = Vec::new();
-        bans.iter().for_each(|ban| write_request(&mut requests, ban));
+        bans.iter().for_each(|ban| write_request(&mut requests, ban, own));
         self.stream.write_all(&requests).await?;
         for (index, ban) in bans.iter().enumerate() {
             let body = self.answer().await?;
+            delivered.partial_flush |= *ban == Ban::Everything && !self.flushed_all;
             match (self.head.status, ban) {
                 (status @ 200..=299, ban) => match (invalidated(&body), ban) {
                     // A VCL that knows nothing of keys may take this for a purge of the URL `/` and say that it is done.
@@ -177,6 +203,8 @@ impl Connection {
             self.read_more().await?;
         };
         self.head.parse(&self.input, len, Method::Other, MAX_FIELDS)?;
+        let flushed_all = |(name, value): (&[u8], &[u8])| name.eq_ignore_ascii_case(FLUSHED) && value == b"all";
+        self.flushed_all = self.head.kept_fields(&self.input).any(flushed_all);
         self.input.drain(..len);
         match self.head.framing {
             Framing::None => Ok(Vec::new()),
@@ -227,36 +255,40 @@ impl Connection {
     }
 }
 
-/// The request in the bytes that Magento itself would write, as far as it would.
-fn write_request(out: &mut Vec<u8>, ban: &Ban) {
+/// The request in the bytes that Magento itself would write, as far as it would. `own` are the fields by which the node
+/// knows us; what a sender wrote under their names is dropped.
+fn write_request(out: &mut Vec<u8>, ban: &Ban, own: &[(String, String)]) {
     let mut push = |parts: &[&str]| parts.iter().for_each(|part| out.extend_from_slice(part.as_bytes()));
     let soft_header = |soft: bool| if soft { "X-Magento-Purge-Soft: 1\r\n" } else { "" };
     match ban {
         Ban::Tags { pattern, soft } => {
             push(&["PURGE / HTTP/1.1\r\nX-Magento-Tags-Pattern: ", pattern, "\r\n", soft_header(*soft)]);
-            push(&["Host: clearcoat\r\n\r\n"]);
+            push(&["Host: clearcoat\r\n"]);
         }
         Ban::Keys { keys, soft } => {
             let header = if *soft { "xkey-softpurge: " } else { "xkey-purge: " };
-            push(&["PURGE / HTTP/1.1\r\n", header, keys, "\r\nHost: clearcoat\r\n\r\n"]);
+            push(&["PURGE / HTTP/1.1\r\n", header, keys, "\r\nHost: clearcoat\r\n"]);
         }
         Ban::Pool { pattern, soft } => {
-            push(&["PURGE / HTTP/1.1\r\nX-Pool: ", pattern, "\r\n", soft_header(*soft), "Host: clearcoat\r\n\r\n"]);
+            push(&["PURGE / HTTP/1.1\r\nX-Pool: ", pattern, "\r\n", soft_header(*soft), "Host: clearcoat\r\n"]);
         }
         // Our own VCL takes the third header as "all there is"; others know the first two.
         Ban::Everything => push(&[
             "PURGE / HTTP/1.1\r\nX-Magento-Tags-Pattern: .*\r\nX-Pool: .*\r\n",
-            "X-Clearcoat-Flush: all\r\nHost: clearcoat\r\n\r\n",
+            "X-Clearcoat-Flush: all\r\nHost: clearcoat\r\n",
         ]),
         Ban::Forward(Forward { method, target, headers }) => {
             // A request without a host was one of HTTP/1.0, and only as such a Varnish takes it.
             let has_host = headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host"));
             let version = if has_host { " HTTP/1.1\r\n" } else { " HTTP/1.0\r\nConnection: keep-alive\r\n" };
             push(&[method, " ", target, version]);
-            headers.iter().for_each(|(name, value)| push(&[name, ": ", value, "\r\n"]));
-            push(&["\r\n"]);
+            let is_own = |name: &str| own.iter().any(|(mine, _)| mine.eq_ignore_ascii_case(name));
+            let kept = headers.iter().filter(|(name, _)| !is_own(name));
+            kept.for_each(|(name, value)| push(&[name, ": ", value, "\r\n"]));
         }
     }
+    own.iter().for_each(|(name, value)| push(&[name, ": ", value, "\r\n"]));
+    push(&["\r\n"]);
 }
 
 /// The number in `{"invalidated": N}`, as VCLs that purge by key answer.
@@ -312,7 +344,7 @@ mod tests {
         let (address, node) = node(vec![(2, answers)]).await;
         let mut link = Link::new(address, SendProxy::Off, Duration::from_secs(5));
         let delivered = link.deliver(&[tags("a"), Ban::Everything]).await.unwrap();
-        assert_eq!(delivered, Delivered { invalidated: 20, refused: vec![] });
+        assert_eq!(delivered, Delivered { invalidated: 20, refused: vec![], partial_flush: true });
         let seen = node.await.unwrap();
         assert_eq!(
             seen[0],
@@ -322,13 +354,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_node_has_dropped_everything_where_it_shows_that_it_knows_how() {
+        for (field, partial) in [
+            ("X-Clearcoat-Flushed: all", false),
+            ("x-clearcoat-flushed: all", false),
+            ("X-Clearcoat-Flushed: tags", true),
+        ] {
+            let answer = format!("HTTP/1.1 200 Purged\r\n{field}\r\nContent-Length: 0\r\n\r\n");
+            let (address, _node) = node(vec![(1, answer.leak())]).await;
+            let mut link = Link::new(address, SendProxy::Off, Duration::from_secs(5));
+            let delivered = link.deliver(&[Ban::Everything]).await.unwrap();
+            assert_eq!(delivered.partial_flush, partial, "{field}");
+        }
+    }
+
+    #[tokio::test]
     async fn keys_are_sent_in_the_headers_of_vmod_xkey_and_the_answers_counted() {
         let answers = "HTTP/1.1 200 Purged\r\nContent-Length: 17\r\n\r\n{\"invalidated\":4}HTTP/1.1 200 Purged\r\n\
                        Content-Length: 17\r\n\r\n{\"invalidated\":2}";
         let (address, node) = node(vec![(2, answers)]).await;
         let mut link = Link::new(address, SendProxy::Off, Duration::from_secs(5));
         let bans = [keys("a b", false), keys("c", true)];
-        assert_eq!(link.deliver(&bans).await.unwrap(), Delivered { invalidated: 6, refused: vec![] });
+        assert_eq!(link.deliver(&bans).await.unwrap(), Delivered { invalidated: 6, ..Delivered::default() });
         assert_eq!(
             node.await.unwrap()[0],
             "PURGE / HTTP/1.1\r\nxkey-purge: a b\r\nHost: clearcoat\r\n\r\n\

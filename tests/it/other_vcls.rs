@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use crate::support::client::{Answer, exchange};
+use crate::support::clearcoat::run;
+use crate::support::client::{Answer, exchange, get};
+use crate::support::eventually;
 use crate::support::fleet::{Fleet, Plan};
 
 /// A VCL with these subroutines and the backend and the ACL (`purge`) of ours. Pages say whether they were hits, as
@@ -135,4 +137,71 @@ fn a_page_that_is_not_in_a_cache_is_gone() {
     let answer = asked(&fleet, "PURGE /p/1 HTTP/1.1\r\nHost: shop.test\r\n\r\n");
     assert_eq!((answer.status, answer.json()["applied"].as_array().map(Vec::len)), (200, Some(2)), "{answer:?}");
     assert_eq!((get(0).as_str(), get(1).as_str()), ("MISS", "MISS"));
+}
+
+/// Magento's own: our backend and ACL, its subroutines. Pages have no pool.
+fn stock(ours: &str, _: &str, _: &Path) -> String {
+    let (before, _) = ours.split_once("sub vcl_recv").expect("a backend and an ACL before the subroutines");
+    before.to_owned()
+        + &include_str!("data/magento-stock.vcl")
+            .replace("set beresp.grace = 3d;", "set beresp.grace = 3d; unset beresp.http.X-Pool;")
+}
+
+#[test]
+fn a_purge_of_everything_takes_pages_without_tags_too_and_says_where_it_cannot() {
+    for knows in [true, false] {
+        let vcl = if knows { |ours: &str, _: &str, _: &Path| ours.to_owned() } else { stock };
+        let fleet = Fleet::start(&Plan { varnish: 2, web: 1, vcl, ..Plan::default() });
+        fleet.shop.set_tags(1, "");
+        ["/p/1", "/p/2"].iter().for_each(|page| fleet.warm(page));
+        let endpoint = format!("http://{}", fleet.clearcoat.purge);
+        let output = run(&["purge", "--endpoint", &endpoint, "--all"]);
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(fleet.cached("/p/2"), ["MISS", "MISS"]);
+        let untagged = if knows { "MISS" } else { "HIT" };
+        assert_eq!(fleet.cached("/p/1"), [untagged, untagged]);
+        let said = fleet.clearcoat.log().count("does not know X-Clearcoat-Flush");
+        assert_eq!(said, if knows { 0 } else { 2 });
+    }
+}
+
+/// Who may purge is known by a key, and an address says nothing.
+fn known_by_key(ours: &str, _: &str, _: &Path) -> String {
+    let guarded = "if (req.method == \"PURGE\") { if (req.http.X-Purge-Key != \"s3cret 1\") { return (synth(405)); }";
+    stock(&ours.replace("client.ip", "server.ip"), "", Path::new("")).replace("if (req.method == \"PURGE\") {", guarded)
+}
+
+#[test]
+fn a_vcl_that_knows_purgers_by_a_key_gets_it_from_a_file_and_nobody_sees_it() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), "old\n").expect("written");
+    let config = format!(
+        "[purge]\nlisten = [\"127.0.0.1:0\"]\nack_timeout = \"20s\"\n\
+         [purge.headers]\nX-Purge-Key = {{ file = {:?} }}\nX-Plain = \"pl4in\"\n",
+        file.path()
+    );
+    let plan = Plan { varnish: 2, web: 1, config: config.leak(), vcl: known_by_key, ..Plan::default() };
+    let fleet = Fleet::launch(&plan);
+    eventually("the nodes refuse the old key", || {
+        let nodes = fleet.clearcoat.nodes();
+        let mut varnish = nodes.iter().filter(|node| node["role"] == "varnish");
+        varnish.all(|node| node["reason"].as_str().is_some_and(|reason| reason.contains("405"))).then_some(())
+    });
+    // Changed without a restart.
+    std::fs::write(file.path(), "s3cret 1\n").expect("written");
+    fleet.clearcoat.ready();
+    fleet.clearcoat.current();
+    fleet.warm("/p/1");
+    // A key of the sender's own changes nothing, and goes nowhere.
+    let request = "PURGE / HTTP/1.1\r\nHost: a\r\nX-Magento-Tags-Pattern: ((^|,)cat_p_1(,|$))\r\nX-Purge-Key: guess\r\n\r\n";
+    assert_eq!(asked(&fleet, request).json()["applied"].as_array().map(Vec::len), Some(2));
+    assert_eq!(fleet.cached("/p/1"), ["MISS", "MISS"]);
+
+    let check = run(&["check", "--config", fleet.folder.path().join("clearcoat.toml").to_str().expect("a path")]);
+    let checked = String::from_utf8_lossy(&check.stdout).into_owned();
+    assert!(check.status.success() && checked.contains("X-Purge-Key"), "{check:?}");
+    let metrics = get(fleet.clearcoat.admin, "/metrics").expect("metrics").text().to_owned();
+    for shown in [checked, metrics, fleet.clearcoat.fleet().to_string(), fleet.clearcoat.log().text()] {
+        assert!(!["s3cret", "pl4in", "guess"].iter().any(|secret| shown.contains(secret)), "{shown}");
+    }
 }

@@ -28,7 +28,7 @@ pub use headers::{FieldValue, PurgeHeaders};
 pub use health::{Health, HealthState, Thresholds};
 pub use life_signs::{LANDING, LifeSigns};
 pub use node::{
-    DEFAULT_HEADER_LIMIT, Delivery, InvalidNodeId, Live, Node, NodeId, NodeSpec, Role, SendProxy, WHOLE_SHARE,
-    is_another_life,
+    DEFAULT_HEADER_LIMIT, Delivery, InvalidNodeId, Live, Node, NodeId, NodeSpec, Role, SendProxy, TrialState,
+    WHOLE_SHARE, is_another_life,
 };
 pub use snapshot::{Member, Pool, Snapshot};

@@ -31,6 +31,7 @@ use crate::fleet::{
 };
 use crate::slow_start::SlowStart;
 use crate::telemetry::Metrics;
+use crate::trial::Trials;
 
 /// How many events become one snapshot at most.
 const TOGETHER: usize = 1024;
@@ -66,6 +67,8 @@ pub struct Surroundings {
     pub retain: Duration,
     /// Who brings purges to the Varnish nodes.
     pub deliveries: Arc<Deliveries>,
+    /// Who tries whether Varnish nodes carry purges out; `None` if nobody does.
+    pub trials: Option<Arc<Trials>>,
     /// Who spares nodes that are new.
     pub slow_start: Arc<SlowStart>,
     /// Where it is counted.
@@ -156,6 +159,9 @@ impl FleetKeeper {
         self.changed = true;
         if check.role == Role::Varnish {
             self.around.deliveries.health_changed(kept.node.id());
+            if let Some(trials) = self.around.trials.as_ref().filter(|_| kept.health.health() == Health::Up) {
+                trials.is_up(kept.node.id());
+            }
         }
         if kept.health.health() == Health::Down && self.absences.leaves_when_down(&identity) {
             self.leave(&identity);

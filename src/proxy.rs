@@ -69,6 +69,9 @@ pub trait Route: 'static {
     /// Whether a request with this method may pass; others are answered 405. `buffer` is what the head was parsed from.
     fn admits(&self, head: &RequestHead, buffer: &[u8]) -> bool;
 
+    /// What this listener answers by itself, whatever the nodes do.
+    fn own_answer(&self, head: &RequestHead, buffer: &[u8]) -> Option<OwnAnswer>;
+
     /// The hash of what is asked for, for policies that keep a key on a node.
     fn key(&self, head: &RequestHead, buffer: &[u8]) -> u64;
 
@@ -87,6 +90,15 @@ pub trait Route: 'static {
     /// Whether a cache behind this listener may store an answer. Asked when its head is about to be written. `began` is what
     /// [`Route::purges`] was; each head comes with the buffer that it was parsed from.
     fn may_be_stored(&self, began: u64, request: (&RequestHead, &[u8]), answer: (&ResponseHead, &[u8])) -> bool;
+}
+
+/// An answer that no node gives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OwnAnswer {
+    /// Nothing is there: 404.
+    NotFound,
+    /// A whole answer in HTTP/1.1, with status 200, that closes the connection.
+    Page(Vec<u8>),
 }
 
 /// Why no node can take a request.

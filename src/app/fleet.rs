@@ -28,6 +28,7 @@ pub(super) fn keep(
         headers: config.purge.headers.clone(),
         retain: config.registry.retain,
         deliveries: Arc::clone(&engine.deliveries),
+        trials: config.health.varnish.trial.then(|| Arc::clone(&engine.trials)),
         slow_start: Arc::clone(&engine.slow_start),
         metrics: Arc::clone(&engine.metrics),
         events: events_sender.clone(),

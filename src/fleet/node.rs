@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -98,6 +98,45 @@ pub enum Delivery {
     MagentoPlain,
     /// `PURGE /` with `xkey-purge` or `xkey-softpurge`, for a VCL that drops pages by vmod_xkey.
     Xkey,
+}
+
+impl fmt::Display for Delivery {
+    /// As the configuration has it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Delivery::Magento => "magento",
+            Delivery::MagentoPlain => "magento-plain",
+            Delivery::Xkey => "xkey",
+        })
+    }
+}
+
+/// What was seen of a Varnish when a page of our own was purged there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[repr(u8)]
+pub enum TrialState {
+    /// Nothing yet.
+    #[default]
+    Untried,
+    /// The page was gone.
+    Passed,
+    /// It could not be seen.
+    Inconclusive,
+    /// The page stayed, in whatever form it was purged by its tags: a VCL that purges by URL alone, perhaps.
+    WithoutTags,
+    /// The page stayed, and would not have with another `delivery`.
+    Failed,
+}
+
+impl TrialState {
+    const ALL: [TrialState; 5] = [
+        TrialState::Untried,
+        TrialState::Passed,
+        TrialState::Inconclusive,
+        TrialState::WithoutTags,
+        TrialState::Failed,
+    ];
 }
 
 /// Whether connections to a node start with a PROXY header (haproxy.org, doc/proxy-protocol.txt, section 2.2), so that
@@ -221,9 +260,22 @@ pub struct Live {
     pub life_signs: LifeSigns,
     /// What is missing to [`WHOLE_SHARE`].
     withheld: AtomicU32,
+    /// A [`TrialState`].
+    trial: AtomicU8,
 }
 
 impl Live {
+    /// What came of the last trial.
+    pub fn trial(&self) -> TrialState {
+        let state = self.trial.load(Ordering::SeqCst);
+        TrialState::ALL.into_iter().find(|known| *known as u8 == state).unwrap_or_default()
+    }
+
+    /// A trial has come to its end.
+    pub fn set_trial(&self, state: TrialState) {
+        self.trial.store(state as u8, Ordering::SeqCst);
+    }
+
     /// How much of what it should get the node gets now: 1 to [`WHOLE_SHARE`].
     pub fn share(&self) -> u32 {
         WHOLE_SHARE - self.withheld.load(Ordering::Relaxed)

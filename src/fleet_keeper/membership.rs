@@ -57,6 +57,7 @@ impl FleetKeeper {
                 let probe_task = self.probes.spawn(probe.clone().run(self.around.events.clone()));
                 if node.spec.role == Role::Varnish {
                     self.around.deliveries.start(&node);
+                    self.around.trials.iter().for_each(|trials| trials.start(&node));
                 }
                 let kept = Kept { node, health: HealthState::default(), reason: "".into(), probe, probe_task };
                 self.nodes.insert(identity, kept);
@@ -138,6 +139,7 @@ impl FleetKeeper {
         kept.probe_task.abort();
         if identity.0 == Role::Varnish {
             self.around.deliveries.stop(&identity.1);
+            self.around.trials.iter().for_each(|trials| trials.stop(&identity.1));
         }
         true
     }

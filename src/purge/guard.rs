@@ -27,7 +27,7 @@ mod passed;
 mod patterns;
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -53,6 +53,8 @@ pub struct Guard {
     sequence: AtomicU64,
     /// The newest purge of everything.
     everything: AtomicU64,
+    /// Whether any purge was of something else than a URL.
+    has_tags: AtomicBool,
     names: Index,
     patterns: Patterns,
     passed: Passed,
@@ -78,6 +80,7 @@ impl Guard {
             epoch,
             sequence: AtomicU64::new(0),
             everything: AtomicU64::new(0),
+            has_tags: AtomicBool::new(false),
             names: Index::new(BUCKETS),
             patterns: Patterns::default(),
             passed: Passed::default(),
@@ -85,8 +88,21 @@ impl Guard {
         }
     }
 
+    /// Whether pages were purged by what they carry (tags, patterns, pools, everything), and not by their URL alone.
+    pub fn has_tags(&self) -> bool {
+        self.has_tags.load(Ordering::SeqCst)
+    }
+
+    /// Takes note of a purge from before this process: nothing of it can be on its way.
+    pub fn remember(&self, purge: &Purge) {
+        if purge.targets.iter().any(|target| !matches!(target, Target::Forward(_))) {
+            self.has_tags.store(true, Ordering::SeqCst);
+        }
+    }
+
     /// Takes note of a purge. To be called before any Varnish is told of it.
     pub fn note(&self, purge: &Purge) {
+        self.remember(purge);
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let sequence = self.sequence.load(Ordering::Relaxed) + 1;
         for target in &purge.targets {

@@ -127,6 +127,35 @@ impl Link {
         self.try_deliver(bans).await
     }
 
+    /// Sends one request of our own, whole, and gives the status and the body of its answer. A kept connection may have
+    /// been closed meanwhile, as with [`Link::deliver`].
+    ///
+    /// # Errors
+    /// [`DeliveryError`]; no status is one.
+    pub async fn ask(&mut self, request: &[u8]) -> Result<(u16, Vec<u8>), DeliveryError> {
+        if self.connection.is_some() {
+            match self.try_ask(request).await {
+                Err(DeliveryError::Io(_)) => {}
+                result => return result,
+            }
+        }
+        self.try_ask(request).await
+    }
+
+    async fn try_ask(&mut self, request: &[u8]) -> Result<(u16, Vec<u8>), DeliveryError> {
+        let mut connection = self.connect().await?;
+        let exchange = async {
+            connection.stream.write_all(request).await?;
+            connection.answer().await
+        };
+        let body = self.bounded(exchange).await??;
+        let status = connection.head.status;
+        if connection.head.keep_alive && connection.input.is_empty() {
+            self.connection = Some(connection);
+        }
+        Ok((status, body))
+    }
+
     async fn try_deliver(&mut self, bans: &[Ban]) -> Result<Delivered, DeliveryError> {
         let mut delivered = Delivered::default();
         let own = self.bounded(config::reveal(&self.headers)).await??;

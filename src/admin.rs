@@ -12,13 +12,14 @@ use tokio::sync::watch;
 
 use crate::attribution::Attribution;
 use crate::delivery::Deliveries;
-use crate::fleet::{Fence, Health, Member, Pool, Role, Snapshot, Source, WHOLE_SHARE};
+use crate::fleet::{Fence, Health, Member, Pool, Role, Snapshot, Source, TrialState, WHOLE_SHARE};
 use crate::http_server::{Handler, Response, json, response, text};
 use crate::journal::{Journal, Lag, Position};
 use crate::registry::Following;
 use crate::replicas::{self, Replicas};
 use crate::shutdown::{Shutdown, Stage};
 use crate::telemetry::Metrics;
+use crate::trial::Trials;
 
 /// Answers operators and their tools.
 pub struct Admin {
@@ -34,6 +35,8 @@ pub struct Admin {
     pub replicas: Option<Arc<Replicas>>,
     /// Who has it.
     pub deliveries: Arc<Deliveries>,
+    /// Who carries purges out.
+    pub trials: Arc<Trials>,
     /// Who purged what.
     pub attribution: Arc<Attribution>,
     /// How the nodes in etcd are followed, where nodes are there.
@@ -107,6 +110,11 @@ struct VarnishView {
     lag: usize,
     current: bool,
     delivery_error: Arc<str>,
+    /// What came of the last trial, and that in words where something is wrong.
+    trial: TrialState,
+    trial_finding: Arc<str>,
+    /// Whether that keeps it out of traffic.
+    trial_fenced: bool,
 }
 
 impl Handler for Admin {
@@ -165,6 +173,9 @@ impl Admin {
             lag: self.journal.lag(member.node.live.cursor()).entries,
             current: self.fence.is_current(&member.node.live),
             delivery_error: self.deliveries.error(&spec.id),
+            trial: member.node.live.trial(),
+            trial_finding: self.trials.finding(&spec.id),
+            trial_fenced: !self.trials.admits(&member.node.live),
         });
         NodeView {
             role: spec.role,

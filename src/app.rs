@@ -32,7 +32,7 @@ use crate::config::{Config, ConfigSource, StaticNode};
 use crate::delivery::Deliveries;
 use crate::edge::Edge;
 use crate::files;
-use crate::fleet::{NodeId, Role, Snapshot};
+use crate::fleet::{Health, NodeId, Role, Snapshot};
 use crate::http_server;
 use crate::journal::Journal;
 use crate::origin::Origin;
@@ -42,6 +42,7 @@ use crate::replicas::Replicas;
 use crate::shutdown::{self, Shutdown, ShutdownHandle, Stage};
 use crate::telemetry::Metrics;
 use crate::tls;
+use crate::trial::Trials;
 use engine::Engine;
 use fleet::FleetInputs;
 use reload::Reloader;
@@ -52,6 +53,9 @@ const LEAVE: Duration = Duration::from_secs(1);
 
 /// How long requests under way have to come to their end. With [`LEAVE`] below the 10 s that `docker stop` waits.
 const DRAIN: Duration = Duration::from_secs(8);
+
+/// How long the edge waits at most, when it could open, until what is up has been tried.
+const LONGEST_TRIAL: Duration = Duration::from_secs(1);
 
 /// The largest request that the admin listener takes, in bytes.
 const MAX_ADMIN_REQUEST: usize = 64 * 1024;
@@ -121,9 +125,15 @@ impl App {
         watched.for_each(|tls| _ = tasks.spawn(tls::watch(tls, Arc::clone(&engine.metrics), tls::LOOK_EVERY)));
         let replicas = engine.join_replicas(config, &addresses, &mut tasks)?;
         let patience = config.purge.ack_timeout;
-        tasks.spawn(open_edge(listed.clone(), Arc::clone(&engine.deliveries), replicas.clone(), patience, open_sender));
+        let first_round = FirstRound {
+            fleet: Arc::clone(&engine.fleet),
+            deliveries: Arc::clone(&engine.deliveries),
+            trials: config.health.varnish.trial.then(|| Arc::clone(&engine.trials)),
+            patience,
+        };
+        tasks.spawn(open_edge(listed.clone(), first_round, replicas.clone(), open_sender));
 
-        let Engine { metrics, guard, journal, fence, fleet, deliveries, started, .. } = engine;
+        let Engine { metrics, guard, journal, fence, fleet, deliveries, trials, started, .. } = engine;
         let purge_api = PurgeApi::new(
             &config.purge,
             Arc::clone(&journal),
@@ -138,6 +148,7 @@ impl App {
             journal_kind: config.journal.kind().as_str(),
             replicas: replicas.clone(),
             deliveries: Arc::clone(&deliveries),
+            trials: Arc::clone(&trials),
             attribution: purge_api.attribution(),
             registry,
             metrics: Arc::clone(&metrics),
@@ -149,8 +160,9 @@ impl App {
         serve_all(&mut servers, purge, purge_api, (plan.control_connections, config.purge.max_request), &shutdown);
         serve_all(&mut servers, admin, admin_api, (plan.control_connections, MAX_ADMIN_REQUEST), &shutdown);
 
-        let edge_route = Edge::new(&config.edge, &config.purge.methods, fence, Arc::clone(&metrics));
-        let origin_route = Origin::new(&config.origin, &config.purge.methods, guard, Arc::clone(&metrics));
+        let edge_route =
+            Edge::new(&config.edge, &config.purge.methods, fence, Arc::clone(&trials), Arc::clone(&metrics));
+        let origin_route = Origin::new(&config.origin, &config.purge.methods, guard, trials, Arc::clone(&metrics));
         let files = files::Budget::new(&plan, config.limits.max_connections, &metrics);
         let shared = shared(config, fleet, (Arc::clone(&metrics), files), suspects, started, shutdown);
         let sockets = edge.into_iter().zip(origin);
@@ -275,12 +287,36 @@ fn start_workers(
     Ok((workers, edge_in_use))
 }
 
+/// What the edge waits for before it opens.
+struct FirstRound {
+    fleet: Arc<ArcSwap<Snapshot>>,
+    deliveries: Arc<Deliveries>,
+    trials: Option<Arc<Trials>>,
+    patience: Duration,
+}
+
+impl FirstRound {
+    /// Returns when every node has what was answered before, and what is up has been tried, or when nobody waits longer.
+    async fn ended(&self) {
+        if tokio::time::timeout(self.patience, self.deliveries.all_current()).await.is_err() {
+            tracing::warn!("the edge opens though not every Varnish is up to date; those that are not get no traffic");
+        }
+        let Some(trials) = &self.trials else { return };
+        let up = || {
+            let fleet = self.fleet.load();
+            let members = fleet.varnish.members().iter().filter(|member| member.health == Health::Up);
+            members.map(|member| Arc::clone(&member.node)).collect()
+        };
+        // Who was not tried by then serves until he was.
+        _ = tokio::time::timeout(self.patience.min(LONGEST_TRIAL), trials.all_tried(up)).await;
+    }
+}
+
 /// Opens the edge after one round: every node has what was answered before, or `patience` is over.
 async fn open_edge(
     mut listed: watch::Receiver<bool>,
-    deliveries: Arc<Deliveries>,
+    first_round: FirstRound,
     replicas: Option<Arc<Replicas>>,
-    patience: Duration,
     open: watch::Sender<bool>,
 ) {
     if listed.wait_for(|listed| *listed).await.is_err() {
@@ -289,11 +325,9 @@ async fn open_edge(
     if let Some(replicas) = replicas {
         // What they accept from now on, they tell us. What they accepted before is answered, or will be without us.
         replicas.announced().await;
-        deliveries.fence_everything();
+        first_round.deliveries.fence_everything();
     }
-    if tokio::time::timeout(patience, deliveries.all_current()).await.is_err() {
-        tracing::warn!("the edge opens though not every Varnish is up to date; those that are not get no traffic");
-    }
+    first_round.ended().await;
     tracing::info!("the edge is open");
     open.send_replace(true);
     // Kept to the end of the process, so that whoever waits hears of it.

@@ -467,7 +467,7 @@ fn fingerprint(target: &Target) -> Option<u64> {
     match target {
         Target::Forward(forward) => Some(hash(forward)),
         Target::Pool(pattern) => Some(hash(pattern.as_str())),
-        Target::Everything | Target::Tags(_) | Target::Pattern(_) => None,
+        Target::All | Target::Everything | Target::Tags(_) | Target::Pattern(_) => None,
     }
 }
 

@@ -14,13 +14,14 @@ use crate::balance::{self, Draw, Policy};
 use crate::config::{self, ProxyProtocol, WhenAllBehind};
 use crate::fleet::{Fence, Member, Node, Role, Snapshot};
 use crate::http1::{Method, RequestHead, ResponseHead};
-use crate::proxy::{IgnoredParameters, NoNode, Route, request_key};
+use crate::proxy::{IgnoredParameters, NoNode, OwnAnswer, Route, request_key};
 use crate::purge::{Ends, Passage};
 use crate::shutdown::Stage;
 use crate::telemetry::Metrics;
+use crate::trial::{self, Trials};
 
 /// The edge's decisions. Cheap to clone: each worker has its own.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Edge {
     policy: Policy,
     bounded_load: f64,
@@ -33,12 +34,19 @@ pub struct Edge {
     /// The methods that purge here.
     purging: Arc<[String]>,
     fence: Arc<Fence>,
+    trials: Arc<Trials>,
     metrics: Arc<Metrics>,
 }
 
 impl Edge {
     /// An edge that picks behind this fence. `purging` are the methods that purge, of which none passes.
-    pub fn new(config: &config::Edge, purging: &[String], fence: Arc<Fence>, metrics: Arc<Metrics>) -> Self {
+    pub fn new(
+        config: &config::Edge,
+        purging: &[String],
+        fence: Arc<Fence>,
+        trials: Arc<Trials>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Edge {
             policy: config.policy,
             bounded_load: config.bounded_load,
@@ -50,6 +58,7 @@ impl Edge {
             offload_header: config.offload_header.as_str().into(),
             purging: purging.into(),
             fence,
+            trials,
             metrics,
         }
     }
@@ -104,14 +113,21 @@ impl Route for Edge {
         !matches!(head.method, Method::Purging | Method::Unsupported) && !head.is_one_of(&self.purging, buffer)
     }
 
+    /// What is ours no client asks for: a Varnish would see our own address and answer.
+    fn own_answer(&self, head: &RequestHead, buffer: &[u8]) -> Option<OwnAnswer> {
+        self.trials.saw_host(head.host.map(|host| host.bytes(buffer)));
+        trial::is_ours(head.path(buffer)).then_some(OwnAnswer::NotFound)
+    }
+
     fn key(&self, head: &RequestHead, buffer: &[u8]) -> u64 {
         if self.policy == Policy::Rendezvous { request_key(head, buffer, &self.ignored) } else { 0 }
     }
 
     fn pick(&self, fleet: &Snapshot, draw: Draw, tried: Option<u64>) -> Result<Arc<Node>, NoNode> {
         let fence = self.fence.position();
-        let may_serve =
-            |member: &Member| member.usable && member.node.live.cursor() >= fence && Some(member.node.key) != tried;
+        let may_serve = |Member { node, usable, .. }: &Member| {
+            *usable && node.live.cursor() >= fence && self.trials.admits(&node.live) && Some(node.key) != tried
+        };
         let current = balance::pick(self.policy, fleet.varnish.members(), draw, self.bounded_load, may_serve);
         let chosen = current.or_else(|| match self.when_all_behind {
             WhenAllBehind::Bypass => self.bypass(fleet, draw, tried).or_else(|| self.least_behind(fleet, tried)),
@@ -154,7 +170,8 @@ impl Route for Edge {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::{Health, Live, NodeId, NodeSpec, Pool};
+    use crate::fleet::{Health, Live, NodeId, NodeSpec, Pool, TrialState};
+    use crate::purge::{Guard, Purge};
 
     fn member(role: Role, id: &str, key: u64, cursor: u64) -> Member {
         let spec = NodeSpec::new(role, NodeId::try_from(id).unwrap(), ([127, 0, 0, 1], 80).into());
@@ -172,8 +189,14 @@ mod tests {
     }
 
     fn edge(when_all_behind: WhenAllBehind, answered: u64) -> Edge {
+        edge_beside(when_all_behind, answered, Arc::new(Guard::new(std::time::Instant::now())))
+    }
+
+    fn edge_beside(when_all_behind: WhenAllBehind, answered: u64, guard: Arc<Guard>) -> Edge {
         let config = config::Edge { when_all_behind, bypass_max_requests_per_node: 1, ..config::Edge::default() };
-        Edge::new(&config, &[], Arc::new(Fence::at(answered)), Arc::new(Metrics::new().unwrap()))
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let trials = Arc::new(Trials::new("", guard, Arc::clone(&metrics)));
+        Edge::new(&config, &[], Arc::new(Fence::at(answered)), trials, metrics)
     }
 
     fn picked(edge: &Edge, fleet: &Snapshot, tried: Option<u64>) -> Result<String, NoNode> {
@@ -206,6 +229,27 @@ mod tests {
         assert_eq!(picked(&edge(WhenAllBehind::Serve, 5), &fleet(&[3, 4], 1), None).unwrap(), "v1");
         assert_eq!(picked(&edge(WhenAllBehind::Refuse, 5), &fleet(&[3, 4], 1), None), Err(NoNode::AllBehind));
         assert_eq!(picked(&edge(WhenAllBehind::Serve, 0), &fleet(&[], 0), None), Err(NoNode::NoneUp));
+    }
+
+    #[test]
+    fn a_varnish_that_does_not_carry_out_purges_gets_nothing() {
+        let guard = Arc::new(Guard::new(std::time::Instant::now()));
+        let (edge, fleet) = (edge_beside(WhenAllBehind::Refuse, 0, Arc::clone(&guard)), fleet(&[0], 0));
+        let live = &fleet.varnish.members()[0].node.live;
+        for (state, serves) in [
+            (TrialState::Untried, true),
+            (TrialState::Inconclusive, true),
+            (TrialState::Failed, false),
+            (TrialState::WithoutTags, true),
+            (TrialState::Passed, true),
+        ] {
+            live.set_trial(state);
+            assert_eq!(picked(&edge, &fleet, None).is_ok(), serves, "{state:?}");
+        }
+        // Until something was purged that it cannot purge.
+        live.set_trial(TrialState::WithoutTags);
+        guard.note(&Purge::everything());
+        assert_eq!(picked(&edge, &fleet, None), Err(NoNode::AllBehind));
     }
 
     #[test]

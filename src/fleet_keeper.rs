@@ -26,9 +26,12 @@ use tokio::task::JoinSet;
 use self::kept::Kept;
 use crate::config::HealthChecks;
 use crate::delivery::Deliveries;
-use crate::fleet::{Absences, Check, Event, Health, Node, NodeId, NodeSpec, Pool, Role, Snapshot, Source, Verdict};
+use crate::fleet::{
+    Absences, Check, Event, Health, Node, NodeId, NodeSpec, Pool, PurgeHeaders, Role, Snapshot, Source, Verdict,
+};
 use crate::slow_start::SlowStart;
 use crate::telemetry::Metrics;
+use crate::trial::Trials;
 
 /// How many events become one snapshot at most.
 const TOGETHER: usize = 1024;
@@ -58,10 +61,14 @@ pub struct Surroundings {
     pub fleet: Arc<ArcSwap<Snapshot>>,
     /// How nodes are checked.
     pub checks: HealthChecks,
+    /// What purges and health checks to every Varnish carry.
+    pub headers: PurgeHeaders,
     /// How long a node is kept that its source does not name any more.
     pub retain: Duration,
     /// Who brings purges to the Varnish nodes.
     pub deliveries: Arc<Deliveries>,
+    /// Who tries whether Varnish nodes carry purges out; `None` if nobody does.
+    pub trials: Option<Arc<Trials>>,
     /// Who spares nodes that are new.
     pub slow_start: Arc<SlowStart>,
     /// Where it is counted.
@@ -155,6 +162,9 @@ impl FleetKeeper {
         self.changed = true;
         if check.role == Role::Varnish {
             self.around.deliveries.health_changed(kept.node.id());
+            if let Some(trials) = self.around.trials.as_ref().filter(|_| kept.health.health() == Health::Up) {
+                trials.is_up(kept.node.id());
+            }
         }
         if kept.health.health() == Health::Down && self.absences.leaves_when_down(&identity) {
             self.leave(&identity);

@@ -23,7 +23,7 @@
 //! | --- | --- | --- |
 //! | commands | [`cli`] | everything below |
 //! | wiring | [`app`] | everything below |
-//! | services | [`edge`] [`origin`] [`proxy`] [`purge_api`] [`admin`] [`delivery`] [`replicas`] [`fleet_keeper`] [`slow_start`] [`http_server`] [`agent`] | everything below, and few named neighbours |
+//! | services | [`edge`] [`origin`] [`proxy`] [`purge_api`] [`admin`] [`delivery`] [`replicas`] [`fleet_keeper`] [`slow_start`] [`trial`] [`http_server`] [`agent`] | everything below, and few named neighbours |
 //! | edges to the world | [`registry`] [`journal`] [`etcd`] [`varnish`] [`upstream`] [`probe`] [`tls`] | below; of each other only [`etcd`] |
 //! | base | [`config`] [`telemetry`] [`shutdown`] [`files`] | pure; of each other only [`telemetry`] |
 //! | pure | [`fleet`] [`balance`] [`purge`] [`attribution`] [`http1`] [`esi`] [`proxy_protocol`] | no runtime, no socket, no clock, no global randomness |
@@ -57,5 +57,6 @@ pub mod shutdown;
 pub mod slow_start;
 pub mod telemetry;
 pub mod tls;
+pub mod trial;
 pub mod upstream;
 pub mod varnish;

@@ -14,15 +14,16 @@ use crate::balance::{self, Draw, Policy};
 use crate::config;
 use crate::fleet::{Member, Node, Role, Snapshot};
 use crate::http1::{Method, RequestHead, ResponseHead};
-use crate::proxy::{IgnoredParameters, NoNode, Route, request_key};
+use crate::proxy::{IgnoredParameters, NoNode, OwnAnswer, Route, request_key};
 use crate::purge::{Ends, Guard, Page, Passage};
 use crate::shutdown::Stage;
 use crate::telemetry::Metrics;
+use crate::trial::{self, Trials};
 
 pub use wire::SocketDiagnosis;
 
 /// The origin's decisions.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Origin {
     policy: Policy,
     nothing_ignored: IgnoredParameters,
@@ -30,15 +31,22 @@ pub struct Origin {
     /// The methods that purge here.
     purging: Arc<[String]>,
     guard: Arc<Guard>,
+    trials: Arc<Trials>,
     metrics: Arc<Metrics>,
 }
 
 impl Origin {
     /// An origin that chooses as configured, and asks this guard. `purging` are the methods that purge, of which none
     /// passes.
-    pub fn new(config: &config::Origin, purging: &[String], guard: Arc<Guard>, metrics: Arc<Metrics>) -> Self {
-        let nothing_ignored = IgnoredParameters::default();
-        Origin { policy: config.policy, nothing_ignored, marks: config.guard, purging: purging.into(), guard, metrics }
+    pub fn new(
+        config: &config::Origin,
+        purging: &[String],
+        guard: Arc<Guard>,
+        trials: Arc<Trials>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let (nothing_ignored, purging) = (IgnoredParameters::default(), purging.into());
+        Origin { policy: config.policy, nothing_ignored, marks: config.guard, purging, guard, trials, metrics }
     }
 }
 
@@ -68,6 +76,16 @@ impl Route for Origin {
     /// A purge method here comes from a Varnish whose VCL pipes what it does not know; no web server wants it.
     fn admits(&self, head: &RequestHead, buffer: &[u8]) -> bool {
         !matches!(head.method, Method::Purging | Method::Unsupported) && !head.is_one_of(&self.purging, buffer)
+    }
+
+    /// A page under trial is ours to answer; no web node is asked for any path below it.
+    fn own_answer(&self, head: &RequestHead, buffer: &[u8]) -> Option<OwnAnswer> {
+        let path = head.path(buffer);
+        if !trial::is_ours(path) {
+            return None;
+        }
+        let page = self.trials.answer(path).filter(|_| head.method == Method::Get);
+        Some(page.map_or(OwnAnswer::NotFound, OwnAnswer::Page))
     }
 
     fn key(&self, head: &RequestHead, buffer: &[u8]) -> u64 {
@@ -133,7 +151,9 @@ mod tests {
 
     fn origin(guard: bool) -> Origin {
         let config = config::Origin { guard, ..config::Origin::default() };
-        Origin::new(&config, &[], Arc::new(Guard::new(Instant::now())), Arc::new(Metrics::new().unwrap()))
+        let (guard, metrics) = (Arc::new(Guard::new(Instant::now())), Arc::new(Metrics::new().unwrap()));
+        let trials = Arc::new(Trials::new("", Arc::clone(&guard), Arc::clone(&metrics)));
+        Origin::new(&config, &[], guard, trials, metrics)
     }
 
     /// Whether the page may be stored that was asked for with this method before its tag was purged.

@@ -20,7 +20,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
 
-use crate::config::{HealthChecks, VarnishChecks, WebChecks};
+use crate::config::{HeaderError, HealthChecks, VarnishChecks, WebChecks, reveal};
 use crate::files::is_ours;
 use crate::fleet::{Check, Event, NodeSpec, Role, SendProxy, Verdict};
 use crate::proxy_protocol;
@@ -61,6 +61,8 @@ enum Question {
 enum CheckError {
     #[error("connecting failed: {0}")]
     Connect(#[from] std::io::Error),
+    #[error(transparent)]
+    Header(#[from] HeaderError),
     #[error("{0}")]
     Http(#[from] hyper::Error),
     #[error("the check cannot be written as a request: {0}")]
@@ -126,6 +128,7 @@ impl Probe {
     }
 
     async fn ask(&self, asked: &mut Instant) -> Result<u16, CheckError> {
+        let own = reveal(&self.node.headers).await?;
         let mut stream = TcpStream::connect(self.target).await?;
         *asked = Instant::now();
         if self.node.send_proxy == SendProxy::V2 {
@@ -138,13 +141,16 @@ impl Probe {
             Question::Web { path, host, .. } => ("GET", path.as_str(), host.as_str()),
             Question::Varnish => ("PURGE", PROBE_PATH, "clearcoat"),
         };
-        let request = http::Request::builder()
+        let mut request = http::Request::builder()
             .method(method)
             .uri(path)
             .header(http::header::HOST, host)
             .header(http::header::USER_AGENT, concat!("clearcoat/", env!("CARGO_PKG_VERSION")))
-            .header(http::header::CONNECTION, "close")
-            .body(Empty::<Bytes>::new())?;
+            .header(http::header::CONNECTION, "close");
+        for (name, value) in own {
+            request = request.header(name, value);
+        }
+        let request = request.body(Empty::<Bytes>::new())?;
         let mut answer = std::pin::pin!(sender.send_request(request));
         tokio::select! {
             answer = answer.as_mut() => Ok(answer?.status().as_u16()),

@@ -75,6 +75,9 @@ pub trait Route: 'static {
     /// Whether a request with this method may pass; others are answered 405. `buffer` is what the head was parsed from.
     fn admits(&self, head: &RequestHead, buffer: &[u8]) -> bool;
 
+    /// What this listener answers by itself, whatever the nodes do.
+    fn own_answer(&self, head: &RequestHead, buffer: &[u8]) -> Option<OwnAnswer>;
+
     /// The hash of what is asked for, for policies that keep a key on a node.
     fn key(&self, head: &RequestHead, buffer: &[u8]) -> u64;
 
@@ -102,6 +105,15 @@ pub trait Route: 'static {
         request: (&RequestHead, &[u8]),
         answer: (&ResponseHead, &[u8]),
     ) -> bool;
+}
+
+/// An answer that no node gives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OwnAnswer {
+    /// Nothing is there: 404.
+    NotFound,
+    /// A whole answer in HTTP/1.1, with status 200, that closes the connection.
+    Page(Vec<u8>),
 }
 
 /// Why no node can take a request.

@@ -42,6 +42,8 @@ pub struct Purge {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Target {
+    /// Every page, whatever it carries: `X-Clearcoat-Flush: all`.
+    All,
     /// Every page that carries tags: Magento's flush, the pattern `.*`.
     Everything,
     /// Every page that carries one of these tags.
@@ -77,6 +79,7 @@ impl Purge {
     /// The kind, for metrics and logs: the name of its first target.
     pub fn kind(&self) -> &'static str {
         match self.targets.first() {
+            Some(Target::All) => "all",
             Some(Target::Everything) => "everything",
             Some(Target::Tags(_)) => "tags",
             Some(Target::Pattern(_)) => "pattern",

@@ -23,6 +23,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
             "replicas",
             "fleet_keeper",
             "slow_start",
+            "trial",
             "http_server",
             "agent",
         ],
@@ -32,7 +33,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
 ];
 
 /// The arrows within a layer that are allowed, each for its reason.
-const NEIGHBOURS: [(&str, &str, &str); 19] = [
+const NEIGHBOURS: [(&str, &str, &str); 23] = [
     ("files", "telemetry", "it counts what there is too little of"),
     ("balance", "fleet", "it chooses among the members of a fleet"),
     ("attribution", "purge", "it counts what a purge names"),
@@ -51,6 +52,10 @@ const NEIGHBOURS: [(&str, &str, &str); 19] = [
     ("admin", "http_server", "the listener"),
     ("delivery", "slow_start", "a node that was behind the fence starts slowly"),
     ("fleet_keeper", "delivery", "a node that joins gets a delivery"),
+    ("fleet_keeper", "trial", "a Varnish that comes up is tried"),
+    ("edge", "trial", "who failed gets no traffic"),
+    ("origin", "trial", "it answers the page that is tried"),
+    ("admin", "trial", "it shows what came of it"),
     ("fleet_keeper", "slow_start", "a node that comes into traffic starts slowly"),
 ];
 

@@ -38,8 +38,10 @@ sub vcl_recv {
         call take_purge;
     }
 
-    # This path is for clearcoat to talk to Varnish. Web nodes never see it.
-    if (req.url ~ "^/\.clearcoat(/|\?|$)") {
+    # This path is for clearcoat to talk to Varnish. Web nodes never see it. Below trial/ are pages that clearcoat's origin
+    # answers itself, to see whether purges take them out.
+    if (req.url ~ "^/\.clearcoat(/|\?|$)" &&
+        (req.url !~ "^/\.clearcoat/trial/" || req.method != "GET" || remote.ip !~ purge || client.ip !~ purge)) {
         return (synth(404, "Not found"));
     }
 

@@ -1,7 +1,7 @@
 //! The purge engine and what it stands on: the parts that everything else is handed.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
@@ -12,12 +12,13 @@ use crate::config::{Config, JournalKind};
 use crate::delivery::{self, Deliveries, Pace};
 use crate::etcd::{Etcd, SharedEtcd};
 use crate::fleet::{Fence, Snapshot};
-use crate::journal::{self, Disk, Journal, Limits, Memory};
+use crate::journal::{self, Disk, Journal, Limits, Memory, Missed};
 use crate::origin::SocketDiagnosis;
 use crate::purge::Guard;
 use crate::replicas::{self, Replicas};
 use crate::slow_start::SlowStart;
 use crate::telemetry::Metrics;
+use crate::trial::Trials;
 
 /// The parts, wired to each other.
 pub(super) struct Engine {
@@ -33,6 +34,7 @@ pub(super) struct Engine {
     pub(super) fleet: Arc<ArcSwap<Snapshot>>,
     pub(super) slow_start: Arc<SlowStart>,
     pub(super) deliveries: Arc<Deliveries>,
+    pub(super) trials: Arc<Trials>,
 }
 
 impl Engine {
@@ -58,7 +60,21 @@ impl Engine {
             started,
         };
         let deliveries = Arc::new(Deliveries::new(context));
-        Ok(Engine { started, metrics, guard, etcd, journal, shared_journal, fence, fleet, slow_start, deliveries })
+        recall(&*journal, &guard);
+        let trials = Arc::new(Trials::new(&config.health.web.host, Arc::clone(&guard), Arc::clone(&metrics)));
+        Ok(Engine {
+            started,
+            metrics,
+            guard,
+            etcd,
+            journal,
+            shared_journal,
+            fence,
+            fleet,
+            slow_start,
+            deliveries,
+            trials,
+        })
     }
 
     /// Says who we are to the other clearcoats before this fleet, and looks for them. `None` where there is no etcd to do
@@ -90,6 +106,13 @@ impl Engine {
         };
         let record = replicas::Record::new(address, config.journal.kind());
         Ok(Some(Replicas::start(context, id, record, tasks)))
+    }
+}
+
+/// Tells the guard of what was purged before this process, as far as it is known.
+fn recall(journal: &dyn Journal, guard: &Guard) {
+    if let Missed::Entries(entries) = journal.since(journal.older_than(Duration::MAX)) {
+        entries.iter().for_each(|entry| guard.remember(&entry.purge));
     }
 }
 

@@ -25,8 +25,10 @@ pub(super) fn keep(
     let around = Surroundings {
         fleet: Arc::clone(&engine.fleet),
         checks: config.health.clone(),
+        headers: config.purge.headers.clone(),
         retain: config.registry.retain,
         deliveries: Arc::clone(&engine.deliveries),
+        trials: config.health.varnish.trial.then(|| Arc::clone(&engine.trials)),
         slow_start: Arc::clone(&engine.slow_start),
         metrics: Arc::clone(&engine.metrics),
         events: events_sender.clone(),

@@ -160,12 +160,21 @@ impl Changes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::SendProxy;
+    use crate::fleet::{PurgeHeaders, SendProxy};
 
     fn node(role: Role, id: &str, weight: u32) -> StaticNode {
         let id = NodeId::try_from(id).unwrap();
         let (delivery, header_limit, send_proxy) = (None, None, SendProxy::Off);
-        StaticNode { role, id, address: "10.0.0.1:80".into(), weight, delivery, header_limit, send_proxy }
+        StaticNode {
+            role,
+            id,
+            address: "10.0.0.1:80".into(),
+            weight,
+            delivery,
+            header_limit,
+            send_proxy,
+            headers: PurgeHeaders::default(),
+        }
     }
 
     #[test]

@@ -44,6 +44,10 @@ impl Named {
 
     fn add(&mut self, target: &Target) {
         match target {
+            Target::All => {
+                note_once(&mut self.wide, EVERYTHING);
+                self.add_untagged(EVERYTHING, || "all".to_owned());
+            }
             Target::Everything => {
                 note_once(&mut self.wide, EVERYTHING);
                 self.add_untagged(EVERYTHING, || ".*".to_owned());

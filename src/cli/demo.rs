@@ -19,7 +19,7 @@ use tracing_subscriber::filter::LevelFilter;
 use super::serve::{Signals, control_runtime};
 use crate::app::{Addresses, App};
 use crate::config::{Config, StaticNode};
-use crate::fleet::{Delivery, NodeId, Role, SendProxy};
+use crate::fleet::{Delivery, NodeId, PurgeHeaders, Role, SendProxy};
 use crate::http_server;
 use crate::shutdown::{self, Shutdown, Stage};
 use crate::telemetry::log;
@@ -121,6 +121,7 @@ fn node(role: Role, index: usize, address: SocketAddr) -> StaticNode {
         delivery: None,
         header_limit: None,
         send_proxy: SendProxy::Off,
+        headers: PurgeHeaders::default(),
     }
 }
 

@@ -54,7 +54,7 @@ pub(super) struct Purge {
     /// One page
     #[arg(long, value_name = "URL", value_parser = page)]
     url: Option<Uri>,
-    /// Every page
+    /// Every page; with --soft, every page with tags
     #[arg(long)]
     all: bool,
     /// Keep the pages as stale copies, for grace
@@ -99,7 +99,7 @@ impl Purge {
         } else if let Some(pool) = &self.pool {
             vec![Some(("x-pool", pool.clone()))]
         } else if self.all {
-            vec![tags_header(HeaderValue::from_static(".*"))]
+            return Ok(vec![self.request(self.everything(), token.as_ref())?]);
         } else if self.url.is_some() {
             vec![None]
         } else {
@@ -108,19 +108,30 @@ impl Purge {
                 .map(|pattern| HeaderValue::from_bytes(pattern.as_bytes()).map(tags_header));
             patterns.collect::<Result<_, _>>()?
         };
-        headers.into_iter().map(|header| self.request(header, token.as_ref())).collect()
+        headers.into_iter().map(|header| self.request(header.as_slice(), token.as_ref())).collect()
+    }
+
+    /// What says "everything". What does not know the last header drops what the others name. Nobody can be told to keep
+    /// everything as stale copies, so softly it is Magento's flush.
+    fn everything(&self) -> &'static [(&'static str, HeaderValue)] {
+        static PARTS: [(&str, HeaderValue); 3] = [
+            ("x-magento-tags-pattern", HeaderValue::from_static(".*")),
+            ("x-pool", HeaderValue::from_static(".*")),
+            ("x-clearcoat-flush", HeaderValue::from_static("all")),
+        ];
+        if self.soft { &PARTS[..1] } else { &PARTS }
     }
 
     fn request(
         &self,
-        header: Option<(&'static str, HeaderValue)>,
+        headers: &[(&'static str, HeaderValue)],
         token: Option<&Token>,
     ) -> anyhow::Result<Request<Empty<Bytes>>> {
         let page = self.url.as_ref().and_then(|url| Some((url.path_and_query()?.as_str(), url.authority()?.as_str())));
         let (target, host) = page.unwrap_or(("/", self.endpoint.authority()));
         let mut request = Request::builder().method("PURGE").uri(target);
-        if let Some((name, value)) = header {
-            request = request.header(name, value);
+        for (name, value) in headers {
+            request = request.header(*name, value);
         }
         if self.soft {
             request = request.header("x-magento-purge-soft", "1");

@@ -140,11 +140,16 @@ struct Node {
     current: Option<bool>,
     #[serde(default)]
     delivery_error: String,
+    /// What is wrong with how it carries out purges, and whether that keeps it out.
+    #[serde(default)]
+    trial_finding: String,
+    #[serde(default)]
+    trial_fenced: bool,
 }
 
 impl Node {
     fn gets_traffic(&self) -> bool {
-        self.health == "up" && self.weight > 0 && self.current.unwrap_or(true)
+        self.health == "up" && self.weight > 0 && self.current.unwrap_or(true) && !self.trial_fenced
     }
 
     fn note(&self) -> String {
@@ -152,7 +157,8 @@ impl Node {
         let retained = if self.retained { "retained (not registered any more)" } else { "" };
         let starts = self.gets_traffic() && self.share < 100;
         let slow_start = if starts { format!("slow start {} %", self.share) } else { String::new() };
-        let notes = [drained, retained, &slow_start, &self.reason, &self.delivery_error].map(str::trim);
+        let notes =
+            [drained, retained, &slow_start, &self.reason, &self.delivery_error, &self.trial_finding].map(str::trim);
         notes.into_iter().filter(|note| !note.is_empty()).collect::<Vec<_>>().join("; ")
     }
 

@@ -12,7 +12,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::node::{NodeFacts, is_host_port};
-use super::{Config, Dns, Edge, JournalKind, Limits, ProxyProtocol, RegistryKind, StaticNode, Token, WebChecks};
+use super::{
+    Config, Dns, Edge, JournalKind, Limits, ProxyProtocol, RegistryKind, StaticNode, Token, WebChecks, headers,
+};
+use crate::fleet::Role;
 use crate::purge::may_purge;
 
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
@@ -85,6 +88,9 @@ impl Config {
         let in_bounds = MAX_REQUEST.contains(&self.purge.max_request);
         rules.require(in_bounds, "purge.max_request", format!("must be {least} to {most} bytes"));
         check_methods(&self.purge.methods, &mut rules);
+        for (name, reason) in headers::faults(&self.purge.headers) {
+            rules.require(false, format!("purge.headers.{name}"), reason);
+        }
         check_nodes(&self.nodes, &mut rules);
         self.check_registry(&mut rules);
         let has_path = self.journal.kind() == JournalKind::Memory || self.journal.path != Path::new("");
@@ -254,6 +260,11 @@ fn check_nodes(nodes: &[StaticNode], rules: &mut Rules) {
             send_proxy: node.send_proxy,
         };
         facts.faults().into_iter().for_each(|(name, reason)| rules.require(false, key(name), reason));
+        for (name, reason) in headers::faults(&node.headers) {
+            rules.require(false, key(&format!("headers.{name}")), reason);
+        }
+        let is_known = role == Role::Varnish || node.headers.is_empty();
+        rules.require(is_known, key("headers"), "only for nodes of role varnish");
         let twin = ids.insert((role, node.id.as_str()), index);
         rules.require(twin.is_none(), key("id"), format!("another {role} node has this id"));
         let twin = addresses.insert((role, node.address.to_ascii_lowercase()), node.id.as_str());

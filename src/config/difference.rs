@@ -25,6 +25,10 @@ impl Config {
         if self.purge.token != other.purge.token && !keys.iter().any(|key| key == file) {
             keys.push(file.to_owned());
         }
+        let headers = "purge.headers";
+        if self.purge.headers != other.purge.headers && !keys.iter().any(|key| key.starts_with(headers)) {
+            keys.push(headers.to_owned());
+        }
         keys.sort();
         Ok(keys)
     }

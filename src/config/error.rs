@@ -123,12 +123,8 @@ impl Report {
             }
         }
         let source_name = self.source_of(&found);
-        self.errors.push(ConfigError::Key {
-            source_name,
-            key: found.key,
-            value: found.value,
-            reason: reason.to_string(),
-        });
+        let value = shown(&found.key, found.value);
+        self.errors.push(ConfigError::Key { source_name, key: found.key, value, reason: reason.to_string() });
     }
 
     /// A readable value that is not allowed. Says nothing about a key that is blamed already.
@@ -144,12 +140,8 @@ impl Report {
             }
         };
         if !self.blames(&found.key) {
-            self.errors.push(ConfigError::Key {
-                source_name,
-                key: found.key,
-                value: found.value,
-                reason: violation.reason,
-            });
+            let value = shown(&found.key, found.value);
+            self.errors.push(ConfigError::Key { source_name, key: found.key, value, reason: violation.reason });
         }
     }
 
@@ -172,6 +164,11 @@ impl Report {
             _ => false,
         })
     }
+}
+
+/// The value, if it may be shown: what stands below `headers` is a secret.
+fn shown(key: &str, value: Option<String>) -> Option<String> {
+    value.filter(|_| !key.split('.').any(|part| part == "headers"))
 }
 
 /// The steps of a path such as `node[2].address`.

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::text;
-use crate::fleet::{Delivery, NodeId, Role, SendProxy};
+use super::{headers, text};
+use crate::fleet::{Delivery, NodeId, PurgeHeaders, Role, SendProxy};
 
 /// `[registry]`: where nodes are learnt from, beside the `[[node]]` tables.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -132,6 +132,10 @@ pub struct StaticNode {
     /// node.
     #[serde(default)]
     pub send_proxy: SendProxy,
+    /// Header fields that every purge and every health check to this Varnish carries, over `purge.headers`; none for a web
+    /// node.
+    #[serde(default, deserialize_with = "headers::table", skip_serializing_if = "PurgeHeaders::is_empty")]
+    pub headers: PurgeHeaders,
 }
 
 fn one() -> u32 {

@@ -84,6 +84,8 @@ pub struct VarnishChecks {
     /// `0s` is off. Default 5s.
     #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
     pub slow_start: Duration,
+    /// Whether it is tried, with a page of clearcoat's own, that purges take pages out of a node. Default true.
+    pub trial: bool,
 }
 
 impl Default for VarnishChecks {
@@ -95,6 +97,7 @@ impl Default for VarnishChecks {
             fall: 2,
             jitter: 0.1,
             slow_start: Duration::from_secs(5),
+            trial: true,
         }
     }
 }

@@ -7,7 +7,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Token, text};
+use super::{Token, headers, text};
+use crate::fleet::PurgeHeaders;
 use crate::purge::Rules;
 
 /// `[purge]`: Magento to every Varnish.
@@ -23,6 +24,10 @@ pub struct PurgeListener {
     /// The methods that purge, as they are written on the wire. `PURGE` is one; requests with another are repeated to
     /// every Varnish as they came, and none of them passes the edge. Default `["PURGE", "BAN"]`.
     pub methods: Vec<String>,
+    /// Header fields that every purge and every health check to any Varnish carries, for a VCL that knows by them who may
+    /// purge. A value is text or `{ file = "…" }`; `node.headers` counts before it. Default: none.
+    #[serde(deserialize_with = "headers::table", skip_serializing_if = "PurgeHeaders::is_empty")]
+    pub headers: PurgeHeaders,
     /// A file with the bearer token that a purge must carry as well; empty (the default) wants none.
     pub token_file: PathBuf,
     /// What stands in `token_file`. Read at load, so that a missing file is an error before the first purge.
@@ -60,6 +65,7 @@ impl Default for PurgeListener {
                 v6(0xfc00, 0, 7),
             ],
             methods: Rules::default().methods,
+            headers: PurgeHeaders::default(),
             token_file: PathBuf::new(),
             token: None,
             ack_timeout: Duration::from_secs(1),
@@ -73,6 +79,7 @@ impl Default for PurgeListener {
 impl PurgeListener {
     /// What this listener takes for a purge.
     pub fn rules(&self) -> Rules {
-        Rules { methods: self.methods.clone(), ..Rules::default() }
+        let withheld = self.headers.iter().map(|(name, _)| name.to_ascii_lowercase()).collect();
+        Rules { methods: self.methods.clone(), withheld, ..Rules::default() }
     }
 }

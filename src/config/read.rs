@@ -128,6 +128,12 @@ impl Reader {
     }
 }
 
+type Entries = std::collections::BTreeMap<String, Raw>;
+
+fn fields(entries: Entries) -> MapDeserializer<'static, impl Iterator<Item = (String, Reader)>, Reason> {
+    MapDeserializer::new(entries.into_iter().map(|(key, value)| (key, Reader(value))))
+}
+
 fn wanted(what: &str) -> Reason {
     Reason::Other(format!("wanted {what}"))
 }
@@ -143,8 +149,27 @@ impl<'de> IntoDeserializer<'de, Reason> for Reader {
 impl<'de> Deserializer<'de> for Reader {
     type Error = Reason;
 
+    /// A string, or where a key takes either, a table.
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Reason> {
-        visitor.visit_string(self.string()?)
+        match self.0 {
+            Raw::Table { entries, .. } => visitor.visit_map(fields(entries)),
+            _ => visitor.visit_string(self.string()?),
+        }
+    }
+
+    /// A table whose keys are not ours. A variable has it as an inline table.
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Reason> {
+        let raw = match self.0 {
+            Raw::Text { text, variable } => match format!("it = {text}").parse::<toml::Table>() {
+                Ok(mut table) => table.remove("it").map_or(Raw::Text { text, variable }, Raw::from),
+                Err(_) => Raw::Text { text, variable },
+            },
+            raw => raw,
+        };
+        match raw {
+            Raw::Table { entries, .. } => visitor.visit_map(fields(entries)),
+            _ => Err(de::Error::invalid_type(Unexpected::Other("no table"), &visitor)),
+        }
     }
 
     fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Reason> {
@@ -187,9 +212,7 @@ impl<'de> Deserializer<'de> for Reader {
         visitor: V,
     ) -> Result<V::Value, Reason> {
         match self.0 {
-            Raw::Table { entries, .. } => {
-                visitor.visit_map(MapDeserializer::new(entries.into_iter().map(|(key, value)| (key, Reader(value)))))
-            }
+            Raw::Table { entries, .. } => visitor.visit_map(fields(entries)),
             Raw::Text { .. } => Err(wanted(match name {
                 "StaticNode" => "a TOML array of inline tables such as [{role = \"web\", …}]",
                 "TlsListener" => "a TOML array of inline tables such as [{listen = [\"0.0.0.0:8443\"], …}]",
@@ -211,6 +234,6 @@ impl<'de> Deserializer<'de> for Reader {
 
     serde::forward_to_deserialize_any! {
         i8 i16 i32 i64 u8 i128 u128 f32 char str string bytes byte_buf unit unit_struct newtype_struct tuple
-        tuple_struct map identifier ignored_any
+        tuple_struct identifier ignored_any
     }
 }

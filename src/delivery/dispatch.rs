@@ -20,7 +20,7 @@ use super::fingerprint_of_ban;
 use super::walk::{Batch, Item};
 use crate::fleet::{Live, NodeSpec};
 use crate::purge::{Ban, Purge, TagSet, Target as Purged, compile};
-use crate::varnish::http::{Answer, DeliveryError, Link, PIPELINE, Target};
+use crate::varnish::http::{Answer, DeliveryError, Link, PIPELINE};
 
 /// How long connecting, writing, or an answer of a node that answers nothing else may take. Longer than any healthy
 /// Varnish needs, and short enough that a node that wakes up from a hang is tried again soon.
@@ -42,6 +42,8 @@ pub(super) struct Report {
     pub(super) refused: Vec<(u64, Arc<str>)>,
     /// It says that a ban of everything dropped pages without tags and pools as well.
     pub(super) flushed_all: bool,
+    /// It carried a ban of everything out and did not say so.
+    pub(super) flushed_in_part: bool,
     /// It stood still for a while.
     pub(super) stood_still: bool,
     /// A ban that it does not take was carried out as one of everything.
@@ -64,8 +66,7 @@ pub(super) struct Dispatch {
 
 impl Dispatch {
     pub(super) fn new(spec: NodeSpec, live: Arc<Live>, started: Instant) -> Self {
-        let target = Target { address: spec.address, send_proxy: spec.send_proxy, timeout: ATTEMPT };
-        Dispatch { link: Link::new(target), spec, live, started, window: PIPELINE, answers: Vec::new() }
+        Dispatch { link: Link::to(&spec, ATTEMPT), spec, live, started, window: PIPELINE, answers: Vec::new() }
     }
 
     /// Connects if there is no connection: what costs anything is done for nodes that can be reached.
@@ -127,7 +128,9 @@ impl Dispatch {
                 Answer::Done { invalidated, flushed_all } => {
                     report.sent += 1;
                     report.invalidated += invalidated;
-                    report.flushed_all |= flushed_all && item.ban == Ban::Everything;
+                    let is_flush = item.ban == Ban::Everything;
+                    report.flushed_all |= is_flush && flushed_all;
+                    report.flushed_in_part |= is_flush && !flushed_all;
                 }
                 Answer::Failed { status } => suspects.push((item, status)),
             }

@@ -52,6 +52,8 @@ pub(super) struct Task {
     failures: u32,
     /// What is being carried out, with all that was achieved of it.
     work: Option<Work>,
+    /// It was said that its VCL cannot drop everything.
+    flushes_in_part: bool,
     /// Whether `told` means anything: nobody knows what the node has of what came before.
     known: bool,
     /// The node was sent every ban up to here. The cursor follows when none of them needs to be repeated.
@@ -138,6 +140,7 @@ impl Task {
             budget,
             failures: 0,
             work: None,
+            flushes_in_part: false,
             known,
             told: cursor,
             unsure: Stretches::new(GRAIN),
@@ -274,6 +277,13 @@ impl Task {
             }
             if batch.gap.is_some_and(|gap| !work.report.flushed_all && self.deliveries.requests_lie_in(gap)) {
                 return Err(Setback::Uncovered);
+            }
+            if work.report.flushed_in_part && !std::mem::replace(&mut self.flushes_in_part, true) {
+                tracing::warn!(
+                    node = %self.node.id(),
+                    "everything was to be dropped, but the VCL of this node does not know X-Clearcoat-Flush: pages without tags and \
+                     pools stay (`clearcoat vcl` has one that does)"
+                );
             }
             work.folded += batch.folded;
             work.flushes += u32::from(batch.is_flush);

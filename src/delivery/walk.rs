@@ -225,7 +225,7 @@ fn is_beyond_a_replay<'e>(entries: impl Iterator<Item = &'e Arc<Entry>>) -> bool
         match target {
             Target::Tags(tags) => bytes += tags.as_str().len(),
             Target::Pattern(pattern) | Target::Pool(pattern) => _ = patterns.insert(pattern),
-            Target::Everything | Target::Forward(_) => {}
+            Target::All | Target::Everything | Target::Forward(_) => {}
         }
         if bytes > MAX_TAG_BYTES || patterns.len() > MAX_BANS {
             return true;
@@ -239,7 +239,7 @@ fn weight(purge: &Purge) -> usize {
     let bytes = |target: &Target| match target {
         Target::Tags(tags) => tags.as_str().len(),
         Target::Pattern(pattern) | Target::Pool(pattern) => pattern.as_str().len(),
-        Target::Everything | Target::Forward(_) => 0,
+        Target::All | Target::Everything | Target::Forward(_) => 0,
     };
     purge.targets.iter().map(bytes).sum()
 }

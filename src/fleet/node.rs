@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use super::{LifeSigns, Source};
+use super::{LifeSigns, PurgeHeaders, Source};
 
 /// What a node does in the fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -100,6 +100,45 @@ pub enum Delivery {
     Xkey,
 }
 
+impl fmt::Display for Delivery {
+    /// As the configuration has it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Delivery::Magento => "magento",
+            Delivery::MagentoPlain => "magento-plain",
+            Delivery::Xkey => "xkey",
+        })
+    }
+}
+
+/// What was seen of a Varnish when a page of our own was purged there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[repr(u8)]
+pub enum TrialState {
+    /// Nothing yet.
+    #[default]
+    Untried,
+    /// The page was gone.
+    Passed,
+    /// It could not be seen.
+    Inconclusive,
+    /// The page stayed, in whatever form it was purged by its tags: a VCL that purges by URL alone, perhaps.
+    WithoutTags,
+    /// The page stayed, and would not have with another `delivery`.
+    Failed,
+}
+
+impl TrialState {
+    const ALL: [TrialState; 5] = [
+        TrialState::Untried,
+        TrialState::Passed,
+        TrialState::Inconclusive,
+        TrialState::WithoutTags,
+        TrialState::Failed,
+    ];
+}
+
 /// Whether connections to a node start with a PROXY header (haproxy.org, doc/proxy-protocol.txt, section 2.2), so that
 /// `client.ip` in its VCL is the client.
 ///
@@ -150,6 +189,9 @@ pub struct NodeSpec {
     pub zone: Option<Arc<str>>,
     /// What else there is to say of it, for people and their tools.
     pub labels: BTreeMap<String, String>,
+    /// What purges and health checks to it carry (Varnish only). Secrets: written nowhere.
+    #[serde(skip)]
+    pub headers: PurgeHeaders,
 }
 
 impl NodeSpec {
@@ -167,6 +209,7 @@ impl NodeSpec {
             epoch: None,
             zone: None,
             labels: BTreeMap::new(),
+            headers: PurgeHeaders::default(),
         }
     }
 
@@ -174,7 +217,7 @@ impl NodeSpec {
     pub fn is_reached_as(&self, other: &NodeSpec) -> bool {
         let reached = |spec: &NodeSpec| (spec.address, spec.delivery, spec.header_limit, spec.send_proxy);
         let another_life = is_another_life(self.epoch.as_deref(), other.epoch.as_deref());
-        reached(self) == reached(other) && !another_life
+        reached(self) == reached(other) && self.headers == other.headers && !another_life
     }
 }
 
@@ -219,9 +262,22 @@ pub struct Live {
     pub life_signs: LifeSigns,
     /// What is missing to [`WHOLE_SHARE`].
     withheld: AtomicU32,
+    /// A [`TrialState`].
+    trial: AtomicU8,
 }
 
 impl Live {
+    /// What came of the last trial.
+    pub fn trial(&self) -> TrialState {
+        let state = self.trial.load(Ordering::SeqCst);
+        TrialState::ALL.into_iter().find(|known| *known as u8 == state).unwrap_or_default()
+    }
+
+    /// A trial has come to its end.
+    pub fn set_trial(&self, state: TrialState) {
+        self.trial.store(state as u8, Ordering::SeqCst);
+    }
+
     /// How much of what it should get the node gets now: 1 to [`WHOLE_SHARE`].
     pub fn share(&self) -> u32 {
         WHOLE_SHARE - self.withheld.load(Ordering::Relaxed)

@@ -19,7 +19,10 @@ use crate::probe::Probe;
 type Identity = (Role, NodeId);
 
 impl FleetKeeper {
-    pub(super) fn join(&mut self, spec: NodeSpec) {
+    pub(super) fn join(&mut self, mut spec: NodeSpec) {
+        if spec.role == Role::Varnish {
+            spec.headers = spec.headers.over(&self.around.headers);
+        }
         let identity = (spec.role, spec.id.clone());
         if let Some(kept) = self.nodes.get(&identity) {
             let known = &kept.node.spec;
@@ -54,6 +57,7 @@ impl FleetKeeper {
                 let probe_task = self.probes.spawn(probe.clone().run(self.around.events.clone()));
                 if node.spec.role == Role::Varnish {
                     self.around.deliveries.start(&node);
+                    self.around.trials.iter().for_each(|trials| trials.start(&node));
                 }
                 let kept = Kept { node, health: HealthState::default(), reason: "".into(), probe, probe_task };
                 self.nodes.insert(identity, kept);
@@ -135,6 +139,7 @@ impl FleetKeeper {
         kept.probe_task.abort();
         if identity.0 == Role::Varnish {
             self.around.deliveries.stop(&identity.1);
+            self.around.trials.iter().for_each(|trials| trials.stop(&identity.1));
         }
         true
     }

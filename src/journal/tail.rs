@@ -167,7 +167,7 @@ fn footprint(purge: &Purge) -> usize {
     const STRING: usize = 40;
     let string = |text: &str| STRING + text.len();
     let target = |target: &Target| match target {
-        Target::Everything => 0,
+        Target::All | Target::Everything => 0,
         Target::Tags(tags) => string(tags.as_str()),
         Target::Pattern(pattern) | Target::Pool(pattern) => string(pattern.as_str()),
         Target::Forward(forward) => {

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::Route;
 use super::attempt::{Answered, Failed, Terms, attempt};
 use super::buffers::Buffers;
 use super::client::{After, Client};
 use super::deadline::Phase;
 use super::failure::Failure;
+use super::{OwnAnswer, Route};
 use crate::fleet::{Node, Role};
 use crate::http1::{Framing, Method};
 
@@ -86,6 +86,15 @@ async fn try_handle<R: Route>(
     buffers.request.parse(&buffers.input, len, limits.max_fields).map_err(Failure::BadHead)?;
     if !client.route.admits(&buffers.request, &buffers.input) {
         return Err(Failure::BadMethod);
+    }
+    match client.route.own_answer(&buffers.request, &buffers.input) {
+        None => {}
+        Some(OwnAnswer::NotFound) => return Err(Failure::NotFound),
+        Some(OwnAnswer::Page(page)) => {
+            outcome.status = 200;
+            client.deadline.enter(Phase::Body);
+            return client.send(&page).await.map(|()| After::Linger);
+        }
     }
     if matches!(buffers.request.framing, Framing::Length(length) if length > limits.longest_body()) {
         return Err(Failure::BodyTooLarge);

@@ -15,6 +15,9 @@ pub(super) enum Failure {
     /// The listener does not take this method.
     #[error("the method is refused")]
     BadMethod,
+    /// A path of ours, of which nobody is told.
+    #[error("nothing is there")]
+    NotFound,
     #[error("the body of the request is refused: {0}")]
     BadBody(BadChunk),
     #[error("the body of the request is longer than it may be")]
@@ -72,6 +75,7 @@ impl Failure {
             Failure::BadBody(reason) => bad_request(reason),
             Failure::BodyTooLarge => (413, "Content Too Large", "the body of the request is too large".into()),
             Failure::BadMethod => (405, "Method Not Allowed", "this method is not allowed here".into()),
+            Failure::NotFound => (404, "Not Found", "not found".into()),
             Failure::ClientTimeout => (408, "Request Timeout", "the request took too long to arrive".into()),
             Failure::NoNode(NoNode::AllBehind) => unavailable("every cache is being brought up to date"),
             Failure::NoNode(NoNode::Busy) | Failure::NoPort(_) | Failure::NoFiles => {
@@ -117,6 +121,7 @@ impl Failure {
             Failure::CutAnswer(_) => UpstreamFault::Cut,
             Failure::BadHead(_)
             | Failure::BadMethod
+            | Failure::NotFound
             | Failure::BadBody(_)
             | Failure::BodyTooLarge
             | Failure::ClientTimeout

@@ -73,18 +73,19 @@ struct Union<'p> {
 }
 
 /// Compiles purges into the fewest bans of this form: tag sets united, equal patterns folded, tags and patterns absorbed
-/// by a flush. Soft and hard ones stay apart, except that what is purged hard need not be purged softly too.
+/// by a flush, and all of it by one of all pages. Soft and hard ones stay apart, except that what is purged hard need not be purged softly too.
 ///
 /// `header_limit` is the longest header value in bytes that the node takes. A tag set is split there; a single tag or
 /// pattern that is longer cannot be, so the whole batch becomes [`Ban::Everything`]: too much dropped is slow, too
 /// little is wrong.
 pub fn compile<'p>(purges: impl IntoIterator<Item = &'p Purge>, delivery: Delivery, header_limit: usize) -> Batch {
     let (mut hard, mut soft) = (Union::default(), Union::default());
-    let mut forwards = BTreeSet::new();
+    let (mut all, mut forwards) = (false, BTreeSet::new());
     for purge in purges {
         let union = if purge.soft { &mut soft } else { &mut hard };
         for target in &purge.targets {
             match target {
+                Target::All => all = true,
                 Target::Everything => union.everything = true,
                 Target::Tags(tags) => union.tags.extend(tags.iter()),
                 Target::Pattern(pattern) => _ = union.patterns.insert(pattern),
@@ -99,7 +100,8 @@ pub fn compile<'p>(purges: impl IntoIterator<Item = &'p Purge>, delivery: Delive
     soft.without(&hard);
     let mut bans = Vec::new();
     let mut written = hard.tags.len() + soft.tags.len();
-    let fits = hard.write(false, delivery, header_limit, &mut bans).is_some()
+    let fits = !all
+        && hard.write(false, delivery, header_limit, &mut bans).is_some()
         && soft.write(true, delivery, header_limit, &mut bans).is_some();
     if !fits {
         bans = vec![Ban::Everything];

@@ -31,7 +31,7 @@ mod under_way;
 use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -60,6 +60,8 @@ pub struct Guard {
     sequence: AtomicU64,
     /// The newest purge of everything.
     everything: AtomicU64,
+    /// Whether any purge was of something else than a URL.
+    has_tags: AtomicBool,
     names: Index,
     patterns: Patterns,
     passed: Passed,
@@ -93,6 +95,7 @@ impl Guard {
             epoch,
             sequence: AtomicU64::new(0),
             everything: AtomicU64::new(0),
+            has_tags: AtomicBool::new(false),
             names: Index::new(BUCKETS),
             patterns: Patterns::default(),
             passed: Passed::default(),
@@ -102,13 +105,26 @@ impl Guard {
         }
     }
 
+    /// Whether pages were purged by what they carry (tags, patterns, pools, everything), and not by their URL alone.
+    pub fn has_tags(&self) -> bool {
+        self.has_tags.load(Ordering::SeqCst)
+    }
+
+    /// Takes note of a purge from before this process: nothing of it can be on its way.
+    pub fn remember(&self, purge: &Purge) {
+        if purge.targets.iter().any(|target| !matches!(target, Target::Forward(_))) {
+            self.has_tags.store(true, Ordering::SeqCst);
+        }
+    }
+
     /// Takes note of a purge. To be called before any Varnish is told of it.
     pub fn note(&self, purge: &Purge) {
+        self.remember(purge);
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let sequence = self.sequence.load(Ordering::Relaxed) + 1;
         for target in &purge.targets {
             let cannot_be_told = match target {
-                Target::Everything => true,
+                Target::All | Target::Everything => true,
                 Target::Tags(tags) => {
                     tags.iter().for_each(|tag| self.names.insert(tag_hash(tag.as_bytes()), sequence));
                     false
@@ -189,7 +205,7 @@ impl Guard {
                 },
                 // It is held against the tags, and finds nothing where there are none.
                 Target::Pattern(_) => others.push(Wanted::Tagged),
-                Target::Everything | Target::Pool(_) => others.push(Wanted::Any),
+                Target::All | Target::Everything | Target::Pool(_) => others.push(Wanted::Any),
             }
         }
         names.sort_unstable();
@@ -207,7 +223,7 @@ impl Guard {
                 Some(target) => self.passed.last(path_hash(target.as_bytes())),
                 None => self.passed.last_any(),
             },
-            Target::Everything | Target::Pattern(_) | Target::Pool(_) => self.passed.last_any(),
+            Target::All | Target::Everything | Target::Pattern(_) | Target::Pool(_) => self.passed.last_any(),
         };
         let newest = purge.targets.iter().map(last).max().filter(|&at| at > 0)?;
         self.epoch.checked_add(Duration::from_millis(newest))
@@ -345,12 +361,13 @@ mod tests {
     }
 
     /// One of each kind that there is.
-    fn kinds() -> [Purge; 8] {
+    fn kinds() -> [Purge; 9] {
         [
             tags(&["cat_p_1", "cat_p"]),
             purge(Target::Pattern(pattern("cat_p_[0-9]"))),
             purge(Target::Pool(pattern("^shop$"))),
             purge(Target::Everything),
+            purge(Target::All),
             forward("PURGE", "/p/1?a=b", &[("host", "shop.test")]),
             forward("PURGE", "/p/1", &[("host", "shop.test"), ("x-magento-purge-soft", "1")]),
             forward("PURGE", "/", &[("host", "shop.test"), ("x-url", "^/p/")]),
@@ -387,7 +404,7 @@ mod tests {
             let guard = Guard::new(Instant::now());
             guard.note(&purge);
             let of_everything = match &purge.targets[0] {
-                Target::Everything => true,
+                Target::All | Target::Everything => true,
                 Target::Forward(forward) => forward.page().is_none(),
                 Target::Pattern(_) => true, // It matches `cat_p_11_x` as well.
                 Target::Tags(_) | Target::Pool(_) => false,

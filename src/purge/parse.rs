@@ -7,6 +7,7 @@ use super::{BadPattern, Pattern, Purge, Rules, TagSet, Target};
 
 pub(super) const TAGS_PATTERN: &str = "x-magento-tags-pattern";
 pub(super) const POOL: &str = "x-pool";
+const FLUSH: &str = "x-clearcoat-flush";
 pub(super) const SOFT: &str = "x-magento-purge-soft";
 
 /// Why a request is not a purge.
@@ -31,6 +32,9 @@ pub enum Refusal {
         /// What is wrong with its value.
         reason: BadPattern,
     },
+    /// A flush of something.
+    #[error("X-Clearcoat-Flush: only the value all is known")]
+    Flush,
     /// A request that cannot be handed on as it is.
     #[error(transparent)]
     Forward(#[from] BadForward),
@@ -62,7 +66,11 @@ impl Refusal {
         match self {
             Refusal::Method { .. } => 405,
             Refusal::TooLarge { .. } => 413,
-            Refusal::NoTarget | Refusal::Pattern { .. } | Refusal::Forward(_) | Refusal::NotText { .. } => 400,
+            Refusal::NoTarget
+            | Refusal::Pattern { .. }
+            | Refusal::Flush
+            | Refusal::Forward(_)
+            | Refusal::NotText { .. } => 400,
         }
     }
 
@@ -96,6 +104,12 @@ pub fn parse(method: &Method, uri: &Uri, headers: &HeaderMap, rules: &Rules) -> 
         is_wider: false,
     };
     if method == "PURGE" {
+        let mut flushes = headers.get_all(FLUSH).iter().peekable();
+        if flushes.peek().is_some() {
+            // It covers whatever stands beside it, for listeners that do not know it. A ban of all objects is never soft.
+            parsed.purge = Purge { targets: vec![Target::All], soft: false };
+            return if flushes.all(|value| value == "all") { Ok(parsed) } else { Err(Refusal::Flush) };
+        }
         for value in headers.get_all(TAGS_PATTERN) {
             parsed.add_tags(value)?;
         }
@@ -183,6 +197,22 @@ mod tests {
         assert_eq!(targets("PURGE", "/", &[("X-Pool", "shop1")]), std::slice::from_ref(&pool));
         let both = [("X-Pool", "shop1"), ("X-Magento-Tags-Pattern", tags)];
         assert_eq!(targets("PURGE", "/", &both), [Target::Tags(set), pool]);
+    }
+
+    #[test]
+    fn a_flush_of_all_covers_what_stands_beside_it() {
+        let all = ("X-Clearcoat-Flush", "all");
+        let magento = ("X-Magento-Tags-Pattern", ".*");
+        for headers in [&[all][..], &[magento, ("X-Pool", ".*"), all], &[all, ("X-Magento-Purge-Soft", "1")]] {
+            let purge = parsed("PURGE", "/", headers).unwrap();
+            assert_eq!(purge, Purge { targets: vec![Target::All], soft: false }, "{headers:?}");
+        }
+        for value in ["", "ALL", "some", "all, all"] {
+            let headers = [magento, ("X-Clearcoat-Flush", value)];
+            assert!(matches!(parsed("PURGE", "/", &headers), Err(Refusal::Flush)), "{value:?}");
+        }
+        // In another method it is a header of somebody's own.
+        assert!(matches!(targets("BAN", "/", &[all])[..], [Target::Forward(_)]));
     }
 
     #[test]

@@ -168,17 +168,17 @@ impl Known {
     }
 
     fn spec(&self, address: SocketAddr) -> NodeSpec {
-        let StaticNode { role, id, weight, delivery, header_limit, send_proxy, .. } = self.node.clone();
+        let StaticNode { role, id, weight, delivery, header_limit, send_proxy, headers, .. } = self.node.clone();
         let delivery = delivery.unwrap_or_default();
         let header_limit = header_limit.unwrap_or(DEFAULT_HEADER_LIMIT);
-        NodeSpec { weight, delivery, header_limit, send_proxy, ..NodeSpec::new(role, id, address) }
+        NodeSpec { weight, delivery, header_limit, send_proxy, headers, ..NodeSpec::new(role, id, address) }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::SendProxy;
+    use crate::fleet::{PurgeHeaders, SendProxy};
 
     /// No name server need be asked to know that there is no such name.
     const UNRESOLVABLE: &str = "a..b:1";
@@ -186,7 +186,8 @@ mod tests {
     fn web(id: &str, address: &str, weight: u32) -> StaticNode {
         let id = NodeId::try_from(id).unwrap();
         let (delivery, header_limit, send_proxy) = (None, None, SendProxy::Off);
-        StaticNode { role: Role::Web, id, address: address.into(), weight, delivery, header_limit, send_proxy }
+        let (address, headers) = (address.into(), PurgeHeaders::default());
+        StaticNode { role: Role::Web, id, address, weight, delivery, header_limit, send_proxy, headers }
     }
 
     /// What happens, in words: a join as `id address weight`.

@@ -58,6 +58,7 @@ pub struct Metrics {
     deliveries: IntCounterVec,
     bans_sent: IntCounterVec,
     flushed: IntCounterVec,
+    trial_failed: IntGaugeVec,
     fenced: IntCounterVec,
     reloads: IntCounterVec,
     tls_reloads: IntCounterVec,
@@ -116,6 +117,8 @@ pub struct VarnishMetrics {
     pub bans_sent: IntCounter,
     /// Times one ban of everything was sent instead of what could not be replayed.
     pub flushed: IntCounter,
+    /// 1 while its last trial showed that purges by tags do not take pages out of it.
+    pub trial_failed: IntGauge,
     /// Times the node was behind when a purge was answered.
     pub fenced: IntCounter,
 }
@@ -165,6 +168,12 @@ impl Metrics {
                 r,
                 "node_flushed_total",
                 "Times a Varnish was sent one ban of everything, because what it missed could not be replayed",
+                &["node"],
+            )?,
+            trial_failed: int_gauges(
+                r,
+                "node_trial_failed",
+                "1 while the last trial showed that purges by tags do not take pages out of a Varnish",
                 &["node"],
             )?,
             fenced: counters(r, "fenced_total", "Times a Varnish was behind when a purge was answered", &["node"])?,
@@ -231,6 +240,7 @@ impl Metrics {
                 passed_over: self.deliveries.with_label_values(&[id, "passed_over"]),
                 bans_sent: self.bans_sent.with_label_values(&[id]),
                 flushed: self.flushed.with_label_values(&[id]),
+                trial_failed: self.trial_failed.with_label_values(&[id]),
                 fenced: self.fenced.with_label_values(&[id]),
             }),
         }
@@ -260,7 +270,7 @@ impl Metrics {
         }
         _ = self.connect_errors.remove_label_values(&[role_name, id]);
         if role == Role::Varnish {
-            for family in [&self.node_current, &self.cursor_lag] {
+            for family in [&self.node_current, &self.cursor_lag, &self.trial_failed] {
                 _ = family.remove_label_values(&[id]);
             }
             _ = self.cursor_lag_seconds.remove_label_values(&[id]);

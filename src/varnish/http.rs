@@ -16,7 +16,8 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::fleet::SendProxy;
+use crate::config::{self, HeaderError};
+use crate::fleet::{NodeSpec, PurgeHeaders, SendProxy};
 use crate::http1::{BadChunk, BadHead, ChunkedDecoder, Framing, HeadScan, Method, ResponseHead};
 use crate::proxy_protocol;
 use crate::purge::{Ban, Forward, PROBE_PATH, what_to_change, would_obey};
@@ -32,18 +33,17 @@ const MAX_BODY: usize = 64 * 1024;
 /// The most header fields of an answer to a purge.
 const MAX_FIELDS: usize = 100;
 
-/// The answer's header by which a VCL says that a flush dropped pages without tags and pools as well.
+/// What our own VCL answers to `X-Clearcoat-Flush: all`, with the value `all`. A VCL that does not know the flush answers
+/// the pattern or the pool beside it and says 200 all the same.
 const FLUSHED: &[u8] = b"x-clearcoat-flushed";
 
 /// Where a Varnish takes purges.
 #[derive(Clone, Debug)]
 pub struct Target {
-    /// Where it listens.
-    pub address: SocketAddr,
-    /// Whether connections begin with a PROXY header.
-    pub send_proxy: SendProxy,
-    /// Bounds connecting, writing, and each answer.
-    pub timeout: Duration,
+    address: SocketAddr,
+    send_proxy: SendProxy,
+    headers: PurgeHeaders,
+    timeout: Duration,
 }
 
 /// The connection to one Varnish.
@@ -82,6 +82,9 @@ pub enum Answer {
 /// Why a purge was not delivered.
 #[derive(Debug, thiserror::Error)]
 pub enum DeliveryError {
+    /// What its VCL knows us by is not to be had.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
     /// No connection.
     #[error("connecting failed: {0}")]
     Connect(#[source] io::Error),
@@ -131,8 +134,11 @@ impl Target {
     /// # Errors
     /// [`DeliveryError`]: it would not, or did not say.
     pub async fn obeys(&self) -> Result<(), DeliveryError> {
+        let own = self.bounded(config::reveal(&self.headers)).await??;
         let mut connection = self.connect().await?;
-        let request = format!("PURGE {PROBE_PATH} HTTP/1.1\r\nHost: clearcoat\r\nConnection: close\r\n\r\n");
+        let mut request = format!("PURGE {PROBE_PATH} HTTP/1.1\r\nHost: clearcoat\r\nConnection: close\r\n");
+        own.iter().for_each(|(name, value)| request.extend([name, ": ", value, "\r\n"]));
+        request.push_str("\r\n");
         self.bounded(connection.stream.write_all(request.as_bytes())).await??;
         self.bounded(connection.answer()).await??;
         let status = connection.head.status;
@@ -173,9 +179,11 @@ impl Target {
 }
 
 impl Link {
-    /// A link that is not connected yet.
-    pub fn new(target: Target) -> Self {
-        Link { target, connection: None }
+    /// A link to this node that is not connected yet. Its purges carry what its VCL knows purgers by. `timeout` bounds
+    /// connecting, writing, and each answer.
+    pub fn to(node: &NodeSpec, timeout: Duration) -> Self {
+        let NodeSpec { address, send_proxy, ref headers, .. } = *node;
+        Link { target: Target { address, send_proxy, headers: headers.clone(), timeout }, connection: None }
     }
 
     /// Where it leads.
@@ -217,6 +225,35 @@ impl Link {
         self.try_round_trip(connection, bans, patience, answers).await
     }
 
+    /// Sends one request of our own, whole, and gives the status and the body of its answer. A kept connection may have
+    /// been closed meanwhile, as with [`Link::round_trip`].
+    ///
+    /// # Errors
+    /// [`DeliveryError`]; no status is one.
+    pub async fn ask(&mut self, request: &[u8]) -> Result<(u16, Vec<u8>), DeliveryError> {
+        if let Some(kept) = self.connection.take() {
+            match self.try_ask(kept, request).await {
+                Err(DeliveryError::Io(_)) => {}
+                result => return result,
+            }
+        }
+        let connection = self.target.connect().await?;
+        self.try_ask(connection, request).await
+    }
+
+    async fn try_ask(&mut self, mut connection: Connection, request: &[u8]) -> Result<(u16, Vec<u8>), DeliveryError> {
+        let exchange = async {
+            connection.stream.write_all(request).await?;
+            connection.answer().await
+        };
+        let body = self.target.bounded(exchange).await??;
+        let status = connection.head.status;
+        if connection.head.keep_alive && connection.input.is_empty() {
+            self.connection = Some(connection);
+        }
+        Ok((status, body))
+    }
+
     async fn try_round_trip(
         &mut self,
         mut connection: Connection,
@@ -224,8 +261,9 @@ impl Link {
         patience: Duration,
         answers: &mut Vec<Answer>,
     ) -> Result<(), DeliveryError> {
+        let own = self.target.bounded(config::reveal(&self.target.headers)).await??;
         let mut requests = Vec::new();
-        bans.iter().for_each(|ban| write_request(&mut requests, ban));
+        bans.iter().for_each(|ban| write_request(&mut requests, ban, &own));
         self.target.bounded(connection.stream.write_all(&requests)).await??;
         for ban in bans {
             let body = match self.target.await_answer(&mut connection, patience).await {
@@ -321,36 +359,40 @@ impl Connection {
     }
 }
 
-/// The request in the bytes that Magento itself would write, as far as it would.
-fn write_request(out: &mut Vec<u8>, ban: &Ban) {
+/// The request in the bytes that Magento itself would write, as far as it would. `own` are the fields by which the node
+/// knows us; what a sender wrote under their names is dropped.
+fn write_request(out: &mut Vec<u8>, ban: &Ban, own: &[(String, String)]) {
     let mut push = |parts: &[&str]| parts.iter().for_each(|part| out.extend_from_slice(part.as_bytes()));
     let soft_header = |soft: bool| if soft { "X-Magento-Purge-Soft: 1\r\n" } else { "" };
     match ban {
         Ban::Tags { pattern, soft } => {
             push(&["PURGE / HTTP/1.1\r\nX-Magento-Tags-Pattern: ", pattern, "\r\n", soft_header(*soft)]);
-            push(&["Host: clearcoat\r\n\r\n"]);
+            push(&["Host: clearcoat\r\n"]);
         }
         Ban::Keys { keys, soft } => {
             let header = if *soft { "xkey-softpurge: " } else { "xkey-purge: " };
-            push(&["PURGE / HTTP/1.1\r\n", header, keys, "\r\nHost: clearcoat\r\n\r\n"]);
+            push(&["PURGE / HTTP/1.1\r\n", header, keys, "\r\nHost: clearcoat\r\n"]);
         }
         Ban::Pool { pattern, soft } => {
-            push(&["PURGE / HTTP/1.1\r\nX-Pool: ", pattern, "\r\n", soft_header(*soft), "Host: clearcoat\r\n\r\n"]);
+            push(&["PURGE / HTTP/1.1\r\nX-Pool: ", pattern, "\r\n", soft_header(*soft), "Host: clearcoat\r\n"]);
         }
         // Our own VCL takes the third header as "all there is"; others know the first two.
         Ban::Everything => push(&[
             "PURGE / HTTP/1.1\r\nX-Magento-Tags-Pattern: .*\r\nX-Pool: .*\r\n",
-            "X-Clearcoat-Flush: all\r\nHost: clearcoat\r\n\r\n",
+            "X-Clearcoat-Flush: all\r\nHost: clearcoat\r\n",
         ]),
         Ban::Forward(Forward { method, target, headers }) => {
             // A request without a host was one of HTTP/1.0, and only as such a Varnish takes it.
             let has_host = headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host"));
             let version = if has_host { " HTTP/1.1\r\n" } else { " HTTP/1.0\r\nConnection: keep-alive\r\n" };
             push(&[method, " ", target, version]);
-            headers.iter().for_each(|(name, value)| push(&[name, ": ", value, "\r\n"]));
-            push(&["\r\n"]);
+            let is_own = |name: &str| own.iter().any(|(mine, _)| mine.eq_ignore_ascii_case(name));
+            let kept = headers.iter().filter(|(name, _)| !is_own(name));
+            kept.for_each(|(name, value)| push(&[name, ": ", value, "\r\n"]));
         }
     }
+    own.iter().for_each(|(name, value)| push(&[name, ": ", value, "\r\n"]));
+    push(&["\r\n"]);
 }
 
 /// The number in `{"invalidated": N}`, as VCLs that purge by key answer.
@@ -367,6 +409,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::fleet::{NodeId, Role};
 
     /// A scripted node (a fake: what it says is the test's): answers the bytes of each script on a connection of its
     /// own, once it has read as many requests as given, and returns what it read.
@@ -407,7 +450,8 @@ mod tests {
     }
 
     fn link(address: SocketAddr, timeout: Duration) -> Link {
-        Link::new(Target { address, send_proxy: SendProxy::Off, timeout })
+        let id = NodeId::try_from("varnish-1").unwrap();
+        Link::to(&NodeSpec::new(Role::Varnish, id, address), timeout)
     }
 
     fn patient(address: SocketAddr) -> Link {
@@ -436,6 +480,21 @@ mod tests {
             "PURGE / HTTP/1.1\r\nX-Magento-Tags-Pattern: a\r\nHost: clearcoat\r\n\r\nPURGE / HTTP/1.1\r\n\
              X-Magento-Tags-Pattern: .*\r\nX-Pool: .*\r\nX-Clearcoat-Flush: all\r\nHost: clearcoat\r\n\r\n"
         );
+    }
+
+    #[tokio::test]
+    async fn a_node_has_dropped_everything_where_it_shows_that_it_knows_how() {
+        for (field, flushed_all) in [
+            ("X-Clearcoat-Flushed: all", true),
+            ("x-clearcoat-flushed: all", true),
+            ("X-Clearcoat-Flushed: tags", false),
+            ("X-Other: all", false),
+        ] {
+            let answer = format!("HTTP/1.1 200 Purged\r\n{field}\r\nContent-Length: 0\r\n\r\n");
+            let (address, _node) = node(vec![(1, answer.leak())]).await;
+            let (answers, _) = sent(&mut patient(address), &[Ban::Everything]).await;
+            assert_eq!(answers, [Answer::Done { invalidated: 0, flushed_all }], "{field}");
+        }
     }
 
     #[tokio::test]
@@ -499,14 +558,6 @@ mod tests {
         let (address, _node) = node(vec![(2, answers)]).await;
         let (answers, _) = sent(&mut patient(address), &[forward("/x"), tags("a")]).await;
         assert_eq!(answers, [done(0), Answer::Failed { status: 404 }]);
-    }
-
-    #[tokio::test]
-    async fn a_vcl_can_say_that_a_flush_dropped_everything() {
-        let says_so = "HTTP/1.1 200 Purged\r\nX-Clearcoat-Flushed: all\r\nContent-Length: 0\r\n\r\n";
-        let (address, _node) = node(vec![(2, &*format!("{says_so}{OK}").leak())]).await;
-        let (answers, _) = sent(&mut patient(address), &[Ban::Everything, Ban::Everything]).await;
-        assert_eq!(answers, [Answer::Done { invalidated: 0, flushed_all: true }, done(0)]);
     }
 
     #[tokio::test]

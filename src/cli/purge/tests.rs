@@ -48,11 +48,17 @@ const DONE: &str = r#"{"position":42,"applied":["varnish-1","varnish-3"],"fenced
 #[tokio::test]
 async fn the_bytes_are_those_that_magento_writes() {
     let flush = "PURGE / HTTP/1.1\r\nX-Magento-Tags-Pattern: .*\r\nHost: 127.0.0.1\r\n\r\n";
+    let soft_flush = flush.replace(".*\r\n", ".*\r\nX-Magento-Purge-Soft: 1\r\n");
+    // What does not know the third header takes the others.
+    let all = flush.replace(".*\r\n", ".*\r\nX-Pool: .*\r\nX-Clearcoat-Flush: all\r\n");
     let three_tags = "PURGE / HTTP/1.1\r\nX-Magento-Tags-Pattern: \
         ((^|,)cat_p_1(,|$))|((^|,)cat_p_42(,|$))|((^|,)cat_c_3(,|$))\r\nHost: 127.0.0.1\r\n\r\n";
-    for (arguments, bytes) in
-        [(&["--all"][..], flush), (&["--tag", "cat_p_1", "--tag", "cat_p_42", "--tag", "cat_c_3"], three_tags)]
-    {
+    for (arguments, bytes) in [
+        (&["--pattern", ".*"][..], flush),
+        (&["--all"], &all),
+        (&["--all", "--soft"], &soft_flush),
+        (&["--tag", "cat_p_1", "--tag", "cat_p_42", "--tag", "cat_c_3"], three_tags),
+    ] {
         let (result, requests) = run_against(&answer("200 Purged", DONE), arguments).await;
         result.unwrap();
         assert_eq!(requests, [bytes]);

@@ -67,6 +67,22 @@ fn a_tag_with_white_space_is_no_key() {
 }
 
 #[test]
+fn a_purge_of_all_absorbs_whatever_is_no_request_of_somebody_elses() {
+    let purges = [
+        purge(tags(&["a", "b"])),
+        soft(Target::Everything),
+        purge(pool("p")),
+        purge(Target::All),
+        soft(pattern("a.c")),
+        purge(Target::Forward(forward("/x"))),
+    ];
+    for delivery in FORMS {
+        let batch = compile(&purges, delivery, DEFAULT_HEADER_LIMIT);
+        assert_eq!(batch.bans, [Ban::Everything, Ban::Forward(forward("/x"))]);
+    }
+}
+
+#[test]
 fn a_flush_absorbs_tags_and_patterns_but_no_pool_and_no_url() {
     let purges = [
         purge(tags(&["a", "b"])),
@@ -170,6 +186,7 @@ impl Page {
     /// What the purges say, target by target.
     fn purged(&self, purges: &[Purge]) -> Fate {
         let is_named = |target: &Target| match target {
+            Target::All => true,
             Target::Everything => !self.tags.is_empty(),
             Target::Tags(tags) => tags.iter().any(|tag| self.tags.contains(tag)),
             Target::Pattern(pattern) => matches(pattern.as_str(), self.header()),

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::config::NodeFacts;
-use crate::fleet::{DEFAULT_HEADER_LIMIT, Delivery, NodeId, NodeSpec, Role, SendProxy, Source};
+use crate::fleet::{DEFAULT_HEADER_LIMIT, Delivery, NodeId, NodeSpec, PurgeHeaders, Role, SendProxy, Source};
 
 /// The longest value: a record is some hundred bytes, and every replica keeps it.
 const LONGEST: usize = 64 * 1024;
@@ -109,6 +109,8 @@ impl Record {
             epoch: self.epoch.clone().filter(|_| role == Role::Varnish),
             zone: self.zone.clone(),
             labels: self.labels.clone(),
+            // The keeper has those of the configuration: why no record names any is in `fleet/headers.rs`.
+            headers: PurgeHeaders::default(),
         }
     }
 }

@@ -1,0 +1,201 @@
+//! `purge.headers` and `node.headers`: fields by which a VCL knows who may purge.
+//!
+//! A value is text, or `{ file = "…" }`: the file is read again for each batch of purges and each health check, so that a
+//! key can be changed in both places without a restart.
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
+
+use crate::fleet::{FieldValue, PurgeHeaders};
+
+/// The longest value, in bytes: Varnish takes 8 KiB with the name, and other fields stand beside it.
+const LONGEST: u64 = 4096;
+
+/// Fields that say where a request goes, how it is framed, or what is purged.
+const TAKEN: [&str; 14] = [
+    "authorization",
+    "connection",
+    "content-length",
+    "expect",
+    "host",
+    "keep-alive",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "x-magento-purge-soft",
+    "x-magento-tags-pattern",
+    "x-pool",
+    "via",
+];
+
+/// Why a field cannot be sent. Never repeats its value.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("header {name}: {reason}")]
+pub struct HeaderError {
+    /// The field.
+    pub name: String,
+    /// What is wrong and what is allowed.
+    pub reason: String,
+}
+
+/// The fields with their values, read now from the files that have them.
+///
+/// # Errors
+/// A file that cannot be read, or that holds no value.
+pub async fn reveal(headers: &PurgeHeaders) -> Result<Vec<(String, String)>, HeaderError> {
+    let has_files = headers.iter().any(|(_, value)| matches!(value, FieldValue::File(_)));
+    if !has_files {
+        return read(headers);
+    }
+    let headers = headers.clone();
+    match tokio::task::spawn_blocking(move || read(&headers)).await {
+        Ok(read) => read,
+        Err(_) => Err(HeaderError { name: "of a purge".to_owned(), reason: "the runtime ends".to_owned() }),
+    }
+}
+
+fn read(headers: &PurgeHeaders) -> Result<Vec<(String, String)>, HeaderError> {
+    let revealed = headers.iter().map(|(name, value)| match value_of(value) {
+        Ok(value) => Ok((name.to_owned(), value)),
+        Err(reason) => Err(HeaderError { name: name.to_owned(), reason }),
+    });
+    revealed.collect()
+}
+
+/// What is wrong with fields, by name.
+pub(super) fn faults(headers: &PurgeHeaders) -> Vec<(String, String)> {
+    let fault = |(name, value)| {
+        let reason = if is_free(name) { value_of(value).err() } else { Some(NAME_WANTED.to_owned()) };
+        reason.map(|reason| (name.to_owned(), reason))
+    };
+    headers.iter().filter_map(fault).collect()
+}
+
+const NAME_WANTED: &str = "wanted a header name of letters, digits and !#$%&'*+-.^_`|~ such as X-Purge-Key, and none that \
+                           says what is purged, where it goes or how it is framed";
+
+fn is_free(name: &str) -> bool {
+    let lower = name.to_ascii_lowercase();
+    let is_ours = lower.starts_with("xkey") || lower.starts_with("x-clearcoat-") || lower.starts_with("proxy-");
+    http::HeaderName::try_from(name).is_ok() && !is_ours && !TAKEN.contains(&&*lower)
+}
+
+fn value_of(value: &FieldValue) -> Result<String, String> {
+    match value {
+        FieldValue::Text(text) => checked(text, "the value"),
+        FieldValue::File(path) => from_file(path),
+    }
+}
+
+/// White space around it (the newline that editors add) does not count.
+fn from_file(path: &Path) -> Result<String, String> {
+    let mut text = String::new();
+    let read = File::open(path).and_then(|file| file.take(LONGEST + 1).read_to_string(&mut text));
+    read.map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    checked(text.trim_ascii(), &path.display().to_string())
+}
+
+fn checked(value: &str, what: &str) -> Result<String, String> {
+    let is_text = value.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic());
+    let is_value = is_text && !value.is_empty() && value.len() as u64 <= LONGEST && value.trim_ascii() == value;
+    is_value.then(|| value.to_owned()).ok_or_else(|| {
+        format!("{what} must be one line of 1 to {LONGEST} printable ASCII characters, without blanks around it")
+    })
+}
+
+struct Fields;
+
+impl<'de> Visitor<'de> for Fields {
+    type Value = PurgeHeaders;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a table of header names such as { X-Purge-Key = { file = \"/run/secrets/purge-key\" } }")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<PurgeHeaders, A::Error> {
+        let mut fields = Vec::new();
+        while let Some((name, Value(value))) = map.next_entry()? {
+            fields.push((name, value));
+        }
+        Ok(fields.into_iter().collect())
+    }
+}
+
+/// Reads the table.
+pub(super) fn table<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PurgeHeaders, D::Error> {
+    deserializer.deserialize_map(Fields)
+}
+
+/// One value of it.
+struct Value(FieldValue);
+
+impl<'de> Deserialize<'de> for Value {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OneValue;
+        impl<'de> Visitor<'de> for OneValue {
+            type Value = Value;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string, or { file = \"/run/secrets/purge-key\" }")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Value, E> {
+                Ok(Value(FieldValue::Text(text.into())))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+                let file = match map.next_entry::<String, PathBuf>()? {
+                    Some((key, file)) if key == "file" => file,
+                    _ => return Err(A::Error::custom("wanted a string, or a table with the one key file")),
+                };
+                match map.next_key::<String>()? {
+                    None => Ok(Value(FieldValue::File(file))),
+                    Some(_) => Err(A::Error::custom("wanted a string, or a table with the one key file")),
+                }
+            }
+        }
+        deserializer.deserialize_any(OneValue)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_is_one_line_and_a_name_is_free() {
+        for good in ["s3cret", "Bearer a b", "~!"] {
+            assert!(checked(good, "it").is_ok(), "{good}");
+        }
+        for bad in ["", " a", "a ", "a\r\nX: y", "schlüssel", &"x".repeat(4097)] {
+            let reason = checked(bad, "it").unwrap_err();
+            assert!(bad.len() < 3 || !reason.contains(bad), "{reason}");
+        }
+        assert!(is_free("X-Purge-Key") && is_free("X_Key"));
+        for taken in ["", "a b", "Host", "X-POOL", "xkey-purge", "X-Clearcoat-Flush", "Transfer-Encoding", "a:"] {
+            assert!(!is_free(taken), "{taken}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_is_read_each_time_and_its_content_never_shown() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let headers: PurgeHeaders =
+            [("X-Key".to_owned(), FieldValue::File(file.path().to_owned()))].into_iter().collect();
+        for key in ["one\n", "two"] {
+            std::fs::write(file.path(), key).unwrap();
+            assert_eq!(reveal(&headers).await.unwrap(), [("X-Key".to_owned(), key.trim().to_owned())]);
+        }
+        for bad in ["", "two\nlines"] {
+            std::fs::write(file.path(), bad).unwrap();
+            let error = reveal(&headers).await.unwrap_err().to_string();
+            assert!(error.contains("X-Key") && error.contains(file.path().to_str().unwrap()), "{error}");
+            assert!(!error.contains("lines"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! The trial: whether a Varnish carries out purges is not believed but tried.
+//!
+//! A VCL that takes Magento's pattern apart answers `200 Purged` to a pattern that it cannot take apart, and keeps the
+//! page. Nothing in its answers shows that, and the first to notice would be a shopper. So a Varnish that has come up is
+//! asked for a page of our own, which the origin listener answers itself; twice, to see that it keeps it; then the page
+//! is purged, in the words of the node's `delivery` and compiled as real purges are; then it is asked for once more. A
+//! page that is still the same one is proof: this node does not carry out such purges, and must not serve.
+//!
+//! Whatever else comes of it (the VCL passes the page, answers the path itself, fetches from elsewhere) proves nothing
+//! and keeps nobody out. A verdict needs an answer after an acknowledgement, several times over: vmod_xkey serves a page
+//! a moment before it can be purged, and a VCL that purges softly serves the old page once more.
+//!
+//! If another `delivery` would do, the node is out and the log says what to set. If none would, its VCL may be one of a
+//! shop that purges by URL alone, to which nothing is owed about tags: it is out from the first purge of tags on.
+
+mod node;
+mod page;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+
+use crate::fleet::{Live, Node, NodeId, TrialState};
+use crate::purge::Guard;
+use crate::telemetry::Metrics;
+
+use page::Page;
+pub use page::is_ours;
+
+/// The longest host of real traffic that a trial is asked with, in bytes: that of a DNS name and a port.
+const LONGEST_HOST: usize = 260;
+
+/// The trials of all nodes, and the pages that the origin answers for them.
+pub struct Trials {
+    /// Who knows whether anything was purged by tags.
+    guard: Arc<Guard>,
+    metrics: Arc<Metrics>,
+    /// The host to ask with while no client has come.
+    default_host: String,
+    /// That of a client at the edge, and whether another one is wanted.
+    host: Mutex<Option<Arc<str>>>,
+    wants_host: AtomicBool,
+    /// The pages under trial: as many as there are nodes, at most.
+    pages: Mutex<HashMap<String, Page>>,
+    running: Mutex<BTreeMap<NodeId, Running>>,
+    /// Grows whenever a node has been tried.
+    progress: watch::Sender<u64>,
+}
+
+/// The task that tries one node, again and again.
+struct Running {
+    task: JoinHandle<()>,
+    wake: Arc<Notify>,
+    node: Arc<Node>,
+    /// What came of it, in words; empty if all is well.
+    finding: Arc<str>,
+}
+
+impl Trials {
+    /// No trial yet. `host` is what pages are asked for with until a client has come to the edge.
+    pub fn new(host: &str, guard: Arc<Guard>, metrics: Arc<Metrics>) -> Self {
+        let default_host = if host.is_empty() { "clearcoat".to_owned() } else { host.to_owned() };
+        Trials {
+            guard,
+            metrics,
+            default_host,
+            host: Mutex::default(),
+            wants_host: AtomicBool::new(true),
+            pages: Mutex::default(),
+            running: Mutex::default(),
+            progress: watch::Sender::new(0),
+        }
+    }
+
+    /// Tries this node from now on, whenever [`Trials::is_up`] says so, and now and then.
+    pub fn start(self: &Arc<Self>, node: &Arc<Node>) {
+        let wake = Arc::new(Notify::new());
+        let task = tokio::spawn(node::run(Arc::clone(self), Arc::clone(node), Arc::clone(&wake)));
+        let running = Running { task, wake, node: Arc::clone(node), finding: "".into() };
+        if let Some(before) = self.running().insert(node.id().clone(), running) {
+            before.task.abort();
+        }
+    }
+
+    /// Tries this node no more.
+    pub fn stop(&self, id: &NodeId) {
+        if let Some(running) = self.running().remove(id) {
+            running.task.abort();
+        }
+    }
+
+    /// A node has come up: it may have another VCL than before.
+    pub fn is_up(&self, id: &NodeId) {
+        if let Some(running) = self.running().get(id) {
+            running.wake.notify_one();
+        }
+    }
+
+    /// Whether a node may serve clients, as far as its trial says.
+    pub fn admits(&self, node: &Live) -> bool {
+        match node.trial() {
+            TrialState::Untried | TrialState::Passed | TrialState::Inconclusive => true,
+            TrialState::WithoutTags => !self.guard.has_tags(),
+            TrialState::Failed => false,
+        }
+    }
+
+    /// What came of the trial of a node, in words; empty if all is well, or nothing is known.
+    pub fn finding(&self, id: &NodeId) -> Arc<str> {
+        self.running().get(id).map_or_else(|| "".into(), |running| Arc::clone(&running.finding))
+    }
+
+    /// Returns when every node in `among` has been tried once.
+    pub async fn all_tried(&self, among: impl Fn() -> Vec<Arc<Node>>) {
+        let mut progress = self.progress.subscribe();
+        while among().iter().any(|node| node.live.trial() == TrialState::Untried) {
+            if progress.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// A client has come to the edge with this host: the next trial asks with it. One is taken after each trial, so that
+    /// requests cost a glance. A stranger's choice is of no use to him: a VCL that does not know the host makes a trial
+    /// prove nothing, and the next one has another.
+    pub fn saw_host(&self, host: Option<&[u8]>) {
+        if !self.wants_host.load(Ordering::Relaxed) {
+            return;
+        }
+        let host = host.and_then(|host| std::str::from_utf8(host).ok()).filter(|host| host.len() <= LONGEST_HOST);
+        if let Some(host) = host {
+            self.wants_host.store(false, Ordering::Relaxed);
+            *self.host.lock().unwrap_or_else(PoisonError::into_inner) = Some(host.into());
+        }
+    }
+
+    /// The answer of the origin listener to a path below `/.clearcoat`: the page, if it is under trial.
+    pub fn answer(&self, path: &[u8]) -> Option<Vec<u8>> {
+        let path = std::str::from_utf8(path).ok()?;
+        self.pages().get(path).map(Page::answer)
+    }
+
+    fn host(&self) -> String {
+        let seen = self.host.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        seen.map_or_else(|| self.default_host.clone(), |host| host.as_ref().to_owned())
+    }
+
+    /// What came of a trial: shown, counted, and logged if it is news.
+    fn publish(&self, node: &Node, state: TrialState, finding: &str) {
+        let told = {
+            let mut running = self.running();
+            // Another task has this id by now, or none.
+            let Some(mine) = running.get_mut(node.id()).filter(|running| running.node.key == node.key) else { return };
+            std::mem::replace(&mut mine.finding, finding.into())
+        };
+        node.live.set_trial(state);
+        if let Some(varnish) = &self.metrics.node(node.spec.role, node.id()).varnish {
+            varnish.trial_failed.set(matches!(state, TrialState::Failed | TrialState::WithoutTags).into());
+        }
+        self.wants_host.store(true, Ordering::Relaxed);
+        self.progress.send_modify(|tried| *tried += 1);
+        let id = node.id();
+        if *told == *finding {
+            return;
+        }
+        match state {
+            TrialState::Failed | TrialState::WithoutTags => tracing::warn!(node = %id, "{finding}"),
+            TrialState::Inconclusive => tracing::info!(node = %id, "{finding}"),
+            TrialState::Passed | TrialState::Untried => {
+                tracing::info!(node = %id, "purges take pages out of this Varnish")
+            }
+        }
+    }
+
+    // What they guard is whole after every call, so a panic elsewhere leaves nothing half done.
+    fn pages(&self) -> MutexGuard<'_, HashMap<String, Page>> {
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn running(&self) -> MutexGuard<'_, BTreeMap<NodeId, Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

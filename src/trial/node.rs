@@ -1,0 +1,155 @@
+//! The trial of one node.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{sleep, timeout};
+
+use super::Trials;
+use super::page::{Page, name_in};
+use crate::fleet::{Delivery, Node, TrialState};
+use crate::purge::{Ban, compile};
+use crate::varnish::http::{Answer, DeliveryError, Link};
+
+/// How long one step may take.
+const STEP: Duration = Duration::from_secs(2);
+
+/// The pauses before the attempts at a trial that proves nothing: with several clearcoats, the Varnish may have asked
+/// another one for the page.
+const ATTEMPTS: [Duration; 3] = [Duration::ZERO, Duration::from_millis(300), Duration::from_secs(2)];
+
+/// How often a page is asked for until it comes twice.
+const ASKED: usize = 5;
+
+/// The pauses before each time that a page is purged which is still there.
+const PURGED: [Duration; 3] = [Duration::ZERO, Duration::from_millis(50), Duration::from_millis(250)];
+
+/// How long after a trial the next one follows, unless the node comes up before: soon if somebody has to change
+/// something.
+const AGAIN_PASSED: Duration = Duration::from_secs(600);
+const AGAIN_INCONCLUSIVE: Duration = Duration::from_secs(60);
+const AGAIN_FAILED: Duration = Duration::from_secs(5);
+
+/// Tries a node whenever it is woken, and now and then.
+pub(super) async fn run(trials: Arc<Trials>, node: Arc<Node>, wake: Arc<Notify>) {
+    wake.notified().await;
+    loop {
+        let (state, finding) = try_node(&trials, &node).await;
+        trials.publish(&node, state, &finding);
+        let pause = match state {
+            TrialState::Failed | TrialState::WithoutTags => AGAIN_FAILED,
+            TrialState::Inconclusive => AGAIN_INCONCLUSIVE,
+            TrialState::Passed | TrialState::Untried => AGAIN_PASSED,
+        };
+        // Woken early or not: a trial follows.
+        _ = timeout(pause.mul_f64(0.9 + 0.2 * fastrand::f64()), wake.notified()).await;
+    }
+}
+
+/// One trial: what it says of the node, and that in words.
+async fn try_node(trials: &Trials, node: &Node) -> (TrialState, String) {
+    let mut why = String::new();
+    for pause in ATTEMPTS {
+        sleep(pause).await;
+        let trial = Trial { trials, node, page: Page::new(), link: Link::to(&node.spec, STEP) };
+        match trial.run().await {
+            Ok(conclusion) => return conclusion,
+            Err(reason) => why = reason,
+        }
+    }
+    (TrialState::Inconclusive, format!("whether purges take pages out of this Varnish could not be tried: {why}"))
+}
+
+/// A page under trial at a node. The origin answers it for as long as this value lives.
+struct Trial<'t> {
+    trials: &'t Trials,
+    node: &'t Node,
+    page: Page,
+    link: Link,
+}
+
+impl Drop for Trial<'_> {
+    fn drop(&mut self) {
+        self.trials.pages().remove(&self.page.path());
+    }
+}
+
+impl Trial<'_> {
+    /// What came of it, or why it proves nothing.
+    async fn run(mut self) -> Result<(TrialState, String), String> {
+        self.trials.pages().insert(self.page.path(), self.page.clone());
+        let name = self.stored().await?;
+        let configured = self.node.spec.delivery;
+        if self.is_gone(&name, configured).await? {
+            return Ok((TrialState::Passed, String::new()));
+        }
+        for other in [Delivery::Magento, Delivery::MagentoPlain, Delivery::Xkey] {
+            if other != configured && self.is_gone(&name, other).await? {
+                let finding = format!(
+                    "purges do not take pages out of this Varnish: its VCL does not carry out delivery = \"{configured}\", but \
+                     \"{other}\"; set that for the node. It gets no traffic"
+                );
+                return Ok((TrialState::Failed, finding));
+            }
+        }
+        let finding = "no purge by tags takes pages out of this Varnish, in no form of delivery: once tags are purged, it \
+                       gets no traffic. Its VCL must ban by X-Magento-Tags-Pattern, or purge by xkey-purge (`clearcoat vcl`)";
+        Ok((TrialState::WithoutTags, finding.to_owned()))
+    }
+
+    /// The name of the page once the node keeps it.
+    async fn stored(&mut self) -> Result<String, String> {
+        let mut before = None;
+        for _ in 0..ASKED {
+            let now = self.ask().await?;
+            match now {
+                Ok(name) if before.as_ref() == Some(&name) => return Ok(name),
+                Ok(name) => before = Some(name),
+                // Another clearcoat may have been asked.
+                Err(404) => {}
+                Err(status) => return Err(format!("it answers {status} for our page")),
+            }
+        }
+        Err(match before {
+            Some(_) => "it does not keep our page".to_owned(),
+            None => {
+                "it does not fetch our page from our origin listener, or its VCL answers the path itself".to_owned()
+            }
+        })
+    }
+
+    /// Whether purging in this form takes the page out.
+    async fn is_gone(&mut self, name: &str, delivery: Delivery) -> Result<bool, String> {
+        let bans = compile([&self.page.purge()], delivery, self.node.spec.header_limit).bans;
+        let (bans, mut answers): (Vec<&Ban>, _) = (bans.iter().collect(), Vec::new());
+        for pause in PURGED {
+            sleep(pause).await;
+            self.link.round_trip(&bans, STEP, &mut answers).await.map_err(|error| error.to_string())?;
+            for answer in &answers {
+                match *answer {
+                    Answer::Done { .. } => {}
+                    // It has understood, and not done it.
+                    Answer::Failed { status: ..500 } => return Ok(false),
+                    Answer::Failed { status } => return Err(DeliveryError::of_status(status).to_string()),
+                }
+            }
+            // Twice: a page that was purged softly comes once more.
+            for _ in 0..2 {
+                match self.ask().await? {
+                    Ok(now) if now == name => {}
+                    Ok(_) | Err(404) => return Ok(true),
+                    Err(status) => return Err(format!("it answers {status} for our page")),
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// Asks for the page: its name, or the status of an answer that has none.
+    async fn ask(&mut self) -> Result<Result<String, u16>, String> {
+        let request = self.page.request(&self.trials.host());
+        let (status, body) = self.link.ask(request.as_bytes()).await.map_err(|error| error.to_string())?;
+        Ok(name_in(&body).filter(|_| status == 200).ok_or(status))
+    }
+}

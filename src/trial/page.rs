@@ -1,0 +1,124 @@
+//! The page that is tried: three tags with a common beginning, and another name each time it is rendered.
+//!
+//! The beginning is what a pattern for several tags shares, and what a VCL that takes patterns apart stumbles over; and a
+//! page with several tags is what a VCL stumbles over that takes them for one key. So the purge names one tag of the page,
+//! the middle one, and two that no page has.
+
+use crate::purge::{Purge, TagSet, Target, to_magento};
+
+/// Where pages of ours are.
+const FOLDER: &[u8] = b"/.clearcoat";
+
+/// What stands before the name of a rendered page, in its body.
+const MARK: &str = "clearcoat trial ";
+
+/// Hexadecimal digits of a name.
+const NAME: usize = 32;
+
+/// Whether a path is one of clearcoat's own, which no client asks for.
+pub fn is_ours(path: &[u8]) -> bool {
+    path.strip_prefix(FOLDER).is_some_and(|rest| matches!(rest.first(), None | Some(b'/')))
+}
+
+/// A page under trial.
+#[derive(Clone, Debug)]
+pub(super) struct Page {
+    token: String,
+}
+
+impl Page {
+    /// Another one each time: nobody can guess it.
+    pub(super) fn new() -> Self {
+        Page { token: name() }
+    }
+
+    /// What it is asked for by.
+    pub(super) fn path(&self) -> String {
+        format!("/.clearcoat/trial/{}", self.token)
+    }
+
+    /// The request for it. `X-Forwarded-Proto` for a VCL that sends plain requests away.
+    pub(super) fn request(&self, host: &str) -> String {
+        format!(
+            "GET {} HTTP/1.1\r\nHost: {host}\r\nX-Forwarded-Proto: https\r\nUser-Agent: clearcoat/{}\r\nAccept: text/html\r\n\r\n",
+            self.path(),
+            env!("CARGO_PKG_VERSION")
+        )
+    }
+
+    /// The answer of a web node that had it, whole: another one each time. It lives for longer than a trial.
+    pub(super) fn answer(&self) -> Vec<u8> {
+        let body = format!("<!doctype html><title>clearcoat</title><p>{MARK}{}</p>\n", name());
+        let [one, two, three] = [1, 2, 3].map(|number| self.tag(number));
+        let head = format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\nCache-Control: public, max-age=120, s-maxage=120\r\n\
+             X-Magento-Tags: {one},{two},{three}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+            body.len()
+        );
+        (head + &body).into_bytes()
+    }
+
+    /// The purge that takes it out.
+    pub(super) fn purge(&self) -> Purge {
+        let tags = [2, 4, 5].map(|number| self.tag(number));
+        // As Magento would send them; letters, digits and `_` are always a list of tags.
+        let tags = TagSet::from_magento(&to_magento(tags.iter().map(String::as_str)));
+        Purge { targets: tags.map(Target::Tags).into_iter().collect(), soft: false }
+    }
+
+    fn tag(&self, number: u8) -> String {
+        format!("clearcoat_{}_{number}", &self.token[..8])
+    }
+}
+
+/// The name of a rendered page, from its body.
+pub(super) fn name_in(body: &[u8]) -> Option<String> {
+    let body = String::from_utf8_lossy(body);
+    let (_, rest) = body.split_once(MARK)?;
+    rest.get(..NAME).map(str::to_owned)
+}
+
+fn name() -> String {
+    format!("{:032x}", fastrand::u128(..))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::{DEFAULT_HEADER_LIMIT, Delivery};
+    use crate::purge::{Ban, compile};
+
+    #[test]
+    fn a_page_has_another_name_each_time_and_can_be_told_by_it() {
+        let page = Page::new();
+        let body = |answer: Vec<u8>| String::from_utf8(answer).unwrap().split_once("\r\n\r\n").unwrap().1.to_owned();
+        let (one, two) = (body(page.answer()), body(page.answer()));
+        assert_ne!(name_in(one.as_bytes()).unwrap(), name_in(two.as_bytes()).unwrap());
+        assert_eq!(name_in(one.as_bytes()).unwrap().len(), NAME);
+        for other in ["", "clearcoat trial 12", "<h1>shop</h1>"] {
+            assert_eq!(name_in(other.as_bytes()), None);
+        }
+    }
+
+    #[test]
+    fn the_purge_is_one_that_a_vcl_with_words_stumbles_over() {
+        let page = Page::new();
+        let Ban::Tags { pattern, .. } = &compile([&page.purge()], Delivery::Magento, DEFAULT_HEADER_LIMIT).bans[0]
+        else {
+            panic!("no pattern")
+        };
+        // No tag stands in it as it is.
+        assert!(!pattern.contains(&page.tag(2)) && pattern.contains("_[245]"), "{pattern}");
+        assert!(String::from_utf8(page.answer()).unwrap().contains(&page.tag(2)));
+    }
+
+    #[test]
+    fn no_path_of_a_shop_is_ours() {
+        for ours in ["/.clearcoat", "/.clearcoat/", "/.clearcoat/trial/1"] {
+            assert!(is_ours(ours.as_bytes()), "{ours}");
+        }
+        for other in ["/", "/.clearcoats", "/clearcoat", "/a/.clearcoat/", "/.clearcoat.html"] {
+            assert!(!is_ours(other.as_bytes()), "{other}");
+        }
+    }
+}

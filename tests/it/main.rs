@@ -18,6 +18,7 @@ mod fan_out;
 mod forms;
 mod guard;
 mod overload;
+mod patterns;
 mod purging;
 mod refusals;
 mod registry;

@@ -146,13 +146,9 @@ impl Parser<'_> {
             let Some(byte) = self.next() else { return Ok(()) };
             sequence.push(Node::Byte(byte));
         }
-        let at = self.at;
-        match self.peek() {
-            Some(b'?' | b'*' | b'+' | b'{') => match sequence.pop() {
-                Some(last) => sequence.push(self.repeated(last)?),
-                None => return Err(self.error(at, "a quantifier behind nothing")),
-            },
-            _ => {}
+        if matches!(self.peek(), Some(b'?' | b'*' | b'+' | b'{')) {
+            let last = sequence.pop().ok_or_else(|| self.error(self.at, "a quantifier behind nothing"))?;
+            sequence.push(self.repeated(last)?);
         }
         Ok(())
     }

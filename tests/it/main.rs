@@ -20,6 +20,7 @@ mod guard;
 mod odd_purges;
 mod other_vcls;
 mod overload;
+mod patterns;
 mod purging;
 mod refusals;
 mod registry;

@@ -42,7 +42,9 @@ fn what_no_varnish_would_carry_out_is_answered_400_with_the_header_at_fault() {
         assert!(error(&answer).contains(named), "{headers}: {answer:?}");
     }
     assert_nothing_accepted(&fleet);
-    assert_eq!(fleet.clearcoat.metric("clearcoat_purges_total{kind=\"none\",result=\"refused\"}"), 7.0);
+    assert_eq!(fleet.clearcoat.metric("clearcoat_purges_total{kind=\"none\",result=\"refused\"}"), 6.0);
+    // Magento sends one before a pattern that is longer than its chunks: nothing to worry about.
+    assert_eq!(fleet.clearcoat.metric("clearcoat_purges_total{kind=\"none\",result=\"empty\"}"), 1.0);
 }
 
 #[test]
@@ -73,7 +75,8 @@ fn a_request_beyond_the_limit_is_answered_413() {
         assert_eq!((answer.status, error(&answer).as_str()), (413, "request is too large"));
     }
     let in_many_headers = format!("PURGE / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X-Pool: shop\r\n".repeat(200));
-    assert_eq!(exchange(fleet.clearcoat.purge, in_many_headers).expect("an answer").status, 431);
+    let answer = exchange(fleet.clearcoat.purge, in_many_headers).expect("an answer");
+    assert_eq!((answer.status, error(&answer).as_str()), (413, "more than 100 header fields"));
     assert_nothing_accepted(&fleet);
 
     // Nor is anything of it accepted later: the next purge is the first one.

@@ -74,21 +74,32 @@ fn narrow_one(sequence: &mut Vec<Node>, ends: Ends) -> Result<bool, BadPattern> 
 
 /// Leaves out at the ends of the pattern what a search does by itself: there, only so many bytes count as must be.
 fn trim(sequence: &mut Vec<Node>, ends: Ends) {
-    while ends.tail {
-        match &mut sequence[..] {
-            // `.*` reaches the end, or a place where the rest of the pattern is empty.
-            [.., last, Node::End] if is_anything(last) => _ = sequence.pop(),
-            [.., last] if has_slack(last) => drop_slack(sequence, false),
-            _ => break,
-        }
+    if ends.tail {
+        while trim_tail(sequence) {}
     }
-    while ends.head {
-        match &mut sequence[..] {
-            [Node::Start, first, ..] if is_anything(first) => _ = sequence.remove(0),
-            [first, ..] if has_slack(first) => drop_slack(sequence, true),
-            _ => break,
-        }
+    if ends.head {
+        while trim_head(sequence) {}
     }
+}
+
+/// Says whether there was something to leave out.
+fn trim_tail(sequence: &mut Vec<Node>) -> bool {
+    match &sequence[..] {
+        // `.*` reaches the end.
+        [.., last, Node::End] if is_anything(last) => _ = sequence.pop(),
+        [.., last] if has_slack(last) => drop_slack(sequence, sequence.len() - 1),
+        _ => return false,
+    }
+    true
+}
+
+fn trim_head(sequence: &mut Vec<Node>) -> bool {
+    match &sequence[..] {
+        [Node::Start, first, ..] if is_anything(first) => _ = sequence.remove(0),
+        [first, ..] if has_slack(first) => drop_slack(sequence, 0),
+        _ => return false,
+    }
+    true
 }
 
 /// Whether it is a repeat of single bytes that can take more than it must.
@@ -96,8 +107,7 @@ fn has_slack(node: &Node) -> bool {
     matches!(node, Node::Repeat { node, min, max, .. } if node.class().is_some() && Some(*min) != *max)
 }
 
-fn drop_slack(sequence: &mut Vec<Node>, at_head: bool) {
-    let at = if at_head { 0 } else { sequence.len() - 1 };
+fn drop_slack(sequence: &mut Vec<Node>, at: usize) {
     match &mut sequence[at] {
         Node::Repeat { min: 0, .. } => _ = sequence.remove(at),
         Node::Repeat { min: 1, node, .. } => sequence[at] = node.as_ref().clone(),

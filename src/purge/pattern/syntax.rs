@@ -13,8 +13,8 @@ use super::BadPattern;
 use super::class::{Class, write_byte};
 
 /// Groups within groups. Each takes some of the stack of a worker of Varnish when it compiles the pattern (80 KiB, and
-/// 64 KiB in Varnish 6.0), and one of its 20 levels when it matches.
-pub(crate) const MAX_NESTING: usize = 20;
+/// 64 KiB in Varnish 6.0), and one of its 20 levels when it matches, where the rest of the pattern needs some too.
+pub(crate) const MAX_NESTING: usize = 16;
 
 /// The largest number in `{n,m}`. PCRE writes the repeated part out so many times.
 const MAX_COUNT: u32 = 1000;
@@ -101,7 +101,7 @@ impl Parser<'_> {
     }
 
     fn not_allowed(&self, at: usize, end: usize) -> BadPattern {
-        let text = self.pattern[at..end.min(self.pattern.len())].escape_ascii();
+        let text = String::from_utf8_lossy(&self.pattern[at..end.min(self.pattern.len())]);
         self.error(at, format!("{text} is not read alike by every Varnish; {ALLOWED}"))
     }
 
@@ -146,13 +146,9 @@ impl Parser<'_> {
             let Some(byte) = self.next() else { return Ok(()) };
             sequence.push(Node::Byte(byte));
         }
-        let at = self.at;
-        match self.peek() {
-            Some(b'?' | b'*' | b'+' | b'{') => match sequence.pop() {
-                Some(last) => sequence.push(self.repeated(last)?),
-                None => return Err(self.error(at, "a quantifier behind nothing")),
-            },
-            _ => {}
+        if matches!(self.peek(), Some(b'?' | b'*' | b'+' | b'{')) {
+            let last = sequence.pop().ok_or_else(|| self.error(self.at, "a quantifier behind nothing"))?;
+            sequence.push(self.repeated(last)?);
         }
         Ok(())
     }

@@ -123,7 +123,7 @@ fn what_makes_a_worker_panic_is_refused_with_its_place() {
         ("^(?!.*cms).*", "at byte 5: a repeat that passes commas"),
         ("^(.*foo|bar)", "at byte 3: a repeat"),
         ("(,.*)?x(.*b)?c", "at byte 3: a repeat"),
-        ("(((((((((((((((((((((a)))))))))))))))))))))", "at byte 20: more than 20 groups"),
+        ("(((((((((((((((((((((a)))))))))))))))))))))", "at byte 16: more than 16 groups"),
     ] {
         assert!(refusal(pattern).starts_with(at), "{pattern}: {}", refusal(pattern));
     }
@@ -137,7 +137,7 @@ fn what_not_every_pcre_reads_alike_is_refused_with_its_place() {
         ("(?aD)cat_p_1", "at byte 0: (?aD is not"),
         ("(*scan_substring:(0)x)|cat_p_1", "at byte 0: (*sc is not"),
         ("(?<=a.{0,3}_)1", "at byte 0: what"),
-        ("\\N{U+63}at_p_1", "at byte 0: \\\\N is not"),
+        ("\\N{U+63}at_p_1", "at byte 0: \\N is not"),
         ("(?xx)cat_p_1", "at byte 0: "),
         ("[[:<:]]cat_p_1", "at byte 1: "),
         ("(?[\\w])at_p_1", "at byte 0: "),

@@ -134,13 +134,16 @@ impl Handler for Admin {
 }
 
 impl Admin {
-    /// Not ready before the first round of deliveries, and not once the process is about to end. The fleet's state
-    /// has no say: a balancer that took us out because the shop is ill would make it worse.
+    /// Not ready before the first round of deliveries, not while the journal takes no purges, and not once the process is
+    /// about to end. The fleet's state has no say: a balancer that took us out because the shop is ill would make it worse.
     fn ready(&self) -> Response {
         if self.shutdown.stage() != Stage::Running {
             text(503, "draining\n")
         } else if !*self.open.borrow() {
             text(503, "starting\n")
+        } else if let Some(trouble) = self.journal.trouble().filter(|trouble| trouble.refuses) {
+            // Whoever sends purges to us should send them elsewhere; traffic goes on for whoever sends it.
+            text(503, format!("journal: {}\n", trouble.reason))
         } else {
             text(200, "ready\n")
         }
@@ -199,6 +202,7 @@ impl Admin {
     fn metrics(&self) -> Response {
         let fleet = self.fleet.load();
         self.metrics.journal.head.set(self.journal.head().cast_signed());
+        self.metrics.journal.stalled.set(self.journal.trouble().is_some().into());
         self.metrics.journal.spooled.set(i64::try_from(self.spooled().unwrap_or(0)).unwrap_or(i64::MAX));
         if let Some(link) = self.registry.as_ref().map(RegistryView::of) {
             self.metrics.registry.connected.set(link.connected.into());

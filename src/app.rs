@@ -40,7 +40,7 @@ use crate::proxy;
 use crate::purge_api::PurgeApi;
 use crate::replicas::Replicas;
 use crate::shutdown::{self, Shutdown, ShutdownHandle, Stage};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, causes};
 use crate::tls;
 use crate::trial::Trials;
 use engine::Engine;
@@ -248,7 +248,7 @@ impl App {
         }
         tasks.shutdown().await;
         if let Err(error) = journal.save_cursors(deliveries.cursors()).await {
-            tracing::warn!(%error, "cursors could not be saved");
+            tracing::warn!(error = %causes(&error), "cursors could not be saved");
         }
     }
 }

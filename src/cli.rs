@@ -36,6 +36,9 @@ enum Command {
     Purge(Box<purge::Purge>),
     Status(status::Status),
     Vcl(vcl::Vcl),
+    /// What `serve` starts for itself, to write the journal's files.
+    #[command(name = crate::journal::FILES_COMMAND, hide = true, after_help = "Example:\n  none: clearcoat serve runs it")]
+    JournalFiles,
 }
 
 /// Where the configuration is.
@@ -73,6 +76,7 @@ impl Cli {
             Command::Purge(purge) => block_on(purge.run())?,
             Command::Status(status) => block_on(status.run())?,
             Command::Vcl(vcl) => vcl.run()?,
+            Command::JournalFiles => crate::journal::serve_files()?,
         }
         Ok(ExitCode::SUCCESS)
     }

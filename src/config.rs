@@ -38,7 +38,7 @@ pub use error::{ConfigError, ConfigErrors};
 pub use fleet::{Dns, Etcd, Registry, RegistryKind, Replica, StaticNode};
 pub use headers::{HeaderError, reveal};
 pub use health::{HealthChecks, VarnishChecks, WebChecks};
-pub use journal::{Journal, JournalKind};
+pub use journal::{Damaged, FirstStart, Journal, JournalKind};
 pub use limits::Limits;
 pub use node::{HEADER_LIMIT, MAX_WEIGHT, NodeFacts, is_host_port};
 pub use process::{Admin, Log, LogFormat, LogLevel, Runtime};

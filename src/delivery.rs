@@ -60,7 +60,7 @@ use crate::fleet::{Fence, Health, Node, NodeId, Snapshot};
 use crate::journal::{Cursor, Journal, Missed, Position};
 use crate::purge::{Ban, Guard, Target};
 use crate::slow_start::SlowStart;
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, causes};
 pub use requests::Refusable;
 use requests::Requests;
 
@@ -402,7 +402,7 @@ impl Deliveries {
     /// Saves every cursor until the process ends, at most once a second, and once a minute also without a change: a
     /// cursor that is not renewed is forgotten after the journal's retention.
     pub async fn save_cursors(&self) {
-        let mut saved = Vec::new();
+        let (mut saved, mut told) = (Vec::new(), false);
         let mut ticks = tokio::time::interval(Duration::from_secs(1));
         for tick in 0_u64.. {
             ticks.tick().await;
@@ -411,8 +411,12 @@ impl Deliveries {
                 continue;
             }
             match self.context.journal.save_cursors(cursors.clone()).await {
-                Ok(()) => saved = cursors,
-                Err(error) => tracing::warn!(%error, "cursors could not be saved"),
+                Ok(()) => (saved, told) = (cursors, false),
+                // Once, however long the disk refuses.
+                Err(error) if !std::mem::replace(&mut told, true) => {
+                    tracing::warn!(error = %causes(&error), "cursors could not be saved: a restart replays more");
+                }
+                Err(_) => {}
             }
         }
     }

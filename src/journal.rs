@@ -25,6 +25,7 @@ mod tail;
 
 use std::collections::HashMap;
 use std::error::Error;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -35,7 +36,7 @@ use tokio::sync::watch;
 use crate::fleet::{NodeId, is_another_life};
 use crate::purge::Purge;
 
-pub use disk::{BadEntry, Disk, OpenError};
+pub use disk::{Damage, Disk, FILES_COMMAND, OpenError, Settings, serve_files};
 pub use etcd::{Etcd, Told};
 pub use memory::Memory;
 
@@ -48,7 +49,6 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// One purge and its place. Stored as JSON, so that an operator can read what was accepted and when; the position is
 /// the key under which it is stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Entry {
     /// Its place.
     #[serde(skip)]
@@ -62,6 +62,25 @@ pub struct Entry {
     /// Its name among replicas, where there are any.
     #[serde(skip)]
     pub origin: Option<Origin>,
+}
+
+impl Entry {
+    /// Reads an entry that was stored, here or in etcd. What this version cannot understand may be a purge of anything
+    /// (a later version knows more kinds), so it is one of everything, and the error says why; where not even its time
+    /// can be read, it is `now_ms`. Fields that are not known are passed over.
+    fn read(bytes: &[u8], now_ms: u64) -> (Entry, Option<serde_json::Error>) {
+        #[derive(Deserialize)]
+        struct Dated {
+            at: u64,
+        }
+        match serde_json::from_slice(bytes) {
+            Ok(entry) => (entry, None),
+            Err(error) => {
+                let at_ms = serde_json::from_slice(bytes).map_or(now_ms, |Dated { at }| at);
+                (Entry { position: 0, at_ms, purge: Purge::everything(), origin: None }, Some(error))
+            }
+        }
+    }
 }
 
 /// What an entry is called where several journals hold the same purges.
@@ -151,12 +170,86 @@ impl Limits {
     }
 }
 
+/// Why a journal does not go on where the one before it ended. What a Varnish has of the purges before is not known then,
+/// so that each of them gets a ban of everything before it serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Anew {
+    /// Nothing is there, and nothing says that there was.
+    FirstStart,
+    /// It ended with the process before this one.
+    Memory,
+    /// It is gone. Why that is known.
+    Lost(String),
+    /// What is there is not what was there. Why that is known.
+    Replaced(String),
+    /// It cannot be read, or not in full. What is wrong with which file.
+    Damaged(String),
+}
+
+impl Anew {
+    /// Every [`reason`](Anew::reason).
+    pub const REASONS: [&'static str; 5] = ["first_start", "memory", "lost", "replaced", "damaged"];
+
+    /// In a word, for metrics and names of files.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Anew::FirstStart => "first_start",
+            Anew::Memory => "memory",
+            Anew::Lost(_) => "lost",
+            Anew::Replaced(_) => "replaced",
+            Anew::Damaged(_) => "damaged",
+        }
+    }
+
+    /// Says it, once, at the start. `path`: where the journal is.
+    fn log(&self, path: &Path) {
+        let path = path.display();
+        match self {
+            Anew::FirstStart => tracing::info!(
+                %path,
+                "there is no journal yet: each Varnish of which nobody knows how far it is gets one ban of everything before \
+                 it serves, as it may hold pages that were purged before (journal.first_start)"
+            ),
+            Anew::Memory => tracing::warn!(
+                "the journal is in memory: what was purged before this start is not known, so each Varnish gets one ban \
+                 of everything before it serves (journal.kind)"
+            ),
+            Anew::Lost(cause) | Anew::Replaced(cause) => tracing::warn!(
+                %path, cause, reason = self.reason(),
+                "the journal is not the one that was here: each Varnish gets one ban of everything before it serves"
+            ),
+            Anew::Damaged(cause) => tracing::error!(
+                %path, cause,
+                "the journal is damaged: a new one is begun, and each Varnish gets one ban of everything before it serves"
+            ),
+        }
+    }
+}
+
+/// Why a journal does not work as it should at present.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// What is wrong, with the path, for people.
+    pub reason: String,
+    /// Purges are refused for it. Otherwise they are durable elsewhere.
+    pub refuses: bool,
+}
+
 /// Why something was not written. Nothing of it was accepted, and the next attempt starts afresh.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum WriteError {
     /// The store refused. Every purge that was to be committed together carries the same source.
     #[error("the journal could not be written")]
     Failed(#[source] Arc<dyn Error + Send + Sync>),
+    /// The store does not answer. What was being written then is carried out all the same once it answers and has it:
+    /// a purge that nobody relies on drops a page too many. What comes later is refused at once and for good.
+    #[error("no answer from {} for {:.1} s", path.display(), after.as_secs_f64())]
+    Hung {
+        /// The file.
+        path: Arc<Path>,
+        /// Since it was asked.
+        after: Duration,
+    },
     /// The writer is gone: the process is shutting down, or the writer has panicked.
     #[error("the journal no longer takes anything")]
     Closed,
@@ -206,9 +299,20 @@ pub trait Journal: Send + Sync + 'static {
     /// [`WriteError`]: the older cursors stand, and a restart replays more.
     fn save_cursors(&self, cursors: Vec<(NodeId, Cursor)>) -> BoxFuture<'_, Result<(), WriteError>>;
 
-    /// Whether anything was ever appended. A journal without history has promised nothing to anybody.
+    /// Whether anything was ever promised, by this journal or by one that it took the place of. One without history has
+    /// promised nothing to anybody; one that began [anew](Anew) has a history, of which it holds nothing.
     fn has_history(&self) -> bool {
         self.head() > 0
+    }
+
+    /// Why it does not go on where the journal before it ended; `None` where it does.
+    fn anew(&self) -> Option<&Anew> {
+        None
+    }
+
+    /// What is wrong with it at present, asked without waiting.
+    fn trouble(&self) -> Option<Trouble> {
+        None
     }
 }
 

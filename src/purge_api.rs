@@ -10,6 +10,7 @@
 //! each. What they let in all together is counted here, and beyond [`MAX_UNDER_WAY`] a purge is answered 503 with
 //! `Retry-After` before anything of it is accepted.
 
+use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -29,7 +30,7 @@ use crate::http_server::{Handler, Response, json, text};
 use crate::journal::{Journal, Position};
 use crate::purge::{Parsed, Purge, Refusal, Rules, Target, parse};
 use crate::replicas::{self, Replicas};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, causes};
 
 /// Purges under way at once. A shop has tens; each costs some KiB.
 pub const MAX_UNDER_WAY: usize = 4096;
@@ -48,6 +49,7 @@ pub struct PurgeApi {
     metrics: Arc<Metrics>,
     under_way: Semaphore,
     overload_told: Mutex<Throttle>,
+    refusal_told: Mutex<Throttle>,
 }
 
 /// A purge that is under way, for as long as this value lives.
@@ -124,6 +126,7 @@ impl PurgeApi {
             metrics,
             under_way: Semaphore::new(MAX_UNDER_WAY),
             overload_told: Mutex::default(),
+            refusal_told: Mutex::default(),
         }
     }
 
@@ -195,7 +198,7 @@ impl PurgeApi {
         match replicas.receive(message).await {
             None => refused(409, "this clearcoat has a journal of its own: journal.kind is not etcd"),
             Some(Err(error)) => {
-                tracing::error!(%error, "purges of another replica could not be taken in");
+                tracing::error!(error = %causes(&error), "purges of another replica could not be taken in");
                 not_now("the purges could not be taken in")
             }
             Some(Ok(Acknowledged { applied, fenced, .. })) => json(200, &Confirmed { applied, fenced }),
@@ -244,6 +247,15 @@ impl PurgeApi {
         Some(UnderWay { _permit: permit, waiting: &self.metrics.purge.waiting })
     }
 
+    /// The cause is for the log: it has paths in it.
+    fn not_durable(&self, kind: &'static str, now_ms: u64, cause: &dyn Display) -> Response {
+        self.metrics.purge.requested(kind, "not_durable");
+        if let Some(left_out) = self.refusal_told.lock().unwrap_or_else(PoisonError::into_inner).pass(now_ms) {
+            tracing::error!(error = %cause, left_out, "a purge could not be made durable and was not accepted");
+        }
+        not_now("the purge could not be made durable and was not accepted")
+    }
+
     fn overloaded(&self, kind: &'static str, now_ms: u64) -> Response {
         self.metrics.purge.requested(kind, "overload");
         // A throttle is whole after every call, so a panic elsewhere leaves nothing half done.
@@ -259,13 +271,11 @@ impl PurgeApi {
         let kind = purge.kind();
         let named = Named::of(&purge);
         let refusable = Refusable::of(&purge);
-        let position = match self.journal.append(purge).await {
-            Ok(position) => position,
-            Err(error) => {
-                self.metrics.purge.requested(kind, "not_durable");
-                tracing::error!(%error, "a purge could not be made durable and was not accepted");
-                return not_now("the purge could not be made durable and was not accepted");
-            }
+        let position = match tokio::time::timeout(self.ack_timeout, self.journal.append(purge)).await {
+            Ok(Ok(position)) => position,
+            Ok(Err(error)) => return self.not_durable(kind, at_ms, &causes(&error)),
+            // It may be written yet, and is carried out then. Nobody was promised anything.
+            Err(elapsed) => return self.not_durable(kind, at_ms, &elapsed),
         };
         self.metrics.journal.append_duration.observe(began.elapsed().as_secs_f64());
         self.metrics.journal.head.set(self.journal.head().cast_signed());

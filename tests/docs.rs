@@ -22,6 +22,7 @@ fn every_metric_is_documented_and_every_documented_one_exists() {
     metrics.purge.named("cat_p", 1);
     metrics.purge.sent_by("10.0.0.5");
     metrics.purge.wide("cat_p");
+    metrics.journal.anew.with_label_values(&["lost"]).set(1);
     metrics.tls_certificate("a.pem", 0);
     metrics.files.share("edge_nodes");
     let text = String::from_utf8(metrics.render().unwrap()).unwrap();

@@ -12,7 +12,7 @@ use crate::config::{Config, JournalKind};
 use crate::delivery::{self, Deliveries, Pace};
 use crate::etcd::{Etcd, SharedEtcd};
 use crate::fleet::{Fence, Snapshot};
-use crate::journal::{self, Disk, Journal, Limits, Memory, Missed};
+use crate::journal::{self, Anew, Disk, Journal, Limits, Memory, Missed};
 use crate::origin::SocketDiagnosis;
 use crate::purge::Guard;
 use crate::replicas::{self, Replicas};
@@ -45,6 +45,10 @@ impl Engine {
         let guard = Arc::new(Guard::with_wire(started, SocketDiagnosis::default()));
         let etcd: Option<SharedEtcd> = config.uses_etcd().then(|| Arc::new(Etcd::new(&config.registry.etcd)));
         let (journal, shared_journal) = open_journal(config, &guard, etcd.as_ref()).await?;
+        for reason in Anew::REASONS {
+            let is_it = journal.anew().is_some_and(|anew| anew.reason() == reason);
+            metrics.journal.anew.with_label_values(&[reason]).set(is_it.into());
+        }
         // Whatever is in the journal counts as answered: nobody knows how far the last process came.
         let fence = Arc::new(Fence::at(journal.head()));
         let fleet = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
@@ -124,12 +128,20 @@ async fn open_journal(
 ) -> anyhow::Result<(Arc<dyn Journal>, Option<Arc<journal::Etcd>>)> {
     let limits = Limits { retention: config.journal.retention, ..Limits::default() };
     let (path, guard) = (&config.journal.path, Arc::clone(guard));
+    let settings = journal::Settings {
+        limits,
+        guard: Arc::clone(&guard),
+        first_start: config.journal.first_start,
+        damaged: config.journal.damaged,
+        own_process: true,
+        patience: config.purge.ack_timeout,
+    };
     Ok(match (config.journal.kind(), etcd) {
-        (JournalKind::Memory, _) => (Arc::new(Memory::new(limits, guard)), None),
+        (JournalKind::Memory, _) => (Arc::new(Memory::after_another(limits, guard)), None),
         (JournalKind::Etcd, Some(etcd)) => {
-            let shared = Arc::new(journal::Etcd::open(path, limits, guard, Arc::clone(etcd)).await?);
+            let shared = Arc::new(journal::Etcd::open(path, settings, Arc::clone(etcd)).await?);
             (Arc::clone(&shared) as Arc<dyn Journal>, Some(shared))
         }
-        (JournalKind::Disk | JournalKind::Etcd, _) => (Arc::new(Disk::open(path, limits, guard)?), None),
+        (JournalKind::Disk | JournalKind::Etcd, _) => (Arc::new(Disk::open(path, settings).await?), None),
     })
 }

@@ -1,5 +1,7 @@
 //! `clearcoat serve`: run it.
 
+use std::time::Duration;
+
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::filter::LevelFilter;
 
@@ -11,6 +13,9 @@ use crate::telemetry;
 /// Threads of the control plane. Purges to a fleet of hundreds keep one busy at most; the second is for whoever must
 /// not wait for it.
 const CONTROL_THREADS: usize = 2;
+
+/// How long the end of the process waits for files that are being written.
+const LEFT_BEHIND: Duration = Duration::from_secs(1);
 
 /// Run it.
 #[derive(Debug, clap::Args)]
@@ -25,14 +30,25 @@ impl Serve {
         let source = self.config.source();
         let config = source.load()?;
         start_logging(&config.log);
-        control_runtime()?.block_on(serve(source, config))
+        let runtime = control_runtime()?;
+        let served = runtime.block_on(serve(source, config));
+        // What still writes to a volume that hangs is left behind.
+        runtime.shutdown_timeout(LEFT_BEHIND);
+        served
     }
 }
 
 async fn serve(source: ConfigSource, config: Config) -> anyhow::Result<()> {
     // Before anything listens: a signal from here on ends in order.
     let mut signals = Signals::new()?;
-    let mut app = App::start(&config).await?;
+    let mut app = tokio::select! {
+        started = App::start(&config) => started?,
+        // What it waits for may be a disk, or etcd.
+        signal = signals.ended(|| tracing::info!("SIGHUP: nothing is reloaded at the start")) => {
+            tracing::info!(signal, "ending before anything was served");
+            return Ok(());
+        }
+    };
     let reload = app.reload_from(source, config);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "clearcoat runs");
     let signal = signals.ended(|| reload.notify_one()).await;

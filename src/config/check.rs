@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use super::node::{NodeFacts, is_host_port};
 use super::{
-    Config, Dns, Edge, JournalKind, Limits, ProxyProtocol, RegistryKind, StaticNode, Token, WebChecks, headers,
+    Config, Dns, Edge, FirstStart, JournalKind, Limits, ProxyProtocol, RegistryKind, StaticNode, Token, WebChecks,
+    headers,
 };
 use crate::fleet::Role;
 use crate::purge::may_purge;
@@ -95,6 +96,11 @@ impl Config {
         self.check_registry(&mut rules);
         let has_path = self.journal.kind() == JournalKind::Memory || self.journal.path != Path::new("");
         rules.require(has_path, "journal.path", "must name a directory when journal.kind is disk or etcd");
+        let may_trust = self.journal.kind() != JournalKind::Memory || self.journal.first_start == FirstStart::Flush;
+        rules.require(may_trust, "journal.first_start", {
+            "must be \"flush\" when journal.kind is memory: each of its starts would trust what it cannot know; \"trust\" \
+             goes with disk or etcd"
+        });
         rules.require(!self.journal.retention.is_zero(), "journal.retention", "must be above 0s");
         self.check_health(&mut rules);
         let enough = self.runtime.workers <= MAX_WORKERS;

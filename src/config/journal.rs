@@ -16,6 +16,10 @@ pub struct Journal {
     /// The directory of a journal on disk, and of what has to survive a restart without etcd. Default
     /// `/var/lib/clearcoat`.
     pub path: PathBuf,
+    /// What a start without any journal thinks of the pages that the Varnish nodes hold. Default `flush`.
+    pub first_start: FirstStart,
+    /// What a start with a journal does that cannot be read. Default `refuse`.
+    pub damaged: Damaged,
     /// How long a purge is kept for a Varnish that is away; one that was away for longer drops all its pages
     /// instead. Above 0, default 1h.
     #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
@@ -24,7 +28,13 @@ pub struct Journal {
 
 impl Default for Journal {
     fn default() -> Self {
-        Journal { kind: None, path: PathBuf::from("/var/lib/clearcoat"), retention: Duration::from_secs(60 * 60) }
+        Journal {
+            kind: None,
+            path: PathBuf::from("/var/lib/clearcoat"),
+            first_start: FirstStart::default(),
+            damaged: Damaged::default(),
+            retention: Duration::from_secs(60 * 60),
+        }
     }
 }
 
@@ -33,6 +43,29 @@ impl Journal {
     pub fn kind(&self) -> JournalKind {
         self.kind.unwrap_or_default()
     }
+}
+
+/// What a start without any journal thinks of the pages that the Varnish nodes hold: a volume that was lost looks the
+/// same as one that was never used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FirstStart {
+    /// They may be old: each Varnish gets one ban of everything before it serves.
+    #[default]
+    Flush,
+    /// They are as new as the shop: nothing was purged that they missed.
+    Trust,
+}
+
+/// What a start with a journal does that cannot be read, other than one that was cut short.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Damaged {
+    /// It does not start: a disk that returns what was not written is for somebody to look at.
+    #[default]
+    Refuse,
+    /// It puts the file aside and begins a new one, as where it is gone.
+    Anew,
 }
 
 /// Where the journal is.

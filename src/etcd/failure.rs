@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use etcd_client::Error;
 
+use crate::telemetry::causes;
+
 /// gRPC's status codes (grpc.io, "Status codes and their use in gRPC"); the client library does not name their type.
 const NOT_FOUND: i32 = 5;
 const OUT_OF_RANGE: i32 = 11;
@@ -74,16 +76,15 @@ pub(super) fn wants_no_user(error: &Error) -> bool {
 
 /// The client's errors say what kind they are, but not what is behind them.
 fn describe(error: &Error) -> String {
-    let (mut text, mut source) = match error {
-        Error::GRpcStatus(status) => (status.message().to_owned(), std::error::Error::source(status)),
-        Error::TransportError(error) => (error.to_string(), std::error::Error::source(error)),
-        error => (error.to_string(), None),
-    };
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
+    match error {
+        // Its own text is in Rust's notation; the message is what etcd said.
+        Error::GRpcStatus(status) => match std::error::Error::source(status) {
+            Some(source) => format!("{}: {}", status.message(), causes(source)),
+            None => status.message().to_owned(),
+        },
+        Error::TransportError(error) => causes(error).to_string(),
+        error => error.to_string(),
     }
-    text
 }
 
 /// Reads a file that is needed to get in.

@@ -11,7 +11,16 @@
 //! It is also what a journal in etcd ([`super::Etcd`]) keeps on this machine: then entries have names, an entry that is
 //! here already is not appended twice, and one that is safe in etcd is taken even where the disk is full.
 
+mod change;
+mod committer;
+mod condition;
 mod error;
+mod file;
+mod group;
+mod load;
+mod marker;
+mod opening;
+mod process;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -19,8 +28,9 @@ mod writer;
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -28,23 +38,53 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::cursors::Cursors;
 use super::ledger::Ledger;
 use super::tail::Tail;
-use super::{BoxFuture, Clock, Cursor, Journal, Lag, Limits, Missed, Origin, Position, WriteError, wall_clock};
+use super::{
+    Anew, BoxFuture, Clock, Cursor, Journal, Lag, Limits, Missed, Origin, Position, Trouble, WriteError, wall_clock,
+};
+use crate::config::{Damaged, FirstStart};
 use crate::fleet::NodeId;
 use crate::purge::{Guard, Purge};
-use store::{OpenDatabase, Store};
-use writer::Command;
+use committer::Committer;
+use condition::Condition;
+use file::{Files, Local};
+use group::Command;
+use process::Remote;
+use writer::Writer;
 
-pub use error::{BadEntry, OpenError};
+pub use error::{Damage, OpenError};
+pub use process::{COMMAND as FILES_COMMAND, serve as serve_files};
 
 /// How many purges may wait for the next commit; more wait for a place in the queue, in their own tasks.
 const QUEUE: usize = 1024;
 
+/// How long the end waits for the last commit. A disk that hangs is left behind.
+const CLOSING: Duration = Duration::from_secs(2);
+
+/// How a journal on disk is opened.
+#[derive(Clone)]
+pub struct Settings {
+    /// How much of it can be replayed.
+    pub limits: Limits,
+    /// Hears of every purge before a reader does.
+    pub guard: Arc<Guard>,
+    /// What a start without any journal does.
+    pub first_start: FirstStart,
+    /// What a start with a journal does that cannot be read.
+    pub damaged: Damaged,
+    /// The files are written by a process of their own, so that a volume that hangs does not keep this one from ending.
+    /// That process is this program again: only where that is clearcoat.
+    pub own_process: bool,
+    /// How long a commit may take before the disk counts as hung: as long as the sender of a purge is kept waiting.
+    pub patience: Duration,
+}
+
 /// A journal in `<path>/journal.redb`.
 pub struct Disk {
     shared: Arc<Shared>,
+    anew: Option<Anew>,
     // Dropped in this order: the closed queue is what ends the writer.
     queue: mpsc::Sender<Command>,
-    _writer: Writer,
+    _end: End,
 }
 
 /// What readers and the writer share.
@@ -53,6 +93,7 @@ struct Shared {
     cursors: Cursors,
     ledger: Mutex<Ledger>,
     clock: Clock,
+    condition: Condition,
 }
 
 /// What another journal of the same purges has, or has not.
@@ -65,51 +106,60 @@ pub(super) struct Foreign {
     pub(super) in_order: bool,
 }
 
-/// The writer's thread. Dropping it waits until what was queued is committed and the file is closed.
-struct Writer(Option<JoinHandle<()>>);
+/// The end of the writer. Dropping it waits until what was queued is committed and the file is closed, and no longer
+/// than [`CLOSING`].
+struct End {
+    path: Arc<Path>,
+    /// Closed when the writer has ended. Behind a lock because it cannot be shared otherwise; nobody else looks.
+    ended: Mutex<Receiver<()>>,
+}
 
 impl Disk {
-    /// Opens the journal in the directory `path`, creating both where they are missing. Blocks on the disk. `guard` hears
-    /// of every purge before a reader does.
+    /// Opens the journal in the directory `path`, creating both where they are missing. What blocks on the disk does so
+    /// elsewhere: whoever waits may stop.
     ///
     /// # Errors
-    /// [`OpenError`] names the file and what is wrong with it. A journal that cannot be read in full is not opened:
-    /// what it lost is a purge that somebody was told is done.
-    pub fn open(path: &Path, limits: Limits, guard: Arc<Guard>) -> Result<Self, OpenError> {
-        Disk::open_with_clock(path, limits, guard, wall_clock())
+    /// [`OpenError`] names the file and what is wrong with it. What is no error: see [`Journal::anew`].
+    pub async fn open(path: &Path, settings: Settings) -> Result<Self, OpenError> {
+        Disk::open_with_clock(path, settings, wall_clock()).await
     }
 
-    pub(super) fn open_with_clock(
-        path: &Path,
-        limits: Limits,
-        guard: Arc<Guard>,
-        clock: Clock,
-    ) -> Result<Self, OpenError> {
-        Disk::open_with(path, limits, guard, clock, Box::new(store::open_database))
+    pub(super) async fn open_with_clock(path: &Path, settings: Settings, clock: Clock) -> Result<Self, OpenError> {
+        let files: Box<dyn Files> = if settings.own_process { Box::new(Remote::default()) } else { Box::new(Local) };
+        let path = path.to_owned();
+        let opened = tokio::task::spawn_blocking(move || Disk::open_with(&path, settings, clock, files)).await;
+        opened.unwrap_or_else(|panicked| Err(OpenError::Thread(std::io::Error::other(panicked))))
     }
 
-    fn open_with(
-        path: &Path,
-        limits: Limits,
-        guard: Arc<Guard>,
-        clock: Clock,
-        open: OpenDatabase,
-    ) -> Result<Self, OpenError> {
+    fn open_with(path: &Path, settings: Settings, clock: Clock, files: Box<dyn Files>) -> Result<Self, OpenError> {
+        let Settings { limits, guard, first_start, damaged, patience, own_process: _ } = settings;
         let now_ms = clock();
-        let (store, stored) = Store::open(path, limits, now_ms, open)?;
+        let directory = path.to_owned();
+        let (committer, stored, anew) =
+            Committer::start(path, move || opening::open(&directory, limits, now_ms, files, (first_start, damaged)))?;
+        let path: Arc<Path> = path.join(opening::JOURNAL).into();
+        if let Some(anew) = &anew {
+            anew.log(&path);
+        }
         let shared = Arc::new(Shared {
             tail: Tail::new(limits, guard, (stored.floor, stored.head), stored.entries, now_ms),
             cursors: Cursors::new(limits, stored.cursors),
             ledger: Mutex::new(stored.ledger),
             clock,
+            condition: Condition::new(Arc::clone(&path), patience),
         });
         let (queue, commands) = mpsc::channel(QUEUE);
+        let (ending, ended) = sync_channel(0);
+        // A runtime of its own: a purge is not to wait for whatever else the control plane is busy with.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(OpenError::Thread)?;
         let for_writer = Arc::clone(&shared);
-        let writer = thread::Builder::new()
-            .name("journal".into())
-            .spawn(move || writer::run(store, &for_writer, commands))
-            .map_err(OpenError::Thread)?;
-        Ok(Disk { shared, queue, _writer: Writer(Some(writer)) })
+        let run = move || {
+            let _ending = ending;
+            let committer = runtime.block_on(Writer::new(committer, &for_writer, commands).run());
+            committer.close();
+        };
+        thread::Builder::new().name("journal".into()).spawn(run).map_err(OpenError::Thread)?;
+        Ok(Disk { shared, anew, queue, _end: End { path, ended: Mutex::new(ended) } })
     }
 
     /// Appends what has a name. Resolves like [`Journal::append`], with the place that it has already where it was here
@@ -207,6 +257,14 @@ impl Journal for Disk {
     fn save_cursors(&self, cursors: Vec<(NodeId, Cursor)>) -> BoxFuture<'_, Result<(), WriteError>> {
         Box::pin(self.ask(|answer| Command::SaveCursors(cursors, answer)))
     }
+
+    fn anew(&self) -> Option<&Anew> {
+        self.anew.as_ref()
+    }
+
+    fn trouble(&self) -> Option<Trouble> {
+        self.shared.condition.trouble().map(|reason| Trouble { reason, refuses: true })
+    }
 }
 
 impl Shared {
@@ -216,11 +274,12 @@ impl Shared {
     }
 }
 
-impl Drop for Writer {
+impl Drop for End {
     fn drop(&mut self) {
-        let ended = self.0.take().map(JoinHandle::join);
-        if let Some(Err(_)) = ended {
-            tracing::error!("the journal's writer panicked; what it had not answered was not accepted");
+        let ended = self.ended.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if ended.recv_timeout(CLOSING) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            let path = self.path.display();
+            tracing::error!(%path, "the journal does not answer: it is left as it is, and verified at the next start");
         }
     }
 }

@@ -37,19 +37,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::disk::Foreign;
 use super::{
-    BoxFuture, Clock, Cursor, Disk, Journal, Lag, Limits, Missed, OpenError, Origin, Position, Remembered, WriteError,
-    wall_clock,
+    Anew, BoxFuture, Clock, Cursor, Disk, Journal, Lag, Limits, Missed, OpenError, Origin, Position, Remembered,
+    Settings, Trouble, WriteError, wall_clock,
 };
 use crate::etcd::SharedEtcd;
 use crate::etcd::follow::{Link, follow};
 use crate::fleet::NodeId;
-use crate::purge::{Guard, Purge};
+use crate::purge::Purge;
 use cursors::Published;
 use uplink::Uplink;
 
@@ -97,8 +98,27 @@ pub struct Told {
     /// When it was accepted, in milliseconds since 1970.
     #[serde(rename = "at")]
     pub at_ms: u64,
-    /// What is to go.
+    /// What is to go. One that only a later version knows is one of everything, as in the journal.
+    #[serde(deserialize_with = "purge_or_everything")]
     pub purge: Purge,
+}
+
+fn purge_or_everything<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Purge, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Read {
+        Known(Purge),
+        Unknown(IgnoredAny),
+    }
+    Ok(match Read::deserialize(deserializer)? {
+        Read::Known(purge) => purge,
+        Read::Unknown(IgnoredAny) => {
+            tracing::warn!(
+                "another replica tells of a purge that this version does not know: it counts as one of everything"
+            );
+            Purge::everything()
+        }
+    })
 }
 
 /// Names for the purges of this process: by time, so that the oldest come first.
@@ -126,20 +146,15 @@ impl Etcd {
     ///
     /// # Errors
     /// [`OpenError`], of the local part. An etcd that cannot be had is none.
-    pub async fn open(path: &Path, limits: Limits, guard: Arc<Guard>, etcd: SharedEtcd) -> Result<Self, OpenError> {
-        Etcd::open_with(path, limits, guard, etcd, wall_clock()).await
+    pub async fn open(path: &Path, settings: Settings, etcd: SharedEtcd) -> Result<Self, OpenError> {
+        Etcd::open_with(path, settings, etcd, wall_clock()).await
     }
 
-    async fn open_with(
-        path: &Path,
-        limits: Limits,
-        guard: Arc<Guard>,
-        etcd: SharedEtcd,
-        clock: Clock,
-    ) -> Result<Self, OpenError> {
+    async fn open_with(path: &Path, settings: Settings, etcd: SharedEtcd, clock: Clock) -> Result<Self, OpenError> {
+        let limits = settings.limits;
         let link = Link::new("journal");
         let inner = Arc::new(Inner {
-            local: Disk::open_with_clock(path, limits, guard, clock)?,
+            local: Disk::open_with_clock(path, settings, clock).await?,
             names: Names { process: fastrand::u64(..), count: AtomicU64::new(0) },
             uplink: Uplink::new(Arc::clone(&etcd)),
             published: Published::default(),
@@ -242,6 +257,12 @@ impl Inner {
         Ok(position)
     }
 
+    /// Whether purges may have been lost that were durable here and in no etcd: then what others know of a node says
+    /// nothing about those. A replica that was never here has lost none.
+    fn lost_its_spool(&self) -> bool {
+        matches!(self.local.anew(), Some(Anew::Lost(_) | Anew::Replaced(_) | Anew::Damaged(_)))
+    }
+
     /// Returns when a purge has come in, with its place.
     async fn comes_by_watch(&self, id: &str) -> Position {
         let mut head = self.local.watch();
@@ -297,6 +318,9 @@ impl Journal for Etcd {
     /// What was acknowledged to us, or to another replica, whichever is further: both are true.
     fn remembered(&self, node: &NodeId, epoch: Option<&str>) -> Remembered {
         let here = self.inner.local.remembered(node, epoch);
+        if self.inner.lost_its_spool() {
+            return here;
+        }
         let elsewhere = self
             .inner
             .published
@@ -312,5 +336,15 @@ impl Journal for Etcd {
     fn save_cursors(&self, cursors: Vec<(NodeId, Cursor)>) -> BoxFuture<'_, Result<(), WriteError>> {
         self.inner.published.offer(&cursors);
         self.inner.local.save_cursors(cursors)
+    }
+
+    fn anew(&self) -> Option<&Anew> {
+        self.inner.local.anew()
+    }
+
+    /// What etcd takes needs no disk here.
+    fn trouble(&self) -> Option<Trouble> {
+        let trouble = self.inner.local.trouble()?;
+        Some(Trouble { refuses: self.inner.uplink.session().is_none(), ..trouble })
     }
 }

@@ -147,6 +147,11 @@ impl Ledger {
         missing.map(|(position, row)| (*position, Arc::clone(&row.id))).collect()
     }
 
+    /// Whether there are any.
+    pub(super) fn has_missing(&self) -> bool {
+        self.rows.values().any(|row| row.revision.is_none())
+    }
+
     /// The held purges that should be in etcd by `floor`, the last revision it has dropped, and by what it lists, and are
     /// not: a backup from before them was restored.
     pub(super) fn lost(&self, listed: &HashSet<&str>, revision: u64, floor: u64, restored: bool) -> Vec<Position> {

@@ -1,6 +1,7 @@
 //! A journal that ends with its process, for tests and for who accepts that a restart empties the fleet.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use tokio::sync::watch;
 
 use super::cursors::Cursors;
 use super::tail::Tail;
-use super::{BoxFuture, Clock, Cursor, Entry, Journal, Lag, Limits, Missed, Position, WriteError, wall_clock};
+use super::{Anew, BoxFuture, Clock, Cursor, Entry, Journal, Lag, Limits, Missed, Position, WriteError, wall_clock};
 use crate::fleet::NodeId;
 use crate::purge::{Guard, Purge};
 
@@ -19,12 +20,22 @@ pub struct Memory {
     clock: Clock,
     // Who holds it gives the next position.
     turn: Mutex<()>,
+    anew: Option<Anew>,
 }
 
 impl Memory {
-    /// An empty journal. `guard` hears of every purge before a reader does.
+    /// An empty journal that has promised nothing. `guard` hears of every purge before a reader does.
     pub fn new(limits: Limits, guard: Arc<Guard>) -> Self {
         Memory::with_clock(limits, guard, wall_clock())
+    }
+
+    /// One that takes the place of a journal that nobody has any more: that of the process before this one. A first start
+    /// cannot be told from any other, so this is how each begins.
+    pub fn after_another(limits: Limits, guard: Arc<Guard>) -> Self {
+        let memory = Memory { anew: Some(Anew::Memory), ..Memory::new(limits, guard) };
+        memory.tail.forget_up_to(1);
+        Anew::Memory.log(Path::new(""));
+        memory
     }
 
     pub(crate) fn with_clock(limits: Limits, guard: Arc<Guard>, clock: Clock) -> Self {
@@ -33,6 +44,7 @@ impl Memory {
             cursors: Cursors::new(limits, HashMap::new()),
             clock,
             turn: Mutex::new(()),
+            anew: None,
         }
     }
 }
@@ -80,6 +92,10 @@ impl Journal for Memory {
             self.cursors.save(cursors, (self.clock)());
             Ok(())
         })
+    }
+
+    fn anew(&self) -> Option<&Anew> {
+        self.anew.as_ref()
     }
 }
 

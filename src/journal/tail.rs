@@ -163,7 +163,7 @@ impl Held {
 
 /// About how many bytes of memory an entry takes. A string counts with its pointer, its length and its share of the
 /// allocator, a set of tags is one string.
-fn footprint(purge: &Purge) -> usize {
+pub(super) fn footprint(purge: &Purge) -> usize {
     const STRING: usize = 40;
     let string = |text: &str| STRING + text.len();
     let target = |target: &Target| match target {

@@ -7,25 +7,59 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinHandle;
 
 use super::Record;
 use crate::fleet::NodeId;
 
 type Records = BTreeMap<NodeId, Record>;
 
+/// How long a write is waited for.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Of the file. One of before there was a number is the bare records; one of a later format is not read.
+const FORMAT: u64 = 1;
+
+/// The content of the file.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    format: u64,
+    replicas: Records,
+}
+
+fn decode(bytes: &[u8]) -> Result<Records, serde_json::Error> {
+    #[derive(Deserialize)]
+    struct Format {
+        format: u64,
+    }
+    match serde_json::from_slice(bytes) {
+        Ok(Format { format: FORMAT }) => serde_json::from_slice(bytes).map(|Saved { replicas, .. }| replicas),
+        Ok(Format { format }) => {
+            Err(serde::de::Error::custom(format_args!("it has format {format}, and only {FORMAT} is known here")))
+        }
+        // A replica may be called `format`, but its record is no number.
+        Err(_) => serde_json::from_slice(bytes),
+    }
+}
+
 /// What is on disk.
 pub(super) struct Memory {
     path: Option<PathBuf>,
     known: Records,
+    /// One that the disk does not answer.
+    writing: Option<JoinHandle<io::Result<()>>>,
 }
 
 impl Memory {
     /// Reads it.
     pub(super) async fn open(path: Option<PathBuf>) -> Self {
-        let Some(file) = path.clone() else { return Memory { path, known: Records::new() } };
+        let Some(file) = path.clone() else { return Memory { path, known: Records::new(), writing: None } };
         let read = tokio::task::spawn_blocking(move || std::fs::read(file)).await;
         let known = match read.unwrap_or_else(|panicked| Err(panicked.into())) {
-            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+            Ok(bytes) => decode(&bytes).unwrap_or_else(|error| {
                 tracing::warn!(?path, %error, "which replicas there were cannot be read");
                 Records::new()
             }),
@@ -37,7 +71,7 @@ impl Memory {
                 Records::new()
             }
         };
-        Memory { path, known }
+        Memory { path, known, writing: None }
     }
 
     /// Who there was.
@@ -50,11 +84,26 @@ impl Memory {
         if self.known == records {
             return;
         }
+        // A volume that hangs keeps nobody from hearing of replicas. What is not written now is with the next change.
+        if let Some(writing) = &mut self.writing
+            && tokio::time::timeout(PATIENCE, writing).await.is_err()
+        {
+            return;
+        }
+        self.writing = None;
         self.known = records.clone();
         let Some(path) = self.path.clone() else { return };
-        let written = tokio::task::spawn_blocking(move || write(&path, &records)).await;
-        if let Err(error) = written.unwrap_or_else(|panicked| Err(panicked.into())) {
-            tracing::warn!(path = ?self.path, %error, "which replicas there are cannot be written down");
+        let mut writing = tokio::task::spawn_blocking(move || write(&path, &records));
+        match tokio::time::timeout(PATIENCE, &mut writing).await {
+            Ok(written) => {
+                if let Err(error) = written.map_err(io::Error::other).flatten() {
+                    tracing::warn!(path = ?self.path, %error, "which replicas there are cannot be written down");
+                }
+            }
+            Err(_) => {
+                tracing::warn!(path = ?self.path, "no answer from the disk: which replicas there are is not written down yet");
+                self.writing = Some(writing);
+            }
         }
     }
 }
@@ -62,7 +111,7 @@ impl Memory {
 /// All of it or nothing.
 fn write(path: &Path, records: &Records) -> io::Result<()> {
     let new = path.with_extension("new");
-    std::fs::write(&new, serde_json::to_vec(records)?)?;
+    std::fs::write(&new, serde_json::to_vec(&Saved { format: FORMAT, replicas: records.clone() })?)?;
     std::fs::rename(&new, path)
 }
 
@@ -84,7 +133,12 @@ mod tests {
         assert!(memory.known().is_empty());
         memory.keep(records.clone()).await;
         assert_eq!(*Memory::open(path.clone()).await.known(), records);
-        std::fs::write(file, "{").unwrap();
-        assert!(Memory::open(path).await.known().is_empty());
+        // As it was before it had a number, and as it may be one day.
+        std::fs::write(&file, serde_json::to_vec(&records).unwrap()).unwrap();
+        assert_eq!(*Memory::open(path.clone()).await.known(), records);
+        for unreadable in ["{", r#"{"format":2,"replicas":{}}"#] {
+            std::fs::write(&file, unreadable).unwrap();
+            assert!(Memory::open(path.clone()).await.known().is_empty());
+        }
     }
 }

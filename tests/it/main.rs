@@ -17,6 +17,7 @@ mod failover;
 mod fan_out;
 mod forms;
 mod guard;
+mod journal;
 mod odd_purges;
 mod other_vcls;
 mod overload;

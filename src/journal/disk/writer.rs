@@ -1,189 +1,193 @@
-//! The thread that commits in groups.
+//! The task that gives purges their places, and the disk its work, in groups.
+//!
+//! It never waits for the disk alone. When a commit takes longer than the sender of a purge can wait, the disk counts as
+//! hung: who waits is answered, who comes later is refused at once (so that nothing grows), and the disk is given
+//! nothing more. What was on its way then is written again and carried out once it answers: its sender was told
+//! otherwise and may come again, but Magento never looks, and a purge more drops a page too many, which is slow and not
+//! wrong.
+//!
+//! **What is safe in etcd needs no disk.** Such a purge is published though the disk refuses it or hangs, and written
+//! here when that is over: a replica whose disk hangs would serve what the others have purged.
 
-use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until, timeout};
 
-use super::store::{Change, Store};
-use super::{Foreign, Shared};
-use crate::fleet::NodeId;
-use crate::journal::ledger::{Ledger, next_position};
-use crate::journal::{Cursor, Entry, Origin, Position, WriteError};
-use crate::purge::Purge;
+use super::Shared;
+use super::change::Change;
+use super::committer::Committer;
+use super::error::CommitError;
+use super::group::{Command, Group, is_safe};
+use crate::journal::tail::footprint;
+use crate::journal::{Entry, Position, WriteError};
 
 /// The most commands in one transaction, so that a storm cannot keep its first purge waiting without end.
 const MAX_GROUP: usize = 1024;
 
-/// Where the answer to a command goes.
-type Answer<T> = oneshot::Sender<Result<T, WriteError>>;
+/// How often a disk that refuses is asked whether it still does: nobody purges where we say that we are not ready.
+const PROBE: Duration = Duration::from_secs(1);
 
-/// What callers ask for.
-pub(super) enum Command {
-    /// Accept this purge.
-    Append(Purge, Answer<Position>),
-    /// Take over what another journal may have as well.
-    AppendForeign(Foreign, Answer<Position>),
-    /// Save these cursors.
-    SaveCursors(Vec<(NodeId, Cursor)>, Answer<()>),
-    /// Note where in etcd these are.
-    Found(Vec<(Position, Option<u64>)>, Answer<()>),
-    /// Everything up to the head, and up to this revision, is a gap.
-    BreakOff(u64, Answer<()>),
-}
+/// How much a probe writes at most.
+const MAX_PROBE: usize = 1 << 20;
+
+/// What the disk says to a change.
+type Committed = oneshot::Receiver<Result<(), CommitError>>;
 
 /// Commits what is asked for until every handle on the queue is gone and the queue is empty.
-pub(super) fn run(mut store: Store, shared: &Shared, mut commands: mpsc::Receiver<Command>) {
-    let mut waiting = Vec::new();
-    while commands.blocking_recv_many(&mut waiting, MAX_GROUP) > 0 {
-        Group::new(waiting.drain(..), shared).commit(&mut store, shared);
+pub(super) struct Writer<'s> {
+    committer: Committer,
+    shared: &'s Shared,
+    commands: mpsc::Receiver<Command>,
+    waiting: Vec<Command>,
+    /// The head of the file.
+    written: Position,
+    /// What is readable after it, and not in the file yet: safe in etcd, and met a disk that did not take it.
+    unwritten: Vec<Arc<Entry>>,
+    /// About how much the disk refused last, in bytes.
+    refused: usize,
+}
+
+impl<'s> Writer<'s> {
+    pub(super) fn new(committer: Committer, shared: &'s Shared, commands: mpsc::Receiver<Command>) -> Self {
+        let written = shared.tail.head();
+        Writer { committer, shared, commands, waiting: Vec::new(), written, unwritten: Vec::new(), refused: 0 }
     }
-}
 
-/// The commands of one transaction.
-struct Group {
-    now_ms: u64,
-    head: Position,
-    entries: Vec<Arc<Entry>>,
-    /// The entries of this group that have a name.
-    named: HashMap<Arc<str>, Position>,
-    /// Whom to tell which position.
-    appended: Vec<(Answer<Position>, Position)>,
-    cursors: Vec<(NodeId, Cursor)>,
-    found: Vec<(Position, Option<u64>)>,
-    /// Everything up to this revision is here with this group.
-    seen: u64,
-    /// Up to here everything is a gap.
-    broken_off: Option<Position>,
-    done: Vec<Answer<()>>,
-}
+    /// Returns the committer, to be closed.
+    pub(super) async fn run(mut self) -> Committer {
+        while let Some(group) = self.next().await {
+            self.commit(group).await;
+        }
+        self.committer
+    }
 
-impl Group {
-    /// Gives each purge its position. Positions belong to the group only once it is committed; a group that fails
-    /// leaves them to the next.
-    fn new(commands: impl Iterator<Item = Command>, shared: &Shared) -> Self {
-        let mut group = Group {
-            now_ms: (shared.clock)(),
-            head: shared.tail.head(),
-            entries: vec![],
-            named: HashMap::new(),
-            appended: vec![],
-            cursors: vec![],
-            found: vec![],
-            seen: 0,
-            broken_off: None,
-            done: vec![],
+    /// The next group; `None` at the end.
+    async fn next(&mut self) -> Option<Group> {
+        let commands = self.commands.recv_many(&mut self.waiting, MAX_GROUP);
+        // Also what needs no fsync by itself: it would find that all is well.
+        let (received, probe) = if self.shared.condition.is_failing() {
+            (timeout(PROBE, commands).await.ok(), self.refused.clamp(1, MAX_PROBE))
+        } else {
+            (Some(commands.await), 0)
         };
-        let ledger = shared.ledger();
-        for command in commands {
-            match command {
-                Command::Append(purge, answer) => {
-                    let position = group.enter(group.now_ms, purge, None);
-                    group.appended.push((answer, position));
+        match received {
+            Some(0) => None,
+            Some(_) => Some(Group { probe, ..Group::new(self.waiting.drain(..), self.shared) }),
+            None => Some(Group { probe, ..Group::empty(self.shared) }),
+        }
+    }
+
+    async fn commit(&mut self, mut group: Group) {
+        let condition = &self.shared.condition;
+        loop {
+            let mut committed = self.hand_over(&group);
+            // Nobody needs the disk for what is safe already; a little, so that it mostly is on the disk all the same.
+            let patience = if group.has_safe() { condition.patience() / 4 } else { condition.patience() };
+            if let Ok(result) = timeout(patience, &mut committed).await {
+                let result = self.answered(result);
+                self.finish(group, result);
+                return;
+            }
+            let began = Instant::now() - patience;
+            let again = group.unsafe_entries();
+            self.finish(group, Err(condition.hung()));
+            let result = self.wait_for(committed, began).await;
+            if result.is_err() || again.is_empty() {
+                return;
+            }
+            // In the file after what is published there, so the next commit takes it out again, and puts it in.
+            group = Group::again(again, self.shared);
+        }
+    }
+
+    fn hand_over(&mut self, group: &Group) -> Committed {
+        let change = self.change(group);
+        self.refused = change.entries.iter().map(|entry| footprint(&entry.purge)).sum();
+        self.shared.condition.begin();
+        self.committer.commit(change)
+    }
+
+    /// Waits for a disk that is late, and for nothing else: whoever comes meanwhile is answered without it.
+    async fn wait_for(&mut self, mut committed: Committed, began: Instant) -> Result<(), WriteError> {
+        let condition = &self.shared.condition;
+        let late = sleep_until(began + condition.patience());
+        let mut late = std::pin::pin!(late);
+        let (mut is_open, mut told) = (true, false);
+        loop {
+            tokio::select! {
+                result = &mut committed => return self.answered(result),
+                () = &mut late, if !told => {
+                    condition.say_hung();
+                    told = true;
                 }
-                Command::AppendForeign(foreign, answer) => {
-                    let position = group.enter_foreign(foreign, &ledger);
-                    group.appended.push((answer, position));
-                }
-                Command::SaveCursors(cursors, answer) => {
-                    group.cursors.extend(cursors);
-                    group.done.push(answer);
-                }
-                Command::Found(revisions, answer) => {
-                    group.found.extend(revisions);
-                    group.done.push(answer);
-                }
-                Command::BreakOff(revision, answer) => {
-                    group.head = (group.head + 1).max(revision);
-                    group.broken_off = Some(group.head);
-                    group.seen = group.seen.max(revision);
-                    group.done.push(answer);
+                count = self.commands.recv_many(&mut self.waiting, MAX_GROUP), if is_open => {
+                    is_open = count > 0;
+                    let group = Group::new(self.waiting.drain(..), self.shared);
+                    self.finish(group, Err(condition.hung()));
                 }
             }
         }
-        group
     }
 
-    fn enter(&mut self, at_ms: u64, purge: Purge, origin: Option<Origin>) -> Position {
-        self.head = next_position(self.head, origin.as_ref());
-        if let Some(origin) = &origin {
-            self.named.insert(Arc::clone(&origin.id), self.head);
-        }
-        self.entries.push(Arc::new(Entry { position: self.head, at_ms, purge, origin }));
-        self.head
+    fn answered(&self, result: Result<Result<(), CommitError>, oneshot::error::RecvError>) -> Result<(), WriteError> {
+        let result = result
+            .map_or(Err(WriteError::Closed), |result| result.map_err(|error| WriteError::Failed(Arc::new(error))));
+        self.shared.condition.end(&result);
+        result
     }
 
-    /// What is here already has its place.
-    fn enter_foreign(&mut self, Foreign { origin, at_ms, purge, in_order }: Foreign, ledger: &Ledger) -> Position {
-        if in_order {
-            self.seen = self.seen.max(origin.revision.unwrap_or(0));
-        }
-        match ledger.position(&origin.id).or_else(|| self.named.get(&origin.id).copied()) {
-            Some(position) => {
-                if origin.revision.is_some() {
-                    self.found.push((position, origin.revision));
-                }
-                position
-            }
-            None => self.enter(at_ms, purge, Some(origin)),
-        }
-    }
-
-    fn commit(mut self, store: &mut Store, shared: &Shared) {
-        let floor = self.broken_off.unwrap_or_else(|| shared.tail.floor());
-        let (newest, seen, overflowed) = {
-            let ledger = shared.ledger();
-            (ledger.newest(), ledger.seen().max(self.seen), ledger.overflows_at(floor))
-        };
-        let change = Change {
-            now_ms: self.now_ms,
-            before: shared.tail.head(),
-            head: self.head,
+    fn change(&self, group: &Group) -> Change {
+        let floor = group.broken_off.unwrap_or_else(|| self.shared.tail.floor());
+        let ledger = self.shared.ledger();
+        Change {
+            now_ms: group.now_ms,
+            before: self.written,
+            head: group.head,
             floor,
-            newest,
-            seen,
-            overflowed,
-            entries: &self.entries,
-            cursors: &self.cursors,
-            found: &self.found,
-        };
-        let refused = store.commit(&change).err().map(|error| WriteError::Failed(Arc::new(error)));
-        if refused.is_some() {
-            // What is safe in etcd needs no disk to be carried out.
-            let is_safe = |entry: &Arc<Entry>| entry.origin.as_ref().is_some_and(|origin| origin.revision.is_some());
-            self.entries.retain(is_safe);
+            newest: ledger.newest(),
+            seen: ledger.seen().max(group.seen),
+            overflowed: ledger.overflows_at(floor),
+            spooled: ledger.has_missing(),
+            entries: self.unwritten.iter().chain(&group.entries).map(Arc::clone).collect(),
+            cursors: group.cursors.clone(),
+            found: group.found.clone(),
+            probe: group.probe,
         }
-        let accepted: Vec<Position> = self.entries.iter().map(|entry| entry.position).collect();
+    }
+
+    /// Publishes what counts, and answers all of the group.
+    fn finish(&mut self, mut group: Group, result: Result<(), WriteError>) {
+        let (shared, refused) = (self.shared, result.err());
+        match refused {
+            None => {
+                self.written = group.head;
+                self.unwritten.clear();
+            }
+            Some(_) => {
+                group.entries.retain(is_safe);
+                self.unwritten.extend(group.entries.iter().map(Arc::clone));
+            }
+        }
+        let accepted: Vec<Position> = group.entries.iter().map(|entry| entry.position).collect();
         let before = shared.tail.head();
-        self.publish(shared);
-        if refused.is_none() && !self.cursors.is_empty() {
-            shared.cursors.save(self.cursors, self.now_ms);
+        group.publish(shared);
+        // As bounded as what is held.
+        let floor = shared.tail.floor();
+        self.unwritten.retain(|entry| entry.position > floor);
+        if refused.is_none() && !group.cursors.is_empty() {
+            shared.cursors.save(group.cursors, group.now_ms);
         }
-        for (answer, position) in self.appended {
+        for (answer, position) in group.appended {
             let is_there = position <= before || accepted.binary_search(&position).is_ok();
             _ = answer.send(match &refused {
                 Some(error) if !is_there => Err(error.clone()),
                 _ => Ok(position),
             });
         }
-        for answer in self.done {
+        for answer in group.done {
             _ = answer.send(refused.clone().map_or(Ok(()), Err));
         }
-    }
-
-    fn publish(&mut self, shared: &Shared) {
-        let mut ledger = shared.ledger();
-        for Entry { position, origin, .. } in self.entries.iter().map(|entry| &**entry) {
-            if let Some(Origin { id, revision, .. }) = origin {
-                ledger.enter(*position, id, *revision);
-            }
-        }
-        self.found.iter().for_each(|(position, revision)| _ = ledger.found(*position, *revision));
-        drop(ledger);
-        shared.tail.publish(std::mem::take(&mut self.entries), self.now_ms);
-        if let Some(position) = self.broken_off {
-            shared.tail.forget_up_to(position);
-        }
-        shared.ledger().trim(shared.tail.floor());
     }
 }

@@ -17,6 +17,7 @@ use super::sync::unsigned;
 use crate::etcd::{Failure, PATIENCE, Session, SharedEtcd};
 use crate::fleet::{NodeId, is_another_life};
 use crate::journal::{Cursor, Limits, Position, Remembered};
+use crate::telemetry::causes;
 
 /// The keys of the cursors.
 const CURSORS: &str = "cursors/";
@@ -85,7 +86,7 @@ impl Published {
         let listed = match listed {
             Ok(listed) => listed,
             Err(error) => {
-                tracing::warn!(%error, "the cursors of other replicas cannot be read: what is known here has to do");
+                tracing::warn!(error = %causes(&error), "the cursors of other replicas cannot be read: what is known here has to do");
                 return;
             }
         };

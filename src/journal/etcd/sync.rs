@@ -9,7 +9,7 @@ use super::{FLOOR, Inner};
 use crate::etcd::follow::{Change, Item, Listing, Resync, Update};
 use crate::journal::disk::Foreign;
 use crate::journal::{Entry, Journal, Origin, WriteError};
-use crate::purge::Purge;
+use crate::telemetry::causes;
 
 /// So many changes are written together at most.
 const AT_ONCE: usize = 4_096;
@@ -40,7 +40,7 @@ pub(super) async fn run(inner: Arc<Inner>, mut updates: mpsc::Receiver<Update>, 
         };
         if let Err(error) = taken {
             // What is in etcd is taken also where the disk is full, so this is the end of the journal.
-            tracing::error!(%error, "purges from etcd cannot be taken in");
+            tracing::error!(error = %causes(&error), "purges from etcd cannot be taken in");
         }
         synced.send_replace(true);
     }
@@ -136,19 +136,17 @@ fn foreign(inner: &Inner, item: &Item) -> Foreign {
         revision: Some(unsigned(item.created)),
         ours: inner.names.are_ours(&item.key),
     };
-    match serde_json::from_slice::<Entry>(&item.value) {
-        Ok(Entry { at_ms, purge, .. }) => {
-            let at_ms = if origin.ours { at_ms } else { inner.local.now_ms() };
-            Foreign { origin, at_ms, purge, in_order: true }
-        }
-        Err(error) => {
-            tracing::error!(
-                key = item.key, %error,
-                "this is no purge that this version knows; as it may be one of anything, it is taken for one of everything"
-            );
-            Foreign { origin, at_ms: inner.local.now_ms(), purge: Purge::everything(), in_order: true }
-        }
+    let now_ms = inner.local.now_ms();
+    let (Entry { at_ms, purge, .. }, error) = Entry::read(&item.value, now_ms);
+    // The date of another machine says nothing here.
+    let at_ms = if origin.ours { at_ms } else { now_ms };
+    if let Some(error) = error {
+        tracing::error!(
+            key = item.key, %error,
+            "this is no purge that this version knows; as it may be one of anything, it is taken for one of everything"
+        );
     }
+    Foreign { origin, at_ms, purge, in_order: true }
 }
 
 /// The last deleted revision, by its mark.

@@ -8,6 +8,7 @@ use super::*;
 use crate::config;
 use crate::etcd::{Etcd as Cluster, Session};
 use crate::journal::contract::{self, at, entries, guard, node, purge};
+use crate::purge::Guard;
 
 /// A running etcd, for as long as this value lives. It has an address of its own, so that no two tests meet.
 struct Member {
@@ -72,6 +73,17 @@ fn spawn(folder: &Path, url: &str) -> Child {
     command.spawn().expect("etcd is installed (make test installs it)")
 }
 
+fn settings(limits: Limits, guard: Arc<Guard>) -> Settings {
+    Settings {
+        limits,
+        guard,
+        first_start: config::FirstStart::Trust,
+        damaged: config::Damaged::Refuse,
+        own_process: false,
+        patience: Duration::from_secs(10),
+    }
+}
+
 /// A journal and what it needs, for as long as this value lives.
 struct Rig {
     journal: Option<Etcd>,
@@ -92,7 +104,7 @@ impl Rig {
 
     async fn open_at(&mut self, cluster: SharedEtcd, limits: Limits, clock: Clock) {
         self.close().await;
-        let journal = Etcd::open_with(self.folder.path(), limits, guard(), cluster, clock).await;
+        let journal = Etcd::open_with(self.folder.path(), settings(limits, guard()), cluster, clock).await;
         self.journal = Some(journal.unwrap());
     }
 
@@ -205,7 +217,8 @@ fn suite(limits: Limits, guard: Arc<Guard>, clock: Clock) -> Arc<dyn Journal> {
             let member = Member::start();
             _ = member.session().await;
             let folder = tempfile::tempdir().unwrap();
-            let journal = Etcd::open_with(folder.path(), limits, guard, member.cluster(), clock).await.unwrap();
+            let journal =
+                Etcd::open_with(folder.path(), settings(limits, guard), member.cluster(), clock).await.unwrap();
             eventually("purges can be written", || journal.inner.uplink.session()).await;
             Arc::new(Suite { journal, _member: member, _folder: folder }) as Arc<dyn Journal>
         })

@@ -13,6 +13,7 @@ use super::{FLOOR, Inner, PURGES};
 use crate::etcd::{Failure, Pauses, Session, SharedEtcd};
 use crate::journal::{Entry, Journal, Missed, Position};
 use crate::purge::Purge;
+use crate::telemetry::causes;
 
 /// How long a purge waits for etcd. With the wait for its order, less than half of the shortest `ack_timeout` that
 /// makes sense.
@@ -171,7 +172,7 @@ async fn upload(inner: &Arc<Inner>, session: &Session) -> Result<(), Failure> {
         inner.link.expect(i64::try_from(revision).unwrap_or(i64::MAX));
         // Not known after a crash: then it is found there.
         if let Err(error) = inner.local.found(vec![(position, Some(revision))]).await {
-            tracing::warn!(%error, "it could not be noted that a purge is in etcd");
+            tracing::warn!(error = %causes(&error), "it could not be noted that a purge is in etcd");
         }
     }
     tracing::info!(count, "purges from the spool are in etcd");

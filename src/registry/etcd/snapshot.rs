@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 
 use super::record::Record;
 use crate::fleet::NodeSpec;
+use crate::telemetry::causes;
 
 /// Of the file below. A file of another format is not read.
 const FORMAT: u32 = 1;
@@ -115,7 +116,7 @@ impl Disk {
             }
             Ok(Err(reason)) => {
                 let aside = set_aside(&path).map_or_else(|error| error.to_string(), |path| path.display().to_string());
-                tracing::error!(path = %path.display(), %reason, aside, "the last fleet on disk cannot be read");
+                tracing::error!(path = %path.display(), reason = %causes(&reason), aside, "the last fleet on disk cannot be read");
                 None
             }
             Err(error) => {
@@ -146,7 +147,7 @@ impl Disk {
                 true
             }
             Err(error) => {
-                tracing::warn!(%error, "the fleet could not be written to disk; it is tried again");
+                tracing::warn!(error = %causes(&error), "the fleet could not be written to disk; it is tried again");
                 false
             }
         }

@@ -1,6 +1,6 @@
 //! What the journal counts, and the replicas that share it.
 
-use prometheus::{Histogram, IntCounter, IntGauge, Registry};
+use prometheus::{Histogram, IntCounter, IntGauge, IntGaugeVec, Opts, Registry};
 
 use super::purge::BUCKETS;
 use super::{counter, histogram, register};
@@ -12,6 +12,10 @@ pub struct JournalMetrics {
     pub head: IntGauge,
     /// How long it took to make a purge durable.
     pub append_duration: Histogram,
+    /// Whether the disk of the journal refuses, or does not answer.
+    pub stalled: IntGauge,
+    /// Why this process began without the journal of the one before it.
+    pub anew: IntGaugeVec,
     /// Purges that are not in etcd yet.
     pub spooled: IntGauge,
     /// Clearcoats before this fleet, as far as is known.
@@ -29,6 +33,23 @@ impl JournalMetrics {
                 "journal_append_duration_seconds",
                 "Time until a purge was durable",
                 &BUCKETS,
+            )?,
+            stalled: register(
+                r,
+                IntGauge::new(
+                    "journal_stalled",
+                    "Whether the disk of the journal refuses what is written, or does not answer",
+                )?,
+            )?,
+            anew: register(
+                r,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "journal_anew",
+                        "1 where this process began without the journal of the one before it, and why",
+                    ),
+                    &["reason"],
+                )?,
             )?,
             spooled: register(
                 r,

@@ -155,7 +155,11 @@ impl Rig {
     fn on_disk(&self, number: usize) -> BTreeSet<String> {
         const ORIGINS: TableDefinition<u64, (&str, u64)> = TableDefinition::new("origins");
         let file = self.fleet.journal_of(number).join("journal.redb");
-        let database = Database::open(file).expect("a journal");
+        // The process that writes it has lost its clearcoat, and is about to end.
+        let database = eventually("the journal is let go", || match Database::open(&file) {
+            Err(redb::DatabaseError::DatabaseAlreadyOpen) => None,
+            opened => Some(opened.expect("a journal")),
+        });
         let origins = database.begin_read().expect("a journal").open_table(ORIGINS).expect("a journal with names");
         let name = |row: Result<(_, redb::AccessGuard<'_, (&str, u64)>), _>| row.expect("a row").1.value().0.to_owned();
         origins.iter().expect("rows").map(name).collect()

@@ -29,6 +29,8 @@ pub struct Plan {
     pub config: &'static str,
     pub ack_timeout: &'static str,
     pub journal: &'static str,
+    /// What a start without a journal thinks of the pages that are there.
+    pub first_start: &'static str,
     pub guard: bool,
     /// How many clearcoats stand before the fleet. More than one, or a journal in etcd, needs members of etcd.
     pub replicas: usize,
@@ -65,6 +67,7 @@ impl Default for Plan {
             config: "",
             ack_timeout: "1s",
             journal: "disk",
+            first_start: "trust",
             guard: true,
             replicas: 1,
             etcd: 0,
@@ -307,7 +310,10 @@ fn configuration(
     );
     section("purge", format!("listen = [\"127.0.0.1:0\"]\nack_timeout = \"{}\"", plan.ack_timeout));
     section("admin", "listen = [\"127.0.0.1:0\"]".into());
-    section("journal", format!("kind = \"{}\"\npath = \"{}\"", plan.journal, journal.display()));
+    // The caches are as new as the journal, and many tests count what is sent to them.
+    let first_start = if plan.journal == "memory" { "flush" } else { plan.first_start };
+    let keys = [("kind", plan.journal), ("path", &journal.display().to_string()), ("first_start", first_start)];
+    section("journal", keys.map(|(key, value)| format!("{key} = \"{value}\"\n")).concat());
     section("health.web", "interval = \"1s\"\ntimeout = \"1s\"".into());
     for (number, (role, id, address)) in nodes.iter().enumerate() {
         write!(config, "\n[[node]]\nrole = \"{role}\"\nid = \"{id}\"\naddress = \"{address}\"\n").expect("memory");

@@ -1,0 +1,180 @@
+//! The tables of the file, and how a group is written to them.
+
+use std::sync::Arc;
+
+use redb::{Database, Durability, ReadableTable as _, StorageError, Table, TableDefinition, WriteTransaction};
+
+use super::error::FORMAT;
+use crate::fleet::NodeId;
+use crate::journal::{Cursor, Entry, Limits, Origin, Position};
+
+pub(super) const ENTRIES: TableDefinition<'_, Position, &[u8]> = TableDefinition::new("entries");
+/// The cursor, and when it was saved in milliseconds since 1970.
+pub(super) const CURSORS: TableDefinition<'_, &str, (Position, u64)> = TableDefinition::new("cursors");
+/// The epochs of those cursors that have one.
+pub(super) const EPOCHS: TableDefinition<'_, &str, &str> = TableDefinition::new("epochs");
+/// The head has a place of its own: it outlives the entries, so that no position is ever given twice.
+pub(super) const HEAD: TableDefinition<'_, (), Position> = TableDefinition::new("head");
+/// Nothing up to here is stored, and everything after it is. Files from before positions had holes have none.
+pub(super) const FLOOR: TableDefinition<'_, (), Position> = TableDefinition::new("floor");
+/// What entries are called in etcd, and their revision there; 0 where they are not there.
+pub(super) const ORIGINS: TableDefinition<'_, Position, (&str, u64)> = TableDefinition::new("origins");
+/// The highest revision that any entry ever had.
+pub(super) const NEWEST: TableDefinition<'_, (), u64> = TableDefinition::new("newest");
+/// The revision up to which everything in etcd has come here.
+pub(super) const SEEN: TableDefinition<'_, (), u64> = TableDefinition::new("seen");
+/// Whether an entry was deleted that was not in etcd yet, and etcd knows nothing of it.
+pub(super) const OVERFLOWED: TableDefinition<'_, (), bool> = TableDefinition::new("overflowed");
+/// What the file is written in. Files of format 1 have no number.
+pub(super) const FORMATS: TableDefinition<'_, (), u64> = TableDefinition::new("format");
+/// The name of this journal, as in the [`Marker`]. Files of format 1 have none.
+pub(super) const IDENTITY: TableDefinition<'_, (), &str> = TableDefinition::new("identity");
+/// Nothing of use: written to see whether the volume takes as much again.
+const PROBE: TableDefinition<'_, (), &[u8]> = TableDefinition::new("probe");
+
+/// The most entries that one commit deletes. More than a commit can add, so that deleting keeps up.
+const MAX_RETIRED: usize = 4096;
+
+/// What one transaction writes.
+#[derive(Default)]
+pub(super) struct Change {
+    /// The time of the group.
+    pub(super) now_ms: u64,
+    /// The last position that is in the file and counts. The entries follow it.
+    pub(super) before: Position,
+    /// The head from now on.
+    pub(super) head: Position,
+    /// What is not after this is not wanted any more.
+    pub(super) floor: Position,
+    /// The highest revision that was ever seen.
+    pub(super) newest: u64,
+    /// Everything up to this revision is here.
+    pub(super) seen: u64,
+    /// Something was, or is now, deleted that is not in etcd.
+    pub(super) overflowed: bool,
+    /// Something is held that is not in etcd.
+    pub(super) spooled: bool,
+    pub(super) entries: Vec<Arc<Entry>>,
+    pub(super) cursors: Vec<(NodeId, Cursor)>,
+    /// Where in etcd entries are, or that they are not there.
+    pub(super) found: Vec<(Position, Option<u64>)>,
+    /// Above 0: whether the volume takes so many bytes is all that is asked.
+    pub(super) probe: usize,
+}
+
+/// Writes format and name into a file that has none, and makes the tables, so that no purge pays for that.
+pub(super) fn name(transaction: &WriteTransaction, identity: &str) -> Result<(), redb::Error> {
+    transaction.open_table(ENTRIES)?;
+    transaction.open_table(ORIGINS)?;
+    transaction.open_table(CURSORS)?;
+    transaction.open_table(EPOCHS)?;
+    for table in [HEAD, FLOOR, NEWEST, SEEN] {
+        transaction.open_table(table)?;
+    }
+    transaction.open_table(OVERFLOWED)?;
+    transaction.open_table(FORMATS)?.insert((), FORMAT)?;
+    transaction.open_table(IDENTITY)?.insert((), identity)?;
+    Ok(())
+}
+
+/// Writes a change; `records` are its entries as they are stored. `begun`: the file is new, and gets this name. What came before this change is not in it then.
+pub(super) fn write(
+    database: &Database,
+    change: &Change,
+    records: &[Vec<u8>],
+    limits: &Limits,
+    begun: Option<&str>,
+) -> Result<(), redb::Error> {
+    let mut transaction = database.begin_write()?;
+    if let Some(identity) = begun {
+        name(&transaction, identity)?;
+    } else if change.head == change.before && change.probe == 0 {
+        // Without an fsync: the next purge's commit takes this to the disk with it, and so does closing the file. A crash
+        // before that leaves older cursors, and an older cursor only replays more; and it leaves purges that are not
+        // known to be in etcd, and etcd knows better.
+        transaction.set_durability(Durability::None)?;
+    }
+    if change.probe > 0 {
+        transaction.open_table(PROBE)?.insert((), vec![0; change.probe].as_slice())?;
+    }
+    if change.head > change.before || begun.is_some() {
+        write_entries(&transaction, change, records, begun.is_some())?;
+        transaction.delete_table(PROBE)?;
+    }
+    if change.seen > 0 {
+        transaction.open_table(SEEN)?.insert((), change.seen)?;
+    }
+    if !change.found.is_empty() {
+        let mut origins = transaction.open_table(ORIGINS)?;
+        for (position, revision) in &change.found {
+            let id = origins.get(position)?.map(|row| row.value().0.to_owned());
+            if let Some(id) = id {
+                origins.insert(position, (&*id, revision.unwrap_or(0)))?;
+            }
+        }
+    }
+    if !change.cursors.is_empty() {
+        let mut cursors = transaction.open_table(CURSORS)?;
+        let mut epochs = transaction.open_table(EPOCHS)?;
+        for (node, Cursor { position, epoch }) in &change.cursors {
+            cursors.insert(node.as_str(), (*position, change.now_ms))?;
+            match epoch {
+                Some(epoch) => epochs.insert(node.as_str(), &**epoch)?,
+                None => epochs.remove(node.as_str())?,
+            };
+        }
+        forget_cursors(&mut cursors, &mut epochs, limits, change.now_ms)?;
+    }
+    Ok(transaction.commit()?)
+}
+
+fn write_entries(
+    transaction: &WriteTransaction,
+    change: &Change,
+    records: &[Vec<u8>],
+    is_new: bool,
+) -> Result<(), redb::Error> {
+    let mut entries = transaction.open_table(ENTRIES)?;
+    let mut origins = transaction.open_table(ORIGINS)?;
+    entries.retain_in(change.before + 1.., |_, _| false)?;
+    origins.retain_in(change.before + 1.., |_, _| false)?;
+    for (entry, record) in change.entries.iter().zip(records) {
+        entries.insert(entry.position, record.as_slice())?;
+        if let Some(Origin { id, revision, .. }) = &entry.origin {
+            origins.insert(entry.position, (&**id, revision.unwrap_or(0)))?;
+        }
+    }
+    delete_up_to(&mut entries, change.floor)?;
+    delete_up_to(&mut origins, change.floor)?;
+    let floor = if is_new { change.floor.max(change.before) } else { change.floor };
+    transaction.open_table(HEAD)?.insert((), change.head)?;
+    transaction.open_table(FLOOR)?.insert((), floor)?;
+    let newest = change.entries.iter().filter_map(|entry| entry.origin.as_ref()?.revision).max();
+    transaction.open_table(NEWEST)?.insert((), change.newest.max(newest.unwrap_or(0)))?;
+    transaction.open_table(OVERFLOWED)?.insert((), change.overflowed || (is_new && change.spooled))?;
+    Ok(())
+}
+
+/// Forgets the nodes whose cursor was not saved for too long.
+fn forget_cursors(
+    cursors: &mut Table<'_, &'static str, (Position, u64)>,
+    epochs: &mut Table<'_, &'static str, &'static str>,
+    limits: &Limits,
+    now_ms: u64,
+) -> Result<(), StorageError> {
+    for cursor in cursors.extract_if(|_, (_, at_ms)| limits.retires(at_ms, now_ms))? {
+        epochs.remove(cursor?.0.value())?;
+    }
+    Ok(())
+}
+
+/// Deletes the oldest entries up to `floor`, a bounded number of them.
+fn delete_up_to<V: redb::Value + 'static>(
+    table: &mut Table<'_, Position, V>,
+    floor: Position,
+) -> Result<(), StorageError> {
+    for deleted in table.extract_from_if(..=floor, |_, _| true)?.take(MAX_RETIRED) {
+        deleted?;
+    }
+    Ok(())
+}

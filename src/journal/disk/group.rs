@@ -1,0 +1,181 @@
+//! The commands of one transaction, and the places that they get.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::{Foreign, Shared};
+use crate::fleet::NodeId;
+use crate::journal::ledger::{Ledger, next_position};
+use crate::journal::{Cursor, Entry, Origin, Position, WriteError};
+use crate::purge::Purge;
+
+/// Where the answer to a command goes.
+type Answer<T> = oneshot::Sender<Result<T, WriteError>>;
+
+/// What callers ask for.
+pub(super) enum Command {
+    /// Accept this purge.
+    Append(Purge, Answer<Position>),
+    /// Take over what another journal may have as well.
+    AppendForeign(Foreign, Answer<Position>),
+    /// Save these cursors.
+    SaveCursors(Vec<(NodeId, Cursor)>, Answer<()>),
+    /// Note where in etcd these are.
+    Found(Vec<(Position, Option<u64>)>, Answer<()>),
+    /// Everything up to the head, and up to this revision, is a gap.
+    BreakOff(u64, Answer<()>),
+}
+
+/// Whether it is durable in etcd.
+pub(super) fn is_safe(entry: &Arc<Entry>) -> bool {
+    entry.origin.as_ref().is_some_and(|origin| origin.revision.is_some())
+}
+
+/// The commands of one transaction.
+pub(super) struct Group {
+    /// When it was put together.
+    pub(super) now_ms: u64,
+    /// The head with it.
+    pub(super) head: Position,
+    /// What is new, in order.
+    pub(super) entries: Vec<Arc<Entry>>,
+    /// The entries of this group that have a name.
+    pub(super) named: HashMap<Arc<str>, Position>,
+    /// Whom to tell which position.
+    pub(super) appended: Vec<(Answer<Position>, Position)>,
+    /// To be saved.
+    pub(super) cursors: Vec<(NodeId, Cursor)>,
+    /// Where in etcd entries are, or that they are not there.
+    pub(super) found: Vec<(Position, Option<u64>)>,
+    /// Everything up to this revision is here with this group.
+    pub(super) seen: u64,
+    /// Up to here everything is a gap.
+    pub(super) broken_off: Option<Position>,
+    /// So many bytes, to see whether the disk takes them.
+    pub(super) probe: usize,
+    /// Whom to tell that it is done.
+    pub(super) done: Vec<Answer<()>>,
+}
+
+impl Group {
+    /// Nothing yet.
+    pub(super) fn empty(shared: &Shared) -> Self {
+        Group {
+            now_ms: (shared.clock)(),
+            head: shared.tail.head(),
+            entries: vec![],
+            named: HashMap::new(),
+            appended: vec![],
+            cursors: vec![],
+            found: vec![],
+            seen: 0,
+            broken_off: None,
+            probe: 0,
+            done: vec![],
+        }
+    }
+
+    /// Gives each purge its position. Positions belong to the group only once it is committed; a group that fails
+    /// leaves them to the next.
+    pub(super) fn new(commands: impl Iterator<Item = Command>, shared: &Shared) -> Self {
+        let mut group = Group::empty(shared);
+        let ledger = shared.ledger();
+        for command in commands {
+            match command {
+                Command::Append(purge, answer) => {
+                    let position = group.enter(group.now_ms, purge, None);
+                    group.appended.push((answer, position));
+                }
+                Command::AppendForeign(foreign, answer) => {
+                    let position = group.enter_foreign(foreign, &ledger);
+                    group.appended.push((answer, position));
+                }
+                Command::SaveCursors(cursors, answer) => {
+                    group.cursors.extend(cursors);
+                    group.done.push(answer);
+                }
+                Command::Found(revisions, answer) => {
+                    group.found.extend(revisions);
+                    group.done.push(answer);
+                }
+                Command::BreakOff(revision, answer) => {
+                    group.head = (group.head + 1).max(revision);
+                    group.broken_off = Some(group.head);
+                    group.seen = group.seen.max(revision);
+                    group.done.push(answer);
+                }
+            }
+        }
+        group
+    }
+
+    /// What nobody waits for any more.
+    pub(super) fn again(entries: Vec<Arc<Entry>>, shared: &Shared) -> Self {
+        let mut group = Group::empty(shared);
+        let ledger = shared.ledger();
+        for entry in entries {
+            let Entry { at_ms, purge, origin, .. } = Arc::unwrap_or_clone(entry);
+            match origin {
+                None => _ = group.enter(at_ms, purge, None),
+                Some(origin) => {
+                    _ = group.enter_foreign(Foreign { origin, at_ms, purge, in_order: false }, &ledger);
+                }
+            }
+        }
+        group
+    }
+
+    /// Whether any of it is durable in etcd.
+    pub(super) fn has_safe(&self) -> bool {
+        self.entries.iter().any(is_safe)
+    }
+
+    /// The entries that nobody has but the disk.
+    pub(super) fn unsafe_entries(&self) -> Vec<Arc<Entry>> {
+        self.entries.iter().filter(|entry| !is_safe(entry)).map(Arc::clone).collect()
+    }
+
+    fn enter(&mut self, at_ms: u64, purge: Purge, origin: Option<Origin>) -> Position {
+        self.head = next_position(self.head, origin.as_ref());
+        if let Some(origin) = &origin {
+            self.named.insert(Arc::clone(&origin.id), self.head);
+        }
+        self.entries.push(Arc::new(Entry { position: self.head, at_ms, purge, origin }));
+        self.head
+    }
+
+    /// What is here already has its place.
+    fn enter_foreign(&mut self, Foreign { origin, at_ms, purge, in_order }: Foreign, ledger: &Ledger) -> Position {
+        if in_order {
+            self.seen = self.seen.max(origin.revision.unwrap_or(0));
+        }
+        match ledger.position(&origin.id).or_else(|| self.named.get(&origin.id).copied()) {
+            Some(position) => {
+                if origin.revision.is_some() {
+                    self.found.push((position, origin.revision));
+                }
+                position
+            }
+            None => self.enter(at_ms, purge, Some(origin)),
+        }
+    }
+
+    /// Makes what is left of it readable.
+    pub(super) fn publish(&mut self, shared: &Shared) {
+        let mut ledger = shared.ledger();
+        for Entry { position, origin, .. } in self.entries.iter().map(|entry| &**entry) {
+            if let Some(Origin { id, revision, .. }) = origin {
+                ledger.enter(*position, id, *revision);
+            }
+        }
+        self.found.iter().for_each(|(position, revision)| _ = ledger.found(*position, *revision));
+        drop(ledger);
+        shared.tail.publish(std::mem::take(&mut self.entries), self.now_ms);
+        if let Some(position) = self.broken_off {
+            shared.tail.forget_up_to(position);
+        }
+        shared.ledger().trim(shared.tail.floor());
+    }
+}

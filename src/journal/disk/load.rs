@@ -1,0 +1,171 @@
+//! What is in the file when it is opened.
+//!
+//! Read in a transaction that writes nothing, so that a start succeeds on a volume that is full.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+
+use redb::{
+    Database, Key, ReadOnlyTable, ReadTransaction, ReadableDatabase as _, ReadableTable as _, TableDefinition,
+    TableError, Value,
+};
+
+use super::change::{CURSORS, ENTRIES, EPOCHS, FLOOR, FORMATS, HEAD, IDENTITY, NEWEST, ORIGINS, OVERFLOWED, SEEN};
+use super::error::{Damage, FORMAT, OpenError};
+use super::store::not_opened;
+use crate::fleet::NodeId;
+use crate::journal::cursors::Saved;
+use crate::journal::ledger::Ledger;
+use crate::journal::{Cursor, Entry, Limits, Origin, Position};
+
+/// What was in the file when it was opened.
+#[derive(Default)]
+pub(super) struct Stored {
+    /// The name of the journal. A file of format 1 has none.
+    pub(super) identity: Option<String>,
+    pub(super) head: Position,
+    pub(super) floor: Position,
+    pub(super) entries: Vec<Arc<Entry>>,
+    pub(super) cursors: HashMap<NodeId, Saved>,
+    pub(super) ledger: Ledger,
+}
+
+/// The names of entries in etcd, and where they are there.
+type Rows = BTreeMap<Position, (Arc<str>, Option<u64>)>;
+
+/// Reads everything; what is too old at `now_ms` counts as gone.
+pub(super) fn load(database: &Database, path: &Path, limits: Limits, now_ms: u64) -> Result<Stored, OpenError> {
+    let transaction = database.begin_read().map_err(|error| not_opened(path, error.into()))?;
+    let reader = Reader { transaction, path };
+    let format = reader.single(FORMATS)?.unwrap_or(1);
+    if format > FORMAT {
+        return Err(OpenError::Newer { path: path.to_owned(), format });
+    }
+    let identity = match reader.table(IDENTITY)? {
+        Some(table) => table.get(()).map_err(|error| reader.failed(error))?.map(|value| value.value().to_owned()),
+        None => None,
+    };
+    let head = reader.single(HEAD)?.unwrap_or(0);
+    let newest = reader.single(NEWEST)?.unwrap_or(0);
+    let rows = reader.rows()?;
+    // Holes come from etcd; where it never had a part in this, a hole is damage.
+    let dense = rows.is_empty() && newest == 0;
+    let loaded = reader.entries(head, dense, &rows, now_ms)?;
+    let retired = loaded.iter().take_while(|entry| limits.retires(entry.at_ms, now_ms)).last();
+    let before = loaded.first().map_or(head, |first| first.position - 1);
+    let floor = reader.single(FLOOR)?.unwrap_or(before).max(retired.map_or(0, |retired| retired.position));
+    let rows = rows.into_iter().map(|(position, (id, revision))| (position, id, revision));
+    let mut ledger = Ledger::new(rows, newest, reader.single(SEEN)?.unwrap_or(0));
+    // Some may have retired while nobody ran, and never got to etcd.
+    ledger.trim(floor);
+    if reader.single(OVERFLOWED)?.unwrap_or(false) {
+        ledger.overflowed_before();
+    }
+    let entries = loaded.into_iter().filter(|entry| entry.position > floor).collect();
+    Ok(Stored { identity, head, floor, entries, cursors: reader.cursors(limits, now_ms)?, ledger })
+}
+
+/// A transaction of the file at a path.
+struct Reader<'p> {
+    transaction: ReadTransaction,
+    path: &'p Path,
+}
+
+impl Reader<'_> {
+    fn failed(&self, error: impl Into<redb::Error>) -> OpenError {
+        not_opened(self.path, error.into())
+    }
+
+    fn damaged(&self, source: Damage) -> OpenError {
+        OpenError::Damaged { path: self.path.to_owned(), source }
+    }
+
+    /// `None` where nothing was ever written to it.
+    fn table<K: Key + 'static, V: Value + 'static>(
+        &self,
+        table: TableDefinition<'_, K, V>,
+    ) -> Result<Option<ReadOnlyTable<K, V>>, OpenError> {
+        match self.transaction.open_table(table) {
+            Ok(table) => Ok(Some(table)),
+            Err(TableError::TableDoesNotExist(_)) => Ok(None),
+            Err(error) => Err(self.failed(error)),
+        }
+    }
+
+    /// The value of a table that has one.
+    fn single<V>(&self, table: TableDefinition<'_, (), V>) -> Result<Option<V>, OpenError>
+    where
+        V: for<'v> Value<SelfType<'v> = V> + 'static,
+    {
+        let Some(table) = self.table(table)? else { return Ok(None) };
+        Ok(table.get(()).map_err(|error| self.failed(error))?.map(|value| value.value()))
+    }
+
+    fn rows(&self) -> Result<Rows, OpenError> {
+        let mut rows = Rows::new();
+        let Some(table) = self.table(ORIGINS)? else { return Ok(rows) };
+        for record in table.iter().map_err(|error| self.failed(error))? {
+            let (position, origin) = record.map_err(|error| self.failed(error))?;
+            let (id, revision) = origin.value();
+            rows.insert(position.value(), (id.into(), Some(revision).filter(|&revision| revision > 0)));
+        }
+        Ok(rows)
+    }
+
+    /// `dense`: positions have no holes.
+    fn entries(&self, head: Position, dense: bool, rows: &Rows, now_ms: u64) -> Result<Vec<Arc<Entry>>, OpenError> {
+        let mut entries: Vec<Arc<Entry>> = Vec::new();
+        let mut unknown = Vec::new();
+        if let Some(table) = self.table(ENTRIES)? {
+            for record in table.iter().map_err(|error| self.failed(error))? {
+                let (position, record) = record.map_err(|error| self.failed(error))?;
+                let position = position.value();
+                let expected = entries.last().map_or(position, |last| last.position + 1);
+                if dense && position != expected {
+                    return Err(self.damaged(Damage::OutOfOrder { position, expected }));
+                }
+                let (entry, error) = Entry::read(record.value(), now_ms);
+                unknown.extend(error.map(|error| (position, error)));
+                let origin = rows.get(&position).map(|(id, revision)| {
+                    // Whom it was told to is not known any more. What is in etcd has been told by that; what is not is
+                    // ours to tell.
+                    Origin { id: Arc::clone(id), revision: *revision, ours: revision.is_none() }
+                });
+                entries.push(Arc::new(Entry { position, origin, ..entry }));
+            }
+        }
+        if let Some((position, error)) = unknown.first() {
+            tracing::warn!(
+                path = %self.path.display(), position, count = unknown.len(), %error,
+                "purges in the journal are not known to this version; each counts as one of everything"
+            );
+        }
+        match entries.last().map(|last| last.position) {
+            Some(last) if last > head || (dense && last != head) => {
+                Err(self.damaged(Damage::OutOfOrder { position: last, expected: head }))
+            }
+            _ => Ok(entries),
+        }
+    }
+
+    fn cursors(&self, limits: Limits, now_ms: u64) -> Result<HashMap<NodeId, Saved>, OpenError> {
+        let (Some(table), epochs) = (self.table(CURSORS)?, self.table(EPOCHS)?) else { return Ok(HashMap::new()) };
+        let mut cursors = HashMap::new();
+        for record in table.iter().map_err(|error| self.failed(error))? {
+            let (node, saved) = record.map_err(|error| self.failed(error))?;
+            let (position, at_ms) = saved.value();
+            if limits.retires(at_ms, now_ms) {
+                continue;
+            }
+            let epoch = match &epochs {
+                Some(epochs) => epochs.get(node.value()).map_err(|error| self.failed(error))?,
+                None => None,
+            };
+            let epoch = epoch.map(|epoch| epoch.value().into());
+            let node = NodeId::try_from(node.value()).map_err(|source| self.damaged(Damage::Cursor(source)))?;
+            cursors.insert(node, Saved { cursor: Cursor { position, epoch }, at_ms });
+        }
+        Ok(cursors)
+    }
+}

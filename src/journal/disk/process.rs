@@ -1,0 +1,451 @@
+//! The journal's files in the hands of a process of their own.
+//!
+//! A thread that writes to a frozen volume cannot be ended by anything, SIGKILL included, and as long as one thread of
+//! a process is in that state the process itself does not end: whoever waits for it (`docker stop`, systemd, a script)
+//! waits for the volume. So nothing in the process that carries the shop's traffic ever writes to the volume. It asks
+//! this one to, by a socket, and leaves it behind if need be; what is left ends with the write that holds it.
+//!
+//! The one that is asked runs the same program (`/proc/self/exe`), under a command that the help does not list. It does what it
+//! is asked, one thing after the other, until the socket is closed: then whoever asked is gone, killed or not, and so is
+//! the lock that it held. Signals that are sent to everybody (Ctrl-C, systemd) are not for it.
+//!
+//! Where a process cannot be had (no `/proc`, a limit), the files are written from here, and it is said.
+//!
+//! ```text
+//! request   operation: u8, argument: u64, length: u32, bytes
+//! answer    code: i32 (0 done, above 0 an errno, below a kind of its own), value: u64, length: u32, bytes
+//! ```
+
+use std::io::{self, Read, Write};
+use std::ops::Bound;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use redb::{BackendError, Database, DatabaseError, StorageBackend};
+
+use super::file::{Files, JournalFile, Local, builder};
+
+/// The command under which the program is the other process.
+pub const COMMAND: &str = "journal-files";
+
+/// The longest message. redb writes pages and, at most, a whole region's table.
+const MAX_BYTES: usize = 1 << 30;
+
+/// What may be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Operation {
+    Open,
+    Close,
+    Len,
+    Read,
+    Write,
+    SetLen,
+    Sync,
+    Lock,
+    Unlock,
+    QueryLock,
+    /// The file that the next [`Operation::Replace`] is about.
+    Name,
+    Replace,
+}
+
+const OPERATIONS: [Operation; 12] = [
+    Operation::Open,
+    Operation::Close,
+    Operation::Len,
+    Operation::Read,
+    Operation::Write,
+    Operation::SetLen,
+    Operation::Sync,
+    Operation::Lock,
+    Operation::Unlock,
+    Operation::QueryLock,
+    Operation::Name,
+    Operation::Replace,
+];
+
+/// Answers that are no errno.
+const OTHER: i32 = -1;
+const ENDS_TOO_EARLY: i32 = -2;
+
+/// Files by way of another process, started when the first of them is needed.
+#[derive(Default)]
+pub(super) struct Remote {
+    connection: Mutex<Option<Arc<Connection>>>,
+}
+
+/// The way to the process.
+#[derive(Debug)]
+struct Connection {
+    stream: Mutex<UnixStream>,
+    child: Mutex<Option<Child>>,
+}
+
+/// The database's file, over there.
+#[derive(Debug)]
+struct RemoteFile(Arc<Connection>);
+
+impl Remote {
+    /// The process, started anew where it is gone. `None`: there cannot be one.
+    fn connection(&self) -> Option<Arc<Connection>> {
+        let mut current = lock(&self.connection);
+        if let Some(connection) = current.as_ref().filter(|connection| connection.is_alive()) {
+            return Some(Arc::clone(connection));
+        }
+        match Connection::start() {
+            Ok(connection) => *current = Some(Arc::new(connection)),
+            Err(error) => {
+                tracing::warn!(
+                    %error,
+                    "no process can be started for the journal's files: a volume that hangs may keep this one from ending"
+                );
+                *current = None;
+            }
+        }
+        current.clone()
+    }
+}
+
+impl Files for Remote {
+    fn open(&self, path: &Path) -> Result<Database, DatabaseError> {
+        let Some(connection) = self.connection() else { return Local.open(path) };
+        connection.ask(Operation::Open, 0, path.as_os_str().as_bytes())?;
+        builder().create_with_backend(RemoteFile(connection))
+    }
+
+    fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+        let Some(connection) = self.connection() else { return Local.replace(path, content) };
+        connection.ask(Operation::Name, 0, path.as_os_str().as_bytes())?;
+        connection.ask(Operation::Replace, 0, content).map(|_| ())
+    }
+}
+
+impl Connection {
+    fn start() -> io::Result<Self> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let mut command = Command::new("/proc/self/exe");
+        command.arg(COMMAND).stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn()?;
+        Ok(Connection { stream: Mutex::new(ours), child: Mutex::new(Some(child)) })
+    }
+
+    fn is_alive(&self) -> bool {
+        lock(&self.child).as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// Asks for one thing and waits for it.
+    fn ask(&self, operation: Operation, argument: u64, bytes: &[u8]) -> io::Result<(u64, Vec<u8>)> {
+        let mut stream = lock(&self.stream);
+        let length = u32::try_from(bytes.len()).map_err(io::Error::other)?;
+        let mut message = Vec::with_capacity(13 + bytes.len());
+        message.push(operation as u8);
+        message.extend(argument.to_be_bytes());
+        message.extend(length.to_be_bytes());
+        message.extend(bytes);
+        stream.write_all(&message)?;
+        let (head, bytes) = receive::<12>(&mut *stream)?.ok_or(io::ErrorKind::BrokenPipe)?;
+        let [a, b, c, d, value @ ..] = head;
+        match i32::from_be_bytes([a, b, c, d]) {
+            0 => Ok((u64::from_be_bytes(value), bytes)),
+            ENDS_TOO_EARLY => Err(io::Error::new(io::ErrorKind::UnexpectedEof, String::from_utf8_lossy(&bytes))),
+            OTHER => Err(io::Error::other(String::from_utf8_lossy(&bytes))),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        }
+    }
+}
+
+impl Drop for Connection {
+    /// With the socket the process ends; nobody waits for it here, as it may hang.
+    fn drop(&mut self) {
+        let Some(mut child) = lock(&self.child).take() else { return };
+        _ = lock(&self.stream).shutdown(std::net::Shutdown::Both);
+        // Without a thread to wait in, it is waited for by whoever waits for us.
+        _ = thread::Builder::new().name("journal-reaper".into()).spawn(move || child.wait());
+    }
+}
+
+impl StorageBackend for RemoteFile {
+    fn len(&self) -> io::Result<u64> {
+        self.0.ask(Operation::Len, 0, &[]).map(|(length, _)| length)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let (_, bytes) = self.0.ask(Operation::Read, offset, &(out.len() as u64).to_be_bytes())?;
+        if bytes.len() != out.len() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        out.copy_from_slice(&bytes);
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.ask(Operation::SetLen, len, &[]).map(|_| ())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.ask(Operation::Sync, 0, &[]).map(|_| ())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.ask(Operation::Write, offset, data).map(|_| ())
+    }
+
+    fn close(&self) -> io::Result<()> {
+        self.0.ask(Operation::Close, 0, &[]).map(|_| ())
+    }
+
+    fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        Ok(self.0.ask(Operation::Lock, 0, &encode((start, end)))?.0 == 1)
+    }
+
+    fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.0.ask(Operation::Unlock, 0, &encode((start, end)))?;
+        Ok(())
+    }
+
+    fn query_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        Ok(self.0.ask(Operation::QueryLock, 0, &encode((start, end)))?.0 == 1)
+    }
+}
+
+/// Does what is asked by the socket on standard input until it is closed.
+///
+/// # Errors
+/// What is asked makes no sense, or the socket fails.
+pub fn serve() -> io::Result<()> {
+    use std::os::fd::AsFd as _;
+    use tokio::signal::unix::{SignalKind, signal};
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let _context = runtime.enter();
+    // Taken, and never looked at: it is the end of the socket that ends this.
+    let _signals = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
+    answer_all(UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?))
+}
+
+fn answer_all(mut stream: UnixStream) -> io::Result<()> {
+    let mut server = Server::default();
+    while let Some((head, bytes)) = receive::<9>(&mut stream)? {
+        let [operation, argument @ ..] = head;
+        let operation = OPERATIONS.get(usize::from(operation)).ok_or(io::ErrorKind::InvalidData)?;
+        let (code, value, bytes) = match server.carry_out(*operation, u64::from_be_bytes(argument), &bytes) {
+            Ok((value, bytes)) => (0, value, bytes),
+            Err(error) => {
+                let code = match error.raw_os_error() {
+                    Some(errno) => errno,
+                    None if error.kind() == io::ErrorKind::UnexpectedEof => ENDS_TOO_EARLY,
+                    None => OTHER,
+                };
+                (code, 0, error.to_string().into_bytes())
+            }
+        };
+        let mut answer = Vec::with_capacity(16 + bytes.len());
+        answer.extend(code.to_be_bytes());
+        answer.extend(value.to_be_bytes());
+        answer.extend(u32::try_from(bytes.len()).map_err(io::Error::other)?.to_be_bytes());
+        answer.extend(bytes);
+        stream.write_all(&answer)?;
+    }
+    Ok(())
+}
+
+/// What is open over here.
+#[derive(Default)]
+struct Server {
+    file: Option<JournalFile>,
+    name: PathBuf,
+}
+
+impl Server {
+    fn carry_out(&mut self, operation: Operation, argument: u64, bytes: &[u8]) -> io::Result<(u64, Vec<u8>)> {
+        let path = || PathBuf::from(std::ffi::OsString::from_vec(bytes.to_vec()));
+        match operation {
+            Operation::Open => {
+                // The one before it is closed first, with its lock.
+                self.file = None;
+                self.file = Some(JournalFile::open(&path())?);
+                return Ok((0, vec![]));
+            }
+            Operation::Name => {
+                self.name = path();
+                return Ok((0, vec![]));
+            }
+            Operation::Replace => return Local.replace(&self.name, bytes).map(|()| (0, vec![])),
+            _ => {}
+        }
+        let file = self.file.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        let done = |()| (0, vec![]);
+        match operation {
+            Operation::Len => file.len().map(|length| (length, vec![])),
+            Operation::Read => {
+                let length = decode_u64(bytes)?;
+                let length = usize::try_from(length).ok().filter(|length| *length <= MAX_BYTES);
+                let mut out = vec![0; length.ok_or(io::ErrorKind::InvalidData)?];
+                file.read(argument, &mut out)?;
+                Ok((0, out))
+            }
+            Operation::Write => file.write(argument, bytes).map(done),
+            Operation::SetLen => file.set_len(argument).map(done),
+            Operation::Sync => file.sync_data().map(done),
+            Operation::Lock => as_io(file.try_lock_range(decode(bytes, 0)?, decode(bytes, 9)?)).map(value),
+            Operation::Unlock => as_io(file.unlock_range(decode(bytes, 0)?, decode(bytes, 9)?)).map(done),
+            Operation::QueryLock => as_io(file.query_lock_range(decode(bytes, 0)?, decode(bytes, 9)?)).map(value),
+            Operation::Close => {
+                let closed = file.close();
+                self.file = None;
+                closed.map(done)
+            }
+            Operation::Open | Operation::Name | Operation::Replace => Err(io::ErrorKind::InvalidInput.into()),
+        }
+    }
+}
+
+fn value(holds: bool) -> (u64, Vec<u8>) {
+    (holds.into(), vec![])
+}
+
+fn as_io<T>(result: Result<T, BackendError>) -> io::Result<T> {
+    result.map_err(|error| match error {
+        BackendError::Io(error) => error,
+        error => io::Error::other(error.to_string()),
+    })
+}
+
+/// A message: the fixed part before its length, and its bytes. `None` at the end of the stream.
+fn receive<const FIXED: usize>(stream: &mut impl Read) -> io::Result<Option<([u8; FIXED], Vec<u8>)>> {
+    let mut head = [0; FIXED];
+    match stream.read_exact(&mut head) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        read => read?,
+    }
+    let mut length = [0; 4];
+    stream.read_exact(&mut length)?;
+    let length = u32::from_be_bytes(length) as usize;
+    if length > MAX_BYTES {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let mut bytes = vec![0; length];
+    stream.read_exact(&mut bytes)?;
+    Ok(Some((head, bytes)))
+}
+
+/// A range of bytes: each end as its kind and its value.
+fn encode((start, end): (Bound<u64>, Bound<u64>)) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(18);
+    for bound in [start, end] {
+        let (kind, at) = match bound {
+            Bound::Unbounded => (0, 0),
+            Bound::Included(at) => (1, at),
+            Bound::Excluded(at) => (2, at),
+        };
+        bytes.push(kind);
+        bytes.extend(u64::to_be_bytes(at));
+    }
+    bytes
+}
+
+fn decode(bytes: &[u8], from: usize) -> io::Result<Bound<u64>> {
+    let invalid = || io::Error::from(io::ErrorKind::InvalidData);
+    let at = decode_u64(bytes.get(from + 1..from + 9).ok_or_else(invalid)?)?;
+    match bytes.get(from) {
+        Some(0) => Ok(Bound::Unbounded),
+        Some(1) => Ok(Bound::Included(at)),
+        Some(2) => Ok(Bound::Excluded(at)),
+        _ => Err(invalid()),
+    }
+}
+
+fn decode_u64(bytes: &[u8]) -> io::Result<u64> {
+    let bytes = <[u8; 8]>::try_from(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+    Ok(u64::from_be_bytes(bytes))
+}
+
+/// What is behind these locks is whole after every statement.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::disk::file::builder;
+    use redb::{ReadableDatabase as _, TableDefinition};
+
+    const TABLE: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("t");
+
+    /// The other side in a thread.
+    fn connect() -> Arc<Connection> {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        thread::spawn(move || answer_all(theirs).unwrap());
+        Arc::new(Connection { stream: Mutex::new(ours), child: Mutex::default() })
+    }
+
+    fn open(connection: &Arc<Connection>, path: &Path) -> Result<Database, DatabaseError> {
+        connection.ask(Operation::Open, 0, path.as_os_str().as_bytes())?;
+        builder().create_with_backend(RemoteFile(Arc::clone(connection)))
+    }
+
+    #[test]
+    fn a_database_over_there_is_like_one_here() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.redb");
+        let connection = connect();
+        let large = vec![7; 3 << 20];
+        {
+            let database = open(&connection, &path).unwrap();
+            let transaction = database.begin_write().unwrap();
+            transaction.open_table(TABLE).unwrap().insert(1, large.as_slice()).unwrap();
+            transaction.commit().unwrap();
+            // It is locked, for others and for us.
+            assert!(matches!(open(&connect(), &path), Err(DatabaseError::DatabaseAlreadyOpen)));
+            assert!(matches!(Local.open(&path), Err(DatabaseError::DatabaseAlreadyOpen)));
+        }
+        let database = Local.open(&path).unwrap();
+        let transaction = database.begin_read().unwrap();
+        assert_eq!(transaction.open_table(TABLE).unwrap().get(1).unwrap().unwrap().value(), large);
+    }
+
+    #[test]
+    fn what_the_system_says_over_there_is_heard_here() {
+        let folder = tempfile::tempdir().unwrap();
+        let connection = connect();
+        let is_a_directory = connection.ask(Operation::Open, 0, folder.path().as_os_str().as_bytes()).unwrap_err();
+        assert_eq!(is_a_directory.to_string(), "Is a directory (os error 21)");
+        let file = folder.path().join("cut");
+        // How a file of redb begins.
+        std::fs::write(&file, b"redb\x1a\x0a\xa9\x0d\x0a").unwrap();
+        let cut = open(&connection, &file).err().unwrap();
+        let DatabaseError::Storage(redb::StorageError::Io(error)) = cut else { panic!("{cut}") };
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn nonsense_ends_the_other_side_and_does_not_hurt_it() {
+        for message in [&[0xff; 13][..], &[3, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff], &[1, 2, 3]] {
+            let (mut ours, theirs) = UnixStream::pair().unwrap();
+            ours.write_all(message).unwrap();
+            ours.shutdown(std::net::Shutdown::Write).unwrap();
+            _ = answer_all(theirs);
+        }
+        let mut server = Server::default();
+        for operation in OPERATIONS {
+            // No file can be below a device.
+            let done = server.carry_out(operation, 0, b"/dev/null/\xff");
+            assert!(done.is_err() || operation == Operation::Name, "{operation:?}");
+        }
+    }
+
+    #[test]
+    fn who_is_gone_is_an_error() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        drop(theirs);
+        let connection = Connection { stream: Mutex::new(ours), child: Mutex::default() };
+        assert_eq!(connection.ask(Operation::Len, 0, &[]).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        assert!(!connection.is_alive());
+    }
+}

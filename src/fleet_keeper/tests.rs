@@ -37,7 +37,8 @@ fn rig(panic_threshold: f64) -> Rig {
     let deliveries = Arc::new(Deliveries::new(context));
     let (nobody_listens, listed) = (mpsc::channel(1).0, watch::channel(false).0);
     let (events, retain) = (nobody_listens, Duration::from_secs(600));
-    let around = Surroundings { fleet, checks, retain, deliveries, slow_start, metrics, events };
+    let around =
+        Surroundings { fleet, checks, retain, deliveries, slow_start, metrics, events, doubted: Arc::default() };
     Rig { keeper: FleetKeeper::new(around, [Source::Static], listed) }
 }
 

@@ -84,11 +84,14 @@ const STATIC: [(&str, &str); 61] = [
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Unreadable;
 
+/// A name and a value.
+type Field = (Rc<[u8]>, Rc<[u8]>);
+
 /// The table of one connection's requests.
 #[derive(Debug)]
 pub(super) struct Table {
     /// The newest first.
-    entries: VecDeque<(Rc<[u8]>, Rc<[u8]>)>,
+    entries: VecDeque<Field>,
     size: usize,
     max: usize,
 }
@@ -135,7 +138,7 @@ impl Table {
         Ok(is_well_formed)
     }
 
-    fn literal(&self, rest: &mut Input<'_>, bits: u32) -> Result<(Rc<[u8]>, Rc<[u8]>), Unreadable> {
+    fn literal(&self, rest: &mut Input<'_>, bits: u32) -> Result<Field, Unreadable> {
         let name = match rest.integer(bits)? {
             0 => rest.string()?,
             index => self.entry(index)?.0,
@@ -143,7 +146,7 @@ impl Table {
         Ok((name, rest.string()?))
     }
 
-    fn entry(&self, index: usize) -> Result<(Rc<[u8]>, Rc<[u8]>), Unreadable> {
+    fn entry(&self, index: usize) -> Result<Field, Unreadable> {
         let index = index.checked_sub(1).ok_or(Unreadable)?;
         match STATIC.get(index) {
             Some((name, value)) => Ok((name.as_bytes().into(), value.as_bytes().into())),

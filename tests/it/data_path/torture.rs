@@ -70,7 +70,7 @@ admin.listen = ["127.0.0.1:0"]
 journal.kind = "memory"
 runtime.workers = 2
 health.web = { interval = "10s", timeout = "10s", rise = 1, fall = 5 }
-health.varnish = { interval = "10s", timeout = "10s", rise = 1, fall = 5 }
+health.varnish = { trial = false, interval = "10s", timeout = "10s", rise = 1, fall = 5 }
 "#;
 
 /// What must have happened in a long run for it to prove anything.

@@ -188,10 +188,13 @@ async fn connect<R: Route>(client: &Client<R>, node: &Arc<Node>) -> Result<Conne
         Some(file) => file,
         None => {
             worker.close_unused();
-            while_connecting(client, room.take()).await.map_err(|interrupt| match interrupt {
+            let file = while_connecting(client, room.take()).await.map_err(|interrupt| match interrupt {
                 Interrupt::NodeDown => Failure::Connect(io::ErrorKind::TimedOut.into()),
                 _ => Failure::NoFiles,
-            })?
+            })?;
+            // The wait was ours, and takes nothing of the node's time.
+            client.deadline.enter_with(Phase::Connect, node);
+            file
         }
     };
     match while_connecting(client, worker.pools.connect(node, file)).await {

@@ -20,15 +20,12 @@ pub(super) mod fragment;
 
 use crate::http1::{Framing, Method, RequestHead, ResponseHead};
 
-/// What is told to everybody who could store a page, in the words of Magento's VCL, and to whom debugs one.
+/// What is told to everybody who could store a page, in the words of Magento's VCL.
 const NOT_STORED: &[(&str, &str)] = &[
     ("cache-control", "no-store, no-cache, must-revalidate, max-age=0"),
     ("pragma", "no-cache"),
     ("expires", "-1"),
-    DEBUG,
 ];
-const LEFT_ALONE: &[(&str, &str)] = &[DEBUG];
-const DEBUG: (&str, &str) = ("x-magento-cache-debug", "UNCACHEABLE");
 
 /// What `vcl_deliver` takes off.
 const FOR_VARNISH: [&str; 10] = [
@@ -133,7 +130,6 @@ pub(super) fn deliver(answer: &mut ResponseHead, bytes: &[u8], request: (&Reques
             || (!is_debugged && name.eq_ignore_ascii_case(b"age"))
             || name.get(..12).is_some_and(|start| start.eq_ignore_ascii_case(b"x-clearcoat-"))
     });
-    answer.added = LEFT_ALONE;
     if file {
         if !says(answer, bytes, &["private", "no-store", "no-cache"]) {
             answer.drop_fields(bytes, |name| name.eq_ignore_ascii_case(b"set-cookie"));

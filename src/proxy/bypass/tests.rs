@@ -26,7 +26,7 @@ fn a_page_is_stored_by_nobody_and_shows_nothing_that_was_meant_for_varnish() {
     assert_eq!(
         delivered("GET /p?q", page),
         format!(
-            "http/1.1 200 ok\r\nset-cookie: a=b\r\nx-kept: c\r\n{NEVER}x-magento-cache-debug: uncacheable\r\n\
+            "http/1.1 200 ok\r\nset-cookie: a=b\r\nx-kept: c\r\n{NEVER}\
              via: 1.1 clearcoat\r\ncontent-length: 2\r\n\r\n"
         )
     );

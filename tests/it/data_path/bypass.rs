@@ -56,7 +56,7 @@ fn a_page_has_what_a_vcl_would_leave_of_it_and_its_blocks_for_every_client() {
             ("cache-control", Some("no-store, no-cache, must-revalidate, max-age=0")),
             ("pragma", Some("no-cache")),
             ("expires", Some("-1")),
-            ("x-magento-cache-debug", Some("UNCACHEABLE")),
+            ("x-magento-cache-debug", None),
             ("set-cookie", Some("PHPSESSID=a")),
             ("x-magento-tags", None),
             ("x-powered-by", None),

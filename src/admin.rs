@@ -127,12 +127,16 @@ impl Handler for Admin {
 
 impl Admin {
     /// Not ready before the first round of deliveries, and not once the process is about to end. The fleet's state
-    /// has no say: a balancer that took us out because the shop is ill would make it worse.
+    /// has no say: a balancer that took us out because the shop is ill would make it worse. Nor ready is one that nobody
+    /// tells of purges, because another one has its name.
     fn ready(&self) -> Response {
         if self.shutdown.stage() != Stage::Running {
             text(503, "draining\n")
         } else if !*self.open.borrow() {
             text(503, "starting\n")
+        } else if let Some(problem) = self.replicas.as_ref().and_then(|replicas| replicas.superseded()) {
+            // The other one of this name is told of purges, and ready: both together would take the shop away.
+            text(503, format!("{problem}\n"))
         } else {
             text(200, "ready\n")
         }

@@ -34,7 +34,7 @@ use serde::{Deserialize, Serialize};
 
 pub use edge::{Edge, Origin, ProxyProtocol, TlsListener, WhenAllBehind};
 pub use error::{ConfigError, ConfigErrors};
-pub use fleet::{Dns, Etcd, Registry, RegistryKind, Replica, StaticNode};
+pub use fleet::{Dns, Etcd, PeerAddress, Registry, RegistryKind, Replica, StaticNode};
 pub use health::{HealthChecks, VarnishChecks, WebChecks};
 pub use journal::{Journal, JournalKind};
 pub use limits::Limits;

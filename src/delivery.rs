@@ -26,6 +26,7 @@
 //! storm no node that was fenced once would ever come back.
 
 mod budget;
+mod recalls;
 mod stretches;
 mod task;
 #[cfg(test)]
@@ -43,11 +44,12 @@ use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
 use crate::config::PurgeListener;
-use crate::fleet::{Fence, Health, Node, NodeId, Snapshot};
+use crate::fleet::{Fence, Health, LANDING, Member, Node, NodeId, Snapshot};
 use crate::journal::{Cursor, Journal, Position};
 use crate::purge::{Forward, Guard};
 use crate::slow_start::SlowStart;
 use crate::telemetry::Metrics;
+use recalls::Recalls;
 
 /// How many results of past batches a node remembers, for the purges that still wait to be answered.
 const RESULTS: usize = 256;
@@ -119,6 +121,8 @@ struct DeliveryState {
     /// It missed purges, and has not yet shown that it can take them.
     late: AtomicBool,
     results: Mutex<VecDeque<BatchResult>>,
+    /// What it has to be told once more because another replica could not.
+    recalls: Recalls,
     error: Mutex<Arc<str>>,
 }
 
@@ -143,6 +147,16 @@ pub struct Acknowledged {
     pub invalidated: u64,
     /// Nodes that refused this very request though they obey others, with the status.
     pub refused: Vec<(NodeId, u16)>,
+}
+
+impl Acknowledged {
+    /// Another replica has not reached this node.
+    pub fn miss(&mut self, node: &NodeId) {
+        self.applied.retain(|id| id != node);
+        if !self.fenced.contains(node) {
+            self.fenced.push(node.clone());
+        }
+    }
 }
 
 impl Deliveries {
@@ -196,6 +210,38 @@ impl Deliveries {
     pub async fn acknowledge(&self, position: Position, forward: Option<&Forward>, timeout: Duration) -> Acknowledged {
         self.settle(position, timeout).await;
         self.outcome(position, forward.map(fingerprint))
+    }
+
+    /// Waits until every Varnish that could be waited for has this purge, at most for `timeout`, and promises nothing yet.
+    /// Says who has it, and who has not.
+    pub async fn reached(&self, position: Position, timeout: Duration) -> (Vec<NodeId>, Vec<NodeId>) {
+        self.wait_for(position, timeout).await;
+        let fleet = self.context.fleet.load();
+        let members = fleet.varnish.members().iter();
+        let (has, misses): (Vec<_>, Vec<_>) = members.partition(|member| member.node.live.cursor() >= position);
+        let ids = |members: Vec<&Member>| members.into_iter().map(|member| member.node.id().clone()).collect();
+        (ids(has), ids(misses))
+    }
+
+    /// Has those of these nodes that have acknowledged the purge at this position told of it once more before that counts:
+    /// another replica has not reached them, and a page that passed there may still be on its way.
+    pub fn recall(&self, position: Position, nodes: &[NodeId]) {
+        let fleet = self.context.fleet.load();
+        for node in nodes.iter().filter_map(|id| fleet.varnish.get(id)).map(|member| &member.node) {
+            if let Some(delivery) = self.nodes.get(node.id()).filter(|_| node.live.cursor() >= position) {
+                delivery.state.recalls.push(&node.live, position, LANDING);
+            }
+        }
+    }
+
+    /// The position up to which every Varnish of which anything is known has every purge.
+    pub fn least_cursor(&self) -> Position {
+        let journal = &self.context.journal;
+        let fleet = self.context.fleet.load();
+        let here = fleet.varnish.members().iter().map(|member| member.node.live.cursor());
+        let away = journal.cursors();
+        let away = away.iter().filter(|(id, _)| fleet.varnish.get(id).is_none()).map(|(_, cursor)| cursor.position);
+        here.chain(away).min().unwrap_or_else(|| journal.head())
     }
 
     /// Does the same for what others have accepted and the journal brings, until the process ends: a purge that was
@@ -260,6 +306,19 @@ impl Deliveries {
     }
 
     async fn settle(&self, position: Position, timeout: Duration) {
+        self.wait_for(position, timeout).await;
+        // Timed out or not: who has the purge is read below, for the fence and for the answer.
+        let before = self.context.fence.raise(position);
+        for member in self.context.fleet.load().varnish.members() {
+            // Once a fall, not once a purge.
+            if (before..position).contains(&member.node.live.cursor()) {
+                tracing::warn!(node = %member.node.id(), position, "node is behind: no traffic until it has every purge");
+            }
+        }
+    }
+
+    /// Whoever lets this one wait in vain is late.
+    async fn wait_for(&self, position: Position, timeout: Duration) {
         let awaited = self.worth_waiting_for();
         let all_have_it = async {
             let mut progress = self.progress.subscribe();
@@ -273,14 +332,6 @@ impl Deliveries {
             awaited.iter().filter(|node| !self.is_settled(node, position)).for_each(|node| self.mark_late(node));
             // Those who wait for the same nodes need not.
             self.progressed();
-        }
-        // Timed out or not: who has the purge is read below, for the fence and for the answer.
-        let before = self.context.fence.raise(position);
-        for member in self.context.fleet.load().varnish.members() {
-            // Once a fall, not once a purge.
-            if (before..position).contains(&member.node.live.cursor()) {
-                tracing::warn!(node = %member.node.id(), position, "node is behind: no traffic until it has every purge");
-            }
         }
     }
 

@@ -84,6 +84,8 @@ enum Work {
     New,
     /// Purges that it must be told of again before they count.
     Repeat(Stretch),
+    /// Purges that counted until another replica said that it had not told them.
+    Recalled(Stretch),
     /// Purges that count, and are repeated for fetches that we do not see.
     Settle(Stretch),
 }
@@ -150,6 +152,7 @@ impl Task {
         tokio::select! {
             biased;
             stretch = due(unsure) => Some(Work::Repeat(stretch)),
+            stretch = self.state.recalls.due() => Some(Work::Recalled(stretch)),
             moved = moved => moved.then_some(Work::New),
             stretch = due(settle.map(|settle| Stretch { due: settle.due.max(ready), ..settle })) => {
                 Some(Work::Settle(stretch))
@@ -175,6 +178,17 @@ impl Task {
                 } else {
                     self.unsure.done();
                     self.acknowledged(stretch.last);
+                }
+            }
+            Work::Recalled(stretch) => {
+                let began = Instant::now();
+                let batch = self.batch(stretch.after, stretch.last);
+                self.send(&batch.bans).await?;
+                if began.elapsed() > STALL {
+                    self.state.recalls.postpone(Instant::now() + AFTER_STALL);
+                } else {
+                    self.state.recalls.done(&self.node.live, stretch);
+                    self.deliveries.progressed();
                 }
             }
             Work::Settle(stretch) => {

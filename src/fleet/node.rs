@@ -213,6 +213,8 @@ pub const WHOLE_SHARE: u32 = 256;
 pub struct Live {
     inflight: AtomicU32,
     cursor: AtomicU64,
+    /// How much of it counts: one more than the position; 0 is all.
+    recalled: AtomicU64,
     /// When it was seen to run.
     pub life_signs: LifeSigns,
     /// What is missing to [`WHOLE_SHARE`].
@@ -245,9 +247,18 @@ impl Live {
         self.inflight.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// The position up to which this Varnish has acknowledged every purge.
+    /// The position up to which this Varnish has acknowledged every purge, as far as that counts.
     pub fn cursor(&self) -> u64 {
-        self.cursor.load(Ordering::SeqCst)
+        let cursor = self.cursor.load(Ordering::SeqCst);
+        match self.recalled.load(Ordering::SeqCst) {
+            0 => cursor,
+            recalled => cursor.min(recalled - 1),
+        }
+    }
+
+    /// Of what the Varnish has acknowledged only that counts which is not after this position; `None`: all of it.
+    pub fn recall(&self, position: Option<u64>) {
+        self.recalled.store(position.map_or(0, |position| position + 1), Ordering::SeqCst);
     }
 
     /// The Varnish has acknowledged every purge up to `position`. Only its delivery task calls this.

@@ -130,7 +130,7 @@ impl fmt::Display for PeerAddress {
 const DNS_SCHEME: &str = "dns+http://";
 
 impl text::FromText for PeerAddress {
-    const WANTED: &'static str = "HOST:PORT of a purge listener such as 10.0.0.3:6081, or dns+http://NAME:PORT for all \
+    const WANTED: &'static str = "HOST:PORT of a purge listener such as 192.0.2.3:6081, or dns+http://NAME:PORT for all \
                                   addresses of a name such as dns+http://clearcoat-headless:6081";
 
     fn from_text(text: &str) -> Option<Self> {

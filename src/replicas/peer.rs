@@ -428,7 +428,7 @@ fn told(revision: Option<u64>, id: &str, entry: &Entry) -> Told {
 /// older was answered long ago, and fences there almost at once.
 fn others_patience(ack_timeout: Duration, accepted_ms: u64, now_ms: u64) -> Duration {
     let gone = Duration::from_millis(now_ms.saturating_sub(accepted_ms));
-    (ack_timeout * 3 / 4).saturating_sub(gone).max(ack_timeout / 8)
+    (ack_timeout * 5 / 8).saturating_sub(gone).max(ack_timeout / 8)
 }
 
 /// Sends one message and waits for its answer.
@@ -464,8 +464,8 @@ mod tests {
     fn the_other_one_answers_before_the_sender_of_the_purge_is_answered() {
         let ack = Duration::from_millis(1_000);
         let patience = |gone: u64| others_patience(ack, 10_000, 10_000 + gone).as_millis();
-        assert_eq!([0, 350, 700, 60_000].map(patience), [750, 400, 125, 125]);
+        assert_eq!([0, 350, 700, 60_000].map(patience), [625, 275, 125, 125]);
         // A clock that was set back.
-        assert_eq!(others_patience(ack, 10_000, 9_000).as_millis(), 750);
+        assert_eq!(others_patience(ack, 10_000, 9_000).as_millis(), 625);
     }
 }

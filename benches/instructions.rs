@@ -222,9 +222,10 @@ impl Clearcoat {
     fn start(folder: &Path, out: &Path, node: SocketAddr) -> Result<Self> {
         let file = folder.join("clearcoat.toml");
         let anywhere = "listen = [\"127.0.0.1:0\"]";
+        let journal = folder.join("journal");
         let config = format!(
             "[runtime]\nworkers = 1\n[edge]\n{anywhere}\n[origin]\n{anywhere}\n[purge]\n{anywhere}\n[admin]\n{anywhere}\n\
-             [journal]\nkind = \"memory\"\n[log]\nformat = \"json\"\n\
+             [journal]\npath = {journal:?}\nfirst_start = \"trust\"\n[health.varnish]\ntrial = false\n[log]\nformat = \"json\"\n\
              [[node]]\nrole = \"varnish\"\nid = \"varnish-1\"\naddress = \"{node}\"\n"
         );
         std::fs::write(&file, config)?;

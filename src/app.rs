@@ -124,13 +124,7 @@ impl App {
         let watched = certificates.into_iter().map(|(_, tls)| Arc::new(tls));
         watched.for_each(|tls| _ = tasks.spawn(tls::watch(tls, Arc::clone(&engine.metrics), tls::LOOK_EVERY)));
         let replicas = engine.join_replicas(config, &addresses, &mut tasks)?;
-        let patience = config.purge.ack_timeout;
-        let first_round = FirstRound {
-            fleet: Arc::clone(&engine.fleet),
-            deliveries: Arc::clone(&engine.deliveries),
-            trials: config.health.varnish.trial.then(|| Arc::clone(&engine.trials)),
-            patience,
-        };
+        let first_round = FirstRound::of(&engine, config);
         tasks.spawn(open_edge(listed.clone(), first_round, replicas.clone(), open_sender));
 
         let Engine { metrics, guard, journal, fence, fleet, deliveries, trials, started, .. } = engine;
@@ -296,6 +290,15 @@ struct FirstRound {
 }
 
 impl FirstRound {
+    fn of(engine: &Engine, config: &Config) -> Self {
+        FirstRound {
+            fleet: Arc::clone(&engine.fleet),
+            deliveries: Arc::clone(&engine.deliveries),
+            trials: config.health.varnish.trial.then(|| Arc::clone(&engine.trials)),
+            patience: config.purge.ack_timeout,
+        }
+    }
+
     /// Returns when every node has what was answered before, and what is up has been tried, or when nobody waits longer.
     async fn ended(&self) {
         if tokio::time::timeout(self.patience, self.deliveries.all_current()).await.is_err() {

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
 use self::kept::Kept;
@@ -75,6 +75,8 @@ pub struct Surroundings {
     pub metrics: Arc<Metrics>,
     /// Where checkers send what they see.
     pub events: mpsc::Sender<Event>,
+    /// Told when a node of the configuration cannot be reached: its name may have another address by now.
+    pub doubted: Arc<Notify>,
 }
 
 impl FleetKeeper {
@@ -152,6 +154,9 @@ impl FleetKeeper {
         let Some(kept) = self.nodes.get_mut(&identity) else { return };
         if kept.node.spec.address != check.address {
             return;
+        }
+        if kept.node.spec.source == Source::Static && check.verdict != Verdict::Passed {
+            self.around.doubted.notify_one();
         }
         if check.role == Role::Varnish && check.verdict == Verdict::Passed {
             self.around.deliveries.answered(&kept.node, check.began, check.took);

@@ -136,7 +136,7 @@ impl Route for Origin {
             None => self.guard.may_be_stored(began, &page, Instant::now()),
         };
         if !may_be_stored {
-            self.metrics.guard_marked.inc();
+            self.metrics.guard.marked.inc();
         }
         may_be_stored
     }
@@ -171,13 +171,13 @@ mod tests {
         let origin = origin(true);
         assert!(!admits(&origin, "GET") && !admits(&origin, "HEAD"));
         assert!(admits(&origin, "POST"));
-        assert_eq!(origin.metrics.guard_marked.get(), 2);
+        assert_eq!(origin.metrics.guard.marked.get(), 2);
     }
 
     #[test]
     fn a_guard_that_is_off_lets_everything_pass() {
         let origin = origin(false);
         assert!(admits(&origin, "GET"));
-        assert_eq!(origin.metrics.guard_marked.get(), 0);
+        assert_eq!(origin.metrics.guard.marked.get(), 0);
     }
 }

@@ -170,7 +170,7 @@ impl Trials {
             TrialState::Failed | TrialState::WithoutTags => tracing::warn!(node = %id, "{finding}"),
             TrialState::Inconclusive => tracing::info!(node = %id, "{finding}"),
             TrialState::Passed | TrialState::Untried => {
-                tracing::info!(node = %id, "purges take pages out of this Varnish")
+                tracing::info!(node = %id, "purges take pages out of this Varnish");
             }
         }
     }

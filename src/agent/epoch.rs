@@ -8,6 +8,9 @@
 //! cache under a new name is believed to be empty, and keeps pages that should have been dropped. So a process counts as a
 //! worker only when it says that it is one: the manager's other children (it compiles VCL in them) are passed over. And
 //! where this system does not let us look, no epoch is written: that counts as the same cache.
+//!
+//! A storage that outlives the worker (`-s` with `deprecated_persistent`, `fellow`, `mse` and whatever else is not known to
+//! die with it) is such an old cache. The manager's command line tells, and then no epoch is written either.
 
 use std::fs;
 use std::path::PathBuf;
@@ -15,6 +18,9 @@ use std::path::PathBuf;
 /// The name that varnishd gives its worker. Its manager has the name of the program.
 const WORKER: &str = "cache-main";
 const MANAGER: &str = "varnishd";
+
+/// The storages that a new worker finds empty. (`file` maps a file that the next worker does not read.)
+const EMPTIED: [&str; 4] = ["default", "malloc", "umem", "file"];
 
 /// How the epoch of a node is found.
 #[derive(Clone, Debug)]
@@ -84,9 +90,25 @@ fn worker_of(manager: u32) -> Life {
     let children = children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());
     let mut workers = children.filter_map(|pid: u32| Some((pid, process(pid)?)));
     match workers.find(|(_, process)| process.name == WORKER) {
+        Some(_) if outlives_worker(&fs::read(format!("/proc/{manager}/cmdline")).unwrap_or_default()) => Life::Unnamed,
         Some((pid, process)) => Life::Named(name(pid, &process)),
         None => Life::Absent("varnishd has no worker process"),
     }
+}
+
+/// Whether a varnishd with this command line, each argument with a NUL behind it, has a storage that a new worker may find
+/// full. A value is `[name=]kind[,options]` (varnishd(1)).
+fn outlives_worker(command_line: &[u8]) -> bool {
+    let mut arguments = command_line.split(|&byte| byte == 0).map(String::from_utf8_lossy);
+    let mut outlives = false;
+    while let Some(argument) = arguments.next() {
+        let Some(rest) = argument.strip_prefix("-s") else { continue };
+        let storage = if rest.is_empty() { arguments.next().unwrap_or_default() } else { rest.to_owned().into() };
+        let kind = storage.split(',').next().unwrap_or_default();
+        let kind = kind.rsplit('=').next().unwrap_or_default();
+        outlives |= !EMPTIED.contains(&kind);
+    }
+    outlives
 }
 
 fn name(pid: u32, process: &Process) -> String {
@@ -129,6 +151,28 @@ mod tests {
     fn one_that_has_ended_is_none() {
         assert_eq!(parse(&STAT.replace(" S ", " Z ")), None);
         assert_eq!(parse("1 (x) S"), None);
+    }
+
+    #[test]
+    fn a_storage_that_outlives_the_worker_is_told_from_one_that_dies_with_it() {
+        let line =
+            |arguments: &[&str]| arguments.iter().flat_map(|one| [one.as_bytes(), b"\0"].concat()).collect::<Vec<_>>();
+        for dies in [
+            &["varnishd", "-F"][..],
+            &["varnishd", "-s", "malloc,2G"],
+            &["varnishd", "-smalloc,2G", "-s", "Transient=malloc,64m"],
+            &["varnishd", "-s", "main=file,/var/lib/varnish/storage,10G", "-s", "default,1G"],
+        ] {
+            assert!(!outlives_worker(&line(dies)), "{dies:?}");
+        }
+        for outlives in [
+            &["varnishd", "-s", "deprecated_persistent,/var/p,1G"][..],
+            &["varnishd", "-s", "malloc,1G", "-s", "disk=fellow,/dev/sda,1T,1G,1M"],
+            &["varnishd", "-smse,/etc/varnish/mse.conf"],
+            &["varnishd", "-s", "persistent,/var/p,1G"],
+        ] {
+            assert!(outlives_worker(&line(outlives)), "{outlives:?}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::engine::Engine;
@@ -22,6 +22,7 @@ pub(super) fn keep(
     let (listed_sender, listed) = watch::channel(false);
     let (events_sender, events) = mpsc::channel(1024);
     let (suspects_sender, suspects) = mpsc::channel(1024);
+    let doubted = Arc::<Notify>::default();
     let around = Surroundings {
         fleet: Arc::clone(&engine.fleet),
         checks: config.health.clone(),
@@ -32,6 +33,7 @@ pub(super) fn keep(
         slow_start: Arc::clone(&engine.slow_start),
         metrics: Arc::clone(&engine.metrics),
         events: events_sender.clone(),
+        doubted: Arc::clone(&doubted),
     };
     let registry = follow_registry(config, engine, &events_sender, tasks);
     let sources = [Some(Source::Static), registry.as_ref().map(Following::source)];
@@ -39,7 +41,7 @@ pub(super) fn keep(
     tasks.spawn(async move { slow_start.run().await });
     let keeper = FleetKeeper::new(around, sources.into_iter().flatten(), listed_sender);
     tasks.spawn(keeper.run(events, suspects));
-    tasks.spawn(registry::fixed::follow(nodes, events_sender));
+    tasks.spawn(registry::fixed::follow(nodes, doubted, events_sender));
     FleetInputs { listed, suspects: suspects_sender, registry }
 }
 

@@ -37,8 +37,10 @@ fn rig(panic_threshold: f64) -> Rig {
     let deliveries = Arc::new(Deliveries::new(context));
     let (nobody_listens, listed) = (mpsc::channel(1).0, watch::channel(false).0);
     let (events, retain) = (nobody_listens, Duration::from_secs(600));
-    let headers = PurgeHeaders::default();
-    let around = Surroundings { fleet, headers, checks, retain, deliveries, trials: None, slow_start, metrics, events };
+    let (headers, doubted) = (PurgeHeaders::default(), Arc::default());
+    let trials = None;
+    let around =
+        Surroundings { fleet, headers, checks, retain, deliveries, trials, slow_start, metrics, events, doubted };
     Rig { keeper: FleetKeeper::new(around, [Source::Static], listed) }
 }
 

@@ -384,7 +384,7 @@ impl<R: Route> Exchange<'_, R> {
                 self.upload_broken = true;
             }
             if self.client.passage.as_ref().is_some_and(Passage::is_to_be_cut) {
-                self.client.worker.shared.metrics.guard_cut.inc();
+                self.client.worker.shared.metrics.guard.cut.inc();
                 tracing::info!(node = %self.node.id(), "an answer that a purge waits for has no end, and is cut");
                 return Poll::Ready(Err(Failure::CutAnswer(io::ErrorKind::TimedOut.into())));
             }

@@ -18,6 +18,9 @@
 //! a minute after the last request that moves.
 
 mod half;
+mod hpack;
+mod huffman;
+mod screen;
 mod session;
 
 use std::cell::{Cell, RefCell};
@@ -47,6 +50,7 @@ use super::stream::Stream;
 use super::worker::Worker;
 use crate::http1::{BadHead, Scheme};
 use half::{AnswerBody, PIECE, keep_waker};
+use screen::Screen;
 use session::Session;
 
 pub(super) use half::Half;
@@ -127,7 +131,8 @@ pub(super) async fn serve<R: Route>(
     let service = service_fn(|request| answer(Rc::clone(&connection), request));
     let session = Session::new(session);
     // In a box, so that it is gone before the session ends.
-    let mut serving = Box::pin(builder.serve_connection(TokioIo::new(session.clone()), service));
+    let screened = Screen::new(session.clone(), max_head as usize);
+    let mut serving = Box::pin(builder.serve_connection(TokioIo::new(screened), service));
     let is_through = poll_fn(|cx| {
         if let Poll::Ready(end) = serving.as_mut().poll(cx) {
             if let Err(error) = &end {

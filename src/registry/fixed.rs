@@ -2,37 +2,64 @@
 //!
 //! A node may be given by name, as containers are. A name that does not resolve yet (the container is still starting)
 //! is no reason to refuse to start or to hold the others up: it is tried again until it does. Names are looked up side
-//! by side, so that the place of a node in the file says nothing about when it is there. A name that has resolved is not
-//! looked up again: whoever wants to follow names has `registry.kind = "dns"` for it.
+//! by side, so that the place of a node in the file says nothing about when it is there.
+//!
+//! A name that has resolved is looked up again, every few seconds, and at once when a health check of a node by name fails:
+//! a container that was made anew has another address. It is the system that is asked, which knows its hosts file and the
+//! container engine's names, and which does not say how long an answer holds. An address stays for as long as it is one of
+//! those that the name has, whatever their order, and when the look-up fails. Another address is the same node: its id is
+//! what is in the file, and its cursor stays. What is behind the new address may be another cache; without an epoch nobody
+//! can say so, and what it gets is what it is known to miss (see [`crate::fleet::NodeSpec::epoch`]).
 //!
 //! The file can change. A node whose table is as it was hears nothing of that; one whose weight changed keeps the
 //! address that its name had, so that a new weight is never a new address by accident. Those that are new join before
 //! those that are gone leave: a node that was only given another id is in the fleet all the time, under one of them. A
 //! node that was given an address that does not resolve stays where it was until it does.
 
+mod names;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc::error::SendError;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
-use super::resolve::{RETRY, resolve};
+use super::resolve::RETRY;
 use crate::config::StaticNode;
 use crate::fleet::{DEFAULT_HEADER_LIMIT, Event, NodeId, NodeSpec, Role, Source};
+use names::{Lookups, Resolve};
 
 /// How many look-ups there are at once: each has a thread.
 const AT_ONCE: usize = 16;
 
-/// Announces the nodes and every change of them. Returns when nobody can change them any more, or nobody listens.
-pub async fn follow(mut nodes: watch::Receiver<Vec<StaticNode>>, events: mpsc::Sender<Event>) {
-    let mut fixed = Fixed { nodes: BTreeMap::new(), events };
+/// How often names are looked up again.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+
+/// Announces the nodes and every change of them. Returns when nobody can change them any more, or nobody listens. `doubted` is
+/// told when a node cannot be reached where it was found: names are looked up again soon.
+pub async fn follow(nodes: watch::Receiver<Vec<StaticNode>>, doubted: Arc<Notify>, events: mpsc::Sender<Event>) {
+    follow_by(names::system(), nodes, doubted, events).await;
+}
+
+async fn follow_by(
+    resolve: Resolve,
+    mut nodes: watch::Receiver<Vec<StaticNode>>,
+    doubted: Arc<Notify>,
+    events: mpsc::Sender<Event>,
+) {
+    let mut fixed = Fixed { nodes: BTreeMap::new(), events, resolve: Arc::clone(&resolve) };
+    let mut lookups = Lookups::new(resolve);
     let first = nodes.borrow_and_update().clone();
     if fixed.change_to(first).await.is_err() || fixed.send(Event::Listed(Source::Static)).await.is_err() {
         return;
     }
+    let mut looked = Instant::now();
     loop {
+        let has_names = lookups.is_idle() && fixed.nodes.values().any(Known::is_name);
         let outcome = tokio::select! {
             changed = nodes.changed() => {
                 if changed.is_err() {
@@ -42,10 +69,25 @@ pub async fn follow(mut nodes: watch::Receiver<Vec<StaticNode>>, events: mpsc::S
                 fixed.change_to(now).await
             }
             () = tokio::time::sleep(RETRY), if fixed.has_untold() => fixed.tell().await,
+            () = look_again(&doubted, looked), if has_names => {
+                looked = Instant::now();
+                lookups.begin(fixed.names());
+                Ok(())
+            }
+            (identity, name, found) = lookups.next() => fixed.found(&identity, &name, found).await,
         };
         if outcome.is_err() {
             return;
         }
+    }
+}
+
+/// Returns when names are due, that were looked up last at `looked`: sooner when somebody doubts them, but never at once again.
+async fn look_again(doubted: &Notify, looked: Instant) {
+    tokio::time::sleep_until(looked + RETRY).await;
+    tokio::select! {
+        () = doubted.notified() => {}
+        () = tokio::time::sleep_until(looked + LOOK_EVERY) => {}
     }
 }
 
@@ -55,6 +97,7 @@ type Identity = (Role, NodeId);
 struct Fixed {
     nodes: BTreeMap<Identity, Known>,
     events: mpsc::Sender<Event>,
+    resolve: Resolve,
 }
 
 /// One node.
@@ -63,6 +106,8 @@ struct Known {
     /// What its name resolved to, or the address that it is.
     address: Option<SocketAddr>,
     told: Told,
+    /// The last look-up of its name failed.
+    fails: bool,
 }
 
 /// What the fleet knows of a node.
@@ -81,6 +126,43 @@ impl Fixed {
 
     fn has_untold(&self) -> bool {
         self.nodes.values().any(|known| known.told != Told::Everything)
+    }
+
+    /// The names that have resolved.
+    fn names(&self) -> Vec<(Identity, String)> {
+        let names = self.nodes.iter().filter(|(_, known)| known.is_name());
+        names.map(|(identity, known)| (identity.clone(), known.node.address.clone())).collect()
+    }
+
+    /// Takes what a name has now.
+    async fn found(
+        &mut self,
+        identity: &Identity,
+        name: &str,
+        found: Result<Vec<SocketAddr>, String>,
+    ) -> Result<(), SendError<Event>> {
+        let Some(known) = self.nodes.get_mut(identity).filter(|known| known.node.address == name) else {
+            return Ok(());
+        };
+        let Some(before) = known.address else { return Ok(()) };
+        let (role, id) = identity;
+        let addresses = match found {
+            Ok(addresses) => addresses,
+            Err(reason) => {
+                if !std::mem::replace(&mut known.fails, true) {
+                    tracing::warn!(%role, node = %id, name, %before, reason, "node address does not resolve any more; it stays as it was");
+                }
+                return Ok(());
+            }
+        };
+        if std::mem::take(&mut known.fails) {
+            tracing::info!(%role, node = %id, name, "node address resolves again");
+        }
+        let Some(&address) = addresses.first().filter(|_| !addresses.contains(&before)) else { return Ok(()) };
+        tracing::info!(%role, node = %id, name, %before, %address, "node has another address");
+        known.address = Some(address);
+        let spec = known.spec(address);
+        self.send(Event::Joined(spec)).await
     }
 
     async fn change_to(&mut self, nodes: Vec<StaticNode>) -> Result<(), SendError<Event>> {
@@ -115,10 +197,11 @@ impl Fixed {
                 Some(_) => {}
                 None => {
                     let (identity, name, room) = (identity.clone(), known.node.address.clone(), Arc::clone(&room));
+                    let resolve = Arc::clone(&self.resolve);
                     lookups.spawn(async move {
                         // Nobody closes it.
                         let _place = room.acquire().await;
-                        (identity, resolve(&name).await)
+                        (identity, resolve(name).await)
                     });
                 }
             }
@@ -134,7 +217,8 @@ impl Fixed {
             // Nobody else changes the nodes meanwhile.
             let Some(known) = self.nodes.get_mut(&identity) else { continue };
             match outcome {
-                Ok(address) => {
+                Ok(addresses) => {
+                    let Some(&address) = addresses.first() else { continue };
                     known.address = Some(address);
                     known.told = Told::Everything;
                     self.events.send(Event::Joined(known.spec(address))).await?;
@@ -151,7 +235,12 @@ impl Fixed {
 
 impl Known {
     fn new(node: StaticNode) -> Self {
-        Known { address: node.address.parse().ok(), node, told: Told::Nothing }
+        Known { address: node.address.parse().ok(), node, told: Told::Nothing, fails: false }
+    }
+
+    /// Whether its address is what a name has resolved to.
+    fn is_name(&self) -> bool {
+        self.address.is_some() && self.node.address.parse::<SocketAddr>().is_err()
     }
 
     fn change_to(&mut self, node: StaticNode) {
@@ -204,7 +293,7 @@ mod tests {
     async fn a_change_tells_of_what_changed_and_of_nothing_else() {
         let (nodes, followed) = watch::channel(vec![web("a", "127.0.0.1:1", 1), web("b", "127.0.0.1:2", 1)]);
         let (sender, mut events) = mpsc::channel(16);
-        let follower = tokio::spawn(follow(followed, sender));
+        let follower = tokio::spawn(follow(followed, Arc::default(), sender));
         let mut first = [next(&mut events).await, next(&mut events).await];
         first.sort();
         assert_eq!(first, ["a 127.0.0.1:1 1", "b 127.0.0.1:2 1"]);
@@ -230,7 +319,7 @@ mod tests {
         let unknown = web("a", UNRESOLVABLE, 1);
         let (nodes, followed) = watch::channel(vec![unknown, web("b", "127.0.0.1:2", 1)]);
         let (sender, mut events) = mpsc::channel(16);
-        let follower = tokio::spawn(follow(followed, sender));
+        let follower = tokio::spawn(follow(followed, Arc::default(), sender));
         assert_eq!([next(&mut events).await, next(&mut events).await], ["b 127.0.0.1:2 1", "listed"]);
         // Nobody was told of it, so nobody is told that it left.
         nodes.send_replace(vec![]);
@@ -243,5 +332,79 @@ mod tests {
         assert_eq!(next(&mut events).await, "a 127.0.0.1:4 1");
         drop(nodes);
         follower.await.unwrap();
+    }
+
+    /// What names have, as a test says.
+    type Zone = Arc<std::sync::Mutex<Result<Vec<&'static str>, &'static str>>>;
+
+    /// A follower of `a`, by a name that this zone has, and of `b`, by its address; and whoever can doubt them.
+    fn by_name(zone: &Zone) -> (watch::Sender<Vec<StaticNode>>, Arc<Notify>, mpsc::Receiver<Event>) {
+        let (nodes, followed) = watch::channel(vec![web("a", "shop.test:80", 1), web("b", "127.0.0.1:2", 1)]);
+        let (sender, events) = mpsc::channel(16);
+        let (zone, doubted) = (Arc::clone(zone), Arc::<Notify>::default());
+        let resolve: Resolve = Arc::new(move |_| {
+            let answer = zone.lock().unwrap().clone();
+            let answer = answer.map(|ips| ips.iter().map(|ip| SocketAddr::new(ip.parse().unwrap(), 80)).collect());
+            Box::pin(async move { answer.map_err(str::to_owned) })
+        });
+        tokio::spawn(follow_by(resolve, followed, Arc::clone(&doubted), sender));
+        (nodes, doubted, events)
+    }
+
+    async fn begun(events: &mut mpsc::Receiver<Event>) {
+        let mut first = [next(events).await, next(events).await, next(events).await];
+        first.sort();
+        assert_eq!(first, ["a 10.0.0.1:80 1", "b 127.0.0.1:2 1", "listed"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_is_looked_up_again_and_its_node_keeps_its_id_at_the_new_address() {
+        let zone: Zone = Arc::new(std::sync::Mutex::new(Ok(vec!["10.0.0.1"])));
+        let (nodes, _doubted, mut events) = by_name(&zone);
+        begun(&mut events).await;
+        let began = Instant::now();
+        *zone.lock().unwrap() = Ok(vec!["10.0.0.2"]);
+        assert_eq!(next(&mut events).await, "a 10.0.0.2:80 1");
+        assert!(began.elapsed() <= LOOK_EVERY + RETRY, "{:?}", began.elapsed());
+
+        // As long as the name has it, in whatever order, and while nobody knows, it stays.
+        for answer in [Ok(vec!["10.0.0.3", "10.0.0.2"]), Err("away"), Ok(vec!["10.0.0.2", "10.0.0.3"]), Err("away")] {
+            *zone.lock().unwrap() = answer;
+            tokio::time::sleep(3 * LOOK_EVERY).await;
+            assert!(events.try_recv().is_err());
+        }
+        *zone.lock().unwrap() = Ok(vec!["10.0.0.3", "10.0.0.4"]);
+        assert_eq!(next(&mut events).await, "a 10.0.0.3:80 1");
+        // Another weight is no other address.
+        nodes.send_replace(vec![web("a", "shop.test:80", 7), web("b", "127.0.0.1:2", 1)]);
+        assert_eq!(next(&mut events).await, "a 10.0.0.3:80 7");
+        tokio::time::sleep(3 * LOOK_EVERY).await;
+        assert!(events.try_recv().is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_cannot_be_reached_is_looked_up_soon_and_not_all_the_time() {
+        let zone: Zone = Arc::new(std::sync::Mutex::new(Ok(vec!["10.0.0.1"])));
+        let (_nodes, doubted, mut events) = by_name(&zone);
+        begun(&mut events).await;
+        for ip in ["10.0.0.2", "10.0.0.3"] {
+            let began = Instant::now();
+            *zone.lock().unwrap() = Ok(vec![ip]);
+            (0..100).for_each(|_| doubted.notify_one());
+            assert_eq!(next(&mut events).await, format!("a {ip}:80 1"));
+            assert!(began.elapsed() <= RETRY, "{:?}", began.elapsed());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_look_up_of_a_name_that_the_file_has_no_more_changes_nothing() {
+        let zone: Zone = Arc::new(std::sync::Mutex::new(Ok(vec!["10.0.0.1"])));
+        let (nodes, _doubted, mut events) = by_name(&zone);
+        begun(&mut events).await;
+        nodes.send_replace(vec![web("a", "127.0.0.1:9", 1), web("b", "127.0.0.1:2", 1)]);
+        assert_eq!(next(&mut events).await, "a 127.0.0.1:9 1");
+        *zone.lock().unwrap() = Ok(vec!["10.0.0.2"]);
+        tokio::time::sleep(3 * LOOK_EVERY).await;
+        assert!(events.try_recv().is_err());
     }
 }

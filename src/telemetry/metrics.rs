@@ -7,6 +7,7 @@
 
 mod bypass;
 mod files;
+mod guard;
 mod journal;
 mod listener;
 mod purge;
@@ -25,6 +26,7 @@ use crate::fleet::{NodeId, Role};
 
 pub use bypass::FragmentMetrics;
 pub use files::{FileMetrics, Shortage};
+pub use guard::GuardMetrics;
 pub use journal::JournalMetrics;
 pub use listener::ListenerMetrics;
 pub use purge::PurgeMetrics;
@@ -69,10 +71,8 @@ pub struct Metrics {
     pub edge_connections_refused: IntCounter,
     /// Requests served by a Varnish that was behind, because nobody else could take them.
     pub stale_served: IntCounter,
-    /// Answers that no Varnish may store: something in them was purged while they were rendered.
-    pub guard_marked: IntCounter,
-    /// Answers that were cut because a purge waited for their end.
-    pub guard_cut: IntCounter,
+    /// What the guard keeps from being stored.
+    pub guard: GuardMetrics,
     /// Requests that got no good answer from their node.
     pub upstream_failures: UpstreamFailures,
     /// The fragments of pages that pass the caches by.
@@ -199,16 +199,7 @@ impl Metrics {
                 "stale_served_total",
                 "Requests served by a Varnish that was behind, for want of others",
             )?,
-            guard_marked: counter(
-                r,
-                "guard_marked_total",
-                "Pages that Varnish was told not to store: they were purged while they were rendered",
-            )?,
-            guard_cut: counter(
-                r,
-                "guard_cut_total",
-                "Answers to Varnish that were cut: a purge concerned them, and they did not come to their end in 30 s",
-            )?,
+            guard: GuardMetrics::new(r)?,
             upstream_failures: UpstreamFailures::new(r)?,
             fragments: FragmentMetrics::new(r)?,
             journal: JournalMetrics::new(r)?,

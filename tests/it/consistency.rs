@@ -65,8 +65,8 @@ const MEMBERS: usize = 3;
 /// How long a page takes to render, at most.
 const RENDER: Duration = Duration::from_millis(300);
 
-/// The way to the last Varnish, in one direction, of which one packet of a hundred is lost; and how far the wall clocks of
-/// the first one and of the last clearcoat are ahead of all others.
+/// The way to the last Varnish, in one direction, of which one packet of a hundred is lost; and how far the wall clock
+/// of the last clearcoat is ahead of all others.
 const ONE_WAY: Duration = Duration::from_millis(20);
 const AHEAD: &str = "+3s";
 
@@ -85,8 +85,7 @@ fn nobody_sees_a_page_older_than_an_answered_purge_whatever_hangs_or_is_killed()
     let length = Duration::from_secs(setting("CLEARCOAT_CONSISTENCY_SECONDS").unwrap_or(30));
     let slow_link = slow_link::is_possible().then_some(Quality { delay: ONE_WAY, one_lost_in: 100, seed });
     let disk = disk::is_possible();
-    let plan =
-        Plan { slow_link, disk, ahead: Some(AHEAD), vcl: poisoned, config: CONFIG, varnish: NODES, ..Plan::default() };
+    let plan = Plan { slow_link, disk, vcl: poisoned, config: CONFIG, varnish: NODES, ..Plan::default() };
     let mut steps = faults::random(seed, NODES, length);
     if disk {
         steps = faults::both(steps, faults::of_disk(seed, length));

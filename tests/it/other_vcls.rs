@@ -289,7 +289,7 @@ fn a_trial_that_proves_nothing_keeps_nobody_out() {
     let fleet = Fleet::start(&Plan { varnish: 1, web: 1, vcl: passes, ..Plan::default() });
     let nodes = tried(&fleet, "inconclusive");
     assert!(nodes[0]["trial_finding"].as_str().is_some_and(|finding| finding.contains("does not keep our page")));
-    assert_eq!(fleet.get("/p/1").header("X-Magento-Cache-Debug"), Some("MISS"));
+    assert_eq!(fleet.get("/p/1").header("X-Magento-Cache-Debug"), Some("UNCACHEABLE"));
     assert!(
         fleet.clearcoat.log().text().lines().all(|line| !line.contains("could not be tried") || line.contains("INFO"))
     );

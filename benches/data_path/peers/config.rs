@@ -30,7 +30,9 @@ pub(super) fn write(peer: &Peer, folder: &Path, port: u16, setup: &Setup<'_>) ->
             arguments.extend(["-c".into(), file.clone().into()]);
             (nginx(port, setup), arguments)
         }
-        Kind::Clearcoat(_) => (clearcoat(port, setup), vec!["serve".into(), "--config".into(), file.clone().into()]),
+        Kind::Clearcoat(_) => {
+            (clearcoat(folder, port, setup), vec!["serve".into(), "--config".into(), file.clone().into()])
+        }
     };
     std::fs::write(file, text)?;
     Ok(arguments)
@@ -129,7 +131,7 @@ http {{
     )
 }
 
-fn clearcoat(port: u16, setup: &Setup<'_>) -> String {
+fn clearcoat(folder: &Path, port: u16, setup: &Setup<'_>) -> String {
     let listener = |offset: u16| format!("listen = [\"127.0.0.1:{}\"]", port + offset);
     let (workers, origin) = (setup.cores.len(), setup.origin);
     // Clients of a TLS scenario find TLS where they find plain HTTP in the others.
@@ -141,6 +143,7 @@ fn clearcoat(port: u16, setup: &Setup<'_>) -> String {
         }
     };
     let (behind, purge, admin) = (listener(1), listener(2), listener(3));
+    let journal = folder.join("journal");
     format!(
         "[edge]
 {edge}
@@ -152,7 +155,10 @@ fn clearcoat(port: u16, setup: &Setup<'_>) -> String {
 [admin]
 {admin}
 [journal]
-kind = \"memory\"
+path = {journal:?}
+first_start = \"trust\"
+[health.varnish]
+trial = false
 [log]
 level = \"warn\"
 [runtime]

@@ -317,7 +317,7 @@ mod tests {
             for (number, step) in steps.iter().enumerate() {
                 assert_eq!(step.act, if number % 2 == 0 { Act::Freeze } else { Act::Thaw }, "seed {seed}");
             }
-            assert!(steps.is_sorted_by_key(|step| step.at) && steps.len() % 2 == 0, "seed {seed}");
+            assert!(steps.is_sorted_by_key(|step| step.at) && steps.len().is_multiple_of(2), "seed {seed}");
         }
     }
 

@@ -417,7 +417,7 @@ fn what_a_node_sends_beyond_its_answer_reaches_nobody() {
 #[test]
 fn while_all_nodes_are_down_the_answer_says_when_to_ask_again() {
     let checks = "[health.web]\ninterval = \"50ms\"\ntimeout = \"50ms\"\npanic_threshold = 0\n\
-        [health.varnish]\ninterval = \"50ms\"\ntimeout = \"50ms\"";
+        [health.varnish]\ntrial = false\ninterval = \"50ms\"\ntimeout = \"50ms\"";
     let rig = Rig::start(checks, vec![Upstream::echo()], vec![Upstream::echo()]);
     rig.varnish[0].set_checks(Checks::Fail);
     rig.web[0].set_checks(Checks::Fail);

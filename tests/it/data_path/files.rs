@@ -9,7 +9,7 @@ use crate::support::upstream::{Gate, Then, Upstream};
 
 /// One check that fails is enough to take a node down.
 const CHECKS: &str = "[health.web]\ninterval = \"200ms\"\ntimeout = \"200ms\"\nfall = 1\n\
-    [health.varnish]\ninterval = \"200ms\"\ntimeout = \"200ms\"\nfall = 1\n";
+    [health.varnish]\ntrial = false\ninterval = \"200ms\"\ntimeout = \"200ms\"\nfall = 1\n";
 
 /// Answers `/held` only when the gate is open, and long answers to `/long`.
 fn holding(gate: &Gate) -> Upstream {

@@ -4,6 +4,7 @@
 mod abuse;
 mod ends;
 mod heads;
+mod malformed;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

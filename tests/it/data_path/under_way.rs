@@ -12,7 +12,7 @@ use crate::support::upstream::{Checks, Gate, Then, Upstream};
 
 /// Health that changes quickly, and counts though half of the nodes are down.
 const CHECKS: &str = "[health.web]\ninterval = \"300ms\"\ntimeout = \"300ms\"\nrise = 1\nfall = 2\npanic_threshold = 0\n\
-    [health.varnish]\ninterval = \"300ms\"\ntimeout = \"300ms\"\nrise = 1\nfall = 2\n";
+    [health.varnish]\ntrial = false\ninterval = \"300ms\"\ntimeout = \"300ms\"\nrise = 1\nfall = 2\n";
 
 const UNSAFE: [&str; 5] = ["POST", "PUT", "DELETE", "PATCH", "brew"];
 

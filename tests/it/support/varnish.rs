@@ -7,7 +7,6 @@ use std::process::{Child, Command, Stdio};
 use socket2::Socket;
 
 use super::client::{Answer, get};
-use super::clock::put_ahead;
 use super::slow_link::SlowLink;
 use super::{eventually, try_hold};
 
@@ -20,8 +19,6 @@ pub struct Varnish {
     listens: Listens,
     /// The network namespace that it is in, where that is not ours.
     namespace: Option<String>,
-    /// How far its wall clock is ahead.
-    ahead: Option<&'static str>,
     child: Child,
     /// Its port while it is not there.
     held: Option<Socket>,
@@ -43,41 +40,24 @@ impl Varnish {
 
     /// The same for other connections.
     pub fn spawn_for(listens: Listens, folder: &Path, id: &str, vcl: &Path) -> Self {
-        Varnish::spawn_in(None, SocketAddr::from(([127, 0, 0, 1], 0)), listens, None, (folder, id, vcl))
-    }
-
-    /// Starts one whose wall clock is ahead by so much.
-    pub fn spawn_ahead(by: &'static str, folder: &Path, id: &str, vcl: &Path) -> Self {
-        let address = SocketAddr::from(([127, 0, 0, 1], 0));
-        Varnish::spawn_in(None, address, Listens::Http, Some(by), (folder, id, vcl))
+        Varnish::spawn_in(None, SocketAddr::from(([127, 0, 0, 1], 0)), listens, (folder, id, vcl))
     }
 
     /// Starts one behind this link.
     pub fn spawn_behind(link: &SlowLink, folder: &Path, id: &str, vcl: &Path) -> Self {
         let address = SocketAddr::from((link.far, 0));
-        Varnish::spawn_in(Some(link.namespace.clone()), address, Listens::Http, None, (folder, id, vcl))
+        Varnish::spawn_in(Some(link.namespace.clone()), address, Listens::Http, (folder, id, vcl))
     }
 
     fn spawn_in(
         namespace: Option<String>,
         address: SocketAddr,
         listens: Listens,
-        ahead: Option<&'static str>,
         (folder, id, vcl): (&Path, &str, &Path),
     ) -> Self {
         let folder = folder.join(id);
-        let child = spawn((namespace.as_deref(), ahead), &folder, vcl, address, listens);
-        Varnish {
-            id: id.to_owned(),
-            address,
-            folder,
-            vcl: vcl.to_owned(),
-            listens,
-            namespace,
-            ahead,
-            child,
-            held: None,
-        }
+        let child = spawn(namespace.as_deref(), &folder, vcl, address, listens);
+        Varnish { id: id.to_owned(), address, folder, vcl: vcl.to_owned(), listens, namespace, child, held: None }
     }
 
     /// Waits until it serves.
@@ -148,8 +128,7 @@ impl Varnish {
 
     /// Starts it again on the same port, with an empty cache.
     pub fn restart(&mut self) {
-        self.child =
-            spawn((self.namespace.as_deref(), self.ahead), &self.folder, &self.vcl, self.address, self.listens);
+        self.child = spawn(self.namespace.as_deref(), &self.folder, &self.vcl, self.address, self.listens);
         self.ready();
         self.held = None;
     }
@@ -182,17 +161,8 @@ fn within(namespace: Option<&str>, program: &str) -> Command {
     }
 }
 
-fn spawn(
-    (namespace, ahead): (Option<&str>, Option<&str>),
-    folder: &Path,
-    vcl: &Path,
-    address: SocketAddr,
-    listens: Listens,
-) -> Child {
+fn spawn(namespace: Option<&str>, folder: &Path, vcl: &Path, address: SocketAddr, listens: Listens) -> Child {
     let mut command = within(namespace, "varnishd");
-    if let Some(by) = ahead {
-        put_ahead(&mut command, by);
-    }
     let protocol = if listens == Listens::Proxy { "PROXY" } else { "HTTP" };
     command.args(["-F", "-j", "none", "-T", "127.0.0.1:0", "-s", "malloc,64m"]);
     command.arg("-a").arg(format!("{address},{protocol}"));

@@ -1,0 +1,323 @@
+//! What a client sends by HTTP/2, made such that one malformed request ends no other.
+//!
+//! A malformed request is an error of its stream (RFC 9113 section 8.1.1). h2, on which hyper stands, agrees for what it finds
+//! once a field is read; but a name or a value that cannot be one (an upper-case letter, a control byte, an unknown pseudo
+//! field) it finds in its decoder, and there every error ends the connection, with the requests of everybody else on it: for
+//! a CDN before the shop, of all its readers. It cannot be told otherwise from outside. So header blocks are read here first.
+//! A block that is well formed goes on with every field written out, so that h2 needs no table. A malformed one is replaced
+//! by one that h2 does take for a malformed request, and answers, counts and forgets as it does all others.
+//!
+//! The same for frames that RFC 9113 makes errors of a stream and h2 errors of the connection: WINDOW_UPDATE by 0 (section
+//! 6.9) and PRIORITY of a wrong length (section 6.3). What cannot be read at all goes on to h2 to end the connection: a block
+//! that is no HPACK (RFC 7541 section 2.3.3), frames that are too long, or where none may be.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::hpack::{Table, Unreadable};
+
+/// `PRI * HTTP/2.0` and so on (RFC 9113 section 3.4), in bytes.
+const PREFACE: usize = 24;
+
+/// The head of a frame, and the longest rest of one (what SETTINGS_MAX_FRAME_SIZE is unless it is set), in bytes.
+const FRAME_HEAD: usize = 9;
+const MAX_FRAME: usize = 16 * 1024;
+
+/// The longest header block, in bytes and in frames. h2 has bounds of its own, but sees a block only when it is whole.
+const MAX_BLOCK: usize = 256 * 1024;
+const MAX_BLOCK_FRAMES: usize = 64;
+
+/// More frames of one block than h2 takes, whatever the limit of a head: at most 1 MiB of them, and a quarter more.
+const TOO_MANY_FRAMES: usize = 128;
+
+/// How much is read at once.
+const READ: usize = 8 * 1024;
+
+const HEADERS: u8 = 1;
+const PRIORITY: u8 = 2;
+const WINDOW_UPDATE: u8 = 8;
+const CONTINUATION: u8 = 9;
+
+const END_STREAM: u8 = 0x1;
+const END_HEADERS: u8 = 0x4;
+const PADDED: u8 = 0x8;
+const HAS_PRIORITY: u8 = 0x20;
+
+/// `connection: x` as a literal: a field that makes a request malformed for h2.
+const MALFORMED: &[u8] = b"\0\x0aconnection\x01x";
+
+/// An entry that no table has.
+const UNREADABLE: &[u8] = &[0x80];
+
+/// The client's side of a connection, screened.
+#[derive(Debug)]
+pub(super) struct Screen<S> {
+    inner: S,
+    frames: Frames,
+    /// What goes on, from `taken` on.
+    ready: Vec<u8>,
+    taken: usize,
+}
+
+impl<S> Screen<S> {
+    /// `max_list`: SETTINGS_MAX_HEADER_LIST_SIZE, in bytes.
+    pub(super) fn new(inner: S, max_list: usize) -> Self {
+        Screen { inner, frames: Frames::new(max_list), ready: Vec::new(), taken: 0 }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Screen<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        while this.taken == this.ready.len() {
+            // At rest it holds no buffer.
+            (this.ready, this.taken) = (Vec::new(), 0);
+            let mut piece = [0; READ];
+            let mut read = ReadBuf::new(&mut piece);
+            ready!(Pin::new(&mut this.inner).poll_read(cx, &mut read))?;
+            if read.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            this.frames.take(read.filled(), &mut this.ready);
+        }
+        let length = buffer.remaining().min(this.ready.len() - this.taken);
+        buffer.put_slice(&this.ready[this.taken..this.taken + length]);
+        this.taken += length;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Screen<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().inner).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().inner).poll_write_vectored(cx, pieces)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
+    }
+}
+
+/// The frames of a client.
+#[derive(Debug)]
+struct Frames {
+    table: Table,
+    max_list: usize,
+    /// The part of a frame that is not whole yet.
+    input: Vec<u8>,
+    /// Bytes that go on as they come.
+    pass: usize,
+    /// A header block that is not whole yet.
+    block: Option<Block>,
+    /// The highest stream that was opened.
+    highest: u32,
+    /// The connection has come to its end, which h2 finds in what it is given: everything goes on as it comes.
+    blind: bool,
+}
+
+#[derive(Debug)]
+struct Block {
+    stream: u32,
+    end_stream: u8,
+    /// A stream that depends on itself.
+    malformed: bool,
+    bytes: Vec<u8>,
+    frames: usize,
+}
+
+/// The head of a frame.
+#[derive(Clone, Copy)]
+struct Head {
+    length: usize,
+    kind: u8,
+    flags: u8,
+    stream: u32,
+}
+
+impl Head {
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let &[a, b, c, kind, flags, d, e, f, g] = bytes.first_chunk::<FRAME_HEAD>()?;
+        let stream = u32::from_be_bytes([d, e, f, g]) & 0x7fff_ffff;
+        Some(Head { length: u32::from_be_bytes([0, a, b, c]) as usize, kind, flags, stream })
+    }
+}
+
+impl Frames {
+    fn new(max_list: usize) -> Self {
+        Frames {
+            table: Table::new(),
+            max_list,
+            input: Vec::new(),
+            pass: PREFACE,
+            block: None,
+            highest: 0,
+            blind: false,
+        }
+    }
+
+    /// Takes what has come; what goes on is appended to `out`.
+    fn take(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
+        let kept = std::mem::take(&mut self.input);
+        let joined;
+        let mut rest = bytes;
+        if !kept.is_empty() {
+            joined = [&kept[..], bytes].concat();
+            rest = &joined;
+        }
+        while !rest.is_empty() {
+            if self.blind {
+                return out.extend_from_slice(rest);
+            }
+            if self.pass > 0 {
+                let (passed, behind) = rest.split_at(self.pass.min(rest.len()));
+                out.extend_from_slice(passed);
+                self.pass -= passed.len();
+                rest = behind;
+                continue;
+            }
+            match self.frame(rest, out) {
+                Some(taken) => rest = &rest[taken..],
+                None => return self.input = rest.to_vec(),
+            }
+        }
+    }
+
+    /// Takes the frame that begins here, or leaves it to be passed on. `None` if more of it must come first.
+    fn frame(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Option<usize> {
+        let head = Head::parse(bytes)?;
+        let follows = self.block.as_ref().is_some_and(|block| head.kind == CONTINUATION && head.stream == block.stream);
+        if head.length > MAX_FRAME || (self.block.is_some() && !follows) {
+            if let Some(Block { stream, end_stream, .. }) = self.block.take() {
+                // h2 hears that a block has begun, and sees what follows it.
+                put_head(out, 0, HEADERS, end_stream, stream);
+            }
+            self.blind = true;
+            return Some(0);
+        }
+        let is_known = head.stream != 0 && head.stream <= self.highest;
+        let is_looked_at = match head.kind {
+            HEADERS => head.stream % 2 == 1,
+            CONTINUATION => follows,
+            WINDOW_UPDATE => is_known && head.length == 4,
+            PRIORITY => head.stream != 0 && head.length != 5,
+            _ => false,
+        };
+        if !is_looked_at {
+            self.pass = FRAME_HEAD + head.length;
+            return Some(0);
+        }
+        let whole = FRAME_HEAD + head.length;
+        let payload = bytes.get(FRAME_HEAD..whole)?;
+        match head.kind {
+            HEADERS => self.begin_block(head, payload, out),
+            CONTINUATION => self.continue_block(head, payload, out),
+            WINDOW_UPDATE if payload.iter().any(|&byte| byte != 0) => out.extend_from_slice(&bytes[..whole]),
+            // Of a stream that is not there yet it is an error that nobody could be told.
+            PRIORITY if !is_known => {}
+            _ => put_block(out, head.stream, 0, MALFORMED),
+        }
+        Some(whole)
+    }
+
+    fn begin_block(&mut self, head: Head, payload: &[u8], out: &mut Vec<u8>) {
+        self.highest = self.highest.max(head.stream);
+        let Some((bytes, depends_on)) = fragment(head.flags, payload) else {
+            // More padding than there is frame.
+            put_block(out, head.stream, 0, UNREADABLE);
+            self.blind = true;
+            return;
+        };
+        let (end_stream, malformed) = (head.flags & END_STREAM, depends_on == Some(head.stream));
+        let block = Block { stream: head.stream, end_stream, malformed, bytes: bytes.to_vec(), frames: 1 };
+        self.end_block(head, block, out);
+    }
+
+    fn continue_block(&mut self, head: Head, payload: &[u8], out: &mut Vec<u8>) {
+        let Some(mut block) = self.block.take() else { return };
+        block.bytes.extend_from_slice(payload);
+        block.frames += 1;
+        if block.bytes.len() > MAX_BLOCK || block.frames > MAX_BLOCK_FRAMES {
+            // h2 has a bound of its own, and says what it is.
+            put_head(out, 0, HEADERS, block.end_stream, block.stream);
+            (0..TOO_MANY_FRAMES).for_each(|_| put_head(out, 0, CONTINUATION, 0, block.stream));
+            self.blind = true;
+            return;
+        }
+        self.end_block(head, block, out);
+    }
+
+    /// Passes a block on if this was its last frame.
+    fn end_block(&mut self, head: Head, block: Block, out: &mut Vec<u8>) {
+        if head.flags & END_HEADERS == 0 {
+            self.block = Some(block);
+            return;
+        }
+        let mut fields = Vec::with_capacity(2 * block.bytes.len());
+        let block_or_error = match self.table.rewrite(&block.bytes, self.max_list, &mut fields) {
+            Ok(true) if !block.malformed => &fields[..],
+            Ok(_) => MALFORMED,
+            Err(Unreadable) => {
+                self.blind = true;
+                UNREADABLE
+            }
+        };
+        put_block(out, block.stream, block.end_stream, block_or_error);
+    }
+}
+
+/// The part of a HEADERS frame that belongs to the block, and the stream that it depends on. `None` if it has more padding
+/// than there is of it.
+fn fragment(flags: u8, mut payload: &[u8]) -> Option<(&[u8], Option<u32>)> {
+    let mut padding = 0;
+    if flags & PADDED != 0 {
+        let (&length, rest) = payload.split_first()?;
+        (padding, payload) = (usize::from(length), rest);
+    }
+    let mut depends_on = None;
+    if flags & HAS_PRIORITY != 0 {
+        let (priority, rest) = payload.split_first_chunk::<5>()?;
+        let &[a, b, c, d, _weight] = priority;
+        depends_on = Some(u32::from_be_bytes([a, b, c, d]) & 0x7fff_ffff);
+        payload = rest;
+    }
+    Some((&payload[..payload.len().checked_sub(padding)?], depends_on))
+}
+
+/// Writes a header block in as many frames as it needs.
+fn put_block(out: &mut Vec<u8>, stream: u32, end_stream: u8, block: &[u8]) {
+    let first = &block[..block.len().min(MAX_FRAME)];
+    let mut rest = &block[first.len()..];
+    let end = |rest: &[u8]| if rest.is_empty() { END_HEADERS } else { 0 };
+    put_head(out, first.len(), HEADERS, end_stream | end(rest), stream);
+    out.extend_from_slice(first);
+    while !rest.is_empty() {
+        let (piece, behind) = rest.split_at(rest.len().min(MAX_FRAME));
+        rest = behind;
+        put_head(out, piece.len(), CONTINUATION, end(rest), stream);
+        out.extend_from_slice(piece);
+    }
+}
+
+fn put_head(out: &mut Vec<u8>, length: usize, kind: u8, flags: u8, stream: u32) {
+    out.extend_from_slice(&(length as u32).to_be_bytes()[1..]);
+    out.extend_from_slice(&[kind, flags]);
+    out.extend_from_slice(&stream.to_be_bytes());
+}

@@ -134,8 +134,9 @@ impl Handler for Admin {
 }
 
 impl Admin {
-    /// Not ready before the first round of deliveries, not while the journal takes no purges, and not once the process is
-    /// about to end. The fleet's state has no say: a balancer that took us out because the shop is ill would make it worse.
+    /// Not ready before the first round of deliveries, not while the journal takes no purges, not while nobody tells this one
+    /// of purges because another one has its name, and not once the process is about to end. The fleet's state has no say: a
+    /// balancer that took us out because the shop is ill would make it worse.
     fn ready(&self) -> Response {
         if self.shutdown.stage() != Stage::Running {
             text(503, "draining\n")
@@ -144,6 +145,9 @@ impl Admin {
         } else if let Some(trouble) = self.journal.trouble().filter(|trouble| trouble.refuses) {
             // Whoever sends purges to us should send them elsewhere; traffic goes on for whoever sends it.
             text(503, format!("journal: {}\n", trouble.reason))
+        } else if let Some(problem) = self.replicas.as_ref().and_then(|replicas| replicas.superseded()) {
+            // The other one of this name is told of purges, and ready: both together would take the shop away.
+            text(503, format!("{problem}\n"))
         } else {
             text(200, "ready\n")
         }

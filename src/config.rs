@@ -35,7 +35,7 @@ use serde::{Deserialize, Serialize};
 
 pub use edge::{Edge, MARKETING_PARAMETERS, Origin, ProxyProtocol, TlsListener, WhenAllBehind};
 pub use error::{ConfigError, ConfigErrors};
-pub use fleet::{Dns, Etcd, Registry, RegistryKind, Replica, StaticNode};
+pub use fleet::{Dns, Etcd, PeerAddress, Registry, RegistryKind, Replica, StaticNode};
 pub use headers::{HeaderError, reveal};
 pub use health::{HealthChecks, VarnishChecks, WebChecks};
 pub use journal::{Damaged, FirstStart, Journal, JournalKind};

@@ -36,6 +36,7 @@
 mod budget;
 mod dispatch;
 mod landing;
+mod recalls;
 mod requests;
 mod stretches;
 mod task;
@@ -56,11 +57,12 @@ use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
 use crate::config::PurgeListener;
-use crate::fleet::{Fence, Health, Node, NodeId, Snapshot};
+use crate::fleet::{Fence, Health, LANDING, Member, Node, NodeId, Snapshot};
 use crate::journal::{Cursor, Journal, Missed, Position};
 use crate::purge::{Ban, Guard, Target};
 use crate::slow_start::SlowStart;
 use crate::telemetry::{Metrics, causes};
+use recalls::Recalls;
 pub use requests::Refusable;
 use requests::Requests;
 
@@ -115,6 +117,8 @@ pub struct Deliveries {
     context: Context,
     nodes: DashMap<NodeId, Delivery>,
     requests: Mutex<Requests>,
+    /// Where a journal begins that began anew: nobody knows of a purge before. Otherwise 0.
+    beginning: Position,
     progress: watch::Sender<()>,
 }
 
@@ -135,6 +139,8 @@ struct DeliveryState {
     /// It missed purges, and has not yet shown that it can take them.
     late: AtomicBool,
     results: Mutex<VecDeque<BatchResult>>,
+    /// What it has to be told once more because another replica could not.
+    recalls: Recalls,
     error: Mutex<Arc<str>>,
 }
 
@@ -161,11 +167,27 @@ pub struct Acknowledged {
     pub refused: Vec<(NodeId, Arc<str>)>,
 }
 
+impl Acknowledged {
+    /// Another replica has not reached this node.
+    pub fn miss(&mut self, node: &NodeId) {
+        self.applied.retain(|id| id != node);
+        if !self.fenced.contains(node) {
+            self.fenced.push(node.clone());
+        }
+    }
+}
+
 impl Deliveries {
     /// No deliveries yet.
     pub fn new(context: Context) -> Self {
-        let deliveries =
-            Deliveries { context, nodes: DashMap::new(), requests: Mutex::default(), progress: watch::channel(()).0 };
+        let beginning = context.journal.anew().map_or(0, |_| context.journal.floor());
+        let deliveries = Deliveries {
+            context,
+            nodes: DashMap::new(),
+            requests: Mutex::default(),
+            beginning,
+            progress: watch::channel(()).0,
+        };
         // Who sent them, the process before this one may have known.
         deliveries.note_requests_since(deliveries.context.journal.floor());
         deliveries
@@ -198,7 +220,7 @@ impl Deliveries {
     }
 
     /// The same for all that the journal holds after this position: others have accepted them.
-    fn note_requests_since(&self, position: Position) {
+    pub fn note_requests_since(&self, position: Position) {
         let floor = self.context.journal.floor();
         if let Missed::Entries(entries) = self.context.journal.since(position.max(floor)) {
             lock(&self.requests).note_all(&entries, floor);
@@ -253,6 +275,39 @@ impl Deliveries {
             lock(&self.requests).forget(position);
         }
         outcome
+    }
+
+    /// Waits until every Varnish that could be waited for has this purge, at most for `timeout`, and promises nothing yet.
+    /// Says who has it, and who has not.
+    pub async fn reached(&self, position: Position, timeout: Duration) -> (Vec<NodeId>, Vec<NodeId>) {
+        self.wait_for(position, timeout).await;
+        let fleet = self.context.fleet.load();
+        let members = fleet.varnish.members().iter();
+        let (has, misses): (Vec<_>, Vec<_>) = members.partition(|member| member.node.live.cursor() >= position);
+        let ids = |members: Vec<&Member>| members.into_iter().map(|member| member.node.id().clone()).collect();
+        (ids(has), ids(misses))
+    }
+
+    /// Has those of these nodes that have acknowledged the purge at this position told of it once more before that counts:
+    /// another replica has not reached them, and a page that passed there may still be on its way.
+    pub fn recall(&self, position: Position, nodes: &[NodeId]) {
+        let fleet = self.context.fleet.load();
+        for node in nodes.iter().filter_map(|id| fleet.varnish.get(id)).map(|member| &member.node) {
+            if let Some(delivery) = self.nodes.get(node.id()).filter(|_| node.live.cursor() >= position) {
+                delivery.state.recalls.push(&node.live, position, LANDING);
+            }
+        }
+    }
+
+    /// The position up to which every Varnish of which anything is known has every purge. A journal that began anew knows of
+    /// none before its beginning, and neither does whoever asks: a Varnish that was not emptied yet is there.
+    pub fn least_cursor(&self) -> Position {
+        let journal = &self.context.journal;
+        let fleet = self.context.fleet.load();
+        let here = fleet.varnish.members().iter().map(|member| member.node.live.cursor());
+        let away = journal.cursors();
+        let away = away.iter().filter(|(id, _)| fleet.varnish.get(id).is_none()).map(|(_, cursor)| cursor.position);
+        here.chain(away).min().map_or_else(|| journal.head(), |least| least.max(self.beginning))
     }
 
     /// Does the same for what others have accepted and the journal brings, until the process ends: a purge that was
@@ -318,6 +373,19 @@ impl Deliveries {
     }
 
     async fn settle(&self, position: Position, timeout: Duration) {
+        self.wait_for(position, timeout).await;
+        // Timed out or not: who has the purge is read below, for the fence and for the answer.
+        let before = self.context.fence.raise(position);
+        for member in self.context.fleet.load().varnish.members() {
+            // Once a fall, not once a purge.
+            if (before..position).contains(&member.node.live.cursor()) {
+                tracing::warn!(node = %member.node.id(), position, "node is behind: no traffic until it has every purge");
+            }
+        }
+    }
+
+    /// Whoever lets this one wait in vain is late.
+    async fn wait_for(&self, position: Position, timeout: Duration) {
         let awaited = self.worth_waiting_for();
         let all_have_it = async {
             let mut progress = self.progress.subscribe();
@@ -331,14 +399,6 @@ impl Deliveries {
             awaited.iter().filter(|node| !self.is_settled(node, position)).for_each(|node| self.mark_late(node));
             // Those who wait for the same nodes need not.
             self.progressed();
-        }
-        // Timed out or not: who has the purge is read below, for the fence and for the answer.
-        let before = self.context.fence.raise(position);
-        for member in self.context.fleet.load().varnish.members() {
-            // Once a fall, not once a purge.
-            if (before..position).contains(&member.node.live.cursor()) {
-                tracing::warn!(node = %member.node.id(), position, "node is behind: no traffic until it has every purge");
-            }
         }
     }
 

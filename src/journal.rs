@@ -21,6 +21,7 @@ mod disk;
 mod etcd;
 mod ledger;
 mod memory;
+mod named;
 mod tail;
 
 use std::collections::HashMap;
@@ -39,6 +40,7 @@ use crate::purge::Purge;
 pub use disk::{Damage, Disk, FILES_COMMAND, OpenError, Settings, serve_files};
 pub use etcd::{Etcd, Told};
 pub use memory::Memory;
+pub use named::{Local, Named};
 
 /// A place in the journal; 0 is before the first. Positions grow, not always by one, and none is given twice.
 pub type Position = u64;
@@ -312,6 +314,36 @@ pub trait Journal: Send + Sync + 'static {
 
     /// What is wrong with it at present, asked without waiting.
     fn trouble(&self) -> Option<Trouble> {
+        None
+    }
+}
+
+/// A journal whose purges have names, so that replicas can tell each other of them.
+pub trait Shared: Journal {
+    /// Takes in what another replica tells of; resolves with the last of their places once all are durable and readable.
+    ///
+    /// # Errors
+    /// [`WriteError`]: not all of them were taken in.
+    fn admit(&self, told: Vec<Told>) -> BoxFuture<'_, Result<Position, WriteError>>;
+
+    /// The place of a purge by its name, while it is held.
+    fn place_of(&self, id: &str) -> Option<Position>;
+
+    /// The time by the clock that dates purges, in ms since 1970.
+    fn now_ms(&self) -> u64;
+
+    /// Up to where the other replicas find every purge without us. `None` where they know only what they are told.
+    fn in_common_up_to(&self) -> Option<Position> {
+        None
+    }
+
+    /// Where in etcd the entry at this position is.
+    fn revision(&self, _position: Position) -> Option<u64> {
+        None
+    }
+
+    /// How many purges are not in etcd yet. `None` where they need not get there.
+    fn spooled(&self) -> Option<usize> {
         None
     }
 }

@@ -10,6 +10,7 @@
 //! each. What they let in all together is counted here, and beyond [`MAX_UNDER_WAY`] a purge is answered 503 with
 //! `Retry-After` before anything of it is accepted.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,7 +30,7 @@ use crate::fleet::NodeId;
 use crate::http_server::{Handler, Response, json, text};
 use crate::journal::{Journal, Position};
 use crate::purge::{Parsed, Purge, Refusal, Rules, Target, parse};
-use crate::replicas::{self, Replicas};
+use crate::replicas::{self, Heard, Received, Replicas};
 use crate::telemetry::{Metrics, causes};
 
 /// Purges under way at once. A shop has tens; each costs some KiB.
@@ -71,16 +72,12 @@ struct Accepted<'a> {
     applied: &'a [NodeId],
     fenced: &'a [NodeId],
     invalidated: u64,
+    /// The nodes among `fenced` that another replica has not reached, by its name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    fenced_at: &'a BTreeMap<NodeId, Vec<NodeId>>,
     /// The replicas that were told and have not confirmed.
     #[serde(skip_serializing_if = "<[NodeId]>::is_empty")]
     unconfirmed: &'a [NodeId],
-}
-
-/// The body of an answer to another replica.
-#[derive(Serialize)]
-struct Confirmed {
-    applied: Vec<NodeId>,
-    fenced: Vec<NodeId>,
 }
 
 /// Whether this is what another replica sends.
@@ -194,14 +191,17 @@ impl PurgeApi {
             Ok(message) => message,
             Err(error) => return refused(400, &format!("no purges of a replica: {error}")),
         };
-        let Some(replicas) = &self.replicas else { return refused(409, "this clearcoat knows of no replicas") };
+        let Some(replicas) = &self.replicas else {
+            return refused(409, "this clearcoat knows of no replicas: its replica.peers is empty, and it has no etcd");
+        };
         match replicas.receive(message).await {
-            None => refused(409, "this clearcoat has a journal of its own: journal.kind is not etcd"),
-            Some(Err(error)) => {
+            Received::Confirmed(confirmation) => json(200, &confirmation),
+            Received::Refused(reason) => refused(409, &reason),
+            Received::Misdirected => refused(replicas::MISDIRECTED, "another process was here before this one"),
+            Received::Failed(error) => {
                 tracing::error!(error = %causes(&error), "purges of another replica could not be taken in");
                 not_now("the purges could not be taken in")
             }
-            Some(Ok(Acknowledged { applied, fenced, .. })) => json(200, &Confirmed { applied, fenced }),
         }
     }
 
@@ -281,17 +281,11 @@ impl PurgeApi {
         self.metrics.journal.head.set(self.journal.head().cast_signed());
         // What the journal took is part of what was promised to the sender; something is left for the fleet all the same.
         let left = self.ack_timeout.saturating_sub(began.elapsed()).max(self.ack_timeout / 4);
-        let elsewhere = async {
-            match &self.replicas {
-                Some(replicas) => replicas.confirmed(position, left).await,
-                None => Vec::new(),
-            }
-        };
         if let Some(refusable) = &refusable {
             self.deliveries.accepted(position, refusable, source);
         }
-        let here = self.deliveries.acknowledge(position, refusable, left);
-        let (outcome, unconfirmed) = tokio::join!(here, elsewhere);
+        let (mut outcome, heard) = self.settle(position, refusable, left).await;
+        heard.fenced_at.values().flatten().for_each(|node| outcome.miss(node));
         let took = began.elapsed();
         self.metrics.purge.ack_duration.observe(took.as_secs_f64());
         let result = result_of(&outcome);
@@ -299,7 +293,25 @@ impl PurgeApi {
         let (applied, fenced) = (outcome.applied.len(), outcome.fenced.clone());
         let invalidated = outcome.invalidated;
         self.attribute(source, named, Ended { position, at_ms, took, result, applied, fenced, invalidated });
-        answer(kind, position, &outcome, &unconfirmed)
+        answer(kind, position, &outcome, &heard)
+    }
+
+    /// Waits for the fleet and for the other replicas, together for `left`, and raises the fence.
+    async fn settle(&self, position: Position, refusable: Option<Refusable>, left: Duration) -> (Acknowledged, Heard) {
+        let Some(replicas) = self.replicas.as_ref().filter(|replicas| replicas.are_several()) else {
+            return (self.deliveries.acknowledge(position, refusable, left).await, Heard::default());
+        };
+        let began = Instant::now();
+        // What they say may have to be said once more.
+        let first = left * 7 / 8;
+        let here = self.deliveries.reached(position, first);
+        let ((reached, missed), mut heard) = tokio::join!(here, replicas.confirmed(position, first));
+        let rest = left.saturating_sub(began.elapsed()).max(left / 8);
+        replicas.agree(position, (&reached, &missed), &mut heard, rest).await;
+        let rest = left.saturating_sub(began.elapsed());
+        let outcome = self.deliveries.acknowledge(position, refusable, rest).await;
+        replicas.count_unconfirmed(&heard);
+        (outcome, heard)
     }
 
     /// Enters an accepted purge into the books, and tells of it where it is wide.
@@ -327,7 +339,7 @@ fn result_of(outcome: &Acknowledged) -> &'static str {
     }
 }
 
-fn answer(kind: &'static str, position: Position, outcome: &Acknowledged, unconfirmed: &[NodeId]) -> Response {
+fn answer(kind: &'static str, position: Position, outcome: &Acknowledged, heard: &Heard) -> Response {
     if let Some((node, reason)) = outcome.refused.first() {
         let refusing = outcome.refused.len();
         let error = format!(
@@ -341,7 +353,9 @@ fn answer(kind: &'static str, position: Position, outcome: &Acknowledged, unconf
     }
     let Acknowledged { applied, fenced, invalidated, .. } = outcome;
     tracing::debug!(position, kind, applied = applied.len(), fenced = fenced.len(), "purged");
-    let mut response = json(200, &Accepted { position, applied, fenced, invalidated: *invalidated, unconfirmed });
+    let Heard { fenced_at, unconfirmed, .. } = heard;
+    let body = Accepted { position, applied, fenced, invalidated: *invalidated, fenced_at, unconfirmed };
+    let mut response = json(200, &body);
     // Varnish says "200 Purged", and there are scripts that look for it.
     response.extensions_mut().insert(hyper::ext::ReasonPhrase::from_static(b"Purged"));
     response

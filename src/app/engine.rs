@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::Addresses;
@@ -12,10 +13,10 @@ use crate::config::{Config, JournalKind};
 use crate::delivery::{self, Deliveries, Pace};
 use crate::etcd::{Etcd, SharedEtcd};
 use crate::fleet::{Fence, Snapshot};
-use crate::journal::{self, Anew, Disk, Journal, Limits, Memory, Missed};
+use crate::journal::{self, Anew, Disk, Journal, Limits, Local, Memory, Missed, Named, Position};
 use crate::origin::SocketDiagnosis;
 use crate::purge::Guard;
-use crate::replicas::{self, Replicas};
+use crate::replicas::{self, FoundBy, Replicas};
 use crate::slow_start::SlowStart;
 use crate::telemetry::Metrics;
 use crate::trial::Trials;
@@ -28,8 +29,10 @@ pub(super) struct Engine {
     /// Where anything of this clearcoat is in etcd.
     pub(super) etcd: Option<SharedEtcd>,
     pub(super) journal: Arc<dyn Journal>,
-    /// The same once more, where replicas share it.
-    shared_journal: Option<Arc<journal::Etcd>>,
+    /// The same once more, where replicas share it or tell each other of what is in it.
+    shared_journal: Option<Arc<dyn journal::Shared>>,
+    /// Up to where others have answered what it has, where they share it.
+    answered: Option<watch::Receiver<Position>>,
     pub(super) fence: Arc<Fence>,
     pub(super) fleet: Arc<ArcSwap<Snapshot>>,
     pub(super) slow_start: Arc<SlowStart>,
@@ -44,7 +47,7 @@ impl Engine {
         let metrics = Arc::new(Metrics::new().context("metrics")?);
         let guard = Arc::new(Guard::with_wire(started, SocketDiagnosis::default()));
         let etcd: Option<SharedEtcd> = config.uses_etcd().then(|| Arc::new(Etcd::new(&config.registry.etcd)));
-        let (journal, shared_journal) = open_journal(config, &guard, etcd.as_ref()).await?;
+        let Opened { journal, shared: shared_journal, answered } = open_journal(config, &guard, etcd.as_ref()).await?;
         for reason in Anew::REASONS {
             let is_it = journal.anew().is_some_and(|anew| anew.reason() == reason);
             metrics.journal.anew.with_label_values(&[reason]).set(is_it.into());
@@ -73,6 +76,7 @@ impl Engine {
             etcd,
             journal,
             shared_journal,
+            answered,
             fence,
             fleet,
             slow_start,
@@ -81,32 +85,42 @@ impl Engine {
         })
     }
 
-    /// Says who we are to the other clearcoats before this fleet, and looks for them. `None` where there is no etcd to do
-    /// so.
+    /// Says who we are to the other clearcoats before this fleet, and looks for them. `None` where nothing says where they
+    /// are.
     pub(super) fn join_replicas(
         &self,
         config: &Config,
         addresses: &Addresses,
         tasks: &mut JoinSet<()>,
     ) -> anyhow::Result<Option<Arc<Replicas>>> {
-        let Some(etcd) = &self.etcd else { return Ok(None) };
+        let peers = &config.replica.peers;
+        // Where they stand in the configuration, etcd may still be where the nodes are.
+        let (found_by, seen_from, file) = match &self.etcd {
+            _ if !peers.is_empty() => {
+                let seen_from = peers.iter().map(|peer| format!("http://{}", peer.host_port())).collect();
+                (FoundBy::Addresses(peers.clone()), seen_from, "peers.json")
+            }
+            Some(etcd) => (FoundBy::Etcd(Arc::clone(etcd)), config.registry.etcd.endpoints.clone(), "replicas.json"),
+            None => return Ok(None),
+        };
         let id = replicas::own_id(&config.replica).map_err(anyhow::Error::msg)?;
         let listener = addresses.purge.first().copied().context("purge.listen holds no address")?;
-        let address = replicas::own_address(&config.replica, &config.registry.etcd.endpoints, listener);
+        let address = replicas::own_address(&config.replica, &seen_from, listener);
         let patience = config.purge.ack_timeout;
-        if let Some(journal) = &self.shared_journal {
-            let (deliveries, answered) = (Arc::clone(&self.deliveries), journal.answered());
+        if let Some(answered) = self.answered.clone() {
+            let deliveries = Arc::clone(&self.deliveries);
             tasks.spawn(async move { deliveries.keep_up(patience, answered).await });
         }
+        let has_disk = config.journal.kind() != JournalKind::Memory;
         let context = replicas::Context {
-            etcd: Arc::clone(etcd),
+            found_by,
             journal: self.shared_journal.clone(),
             deliveries: Arc::clone(&self.deliveries),
             ack_timeout: patience,
             max_request: config.purge.max_request,
             token: config.purge.token.clone(),
             metrics: Arc::clone(&self.metrics),
-            memory: self.shared_journal.is_some().then(|| config.journal.path.join("replicas.json")),
+            memory: (self.shared_journal.is_some() && has_disk).then(|| config.journal.path.join(file)),
         };
         let record = replicas::Record::new(address, config.journal.kind());
         Ok(Some(Replicas::start(context, id, record, tasks)))
@@ -120,12 +134,14 @@ fn recall(journal: &dyn Journal, guard: &Guard) {
     }
 }
 
-/// The journal, and the same once more where replicas share it.
-async fn open_journal(
-    config: &Config,
-    guard: &Arc<Guard>,
-    etcd: Option<&SharedEtcd>,
-) -> anyhow::Result<(Arc<dyn Journal>, Option<Arc<journal::Etcd>>)> {
+/// A journal, as those see it who use it.
+struct Opened {
+    journal: Arc<dyn Journal>,
+    shared: Option<Arc<dyn journal::Shared>>,
+    answered: Option<watch::Receiver<Position>>,
+}
+
+async fn open_journal(config: &Config, guard: &Arc<Guard>, etcd: Option<&SharedEtcd>) -> anyhow::Result<Opened> {
     let limits = Limits { retention: config.journal.retention, ..Limits::default() };
     let (path, guard) = (&config.journal.path, Arc::clone(guard));
     let settings = journal::Settings {
@@ -136,12 +152,22 @@ async fn open_journal(
         own_process: true,
         patience: config.purge.ack_timeout,
     };
-    Ok(match (config.journal.kind(), etcd) {
-        (JournalKind::Memory, _) => (Arc::new(Memory::after_another(limits, guard)), None),
+    let local = match (config.journal.kind(), etcd) {
         (JournalKind::Etcd, Some(etcd)) => {
             let shared = Arc::new(journal::Etcd::open(path, settings, Arc::clone(etcd)).await?);
-            (Arc::clone(&shared) as Arc<dyn Journal>, Some(shared))
+            let answered = Some(shared.answered());
+            return Ok(Opened { journal: Arc::clone(&shared) as Arc<dyn Journal>, shared: Some(shared), answered });
         }
-        (JournalKind::Disk | JournalKind::Etcd, _) => (Arc::new(Disk::open(path, settings).await?), None),
-    })
+        (JournalKind::Memory, _) => Local::Memory(Box::new(Memory::after_another(limits, guard))),
+        (JournalKind::Disk | JournalKind::Etcd, _) => Local::Disk(Disk::open(path, settings).await?),
+    };
+    if !config.replica.peers.is_empty() {
+        let named = Arc::new(Named::new(local));
+        return Ok(Opened { journal: Arc::clone(&named) as Arc<dyn Journal>, shared: Some(named), answered: None });
+    }
+    let journal: Arc<dyn Journal> = match local {
+        Local::Memory(memory) => Arc::new(*memory),
+        Local::Disk(disk) => Arc::new(disk),
+    };
+    Ok(Opened { journal, shared: None, answered: None })
 }

@@ -5,7 +5,7 @@
 
 mod etcd;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::Path;
@@ -153,6 +153,15 @@ impl Config {
         rules.require(has_names, "registry.dns", "web or varnish must hold a name when registry.kind is dns");
         let is_reachable = self.replica.address.is_empty() || is_host_port(&self.replica.address);
         rules.require(is_reachable, "replica.address", "must be empty or HOST:PORT such as 10.0.0.2:6081");
+        let by_one_way = self.replica.peers.is_empty() || self.journal.kind() != JournalKind::Etcd;
+        let reason = "must be empty when journal.kind is etcd, which is used then: replicas find each other and each other's \
+                      purges there; set journal.kind to disk or memory to use the peers";
+        rules.require(by_one_way, "replica.peers", reason);
+        let mut named = HashSet::new();
+        for (index, peer) in self.replica.peers.iter().enumerate() {
+            let is_new = named.insert(peer.host_port());
+            rules.require(is_new, format!("replica.peers[{index}]"), "is named twice: each address once");
+        }
     }
 
     fn check_health(&self, rules: &mut Rules) {

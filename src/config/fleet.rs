@@ -1,11 +1,13 @@
 //! `[registry]`, `[replica]` and `[[node]]`: where nodes come from, and who this clearcoat is among several.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::node::is_host_port;
 use super::{headers, text};
 use crate::fleet::{Delivery, NodeId, PurgeHeaders, Role, SendProxy};
 
@@ -90,9 +92,56 @@ pub struct Dns {
 pub struct Replica {
     /// Its stable name, unique among them. Default: the host's name.
     pub id: Option<NodeId>,
-    /// `HOST:PORT` at which the others reach its purge listener. Default: the local address of its connection to etcd,
-    /// with the first port of `purge.listen`.
+    /// `HOST:PORT` at which the others reach its purge listener. Default: the local address of its connection to etcd, or
+    /// to the first of `peers`, with the first port of `purge.listen`.
     pub address: String,
+    /// Where the purge listeners of the others are, where they have no journal in etcd. This replica itself may be among
+    /// them. Default: none.
+    #[serde(deserialize_with = "text::list", serialize_with = "text::write_list")]
+    pub peers: Vec<PeerAddress>,
+}
+
+/// Where other replicas are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerAddress {
+    /// `HOST:PORT`: one of them.
+    One(String),
+    /// `dns+http://NAME:PORT`: one at each address that the name has.
+    All(String),
+}
+
+impl PeerAddress {
+    /// The `HOST:PORT`.
+    pub fn host_port(&self) -> &str {
+        let (PeerAddress::One(host_port) | PeerAddress::All(host_port)) = self;
+        host_port
+    }
+}
+
+impl fmt::Display for PeerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PeerAddress::One(address) => f.write_str(address),
+            PeerAddress::All(name) => write!(f, "{DNS_SCHEME}{name}"),
+        }
+    }
+}
+
+const DNS_SCHEME: &str = "dns+http://";
+
+impl text::FromText for PeerAddress {
+    const WANTED: &'static str = "HOST:PORT of a purge listener such as 192.0.2.3:6081, or dns+http://NAME:PORT for all \
+                                  addresses of a name such as dns+http://clearcoat-headless:6081";
+
+    fn from_text(text: &str) -> Option<Self> {
+        match text.strip_prefix(DNS_SCHEME) {
+            Some(name) => {
+                let name = name.trim_end_matches('/');
+                is_host_port(name).then(|| PeerAddress::All(name.to_owned()))
+            }
+            None => is_host_port(text).then(|| PeerAddress::One(text.to_owned())),
+        }
+    }
 }
 
 /// A source of nodes.

@@ -64,6 +64,8 @@ pub(super) struct Task {
     landing: Option<Landing>,
     /// How often the first of them was repeated in vain.
     stalls: u32,
+    /// The same of the first one that was recalled.
+    recall_stalls: u32,
     /// Acknowledged, and to be repeated all the same: `purge.settle`.
     settling: Stretches,
     /// What the node does not take, and up to which position that was found out.
@@ -88,6 +90,8 @@ enum Kind {
     New,
     /// Purges that it must be told of again before they count.
     Repeat,
+    /// Purges that counted until another replica said that it had not told them.
+    Recalled(Stretch),
     /// Purges that count, and are repeated for fetches that we do not see.
     Settle,
 }
@@ -146,6 +150,7 @@ impl Task {
             unsure: Stretches::new(GRAIN),
             landing: None,
             stalls: 0,
+            recall_stalls: 0,
             settling,
             refused: Vec::new(),
             deliveries,
@@ -203,6 +208,7 @@ impl Task {
         tokio::select! {
             biased;
             stretch = due(unsure) => Some((Kind::Repeat, Some(stretch.after), stretch.last)),
+            stretch = self.state.recalls.due() => Some((Kind::Recalled(stretch), Some(stretch.after), stretch.last)),
             moved = moved => {
                 let last = self.sources.journal.head();
                 moved.then_some((Kind::New, self.known.then_some(self.told), last))
@@ -246,6 +252,7 @@ impl Task {
         match work.kind {
             Kind::New => self.was_told(work),
             Kind::Repeat => self.was_repeated(&work),
+            Kind::Recalled(stretch) => self.was_recalled(&work, stretch),
             Kind::Settle => self.settling.done(),
         }
         Ok(())
@@ -260,7 +267,7 @@ impl Task {
                     self.dispatch.connect().await.inspect_err(|error| self.count_failed(error))?;
                     let Some(batch) = next_batch(&work.walk, &self.sources).await else { return Ok(()) };
                     // Not rationed: Varnish drops the first of two equal bans (its parameter `ban_dups`).
-                    if work.kind != Kind::Repeat {
+                    if !matches!(work.kind, Kind::Repeat | Kind::Recalled(_)) {
                         self.budget.spend(batch.listed(), Instant::now());
                     }
                     work.last_passed = work.last_passed.max(batch.last_passed);
@@ -351,24 +358,41 @@ impl Task {
 
     /// The node was told once more.
     fn was_repeated(&mut self, work: &Work) {
-        let stood_still = self.failures > 0 || work.report.stood_still;
-        if stood_still && self.stalls < MAX_STALLS {
+        if self.stood_still(work, self.stalls) {
             self.stalls += 1;
             self.unsure.postpone(Instant::now() + AFTER_STALL);
             return;
-        }
-        if stood_still {
-            tracing::info!(node = %self.node.id(), "its answers to purges take long, again and again: they count all the same");
         }
         (self.stalls, self.landing) = (0, None);
         self.unsure.done();
         self.acknowledged(work.walk.last());
     }
 
+    /// The node was told once more of what another replica had not told it.
+    fn was_recalled(&mut self, work: &Work, stretch: Stretch) {
+        if self.stood_still(work, self.recall_stalls) {
+            self.recall_stalls += 1;
+            self.state.recalls.postpone(Instant::now() + AFTER_STALL);
+            return;
+        }
+        self.recall_stalls = 0;
+        self.state.recalls.done(&self.node.live, stretch);
+        self.deliveries.progressed();
+    }
+
+    /// Whether a repetition is to be repeated itself, after so many in vain: the node stood still meanwhile.
+    fn stood_still(&self, work: &Work, stalls: u32) -> bool {
+        let stood_still = self.failures > 0 || work.report.stood_still;
+        if stood_still && stalls >= MAX_STALLS {
+            tracing::info!(node = %self.node.id(), "its answers to purges take long, again and again: they count all the same");
+        }
+        stood_still && stalls < MAX_STALLS
+    }
+
     /// The node has every purge up to here.
     fn acknowledged(&mut self, position: Position) {
         let Context { fence, slow_start, .. } = &self.deliveries.context;
-        let (before, fence) = (self.node.live.cursor(), fence.position());
+        let (before, fence) = (self.node.live.acknowledged(), fence.position());
         if before < fence && fence <= position {
             slow_start.begin(&self.node);
         }

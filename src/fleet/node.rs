@@ -258,6 +258,8 @@ pub struct Live {
     cursor: AtomicU64,
     /// Its health checks said so when they last changed their verdict.
     down: AtomicBool,
+    /// How much of it counts: one more than the position; 0 is all.
+    recalled: AtomicU64,
     /// When it was seen to run.
     pub life_signs: LifeSigns,
     /// What is missing to [`WHOLE_SHARE`].
@@ -313,9 +315,23 @@ impl Live {
         self.down.store(down, Ordering::Relaxed);
     }
 
-    /// The position up to which this Varnish has acknowledged every purge.
+    /// The position up to which this Varnish has acknowledged every purge, as far as that counts.
     pub fn cursor(&self) -> u64 {
+        let cursor = self.acknowledged();
+        match self.recalled.load(Ordering::SeqCst) {
+            0 => cursor,
+            recalled => cursor.min(recalled - 1),
+        }
+    }
+
+    /// The same, whether or not all of it counts at present.
+    pub fn acknowledged(&self) -> u64 {
         self.cursor.load(Ordering::SeqCst)
+    }
+
+    /// Of what the Varnish has acknowledged only that counts which is not after this position; `None`: all of it.
+    pub fn recall(&self, position: Option<u64>) {
+        self.recalled.store(position.map_or(0, |position| position + 1), Ordering::SeqCst);
     }
 
     /// The Varnish has acknowledged every purge up to `position`. Only its delivery task calls this.

@@ -45,7 +45,7 @@ use tokio::task::JoinSet;
 use super::disk::Foreign;
 use super::{
     Anew, BoxFuture, Clock, Cursor, Disk, Journal, Lag, Limits, Missed, OpenError, Origin, Position, Remembered,
-    Settings, Trouble, WriteError, wall_clock,
+    Settings, Shared, Trouble, WriteError, wall_clock,
 };
 use crate::etcd::SharedEtcd;
 use crate::etcd::follow::{Link, follow};
@@ -123,14 +123,20 @@ fn purge_or_everything<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Pur
 
 /// Names for the purges of this process: by time, so that the oldest come first.
 #[derive(Debug)]
-struct Names {
+pub(super) struct Names {
     /// Drawn at random: two processes with one configuration must not meet.
     process: u64,
     count: AtomicU64,
 }
 
 impl Names {
-    fn next(&self, at_ms: u64) -> Arc<str> {
+    /// Of a process that has given none yet.
+    pub(super) fn new() -> Self {
+        Names { process: fastrand::u64(..), count: AtomicU64::new(0) }
+    }
+
+    /// The next one, for a purge that was accepted now.
+    pub(super) fn next(&self, at_ms: u64) -> Arc<str> {
         let count = self.count.fetch_add(1, Ordering::Relaxed);
         format!("{at_ms:012x}-{:016x}-{count:x}", self.process).into()
     }
@@ -155,7 +161,7 @@ impl Etcd {
         let link = Link::new("journal");
         let inner = Arc::new(Inner {
             local: Disk::open_with_clock(path, settings, clock).await?,
-            names: Names { process: fastrand::u64(..), count: AtomicU64::new(0) },
+            names: Names::new(),
             uplink: Uplink::new(Arc::clone(&etcd)),
             published: Published::default(),
             limits,
@@ -180,60 +186,10 @@ impl Etcd {
         Ok(Etcd { inner, _tasks: tasks })
     }
 
-    /// Takes in what another replica tells of; resolves with the last of their places once all are durable and readable.
-    ///
-    /// # Errors
-    /// [`WriteError`]: not all of them were taken in.
-    pub async fn admit(&self, told: Vec<Told>) -> Result<Position, WriteError> {
-        let inner = &self.inner;
-        let in_order = async {
-            for Told { id, revision, .. } in &told {
-                if revision.is_some() {
-                    inner.comes_by_watch(id).await;
-                }
-            }
-        };
-        // All together as long as one.
-        _ = tokio::time::timeout(IN_ORDER, in_order).await;
-        // Dated by our clock, by which it will retire here: that of its sender may say anything.
-        let at_ms = inner.local.now_ms();
-        let foreign = told.into_iter().map(|Told { id, revision, purge, .. }| Foreign {
-            origin: Origin { id: id.into(), revision, ours: false },
-            at_ms,
-            purge,
-            in_order: false,
-        });
-        let positions = inner.local.append_all(foreign.collect()).await?;
-        inner.uplink.look_again();
-        Ok(positions.into_iter().max().unwrap_or(0))
-    }
-
-    /// How many purges are not in etcd yet, as far as this replica knows.
-    pub fn spooled(&self) -> usize {
-        self.inner.local.ledger().missing().len()
-    }
-
-    /// Up to where every purge is in etcd: whoever reads the journal there finds it.
-    pub fn in_etcd_up_to(&self) -> Position {
-        let head = self.inner.local.head();
-        let missing = self.inner.local.ledger().missing();
-        missing.first().map_or(head, |(position, _)| head.min(position - 1))
-    }
-
-    /// Where in etcd the entry at this position is.
-    pub fn revision(&self, position: Position) -> Option<u64> {
-        self.inner.local.ledger().revision(position)
-    }
-
     /// The last position of a purge that had been in etcd before we could see it, for waiting until it moves: whoever
     /// accepted that has answered it, or is about to. What comes while we watch is not among them.
     pub fn answered(&self) -> watch::Receiver<Position> {
         self.inner.answered.subscribe()
-    }
-
-    /// The time by the clock that dates purges, in ms since 1970.
-    pub fn now_ms(&self) -> u64 {
-        self.inner.local.now_ms()
     }
 }
 
@@ -257,6 +213,30 @@ impl Inner {
         Ok(position)
     }
 
+    /// Takes in what another replica tells of, as [`Shared::admit`].
+    async fn admit(&self, told: Vec<Told>) -> Result<Position, WriteError> {
+        let in_order = async {
+            for Told { id, revision, .. } in &told {
+                if revision.is_some() {
+                    self.comes_by_watch(id).await;
+                }
+            }
+        };
+        // All together as long as one.
+        _ = tokio::time::timeout(IN_ORDER, in_order).await;
+        // Dated by our clock, by which it will retire here: that of its sender may say anything.
+        let at_ms = self.local.now_ms();
+        let foreign = told.into_iter().map(|Told { id, revision, purge, .. }| Foreign {
+            origin: Origin { id: id.into(), revision, ours: false },
+            at_ms,
+            purge,
+            in_order: false,
+        });
+        let positions = self.local.append_all(foreign.collect()).await?;
+        self.uplink.look_again();
+        Ok(positions.into_iter().max().unwrap_or(0))
+    }
+
     /// Whether purges may have been lost that were durable here and in no etcd: then what others know of a node says
     /// nothing about those. A replica that was never here has lost none.
     fn lost_its_spool(&self) -> bool {
@@ -276,6 +256,34 @@ impl Inner {
                 return std::future::pending().await;
             }
         }
+    }
+}
+
+impl Shared for Etcd {
+    fn admit(&self, told: Vec<Told>) -> BoxFuture<'_, Result<Position, WriteError>> {
+        Box::pin(self.inner.admit(told))
+    }
+
+    fn place_of(&self, id: &str) -> Option<Position> {
+        self.inner.local.ledger().position(id)
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.inner.local.now_ms()
+    }
+
+    fn in_common_up_to(&self) -> Option<Position> {
+        let head = self.inner.local.head();
+        let missing = self.inner.local.ledger().missing();
+        Some(missing.first().map_or(head, |(position, _)| head.min(position - 1)))
+    }
+
+    fn revision(&self, position: Position) -> Option<u64> {
+        self.inner.local.ledger().revision(position)
+    }
+
+    fn spooled(&self) -> Option<usize> {
+        Some(self.inner.local.ledger().missing().len())
     }
 }
 

@@ -8,6 +8,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::cursors::Cursors;
+use super::disk::Foreign;
+use super::ledger::Ledger;
 use super::tail::Tail;
 use super::{Anew, BoxFuture, Clock, Cursor, Entry, Journal, Lag, Limits, Missed, Position, WriteError, wall_clock};
 use crate::fleet::NodeId;
@@ -18,8 +20,8 @@ pub struct Memory {
     tail: Tail,
     cursors: Cursors,
     clock: Clock,
-    // Who holds it gives the next position.
-    turn: Mutex<()>,
+    // Who holds it gives the next position, and knows the names.
+    turn: Mutex<Ledger>,
     anew: Option<Anew>,
 }
 
@@ -43,9 +45,35 @@ impl Memory {
             tail: Tail::new(limits, guard, (0, 0), Vec::new(), clock()),
             cursors: Cursors::new(limits, HashMap::new()),
             clock,
-            turn: Mutex::new(()),
+            turn: Mutex::default(),
             anew: None,
         }
+    }
+
+    /// Appends what has a name, in this order, unless it is here already. Gives the places.
+    pub(super) fn append_all(&self, foreign: Vec<Foreign>) -> Vec<Position> {
+        let mut ledger = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut positions = Vec::with_capacity(foreign.len());
+        for Foreign { origin, at_ms, purge, .. } in foreign {
+            positions.push(ledger.position(&origin.id).unwrap_or_else(|| {
+                let position = self.tail.head() + 1;
+                ledger.enter(position, &origin.id, None);
+                self.tail.publish(vec![Arc::new(Entry { position, at_ms, purge, origin: Some(origin) })], at_ms);
+                ledger.trim(self.tail.floor());
+                position
+            }));
+        }
+        positions
+    }
+
+    /// The place of a purge by its name, while it is held.
+    pub(super) fn place_of(&self, id: &str) -> Option<Position> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner).position(id)
+    }
+
+    /// The time, as this journal has it.
+    pub(super) fn now_ms(&self) -> u64 {
+        (self.clock)()
     }
 }
 

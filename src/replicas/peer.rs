@@ -8,6 +8,10 @@
 //! count in their order. After a failure everything that was not confirmed is sent again, and the first message that
 //! comes through says that the other one is there: what it has by then, it has confirmed.
 //!
+//! **What it may have missed.** One that shares our journal reads there what it was not told. One that does not is told all
+//! of it from where it was last ([`Marks`](super::marks::Marks)); where that is not held any more, or where it has lost its
+//! own journal, it is told one purge of everything.
+//!
 //! **A key that is gone is no replica that is gone.** The lease of one that is cut off from etcd runs out while it serves
 //! its readers, and then it is us or nobody who tells it of purges. So who is not registered any more is told as before,
 //! and asked now and then whether it is still there; it is let go of when nobody listens at its address, when nothing was
@@ -18,18 +22,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Bytes;
-use hyper::client::conn::http1::SendRequest;
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinHandle};
 
-use super::{Message, PATH, Record, Replicas};
+use super::call::{TellError, Way};
+use super::message::{Again, Confirmation, Message};
+use super::{Record, Replicas};
 use crate::fleet::NodeId;
-use crate::journal::{Entry, Etcd as SharedJournal, Journal, Missed, Position, Told};
-use crate::purge::Purge;
+use crate::journal::{Entry, Missed, Position, Shared, Told};
+use crate::purge::{Purge, Target};
 
 /// Messages on their way at once. Each waits for the other fleet's Varnish nodes, a tenth of a second at times.
 const ON_THEIR_WAY: usize = 8;
@@ -44,68 +45,96 @@ const OVERHEAD: usize = 4 << 10;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// How often one that is not registered is asked whether it is there.
+/// How often one is asked whether it is there, of which no etcd tells.
 const ASK_EVERY: Duration = Duration::from_secs(2);
+
+/// How often one that may have something to tell us is asked while our edge waits for that.
+const ASK_AT_START: Duration = Duration::from_millis(25);
 
 /// How long one that is not registered and does not answer is still told: as long as a node whose agent says nothing.
 const KEPT: Duration = Duration::from_secs(600);
 
-/// An answer is some words.
-const MAX_ANSWER: usize = 64 << 10;
+/// How many confirmations are remembered, for the purges that still wait to be answered.
+const CONFIRMATIONS: usize = 256;
 
 /// Another replica.
 pub(super) struct Peer {
     pub(super) id: NodeId,
     pub(super) record: Record,
+    way: Way,
     /// It has confirmed every purge of ours up to here.
     confirmed: AtomicU64,
+    /// Nobody knows what it has of those before: it gets one of everything first.
+    has_gap: AtomicBool,
+    /// It has said that it has purges to tell us.
+    owes_us: AtomicBool,
     late: AtomicBool,
     gone: AtomicBool,
-    /// Its key is not in etcd.
+    /// Its key is not in etcd, or its address not among those of the configuration.
     unlisted: AtomicBool,
     /// Rings when that has changed.
     relisted: Notify,
     heard: Mutex<Instant>,
     problem: Mutex<Arc<str>>,
-    idle: Mutex<Vec<SendRequest<Full<Bytes>>>>,
+    confirmations: Mutex<VecDeque<(Position, Confirmation)>>,
 }
 
-/// Why it was not told.
-#[derive(Debug, thiserror::Error)]
-enum TellError {
-    #[error("connecting failed: {0}")]
-    Connect(#[from] std::io::Error),
-    #[error("{0}")]
-    Http(#[from] hyper::Error),
-    #[error("{0}")]
-    Request(#[from] http::Error),
-    #[error("{0}")]
-    Encode(#[from] serde_json::Error),
-    #[error("no answer within {0:?}")]
-    NoAnswer(Duration),
-    #[error("it answered {0}: {1}")]
-    Refused(u16, String),
+/// Where a replica is to be told from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Start {
+    /// It has every purge of ours up to here.
+    After(Position),
+    /// What it has cannot be known.
+    Gap,
 }
 
 impl Peer {
-    /// One that needs not be told of anything up to `told`: it has read the journal after that. `listed`: by its key in etcd.
-    pub(super) fn new(id: NodeId, record: Record, told: Position, listed: bool) -> Self {
+    /// One that is told from there on. `listed`: by its key in etcd, or in the configuration.
+    pub(super) fn new(id: NodeId, record: Record, start: Start, listed: bool) -> Self {
+        let (told, has_gap) = match start {
+            Start::After(position) => (position, false),
+            Start::Gap => (0, true),
+        };
         Peer {
             id,
+            way: Way::to(record.address.clone()),
             record,
             confirmed: AtomicU64::new(told),
+            has_gap: AtomicBool::new(has_gap),
+            owes_us: AtomicBool::new(false),
             late: AtomicBool::new(false),
             gone: AtomicBool::new(false),
             unlisted: AtomicBool::new(!listed),
             relisted: Notify::new(),
             heard: Mutex::new(Instant::now()),
             problem: Mutex::new("".into()),
-            idle: Mutex::default(),
+            confirmations: Mutex::default(),
         }
     }
 
     pub(super) fn has(&self, position: Position) -> bool {
-        self.confirmed.load(Ordering::SeqCst) >= position
+        self.confirmed_up_to().is_some_and(|confirmed| confirmed >= position)
+    }
+
+    /// Up to where it has confirmed every purge of ours; `None` while nobody knows what it has.
+    pub(super) fn confirmed_up_to(&self) -> Option<Position> {
+        (!self.has_gap.load(Ordering::SeqCst)).then(|| self.confirmed.load(Ordering::SeqCst))
+    }
+
+    /// What it said of the purge at this position; `None` where it was not told of it, or that was long ago.
+    pub(super) fn confirmation(&self, position: Position) -> Option<Confirmation> {
+        let confirmations = self.confirmations.lock().unwrap_or_else(PoisonError::into_inner);
+        confirmations.iter().find(|(last, _)| *last >= position).map(|(_, confirmation)| confirmation.clone())
+    }
+
+    /// It has purges that it has yet to tell us, as far as it has said.
+    pub(super) fn owes_us(&self) -> bool {
+        self.owes_us.load(Ordering::SeqCst)
+    }
+
+    /// Whether it has purges that it has yet to tell us.
+    pub(super) fn set_owes_us(&self, owes_us: bool) {
+        self.owes_us.store(owes_us, Ordering::SeqCst);
     }
 
     pub(super) fn is_late(&self) -> bool {
@@ -124,7 +153,7 @@ impl Peer {
         self.unlisted.load(Ordering::SeqCst)
     }
 
-    /// Whether its key is in etcd.
+    /// Whether it is named where replicas are: in etcd, or in the configuration.
     pub(super) fn is_listed_now(&self, listed: bool) {
         if self.unlisted.swap(!listed, Ordering::SeqCst) == listed {
             self.relisted.notify_one();
@@ -139,14 +168,13 @@ impl Peer {
     /// Whether it is not worth another attempt.
     fn has_ended(&self, error: &TellError) -> bool {
         let heard = *self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        let nobody_listens =
-            matches!(error, TellError::Connect(error) if error.kind() == std::io::ErrorKind::ConnectionRefused);
-        self.is_unlisted() && (nobody_listens || heard.elapsed() > KEPT)
+        let is_over = self.is_unlisted() && (error.is_refused_connection() || heard.elapsed() > KEPT);
+        is_over || matches!(error, TellError::Restarted | TellError::Left)
     }
 
     pub(super) fn problem(&self) -> Arc<str> {
         let problem = Arc::clone(&self.problem.lock().unwrap_or_else(PoisonError::into_inner));
-        if problem.is_empty() && self.is_unlisted() { "not registered in etcd any more".into() } else { problem }
+        if problem.is_empty() && self.is_unlisted() { "not registered any more".into() } else { problem }
     }
 
     /// Nobody waits for it any more.
@@ -155,7 +183,7 @@ impl Peer {
         if !self.late.swap(true, Ordering::SeqCst) {
             tracing::warn!(
                 replica = %self.id, address = self.record.address, problem,
-                "a replica does not confirm purges: they are answered without it, and it may serve an old page until the journal has told it"
+                "a replica does not confirm purges: they are answered without it, and it may serve an old page until it is told again, or by the journal"
             );
         }
     }
@@ -167,12 +195,53 @@ impl Peer {
             tracing::info!(replica = %self.id, "a replica confirms purges again");
         }
     }
+
+    /// It has confirmed everything up to `position`, as it says of the last purge up to `last`.
+    fn confirms(&self, last: Position, position: Position, confirmation: Confirmation, gap_is_told: bool) {
+        self.set_owes_us(confirmation.from.as_ref().is_some_and(|from| from.pending));
+        let mut confirmations = self.confirmations.lock().unwrap_or_else(PoisonError::into_inner);
+        if confirmations.len() == CONFIRMATIONS {
+            confirmations.pop_front();
+        }
+        confirmations.push_back((last, confirmation));
+        drop(confirmations);
+        self.confirmed.store(position, Ordering::SeqCst);
+        if gap_is_told {
+            self.has_gap.store(false, Ordering::SeqCst);
+        }
+        self.is_on_time_again();
+    }
+
+    /// Has it tell nodes of a purge once more, and gives what it says then.
+    pub(super) async fn tell_again(
+        &self,
+        replicas: &Replicas,
+        again: Vec<Again>,
+        patience: Duration,
+    ) -> Result<Confirmation, TellError> {
+        let message = Message { again, ..self.message(replicas, Vec::new(), patience) };
+        self.way.post(replicas, &message).await
+    }
+
+    /// Tells it that we are about to end.
+    pub(super) async fn say_goodbye(&self, replicas: &Replicas) -> Result<Confirmation, TellError> {
+        let record = Some(Record { leaving: true, ..replicas.own.clone() });
+        let message = Message { record, ..self.message(replicas, Vec::new(), Duration::ZERO) };
+        self.way.post(replicas, &message).await
+    }
+
+    fn message(&self, replicas: &Replicas, purges: Vec<Told>, patience: Duration) -> Message {
+        // Who shares our journal may be any process of this name: what it was not told it reads there.
+        let to = (!replicas.has_journal_in_common()).then(|| self.record.boot.clone());
+        Message { to, purges, ..replicas.hello(patience) }
+    }
 }
 
 /// A message that is on its way, and what it brings the other one to.
 struct Sent {
     last: Position,
-    answer: JoinHandle<Result<(), TellError>>,
+    tells_gap: bool,
+    answer: JoinHandle<Result<Confirmation, TellError>>,
     /// Ends with this value.
     _abort: AbortOnDrop,
 }
@@ -185,101 +254,143 @@ impl Drop for AbortOnDrop {
     }
 }
 
-/// Tells a peer of everything that is accepted here, until it is gone.
-pub(super) async fn run(replicas: Arc<Replicas>, peer: Arc<Peer>) {
-    let Some(journal) = replicas.context.journal.clone() else { return };
+/// Tells a peer of everything that is accepted here, until it is gone: why it is.
+pub(super) async fn run(replicas: Arc<Replicas>, peer: Arc<Peer>) -> TellError {
+    let Some(journal) = replicas.context.journal.clone() else { return TellError::Left };
+    let mut woken = replicas.woken();
     let mut failures = 0;
     loop {
         let before = peer.confirmed.load(Ordering::SeqCst);
-        let error = tell(&replicas, &peer, &journal).await;
+        let error = tell(&replicas, &peer, &*journal).await;
+        if peer.has_ended(&error) {
+            replicas.let_go(&peer);
+            return error;
+        }
         // Where nobody listens, nobody is served an old page either; and who does not answer has had its time.
         peer.is_late_now(&error.to_string());
-        if peer.has_ended(&error) {
-            return replicas.let_go(&peer);
-        }
         replicas.progress.send_replace(());
         // Whoever has confirmed anything since was there.
         failures = if peer.has(before + 1) { 1 } else { (failures + 1).min(16) };
         let bound = (FIRST_PAUSE * 2_u32.saturating_pow(failures - 1)).min(LONGEST_PAUSE);
-        tokio::time::sleep(bound.mul_f64(0.1 + 0.9 * fastrand::f64())).await;
+        tokio::select! {
+            () = tokio::time::sleep(bound.mul_f64(0.1 + 0.9 * fastrand::f64())) => {}
+            // Somebody has come, or gone.
+            _ = woken.changed() => tokio::time::sleep(FIRST_PAUSE / 5).await,
+        }
+        if peer.is_gone() {
+            replicas.let_go(&peer);
+            return TellError::Left;
+        }
     }
 }
 
 /// Tells until something fails.
-async fn tell(replicas: &Arc<Replicas>, peer: &Arc<Peer>, journal: &SharedJournal) -> TellError {
+async fn tell(replicas: &Arc<Replicas>, peer: &Arc<Peer>, journal: &dyn Shared) -> TellError {
     let mut head = journal.watch();
+    let mut woken = replicas.woken();
     // They have one configuration: what we would not take, the other one does not.
     let room = replicas.context.max_request.saturating_sub(OVERHEAD);
-    let mut sent = peer.confirmed.load(Ordering::SeqCst);
+    let mut sent = peer.confirmed_up_to();
     let mut on_their_way = VecDeque::new();
     // After a failure the first message goes at once, with or without a purge: is it there?
-    let mut asks = peer.is_late() || peer.is_unlisted();
+    let mut asks = peer.is_late() || peer.is_unlisted() || peer.owes_us();
     loop {
         while on_their_way.len() < ON_THEIR_WAY {
-            let (purges, last) = next(journal, sent, room);
+            let Next { purges, last, tells_gap } = next(replicas, peer, journal, sent, room);
             if purges.is_empty() && !asks {
                 // Others' purges: they tell of those themselves.
-                sent = last;
+                sent = Some(last);
                 if on_their_way.is_empty() {
-                    peer.confirmed.store(sent, Ordering::SeqCst);
+                    peer.confirmed.store(last, Ordering::SeqCst);
                     replicas.progress.send_replace(());
                 }
                 break;
             }
             asks = false;
-            let answer = tokio::spawn(post(Arc::clone(replicas), Arc::clone(peer), message(replicas, journal, purges)));
+            let answer = tokio::spawn(post(Arc::clone(replicas), Arc::clone(peer), purges));
             let abort = AbortOnDrop(answer.abort_handle());
-            on_their_way.push_back(Sent { last, answer, _abort: abort });
-            sent = last;
+            on_their_way.push_back(Sent { last, tells_gap, answer, _abort: abort });
+            sent = Some(last);
         }
         let full = on_their_way.len() >= ON_THEIR_WAY;
-        let is_there = async {
-            if !peer.is_unlisted() {
-                peer.relisted.notified().await;
-            } else {
-                tokio::time::sleep(ASK_EVERY).await;
-            }
-        };
+        let told = sent.unwrap_or(0);
         tokio::select! {
             answered = first(&mut on_their_way) => {
-                let last = match answered {
-                    Ok(last) => last,
+                let (last, tells_gap, confirmation) = match answered {
+                    Ok(answered) => answered,
                     Err(error) => return error,
                 };
                 on_their_way.pop_front();
                 // What was skipped behind it counts, too, when nothing else is on its way.
-                let confirmed = if on_their_way.is_empty() { sent.max(last) } else { last };
-                peer.confirmed.store(confirmed, Ordering::SeqCst);
-                peer.is_on_time_again();
+                let confirmed = if on_their_way.is_empty() { told.max(last) } else { last };
+                peer.confirms(last, confirmed, confirmation, tells_gap);
                 replicas.progress.send_replace(());
             }
-            moved = head.wait_for(|head| *head > sent), if !full => if moved.is_err() {
+            moved = head.wait_for(|head| *head > told), if !full => if moved.is_err() {
                 return TellError::NoAnswer(Duration::ZERO);
             },
-            () = is_there => asks = peer.is_unlisted(),
+            () = asks_again(replicas, peer) => asks = true,
+            _ = woken.changed() => {
+                if peer.is_gone() {
+                    return TellError::Left;
+                }
+                // It may be another process that has come in the place of this one.
+                asks = !replicas.has_journal_in_common();
+            }
         }
     }
 }
 
+/// Returns when the other one is to be asked whether it is there, and what it has for us.
+async fn asks_again(replicas: &Replicas, peer: &Peer) {
+    if peer.owes_us() && !replicas.neighbours.are_caught_up() {
+        tokio::time::sleep(ASK_AT_START).await;
+    } else if peer.is_unlisted() || !replicas.has_journal_in_common() {
+        // Also one that was restarted at once must be met anew, and no etcd tells of that.
+        tokio::time::sleep(ASK_EVERY).await;
+    } else {
+        peer.relisted.notified().await;
+    }
+}
+
 /// The answer to the oldest message.
-async fn first(on_their_way: &mut VecDeque<Sent>) -> Result<Position, TellError> {
+async fn first(on_their_way: &mut VecDeque<Sent>) -> Result<(Position, bool, Confirmation), TellError> {
     match on_their_way.front_mut() {
         Some(sent) => match (&mut sent.answer).await {
-            Ok(answer) => answer.map(|()| sent.last),
+            Ok(answer) => answer.map(|confirmation| (sent.last, sent.tells_gap, confirmation)),
             Err(error) => Err(TellError::Refused(500, error.to_string())),
         },
         None => std::future::pending().await,
     }
 }
 
-/// What was accepted here after `sent`, as much as a message of `room` bytes takes, and up to where that is.
-fn next(journal: &SharedJournal, sent: Position, room: usize) -> (Vec<Told>, Position) {
-    let entries = match journal.since(sent) {
-        Missed::Entries(entries) => entries,
-        // Whoever missed so much has a gap in its journal, too.
-        Missed::Gap => return (Vec::new(), journal.head()),
+/// What is to be told next.
+struct Next {
+    purges: Vec<Told>,
+    /// Up to where the other one has everything then.
+    last: Position,
+    tells_gap: bool,
+}
+
+/// What was accepted here after `sent`, as much as a message of `room` bytes takes.
+fn next(replicas: &Replicas, peer: &Peer, journal: &dyn Shared, sent: Option<Position>, room: usize) -> Next {
+    // Read first: what is appended from here on is told after it.
+    let head = journal.head();
+    let missed = sent.map_or(Missed::Gap, |sent| journal.since(sent));
+    let Missed::Entries(entries) = missed else {
+        if replicas.has_journal_in_common() {
+            // Whoever missed so much has a gap in its journal, too.
+            return Next { purges: Vec::new(), last: head, tells_gap: true };
+        }
+        tracing::warn!(
+            replica = %peer.id, head,
+            "what a replica missed is not known any more: it is told one purge of everything"
+        );
+        let id = super::gap_name(&replicas.own.boot, &peer.record.boot, head);
+        let told = Told { id, revision: None, at_ms: journal.now_ms(), purge: everything_missed() };
+        return Next { purges: vec![told], last: head, tells_gap: true };
     };
-    let (mut purges, mut bytes, mut last) = (Vec::new(), 0, sent);
+    let (mut purges, mut bytes, mut last) = (Vec::new(), 0, sent.unwrap_or(0));
     for entry in entries {
         let ours = entry.origin.as_ref().filter(|origin| origin.ours);
         if let Some(origin) = ours {
@@ -292,7 +403,12 @@ fn next(journal: &SharedJournal, sent: Position, room: usize) -> (Vec<Told>, Pos
         }
         last = entry.position;
     }
-    (purges, last)
+    Next { purges, last, tells_gap: false }
+}
+
+/// What stands for any number of purges: among them may be some of pages without tags.
+fn everything_missed() -> Purge {
+    Purge { targets: vec![Target::All], soft: false }
 }
 
 /// A purge that fits into a message, and how large it is there: as JSON one can be larger than it was as a request, and
@@ -317,71 +433,16 @@ fn told(revision: Option<u64>, id: &str, entry: &Entry) -> Told {
 /// older was answered long ago, and fences there almost at once.
 fn others_patience(ack_timeout: Duration, accepted_ms: u64, now_ms: u64) -> Duration {
     let gone = Duration::from_millis(now_ms.saturating_sub(accepted_ms));
-    (ack_timeout * 3 / 4).saturating_sub(gone).max(ack_timeout / 8)
-}
-
-fn message(replicas: &Replicas, journal: &SharedJournal, purges: Vec<Told>) -> Message {
-    let newest_ms = purges.iter().map(|told| told.at_ms).max().unwrap_or(0);
-    let wait = others_patience(replicas.context.ack_timeout, newest_ms, journal.now_ms());
-    Message {
-        from: replicas.id.clone(),
-        record: Some(replicas.own.clone()),
-        wait_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
-        purges,
-    }
+    (ack_timeout * 5 / 8).saturating_sub(gone).max(ack_timeout / 8)
 }
 
 /// Sends one message and waits for its answer.
-async fn post(replicas: Arc<Replicas>, peer: Arc<Peer>, message: Message) -> Result<(), TellError> {
-    let patience = replicas.context.ack_timeout;
-    let body = Bytes::from(serde_json::to_vec(&message)?);
-    let answered = async {
-        let pooled = peer.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        if let Some(mut sender) = pooled.filter(|sender| sender.is_ready()) {
-            match exchange(&replicas, &peer, &mut sender, body.clone()).await {
-                // It was closed under us.
-                Err(TellError::Http(error))
-                    if error.is_canceled() || error.is_closed() || error.is_incomplete_message() => {}
-                answer => return keep(&peer, sender, answer),
-            }
-        }
-        let stream = TcpStream::connect(&peer.record.address).await?;
-        stream.set_nodelay(true)?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        // Ends with its sender; its error is the one that the sender reports.
-        tokio::spawn(connection);
-        let answer = exchange(&replicas, &peer, &mut sender, body).await;
-        keep(&peer, sender, answer)
-    };
-    tokio::time::timeout(patience, answered).await.unwrap_or(Err(TellError::NoAnswer(patience)))
-}
-
-fn keep(peer: &Peer, sender: SendRequest<Full<Bytes>>, answer: Result<(), TellError>) -> Result<(), TellError> {
-    if answer.is_ok() {
-        peer.idle.lock().unwrap_or_else(PoisonError::into_inner).push(sender);
-    }
-    answer
-}
-
-async fn exchange(
-    replicas: &Replicas,
-    peer: &Peer,
-    sender: &mut SendRequest<Full<Bytes>>,
-    body: Bytes,
-) -> Result<(), TellError> {
-    let mut request = http::Request::post(PATH)
-        .header(http::header::HOST, &peer.record.address)
-        .header(http::header::CONTENT_TYPE, "application/json");
-    if let Some(token) = &replicas.context.token {
-        request = request.header(http::header::AUTHORIZATION, format!("Bearer {}", token.reveal()));
-    }
-    let answer = sender.send_request(request.body(Full::new(body))?).await?;
-    let status = answer.status().as_u16();
-    let text = match Limited::new(answer.into_body(), MAX_ANSWER).collect().await {
-        Ok(body) => String::from_utf8_lossy(&body.to_bytes()).trim().to_owned(),
-        Err(error) => error.to_string(),
-    };
-    if status == 200 { Ok(()) } else { Err(TellError::Refused(status, text)) }
+async fn post(replicas: Arc<Replicas>, peer: Arc<Peer>, purges: Vec<Told>) -> Result<Confirmation, TellError> {
+    let newest_ms = purges.iter().map(|told| told.at_ms).max().unwrap_or(0);
+    // Both times are of our own clock: what is told was accepted here.
+    let now_ms = replicas.context.journal.as_ref().map_or(0, |journal| journal.now_ms());
+    let patience = others_patience(replicas.context.ack_timeout, newest_ms, now_ms);
+    peer.way.post(&replicas, &peer.message(&replicas, purges, patience)).await
 }
 
 #[cfg(test)]
@@ -409,8 +470,8 @@ mod tests {
     fn the_other_one_answers_before_the_sender_of_the_purge_is_answered() {
         let ack = Duration::from_millis(1_000);
         let patience = |gone: u64| others_patience(ack, 10_000, 10_000 + gone).as_millis();
-        assert_eq!([0, 350, 700, 60_000].map(patience), [750, 400, 125, 125]);
+        assert_eq!([0, 350, 700, 60_000].map(patience), [625, 275, 125, 125]);
         // A clock that was set back.
-        assert_eq!(others_patience(ack, 10_000, 9_000).as_millis(), 750);
+        assert_eq!(others_patience(ack, 10_000, 9_000).as_millis(), 625);
     }
 }

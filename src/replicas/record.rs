@@ -15,6 +15,9 @@ pub struct Record {
     pub address: String,
     /// What journal it has, as configured.
     pub journal: String,
+    /// The name of its journal, where that is its own: another one is another journal, and nothing of the first is there.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub journal_id: String,
     /// What it runs.
     pub version: String,
     /// When it started, in milliseconds since 1970.
@@ -33,6 +36,7 @@ impl Record {
         Record {
             address,
             journal: journal.as_str().to_owned(),
+            journal_id: String::new(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started: u64::try_from(started).unwrap_or(u64::MAX),
             boot: format!("{:016x}", fastrand::u64(..)),
@@ -61,8 +65,8 @@ pub fn own_id(config: &config::Replica) -> Result<NodeId, String> {
     NodeId::try_from(name).map_err(|error| format!("replica.id is not set, and the host's name is of no use: {error}"))
 }
 
-/// Where the others reach the purge listener: as configured, or the address that a connection to etcd would have, with the
-/// port that the listener has.
+/// Where the others reach the purge listener: as configured, or the address that a connection to etcd (or to one of the
+/// others) would have, with the port that the listener has.
 pub fn own_address(config: &config::Replica, endpoints: &[String], listener: SocketAddr) -> String {
     if !config.address.is_empty() {
         return config.address.clone();

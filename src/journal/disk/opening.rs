@@ -45,7 +45,7 @@ use crate::telemetry::causes;
 pub(super) const JOURNAL: &str = "journal.redb";
 
 /// What else clearcoat leaves in its directory, also in earlier versions: where any of these is, it was here before.
-const TRACES: [&str; 4] = [JOURNAL, "identity.json", "fleet.json", "replicas.json"];
+const TRACES: [&str; 5] = [JOURNAL, "identity.json", "fleet.json", "replicas.json", "peers.json"];
 
 /// How long the process before this one may take to let go of the file: it was killed while it wrote.
 const RELEASE: Duration = Duration::from_secs(3);

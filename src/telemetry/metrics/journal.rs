@@ -20,6 +20,10 @@ pub struct JournalMetrics {
     pub spooled: IntGauge,
     /// Clearcoats before this fleet, as far as is known.
     pub replicas: IntGauge,
+    /// Whether another clearcoat has the name of this one.
+    pub same_id: IntGauge,
+    /// Times another clearcoat did not know which of its purges were missing here.
+    pub replica_gaps: IntCounter,
     /// Times a purge was answered though a replica had not confirmed it.
     pub unconfirmed: IntCounter,
 }
@@ -56,6 +60,19 @@ impl JournalMetrics {
                 IntGauge::new("journal_spooled", "Purges that are durable here and not in etcd yet")?,
             )?,
             replicas: register(r, IntGauge::new("replicas", "Clearcoats before this fleet, with this one")?)?,
+            same_id: register(
+                r,
+                IntGauge::new(
+                    "replica_same_id",
+                    "1 while another clearcoat before this fleet has the name of this one",
+                )?,
+            )?,
+            replica_gaps: counter(
+                r,
+                "replica_gaps_total",
+                "Times another replica did not know which of its purges were missing here, so that every Varnish dropped \
+                 its pages",
+            )?,
             unconfirmed: counter(
                 r,
                 "replica_unconfirmed_total",

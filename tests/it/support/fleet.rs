@@ -32,8 +32,11 @@ pub struct Plan {
     /// What a start without a journal thinks of the pages that are there.
     pub first_start: &'static str,
     pub guard: bool,
-    /// How many clearcoats stand before the fleet. More than one, or a journal in etcd, needs members of etcd.
+    /// How many clearcoats stand before the fleet. A journal in etcd needs members of etcd; without any, the clearcoats
+    /// are named to each other, each to itself as well (`replica.peers`).
     pub replicas: usize,
+    /// The last clearcoat reaches the first Varnish by a way of its own ([`Fleet::own_way`]).
+    pub own_way: bool,
     pub etcd: usize,
     /// Whether its members wait for a disk, as they do in earnest.
     pub etcd_on_disk: bool,
@@ -71,6 +74,7 @@ impl Default for Plan {
             first_start: "trust",
             guard: true,
             replicas: 1,
+            own_way: false,
             etcd: 0,
             etcd_on_disk: false,
             etcd_quota: None,
@@ -103,6 +107,8 @@ pub struct Fleet {
     etcd: Option<Etcd>,
     /// The ways of each clearcoat, where the plan has them.
     pub links: Vec<Links>,
+    /// The way of the last clearcoat to the first Varnish, where the plan has it.
+    pub own_way: Option<Link>,
     pub folder: tempfile::TempDir,
 }
 
@@ -214,6 +220,10 @@ impl Fleet {
         }
         let mut links = Vec::new();
         let disk = plan.disk.then(|| Disk::mount(folder.path()));
+        let own_way = plan.own_way.then(|| Link::to(&format!("http://{}", varnish[0].address)));
+        let purges: Vec<_> = (0..plan.replicas).map(|_| hold(SocketAddr::from(([127, 0, 0, 1], 0)))).collect();
+        let peers: Vec<String> =
+            purges.iter().map(|socket| address(socket).expect("an IP socket").to_string()).collect();
         let mut clearcoats = origins.iter().enumerate().map(|(number, origin)| {
             let own = own_folder(folder.path(), number);
             std::fs::create_dir_all(&own).expect("a folder");
@@ -221,6 +231,16 @@ impl Fleet {
             listen.extend(slow_link.as_ref().map(|link| link.near(*origin)));
             let journal = disk.as_ref().filter(|_| number == 0).map_or(&own, |disk| &disk.folder).join("journal");
             let mut config = configuration(plan, &listen, &journal, &nodes);
+            if let Some(way) = own_way.as_ref().filter(|_| number + 1 == plan.replicas) {
+                let by_way = way.endpoint().replace("http://", "");
+                config = config.replacen(&varnish[0].address.to_string(), &by_way, 1);
+            }
+            if plan.etcd == 0 && plan.replicas > 1 {
+                let id = number + 1;
+                config += &format!("\n[replica]\nid = \"clearcoat-{id}\"\npeers = {peers:?}\n");
+                let listen = format!("listen = [\"{}\"]\nack", peers[number]);
+                config = config.replacen("listen = [\"127.0.0.1:0\"]\nack", &listen, 1);
+            }
             if let Some(etcd) = &etcd {
                 // Held until clearcoat itself has it, like its origin.
                 let purge = hold(SocketAddr::from(([127, 0, 0, 1], 0)));
@@ -235,8 +255,8 @@ impl Fleet {
         });
         let clearcoat = clearcoats.next().expect("one replica at least");
         let others = clearcoats.collect();
-        drop(held);
-        Fleet { clearcoat, others, varnish, slow_link, web, shop, etcd, links, disk, folder }
+        drop((held, purges));
+        Fleet { clearcoat, others, varnish, slow_link, web, shop, etcd, links, own_way, disk, folder }
     }
 
     /// Reads a page through the edge.

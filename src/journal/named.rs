@@ -1,0 +1,210 @@
+//! A journal of this machine alone, for replicas that have no etcd and tell each other of their purges.
+//!
+//! Each of them has its own order and its own positions. What they have in common is the name of a purge: what another one
+//! tells of is appended once, however often it is told, and becomes an entry like any other. How far another one has ours
+//! is known by a position here, just as for a Varnish; so nothing has to be translated between two journals.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::disk::Foreign;
+use super::etcd::Names;
+use super::{
+    Anew, BoxFuture, Cursor, Disk, Journal, Lag, Memory, Missed, Origin, Position, Remembered, Shared, Told, Trouble,
+    WriteError,
+};
+use crate::fleet::NodeId;
+use crate::purge::Purge;
+
+/// A journal on disk or in memory whose purges have names.
+pub struct Named {
+    local: Local,
+    names: Names,
+}
+
+/// Where it is.
+pub enum Local {
+    /// In a file.
+    Disk(Disk),
+    /// In the process.
+    Memory(Box<Memory>),
+}
+
+impl Named {
+    /// Gives names to the purges of this journal from now on.
+    pub fn new(local: Local) -> Self {
+        Named { local, names: Names::new() }
+    }
+
+    fn local(&self) -> &dyn Journal {
+        match &self.local {
+            Local::Disk(disk) => disk,
+            Local::Memory(memory) => &**memory,
+        }
+    }
+
+    async fn append_all(&self, foreign: Vec<Foreign>) -> Result<Vec<Position>, WriteError> {
+        match &self.local {
+            Local::Disk(disk) => disk.append_all(foreign).await,
+            Local::Memory(memory) => Ok(memory.append_all(foreign)),
+        }
+    }
+
+    fn foreign(&self, id: Arc<str>, ours: bool, purge: Purge) -> Foreign {
+        // Dated by our clock, by which it will retire here.
+        Foreign { origin: Origin { id, revision: None, ours }, at_ms: self.now_ms(), purge, in_order: false }
+    }
+}
+
+impl Shared for Named {
+    fn admit(&self, told: Vec<Told>) -> BoxFuture<'_, Result<Position, WriteError>> {
+        Box::pin(async move {
+            let foreign = told.into_iter().map(|told| self.foreign(told.id.into(), false, told.purge)).collect();
+            Ok(self.append_all(foreign).await?.into_iter().max().unwrap_or(0))
+        })
+    }
+
+    fn place_of(&self, id: &str) -> Option<Position> {
+        match &self.local {
+            Local::Disk(disk) => disk.ledger().position(id),
+            Local::Memory(memory) => memory.place_of(id),
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        match &self.local {
+            Local::Disk(disk) => disk.now_ms(),
+            Local::Memory(memory) => memory.now_ms(),
+        }
+    }
+}
+
+impl Journal for Named {
+    fn append(&self, purge: Purge) -> BoxFuture<'_, Result<Position, WriteError>> {
+        Box::pin(async move {
+            let foreign = self.foreign(self.names.next(self.now_ms()), true, purge);
+            match &self.local {
+                Local::Disk(disk) => disk.append_foreign(foreign).await,
+                Local::Memory(memory) => Ok(memory.append_all(vec![foreign]).into_iter().max().unwrap_or(0)),
+            }
+        })
+    }
+
+    fn head(&self) -> Position {
+        self.local().head()
+    }
+
+    fn watch(&self) -> watch::Receiver<Position> {
+        self.local().watch()
+    }
+
+    fn since(&self, cursor: Position) -> Missed {
+        self.local().since(cursor)
+    }
+
+    fn floor(&self) -> Position {
+        self.local().floor()
+    }
+
+    fn lag(&self, cursor: Position) -> Lag {
+        self.local().lag(cursor)
+    }
+
+    fn older_than(&self, age: Duration) -> Position {
+        self.local().older_than(age)
+    }
+
+    fn cursors(&self) -> HashMap<NodeId, Cursor> {
+        self.local().cursors()
+    }
+
+    fn remembered(&self, node: &NodeId, epoch: Option<&str>) -> Remembered {
+        self.local().remembered(node, epoch)
+    }
+
+    fn save_cursors(&self, cursors: Vec<(NodeId, Cursor)>) -> BoxFuture<'_, Result<(), WriteError>> {
+        self.local().save_cursors(cursors)
+    }
+
+    fn has_history(&self) -> bool {
+        self.local().has_history()
+    }
+
+    fn anew(&self) -> Option<&Anew> {
+        self.local().anew()
+    }
+
+    fn trouble(&self) -> Option<Trouble> {
+        self.local().trouble()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Damaged, FirstStart};
+    use crate::journal::contract::{self, entries, guard, purge};
+    use crate::journal::{Limits, Settings, wall_clock};
+
+    mod in_memory {
+        use super::*;
+        contract::suite!(|limits, guard, clock| {
+            Arc::new(Named::new(Local::Memory(Box::new(Memory::with_clock(limits, guard, clock))))) as Arc<dyn Journal>
+        });
+    }
+
+    async fn is_taken_in_once(journal: Named) {
+        let told = |id: &str| Told { id: id.to_owned(), revision: None, at_ms: 1, purge: purge(id) };
+        let first = journal.append(purge("ours")).await.unwrap();
+        let last = journal.admit(vec![told("a"), told("b"), told("a")]).await.unwrap();
+        assert_eq!(journal.admit(vec![told("b")]).await.unwrap(), last);
+        assert_eq!((journal.place_of("b"), journal.place_of("c")), (Some(last), None));
+        let held = entries(&journal, 0);
+        assert_eq!(held.len(), 3);
+        let ours: Vec<bool> =
+            held.iter().map(|entry| entry.origin.as_ref().is_some_and(|origin| origin.ours)).collect();
+        assert_eq!(ours, [true, false, false]);
+        let id = held[0].origin.as_ref().unwrap().id.to_string();
+        // Told back by somebody who had it from us.
+        assert_eq!(journal.admit(vec![told(&id)]).await.unwrap(), first);
+    }
+
+    #[tokio::test]
+    async fn what_another_one_tells_is_taken_in_once_in_memory() {
+        is_taken_in_once(Named::new(Local::Memory(Box::new(Memory::new(Limits::default(), guard()))))).await;
+    }
+
+    #[tokio::test]
+    async fn what_another_one_tells_is_taken_in_once_on_disk_also_after_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = || Settings {
+            limits: Limits::default(),
+            guard: guard(),
+            first_start: FirstStart::Trust,
+            damaged: Damaged::Refuse,
+            own_process: false,
+            patience: Duration::from_secs(10),
+        };
+        let open = async || Named::new(Local::Disk(Disk::open(folder.path(), settings()).await.unwrap()));
+        is_taken_in_once(open().await).await;
+        let again = open().await;
+        let head = again.head();
+        let told = Told { id: "a".to_owned(), revision: None, at_ms: 1, purge: purge("a") };
+        assert!(again.admit(vec![told]).await.unwrap() < head);
+        assert_eq!(again.head(), head);
+    }
+
+    #[tokio::test]
+    async fn names_are_known_for_as_long_as_their_purges_are_held() {
+        let limits = Limits { max_entries: 2, ..Limits::default() };
+        let journal = Named::new(Local::Memory(Box::new(Memory::with_clock(limits, guard(), wall_clock()))));
+        for id in ["a", "b", "c"] {
+            let told = Told { id: id.to_owned(), revision: None, at_ms: 1, purge: purge(id) };
+            journal.admit(vec![told]).await.unwrap();
+        }
+        assert_eq!((journal.place_of("a"), journal.place_of("c")), (None, Some(3)));
+    }
+}

@@ -1,0 +1,183 @@
+//! How far the others have the purges of our journal, where they have none in common with us.
+//!
+//! The same as a Varnish's cursor: a position here up to which another replica has confirmed everything, and beside it
+//! the name of *its* journal, because one that has lost that has lost what it was told. Written down lazily: a mark that is
+//! too low only tells again what is there already, and one that is missing counts as a replica that nobody knows.
+//!
+//! Beside the journal and not in it, with the journal's own name and how far it had come: a journal that has come less far
+//! than that, or that [begins anew](crate::journal::Anew), is another one: its marks mean nothing, and it gets another name,
+//! by which the others see what has happened.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::fleet::NodeId;
+use crate::journal::Position;
+
+/// More of them than there can be replicas: those that were gone for longest go.
+const MOST: usize = 256;
+
+/// How far one other replica is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Mark {
+    /// The name of its journal.
+    pub(super) journal: String,
+    /// It has confirmed every purge of ours up to here.
+    pub(super) position: Position,
+}
+
+/// Of the file. One of a later format is not read.
+const FORMAT: u64 = 1;
+
+/// What is on disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Content {
+    format: u64,
+    /// The name of our journal.
+    journal: String,
+    /// How far it had come, at least.
+    head: Position,
+    #[serde(default)]
+    peers: BTreeMap<NodeId, Mark>,
+}
+
+/// The marks of all others.
+#[derive(Debug)]
+pub(super) struct Marks {
+    /// `None`: they end with the process, as the journal does.
+    path: Option<PathBuf>,
+    content: Content,
+    saved: Content,
+}
+
+impl Marks {
+    /// Reads them, for a journal whose head is there, and which may have begun anew. Blocks on the disk.
+    pub(super) fn open(path: Option<PathBuf>, head: Position, is_anew: bool) -> Self {
+        let read = path.as_deref().map_or(Ok(None), read).unwrap_or_else(|error| {
+            tracing::warn!(?path, %error, "how far the other replicas are cannot be read: they are told what is here");
+            None
+        });
+        let content = match read {
+            Some(content) if content.head <= head && !is_anew => content,
+            Some(_) => {
+                tracing::warn!(?path, "the journal is not the one that the other replicas know");
+                Content::new(head)
+            }
+            None => Content::new(head),
+        };
+        Marks { path, content, saved: Content::default() }
+    }
+
+    /// The name of our own journal.
+    pub(super) fn journal(&self) -> &str {
+        &self.content.journal
+    }
+
+    /// How far another one is.
+    pub(super) fn get(&self, id: &NodeId) -> Option<&Mark> {
+        self.content.peers.get(id)
+    }
+
+    /// How far another one is now.
+    pub(super) fn note(&mut self, id: &NodeId, mark: Mark) {
+        self.content.head = self.content.head.max(mark.position);
+        self.content.peers.insert(id.clone(), mark);
+        while self.content.peers.len() > MOST {
+            let last = self.content.peers.iter().min_by_key(|(_, mark)| mark.position).map(|(id, _)| id.clone());
+            last.and_then(|id| self.content.peers.remove(&id));
+        }
+    }
+
+    /// What has to be written where, since the last time; `head` is that of the journal.
+    pub(super) fn unsaved(&mut self, head: Position) -> Option<(PathBuf, Vec<u8>)> {
+        let path = self.path.clone()?;
+        self.content.head = head;
+        if self.content == self.saved {
+            return None;
+        }
+        self.saved = self.content.clone();
+        Some((path, serde_json::to_vec(&self.content).unwrap_or_default()))
+    }
+}
+
+impl Content {
+    fn new(head: Position) -> Self {
+        Content { format: FORMAT, journal: format!("{:016x}", fastrand::u64(..)), head, peers: BTreeMap::new() }
+    }
+}
+
+fn read(path: &Path) -> io::Result<Option<Content>> {
+    match std::fs::read(path) {
+        Ok(bytes) => {
+            let content: Content = serde_json::from_slice(&bytes)?;
+            match content.format {
+                FORMAT => Ok(Some(content)),
+                format => Err(io::Error::other(format!("it has format {format}, and only {FORMAT} is known here"))),
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// All of it or nothing, durably: a mark that is gone costs a fleet its cache.
+pub(super) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let mut file = std::fs::File::create(&new)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&new, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(id: &str) -> NodeId {
+        NodeId::try_from(id).unwrap()
+    }
+
+    fn save(marks: &mut Marks, head: Position) {
+        let (path, bytes) = marks.unsaved(head).unwrap();
+        write(&path, &bytes).unwrap();
+        assert_eq!(marks.unsaved(head), None);
+    }
+
+    #[test]
+    fn marks_are_read_back_and_those_of_another_journal_are_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = Some(folder.path().join("peers.json"));
+        let mut marks = Marks::open(path.clone(), 0, false);
+        let name = marks.journal().to_owned();
+        let mark = Mark { journal: "b's".to_owned(), position: 7 };
+        marks.note(&id("b"), mark.clone());
+        save(&mut marks, 9);
+        let again = Marks::open(path.clone(), 9, false);
+        assert_eq!((again.get(&id("b")), again.journal()), (Some(&mark), &*name));
+        // A journal that was deleted, or put back from a backup.
+        let lost = Marks::open(path.clone(), 3, false);
+        assert_eq!(lost.get(&id("b")), None);
+        assert_ne!(lost.journal(), name);
+        // One that goes on at the same place, and has lost what was before it.
+        let anew = Marks::open(path.clone(), 9, true);
+        assert_eq!(anew.get(&id("b")), None);
+        assert_ne!(anew.journal(), name);
+        for unreadable in ["{", r#"{"format":2,"journal":"x","head":0}"#] {
+            std::fs::write(path.as_ref().unwrap(), unreadable).unwrap();
+            assert_eq!(Marks::open(path.clone(), 9, false).get(&id("b")), None);
+        }
+    }
+
+    #[test]
+    fn there_are_never_more_than_some() {
+        let mut marks = Marks::open(None, 0, false);
+        for number in 0..1_000 {
+            marks.note(&id(&format!("pod-{number}")), Mark { journal: "x".to_owned(), position: number });
+        }
+        assert_eq!(marks.content.peers.len(), MOST);
+        assert!(marks.get(&id("pod-999")).is_some() && marks.get(&id("pod-1")).is_none());
+    }
+}

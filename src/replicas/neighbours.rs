@@ -1,0 +1,416 @@
+//! The replicas at the addresses of the configuration, without etcd.
+//!
+//! An address says nothing of who is there: it may be ourselves (a list can be the same for all, and a name stands for
+//! all), one that is known by another address, or a process that has taken the place of another one. So whoever is there is
+//! asked first, and says its name, which process it is and what journal it has; and each message names the process that is
+//! meant, so that nothing is told to one and believed of another.
+//!
+//! **What a neighbour missed** is known by its [mark](super::marks): all of ours after that. One that has lost its journal,
+//! or of which too little is known, is told a purge of everything. One that is new, and whose journal is new, has missed
+//! nothing but what some Varnish has missed, too: it is told from where the last Varnish is. So a clearcoat more empties no
+//! cache.
+//!
+//! **A purge is not confirmed by whoever was never met**: it is named in the answer, by its address.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::call::{TellError, Way};
+use super::marks::{self, Mark};
+use super::message::Introduction;
+use super::peer::{self, Peer, Start};
+use super::{MOST, Record, Replicas, View};
+use crate::config::{PeerAddress, is_host_port};
+use crate::fleet::NodeId;
+use crate::journal::Missed;
+
+/// The pauses between two questions who is there.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// Also where somebody has come, nobody is asked more often than this.
+const LEAST_PAUSE: Duration = Duration::from_millis(200);
+
+/// How often a name is looked up again.
+const LOOK_UP_EVERY: Duration = Duration::from_secs(5);
+
+/// How long one look-up may take.
+const LOOK_UP: Duration = Duration::from_secs(2);
+
+/// How often marks are written down.
+const SAVE_EVERY: Duration = Duration::from_secs(1);
+
+/// What is at the addresses.
+#[derive(Debug, Default)]
+pub(super) struct Neighbours {
+    rows: Mutex<BTreeMap<String, Row>>,
+    /// What they had for us at the start has been heard.
+    caught_up: AtomicBool,
+}
+
+/// What is at one address, or behind a name.
+#[derive(Clone, Debug)]
+struct Row {
+    who: Who,
+    /// Somebody has tried to find out.
+    tried: bool,
+    problem: Arc<str>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Who {
+    /// Nobody that we could speak with.
+    Unmet,
+    /// This replica.
+    Met(NodeId),
+    /// Nobody who has to be told: ourselves, one that is told by another address, or one that has said goodbye.
+    Nobody,
+}
+
+impl Row {
+    fn is_unmet(&self, is_peer: impl Fn(&NodeId) -> bool) -> bool {
+        match &self.who {
+            Who::Unmet => true,
+            Who::Met(id) => !is_peer(id),
+            Who::Nobody => false,
+        }
+    }
+}
+
+impl Neighbours {
+    /// The addresses of those that may be there and cannot be told: everybody but the peers.
+    pub(super) fn unmet(&self, is_peer: impl Fn(&NodeId) -> bool) -> Vec<NodeId> {
+        let rows = self.rows();
+        let unmet = rows.iter().filter(|(_, row)| row.is_unmet(&is_peer)).map(|(address, _)| address);
+        unmet.filter_map(|address| name_of(address)).collect()
+    }
+
+    /// The same, for people.
+    pub(super) fn view(&self, is_peer: impl Fn(&NodeId) -> bool) -> Vec<View> {
+        let rows = self.rows();
+        let unmet = rows.iter().filter(|(_, row)| row.is_unmet(&is_peer));
+        let view = unmet.filter_map(|(address, row)| {
+            let (journal, problem) = (String::new(), row.problem.to_string());
+            let id = name_of(address)?;
+            Some(View { id, address: address.clone(), journal, is_self: false, confirmed: false, problem })
+        });
+        view.collect()
+    }
+
+    /// What they had for us at the start has been heard.
+    pub(super) fn are_caught_up(&self) -> bool {
+        self.caught_up.load(Ordering::SeqCst)
+    }
+
+    /// Who is there, and what is wrong; said when that changes.
+    fn set(&self, address: &str, who: Who, problem: &str) {
+        let row = Row { who, tried: true, problem: problem.into() };
+        let before = self.rows().insert(address.to_owned(), row);
+        if !problem.is_empty() && before.is_none_or(|before| *before.problem != *problem) {
+            tracing::warn!(
+                address,
+                problem,
+                "no replica that could be told of purges is at this address (replica.peers)"
+            );
+        }
+    }
+
+    /// Nobody answered there. Whoever has said goodbye is not missed for that.
+    fn say_unmet(&self, address: &str, error: &TellError) {
+        let has_left = self.rows().get(address).is_some_and(|row| row.tried && row.who == Who::Nobody);
+        if !(has_left && error.is_refused_connection()) {
+            self.set(address, Who::Unmet, &error.to_string());
+        }
+    }
+
+    fn expect(&self, address: &str) {
+        let row = Row { who: Who::Unmet, tried: false, problem: "not met yet".into() };
+        self.rows().entry(address.to_owned()).or_insert(row);
+    }
+
+    fn forget(&self, address: &str) {
+        self.rows().remove(address);
+    }
+
+    fn rows(&self) -> MutexGuard<'_, BTreeMap<String, Row>> {
+        // Whole after every statement, so a panic elsewhere leaves nothing half done.
+        self.rows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What one is called of which no more is known than its address: that, without what no name has.
+fn name_of(address: &str) -> Option<NodeId> {
+    let allowed = |character: &char| character.is_ascii_alphanumeric() || "._:-".contains(*character);
+    NodeId::try_from(address.chars().filter(allowed).take(128).collect::<String>()).ok()
+}
+
+/// Starts to look for the others, in tasks of this set.
+pub(super) fn start(
+    replicas: &Arc<Replicas>,
+    addresses: Vec<PeerAddress>,
+    introduced: mpsc::Receiver<(NodeId, Record)>,
+    tasks: &mut JoinSet<()>,
+) {
+    for address in addresses {
+        let this = Arc::clone(replicas);
+        replicas.neighbours.expect(address.host_port());
+        match address {
+            PeerAddress::One(address) => _ = tasks.spawn(this.befriend(address, Arc::new(AtomicBool::new(true)))),
+            PeerAddress::All(name) => _ = tasks.spawn(follow_name(this, name)),
+        }
+    }
+    tasks.spawn(meet_strangers(Arc::clone(replicas), introduced));
+    tasks.spawn(save_marks(Arc::clone(replicas)));
+}
+
+/// Finds the addresses of a name, again and again, and whoever is there.
+async fn follow_name(replicas: Arc<Replicas>, name: String) {
+    let mut known: BTreeMap<String, Arc<AtomicBool>> = BTreeMap::new();
+    // Ends with this task.
+    let mut tasks: JoinSet<()> = JoinSet::new();
+    loop {
+        let found = tokio::time::timeout(LOOK_UP, tokio::net::lookup_host(&name)).await;
+        let found: Result<BTreeSet<String>, String> = match found {
+            Ok(Ok(found)) => Ok(found.map(|address| address.to_string()).collect()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("no answer within {LOOK_UP:?}")),
+        };
+        match found {
+            Ok(found) if !found.is_empty() => {
+                for address in &found {
+                    let is_there = known.get(address).filter(|listed| Arc::strong_count(listed) > 1);
+                    match is_there {
+                        Some(listed) => listed.store(true, Ordering::SeqCst),
+                        None => {
+                            let listed = Arc::new(AtomicBool::new(true));
+                            replicas.neighbours.expect(address);
+                            tasks.spawn(Arc::clone(&replicas).befriend(address.clone(), Arc::clone(&listed)));
+                            known.insert(address.clone(), listed);
+                        }
+                    }
+                }
+                known.retain(|address, listed| {
+                    listed.store(found.contains(address), Ordering::SeqCst);
+                    Arc::strong_count(listed) > 1
+                });
+                replicas.relist(&known);
+                replicas.neighbours.forget(&name);
+            }
+            // Those that were known stay: a name server that fails is no replica that is gone.
+            _ if !known.is_empty() => {}
+            found => {
+                let problem = found.err().unwrap_or_else(|| "the name has no address".to_owned());
+                replicas.neighbours.set(&name, Who::Unmet, &format!("looking up {name} failed: {problem}"));
+            }
+        }
+        while tasks.try_join_next().is_some() {}
+        tokio::time::sleep(LOOK_UP_EVERY).await;
+    }
+}
+
+/// Takes in those who have told of themselves, and stand in no list of ours.
+async fn meet_strangers(replicas: Arc<Replicas>, mut introduced: mpsc::Receiver<(NodeId, Record)>) {
+    let mut tasks: JoinSet<()> = JoinSet::new();
+    while let Some((id, record)) = introduced.recv().await {
+        while tasks.try_join_next().is_some() {}
+        let is_expected = replicas.neighbours.rows().contains_key(&record.address);
+        if is_expected || replicas.peers().contains_key(&id) {
+            continue;
+        }
+        if tasks.len() >= MOST || !is_host_port(&record.address) {
+            tracing::warn!(replica = %id, address = record.address, "this is no replica that could be told of purges");
+            continue;
+        }
+        replicas.neighbours.expect(&record.address);
+        tasks.spawn(Arc::clone(&replicas).befriend(record.address, Arc::new(AtomicBool::new(false))));
+    }
+}
+
+/// Writes down how far the others are, until the process ends.
+async fn save_marks(replicas: Arc<Replicas>) {
+    let mut told = false;
+    loop {
+        let peers: Vec<Arc<Peer>> = replicas.peers().values().cloned().collect();
+        peers.iter().for_each(|peer| replicas.keep_mark(peer));
+        let head = replicas.context.journal.as_ref().map_or(0, |journal| journal.head());
+        let unsaved = replicas.marks().unsaved(head);
+        if let Some((path, bytes)) = unsaved {
+            let file = path.clone();
+            let written = tokio::task::spawn_blocking(move || marks::write(&file, &bytes)).await;
+            match written.unwrap_or_else(|panicked| Err(panicked.into())) {
+                Ok(()) => told = false,
+                // Once, however long the disk refuses.
+                Err(error) if !std::mem::replace(&mut told, true) => tracing::warn!(
+                    ?path, %error, "how far the other replicas are cannot be written down: after a restart they are told more"
+                ),
+                Err(_) => {}
+            }
+        }
+        tokio::time::sleep(SAVE_EVERY).await;
+    }
+}
+
+impl Replicas {
+    /// Returns when everybody at the addresses has told what was missed here, or was tried in vain; or when those who do
+    /// not answer have had their time.
+    pub(super) async fn caught_up(&self) {
+        let patience = self.context.ack_timeout.max(LONGEST_PAUSE);
+        let began = Instant::now();
+        while !self.have_all_told() && began.elapsed() < patience {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.neighbours.caught_up.store(true, Ordering::SeqCst);
+    }
+
+    fn have_all_told(&self) -> bool {
+        let rows: Vec<Row> = self.neighbours.rows().values().cloned().collect();
+        rows.iter().all(|row| match &row.who {
+            Who::Met(id) => self.peers().get(id).is_none_or(|peer| !peer.owes_us() || peer.is_late()),
+            Who::Unmet | Who::Nobody => row.tried,
+        })
+    }
+
+    /// Notes how far a peer is, where that has to be known at the next start.
+    pub(super) fn keep_mark(&self, peer: &Peer) {
+        if let Some(position) = peer.confirmed_up_to().filter(|_| !peer.record.journal_id.is_empty()) {
+            self.marks().note(&peer.id, Mark { journal: peer.record.journal_id.clone(), position });
+        }
+    }
+
+    /// Finds out who is at this address and tells it of purges, for as long as anybody may be there: for ever, where it is
+    /// `listed`.
+    async fn befriend(self: Arc<Self>, address: String, listed: Arc<AtomicBool>) {
+        let way = Way::to(address.clone());
+        let mut woken = self.woken();
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let asked = Instant::now();
+            match self.ask_who(&way).await {
+                Ok(met) => match self.meet_at(&address, met, listed.load(Ordering::SeqCst)) {
+                    Some(peer) => {
+                        self.neighbours.set(&address, Who::Met(peer.id.clone()), "");
+                        self.progress.send_replace(());
+                        match peer::run(Arc::clone(&self), peer).await {
+                            TellError::Left => self.neighbours.set(&address, Who::Nobody, ""),
+                            error => self.neighbours.set(&address, Who::Unmet, &error.to_string()),
+                        }
+                        pause = FIRST_PAUSE;
+                    }
+                    None => pause = LONGEST_PAUSE,
+                },
+                Err(error) => {
+                    self.neighbours.say_unmet(&address, &error);
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+            }
+            if !listed.load(Ordering::SeqCst) {
+                return self.neighbours.forget(&address);
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause.mul_f64(0.5 + 0.5 * fastrand::f64())) => {}
+                _ = woken.changed() => tokio::time::sleep(LEAST_PAUSE.saturating_sub(asked.elapsed())).await,
+            }
+        }
+    }
+
+    async fn ask_who(&self, way: &Way) -> Result<Introduction, TellError> {
+        let said = way.post(self, &self.hello(Duration::ZERO)).await?;
+        said.from.ok_or_else(|| TellError::BadAnswer("it is of a version that knows no replica.peers".to_owned()))
+    }
+
+    /// Whoever is at this address, as somebody to be told of purges; `None` where it is nobody to be told.
+    fn meet_at(&self, address: &str, met: Introduction, listed: bool) -> Option<Arc<Peer>> {
+        let Introduction { id, record, fresh, .. } = met;
+        if record.boot == self.own.boot {
+            self.neighbours.set(address, Who::Nobody, "");
+            return None;
+        }
+        let record = Record { address: address.to_owned(), ..record };
+        if id == self.id {
+            self.twins.has_spoken(&record, self.holds_name_against(&record));
+            self.neighbours.set(address, Who::Unmet, &self.same_name(address));
+            return None;
+        }
+        if !self.goes_with(&record) || record.journal_id.is_empty() {
+            let problem = format!("its journal is in {}, and ours in {}", record.journal, self.own.journal);
+            self.neighbours.set(address, Who::Unmet, &problem);
+            return None;
+        }
+        let known = self.peers().get(&id).cloned();
+        if let Some(known) = known {
+            if known.record.boot == record.boot {
+                // By another address.
+                self.neighbours.set(address, Who::Nobody, "");
+                return None;
+            }
+            // One that answers against one that does not; of two that do, the same one for all who see both.
+            if !known.is_late() && known.record.boot > record.boot {
+                let other = &known.record.address;
+                let problem = format!("replica.id \"{id}\" is used by {other} and by {address}: give each its own");
+                self.neighbours.set(address, Who::Unmet, &problem);
+                return None;
+            }
+            known.is_gone_now();
+            self.peers().remove(&id);
+            self.ring.send_replace(());
+        }
+        let start = self.start_of(&id, &record, fresh)?;
+        tracing::info!(replica = %id, address, journal = record.journal, ?start, "another replica is there");
+        let peer = Arc::new(Peer::new(id.clone(), record, start, listed));
+        peer.set_owes_us(!self.neighbours.are_caught_up());
+        self.peers().insert(id, Arc::clone(&peer));
+        self.count();
+        Some(peer)
+    }
+
+    /// From where a peer is to be told. `fresh`: its journal is new.
+    fn start_of(&self, id: &NodeId, record: &Record, fresh: bool) -> Option<Start> {
+        let journal = self.context.journal.as_ref()?;
+        let marks = self.marks();
+        Some(match marks.get(id) {
+            Some(mark) if mark.journal == record.journal_id => Start::After(mark.position.min(journal.head())),
+            // It has lost its journal, and with it what it was told, and what it has accepted itself.
+            Some(_) => Start::Gap,
+            None if fresh => Start::After(self.context.deliveries.least_cursor()),
+            None if matches!(journal.since(0), Missed::Entries(_)) => Start::After(0),
+            None => Start::Gap,
+        })
+    }
+
+    /// Tells the peers behind a name whether it still names them.
+    fn relist(&self, known: &BTreeMap<String, Arc<AtomicBool>>) {
+        let peers: Vec<Arc<Peer>> = self.peers().values().cloned().collect();
+        for peer in peers {
+            if let Some(listed) = known.get(&peer.record.address) {
+                peer.is_listed_now(listed.load(Ordering::SeqCst));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_not_met_and_who_has_gone_without_a_word_is_named_by_the_address() {
+        let neighbours = Neighbours::default();
+        let id = |id: &str| NodeId::try_from(id).unwrap();
+        neighbours.expect("[2001:db8::1]:6081");
+        neighbours.set("192.0.2.2:6081", Who::Met(id("b")), "");
+        neighbours.set("192.0.2.3:6081", Who::Nobody, "");
+        assert_eq!(neighbours.unmet(|_| true), [id("2001:db8::1:6081")]);
+        assert_eq!(neighbours.unmet(|_| false), [id("192.0.2.2:6081"), id("2001:db8::1:6081")]);
+        // Nobody listens any more where somebody has said goodbye; and one that hangs there is somebody.
+        let refused = TellError::Connect(std::io::ErrorKind::ConnectionRefused.into());
+        neighbours.say_unmet("192.0.2.3:6081", &refused);
+        assert_eq!(neighbours.unmet(|_| true).len(), 1);
+        neighbours.say_unmet("192.0.2.3:6081", &TellError::NoAnswer(Duration::from_secs(1)));
+        assert_eq!(neighbours.unmet(|_| true).len(), 2);
+    }
+}

@@ -1,0 +1,128 @@
+//! What another replica tells: who it is, what it has accepted, and what is to be told again.
+//!
+//! A purge is confirmed when it is durable here, the guard knows it, and the fence has risen to it. Nothing else that a
+//! message says changes what is promised.
+
+use std::time::Duration;
+
+use super::message::{Again, Confirmation, FORMAT, Introduction, Message};
+use super::{GAP, Record, Replicas};
+use crate::delivery::Acknowledged;
+use crate::fleet::NodeId;
+use crate::journal::{Position, Shared, WriteError};
+
+/// What became of a message.
+pub enum Received {
+    /// It holds here: what is said of it.
+    Confirmed(Confirmation),
+    /// It could not be taken in, and nothing is confirmed.
+    Failed(WriteError),
+    /// The sender's purges are none of ours, or cannot be understood: why.
+    Refused(String),
+    /// It means another process than this.
+    Misdirected,
+}
+
+impl Replicas {
+    /// Takes in what another replica tells of, and waits until it holds here: every Varnish has it, or is avoided.
+    pub async fn receive(&self, message: Message) -> Received {
+        if message.format > FORMAT {
+            let format = message.format;
+            return Received::Refused(format!(
+                "this message is of format {format}, and {FORMAT} is known here: update it"
+            ));
+        }
+        if message.to.as_ref().is_some_and(|boot| *boot != self.own.boot) {
+            return Received::Misdirected;
+        }
+        if let Some(record) = &message.record {
+            if message.from == self.id {
+                // Ourselves, by the address of a list; or one that has our name.
+                if record.boot != self.own.boot {
+                    self.twins.has_spoken(record, self.holds_name_against(record));
+                }
+                return Received::Confirmed(self.confirmation(&message, Acknowledged::default()));
+            }
+            self.note(&message.from, record);
+        }
+        let Some(journal) = self.context.journal.as_deref() else { return Received::Refused(NO_JOURNAL.to_owned()) };
+        if let Some(record) = message.record.as_ref().filter(|record| !self.goes_with(record)) {
+            return Received::Refused(format!(
+                "its journal is in {}, and ours in {}",
+                record.journal, self.own.journal
+            ));
+        }
+        let patience = Duration::from_millis(message.wait_ms).min(self.context.ack_timeout);
+        if message.purges.iter().any(|told| told.id.starts_with(GAP) && journal.place_of(&told.id).is_none()) {
+            self.context.metrics.journal.replica_gaps.inc();
+            tracing::warn!(
+                replica = %message.from,
+                "a replica does not know which of its purges are missing here: every Varnish drops its pages"
+            );
+        }
+        let position = match self.take_in_purges(journal, &message).await {
+            Ok(position) => position,
+            Err(error) => return Received::Failed(error),
+        };
+        let outcome = match position {
+            Some(position) => self.context.deliveries.acknowledge(position, None, patience).await,
+            None => Acknowledged::default(),
+        };
+        Received::Confirmed(self.confirmation(&message, outcome))
+    }
+
+    /// Makes the purges of a message durable, and has nodes told again as it says. Gives the last place of any of them.
+    async fn take_in_purges(&self, journal: &dyn Shared, message: &Message) -> Result<Option<Position>, WriteError> {
+        let mut position = None;
+        if !message.purges.is_empty() {
+            let before = journal.head();
+            position = Some(journal.admit(message.purges.clone()).await?);
+            // What is in it that was here already was noted when it came.
+            self.context.deliveries.note_requests_since(before);
+            tracing::debug!(from = %message.from, position, "told of purges");
+        }
+        for Again { id, nodes } in &message.again {
+            // What is not held any more is a gap for whoever has not had it.
+            let Some(place) = journal.place_of(id) else { continue };
+            self.context.deliveries.recall(place, nodes);
+            position = position.max(Some(place));
+        }
+        Ok(position)
+    }
+
+    fn confirmation(&self, message: &Message, outcome: Acknowledged) -> Confirmation {
+        let pending = !self.has_journal_in_common() && self.owes(message);
+        let from = Introduction { id: self.id.clone(), record: self.own.clone(), fresh: self.fresh, pending };
+        Confirmation { applied: outcome.applied, fenced: outcome.fenced, from: Some(from) }
+    }
+
+    /// Whether there is anything that the sender of this message has yet to be told.
+    fn owes(&self, message: &Message) -> bool {
+        let (Some(journal), Some(record)) = (&self.context.journal, &message.record) else { return false };
+        let peer = self.peers().get(&message.from).cloned();
+        peer.filter(|peer| peer.record.boot == record.boot).is_none_or(|peer| !peer.has(journal.head()))
+    }
+
+    /// Takes note of what another one says of itself.
+    fn note(&self, id: &NodeId, record: &Record) {
+        let known = self.peers().get(id).cloned();
+        match known.filter(|peer| peer.record.boot == record.boot) {
+            Some(peer) if record.leaving && !self.has_journal_in_common() => {
+                peer.is_gone_now();
+                self.ring.send_replace(());
+                self.progress.send_replace(());
+            }
+            Some(_) => {}
+            None if record.leaving => {}
+            None => {
+                // Whoever finds no place is found elsewhere, or tells again.
+                _ = self.strangers.try_send((id.clone(), record.clone()));
+                self.ring.send_replace(());
+            }
+        }
+    }
+}
+
+/// The same, to whoever tells of a purge.
+const NO_JOURNAL: &str =
+    "this clearcoat has a journal of its own: its journal.kind is not etcd, and its replica.peers is empty";

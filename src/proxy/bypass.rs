@@ -21,11 +21,8 @@ pub(super) mod fragment;
 use crate::http1::{Framing, Method, RequestHead, ResponseHead};
 
 /// What is told to everybody who could store a page, in the words of Magento's VCL.
-const NOT_STORED: &[(&str, &str)] = &[
-    ("cache-control", "no-store, no-cache, must-revalidate, max-age=0"),
-    ("pragma", "no-cache"),
-    ("expires", "-1"),
-];
+const NOT_STORED: &[(&str, &str)] =
+    &[("cache-control", "no-store, no-cache, must-revalidate, max-age=0"), ("pragma", "no-cache"), ("expires", "-1")];
 
 /// What `vcl_deliver` takes off.
 const FOR_VARNISH: [&str; 10] = [

@@ -155,7 +155,7 @@ fn keeps_its_promise(name: &str, mut fleet: Fleet, steps: &[Step], seed: u64, le
     require(findings.stale.count == 0, "stale reads");
     require(findings.refused.count == 0, "refused reads");
     // What was not durable in time was answered 503 and promised nothing: that is a machine whose disk is busy.
-    require(findings.refused_purges.count as u64 * 2 <= tally.purges as u64, "purges that were refused, more than a few");
+    require(findings.refused_purges.count * 2 <= tally.purges, "purges that were refused, more than a few");
     require(findings.impossible.count == 0, "answers that nobody wrote");
     require(lost.is_empty(), "purges that were lost");
     require(tally.slowest_purge <= SLOWEST_PURGE, "a purge that took too long");

@@ -8,8 +8,8 @@ use crate::support::eventually;
 use crate::support::upstream::{Gate, Then, Upstream};
 
 /// One check that fails is enough to take a node down.
-const CHECKS: &str = "[health.web]\ninterval = \"200ms\"\ntimeout = \"5s\"\nfall = 1\n\
-    [health.varnish]\ntrial = false\ninterval = \"200ms\"\ntimeout = \"5s\"\nfall = 1\n";
+const CHECKS: &str = "[health.web]\ninterval = \"1s\"\ntimeout = \"1s\"\nfall = 1\n\
+    [health.varnish]\ntrial = false\ninterval = \"1s\"\ntimeout = \"1s\"\nfall = 1\n";
 
 /// Answers `/held` only when the gate is open, and long answers to `/long`.
 fn holding(gate: &Gate) -> Upstream {

@@ -133,7 +133,7 @@ impl Clearcoat {
         let listeners = ["edge", "origin", "purge", "admin"];
         [self.edge, self.origin, self.purge, self.admin] = eventually("clearcoat listens", || {
             let ended = self.child.try_wait().expect("our child");
-            assert!(ended.is_none(), "clearcoat ended at once: {:?}", self.log.0.lock().unwrap());
+            assert!(ended.is_none(), "clearcoat ended at once: {}", self.log.text());
             let first = listeners.map(|listener| self.listening(listener).first().copied());
             first.iter().all(Option::is_some).then(|| first.map(Option::unwrap))
         });

@@ -45,7 +45,7 @@ impl Engine {
     pub(super) async fn build(config: &Config) -> anyhow::Result<Self> {
         let started = Instant::now();
         let metrics = Arc::new(Metrics::new().context("metrics")?);
-        let guard = Arc::new(Guard::with_wire(started, SocketDiagnosis::default()));
+        let guard = Arc::new(Guard::with_wire(started, SocketDiagnosis::new()));
         let etcd: Option<SharedEtcd> = config.uses_etcd().then(|| Arc::new(Etcd::new(&config.registry.etcd)));
         let Opened { journal, shared: shared_journal, answered } = open_journal(config, &guard, etcd.as_ref()).await?;
         for reason in Anew::REASONS {

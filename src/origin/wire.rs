@@ -46,11 +46,17 @@ const ENOENT: i32 = 2;
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Asks the system about sockets.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct SocketDiagnosis {
     socket: Mutex<Option<Socket>>,
     sequence: AtomicU32,
     failed: AtomicBool,
+}
+
+impl Default for SocketDiagnosis {
+    fn default() -> Self {
+        SocketDiagnosis::new()
+    }
 }
 
 impl Wire for SocketDiagnosis {
@@ -70,6 +76,12 @@ impl Wire for SocketDiagnosis {
 }
 
 impl SocketDiagnosis {
+    /// With its own socket, if the system gives one: asked for at the start, when there are files.
+    pub fn new() -> Self {
+        let socket = Mutex::new(open().ok());
+        SocketDiagnosis { socket, sequence: AtomicU32::new(0), failed: AtomicBool::new(false) }
+    }
+
     /// Asks by the socket that was kept. It is kept again where nothing fails.
     fn ask(&self, kept: &mut Option<Socket>, ends: Ends) -> io::Result<Sent> {
         let mut socket = kept.take().map_or_else(open, Ok)?;
@@ -216,7 +228,7 @@ mod tests {
     #[test]
     fn bytes_have_arrived_when_the_other_end_has_acknowledged_them() {
         for address in ["127.0.0.1:0", "[::1]:0"] {
-            let (wire, (mut ours, mut theirs, ends)) = (SocketDiagnosis::default(), connection(address));
+            let (wire, (mut ours, mut theirs, ends)) = (SocketDiagnosis::new(), connection(address));
             let written = fill(&mut ours);
             assert_eq!(wire.sent(ends), Sent::Waiting);
             read(&mut theirs, written);
@@ -235,7 +247,7 @@ mod tests {
         let ends = Ends { ours: ours.local_addr().unwrap(), theirs: peer };
         assert!(ends.ours.is_ipv6());
         let written = fill(&mut ours);
-        let wire = SocketDiagnosis::default();
+        let wire = SocketDiagnosis::new();
         assert_eq!(wire.sent(ends), Sent::Waiting);
         read(&mut theirs, written);
         assert!(matches!(finally(&wire, ends), Sent::Arrived(_)));
@@ -243,7 +255,7 @@ mod tests {
 
     #[test]
     fn bytes_of_a_connection_that_we_have_closed_are_still_seen_to_wait() {
-        let (wire, (mut ours, mut theirs, ends)) = (SocketDiagnosis::default(), connection("127.0.0.1:0"));
+        let (wire, (mut ours, mut theirs, ends)) = (SocketDiagnosis::new(), connection("127.0.0.1:0"));
         let written = fill(&mut ours);
         drop(ours);
         assert_eq!(wire.sent(ends), Sent::Waiting);
@@ -256,9 +268,9 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let nobody = "127.0.0.1:1".parse().unwrap();
         let ends = Ends { ours: listener.local_addr().unwrap(), theirs: nobody };
-        assert_eq!(SocketDiagnosis::default().sent(ends), Sent::Closed);
+        assert_eq!(SocketDiagnosis::new().sent(ends), Sent::Closed);
         drop(listener);
-        assert_eq!(SocketDiagnosis::default().sent(ends), Sent::Closed);
+        assert_eq!(SocketDiagnosis::new().sent(ends), Sent::Closed);
     }
 
     #[test]

@@ -40,7 +40,11 @@ impl Rig {
                 Then::KeepAlive,
             )
         });
-        let node = format!("[[node]]\nrole = \"web\"\nid = \"long\"\naddress = \"{}\"\n", web.address);
+        // The page of a trial would be one that is held, too.
+        let node = format!(
+            "[health.varnish]\ntrial = false\n[[node]]\nrole = \"web\"\nid = \"long\"\naddress = \"{}\"\n",
+            web.address
+        );
         let plan = Plan { varnish: 1, web: 0, slow_link: Some(quality), config: node.leak(), ..Plan::default() };
         Rig { fleet: Fleet::start(&plan), version, _web: web }
     }

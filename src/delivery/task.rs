@@ -277,7 +277,7 @@ impl Task {
             let sent_before = work.report.sent;
             let result = self.dispatch.send(&mut batch, &mut work.report).await;
             self.count(&result, work.report.sent - sent_before);
-            self.pass_over(work, &mut batch);
+            self.pass_over(work);
             if let Err(error) = result {
                 work.batch = Some(batch);
                 return Err(error.into());
@@ -299,28 +299,24 @@ impl Task {
     }
 
     /// Tells of what the node refused, so that it is not sent again, and of what it took only as a ban of everything.
-    fn pass_over(&mut self, work: &mut Work, batch: &mut Batch) {
+    fn pass_over(&mut self, work: &mut Work) {
         if std::mem::take(&mut work.report.widened) {
             tracing::warn!(node = %self.node.id(), "a ban that this node does not take is carried out as one of everything");
             self.varnish_metrics(|varnish| varnish.flushed.inc());
         }
-        let known = self.refused.len();
         let upto = work.walk.last();
-        let new: Vec<(u64, Position)> = work.report.refused.iter().map(|(refused, _)| (*refused, upto)).collect();
-        for (refused, position) in new {
-            if self.refused.contains(&(refused, position)) {
+        for (refused, reason) in &work.report.refused {
+            if self.refused.contains(&(*refused, upto)) {
                 continue;
             }
-            self.refused.push((refused, position));
-            work.walk.pass_over(refused);
-            let reason = work.report.refused.iter().find(|(other, _)| *other == refused).map(|(_, reason)| &**reason);
-            self.deliveries.log_passed_over(self.node.id(), refused, reason.unwrap_or_default());
+            if self.refused.len() == MAX_REFUSED {
+                self.refused.remove(0);
+            }
+            self.refused.push((*refused, upto));
+            work.walk.pass_over(*refused);
+            self.deliveries.log_passed_over(self.node.id(), *refused, reason);
             self.varnish_metrics(|varnish| varnish.passed_over.inc());
         }
-        if self.refused.len() > MAX_REFUSED.max(known) {
-            self.refused.remove(0);
-        }
-        _ = batch;
     }
 
     /// The node was sent what it was never sent.

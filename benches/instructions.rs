@@ -222,10 +222,11 @@ impl Clearcoat {
     fn start(folder: &Path, out: &Path, node: SocketAddr) -> Result<Self> {
         let file = folder.join("clearcoat.toml");
         let anywhere = "listen = [\"127.0.0.1:0\"]";
-        let journal = folder.join("journal");
+        // A journal in memory: that on a disk is written by a process of its own, run from `/proc/self/exe`, which is valgrind
+        // itself here.
         let config = format!(
             "[runtime]\nworkers = 1\n[edge]\n{anywhere}\n[origin]\n{anywhere}\n[purge]\n{anywhere}\n[admin]\n{anywhere}\n\
-             [journal]\npath = {journal:?}\nfirst_start = \"trust\"\n[health.varnish]\ntrial = false\n[log]\nformat = \"json\"\n\
+             [journal]\nkind = \"memory\"\n[health.varnish]\ntrial = false\n[log]\nformat = \"json\"\n\
              [[node]]\nrole = \"varnish\"\nid = \"varnish-1\"\naddress = \"{node}\"\n"
         );
         std::fs::write(&file, config)?;

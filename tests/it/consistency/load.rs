@@ -71,6 +71,8 @@ pub fn write(run: &Run, shop: &Shop, purging: &Purging, pages: &[u64], seed: u64
 fn purge_until_answered(run: &Run, purging: &Purging, versions: &[(u64, u64)], pattern: &str) -> Tally {
     let mut tally = Tally::default();
     let first = run.now();
+    // However often it is repeated.
+    let mut was_refused = false;
     loop {
         let sent = run.now();
         let (clearcoat, answer) = match purging {
@@ -91,7 +93,10 @@ fn purge_until_answered(run: &Run, purging: &Purging, versions: &[(u64, u64)], p
             Ok(answer) => format!("{} {}", answer.status, answer.text()),
             Err(error) => error,
         };
-        tally.cut_off += usize::from(run.purge_failed(clearcoat, sent, || format!("purge of {versions:?}: {failure}")));
+        if !was_refused {
+            was_refused = !run.purge_failed(clearcoat, sent, || format!("purge of {versions:?}: {failure}"));
+            tally.cut_off += usize::from(!was_refused);
+        }
         assert!(run.now() - first < PATIENCE, "a purge was not answered for {PATIENCE:?}: {failure}");
         std::thread::sleep(AFTER_FAILURE);
     }

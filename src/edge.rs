@@ -109,18 +109,18 @@ impl Route for Edge {
     }
 
     /// No purge method passes: Varnish would see our own address in its ACL and obey.
-    fn admits(&self, head: &RequestHead, buffer: &[u8]) -> bool {
-        !matches!(head.method, Method::Purging | Method::Unsupported) && !head.is_one_of(&self.purging, buffer)
+    fn admits(&self, head: &RequestHead) -> bool {
+        !matches!(head.method, Method::Purging | Method::Unsupported) && !head.is_one_of(&self.purging)
     }
 
     /// What is ours no client asks for: a Varnish would see our own address and answer.
-    fn own_answer(&self, head: &RequestHead, buffer: &[u8]) -> Option<OwnAnswer> {
-        self.trials.saw_host(head.host.map(|host| host.bytes(buffer)));
-        trial::is_ours(head.path(buffer)).then_some(OwnAnswer::NotFound)
+    fn own_answer(&self, head: &RequestHead) -> Option<OwnAnswer> {
+        self.trials.saw_host(head.host());
+        trial::is_ours(head.path()).then_some(OwnAnswer::NotFound)
     }
 
-    fn key(&self, head: &RequestHead, buffer: &[u8]) -> u64 {
-        if self.policy == Policy::Rendezvous { request_key(head, buffer, &self.ignored) } else { 0 }
+    fn key(&self, head: &RequestHead) -> u64 {
+        if self.policy == Policy::Rendezvous { request_key(head, &self.ignored) } else { 0 }
     }
 
     fn pick(&self, fleet: &Snapshot, draw: Draw, tried: Option<u64>) -> Result<Arc<Node>, NoNode> {
@@ -146,7 +146,7 @@ impl Route for Edge {
         0
     }
 
-    fn holds(&self, _method: Method, _answer: (&ResponseHead, &[u8])) -> bool {
+    fn holds(&self, _method: Method, _answer: &ResponseHead) -> bool {
         false
     }
 
@@ -160,8 +160,8 @@ impl Route for Edge {
         &self,
         _began: u64,
         _passage: Option<&Passage>,
-        _request: (&RequestHead, &[u8]),
-        _answer: (&ResponseHead, &[u8]),
+        _request: &RequestHead,
+        _answer: &ResponseHead,
     ) -> bool {
         true
     }

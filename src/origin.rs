@@ -74,13 +74,13 @@ impl Route for Origin {
     }
 
     /// A purge method here comes from a Varnish whose VCL pipes what it does not know; no web server wants it.
-    fn admits(&self, head: &RequestHead, buffer: &[u8]) -> bool {
-        !matches!(head.method, Method::Purging | Method::Unsupported) && !head.is_one_of(&self.purging, buffer)
+    fn admits(&self, head: &RequestHead) -> bool {
+        !matches!(head.method, Method::Purging | Method::Unsupported) && !head.is_one_of(&self.purging)
     }
 
     /// A page under trial is ours to answer; no web node is asked for any path below it.
-    fn own_answer(&self, head: &RequestHead, buffer: &[u8]) -> Option<OwnAnswer> {
-        let path = head.path(buffer);
+    fn own_answer(&self, head: &RequestHead) -> Option<OwnAnswer> {
+        let path = head.path();
         if !trial::is_ours(path) {
             return None;
         }
@@ -88,8 +88,8 @@ impl Route for Origin {
         Some(page.map_or(OwnAnswer::NotFound, OwnAnswer::Page))
     }
 
-    fn key(&self, head: &RequestHead, buffer: &[u8]) -> u64 {
-        if self.policy == Policy::Rendezvous { request_key(head, buffer, &self.nothing_ignored) } else { 0 }
+    fn key(&self, head: &RequestHead) -> u64 {
+        if self.policy == Policy::Rendezvous { request_key(head, &self.nothing_ignored) } else { 0 }
     }
 
     fn pick(&self, fleet: &Snapshot, draw: Draw, tried: Option<u64>) -> Result<Arc<Node>, NoNode> {
@@ -104,9 +104,9 @@ impl Route for Origin {
     }
 
     /// A page that can be purged by its tags, because the guard is to see it at its end.
-    fn holds(&self, method: Method, (answer, bytes): (&ResponseHead, &[u8])) -> bool {
+    fn holds(&self, method: Method, answer: &ResponseHead) -> bool {
         let is_tags = |(name, _): (&[u8], &[u8])| name.eq_ignore_ascii_case(b"x-magento-tags");
-        self.marks && method == Method::Get && answer.status == 200 && answer.kept_fields(bytes).any(is_tags)
+        self.marks && method == Method::Get && answer.status == 200 && answer.kept_fields().any(is_tags)
     }
 
     fn connected(&self, ends: Ends) -> Option<Passage> {
@@ -118,19 +118,18 @@ impl Route for Origin {
         &self,
         began: u64,
         passage: Option<&Passage>,
-        request: (&RequestHead, &[u8]),
-        answer: (&ResponseHead, &[u8]),
+        request: &RequestHead,
+        answer: &ResponseHead,
     ) -> bool {
-        let ((request, asked), (answer, bytes)) = (request, answer);
         // No purge would find them all.
-        if answer.has_scattered_tags(bytes) {
+        if answer.has_scattered_tags() {
             return false;
         }
         if !self.marks || !matches!(request.method, Method::Get | Method::Head) {
             return true;
         }
-        let target = request.target(asked);
-        let page = Page { status: answer.status, target, fields: answer.kept_fields(bytes) };
+        let target = request.target();
+        let page = Page { status: answer.status, target, fields: answer.kept_fields() };
         let may_be_stored = match passage {
             Some(passage) => passage.may_be_stored(began, &page, Instant::now()),
             None => self.guard.may_be_stored(began, &page, Instant::now()),
@@ -161,9 +160,9 @@ mod tests {
         let (began, asked) = (origin.purges(), format!("{method} /p/1 HTTP/1.1\r\nHost: a\r\n\r\n"));
         origin.guard.note(&Purge { targets: vec![Target::Tags(["cat_p_1"].into_iter().collect())], soft: false });
         let (mut request, mut answer) = (RequestHead::default(), ResponseHead::default());
-        request.parse(asked.as_bytes(), asked.len(), 100).unwrap();
-        answer.parse(PAGE, PAGE.len(), request.method, 100).unwrap();
-        origin.may_be_stored(began, None, (&request, asked.as_bytes()), (&answer, PAGE))
+        request.parse(asked.as_bytes(), 100).unwrap();
+        answer.parse(PAGE, request.method, 100).unwrap();
+        origin.may_be_stored(began, None, &request, &answer)
     }
 
     #[test]

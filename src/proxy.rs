@@ -72,14 +72,14 @@ pub trait Route: 'static {
     /// Whether the `X-Forwarded-*` fields of this peer are believed.
     fn trusts(&self, peer: IpAddr, fleet: &Snapshot) -> bool;
 
-    /// Whether a request with this method may pass; others are answered 405. `buffer` is what the head was parsed from.
-    fn admits(&self, head: &RequestHead, buffer: &[u8]) -> bool;
+    /// Whether a request with this method may pass; others are answered 405.
+    fn admits(&self, head: &RequestHead) -> bool;
 
     /// What this listener answers by itself, whatever the nodes do.
-    fn own_answer(&self, head: &RequestHead, buffer: &[u8]) -> Option<OwnAnswer>;
+    fn own_answer(&self, head: &RequestHead) -> Option<OwnAnswer>;
 
     /// The hash of what is asked for, for policies that keep a key on a node.
-    fn key(&self, head: &RequestHead, buffer: &[u8]) -> u64;
+    fn key(&self, head: &RequestHead) -> u64;
 
     /// Chooses a node other than `tried`.
     ///
@@ -91,19 +91,19 @@ pub trait Route: 'static {
     fn purges(&self) -> u64;
 
     /// Whether an answer to a request with this method is passed on only when all of it is here.
-    fn holds(&self, method: Method, answer: (&ResponseHead, &[u8])) -> bool;
+    fn holds(&self, method: Method, answer: &ResponseHead) -> bool;
 
     /// A client has connected. What it gives is asked for each answer that is written to this connection.
     fn connected(&self, ends: Ends) -> Option<Passage>;
 
     /// Whether a cache behind this listener may store an answer. Asked when its head is about to be written to `passage`.
-    /// `began` is what [`Route::purges`] was; each head comes with the buffer that it was parsed from.
+    /// `began` is what [`Route::purges`] was.
     fn may_be_stored(
         &self,
         began: u64,
         passage: Option<&Passage>,
-        request: (&RequestHead, &[u8]),
-        answer: (&ResponseHead, &[u8]),
+        request: &RequestHead,
+        answer: &ResponseHead,
     ) -> bool;
 }
 

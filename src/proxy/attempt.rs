@@ -31,7 +31,7 @@ use super::tunnel::tunnel;
 use crate::balance::Draw;
 use crate::files::is_ours;
 use crate::fleet::{Node, SendProxy};
-use crate::http1::{BadHead, Forwarding, Framing, RequestHead, write_request, write_response};
+use crate::http1::{BadHead, Forwarding, Framing, HeadChanges, RequestHead, write_request, write_response};
 use crate::proxy_protocol;
 use crate::purge::Passage;
 use crate::upstream::{Connection, Openness};
@@ -101,11 +101,11 @@ pub(super) async fn attempt<R: Route>(
     terms: Terms,
 ) -> Result<Answered, Failed> {
     if node.spec.role != R::ROLE {
-        if !bypass::admits(&buffers.request, &buffers.input) {
+        if !bypass::admits(&buffers.request) {
             let failure = Failure::BadMethod;
             return Err(Failed { failure, status: None, untouched: true, unsent: true, reused: false, other: None });
         }
-        bypass::ask_for_whole(&mut buffers.request, &buffers.input);
+        bypass::ask_for_whole(&mut buffers.request);
     }
     let _inflight = Inflight::begin(node);
     let owner = (node.spec.send_proxy == SendProxy::V2).then_some(client.peer.socket);
@@ -146,7 +146,7 @@ pub(super) async fn attempt<R: Route>(
         node_was_reset: false,
         held: None,
         held_since: 0,
-        page: None,
+        is_page: false,
         client_may_be_gone: false,
         asked_for_life: false,
         other: None,
@@ -162,7 +162,7 @@ pub(super) async fn attempt<R: Route>(
             let Exchange { client, buffers, upstream, upload, download, surplus, .. } = exchange;
             // A connection on which a change of protocol was offered is a tunnel by now, or may be one behind the node: a
             // Varnish pipes it, taken or not, and what follows on it would pass its VCL by.
-            let is_http = buffers.request.upgrade.is_none();
+            let is_http = !buffers.request.offers_upgrade();
             if is_http && buffers.response.keep_alive && upload.is_done() && surplus.is_empty() {
                 client.worker.pools.give(node, upstream, owner, Instant::now());
             }
@@ -222,12 +222,12 @@ async fn while_connecting<R: Route, F: Future>(client: &Client<R>, step: F) -> R
 fn write_head<R: Route>(out: &mut Vec<u8>, client: &Client<R>, buffers: &Buffers, node: &Node) {
     let fallback_host = fallback_host(&buffers.request, node);
     let forwarding = forwarding(client, &buffers.request, &fallback_host);
-    write_request(out, &buffers.request, &buffers.input, forwarding);
+    write_request(out, &buffers.request, forwarding);
 }
 
 /// The host for a request that names none.
 fn fallback_host(request: &RequestHead, node: &Node) -> String {
-    if request.host.is_some() { String::new() } else { node.spec.address.to_string() }
+    if request.host().is_some() { String::new() } else { node.spec.address.to_string() }
 }
 
 /// What a node is told about the client.
@@ -259,8 +259,8 @@ struct Exchange<'e, R> {
     /// A page that waits for its end, and how much of it has come since that was last taken.
     held: Option<Held>,
     held_since: u64,
-    /// The length of the head of a page that is to be filled in; all of it that has come is in `answer`.
-    page: Option<usize>,
+    /// The answer is a page that is to be filled in; what has come of its body is in `answer`.
+    is_page: bool,
     /// The client has sent something behind its request, perhaps its end.
     client_may_be_gone: bool,
     /// The connection was asked whether the node is still there.
@@ -283,7 +283,7 @@ struct Exchange<'e, R> {
 
 impl<R: Route> Exchange<'_, R> {
     async fn run(&mut self) -> Result<Answered, Failure> {
-        let head_len = self.buffers.request.len;
+        let head_len = self.buffers.request.len();
         let body = self.upload.feed(&self.buffers.input[head_len..]).map_err(upload_failure)?;
         for _ in 0..=MAX_INTERIM {
             match self.next_head().await? {
@@ -293,9 +293,10 @@ impl<R: Route> Exchange<'_, R> {
                     return Ok(Answered { status: 101, after: After::Close });
                 }
                 Came::Final => {
-                    match self.page.take() {
-                        Some(head) => Box::pin(self.forward_page(head)).await?,
-                        None => self.forward_answer().await?,
+                    if self.is_page {
+                        Box::pin(self.forward_page()).await?;
+                    } else {
+                        self.forward_answer().await?;
                     }
                     self.buffers.next_request(head_len + body);
                     self.buffers.input.append(&mut self.beyond);
@@ -345,27 +346,25 @@ impl<R: Route> Exchange<'_, R> {
         self.node.spec.role != R::ROLE
     }
 
-    /// Begins the answer whose head was parsed from `bytes`.
-    fn open_download(&mut self, bytes: &[u8]) -> Result<Transfer, Failure> {
+    /// Begins the answer.
+    fn open_download(&mut self) -> Result<Transfer, Failure> {
         let framing = self.buffers.response.framing;
-        let (first, chunked) = self.begin(bytes)?;
+        let (first, chunked) = self.begin()?;
         Ok(Transfer::new(framing, chunked, first))
     }
 
     /// The same with a body of whatever kind: returns what goes before it, and whether it is to be chunked.
-    fn begin(&mut self, bytes: &[u8]) -> Result<(Vec<u8>, bool), Failure> {
+    fn begin(&mut self) -> Result<(Vec<u8>, bool), Failure> {
         let is_bypass = self.is_bypass();
-        let Buffers { response, request, purges, input, to_client, .. } = &mut *self.buffers;
-        if is_bypass {
-            bypass::deliver(response, bytes, (request, input));
-        }
-        response.joins_tags = R::JOINS_TAGS;
+        let Buffers { response, request, purges, to_client, .. } = &mut *self.buffers;
+        let added = if is_bypass { bypass::deliver(response, request) } else { &[] };
         let Client { route, passage, .. } = &*self.client;
-        response.no_store = !route.may_be_stored(*purges, passage.as_ref(), (request, input), (response, bytes));
+        let no_store = !route.may_be_stored(*purges, passage.as_ref(), request, response);
+        let changes = HeadChanges { no_store, joins_tags: R::JOINS_TAGS, added };
         let mut first = mem::take(to_client);
         first.clear();
         let willing = request.keep_alive && self.upload.is_done() && self.client.worker.stage() < R::DRAINS_AT;
-        let (chunked, keep_alive) = self.client.begin_answer(&mut first, response, bytes, request.version, willing)?;
+        let (chunked, keep_alive) = self.client.begin_answer(&mut first, response, &changes, request.version, willing)?;
         self.keep_alive = keep_alive;
         self.status = Some(response.status);
         Ok((first, chunked))
@@ -451,7 +450,7 @@ impl<R: Route> Exchange<'_, R> {
         self.status = Some(101);
         let mut first = mem::take(to_client);
         first.clear();
-        write_response(&mut first, response, answer, request.version, true);
+        write_response(&mut first, response, &HeadChanges::default(), request.version, true);
         first.extend_from_slice(&answer[head_len..]);
         let early = input.split_off(request_len);
         let Client { stream, deadline, worker, .. } = &mut *self.client;

@@ -13,7 +13,7 @@ use super::failure::{Failure, Reply};
 use super::stream::Stream;
 use super::worker::Worker;
 use crate::fleet::Snapshot;
-use crate::http1::{BadHead, Framing, ResponseHead, Version, error_response, write_response};
+use crate::http1::{BadHead, Framing, HeadChanges, ResponseHead, Version, error_response, write_response};
 use crate::purge::Passage;
 
 /// What becomes of the client's connection.
@@ -122,7 +122,7 @@ impl<R> Client<R> {
         }
     }
 
-    /// Begins the answer, whose head was parsed from `bytes`: what goes before its body is appended to `out`. Returns
+    /// Begins the answer: what goes before its body is appended to `out`. Returns
     /// whether the body is to be chunked, and whether another request may follow.
     ///
     /// # Errors
@@ -131,17 +131,17 @@ impl<R> Client<R> {
         &mut self,
         out: &mut Vec<u8>,
         head: &ResponseHead,
-        bytes: &[u8],
+        changes: &HeadChanges,
         version: Version,
         willing: bool,
     ) -> Result<(bool, bool), Failure> {
         let Stream::Http2(half) = &mut self.stream else {
-            let (framing, keep_alive) = write_response(out, head, bytes, version, willing);
+            let (framing, keep_alive) = write_response(out, head, changes, version, willing);
             return Ok((framing == Framing::Chunked, keep_alive));
         };
         if half.was_cancelled() {
             Err(Failure::ClientGone(io::ErrorKind::ConnectionReset.into()))
-        } else if half.begin_answer(head, bytes, head.framing == Framing::None) {
+        } else if half.begin_answer(head, changes, head.framing == Framing::None) {
             Ok((false, true))
         } else {
             Err(Failure::BadAnswer(BadHead::Syntax("HTTP/2 cannot carry it")))

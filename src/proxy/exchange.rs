@@ -42,7 +42,7 @@ pub(super) async fn handle<R: Route>(
         Ok(after) => after,
         Err(failure) => {
             if let Some(node) = &outcome.failed {
-                client.worker.report(node, &failure, buffers.request.path(&buffers.input));
+                client.worker.report(node, &failure, buffers.request.path());
             }
             respond_to(client, buffers, &failure, &mut outcome).await
         }
@@ -83,11 +83,11 @@ async fn try_handle<R: Route>(
     outcome: &mut Outcome,
 ) -> Result<After, Failure> {
     let limits = &client.worker.shared.limits;
-    buffers.request.parse(&buffers.input, len, limits.max_fields).map_err(Failure::BadHead)?;
-    if !client.route.admits(&buffers.request, &buffers.input) {
+    buffers.request.parse(&buffers.input[..len], limits.max_fields).map_err(Failure::BadHead)?;
+    if !client.route.admits(&buffers.request) {
         return Err(Failure::BadMethod);
     }
-    match client.route.own_answer(&buffers.request, &buffers.input) {
+    match client.route.own_answer(&buffers.request) {
         None => {}
         Some(OwnAnswer::NotFound) => return Err(Failure::NotFound),
         Some(OwnAnswer::Page(page)) => {
@@ -99,7 +99,7 @@ async fn try_handle<R: Route>(
     if matches!(buffers.request.framing, Framing::Length(length) if length > limits.longest_body()) {
         return Err(Failure::BodyTooLarge);
     }
-    let draw = client.worker.draw(client.route.key(&buffers.request, &buffers.input));
+    let draw = client.worker.draw(client.route.key(&buffers.request));
     let is_safe = buffers.request.method.is_safe();
     buffers.purges = client.route.purges();
 

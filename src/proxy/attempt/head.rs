@@ -25,13 +25,13 @@ use super::super::stream::Stream;
 use super::super::transfer::{BEFORE, Transfer, reading_room};
 use super::{Exchange, download_failure};
 use crate::fleet::Role;
-use crate::http1::{BadHead, Framing, HeadScan, Version, write_response};
+use crate::http1::{BadHead, Framing, HeadChanges, HeadScan, Version, write_response};
 
 /// How much is read at once while the head of an answer is awaited: most answers come whole, and of a long one most is
 /// left to be spliced.
 const HEAD_READ: usize = 32 * 1024;
 
-/// The longest page that is held, head and body, in bytes. Magento's are a tenth of it.
+/// The longest body of a page that is held, in bytes. Magento's are a tenth of it.
 const LONGEST_HELD: usize = 1 << 20;
 
 /// A head that came from the node.
@@ -47,9 +47,7 @@ pub(super) enum Came {
 /// A page that waits for its end.
 #[derive(Debug)]
 pub(super) struct Held {
-    /// The length of its head; all of it is in `answer`.
-    head: usize,
-    /// Its body, which is taken apart only to find its end.
+    /// Its body, which is taken apart only to find its end; what has come of it is in `answer`.
     body: Transfer,
 }
 
@@ -106,8 +104,8 @@ impl<R: Route> Exchange<'_, R> {
         let read = buffer.filled().len();
         let bytes = &reading_room(scratch)[..read];
         match self.held.take() {
-            Some(held) if read == 0 && self.buffers.response.framing == Framing::UntilClose => {
-                return Poll::Ready(self.pass_held(&held));
+            Some(_) if read == 0 && self.buffers.response.framing == Framing::UntilClose => {
+                return Poll::Ready(self.pass_held());
             }
             Some(mut held) if read > 0 => {
                 held.body.feed(bytes).map_err(download_failure)?;
@@ -123,10 +121,10 @@ impl<R: Route> Exchange<'_, R> {
         if self.buffers.answer.is_empty()
             && let Some(len) = scan.find(bytes, worker.shared.limits.max_answer_head).map_err(Failure::BadAnswer)?
         {
-            if let came @ Came::Final = self.parse_head(bytes, len)?
-                && !self.is_to_be_held(bytes, len)
+            if let came @ Came::Final = self.parse_head(&bytes[..len])?
+                && !self.is_to_be_held(read - len)
             {
-                self.download = self.open_download(bytes)?;
+                self.download = self.open_download()?;
                 let body = (BEFORE + len, read - len);
                 let begun = self.download.begin(cx, &mut self.client.stream, scratch, body, &mut self.surplus);
                 return Poll::Ready(begun.map_err(download_failure).map(|()| Some(came)));
@@ -139,59 +137,55 @@ impl<R: Route> Exchange<'_, R> {
 
     /// Looks for a head in what was kept of the answer.
     fn take_kept_head(&mut self, scan: &mut HeadScan) -> Result<Option<Came>, Failure> {
-        let answer = mem::take(&mut self.buffers.answer);
         let limit = self.client.worker.shared.limits.max_answer_head;
-        let came = match scan.find(&answer, limit).map_err(Failure::BadAnswer)? {
-            Some(len) => {
-                let came = self.parse_head(&answer, len)?;
-                if !matches!(came, Came::Final) {
-                    Some(came)
-                } else if self.is_to_be_held(&answer, len) {
-                    let body = Transfer::new(self.buffers.response.framing, false, Vec::new());
-                    let mut held = Held { head: len, body };
-                    held.body.feed(&answer[len..]).map_err(download_failure)?;
-                    self.buffers.answer = answer;
-                    return self.hold(held);
-                } else {
-                    self.begin_kept(&answer, len)?;
-                    Some(came)
-                }
-            }
-            None => None,
-        };
+        let Some(len) = scan.find(&self.buffers.answer, limit).map_err(Failure::BadAnswer)? else { return Ok(None) };
+        let mut answer = mem::take(&mut self.buffers.answer);
+        let came = self.parse_head(&answer[..len])?;
+        if matches!(came, Came::Final) {
+            answer.drain(..len);
+        }
         self.buffers.answer = answer;
-        Ok(came)
+        match came {
+            Came::Final if self.is_to_be_held(self.buffers.answer.len()) => {
+                let mut body = Transfer::new(self.buffers.response.framing, false, Vec::new());
+                body.feed(&self.buffers.answer).map_err(download_failure)?;
+                self.hold(Held { body })
+            }
+            Came::Final => self.begin_kept().map(|()| Some(came)),
+            Came::Interim(_) | Came::Switch(_) => Ok(Some(came)),
+        }
     }
 
-    /// Begins the answer that was kept, with a head of this length.
-    fn begin_kept(&mut self, answer: &[u8], len: usize) -> Result<(), Failure> {
-        self.download = self.open_download(answer)?;
-        let body = self.download.feed(&answer[len..]).map_err(download_failure)?;
-        self.surplus.extend_from_slice(&answer[len + body..]);
+    /// Begins the answer of which the body so far is in `answer`.
+    fn begin_kept(&mut self) -> Result<(), Failure> {
+        self.download = self.open_download()?;
+        let answer = &self.buffers.answer;
+        let body = self.download.feed(answer).map_err(download_failure)?;
+        self.surplus.extend_from_slice(&answer[body..]);
         Ok(())
     }
 
-    /// Whether the end of a page, whose head is the first `len` bytes, is to be waited for before it is passed on.
-    fn is_to_be_held(&self, bytes: &[u8], len: usize) -> bool {
+    /// Whether the end of a page, of whose body so many bytes have come, is to be waited for before it is passed on.
+    fn is_to_be_held(&self, come: usize) -> bool {
         let Buffers { request, response, .. } = &*self.buffers;
-        if self.is_to_be_filled_in(bytes) {
+        if self.is_to_be_filled_in() {
             return true;
         }
         let is_whole = match response.framing {
             Framing::None => true,
-            Framing::Length(length) => (bytes.len() - len) as u64 >= length || length > LONGEST_HELD as u64,
+            Framing::Length(length) => come as u64 >= length || length > LONGEST_HELD as u64,
             Framing::Chunked | Framing::UntilClose => false,
         };
-        !is_whole && self.client.route.holds(request.method, (response, bytes))
+        !is_whole && self.client.route.holds(request.method, response)
     }
 
-    /// Whether the blocks of a page are filled in here, its head being in `bytes`.
-    fn is_to_be_filled_in(&self, bytes: &[u8]) -> bool {
-        let Buffers { request, response, input, .. } = &*self.buffers;
+    /// Whether the blocks of a page are filled in here.
+    fn is_to_be_filled_in(&self) -> bool {
+        let Buffers { request, response, .. } = &*self.buffers;
         if !self.is_bypass() || response.framing == Framing::None || !self.upload.is_done() {
             return false;
         }
-        let body = bypass::body_of((request, input), (response, bytes));
+        let body = bypass::body_of(request, response);
         if body == bypass::Body::Encoded {
             self.client.worker.shared.metrics.fragments.hidden.inc();
         }
@@ -204,33 +198,30 @@ impl<R: Route> Exchange<'_, R> {
             self.held = Some(held);
             return Ok(None);
         }
-        self.pass_held(&held)
+        self.pass_held()
     }
 
-    fn pass_held(&mut self, held: &Held) -> Result<Option<Came>, Failure> {
-        let answer = mem::take(&mut self.buffers.answer);
-        if self.is_to_be_filled_in(&answer) {
-            self.page = Some(held.head);
-        } else {
-            self.begin_kept(&answer, held.head)?;
+    fn pass_held(&mut self) -> Result<Option<Came>, Failure> {
+        self.is_page = self.is_to_be_filled_in();
+        if !self.is_page {
+            self.begin_kept()?;
         }
-        self.buffers.answer = answer;
         Ok(Some(Came::Final))
     }
 
-    fn parse_head(&mut self, bytes: &[u8], len: usize) -> Result<Came, Failure> {
-        let Buffers { response, request, input, .. } = &mut *self.buffers;
+    fn parse_head(&mut self, head: &[u8]) -> Result<Came, Failure> {
+        let Buffers { response, request, .. } = &mut *self.buffers;
         let max_fields = self.client.worker.shared.limits.max_fields;
-        response.parse(bytes, len, request.method, max_fields).map_err(Failure::BadAnswer)?;
+        response.parse(head, request.method, max_fields).map_err(Failure::BadAnswer)?;
         if response.is_interim() {
-            return Ok(Came::Interim(len));
+            return Ok(Came::Interim(head.len()));
         }
         if response.status != 101 {
             return Ok(Came::Final);
         }
         // A switch that nobody asked for, or to something else, is not an answer.
-        if request.offers(response.upgrade_to(bytes), input) {
-            Ok(Came::Switch(len))
+        if request.offers(response.upgrade_to()) {
+            Ok(Came::Switch(head.len()))
         } else {
             Err(Failure::BadAnswer(BadHead::Status))
         }
@@ -243,12 +234,12 @@ impl<R: Route> Exchange<'_, R> {
     /// answer, and fails the fetch. (It waits for none: it answers `Expect` by itself and does not pass it on.) Past the
     /// caches a page shows no `Link` either, and a `103` is nothing else.
     pub(super) async fn pass_interim(&mut self, len: usize) -> Result<(), Failure> {
-        let Buffers { answer, response, request, to_client, input, .. } = &mut *self.buffers;
+        let Buffers { answer, response, request, to_client, .. } = &mut *self.buffers;
         let passes =
-            self.node.spec.role == Role::Varnish || (response.status == 100 && request.expects_continue(input));
+            self.node.spec.role == Role::Varnish || (response.status == 100 && request.expects_continue());
         if passes && self.client.version(request.version) == Version::Http11 {
             to_client.clear();
-            write_response(to_client, response, answer, Version::Http11, true);
+            write_response(to_client, response, &HeadChanges::default(), Version::Http11, true);
             self.client.deadline.enter(Phase::Body);
             self.client.send(to_client).await?;
         }

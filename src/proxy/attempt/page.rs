@@ -128,7 +128,6 @@ impl<R: Route> Sink<'_, R> {
 struct Asking<'p> {
     node: &'p Node,
     request: &'p RequestHead,
-    input: &'p [u8],
     /// How many were asked for.
     count: usize,
 }
@@ -150,11 +149,11 @@ impl Asking<'_> {
         }
         self.count += 1;
         let fallback = fallback_host(self.request, self.node);
-        let host = self.request.host.map_or(fallback.as_bytes(), |host| host.bytes(self.input));
+        let host = self.request.host().unwrap_or(fallback.as_bytes());
         let target = fragment::target_of(source, host, base).ok_or(LeftOut::Foreign)?;
         let mut head = Vec::new();
         let forwarding = forwarding(client, self.request, &fallback);
-        write_subrequest(&mut head, &target, self.request, self.input, forwarding);
+        write_subrequest(&mut head, &target, self.request, forwarding);
         let Fragment { body, is_markup } = fragment::fetch(client, self.node, of_page, &head).await?;
         let parser = if is_markup { Parser::default() } else { Parser::plain() };
         Ok(Document { bytes: body, taken: 0, parser, target })
@@ -163,7 +162,7 @@ impl Asking<'_> {
     /// Says why a fragment is missing from a page.
     fn report<R: Route>(&self, client: &Client<R>, source: &[u8], reason: &LeftOut) {
         if let Some(unsaid) = client.worker.notices.pass() {
-            let path = String::from_utf8_lossy(self.request.path(self.input));
+            let path = String::from_utf8_lossy(self.request.path());
             let source = source.split(|&byte| byte == b'?').next().unwrap_or_default();
             let source = String::from_utf8_lossy(source);
             tracing::info!(
@@ -175,26 +174,24 @@ impl Asking<'_> {
 }
 
 impl<R: Route> Exchange<'_, R> {
-    /// Passes a page on whose head, of this length, and body so far are in `answer`.
-    pub(super) async fn forward_page(&mut self, head: usize) -> Result<(), Failure> {
+    /// Passes a page on whose body so far is in `answer`.
+    pub(super) async fn forward_page(&mut self) -> Result<(), Failure> {
         let mut answer = mem::take(&mut self.buffers.answer);
         let decoder = BodyDecoder::new(self.buffers.response.framing);
-        let (wire, chunked) = self.begin(&answer)?;
-        bypass::ask_for_fragments(&mut self.buffers.request, &self.buffers.input);
-        let (request, input) = (&self.buffers.request, &self.buffers.input[..]);
-        let mut asking = Asking { node: self.node, request, input, count: 0 };
-        let is_free = self.buffers.response.keep_alive && request.upgrade.is_none();
+        let (wire, chunked) = self.begin()?;
+        bypass::ask_for_fragments(&mut self.buffers.request);
+        let request = &self.buffers.request;
+        let mut asking = Asking { node: self.node, request, count: 0 };
+        let is_free = self.buffers.response.keep_alive && !request.offers_upgrade();
         let upstream = &mut self.upstream.stream;
         let mut source = Source { upstream, is_free, decoder, surplus: &mut self.surplus };
         let mut sink = Sink { client: &mut *self.client, wire, gathered: Vec::new(), chunked, sent: 0 };
         let mut page =
-            Document { bytes: Vec::new(), taken: 0, parser: Parser::default(), target: request.target(input).to_vec() };
-        source.take(answer.split_off(head), &mut page.bytes)?;
+            Document { bytes: Vec::new(), taken: 0, parser: Parser::default(), target: request.target().to_vec() };
+        source.take(mem::take(&mut answer), &mut page.bytes)?;
         let filled = fill_in(&mut source, &mut sink, &mut asking, page).await;
         self.sent = sink.sent;
         self.buffers.response.keep_alive = source.is_free;
-        answer.clear();
-        self.buffers.answer = answer;
         filled
     }
 }

@@ -182,10 +182,10 @@ async fn ask<R: Route>(
     if head.status != 200 {
         return Err(LeftOut::Status(head.status));
     }
-    if is_encoded(&head, &input) {
+    if is_encoded(&head) {
         return Err(LeftOut::Encoded);
     }
-    let is_markup = is_markup(&head, &input);
+    let is_markup = is_markup(&head);
     let mut decoder = BodyDecoder::new(head.framing);
     let mut body = Vec::new();
     let mut piece = input.split_off(len);
@@ -219,7 +219,7 @@ async fn read_head(
     let (mut scan, mut interim) = (HeadScan::default(), 0);
     loop {
         if let Some(len) = scan.find(input, limits.0).map_err(LeftOut::BadHead)? {
-            head.parse(input, len, Method::Get, limits.1).map_err(LeftOut::BadHead)?;
+            head.parse(&input[..len], Method::Get, limits.1).map_err(LeftOut::BadHead)?;
             if !head.is_interim() {
                 return Ok(len);
             }

@@ -18,7 +18,7 @@ use std::time::Instant;
 
 use head::{Came, Held};
 
-use super::Route;
+use super::StorePolicy;
 use super::buffers::Buffers;
 use super::bypass;
 use super::client::{After, Client};
@@ -94,13 +94,13 @@ pub(super) struct Terms {
 }
 
 /// Sends the request in `buffers` to this node and its answer to the client.
-pub(super) async fn attempt<R: Route>(
-    client: &mut Client<R>,
+pub(super) async fn attempt(
+    client: &mut Client,
     buffers: &mut Buffers,
     node: &Arc<Node>,
     terms: Terms,
 ) -> Result<Answered, Failed> {
-    if node.spec.role != R::ROLE {
+    if node.spec.role != client.frontend.role {
         if !bypass::admits(&buffers.request) {
             let failure = Failure::BadMethod;
             return Err(Failed { failure, status: None, untouched: true, unsent: true, reused: false, other: None });
@@ -180,10 +180,10 @@ pub(super) async fn attempt<R: Route>(
     }
 }
 
-async fn connect<R: Route>(client: &Client<R>, node: &Arc<Node>) -> Result<Connection, Failure> {
+async fn connect(client: &Client, node: &Arc<Node>) -> Result<Connection, Failure> {
     client.deadline.enter_with(Phase::Connect, node);
     let worker = &client.worker;
-    let room = worker.shared.files_of(R::ROLE).nodes;
+    let room = worker.shared.files_of(client.frontend.role).nodes;
     let file = match room.try_take(1) {
         Some(file) => file,
         None => {
@@ -209,7 +209,7 @@ async fn connect<R: Route>(client: &Client<R>, node: &Arc<Node>) -> Result<Conne
 }
 
 /// Runs a step of connecting to its end or to the end of the wait. A node that left may take who comes now all the same.
-async fn while_connecting<R: Route, F: Future>(client: &Client<R>, step: F) -> Result<F::Output, Interrupt> {
+async fn while_connecting<F: Future>(client: &Client, step: F) -> Result<F::Output, Interrupt> {
     let mut step = pin!(step);
     loop {
         match client.deadline.limit(step.as_mut()).await {
@@ -219,7 +219,7 @@ async fn while_connecting<R: Route, F: Future>(client: &Client<R>, step: F) -> R
     }
 }
 
-fn write_head<R: Route>(out: &mut Vec<u8>, client: &Client<R>, buffers: &Buffers, node: &Node) {
+fn write_head(out: &mut Vec<u8>, client: &Client, buffers: &Buffers, node: &Node) {
     let fallback_host = fallback_host(&buffers.request, node);
     let forwarding = forwarding(client, &buffers.request, &fallback_host);
     write_request(out, &buffers.request, forwarding);
@@ -231,20 +231,20 @@ fn fallback_host(request: &RequestHead, node: &Node) -> String {
 }
 
 /// What a node is told about the client.
-fn forwarding<'f, R: Route>(client: &'f Client<R>, request: &RequestHead, fallback_host: &'f str) -> Forwarding<'f> {
+fn forwarding<'f>(client: &'f Client, request: &RequestHead, fallback_host: &'f str) -> Forwarding<'f> {
     Forwarding {
         peer: &client.peer.text,
         proto: client.proto(),
         trusted: client.trusted,
         fallback_host,
         received: client.version(request.version),
-        offload_header: client.route.offload_header(),
+        offload_header: &client.frontend.offload_header,
     }
 }
 
 /// One request at one node: the body going up, the answer coming down, both from the client's task.
-struct Exchange<'e, R> {
-    client: &'e mut Client<R>,
+struct Exchange<'e> {
+    client: &'e mut Client,
     buffers: &'e mut Buffers,
     node: &'e Arc<Node>,
     terms: Terms,
@@ -281,7 +281,7 @@ struct Exchange<'e, R> {
     surplus: Vec<u8>,
 }
 
-impl<R: Route> Exchange<'_, R> {
+impl Exchange<'_> {
     async fn run(&mut self) -> Result<Answered, Failure> {
         let head_len = self.buffers.request.len();
         let body = self.upload.feed(&self.buffers.input[head_len..]).map_err(upload_failure)?;
@@ -343,7 +343,7 @@ impl<R: Route> Exchange<'_, R> {
 
     /// Whether the answer comes past the caches: then no VCL sees it, and what that would do is done here.
     fn is_bypass(&self) -> bool {
-        self.node.spec.role != R::ROLE
+        self.node.spec.role != self.client.frontend.role
     }
 
     /// Begins the answer.
@@ -356,14 +356,16 @@ impl<R: Route> Exchange<'_, R> {
     /// The same with a body of whatever kind: returns what goes before it, and whether it is to be chunked.
     fn begin(&mut self) -> Result<(Vec<u8>, bool), Failure> {
         let is_bypass = self.is_bypass();
-        let Buffers { response, request, purges, to_client, .. } = &mut *self.buffers;
+        let Buffers { response, request, guard_mark, to_client, .. } = &mut *self.buffers;
         let added = if is_bypass { bypass::deliver(response, request) } else { &[] };
-        let Client { route, passage, .. } = &*self.client;
-        let no_store = !route.may_be_stored(*purges, passage.as_ref(), request, response);
-        let changes = HeadChanges { no_store, joins_tags: R::JOINS_TAGS, added };
+        let Client { frontend, passage, .. } = &*self.client;
+        let may_be_stored =
+            |store: &StorePolicy| store.may_be_stored(*guard_mark, passage.as_ref(), request, response);
+        let no_store = !frontend.store.as_ref().is_none_or(may_be_stored);
+        let changes = HeadChanges { no_store, joins_tags: frontend.store.is_some(), added };
         let mut first = mem::take(to_client);
         first.clear();
-        let willing = request.keep_alive && self.upload.is_done() && self.client.worker.stage() < R::DRAINS_AT;
+        let willing = request.keep_alive && self.upload.is_done() && self.client.worker.stage() < frontend.drains_at;
         let (chunked, keep_alive) = self.client.begin_answer(&mut first, response, &changes, request.version, willing)?;
         self.keep_alive = keep_alive;
         self.status = Some(response.status);
@@ -376,7 +378,7 @@ impl<R: Route> Exchange<'_, R> {
         let mut entered = false;
         let is_long = self.download.length_left().is_some_and(|left| left >= splice::WORTHWHILE);
         let mut splice = if is_long && self.client.stream.is_plain() {
-            worker.pipes.begin(worker.shared.files_of(R::ROLE).nodes)
+            worker.pipes.begin(worker.shared.files_of(self.client.frontend.role).nodes)
         } else {
             None
         };

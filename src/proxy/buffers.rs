@@ -18,8 +18,8 @@ pub(super) struct Buffers {
     pub(super) input: Vec<u8>,
     pub(super) input_scan: HeadScan,
     pub(super) request: RequestHead,
-    /// Where the purges were before the request went to a node.
-    pub(super) purges: u64,
+    /// The guard's sequence number before the request went to a node ([`super::StorePolicy::mark`]).
+    pub(super) guard_mark: u64,
     /// From the node: the head of its answer and the start of its body.
     pub(super) answer: Vec<u8>,
     pub(super) response: ResponseHead,

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use tokio::io::AsyncWriteExt;
 
-use super::Route;
+use super::Frontend;
 use super::deadline::Deadline;
 use super::failure::{Failure, Reply};
 use super::stream::Stream;
@@ -57,9 +57,9 @@ impl From<SocketAddr> for Peer {
 }
 
 /// A client and what is known about it.
-pub(super) struct Client<R> {
+pub(super) struct Client {
     pub(super) worker: Rc<Worker>,
-    pub(super) route: Rc<R>,
+    pub(super) frontend: Rc<Frontend>,
     pub(super) stream: Stream,
     pub(super) peer: Peer,
     /// Whether its `X-Forwarded-*` fields are believed, by the fleet of `judged_by`: a Varnish may have connected
@@ -68,14 +68,14 @@ pub(super) struct Client<R> {
     /// The version of the fleet that decided about `trusted`.
     pub(super) judged_by: Option<u64>,
     pub(super) deadline: Deadline,
-    /// What the route wants to be told of what is written here. Dropped after the socket: from then on, what was written is
+    /// What the guard is to be told of what is written here. Dropped after the socket: from then on, what was written is
     /// in the hands of the system.
     pub(super) passage: Option<Passage>,
 }
 
-impl<R> Client<R> {
-    pub(super) fn new(worker: Rc<Worker>, route: Rc<R>, stream: Stream, peer: Peer, deadline: Deadline) -> Self {
-        Client { worker, route, stream, peer, trusted: false, judged_by: None, deadline, passage: None }
+impl Client {
+    pub(super) fn new(worker: Rc<Worker>, frontend: Rc<Frontend>, stream: Stream, peer: Peer, deadline: Deadline) -> Self {
+        Client { worker, frontend, stream, peer, trusted: false, judged_by: None, deadline, passage: None }
     }
 
     /// All that there is to write for now was written.
@@ -93,12 +93,9 @@ impl<R> Client<R> {
     }
 
     /// Decides whether the client is believed, if the fleet has changed since that was decided.
-    pub(super) fn judge(&mut self, fleet: &Snapshot)
-    where
-        R: Route,
-    {
+    pub(super) fn judge(&mut self, fleet: &Snapshot) {
         if self.judged_by != Some(fleet.version) {
-            self.trusted = !self.peer.is_unknown && self.route.trusts(self.peer.address, fleet);
+            self.trusted = !self.peer.is_unknown && self.frontend.trusts(self.peer.address, fleet);
             self.judged_by = Some(fleet.version);
         }
     }

@@ -8,7 +8,7 @@ use super::buffers::Buffers;
 use super::client::{After, Client};
 use super::deadline::Phase;
 use super::failure::Failure;
-use super::{OwnAnswer, Route};
+use super::{OwnAnswer, StorePolicy};
 use crate::fleet::{Node, Role};
 use crate::http1::{Framing, Method};
 
@@ -23,8 +23,8 @@ struct Outcome {
 }
 
 /// Carries out the request whose head is `buffers.input[..len]`, or answers bytes that never became one.
-pub(super) async fn handle<R: Route>(
-    client: &mut Client<R>,
+pub(super) async fn handle(
+    client: &mut Client,
     buffers: &mut Buffers,
     head: Result<usize, Failure>,
 ) -> After {
@@ -53,13 +53,14 @@ pub(super) async fn handle<R: Route>(
     after
 }
 
-fn count<R: Route>(client: &Client<R>, outcome: &Outcome, began: Instant) {
-    let listener = client.worker.shared.metrics.listener(R::ROLE);
+fn count(client: &Client, outcome: &Outcome, began: Instant) {
+    let role = client.frontend.role;
+    let listener = client.worker.shared.metrics.listener(role);
     let took = began.elapsed();
     listener.duration.observe(took.as_secs_f64());
     match &outcome.node {
-        Some(node) if node.spec.role == R::ROLE => {
-            if R::ROLE == Role::Varnish {
+        Some(node) if node.spec.role == role => {
+            if role == Role::Varnish {
                 node.live.life_signs.answered(began.saturating_duration_since(client.worker.shared.started), took);
             }
             client.worker.pools.metrics(node).answered(outcome.status);
@@ -76,18 +77,18 @@ fn count<R: Route>(client: &Client<R>, outcome: &Outcome, began: Instant) {
     }
 }
 
-async fn try_handle<R: Route>(
-    client: &mut Client<R>,
+async fn try_handle(
+    client: &mut Client,
     buffers: &mut Buffers,
     len: usize,
     outcome: &mut Outcome,
 ) -> Result<After, Failure> {
     let limits = &client.worker.shared.limits;
     buffers.request.parse(&buffers.input[..len], limits.max_fields).map_err(Failure::BadHead)?;
-    if !client.route.admits(&buffers.request) {
+    if !client.frontend.admits(&buffers.request) {
         return Err(Failure::BadMethod);
     }
-    match client.route.own_answer(&buffers.request) {
+    match (client.frontend.own_answer)(&buffers.request) {
         None => {}
         Some(OwnAnswer::NotFound) => return Err(Failure::NotFound),
         Some(OwnAnswer::Page(page)) => {
@@ -99,14 +100,14 @@ async fn try_handle<R: Route>(
     if matches!(buffers.request.framing, Framing::Length(length) if length > limits.longest_body()) {
         return Err(Failure::BodyTooLarge);
     }
-    let draw = client.worker.draw(client.route.key(&buffers.request));
+    let draw = client.worker.draw(client.frontend.select.key(&buffers.request));
     let is_safe = buffers.request.method.is_safe();
-    buffers.purges = client.route.purges();
+    buffers.guard_mark = client.frontend.store.as_ref().map_or(0, StorePolicy::mark);
 
     let mut node = {
         let fleet = client.worker.shared.fleet.load();
         client.judge(&fleet);
-        client.route.pick(&fleet, draw, None).map_err(Failure::NoNode)?
+        client.frontend.select.pick(&fleet, draw, None).map_err(Failure::NoNode)?
     };
     let (mut fresh, mut elsewhere) = (false, false);
     loop {
@@ -133,18 +134,18 @@ async fn try_handle<R: Route>(
         } else {
             elsewhere = true;
             let fleet = client.worker.shared.fleet.load();
-            let other = other.map_or_else(|| client.route.pick(&fleet, draw, Some(node.key)), Ok);
+            let other = other.map_or_else(|| client.frontend.select.pick(&fleet, draw, Some(node.key)), Ok);
             let Ok(other) = other else { return Err(failure) };
             node = other;
         }
-        client.worker.shared.metrics.retried(R::ROLE, reason);
+        client.worker.shared.metrics.retried(client.frontend.role, reason);
         tracing::debug!(node = %node.id(), reason, "request is tried again");
     }
 }
 
 /// Tells the client what it can be told: an answer where none has begun, a reset where one was cut.
-async fn respond_to<R: Route>(
-    client: &mut Client<R>,
+async fn respond_to(
+    client: &mut Client,
     buffers: &mut Buffers,
     failure: &Failure,
     outcome: &mut Outcome,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 
-use super::Route;
+use super::Frontend;
 use super::admission::Admission;
 use super::buffers::Stock;
 use super::deadline::{Deadline, Deadlines, Interrupt};
@@ -112,8 +112,8 @@ impl Worker {
     }
 
     /// A deadline for a connection of this listener, or for one request among others of a connection.
-    pub(super) fn deadline<R: Route>(&self) -> Deadline {
-        self.deadlines.register(R::DRAINS_AT, if R::PUBLIC { self.shared.limits.min_body_rate } else { 0 })
+    pub(super) fn deadline(&self, frontend: &Frontend) -> Deadline {
+        self.deadlines.register(frontend.drains_at, if frontend.is_public { self.shared.limits.min_body_rate } else { 0 })
     }
 
     /// Closes what this worker keeps for later: somebody needs the room now.

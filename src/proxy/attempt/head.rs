@@ -3,7 +3,7 @@
 //! **Some pages are held until they are whole.** A cache that looks for ESI in a page makes an object of it only when its
 //! last byte has come, and until then a ban does not find it. The guard of the origin would say at the head of such a page
 //! that nothing of it was purged, and a purge that came during its body would be too late to be noticed and too early
-//! for the ban. So the head waits for the body ([`Route::holds`]), and the guard is asked when all of it is here. The cache
+//! for the ban. So the head waits for the body ([`StorePolicy::holds`](super::super::StorePolicy::holds)), and the guard is asked when all of it is here. The cache
 //! loses nothing: it would not have begun to serve the page any earlier.
 //!
 //! A page past the caches is held as well ([`super::page`]): its fragments are asked for when the node is through with it.
@@ -16,7 +16,6 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, ReadBuf};
 
-use super::super::Route;
 use super::super::buffers::Buffers;
 use super::super::bypass;
 use super::super::deadline::Phase;
@@ -51,7 +50,7 @@ pub(super) struct Held {
     body: Transfer,
 }
 
-impl<R: Route> Exchange<'_, R> {
+impl Exchange<'_> {
     /// Sends the request and waits for the next head of the answer.
     pub(super) async fn next_head(&mut self) -> Result<Came, Failure> {
         let mut scan = HeadScan::default();
@@ -176,7 +175,7 @@ impl<R: Route> Exchange<'_, R> {
             Framing::Length(length) => come as u64 >= length || length > LONGEST_HELD as u64,
             Framing::Chunked | Framing::UntilClose => false,
         };
-        !is_whole && self.client.route.holds(request.method, response)
+        !is_whole && self.client.frontend.store.as_ref().is_some_and(|store| store.holds(request.method, response))
     }
 
     /// Whether the blocks of a page are filled in here.

@@ -11,7 +11,6 @@ use std::mem;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
-use super::super::Route;
 use super::super::bypass::{self, fragment};
 use super::super::client::Client;
 use super::super::deadline::Phase;
@@ -73,7 +72,7 @@ impl Source<'_> {
         is_free.then_some(OfPage { stream: self.upstream, is_free: &mut self.is_free })
     }
 
-    async fn read<R>(&mut self, client: &Client<R>, into: &mut Vec<u8>) -> Result<(), Failure> {
+    async fn read(&mut self, client: &Client, into: &mut Vec<u8>) -> Result<(), Failure> {
         let mut piece = Vec::with_capacity(PIECE);
         client.deadline.enter(Phase::Body);
         let read = client.deadline.limit(self.upstream.read_buf(&mut piece)).await;
@@ -86,8 +85,8 @@ impl Source<'_> {
 }
 
 /// The answer as it goes to the client.
-struct Sink<'p, R> {
-    client: &'p mut Client<R>,
+struct Sink<'p> {
+    client: &'p mut Client,
     /// The head, until it has been sent.
     wire: Vec<u8>,
     gathered: Vec<u8>,
@@ -95,7 +94,7 @@ struct Sink<'p, R> {
     sent: u64,
 }
 
-impl<R: Route> Sink<'_, R> {
+impl Sink<'_> {
     async fn push(&mut self, text: &[u8]) -> Result<(), Failure> {
         for piece in text.chunks(PIECE) {
             self.gathered.extend_from_slice(piece);
@@ -134,9 +133,9 @@ struct Asking<'p> {
 
 impl Asking<'_> {
     /// Fetches the fragment behind this address, relative to `base`, which stands so deep in others.
-    async fn fragment<R: Route>(
+    async fn fragment(
         &mut self,
-        client: &Client<R>,
+        client: &Client,
         of_page: Option<OfPage<'_>>,
         (source, base): (&[u8], &[u8]),
         depth: usize,
@@ -160,7 +159,7 @@ impl Asking<'_> {
     }
 
     /// Says why a fragment is missing from a page.
-    fn report<R: Route>(&self, client: &Client<R>, source: &[u8], reason: &LeftOut) {
+    fn report(&self, client: &Client, source: &[u8], reason: &LeftOut) {
         if let Some(unsaid) = client.worker.notices.pass() {
             let path = String::from_utf8_lossy(self.request.path());
             let source = source.split(|&byte| byte == b'?').next().unwrap_or_default();
@@ -173,7 +172,7 @@ impl Asking<'_> {
     }
 }
 
-impl<R: Route> Exchange<'_, R> {
+impl Exchange<'_> {
     /// Passes a page on whose body so far is in `answer`.
     pub(super) async fn forward_page(&mut self) -> Result<(), Failure> {
         let mut answer = mem::take(&mut self.buffers.answer);
@@ -197,9 +196,9 @@ impl<R: Route> Exchange<'_, R> {
 }
 
 /// Passes a page on, and its fragments where they belong.
-async fn fill_in<R: Route>(
+async fn fill_in(
     source: &mut Source<'_>,
-    sink: &mut Sink<'_, R>,
+    sink: &mut Sink<'_>,
     asking: &mut Asking<'_>,
     page: Document,
 ) -> Result<(), Failure> {

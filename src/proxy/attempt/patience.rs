@@ -20,7 +20,6 @@ use std::time::Duration;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
-use super::super::Route;
 use super::super::deadline::Interrupt;
 use super::super::failure::Failure;
 use super::Exchange;
@@ -32,7 +31,7 @@ const SILENCE: Duration = Duration::from_secs(15);
 /// How often it is asked for one.
 const ASK_EVERY: Duration = Duration::from_secs(3);
 
-impl<R: Route> Exchange<'_, R> {
+impl Exchange<'_> {
     /// Ready with the reason when the wait for the head of the answer is to end. `for_client`: it is the client that is
     /// waited for.
     pub(super) fn poll_patience(&mut self, cx: &mut Context<'_>, for_client: bool) -> Poll<Failure> {
@@ -62,7 +61,7 @@ impl<R: Route> Exchange<'_, R> {
 
     fn another_node(&self) -> Option<Arc<Node>> {
         let fleet = self.client.worker.shared.fleet.load();
-        self.client.route.pick(&fleet, self.terms.draw, Some(self.node.key)).ok()
+        self.client.frontend.select.pick(&fleet, self.terms.draw, Some(self.node.key)).ok()
     }
 }
 

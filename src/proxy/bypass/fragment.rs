@@ -15,7 +15,6 @@ use std::time::Instant;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::super::Route;
 use super::super::client::Client;
 use super::super::deadline::Phase;
 use super::{is_encoded, is_markup};
@@ -111,8 +110,8 @@ pub(in crate::proxy) struct OfPage<'p> {
 }
 
 /// Sends a request with this head to a node, over the connection of the page if there is `of_page`, and reads the answer.
-pub(in crate::proxy) async fn fetch<R: Route>(
-    client: &Client<R>,
+pub(in crate::proxy) async fn fetch(
+    client: &Client,
     node: &Node,
     of_page: Option<OfPage<'_>>,
     request: &[u8],
@@ -147,17 +146,17 @@ pub(in crate::proxy) async fn fetch<R: Route>(
     client.deadline.limit(fetched).await.unwrap_or(Err(LeftOut::Late))
 }
 
-fn room<R: Route>(client: &Client<R>) -> Option<Permit> {
+fn room(client: &Client) -> Option<Permit> {
     let worker = &client.worker;
-    let room = worker.shared.files_of(R::ROLE).nodes;
+    let room = worker.shared.files_of(client.frontend.role).nodes;
     room.try_take(1).or_else(|| {
         worker.close_unused();
         room.take_another()
     })
 }
 
-async fn ask_and_keep<R: Route>(
-    client: &Client<R>,
+async fn ask_and_keep(
+    client: &Client,
     node: &Node,
     mut connection: Connection,
     request: &[u8],
@@ -170,8 +169,8 @@ async fn ask_and_keep<R: Route>(
 }
 
 /// Asks over this connection. Returns also whether another request may be sent on it.
-async fn ask<R: Route>(
-    client: &Client<R>,
+async fn ask(
+    client: &Client,
     stream: &mut TcpStream,
     request: &[u8],
 ) -> Result<(Fragment, bool), LeftOut> {

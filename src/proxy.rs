@@ -11,13 +11,12 @@
 //! and whether the request may be tried again.
 //!
 //! Memory is taken only while something happens: a worker reads into one large scratch buffer, a request under way
-//! holds a set of buffers from the worker's stock, and a connection at rest holds nothing but its socket.
+//! holds a [`Request`](request::Request) from the worker's pool, and a connection at rest holds nothing but its socket.
 //!
 //! What differs between edge and origin (who may be chosen, who is believed, what is refused) is a [`Frontend`].
 
 mod admission;
 mod attempt;
-mod buffers;
 mod bypass;
 mod client;
 mod connection;
@@ -29,6 +28,7 @@ mod http2;
 mod key;
 mod listener;
 mod notices;
+mod request;
 mod spin;
 mod splice;
 mod store;

@@ -14,13 +14,14 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 use super::admission::Permit;
-use super::buffers::Buffers;
+
 use super::client::{After, Client, Peer};
 use super::Frontend;
 use super::deadline::{Deadline, Interrupt, Phase};
 use super::exchange;
 use super::failure::Failure;
 use super::http2;
+use super::request::Request;
 use super::stream::Stream;
 use super::worker::Worker;
 use crate::files;
@@ -119,26 +120,26 @@ async fn requests(client: &mut Client) {
     loop {
         // It came while the answer before it was not there yet, and says nothing about that.
         let is_ahead = kept.is_some();
-        let Some(mut buffers) = next_bytes(client, kept.take()).await else { break };
+        let Some(mut request) = next_bytes(client, kept.take()).await else { break };
         if !is_ahead {
             client.went_on();
         }
-        let head = read_head(client, &mut buffers).await.transpose();
+        let head = read_head(client, &mut request).await.transpose();
         let after = match head {
             // In a box, which is there only while the request is: all that a connection at rest holds is its own state.
-            Some(head) => Box::pin(exchange::handle(client, &mut buffers, head)).await,
+            Some(head) => Box::pin(exchange::handle(client, &mut request, head)).await,
             None => After::Close,
         };
         match after {
-            After::KeepAlive if buffers.input.is_empty() => client.worker.stock.give_back(buffers),
-            After::KeepAlive => kept = Some(buffers),
+            After::KeepAlive if request.input.is_empty() => client.worker.requests.put(request),
+            After::KeepAlive => kept = Some(request),
             After::Reset => {
                 client.stream.reset_on_close();
-                client.worker.stock.give_back(buffers);
+                client.worker.requests.put(request);
                 return;
             }
             After::Close | After::Linger => {
-                client.worker.stock.give_back(buffers);
+                client.worker.requests.put(request);
                 end(client, after).await;
                 return;
             }
@@ -151,34 +152,34 @@ async fn requests(client: &mut Client) {
 }
 
 /// Waits for the first bytes of a request, holding no buffer meanwhile. `None` at the end of the connection.
-async fn next_bytes(client: &mut Client, kept: Option<Box<Buffers>>) -> Option<Box<Buffers>> {
+async fn next_bytes(client: &mut Client, kept: Option<Box<Request>>) -> Option<Box<Request>> {
     if kept.is_some() {
         return kept;
     }
     client.deadline.enter(Phase::Idle);
     let Client { worker, stream, deadline, .. } = client;
-    std::future::poll_fn(|cx| match poll_some(cx, worker, stream, |bytes| first_buffers(worker, bytes)) {
+    std::future::poll_fn(|cx| match poll_some(cx, worker, stream, |bytes| first_request(worker, bytes)) {
         Poll::Ready(read) => Poll::Ready(read.ok().flatten()),
         Poll::Pending => deadline.poll(cx).map(|_| None),
     })
     .await
 }
 
-fn first_buffers(worker: &Worker, bytes: &[u8]) -> Option<Box<Buffers>> {
+fn first_request(worker: &Worker, bytes: &[u8]) -> Option<Box<Request>> {
     if bytes.is_empty() {
         return None;
     }
-    let mut buffers = worker.stock.take();
-    buffers.input.extend_from_slice(bytes);
-    Some(buffers)
+    let mut request = worker.requests.get();
+    request.input.extend_from_slice(bytes);
+    Some(request)
 }
 
 /// Reads on until the head is complete. `None` where the client left in mid-head.
-async fn read_head(client: &mut Client, buffers: &mut Buffers) -> Result<Option<usize>, Failure> {
+async fn read_head(client: &mut Client, request: &mut Request) -> Result<Option<usize>, Failure> {
     let max_head = client.worker.shared.limits.max_head;
     let mut entered = false;
     loop {
-        let found = buffers.input_scan.find(&buffers.input, max_head).map_err(Failure::BadHead)?;
+        let found = request.input_scan.find(&request.input, max_head).map_err(Failure::BadHead)?;
         if found.is_some() {
             return Ok(found);
         }
@@ -187,7 +188,7 @@ async fn read_head(client: &mut Client, buffers: &mut Buffers) -> Result<Option<
             client.deadline.enter(Phase::Header);
         }
         let Client { worker, stream, deadline, .. } = &mut *client;
-        let input = &mut buffers.input;
+        let input = &mut request.input;
         let read = std::future::poll_fn(|cx| {
             let read = poll_some(cx, worker, stream, |bytes| {
                 input.extend_from_slice(bytes);

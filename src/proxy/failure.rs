@@ -2,8 +2,10 @@
 //! it into an answer.
 
 use std::io;
+use std::sync::Arc;
 
 use super::NoNode;
+use crate::fleet::Node;
 use crate::http1::{BadChunk, BadHead};
 use crate::telemetry::UpstreamFault;
 
@@ -42,7 +44,7 @@ pub(super) enum Failure {
     NoAnswer(io::Error),
     /// The node went down while it was waited for, and another one can take the request.
     #[error("the node went down while it was waited for")]
-    NodeDown,
+    NodeDown(Arc<Node>),
     #[error("the answer took too long to begin")]
     NodeTimeout,
     #[error("the head of the answer is refused: {0}{limit}", limit = limit_of(*.0))]
@@ -81,7 +83,7 @@ impl Failure {
             Failure::NoNode(NoNode::Busy) | Failure::NoPort(_) | Failure::NoFiles => {
                 unavailable("all servers are busy")
             }
-            Failure::NoNode(NoNode::NoneUp) | Failure::NodeDown => unavailable("no server is up"),
+            Failure::NoNode(NoNode::NoneUp) | Failure::NodeDown(_) => unavailable("no server is up"),
             Failure::NoAnswer(error) if error.kind() == io::ErrorKind::TimedOut => timed_out(),
             Failure::NodeTimeout => timed_out(),
             Failure::Connect(_) | Failure::NoAnswer(_) | Failure::BadAnswer(_) => {
@@ -101,7 +103,7 @@ impl Failure {
             // Local ports are used up for one node at a time.
             Failure::Connect(_) | Failure::NoPort(_) if untouched => Some("connect"),
             Failure::NoAnswer(_) if untouched && repeatable => Some("no_answer"),
-            Failure::NodeDown if untouched && repeatable => Some("node_down"),
+            Failure::NodeDown(_) if untouched && repeatable => Some("node_down"),
             _ => None,
         }
     }
@@ -129,7 +131,7 @@ impl Failure {
             | Failure::NoPort(_)
             | Failure::NoFiles
             // Its request is another node's now.
-            | Failure::NodeDown
+            | Failure::NodeDown(_)
             | Failure::NoNode(_) => return None,
         })
     }

@@ -235,13 +235,13 @@ async fn carry_out(
     let connection = &*active.0;
     let Connection { worker, frontend, peer, .. } = connection;
     let (parts, body) = request.into_parts();
-    let mut buffers = worker.stock.take();
-    let written = write_head(&mut buffers.input, &parts, &body);
+    let mut exchanged = worker.requests.get();
+    let written = write_head(&mut exchanged.input, &parts, &body);
     let stream = Stream::Http2(Half::new(parts.method == Method::HEAD, body, head));
     let deadline = worker.deadline(frontend);
     let mut client = Client::new(Rc::clone(worker), Rc::clone(frontend), stream, peer.clone(), deadline);
-    let after = exchange::handle(&mut client, &mut buffers, written.map_err(Failure::BadHead)).await;
-    worker.stock.give_back(buffers);
+    let after = exchange::handle(&mut client, &mut exchanged, written.map_err(Failure::BadHead)).await;
+    worker.requests.put(exchanged);
     let Client { stream: Stream::Http2(mut half), deadline, .. } = client else { return };
     if half.was_cancelled() {
         connection.cancelled.set(connection.cancelled.get().saturating_add(1));

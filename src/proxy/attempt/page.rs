@@ -15,7 +15,9 @@ use super::super::bypass::{self, fragment};
 use super::super::client::Client;
 use super::super::deadline::Phase;
 use super::super::failure::Failure;
-use super::{Exchange, fallback_host, forwarding};
+use super::super::request::Request;
+use super::relay::Relayed;
+use super::{Begun, Exchange, fallback_host, forwarding};
 use crate::esi::{Parser, Piece};
 use crate::fleet::Node;
 use crate::http1::{BodyDecoder, RequestHead, write_subrequest};
@@ -126,7 +128,7 @@ impl Sink<'_> {
 /// Who asks for the fragments of a page, and of whom.
 struct Asking<'p> {
     node: &'p Node,
-    request: &'p RequestHead,
+    head: &'p RequestHead,
     /// How many were asked for.
     count: usize,
 }
@@ -147,13 +149,13 @@ impl Asking<'_> {
             return Err(LeftOut::TooMany);
         }
         self.count += 1;
-        let fallback = fallback_host(self.request, self.node);
-        let host = self.request.host().unwrap_or(fallback.as_bytes());
+        let fallback = fallback_host(self.head, self.node);
+        let host = self.head.host().unwrap_or(fallback.as_bytes());
         let target = fragment::target_of(source, host, base).ok_or(LeftOut::Foreign)?;
-        let mut head = Vec::new();
-        let forwarding = forwarding(client, self.request, &fallback);
-        write_subrequest(&mut head, &target, self.request, forwarding);
-        let Fragment { body, is_markup } = fragment::fetch(client, self.node, of_page, &head).await?;
+        let mut out = Vec::new();
+        let forwarding = forwarding(client, self.head, &fallback);
+        write_subrequest(&mut out, &target, self.head, forwarding);
+        let Fragment { body, is_markup } = fragment::fetch(client, self.node, of_page, &out).await?;
         let parser = if is_markup { Parser::default() } else { Parser::plain() };
         Ok(Document { bytes: body, taken: 0, parser, target })
     }
@@ -161,7 +163,7 @@ impl Asking<'_> {
     /// Says why a fragment is missing from a page.
     fn report(&self, client: &Client, source: &[u8], reason: &LeftOut) {
         if let Some(unsaid) = client.worker.notices.pass() {
-            let path = String::from_utf8_lossy(self.request.path());
+            let path = String::from_utf8_lossy(self.head.path());
             let source = source.split(|&byte| byte == b'?').next().unwrap_or_default();
             let source = String::from_utf8_lossy(source);
             tracing::info!(
@@ -174,24 +176,22 @@ impl Asking<'_> {
 
 impl Exchange<'_> {
     /// Passes a page on whose body so far is in `answer`.
-    pub(super) async fn forward_page(&mut self) -> Result<(), Failure> {
-        let mut answer = mem::take(&mut self.buffers.answer);
-        let decoder = BodyDecoder::new(self.buffers.response.framing);
-        let (wire, chunked) = self.begin()?;
-        bypass::ask_for_fragments(&mut self.buffers.request);
-        let request = &self.buffers.request;
-        let mut asking = Asking { node: self.node, request, count: 0 };
-        let is_free = self.buffers.response.keep_alive && !request.offers_upgrade();
+    pub(super) async fn relay_page(&mut self) -> Result<Relayed, Failure> {
+        let Begun { first: wire, chunked, keep_alive } = self.begin()?;
+        bypass::ask_for_fragments(&mut self.request.head);
+        let Request { head, response, answer, .. } = &mut *self.request;
+        let decoder = BodyDecoder::new(response.framing);
+        let mut asking = Asking { node: self.node, head, count: 0 };
+        let is_free = response.keep_alive && !head.offers_upgrade();
         let upstream = &mut self.upstream.stream;
         let mut source = Source { upstream, is_free, decoder, surplus: &mut self.surplus };
         let mut sink = Sink { client: &mut *self.client, wire, gathered: Vec::new(), chunked, sent: 0 };
         let mut page =
-            Document { bytes: Vec::new(), taken: 0, parser: Parser::default(), target: request.target().to_vec() };
-        source.take(mem::take(&mut answer), &mut page.bytes)?;
-        let filled = fill_in(&mut source, &mut sink, &mut asking, page).await;
-        self.sent = sink.sent;
-        self.buffers.response.keep_alive = source.is_free;
-        filled
+            Document { bytes: Vec::new(), taken: 0, parser: Parser::default(), target: head.target().to_vec() };
+        source.take(mem::take(answer), &mut page.bytes)?;
+        fill_in(&mut source, &mut sink, &mut asking, page).await?;
+        response.keep_alive = source.is_free;
+        Ok(Relayed { keep_alive, sent: sink.sent })
     }
 }
 

@@ -23,6 +23,7 @@ use tokio::net::TcpStream;
 use super::super::deadline::Interrupt;
 use super::super::failure::Failure;
 use super::Exchange;
+use super::head::AwaitingHead;
 use crate::fleet::Node;
 
 /// How long the system of a node that is down or gone may give no sign of life on a connection.
@@ -31,12 +32,12 @@ const SILENCE: Duration = Duration::from_secs(15);
 /// How often it is asked for one.
 const ASK_EVERY: Duration = Duration::from_secs(3);
 
-impl Exchange<'_> {
+impl AwaitingHead<'_, '_> {
     /// Ready with the reason when the wait for the head of the answer is to end. `for_client`: it is the client that is
     /// waited for.
     pub(super) fn poll_patience(&mut self, cx: &mut Context<'_>, for_client: bool) -> Poll<Failure> {
         loop {
-            let interrupt = ready!(self.client.deadline.poll_wait(cx, for_client));
+            let interrupt = ready!(self.exchange.client.deadline.poll_wait(cx, for_client));
             match interrupt {
                 Interrupt::NodeDown | Interrupt::NodeGone => {}
                 _ if for_client => return Poll::Ready(Failure::ClientTimeout),
@@ -44,24 +45,24 @@ impl Exchange<'_> {
             }
             if !self.asked_for_life {
                 self.asked_for_life = true;
-                ask_for_life(&self.upstream.stream);
+                ask_for_life(&self.exchange.upstream.stream);
             }
-            if interrupt == Interrupt::NodeGone || !self.terms.may_move || self.upload.has_read {
-                self.client.deadline.go_on_without_node();
+            let Exchange { client, terms, upload, .. } = &*self.exchange;
+            if interrupt == Interrupt::NodeGone || !terms.may_move || upload.has_read() {
+                client.deadline.go_on_without_node();
                 continue;
             }
             if let Some(other) = self.another_node() {
-                self.other = Some(other);
-                return Poll::Ready(Failure::NodeDown);
+                return Poll::Ready(Failure::NodeDown(other));
             }
             // Perhaps there is one at the next sweep.
-            self.client.deadline.go_on();
+            client.deadline.go_on();
         }
     }
 
     fn another_node(&self) -> Option<Arc<Node>> {
-        let fleet = self.client.worker.shared.fleet.load();
-        self.client.frontend.select.pick(&fleet, self.terms.draw, Some(self.node.key)).ok()
+        let Exchange { client, terms, node, .. } = &*self.exchange;
+        client.frontend.select.pick(&client.worker.shared.fleet.load(), terms.draw, Some(node.key)).ok()
     }
 }
 

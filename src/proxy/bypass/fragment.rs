@@ -133,7 +133,7 @@ pub(in crate::proxy) async fn fetch(
             }
         }
         let pools = &client.worker.pools;
-        if let Some(kept) = pools.take(node, None, Openness::AsKnown) {
+        if let Some(kept) = pools.get(node, None, Openness::AsKnown) {
             match ask_and_keep(client, node, kept, request).await {
                 Err(LeftOut::NoAnswer(_)) => {}
                 asked => return asked,
@@ -163,7 +163,7 @@ async fn ask_and_keep(
 ) -> Result<Fragment, LeftOut> {
     let (fragment, stays) = ask(client, &mut connection.stream, request).await?;
     if stays {
-        client.worker.pools.give(node, connection, None, Instant::now());
+        client.worker.pools.put(node, connection, None, Instant::now());
     }
     Ok(fragment)
 }

@@ -9,7 +9,8 @@ mod messages;
 use std::hint::black_box;
 
 use clearcoat::http1::{
-    ChunkedDecoder, Forwarding, HeadChanges, HeadScan, Method, RequestHead, ResponseHead, Version, write_request, write_response,
+    ChunkedDecoder, Forwarding, HeadChanges, HeadScan, Method, RequestHead, ResponseHead, Version, write_request,
+    write_response,
 };
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 

@@ -26,7 +26,8 @@ pub use head::HeadScan;
 pub use request::{Method, RequestHead};
 pub use response::ResponseHead;
 pub use write::{
-    Forwarding, HeadChanges, error_fields, error_response, push_decimal, write_request, write_response, write_subrequest,
+    Forwarding, HeadChanges, error_fields, error_response, push_decimal, write_request, write_response,
+    write_subrequest,
 };
 
 /// How the end of a message body is found (RFC 9112 section 6.3).

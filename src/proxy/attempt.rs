@@ -24,7 +24,7 @@ use super::client::{After, Client};
 use super::deadline::{Interrupt, Phase};
 use super::failure::Failure;
 use super::request::Request;
-use super::transfer::{Transfer, TransferError};
+use super::transfer::{Outgoing, Transfer, TransferError};
 use super::tunnel::tunnel;
 use crate::balance::Draw;
 use crate::files::is_ours;
@@ -116,11 +116,13 @@ pub(super) async fn attempt(
     }
     write_head(&mut first, client, &request.head, node);
     let framing = request.head.framing;
-    let body = Transfer::new(client.body_framing(framing), framing == Framing::Chunked, first);
+    let outgoing = if framing == Framing::Chunked { Outgoing::Chunked } else { Outgoing::AsItIs };
+    let body = Transfer::new(client.body_framing(framing), outgoing, first);
     let upload = Upload::new(body.at_most(client.worker.shared.limits.longest_body()));
-    let mut exchange = Exchange { client, request, node, terms, upstream, upload, surplus: Vec::new() };
+    let mut exchange =
+        Exchange { client, request, node, terms, upstream, upload, asked_for_life: false, surplus: Vec::new() };
     let ended = exchange.run().await;
-    let Exchange { client, request, upstream, upload, surplus, .. } = exchange;
+    let Exchange { client, request, upstream, upload, surplus, asked_for_life, .. } = exchange;
     let (untouched, unsent) = (!upload.has_read(), upload.is_unsent());
     let after = match ended {
         Ok(after) => after,
@@ -132,8 +134,8 @@ pub(super) async fn attempt(
     };
     // A connection on which a change of protocol was offered is a tunnel by now, or may be one behind the node: a
     // Varnish pipes it, taken or not, and what follows on it would pass its VCL by.
-    let is_http = !request.head.offers_upgrade();
-    if is_http && request.response.keep_alive && upload.is_done() && surplus.is_empty() {
+    let is_as_it_was = !request.head.offers_upgrade() && !asked_for_life;
+    if is_as_it_was && request.response.keep_alive && upload.is_done() && surplus.is_empty() {
         client.worker.pools.put(node, upstream, owner, Instant::now());
     }
     request.to_node = upload.into_buffer();
@@ -209,6 +211,8 @@ struct Exchange<'e> {
     terms: Terms,
     upstream: Connection,
     upload: Upload,
+    /// The connection was asked whether the node is still there, and has limits of its own since.
+    asked_for_life: bool,
     /// What the node sent beyond its answer.
     surplus: Vec<u8>,
 }
@@ -240,8 +244,8 @@ impl Exchange<'_> {
         self.node.spec.role != self.client.frontend.role
     }
 
-    /// Begins the answer: returns what goes before its body, whether that is to be chunked, and whether the client may send
-    /// another request after it.
+    /// Begins the answer: returns what goes before its body, how that is to be framed, and whether the client may send another
+    /// request after it.
     fn begin(&mut self) -> Result<Begun, Failure> {
         let is_bypass = self.is_bypass();
         let Request { response, head, guard_mark, to_client, .. } = &mut *self.request;
@@ -254,10 +258,9 @@ impl Exchange<'_> {
         let mut first = mem::take(to_client);
         first.clear();
         let willing = head.keep_alive && self.upload.is_done() && self.client.worker.stage() < frontend.drains_at;
-        let (chunked, keep_alive) =
-            self.client.begin_answer(&mut first, response, &changes, head.version, willing)?;
+        let (outgoing, keep_alive) = self.client.begin_answer(&mut first, response, &changes, head.version, willing)?;
         self.request.status = Some(self.request.response.status);
-        Ok(Begun { first, chunked, keep_alive })
+        Ok(Begun { first, outgoing, keep_alive })
     }
 
     /// Passes the switch of protocols on, and after it whatever the two sides have to say to each other.
@@ -278,7 +281,7 @@ impl Exchange<'_> {
 /// The beginning of an answer.
 struct Begun {
     first: Vec<u8>,
-    chunked: bool,
+    outgoing: Outgoing,
     keep_alive: bool,
 }
 

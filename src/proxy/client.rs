@@ -11,6 +11,7 @@ use super::Frontend;
 use super::deadline::Deadline;
 use super::failure::{Failure, Reply};
 use super::stream::Stream;
+use super::transfer::Outgoing;
 use super::worker::Worker;
 use crate::fleet::Snapshot;
 use crate::http1::{BadHead, Framing, HeadChanges, ResponseHead, Version, error_response, write_response};
@@ -74,7 +75,13 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(worker: Rc<Worker>, frontend: Rc<Frontend>, stream: Stream, peer: Peer, deadline: Deadline) -> Self {
+    pub(super) fn new(
+        worker: Rc<Worker>,
+        frontend: Rc<Frontend>,
+        stream: Stream,
+        peer: Peer,
+        deadline: Deadline,
+    ) -> Self {
         Client { worker, frontend, stream, peer, trusted: false, judged_by: None, deadline, passage: None }
     }
 
@@ -120,7 +127,7 @@ impl Client {
     }
 
     /// Begins the answer: what goes before its body is appended to `out`. Returns
-    /// whether the body is to be chunked, and whether another request may follow.
+    /// how the body is to be framed, and whether another request may follow.
     ///
     /// # Errors
     /// An HTTP/2 client that has gone, or cannot be told this.
@@ -131,15 +138,16 @@ impl Client {
         changes: &HeadChanges,
         version: Version,
         willing: bool,
-    ) -> Result<(bool, bool), Failure> {
+    ) -> Result<(Outgoing, bool), Failure> {
         let Stream::Http2(half) = &mut self.stream else {
             let (framing, keep_alive) = write_response(out, head, changes, version, willing);
-            return Ok((framing == Framing::Chunked, keep_alive));
+            let outgoing = if framing == Framing::Chunked { Outgoing::Chunked } else { Outgoing::AsItIs };
+            return Ok((outgoing, keep_alive));
         };
         if half.was_cancelled() {
             Err(Failure::ClientGone(io::ErrorKind::ConnectionReset.into()))
         } else if half.begin_answer(head, changes, head.framing == Framing::None) {
-            Ok((false, true))
+            Ok((Outgoing::AsItIs, true))
         } else {
             Err(Failure::BadAnswer(BadHead::Syntax("HTTP/2 cannot carry it")))
         }

@@ -15,8 +15,8 @@ use tokio_rustls::TlsAcceptor;
 
 use super::admission::Permit;
 
-use super::client::{After, Client, Peer};
 use super::Frontend;
+use super::client::{After, Client, Peer};
 use super::deadline::{Deadline, Interrupt, Phase};
 use super::exchange;
 use super::failure::Failure;

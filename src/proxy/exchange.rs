@@ -148,11 +148,12 @@ async fn try_handle(
 /// Tells the client what it can be told: an answer if none has begun, a reset if one was cut.
 async fn respond_to(client: &mut Client, request: &mut Request, failure: &Failure) -> After {
     tracing::debug!(peer = %client.peer.text, %failure, "request failed");
-    let Some(reply) = failure.reply() else {
-        // If nothing of an answer was sent there is nothing to cut, and a reset would destroy what the client has not
-        // read of the answers before.
-        return if request.status.is_none() { After::Close } else { After::Reset };
-    };
+    if request.status.is_some() {
+        return After::Reset;
+    }
+    // If nothing of an answer was sent there is nothing to cut, and a reset would destroy what the client has not read of
+    // the answers before.
+    let Some(reply) = failure.reply() else { return After::Close };
     request.status = Some(reply.status);
     let Request { to_client, head, .. } = request;
     client.deadline.enter(Phase::Body);

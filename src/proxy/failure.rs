@@ -65,8 +65,8 @@ pub(super) struct Reply {
 }
 
 impl Failure {
-    /// The table of answers: what happened, and nothing about who is behind us. `None` where there is nobody to
-    /// answer, or where an answer has begun already.
+    /// The table of answers to a client that has seen nothing of one: what happened, and nothing about who is behind us.
+    /// `None` if there is nobody to answer.
     pub(super) fn reply(&self) -> Option<Reply> {
         let bad_request = |reason: &dyn std::fmt::Display| (400, "Bad Request", format!("bad request: {reason}"));
         let (status, reason, text) = match self {
@@ -86,10 +86,12 @@ impl Failure {
             Failure::NoNode(NoNode::NoneUp) | Failure::NodeDown(_) => unavailable("no server is up"),
             Failure::NoAnswer(error) if error.kind() == io::ErrorKind::TimedOut => timed_out(),
             Failure::NodeTimeout => timed_out(),
-            Failure::Connect(_) | Failure::NoAnswer(_) | Failure::BadAnswer(_) => {
-                (502, "Bad Gateway", "the server failed to answer".into())
-            }
-            Failure::ClientGone(_) | Failure::CutAnswer(_) | Failure::BadAnswerBody(_) => return None,
+            Failure::Connect(_)
+            | Failure::NoAnswer(_)
+            | Failure::BadAnswer(_)
+            | Failure::CutAnswer(_)
+            | Failure::BadAnswerBody(_) => (502, "Bad Gateway", "the server failed to answer".into()),
+            Failure::ClientGone(_) => return None,
         };
         Some(Reply { status, reason, text })
     }
@@ -184,9 +186,11 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_answer_gets_no_second_one() {
-        assert_eq!(Failure::CutAnswer(cut()).reply(), None);
-        assert_eq!(Failure::NoAnswer(cut()).reply().unwrap().status, 502);
+    fn who_has_seen_nothing_of_a_bad_answer_is_told_that_it_was_bad() {
+        for failure in [Failure::CutAnswer(cut()), Failure::BadAnswerBody(BadChunk::Size), Failure::NoAnswer(cut())] {
+            assert_eq!(failure.reply().unwrap().status, 502, "{failure}");
+        }
+        assert_eq!(Failure::ClientGone(cut()).reply(), None);
     }
 
     #[test]

@@ -216,10 +216,7 @@ impl Drop for Active {
 }
 
 /// Hands one request to a task of its own, so that its deadline works also while the client takes nothing.
-async fn answer(
-    connection: Rc<Connection>,
-    request: Request<Incoming>,
-) -> Result<Response<AnswerBody>, io::Error> {
+async fn answer(connection: Rc<Connection>, request: Request<Incoming>) -> Result<Response<AnswerBody>, io::Error> {
     let (head, answered) = oneshot::channel();
     tokio::task::spawn_local(carry_out(Active::begin(connection), request, head));
     // Nobody answers where the node's answer cannot be passed on: the stream is reset.
@@ -227,11 +224,7 @@ async fn answer(
 }
 
 /// Carries out one request, until hyper needs nothing more of its answer.
-async fn carry_out(
-    active: Active,
-    request: Request<Incoming>,
-    head: oneshot::Sender<Response<AnswerBody>>,
-) {
+async fn carry_out(active: Active, request: Request<Incoming>, head: oneshot::Sender<Response<AnswerBody>>) {
     let connection = &*active.0;
     let Connection { worker, frontend, peer, .. } = connection;
     let (parts, body) = request.into_parts();

@@ -121,12 +121,7 @@ fn serve(
     tokio::task::spawn_local(connection::serve(Rc::clone(worker), Rc::clone(frontend), accepted));
 }
 
-async fn accept(
-    listener: &TcpListener,
-    worker: &Rc<Worker>,
-    tls: Option<&Arc<ServerConfig>>,
-    frontend: &Rc<Frontend>,
-) {
+async fn accept(listener: &TcpListener, worker: &Rc<Worker>, tls: Option<&Arc<ServerConfig>>, frontend: &Rc<Frontend>) {
     loop {
         worker.shared.files_of(frontend.role).clients.room().await;
         match listener.accept().await {

@@ -103,7 +103,7 @@ impl Splice {
             while self.filled > 0 {
                 let emptied = ready!(self.empty(cx, sink)).map_err(TransferError::Sink)?;
                 self.filled -= emptied;
-                transfer.moved += emptied as u64;
+                transfer.record_written(emptied as u64);
                 moved += emptied;
             }
             let Some(left) = transfer.length_left() else { return Poll::Ready(Ok(())) };
@@ -115,7 +115,7 @@ impl Splice {
             if self.filled == 0 {
                 return Poll::Ready(Err(TransferError::Source(io::ErrorKind::UnexpectedEof.into())));
             }
-            transfer.skip(self.filled as u64);
+            transfer.record_read(self.filled as u64);
         }
     }
 

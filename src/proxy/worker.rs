@@ -113,7 +113,8 @@ impl Worker {
 
     /// A deadline for a connection of this listener, or for one request among others of a connection.
     pub(super) fn deadline(&self, frontend: &Frontend) -> Deadline {
-        self.deadlines.register(frontend.drains_at, if frontend.is_public { self.shared.limits.min_body_rate } else { 0 })
+        self.deadlines
+            .register(frontend.drains_at, if frontend.is_public { self.shared.limits.min_body_rate } else { 0 })
     }
 
     /// Closes what this worker keeps for later: somebody needs the room now.

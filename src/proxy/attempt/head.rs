@@ -21,7 +21,7 @@ use super::super::deadline::Phase;
 use super::super::failure::Failure;
 use super::super::request::Request;
 use super::super::stream::Stream;
-use super::super::transfer::{BEFORE, Transfer, reading_room};
+use super::super::transfer::{BEFORE, Outgoing, Transfer, reading_room};
 use super::relay::Download;
 use super::{Exchange, download_failure};
 use crate::fleet::Role;
@@ -70,20 +70,11 @@ pub(super) struct AwaitingHead<'a, 'e> {
     held_lately: u64,
     /// The client may send more, or go.
     watches_client: bool,
-    /// The connection was asked whether the node is still there.
-    pub(super) asked_for_life: bool,
 }
 
 impl<'a, 'e> AwaitingHead<'a, 'e> {
     pub(super) fn new(exchange: &'a mut Exchange<'e>) -> Self {
-        AwaitingHead {
-            exchange,
-            scan: HeadScan::default(),
-            held: None,
-            held_lately: 0,
-            watches_client: true,
-            asked_for_life: false,
-        }
+        AwaitingHead { exchange, scan: HeadScan::default(), held: None, held_lately: 0, watches_client: true }
     }
 
     /// Sends the request and waits for the next head of the answer.
@@ -193,7 +184,7 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
             Parsed::Interim => Ok(Some(Head::Interim(len))),
             Parsed::Switch => Ok(Some(Head::Switch(len))),
             Parsed::Final if self.is_to_be_held(self.exchange.request.answer.len()) => {
-                let mut body = Transfer::new(self.exchange.request.response.framing, false, Vec::new());
+                let mut body = Transfer::new(self.exchange.request.response.framing, Outgoing::AsItIs, Vec::new());
                 body.feed(&self.exchange.request.answer).map_err(download_failure)?;
                 self.hold(body)
             }

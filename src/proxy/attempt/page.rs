@@ -16,6 +16,7 @@ use super::super::client::Client;
 use super::super::deadline::Phase;
 use super::super::failure::Failure;
 use super::super::request::Request;
+use super::super::transfer::Outgoing;
 use super::relay::Relayed;
 use super::{Begun, Exchange, fallback_host, forwarding};
 use crate::esi::{Parser, Piece};
@@ -92,7 +93,7 @@ struct Sink<'p> {
     /// The head, until it has been sent.
     wire: Vec<u8>,
     gathered: Vec<u8>,
-    chunked: bool,
+    outgoing: Outgoing,
     sent: u64,
 }
 
@@ -108,13 +109,13 @@ impl Sink<'_> {
     }
 
     async fn flush(&mut self, is_end: bool) -> Result<(), Failure> {
-        if !self.gathered.is_empty() && self.chunked {
+        if !self.gathered.is_empty() && self.outgoing == Outgoing::Chunked {
             self.wire.extend_from_slice(format!("{:x}\r\n", self.gathered.len()).as_bytes());
             self.wire.append(&mut self.gathered);
             self.wire.extend_from_slice(b"\r\n");
         }
         self.wire.append(&mut self.gathered);
-        if is_end && self.chunked {
+        if is_end && self.outgoing == Outgoing::Chunked {
             self.wire.extend_from_slice(b"0\r\n\r\n");
         }
         self.client.deadline.enter(Phase::Body);
@@ -131,6 +132,8 @@ struct Asking<'p> {
     head: &'p RequestHead,
     /// How many were asked for.
     count: usize,
+    /// One took too long. The others are not asked for: a page is not worth a node's time without end.
+    is_late: bool,
 }
 
 impl Asking<'_> {
@@ -148,6 +151,9 @@ impl Asking<'_> {
         if self.count == MOST {
             return Err(LeftOut::TooMany);
         }
+        if self.is_late {
+            return Err(LeftOut::Late);
+        }
         self.count += 1;
         let fallback = fallback_host(self.head, self.node);
         let host = self.head.host().unwrap_or(fallback.as_bytes());
@@ -155,7 +161,9 @@ impl Asking<'_> {
         let mut out = Vec::new();
         let forwarding = forwarding(client, self.head, &fallback);
         write_subrequest(&mut out, &target, self.head, forwarding);
-        let Fragment { body, is_markup } = fragment::fetch(client, self.node, of_page, &out).await?;
+        let fetched = fragment::fetch(client, self.node, of_page, &out).await;
+        self.is_late = matches!(fetched, Err(LeftOut::Late));
+        let Fragment { body, is_markup } = fetched?;
         let parser = if is_markup { Parser::default() } else { Parser::plain() };
         Ok(Document { bytes: body, taken: 0, parser, target })
     }
@@ -177,15 +185,16 @@ impl Asking<'_> {
 impl Exchange<'_> {
     /// Passes a page on whose body so far is in `answer`.
     pub(super) async fn relay_page(&mut self) -> Result<Relayed, Failure> {
-        let Begun { first: wire, chunked, keep_alive } = self.begin()?;
+        // Before the head becomes that of the page as it leaves.
+        let decoder = BodyDecoder::new(self.request.response.framing);
+        let Begun { first: wire, outgoing, keep_alive } = self.begin()?;
         bypass::ask_for_fragments(&mut self.request.head);
         let Request { head, response, answer, .. } = &mut *self.request;
-        let decoder = BodyDecoder::new(response.framing);
-        let mut asking = Asking { node: self.node, head, count: 0 };
+        let mut asking = Asking { node: self.node, head, count: 0, is_late: false };
         let is_free = response.keep_alive && !head.offers_upgrade();
         let upstream = &mut self.upstream.stream;
         let mut source = Source { upstream, is_free, decoder, surplus: &mut self.surplus };
-        let mut sink = Sink { client: &mut *self.client, wire, gathered: Vec::new(), chunked, sent: 0 };
+        let mut sink = Sink { client: &mut *self.client, wire, gathered: Vec::new(), outgoing, sent: 0 };
         let mut page =
             Document { bytes: Vec::new(), taken: 0, parser: Parser::default(), target: head.target().to_vec() };
         source.take(mem::take(answer), &mut page.bytes)?;

@@ -8,11 +8,13 @@
 //! - A safe request of which nothing was passed on may go to another node when this one is *down*, if there is one that
 //!   can take it: that makes failover quick, and to carry out a GET twice harms nobody. It moves once.
 //! - For any other request the connection is asked: the system sends keepalive probes on it and gives up on a node that
-//!   leaves them, or what was sent to it, without a sign for [`SILENCE`]. A hung process has a system that answers for
-//!   it, and is waited for; a machine that is gone has none.
+//!   leaves them, or a request that was sent to it whole, without a sign for [`SILENCE`]. A hung process has a system that
+//!   answers for it, and is waited for; a machine that is gone has none. (Not so a request of which there is more to send:
+//!   the system counts a full receive window, which a hung process leaves, as no sign.)
 //!
 //! Beside that the phases have their limits, which no verdict makes longer.
 
+use std::mem;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -43,9 +45,9 @@ impl AwaitingHead<'_, '_> {
                 _ if for_client => return Poll::Ready(Failure::ClientTimeout),
                 _ => return Poll::Ready(Failure::NodeTimeout),
             }
-            if !self.asked_for_life {
-                self.asked_for_life = true;
-                ask_for_life(&self.exchange.upstream.stream);
+            let is_sent = self.exchange.upload.is_done();
+            if !mem::replace(&mut self.exchange.asked_for_life, true) {
+                ask_for_life(&self.exchange.upstream.stream, is_sent);
             }
             let Exchange { client, terms, upload, .. } = &*self.exchange;
             if interrupt == Interrupt::NodeGone || !terms.may_move || upload.has_read() {
@@ -67,12 +69,14 @@ impl AwaitingHead<'_, '_> {
 }
 
 /// Makes the system ask for signs of life on a connection; reads and writes fail with `TimedOut` when there are none.
-fn ask_for_life(stream: &TcpStream) {
+/// `is_sent`: there is no more to send.
+fn ask_for_life(stream: &TcpStream, is_sent: bool) {
+    const PROBES: u32 = (SILENCE.as_secs() / ASK_EVERY.as_secs()) as u32;
     let socket = SockRef::from(stream);
-    let probes = TcpKeepalive::new().with_time(ASK_EVERY).with_interval(ASK_EVERY);
+    let probes = TcpKeepalive::new().with_time(ASK_EVERY).with_interval(ASK_EVERY).with_retries(PROBES - 1);
     #[cfg(target_os = "linux")]
     // Also for what was sent and not acknowledged: no probes go out while that is repeated.
-    let limited = socket.set_tcp_user_timeout(Some(SILENCE));
+    let limited = if is_sent { socket.set_tcp_user_timeout(Some(SILENCE)) } else { Ok(()) };
     #[cfg(not(target_os = "linux"))]
     let limited = Ok(());
     let asked = limited.and_then(|()| socket.set_tcp_keepalive(&probes));
@@ -91,7 +95,7 @@ mod tests {
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let socket = SockRef::from(&stream);
         assert!(!socket.keepalive().unwrap());
-        ask_for_life(&stream);
+        ask_for_life(&stream, true);
         assert!(socket.keepalive().unwrap());
         assert_eq!(
             (socket.tcp_keepalive_time().unwrap(), socket.tcp_keepalive_interval().unwrap()),

@@ -1,7 +1,6 @@
 //! The second state of an attempt: the answer has begun, and goes on to its end.
 
 use std::io;
-use std::mem;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
@@ -36,8 +35,8 @@ pub(super) struct Download {
 
 impl Download {
     /// A download of which nothing was sent.
-    pub(super) fn new(framing: Framing, Begun { first, chunked, keep_alive }: Begun) -> Self {
-        Download { body: Transfer::new(framing, chunked, first), keep_alive }
+    pub(super) fn new(framing: Framing, Begun { first, outgoing, keep_alive }: Begun) -> Self {
+        Download { body: Transfer::new(framing, outgoing, first), keep_alive }
     }
 }
 
@@ -91,10 +90,12 @@ impl<'a, 'e> Relaying<'a, 'e> {
             tracing::info!(node = %node.id(), "an answer that a purge waits for has no end, and is cut");
             return Poll::Ready(Err(Failure::CutAnswer(io::ErrorKind::TimedOut.into())));
         }
-        self.download.body.source_was_reset = upload.was_refused();
+        if upload.was_refused() {
+            self.download.body.source_was_reset();
+        }
         let mut waits_for_client = false;
         let polled = self.poll_download(cx, splice, &mut waits_for_client);
-        let sent = mem::take(&mut self.download.body.moved);
+        let sent = self.download.body.take_moved();
         self.sent += sent;
         if let Poll::Ready(result) = polled {
             return Poll::Ready(result.map_err(download_failure));
@@ -107,6 +108,11 @@ impl<'a, 'e> Relaying<'a, 'e> {
             client.deadline.enter(Phase::Body);
         } else if moved > 0 {
             client.deadline.advance(moved);
+        }
+        if let Some(passage) = &client.passage
+            && passage.poll_to_be_cut(cx).is_ready()
+        {
+            cx.waker().wake_by_ref();
         }
         let client_there = match self.poll_client_there(cx) {
             Ok(there) => there,

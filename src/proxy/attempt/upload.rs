@@ -1,6 +1,5 @@
 //! The body of a request on its way to the node.
 
-use std::mem;
 use std::task::{Context, Poll};
 
 use tokio::net::TcpStream;
@@ -42,13 +41,18 @@ impl Upload {
     }
 
     /// Moves the body on.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>, client: &mut Client, node: &mut TcpStream) -> Result<(), Failure> {
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &mut Client,
+        node: &mut TcpStream,
+    ) -> Result<(), Failure> {
         if self.needs_no_more() {
             return Ok(());
         }
         let mut scratch = client.worker.scratch.borrow_mut();
         let polled = self.body.poll(cx, &mut client.stream, node, &mut scratch, &mut self.beyond);
-        self.is_unsent &= self.body.moved == 0;
+        self.is_unsent &= !self.body.has_moved();
         match polled {
             Poll::Ready(Err(TransferError::Sink(_))) => {
                 self.course = Course::Refused;
@@ -66,7 +70,7 @@ impl Upload {
 
     /// Bytes that were written since this was last asked.
     pub(super) fn take_moved(&mut self) -> u64 {
-        mem::take(&mut self.body.moved)
+        self.body.take_moved()
     }
 
     /// Whether the node has all of it, or takes no more.
@@ -91,7 +95,7 @@ impl Upload {
 
     /// Whether bytes were read from the client beyond those that came with the head: then the request cannot be repeated.
     pub(super) fn has_read(&self) -> bool {
-        self.body.has_read
+        self.body.has_read()
     }
 
     /// Whether it is the node that is waited for, and not the client.

@@ -169,11 +169,7 @@ async fn ask_and_keep(
 }
 
 /// Asks over this connection. Returns also whether another request may be sent on it.
-async fn ask(
-    client: &Client,
-    stream: &mut TcpStream,
-    request: &[u8],
-) -> Result<(Fragment, bool), LeftOut> {
+async fn ask(client: &Client, stream: &mut TcpStream, request: &[u8]) -> Result<(Fragment, bool), LeftOut> {
     stream.write_all(request).await.map_err(LeftOut::NoAnswer)?;
     let limits = &client.worker.shared.limits;
     let (mut input, mut head) = (Vec::new(), ResponseHead::default());

@@ -9,7 +9,8 @@ mod messages;
 use std::hint::black_box;
 
 use clearcoat::http1::{
-    ChunkedDecoder, Forwarding, HeadScan, Method, RequestHead, ResponseHead, Version, write_request, write_response,
+    ChunkedDecoder, Forwarding, HeadChanges, HeadScan, Method, RequestHead, ResponseHead, Version, write_request,
+    write_response,
 };
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 
@@ -40,13 +41,13 @@ fn request(criterion: &mut Criterion) {
     group.bench_function("scan", |bencher| bencher.iter(|| find(black_box(&bytes))));
     let mut head = RequestHead::default();
     group.bench_function("parse and checks", |bencher| {
-        bencher.iter(|| head.parse(black_box(&bytes), bytes.len(), 100).expect("a head without fault"));
+        bencher.iter(|| head.parse(black_box(&bytes), 100).expect("a head without fault"));
     });
     let mut out = Vec::new();
     group.bench_function("rewrite", |bencher| {
         bencher.iter(|| {
             out.clear();
-            write_request(&mut out, black_box(&head), black_box(&bytes), FORWARDING);
+            write_request(&mut out, black_box(&head), FORWARDING);
             out.len()
         });
     });
@@ -59,13 +60,13 @@ fn answer(criterion: &mut Criterion) {
     group.bench_function("scan", |bencher| bencher.iter(|| find(black_box(&bytes))));
     let mut head = ResponseHead::default();
     group.bench_function("parse and checks", |bencher| {
-        bencher.iter(|| head.parse(black_box(&bytes), bytes.len(), Method::Get, 100).expect("a head without fault"));
+        bencher.iter(|| head.parse(black_box(&bytes), Method::Get, 100).expect("a head without fault"));
     });
     let mut out = Vec::new();
     group.bench_function("rewrite", |bencher| {
         bencher.iter(|| {
             out.clear();
-            write_response(&mut out, black_box(&head), black_box(&bytes), Version::Http11, true)
+            write_response(&mut out, black_box(&head), &HeadChanges::default(), Version::Http11, true)
         });
     });
 }

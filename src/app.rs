@@ -30,13 +30,13 @@ use tokio::task::JoinSet;
 use crate::admin::Admin;
 use crate::config::{Config, ConfigSource, StaticNode};
 use crate::delivery::Deliveries;
-use crate::edge::Edge;
+use crate::edge;
 use crate::files;
 use crate::fleet::{Health, NodeId, Role, Snapshot};
 use crate::http_server;
 use crate::journal::Journal;
-use crate::origin::Origin;
-use crate::proxy;
+use crate::origin;
+use crate::proxy::{self, Entrance, Frontend};
 use crate::purge_api::PurgeApi;
 use crate::replicas::Replicas;
 use crate::shutdown::{self, Shutdown, ShutdownHandle, Stage};
@@ -154,14 +154,17 @@ impl App {
         serve_all(&mut servers, purge, purge_api, (plan.control_connections, config.purge.max_request), &shutdown);
         serve_all(&mut servers, admin, admin_api, (plan.control_connections, MAX_ADMIN_REQUEST), &shutdown);
 
-        let edge_route =
-            Edge::new(&config.edge, &config.purge.methods, fence, Arc::clone(&trials), Arc::clone(&metrics));
-        let origin_route = Origin::new(&config.origin, &config.purge.methods, guard, trials, Arc::clone(&metrics));
+        let methods = &config.purge.methods;
+        let frontends = Frontends {
+            edge: edge::frontend(&config.edge, methods, fence, Arc::clone(&trials), Arc::clone(&metrics)),
+            opens: open.clone(),
+            origin: origin::frontend(&config.origin, methods, guard, trials, Arc::clone(&metrics)),
+            listed: listed.clone(),
+        };
         let files = files::Budget::new(&plan, config.limits.max_connections, &metrics);
         let shared = shared(config, fleet, (Arc::clone(&metrics), files), suspects, started, shutdown);
         let sockets = edge.into_iter().zip(origin);
-        let routes = (edge_route, origin_route);
-        let (workers, edge_in_use) = start_workers(sockets, &shared, &routes, (&open, &listed))?;
+        let (workers, edge_in_use) = start_workers(sockets, &shared, &frontends)?;
         Ok(App {
             addresses,
             shutdown: shutdown_handle,
@@ -262,20 +265,32 @@ fn serve_all<H: http_server::Handler>(
     }
 }
 
+/// The two frontends, and what each of them waits for before it takes connections.
+#[derive(Clone)]
+struct Frontends {
+    edge: Frontend,
+    /// The first round of deliveries is over.
+    opens: watch::Receiver<bool>,
+    origin: Frontend,
+    /// The nodes are known.
+    listed: watch::Receiver<bool>,
+}
+
 /// Starts the workers, each with its sockets of edge and origin. What comes with them is closed when the process drains
 /// and no client is left at any worker's edge.
 fn start_workers(
     sockets: impl Iterator<Item = (Vec<proxy::Listener>, Vec<proxy::Listener>)>,
     shared: &proxy::Shared,
-    (edge_route, origin_route): &(Edge, Origin),
-    (open, listed): (&watch::Receiver<bool>, &watch::Receiver<bool>),
+    frontends: &Frontends,
 ) -> anyhow::Result<(Vec<JoinHandle<()>>, mpsc::Receiver<Infallible>)> {
     // Varnish needs its backend before the edge opens: what it fetches cannot be older than the fetch. But not before a
     // node is known: a clearcoat that has just started would refuse what another one could have fetched.
     let (in_use, edge_in_use) = mpsc::channel(1);
     let workers = sockets.enumerate().map(|(index, (edge, origin))| {
-        let edge = (edge, edge_route.clone(), open.clone());
-        proxy::spawn(index, shared.clone(), edge, (origin, origin_route.clone(), listed.clone()), in_use.clone())
+        let Frontends { edge: edge_frontend, opens, origin: origin_frontend, listed } = frontends.clone();
+        let edge = Entrance { sockets: edge, frontend: edge_frontend, open: opens };
+        let origin = Entrance { sockets: origin, frontend: origin_frontend, open: listed };
+        proxy::spawn(index, shared.clone(), vec![edge, origin], in_use.clone())
     });
     let workers = workers.collect::<Result<_, _>>().context("a worker thread could not be started")?;
     Ok((workers, edge_in_use))

@@ -5,66 +5,71 @@
 //! caches to the web nodes, as many requests at once as they can bear. Only beyond that an old page is better than
 //! none, and then it is counted.
 
-use std::net::IpAddr;
 use std::sync::Arc;
-
-use ipnet::IpNet;
 
 use crate::balance::{self, Draw, Policy};
 use crate::config::{self, ProxyProtocol, WhenAllBehind};
 use crate::fleet::{Fence, Member, Node, Role, Snapshot};
-use crate::http1::{Method, RequestHead, ResponseHead};
-use crate::proxy::{IgnoredParameters, NoNode, OwnAnswer, Route, request_key};
-use crate::purge::{Ends, Passage};
+use crate::http1::RequestHead;
+use crate::proxy::{Frontend, IgnoredParameters, NoNode, OwnAnswer, Select, Trust, request_key};
 use crate::shutdown::Stage;
 use crate::telemetry::Metrics;
 use crate::trial::{self, Trials};
 
-/// The edge's decisions. Cheap to clone: each worker has its own.
-#[derive(Clone)]
-pub struct Edge {
+/// The edge's frontend: it picks behind this fence. `purge_methods` are the methods that purge, beside those that every
+/// listener knows.
+pub fn frontend(
+    config: &config::Edge,
+    purge_methods: &[String],
+    fence: Arc<Fence>,
+    trials: Arc<Trials>,
+    metrics: Arc<Metrics>,
+) -> Frontend {
+    let select = EdgeSelect::new(config, fence, Arc::clone(&trials), metrics);
+    // A page of ours is asked for by no client: a Varnish would see our own address and answer.
+    let own_answer = move |head: &RequestHead| {
+        trials.saw_host(head.host());
+        trial::is_ours(head.path()).then_some(OwnAnswer::NotFound)
+    };
+    Frontend {
+        role: Role::Varnish,
+        drains_at: Stage::Draining,
+        is_public: true,
+        trust: Trust::Networks(config.trusted_proxies.clone().into()),
+        accepts_proxy_header: config.proxy_protocol == ProxyProtocol::Accept,
+        offload_header: config.offload_header.as_str().into(),
+        purge_methods: purge_methods.into(),
+        own_answer: Arc::new(own_answer),
+        select: Arc::new(select),
+        // No cache of ours is before the edge.
+        store: None,
+    }
+}
+
+/// Chooses among the Varnish nodes that are current.
+struct EdgeSelect {
     policy: Policy,
     bounded_load: f64,
-    ignored: Arc<IgnoredParameters>,
+    ignored: IgnoredParameters,
     when_all_behind: WhenAllBehind,
     bypass_max_requests_per_node: u32,
-    trusted_proxies: Arc<[IpNet]>,
-    accepts_proxy_header: bool,
-    offload_header: Arc<str>,
-    /// The methods that purge here.
-    purging: Arc<[String]>,
     fence: Arc<Fence>,
     trials: Arc<Trials>,
     metrics: Arc<Metrics>,
 }
 
-impl Edge {
-    /// An edge that picks behind this fence. `purging` are the methods that purge, of which none passes.
-    pub fn new(
-        config: &config::Edge,
-        purging: &[String],
-        fence: Arc<Fence>,
-        trials: Arc<Trials>,
-        metrics: Arc<Metrics>,
-    ) -> Self {
-        Edge {
+impl EdgeSelect {
+    fn new(config: &config::Edge, fence: Arc<Fence>, trials: Arc<Trials>, metrics: Arc<Metrics>) -> Self {
+        EdgeSelect {
             policy: config.policy,
             bounded_load: config.bounded_load,
-            ignored: Arc::new(IgnoredParameters::new(config.hash_ignore_query.iter().map(String::as_str))),
+            ignored: IgnoredParameters::new(config.hash_ignore_query.iter().map(String::as_str)),
             when_all_behind: config.when_all_behind,
             bypass_max_requests_per_node: config.bypass_max_requests_per_node,
-            trusted_proxies: config.trusted_proxies.clone().into(),
-            accepts_proxy_header: config.proxy_protocol == ProxyProtocol::Accept,
-            offload_header: config.offload_header.as_str().into(),
-            purging: purging.into(),
             fence,
             trials,
             metrics,
         }
-    }
-
-    fn is_trusted(&self, peer: IpAddr) -> bool {
-        self.trusted_proxies.iter().any(|network| network.contains(&peer))
     }
 
     /// Past the caches: a web node that has room.
@@ -87,40 +92,9 @@ impl Edge {
     }
 }
 
-impl Route for Edge {
-    const ROLE: Role = Role::Varnish;
-    const DRAINS_AT: Stage = Stage::Draining;
-
-    const PUBLIC: bool = true;
-
-    /// What comes from Varnish is for nobody's purges any more.
-    const JOINS_TAGS: bool = false;
-
-    fn expects_proxy_header(&self, peer: IpAddr) -> bool {
-        self.accepts_proxy_header && self.is_trusted(peer)
-    }
-
-    fn offload_header(&self) -> &str {
-        &self.offload_header
-    }
-
-    fn trusts(&self, peer: IpAddr, _fleet: &Snapshot) -> bool {
-        self.is_trusted(peer)
-    }
-
-    /// No purge method passes: Varnish would see our own address in its ACL and obey.
-    fn admits(&self, head: &RequestHead, buffer: &[u8]) -> bool {
-        !matches!(head.method, Method::Purging | Method::Unsupported) && !head.is_one_of(&self.purging, buffer)
-    }
-
-    /// What is ours no client asks for: a Varnish would see our own address and answer.
-    fn own_answer(&self, head: &RequestHead, buffer: &[u8]) -> Option<OwnAnswer> {
-        self.trials.saw_host(head.host.map(|host| host.bytes(buffer)));
-        trial::is_ours(head.path(buffer)).then_some(OwnAnswer::NotFound)
-    }
-
-    fn key(&self, head: &RequestHead, buffer: &[u8]) -> u64 {
-        if self.policy == Policy::Rendezvous { request_key(head, buffer, &self.ignored) } else { 0 }
+impl Select for EdgeSelect {
+    fn key(&self, head: &RequestHead) -> u64 {
+        if self.policy == Policy::Rendezvous { request_key(head, &self.ignored) } else { 0 }
     }
 
     fn pick(&self, fleet: &Snapshot, draw: Draw, tried: Option<u64>) -> Result<Arc<Node>, NoNode> {
@@ -140,30 +114,6 @@ impl Route for Edge {
             None if fleet.web.members().iter().any(|member| member.usable) => Err(NoNode::Busy),
             None => Err(NoNode::NoneUp),
         }
-    }
-
-    fn purges(&self) -> u64 {
-        0
-    }
-
-    fn holds(&self, _method: Method, _answer: (&ResponseHead, &[u8])) -> bool {
-        false
-    }
-
-    /// Nobody before the edge is told of purges, so there is nothing to be told about them either.
-    /// No cache of ours is behind the edge.
-    fn connected(&self, _ends: Ends) -> Option<Passage> {
-        None
-    }
-
-    fn may_be_stored(
-        &self,
-        _began: u64,
-        _passage: Option<&Passage>,
-        _request: (&RequestHead, &[u8]),
-        _answer: (&ResponseHead, &[u8]),
-    ) -> bool {
-        true
     }
 }
 
@@ -188,18 +138,18 @@ mod tests {
         Snapshot { version: 1, varnish: Pool::new(varnish, 0.0), web: Pool::new(web, 0.5) }
     }
 
-    fn edge(when_all_behind: WhenAllBehind, answered: u64) -> Edge {
+    fn edge(when_all_behind: WhenAllBehind, answered: u64) -> EdgeSelect {
         edge_beside(when_all_behind, answered, Arc::new(Guard::new(std::time::Instant::now())))
     }
 
-    fn edge_beside(when_all_behind: WhenAllBehind, answered: u64, guard: Arc<Guard>) -> Edge {
+    fn edge_beside(when_all_behind: WhenAllBehind, answered: u64, guard: Arc<Guard>) -> EdgeSelect {
         let config = config::Edge { when_all_behind, bypass_max_requests_per_node: 1, ..config::Edge::default() };
         let metrics = Arc::new(Metrics::new().unwrap());
         let trials = Arc::new(Trials::new("", guard, Arc::clone(&metrics)));
-        Edge::new(&config, &[], Arc::new(Fence::at(answered)), trials, metrics)
+        EdgeSelect::new(&config, Arc::new(Fence::at(answered)), trials, metrics)
     }
 
-    fn picked(edge: &Edge, fleet: &Snapshot, tried: Option<u64>) -> Result<String, NoNode> {
+    fn picked(edge: &EdgeSelect, fleet: &Snapshot, tried: Option<u64>) -> Result<String, NoNode> {
         edge.pick(fleet, Draw::default(), tried).map(|node| node.id().to_string())
     }
 

@@ -256,6 +256,11 @@ impl Share {
             let mut freed = pin!(self.waiting().turn.notified());
             freed.as_mut().enable();
             if let Some(permit) = self.try_take(1) {
+                // Of several that were given back at once, only the first may have been told of. One who is told too many
+                // looks again.
+                if !self.is_full() {
+                    self.waiting().turn.notify_one();
+                }
                 return permit;
             }
             self.shortage.note(&"all files of this share are in use");
@@ -343,6 +348,18 @@ mod tests {
         assert!(fourth.as_mut().poll(&mut cx).is_ready());
         drop(second);
         assert!(!share.is_full());
+    }
+
+    #[test]
+    fn several_files_that_are_given_back_at_once_are_had_by_as_many_who_wait() {
+        let share = share(5);
+        let mut taken: Vec<Permit> = std::iter::from_fn(|| share.try_take(1)).collect();
+        let mut waiting: Vec<_> = (0..4).map(|_| Box::pin(share.take())).collect();
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(waiting.iter_mut().all(|take| take.as_mut().poll(&mut cx).is_pending()));
+        taken.truncate(1);
+        let had: Vec<_> = waiting.iter_mut().map(|take| take.as_mut().poll(&mut cx)).collect();
+        assert!(had.iter().all(std::task::Poll::is_ready));
     }
 
     #[test]

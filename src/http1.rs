@@ -4,9 +4,10 @@
 //! one are Varnish and PHP, each with a reading of its own. So there is no leniency here: what RFC 9112 leaves open
 //! or merely discourages is refused, and what passes is written anew in one canonical form.
 //!
-//! A head is bytes. `httparse` cuts it, our checks look at the same bytes, and what remains is a list of spans into
-//! them. Nothing is copied into a map: forwarding writes the kept spans and adds ours. The structs are filled again
-//! for every request, so that a connection under load does not allocate.
+//! A head is its bytes and a list of spans into them. `httparse` cuts it, our checks look at the same bytes, and nothing is
+//! copied into a map: forwarding writes the kept spans and adds ours. The bytes are a copy of what was read, in one value
+//! with the spans, so that nobody can read the spans of one head from the bytes of another; it costs a few hundred bytes of
+//! `memcpy`. The structs are filled again for every request, so that a connection under load does not allocate.
 
 mod authority;
 mod body;
@@ -21,12 +22,12 @@ mod write;
 pub use authority::Scheme;
 pub use body::BodyDecoder;
 pub use chunked::{BadChunk, ChunkedDecoder};
-pub use field::Span;
 pub use head::HeadScan;
 pub use request::{Method, RequestHead};
 pub use response::ResponseHead;
 pub use write::{
-    Forwarding, error_fields, error_response, push_decimal, write_request, write_response, write_subrequest,
+    Forwarding, HeadChanges, error_fields, error_response, push_decimal, write_request, write_response,
+    write_subrequest,
 };
 
 /// How the end of a message body is found (RFC 9112 section 6.3).

@@ -94,7 +94,7 @@ impl Pools {
 
     /// The connection to this node that was used last and is open still. `owner` is the client, where the node was told
     /// who it is.
-    pub fn take(&self, node: &Node, owner: Option<SocketAddr>, openness: Openness) -> Option<Connection> {
+    pub fn get(&self, node: &Node, owner: Option<SocketAddr>, openness: Openness) -> Option<Connection> {
         self.with_pool(node, |pool| {
             while let Some(at) = pool.idle.iter().rposition(|idle| idle.owner == owner) {
                 let mut idle = pool.idle.remove(at);
@@ -108,7 +108,7 @@ impl Pools {
     }
 
     /// Keeps a connection on which the last answer came to its end.
-    pub fn give(&self, node: &Node, connection: Connection, owner: Option<SocketAddr>, now: Instant) {
+    pub fn put(&self, node: &Node, connection: Connection, owner: Option<SocketAddr>, now: Instant) {
         self.with_pool(node, |pool| {
             // The oldest goes: the client that it is for may have gone, too, and this one has only just been here.
             if pool.idle.len() == IDLE_MAX {

@@ -7,9 +7,9 @@ use super::BadHead;
 /// Room for the header fields of one head; the caller's limit is at most this.
 pub(super) const MAX_FIELDS: usize = 256;
 
-/// A place in the buffer that a head was parsed from.
+/// A place in the bytes of a head.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Span {
+pub(super) struct Span {
     start: u32,
     end: u32,
 }
@@ -23,7 +23,7 @@ impl Span {
     }
 
     /// The bytes of the span.
-    pub fn bytes<'b>(&self, buffer: &'b [u8]) -> &'b [u8] {
+    pub(super) fn bytes<'b>(&self, buffer: &'b [u8]) -> &'b [u8] {
         &buffer[self.start as usize..self.end as usize]
     }
 
@@ -162,6 +162,15 @@ pub(super) struct Fields {
 }
 
 impl Fields {
+    /// A head without fields.
+    pub(super) fn clear(&mut self) {
+        self.list.clear();
+        self.connection = ConnectionOptions::default();
+        self.content_length = None;
+        self.chunked = false;
+        self.upgrade = None;
+    }
+
     /// Takes over what `httparse` cut, checks what concerns framing, and marks what must not be passed on.
     pub(super) fn fill(
         &mut self,
@@ -169,11 +178,7 @@ impl Fields {
         headers: &[httparse::Header<'_>],
         classify: impl Fn(&[u8]) -> Kind,
     ) -> Result<(), BadHead> {
-        self.list.clear();
-        self.connection = ConnectionOptions::default();
-        self.content_length = None;
-        self.chunked = false;
-        self.upgrade = None;
+        self.clear();
         let mut upgrades = 0;
         let mut named_by_connection = false;
         for header in headers {

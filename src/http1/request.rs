@@ -1,6 +1,6 @@
 //! Request heads: cut, checked, and known well enough to be written again.
 
-use std::mem::MaybeUninit;
+use std::mem::{self, MaybeUninit};
 
 use super::authority::{Scheme, is_host};
 use super::field::{Field, Fields, Kind, MAX_FIELDS, Span, classify_request};
@@ -47,64 +47,91 @@ impl Method {
     }
 }
 
-/// A checked request head, as spans into the buffer it was parsed from.
+/// A checked request head: its bytes, and where in them is what.
 #[derive(Debug, Default)]
 pub struct RequestHead {
-    /// The length of the head in bytes, with its blank line.
-    pub len: usize,
+    /// With the blank line.
+    pub(super) bytes: Vec<u8>,
     /// What kind of method it is.
     pub method: Method,
-    /// The method as it was written.
-    pub method_name: Span,
+    pub(super) method_name: Span,
     target: Span,
-    /// The target where its canonical form does not stand in the buffer; empty where it does.
+    /// The target if its canonical form does not stand in the bytes, else empty.
     rewritten: Vec<u8>,
-    /// Host and port; `None` only with HTTP/1.0.
-    pub host: Option<Span>,
+    pub(super) host: Option<Span>,
     /// The version of the client.
     pub version: Version,
     /// How the body ends; never [`Framing::UntilClose`].
     pub framing: Framing,
     /// Whether the client wants to send another request after this one.
     pub keep_alive: bool,
-    /// The protocol that the client offers to change to (RFC 9110 section 7.8), where that is passed on.
-    pub upgrade: Option<Span>,
+    /// The protocol that the client offers to change to (RFC 9110 section 7.8), if that is passed on.
+    pub(super) upgrade: Option<Span>,
     pub(super) fields: Fields,
 }
 
 impl RequestHead {
-    /// Fills this struct from a complete head, `buffer[..len]` as [`super::HeadScan`] found it. `max_fields` is at most
-    /// 256.
+    /// Fills this struct from a complete head with its blank line, as [`super::HeadScan`] finds it. `max_fields` is at
+    /// most 256.
     ///
     /// # Errors
     /// [`BadHead`] for everything that is not strictly right; the request must then be answered 400 and the
     /// connection closed, since nobody can say where the next request would begin.
-    pub fn parse(&mut self, buffer: &[u8], len: usize, max_fields: usize) -> Result<(), BadHead> {
+    pub fn parse(&mut self, head: &[u8], max_fields: usize) -> Result<(), BadHead> {
         // These structs are filled again and again: what the last request was says nothing about this one.
         self.method = Method::default();
+        (self.method_name, self.target, self.host, self.upgrade) = Default::default();
         self.rewritten.clear();
-        let head = &buffer[..len];
+        self.fields.clear();
+        let mut bytes = mem::take(&mut self.bytes);
+        bytes.clear();
+        bytes.extend_from_slice(head);
+        let parsed = self.parse_spans(&bytes, max_fields);
+        self.bytes = bytes;
+        parsed
+    }
+
+    fn parse_spans(&mut self, head: &[u8], max_fields: usize) -> Result<(), BadHead> {
         let mut headers = [const { MaybeUninit::uninit() }; MAX_FIELDS];
         let mut request = httparse::Request::new(&mut []);
         match request.parse_with_uninit_headers(head, &mut headers[..max_fields.min(MAX_FIELDS)]) {
-            Ok(httparse::Status::Complete(parsed)) if parsed == len => {}
+            Ok(httparse::Status::Complete(parsed)) if parsed == head.len() => {}
             Ok(_) => return Err(BadHead::Syntax("it ends early")),
             Err(error) => return Err(refusal(error)),
         }
         let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else {
             return Err(BadHead::Syntax("the request line is incomplete"));
         };
-        self.len = len;
         self.version = if version == 0 { Version::Http10 } else { Version::Http11 };
         self.method = Method::classify(method.as_bytes());
-        self.method_name = Span::of(buffer, method.as_bytes());
-        self.fields.fill(buffer, request.headers, classify_request)?;
-        self.find_target_and_host(buffer, Span::of(buffer, target.as_bytes()))?;
+        self.method_name = Span::of(head, method.as_bytes());
+        self.fields.fill(head, request.headers, classify_request)?;
+        self.find_target_and_host(head, Span::of(head, target.as_bytes()))?;
         self.framing = self.body_framing()?;
         let asked = self.fields.connection;
         self.keep_alive = !asked.close && (self.version == Version::Http11 || asked.keep_alive);
-        self.upgrade = self.fields.upgrade.filter(|protocol| self.may_upgrade(protocol.bytes(buffer)));
+        self.upgrade = self.fields.upgrade.filter(|protocol| self.may_upgrade(protocol.bytes(head)));
         Ok(())
+    }
+
+    /// The length of the head in bytes, with its blank line.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The method as it was written.
+    pub fn method_name(&self) -> &[u8] {
+        self.method_name.bytes(&self.bytes)
+    }
+
+    /// Host and port; `None` only with HTTP/1.0.
+    pub fn host(&self) -> Option<&[u8]> {
+        self.host.map(|host| host.bytes(&self.bytes))
+    }
+
+    /// Whether the client offers to change the protocol, in a way that is passed on.
+    pub fn offers_upgrade(&self) -> bool {
+        self.upgrade.is_some()
     }
 
     /// Whether an offer to change the protocol is passed on. Not with a body: where it would end is what the two sides
@@ -122,43 +149,43 @@ impl RequestHead {
     }
 
     /// Whether the client offered to change to this protocol.
-    pub fn offers(&self, protocol: &[u8], buffer: &[u8]) -> bool {
-        self.upgrade.is_some_and(|offered| offered.bytes(buffer).eq_ignore_ascii_case(protocol))
+    pub fn offers(&self, protocol: &[u8]) -> bool {
+        self.upgrade.is_some_and(|offered| offered.bytes(&self.bytes).eq_ignore_ascii_case(protocol))
     }
 
     /// Whether its method is one of these, in any case. No method that the proxy tells apart is asked about.
-    pub fn is_one_of(&self, methods: &[String], buffer: &[u8]) -> bool {
-        let name = self.method_name.bytes(buffer);
+    pub fn is_one_of(&self, methods: &[String]) -> bool {
+        let name = self.method_name();
         self.method == Method::Other && methods.iter().any(|method| method.as_bytes().eq_ignore_ascii_case(name))
     }
 
     /// The target in origin form, or `*`.
-    pub fn target<'b>(&'b self, buffer: &'b [u8]) -> &'b [u8] {
-        if self.rewritten.is_empty() { self.target.bytes(buffer) } else { &self.rewritten }
+    pub fn target(&self) -> &[u8] {
+        if self.rewritten.is_empty() { self.target.bytes(&self.bytes) } else { &self.rewritten }
     }
 
     /// The path of the target, without the query.
-    pub fn path<'b>(&'b self, buffer: &'b [u8]) -> &'b [u8] {
-        let target = self.target(buffer);
+    pub fn path(&self) -> &[u8] {
+        let target = self.target();
         &target[..memchr::memchr(b'?', target).unwrap_or(target.len())]
     }
 
     /// The fields that are passed on as they are, name and value.
-    pub fn kept_fields<'b>(&'b self, buffer: &'b [u8]) -> impl Iterator<Item = (&'b [u8], &'b [u8])> + Clone {
+    pub fn kept_fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> + Clone {
         let kept = self.fields.list.iter().filter(|field| matches!(field.kind, Kind::Kept | Kind::Expect));
-        kept.map(|field| (field.name.bytes(buffer), field.value.bytes(buffer)))
+        kept.map(|field| (field.name.bytes(&self.bytes), field.value.bytes(&self.bytes)))
     }
 
     /// Keeps fields of these names from being passed on. What is checked or written anew is not touched.
-    pub fn drop_fields(&mut self, buffer: &[u8], is_dropped: impl Fn(&[u8]) -> bool) {
+    pub fn drop_fields(&mut self, is_dropped: impl Fn(&[u8]) -> bool) {
         let kept = self.fields.list.iter_mut().filter(|field| matches!(field.kind, Kind::Kept | Kind::Expect));
-        kept.filter(|field| is_dropped(field.name.bytes(buffer))).for_each(|field| field.kind = Kind::Dropped);
+        kept.filter(|field| is_dropped(field.name.bytes(&self.bytes))).for_each(|field| field.kind = Kind::Dropped);
     }
 
     /// Whether the client waits for `100 Continue` before it sends its body (RFC 9110 section 10.1.1).
-    pub fn expects_continue(&self, buffer: &[u8]) -> bool {
+    pub fn expects_continue(&self) -> bool {
         let is_continue = |field: &Field| {
-            field.kind == Kind::Expect && field.value.bytes(buffer).eq_ignore_ascii_case(b"100-continue")
+            field.kind == Kind::Expect && field.value.bytes(&self.bytes).eq_ignore_ascii_case(b"100-continue")
         };
         self.fields.list.iter().any(is_continue)
     }
@@ -251,7 +278,7 @@ mod tests {
     fn parse(bytes: &str) -> Result<RequestHead, BadHead> {
         let mut head = RequestHead::default();
         let len = HeadScan::default().find(bytes.as_bytes(), 32 * 1024)?.expect("complete");
-        head.parse(bytes.as_bytes(), len, 100).map(|()| head)
+        head.parse(&bytes.as_bytes()[..len], 100).map(|()| head)
     }
 
     fn get(fields: &str) -> Result<RequestHead, BadHead> {
@@ -263,10 +290,10 @@ mod tests {
         let bytes = "GET /p?q=1 HTTP/1.1\r\nHost: shop.test:8080\r\nAccept: */*\r\n\r\n";
         let head = parse(bytes).unwrap();
         assert_eq!(head.method, Method::Get);
-        assert_eq!(head.target(bytes.as_bytes()), b"/p?q=1");
-        assert_eq!(head.path(bytes.as_bytes()), b"/p");
-        assert_eq!(head.host.unwrap().bytes(bytes.as_bytes()), b"shop.test:8080");
-        assert_eq!((head.framing, head.keep_alive, head.len), (Framing::None, true, bytes.len()));
+        assert_eq!(head.target(), b"/p?q=1");
+        assert_eq!(head.path(), b"/p");
+        assert_eq!(head.host().unwrap(), b"shop.test:8080");
+        assert_eq!((head.framing, head.keep_alive, head.len()), (Framing::None, true, bytes.len()));
     }
 
     #[test]
@@ -337,7 +364,7 @@ mod tests {
             let bytes = format!("{line} HTTP/1.1\r\nHost: {host}\r\n\r\n");
             let head = parse(&bytes).unwrap_or_else(|error| panic!("{line}: {error}"));
             let text = |part: &[u8]| String::from_utf8_lossy(part).into_owned();
-            let found = (text(head.host.unwrap().bytes(bytes.as_bytes())), text(head.target(bytes.as_bytes())));
+            let found = (text(head.host().unwrap()), text(head.target()));
             assert_eq!((found.0.as_str(), found.1.as_str()), expected, "{line}");
         }
         for (target, host) in [
@@ -358,8 +385,8 @@ mod tests {
     fn a_target_that_was_rewritten_is_not_the_next_requests() {
         let (first, second) = ("GET http://a HTTP/1.1\r\nHost: a\r\n\r\n", "GET /p HTTP/1.1\r\nHost: a\r\n\r\n");
         let mut head = parse(first).unwrap();
-        head.parse(second.as_bytes(), second.len(), 100).unwrap();
-        assert_eq!(head.target(second.as_bytes()), b"/p");
+        head.parse(second.as_bytes(), 100).unwrap();
+        assert_eq!(head.target(), b"/p");
     }
 
     #[test]
@@ -429,7 +456,7 @@ mod tests {
         let named = ["FLUSHKEYS".to_owned(), "GET".to_owned()];
         for (method, expected) in [("FLUSHKEYS", true), ("flushKeys", true), ("FLUSHKEY", false), ("GET", false)] {
             let bytes = format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n");
-            assert_eq!(parse(&bytes).unwrap().is_one_of(&named, bytes.as_bytes()), expected, "{method}");
+            assert_eq!(parse(&bytes).unwrap().is_one_of(&named), expected, "{method}");
         }
     }
 }

@@ -1,30 +1,24 @@
 //! Response heads from our own nodes. They get the same strictness: a node can be taken over, or simply be wrong, and
 //! an answer whose end is in doubt must not reach a client as if it were whole.
 
-use std::mem::MaybeUninit;
+use std::mem::{self, MaybeUninit};
 
 use super::field::{Field, Fields, Kind, MAX_FIELDS, Span, classify};
 use super::request::refusal;
 use super::tags::TagLines;
 use super::{BadHead, Framing, Method, Version};
 
-/// A checked response head, as spans into the buffer it was parsed from.
+/// A checked response head: its bytes, and where in them is what.
 #[derive(Debug, Default)]
 pub struct ResponseHead {
-    /// The length of the head in bytes, with its blank line.
-    pub len: usize,
+    /// With the blank line.
+    pub(super) bytes: Vec<u8>,
     /// The status code.
     pub status: u16,
     /// How the body ends.
     pub framing: Framing,
     /// Whether the node will take another request on this connection.
     pub keep_alive: bool,
-    /// Whether [`super::write_response`] tells the next cache not to store it. Every head begins without.
-    pub no_store: bool,
-    /// Fields that are written behind those that are kept. Every head begins without.
-    pub added: &'static [(&'static str, &'static str)],
-    /// Whether [`super::write_response`] writes the tags of a page in one line. Every head begins without.
-    pub joins_tags: bool,
     pub(super) reason: Span,
     pub(super) fields: Fields,
     announced_length: Option<u64>,
@@ -33,12 +27,23 @@ pub struct ResponseHead {
 }
 
 impl ResponseHead {
-    /// Fills this struct from a complete head that answers a request with `method`. `max_fields` is at most 256.
+    /// Fills this struct from a complete head with its blank line, which answers a request with `method`. `max_fields` is
+    /// at most 256.
     ///
     /// # Errors
     /// [`BadHead`] for everything that is not strictly right: the answer is then a 502.
-    pub fn parse(&mut self, buffer: &[u8], len: usize, method: Method, max_fields: usize) -> Result<(), BadHead> {
-        let head = &buffer[..len];
+    pub fn parse(&mut self, head: &[u8], method: Method, max_fields: usize) -> Result<(), BadHead> {
+        (self.reason, self.upgrade) = Default::default();
+        self.fields.clear();
+        let mut bytes = mem::take(&mut self.bytes);
+        bytes.clear();
+        bytes.extend_from_slice(head);
+        let parsed = self.parse_spans(&bytes, method, max_fields);
+        self.bytes = bytes;
+        parsed
+    }
+
+    fn parse_spans(&mut self, head: &[u8], method: Method, max_fields: usize) -> Result<(), BadHead> {
         // A server may read over a blank line before a request (RFC 9112 section 2.2); before an answer it has no place.
         if head.starts_with(b"\r\n") {
             return Err(BadHead::Syntax("blank lines before the head"));
@@ -48,7 +53,7 @@ impl ResponseHead {
         let headers = &mut headers[..max_fields.min(MAX_FIELDS)];
         let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut response, head, headers);
         match parsed {
-            Ok(httparse::Status::Complete(parsed)) if parsed == len => {}
+            Ok(httparse::Status::Complete(parsed)) if parsed == head.len() => {}
             Ok(_) => return Err(BadHead::Syntax("it ends early")),
             Err(error) => return Err(refusal(error)),
         }
@@ -58,14 +63,10 @@ impl ResponseHead {
         if !(100..=599).contains(&status) {
             return Err(BadHead::Status);
         }
-        self.len = len;
         self.status = status;
-        self.no_store = false;
-        self.added = &[];
-        self.joins_tags = false;
         let reason = response.reason.unwrap_or_default();
-        self.reason = if reason.is_empty() { Span::default() } else { Span::of(buffer, reason.as_bytes()) };
-        self.fields.fill(buffer, response.headers, classify)?;
+        self.reason = if reason.is_empty() { Span::default() } else { Span::of(head, reason.as_bytes()) };
+        self.fields.fill(head, response.headers, classify)?;
         let version = if version == 0 { Version::Http10 } else { Version::Http11 };
         if self.fields.chunked && version == Version::Http10 {
             return Err(BadHead::TransferEncoding);
@@ -93,9 +94,9 @@ impl ResponseHead {
         Ok(())
     }
 
-    /// The fields that are passed on, less the length of the body and what is added.
-    pub fn kept_fields<'b>(&'b self, buffer: &'b [u8]) -> impl Iterator<Item = (&'b [u8], &'b [u8])> + Clone {
-        self.kept().map(|field| (field.name.bytes(buffer), field.value.bytes(buffer)))
+    /// The fields that are passed on, less the length of the body.
+    pub fn kept_fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> + Clone {
+        self.kept().map(|field| (field.name.bytes(&self.bytes), field.value.bytes(&self.bytes)))
     }
 
     pub(super) fn kept(&self) -> impl Iterator<Item = &Field> + Clone {
@@ -103,9 +104,9 @@ impl ResponseHead {
     }
 
     /// Keeps fields of these names from being passed on. What frames the body is not touched.
-    pub fn drop_fields(&mut self, buffer: &[u8], is_dropped: impl Fn(&[u8]) -> bool) {
+    pub fn drop_fields(&mut self, is_dropped: impl Fn(&[u8]) -> bool) {
         let kept = self.fields.list.iter_mut().filter(|field| is_kept_in_response(field.kind));
-        kept.filter(|field| is_dropped(field.name.bytes(buffer))).for_each(|field| field.kind = Kind::Dropped);
+        kept.filter(|field| is_dropped(field.name.bytes(&self.bytes))).for_each(|field| field.kind = Kind::Dropped);
     }
 
     /// Another body takes the place of this one, of a length that is not known: none is announced any more. Without a
@@ -118,8 +119,8 @@ impl ResponseHead {
     }
 
     /// Whether its tags stand in several lines that are too long together to be written as one.
-    pub fn has_scattered_tags(&self, buffer: &[u8]) -> bool {
-        self.joins_tags && TagLines::of(self, buffer) == TagLines::Several
+    pub fn has_scattered_tags(&self) -> bool {
+        TagLines::of(self) == TagLines::Several
     }
 
     /// The length of the body as the head announces it, also where no body follows (HEAD, 304).
@@ -128,8 +129,8 @@ impl ResponseHead {
     }
 
     /// The protocol that a `101 Switching Protocols` changes to; empty for any other answer.
-    pub fn upgrade_to<'b>(&self, buffer: &'b [u8]) -> &'b [u8] {
-        self.upgrade.map_or(&[], |protocol| protocol.bytes(buffer))
+    pub fn upgrade_to(&self) -> &[u8] {
+        self.upgrade.map_or(&[], |protocol| protocol.bytes(&self.bytes))
     }
 
     /// Whether another head follows this one on the same request. A 101 ends HTTP on its connection: none does.
@@ -151,7 +152,7 @@ mod tests {
     fn parse(bytes: &str, method: Method) -> Result<ResponseHead, BadHead> {
         let mut head = ResponseHead::default();
         let len = HeadScan::default().find(bytes.as_bytes(), 64 * 1024)?.expect("complete");
-        head.parse(bytes.as_bytes(), len, method, 100).map(|()| head)
+        head.parse(&bytes.as_bytes()[..len], method, 100).map(|()| head)
     }
 
     fn framing(status: &str, fields: &str, method: Method) -> Framing {

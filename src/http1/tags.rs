@@ -26,10 +26,10 @@ pub(super) enum TagLines {
 }
 
 impl TagLines {
-    pub(super) fn of(head: &ResponseHead, buffer: &[u8]) -> Self {
+    pub(super) fn of(head: &ResponseHead) -> Self {
         let (mut lines, mut bytes, mut has_blanks) = (0, 0, false);
-        for field in head.kept().filter(|field| is_tags(field, buffer)) {
-            let value = field.value.bytes(buffer);
+        for field in head.kept().filter(|field| is_tags(field, &head.bytes)) {
+            let value = field.value.bytes(&head.bytes);
             lines += 1;
             bytes += value.len() + ",".len();
             // A blank within a tag is a part of it.
@@ -45,22 +45,23 @@ impl TagLines {
     }
 }
 
-pub(super) fn is_tags(field: &Field, buffer: &[u8]) -> bool {
-    field.name.bytes(buffer).eq_ignore_ascii_case(b"x-magento-tags")
+pub(super) fn is_tags(field: &Field, bytes: &[u8]) -> bool {
+    field.name.bytes(bytes).eq_ignore_ascii_case(b"x-magento-tags")
 }
 
 /// Writes a line of tags, or nothing if it has gone out with the first.
-pub(super) fn push_tags(out: &mut Vec<u8>, lines: TagLines, field: &Field, head: &ResponseHead, buffer: &[u8]) {
-    let is_first = head.kept().find(|field| is_tags(field, buffer)).is_some_and(|first| first.name == field.name);
+pub(super) fn push_tags(out: &mut Vec<u8>, lines: TagLines, field: &Field, head: &ResponseHead) {
+    let bytes = &head.bytes[..];
+    let is_first = head.kept().find(|field| is_tags(field, bytes)).is_some_and(|first| first.name == field.name);
     if lines == TagLines::One && !is_first {
         return;
     }
-    out.extend_from_slice(field.name.bytes(buffer));
+    out.extend_from_slice(field.name.bytes(bytes));
     out.extend_from_slice(if is_first { b": " } else { b": ," });
-    let all = head.kept().filter(|other| is_tags(other, buffer));
+    let all = head.kept().filter(|other| is_tags(other, bytes));
     let mut between: &[u8] = b"";
     for line in all.filter(|other| lines == TagLines::One || other.name == field.name) {
-        for tag in list_items(line.value.bytes(buffer)) {
+        for tag in list_items(line.value.bytes(bytes)) {
             out.extend_from_slice(between);
             out.extend_from_slice(tag);
             between = b",";
@@ -71,7 +72,7 @@ pub(super) fn push_tags(out: &mut Vec<u8>, lines: TagLines, field: &Field, head:
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Method, Version, write_response};
+    use super::super::{HeadChanges, Method, Version, write_response};
     use super::*;
 
     /// The lines of tags that are written for these, and whether the page may still be stored.
@@ -80,11 +81,11 @@ mod tests {
             lines.iter().map(|line| format!("x-magento-TAGS: {line}\r\nX-Other: a, b\r\n")).collect();
         let bytes = format!("HTTP/1.1 200 OK\r\nA: b\r\n{}Content-Length: 0\r\n\r\n", lines.concat());
         let mut head = ResponseHead::default();
-        head.parse(bytes.as_bytes(), bytes.len(), Method::Get, 100).unwrap();
-        head.joins_tags = joins;
-        let scattered = head.has_scattered_tags(bytes.as_bytes());
+        head.parse(bytes.as_bytes(), Method::Get, 100).unwrap();
+        let changes = HeadChanges { joins_tags: joins, ..HeadChanges::default() };
+        let scattered = joins && head.has_scattered_tags();
         let mut out = Vec::new();
-        write_response(&mut out, &head, bytes.as_bytes(), Version::Http11, true);
+        write_response(&mut out, &head, &changes, Version::Http11, true);
         let out = String::from_utf8(out).unwrap();
         assert_eq!(out.matches("X-Other: a, b\r\n").count(), lines.len());
         assert!(out.starts_with("HTTP/1.1 200 OK\r\nA: b\r\n"), "{out}");

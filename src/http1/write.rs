@@ -22,6 +22,17 @@ pub struct Forwarding<'a> {
     pub offload_header: &'a str,
 }
 
+/// What is changed in the head of an answer on its way, beside what every proxy changes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HeadChanges {
+    /// The next cache is told not to store it.
+    pub no_store: bool,
+    /// The tags of a page are written in one line.
+    pub joins_tags: bool,
+    /// Fields that are written behind those that are kept, with names in lower case.
+    pub added: &'static [(&'static str, &'static str)],
+}
+
 impl Forwarding<'_> {
     fn is_offload_header(&self, name: &[u8]) -> bool {
         !self.offload_header.is_empty() && name.eq_ignore_ascii_case(self.offload_header.as_bytes())
@@ -31,11 +42,11 @@ impl Forwarding<'_> {
 /// Writes the head of a request for the next hop: HTTP/1.1, the same method and origin-form target, hop-by-hop
 /// fields gone, `X-Forwarded-For`, `-Proto`, `-Host` and `Via` set. An offer to change the protocol goes on where the
 /// head allows it.
-pub fn write_request(out: &mut Vec<u8>, head: &RequestHead, buffer: &[u8], forwarding: Forwarding<'_>) {
-    push(out, &[head.method_name.bytes(buffer), b" ", head.target(buffer), b" HTTP/1.1\r\nHost: "]);
-    write_request_fields(out, head, buffer, forwarding);
+pub fn write_request(out: &mut Vec<u8>, head: &RequestHead, forwarding: Forwarding<'_>) {
+    push(out, &[head.method_name(), b" ", head.target(), b" HTTP/1.1\r\nHost: "]);
+    write_request_fields(out, head, forwarding);
     if let Some(protocol) = head.upgrade {
-        push_upgrade(out, protocol.bytes(buffer));
+        push_upgrade(out, protocol.bytes(&head.bytes));
     }
     match (head.framing, head.fields.content_length) {
         (Framing::Chunked, _) => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
@@ -47,28 +58,23 @@ pub fn write_request(out: &mut Vec<u8>, head: &RequestHead, buffer: &[u8], forwa
 
 /// Writes the head of a GET for another target of the same host, with the fields of this request: whoever sent that one
 /// asks for this one, too.
-pub fn write_subrequest(
-    out: &mut Vec<u8>,
-    target: &[u8],
-    head: &RequestHead,
-    buffer: &[u8],
-    forwarding: Forwarding<'_>,
-) {
+pub fn write_subrequest(out: &mut Vec<u8>, target: &[u8], head: &RequestHead, forwarding: Forwarding<'_>) {
     push(out, &[b"GET ", target, b" HTTP/1.1\r\nHost: "]);
-    write_request_fields(out, head, buffer, forwarding);
+    write_request_fields(out, head, forwarding);
     out.extend_from_slice(b"\r\n");
 }
 
 /// Writes the value of `Host`, the fields that are kept and those that tell of the client.
-fn write_request_fields(out: &mut Vec<u8>, head: &RequestHead, buffer: &[u8], forwarding: Forwarding<'_>) {
-    let host = head.host.map_or(forwarding.fallback_host.as_bytes(), |host| host.bytes(buffer));
+fn write_request_fields(out: &mut Vec<u8>, head: &RequestHead, forwarding: Forwarding<'_>) {
+    let bytes = &head.bytes[..];
+    let host = head.host().unwrap_or(forwarding.fallback_host.as_bytes());
     push(out, &[host, b"\r\n"]);
     let trusted = forwarding.trusted;
-    let mut fields = FieldWriter::new(buffer);
+    let mut fields = FieldWriter::new(bytes);
     let (mut has_proto, mut has_host, mut has_offload) = (false, false, false);
     for field in &head.fields.list {
         let believed = match field.kind {
-            Kind::Kept | Kind::ForwardedOther if forwarding.is_offload_header(field.name.bytes(buffer)) => {
+            Kind::Kept | Kind::ForwardedOther if forwarding.is_offload_header(field.name.bytes(bytes)) => {
                 has_offload |= trusted;
                 trusted
             }
@@ -92,7 +98,7 @@ fn write_request_fields(out: &mut Vec<u8>, head: &RequestHead, buffer: &[u8], fo
     out.extend_from_slice(b"X-Forwarded-For: ");
     if trusted {
         for field in head.fields.list.iter().filter(|field| field.kind == Kind::ForwardedFor) {
-            push(out, &[field.value.bytes(buffer), b", "]);
+            push(out, &[field.value.bytes(bytes), b", "]);
         }
     }
     push(out, &[forwarding.peer.as_bytes(), b"\r\n"]);
@@ -116,28 +122,29 @@ fn write_request_fields(out: &mut Vec<u8>, head: &RequestHead, buffer: &[u8], fo
 pub fn write_response(
     out: &mut Vec<u8>,
     head: &ResponseHead,
-    buffer: &[u8],
+    changes: &HeadChanges,
     client: Version,
     keep_alive: bool,
 ) -> (Framing, bool) {
+    let bytes = &head.bytes[..];
     push_status(out, head.status);
-    push(out, &[head.reason.bytes(buffer), b"\r\n"]);
-    if head.no_store {
-        push_no_store(out, head, buffer);
+    push(out, &[head.reason.bytes(bytes), b"\r\n"]);
+    if changes.no_store {
+        push_no_store(out, head);
     }
-    let is_written = |field: &Field| head.no_store && is_surrogate_control(field, buffer);
-    let tag_lines = if head.joins_tags { TagLines::of(head, buffer) } else { TagLines::AsTheyCame };
-    let mut fields = FieldWriter::new(buffer);
+    let is_written = |field: &Field| changes.no_store && is_surrogate_control(field, bytes);
+    let tag_lines = if changes.joins_tags { TagLines::of(head) } else { TagLines::AsTheyCame };
+    let mut fields = FieldWriter::new(bytes);
     for field in head.kept().filter(|field| !is_written(field)) {
-        if tag_lines != TagLines::AsTheyCame && is_tags(field, buffer) {
+        if tag_lines != TagLines::AsTheyCame && is_tags(field, bytes) {
             fields.finish(out);
-            push_tags(out, tag_lines, field, head, buffer);
+            push_tags(out, tag_lines, field, head);
         } else {
             fields.push(out, field);
         }
     }
     fields.finish(out);
-    for (name, value) in head.added {
+    for (name, value) in changes.added {
         push(out, &[name.as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
     }
     push_via(out, Version::Http11);
@@ -153,7 +160,7 @@ pub fn write_response(
     }
     let keep_alive = keep_alive && framing != Framing::UntilClose;
     if let Some(protocol) = head.upgrade {
-        push_upgrade(out, protocol.bytes(buffer));
+        push_upgrade(out, protocol.bytes(bytes));
     } else if !head.is_interim() {
         match (keep_alive, client) {
             (false, _) => out.extend_from_slice(b"Connection: close\r\n"),
@@ -230,16 +237,16 @@ fn push_length(out: &mut Vec<u8>, length: u64) {
 
 /// `Surrogate-Control: no-store` (Edge Architecture Specification), before what the node says there itself, say
 /// `content="ESI/1.0"`. In one line, since VCL reads the first line of a name alone.
-fn push_no_store(out: &mut Vec<u8>, head: &ResponseHead, buffer: &[u8]) {
+fn push_no_store(out: &mut Vec<u8>, head: &ResponseHead) {
     out.extend_from_slice(b"Surrogate-Control: no-store");
-    for field in head.kept().filter(|field| is_surrogate_control(field, buffer)) {
-        push(out, &[b", ", field.value.bytes(buffer)]);
+    for field in head.kept().filter(|field| is_surrogate_control(field, &head.bytes)) {
+        push(out, &[b", ", field.value.bytes(&head.bytes)]);
     }
     out.extend_from_slice(b"\r\n");
 }
 
-fn is_surrogate_control(field: &Field, buffer: &[u8]) -> bool {
-    field.name.bytes(buffer).eq_ignore_ascii_case(b"surrogate-control")
+fn is_surrogate_control(field: &Field, bytes: &[u8]) -> bool {
+    field.name.bytes(bytes).eq_ignore_ascii_case(b"surrogate-control")
 }
 
 /// RFC 9110 section 7.6.3: the version received, and who received it. A line of its own behind those of others.
@@ -268,19 +275,19 @@ mod tests {
     fn request(bytes: &str, trusted: bool) -> String {
         let mut head = RequestHead::default();
         let len = HeadScan::default().find(bytes.as_bytes(), 9999).unwrap().unwrap();
-        head.parse(bytes.as_bytes(), len, 100).unwrap();
+        head.parse(&bytes.as_bytes()[..len], 100).unwrap();
         let mut out = Vec::new();
         let forwarding = Forwarding { trusted, received: head.version, ..PLAIN };
-        write_request(&mut out, &head, bytes.as_bytes(), forwarding);
+        write_request(&mut out, &head, forwarding);
         String::from_utf8(out).unwrap()
     }
 
     fn response(bytes: &str, client: Version, keep_alive: bool) -> (String, Framing, bool) {
         let mut head = ResponseHead::default();
         let len = HeadScan::default().find(bytes.as_bytes(), 9999).unwrap().unwrap();
-        head.parse(bytes.as_bytes(), len, Method::Get, 100).unwrap();
+        head.parse(&bytes.as_bytes()[..len], Method::Get, 100).unwrap();
         let mut out = Vec::new();
-        let (framing, keep_alive) = write_response(&mut out, &head, bytes.as_bytes(), client, keep_alive);
+        let (framing, keep_alive) = write_response(&mut out, &head, &HeadChanges::default(), client, keep_alive);
         (String::from_utf8(out).unwrap(), framing, keep_alive)
     }
 
@@ -311,10 +318,10 @@ mod tests {
         let bytes = "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-Ssl: https\r\n\r\n";
         let written = |proto: &str, trusted: bool| {
             let mut head = RequestHead::default();
-            head.parse(bytes.as_bytes(), bytes.len(), 100).unwrap();
+            head.parse(bytes.as_bytes(), 100).unwrap();
             let mut out = Vec::new();
             let forwarding = Forwarding { proto, trusted, offload_header: "x-forwarded-ssl", ..PLAIN };
-            write_request(&mut out, &head, bytes.as_bytes(), forwarding);
+            write_request(&mut out, &head, forwarding);
             String::from_utf8(out).unwrap().to_lowercase().matches("x-forwarded-ssl: https").count()
         };
         assert_eq!((written("http", false), written("https", false)), (0, 1));
@@ -344,13 +351,10 @@ mod tests {
         let marked = |fields: &str| {
             let bytes = format!("HTTP/1.1 200 OK\r\nA: b\r\n{fields}Content-Length: 0\r\n\r\n");
             let mut head = ResponseHead::default();
-            head.parse(bytes.as_bytes(), bytes.len(), Method::Get, 100).unwrap();
-            head.no_store = true;
+            head.parse(bytes.as_bytes(), Method::Get, 100).unwrap();
+            let changes = HeadChanges { no_store: true, ..HeadChanges::default() };
             let mut out = Vec::new();
-            write_response(&mut out, &head, bytes.as_bytes(), Version::Http11, true);
-            // The mark is of this answer alone.
-            head.parse(bytes.as_bytes(), bytes.len(), Method::Get, 100).unwrap();
-            assert!(!head.no_store);
+            write_response(&mut out, &head, &changes, Version::Http11, true);
             let out = String::from_utf8(out).unwrap();
             out.strip_suffix("Via: 1.1 clearcoat\r\nContent-Length: 0\r\n\r\n").unwrap().to_owned()
         };

@@ -68,20 +68,20 @@ fn is_file(path: &[u8]) -> bool {
 }
 
 /// Whether a web node may get a request with this method from a client. Methods have a case.
-pub(super) fn admits(request: &RequestHead, bytes: &[u8]) -> bool {
-    matches!(request.method_name.bytes(bytes), b"GET" | b"HEAD" | b"POST" | b"PUT" | b"PATCH" | b"DELETE" | b"OPTIONS")
+pub(super) fn admits(request: &RequestHead) -> bool {
+    matches!(request.method_name(), b"GET" | b"HEAD" | b"POST" | b"PUT" | b"PATCH" | b"DELETE" | b"OPTIONS")
 }
 
 /// Makes a request ask for the whole of a page, without an encoding that nobody here could look into.
-pub(super) fn ask_for_whole(request: &mut RequestHead, bytes: &[u8]) {
-    if !is_file(request.path(bytes)) {
-        request.drop_fields(bytes, |name| is_one_of(name, &PARTIAL));
+pub(super) fn ask_for_whole(request: &mut RequestHead) {
+    if !is_file(request.path()) {
+        request.drop_fields(|name| is_one_of(name, &PARTIAL));
     }
 }
 
 /// Leaves of a request what holds for the fragments of its page.
-pub(super) fn ask_for_fragments(request: &mut RequestHead, bytes: &[u8]) {
-    request.drop_fields(bytes, |name| is_one_of(name, &OF_THE_BODY));
+pub(super) fn ask_for_fragments(request: &mut RequestHead) {
+    request.drop_fields(|name| is_one_of(name, &OF_THE_BODY));
 }
 
 /// What becomes of the body of an answer.
@@ -96,56 +96,58 @@ pub(super) enum Body {
 }
 
 /// Tells pages from everything else.
-pub(super) fn body_of(request: (&RequestHead, &[u8]), (answer, bytes): (&ResponseHead, &[u8])) -> Body {
+pub(super) fn body_of(request: &RequestHead, answer: &ResponseHead) -> Body {
     let is_whole = answer.status >= 200 && !matches!(answer.status, 204 | 206 | 304);
-    if !is_whole || !is_markup(answer, bytes) || is_file(request.0.path(request.1)) {
+    if !is_whole || !is_markup(answer) || is_file(request.path()) {
         Body::Passes
-    } else if is_encoded(answer, bytes) {
+    } else if is_encoded(answer) {
         Body::Encoded
     } else {
         Body::Page
     }
 }
 
-fn is_markup(answer: &ResponseHead, bytes: &[u8]) -> bool {
+fn is_markup(answer: &ResponseHead) -> bool {
     let is_html = |value: &[u8]| value.get(..9).is_some_and(|start| start.eq_ignore_ascii_case(b"text/html"));
-    answer.kept_fields(bytes).any(|(name, value)| name.eq_ignore_ascii_case(b"content-type") && is_html(value))
+    answer.kept_fields().any(|(name, value)| name.eq_ignore_ascii_case(b"content-type") && is_html(value))
 }
 
-fn is_encoded(answer: &ResponseHead, bytes: &[u8]) -> bool {
+fn is_encoded(answer: &ResponseHead) -> bool {
     let is_encoding = |value: &[u8]| !value.is_empty() && !value.eq_ignore_ascii_case(b"identity");
-    answer.kept_fields(bytes).any(|(name, value)| name.eq_ignore_ascii_case(b"content-encoding") && is_encoding(value))
+    answer.kept_fields().any(|(name, value)| name.eq_ignore_ascii_case(b"content-encoding") && is_encoding(value))
 }
 
-/// Makes the head of an answer what `vcl_deliver` would make of it.
-pub(super) fn deliver(answer: &mut ResponseHead, bytes: &[u8], request: (&RequestHead, &[u8])) {
-    let is_page = body_of(request, (answer, bytes)) == Body::Page;
-    let file = is_file(request.0.path(request.1));
-    let is_debugged = answer.kept_fields(bytes).any(|(name, _)| name.eq_ignore_ascii_case(b"x-magento-debug"));
-    answer.drop_fields(bytes, |name| {
+/// Makes the head of an answer what `vcl_deliver` would make of it. Returns the fields that are added to it.
+pub(super) fn deliver(answer: &mut ResponseHead, request: &RequestHead) -> &'static [(&'static str, &'static str)] {
+    let mut added: &[_] = &[];
+    let is_page = body_of(request, answer) == Body::Page;
+    let file = is_file(request.path());
+    let is_debugged = answer.kept_fields().any(|(name, _)| name.eq_ignore_ascii_case(b"x-magento-debug"));
+    answer.drop_fields(|name| {
         is_one_of(name, &FOR_VARNISH)
             || (!is_debugged && name.eq_ignore_ascii_case(b"age"))
             || name.get(..12).is_some_and(|start| start.eq_ignore_ascii_case(b"x-clearcoat-"))
     });
     if file {
-        if !says(answer, bytes, &["private", "no-store", "no-cache"]) {
-            answer.drop_fields(bytes, |name| name.eq_ignore_ascii_case(b"set-cookie"));
+        if !says(answer, &["private", "no-store", "no-cache"]) {
+            answer.drop_fields(|name| name.eq_ignore_ascii_case(b"set-cookie"));
         }
-    } else if !says(answer, bytes, &["private"]) {
-        answer.drop_fields(bytes, |name| is_one_of(name, &["cache-control", "expires", "pragma"]));
-        answer.added = NOT_STORED;
+    } else if !says(answer, &["private"]) {
+        answer.drop_fields(|name| is_one_of(name, &["cache-control", "expires", "pragma"]));
+        added = NOT_STORED;
     }
     if is_page {
-        answer.drop_fields(bytes, |name| is_one_of(name, &OF_THE_BYTES));
-        if request.0.method == Method::Head || answer.framing != Framing::None {
+        answer.drop_fields(|name| is_one_of(name, &OF_THE_BYTES));
+        if request.method == Method::Head || answer.framing != Framing::None {
             answer.replace_body();
         }
     }
+    added
 }
 
 /// Whether `Cache-Control` has one of these directives, without an argument.
-fn says(answer: &ResponseHead, bytes: &[u8], directives: &[&str]) -> bool {
-    let lines = answer.kept_fields(bytes).filter(|(name, _)| name.eq_ignore_ascii_case(b"cache-control"));
+fn says(answer: &ResponseHead, directives: &[&str]) -> bool {
+    let lines = answer.kept_fields().filter(|(name, _)| name.eq_ignore_ascii_case(b"cache-control"));
     lines.flat_map(|(_, value)| value.split(|&byte| byte == b',')).any(|said| is_one_of(said.trim_ascii(), directives))
 }
 

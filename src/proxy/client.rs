@@ -7,13 +7,14 @@ use std::time::Instant;
 
 use tokio::io::AsyncWriteExt;
 
-use super::Route;
+use super::Frontend;
 use super::deadline::Deadline;
 use super::failure::{Failure, Reply};
 use super::stream::Stream;
+use super::transfer::Outgoing;
 use super::worker::Worker;
 use crate::fleet::Snapshot;
-use crate::http1::{BadHead, Framing, ResponseHead, Version, error_response, write_response};
+use crate::http1::{BadHead, Framing, HeadChanges, ResponseHead, Version, error_response, write_response};
 use crate::purge::Passage;
 
 /// What becomes of the client's connection.
@@ -57,9 +58,9 @@ impl From<SocketAddr> for Peer {
 }
 
 /// A client and what is known about it.
-pub(super) struct Client<R> {
+pub(super) struct Client {
     pub(super) worker: Rc<Worker>,
-    pub(super) route: Rc<R>,
+    pub(super) frontend: Rc<Frontend>,
     pub(super) stream: Stream,
     pub(super) peer: Peer,
     /// Whether its `X-Forwarded-*` fields are believed, by the fleet of `judged_by`: a Varnish may have connected
@@ -68,14 +69,20 @@ pub(super) struct Client<R> {
     /// The version of the fleet that decided about `trusted`.
     pub(super) judged_by: Option<u64>,
     pub(super) deadline: Deadline,
-    /// What the route wants to be told of what is written here. Dropped after the socket: from then on, what was written is
+    /// What the guard is to be told of what is written here. Dropped after the socket: from then on, what was written is
     /// in the hands of the system.
     pub(super) passage: Option<Passage>,
 }
 
-impl<R> Client<R> {
-    pub(super) fn new(worker: Rc<Worker>, route: Rc<R>, stream: Stream, peer: Peer, deadline: Deadline) -> Self {
-        Client { worker, route, stream, peer, trusted: false, judged_by: None, deadline, passage: None }
+impl Client {
+    pub(super) fn new(
+        worker: Rc<Worker>,
+        frontend: Rc<Frontend>,
+        stream: Stream,
+        peer: Peer,
+        deadline: Deadline,
+    ) -> Self {
+        Client { worker, frontend, stream, peer, trusted: false, judged_by: None, deadline, passage: None }
     }
 
     /// All that there is to write for now was written.
@@ -93,12 +100,9 @@ impl<R> Client<R> {
     }
 
     /// Decides whether the client is believed, if the fleet has changed since that was decided.
-    pub(super) fn judge(&mut self, fleet: &Snapshot)
-    where
-        R: Route,
-    {
+    pub(super) fn judge(&mut self, fleet: &Snapshot) {
         if self.judged_by != Some(fleet.version) {
-            self.trusted = !self.peer.is_unknown && self.route.trusts(self.peer.address, fleet);
+            self.trusted = !self.peer.is_unknown && self.frontend.trusts(self.peer.address, fleet);
             self.judged_by = Some(fleet.version);
         }
     }
@@ -122,8 +126,8 @@ impl<R> Client<R> {
         }
     }
 
-    /// Begins the answer, whose head was parsed from `bytes`: what goes before its body is appended to `out`. Returns
-    /// whether the body is to be chunked, and whether another request may follow.
+    /// Begins the answer: what goes before its body is appended to `out`. Returns
+    /// how the body is to be framed, and whether another request may follow.
     ///
     /// # Errors
     /// An HTTP/2 client that has gone, or cannot be told this.
@@ -131,18 +135,19 @@ impl<R> Client<R> {
         &mut self,
         out: &mut Vec<u8>,
         head: &ResponseHead,
-        bytes: &[u8],
+        changes: &HeadChanges,
         version: Version,
         willing: bool,
-    ) -> Result<(bool, bool), Failure> {
+    ) -> Result<(Outgoing, bool), Failure> {
         let Stream::Http2(half) = &mut self.stream else {
-            let (framing, keep_alive) = write_response(out, head, bytes, version, willing);
-            return Ok((framing == Framing::Chunked, keep_alive));
+            let (framing, keep_alive) = write_response(out, head, changes, version, willing);
+            let outgoing = if framing == Framing::Chunked { Outgoing::Chunked } else { Outgoing::AsItIs };
+            return Ok((outgoing, keep_alive));
         };
         if half.was_cancelled() {
             Err(Failure::ClientGone(io::ErrorKind::ConnectionReset.into()))
-        } else if half.begin_answer(head, bytes, head.framing == Framing::None) {
-            Ok((false, true))
+        } else if half.begin_answer(head, changes, head.framing == Framing::None) {
+            Ok((Outgoing::AsItIs, true))
         } else {
             Err(Failure::BadAnswer(BadHead::Syntax("HTTP/2 cannot carry it")))
         }

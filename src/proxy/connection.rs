@@ -13,14 +13,15 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
-use super::Route;
 use super::admission::Permit;
-use super::buffers::Buffers;
+
+use super::Frontend;
 use super::client::{After, Client, Peer};
 use super::deadline::{Deadline, Interrupt, Phase};
 use super::exchange;
 use super::failure::Failure;
 use super::http2;
+use super::request::Request;
 use super::stream::Stream;
 use super::worker::Worker;
 use crate::files;
@@ -47,12 +48,12 @@ pub(super) struct Accepted {
 }
 
 /// Serves a connection to its end.
-pub(super) async fn serve<R: Route>(worker: Rc<Worker>, route: Rc<R>, accepted: Accepted) {
+pub(super) async fn serve(worker: Rc<Worker>, frontend: Rc<Frontend>, accepted: Accepted) {
     let Accepted { mut socket, peer, deadline, mut permit, _file, tls } = accepted;
     // A socket that does not know its own address is at its end.
     let ends = socket.local_addr().ok().map(|ours| Ends { ours, theirs: peer });
     let mut peer = Peer::from(peer);
-    if route.expects_proxy_header(peer.address) {
+    if frontend.expects_proxy_header(peer.address, &worker.shared.fleet.load()) {
         deadline.enter(Phase::Header);
         // A balancer's own health checks connect and leave without a word.
         match Box::pin(deadline.limit(read_proxy_header(&mut socket))).await {
@@ -64,7 +65,7 @@ pub(super) async fn serve<R: Route>(worker: Rc<Worker>, route: Rc<R>, accepted: 
         }
     }
     if let Some(permit) = &mut permit
-        && (peer.is_unknown || !route.trusts(peer.address, &worker.shared.fleet.load()))
+        && (peer.is_unknown || !frontend.trusts(peer.address, &worker.shared.fleet.load()))
         && !permit.count_for(peer.address)
     {
         worker.shared.metrics.edge_connections_refused.inc();
@@ -78,7 +79,7 @@ pub(super) async fn serve<R: Route>(worker: Rc<Worker>, route: Rc<R>, accepted: 
             let handshake = async { TlsAcceptor::from(config).accept(socket).await.map(Box::new) };
             match Box::pin(deadline.limit(handshake)).await {
                 Ok(Ok(session)) if session.get_ref().1.alpn_protocol() == Some(b"h2") => {
-                    return Box::pin(http2::serve(worker, route, session, peer, deadline)).await;
+                    return Box::pin(http2::serve(worker, frontend, session, peer, deadline)).await;
                 }
                 Ok(Ok(session)) => Stream::Tls(session),
                 Ok(Err(error)) => return tracing::debug!(peer = %peer.text, %error, "a TLS handshake failed"),
@@ -86,8 +87,8 @@ pub(super) async fn serve<R: Route>(worker: Rc<Worker>, route: Rc<R>, accepted: 
             }
         }
     };
-    let passage = ends.and_then(|ends| route.connected(ends));
-    let mut client = Client { passage, ..Client::new(worker, route, stream, peer, deadline) };
+    let passage = frontend.store.as_ref().zip(ends).and_then(|(store, ends)| store.connected(ends));
+    let mut client = Client { passage, ..Client::new(worker, frontend, stream, peer, deadline) };
     requests(&mut client).await;
 }
 
@@ -114,31 +115,31 @@ async fn read_proxy_header(socket: &mut TcpStream) -> io::Result<Source> {
     }
 }
 
-async fn requests<R: Route>(client: &mut Client<R>) {
+async fn requests(client: &mut Client) {
     let mut kept = None;
     loop {
         // It came while the answer before it was not there yet, and says nothing about that.
         let is_ahead = kept.is_some();
-        let Some(mut buffers) = next_bytes(client, kept.take()).await else { break };
+        let Some(mut request) = next_bytes(client, kept.take()).await else { break };
         if !is_ahead {
             client.went_on();
         }
-        let head = read_head(client, &mut buffers).await.transpose();
+        let head = read_head(client, &mut request).await.transpose();
         let after = match head {
             // In a box, which is there only while the request is: all that a connection at rest holds is its own state.
-            Some(head) => Box::pin(exchange::handle(client, &mut buffers, head)).await,
+            Some(head) => Box::pin(exchange::handle(client, &mut request, head)).await,
             None => After::Close,
         };
         match after {
-            After::KeepAlive if buffers.input.is_empty() => client.worker.stock.give_back(buffers),
-            After::KeepAlive => kept = Some(buffers),
+            After::KeepAlive if request.input.is_empty() => client.worker.requests.put(request),
+            After::KeepAlive => kept = Some(request),
             After::Reset => {
                 client.stream.reset_on_close();
-                client.worker.stock.give_back(buffers);
+                client.worker.requests.put(request);
                 return;
             }
             After::Close | After::Linger => {
-                client.worker.stock.give_back(buffers);
+                client.worker.requests.put(request);
                 end(client, after).await;
                 return;
             }
@@ -151,34 +152,34 @@ async fn requests<R: Route>(client: &mut Client<R>) {
 }
 
 /// Waits for the first bytes of a request, holding no buffer meanwhile. `None` at the end of the connection.
-async fn next_bytes<R: Route>(client: &mut Client<R>, kept: Option<Box<Buffers>>) -> Option<Box<Buffers>> {
+async fn next_bytes(client: &mut Client, kept: Option<Box<Request>>) -> Option<Box<Request>> {
     if kept.is_some() {
         return kept;
     }
     client.deadline.enter(Phase::Idle);
     let Client { worker, stream, deadline, .. } = client;
-    std::future::poll_fn(|cx| match poll_some(cx, worker, stream, |bytes| first_buffers(worker, bytes)) {
+    std::future::poll_fn(|cx| match poll_some(cx, worker, stream, |bytes| first_request(worker, bytes)) {
         Poll::Ready(read) => Poll::Ready(read.ok().flatten()),
         Poll::Pending => deadline.poll(cx).map(|_| None),
     })
     .await
 }
 
-fn first_buffers(worker: &Worker, bytes: &[u8]) -> Option<Box<Buffers>> {
+fn first_request(worker: &Worker, bytes: &[u8]) -> Option<Box<Request>> {
     if bytes.is_empty() {
         return None;
     }
-    let mut buffers = worker.stock.take();
-    buffers.input.extend_from_slice(bytes);
-    Some(buffers)
+    let mut request = worker.requests.get();
+    request.input.extend_from_slice(bytes);
+    Some(request)
 }
 
 /// Reads on until the head is complete. `None` where the client left in mid-head.
-async fn read_head<R: Route>(client: &mut Client<R>, buffers: &mut Buffers) -> Result<Option<usize>, Failure> {
+async fn read_head(client: &mut Client, request: &mut Request) -> Result<Option<usize>, Failure> {
     let max_head = client.worker.shared.limits.max_head;
     let mut entered = false;
     loop {
-        let found = buffers.input_scan.find(&buffers.input, max_head).map_err(Failure::BadHead)?;
+        let found = request.input_scan.find(&request.input, max_head).map_err(Failure::BadHead)?;
         if found.is_some() {
             return Ok(found);
         }
@@ -187,7 +188,7 @@ async fn read_head<R: Route>(client: &mut Client<R>, buffers: &mut Buffers) -> R
             client.deadline.enter(Phase::Header);
         }
         let Client { worker, stream, deadline, .. } = &mut *client;
-        let input = &mut buffers.input;
+        let input = &mut request.input;
         let read = std::future::poll_fn(|cx| {
             let read = poll_some(cx, worker, stream, |bytes| {
                 input.extend_from_slice(bytes);
@@ -222,7 +223,7 @@ fn poll_some<T>(
 
 /// Ends a connection. A socket that is closed with unread bytes is reset, and with it goes what the client has not
 /// read of its answer yet: so whatever it still sends is read over until it closes, too.
-async fn end<R: Route>(client: &mut Client<R>, after: After) {
+async fn end(client: &mut Client, after: After) {
     if after == After::Close && client.stream.is_plain() {
         // Closing it says the same.
         return;

@@ -3,127 +3,124 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::attempt::{Answered, Failed, Terms, attempt};
-use super::buffers::Buffers;
+use super::attempt::{Failed, Terms, attempt};
 use super::client::{After, Client};
 use super::deadline::Phase;
 use super::failure::Failure;
-use super::{OwnAnswer, Route};
+use super::request::Request;
+use super::{OwnAnswer, StorePolicy};
 use crate::fleet::{Node, Role};
 use crate::http1::{Framing, Method};
 
-/// What is known of a request when it is over, for metrics and logs.
+/// The nodes of a request, for metrics and logs.
 #[derive(Default)]
-struct Outcome {
-    /// The node that answered, and the status that the client saw. 0 while nothing was sent.
-    node: Option<Arc<Node>>,
-    status: u16,
-    /// The node that was asked last and failed.
+struct Nodes {
+    /// The one that answered.
+    answered: Option<Arc<Node>>,
+    /// The one that was asked last, and failed.
     failed: Option<Arc<Node>>,
 }
 
-/// Carries out the request whose head is `buffers.input[..len]`, or answers bytes that never became one.
-pub(super) async fn handle<R: Route>(
-    client: &mut Client<R>,
-    buffers: &mut Buffers,
-    head: Result<usize, Failure>,
-) -> After {
-    let began = Instant::now();
+/// Carries out the request whose head is `request.input[..len]`, or answers bytes that never became one.
+pub(super) async fn handle(client: &mut Client, request: &mut Request, head: Result<usize, Failure>) -> After {
+    request.began = Instant::now();
+    request.status = None;
     client.worker.spin.worked();
-    let mut outcome = Outcome::default();
+    let mut nodes = Nodes::default();
     let handled = match head {
-        Ok(len) => try_handle(client, buffers, len, &mut outcome).await,
+        Ok(len) => try_handle(client, request, len, &mut nodes).await,
         Err(failure) => {
-            buffers.request.method = Method::Get;
+            request.head.method = Method::Get;
             Err(failure)
         }
     };
     let after = match handled {
         Ok(after) => after,
         Err(failure) => {
-            if let Some(node) = &outcome.failed {
-                client.worker.report(node, &failure, buffers.request.path(&buffers.input));
+            if let Some(node) = &nodes.failed {
+                client.worker.report(node, &failure, request.head.path());
             }
-            respond_to(client, buffers, &failure, &mut outcome).await
+            respond_to(client, request, &failure).await
         }
     };
     client.written();
-    count(client, &outcome, began);
+    finish(client, request, nodes.answered.as_deref());
     client.worker.spin.worked();
     after
 }
 
-fn count<R: Route>(client: &Client<R>, outcome: &Outcome, began: Instant) {
-    let listener = client.worker.shared.metrics.listener(R::ROLE);
-    let took = began.elapsed();
+/// What is done once for every request, at its end. `answered` is the node whose answer the client saw.
+fn finish(client: &Client, request: &Request, answered: Option<&Node>) {
+    let (role, worker) = (client.frontend.role, &client.worker);
+    let listener = worker.shared.metrics.listener(role);
+    let took = request.began.elapsed();
     listener.duration.observe(took.as_secs_f64());
-    match &outcome.node {
-        Some(node) if node.spec.role == R::ROLE => {
-            if R::ROLE == Role::Varnish {
-                node.live.life_signs.answered(began.saturating_duration_since(client.worker.shared.started), took);
+    match (answered, request.status) {
+        (Some(node), Some(status)) if node.spec.role == role => {
+            if role == Role::Varnish {
+                let began = request.began.saturating_duration_since(worker.shared.started);
+                node.live.life_signs.answered(began, took);
             }
-            client.worker.pools.metrics(node).answered(outcome.status);
+            worker.pools.metrics(node).answered(status);
         }
-        Some(node) => {
+        (Some(node), Some(status)) => {
             // The series of a node that left while it answered went with it.
-            let fleet = client.worker.shared.fleet.load();
+            let fleet = worker.shared.fleet.load();
             if fleet.pool(node.spec.role).get(node.id()).is_some() {
-                listener.bypassed(outcome.status, node.id());
+                listener.bypassed(status, node.id());
             }
         }
+        (None, Some(status)) => listener.answered_by_us(status),
         // A client that left before any answer counts as nginx counts it.
-        None => listener.answered_by_us(if outcome.status == 0 { 499 } else { outcome.status }),
+        (_, None) => listener.answered_by_us(499),
     }
 }
 
-async fn try_handle<R: Route>(
-    client: &mut Client<R>,
-    buffers: &mut Buffers,
+async fn try_handle(
+    client: &mut Client,
+    request: &mut Request,
     len: usize,
-    outcome: &mut Outcome,
+    nodes: &mut Nodes,
 ) -> Result<After, Failure> {
     let limits = &client.worker.shared.limits;
-    buffers.request.parse(&buffers.input, len, limits.max_fields).map_err(Failure::BadHead)?;
-    if !client.route.admits(&buffers.request, &buffers.input) {
+    request.head.parse(&request.input[..len], limits.max_fields).map_err(Failure::BadHead)?;
+    if !client.frontend.admits(&request.head) {
         return Err(Failure::BadMethod);
     }
-    match client.route.own_answer(&buffers.request, &buffers.input) {
+    match (client.frontend.own_answer)(&request.head) {
         None => {}
         Some(OwnAnswer::NotFound) => return Err(Failure::NotFound),
         Some(OwnAnswer::Page(page)) => {
-            outcome.status = 200;
+            request.status = Some(200);
             client.deadline.enter(Phase::Body);
             return client.send(&page).await.map(|()| After::Linger);
         }
     }
-    if matches!(buffers.request.framing, Framing::Length(length) if length > limits.longest_body()) {
+    if matches!(request.head.framing, Framing::Length(length) if length > limits.longest_body()) {
         return Err(Failure::BodyTooLarge);
     }
-    let draw = client.worker.draw(client.route.key(&buffers.request, &buffers.input));
-    let is_safe = buffers.request.method.is_safe();
-    buffers.purges = client.route.purges();
+    let draw = client.worker.draw(client.frontend.select.key(&request.head));
+    let is_safe = request.head.method.is_safe();
+    request.guard_mark = client.frontend.store.as_ref().map_or(0, StorePolicy::mark);
 
     let mut node = {
         let fleet = client.worker.shared.fleet.load();
         client.judge(&fleet);
-        client.route.pick(&fleet, draw, None).map_err(Failure::NoNode)?
+        client.frontend.select.pick(&fleet, draw, None).map_err(Failure::NoNode)?
     };
     let (mut fresh, mut elsewhere) = (false, false);
     loop {
         let terms = Terms { draw, fresh, is_safe, may_move: is_safe && !elsewhere };
-        let Failed { failure, status, untouched, unsent, reused, other } =
-            match attempt(client, buffers, &node, terms).await {
-                Ok(Answered { status, after }) => {
-                    *outcome = Outcome { node: Some(node), status, failed: None };
-                    return Ok(after);
-                }
-                Err(failed) => failed,
-            };
-        if let Some(status) = status {
-            (outcome.node, outcome.status) = (Some(Arc::clone(&node)), status);
-        }
+        let Failed { failure, untouched, unsent, reused } = match attempt(client, request, &node, terms).await {
+            Ok(after) => {
+                nodes.answered = Some(node);
+                return Ok(after);
+            }
+            Err(failed) => failed,
+        };
         client.worker.suspect(&node, &failure);
-        outcome.failed = Some(Arc::clone(&node));
+        nodes.answered = request.status.is_some().then(|| Arc::clone(&node));
+        nodes.failed = Some(Arc::clone(&node));
         let Some(reason) = failure.retry_reason(untouched, is_safe || unsent) else { return Err(failure) };
         if reused && matches!(failure, Failure::NoAnswer(_)) {
             // The node closed a connection that it had kept for us: its good right. The same node again.
@@ -132,33 +129,35 @@ async fn try_handle<R: Route>(
             return Err(failure);
         } else {
             elsewhere = true;
-            let fleet = client.worker.shared.fleet.load();
-            let other = other.map_or_else(|| client.route.pick(&fleet, draw, Some(node.key)), Ok);
-            let Ok(other) = other else { return Err(failure) };
-            node = other;
+            node = match failure {
+                Failure::NodeDown(other) => other,
+                failure => {
+                    let fleet = client.worker.shared.fleet.load();
+                    let Ok(other) = client.frontend.select.pick(&fleet, draw, Some(node.key)) else {
+                        return Err(failure);
+                    };
+                    other
+                }
+            };
         }
-        client.worker.shared.metrics.retried(R::ROLE, reason);
+        client.worker.shared.metrics.retried(client.frontend.role, reason);
         tracing::debug!(node = %node.id(), reason, "request is tried again");
     }
 }
 
-/// Tells the client what it can be told: an answer where none has begun, a reset where one was cut.
-async fn respond_to<R: Route>(
-    client: &mut Client<R>,
-    buffers: &mut Buffers,
-    failure: &Failure,
-    outcome: &mut Outcome,
-) -> After {
+/// Tells the client what it can be told: an answer if none has begun, a reset if one was cut.
+async fn respond_to(client: &mut Client, request: &mut Request, failure: &Failure) -> After {
     tracing::debug!(peer = %client.peer.text, %failure, "request failed");
-    let Some(reply) = failure.reply() else {
-        // Where nothing of an answer was sent there is nothing to cut, and a reset would destroy what the client has not
-        // read of the answers before.
-        return if outcome.status == 0 { After::Close } else { After::Reset };
-    };
-    outcome.status = reply.status;
-    let Buffers { to_client, request, .. } = buffers;
+    if request.status.is_some() {
+        return After::Reset;
+    }
+    // If nothing of an answer was sent there is nothing to cut, and a reset would destroy what the client has not read of
+    // the answers before.
+    let Some(reply) = failure.reply() else { return After::Close };
+    request.status = Some(reply.status);
+    let Request { to_client, head, .. } = request;
     client.deadline.enter(Phase::Body);
-    match client.answer_with(&reply, request.method == Method::Head, to_client).await {
+    match client.answer_with(&reply, head.method == Method::Head, to_client).await {
         // Who was too slow is not waited for any longer.
         Ok(()) if matches!(failure, Failure::ClientTimeout) => After::Close,
         Ok(()) => After::Linger,

@@ -2,8 +2,10 @@
 //! it into an answer.
 
 use std::io;
+use std::sync::Arc;
 
 use super::NoNode;
+use crate::fleet::Node;
 use crate::http1::{BadChunk, BadHead};
 use crate::telemetry::UpstreamFault;
 
@@ -42,7 +44,7 @@ pub(super) enum Failure {
     NoAnswer(io::Error),
     /// The node went down while it was waited for, and another one can take the request.
     #[error("the node went down while it was waited for")]
-    NodeDown,
+    NodeDown(Arc<Node>),
     #[error("the answer took too long to begin")]
     NodeTimeout,
     #[error("the head of the answer is refused: {0}{limit}", limit = limit_of(*.0))]
@@ -63,8 +65,8 @@ pub(super) struct Reply {
 }
 
 impl Failure {
-    /// The table of answers: what happened, and nothing about who is behind us. `None` where there is nobody to
-    /// answer, or where an answer has begun already.
+    /// The table of answers to a client that has seen nothing of one: what happened, and nothing about who is behind us.
+    /// `None` if there is nobody to answer.
     pub(super) fn reply(&self) -> Option<Reply> {
         let bad_request = |reason: &dyn std::fmt::Display| (400, "Bad Request", format!("bad request: {reason}"));
         let (status, reason, text) = match self {
@@ -81,13 +83,15 @@ impl Failure {
             Failure::NoNode(NoNode::Busy) | Failure::NoPort(_) | Failure::NoFiles => {
                 unavailable("all servers are busy")
             }
-            Failure::NoNode(NoNode::NoneUp) | Failure::NodeDown => unavailable("no server is up"),
+            Failure::NoNode(NoNode::NoneUp) | Failure::NodeDown(_) => unavailable("no server is up"),
             Failure::NoAnswer(error) if error.kind() == io::ErrorKind::TimedOut => timed_out(),
             Failure::NodeTimeout => timed_out(),
-            Failure::Connect(_) | Failure::NoAnswer(_) | Failure::BadAnswer(_) => {
-                (502, "Bad Gateway", "the server failed to answer".into())
-            }
-            Failure::ClientGone(_) | Failure::CutAnswer(_) | Failure::BadAnswerBody(_) => return None,
+            Failure::Connect(_)
+            | Failure::NoAnswer(_)
+            | Failure::BadAnswer(_)
+            | Failure::CutAnswer(_)
+            | Failure::BadAnswerBody(_) => (502, "Bad Gateway", "the server failed to answer".into()),
+            Failure::ClientGone(_) => return None,
         };
         Some(Reply { status, reason, text })
     }
@@ -101,7 +105,7 @@ impl Failure {
             // Local ports are used up for one node at a time.
             Failure::Connect(_) | Failure::NoPort(_) if untouched => Some("connect"),
             Failure::NoAnswer(_) if untouched && repeatable => Some("no_answer"),
-            Failure::NodeDown if untouched && repeatable => Some("node_down"),
+            Failure::NodeDown(_) if untouched && repeatable => Some("node_down"),
             _ => None,
         }
     }
@@ -129,7 +133,7 @@ impl Failure {
             | Failure::NoPort(_)
             | Failure::NoFiles
             // Its request is another node's now.
-            | Failure::NodeDown
+            | Failure::NodeDown(_)
             | Failure::NoNode(_) => return None,
         })
     }
@@ -182,9 +186,11 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_answer_gets_no_second_one() {
-        assert_eq!(Failure::CutAnswer(cut()).reply(), None);
-        assert_eq!(Failure::NoAnswer(cut()).reply().unwrap().status, 502);
+    fn who_has_seen_nothing_of_a_bad_answer_is_told_that_it_was_bad() {
+        for failure in [Failure::CutAnswer(cut()), Failure::BadAnswerBody(BadChunk::Size), Failure::NoAnswer(cut())] {
+            assert_eq!(failure.reply().unwrap().status, 502, "{failure}");
+        }
+        assert_eq!(Failure::ClientGone(cut()).reply(), None);
     }
 
     #[test]

@@ -41,7 +41,7 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio_rustls::server::TlsStream;
 
-use super::Route;
+use super::Frontend;
 use super::client::{After, Client, Peer};
 use super::deadline::{Deadline, Interrupt, Phase};
 use super::exchange;
@@ -80,9 +80,9 @@ impl<F: Future<Output = ()> + 'static> Executor<F> for OnThisThread {
 }
 
 /// What the requests of one connection have in common.
-struct Connection<R> {
+struct Connection {
     worker: Rc<Worker>,
-    route: Rc<R>,
+    frontend: Rc<Frontend>,
     peer: Peer,
     deadline: Deadline,
     active: Cell<u32>,
@@ -96,9 +96,9 @@ struct Connection<R> {
 }
 
 /// Serves a connection to its end.
-pub(super) async fn serve<R: Route>(
+pub(super) async fn serve(
     worker: Rc<Worker>,
-    route: Rc<R>,
+    frontend: Rc<Frontend>,
     session: Box<TlsStream<TcpStream>>,
     peer: Peer,
     deadline: Deadline,
@@ -106,7 +106,7 @@ pub(super) async fn serve<R: Route>(
     let max_head = u32::try_from(worker.shared.limits.max_head).unwrap_or(u32::MAX);
     let connection = Rc::new(Connection {
         worker,
-        route,
+        frontend,
         peer,
         deadline,
         active: Cell::default(),
@@ -169,7 +169,7 @@ pub(super) async fn serve<R: Route>(
     }
 }
 
-impl<R> Connection<R> {
+impl Connection {
     fn is_abused(&self) -> bool {
         let cancelled = self.cancelled.get();
         cancelled > FREE_CANCELS && cancelled > self.total.get() / 2
@@ -194,10 +194,10 @@ impl<R> Connection<R> {
 }
 
 /// A request is under way. While any is, the connection itself cannot be idle for too long.
-struct Active<R>(Rc<Connection<R>>);
+struct Active(Rc<Connection>);
 
-impl<R> Active<R> {
-    fn begin(connection: Rc<Connection<R>>) -> Self {
+impl Active {
+    fn begin(connection: Rc<Connection>) -> Self {
         connection.active.set(connection.active.get() + 1);
         connection.total.set(connection.total.get().saturating_add(1));
         connection.enter(Phase::Streams);
@@ -205,7 +205,7 @@ impl<R> Active<R> {
     }
 }
 
-impl<R> Drop for Active<R> {
+impl Drop for Active {
     fn drop(&mut self) {
         self.0.active.set(self.0.active.get() - 1);
         if self.0.active.get() == 0 {
@@ -216,10 +216,7 @@ impl<R> Drop for Active<R> {
 }
 
 /// Hands one request to a task of its own, so that its deadline works also while the client takes nothing.
-async fn answer<R: Route>(
-    connection: Rc<Connection<R>>,
-    request: Request<Incoming>,
-) -> Result<Response<AnswerBody>, io::Error> {
+async fn answer(connection: Rc<Connection>, request: Request<Incoming>) -> Result<Response<AnswerBody>, io::Error> {
     let (head, answered) = oneshot::channel();
     tokio::task::spawn_local(carry_out(Active::begin(connection), request, head));
     // Nobody answers where the node's answer cannot be passed on: the stream is reset.
@@ -227,21 +224,17 @@ async fn answer<R: Route>(
 }
 
 /// Carries out one request, until hyper needs nothing more of its answer.
-async fn carry_out<R: Route>(
-    active: Active<R>,
-    request: Request<Incoming>,
-    head: oneshot::Sender<Response<AnswerBody>>,
-) {
+async fn carry_out(active: Active, request: Request<Incoming>, head: oneshot::Sender<Response<AnswerBody>>) {
     let connection = &*active.0;
-    let Connection { worker, route, peer, .. } = connection;
+    let Connection { worker, frontend, peer, .. } = connection;
     let (parts, body) = request.into_parts();
-    let mut buffers = worker.stock.take();
-    let written = write_head(&mut buffers.input, &parts, &body);
+    let mut exchanged = worker.requests.get();
+    let written = write_head(&mut exchanged.input, &parts, &body);
     let stream = Stream::Http2(Half::new(parts.method == Method::HEAD, body, head));
-    let deadline = worker.deadline::<R>();
-    let mut client = Client::new(Rc::clone(worker), Rc::clone(route), stream, peer.clone(), deadline);
-    let after = exchange::handle(&mut client, &mut buffers, written.map_err(Failure::BadHead)).await;
-    worker.stock.give_back(buffers);
+    let deadline = worker.deadline(frontend);
+    let mut client = Client::new(Rc::clone(worker), Rc::clone(frontend), stream, peer.clone(), deadline);
+    let after = exchange::handle(&mut client, &mut exchanged, written.map_err(Failure::BadHead)).await;
+    worker.requests.put(exchanged);
     let Client { stream: Stream::Http2(mut half), deadline, .. } = client else { return };
     if half.was_cancelled() {
         connection.cancelled.set(connection.cancelled.get().saturating_add(1));

@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, watch};
 
-use super::Route;
+use super::Frontend;
 use super::connection::{self, Accepted};
 use super::deadline::SWEEP;
 use super::worker::{Shared, Worker};
@@ -38,16 +38,16 @@ pub struct Listener {
 /// What a worker does with a socket.
 type Listen = Box<dyn FnOnce(Rc<Worker>) + Send>;
 
-/// Hands a socket and its route to a worker. Connections wait in the kernel until `open` is true.
-fn listen<R: Route + Clone + Send>(listener: Listener, route: R, mut open: watch::Receiver<bool>) -> Listen {
+/// Hands a socket and its frontend to a worker. Connections wait in the kernel until `open` is true.
+fn listen(listener: Listener, frontend: Frontend, mut open: watch::Receiver<bool>) -> Listen {
     Box::new(move |worker| {
         tokio::task::spawn_local(async move {
             if open.wait_for(|open| *open).await.is_err() {
                 return;
             }
             let shutdown = worker.shared.shutdown.clone();
-            let drains = shutdown.reached(R::DRAINS_AT);
-            if let Err(error) = accept_until(drains, &worker, listener, &Rc::new(route)).await {
+            let drains = shutdown.reached(frontend.drains_at);
+            if let Err(error) = accept_until(drains, &worker, listener, &Rc::new(frontend)).await {
                 tracing::error!(%error, "a listener failed");
             }
         });
@@ -56,17 +56,17 @@ fn listen<R: Route + Clone + Send>(listener: Listener, route: R, mut open: watch
 
 /// Accepts until `end`, and then what the kernel has accepted for us by then: that is reset when a listener closes,
 /// though its clients were told that they are connected and have sent their requests.
-async fn accept_until<R: Route>(
+async fn accept_until(
     end: impl Future<Output = ()>,
     worker: &Rc<Worker>,
     Listener { socket, tls }: Listener,
-    route: &Rc<R>,
+    frontend: &Rc<Frontend>,
 ) -> io::Result<()> {
     let listener = TcpListener::from_std(socket)?;
     // Counts like a connection: the worker must not end before this has come to its end.
-    let _in_use = worker.deadline::<R>();
+    let _in_use = worker.deadline(frontend);
     tokio::select! {
-        () = accept(&listener, worker, tls.as_ref(), route) => {}
+        () = accept(&listener, worker, tls.as_ref(), frontend) => {}
         () = end => {}
     }
     let listener = listener.into_std()?;
@@ -77,7 +77,7 @@ async fn accept_until<R: Route>(
         match listener.accept() {
             Ok((stream, peer)) => {
                 stream.set_nonblocking(true)?;
-                serve(worker, route, tls.as_ref(), TcpStream::from_std(stream)?, peer);
+                serve(worker, frontend, tls.as_ref(), TcpStream::from_std(stream)?, peer);
             }
             Err(error) if is_about_one_connection(&error) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
@@ -107,25 +107,25 @@ fn begin_no_handshake(_listener: &StdListener) -> io::Result<()> {
 
 /// Serves a connection in a task of its own. It counts as one from now on, and not only once that task runs: a worker
 /// without connections ends when the process drains.
-fn serve<R: Route>(
+fn serve(
     worker: &Rc<Worker>,
-    route: &Rc<R>,
+    frontend: &Rc<Frontend>,
     tls: Option<&Arc<ServerConfig>>,
     socket: TcpStream,
     peer: SocketAddr,
 ) {
-    let deadline = worker.deadline::<R>();
-    let file = worker.shared.files_of(R::ROLE).clients.enter(1);
-    let permit = R::PUBLIC.then(|| worker.shared.admission.enter());
+    let deadline = worker.deadline(frontend);
+    let file = worker.shared.files_of(frontend.role).clients.enter(1);
+    let permit = frontend.is_public.then(|| worker.shared.admission.enter());
     let accepted = Accepted { socket, peer, deadline, permit, _file: file, tls: tls.cloned() };
-    tokio::task::spawn_local(connection::serve(Rc::clone(worker), Rc::clone(route), accepted));
+    tokio::task::spawn_local(connection::serve(Rc::clone(worker), Rc::clone(frontend), accepted));
 }
 
-async fn accept<R: Route>(listener: &TcpListener, worker: &Rc<Worker>, tls: Option<&Arc<ServerConfig>>, route: &Rc<R>) {
+async fn accept(listener: &TcpListener, worker: &Rc<Worker>, tls: Option<&Arc<ServerConfig>>, frontend: &Rc<Frontend>) {
     loop {
-        worker.shared.files_of(R::ROLE).clients.room().await;
+        worker.shared.files_of(frontend.role).clients.room().await;
         match listener.accept().await {
-            Ok((stream, peer)) => serve(worker, route, tls, stream, peer),
+            Ok((stream, peer)) => serve(worker, frontend, tls, stream, peer),
             Err(error) if is_about_one_connection(&error) => {}
             Err(error) => {
                 // Out of files or memory, in spite of the budget: what runs must end before more can begin.
@@ -171,25 +171,32 @@ pub fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<StdListener>>
     Ok(sockets)
 }
 
-/// Starts a worker thread that serves one socket of each edge and origin address, until the process has drained. It
-/// drops `edge_in_use` when it drains and the last client at its edge has gone.
+/// The sockets of one worker at one frontend.
+#[derive(Debug)]
+pub struct Entrance {
+    /// One for each address.
+    pub sockets: Vec<Listener>,
+    /// What they are the sockets of.
+    pub frontend: Frontend,
+    /// Whether connections are taken yet.
+    pub open: watch::Receiver<bool>,
+}
+
+/// Starts a worker thread that serves these sockets of edge and origin, until the process has drained. It drops
+/// `edge_in_use` when it drains and the last client at its edge has gone.
 ///
 /// # Errors
-/// Where the system gives no thread, or no epoll instance.
-pub fn spawn<E, O>(
+/// If the system gives no thread, or no epoll instance.
+pub fn spawn(
     index: usize,
     shared: Shared,
-    edge: (Vec<Listener>, E, watch::Receiver<bool>),
-    origin: (Vec<Listener>, O, watch::Receiver<bool>),
+    entrances: Vec<Entrance>,
     edge_in_use: mpsc::Sender<Infallible>,
-) -> io::Result<JoinHandle<()>>
-where
-    E: Route + Clone + Send,
-    O: Route + Clone + Send,
-{
-    let mut listeners: Vec<Listen> = Vec::new();
-    listeners.extend(edge.0.into_iter().map(|socket| listen(socket, edge.1.clone(), edge.2.clone())));
-    listeners.extend(origin.0.into_iter().map(|socket| listen(socket, origin.1.clone(), origin.2.clone())));
+) -> io::Result<JoinHandle<()>> {
+    let listen_all = |Entrance { sockets, frontend, open }| {
+        sockets.into_iter().map(move |socket| listen(socket, frontend.clone(), open.clone())).collect::<Vec<_>>()
+    };
+    let listeners: Vec<Listen> = entrances.into_iter().flat_map(listen_all).collect();
     // A runtime of this kind never leaves its thread, so whether there is one is known only there.
     let (made, is_made) = std::sync::mpsc::sync_channel(1);
     let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {

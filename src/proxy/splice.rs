@@ -28,7 +28,7 @@ const PIPE_SIZE: usize = 1024 * 1024;
 const FILES: i64 = 2;
 
 /// The most pipes a worker keeps for the next long answer.
-const STOCK: usize = 16;
+const MAX_SPARE: usize = 16;
 
 /// An empty pipe.
 #[derive(Debug)]
@@ -59,9 +59,9 @@ impl Pipes {
     }
 
     /// Takes a pipe back that was emptied.
-    pub(super) fn give_back(&self, splice: Splice) {
+    pub(super) fn put(&self, splice: Splice) {
         let mut spare = self.0.borrow_mut();
-        if splice.filled == 0 && spare.len() < STOCK {
+        if splice.filled == 0 && spare.len() < MAX_SPARE {
             spare.push(splice.pipe);
         }
     }
@@ -103,7 +103,7 @@ impl Splice {
             while self.filled > 0 {
                 let emptied = ready!(self.empty(cx, sink)).map_err(TransferError::Sink)?;
                 self.filled -= emptied;
-                transfer.moved += emptied as u64;
+                transfer.record_written(emptied as u64);
                 moved += emptied;
             }
             let Some(left) = transfer.length_left() else { return Poll::Ready(Ok(())) };
@@ -115,7 +115,7 @@ impl Splice {
             if self.filled == 0 {
                 return Poll::Ready(Err(TransferError::Source(io::ErrorKind::UnexpectedEof.into())));
             }
-            transfer.skip(self.filled as u64);
+            transfer.record_read(self.filled as u64);
         }
     }
 

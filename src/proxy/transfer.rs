@@ -5,6 +5,7 @@
 //! head) leaves in the same write.
 
 use std::io::{self, IoSlice};
+use std::mem;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -47,58 +48,72 @@ pub(super) enum TransferError {
     Sink(io::Error),
 }
 
+/// What is still to be read.
 #[derive(Debug)]
 enum Incoming {
+    /// So many bytes.
     Length(u64),
     Chunked(ChunkedDecoder),
+    /// Everything up to the end of the connection.
     UntilClose,
+    /// The same on a connection that was reset, as a write to it was told: the end that is read looks like a clean one, and
+    /// is none. (The system tells of a reset once.)
+    UntilReset,
+    Nothing,
+}
+
+/// How the content is framed for the sink.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outgoing {
+    AsItIs,
+    Chunked,
+}
+
+/// How the sink keeps up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pace {
+    /// It took the last piece at once.
+    Prompt,
+    /// It did not.
+    Slow,
+    /// It has everything, and holds some of it back.
+    Flushing,
 }
 
 /// A body on its way, with what is to be written before it.
 #[derive(Debug)]
 pub(super) struct Transfer {
     incoming: Incoming,
-    chunked_out: bool,
-    source_done: bool,
+    outgoing: Outgoing,
     /// What the sink has not taken yet, from `written` on.
     pending: Vec<u8>,
     written: usize,
-    /// The sink did not take the last piece at once.
-    slow_sink: bool,
-    /// The sink has everything, and holds some of it back.
-    flushing: bool,
+    pace: Pace,
     /// How much content may still come.
     allowance: u64,
-    /// Whether bytes were read from the source: then the request cannot be told again.
-    pub(super) has_read: bool,
-    /// The source was reset, as a write to it was told. The system tells of a reset once: the end that is read afterwards
-    /// looks like a clean one, and is none.
-    pub(super) source_was_reset: bool,
-    /// Bytes that moved since this was last taken.
-    pub(super) moved: u64,
+    has_read: bool,
+    /// Bytes that were written since this was last taken.
+    moved: u64,
 }
 
 impl Transfer {
-    /// A body framed `incoming` that goes out `chunked_out` or plain. `first` is written before everything else, and
-    /// comes back from [`Transfer::into_buffer`].
-    pub(super) fn new(incoming: Framing, chunked_out: bool, first: Vec<u8>) -> Self {
-        let (incoming, source_done) = match incoming {
-            Framing::None => (Incoming::Length(0), true),
-            Framing::Length(length) => (Incoming::Length(length), length == 0),
-            Framing::Chunked => (Incoming::Chunked(ChunkedDecoder::default()), false),
-            Framing::UntilClose => (Incoming::UntilClose, false),
+    /// A body framed `incoming` that goes out framed `outgoing`. `first` is written before everything else, and comes back
+    /// from [`Transfer::into_buffer`].
+    pub(super) fn new(incoming: Framing, outgoing: Outgoing, first: Vec<u8>) -> Self {
+        let incoming = match incoming {
+            Framing::None | Framing::Length(0) => Incoming::Nothing,
+            Framing::Length(length) => Incoming::Length(length),
+            Framing::Chunked => Incoming::Chunked(ChunkedDecoder::default()),
+            Framing::UntilClose => Incoming::UntilClose,
         };
         Transfer {
             incoming,
-            chunked_out,
-            source_done,
+            outgoing,
             pending: first,
             written: 0,
-            slow_sink: false,
-            flushing: false,
+            pace: Pace::Prompt,
             allowance: u64::MAX,
             has_read: false,
-            source_was_reset: false,
             moved: 0,
         }
     }
@@ -110,7 +125,7 @@ impl Transfer {
 
     /// Takes what was already read with the head. Returns how many of the bytes belong to this body.
     pub(super) fn feed(&mut self, body: &[u8]) -> Result<usize, TransferError> {
-        if self.source_done || body.is_empty() {
+        if self.has_come() || body.is_empty() {
             return Ok(0);
         }
         let mut piece = vec![0; BEFORE + body.len() + BEHIND];
@@ -131,7 +146,7 @@ impl Transfer {
         (at, read): (usize, usize),
         beyond: &mut Vec<u8>,
     ) -> Result<(), TransferError> {
-        if self.source_done || read == 0 {
+        if self.has_come() || read == 0 {
             beyond.extend_from_slice(&scratch[at..at + read]);
             return Ok(());
         }
@@ -144,17 +159,39 @@ impl Transfer {
 
     /// Whether everything was read.
     pub(super) fn has_come(&self) -> bool {
-        self.source_done
+        matches!(self.incoming, Incoming::Nothing)
+    }
+
+    /// Whether bytes were read from the source, beyond those that it was fed.
+    pub(super) fn has_read(&self) -> bool {
+        self.has_read
+    }
+
+    /// How many bytes were written, in all that was written for it, since this was last asked.
+    pub(super) fn take_moved(&mut self) -> u64 {
+        mem::take(&mut self.moved)
+    }
+
+    /// Whether bytes were written since [`Transfer::take_moved`] was asked.
+    pub(super) fn has_moved(&self) -> bool {
+        self.moved > 0
+    }
+
+    /// The source was reset: from now on a body that ends with its connection has no clean end.
+    pub(super) fn source_was_reset(&mut self) {
+        if let Incoming::UntilClose = self.incoming {
+            self.incoming = Incoming::UntilReset;
+        }
     }
 
     /// Whether everything was read and written.
     pub(super) fn is_done(&self) -> bool {
-        self.source_done && self.written == self.pending.len()
+        self.has_come() && !self.is_pending()
     }
 
     /// Whether it is the sink that is waited for, and not the source.
     pub(super) fn waits_for_sink(&self) -> bool {
-        self.flushing || self.is_pending()
+        self.pace == Pace::Flushing || self.is_pending()
     }
 
     fn is_pending(&self) -> bool {
@@ -164,18 +201,25 @@ impl Transfer {
     /// What is still to be read of a body that has a known length and is passed on as it comes.
     pub(super) fn length_left(&self) -> Option<u64> {
         match self.incoming {
-            Incoming::Length(left) if left > 0 && !self.chunked_out => Some(left),
+            Incoming::Length(left) if self.outgoing == Outgoing::AsItIs => Some(left),
             _ => None,
         }
     }
 
-    /// So much of the body was moved by other means.
-    pub(super) fn skip(&mut self, length: u64) {
+    /// Records that so many bytes of a body of known length were read by other means.
+    pub(super) fn record_read(&mut self, length: u64) {
         if let Incoming::Length(left) = &mut self.incoming {
             *left -= length;
-            self.source_done = *left == 0;
+            if *left == 0 {
+                self.incoming = Incoming::Nothing;
+            }
             self.has_read = true;
         }
+    }
+
+    /// Records that so many bytes were written by other means.
+    pub(super) fn record_written(&mut self, length: u64) {
+        self.moved += length;
     }
 
     /// Gives back the buffer that came with [`Transfer::new`].
@@ -200,7 +244,7 @@ impl Transfer {
         let mut moved = 0;
         loop {
             ready!(self.write_pending(cx, sink))?;
-            if self.source_done {
+            if self.has_come() {
                 return self.flush(cx, sink);
             }
             if moved >= TURN {
@@ -227,7 +271,11 @@ impl Transfer {
 
     fn flush<D: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, sink: &mut D) -> Poll<Result<(), TransferError>> {
         let flushed = Pin::new(sink).poll_flush(cx).map_err(TransferError::Sink);
-        self.flushing = flushed.is_pending();
+        match self.pace {
+            _ if flushed.is_pending() => self.pace = Pace::Flushing,
+            Pace::Flushing => self.pace = Pace::Slow,
+            Pace::Prompt | Pace::Slow => {}
+        }
         flushed
     }
 
@@ -260,7 +308,7 @@ impl Transfer {
     ) -> Poll<Result<(), TransferError>> {
         let (start, end) = self.take(scratch, (at, read), beyond)?;
         let mut piece = &scratch[start..end];
-        self.slow_sink = false;
+        self.pace = Pace::Prompt;
         if piece.len() <= COPIED && self.is_pending() {
             self.pending.extend_from_slice(piece);
             return self.write_pending(cx, sink);
@@ -273,7 +321,7 @@ impl Transfer {
                 Pin::new(&mut *sink).poll_write_vectored(cx, &[IoSlice::new(waiting), IoSlice::new(piece)])
             };
             let Poll::Ready(written) = polled else {
-                self.slow_sink = true;
+                self.pace = Pace::Slow;
                 break;
             };
             self.count(written)?;
@@ -284,7 +332,7 @@ impl Transfer {
             }
         }
         self.pending.extend_from_slice(piece);
-        if self.slow_sink { Poll::Pending } else { Poll::Ready(Ok(())) }
+        if self.pace == Pace::Slow { Poll::Pending } else { Poll::Ready(Ok(())) }
     }
 
     /// Counts what was written, of `pending` first.
@@ -301,10 +349,10 @@ impl Transfer {
 
     /// Never reads beyond a body of known length: what follows it stays in the socket.
     fn read_limit(&self, room: usize) -> usize {
-        let room = if self.slow_sink { room.min(SLOW_READ) } else { room };
+        let room = if self.pace == Pace::Prompt { room } else { room.min(SLOW_READ) };
         match self.incoming {
             Incoming::Length(left) => usize::try_from(left).map_or(room, |left| left.min(room)),
-            Incoming::Chunked(_) | Incoming::UntilClose => room,
+            Incoming::Chunked(_) | Incoming::UntilClose | Incoming::UntilReset | Incoming::Nothing => room,
         }
     }
 
@@ -317,23 +365,29 @@ impl Transfer {
         beyond: &mut Vec<u8>,
     ) -> Result<(usize, usize), TransferError> {
         let (content, consumed) = match &mut self.incoming {
-            Incoming::UntilClose if read == 0 && self.source_was_reset => {
+            Incoming::Nothing => (0, 0),
+            Incoming::UntilReset if read == 0 => {
                 return Err(TransferError::Source(io::ErrorKind::ConnectionReset.into()));
             }
-            Incoming::UntilClose => {
-                self.source_done = read == 0;
-                (read, read)
+            Incoming::UntilClose if read == 0 => {
+                self.incoming = Incoming::Nothing;
+                (0, 0)
             }
+            Incoming::UntilClose | Incoming::UntilReset => (read, read),
             _ if read == 0 => return Err(TransferError::Source(io::ErrorKind::UnexpectedEof.into())),
             Incoming::Length(left) => {
                 let content = usize::try_from(*left).map_or(read, |left| left.min(read));
                 *left -= content as u64;
-                self.source_done = *left == 0;
+                if *left == 0 {
+                    self.incoming = Incoming::Nothing;
+                }
                 (content, content)
             }
             Incoming::Chunked(decoder) => {
                 let decoded = decoder.decode_in_place(&mut piece[at..at + read]).map_err(TransferError::Frame)?;
-                self.source_done = decoder.is_done();
+                if decoder.is_done() {
+                    self.incoming = Incoming::Nothing;
+                }
                 decoded
             }
         };
@@ -346,13 +400,13 @@ impl Transfer {
     /// Puts our frame around the content at `piece[at..]`. Returns the range to write.
     fn frame(&self, piece: &mut [u8], at: usize, content: usize) -> (usize, usize) {
         let (mut start, mut end) = (at, at + content);
-        if self.chunked_out {
+        if self.outgoing == Outgoing::Chunked {
             if content > 0 {
                 start -= put_chunk_size(&mut piece[..at], content);
                 piece[end..end + 2].copy_from_slice(b"\r\n");
                 end += 2;
             }
-            if self.source_done {
+            if self.has_come() {
                 piece[end..end + 5].copy_from_slice(b"0\r\n\r\n");
                 end += 5;
             }
@@ -385,11 +439,11 @@ mod tests {
     /// Runs a transfer over memory; the source is cut into reads of `step` bytes by the size of the scratch buffer.
     fn run(
         incoming: Framing,
-        chunked_out: bool,
+        outgoing: Outgoing,
         source: &[u8],
         step: usize,
     ) -> (Result<(), TransferError>, Vec<u8>, Vec<u8>) {
-        let mut transfer = Transfer::new(incoming, chunked_out, b"HEAD ".to_vec());
+        let mut transfer = Transfer::new(incoming, outgoing, b"HEAD ".to_vec());
         let (mut source, mut sink, mut beyond) = (source, Vec::new(), Vec::new());
         let mut scratch = vec![0; BEFORE + step + BEHIND];
         let mut cx = Context::from_waker(Waker::noop());
@@ -406,7 +460,7 @@ mod tests {
     #[test]
     fn a_body_of_known_length_ends_where_it_ends_and_nothing_is_read_beyond() {
         for step in [1, 3, 100] {
-            let (result, sink, beyond) = run(Framing::Length(5), false, b"helloGET /", step);
+            let (result, sink, beyond) = run(Framing::Length(5), Outgoing::AsItIs, b"helloGET /", step);
             assert!(result.is_ok() && beyond.is_empty());
             assert_eq!(text(&sink), "HEAD hello");
         }
@@ -415,17 +469,17 @@ mod tests {
     #[test]
     fn a_chunked_body_is_written_anew_and_what_follows_it_is_kept() {
         let wire = b"2;x=y\r\nhe\r\n3\r\nllo\r\n0\r\nT: x\r\n\r\nGET /";
-        let (result, sink, beyond) = run(Framing::Chunked, true, wire, 100);
+        let (result, sink, beyond) = run(Framing::Chunked, Outgoing::Chunked, wire, 100);
         assert!(result.is_ok());
         assert_eq!((text(&sink), text(&beyond)), ("HEAD 5\r\nhello\r\n0\r\n\r\n", "GET /"));
-        let (_, sink, _) = run(Framing::Chunked, false, wire, 1);
+        let (_, sink, _) = run(Framing::Chunked, Outgoing::AsItIs, wire, 1);
         assert_eq!(text(&sink), "HEAD hello");
     }
 
     #[test]
     fn a_long_body_gives_others_their_turn_and_goes_on_afterwards() {
         let body = vec![b'x'; 5 * TURN / 2];
-        let mut transfer = Transfer::new(Framing::Length(body.len() as u64), false, Vec::new());
+        let mut transfer = Transfer::new(Framing::Length(body.len() as u64), Outgoing::AsItIs, Vec::new());
         let (mut source, mut sink, mut beyond) = (body.as_slice(), Vec::new(), Vec::new());
         let mut scratch = vec![0; BEFORE + TURN / 4 + BEHIND];
         let woken = Arc::new(Woken::default());
@@ -452,7 +506,7 @@ mod tests {
     fn what_follows_a_chunked_body_is_kept_wherever_the_reads_are_cut() {
         let wire = b"2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\nGET / HTTP/1.1\r\n";
         for step in 1..wire.len() {
-            let (result, _, beyond) = run(Framing::Chunked, true, wire, step);
+            let (result, _, beyond) = run(Framing::Chunked, Outgoing::Chunked, wire, step);
             assert!(result.is_ok());
             // What the last read did not reach is still in the source.
             assert!(b"GET / HTTP/1.1\r\n".starts_with(&beyond), "reads of {step}: {}", text(&beyond));
@@ -461,7 +515,7 @@ mod tests {
 
     #[test]
     fn a_body_up_to_the_close_gets_an_end_of_its_own() {
-        let (result, sink, _) = run(Framing::UntilClose, true, b"0123456789abcdefg", 100);
+        let (result, sink, _) = run(Framing::UntilClose, Outgoing::Chunked, b"0123456789abcdefg", 100);
         assert!(result.is_ok());
         assert_eq!(text(&sink), "HEAD 11\r\n0123456789abcdefg\r\n0\r\n\r\n");
     }
@@ -469,7 +523,7 @@ mod tests {
     #[test]
     fn a_cut_body_is_a_failure_of_its_source_and_never_looks_complete() {
         for (framing, wire) in [(Framing::Length(9), &b"hello"[..]), (Framing::Chunked, b"9\r\nhello")] {
-            let (result, sink, _) = run(framing, true, wire, 100);
+            let (result, sink, _) = run(framing, Outgoing::Chunked, wire, 100);
             assert!(matches!(result, Err(TransferError::Source(_))));
             assert!(!text(&sink).ends_with("0\r\n\r\n"), "{}", text(&sink));
         }
@@ -477,10 +531,10 @@ mod tests {
 
     #[test]
     fn what_came_with_the_head_is_part_of_the_body() {
-        let mut transfer = Transfer::new(Framing::Length(5), false, b"HEAD ".to_vec());
+        let mut transfer = Transfer::new(Framing::Length(5), Outgoing::AsItIs, b"HEAD ".to_vec());
         assert_eq!(transfer.feed(b"helloGET /").unwrap(), 5);
-        assert!(transfer.source_done && !transfer.is_done());
-        let mut chunked = Transfer::new(Framing::Chunked, true, Vec::new());
+        assert!(transfer.has_come() && !transfer.is_done());
+        let mut chunked = Transfer::new(Framing::Chunked, Outgoing::Chunked, Vec::new());
         assert_eq!(chunked.feed(b"1\r\na\r\n0\r\n\r\nGET /").unwrap(), 11);
         assert_eq!(text(&chunked.pending), "1\r\na\r\n0\r\n\r\n");
     }

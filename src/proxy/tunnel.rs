@@ -4,7 +4,6 @@
 //! passes bytes on because a client asked for an upgrade can be used to smuggle requests (CVE-2026-2833).
 
 use std::io;
-use std::mem;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -15,7 +14,7 @@ use tokio::net::TcpStream;
 use super::deadline::{Deadline, Phase};
 use super::failure::Failure;
 use super::stream::Stream;
-use super::transfer::{Transfer, TransferError};
+use super::transfer::{Outgoing, Transfer, TransferError};
 use super::worker::Worker;
 use crate::http1::Framing;
 
@@ -27,7 +26,7 @@ struct Direction {
 
 impl Direction {
     fn new(first: Vec<u8>) -> Self {
-        Direction { transfer: Transfer::new(Framing::UntilClose, false, first), ended: false }
+        Direction { transfer: Transfer::new(Framing::UntilClose, Outgoing::AsItIs, first), ended: false }
     }
 
     fn poll<S, D>(
@@ -74,7 +73,7 @@ pub(super) async fn tunnel(
         if upwards.is_ready() && downwards.is_ready() {
             return Poll::Ready(Ok(()));
         }
-        let moved = mem::take(&mut up.transfer.moved) + mem::take(&mut down.transfer.moved);
+        let moved = up.transfer.take_moved() + down.transfer.take_moved();
         if moved > 0 {
             deadline.advance(moved);
         }

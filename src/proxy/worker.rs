@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 
-use super::Route;
+use super::Frontend;
 use super::admission::Admission;
-use super::buffers::Stock;
 use super::deadline::{Deadline, Deadlines, Interrupt};
 use super::failure::Failure;
 use super::notices::Notices;
+use super::request::RequestPool;
 use super::spin::Spin;
 use super::splice::Pipes;
 use crate::balance::Draw;
@@ -77,7 +77,7 @@ impl Shared {
 pub struct Worker {
     pub(super) shared: Shared,
     pub(super) pools: Pools,
-    pub(super) stock: Stock,
+    pub(super) requests: RequestPool,
     pub(super) scratch: RefCell<Box<[u8]>>,
     pub(super) deadlines: Rc<Deadlines>,
     pub(super) spin: Spin,
@@ -97,7 +97,7 @@ impl Worker {
             notices: Notices::default(),
             pools: Pools::new(Arc::clone(&shared.metrics)),
             shared,
-            stock: Stock::default(),
+            requests: RequestPool::default(),
             scratch: RefCell::new(vec![0; SCRATCH].into_boxed_slice()),
             random: RefCell::default(),
             turn: Cell::new(index as u64),
@@ -112,8 +112,9 @@ impl Worker {
     }
 
     /// A deadline for a connection of this listener, or for one request among others of a connection.
-    pub(super) fn deadline<R: Route>(&self) -> Deadline {
-        self.deadlines.register(R::DRAINS_AT, if R::PUBLIC { self.shared.limits.min_body_rate } else { 0 })
+    pub(super) fn deadline(&self, frontend: &Frontend) -> Deadline {
+        self.deadlines
+            .register(frontend.drains_at, if frontend.is_public { self.shared.limits.min_body_rate } else { 0 })
     }
 
     /// Closes what this worker keeps for later: somebody needs the room now.

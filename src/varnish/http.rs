@@ -306,9 +306,9 @@ impl Connection {
             }
             self.read_more().await?;
         };
-        self.head.parse(&self.input, len, Method::Other, MAX_FIELDS)?;
+        self.head.parse(&self.input[..len], Method::Other, MAX_FIELDS)?;
         let says_so = |(name, value): (&[u8], &[u8])| name.eq_ignore_ascii_case(FLUSHED) && value == b"all";
-        self.flushed_all = self.head.kept_fields(&self.input).any(says_so);
+        self.flushed_all = self.head.kept_fields().any(says_so);
         self.input.drain(..len);
         match self.head.framing {
             Framing::None => Ok(Vec::new()),

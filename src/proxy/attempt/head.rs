@@ -3,7 +3,7 @@
 //! **Some pages are held until they are whole.** A cache that looks for ESI in a page makes an object of it only when its
 //! last byte has come, and until then a ban does not find it. The guard of the origin would say at the head of such a page
 //! that nothing of it was purged, and a purge that came during its body would be too late to be noticed and too early
-//! for the ban. So the head waits for the body ([`Route::holds`]), and the guard is asked when all of it is here. The cache
+//! for the ban. So the head waits for the body ([`StorePolicy::holds`](super::super::StorePolicy::holds)), and the guard is asked when all of it is here. The cache
 //! loses nothing: it would not have begun to serve the page any earlier.
 //!
 //! A page past the caches is held as well ([`super::page`]): its fragments are asked for when the node is through with it.
@@ -16,226 +16,257 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, ReadBuf};
 
-use super::super::Route;
-use super::super::buffers::Buffers;
 use super::super::bypass;
 use super::super::deadline::Phase;
 use super::super::failure::Failure;
+use super::super::request::Request;
 use super::super::stream::Stream;
-use super::super::transfer::{BEFORE, Transfer, reading_room};
+use super::super::transfer::{BEFORE, Outgoing, Transfer, reading_room};
+use super::relay::Download;
 use super::{Exchange, download_failure};
 use crate::fleet::Role;
-use crate::http1::{BadHead, Framing, HeadScan, Version, write_response};
+use crate::http1::{BadHead, Framing, HeadChanges, HeadScan, Version, write_response};
 
 /// How much is read at once while the head of an answer is awaited: most answers come whole, and of a long one most is
 /// left to be spliced.
 const HEAD_READ: usize = 32 * 1024;
 
-/// The longest page that is held, head and body, in bytes. Magento's are a tenth of it.
+/// The longest body of a page that is held, in bytes. Magento's are a tenth of it.
 const LONGEST_HELD: usize = 1 << 20;
 
 /// A head that came from the node.
-pub(super) enum Came {
+pub(super) enum Head {
     /// An interim head of this length, in `answer`.
     Interim(usize),
     /// The node changes the protocol, with a head of this length, in `answer`.
     Switch(usize),
-    /// The final head; its answer has begun.
+    /// The final head, and what becomes of the answer.
+    Final(Answer),
+}
+
+/// An answer whose head is here.
+pub(super) enum Answer {
+    /// It has begun, and is to be relayed.
+    Begun(Download),
+    /// It is a page whose blocks are to be filled in; what has come of its body is in `answer`.
+    Page,
+}
+
+/// What a head turned out to be.
+enum Parsed {
+    Interim,
+    Switch,
     Final,
 }
 
-/// A page that waits for its end.
-#[derive(Debug)]
-pub(super) struct Held {
-    /// The length of its head; all of it is in `answer`.
-    head: usize,
-    /// Its body, which is taken apart only to find its end.
-    body: Transfer,
+/// The first state of an attempt: the request is sent, and no answer has begun.
+pub(super) struct AwaitingHead<'a, 'e> {
+    pub(super) exchange: &'a mut Exchange<'e>,
+    scan: HeadScan,
+    /// The body of a page that waits for its end, which is taken apart only to find that; what has come of it is in
+    /// `answer`.
+    held: Option<Transfer>,
+    /// How much of that has come since this was last asked, in bytes.
+    held_lately: u64,
+    /// The client may send more, or go.
+    watches_client: bool,
 }
 
-impl<R: Route> Exchange<'_, R> {
+impl<'a, 'e> AwaitingHead<'a, 'e> {
+    pub(super) fn new(exchange: &'a mut Exchange<'e>) -> Self {
+        AwaitingHead { exchange, scan: HeadScan::default(), held: None, held_lately: 0, watches_client: true }
+    }
+
     /// Sends the request and waits for the next head of the answer.
-    pub(super) async fn next_head(&mut self) -> Result<Came, Failure> {
-        let mut scan = HeadScan::default();
+    pub(super) async fn next(mut self) -> Result<Head, Failure> {
         // What came with an interim head may be the next one.
-        if let Some(came) = self.take_kept_head(&mut scan)? {
-            return Ok(came);
+        if let Some(head) = self.take_kept_head()? {
+            return Ok(head);
         }
         let mut entered = None;
-        let mut watched = true;
-        std::future::poll_fn(|cx| {
-            self.poll_upload(cx)?;
-            let sent = self.upload_broken || self.upload.is_done();
-            // Of a page that is held the client has not seen the first byte either.
-            let phase = if sent { Phase::FirstByte } else { Phase::Body };
-            let moved = mem::take(&mut self.upload.moved) + mem::take(&mut self.held_since);
-            if entered != Some(phase) {
-                entered = Some(phase);
-                self.client.deadline.enter_with(phase, self.node);
-            } else if moved > 0 {
-                self.client.deadline.advance(moved);
+        std::future::poll_fn(|cx| self.poll(cx, &mut entered)).await
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>, entered: &mut Option<Phase>) -> Poll<Result<Head, Failure>> {
+        let Exchange { client, upload, upstream, node, .. } = &mut *self.exchange;
+        upload.poll(cx, client, &mut upstream.stream)?;
+        let sent = upload.needs_no_more();
+        // Of a page that is held the client has not seen the first byte either.
+        let phase = if sent { Phase::FirstByte } else { Phase::Body };
+        let moved = upload.take_moved() + mem::take(&mut self.held_lately);
+        if *entered != Some(phase) {
+            *entered = Some(phase);
+            client.deadline.enter_with(phase, node);
+        } else if moved > 0 {
+            client.deadline.advance(moved);
+        }
+        while let Poll::Ready(head) = self.poll_head(cx) {
+            if let Some(head) = head? {
+                return Poll::Ready(Ok(head));
             }
-            while let Poll::Ready(came) = self.poll_head(cx, &mut scan) {
-                if let Some(came) = came? {
-                    return Poll::Ready(Ok(came));
-                }
-            }
-            // A stream among others can be given up at any time; of a socket only a read would tell, and it is read here.
-            if (phase == Phase::FirstByte || matches!(self.client.stream, Stream::Http2(_)))
-                && watched
-                && let Poll::Ready(gone) = self.client.stream.poll_gone(cx)
-            {
-                gone.map_err(Failure::ClientGone)?;
-                // It closed its sending side, or sent another request: both wait for this answer.
-                watched = false;
-            }
-            let for_client = !sent && !self.upload.waits_for_sink();
-            self.poll_patience(cx, for_client).map(Err)
-        })
-        .await
+        }
+        let Exchange { client, upload, .. } = &mut *self.exchange;
+        // A stream among others can be given up at any time; of a socket only a read would tell, and it is read here.
+        if (phase == Phase::FirstByte || matches!(client.stream, Stream::Http2(_)))
+            && self.watches_client
+            && let Poll::Ready(gone) = client.stream.poll_gone(cx)
+        {
+            gone.map_err(Failure::ClientGone)?;
+            // It closed its sending side, or sent another request: both wait for this answer.
+            self.watches_client = false;
+        }
+        let for_client = !sent && !upload.waits_for_node();
+        self.poll_patience(cx, for_client).map(Err)
     }
 
     /// Reads once from the node. A final head that is complete then begins its answer from where it stands.
-    fn poll_head(&mut self, cx: &mut Context<'_>, scan: &mut HeadScan) -> Poll<Result<Option<Came>, Failure>> {
-        let worker = Rc::clone(&self.client.worker);
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Head>, Failure>> {
+        let worker = Rc::clone(&self.exchange.client.worker);
         let scratch = &mut worker.scratch.borrow_mut()[..];
         let room = reading_room(scratch);
         let limit = room.len().min(HEAD_READ);
         let mut buffer = ReadBuf::new(&mut room[..limit]);
-        ready!(Pin::new(&mut self.upstream.stream).poll_read(cx, &mut buffer)).map_err(Failure::NoAnswer)?;
+        ready!(Pin::new(&mut self.exchange.upstream.stream).poll_read(cx, &mut buffer)).map_err(Failure::NoAnswer)?;
         let read = buffer.filled().len();
         let bytes = &reading_room(scratch)[..read];
         match self.held.take() {
-            Some(held) if read == 0 && self.buffers.response.framing == Framing::UntilClose => {
-                return Poll::Ready(self.pass_held(&held));
+            Some(_) if read == 0 && self.exchange.request.response.framing == Framing::UntilClose => {
+                return Poll::Ready(self.pass_held());
             }
-            Some(mut held) if read > 0 => {
-                held.body.feed(bytes).map_err(download_failure)?;
-                self.buffers.answer.extend_from_slice(bytes);
-                self.held_since += read as u64;
-                return Poll::Ready(self.hold(held));
+            Some(mut body) if read > 0 => {
+                body.feed(bytes).map_err(download_failure)?;
+                self.exchange.request.answer.extend_from_slice(bytes);
+                self.held_lately += read as u64;
+                return Poll::Ready(self.hold(body));
             }
             _ => {}
         }
         if read == 0 {
             return Poll::Ready(Err(Failure::NoAnswer(io::ErrorKind::UnexpectedEof.into())));
         }
-        if self.buffers.answer.is_empty()
-            && let Some(len) = scan.find(bytes, worker.shared.limits.max_answer_head).map_err(Failure::BadAnswer)?
+        if self.exchange.request.answer.is_empty()
+            && let Some(len) = self.find_head(bytes)?
         {
-            if let came @ Came::Final = self.parse_head(bytes, len)?
-                && !self.is_to_be_held(bytes, len)
+            if let Parsed::Final = self.parse_head(&bytes[..len])?
+                && !self.is_to_be_held(read - len)
             {
-                self.download = self.open_download(bytes)?;
+                let mut download = self.begin()?;
                 let body = (BEFORE + len, read - len);
-                let begun = self.download.begin(cx, &mut self.client.stream, scratch, body, &mut self.surplus);
-                return Poll::Ready(begun.map_err(download_failure).map(|()| Some(came)));
+                let Exchange { client, surplus, .. } = &mut *self.exchange;
+                let begun = download.body.begin(cx, &mut client.stream, scratch, body, surplus);
+                let head = Head::Final(Answer::Begun(download));
+                return Poll::Ready(begun.map_err(download_failure).map(|()| Some(head)));
             }
-            *scan = HeadScan::default();
+            self.scan = HeadScan::default();
         }
-        self.buffers.answer.extend_from_slice(bytes);
-        Poll::Ready(self.take_kept_head(scan))
+        self.exchange.request.answer.extend_from_slice(bytes);
+        Poll::Ready(self.take_kept_head())
+    }
+
+    fn find_head(&mut self, bytes: &[u8]) -> Result<Option<usize>, Failure> {
+        let limit = self.exchange.client.worker.shared.limits.max_answer_head;
+        self.scan.find(bytes, limit).map_err(Failure::BadAnswer)
     }
 
     /// Looks for a head in what was kept of the answer.
-    fn take_kept_head(&mut self, scan: &mut HeadScan) -> Result<Option<Came>, Failure> {
-        let answer = mem::take(&mut self.buffers.answer);
-        let limit = self.client.worker.shared.limits.max_answer_head;
-        let came = match scan.find(&answer, limit).map_err(Failure::BadAnswer)? {
-            Some(len) => {
-                let came = self.parse_head(&answer, len)?;
-                if !matches!(came, Came::Final) {
-                    Some(came)
-                } else if self.is_to_be_held(&answer, len) {
-                    let body = Transfer::new(self.buffers.response.framing, false, Vec::new());
-                    let mut held = Held { head: len, body };
-                    held.body.feed(&answer[len..]).map_err(download_failure)?;
-                    self.buffers.answer = answer;
-                    return self.hold(held);
-                } else {
-                    self.begin_kept(&answer, len)?;
-                    Some(came)
-                }
-            }
-            None => None,
+    fn take_kept_head(&mut self) -> Result<Option<Head>, Failure> {
+        let mut answer = mem::take(&mut self.exchange.request.answer);
+        let Some(len) = self.find_head(&answer)? else {
+            self.exchange.request.answer = answer;
+            return Ok(None);
         };
-        self.buffers.answer = answer;
-        Ok(came)
+        let parsed = self.parse_head(&answer[..len])?;
+        if let Parsed::Final = parsed {
+            answer.drain(..len);
+        }
+        self.exchange.request.answer = answer;
+        match parsed {
+            Parsed::Interim => Ok(Some(Head::Interim(len))),
+            Parsed::Switch => Ok(Some(Head::Switch(len))),
+            Parsed::Final if self.is_to_be_held(self.exchange.request.answer.len()) => {
+                let mut body = Transfer::new(self.exchange.request.response.framing, Outgoing::AsItIs, Vec::new());
+                body.feed(&self.exchange.request.answer).map_err(download_failure)?;
+                self.hold(body)
+            }
+            Parsed::Final => self.begin_kept().map(Some),
+        }
     }
 
-    /// Begins the answer that was kept, with a head of this length.
-    fn begin_kept(&mut self, answer: &[u8], len: usize) -> Result<(), Failure> {
-        self.download = self.open_download(answer)?;
-        let body = self.download.feed(&answer[len..]).map_err(download_failure)?;
-        self.surplus.extend_from_slice(&answer[len + body..]);
-        Ok(())
+    /// Begins the answer of which the body so far is in `answer`.
+    fn begin_kept(&mut self) -> Result<Head, Failure> {
+        let mut download = self.begin()?;
+        let Exchange { request, surplus, .. } = &mut *self.exchange;
+        let body = download.body.feed(&request.answer).map_err(download_failure)?;
+        surplus.extend_from_slice(&request.answer[body..]);
+        Ok(Head::Final(Answer::Begun(download)))
     }
 
-    /// Whether the end of a page, whose head is the first `len` bytes, is to be waited for before it is passed on.
-    fn is_to_be_held(&self, bytes: &[u8], len: usize) -> bool {
-        let Buffers { request, response, .. } = &*self.buffers;
-        if self.is_to_be_filled_in(bytes) {
+    fn begin(&mut self) -> Result<Download, Failure> {
+        let framing = self.exchange.request.response.framing;
+        Ok(Download::new(framing, self.exchange.begin()?))
+    }
+
+    /// Whether the end of a page, of whose body so many bytes have come, is to be waited for before it is passed on.
+    fn is_to_be_held(&self, come: usize) -> bool {
+        let Request { head, response, .. } = &*self.exchange.request;
+        if self.is_to_be_filled_in() {
             return true;
         }
         let is_whole = match response.framing {
             Framing::None => true,
-            Framing::Length(length) => (bytes.len() - len) as u64 >= length || length > LONGEST_HELD as u64,
+            Framing::Length(length) => come as u64 >= length || length > LONGEST_HELD as u64,
             Framing::Chunked | Framing::UntilClose => false,
         };
-        !is_whole && self.client.route.holds(request.method, (response, bytes))
+        let store = self.exchange.client.frontend.store.as_ref();
+        !is_whole && store.is_some_and(|store| store.holds(head.method, response))
     }
 
-    /// Whether the blocks of a page are filled in here, its head being in `bytes`.
-    fn is_to_be_filled_in(&self, bytes: &[u8]) -> bool {
-        let Buffers { request, response, input, .. } = &*self.buffers;
-        if !self.is_bypass() || response.framing == Framing::None || !self.upload.is_done() {
+    /// Whether the blocks of a page are filled in here.
+    fn is_to_be_filled_in(&self) -> bool {
+        let Exchange { client, request, upload, .. } = &*self.exchange;
+        let Request { head, response, .. } = &**request;
+        if !self.exchange.is_bypass() || response.framing == Framing::None || !upload.is_done() {
             return false;
         }
-        let body = bypass::body_of((request, input), (response, bytes));
+        let body = bypass::body_of(head, response);
         if body == bypass::Body::Encoded {
-            self.client.worker.shared.metrics.fragments.hidden.inc();
+            client.worker.shared.metrics.fragments.hidden.inc();
         }
         body == bypass::Body::Page
     }
 
-    /// Goes on waiting for the end of a page, or begins its answer where all of it is here, or too much.
-    fn hold(&mut self, held: Held) -> Result<Option<Came>, Failure> {
-        if !held.body.has_come() && self.buffers.answer.len() <= LONGEST_HELD {
-            self.held = Some(held);
+    /// Goes on waiting for the end of a page, or begins its answer if all of it is here, or too much.
+    fn hold(&mut self, body: Transfer) -> Result<Option<Head>, Failure> {
+        if !body.has_come() && self.exchange.request.answer.len() <= LONGEST_HELD {
+            self.held = Some(body);
             return Ok(None);
         }
-        self.pass_held(&held)
+        self.pass_held()
     }
 
-    fn pass_held(&mut self, held: &Held) -> Result<Option<Came>, Failure> {
-        let answer = mem::take(&mut self.buffers.answer);
-        if self.is_to_be_filled_in(&answer) {
-            self.page = Some(held.head);
-        } else {
-            self.begin_kept(&answer, held.head)?;
+    fn pass_held(&mut self) -> Result<Option<Head>, Failure> {
+        if self.is_to_be_filled_in() {
+            return Ok(Some(Head::Final(Answer::Page)));
         }
-        self.buffers.answer = answer;
-        Ok(Some(Came::Final))
+        self.begin_kept().map(Some)
     }
 
-    fn parse_head(&mut self, bytes: &[u8], len: usize) -> Result<Came, Failure> {
-        let Buffers { response, request, input, .. } = &mut *self.buffers;
-        let max_fields = self.client.worker.shared.limits.max_fields;
-        response.parse(bytes, len, request.method, max_fields).map_err(Failure::BadAnswer)?;
+    fn parse_head(&mut self, bytes: &[u8]) -> Result<Parsed, Failure> {
+        let Request { response, head, .. } = &mut *self.exchange.request;
+        let max_fields = self.exchange.client.worker.shared.limits.max_fields;
+        response.parse(bytes, head.method, max_fields).map_err(Failure::BadAnswer)?;
         if response.is_interim() {
-            return Ok(Came::Interim(len));
+            return Ok(Parsed::Interim);
         }
         if response.status != 101 {
-            return Ok(Came::Final);
+            return Ok(Parsed::Final);
         }
         // A switch that nobody asked for, or to something else, is not an answer.
-        if request.offers(response.upgrade_to(bytes), input) {
-            Ok(Came::Switch(len))
-        } else {
-            Err(Failure::BadAnswer(BadHead::Status))
-        }
+        if head.offers(response.upgrade_to()) { Ok(Parsed::Switch) } else { Err(Failure::BadAnswer(BadHead::Status)) }
     }
+}
 
+impl Exchange<'_> {
     /// Passes an interim head on (RFC 9110 section 15.2), so that a client that waits for `100 Continue` gets the node's
     /// and not ours.
     ///
@@ -243,12 +274,11 @@ impl<R: Route> Exchange<'_, R> {
     /// answer, and fails the fetch. (It waits for none: it answers `Expect` by itself and does not pass it on.) Past the
     /// caches a page shows no `Link` either, and a `103` is nothing else.
     pub(super) async fn pass_interim(&mut self, len: usize) -> Result<(), Failure> {
-        let Buffers { answer, response, request, to_client, input, .. } = &mut *self.buffers;
-        let passes =
-            self.node.spec.role == Role::Varnish || (response.status == 100 && request.expects_continue(input));
-        if passes && self.client.version(request.version) == Version::Http11 {
+        let Request { answer, response, head, to_client, .. } = &mut *self.request;
+        let passes = self.node.spec.role == Role::Varnish || (response.status == 100 && head.expects_continue());
+        if passes && self.client.version(head.version) == Version::Http11 {
             to_client.clear();
-            write_response(to_client, response, answer, Version::Http11, true);
+            write_response(to_client, response, &HeadChanges::default(), Version::Http11, true);
             self.client.deadline.enter(Phase::Body);
             self.client.send(to_client).await?;
         }

@@ -11,12 +11,14 @@ use std::mem;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
-use super::super::Route;
 use super::super::bypass::{self, fragment};
 use super::super::client::Client;
 use super::super::deadline::Phase;
 use super::super::failure::Failure;
-use super::{Exchange, fallback_host, forwarding};
+use super::super::request::Request;
+use super::super::transfer::Outgoing;
+use super::relay::Relayed;
+use super::{Begun, Exchange, fallback_host, forwarding};
 use crate::esi::{Parser, Piece};
 use crate::fleet::Node;
 use crate::http1::{BodyDecoder, RequestHead, write_subrequest};
@@ -73,7 +75,7 @@ impl Source<'_> {
         is_free.then_some(OfPage { stream: self.upstream, is_free: &mut self.is_free })
     }
 
-    async fn read<R>(&mut self, client: &Client<R>, into: &mut Vec<u8>) -> Result<(), Failure> {
+    async fn read(&mut self, client: &Client, into: &mut Vec<u8>) -> Result<(), Failure> {
         let mut piece = Vec::with_capacity(PIECE);
         client.deadline.enter(Phase::Body);
         let read = client.deadline.limit(self.upstream.read_buf(&mut piece)).await;
@@ -86,16 +88,16 @@ impl Source<'_> {
 }
 
 /// The answer as it goes to the client.
-struct Sink<'p, R> {
-    client: &'p mut Client<R>,
+struct Sink<'p> {
+    client: &'p mut Client,
     /// The head, until it has been sent.
     wire: Vec<u8>,
     gathered: Vec<u8>,
-    chunked: bool,
+    outgoing: Outgoing,
     sent: u64,
 }
 
-impl<R: Route> Sink<'_, R> {
+impl Sink<'_> {
     async fn push(&mut self, text: &[u8]) -> Result<(), Failure> {
         for piece in text.chunks(PIECE) {
             self.gathered.extend_from_slice(piece);
@@ -107,13 +109,13 @@ impl<R: Route> Sink<'_, R> {
     }
 
     async fn flush(&mut self, is_end: bool) -> Result<(), Failure> {
-        if !self.gathered.is_empty() && self.chunked {
+        if !self.gathered.is_empty() && self.outgoing == Outgoing::Chunked {
             self.wire.extend_from_slice(format!("{:x}\r\n", self.gathered.len()).as_bytes());
             self.wire.append(&mut self.gathered);
             self.wire.extend_from_slice(b"\r\n");
         }
         self.wire.append(&mut self.gathered);
-        if is_end && self.chunked {
+        if is_end && self.outgoing == Outgoing::Chunked {
             self.wire.extend_from_slice(b"0\r\n\r\n");
         }
         self.client.deadline.enter(Phase::Body);
@@ -127,17 +129,18 @@ impl<R: Route> Sink<'_, R> {
 /// Who asks for the fragments of a page, and of whom.
 struct Asking<'p> {
     node: &'p Node,
-    request: &'p RequestHead,
-    input: &'p [u8],
+    head: &'p RequestHead,
     /// How many were asked for.
     count: usize,
+    /// One took too long. The others are not asked for: a page is not worth a node's time without end.
+    is_late: bool,
 }
 
 impl Asking<'_> {
     /// Fetches the fragment behind this address, relative to `base`, which stands so deep in others.
-    async fn fragment<R: Route>(
+    async fn fragment(
         &mut self,
-        client: &Client<R>,
+        client: &Client,
         of_page: Option<OfPage<'_>>,
         (source, base): (&[u8], &[u8]),
         depth: usize,
@@ -148,22 +151,27 @@ impl Asking<'_> {
         if self.count == MOST {
             return Err(LeftOut::TooMany);
         }
+        if self.is_late {
+            return Err(LeftOut::Late);
+        }
         self.count += 1;
-        let fallback = fallback_host(self.request, self.node);
-        let host = self.request.host.map_or(fallback.as_bytes(), |host| host.bytes(self.input));
+        let fallback = fallback_host(self.head, self.node);
+        let host = self.head.host().unwrap_or(fallback.as_bytes());
         let target = fragment::target_of(source, host, base).ok_or(LeftOut::Foreign)?;
-        let mut head = Vec::new();
-        let forwarding = forwarding(client, self.request, &fallback);
-        write_subrequest(&mut head, &target, self.request, self.input, forwarding);
-        let Fragment { body, is_markup } = fragment::fetch(client, self.node, of_page, &head).await?;
+        let mut out = Vec::new();
+        let forwarding = forwarding(client, self.head, &fallback);
+        write_subrequest(&mut out, &target, self.head, forwarding);
+        let fetched = fragment::fetch(client, self.node, of_page, &out).await;
+        self.is_late = matches!(fetched, Err(LeftOut::Late));
+        let Fragment { body, is_markup } = fetched?;
         let parser = if is_markup { Parser::default() } else { Parser::plain() };
         Ok(Document { bytes: body, taken: 0, parser, target })
     }
 
     /// Says why a fragment is missing from a page.
-    fn report<R: Route>(&self, client: &Client<R>, source: &[u8], reason: &LeftOut) {
+    fn report(&self, client: &Client, source: &[u8], reason: &LeftOut) {
         if let Some(unsaid) = client.worker.notices.pass() {
-            let path = String::from_utf8_lossy(self.request.path(self.input));
+            let path = String::from_utf8_lossy(self.head.path());
             let source = source.split(|&byte| byte == b'?').next().unwrap_or_default();
             let source = String::from_utf8_lossy(source);
             tracing::info!(
@@ -174,35 +182,32 @@ impl Asking<'_> {
     }
 }
 
-impl<R: Route> Exchange<'_, R> {
-    /// Passes a page on whose head, of this length, and body so far are in `answer`.
-    pub(super) async fn forward_page(&mut self, head: usize) -> Result<(), Failure> {
-        let mut answer = mem::take(&mut self.buffers.answer);
-        let decoder = BodyDecoder::new(self.buffers.response.framing);
-        let (wire, chunked) = self.begin(&answer)?;
-        bypass::ask_for_fragments(&mut self.buffers.request, &self.buffers.input);
-        let (request, input) = (&self.buffers.request, &self.buffers.input[..]);
-        let mut asking = Asking { node: self.node, request, input, count: 0 };
-        let is_free = self.buffers.response.keep_alive && request.upgrade.is_none();
+impl Exchange<'_> {
+    /// Passes a page on whose body so far is in `answer`.
+    pub(super) async fn relay_page(&mut self) -> Result<Relayed, Failure> {
+        // Before the head becomes that of the page as it leaves.
+        let decoder = BodyDecoder::new(self.request.response.framing);
+        let Begun { first: wire, outgoing, keep_alive } = self.begin()?;
+        bypass::ask_for_fragments(&mut self.request.head);
+        let Request { head, response, answer, .. } = &mut *self.request;
+        let mut asking = Asking { node: self.node, head, count: 0, is_late: false };
+        let is_free = response.keep_alive && !head.offers_upgrade();
         let upstream = &mut self.upstream.stream;
         let mut source = Source { upstream, is_free, decoder, surplus: &mut self.surplus };
-        let mut sink = Sink { client: &mut *self.client, wire, gathered: Vec::new(), chunked, sent: 0 };
+        let mut sink = Sink { client: &mut *self.client, wire, gathered: Vec::new(), outgoing, sent: 0 };
         let mut page =
-            Document { bytes: Vec::new(), taken: 0, parser: Parser::default(), target: request.target(input).to_vec() };
-        source.take(answer.split_off(head), &mut page.bytes)?;
-        let filled = fill_in(&mut source, &mut sink, &mut asking, page).await;
-        self.sent = sink.sent;
-        self.buffers.response.keep_alive = source.is_free;
-        answer.clear();
-        self.buffers.answer = answer;
-        filled
+            Document { bytes: Vec::new(), taken: 0, parser: Parser::default(), target: head.target().to_vec() };
+        source.take(mem::take(answer), &mut page.bytes)?;
+        fill_in(&mut source, &mut sink, &mut asking, page).await?;
+        response.keep_alive = source.is_free;
+        Ok(Relayed { keep_alive, sent: sink.sent })
     }
 }
 
 /// Passes a page on, and its fragments where they belong.
-async fn fill_in<R: Route>(
+async fn fill_in(
     source: &mut Source<'_>,
-    sink: &mut Sink<'_, R>,
+    sink: &mut Sink<'_>,
     asking: &mut Asking<'_>,
     page: Document,
 ) -> Result<(), Failure> {

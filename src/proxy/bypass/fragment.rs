@@ -15,7 +15,6 @@ use std::time::Instant;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::super::Route;
 use super::super::client::Client;
 use super::super::deadline::Phase;
 use super::{is_encoded, is_markup};
@@ -111,8 +110,8 @@ pub(in crate::proxy) struct OfPage<'p> {
 }
 
 /// Sends a request with this head to a node, over the connection of the page if there is `of_page`, and reads the answer.
-pub(in crate::proxy) async fn fetch<R: Route>(
-    client: &Client<R>,
+pub(in crate::proxy) async fn fetch(
+    client: &Client,
     node: &Node,
     of_page: Option<OfPage<'_>>,
     request: &[u8],
@@ -134,7 +133,7 @@ pub(in crate::proxy) async fn fetch<R: Route>(
             }
         }
         let pools = &client.worker.pools;
-        if let Some(kept) = pools.take(node, None, Openness::AsKnown) {
+        if let Some(kept) = pools.get(node, None, Openness::AsKnown) {
             match ask_and_keep(client, node, kept, request).await {
                 Err(LeftOut::NoAnswer(_)) => {}
                 asked => return asked,
@@ -147,34 +146,30 @@ pub(in crate::proxy) async fn fetch<R: Route>(
     client.deadline.limit(fetched).await.unwrap_or(Err(LeftOut::Late))
 }
 
-fn room<R: Route>(client: &Client<R>) -> Option<Permit> {
+fn room(client: &Client) -> Option<Permit> {
     let worker = &client.worker;
-    let room = worker.shared.files_of(R::ROLE).nodes;
+    let room = worker.shared.files_of(client.frontend.role).nodes;
     room.try_take(1).or_else(|| {
         worker.close_unused();
         room.take_another()
     })
 }
 
-async fn ask_and_keep<R: Route>(
-    client: &Client<R>,
+async fn ask_and_keep(
+    client: &Client,
     node: &Node,
     mut connection: Connection,
     request: &[u8],
 ) -> Result<Fragment, LeftOut> {
     let (fragment, stays) = ask(client, &mut connection.stream, request).await?;
     if stays {
-        client.worker.pools.give(node, connection, None, Instant::now());
+        client.worker.pools.put(node, connection, None, Instant::now());
     }
     Ok(fragment)
 }
 
 /// Asks over this connection. Returns also whether another request may be sent on it.
-async fn ask<R: Route>(
-    client: &Client<R>,
-    stream: &mut TcpStream,
-    request: &[u8],
-) -> Result<(Fragment, bool), LeftOut> {
+async fn ask(client: &Client, stream: &mut TcpStream, request: &[u8]) -> Result<(Fragment, bool), LeftOut> {
     stream.write_all(request).await.map_err(LeftOut::NoAnswer)?;
     let limits = &client.worker.shared.limits;
     let (mut input, mut head) = (Vec::new(), ResponseHead::default());
@@ -182,10 +177,10 @@ async fn ask<R: Route>(
     if head.status != 200 {
         return Err(LeftOut::Status(head.status));
     }
-    if is_encoded(&head, &input) {
+    if is_encoded(&head) {
         return Err(LeftOut::Encoded);
     }
-    let is_markup = is_markup(&head, &input);
+    let is_markup = is_markup(&head);
     let mut decoder = BodyDecoder::new(head.framing);
     let mut body = Vec::new();
     let mut piece = input.split_off(len);
@@ -219,7 +214,7 @@ async fn read_head(
     let (mut scan, mut interim) = (HeadScan::default(), 0);
     loop {
         if let Some(len) = scan.find(input, limits.0).map_err(LeftOut::BadHead)? {
-            head.parse(input, len, Method::Get, limits.1).map_err(LeftOut::BadHead)?;
+            head.parse(&input[..len], Method::Get, limits.1).map_err(LeftOut::BadHead)?;
             if !head.is_interim() {
                 return Ok(len);
             }

@@ -18,6 +18,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use slab::Slab;
@@ -103,6 +104,8 @@ struct Answers {
     written: Option<u64>,
     /// The connection was closed.
     closed: bool,
+    /// Who writes, and is woken when that is to be cut.
+    writer: Option<Waker>,
     /// Changes with everything that is written.
     turn: u64,
 }
@@ -206,6 +209,10 @@ impl UnderWay {
                 let awaited = *answers.awaited.get_or_insert(now);
                 if now.saturating_sub(awaited) >= milliseconds(LONGEST_WAIT) {
                     connection.to_be_cut.store(true, Ordering::Relaxed);
+                    // Its node may be silent for good: nothing else would wake it.
+                    if let Some(writer) = answers.writer.take() {
+                        writer.wake();
+                    }
                 }
             }
             (answers.turn, answers.written)
@@ -315,7 +322,9 @@ impl Passage {
             answers.passed = at;
             under_way.any.fetch_add(1, Ordering::Release);
         }
-        answers.written = None;
+        // What is written from now on was not waited for yet, however long the last answer was.
+        (answers.written, answers.awaited) = (None, None);
+        self.connection.to_be_cut.store(false, Ordering::Relaxed);
         answers.turn += 1;
         is_new
     }
@@ -325,9 +334,21 @@ impl Passage {
         self.guard.under_way.end(&mut self.connection.lock(), &self.guard.passed, None);
     }
 
-    /// Whether what is being written has been waited for too long. Once it has, the connection is of no use any more.
+    /// Whether what is being written has been waited for too long.
     pub fn is_to_be_cut(&self) -> bool {
         self.connection.to_be_cut.load(Ordering::Relaxed)
+    }
+
+    /// Ready when what is being written has been waited for too long.
+    pub fn poll_to_be_cut(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut answers = self.connection.lock();
+        if self.is_to_be_cut() {
+            return Poll::Ready(());
+        }
+        if !answers.writer.as_ref().is_some_and(|writer| writer.will_wake(cx.waker())) {
+            answers.writer = Some(cx.waker().clone());
+        }
+        Poll::Pending
     }
 
     /// All that there is to write was handed to the system.
@@ -335,6 +356,8 @@ impl Passage {
         let mut answers = self.connection.lock();
         if answers.any {
             (answers.written, answers.awaited) = (Some(self.guard.milliseconds(at)), None);
+            answers.writer = None;
+            self.connection.to_be_cut.store(false, Ordering::Relaxed);
             answers.turn += 1;
         }
     }
@@ -615,7 +638,37 @@ mod tests {
         rig.pass(&passage, 200, PAGE, 2);
         assert!(rig.finds(&tag("cat_p"), 100_000) && !passage.is_to_be_cut());
         assert!(rig.finds(&tag("cat_p"), 99_999 + limit) && !passage.is_to_be_cut());
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut cx = Context::from_waker(&waker);
+        assert!(passage.poll_to_be_cut(&mut cx).is_pending());
         assert!(rig.finds(&tag("cat_p"), 100_000 + limit) && passage.is_to_be_cut());
+        assert!(woken.0.load(Ordering::Relaxed) && passage.poll_to_be_cut(&mut cx).is_ready());
+    }
+
+    #[derive(Default)]
+    struct Woken(AtomicBool);
+
+    impl std::task::Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn an_answer_that_came_to_its_end_does_not_cut_the_next_one() {
+        let rig = Rig::new();
+        let passage = rig.connect();
+        let limit = u64::try_from(LONGEST_WAIT.as_millis()).unwrap();
+        rig.pass(&passage, 200, PAGE, 2);
+        assert!(rig.finds(&tag("cat_p"), 100) && rig.finds(&tag("cat_p"), 100 + limit) && passage.is_to_be_cut());
+        passage.written(rig.at(101 + limit));
+        assert!(!passage.is_to_be_cut());
+        // Another one before the first was read: its time begins anew.
+        rig.pass(&passage, 200, PAGE, 102 + limit);
+        assert!(rig.finds(&tag("cat_p"), 103 + limit) && !passage.is_to_be_cut());
+        assert!(rig.finds(&tag("cat_p"), 102 + 2 * limit) && !passage.is_to_be_cut());
+        assert!(rig.finds(&tag("cat_p"), 103 + 2 * limit) && passage.is_to_be_cut());
     }
 
     /// An answer and its purge in the same moment: it is marked, or the purge finds it.

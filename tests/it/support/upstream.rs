@@ -157,11 +157,7 @@ impl Upstream {
     /// How many connections to the fake are open for its clients, as the kernel sees it: on a busy machine the end of
     /// one arrives some time after it was closed.
     pub fn established(&self) -> usize {
-        let SocketAddr::V4(address) = self.address else { panic!("a fake listens on IPv4") };
-        let remote = format!("{:08X}:{:04X}", u32::from_le_bytes(address.ip().octets()), address.port());
-        let table = std::fs::read_to_string("/proc/net/tcp").expect("the kernel's connections");
-        let rows = table.lines().skip(1).map(|row| row.split_whitespace().skip(2).take(2));
-        rows.filter(|row| row.clone().eq([remote.as_str(), "01"])).count()
+        kernel_connections().filter(|connection| connection.remote == self.address && connection.state == "01").count()
     }
 
     /// How many connections with traffic are open.
@@ -169,6 +165,37 @@ impl Upstream {
         let connections = self.state.connections.lock().unwrap();
         connections.iter().filter(|connection| connection.kind == Kind::Traffic && connection.open.is_some()).count()
     }
+}
+
+/// A TCP connection over IPv4, as the kernel lists it.
+struct KernelConnection {
+    local: SocketAddr,
+    remote: SocketAddr,
+    /// `01`: established; `08`: the other side has closed, and this one has not yet.
+    state: String,
+}
+
+fn kernel_connections() -> impl Iterator<Item = KernelConnection> {
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("the kernel's connections");
+    let address = |text: &str| {
+        let (ip, port) = text.split_once(':').expect("an address");
+        let ip = u32::from_str_radix(ip, 16).expect("an address").to_le_bytes();
+        SocketAddr::from((ip, u16::from_str_radix(port, 16).expect("a port")))
+    };
+    let rows: Vec<KernelConnection> = table
+        .lines()
+        .skip(1)
+        .map(|row| {
+            let columns: Vec<&str> = row.split_whitespace().collect();
+            KernelConnection { local: address(columns[1]), remote: address(columns[2]), state: columns[3].to_owned() }
+        })
+        .collect();
+    rows.into_iter()
+}
+
+/// Whether the server at this address has read of every connection that its client has closed that it did.
+pub fn has_seen_all_ends(address: SocketAddr) -> bool {
+    !kernel_connections().any(|connection| connection.local == address && connection.state == "08")
 }
 
 impl Drop for Upstream {

@@ -1,0 +1,180 @@
+//! The second state of an attempt: the answer has begun, and goes on to its end.
+
+use std::io;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use super::super::client::After;
+use super::super::deadline::Phase;
+use super::super::failure::Failure;
+use super::super::splice::{self, Splice};
+use super::super::stream::Stream;
+use super::super::transfer::{Transfer, TransferError};
+use super::{Begun, Exchange, download_failure};
+use crate::http1::Framing;
+use crate::purge::Passage;
+
+/// What is on its way to a client as soon as it is written, in bytes: ten segments (RFC 6928). An answer that is no longer
+/// than this arrives also if the connection is closed at once and the client turns out to have sent more.
+const FIRST_FLIGHT: u64 = 12 * 1024;
+
+/// An answer that went through.
+pub(super) struct Relayed {
+    /// The client may send another request after it.
+    pub(super) keep_alive: bool,
+    /// How much of it was written, in bytes.
+    pub(super) sent: u64,
+}
+
+/// The body of an answer on its way to the client, with its head before it.
+pub(super) struct Download {
+    pub(super) body: Transfer,
+    /// The client may send another request after it.
+    keep_alive: bool,
+}
+
+impl Download {
+    /// A download of which nothing was sent.
+    pub(super) fn new(framing: Framing, Begun { first, outgoing, keep_alive }: Begun) -> Self {
+        Download { body: Transfer::new(framing, outgoing, first), keep_alive }
+    }
+}
+
+/// An answer on its way to the client.
+pub(super) struct Relaying<'a, 'e> {
+    exchange: &'a mut Exchange<'e>,
+    download: Download,
+    /// How much of the answer was written, in bytes.
+    sent: u64,
+    /// The client has sent something behind its request, perhaps its end.
+    client_may_be_gone: bool,
+}
+
+impl<'a, 'e> Relaying<'a, 'e> {
+    pub(super) fn new(exchange: &'a mut Exchange<'e>, download: Download) -> Self {
+        Relaying { exchange, download, sent: 0, client_may_be_gone: false }
+    }
+
+    /// Passes the answer on to its end.
+    pub(super) async fn run(mut self) -> Result<Relayed, Failure> {
+        let worker = Rc::clone(&self.exchange.client.worker);
+        let is_long = self.download.body.length_left().is_some_and(|left| left >= splice::WORTHWHILE);
+        let mut splice = if is_long && self.exchange.client.stream.is_plain() {
+            worker.pipes.begin(worker.shared.files_of(self.exchange.client.frontend.role).nodes)
+        } else {
+            None
+        };
+        let mut entered = false;
+        let end = std::future::poll_fn(|cx| self.poll(cx, splice.as_mut(), &mut entered)).await;
+        if let Some(splice) = splice {
+            worker.pipes.put(splice);
+        }
+        end?;
+        self.exchange.request.to_client = self.download.body.into_buffer();
+        Ok(Relayed { keep_alive: self.download.keep_alive, sent: self.sent })
+    }
+
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        splice: Option<&mut Splice>,
+        entered: &mut bool,
+    ) -> Poll<Result<(), Failure>> {
+        let Exchange { client, upload, upstream, node, .. } = &mut *self.exchange;
+        if upload.poll(cx, client, &mut upstream.stream).is_err() {
+            // The client may still read.
+            upload.give_up();
+        }
+        if client.passage.as_ref().is_some_and(Passage::is_to_be_cut) {
+            client.worker.shared.metrics.guard.cut.inc();
+            tracing::info!(node = %node.id(), "an answer that a purge waits for has no end, and is cut");
+            return Poll::Ready(Err(Failure::CutAnswer(io::ErrorKind::TimedOut.into())));
+        }
+        if upload.was_refused() {
+            self.download.body.source_was_reset();
+        }
+        let mut waits_for_client = false;
+        let polled = self.poll_download(cx, splice, &mut waits_for_client);
+        let sent = self.download.body.take_moved();
+        self.sent += sent;
+        if let Poll::Ready(result) = polled {
+            return Poll::Ready(result.map_err(download_failure));
+        }
+        let Exchange { client, upload, .. } = &mut *self.exchange;
+        let moved = sent + upload.take_moved();
+        if !*entered {
+            // Most answers never get here: they are through at the first try.
+            *entered = true;
+            client.deadline.enter(Phase::Body);
+        } else if moved > 0 {
+            client.deadline.advance(moved);
+        }
+        if let Some(passage) = &client.passage
+            && passage.poll_to_be_cut(cx).is_ready()
+        {
+            cx.waker().wake_by_ref();
+        }
+        let client_there = match self.poll_client_there(cx) {
+            Ok(there) => there,
+            Err(gone) => return Poll::Ready(Err(gone)),
+        };
+        let late = |_| {
+            let late = io::ErrorKind::TimedOut.into();
+            Err(if waits_for_client || !client_there { Failure::ClientGone(late) } else { Failure::CutAnswer(late) })
+        };
+        self.exchange.client.deadline.poll_answer(cx, waits_for_client, client_there).map(late)
+    }
+
+    fn poll_download(
+        &mut self,
+        cx: &mut Context<'_>,
+        splice: Option<&mut Splice>,
+        waits_for_client: &mut bool,
+    ) -> Poll<Result<(), TransferError>> {
+        let Exchange { client, upstream, surplus, .. } = &mut *self.exchange;
+        let body = &mut self.download.body;
+        let (polled, in_pipe) = match (splice, &mut client.stream) {
+            (Some(splice), Stream::Plain(socket)) => {
+                let polled = splice.poll(cx, body, &upstream.stream, socket);
+                (polled, splice.waits_for_sink())
+            }
+            (_, stream) => {
+                let mut scratch = client.worker.scratch.borrow_mut();
+                (body.poll(cx, &mut upstream.stream, stream, &mut scratch, surplus), false)
+            }
+        };
+        *waits_for_client = body.waits_for_sink() || in_pipe;
+        polled
+    }
+
+    /// Whether the client is certain to be there still: it has sent nothing since its request, no end either. Who has said
+    /// that it ends may wait for its answer, or be gone; nobody knows before something is written to it.
+    fn poll_client_there(&mut self, cx: &mut Context<'_>) -> Result<bool, Failure> {
+        let Exchange { client, upload, .. } = &mut *self.exchange;
+        if !self.client_may_be_gone
+            && upload.is_done()
+            && let Poll::Ready(gone) = client.stream.poll_gone(cx)
+        {
+            gone.map_err(Failure::ClientGone)?;
+            self.client_may_be_gone = true;
+        }
+        Ok(!self.client_may_be_gone && upload.is_done())
+    }
+}
+
+impl Exchange<'_> {
+    /// What becomes of the client's connection after this answer. To be asked when the input is that of the next request.
+    pub(super) fn after(&mut self, Relayed { keep_alive, sent }: Relayed) -> After {
+        if keep_alive {
+            After::KeepAlive
+        } else if sent <= FIRST_FLIGHT
+            && self.upload.is_done()
+            && self.request.input.is_empty()
+            && !self.client.stream.has_unread()
+        {
+            After::Close
+        } else {
+            After::Linger
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! A request: what is known of it from its first byte to the end of its answer, and the buffers that it takes meanwhile.
+
+use std::cell::RefCell;
+use std::time::Instant;
+
+use crate::http1::{HeadScan, RequestHead, ResponseHead};
+
+/// The most requests whose buffers a worker keeps for the next ones. More exist only while more are under way.
+const MAX_SPARE: usize = 512;
+
+/// Buffers of which one grew beyond this for an odd request are not kept, in bytes: so the spare ones of a worker hold
+/// 32 MiB at most, and as a rule a tenth of that.
+const MAX_SPARE_CAPACITY: usize = 16 * 1024;
+
+/// One request and its answer.
+#[derive(Debug)]
+pub(super) struct Request {
+    /// From the client: this request's head, the start of its body, and perhaps requests behind it.
+    pub(super) input: Vec<u8>,
+    pub(super) input_scan: HeadScan,
+    /// The head, once it is complete.
+    pub(super) head: RequestHead,
+    /// When its head was complete.
+    pub(super) began: Instant,
+    /// The guard's sequence number before the request went to a node ([`super::StorePolicy::mark`]).
+    pub(super) guard_mark: u64,
+    /// The status that the client was sent, once an answer has begun.
+    pub(super) status: Option<u16>,
+    /// From the node: the head of its answer and the start of its body, until it is passed on.
+    pub(super) answer: Vec<u8>,
+    /// The last head that the node sent.
+    pub(super) response: ResponseHead,
+    /// To be written to the node: the head of the request and the start of its body.
+    pub(super) to_node: Vec<u8>,
+    /// To be written to the client: the head of the answer and the start of its body.
+    pub(super) to_client: Vec<u8>,
+}
+
+impl Request {
+    fn new() -> Self {
+        Request {
+            input: Vec::new(),
+            input_scan: HeadScan::default(),
+            head: RequestHead::default(),
+            began: Instant::now(),
+            guard_mark: 0,
+            status: None,
+            answer: Vec::new(),
+            response: ResponseHead::default(),
+            to_node: Vec::new(),
+            to_client: Vec::new(),
+        }
+    }
+
+    /// Ready for the next request; what the client sent beyond the last one stays.
+    pub(super) fn next(&mut self, consumed: usize) {
+        self.input.drain(..consumed);
+        self.input_scan = HeadScan::default();
+        self.answer.clear();
+        self.to_node.clear();
+        self.to_client.clear();
+    }
+}
+
+/// The spare requests of a worker, which the next ones are made of.
+#[derive(Debug, Default)]
+#[expect(clippy::vec_box, reason = "a request moves between the pool and connections: as a pointer, not as 600 bytes")]
+pub(super) struct RequestPool(RefCell<Vec<Box<Request>>>);
+
+impl RequestPool {
+    pub(super) fn get(&self) -> Box<Request> {
+        self.0.borrow_mut().pop().unwrap_or_else(|| Box::new(Request::new()))
+    }
+
+    pub(super) fn put(&self, mut request: Box<Request>) {
+        let vectors = [&request.input, &request.answer, &request.to_node, &request.to_client];
+        let largest = vectors.map(Vec::capacity).into_iter().max().unwrap_or_default();
+        let mut spare = self.0.borrow_mut();
+        if spare.len() < MAX_SPARE && largest <= MAX_SPARE_CAPACITY {
+            let all = request.input.len();
+            request.next(all);
+            spare.push(request);
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! What a cache behind a listener may store.
+//!
+//! Every page passes the origin on its way into a cache, so this is where the guard ([`crate::purge::Guard`]) stands: what
+//! was rendered before a purge must not be stored after it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::http1::{Method, RequestHead, ResponseHead};
+use crate::purge::{Ends, Guard, Page, Passage};
+use crate::telemetry::Metrics;
+
+/// Decides about each answer that passes to a cache.
+#[derive(Clone, Debug)]
+pub struct StorePolicy {
+    guard: Option<Arc<Guard>>,
+    metrics: Arc<Metrics>,
+}
+
+impl StorePolicy {
+    /// A policy that asks this guard. Without one (`origin.guard = false`) it only refuses pages that no purge finds.
+    pub fn new(guard: Option<Arc<Guard>>, metrics: Arc<Metrics>) -> Self {
+        StorePolicy { guard, metrics }
+    }
+
+    /// The guard's sequence number, to be taken before a request goes to a node; 0 without a guard.
+    pub(super) fn mark(&self) -> u64 {
+        self.guard.as_ref().map_or(0, |guard| guard.now())
+    }
+
+    /// A cache has connected. What it gives is asked for each answer that is written to this connection.
+    pub(super) fn connected(&self, ends: Ends) -> Option<Passage> {
+        self.guard.as_ref().map(|guard| guard.connected(ends))
+    }
+
+    /// Whether an answer to a request with this method is passed on only when all of it is here: a page that can be purged
+    /// by its tags, because the guard is to see it at its end.
+    pub(super) fn holds(&self, method: Method, answer: &ResponseHead) -> bool {
+        let is_tags = |(name, _): (&[u8], &[u8])| name.eq_ignore_ascii_case(b"x-magento-tags");
+        self.guard.is_some() && method == Method::Get && answer.status == 200 && answer.kept_fields().any(is_tags)
+    }
+
+    /// Whether a cache may store an answer. To be asked when its head is about to be written to `passage`; `mark` is what
+    /// [`StorePolicy::mark`] was. Varnish stores what it asked for by GET; a HEAD is answered with the same fields.
+    pub(super) fn may_be_stored(
+        &self,
+        mark: u64,
+        passage: Option<&Passage>,
+        request: &RequestHead,
+        answer: &ResponseHead,
+    ) -> bool {
+        // No purge would find them all.
+        if answer.has_scattered_tags() {
+            return false;
+        }
+        let Some(guard) = self.guard.as_ref().filter(|_| matches!(request.method, Method::Get | Method::Head)) else {
+            return true;
+        };
+        let page = Page { status: answer.status, target: request.target(), fields: answer.kept_fields() };
+        let may_be_stored = match passage {
+            Some(passage) => passage.may_be_stored(mark, &page, Instant::now()),
+            None => guard.may_be_stored(mark, &page, Instant::now()),
+        };
+        if !may_be_stored {
+            self.metrics.guard.marked.inc();
+        }
+        may_be_stored
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::purge::{Purge, Target};
+
+    const PAGE: &[u8] = b"HTTP/1.1 200 OK\r\nX-Magento-Tags: cat_p_1\r\nContent-Length: 0\r\n\r\n";
+
+    fn policy(guard: bool) -> StorePolicy {
+        let guard = guard.then(|| Arc::new(Guard::new(Instant::now())));
+        StorePolicy::new(guard, Arc::new(Metrics::new().unwrap()))
+    }
+
+    /// Whether the page may be stored that was asked for with this method before its tag was purged.
+    fn admits(policy: &StorePolicy, method: &str) -> bool {
+        let (mark, asked) = (policy.mark(), format!("{method} /p/1 HTTP/1.1\r\nHost: a\r\n\r\n"));
+        if let Some(guard) = &policy.guard {
+            guard.note(&Purge { targets: vec![Target::Tags(["cat_p_1"].into_iter().collect())], soft: false });
+        }
+        let (mut request, mut answer) = (RequestHead::default(), ResponseHead::default());
+        request.parse(asked.as_bytes(), 100).unwrap();
+        answer.parse(PAGE, request.method, 100).unwrap();
+        policy.may_be_stored(mark, None, &request, &answer)
+    }
+
+    #[test]
+    fn what_could_be_stored_is_held_against_the_guard_and_counted() {
+        let policy = policy(true);
+        assert!(!admits(&policy, "GET") && !admits(&policy, "HEAD"));
+        assert!(admits(&policy, "POST"));
+        assert_eq!(policy.metrics.guard.marked.get(), 2);
+    }
+
+    #[test]
+    fn without_a_guard_everything_passes() {
+        let policy = policy(false);
+        assert!(admits(&policy, "GET"));
+        assert_eq!(policy.metrics.guard.marked.get(), 0);
+    }
+}

@@ -1,7 +1,7 @@
 //! Which node gets a request. One algorithm a file; who is eligible (healthy, current, not tried yet) is the caller's
 //! filter and no business of the algorithm.
 //!
-//! Everything here is a pure function of the nodes, their load and a [`Draw`]; the caller brings the randomness. All
+//! Everything here is a pure function of the nodes, their load and a [`LbContext`]; the caller brings the randomness. All
 //! scans are linear: a fleet has tens of nodes, and a scan over 200 of them costs less than one system call.
 //!
 //! A node in its slow start gets a share of what it should ([`Live::share`](crate::fleet::Live::share)). That is no
@@ -35,9 +35,9 @@ pub enum Policy {
 
 /// What one decision is made from.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Draw {
+pub struct LbContext {
     /// The hash of what is asked for.
-    pub key: u64,
+    pub request_hash: u64,
     /// Grows by one with every request of this chooser.
     pub turn: u64,
     /// Random bits.
@@ -51,18 +51,18 @@ pub struct Draw {
 pub fn pick(
     policy: Policy,
     members: &[Member],
-    draw: Draw,
+    lb: LbContext,
     bounded_load: f64,
     eligible: impl Fn(&Member) -> bool,
 ) -> Option<&Member> {
     let lot = match policy {
-        Policy::Rendezvous => draw.key,
-        Policy::RoundRobin => draw.turn,
-        Policy::LeastRequest | Policy::Random => draw.random,
+        Policy::Rendezvous => lb.request_hash,
+        Policy::RoundRobin => lb.turn,
+        Policy::LeastRequest | Policy::Random => lb.random,
     };
     let takes_part = |member: &Member| eligible(member) && takes_part(member, lot);
-    choose(policy, members, draw, bounded_load, takes_part)
-        .or_else(|| choose(policy, members, draw, bounded_load, eligible))
+    choose(policy, members, lb, bounded_load, takes_part)
+        .or_else(|| choose(policy, members, lb, bounded_load, eligible))
 }
 
 /// Whether a node has a say in the decision with this lot: always, unless it is in its slow start.
@@ -77,15 +77,15 @@ fn takes_part(member: &Member, lot: u64) -> bool {
 fn choose(
     policy: Policy,
     members: &[Member],
-    draw: Draw,
+    lb: LbContext,
     bounded_load: f64,
     eligible: impl Fn(&Member) -> bool,
 ) -> Option<&Member> {
     match policy {
-        Policy::Rendezvous => rendezvous::pick(members, draw.key, bounded_load, eligible),
-        Policy::RoundRobin => weighted::pick(members, draw.turn, eligible),
-        Policy::LeastRequest => least_request::pick(members, draw.random, eligible),
-        Policy::Random => weighted::pick(members, draw.random, eligible),
+        Policy::Rendezvous => rendezvous::pick(members, lb.request_hash, bounded_load, eligible),
+        Policy::RoundRobin => weighted::pick(members, lb.turn, eligible),
+        Policy::LeastRequest => least_request::pick(members, lb.random, eligible),
+        Policy::Random => weighted::pick(members, lb.random, eligible),
     }
 }
 
@@ -104,15 +104,15 @@ mod tests {
 
     const POLICIES: [Policy; 4] = [Policy::Rendezvous, Policy::RoundRobin, Policy::LeastRequest, Policy::Random];
 
-    /// The draw of the n-th request.
-    fn draw(n: u64) -> Draw {
-        Draw { key: mix(n, 7), turn: n, random: mix(n, 3) }
+    /// The context of the n-th request.
+    fn lb_context(n: u64) -> LbContext {
+        LbContext { request_hash: mix(n, 7), turn: n, random: mix(n, 3) }
     }
 
     fn first_of(policy: Policy, weights: &[u32], share: u32) -> usize {
         let nodes = members(weights);
         nodes[0].node.live.set_share(share);
-        shares(&nodes, (0..10_000).map(|n| pick(policy, &nodes, draw(n), 0.0, |_| true)))[0]
+        shares(&nodes, (0..10_000).map(|n| pick(policy, &nodes, lb_context(n), 0.0, |_| true)))[0]
     }
 
     #[test]
@@ -134,7 +134,10 @@ mod tests {
     #[test]
     fn a_growing_share_moves_keys_to_its_node_and_no_others() {
         let nodes = members(&[1, 2, 1]);
-        let chosen = |key| pick(Policy::Rendezvous, &nodes, Draw { key, ..Draw::default() }, 0.0, |_| true).unwrap();
+        let chosen = |key| {
+            pick(Policy::Rendezvous, &nodes, LbContext { request_hash: key, ..LbContext::default() }, 0.0, |_| true)
+                .unwrap()
+        };
         let all = || (0..2000).map(|key| chosen(mix(key, 7)).node.id().to_string()).collect::<Vec<_>>();
         nodes[1].node.live.set_share(1);
         let mut before = all();
@@ -153,8 +156,8 @@ mod tests {
         nodes[0].node.live.set_share(0);
         for policy in POLICIES {
             let first = |member: &Member| member.node.id().as_str() == "n0";
-            assert!((0..100).all(|n| pick(policy, &nodes, draw(n), 1.25, first).is_some()), "{policy:?}");
-            assert!(pick(policy, &nodes, draw(0), 1.25, |_| false).is_none(), "{policy:?}");
+            assert!((0..100).all(|n| pick(policy, &nodes, lb_context(n), 1.25, first).is_some()), "{policy:?}");
+            assert!(pick(policy, &nodes, lb_context(0), 1.25, |_| false).is_none(), "{policy:?}");
         }
     }
 }

@@ -416,7 +416,7 @@ impl Deliveries {
             return true;
         }
         let fleet = self.context.fleet.load();
-        let member = fleet.varnish.get(node.id()).filter(|member| member.node.key == node.key);
+        let member = fleet.varnish.get(node.id()).filter(|member| member.node.endpoint_id == node.endpoint_id);
         member.is_none_or(|member| member.health == Health::Down)
     }
 

@@ -7,11 +7,11 @@
 
 use std::sync::Arc;
 
-use crate::balance::{self, Draw, Policy};
+use crate::balance::{self, LbContext, Policy};
 use crate::config::{self, ProxyProtocol, WhenAllBehind};
 use crate::fleet::{Fence, Member, Node, Role, Snapshot};
 use crate::http1::RequestHead;
-use crate::proxy::{Frontend, IgnoredParameters, NoNode, OwnAnswer, Select, Trust, request_key};
+use crate::proxy::{Frontend, IgnoredParameters, NoNode, OwnAnswer, Select, Trust, request_hash};
 use crate::shutdown::Stage;
 use crate::telemetry::Metrics;
 use crate::trial::{self, Trials};
@@ -73,38 +73,38 @@ impl EdgeSelect {
     }
 
     /// Past the caches: a web node that has room.
-    fn bypass<'f>(&self, fleet: &'f Snapshot, draw: Draw, tried: Option<u64>) -> Option<&'f Member> {
+    fn bypass<'f>(&self, fleet: &'f Snapshot, lb: LbContext, tried: Option<u64>) -> Option<&'f Member> {
         let has_room = |member: &Member| {
             member.usable
-                && Some(member.node.key) != tried
+                && Some(member.node.endpoint_id) != tried
                 && member.node.live.inflight() < self.bypass_max_requests_per_node
         };
-        balance::pick(Policy::LeastRequest, fleet.web.members(), draw, 0.0, has_room)
+        balance::pick(Policy::LeastRequest, fleet.web.members(), lb, 0.0, has_room)
     }
 
     /// The last resort: the Varnish that misses the fewest purges.
     fn least_behind<'f>(&self, fleet: &'f Snapshot, tried: Option<u64>) -> Option<&'f Member> {
         let candidates = fleet.varnish.members().iter();
         candidates
-            .filter(|member| member.usable && Some(member.node.key) != tried)
+            .filter(|member| member.usable && Some(member.node.endpoint_id) != tried)
             .max_by_key(|member| member.node.live.cursor())
             .inspect(|_| self.metrics.stale_served.inc())
     }
 }
 
 impl Select for EdgeSelect {
-    fn key(&self, head: &RequestHead) -> u64 {
-        if self.policy == Policy::Rendezvous { request_key(head, &self.ignored) } else { 0 }
+    fn request_hash(&self, head: &RequestHead) -> u64 {
+        if self.policy == Policy::Rendezvous { request_hash(head, &self.ignored) } else { 0 }
     }
 
-    fn pick(&self, fleet: &Snapshot, draw: Draw, tried: Option<u64>) -> Result<Arc<Node>, NoNode> {
+    fn pick(&self, fleet: &Snapshot, lb: LbContext, tried: Option<u64>) -> Result<Arc<Node>, NoNode> {
         let fence = self.fence.position();
         let may_serve = |Member { node, usable, .. }: &Member| {
-            *usable && node.live.cursor() >= fence && self.trials.admits(&node.live) && Some(node.key) != tried
+            *usable && node.live.cursor() >= fence && self.trials.admits(&node.live) && Some(node.endpoint_id) != tried
         };
-        let current = balance::pick(self.policy, fleet.varnish.members(), draw, self.bounded_load, may_serve);
+        let current = balance::pick(self.policy, fleet.varnish.members(), lb, self.bounded_load, may_serve);
         let chosen = current.or_else(|| match self.when_all_behind {
-            WhenAllBehind::Bypass => self.bypass(fleet, draw, tried).or_else(|| self.least_behind(fleet, tried)),
+            WhenAllBehind::Bypass => self.bypass(fleet, lb, tried).or_else(|| self.least_behind(fleet, tried)),
             WhenAllBehind::Serve => self.least_behind(fleet, tried),
             WhenAllBehind::Refuse => None,
         });
@@ -150,15 +150,15 @@ mod tests {
     }
 
     fn picked(edge: &EdgeSelect, fleet: &Snapshot, tried: Option<u64>) -> Result<String, NoNode> {
-        edge.pick(fleet, Draw::default(), tried).map(|node| node.id().to_string())
+        edge.pick(fleet, LbContext::default(), tried).map(|node| node.id().to_string())
     }
 
     #[test]
     fn a_varnish_that_misses_an_answered_purge_gets_nothing() {
         let edge = edge(WhenAllBehind::Bypass, 5);
         for key in 0..50 {
-            let draw = Draw { key, ..Draw::default() };
-            let node = edge.pick(&fleet(&[4, 5, 4], 1), draw, None).unwrap();
+            let lb = LbContext { request_hash: key, ..LbContext::default() };
+            let node = edge.pick(&fleet(&[4, 5, 4], 1), lb, None).unwrap();
             assert_eq!(node.id().as_str(), "v1");
         }
     }
@@ -206,7 +206,10 @@ mod tests {
     fn a_second_try_goes_elsewhere() {
         let edge = edge(WhenAllBehind::Bypass, 0);
         let fleet = fleet(&[0, 0], 1);
-        let first = edge.pick(&fleet, Draw::default(), None).unwrap();
-        assert_ne!(edge.pick(&fleet, Draw::default(), Some(first.key)).unwrap().key, first.key);
+        let first = edge.pick(&fleet, LbContext::default(), None).unwrap();
+        assert_ne!(
+            edge.pick(&fleet, LbContext::default(), Some(first.endpoint_id)).unwrap().endpoint_id,
+            first.endpoint_id
+        );
     }
 }

@@ -206,7 +206,9 @@ impl FleetKeeper {
     /// Those that are up and come into traffic start slowly. Who had traffic before (a web node that was used in spite
     /// of its health, say) goes on with what it has.
     fn start_slowly(&self, now: &Pool, before: &Pool) {
-        let had_traffic = |node: &Node| before.get(node.id()).is_some_and(|was| was.usable && was.node.key == node.key);
+        let had_traffic = |node: &Node| {
+            before.get(node.id()).is_some_and(|was| was.usable && was.node.endpoint_id == node.endpoint_id)
+        };
         let up = now.members().iter().filter(|member| member.usable && member.health == Health::Up);
         up.filter(|member| !had_traffic(&member.node)).for_each(|member| self.around.slow_start.begin(&member.node));
     }

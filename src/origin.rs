@@ -8,11 +8,11 @@ mod wire;
 
 use std::sync::Arc;
 
-use crate::balance::{self, Draw, Policy};
+use crate::balance::{self, LbContext, Policy};
 use crate::config;
 use crate::fleet::{Member, Node, Role, Snapshot};
 use crate::http1::{Method, RequestHead};
-use crate::proxy::{Frontend, IgnoredParameters, NoNode, OwnAnswer, Select, StorePolicy, Trust, request_key};
+use crate::proxy::{Frontend, IgnoredParameters, NoNode, OwnAnswer, Select, StorePolicy, Trust, request_hash};
 use crate::purge::Guard;
 use crate::shutdown::Stage;
 use crate::telemetry::Metrics;
@@ -61,13 +61,13 @@ struct OriginSelect {
 }
 
 impl Select for OriginSelect {
-    fn key(&self, head: &RequestHead) -> u64 {
-        if self.policy == Policy::Rendezvous { request_key(head, &self.nothing_ignored) } else { 0 }
+    fn request_hash(&self, head: &RequestHead) -> u64 {
+        if self.policy == Policy::Rendezvous { request_hash(head, &self.nothing_ignored) } else { 0 }
     }
 
-    fn pick(&self, fleet: &Snapshot, draw: Draw, tried: Option<u64>) -> Result<Arc<Node>, NoNode> {
-        let may_serve = |member: &Member| member.usable && Some(member.node.key) != tried;
-        balance::pick(self.policy, fleet.web.members(), draw, 0.0, may_serve)
+    fn pick(&self, fleet: &Snapshot, lb: LbContext, tried: Option<u64>) -> Result<Arc<Node>, NoNode> {
+        let may_serve = |member: &Member| member.usable && Some(member.node.endpoint_id) != tried;
+        balance::pick(self.policy, fleet.web.members(), lb, 0.0, may_serve)
             .map(|member| Arc::clone(&member.node))
             .ok_or(NoNode::NoneUp)
     }

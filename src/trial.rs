@@ -153,7 +153,10 @@ impl Trials {
         let told = {
             let mut running = self.running();
             // Another task has this id by now, or none.
-            let Some(mine) = running.get_mut(node.id()).filter(|running| running.node.key == node.key) else { return };
+            let Some(mine) = running.get_mut(node.id()).filter(|running| running.node.endpoint_id == node.endpoint_id)
+            else {
+                return;
+            };
             std::mem::replace(&mut mine.finding, finding.into())
         };
         node.live.set_trial(state);

@@ -149,8 +149,8 @@ impl Pools {
     /// forgotten when its last request is: made anew for that one, its metrics would never go.
     pub fn sweep(&self, now: Instant, in_fleet: impl Fn(u64) -> bool) {
         let mut nodes = self.nodes.borrow_mut();
-        nodes.retain(|&key, pool| {
-            let in_fleet = in_fleet(key);
+        nodes.retain(|&endpoint_id, pool| {
+            let in_fleet = in_fleet(endpoint_id);
             // The oldest are at the front: taken and given at the back.
             let has_expired = |idle: &Idle| !in_fleet || now.duration_since(idle.since) > IDLE_LIMIT;
             let expired = pool.idle.partition_point(has_expired);
@@ -161,7 +161,7 @@ impl Pools {
 
     fn with_pool<T>(&self, node: &Node, f: impl FnOnce(&mut NodePool) -> T) -> T {
         let mut nodes = self.nodes.borrow_mut();
-        let pool = nodes.entry(node.key).or_insert_with(|| NodePool {
+        let pool = nodes.entry(node.endpoint_id).or_insert_with(|| NodePool {
             live: Arc::downgrade(&node.live),
             idle: Vec::new(),
             metrics: self.metrics.node(node.spec.role, node.id()),

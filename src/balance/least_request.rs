@@ -10,7 +10,7 @@ use crate::fleet::Member;
 /// The less loaded of two eligible nodes, drawn by weight.
 pub(super) fn pick(members: &[Member], random: u64, eligible: impl Fn(&Member) -> bool) -> Option<&Member> {
     let first = weighted::pick(members, random, &eligible)?;
-    let others = |member: &Member| eligible(member) && member.node.key != first.node.key;
+    let others = |member: &Member| eligible(member) && member.node.endpoint_id != first.node.endpoint_id;
     let Some(second) = weighted::pick(members, mix(random, 1), others) else { return Some(first) };
     Some(if load(second) < load(first) { second } else { first })
 }

@@ -5,8 +5,8 @@ use crate::fleet::Member;
 
 /// The eligible node that holds this ticket (modulo their number).
 ///
-/// Eligibility depends on counters that other threads change, so it may differ between the count and the draw: then
-/// the last eligible node of the draw is as good as any.
+/// Eligibility depends on counters that other threads change, so it may differ between the count and the choice: then
+/// the last eligible node of the count is as good as any.
 pub(super) fn pick(members: &[Member], ticket: u64, eligible: impl Fn(&Member) -> bool) -> Option<&Member> {
     let tickets = |member: &Member| u64::from(member.node.spec.weight.max(1));
     let total: u64 = members.iter().filter(|member| eligible(member)).map(tickets).sum();

@@ -51,12 +51,12 @@ impl LifeSigns {
             round_trips.push_back(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
             self.shortest.store(round_trips.iter().copied().min().unwrap_or(0), Ordering::Relaxed);
         }
-        self.answered(asked, took);
+        self.record_answer(asked, took);
         stood_still
     }
 
     /// The node has answered what was asked at this time, and took so long: any request, the data path's too.
-    pub fn answered(&self, asked: Duration, took: Duration) {
+    pub fn record_answer(&self, asked: Duration, took: Duration) {
         let quick = QUICK + self.round_trip();
         let (last, asked) = (self.last.load(Ordering::Relaxed), asked.as_millis() as u64);
         let apart = (quick + LANDING).as_millis() as u64;
@@ -91,7 +91,7 @@ mod tests {
     /// What is known after these answers, given with their times and how long they took.
     fn taken_in(answers: &[(u64, u64)]) -> Duration {
         let signs = LifeSigns::default();
-        answers.iter().for_each(|&(asked, took)| signs.answered(ms(asked), ms(took)));
+        answers.iter().for_each(|&(asked, took)| signs.record_answer(ms(asked), ms(took)));
         signs.taken_in()
     }
 

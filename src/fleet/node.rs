@@ -230,16 +230,16 @@ pub struct Node {
     pub live: Arc<Live>,
     /// Names this pair of identity and address within the process: connections are pooled under it, so that none
     /// to an old address is used after a change.
-    pub key: u64,
+    pub endpoint_id: u64,
     /// The place of this node in the rendezvous hash; from the id alone.
     pub seed: u64,
 }
 
 impl Node {
-    /// A node as the keeper makes it. `key` is unique in the process.
-    pub fn new(spec: NodeSpec, live: Arc<Live>, key: u64) -> Self {
+    /// A node as the keeper makes it. `endpoint_id` is unique in the process.
+    pub fn new(spec: NodeSpec, live: Arc<Live>, endpoint_id: u64) -> Self {
         let seed = xxhash_rust::xxh3::xxh3_64(spec.id.as_str().as_bytes());
-        Node { spec, live, key, seed }
+        Node { spec, live, endpoint_id, seed }
     }
 
     /// The stable name.

@@ -46,7 +46,7 @@ impl FleetKeeper {
         match self.nodes.get_mut(&identity) {
             Some(kept) if kept.node.spec == spec => return,
             Some(kept) if kept.node.spec.is_reached_as(&spec) => {
-                kept.node = Arc::new(Node::new(spec, Arc::clone(&kept.node.live), kept.node.key));
+                kept.node = Arc::new(Node::new(spec, Arc::clone(&kept.node.live), kept.node.endpoint_id));
             }
             _ => {
                 tracing::info!(role = %spec.role, node = %spec.id, address = %spec.address, "node joined");

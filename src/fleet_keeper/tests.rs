@@ -262,7 +262,7 @@ async fn what_the_file_says_of_a_node_counts_and_the_other_is_there_when_it_is_g
     rig.tell(Event::Joined(etcd("a", 7)));
     rig.tell(vanished("b"));
     assert_eq!(rig.after(1.0).await, ["a", "b"]);
-    let key = |rig: &Rig| rig.keeper.around.fleet.load().web.get(&spec("a").id).unwrap().node.key;
+    let key = |rig: &Rig| rig.keeper.around.fleet.load().web.get(&spec("a").id).unwrap().node.endpoint_id;
     let before = key(&rig);
     rig.tell(Event::Left(Source::Static, Role::Web, spec("a").id));
     assert_eq!(rig.shown(), ["a*", "b"]);

@@ -20,13 +20,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::bypass;
-use super::client::{After, Client};
+use super::client::{Client, Disposition};
 use super::deadline::{Interrupt, Phase};
 use super::failure::Failure;
 use super::request::Request;
 use super::transfer::{Outgoing, Transfer, TransferError};
 use super::tunnel::tunnel;
-use crate::balance::Draw;
+use crate::balance::LbContext;
 use crate::files::is_ours;
 use crate::fleet::{Node, SendProxy};
 use crate::http1::{BadHead, Forwarding, Framing, HeadChanges, RequestHead, write_request, write_response};
@@ -77,7 +77,7 @@ impl Failed {
 #[derive(Clone, Copy)]
 pub(super) struct Terms {
     /// What it was chosen by.
-    pub(super) draw: Draw,
+    pub(super) lb: LbContext,
     /// On a new connection.
     pub(super) fresh: bool,
     /// It may be carried out twice.
@@ -92,7 +92,7 @@ pub(super) async fn attempt(
     request: &mut Request,
     node: &Arc<Node>,
     terms: Terms,
-) -> Result<After, Failed> {
+) -> Result<Disposition, Failed> {
     if node.spec.role != client.frontend.role {
         if !bypass::admits(&request.head) {
             return Err(Failed::at_once(Failure::BadMethod));
@@ -218,7 +218,7 @@ struct Exchange<'e> {
 }
 
 impl Exchange<'_> {
-    async fn run(&mut self) -> Result<After, Failure> {
+    async fn run(&mut self) -> Result<Disposition, Failure> {
         let head_len = self.request.head.len();
         let body = self.upload.feed(&self.request.input[head_len..])?;
         for _ in 0..=MAX_INTERIM {
@@ -264,7 +264,7 @@ impl Exchange<'_> {
     }
 
     /// Passes the switch of protocols on, and after it whatever the two sides have to say to each other.
-    async fn tunnel(&mut self, request_len: usize, head_len: usize) -> Result<After, Failure> {
+    async fn tunnel(&mut self, request_len: usize, head_len: usize) -> Result<Disposition, Failure> {
         let Request { input, answer, response, head, to_client, status, .. } = &mut *self.request;
         *status = Some(101);
         let mut first = mem::take(to_client);
@@ -274,7 +274,7 @@ impl Exchange<'_> {
         let early = input.split_off(request_len);
         let Client { stream, deadline, worker, .. } = &mut *self.client;
         tunnel(worker, deadline, (stream, early), (&mut self.upstream.stream, first)).await?;
-        Ok(After::Close)
+        Ok(Disposition::Close)
     }
 }
 

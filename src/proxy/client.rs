@@ -19,7 +19,7 @@ use crate::purge::Passage;
 
 /// What becomes of the client's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum After {
+pub(super) enum Disposition {
     /// The next request may come.
     KeepAlive,
     /// It ends, and there is nobody to wait for.
@@ -86,14 +86,14 @@ impl Client {
     }
 
     /// All that there is to write for now was written.
-    pub(super) fn written(&self) {
+    pub(super) fn record_written(&self) {
         if let Some(passage) = &self.passage {
             passage.written(Instant::now());
         }
     }
 
     /// The client has sent more after all that was written to it.
-    pub(super) fn went_on(&self) {
+    pub(super) fn record_read(&self) {
         if let Some(passage) = &self.passage {
             passage.taken(Instant::now());
         }
@@ -139,14 +139,14 @@ impl Client {
         version: Version,
         willing: bool,
     ) -> Result<(Outgoing, bool), Failure> {
-        let Stream::Http2(half) = &mut self.stream else {
+        let Stream::Http2(stream) = &mut self.stream else {
             let (framing, keep_alive) = write_response(out, head, changes, version, willing);
             let outgoing = if framing == Framing::Chunked { Outgoing::Chunked } else { Outgoing::AsItIs };
             return Ok((outgoing, keep_alive));
         };
-        if half.was_cancelled() {
+        if stream.was_cancelled() {
             Err(Failure::ClientGone(io::ErrorKind::ConnectionReset.into()))
-        } else if half.begin_answer(head, changes, head.framing == Framing::None) {
+        } else if stream.begin_answer(head, changes, head.framing == Framing::None) {
             Ok((Outgoing::AsItIs, true))
         } else {
             Err(Failure::BadAnswer(BadHead::Syntax("HTTP/2 cannot carry it")))
@@ -160,8 +160,8 @@ impl Client {
         head_only: bool,
         out: &mut Vec<u8>,
     ) -> Result<(), Failure> {
-        if let Stream::Http2(half) = &mut self.stream {
-            let told = half.answer_with(reply.status, &reply.text, head_only);
+        if let Stream::Http2(stream) = &mut self.stream {
+            let told = stream.answer_with(reply.status, &reply.text, head_only);
             return if told { Ok(()) } else { Err(Failure::ClientGone(io::ErrorKind::ConnectionReset.into())) };
         }
         out.clear();

@@ -16,7 +16,7 @@ use tokio_rustls::TlsAcceptor;
 use super::admission::Permit;
 
 use super::Frontend;
-use super::client::{After, Client, Peer};
+use super::client::{Client, Disposition, Peer};
 use super::deadline::{Deadline, Interrupt, Phase};
 use super::exchange;
 use super::failure::Failure;
@@ -122,23 +122,23 @@ async fn requests(client: &mut Client) {
         let is_ahead = kept.is_some();
         let Some(mut request) = next_bytes(client, kept.take()).await else { break };
         if !is_ahead {
-            client.went_on();
+            client.record_read();
         }
         let head = read_head(client, &mut request).await.transpose();
         let after = match head {
             // In a box, which is there only while the request is: all that a connection at rest holds is its own state.
             Some(head) => Box::pin(exchange::handle(client, &mut request, head)).await,
-            None => After::Close,
+            None => Disposition::Close,
         };
         match after {
-            After::KeepAlive if request.input.is_empty() => client.worker.requests.put(request),
-            After::KeepAlive => kept = Some(request),
-            After::Reset => {
+            Disposition::KeepAlive if request.input.is_empty() => client.worker.requests.put(request),
+            Disposition::KeepAlive => kept = Some(request),
+            Disposition::Reset => {
                 client.stream.reset_on_close();
                 client.worker.requests.put(request);
                 return;
             }
-            After::Close | After::Linger => {
+            Disposition::Close | Disposition::Linger => {
                 client.worker.requests.put(request);
                 end(client, after).await;
                 return;
@@ -147,7 +147,7 @@ async fn requests(client: &mut Client) {
     }
     // RFC 8446 section 6.1: whoever ends a session says so, also at rest. For a plain connection its close says it.
     if !client.stream.is_plain() {
-        end(client, After::Close).await;
+        end(client, Disposition::Close).await;
     }
 }
 
@@ -223,8 +223,8 @@ fn poll_some<T>(
 
 /// Ends a connection. A socket that is closed with unread bytes is reset, and with it goes what the client has not
 /// read of its answer yet: so whatever it still sends is read over until it closes, too.
-async fn end(client: &mut Client, after: After) {
-    if after == After::Close && client.stream.is_plain() {
+async fn end(client: &mut Client, after: Disposition) {
+    if after == Disposition::Close && client.stream.is_plain() {
         // Closing it says the same.
         return;
     }
@@ -232,7 +232,7 @@ async fn end(client: &mut Client, after: After) {
     let Client { worker, stream, deadline, .. } = client;
     // A client that is gone already needs no farewell.
     _ = deadline.limit(stream.shutdown()).await;
-    if after != After::Linger {
+    if after != Disposition::Linger {
         return;
     }
     let began = Instant::now();

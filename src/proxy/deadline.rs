@@ -162,7 +162,7 @@ impl Deadlines {
             pace: Pace { wanted: pace, ..Pace::default() },
             patient: false,
         };
-        Deadline { key: self.slots.borrow_mut().insert(slot), owner: Rc::clone(self) }
+        Deadline { slot: self.slots.borrow_mut().insert(slot), owner: Rc::clone(self) }
     }
 
     /// Looks at all connections. `now` counts from any fixed point. `crowded`: there is no room for new connections, so
@@ -204,7 +204,7 @@ impl Deadlines {
 #[derive(Debug)]
 pub(super) struct Deadline {
     owner: Rc<Deadlines>,
-    key: usize,
+    slot: usize,
 }
 
 impl Deadline {
@@ -270,13 +270,13 @@ impl Deadline {
     }
 
     fn with(&self, change: impl FnOnce(&mut Slot, Duration)) {
-        change(&mut self.owner.slots.borrow_mut()[self.key], self.owner.now.get());
+        change(&mut self.owner.slots.borrow_mut()[self.slot], self.owner.now.get());
     }
 
     /// Ready when the wait is to end.
     pub(super) fn poll(&self, cx: &mut Context<'_>) -> Poll<Interrupt> {
         let mut slots = self.owner.slots.borrow_mut();
-        let slot = &mut slots[self.key];
+        let slot = &mut slots[self.slot];
         if let Some(interrupt) = slot.fired {
             return Poll::Ready(interrupt);
         }
@@ -299,7 +299,7 @@ impl Deadline {
 
 impl Drop for Deadline {
     fn drop(&mut self) {
-        self.owner.slots.borrow_mut().remove(self.key);
+        self.owner.slots.borrow_mut().remove(self.slot);
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::attempt::{Failed, Terms, attempt};
-use super::client::{After, Client};
+use super::client::{Client, Disposition};
 use super::deadline::Phase;
 use super::failure::Failure;
 use super::request::Request;
@@ -22,10 +22,10 @@ struct Nodes {
 }
 
 /// Carries out the request whose head is `request.input[..len]`, or answers bytes that never became one.
-pub(super) async fn handle(client: &mut Client, request: &mut Request, head: Result<usize, Failure>) -> After {
+pub(super) async fn handle(client: &mut Client, request: &mut Request, head: Result<usize, Failure>) -> Disposition {
     request.began = Instant::now();
     request.status = None;
-    client.worker.spin.worked();
+    client.worker.spin.mark_active();
     let mut nodes = Nodes::default();
     let handled = match head {
         Ok(len) => try_handle(client, request, len, &mut nodes).await,
@@ -43,9 +43,9 @@ pub(super) async fn handle(client: &mut Client, request: &mut Request, head: Res
             respond_to(client, request, &failure).await
         }
     };
-    client.written();
+    client.record_written();
     finish(client, request, nodes.answered.as_deref());
-    client.worker.spin.worked();
+    client.worker.spin.mark_active();
     after
 }
 
@@ -59,20 +59,20 @@ fn finish(client: &Client, request: &Request, answered: Option<&Node>) {
         (Some(node), Some(status)) if node.spec.role == role => {
             if role == Role::Varnish {
                 let began = request.began.saturating_duration_since(worker.shared.started);
-                node.live.life_signs.answered(began, took);
+                node.live.life_signs.record_answer(began, took);
             }
-            worker.pools.metrics(node).answered(status);
+            worker.pools.metrics(node).record_answer(status);
         }
         (Some(node), Some(status)) => {
             // The series of a node that left while it answered went with it.
             let fleet = worker.shared.fleet.load();
             if fleet.pool(node.spec.role).get(node.id()).is_some() {
-                listener.bypassed(status, node.id());
+                listener.record_bypass(status, node.id());
             }
         }
-        (None, Some(status)) => listener.answered_by_us(status),
+        (None, Some(status)) => listener.record_own_answer(status),
         // A client that left before any answer counts as nginx counts it.
-        (_, None) => listener.answered_by_us(499),
+        (_, None) => listener.record_own_answer(499),
     }
 }
 
@@ -81,7 +81,7 @@ async fn try_handle(
     request: &mut Request,
     len: usize,
     nodes: &mut Nodes,
-) -> Result<After, Failure> {
+) -> Result<Disposition, Failure> {
     let limits = &client.worker.shared.limits;
     request.head.parse(&request.input[..len], limits.max_fields).map_err(Failure::BadHead)?;
     if !client.frontend.admits(&request.head) {
@@ -93,24 +93,24 @@ async fn try_handle(
         Some(OwnAnswer::Page(page)) => {
             request.status = Some(200);
             client.deadline.enter(Phase::Body);
-            return client.send(&page).await.map(|()| After::Linger);
+            return client.send(&page).await.map(|()| Disposition::Linger);
         }
     }
     if matches!(request.head.framing, Framing::Length(length) if length > limits.longest_body()) {
         return Err(Failure::BodyTooLarge);
     }
-    let draw = client.worker.draw(client.frontend.select.key(&request.head));
+    let lb = client.worker.lb_context(client.frontend.select.request_hash(&request.head));
     let is_safe = request.head.method.is_safe();
     request.guard_mark = client.frontend.store.as_ref().map_or(0, StorePolicy::mark);
 
     let mut node = {
         let fleet = client.worker.shared.fleet.load();
         client.judge(&fleet);
-        client.frontend.select.pick(&fleet, draw, None).map_err(Failure::NoNode)?
+        client.frontend.select.pick(&fleet, lb, None).map_err(Failure::NoNode)?
     };
     let (mut fresh, mut elsewhere) = (false, false);
     loop {
-        let terms = Terms { draw, fresh, is_safe, may_move: is_safe && !elsewhere };
+        let terms = Terms { lb, fresh, is_safe, may_move: is_safe && !elsewhere };
         let Failed { failure, untouched, unsent, reused } = match attempt(client, request, &node, terms).await {
             Ok(after) => {
                 nodes.answered = Some(node);
@@ -133,7 +133,7 @@ async fn try_handle(
                 Failure::NodeDown(other) => other,
                 failure => {
                     let fleet = client.worker.shared.fleet.load();
-                    let Ok(other) = client.frontend.select.pick(&fleet, draw, Some(node.key)) else {
+                    let Ok(other) = client.frontend.select.pick(&fleet, lb, Some(node.endpoint_id)) else {
                         return Err(failure);
                     };
                     other
@@ -146,21 +146,21 @@ async fn try_handle(
 }
 
 /// Tells the client what it can be told: an answer if none has begun, a reset if one was cut.
-async fn respond_to(client: &mut Client, request: &mut Request, failure: &Failure) -> After {
+async fn respond_to(client: &mut Client, request: &mut Request, failure: &Failure) -> Disposition {
     tracing::debug!(peer = %client.peer.text, %failure, "request failed");
     if request.status.is_some() {
-        return After::Reset;
+        return Disposition::Reset;
     }
     // If nothing of an answer was sent there is nothing to cut, and a reset would destroy what the client has not read of
     // the answers before.
-    let Some(reply) = failure.reply() else { return After::Close };
+    let Some(reply) = failure.reply() else { return Disposition::Close };
     request.status = Some(reply.status);
     let Request { to_client, head, .. } = request;
     client.deadline.enter(Phase::Body);
     match client.answer_with(&reply, head.method == Method::Head, to_client).await {
         // Who was too slow is not waited for any longer.
-        Ok(()) if matches!(failure, Failure::ClientTimeout) => After::Close,
-        Ok(()) => After::Linger,
-        Err(_gone) => After::Close,
+        Ok(()) if matches!(failure, Failure::ClientTimeout) => Disposition::Close,
+        Ok(()) => Disposition::Linger,
+        Err(_gone) => Disposition::Close,
     }
 }

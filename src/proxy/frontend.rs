@@ -11,7 +11,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::store::StorePolicy;
-use crate::balance::Draw;
+use crate::balance::LbContext;
 use crate::fleet::{Node, Role, Snapshot};
 use crate::http1::{Method, RequestHead};
 use crate::shutdown::Stage;
@@ -53,13 +53,13 @@ pub enum Trust {
 /// Chooses the node of a request.
 pub trait Select: Send + Sync {
     /// The hash of what is asked for, for policies that keep a page on a node; 0 for other policies.
-    fn key(&self, head: &RequestHead) -> u64;
+    fn request_hash(&self, head: &RequestHead) -> u64;
 
     /// Chooses a node whose key is not `tried`.
     ///
     /// # Errors
     /// Why there is none, for the answer.
-    fn pick(&self, fleet: &Snapshot, draw: Draw, tried: Option<u64>) -> Result<Arc<Node>, NoNode>;
+    fn pick(&self, fleet: &Snapshot, lb: LbContext, tried: Option<u64>) -> Result<Arc<Node>, NoNode>;
 }
 
 /// An answer that no node gives.

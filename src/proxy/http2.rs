@@ -2,7 +2,7 @@
 //!
 //! A request is written down as the head of an HTTP/1.1 request and read again by the parser that all others pass: one
 //! set of checks, one `Head`, one way upstream, for the price of some copying that only HTTP/2 pays. Bodies are bytes on
-//! both sides: a [`Half`] is the client's end of one request as the data path sees it.
+//! both sides: a [`Http2Stream`] is the client's end of one request as the data path sees it.
 //!
 //! Informational answers (100, 103) are not passed on: hyper has no way to send them. Browsers do not wait for them.
 //!
@@ -17,11 +17,11 @@
 //! go of its answer, and where that takes too long the connection comes to its end: it takes no new streams, and is closed
 //! a minute after the last request that moves.
 
-mod half;
 mod hpack;
 mod huffman;
 mod screen;
 mod session;
+mod stream;
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
@@ -42,18 +42,18 @@ use tokio::sync::oneshot;
 use tokio_rustls::server::TlsStream;
 
 use super::Frontend;
-use super::client::{After, Client, Peer};
+use super::client::{Client, Disposition, Peer};
 use super::deadline::{Deadline, Interrupt, Phase};
 use super::exchange;
 use super::failure::Failure;
 use super::stream::Stream;
 use super::worker::Worker;
 use crate::http1::{BadHead, Scheme};
-use half::{AnswerBody, PIECE, keep_waker};
 use screen::Screen;
 use session::Session;
+use stream::{AnswerBody, PIECE, keep_waker};
 
-pub(super) use half::Half;
+pub(super) use stream::Http2Stream;
 
 /// Requests of one connection at once: what browsers expect to have (RFC 9113 section 6.5.2 recommends no less).
 const MAX_STREAMS: u32 = 100;
@@ -230,23 +230,23 @@ async fn carry_out(active: Active, request: Request<Incoming>, head: oneshot::Se
     let (parts, body) = request.into_parts();
     let mut exchanged = worker.requests.get();
     let written = write_head(&mut exchanged.input, &parts, &body);
-    let stream = Stream::Http2(Half::new(parts.method == Method::HEAD, body, head));
+    let stream = Stream::Http2(Http2Stream::new(parts.method == Method::HEAD, body, head));
     let deadline = worker.deadline(frontend);
     let mut client = Client::new(Rc::clone(worker), Rc::clone(frontend), stream, peer.clone(), deadline);
     let after = exchange::handle(&mut client, &mut exchanged, written.map_err(Failure::BadHead)).await;
     worker.requests.put(exchanged);
-    let Client { stream: Stream::Http2(mut half), deadline, .. } = client else { return };
-    if half.was_cancelled() {
+    let Client { stream: Stream::Http2(mut stream), deadline, .. } = client else { return };
+    if stream.was_cancelled() {
         connection.cancelled.set(connection.cancelled.get().saturating_add(1));
         connection.wake();
     }
     // A cut answer has had its time. The rest of a whole one has as long as any piece of it had.
-    deadline.enter(if after == After::Reset { Phase::Linger } else { Phase::Body });
+    deadline.enter(if after == Disposition::Reset { Phase::Linger } else { Phase::Body });
     match after {
-        After::Reset => half.reset(),
-        After::KeepAlive | After::Close | After::Linger => half.finish(),
+        Disposition::Reset => stream.reset(),
+        Disposition::KeepAlive | Disposition::Close | Disposition::Linger => stream.finish(),
     }
-    let slot = half.into_slot();
+    let slot = stream.into_slot();
     if deadline.limit(poll_fn(|cx| slot.borrow_mut().poll_let_go(cx))).await.is_err() {
         connection.stuck.set(true);
         connection.wake();

@@ -24,7 +24,7 @@ impl Spin {
     }
 
     /// There is work, and more may follow soon.
-    pub(super) fn worked(&self) {
+    pub(super) fn mark_active(&self) {
         if !self.time.is_zero() {
             self.last_work.set(Instant::now());
             self.work.notify_one();
@@ -49,7 +49,7 @@ mod tests {
     /// How often other tasks of the thread had their turn while the worker had nothing to do for 20 ms.
     async fn turns(spin: Duration) -> u32 {
         let spin = Spin::new(spin);
-        spin.worked();
+        spin.mark_active();
         let turns = Cell::new(0);
         let count = std::future::poll_fn(|_| {
             turns.set(turns.get() + 1);

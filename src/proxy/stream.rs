@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
-use super::http2::Half;
+use super::http2::Http2Stream;
 
 /// The client's end of a request.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ pub(super) enum Stream {
     Plain(TcpStream),
     /// In a box: a session is a hundred times as large as a socket, and most connections have none.
     Tls(Box<TlsStream<TcpStream>>),
-    Http2(Half),
+    Http2(Http2Stream),
 }
 
 impl Stream {
@@ -60,7 +60,7 @@ impl Stream {
                 let socket = session.get_mut().0;
                 Poll::Ready(ready!(socket.poll_peek(cx, &mut ReadBuf::new(&mut byte))).map(drop))
             }
-            Stream::Http2(half) => half.poll_gone(cx).map(|()| Err(io::ErrorKind::ConnectionReset.into())),
+            Stream::Http2(stream) => stream.poll_gone(cx).map(|()| Err(io::ErrorKind::ConnectionReset.into())),
         }
     }
 
@@ -79,7 +79,7 @@ impl AsyncRead for Stream {
         match self.get_mut() {
             Stream::Plain(socket) => Pin::new(socket).poll_read(cx, buffer),
             Stream::Tls(session) => Pin::new(session).poll_read(cx, buffer),
-            Stream::Http2(half) => half.poll_read(cx, buffer),
+            Stream::Http2(stream) => stream.poll_read(cx, buffer),
         }
     }
 }
@@ -89,7 +89,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Stream::Plain(socket) => Pin::new(socket).poll_write(cx, bytes),
             Stream::Tls(session) => Pin::new(session).poll_write(cx, bytes),
-            Stream::Http2(half) => half.poll_write(cx, bytes),
+            Stream::Http2(stream) => stream.poll_write(cx, bytes),
         }
     }
 
@@ -101,8 +101,8 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Stream::Plain(socket) => Pin::new(socket).poll_write_vectored(cx, pieces),
             Stream::Tls(session) => Pin::new(session).poll_write_vectored(cx, pieces),
-            Stream::Http2(half) => {
-                half.poll_write(cx, pieces.iter().find(|piece| !piece.is_empty()).map_or(&[], |p| p))
+            Stream::Http2(stream) => {
+                stream.poll_write(cx, pieces.iter().find(|piece| !piece.is_empty()).map_or(&[], |p| p))
             }
         }
     }
@@ -111,7 +111,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Stream::Plain(_) => Poll::Ready(Ok(())),
             Stream::Tls(session) => Pin::new(session).poll_flush(cx),
-            Stream::Http2(half) => half.poll_flush(cx),
+            Stream::Http2(stream) => stream.poll_flush(cx),
         }
     }
 
@@ -119,8 +119,8 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Stream::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
             Stream::Tls(session) => Pin::new(session).poll_shutdown(cx),
-            Stream::Http2(half) => {
-                half.finish();
+            Stream::Http2(stream) => {
+                stream.finish();
                 Poll::Ready(Ok(()))
             }
         }

@@ -16,7 +16,7 @@ use super::notices::Notices;
 use super::request::RequestPool;
 use super::spin::Spin;
 use super::splice::Pipes;
-use crate::balance::Draw;
+use crate::balance::LbContext;
 use crate::config::Limits;
 use crate::files::{Budget, Share};
 use crate::fleet::{Node, NodeId, Role, Snapshot};
@@ -105,10 +105,10 @@ impl Worker {
         }
     }
 
-    pub(super) fn draw(&self, key: u64) -> Draw {
+    pub(super) fn lb_context(&self, request_hash: u64) -> LbContext {
         let turn = self.turn.get();
         self.turn.set(turn.wrapping_add(1));
-        Draw { key, turn, random: self.random.borrow_mut().u64(..) }
+        LbContext { request_hash, turn, random: self.random.borrow_mut().u64(..) }
     }
 
     /// A deadline for a connection of this listener, or for one request among others of a connection.
@@ -162,7 +162,7 @@ impl Worker {
             let pool = fleet.pool(node.spec.role);
             match pool.get(node.id()) {
                 _ if node.live.is_down() && !pool.panics() => Some(Interrupt::NodeDown),
-                Some(member) if member.node.key == node.key => None,
+                Some(member) if member.node.endpoint_id == node.endpoint_id => None,
                 _ => Some(Interrupt::NodeGone),
             }
         };
@@ -172,8 +172,8 @@ impl Worker {
         if edge_nodes.is_full() || origin_nodes.is_full() {
             self.close_unused();
         }
-        let in_fleet = |key| {
-            let has = |role| fleet.pool(role).members().iter().any(|member| member.node.key == key);
+        let in_fleet = |endpoint_id| {
+            let has = |role| fleet.pool(role).members().iter().any(|member| member.node.endpoint_id == endpoint_id);
             has(Role::Varnish) || has(Role::Web)
         };
         self.pools.sweep(Instant::now(), in_fleet);

@@ -313,7 +313,7 @@ impl Metrics {
 
 impl NodeMetrics {
     /// Counts a request that this node answered.
-    pub fn answered(&self, status: u16) {
+    pub fn record_answer(&self, status: u16) {
         self.responses[usize::from(status / 100).clamp(1, 5) - 1].inc();
     }
 }
@@ -360,7 +360,7 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         let id = NodeId::try_from("varnish-1").unwrap();
         let node = metrics.node(Role::Varnish, &id);
-        node.answered(200);
+        node.record_answer(200);
         node.varnish.as_ref().unwrap().fenced.inc();
         let text = || String::from_utf8(metrics.render().unwrap()).unwrap();
         assert!(

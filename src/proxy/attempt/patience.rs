@@ -64,7 +64,7 @@ impl AwaitingHead<'_, '_> {
 
     fn another_node(&self) -> Option<Arc<Node>> {
         let Exchange { client, terms, node, .. } = &*self.exchange;
-        client.frontend.select.pick(&client.worker.shared.fleet.load(), terms.draw, Some(node.key)).ok()
+        client.frontend.select.pick(&client.worker.shared.fleet.load(), terms.lb, Some(node.endpoint_id)).ok()
     }
 }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use super::super::client::After;
+use super::super::client::Disposition;
 use super::super::deadline::Phase;
 use super::super::failure::Failure;
 use super::super::splice::{self, Splice};
@@ -164,17 +164,17 @@ impl<'a, 'e> Relaying<'a, 'e> {
 
 impl Exchange<'_> {
     /// What becomes of the client's connection after this answer. To be asked when the input is that of the next request.
-    pub(super) fn after(&mut self, Relayed { keep_alive, sent }: Relayed) -> After {
+    pub(super) fn after(&mut self, Relayed { keep_alive, sent }: Relayed) -> Disposition {
         if keep_alive {
-            After::KeepAlive
+            Disposition::KeepAlive
         } else if sent <= FIRST_FLIGHT
             && self.upload.is_done()
             && self.request.input.is_empty()
             && !self.client.stream.has_unread()
         {
-            After::Close
+            Disposition::Close
         } else {
-            After::Linger
+            Disposition::Linger
         }
     }
 }

@@ -35,12 +35,12 @@ impl ListenerMetrics {
     }
 
     /// Counts a request that no node answered.
-    pub fn answered_by_us(&self, status: u16) {
+    pub fn record_own_answer(&self, status: u16) {
         self.requests.with_label_values(&[code_class(status), ""]).inc();
     }
 
     /// Counts a request that a node of the other role answered: a web node, past the caches.
-    pub fn bypassed(&self, status: u16, id: &NodeId) {
+    pub fn record_bypass(&self, status: u16, id: &NodeId) {
         self.requests.with_label_values(&[code_class(status), id.as_str()]).inc();
     }
 }

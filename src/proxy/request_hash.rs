@@ -32,7 +32,7 @@ impl IgnoredParameters {
 }
 
 /// The hash of a request. The same in every worker, replica and version: it depends on nothing but the bytes.
-pub fn request_key(head: &RequestHead, ignored: &IgnoredParameters) -> u64 {
+pub fn request_hash(head: &RequestHead, ignored: &IgnoredParameters) -> u64 {
     let host = head.host().unwrap_or_default();
     let target = head.target();
     let (path, query) = match memchr::memchr(b'?', target) {
@@ -68,7 +68,7 @@ mod tests {
         let bytes = format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n");
         let mut head = RequestHead::default();
         head.parse(bytes.as_bytes(), 100).unwrap();
-        request_key(&head, &IgnoredParameters::new(["utm_*", "gclid"]))
+        request_hash(&head, &IgnoredParameters::new(["utm_*", "gclid"]))
     }
 
     #[test]
@@ -122,7 +122,7 @@ mod tests {
             let bytes = format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n");
             let mut head = RequestHead::default();
             head.parse(bytes.as_bytes(), 100).unwrap();
-            request_key(&head, &ignored)
+            request_hash(&head, &ignored)
         };
         assert_eq!(key(url), key(&stripped), "{url} is {stripped}");
         let query = url.split_once('?').map_or("", |(_, query)| query);

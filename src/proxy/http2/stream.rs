@@ -52,7 +52,7 @@ enum End {
 
 /// The client's end of one request.
 #[derive(Debug)]
-pub(in crate::proxy) struct Half {
+pub(in crate::proxy) struct Http2Stream {
     /// The method is HEAD, whatever became of the rest of its head.
     is_head: bool,
     request: Incoming,
@@ -61,9 +61,9 @@ pub(in crate::proxy) struct Half {
     slot: Rc<RefCell<Slot>>,
 }
 
-impl Half {
+impl Http2Stream {
     pub(super) fn new(is_head: bool, request: Incoming, head: oneshot::Sender<Response<AnswerBody>>) -> Self {
-        Half { is_head, request, unread: Bytes::new(), head: Some(head), slot: Rc::default() }
+        Http2Stream { is_head, request, unread: Bytes::new(), head: Some(head), slot: Rc::default() }
     }
 
     /// What hyper may still take of the answer. The request is given up where it is not complete.
@@ -183,7 +183,7 @@ impl Half {
     }
 }
 
-impl Drop for Half {
+impl Drop for Http2Stream {
     /// Nothing ends well that was not said to.
     fn drop(&mut self) {
         self.end(End::Cut);

@@ -159,7 +159,7 @@ impl App {
             edge: edge::frontend(&config.edge, methods, fence, Arc::clone(&trials), Arc::clone(&metrics)),
             opens: open.clone(),
             origin: origin::frontend(&config.origin, methods, guard, trials, Arc::clone(&metrics)),
-            listed: listed.clone(),
+            listed,
         };
         let files = files::Budget::new(&plan, config.limits.max_connections, &metrics);
         let shared = shared(config, fleet, (Arc::clone(&metrics), files), suspects, started, shutdown);

@@ -38,7 +38,7 @@ mod tunnel;
 mod worker;
 
 pub use admission::Admission;
-pub use frontend::{Frontend, NoNode, OwnAnswer, Select, Trust};
+pub use frontend::{Frontend, NoNode, OwnAnswer, OwnAnswers, Select, Trust};
 pub use listener::{Entrance, Listener, bind, spawn};
 pub use request_hash::{IgnoredParameters, request_hash};
 pub use store::StorePolicy;

@@ -115,7 +115,7 @@ impl RequestHead {
     }
 
     /// The length of the head in bytes, with its blank line.
-    pub fn len(&self) -> usize {
+    pub fn head_len(&self) -> usize {
         self.bytes.len()
     }
 
@@ -293,7 +293,7 @@ mod tests {
         assert_eq!(head.target(), b"/p?q=1");
         assert_eq!(head.path(), b"/p");
         assert_eq!(head.host().unwrap(), b"shop.test:8080");
-        assert_eq!((head.framing, head.keep_alive, head.len()), (Framing::None, true, bytes.len()));
+        assert_eq!((head.framing, head.keep_alive, head.head_len()), (Framing::None, true, bytes.len()));
     }
 
     #[test]

@@ -219,7 +219,7 @@ struct Exchange<'e> {
 
 impl Exchange<'_> {
     async fn run(&mut self) -> Result<Disposition, Failure> {
-        let head_len = self.request.head.len();
+        let head_len = self.request.head.head_len();
         let body = self.upload.feed(&self.request.input[head_len..])?;
         for _ in 0..=MAX_INTERIM {
             match AwaitingHead::new(self).next().await? {

@@ -34,12 +34,15 @@ pub struct Frontend {
     /// Methods that purge at the nodes, beside [`Method::Purging`]: none passes.
     pub purge_methods: Arc<[String]>,
     /// What is answered here, whatever the nodes do.
-    pub own_answer: Arc<dyn Fn(&RequestHead) -> Option<OwnAnswer> + Send + Sync>,
+    pub own_answer: OwnAnswers,
     /// Chooses the node of a request.
     pub select: Arc<dyn Select>,
     /// What the caches behind this listener may store; `None` if there are none.
     pub store: Option<StorePolicy>,
 }
+
+/// Decides which requests are answered here.
+pub type OwnAnswers = Arc<dyn Fn(&RequestHead) -> Option<OwnAnswer> + Send + Sync>;
 
 /// Whose `X-Forwarded-*` fields are believed.
 #[derive(Clone, Debug)]

@@ -2,7 +2,8 @@
 //!
 //! A ban of everything drops what has tags or a pool. A purge that was handed on as it came (`PURGE <url>`) may be of a page
 //! that has neither, and a node that missed it is not made current by a flush. So the positions of such purges are kept: all
-//! that can still be replayed, and of the rest the newest, since one is enough to be in doubt.
+//! that can still be replayed, and of the rest the newest, since one is enough to be in doubt. A pool leaves no doubt, and
+//! is kept only as long as it can be replayed.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -55,13 +56,15 @@ impl Requests {
         }
     }
 
-    /// One more. Of those that can no longer be replayed (up to `floor`) only the newest stays.
+    /// One more. Of those that can no longer be replayed (up to `floor`) only the newest that a flush may leave stays.
     pub(super) fn note(&mut self, position: Position, what: &Refusable, sender: Option<IpAddr>, floor: Position) {
         let Refusable { fingerprint, is_handed_on } = *what;
         self.0.insert(position, Request { fingerprint, is_handed_on, sender });
-        while self.0.keys().nth(1).is_some_and(|second| *second <= floor) {
-            self.0.pop_first();
-        }
+        // As many as retired since the last time, and one.
+        let retired = self.0.range(..=floor);
+        let newest = retired.clone().rev().find(|(_, request)| request.is_handed_on).map(|(position, _)| *position);
+        let gone: Vec<Position> = retired.map(|(position, _)| *position).filter(|it| Some(*it) != newest).collect();
+        gone.iter().for_each(|position| _ = self.0.remove(position));
     }
 
     /// This one was not carried out by anybody, and nobody was told that it was.
@@ -91,6 +94,10 @@ mod tests {
         Refusable { fingerprint, is_handed_on: true }
     }
 
+    fn pool(fingerprint: u64) -> Refusable {
+        Refusable { fingerprint, is_handed_on: false }
+    }
+
     #[test]
     fn of_what_cannot_be_replayed_the_newest_is_enough_to_be_in_doubt() {
         let mut requests = Requests::default();
@@ -103,11 +110,20 @@ mod tests {
     }
 
     #[test]
+    fn a_pool_that_cannot_be_replayed_takes_no_url_out_of_memory() {
+        let mut requests = Requests::default();
+        requests.note(10, &handed_on(1), None, 0);
+        requests.note(20, &pool(2), None, 20);
+        assert!(requests.lie_in((5, 20)));
+        assert_eq!(requests.0.len(), 1);
+    }
+
+    #[test]
     fn what_nobody_carried_out_leaves_no_doubt() {
         let mut requests = Requests::default();
         requests.note(7, &handed_on(1), None, 0);
         requests.forget(7);
-        requests.note(8, &Refusable { fingerprint: 2, is_handed_on: false }, None, 0);
+        requests.note(8, &pool(2), None, 0);
         assert!(!requests.lie_in((0, 10)));
     }
 }

@@ -283,6 +283,7 @@ impl Task {
                 return Err(error.into());
             }
             if batch.gap.is_some_and(|gap| !work.report.flushed_all && self.deliveries.requests_lie_in(gap)) {
+                work.walk.forget_flush();
                 return Err(Setback::Uncovered);
             }
             if work.report.flushed_in_part && !std::mem::replace(&mut self.flushes_in_part, true) {

@@ -116,7 +116,10 @@ impl Walk {
         else {
             let held_from = sources.journal.floor().min(self.last);
             let gap = Some((self.after.unwrap_or(0), held_from));
-            return Some(Batch { gap, ..self.flush(Some(held_from), sources) });
+            // The flush was sent after all of these were accepted: only what it may have left is still to be asked.
+            let is_flushed = self.flushed == self.last;
+            let step = if is_flushed { Batch::nothing(held_from) } else { self.flush(Some(held_from), sources) };
+            return Some(Batch { gap, ..step });
         };
         entries.truncate(entries.partition_point(|entry| entry.position <= self.last));
         let reaches = cut_after_requests(&mut entries).unwrap_or(self.last);
@@ -146,6 +149,11 @@ impl Walk {
         if batch.is_flush {
             self.flushed = self.last;
         }
+    }
+
+    /// A flush in it was not enough: nothing counts as flushed, so that whoever tries again sends another.
+    pub(super) fn forget_flush(&mut self) {
+        self.flushed = 0;
     }
 
     /// The node does not take this target.
@@ -189,6 +197,18 @@ impl Walk {
 }
 
 impl Batch {
+    /// A step to `reaches` with nothing to send.
+    fn nothing(reaches: Position) -> Self {
+        Batch {
+            left: VecDeque::new(),
+            reaches: Some(reaches),
+            is_flush: false,
+            gap: None,
+            folded: 0,
+            last_passed: None,
+        }
+    }
+
     /// How many of those that are left make the node's list of bans longer.
     pub(super) fn listed(&self) -> usize {
         self.left.iter().filter(|item| item.ban.is_listed()).count()

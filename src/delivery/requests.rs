@@ -10,6 +10,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::fingerprint;
+use super::walk::Refused;
+use crate::fleet::NodeId;
 use crate::journal::{Entry, Position};
 use crate::purge::{Purge, Target};
 
@@ -32,7 +34,13 @@ impl Refusable {
 
 /// Purges that were handed on, or name a pool.
 #[derive(Debug, Default)]
-pub(super) struct Requests(BTreeMap<Position, Request>);
+pub(super) struct Requests {
+    noted: BTreeMap<Position, Request>,
+    /// After which positions the purges are that are waited for, and how many after each.
+    expected: BTreeMap<Position, usize>,
+    /// What nodes do not take, and why, as long as a purge is waited for that it may concern.
+    refusals: Vec<(NodeId, Refused, Arc<str>)>,
+}
 
 /// One of them.
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +57,7 @@ impl Requests {
     pub(super) fn note_all(&mut self, entries: &[Arc<Entry>], floor: Position) {
         for entry in entries {
             if let Some(refusable) = Refusable::of(&entry.purge)
-                && !self.0.contains_key(&entry.position)
+                && !self.noted.contains_key(&entry.position)
             {
                 self.note(entry.position, &refusable, None, floor);
             }
@@ -59,27 +67,66 @@ impl Requests {
     /// One more. Of those that can no longer be replayed (up to `floor`) only the newest that a flush may leave stays.
     pub(super) fn note(&mut self, position: Position, what: &Refusable, sender: Option<IpAddr>, floor: Position) {
         let Refusable { fingerprint, is_handed_on } = *what;
-        self.0.insert(position, Request { fingerprint, is_handed_on, sender });
+        self.noted.insert(position, Request { fingerprint, is_handed_on, sender });
         // As many as retired since the last time, and one.
-        let retired = self.0.range(..=floor);
+        let retired = self.noted.range(..=floor);
         let newest = retired.clone().rev().find(|(_, request)| request.is_handed_on).map(|(position, _)| *position);
         let gone: Vec<Position> = retired.map(|(position, _)| *position).filter(|it| Some(*it) != newest).collect();
-        gone.iter().for_each(|position| _ = self.0.remove(position));
+        gone.iter().for_each(|position| _ = self.noted.remove(position));
     }
 
-    /// This one was not carried out by anybody, and nobody was told that it was.
-    pub(super) fn forget(&mut self, position: Position) {
-        self.0.remove(&position);
+    /// A purge that comes after this position is waited for.
+    pub(super) fn expect(&mut self, after: Position) {
+        *self.expected.entry(after).or_default() += 1;
+    }
+
+    /// It is not any more.
+    pub(super) fn expect_no_more(&mut self, after: Position) {
+        if let Some(count) = self.expected.get_mut(&after) {
+            *count -= 1;
+            if *count == 0 {
+                self.expected.remove(&after);
+            }
+        }
+        match self.expected() {
+            None => self.refusals.clear(),
+            Some(expected) => self.refusals.retain(|(_, refused, _)| refused.last > expected),
+        }
+    }
+
+    /// No purge is waited for that is not after this position.
+    pub(super) fn expected(&self) -> Option<Position> {
+        self.expected.keys().next().copied()
+    }
+
+    /// A node does not take these.
+    pub(super) fn refused(&mut self, node: &NodeId, refused: Refused, reason: &Arc<str>) {
+        if self.expected().is_some_and(|expected| refused.last > expected) {
+            self.refusals.push((node.clone(), refused, Arc::clone(reason)));
+        }
+    }
+
+    /// The purge at this position is about to be answered: which nodes do not take it, and why. If there are any, nobody is
+    /// told that it was carried out, and it leaves no doubt.
+    pub(super) fn answer(&mut self, position: Position, what: &Refusable) -> Vec<(NodeId, Arc<str>)> {
+        let mut refused: BTreeMap<&NodeId, &Arc<str>> = BTreeMap::new();
+        for (node, _, reason) in self.refusals.iter().filter(|(_, refused, _)| refused.is(what.fingerprint, position)) {
+            refused.entry(node).or_insert(reason);
+        }
+        if !refused.is_empty() {
+            self.noted.remove(&position);
+        }
+        refused.into_iter().map(|(node, reason)| (node.clone(), Arc::clone(reason))).collect()
     }
 
     /// Whether one lies after the first position, up to the second.
     pub(super) fn lie_in(&self, (after, last): (Position, Position)) -> bool {
-        after < last && self.0.range(after + 1..=last).any(|(_, request)| request.is_handed_on)
+        after < last && self.noted.range(after + 1..=last).any(|(_, request)| request.is_handed_on)
     }
 
     /// The newest of those with this fingerprint: where it is, and who sent it.
     pub(super) fn newest(&self, fingerprint: u64) -> Option<(Position, Option<IpAddr>)> {
-        let mut newest_first = self.0.iter().rev();
+        let mut newest_first = self.noted.iter().rev();
         newest_first
             .find(|(_, request)| request.fingerprint == fingerprint)
             .map(|(position, request)| (*position, request.sender))
@@ -104,7 +151,7 @@ mod tests {
         for position in 1..=1_000 {
             requests.note(position, &handed_on(position), None, position - 1);
         }
-        assert_eq!(requests.0.len(), 2);
+        assert_eq!(requests.noted.len(), 2);
         assert!(requests.lie_in((900, 999)) && requests.lie_in((999, 1_000)));
         assert!(!requests.lie_in((1_000, 2_000)) && !requests.lie_in((0, 998)) && !requests.lie_in((999, 999)));
     }
@@ -115,14 +162,19 @@ mod tests {
         requests.note(10, &handed_on(1), None, 0);
         requests.note(20, &pool(2), None, 20);
         assert!(requests.lie_in((5, 20)));
-        assert_eq!(requests.0.len(), 1);
+        assert_eq!(requests.noted.len(), 1);
     }
 
     #[test]
     fn what_nobody_carried_out_leaves_no_doubt() {
         let mut requests = Requests::default();
+        requests.expect(6);
         requests.note(7, &handed_on(1), None, 0);
-        requests.forget(7);
+        let (node, refused) = (NodeId::try_from("v").unwrap(), Refused { fingerprint: 1, after: 6, last: 7 });
+        requests.refused(&node, refused, &"405".into());
+        assert_eq!(requests.answer(7, &handed_on(1)).len(), 1);
+        requests.expect_no_more(6);
+        assert!(requests.refusals.is_empty() && requests.expected.is_empty());
         requests.note(8, &pool(2), None, 0);
         assert!(!requests.lie_in((0, 10)));
     }

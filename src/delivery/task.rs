@@ -10,8 +10,8 @@ use super::budget::Budget;
 use super::dispatch::{Dispatch, Report};
 use super::landing::Landing;
 use super::stretches::{Stretch, Stretches};
-use super::walk::{Batch, Sources, Walk};
-use super::{BatchResult, Context, Deliveries, DeliveryState, lock};
+use super::walk::{Batch, Refused, Sources, Walk};
+use super::{Context, Deliveries, DeliveryState, lock};
 use crate::fleet::{LANDING, Node};
 use crate::journal::{Position, Remembered};
 use crate::telemetry::{NodeMetrics, VarnishMetrics};
@@ -68,8 +68,8 @@ pub(super) struct Task {
     recall_stalls: u32,
     /// Acknowledged, and to be repeated all the same: `purge.settle`.
     settling: Stretches,
-    /// What the node does not take, and up to which position that was found out.
-    refused: Vec<(u64, Position)>,
+    /// What the node does not take.
+    refused: Vec<Refused>,
 }
 
 /// Something that is being carried out for a node.
@@ -305,17 +305,14 @@ impl Task {
             tracing::warn!(node = %self.node.id(), "a ban that this node does not take is carried out as one of everything");
             self.varnish_metrics(|varnish| varnish.flushed.inc());
         }
-        let upto = work.walk.last();
-        for (refused, reason) in &work.report.refused {
-            if self.refused.contains(&(*refused, upto)) {
-                continue;
-            }
+        for (fingerprint, reason) in std::mem::take(&mut work.report.refused) {
+            let refused = work.walk.refuses(fingerprint);
             if self.refused.len() == MAX_REFUSED {
                 self.refused.remove(0);
             }
-            self.refused.push((*refused, upto));
-            work.walk.pass_over(*refused);
-            self.deliveries.log_passed_over(self.node.id(), *refused, reason);
+            self.refused.push(refused);
+            work.walk.pass_over(refused);
+            self.deliveries.refused(self.node.id(), refused, &reason);
             self.varnish_metrics(|varnish| varnish.passed_over.inc());
         }
     }
@@ -331,7 +328,7 @@ impl Task {
         let started = self.deliveries.context.started;
         let passed = last_passed.max(landing.passed).map_or(Duration::ZERO, |at| at.saturating_duration_since(started));
         let on_their_way = passed >= self.node.live.life_signs.taken_in();
-        self.state.remember(BatchResult { last, invalidated: report.invalidated, refused: report.refused });
+        self.state.remember(last, report.invalidated, self.deliveries.expected());
         let stood_still = self.failures > 0 || self.state.late.load(Ordering::SeqCst) || report.stood_still;
         let repeat = match (stood_still, on_their_way) {
             (true, _) => Some(now + AFTER_STALL),

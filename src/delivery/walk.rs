@@ -38,6 +38,22 @@ pub(super) struct Sources {
     pub(super) spec: NodeSpec,
 }
 
+/// Targets with this fingerprint that a node does not take though it takes others: those of purges after the first position
+/// up to the second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Refused {
+    pub(super) fingerprint: u64,
+    pub(super) after: Position,
+    pub(super) last: Position,
+}
+
+impl Refused {
+    /// Whether such a target of the purge at this position is one of them.
+    pub(super) fn is(&self, fingerprint: u64, position: Position) -> bool {
+        self.fingerprint == fingerprint && self.after < position && position <= self.last
+    }
+}
+
 /// The way from what a node has to what it shall have.
 #[derive(Clone, Debug)]
 pub(super) struct Walk {
@@ -47,8 +63,8 @@ pub(super) struct Walk {
     last: Position,
     /// Up to here a ban of everything covers all but requests that are handed on.
     flushed: Position,
-    /// Targets (by their fingerprints, up to a position) that this node does not take though it takes others.
-    refused: Vec<(u64, Position)>,
+    /// What this node does not take.
+    refused: Vec<Refused>,
 }
 
 /// One step of a walk.
@@ -86,7 +102,7 @@ impl Item {
 
 impl Walk {
     /// The way from `after` (`None`: nobody knows what the node has) to `last`, past what the node refuses.
-    pub(super) fn new(after: Option<Position>, last: Position, refused: Vec<(u64, Position)>) -> Self {
+    pub(super) fn new(after: Option<Position>, last: Position, refused: Vec<Refused>) -> Self {
         Walk { after, last, flushed: 0, refused }
     }
 
@@ -156,9 +172,14 @@ impl Walk {
         self.flushed = 0;
     }
 
-    /// The node does not take this target.
-    pub(super) fn pass_over(&mut self, refused: u64) {
-        self.refused.push((refused, self.last));
+    /// What is left of the way, for a target that the node does not take.
+    pub(super) fn refuses(&self, fingerprint: u64) -> Refused {
+        Refused { fingerprint, after: self.after.unwrap_or(0), last: self.last }
+    }
+
+    /// The node does not take these.
+    pub(super) fn pass_over(&mut self, refused: Refused) {
+        self.refused.push(refused);
     }
 
     fn flush(&self, reaches: Option<Position>, sources: &Sources) -> Batch {
@@ -179,9 +200,8 @@ impl Walk {
 
     fn is_refused(&self, entry: &Entry, target: &Target) -> bool {
         !self.refused.is_empty()
-            && fingerprint(target).is_some_and(|target| {
-                self.refused.iter().any(|(refused, upto)| *refused == target && entry.position <= *upto)
-            })
+            && fingerprint(target)
+                .is_some_and(|target| self.refused.iter().any(|refused| refused.is(target, entry.position)))
     }
 
     /// What is left of a purge of which a flush covers a part, or the node refuses one; `None` for all others.

@@ -65,7 +65,7 @@ use crate::telemetry::{Metrics, causes};
 pub use expected::Expected;
 use recalls::Recalls;
 pub use requests::Refusable;
-use requests::Requests;
+use requests::{Owed, Requests};
 use walk::Refused;
 
 /// Purges that arrive within this part of the time that they have fence together.
@@ -219,19 +219,21 @@ impl Deliveries {
     }
 
     /// A node does not take a request though it takes others: said with its sender, for it is that one's to change, and
-    /// kept for whoever waits for it.
-    fn refused(&self, node: &NodeId, refused: Refused, reason: &Arc<str>) {
-        let newest = {
+    /// kept for whoever waits for it. Gives what is owed to those who do not any more.
+    fn refused(&self, node: &NodeId, refused: Refused, reason: &Arc<str>) -> Owed {
+        let (owed, newest) = {
             let mut requests = lock(&self.requests);
-            requests.refused(node, refused, reason);
-            requests.newest(refused.fingerprint)
+            let owed = requests.refused(node, refused, reason, self.context.fence.position());
+            (owed, requests.newest(refused.fingerprint))
         };
-        let Some((position, sender)) = newest else {
-            tracing::warn!(%node, %reason, "a purge is passed over: this node does not take it, though it takes others");
-            return;
-        };
+        let (position, sender) = newest.map_or((None, None), |(position, sender)| (Some(position), sender));
         let sender = sender.map_or("not known here".to_owned(), |sender| sender.to_string());
-        tracing::warn!(%node, position, sender, %reason, "a purge is passed over: this node does not take it, though it takes others");
+        let what = match owed {
+            Owed::Nothing => "a purge is passed over",
+            Owed::Flush | Owed::FlushOfAll => "a purge that was answered before is carried out as one of everything",
+        };
+        tracing::warn!(%node, position, sender, %reason, "{what}: this node does not take it, though it takes others");
+        owed
     }
 
     /// A node came up or went down: what it misses may be worth another try now.

@@ -61,6 +61,7 @@ impl<'d> Expected<'d> {
 
 impl Drop for Expected<'_> {
     fn drop(&mut self) {
-        lock(&self.deliveries.requests).expect_no_more(self.after);
+        let accepted = self.request.map(|(position, _)| position);
+        lock(&self.deliveries.requests).expect_no_more(self.after, accepted);
     }
 }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::fingerprint;
+use super::requests::Owed;
 use crate::fleet::NodeSpec;
 use crate::journal::{Entry, Journal, Missed, Position};
 use crate::purge::{Ban, Batch as Compiled, Guard, Purge, Target, compile};
@@ -78,6 +79,8 @@ pub(super) struct Batch {
     pub(super) is_flush: bool,
     /// What the ban of everything stands for and nobody can replay: what follows the first position up to the second.
     pub(super) gap: Option<(Position, Position)>,
+    /// What has to be done for those of it that the node does not take.
+    pub(super) owed: Owed,
     /// The tags that uniting saved.
     pub(super) folded: u64,
     /// When a page that it concerns last passed the origin.
@@ -154,6 +157,7 @@ impl Walk {
             reaches: Some(reaches),
             is_flush: false,
             gap: None,
+            owed: Owed::Nothing,
             folded,
             last_passed: purges().filter_map(|purge| sources.guard.last_passed(purge)).max(),
         })
@@ -188,6 +192,7 @@ impl Walk {
             reaches,
             is_flush: true,
             gap: None,
+            owed: Owed::Nothing,
             folded: 0,
             last_passed: sources.guard.last_passed(&Purge::everything()),
         }
@@ -224,6 +229,7 @@ impl Batch {
             reaches: Some(reaches),
             is_flush: false,
             gap: None,
+            owed: Owed::Nothing,
             folded: 0,
             last_passed: None,
         }
@@ -232,6 +238,12 @@ impl Batch {
     /// How many of those that are left make the node's list of bans longer.
     pub(super) fn listed(&self) -> usize {
         self.left.iter().filter(|item| item.ban.is_listed()).count()
+    }
+
+    /// Has a ban of everything sent behind what it sent.
+    pub(super) fn flush_too(&mut self) {
+        self.left.push_back(Item::new(Ban::Everything));
+        self.is_flush = true;
     }
 
     /// Does the same as one ban of everything would.

@@ -228,6 +228,41 @@ async fn a_refusal_is_told_however_many_batches_follow_it_before_its_answer() {
     assert_eq!((outcome.applied.len(), outcome.refused.len()), (1, 1), "{outcome:?}");
 }
 
+#[tokio::test]
+async fn a_purge_that_was_answered_is_not_passed_over_but_flushed() {
+    for flushed in [Does::Answer(200), Does::FlushedAll] {
+        let rig = rig(obeys(move |head| match head {
+            head if head.contains("/page") => Does::Hang,
+            head if head.contains("Flush: all") => flushed,
+            _ => Does::Answer(200),
+        }));
+        let rig = rig.await;
+        let (position, expected) = rig.accept(handed_on("/page")).await;
+        let outcome = expected.acknowledge(position, Duration::from_millis(200)).await;
+        assert_eq!((outcome.fenced.len(), outcome.refused.len()), (1, 0), "{outcome:?}");
+        if flushed == Does::FlushedAll {
+            rig.until_at(position).await;
+            assert!(!rig.told("Flush: all").is_empty());
+        } else {
+            rig.until_it_says("it does not take a purge that was answered").await;
+            assert!(rig.node.live.cursor() < position);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_purge_of_which_nobody_knows_how_it_was_answered_is_flushed_and_keeps_no_node_out() {
+    let guard = Arc::new(Guard::new(long_ago()));
+    let journal: Arc<dyn Journal> = Arc::new(Memory::new(Limits::default(), Arc::clone(&guard)));
+    let id = NodeId::try_from("varnish-1").unwrap();
+    journal.save_cursors(vec![(id, Cursor { position: 0, epoch: None })]).await.unwrap();
+    let position = journal.append(handed_on("/page")).await.unwrap();
+    let odd = |head: &str| if head.contains("/page") { Does::Answer(405) } else { Does::Answer(200) };
+    let rig = Rig::to(scripted(obeys(odd)).await, CALM, journal, guard, None).await;
+    rig.until_at(position).await;
+    assert!(!rig.told("Flush: all").is_empty());
+}
+
 /// A journal that has lost what came before its last entry, and a node that had none of it.
 async fn gap(lost: Purge, behaviour: impl Fn(&str) -> Does + Send + Sync + 'static) -> (Rig, Position) {
     let guard = Arc::new(Guard::new(long_ago()));

@@ -35,6 +35,7 @@
 
 mod budget;
 mod dispatch;
+mod expected;
 mod landing;
 mod recalls;
 mod requests;
@@ -46,7 +47,6 @@ mod walk;
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash};
-use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -62,12 +62,11 @@ use crate::journal::{Cursor, Journal, Missed, Position};
 use crate::purge::{Ban, Guard, Target};
 use crate::slow_start::SlowStart;
 use crate::telemetry::{Metrics, causes};
+pub use expected::Expected;
 use recalls::Recalls;
 pub use requests::Refusable;
-use requests::Requests;
-
-/// How many results of past batches a node remembers, for the purges that still wait to be answered.
-const RESULTS: usize = 256;
+use requests::{Owed, Requests};
+use walk::Refused;
 
 /// Purges that arrive within this part of the time that they have fence together.
 const ARRIVAL_GRAINS: u32 = 16;
@@ -138,20 +137,12 @@ struct DeliveryState {
     known: AtomicBool,
     /// It missed purges, and has not yet shown that it can take them.
     late: AtomicBool,
-    results: Mutex<VecDeque<BatchResult>>,
+    /// The last position of each batch that a purge may have been in that is waited for, and how many objects the node
+    /// said it dropped.
+    results: Mutex<VecDeque<(Position, u64)>>,
     /// What it has to be told once more because another replica could not.
     recalls: Recalls,
     error: Mutex<Arc<str>>,
-}
-
-/// What a node made of one batch.
-#[derive(Clone, Debug)]
-struct BatchResult {
-    /// The last position of the batch.
-    last: Position,
-    invalidated: u64,
-    /// What the node does not take though it takes others, by fingerprint, and why.
-    refused: Vec<(u64, Arc<str>)>,
 }
 
 /// How a purge ended, for its answer.
@@ -214,12 +205,7 @@ impl Deliveries {
         node.live.life_signs.measured(asked.saturating_duration_since(self.context.started), took);
     }
 
-    /// A purge was accepted that a node may refuse for itself.
-    pub fn accepted(&self, position: Position, what: &Refusable, sender: IpAddr) {
-        lock(&self.requests).note(position, what, Some(sender), self.context.journal.floor());
-    }
-
-    /// The same for all that the journal holds after this position: others have accepted them.
+    /// Takes note of what the journal holds after this position and a node may refuse for itself: others have accepted it.
     pub fn note_requests_since(&self, position: Position) {
         let floor = self.context.journal.floor();
         if let Missed::Entries(entries) = self.context.journal.since(position.max(floor)) {
@@ -232,14 +218,22 @@ impl Deliveries {
         lock(&self.requests).lie_in(range)
     }
 
-    /// A node does not take a request though it takes others: said with its sender, for it is that one's to change.
-    fn log_passed_over(&self, node: &NodeId, refused: u64, reason: &str) {
-        let Some((position, sender)) = lock(&self.requests).newest(refused) else {
-            tracing::warn!(%node, reason, "a purge is passed over: this node does not take it, though it takes others");
-            return;
+    /// A node does not take a request though it takes others: said with its sender, for it is that one's to change, and
+    /// kept for whoever waits for it. Gives what is owed to those who do not any more.
+    fn refused(&self, node: &NodeId, refused: Refused, reason: &Arc<str>) -> Owed {
+        let (owed, newest) = {
+            let mut requests = lock(&self.requests);
+            let owed = requests.refused(node, refused, reason, self.context.fence.position());
+            (owed, requests.newest(refused.fingerprint))
         };
+        let (position, sender) = newest.map_or((None, None), |(position, sender)| (Some(position), sender));
         let sender = sender.map_or("not known here".to_owned(), |sender| sender.to_string());
-        tracing::warn!(%node, position, sender, reason, "a purge is passed over: this node does not take it, though it takes others");
+        let what = match owed {
+            Owed::Nothing => "a purge is passed over",
+            Owed::Flush | Owed::FlushOfAll => "a purge that was answered before is carried out as one of everything",
+        };
+        tracing::warn!(%node, position, sender, %reason, "{what}: this node does not take it, though it takes others");
+        owed
     }
 
     /// A node came up or went down: what it misses may be worth another try now.
@@ -259,22 +253,14 @@ impl Deliveries {
         self.nodes.get(id).map_or_else(|| "".into(), |delivery| lock(&delivery.state.error).clone())
     }
 
-    /// Waits until every Varnish that could be waited for has this purge, at most for `timeout`, then raises the
-    /// fence. When this returns, the purge may be answered.
-    ///
-    /// `refusable` is what of it a node may refuse for itself. Where one did, the purge is not to be answered as done.
-    pub async fn acknowledge(
-        &self,
-        position: Position,
-        refusable: Option<Refusable>,
-        timeout: Duration,
-    ) -> Acknowledged {
-        self.settle(position, timeout).await;
-        let outcome = self.outcome(position, refusable);
-        if !outcome.refused.is_empty() {
-            lock(&self.requests).forget(position);
-        }
-        outcome
+    /// Begins to wait for a purge that is about to be accepted. What nodes report from now on is kept for it.
+    pub fn expect(&self) -> Expected<'_> {
+        Expected::new(self)
+    }
+
+    /// No purge is waited for that is not after this position.
+    fn expected(&self) -> Option<Position> {
+        lock(&self.requests).expected()
     }
 
     /// Waits until every Varnish that could be waited for has this purge, at most for `timeout`, and promises nothing yet.
@@ -432,27 +418,6 @@ impl Deliveries {
         }
     }
 
-    fn outcome(&self, position: Position, refusable: Option<Refusable>) -> Acknowledged {
-        let mut outcome = Acknowledged::default();
-        for member in self.context.fleet.load().varnish.members() {
-            let id = member.node.id();
-            if member.node.live.cursor() < position {
-                self.count_fenced(id);
-                outcome.fenced.push(id.clone());
-                continue;
-            }
-            outcome.applied.push(id.clone());
-            let Some(result) = self.nodes.get(id).and_then(|delivery| delivery.state.result_of(position)) else {
-                continue;
-            };
-            outcome.invalidated += result.invalidated;
-            let this = refusable.map(|refusable| refusable.fingerprint);
-            let refusal = result.refused.iter().find(|(request, _)| Some(*request) == this);
-            outcome.refused.extend(refusal.map(|(_, reason)| (id.clone(), Arc::clone(reason))));
-        }
-        outcome
-    }
-
     fn count_fenced(&self, id: &NodeId) {
         if let Some(varnish) = &self.context.metrics.node(crate::fleet::Role::Varnish, id).varnish {
             varnish.fenced.inc();
@@ -512,17 +477,19 @@ impl Deliveries {
 }
 
 impl DeliveryState {
-    fn remember(&self, result: BatchResult) {
+    /// Takes note of a batch, where a purge after `expected` may have been in it that is waited for.
+    fn remember(&self, last: Position, invalidated: u64, expected: Option<Position>) {
         let mut results = lock(&self.results);
-        if results.len() == RESULTS {
+        let Some(expected) = expected else { return results.clear() };
+        while results.front().is_some_and(|(last, _)| *last <= expected) {
             results.pop_front();
         }
-        results.push_back(result);
+        results.push_back((last, invalidated));
     }
 
-    /// The result of the batch that this position was in.
-    fn result_of(&self, position: Position) -> Option<BatchResult> {
-        lock(&self.results).iter().find(|result| result.last >= position).cloned()
+    /// The objects that the batch dropped that this position was in.
+    fn invalidated(&self, position: Position) -> u64 {
+        lock(&self.results).iter().find(|(last, _)| *last >= position).map_or(0, |(_, invalidated)| *invalidated)
     }
 }
 

@@ -25,7 +25,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::attribution::{Attribution, Ended, Named, Throttle, describe};
 use crate::config::{PurgeListener, Token};
-use crate::delivery::{Acknowledged, Deliveries, Refusable};
+use crate::delivery::{Acknowledged, Deliveries, Expected, Refusable};
 use crate::fleet::NodeId;
 use crate::http_server::{Handler, Response, json, text};
 use crate::journal::{Journal, Position};
@@ -271,6 +271,7 @@ impl PurgeApi {
         let kind = purge.kind();
         let named = Named::of(&purge);
         let refusable = Refusable::of(&purge);
+        let mut expected = self.deliveries.expect();
         let position = match tokio::time::timeout(self.ack_timeout, self.journal.append(purge)).await {
             Ok(Ok(position)) => position,
             Ok(Err(error)) => return self.not_durable(kind, at_ms, &causes(&error)),
@@ -281,10 +282,11 @@ impl PurgeApi {
         self.metrics.journal.head.set(self.journal.head().cast_signed());
         // What the journal took is part of what was promised to the sender; something is left for the fleet all the same.
         let left = self.ack_timeout.saturating_sub(began.elapsed()).max(self.ack_timeout / 4);
-        if let Some(refusable) = &refusable {
-            self.deliveries.accepted(position, refusable, source);
+        if let Some(refusable) = refusable {
+            expected.accepted(position, refusable, source);
         }
-        let (mut outcome, heard) = self.settle(position, refusable, left).await;
+        let (mut outcome, heard) = self.settle(position, &expected, left).await;
+        drop(expected);
         heard.fenced_at.values().flatten().for_each(|node| outcome.miss(node));
         let took = began.elapsed();
         self.metrics.purge.ack_duration.observe(took.as_secs_f64());
@@ -297,9 +299,9 @@ impl PurgeApi {
     }
 
     /// Waits for the fleet and for the other replicas, together for `left`, and raises the fence.
-    async fn settle(&self, position: Position, refusable: Option<Refusable>, left: Duration) -> (Acknowledged, Heard) {
+    async fn settle(&self, position: Position, expected: &Expected<'_>, left: Duration) -> (Acknowledged, Heard) {
         let Some(replicas) = self.replicas.as_ref().filter(|replicas| replicas.are_several()) else {
-            return (self.deliveries.acknowledge(position, refusable, left).await, Heard::default());
+            return (expected.acknowledge(position, left).await, Heard::default());
         };
         let began = Instant::now();
         // What they say may have to be said once more.
@@ -309,7 +311,7 @@ impl PurgeApi {
         let rest = left.saturating_sub(began.elapsed()).max(left / 8);
         replicas.agree(position, (&reached, &missed), &mut heard, rest).await;
         let rest = left.saturating_sub(began.elapsed());
-        let outcome = self.deliveries.acknowledge(position, refusable, rest).await;
+        let outcome = expected.acknowledge(position, rest).await;
         replicas.count_unconfirmed(&heard);
         (outcome, heard)
     }

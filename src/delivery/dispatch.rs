@@ -9,7 +9,8 @@
 //!   ([`Target::obeys`](crate::varnish::http::Target::obeys)). A node that does not obey is at fault itself, and nothing
 //!   is held against the request.
 //! - A suspect that is refused (4xx) then is refused for good; one that fails in any other way fails for good the second
-//!   time. It is passed over, and whoever waits for it is told.
+//!   time. It is passed over, and whoever waits for it is told. Where nobody waits any more, because it was answered as done
+//!   while the node was fenced, a ban of everything is sent in its place ([`Owed`]).
 //! - A ban of our own is never passed over, for pages would stay that somebody was told are gone. If the node takes another
 //!   ban of this form, this one is at fault, and is carried out as a ban of everything; if it does not, the node is.
 
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::fingerprint_of_ban;
+use super::requests::Owed;
 use super::walk::{Batch, Item};
 use crate::fleet::{Live, NodeSpec};
 use crate::purge::{Ban, Purge, TagSet, Target as Purged, compile};
@@ -50,6 +52,17 @@ pub(super) struct Report {
     pub(super) widened: bool,
     /// Bans and requests that it took.
     pub(super) sent: u64,
+}
+
+impl Report {
+    /// Whether the bans of everything that it took are enough for this.
+    pub(super) fn covers(&self, owed: Owed) -> bool {
+        match owed {
+            Owed::Nothing => true,
+            Owed::Flush => self.flushed_all || self.flushed_in_part,
+            Owed::FlushOfAll => self.flushed_all,
+        }
+    }
 }
 
 /// The way to one Varnish.

@@ -9,9 +9,10 @@ use tokio::sync::watch;
 use super::budget::Budget;
 use super::dispatch::{Dispatch, Report};
 use super::landing::Landing;
+use super::requests::Owed;
 use super::stretches::{Stretch, Stretches};
-use super::walk::{Batch, Sources, Walk};
-use super::{BatchResult, Context, Deliveries, DeliveryState, lock};
+use super::walk::{Batch, Refused, Sources, Walk};
+use super::{Context, Deliveries, DeliveryState, lock};
 use crate::fleet::{LANDING, Node};
 use crate::journal::{Position, Remembered};
 use crate::telemetry::{NodeMetrics, VarnishMetrics};
@@ -68,8 +69,8 @@ pub(super) struct Task {
     recall_stalls: u32,
     /// Acknowledged, and to be repeated all the same: `purge.settle`.
     settling: Stretches,
-    /// What the node does not take, and up to which position that was found out.
-    refused: Vec<(u64, Position)>,
+    /// What the node does not take.
+    refused: Vec<Refused>,
 }
 
 /// Something that is being carried out for a node.
@@ -107,6 +108,13 @@ enum Setback {
          have it answer `X-Clearcoat-Flush: all` as the VCL of `clearcoat vcl` does (docs/vcl.md)"
     )]
     Uncovered,
+    /// The same for what it refuses.
+    #[error(
+        "it does not take a purge that was answered as done while it was away, and its VCL does not say that a flush drops \
+         pages without tags: have it take the purge, or answer `X-Clearcoat-Flushed: all` as the VCL of `clearcoat vcl` does \
+         (docs/vcl.md)"
+    )]
+    Refused,
 }
 
 impl Task {
@@ -277,12 +285,22 @@ impl Task {
             let sent_before = work.report.sent;
             let result = self.dispatch.send(&mut batch, &mut work.report).await;
             self.count(&result, work.report.sent - sent_before);
-            self.pass_over(work);
+            self.pass_over(work, &mut batch);
             if let Err(error) = result {
                 work.batch = Some(batch);
                 return Err(error.into());
             }
+            if !work.report.covers(batch.owed) {
+                if batch.is_flush {
+                    work.walk.forget_flush();
+                    return Err(Setback::Refused);
+                }
+                batch.flush_too();
+                work.batch = Some(batch);
+                continue;
+            }
             if batch.gap.is_some_and(|gap| !work.report.flushed_all && self.deliveries.requests_lie_in(gap)) {
+                work.walk.forget_flush();
                 return Err(Setback::Uncovered);
             }
             if work.report.flushed_in_part && !std::mem::replace(&mut self.flushes_in_part, true) {
@@ -299,23 +317,29 @@ impl Task {
     }
 
     /// Tells of what the node refused, so that it is not sent again, and of what it took only as a ban of everything.
-    fn pass_over(&mut self, work: &mut Work) {
+    fn pass_over(&mut self, work: &mut Work, batch: &mut Batch) {
         if std::mem::take(&mut work.report.widened) {
             tracing::warn!(node = %self.node.id(), "a ban that this node does not take is carried out as one of everything");
             self.varnish_metrics(|varnish| varnish.flushed.inc());
         }
-        let upto = work.walk.last();
-        for (refused, reason) in &work.report.refused {
-            if self.refused.contains(&(*refused, upto)) {
-                continue;
+        for (fingerprint, reason) in std::mem::take(&mut work.report.refused) {
+            let refused = work.walk.refuses(fingerprint);
+            self.varnish_metrics(|varnish| varnish.passed_over.inc());
+            match self.deliveries.refused(self.node.id(), refused, &reason) {
+                Owed::Nothing => {}
+                // Not remembered: what is told again in its place is a flush, too.
+                owed => {
+                    // What settles counts already, and keeps no node out.
+                    let most = if work.kind == Kind::Settle { Owed::Flush } else { Owed::FlushOfAll };
+                    batch.owed = batch.owed.max(owed.min(most));
+                    continue;
+                }
             }
             if self.refused.len() == MAX_REFUSED {
                 self.refused.remove(0);
             }
-            self.refused.push((*refused, upto));
-            work.walk.pass_over(*refused);
-            self.deliveries.log_passed_over(self.node.id(), *refused, reason);
-            self.varnish_metrics(|varnish| varnish.passed_over.inc());
+            self.refused.push(refused);
+            work.walk.pass_over(refused);
         }
     }
 
@@ -330,7 +354,7 @@ impl Task {
         let started = self.deliveries.context.started;
         let passed = last_passed.max(landing.passed).map_or(Duration::ZERO, |at| at.saturating_duration_since(started));
         let on_their_way = passed >= self.node.live.life_signs.taken_in();
-        self.state.remember(BatchResult { last, invalidated: report.invalidated, refused: report.refused });
+        self.state.remember(last, report.invalidated, self.deliveries.expected());
         let stood_still = self.failures > 0 || self.state.late.load(Ordering::SeqCst) || report.stood_still;
         let repeat = match (stood_still, on_their_way) {
             (true, _) => Some(now + AFTER_STALL),
@@ -434,7 +458,9 @@ impl Task {
             tracing::warn!(node = %self.node.id(), error = &*text, "purges do not reach a node");
         }
         let pause = match setback {
-            Setback::Uncovered | Setback::Delivery(DeliveryError::Refused { .. }) => BACK_OFF_REFUSED,
+            Setback::Uncovered | Setback::Refused | Setback::Delivery(DeliveryError::Refused { .. }) => {
+                BACK_OFF_REFUSED
+            }
             Setback::Delivery(_) => (BACK_OFF_FIRST * 2_u32.saturating_pow(self.failures.min(16)))
                 .min(BACK_OFF_LONGEST)
                 .mul_f64(fastrand::f64()),

@@ -1,6 +1,7 @@
 //! Deliveries to scripted nodes (fakes: they take every purge and remember what they were told and when).
 
 mod blame;
+mod gaps;
 
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicU64;

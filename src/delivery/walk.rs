@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::fingerprint;
+use super::requests::Owed;
 use crate::fleet::NodeSpec;
 use crate::journal::{Entry, Journal, Missed, Position};
 use crate::purge::{Ban, Batch as Compiled, Guard, Purge, Target, compile};
@@ -38,6 +39,22 @@ pub(super) struct Sources {
     pub(super) spec: NodeSpec,
 }
 
+/// Targets with this fingerprint that a node does not take though it takes others: those of purges after the first position
+/// up to the second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Refused {
+    pub(super) fingerprint: u64,
+    pub(super) after: Position,
+    pub(super) last: Position,
+}
+
+impl Refused {
+    /// Whether such a target of the purge at this position is one of them.
+    pub(super) fn is(&self, fingerprint: u64, position: Position) -> bool {
+        self.fingerprint == fingerprint && self.after < position && position <= self.last
+    }
+}
+
 /// The way from what a node has to what it shall have.
 #[derive(Clone, Debug)]
 pub(super) struct Walk {
@@ -47,8 +64,8 @@ pub(super) struct Walk {
     last: Position,
     /// Up to here a ban of everything covers all but requests that are handed on.
     flushed: Position,
-    /// Targets (by their fingerprints, up to a position) that this node does not take though it takes others.
-    refused: Vec<(u64, Position)>,
+    /// What this node does not take.
+    refused: Vec<Refused>,
 }
 
 /// One step of a walk.
@@ -62,6 +79,8 @@ pub(super) struct Batch {
     pub(super) is_flush: bool,
     /// What the ban of everything stands for and nobody can replay: what follows the first position up to the second.
     pub(super) gap: Option<(Position, Position)>,
+    /// What has to be done for those of it that the node does not take.
+    pub(super) owed: Owed,
     /// The tags that uniting saved.
     pub(super) folded: u64,
     /// When a page that it concerns last passed the origin.
@@ -86,7 +105,7 @@ impl Item {
 
 impl Walk {
     /// The way from `after` (`None`: nobody knows what the node has) to `last`, past what the node refuses.
-    pub(super) fn new(after: Option<Position>, last: Position, refused: Vec<(u64, Position)>) -> Self {
+    pub(super) fn new(after: Option<Position>, last: Position, refused: Vec<Refused>) -> Self {
         Walk { after, last, flushed: 0, refused }
     }
 
@@ -116,7 +135,10 @@ impl Walk {
         else {
             let held_from = sources.journal.floor().min(self.last);
             let gap = Some((self.after.unwrap_or(0), held_from));
-            return Some(Batch { gap, ..self.flush(Some(held_from), sources) });
+            // The flush was sent after all of these were accepted: only what it may have left is still to be asked.
+            let is_flushed = self.flushed == self.last;
+            let step = if is_flushed { Batch::nothing(held_from) } else { self.flush(Some(held_from), sources) };
+            return Some(Batch { gap, ..step });
         };
         entries.truncate(entries.partition_point(|entry| entry.position <= self.last));
         let reaches = cut_after_requests(&mut entries).unwrap_or(self.last);
@@ -135,6 +157,7 @@ impl Walk {
             reaches: Some(reaches),
             is_flush: false,
             gap: None,
+            owed: Owed::Nothing,
             folded,
             last_passed: purges().filter_map(|purge| sources.guard.last_passed(purge)).max(),
         })
@@ -148,9 +171,19 @@ impl Walk {
         }
     }
 
-    /// The node does not take this target.
-    pub(super) fn pass_over(&mut self, refused: u64) {
-        self.refused.push((refused, self.last));
+    /// A flush in it was not enough: nothing counts as flushed, so that whoever tries again sends another.
+    pub(super) fn forget_flush(&mut self) {
+        self.flushed = 0;
+    }
+
+    /// What is left of the way, for a target that the node does not take.
+    pub(super) fn refuses(&self, fingerprint: u64) -> Refused {
+        Refused { fingerprint, after: self.after.unwrap_or(0), last: self.last }
+    }
+
+    /// The node does not take these.
+    pub(super) fn pass_over(&mut self, refused: Refused) {
+        self.refused.push(refused);
     }
 
     fn flush(&self, reaches: Option<Position>, sources: &Sources) -> Batch {
@@ -159,6 +192,7 @@ impl Walk {
             reaches,
             is_flush: true,
             gap: None,
+            owed: Owed::Nothing,
             folded: 0,
             last_passed: sources.guard.last_passed(&Purge::everything()),
         }
@@ -171,9 +205,8 @@ impl Walk {
 
     fn is_refused(&self, entry: &Entry, target: &Target) -> bool {
         !self.refused.is_empty()
-            && fingerprint(target).is_some_and(|target| {
-                self.refused.iter().any(|(refused, upto)| *refused == target && entry.position <= *upto)
-            })
+            && fingerprint(target)
+                .is_some_and(|target| self.refused.iter().any(|refused| refused.is(target, entry.position)))
     }
 
     /// What is left of a purge of which a flush covers a part, or the node refuses one; `None` for all others.
@@ -189,9 +222,28 @@ impl Walk {
 }
 
 impl Batch {
+    /// A step to `reaches` with nothing to send.
+    fn nothing(reaches: Position) -> Self {
+        Batch {
+            left: VecDeque::new(),
+            reaches: Some(reaches),
+            is_flush: false,
+            gap: None,
+            owed: Owed::Nothing,
+            folded: 0,
+            last_passed: None,
+        }
+    }
+
     /// How many of those that are left make the node's list of bans longer.
     pub(super) fn listed(&self) -> usize {
         self.left.iter().filter(|item| item.ban.is_listed()).count()
+    }
+
+    /// Has a ban of everything sent behind what it sent.
+    pub(super) fn flush_too(&mut self) {
+        self.left.push_back(Item::new(Ban::Everything));
+        self.is_flush = true;
     }
 
     /// Does the same as one ban of everything would.

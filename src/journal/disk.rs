@@ -183,13 +183,20 @@ impl Disk {
         Ok(positions)
     }
 
-    /// Notes where in etcd entries are, or that they are not there.
+    /// Notes where in etcd entries are, or that they are not there. Holds also where the disk does not take it: a process
+    /// that finds none of it on the disk finds it in etcd again.
+    ///
+    /// # Errors
+    /// [`WriteError::Closed`].
     pub(super) async fn found(&self, revisions: Vec<(Position, Option<u64>)>) -> Result<(), WriteError> {
         self.ask(|answer| Command::Found(revisions, answer)).await
     }
 
     /// What lies before is not known, or not all of it: everything up to the head is a gap, and so is everything up to
-    /// this revision.
+    /// this revision. Holds also where the disk does not take it, as `found` does.
+    ///
+    /// # Errors
+    /// [`WriteError::Closed`].
     pub(super) async fn break_off(&self, revision: u64) -> Result<(), WriteError> {
         self.ask(|answer| Command::BreakOff(revision, answer)).await
     }

@@ -65,7 +65,7 @@ impl Replicas {
             Err(error) => return Received::Failed(error),
         };
         let outcome = match position {
-            Some(position) => self.context.deliveries.acknowledge(position, None, patience).await,
+            Some(position) => self.context.deliveries.expect().acknowledge(position, patience).await,
             None => Acknowledged::default(),
         };
         Received::Confirmed(self.confirmation(&message, outcome))

@@ -81,13 +81,14 @@ async fn rig(behaviour: impl Fn(&str) -> Does + Send + Sync + 'static) -> Rig {
 
 impl Rig {
     /// Accepts a purge as the purge listener does.
-    async fn accept(&self, purge: Purge) -> (Position, Option<Refusable>) {
+    async fn accept(&self, purge: Purge) -> (Position, Expected<'_>) {
         let refusable = Refusable::of(&purge);
+        let mut expected = self.deliveries.expect();
         let position = self.deliveries.context.journal.append(purge).await.unwrap();
-        if let Some(refusable) = &refusable {
-            self.deliveries.accepted(position, refusable, [192, 0, 2, 7].into());
+        if let Some(refusable) = refusable {
+            expected.accepted(position, refusable, [192, 0, 2, 7].into());
         }
-        (position, refusable)
+        (position, expected)
     }
 
     async fn until_at(&self, position: Position) {
@@ -120,10 +121,10 @@ async fn a_request_that_a_node_cannot_take_is_passed_over_and_told_and_what_gath
         for number in 0..5 {
             rig.accept(handed_on(&format!("/good/{number}-"))).await;
         }
-        let (position, refusable) = rig.accept(handed_on("/poison")).await;
+        let (position, expected) = rig.accept(handed_on("/poison")).await;
         rig.append("tag").await;
         let (last, _) = rig.accept(handed_on("/last")).await;
-        let outcome = rig.deliveries.acknowledge(position, refusable, PATIENCE).await;
+        let outcome = expected.acknowledge(position, PATIENCE).await;
         assert_eq!(outcome.refused.len(), 1, "{outcome:?}");
         rig.until_at(last).await;
         for told in ["/good/0-", "/good/4-", ",)tag(", "/last"] {
@@ -209,10 +210,57 @@ async fn a_node_that_takes_no_ban_of_its_form_stays_out() {
 async fn a_pool_that_a_vcl_does_not_know_is_refused_and_not_taken_for_a_purge_of_tags() {
     let rig = rig(obeys(|head| if head.contains("X-Pool") { Does::Answer(400) } else { Does::Answer(200) })).await;
     let purge = Purge { targets: vec![Target::Pool(Pattern::new("shop").unwrap())], soft: false };
-    let (position, refusable) = rig.accept(purge).await;
-    let outcome = rig.deliveries.acknowledge(position, refusable, PATIENCE).await;
+    let (position, expected) = rig.accept(purge).await;
+    let outcome = expected.acknowledge(position, PATIENCE).await;
     assert_eq!((outcome.applied.len(), outcome.refused.len()), (1, 1));
     assert!(rig.told("Flush").is_empty());
+}
+
+#[tokio::test]
+async fn a_refusal_is_told_however_many_batches_follow_it_before_its_answer() {
+    let rig = rig(obeys(|head| if head.contains("/poison") { Does::Answer(405) } else { Does::Answer(200) })).await;
+    rig.ran(&[400, 200]);
+    let (position, expected) = rig.accept(handed_on("/poison")).await;
+    for number in 0..300 {
+        rig.purge(&format!("tag_{number}_end")).await;
+    }
+    let outcome = expected.acknowledge(position, PATIENCE).await;
+    assert_eq!((outcome.applied.len(), outcome.refused.len()), (1, 1), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn a_purge_that_was_answered_is_not_passed_over_but_flushed() {
+    for flushed in [Does::Answer(200), Does::FlushedAll] {
+        let rig = rig(obeys(move |head| match head {
+            head if head.contains("/page") => Does::Hang,
+            head if head.contains("Flush: all") => flushed,
+            _ => Does::Answer(200),
+        }));
+        let rig = rig.await;
+        let (position, expected) = rig.accept(handed_on("/page")).await;
+        let outcome = expected.acknowledge(position, Duration::from_millis(200)).await;
+        assert_eq!((outcome.fenced.len(), outcome.refused.len()), (1, 0), "{outcome:?}");
+        if flushed == Does::FlushedAll {
+            rig.until_at(position).await;
+            assert!(!rig.told("Flush: all").is_empty());
+        } else {
+            rig.until_it_says("it does not take a purge that was answered").await;
+            assert!(rig.node.live.cursor() < position);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_purge_of_which_nobody_knows_how_it_was_answered_is_flushed_and_keeps_no_node_out() {
+    let guard = Arc::new(Guard::new(long_ago()));
+    let journal: Arc<dyn Journal> = Arc::new(Memory::new(Limits::default(), Arc::clone(&guard)));
+    let id = NodeId::try_from("varnish-1").unwrap();
+    journal.save_cursors(vec![(id, Cursor { position: 0, epoch: None })]).await.unwrap();
+    let position = journal.append(handed_on("/page")).await.unwrap();
+    let odd = |head: &str| if head.contains("/page") { Does::Answer(405) } else { Does::Answer(200) };
+    let rig = Rig::to(scripted(obeys(odd)).await, CALM, journal, guard, None).await;
+    rig.until_at(position).await;
+    assert!(!rig.told("Flush: all").is_empty());
 }
 
 /// A journal that has lost what came before its last entry, and a node that had none of it.

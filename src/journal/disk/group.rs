@@ -55,8 +55,10 @@ pub(super) struct Group {
     pub(super) broken_off: Option<Position>,
     /// So many bytes, to see whether the disk takes them.
     pub(super) probe: usize,
-    /// Whom to tell that it is done.
-    pub(super) done: Vec<Answer<()>>,
+    /// Whom to tell whether their cursors are saved.
+    pub(super) saved: Vec<Answer<()>>,
+    /// Whom to tell that it holds: what is known of etcd does not depend on the disk.
+    pub(super) noted: Vec<Answer<()>>,
 }
 
 impl Group {
@@ -73,7 +75,8 @@ impl Group {
             seen: 0,
             broken_off: None,
             probe: 0,
-            done: vec![],
+            saved: vec![],
+            noted: vec![],
         }
     }
 
@@ -94,17 +97,17 @@ impl Group {
                 }
                 Command::SaveCursors(cursors, answer) => {
                     group.cursors.extend(cursors);
-                    group.done.push(answer);
+                    group.saved.push(answer);
                 }
                 Command::Found(revisions, answer) => {
                     group.found.extend(revisions);
-                    group.done.push(answer);
+                    group.noted.push(answer);
                 }
                 Command::BreakOff(revision, answer) => {
                     group.head = (group.head + 1).max(revision);
                     group.broken_off = Some(group.head);
                     group.seen = group.seen.max(revision);
-                    group.done.push(answer);
+                    group.noted.push(answer);
                 }
             }
         }

@@ -186,8 +186,10 @@ impl<'s> Writer<'s> {
                 _ => Ok(position),
             });
         }
-        for answer in group.done {
+        for answer in group.saved {
             _ = answer.send(refused.clone().map_or(Ok(()), Err));
         }
+        // Published, and on the disk with the next commit, or learnt once more from etcd: whoever told of it goes on.
+        group.noted.into_iter().for_each(|answer| _ = answer.send(Ok(())));
     }
 }

@@ -127,6 +127,26 @@ async fn what_is_safe_in_etcd_is_on_the_disk_once_it_has_room_again() {
 }
 
 #[tokio::test]
+async fn a_gap_and_what_is_known_of_etcd_hold_whatever_the_disk_says() {
+    let (directory, fault) = (tempdir().unwrap(), Arc::new(Fault::default()));
+    let journal = fault.open_with(&directory, impatient());
+    journal.append_foreign(foreign("a", Some(3))).await.unwrap();
+    fault.full.store(true, Ordering::SeqCst);
+    journal.break_off(7).await.unwrap();
+    assert_eq!((journal.head(), journal.since(3)), (7, Missed::Gap));
+    journal.append_foreign(foreign("b", Some(9))).await.unwrap();
+    journal.found(vec![(9, None)]).await.unwrap();
+    assert_eq!(journal.ledger().missing().len(), 1);
+    journal.save_cursors(vec![(node("v1"), at(9))]).await.unwrap_err();
+    fault.full.store(false, Ordering::SeqCst);
+    journal.append_foreign(foreign("c", Some(12))).await.unwrap();
+    drop(journal);
+    let journal = fault.open(&directory);
+    assert_eq!((journal.head(), journal.since(3)), (12, Missed::Gap));
+    assert_eq!(entries(&journal, 7).len(), 2);
+}
+
+#[tokio::test]
 async fn the_end_does_not_wait_for_a_disk_that_hangs() {
     let (directory, fault) = (tempdir().unwrap(), Arc::new(Fault::default()));
     let journal = fault.open_with(&directory, impatient());

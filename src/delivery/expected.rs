@@ -1,0 +1,67 @@
+//! A purge that is waited for, from before it is accepted until it is answered.
+//!
+//! What nodes make of a purge they report batch by batch, and any number of batches may follow before its answer is due. So
+//! what they report is kept for as long as a purge is waited for that it may concern, and no count bounds it that a storm
+//! could exceed: a refusal that was dropped would be answered 200.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::{Acknowledged, Deliveries, Refusable, lock};
+use crate::journal::Position;
+
+/// A purge that is waited for.
+pub struct Expected<'d> {
+    deliveries: &'d Deliveries,
+    /// It is accepted after this position.
+    after: Position,
+    /// What of it a node may refuse for itself, and where it is.
+    request: Option<(Position, Refusable)>,
+}
+
+impl<'d> Expected<'d> {
+    pub(super) fn new(deliveries: &'d Deliveries) -> Self {
+        let after = deliveries.context.journal.head();
+        lock(&deliveries.requests).expect(after);
+        Expected { deliveries, after, request: None }
+    }
+
+    /// It was accepted, and a node may refuse this of it for itself.
+    pub fn accepted(&mut self, position: Position, what: Refusable, sender: IpAddr) {
+        self.request = Some((position, what));
+        lock(&self.deliveries.requests).note(position, &what, Some(sender), self.deliveries.context.journal.floor());
+    }
+
+    /// Waits until every Varnish that could be waited for has this purge, at most for `timeout`, then raises the
+    /// fence. When this returns, the purge may be answered; where a node refused it, not as done.
+    pub async fn acknowledge(&self, position: Position, timeout: Duration) -> Acknowledged {
+        self.deliveries.settle(position, timeout).await;
+        self.outcome(position)
+    }
+
+    fn outcome(&self, position: Position) -> Acknowledged {
+        let Deliveries { context, nodes, requests, .. } = self.deliveries;
+        let mut outcome = Acknowledged::default();
+        for member in context.fleet.load().varnish.members() {
+            let id = member.node.id();
+            if member.node.live.cursor() < position {
+                self.deliveries.count_fenced(id);
+                outcome.fenced.push(id.clone());
+                continue;
+            }
+            outcome.applied.push(id.clone());
+            outcome.invalidated += nodes.get(id).map_or(0, |delivery| delivery.state.invalidated(position));
+        }
+        if let Some((position, request)) = &self.request {
+            outcome.refused = lock(requests).answer(*position, request);
+        }
+        outcome
+    }
+}
+
+impl Drop for Expected<'_> {
+    fn drop(&mut self) {
+        let accepted = self.request.map(|(position, _)| position);
+        lock(&self.deliveries.requests).expect_no_more(self.after, accepted);
+    }
+}

@@ -27,6 +27,13 @@
 //! | edges to the world | [`registry`] [`journal`] [`etcd`] [`varnish`] [`upstream`] [`probe`] [`tls`] | below; of each other only [`etcd`] |
 //! | base | [`config`] [`telemetry`] [`shutdown`] [`files`] | pure; of each other only [`telemetry`] |
 //! | pure | [`fleet`] [`balance`] [`purge`] [`attribution`] [`http1`] [`esi`] [`proxy_protocol`] | no runtime, no socket, no clock, no global randomness |
+//!
+//! # What is public
+//!
+//! This is a program and not a library: `main.rs` needs [`cli`] alone, and nothing here is an interface that others may
+//! build on. Modules are public all the same: `cargo doc` then shows the whole tour, and the integration tests and the
+//! benchmarks are crates of their own. What those use is in [`fleet`], [`http1`], [`http_server`], [`purge`],
+//! [`purge_api`], [`shutdown`], [`telemetry`] and [`varnish`]; in the other modules `pub` is for this crate alone.
 
 pub mod admin;
 pub mod agent;

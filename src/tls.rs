@@ -122,7 +122,7 @@ impl Tls {
 
     /// Reads the files again, and takes what is new in them for new connections. Says whether anything was.
     ///
-    /// Reads files, and blocks meanwhile: not for a worker. [`watch`] counts and logs its own calls; any other caller
+    /// Reads files, and blocks meanwhile: not for a worker. [`mod@watch`] counts and logs its own calls; any other caller
     /// counts with `Metrics::tls_reloaded`.
     ///
     /// # Errors

@@ -20,7 +20,7 @@
 //! **History can begin anew.** After a restore from a backup the same revisions mean something else, and by the time we
 //! are back there may be more of them than we knew. So what fits on one page is listed again on every new connection: it
 //! costs as much as asking, and whoever takes it in finds nothing new. What does not is resumed from R, and there a member
-//! is also asked for its place in raft's log ([`Stage`](super::Stage)), and what others in this process were told counts as
+//! is also asked for its place in raft's log ([`Stage`]), and what others in this process were told counts as
 //! known ([`Link::expect`]): where anything goes back, there is a new list. That misses a restore to a log that has become
 //! as long as the old one was, which a cluster with so many keys has not done before we are back.
 //!

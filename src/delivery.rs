@@ -47,12 +47,13 @@ mod walk;
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
@@ -216,25 +217,25 @@ impl Deliveries {
 
     /// A purge was accepted that a node may refuse for itself.
     pub fn accepted(&self, position: Position, what: &Refusable, sender: IpAddr) {
-        lock(&self.requests).note(position, what, Some(sender), self.context.journal.floor());
+        self.requests.lock().note(position, what, Some(sender), self.context.journal.floor());
     }
 
     /// The same for all that the journal holds after this position: others have accepted them.
     pub fn note_requests_since(&self, position: Position) {
         let floor = self.context.journal.floor();
         if let Missed::Entries(entries) = self.context.journal.since(position.max(floor)) {
-            lock(&self.requests).note_all(&entries, floor);
+            self.requests.lock().note_all(&entries, floor);
         }
     }
 
     /// Whether purges that a flush may not cover lie after the first position, up to the second.
     fn requests_lie_in(&self, range: (Position, Position)) -> bool {
-        lock(&self.requests).lie_in(range)
+        self.requests.lock().lie_in(range)
     }
 
     /// A node does not take a request though it takes others: said with its sender, for it is that one's to change.
     fn log_passed_over(&self, node: &NodeId, refused: u64, reason: &str) {
-        let Some((position, sender)) = lock(&self.requests).newest(refused) else {
+        let Some((position, sender)) = self.requests.lock().newest(refused) else {
             tracing::warn!(%node, reason, "a purge is passed over: this node does not take it, though it takes others");
             return;
         };
@@ -256,7 +257,7 @@ impl Deliveries {
 
     /// Why the last batch of a node failed; empty where it did not.
     pub fn error(&self, id: &NodeId) -> Arc<str> {
-        self.nodes.get(id).map_or_else(|| "".into(), |delivery| lock(&delivery.state.error).clone())
+        self.nodes.get(id).map_or_else(|| "".into(), |delivery| delivery.state.error.lock().clone())
     }
 
     /// Waits until every Varnish that could be waited for has this purge, at most for `timeout`, then raises the
@@ -272,7 +273,7 @@ impl Deliveries {
         self.settle(position, timeout).await;
         let outcome = self.outcome(position, refusable);
         if !outcome.refused.is_empty() {
-            lock(&self.requests).forget(position);
+            self.requests.lock().forget(position);
         }
         outcome
     }
@@ -513,7 +514,7 @@ impl Deliveries {
 
 impl DeliveryState {
     fn remember(&self, result: BatchResult) {
-        let mut results = lock(&self.results);
+        let mut results = self.results.lock();
         if results.len() == RESULTS {
             results.pop_front();
         }
@@ -522,7 +523,7 @@ impl DeliveryState {
 
     /// The result of the batch that this position was in.
     fn result_of(&self, position: Position) -> Option<BatchResult> {
-        lock(&self.results).iter().find(|result| result.last >= position).cloned()
+        self.results.lock().iter().find(|result| result.last >= position).cloned()
     }
 }
 
@@ -546,9 +547,4 @@ fn fingerprint_of_ban(ban: &Ban) -> Option<u64> {
 
 fn hash<T: Hash + ?Sized>(what: &T) -> u64 {
     BuildHasherDefault::<DefaultHasher>::default().hash_one(what)
-}
-
-/// What these locks guard is whole after every statement, so a panic elsewhere leaves nothing half done.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -33,8 +33,9 @@ mod watch;
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rustls::ServerConfig;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::{ProducesTickets, ServerSessionMemoryCache, StoresServerSessions};
@@ -128,8 +129,7 @@ impl Tls {
     /// # Errors
     /// The first file that cannot be used, and why. All certificates stay as they were then.
     pub fn reload(&self) -> Result<bool, TlsError> {
-        // Whoever panicked in here changed nothing: the last step is the only one that does.
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut loaded = self.loaded.lock();
         let contents = read(&self.files)?;
         let fingerprints = fingerprints(&contents);
         if *loaded == fingerprints {

@@ -11,7 +11,7 @@ use super::dispatch::{Dispatch, Report};
 use super::landing::Landing;
 use super::stretches::{Stretch, Stretches};
 use super::walk::{Batch, Sources, Walk};
-use super::{BatchResult, Context, Deliveries, DeliveryState, lock};
+use super::{BatchResult, Context, Deliveries, DeliveryState};
 use crate::fleet::{LANDING, Node};
 use crate::journal::{Position, Remembered};
 use crate::telemetry::{NodeMetrics, VarnishMetrics};
@@ -169,7 +169,7 @@ impl Task {
             match self.go_on().await {
                 Ok(()) => {
                     self.failures = 0;
-                    *lock(&self.state.error) = "".into();
+                    *self.state.error.lock() = "".into();
                 }
                 Err(setback) => self.back_off(&setback).await,
             }
@@ -232,7 +232,7 @@ impl Task {
             self.unsure.postpone(until);
             if landing.lasts_long(now) {
                 let text: Arc<str> = "a page that purges concern is still on its way to it".into();
-                if std::mem::replace(&mut *lock(&self.state.error), Arc::clone(&text)) != text {
+                if std::mem::replace(&mut *self.state.error.lock(), Arc::clone(&text)) != text {
                     tracing::info!(node = %self.node.id(), after, last, "{text}: they count when it has arrived");
                 }
             }
@@ -429,7 +429,7 @@ impl Task {
     /// Waits before the next attempt; a change of the node's health cuts the wait short.
     async fn back_off(&mut self, setback: &Setback) {
         let text: Arc<str> = setback.to_string().into();
-        let told = std::mem::replace(&mut *lock(&self.state.error), Arc::clone(&text));
+        let told = std::mem::replace(&mut *self.state.error.lock(), Arc::clone(&text));
         if told != text {
             tracing::warn!(node = %self.node.id(), error = &*text, "purges do not reach a node");
         }

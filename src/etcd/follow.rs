@@ -29,11 +29,12 @@
 
 mod known;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use etcd_client::{EventType, GetOptions, KeyValue, WatchOptions, WatchResponse, WatchStream};
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::{Failure, Pauses, Session, SharedEtcd, Stage, bounded};
@@ -181,7 +182,7 @@ impl Link {
 
     /// Why changes do not come in; empty where they do.
     pub fn problem(&self) -> Arc<str> {
-        Arc::clone(&self.problem.lock().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.problem.lock())
     }
 
     /// etcd has told this revision on another connection. It says nothing about the changes before it, but a history that
@@ -215,7 +216,7 @@ impl Link {
     }
 
     fn tell(&self, problem: &str) -> bool {
-        let mut told = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.problem.lock();
         let is_new = **told != *problem;
         if is_new {
             *told = problem.into();

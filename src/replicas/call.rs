@@ -1,12 +1,12 @@
 //! One message to another replica, and its answer.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use tokio::net::TcpStream;
 
 use super::message::{Confirmation, Message};
@@ -65,7 +65,7 @@ impl Way {
         let patience = replicas.context.ack_timeout;
         let body = Bytes::from(serde_json::to_vec(message)?);
         let answered = async {
-            let pooled = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let pooled = self.idle.lock().pop();
             if let Some(mut sender) = pooled.filter(|sender| sender.is_ready()) {
                 match self.exchange(replicas, &mut sender, body.clone()).await {
                     // It was closed under us.
@@ -91,7 +91,7 @@ impl Way {
         answer: Result<Confirmation, TellError>,
     ) -> Result<Confirmation, TellError> {
         if answer.is_ok() {
-            self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(sender);
+            self.idle.lock().push(sender);
         }
         answer
     }

@@ -13,10 +13,11 @@
 //! **A purge is not confirmed by whoever was never met**: it is named in the answer, by its address.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -138,8 +139,7 @@ impl Neighbours {
     }
 
     fn rows(&self) -> MutexGuard<'_, BTreeMap<String, Row>> {
-        // Whole after every statement, so a panic elsewhere leaves nothing half done.
-        self.rows.lock().unwrap_or_else(PoisonError::into_inner)
+        self.rows.lock()
     }
 }
 

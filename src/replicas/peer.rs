@@ -18,12 +18,13 @@
 //! heard of it for [`KEPT`], or when it has said goodbye.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
-use tokio::task::{AbortHandle, JoinHandle};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::call::{TellError, Way};
 use super::message::{Again, Confirmation, Message};
@@ -123,7 +124,7 @@ impl Peer {
 
     /// What it said of the purge at this position; `None` where it was not told of it, or that was long ago.
     pub(super) fn confirmation(&self, position: Position) -> Option<Confirmation> {
-        let confirmations = self.confirmations.lock().unwrap_or_else(PoisonError::into_inner);
+        let confirmations = self.confirmations.lock();
         confirmations.iter().find(|(last, _)| *last >= position).map(|(_, confirmation)| confirmation.clone())
     }
 
@@ -167,19 +168,19 @@ impl Peer {
 
     /// Whether it is not worth another attempt.
     fn has_ended(&self, error: &TellError) -> bool {
-        let heard = *self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let heard = *self.heard.lock();
         let is_over = self.is_unlisted() && (error.is_refused_connection() || heard.elapsed() > KEPT);
         is_over || matches!(error, TellError::Restarted | TellError::Left)
     }
 
     pub(super) fn problem(&self) -> Arc<str> {
-        let problem = Arc::clone(&self.problem.lock().unwrap_or_else(PoisonError::into_inner));
+        let problem = Arc::clone(&self.problem.lock());
         if problem.is_empty() && self.is_unlisted() { "not registered any more".into() } else { problem }
     }
 
     /// Nobody waits for it any more.
     pub(super) fn is_late_now(&self, problem: &str) {
-        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem.into();
+        *self.problem.lock() = problem.into();
         if !self.late.swap(true, Ordering::SeqCst) {
             tracing::warn!(
                 replica = %self.id, address = self.record.address, problem,
@@ -189,8 +190,8 @@ impl Peer {
     }
 
     fn is_on_time_again(&self) {
-        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = "".into();
+        *self.heard.lock() = Instant::now();
+        *self.problem.lock() = "".into();
         if self.late.swap(false, Ordering::SeqCst) {
             tracing::info!(replica = %self.id, "a replica confirms purges again");
         }
@@ -199,7 +200,7 @@ impl Peer {
     /// It has confirmed everything up to `position`, as it says of the last purge up to `last`.
     fn confirms(&self, last: Position, position: Position, confirmation: Confirmation, gap_is_told: bool) {
         self.set_owes_us(confirmation.from.as_ref().is_some_and(|from| from.pending));
-        let mut confirmations = self.confirmations.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut confirmations = self.confirmations.lock();
         if confirmations.len() == CONFIRMATIONS {
             confirmations.pop_front();
         }
@@ -241,17 +242,8 @@ impl Peer {
 struct Sent {
     last: Position,
     tells_gap: bool,
-    answer: JoinHandle<Result<Confirmation, TellError>>,
     /// Ends with this value.
-    _abort: AbortOnDrop,
-}
-
-struct AbortOnDrop(AbortHandle);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+    answer: AbortOnDropHandle<Result<Confirmation, TellError>>,
 }
 
 /// Tells a peer of everything that is accepted here, until it is gone: why it is.
@@ -308,8 +300,7 @@ async fn tell(replicas: &Arc<Replicas>, peer: &Arc<Peer>, journal: &dyn Shared) 
             }
             asks = false;
             let answer = tokio::spawn(post(Arc::clone(replicas), Arc::clone(peer), purges));
-            let abort = AbortOnDrop(answer.abort_handle());
-            on_their_way.push_back(Sent { last, tells_gap, answer, _abort: abort });
+            on_their_way.push_back(Sent { last, tells_gap, answer: AbortOnDropHandle::new(answer) });
             sent = Some(last);
         }
         let full = on_their_way.len() >= ON_THEIR_WAY;

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use http::header;
 use hyper::body::Bytes;
@@ -25,6 +25,7 @@ use serde::Serialize;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::attribution::{Attribution, Ended, Named, Throttle, describe};
+use crate::clock;
 use crate::config::{PurgeListener, Token};
 use crate::delivery::{Acknowledged, Deliveries, Refusable};
 use crate::fleet::NodeId;
@@ -156,8 +157,7 @@ impl Handler for PurgeApi {
         };
         // Up to `max_request` bytes of headers, which nobody needs while the fleet is waited for.
         drop(request);
-        let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-        let at_ms = u64::try_from(at_ms).unwrap_or(u64::MAX);
+        let at_ms = clock::now_ms();
         let Some(_under_way) = self.begin() else { return self.overloaded(purge.kind(), at_ms) };
         self.carry_out(purge, peer.ip().to_canonical(), at_ms).await
     }

@@ -12,17 +12,20 @@ use super::landing::Landing;
 use super::stretches::{Stretch, Stretches};
 use super::walk::{Batch, Sources, Walk};
 use super::{BatchResult, Context, Deliveries, DeliveryState};
+use crate::backoff::Backoff;
 use crate::fleet::{LANDING, Node};
 use crate::journal::{Position, Remembered};
 use crate::telemetry::{NodeMetrics, VarnishMetrics};
 use crate::varnish::http::DeliveryError;
 
-/// The first and the longest pause after a failure; each pause is a random share of a bound that doubles.
-const BACK_OFF_FIRST: Duration = Duration::from_millis(50);
-const BACK_OFF_LONGEST: Duration = Duration::from_secs(5);
+/// The bound of the pauses after failures; each is a random share of it.
+const BACKOFF: Backoff = Backoff { min: Duration::from_millis(50), max: Duration::from_secs(5) };
+
+/// The shortest pause, whatever is drawn.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
 
 /// The pause after a refusal: somebody has to change a VCL first.
-const BACK_OFF_REFUSED: Duration = Duration::from_secs(30);
+const PAUSE_REFUSED: Duration = Duration::from_secs(30);
 
 /// How long after its bans a node that stood still gets them again: a Varnish that runs again stores what was waiting
 /// in its sockets within this time.
@@ -433,14 +436,12 @@ impl Task {
         if told != text {
             tracing::warn!(node = %self.node.id(), error = &*text, "purges do not reach a node");
         }
-        let pause = match setback {
-            Setback::Uncovered | Setback::Delivery(DeliveryError::Refused { .. }) => BACK_OFF_REFUSED,
-            Setback::Delivery(_) => (BACK_OFF_FIRST * 2_u32.saturating_pow(self.failures.min(16)))
-                .min(BACK_OFF_LONGEST)
-                .mul_f64(fastrand::f64()),
-        };
         self.failures = self.failures.saturating_add(1);
-        _ = tokio::time::timeout(pause.max(BACK_OFF_FIRST / 10), self.state.wake.notified()).await;
+        let pause = match setback {
+            Setback::Uncovered | Setback::Delivery(DeliveryError::Refused { .. }) => PAUSE_REFUSED,
+            Setback::Delivery(_) => BACKOFF.pause(self.failures, fastrand::f64()).max(SHORTEST_PAUSE),
+        };
+        _ = tokio::time::timeout(pause, self.state.wake.notified()).await;
     }
 }
 

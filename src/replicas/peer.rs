@@ -29,6 +29,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::call::{TellError, Way};
 use super::message::{Again, Confirmation, Message};
 use super::{Record, Replicas};
+use crate::backoff::Backoff;
 use crate::fleet::NodeId;
 use crate::journal::{Entry, Missed, Position, Shared, Told};
 use crate::purge::{Purge, Target};
@@ -42,9 +43,11 @@ const MAX_MESSAGE: usize = 256 << 10;
 /// What else is in a request of ours, and more.
 const OVERHEAD: usize = 4 << 10;
 
-/// The pauses after a failure: a random share of a bound that doubles.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// The bound of the pauses after failures; each is a random share of it, a tenth at least.
+pub(super) const BACKOFF: Backoff = Backoff { min: Duration::from_millis(50), max: Duration::from_secs(2) };
+
+/// How long after somebody has come or gone a peer that failed is tried again.
+const AFTER_NEWS: Duration = Duration::from_millis(10);
 
 /// How often one is asked whether it is there, of which no etcd tells.
 const ASK_EVERY: Duration = Duration::from_secs(2);
@@ -262,12 +265,11 @@ pub(super) async fn run(replicas: Arc<Replicas>, peer: Arc<Peer>) -> TellError {
         peer.is_late_now(&error.to_string());
         replicas.progress.send_replace(());
         // Whoever has confirmed anything since was there.
-        failures = if peer.has(before + 1) { 1 } else { (failures + 1).min(16) };
-        let bound = (FIRST_PAUSE * 2_u32.saturating_pow(failures - 1)).min(LONGEST_PAUSE);
+        failures = if peer.has(before + 1) { 1_u32 } else { failures.saturating_add(1) };
         tokio::select! {
-            () = tokio::time::sleep(bound.mul_f64(0.1 + 0.9 * fastrand::f64())) => {}
+            () = tokio::time::sleep(BACKOFF.pause(failures, 0.1 + 0.9 * fastrand::f64())) => {}
             // Somebody has come, or gone.
-            _ = woken.changed() => tokio::time::sleep(FIRST_PAUSE / 5).await,
+            _ = woken.changed() => tokio::time::sleep(AFTER_NEWS).await,
         }
         if peer.is_gone() {
             replicas.let_go(&peer);

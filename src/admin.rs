@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use hyper::body::Bytes;
@@ -11,6 +10,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::attribution::Attribution;
+use crate::clock;
 use crate::delivery::Deliveries;
 use crate::fleet::{Fence, Health, Member, Pool, Role, Snapshot, Source, TrialState, WHOLE_SHARE};
 use crate::http_server::{Handler, Response, json, response, text};
@@ -241,10 +241,7 @@ fn age(lag: Lag) -> f64 {
     match lag {
         Lag { entries: 0, .. } => 0.0,
         Lag { oldest_ms: None, .. } => f64::INFINITY,
-        Lag { oldest_ms: Some(oldest_ms), .. } => {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            now.as_millis().saturating_sub(oldest_ms.into()) as f64 / 1000.0
-        }
+        Lag { oldest_ms: Some(oldest_ms), .. } => clock::now_ms().saturating_sub(oldest_ms) as f64 / 1000.0,
     }
 }
 

@@ -21,9 +21,10 @@ mod throttle;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
+use parking_lot::Mutex;
 use serde::Serialize;
 
 use crate::fleet::NodeId;
@@ -166,9 +167,8 @@ impl Attribution {
         self.ledger().report()
     }
 
-    /// The books are whole after every entry, so a panic elsewhere leaves nothing half done.
-    fn ledger(&self) -> std::sync::MutexGuard<'_, ledger::Ledger> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn ledger(&self) -> parking_lot::MutexGuard<'_, ledger::Ledger> {
+        self.0.lock()
     }
 }
 

@@ -20,7 +20,7 @@
 //! **A page that is on its way is told of twice.** The guard of the origin marks pages that were rendered before a purge
 //! and pass after it. A page that passed just before may still be in the socket of a Varnish: when that reads the ban
 //! first, it stores the page after it, where no ban finds it any more. The guard knows when a page of these tags passed
-//! last, so the same bans go out again a moment later ([`LANDING`](crate::fleet::LANDING)), and only then does the cursor
+//! last, so the same bans go out again a moment later ([`LANDING`]), and only then does the cursor
 //! move. Where a page is known to be under way still, they go out when it has arrived ([`landing`]). For a node that may
 //! have stood still, "just before" is as long ago as it was seen to run ([`LifeSigns`](crate::fleet::LifeSigns)).
 //!
@@ -47,12 +47,13 @@ mod walk;
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
@@ -209,20 +210,20 @@ impl Deliveries {
     pub fn note_requests_since(&self, position: Position) {
         let floor = self.context.journal.floor();
         if let Missed::Entries(entries) = self.context.journal.since(position.max(floor)) {
-            lock(&self.requests).note_all(&entries, floor);
+            self.requests.lock().note_all(&entries, floor);
         }
     }
 
     /// Whether purges that a flush may not cover lie after the first position, up to the second.
     fn requests_lie_in(&self, range: (Position, Position)) -> bool {
-        lock(&self.requests).lie_in(range)
+        self.requests.lock().lie_in(range)
     }
 
     /// A node does not take a request though it takes others: said with its sender, for it is that one's to change, and
     /// kept for whoever waits for it. Gives what is owed to those who do not any more.
     fn refused(&self, node: &NodeId, refused: Refused, reason: &Arc<str>) -> Owed {
         let (owed, newest) = {
-            let mut requests = lock(&self.requests);
+            let mut requests = self.requests.lock();
             let owed = requests.refused(node, refused, reason, self.context.fence.position());
             (owed, requests.newest(refused.fingerprint))
         };
@@ -250,7 +251,7 @@ impl Deliveries {
 
     /// Why the last batch of a node failed; empty where it did not.
     pub fn error(&self, id: &NodeId) -> Arc<str> {
-        self.nodes.get(id).map_or_else(|| "".into(), |delivery| lock(&delivery.state.error).clone())
+        self.nodes.get(id).map_or_else(|| "".into(), |delivery| delivery.state.error.lock().clone())
     }
 
     /// Begins to wait for a purge that is about to be accepted. What nodes report from now on is kept for it.
@@ -260,7 +261,7 @@ impl Deliveries {
 
     /// No purge is waited for that is not after this position.
     fn expected(&self) -> Option<Position> {
-        lock(&self.requests).expected()
+        self.requests.lock().expected()
     }
 
     /// Waits until every Varnish that could be waited for has this purge, at most for `timeout`, and promises nothing yet.
@@ -479,7 +480,7 @@ impl Deliveries {
 impl DeliveryState {
     /// Takes note of a batch, where a purge after `expected` may have been in it that is waited for.
     fn remember(&self, last: Position, invalidated: u64, expected: Option<Position>) {
-        let mut results = lock(&self.results);
+        let mut results = self.results.lock();
         let Some(expected) = expected else { return results.clear() };
         while results.front().is_some_and(|(last, _)| *last <= expected) {
             results.pop_front();
@@ -489,7 +490,7 @@ impl DeliveryState {
 
     /// The objects that the batch dropped that this position was in.
     fn invalidated(&self, position: Position) -> u64 {
-        lock(&self.results).iter().find(|(last, _)| *last >= position).map_or(0, |(_, invalidated)| *invalidated)
+        self.results.lock().iter().find(|(last, _)| *last >= position).map_or(0, |(_, invalidated)| *invalidated)
     }
 }
 
@@ -513,9 +514,4 @@ fn fingerprint_of_ban(ban: &Ban) -> Option<u64> {
 
 fn hash<T: Hash + ?Sized>(what: &T) -> u64 {
     BuildHasherDefault::<DefaultHasher>::default().hash_one(what)
-}
-
-/// What these locks guard is whole after every statement, so a panic elsewhere leaves nothing half done.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

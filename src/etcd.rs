@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
 
+use crate::backoff::Backoff;
 use crate::config;
 
 pub use failure::Failure;
@@ -40,10 +41,9 @@ pub const PATIENCE: Duration = Duration::from_secs(2);
 const PING_EVERY: Duration = Duration::from_secs(6);
 const PING_PATIENCE: Duration = Duration::from_secs(3);
 
-/// The first pause after a failure is anything up to this, so that a hundred clients of a member that died do not meet
-/// at the next one; each further one is drawn from twice as much.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(8);
+/// The bound of the pauses after failures; each is anything up to it, the first as well, so that a hundred clients of a
+/// member that died do not meet at the next one.
+const BACKOFF: Backoff = Backoff { min: Duration::from_secs(1), max: Duration::from_secs(8) };
 
 /// Where etcd is, and how to get in.
 #[derive(Debug)]
@@ -228,9 +228,8 @@ impl Pauses {
     }
 
     fn next(&mut self) -> Duration {
-        let bound = (FIRST_PAUSE * 2_u32.saturating_pow(self.failures.min(16))).min(LONGEST_PAUSE);
         self.failures = self.failures.saturating_add(1);
-        bound.mul_f64(fastrand::f64())
+        BACKOFF.pause(self.failures, fastrand::f64())
     }
 }
 
@@ -250,7 +249,7 @@ mod tests {
             }
         }
         let firsts: Vec<Duration> = (0..1000).map(|_| Pauses::default().next()).collect();
-        let early = firsts.iter().filter(|pause| **pause < FIRST_PAUSE / 2).count();
+        let early = firsts.iter().filter(|pause| **pause < BACKOFF.min / 2).count();
         assert!((350..650).contains(&early), "{early} of 1000 in the first half");
     }
 }

@@ -29,11 +29,12 @@ use std::error::Error;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::clock;
 use crate::fleet::{NodeId, is_another_life};
 use crate::purge::Purge;
 
@@ -352,8 +353,5 @@ pub trait Shared: Journal {
 pub(crate) type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
 
 fn wall_clock() -> Clock {
-    Arc::new(|| {
-        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
-    })
+    Arc::new(clock::now_ms)
 }

@@ -24,16 +24,25 @@
 //! | commands | [`cli`] | everything below |
 //! | wiring | [`app`] | everything below |
 //! | services | [`edge`] [`origin`] [`proxy`] [`purge_api`] [`admin`] [`delivery`] [`replicas`] [`fleet_keeper`] [`slow_start`] [`trial`] [`http_server`] [`agent`] | everything below, and few named neighbours |
-//! | edges to the world | [`registry`] [`journal`] [`etcd`] [`varnish`] [`upstream`] [`probe`] [`tls`] | below; of each other only [`etcd`] |
-//! | base | [`config`] [`telemetry`] [`shutdown`] [`files`] | pure; of each other only [`telemetry`] |
-//! | pure | [`fleet`] [`balance`] [`purge`] [`attribution`] [`http1`] [`esi`] [`proxy_protocol`] | no runtime, no socket, no clock, no global randomness |
+//! | edges to the world | [`registry`] [`journal`] [`etcd`] [`varnish`] [`upstream`] [`probe`] [`http_client`] [`tls`] | below; of each other only [`etcd`] and [`http_client`] |
+//! | base | [`config`] [`telemetry`] [`shutdown`] [`files`] [`clock`] | pure; of each other only [`telemetry`] |
+//! | pure | [`fleet`] [`balance`] [`purge`] [`attribution`] [`http1`] [`esi`] [`proxy_protocol`] [`backoff`] | no runtime, no socket, no clock, no global randomness |
+//!
+//! # What is public
+//!
+//! This is a program and not a library: `main.rs` needs [`cli`] alone, and nothing here is an interface that others may
+//! build on. Modules are public all the same: `cargo doc` then shows the whole tour, and the integration tests and the
+//! benchmarks are crates of their own. What those use is in [`fleet`], [`http1`], [`http_server`], [`purge`],
+//! [`purge_api`], [`shutdown`], [`telemetry`] and [`varnish`]; in the other modules `pub` is for this crate alone.
 
 pub mod admin;
 pub mod agent;
 pub mod app;
 pub mod attribution;
+pub mod backoff;
 pub mod balance;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod delivery;
 pub mod edge;
@@ -43,6 +52,7 @@ pub mod files;
 pub mod fleet;
 pub mod fleet_keeper;
 pub mod http1;
+pub mod http_client;
 pub mod http_server;
 pub mod journal;
 pub mod origin;

@@ -13,9 +13,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http_body_util::Empty;
-use hyper::body::Bytes;
-use hyper_util::rt::TokioIo;
+use http_body_util::Full;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
@@ -23,6 +21,7 @@ use tokio::sync::{Notify, mpsc};
 use crate::config::{HeaderError, HealthChecks, VarnishChecks, WebChecks, reveal};
 use crate::files::is_ours;
 use crate::fleet::{Check, Event, NodeSpec, Role, SendProxy, Verdict};
+use crate::http_client::Connection;
 use crate::proxy_protocol;
 use crate::purge::{PROBE_PATH, what_to_change, would_obey};
 
@@ -136,7 +135,7 @@ impl Probe {
             proxy_protocol::write_v2_local(&mut header);
             stream.write_all(&header).await?;
         }
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let mut connection = Connection::over(stream).await?;
         let (method, path, host) = match &self.question {
             Question::Web { path, host, .. } => ("GET", path.as_str(), host.as_str()),
             Question::Varnish => ("PURGE", PROBE_PATH, "clearcoat"),
@@ -150,16 +149,8 @@ impl Probe {
         for (name, value) in own {
             request = request.header(name, value);
         }
-        let request = request.body(Empty::<Bytes>::new())?;
-        let mut answer = std::pin::pin!(sender.send_request(request));
-        tokio::select! {
-            answer = answer.as_mut() => Ok(answer?.status().as_u16()),
-            ended = connection => {
-                ended?;
-                // The whole answer came with the end of the connection.
-                Ok(answer.await?.status().as_u16())
-            }
-        }
+        let answer = connection.send(request.body(Full::default())?).await?;
+        Ok(answer.status().as_u16())
     }
 }
 

@@ -13,17 +13,19 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use http::header;
 use hyper::body::Bytes;
 use ipnet::IpNet;
+use parking_lot::Mutex;
 use prometheus::IntGauge;
 use serde::Serialize;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::attribution::{Attribution, Ended, Named, Throttle, describe};
+use crate::clock;
 use crate::config::{PurgeListener, Token};
 use crate::delivery::{Acknowledged, Deliveries, Expected, Refusable};
 use crate::fleet::NodeId;
@@ -155,8 +157,7 @@ impl Handler for PurgeApi {
         };
         // Up to `max_request` bytes of headers, which nobody needs while the fleet is waited for.
         drop(request);
-        let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-        let at_ms = u64::try_from(at_ms).unwrap_or(u64::MAX);
+        let at_ms = clock::now_ms();
         let Some(_under_way) = self.begin() else { return self.overloaded(purge.kind(), at_ms) };
         self.carry_out(purge, peer.ip().to_canonical(), at_ms).await
     }
@@ -250,7 +251,7 @@ impl PurgeApi {
     /// The cause is for the log: it has paths in it.
     fn not_durable(&self, kind: &'static str, now_ms: u64, cause: &dyn Display) -> Response {
         self.metrics.purge.requested(kind, "not_durable");
-        if let Some(left_out) = self.refusal_told.lock().unwrap_or_else(PoisonError::into_inner).pass(now_ms) {
+        if let Some(left_out) = self.refusal_told.lock().pass(now_ms) {
             tracing::error!(error = %cause, left_out, "a purge could not be made durable and was not accepted");
         }
         not_now("the purge could not be made durable and was not accepted")
@@ -258,8 +259,7 @@ impl PurgeApi {
 
     fn overloaded(&self, kind: &'static str, now_ms: u64) -> Response {
         self.metrics.purge.requested(kind, "overload");
-        // A throttle is whole after every call, so a panic elsewhere leaves nothing half done.
-        if let Some(left_out) = self.overload_told.lock().unwrap_or_else(PoisonError::into_inner).pass(now_ms) {
+        if let Some(left_out) = self.overload_told.lock().pass(now_ms) {
             tracing::warn!(left_out, "a purge was not accepted: {MAX_UNDER_WAY} are under way and not answered yet");
         }
         not_now("too many purges are under way: this one was not accepted")

@@ -35,9 +35,10 @@ mod twin;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -325,14 +326,13 @@ impl Replicas {
         self.ring.subscribe()
     }
 
-    fn peers(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeId, Arc<Peer>>> {
-        // The map is whole after every statement, so a panic elsewhere leaves nothing half done.
-        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    fn peers(&self) -> parking_lot::MutexGuard<'_, BTreeMap<NodeId, Arc<Peer>>> {
+        self.peers.lock()
     }
 
-    fn marks(&self) -> std::sync::MutexGuard<'_, Marks> {
+    fn marks(&self) -> parking_lot::MutexGuard<'_, Marks> {
         // Whole after every statement, like the map.
-        self.marks.lock().unwrap_or_else(PoisonError::into_inner)
+        self.marks.lock()
     }
 
     fn count(&self) {

@@ -11,9 +11,10 @@
 //! A node that goes down and comes back while its share still grows is not set back: its share is small anyway, and a
 //! Varnish that every purge of a storm fences for a moment would never see the end of it.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -93,9 +94,8 @@ impl SlowStart {
         });
     }
 
-    /// The list is whole after every statement, so a panic elsewhere leaves nothing half done.
-    fn starting(&self) -> std::sync::MutexGuard<'_, Vec<Starting>> {
-        self.starting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn starting(&self) -> parking_lot::MutexGuard<'_, Vec<Starting>> {
+        self.starting.lock()
     }
 }
 

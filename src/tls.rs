@@ -33,8 +33,9 @@ mod watch;
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rustls::ServerConfig;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::{ProducesTickets, ServerSessionMemoryCache, StoresServerSessions};
@@ -122,14 +123,13 @@ impl Tls {
 
     /// Reads the files again, and takes what is new in them for new connections. Says whether anything was.
     ///
-    /// Reads files, and blocks meanwhile: not for a worker. [`watch`] counts and logs its own calls; any other caller
+    /// Reads files, and blocks meanwhile: not for a worker. [`mod@watch`] counts and logs its own calls; any other caller
     /// counts with `Metrics::tls_reloaded`.
     ///
     /// # Errors
     /// The first file that cannot be used, and why. All certificates stay as they were then.
     pub fn reload(&self) -> Result<bool, TlsError> {
-        // Whoever panicked in here changed nothing: the last step is the only one that does.
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut loaded = self.loaded.lock();
         let contents = read(&self.files)?;
         let fingerprints = fingerprints(&contents);
         if *loaded == fingerprints {

@@ -17,9 +17,10 @@ mod node;
 mod page;
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
@@ -133,7 +134,7 @@ impl Trials {
         let host = host.and_then(|host| std::str::from_utf8(host).ok()).filter(|host| host.len() <= LONGEST_HOST);
         if let Some(host) = host {
             self.wants_host.store(false, Ordering::Relaxed);
-            *self.host.lock().unwrap_or_else(PoisonError::into_inner) = Some(host.into());
+            *self.host.lock() = Some(host.into());
         }
     }
 
@@ -144,7 +145,7 @@ impl Trials {
     }
 
     fn host(&self) -> String {
-        let seen = self.host.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let seen = self.host.lock().clone();
         seen.map_or_else(|| self.default_host.clone(), |host| host.as_ref().to_owned())
     }
 
@@ -178,12 +179,11 @@ impl Trials {
         }
     }
 
-    // What they guard is whole after every call, so a panic elsewhere leaves nothing half done.
     fn pages(&self) -> MutexGuard<'_, HashMap<String, Page>> {
-        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pages.lock()
     }
 
     fn running(&self) -> MutexGuard<'_, BTreeMap<NodeId, Running>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+        self.running.lock()
     }
 }

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 /// The layers from the bottom up, and the modules of each.
 const LAYERS: [(&str, &[&str]); 6] = [
-    ("pure", &["fleet", "balance", "purge", "attribution", "http1", "esi", "proxy_protocol"]),
-    ("base", &["config", "telemetry", "shutdown", "files"]),
-    ("edges to the world", &["registry", "journal", "etcd", "varnish", "upstream", "probe", "tls"]),
+    ("pure", &["fleet", "balance", "purge", "attribution", "http1", "esi", "proxy_protocol", "backoff"]),
+    ("base", &["config", "telemetry", "shutdown", "files", "clock"]),
+    ("edges to the world", &["registry", "journal", "etcd", "varnish", "upstream", "probe", "http_client", "tls"]),
     (
         "services",
         &[
@@ -33,7 +33,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
 ];
 
 /// The arrows within a layer that are allowed, each for its reason.
-const NEIGHBOURS: [(&str, &str, &str); 23] = [
+const NEIGHBOURS: [(&str, &str, &str); 24] = [
     ("files", "telemetry", "it counts what there is too little of"),
     ("balance", "fleet", "it chooses among the members of a fleet"),
     ("attribution", "purge", "it counts what a purge names"),
@@ -41,6 +41,7 @@ const NEIGHBOURS: [(&str, &str, &str); 23] = [
     ("purge", "fleet", "a batch is written in the form in which its node is told"),
     ("registry", "etcd", "one way to talk to etcd"),
     ("journal", "etcd", "one way to talk to etcd"),
+    ("probe", "http_client", "one client for what is not traffic"),
     ("edge", "proxy", "the data path that both listeners share"),
     ("origin", "proxy", "the data path that both listeners share"),
     ("purge_api", "delivery", "a purge waits for its deliveries"),

@@ -13,10 +13,10 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use http::Uri;
-use http_body_util::Empty;
-use hyper::body::Bytes;
-use hyper_util::rt::TokioIo;
+use http_body_util::Full;
 use tokio::net::TcpStream;
+
+use crate::http_client::Connection;
 
 /// What is asked, and how often.
 #[derive(Clone, Debug)]
@@ -98,20 +98,14 @@ async fn get(page: &Page) -> Result<u16, Failed> {
     let host = uri.host().unwrap_or_default();
     let stream = connect(&format!("{host}:{}", uri.port_u16().unwrap_or(80))).await?;
     let http = |error| Failed::Http(page.clone(), error);
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(http)?;
+    let mut connection = Connection::over(stream).await.map_err(http)?;
     let request = http::Request::builder()
         .uri(uri.path_and_query().map_or("/", |path| path.as_str()))
         .header(http::header::HOST, uri.authority().map_or("", |authority| authority.as_str()))
         .header(http::header::USER_AGENT, concat!("clearcoat-agent/", env!("CARGO_PKG_VERSION")))
         .header(http::header::CONNECTION, "close")
-        .body(Empty::<Bytes>::new())?;
-    let mut answer = std::pin::pin!(sender.send_request(request));
-    let head = tokio::select! {
-        answer = answer.as_mut() => answer,
-        // The whole answer came with the end of the connection.
-        _ = connection => answer.await,
-    };
-    Ok(head.map_err(http)?.status().as_u16())
+        .body(Full::default())?;
+    Ok(connection.send(request).await.map_err(http)?.status().as_u16())
 }
 
 /// Counts what the checks say.

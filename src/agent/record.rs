@@ -4,10 +4,10 @@
 //! another for each process, so that no two of them ever write the same, and `started` tells people which is the newer.
 
 use std::collections::BTreeMap;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
+use crate::clock;
 use crate::fleet::{Delivery, SendProxy};
 
 /// What is known of a node before it is looked at, and never changes.
@@ -43,9 +43,7 @@ pub(super) struct Writer {
 impl Writer {
     /// This process, from now on.
     pub(super) fn new() -> Self {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let started = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
-        Writer { boot: format!("{:016x}", fastrand::u64(..)), started }
+        Writer { boot: format!("{:016x}", fastrand::u64(..)), started: clock::now_ms() }
     }
 }
 

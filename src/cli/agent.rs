@@ -28,7 +28,7 @@ use values::{duration, header_limit, host_port, interval, label, named, node_id,
     Every flag FLAG is also the variable CLEARCOAT_AGENT_FLAG, with lists between commas.")]
 pub(super) struct Agent {
     /// What the node does
-    #[arg(long, env = "CLEARCOAT_AGENT_ROLE", value_parser = named::<Role>(&["web", "varnish"]))]
+    #[arg(long, env = "CLEARCOAT_AGENT_ROLE", value_enum)]
     role: Role,
     /// Its stable name, unique within its role [default: the name of this host]
     #[arg(long, env = "CLEARCOAT_AGENT_ID", value_parser = node_id)]
@@ -70,8 +70,7 @@ pub(super) struct Agent {
     #[arg(value_parser = named::<LogLevel>(&["error", "warn", "info", "debug", "trace"]))]
     log_level: LogLevel,
     /// How a line of the log looks
-    #[arg(long, value_name = "FORMAT", env = "CLEARCOAT_AGENT_LOG_FORMAT", default_value = "text")]
-    #[arg(value_parser = named::<LogFormat>(&["text", "json"]))]
+    #[arg(long, value_name = "FORMAT", env = "CLEARCOAT_AGENT_LOG_FORMAT", default_value = "text", value_enum)]
     log_format: LogFormat,
     /// What to run; it gets the agent's signals, and the agent ends with its status
     #[arg(last = true, value_name = "COMMAND")]
@@ -145,15 +144,13 @@ struct FactsArgs {
     #[arg(long, value_name = "NAME=TEXT", env = "CLEARCOAT_AGENT_LABEL", value_delimiter = ',', value_parser = label)]
     label: Vec<(String, String)>,
     /// How it is told to drop pages (varnish only) [default: magento]
-    #[arg(long, value_name = "FORM", env = "CLEARCOAT_AGENT_DELIVERY")]
-    #[arg(value_parser = named::<Delivery>(&["magento", "magento-plain", "xkey"]))]
+    #[arg(long, value_name = "FORM", env = "CLEARCOAT_AGENT_DELIVERY", value_enum)]
     delivery: Option<Delivery>,
     /// The longest value of one request header that it takes, 512 to 65536 bytes (varnish only) [default: 7680]
     #[arg(long, value_name = "BYTES", env = "CLEARCOAT_AGENT_HEADER_LIMIT", value_parser = header_limit)]
     header_limit: Option<usize>,
     /// Whether connections to it start with a PROXY header (varnish only) [default: off]
-    #[arg(long, value_name = "VERSION", env = "CLEARCOAT_AGENT_SEND_PROXY")]
-    #[arg(value_parser = named::<SendProxy>(&["off", "v2"]))]
+    #[arg(long, value_name = "VERSION", env = "CLEARCOAT_AGENT_SEND_PROXY", value_enum)]
     send_proxy: Option<SendProxy>,
 }
 

@@ -2,13 +2,14 @@
 
 use std::str::FromStr;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow};
 use http::uri::Authority;
 use http::{Request, Response, Uri};
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+
+use crate::http_client::{self, Connection};
 
 /// The listener of a running clearcoat, as `http://HOST:PORT`.
 #[derive(Clone, Debug)]
@@ -21,27 +22,18 @@ impl Endpoint {
     }
 
     /// Sends a request and reads the answer to its end, of at most `limit` bytes.
-    pub(super) async fn send(&self, request: Request<Empty<Bytes>>, limit: usize) -> anyhow::Result<Response<Bytes>> {
+    pub(super) async fn send(&self, request: Request<Full<Bytes>>, limit: usize) -> anyhow::Result<Response<Bytes>> {
         let host = self.0.host().trim_start_matches('[').trim_end_matches(']');
         let address = (host, self.0.port_u16().unwrap_or(80));
         let stream = TcpStream::connect(address).await.with_context(|| format!("cannot connect to {self}"))?;
-        let mut client = hyper::client::conn::http1::Builder::new();
-        // Header names as Magento writes them, for whoever compares the two on the wire.
-        client.title_case_headers(true);
-        let (mut sender, connection) = client.handshake(TokioIo::new(stream)).await?;
-        // Ends with the answer; its error is the one that `send_request` reports.
-        let connection = tokio::spawn(connection);
+        let mut connection = Connection::with_title_case(stream).await?;
         let answer = async {
-            let (head, body) = sender.send_request(request).await?.into_parts();
-            let body = match Limited::new(body, limit).collect().await {
-                Ok(body) => body.to_bytes(),
-                Err(cause) => bail!("cannot read the answer: {cause}"),
-            };
-            Ok(Response::from_parts(head, body))
+            let (head, body) = connection.send(request).await?.into_parts();
+            let body =
+                http_client::read(body, limit).await.map_err(|cause| anyhow!("cannot read the answer: {cause}"))?;
+            anyhow::Ok(Response::from_parts(head, body))
         };
-        let answer = answer.await.with_context(|| format!("{self} did not answer as a clearcoat does"));
-        connection.abort();
-        answer
+        answer.await.with_context(|| format!("{self} did not answer as a clearcoat does"))
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::ArgGroup;
 use http::{HeaderValue, Request, Response, Uri, header};
-use http_body_util::Empty;
+use http_body_util::Full;
 use hyper::body::Bytes;
 use serde::Deserialize;
 
@@ -90,7 +90,7 @@ impl Purge {
     }
 
     /// What goes over the wire: more than one request only for many tags.
-    fn requests(&self) -> anyhow::Result<Vec<Request<Empty<Bytes>>>> {
+    fn requests(&self) -> anyhow::Result<Vec<Request<Full<Bytes>>>> {
         let read = |file: &PathBuf| Token::read(file).with_context(|| file.display().to_string());
         let token = self.token_file.as_ref().map(read).transpose()?;
         let tags_header = |pattern| Some(("x-magento-tags-pattern", pattern));
@@ -126,7 +126,7 @@ impl Purge {
         &self,
         headers: &[(&'static str, HeaderValue)],
         token: Option<&Token>,
-    ) -> anyhow::Result<Request<Empty<Bytes>>> {
+    ) -> anyhow::Result<Request<Full<Bytes>>> {
         let page = self.url.as_ref().and_then(|url| Some((url.path_and_query()?.as_str(), url.authority()?.as_str())));
         let (target, host) = page.unwrap_or(("/", self.endpoint.authority()));
         let mut request = Request::builder().method("PURGE").uri(target);
@@ -139,7 +139,7 @@ impl Purge {
         if let Some(token) = token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.reveal()));
         }
-        Ok(request.header(header::HOST, host).body(Empty::new())?)
+        Ok(request.header(header::HOST, host).body(Full::default())?)
     }
 
     /// The line to print for an answer, or why it is none.

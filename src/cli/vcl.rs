@@ -27,7 +27,7 @@ pub(super) struct Vcl {
     /// Which Varnish it is for
     #[arg(long, value_enum, default_value_t = Varnish::Seven)]
     varnish: Varnish,
-    /// How clearcoat tells it to drop pages: the `delivery` of its [[node]]. `xkey` needs vmod_xkey (varnish-modules)
+    /// How clearcoat tells it to drop pages: the `delivery` of its `[[node]]`. `xkey` needs vmod_xkey (varnish-modules)
     #[arg(long, value_enum, default_value_t = Form::Magento)]
     delivery: Form,
 }

@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{Acknowledged, Deliveries, Refusable, lock};
+use super::{Acknowledged, Deliveries, Refusable};
 use crate::journal::Position;
 
 /// A purge that is waited for.
@@ -22,14 +22,14 @@ pub struct Expected<'d> {
 impl<'d> Expected<'d> {
     pub(super) fn new(deliveries: &'d Deliveries) -> Self {
         let after = deliveries.context.journal.head();
-        lock(&deliveries.requests).expect(after);
+        deliveries.requests.lock().expect(after);
         Expected { deliveries, after, request: None }
     }
 
     /// It was accepted, and a node may refuse this of it for itself.
     pub fn accepted(&mut self, position: Position, what: Refusable, sender: IpAddr) {
         self.request = Some((position, what));
-        lock(&self.deliveries.requests).note(position, &what, Some(sender), self.deliveries.context.journal.floor());
+        self.deliveries.requests.lock().note(position, &what, Some(sender), self.deliveries.context.journal.floor());
     }
 
     /// Waits until every Varnish that could be waited for has this purge, at most for `timeout`, then raises the
@@ -53,7 +53,7 @@ impl<'d> Expected<'d> {
             outcome.invalidated += nodes.get(id).map_or(0, |delivery| delivery.state.invalidated(position));
         }
         if let Some((position, request)) = &self.request {
-            outcome.refused = lock(requests).answer(*position, request);
+            outcome.refused = requests.lock().answer(*position, request);
         }
         outcome
     }
@@ -62,6 +62,6 @@ impl<'d> Expected<'d> {
 impl Drop for Expected<'_> {
     fn drop(&mut self) {
         let accepted = self.request.map(|(position, _)| position);
-        lock(&self.deliveries.requests).expect_no_more(self.after, accepted);
+        self.deliveries.requests.lock().expect_no_more(self.after, accepted);
     }
 }

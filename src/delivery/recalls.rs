@@ -7,9 +7,9 @@
 //! ([`LANDING`](crate::fleet::LANDING)), and what it acknowledges then counts.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::stretches::Stretch;
@@ -31,7 +31,7 @@ impl Recalls {
     /// Takes back what the node has acknowledged at this position, until it has been told again, `delay` from now at the
     /// earliest.
     pub(super) fn push(&self, live: &Live, position: Position, delay: Duration) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.waiting.lock();
         let (after, due) = (position.saturating_sub(1), Instant::now() + delay);
         match waiting.back_mut() {
             // Its time does not move, so that a storm cannot put it off.
@@ -62,7 +62,7 @@ impl Recalls {
 
     /// The node has acknowledged this one, as it was when it was due.
     pub(super) fn done(&self, live: &Live, told: Stretch) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.waiting.lock();
         // More may have come to it since; then it is told once more.
         if waiting.front() == Some(&told) {
             waiting.pop_front();
@@ -72,13 +72,13 @@ impl Recalls {
 
     /// The first one is to be told again at this time.
     pub(super) fn postpone(&self, due: Instant) {
-        if let Some(first) = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).front_mut() {
+        if let Some(first) = self.waiting.lock().front_mut() {
             first.due = due;
         }
     }
 
     fn first(&self) -> Option<Stretch> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).front().copied()
+        self.waiting.lock().front().copied()
     }
 }
 
@@ -120,7 +120,7 @@ mod tests {
             recalls.push(&live, position, Duration::from_millis(100));
         }
         let took = began.elapsed();
-        assert!(recalls.waiting.lock().unwrap().len() as u128 <= took.as_millis() / GRAIN.as_millis() + 1);
+        assert!(recalls.waiting.lock().len() as u128 <= took.as_millis() / GRAIN.as_millis() + 1);
         assert!(recalls.first().unwrap().due <= began + Duration::from_millis(130) + took);
     }
 }

@@ -12,18 +12,21 @@ use super::landing::Landing;
 use super::requests::Owed;
 use super::stretches::{Stretch, Stretches};
 use super::walk::{Batch, Refused, Sources, Walk};
-use super::{Context, Deliveries, DeliveryState, lock};
+use super::{Context, Deliveries, DeliveryState};
+use crate::backoff::Backoff;
 use crate::fleet::{LANDING, Node};
 use crate::journal::{Position, Remembered};
 use crate::telemetry::{NodeMetrics, VarnishMetrics};
 use crate::varnish::http::DeliveryError;
 
-/// The first and the longest pause after a failure; each pause is a random share of a bound that doubles.
-const BACK_OFF_FIRST: Duration = Duration::from_millis(50);
-const BACK_OFF_LONGEST: Duration = Duration::from_secs(5);
+/// The bound of the pauses after failures; each is a random share of it.
+const BACKOFF: Backoff = Backoff { min: Duration::from_millis(50), max: Duration::from_secs(5) };
+
+/// The shortest pause, whatever is drawn.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
 
 /// The pause after a refusal: somebody has to change a VCL first.
-const BACK_OFF_REFUSED: Duration = Duration::from_secs(30);
+const PAUSE_REFUSED: Duration = Duration::from_secs(30);
 
 /// How long after its bans a node that stood still gets them again: a Varnish that runs again stores what was waiting
 /// in its sockets within this time.
@@ -177,7 +180,7 @@ impl Task {
             match self.go_on().await {
                 Ok(()) => {
                     self.failures = 0;
-                    *lock(&self.state.error) = "".into();
+                    *self.state.error.lock() = "".into();
                 }
                 Err(setback) => self.back_off(&setback).await,
             }
@@ -240,7 +243,7 @@ impl Task {
             self.unsure.postpone(until);
             if landing.lasts_long(now) {
                 let text: Arc<str> = "a page that purges concern is still on its way to it".into();
-                if std::mem::replace(&mut *lock(&self.state.error), Arc::clone(&text)) != text {
+                if std::mem::replace(&mut *self.state.error.lock(), Arc::clone(&text)) != text {
                     tracing::info!(node = %self.node.id(), after, last, "{text}: they count when it has arrived");
                 }
             }
@@ -453,20 +456,16 @@ impl Task {
     /// Waits before the next attempt; a change of the node's health cuts the wait short.
     async fn back_off(&mut self, setback: &Setback) {
         let text: Arc<str> = setback.to_string().into();
-        let told = std::mem::replace(&mut *lock(&self.state.error), Arc::clone(&text));
+        let told = std::mem::replace(&mut *self.state.error.lock(), Arc::clone(&text));
         if told != text {
             tracing::warn!(node = %self.node.id(), error = &*text, "purges do not reach a node");
         }
-        let pause = match setback {
-            Setback::Uncovered | Setback::Refused | Setback::Delivery(DeliveryError::Refused { .. }) => {
-                BACK_OFF_REFUSED
-            }
-            Setback::Delivery(_) => (BACK_OFF_FIRST * 2_u32.saturating_pow(self.failures.min(16)))
-                .min(BACK_OFF_LONGEST)
-                .mul_f64(fastrand::f64()),
-        };
         self.failures = self.failures.saturating_add(1);
-        _ = tokio::time::timeout(pause.max(BACK_OFF_FIRST / 10), self.state.wake.notified()).await;
+        let pause = match setback {
+            Setback::Uncovered | Setback::Refused | Setback::Delivery(DeliveryError::Refused { .. }) => PAUSE_REFUSED,
+            Setback::Delivery(_) => BACKOFF.pause(self.failures, fastrand::f64()).max(SHORTEST_PAUSE),
+        };
+        _ = tokio::time::timeout(pause, self.state.wake.notified()).await;
     }
 }
 

@@ -6,6 +6,7 @@ mod gaps;
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicU64;
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -41,7 +42,7 @@ async fn obedient(pauses: &'static [u64]) -> (SocketAddr, Told) {
                     while let Some(end) = input.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
                         let head = String::from_utf8(input.drain(..end + 4).collect()).unwrap();
                         let number = {
-                            let mut told = lock(&told);
+                            let mut told = told.lock();
                             told.push((Instant::now(), head));
                             told.len() - 1
                         };
@@ -140,7 +141,7 @@ impl Rig {
 
     /// When the node was told of this.
     fn told(&self, what: &str) -> Vec<Instant> {
-        lock(&self.told).iter().filter(|(_, head)| head.contains(what)).map(|(at, _)| *at).collect()
+        self.told.lock().iter().filter(|(_, head)| head.contains(what)).map(|(at, _)| *at).collect()
     }
 
     /// Waits until the node was told of this so many times.
@@ -217,7 +218,7 @@ async fn a_node_far_away_is_current_after_its_round_trips() {
         rig.purge(&format!("tag_{number}_end")).await;
     }
     // The first one says nothing of how far it is, and the pages before it may be on their way.
-    let told = lock(&rig.told).len();
+    let told = rig.told.lock().len();
     assert!(told <= 8, "{told} times");
 }
 
@@ -239,10 +240,10 @@ async fn purges_above_the_budget_gather_and_none_is_lost() {
     }
     rig.purge("last").await;
     let seconds = began.elapsed().as_secs_f64();
-    let bans = lock(&rig.told).len();
+    let bans = rig.told.lock().len();
     assert!(bans as f64 <= 10.0 + 10.0 * seconds + 2.0, "{bans} bans in {seconds} s");
     assert!(bans >= 5, "only {bans} bans");
-    let heads: String = lock(&rig.told).iter().map(|(_, head)| head.as_str()).collect();
+    let heads: String = rig.told.lock().iter().map(|(_, head)| head.as_str()).collect();
     let everything = pcre2::bytes::Regex::new("X-Magento-Tags-Pattern: (.*)\r\n").unwrap();
     let bans: Vec<_> = everything
         .captures_iter(heads.as_bytes())
@@ -331,7 +332,7 @@ async fn a_hundred_thousand_missed_purges_are_a_few_requests() {
     }
     let rig = Rig::with(CALM, journal, guard, None).await;
     rig.purge("last").await;
-    let requests = lock(&rig.told).len();
+    let requests = rig.told.lock().len();
     assert!(requests <= 64, "{requests} requests");
 }
 

@@ -20,7 +20,7 @@
 //! **History can begin anew.** After a restore from a backup the same revisions mean something else, and by the time we
 //! are back there may be more of them than we knew. So what fits on one page is listed again on every new connection: it
 //! costs as much as asking, and whoever takes it in finds nothing new. What does not is resumed from R, and there a member
-//! is also asked for its place in raft's log ([`Stage`](super::Stage)), and what others in this process were told counts as
+//! is also asked for its place in raft's log ([`Stage`]), and what others in this process were told counts as
 //! known ([`Link::expect`]): where anything goes back, there is a new list. That misses a restore to a log that has become
 //! as long as the old one was, which a cluster with so many keys has not done before we are back.
 //!
@@ -29,11 +29,12 @@
 
 mod known;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use etcd_client::{EventType, GetOptions, KeyValue, WatchOptions, WatchResponse, WatchStream};
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::{Failure, Pauses, Session, SharedEtcd, Stage, bounded};
@@ -181,7 +182,7 @@ impl Link {
 
     /// Why changes do not come in; empty where they do.
     pub fn problem(&self) -> Arc<str> {
-        Arc::clone(&self.problem.lock().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.problem.lock())
     }
 
     /// etcd has told this revision on another connection. It says nothing about the changes before it, but a history that
@@ -215,7 +216,7 @@ impl Link {
     }
 
     fn tell(&self, problem: &str) -> bool {
-        let mut told = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.problem.lock();
         let is_new = **told != *problem;
         if is_new {
             *told = problem.into();

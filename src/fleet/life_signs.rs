@@ -10,8 +10,9 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 /// How long a page may take from us until a Varnish that runs has made an object of it.
 pub const LANDING: Duration = Duration::from_millis(100);
@@ -43,8 +44,7 @@ impl LifeSigns {
     pub fn measured(&self, asked: Duration, took: Duration) -> bool {
         let stood_still = took > STALL + self.round_trip();
         {
-            // Whole after every statement, so a panic elsewhere leaves nothing half done.
-            let mut round_trips = self.round_trips.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut round_trips = self.round_trips.lock();
             if round_trips.len() == REMEMBERED {
                 round_trips.pop_front();
             }

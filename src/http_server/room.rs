@@ -9,9 +9,10 @@
 //! have been at rest for a moment. The moment is there for those that have just been accepted or answered, and is far
 //! below the 10 s that Magento waits.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 
@@ -96,8 +97,7 @@ impl Guest {
         }
     }
 
-    /// A time is whole after every statement, so a panic elsewhere leaves nothing half done.
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
-        self.at_rest_since.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> parking_lot::MutexGuard<'_, Option<Instant>> {
+        self.at_rest_since.lock()
     }
 }

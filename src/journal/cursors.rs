@@ -1,7 +1,8 @@
 //! How far each Varnish had come when it was last saved.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+
+use parking_lot::Mutex;
 
 use super::{Cursor, Limits};
 use crate::fleet::NodeId;
@@ -30,13 +31,13 @@ impl Cursors {
 
     /// The cursors by node.
     pub(super) fn all(&self) -> HashMap<NodeId, Cursor> {
-        let saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
+        let saved = self.saved.lock();
         saved.iter().map(|(node, saved)| (node.clone(), saved.cursor.clone())).collect()
     }
 
     /// Saves cursors and forgets those that were not saved for too long.
     pub(super) fn save(&self, cursors: impl IntoIterator<Item = (NodeId, Cursor)>, now_ms: u64) {
-        let mut saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut saved = self.saved.lock();
         saved.extend(cursors.into_iter().map(|(node, cursor)| (node, Saved { cursor, at_ms: now_ms })));
         saved.retain(|_, saved| !self.limits.retires(saved.at_ms, now_ms));
     }

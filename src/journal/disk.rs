@@ -28,11 +28,12 @@ mod writer;
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::cursors::Cursors;
@@ -275,15 +276,14 @@ impl Journal for Disk {
 }
 
 impl Shared {
-    /// It is whole after every statement, so a panic elsewhere leaves nothing half done.
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+        self.ledger.lock()
     }
 }
 
 impl Drop for End {
     fn drop(&mut self) {
-        let ended = self.ended.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let ended = self.ended.get_mut();
         if ended.recv_timeout(CLOSING) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
             let path = self.path.display();
             tracing::error!(%path, "the journal does not answer: it is left as it is, and verified at the next start");

@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::cursors::Cursors;
@@ -52,7 +53,7 @@ impl Memory {
 
     /// Appends what has a name, in this order, unless it is here already. Gives the places.
     pub(super) fn append_all(&self, foreign: Vec<Foreign>) -> Vec<Position> {
-        let mut ledger = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ledger = self.turn.lock();
         let mut positions = Vec::with_capacity(foreign.len());
         for Foreign { origin, at_ms, purge, .. } in foreign {
             positions.push(ledger.position(&origin.id).unwrap_or_else(|| {
@@ -68,7 +69,7 @@ impl Memory {
 
     /// The place of a purge by its name, while it is held.
     pub(super) fn place_of(&self, id: &str) -> Option<Position> {
-        self.turn.lock().unwrap_or_else(PoisonError::into_inner).position(id)
+        self.turn.lock().position(id)
     }
 
     /// The time, as this journal has it.
@@ -80,7 +81,7 @@ impl Memory {
 impl Journal for Memory {
     fn append(&self, purge: Purge) -> BoxFuture<'_, Result<Position, WriteError>> {
         Box::pin(async move {
-            let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+            let _turn = self.turn.lock();
             let (position, at_ms) = (self.tail.head() + 1, (self.clock)());
             self.tail.publish(vec![Arc::new(Entry { position, at_ms, purge, origin: None })], at_ms);
             Ok(position)

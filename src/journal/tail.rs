@@ -5,9 +5,10 @@
 //! misses is searched for and not counted.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::RwLock;
 use tokio::sync::watch;
 
 use super::{Entry, Lag, Limits, Missed, Position};
@@ -58,12 +59,12 @@ impl Tail {
 
     /// Everything after this is held, and nothing before.
     pub(super) fn floor(&self) -> Position {
-        self.held.read().unwrap_or_else(PoisonError::into_inner).floor
+        self.held.read().floor
     }
 
     /// The last position that was given longer ago than this; the one before the oldest held where all are younger.
     pub(super) fn older_than(&self, age: Duration, now_ms: u64) -> Position {
-        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
+        let held = self.held.read();
         // From the end, where it is: the clock may have been set back, so the times need not be in order.
         let younger = held
             .entries
@@ -80,7 +81,7 @@ impl Tail {
 
     /// What lies after `cursor`.
     pub(super) fn since(&self, cursor: Position) -> Missed {
-        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
+        let held = self.held.read();
         if cursor > self.head() || cursor < held.floor {
             return Missed::Gap;
         }
@@ -89,7 +90,7 @@ impl Tail {
 
     /// How much lies after `cursor`.
     pub(super) fn lag(&self, cursor: Position) -> Lag {
-        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
+        let held = self.held.read();
         let known = held.known_to(cursor);
         let missed = held.entries.len() - known;
         if cursor > self.head() || cursor < held.floor {
@@ -105,7 +106,7 @@ impl Tail {
         let Some(head) = entries.last().map(|entry| entry.position) else { return };
         // Before anybody can read them, and so before any Varnish is told.
         entries.iter().for_each(|entry| self.guard.note(&entry.purge));
-        let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.held.write();
         held.extend(entries);
         held.trim(&self.limits, now_ms);
         self.head.send_replace(head);
@@ -113,13 +114,13 @@ impl Tail {
 
     /// Lets go of what is too old at `now_ms`, where nothing new comes.
     pub(super) fn retire(&self, now_ms: u64) {
-        self.held.write().unwrap_or_else(PoisonError::into_inner).trim(&self.limits, now_ms);
+        self.held.write().trim(&self.limits, now_ms);
     }
 
     /// What lies before `position` is not known, or not all of it: nothing up to there is held any more, and the head is
     /// there at least.
     pub(super) fn forget_up_to(&self, position: Position) {
-        let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.held.write();
         while held.entries.front().is_some_and(|oldest| oldest.position <= position) {
             held.drop_oldest();
         }

@@ -9,9 +9,9 @@
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::purge::{Ends, Sent, Wire};
@@ -61,7 +61,7 @@ impl Default for SocketDiagnosis {
 
 impl Wire for SocketDiagnosis {
     fn sent(&self, ends: Ends) -> Sent {
-        let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut socket = self.socket.lock();
         self.ask(&mut socket, ends).unwrap_or_else(|error| {
             if !self.failed.swap(true, Ordering::Relaxed) {
                 tracing::warn!(

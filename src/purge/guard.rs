@@ -31,10 +31,11 @@ mod under_way;
 use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::{Forward, Purge, Target};
@@ -120,7 +121,7 @@ impl Guard {
     /// Takes note of a purge. To be called before any Varnish is told of it.
     pub fn note(&self, purge: &Purge) {
         self.remember(purge);
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.turn.lock();
         let sequence = self.sequence.load(Ordering::Relaxed) + 1;
         for target in &purge.targets {
             let cannot_be_told = match target {

@@ -335,7 +335,7 @@ mod tests {
     }
 
     /// What names have, as a test says.
-    type Zone = Arc<std::sync::Mutex<Result<Vec<&'static str>, &'static str>>>;
+    type Zone = Arc<parking_lot::Mutex<Result<Vec<&'static str>, &'static str>>>;
 
     /// A follower of `a`, by a name that this zone has, and of `b`, by its address; and whoever can doubt them.
     fn by_name(zone: &Zone) -> (watch::Sender<Vec<StaticNode>>, Arc<Notify>, mpsc::Receiver<Event>) {
@@ -343,7 +343,7 @@ mod tests {
         let (sender, events) = mpsc::channel(16);
         let (zone, doubted) = (Arc::clone(zone), Arc::<Notify>::default());
         let resolve: Resolve = Arc::new(move |_| {
-            let answer = zone.lock().unwrap().clone();
+            let answer = zone.lock().clone();
             let answer = answer.map(|ips| ips.iter().map(|ip| SocketAddr::new(ip.parse().unwrap(), 80)).collect());
             Box::pin(async move { answer.map_err(str::to_owned) })
         });
@@ -359,21 +359,21 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_name_is_looked_up_again_and_its_node_keeps_its_id_at_the_new_address() {
-        let zone: Zone = Arc::new(std::sync::Mutex::new(Ok(vec!["10.0.0.1"])));
+        let zone: Zone = Arc::new(parking_lot::Mutex::new(Ok(vec!["10.0.0.1"])));
         let (nodes, _doubted, mut events) = by_name(&zone);
         begun(&mut events).await;
         let began = Instant::now();
-        *zone.lock().unwrap() = Ok(vec!["10.0.0.2"]);
+        *zone.lock() = Ok(vec!["10.0.0.2"]);
         assert_eq!(next(&mut events).await, "a 10.0.0.2:80 1");
         assert!(began.elapsed() <= LOOK_EVERY + RETRY, "{:?}", began.elapsed());
 
         // As long as the name has it, in whatever order, and while nobody knows, it stays.
         for answer in [Ok(vec!["10.0.0.3", "10.0.0.2"]), Err("away"), Ok(vec!["10.0.0.2", "10.0.0.3"]), Err("away")] {
-            *zone.lock().unwrap() = answer;
+            *zone.lock() = answer;
             tokio::time::sleep(3 * LOOK_EVERY).await;
             assert!(events.try_recv().is_err());
         }
-        *zone.lock().unwrap() = Ok(vec!["10.0.0.3", "10.0.0.4"]);
+        *zone.lock() = Ok(vec!["10.0.0.3", "10.0.0.4"]);
         assert_eq!(next(&mut events).await, "a 10.0.0.3:80 1");
         // Another weight is no other address.
         nodes.send_replace(vec![web("a", "shop.test:80", 7), web("b", "127.0.0.1:2", 1)]);
@@ -384,12 +384,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_node_that_cannot_be_reached_is_looked_up_soon_and_not_all_the_time() {
-        let zone: Zone = Arc::new(std::sync::Mutex::new(Ok(vec!["10.0.0.1"])));
+        let zone: Zone = Arc::new(parking_lot::Mutex::new(Ok(vec!["10.0.0.1"])));
         let (_nodes, doubted, mut events) = by_name(&zone);
         begun(&mut events).await;
         for ip in ["10.0.0.2", "10.0.0.3"] {
             let began = Instant::now();
-            *zone.lock().unwrap() = Ok(vec![ip]);
+            *zone.lock() = Ok(vec![ip]);
             (0..100).for_each(|_| doubted.notify_one());
             assert_eq!(next(&mut events).await, format!("a {ip}:80 1"));
             assert!(began.elapsed() <= RETRY, "{:?}", began.elapsed());
@@ -398,12 +398,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_look_up_of_a_name_that_the_file_has_no_more_changes_nothing() {
-        let zone: Zone = Arc::new(std::sync::Mutex::new(Ok(vec!["10.0.0.1"])));
+        let zone: Zone = Arc::new(parking_lot::Mutex::new(Ok(vec!["10.0.0.1"])));
         let (nodes, _doubted, mut events) = by_name(&zone);
         begun(&mut events).await;
         nodes.send_replace(vec![web("a", "127.0.0.1:9", 1), web("b", "127.0.0.1:2", 1)]);
         assert_eq!(next(&mut events).await, "a 127.0.0.1:9 1");
-        *zone.lock().unwrap() = Ok(vec!["10.0.0.2"]);
+        *zone.lock() = Ok(vec!["10.0.0.2"]);
         tokio::time::sleep(3 * LOOK_EVERY).await;
         assert!(events.try_recv().is_err());
     }

@@ -3,8 +3,8 @@
 //! A replica that has reached a node knows that nothing old passed it on the way there: what passed its own origin before
 //! the purge has landed, and what passes after it is marked. One that has *not* reached a node cannot say so, and what it
 //! passed on may land after the bans of the others. So its word is taken against theirs: a node that any of them has not
-//! reached is told once more by all that have, and counts with them only then ([`Deliveries::recall`]). Whoever accepted
-//! the purge knows what all of them say, and so it is the one who asks for that.
+//! reached is told once more by all that have, and counts with them only then ([`crate::delivery::Deliveries::recall`]).
+//! Whoever accepted the purge knows what all of them say, and so it is the one who asks for that.
 //!
 //! The node is not taken out of the traffic of those that reach it. A replica with a broken link would otherwise take
 //! every Varnish out of service everywhere.

@@ -1,16 +1,15 @@
 //! One message to another replica, and its answer.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::client::conn::http1::SendRequest;
-use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use tokio::net::TcpStream;
 
 use super::message::{Confirmation, Message};
 use super::{MISDIRECTED, PATH, Replicas};
+use crate::http_client::{self, Connection};
 
 /// An answer is some words, and the nodes of a fleet.
 const MAX_ANSWER: usize = 1 << 20;
@@ -51,7 +50,7 @@ impl TellError {
 pub(super) struct Way {
     /// `HOST:PORT`; a name is looked up with each connection.
     pub(super) address: String,
-    idle: Mutex<Vec<SendRequest<Full<Bytes>>>>,
+    idle: Mutex<Vec<Connection>>,
 }
 
 impl Way {
@@ -65,33 +64,27 @@ impl Way {
         let patience = replicas.context.ack_timeout;
         let body = Bytes::from(serde_json::to_vec(message)?);
         let answered = async {
-            let pooled = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            if let Some(mut sender) = pooled.filter(|sender| sender.is_ready()) {
-                match self.exchange(replicas, &mut sender, body.clone()).await {
+            let pooled = self.idle.lock().pop();
+            if let Some(mut connection) = pooled.filter(Connection::is_ready) {
+                match self.exchange(replicas, &mut connection, body.clone()).await {
                     // It was closed under us.
                     Err(TellError::Http(error))
                         if error.is_canceled() || error.is_closed() || error.is_incomplete_message() => {}
-                    answer => return self.keep(sender, answer),
+                    answer => return self.keep(connection, answer),
                 }
             }
             let stream = TcpStream::connect(&self.address).await?;
             stream.set_nodelay(true)?;
-            let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-            // Ends with its sender; its error is the one that the sender reports.
-            tokio::spawn(connection);
-            let answer = self.exchange(replicas, &mut sender, body).await;
-            self.keep(sender, answer)
+            let mut connection = Connection::over(stream).await?;
+            let answer = self.exchange(replicas, &mut connection, body).await;
+            self.keep(connection, answer)
         };
         tokio::time::timeout(patience, answered).await.unwrap_or(Err(TellError::NoAnswer(patience)))
     }
 
-    fn keep(
-        &self,
-        sender: SendRequest<Full<Bytes>>,
-        answer: Result<Confirmation, TellError>,
-    ) -> Result<Confirmation, TellError> {
+    fn keep(&self, connection: Connection, answer: Result<Confirmation, TellError>) -> Result<Confirmation, TellError> {
         if answer.is_ok() {
-            self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(sender);
+            self.idle.lock().push(connection);
         }
         answer
     }
@@ -99,7 +92,7 @@ impl Way {
     async fn exchange(
         &self,
         replicas: &Replicas,
-        sender: &mut SendRequest<Full<Bytes>>,
+        connection: &mut Connection,
         body: Bytes,
     ) -> Result<Confirmation, TellError> {
         let mut request = http::Request::post(PATH)
@@ -108,12 +101,10 @@ impl Way {
         if let Some(token) = &replicas.context.token {
             request = request.header(http::header::AUTHORIZATION, format!("Bearer {}", token.reveal()));
         }
-        let answer = sender.send_request(request.body(Full::new(body))?).await?;
+        let answer = connection.send(request.body(Full::new(body))?).await?;
         let status = answer.status().as_u16();
-        let body = match Limited::new(answer.into_body(), MAX_ANSWER).collect().await {
-            Ok(body) => body.to_bytes(),
-            Err(error) => return Err(TellError::BadAnswer(error.to_string())),
-        };
+        let body = http_client::read(answer.into_body(), MAX_ANSWER).await;
+        let body = body.map_err(|error| TellError::BadAnswer(error.to_string()))?;
         match status {
             200 => serde_json::from_slice(&body).map_err(|error| TellError::BadAnswer(error.to_string())),
             MISDIRECTED => Err(TellError::Restarted),

@@ -13,10 +13,11 @@
 //! **A purge is not confirmed by whoever was never met**: it is named in the answer, by its address.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -25,13 +26,13 @@ use super::marks::{self, Mark};
 use super::message::Introduction;
 use super::peer::{self, Peer, Start};
 use super::{MOST, Record, Replicas, View};
+use crate::backoff::Backoff;
 use crate::config::{PeerAddress, is_host_port};
 use crate::fleet::NodeId;
 use crate::journal::Missed;
 
-/// The pauses between two questions who is there.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// The bound of the pauses between two questions who is there; each lasts half of it at least.
+const BACKOFF: Backoff = Backoff { min: Duration::from_millis(50), max: Duration::from_secs(2) };
 
 /// Also where somebody has come, nobody is asked more often than this.
 const LEAST_PAUSE: Duration = Duration::from_millis(200);
@@ -138,8 +139,7 @@ impl Neighbours {
     }
 
     fn rows(&self) -> MutexGuard<'_, BTreeMap<String, Row>> {
-        // Whole after every statement, so a panic elsewhere leaves nothing half done.
-        self.rows.lock().unwrap_or_else(PoisonError::into_inner)
+        self.rows.lock()
     }
 }
 
@@ -259,7 +259,7 @@ impl Replicas {
     /// Returns when everybody at the addresses has told what was missed here, or was tried in vain; or when those who do
     /// not answer have had their time.
     pub(super) async fn caught_up(&self) {
-        let patience = self.context.ack_timeout.max(LONGEST_PAUSE);
+        let patience = self.context.ack_timeout.max(BACKOFF.max);
         let began = Instant::now();
         while !self.have_all_told() && began.elapsed() < patience {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -287,7 +287,7 @@ impl Replicas {
     async fn befriend(self: Arc<Self>, address: String, listed: Arc<AtomicBool>) {
         let way = Way::to(address.clone());
         let mut woken = self.woken();
-        let mut pause = FIRST_PAUSE;
+        let mut failures = 1_u32;
         loop {
             let asked = Instant::now();
             match self.ask_who(&way).await {
@@ -299,20 +299,21 @@ impl Replicas {
                             TellError::Left => self.neighbours.set(&address, Who::Nobody, ""),
                             error => self.neighbours.set(&address, Who::Unmet, &error.to_string()),
                         }
-                        pause = FIRST_PAUSE;
+                        failures = 1;
                     }
-                    None => pause = LONGEST_PAUSE,
+                    // Who is nobody to be told will be so for long.
+                    None => failures = u32::MAX,
                 },
                 Err(error) => {
                     self.neighbours.say_unmet(&address, &error);
-                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    failures = failures.saturating_add(1);
                 }
             }
             if !listed.load(Ordering::SeqCst) {
                 return self.neighbours.forget(&address);
             }
             tokio::select! {
-                () = tokio::time::sleep(pause.mul_f64(0.5 + 0.5 * fastrand::f64())) => {}
+                () = tokio::time::sleep(BACKOFF.pause(failures, 0.5 + 0.5 * fastrand::f64())) => {}
                 _ = woken.changed() => tokio::time::sleep(LEAST_PAUSE.saturating_sub(asked.elapsed())).await,
             }
         }

@@ -18,16 +18,18 @@
 //! heard of it for [`KEPT`], or when it has said goodbye.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
-use tokio::task::{AbortHandle, JoinHandle};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::call::{TellError, Way};
 use super::message::{Again, Confirmation, Message};
 use super::{Record, Replicas};
+use crate::backoff::Backoff;
 use crate::fleet::NodeId;
 use crate::journal::{Entry, Missed, Position, Shared, Told};
 use crate::purge::{Purge, Target};
@@ -41,9 +43,11 @@ const MAX_MESSAGE: usize = 256 << 10;
 /// What else is in a request of ours, and more.
 const OVERHEAD: usize = 4 << 10;
 
-/// The pauses after a failure: a random share of a bound that doubles.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// The bound of the pauses after failures; each is a random share of it, a tenth at least.
+pub(super) const BACKOFF: Backoff = Backoff { min: Duration::from_millis(50), max: Duration::from_secs(2) };
+
+/// How long after somebody has come or gone a peer that failed is tried again.
+const AFTER_NEWS: Duration = Duration::from_millis(10);
 
 /// How often one is asked whether it is there, of which no etcd tells.
 const ASK_EVERY: Duration = Duration::from_secs(2);
@@ -123,7 +127,7 @@ impl Peer {
 
     /// What it said of the purge at this position; `None` where it was not told of it, or that was long ago.
     pub(super) fn confirmation(&self, position: Position) -> Option<Confirmation> {
-        let confirmations = self.confirmations.lock().unwrap_or_else(PoisonError::into_inner);
+        let confirmations = self.confirmations.lock();
         confirmations.iter().find(|(last, _)| *last >= position).map(|(_, confirmation)| confirmation.clone())
     }
 
@@ -167,19 +171,19 @@ impl Peer {
 
     /// Whether it is not worth another attempt.
     fn has_ended(&self, error: &TellError) -> bool {
-        let heard = *self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let heard = *self.heard.lock();
         let is_over = self.is_unlisted() && (error.is_refused_connection() || heard.elapsed() > KEPT);
         is_over || matches!(error, TellError::Restarted | TellError::Left)
     }
 
     pub(super) fn problem(&self) -> Arc<str> {
-        let problem = Arc::clone(&self.problem.lock().unwrap_or_else(PoisonError::into_inner));
+        let problem = Arc::clone(&self.problem.lock());
         if problem.is_empty() && self.is_unlisted() { "not registered any more".into() } else { problem }
     }
 
     /// Nobody waits for it any more.
     pub(super) fn is_late_now(&self, problem: &str) {
-        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem.into();
+        *self.problem.lock() = problem.into();
         if !self.late.swap(true, Ordering::SeqCst) {
             tracing::warn!(
                 replica = %self.id, address = self.record.address, problem,
@@ -189,8 +193,8 @@ impl Peer {
     }
 
     fn is_on_time_again(&self) {
-        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = "".into();
+        *self.heard.lock() = Instant::now();
+        *self.problem.lock() = "".into();
         if self.late.swap(false, Ordering::SeqCst) {
             tracing::info!(replica = %self.id, "a replica confirms purges again");
         }
@@ -199,7 +203,7 @@ impl Peer {
     /// It has confirmed everything up to `position`, as it says of the last purge up to `last`.
     fn confirms(&self, last: Position, position: Position, confirmation: Confirmation, gap_is_told: bool) {
         self.set_owes_us(confirmation.from.as_ref().is_some_and(|from| from.pending));
-        let mut confirmations = self.confirmations.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut confirmations = self.confirmations.lock();
         if confirmations.len() == CONFIRMATIONS {
             confirmations.pop_front();
         }
@@ -241,17 +245,8 @@ impl Peer {
 struct Sent {
     last: Position,
     tells_gap: bool,
-    answer: JoinHandle<Result<Confirmation, TellError>>,
     /// Ends with this value.
-    _abort: AbortOnDrop,
-}
-
-struct AbortOnDrop(AbortHandle);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+    answer: AbortOnDropHandle<Result<Confirmation, TellError>>,
 }
 
 /// Tells a peer of everything that is accepted here, until it is gone: why it is.
@@ -270,12 +265,11 @@ pub(super) async fn run(replicas: Arc<Replicas>, peer: Arc<Peer>) -> TellError {
         peer.is_late_now(&error.to_string());
         replicas.progress.send_replace(());
         // Whoever has confirmed anything since was there.
-        failures = if peer.has(before + 1) { 1 } else { (failures + 1).min(16) };
-        let bound = (FIRST_PAUSE * 2_u32.saturating_pow(failures - 1)).min(LONGEST_PAUSE);
+        failures = if peer.has(before + 1) { 1_u32 } else { failures.saturating_add(1) };
         tokio::select! {
-            () = tokio::time::sleep(bound.mul_f64(0.1 + 0.9 * fastrand::f64())) => {}
+            () = tokio::time::sleep(BACKOFF.pause(failures, 0.1 + 0.9 * fastrand::f64())) => {}
             // Somebody has come, or gone.
-            _ = woken.changed() => tokio::time::sleep(FIRST_PAUSE / 5).await,
+            _ = woken.changed() => tokio::time::sleep(AFTER_NEWS).await,
         }
         if peer.is_gone() {
             replicas.let_go(&peer);
@@ -308,8 +302,7 @@ async fn tell(replicas: &Arc<Replicas>, peer: &Arc<Peer>, journal: &dyn Shared) 
             }
             asks = false;
             let answer = tokio::spawn(post(Arc::clone(replicas), Arc::clone(peer), purges));
-            let abort = AbortOnDrop(answer.abort_handle());
-            on_their_way.push_back(Sent { last, tells_gap, answer, _abort: abort });
+            on_their_way.push_back(Sent { last, tells_gap, answer: AbortOnDropHandle::new(answer) });
             sent = Some(last);
         }
         let full = on_their_way.len() >= ON_THEIR_WAY;

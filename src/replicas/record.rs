@@ -1,10 +1,10 @@
 //! What a replica says of itself.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use crate::clock;
 use crate::config::{self, JournalKind};
 use crate::fleet::NodeId;
 
@@ -32,13 +32,12 @@ pub struct Record {
 impl Record {
     /// Of this process.
     pub fn new(address: String, journal: JournalKind) -> Self {
-        let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         Record {
             address,
             journal: journal.as_str().to_owned(),
             journal_id: String::new(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            started: u64::try_from(started).unwrap_or(u64::MAX),
+            started: clock::now_ms(),
             boot: format!("{:016x}", fastrand::u64(..)),
             leaving: false,
         }

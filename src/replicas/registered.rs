@@ -59,7 +59,7 @@ impl Replicas {
         let announced = standing.wait_for(|standing| standing.registered);
         let rest = match tokio::time::timeout(ANNOUNCE, announced).await {
             Ok(_) => SEEN,
-            Err(_) => peer::LONGEST_PAUSE,
+            Err(_) => peer::BACKOFF.max,
         };
         tokio::time::sleep(rest).await;
     }

@@ -9,8 +9,10 @@
 //! lost the name; it says so to the one that has it, which could not know. Without etcd both find each other at an address
 //! that answers with their own name.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::call::Way;
 use super::{Record, Replicas};
@@ -91,8 +93,7 @@ impl Twins {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Whole after every statement, so a panic elsewhere leaves nothing half done.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -7,7 +7,6 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::{self, PemObject};
@@ -18,6 +17,7 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::TlsError;
+use crate::clock;
 
 /// In bytes. A long chain with its key takes 20 KiB; what is far larger is another file, or has no end.
 pub(super) const MAX_FILE: u64 = 1024 * 1024;
@@ -115,9 +115,8 @@ impl Certificate {
     /// Says in the log what will not stop us but keeps clients away.
     pub(super) fn warn(&self) {
         let file = self.file.display();
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
         // A clock before 1970 finds every certificate not yet valid.
-        let now = since_epoch.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX));
+        let now = i64::try_from(clock::now_ms() / 1000).unwrap_or(i64::MAX);
         if self.not_after < now {
             tracing::warn!(cert = %file, not_after = self.not_after, "the certificate has expired");
         }

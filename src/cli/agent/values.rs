@@ -84,7 +84,26 @@ pub(super) fn timeout(text: &str) -> Result<Duration, &'static str> {
 
 #[cfg(test)]
 mod tests {
+    use clap::ValueEnum;
+
     use super::*;
+    use crate::config::LogFormat;
+    use crate::fleet::{Delivery, Role, SendProxy};
+
+    fn are_named_as_in_the_configuration<T: ValueEnum + serde::Serialize>() {
+        for value in T::value_variants() {
+            let flag = value.to_possible_value().unwrap();
+            assert_eq!(serde_json::to_value(value).unwrap(), flag.get_name());
+        }
+    }
+
+    #[test]
+    fn a_value_has_one_name_on_the_command_line_and_in_the_configuration() {
+        are_named_as_in_the_configuration::<Role>();
+        are_named_as_in_the_configuration::<Delivery>();
+        are_named_as_in_the_configuration::<SendProxy>();
+        are_named_as_in_the_configuration::<LogFormat>();
+    }
 
     #[test]
     fn a_lease_has_whole_seconds_and_bounds() {

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use http::{HeaderValue, header};
+use parking_lot::Mutex;
 
 use crate::http_server::{Handler, Response, response, text};
 
@@ -32,7 +33,7 @@ impl WebNode {
     }
 
     fn product_page(&self, product: u32) -> Response {
-        let prices = self.shop.prices.lock().unwrap_or_else(PoisonError::into_inner);
+        let prices = self.shop.prices.lock();
         let price = prices.get(&product).map_or("24.90", String::as_str);
         let render = self.shop.renders.fetch_add(1, Ordering::Relaxed) + 1;
         let page = format!(
@@ -57,7 +58,7 @@ impl WebNode {
         if price.is_empty() || price.len() > 12 || !price.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
             return text(400, "a price is digits and a point\n");
         }
-        self.shop.prices.lock().unwrap_or_else(PoisonError::into_inner).insert(product, price.to_owned());
+        self.shop.prices.lock().insert(product, price.to_owned());
         text(200, format!("product {product} now costs {price}; purge cat_p_{product} to show it\n"))
     }
 }

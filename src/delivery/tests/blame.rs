@@ -40,7 +40,7 @@ async fn serve(mut stream: tokio::net::TcpStream, told: Told, behaviour: Behavio
         while let Some(end) = input.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
             let head = String::from_utf8(input.drain(..end + 4).collect()).unwrap();
             let does = behaviour(&head);
-            lock(&told).push((Instant::now(), head));
+            told.lock().push((Instant::now(), head));
             let answer = match does {
                 Does::Answer(status) => format!("HTTP/1.1 {status} X\r\nContent-Length: 0\r\n\r\n"),
                 Does::AnswerAndClose(status) => {

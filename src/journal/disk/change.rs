@@ -27,7 +27,7 @@ pub(super) const SEEN: TableDefinition<'_, (), u64> = TableDefinition::new("seen
 pub(super) const OVERFLOWED: TableDefinition<'_, (), bool> = TableDefinition::new("overflowed");
 /// What the file is written in. Files of format 1 have no number.
 pub(super) const FORMATS: TableDefinition<'_, (), u64> = TableDefinition::new("format");
-/// The name of this journal, as in the [`Marker`]. Files of format 1 have none.
+/// The name of this journal, as in the [`Marker`](super::marker::Marker). Files of format 1 have none.
 pub(super) const IDENTITY: TableDefinition<'_, (), &str> = TableDefinition::new("identity");
 /// Nothing of use: written to see whether the volume takes as much again.
 const PROBE: TableDefinition<'_, (), &[u8]> = TableDefinition::new("probe");

@@ -5,8 +5,10 @@
 //! begins and once when it ends, however many purges are refused meanwhile.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::journal::WriteError;
 use crate::telemetry::causes;
@@ -102,8 +104,7 @@ impl Condition {
         }
     }
 
-    /// It is whole after every statement, so a panic elsewhere leaves nothing half done.
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }

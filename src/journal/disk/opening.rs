@@ -30,13 +30,14 @@ use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use super::error::OpenError;
 use super::file::Files;
 use super::load::Stored;
 use super::marker::{Found, Marker};
 use super::store::Store;
+use crate::clock;
 use crate::config::{Damaged, FirstStart};
 use crate::journal::{Anew, Limits, Position};
 use crate::telemetry::causes;
@@ -225,7 +226,7 @@ fn begin(
 
 /// Puts a journal that is not used aside, under a name that says when and why.
 fn put_aside(path: &Path, anew: &Anew) -> io::Result<()> {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let seconds = clock::now_ms() / 1000;
     let base = format!("{JOURNAL}.{}-{seconds}", anew.reason());
     let names = (0..).map(|count| if count == 0 { base.clone() } else { format!("{base}-{count}") });
     for name in names {

@@ -23,9 +23,10 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread;
 
+use parking_lot::Mutex;
 use redb::{BackendError, Database, DatabaseError, StorageBackend};
 
 use super::file::{Files, JournalFile, Local, builder};
@@ -94,7 +95,7 @@ struct RemoteFile(Arc<Connection>);
 impl Remote {
     /// The process, started anew where it is gone. `None`: there cannot be one.
     fn connection(&self) -> Option<Arc<Connection>> {
-        let mut current = lock(&self.connection);
+        let mut current = self.connection.lock();
         if let Some(connection) = current.as_ref().filter(|connection| connection.is_alive()) {
             return Some(Arc::clone(connection));
         }
@@ -136,12 +137,12 @@ impl Connection {
     }
 
     fn is_alive(&self) -> bool {
-        lock(&self.child).as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+        self.child.lock().as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
     /// Asks for one thing and waits for it.
     fn ask(&self, operation: Operation, argument: u64, bytes: &[u8]) -> io::Result<(u64, Vec<u8>)> {
-        let mut stream = lock(&self.stream);
+        let mut stream = self.stream.lock();
         let length = u32::try_from(bytes.len()).map_err(io::Error::other)?;
         let mut message = Vec::with_capacity(13 + bytes.len());
         message.push(operation as u8);
@@ -163,8 +164,8 @@ impl Connection {
 impl Drop for Connection {
     /// With the socket the process ends; nobody waits for it here, as it may hang.
     fn drop(&mut self) {
-        let Some(mut child) = lock(&self.child).take() else { return };
-        _ = lock(&self.stream).shutdown(std::net::Shutdown::Both);
+        let Some(mut child) = self.child.lock().take() else { return };
+        _ = self.stream.lock().shutdown(std::net::Shutdown::Both);
         // Without a thread to wait in, it is waited for by whoever waits for us.
         _ = thread::Builder::new().name("journal-reaper".into()).spawn(move || child.wait());
     }
@@ -363,11 +364,6 @@ fn decode(bytes: &[u8], from: usize) -> io::Result<Bound<u64>> {
 fn decode_u64(bytes: &[u8]) -> io::Result<u64> {
     let bytes = <[u8; 8]>::try_from(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
     Ok(u64::from_be_bytes(bytes))
-}
-
-/// What is behind these locks is whole after every statement.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

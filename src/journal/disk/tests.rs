@@ -5,9 +5,9 @@ use std::error::Error as _;
 use std::fs;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
+use parking_lot::{Condvar, Mutex};
 use redb::{BackendError, Database, StorageBackend};
 use tempfile::{TempDir, tempdir};
 
@@ -60,26 +60,26 @@ impl Fault {
 
     /// Lets an fsync go that is held.
     fn hold_next_sync(&self) {
-        *self.held.lock().unwrap() = Hold::Next;
+        *self.held.lock() = Hold::Next;
         self.changed.notify_all();
     }
 
     fn wait_until_held(&self) {
-        drop(self.changed.wait_while(self.held.lock().unwrap(), |held| *held != Hold::Waiting).unwrap());
+        self.changed.wait_while(&mut self.held.lock(), |held| *held != Hold::Waiting);
     }
 
     fn release(&self) {
-        *self.held.lock().unwrap() = Hold::Off;
+        *self.held.lock() = Hold::Off;
         self.changed.notify_all();
     }
 
     fn sync(&self) {
         self.syncs.fetch_add(1, Ordering::SeqCst);
-        let mut held = self.held.lock().unwrap();
+        let mut held = self.held.lock();
         if *held == Hold::Next {
             *held = Hold::Waiting;
             self.changed.notify_all();
-            drop(self.changed.wait_while(held, |held| *held == Hold::Waiting).unwrap());
+            self.changed.wait_while(&mut held, |held| *held == Hold::Waiting);
         }
     }
 }

@@ -5,10 +5,11 @@
 //! there. Lazily: a cursor that is too low only replays more.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use etcd_client::{Compare, CompareOp, DeleteOptions, GetOptions, Txn, TxnOp};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::Inner;
@@ -53,7 +54,7 @@ pub(super) struct Published {
 impl Published {
     /// These may be written.
     pub(super) fn offer(&self, cursors: &[(NodeId, Cursor)]) {
-        *self.offered.lock().unwrap_or_else(PoisonError::into_inner) = cursors.to_vec();
+        *self.offered.lock() = cursors.to_vec();
     }
 
     /// What another replica wrote about a node, where `position` finds the place of a revision here.
@@ -63,7 +64,7 @@ impl Published {
         epoch: Option<&str>,
         position: impl FnOnce(u64) -> Option<Position>,
     ) -> Remembered {
-        let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = self.read.lock();
         match read.get(node) {
             None => Remembered::Nothing,
             Some(record) if is_another_life(record.epoch.as_deref(), epoch) => Remembered::AnotherLife,
@@ -81,7 +82,7 @@ impl Published {
             session.request(async |mut client| client.get(keys.as_str(), Some(options)).await).await
         };
         let listed = tokio::time::timeout(PATIENCE, listed).await.unwrap_or(Err(Failure::NoAnswer));
-        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut read = self.read.lock();
         read.clear();
         let listed = match listed {
             Ok(listed) => listed,
@@ -126,7 +127,7 @@ pub(super) async fn run(inner: Arc<Inner>) {
 /// What differs from what was written, or was written too long ago.
 fn changed(inner: &Inner, written: &HashMap<NodeId, Record>) -> Vec<(NodeId, Record)> {
     let now_ms = inner.local.now_ms();
-    let offered = inner.published.offered.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let offered = inner.published.offered.lock().clone();
     let ledger = inner.local.ledger();
     let records = offered.into_iter().map(|(node, Cursor { position, epoch })| {
         (node, Record { position: ledger.covered(position), epoch, at_ms: now_ms })

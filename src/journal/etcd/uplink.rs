@@ -3,10 +3,11 @@
 //! A purge waits for etcd for [`PUT`] and no longer: after that it is in the spool, and until etcd answers again all that
 //! follow go there at once. So a purge costs an etcd that hangs one such wait, and the next ones nothing.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{Compare, CompareOp, Txn, TxnOp, TxnOpResponse};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{FLOOR, Inner, PURGES};
@@ -40,7 +41,7 @@ impl Uplink {
 
     /// The connection, while there is one.
     pub(super) fn session(&self) -> Option<Arc<Session>> {
-        self.session.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.session.lock().clone()
     }
 
     /// There may be something to upload.
@@ -66,7 +67,7 @@ impl Uplink {
 
     /// This connection is of no more use.
     pub(super) fn lost(&self, session: &Arc<Session>, failure: &Failure) {
-        let mut current = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.session.lock();
         if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, session)) {
             *current = None;
             tracing::warn!(endpoint = session.endpoint, error = %failure, "purges cannot be written to etcd: they go to the spool");
@@ -75,7 +76,7 @@ impl Uplink {
     }
 
     fn set(&self, session: Option<Arc<Session>>) {
-        *self.session.lock().unwrap_or_else(PoisonError::into_inner) = session;
+        *self.session.lock() = session;
     }
 }
 

@@ -5,9 +5,10 @@
 //! patterns run outside of it.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
 
+use parking_lot::RwLock;
 use pcre2::bytes::{Regex, RegexBuilder};
 
 use crate::purge::Pattern;
@@ -71,7 +72,7 @@ impl Patterns {
             recent.floor = recent.list.remove(0).sequence;
         }
         recent.list.push(Arc::new(Purged { sequence, subject, pattern: pattern.clone(), regex }));
-        *self.recent.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(recent);
+        *self.recent.write() = Arc::new(recent);
         self.newest.store(sequence, Ordering::Release);
         true
     }
@@ -95,7 +96,7 @@ impl Patterns {
     }
 
     fn recent(&self) -> Arc<Recent> {
-        Arc::clone(&self.recent.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.recent.read())
     }
 }
 

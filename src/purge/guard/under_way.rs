@@ -16,11 +16,12 @@
 //! them is not 0.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use slab::Slab;
 
 use super::Page;
@@ -120,7 +121,7 @@ struct Connection {
 
 impl Connection {
     fn lock(&self) -> MutexGuard<'_, Answers> {
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.answers.lock()
     }
 }
 
@@ -160,7 +161,7 @@ pub(super) struct UnderWay {
 
 impl UnderWay {
     fn connections(&self) -> MutexGuard<'_, Slab<Arc<Connection>>> {
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+        self.connections.lock()
     }
 
     /// Whether the counts allow for an answer that is wanted. Never wrong where they do not.
@@ -414,7 +415,7 @@ mod tests {
 
     impl Wire for Told {
         fn sent(&self, _ends: Ends) -> Sent {
-            *self.0.lock().unwrap()
+            *self.0.lock()
         }
     }
 
@@ -475,13 +476,13 @@ mod tests {
         assert!(!rig.finds(&tag("cat_p_1"), 1));
         assert!(rig.pass(&passage, 200, PAGE, 2));
         // While it is written, nobody asks the system.
-        *rig.wire.lock().unwrap() = Sent::Arrived(Duration::ZERO);
+        *rig.wire.lock() = Sent::Arrived(Duration::ZERO);
         assert!(rig.finds(&tag("cat_p_1"), 3));
-        *rig.wire.lock().unwrap() = Sent::Waiting;
+        *rig.wire.lock() = Sent::Waiting;
         passage.written(rig.at(10));
         assert!(rig.finds(&tag("cat_p_1"), 500) && rig.finds(&Purge::everything(), 500));
         assert_eq!(rig.guard.last_passed(&tag("cat_p_1")), Some(rig.at(2)));
-        *rig.wire.lock().unwrap() = Sent::Arrived(Duration::from_millis(300));
+        *rig.wire.lock() = Sent::Arrived(Duration::from_millis(300));
         assert!(!rig.finds(&tag("cat_p_1"), 1000));
         // The time counts from its arrival, to a tick of the system's.
         assert_eq!(rig.guard.last_passed(&tag("cat_p_1")), Some(rig.at(710)));
@@ -513,7 +514,7 @@ mod tests {
         assert!(!passage.may_be_stored(0, &page, rig.at(5)));
         passage.written(rig.at(6));
         assert!(rig.finds(&tag("cat_p_1"), 7) && rig.finds(&tag("cms_b"), 7));
-        *rig.wire.lock().unwrap() = Sent::Arrived(Duration::ZERO);
+        *rig.wire.lock() = Sent::Arrived(Duration::ZERO);
         assert!(!rig.finds(&tag("cat_p_1"), 8) && !rig.finds(&tag("cms_b"), 8) && !rig.is_counted());
     }
 
@@ -589,7 +590,7 @@ mod tests {
         passage.written(rig.at(5));
         drop(passage);
         assert!(rig.finds(&tag("cat_p"), 6));
-        *rig.wire.lock().unwrap() = Sent::Closed;
+        *rig.wire.lock() = Sent::Closed;
         assert!(!rig.finds(&tag("cat_p"), 7) && !rig.is_counted());
         assert!(rig.guard.under_way.connections().is_empty());
     }
@@ -597,7 +598,7 @@ mod tests {
     #[test]
     fn closed_connections_are_forgotten_without_any_purge() {
         let rig = Rig::new();
-        *rig.wire.lock().unwrap() = Sent::Closed;
+        *rig.wire.lock() = Sent::Closed;
         for _ in 0..1000 {
             let passage = rig.connect();
             rig.pass(&passage, 200, PAGE, 2);
@@ -621,7 +622,7 @@ mod tests {
     #[test]
     fn a_system_that_does_not_tell_is_not_waited_for() {
         let rig = Rig::new();
-        *rig.wire.lock().unwrap() = Sent::Unknown;
+        *rig.wire.lock() = Sent::Unknown;
         let passage = rig.connect();
         rig.pass(&passage, 200, PAGE, 2);
         assert!(rig.finds(&tag("cat_p"), 3));

@@ -6,14 +6,16 @@
 
 use std::time::Duration;
 
+use crate::backoff::Backoff;
+
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(60);
 
 /// The share of a record's life that is added at random, so that it is always over.
 const JITTER: f64 = 0.1;
 
-/// The longest pause while a name is not answered.
-const LONGEST_AFTER_FAILURE: Duration = Duration::from_secs(30);
+/// The bound of the pauses while a name is not answered; none is shorter than [`SHORTEST`].
+const BACKOFF: Backoff = Backoff { min: Duration::from_secs(2), max: Duration::from_secs(30) };
 
 /// How long after an answer whose records live for `ttl`.
 pub(super) fn after_answer(ttl: Duration, random: f64) -> Duration {
@@ -22,8 +24,7 @@ pub(super) fn after_answer(ttl: Duration, random: f64) -> Duration {
 
 /// How long after so many failures in a row, at least one: anything up to a bound that doubles each time.
 pub(super) fn after_failure(failures: u32, random: f64) -> Duration {
-    let bound = SHORTEST.saturating_mul(1 << failures.min(8)).min(LONGEST_AFTER_FAILURE);
-    SHORTEST + (bound - SHORTEST).mul_f64(random)
+    SHORTEST + (BACKOFF.bound(failures) - SHORTEST).mul_f64(random)
 }
 
 #[cfg(test)]

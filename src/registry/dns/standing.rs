@@ -1,9 +1,11 @@
 //! How it goes with the name servers, for those who look at it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 /// How it goes with all names together.
 #[derive(Debug)]
@@ -41,7 +43,7 @@ impl Standing {
 
     /// The names that are not answered, and why; empty where all are.
     pub fn problem(&self) -> Arc<str> {
-        Arc::clone(&self.problem.lock().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.problem.lock())
     }
 
     pub(super) fn heard(&self) {
@@ -53,6 +55,6 @@ impl Standing {
     pub(super) fn stands(&self, complete: bool, failing: &BTreeMap<usize, String>) {
         self.connected.store(complete && failing.is_empty(), Ordering::Relaxed);
         let problem: Vec<&str> = failing.values().map(String::as_str).collect();
-        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem.join("; ").into();
+        *self.problem.lock() = problem.join("; ").into();
     }
 }

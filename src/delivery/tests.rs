@@ -255,6 +255,25 @@ async fn purges_above_the_budget_gather_and_none_is_lost() {
 }
 
 #[tokio::test]
+async fn where_the_last_varnish_is_takes_no_account_of_one_of_which_nothing_is_known_nor_of_what_is_not_held() {
+    let guard = Arc::new(Guard::new(long_ago()));
+    let limits = Limits { max_entries: 4, ..Limits::default() };
+    let journal: Arc<dyn Journal> = Arc::new(Memory::new(limits, Arc::clone(&guard)));
+    for _ in 0..10 {
+        journal.append(Purge::everything()).await.unwrap();
+    }
+    let (floor, head) = (journal.floor(), journal.head());
+    assert!(floor > 0);
+    // It is emptied before it serves, and needs nothing of what was.
+    let unknown = Rig::to(obedient(&[3_600_000; 8]).await, CALM, Arc::clone(&journal), guard, None).await;
+    assert_eq!(unknown.deliveries.least_cursor(), head);
+    // One that was away for longer than anything is held.
+    let away = (NodeId::try_from("away").unwrap(), Cursor { position: 1, epoch: None });
+    journal.save_cursors(vec![away]).await.unwrap();
+    assert_eq!(unknown.deliveries.least_cursor(), floor);
+}
+
+#[tokio::test]
 async fn what_settles_is_told_once_more_after_its_answer() {
     let settle = Duration::from_millis(400);
     let rig = Rig::new(Pace { settle, ..CALM }).await;

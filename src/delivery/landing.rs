@@ -25,8 +25,6 @@ const LONG: Duration = Duration::from_secs(2);
 
 /// The purges of a stretch that concern pages which may be under way.
 pub(super) struct Landing {
-    after: Position,
-    last: Position,
     waiting: Vec<Arc<Entry>>,
     began: Instant,
     /// When a page that they concern last passed, or arrived, as it was known when it was not under way any more.
@@ -45,12 +43,7 @@ impl Landing {
             }
             _ => vec![Arc::new(Entry { position: last, at_ms: 0, purge: Purge::everything(), origin: None })],
         };
-        Landing { after, last, waiting, began: now, passed: None, waited: false }
-    }
-
-    /// Whether it is of this stretch.
-    pub(super) fn is_of(&self, after: Position, last: Position) -> bool {
-        (self.after, self.last) == (after, last)
+        Landing { waiting, began: now, passed: None, waited: false }
     }
 
     /// Looks at what is still under way. Returns when to come again, if not yet all that there was has landed.

@@ -274,6 +274,33 @@ async fn where_the_last_varnish_is_takes_no_account_of_one_of_which_nothing_is_k
 }
 
 #[tokio::test]
+async fn a_node_gets_on_in_a_storm_though_a_page_that_it_concerns_is_always_on_its_way() {
+    let rig = Rig::new(CALM).await;
+    rig.ran(&[400, 200]);
+    let ends = crate::purge::Ends {
+        ours: "127.0.0.1:80".parse().unwrap(),
+        theirs: SocketAddr::new(rig.node.spec.address.ip(), 1000),
+    };
+    let mut under_way = VecDeque::new();
+    let began = Instant::now();
+    while rig.node.live.cursor() == 0 {
+        assert!(began.elapsed() < Duration::from_secs(5), "no purge of the storm counts");
+        let passage = rig.guard.connected(ends);
+        let fields = [(&b"X-Magento-Tags"[..], &b"a"[..])];
+        let page = Page { status: 200, target: b"/", fields: fields.into_iter() };
+        assert!(passage.may_be_stored(rig.guard.now(), &page, Instant::now()));
+        under_way.push_back(passage);
+        // Each takes a few purges to arrive.
+        if under_way.len() > 20 {
+            let arrived: crate::purge::Passage = under_way.pop_front().unwrap();
+            arrived.taken(Instant::now());
+        }
+        rig.append("a").await;
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+}
+
+#[tokio::test]
 async fn what_settles_is_told_once_more_after_its_answer() {
     let settle = Duration::from_millis(400);
     let rig = Rig::new(Pace { settle, ..CALM }).await;

@@ -41,7 +41,7 @@ use super::{Forward, Purge, Target};
 use index::Index;
 use passed::Passed;
 use patterns::{Patterns, Subject};
-use under_way::{Moments, UnderWay, Untold, Wanted};
+use under_way::{Kinds, Moments, UnderWay, Untold, Wanted};
 
 pub use under_way::{Ends, Passage, Sent, Wire};
 
@@ -203,9 +203,10 @@ impl Guard {
                     Some(target) => names.push(path_hash(target.as_bytes())),
                     None => others.push(Wanted::Any),
                 },
-                // It is held against the tags, and finds nothing where there are none.
-                Target::Pattern(_) => others.push(Wanted::Tagged),
-                Target::All | Target::Everything | Target::Pool(_) => others.push(Wanted::Any),
+                // They are held against the tags, or the pool, and find nothing where there are none.
+                Target::Pattern(_) | Target::Everything => others.push(Wanted::Tagged),
+                Target::Pool(_) => others.push(Wanted::Pooled),
+                Target::All => others.push(Wanted::Any),
             }
         }
         names.sort_unstable();
@@ -244,7 +245,7 @@ impl Guard {
             stamped.for_each(drop);
             return None;
         };
-        passage.begin(stamped, page.is_nameless(), at).then_some(passage)
+        passage.begin(stamped, page.kinds(), at).then_some(passage)
     }
 
     fn was_purged_since<'a, F>(&self, began: u64, page: &Page<'a, F>) -> bool
@@ -287,7 +288,9 @@ where
         if for_surrogates.peek().is_some() {
             return for_surrogates.any(|value| has(value, b"no-store"));
         }
-        self.values(b"cache-control").any(|value| has(value, b"no-store") || has(value, b"no-cache"))
+        let forbids =
+            |value: &[u8]| [&b"no-store"[..], b"no-cache", b"private"].into_iter().any(|word| has(value, word));
+        self.values(b"cache-control").any(forbids)
     }
 
     fn values(&self, wanted: &'static [u8]) -> impl Iterator<Item = &'a [u8]> + use<'a, F> {
@@ -309,6 +312,11 @@ where
             lines.push(Cow::Owned(tags.join(&b',')));
         }
         lines
+    }
+
+    fn kinds(&self) -> Kinds {
+        let has = |name: &'static [u8]| self.values(name).next().is_some();
+        Kinds { tagged: has(b"x-magento-tags"), pooled: has(b"x-pool"), nameless: self.is_nameless() }
     }
 
     fn pools(&self) -> Vec<Cow<'a, [u8]>> {

@@ -91,6 +91,8 @@ struct Answers {
     names: Vec<u64>,
     /// One of them has tags.
     tagged: bool,
+    /// One of them has a pool.
+    pooled: bool,
     /// One of them has names that nobody can see, or too many.
     nameless: bool,
     /// There is any.
@@ -105,6 +107,17 @@ struct Answers {
     closed: bool,
     /// Changes with everything that is written.
     turn: u64,
+}
+
+/// What there is of an answer for purges to be held against.
+#[derive(Clone, Copy)]
+pub(super) struct Kinds {
+    /// Tags, be it none.
+    pub(super) tagged: bool,
+    /// A pool.
+    pub(super) pooled: bool,
+    /// Names that nobody can see.
+    pub(super) nameless: bool,
 }
 
 /// One connection as the guard keeps it.
@@ -127,6 +140,8 @@ pub(super) enum Wanted {
     Names(Vec<u64>),
     /// Answers with tags.
     Tagged,
+    /// Answers with a pool.
+    Pooled,
     /// Any answer.
     Any,
 }
@@ -140,6 +155,7 @@ impl Wanted {
                     answers.nameless || answers.names.iter().any(|name| names.binary_search(name).is_ok())
                 }
                 Wanted::Tagged => answers.nameless || answers.tagged,
+                Wanted::Pooled => answers.nameless || answers.pooled,
                 Wanted::Any => true,
             }
     }
@@ -151,6 +167,7 @@ pub(super) struct UnderWay {
     connections: Mutex<Slab<Arc<Connection>>>,
     any: AtomicU32,
     tagged: AtomicU32,
+    pooled: AtomicU32,
     nameless: AtomicU32,
     closed: AtomicU32,
 }
@@ -166,6 +183,7 @@ impl UnderWay {
         match wanted {
             Wanted::Names(names) => counted(&self.nameless) || names.iter().any(|&name| passed.is_open(name)),
             Wanted::Tagged => counted(&self.tagged) || counted(&self.nameless),
+            Wanted::Pooled => counted(&self.pooled) || counted(&self.nameless),
             Wanted::Any => counted(&self.any),
         }
     }
@@ -247,7 +265,8 @@ impl UnderWay {
         // After the stamps: who does not find it here finds those.
         answers.names.iter().for_each(|&name| passed.close(name));
         answers.names = Vec::new();
-        for (had, count) in [(&mut answers.tagged, &self.tagged), (&mut answers.nameless, &self.nameless)] {
+        let Answers { tagged, pooled, nameless, .. } = answers;
+        for (had, count) in [(tagged, &self.tagged), (pooled, &self.pooled), (nameless, &self.nameless)] {
             if std::mem::take(had) {
                 count.fetch_sub(1, Ordering::Release);
             }
@@ -294,8 +313,8 @@ impl Passage {
         self.guard.passes(began, page, at, Some(self))
     }
 
-    /// An answer with these names, of which the first is its path, is about to be written. Returns whether it is the only one that may be under way here.
-    pub(super) fn begin(&self, names: impl Iterator<Item = u64>, nameless: bool, at: u64) -> bool {
+    /// An answer with these names is about to be written. Returns whether it is the only one that may be under way here.
+    pub(super) fn begin(&self, names: impl Iterator<Item = u64>, kinds: Kinds, at: u64) -> bool {
         let super::Guard { under_way, passed, .. } = &*self.guard;
         let mut answers = self.connection.lock();
         let known = answers.names.len();
@@ -304,12 +323,16 @@ impl Passage {
         let too_many = answers.names.len() > MOST_NAMES;
         answers.names.truncate(MOST_NAMES);
         answers.names.iter().skip(known).for_each(|&name| passed.open(name));
-        let tagged = answers.names.len() > known + 1;
-        if tagged && !std::mem::replace(&mut answers.tagged, true) {
-            under_way.tagged.fetch_add(1, Ordering::Release);
-        }
-        if (nameless || too_many) && !std::mem::replace(&mut answers.nameless, true) {
-            under_way.nameless.fetch_add(1, Ordering::Release);
+        let Kinds { tagged, pooled, nameless } = kinds;
+        let Answers { tagged: had_tagged, pooled: had_pooled, nameless: had_nameless, .. } = &mut *answers;
+        for (has, had, count) in [
+            (tagged, had_tagged, &under_way.tagged),
+            (pooled, had_pooled, &under_way.pooled),
+            (nameless || too_many, had_nameless, &under_way.nameless),
+        ] {
+            if has && !std::mem::replace(had, true) {
+                count.fetch_add(1, Ordering::Release);
+            }
         }
         if is_new {
             answers.passed = at;
@@ -430,8 +453,8 @@ mod tests {
         }
 
         fn is_counted(&self) -> bool {
-            let UnderWay { any, tagged, nameless, closed, .. } = &self.guard.under_way;
-            [any, tagged, nameless, closed].iter().any(|count| count.load(Ordering::Relaxed) > 0)
+            let UnderWay { any, tagged, pooled, nameless, closed, .. } = &self.guard.under_way;
+            [any, tagged, pooled, nameless, closed].iter().any(|count| count.load(Ordering::Relaxed) > 0)
         }
     }
 
@@ -504,15 +527,23 @@ mod tests {
         };
         let pattern = || purge(Target::Pattern(Pattern::new("x").unwrap()));
         let pool = || purge(Target::Pool(Pattern::new("x").unwrap()));
-        for any in [Purge::everything(), pool()] {
-            assert!(concerned(200, PAGE, any.clone()) && concerned(200, &[], any.clone()) && concerned(304, &[], any));
+        let (all, pooled) = (purge(Target::All), &[("X-Pool", "shop"), ("Cache-Control", "max-age=9")]);
+        assert!(concerned(200, PAGE, all.clone()) && concerned(200, &[], all.clone()) && concerned(304, &[], all));
+        // These ban what has tags, and what has a pool: a long download with neither is nothing to them.
+        for of_tags in [Purge::everything(), pattern()] {
+            assert!(concerned(200, PAGE, of_tags.clone()) && concerned(304, &[], of_tags.clone()));
+            assert!(!concerned(200, &[], of_tags.clone()) && !concerned(200, pooled, of_tags.clone()));
+            assert!(concerned(200, &[("X-Magento-Tags", "")], of_tags));
         }
-        assert!(concerned(200, PAGE, pattern()) && concerned(304, &[], pattern()) && !concerned(200, &[], pattern()));
+        assert!(concerned(200, pooled, pool()) && concerned(304, &[], pool()));
+        assert!(!concerned(200, &[], pool()) && !concerned(200, PAGE, pool()));
         assert!(concerned(200, PAGE, tag("cat_p")) && !concerned(200, PAGE, tag("cat_p_2")));
         assert!(concerned(304, &[], tag("cat_p_2")));
         // What forbids to be stored is nothing that anybody waits for, though it may have no end.
-        for (name, value) in [("Cache-Control", "no-store"), ("cache-control", "max-age=0, no-cache")] {
-            assert!(!concerned(200, &[PAGE[0], (name, value)], Purge::everything()), "{value}");
+        for (name, value) in
+            [("Cache-Control", "no-store"), ("cache-control", "max-age=0, no-cache"), ("Cache-Control", "private")]
+        {
+            assert!(!concerned(200, &[PAGE[0], (name, value)], purge(Target::All)), "{value}");
         }
         let surrogate = ("Surrogate-Control", "no-store, content=\"ESI/1.0\"");
         assert!(!concerned(200, &[PAGE[0], surrogate], tag("cat_p")));

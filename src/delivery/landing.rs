@@ -56,10 +56,14 @@ impl Landing {
 
     /// Looks at what is still under way. Returns when to come again, if not yet all that there was has landed.
     pub(super) fn look(&mut self, sources: &Sources, fleet: &Snapshot, now: Instant) -> Option<Instant> {
-        // A Varnish may fetch from another address than the one on which it listens: then it may be this one.
+        // A Varnish may fetch from another address than the one on which it listens, even from that of another one on the
+        // same machine: until it was seen to fetch from its own, any page may be for it.
         let node = sources.spec.address.ip().to_canonical();
+        let fetches_from_its_own = sources.guard.has_fetched(node);
         let is_of_another = |address: IpAddr| {
-            address != node && fleet.varnish.members().iter().any(|other| other.node.spec.address.ip() == address)
+            fetches_from_its_own
+                && address != node
+                && fleet.varnish.members().iter().any(|other| other.node.spec.address.ip() == address)
         };
         let may_be_ours = |address: IpAddr| !is_of_another(address.to_canonical());
         // What passed after it was first looked at knew of all these purges: pages that come all the time are no reason to wait.

@@ -301,6 +301,32 @@ async fn a_node_gets_on_in_a_storm_though_a_page_that_it_concerns_is_always_on_i
 }
 
 #[tokio::test]
+async fn a_page_for_the_address_of_another_node_may_be_ours_until_we_were_seen_to_fetch_from_our_own() {
+    let rig = Rig::new(CALM).await;
+    rig.ran(&[400, 200]);
+    let ours = rig.node.spec.address.ip();
+    let theirs = "127.0.0.2".parse().unwrap();
+    let other = NodeSpec::new(Role::Varnish, NodeId::try_from("varnish-2").unwrap(), (theirs, 80).into());
+    let other = Arc::new(Node::new(other, Arc::default(), 2));
+    let member = |node| Member { node, health: Health::Down, reason: "".into(), retained: false, usable: false };
+    let varnish = Pool::new(vec![member(Arc::clone(&rig.node)), member(other)], 0.0);
+    rig.deliveries.context.fleet.store(Arc::new(Snapshot { version: 2, varnish, web: Pool::default() }));
+    let pass = |to: IpAddr| {
+        let passage = rig.guard.connected(crate::purge::Ends { ours: (ours, 80).into(), theirs: (to, 1000).into() });
+        let page = Page { status: 200, target: b"/", fields: [(&b"X-Magento-Tags"[..], &b"a"[..])].into_iter() };
+        assert!(passage.may_be_stored(rig.guard.now(), &page, Instant::now()));
+        passage
+    };
+    let _under_way = pass(theirs);
+    let position = rig.append("a").await;
+    rig.until_told(",)a(", 1).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(rig.node.live.cursor() < position);
+    pass(ours).taken(Instant::now());
+    rig.purge("b").await;
+}
+
+#[tokio::test]
 async fn what_settles_is_told_once_more_after_its_answer() {
     let settle = Duration::from_millis(400);
     let rig = Rig::new(Pace { settle, ..CALM }).await;

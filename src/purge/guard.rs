@@ -214,6 +214,12 @@ impl Guard {
         has(Wanted::Names(names)) || others.into_iter().any(has)
     }
 
+    /// Whether a Varnish at this address has fetched a page since the start of the process: then it fetches from there. A
+    /// `false` may be wrong.
+    pub fn has_fetched(&self, address: IpAddr) -> bool {
+        self.under_way.has_fetched(address)
+    }
+
     /// When a page that this purge concerns was last passed on unmarked, or arrived as far as [`Guard::under_way`] found
     /// out, if there was one. To be asked after the purge was noted. It may name a time at which none was, or one that
     /// was marked.

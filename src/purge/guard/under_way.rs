@@ -15,6 +15,7 @@
 //! at their slots ([`Passed`]). A purge looks at the slots of its own names, and at the connections only where one of
 //! them is not 0.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,6 +32,9 @@ const MOST_NAMES: usize = 2048;
 
 /// Closed connections of which something may still be under way, from which on they are looked after without a purge.
 const MANY_CLOSED: usize = 64;
+
+/// Addresses of which it is known that pages have passed there: as many as there are Varnish nodes, and strangers' beside.
+const MOST_FETCHERS: usize = 4096;
 
 /// The system counts the time since an acknowledgement in ticks of up to this.
 const TICK: Duration = Duration::from_millis(10);
@@ -126,6 +130,8 @@ struct Connection {
     answers: Mutex<Answers>,
     /// What is being written is waited for, and has been for too long.
     to_be_cut: AtomicBool,
+    /// A page has passed here.
+    has_fetched: AtomicBool,
 }
 
 impl Connection {
@@ -165,6 +171,8 @@ impl Wanted {
 #[derive(Default)]
 pub(super) struct UnderWay {
     connections: Mutex<Slab<Arc<Connection>>>,
+    /// The addresses to which a page has passed.
+    fetchers: Mutex<BTreeSet<IpAddr>>,
     any: AtomicU32,
     tagged: AtomicU32,
     pooled: AtomicU32,
@@ -175,6 +183,23 @@ pub(super) struct UnderWay {
 impl UnderWay {
     fn connections(&self) -> MutexGuard<'_, Slab<Arc<Connection>>> {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fetchers(&self) -> MutexGuard<'_, BTreeSet<IpAddr>> {
+        self.fetchers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a page has passed to this address, as far as is known.
+    pub(super) fn has_fetched(&self, address: IpAddr) -> bool {
+        self.fetchers().contains(&address)
+    }
+
+    /// A page passes to this address.
+    fn fetches(&self, address: IpAddr) {
+        let mut fetchers = self.fetchers();
+        if fetchers.len() < MOST_FETCHERS {
+            fetchers.insert(address);
+        }
     }
 
     /// Whether the counts allow for an answer that is wanted. Never wrong where they do not.
@@ -299,7 +324,12 @@ pub struct Passage {
 
 impl Passage {
     pub(super) fn open(guard: Arc<super::Guard>, ends: Ends) -> Self {
-        let connection = Arc::new(Connection { ends, answers: Mutex::default(), to_be_cut: AtomicBool::new(false) });
+        let connection = Arc::new(Connection {
+            ends,
+            answers: Mutex::default(),
+            to_be_cut: AtomicBool::new(false),
+            has_fetched: AtomicBool::new(false),
+        });
         let key = guard.under_way.connections().insert(Arc::clone(&connection));
         Passage { guard, key, connection }
     }
@@ -316,6 +346,9 @@ impl Passage {
     /// An answer with these names is about to be written. Returns whether it is the only one that may be under way here.
     pub(super) fn begin(&self, names: impl Iterator<Item = u64>, kinds: Kinds, at: u64) -> bool {
         let super::Guard { under_way, passed, .. } = &*self.guard;
+        if !self.connection.has_fetched.swap(true, Ordering::Relaxed) {
+            under_way.fetches(self.connection.ends.theirs.ip().to_canonical());
+        }
         let mut answers = self.connection.lock();
         let known = answers.names.len();
         let is_new = !std::mem::replace(&mut answers.any, true);

@@ -117,8 +117,6 @@ pub struct Deliveries {
     context: Context,
     nodes: DashMap<NodeId, Delivery>,
     requests: Mutex<Requests>,
-    /// Where a journal begins that began anew: nobody knows of a purge before. Otherwise 0.
-    beginning: Position,
     progress: watch::Sender<()>,
 }
 
@@ -172,14 +170,8 @@ impl Acknowledged {
 impl Deliveries {
     /// No deliveries yet.
     pub fn new(context: Context) -> Self {
-        let beginning = context.journal.anew().map_or(0, |_| context.journal.floor());
-        let deliveries = Deliveries {
-            context,
-            nodes: DashMap::new(),
-            requests: Mutex::default(),
-            beginning,
-            progress: watch::channel(()).0,
-        };
+        let deliveries =
+            Deliveries { context, nodes: DashMap::new(), requests: Mutex::default(), progress: watch::channel(()).0 };
         // Who sent them, the process before this one may have known.
         deliveries.note_requests_since(deliveries.context.journal.floor());
         deliveries
@@ -286,15 +278,14 @@ impl Deliveries {
         }
     }
 
-    /// The position up to which every Varnish of which anything is known has every purge. A journal that began anew knows of
-    /// none before its beginning, and neither does whoever asks: a Varnish that was not emptied yet is there.
+    /// The position up to which every Varnish of which anything is known has every purge that is held. One of which nothing
+    /// is known is emptied before it serves, and so is one that was away for longer than anything is held.
     pub fn least_cursor(&self) -> Position {
         let journal = &self.context.journal;
         let fleet = self.context.fleet.load();
-        let here = fleet.varnish.members().iter().map(|member| member.node.live.cursor());
-        let away = journal.cursors();
-        let away = away.iter().filter(|(id, _)| fleet.varnish.get(id).is_none()).map(|(_, cursor)| cursor.position);
-        here.chain(away).min().map_or_else(|| journal.head(), |least| least.max(self.beginning))
+        let away = journal.cursors().into_iter().filter(|(id, _)| fleet.varnish.get(id).is_none());
+        let least = self.cursors().into_iter().chain(away).map(|(_, cursor)| cursor.position).min();
+        least.unwrap_or_else(|| journal.head()).max(journal.floor())
     }
 
     /// Does the same for what others have accepted and the journal brings, until the process ends: a purge that was

@@ -7,7 +7,9 @@
 //! page that is still the same one is proof: this node does not carry out such purges, and must not serve.
 //!
 //! Whatever else comes of it (the VCL passes the page, answers the path itself, fetches from elsewhere) proves nothing
-//! and keeps nobody out. A verdict needs an answer after an acknowledgement, several times over: vmod_xkey serves a page
+//! and keeps nobody out; nor does it let one in again that is proven bad: only a proof takes a proof back, or another
+//! cache in its place. Because clients choose the hosts that are asked with, each trial asks with one of the
+//! configuration, too. A verdict needs an answer after an acknowledgement, several times over: vmod_xkey serves a page
 //! a moment before it can be purged, and a VCL that purges softly serves the old page once more.
 //!
 //! If another `delivery` would do, the node is out and the log says what to set. If none would, its VCL may be one of a
@@ -49,6 +51,15 @@ pub struct Trials {
     running: Mutex<BTreeMap<NodeId, Running>>,
     /// Grows whenever a node has been tried.
     progress: watch::Sender<u64>,
+}
+
+/// Whose host a page is asked for with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    /// That of a client, if one has come.
+    Client,
+    /// Ours.
+    Configured,
 }
 
 /// The task that tries one node, again and again.
@@ -125,8 +136,8 @@ impl Trials {
     }
 
     /// A client has come to the edge with this host: the next trial asks with it. One is taken after each trial, so that
-    /// requests cost a glance. A stranger's choice is of no use to him: a VCL that does not know the host makes a trial
-    /// prove nothing, and the next one has another.
+    /// requests cost a glance. A stranger's choice is of no use to him: a VCL that does not know the host makes an attempt
+    /// prove nothing, and the next one asks with a host of ours.
     pub fn saw_host(&self, host: Option<&[u8]>) {
         if !self.wants_host.load(Ordering::Relaxed) {
             return;
@@ -144,19 +155,25 @@ impl Trials {
         self.pages().get(path).map(Page::answer)
     }
 
-    fn host(&self) -> String {
-        let seen = self.host.lock().clone();
+    /// What to ask with.
+    fn host(&self, whose: Whose) -> String {
+        let seen = self.host.lock().clone().filter(|_| whose == Whose::Client);
         seen.map_or_else(|| self.default_host.clone(), |host| host.as_ref().to_owned())
     }
 
-    /// What came of a trial: shown, counted, and logged if it is news.
-    fn publish(&self, node: &Node, state: TrialState, finding: &str) {
+    /// What came of a trial: shown, counted, and logged if it is news. Gives what holds of the node now.
+    fn publish(&self, node: &Node, state: TrialState, finding: &str) -> TrialState {
+        self.wants_host.store(true, Ordering::Relaxed);
+        let proven = node.live.trial();
+        if state == TrialState::Inconclusive && matches!(proven, TrialState::Failed | TrialState::WithoutTags) {
+            return proven;
+        }
         let told = {
             let mut running = self.running();
             // Another task has this id by now, or none.
             let Some(mine) = running.get_mut(node.id()).filter(|running| running.node.endpoint_id == node.endpoint_id)
             else {
-                return;
+                return state;
             };
             std::mem::replace(&mut mine.finding, finding.into())
         };
@@ -164,11 +181,10 @@ impl Trials {
         if let Some(varnish) = &self.metrics.node(node.spec.role, node.id()).varnish {
             varnish.trial_failed.set(matches!(state, TrialState::Failed | TrialState::WithoutTags).into());
         }
-        self.wants_host.store(true, Ordering::Relaxed);
         self.progress.send_modify(|tried| *tried += 1);
         let id = node.id();
         if *told == *finding {
-            return;
+            return state;
         }
         match state {
             TrialState::Failed | TrialState::WithoutTags => tracing::warn!(node = %id, "{finding}"),
@@ -177,6 +193,7 @@ impl Trials {
                 tracing::info!(node = %id, "purges take pages out of this Varnish");
             }
         }
+        state
     }
 
     fn pages(&self) -> MutexGuard<'_, HashMap<String, Page>> {
@@ -185,5 +202,34 @@ impl Trials {
 
     fn running(&self) -> MutexGuard<'_, BTreeMap<NodeId, Running>> {
         self.running.lock()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::fleet::{NodeSpec, Role};
+
+    #[tokio::test]
+    async fn a_trial_that_proves_nothing_takes_no_proof_back() {
+        let guard = Arc::new(Guard::new(Instant::now()));
+        let trials = Arc::new(Trials::new("", guard, Arc::new(Metrics::new().unwrap())));
+        let id = NodeId::try_from("v").unwrap();
+        let spec = NodeSpec::new(Role::Varnish, id.clone(), "192.0.2.1:80".parse().unwrap());
+        let node = Arc::new(Node::new(spec, Arc::default(), 1));
+        trials.start(&node);
+        let after = |state, finding: &str| {
+            trials.publish(&node, state, finding);
+            (node.live.trial(), trials.finding(&id).to_string())
+        };
+        use TrialState::{Failed, Inconclusive, Passed, WithoutTags};
+        for proven in [Failed, WithoutTags] {
+            assert_eq!(after(Inconclusive, "unknown"), (Inconclusive, "unknown".into()));
+            assert_eq!(after(proven, "bad"), (proven, "bad".into()));
+            assert_eq!(after(Inconclusive, "unknown"), (proven, "bad".into()));
+            assert_eq!(after(Passed, ""), (Passed, "".into()));
+        }
     }
 }

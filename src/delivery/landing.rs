@@ -5,6 +5,7 @@
 //! one of them are told once more when it has arrived and Varnish has had [`LANDING`] to make an object of it. How long the
 //! way takes is nobody's guess: it ends when the last byte is acknowledged, or the connection is closed.
 
+use std::mem::discriminant;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,12 +13,12 @@ use std::time::{Duration, Instant};
 use super::walk::Sources;
 use crate::fleet::{LANDING, Snapshot};
 use crate::journal::{Entry, Missed, Position};
-use crate::purge::Purge;
+use crate::purge::{Purge, Target};
 
 /// How often the guard is asked whether a page has arrived.
 const POLL: Duration = Duration::from_millis(10);
 
-/// Purges that are looked at one by one; more of them concern any page.
+/// Purges that are looked at one by one; more of them concern any page with tags, or with what else they ask for.
 const MAX_PURGES: usize = 1_000;
 
 /// When a page that does not arrive is worth a word.
@@ -25,8 +26,6 @@ const LONG: Duration = Duration::from_secs(2);
 
 /// The purges of a stretch that concern pages which may be under way.
 pub(super) struct Landing {
-    after: Position,
-    last: Position,
     waiting: Vec<Arc<Entry>>,
     began: Instant,
     /// When a page that they concern last passed, or arrived, as it was known when it was not under way any more.
@@ -38,27 +37,33 @@ pub(super) struct Landing {
 impl Landing {
     /// What follows `after` up to `last`.
     pub(super) fn new(sources: &Sources, after: Position, last: Position, now: Instant) -> Self {
-        let waiting = match sources.journal.since(after) {
-            Missed::Entries(mut entries) if entries.len() <= MAX_PURGES => {
+        let missed = match sources.journal.since(after) {
+            Missed::Entries(mut entries) => {
                 entries.truncate(entries.partition_point(|entry| entry.position <= last));
-                entries
+                Some(entries)
             }
-            _ => vec![Arc::new(Entry { position: last, at_ms: 0, purge: Purge::everything(), origin: None })],
+            Missed::Gap => None,
         };
-        Landing { after, last, waiting, began: now, passed: None, waited: false }
-    }
-
-    /// Whether it is of this stretch.
-    pub(super) fn is_of(&self, after: Position, last: Position) -> bool {
-        (self.after, self.last) == (after, last)
+        let waiting = match missed {
+            Some(entries) if entries.len() <= MAX_PURGES => entries,
+            missed => {
+                let purge = missed.map_or(Purge { targets: vec![Target::All], soft: false }, |missed| union(&missed));
+                vec![Arc::new(Entry { position: last, at_ms: 0, purge, origin: None })]
+            }
+        };
+        Landing { waiting, began: now, passed: None, waited: false }
     }
 
     /// Looks at what is still under way. Returns when to come again, if not yet all that there was has landed.
     pub(super) fn look(&mut self, sources: &Sources, fleet: &Snapshot, now: Instant) -> Option<Instant> {
-        // A Varnish may fetch from another address than the one on which it listens: then it may be this one.
+        // A Varnish may fetch from another address than the one on which it listens, even from that of another one on the
+        // same machine: until it was seen to fetch from its own, any page may be for it.
         let node = sources.spec.address.ip().to_canonical();
+        let fetches_from_its_own = sources.guard.has_fetched(node);
         let is_of_another = |address: IpAddr| {
-            address != node && fleet.varnish.members().iter().any(|other| other.node.spec.address.ip() == address)
+            fetches_from_its_own
+                && address != node
+                && fleet.varnish.members().iter().any(|other| other.node.spec.address.ip() == address)
         };
         let may_be_ours = |address: IpAddr| !is_of_another(address.to_canonical());
         // What passed after it was first looked at knew of all these purges: pages that come all the time are no reason to wait.
@@ -81,5 +86,41 @@ impl Landing {
     /// Whether it takes longer than a page should.
     pub(super) fn lasts_long(&self, now: Instant) -> bool {
         self.waited && now.saturating_duration_since(self.began) > LONG
+    }
+}
+
+/// A purge that concerns all pages that these do, and more: one target for each kind of page.
+fn union(entries: &[Arc<Entry>]) -> Purge {
+    let mut targets: Vec<Target> = Vec::new();
+    for target in entries.iter().flat_map(|entry| &entry.purge.targets) {
+        let wider = match target {
+            Target::Tags(_) | Target::Pattern(_) | Target::Everything => Target::Everything,
+            // Which pool it is, nobody asks of a page that is under way.
+            Target::Pool(_) => target.clone(),
+            Target::Forward(_) | Target::All => Target::All,
+        };
+        if !targets.iter().any(|known| discriminant(known) == discriminant(&wider)) {
+            targets.push(wider);
+        }
+    }
+    Purge { targets, soft: false }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::purge::Pattern;
+
+    #[test]
+    fn what_stands_for_many_purges_waits_for_no_other_kind_of_page() {
+        let union_of = |targets: &[Target]| {
+            let purge = |target: &Target| Purge { targets: vec![target.clone()], soft: false };
+            let entry = |target| Arc::new(Entry { position: 1, at_ms: 0, purge: purge(target), origin: None });
+            union(&targets.iter().map(entry).collect::<Vec<_>>()).targets
+        };
+        let (tags, pool) = (Target::Tags(["a"].into_iter().collect()), Target::Pool(Pattern::new("shop").unwrap()));
+        assert_eq!(union_of(&[tags.clone(), Target::Everything, tags.clone()]), [Target::Everything]);
+        assert_eq!(union_of(&[tags, pool.clone(), pool.clone()]), [Target::Everything, pool]);
+        assert_eq!(union_of(&[Target::All]), [Target::All]);
     }
 }

@@ -14,11 +14,19 @@ pub(super) struct Stretch {
 }
 
 /// Stretches in the order of the journal, each following the one before it. Those that are due at nearly the same time
-/// become one, so there are never more of them than `longest / grain`, however many purges come.
+/// become one, so there are never more of them than `longest / grain`, however many purges come; and so do those that
+/// have become due behind another one. No purge puts off what came before it by more than the grain.
 #[derive(Debug)]
 pub(super) struct Stretches {
-    waiting: VecDeque<Stretch>,
+    waiting: VecDeque<Waiting>,
     grain: Duration,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    stretch: Stretch,
+    /// What follows and is due by then is added. `None`: nothing is any more.
+    takes_until: Option<Instant>,
 }
 
 impl Stretches {
@@ -30,28 +38,46 @@ impl Stretches {
     /// Adds what follows the last stretch, or begins anew where there is none.
     pub(super) fn push(&mut self, after: Position, last: Position, due: Instant) {
         match self.waiting.back_mut() {
-            Some(back) if due <= back.due + self.grain => {
-                back.last = last;
-                back.due = back.due.max(due);
+            Some(Waiting { stretch, takes_until: Some(until) }) if due <= *until => {
+                (stretch.last, stretch.due) = (last, stretch.due.max(due));
             }
-            _ => self.waiting.push_back(Stretch { after, last, due }),
+            _ => {
+                let stretch = Stretch { after, last, due };
+                self.waiting.push_back(Waiting { stretch, takes_until: Some(due + self.grain) });
+            }
         }
     }
 
     /// The next to be told.
     pub(super) fn first(&self) -> Option<Stretch> {
-        self.waiting.front().copied()
+        self.waiting.front().map(|first| first.stretch)
     }
 
-    /// The first one was told.
-    pub(super) fn done(&mut self) {
+    /// The first one was told. Those that are due behind it become one.
+    pub(super) fn done(&mut self, now: Instant) {
         self.waiting.pop_front();
+        while let (Some(first), Some(second)) = (self.waiting.front(), self.waiting.get(1))
+            && first.stretch.due.max(second.stretch.due) <= now
+        {
+            let after = first.stretch.after;
+            self.waiting.pop_front();
+            if let Some(second) = self.waiting.front_mut() {
+                second.stretch.after = after;
+            }
+        }
     }
 
-    /// The first one is to be told once more, at this time.
+    /// The first one is to be told at this time.
     pub(super) fn postpone(&mut self, due: Instant) {
         if let Some(first) = self.waiting.front_mut() {
-            first.due = due;
+            first.stretch.due = due;
+        }
+    }
+
+    /// Nothing is added to the first one any more.
+    pub(super) fn close(&mut self) {
+        if let Some(first) = self.waiting.front_mut() {
+            first.takes_until = None;
         }
     }
 }
@@ -73,10 +99,35 @@ mod tests {
         stretches.push(6, 9, now + GRAIN * 3);
         stretches.postpone(now + GRAIN * 9);
         assert_eq!(stretches.first(), Some(Stretch { after: 0, last: 6, due: now + GRAIN * 9 }));
-        stretches.done();
+        stretches.done(now);
         assert_eq!(stretches.first(), Some(Stretch { after: 6, last: 9, due: now + GRAIN * 3 }));
-        stretches.done();
+        stretches.done(now);
         assert_eq!(stretches.first(), None);
+    }
+
+    #[test]
+    fn a_storm_does_not_put_off_the_first_one() {
+        let now = Instant::now();
+        let mut stretches = Stretches::new(GRAIN);
+        for purge in 0..100_u32 {
+            stretches.push(purge.into(), (purge + 1).into(), now + purge * Duration::from_millis(10));
+        }
+        assert_eq!(stretches.first(), Some(Stretch { after: 0, last: 3, due: now + Duration::from_millis(20) }));
+    }
+
+    #[test]
+    fn what_has_become_due_behind_another_one_is_one_stretch_and_what_is_closed_takes_no_more() {
+        let now = Instant::now();
+        let mut stretches = Stretches::new(GRAIN);
+        stretches.push(0, 1, now);
+        stretches.close();
+        stretches.push(1, 2, now);
+        (2..9).for_each(|purge| stretches.push(purge, purge + 1, now + GRAIN * 2 * purge as u32));
+        assert_eq!(stretches.first(), Some(Stretch { after: 0, last: 1, due: now }));
+        stretches.done(now + GRAIN * 8);
+        assert_eq!(stretches.first(), Some(Stretch { after: 1, last: 5, due: now + GRAIN * 8 }));
+        stretches.done(now + GRAIN * 8);
+        assert_eq!(stretches.first(), Some(Stretch { after: 5, last: 6, due: now + GRAIN * 10 }));
     }
 
     #[test]

@@ -231,13 +231,11 @@ impl Task {
     }
 
     /// Whether a page that these purges concern is still on its way to the node, or has only just arrived: then the time
-    /// to repeat them has not come.
+    /// to repeat them has not come. Those that come meanwhile wait for their own pages, after these.
     fn waits_for_pages(&mut self, after: Position, last: Position) -> bool {
         let now = Instant::now();
-        let mut landing = match self.landing.take() {
-            Some(landing) if landing.is_of(after, last) => landing,
-            _ => Landing::new(&self.sources, after, last, now),
-        };
+        self.unsure.close();
+        let landing = self.landing.get_or_insert_with(|| Landing::new(&self.sources, after, last, now));
         let postponed = landing.look(&self.sources, &self.deliveries.context.fleet.load(), now);
         if let Some(until) = postponed {
             self.unsure.postpone(until);
@@ -248,7 +246,6 @@ impl Task {
                 }
             }
         }
-        self.landing = Some(landing);
         postponed.is_some()
     }
 
@@ -264,7 +261,7 @@ impl Task {
             Kind::New => self.was_told(work),
             Kind::Repeat => self.was_repeated(&work),
             Kind::Recalled(stretch) => self.was_recalled(&work, stretch),
-            Kind::Settle => self.settling.done(),
+            Kind::Settle => self.settling.done(Instant::now()),
         }
         Ok(())
     }
@@ -387,7 +384,7 @@ impl Task {
             return;
         }
         (self.stalls, self.landing) = (0, None);
-        self.unsure.done();
+        self.unsure.done(Instant::now());
         self.acknowledged(work.walk.last());
     }
 

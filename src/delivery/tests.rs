@@ -3,7 +3,7 @@
 mod blame;
 mod gaps;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::AtomicU64;
 
 use parking_lot::Mutex;
@@ -254,6 +254,78 @@ async fn purges_above_the_budget_gather_and_none_is_lost() {
         let page = format!("tag_{number}_end,x");
         assert!(bans.iter().any(|ban| ban.is_match(page.as_bytes()).unwrap()), "{page}");
     }
+}
+
+#[tokio::test]
+async fn where_the_last_varnish_is_takes_no_account_of_one_of_which_nothing_is_known_nor_of_what_is_not_held() {
+    let guard = Arc::new(Guard::new(long_ago()));
+    let limits = Limits { max_entries: 4, ..Limits::default() };
+    let journal: Arc<dyn Journal> = Arc::new(Memory::new(limits, Arc::clone(&guard)));
+    for _ in 0..10 {
+        journal.append(Purge::everything()).await.unwrap();
+    }
+    let (floor, head) = (journal.floor(), journal.head());
+    assert!(floor > 0);
+    // It is emptied before it serves, and needs nothing of what was.
+    let unknown = Rig::to(obedient(&[3_600_000; 8]).await, CALM, Arc::clone(&journal), guard, None).await;
+    assert_eq!(unknown.deliveries.least_cursor(), head);
+    // One that was away for longer than anything is held.
+    let away = (NodeId::try_from("away").unwrap(), Cursor { position: 1, epoch: None });
+    journal.save_cursors(vec![away]).await.unwrap();
+    assert_eq!(unknown.deliveries.least_cursor(), floor);
+}
+
+#[tokio::test]
+async fn a_node_gets_on_in_a_storm_though_a_page_that_it_concerns_is_always_on_its_way() {
+    let rig = Rig::new(CALM).await;
+    rig.ran(&[400, 200]);
+    let ends = crate::purge::Ends {
+        ours: "127.0.0.1:80".parse().unwrap(),
+        theirs: SocketAddr::new(rig.node.spec.address.ip(), 1000),
+    };
+    let mut under_way = VecDeque::new();
+    let began = Instant::now();
+    while rig.node.live.cursor() == 0 {
+        assert!(began.elapsed() < Duration::from_secs(5), "no purge of the storm counts");
+        let passage = rig.guard.connected(ends);
+        let fields = [(&b"X-Magento-Tags"[..], &b"a"[..])];
+        let page = Page { status: 200, target: b"/", fields: fields.into_iter() };
+        assert!(passage.may_be_stored(rig.guard.now(), &page, Instant::now()));
+        under_way.push_back(passage);
+        // Each takes a few purges to arrive.
+        if under_way.len() > 20 {
+            let arrived: crate::purge::Passage = under_way.pop_front().unwrap();
+            arrived.taken(Instant::now());
+        }
+        rig.append("a").await;
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_page_for_the_address_of_another_node_may_be_ours_until_we_were_seen_to_fetch_from_our_own() {
+    let rig = Rig::new(CALM).await;
+    rig.ran(&[400, 200]);
+    let ours = rig.node.spec.address.ip();
+    let theirs = "127.0.0.2".parse().unwrap();
+    let other = NodeSpec::new(Role::Varnish, NodeId::try_from("varnish-2").unwrap(), (theirs, 80).into());
+    let other = Arc::new(Node::new(other, Arc::default(), 2));
+    let member = |node| Member { node, health: Health::Down, reason: "".into(), retained: false, usable: false };
+    let varnish = Pool::new(vec![member(Arc::clone(&rig.node)), member(other)], 0.0);
+    rig.deliveries.context.fleet.store(Arc::new(Snapshot { version: 2, varnish, web: Pool::default() }));
+    let pass = |to: IpAddr| {
+        let passage = rig.guard.connected(crate::purge::Ends { ours: (ours, 80).into(), theirs: (to, 1000).into() });
+        let page = Page { status: 200, target: b"/", fields: [(&b"X-Magento-Tags"[..], &b"a"[..])].into_iter() };
+        assert!(passage.may_be_stored(rig.guard.now(), &page, Instant::now()));
+        passage
+    };
+    let _under_way = pass(theirs);
+    let position = rig.append("a").await;
+    rig.until_told(",)a(", 1).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(rig.node.live.cursor() < position);
+    pass(ours).taken(Instant::now());
+    rig.purge("b").await;
 }
 
 #[tokio::test]

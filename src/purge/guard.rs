@@ -42,7 +42,7 @@ use super::{Forward, Purge, Target};
 use index::Index;
 use passed::Passed;
 use patterns::{Patterns, Subject};
-use under_way::{Moments, UnderWay, Untold, Wanted};
+use under_way::{Kinds, Moments, UnderWay, Untold, Wanted};
 
 pub use under_way::{Ends, Passage, Sent, Wire};
 
@@ -204,14 +204,21 @@ impl Guard {
                     Some(target) => names.push(path_hash(target.as_bytes())),
                     None => others.push(Wanted::Any),
                 },
-                // It is held against the tags, and finds nothing where there are none.
-                Target::Pattern(_) => others.push(Wanted::Tagged),
-                Target::All | Target::Everything | Target::Pool(_) => others.push(Wanted::Any),
+                // They are held against the tags, or the pool, and find nothing where there are none.
+                Target::Pattern(_) | Target::Everything => others.push(Wanted::Tagged),
+                Target::Pool(_) => others.push(Wanted::Pooled),
+                Target::All => others.push(Wanted::Any),
             }
         }
         names.sort_unstable();
         let has = |wanted| self.under_way.has(&wanted, &to, moments, (&self.passed, &*self.wire));
         has(Wanted::Names(names)) || others.into_iter().any(has)
+    }
+
+    /// Whether a Varnish at this address has fetched a page since the start of the process: then it fetches from there. A
+    /// `false` may be wrong.
+    pub fn has_fetched(&self, address: IpAddr) -> bool {
+        self.under_way.has_fetched(address)
     }
 
     /// When a page that this purge concerns was last passed on unmarked, or arrived as far as [`Guard::under_way`] found
@@ -245,7 +252,7 @@ impl Guard {
             stamped.for_each(drop);
             return None;
         };
-        passage.begin(stamped, page.is_nameless(), at).then_some(passage)
+        passage.begin(stamped, page.kinds(), at).then_some(passage)
     }
 
     fn was_purged_since<'a, F>(&self, began: u64, page: &Page<'a, F>) -> bool
@@ -288,7 +295,9 @@ where
         if for_surrogates.peek().is_some() {
             return for_surrogates.any(|value| has(value, b"no-store"));
         }
-        self.values(b"cache-control").any(|value| has(value, b"no-store") || has(value, b"no-cache"))
+        let forbids =
+            |value: &[u8]| [&b"no-store"[..], b"no-cache", b"private"].into_iter().any(|word| has(value, word));
+        self.values(b"cache-control").any(forbids)
     }
 
     fn values(&self, wanted: &'static [u8]) -> impl Iterator<Item = &'a [u8]> + use<'a, F> {
@@ -310,6 +319,11 @@ where
             lines.push(Cow::Owned(tags.join(&b',')));
         }
         lines
+    }
+
+    fn kinds(&self) -> Kinds {
+        let has = |name: &'static [u8]| self.values(name).next().is_some();
+        Kinds { tagged: has(b"x-magento-tags"), pooled: has(b"x-pool"), nameless: self.is_nameless() }
     }
 
     fn pools(&self) -> Vec<Cow<'a, [u8]>> {

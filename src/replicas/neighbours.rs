@@ -7,8 +7,8 @@
 //!
 //! **What a neighbour missed** is known by its [mark](super::marks): all of ours after that. One that has lost its journal,
 //! or of which too little is known, is told a purge of everything. One that is new, and whose journal is new, has missed
-//! nothing but what some Varnish has missed, too: it is told from where the last Varnish is. So a clearcoat more empties no
-//! cache.
+//! nothing but what some Varnish has missed, too: it is told from where the last Varnish is, and no more than is held. So a
+//! clearcoat more empties no cache.
 //!
 //! **A purge is not confirmed by whoever was never met**: it is named in the answer, by its address.
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
-use super::Trials;
 use super::page::{Page, name_in};
+use super::{Trials, Whose};
 use crate::fleet::{Delivery, Node, TrialState};
 use crate::purge::{Ban, compile};
 use crate::varnish::http::{Answer, DeliveryError, Link};
@@ -15,9 +15,14 @@ use crate::varnish::http::{Answer, DeliveryError, Link};
 /// How long one step may take.
 const STEP: Duration = Duration::from_secs(2);
 
-/// The pauses before the attempts at a trial that proves nothing: with several clearcoats, the Varnish may have asked
-/// another one for the page.
-const ATTEMPTS: [Duration; 3] = [Duration::ZERO, Duration::from_millis(300), Duration::from_secs(2)];
+/// The pauses before the attempts at a trial that proves nothing, and the host of each: with several clearcoats, the
+/// Varnish may have asked another one for the page; and no VCL need know the host that a client has sent.
+const ATTEMPTS: [(Duration, Whose); 4] = [
+    (Duration::ZERO, Whose::Client),
+    (Duration::from_millis(300), Whose::Configured),
+    (Duration::from_secs(1), Whose::Client),
+    (Duration::from_secs(1), Whose::Configured),
+];
 
 /// How often a page is asked for until it comes twice.
 const ASKED: usize = 5;
@@ -36,8 +41,7 @@ pub(super) async fn run(trials: Arc<Trials>, node: Arc<Node>, wake: Arc<Notify>)
     wake.notified().await;
     loop {
         let (state, finding) = try_node(&trials, &node).await;
-        trials.publish(&node, state, &finding);
-        let pause = match state {
+        let pause = match trials.publish(&node, state, &finding) {
             TrialState::Failed | TrialState::WithoutTags => AGAIN_FAILED,
             TrialState::Inconclusive => AGAIN_INCONCLUSIVE,
             TrialState::Passed | TrialState::Untried => AGAIN_PASSED,
@@ -50,9 +54,10 @@ pub(super) async fn run(trials: Arc<Trials>, node: Arc<Node>, wake: Arc<Notify>)
 /// One trial: what it says of the node, and that in words.
 async fn try_node(trials: &Trials, node: &Node) -> (TrialState, String) {
     let mut why = String::new();
-    for pause in ATTEMPTS {
+    for (pause, whose) in ATTEMPTS {
         sleep(pause).await;
-        let trial = Trial { trials, node, page: Page::new(), link: Link::to(&node.spec, STEP) };
+        let (page, host) = (Page::new(), trials.host(whose));
+        let trial = Trial { trials, node, page, host, link: Link::to(&node.spec, STEP) };
         match trial.run().await {
             Ok(conclusion) => return conclusion,
             Err(reason) => why = reason,
@@ -66,6 +71,7 @@ struct Trial<'t> {
     trials: &'t Trials,
     node: &'t Node,
     page: Page,
+    host: String,
     link: Link,
 }
 
@@ -148,7 +154,7 @@ impl Trial<'_> {
 
     /// Asks for the page: its name, or the status of an answer that has none.
     async fn ask(&mut self) -> Result<Result<String, u16>, String> {
-        let request = self.page.request(&self.trials.host());
+        let request = self.page.request(&self.host);
         let (status, body) = self.link.ask(request.as_bytes()).await.map_err(|error| error.to_string())?;
         Ok(name_in(&body).filter(|_| status == 200).ok_or(status))
     }

@@ -15,6 +15,7 @@
 //! at their slots ([`Passed`]). A purge looks at the slots of its own names, and at the connections only where one of
 //! them is not 0.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -33,6 +34,9 @@ const MOST_NAMES: usize = 2048;
 
 /// Closed connections of which something may still be under way, from which on they are looked after without a purge.
 const MANY_CLOSED: usize = 64;
+
+/// Addresses of which it is known that pages have passed there: as many as there are Varnish nodes, and strangers' beside.
+const MOST_FETCHERS: usize = 4096;
 
 /// The system counts the time since an acknowledgement in ticks of up to this.
 const TICK: Duration = Duration::from_millis(10);
@@ -93,6 +97,8 @@ struct Answers {
     names: Vec<u64>,
     /// One of them has tags.
     tagged: bool,
+    /// One of them has a pool.
+    pooled: bool,
     /// One of them has names that nobody can see, or too many.
     nameless: bool,
     /// There is any.
@@ -111,12 +117,25 @@ struct Answers {
     turn: u64,
 }
 
+/// What there is of an answer for purges to be held against.
+#[derive(Clone, Copy)]
+pub(super) struct Kinds {
+    /// Tags, be it none.
+    pub(super) tagged: bool,
+    /// A pool.
+    pub(super) pooled: bool,
+    /// Names that nobody can see.
+    pub(super) nameless: bool,
+}
+
 /// One connection as the guard keeps it.
 struct Connection {
     ends: Ends,
     answers: Mutex<Answers>,
     /// What is being written is waited for, and has been for too long.
     to_be_cut: AtomicBool,
+    /// A page has passed here.
+    has_fetched: AtomicBool,
 }
 
 impl Connection {
@@ -131,6 +150,8 @@ pub(super) enum Wanted {
     Names(Vec<u64>),
     /// Answers with tags.
     Tagged,
+    /// Answers with a pool.
+    Pooled,
     /// Any answer.
     Any,
 }
@@ -144,6 +165,7 @@ impl Wanted {
                     answers.nameless || answers.names.iter().any(|name| names.binary_search(name).is_ok())
                 }
                 Wanted::Tagged => answers.nameless || answers.tagged,
+                Wanted::Pooled => answers.nameless || answers.pooled,
                 Wanted::Any => true,
             }
     }
@@ -153,8 +175,11 @@ impl Wanted {
 #[derive(Default)]
 pub(super) struct UnderWay {
     connections: Mutex<Slab<Arc<Connection>>>,
+    /// The addresses to which a page has passed.
+    fetchers: Mutex<BTreeSet<IpAddr>>,
     any: AtomicU32,
     tagged: AtomicU32,
+    pooled: AtomicU32,
     nameless: AtomicU32,
     closed: AtomicU32,
 }
@@ -164,12 +189,30 @@ impl UnderWay {
         self.connections.lock()
     }
 
+    fn fetchers(&self) -> MutexGuard<'_, BTreeSet<IpAddr>> {
+        self.fetchers.lock()
+    }
+
+    /// Whether a page has passed to this address, as far as is known.
+    pub(super) fn has_fetched(&self, address: IpAddr) -> bool {
+        self.fetchers().contains(&address)
+    }
+
+    /// A page passes to this address.
+    fn fetches(&self, address: IpAddr) {
+        let mut fetchers = self.fetchers();
+        if fetchers.len() < MOST_FETCHERS {
+            fetchers.insert(address);
+        }
+    }
+
     /// Whether the counts allow for an answer that is wanted. Never wrong where they do not.
     fn may_have(&self, wanted: &Wanted, passed: &Passed) -> bool {
         let counted = |count: &AtomicU32| count.load(Ordering::Acquire) > 0;
         match wanted {
             Wanted::Names(names) => counted(&self.nameless) || names.iter().any(|&name| passed.is_open(name)),
             Wanted::Tagged => counted(&self.tagged) || counted(&self.nameless),
+            Wanted::Pooled => counted(&self.pooled) || counted(&self.nameless),
             Wanted::Any => counted(&self.any),
         }
     }
@@ -255,7 +298,8 @@ impl UnderWay {
         // After the stamps: who does not find it here finds those.
         answers.names.iter().for_each(|&name| passed.close(name));
         answers.names = Vec::new();
-        for (had, count) in [(&mut answers.tagged, &self.tagged), (&mut answers.nameless, &self.nameless)] {
+        let Answers { tagged, pooled, nameless, .. } = answers;
+        for (had, count) in [(tagged, &self.tagged), (pooled, &self.pooled), (nameless, &self.nameless)] {
             if std::mem::take(had) {
                 count.fetch_sub(1, Ordering::Release);
             }
@@ -288,7 +332,12 @@ pub struct Passage {
 
 impl Passage {
     pub(super) fn open(guard: Arc<super::Guard>, ends: Ends) -> Self {
-        let connection = Arc::new(Connection { ends, answers: Mutex::default(), to_be_cut: AtomicBool::new(false) });
+        let connection = Arc::new(Connection {
+            ends,
+            answers: Mutex::default(),
+            to_be_cut: AtomicBool::new(false),
+            has_fetched: AtomicBool::new(false),
+        });
         let key = guard.under_way.connections().insert(Arc::clone(&connection));
         Passage { guard, key, connection }
     }
@@ -302,9 +351,12 @@ impl Passage {
         self.guard.passes(began, page, at, Some(self))
     }
 
-    /// An answer with these names, of which the first is its path, is about to be written. Returns whether it is the only one that may be under way here.
-    pub(super) fn begin(&self, names: impl Iterator<Item = u64>, nameless: bool, at: u64) -> bool {
+    /// An answer with these names is about to be written. Returns whether it is the only one that may be under way here.
+    pub(super) fn begin(&self, names: impl Iterator<Item = u64>, kinds: Kinds, at: u64) -> bool {
         let super::Guard { under_way, passed, .. } = &*self.guard;
+        if !self.connection.has_fetched.swap(true, Ordering::Relaxed) {
+            under_way.fetches(self.connection.ends.theirs.ip().to_canonical());
+        }
         let mut answers = self.connection.lock();
         let known = answers.names.len();
         let is_new = !std::mem::replace(&mut answers.any, true);
@@ -312,12 +364,16 @@ impl Passage {
         let too_many = answers.names.len() > MOST_NAMES;
         answers.names.truncate(MOST_NAMES);
         answers.names.iter().skip(known).for_each(|&name| passed.open(name));
-        let tagged = answers.names.len() > known + 1;
-        if tagged && !std::mem::replace(&mut answers.tagged, true) {
-            under_way.tagged.fetch_add(1, Ordering::Release);
-        }
-        if (nameless || too_many) && !std::mem::replace(&mut answers.nameless, true) {
-            under_way.nameless.fetch_add(1, Ordering::Release);
+        let Kinds { tagged, pooled, nameless } = kinds;
+        let Answers { tagged: had_tagged, pooled: had_pooled, nameless: had_nameless, .. } = &mut *answers;
+        for (has, had, count) in [
+            (tagged, had_tagged, &under_way.tagged),
+            (pooled, had_pooled, &under_way.pooled),
+            (nameless || too_many, had_nameless, &under_way.nameless),
+        ] {
+            if has && !std::mem::replace(had, true) {
+                count.fetch_add(1, Ordering::Release);
+            }
         }
         if is_new {
             answers.passed = at;
@@ -454,8 +510,8 @@ mod tests {
         }
 
         fn is_counted(&self) -> bool {
-            let UnderWay { any, tagged, nameless, closed, .. } = &self.guard.under_way;
-            [any, tagged, nameless, closed].iter().any(|count| count.load(Ordering::Relaxed) > 0)
+            let UnderWay { any, tagged, pooled, nameless, closed, .. } = &self.guard.under_way;
+            [any, tagged, pooled, nameless, closed].iter().any(|count| count.load(Ordering::Relaxed) > 0)
         }
     }
 
@@ -528,15 +584,23 @@ mod tests {
         };
         let pattern = || purge(Target::Pattern(Pattern::new("x").unwrap()));
         let pool = || purge(Target::Pool(Pattern::new("x").unwrap()));
-        for any in [Purge::everything(), pool()] {
-            assert!(concerned(200, PAGE, any.clone()) && concerned(200, &[], any.clone()) && concerned(304, &[], any));
+        let (all, pooled) = (purge(Target::All), &[("X-Pool", "shop"), ("Cache-Control", "max-age=9")]);
+        assert!(concerned(200, PAGE, all.clone()) && concerned(200, &[], all.clone()) && concerned(304, &[], all));
+        // These ban what has tags, and what has a pool: a long download with neither is nothing to them.
+        for of_tags in [Purge::everything(), pattern()] {
+            assert!(concerned(200, PAGE, of_tags.clone()) && concerned(304, &[], of_tags.clone()));
+            assert!(!concerned(200, &[], of_tags.clone()) && !concerned(200, pooled, of_tags.clone()));
+            assert!(concerned(200, &[("X-Magento-Tags", "")], of_tags));
         }
-        assert!(concerned(200, PAGE, pattern()) && concerned(304, &[], pattern()) && !concerned(200, &[], pattern()));
+        assert!(concerned(200, pooled, pool()) && concerned(304, &[], pool()));
+        assert!(!concerned(200, &[], pool()) && !concerned(200, PAGE, pool()));
         assert!(concerned(200, PAGE, tag("cat_p")) && !concerned(200, PAGE, tag("cat_p_2")));
         assert!(concerned(304, &[], tag("cat_p_2")));
         // What forbids to be stored is nothing that anybody waits for, though it may have no end.
-        for (name, value) in [("Cache-Control", "no-store"), ("cache-control", "max-age=0, no-cache")] {
-            assert!(!concerned(200, &[PAGE[0], (name, value)], Purge::everything()), "{value}");
+        for (name, value) in
+            [("Cache-Control", "no-store"), ("cache-control", "max-age=0, no-cache"), ("Cache-Control", "private")]
+        {
+            assert!(!concerned(200, &[PAGE[0], (name, value)], purge(Target::All)), "{value}");
         }
         let surrogate = ("Surrogate-Control", "no-store, content=\"ESI/1.0\"");
         assert!(!concerned(200, &[PAGE[0], surrogate], tag("cat_p")));

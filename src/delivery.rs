@@ -214,9 +214,13 @@ impl Deliveries {
     /// A node does not take a request though it takes others: said with its sender, for it is that one's to change, and
     /// kept for whoever waits for it. Gives what is owed to those who do not any more.
     fn refused(&self, node: &NodeId, refused: Refused, reason: &Arc<str>) -> Owed {
+        // A node may be faster than whoever brought it.
+        self.note_requests_since(refused.after);
+        let fleet = self.context.fleet.load();
+        let fleet: Vec<&NodeId> = fleet.varnish.members().iter().map(|member| member.node.id()).collect();
         let (owed, newest) = {
             let mut requests = self.requests.lock();
-            let owed = requests.refused(node, refused, reason, self.context.fence.position());
+            let owed = requests.refused(node, refused, reason, self.context.fence.position(), &fleet);
             (owed, requests.newest(refused.fingerprint))
         };
         let (position, sender) = newest.map_or((None, None), |(position, sender)| (Some(position), sender));

@@ -46,7 +46,7 @@ pub(super) struct Requests {
 }
 
 /// One of them.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Request {
     fingerprint: u64,
     /// A flush may leave what it is about.
@@ -54,6 +54,8 @@ struct Request {
     /// Who sent it to this clearcoat.
     sender: Option<IpAddr>,
     answer: Answer,
+    /// Who refused it before it was answered, as long as nobody here knows how it was.
+    refused_by: Vec<NodeId>,
 }
 
 /// What the sender of a purge was told.
@@ -114,7 +116,7 @@ impl Requests {
     pub(super) fn note(&mut self, position: Position, what: &Refusable, sender: Option<IpAddr>, floor: Position) {
         let Refusable { fingerprint, is_handed_on } = *what;
         let answer = if sender.is_some() { Answer::Due } else { Answer::Unknown };
-        self.noted.insert(position, Request { fingerprint, is_handed_on, sender, answer });
+        self.noted.insert(position, Request { fingerprint, is_handed_on, sender, answer, refused_by: vec![] });
         // As many as retired since the last time, and a few.
         let retired = self.noted.range(..=floor).filter(|(_, request)| request.answer != Answer::Due);
         let newest = retired.clone().rev().find(|(_, request)| request.leaves_doubt()).map(|(position, _)| *position);
@@ -151,11 +153,32 @@ impl Requests {
         self.expected.keys().next().copied()
     }
 
-    /// A node does not take these. What was answered up to the `fence` was answered by somebody.
-    pub(super) fn refused(&mut self, node: &NodeId, refused: Refused, reason: &Arc<str>, fence: Position) -> Owed {
+    /// A node does not take these. What lies up to the `fence` was answered by somebody. What none of the `fleet` takes, and
+    /// was not answered before that was known, was nobody told to be done.
+    pub(super) fn refused(
+        &mut self,
+        node: &NodeId,
+        refused: Refused,
+        reason: &Arc<str>,
+        fence: Position,
+        fleet: &[&NodeId],
+    ) -> Owed {
         let Refused { fingerprint, after, last } = refused;
-        let concerned = self.noted.range(after + 1..=last).filter(|(_, request)| request.fingerprint == fingerprint);
-        let owed = concerned.map(|(position, request)| request.owed(*position <= fence)).max().unwrap_or_default();
+        let mut owed = Owed::Nothing;
+        for (position, request) in self.noted.range_mut(after + 1..=last) {
+            if request.fingerprint != fingerprint {
+                continue;
+            }
+            owed = owed.max(request.owed(*position <= fence));
+            if request.answer == Answer::Unknown && *position > fence {
+                if !request.refused_by.contains(node) {
+                    request.refused_by.push(node.clone());
+                }
+                if fleet.iter().all(|node| request.refused_by.contains(node)) {
+                    request.answer = Answer::Refused;
+                }
+            }
+        }
         if owed == Owed::Nothing && self.expected().is_some_and(|expected| refused.last > expected) {
             self.refusals.push((node.clone(), refused, Arc::clone(reason)));
         }
@@ -229,7 +252,7 @@ mod tests {
         requests.expect(6);
         requests.note(7, &handed_on(1), SENDER, 0);
         let (node, refused) = (NodeId::try_from("v").unwrap(), Refused { fingerprint: 1, after: 6, last: 7 });
-        assert_eq!(requests.refused(&node, refused, &"405".into(), 0), Owed::Nothing);
+        assert_eq!(requests.refused(&node, refused, &"405".into(), 0, &[]), Owed::Nothing);
         assert_eq!(requests.answer(7, &handed_on(1)).len(), 1);
         requests.expect_no_more(6, Some(7));
         assert!(requests.refusals.is_empty() && requests.expected.is_empty());
@@ -239,7 +262,7 @@ mod tests {
 
     #[test]
     fn what_was_answered_as_done_is_not_passed_over_and_what_was_refused_is() {
-        let node = NodeId::try_from("v").unwrap();
+        let (node, other) = (NodeId::try_from("v").unwrap(), NodeId::try_from("w").unwrap());
         let mut requests = Requests::default();
         requests.expect(0);
         requests.note(1, &handed_on(1), SENDER, 0);
@@ -247,7 +270,7 @@ mod tests {
         requests.note(3, &pool(3), SENDER, 0);
         requests.note(4, &handed_on(4), None, 0);
         let refuse = |requests: &mut Requests, fingerprint, fence| {
-            requests.refused(&node, Refused { fingerprint, after: 0, last: 4 }, &"405".into(), fence)
+            requests.refused(&node, Refused { fingerprint, after: 0, last: 4 }, &"405".into(), fence, &[&node, &other])
         };
         assert_eq!(refuse(&mut requests, 1, 9), Owed::Nothing);
         assert_eq!(requests.answer(1, &handed_on(1)).len(), 1);
@@ -270,9 +293,25 @@ mod tests {
             Refused { fingerprint: 2, after: 14, last: 15 },
             &"405".into(),
             0,
+            &[],
         );
         requests.answer(15, &handed_on(2));
         requests.note(31, &pool(3), None, 20);
         assert!(requests.lie_in((5, 20)) && !requests.lie_in((10, 20)));
+    }
+
+    #[test]
+    fn what_another_replica_accepted_and_no_node_takes_leaves_no_doubt() {
+        let nodes = ["v", "w"].map(|id| NodeId::try_from(id).unwrap());
+        let mut requests = Requests::default();
+        requests.note(7, &handed_on(1), None, 0);
+        for (node, leaves_doubt) in nodes.iter().zip([true, false]) {
+            let refused = Refused { fingerprint: 1, after: 6, last: 7 };
+            requests.refused(node, refused, &"405".into(), 6, &[&nodes[0], &nodes[1]]);
+            assert_eq!(requests.lie_in((0, 9)), leaves_doubt);
+        }
+        // Also when it is retired.
+        requests.note(8, &pool(2), None, 8);
+        assert!(requests.noted.is_empty());
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! The whole of it is read again (file and environment), when somebody asks for it (SIGHUP) or when the file is another
 //! one. Where anything is wrong with it, all of it is refused: half of a configuration is one that nobody wrote. Else its
-//! nodes are what `registry::fixed` follows from now on; nodes whose tables are as they were notice nothing. Every other
-//! key needs a restart, and is named: a listener could be opened anew, but what was accepted by the old rules cannot be
+//! nodes are what `registry::fixed` follows from now on; nodes whose tables are as they were notice nothing. `log.level`
+//! applies at once, as the one who looks into something must not end it by that. Every other key needs a restart, and is named: a listener could be opened anew, but what was accepted by the old rules cannot be
 //! judged anew, and "most of it applies" is what nobody can keep in mind.
 //!
 //! The file is looked at by its content, for the reasons in `tls/watch.rs`. A file that is being written is shorter than
@@ -19,7 +19,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::config::{Config, ConfigErrors, ConfigSource, ConfigText, StaticNode};
 use crate::fleet::{NodeId, Role};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, log};
 
 /// How long a changed file waits at most.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -108,9 +108,17 @@ impl Reloader {
             Ok(keys) => tracing::warn!("takes effect at the next start: {}", keys.join(", ")),
             Err(error) => tracing::warn!(%error, "what else is new takes effect at the next start"),
         }
+        let logs_otherwise = self.running.log.level != config.log.level;
+        if logs_otherwise {
+            log::set_filter(config.log.level.targets());
+            tracing::info!(level = %config.log.level, "the log level was changed");
+            self.running.log.level = config.log.level;
+        }
         let changes = Changes::between(&self.running.nodes, &config.nodes);
         if changes.are_none() {
-            if cause == Cause::Asked {
+            if logs_otherwise {
+                self.metrics.reloaded("applied");
+            } else if cause == Cause::Asked {
                 tracing::info!("the nodes of the configuration are as they were");
                 self.metrics.reloaded("unchanged");
             }
@@ -232,11 +240,12 @@ mod tests {
             (Cause::FileChanged, node.to_owned(), "000"),
             (Cause::Asked, node.to_owned(), "001"),
             // Another key alone changes no node.
-            (Cause::FileChanged, format!("log.level = 'warn'\n{node}"), "001"),
+            (Cause::FileChanged, format!("log.format = 'json'\n{node}"), "001"),
             (Cause::Asked, "log.level = 'loud'".to_owned(), "011"),
             (Cause::FileChanged, "log.level = 'loud'".to_owned(), "021"),
             (Cause::FileChanged, node.replace("a:80", "b:80"), "121"),
             (Cause::Asked, node.replace("a:80", "b:80"), "122"),
+            (Cause::Asked, format!("log.level = 'debug'\n{}", node.replace("a:80", "b:80")), "222"),
         ] {
             std::fs::write(file.path(), &text).unwrap();
             let outcome = reloader.source.load();

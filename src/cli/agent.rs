@@ -12,10 +12,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::agent::{self, Address, Check, Epoch, Facts, Page, Settings, Signal};
-use crate::config::{self, Log, LogFormat, LogLevel, MAX_WEIGHT};
+use crate::config::{self, Log, LogFilter, LogFormat, MAX_WEIGHT};
 use crate::fleet::{Delivery, NodeId, Role, SendProxy};
 
-use values::{duration, header_limit, host_port, interval, label, named, node_id, stop_signal, text, timeout, ttl};
+use values::{duration, header_limit, host_port, interval, label, node_id, stop_signal, text, timeout, ttl};
 
 /// Register the node beside it in etcd, and run it
 #[derive(Debug, clap::Args)]
@@ -65,10 +65,9 @@ pub(super) struct Agent {
     /// The signal that ends the command: nginx and php-fpm finish their requests with QUIT, Apache with WINCH
     #[arg(long, value_name = "NAME", env = "CLEARCOAT_AGENT_STOP_SIGNAL", default_value = "TERM", value_parser = stop_signal())]
     stop_signal: Signal,
-    /// The least important lines that are logged
+    /// The least important lines that are logged, with those of a library if it is named: debug,h2=debug
     #[arg(long, value_name = "LEVEL", env = "CLEARCOAT_AGENT_LOG_LEVEL", default_value = "info")]
-    #[arg(value_parser = named::<LogLevel>(&["error", "warn", "info", "debug", "trace"]))]
-    log_level: LogLevel,
+    log_level: LogFilter,
     /// How a line of the log looks
     #[arg(long, value_name = "FORMAT", env = "CLEARCOAT_AGENT_LOG_FORMAT", default_value = "text", value_enum)]
     log_format: LogFormat,
@@ -156,7 +155,7 @@ struct FactsArgs {
 
 impl Agent {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        let log = Log { level: self.log_level, format: self.log_format };
+        let log = Log { level: self.log_level.clone(), format: self.log_format };
         let settings = match self.settings() {
             Ok(settings) => settings,
             Err(problem) => {

@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use super::serve::{Signals, control_runtime};
 use crate::app::{Addresses, App};
@@ -47,7 +47,8 @@ pub(super) struct Demo {
 
 impl Demo {
     pub(super) fn run(&self) -> anyhow::Result<()> {
-        log::start(if self.verbose { LevelFilter::INFO } else { LevelFilter::WARN }, false);
+        let level = if self.verbose { LevelFilter::INFO } else { LevelFilter::WARN };
+        log::start(&Targets::new().with_target("clearcoat", level), false);
         control_runtime()?.block_on(run())
     }
 }

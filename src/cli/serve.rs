@@ -3,11 +3,10 @@
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::filter::LevelFilter;
 
 use super::ConfigFile;
 use crate::app::App;
-use crate::config::{Config, ConfigSource, Log, LogFormat, LogLevel};
+use crate::config::{Config, ConfigSource, Log, LogFormat};
 use crate::telemetry;
 
 /// Threads of the control plane. Purges to a fleet of hundreds keep one busy at most; the second is for whoever must
@@ -68,14 +67,7 @@ pub(super) fn control_runtime() -> std::io::Result<tokio::runtime::Runtime> {
 }
 
 pub(super) fn start_logging(log: &Log) {
-    let level = match log.level {
-        LogLevel::Error => LevelFilter::ERROR,
-        LogLevel::Warn => LevelFilter::WARN,
-        LogLevel::Info => LevelFilter::INFO,
-        LogLevel::Debug => LevelFilter::DEBUG,
-        LogLevel::Trace => LevelFilter::TRACE,
-    };
-    telemetry::log::start(level, log.format == LogFormat::Json);
+    telemetry::log::start(log.level.targets(), log.format == LogFormat::Json);
 }
 
 /// The signals that the process obeys.

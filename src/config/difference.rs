@@ -6,11 +6,12 @@ use toml::{Table, Value};
 
 use super::Config;
 
-/// The tables that are applied while the process runs, and so are no difference.
+/// What is applied while the process runs, and so is no difference: a table, and a key.
 const NODES: &str = "node";
+const LOG_LEVEL: &str = "log.level";
 
 impl Config {
-    /// The keys whose values differ, but for the nodes, in the order of the alphabet. A list counts as one value.
+    /// The keys whose values differ, but for the nodes and `log.level`, in the order of the alphabet. A list counts as one value.
     ///
     /// # Errors
     /// What cannot be written as TOML, such as a path that is not UTF-8.
@@ -20,6 +21,7 @@ impl Config {
         others.remove(NODES);
         let mut keys = Vec::new();
         compare("", &mine, &others, &mut keys);
+        keys.retain(|key| key != LOG_LEVEL);
         // A secret is not written, and its file is the same.
         let file = "purge.token_file";
         if self.purge.token != other.purge.token && !keys.iter().any(|key| key == file) {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use super::log_filter::LogFilter;
 use super::text;
 
 /// `[admin]`: metrics, status page and API.
@@ -40,40 +41,11 @@ pub struct Runtime {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Log {
-    /// The least important level that is written. Default `info`.
-    pub level: LogLevel,
+    /// The least important level that is written: `error`, `warn`, `info`, `debug`, `trace` or `off`. Lines of a library
+    /// are written if it is named: `debug,h2=debug`. Default `info`. Applied while the process runs.
+    pub level: LogFilter,
     /// Default `text`.
     pub format: LogFormat,
-}
-
-/// How important a line is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LogLevel {
-    /// Something was lost or refused that should not be.
-    Error,
-    /// Somebody should look at it.
-    Warn,
-    /// What an operator wants to know.
-    #[default]
-    Info,
-    /// What a developer wants to know.
-    Debug,
-    /// Everything.
-    Trace,
-}
-
-impl LogLevel {
-    /// The name in configuration, which tracing understands as well.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            LogLevel::Error => "error",
-            LogLevel::Warn => "warn",
-            LogLevel::Info => "info",
-            LogLevel::Debug => "debug",
-            LogLevel::Trace => "trace",
-        }
-    }
 }
 
 /// How a line looks.

@@ -3,8 +3,6 @@
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use serde::de::DeserializeOwned;
-use serde::de::value::{Error as Unknown, StrDeserializer};
 
 use crate::agent::Signal;
 use crate::config::{HEADER_LIMIT, is_host_port};
@@ -14,14 +12,6 @@ use crate::fleet::NodeId;
 const SHORTEST_TTL: Duration = Duration::from_secs(2);
 const LONGEST_TTL: Duration = Duration::from_secs(3600);
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
-
-/// A value that the configuration knows by one of these names.
-pub(super) fn named<T: DeserializeOwned + Clone + Send + Sync + 'static>(
-    names: &'static [&'static str],
-) -> impl TypedValueParser<Value = T> {
-    let read = |name: String| T::deserialize(StrDeserializer::<Unknown>::new(&name));
-    PossibleValuesParser::new(names).try_map(read)
-}
 
 pub(super) fn stop_signal() -> impl TypedValueParser<Value = Signal> {
     PossibleValuesParser::new(["TERM", "INT", "QUIT", "WINCH", "USR1", "USR2"]).map(|name| match name.as_str() {

@@ -185,8 +185,7 @@ fn target(uri: &Uri) -> Result<String, Refusal> {
 }
 
 /// The host that is meant: that of an absolute target counts before the field (RFC 9112 section 3.2.2). `None` if the
-/// request has neither. User information in a target is a credential and no part of the host. In lower case (RFC 3986
-/// section 3.2.2), as browsers send it: VCLs such as Magento's store a page under the host as it was sent.
+/// request has neither. User information in a target is a credential and no part of the host.
 fn host(uri: &Uri, headers: &HeaderMap) -> Result<Option<String>, Refusal> {
     let mut hosts = headers.get_all(header::HOST).iter();
     let host = hosts.next().map(|value| text("host", value)).transpose()?;
@@ -195,9 +194,9 @@ fn host(uri: &Uri, headers: &HeaderMap) -> Result<Option<String>, Refusal> {
     }
     if let Some(authority) = uri.authority() {
         let authority = authority.as_str();
-        return Ok(Some(authority.rsplit_once('@').map_or(authority, |(_, host)| host).to_ascii_lowercase()));
+        return Ok(Some(authority.rsplit_once('@').map_or(authority, |(_, host)| host).to_owned()));
     }
-    Ok(host.filter(|host| !host.is_empty()).map(|host| host.to_ascii_lowercase()))
+    Ok(host.filter(|host| !host.is_empty()))
 }
 
 /// The value of a field. Magento's headers are patterns whatever the method, and go on as these do.

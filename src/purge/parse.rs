@@ -231,12 +231,10 @@ mod tests {
     }
 
     #[test]
-    fn a_host_is_handed_on_in_lower_case_or_not_at_all() {
-        for (sent, expected) in
-            [("shop.test:80", "shop.test:80"), ("SHOP.test", "shop.test"), ("shop.test.", "shop.test.")]
-        {
-            let [Target::Forward(forward)] = &targets("PURGE", "/p/1", &[("Host", sent)])[..] else { panic!() };
-            assert_eq!(forward.headers, [("host".to_owned(), expected.to_owned())]);
+    fn a_host_is_handed_on_as_it_was_sent_or_not_at_all() {
+        for host in ["shop.test:80", "SHOP.test", "shop.test."] {
+            let [Target::Forward(forward)] = &targets("PURGE", "/p/1", &[("Host", host)])[..] else { panic!() };
+            assert_eq!(forward.headers, [("host".to_owned(), host.to_owned())]);
         }
         for without in [&[][..], &[("Host", "")]] {
             let [Target::Forward(forward)] = &targets("BAN", "/p/1", without)[..] else { panic!("not forwarded") };

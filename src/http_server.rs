@@ -21,6 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use crate::shutdown::{Shutdown, Stage};
+use crate::telemetry::causes;
 use limit::{Limited, Meter};
 use room::{Guest, Room};
 
@@ -147,7 +148,7 @@ async fn serve_connection<H: Handler>(
         }
     };
     if let Err(error) = result {
-        tracing::debug!(%peer, %error, "a control connection failed");
+        tracing::debug!(%peer, error = %causes(&error), "a control connection failed");
     }
 }
 
@@ -170,7 +171,7 @@ async fn answer<H: Handler>(
     let body = match tokio::time::timeout(BODY_TIMEOUT, read).await {
         Ok(Ok(body)) => body,
         Ok(Err(error)) => {
-            tracing::debug!(%error, "a request body broke off");
+            tracing::debug!(error = %causes(&error), "a request body broke off");
             if meter.is_over() {
                 return text(413, "request is too large\n");
             }

@@ -24,6 +24,7 @@ use crate::fleet::{Check, Event, NodeSpec, Role, SendProxy, Verdict};
 use crate::http_client::Connection;
 use crate::proxy_protocol;
 use crate::purge::{PROBE_PATH, what_to_change, would_obey};
+use crate::telemetry::causes;
 
 /// The least time between two checks of one node, so that failing requests cannot become a storm of checks.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
@@ -62,7 +63,7 @@ enum CheckError {
     Connect(#[from] std::io::Error),
     #[error(transparent)]
     Header(#[from] HeaderError),
-    #[error("{0}")]
+    #[error(transparent)]
     Http(#[from] hyper::Error),
     #[error("the check cannot be written as a request: {0}")]
     Request(#[from] http::Error),
@@ -121,7 +122,7 @@ impl Probe {
         match tokio::time::timeout(self.schedule.timeout, self.ask(asked)).await {
             Err(_) => Verdict::Failed(format!("no answer within {:?}", self.schedule.timeout)),
             Ok(Err(CheckError::Connect(error))) if is_ours(&error) => Verdict::NotAsked(error.to_string()),
-            Ok(Err(error)) => Verdict::Failed(error.to_string()),
+            Ok(Err(error)) => Verdict::Failed(causes(&error).to_string()),
             Ok(Ok(status)) => self.question.judge(status),
         }
     }

@@ -6,6 +6,7 @@ use super::Settings;
 use super::address::is_local;
 use super::check::Tally;
 use super::epoch::Life;
+use crate::telemetry::causes;
 
 /// How much sooner the next check comes while the node has not been up yet: it is about to start.
 const STARTING: u32 = 10;
@@ -71,7 +72,7 @@ impl Eye<'_> {
                 self.epoch = Some(name);
             }
         }
-        self.settings.check.ask(&address).await.map_err(|failed| failed.to_string())
+        self.settings.check.ask(&address).await.map_err(|failed| causes(&failed).to_string())
     }
 
     async fn address(&mut self) -> Result<String, String> {

@@ -19,6 +19,7 @@ use super::message::{Again, Confirmation};
 use super::peer::Peer;
 use super::{Position, Replicas};
 use crate::fleet::NodeId;
+use crate::telemetry::causes;
 
 /// What the others say of a purge.
 #[derive(Default)]
@@ -120,7 +121,7 @@ impl Replicas {
         let failed = match tokio::time::timeout(timeout, answered).await {
             // Who does not say who it is is of a version that does not know what it was asked.
             Ok(Ok(said)) => return (peer.id.clone(), said.from.is_some().then_some(said)),
-            Ok(Err(error)) => error.to_string(),
+            Ok(Err(error)) => causes(&error).to_string(),
             Err(_) => "it has not confirmed a purge in time".to_owned(),
         };
         peer.is_late_now(&failed);

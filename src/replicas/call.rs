@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use super::message::{Confirmation, Message};
 use super::{MISDIRECTED, PATH, Replicas};
 use crate::http_client::{self, Connection};
+use crate::telemetry::causes;
 
 /// An answer is some words, and the nodes of a fleet.
 const MAX_ANSWER: usize = 1 << 20;
@@ -19,11 +20,11 @@ const MAX_ANSWER: usize = 1 << 20;
 pub(super) enum TellError {
     #[error("connecting failed: {0}")]
     Connect(#[from] std::io::Error),
-    #[error("{0}")]
+    #[error(transparent)]
     Http(#[from] hyper::Error),
-    #[error("{0}")]
+    #[error(transparent)]
     Request(#[from] http::Error),
-    #[error("{0}")]
+    #[error(transparent)]
     Encode(#[from] serde_json::Error),
     #[error("no answer within {0:?}")]
     NoAnswer(Duration),
@@ -104,7 +105,7 @@ impl Way {
         let answer = connection.send(request.body(Full::new(body))?).await?;
         let status = answer.status().as_u16();
         let body = http_client::read(answer.into_body(), MAX_ANSWER).await;
-        let body = body.map_err(|error| TellError::BadAnswer(error.to_string()))?;
+        let body = body.map_err(|error| TellError::BadAnswer(causes(&*error).to_string()))?;
         match status {
             200 => serde_json::from_slice(&body).map_err(|error| TellError::BadAnswer(error.to_string())),
             MISDIRECTED => Err(TellError::Restarted),

@@ -30,6 +30,7 @@ use crate::backoff::Backoff;
 use crate::config::{PeerAddress, is_host_port};
 use crate::fleet::NodeId;
 use crate::journal::Missed;
+use crate::telemetry::causes;
 
 /// The bound of the pauses between two questions who is there; each lasts half of it at least.
 const BACKOFF: Backoff = Backoff { min: Duration::from_millis(50), max: Duration::from_secs(2) };
@@ -125,7 +126,7 @@ impl Neighbours {
     fn say_unmet(&self, address: &str, error: &TellError) {
         let has_left = self.rows().get(address).is_some_and(|row| row.tried && row.who == Who::Nobody);
         if !(has_left && error.is_refused_connection()) {
-            self.set(address, Who::Unmet, &error.to_string());
+            self.set(address, Who::Unmet, &causes(error).to_string());
         }
     }
 
@@ -297,7 +298,7 @@ impl Replicas {
                         self.progress.send_replace(());
                         match peer::run(Arc::clone(&self), peer).await {
                             TellError::Left => self.neighbours.set(&address, Who::Nobody, ""),
-                            error => self.neighbours.set(&address, Who::Unmet, &error.to_string()),
+                            error => self.neighbours.set(&address, Who::Unmet, &causes(&error).to_string()),
                         }
                         failures = 1;
                     }

@@ -33,6 +33,7 @@ use crate::backoff::Backoff;
 use crate::fleet::NodeId;
 use crate::journal::{Entry, Missed, Position, Shared, Told};
 use crate::purge::{Purge, Target};
+use crate::telemetry::causes;
 
 /// Messages on their way at once. Each waits for the other fleet's Varnish nodes, a tenth of a second at times.
 const ON_THEIR_WAY: usize = 8;
@@ -262,7 +263,7 @@ pub(super) async fn run(replicas: Arc<Replicas>, peer: Arc<Peer>) -> TellError {
             return error;
         }
         // Where nobody listens, nobody is served an old page either; and who does not answer has had its time.
-        peer.is_late_now(&error.to_string());
+        peer.is_late_now(&causes(&error).to_string());
         replicas.progress.send_replace(());
         // Whoever has confirmed anything since was there.
         failures = if peer.has(before + 1) { 1_u32 } else { failures.saturating_add(1) };

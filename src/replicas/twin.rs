@@ -16,6 +16,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::call::Way;
 use super::{Record, Replicas};
+use crate::telemetry::causes;
 
 /// How often it is looked at.
 const LOOK: Duration = Duration::from_millis(250);
@@ -122,7 +123,7 @@ pub(super) async fn watch(replicas: Arc<Replicas>) {
         {
             let said = Way::to(address.clone()).post(&replicas, &replicas.hello(Duration::ZERO)).await;
             if let Err(error) = said {
-                tracing::debug!(address, %error, "the other one of our name does not hear of it");
+                tracing::debug!(address, error = %causes(&error), "the other one of our name does not hear of it");
             }
         }
     }

@@ -29,7 +29,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 use clearcoat::http1::{
-    Forwarding, HeadChanges, HeadScan, Method, RequestHead, ResponseHead, Version, write_request, write_response,
+    Forwarding, HeadScan, Method, RequestHead, ResponseHead, Version, write_request, write_response,
 };
 use it::support::client::{Connection, get};
 use it::support::eventually;
@@ -169,7 +169,7 @@ fn pure(exchanges: usize) {
         write_request(&mut to_node, &request_head, forwarding);
         answer_head.parse(&answer[..find(answer)], Method::Get, 100).expect("a head without fault");
         to_client.clear();
-        black_box(write_response(&mut to_client, &answer_head, &HeadChanges::default(), Version::Http11, true));
+        black_box(write_response(&mut to_client, &answer_head, Version::Http11, true));
         black_box((&to_node, &to_client));
     }
 }

@@ -26,8 +26,7 @@ pub use head::HeadScan;
 pub use request::{Method, RequestHead};
 pub use response::ResponseHead;
 pub use write::{
-    Forwarding, HeadChanges, error_fields, error_response, push_decimal, write_request, write_response,
-    write_subrequest,
+    Forwarding, error_fields, error_response, push_decimal, write_request, write_response, write_subrequest,
 };
 
 /// How the end of a message body is found (RFC 9112 section 6.3).

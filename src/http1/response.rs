@@ -8,7 +8,7 @@ use super::request::refusal;
 use super::tags::TagLines;
 use super::{BadHead, Framing, Method, Version};
 
-/// A checked response head: its bytes, and where in them is what.
+/// A checked response head: its bytes, where in them is what, and what is changed in it before it is written on.
 #[derive(Debug, Default)]
 pub struct ResponseHead {
     /// With the blank line.
@@ -24,6 +24,11 @@ pub struct ResponseHead {
     announced_length: Option<u64>,
     /// The protocol of a `101 Switching Protocols`.
     pub(super) upgrade: Option<Span>,
+    /// The next cache is told not to store it.
+    pub(super) no_store: bool,
+    /// The tags of a page are written in one line.
+    pub(super) joins_tags: bool,
+    added: &'static [(&'static str, &'static str)],
 }
 
 impl ResponseHead {
@@ -33,7 +38,8 @@ impl ResponseHead {
     /// # Errors
     /// [`BadHead`] for everything that is not strictly right: the answer is then a 502.
     pub fn parse(&mut self, head: &[u8], method: Method, max_fields: usize) -> Result<(), BadHead> {
-        (self.reason, self.upgrade) = Default::default();
+        (self.reason, self.upgrade, self.added) = Default::default();
+        (self.no_store, self.joins_tags) = (false, false);
         self.fields.clear();
         let mut bytes = mem::take(&mut self.bytes);
         bytes.clear();
@@ -107,6 +113,26 @@ impl ResponseHead {
     pub fn drop_fields(&mut self, is_dropped: impl Fn(&[u8]) -> bool) {
         let kept = self.fields.list.iter_mut().filter(|field| is_kept_in_response(field.kind));
         kept.filter(|field| is_dropped(field.name.bytes(&self.bytes))).for_each(|field| field.kind = Kind::Dropped);
+    }
+
+    /// The next cache is told not to store it.
+    pub fn forbid_storing(&mut self) {
+        self.no_store = true;
+    }
+
+    /// The tags of a page are written in one line.
+    pub fn join_tags(&mut self) {
+        self.joins_tags = true;
+    }
+
+    /// Writes these fields behind those that are kept; names are in lower case.
+    pub fn add_fields(&mut self, added: &'static [(&'static str, &'static str)]) {
+        self.added = added;
+    }
+
+    /// The fields that are written behind those that are kept, with names in lower case.
+    pub fn added_fields(&self) -> &'static [(&'static str, &'static str)] {
+        self.added
     }
 
     /// Another body takes the place of this one, of a length that is not known: none is announced any more. Without a

@@ -22,17 +22,6 @@ pub struct Forwarding<'a> {
     pub offload_header: &'a str,
 }
 
-/// What is changed in the head of an answer on its way, beside what every proxy changes.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct HeadChanges {
-    /// The next cache is told not to store it.
-    pub no_store: bool,
-    /// The tags of a page are written in one line.
-    pub joins_tags: bool,
-    /// Fields that are written behind those that are kept, with names in lower case.
-    pub added: &'static [(&'static str, &'static str)],
-}
-
 impl Forwarding<'_> {
     fn is_offload_header(&self, name: &[u8]) -> bool {
         !self.offload_header.is_empty() && name.eq_ignore_ascii_case(self.offload_header.as_bytes())
@@ -119,21 +108,15 @@ fn write_request_fields(out: &mut Vec<u8>, head: &RequestHead, forwarding: Forwa
 ///
 /// `keep_alive` is whether we are willing to keep the connection; the head tells the client in the way its version
 /// needs. It comes back false where the framing does not allow it.
-pub fn write_response(
-    out: &mut Vec<u8>,
-    head: &ResponseHead,
-    changes: &HeadChanges,
-    client: Version,
-    keep_alive: bool,
-) -> (Framing, bool) {
+pub fn write_response(out: &mut Vec<u8>, head: &ResponseHead, client: Version, keep_alive: bool) -> (Framing, bool) {
     let bytes = &head.bytes[..];
     push_status(out, head.status);
     push(out, &[head.reason.bytes(bytes), b"\r\n"]);
-    if changes.no_store {
+    if head.no_store {
         push_no_store(out, head);
     }
-    let is_written = |field: &Field| changes.no_store && is_surrogate_control(field, bytes);
-    let tag_lines = if changes.joins_tags { TagLines::of(head) } else { TagLines::AsTheyCame };
+    let is_written = |field: &Field| head.no_store && is_surrogate_control(field, bytes);
+    let tag_lines = if head.joins_tags { TagLines::of(head) } else { TagLines::AsTheyCame };
     let mut fields = FieldWriter::new(bytes);
     for field in head.kept().filter(|field| !is_written(field)) {
         if tag_lines != TagLines::AsTheyCame && is_tags(field, bytes) {
@@ -144,7 +127,7 @@ pub fn write_response(
         }
     }
     fields.finish(out);
-    for (name, value) in changes.added {
+    for (name, value) in head.added_fields() {
         push(out, &[name.as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
     }
     push_via(out, Version::Http11);
@@ -276,7 +259,7 @@ mod tests {
         let len = HeadScan::default().find(bytes.as_bytes(), 9999).unwrap().unwrap();
         head.parse(&bytes.as_bytes()[..len], Method::Get, 100).unwrap();
         let mut out = Vec::new();
-        let (framing, keep_alive) = write_response(&mut out, &head, &HeadChanges::default(), client, keep_alive);
+        let (framing, keep_alive) = write_response(&mut out, &head, client, keep_alive);
         (String::from_utf8(out).unwrap(), framing, keep_alive)
     }
 
@@ -341,9 +324,9 @@ mod tests {
             let bytes = format!("HTTP/1.1 200 OK\r\nA: b\r\n{fields}Content-Length: 0\r\n\r\n");
             let mut head = ResponseHead::default();
             head.parse(bytes.as_bytes(), Method::Get, 100).unwrap();
-            let changes = HeadChanges { no_store: true, ..HeadChanges::default() };
+            head.forbid_storing();
             let mut out = Vec::new();
-            write_response(&mut out, &head, &changes, Version::Http11, true);
+            write_response(&mut out, &head, Version::Http11, true);
             let out = String::from_utf8(out).unwrap();
             out.strip_suffix("Via: 1.1 clearcoat\r\nContent-Length: 0\r\n\r\n").unwrap().to_owned()
         };

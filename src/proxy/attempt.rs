@@ -29,7 +29,7 @@ use super::tunnel::tunnel;
 use crate::balance::LbContext;
 use crate::files::is_ours;
 use crate::fleet::{Node, SendProxy};
-use crate::http1::{BadHead, Forwarding, Framing, HeadChanges, RequestHead, write_request, write_response};
+use crate::http1::{BadHead, Forwarding, Framing, RequestHead, write_request, write_response};
 use crate::proxy_protocol;
 use crate::upstream::{Connection, Openness};
 use head::{Answer, AwaitingHead, Head};
@@ -249,16 +249,17 @@ impl Exchange<'_> {
     fn begin(&mut self) -> Result<Begun, Failure> {
         let is_bypass = self.is_bypass();
         let Request { response, head, guard_mark, to_client, .. } = &mut *self.request;
-        let added = if is_bypass { bypass::deliver(response, head) } else { &[] };
+        if is_bypass {
+            bypass::deliver(response, head);
+        }
         let Client { frontend, passage, .. } = &*self.client;
-        let store = frontend.store.as_ref();
-        let may_be_stored =
-            store.is_none_or(|store| store.may_be_stored(*guard_mark, passage.as_ref(), head, response));
-        let changes = HeadChanges { no_store: !may_be_stored, joins_tags: store.is_some(), added };
+        if let Some(store) = &frontend.store {
+            store.prepare(*guard_mark, passage.as_ref(), head, response);
+        }
         let mut first = mem::take(to_client);
         first.clear();
         let willing = head.keep_alive && self.upload.is_done() && self.client.worker.stage() < frontend.drains_at;
-        let (outgoing, keep_alive) = self.client.begin_answer(&mut first, response, &changes, head.version, willing)?;
+        let (outgoing, keep_alive) = self.client.begin_answer(&mut first, response, head.version, willing)?;
         self.request.status = Some(self.request.response.status);
         Ok(Begun { first, outgoing, keep_alive })
     }
@@ -269,7 +270,7 @@ impl Exchange<'_> {
         *status = Some(101);
         let mut first = mem::take(to_client);
         first.clear();
-        write_response(&mut first, response, &HeadChanges::default(), head.version, true);
+        write_response(&mut first, response, head.version, true);
         first.extend_from_slice(&answer[head_len..]);
         let early = input.split_off(request_len);
         let Client { stream, deadline, worker, .. } = &mut *self.client;

@@ -117,9 +117,8 @@ fn is_encoded(answer: &ResponseHead) -> bool {
     answer.kept_fields().any(|(name, value)| name.eq_ignore_ascii_case(b"content-encoding") && is_encoding(value))
 }
 
-/// Makes the head of an answer what `vcl_deliver` would make of it. Returns the fields that are added to it.
-pub(super) fn deliver(answer: &mut ResponseHead, request: &RequestHead) -> &'static [(&'static str, &'static str)] {
-    let mut added: &[_] = &[];
+/// Makes the head of an answer what `vcl_deliver` would make of it.
+pub(super) fn deliver(answer: &mut ResponseHead, request: &RequestHead) {
     let is_page = body_of(request, answer) == Body::Page;
     let file = is_file(request.path());
     let is_debugged = answer.kept_fields().any(|(name, _)| name.eq_ignore_ascii_case(b"x-magento-debug"));
@@ -134,7 +133,7 @@ pub(super) fn deliver(answer: &mut ResponseHead, request: &RequestHead) -> &'sta
         }
     } else if !says(answer, &["private"]) {
         answer.drop_fields(|name| is_one_of(name, &["cache-control", "expires", "pragma"]));
-        added = NOT_STORED;
+        answer.add_fields(NOT_STORED);
     }
     if is_page {
         answer.drop_fields(|name| is_one_of(name, &OF_THE_BYTES));
@@ -142,7 +141,6 @@ pub(super) fn deliver(answer: &mut ResponseHead, request: &RequestHead) -> &'sta
             answer.replace_body();
         }
     }
-    added
 }
 
 /// Whether `Cache-Control` has one of these directives, without an argument.

@@ -14,7 +14,7 @@ use super::stream::Stream;
 use super::transfer::Outgoing;
 use super::worker::Worker;
 use crate::fleet::Snapshot;
-use crate::http1::{BadHead, Framing, HeadChanges, ResponseHead, Version, error_response, write_response};
+use crate::http1::{BadHead, Framing, ResponseHead, Version, error_response, write_response};
 use crate::purge::Passage;
 
 /// What becomes of the client's connection.
@@ -135,18 +135,17 @@ impl Client {
         &mut self,
         out: &mut Vec<u8>,
         head: &ResponseHead,
-        changes: &HeadChanges,
         version: Version,
         willing: bool,
     ) -> Result<(Outgoing, bool), Failure> {
         let Stream::Http2(stream) = &mut self.stream else {
-            let (framing, keep_alive) = write_response(out, head, changes, version, willing);
+            let (framing, keep_alive) = write_response(out, head, version, willing);
             let outgoing = if framing == Framing::Chunked { Outgoing::Chunked } else { Outgoing::AsItIs };
             return Ok((outgoing, keep_alive));
         };
         if stream.was_cancelled() {
             Err(Failure::ClientGone(io::ErrorKind::ConnectionReset.into()))
-        } else if stream.begin_answer(head, changes, head.framing == Framing::None) {
+        } else if stream.begin_answer(head, head.framing == Framing::None) {
             Ok((Outgoing::AsItIs, true))
         } else {
             Err(Failure::BadAnswer(BadHead::Syntax("HTTP/2 cannot carry it")))

@@ -40,9 +40,24 @@ impl StorePolicy {
         self.guard.is_some() && method == Method::Get && answer.status == 200 && answer.kept_fields().any(is_tags)
     }
 
+    /// Makes the head of an answer what a cache can work with: its tags in one line, and not to be stored if it
+    /// [may not](Self::may_be_stored).
+    pub(super) fn prepare(
+        &self,
+        mark: u64,
+        passage: Option<&Passage>,
+        request: &RequestHead,
+        answer: &mut ResponseHead,
+    ) {
+        answer.join_tags();
+        if !self.may_be_stored(mark, passage, request, answer) {
+            answer.forbid_storing();
+        }
+    }
+
     /// Whether a cache may store an answer. To be asked when its head is about to be written to `passage`; `mark` is what
     /// [`StorePolicy::mark`] was. Varnish stores what it asked for by GET; a HEAD is answered with the same fields.
-    pub(super) fn may_be_stored(
+    fn may_be_stored(
         &self,
         mark: u64,
         passage: Option<&Passage>,

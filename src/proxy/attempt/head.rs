@@ -25,7 +25,7 @@ use super::super::transfer::{BEFORE, Outgoing, Transfer, reading_room};
 use super::relay::Download;
 use super::{Exchange, download_failure};
 use crate::fleet::Role;
-use crate::http1::{BadHead, Framing, HeadChanges, HeadScan, Version, write_response};
+use crate::http1::{BadHead, Framing, HeadScan, Version, write_response};
 
 /// How much is read at once while the head of an answer is awaited: most answers come whole, and of a long one most is
 /// left to be spliced.
@@ -278,7 +278,7 @@ impl Exchange<'_> {
         let passes = self.node.spec.role == Role::Varnish || (response.status == 100 && head.expects_continue());
         if passes && self.client.version(head.version) == Version::Http11 {
             to_client.clear();
-            write_response(to_client, response, &HeadChanges::default(), Version::Http11, true);
+            write_response(to_client, response, Version::Http11, true);
             self.client.deadline.enter(Phase::Body);
             self.client.send(to_client).await?;
         }

@@ -15,7 +15,7 @@ use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use tokio::io::ReadBuf;
 use tokio::sync::oneshot;
 
-use crate::http1::{HeadChanges, ResponseHead, error_fields};
+use crate::http1::{ResponseHead, error_fields};
 
 /// The most that one write hands to hyper, in bytes: that much may wait for the client per stream.
 pub(super) const PIECE: usize = 32 * 1024;
@@ -73,8 +73,8 @@ impl Http2Stream {
 
     /// Begins the answer. Its body is what is written from now on; `empty` says that there is none. False where the head
     /// cannot be carried, or nobody waits for it.
-    pub(in crate::proxy) fn begin_answer(&mut self, head: &ResponseHead, changes: &HeadChanges, empty: bool) -> bool {
-        head_of(head, changes).is_some_and(|head| self.send_head(head, empty))
+    pub(in crate::proxy) fn begin_answer(&mut self, head: &ResponseHead, empty: bool) -> bool {
+        head_of(head).is_some_and(|head| self.send_head(head, empty))
     }
 
     /// An answer of our own.
@@ -245,14 +245,14 @@ pub(super) fn keep_waker(kept: &mut Option<Waker>, cx: &Context<'_>) {
 }
 
 /// The head of an answer, as hyper wants it. `None` where it has bytes that HTTP/2 cannot carry.
-fn head_of(head: &ResponseHead, changes: &HeadChanges) -> Option<Response<()>> {
+fn head_of(head: &ResponseHead) -> Option<Response<()>> {
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::from_u16(head.status).ok()?;
     let headers = response.headers_mut();
     for (name, value) in head.kept_fields() {
         headers.append(HeaderName::from_bytes(name).ok()?, HeaderValue::from_bytes(value).ok()?);
     }
-    for (name, value) in changes.added {
+    for (name, value) in head.added_fields() {
         headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
     }
     headers.append(VIA, HeaderValue::from_static("1.1 clearcoat"));

@@ -280,7 +280,7 @@ struct Frontends {
 /// and no client is left at any worker's edge.
 fn start_workers(
     sockets: impl Iterator<Item = (Vec<proxy::Listener>, Vec<proxy::Listener>)>,
-    shared: &proxy::Shared,
+    shared: &proxy::WorkerContext,
     frontends: &Frontends,
 ) -> anyhow::Result<(Vec<JoinHandle<()>>, mpsc::Receiver<Infallible>)> {
     // Varnish needs its backend before the edge opens: what it fetches cannot be older than the fetch. But not before a
@@ -360,9 +360,9 @@ fn shared(
     suspects: mpsc::Sender<(Role, NodeId)>,
     started: Instant,
     shutdown: Shutdown,
-) -> proxy::Shared {
+) -> proxy::WorkerContext {
     let limits = Arc::new(config.limits.clone());
     let admission = proxy::Admission::new(limits.max_connections_per_address, metrics.edge_connections.clone());
     let (admission, files, spin) = (Arc::new(admission), Arc::new(files), config.runtime.spin);
-    proxy::Shared { fleet, metrics, suspects, limits, admission, files, spin, started, shutdown }
+    proxy::WorkerContext { fleet, metrics, suspects, limits, admission, files, spin, started, shutdown }
 }

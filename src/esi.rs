@@ -9,7 +9,7 @@
 //! left alone; `<esi:remove>` goes with what is in it; any other `esi:` tag goes alone. Names are in lower case. What this
 //! adds is a bound: a tag longer than 8 KiB is none.
 //!
-//! [`Parser`] is fed a page as it comes and never asks for more of it than one tag.
+//! [`EsiParser`] is fed a page as it comes and never asks for more of it than one tag.
 
 /// The longest tag, in bytes.
 const LONGEST_TAG: usize = 8 * 1024;
@@ -29,7 +29,7 @@ pub enum Piece<'p> {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum State {
+enum ScanState {
     /// Before the first character that is no white space.
     #[default]
     Start,
@@ -43,18 +43,18 @@ enum State {
 
 /// Takes a page apart.
 #[derive(Debug, Default)]
-pub struct Parser {
-    state: State,
+pub struct EsiParser {
+    state: ScanState,
     /// Within `<esi:remove>`.
     removing: bool,
     /// Within `<!--esi`, whose end is still to be left out.
     opened: bool,
 }
 
-impl Parser {
+impl EsiParser {
     /// For a page in which nothing is looked for.
     pub fn plain() -> Self {
-        Parser { state: State::Plain, ..Parser::default() }
+        EsiParser { state: ScanState::Plain, ..EsiParser::default() }
     }
 
     /// The next part of a page, and how many bytes it took. `page` is what was not taken yet; with `is_whole`, nothing
@@ -63,18 +63,18 @@ impl Parser {
         if page.is_empty() {
             return None;
         }
-        if self.state == State::Start {
+        if self.state == ScanState::Start {
             self.state = match page.iter().find(|byte| !byte.is_ascii_whitespace()) {
-                Some(b'<') => State::Markup,
+                Some(b'<') => ScanState::Markup,
                 None if !is_whole && page.len() < LONGEST_TAG => return None,
-                _ => State::Plain,
+                _ => ScanState::Plain,
             };
         }
         match self.state {
-            State::Start | State::Plain => Some((Piece::Text(page), page.len())),
-            State::Comment => self.up_to(b"-->", page, is_whole),
-            State::Cdata => self.up_to(b"]]>", page, is_whole),
-            State::Markup => self.markup(page, is_whole),
+            ScanState::Start | ScanState::Plain => Some((Piece::Text(page), page.len())),
+            ScanState::Comment => self.up_to(b"-->", page, is_whole),
+            ScanState::Cdata => self.up_to(b"]]>", page, is_whole),
+            ScanState::Markup => self.markup(page, is_whole),
         }
     }
 
@@ -85,7 +85,7 @@ impl Parser {
     /// Text up to the end of what is not looked into.
     fn up_to<'p>(&mut self, end: &[u8], page: &'p [u8], is_whole: bool) -> Option<(Piece<'p>, usize)> {
         if let Some(at) = find(page, end) {
-            self.state = State::Markup;
+            self.state = ScanState::Markup;
             return Some(self.text(&page[..at + end.len()]));
         }
         // The end may be under way.
@@ -114,11 +114,11 @@ impl Parser {
             return None;
         }
         if page.starts_with(b"<!--") {
-            (self.state, self.opened) = (State::Comment, false);
+            (self.state, self.opened) = (ScanState::Comment, false);
             return Some(self.text(&page[..4]));
         }
         if page.starts_with(b"<![CDATA[") {
-            self.state = State::Cdata;
+            self.state = ScanState::Cdata;
         }
         Some(self.text(&page[..1]))
     }

@@ -228,21 +228,21 @@ impl Share {
     }
 
     /// Counts files that are open already.
-    pub fn enter(self: &Arc<Self>, files: i64) -> Permit {
+    pub fn enter(self: &Arc<Self>, files: i64) -> FilePermit {
         let is_common = !self.has_own(files);
         self.used.add(files);
         let of = if is_common { &self.common.used } else { &self.own_used };
         of.fetch_add(files, Ordering::Relaxed);
-        Permit { share: Arc::clone(self), files, is_common }
+        FilePermit { share: Arc::clone(self), files, is_common }
     }
 
     /// Room for as many files, if there is any.
-    pub fn try_take(self: &Arc<Self>, files: i64) -> Option<Permit> {
+    pub fn try_take(self: &Arc<Self>, files: i64) -> Option<FilePermit> {
         self.has(files).then(|| self.enter(files))
     }
 
     /// Room for one file more, for who has one and must not wait: if all did that, each would wait for the others.
-    pub fn take_another(self: &Arc<Self>) -> Option<Permit> {
+    pub fn take_another(self: &Arc<Self>) -> Option<FilePermit> {
         let another = self.try_take(1);
         if another.is_none() {
             self.shortage.note(&"all files of this share are in use");
@@ -251,7 +251,7 @@ impl Share {
     }
 
     /// Waits for room for one file. Nothing is lost where this is given up.
-    pub async fn take(self: &Arc<Self>) -> Permit {
+    pub async fn take(self: &Arc<Self>) -> FilePermit {
         loop {
             let mut freed = pin!(self.waiting().turn.notified());
             freed.as_mut().enable();
@@ -271,13 +271,13 @@ impl Share {
 
 /// Files of a share that are in use for as long as this lives.
 #[derive(Debug)]
-pub struct Permit {
+pub struct FilePermit {
     share: Arc<Share>,
     files: i64,
     is_common: bool,
 }
 
-impl Drop for Permit {
+impl Drop for FilePermit {
     fn drop(&mut self) {
         let Share { common, own_used, used, .. } = &*self.share;
         // Whether one was missing to somebody, who may have wanted two.
@@ -353,7 +353,7 @@ mod tests {
     #[test]
     fn several_files_that_are_given_back_at_once_are_had_by_as_many_who_wait() {
         let share = share(5);
-        let mut taken: Vec<Permit> = std::iter::from_fn(|| share.try_take(1)).collect();
+        let mut taken: Vec<FilePermit> = std::iter::from_fn(|| share.try_take(1)).collect();
         let mut waiting: Vec<_> = (0..4).map(|_| Box::pin(share.take())).collect();
         let mut cx = Context::from_waker(Waker::noop());
         assert!(waiting.iter_mut().all(|take| take.as_mut().poll(&mut cx).is_pending()));
@@ -376,13 +376,13 @@ mod tests {
     #[test]
     fn one_share_may_take_all_that_is_common_and_nothing_that_is_another_ones() {
         let Budget { edge_clients, edge_nodes, origin_nodes, .. } = budget(80, 0);
-        let taken: Vec<Permit> = std::iter::from_fn(|| edge_clients.try_take(1)).collect();
+        let taken: Vec<FilePermit> = std::iter::from_fn(|| edge_clients.try_take(1)).collect();
         assert_eq!(taken.len(), 50);
         for share in [&edge_nodes, &origin_nodes] {
-            let own: Vec<Permit> = std::iter::from_fn(|| share.try_take(1)).collect();
+            let own: Vec<FilePermit> = std::iter::from_fn(|| share.try_take(1)).collect();
             assert_eq!(own.len(), 10);
         }
-        let own: Vec<Permit> = std::iter::from_fn(|| edge_nodes.try_take(1)).collect();
+        let own: Vec<FilePermit> = std::iter::from_fn(|| edge_nodes.try_take(1)).collect();
         let mut waits = Box::pin(edge_nodes.take());
         let mut cx = Context::from_waker(Waker::noop());
         assert!(waits.as_mut().poll(&mut cx).is_pending());
@@ -395,7 +395,7 @@ mod tests {
     #[test]
     fn the_edge_has_no_more_clients_than_it_is_told() {
         let Budget { edge_clients, origin_clients, .. } = budget(80, 4);
-        let taken: Vec<Permit> = std::iter::from_fn(|| edge_clients.try_take(1)).collect();
+        let taken: Vec<FilePermit> = std::iter::from_fn(|| edge_clients.try_take(1)).collect();
         assert!(taken.len() == 4 && edge_clients.is_full() && !origin_clients.is_full());
         let mut room = Box::pin(edge_clients.room());
         let mut cx = Context::from_waker(Waker::noop());

@@ -42,4 +42,4 @@ pub use frontend::{Frontend, NoNode, OwnAnswer, OwnAnswers, Select, Trust};
 pub use listener::{Entrance, Listener, bind, spawn};
 pub use request_hash::{IgnoredParameters, request_hash};
 pub use store::StorePolicy;
-pub use worker::{Shared, Worker};
+pub use worker::{Worker, WorkerContext};

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub use batch::{Ban, Batch, compile};
 pub use forward::{BadForward, RequestLimits};
-pub use guard::{Ends, Guard, Page, Passage, Sent, Wire};
+pub use guard::{Guard, Page, Passage, SentBytes, SocketPair, Wire};
 pub use method::{Rules, may_purge};
 pub use parse::{Parsed, Refusal, parse};
 pub use pattern::{BadPattern, Pattern};

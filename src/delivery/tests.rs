@@ -279,7 +279,7 @@ async fn where_the_last_varnish_is_takes_no_account_of_one_of_which_nothing_is_k
 async fn a_node_gets_on_in_a_storm_though_a_page_that_it_concerns_is_always_on_its_way() {
     let rig = Rig::new(CALM).await;
     rig.ran(&[400, 200]);
-    let ends = crate::purge::Ends {
+    let ends = crate::purge::SocketPair {
         ours: "127.0.0.1:80".parse().unwrap(),
         theirs: SocketAddr::new(rig.node.spec.address.ip(), 1000),
     };
@@ -314,7 +314,8 @@ async fn a_page_for_the_address_of_another_node_may_be_ours_until_we_were_seen_t
     let varnish = Pool::new(vec![member(Arc::clone(&rig.node)), member(other)], 0.0);
     rig.deliveries.context.fleet.store(Arc::new(Snapshot { version: 2, varnish, web: Pool::default() }));
     let pass = |to: IpAddr| {
-        let passage = rig.guard.connected(crate::purge::Ends { ours: (ours, 80).into(), theirs: (to, 1000).into() });
+        let passage =
+            rig.guard.connected(crate::purge::SocketPair { ours: (ours, 80).into(), theirs: (to, 1000).into() });
         let page = Page { status: 200, target: b"/", fields: [(&b"X-Magento-Tags"[..], &b"a"[..])].into_iter() };
         assert!(passage.may_be_stored(rig.guard.now(), &page, Instant::now()));
         passage

@@ -4,7 +4,7 @@ use super::*;
 
 /// A page that comes in pieces of `step` bytes, with `{address}` for each page that is included.
 fn shown(page: &[u8], step: usize) -> String {
-    let (mut parser, mut waiting, mut out) = (Parser::default(), Vec::new(), Vec::new());
+    let (mut parser, mut waiting, mut out) = (EsiParser::default(), Vec::new(), Vec::new());
     let mut pieces = page.chunks(step);
     let mut is_whole = page.is_empty();
     loop {
@@ -90,7 +90,7 @@ fn a_tag_ends_also_in_a_value() {
 #[test]
 fn a_page_without_markup_is_not_looked_at() {
     let page = b"<esi:include src=\"/f\"/>";
-    assert_eq!(Parser::plain().next(page, true), Some((Piece::Text(page), page.len())));
+    assert_eq!(EsiParser::plain().next(page, true), Some((Piece::Text(page), page.len())));
 }
 
 proptest! {

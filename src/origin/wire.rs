@@ -14,7 +14,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::purge::{Ends, Sent, Wire};
+use crate::purge::{SentBytes, SocketPair, Wire};
 
 /// `linux/netlink.h`, `linux/sock_diag.h`.
 const AF_NETLINK: i32 = 16;
@@ -60,7 +60,7 @@ impl Default for SocketDiagnosis {
 }
 
 impl Wire for SocketDiagnosis {
-    fn sent(&self, ends: Ends) -> Sent {
+    fn sent(&self, ends: SocketPair) -> SentBytes {
         let mut socket = self.socket.lock();
         self.ask(&mut socket, ends).unwrap_or_else(|error| {
             if !self.failed.swap(true, Ordering::Relaxed) {
@@ -70,7 +70,7 @@ impl Wire for SocketDiagnosis {
                      a purge that overtakes a page on a slow link may miss it"
                 );
             }
-            Sent::Unknown
+            SentBytes::Unknown
         })
     }
 }
@@ -83,7 +83,7 @@ impl SocketDiagnosis {
     }
 
     /// Asks by the socket that was kept. It is kept again where nothing fails.
-    fn ask(&self, kept: &mut Option<Socket>, ends: Ends) -> io::Result<Sent> {
+    fn ask(&self, kept: &mut Option<Socket>, ends: SocketPair) -> io::Result<SentBytes> {
         let mut socket = kept.take().map_or_else(open, Ok)?;
         let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
         socket.send(&request(ends, sequence))?;
@@ -102,7 +102,7 @@ fn open() -> io::Result<Socket> {
 }
 
 /// The request for one socket, in the byte order of this machine but for ports and addresses.
-fn request(Ends { ours, theirs }: Ends, sequence: u32) -> Vec<u8> {
+fn request(SocketPair { ours, theirs }: SocketPair, sequence: u32) -> Vec<u8> {
     let family = if ours.is_ipv4() { AF_INET } else { AF_INET6 };
     let mut out = Vec::with_capacity(HEADER + REQUEST);
     out.extend(((HEADER + REQUEST) as u32).to_ne_bytes());
@@ -141,26 +141,26 @@ fn scope(end: SocketAddr) -> u32 {
     }
 }
 
-fn parse(message: &[u8], sequence: u32) -> io::Result<Sent> {
+fn parse(message: &[u8], sequence: u32) -> io::Result<SentBytes> {
     if number::<4>(message, 8).map(u32::from_ne_bytes)? != sequence {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "an answer of sock_diag to another question"));
     }
     if number::<2>(message, 4).map(u16::from_ne_bytes)? == NLMSG_ERROR {
         let errno = number::<4>(message, HEADER).map(i32::from_ne_bytes)?.wrapping_neg();
-        return if errno == ENOENT { Ok(Sent::Closed) } else { Err(io::Error::from_raw_os_error(errno)) };
+        return if errno == ENOENT { Ok(SentBytes::Closed) } else { Err(io::Error::from_raw_os_error(errno)) };
     }
     let [state] = number::<1>(message, HEADER + 1)?;
     // `idiag_wqueue`: what was written and is not acknowledged.
     let queued = number::<4>(message, HEADER + 60).map(u32::from_ne_bytes)?;
     if !HOLDING.contains(&state) {
-        return Ok(Sent::Closed);
+        return Ok(SentBytes::Closed);
     }
     if queued > 0 {
-        return Ok(Sent::Waiting);
+        return Ok(SentBytes::Waiting);
     }
     // `tcpi_last_ack_recv`, in ms. Now is no earlier than it was, if the system leaves it out.
     let ago = attribute(message, INET_DIAG_INFO).map_or(Ok(0), |info| number::<4>(info, 56).map(u32::from_ne_bytes))?;
-    Ok(Sent::Arrived(Duration::from_millis(ago.into())))
+    Ok(SentBytes::Arrived(Duration::from_millis(ago.into())))
 }
 
 /// The content of the attribute of this kind (`linux/rtnetlink.h`): each begins at a multiple of 4 with its length and
@@ -191,11 +191,11 @@ mod tests {
     use super::*;
 
     /// A socket as its listener has it, and the other end.
-    fn connection(address: &str) -> (TcpStream, TcpStream, Ends) {
+    fn connection(address: &str) -> (TcpStream, TcpStream, SocketPair) {
         let listener = TcpListener::bind(address).unwrap();
         let theirs = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (ours, peer) = listener.accept().unwrap();
-        let ends = Ends { ours: ours.local_addr().unwrap(), theirs: peer };
+        let ends = SocketPair { ours: ours.local_addr().unwrap(), theirs: peer };
         (ours, theirs, ends)
     }
 
@@ -214,12 +214,12 @@ mod tests {
         theirs.read_exact(&mut rest).unwrap();
     }
 
-    /// The first answer that is not [`Sent::Waiting`].
-    fn finally(wire: &SocketDiagnosis, ends: Ends) -> Sent {
+    /// The first answer that is not [`SentBytes::Waiting`].
+    fn finally(wire: &SocketDiagnosis, ends: SocketPair) -> SentBytes {
         let began = Instant::now();
         loop {
             match wire.sent(ends) {
-                Sent::Waiting => assert!(began.elapsed() < Duration::from_secs(20), "it never arrives"),
+                SentBytes::Waiting => assert!(began.elapsed() < Duration::from_secs(20), "it never arrives"),
                 other => return other,
             }
         }
@@ -230,10 +230,10 @@ mod tests {
         for address in ["127.0.0.1:0", "[::1]:0"] {
             let (wire, (mut ours, mut theirs, ends)) = (SocketDiagnosis::new(), connection(address));
             let written = fill(&mut ours);
-            assert_eq!(wire.sent(ends), Sent::Waiting);
+            assert_eq!(wire.sent(ends), SentBytes::Waiting);
             read(&mut theirs, written);
             let before = Instant::now();
-            let Sent::Arrived(ago) = finally(&wire, ends) else { panic!("it is open") };
+            let SentBytes::Arrived(ago) = finally(&wire, ends) else { panic!("it is open") };
             assert!(ago <= before.elapsed() + Duration::from_secs(5), "{ago:?}");
         }
     }
@@ -244,13 +244,13 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         let mut theirs = TcpStream::connect(("127.0.0.1", port)).unwrap();
         let (mut ours, peer) = listener.accept().unwrap();
-        let ends = Ends { ours: ours.local_addr().unwrap(), theirs: peer };
+        let ends = SocketPair { ours: ours.local_addr().unwrap(), theirs: peer };
         assert!(ends.ours.is_ipv6());
         let written = fill(&mut ours);
         let wire = SocketDiagnosis::new();
-        assert_eq!(wire.sent(ends), Sent::Waiting);
+        assert_eq!(wire.sent(ends), SentBytes::Waiting);
         read(&mut theirs, written);
-        assert!(matches!(finally(&wire, ends), Sent::Arrived(_)));
+        assert!(matches!(finally(&wire, ends), SentBytes::Arrived(_)));
     }
 
     #[test]
@@ -258,19 +258,19 @@ mod tests {
         let (wire, (mut ours, mut theirs, ends)) = (SocketDiagnosis::new(), connection("127.0.0.1:0"));
         let written = fill(&mut ours);
         drop(ours);
-        assert_eq!(wire.sent(ends), Sent::Waiting);
+        assert_eq!(wire.sent(ends), SentBytes::Waiting);
         read(&mut theirs, written);
-        assert_eq!(finally(&wire, ends), Sent::Closed);
+        assert_eq!(finally(&wire, ends), SentBytes::Closed);
     }
 
     #[test]
     fn a_connection_that_is_not_there_is_closed_though_its_listener_is() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let nobody = "127.0.0.1:1".parse().unwrap();
-        let ends = Ends { ours: listener.local_addr().unwrap(), theirs: nobody };
-        assert_eq!(SocketDiagnosis::new().sent(ends), Sent::Closed);
+        let ends = SocketPair { ours: listener.local_addr().unwrap(), theirs: nobody };
+        assert_eq!(SocketDiagnosis::new().sent(ends), SentBytes::Closed);
         drop(listener);
-        assert_eq!(SocketDiagnosis::new().sent(ends), Sent::Closed);
+        assert_eq!(SocketDiagnosis::new().sent(ends), SentBytes::Closed);
     }
 
     #[test]

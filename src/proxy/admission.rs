@@ -23,20 +23,20 @@ impl Admission {
     }
 
     /// Counts a connection for as long as the permit lives.
-    pub(super) fn enter(self: &Arc<Self>) -> Permit {
+    pub(super) fn enter(self: &Arc<Self>) -> AddressPermit {
         self.connections.inc();
-        Permit { admission: Arc::clone(self), address: None }
+        AddressPermit { admission: Arc::clone(self), address: None }
     }
 }
 
 /// One connection.
 #[derive(Debug)]
-pub(super) struct Permit {
+pub(super) struct AddressPermit {
     admission: Arc<Admission>,
     address: Option<IpAddr>,
 }
 
-impl Permit {
+impl AddressPermit {
     /// Counts the connection for this address as well. False where it has as many as it may.
     pub(super) fn count_for(&mut self, address: IpAddr) -> bool {
         if self.admission.most_from_one == 0 {
@@ -52,7 +52,7 @@ impl Permit {
     }
 }
 
-impl Drop for Permit {
+impl Drop for AddressPermit {
     fn drop(&mut self) {
         if let Some(address) = self.address
             && let Entry::Occupied(mut count) = self.admission.by_address.entry(address)
@@ -78,7 +78,7 @@ mod tests {
     fn an_address_has_as_many_connections_as_it_may_and_its_place_is_free_again_when_one_ends() {
         let admission = Arc::new(Admission::new(2, gauge()));
         let (one, other) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
-        let mut permits: Vec<Permit> = (0..4).map(|_| admission.enter()).collect();
+        let mut permits: Vec<AddressPermit> = (0..4).map(|_| admission.enter()).collect();
         assert!(permits[0].count_for(one) && permits[1].count_for(one));
         assert!(!permits[2].count_for(one) && permits[3].count_for(other));
         permits.remove(0);

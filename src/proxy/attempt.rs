@@ -31,8 +31,8 @@ use crate::files::is_ours;
 use crate::fleet::{Node, SendProxy};
 use crate::http1::{BadHead, Forwarding, Framing, RequestHead, write_request, write_response};
 use crate::proxy_protocol;
-use crate::upstream::{Connection, Openness};
-use head::{Answer, AwaitingHead, Head};
+use crate::upstream::{Openness, UpstreamConnection};
+use head::{AwaitingHead, FinalHead, NodeHead};
 use relay::Relaying;
 use upload::Upload;
 
@@ -56,7 +56,7 @@ impl Drop for Inflight<'_> {
 }
 
 /// A failed attempt, and what decides about another.
-pub(super) struct Failed {
+pub(super) struct FailedAttempt {
     pub(super) failure: Failure,
     /// Nothing of the request was consumed beyond what is still in the buffers.
     pub(super) untouched: bool,
@@ -66,10 +66,10 @@ pub(super) struct Failed {
     pub(super) reused: bool,
 }
 
-impl Failed {
+impl FailedAttempt {
     /// A failure before anything of the request was sent.
     fn at_once(failure: Failure) -> Self {
-        Failed { failure, untouched: true, unsent: true, reused: false }
+        FailedAttempt { failure, untouched: true, unsent: true, reused: false }
     }
 }
 
@@ -92,10 +92,10 @@ pub(super) async fn attempt(
     request: &mut Request,
     node: &Arc<Node>,
     terms: Terms,
-) -> Result<Disposition, Failed> {
+) -> Result<Disposition, FailedAttempt> {
     if node.spec.role != client.frontend.role {
         if !bypass::admits(&request.head) {
-            return Err(Failed::at_once(Failure::BadMethod));
+            return Err(FailedAttempt::at_once(Failure::BadMethod));
         }
         bypass::ask_for_whole(&mut request.head);
     }
@@ -107,7 +107,7 @@ pub(super) async fn attempt(
     let reused = pooled.is_some();
     let upstream = match pooled {
         Some(connection) => connection,
-        None => connect(client, node).await.map_err(Failed::at_once)?,
+        None => connect(client, node).await.map_err(FailedAttempt::at_once)?,
     };
     let mut first = mem::take(&mut request.to_node);
     first.clear();
@@ -129,7 +129,7 @@ pub(super) async fn attempt(
         Err(failure) => {
             request.to_node = upload.into_buffer();
             request.answer.clear();
-            return Err(Failed { failure, untouched, unsent, reused });
+            return Err(FailedAttempt { failure, untouched, unsent, reused });
         }
     };
     // A connection on which a change of protocol was offered is a tunnel by now, or may be one behind the node: a
@@ -142,7 +142,7 @@ pub(super) async fn attempt(
     Ok(after)
 }
 
-async fn connect(client: &Client, node: &Arc<Node>) -> Result<Connection, Failure> {
+async fn connect(client: &Client, node: &Arc<Node>) -> Result<UpstreamConnection, Failure> {
     client.deadline.enter_with(Phase::Connect, node);
     let worker = &client.worker;
     let room = worker.shared.files_of(client.frontend.role).nodes;
@@ -209,7 +209,7 @@ struct Exchange<'e> {
     request: &'e mut Request,
     node: &'e Arc<Node>,
     terms: Terms,
-    upstream: Connection,
+    upstream: UpstreamConnection,
     upload: Upload,
     /// The connection was asked whether the node is still there, and has limits of its own since.
     asked_for_life: bool,
@@ -223,12 +223,12 @@ impl Exchange<'_> {
         let body = self.upload.feed(&self.request.input[head_len..])?;
         for _ in 0..=MAX_INTERIM {
             match AwaitingHead::new(self).next().await? {
-                Head::Interim(len) => self.pass_interim(len).await?,
-                Head::Switch(len) => return self.tunnel(head_len, len).await,
-                Head::Final(answer) => {
+                NodeHead::Interim(len) => self.pass_interim(len).await?,
+                NodeHead::Switch(len) => return self.tunnel(head_len, len).await,
+                NodeHead::Final(answer) => {
                     let relayed = match answer {
-                        Answer::Page => Box::pin(self.relay_page()).await?,
-                        Answer::Begun(download) => Relaying::new(self, download).run().await?,
+                        FinalHead::Page => Box::pin(self.relay_page()).await?,
+                        FinalHead::Begun(download) => Relaying::new(self, download).run().await?,
                     };
                     self.request.next(head_len + body);
                     self.upload.give_beyond(&mut self.request.input);

@@ -32,7 +32,7 @@ pub(super) enum Disposition {
 
 /// Who is at the other end: the address that connected to us, or the one that a PROXY header named.
 #[derive(Clone, Debug)]
-pub(super) struct Peer {
+pub(super) struct PeerAddress {
     pub(super) socket: SocketAddr,
     /// Without a port, and as IPv4 where it is one.
     pub(super) address: IpAddr,
@@ -43,17 +43,17 @@ pub(super) struct Peer {
     pub(super) is_unknown: bool,
 }
 
-impl Peer {
+impl PeerAddress {
     /// Somebody behind this proxy.
     pub(super) fn unknown_behind(proxy: SocketAddr) -> Self {
-        Peer { is_unknown: true, ..Peer::from(proxy) }
+        PeerAddress { is_unknown: true, ..PeerAddress::from(proxy) }
     }
 }
 
-impl From<SocketAddr> for Peer {
+impl From<SocketAddr> for PeerAddress {
     fn from(socket: SocketAddr) -> Self {
         let address = socket.ip().to_canonical();
-        Peer { socket, address, text: address.to_string().into(), is_unknown: false }
+        PeerAddress { socket, address, text: address.to_string().into(), is_unknown: false }
     }
 }
 
@@ -62,7 +62,7 @@ pub(super) struct Client {
     pub(super) worker: Rc<Worker>,
     pub(super) frontend: Rc<Frontend>,
     pub(super) stream: Stream,
-    pub(super) peer: Peer,
+    pub(super) peer: PeerAddress,
     /// Whether its `X-Forwarded-*` fields are believed, by the fleet of `judged_by`: a Varnish may have connected
     /// before the fleet knew it.
     pub(super) trusted: bool,
@@ -79,7 +79,7 @@ impl Client {
         worker: Rc<Worker>,
         frontend: Rc<Frontend>,
         stream: Stream,
-        peer: Peer,
+        peer: PeerAddress,
         deadline: Deadline,
     ) -> Self {
         Client { worker, frontend, stream, peer, trusted: false, judged_by: None, deadline, passage: None }

@@ -13,10 +13,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
-use super::admission::Permit;
+use super::admission::AddressPermit;
 
 use super::Frontend;
-use super::client::{Client, Disposition, Peer};
+use super::client::{Client, Disposition, PeerAddress};
 use super::deadline::{Deadline, Interrupt, Phase};
 use super::exchange;
 use super::failure::Failure;
@@ -25,8 +25,8 @@ use super::request::Request;
 use super::stream::Stream;
 use super::worker::Worker;
 use crate::files;
-use crate::proxy_protocol::{self, Parsed, Source};
-use crate::purge::Ends;
+use crate::proxy_protocol::{self, ParsedHeader, ProxiedSource};
+use crate::purge::SocketPair;
 
 /// How much is read at once while a head is awaited. More would only copy the start of a large body around.
 const HEAD_READ: usize = 16 * 1024;
@@ -36,30 +36,30 @@ const HEAD_READ: usize = 16 * 1024;
 const LINGER_LIMIT: Duration = Duration::from_secs(30);
 
 /// A connection that was accepted.
-pub(super) struct Accepted {
+pub(super) struct AcceptedSocket {
     pub(super) socket: TcpStream,
     pub(super) peer: SocketAddr,
     pub(super) deadline: Deadline,
     /// Counts it as one from its address.
-    pub(super) permit: Option<Permit>,
-    pub(super) _file: files::Permit,
+    pub(super) permit: Option<AddressPermit>,
+    pub(super) _file: files::FilePermit,
     /// How it is to be encrypted.
     pub(super) tls: Option<Arc<ServerConfig>>,
 }
 
 /// Serves a connection to its end.
-pub(super) async fn serve(worker: Rc<Worker>, frontend: Rc<Frontend>, accepted: Accepted) {
-    let Accepted { mut socket, peer, deadline, mut permit, _file, tls } = accepted;
+pub(super) async fn serve(worker: Rc<Worker>, frontend: Rc<Frontend>, accepted: AcceptedSocket) {
+    let AcceptedSocket { mut socket, peer, deadline, mut permit, _file, tls } = accepted;
     // A socket that does not know its own address is at its end.
-    let ends = socket.local_addr().ok().map(|ours| Ends { ours, theirs: peer });
-    let mut peer = Peer::from(peer);
+    let ends = socket.local_addr().ok().map(|ours| SocketPair { ours, theirs: peer });
+    let mut peer = PeerAddress::from(peer);
     if frontend.expects_proxy_header(peer.address, &worker.shared.fleet.load()) {
         deadline.enter(Phase::Header);
         // A balancer's own health checks connect and leave without a word.
         match Box::pin(deadline.limit(read_proxy_header(&mut socket))).await {
-            Ok(Ok(Source::Proxied(client))) => peer = Peer::from(client),
+            Ok(Ok(ProxiedSource::Proxied(client))) => peer = PeerAddress::from(client),
             // Whoever speaks then is not the proxy: what it says about itself is a stranger's word.
-            Ok(Ok(Source::Local)) => peer = Peer::unknown_behind(peer.socket),
+            Ok(Ok(ProxiedSource::Local)) => peer = PeerAddress::unknown_behind(peer.socket),
             Ok(Err(error)) => return tracing::debug!(peer = %peer.text, %error, "no PROXY header"),
             Err(_late) => return tracing::debug!(peer = %peer.text, "no PROXY header in time"),
         }
@@ -93,7 +93,7 @@ pub(super) async fn serve(worker: Rc<Worker>, frontend: Rc<Frontend>, accepted: 
 }
 
 /// Reads the header, and not a byte of what follows it.
-async fn read_proxy_header(socket: &mut TcpStream) -> io::Result<Source> {
+async fn read_proxy_header(socket: &mut TcpStream) -> io::Result<ProxiedSource> {
     let mut header = Vec::new();
     let mut bytes = [0; 512];
     loop {
@@ -105,8 +105,8 @@ async fn read_proxy_header(socket: &mut TcpStream) -> io::Result<Source> {
         header.extend_from_slice(&bytes[..peeked]);
         let parsed = proxy_protocol::parse(&header).map_err(io::Error::other)?;
         let (belongs, source) = match parsed {
-            Parsed::Complete { len, source } => (len - seen, Some(source)),
-            Parsed::Incomplete => (peeked, None),
+            ParsedHeader::Complete { len, source } => (len - seen, Some(source)),
+            ParsedHeader::Incomplete => (peeked, None),
         };
         socket.read_exact(&mut bytes[..belongs]).await?;
         if let Some(source) = source {

@@ -71,7 +71,7 @@ pub(super) enum Interrupt {
 }
 
 #[derive(Debug)]
-struct Slot {
+struct DeadlineSlot {
     drains_at: Stage,
     phase: Phase,
     /// When the phase began, or came a step further.
@@ -79,7 +79,7 @@ struct Slot {
     node: Option<Arc<Node>>,
     fired: Option<Interrupt>,
     waker: Option<Waker>,
-    pace: Pace,
+    pace: BodyPace,
     /// Both ends of an answer are there, and only its node is waited for.
     patient: bool,
 }
@@ -87,7 +87,7 @@ struct Slot {
 /// How fast a client sends and takes bodies. The time in which nobody waits for the client does not count: a page that is
 /// rendered slowly is not the reader's fault.
 #[derive(Debug, Default)]
-struct Pace {
+struct BodyPace {
     /// Bytes per second that are wanted; 0 for none.
     wanted: u64,
     waits_for_client: bool,
@@ -95,7 +95,7 @@ struct Pace {
     moved: u64,
 }
 
-impl Pace {
+impl BodyPace {
     /// Looks at the client once a sweep, so long after the last one; true where it has been too slow for too long. Each
     /// stretch of waiting counts for itself: the kernel takes megabytes at once for a client that reads nothing, and
     /// whoever took a large answer quickly but for its end could hold that end, and a connection to a node with it, for
@@ -119,7 +119,7 @@ impl Pace {
 /// The deadlines of one worker's connections.
 #[derive(Debug)]
 pub(super) struct Deadlines {
-    slots: RefCell<Slab<Slot>>,
+    slots: RefCell<Slab<DeadlineSlot>>,
     now: Cell<Duration>,
     header_timeout: Duration,
 }
@@ -152,14 +152,14 @@ impl Deadlines {
     /// A deadline for a new connection, at rest, whose rest ends at the latest at this stage. `pace` is what is wanted
     /// of its client's bodies, in bytes per second; 0 for nothing.
     pub(super) fn register(self: &Rc<Self>, drains_at: Stage, pace: u64) -> Deadline {
-        let slot = Slot {
+        let slot = DeadlineSlot {
             drains_at,
             phase: Phase::Idle,
             since: self.now.get(),
             node: None,
             fired: None,
             waker: None,
-            pace: Pace { wanted: pace, ..Pace::default() },
+            pace: BodyPace { wanted: pace, ..BodyPace::default() },
             patient: false,
         };
         Deadline { slot: self.slots.borrow_mut().insert(slot), owner: Rc::clone(self) }
@@ -224,7 +224,7 @@ impl Deadline {
             slot.since = now;
             slot.node = node;
             slot.fired = None;
-            slot.pace = Pace { wanted: slot.pace.wanted, ..Pace::default() };
+            slot.pace = BodyPace { wanted: slot.pace.wanted, ..BodyPace::default() };
             slot.patient = false;
         });
     }
@@ -269,7 +269,7 @@ impl Deadline {
         self.poll(cx)
     }
 
-    fn with(&self, change: impl FnOnce(&mut Slot, Duration)) {
+    fn with(&self, change: impl FnOnce(&mut DeadlineSlot, Duration)) {
         change(&mut self.owner.slots.borrow_mut()[self.slot], self.owner.now.get());
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::attempt::{Failed, Terms, attempt};
+use super::attempt::{FailedAttempt, Terms, attempt};
 use super::client::{Client, Disposition};
 use super::deadline::Phase;
 use super::failure::Failure;
@@ -111,7 +111,7 @@ async fn try_handle(
     let (mut fresh, mut elsewhere) = (false, false);
     loop {
         let terms = Terms { lb, fresh, is_safe, may_move: is_safe && !elsewhere };
-        let Failed { failure, untouched, unsent, reused } = match attempt(client, request, &node, terms).await {
+        let FailedAttempt { failure, untouched, unsent, reused } = match attempt(client, request, &node, terms).await {
             Ok(after) => {
                 nodes.answered = Some(node);
                 return Ok(after);

@@ -42,7 +42,7 @@ use tokio::sync::oneshot;
 use tokio_rustls::server::TlsStream;
 
 use super::Frontend;
-use super::client::{Client, Disposition, Peer};
+use super::client::{Client, Disposition, PeerAddress};
 use super::deadline::{Deadline, Interrupt, Phase};
 use super::exchange;
 use super::failure::Failure;
@@ -50,7 +50,7 @@ use super::stream::Stream;
 use super::worker::Worker;
 use crate::http1::{BadHead, Scheme};
 use screen::Screen;
-use session::Session;
+use session::TlsSession;
 use stream::{AnswerBody, PIECE, keep_waker};
 
 pub(super) use stream::Http2Stream;
@@ -80,10 +80,10 @@ impl<F: Future<Output = ()> + 'static> Executor<F> for OnThisThread {
 }
 
 /// What the requests of one connection have in common.
-struct Connection {
+struct Http2Connection {
     worker: Rc<Worker>,
     frontend: Rc<Frontend>,
-    peer: Peer,
+    peer: PeerAddress,
     deadline: Deadline,
     active: Cell<u32>,
     total: Cell<u32>,
@@ -100,11 +100,11 @@ pub(super) async fn serve(
     worker: Rc<Worker>,
     frontend: Rc<Frontend>,
     session: Box<TlsStream<TcpStream>>,
-    peer: Peer,
+    peer: PeerAddress,
     deadline: Deadline,
 ) {
     let max_head = u32::try_from(worker.shared.limits.max_head).unwrap_or(u32::MAX);
-    let connection = Rc::new(Connection {
+    let connection = Rc::new(Http2Connection {
         worker,
         frontend,
         peer,
@@ -129,7 +129,7 @@ pub(super) async fn serve(
         .keep_alive_timeout(PONG)
         .auto_date_header(false);
     let service = service_fn(|request| answer(Rc::clone(&connection), request));
-    let session = Session::new(session);
+    let session = TlsSession::new(session);
     // In a box, so that it is gone before the session ends.
     let screened = Screen::new(session.clone(), max_head as usize);
     let mut serving = Box::pin(builder.serve_connection(TokioIo::new(screened), service));
@@ -169,7 +169,7 @@ pub(super) async fn serve(
     }
 }
 
-impl Connection {
+impl Http2Connection {
     fn is_abused(&self) -> bool {
         let cancelled = self.cancelled.get();
         cancelled > FREE_CANCELS && cancelled > self.total.get() / 2
@@ -194,10 +194,10 @@ impl Connection {
 }
 
 /// A request is under way. While any is, the connection itself cannot be idle for too long.
-struct Active(Rc<Connection>);
+struct Active(Rc<Http2Connection>);
 
 impl Active {
-    fn begin(connection: Rc<Connection>) -> Self {
+    fn begin(connection: Rc<Http2Connection>) -> Self {
         connection.active.set(connection.active.get() + 1);
         connection.total.set(connection.total.get().saturating_add(1));
         connection.enter(Phase::Streams);
@@ -216,7 +216,10 @@ impl Drop for Active {
 }
 
 /// Hands one request to a task of its own, so that its deadline works also while the client takes nothing.
-async fn answer(connection: Rc<Connection>, request: Request<Incoming>) -> Result<Response<AnswerBody>, io::Error> {
+async fn answer(
+    connection: Rc<Http2Connection>,
+    request: Request<Incoming>,
+) -> Result<Response<AnswerBody>, io::Error> {
     let (head, answered) = oneshot::channel();
     tokio::task::spawn_local(carry_out(Active::begin(connection), request, head));
     // Nobody answers where the node's answer cannot be passed on: the stream is reset.
@@ -226,7 +229,7 @@ async fn answer(connection: Rc<Connection>, request: Request<Incoming>) -> Resul
 /// Carries out one request, until hyper needs nothing more of its answer.
 async fn carry_out(active: Active, request: Request<Incoming>, head: oneshot::Sender<Response<AnswerBody>>) {
     let connection = &*active.0;
-    let Connection { worker, frontend, peer, .. } = connection;
+    let Http2Connection { worker, frontend, peer, .. } = connection;
     let (parts, body) = request.into_parts();
     let mut exchanged = worker.requests.get();
     let written = write_head(&mut exchanged.input, &parts, &body);

@@ -17,9 +17,9 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, watch};
 
 use super::Frontend;
-use super::connection::{self, Accepted};
+use super::connection::{self, AcceptedSocket};
 use super::deadline::SWEEP;
-use super::worker::{Shared, Worker};
+use super::worker::{Worker, WorkerContext};
 use crate::shutdown::Stage;
 use crate::upstream;
 
@@ -117,7 +117,7 @@ fn serve(
     let deadline = worker.deadline(frontend);
     let file = worker.shared.files_of(frontend.role).clients.enter(1);
     let permit = frontend.is_public.then(|| worker.shared.admission.enter());
-    let accepted = Accepted { socket, peer, deadline, permit, _file: file, tls: tls.cloned() };
+    let accepted = AcceptedSocket { socket, peer, deadline, permit, _file: file, tls: tls.cloned() };
     tokio::task::spawn_local(connection::serve(Rc::clone(worker), Rc::clone(frontend), accepted));
 }
 
@@ -189,7 +189,7 @@ pub struct Entrance {
 /// If the system gives no thread, or no epoll instance.
 pub fn spawn(
     index: usize,
-    shared: Shared,
+    shared: WorkerContext,
     entrances: Vec<Entrance>,
     edge_in_use: mpsc::Sender<Infallible>,
 ) -> io::Result<JoinHandle<()>> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::http1::{Method, RequestHead, ResponseHead};
-use crate::purge::{Ends, Guard, Page, Passage};
+use crate::purge::{Guard, Page, Passage, SocketPair};
 use crate::telemetry::Metrics;
 
 /// Decides about each answer that passes to a cache.
@@ -29,7 +29,7 @@ impl StorePolicy {
     }
 
     /// A cache has connected. What it gives is asked for each answer that is written to this connection.
-    pub(super) fn connected(&self, ends: Ends) -> Option<Passage> {
+    pub(super) fn connected(&self, ends: SocketPair) -> Option<Passage> {
         self.guard.as_ref().map(|guard| guard.connected(ends))
     }
 

@@ -50,7 +50,7 @@ pub(super) enum TransferError {
 
 /// What is still to be read.
 #[derive(Debug)]
-enum Incoming {
+enum Unread {
     /// So many bytes.
     Length(u64),
     Chunked(ChunkedDecoder),
@@ -71,7 +71,7 @@ pub(super) enum Outgoing {
 
 /// How the sink keeps up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Pace {
+enum SinkPace {
     /// It took the last piece at once.
     Prompt,
     /// It did not.
@@ -83,12 +83,12 @@ enum Pace {
 /// A body on its way, with what is to be written before it.
 #[derive(Debug)]
 pub(super) struct Transfer {
-    incoming: Incoming,
+    incoming: Unread,
     outgoing: Outgoing,
     /// What the sink has not taken yet, from `written` on.
     pending: Vec<u8>,
     written: usize,
-    pace: Pace,
+    pace: SinkPace,
     /// How much content may still come.
     allowance: u64,
     has_read: bool,
@@ -101,17 +101,17 @@ impl Transfer {
     /// from [`Transfer::into_buffer`].
     pub(super) fn new(incoming: Framing, outgoing: Outgoing, first: Vec<u8>) -> Self {
         let incoming = match incoming {
-            Framing::None | Framing::Length(0) => Incoming::Nothing,
-            Framing::Length(length) => Incoming::Length(length),
-            Framing::Chunked => Incoming::Chunked(ChunkedDecoder::default()),
-            Framing::UntilClose => Incoming::UntilClose,
+            Framing::None | Framing::Length(0) => Unread::Nothing,
+            Framing::Length(length) => Unread::Length(length),
+            Framing::Chunked => Unread::Chunked(ChunkedDecoder::default()),
+            Framing::UntilClose => Unread::UntilClose,
         };
         Transfer {
             incoming,
             outgoing,
             pending: first,
             written: 0,
-            pace: Pace::Prompt,
+            pace: SinkPace::Prompt,
             allowance: u64::MAX,
             has_read: false,
             moved: 0,
@@ -159,7 +159,7 @@ impl Transfer {
 
     /// Whether everything was read.
     pub(super) fn has_come(&self) -> bool {
-        matches!(self.incoming, Incoming::Nothing)
+        matches!(self.incoming, Unread::Nothing)
     }
 
     /// Whether bytes were read from the source, beyond those that it was fed.
@@ -179,8 +179,8 @@ impl Transfer {
 
     /// The source was reset: from now on a body that ends with its connection has no clean end.
     pub(super) fn source_was_reset(&mut self) {
-        if let Incoming::UntilClose = self.incoming {
-            self.incoming = Incoming::UntilReset;
+        if let Unread::UntilClose = self.incoming {
+            self.incoming = Unread::UntilReset;
         }
     }
 
@@ -191,7 +191,7 @@ impl Transfer {
 
     /// Whether it is the sink that is waited for, and not the source.
     pub(super) fn waits_for_sink(&self) -> bool {
-        self.pace == Pace::Flushing || self.is_pending()
+        self.pace == SinkPace::Flushing || self.is_pending()
     }
 
     fn is_pending(&self) -> bool {
@@ -201,17 +201,17 @@ impl Transfer {
     /// What is still to be read of a body that has a known length and is passed on as it comes.
     pub(super) fn length_left(&self) -> Option<u64> {
         match self.incoming {
-            Incoming::Length(left) if self.outgoing == Outgoing::AsItIs => Some(left),
+            Unread::Length(left) if self.outgoing == Outgoing::AsItIs => Some(left),
             _ => None,
         }
     }
 
     /// Records that so many bytes of a body of known length were read by other means.
     pub(super) fn record_read(&mut self, length: u64) {
-        if let Incoming::Length(left) = &mut self.incoming {
+        if let Unread::Length(left) = &mut self.incoming {
             *left -= length;
             if *left == 0 {
-                self.incoming = Incoming::Nothing;
+                self.incoming = Unread::Nothing;
             }
             self.has_read = true;
         }
@@ -272,9 +272,9 @@ impl Transfer {
     fn flush<D: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, sink: &mut D) -> Poll<Result<(), TransferError>> {
         let flushed = Pin::new(sink).poll_flush(cx).map_err(TransferError::Sink);
         match self.pace {
-            _ if flushed.is_pending() => self.pace = Pace::Flushing,
-            Pace::Flushing => self.pace = Pace::Slow,
-            Pace::Prompt | Pace::Slow => {}
+            _ if flushed.is_pending() => self.pace = SinkPace::Flushing,
+            SinkPace::Flushing => self.pace = SinkPace::Slow,
+            SinkPace::Prompt | SinkPace::Slow => {}
         }
         flushed
     }
@@ -308,7 +308,7 @@ impl Transfer {
     ) -> Poll<Result<(), TransferError>> {
         let (start, end) = self.take(scratch, (at, read), beyond)?;
         let mut piece = &scratch[start..end];
-        self.pace = Pace::Prompt;
+        self.pace = SinkPace::Prompt;
         if piece.len() <= COPIED && self.is_pending() {
             self.pending.extend_from_slice(piece);
             return self.write_pending(cx, sink);
@@ -321,7 +321,7 @@ impl Transfer {
                 Pin::new(&mut *sink).poll_write_vectored(cx, &[IoSlice::new(waiting), IoSlice::new(piece)])
             };
             let Poll::Ready(written) = polled else {
-                self.pace = Pace::Slow;
+                self.pace = SinkPace::Slow;
                 break;
             };
             self.count(written)?;
@@ -332,7 +332,7 @@ impl Transfer {
             }
         }
         self.pending.extend_from_slice(piece);
-        if self.pace == Pace::Slow { Poll::Pending } else { Poll::Ready(Ok(())) }
+        if self.pace == SinkPace::Slow { Poll::Pending } else { Poll::Ready(Ok(())) }
     }
 
     /// Counts what was written, of `pending` first.
@@ -349,10 +349,10 @@ impl Transfer {
 
     /// Never reads beyond a body of known length: what follows it stays in the socket.
     fn read_limit(&self, room: usize) -> usize {
-        let room = if self.pace == Pace::Prompt { room } else { room.min(SLOW_READ) };
+        let room = if self.pace == SinkPace::Prompt { room } else { room.min(SLOW_READ) };
         match self.incoming {
-            Incoming::Length(left) => usize::try_from(left).map_or(room, |left| left.min(room)),
-            Incoming::Chunked(_) | Incoming::UntilClose | Incoming::UntilReset | Incoming::Nothing => room,
+            Unread::Length(left) => usize::try_from(left).map_or(room, |left| left.min(room)),
+            Unread::Chunked(_) | Unread::UntilClose | Unread::UntilReset | Unread::Nothing => room,
         }
     }
 
@@ -365,28 +365,28 @@ impl Transfer {
         beyond: &mut Vec<u8>,
     ) -> Result<(usize, usize), TransferError> {
         let (content, consumed) = match &mut self.incoming {
-            Incoming::Nothing => (0, 0),
-            Incoming::UntilReset if read == 0 => {
+            Unread::Nothing => (0, 0),
+            Unread::UntilReset if read == 0 => {
                 return Err(TransferError::Source(io::ErrorKind::ConnectionReset.into()));
             }
-            Incoming::UntilClose if read == 0 => {
-                self.incoming = Incoming::Nothing;
+            Unread::UntilClose if read == 0 => {
+                self.incoming = Unread::Nothing;
                 (0, 0)
             }
-            Incoming::UntilClose | Incoming::UntilReset => (read, read),
+            Unread::UntilClose | Unread::UntilReset => (read, read),
             _ if read == 0 => return Err(TransferError::Source(io::ErrorKind::UnexpectedEof.into())),
-            Incoming::Length(left) => {
+            Unread::Length(left) => {
                 let content = usize::try_from(*left).map_or(read, |left| left.min(read));
                 *left -= content as u64;
                 if *left == 0 {
-                    self.incoming = Incoming::Nothing;
+                    self.incoming = Unread::Nothing;
                 }
                 (content, content)
             }
-            Incoming::Chunked(decoder) => {
+            Unread::Chunked(decoder) => {
                 let decoded = decoder.decode_in_place(&mut piece[at..at + read]).map_err(TransferError::Frame)?;
                 if decoder.is_done() {
-                    self.incoming = Incoming::Nothing;
+                    self.incoming = Unread::Nothing;
                 }
                 decoded
             }

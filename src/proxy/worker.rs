@@ -33,7 +33,7 @@ const LONGEST_PATH: usize = 256;
 
 /// What all workers share with the rest of the process.
 #[derive(Clone, Debug)]
-pub struct Shared {
+pub struct WorkerContext {
     /// The fleet as it is now.
     pub fleet: Arc<ArcSwap<Snapshot>>,
     /// Where everything is counted.
@@ -62,7 +62,7 @@ pub(super) struct ListenerFiles<'s> {
     pub(super) nodes: &'s Arc<Share>,
 }
 
-impl Shared {
+impl WorkerContext {
     /// The files of the listener that sends to nodes of this role.
     pub(super) fn files_of(&self, role: Role) -> ListenerFiles<'_> {
         let Budget { edge_clients, edge_nodes, origin_clients, origin_nodes } = &*self.files;
@@ -75,7 +75,7 @@ impl Shared {
 
 /// One thread of the data path.
 pub struct Worker {
-    pub(super) shared: Shared,
+    pub(super) shared: WorkerContext,
     pub(super) pools: Pools,
     pub(super) requests: RequestPool,
     pub(super) scratch: RefCell<Box<[u8]>>,
@@ -89,7 +89,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    pub(super) fn new(index: usize, shared: Shared) -> Self {
+    pub(super) fn new(index: usize, shared: WorkerContext) -> Self {
         Worker {
             deadlines: Rc::new(Deadlines::new(shared.limits.header_timeout)),
             spin: Spin::new(shared.spin),

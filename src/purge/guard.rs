@@ -44,7 +44,7 @@ use passed::Passed;
 use patterns::{Patterns, Subject};
 use under_way::{Kinds, Moments, UnderWay, Untold, Wanted};
 
-pub use under_way::{Ends, Passage, Sent, Wire};
+pub use under_way::{Passage, SentBytes, SocketPair, Wire};
 
 /// Buckets of the index: 512 KiB for about 57,000 names, more than a shop purges while it renders a page.
 const BUCKETS: usize = 8192;
@@ -156,7 +156,7 @@ impl Guard {
     }
 
     /// A Varnish has connected. What passes on this connection is known to be under way until it has arrived.
-    pub fn connected(self: &Arc<Self>, ends: Ends) -> Passage {
+    pub fn connected(self: &Arc<Self>, ends: SocketPair) -> Passage {
         Passage::open(Arc::clone(self), ends)
     }
 

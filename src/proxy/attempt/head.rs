@@ -35,17 +35,17 @@ const HEAD_READ: usize = 32 * 1024;
 const LONGEST_HELD: usize = 1 << 20;
 
 /// A head that came from the node.
-pub(super) enum Head {
+pub(super) enum NodeHead {
     /// An interim head of this length, in `answer`.
     Interim(usize),
     /// The node changes the protocol, with a head of this length, in `answer`.
     Switch(usize),
     /// The final head, and what becomes of the answer.
-    Final(Answer),
+    Final(FinalHead),
 }
 
 /// An answer whose head is here.
-pub(super) enum Answer {
+pub(super) enum FinalHead {
     /// It has begun, and is to be relayed.
     Begun(Download),
     /// It is a page whose blocks are to be filled in; what has come of its body is in `answer`.
@@ -53,7 +53,7 @@ pub(super) enum Answer {
 }
 
 /// What a head turned out to be.
-enum Parsed {
+enum HeadKind {
     Interim,
     Switch,
     Final,
@@ -78,7 +78,7 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
     }
 
     /// Sends the request and waits for the next head of the answer.
-    pub(super) async fn next(mut self) -> Result<Head, Failure> {
+    pub(super) async fn next(mut self) -> Result<NodeHead, Failure> {
         // What came with an interim head may be the next one.
         if let Some(head) = self.take_kept_head()? {
             return Ok(head);
@@ -87,7 +87,7 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
         std::future::poll_fn(|cx| self.poll(cx, &mut entered)).await
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>, entered: &mut Option<Phase>) -> Poll<Result<Head, Failure>> {
+    fn poll(&mut self, cx: &mut Context<'_>, entered: &mut Option<Phase>) -> Poll<Result<NodeHead, Failure>> {
         let Exchange { client, upload, upstream, node, .. } = &mut *self.exchange;
         upload.poll(cx, client, &mut upstream.stream)?;
         let sent = upload.needs_no_more();
@@ -120,7 +120,7 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
     }
 
     /// Reads once from the node. A final head that is complete then begins its answer from where it stands.
-    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Head>, Failure>> {
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<NodeHead>, Failure>> {
         let worker = Rc::clone(&self.exchange.client.worker);
         let scratch = &mut worker.scratch.borrow_mut()[..];
         let room = reading_room(scratch);
@@ -147,14 +147,14 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
         if self.exchange.request.answer.is_empty()
             && let Some(len) = self.find_head(bytes)?
         {
-            if let Parsed::Final = self.parse_head(&bytes[..len])?
+            if let HeadKind::Final = self.parse_head(&bytes[..len])?
                 && !self.is_to_be_held(read - len)
             {
                 let mut download = self.begin()?;
                 let body = (BEFORE + len, read - len);
                 let Exchange { client, surplus, .. } = &mut *self.exchange;
                 let begun = download.body.begin(cx, &mut client.stream, scratch, body, surplus);
-                let head = Head::Final(Answer::Begun(download));
+                let head = NodeHead::Final(FinalHead::Begun(download));
                 return Poll::Ready(begun.map_err(download_failure).map(|()| Some(head)));
             }
             self.scan = HeadScan::default();
@@ -169,36 +169,36 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
     }
 
     /// Looks for a head in what was kept of the answer.
-    fn take_kept_head(&mut self) -> Result<Option<Head>, Failure> {
+    fn take_kept_head(&mut self) -> Result<Option<NodeHead>, Failure> {
         let mut answer = mem::take(&mut self.exchange.request.answer);
         let Some(len) = self.find_head(&answer)? else {
             self.exchange.request.answer = answer;
             return Ok(None);
         };
         let parsed = self.parse_head(&answer[..len])?;
-        if let Parsed::Final = parsed {
+        if let HeadKind::Final = parsed {
             answer.drain(..len);
         }
         self.exchange.request.answer = answer;
         match parsed {
-            Parsed::Interim => Ok(Some(Head::Interim(len))),
-            Parsed::Switch => Ok(Some(Head::Switch(len))),
-            Parsed::Final if self.is_to_be_held(self.exchange.request.answer.len()) => {
+            HeadKind::Interim => Ok(Some(NodeHead::Interim(len))),
+            HeadKind::Switch => Ok(Some(NodeHead::Switch(len))),
+            HeadKind::Final if self.is_to_be_held(self.exchange.request.answer.len()) => {
                 let mut body = Transfer::new(self.exchange.request.response.framing, Outgoing::AsItIs, Vec::new());
                 body.feed(&self.exchange.request.answer).map_err(download_failure)?;
                 self.hold(body)
             }
-            Parsed::Final => self.begin_kept().map(Some),
+            HeadKind::Final => self.begin_kept().map(Some),
         }
     }
 
     /// Begins the answer of which the body so far is in `answer`.
-    fn begin_kept(&mut self) -> Result<Head, Failure> {
+    fn begin_kept(&mut self) -> Result<NodeHead, Failure> {
         let mut download = self.begin()?;
         let Exchange { request, surplus, .. } = &mut *self.exchange;
         let body = download.body.feed(&request.answer).map_err(download_failure)?;
         surplus.extend_from_slice(&request.answer[body..]);
-        Ok(Head::Final(Answer::Begun(download)))
+        Ok(NodeHead::Final(FinalHead::Begun(download)))
     }
 
     fn begin(&mut self) -> Result<Download, Failure> {
@@ -236,7 +236,7 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
     }
 
     /// Goes on waiting for the end of a page, or begins its answer if all of it is here, or too much.
-    fn hold(&mut self, body: Transfer) -> Result<Option<Head>, Failure> {
+    fn hold(&mut self, body: Transfer) -> Result<Option<NodeHead>, Failure> {
         if !body.has_come() && self.exchange.request.answer.len() <= LONGEST_HELD {
             self.held = Some(body);
             return Ok(None);
@@ -244,25 +244,25 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
         self.pass_held()
     }
 
-    fn pass_held(&mut self) -> Result<Option<Head>, Failure> {
+    fn pass_held(&mut self) -> Result<Option<NodeHead>, Failure> {
         if self.is_to_be_filled_in() {
-            return Ok(Some(Head::Final(Answer::Page)));
+            return Ok(Some(NodeHead::Final(FinalHead::Page)));
         }
         self.begin_kept().map(Some)
     }
 
-    fn parse_head(&mut self, bytes: &[u8]) -> Result<Parsed, Failure> {
+    fn parse_head(&mut self, bytes: &[u8]) -> Result<HeadKind, Failure> {
         let Request { response, head, .. } = &mut *self.exchange.request;
         let max_fields = self.exchange.client.worker.shared.limits.max_fields;
         response.parse(bytes, head.method, max_fields).map_err(Failure::BadAnswer)?;
         if response.is_interim() {
-            return Ok(Parsed::Interim);
+            return Ok(HeadKind::Interim);
         }
         if response.status != 101 {
-            return Ok(Parsed::Final);
+            return Ok(HeadKind::Final);
         }
         // A switch that nobody asked for, or to something else, is not an answer.
-        if head.offers(response.upgrade_to()) { Ok(Parsed::Switch) } else { Err(Failure::BadAnswer(BadHead::Status)) }
+        if head.offers(response.upgrade_to()) { Ok(HeadKind::Switch) } else { Err(Failure::BadAnswer(BadHead::Status)) }
     }
 }
 

@@ -19,7 +19,7 @@ use super::super::request::Request;
 use super::super::transfer::Outgoing;
 use super::relay::Relayed;
 use super::{Begun, Exchange, fallback_host, forwarding};
-use crate::esi::{Parser, Piece};
+use crate::esi::{EsiParser, Piece};
 use crate::fleet::Node;
 use crate::http1::{BodyDecoder, RequestHead, write_subrequest};
 use fragment::{DEEPEST, Fragment, LeftOut, MOST, OfPage};
@@ -31,7 +31,7 @@ const PIECE: usize = 32 * 1024;
 struct Document {
     bytes: Vec<u8>,
     taken: usize,
-    parser: Parser,
+    parser: EsiParser,
     /// What it was asked for by, for addresses that are relative to it.
     target: Vec<u8>,
 }
@@ -51,7 +51,7 @@ impl Document {
 }
 
 /// The page as it comes from the node.
-struct Source<'p> {
+struct PageSource<'p> {
     upstream: &'p mut TcpStream,
     /// Another request may be sent on it when the page has come to its end.
     is_free: bool,
@@ -60,7 +60,7 @@ struct Source<'p> {
     surplus: &'p mut Vec<u8>,
 }
 
-impl Source<'_> {
+impl PageSource<'_> {
     /// Takes the frame off what was read.
     fn take(&mut self, mut piece: Vec<u8>, into: &mut Vec<u8>) -> Result<(), Failure> {
         let (content, consumed) = self.decoder.decode_in_place(&mut piece).map_err(Failure::BadAnswerBody)?;
@@ -88,7 +88,7 @@ impl Source<'_> {
 }
 
 /// The answer as it goes to the client.
-struct Sink<'p> {
+struct PageSink<'p> {
     client: &'p mut Client,
     /// The head, until it has been sent.
     wire: Vec<u8>,
@@ -97,7 +97,7 @@ struct Sink<'p> {
     sent: u64,
 }
 
-impl Sink<'_> {
+impl PageSink<'_> {
     async fn push(&mut self, text: &[u8]) -> Result<(), Failure> {
         for piece in text.chunks(PIECE) {
             self.gathered.extend_from_slice(piece);
@@ -164,7 +164,7 @@ impl Asking<'_> {
         let fetched = fragment::fetch(client, self.node, of_page, &out).await;
         self.is_late = matches!(fetched, Err(LeftOut::Late));
         let Fragment { body, is_markup } = fetched?;
-        let parser = if is_markup { Parser::default() } else { Parser::plain() };
+        let parser = if is_markup { EsiParser::default() } else { EsiParser::plain() };
         Ok(Document { bytes: body, taken: 0, parser, target })
     }
 
@@ -193,10 +193,10 @@ impl Exchange<'_> {
         let mut asking = Asking { node: self.node, head, count: 0, is_late: false };
         let is_free = response.keep_alive && !head.offers_upgrade();
         let upstream = &mut self.upstream.stream;
-        let mut source = Source { upstream, is_free, decoder, surplus: &mut self.surplus };
-        let mut sink = Sink { client: &mut *self.client, wire, gathered: Vec::new(), outgoing, sent: 0 };
+        let mut source = PageSource { upstream, is_free, decoder, surplus: &mut self.surplus };
+        let mut sink = PageSink { client: &mut *self.client, wire, gathered: Vec::new(), outgoing, sent: 0 };
         let mut page =
-            Document { bytes: Vec::new(), taken: 0, parser: Parser::default(), target: head.target().to_vec() };
+            Document { bytes: Vec::new(), taken: 0, parser: EsiParser::default(), target: head.target().to_vec() };
         source.take(mem::take(answer), &mut page.bytes)?;
         fill_in(&mut source, &mut sink, &mut asking, page).await?;
         response.keep_alive = source.is_free;
@@ -206,8 +206,8 @@ impl Exchange<'_> {
 
 /// Passes a page on, and its fragments where they belong.
 async fn fill_in(
-    source: &mut Source<'_>,
-    sink: &mut Sink<'_>,
+    source: &mut PageSource<'_>,
+    sink: &mut PageSink<'_>,
     asking: &mut Asking<'_>,
     page: Document,
 ) -> Result<(), Failure> {

@@ -82,16 +82,16 @@ const STATIC: [(&str, &str); 61] = [
 
 /// A block that cannot be read: nobody knows what the table is from here on (RFC 7541 section 2.3.3).
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Unreadable;
+pub(super) struct BadHeaderBlock;
 
 /// A name and a value.
-type Field = (Rc<[u8]>, Rc<[u8]>);
+type HeaderField = (Rc<[u8]>, Rc<[u8]>);
 
 /// The table of one connection's requests.
 #[derive(Debug)]
 pub(super) struct Table {
     /// The newest first.
-    entries: VecDeque<Field>,
+    entries: VecDeque<HeaderField>,
     size: usize,
     max: usize,
 }
@@ -104,7 +104,7 @@ impl Table {
     /// Reads a whole block, and appends its fields to `out` as literals. What is beyond `limit`, counted as
     /// SETTINGS_MAX_HEADER_LIST_SIZE is, is left out. False if the block is malformed (RFC 9113 section 8.1.1) in a way that
     /// h2 takes for one that cannot be read.
-    pub(super) fn rewrite(&mut self, block: &[u8], limit: usize, out: &mut Vec<u8>) -> Result<bool, Unreadable> {
+    pub(super) fn rewrite(&mut self, block: &[u8], limit: usize, out: &mut Vec<u8>) -> Result<bool, BadHeaderBlock> {
         let mut rest = Input(block);
         let (mut listed, mut is_well_formed, mut has_fields) = (0, true, false);
         while let Some(&first) = rest.0.first() {
@@ -118,7 +118,7 @@ impl Table {
                 0x20.. => {
                     let max = rest.integer(5)?;
                     if has_fields || max > TABLE_SIZE {
-                        return Err(Unreadable);
+                        return Err(BadHeaderBlock);
                     }
                     self.max = max;
                     self.evict(0);
@@ -138,7 +138,7 @@ impl Table {
         Ok(is_well_formed)
     }
 
-    fn literal(&self, rest: &mut Input<'_>, bits: u32) -> Result<Field, Unreadable> {
+    fn literal(&self, rest: &mut Input<'_>, bits: u32) -> Result<HeaderField, BadHeaderBlock> {
         let name = match rest.integer(bits)? {
             0 => rest.string()?,
             index => self.entry(index)?.0,
@@ -146,11 +146,11 @@ impl Table {
         Ok((name, rest.string()?))
     }
 
-    fn entry(&self, index: usize) -> Result<Field, Unreadable> {
-        let index = index.checked_sub(1).ok_or(Unreadable)?;
+    fn entry(&self, index: usize) -> Result<HeaderField, BadHeaderBlock> {
+        let index = index.checked_sub(1).ok_or(BadHeaderBlock)?;
         match STATIC.get(index) {
             Some((name, value)) => Ok((name.as_bytes().into(), value.as_bytes().into())),
-            None => self.entries.get(index - STATIC.len()).cloned().ok_or(Unreadable),
+            None => self.entries.get(index - STATIC.len()).cloned().ok_or(BadHeaderBlock),
         }
     }
 
@@ -177,7 +177,7 @@ struct Input<'b>(&'b [u8]);
 
 impl Input<'_> {
     /// An integer with a prefix of as many bits (RFC 7541 section 5.1).
-    fn integer(&mut self, bits: u32) -> Result<usize, Unreadable> {
+    fn integer(&mut self, bits: u32) -> Result<usize, BadHeaderBlock> {
         let mask = (1 << bits) - 1;
         let mut value = usize::from(self.byte()? & mask);
         if value < usize::from(mask) {
@@ -191,25 +191,25 @@ impl Input<'_> {
                 return Ok(value);
             }
         }
-        Err(Unreadable)
+        Err(BadHeaderBlock)
     }
 
-    fn byte(&mut self) -> Result<u8, Unreadable> {
-        let (&byte, rest) = self.0.split_first().ok_or(Unreadable)?;
+    fn byte(&mut self) -> Result<u8, BadHeaderBlock> {
+        let (&byte, rest) = self.0.split_first().ok_or(BadHeaderBlock)?;
         self.0 = rest;
         Ok(byte)
     }
 
-    fn string(&mut self) -> Result<Rc<[u8]>, Unreadable> {
+    fn string(&mut self) -> Result<Rc<[u8]>, BadHeaderBlock> {
         let is_huffman = self.0.first().is_some_and(|byte| byte & 0x80 != 0);
         let length = self.integer(7)?;
-        let (bytes, rest) = self.0.split_at_checked(length).ok_or(Unreadable)?;
+        let (bytes, rest) = self.0.split_at_checked(length).ok_or(BadHeaderBlock)?;
         self.0 = rest;
         if !is_huffman {
             return Ok(bytes.into());
         }
         let mut decoded = Vec::with_capacity(length * 8 / 5);
-        huffman::decode(bytes, &mut decoded).ok_or(Unreadable)?;
+        huffman::decode(bytes, &mut decoded).ok_or(BadHeaderBlock)?;
         Ok(decoded.into())
     }
 }
@@ -260,7 +260,7 @@ mod tests {
         out
     }
 
-    fn rewritten(table: &mut Table, block: &[u8]) -> Result<(bool, Vec<u8>), Unreadable> {
+    fn rewritten(table: &mut Table, block: &[u8]) -> Result<(bool, Vec<u8>), BadHeaderBlock> {
         let mut out = Vec::new();
         table.rewrite(block, 1 << 20, &mut out).map(|is_well_formed| (is_well_formed, out))
     }
@@ -316,7 +316,7 @@ mod tests {
     #[test]
     fn what_cannot_be_read_ends_the_connection() {
         for block in ["80", "be", "ff ff ff ff ff ff", "00", "00 05 61", "00 81 ff 00", "3f ff ff 03", "82 20", "7f"] {
-            assert_eq!(rewritten(&mut Table::new(), &bytes(block)), Err(Unreadable), "{block}");
+            assert_eq!(rewritten(&mut Table::new(), &bytes(block)), Err(BadHeaderBlock), "{block}");
         }
     }
 

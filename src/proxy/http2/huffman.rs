@@ -268,14 +268,14 @@ const END: usize = 256;
 
 /// What four bits do: where they lead, and the byte that they complete.
 #[derive(Clone, Copy, Default)]
-struct Step {
+struct Transition {
     next: u16,
     byte: Option<u8>,
     is_end: bool,
 }
 
 struct Machine {
-    steps: Vec<[Step; 16]>,
+    steps: Vec<[Transition; 16]>,
     /// Whether a string may end here: the bits since the last byte are fewer than eight, and all ones.
     may_end: Vec<bool>,
 }
@@ -304,7 +304,7 @@ impl Machine {
             }
         }
         let step = |from: usize, bits: usize| {
-            let (mut node, mut step) = (from, Step::default());
+            let (mut node, mut step) = (from, Transition::default());
             for at in (0..4).rev() {
                 match nodes[node][bits >> at & 1] {
                     END => step.is_end = true,

@@ -17,7 +17,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::hpack::{Table, Unreadable};
+use super::hpack::{BadHeaderBlock, Table};
 
 /// `PRI * HTTP/2.0` and so on (RFC 9113 section 3.4), in bytes.
 const PREFACE: usize = 24;
@@ -126,7 +126,7 @@ struct Frames {
     /// Bytes that go on as they come.
     pass: usize,
     /// A header block that is not whole yet.
-    block: Option<Block>,
+    block: Option<HeaderBlock>,
     /// The highest stream that was opened.
     highest: u32,
     /// The connection has come to its end, which h2 finds in what it is given: everything goes on as it comes.
@@ -134,7 +134,7 @@ struct Frames {
 }
 
 #[derive(Debug)]
-struct Block {
+struct HeaderBlock {
     stream: u32,
     end_stream: u8,
     /// A stream that depends on itself.
@@ -145,18 +145,18 @@ struct Block {
 
 /// The head of a frame.
 #[derive(Clone, Copy)]
-struct Head {
+struct FrameHead {
     length: usize,
     kind: u8,
     flags: u8,
     stream: u32,
 }
 
-impl Head {
+impl FrameHead {
     fn parse(bytes: &[u8]) -> Option<Self> {
         let &[a, b, c, kind, flags, d, e, f, g] = bytes.first_chunk::<FRAME_HEAD>()?;
         let stream = u32::from_be_bytes([d, e, f, g]) & 0x7fff_ffff;
-        Some(Head { length: u32::from_be_bytes([0, a, b, c]) as usize, kind, flags, stream })
+        Some(FrameHead { length: u32::from_be_bytes([0, a, b, c]) as usize, kind, flags, stream })
     }
 }
 
@@ -202,10 +202,10 @@ impl Frames {
 
     /// Takes the frame that begins here, or leaves it to be passed on. `None` if more of it must come first.
     fn frame(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Option<usize> {
-        let head = Head::parse(bytes)?;
+        let head = FrameHead::parse(bytes)?;
         let follows = self.block.as_ref().is_some_and(|block| head.kind == CONTINUATION && head.stream == block.stream);
         if head.length > MAX_FRAME || (self.block.is_some() && !follows) {
-            if let Some(Block { stream, end_stream, .. }) = self.block.take() {
+            if let Some(HeaderBlock { stream, end_stream, .. }) = self.block.take() {
                 // h2 hears that a block has begun, and sees what follows it.
                 put_head(out, 0, HEADERS, end_stream, stream);
             }
@@ -237,7 +237,7 @@ impl Frames {
         Some(whole)
     }
 
-    fn begin_block(&mut self, head: Head, payload: &[u8], out: &mut Vec<u8>) {
+    fn begin_block(&mut self, head: FrameHead, payload: &[u8], out: &mut Vec<u8>) {
         self.highest = self.highest.max(head.stream);
         let Some((bytes, depends_on)) = fragment(head.flags, payload) else {
             // More padding than there is frame.
@@ -246,11 +246,11 @@ impl Frames {
             return;
         };
         let (end_stream, malformed) = (head.flags & END_STREAM, depends_on == Some(head.stream));
-        let block = Block { stream: head.stream, end_stream, malformed, bytes: bytes.to_vec(), frames: 1 };
+        let block = HeaderBlock { stream: head.stream, end_stream, malformed, bytes: bytes.to_vec(), frames: 1 };
         self.end_block(head, block, out);
     }
 
-    fn continue_block(&mut self, head: Head, payload: &[u8], out: &mut Vec<u8>) {
+    fn continue_block(&mut self, head: FrameHead, payload: &[u8], out: &mut Vec<u8>) {
         let Some(mut block) = self.block.take() else { return };
         block.bytes.extend_from_slice(payload);
         block.frames += 1;
@@ -265,7 +265,7 @@ impl Frames {
     }
 
     /// Passes a block on if this was its last frame.
-    fn end_block(&mut self, head: Head, block: Block, out: &mut Vec<u8>) {
+    fn end_block(&mut self, head: FrameHead, block: HeaderBlock, out: &mut Vec<u8>) {
         if head.flags & END_HEADERS == 0 {
             self.block = Some(block);
             return;
@@ -274,7 +274,7 @@ impl Frames {
         let block_or_error = match self.table.rewrite(&block.bytes, self.max_list, &mut fields) {
             Ok(true) if !block.malformed => &fields[..],
             Ok(_) => MALFORMED,
-            Err(Unreadable) => {
+            Err(BadHeaderBlock) => {
                 self.blind = true;
                 UNREADABLE
             }

@@ -23,11 +23,11 @@ const LINGER_LIMIT: Duration = Duration::from_secs(30);
 
 /// A handle of the session. One is hyper's, and one ours.
 #[derive(Clone, Debug)]
-pub(super) struct Session(Rc<RefCell<Box<TlsStream<TcpStream>>>>);
+pub(super) struct TlsSession(Rc<RefCell<Box<TlsStream<TcpStream>>>>);
 
-impl Session {
+impl TlsSession {
     pub(super) fn new(stream: Box<TlsStream<TcpStream>>) -> Self {
-        Session(Rc::new(RefCell::new(stream)))
+        TlsSession(Rc::new(RefCell::new(stream)))
     }
 
     /// Says that there is no more, and reads over what still comes, as long as it comes.
@@ -47,13 +47,13 @@ impl Session {
     }
 }
 
-impl AsyncRead for Session {
+impl AsyncRead for TlsSession {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut **self.0.borrow_mut()).poll_read(cx, buffer)
     }
 }
 
-impl AsyncWrite for Session {
+impl AsyncWrite for TlsSession {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut **self.0.borrow_mut()).poll_write(cx, bytes)
     }

@@ -22,9 +22,9 @@ pub(super) const PIECE: usize = 32 * 1024;
 
 /// What waits between the data path and hyper: one piece of the answer, and how it ended.
 #[derive(Debug, Default)]
-pub(super) struct Slot {
+pub(super) struct AnswerSlot {
     piece: Option<Bytes>,
-    end: Option<End>,
+    end: Option<AnswerEnd>,
     /// hyper wants nothing more: the client cancelled the request, or is gone.
     gone: bool,
     /// hyper holds the other end of this.
@@ -33,7 +33,7 @@ pub(super) struct Slot {
     reader: Option<Waker>,
 }
 
-impl Slot {
+impl AnswerSlot {
     /// Ready when hyper has let go of the answer: because it has all of it, or wants no more.
     pub(super) fn poll_let_go(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.held {
@@ -45,7 +45,7 @@ impl Slot {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
+enum AnswerEnd {
     Whole,
     Cut,
 }
@@ -58,7 +58,7 @@ pub(in crate::proxy) struct Http2Stream {
     request: Incoming,
     unread: Bytes,
     head: Option<oneshot::Sender<Response<AnswerBody>>>,
-    slot: Rc<RefCell<Slot>>,
+    slot: Rc<RefCell<AnswerSlot>>,
 }
 
 impl Http2Stream {
@@ -67,7 +67,7 @@ impl Http2Stream {
     }
 
     /// What hyper may still take of the answer. The request is given up where it is not complete.
-    pub(super) fn into_slot(self) -> Rc<RefCell<Slot>> {
+    pub(super) fn into_slot(self) -> Rc<RefCell<AnswerSlot>> {
         Rc::clone(&self.slot)
     }
 
@@ -96,7 +96,7 @@ impl Http2Stream {
 
     fn send_head(&mut self, head: Response<()>, empty: bool) -> bool {
         if empty {
-            self.slot.borrow_mut().end = Some(End::Whole);
+            self.slot.borrow_mut().end = Some(AnswerEnd::Whole);
         }
         let body = AnswerBody(Rc::clone(&self.slot));
         self.slot.borrow_mut().held = true;
@@ -105,16 +105,16 @@ impl Http2Stream {
 
     /// The answer is complete.
     pub(in crate::proxy) fn finish(&mut self) {
-        self.end(End::Whole);
+        self.end(AnswerEnd::Whole);
     }
 
     /// The answer is cut: the client sees a reset stream, never a complete answer.
     pub(super) fn reset(&mut self) {
         self.head = None;
-        self.end(End::Cut);
+        self.end(AnswerEnd::Cut);
     }
 
-    fn end(&mut self, end: End) {
+    fn end(&mut self, end: AnswerEnd) {
         let mut slot = self.slot.borrow_mut();
         slot.end.get_or_insert(end);
         if let Some(reader) = slot.reader.take() {
@@ -186,13 +186,13 @@ impl Http2Stream {
 impl Drop for Http2Stream {
     /// Nothing ends well that was not said to.
     fn drop(&mut self) {
-        self.end(End::Cut);
+        self.end(AnswerEnd::Cut);
     }
 }
 
 /// The body of an answer, as hyper takes it.
 #[derive(Debug)]
-pub(super) struct AnswerBody(Rc<RefCell<Slot>>);
+pub(super) struct AnswerBody(Rc<RefCell<AnswerSlot>>);
 
 impl Body for AnswerBody {
     type Data = Bytes;
@@ -207,8 +207,8 @@ impl Body for AnswerBody {
             return Poll::Ready(Some(Ok(Frame::data(piece))));
         }
         match slot.end {
-            Some(End::Whole) => Poll::Ready(None),
-            Some(End::Cut) => Poll::Ready(Some(Err(io::ErrorKind::ConnectionAborted.into()))),
+            Some(AnswerEnd::Whole) => Poll::Ready(None),
+            Some(AnswerEnd::Cut) => Poll::Ready(Some(Err(io::ErrorKind::ConnectionAborted.into()))),
             None => {
                 slot.reader = Some(cx.waker().clone());
                 Poll::Pending
@@ -218,7 +218,7 @@ impl Body for AnswerBody {
 
     fn is_end_stream(&self) -> bool {
         let slot = self.0.borrow();
-        slot.piece.is_none() && slot.end == Some(End::Whole)
+        slot.piece.is_none() && slot.end == Some(AnswerEnd::Whole)
     }
 
     fn size_hint(&self) -> SizeHint {

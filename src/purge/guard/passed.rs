@@ -7,14 +7,14 @@ const SLOTS: usize = 1 << 16;
 
 /// Times of pages, by the hashes of their names. A time is any number that grows; 0 is never.
 pub(super) struct Passed {
-    slots: Box<[Slot]>,
+    slots: Box<[NameSlot]>,
     any: AtomicU64,
     nameless: AtomicU64,
 }
 
 /// What is known of the names that share a slot.
 #[derive(Default)]
-struct Slot {
+struct NameSlot {
     /// When a page with one of them was last passed on.
     last: AtomicU64,
     /// How often one of them is in an answer that may be under way.
@@ -23,7 +23,7 @@ struct Slot {
 
 impl Default for Passed {
     fn default() -> Self {
-        let slots = (0..SLOTS).map(|_| Slot::default()).collect();
+        let slots = (0..SLOTS).map(|_| NameSlot::default()).collect();
         Passed { slots, any: AtomicU64::new(0), nameless: AtomicU64::new(0) }
     }
 }
@@ -71,7 +71,7 @@ impl Passed {
     }
 
     /// By bits that neither the index's bucket nor its fingerprint comes from.
-    fn slot(&self, hash: u64) -> &Slot {
+    fn slot(&self, hash: u64) -> &NameSlot {
         &self.slots[(hash >> 24) as usize % SLOTS]
     }
 }

@@ -47,7 +47,7 @@ pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// The two ends of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ends {
+pub struct SocketPair {
     /// Ours.
     pub ours: SocketAddr,
     /// That of the Varnish.
@@ -56,7 +56,7 @@ pub struct Ends {
 
 /// What became of the bytes that were written to a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sent {
+pub enum SentBytes {
     /// The other end has not acknowledged all of them.
     Waiting,
     /// It has; the last acknowledgement came so long ago.
@@ -70,15 +70,15 @@ pub enum Sent {
 /// Who knows what became of bytes.
 pub trait Wire: Send + Sync {
     /// What became of all that was written to this connection so far.
-    fn sent(&self, ends: Ends) -> Sent;
+    fn sent(&self, ends: SocketPair) -> SentBytes;
 }
 
 /// Knows of nothing.
 pub(super) struct Untold;
 
 impl Wire for Untold {
-    fn sent(&self, _ends: Ends) -> Sent {
-        Sent::Unknown
+    fn sent(&self, _ends: SocketPair) -> SentBytes {
+        SentBytes::Unknown
     }
 }
 
@@ -92,7 +92,7 @@ pub(super) struct Moments {
 
 /// What may be under way on one connection.
 #[derive(Debug, Default)]
-struct Answers {
+struct ConnectionAnswers {
     /// The hashes of their names. Of several answers where a client asks for the next before it has read the last.
     names: Vec<u64>,
     /// One of them has tags.
@@ -129,17 +129,17 @@ pub(super) struct Kinds {
 }
 
 /// One connection as the guard keeps it.
-struct Connection {
-    ends: Ends,
-    answers: Mutex<Answers>,
+struct VarnishConnection {
+    ends: SocketPair,
+    answers: Mutex<ConnectionAnswers>,
     /// What is being written is waited for, and has been for too long.
     to_be_cut: AtomicBool,
     /// A page has passed here.
     has_fetched: AtomicBool,
 }
 
-impl Connection {
-    fn lock(&self) -> MutexGuard<'_, Answers> {
+impl VarnishConnection {
+    fn lock(&self) -> MutexGuard<'_, ConnectionAnswers> {
         self.answers.lock()
     }
 }
@@ -157,7 +157,7 @@ pub(super) enum Wanted {
 }
 
 impl Wanted {
-    fn concerns(&self, answers: &Answers, noted: u64) -> bool {
+    fn concerns(&self, answers: &ConnectionAnswers, noted: u64) -> bool {
         answers.any
             && answers.passed <= noted
             && match self {
@@ -174,7 +174,7 @@ impl Wanted {
 /// All connections on which something may be under way.
 #[derive(Default)]
 pub(super) struct UnderWay {
-    connections: Mutex<Slab<Arc<Connection>>>,
+    connections: Mutex<Slab<Arc<VarnishConnection>>>,
     /// The addresses to which a page has passed.
     fetchers: Mutex<BTreeSet<IpAddr>>,
     any: AtomicU32,
@@ -185,7 +185,7 @@ pub(super) struct UnderWay {
 }
 
 impl UnderWay {
-    fn connections(&self) -> MutexGuard<'_, Slab<Arc<Connection>>> {
+    fn connections(&self) -> MutexGuard<'_, Slab<Arc<VarnishConnection>>> {
         self.connections.lock()
     }
 
@@ -243,7 +243,14 @@ impl UnderWay {
     }
 
     /// Looks at a connection on which something may be under way.
-    fn has_arrived(&self, key: usize, connection: &Connection, now: u64, passed: &Passed, wire: &dyn Wire) -> bool {
+    fn has_arrived(
+        &self,
+        key: usize,
+        connection: &VarnishConnection,
+        now: u64,
+        passed: &Passed,
+        wire: &dyn Wire,
+    ) -> bool {
         let (turn, written) = {
             let mut answers = connection.lock();
             if !answers.any {
@@ -263,11 +270,11 @@ impl UnderWay {
         };
         let Some(written) = written else { return false };
         let arrived = match wire.sent(connection.ends) {
-            Sent::Waiting => return false,
-            Sent::Arrived(ago) => now.saturating_sub(milliseconds(ago.saturating_sub(TICK))).max(written),
-            Sent::Closed => now,
+            SentBytes::Waiting => return false,
+            SentBytes::Arrived(ago) => now.saturating_sub(milliseconds(ago.saturating_sub(TICK))).max(written),
+            SentBytes::Closed => now,
             // No worse than it is without this book.
-            Sent::Unknown => written,
+            SentBytes::Unknown => written,
         };
         let mut answers = connection.lock();
         // What was written meanwhile is another answer.
@@ -284,7 +291,7 @@ impl UnderWay {
     }
 
     /// Nothing is under way there any more; it arrived at this time, or it will not be stored.
-    fn end(&self, answers: &mut Answers, passed: &Passed, arrived: Option<u64>) {
+    fn end(&self, answers: &mut ConnectionAnswers, passed: &Passed, arrived: Option<u64>) {
         if !std::mem::take(&mut answers.any) {
             return;
         }
@@ -298,7 +305,7 @@ impl UnderWay {
         // After the stamps: who does not find it here finds those.
         answers.names.iter().for_each(|&name| passed.close(name));
         answers.names = Vec::new();
-        let Answers { tagged, pooled, nameless, .. } = answers;
+        let ConnectionAnswers { tagged, pooled, nameless, .. } = answers;
         for (had, count) in [(tagged, &self.tagged), (pooled, &self.pooled), (nameless, &self.nameless)] {
             if std::mem::take(had) {
                 count.fetch_sub(1, Ordering::Release);
@@ -327,12 +334,12 @@ impl UnderWay {
 pub struct Passage {
     guard: Arc<super::Guard>,
     key: usize,
-    connection: Arc<Connection>,
+    connection: Arc<VarnishConnection>,
 }
 
 impl Passage {
-    pub(super) fn open(guard: Arc<super::Guard>, ends: Ends) -> Self {
-        let connection = Arc::new(Connection {
+    pub(super) fn open(guard: Arc<super::Guard>, ends: SocketPair) -> Self {
+        let connection = Arc::new(VarnishConnection {
             ends,
             answers: Mutex::default(),
             to_be_cut: AtomicBool::new(false),
@@ -365,7 +372,7 @@ impl Passage {
         answers.names.truncate(MOST_NAMES);
         answers.names.iter().skip(known).for_each(|&name| passed.open(name));
         let Kinds { tagged, pooled, nameless } = kinds;
-        let Answers { tagged: had_tagged, pooled: had_pooled, nameless: had_nameless, .. } = &mut *answers;
+        let ConnectionAnswers { tagged: had_tagged, pooled: had_pooled, nameless: had_nameless, .. } = &mut *answers;
         for (has, had, count) in [
             (tagged, had_tagged, &under_way.tagged),
             (pooled, had_pooled, &under_way.pooled),
@@ -467,17 +474,17 @@ mod tests {
     use crate::purge::{Guard, Pattern, Purge, Target};
 
     /// Says of every connection what it was told last.
-    struct Told(Arc<Mutex<Sent>>);
+    struct FakeWire(Arc<Mutex<SentBytes>>);
 
-    impl Wire for Told {
-        fn sent(&self, _ends: Ends) -> Sent {
+    impl Wire for FakeWire {
+        fn sent(&self, _ends: SocketPair) -> SentBytes {
             *self.0.lock()
         }
     }
 
     struct Rig {
         guard: Arc<Guard>,
-        wire: Arc<Mutex<Sent>>,
+        wire: Arc<Mutex<SentBytes>>,
         epoch: Instant,
     }
 
@@ -485,8 +492,8 @@ mod tests {
 
     impl Rig {
         fn new() -> Self {
-            let (wire, epoch) = (Arc::new(Mutex::new(Sent::Waiting)), Instant::now());
-            Rig { guard: Arc::new(Guard::with_wire(epoch, Told(Arc::clone(&wire)))), wire, epoch }
+            let (wire, epoch) = (Arc::new(Mutex::new(SentBytes::Waiting)), Instant::now());
+            Rig { guard: Arc::new(Guard::with_wire(epoch, FakeWire(Arc::clone(&wire)))), wire, epoch }
         }
 
         fn at(&self, ms: u64) -> Instant {
@@ -494,7 +501,7 @@ mod tests {
         }
 
         fn connect(&self) -> Passage {
-            let ends = Ends { ours: "10.0.0.1:80".parse().unwrap(), theirs: (NODE, 1000).into() };
+            let ends = SocketPair { ours: "10.0.0.1:80".parse().unwrap(), theirs: (NODE, 1000).into() };
             self.guard.connected(ends)
         }
 
@@ -532,13 +539,13 @@ mod tests {
         assert!(!rig.finds(&tag("cat_p_1"), 1));
         assert!(rig.pass(&passage, 200, PAGE, 2));
         // While it is written, nobody asks the system.
-        *rig.wire.lock() = Sent::Arrived(Duration::ZERO);
+        *rig.wire.lock() = SentBytes::Arrived(Duration::ZERO);
         assert!(rig.finds(&tag("cat_p_1"), 3));
-        *rig.wire.lock() = Sent::Waiting;
+        *rig.wire.lock() = SentBytes::Waiting;
         passage.written(rig.at(10));
         assert!(rig.finds(&tag("cat_p_1"), 500) && rig.finds(&Purge::everything(), 500));
         assert_eq!(rig.guard.last_passed(&tag("cat_p_1")), Some(rig.at(2)));
-        *rig.wire.lock() = Sent::Arrived(Duration::from_millis(300));
+        *rig.wire.lock() = SentBytes::Arrived(Duration::from_millis(300));
         assert!(!rig.finds(&tag("cat_p_1"), 1000));
         // The time counts from its arrival, to a tick of the system's.
         assert_eq!(rig.guard.last_passed(&tag("cat_p_1")), Some(rig.at(710)));
@@ -570,7 +577,7 @@ mod tests {
         assert!(!passage.may_be_stored(0, &page, rig.at(5)));
         passage.written(rig.at(6));
         assert!(rig.finds(&tag("cat_p_1"), 7) && rig.finds(&tag("cms_b"), 7));
-        *rig.wire.lock() = Sent::Arrived(Duration::ZERO);
+        *rig.wire.lock() = SentBytes::Arrived(Duration::ZERO);
         assert!(!rig.finds(&tag("cat_p_1"), 8) && !rig.finds(&tag("cms_b"), 8) && !rig.is_counted());
     }
 
@@ -654,7 +661,7 @@ mod tests {
         passage.written(rig.at(5));
         drop(passage);
         assert!(rig.finds(&tag("cat_p"), 6));
-        *rig.wire.lock() = Sent::Closed;
+        *rig.wire.lock() = SentBytes::Closed;
         assert!(!rig.finds(&tag("cat_p"), 7) && !rig.is_counted());
         assert!(rig.guard.under_way.connections().is_empty());
     }
@@ -662,7 +669,7 @@ mod tests {
     #[test]
     fn closed_connections_are_forgotten_without_any_purge() {
         let rig = Rig::new();
-        *rig.wire.lock() = Sent::Closed;
+        *rig.wire.lock() = SentBytes::Closed;
         for _ in 0..1000 {
             let passage = rig.connect();
             rig.pass(&passage, 200, PAGE, 2);
@@ -686,7 +693,7 @@ mod tests {
     #[test]
     fn a_system_that_does_not_tell_is_not_waited_for() {
         let rig = Rig::new();
-        *rig.wire.lock() = Sent::Unknown;
+        *rig.wire.lock() = SentBytes::Unknown;
         let passage = rig.connect();
         rig.pass(&passage, 200, PAGE, 2);
         assert!(rig.finds(&tag("cat_p"), 3));
@@ -703,7 +710,7 @@ mod tests {
         rig.pass(&passage, 200, PAGE, 2);
         assert!(rig.finds(&tag("cat_p"), 100_000) && !passage.is_to_be_cut());
         assert!(rig.finds(&tag("cat_p"), 99_999 + limit) && !passage.is_to_be_cut());
-        let woken = Arc::new(Woken::default());
+        let woken = Arc::new(WakeFlag::default());
         let waker = Waker::from(Arc::clone(&woken));
         let mut cx = Context::from_waker(&waker);
         assert!(passage.poll_to_be_cut(&mut cx).is_pending());
@@ -712,9 +719,9 @@ mod tests {
     }
 
     #[derive(Default)]
-    struct Woken(AtomicBool);
+    struct WakeFlag(AtomicBool);
 
-    impl std::task::Wake for Woken {
+    impl std::task::Wake for WakeFlag {
         fn wake(self: Arc<Self>) {
             self.0.store(true, Ordering::Relaxed);
         }

@@ -59,7 +59,7 @@ use tokio::task::AbortHandle;
 
 use crate::config::PurgeListener;
 use crate::fleet::{Fence, Health, LANDING, Member, Node, NodeId, Snapshot};
-use crate::journal::{Cursor, Journal, Missed, Position};
+use crate::journal::{Cursor, Journal, Missed, Observer, Position};
 use crate::purge::{Ban, Guard, Target};
 use crate::slow_start::SlowStart;
 use crate::telemetry::{Metrics, causes};
@@ -71,6 +71,12 @@ use walk::Refused;
 
 /// Purges that arrive within this part of the time that they have fence together.
 const ARRIVAL_GRAINS: u32 = 16;
+
+/// Lets this guard take note of each purge of a journal, before any delivery can see it.
+pub fn noted_by(guard: &Arc<Guard>) -> Observer {
+    let guard = Arc::clone(guard);
+    Arc::new(move |entry| guard.note(&entry.purge))
+}
 
 /// What every delivery works with.
 #[derive(Clone)]

@@ -46,6 +46,9 @@ pub use named::{Local, Named};
 /// A place in the journal; 0 is before the first. Positions grow, not always by one, and none is given twice.
 pub type Position = u64;
 
+/// Is told of each purge when it is durable, and before any reader of the journal can see it. Blocks the writer.
+pub type Observer = Arc<dyn Fn(&Entry) + Send + Sync>;
+
 /// A future that a trait object can return.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 

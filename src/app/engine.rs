@@ -143,10 +143,10 @@ struct Opened {
 
 async fn open_journal(config: &Config, guard: &Arc<Guard>, etcd: Option<&SharedEtcd>) -> anyhow::Result<Opened> {
     let limits = Limits { retention: config.journal.retention, ..Limits::default() };
-    let (path, guard) = (&config.journal.path, Arc::clone(guard));
+    let (path, observer) = (&config.journal.path, delivery::noted_by(guard));
     let settings = journal::Settings {
         limits,
-        guard: Arc::clone(&guard),
+        observer: Arc::clone(&observer),
         first_start: config.journal.first_start,
         damaged: config.journal.damaged,
         own_process: true,
@@ -158,7 +158,7 @@ async fn open_journal(config: &Config, guard: &Arc<Guard>, etcd: Option<&SharedE
             let answered = Some(shared.answered());
             return Ok(Opened { journal: Arc::clone(&shared) as Arc<dyn Journal>, shared: Some(shared), answered });
         }
-        (JournalKind::Memory, _) => Local::Memory(Box::new(Memory::after_another(limits, guard))),
+        (JournalKind::Memory, _) => Local::Memory(Box::new(Memory::after_another(limits, observer))),
         (JournalKind::Disk | JournalKind::Etcd, _) => Local::Disk(Disk::open(path, settings).await?),
     };
     if !config.replica.peers.is_empty() {

@@ -69,7 +69,7 @@ const CALM: Pace = Pace { max_bans_per_second: 0, longest_wait: Duration::from_m
 impl Rig {
     async fn new(pace: Pace) -> Self {
         let guard = Arc::new(Guard::new(long_ago()));
-        let journal = Arc::new(Memory::new(Limits::default(), Arc::clone(&guard)));
+        let journal = Arc::new(Memory::new(Limits::default(), noted_by(&guard)));
         Rig::with(pace, journal, guard, None).await
     }
 
@@ -200,7 +200,7 @@ async fn a_page_that_passed_while_the_node_may_have_stood_still_has_not() {
 #[tokio::test]
 async fn a_node_that_stood_still_is_told_until_it_runs() {
     let guard = Arc::new(Guard::new(long_ago()));
-    let journal = Arc::new(Memory::new(Limits::default(), Arc::clone(&guard)));
+    let journal = Arc::new(Memory::new(Limits::default(), noted_by(&guard)));
     let slow_twice = obedient(&[150, 150]).await;
     let rig = Rig::to(slow_twice, CALM, journal, guard, None).await;
     rig.ran(&[400, 200]);
@@ -212,7 +212,7 @@ async fn a_node_that_stood_still_is_told_until_it_runs() {
 async fn a_node_far_away_is_current_after_its_round_trips() {
     const FAR: [u64; 64] = [110; 64];
     let guard = Arc::new(Guard::new(long_ago()));
-    let journal = Arc::new(Memory::new(Limits::default(), Arc::clone(&guard)));
+    let journal = Arc::new(Memory::new(Limits::default(), noted_by(&guard)));
     let rig = Rig::to(obedient(&FAR).await, CALM, journal, guard, None).await;
     for number in 0..3 {
         rig.purge(&format!("tag_{number}_end")).await;
@@ -260,7 +260,7 @@ async fn purges_above_the_budget_gather_and_none_is_lost() {
 async fn where_the_last_varnish_is_takes_no_account_of_one_of_which_nothing_is_known_nor_of_what_is_not_held() {
     let guard = Arc::new(Guard::new(long_ago()));
     let limits = Limits { max_entries: 4, ..Limits::default() };
-    let journal: Arc<dyn Journal> = Arc::new(Memory::new(limits, Arc::clone(&guard)));
+    let journal: Arc<dyn Journal> = Arc::new(Memory::new(limits, noted_by(&guard)));
     for _ in 0..10 {
         journal.append(Purge::everything()).await.unwrap();
     }
@@ -356,7 +356,7 @@ async fn what_was_not_settled_when_the_process_ended_is_settled_by_the_next() {
 #[tokio::test]
 async fn a_cache_is_replayed_from_its_cursor_and_in_its_next_life_has_all_that_is_held() {
     let guard = Arc::new(Guard::new(long_ago()));
-    let journal: Arc<dyn Journal> = Arc::new(Memory::new(Limits::default(), Arc::clone(&guard)));
+    let journal: Arc<dyn Journal> = Arc::new(Memory::new(Limits::default(), noted_by(&guard)));
     let rig = Rig::with(CALM, Arc::clone(&journal), Arc::clone(&guard), Some("1700000000")).await;
     rig.purge("before").await;
     journal.save_cursors(rig.deliveries.cursors()).await.unwrap();
@@ -380,7 +380,7 @@ async fn a_cache_is_replayed_from_its_cursor_and_in_its_next_life_has_all_that_i
 #[tokio::test]
 async fn a_node_that_nobody_knows_drops_everything_first() {
     let guard = Arc::new(Guard::new(long_ago()));
-    let journal: Arc<dyn Journal> = Arc::new(Memory::new(Limits::default(), Arc::clone(&guard)));
+    let journal: Arc<dyn Journal> = Arc::new(Memory::new(Limits::default(), noted_by(&guard)));
     journal.append(Purge::everything()).await.unwrap();
     let rig = Rig::with(CALM, journal, guard, Some("1700000000")).await;
     rig.until_told("X-Clearcoat-Flush: all", 1).await;
@@ -394,7 +394,7 @@ async fn a_node_that_nobody_knows_drops_everything_first() {
 #[tokio::test]
 async fn a_hundred_thousand_missed_purges_are_a_few_requests() {
     let guard = Arc::new(Guard::new(long_ago()));
-    let journal: Arc<dyn Journal> = Arc::new(Memory::new(Limits::default(), Arc::clone(&guard)));
+    let journal: Arc<dyn Journal> = Arc::new(Memory::new(Limits::default(), noted_by(&guard)));
     let id = NodeId::try_from("varnish-1").unwrap();
     journal.save_cursors(vec![(id, Cursor { position: 0, epoch: None })]).await.unwrap();
     for number in 0..100_000 {
@@ -416,7 +416,7 @@ async fn deaf() -> Rig {
     // Each look at the clock finds it an hour further on.
     let clock = Arc::new(move || now_ms.fetch_add(3_600_000, Ordering::SeqCst));
     let limits = Limits { retention: Duration::MAX, ..Limits::default() };
-    let journal = Arc::new(Memory::with_clock(limits, Arc::clone(&guard), clock));
+    let journal = Arc::new(Memory::with_clock(limits, noted_by(&guard), clock));
     Rig::to(obedient(&[3_600_000; 8]).await, CALM, journal, guard, None).await
 }
 

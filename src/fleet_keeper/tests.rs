@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::config::PurgeListener;
-use crate::delivery::{Context, Pace};
+use crate::delivery::{Context, Pace, noted_by};
 use crate::fleet::{Check, Fence, Member, WHOLE_SHARE};
 use crate::journal::{Limits, Memory};
 use crate::purge::Guard;
@@ -25,7 +25,7 @@ fn rig(panic_threshold: f64) -> Rig {
     let started = Instant::now();
     let guard = Arc::new(Guard::new(started));
     let context = Context {
-        journal: Arc::new(Memory::new(Limits::default(), Arc::clone(&guard))),
+        journal: Arc::new(Memory::new(Limits::default(), noted_by(&guard))),
         guard,
         slow_start: Arc::clone(&slow_start),
         pace: Pace::new(&PurgeListener::default()),

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::{Clock, Cursor, Entry, Journal, Lag, Limits, Missed, Position};
+use super::{Clock, Cursor, Entry, Journal, Lag, Limits, Missed, Observer, Position};
 use crate::fleet::NodeId;
-use crate::purge::{Guard, Purge, Target};
+use crate::purge::{Purge, Target};
 
 /// A way to open one empty journal.
-pub(super) type Open<'a> = &'a dyn Fn(Limits, Arc<Guard>, Clock) -> Arc<dyn Journal>;
+pub(super) type Open<'a> = &'a dyn Fn(Limits, Observer, Clock) -> Arc<dyn Journal>;
 
 /// Some time in 2033, so that there is room before it.
 const NOW_MS: u64 = 2_000_000_000_000;
@@ -22,7 +22,7 @@ macro_rules! suite {
             positions_grow_whoever_appends,
             everything_after_a_cursor_is_read_back_in_order,
             whoever_sees_the_head_move_can_read_up_to_it,
-            the_guard_knows_a_purge_before_the_head_moves,
+            the_observer_is_told_of_a_purge_before_the_head_moves,
             a_cursor_beyond_the_head_is_a_gap,
             a_cursor_before_the_newest_entries_is_a_gap,
             entries_that_take_too_much_memory_go,
@@ -53,9 +53,9 @@ pub(super) fn clock() -> (Arc<AtomicU64>, Clock) {
     (now_ms, Arc::new(move || read.load(Ordering::SeqCst)))
 }
 
-/// A guard that nobody asks.
-pub(super) fn guard() -> Arc<Guard> {
-    Arc::new(Guard::new(Instant::now()))
+/// An observer that takes no notice.
+pub(super) fn nobody() -> Observer {
+    Arc::new(|_| {})
 }
 
 /// A purge of one tag.
@@ -96,7 +96,7 @@ async fn append_all(journal: &dyn Journal, tags: impl IntoIterator<Item = &str>)
 }
 
 pub(super) async fn an_empty_journal_has_no_history(open: Open<'_>) {
-    let journal = open(Limits::default(), guard(), clock().1);
+    let journal = open(Limits::default(), nobody(), clock().1);
     assert_eq!(journal.head(), 0);
     assert!(!journal.has_history());
     assert_eq!(journal.since(0), Missed::Entries(vec![]));
@@ -108,7 +108,7 @@ pub(super) async fn an_empty_journal_has_no_history(open: Open<'_>) {
 pub(super) async fn positions_grow_whoever_appends(open: Open<'_>) {
     const SENDERS: usize = 8;
     const EACH: usize = 25;
-    let journal = open(Limits::default(), guard(), clock().1);
+    let journal = open(Limits::default(), nobody(), clock().1);
     let senders = (0..SENDERS).map(|sender| {
         let journal = Arc::clone(&journal);
         tokio::spawn(async move {
@@ -135,7 +135,7 @@ pub(super) async fn positions_grow_whoever_appends(open: Open<'_>) {
 }
 
 pub(super) async fn everything_after_a_cursor_is_read_back_in_order(open: Open<'_>) {
-    let journal = open(Limits::default(), guard(), clock().1);
+    let journal = open(Limits::default(), nobody(), clock().1);
     let at = append_all(&*journal, ["a", "b", "c"]).await;
     for (cursor, expected) in [(0, &["a", "b", "c"][..]), (at[0], &["b", "c"]), (at[1], &["c"]), (at[2], &[])] {
         let purges: Vec<Purge> = entries(&*journal, cursor).iter().map(|entry| entry.purge.clone()).collect();
@@ -146,7 +146,7 @@ pub(super) async fn everything_after_a_cursor_is_read_back_in_order(open: Open<'
 
 pub(super) async fn whoever_sees_the_head_move_can_read_up_to_it(open: Open<'_>) {
     const COUNT: u64 = 200;
-    let journal = open(Limits::default(), guard(), clock().1);
+    let journal = open(Limits::default(), nobody(), clock().1);
     let mut head = journal.watch();
     let appending = Arc::clone(&journal);
     let sender = tokio::spawn(async move {
@@ -168,22 +168,25 @@ pub(super) async fn whoever_sees_the_head_move_can_read_up_to_it(open: Open<'_>)
     sender.await.unwrap();
 }
 
-pub(super) async fn the_guard_knows_a_purge_before_the_head_moves(open: Open<'_>) {
-    let guard = guard();
-    let journal = open(Limits::default(), Arc::clone(&guard), clock().1);
-    // So many that taking note of them takes far longer than waking up.
-    let tags: Vec<String> = (0..100_000).map(|tag| format!("cat_p_{tag}")).collect();
-    let purge = Purge { targets: vec![Target::Tags(tags.iter().map(String::as_str).collect())], soft: false };
+pub(super) async fn the_observer_is_told_of_a_purge_before_the_head_moves(open: Open<'_>) {
+    let told = Arc::new(AtomicU64::new(0));
+    let telling = Arc::clone(&told);
+    // Far longer than waking up takes.
+    let observer: Observer = Arc::new(move |entry| {
+        std::thread::sleep(Duration::from_millis(50));
+        telling.store(entry.position, Ordering::SeqCst);
+    });
+    let journal = open(Limits::default(), observer, clock().1);
     let mut head = journal.watch();
     let appending = Arc::clone(&journal);
-    let sender = tokio::spawn(async move { appending.append(purge).await.unwrap() });
-    head.wait_for(|&head| head > 0).await.unwrap();
-    assert_eq!(guard.now(), 1);
+    let sender = tokio::spawn(async move { appending.append(purge("cat_p_1")).await.unwrap() });
+    let moved = *head.wait_for(|&head| head > 0).await.unwrap();
+    assert_eq!(told.load(Ordering::SeqCst), moved);
     sender.await.unwrap();
 }
 
 pub(super) async fn a_cursor_beyond_the_head_is_a_gap(open: Open<'_>) {
-    let journal = open(Limits::default(), guard(), clock().1);
+    let journal = open(Limits::default(), nobody(), clock().1);
     assert_eq!(journal.since(1), Missed::Gap);
     let at = append_all(&*journal, ["a"]).await;
     assert_eq!(journal.since(at[0] + 1), Missed::Gap);
@@ -191,7 +194,7 @@ pub(super) async fn a_cursor_beyond_the_head_is_a_gap(open: Open<'_>) {
 }
 
 pub(super) async fn a_cursor_before_the_newest_entries_is_a_gap(open: Open<'_>) {
-    let journal = open(Limits { max_entries: 2, ..Limits::default() }, guard(), clock().1);
+    let journal = open(Limits { max_entries: 2, ..Limits::default() }, nobody(), clock().1);
     let at = append_all(&*journal, ["a", "b", "c"]).await;
     assert_eq!(journal.since(0), Missed::Gap);
     assert_eq!(journal.lag(0), Lag { entries: 2, oldest_ms: None });
@@ -202,7 +205,7 @@ pub(super) async fn a_cursor_before_the_newest_entries_is_a_gap(open: Open<'_>) 
 
 pub(super) async fn entries_that_take_too_much_memory_go(open: Open<'_>) {
     const TAG_BYTES: usize = 4_000;
-    let journal = open(Limits { max_bytes: 3 * TAG_BYTES, ..Limits::default() }, guard(), clock().1);
+    let journal = open(Limits { max_bytes: 3 * TAG_BYTES, ..Limits::default() }, nobody(), clock().1);
     let long = "x".repeat(TAG_BYTES);
     let mut at = append_all(&*journal, ["a", &long, &long]).await;
     assert_eq!(entries(&*journal, 0).len(), 3);
@@ -217,7 +220,7 @@ pub(super) async fn entries_that_take_too_much_memory_go(open: Open<'_>) {
 
 pub(super) async fn entries_older_than_the_retention_go_with_the_next_one(open: Open<'_>) {
     let (now_ms, clock) = clock();
-    let journal = open(Limits { retention: Duration::from_secs(60), ..Limits::default() }, guard(), clock);
+    let journal = open(Limits { retention: Duration::from_secs(60), ..Limits::default() }, nobody(), clock);
     let at = append_all(&*journal, ["a"]).await;
     now_ms.fetch_add(60_000, Ordering::SeqCst);
     append_all(&*journal, ["b"]).await;
@@ -230,7 +233,7 @@ pub(super) async fn entries_older_than_the_retention_go_with_the_next_one(open: 
 
 pub(super) async fn a_clock_that_is_set_back_loses_nothing(open: Open<'_>) {
     let (now_ms, clock) = clock();
-    let journal = open(Limits { retention: Duration::from_secs(60), ..Limits::default() }, guard(), clock);
+    let journal = open(Limits { retention: Duration::from_secs(60), ..Limits::default() }, nobody(), clock);
     append_all(&*journal, ["a"]).await;
     for earlier in [NOW_MS - 3_600_000, 0] {
         now_ms.store(earlier, Ordering::SeqCst);
@@ -240,7 +243,7 @@ pub(super) async fn a_clock_that_is_set_back_loses_nothing(open: Open<'_>) {
 }
 
 pub(super) async fn the_last_saved_cursor_of_each_node_is_read_back(open: Open<'_>) {
-    let journal = open(Limits::default(), guard(), clock().1);
+    let journal = open(Limits::default(), nobody(), clock().1);
     append_all(&*journal, ["a", "b"]).await;
     journal.save_cursors(vec![(node("v1"), at(1)), (node("v2"), at(1))]).await.unwrap();
     let of_an_epoch = Cursor { position: 2, epoch: Some("1700000000".into()) };
@@ -252,7 +255,7 @@ pub(super) async fn the_last_saved_cursor_of_each_node_is_read_back(open: Open<'
 
 pub(super) async fn a_cursor_that_is_no_longer_saved_is_forgotten(open: Open<'_>) {
     let (now_ms, clock) = clock();
-    let journal = open(Limits { retention: Duration::from_secs(60), ..Limits::default() }, guard(), clock);
+    let journal = open(Limits { retention: Duration::from_secs(60), ..Limits::default() }, nobody(), clock);
     append_all(&*journal, ["a"]).await;
     journal.save_cursors(vec![(node("left"), at(1)), (node("stays"), at(1))]).await.unwrap();
     now_ms.fetch_add(60_001, Ordering::SeqCst);
@@ -262,7 +265,7 @@ pub(super) async fn a_cursor_that_is_no_longer_saved_is_forgotten(open: Open<'_>
 
 pub(super) async fn what_is_younger_than_an_age_follows_the_last_that_is_older(open: Open<'_>) {
     let (now_ms, clock) = clock();
-    let journal = open(Limits::default(), guard(), clock);
+    let journal = open(Limits::default(), nobody(), clock);
     assert_eq!(journal.older_than(Duration::ZERO), 0);
     let mut at = append_all(&*journal, ["a", "b"]).await;
     now_ms.fetch_add(1000, Ordering::SeqCst);
@@ -275,7 +278,7 @@ pub(super) async fn what_is_younger_than_an_age_follows_the_last_that_is_older(o
 }
 
 pub(super) async fn a_purge_whose_sender_went_away_is_accepted(open: Open<'_>) {
-    let journal = open(Limits::default(), guard(), clock().1);
+    let journal = open(Limits::default(), nobody(), clock().1);
     append_and_go_away(&*journal, purge("a"));
     journal.append(purge("b")).await.unwrap();
     // On a journal with many writers the one that nobody waits for may come later.

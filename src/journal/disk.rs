@@ -40,11 +40,12 @@ use super::cursors::Cursors;
 use super::ledger::Ledger;
 use super::tail::Tail;
 use super::{
-    Anew, BoxFuture, Clock, Cursor, Journal, Lag, Limits, Missed, Origin, Position, Trouble, WriteError, wall_clock,
+    Anew, BoxFuture, Clock, Cursor, Journal, Lag, Limits, Missed, Observer, Origin, Position, Trouble, WriteError,
+    wall_clock,
 };
 use crate::config::{Damaged, FirstStart};
 use crate::fleet::NodeId;
-use crate::purge::{Guard, Purge};
+use crate::purge::Purge;
 use committer::Committer;
 use condition::Condition;
 use file::{Files, Local};
@@ -66,8 +67,8 @@ const CLOSING: Duration = Duration::from_secs(2);
 pub struct Settings {
     /// How much of it can be replayed.
     pub limits: Limits,
-    /// Hears of every purge before a reader does.
-    pub guard: Arc<Guard>,
+    /// Is told of every purge before a reader is.
+    pub observer: Observer,
     /// What a start without any journal does.
     pub first_start: FirstStart,
     /// What a start with a journal does that cannot be read.
@@ -133,7 +134,7 @@ impl Disk {
     }
 
     fn open_with(path: &Path, settings: Settings, clock: Clock, files: Box<dyn Files>) -> Result<Self, OpenError> {
-        let Settings { limits, guard, first_start, damaged, patience, own_process: _ } = settings;
+        let Settings { limits, observer, first_start, damaged, patience, own_process: _ } = settings;
         let now_ms = clock();
         let directory = path.to_owned();
         let (committer, stored, anew) =
@@ -143,7 +144,7 @@ impl Disk {
             anew.log(&path);
         }
         let shared = Arc::new(Shared {
-            tail: Tail::new(limits, guard, (stored.floor, stored.head), stored.entries, now_ms),
+            tail: Tail::new(limits, observer, (stored.floor, stored.head), stored.entries, now_ms),
             cursors: Cursors::new(limits, stored.cursors),
             ledger: Mutex::new(stored.ledger),
             clock,

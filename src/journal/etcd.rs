@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! append ──> etcd (one write) ──────────────┐ watch, in etcd's order
-//!    └─ no answer in time ──> spool ────────┴──> the local journal (fsync) ──> tail, guard, head
+//!    └─ no answer in time ──> spool ────────┴──> the local journal (fsync) ──> tail, observer, head
 //!                               └── uploaded when etcd is back
 //! ```
 //!
@@ -148,7 +148,6 @@ impl Names {
 
 impl Etcd {
     /// Opens the local part in the directory `path`, and takes in what etcd has; waits a moment for that, and no longer.
-    /// `guard` hears of every purge before a reader does.
     ///
     /// # Errors
     /// [`OpenError`], of the local part. An etcd that cannot be had is none.

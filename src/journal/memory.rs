@@ -12,9 +12,11 @@ use super::cursors::Cursors;
 use super::disk::Foreign;
 use super::ledger::Ledger;
 use super::tail::Tail;
-use super::{Anew, BoxFuture, Clock, Cursor, Entry, Journal, Lag, Limits, Missed, Position, WriteError, wall_clock};
+use super::{
+    Anew, BoxFuture, Clock, Cursor, Entry, Journal, Lag, Limits, Missed, Observer, Position, WriteError, wall_clock,
+};
 use crate::fleet::NodeId;
-use crate::purge::{Guard, Purge};
+use crate::purge::Purge;
 
 /// A journal in memory only: durable means here that it is in memory.
 pub struct Memory {
@@ -27,23 +29,23 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// An empty journal that has promised nothing. `guard` hears of every purge before a reader does.
-    pub fn new(limits: Limits, guard: Arc<Guard>) -> Self {
-        Memory::with_clock(limits, guard, wall_clock())
+    /// An empty journal that has promised nothing. `observer` is told of every purge before a reader is.
+    pub fn new(limits: Limits, observer: Observer) -> Self {
+        Memory::with_clock(limits, observer, wall_clock())
     }
 
     /// One that takes the place of a journal that nobody has any more: that of the process before this one. A first start
     /// cannot be told from any other, so this is how each begins.
-    pub fn after_another(limits: Limits, guard: Arc<Guard>) -> Self {
-        let memory = Memory { anew: Some(Anew::Memory), ..Memory::new(limits, guard) };
+    pub fn after_another(limits: Limits, observer: Observer) -> Self {
+        let memory = Memory { anew: Some(Anew::Memory), ..Memory::new(limits, observer) };
         memory.tail.forget_up_to(1);
         Anew::Memory.log(Path::new(""));
         memory
     }
 
-    pub(crate) fn with_clock(limits: Limits, guard: Arc<Guard>, clock: Clock) -> Self {
+    pub(crate) fn with_clock(limits: Limits, observer: Observer, clock: Clock) -> Self {
         Memory {
-            tail: Tail::new(limits, guard, (0, 0), Vec::new(), clock()),
+            tail: Tail::new(limits, observer, (0, 0), Vec::new(), clock()),
             cursors: Cursors::new(limits, HashMap::new()),
             clock,
             turn: Mutex::default(),
@@ -133,5 +135,7 @@ mod tests {
     use super::*;
     use crate::journal::contract;
 
-    contract::suite!(|limits, guard, clock| Arc::new(Memory::with_clock(limits, guard, clock)) as Arc<dyn Journal>);
+    contract::suite!(
+        |limits, observer, clock| Arc::new(Memory::with_clock(limits, observer, clock)) as Arc<dyn Journal>
+    );
 }

@@ -146,13 +146,14 @@ impl Journal for Named {
 mod tests {
     use super::*;
     use crate::config::{Damaged, FirstStart};
-    use crate::journal::contract::{self, entries, guard, purge};
+    use crate::journal::contract::{self, entries, nobody, purge};
     use crate::journal::{Limits, Settings, wall_clock};
 
     mod in_memory {
         use super::*;
-        contract::suite!(|limits, guard, clock| {
-            Arc::new(Named::new(Local::Memory(Box::new(Memory::with_clock(limits, guard, clock))))) as Arc<dyn Journal>
+        contract::suite!(|limits, observer, clock| {
+            Arc::new(Named::new(Local::Memory(Box::new(Memory::with_clock(limits, observer, clock)))))
+                as Arc<dyn Journal>
         });
     }
 
@@ -174,7 +175,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_another_one_tells_is_taken_in_once_in_memory() {
-        is_taken_in_once(Named::new(Local::Memory(Box::new(Memory::new(Limits::default(), guard()))))).await;
+        is_taken_in_once(Named::new(Local::Memory(Box::new(Memory::new(Limits::default(), nobody()))))).await;
     }
 
     #[tokio::test]
@@ -182,7 +183,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let settings = || Settings {
             limits: Limits::default(),
-            guard: guard(),
+            observer: nobody(),
             first_start: FirstStart::Trust,
             damaged: Damaged::Refuse,
             own_process: false,
@@ -200,7 +201,7 @@ mod tests {
     #[tokio::test]
     async fn names_are_known_for_as_long_as_their_purges_are_held() {
         let limits = Limits { max_entries: 2, ..Limits::default() };
-        let journal = Named::new(Local::Memory(Box::new(Memory::with_clock(limits, guard(), wall_clock()))));
+        let journal = Named::new(Local::Memory(Box::new(Memory::with_clock(limits, nobody(), wall_clock()))));
         for id in ["a", "b", "c"] {
             let told = Told { id: id.to_owned(), revision: None, at_ms: 1, purge: purge(id) };
             journal.admit(vec![told]).await.unwrap();

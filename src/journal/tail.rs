@@ -11,13 +11,13 @@ use std::time::Duration;
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
-use super::{Entry, Lag, Limits, Missed, Position};
-use crate::purge::{Guard, Purge, Target};
+use super::{Entry, Lag, Limits, Missed, Observer, Position};
+use crate::purge::{Purge, Target};
 
 /// The newest entries of a journal. Any number of readers, one writer at a time.
 pub(super) struct Tail {
     limits: Limits,
-    guard: Arc<Guard>,
+    observer: Observer,
     held: RwLock<Held>,
     // Changes only while `held` is locked for writing.
     head: watch::Sender<Position>,
@@ -33,10 +33,10 @@ struct Held {
 
 impl Tail {
     /// A tail that ends at `head` and holds of `entries` (in order, all that there are after `floor`) what the limits
-    /// allow at `now_ms`. Those are no news to the guard: no request that it watches over is older.
+    /// allow at `now_ms`. The observer is not told of those.
     pub(super) fn new(
         limits: Limits,
-        guard: Arc<Guard>,
+        observer: Observer,
         (floor, head): (Position, Position),
         entries: Vec<Arc<Entry>>,
         now_ms: u64,
@@ -44,7 +44,7 @@ impl Tail {
         let mut held = Held { floor, ..Held::default() };
         held.extend(entries);
         held.trim(&limits, now_ms);
-        Tail { limits, guard, held: RwLock::new(held), head: watch::Sender::new(head) }
+        Tail { limits, observer, held: RwLock::new(held), head: watch::Sender::new(head) }
     }
 
     /// The last position.
@@ -101,11 +101,11 @@ impl Tail {
     }
 
     /// Makes entries readable and moves the head to the last one. They follow the head, and they are durable already:
-    /// whoever sees the head move may rely on them, and on the guard's knowing them.
+    /// whoever sees the head move may rely on them, and on the observer's knowing them.
     pub(super) fn publish(&self, entries: Vec<Arc<Entry>>, now_ms: u64) {
         let Some(head) = entries.last().map(|entry| entry.position) else { return };
         // Before anybody can read them, and so before any Varnish is told.
-        entries.iter().for_each(|entry| self.guard.note(&entry.purge));
+        entries.iter().for_each(|entry| (self.observer)(entry));
         let mut held = self.held.write();
         held.extend(entries);
         held.trim(&self.limits, now_ms);

@@ -75,7 +75,7 @@ fn handed_on(target: &str) -> Purge {
 
 async fn rig(behaviour: impl Fn(&str) -> Does + Send + Sync + 'static) -> Rig {
     let guard = Arc::new(Guard::new(long_ago()));
-    let journal = Arc::new(Memory::new(Limits::default(), Arc::clone(&guard)));
+    let journal = Arc::new(Memory::new(Limits::default(), noted_by(&guard)));
     Rig::to(scripted(behaviour).await, CALM, journal, guard, None).await
 }
 
@@ -253,7 +253,7 @@ async fn a_purge_that_was_answered_is_not_passed_over_but_flushed() {
 #[tokio::test]
 async fn a_purge_of_which_nobody_knows_how_it_was_answered_is_flushed_and_keeps_no_node_out() {
     let guard = Arc::new(Guard::new(long_ago()));
-    let journal: Arc<dyn Journal> = Arc::new(Memory::new(Limits::default(), Arc::clone(&guard)));
+    let journal: Arc<dyn Journal> = Arc::new(Memory::new(Limits::default(), noted_by(&guard)));
     let id = NodeId::try_from("varnish-1").unwrap();
     journal.save_cursors(vec![(id, Cursor { position: 0, epoch: None })]).await.unwrap();
     let position = journal.append(handed_on("/page")).await.unwrap();
@@ -267,7 +267,7 @@ async fn a_purge_of_which_nobody_knows_how_it_was_answered_is_flushed_and_keeps_
 async fn gap(lost: Purge, behaviour: impl Fn(&str) -> Does + Send + Sync + 'static) -> (Rig, Position) {
     let guard = Arc::new(Guard::new(long_ago()));
     let limits = Limits { max_entries: 1, ..Limits::default() };
-    let journal: Arc<dyn Journal> = Arc::new(Memory::new(limits, Arc::clone(&guard)));
+    let journal: Arc<dyn Journal> = Arc::new(Memory::new(limits, noted_by(&guard)));
     let told = scripted(behaviour).await;
     let rig = Rig::to(told, CALM, Arc::clone(&journal), Arc::clone(&guard), None).await;
     rig.deliveries.stop(rig.node.id());
@@ -302,7 +302,7 @@ async fn a_flush_makes_a_node_that_missed_urls_current_only_if_its_vcl_says_what
 #[tokio::test]
 async fn urls_that_are_still_held_are_replayed_behind_a_flush_however_many_there_are() {
     let guard = Arc::new(Guard::new(long_ago()));
-    let journal: Arc<dyn Journal> = Arc::new(Memory::new(Limits::default(), Arc::clone(&guard)));
+    let journal: Arc<dyn Journal> = Arc::new(Memory::new(Limits::default(), noted_by(&guard)));
     let id = NodeId::try_from("varnish-1").unwrap();
     journal.save_cursors(vec![(id, Cursor { position: 0, epoch: None })]).await.unwrap();
     for number in 0..2_500 {

@@ -7,7 +7,7 @@ use crate::delivery::walk::{Sources, Walk};
 async fn a_floor_that_moves_on_during_a_flush_makes_no_second_one() {
     let guard = Arc::new(Guard::new(long_ago()));
     let limits = Limits { max_entries: 1, ..Limits::default() };
-    let journal: Arc<dyn Journal> = Arc::new(Memory::new(limits, Arc::clone(&guard)));
+    let journal: Arc<dyn Journal> = Arc::new(Memory::new(limits, noted_by(&guard)));
     let append = || journal.append(Purge { targets: vec![Target::Tags(["a"].into_iter().collect())], soft: false });
     for _ in 0..3 {
         append().await.unwrap();

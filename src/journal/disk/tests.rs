@@ -14,13 +14,13 @@ use tempfile::{TempDir, tempdir};
 use super::file::JournalFile;
 use super::*;
 use crate::journal::Cursor;
-use crate::journal::contract::{self, append_and_go_away, at, clock, entries, guard, node, purge};
+use crate::journal::contract::{self, append_and_go_away, at, clock, entries, nobody, node, purge};
 use crate::telemetry::causes;
 
 contract::suite!({
     let directory = tempdir().unwrap();
-    move |limits, guard, clock| {
-        let settings = Settings { limits, guard, ..settings() };
+    move |limits, observer, clock| {
+        let settings = Settings { limits, observer, ..settings() };
         Arc::new(Disk::open_with(directory.path(), settings, clock, Box::new(Local)).unwrap()) as Arc<dyn Journal>
     }
 });
@@ -146,7 +146,7 @@ impl StorageBackend for FaultyDisk {
 fn settings() -> Settings {
     Settings {
         limits: Limits::default(),
-        guard: guard(),
+        observer: nobody(),
         first_start: FirstStart::Trust,
         damaged: Damaged::Anew,
         own_process: false,

@@ -7,8 +7,8 @@ use std::sync::atomic::AtomicU16;
 use super::*;
 use crate::config;
 use crate::etcd::{Etcd as Cluster, Session};
-use crate::journal::contract::{self, at, entries, guard, node, purge};
-use crate::purge::Guard;
+use crate::journal::Observer;
+use crate::journal::contract::{self, at, entries, nobody, node, purge};
 
 /// A running etcd, for as long as this value lives. It has an address of its own, so that no two tests meet.
 struct Member {
@@ -73,10 +73,10 @@ fn spawn(folder: &Path, url: &str) -> Child {
     command.spawn().expect("etcd is installed (make test installs it)")
 }
 
-fn settings(limits: Limits, guard: Arc<Guard>) -> Settings {
+fn settings(limits: Limits, observer: Observer) -> Settings {
     Settings {
         limits,
-        guard,
+        observer,
         first_start: config::FirstStart::Trust,
         damaged: config::Damaged::Refuse,
         own_process: false,
@@ -104,7 +104,7 @@ impl Rig {
 
     async fn open_at(&mut self, cluster: SharedEtcd, limits: Limits, clock: Clock) {
         self.close().await;
-        let journal = Etcd::open_with(self.folder.path(), settings(limits, guard()), cluster, clock).await;
+        let journal = Etcd::open_with(self.folder.path(), settings(limits, nobody()), cluster, clock).await;
         self.journal = Some(journal.unwrap());
     }
 
@@ -211,14 +211,14 @@ impl Journal for Suite {
     }
 }
 
-fn suite(limits: Limits, guard: Arc<Guard>, clock: Clock) -> Arc<dyn Journal> {
+fn suite(limits: Limits, observer: Observer, clock: Clock) -> Arc<dyn Journal> {
     tokio::task::block_in_place(|| {
         tokio::runtime::Handle::current().block_on(async {
             let member = Member::start();
             _ = member.session().await;
             let folder = tempfile::tempdir().unwrap();
             let journal =
-                Etcd::open_with(folder.path(), settings(limits, guard), member.cluster(), clock).await.unwrap();
+                Etcd::open_with(folder.path(), settings(limits, observer), member.cluster(), clock).await.unwrap();
             eventually("purges can be written", || journal.inner.uplink.session()).await;
             Arc::new(Suite { journal, _member: member, _folder: folder }) as Arc<dyn Journal>
         })

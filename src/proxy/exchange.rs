@@ -23,7 +23,7 @@ struct Nodes {
 
 /// Carries out the request whose head is `request.input[..len]`, or answers bytes that never became one.
 pub(super) async fn handle(client: &mut Client, request: &mut Request, head: Result<usize, Failure>) -> Disposition {
-    request.began = Instant::now();
+    (request.id, request.began) = (client.worker.request_id(), Instant::now());
     request.status = None;
     client.worker.spin.mark_active();
     let mut nodes = Nodes::default();
@@ -38,7 +38,7 @@ pub(super) async fn handle(client: &mut Client, request: &mut Request, head: Res
         Ok(after) => after,
         Err(failure) => {
             if let Some(node) = &nodes.failed {
-                client.worker.report(node, &failure, request.head.path());
+                client.worker.report(node, &failure, request);
             }
             respond_to(client, request, &failure).await
         }
@@ -118,7 +118,7 @@ async fn try_handle(
             }
             Err(failed) => failed,
         };
-        client.worker.suspect(&node, &failure);
+        client.worker.suspect(&node, &failure, request.id);
         nodes.answered = request.status.is_some().then(|| Arc::clone(&node));
         nodes.failed = Some(Arc::clone(&node));
         let Some(reason) = failure.retry_reason(untouched, is_safe || unsent) else { return Err(failure) };
@@ -141,13 +141,13 @@ async fn try_handle(
             };
         }
         client.worker.shared.metrics.retried(client.frontend.role, reason);
-        tracing::debug!(node = %node.id(), reason, "request is tried again");
+        tracing::debug!(request = %request.id, node = %node.id(), reason, "request is tried again");
     }
 }
 
 /// Tells the client what it can be told: an answer if none has begun, a reset if one was cut.
 async fn respond_to(client: &mut Client, request: &mut Request, failure: &Failure) -> Disposition {
-    tracing::debug!(peer = %client.peer.text, %failure, "request failed");
+    tracing::debug!(request = %request.id, peer = %client.peer.text, %failure, "request failed");
     if request.status.is_some() {
         return Disposition::Reset;
     }

@@ -1,6 +1,7 @@
 //! A request: what is known of it from its first byte to the end of its answer, and the buffers that it takes meanwhile.
 
 use std::cell::RefCell;
+use std::fmt;
 use std::time::Instant;
 
 use crate::http1::{HeadScan, RequestHead, ResponseHead};
@@ -12,6 +13,17 @@ const MAX_SPARE: usize = 512;
 /// 32 MiB at most, and as a rule a tenth of that.
 const MAX_SPARE_CAPACITY: usize = 16 * 1024;
 
+/// Names a request in the lines of the log that are about it: 64 random bits. A span would carry it into every line by
+/// itself, and costs an allocation for each request, whether or not a line is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct RequestId(pub(super) u64);
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
 /// One request and its answer.
 #[derive(Debug)]
 pub(super) struct Request {
@@ -20,6 +32,7 @@ pub(super) struct Request {
     pub(super) input_scan: HeadScan,
     /// The head, once it is complete.
     pub(super) head: RequestHead,
+    pub(super) id: RequestId,
     /// When its head was complete.
     pub(super) began: Instant,
     /// The guard's sequence number before the request went to a node ([`super::StorePolicy::mark`]).
@@ -42,6 +55,7 @@ impl Request {
             input: Vec::new(),
             input_scan: HeadScan::default(),
             head: RequestHead::default(),
+            id: RequestId::default(),
             began: Instant::now(),
             guard_mark: 0,
             status: None,

@@ -13,7 +13,7 @@ use super::admission::Admission;
 use super::deadline::{Deadline, Deadlines, Interrupt};
 use super::failure::Failure;
 use super::notices::Notices;
-use super::request::RequestPool;
+use super::request::{Request, RequestId, RequestPool};
 use super::spin::Spin;
 use super::splice::Pipes;
 use crate::balance::LbContext;
@@ -105,6 +105,10 @@ impl Worker {
         }
     }
 
+    pub(super) fn request_id(&self) -> RequestId {
+        RequestId(self.random.borrow_mut().u64(..))
+    }
+
     pub(super) fn lb_context(&self, request_hash: u64) -> LbContext {
         let turn = self.turn.get();
         self.turn.set(turn.wrapping_add(1));
@@ -129,11 +133,11 @@ impl Worker {
     }
 
     /// Tells the log and the health checks what a node did, if it is to blame.
-    pub(super) fn suspect(&self, node: &Node, failure: &Failure) {
+    pub(super) fn suspect(&self, node: &Node, failure: &Failure, request: RequestId) {
         if !failure.blames_node() {
             return;
         }
-        tracing::debug!(role = %node.spec.role, node = %node.id(), %failure, "node failed a request");
+        tracing::debug!(%request, role = %node.spec.role, node = %node.id(), %failure, "node failed a request");
         if matches!(failure, Failure::Connect(_) | Failure::NoAnswer(_)) {
             // A full queue means that checks are under way anyway.
             _ = self.shared.suspects.try_send((node.spec.role, node.id().clone()));
@@ -142,13 +146,17 @@ impl Worker {
 
     /// Says what a node did, where its client has to bear it: an answer that was refused, cut off or never came. The path
     /// is told without its query, which may hold secrets.
-    pub(super) fn report(&self, node: &Node, failure: &Failure, path: &[u8]) {
+    pub(super) fn report(&self, node: &Node, failure: &Failure, request: &Request) {
         let Some(fault) = failure.fault() else { return };
         self.shared.metrics.upstream_failures.count(node.spec.role, fault);
         if let Some(unsaid) = self.notices.pass() {
             let (role, node) = (node.spec.role, node.id());
+            let path = request.head.path();
             let path = String::from_utf8_lossy(&path[..path.len().min(LONGEST_PATH)]);
-            tracing::info!(%role, %node, %path, reason = %failure, unsaid, "a request got no good answer from its node");
+            tracing::info!(
+                request = %request.id, %role, %node, %path, reason = %failure, unsaid,
+                "a request got no good answer from its node"
+            );
         }
     }
 

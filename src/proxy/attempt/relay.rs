@@ -80,14 +80,14 @@ impl<'a, 'e> Relaying<'a, 'e> {
         splice: Option<&mut Splice>,
         entered: &mut bool,
     ) -> Poll<Result<(), Failure>> {
-        let Exchange { client, upload, upstream, node, .. } = &mut *self.exchange;
+        let Exchange { client, request, upload, upstream, node, .. } = &mut *self.exchange;
         if upload.poll(cx, client, &mut upstream.stream).is_err() {
             // The client may still read.
             upload.give_up();
         }
         if client.passage.as_ref().is_some_and(Passage::is_to_be_cut) {
             client.worker.shared.metrics.guard.cut.inc();
-            tracing::info!(node = %node.id(), "an answer that a purge waits for has no end, and is cut");
+            tracing::info!(request = %request.id, node = %node.id(), "an answer that a purge waits for has no end, and is cut");
             return Poll::Ready(Err(Failure::CutAnswer(io::ErrorKind::TimedOut.into())));
         }
         if upload.was_refused() {

@@ -68,7 +68,7 @@ pub trait Select: Send + Sync {
 /// An answer without a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OwnAnswer {
-    /// 404.
+    /// Not found: 404.
     NotFound,
     /// A complete HTTP/1.1 answer, with status 200, that closes the connection.
     Page(Vec<u8>),

@@ -1,18 +1,17 @@
-//! Who purges what: the question of everybody whose cache is empty once more.
+//! Attributes purges to their senders: to find out why a cache is empty again.
 //!
 //! Shops look for the extension, the cron job or the import that sends a bare `cat_p` every minute and so drops every
-//! page with a product. What a purge names is therefore counted by **family** (`cat_p` for `cat_p_2046`) and by
-//! **source** (the address of the sender), and what is **wide**, a flush or a bare family, is told in the log with
-//! its source.
+//! page with a product. So purged tags are counted by **family** (`cat_p` for `cat_p_2046`) and by **source** (the
+//! sender's address), and a **wide** purge, a flush or a bare family, is logged with its source.
 //!
-//! Both come from outside, so nothing here can grow with them:
+//! Both come from outside, so all memory is bounded:
 //!
-//! - Families: those of Magento always have a name here; of the others the first ones get one, the rest is `other`.
-//! - Sources: as many as a large shop has web nodes. In the API the one that was unseen for longest gives way. Labels
-//!   of metrics cannot give way (a counter that goes backwards is a restart to Prometheus): the first ones get one.
-//! - Of each of the newest purges a short sample is kept. Credentials, header values and query strings are no part of
-//!   it: whoever may read the admin listener need not be one who may purge.
-//! - The log gets one line a second for each source and each wide thing, with the number of those that were left out.
+//! - Families: Magento's are always named; of the others the first ones are, the rest is `other`.
+//! - Sources: as many as a large shop has web nodes. In the API the least recently seen one is evicted. Metric labels
+//!   cannot be evicted (to Prometheus a counter that goes backwards is a restart): the first sources get one.
+//! - A short sample of each recent purge is kept, without credentials, header values and query strings: a reader of the
+//!   admin listener may not be allowed to purge.
+//! - The log gets one line a second for each source and wide target, with the number of suppressed lines.
 
 mod family;
 mod ledger;
@@ -33,57 +32,57 @@ pub use family::describe;
 pub use named::Named;
 pub use throttle::Throttle;
 
-/// The books: totals since the process started, and the newest purges. Shared by who writes and who shows them.
+/// The totals since the process started, and the newest purges.
 #[derive(Debug, Default)]
 pub struct Attribution(Mutex<ledger::Ledger>);
 
-/// How an accepted purge ended.
+/// The outcome of an accepted purge.
 #[derive(Clone, Debug)]
 pub struct Ended {
-    /// Its place in the journal.
+    /// Its journal position.
     pub position: u64,
     /// When it arrived, in milliseconds since 1970.
     pub at_ms: u64,
-    /// How long it took to its answer.
+    /// The time from its arrival to its answer.
     pub took: Duration,
-    /// The result as the metrics have it.
+    /// The result, as its metric label.
     pub result: &'static str,
-    /// How many Varnish nodes have it.
+    /// The number of Varnish nodes that have it.
     pub applied: usize,
-    /// The nodes that had to be fenced.
+    /// The nodes that were fenced for it.
     pub fenced: Vec<NodeId>,
-    /// How many objects the nodes said they dropped.
+    /// The number of objects that the nodes reported as dropped.
     pub invalidated: u64,
 }
 
-/// What is to be counted and told of a purge. Every label is one of a bounded number.
+/// The counts and log lines due for a purge. All labels are from bounded sets.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Noted {
-    /// Tags by the label of their family.
+    /// The number of tags per family label.
     pub families: Vec<(Box<str>, u64)>,
     /// The label of its source.
     pub source: String,
-    /// The wide things that it names.
+    /// Its wide targets.
     pub wide: Vec<Wide>,
 }
 
 /// A flush, or a bare family.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Wide {
-    /// `everything`, or the family. [`describe`] says it in words.
+    /// `everything`, or the family. [`describe`] explains it.
     pub what: &'static str,
-    /// Where a line is due: how many like it were left out since the last one.
+    /// If a line is due: the number of similar lines suppressed since the last one.
     pub left_out: Option<u64>,
 }
 
-/// All there is to show: `/api/v1/purges`.
+/// The complete report: `/api/v1/purges`.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// Totals by source, in the order of their addresses.
+    /// Totals by source, ordered by address.
     pub sources: Vec<SourceTotal>,
-    /// Totals by what was named, in the order of the names.
+    /// Totals by target, ordered by name.
     pub what: Vec<WhatTotal>,
-    /// The newest purges, the newest first.
+    /// The newest purges, newest first.
     pub newest: Vec<Arc<Entry>>,
 }
 
@@ -92,30 +91,30 @@ pub struct Report {
 pub struct SourceTotal {
     /// The address of the sender.
     pub source: IpAddr,
-    /// What it sent.
+    /// Its purges.
     #[serde(flatten)]
     pub total: Total,
 }
 
-/// Totals of one thing that purges name.
+/// Totals of one target.
 #[derive(Debug, Serialize)]
 pub struct WhatTotal {
-    /// A family of tags, `other` for all that have no name here, or the kind of a purge without tags: `everything`,
+    /// A family of tags, `other` for all unnamed families, or the kind of a purge without tags: `everything`,
     /// `pattern`, `pool`, `url`.
     pub what: Box<str>,
-    /// How often it was named.
+    /// Purges with this target.
     #[serde(flatten)]
     pub total: Total,
 }
 
-/// A total since the process started, or since the source came back into the books.
+/// A total since the process started, or since an evicted source returned.
 #[derive(Clone, Debug, Serialize)]
 pub struct Total {
     /// Purges.
     pub purges: u64,
-    /// Tags that they named.
+    /// Tags in them.
     pub tags: u64,
-    /// How many of the purges were wide (here).
+    /// The number of them that were wide for this source or target.
     pub wide: u64,
     /// The last one (RFC 3339).
     #[serde(serialize_with = "rfc3339")]
@@ -125,44 +124,44 @@ pub struct Total {
 /// One purge.
 #[derive(Debug, Serialize)]
 pub struct Entry {
-    /// Its place in the journal.
+    /// Its journal position.
     pub position: u64,
     /// When it arrived (RFC 3339).
     #[serde(rename = "time", serialize_with = "rfc3339")]
     pub at_ms: u64,
-    /// Who sent it.
+    /// The sender's address.
     pub source: IpAddr,
-    /// What it is, as the metrics have it.
+    /// The kind, as its metric label.
     pub kind: &'static str,
     /// Whether pages were to be kept for grace.
     pub soft: bool,
-    /// How many tags it names.
+    /// The number of its tags.
     pub tags: u64,
-    /// The same by family.
+    /// The number of its tags per family.
     pub families: BTreeMap<Box<str>, u64>,
-    /// The wide things among what it names.
+    /// Its wide targets.
     pub wide: Vec<&'static str>,
-    /// The first tags, or the pattern, cut off where they are long.
+    /// The first tags, or the pattern, truncated.
     pub sample: Vec<String>,
-    /// The result as the metrics have it.
+    /// The result, as its metric label.
     pub result: &'static str,
-    /// How many Varnish nodes have it.
+    /// The number of Varnish nodes that have it.
     pub applied: usize,
-    /// The nodes that had to be fenced.
+    /// The nodes that were fenced for it.
     pub fenced: Vec<NodeId>,
-    /// How many objects the nodes said they dropped.
+    /// The number of objects that the nodes reported as dropped.
     pub invalidated: u64,
-    /// How long it took to its answer, in milliseconds.
+    /// The time from its arrival to its answer, in milliseconds.
     pub duration_ms: u64,
 }
 
 impl Attribution {
-    /// Enters an accepted purge; says what is to be counted and told of it.
+    /// Records an accepted purge; returns the counts and log lines due.
     pub fn note(&self, source: IpAddr, named: Named, ended: Ended) -> Noted {
         self.ledger().note(source, named, ended)
     }
 
-    /// All there is to show.
+    /// The complete report.
     pub fn report(&self) -> Report {
         self.ledger().report()
     }

@@ -1,15 +1,15 @@
-//! Which node gets a request. One algorithm a file; who is eligible (healthy, current, not tried yet) is the caller's
-//! filter and no business of the algorithm.
+//! Chooses the node of a request. One algorithm a file; eligibility (healthy, current, not tried yet) is the caller's
+//! filter, not part of an algorithm.
 //!
-//! Everything here is a pure function of the nodes, their load and a [`LbContext`]; the caller brings the randomness. All
-//! scans are linear: a fleet has tens of nodes, and a scan over 200 of them costs less than one system call.
+//! Everything here is a pure function of the nodes, their load and a [`LbContext`]; the caller supplies the randomness.
+//! All scans are linear: a fleet has tens of nodes, and a scan over 200 of them costs less than one system call.
 //!
-//! A node in its slow start gets a share of what it should ([`Live::share`](crate::fleet::Live::share)). That is no
-//! business of the algorithms either: such a node takes part in as many decisions as its share says and is no
-//! candidate in the others. Over many decisions that is its weight times its share, without fractions of weights, for
-//! which round robin would need a schedule and two choices a load that is none. What decides is a hash of the key
-//! where there is one, so that a growing share moves keys to that node, one after the other, and no others: a cache
-//! keeps what it has. Where nobody else is eligible, a small share is no reason to refuse anybody.
+//! A node in slow start gets only a share of its traffic ([`Live::share`](crate::fleet::Live::share)). That is not part
+//! of the algorithms either: such a node takes part in as many decisions as its share says and is not a candidate in
+//! the others. Over many decisions that is its weight times its share, without fractional weights, for which round
+//! robin would need a schedule and two choices an artificial load. If there is a key, its hash decides, so that a
+//! growing share moves keys to that node one at a time, and no other keys: a cache keeps its pages. If no other node is
+//! eligible, a small share is not a reason to refuse.
 
 mod least_request;
 mod rendezvous;
@@ -23,31 +23,31 @@ use crate::fleet::{Member, WHOLE_SHARE};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Policy {
-    /// The same key goes to the same node, and a node that leaves moves only its own keys: what a cache wants.
+    /// The same key goes to the same node, and a node that leaves moves only its own keys: for caches.
     Rendezvous,
     /// In turn, by weight.
     RoundRobin,
-    /// The one with fewer requests of two drawn by chance ("power of two choices"): what an application server wants.
+    /// The one with fewer requests of two random nodes ("power of two choices"): for application servers.
     LeastRequest,
-    /// By chance, by weight.
+    /// Random, by weight.
     Random,
 }
 
-/// What one decision is made from.
+/// The input of one decision.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LbContext {
-    /// The hash of what is asked for.
+    /// The hash of the requested page.
     pub request_hash: u64,
-    /// Grows by one with every request of this chooser.
+    /// Increases by one with every request of this chooser.
     pub turn: u64,
     /// Random bits.
     pub random: u64,
 }
 
-/// Chooses among the eligible members, or `None` where there is none.
+/// Chooses among the eligible members; `None` if there is none.
 ///
-/// `bounded_load` only concerns [`Policy::Rendezvous`]: a node above that multiple of the mean load passes a key on
-/// to the next choice of that key. 0 turns it off.
+/// `bounded_load` only concerns [`Policy::Rendezvous`]: a node above that multiple of the mean load passes a key on to
+/// the key's next choice. 0 turns it off.
 pub fn pick(
     policy: Policy,
     members: &[Member],
@@ -65,10 +65,9 @@ pub fn pick(
         .or_else(|| choose(policy, members, lb, bounded_load, eligible))
 }
 
-/// Whether a node has a say in the decision with this lot: always, unless it is in its slow start.
+/// Whether a node takes part in the decision with this lot: always, unless it is in slow start.
 fn takes_part(member: &Member, lot: u64) -> bool {
-    // Another number than the one that scores are made of, or the first keys that move would be those that a node
-    // wins by a hair.
+    // Not the number from which scores are made, or the first keys to move would be those that a node wins narrowly.
     const LOTS: u64 = 0x5851_f42d_4c95_7f2d;
     let share = member.node.live.share();
     share == WHOLE_SHARE || mix(lot ^ LOTS, member.node.seed) % u64::from(WHOLE_SHARE) < u64::from(share)
@@ -89,7 +88,8 @@ fn choose(
     }
 }
 
-/// Mixes two words into one that depends on every bit of both (the finaliser of MurmurHash3 over their combination).
+/// Mixes two words so that the result depends on every bit of both (the finaliser of MurmurHash3 over their
+/// combination).
 fn mix(a: u64, b: u64) -> u64 {
     let mut h = a ^ b.rotate_left(32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     h = (h ^ (h >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn what_a_node_gets_grows_with_its_share_by_every_policy() {
         for policy in POLICIES {
-            // Of four equal nodes, 2500 are its part; of weights 3 and 1 it is 7500.
+            // Of four equal nodes, each gets 2500; of weights 3 and 1, the first gets 7500.
             for (weights, whole) in [(&[1, 1, 1, 1][..], 2500), (&[3, 1], 7500)] {
                 let whole = if policy == Policy::LeastRequest && weights.len() == 2 { 10_000 } else { whole };
                 for share in [WHOLE_SHARE / 16, WHOLE_SHARE / 4, WHOLE_SHARE / 2, WHOLE_SHARE] {

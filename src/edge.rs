@@ -1,9 +1,9 @@
-//! The edge: clients come in, Varnish nodes that are up **and** current answer.
+//! The edge: receives client traffic, and sends it to Varnish nodes that are up **and** current.
 //!
-//! Here the promise is kept: a Varnish behind the fence is not a candidate. When that leaves nobody, the shop has to
-//! choose between an old page, a slow page and none (`when_all_behind`), and the default is the slow one: past the
-//! caches to the web nodes, as many requests at once as they can bear. Only beyond that an old page is better than
-//! none, and then it is counted.
+//! The promise is kept here: a Varnish behind the fence is not a candidate. If no candidate is left, the shop has to
+//! choose between an old page, a slow page and none (`when_all_behind`). The default is the slow one: past the caches
+//! to the web nodes, up to their limit of concurrent requests. Only beyond that is an old page better than none, and it
+//! is counted.
 
 use std::sync::Arc;
 
@@ -16,8 +16,8 @@ use crate::shutdown::Stage;
 use crate::telemetry::Metrics;
 use crate::trial::{self, Trials};
 
-/// The edge's frontend: it picks behind this fence. `purge_methods` are the methods that purge, beside those that every
-/// listener knows.
+/// The edge's frontend: it selects nodes by this fence. `purge_methods` are the configured purging methods, beside
+/// those that every listener knows.
 pub fn frontend(
     config: &config::Edge,
     purge_methods: &[String],
@@ -26,7 +26,7 @@ pub fn frontend(
     metrics: Arc<Metrics>,
 ) -> Frontend {
     let select = EdgeSelect::new(config, fence, Arc::clone(&trials), metrics);
-    // A page of ours is asked for by no client: a Varnish would see our own address and answer.
+    // No client asks for a trial page; a Varnish would see our own address and answer it.
     let own_answer = move |head: &RequestHead| {
         trials.saw_host(head.host());
         trial::is_ours(head.path()).then_some(OwnAnswer::NotFound)
@@ -41,12 +41,12 @@ pub fn frontend(
         purge_methods: purge_methods.into(),
         own_answer: Arc::new(own_answer),
         select: Arc::new(select),
-        // No cache of ours is before the edge.
+        // None of our caches is in front of the edge.
         store: None,
     }
 }
 
-/// Chooses among the Varnish nodes that are current.
+/// Chooses among the current Varnish nodes.
 struct EdgeSelect {
     policy: Policy,
     bounded_load: f64,
@@ -72,7 +72,7 @@ impl EdgeSelect {
         }
     }
 
-    /// Past the caches: a web node that has room.
+    /// Past the caches: a web node below its limit.
     fn bypass<'f>(&self, fleet: &'f Snapshot, lb: LbContext, tried: Option<u64>) -> Option<&'f Member> {
         let has_room = |member: &Member| {
             member.usable
@@ -196,7 +196,7 @@ mod tests {
             live.set_trial(state);
             assert_eq!(picked(&edge, &fleet, None).is_ok(), serves, "{state:?}");
         }
-        // Until something was purged that it cannot purge.
+        // Until a purge comes that it cannot carry out.
         live.set_trial(TrialState::WithoutTags);
         guard.note(&Purge::everything());
         assert_eq!(picked(&edge, &fleet, None), Err(NoNode::AllBehind));

@@ -1,36 +1,36 @@
-//! Edge Side Includes in a page: what Varnish does with them, for a page that comes past every Varnish.
+//! Edge Side Includes: processed as in Varnish, for pages that bypass every Varnish.
 //!
-//! Magento writes `<esi:include src="…"/>` where a block has a lifetime of its own, whoever asks: it is told by its
-//! configuration and not by the request that a cache is there to fill the block in. A page that no Varnish sees on its way
-//! has to be filled in all the same, or its reader gets it without its menu.
+//! Magento writes `<esi:include src="…"/>` for a block with its own lifetime in every answer: its configuration, not
+//! the request, says that a cache will fill it in. A page that bypasses the caches must be filled in as well, or its
+//! reader gets it without its menu.
 //!
-//! The reading is that of Varnish 7 (`cache_esi_parse.c`), tag by tag as tried on it, so that a page looks the same on both
-//! ways: only a page whose first character is `<` is looked at; `<!--esi … -->` is opened; ordinary comments and CDATA are
-//! left alone; `<esi:remove>` goes with what is in it; any other `esi:` tag goes alone. Names are in lower case. What this
-//! adds is a bound: a tag longer than 8 KiB is none.
+//! The parser follows Varnish 7 (`cache_esi_parse.c`), tested tag by tag against it, so that a page looks the same on
+//! both paths: only a page whose first character is `<` is parsed; `<!--esi … -->` is unwrapped; ordinary comments and
+//! CDATA are left alone; `<esi:remove>` is removed with its content; any other `esi:` tag is removed alone. Names are
+//! in lower case. The only addition is a limit: a longer tag than 8 KiB is text.
 //!
-//! [`EsiParser`] is fed a page as it comes and never asks for more of it than one tag.
+//! [`EsiParser`] is fed a page as it arrives and never needs more of it than one tag.
 
 /// The longest tag, in bytes.
 const LONGEST_TAG: usize = 8 * 1024;
 
-/// The longest of the openings that have to be told apart.
+/// The length of the longest opening that has to be distinguished.
 const LONGEST_OPENING: usize = b"<![CDATA[".len();
 
 /// A part of a page.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Piece<'p> {
-    /// Passes as it is.
+    /// Passed on unchanged.
     Text(&'p [u8]),
-    /// The page behind this address stands here; entities are decoded, no byte of it is a blank or a control.
+    /// An include of the page at this address; entities are decoded, and it has no blank or control byte.
     Include(Vec<u8>),
-    /// Is left out.
+    /// Removed.
     Nothing,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum ScanState {
-    /// Before the first character that is no white space.
+    /// Before the first character other than white space.
     #[default]
     Start,
     /// In a page without markup: all of it is text.
@@ -41,24 +41,24 @@ enum ScanState {
     Cdata,
 }
 
-/// Takes a page apart.
+/// Splits a page into pieces.
 #[derive(Debug, Default)]
 pub struct EsiParser {
     state: ScanState,
     /// Within `<esi:remove>`.
     removing: bool,
-    /// Within `<!--esi`, whose end is still to be left out.
+    /// Within `<!--esi`, whose end is to be removed.
     opened: bool,
 }
 
 impl EsiParser {
-    /// For a page in which nothing is looked for.
+    /// A parser for a page that is passed on unchanged.
     pub fn plain() -> Self {
         EsiParser { state: ScanState::Plain, ..EsiParser::default() }
     }
 
-    /// The next part of a page, and how many bytes it took. `page` is what was not taken yet; with `is_whole`, nothing
-    /// follows it. `None` where more is needed, or nothing is left.
+    /// The next piece of a page, and its length. `page` is the rest so far; if `is_whole`, nothing follows it. `None`
+    /// if more input is needed, or nothing is left.
     pub fn next<'p>(&mut self, page: &'p [u8], is_whole: bool) -> Option<(Piece<'p>, usize)> {
         if page.is_empty() {
             return None;
@@ -82,13 +82,13 @@ impl EsiParser {
         (if self.removing { Piece::Nothing } else { Piece::Text(text) }, text.len())
     }
 
-    /// Text up to the end of what is not looked into.
+    /// Text up to the end of an uninterpreted section.
     fn up_to<'p>(&mut self, end: &[u8], page: &'p [u8], is_whole: bool) -> Option<(Piece<'p>, usize)> {
         if let Some(at) = find(page, end) {
             self.state = ScanState::Markup;
             return Some(self.text(&page[..at + end.len()]));
         }
-        // The end may be under way.
+        // The end marker may be arriving.
         let certain = if is_whole { page.len() } else { page.len().saturating_sub(end.len() - 1) };
         (certain > 0).then(|| self.text(&page[..certain]))
     }
@@ -123,7 +123,7 @@ impl EsiParser {
         Some(self.text(&page[..1]))
     }
 
-    /// Where something begins that is not text for certain: up to there it is.
+    /// The length of the text before the next possible markup.
     fn next_mark(&self, page: &[u8], is_whole: bool) -> usize {
         let may_open = |at: usize| {
             let rest = &page[at..];
@@ -144,13 +144,13 @@ impl EsiParser {
         }
     }
 
-    /// An `esi:` tag, of which `page` begins with the first bytes.
+    /// An `esi:` tag, with whose first bytes `page` begins.
     fn tag<'p>(&mut self, page: &'p [u8], is_whole: bool) -> Option<(Piece<'p>, usize)> {
-        // Also where that stands in quotes, as with Varnish.
+        // Even within quotes, as in Varnish.
         let Some(end) = memchr::memchr(b'>', &page[..page.len().min(LONGEST_TAG)]) else {
             return match page.len() {
                 LONGEST_TAG.. => Some(self.text(&page[..1])),
-                // Cut off: there is nothing to show of it.
+                // A truncated tag is removed.
                 _ if is_whole => Some((Piece::Nothing, page.len())),
                 _ => None,
             };
@@ -178,8 +178,8 @@ fn find(bytes: &[u8], mark: &[u8]) -> Option<usize> {
     memchr::memmem::find(bytes, mark)
 }
 
-/// The one `src` among the attributes, decoded. `None` where there is none or more than one, where a quote is open, or
-/// where it cannot be an address.
+/// The one `src` among the attributes, decoded. `None` if there is none or more than one, a quote is not closed, or it
+/// is not a valid address.
 fn source_of(mut attributes: &[u8]) -> Option<Vec<u8>> {
     let mut source = None;
     loop {

@@ -1,17 +1,16 @@
-//! Open files: how many there may be, who may have them, and which errors are about us and not about a node.
+//! Open files: the limit, its division, and the errors that are ours and not a node's.
 //!
-//! Every connection takes one, a pipe two. A process that runs out of them fails wherever it opens the next one, and that is
-//! as likely as not a health check: then nodes that are well go down, because there is too much traffic to ask them. So
-//! traffic has a budget below the limit, and what is left is for everything else: listeners, health checks, deliveries, the
-//! journal, etcd, the purge and the admin listener. The soft limit, which is 1024 by habit, is raised to the hard one.
+//! Every connection uses one file, a pipe two. A process that runs out of files fails at the next one that it opens,
+//! which may well be a health check: then healthy nodes go down because there is too much traffic to check them. So
+//! traffic has a budget below the limit, and the rest is for everything else: listeners, health checks, deliveries, the
+//! journal, etcd, the purge and the admin listener. The soft limit, usually 1024, is raised to the hard one.
 //!
-//! The budget has a share for each link of the chain that a page comes along: clients of the edge, connections to nodes for
-//! them, Varnish at the origin, connections to web nodes for it. With one pot alone the first link takes all, and waits for
-//! the last. So each has files of its own, and half of all is for whoever comes. Who finds none waits: a client before it is
-//! accepted, a request as long as it may take to connect, after which it is answered 503.
+//! The budget has a share for each hop of a page: clients of the edge, connections to nodes for them, Varnish at the
+//! origin, connections to web nodes for it. With a single pool the first hop would take all files and wait for the
+//! last. So each hop has files of its own, and half of all is common. Without a free file a client waits to be
+//! accepted, and a request waits as long as it may take to connect, after which it is answered 503.
 //!
-//! An error of the system that says that *we* are out of something (files, ports, memory, permission) is told apart from one
-//! about a node by [`is_ours`].
+//! [`is_ours`] distinguishes an error about *our* resources (files, ports, memory, permission) from one about a node.
 
 use std::io;
 use std::pin::pin;
@@ -25,27 +24,27 @@ use tokio::sync::Notify;
 
 use crate::telemetry::{Metrics, Shortage};
 
-/// Connections per listener of the control plane, if there are files for as many.
+/// Connections per control-plane listener, if there are enough files.
 const CONTROL_CONNECTIONS: u64 = 2048;
 
-/// Connections per listener of the control plane that there always are.
+/// Connections per control-plane listener that are always reserved.
 const LEAST_CONTROL_CONNECTIONS: u64 = 64;
 
-/// Below this, none of the files are spared for more connections to the control plane than those.
+/// With a smaller limit than this, the control plane gets only the reserved connections.
 const FEW: u64 = 1024;
 
-/// What the process opens beside all that is counted: name servers, certificates that are read again, libraries.
+/// A reserve for uncounted files: name resolution, reloaded certificates, libraries.
 const SPARE: u64 = 64;
 
-/// Files for each node beside its traffic: a health check, a delivery, one more of each that has just ended.
+/// Files for each node beside its traffic: a health check, a delivery, and one more of each that is just ending.
 const PER_NODE: u64 = 4;
 
-/// The shares. One part of eight is each one's own, the other half is common.
+/// The shares. Each owns one eighth, and the other half is common.
 const SHARES: [&str; 4] = ["edge_clients", "edge_nodes", "origin_clients", "origin_nodes"];
 const PARTS: u64 = 8;
 
-/// Whether an error says that this process, or its machine, is out of something or is not allowed something, so that it says
-/// nothing about the other side. `EADDRNOTAVAIL` is what connect(2) says when all local ports are in use.
+/// Whether an error says that this process or machine lacks a resource or a permission, and so nothing about the other
+/// side. `EADDRNOTAVAIL` is what connect(2) returns if all local ports are in use.
 pub fn is_ours(error: &io::Error) -> bool {
     matches!(
         Errno::from_io_error(error),
@@ -61,7 +60,7 @@ pub fn is_ours(error: &io::Error) -> bool {
     )
 }
 
-/// Raises the limit of open files as far as this process may. Returns what it was and what it is.
+/// Raises the limit of open files as far as permitted. Returns the old and the new limit.
 pub fn raise_limit() -> (u64, u64) {
     let limit = getrlimit(Resource::Nofile);
     let before = limit.current.unwrap_or(u64::MAX);
@@ -75,23 +74,23 @@ pub fn raise_limit() -> (u64, u64) {
     }
 }
 
-/// How many files this process has open now. Where the system does not say, as many as it has at start on a usual machine.
+/// The number of files that this process has open. If the system does not say, the number at start on a usual machine.
 fn open_now() -> u64 {
     std::fs::read_dir("/proc/self/fd").map_or(SPARE, |files| files.count() as u64)
 }
 
-/// How the files are divided.
+/// The division of the files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// Connections of each listener of the control plane.
     pub control_connections: usize,
-    /// Of all traffic.
+    /// For all traffic.
     traffic: u64,
 }
 
 impl Plan {
-    /// A plan for now, after every listener was opened. `limit` is what [`raise_limit`] came to; `listeners` are those of
-    /// the control plane, `nodes` those that are known by name already.
+    /// A plan made after every listener was opened. `limit` is from [`raise_limit`]; `listeners` are those of the
+    /// control plane, `nodes` those in the configuration.
     pub fn new(limit: u64, listeners: usize, nodes: usize) -> Self {
         Plan::with_open(limit, open_now(), listeners as u64, nodes as u64)
     }
@@ -99,24 +98,24 @@ impl Plan {
     fn with_open(limit: u64, open: u64, listeners: u64, nodes: u64) -> Self {
         let each =
             (limit.saturating_sub(FEW) / (2 * listeners.max(1))).clamp(LEAST_CONTROL_CONNECTIONS, CONTROL_CONNECTIONS);
-        // Nodes that a registry will name need some, too.
+        // Including files for nodes that a registry will add.
         let others = open + listeners * each + PER_NODE * nodes + SPARE + limit / 32;
         let traffic = limit - others.min(limit / 8 * 5);
         Plan { control_connections: usize::try_from(each).unwrap_or(usize::MAX), traffic }
     }
 
-    /// What each share has for itself.
+    /// The files that each share owns.
     fn own(&self) -> i64 {
         i64::try_from((self.traffic / PARTS).max(2)).unwrap_or(i64::MAX)
     }
 
-    /// What all have together.
+    /// The common files.
     fn common(&self) -> i64 {
         i64::try_from(self.traffic / PARTS * (PARTS - SHARES.len() as u64)).unwrap_or(i64::MAX)
     }
 }
 
-/// The files of the traffic.
+/// The files for traffic.
 #[derive(Debug)]
 pub struct Budget {
     /// Clients of the edge.
@@ -130,7 +129,7 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// A budget of which nothing is used. `max_edge_clients`: 0, or how many clients of the edge there may be at most.
+    /// An unused budget. `max_edge_clients` limits the clients of the edge; 0 means no limit.
     pub fn new(plan: &Plan, max_edge_clients: usize, metrics: &Metrics) -> Self {
         let (own, most_common) = (plan.own(), plan.common());
         let most = own.saturating_add(most_common);
@@ -154,21 +153,21 @@ impl Budget {
     }
 }
 
-/// The files that are nobody's own.
+/// The common files.
 #[derive(Debug)]
 struct Common {
     most: i64,
     used: AtomicI64,
-    /// Of each share.
+    /// Per share.
     waiting: [Waiting; SHARES.len()],
 }
 
-/// Who waits for files of a share.
+/// The tasks that wait for files of a share.
 #[derive(Debug, Default)]
 struct Waiting {
-    /// Tells everybody that there is room.
+    /// Notifies all waiters that there is room.
     room: Notify,
-    /// Tells one that files were given back.
+    /// Notifies one waiter that files were returned.
     turn: Notify,
 }
 
@@ -179,22 +178,22 @@ impl Waiting {
     }
 }
 
-/// The files that one kind of traffic may have. Several workers may see the same room: a few files more than the limit are
-/// what that costs.
+/// The files of one kind of traffic. Several workers may see the same free file: the limit can be exceeded by a few
+/// files.
 #[derive(Debug)]
 pub struct Share {
     index: usize,
     most: i64,
     own: i64,
     own_used: AtomicI64,
-    /// With what it has of the common ones.
+    /// Includes common files in use.
     used: IntGauge,
     common: Arc<Common>,
     shortage: Shortage,
 }
 
 impl Share {
-    /// Whether all is used.
+    /// Whether all files are in use.
     pub fn is_full(&self) -> bool {
         !self.has(1)
     }
@@ -215,7 +214,7 @@ impl Share {
         &self.common.waiting[self.index]
     }
 
-    /// Returns when there is room.
+    /// Waits until there is room.
     pub async fn room(&self) {
         while self.is_full() {
             let mut freed = pin!(self.waiting().room.notified());
@@ -227,7 +226,7 @@ impl Share {
         }
     }
 
-    /// Counts files that are open already.
+    /// Counts files that are already open.
     pub fn enter(self: &Arc<Self>, files: i64) -> FilePermit {
         let is_common = !self.has_own(files);
         self.used.add(files);
@@ -236,12 +235,12 @@ impl Share {
         FilePermit { share: Arc::clone(self), files, is_common }
     }
 
-    /// Room for as many files, if there is any.
+    /// Takes this many files, if they are free.
     pub fn try_take(self: &Arc<Self>, files: i64) -> Option<FilePermit> {
         self.has(files).then(|| self.enter(files))
     }
 
-    /// Room for one file more, for who has one and must not wait: if all did that, each would wait for the others.
+    /// Takes one more file for a task that holds one and must not wait: if all did, each would wait for the others.
     pub fn take_another(self: &Arc<Self>) -> Option<FilePermit> {
         let another = self.try_take(1);
         if another.is_none() {
@@ -250,14 +249,14 @@ impl Share {
         another
     }
 
-    /// Waits for room for one file. Nothing is lost where this is given up.
+    /// Waits for a free file. Cancel-safe.
     pub async fn take(self: &Arc<Self>) -> FilePermit {
         loop {
             let mut freed = pin!(self.waiting().turn.notified());
             freed.as_mut().enable();
             if let Some(permit) = self.try_take(1) {
-                // Of several that were given back at once, only the first may have been told of. One who is told too many
-                // looks again.
+                // If several files were returned at once, only the first waiter may have been notified. A waiter
+                // notified without need checks again.
                 if !self.is_full() {
                     self.waiting().turn.notify_one();
                 }
@@ -269,7 +268,7 @@ impl Share {
     }
 }
 
-/// Files of a share that are in use for as long as this lives.
+/// Files of a share, in use until this is dropped.
 #[derive(Debug)]
 pub struct FilePermit {
     share: Arc<Share>,
@@ -280,7 +279,7 @@ pub struct FilePermit {
 impl Drop for FilePermit {
     fn drop(&mut self) {
         let Share { common, own_used, used, .. } = &*self.share;
-        // Whether one was missing to somebody, who may have wanted two.
+        // Whether a waiter lacked one, possibly of two.
         let was_short = !self.share.has(2);
         used.sub(self.files);
         if self.is_common {
@@ -307,11 +306,11 @@ mod tests {
         Budget::new(&Plan { control_connections: 0, traffic }, max_edge_clients, &Metrics::new().unwrap())
     }
 
-    /// A share of this many files, of which there is nothing to be had of the common ones.
+    /// A share of this many files, without any free common ones.
     fn share(own: u64) -> Arc<Share> {
         let Budget { edge_nodes, origin_nodes, .. } = budget(own * PARTS, 0);
         let rest = i64::try_from(own).unwrap() * 4;
-        // For as long as the test runs.
+        // For the rest of the test.
         std::mem::forget(origin_nodes.enter(rest + i64::try_from(own).unwrap()));
         edge_nodes
     }
@@ -343,7 +342,7 @@ mod tests {
         assert!(third.as_mut().poll(&mut cx).is_pending() && fourth.as_mut().poll(&mut cx).is_pending());
         drop(first);
         assert!(fourth.as_mut().poll(&mut cx).is_pending(), "it is not its turn");
-        // Whoever gives up passes its turn on.
+        // Giving up passes the turn on.
         drop(third);
         assert!(fourth.as_mut().poll(&mut cx).is_ready());
         drop(second);
@@ -386,7 +385,7 @@ mod tests {
         let mut waits = Box::pin(edge_nodes.take());
         let mut cx = Context::from_waker(Waker::noop());
         assert!(waits.as_mut().poll(&mut cx).is_pending());
-        // A common one that another share gives back is had by whoever waits.
+        // A common file returned by another share goes to the waiter.
         drop(taken);
         assert!(waits.as_mut().poll(&mut cx).is_ready());
         drop(own);

@@ -1,16 +1,15 @@
-//! What a fleet is: nodes, their health, and one immutable snapshot of all of them.
+//! A fleet: nodes, their health, and one immutable snapshot of all of them.
 //!
-//! Three kinds of facts about a node live apart on purpose, because they change at different speeds and are written
-//! by different hands:
+//! Three kinds of facts about a node are separate, because they change at different rates and have different writers:
 //!
-//! - [`NodeSpec`]: what the registry says (address, weight). Changes rarely, written by the registry.
-//! - [`Health`] and membership: what the [`Snapshot`] holds. Written by one task, the fleet keeper, which publishes
-//!   a whole new snapshot for every change, so that a request never sees half of one.
+//! - [`NodeSpec`]: the registry's data (address, weight). Changes rarely, written by the registry.
+//! - [`Health`] and membership: in the [`Snapshot`]. Written by one task, the fleet keeper, which publishes a complete
+//!   new snapshot for every change, so that a request never sees a partial one.
 //! - [`Live`]: counters that change with every request and every purge. Atomics behind an `Arc` that outlives the
-//!   snapshots and is carried over by the node's identity, so that a weight change forgets nothing.
+//!   snapshots and follows the node's identity, so that a weight change resets nothing.
 //!
-//! The fence is none of these: it is derived. A Varnish is *current* when its cursor has reached the last position
-//! that was answered to anybody ([`Fence`]), so there is no flag that could be set too late or cleared too early.
+//! The fence is derived from these. A Varnish is *current* when its cursor has reached the last position that was
+//! answered to a client ([`Fence`]), so there is no flag that could be set too late or cleared too early.
 
 mod absence;
 mod event;

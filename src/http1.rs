@@ -1,13 +1,13 @@
 //! HTTP/1.1 on the wire: strict in, canonical out.
 //!
-//! A proxy that is laxer than the server behind it can be used to smuggle requests past it; the servers behind this
-//! one are Varnish and PHP, each with a reading of its own. So there is no leniency here: what RFC 9112 leaves open
-//! or merely discourages is refused, and what passes is written anew in one canonical form.
+//! A proxy that is laxer than the server behind it can be used to smuggle requests past it; the servers behind this one
+//! are Varnish and PHP, each with its own reading. So there is no leniency here: input that RFC 9112 leaves open or
+//! merely discourages is refused, and accepted input is written in one canonical form.
 //!
-//! A head is its bytes and a list of spans into them. `httparse` cuts it, our checks look at the same bytes, and nothing is
-//! copied into a map: forwarding writes the kept spans and adds ours. The bytes are a copy of what was read, in one value
-//! with the spans, so that nobody can read the spans of one head from the bytes of another; it costs a few hundred bytes of
-//! `memcpy`. The structs are filled again for every request, so that a connection under load does not allocate.
+//! A head is its bytes and a list of spans into them. `httparse` splits it, our checks read the same bytes, and nothing
+//! is copied into a map: forwarding writes the kept spans and adds ours. The bytes are a copy, in one value with the
+//! spans, so that the spans of one head cannot be applied to the bytes of another; it costs a few hundred bytes of
+//! `memcpy`. The structs are reused for every request, so that a connection under load does not allocate.
 
 mod authority;
 mod body;
@@ -51,11 +51,11 @@ pub enum Version {
     /// HTTP/1.1
     #[default]
     Http11,
-    /// HTTP/2. No head on the wire here has it; a request that came that way is written on as HTTP/1.1.
+    /// HTTP/2. No head on the wire here has it; a request from HTTP/2 is forwarded as HTTP/1.1.
     Http2,
 }
 
-/// Why a head is refused. The texts go to the peer, so they hold none of its bytes.
+/// Why a head is refused. The texts go to the peer, so they contain none of its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadHead {
     /// The head is longer than the limit.
@@ -64,7 +64,7 @@ pub enum BadHead {
     /// More header fields than the limit.
     #[error("there are too many header fields")]
     TooManyFields,
-    /// A line that ends without CR, or a CR alone.
+    /// A line that ends without CR, or a lone CR.
     #[error("a line of the head does not end with CR LF")]
     LineEnd,
     /// The head does not parse.
@@ -73,22 +73,22 @@ pub enum BadHead {
     /// A version other than 1.0 and 1.1.
     #[error("the protocol version is not HTTP/1.0 or HTTP/1.1")]
     Version,
-    /// A request target in a form or with bytes that are not allowed.
+    /// A request target whose form or bytes are not allowed.
     #[error("the request target is malformed")]
     Target,
     /// Missing, repeated, malformed, or in conflict with the request target.
     #[error("the Host header is missing, repeated, malformed or in conflict with the request target")]
     Host,
-    /// Not one run of digits, or repeated.
+    /// Not a single run of digits, or repeated.
     #[error("Content-Length is repeated or not a number")]
     ContentLength,
     /// Not exactly one `chunked`, or with HTTP/1.0.
     #[error("Transfer-Encoding is not exactly one chunked")]
     TransferEncoding,
-    /// Both ways to frame a body at once.
+    /// Both `Content-Length` and `Transfer-Encoding`.
     #[error("Content-Length and Transfer-Encoding exclude each other")]
     AmbiguousLength,
-    /// A status code that makes no sense here.
+    /// A status code that is invalid here.
     #[error("the status code is not allowed here")]
     Status,
 }

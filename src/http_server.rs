@@ -1,6 +1,6 @@
-//! The control plane's HTTP server: hyper, with bounds. Purges, metrics and status come in here; shop traffic never does.
+//! The control plane's HTTP server: hyper, with limits. It serves purges, metrics and status, never shop traffic.
 //!
-//! Nobody is turned away for want of room: why, and who makes room, is in `room.rs`.
+//! No client is refused for lack of room: `room.rs` says why, and which connections make room.
 
 mod limit;
 mod room;
@@ -25,30 +25,30 @@ use crate::telemetry::causes;
 use limit::{Limited, Meter};
 use room::{Guest, Room};
 
-/// An answer of the control plane: always whole, always with its length.
+/// An answer of the control plane: always complete, always with its length.
 pub type Response = http::Response<Full<Bytes>>;
 
-/// From the end of one request to the end of the head of the next.
+/// From the end of one request to the end of the next head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a body may take that was announced: it is not wanted, so nobody should wait for it for long.
+/// The time limit of a body: most are ignored, so the limit is short.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a listener does with a request.
+/// Handles the requests of a listener.
 pub trait Handler: Send + Sync + 'static {
-    /// Whether the body of this request means anything. If not, it is read over and never held.
+    /// Whether the body of this request is used. If not, it is read and discarded.
     fn wants_body(&self, _head: &http::request::Parts, _peer: SocketAddr) -> bool {
         false
     }
 
-    /// Answers a request; its body is empty unless it was wanted. Runs to its end also when the client goes away.
+    /// Answers a request; its body is empty unless it was wanted. Runs to its end even if the client disconnects.
     fn handle(&self, request: http::Request<Bytes>, peer: SocketAddr) -> impl Future<Output = Response> + Send;
 }
 
-/// Serves a listener until the process drains, then finishes the requests that are under way.
+/// Serves a listener until the process drains, then finishes the requests in flight.
 ///
-/// `max_connections`: at once; a shop has tens of clients here. `max_request` bounds a request, head and body together, in
-/// bytes: one beyond it is answered 413.
+/// `max_connections` limits concurrent connections; a shop has tens of clients here. `max_request` limits a request,
+/// head and body together, in bytes: a longer one is answered 413.
 pub async fn serve<H: Handler>(
     listener: TcpListener,
     handler: Arc<H>,
@@ -109,8 +109,8 @@ async fn serve_connection<H: Handler>(
     }
     let (stream, meter) = Limited::new(stream, max_request);
     let service = service_fn(|request: http::Request<Incoming>| {
-        // Spawned here and now: hyper drops what this returns, perhaps without having polled it once, when it sees
-        // that the client has hung up. What a head asks for is carried out all the same.
+        // Spawned here: hyper drops this future, perhaps before its first poll, if the client has hung up. The request
+        // is carried out all the same.
         let answer = tokio::spawn(answer(Arc::clone(&handler), request, peer, meter.clone()));
         guest.request_began();
         let (meter, guest) = (&meter, &guest);
@@ -127,19 +127,19 @@ async fn serve_connection<H: Handler>(
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
-        // A client that has said all it wants to say (`nc -N` does so) still wants its answer.
+        // A client that half-closes after its request (`nc -N` does so) still wants its answer.
         .half_close(true)
         .max_headers(limit::MAX_FIELDS)
-        // Ours trips first, and answers as documented.
+        // Our limit applies first, and is answered as documented.
         .max_buf_size(max_request + 64 * 1024)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let result = tokio::select! {
-        // What has come is read before anybody is made to leave.
+        // Received bytes are read before a connection is closed for others.
         biased;
         result = connection.as_mut() => result,
         () = guest.must_leave() => {
-            tracing::debug!(%peer, "a control connection at rest was closed: others wait for its place");
+            tracing::debug!(%peer, "an idle control connection was closed, because others wait for its place");
             return;
         }
         () = shutdown.reached(Stage::Draining) => {
@@ -166,8 +166,8 @@ async fn answer<H: Handler>(
         }
         read_over(body).await.map(|()| Bytes::new())
     };
-    // A body that means nothing has to be read over before the next request. One that breaks off takes the connection
-    // with it, and not what its head asked for; unless it broke off because we refused it, or all is in the body.
+    // An unused body has to be read before the next request. If it breaks off, the connection ends but the request is
+    // carried out, unless we refused the body or the request depends on it.
     let body = match tokio::time::timeout(BODY_TIMEOUT, read).await {
         Ok(Ok(body)) => body,
         Ok(Err(error)) => {
@@ -178,7 +178,7 @@ async fn answer<H: Handler>(
             Bytes::new()
         }
         Err(_) => {
-            tracing::debug!("a request body did not come in time");
+            tracing::debug!("a request body timed out");
             Bytes::new()
         }
     };

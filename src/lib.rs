@@ -7,17 +7,16 @@
 //! does not have from [`origin`], which picks a web node. Both share one data path, [`proxy`], over the HTTP/1.1 of
 //! [`http1`] and the connections of [`upstream`].
 //!
-//! Magento's PURGE arrives at [`purge_api`], is understood by [`purge`], made durable by [`journal`], and brought to
-//! every Varnish by one task each in [`delivery`], in the words of [`varnish`]. When the nodes have it, or when the
-//! patience of `ack_timeout` is over, [`fleet::Fence`] rises and the answer goes out: a node that is behind the fence
-//! gets no traffic until it has caught up.
+//! Magento's PURGE arrives at [`purge_api`], is parsed by [`purge`], made durable by [`journal`], and sent to every
+//! Varnish by its task in [`delivery`], in the protocol of [`varnish`]. When all nodes have it, or `ack_timeout` is
+//! over, [`fleet::Fence`] rises and the answer is sent: a node behind the fence gets no traffic until it has caught up.
 //!
-//! What the fleet is comes from [`registry`] and [`probe`] as events; [`fleet_keeper`] alone turns them into the
-//! snapshot that everybody else reads. Beside a node, on its own machine, [`agent`] is what registers it.
+//! [`registry`] and [`probe`] report the state of the fleet as events; [`fleet_keeper`] alone turns them into the
+//! snapshot that all others read. [`agent`] runs beside a node, on its own machine, and registers it.
 //!
 //! # Layers
 //!
-//! Imports go downwards only; `tests/layers.rs` holds them to it.
+//! Imports go downwards only; `tests/layers.rs` enforces it.
 //!
 //! | layer | modules | may use |
 //! | --- | --- | --- |
@@ -30,10 +29,10 @@
 //!
 //! # What is public
 //!
-//! This is a program and not a library: `main.rs` needs [`cli`] alone, and nothing here is an interface that others may
-//! build on. Modules are public all the same: `cargo doc` then shows the whole tour, and the integration tests and the
-//! benchmarks are crates of their own. What those use is in [`fleet`], [`http1`], [`http_server`], [`purge`],
-//! [`purge_api`], [`shutdown`], [`telemetry`] and [`varnish`]; in the other modules `pub` is for this crate alone.
+//! This is a program, not a library: `main.rs` needs [`cli`] alone, and nothing here is a stable interface. Modules are
+//! public all the same: `cargo doc` then shows the whole tour, and the integration tests and the benchmarks are
+//! separate crates. Those use [`fleet`], [`http1`], [`http_server`], [`purge`], [`purge_api`], [`shutdown`],
+//! [`telemetry`] and [`varnish`]; in the other modules `pub` is for this crate alone.
 
 pub mod admin;
 pub mod agent;

@@ -1,8 +1,8 @@
-//! The origin: Varnish comes in, web nodes answer. Varnish has this listener as its only backend, and so needs to know
-//! no web node.
+//! The origin: receives requests from Varnish, and sends them to web nodes. It is Varnish's only backend, so Varnish
+//! needs to know no web node.
 //!
-//! Every page passes here on its way into a cache, so this is where the guard stands ([`StorePolicy`]): what was rendered
-//! before a purge must not be stored after it.
+//! Every page passes here on its way into a cache, so the guard is asked here ([`StorePolicy`]): a page rendered before
+//! a purge must not be stored after it.
 
 mod wire;
 
@@ -20,8 +20,8 @@ use crate::trial::{self, Trials};
 
 pub use wire::SocketDiagnosis;
 
-/// The origin's frontend: it chooses as configured, and asks this guard about what Varnish may store. `purge_methods` are
-/// the methods that purge, beside those that every listener knows.
+/// The origin's frontend: it selects web nodes as configured, and asks this guard what Varnish may store.
+/// `purge_methods` are the configured purging methods, beside those that every listener knows.
 pub fn frontend(
     config: &config::Origin,
     purge_methods: &[String],
@@ -29,7 +29,7 @@ pub fn frontend(
     trials: Arc<Trials>,
     metrics: Arc<Metrics>,
 ) -> Frontend {
-    // A page under trial is ours to answer; no web node is asked for any path below it.
+    // Trial pages are answered here; no path below theirs goes to a web node.
     let own_answer = move |head: &RequestHead| {
         let path = head.path();
         if !trial::is_ours(path) {
@@ -41,11 +41,11 @@ pub fn frontend(
     Frontend {
         role: Role::Web,
         drains_at: Stage::Emptying,
-        // Its clients are Varnish nodes: few, ours, and as slow as the clients that they wait for.
+        // Its clients are Varnish nodes: few, trusted, and as slow as their own clients.
         is_public: false,
         trust: Trust::VarnishNodes,
         accepts_proxy_header: false,
-        // The edge wrote it, if one is wanted, and Varnish passes it on.
+        // The edge set the field if configured, and Varnish forwards it.
         offload_header: "".into(),
         purge_methods: purge_methods.into(),
         own_answer: Arc::new(own_answer),

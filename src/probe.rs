@@ -1,13 +1,13 @@
 //! Health checks: one task a node, whatever the number of workers.
 //!
-//! A web node is asked for its health page. A Varnish is sent a `PURGE` without a pattern: Magento's VCL answers 400
-//! to an address that it would obey and 405 to one that it would not, without any side effect, so the check also
-//! proves that purges will be taken ([`would_obey`]).
+//! A web node is asked for its health page. A Varnish is sent a `PURGE` without a pattern: Magento's VCL answers 400 to
+//! an address that may purge and 405 to any other, without any side effect, so the check also proves that purges will
+//! be accepted ([`would_obey`]).
 //!
-//! The first check is at once. A check that fails where the last one passed is repeated soon: a node that died is
-//! noticed within one interval and a bit, while one that dropped a packet stays in. A request that failed asks for a
-//! check, too ([`Probe::check_now`]). A check that this machine could not carry out, because it is out of files or ports,
-//! says nothing about the node ([`Verdict::NotAsked`]).
+//! The first check is at once. A failed check after a passed one is repeated soon: a dead node is noticed within little
+//! more than one interval, while a lost packet does not take a node out. A failed request also triggers a check
+//! ([`Probe::check_now`]). A check that this machine could not carry out, because it is out of files or ports, says
+//! nothing about the node ([`Verdict::NotAsked`]).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -26,10 +26,10 @@ use crate::proxy_protocol;
 use crate::purge::{PROBE_PATH, what_to_change, would_obey};
 use crate::telemetry::causes;
 
-/// The least time between two checks of one node, so that failing requests cannot become a storm of checks.
+/// The shortest time between two checks of one node, so that failing requests cannot cause a storm of checks.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 
-/// How much sooner a failed check is confirmed than the next regular one would be.
+/// A failed check is confirmed after this fraction of the interval.
 const CONFIRM: u32 = 10;
 
 /// The checker of one node.
@@ -86,12 +86,12 @@ impl Probe {
         Probe { target: node.address, schedule, question, node: node.clone(), wake: Arc::default() }
     }
 
-    /// Asks for a check before the next regular one.
+    /// Requests a check before the next regular one.
     pub fn check_now(&self) {
         self.wake.notify_one();
     }
 
-    /// Checks until nobody listens any more.
+    /// Checks until the receiver of the events is dropped.
     pub async fn run(self, events: mpsc::Sender<Event>) {
         let mut failures = 0;
         loop {
@@ -112,12 +112,12 @@ impl Probe {
             let spread = 1.0 + self.schedule.jitter * (2.0 * fastrand::f64() - 1.0);
             let pause = pause.mul_f64(spread).max(SHORTEST_PAUSE);
             tokio::time::sleep(SHORTEST_PAUSE).await;
-            // Woken early or not: a check follows.
+            // The outcome does not matter: a check follows.
             _ = tokio::time::timeout(pause - SHORTEST_PAUSE, self.wake.notified()).await;
         }
     }
 
-    /// Asks once. `asked` becomes the time at which the question went out on a connection that stood.
+    /// Runs one check. `asked` is set to the time at which the request was sent on an established connection.
     async fn check(&self, asked: &mut Instant) -> Verdict {
         match tokio::time::timeout(self.schedule.timeout, self.ask(asked)).await {
             Err(_) => Verdict::Failed(format!("no answer within {:?}", self.schedule.timeout)),

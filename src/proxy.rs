@@ -10,10 +10,10 @@
 //! count and one log line), `try_handle` is straight code over attempts at nodes (`attempt`). A failure knows its side
 //! and whether the request may be tried again.
 //!
-//! Memory is taken only while something happens: a worker reads into one large scratch buffer, a request under way
-//! holds a [`Request`](request::Request) from the worker's pool, and a connection at rest holds nothing but its socket.
+//! Memory is used only during activity: a worker reads into one large scratch buffer, a request in flight holds a
+//! [`Request`](request::Request) from the worker's pool, and an idle connection holds only its socket.
 //!
-//! What differs between edge and origin (who may be chosen, who is believed, what is refused) is a [`Frontend`].
+//! The differences between edge and origin (node selection, trust, refused methods) are in a [`Frontend`].
 
 mod admission;
 mod attempt;

@@ -1,16 +1,16 @@
-//! The PROXY protocol: who the client is, told by the proxy in front of us, and by us to the Varnish behind us.
+//! The PROXY protocol: the client's address, received from a proxy in front of us, and sent to the Varnish behind us.
 //!
 //! The format is HAProxy's (`doc/proxy-protocol.txt` in its sources; the section numbers here are those of that text).
 //! Version 1 is a line of text, version 2 is binary. Both are read; only version 2 is written, because Varnish, nginx
 //! and HAProxy all take it and it needs no formatting.
 //!
-//! Whoever may write this header chooses its client address, and with it what an ACL allows. So the reading is strict:
-//! a header is complete, or it can still become complete, or it is refused at the first byte that no valid header has
-//! there. Nothing is guessed, and a connection without a header is refused too (section 2: "MUST not try to guess").
-//! That the sender is trusted is for the caller to check, before it reads.
+//! The sender of this header chooses the client address, and with it what an ACL allows. So the parser is strict: a
+//! header is complete, or can still become complete, or is refused at the first byte that no valid header has there.
+//! Nothing is guessed, and a connection without a header is refused too (section 2: "MUST not try to guess"). The
+//! caller must check that the sender is trusted, before it reads.
 //!
-//! TLVs of version 2 are stepped over without a look: nothing here depends on them. That goes for the CRC32C as well;
-//! TCP has its own checksum, and the trust is in the sender, not in the bytes.
+//! TLVs of version 2 are skipped: nothing here depends on them. That includes the CRC32C; TCP has its own checksum, and
+//! the trust is in the sender, not in the bytes.
 
 mod binary;
 mod text;
@@ -19,45 +19,44 @@ use std::net::SocketAddr;
 
 pub use binary::{write_v2, write_v2_local};
 
-/// The longest header that is read, in bytes, of either version.
+/// The longest accepted header of either version, in bytes.
 ///
 /// A header without TLVs takes at most 232 bytes, one with the TLVs of a cloud balancer or of a TLS terminator a few
-/// hundred. Version 2 could announce 65,551, and until they have all come a connection costs a buffer. nginx stops at
-/// the same 4,096 (`NGX_PROXY_PROTOCOL_MAX_HEADER`).
+/// hundred. Version 2 could announce 65,551, which would be buffered per connection until complete. nginx also stops at
+/// 4,096 (`NGX_PROXY_PROTOCOL_MAX_HEADER`).
 pub const MAX_HEADER: usize = 4096;
 
-/// What stands at the beginning of a connection.
+/// The state of the header at the beginning of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ParsedHeader {
-    /// The bytes so far begin a valid header, and more are needed.
+    /// The bytes so far are a prefix of a valid header.
     Incomplete,
-    /// The header is there.
+    /// The header is complete.
     Complete {
-        /// Its bytes. What follows them is the connection's own.
+        /// Its length in bytes. The connection's own data follow.
         len: usize,
-        /// Whom the connection is from.
+        /// The client of the connection.
         source: ProxiedSource,
     },
 }
 
-/// Whom a connection is from.
+/// The client of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProxiedSource {
-    /// The sender itself (its health check), or somebody without an address that it could tell. The addresses of the
-    /// socket hold.
+    /// The sender itself (its health check), or a client without a representable address. The addresses of the socket
+    /// apply.
     Local,
-    /// This client. The address is as it was written: an IPv4 client may be an IPv4-mapped IPv6 address, as it may be
-    /// on a socket.
+    /// This client. The address is as written: an IPv4 client may have an IPv4-mapped IPv6 address, as on a socket.
     Proxied(SocketAddr),
 }
 
-/// Why a header is refused. The connection is to be closed without an answer.
+/// Why a header is refused. The connection must then be closed without an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadHeader {
     /// The bytes begin neither version.
     #[error("the connection does not begin with a PROXY protocol header")]
     Signature,
-    /// Version 1: not one of the three words.
+    /// Version 1: not one of the three protocol names.
     #[error("the protocol is not TCP4, TCP6 or UNKNOWN")]
     Protocol,
     /// Version 1: not an address, or one of the other family.
@@ -66,7 +65,7 @@ pub enum BadHeader {
     /// Version 1: not a decimal number up to 65535 without leading zeros.
     #[error("a port is malformed")]
     Port,
-    /// Version 1: more fields than there should be, a line feed alone or a carriage return alone.
+    /// Version 1: too many fields, a lone line feed or a lone carriage return.
     #[error("the line does not end with CR LF behind its last field")]
     LineEnd,
     /// Version 1: no end within 107 bytes (section 2.1).
@@ -81,7 +80,7 @@ pub enum BadHeader {
     /// Version 2: datagrams cannot come through a TCP connection, and other values are reserved (section 2.2).
     #[error("the address family and transport are not TCP over IPv4 or IPv6, a Unix stream or unspecified")]
     AddressFamily,
-    /// Version 2: the announced length is less than the addresses of the family take.
+    /// Version 2: the announced length is shorter than the addresses of the family.
     #[error("the addresses are cut short")]
     AddressesCut,
     /// Version 2: longer than [`MAX_HEADER`].
@@ -89,8 +88,8 @@ pub enum BadHeader {
     TooLong,
 }
 
-/// Reads the header at the beginning of a connection. To be called with all bytes since the beginning whenever some
-/// came, until it is complete or refused; it never asks for more than [`MAX_HEADER`].
+/// Parses the header at the beginning of a connection. Call it with all bytes since the beginning whenever some have
+/// arrived, until it is complete or refused; it never needs more than [`MAX_HEADER`].
 ///
 /// # Errors
 /// [`BadHeader`], as soon as the bytes can no longer become a valid header.
@@ -120,7 +119,7 @@ mod tests {
         }
     }
 
-    /// A version 2 header with this command, family and announced length, and as many bytes.
+    /// A version 2 header with this command, family and announced length, followed by that many bytes.
     fn v2(command: u8, family: u8, announced: u16) -> Vec<u8> {
         let mut bytes = [V2, &[command, family], &announced.to_be_bytes()].concat();
         bytes.resize(16 + usize::from(announced), b'x');
@@ -173,7 +172,7 @@ mod tests {
 
     #[test]
     fn what_names_no_tcp_client_is_local() {
-        // LOCAL: the family is ignored, whatever it is, and so are the bytes.
+        // LOCAL: any family is ignored, and so are the bytes.
         for (family, announced) in [(0x00, 0), (0x00, 5), (0x11, 12), (0x11, 0), (0x12, 3), (0xff, 9)] {
             let header = v2(0x20, family, announced);
             assert_eq!(
@@ -292,7 +291,7 @@ mod tests {
             assert_eq!(parse(good.as_bytes()), Ok(ParsedHeader::Incomplete), "{good:?}");
             assert!(parse(bad.as_bytes()).is_err(), "{bad:?}");
         }
-        // Two of the longest addresses leave no room for the ports.
+        // Two addresses of the longest form leave no room for the ports.
         let dotted = "ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255";
         let full = format!("PROXY TCP6 {dotted} {dotted}");
         assert_eq!(parse(&full.as_bytes()[..full.len() - 1]), Ok(ParsedHeader::Incomplete));
@@ -319,7 +318,7 @@ mod tests {
         write_v2(&mut header, "192.168.0.1:56324".parse().unwrap(), "192.168.0.11:443".parse().unwrap());
         let ipv4 = b"before\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c\xc0\xa8\x00\x01\xc0\xa8\x00\x0b\xdc\x04\x01\xbb";
         assert_eq!(header, ipv4);
-        // An IPv4 client of a socket for both families is one all the same.
+        // An IPv4 client of a dual-stack socket is also written as IPv4.
         header.truncate(6);
         write_v2(&mut header, "[::ffff:192.168.0.1]:56324".parse().unwrap(), "192.168.0.11:443".parse().unwrap());
         assert_eq!(header, ipv4);
@@ -332,8 +331,8 @@ mod tests {
         assert_eq!(header, mixed);
     }
 
-    /// Adds bytes, one at a time, that the parser takes, until it says that the header is complete. The bytes that end
-    /// a header soonest come first, and every other value after them.
+    /// Adds bytes that the parser accepts, one at a time, until the header is complete. Bytes that lead to the end
+    /// soonest are tried first, then every other value.
     fn carry_on(bytes: &mut Vec<u8>) -> ProxiedSource {
         loop {
             match parse(bytes).unwrap() {
@@ -357,7 +356,7 @@ mod tests {
     }
 
     fn any_ipv6() -> impl Strategy<Value = Ipv6Addr> {
-        // Runs of zeros and mapped addresses are what the text form treats in its own way.
+        // The text form treats runs of zeros and mapped addresses specially.
         let group = prop_oneof![Just(0_u16), any::<u16>()];
         let mapped = any::<Ipv4Addr>().prop_map(|address| address.to_ipv6_mapped());
         prop_oneof![prop::array::uniform8(group).prop_map(Ipv6Addr::from), mapped]
@@ -392,7 +391,7 @@ mod tests {
             header.extend(&tlvs);
             let announced = u16::try_from(header.len() - 16).unwrap();
             header[14..16].copy_from_slice(&announced.to_be_bytes());
-            // IPv4 where both are, however they were written; mapped where the server is not.
+            // IPv4 if both are, in either notation; mapped if the server is not.
             let client = match (client.ip().to_canonical(), server.ip().to_canonical()) {
                 (IpAddr::V4(ip), IpAddr::V6(_)) => (ip.to_ipv6_mapped(), client.port()).into(),
                 (ip, _) => (ip, client.port()).into(),

@@ -1,12 +1,12 @@
-//! A request becomes a purge; purges become bans.
+//! Turns requests into purges, and purges into bans.
 //!
-//! What arrives is what Magento (or curl, or a deploy script) wrote. It is understood **before** it is accepted,
-//! because Magento never looks at the answer and Varnish's stock VCL answers `200 Purged` to a pattern it cannot
-//! compile: a purge that no Varnish would carry out must be refused here, at the only place that can still say so.
+//! A request comes from Magento, curl or a deploy script. It is parsed completely **before** it is accepted, because
+//! Magento ignores the answer and Varnish's stock VCL answers `200 Purged` to a pattern that it cannot compile: a purge
+//! that no Varnish would carry out must be refused here, the only place that can still report it.
 //!
-//! What leaves is compiled from everything that gathered for one Varnish: tag sets are united, equal patterns fold,
-//! a flush absorbs what it covers. It is written in the form that this Varnish understands, as few and as cheap bans as
-//! there can be. Bans commute and are idempotent, so nothing depends on their order.
+//! All purges pending for one Varnish are compiled together: tag sets are united, equal patterns merged, and a flush
+//! absorbs what it covers. The result is written in the form that this Varnish understands, as few and as cheap bans as
+//! possible. Bans commute and are idempotent, so their order does not matter.
 
 mod batch;
 mod forward;
@@ -31,32 +31,32 @@ pub(crate) use tags::to_magento;
 /// One accepted invalidation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Purge {
-    /// What is to go. One request of Magento can name several things (tags and a pool).
+    /// The targets. One request of Magento can name several (tags and a pool).
     pub targets: Vec<Target>,
-    /// Keep the pages as stale copies for grace where the node can do that (`X-Magento-Purge-Soft: 1`).
+    /// Keep the pages as stale copies for grace if the node supports it (`X-Magento-Purge-Soft: 1`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub soft: bool,
 }
 
-/// One thing that a purge names.
+/// One target of a purge.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Target {
-    /// Every page, whatever it carries: `X-Clearcoat-Flush: all`.
+    /// Every page, with or without tags: `X-Clearcoat-Flush: all`.
     All,
-    /// Every page that carries tags: Magento's flush, the pattern `.*`.
+    /// Every page with tags: Magento's flush, the pattern `.*`.
     Everything,
-    /// Every page that carries one of these tags.
+    /// Every page with one of these tags.
     Tags(TagSet),
     /// Every page whose tag header matches, for a pattern that is not a list of tags.
     Pattern(Pattern),
     /// Every page whose `X-Pool` header matches.
     Pool(Pattern),
-    /// A request that is handed to every Varnish as it came: `PURGE <url>`, `BAN` with headers of its own.
+    /// A request that is forwarded unchanged to every Varnish: `PURGE <url>`, `BAN` with custom headers.
     Forward(Forward),
 }
 
-/// A purge request that is repeated to every Varnish as it came.
+/// A purge request that is repeated to every Varnish unchanged.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, Hash)]
 #[serde(try_from = "forward::Unchecked")]
 pub struct Forward {
@@ -64,19 +64,19 @@ pub struct Forward {
     pub method: String,
     /// The request target, in origin form.
     pub target: String,
-    /// The end-to-end headers, with `host` as the sender wrote it; none if it wrote none (HTTP/1.0). Credentials never
-    /// get here.
+    /// The end-to-end headers, with `host` as the sender wrote it; without it if the sender wrote none (HTTP/1.0).
+    /// Credentials are never included.
     pub headers: Vec<(String, String)>,
 }
 
 impl Purge {
-    /// What stands for one that nobody can read, that does not fit, or that was not kept: too much dropped is slow, too
-    /// little is wrong.
+    /// The replacement for a purge that is unreadable, too large or lost: dropping too much is slow, too little is
+    /// wrong.
     pub fn everything() -> Self {
         Purge { targets: vec![Target::Everything], soft: false }
     }
 
-    /// The kind, for metrics and logs: the name of its first target.
+    /// The kind of its first target, for metrics and logs.
     pub fn kind(&self) -> &'static str {
         match self.targets.first() {
             Some(Target::All) => "all",
@@ -89,18 +89,18 @@ impl Purge {
     }
 }
 
-/// What a Varnish is asked with `PURGE` and no header to learn whether it would obey a purge. Not `/`, because our own VCL
-/// answers more there, and because a VCL that purges by URL then drops a page that nobody has.
+/// The path of a `PURGE` without headers that tests whether a Varnish would obey a purge. Not `/`, because our own VCL
+/// says more there, and because with a VCL that purges by URL this path drops no real page.
 pub const PROBE_PATH: &str = "/.clearcoat/probe";
 
 /// Whether a Varnish that answers [`PROBE_PATH`] with this status would obey a purge. Magento's VCL answers 400 to an
-/// address that it obeys (there is nothing to purge) and 405 to any other; a VCL that purges by URL answers 200, or 404
-/// for a page that was not there.
+/// address that may purge (the request names no target) and 405 to any other; a VCL that purges by URL answers 200, or
+/// 404 if it had no such page.
 pub fn would_obey(status: u16) -> bool {
     matches!(status, 200 | 400 | 404 | 410)
 }
 
-/// What an operator should change about a Varnish that refuses purges with this status.
+/// Advice to the operator about a Varnish that refuses purges with this status.
 pub fn what_to_change(status: u16) -> &'static str {
     match status {
         405 | 403 => "(its purge ACL refuses clearcoat: add clearcoat's address to `acl purge` in its VCL)",

@@ -1,15 +1,14 @@
-//! Slow start: who comes (back) into traffic gets a small share of it first.
+//! Slow start: a node that enters or re-enters traffic gets a small share of it first.
 //!
-//! A web node that was just started compiles every page for the first time, and a Varnish that was just started has
-//! none: with their whole share at once, the first of them is knocked over by what the second was started for. So the
-//! share grows from a tenth to the whole in a straight line, as HAProxy's `slowstart` lets it. A tenth and not nothing:
-//! a cache is only filled by those that ask it.
+//! A newly started web node compiles every page for the first time, and a newly started Varnish is empty: with their
+//! full share at once, the web node would be overloaded by the traffic it was started for. So the share grows linearly
+//! from a tenth to the whole, as with HAProxy's `slowstart`. A tenth and not zero: only requests fill a cache.
 //!
-//! The data path has no clock. It reads one number a node ([`Live::share`]), and one task of the control plane raises
-//! that number in steps. The task sleeps while nobody starts.
+//! The data path has no clock. It reads one number per node ([`Live::share`]), and one task of the control plane raises
+//! that number in steps. The task sleeps while no node is starting.
 //!
-//! A node that goes down and comes back while its share still grows is not set back: its share is small anyway, and a
-//! Varnish that every purge of a storm fences for a moment would never see the end of it.
+//! A node that goes down and returns while its share still grows is not reset: its share is small anyway, and a Varnish
+//! that is fenced briefly by every purge of a storm would never complete its start.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -21,23 +20,23 @@ use tokio::time::Instant;
 use crate::config::HealthChecks;
 use crate::fleet::{Live, Node, Role, WHOLE_SHARE};
 
-/// What a node gets at first: a tenth.
+/// The initial share of a node: a tenth.
 const FIRST_SHARE: u32 = WHOLE_SHARE.div_ceil(10);
 
 /// The time between two steps.
 const STEP: Duration = Duration::from_millis(100);
 
-/// Raises the shares of the nodes that start.
+/// Raises the shares of starting nodes.
 #[derive(Debug)]
 pub struct SlowStart {
     web: Duration,
     varnish: Duration,
     starting: Mutex<Vec<Starting>>,
-    /// Rings when there is a first one.
+    /// Notified when the first node starts.
     begun: Notify,
 }
 
-/// A node whose share grows, for as long as it is in the fleet.
+/// A node whose share grows, while it is in the fleet.
 #[derive(Debug)]
 struct Starting {
     node: Weak<Live>,
@@ -46,14 +45,14 @@ struct Starting {
 }
 
 impl SlowStart {
-    /// As long as configured for each role.
+    /// With the configured duration of each role.
     pub fn new(checks: &HealthChecks) -> Self {
         let (web, varnish) = (checks.web.slow_start, checks.varnish.slow_start);
         SlowStart { web, varnish, starting: Mutex::default(), begun: Notify::new() }
     }
 
-    /// This node comes into traffic: its share is small from now on, and grows. Nothing happens to one whose share
-    /// grows already, nor where slow start is off. To be called before anybody can choose the node.
+    /// Begins the slow start of this node: its share is small from now on, and grows. Does nothing if it is starting
+    /// already, or slow start is off. Call it before the node can be chosen.
     pub fn begin(&self, node: &Node) {
         let lasts = match node.spec.role {
             Role::Web => self.web,
@@ -84,7 +83,7 @@ impl SlowStart {
         !self.starting().is_empty()
     }
 
-    /// Gives every node that starts the share it has by now; those that are through, or gone, are done.
+    /// Updates the share of every starting node, and removes those that are done or gone.
     fn step(&self, now: Instant) {
         self.starting().retain(|starting| {
             let Some(node) = starting.node.upgrade() else { return false };
@@ -99,7 +98,7 @@ impl SlowStart {
     }
 }
 
-/// The share of a node that started so long ago.
+/// The share of a node this long after its start.
 fn share_after(elapsed: Duration, lasts: Duration) -> u32 {
     let done = (elapsed.as_secs_f64() / lasts.as_secs_f64()).min(1.0);
     FIRST_SHARE + (f64::from(WHOLE_SHARE - FIRST_SHARE) * done) as u32
@@ -139,7 +138,7 @@ mod tests {
         let near = |(share, expected): (&u32, &u32)| share.abs_diff(*expected) <= 3;
         assert!(shares.iter().zip(&expected).all(near), "{shares:?}");
         assert!(!slow_start.any_left());
-        // And once more, whenever it comes back.
+        // And again whenever it returns.
         slow_start.begin(&web);
         assert_eq!(web.live.share(), FIRST_SHARE);
         tokio::time::sleep(Duration::from_secs(11)).await;

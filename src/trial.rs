@@ -1,19 +1,19 @@
-//! The trial: whether a Varnish carries out purges is not believed but tried.
+//! The trial: a test whether a Varnish really carries out purges.
 //!
-//! A VCL that takes Magento's pattern apart answers `200 Purged` to a pattern that it cannot take apart, and keeps the
-//! page. Nothing in its answers shows that, and the first to notice would be a shopper. So a Varnish that has come up is
-//! asked for a page of our own, which the origin listener answers itself; twice, to see that it keeps it; then the page
-//! is purged, in the words of the node's `delivery` and compiled as real purges are; then it is asked for once more. A
-//! page that is still the same one is proof: this node does not carry out such purges, and must not serve.
+//! A VCL that parses Magento's pattern answers `200 Purged` to a pattern that it cannot parse, and keeps the page. Its
+//! answers do not show that, and a shopper would notice first. So a Varnish that has come up is asked for a page of our
+//! own, which the origin listener answers itself; twice, to see that it is cached; then the page is purged, in the
+//! node's `delivery` form and compiled like real purges; then it is requested once more. The same page again is proof:
+//! this node does not carry out such purges, and must not serve.
 //!
-//! Whatever else comes of it (the VCL passes the page, answers the path itself, fetches from elsewhere) proves nothing
-//! and keeps nobody out; nor does it let one in again that is proven bad: only a proof takes a proof back, or another
-//! cache in its place. Because clients choose the hosts that are asked with, each trial asks with one of the
-//! configuration, too. A verdict needs an answer after an acknowledgement, several times over: vmod_xkey serves a page
-//! a moment before it can be purged, and a VCL that purges softly serves the old page once more.
+//! Any other outcome (the VCL passes the page, answers the path itself, fetches from elsewhere) proves nothing and
+//! excludes no node; nor does it readmit a node that is proven bad: only another proof or another cache does. Because
+//! clients choose the hosts that trials use, each trial also uses a configured one. A verdict needs an answer after an
+//! acknowledgement, several times over: vmod_xkey serves a page a moment before it can be purged, and a VCL with soft
+//! purges serves the old page once more.
 //!
-//! If another `delivery` would do, the node is out and the log says what to set. If none would, its VCL may be one of a
-//! shop that purges by URL alone, to which nothing is owed about tags: it is out from the first purge of tags on.
+//! If another `delivery` would work, the node is out and the log says what to set. If none would, its VCL may be for a
+//! shop that purges by URL alone, which needs no purges by tag: it is out from the first purge of tags on.
 
 mod node;
 mod page;
@@ -33,46 +33,46 @@ use crate::telemetry::Metrics;
 use page::Page;
 pub use page::is_ours;
 
-/// The longest host of real traffic that a trial is asked with, in bytes: that of a DNS name and a port.
+/// The longest client-sent host that a trial uses, in bytes: a DNS name and a port.
 const LONGEST_HOST: usize = 260;
 
-/// The trials of all nodes, and the pages that the origin answers for them.
+/// The trials of all nodes, and their pages, answered by the origin.
 pub struct Trials {
-    /// Who knows whether anything was purged by tags.
+    /// Says whether any purge was by tags.
     guard: Arc<Guard>,
     metrics: Arc<Metrics>,
-    /// The host to ask with while no client has come.
+    /// The host to use until a client has come.
     default_host: String,
-    /// That of a client at the edge, and whether another one is wanted.
+    /// A client's host at the edge, and whether another one is wanted.
     host: Mutex<Option<Arc<str>>>,
     wants_host: AtomicBool,
-    /// The pages under trial: as many as there are nodes, at most.
+    /// The pages under trial: at most one per node.
     pages: Mutex<HashMap<String, Page>>,
     running: Mutex<BTreeMap<NodeId, Running>>,
-    /// Grows whenever a node has been tried.
+    /// Increases after each trial.
     progress: watch::Sender<u64>,
 }
 
-/// Whose host a page is asked for with.
+/// The host of a trial request.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Whose {
-    /// That of a client, if one has come.
+    /// A client's, if one has come.
     Client,
-    /// Ours.
+    /// The configured one.
     Configured,
 }
 
-/// The task that tries one node, again and again.
+/// The task that tries one node repeatedly.
 struct Running {
     task: JoinHandle<()>,
     wake: Arc<Notify>,
     node: Arc<Node>,
-    /// What came of it, in words; empty if all is well.
+    /// The finding in words; empty if all is well.
     finding: Arc<str>,
 }
 
 impl Trials {
-    /// No trial yet. `host` is what pages are asked for with until a client has come to the edge.
+    /// No trials yet. `host` is used for pages until a client has come to the edge.
     pub fn new(host: &str, guard: Arc<Guard>, metrics: Arc<Metrics>) -> Self {
         let default_host = if host.is_empty() { "clearcoat".to_owned() } else { host.to_owned() };
         Trials {
@@ -87,7 +87,7 @@ impl Trials {
         }
     }
 
-    /// Tries this node from now on, whenever [`Trials::is_up`] says so, and now and then.
+    /// Tries this node from now on, on each [`Trials::is_up`] and periodically.
     pub fn start(self: &Arc<Self>, node: &Arc<Node>) {
         let wake = Arc::new(Notify::new());
         let task = tokio::spawn(node::run(Arc::clone(self), Arc::clone(node), Arc::clone(&wake)));
@@ -97,21 +97,21 @@ impl Trials {
         }
     }
 
-    /// Tries this node no more.
+    /// Stops trying this node.
     pub fn stop(&self, id: &NodeId) {
         if let Some(running) = self.running().remove(id) {
             running.task.abort();
         }
     }
 
-    /// A node has come up: it may have another VCL than before.
+    /// Notes that a node has come up: it may have another VCL now.
     pub fn is_up(&self, id: &NodeId) {
         if let Some(running) = self.running().get(id) {
             running.wake.notify_one();
         }
     }
 
-    /// Whether a node may serve clients, as far as its trial says.
+    /// Whether the trial's result allows a node to serve clients.
     pub fn admits(&self, node: &Live) -> bool {
         match node.trial() {
             TrialState::Untried | TrialState::Passed | TrialState::Inconclusive => true,
@@ -120,12 +120,12 @@ impl Trials {
         }
     }
 
-    /// What came of the trial of a node, in words; empty if all is well, or nothing is known.
+    /// The finding about a node in words; empty if all is well, or unknown.
     pub fn finding(&self, id: &NodeId) -> Arc<str> {
         self.running().get(id).map_or_else(|| "".into(), |running| Arc::clone(&running.finding))
     }
 
-    /// Returns when every node in `among` has been tried once.
+    /// Waits until every node in `among` has been tried once.
     pub async fn all_tried(&self, among: impl Fn() -> Vec<Arc<Node>>) {
         let mut progress = self.progress.subscribe();
         while among().iter().any(|node| node.live.trial() == TrialState::Untried) {
@@ -135,9 +135,9 @@ impl Trials {
         }
     }
 
-    /// A client has come to the edge with this host: the next trial asks with it. One is taken after each trial, so that
-    /// requests cost a glance. A stranger's choice is of no use to him: a VCL that does not know the host makes an attempt
-    /// prove nothing, and the next one asks with a host of ours.
+    /// Notes the host of a client at the edge for the next trial. One is taken after each trial, so that other requests
+    /// only check a flag. An attacker gains nothing by the choice: with a host unknown to the VCL an attempt proves
+    /// nothing, and the next one uses the configured host.
     pub fn saw_host(&self, host: Option<&[u8]>) {
         if !self.wants_host.load(Ordering::Relaxed) {
             return;
@@ -149,19 +149,20 @@ impl Trials {
         }
     }
 
-    /// The answer of the origin listener to a path below `/.clearcoat`: the page, if it is under trial.
+    /// The origin listener's answer to a path below `/.clearcoat`: the page, if it is under trial.
     pub fn answer(&self, path: &[u8]) -> Option<Vec<u8>> {
         let path = std::str::from_utf8(path).ok()?;
         self.pages().get(path).map(Page::answer)
     }
 
-    /// What to ask with.
+    /// The host to use.
     fn host(&self, whose: Whose) -> String {
         let seen = self.host.lock().clone().filter(|_| whose == Whose::Client);
         seen.map_or_else(|| self.default_host.clone(), |host| host.as_ref().to_owned())
     }
 
-    /// What came of a trial: shown, counted, and logged if it is news. Gives what holds of the node now.
+    /// Records the result of a trial: shown, counted, and logged if it is new. Returns the state that now applies to
+    /// the node.
     fn publish(&self, node: &Node, state: TrialState, finding: &str) -> TrialState {
         self.wants_host.store(true, Ordering::Relaxed);
         let proven = node.live.trial();
@@ -170,7 +171,7 @@ impl Trials {
         }
         let told = {
             let mut running = self.running();
-            // Another task has this id by now, or none.
+            // The id may belong to another task by now, or to none.
             let Some(mine) = running.get_mut(node.id()).filter(|running| running.node.endpoint_id == node.endpoint_id)
             else {
                 return state;
@@ -190,7 +191,7 @@ impl Trials {
             TrialState::Failed | TrialState::WithoutTags => tracing::warn!(node = %id, "{finding}"),
             TrialState::Inconclusive => tracing::info!(node = %id, "{finding}"),
             TrialState::Passed | TrialState::Untried => {
-                tracing::info!(node = %id, "purges take pages out of this Varnish");
+                tracing::info!(node = %id, "this Varnish carries out purges");
             }
         }
         state

@@ -1,14 +1,14 @@
-//! Connections to nodes: one pool a worker, last in first out, no lock.
+//! Connections to nodes: one pool per worker, last in first out, no lock.
 //!
-//! A pool of its own for each worker costs some more connections than a shared one and saves every hand-over between
-//! cores. Last in, first out keeps the few connections in use warm and lets the others grow old and go.
+//! A pool per worker costs some more connections than a shared one and avoids every hand-over between cores. Last in,
+//! first out keeps the connections in use warm and lets the others time out.
 //!
-//! The race that every keep-alive client has (the server closes just as we send) is met three times: idle
-//! connections are dropped before common servers would drop them, one that was closed is noticed when it is taken,
-//! and what still slips through is told apart as `reused`, so that the caller can repeat the request, if that may be
-//! repeated. One that may not be is worth a system call when its connection is taken ([`Openness::Asked`]): then the
-//! window is the time that the end of a connection takes from the node to us. The alternative, a new connection for each
-//! of them, would close that too, for a round trip and a local port a minute for each POST.
+//! The race of every keep-alive client (the server closes just as we send) is handled three times: idle connections are
+//! dropped before common servers would close them, a closed one is noticed when it is taken, and a remaining failure is
+//! marked as `reused`, so that the caller can retry the request if that is allowed. A request that must not be retried
+//! is worth a system call when its connection is taken ([`Openness::Asked`]): that reduces the window to the latency
+//! from the node to us. The alternative, a new connection for each such request, would close it completely, for a round
+//! trip and a local port a minute for each POST.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -28,19 +28,19 @@ use crate::files::{FilePermit, is_ours};
 use crate::fleet::{Live, Node};
 use crate::telemetry::{Metrics, NodeMetrics};
 
-/// How long an unused connection is kept. Below the 5 s after which Varnish (`timeout_idle`) and Apache
+/// How long an idle connection is kept. Below the 5 s after which Varnish (`timeout_idle`) and Apache
 /// (`KeepAliveTimeout`) close theirs.
 const IDLE_LIMIT: Duration = Duration::from_secs(4);
 
-/// When a silent peer is asked whether it is there still: an answer under way lives as long as both of its connections do,
-/// and a machine that lost its power would else keep one for an hour. Gone after 60 s and three questions, 10 s apart.
+/// Keepalive probes for a silent peer: an answer in flight lives as long as both of its connections, and without probes
+/// a machine that lost its power would hold one for an hour. Dead after 60 s and three probes, 10 s apart.
 pub const KEEP_ALIVE: TcpKeepalive =
     TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(10)).with_retries(3);
 
-/// Unused connections per node and worker. More were needed at once only in a burst.
+/// The most idle connections per node and worker. More were in use at once only in a burst.
 const IDLE_MAX: usize = 256;
 
-/// A connection to a node, and its place among the files of the traffic.
+/// A connection to a node, and its file permit.
 #[derive(Debug)]
 pub struct UpstreamConnection {
     /// The socket.
@@ -51,23 +51,23 @@ pub struct UpstreamConnection {
 /// The connections of one worker.
 #[derive(Debug)]
 pub struct Pools {
-    /// In a tree, because finding one among few numbers costs less than to hash it.
+    /// A tree, because searching a few numbers costs less than hashing one.
     nodes: RefCell<BTreeMap<u64, NodePool>>,
     metrics: Arc<Metrics>,
 }
 
-/// How it is known that an idle connection is open.
+/// How to check that an idle connection is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Openness {
-    /// As of the last time that the runtime looked.
+    /// By the runtime's last poll.
     AsKnown,
-    /// The system was asked now.
+    /// By a system call now.
     Asked,
 }
 
 #[derive(Debug)]
 struct NodePool {
-    /// Gone when neither the fleet nor a request has the node any more.
+    /// Dropped once neither the fleet nor a request has the node any more.
     live: Weak<Live>,
     idle: Vec<Idle>,
     metrics: Arc<NodeMetrics>,
@@ -77,7 +77,7 @@ struct NodePool {
 struct Idle {
     connection: UpstreamConnection,
     since: Instant,
-    /// The only client that it may be used for.
+    /// The only client that may use it.
     owner: Option<SocketAddr>,
 }
 
@@ -92,8 +92,8 @@ impl Pools {
         self.with_pool(node, |pool| Arc::clone(&pool.metrics))
     }
 
-    /// The connection to this node that was used last and is open still. `owner` is the client, where the node was told
-    /// who it is.
+    /// The most recently used open connection to this node. `owner` is the client, if the node was told the client's
+    /// address.
     pub fn get(&self, node: &Node, owner: Option<SocketAddr>, openness: Openness) -> Option<UpstreamConnection> {
         self.with_pool(node, |pool| {
             while let Some(at) = pool.idle.iter().rposition(|idle| idle.owner == owner) {
@@ -107,10 +107,10 @@ impl Pools {
         })
     }
 
-    /// Keeps a connection on which the last answer came to its end.
+    /// Keeps a connection after a complete answer.
     pub fn put(&self, node: &Node, connection: UpstreamConnection, owner: Option<SocketAddr>, now: Instant) {
         self.with_pool(node, |pool| {
-            // The oldest goes: the client that it is for may have gone, too, and this one has only just been here.
+            // The oldest is dropped: its client may have gone, while this one was just here.
             if pool.idle.len() == IDLE_MAX {
                 pool.idle.remove(0);
             }
@@ -118,10 +118,10 @@ impl Pools {
         });
     }
 
-    /// Opens a connection, for which `file` is the room.
+    /// Opens a connection, whose file permit is `file`.
     ///
     /// # Errors
-    /// What the system says; it is counted, as an error of the node unless it [is ours](is_ours).
+    /// The system's error, which is counted, as an error of the node unless it [is ours](is_ours).
     pub async fn connect(&self, node: &Node, file: FilePermit) -> io::Result<UpstreamConnection> {
         let stream = TcpStream::connect(node.spec.address).await.inspect_err(|error| {
             if is_ours(error) {
@@ -135,23 +135,23 @@ impl Pools {
         Ok(UpstreamConnection { stream, _file: file })
     }
 
-    /// Closes every unused connection: somebody needs the room.
+    /// Closes every idle connection, to make room.
     pub fn close_unused(&self) {
         self.nodes.borrow_mut().values_mut().for_each(|pool| pool.idle.clear());
     }
 
-    /// Counts a connection that could not be opened, also one that took too long.
+    /// Counts a failed or timed-out connect.
     pub fn count_connect_error(&self, node: &Node) {
         self.with_pool(node, |pool| pool.metrics.connect_errors.inc());
     }
 
-    /// Closes what has been idle for too long, or leads to a node that is not in the fleet any more. Such a node is
-    /// forgotten when its last request is: made anew for that one, its metrics would never go.
+    /// Closes connections that were idle for too long, or lead to a node that has left the fleet. Such a node's pool is
+    /// dropped only after its last request: if it were created anew for that one, its metrics would remain forever.
     pub fn sweep(&self, now: Instant, in_fleet: impl Fn(u64) -> bool) {
         let mut nodes = self.nodes.borrow_mut();
         nodes.retain(|&endpoint_id, pool| {
             let in_fleet = in_fleet(endpoint_id);
-            // The oldest are at the front: taken and given at the back.
+            // The oldest are at the front: connections are taken and returned at the back.
             let has_expired = |idle: &Idle| !in_fleet || now.duration_since(idle.since) > IDLE_LIMIT;
             let expired = pool.idle.partition_point(has_expired);
             pool.idle.drain(..expired);
@@ -170,7 +170,7 @@ impl Pools {
     }
 }
 
-/// Whether an idle connection is open and silent. Anything to read on it is an end, or an answer to nobody. Costs no
+/// Whether an idle connection is open and silent. Readable data is an end of stream or an unsolicited answer. Costs no
 /// system call while nothing happened: tokio knows from its last poll that the socket was empty.
 fn is_quiet(stream: &mut TcpStream) -> bool {
     let mut byte = [0];
@@ -179,7 +179,7 @@ fn is_quiet(stream: &mut TcpStream) -> bool {
     matches!(poll, Poll::Pending)
 }
 
-/// The same, as the system knows it at this moment.
+/// The same by a system call.
 fn is_quiet_now(stream: &TcpStream) -> bool {
     let peeked = socket2::SockRef::from(stream).peek(&mut [MaybeUninit::uninit()]);
     peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)

@@ -1,10 +1,10 @@
 //! The families of tags.
 //!
-//! Magento's tags are the name of a kind of thing and the number (or the name) of one: `cat_p_2046` is product 2046,
-//! `cms_b_footer_links` a block. The bare name stands for all of them, since pages carry it as well.
+//! Magento's tags consist of the kind of an entity and its number or name: `cat_p_2046` is product 2046,
+//! `cms_b_footer_links` a block. The bare kind matches all of them, since pages carry it as well.
 
-/// What tags of a family mean: a bare one drops every page with such a thing. From the `CACHE_TAG` of Magento's models
-/// and of its GraphQL resolvers; the long names are those before Magento 2.2.
+/// Magento's families and their meaning; a bare one drops every page with such an entity. From the `CACHE_TAG` of
+/// Magento's models and of its GraphQL resolvers; the long names are those before Magento 2.2.
 const KNOWN: [(&str, &str); 16] = [
     ("cat_c", "a category"),
     ("cat_c_p", "a list of the products of a category"),
@@ -24,33 +24,33 @@ const KNOWN: [(&str, &str); 16] = [
     ("website", "a website"),
 ];
 
-/// How many families are known.
+/// The number of known families.
 pub(super) const KNOWN_FAMILIES: usize = KNOWN.len();
 
-/// What everything is called where a family could stand.
+/// The name of a flush in place of a family.
 pub(super) const EVERYTHING: &str = "everything";
 
-/// The family of all tags whose family has no name here.
+/// The family of all tags whose family is not named.
 pub(super) const OTHER: &str = "other";
 
-/// What is no family's name, because it stands for something else beside them.
+/// Names that no family may have, because they have another meaning in the same place.
 const RESERVED: [&str; 5] = [EVERYTHING, OTHER, "pattern", "pool", "url"];
 
-/// The longest name of a family, in bytes. Longer ones are no names that somebody gave to a kind of thing.
+/// The longest name of a family, in bytes. A longer one is not a kind of entity.
 const LONGEST_NAME: usize = 48;
 
 /// The family of a tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Family<'t> {
-    /// One of Magento's.
+    /// One of Magento's families.
     Known(&'static str),
-    /// One of an extension's.
+    /// An extension's family.
     Extension(&'t str),
-    /// None that could be told.
+    /// No recognisable family.
     None,
 }
 
-/// The longest of Magento's names that the tag begins with, up to a `_`; otherwise the tag without its number.
+/// The longest of Magento's names that is a prefix of the tag up to a `_`; otherwise the tag without its number.
 pub(super) fn family(tag: &str) -> Family<'_> {
     let begins_with = |name: &str| tag.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('_'));
     let known = KNOWN.iter().map(|(name, _)| *name).filter(|name| begins_with(name));
@@ -63,12 +63,12 @@ pub(super) fn family(tag: &str) -> Family<'_> {
     if is_name { Family::Extension(name) } else { Family::None }
 }
 
-/// The family that a tag is all of.
+/// The family, if the tag is a bare family.
 pub(super) fn wide(tag: &str) -> Option<&'static str> {
     KNOWN.iter().map(|(name, _)| *name).find(|name| *name == tag)
 }
 
-/// What a wide purge of this drops, in words.
+/// Describes what a wide purge of this drops.
 pub fn describe(what: &'static str) -> String {
     match KNOWN.iter().find(|(name, _)| *name == what) {
         Some((name, thing)) => format!("a purge of every page with {thing} (bare tag {name})"),

@@ -1,4 +1,4 @@
-//! The books themselves: bounded maps, written by one hand at a time.
+//! The counts: bounded maps behind one lock.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
@@ -8,35 +8,35 @@ use super::family::{Family, KNOWN_FAMILIES, OTHER, family};
 use super::named::FAMILIES;
 use super::{Ended, Entry, Named, Noted, Report, SourceTotal, Throttle, Total, WhatTotal, Wide};
 
-/// How many of the newest purges are kept.
+/// The number of recent purges kept.
 const NEWEST: usize = 100;
 
-/// How many sources are kept, and how many of them have a label of their own.
+/// The number of sources kept, and the number of them with their own label.
 const SOURCES: usize = 256;
 const LABELLED: usize = 64;
 
-/// All that is remembered.
+/// All recorded data.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     newest: VecDeque<Arc<Entry>>,
     sources: BTreeMap<IpAddr, Source>,
-    /// The sources that have a label.
+    /// The sources with a label.
     labelled: BTreeSet<IpAddr>,
-    /// The families of extensions that have a name here.
+    /// The named families of extensions.
     extensions: BTreeSet<Box<str>>,
     what: BTreeMap<Box<str>, Total>,
 }
 
-/// What is remembered of one source.
+/// The record of one source.
 #[derive(Debug)]
 struct Source {
     total: Total,
-    /// The lines of the log, by what they tell of: as many as there are wide things.
+    /// The throttles of the log, by wide target, and so bounded.
     told: BTreeMap<&'static str, Throttle>,
 }
 
 impl Ledger {
-    /// Enters an accepted purge; says what is to be counted and told of it.
+    /// Records an accepted purge; returns the counts and log lines due.
     pub(super) fn note(&mut self, source: IpAddr, mut named: Named, ended: Ended) -> Noted {
         named.families = self.by_name(named.families);
         for (what, tags) in &named.families {
@@ -58,7 +58,7 @@ impl Ledger {
         noted
     }
 
-    /// The same tags under names that are a bounded number.
+    /// The same counts under a bounded set of names.
     fn by_name(&mut self, families: BTreeMap<Box<str>, u64>) -> BTreeMap<Box<str>, u64> {
         let mut by_name = BTreeMap::new();
         for (name, tags) in families {
@@ -79,7 +79,7 @@ impl Ledger {
         has_room
     }
 
-    /// Counts for the source; says for each wide thing whether a line is due.
+    /// Counts for the source; returns for each wide target whether a line is due.
     fn of_source(&mut self, source: IpAddr, named: &Named, at_ms: u64) -> Vec<Option<u64>> {
         if self.sources.len() == SOURCES && !self.sources.contains_key(&source) {
             let unseen =
@@ -99,7 +99,7 @@ impl Ledger {
         if self.labelled.contains(&source) { source.to_string() } else { OTHER.to_owned() }
     }
 
-    /// All there is to show.
+    /// The complete report.
     pub(super) fn report(&self) -> Report {
         let sources = self.sources.iter().map(|(&source, known)| SourceTotal { source, total: known.total.clone() });
         let what = self.what.iter().map(|(what, total)| WhatTotal { what: what.clone(), total: total.clone() });
@@ -204,7 +204,7 @@ mod tests {
         let mut labels = BTreeSet::new();
         let mut families = BTreeSet::new();
         for number in 0..1000 {
-            // The first one comes again and again.
+            // The first source returns again and again.
             ledger.note(address(0), tags(&["cat_p"]), ended(1, u64::from(number)));
             let noted = ledger.note(address(number), tags(&[&format!("x{number}x_1")]), ended(1, u64::from(number)));
             labels.insert(noted.source);
@@ -216,7 +216,7 @@ mod tests {
         assert!(has(0) && has(999) && !has(1));
         assert_eq!((labels.len(), families.len()), (LABELLED + 1, FAMILIES - KNOWN_FAMILIES + 1));
         assert!(labels.contains("other") && families.contains("other"));
-        // A family of Magento's has its name however many others came first.
+        // A family of Magento's is named however many others came first.
         assert_eq!(ledger.note(address(1), tags(&["cms_p_1"]), ended(1, 1)).families, [("cms_p".into(), 1)]);
     }
 

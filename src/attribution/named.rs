@@ -1,33 +1,33 @@
-//! What one purge names, in as many words as may be kept of it.
+//! The targets of one purge, in bounded size.
 
 use std::collections::BTreeMap;
 
 use super::family::{EVERYTHING, Family, OTHER, family, wide};
 use crate::purge::{Forward, Purge, Target};
 
-/// Families that one purge can have before the rest of its tags counts as `other`.
+/// Families of one purge before the rest of its tags counts as `other`.
 pub(super) const FAMILIES: usize = 64;
 
-/// The most that is kept to show: pieces (tags, patterns), and characters of each.
+/// The size of a sample: pieces (tags, patterns), and characters of each.
 const PIECES: usize = 5;
 const CHARS: usize = 120;
 
-/// What one purge names. Made before the journal takes the purge.
+/// The targets of one purge. Taken before the journal consumes the purge.
 #[derive(Clone, Debug)]
 pub struct Named {
     pub(super) kind: &'static str,
     pub(super) soft: bool,
     pub(super) tags: u64,
-    /// Tags by family.
+    /// The number of tags per family.
     pub(super) families: BTreeMap<Box<str>, u64>,
-    /// What it names that has no tags, by its kind.
+    /// Its targets other than tags, by kind.
     pub(super) untagged: Vec<&'static str>,
     pub(super) wide: Vec<&'static str>,
     pub(super) sample: Vec<String>,
 }
 
 impl Named {
-    /// What this purge names.
+    /// The targets of this purge.
     pub fn of(purge: &Purge) -> Self {
         let mut named = Named {
             kind: purge.kind(),
@@ -103,7 +103,7 @@ fn cut(mut text: String) -> String {
     text
 }
 
-/// A request that is handed on, without what could be a secret: the names of its headers, no query, no user.
+/// A forwarded request without possible secrets: the names of its headers, no query, no user.
 fn shown(forward: &Forward) -> String {
     let host = forward.headers.iter().find(|(name, _)| name == "host").map_or("", |(_, host)| host);
     let host = host.rsplit_once('@').map_or(host, |(_, host)| host);

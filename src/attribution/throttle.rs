@@ -1,19 +1,19 @@
-//! One line a second.
+//! At most one line a second.
 
-/// The time between two that pass, in milliseconds.
+/// The time between two lines, in milliseconds.
 const PAUSE_MS: u64 = 1000;
 
-/// Lets one through a second, and counts the others.
+/// Passes one line a second, and counts the others.
 #[derive(Debug, Default)]
 pub struct Throttle {
-    /// When the last one passed.
+    /// When the last line passed.
     last_ms: Option<u64>,
     left_out: u64,
 }
 
 impl Throttle {
-    /// Whether this one passes: then with the number of those that did not since the last one. A clock that was set
-    /// back lets one pass.
+    /// Whether this line passes: if so, the number of suppressed lines since the last one. After a clock was set back,
+    /// a line passes.
     pub fn pass(&mut self, now_ms: u64) -> Option<u64> {
         if self.last_ms.is_some_and(|last| (last..last.saturating_add(PAUSE_MS)).contains(&now_ms)) {
             self.left_out += 1;

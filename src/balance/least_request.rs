@@ -1,8 +1,8 @@
-//! Power of two choices: of two nodes drawn by chance, the one with fewer requests.
+//! Power of two choices: of two randomly drawn nodes, the one with fewer requests.
 //!
-//! Always taking the least loaded of all makes every chooser run to the same node the moment it looks idle, a node
-//! that fails fast looks idle for ever, and several workers and replicas do so at once. Two draws keep nearly all of
-//! the benefit without the herd (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing").
+//! If every worker and replica took the least loaded node of all, all would pick the same one as soon as it looks idle,
+//! and a node that fails fast always looks idle. Two draws keep nearly all of the benefit without the herd
+//! (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing").
 
 use super::{mix, weighted};
 use crate::fleet::Member;

@@ -1,15 +1,15 @@
 //! Rendezvous hashing (highest random weight) with bounded load.
 //!
-//! Each node gets a score from the key and its own id, and the highest wins. Against a ring: no table to rebuild, the
-//! spread is even without virtual nodes, every replica computes the same from the ids alone, and a node that leaves
-//! moves exactly its own keys, each to its next choice. It costs a scan, which is nothing for the size of a Varnish
-//! fleet.
+//! Each node gets a score from the key and its own id, and the highest wins. Compared to a hash ring: no table to
+//! rebuild, an even spread without virtual nodes, the same result in every replica from the ids alone, and a node that
+//! leaves moves exactly its own keys, each to its next choice. It costs a scan, which is negligible for the size of a
+//! Varnish fleet.
 
 use super::mix;
 use crate::fleet::Member;
 
 /// The eligible node with the highest score among those within the load bound. (Other threads change the loads
-/// meanwhile: should nobody be within it by then, the highest score wins all the same.)
+/// meanwhile: if no node is within the bound by then, the highest score wins.)
 pub(super) fn pick(
     members: &[Member],
     key: u64,
@@ -35,7 +35,7 @@ fn score(key: u64, member: &Member, equal_weights: bool) -> f64 {
     if equal_weights { uniform } else { f64::from(member.node.spec.weight) / -uniform.ln() }
 }
 
-/// The number of requests from which a node passes keys on: `bounded_load` times the mean if this request were in.
+/// The number of requests from which a node passes keys on: `bounded_load` times the mean, this request included.
 fn load_limit(members: &[Member], bounded_load: f64, eligible: impl Fn(&Member) -> bool) -> u32 {
     if bounded_load <= 0.0 {
         return u32::MAX;

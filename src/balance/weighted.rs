@@ -1,12 +1,12 @@
-//! Tickets: every node holds as many as its weight says, and a number draws one. With a counter for the number that is
-//! round robin, with a random one it is chance.
+//! Tickets: every node holds as many as its weight, and a number selects one. A counter makes it round robin, a random
+//! number makes it random.
 
 use crate::fleet::Member;
 
 /// The eligible node that holds this ticket (modulo their number).
 ///
 /// Eligibility depends on counters that other threads change, so it may differ between the count and the choice: then
-/// the last eligible node of the count is as good as any.
+/// the last eligible node of the count is chosen.
 pub(super) fn pick(members: &[Member], ticket: u64, eligible: impl Fn(&Member) -> bool) -> Option<&Member> {
     let tickets = |member: &Member| u64::from(member.node.spec.weight.max(1));
     let total: u64 = members.iter().filter(|member| eligible(member)).map(tickets).sum();

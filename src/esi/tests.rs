@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// A page that comes in pieces of `step` bytes, with `{address}` for each page that is included.
+/// A page fed in pieces of `step` bytes, with `{address}` for each include.
 fn shown(page: &[u8], step: usize) -> String {
     let (mut parser, mut waiting, mut out) = (EsiParser::default(), Vec::new(), Vec::new());
     let mut pieces = page.chunks(step);
@@ -30,7 +30,7 @@ fn shown(page: &[u8], step: usize) -> String {
     String::from_utf8(out).unwrap()
 }
 
-/// What Varnish 7.1 made of these pages, with `{address}` for what it fetched.
+/// The output of Varnish 7.1 for these pages, with `{address}` for each fetch.
 const AS_VARNISH: [(&str, &str); 30] = [
     ("<p>a<esi:include src=\"/f\"/>b</p>", "<p>a{/f}b</p>"),
     ("<p>a<esi:include src=\"/f\">b</p>", "<p>a{/f}b</p>"),

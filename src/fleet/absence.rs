@@ -1,34 +1,34 @@
-//! Nodes that their source does not name any more, and what becomes of them.
+//! Nodes missing from their source, and the decision whether to keep them.
 //!
-//! A registry is wrong more often than a fleet dies. An etcd whose members quarrel lets every lease run out; a script
-//! deletes a prefix too much; a name server answers with nothing. The nodes themselves are as well as ever, and the worst
-//! that can be done is to believe it. So what a source has lost is looked at twice:
+//! A registry is wrong more often than a fleet dies. An unstable etcd lets every lease expire; a script deletes too
+//! wide a prefix; a name server answers with nothing. The nodes themselves are healthy, and the worst reaction is to
+//! drop them. So losses are checked twice:
 //!
-//! - A node that is gone **without a word** stays while its health check passes, for a bounded time. Somebody who wants it
-//!   gone says so.
-//! - **More than half** of the nodes of a role within a short time are not obeyed at all, with a word or without one: they
-//!   are *held*, whatever their health, until they come back or their time is over. A node that is down gets no traffic
-//!   anyway, but it gets purges, and is right when it is back.
+//! - A node that **vanished** without a deletion stays while its health check passes, for a bounded time. An intended
+//!   removal is a deletion.
+//! - If **more than half** of the nodes of a role are lost within a short time, deleted or not, none of them is
+//!   removed: they are *held*, whatever their health, until they return or their time is over. A node that is down gets
+//!   no traffic anyway, but it gets purges, and is current when it returns.
 //!
-//! What belongs together rarely comes together: etcd ends expired leases in handfuls. So losses are gathered for a moment
-//! before anything is decided, and count together for a while after the first.
+//! Related losses rarely arrive together: etcd ends expired leases in batches. So losses are gathered for a moment
+//! before a decision, and are added up for a while after the first.
 //!
-//! A node that was drained before it was deleted is none of this: whoever took the trouble meant it. It never comes here.
+//! A node that was drained before its deletion is not handled here: its removal is clearly intended.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::{NodeId, Role, Source};
 
-/// Losses within this time of a first one count together.
+/// Losses within this time of the first one are added up.
 pub const WINDOW: Duration = Duration::from_secs(10);
 
-/// How long losses are gathered before it is decided what they are.
+/// How long losses are gathered before a decision.
 pub const GATHER: Duration = Duration::from_millis(250);
 
 type Identity = (Role, NodeId);
 
-/// The nodes that are absent from their source, and still in the fleet.
+/// The nodes that are missing from their source, but still in the fleet.
 #[derive(Debug)]
 pub struct Absences {
     retain: Duration,
@@ -40,7 +40,7 @@ pub struct Absences {
 struct Absence {
     source: Source,
     since: Instant,
-    /// Somebody said so.
+    /// The node was deleted explicitly.
     deleted: bool,
     state: State,
 }
@@ -52,46 +52,46 @@ enum State {
     Held,
 }
 
-/// What one source has lost of one role lately.
+/// The recent losses of one source and role.
 #[derive(Debug)]
 struct Losses {
-    /// The first of them.
+    /// When the first of them happened.
     began: Instant,
-    /// How many nodes there were then.
+    /// The number of nodes before it.
     there: usize,
     lost: BTreeSet<NodeId>,
-    /// Since when there are losses that nothing was decided about.
+    /// When the oldest undecided loss happened.
     gathered_since: Option<Instant>,
-    /// It was said already that they are too many.
+    /// The mass loss was already reported.
     told: bool,
 }
 
-/// What is to be done.
+/// A decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ruling {
     /// This node leaves the fleet.
     Leaves(Role, NodeId),
-    /// A source has lost so many of the nodes that were there: they are held. Told once for each such event.
+    /// A source has lost too many of its nodes: they are held. Reported once for each such event.
     Mass {
-        /// Whose nodes.
+        /// The source.
         source: Source,
-        /// Their role.
+        /// The role of the nodes.
         role: Role,
-        /// How many are lost.
+        /// The number of lost nodes.
         lost: usize,
-        /// How many there were.
+        /// The number of nodes before.
         there: usize,
     },
 }
 
 impl Absences {
-    /// Nobody is absent. `retain` is how long a node may be at most; zero is not at all.
+    /// No node is absent. `retain` is the longest absence; zero disables retention.
     pub fn new(retain: Duration) -> Self {
         Absences { retain, nodes: BTreeMap::new(), losses: BTreeMap::new() }
     }
 
-    /// A source does not name this node any more; `deleted`: because somebody said so. `there` counts the nodes of this
-    /// source and role that are in the fleet. Returns whether the node leaves at once.
+    /// Records that a source no longer names this node; `deleted`: because of an explicit deletion. `there` counts the
+    /// nodes of this source and role in the fleet. Returns whether the node leaves at once.
     pub fn lost(
         &mut self,
         source: Source,
@@ -119,7 +119,7 @@ impl Absences {
         false
     }
 
-    /// A source names this node (again). Returns whether it was absent.
+    /// Records that a source names this node (again). Returns whether it was absent.
     pub fn returned(&mut self, source: Source, node: &Identity) -> bool {
         if let Some(losses) = self.losses.get_mut(&(source, node.0)) {
             losses.lost.remove(&node.1);
@@ -127,7 +127,7 @@ impl Absences {
         self.forget(node)
     }
 
-    /// The node has left, or is not of this source any more. Returns whether it was absent.
+    /// Forgets a node that has left, or is of another source now. Returns whether it was absent.
     pub fn forget(&mut self, node: &Identity) -> bool {
         self.nodes.remove(node).is_some()
     }
@@ -137,24 +137,24 @@ impl Absences {
         self.nodes.get(node).is_some_and(|absence| absence.state == State::Retained)
     }
 
-    /// Whether a node is in the fleet though its source does not name it.
+    /// Whether a node is in the fleet but missing from its source.
     pub fn is_absent(&self, node: &Identity) -> bool {
         self.nodes.contains_key(node)
     }
 
-    /// How many nodes of this role are held.
+    /// The number of held nodes of this role.
     pub fn held(&self, role: Role) -> usize {
         self.nodes.iter().filter(|((of, _), absence)| *of == role && absence.state == State::Held).count()
     }
 
-    /// When there is something to decide next.
+    /// When the next decision is due.
     pub fn due(&self) -> Option<Instant> {
         let gathered = self.losses.values().filter_map(|losses| Some(losses.gathered_since? + GATHER));
         let decided = self.nodes.values().filter(|absence| absence.state != State::Undecided);
         gathered.chain(decided.map(|absence| absence.since + self.retain)).min()
     }
 
-    /// Decides what is due.
+    /// Makes the decisions that are due.
     pub fn decide(&mut self, now: Instant, is_down: impl Fn(&Identity) -> bool) -> Vec<Ruling> {
         let mut rulings = Vec::new();
         for (&(source, role), losses) in &mut self.losses {
@@ -240,7 +240,7 @@ mod tests {
         assert_eq!(rig.decide(0.2), Vec::<String>::new());
         assert_eq!(rig.decide(0.25), ["deleted", "ill"]);
         assert!(rig.absences.is_absent(&node("well")));
-        // It goes down later.
+        // If it goes down later.
         assert!(rig.absences.leaves_when_down(&node("well")));
         assert!(!rig.absences.leaves_when_down(&node("another")));
         // Or its time is over.
@@ -274,13 +274,13 @@ mod tests {
         assert_eq!(rig.absences.held(Role::Web), 3);
         assert_eq!(rig.absences.held(Role::Varnish), 0);
         assert!(!rig.absences.leaves_when_down(&node("b")));
-        // The last one, a little later, is of the same event, and that was told.
+        // The last one, a little later, belongs to the same event, which was reported.
         rig.lose(5.0, "d", true);
         assert_eq!(rig.decide(6.0), Vec::<String>::new());
         assert_eq!(rig.absences.held(Role::Web), 4);
         rig.absences.returned(Source::Etcd, &node("a"));
         assert_eq!(rig.absences.held(Role::Web), 3);
-        // Not for ever.
+        // But not forever.
         assert_eq!(rig.decide(700.0), ["b", "c", "d"]);
     }
 
@@ -303,11 +303,11 @@ mod tests {
         rig.lose(3.0, "b", false);
         assert_eq!(rig.decide(3.3), Vec::<String>::new());
         assert_eq!(rig.absences.held(Role::Web), 0);
-        // The third one is too many: it is held, and so is the one that was only retained.
+        // The third loss is too many: it is held, and so is the node that was only retained.
         rig.lose(9.0, "c", true);
         assert_eq!(rig.decide(9.3), ["3 of 4"]);
         assert_eq!(rig.absences.held(Role::Web), 2);
-        // A node that went long after is of another event.
+        // A node lost long after belongs to another event.
         rig.there = 1;
         rig.lose(30.0, "d", true);
         assert_eq!(rig.decide(30.3), ["d"]);

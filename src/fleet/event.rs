@@ -1,4 +1,4 @@
-//! What the registry and the checkers tell the fleet keeper.
+//! Events from the registries and health checks to the fleet keeper.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{NodeId, NodeSpec, Role};
 
-/// Who knows of a node.
+/// The source of a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Source {
-    /// The configuration file. What it says of a node counts before what anybody else says of one with the same name.
+    /// The configuration file. It takes precedence over other sources for a node of the same name.
     #[default]
     Static,
     /// etcd.
@@ -20,19 +20,19 @@ pub enum Source {
     Dns,
 }
 
-/// A change of the fleet, as its single writer hears it.
+/// A change of the fleet, as received by its single writer.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// A node is there, or its spec changed.
+    /// A node is present, or its spec changed.
     Joined(NodeSpec),
-    /// A node is gone for good: somebody said so.
+    /// A node was removed explicitly.
     Left(Source, Role, NodeId),
-    /// A node is gone without a word: its lease ran out, or its name has another address. It may be as well as ever, and
-    /// whoever should have said that it is may be the one that is ill.
+    /// A node is missing without a removal: its lease expired, or its name has another address. The node may be
+    /// healthy, and its registration at fault.
     Vanished(Source, Role, NodeId),
-    /// This source has told of every node that it knew at the start.
+    /// This source has reported every node that it knew at the start.
     Listed(Source),
-    /// A health check of a node came to a result.
+    /// The result of a health check.
     Checked(Check),
 }
 
@@ -41,25 +41,25 @@ pub enum Event {
 pub struct Check {
     /// The role of the node.
     pub role: Role,
-    /// Its name.
+    /// Its id.
     pub id: NodeId,
-    /// Where it was asked.
+    /// The address checked.
     pub address: SocketAddr,
-    /// When it was asked.
+    /// When the request was sent.
     pub began: Instant,
-    /// How long its answer took.
+    /// The time until its answer.
     pub took: Duration,
-    /// What came of it.
+    /// The result.
     pub verdict: Verdict,
 }
 
 /// The result of one health check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The node does its work.
+    /// The node works.
     Passed,
-    /// It does not; the text says what was seen, for the operator.
+    /// The node does not work; the reason is for the operator.
     Failed(String),
-    /// Nobody knows: the check could not be carried out here, for this reason.
+    /// Unknown: the check could not be carried out here, for this reason.
     NotAsked(String),
 }

@@ -1,4 +1,4 @@
-//! The fence: who may serve after what was promised.
+//! The fence: which Varnish nodes may serve.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -6,30 +6,30 @@ use super::Live;
 
 /// The highest journal position whose purge has been answered to its sender, in this process or before it.
 ///
-/// A Varnish whose cursor is below is *behind*: it could still hold a page that somebody was told is gone, so it gets
-/// no client traffic. The order is what the promise rests on: the fence rises **before** the answer to a purge is
-/// written, and a request reads it **after** it has arrived, so no request that follows an answer can miss it.
+/// A Varnish whose cursor is below is *behind*: it could still hold a page whose purge was answered, so it gets no
+/// client traffic. The promise rests on the order: the fence rises **before** the answer to a purge is written, and a
+/// request reads it **after** it has arrived, so no request that follows an answer can miss it.
 #[derive(Debug, Default)]
 pub struct Fence(AtomicU64);
 
 impl Fence {
-    /// A fence that starts at `position`: at start, everything in the journal counts as answered.
+    /// A fence at `position`: at start, everything in the journal counts as answered.
     pub fn at(position: u64) -> Self {
         Fence(AtomicU64::new(position))
     }
 
-    /// The position every serving Varnish must have reached.
+    /// The position that every serving Varnish must have reached.
     pub fn position(&self) -> u64 {
         self.0.load(Ordering::SeqCst)
     }
 
-    /// The purge at `position` is about to be answered. Never lowers the fence. Returns where it was: a node that is
-    /// behind now, and was not there, fell behind with this purge.
+    /// Raises the fence before the purge at `position` is answered. Never lowers it. Returns the old position: a node
+    /// behind the new one but not the old fell behind with this purge.
     pub fn raise(&self, position: u64) -> u64 {
         self.0.fetch_max(position, Ordering::SeqCst)
     }
 
-    /// Whether this Varnish has every purge that anybody was told is done.
+    /// Whether this Varnish has every purge that was answered as done.
     pub fn is_current(&self, node: &Live) -> bool {
         node.cursor() >= self.position()
     }

@@ -1,8 +1,8 @@
-//! Header fields by which the VCL of a Varnish knows who may purge, where it does not know them by address.
+//! Header fields that authorise purges to a Varnish whose VCL does not check addresses.
 //!
-//! They are secrets: no log, no dump of the configuration and no record in a registry shows a value. For the same reason a
-//! record in a registry cannot name them: whoever may write one could have any file of this machine sent to an address of
-//! his own.
+//! They are secrets: no log, no dump of the configuration and no record in a registry shows a value. For the same
+//! reason a record in a registry cannot refer to them: its writer could have any file of this machine sent to an
+//! address of his choice.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,31 +11,31 @@ use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
-/// Where the value of a field is.
+/// The source of a field's value.
 #[derive(Clone, PartialEq, Eq)]
 pub enum FieldValue {
-    /// In the configuration.
+    /// In the configuration itself.
     Text(Arc<str>),
     /// In a file, which may change.
     File(PathBuf),
 }
 
-/// Fields that every purge, and every health check, to a Varnish carries, by name.
+/// The fields, by name, that every purge and health check to a Varnish carries.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct PurgeHeaders(Arc<BTreeMap<String, FieldValue>>);
 
 impl PurgeHeaders {
-    /// Whether there is none.
+    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// All of them, in the order of their names.
+    /// All fields, ordered by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &FieldValue)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value))
     }
 
-    /// These, and of `others` those that have other names.
+    /// These fields, and those of `others` with other names.
     #[must_use]
     pub fn over(&self, others: &PurgeHeaders) -> PurgeHeaders {
         if self.is_empty() {
@@ -69,7 +69,7 @@ impl fmt::Debug for FieldValue {
 }
 
 impl Serialize for FieldValue {
-    /// The name of a file, or a mark in the place of the value itself.
+    /// Writes the name of a file, or a placeholder for the value itself.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             FieldValue::Text(_) => serializer.serialize_str("(hidden)"),

@@ -2,29 +2,29 @@
 
 use serde::Serialize;
 
-/// What is known about a node's health.
+/// The health of a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Health {
-    /// Not checked often enough yet to say.
+    /// Not checked often enough yet.
     #[default]
     Unknown,
-    /// Passed `rise` checks in a row (the very first pass is enough for a node that nobody knew yet).
+    /// Passed `rise` checks in a row (the first pass is enough for a node of unknown health).
     Up,
     /// Failed `fall` checks in a row.
     Down,
 }
 
-/// How many results in a row change a verdict.
+/// The number of consecutive results that change a verdict.
 #[derive(Clone, Copy, Debug)]
 pub struct Thresholds {
-    /// Passes that bring a node up that was down.
+    /// Passes that bring a node up again.
     pub rise: u32,
     /// Failures that take a node down.
     pub fall: u32,
 }
 
-/// The health of one node, counted from its check results.
+/// The health of one node, derived from its check results.
 #[derive(Debug, Default)]
 pub struct HealthState {
     health: Health,
@@ -32,15 +32,15 @@ pub struct HealthState {
 }
 
 impl HealthState {
-    /// What is known now.
+    /// The current health.
     pub fn health(&self) -> Health {
         self.health
     }
 
-    /// Counts one result; says the new health where it changed.
+    /// Counts one result; returns the new health if it changed.
     ///
-    /// An unknown node comes up with its first pass (a fleet that starts should not wait for `rise` intervals) and
-    /// goes down with its first failure (nobody relies on it yet).
+    /// A node of unknown health comes up with its first pass (a starting fleet should not wait for `rise` intervals)
+    /// and goes down with its first failure (it has no traffic yet).
     pub fn record(&mut self, passed: bool, thresholds: Thresholds) -> Option<Health> {
         let (target, needed) = match (self.health, passed) {
             (Health::Unknown, true) => (Health::Up, 1),

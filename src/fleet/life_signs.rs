@@ -1,12 +1,12 @@
-//! When a node was seen to run, and so by when it has taken in what was on its way to it.
+//! When a node was seen to run, and so which data it must have processed.
 //!
-//! A process that was stopped and runs again answers at once what comes next, and may get to what waited in its sockets
-//! only after that. So one answer says nothing about what was sent before it. Two that are [`LANDING`] apart do: at the
-//! first the node ran, and until the second it has had the time.
+//! A process that was stopped and resumed may answer the next request at once, before it reads the older data in its
+//! other sockets. So one answer proves nothing about data sent before it. Two answers that are [`LANDING`] apart do: at
+//! the first the node ran, and until the second it has had the time.
 //!
-//! How long an answer takes says whether the node stood still meanwhile, but only next to what this node's answers
-//! usually take: 110 ms are a hang next door, and nothing at all on another continent. So every duration is measured
-//! against the shortest of the last few round trips, and a node that has become slower is soon measured against itself.
+//! The duration of an answer shows whether the node was stopped meanwhile, but only relative to its usual answers: 110
+//! ms are a hang in the same rack, and normal on another continent. So every duration is compared with the shortest of
+//! the last few round trips, and a node that has become slower is soon compared with itself.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,33 +14,33 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-/// How long a page may take from us until a Varnish that runs has made an object of it.
+/// The most time for a page to travel from us to a running Varnish and become an object there.
 pub const LANDING: Duration = Duration::from_millis(100);
 
-/// An answer that took longer than the shortest round trip by this does not say when in this time the node ran.
+/// An answer slower than the shortest round trip by this does not tell when the node ran.
 const QUICK: Duration = Duration::from_millis(50);
 
-/// A round trip that took longer than the shortest one by this came from a node that stood still for a while.
+/// A round trip longer than the shortest one by this shows that the node was stopped for a while.
 const STALL: Duration = Duration::from_millis(100);
 
-/// The round trips that a new one is measured against.
+/// The number of round trips to compare with.
 const REMEMBERED: usize = 8;
 
-/// What a node has shown of itself. All times are from the start of the process.
+/// The signs of life of a node. All times are since the start of the process.
 #[derive(Debug, Default)]
 pub struct LifeSigns {
-    /// When the last sign was asked for, in ms. Signs that follow within a round trip and [`LANDING`] are left out.
+    /// When the request of the last sign was sent, in ms. Signs within a round trip and [`LANDING`] of it are ignored.
     last: AtomicU64,
-    /// The one before it.
+    /// The sign before it.
     before: AtomicU64,
-    /// The shortest of the remembered round trips, in µs; 0 before the first.
+    /// The shortest of the recent round trips, in µs; 0 before the first.
     shortest: AtomicU64,
     round_trips: Mutex<VecDeque<u64>>,
 }
 
 impl LifeSigns {
-    /// The node has answered a question of ours (a probe, a purge) on a connection that stood already: asked at this
-    /// time, answered so much later. Says whether it stood still meanwhile.
+    /// Records the answer to a probe or purge of ours on an existing connection: when it was sent, and how long the
+    /// answer took. Returns whether the node was stopped meanwhile.
     pub fn measured(&self, asked: Duration, took: Duration) -> bool {
         let stood_still = took > STALL + self.round_trip();
         {
@@ -55,7 +55,7 @@ impl LifeSigns {
         stood_still
     }
 
-    /// The node has answered what was asked at this time, and took so long: any request, the data path's too.
+    /// Records the answer to any request, including the data path's: when it was sent, and how long the answer took.
     pub fn record_answer(&self, asked: Duration, took: Duration) {
         let quick = QUICK + self.round_trip();
         let (last, asked) = (self.last.load(Ordering::Relaxed), asked.as_millis() as u64);
@@ -63,18 +63,18 @@ impl LifeSigns {
         if asked < last + apart || took > quick {
             return;
         }
-        // Of two threads one is enough. One that comes late stores an earlier time, which is the safe side.
+        // If two threads race, one result is enough. A late thread stores an earlier time, which is the safe side.
         if self.last.compare_exchange(last, asked, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
             self.before.store(last, Ordering::Relaxed);
         }
     }
 
-    /// The shortest of the last few round trips; 0 before the first.
+    /// The shortest of the recent round trips; 0 before the first.
     pub fn round_trip(&self) -> Duration {
         Duration::from_micros(self.shortest.load(Ordering::Relaxed))
     }
 
-    /// What was sent to the node before this time it has taken in; 0 where that is not known of anything.
+    /// The node has processed everything sent to it before this time; 0 if unknown.
     pub fn taken_in(&self) -> Duration {
         Duration::from_millis(self.before.load(Ordering::Relaxed))
     }
@@ -88,7 +88,7 @@ mod tests {
         Duration::from_millis(milliseconds)
     }
 
-    /// What is known after these answers, given with their times and how long they took.
+    /// The result after these answers, given as pairs of time and duration.
     fn taken_in(answers: &[(u64, u64)]) -> Duration {
         let signs = LifeSigns::default();
         answers.iter().for_each(|&(asked, took)| signs.record_answer(ms(asked), ms(took)));
@@ -99,7 +99,7 @@ mod tests {
     fn one_answer_says_nothing_about_what_was_sent_before_it() {
         assert_eq!(taken_in(&[]), ms(0));
         assert_eq!(taken_in(&[(5000, 1)]), ms(0));
-        // Stopped until 5000, and asked twice at once.
+        // Stopped until 5000, with two requests at once.
         assert_eq!(taken_in(&[(1000, 1), (2000, 1), (5000, 1), (5001, 1), (5149, 1)]), ms(2000));
     }
 

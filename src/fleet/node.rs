@@ -1,4 +1,4 @@
-//! One node: its identity, what the registry says about it, and its live counters.
+//! One node: its identity, its registry data, and its live counters.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{LifeSigns, PurgeHeaders, Source};
 
-/// What a node does in the fleet.
+/// The function of a node in the fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -38,7 +38,7 @@ impl fmt::Display for Role {
 }
 
 /// The stable name of a node. Identity never depends on the address or the weight: the cursor, the health and the
-/// place in the hash all follow the id.
+/// position in the hash all follow the id.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct NodeId(Arc<str>);
@@ -87,7 +87,7 @@ impl fmt::Display for NodeId {
     }
 }
 
-/// How a Varnish is told to drop pages.
+/// The form of purges to a Varnish.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Delivery {
@@ -95,14 +95,14 @@ pub enum Delivery {
     /// regular expression will do, and the cheapest one is sent.
     #[default]
     Magento,
-    /// The same with the pattern as Magento itself writes it, for a VCL that takes the tags out of it.
+    /// The same with the pattern in Magento's own form, for a VCL that extracts the tags from it.
     MagentoPlain,
-    /// `PURGE /` with `xkey-purge` or `xkey-softpurge`, for a VCL that drops pages by vmod_xkey.
+    /// `PURGE /` with `xkey-purge` or `xkey-softpurge`, for a VCL with vmod_xkey.
     Xkey,
 }
 
 impl fmt::Display for Delivery {
-    /// As the configuration has it.
+    /// As in the configuration.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Delivery::Magento => "magento",
@@ -112,21 +112,21 @@ impl fmt::Display for Delivery {
     }
 }
 
-/// What was seen of a Varnish when a page of our own was purged there.
+/// The result of purging a page of our own on a Varnish.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[repr(u8)]
 pub enum TrialState {
-    /// Nothing yet.
+    /// No result yet.
     #[default]
     Untried,
-    /// The page was gone.
+    /// The page was dropped.
     Passed,
-    /// It could not be seen.
+    /// The result could not be observed.
     Inconclusive,
-    /// The page stayed, in whatever form it was purged by its tags: a VCL that purges by URL alone, perhaps.
+    /// The page stayed in every form of purge by tag: perhaps the VCL purges by URL alone.
     WithoutTags,
-    /// The page stayed, and would not have with another `delivery`.
+    /// The page stayed, but another `delivery` would drop it.
     Failed,
 }
 
@@ -155,48 +155,48 @@ pub enum SendProxy {
     V2,
 }
 
-/// The longest header value that a Varnish is sent unless it says otherwise, in bytes. Varnish takes header lines of
-/// 8 KiB by default (`http_req_hdr_len`); Magento itself stops at 7,680 for the same reason.
+/// The longest header value sent to a Varnish by default, in bytes. Varnish takes header lines of 8 KiB by default
+/// (`http_req_hdr_len`); Magento itself stops at 7,680 for the same reason.
 pub const DEFAULT_HEADER_LIMIT: usize = 7_680;
 
-/// Whether these epochs name two lives of a cache. Where one of them is not known, it counts as the same.
+/// Whether these epochs belong to two different caches. An unknown epoch counts as equal.
 pub fn is_another_life(before: Option<&str>, now: Option<&str>) -> bool {
     before.zip(now).is_some_and(|(before, now)| before != now)
 }
 
-/// What the registry says about one node.
+/// The registry's data about one node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeSpec {
-    /// Who says so.
+    /// The source of the data.
     pub source: Source,
-    /// What it does.
+    /// Its role.
     pub role: Role,
     /// Its stable name, unique within its role.
     pub id: NodeId,
-    /// Where it listens.
+    /// Its address.
     pub address: SocketAddr,
-    /// Its share of the traffic next to its peers. 0 means drain: no new traffic, purges all the same.
+    /// Its share of the traffic relative to its peers. 0 means drain: no new traffic, but purges.
     pub weight: u32,
-    /// How it is told to drop pages (Varnish only).
+    /// The form of its purges (Varnish only).
     pub delivery: Delivery,
-    /// The longest value of one request header that it takes, in bytes (Varnish only).
+    /// The longest value of one request header that it accepts, in bytes (Varnish only).
     pub header_limit: usize,
     /// Whether connections to it start with a PROXY header (Varnish only).
     pub send_proxy: SendProxy,
-    /// Names the life of its cache (Varnish only): another epoch is another cache, and an empty one. `None` where nobody
-    /// says: then it counts as the cache that was there before.
+    /// Identifies its cache (Varnish only): a new epoch means a new, empty cache. `None` if unknown: then it counts as
+    /// the same cache as before.
     pub epoch: Option<Arc<str>>,
-    /// Where it stands, for people.
+    /// Its location, for people.
     pub zone: Option<Arc<str>>,
-    /// What else there is to say of it, for people and their tools.
+    /// Further data for people and their tools.
     pub labels: BTreeMap<String, String>,
-    /// What purges and health checks to it carry (Varnish only). Secrets: written nowhere.
+    /// Header fields of its purges and health checks (Varnish only). Secret, so never written.
     #[serde(skip)]
     pub headers: PurgeHeaders,
 }
 
 impl NodeSpec {
-    /// A node of which no more is known than this: everything else has its default.
+    /// A node with defaults for everything else.
     pub fn new(role: Role, id: NodeId, address: SocketAddr) -> Self {
         NodeSpec {
             source: Source::default(),
@@ -214,7 +214,7 @@ impl NodeSpec {
         }
     }
 
-    /// Whether what connects to the node by this spec may go on by the other one.
+    /// Whether existing connections stay valid when the spec changes to `other`.
     pub fn is_reached_as(&self, other: &NodeSpec) -> bool {
         let reached = |spec: &NodeSpec| (spec.address, spec.delivery, spec.header_limit, spec.send_proxy);
         let another_life = is_another_life(self.epoch.as_deref(), other.epoch.as_deref());
@@ -222,22 +222,22 @@ impl NodeSpec {
     }
 }
 
-/// One node of one snapshot: what the registry says, and the counters that outlive it.
+/// One node of one snapshot: its registry data, and the counters that outlive it.
 #[derive(Debug)]
 pub struct Node {
-    /// What the registry says.
+    /// The registry's data.
     pub spec: NodeSpec,
-    /// The counters that stay when the spec changes.
+    /// The counters, which survive changes of the spec.
     pub live: Arc<Live>,
-    /// Names this pair of identity and address within the process: connections are pooled under it, so that none
-    /// to an old address is used after a change.
+    /// Identifies this pair of id and address within the process: connections are pooled under it, so that none to an
+    /// old address is used after a change.
     pub endpoint_id: u64,
-    /// The place of this node in the rendezvous hash; from the id alone.
+    /// The node's seed in the rendezvous hash, derived from the id alone.
     pub seed: u64,
 }
 
 impl Node {
-    /// A node as the keeper makes it. `endpoint_id` is unique in the process.
+    /// A node of the fleet keeper. `endpoint_id` is unique in the process.
     pub fn new(spec: NodeSpec, live: Arc<Live>, endpoint_id: u64) -> Self {
         let seed = xxhash_rust::xxh3::xxh3_64(spec.id.as_str().as_bytes());
         Node { spec, live, endpoint_id, seed }
@@ -249,7 +249,7 @@ impl Node {
     }
 }
 
-/// The share of a node that gets all it should: shares are counted in parts of this.
+/// The share of a node with its full traffic, and the unit of shares.
 pub const WHOLE_SHARE: u32 = 256;
 
 /// Counters of a node that change with every request and purge.
@@ -257,66 +257,66 @@ pub const WHOLE_SHARE: u32 = 256;
 pub struct Live {
     inflight: AtomicU32,
     cursor: AtomicU64,
-    /// Its health checks said so when they last changed their verdict.
+    /// The last verdict of its health checks.
     down: AtomicBool,
-    /// How much of it counts: one more than the position; 0 is all.
+    /// How much of it counts: one more than the position; 0 means all.
     recalled: AtomicU64,
     /// When it was seen to run.
     pub life_signs: LifeSigns,
-    /// What is missing to [`WHOLE_SHARE`].
+    /// The difference to [`WHOLE_SHARE`].
     withheld: AtomicU32,
     /// A [`TrialState`].
     trial: AtomicU8,
 }
 
 impl Live {
-    /// What came of the last trial.
+    /// The result of the last trial.
     pub fn trial(&self) -> TrialState {
         let state = self.trial.load(Ordering::SeqCst);
         TrialState::ALL.into_iter().find(|known| *known as u8 == state).unwrap_or_default()
     }
 
-    /// A trial has come to its end.
+    /// Records the result of a trial.
     pub fn set_trial(&self, state: TrialState) {
         self.trial.store(state as u8, Ordering::SeqCst);
     }
 
-    /// How much of what it should get the node gets now: 1 to [`WHOLE_SHARE`].
+    /// The node's current share: 1 to [`WHOLE_SHARE`].
     pub fn share(&self) -> u32 {
         WHOLE_SHARE - self.withheld.load(Ordering::Relaxed)
     }
 
-    /// Gives the node this share; one that is out of bounds becomes the nearest that is not.
+    /// Sets the share, clamped to its bounds.
     pub fn set_share(&self, share: u32) {
         self.withheld.store(WHOLE_SHARE - share.clamp(1, WHOLE_SHARE), Ordering::Relaxed);
     }
 
-    /// Requests that are at this node now.
+    /// Requests in flight on this node.
     pub fn inflight(&self) -> u32 {
         self.inflight.load(Ordering::Relaxed)
     }
 
-    /// One more request goes to the node. Pair with [`Live::request_ended`].
+    /// Counts a request to the node. Pair with [`Live::request_ended`].
     pub fn request_began(&self) {
         self.inflight.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A request at the node came to its end, whatever the end.
+    /// Counts the end of a request, whatever its outcome.
     pub fn request_ended(&self) {
         self.inflight.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Whether its health checks found it down. Stays as it was when the node leaves the fleet.
+    /// Whether its health checks found it down. Kept when the node leaves the fleet.
     pub fn is_down(&self) -> bool {
         self.down.load(Ordering::Relaxed)
     }
 
-    /// Takes what its health checks found. Only the fleet keeper calls this.
+    /// Records the health checks' verdict. Only the fleet keeper calls this.
     pub fn set_down(&self, down: bool) {
         self.down.store(down, Ordering::Relaxed);
     }
 
-    /// The position up to which this Varnish has acknowledged every purge, as far as that counts.
+    /// The position up to which this Varnish has acknowledged every purge, limited by [`Live::recall`].
     pub fn cursor(&self) -> u64 {
         let cursor = self.acknowledged();
         match self.recalled.load(Ordering::SeqCst) {
@@ -325,17 +325,17 @@ impl Live {
         }
     }
 
-    /// The same, whether or not all of it counts at present.
+    /// The same without the limit.
     pub fn acknowledged(&self) -> u64 {
         self.cursor.load(Ordering::SeqCst)
     }
 
-    /// Of what the Varnish has acknowledged only that counts which is not after this position; `None`: all of it.
+    /// Limits the cursor to this position, whatever was acknowledged; `None` removes the limit.
     pub fn recall(&self, position: Option<u64>) {
         self.recalled.store(position.map_or(0, |position| position + 1), Ordering::SeqCst);
     }
 
-    /// The Varnish has acknowledged every purge up to `position`. Only its delivery task calls this.
+    /// Records that the Varnish has acknowledged every purge up to `position`. Only its delivery task calls this.
     pub fn set_cursor(&self, position: u64) {
         self.cursor.store(position, Ordering::SeqCst);
     }

@@ -1,5 +1,5 @@
-//! One immutable picture of the fleet. A request loads it once and keeps it to its end, so that the number of nodes
-//! and an index into them always come from the same picture.
+//! One immutable view of the fleet. A request loads it once and keeps it to its end, so that the number of nodes and an
+//! index into them always come from the same snapshot.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use super::{Health, Node, NodeId, Role};
 /// The fleet at one moment.
 #[derive(Debug, Default)]
 pub struct Snapshot {
-    /// Grows with every published change.
+    /// Increases with every published change.
     pub version: u64,
     /// The web nodes.
     pub web: Pool,
@@ -33,28 +33,28 @@ pub struct Pool {
     panic: bool,
 }
 
-/// A node and what the keeper knows about it.
+/// A node with the keeper's state.
 #[derive(Clone, Debug)]
 pub struct Member {
     /// The node.
     pub node: Arc<Node>,
     /// Its health when the snapshot was made.
     pub health: Health,
-    /// Why it is down, in words for the operator; empty where it is not.
+    /// Why it is down, for the operator; empty if it is not.
     pub reason: Arc<str>,
-    /// Whether its source does not name it any more, and it is kept all the same.
+    /// Whether it is kept though its source no longer names it.
     pub retained: bool,
-    /// Whether it may get traffic, as far as health and weight say.
+    /// Whether health and weight allow traffic to it.
     pub usable: bool,
 }
 
 impl Pool {
-    /// Decides who may get traffic.
+    /// Decides which nodes may get traffic.
     ///
-    /// `panic_threshold` is a share from 0 to 1: when fewer of the checked nodes than that are up, health is ignored,
-    /// because a check that condemns nearly everybody is more likely to be wrong than right (Magento's own health
-    /// check fails on every node at once when the database hiccups). 0 turns it off. While no node is up yet, the
-    /// ones nobody has checked may serve.
+    /// `panic_threshold` is a share from 0 to 1: if fewer of the checked nodes are up, health is ignored, because a
+    /// check that fails nearly everywhere is more likely to be wrong than right (Magento's own health check fails on
+    /// every node at once when the database hiccups). 0 turns it off. While no node is up yet, unchecked nodes may
+    /// serve.
     pub fn new(mut members: Vec<Member>, panic_threshold: f64) -> Self {
         members.sort_by(|a, b| a.node.id().cmp(b.node.id()));
         let count = |health| members.iter().filter(|member| member.health == health).count();

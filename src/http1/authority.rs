@@ -1,6 +1,6 @@
-//! Hosts and ports as they stand in `Host` and in absolute targets.
+//! Hosts and ports in `Host` and in absolute targets.
 
-/// The scheme of an absolute target, which says what its port is where none is named.
+/// The scheme of an absolute target, which sets the default port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheme {
     /// `http`, port 80.
@@ -10,7 +10,7 @@ pub enum Scheme {
 }
 
 impl Scheme {
-    /// Cuts `http://` or `https://` off a target, in any case.
+    /// Removes `http://` or `https://` from a target; case is ignored.
     pub fn strip(target: &[u8]) -> Option<(Self, &[u8])> {
         [("http://", Scheme::Http), ("https://", Scheme::Https)].into_iter().find_map(|(start, scheme)| {
             let (found, rest) = target.split_at_checked(start.len())?;
@@ -25,7 +25,7 @@ impl Scheme {
         }
     }
 
-    /// Whether two hosts with or without ports are the same for this scheme (RFC 9110 section 4.2.3).
+    /// Whether two hosts, with or without ports, are equal for this scheme (RFC 9110 section 4.2.3).
     pub fn is_same_host(self, one: &[u8], other: &[u8]) -> bool {
         let (one, other) = (split_port(one), split_port(other));
         let port = |port: Option<&[u8]>| match port {
@@ -35,14 +35,14 @@ impl Scheme {
         one.0.eq_ignore_ascii_case(other.0) && port(one.1).is_some() && port(one.1) == port(other.1)
     }
 
-    /// The same host without the port that goes without saying.
+    /// The host without a default port.
     pub fn without_default_port(self, authority: &[u8]) -> &[u8] {
         let (name, _) = split_port(authority);
         if self.is_same_host(name, authority) { name } else { authority }
     }
 }
 
-/// A host and the port behind it. The colons of an IPv6 address are within brackets.
+/// Splits host and port. The colons of an IPv6 address are within brackets.
 fn split_port(authority: &[u8]) -> (&[u8], Option<&[u8]>) {
     let from = authority.iter().position(|&byte| byte == b']').unwrap_or(0);
     match authority[from..].iter().position(|&byte| byte == b':') {
@@ -77,7 +77,7 @@ pub(super) fn is_host(host: &[u8]) -> bool {
     }
 }
 
-/// Digits up to 65535; RFC 3986 section 3.2.3 allows none at all.
+/// Digits up to 65535; RFC 3986 section 3.2.3 allows an empty port.
 fn is_port(port: &[u8]) -> bool {
     port.is_empty()
         || (port.iter().all(u8::is_ascii_digit)

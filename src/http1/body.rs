@@ -1,8 +1,8 @@
-//! The content of a body of any framing, as it arrives in pieces.
+//! Decodes a body of any framing that arrives in pieces.
 
 use super::{BadChunk, ChunkedDecoder, Framing};
 
-/// Takes the frame off a body.
+/// Removes a body's framing.
 #[derive(Debug)]
 pub struct BodyDecoder(Remaining);
 
@@ -14,7 +14,7 @@ enum Remaining {
 }
 
 impl BodyDecoder {
-    /// For a body with this framing.
+    /// A decoder for this framing.
     pub fn new(framing: Framing) -> Self {
         BodyDecoder(match framing {
             Framing::None => Remaining::Length(0),
@@ -24,7 +24,7 @@ impl BodyDecoder {
         })
     }
 
-    /// Whether the last byte of the body has been seen.
+    /// Whether the body is complete.
     pub fn is_done(&self) -> bool {
         match &self.0 {
             Remaining::Length(left) => *left == 0,
@@ -33,11 +33,11 @@ impl BodyDecoder {
         }
     }
 
-    /// Moves the content of `piece` to its front. Returns how many bytes of content there are, and how many bytes of
-    /// `piece` belonged to this body.
+    /// Moves the content of `piece` to its front. Returns the length of the content, and how many bytes of `piece`
+    /// belonged to this body.
     ///
     /// # Errors
-    /// [`BadChunk`] where a chunked body is malformed.
+    /// [`BadChunk`] if a chunked body is malformed.
     pub fn decode_in_place(&mut self, piece: &mut [u8]) -> Result<(usize, usize), BadChunk> {
         match &mut self.0 {
             Remaining::Length(left) => {
@@ -50,7 +50,7 @@ impl BodyDecoder {
         }
     }
 
-    /// The connection has ended. Says whether that is the end of the body, and not a cut.
+    /// Records the end of the connection. Returns whether that is the end of the body, not a cut.
     pub fn end(&mut self) -> bool {
         if let Remaining::UntilClose { has_ended } = &mut self.0 {
             *has_ended = true;
@@ -63,7 +63,8 @@ impl BodyDecoder {
 mod tests {
     use super::*;
 
-    /// The content of these bytes, what follows it, whether it is whole, and whether it is once the connection ends.
+    /// The content of these bytes, the rest after it, whether it is complete, and whether it is once the connection
+    /// ends.
     fn decoded(framing: Framing, bytes: &[u8]) -> (Vec<u8>, Vec<u8>, bool, bool) {
         let (mut decoder, mut piece) = (BodyDecoder::new(framing), bytes.to_vec());
         let (content, consumed) = decoder.decode_in_place(&mut piece).unwrap();

@@ -1,9 +1,9 @@
-//! Chunked bodies (RFC 9112 section 7.1), checked byte by byte and stripped of their frame, so that they can be
-//! written anew in one form. Extensions are read over: nobody uses them, and what is not passed on cannot be used
-//! against anybody. Trailers are checked like the fields of a head and read over as well (RFC 9110 section 6.5.1 allows
-//! it): Varnish up to 7 fails a message that has any, and a Varnish is at one end of nearly everything that passes here.
+//! Chunked bodies (RFC 9112 section 7.1), checked byte by byte and stripped of their framing, so that they can be
+//! written in one form. Extensions are dropped: they are not in use, and what is not forwarded cannot do harm. Trailers
+//! are checked like the fields of a head and dropped as well (RFC 9110 section 6.5.1 allows it): Varnish up to 7 fails
+//! a message with trailers, and nearly all traffic here has a Varnish at one end.
 
-/// Why a chunked body is refused. Its connection cannot be used any further.
+/// Why a chunked body is refused. Its connection cannot be reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadChunk {
     /// The size is missing, not hexadecimal or too large.
@@ -23,31 +23,31 @@ pub enum BadChunk {
     Trailer,
 }
 
-/// The most bytes of extensions and trailers that a body may have between two bytes of content.
+/// The most bytes of extensions and trailers between two bytes of content.
 const MAX_OVERHEAD: u32 = 16 * 1024;
 
-/// The most digits of a chunk size: the largest value has 16, and some servers write zeros before it.
+/// The most digits of a chunk size: the largest value has 16, and some servers pad with zeros.
 const MAX_DIGITS: u8 = 32;
 
-/// The most trailers that a body may have.
+/// The most trailers of a body.
 const MAX_TRAILERS: usize = 32;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum ChunkState {
-    /// At the first digit of a size.
+    /// Before the first digit of a size.
     #[default]
     SizeStart,
     Size,
-    /// Blanks behind the size; only an extension may follow.
+    /// Blanks after the size; only an extension may follow.
     Blank,
-    /// Behind a semicolon, before the name of an extension.
+    /// After a semicolon, before the name of an extension.
     ExtensionStart,
     Extension,
     SizeLf,
     Data,
     DataCr,
     DataLf,
-    /// At the start of a trailer line, or of the blank line that ends the body.
+    /// At the start of a trailer line, or of the empty line that ends the body.
     TrailerStart,
     Trailer,
     TrailerLf,
@@ -55,28 +55,28 @@ enum ChunkState {
     End,
 }
 
-/// Takes the frame off a chunked body that arrives in pieces.
+/// Removes the framing of a chunked body that arrives in pieces.
 #[derive(Clone, Debug, Default)]
 pub struct ChunkedDecoder {
     state: ChunkState,
     remaining: u64,
     digits: u8,
     overhead: u32,
-    /// The trailer lines as they come.
+    /// The trailer lines so far.
     trailers: Vec<u8>,
 }
 
 impl ChunkedDecoder {
-    /// Whether the last byte of the body has been seen.
+    /// Whether the body is complete.
     pub fn is_done(&self) -> bool {
         self.state == ChunkState::End
     }
 
-    /// Moves the content of `piece` to its front. Returns how many bytes of content there are, and how many bytes of
-    /// `piece` belonged to this body (fewer than all only where it ended).
+    /// Moves the content of `piece` to its front. Returns the length of the content, and how many bytes of `piece`
+    /// belonged to this body (fewer than all only if it ended).
     ///
     /// # Errors
-    /// [`BadChunk`]; what was decoded before the fault is not to be used either.
+    /// [`BadChunk`]; content decoded before the error must not be used either.
     pub fn decode_in_place(&mut self, piece: &mut [u8]) -> Result<(usize, usize), BadChunk> {
         let (mut read, mut written) = (0, 0);
         while read < piece.len() && self.state != ChunkState::End {

@@ -1,13 +1,13 @@
-//! Header fields as spans, and what a proxy must know about a few of them.
+//! Header fields as spans, and the ones that a proxy has to understand.
 
 use std::ops::Range;
 
 use super::BadHead;
 
-/// Room for the header fields of one head; the caller's limit is at most this.
+/// The capacity for header fields of one head; the caller's limit is at most this.
 pub(super) const MAX_FIELDS: usize = 256;
 
-/// A place in the bytes of a head.
+/// A range of a head's bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Span {
     start: u32,
@@ -15,7 +15,7 @@ pub(super) struct Span {
 }
 
 impl Span {
-    /// The span that `part` takes in `whole`, of which it must be a slice.
+    /// The span of `part` within `whole`, of which it must be a subslice.
     pub(super) fn of(whole: &[u8], part: &[u8]) -> Self {
         let start = part.as_ptr() as usize - whole.as_ptr() as usize;
         debug_assert!(start + part.len() <= whole.len());
@@ -32,12 +32,12 @@ impl Span {
     }
 }
 
-/// What a field means to a proxy.
+/// How a proxy treats a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FieldKind {
-    /// End to end: passed on as it is.
+    /// End to end: forwarded unchanged.
     Kept,
-    /// Hop by hop (RFC 9110 section 7.6.1), or written anew by us: never passed on.
+    /// Hop by hop (RFC 9110 section 7.6.1), or written by us: never forwarded.
     Dropped,
     Host,
     ContentLength,
@@ -48,7 +48,7 @@ pub(super) enum FieldKind {
     ForwardedFor,
     ForwardedProto,
     ForwardedHost,
-    /// Any other field that tells what happened on the way: believed as those above are.
+    /// Any other field about earlier hops: trusted under the same condition as those above.
     ForwardedOther,
 }
 
@@ -60,8 +60,8 @@ pub(super) struct Field {
     pub(super) kind: FieldKind,
 }
 
-/// Tells the kind of a field by its name. Length and first letter are looked at first, so that a field that nobody cares
-/// about costs one jump.
+/// Classifies a field by its name. Length and first letter are checked first, so that an ordinary field costs one
+/// branch.
 pub(super) fn classify(name: &[u8]) -> FieldKind {
     let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
     let Some(first) = name.first() else { return FieldKind::Kept };
@@ -69,7 +69,7 @@ pub(super) fn classify(name: &[u8]) -> FieldKind {
         (2, b't') if is("te") => FieldKind::Dropped,
         (4, b'h') if is("host") => FieldKind::Host,
         (6, b'e') if is("expect") => FieldKind::Expect,
-        // No trailer is passed on, so none is announced.
+        // No trailer is forwarded, so none is announced.
         (7, b't') if is("trailer") => FieldKind::Dropped,
         (7, b'u') if is("upgrade") => FieldKind::Upgrade,
         (9, b'f') if is("forwarded") => FieldKind::ForwardedOther,
@@ -89,8 +89,8 @@ pub(super) fn classify(name: &[u8]) -> FieldKind {
     }
 }
 
-/// The same for a request. A name with an underscore is dropped there, as nginx does by default: CGI and PHP read
-/// `X_Forwarded_For` and `X-Forwarded-For` as the same variable, which would let a stranger speak in our name.
+/// The same for a request. A name with an underscore is dropped, as nginx does by default: CGI and PHP read
+/// `X_Forwarded_For` and `X-Forwarded-For` as the same variable, so a client could forge our fields.
 pub(super) fn classify_request(name: &[u8]) -> FieldKind {
     match classify(name) {
         FieldKind::Kept if memchr::memchr(b'_', name).is_some() => FieldKind::Dropped,
@@ -99,7 +99,7 @@ pub(super) fn classify_request(name: &[u8]) -> FieldKind {
 }
 
 impl Field {
-    /// The whole line, where it stands in the buffer as we would write it: `name: value` and CR LF.
+    /// The complete line, if the buffer has it in our form: `name: value` and CR LF.
     pub(super) fn canonical_line(&self, buffer: &[u8]) -> Option<Span> {
         let is_canonical = self.value.start == self.name.end + 2
             && buffer[self.name.end as usize + 1] == b' '
@@ -108,7 +108,7 @@ impl Field {
     }
 }
 
-/// Writes fields, and copies those that stand in the buffer one behind the other as we would write them all at once.
+/// Writes fields, and copies adjacent ones that are already in our form all at once.
 pub(super) struct FieldWriter<'b> {
     buffer: &'b [u8],
     run: Span,
@@ -135,14 +135,14 @@ impl<'b> FieldWriter<'b> {
         }
     }
 
-    /// Writes what is still to be copied.
+    /// Writes the pending copy.
     pub(super) fn finish(&mut self, out: &mut Vec<u8>) {
         out.extend_from_slice(self.run.bytes(self.buffer));
         self.run = Span::default();
     }
 }
 
-/// What the `Connection` fields of a head ask for.
+/// The options in the `Connection` fields of a head.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct ConnectionOptions {
     pub(super) close: bool,
@@ -150,19 +150,19 @@ pub(super) struct ConnectionOptions {
     pub(super) upgrade: bool,
 }
 
-/// The fields of a head, with what was learnt about framing on the way.
+/// The fields of a head, with the framing found in them.
 #[derive(Debug, Default)]
 pub(super) struct Fields {
     pub(super) list: Vec<Field>,
     pub(super) connection: ConnectionOptions,
     pub(super) content_length: Option<u64>,
     pub(super) chunked: bool,
-    /// The protocol that the peer wants to change to, or changes to: the value of its one `Upgrade` field.
+    /// The protocol that the peer offers or switches to: the value of its one `Upgrade` field.
     pub(super) upgrade: Option<Span>,
 }
 
 impl Fields {
-    /// A head without fields.
+    /// Resets to a head without fields.
     pub(super) fn clear(&mut self) {
         self.list.clear();
         self.connection = ConnectionOptions::default();
@@ -171,7 +171,7 @@ impl Fields {
         self.upgrade = None;
     }
 
-    /// Takes over what `httparse` cut, checks what concerns framing, and marks what must not be passed on.
+    /// Takes the fields from `httparse`, checks those about framing, and marks those that must not be forwarded.
     pub(super) fn fill(
         &mut self,
         buffer: &[u8],
@@ -218,8 +218,8 @@ impl Fields {
         Ok(())
     }
 
-    /// Drops the fields that a `Connection` field names (RFC 9110 section 7.6.1). What we check or write ourselves is
-    /// not up to the sender.
+    /// Drops the fields named by a `Connection` field (RFC 9110 section 7.6.1), except those that we check or write
+    /// ourselves.
     fn drop_named_by_connection(&mut self, buffer: &[u8]) {
         for at in 0..self.list.len() {
             if self.list[at].kind != FieldKind::Connection {
@@ -236,7 +236,7 @@ impl Fields {
 }
 
 impl ConnectionOptions {
-    /// Reads one field value; says whether it names fields beside the options that everybody uses.
+    /// Reads one field value; returns whether it names fields beside the common options.
     fn read(&mut self, value: &[u8]) -> bool {
         let mut others = false;
         for option in list_items(value) {
@@ -254,7 +254,7 @@ impl ConnectionOptions {
     }
 }
 
-/// The items of a list with commas between them, trimmed; empty ones are left out (RFC 9110 section 5.6.1).
+/// The items of a comma-separated list, trimmed; empty ones are left out (RFC 9110 section 5.6.1).
 pub(super) fn list_items(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|&byte| byte == b',').map(trim).filter(|item| !item.is_empty())
 }
@@ -269,7 +269,7 @@ fn parse_length(value: &[u8]) -> Option<u64> {
 
 pub(super) fn trim(value: &[u8]) -> &[u8] {
     let blank = |byte: &u8| matches!(byte, b' ' | b'\t');
-    // httparse leaves little to do here.
+    // httparse has already trimmed most values.
     if !value.first().is_some_and(blank) && !value.last().is_some_and(blank) {
         return value;
     }

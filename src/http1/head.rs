@@ -1,10 +1,10 @@
-//! Finding the end of a head that arrives in pieces.
+//! Finds the end of a head that arrives in pieces.
 
 use super::BadHead;
 
-/// Looks for the blank line, and refuses line ends that are not CR LF on the way: parsers disagree about a bare LF,
-/// and that disagreement is what request smuggling lives on. Remembers where it was, so that a head that arrives
-/// byte by byte is looked at once.
+/// Searches for the empty line, and refuses line ends other than CR LF on the way: parsers disagree about a bare LF,
+/// and request smuggling lives on that disagreement. It remembers its place, so that a head that arrives byte by byte
+/// is scanned once.
 #[derive(Debug, Default)]
 pub struct HeadScan {
     line_start: usize,
@@ -12,11 +12,11 @@ pub struct HeadScan {
 }
 
 impl HeadScan {
-    /// The length of the head with its blank line, or `None` while it is not complete. `buffer` must start with what
-    /// it started with at the last call. Blank lines before the head count as part of it (RFC 9112 section 2.2).
+    /// The length of the head with its empty line, or `None` if it is incomplete. `buffer` must begin with the bytes of
+    /// the last call. Empty lines before the head count as part of it (RFC 9112 section 2.2).
     ///
     /// # Errors
-    /// A bare LF, or a head (or an unfinished piece of one) longer than `limit` bytes.
+    /// A bare LF, or a head (complete or not) longer than `limit` bytes.
     pub fn find(&mut self, buffer: &[u8], limit: usize) -> Result<Option<usize>, BadHead> {
         let mut seen_a_line = self.line_start > 2;
         let unseen = self.scanned;

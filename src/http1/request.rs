@@ -1,4 +1,4 @@
-//! Request heads: cut, checked, and known well enough to be written again.
+//! Request heads: parsed, checked, and ready to be written again.
 
 use std::mem::{self, MaybeUninit};
 
@@ -6,7 +6,7 @@ use super::authority::{Scheme, is_host};
 use super::field::{Field, FieldKind, Fields, MAX_FIELDS, Span, classify_request};
 use super::{BadHead, Framing, Version};
 
-/// The methods that a proxy has to tell apart.
+/// The methods that a proxy has to distinguish.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Method {
     /// GET
@@ -18,22 +18,22 @@ pub enum Method {
     Options,
     /// Any other method.
     Other,
-    /// A method that tells a Varnish to drop pages; none may pass the edge.
+    /// A method that makes a Varnish drop pages; none may pass the edge.
     Purging,
     /// CONNECT and TRACE, which a reverse proxy does not serve.
     Unsupported,
 }
 
 impl Method {
-    /// Whether a request with this method may be sent again after it may have been carried out: if the method is *safe*
-    /// (RFC 9110 section 9.2.1). PUT and DELETE are idempotent by section 9.2.2, and not by what shops make of them:
-    /// Magento places an order by PUT, and a second DELETE of a cart item is an error page.
+    /// Whether a request with this method may be retried after the node may have executed it: if the method is *safe*
+    /// (RFC 9110 section 9.2.1). PUT and DELETE are idempotent by section 9.2.2, but not in shops: Magento places an
+    /// order by PUT, and a second DELETE of a cart item is an error page.
     pub fn is_safe(self) -> bool {
         matches!(self, Method::Get | Method::Head | Method::Options)
     }
 
-    /// Purging methods are told in any case: a VCL may compare them in any, and no real method differs by case alone.
-    /// These are what VCLs of the field know; what a listener's owner calls so is [`RequestHead::is_one_of`].
+    /// Purging methods are matched regardless of case: a VCL may do so too, and no real method differs by case alone.
+    /// These are the words of common VCLs; a listener's configured ones are checked with [`RequestHead::is_one_of`].
     fn classify(method: &[u8]) -> Self {
         const PURGING: [&str; 8] = ["PURGE", "BAN", "PURGEKEYS", "SOFTPURGE", "XKEY", "REFRESH", "URIBAN", "FULLBAN"];
         match method {
@@ -47,16 +47,16 @@ impl Method {
     }
 }
 
-/// A checked request head: its bytes, and where in them is what.
+/// A checked request head: its bytes and the spans of its parts.
 #[derive(Debug, Default)]
 pub struct RequestHead {
-    /// With the blank line.
+    /// Includes the empty line.
     pub(super) bytes: Vec<u8>,
-    /// What kind of method it is.
+    /// The class of the method.
     pub method: Method,
     pub(super) method_name: Span,
     target: Span,
-    /// The target if its canonical form does not stand in the bytes, else empty.
+    /// The target, if its canonical form is not in the bytes; else empty.
     rewritten: Vec<u8>,
     pub(super) host: Option<Span>,
     /// The version of the client.
@@ -65,20 +65,20 @@ pub struct RequestHead {
     pub framing: Framing,
     /// Whether the client wants to send another request after this one.
     pub keep_alive: bool,
-    /// The protocol that the client offers to change to (RFC 9110 section 7.8), if that is passed on.
+    /// The protocol that the client offers to switch to (RFC 9110 section 7.8), if the offer is forwarded.
     pub(super) upgrade: Option<Span>,
     pub(super) fields: Fields,
 }
 
 impl RequestHead {
-    /// Fills this struct from a complete head with its blank line, as [`super::HeadScan`] finds it. `max_fields` is at
+    /// Fills this struct from a complete head with its empty line, as found by [`super::HeadScan`]. `max_fields` is at
     /// most 256.
     ///
     /// # Errors
-    /// [`BadHead`] for everything that is not strictly right; the request must then be answered 400 and the
-    /// connection closed, since nobody can say where the next request would begin.
+    /// [`BadHead`] for everything that is not strictly valid; the request must then be answered 400 and the connection
+    /// closed, since the start of the next request is unknown.
     pub fn parse(&mut self, head: &[u8], max_fields: usize) -> Result<(), BadHead> {
-        // These structs are filled again and again: what the last request was says nothing about this one.
+        // The struct is reused, so the last request's values must not remain.
         self.method = Method::default();
         (self.method_name, self.target, self.host, self.upgrade) = Default::default();
         self.rewritten.clear();
@@ -114,12 +114,12 @@ impl RequestHead {
         Ok(())
     }
 
-    /// The length of the head in bytes, with its blank line.
+    /// The length of the head in bytes, with its empty line.
     pub fn head_len(&self) -> usize {
         self.bytes.len()
     }
 
-    /// The method as it was written.
+    /// The method as the client wrote it.
     pub fn method_name(&self) -> &[u8] {
         self.method_name.bytes(&self.bytes)
     }
@@ -129,13 +129,13 @@ impl RequestHead {
         self.host.map(|host| host.bytes(&self.bytes))
     }
 
-    /// Whether the client offers to change the protocol, in a way that is passed on.
+    /// Whether an upgrade offer of the client is forwarded.
     pub fn offers_upgrade(&self) -> bool {
         self.upgrade.is_some()
     }
 
-    /// Whether an offer to change the protocol is passed on. Not with a body: where it would end is what the two sides
-    /// would have to agree on. And never to HTTP itself (`h2c`): behind the 101, requests would pass unseen.
+    /// Whether an upgrade offer is forwarded. Not with a body: both sides would have to agree on its end. And never to
+    /// HTTP itself (`h2c`): after the 101, requests would pass unchecked.
     fn may_upgrade(&self, protocol: &[u8]) -> bool {
         let is_token = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~/".contains(byte);
         let is_http = protocol.len() >= 3
@@ -148,12 +148,12 @@ impl RequestHead {
             && !is_http
     }
 
-    /// Whether the client offered to change to this protocol.
+    /// Whether the client offered to switch to this protocol.
     pub fn offers(&self, protocol: &[u8]) -> bool {
         self.upgrade.is_some_and(|offered| offered.bytes(&self.bytes).eq_ignore_ascii_case(protocol))
     }
 
-    /// Whether its method is one of these, in any case. No method that the proxy tells apart is asked about.
+    /// Whether its method is one of these, regardless of case. Only for methods of [`Method::Other`].
     pub fn is_one_of(&self, methods: &[String]) -> bool {
         let name = self.method_name();
         self.method == Method::Other && methods.iter().any(|method| method.as_bytes().eq_ignore_ascii_case(name))
@@ -170,13 +170,13 @@ impl RequestHead {
         &target[..memchr::memchr(b'?', target).unwrap_or(target.len())]
     }
 
-    /// The fields that are passed on as they are, name and value.
+    /// The fields that are forwarded unchanged, name and value.
     pub fn kept_fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> + Clone {
         let kept = self.fields.list.iter().filter(|field| matches!(field.kind, FieldKind::Kept | FieldKind::Expect));
         kept.map(|field| (field.name.bytes(&self.bytes), field.value.bytes(&self.bytes)))
     }
 
-    /// Keeps fields of these names from being passed on. What is checked or written anew is not touched.
+    /// Drops fields with these names. Fields that are checked or written by us are not affected.
     pub fn drop_fields(&mut self, is_dropped: impl Fn(&[u8]) -> bool) {
         let kept =
             self.fields.list.iter_mut().filter(|field| matches!(field.kind, FieldKind::Kept | FieldKind::Expect));
@@ -201,7 +201,7 @@ impl RequestHead {
         }
     }
 
-    /// Checks target and Host (RFC 9112 section 3.2) and leaves the origin form.
+    /// Checks target and Host (RFC 9112 section 3.2) and reduces the target to origin form.
     fn find_target_and_host(&mut self, buffer: &[u8], target: Span) -> Result<(), BadHead> {
         let mut hosts = self.fields.list.iter().filter(|field| field.kind == FieldKind::Host);
         let host = hosts.next().map(|field| field.value);
@@ -213,7 +213,7 @@ impl RequestHead {
         }
         self.host = host;
         let bytes = target.bytes(buffer);
-        // Every byte is looked at, without a way out: so it is done for many of them at once.
+        // No early exit, so that the loop is vectorised.
         let is_clean = |clean: bool, &byte: &u8| clean & (0x21..=0x7e).contains(&byte) & (byte != b'#');
         if !bytes.iter().fold(true, is_clean) {
             return Err(BadHead::Target);
@@ -221,16 +221,16 @@ impl RequestHead {
         self.target = target;
         match bytes {
             [b'/', ..] => Ok(()),
-            // `host:port` alone. No listener admits the method, so nobody looks at it again.
+            // `host:port` alone. No listener admits the method, so the target is not used.
             _ if self.method_name.bytes(buffer) == b"CONNECT" => Ok(()),
             b"*" if self.method_name.bytes(buffer) == b"OPTIONS" => Ok(()),
             _ => self.take_absolute(buffer, target),
         }
     }
 
-    /// Takes host and path out of an absolute target (RFC 9112 section 3.2.2). It says which host is meant. Where
-    /// `Host` says the same in other words, the shortest form goes on. A `Host` that means another one is refused, and not overruled,
-    /// because who looks at the bytes before or behind us may believe either.
+    /// Takes host and path from an absolute target (RFC 9112 section 3.2.2), which decides the host. If `Host` is
+    /// equivalent but written differently, the shortest form is forwarded. A different `Host` is refused, not
+    /// overruled, because another hop may believe either.
     fn take_absolute(&mut self, buffer: &[u8], target: Span) -> Result<(), BadHead> {
         let bytes = target.bytes(buffer);
         let (scheme, rest) = Scheme::strip(bytes).ok_or(BadHead::Target)?;
@@ -249,7 +249,7 @@ impl RequestHead {
         };
         match &rest[end..] {
             [b'/', ..] => self.target = target.sub(skipped + end..bytes.len()),
-            // "OPTIONS of the server and not of a page" has a form of its own (section 3.2.4).
+            // "OPTIONS of the server, not of a page" has its own form (section 3.2.4).
             [] if self.method_name.bytes(buffer) == b"OPTIONS" => self.rewritten.push(b'*'),
             query => {
                 self.rewritten.push(b'/');

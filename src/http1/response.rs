@@ -1,5 +1,5 @@
-//! Response heads from our own nodes. They get the same strictness: a node can be taken over, or simply be wrong, and
-//! an answer whose end is in doubt must not reach a client as if it were whole.
+//! Response heads from our own nodes, checked as strictly: a node can be compromised, or simply wrong, and an answer
+//! whose end is in doubt must not reach a client as if it were complete.
 
 use std::mem::{self, MaybeUninit};
 
@@ -8,10 +8,10 @@ use super::request::refusal;
 use super::tags::TagLines;
 use super::{BadHead, Framing, Method, Version};
 
-/// A checked response head: its bytes, where in them is what, and what is changed in it before it is written on.
+/// A checked response head: its bytes, the spans of its parts, and the changes to make when it is written.
 #[derive(Debug, Default)]
 pub struct ResponseHead {
-    /// With the blank line.
+    /// Includes the empty line.
     pub(super) bytes: Vec<u8>,
     /// The status code.
     pub status: u16,
@@ -24,19 +24,19 @@ pub struct ResponseHead {
     announced_length: Option<u64>,
     /// The protocol of a `101 Switching Protocols`.
     pub(super) upgrade: Option<Span>,
-    /// The next cache is told not to store it.
+    /// Tells the next cache not to store the answer.
     pub(super) no_store: bool,
-    /// The tags of a page are written in one line.
+    /// Writes a page's tags in one line.
     pub(super) joins_tags: bool,
     added: &'static [(&'static str, &'static str)],
 }
 
 impl ResponseHead {
-    /// Fills this struct from a complete head with its blank line, which answers a request with `method`. `max_fields` is
-    /// at most 256.
+    /// Fills this struct from a complete head with its empty line, which answers a request with `method`. `max_fields`
+    /// is at most 256.
     ///
     /// # Errors
-    /// [`BadHead`] for everything that is not strictly right: the answer is then a 502.
+    /// [`BadHead`] for everything that is not strictly valid: the client then gets a 502.
     pub fn parse(&mut self, head: &[u8], method: Method, max_fields: usize) -> Result<(), BadHead> {
         (self.reason, self.upgrade, self.added) = Default::default();
         (self.no_store, self.joins_tags) = (false, false);
@@ -50,7 +50,7 @@ impl ResponseHead {
     }
 
     fn parse_spans(&mut self, head: &[u8], method: Method, max_fields: usize) -> Result<(), BadHead> {
-        // A server may read over a blank line before a request (RFC 9112 section 2.2); before an answer it has no place.
+        // A server may skip an empty line before a request (RFC 9112 section 2.2), but not before an answer.
         if head.starts_with(b"\r\n") {
             return Err(BadHead::Syntax("blank lines before the head"));
         }
@@ -100,7 +100,7 @@ impl ResponseHead {
         Ok(())
     }
 
-    /// The fields that are passed on, less the length of the body.
+    /// The fields that are forwarded, without the body's length.
     pub fn kept_fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> + Clone {
         self.kept().map(|field| (field.name.bytes(&self.bytes), field.value.bytes(&self.bytes)))
     }
@@ -109,35 +109,35 @@ impl ResponseHead {
         self.fields.list.iter().filter(|field| is_kept_in_response(field.kind))
     }
 
-    /// Keeps fields of these names from being passed on. What frames the body is not touched.
+    /// Drops fields with these names. Fields that frame the body are not affected.
     pub fn drop_fields(&mut self, is_dropped: impl Fn(&[u8]) -> bool) {
         let kept = self.fields.list.iter_mut().filter(|field| is_kept_in_response(field.kind));
         kept.filter(|field| is_dropped(field.name.bytes(&self.bytes)))
             .for_each(|field| field.kind = FieldKind::Dropped);
     }
 
-    /// The next cache is told not to store it.
+    /// Tells the next cache not to store the answer.
     pub fn forbid_storing(&mut self) {
         self.no_store = true;
     }
 
-    /// The tags of a page are written in one line.
+    /// Writes a page's tags in one line.
     pub fn join_tags(&mut self) {
         self.joins_tags = true;
     }
 
-    /// Writes these fields behind those that are kept; names are in lower case.
+    /// Adds these fields after the forwarded ones; names are in lower case.
     pub fn add_fields(&mut self, added: &'static [(&'static str, &'static str)]) {
         self.added = added;
     }
 
-    /// The fields that are written behind those that are kept, with names in lower case.
+    /// The fields added after the forwarded ones, with names in lower case.
     pub fn added_fields(&self) -> &'static [(&'static str, &'static str)] {
         self.added
     }
 
-    /// Another body takes the place of this one, of a length that is not known: none is announced any more. Without a
-    /// body (HEAD) there is none either.
+    /// Prepares for another body of unknown length, so none is announced. An answer without a body (HEAD) stays
+    /// without.
     pub fn replace_body(&mut self) {
         self.announced_length = None;
         if self.framing != Framing::None {
@@ -145,28 +145,30 @@ impl ResponseHead {
         }
     }
 
-    /// Whether its tags stand in several lines that are too long together to be written as one.
+    /// Whether its tags are in several lines that are too long to be joined.
     pub fn has_scattered_tags(&self) -> bool {
         TagLines::of(self) == TagLines::Several
     }
 
-    /// The length of the body as the head announces it, also where no body follows (HEAD, 304).
+    /// The announced length of the body, even if no body follows (HEAD, 304).
     pub fn announced_length(&self) -> Option<u64> {
         self.announced_length
     }
 
-    /// The protocol that a `101 Switching Protocols` changes to; empty for any other answer.
+    /// The protocol that a `101 Switching Protocols` switches to; empty for any other answer.
     pub fn upgrade_to(&self) -> &[u8] {
         self.upgrade.map_or(&[], |protocol| protocol.bytes(&self.bytes))
     }
 
-    /// Whether another head follows this one on the same request. A 101 ends HTTP on its connection: none does.
+    /// Whether another head follows this one for the same request. None follows a 101, which ends HTTP on its
+    /// connection.
     pub fn is_interim(&self) -> bool {
         self.status < 200 && self.status != 101
     }
 }
 
-/// What of a response goes on to the client. Fields that only mean something in a request pass as any other would.
+/// Whether a response field is forwarded to the client. Fields that only have a meaning in requests are forwarded like
+/// any other.
 fn is_kept_in_response(kind: FieldKind) -> bool {
     !matches!(
         kind,

@@ -1,27 +1,27 @@
-//! The tags of a page in one line, as bans look for them.
+//! Joins the tags of a page into one line, so that bans find them.
 //!
-//! VCL reads the first line of a name alone, and a ban looks for a tag between commas. So a tag in a second
-//! `X-Magento-Tags` line, or behind a comma and a blank, is one that no purge finds. The origin listener can help: it
-//! writes all tags in one line with nothing but commas between them.
+//! VCL reads only the first line of a name, and a ban looks for a tag between commas. So a tag in a second
+//! `X-Magento-Tags` line, or after a comma and a blank, is not found by any purge. The origin listener writes all tags
+//! in one line, separated by commas alone.
 //!
-//! Several lines that together are longer than Varnish takes by default stay several (a longer one would be a 503 of
-//! Varnish): a module of Magento writes them so, for a VCL that joins them with `std.collect`, that is with a comma and a
-//! blank. So each but the first begins with a comma. Whether the VCL does that nobody knows here, and such a page is not
-//! to be stored.
+//! Lines whose joined length exceeds Varnish's default limit stay separate (a longer one would be a 503 of Varnish): a
+//! module of Magento writes them so, for a VCL that joins them with `std.collect`, that is with a comma and a blank. So
+//! each but the first begins with a comma. We cannot know whether the VCL joins them, so such a page must not be
+//! stored.
 
 use super::field::{Field, list_items, trim};
 use super::response::ResponseHead;
 
-/// The longest line in bytes that is made of several: below the default of `http_resp_hdr_len`, 8 KiB.
+/// The longest joined line in bytes: below the default of `http_resp_hdr_len`, 8 KiB.
 const LONGEST_LINE: usize = 8_000;
 
-/// How the tags of an answer are to be written.
+/// How the tags of an answer are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TagLines {
-    /// As the web node wrote them, or there are none.
+    /// Unchanged, or there are none.
     AsTheyCame,
     One,
-    /// Several, each trimmed.
+    /// Several lines, each trimmed.
     Several,
 }
 
@@ -32,7 +32,7 @@ impl TagLines {
             let value = field.value.bytes(&head.bytes);
             lines += 1;
             bytes += value.len() + ",".len();
-            // A blank within a tag is a part of it.
+            // A blank within a tag belongs to it.
             has_blanks |= memchr::memchr2(b' ', b'\t', value).is_some()
                 && value.split(|&byte| byte == b',').any(|tag| trim(tag).len() < tag.len());
         }
@@ -49,7 +49,7 @@ pub(super) fn is_tags(field: &Field, bytes: &[u8]) -> bool {
     field.name.bytes(bytes).eq_ignore_ascii_case(b"x-magento-tags")
 }
 
-/// Writes a line of tags, or nothing if it has gone out with the first.
+/// Writes a line of tags, or nothing if the first line already included it.
 pub(super) fn push_tags(out: &mut Vec<u8>, lines: TagLines, field: &Field, head: &ResponseHead) {
     let bytes = &head.bytes[..];
     let is_first = head.kept().find(|field| is_tags(field, bytes)).is_some_and(|first| first.name == field.name);
@@ -75,7 +75,7 @@ mod tests {
     use super::super::{Method, Version, write_response};
     use super::*;
 
-    /// The lines of tags that are written for these, and whether the page may still be stored.
+    /// The tag lines written for these, and whether the page may still be stored.
     fn written(lines: &[&str], joins: bool) -> (Vec<String>, bool) {
         let lines: Vec<String> =
             lines.iter().map(|line| format!("x-magento-TAGS: {line}\r\nX-Other: a, b\r\n")).collect();
@@ -121,7 +121,7 @@ mod tests {
         let (lines, may_be_stored) = written(&[&format!("a, {long}"), &format!("b, {long}")], true);
         assert_eq!(lines, [format!("a,{long}"), format!(",b,{long}")]);
         assert!(!may_be_stored);
-        // One line alone is as long as the web node made it.
+        // A single line keeps the length that the web node gave it.
         assert_eq!(written(&[&format!("a, {long}{long}")], true), (vec![format!("a,{long}{long}")], true));
     }
 }

@@ -1,24 +1,24 @@
-//! Heads as we write them: kept fields, our own, one canonical framing.
+//! Writes heads: kept fields, our own fields, one canonical framing.
 
 use super::field::{Field, FieldKind, FieldWriter};
 use super::tags::{TagLines, is_tags, push_tags};
 use super::{Framing, RequestHead, ResponseHead, Version};
 
-/// What the next hop is told about the client.
+/// The client's data for the next hop.
 #[derive(Clone, Copy, Debug)]
 pub struct Forwarding<'a> {
     /// The address of the peer, as text.
     pub peer: &'a str,
-    /// `http` or `https`: how the peer came to us.
+    /// `http` or `https`: the scheme that the peer used.
     pub proto: &'a str,
-    /// Whether the `X-Forwarded-*` fields of the peer are believed (then ours is appended) or replaced.
+    /// Whether the peer's `X-Forwarded-*` fields are trusted (ours is appended) or replaced.
     pub trusted: bool,
-    /// `Host` for a request that has none (HTTP/1.0): the address of the node, as nginx does.
+    /// `Host` for a request without one (HTTP/1.0): the address of the node, as nginx does.
     pub fallback_host: &'a str,
     /// The version that the peer spoke, for `Via`.
     pub received: Version,
-    /// One more field, beside `X-Forwarded-Proto`, that says `https` of a peer that came that way; empty for none.
-    /// Magento calls it the offloader header.
+    /// One more field, beside `X-Forwarded-Proto`, set to `https` for a peer that uses it; empty for none. Magento
+    /// calls it the offloader header.
     pub offload_header: &'a str,
 }
 
@@ -28,9 +28,8 @@ impl Forwarding<'_> {
     }
 }
 
-/// Writes the head of a request for the next hop: HTTP/1.1, the same method and origin-form target, hop-by-hop
-/// fields gone, `X-Forwarded-For`, `-Proto`, `-Host` and `Via` set. An offer to change the protocol goes on where the
-/// head allows it.
+/// Writes a request's head for the next hop: HTTP/1.1, the same method and origin-form target, hop-by-hop fields
+/// removed, `X-Forwarded-For`, `-Proto`, `-Host` and `Via` set. An upgrade offer is forwarded if the head allows it.
 pub fn write_request(out: &mut Vec<u8>, head: &RequestHead, forwarding: Forwarding<'_>) {
     push(out, &[head.method_name(), b" ", head.target(), b" HTTP/1.1\r\nHost: "]);
     write_request_fields(out, head, forwarding);
@@ -45,15 +44,15 @@ pub fn write_request(out: &mut Vec<u8>, head: &RequestHead, forwarding: Forwardi
     out.extend_from_slice(b"\r\n");
 }
 
-/// Writes the head of a GET for another target of the same host, with the fields of this request: whoever sent that one
-/// asks for this one, too.
+/// Writes the head of a GET for another target of the same host, on behalf of the same client: with the fields of this
+/// request.
 pub fn write_subrequest(out: &mut Vec<u8>, target: &[u8], head: &RequestHead, forwarding: Forwarding<'_>) {
     push(out, &[b"GET ", target, b" HTTP/1.1\r\nHost: "]);
     write_request_fields(out, head, forwarding);
     out.extend_from_slice(b"\r\n");
 }
 
-/// Writes the value of `Host`, the fields that are kept and those that tell of the client.
+/// Writes the value of `Host`, the kept fields and those about the client.
 fn write_request_fields(out: &mut Vec<u8>, head: &RequestHead, forwarding: Forwarding<'_>) {
     let bytes = &head.bytes[..];
     let host = head.host().unwrap_or(forwarding.fallback_host.as_bytes());
@@ -103,11 +102,11 @@ fn write_request_fields(out: &mut Vec<u8>, head: &RequestHead, forwarding: Forwa
     push_via(out, forwarding.received);
 }
 
-/// Writes the head of a response for the client, and says how its body is to be framed: chunked where the length is
-/// not known beforehand and the client can read that, up to the end of the connection otherwise.
+/// Writes a response's head for the client, and returns the framing of its body: if the length is unknown, chunked for
+/// a client that can read it, else up to the end of the connection.
 ///
-/// `keep_alive` is whether we are willing to keep the connection; the head tells the client in the way its version
-/// needs. It comes back false where the framing does not allow it.
+/// `keep_alive` is whether we are willing to keep the connection; the head tells the client in the form of its version.
+/// It is returned as false if the framing does not allow it.
 pub fn write_response(out: &mut Vec<u8>, head: &ResponseHead, client: Version, keep_alive: bool) -> (Framing, bool) {
     let bytes = &head.bytes[..];
     push_status(out, head.status);
@@ -155,7 +154,7 @@ pub fn write_response(out: &mut Vec<u8>, head: &ResponseHead, client: Version, k
     (framing, keep_alive)
 }
 
-/// A response of our own: a status and one line of text for whoever reads it. It always ends the connection.
+/// A response of our own: a status and one line of text for a human. It always ends the connection.
 pub fn error_response(out: &mut Vec<u8>, status: u16, reason: &str, text: &str, head_only: bool) {
     push_status(out, status);
     push(out, &[reason.as_bytes(), b"\r\n"]);
@@ -169,7 +168,7 @@ pub fn error_response(out: &mut Vec<u8>, status: u16, reason: &str, text: &str, 
     }
 }
 
-/// The fields of a response of our own, less those that frame it. The names are in lower case, as HTTP/2 wants them.
+/// The fields of a response of our own, without those that frame it. The names are in lower case, as HTTP/2 requires.
 pub fn error_fields(status: u16) -> impl Iterator<Item = (&'static str, &'static str)> {
     let by_status = match status {
         405 => Some(("allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")),
@@ -196,7 +195,7 @@ fn push_status(out: &mut Vec<u8>, status: u16) {
     out.push(b' ');
 }
 
-/// RFC 9110 section 7.8: `Upgrade` goes with the option of `Connection` that keeps it from going further than one hop.
+/// RFC 9110 section 7.8: `Upgrade` is sent with the `Connection` option that limits it to one hop.
 fn push_upgrade(out: &mut Vec<u8>, protocol: &[u8]) {
     push(out, &[b"Connection: upgrade\r\nUpgrade: ", protocol, b"\r\n"]);
 }
@@ -207,8 +206,8 @@ fn push_length(out: &mut Vec<u8>, length: u64) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// `Surrogate-Control: no-store` (Edge Architecture Specification), before what the node says there itself, say
-/// `content="ESI/1.0"`. In one line, since VCL reads the first line of a name alone.
+/// `Surrogate-Control: no-store` (Edge Architecture Specification), before the node's own value, such as
+/// `content="ESI/1.0"`. In one line, since VCL reads only the first line of a name.
 fn push_no_store(out: &mut Vec<u8>, head: &ResponseHead) {
     out.extend_from_slice(b"Surrogate-Control: no-store");
     for field in head.kept().filter(|field| is_surrogate_control(field, &head.bytes)) {
@@ -221,7 +220,7 @@ fn is_surrogate_control(field: &Field, bytes: &[u8]) -> bool {
     field.name.bytes(bytes).eq_ignore_ascii_case(b"surrogate-control")
 }
 
-/// RFC 9110 section 7.6.3: the version received, and who received it. A line of its own behind those of others.
+/// RFC 9110 section 7.6.3: the received version, and our name. A separate line after those of other hops.
 fn push_via(out: &mut Vec<u8>, received: Version) {
     out.extend_from_slice(match received {
         Version::Http10 => b"Via: 1.0 clearcoat\r\n",

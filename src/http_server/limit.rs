@@ -1,11 +1,11 @@
-//! A bound on what one request may send, head and body together; and a text where hyper has none.
+//! Limits the size of a request, head and body together; and adds a text to hyper's own errors.
 //!
-//! hyper bounds its buffer, and answers 431 to a head that does not fit. Our contract is 413 for any request that is
-//! too large, so the bytes are counted below hyper, and the answer is given there: nothing else can be on its way at
-//! that moment, since the requests of a connection are answered one after the other.
+//! hyper limits its buffer, and answers 431 to a head that does not fit. Our contract is 413 for any request that is
+//! too large, so the bytes are counted below hyper, and the answer is written there: no other answer can be in
+//! progress, since a connection's requests are answered one at a time.
 //!
-//! What hyper cannot read never comes to a handler: it answers by itself, with a status and nothing else, and closes. An
-//! answer of ours always has a `Content-Type`, so one without is hyper's, and one that says why goes out instead.
+//! hyper answers requests that it cannot parse by itself, with a status alone, and closes. Our answers always have a
+//! `Content-Type`, so an answer without one is hyper's, and is replaced by one with a reason.
 
 use std::io;
 use std::pin::Pin;
@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 /// The most header fields of a request: hyper's own default.
 pub(super) const MAX_FIELDS: usize = 100;
 
-/// An answer that is written past hyper, and is the last one of its connection.
+/// An answer that bypasses hyper, and is the last one of its connection.
 fn refusal(status: &str, error: &str) -> Vec<u8> {
     let body = serde_json::json!({ "error": error }).to_string();
     let length = body.len();
@@ -31,7 +31,7 @@ fn too_large() -> Vec<u8> {
     refusal("413 Content Too Large", "request is too large")
 }
 
-/// Where hyper's own answer begins in what it writes, if there is one. It is the last of its connection.
+/// The offset of hyper's own answer in its output, if there is one. It is the last of its connection.
 fn own_answer(bytes: &[u8]) -> Option<usize> {
     const STATUS_LINE: &[u8] = b"HTTP/1.1 4";
     let at = bytes.ends_with(b"\r\n\r\n").then(|| memchr::memmem::rfind(bytes, STATUS_LINE)).flatten()?;
@@ -39,7 +39,7 @@ fn own_answer(bytes: &[u8]) -> Option<usize> {
     (!is_ours).then_some(at)
 }
 
-/// What goes out instead of hyper's own answer, which begins with its status line.
+/// The replacement for hyper's own answer, which begins with its status line.
 fn in_words(answer: &[u8]) -> Vec<u8> {
     match answer.get(b"HTTP/1.1 ".len()..b"HTTP/1.1 431".len()) {
         Some(b"431") => refusal("413 Content Too Large", &format!("more than {MAX_FIELDS} header fields")),
@@ -58,7 +58,7 @@ pub(super) struct Limited {
     meter: Meter,
 }
 
-/// The count of a connection, and its limit.
+/// A connection's byte count, and its limit.
 #[derive(Clone)]
 pub(super) struct Meter {
     read: Arc<AtomicUsize>,
@@ -66,12 +66,12 @@ pub(super) struct Meter {
 }
 
 impl Meter {
-    /// A request was answered: the next one has the whole limit again.
+    /// Resets the count after an answered request.
     pub(super) fn next_request(&self) {
         self.read.store(0, Ordering::Relaxed);
     }
 
-    /// Whether the limit is passed: the connection has been answered 413 and is at its end.
+    /// Whether the limit was exceeded: the connection has been answered 413 and ends.
     pub(super) fn is_over(&self) -> bool {
         self.read.load(Ordering::Relaxed) > self.limit
     }
@@ -94,14 +94,14 @@ impl AsyncRead for Limited {
         if !this.meter.is_over() {
             return Poll::Ready(Ok(()));
         }
-        // The socket buffer is empty, so the answer fits. A client that is gone needs none.
+        // The socket buffer is empty, so the answer fits. An error means that the client has gone.
         _ = this.stream.try_write(&too_large());
         Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "request is too large")))
     }
 }
 
 impl AsyncWrite for Limited {
-    /// Not vectored, so that an answer of hyper's own comes in one piece: these connections are few and their answers
+    /// Not vectored, so that hyper's own answer arrives in one piece: these connections are few and their answers
     /// short.
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let stream = Pin::new(&mut self.get_mut().stream);
@@ -109,7 +109,7 @@ impl AsyncWrite for Limited {
             None => stream.poll_write(cx, bytes),
             Some(0) => {
                 ready!(stream.poll_write_ready(cx))?;
-                // Nothing was written since the client's last answer, so there is room for this one.
+                // All earlier output was flushed, so there is room for this answer.
                 _ = stream.try_write(&in_words(bytes));
                 Poll::Ready(Ok(bytes.len()))
             }

@@ -1,13 +1,12 @@
-//! Room for connections, and who leaves where there is none.
+//! Room for connections, and which ones are closed when it is used up.
 //!
-//! A client that finds no room could be turned away, but Magento takes a closed connection for a purge that failed,
-//! says so in a log and forgets the purge. So a place is taken *before* a connection is accepted, and who finds none
-//! waits in the kernel's backlog: a connection with a request under way ends it within `ack_timeout` or so.
+//! A connection could be refused if there is no room, but Magento treats that as a failed purge, logs it and forgets
+//! the purge. So a place is taken *before* a connection is accepted, and a client without one waits in the kernel's
+//! backlog: a connection with a request in flight ends within about `ack_timeout`.
 //!
-//! That alone would let connections hold every place that want nothing: kept ones between two requests, and those of
-//! whoever connects and says nothing, for as long as a head may take. While there is no place, they leave once they
-//! have been at rest for a moment. The moment is there for those that have just been accepted or answered, and is far
-//! below the 10 s that Magento waits.
+//! That alone would let idle connections hold every place: kept-alive ones, and silent new ones for as long as a head
+//! may take. While no place is free, connections are closed once they have been idle for a moment. The moment is for
+//! those just accepted or answered, and is far below the 10 s that Magento waits.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +15,7 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 
-/// How long a connection may be at rest while others wait for a place.
+/// How long a connection may be idle while others wait for a place.
 const MOMENT: Duration = Duration::from_secs(1);
 
 /// The places of one listener.
@@ -25,11 +24,11 @@ pub(super) struct Room {
     is_full: watch::Sender<bool>,
 }
 
-/// A connection that has a place, as far as it matters here.
+/// A connection with a place.
 pub(super) struct Guest {
     _place: OwnedSemaphorePermit,
     is_full: watch::Receiver<bool>,
-    /// Since when it has no request under way; `None` while it has one.
+    /// Since when it has no request in flight; `None` while it has one.
     at_rest_since: Mutex<Option<Instant>>,
 }
 
@@ -38,7 +37,7 @@ impl Room {
         Room { places: Arc::new(Semaphore::new(places)), is_full: watch::channel(false).0 }
     }
 
-    /// Waits for a place. Nothing is lost where this is given up.
+    /// Waits for a place. Cancel-safe.
     pub(super) async fn enter(&self) -> Place {
         if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
             return self.take(place);
@@ -57,36 +56,36 @@ impl Room {
     }
 }
 
-/// A place that nobody has yet.
+/// A place without a connection.
 pub(super) struct Place {
     place: OwnedSemaphorePermit,
     is_full: watch::Receiver<bool>,
 }
 
 impl Place {
-    /// Somebody came.
+    /// Assigns the place to a connection.
     pub(super) fn seat(self) -> Guest {
         Guest { _place: self.place, is_full: self.is_full, at_rest_since: Mutex::new(Some(Instant::now())) }
     }
 }
 
 impl Guest {
-    /// A request has come.
+    /// Records the start of a request.
     pub(super) fn request_began(&self) {
         *self.lock() = None;
     }
 
-    /// Its answer is on its way.
+    /// Records that its answer is being sent.
     pub(super) fn request_ended(&self) {
         *self.lock() = Some(Instant::now());
     }
 
-    /// Returns when others wait for a place and this connection has been at rest for a moment.
+    /// Returns once others wait for a place and this connection has been idle for a moment.
     pub(super) async fn must_leave(&self) {
         let mut is_full = self.is_full.clone();
         loop {
             if is_full.wait_for(|is_full| *is_full).await.is_err() {
-                // The listener is closed: nobody waits any more.
+                // The listener is closed, so no other connection waits.
                 return std::future::pending().await;
             }
             let rest = self.lock().map_or(Duration::ZERO, |since| since.elapsed());

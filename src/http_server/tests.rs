@@ -1,4 +1,4 @@
-//! Who gets a place where there are few. Real sockets; the clock is turned where somebody has to wait.
+//! Who gets a place if there are few. Real sockets; the clock is advanced for waits.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::shutdown;
 
-/// Answers `GET /` at once, and everything else when the gate is open.
+/// Answers `GET /` at once, and everything else once the gate is open.
 struct Gated {
     open: watch::Receiver<bool>,
     begun: Arc<AtomicUsize>,
@@ -28,7 +28,7 @@ impl Handler for Gated {
 struct Rig {
     address: SocketAddr,
     gate: watch::Sender<bool>,
-    /// How many requests have come to the handler.
+    /// The number of requests that reached the handler.
     begun: Arc<AtomicUsize>,
     _stop: shutdown::ShutdownHandle,
     server: JoinHandle<()>,
@@ -67,7 +67,7 @@ impl Rig {
     }
 }
 
-/// Reads an answer; an end without one is a text that is none.
+/// Reads an answer; an empty text at the end of the connection.
 async fn answer(client: &mut TcpStream) -> String {
     let mut text = Vec::new();
     while !text.ends_with(b"done") && client.read_buf(&mut text).await.is_ok_and(|read| read > 0) {}
@@ -114,7 +114,7 @@ async fn where_there_is_room_a_connection_at_rest_stays() {
     }
 }
 
-/// Sends what hyper answers by itself, and returns all that comes back.
+/// Sends a request that hyper answers by itself, and returns the complete output.
 async fn refused(rig: &Rig, request: String) -> String {
     let mut client = rig.connect().await;
     client.write_all(request.as_bytes()).await.unwrap();
@@ -151,7 +151,7 @@ async fn what_the_library_cannot_read_is_refused_with_a_text() {
         assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{begin}: {answer}");
     }
     assert!(refused(&rig, fields(99).replacen("A: b", "Connection: close", 1)).await.ends_with("done"));
-    // Behind a request that was answered.
+    // After a request that was answered.
     let answers = refused(&rig, fields(1) + &fields(101)).await;
     assert!(answers.starts_with("HTTP/1.1 200 OK") && answers.ends_with("more than 100 header fields\"}"), "{answers}");
 }

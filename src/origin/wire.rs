@@ -1,10 +1,10 @@
-//! What became of the bytes that were written to a Varnish: the system knows what the other end has acknowledged.
+//! The state of the bytes sent to a Varnish: the kernel knows what the other end has acknowledged.
 //!
-//! It is asked by `sock_diag(7)`, as `ss` does it, about one socket at a time: some microseconds, no privilege, and an
-//! answer also about sockets that we have closed. `ioctl(SIOCOUTQ)` and `getsockopt(TCP_INFO)` say the same of a socket
-//! that one holds; neither can be called here without unsafe code.
+//! It is queried through `sock_diag(7)`, as `ss` does, one socket at a time: some microseconds, no privilege, and it
+//! also covers sockets that we have closed. `ioctl(SIOCOUTQ)` and `getsockopt(TCP_INFO)` give the same for an open
+//! socket; neither can be called here without unsafe code.
 //!
-//! A relay between us and the Varnish acknowledges for itself: what it has is under way, and nobody here can know.
+//! A relay between us and the Varnish acknowledges for itself: bytes in the relay are under way without our knowledge.
 
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -35,17 +35,17 @@ const IPPROTO_TCP: u8 = 6;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
-/// The states in which a socket may still hold bytes, as `net/tcp_states.h` numbers them: ESTABLISHED, FIN_WAIT1,
+/// The states in which a socket may still hold bytes, as numbered in `net/tcp_states.h`: ESTABLISHED, FIN_WAIT1,
 /// CLOSE_WAIT, LAST_ACK, CLOSING. In all others the last byte was acknowledged, or will never arrive.
 const HOLDING: [u8; 5] = [1, 4, 8, 9, 11];
 
-/// `errno.h`: there is no such socket.
+/// `errno.h`: no such socket.
 const ENOENT: i32 = 2;
 
-/// How long the system may take. It answers before the request returns.
+/// The timeout of a query. The kernel answers before the request returns.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Asks the system about sockets.
+/// Queries the kernel about sockets.
 #[derive(Debug)]
 pub struct SocketDiagnosis {
     socket: Mutex<Option<Socket>>,
@@ -76,13 +76,13 @@ impl Wire for SocketDiagnosis {
 }
 
 impl SocketDiagnosis {
-    /// With its own socket, if the system gives one: asked for at the start, when there are files.
+    /// Opens its own socket, if the system allows it: at start, while files are available.
     pub fn new() -> Self {
         let socket = Mutex::new(open().ok());
         SocketDiagnosis { socket, sequence: AtomicU32::new(0), failed: AtomicBool::new(false) }
     }
 
-    /// Asks by the socket that was kept. It is kept again where nothing fails.
+    /// Queries through the kept socket. It is kept again unless the query fails.
     fn ask(&self, kept: &mut Option<Socket>, ends: SocketPair) -> io::Result<SentBytes> {
         let mut socket = kept.take().map_or_else(open, Ok)?;
         let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
@@ -101,7 +101,7 @@ fn open() -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// The request for one socket, in the byte order of this machine but for ports and addresses.
+/// The request for one socket, in the byte order of this machine except for ports and addresses.
 fn request(SocketPair { ours, theirs }: SocketPair, sequence: u32) -> Vec<u8> {
     let family = if ours.is_ipv4() { AF_INET } else { AF_INET6 };
     let mut out = Vec::with_capacity(HEADER + REQUEST);
@@ -109,7 +109,7 @@ fn request(SocketPair { ours, theirs }: SocketPair, sequence: u32) -> Vec<u8> {
     out.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
     out.extend(NLM_F_REQUEST.to_ne_bytes());
     out.extend(sequence.to_ne_bytes());
-    out.extend(0_u32.to_ne_bytes()); // from whom: the system knows
+    out.extend(0_u32.to_ne_bytes()); // the sender, filled in by the kernel
     out.extend([family, IPPROTO_TCP, 1 << (INET_DIAG_INFO - 1), 0]);
     out.extend(u32::MAX.to_ne_bytes()); // in any state
     out.extend(ours.port().to_be_bytes());
@@ -121,7 +121,7 @@ fn request(SocketPair { ours, theirs }: SocketPair, sequence: u32) -> Vec<u8> {
     out
 }
 
-/// Sixteen bytes; those of IPv4 come first.
+/// Sixteen bytes; an IPv4 address uses the first four.
 fn address(end: SocketAddr) -> [u8; 16] {
     match end.ip() {
         IpAddr::V4(ip) => {
@@ -133,7 +133,7 @@ fn address(end: SocketAddr) -> [u8; 16] {
     }
 }
 
-/// The interface, for addresses that mean something on one link only.
+/// The interface, for link-local addresses.
 fn scope(end: SocketAddr) -> u32 {
     match end {
         SocketAddr::V4(_) => 0,
@@ -150,7 +150,7 @@ fn parse(message: &[u8], sequence: u32) -> io::Result<SentBytes> {
         return if errno == ENOENT { Ok(SentBytes::Closed) } else { Err(io::Error::from_raw_os_error(errno)) };
     }
     let [state] = number::<1>(message, HEADER + 1)?;
-    // `idiag_wqueue`: what was written and is not acknowledged.
+    // `idiag_wqueue`: bytes written but not acknowledged.
     let queued = number::<4>(message, HEADER + 60).map(u32::from_ne_bytes)?;
     if !HOLDING.contains(&state) {
         return Ok(SentBytes::Closed);
@@ -158,13 +158,13 @@ fn parse(message: &[u8], sequence: u32) -> io::Result<SentBytes> {
     if queued > 0 {
         return Ok(SentBytes::Waiting);
     }
-    // `tcpi_last_ack_recv`, in ms. Now is no earlier than it was, if the system leaves it out.
+    // `tcpi_last_ack_recv`, in ms. If the kernel leaves it out, 0 is the latest possible time, which is safe.
     let ago = attribute(message, INET_DIAG_INFO).map_or(Ok(0), |info| number::<4>(info, 56).map(u32::from_ne_bytes))?;
     Ok(SentBytes::Arrived(Duration::from_millis(ago.into())))
 }
 
-/// The content of the attribute of this kind (`linux/rtnetlink.h`): each begins at a multiple of 4 with its length and
-/// its kind.
+/// The content of the attribute of this kind (`linux/rtnetlink.h`): each attribute begins at a multiple of 4 with its
+/// length and kind.
 fn attribute(message: &[u8], wanted: u16) -> Option<&[u8]> {
     let mut rest = message.get(HEADER + MESSAGE..)?;
     loop {
@@ -190,7 +190,7 @@ mod tests {
 
     use super::*;
 
-    /// A socket as its listener has it, and the other end.
+    /// A connection: our end as accepted by its listener, and the other end.
     fn connection(address: &str) -> (TcpStream, TcpStream, SocketPair) {
         let listener = TcpListener::bind(address).unwrap();
         let theirs = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -199,7 +199,7 @@ mod tests {
         (ours, theirs, ends)
     }
 
-    /// Writes more than the other end's system takes, and gives what it was.
+    /// Writes more than the other end's kernel buffers, and returns the data.
     fn fill(ours: &mut TcpStream) -> usize {
         ours.set_nonblocking(true).unwrap();
         let mut written = 0;

@@ -1,5 +1,5 @@
-//! How many connections there may be from one address. Whoever has as many as it may gets no more, and the others do not
-//! notice. How many there may be in all: [`crate::files`].
+//! Limits the connections from one address. An address at its limit gets no more; other addresses are not affected. The
+//! total is limited by [`crate::files`].
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,12 +17,12 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// Room for `most_from_one` from one address, where 0 is no limit. All are counted in `connections`.
+    /// Allows `most_from_one` connections per address; 0 means no limit. All are counted in `connections`.
     pub fn new(most_from_one: usize, connections: IntGauge) -> Self {
         Admission { most_from_one, connections, by_address: DashMap::default() }
     }
 
-    /// Counts a connection for as long as the permit lives.
+    /// Counts a connection until the permit is dropped.
     pub(super) fn enter(self: &Arc<Self>) -> AddressPermit {
         self.connections.inc();
         AddressPermit { admission: Arc::clone(self), address: None }
@@ -37,7 +37,7 @@ pub(super) struct AddressPermit {
 }
 
 impl AddressPermit {
-    /// Counts the connection for this address as well. False where it has as many as it may.
+    /// Also counts the connection for this address. False if the address is at its limit.
     pub(super) fn count_for(&mut self, address: IpAddr) -> bool {
         if self.admission.most_from_one == 0 {
             return true;

@@ -1,11 +1,11 @@
-//! One attempt at one node: the body going up, the answer coming down, both from the client's task.
+//! One attempt at one node: request body up, answer down, both from the client's task.
 //!
-//! It is in one of two states: [`AwaitingHead`] (nothing of an answer has been passed on, and the request may still go
-//! elsewhere), then [`Relaying`]. What both need is the [`Exchange`].
+//! An attempt is in one of two states: [`AwaitingHead`] (the client has seen no final head, and the request may still
+//! be retried on another node), then [`Relaying`]. Both share the [`Exchange`].
 //!
-//! An answer whose head comes in one piece, as nearly all do, is parsed where it was read, in the worker's scratch buffer.
-//! Its head is written anew into the client's buffer, and leaves in one write with what came of the body: from where that
-//! was read, or behind the head, where it is so short that a copy costs less.
+//! An answer whose head arrives in one read, as nearly all do, is parsed in place, in the worker's scratch buffer. Its
+//! head is rewritten into the client's buffer and sent in one write with the part of the body already read: directly
+//! from the scratch buffer, or copied behind the head if it is so short that a copy costs less.
 
 mod head;
 mod page;
@@ -36,10 +36,10 @@ use head::{AwaitingHead, FinalHead, NodeHead};
 use relay::Relaying;
 use upload::Upload;
 
-/// The most interim heads before an answer. Each starts the wait for the answer anew, so there must be an end of them.
+/// The most interim heads before an answer. Each restarts the timeout for the answer, so their number must be bounded.
 const MAX_INTERIM: usize = 16;
 
-/// A node is busy with a request until its answer is through, not only until it began.
+/// A node counts as busy with a request until its answer ends, not only until it begins.
 struct Inflight<'n>(&'n Node);
 
 impl<'n> Inflight<'n> {
@@ -55,34 +55,34 @@ impl Drop for Inflight<'_> {
     }
 }
 
-/// A failed attempt, and what decides about another.
+/// A failed attempt, with what decides whether to retry.
 pub(super) struct FailedAttempt {
     pub(super) failure: Failure,
-    /// Nothing of the request was consumed beyond what is still in the buffers.
+    /// No part of the request was consumed, except what is still in the buffers.
     pub(super) untouched: bool,
-    /// Not a byte of the request was handed to the node, so it cannot have been carried out.
+    /// No byte of the request was sent to the node, so the node cannot have executed it.
     pub(super) unsent: bool,
     /// The connection came from the pool.
     pub(super) reused: bool,
 }
 
 impl FailedAttempt {
-    /// A failure before anything of the request was sent.
+    /// A failure before any byte of the request was sent.
     fn at_once(failure: Failure) -> Self {
         FailedAttempt { failure, untouched: true, unsent: true, reused: false }
     }
 }
 
-/// On what terms a request goes to a node.
+/// How a request may be sent to a node.
 #[derive(Clone, Copy)]
 pub(super) struct Terms {
-    /// What it was chosen by.
+    /// The input of the node selection.
     pub(super) lb: LbContext,
-    /// On a new connection.
+    /// Use a new connection, not a pooled one.
     pub(super) fresh: bool,
-    /// It may be carried out twice.
+    /// The request may be executed twice.
     pub(super) is_safe: bool,
-    /// It may go to another node if this one goes down. Else it lives as long as its connection does.
+    /// The request may be retried on another node if this one goes down. Otherwise it lives as long as its connection.
     pub(super) may_move: bool,
 }
 
@@ -101,7 +101,7 @@ pub(super) async fn attempt(
     }
     let _inflight = Inflight::begin(node);
     let owner = (node.spec.send_proxy == SendProxy::V2).then_some(client.peer.socket);
-    // What may not be repeated is worth a question to the system whether the connection is open still.
+    // A request that must not be repeated justifies a system call to check whether the connection is still open.
     let ask = if terms.is_safe { Openness::AsKnown } else { Openness::Asked };
     let pooled = if terms.fresh { None } else { client.worker.pools.get(node, owner, ask) };
     let reused = pooled.is_some();
@@ -132,8 +132,8 @@ pub(super) async fn attempt(
             return Err(FailedAttempt { failure, untouched, unsent, reused });
         }
     };
-    // A connection on which a change of protocol was offered is a tunnel by now, or may be one behind the node: a
-    // Varnish pipes it, taken or not, and what follows on it would pass its VCL by.
+    // A connection on which an upgrade was offered may be a tunnel by now, perhaps only behind the node: Varnish pipes
+    // such a request whether the upgrade is accepted or not, and later requests on it would bypass its VCL.
     let is_as_it_was = !request.head.offers_upgrade() && !asked_for_life;
     if is_as_it_was && request.response.keep_alive && upload.is_done() && surplus.is_empty() {
         client.worker.pools.put(node, upstream, owner, Instant::now());
@@ -154,7 +154,7 @@ async fn connect(client: &Client, node: &Arc<Node>) -> Result<UpstreamConnection
                 Interrupt::NodeDown => Failure::Connect(io::ErrorKind::TimedOut.into()),
                 _ => Failure::NoFiles,
             })?;
-            // The wait was ours, and takes nothing of the node's time.
+            // Time spent waiting for a free file is not charged to the node.
             client.deadline.enter_with(Phase::Connect, node);
             file
         }
@@ -170,7 +170,8 @@ async fn connect(client: &Client, node: &Arc<Node>) -> Result<UpstreamConnection
     }
 }
 
-/// Runs a step of connecting to its end or to the end of the wait. A node that left may take who comes now all the same.
+/// Runs a step of connecting until it completes or times out. A node that has left the fleet may still take the
+/// connection.
 async fn while_connecting<F: Future>(client: &Client, step: F) -> Result<F::Output, Interrupt> {
     let mut step = pin!(step);
     loop {
@@ -186,12 +187,12 @@ fn write_head(out: &mut Vec<u8>, client: &Client, head: &RequestHead, node: &Nod
     write_request(out, head, forwarding(client, head, &fallback_host));
 }
 
-/// The host for a request that names none.
+/// The `Host` for a request without one.
 fn fallback_host(head: &RequestHead, node: &Node) -> String {
     if head.host().is_some() { String::new() } else { node.spec.address.to_string() }
 }
 
-/// What a node is told about the client.
+/// What the node is told about the client.
 fn forwarding<'f>(client: &'f Client, head: &RequestHead, fallback_host: &'f str) -> Forwarding<'f> {
     Forwarding {
         peer: &client.peer.text,
@@ -203,7 +204,7 @@ fn forwarding<'f>(client: &'f Client, head: &RequestHead, fallback_host: &'f str
     }
 }
 
-/// One request at one node.
+/// One request on one node.
 struct Exchange<'e> {
     client: &'e mut Client,
     request: &'e mut Request,
@@ -211,9 +212,9 @@ struct Exchange<'e> {
     terms: Terms,
     upstream: UpstreamConnection,
     upload: Upload,
-    /// The connection was asked whether the node is still there, and has limits of its own since.
+    /// Keepalive probes were enabled on the connection, which changed its socket options.
     asked_for_life: bool,
-    /// What the node sent beyond its answer.
+    /// Bytes from the node after the end of its answer.
     surplus: Vec<u8>,
 }
 
@@ -239,12 +240,12 @@ impl Exchange<'_> {
         Err(Failure::BadAnswer(BadHead::Status))
     }
 
-    /// Whether the answer comes past the caches: then no VCL sees it, and what that would do is done here.
+    /// Whether the answer bypasses the caches: no VCL sees it, so the VCL's work is done here.
     fn is_bypass(&self) -> bool {
         self.node.spec.role != self.client.frontend.role
     }
 
-    /// Begins the answer: returns what goes before its body, how that is to be framed, and whether the client may send another
+    /// Begins the answer: returns the answer's head, the framing of its body, and whether the client may send another
     /// request after it.
     fn begin(&mut self) -> Result<Begun, Failure> {
         let is_bypass = self.is_bypass();
@@ -264,7 +265,7 @@ impl Exchange<'_> {
         Ok(Begun { first, outgoing, keep_alive })
     }
 
-    /// Passes the switch of protocols on, and after it whatever the two sides have to say to each other.
+    /// Forwards the 101, then all bytes in both directions.
     async fn tunnel(&mut self, request_len: usize, head_len: usize) -> Result<Disposition, Failure> {
         let Request { input, answer, response, head, to_client, status, .. } = &mut *self.request;
         *status = Some(101);
@@ -279,7 +280,7 @@ impl Exchange<'_> {
     }
 }
 
-/// The beginning of an answer.
+/// The start of an answer.
 struct Begun {
     first: Vec<u8>,
     outgoing: Outgoing,
@@ -290,7 +291,7 @@ fn download_failure(error: TransferError) -> Failure {
     match error {
         TransferError::Source(error) => Failure::CutAnswer(error),
         TransferError::Frame(reason) => Failure::BadAnswerBody(reason),
-        // Answers may be as long as they like.
+        // An answer's length is not limited.
         TransferError::TooLong => Failure::CutAnswer(io::ErrorKind::FileTooLarge.into()),
         TransferError::Sink(error) => Failure::ClientGone(error),
     }

@@ -1,17 +1,18 @@
-//! Past the caches: what a VCL does to a page has to be done here where no Varnish is on its way.
+//! Past the caches: no Varnish is in the path, so the VCL's work on a page is done here.
 //!
-//! Magento relies on the cache in front of it. It marks its pages as public for a day, because the VCL takes that back
-//! before a browser or a CDN sees it (nobody can purge those); it writes the tags of a page into its head, because the VCL
-//! takes them out; and it leaves blocks to ESI. So a request that goes to a web node from the edge is treated on both
-//! ways as `vcl_recv`, `vcl_backend_response` and `vcl_deliver` of our VCL and of Magento's would, and no further:
+//! Magento relies on the cache in front of it. It marks its pages as public for a day, because the VCL revokes that
+//! before a browser or a CDN sees it (those cannot be purged); it writes a page's tags into its head, because the VCL
+//! removes them; and it leaves blocks to ESI. So a request from the edge directly to a web node, and its answer, are
+//! treated as by `vcl_recv`, `vcl_backend_response` and `vcl_deliver` of our VCL and of Magento's, and no further:
 //!
-//! - Methods that our VCL refuses are refused. (Magento's pipes them, which would hand PHP a connection that nobody looks
-//!   into; there is nothing to be said for that here.)
-//! - A page is asked for whole and plain, so that it can be filled in ([`fragment`], and `attempt::page`). What is
-//!   missing is missing on both ways: a CDN's own header (`CDN-Cache-Control`) is the shop's word to its CDN.
-//! - Of an answer, what was meant for Varnish comes off; what is not `private` and no file must not be stored by anybody.
-//!   `private` counts as Magento writes it: with an argument (`private="Set-Cookie"`) the rest may be stored by all.
-//! - A file that anybody may store sets nobody's cookie.
+//! - Methods that our VCL refuses are refused. (Magento's VCL pipes them, which would hand PHP an uninspected
+//!   connection; nothing speaks for that here.)
+//! - A page is requested complete and unencoded, so that it can be filled in ([`fragment`], and `attempt::page`). A
+//!   CDN's own header (`CDN-Cache-Control`) is left out of both lists: it is between the shop and its CDN.
+//! - Fields meant for Varnish are removed from an answer; a page that is neither `private` nor a file is marked as not
+//!   storable at all. `private` counts as Magento writes it: with an argument (`private="Set-Cookie"`) a shared cache
+//!   may store the rest.
+//! - A publicly storable file sets no cookie.
 //!
 //! Files (`/static/`, `/media/`) keep their lifetime, their ranges and their validators: their names change with their
 //! content, and nothing is filled in.
@@ -20,11 +21,11 @@ pub(super) mod fragment;
 
 use crate::http1::{Framing, Method, RequestHead, ResponseHead};
 
-/// What is told to everybody who could store a page, in the words of Magento's VCL.
+/// Sent with a page to keep every cache from storing it, in the words of Magento's VCL.
 const NOT_STORED: &[(&str, &str)] =
     &[("cache-control", "no-store, no-cache, must-revalidate, max-age=0"), ("pragma", "no-cache"), ("expires", "-1")];
 
-/// What `vcl_deliver` takes off.
+/// Fields that `vcl_deliver` removes.
 const FOR_VARNISH: [&str; 10] = [
     "link",
     "server",
@@ -38,15 +39,15 @@ const FOR_VARNISH: [&str; 10] = [
     "xkey",
 ];
 
-/// What asks for a part of a page, for another form of it, or whether it has changed. None of it holds for a page that is
-/// filled in on the way.
+/// Fields that ask for a part of a page, another encoding of it, or whether it has changed. None applies to a page that
+/// is filled in here.
 const PARTIAL: [&str; 5] = ["accept-encoding", "if-modified-since", "if-none-match", "if-range", "range"];
 
-/// What says something about the bytes of a body that is replaced.
+/// Fields that describe the bytes of a body that is replaced.
 const OF_THE_BYTES: [&str; 7] =
     ["accept-ranges", "content-digest", "content-md5", "digest", "etag", "last-modified", "repr-digest"];
 
-/// What belongs to the body of a request, and not to the request for a fragment.
+/// Fields of a request's body, which do not apply to a request for a fragment.
 const OF_THE_BODY: [&str; 7] = [
     "content-encoding",
     "content-language",
@@ -67,35 +68,35 @@ fn is_file(path: &[u8]) -> bool {
     path.starts_with(b"/media/") || path.starts_with(b"/static/")
 }
 
-/// Whether a web node may get a request with this method from a client. Methods have a case.
+/// Whether a client's request with this method may go to a web node. Methods are case-sensitive.
 pub(super) fn admits(request: &RequestHead) -> bool {
     matches!(request.method_name(), b"GET" | b"HEAD" | b"POST" | b"PUT" | b"PATCH" | b"DELETE" | b"OPTIONS")
 }
 
-/// Makes a request ask for the whole of a page, without an encoding that nobody here could look into.
+/// Makes a request ask for the complete page without a content encoding, which could not be parsed here.
 pub(super) fn ask_for_whole(request: &mut RequestHead) {
     if !is_file(request.path()) {
         request.drop_fields(|name| is_one_of(name, &PARTIAL));
     }
 }
 
-/// Leaves of a request what holds for the fragments of its page.
+/// Reduces a request to the fields that apply to its page's fragments.
 pub(super) fn ask_for_fragments(request: &mut RequestHead) {
     request.drop_fields(|name| is_one_of(name, &OF_THE_BODY));
 }
 
-/// What becomes of the body of an answer.
+/// How the body of an answer is handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Body {
-    /// It passes as it is.
+    /// Relayed unchanged.
     Passes,
-    /// It is a page whose blocks are to be filled in.
+    /// A page whose ESI blocks are to be filled in.
     Page,
-    /// It is a page, and its encoding hides whether there is anything to fill in.
+    /// A page whose encoding hides whether it has ESI blocks.
     Encoded,
 }
 
-/// Tells pages from everything else.
+/// Distinguishes pages from everything else.
 pub(super) fn body_of(request: &RequestHead, answer: &ResponseHead) -> Body {
     let is_whole = answer.status >= 200 && !matches!(answer.status, 204 | 206 | 304);
     if !is_whole || !is_markup(answer) || is_file(request.path()) {
@@ -117,7 +118,7 @@ fn is_encoded(answer: &ResponseHead) -> bool {
     answer.kept_fields().any(|(name, value)| name.eq_ignore_ascii_case(b"content-encoding") && is_encoding(value))
 }
 
-/// Makes the head of an answer what `vcl_deliver` would make of it.
+/// Rewrites an answer's head as `vcl_deliver` would.
 pub(super) fn deliver(answer: &mut ResponseHead, request: &RequestHead) {
     let is_page = body_of(request, answer) == Body::Page;
     let file = is_file(request.path());

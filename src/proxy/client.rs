@@ -1,4 +1,4 @@
-//! The client of a connection: what every step of a request needs of it.
+//! The client of a connection, as used by every step of a request.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -17,34 +17,34 @@ use crate::fleet::Snapshot;
 use crate::http1::{BadHead, Framing, ResponseHead, Version, error_response, write_response};
 use crate::purge::Passage;
 
-/// What becomes of the client's connection.
+/// What happens to the client's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Disposition {
-    /// The next request may come.
+    /// Kept open for the next request.
     KeepAlive,
-    /// It ends, and there is nobody to wait for.
+    /// Closed, without waiting for the client.
     Close,
-    /// It ends once the client has everything: that may still be sending, even what nobody asked for.
+    /// Closed once the client has the complete answer: it may still be sending, even unasked.
     Linger,
-    /// It is cut, so that what was sent does not look complete.
+    /// Reset, so that a partial answer does not look complete.
     Reset,
 }
 
-/// Who is at the other end: the address that connected to us, or the one that a PROXY header named.
+/// The other end: the address that connected to us, or the one in a PROXY header.
 #[derive(Clone, Debug)]
 pub(super) struct PeerAddress {
     pub(super) socket: SocketAddr,
-    /// Without a port, and as IPv4 where it is one.
+    /// Without a port; IPv4-mapped IPv6 is converted to IPv4.
     pub(super) address: IpAddr,
     /// The same as text, for `X-Forwarded-For`.
     pub(super) text: Rc<str>,
-    /// It came through a proxy that did not say from where: the address is the proxy's, and the trust that the proxy has
-    /// is not the client's.
+    /// A proxy did not say whom it forwards: the address is the proxy's, but the proxy's trust does not extend to the
+    /// client.
     pub(super) is_unknown: bool,
 }
 
 impl PeerAddress {
-    /// Somebody behind this proxy.
+    /// An unknown client behind this proxy.
     pub(super) fn unknown_behind(proxy: SocketAddr) -> Self {
         PeerAddress { is_unknown: true, ..PeerAddress::from(proxy) }
     }
@@ -57,20 +57,20 @@ impl From<SocketAddr> for PeerAddress {
     }
 }
 
-/// A client and what is known about it.
+/// A client and its properties.
 pub(super) struct Client {
     pub(super) worker: Rc<Worker>,
     pub(super) frontend: Rc<Frontend>,
     pub(super) stream: Stream,
     pub(super) peer: PeerAddress,
-    /// Whether its `X-Forwarded-*` fields are believed, by the fleet of `judged_by`: a Varnish may have connected
-    /// before the fleet knew it.
+    /// Whether its `X-Forwarded-*` fields are trusted, by the fleet of `judged_by`: a Varnish may have connected before
+    /// it joined the fleet.
     pub(super) trusted: bool,
-    /// The version of the fleet that decided about `trusted`.
+    /// The version of the fleet for which `trusted` was decided.
     pub(super) judged_by: Option<u64>,
     pub(super) deadline: Deadline,
-    /// What the guard is to be told of what is written here. Dropped after the socket: from then on, what was written is
-    /// in the hands of the system.
+    /// Reports to the guard what is written here. Dropped after the socket: from then on, the written bytes are in the
+    /// kernel.
     pub(super) passage: Option<Passage>,
 }
 
@@ -85,21 +85,21 @@ impl Client {
         Client { worker, frontend, stream, peer, trusted: false, judged_by: None, deadline, passage: None }
     }
 
-    /// All that there is to write for now was written.
+    /// Records that everything available was written.
     pub(super) fn record_written(&self) {
         if let Some(passage) = &self.passage {
             passage.written(Instant::now());
         }
     }
 
-    /// The client has sent more after all that was written to it.
+    /// Records that the client has sent more after receiving all that was written.
     pub(super) fn record_read(&self) {
         if let Some(passage) = &self.passage {
             passage.taken(Instant::now());
         }
     }
 
-    /// Decides whether the client is believed, if the fleet has changed since that was decided.
+    /// Decides again whether the client is trusted, if the fleet has changed.
     pub(super) fn judge(&mut self, fleet: &Snapshot) {
         if self.judged_by != Some(fleet.version) {
             self.trusted = !self.peer.is_unknown && self.frontend.trusts(self.peer.address, fleet);
@@ -107,18 +107,17 @@ impl Client {
         }
     }
 
-    /// How the client came to us, for `X-Forwarded-Proto`.
+    /// The scheme that the client used, for `X-Forwarded-Proto`.
     pub(super) fn proto(&self) -> &'static str {
         if self.stream.is_plain() { "http" } else { "https" }
     }
 
-    /// The version that the client spoke, for a request that was written down as this one.
+    /// The version that the client spoke; `written` is that of the request as written down for us.
     pub(super) fn version(&self, written: Version) -> Version {
         if matches!(self.stream, Stream::Http2(_)) { Version::Http2 } else { written }
     }
 
-    /// How the end of a request's body is found as we read it. HTTP/2 has a frame of its own for that, which hyper has
-    /// taken off.
+    /// The framing of a request's body as we read it. HTTP/2 has its own frames, which hyper has already removed.
     pub(super) fn body_framing(&self, written: Framing) -> Framing {
         match (&self.stream, written) {
             (Stream::Http2(_), Framing::Chunked) => Framing::UntilClose,
@@ -126,11 +125,11 @@ impl Client {
         }
     }
 
-    /// Begins the answer: what goes before its body is appended to `out`. Returns
-    /// how the body is to be framed, and whether another request may follow.
+    /// Begins the answer: its head is appended to `out`. Returns the framing of the body, and whether another request
+    /// may follow.
     ///
     /// # Errors
-    /// An HTTP/2 client that has gone, or cannot be told this.
+    /// If an HTTP/2 client has gone, or its protocol cannot carry this head.
     pub(super) fn begin_answer(
         &mut self,
         out: &mut Vec<u8>,
@@ -152,7 +151,7 @@ impl Client {
         }
     }
 
-    /// Answers for ourselves.
+    /// Sends an answer of our own.
     pub(super) async fn answer_with(
         &mut self,
         reply: &Reply,
@@ -168,7 +167,7 @@ impl Client {
         self.send(out).await
     }
 
-    /// Writes all of it, in the time of the phase that was entered.
+    /// Writes all of it, within the current phase's limit.
     pub(super) async fn send(&mut self, bytes: &[u8]) -> Result<(), Failure> {
         let Client { stream, deadline, .. } = self;
         let all = async {

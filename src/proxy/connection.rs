@@ -1,4 +1,4 @@
-//! One client connection: what comes before HTTP on it, its requests, one after the other, and its rest between them.
+//! One client connection: its preamble (PROXY header, TLS), its requests in order, and the idle time between them.
 
 use std::io;
 use std::net::SocketAddr;
@@ -28,37 +28,37 @@ use crate::files;
 use crate::proxy_protocol::{self, ParsedHeader, ProxiedSource};
 use crate::purge::SocketPair;
 
-/// How much is read at once while a head is awaited. More would only copy the start of a large body around.
+/// Bytes read at once while waiting for a head. More would only copy the start of a large body around.
 const HEAD_READ: usize = 16 * 1024;
 
-/// How long a client that was answered before it had sent everything may go on sending. As long as nginx gives it; a
-/// limit in bytes would cut off just the large uploads that are refused for their size.
+/// How long a client that was answered before it had sent everything may go on sending. Same as nginx; a limit in bytes
+/// would cut off exactly the large uploads that are refused for their size.
 const LINGER_LIMIT: Duration = Duration::from_secs(30);
 
-/// A connection that was accepted.
+/// An accepted connection.
 pub(super) struct AcceptedSocket {
     pub(super) socket: TcpStream,
     pub(super) peer: SocketAddr,
     pub(super) deadline: Deadline,
-    /// Counts it as one from its address.
+    /// Counts it for its address.
     pub(super) permit: Option<AddressPermit>,
     pub(super) _file: files::FilePermit,
-    /// How it is to be encrypted.
+    /// Its TLS configuration.
     pub(super) tls: Option<Arc<ServerConfig>>,
 }
 
-/// Serves a connection to its end.
+/// Serves a connection until it ends.
 pub(super) async fn serve(worker: Rc<Worker>, frontend: Rc<Frontend>, accepted: AcceptedSocket) {
     let AcceptedSocket { mut socket, peer, deadline, mut permit, _file, tls } = accepted;
-    // A socket that does not know its own address is at its end.
+    // A socket without a local address is already closed.
     let ends = socket.local_addr().ok().map(|ours| SocketPair { ours, theirs: peer });
     let mut peer = PeerAddress::from(peer);
     if frontend.expects_proxy_header(peer.address, &worker.shared.fleet.load()) {
         deadline.enter(Phase::Header);
-        // A balancer's own health checks connect and leave without a word.
+        // A load balancer's health checks connect and leave without sending a byte.
         match Box::pin(deadline.limit(read_proxy_header(&mut socket))).await {
             Ok(Ok(ProxiedSource::Proxied(client))) => peer = PeerAddress::from(client),
-            // Whoever speaks then is not the proxy: what it says about itself is a stranger's word.
+            // With LOCAL the sender is not the proxy: what it says about itself is not trusted.
             Ok(Ok(ProxiedSource::Local)) => peer = PeerAddress::unknown_behind(peer.socket),
             Ok(Err(error)) => return tracing::debug!(peer = %peer.text, %error, "no PROXY header"),
             Err(_late) => return tracing::debug!(peer = %peer.text, "no PROXY header in time"),
@@ -69,13 +69,14 @@ pub(super) async fn serve(worker: Rc<Worker>, frontend: Rc<Frontend>, accepted: 
         && !permit.count_for(peer.address)
     {
         worker.shared.metrics.edge_connections_refused.inc();
-        return tracing::debug!(peer = %peer.text, "an address has as many connections as it may");
+        return tracing::debug!(peer = %peer.text, "an address has reached its limit of connections");
     }
     let stream = match tls {
         None => Stream::Plain(socket),
         Some(config) => {
             deadline.enter(Phase::Header);
-            // A session is larger than all else that a connection at rest holds: it is never part of its state.
+            // A session is larger than all other state of an idle connection: it is boxed, and so never part of the
+            // task's own state.
             let handshake = async { TlsAcceptor::from(config).accept(socket).await.map(Box::new) };
             match Box::pin(deadline.limit(handshake)).await {
                 Ok(Ok(session)) if session.get_ref().1.alpn_protocol() == Some(b"h2") => {
@@ -92,7 +93,7 @@ pub(super) async fn serve(worker: Rc<Worker>, frontend: Rc<Frontend>, accepted: 
     requests(&mut client).await;
 }
 
-/// Reads the header, and not a byte of what follows it.
+/// Reads the header and no byte after it.
 async fn read_proxy_header(socket: &mut TcpStream) -> io::Result<ProxiedSource> {
     let mut header = Vec::new();
     let mut bytes = [0; 512];
@@ -118,7 +119,7 @@ async fn read_proxy_header(socket: &mut TcpStream) -> io::Result<ProxiedSource> 
 async fn requests(client: &mut Client) {
     let mut kept = None;
     loop {
-        // It came while the answer before it was not there yet, and says nothing about that.
+        // A pipelined request was sent before the last answer, so it does not prove that the client received that.
         let is_ahead = kept.is_some();
         let Some(mut request) = next_bytes(client, kept.take()).await else { break };
         if !is_ahead {
@@ -126,7 +127,7 @@ async fn requests(client: &mut Client) {
         }
         let head = read_head(client, &mut request).await.transpose();
         let after = match head {
-            // In a box, which is there only while the request is: all that a connection at rest holds is its own state.
+            // Boxed for the duration of the request: an idle connection holds only its own state.
             Some(head) => Box::pin(exchange::handle(client, &mut request, head)).await,
             None => Disposition::Close,
         };
@@ -145,13 +146,14 @@ async fn requests(client: &mut Client) {
             }
         }
     }
-    // RFC 8446 section 6.1: whoever ends a session says so, also at rest. For a plain connection its close says it.
+    // RFC 8446 section 6.1: the side that ends a session sends close_notify, also when idle. On a plain connection the
+    // close suffices.
     if !client.stream.is_plain() {
         end(client, Disposition::Close).await;
     }
 }
 
-/// Waits for the first bytes of a request, holding no buffer meanwhile. `None` at the end of the connection.
+/// Waits for the first bytes of a request, without holding a buffer. `None` at the end of the connection.
 async fn next_bytes(client: &mut Client, kept: Option<Box<Request>>) -> Option<Box<Request>> {
     if kept.is_some() {
         return kept;
@@ -174,7 +176,7 @@ fn first_request(worker: &Worker, bytes: &[u8]) -> Option<Box<Request>> {
     Some(request)
 }
 
-/// Reads on until the head is complete. `None` where the client left in mid-head.
+/// Reads until the head is complete. `None` if the client left before that.
 async fn read_head(client: &mut Client, request: &mut Request) -> Result<Option<usize>, Failure> {
     let max_head = client.worker.shared.limits.max_head;
     let mut entered = false;
@@ -205,7 +207,8 @@ async fn read_head(client: &mut Client, request: &mut Request) -> Result<Option<
     }
 }
 
-/// Reads once into the worker's scratch buffer and hands the bytes on; none at the end of the stream.
+/// Reads once into the worker's scratch buffer and hands the bytes to the callback; an empty slice at the end of the
+/// stream.
 fn poll_some<T>(
     cx: &mut Context<'_>,
     worker: &Worker,
@@ -221,16 +224,16 @@ fn poll_some<T>(
     }
 }
 
-/// Ends a connection. A socket that is closed with unread bytes is reset, and with it goes what the client has not
-/// read of its answer yet: so whatever it still sends is read over until it closes, too.
+/// Ends a connection. Closing a socket with unread bytes resets it, and the client loses what it has not read yet: so
+/// further input is discarded until the client closes, too.
 async fn end(client: &mut Client, after: Disposition) {
     if after == Disposition::Close && client.stream.is_plain() {
-        // Closing it says the same.
+        // The close has the same effect.
         return;
     }
     client.deadline.enter(Phase::Linger);
     let Client { worker, stream, deadline, .. } = client;
-    // A client that is gone already needs no farewell.
+    // An error only means that the client has already gone.
     _ = deadline.limit(stream.shutdown()).await;
     if after != Disposition::Linger {
         return;

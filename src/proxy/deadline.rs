@@ -1,11 +1,11 @@
-//! One deadline per connection, swept coarsely.
+//! One deadline per connection, checked by a periodic sweep.
 //!
 //! A tokio timer for every read costs about 0.4 µs, twenty times what it costs to store a number. So a connection
-//! stores when its current phase began, and ten times a second the worker looks at all of them. Nobody needs to know to
-//! the millisecond that a client has been silent for ten seconds.
+//! stores when its current phase began, and ten times a second the worker checks all of them. Timeouts of seconds do
+//! not need millisecond precision.
 //!
-//! The same sweep notices what else a wait has to hear of: the node that a request waits for went down or left the fleet, a
-//! client is too slow, or a connection is at rest and the process drains or has no room for others.
+//! The same sweep notices the other reasons to end a wait: the awaited node went down or left the fleet, a client is
+//! too slow, or a connection is idle and the process drains or needs room for others.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -20,14 +20,14 @@ use slab::Slab;
 use crate::fleet::Node;
 use crate::shutdown::Stage;
 
-/// How often the worker sweeps.
+/// The interval between sweeps.
 pub(super) const SWEEP: Duration = Duration::from_millis(100);
 
 /// How long a connection has to be at rest before draining ends it: the first request on a new one, or the next one on
 /// one that has just been answered, may be on its way.
 const AT_REST: Duration = Duration::from_secs(1);
 
-/// What a connection is doing, and so how long it may take.
+/// The phase of a connection, which sets its time limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
     /// Between requests. As long as nginx keeps a connection by default.
@@ -36,35 +36,35 @@ pub(super) enum Phase {
     Header,
     /// Opening a connection to a node.
     Connect,
-    /// Waiting for the first byte of an answer: as long as Magento's VCL gives an administrator's export.
+    /// Waiting for the first byte of an answer: the limit that Magento's VCL sets for an administrator's export.
     FirstByte,
-    /// Between two pieces of a body, in either direction. An answer of which the node owes the next piece has as long as
-    /// a tunnel while both connections are known to be there ([`Deadline::poll_answer`]).
+    /// Between two pieces of a body, in either direction. While both connections are known to be alive, a node that
+    /// owes the next piece of an answer has the limit of a tunnel ([`Deadline::poll_answer`]).
     Body,
-    /// From the question for a fragment of a page to the end of its answer. A page is not worth less without it than it
-    /// would be so much later.
+    /// From the request for a fragment of a page to the end of its answer. A page without the fragment is worth more
+    /// than a page that is this late.
     Fragment,
-    /// Between two pieces of what a client sends though it was answered already.
+    /// Between two pieces that a client sends after it was already answered.
     Linger,
-    /// Between two pieces of a tunnel, in either direction: as long as HAProxy's documentation gives WebSocket.
+    /// Between two pieces of a tunnel, in either direction: the value for WebSocket in HAProxy's documentation.
     Tunnel,
-    /// An HTTP/2 connection with requests under way, each of which has a deadline of its own.
+    /// An HTTP/2 connection with requests in flight, each of which has its own deadline.
     Streams,
-    /// An HTTP/2 connection that was asked to come to its end.
+    /// An HTTP/2 connection that is shutting down.
     Leaving,
 }
 
-/// How long a client has to have been waited for before its pace is judged, and how much longer each time after that.
+/// How long we wait for a client before its pace is judged, and the step at which it is judged again.
 const PACE_GRACE: Duration = Duration::from_secs(20);
 
-/// Why a wait was ended.
+/// Why a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Interrupt {
-    /// The phase took too long.
+    /// The phase exceeded its limit.
     Timeout,
-    /// The node that is waited for went down, as its health checks say.
+    /// The awaited node went down according to its health checks.
     NodeDown,
-    /// The node that is waited for left the fleet, or has another address: nobody checks its health there any more.
+    /// The awaited node left the fleet, or changed its address: its health is no longer checked.
     NodeGone,
     /// The process drains, or others need the room.
     Draining,
@@ -74,21 +74,21 @@ pub(super) enum Interrupt {
 struct DeadlineSlot {
     drains_at: Stage,
     phase: Phase,
-    /// When the phase began, or came a step further.
+    /// When the phase began, or last made progress.
     since: Duration,
     node: Option<Arc<Node>>,
     fired: Option<Interrupt>,
     waker: Option<Waker>,
     pace: BodyPace,
-    /// Both ends of an answer are there, and only its node is waited for.
+    /// Both ends of an answer are alive, and only the node is awaited.
     patient: bool,
 }
 
-/// How fast a client sends and takes bodies. The time in which nobody waits for the client does not count: a page that is
-/// rendered slowly is not the reader's fault.
+/// How fast a client sends and takes bodies. Only the time spent waiting for the client counts: a page that is rendered
+/// slowly is not the reader's fault.
 #[derive(Debug, Default)]
 struct BodyPace {
-    /// Bytes per second that are wanted; 0 for none.
+    /// The required bytes per second; 0 for none.
     wanted: u64,
     waits_for_client: bool,
     waited: Duration,
@@ -96,9 +96,9 @@ struct BodyPace {
 }
 
 impl BodyPace {
-    /// Looks at the client once a sweep, so long after the last one; true where it has been too slow for too long. Each
-    /// stretch of waiting counts for itself: the kernel takes megabytes at once for a client that reads nothing, and
-    /// whoever took a large answer quickly but for its end could hold that end, and a connection to a node with it, for
+    /// Checks the client at each sweep, `elapsed` after the last one; true if it has been too slow for too long. Each
+    /// continuous wait is judged by itself: the kernel buffers megabytes for a client that reads nothing, so a client
+    /// that took most of a large answer quickly could otherwise hold its last part, and a connection to a node, for
     /// days.
     fn is_too_slow(&mut self, elapsed: Duration) -> bool {
         if self.wanted == 0 || !self.waits_for_client {
@@ -125,7 +125,7 @@ pub(super) struct Deadlines {
 }
 
 impl Deadlines {
-    /// No connections yet. `header_timeout` is what a head may take from its first byte to its last.
+    /// An empty set. `header_timeout` limits a head from its first byte to its last.
     pub(super) fn new(header_timeout: Duration) -> Self {
         Deadlines { slots: RefCell::default(), now: Cell::default(), header_timeout }
     }
@@ -144,13 +144,13 @@ impl Deadlines {
         })
     }
 
-    /// How many connections there are that drain at this stage or before it.
+    /// The number of connections that drain at this stage or before it.
     pub(super) fn connections(&self, stage: Stage) -> usize {
         self.slots.borrow().iter().filter(|(_, slot)| slot.drains_at <= stage).count()
     }
 
-    /// A deadline for a new connection, at rest, whose rest ends at the latest at this stage. `pace` is what is wanted
-    /// of its client's bodies, in bytes per second; 0 for nothing.
+    /// A deadline for a new, idle connection that is closed when idle from this stage on. `pace` is the required rate
+    /// of its client's bodies, in bytes per second; 0 for none.
     pub(super) fn register(self: &Rc<Self>, drains_at: Stage, pace: u64) -> Deadline {
         let slot = DeadlineSlot {
             drains_at,
@@ -165,9 +165,8 @@ impl Deadlines {
         Deadline { slot: self.slots.borrow_mut().insert(slot), owner: Rc::clone(self) }
     }
 
-    /// Looks at all connections. `now` counts from any fixed point. `crowded`: there is no room for new connections, so
-    /// those at rest have to go.
-    /// `trouble` says what there is to hear of a node: [`Interrupt::NodeDown`] or [`Interrupt::NodeGone`].
+    /// Checks all connections. `now` counts from any fixed point. `crowded`: there is no room for new connections, so
+    /// idle ones are closed. `trouble` reports a node's problem: [`Interrupt::NodeDown`] or [`Interrupt::NodeGone`].
     pub(super) fn sweep(
         &self,
         now: Duration,
@@ -208,12 +207,12 @@ pub(super) struct Deadline {
 }
 
 impl Deadline {
-    /// A phase begins: its time counts from now.
+    /// Begins a phase: its time counts from now.
     pub(super) fn enter(&self, phase: Phase) {
         self.set(phase, None);
     }
 
-    /// A phase begins that hears of it, too, when this node goes down or leaves.
+    /// Begins a phase that is also interrupted if this node goes down or leaves.
     pub(super) fn enter_with(&self, phase: Phase, node: &Arc<Node>) {
         self.set(phase, Some(Arc::clone(node)));
     }
@@ -229,18 +228,18 @@ impl Deadline {
         });
     }
 
-    /// Goes on with the phase after an interrupt that does not end it; its time goes on, too. The next sweep interrupts
-    /// again if the reason is still there.
+    /// Continues the phase after an interrupt that does not end it; its time keeps running. The next sweep interrupts
+    /// again if the reason persists.
     pub(super) fn go_on(&self) {
         self.with(|slot, _| slot.fired = None);
     }
 
-    /// Goes on with the phase, and hears no more of its node.
+    /// Continues the phase, no longer interrupted for its node.
     pub(super) fn go_on_without_node(&self) {
         self.with(|slot, _| (slot.fired, slot.node) = (None, None));
     }
 
-    /// The phase came a step further: its time counts from now.
+    /// The phase made progress: its time counts from now.
     pub(super) fn advance(&self, moved: u64) {
         self.with(|slot, now| {
             slot.since = now;
@@ -249,14 +248,14 @@ impl Deadline {
         });
     }
 
-    /// Ready when the wait is to end; it is the client that is waited for, or it is not.
+    /// Ready if the wait is to end. `for_client`: the wait is for the client.
     pub(super) fn poll_wait(&self, cx: &mut Context<'_>, for_client: bool) -> Poll<Interrupt> {
         self.with(|slot, _| slot.pace.waits_for_client = for_client);
         self.poll(cx)
     }
 
-    /// The same for an answer under way. `both_there`: neither side has said that it ends, and the system or HTTP/2 notices
-    /// when one is gone. Then a silent node is no fault: an event stream says nothing while nothing happens.
+    /// The same while an answer is relayed. `both_there`: neither side has closed, and the kernel or HTTP/2 detects a
+    /// dead peer. Then a silent node is not at fault: an event stream sends nothing while nothing happens.
     pub(super) fn poll_answer(&self, cx: &mut Context<'_>, for_client: bool, both_there: bool) -> Poll<Interrupt> {
         self.with(|slot, now| {
             slot.pace.waits_for_client = for_client;
@@ -273,7 +272,7 @@ impl Deadline {
         change(&mut self.owner.slots.borrow_mut()[self.slot], self.owner.now.get());
     }
 
-    /// Ready when the wait is to end.
+    /// Ready if the wait is to end.
     pub(super) fn poll(&self, cx: &mut Context<'_>) -> Poll<Interrupt> {
         let mut slots = self.owner.slots.borrow_mut();
         let slot = &mut slots[self.slot];
@@ -286,7 +285,7 @@ impl Deadline {
         Poll::Pending
     }
 
-    /// Runs a future to its end or to the end of the wait.
+    /// Runs a future until it completes or the wait ends.
     pub(super) async fn limit<F: Future>(&self, future: F) -> Result<F::Output, Interrupt> {
         let mut future = pin!(future);
         std::future::poll_fn(|cx| match future.as_mut().poll(cx) {
@@ -362,8 +361,8 @@ mod tests {
         assert_eq!((interrupted(&resting), interrupted(&working)), (Some(Interrupt::Draining), None));
     }
 
-    /// Sweeps for this long while the body moves at `rate` bytes a second, after `first` bytes at once; says whether the
-    /// client was not cut.
+    /// Sweeps for `seconds` while the body moves at `rate` bytes a second, after `first` bytes at once; returns whether
+    /// the client survived.
     fn survives(first: u64, rate: u64, seconds: u64, for_client: bool) -> bool {
         let deadlines = Rc::new(Deadlines::new(Duration::from_secs(10)));
         let deadline = deadlines.register(Stage::Draining, 500);
@@ -407,7 +406,7 @@ mod tests {
         };
         deadline.enter(Phase::Body);
         assert!(waits(59, false, true) && waits(3000, false, true));
-        // The client may have gone: from now on it has as long as any.
+        // The client may have gone: from now on the ordinary limit applies.
         assert!(waits(0, false, false) && waits(59, false, false) && !waits(1, false, false));
         deadline.enter(Phase::Body);
         assert!(waits(0, true, true) && waits(20, true, true) && !waits(1, true, true));

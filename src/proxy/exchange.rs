@@ -1,4 +1,4 @@
-//! The request path: `handle` never fails, `try_handle` is what happens.
+//! The request path: `handle` never fails, `try_handle` does the work.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,13 +15,13 @@ use crate::http1::{Framing, Method};
 /// The nodes of a request, for metrics and logs.
 #[derive(Default)]
 struct Nodes {
-    /// The one that answered.
+    /// The node that answered.
     answered: Option<Arc<Node>>,
-    /// The one that was asked last, and failed.
+    /// The last node that was tried and failed.
     failed: Option<Arc<Node>>,
 }
 
-/// Carries out the request whose head is `request.input[..len]`, or answers bytes that never became one.
+/// Serves the request whose head is `request.input[..len]`, or answers input that is not a valid request.
 pub(super) async fn handle(client: &mut Client, request: &mut Request, head: Result<usize, Failure>) -> Disposition {
     (request.id, request.began) = (client.worker.request_id(), Instant::now());
     request.status = None;
@@ -49,7 +49,7 @@ pub(super) async fn handle(client: &mut Client, request: &mut Request, head: Res
     after
 }
 
-/// What is done once for every request, at its end. `answered` is the node whose answer the client saw.
+/// Runs once at the end of every request. `answered` is the node whose answer the client saw.
 fn finish(client: &Client, request: &Request, answered: Option<&Node>) {
     let (role, worker) = (client.frontend.role, &client.worker);
     let listener = worker.shared.metrics.listener(role);
@@ -64,14 +64,14 @@ fn finish(client: &Client, request: &Request, answered: Option<&Node>) {
             worker.pools.metrics(node).record_answer(status);
         }
         (Some(node), Some(status)) => {
-            // The series of a node that left while it answered went with it.
+            // The series of a node that left meanwhile were removed with it.
             let fleet = worker.shared.fleet.load();
             if fleet.pool(node.spec.role).get(node.id()).is_some() {
                 listener.record_bypass(status, node.id());
             }
         }
         (None, Some(status)) => listener.record_own_answer(status),
-        // A client that left before any answer counts as nginx counts it.
+        // A client that left before any answer is counted as 499, as nginx does.
         (_, None) => listener.record_own_answer(499),
     }
 }
@@ -123,7 +123,7 @@ async fn try_handle(
         nodes.failed = Some(Arc::clone(&node));
         let Some(reason) = failure.retry_reason(untouched, is_safe || unsent) else { return Err(failure) };
         if reused && matches!(failure, Failure::NoAnswer(_)) {
-            // The node closed a connection that it had kept for us: its good right. The same node again.
+            // The node closed an idle connection, which it may do at any time. The same node again.
             fresh = true;
         } else if elsewhere {
             return Err(failure);
@@ -145,20 +145,20 @@ async fn try_handle(
     }
 }
 
-/// Tells the client what it can be told: an answer if none has begun, a reset if one was cut.
+/// Reports the failure to the client: an answer if none has begun, a reset if one was cut.
 async fn respond_to(client: &mut Client, request: &mut Request, failure: &Failure) -> Disposition {
     tracing::debug!(request = %request.id, peer = %client.peer.text, %failure, "request failed");
     if request.status.is_some() {
         return Disposition::Reset;
     }
-    // If nothing of an answer was sent there is nothing to cut, and a reset would destroy what the client has not read of
-    // the answers before.
+    // If no answer has begun there is nothing to cut, and a reset would destroy earlier answers that the client has not
+    // read yet.
     let Some(reply) = failure.reply() else { return Disposition::Close };
     request.status = Some(reply.status);
     let Request { to_client, head, .. } = request;
     client.deadline.enter(Phase::Body);
     match client.answer_with(&reply, head.method == Method::Head, to_client).await {
-        // Who was too slow is not waited for any longer.
+        // A client that was too slow gets no more time.
         Ok(()) if matches!(failure, Failure::ClientTimeout) => Disposition::Close,
         Ok(()) => Disposition::Linger,
         Err(_gone) => Disposition::Close,

@@ -1,5 +1,5 @@
-//! What can go wrong with a request: whose fault it is, whether it may be tried again, and the one table that turns
-//! it into an answer.
+//! Failures of a request: which side is at fault, whether it may be retried, and the one table that turns them into
+//! answers.
 
 use std::io;
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use crate::telemetry::UpstreamFault;
 pub(super) enum Failure {
     #[error("the head of the request is refused: {0}")]
     BadHead(BadHead),
-    /// The listener does not take this method.
+    /// The listener does not accept this method.
     #[error("the method is refused")]
     BadMethod,
-    /// A path of ours, of which nobody is told.
+    /// An internal path, hidden from clients.
     #[error("nothing is there")]
     NotFound,
     #[error("the body of the request is refused: {0}")]
@@ -36,27 +36,27 @@ pub(super) enum Failure {
     /// Nothing was sent, and the node is not to blame.
     #[error("this machine has no room for a connection: {0}")]
     NoPort(io::Error),
-    /// Nothing was sent: the files for connections to nodes are all in use, and stayed so.
+    /// Nothing was sent: no file for a connection to a node became free in time.
     #[error("no file for a connection")]
     NoFiles,
-    /// The connection to the node ended before a byte of an answer.
+    /// The connection to the node failed before the first byte of an answer.
     #[error("no answer: {0}")]
     NoAnswer(io::Error),
-    /// The node went down while it was waited for, and another one can take the request.
+    /// The node went down while its answer was awaited, and another one can take the request.
     #[error("the node went down while it was waited for")]
     NodeDown(Arc<Node>),
     #[error("the answer took too long to begin")]
     NodeTimeout,
     #[error("the head of the answer is refused: {0}{limit}", limit = limit_of(*.0))]
     BadAnswer(BadHead),
-    /// The node broke off in mid-answer: the client must see a cut.
+    /// The node aborted its answer: the client must see a cut.
     #[error("the answer was cut off: {0}")]
     CutAnswer(io::Error),
     #[error("the body of the answer is refused: {0}")]
     BadAnswerBody(BadChunk),
 }
 
-/// How a failure is answered.
+/// The answer to a failure.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Reply {
     pub(super) status: u16,
@@ -65,8 +65,8 @@ pub(super) struct Reply {
 }
 
 impl Failure {
-    /// The table of answers to a client that has seen nothing of one: what happened, and nothing about who is behind us.
-    /// `None` if there is nobody to answer.
+    /// The answer for a client that has seen none, which says what happened and nothing about the nodes. `None` if the
+    /// client is gone.
     pub(super) fn reply(&self) -> Option<Reply> {
         let bad_request = |reason: &dyn std::fmt::Display| (400, "Bad Request", format!("bad request: {reason}"));
         let (status, reason, text) = match self {
@@ -96,13 +96,13 @@ impl Failure {
         Some(Reply { status, reason, text })
     }
 
-    /// Why the request may be tried on another node, as the label of `retries_total`; `None` where it may not.
+    /// Why the request may be retried on another node, as the label of `retries_total`; `None` if it may not.
     ///
-    /// `untouched`: no byte of the body was read beyond what is still in memory. `repeatable`: no byte of the request was
-    /// handed to the node, or its method is safe. Nothing was sent when a connection failed, so there the method is free.
+    /// `untouched`: no byte of the body was read beyond the buffers. `repeatable`: no byte of the request was sent to
+    /// the node, or its method is safe. After a failed connect nothing was sent, so any method may be retried.
     pub(super) fn retry_reason(&self, untouched: bool, repeatable: bool) -> Option<&'static str> {
         match self {
-            // Local ports are used up for one node at a time.
+            // Local ports are exhausted per node.
             Failure::Connect(_) | Failure::NoPort(_) if untouched => Some("connect"),
             Failure::NoAnswer(_) if untouched && repeatable => Some("no_answer"),
             Failure::NodeDown(_) if untouched && repeatable => Some("node_down"),
@@ -110,11 +110,11 @@ impl Failure {
         }
     }
 
-    /// What a node is blamed for, as the label of `upstream_failures_total`; `None` where it is not.
+    /// The node's fault, as the label of `upstream_failures_total`; `None` if the node is not at fault.
     pub(super) fn fault(&self) -> Option<UpstreamFault> {
         Some(match self {
             Failure::Connect(_) => UpstreamFault::Connect,
-            // There was no sign of life on the connection for too long.
+            // The keepalive probes on the connection got no reply.
             Failure::NoAnswer(error) if error.kind() == io::ErrorKind::TimedOut => UpstreamFault::Timeout,
             Failure::NoAnswer(_) => UpstreamFault::NoAnswer,
             Failure::NodeTimeout => UpstreamFault::Timeout,
@@ -132,19 +132,19 @@ impl Failure {
             | Failure::ClientGone(_)
             | Failure::NoPort(_)
             | Failure::NoFiles
-            // Its request is another node's now.
+            // Another node has taken the request.
             | Failure::NodeDown(_)
             | Failure::NoNode(_) => return None,
         })
     }
 
-    /// Whether the node is to blame. Clients that misbehave or leave are everyday life.
+    /// Whether the node is at fault. Clients that misbehave or leave are normal.
     pub(super) fn blames_node(&self) -> bool {
         self.fault().is_some()
     }
 }
 
-/// Which setting an answer went beyond.
+/// The setting that an answer exceeded.
 fn limit_of(reason: BadHead) -> &'static str {
     match reason {
         BadHead::TooLarge => " (limits.max_answer_head)",

@@ -1,8 +1,8 @@
-//! A frontend: what one listener of the data path is, beside its sockets.
+//! A frontend: one listener of the data path, without its sockets.
 //!
-//! Edge and origin take the same path through the code. What differs between them is here, as data where data will do, and
-//! as the two decisions that are theirs: which node takes a request ([`Select`]), and whether a cache behind the listener
-//! may store an answer ([`StorePolicy`], of the origin alone).
+//! Edge and origin share the request path. Their differences are here, mostly as data, and as two decisions: which node
+//! takes a request ([`Select`]), and whether a cache behind the listener may store an answer ([`StorePolicy`], of the
+//! origin alone).
 
 use std::fmt;
 use std::net::IpAddr;
@@ -19,21 +19,21 @@ use crate::shutdown::Stage;
 /// One listener of the data path. Cheap to clone: each worker has its own.
 #[derive(Clone)]
 pub struct Frontend {
-    /// The role of the nodes that its requests go to.
+    /// The role of the nodes that serve its requests.
     pub role: Role,
-    /// From this stage on, connections at rest are closed and no new ones are taken.
+    /// From this stage on, idle connections are closed and no new ones are accepted.
     pub drains_at: Stage,
-    /// Its clients are strangers, whose number and pace are limited.
+    /// Its clients are untrusted, so their number and pace are limited.
     pub is_public: bool,
-    /// Who is believed about what lies behind it.
+    /// Whose `X-Forwarded-*` fields are trusted.
     pub trust: Trust,
     /// The connections of trusted proxies begin with a PROXY header.
     pub accepts_proxy_header: bool,
-    /// A request field that says `https` of a client that came that way, beside `X-Forwarded-Proto`; empty for none.
+    /// A request field, beside `X-Forwarded-Proto`, set to `https` for a client that uses it; empty for none.
     pub offload_header: Arc<str>,
-    /// Methods that purge at the nodes, beside [`Method::Purging`]: none passes.
+    /// Methods that purge at the nodes, beside [`Method::Purging`]: all are refused.
     pub purge_methods: Arc<[String]>,
-    /// What is answered here, whatever the nodes do.
+    /// Requests that are answered here, without a node.
     pub own_answer: OwnAnswers,
     /// Chooses the node of a request.
     pub select: Arc<dyn Select>,
@@ -44,33 +44,33 @@ pub struct Frontend {
 /// Decides which requests are answered here.
 pub type OwnAnswers = Arc<dyn Fn(&RequestHead) -> Option<OwnAnswer> + Send + Sync>;
 
-/// Whose `X-Forwarded-*` fields are believed.
+/// Whose `X-Forwarded-*` fields are trusted.
 #[derive(Clone, Debug)]
 pub enum Trust {
     /// Proxies in these networks.
     Networks(Arc<[IpNet]>),
-    /// The Varnish nodes of the fleet: the edge already wrote who the client is, and they passed it on.
+    /// The Varnish nodes of the fleet: the edge already wrote the client's address, and they passed it on.
     VarnishNodes,
 }
 
 /// Chooses the node of a request.
 pub trait Select: Send + Sync {
-    /// The hash of what is asked for, for policies that keep a page on a node; 0 for other policies.
+    /// The hash of the requested page, for policies that keep a page on one node; 0 for other policies.
     fn request_hash(&self, head: &RequestHead) -> u64;
 
     /// Chooses a node whose key is not `tried`.
     ///
     /// # Errors
-    /// Why there is none, for the answer.
+    /// If there is none: the reason, for the answer.
     fn pick(&self, fleet: &Snapshot, lb: LbContext, tried: Option<u64>) -> Result<Arc<Node>, NoNode>;
 }
 
-/// An answer that no node gives.
+/// An answer without a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OwnAnswer {
-    /// Nothing is there: 404.
+    /// Not found: 404.
     NotFound,
-    /// A whole answer in HTTP/1.1, with status 200, that closes the connection.
+    /// A complete HTTP/1.1 answer, with status 200, that closes the connection.
     Page(Vec<u8>),
 }
 
@@ -79,19 +79,19 @@ pub enum OwnAnswer {
 pub enum NoNode {
     /// No node is up, or none beside the one that failed.
     NoneUp,
-    /// Every Varnish misses a purge and the configuration says to refuse then.
+    /// Every Varnish misses a purge, and the configuration says to refuse requests then.
     AllBehind,
-    /// Nodes are up, but all of them have as many requests as they may.
+    /// Nodes are up, but all are at their limit of requests.
     Busy,
 }
 
 impl Frontend {
-    /// Whether the connections of this peer begin with a PROXY header.
+    /// Whether this peer's connections begin with a PROXY header.
     pub(super) fn expects_proxy_header(&self, peer: IpAddr, fleet: &Snapshot) -> bool {
         self.accepts_proxy_header && self.trusts(peer, fleet)
     }
 
-    /// Whether the `X-Forwarded-*` fields of this peer are believed.
+    /// Whether this peer's `X-Forwarded-*` fields are trusted.
     pub(super) fn trusts(&self, peer: IpAddr, fleet: &Snapshot) -> bool {
         match &self.trust {
             Trust::Networks(networks) => networks.iter().any(|network| network.contains(&peer)),
@@ -102,9 +102,9 @@ impl Frontend {
         }
     }
 
-    /// Whether a request with this method may pass; others are answered 405. No purge method passes: at the edge, Varnish
-    /// would see our own address in its ACL and obey; at the origin it comes from a Varnish whose VCL pipes what it does
-    /// not know, and no web server wants it.
+    /// Whether a request with this method may pass; others are answered 405. Purge methods never pass: at the edge,
+    /// Varnish would find our own address in its ACL and obey; at the origin they come from a Varnish whose VCL pipes
+    /// unknown methods, and no web server wants them.
     pub(super) fn admits(&self, head: &RequestHead) -> bool {
         !matches!(head.method, Method::Purging | Method::Unsupported) && !head.is_one_of(&self.purge_methods)
     }

@@ -1,21 +1,21 @@
-//! HTTP/2 at the edge: hyper speaks it, and each of its requests takes the same path as any other.
+//! HTTP/2 at the edge: hyper speaks the protocol, and each request takes the common request path.
 //!
-//! A request is written down as the head of an HTTP/1.1 request and read again by the parser that all others pass: one
-//! set of checks, one `Head`, one way upstream, for the price of some copying that only HTTP/2 pays. Bodies are bytes on
-//! both sides: a [`Http2Stream`] is the client's end of one request as the data path sees it.
+//! A request is written as an HTTP/1.1 head and parsed like any other: one set of checks, one `Head`, one way upstream,
+//! for the price of some copying that only HTTP/2 pays. Bodies are bytes on both sides: an [`Http2Stream`] is the
+//! client's end of one request as the data path sees it.
 //!
-//! Informational answers (100, 103) are not passed on: hyper has no way to send them. Browsers do not wait for them.
+//! Informational answers (100, 103) are not forwarded: hyper has no API to send them. Browsers do not wait for them.
 //!
 //! # Abuse
 //!
-//! Streams at once, windows, header lists and frames that reset streams are bounded by h2. A client that opens streams
-//! only to cancel them (CVE-2023-44487) stays within all of these and still costs a request each: whoever cancels most of
-//! what it asks for is cut.
+//! h2 limits concurrent streams, windows, header lists and frames that reset streams. A client that opens streams only
+//! to cancel them (CVE-2023-44487) stays within all of these and still costs a request each: a client that cancels most
+//! of its requests is disconnected.
 //!
-//! Nor do they bound how long a client may take over an answer that the data path has handed to hyper already: hyper has
-//! no deadline, and no way to reset a stream whose window is closed. So a request counts as under way until hyper has let
-//! go of its answer, and where that takes too long the connection comes to its end: it takes no new streams, and is closed
-//! a minute after the last request that moves.
+//! These do not limit either how long a client may take to receive an answer that hyper already has: hyper has no
+//! deadline, and no way to reset a stream whose window is closed. So a request counts as in flight until hyper drops
+//! its answer. If that takes too long the connection is shut down: it takes no new streams, and is closed a minute
+//! after the last request that makes progress.
 
 mod hpack;
 mod huffman;
@@ -55,21 +55,21 @@ use stream::{AnswerBody, PIECE, keep_waker};
 
 pub(super) use stream::Http2Stream;
 
-/// Requests of one connection at once: what browsers expect to have (RFC 9113 section 6.5.2 recommends no less).
+/// Concurrent requests of one connection: what browsers expect (RFC 9113 section 6.5.2 recommends no less).
 const MAX_STREAMS: u32 = 100;
 
-/// How much of request bodies may be on its way, per stream and per connection, in bytes.
+/// The window for request bodies, per stream and per connection, in bytes.
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
-/// How often a silent client is asked whether it is still there, and how long it may take to say so.
+/// The interval between PINGs to a silent client, and the timeout for the reply.
 const PING: Duration = Duration::from_secs(30);
 const PONG: Duration = Duration::from_secs(20);
 
-/// Cancelled requests that nobody minds, however few others there were.
+/// Cancelled requests that are tolerated, however few others there were.
 const FREE_CANCELS: u32 = 100;
 
-/// Spawns on the worker's own thread.
+/// Spawns tasks on the worker's own thread.
 #[derive(Clone, Copy)]
 struct OnThisThread;
 
@@ -79,7 +79,7 @@ impl<F: Future<Output = ()> + 'static> Executor<F> for OnThisThread {
     }
 }
 
-/// What the requests of one connection have in common.
+/// State shared by the requests of one connection.
 struct Http2Connection {
     worker: Rc<Worker>,
     frontend: Rc<Frontend>,
@@ -88,14 +88,14 @@ struct Http2Connection {
     active: Cell<u32>,
     total: Cell<u32>,
     cancelled: Cell<u32>,
-    /// The client does not take the rest of an answer.
+    /// The client does not read the rest of an answer.
     stuck: Cell<bool>,
     leaving: Cell<bool>,
-    /// Wakes the connection's own task.
+    /// Wakes the connection's task.
     waker: RefCell<Option<Waker>>,
 }
 
-/// Serves a connection to its end.
+/// Serves a connection until it ends.
 pub(super) async fn serve(
     worker: Rc<Worker>,
     frontend: Rc<Frontend>,
@@ -130,7 +130,7 @@ pub(super) async fn serve(
         .auto_date_header(false);
     let service = service_fn(|request| answer(Rc::clone(&connection), request));
     let session = TlsSession::new(session);
-    // In a box, so that it is gone before the session ends.
+    // Boxed, so that it is dropped before the session ends.
     let screened = Screen::new(session.clone(), max_head as usize);
     let mut serving = Box::pin(builder.serve_connection(TokioIo::new(screened), service));
     let is_through = poll_fn(|cx| {
@@ -142,11 +142,11 @@ pub(super) async fn serve(
         }
         keep_waker(&mut connection.waker.borrow_mut(), cx);
         if connection.is_abused() {
-            tracing::info!(peer = %connection.peer.text, "an HTTP/2 client cancels what it asks for, and is cut");
+            tracing::info!(peer = %connection.peer.text, "an HTTP/2 client cancels most requests, and is cut");
             return Poll::Ready(false);
         }
         if connection.stuck.get() && !connection.leaving.get() {
-            tracing::info!(peer = %connection.peer.text, "an HTTP/2 client does not take an answer, and is sent away");
+            tracing::info!(peer = %connection.peer.text, "an HTTP/2 client does not read an answer, and is cut");
             connection.leave();
             serving.as_mut().graceful_shutdown();
             cx.waker().wake_by_ref();
@@ -193,7 +193,7 @@ impl Http2Connection {
     }
 }
 
-/// A request is under way. While any is, the connection itself cannot be idle for too long.
+/// A request in flight. While there is one, the connection is not idle.
 struct Active(Rc<Http2Connection>);
 
 impl Active {
@@ -209,24 +209,24 @@ impl Drop for Active {
     fn drop(&mut self) {
         self.0.active.set(self.0.active.get() - 1);
         if self.0.active.get() == 0 {
-            // Who leaves has as long for what hyper still holds as for a piece of a body.
+            // A client that is leaving has as long for the rest that hyper holds as for a piece of a body.
             self.0.deadline.enter(if self.0.leaving.get() { Phase::Leaving } else { Phase::Idle });
         }
     }
 }
 
-/// Hands one request to a task of its own, so that its deadline works also while the client takes nothing.
+/// Hands one request to its own task, so that its deadline works even if the client reads nothing.
 async fn answer(
     connection: Rc<Http2Connection>,
     request: Request<Incoming>,
 ) -> Result<Response<AnswerBody>, io::Error> {
     let (head, answered) = oneshot::channel();
     tokio::task::spawn_local(carry_out(Active::begin(connection), request, head));
-    // Nobody answers where the node's answer cannot be passed on: the stream is reset.
+    // If the node's answer cannot be converted, none arrives here: the stream is reset.
     answered.await.map_err(|_| io::ErrorKind::ConnectionReset.into())
 }
 
-/// Carries out one request, until hyper needs nothing more of its answer.
+/// Serves one request, until hyper has dropped its answer.
 async fn carry_out(active: Active, request: Request<Incoming>, head: oneshot::Sender<Response<AnswerBody>>) {
     let connection = &*active.0;
     let Http2Connection { worker, frontend, peer, .. } = connection;
@@ -243,7 +243,7 @@ async fn carry_out(active: Active, request: Request<Incoming>, head: oneshot::Se
         connection.cancelled.set(connection.cancelled.get().saturating_add(1));
         connection.wake();
     }
-    // A cut answer has had its time. The rest of a whole one has as long as any piece of it had.
+    // A cut answer has had its time. The rest of a complete one has as long as any piece of it had.
     deadline.enter(if after == Disposition::Reset { Phase::Linger } else { Phase::Body });
     match after {
         Disposition::Reset => stream.reset(),
@@ -256,11 +256,11 @@ async fn carry_out(active: Active, request: Request<Incoming>, head: oneshot::Se
     }
 }
 
-/// Writes a request down as the head of an HTTP/1.1 request. Returns its length.
+/// Writes a request as an HTTP/1.1 head. Returns its length.
 ///
 /// # Errors
-/// `:authority` and `Host` that disagree (RFC 9113 section 8.3.1), and more than one `Host`. Everything else is left to the
-/// parser.
+/// If `:authority` and `Host` disagree (RFC 9113 section 8.3.1), or there are several `Host` fields. All else is left
+/// to the parser.
 fn write_head(out: &mut Vec<u8>, parts: &request::Parts, body: &Incoming) -> Result<usize, BadHead> {
     let mut push = |pieces: &[&[u8]]| pieces.iter().for_each(|piece| out.extend_from_slice(piece));
     let authority = parts.uri.authority().map(|authority| authority.as_str().as_bytes());
@@ -282,7 +282,7 @@ fn write_head(out: &mut Vec<u8>, parts: &request::Parts, body: &Incoming) -> Res
             push(&[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
         }
     }
-    // Cookies may come in crumbs, and go on as one field (RFC 9113 section 8.2.3).
+    // Cookies may arrive in several fields, and are joined into one (RFC 9113 section 8.2.3).
     let mut crumbs = parts.headers.get_all(COOKIE).iter();
     if let Some(first) = crumbs.next() {
         push(&[b"Cookie: ", first.as_bytes()]);

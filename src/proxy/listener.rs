@@ -1,4 +1,4 @@
-//! The sockets that workers listen on, and the life of a worker: started, swept, drained.
+//! The workers' listening sockets, and a worker's life cycle: start, sweep, drain.
 
 use std::convert::Infallible;
 use std::io;
@@ -23,7 +23,7 @@ use super::worker::{Worker, WorkerContext};
 use crate::shutdown::Stage;
 use crate::upstream;
 
-/// Connections that the kernel holds for us between two turns of a worker.
+/// The accept queue: connections that the kernel holds until a worker accepts them.
 const BACKLOG: i32 = 4096;
 
 /// One socket of a listener, for one worker.
@@ -31,11 +31,11 @@ const BACKLOG: i32 = 4096;
 pub struct Listener {
     /// The socket.
     pub socket: StdListener,
-    /// How its connections are encrypted; `None` for plain ones.
+    /// The TLS configuration; `None` for plain connections.
     pub tls: Option<Arc<ServerConfig>>,
 }
 
-/// What a worker does with a socket.
+/// What a worker runs for a socket.
 type Listen = Box<dyn FnOnce(Rc<Worker>) + Send>;
 
 /// Hands a socket and its frontend to a worker. Connections wait in the kernel until `open` is true.
@@ -54,8 +54,8 @@ fn listen(listener: Listener, frontend: Frontend, mut open: watch::Receiver<bool
     })
 }
 
-/// Accepts until `end`, and then what the kernel has accepted for us by then: that is reset when a listener closes,
-/// though its clients were told that they are connected and have sent their requests.
+/// Accepts until `end`, and then the connections still in the accept queue: the kernel resets those when a listener
+/// closes, though their clients are connected and have sent requests.
 async fn accept_until(
     end: impl Future<Output = ()>,
     worker: &Rc<Worker>,
@@ -63,7 +63,7 @@ async fn accept_until(
     frontend: &Rc<Frontend>,
 ) -> io::Result<()> {
     let listener = TcpListener::from_std(socket)?;
-    // Counts like a connection: the worker must not end before this has come to its end.
+    // Counts like a connection, so that the worker does not end before the accept queue is empty.
     let _in_use = worker.deadline(frontend);
     tokio::select! {
         () = accept(&listener, worker, tls.as_ref(), frontend) => {}
@@ -71,7 +71,7 @@ async fn accept_until(
     }
     let listener = listener.into_std()?;
     if let Err(error) = begin_no_handshake(&listener) {
-        tracing::debug!(%error, "connections that begin at this moment may be reset");
+        tracing::debug!(%error, "new connections may be reset while this listener closes");
     }
     loop {
         match listener.accept() {
@@ -86,17 +86,17 @@ async fn accept_until(
     }
 }
 
-/// Makes the kernel drop every SYN for this listener, so that nothing arrives between the last look at its queue and its
-/// close. Whoever is dropped asks again in a second, and meets whoever listens then, or nobody.
+/// Makes the kernel drop every SYN for this listener, so that no connection arrives between the last look at the accept
+/// queue and the close. The client retries its SYN in a second, and reaches the next process if there is one.
 #[cfg(target_os = "linux")]
 fn begin_no_handshake(listener: &StdListener) -> io::Result<()> {
     const SYN: u32 = 0x02;
     let (load_byte, jump_if_set, end) = (0x30, 0x45, 0x06);
     socket2::SockRef::from(listener).attach_filter(&[
-        SockFilter::new(load_byte, 0, 0, 13),    // the flags of the TCP header
-        SockFilter::new(jump_if_set, 0, 1, SYN), // set: the next line, else the one behind it
+        SockFilter::new(load_byte, 0, 0, 13),    // load the flags of the TCP header
+        SockFilter::new(jump_if_set, 0, 1, SYN), // SYN set: next line, else the one after it
         SockFilter::new(end, 0, 0, 0),           // drop
-        SockFilter::new(end, 0, 0, u32::MAX),    // keep all of it
+        SockFilter::new(end, 0, 0, u32::MAX),    // accept
     ])
 }
 
@@ -105,8 +105,8 @@ fn begin_no_handshake(_listener: &StdListener) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Serves a connection in a task of its own. It counts as one from now on, and not only once that task runs: a worker
-/// without connections ends when the process drains.
+/// Serves a connection in its own task. It is counted here and not when that task first runs: a worker without
+/// connections ends when the process drains.
 fn serve(
     worker: &Rc<Worker>,
     frontend: &Rc<Frontend>,
@@ -128,7 +128,8 @@ async fn accept(listener: &TcpListener, worker: &Rc<Worker>, tls: Option<&Arc<Se
             Ok((stream, peer)) => serve(worker, frontend, tls, stream, peer),
             Err(error) if is_about_one_connection(&error) => {}
             Err(error) => {
-                // Out of files or memory, in spite of the budget: what runs must end before more can begin.
+                // Out of files or memory in spite of the budget: existing connections must end before new ones can
+                // begin.
                 worker.shared.metrics.files.accept.note(&error);
                 worker.close_unused();
                 tokio::time::sleep(Duration::from_millis(50)).await;
@@ -137,18 +138,17 @@ async fn accept(listener: &TcpListener, worker: &Rc<Worker>, tls: Option<&Arc<Se
     }
 }
 
-/// accept(2): errors of the new connection are handed out by accept, and say nothing about the listener.
+/// Whether an error of accept(2) concerns only the new connection, not the listener.
 fn is_about_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
 }
 
-/// Sockets on one address, one for each worker, among which the kernel spreads the connections. `TCP_NODELAY` is
-/// inherited by what they accept, and so is that a silent client is asked whether it is there ([`upstream::KEEP_ALIVE`]).
-/// With port 0 all get the same free port.
+/// Sockets on one address, one for each worker, among which the kernel spreads the connections. Accepted sockets
+/// inherit `TCP_NODELAY` and the keepalive settings ([`upstream::KEEP_ALIVE`]). With port 0 all get the same free port.
 ///
 /// # Errors
-/// What the system says, as a rule that the address is in use or not ours.
+/// The system's error, usually that the address is in use or not local.
 pub fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<StdListener>> {
     let mut sockets: Vec<StdListener> = Vec::with_capacity(workers);
     let mut address = address;
@@ -176,17 +176,17 @@ pub fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<StdListener>>
 pub struct Entrance {
     /// One for each address.
     pub sockets: Vec<Listener>,
-    /// What they are the sockets of.
+    /// Their frontend.
     pub frontend: Frontend,
-    /// Whether connections are taken yet.
+    /// Whether connections are accepted yet.
     pub open: watch::Receiver<bool>,
 }
 
-/// Starts a worker thread that serves these sockets of edge and origin, until the process has drained. It drops
-/// `edge_in_use` when it drains and the last client at its edge has gone.
+/// Starts a worker thread that serves these sockets of edge and origin until the process has drained. It drops
+/// `edge_in_use` once it drains and its last client at the edge has gone.
 ///
 /// # Errors
-/// If the system gives no thread, or no epoll instance.
+/// If the system refuses a thread or an epoll instance.
 pub fn spawn(
     index: usize,
     shared: WorkerContext,
@@ -197,14 +197,14 @@ pub fn spawn(
         sockets.into_iter().map(move |socket| listen(socket, frontend.clone(), open.clone())).collect::<Vec<_>>()
     };
     let listeners: Vec<Listen> = entrances.into_iter().flat_map(listen_all).collect();
-    // A runtime of this kind never leaves its thread, so whether there is one is known only there.
+    // Such a runtime cannot move between threads, so its creation succeeds or fails in the new thread.
     let (made, is_made) = std::sync::mpsc::sync_channel(1);
     let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
         let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
         let runtime = match runtime {
             Ok(runtime) => runtime,
             Err(error) => {
-                // Who started us waits for it.
+                // The thread that started us waits for it.
                 _ = made.send(Err(error));
                 return;
             }
@@ -223,7 +223,7 @@ pub fn spawn(
     Ok(thread)
 }
 
-/// Looks after the worker's connections until the process has drained.
+/// Sweeps the worker's connections until the process has drained.
 async fn sweep(worker: &Worker, edge_in_use: mpsc::Sender<Infallible>) {
     let mut edge_in_use = Some(edge_in_use);
     let started = Instant::now();
@@ -232,7 +232,7 @@ async fn sweep(worker: &Worker, edge_in_use: mpsc::Sender<Infallible>) {
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
-            // Noticed at once, so that no answer of a listener that drains invites another request.
+            // Noticed at once, so that a draining listener no longer offers keep-alive.
             () = worker.shared.shutdown.left(worker.stage()) => {}
         }
         let stage = worker.sweep(started.elapsed());

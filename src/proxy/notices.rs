@@ -1,14 +1,14 @@
-//! How many lines a worker writes about what goes wrong with single requests.
+//! Limits a worker's log lines about failed single requests.
 //!
-//! A line for each is what an operator needs who looks for one page, and too many once every page is concerned: then the
-//! first ones say all there is to say, and the metrics how many there were.
+//! One line per failure helps an operator who investigates one page, and is too much when every page fails: then the
+//! first lines are enough, and the metrics count the rest.
 
 use std::cell::Cell;
 
 /// Lines that may be written at once.
 const BURST: u32 = 20;
 
-/// Lets a bounded number of lines pass, and counts the others.
+/// Lets a bounded number of lines pass, and counts the rest.
 #[derive(Debug)]
 pub(super) struct Notices {
     left: Cell<u32>,
@@ -22,7 +22,7 @@ impl Default for Notices {
 }
 
 impl Notices {
-    /// Whether a line may be written: then with the number of those that were not since the last one.
+    /// Whether a line may be written: if so, the number of suppressed lines since the last one.
     pub(super) fn pass(&self) -> Option<u64> {
         match self.left.get() {
             0 => {
@@ -36,7 +36,7 @@ impl Notices {
         }
     }
 
-    /// One more may be written. Called with each sweep, so that is how often one passes in the long run.
+    /// Allows one more line. Called with each sweep, which sets the long-term rate.
     pub(super) fn refill(&self) {
         self.left.set((self.left.get() + 1).min(BURST));
     }

@@ -1,4 +1,4 @@
-//! A request: what is known of it from its first byte to the end of its answer, and the buffers that it takes meanwhile.
+//! A request, from its first byte to the end of its answer, with its buffers.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -6,11 +6,11 @@ use std::time::Instant;
 
 use crate::http1::{HeadScan, RequestHead, ResponseHead};
 
-/// The most requests whose buffers a worker keeps for the next ones. More exist only while more are under way.
+/// The most requests that a worker keeps for reuse. More exist only while more are in flight.
 const MAX_SPARE: usize = 512;
 
-/// Buffers of which one grew beyond this for an odd request are not kept, in bytes: so the spare ones of a worker hold
-/// 32 MiB at most, and as a rule a tenth of that.
+/// A request with a buffer that grew beyond this many bytes is not kept: the spare ones of a worker hold at most 32
+/// MiB, usually a tenth of that.
 const MAX_SPARE_CAPACITY: usize = 16 * 1024;
 
 /// Names a request in the lines of the log that are about it: 64 random bits. A span would carry it into every line by
@@ -27,7 +27,7 @@ impl fmt::Display for RequestId {
 /// One request and its answer.
 #[derive(Debug)]
 pub(super) struct Request {
-    /// From the client: this request's head, the start of its body, and perhaps requests behind it.
+    /// From the client: this request's head, the start of its body, and pipelined requests.
     pub(super) input: Vec<u8>,
     pub(super) input_scan: HeadScan,
     /// The head, once it is complete.
@@ -37,15 +37,15 @@ pub(super) struct Request {
     pub(super) began: Instant,
     /// The guard's sequence number before the request went to a node ([`super::StorePolicy::mark`]).
     pub(super) guard_mark: u64,
-    /// The status that the client was sent, once an answer has begun.
+    /// The status sent to the client, once an answer has begun.
     pub(super) status: Option<u16>,
-    /// From the node: the head of its answer and the start of its body, until it is passed on.
+    /// From the node: the answer's head and the start of its body, until relayed.
     pub(super) answer: Vec<u8>,
-    /// The last head that the node sent.
+    /// The last head from the node.
     pub(super) response: ResponseHead,
-    /// To be written to the node: the head of the request and the start of its body.
+    /// To the node: the request's head and the start of its body.
     pub(super) to_node: Vec<u8>,
-    /// To be written to the client: the head of the answer and the start of its body.
+    /// To the client: the answer's head and the start of its body.
     pub(super) to_client: Vec<u8>,
 }
 
@@ -66,7 +66,7 @@ impl Request {
         }
     }
 
-    /// Ready for the next request; what the client sent beyond the last one stays.
+    /// Prepares for the next request; pipelined bytes are kept.
     pub(super) fn next(&mut self, consumed: usize) {
         self.input.drain(..consumed);
         self.input_scan = HeadScan::default();
@@ -76,7 +76,7 @@ impl Request {
     }
 }
 
-/// The spare requests of a worker, which the next ones are made of.
+/// A worker's spare requests, for reuse.
 #[derive(Debug, Default)]
 #[expect(clippy::vec_box, reason = "a request moves between the pool and connections: as a pointer, not as 600 bytes")]
 pub(super) struct RequestPool(RefCell<Vec<Box<Request>>>);

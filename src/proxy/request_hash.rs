@@ -1,11 +1,11 @@
-//! What a request asks for, as a hash: host, path and query, less the parameters that change nothing.
+//! The hash of a request: host, path and query, without the parameters that do not affect the page.
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::http1::RequestHead;
 
-/// Query parameters that say where a visitor came from and not what is asked for. Two links to one page that differ
-/// only in them must meet the same Varnish, or each keeps a copy of its own.
+/// Query parameters that say where a visitor came from, and do not affect the page. Two links to one page that differ
+/// only in them must go to the same Varnish, or each keeps its own copy.
 #[derive(Clone, Debug, Default)]
 pub struct IgnoredParameters {
     names: Vec<Box<[u8]>>,
@@ -13,7 +13,7 @@ pub struct IgnoredParameters {
 }
 
 impl IgnoredParameters {
-    /// From names; a `*` at the end stands for anything.
+    /// From names; a `*` at the end is a wildcard.
     pub fn new<'a>(patterns: impl IntoIterator<Item = &'a str>) -> Self {
         let mut ignored = IgnoredParameters::default();
         for pattern in patterns {
@@ -31,7 +31,7 @@ impl IgnoredParameters {
     }
 }
 
-/// The hash of a request. The same in every worker, replica and version: it depends on nothing but the bytes.
+/// The hash of a request. It depends only on the bytes, so every worker, replica and version computes the same.
 pub fn request_hash(head: &RequestHead, ignored: &IgnoredParameters) -> u64 {
     let host = head.host().unwrap_or_default();
     let target = head.target();
@@ -110,7 +110,7 @@ mod tests {
         url
     }
 
-    /// URLs that are one page to the VCL must be one to us, or each of two nodes keeps a copy.
+    /// URLs of one page for the VCL must have one hash, or two nodes keep a copy each.
     fn agree(parameters: &[&str], url: &str) {
         let owned: Vec<String> = parameters.iter().map(|&name| name.to_owned()).collect();
         let origin = OriginAddress { host: "10.0.0.1".to_owned(), port: 80 };
@@ -161,7 +161,7 @@ mod tests {
                 "utm_", "gclid", "mc_", "a", "=", "&", "1", "_ga", "?", ".", "x", "clickId", "pk_",
             ]), 0..16),
         ) {
-            // An empty parameter is none to us, and stays in the URL.
+            // We do not ignore an empty parameter: it stays in the URL.
             let url = format!("/p?{}", query.concat());
             prop_assume!(!url.contains("&&") && !url.contains("?&") && !url.ends_with('&'));
             agree(&MARKETING_PARAMETERS, &url);

@@ -1,15 +1,15 @@
 //! Polling before sleeping (`runtime.spin`): less latency for a whole core.
 //!
-//! Below saturation, the time of a request is mostly wake-ups: the kernel has to put a sleeping thread on a core again,
-//! twice for each request. A worker that keeps asking for a little while before it sleeps finds the next request, or the
-//! node's answer, at once. While this task is ready, the runtime asks the kernel for events without waiting.
+//! Below saturation, the time of a request is mostly wake-ups: the kernel has to schedule a sleeping thread twice for
+//! each request. A worker that polls for a while before it sleeps finds the next request, or the node's answer, at
+//! once. While this task is ready, the runtime polls the kernel for events without blocking.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-/// How one worker spins.
+/// The spinning of one worker.
 #[derive(Debug)]
 pub(super) struct Spin {
     time: Duration,
@@ -18,12 +18,12 @@ pub(super) struct Spin {
 }
 
 impl Spin {
-    /// For so long after the last work; zero is not at all.
+    /// Spins for `time` after the last work; zero disables spinning.
     pub(super) fn new(time: Duration) -> Self {
         Spin { time, last_work: Cell::new(Instant::now()), work: Notify::new() }
     }
 
-    /// There is work, and more may follow soon.
+    /// Records work: more may follow soon.
     pub(super) fn mark_active(&self) {
         if !self.time.is_zero() {
             self.last_work.set(Instant::now());
@@ -46,7 +46,7 @@ impl Spin {
 mod tests {
     use super::*;
 
-    /// How often other tasks of the thread had their turn while the worker had nothing to do for 20 ms.
+    /// How many turns other tasks of the thread got while the worker was idle for 20 ms.
     async fn turns(spin: Duration) -> u32 {
         let spin = Spin::new(spin);
         spin.mark_active();

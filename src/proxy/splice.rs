@@ -1,9 +1,9 @@
-//! Long answers without a copy: `splice(2)` moves them from socket to pipe to socket inside the kernel.
+//! Long answers without a copy: `splice(2)` moves them from socket to pipe to socket in the kernel.
 //!
-//! For a body of 1 MiB that halves the CPU it costs. It pays only for bodies that are long, of known length and written as
-//! they come: a frame, a cipher or HTTP/2 need the bytes. The pipe is filled only when it is empty: then "would block" on
-//! that side can only mean that the socket is empty, and never that the pipe is full, so that the runtime's idea of the
-//! socket's readiness stays right.
+//! For a body of 1 MiB that halves the CPU cost. It pays only for long bodies of known length that are relayed
+//! unchanged: chunking, TLS and HTTP/2 need the bytes. The pipe is filled only when it is empty: then "would block" on
+//! the reading side can only mean that the socket is empty, never that the pipe is full, so that the runtime's view of
+//! the socket's readiness stays right.
 
 use std::cell::RefCell;
 use std::io;
@@ -18,16 +18,17 @@ use tokio::net::TcpStream;
 use super::transfer::{TURN, Transfer, TransferError};
 use crate::files::{FilePermit, Share};
 
-/// What is left of a body from where on it is spliced, in bytes. Below it, the calls cost more than the copies.
+/// The remaining length of a body, in bytes, from which splicing pays. Below it, the system calls cost more than the
+/// copies.
 pub(super) const WORTHWHILE: u64 = 64 * 1024;
 
-/// The wanted size of a pipe in bytes: what an unprivileged process may have (`/proc/sys/fs/pipe-max-size`).
+/// The requested size of a pipe in bytes: the maximum for an unprivileged process (`/proc/sys/fs/pipe-max-size`).
 const PIPE_SIZE: usize = 1024 * 1024;
 
-/// Its files.
+/// The files of a pipe.
 const FILES: i64 = 2;
 
-/// The most pipes a worker keeps for the next long answer.
+/// The most pipes that a worker keeps for reuse.
 const MAX_SPARE: usize = 16;
 
 /// An empty pipe.
@@ -38,12 +39,12 @@ struct Pipe {
     _files: FilePermit,
 }
 
-/// The spare pipes of a worker.
+/// A worker's spare pipes.
 #[derive(Debug, Default)]
 pub(super) struct Pipes(RefCell<Vec<Pipe>>);
 
 impl Pipes {
-    /// Begins to splice. `None` if there is no room for a pipe, or the system gives none: the answer is copied then.
+    /// Begins to splice. `None` if the file budget or the system refuses a pipe: the answer is copied then.
     pub(super) fn begin(&self, room: &Arc<Share>) -> Option<Splice> {
         let spare = self.0.borrow_mut().pop();
         let pipe = spare.or_else(|| {
@@ -53,12 +54,12 @@ impl Pipes {
         pipe.map(|pipe| Splice { pipe, filled: 0 })
     }
 
-    /// Closes the spare ones: somebody needs the room.
+    /// Closes the spare pipes to free their files.
     pub(super) fn close_unused(&self) {
         self.0.borrow_mut().clear();
     }
 
-    /// Takes a pipe back that was emptied.
+    /// Takes an emptied pipe back.
     pub(super) fn put(&self, splice: Splice) {
         let mut spare = self.0.borrow_mut();
         if splice.filled == 0 && spare.len() < MAX_SPARE {
@@ -69,14 +70,14 @@ impl Pipes {
 
 fn open(files: FilePermit) -> io::Result<Pipe> {
     let (out, into) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-    // Users with many pipes get no larger ones: what they get will do.
+    // Users with many pipes get no larger ones: the default size works.
     if let Err(error) = fcntl_setpipe_size(&into, PIPE_SIZE) {
         tracing::debug!(%error, "a pipe stays small");
     }
     Ok(Pipe { out, into, _files: files })
 }
 
-/// A body on its way through a pipe.
+/// A body being spliced through a pipe.
 #[derive(Debug)]
 pub(super) struct Splice {
     pipe: Pipe,
@@ -84,12 +85,12 @@ pub(super) struct Splice {
 }
 
 impl Splice {
-    /// Whether it is the sink that is waited for.
+    /// Whether the splice waits for the sink.
     pub(super) fn waits_for_sink(&self) -> bool {
         self.filled > 0
     }
 
-    /// Moves the rest of a body of known length; what waits in `transfer` goes first.
+    /// Moves the rest of a body of known length; pending bytes of `transfer` go first.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,

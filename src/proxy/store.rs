@@ -1,7 +1,7 @@
 //! What a cache behind a listener may store.
 //!
-//! Every page passes the origin on its way into a cache, so this is where the guard ([`crate::purge::Guard`]) stands: what
-//! was rendered before a purge must not be stored after it.
+//! Every page passes the origin on its way into a cache, so the guard ([`crate::purge::Guard`]) is asked here: a page
+//! that was rendered before a purge must not be stored after it.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,7 +10,7 @@ use crate::http1::{Method, RequestHead, ResponseHead};
 use crate::purge::{Guard, Page, Passage, SocketPair};
 use crate::telemetry::Metrics;
 
-/// Decides about each answer that passes to a cache.
+/// Decides about each answer to a cache.
 #[derive(Clone, Debug)]
 pub struct StorePolicy {
     guard: Option<Arc<Guard>>,
@@ -18,7 +18,7 @@ pub struct StorePolicy {
 }
 
 impl StorePolicy {
-    /// A policy that asks this guard. Without one (`origin.guard = false`) it only refuses pages that no purge finds.
+    /// A policy with this guard. Without one (`origin.guard = false`) it only refuses pages that purges cannot find.
     pub fn new(guard: Option<Arc<Guard>>, metrics: Arc<Metrics>) -> Self {
         StorePolicy { guard, metrics }
     }
@@ -28,20 +28,21 @@ impl StorePolicy {
         self.guard.as_ref().map_or(0, |guard| guard.now())
     }
 
-    /// A cache has connected. What it gives is asked for each answer that is written to this connection.
+    /// Registers a cache's connection. Its [`Passage`] is to be asked for each answer that is written to the
+    /// connection.
     pub(super) fn connected(&self, ends: SocketPair) -> Option<Passage> {
         self.guard.as_ref().map(|guard| guard.connected(ends))
     }
 
-    /// Whether an answer to a request with this method is passed on only when all of it is here: a page that can be purged
-    /// by its tags, because the guard is to see it at its end.
+    /// Whether an answer to a request with this method is held until it is complete: a page that can be purged by its
+    /// tags, because the guard must check it at its end.
     pub(super) fn holds(&self, method: Method, answer: &ResponseHead) -> bool {
         let is_tags = |(name, _): (&[u8], &[u8])| name.eq_ignore_ascii_case(b"x-magento-tags");
         self.guard.is_some() && method == Method::Get && answer.status == 200 && answer.kept_fields().any(is_tags)
     }
 
-    /// Makes the head of an answer what a cache can work with: its tags in one line, and not to be stored if it
-    /// [may not](Self::may_be_stored).
+    /// Prepares an answer's head for a cache: its tags in one line, and `no-store` if it [may not](Self::may_be_stored)
+    /// be stored.
     pub(super) fn prepare(
         &self,
         mark: u64,
@@ -55,8 +56,8 @@ impl StorePolicy {
         }
     }
 
-    /// Whether a cache may store an answer. To be asked when its head is about to be written to `passage`; `mark` is what
-    /// [`StorePolicy::mark`] was. Varnish stores what it asked for by GET; a HEAD is answered with the same fields.
+    /// Whether a cache may store an answer. Call it just before the head is written to `passage`; `mark` is from
+    /// [`StorePolicy::mark`]. Varnish stores answers to GET; HEAD gets the same fields.
     fn may_be_stored(
         &self,
         mark: u64,
@@ -64,7 +65,7 @@ impl StorePolicy {
         request: &RequestHead,
         answer: &ResponseHead,
     ) -> bool {
-        // No purge would find them all.
+        // A purge would not find all of them.
         if answer.has_scattered_tags() {
             return false;
         }
@@ -95,7 +96,7 @@ mod tests {
         StorePolicy::new(guard, Arc::new(Metrics::new().unwrap()))
     }
 
-    /// Whether the page may be stored that was asked for with this method before its tag was purged.
+    /// Whether a page may be stored that was requested with this method before its tag was purged.
     fn admits(policy: &StorePolicy, method: &str) -> bool {
         let (mark, asked) = (policy.mark(), format!("{method} /p/1 HTTP/1.1\r\nHost: a\r\n\r\n"));
         if let Some(guard) = &policy.guard {

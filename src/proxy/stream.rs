@@ -1,8 +1,8 @@
-//! How a client is connected: plainly, by TLS, or as one stream among others of an HTTP/2 connection.
+//! A client's transport: plain, TLS, or one stream of an HTTP/2 connection.
 //!
-//! One type and not a type parameter: everything that is generic over it would be compiled three times, for the price of
-//! a jump per read. The data path reads and writes bytes of bodies in all three; only the head of an answer is handed
-//! over differently to HTTP/2, see [`super::client::Client::begin_answer`].
+//! One type and not a type parameter: generic code would be compiled three times, to save a branch per read. The data
+//! path reads and writes body bytes in all three; only the head of an answer differs for HTTP/2, see
+//! [`super::client::Client::begin_answer`].
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -19,18 +19,18 @@ use super::http2::Http2Stream;
 #[derive(Debug)]
 pub(super) enum Stream {
     Plain(TcpStream),
-    /// In a box: a session is a hundred times as large as a socket, and most connections have none.
+    /// Boxed: a session is a hundred times as large as a socket, and most connections have none.
     Tls(Box<TlsStream<TcpStream>>),
     Http2(Http2Stream),
 }
 
 impl Stream {
-    /// Whether the bytes on the wire are the bytes of HTTP/1.1, for whoever reads along.
+    /// Whether the bytes on the wire are unencrypted HTTP/1.1.
     pub(super) fn is_plain(&self) -> bool {
         matches!(self, Stream::Plain(_))
     }
 
-    /// Whether the client has sent something that nobody has read, as far as is known without asking the system.
+    /// Whether there is unread input from the client, as far as known without a system call.
     pub(super) fn has_unread(&mut self) -> bool {
         let mut byte = [0];
         let mut buffer = ReadBuf::new(&mut byte);
@@ -50,8 +50,8 @@ impl Stream {
         }
     }
 
-    /// Ready when the client has gone for good. One that closed its sending side only has not: it still waits for its
-    /// answer. Costs no system call while nothing happens.
+    /// Ready when the client has gone for good. A half-closed client has not: it still waits for its answer. Costs no
+    /// system call while idle.
     pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut byte = [0];
         match self {
@@ -64,12 +64,11 @@ impl Stream {
         }
     }
 
-    /// Makes the close that follows a reset: a plain one would look like the end of an answer that ends with its
-    /// connection.
+    /// Makes the next close a reset: a plain one would look like the end of an answer that ends with its connection.
     pub(super) fn reset_on_close(&self) {
         let Some(socket) = self.socket() else { return };
         if let Err(error) = socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO)) {
-            tracing::debug!(%error, "a cut answer could not be reset");
+            tracing::debug!(%error, "the connection of a cut answer could not be reset");
         }
     }
 }

@@ -1,8 +1,8 @@
-//! One direction of a body: read, check its frame, write it anew, never faster than the slower side.
+//! One direction of a body: read, check the framing, write it with our framing, at the pace of the slower side.
 //!
-//! The bytes stay where they were read, in the worker's scratch buffer, and are written from there: our own frame is put
-//! around them in place. Only what the sink does not take at once is copied, to wait for it. What goes before the body (a
-//! head) leaves in the same write.
+//! The bytes stay where they were read, in the worker's scratch buffer, and are written from there: our framing is put
+//! around them in place. Only bytes that the sink does not take at once are copied. A head before the body leaves in
+//! the same write.
 
 use std::io::{self, IoSlice};
 use std::mem;
@@ -13,23 +13,24 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::http1::{BadChunk, ChunkedDecoder, Framing};
 
-/// Room before the content for a chunk size (16 hexadecimal digits and CR LF), and behind it for the end of a chunk
-/// and of the body.
+/// Room before the content for a chunk size (16 hexadecimal digits and CR LF), and after it for the end of a chunk and
+/// of the body.
 pub(super) const BEFORE: usize = 18;
 const BEHIND: usize = 7;
 
-/// The most that one body moves before the other direction, and the worker's other connections, have their turn. Where
-/// both sides are always ready, it would otherwise go on until tokio calls a halt: with reads of 256 KiB, after 16 MiB.
+/// The most that one body moves before the other direction and the worker's other connections get their turn. If both
+/// sides are always ready, it would otherwise continue until tokio's budget ends it: after 16 MiB with reads of 256
+/// KiB.
 pub(super) const TURN: usize = 1024 * 1024;
 
-/// How much is read at once for a sink that is slower than its source: that is what it can make us hold.
+/// Bytes read at once for a sink that is slower than its source, which bounds what it can make us buffer.
 const SLOW_READ: usize = 64 * 1024;
 
-/// A piece that is no longer than this is written behind what waits before it, and not beside it: to gather two pieces
-/// costs the kernel more than to copy so few bytes.
+/// A piece up to this length is copied behind the pending bytes, and not written beside them: gathering two pieces
+/// costs the kernel more than copying so few bytes.
 const COPIED: usize = 8 * 1024;
 
-/// Where a read into the scratch buffer goes, so that a frame can be put around it in place.
+/// The part of the scratch buffer to read into, so that a frame can be put around the bytes in place.
 pub(super) fn reading_room(scratch: &mut [u8]) -> &mut [u8] {
     let end = scratch.len() - BEHIND;
     &mut scratch[BEFORE..end]
@@ -38,26 +39,26 @@ pub(super) fn reading_room(scratch: &mut [u8]) -> &mut [u8] {
 /// Why a transfer failed, by side.
 #[derive(Debug)]
 pub(super) enum TransferError {
-    /// The source broke off or failed.
+    /// The source aborted or failed.
     Source(io::Error),
-    /// The source sent a malformed frame.
+    /// The framing from the source is malformed.
     Frame(BadChunk),
-    /// The source sent more than it may.
+    /// The source exceeded its limit.
     TooLong,
-    /// The sink does not take more.
+    /// The sink failed.
     Sink(io::Error),
 }
 
-/// What is still to be read.
+/// The remaining input.
 #[derive(Debug)]
 enum Unread {
-    /// So many bytes.
+    /// This many bytes.
     Length(u64),
     Chunked(ChunkedDecoder),
     /// Everything up to the end of the connection.
     UntilClose,
-    /// The same on a connection that was reset, as a write to it was told: the end that is read looks like a clean one, and
-    /// is none. (The system tells of a reset once.)
+    /// The same after a write to the connection reported a reset: a clean end of its input is not trusted. (The kernel
+    /// reports a reset once.)
     UntilReset,
     Nothing,
 }
@@ -69,36 +70,36 @@ pub(super) enum Outgoing {
     Chunked,
 }
 
-/// How the sink keeps up.
+/// How fast the sink takes bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SinkPace {
     /// It took the last piece at once.
     Prompt,
-    /// It did not.
+    /// It did not take the last piece at once.
     Slow,
-    /// It has everything, and holds some of it back.
+    /// It has everything, but buffers some of it.
     Flushing,
 }
 
-/// A body on its way, with what is to be written before it.
+/// A body being copied, preceded by `first`.
 #[derive(Debug)]
 pub(super) struct Transfer {
     incoming: Unread,
     outgoing: Outgoing,
-    /// What the sink has not taken yet, from `written` on.
+    /// Bytes that the sink has not taken yet, from `written` on.
     pending: Vec<u8>,
     written: usize,
     pace: SinkPace,
-    /// How much content may still come.
+    /// The most content that may still come, in bytes.
     allowance: u64,
     has_read: bool,
-    /// Bytes that were written since this was last taken.
+    /// Bytes written since this was last taken.
     moved: u64,
 }
 
 impl Transfer {
-    /// A body framed `incoming` that goes out framed `outgoing`. `first` is written before everything else, and comes back
-    /// from [`Transfer::into_buffer`].
+    /// A body with the framing `incoming` that is written as `outgoing`. `first` is written before everything else; its
+    /// buffer is returned by [`Transfer::into_buffer`].
     pub(super) fn new(incoming: Framing, outgoing: Outgoing, first: Vec<u8>) -> Self {
         let incoming = match incoming {
             Framing::None | Framing::Length(0) => Unread::Nothing,
@@ -118,12 +119,12 @@ impl Transfer {
         }
     }
 
-    /// The same for a body that may not have more bytes than this.
+    /// Limits the content to `allowance` bytes.
     pub(super) fn at_most(self, allowance: u64) -> Self {
         Transfer { allowance, ..self }
     }
 
-    /// Takes what was already read with the head. Returns how many of the bytes belong to this body.
+    /// Takes bytes that were read along with the head. Returns how many belong to this body.
     pub(super) fn feed(&mut self, body: &[u8]) -> Result<usize, TransferError> {
         if self.has_come() || body.is_empty() {
             return Ok(0);
@@ -136,8 +137,8 @@ impl Transfer {
         Ok(body.len() - beyond.len())
     }
 
-    /// Takes `read` bytes that stand at `scratch[at..]`, where the head that they came with is not needed any more, and
-    /// writes what the sink takes at once. Bytes behind the end of the body are appended to `beyond`.
+    /// Takes the `read` bytes at `scratch[at..]`, whose head may be overwritten now, and writes what the sink takes at
+    /// once. Bytes after the end of the body are appended to `beyond`.
     pub(super) fn begin<D: AsyncWrite + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
@@ -152,12 +153,12 @@ impl Transfer {
         }
         match self.pass_on(cx, sink, scratch, (at, read), beyond) {
             Poll::Ready(Err(error)) => Err(error),
-            // What was not written waits for the next poll.
+            // Bytes not written wait for the next poll.
             Poll::Ready(Ok(())) | Poll::Pending => Ok(()),
         }
     }
 
-    /// Whether everything was read.
+    /// Whether the body was read completely.
     pub(super) fn has_come(&self) -> bool {
         matches!(self.incoming, Unread::Nothing)
     }
@@ -167,29 +168,29 @@ impl Transfer {
         self.has_read
     }
 
-    /// How many bytes were written, in all that was written for it, since this was last asked.
+    /// Bytes written since the last call, including `first`.
     pub(super) fn take_moved(&mut self) -> u64 {
         mem::take(&mut self.moved)
     }
 
-    /// Whether bytes were written since [`Transfer::take_moved`] was asked.
+    /// Whether bytes were written since the last [`Transfer::take_moved`].
     pub(super) fn has_moved(&self) -> bool {
         self.moved > 0
     }
 
-    /// The source was reset: from now on a body that ends with its connection has no clean end.
+    /// Records a reset of the source: from now on a body that ends with its connection has no clean end.
     pub(super) fn source_was_reset(&mut self) {
         if let Unread::UntilClose = self.incoming {
             self.incoming = Unread::UntilReset;
         }
     }
 
-    /// Whether everything was read and written.
+    /// Whether the body was read and written completely.
     pub(super) fn is_done(&self) -> bool {
         self.has_come() && !self.is_pending()
     }
 
-    /// Whether it is the sink that is waited for, and not the source.
+    /// Whether the transfer waits for the sink, not for the source.
     pub(super) fn waits_for_sink(&self) -> bool {
         self.pace == SinkPace::Flushing || self.is_pending()
     }
@@ -198,7 +199,7 @@ impl Transfer {
         self.written < self.pending.len()
     }
 
-    /// What is still to be read of a body that has a known length and is passed on as it comes.
+    /// The remaining input of a body of known length that is relayed unchanged.
     pub(super) fn length_left(&self) -> Option<u64> {
         match self.incoming {
             Unread::Length(left) if self.outgoing == Outgoing::AsItIs => Some(left),
@@ -206,7 +207,7 @@ impl Transfer {
         }
     }
 
-    /// Records that so many bytes of a body of known length were read by other means.
+    /// Records that `length` bytes of a body of known length were read by splice.
     pub(super) fn record_read(&mut self, length: u64) {
         if let Unread::Length(left) = &mut self.incoming {
             *left -= length;
@@ -217,18 +218,18 @@ impl Transfer {
         }
     }
 
-    /// Records that so many bytes were written by other means.
+    /// Records that `length` bytes were written by splice.
     pub(super) fn record_written(&mut self, length: u64) {
         self.moved += length;
     }
 
-    /// Gives back the buffer that came with [`Transfer::new`].
+    /// Returns the buffer passed to [`Transfer::new`].
     pub(super) fn into_buffer(mut self) -> Vec<u8> {
         self.pending.clear();
         self.pending
     }
 
-    /// Moves what can be moved. Bytes of the source behind the end of the body are appended to `beyond`.
+    /// Copies what can be copied now. Bytes of the source after the end of the body are appended to `beyond`.
     pub(super) fn poll<S, D>(
         &mut self,
         cx: &mut Context<'_>,
@@ -257,7 +258,7 @@ impl Transfer {
             match Pin::new(&mut *source).poll_read(cx, &mut buffer) {
                 Poll::Ready(read) => read.map_err(TransferError::Source)?,
                 Poll::Pending => {
-                    // A sink that encrypts may hold bytes back: nobody would ask for them before the source goes on.
+                    // An encrypting sink may buffer bytes, which must leave before the source is awaited.
                     ready!(self.flush(cx, sink))?;
                     return Poll::Pending;
                 }
@@ -279,7 +280,7 @@ impl Transfer {
         flushed
     }
 
-    /// Writes what the sink has not taken yet.
+    /// Writes the pending bytes.
     pub(super) fn write_pending<D: AsyncWrite + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
@@ -297,7 +298,7 @@ impl Transfer {
         Poll::Ready(Ok(()))
     }
 
-    /// Checks and frames `read` bytes at `scratch[at..]`, and writes them. `Pending` where some of it has to wait.
+    /// Checks and frames `read` bytes at `scratch[at..]`, and writes them. `Pending` if some of them have to wait.
     fn pass_on<D: AsyncWrite + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
@@ -335,7 +336,7 @@ impl Transfer {
         if self.pace == SinkPace::Slow { Poll::Pending } else { Poll::Ready(Ok(())) }
     }
 
-    /// Counts what was written, of `pending` first.
+    /// Counts written bytes, those of `pending` first.
     fn count(&mut self, written: io::Result<usize>) -> Result<(), TransferError> {
         let written = match written {
             Ok(0) => Err(io::ErrorKind::WriteZero.into()),
@@ -347,7 +348,7 @@ impl Transfer {
         Ok(())
     }
 
-    /// Never reads beyond a body of known length: what follows it stays in the socket.
+    /// Never reads beyond a body of known length: the bytes after it stay in the socket.
     fn read_limit(&self, room: usize) -> usize {
         let room = if self.pace == SinkPace::Prompt { room } else { room.min(SLOW_READ) };
         match self.incoming {
@@ -356,8 +357,8 @@ impl Transfer {
         }
     }
 
-    /// Takes the frame off `read` bytes at `piece[at..]` and puts ours around the content. Returns the range to write;
-    /// what follows the end of the body is appended to `beyond`.
+    /// Removes the source's framing from `read` bytes at `piece[at..]` and puts ours around the content. Returns the
+    /// range to write; bytes after the end of the body are appended to `beyond`.
     fn take(
         &mut self,
         piece: &mut [u8],
@@ -392,12 +393,12 @@ impl Transfer {
             }
         };
         self.allowance = self.allowance.checked_sub(content as u64).ok_or(TransferError::TooLong)?;
-        // Taken out before our frame is put around the content: that may be longer than the rest of theirs was.
+        // Copied before our framing is put around the content, which may be longer than the source's.
         beyond.extend_from_slice(&piece[at + consumed..at + read]);
         Ok(self.frame(piece, at, content))
     }
 
-    /// Puts our frame around the content at `piece[at..]`. Returns the range to write.
+    /// Puts our framing around the content at `piece[at..]`. Returns the range to write.
     fn frame(&self, piece: &mut [u8], at: usize, content: usize) -> (usize, usize) {
         let (mut start, mut end) = (at, at + content);
         if self.outgoing == Outgoing::Chunked {
@@ -415,7 +416,7 @@ impl Transfer {
     }
 }
 
-/// Writes the size and CR LF at the end of `room`; returns how many bytes that took.
+/// Writes the size and CR LF at the end of `room`; returns their length.
 fn put_chunk_size(room: &mut [u8], size: usize) -> usize {
     let mut at = room.len() - 2;
     room[at..].copy_from_slice(b"\r\n");
@@ -436,7 +437,7 @@ mod tests {
 
     use super::*;
 
-    /// Runs a transfer over memory; the source is cut into reads of `step` bytes by the size of the scratch buffer.
+    /// Runs a transfer over memory; a scratch buffer of matching size cuts the source into reads of `step` bytes.
     fn run(
         incoming: Framing,
         outgoing: Outgoing,
@@ -508,7 +509,7 @@ mod tests {
         for step in 1..wire.len() {
             let (result, _, beyond) = run(Framing::Chunked, Outgoing::Chunked, wire, step);
             assert!(result.is_ok());
-            // What the last read did not reach is still in the source.
+            // Bytes that the last read did not reach are still in the source.
             assert!(b"GET / HTTP/1.1\r\n".starts_with(&beyond), "reads of {step}: {}", text(&beyond));
         }
     }

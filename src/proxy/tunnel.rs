@@ -1,7 +1,7 @@
-//! What follows a `101 Switching Protocols`: bytes in both directions, of which we understand nothing.
+//! The tunnel after a `101 Switching Protocols`: opaque bytes in both directions.
 //!
-//! A tunnel begins only where the node has agreed to it. Before its 101, whatever the client sends is HTTP: a proxy that
-//! passes bytes on because a client asked for an upgrade can be used to smuggle requests (CVE-2026-2833).
+//! A tunnel begins only after the node has agreed to it. Before its 101, all client input is HTTP: a proxy that passes
+//! bytes on because a client asked for an upgrade can be used to smuggle requests (CVE-2026-2833).
 
 use std::io;
 use std::pin::Pin;
@@ -18,7 +18,7 @@ use super::transfer::{Outgoing, Transfer, TransferError};
 use super::worker::Worker;
 use crate::http1::Framing;
 
-/// One direction: ends when its source has, and says so to its sink.
+/// One direction: when its source ends, so does its sink.
 struct Direction {
     transfer: Transfer,
     ended: bool,
@@ -41,7 +41,7 @@ impl Direction {
         D: AsyncWrite + Unpin,
     {
         if !self.ended {
-            // Everything belongs to a body that ends with its connection.
+            // The body ends with its connection, so no bytes come after it.
             ready!(self.transfer.poll(cx, source, sink, scratch, &mut Vec::new()))?;
             ready!(Pin::new(sink).poll_shutdown(cx)).map_err(TransferError::Sink)?;
             self.ended = true;
@@ -50,8 +50,8 @@ impl Direction {
     }
 }
 
-/// Carries bytes until both sides have ended, or nothing moved for too long. Beside each side stands what goes to it
-/// first: to the node what the client sent early, to the client the head of the 101.
+/// Copies bytes until both sides have ended, or nothing moved for too long. Each side has its first bytes: for the node
+/// the client's early input, for the client the head of the 101.
 pub(super) async fn tunnel(
     worker: &Rc<Worker>,
     deadline: &Deadline,
@@ -82,7 +82,7 @@ pub(super) async fn tunnel(
     .await
 }
 
-/// A tunnel has no frames and no limits, so a failure is one of its sockets.
+/// A tunnel has no framing and no limits, so a failure is one of its sockets.
 fn reason(error: TransferError) -> io::Error {
     match error {
         TransferError::Source(error) | TransferError::Sink(error) => error,

@@ -1,4 +1,4 @@
-//! A worker: what one thread of the data path has for itself.
+//! A worker: the state of one thread of the data path.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -24,41 +24,41 @@ use crate::shutdown::{Shutdown, Stage};
 use crate::telemetry::Metrics;
 use crate::upstream::Pools;
 
-/// The scratch buffer of a worker, in bytes. One for all its connections: a 1 MiB body costs half as much CPU with
-/// this as with 16 KiB, and a connection at rest pays nothing for it.
+/// The size of a worker's scratch buffer, in bytes. All its connections share it: a 1 MiB body costs half as much CPU
+/// as with 16 KiB, and an idle connection pays nothing for it.
 const SCRATCH: usize = 256 * 1024;
 
-/// How much of a path is told, in bytes.
+/// The longest part of a path in a log line, in bytes.
 const LONGEST_PATH: usize = 256;
 
-/// What all workers share with the rest of the process.
+/// State that all workers share with the rest of the process.
 #[derive(Clone, Debug)]
 pub struct WorkerContext {
-    /// The fleet as it is now.
+    /// The current fleet.
     pub fleet: Arc<ArcSwap<Snapshot>>,
-    /// Where everything is counted.
+    /// The process's metrics.
     pub metrics: Arc<Metrics>,
-    /// Nodes that failed a request, for an immediate health check. Full means that one is under way.
+    /// Nodes that failed a request, for an immediate health check. If the queue is full, a check is under way.
     pub suspects: mpsc::Sender<(Role, NodeId)>,
-    /// What one client may take.
+    /// Limits per client.
     pub limits: Arc<Limits>,
     /// The connections of public listeners.
     pub admission: Arc<Admission>,
-    /// The files of the traffic.
+    /// The budget of files for the traffic.
     pub files: Arc<Budget>,
     /// How long a worker polls before it sleeps.
     pub spin: Duration,
     /// When the process started.
     pub started: Instant,
-    /// The end of the process.
+    /// The shutdown state of the process.
     pub shutdown: Shutdown,
 }
 
 /// The files of one listener.
 pub(super) struct ListenerFiles<'s> {
-    /// Of its clients.
+    /// For client connections.
     pub(super) clients: &'s Arc<Share>,
-    /// Of the connections to nodes for them.
+    /// For connections to nodes on their behalf.
     pub(super) nodes: &'s Arc<Share>,
 }
 
@@ -115,37 +115,37 @@ impl Worker {
         LbContext { request_hash, turn, random: self.random.borrow_mut().u64(..) }
     }
 
-    /// A deadline for a connection of this listener, or for one request among others of a connection.
+    /// A deadline for a connection of this listener, or for one HTTP/2 request.
     pub(super) fn deadline(&self, frontend: &Frontend) -> Deadline {
         self.deadlines
             .register(frontend.drains_at, if frontend.is_public { self.shared.limits.min_body_rate } else { 0 })
     }
 
-    /// Closes what this worker keeps for later: somebody needs the room now.
+    /// Closes this worker's idle connections and spare pipes, to make room.
     pub(super) fn close_unused(&self) {
         self.pools.close_unused();
         self.pipes.close_unused();
     }
 
-    /// How far the end of the process has come.
+    /// The current stage of the shutdown.
     pub(super) fn stage(&self) -> Stage {
         self.stage.get()
     }
 
-    /// Tells the log and the health checks what a node did, if it is to blame.
+    /// Reports a failure that is the node's fault to the log and the health checks.
     pub(super) fn suspect(&self, node: &Node, failure: &Failure, request: RequestId) {
         if !failure.blames_node() {
             return;
         }
         tracing::debug!(%request, role = %node.spec.role, node = %node.id(), %failure, "node failed a request");
         if matches!(failure, Failure::Connect(_) | Failure::NoAnswer(_)) {
-            // A full queue means that checks are under way anyway.
+            // If the queue is full, checks are under way anyway.
             _ = self.shared.suspects.try_send((node.spec.role, node.id().clone()));
         }
     }
 
-    /// Says what a node did, where its client has to bear it: an answer that was refused, cut off or never came. The path
-    /// is told without its query, which may hold secrets.
+    /// Logs a node's failure that its client noticed: an answer that was refused, cut off or never came. The path is
+    /// logged without its query, which may hold secrets.
     pub(super) fn report(&self, node: &Node, failure: &Failure, request: &Request) {
         let Some(fault) = failure.fault() else { return };
         self.shared.metrics.upstream_failures.count(node.spec.role, fault);
@@ -160,7 +160,7 @@ impl Worker {
         }
     }
 
-    /// Looks after all connections; `now` counts from the start of the worker. Returns the stage of the process.
+    /// Checks all connections; `now` counts from the start of the worker. Returns the stage of the process.
     pub(super) fn sweep(&self, now: Duration) -> Stage {
         let stage = self.shared.shutdown.stage();
         self.stage.set(stage);

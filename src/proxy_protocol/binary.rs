@@ -1,4 +1,4 @@
-//! Version 2: a block of 16 bytes that says how many follow (section 2.2).
+//! Version 2: a block of 16 bytes that announces the length of the rest (section 2.2).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -46,7 +46,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<ParsedHeader, BadHeader> {
         _ => return Err(BadHeader::AddressFamily),
     };
     let Some(&high) = bytes.get(14) else { return Ok(ParsedHeader::Incomplete) };
-    // The high byte alone can be too much, and is then refused alone.
+    // The high byte alone can already be too large.
     let low = bytes.get(15);
     let announced = usize::from(u16::from_be_bytes([high, low.copied().unwrap_or(0)]));
     let len = FIXED + announced;
@@ -74,18 +74,18 @@ fn source(family: u8, block: &[u8]) -> Result<ProxiedSource, BadHeader> {
     client.map(ProxiedSource::Proxied).ok_or(BadHeader::AddressesCut)
 }
 
-/// The first of two addresses of `N` bytes, and the first of the two ports behind them.
+/// The first of two addresses of `N` bytes, and the first of the two ports after them.
 fn address<const N: usize>(block: &[u8]) -> Option<([u8; N], u16)> {
     let ip = block.first_chunk()?;
     let port = block.get(2 * N..)?.first_chunk()?;
     Some((*ip, u16::from_be_bytes(*port)))
 }
 
-/// Appends the header of a connection that is made for `client`, who had connected to `server`.
+/// Appends the header of a connection on behalf of `client`, which had connected to `server`.
 ///
-/// An IPv4 client of a socket for both families has a mapped address there (RFC 4291 section 2.5.5.2). It is written as
-/// IPv4: an ACL of Varnish compares families first, and would not know it. The format has one family for both addresses.
-/// Where they differ, both are written as IPv6, the IPv4 one mapped. Scopes and flow labels of IPv6 have no place in it.
+/// An IPv4 client of a dual-stack socket has a mapped address there (RFC 4291 section 2.5.5.2). It is written as IPv4:
+/// an ACL of Varnish compares families first, and would not match it. The format has one family for both addresses. If
+/// they differ, both are written as IPv6, the IPv4 one mapped. The format has no scopes and flow labels.
 pub fn write_v2(out: &mut Vec<u8>, client: SocketAddr, server: SocketAddr) {
     match (client.ip().to_canonical(), server.ip().to_canonical()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
@@ -103,7 +103,7 @@ pub fn write_v2(out: &mut Vec<u8>, client: SocketAddr, server: SocketAddr) {
     out.extend(server.port().to_be_bytes());
 }
 
-/// Appends the header of a connection that is our own, such as a health check: the receiver uses the addresses of the
+/// Appends the header of a connection of our own, such as a health check: the receiver uses the addresses of the
 /// socket.
 pub fn write_v2_local(out: &mut Vec<u8>) {
     start(out, LOCAL, UNSPEC, 0);

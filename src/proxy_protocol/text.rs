@@ -1,14 +1,14 @@
 //! Version 1: a line of text (section 2.1).
 //!
-//! A line that has ended is simply read. One that has not is harder: may it still become valid? Instead of a second
-//! grammar for beginnings, the field that is under way is given the few shortest ends that a field can have, and the
-//! parser for whole fields judges them. So the two cannot disagree.
+//! A complete line is simply parsed. An incomplete one is harder: can it still become valid? Instead of a second
+//! grammar for prefixes, the incomplete field is completed with each of the few shortest possible ends, and the parser
+//! for complete fields judges the results. So the two cannot disagree.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::{BadHeader, ParsedHeader, ProxiedSource};
 
-/// With CR LF, in bytes.
+/// The longest line with CR LF, in bytes.
 const MAX_LINE: usize = 107;
 const LINE_END: &[u8] = b"\r\n";
 const START: &[u8] = b"PROXY ";
@@ -36,7 +36,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<ParsedHeader, BadHeader> {
     }
 }
 
-/// Reads a line that has ended, without its CR LF.
+/// Parses a complete line, without its CR LF.
 fn read_line(line: &[u8]) -> Result<ProxiedSource, BadHeader> {
     let (protocol, fields) = split(line.strip_prefix(START).ok_or(BadHeader::Signature)?)?;
     if protocol == UNKNOWN {
@@ -55,7 +55,7 @@ fn read_line(line: &[u8]) -> Result<ProxiedSource, BadHeader> {
     }
 }
 
-/// Says whether a line without its end can still become valid.
+/// Checks whether an incomplete line can still become valid.
 fn check_open_line(line: &[u8]) -> Result<(), BadHeader> {
     let Some(rest) = line.strip_prefix(START) else {
         return if START.starts_with(line) { Ok(()) } else { Err(BadHeader::Signature) };
@@ -72,7 +72,7 @@ fn check_open_line(line: &[u8]) -> Result<(), BadHeader> {
     if line.len() + missing > MAX_LINE { Err(BadHeader::LineTooLong) } else { Ok(()) }
 }
 
-/// The protocol, and the fields behind it where the blank is there that ends it.
+/// The protocol, and the fields after it if the blank after it has arrived.
 fn split(rest: &[u8]) -> Result<(&[u8], Option<&[u8]>), BadHeader> {
     if rest.contains(&b'\n') {
         return Err(BadHeader::LineEnd);
@@ -92,7 +92,7 @@ impl AddressFamily {
         }
     }
 
-    /// A whole address. The standard library refuses leading zeros in IPv4 and zones in IPv6.
+    /// A complete address. The standard library refuses leading zeros in IPv4 and zones in IPv6.
     fn address(self, field: &[u8]) -> Option<IpAddr> {
         let text = str::from_utf8(field).ok()?;
         match self {
@@ -101,7 +101,7 @@ impl AddressFamily {
         }
     }
 
-    /// The least number of bytes, with CR LF, that make these fields a valid end of a line.
+    /// The smallest number of bytes, with CR LF, that complete these fields to a valid line.
     fn missing(self, fields: &[u8]) -> Result<usize, BadHeader> {
         let mut fields = fields.split(|&byte| byte == b' ').enumerate().peekable();
         let mut missing = 0;
@@ -119,11 +119,11 @@ impl AddressFamily {
         Ok(missing)
     }
 
-    /// The length of the shortest end that makes this beginning an address; none if no end does.
+    /// The length of the shortest end that completes this prefix to an address; `None` if there is none.
     ///
-    /// The ends are enough. For IPv4 they are all there are, but for the values of the numbers. In IPv6 a beginning
-    /// without `::` is completed by one, or is complete; one with it is complete, or lacks a last group; and what has
-    /// begun a dotted quad ends as IPv4 does.
+    /// The tested ends are sufficient. For IPv4 they are complete, except for the values of the numbers. In IPv6 a
+    /// prefix without `::` is completed by one, or is complete; one with it is complete, or lacks a last group; and a
+    /// begun dotted quad ends as in IPv4.
     fn shortest_end(self, field: &[u8]) -> Option<usize> {
         let ends: &[&str] = match self {
             AddressFamily::V4 => &["", "0", ".0", "0.0", ".0.0", "0.0.0", ".0.0.0", "0.0.0.0"],
@@ -134,8 +134,8 @@ impl AddressFamily {
     }
 }
 
-/// The least number of bytes that must follow the field of this index. Behind the first address there is room for all
-/// of them in any case, so only its line end counts.
+/// The smallest number of bytes that must follow the field of this index. After the first address there is always room
+/// for the rest, so only its line end counts.
 fn after(index: usize) -> usize {
     let ports = match index {
         1 => " 0 0",
@@ -145,7 +145,7 @@ fn after(index: usize) -> usize {
     ports.len() + LINE_END.len()
 }
 
-/// A whole port: one to five digits, no sign, no leading zero.
+/// A complete port: one to five digits, no sign, no leading zero.
 fn port(field: &[u8]) -> Option<u16> {
     let plain = field.iter().all(u8::is_ascii_digit) && (field == b"0" || !field.starts_with(b"0"));
     str::from_utf8(field).ok().filter(|_| plain)?.parse().ok()

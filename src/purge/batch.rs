@@ -1,10 +1,10 @@
-//! The purges between a cursor and the head, compiled into the bans that one Varnish gets.
+//! Compiles the purges between a cursor and the head into the bans for one Varnish.
 //!
-//! There are three forms, because tags are matched in three ways. A VCL that puts the pattern into a ban takes any
-//! regular expression, so it gets the cheapest one there is for the whole set. A VCL that takes the pattern apart knows
-//! Magento's form and no other. A VCL with vmod_xkey looks tags up in an index and gets them as they are.
+//! There are three forms, because VCLs match tags in three ways. A VCL that pastes the pattern into a ban takes any
+//! regular expression, so it gets the cheapest one for the whole set. A VCL that parses the pattern knows only
+//! Magento's form. A VCL with vmod_xkey looks tags up in an index and gets them unchanged.
 //!
-//! Whatever the form, the bans of a batch drop what its purges name, all of it and nothing else.
+//! In each form, the bans of a batch drop exactly the pages that its purges name.
 
 use std::collections::BTreeSet;
 
@@ -19,12 +19,12 @@ pub enum Ban {
     Tags {
         /// The regular expression, one word, within the header limit.
         pattern: String,
-        /// Keep the pages for grace where the node can.
+        /// Keep the pages for grace if the node supports it.
         soft: bool,
     },
-    /// Drop every page that has one of these keys.
+    /// Drop every page with one of these keys.
     Keys {
-        /// The keys with a blank between them, within the header limit.
+        /// The keys, separated by blanks, within the header limit.
         keys: String,
         /// Keep the pages for grace.
         soft: bool,
@@ -33,29 +33,28 @@ pub enum Ban {
     Pool {
         /// The regular expression, one word, within the header limit.
         pattern: String,
-        /// Keep the pages for grace where the node can.
+        /// Keep the pages for grace if the node supports it.
         soft: bool,
     },
-    /// Drop everything there is: what a node with a gap in its history gets, or one that missed more than a replay
-    /// is worth. Stronger than Magento's flush, which leaves pages without tags alone.
+    /// Drop every page: for a node with a gap in its history, or one that missed more than is worth replaying. Stronger
+    /// than Magento's flush, which keeps pages without tags.
     Everything,
     /// Repeat this request.
     Forward(Forward),
 }
 
-/// What one Varnish gets for some purges.
+/// The bans of one Varnish for some purges.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Batch {
     /// In any order.
     pub bans: Vec<Ban>,
-    /// The tags that the purges name less those that are written into the bans: what uniting and absorbing them saved.
+    /// The number of tags in the purges minus those written into the bans: the saving by uniting and absorbing.
     pub folded: u64,
 }
 
 /// What purges of one kind name, soft or hard.
 impl Ban {
-    /// Whether it makes the list longer that a Varnish holds its pages against. Keys do not, and what a request that is
-    /// handed on does, nobody knows.
+    /// Whether this adds an entry to Varnish's ban list. xkey purges do not; for forwarded requests we cannot tell.
     pub fn is_listed(&self) -> bool {
         match self {
             Ban::Tags { .. } | Ban::Pool { .. } | Ban::Everything => true,
@@ -72,12 +71,13 @@ struct Union<'p> {
     pools: BTreeSet<&'p Pattern>,
 }
 
-/// Compiles purges into the fewest bans of this form: tag sets united, equal patterns folded, tags and patterns absorbed
-/// by a flush, and all of it by one of all pages. Soft and hard ones stay apart, except that what is purged hard need not be purged softly too.
+/// Compiles purges into the fewest bans of this form: tag sets united, equal patterns merged, tags and patterns
+/// absorbed by a flush, and everything by a flush of all pages. Soft and hard purges stay separate, except that a hard
+/// purge makes the same soft one redundant.
 ///
-/// `header_limit` is the longest header value in bytes that the node takes. A tag set is split there; a single tag or
-/// pattern that is longer cannot be, so the whole batch becomes [`Ban::Everything`]: too much dropped is slow, too
-/// little is wrong.
+/// `header_limit` is the longest header value in bytes that the node accepts. A tag set is split there; a single longer
+/// tag or pattern cannot be, so the whole batch becomes [`Ban::Everything`]: dropping too much is slow, too little is
+/// wrong.
 pub fn compile<'p>(purges: impl IntoIterator<Item = &'p Purge>, delivery: Delivery, header_limit: usize) -> Batch {
     let (mut hard, mut soft) = (Union::default(), Union::default());
     let (mut all, mut forwards) = (false, BTreeSet::new());
@@ -112,7 +112,7 @@ pub fn compile<'p>(purges: impl IntoIterator<Item = &'p Purge>, delivery: Delive
 }
 
 impl Union<'_> {
-    /// Sorts the tags, drops what is named twice and what a flush covers. A flush is about tags: pools are other pages.
+    /// Sorts the tags, drops duplicates and what a flush covers. A flush concerns tags only: pools are other pages.
     fn absorb(&mut self) {
         if self.everything {
             self.tags.clear();
@@ -121,7 +121,7 @@ impl Union<'_> {
         tags::sort(&mut self.tags);
     }
 
-    /// Drops what the other union, which is sorted too, has as well.
+    /// Drops what the other union, also sorted, already has.
     fn without(&mut self, other: &Union<'_>) {
         if other.everything {
             self.everything = false;
@@ -137,7 +137,7 @@ impl Union<'_> {
         self.pools.retain(|pattern| !other.pools.contains(pattern));
     }
 
-    /// `None` where something does not fit into a header.
+    /// `None` if an item exceeds the header limit.
     fn write(&self, soft: bool, delivery: Delivery, header_limit: usize, bans: &mut Vec<Ban>) -> Option<()> {
         let tags = |pattern| Ban::Tags { pattern, soft };
         if self.everything {
@@ -168,12 +168,12 @@ fn within(pattern: &Pattern, header_limit: usize) -> Option<String> {
     (pattern.len() <= header_limit).then(|| pattern.to_owned())
 }
 
-/// Whether vmod_xkey takes this for one key: it parts keys at blanks, tabs and commas, of which no tag has the last two.
+/// Whether vmod_xkey takes this as one key: it splits at blanks, tabs and commas, and no tag has the last two.
 fn is_key(tag: &str) -> bool {
     !tag.contains(char::is_whitespace)
 }
 
-/// The tags as Magento writes them, but for what would end the word in a ban.
+/// The tags in Magento's form, with characters escaped that would end the word in a ban.
 fn plain_patterns(tags: &[&str], header_limit: usize) -> Option<Vec<String>> {
     joined(tags, "|", header_limit.min(trie::MAX_PATTERN), |out, tag| {
         out.push_str(BEFORE);
@@ -182,7 +182,7 @@ fn plain_patterns(tags: &[&str], header_limit: usize) -> Option<Vec<String>> {
     })
 }
 
-/// The tags, each as `write` puts it, in texts that are no longer than the limit; `None` where a single tag does not fit.
+/// The tags, each written by `write`, joined into texts no longer than the limit; `None` if a single tag is longer.
 fn joined(tags: &[&str], between: &str, limit: usize, write: impl Fn(&mut String, &str)) -> Option<Vec<String>> {
     let mut texts = Vec::new();
     let mut open = String::new();

@@ -1,13 +1,14 @@
-//! A request that is handed on: what it may be made of, and what every Varnish takes.
+//! Forwarded requests: their syntax, and the limits of every Varnish.
 //!
-//! It is written to a Varnish byte by byte, and read back from the disk, from etcd and from other replicas. So there is one
-//! check, of whatever a [`Forward`] is made from, and what the listener accepts can be read again.
+//! A forwarded request is written to a Varnish byte by byte, and read back from disk, from etcd and from other
+//! replicas. So every way to create a [`Forward`] passes the same check, and what the listener accepts can be read
+//! again.
 //!
-//! What a VCL does with the headers nobody knows here. Many are regular expressions, and a ban by one of them can break
-//! Varnish as Magento's can (`pattern.rs`). They cannot be held to the same language, since a URL is short and the same
-//! pattern harmless there, and a value may be no pattern at all. Refused is what is deadly however short the text: deep
-//! nesting, which overflows the stack when it is compiled, groups that repeat without end and have several ways through
-//! them, and settings that PCRE takes before a pattern.
+//! We do not know how a VCL uses the headers. Many are regular expressions, and a ban by one of them can break Varnish
+//! as Magento's can (`pattern.rs`). They cannot be limited to the same language, since a URL is short and the same
+//! pattern harmless there, and a value may not be a pattern at all. Only patterns that are dangerous for short texts
+//! are refused: deep nesting, which overflows the stack when compiled, groups that repeat without bound and match in
+//! several ways, and PCRE options before a pattern.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use serde::Deserialize;
@@ -16,8 +17,8 @@ use super::parse::{POOL, SOFT, TAGS_PATTERN};
 use super::pattern::MAX_NESTING;
 use super::{Forward, Pattern, Refusal, Rules, may_purge};
 
-/// Headers that every client sends and that name nothing to purge. They are not handed on either: hop-by-hop fields,
-/// what describes the sender, and credentials, which must not reach the journal.
+/// Headers that every client sends and that name no target. They are not forwarded either: hop-by-hop fields, fields
+/// about the sender, and credentials, which must not reach the journal.
 const NOT_A_TARGET: [&str; 16] = [
     "accept",
     "accept-encoding",
@@ -37,14 +38,14 @@ const NOT_A_TARGET: [&str; 16] = [
     "user-agent",
 ];
 
-/// The largest request that a Varnish takes.
+/// The limits of a request that a Varnish accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestLimits {
-    /// Bytes of a line, the first one too (`http_req_hdr_len`).
+    /// Bytes of a line, including the first (`http_req_hdr_len`).
     pub line: usize,
     /// Bytes of the head (`http_req_size`).
     pub head: usize,
-    /// Header fields (`http_max_hdr`, less the six places of the first line and some for what VCL adds).
+    /// Header fields (`http_max_hdr`, minus the six places of the first line and a reserve for fields that VCL adds).
     pub fields: usize,
 }
 
@@ -55,7 +56,7 @@ impl Default for RequestLimits {
     }
 }
 
-/// A [`Forward`] that nobody has checked.
+/// An unchecked [`Forward`].
 #[derive(Deserialize)]
 pub(super) struct Unchecked {
     pub(super) method: String,
@@ -63,10 +64,10 @@ pub(super) struct Unchecked {
     pub(super) headers: Vec<(String, String)>,
 }
 
-/// Why a request cannot be handed on.
+/// Why a request cannot be forwarded.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadForward {
-    /// Not a token, or a method that asks for something else.
+    /// Not a token, or an ordinary method.
     #[error("{0:?} is no method that purges")]
     Method(String),
     /// A target that would not be one word of a request line.
@@ -75,7 +76,7 @@ pub enum BadForward {
     /// Not a header field.
     #[error("{0:?} is no header field, or its value has a control character")]
     Field(String),
-    /// More than one host, or none that can be.
+    /// More than one host, or an invalid one.
     #[error("Host: one name or address is wanted, with a port perhaps")]
     Host,
     /// A value that would overflow a stack as a regular expression.
@@ -114,7 +115,7 @@ impl TryFrom<Unchecked> for Forward {
     type Error = BadForward;
 
     fn try_from(Unchecked { method, target, headers }: Unchecked) -> Result<Self, BadForward> {
-        // What this configuration accepts may be less: another one, or another replica, accepted it.
+        // This configuration may accept less than the one, here or in another replica, that accepted the request.
         if !may_purge(&method) {
             return Err(BadForward::Method(shown(&method)));
         }
@@ -138,20 +139,20 @@ impl TryFrom<Unchecked> for Forward {
     }
 }
 
-/// The beginning of what a stranger wrote: it goes into the log and the answer.
+/// The beginning of untrusted text, for the log and the answer.
 pub(super) fn shown(text: &str) -> String {
     text.chars().take(80).collect()
 }
 
-/// Whether this can stand in `Host` (RFC 9110 section 7.2). Odd names are a Varnish's business, blanks nobody's.
+/// Whether this can be a `Host` value (RFC 9110 section 7.2). Odd names are left to Varnish, blanks are refused.
 fn is_host(value: &str) -> bool {
     value.bytes().all(|byte| byte > b' ' && !matches!(byte, 0x7f | b'/' | b'?' | b'#' | b'@' | b',' | b'"'))
 }
 
-/// The request as it goes to every Varnish.
+/// The request as sent to every Varnish.
 ///
 /// # Errors
-/// [`Refusal`] where it names nothing, or no Varnish of these limits takes it.
+/// [`Refusal`] if it names no target, or exceeds these limits of Varnish.
 pub(super) fn read(method: &Method, uri: &Uri, headers: &HeaderMap, rules: &Rules) -> Result<Forward, Refusal> {
     let target = target(uri)?;
     let mut kept: Vec<_> = host(uri, headers)?.map(|host| ("host".to_owned(), host)).into_iter().collect();
@@ -162,8 +163,8 @@ pub(super) fn read(method: &Method, uri: &Uri, headers: &HeaderMap, rules: &Rule
     }
     let names_a_page = target != "/" && target != "*";
     let names_something = kept.iter().any(|(name, _)| name != "host" && name != SOFT);
-    // `PURGE /` alone is what asks a Varnish whether it would obey. Other methods say enough by themselves: a Drupal or
-    // Shopware sends `BAN /` for all pages, and a VCL that wants more answers that it does.
+    // A bare `PURGE /` is a test whether a Varnish would obey. Other methods need no target: Drupal or Shopware sends
+    // `BAN /` for all pages, and a VCL that requires more says so.
     if method == "PURGE" && !names_a_page && !names_something {
         return Err(Refusal::NoTarget);
     }
@@ -184,8 +185,8 @@ fn target(uri: &Uri) -> Result<String, Refusal> {
     }
 }
 
-/// The host that is meant: that of an absolute target counts before the field (RFC 9112 section 3.2.2). `None` if the
-/// request has neither. User information in a target is a credential and no part of the host.
+/// The request's host: that of an absolute target takes precedence over the field (RFC 9112 section 3.2.2). `None` if
+/// the request has neither. User information in a target is a credential, not part of the host.
 fn host(uri: &Uri, headers: &HeaderMap) -> Result<Option<String>, Refusal> {
     let mut hosts = headers.get_all(header::HOST).iter();
     let host = hosts.next().map(|value| text("host", value)).transpose()?;
@@ -199,7 +200,7 @@ fn host(uri: &Uri, headers: &HeaderMap) -> Result<Option<String>, Refusal> {
     Ok(host.filter(|host| !host.is_empty()))
 }
 
-/// The value of a field. Magento's headers are patterns whatever the method, and go on as these do.
+/// The value of a field. Magento's headers are patterns in any method, and are checked and rewritten.
 fn value_of(name: &HeaderName, value: &HeaderValue) -> Result<String, Refusal> {
     let header = match name.as_str() {
         TAGS_PATTERN => "X-Magento-Tags-Pattern",
@@ -207,13 +208,13 @@ fn value_of(name: &HeaderName, value: &HeaderValue) -> Result<String, Refusal> {
         name => return text(name, value),
     };
     let understood = Pattern::read(value.as_bytes()).map_err(|reason| Refusal::Pattern { header, reason })?;
-    // Several are one that is too long for a line, which is found out below.
+    // Several patterns, joined, are too long for a line, which is refused later.
     let patterns: Vec<&str> = understood.patterns.iter().map(Pattern::as_str).collect();
     Ok(patterns.join("|"))
 }
 
 /// # Errors
-/// [`Refusal::NotText`] with the place.
+/// [`Refusal::NotText`] with the offset.
 fn text(name: &str, value: &HeaderValue) -> Result<String, Refusal> {
     match std::str::from_utf8(value.as_bytes()) {
         Ok(text) => Ok(text.to_owned()),
@@ -247,9 +248,9 @@ fn within(forward: &Forward, limits: RequestLimits) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Looks for what is deadly in a value, should it be a regular expression. What is none has no groups that repeat.
+/// Checks a value for dangerous constructs, as if it were a regular expression. Other values have no repeated groups.
 fn check_pattern(name: &str, value: &[u8]) -> Result<(), BadForward> {
-    // The groups that are open, outermost first, and whether there is more than one way through them.
+    // The open groups, outermost first, and whether each can match in several ways.
     let mut open = vec![false];
     let mut rest = value.iter().copied().enumerate().peekable();
     while let Some((at, byte)) = rest.next() {
@@ -262,7 +263,7 @@ fn check_pattern(name: &str, value: &[u8]) -> Result<(), BadForward> {
             b'(' if open.len() > MAX_NESTING => return Err(BadForward::Nesting { name: name.to_owned(), at }),
             b'(' => {
                 open.push(false);
-                // The question mark of `(?:` is no quantifier.
+                // The question mark of `(?:` is not a quantifier.
                 _ = rest.next_if(|(_, next)| *next == b'?');
             }
             b')' if open.len() > 1 => {
@@ -287,7 +288,7 @@ fn mark(open: &mut [bool], varies: bool) {
     }
 }
 
-/// Whether a quantifier stands here that has no bound, or one that might as well have none.
+/// Whether a quantifier without a bound, or with a very large one, starts here.
 fn is_endless(rest: &[u8]) -> bool {
     match rest.first() {
         Some(b'*' | b'+') => true,
@@ -300,7 +301,7 @@ fn is_endless(rest: &[u8]) -> bool {
     }
 }
 
-/// Reads over a class, whose first member may be its closing bracket. One that is not closed is text.
+/// Skips a class, whose first member may be its closing bracket. An unclosed one is literal text.
 fn skip_class(rest: &mut (impl Iterator<Item = (usize, u8)> + Clone)) {
     let mut inside = rest.clone();
     let mut is_first = true;

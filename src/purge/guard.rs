@@ -1,27 +1,27 @@
-//! The guard: no page that was rendered before a purge is stored after it.
+//! The guard: a page rendered before a purge is not stored after it.
 //!
-//! A ban meets only the objects that exist when it arrives. A page that a web node began to render before the change,
-//! and that Varnish stores after the ban, is newer than the ban and never tested against it: it would be stale for as
-//! long as it lives. Whoever stands between Varnish and the web nodes can see that: a request remembers where the purges
-//! are when it begins ([`Guard::now`]), and when its answer comes, with its tags, [`Guard::may_be_stored`] says whether
+//! A ban affects only the objects that exist when it arrives. A page that a web node began to render before the change,
+//! and that Varnish stores after the ban, is newer than the ban and never tested against it: it would be stale for its
+//! whole lifetime. A proxy between Varnish and the web nodes can prevent that: a request records the purge sequence
+//! when it begins ([`Guard::now`]), and when its answer arrives, with its tags, [`Guard::may_be_stored`] says whether
 //! any of them was purged since.
 //!
-//! **It may err to one side.** A page that is marked without need is fetched once more; a page that is not marked and
-//! should have been is a broken promise. So everything here is of a fixed size and forgets, and what it has forgotten
-//! counts as purged: for tags and paths that is `Index`, for patterns and pools `Patterns`. What cannot be told (a
-//! `BAN` in the words of somebody's own VCL, a pattern that is too long) counts as a purge of everything.
+//! **It errs to one side only.** A page that is marked needlessly is fetched once more; a page that should have been
+//! marked and was not breaks the promise. So all state here has a fixed size and forgets, and forgotten entries count
+//! as purged: tags and paths in `Index`, patterns and pools in `Patterns`. A purge whose pages are unknown (a `BAN` for
+//! a custom VCL, a pattern that is too long) counts as a purge of everything.
 //!
-//! **A 304 has no tags.** It makes a new object out of an old body, newer than all bans, so any purge since its request
-//! began counts against it.
+//! **A 304 has no tags.** It makes a new object from an old body, newer than all bans, so it is refused if any purge
+//! came since its request began.
 //!
-//! **A page that is on its way.** A page can pass the check a moment before the purge comes, and the ban can still be
-//! faster than it: Varnish reads them from two sockets. So the page stamps its names *before* it is checked, and the
-//! purge, once noted, can ask whether a page that it concerns has just passed ([`Guard::last_passed`]): then the bans
-//! have to be sent once more. What has passed counts as under way until it has arrived, however long that takes
-//! ([`Guard::under_way`]). Both sides write, fence, and read what the other one wrote: with a sequentially
-//! consistent fence on both sides at least one of them sees the other, so no page slips through between them.
+//! **A page in flight.** A page can pass the check a moment before the purge arrives, and the ban can still overtake
+//! it: Varnish reads them from two sockets. So the page stamps its names *before* it is checked, and the purge, once
+//! noted, can ask whether a page that it concerns has just passed ([`Guard::last_passed`]): then the bans must be sent
+//! again. A page that has passed counts as under way until it has arrived, however long that takes
+//! ([`Guard::under_way`]). Both sides write, fence, and read the other's writes: with a sequentially consistent fence
+//! on both sides at least one of them sees the other, so no page slips through.
 //!
-//! Sequences are the guard's own and not positions of the journal, which may start again after a journal was restored.
+//! Sequence numbers are the guard's own, not journal positions, which may restart after a journal was restored.
 
 mod index;
 mod passed;
@@ -49,48 +49,48 @@ pub use under_way::{Passage, SentBytes, SocketPair, Wire};
 /// Buckets of the index: 512 KiB for about 57,000 names, more than a shop purges while it renders a page.
 const BUCKETS: usize = 8192;
 
-/// Tells the hash of a path from that of a tag with the same bytes.
+/// Separates the hash of a path from that of a tag with the same bytes.
 const PATH: u64 = 1;
 
-/// Knows what was purged lately, and what was passed on lately.
+/// Records the recent purges, and the pages passed recently.
 ///
-/// Workers ask it without a lock, except for a moment where a pattern was purged while their page was rendered.
+/// Workers query it without a lock, except briefly if a pattern was purged while their page was rendered.
 pub struct Guard {
     epoch: Instant,
-    /// How many purges were noted.
+    /// The number of noted purges.
     sequence: AtomicU64,
     /// The newest purge of everything.
     everything: AtomicU64,
-    /// Whether any purge was of something else than a URL.
+    /// Whether any purge was by something other than a URL.
     has_tags: AtomicBool,
     names: Index,
     patterns: Patterns,
     passed: Passed,
     under_way: UnderWay,
     wire: Box<dyn Wire>,
-    // Who holds it notes a purge.
+    // Held by the thread that notes a purge.
     turn: Mutex<()>,
 }
 
-/// An answer as the guard sees it.
+/// An answer, for the guard's check.
 #[derive(Clone, Copy, Debug)]
 pub struct Page<'a, F> {
     /// Its status code.
     pub status: u16,
-    /// What was asked for, in origin form.
+    /// The request target, in origin form.
     pub target: &'a [u8],
     /// Its header fields, names in any case.
     pub fields: F,
 }
 
 impl Guard {
-    /// A guard that knows of no purge yet, and of no page that was written when it arrives. `epoch` is any time before the
-    /// first page.
+    /// A guard without any purge, and without a way to learn when written pages have arrived. `epoch` is any time
+    /// before the first page.
     pub fn new(epoch: Instant) -> Self {
         Guard::with_wire(epoch, Untold)
     }
 
-    /// The same with somebody who knows when pages that were written have arrived.
+    /// The same with a source for the arrival of written pages.
     pub fn with_wire(epoch: Instant, wire: impl Wire + 'static) -> Self {
         Guard {
             epoch,
@@ -106,19 +106,19 @@ impl Guard {
         }
     }
 
-    /// Whether pages were purged by what they carry (tags, patterns, pools, everything), and not by their URL alone.
+    /// Whether pages were purged by their tags, patterns or pools, or all at once, and not only by URL.
     pub fn has_tags(&self) -> bool {
         self.has_tags.load(Ordering::SeqCst)
     }
 
-    /// Takes note of a purge from before this process: nothing of it can be on its way.
+    /// Records a purge from before this process: no page from before it can be in flight.
     pub fn remember(&self, purge: &Purge) {
         if purge.targets.iter().any(|target| !matches!(target, Target::Forward(_))) {
             self.has_tags.store(true, Ordering::SeqCst);
         }
     }
 
-    /// Takes note of a purge. To be called before any Varnish is told of it.
+    /// Records a purge. Call it before any Varnish is told of the purge.
     pub fn note(&self, purge: &Purge) {
         self.remember(purge);
         let _turn = self.turn.lock();
@@ -144,25 +144,25 @@ impl Guard {
                 self.everything.store(sequence, Ordering::Relaxed);
             }
         }
-        // Last: who sees it sees all that is above.
+        // Last: a thread that reads this value sees all writes above.
         self.sequence.store(sequence, Ordering::Release);
-        // Between what is written above and what `last_passed` reads: see `may_be_stored`.
+        // Between the writes above and the reads of `last_passed`: see `may_be_stored`.
         fence(Ordering::SeqCst);
     }
 
-    /// Where the purges are now. A request keeps it from before it is sent to a web node.
+    /// The current sequence number. A request records it before it is sent to a web node.
     pub fn now(&self) -> u64 {
         self.sequence.load(Ordering::Acquire)
     }
 
-    /// A Varnish has connected. What passes on this connection is known to be under way until it has arrived.
+    /// Registers a Varnish's connection. Pages passed on it are known to be under way until they have arrived.
     pub fn connected(self: &Arc<Self>, ends: SocketPair) -> Passage {
         Passage::open(Arc::clone(self), ends)
     }
 
-    /// Whether Varnish may store this answer, whose request began when [`Guard::now`] was `began`: nothing that it
-    /// carries was purged since. Its head came at `at`. Where it is about to be written to a connection that is known,
-    /// [`Passage::may_be_stored`] is to be asked.
+    /// Whether Varnish may store this answer, whose request began when [`Guard::now`] was `began`: none of its names
+    /// was purged since. Its head came at `at`. If it is about to be written to a registered connection, use
+    /// [`Passage::may_be_stored`].
     pub fn may_be_stored<'a, F>(&self, began: u64, page: &Page<'a, F>, at: Instant) -> bool
     where
         F: Iterator<Item = (&'a [u8], &'a [u8])> + Clone,
@@ -175,8 +175,8 @@ impl Guard {
         F: Iterator<Item = (&'a [u8], &'a [u8])> + Clone,
     {
         let opened = self.stamp(page, self.milliseconds(at), passage.filter(|_| !page.forbids_storing()));
-        // Between what is written above and what is read below. If this fence comes before that of `note`, the purge's
-        // `under_way` and `last_passed` see what is written; if it comes after it, this sees the purge.
+        // Between the writes above and the reads below. If this fence comes before that of `note`, the purge's
+        // `under_way` and `last_passed` see these writes; if it comes after it, this sees the purge.
         fence(Ordering::SeqCst);
         let may_be_stored = self.now() <= began || !self.was_purged_since(began, page);
         if !may_be_stored && let Some(opened) = opened {
@@ -185,14 +185,15 @@ impl Guard {
         may_be_stored
     }
 
-    /// Whether an answer that this purge concerns, and that passed unmarked, may be under way to a Varnish whose address `to`
-    /// holds of. `noted` is any time after the purge was noted: what passed later knew of it. To be asked before
-    /// [`Guard::last_passed`], which then knows when those that have arrived did.
+    /// Whether an answer that this purge concerns, and that passed unmarked, may be under way to a Varnish whose
+    /// address satisfies `to`. `noted` is any time after the purge was noted: answers that passed later were checked
+    /// against it. Ask this before [`Guard::last_passed`], which then knows the arrival times of those that have
+    /// arrived.
     ///
-    /// An acknowledgement from before this says `false` is none; once it does, it does for good. Nothing tells when that
-    /// is: whoever waits for it asks again, every 25 ms, say. Asking costs system calls only for the answers that are
-    /// concerned. What is still being written [`LONGEST_WAIT`](under_way::LONGEST_WAIT) after it was first asked about is
-    /// to be cut ([`Passage::is_to_be_cut`]).
+    /// An acknowledgement received before this returns `false` does not count; once it returns `false`, it always will.
+    /// There is no notification: callers poll, for example every 25 ms. A call costs system calls only for the answers
+    /// concerned. An answer still being written [`LONGEST_WAIT`](under_way::LONGEST_WAIT) after the first call is to be
+    /// cut ([`Passage::is_to_be_cut`]).
     pub fn under_way(&self, purge: &Purge, (noted, now): (Instant, Instant), to: impl Fn(IpAddr) -> bool) -> bool {
         let moments = Moments { noted: self.milliseconds(noted), now: self.milliseconds(now) };
         let mut names = Vec::new();
@@ -204,7 +205,7 @@ impl Guard {
                     Some(target) => names.push(path_hash(target.as_bytes())),
                     None => others.push(Wanted::Any),
                 },
-                // They are held against the tags, or the pool, and find nothing where there are none.
+                // They match against tags or pools, so pages without any are not affected.
                 Target::Pattern(_) | Target::Everything => others.push(Wanted::Tagged),
                 Target::Pool(_) => others.push(Wanted::Pooled),
                 Target::All => others.push(Wanted::Any),
@@ -215,15 +216,15 @@ impl Guard {
         has(Wanted::Names(names)) || others.into_iter().any(has)
     }
 
-    /// Whether a Varnish at this address has fetched a page since the start of the process: then it fetches from there. A
-    /// `false` may be wrong.
+    /// Whether a Varnish at this address has fetched a page since the process started: it uses this address. A `false`
+    /// may be wrong.
     pub fn has_fetched(&self, address: IpAddr) -> bool {
         self.under_way.has_fetched(address)
     }
 
-    /// When a page that this purge concerns was last passed on unmarked, or arrived as far as [`Guard::under_way`] found
-    /// out, if there was one. To be asked after the purge was noted. It may name a time at which none was, or one that
-    /// was marked.
+    /// When a page that this purge concerns last passed unmarked, or arrived as far as [`Guard::under_way`] has found
+    /// out, if there was one. Ask after the purge was noted. It may return a time at which no such page passed, or at
+    /// which one was marked.
     pub fn last_passed(&self, purge: &Purge) -> Option<Instant> {
         let last = |target: &Target| match target {
             Target::Tags(tags) => tags.iter().map(|tag| self.passed.last(tag_hash(tag.as_bytes()))).max().unwrap_or(0),
@@ -237,7 +238,7 @@ impl Guard {
         self.epoch.checked_add(Duration::from_millis(newest))
     }
 
-    /// Writes down that this page passes. Returns the passage where that is all that may be under way there.
+    /// Records that this page passes. Returns the passage if nothing else may be under way on it.
     fn stamp<'a, 'p, F>(&self, page: &Page<'a, F>, at: u64, passage: Option<&'p Passage>) -> Option<&'p Passage>
     where
         F: Iterator<Item = (&'a [u8], &'a [u8])> + Clone,
@@ -266,7 +267,7 @@ impl Guard {
             || self.patterns.match_since(began, || [page.all_tags(), page.pools()])
     }
 
-    /// Since the epoch, and never 0.
+    /// Milliseconds since the epoch, and never 0.
     fn milliseconds(&self, at: Instant) -> u64 {
         u64::try_from(at.saturating_duration_since(self.epoch).as_millis()).map_or(u64::MAX, |since| since.max(1))
     }
@@ -282,13 +283,13 @@ impl<'a, F> Page<'a, F>
 where
     F: Iterator<Item = (&'a [u8], &'a [u8])> + Clone,
 {
-    /// A `304 Not Modified` speaks of a page whose tags were sent with an earlier answer.
+    /// A `304 Not Modified` refers to a page whose tags were sent with an earlier answer.
     fn is_nameless(&self) -> bool {
         self.status == 304
     }
 
-    /// It says itself what we say of pages that must not be stored, or what every VCL that begins with Varnish's own
-    /// (`builtin.vcl`) takes for the same: a stream without end is no page that a purge waits for.
+    /// The answer itself says what we say for pages that must not be stored, or what every VCL based on Varnish's
+    /// `builtin.vcl` treats the same: an endless stream is not a page that a purge waits for.
     fn forbids_storing(&self) -> bool {
         let mut for_surrogates = self.values(b"surrogate-control").peekable();
         let has = |value: &[u8], word: &[u8]| memchr::memmem::find(value, word).is_some();
@@ -304,14 +305,14 @@ where
         self.fields.clone().filter(move |(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| value)
     }
 
-    /// One by one, without the blanks around them: so the origin writes them, and so the bans find them.
+    /// The tags one by one, trimmed: as the origin writes them and the bans find them.
     fn tags(&self) -> impl Iterator<Item = &'a [u8]> + use<'a, F> {
         let values = self.values(b"x-magento-tags");
         let pieces = values.flat_map(|value| value.split(|&byte| byte == b','));
         pieces.map(<[u8]>::trim_ascii).filter(|tag| !tag.is_empty())
     }
 
-    /// As one line, which patterns are held against; and as the web node wrote them, should an empty tag be left out there.
+    /// All tags as one line, to match patterns; and as the web node wrote them, in case an empty tag was dropped.
     fn all_tags(&self) -> Vec<Cow<'a, [u8]>> {
         let mut lines: Vec<Cow<'a, [u8]>> = self.values(b"x-magento-tags").map(Cow::Borrowed).collect();
         if !lines.is_empty() {
@@ -332,8 +333,8 @@ where
 }
 
 impl Forward {
-    /// The target of a purge of one page: it has no header beside those that every such purge has. What any other
-    /// request removes is up to the VCL.
+    /// The target of a purge of a single page: a request with only the usual headers. The effect of any other request
+    /// depends on the VCL.
     fn page(&self) -> Option<&str> {
         let says_nothing = |name: &str| matches!(name, "host" | super::parse::SOFT);
         let names_a_page = self.method == "PURGE" && self.headers.iter().all(|(name, _)| says_nothing(name));
@@ -345,7 +346,7 @@ fn tag_hash(tag: &[u8]) -> u64 {
     xxh3_64(tag)
 }
 
-/// Of the path alone: a VCL may leave parts of the query out of its key.
+/// The path only: a VCL may leave parts of the query out of its key.
 fn path_hash(target: &[u8]) -> u64 {
     let path = target.split(|&byte| byte == b'?').next().unwrap_or_default();
     xxh3_64_with_seed(path, PATH)
@@ -375,7 +376,7 @@ mod tests {
         Pattern::new(text).unwrap()
     }
 
-    /// One of each kind that there is.
+    /// One purge of each kind.
     fn kinds() -> [Purge; 9] {
         [
             tags(&["cat_p_1", "cat_p"]),
@@ -392,7 +393,7 @@ mod tests {
 
     type Fields<'a> = &'a [(&'a str, &'a str)];
 
-    /// Asks about an answer to `target` whose request began when the guard knew `began` purges.
+    /// Checks an answer to `target` whose request began when the guard knew `began` purges.
     fn admits(guard: &Guard, began: u64, status: u16, target: &str, fields: Fields<'_>, at: Instant) -> bool {
         let fields = fields.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()));
         guard.may_be_stored(began, &Page { status, target: target.as_bytes(), fields }, at)
@@ -421,7 +422,7 @@ mod tests {
             let of_everything = match &purge.targets[0] {
                 Target::All | Target::Everything => true,
                 Target::Forward(forward) => forward.page().is_none(),
-                Target::Pattern(_) => true, // It matches `cat_p_11_x` as well.
+                Target::Pattern(_) => true, // it matches `cat_p_11_x` as well
                 Target::Tags(_) | Target::Pool(_) => false,
             };
             assert_eq!(admits(&guard, 0, 200, "/cms", CMS, Instant::now()), !of_everything, "{purge:?}");
@@ -474,7 +475,7 @@ mod tests {
             admits(&guard, 0, 200, "/p/1", PRODUCT, at(70));
             admits(&guard, 0, 200, "/p/1", PRODUCT, at(50));
             assert_eq!(guard.last_passed(&purge), Some(at(70)), "{purge:?}");
-            // Of those that name no page in particular, any may be meant.
+            // A purge that names no particular page may concern any.
             admits(&guard, 0, 200, "/cms", CMS, at(80));
             let names = match &purge.targets[0] {
                 Target::Tags(_) => true,
@@ -482,14 +483,13 @@ mod tests {
                 _ => false,
             };
             assert_eq!(guard.last_passed(&purge), Some(at(if names { 70 } else { 80 })), "{purge:?}");
-            // A 304 can be any page's.
+            // A 304 may be for any page.
             admits(&guard, 0, 304, "/cms", &[], at(90));
             assert_eq!(guard.last_passed(&purge), Some(at(90)), "{purge:?}");
         }
     }
 
-    /// The race for which pages are stamped before they are checked: whichever comes first, one of the two sees the
-    /// other.
+    /// The race that stamping before checking prevents: whichever comes first, one of the two sees the other.
     #[test]
     fn a_page_and_its_purge_in_the_same_moment_do_not_miss_each_other() {
         const ROUNDS: u64 = 20_000;
@@ -521,7 +521,7 @@ mod tests {
                     std::thread::yield_now();
                 }
                 turn.store(round, Ordering::SeqCst);
-                // Sometimes before the page and sometimes after it.
+                // Varies which of the two comes first.
                 (0..round % 256).for_each(|_| std::hint::spin_loop());
                 guard.note(&purge);
                 seen.push(guard.last_passed(&purge) >= Some(at(round)));

@@ -1,12 +1,12 @@
 //! Which methods purge.
 //!
-//! `PURGE` and `BAN` are what most VCLs know; others have words of their own (`PURGEKEYS`, `URIBAN`, `REFRESH`), and which
-//! they are only their owner can say. A method that a shop itself uses must never be one of them: it would be refused at
-//! the edge, and repeated to every Varnish at the purge listener.
+//! Most VCLs know `PURGE` and `BAN`; others have their own words (`PURGEKEYS`, `URIBAN`, `REFRESH`), which only the
+//! configuration can name. A method that a shop uses must never be one of them: it would be refused at the edge, and
+//! repeated to every Varnish at the purge listener.
 
 use super::RequestLimits;
 
-/// The methods of RFC 9110, RFC 5789 (`PATCH`), RFC 9113 (`PRI`) and the `QUERY` draft: they ask for pages.
+/// The methods of RFC 9110, RFC 5789 (`PATCH`), RFC 9113 (`PRI`) and the `QUERY` draft: they request pages.
 const ORDINARY: [&str; 11] =
     ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE", "PRI", "QUERY"];
 
@@ -16,17 +16,17 @@ const LONGEST: usize = 32;
 /// What the purge listener accepts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rules {
-    /// The methods that purge, as they are written on the wire.
+    /// The purging methods, as written on the wire.
     pub methods: Vec<String>,
-    /// Header fields, in lower case, that each node gets from the configuration: what a sender says under their names
-    /// is a credential and not kept.
+    /// Header fields, in lower case, that the configuration sets for each node: a sender's values for them are
+    /// credentials and dropped.
     pub withheld: Vec<String>,
-    /// What a Varnish takes of a request that is handed on as it came.
+    /// Varnish's limits for a forwarded request.
     pub limits: RequestLimits,
 }
 
 impl Default for Rules {
-    /// What every version has accepted: `PURGE` and `BAN`.
+    /// The methods that every version has accepted: `PURGE` and `BAN`.
     fn default() -> Self {
         Rules {
             methods: vec!["PURGE".to_owned(), "BAN".to_owned()],
@@ -42,14 +42,14 @@ impl Rules {
         self.methods.iter().any(|accepted| accepted == method)
     }
 
-    /// Whether a sender's field of this name, in lower case, is dropped.
+    /// Whether a sender's field with this name, in lower case, is dropped.
     pub(super) fn withholds(&self, field: &str) -> bool {
         self.withheld.iter().any(|withheld| withheld == field)
     }
 }
 
-/// Whether a method may be one that purges: a token (RFC 9110 section 5.6.2) of at most 32 bytes that asks for no page.
-/// Case does not count: a VCL or a web server may compare methods in any.
+/// Whether a method may be configured as purging: a token (RFC 9110 section 5.6.2) of at most 32 bytes that is not an
+/// ordinary method. Case is ignored, because a VCL or a web server may ignore it, too.
 pub fn may_purge(method: &str) -> bool {
     let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     (1..=LONGEST).contains(&method.len())

@@ -1,4 +1,4 @@
-//! An HTTP request becomes a purge, or a refusal that says which header and why.
+//! Turns an HTTP request into a purge, or a refusal that names the header and the reason.
 
 use http::{HeaderMap, HeaderValue, Method, Uri};
 
@@ -13,15 +13,15 @@ pub(super) const SOFT: &str = "x-magento-purge-soft";
 /// Why a request is not a purge.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
-    /// Another method.
+    /// Not a purging method.
     #[error("method {method} purges nothing; {accepted} do (purge.methods)")]
     Method {
-        /// What was sent.
+        /// The method sent.
         method: String,
-        /// The methods that purge here, with `, ` between them, as an `Allow` field has them.
+        /// The methods that purge here, separated by `, `, as in an `Allow` field.
         accepted: String,
     },
-    /// Nothing says what to purge.
+    /// The request names no target.
     #[error("nothing to purge: send X-Magento-Tags-Pattern or X-Pool, or PURGE the URL of a page")]
     NoTarget,
     /// A header with a pattern that no Varnish would carry out.
@@ -29,13 +29,13 @@ pub enum Refusal {
     Pattern {
         /// The header at fault.
         header: &'static str,
-        /// What is wrong with its value.
+        /// The problem of its value.
         reason: BadPattern,
     },
-    /// A flush of something.
+    /// A flush with an unknown value.
     #[error("X-Clearcoat-Flush: only the value all is known")]
     Flush,
-    /// A request that cannot be handed on as it is.
+    /// A request that cannot be forwarded unchanged.
     #[error(transparent)]
     Forward(#[from] BadForward),
     /// A header value that is not text.
@@ -46,16 +46,16 @@ pub enum Refusal {
         /// The offset in its value.
         at: usize,
     },
-    /// More than a Varnish takes.
+    /// Exceeds a limit of Varnish.
     #[error("{what} is {is}; Varnish takes at most {most} ({parameter})")]
     TooLarge {
         /// What is too large.
         what: String,
-        /// How large it is.
+        /// Its size.
         is: usize,
-        /// How large it may be.
+        /// The largest size.
         most: usize,
-        /// The parameter of Varnish that says so.
+        /// The parameter of Varnish that sets the limit.
         parameter: &'static str,
     },
 }
@@ -74,26 +74,26 @@ impl Refusal {
         }
     }
 
-    /// Whether the sender lost nothing by it. Magento up to 2.4 sends an empty pattern before one that is longer than
-    /// its chunks (`PurgeCache::splitTags` hands on the chunk that it has not begun yet).
+    /// Whether the refusal costs the sender nothing. Magento up to 2.4 sends an empty pattern before one that is longer
+    /// than its chunks (`PurgeCache::splitTags` emits the chunk that it has not begun yet).
     pub fn is_empty_chunk(&self) -> bool {
         matches!(self, Refusal::Pattern { reason: BadPattern::Empty, .. })
     }
 }
 
-/// What a request asks for.
+/// The result of parsing a request.
 #[derive(Debug)]
 pub struct Parsed {
-    /// What is to be carried out.
+    /// The purge to carry out.
     pub purge: Purge,
-    /// Whether that is more than was asked for, because what was asked for would harm Varnish.
+    /// Whether it drops more than requested, because the exact pattern would harm Varnish.
     pub is_wider: bool,
 }
 
-/// Reads one purge request by the rules of this listener.
+/// Parses one purge request by this listener's rules.
 ///
 /// # Errors
-/// [`Refusal`] where no Varnish would carry it out.
+/// [`Refusal`] if no Varnish would carry it out.
 pub fn parse(method: &Method, uri: &Uri, headers: &HeaderMap, rules: &Rules) -> Result<Parsed, Refusal> {
     if !rules.accepts(method.as_str()) {
         let method = forward::shown(method.as_str());
@@ -106,7 +106,8 @@ pub fn parse(method: &Method, uri: &Uri, headers: &HeaderMap, rules: &Rules) -> 
     if method == "PURGE" {
         let mut flushes = headers.get_all(FLUSH).iter().peekable();
         if flushes.peek().is_some() {
-            // It covers whatever stands beside it, for listeners that do not know it. A ban of all objects is never soft.
+            // The flush covers any other headers, which are for listeners that do not know it. A ban of all objects is
+            // never soft.
             parsed.purge = Purge { targets: vec![Target::All], soft: false };
             return if flushes.all(|value| value == "all") { Ok(parsed) } else { Err(Refusal::Flush) };
         }
@@ -133,7 +134,7 @@ impl Parsed {
         let Some(groups) = TagSet::mend_torn(value) else {
             return self.add_patterns("X-Magento-Tags-Pattern", value, of_tags);
         };
-        // A chunk without a tag names nothing: they are in the chunks beside it.
+        // A chunk without a tag names nothing: its tags are in the adjacent chunks.
         let tags = if groups.is_empty() { Some(TagSet::default()) } else { tags(&groups) };
         match tags {
             Some(tags) => self.purge.targets.push(Target::Tags(tags)),
@@ -211,7 +212,7 @@ mod tests {
             let headers = [magento, ("X-Clearcoat-Flush", value)];
             assert!(matches!(parsed("PURGE", "/", &headers), Err(Refusal::Flush)), "{value:?}");
         }
-        // In another method it is a header of somebody's own.
+        // With another method it is a custom header.
         assert!(matches!(targets("BAN", "/", &[all])[..], [Target::Forward(_)]));
     }
 
@@ -378,7 +379,7 @@ mod tests {
         assert_eq!((refusal.status(), refusal.to_string().as_str()), (400, "x-url: not UTF-8 text at byte 3"));
     }
 
-    /// Everything that a listener's HTTP library lets through, and more.
+    /// Everything that a listener's HTTP library accepts, and more.
     fn requests() -> impl Strategy<Value = (Method, Uri, HeaderMap)> {
         let method = prop_oneof![Just("PURGE"), Just("BAN"), Just("GET"), Just("purge")];
         let target = prop_oneof![

@@ -1,21 +1,21 @@
-//! A regular expression that every Varnish compiles, that none of them breaks down on, and that cannot be anything else
-//! but one.
+//! A regular expression that every Varnish compiles, that breaks none of them, and that cannot be mistaken for anything
+//! else.
 //!
 //! **It is one word.** Magento's VCL pastes the header into `ban("obj.http.X-Magento-Tags ~ " + pattern)`. Varnish splits
 //! that text at white space, takes quotes as string borders and joins conditions with `&&` (vmod_std(3), vcl(7) "Ban"). So
 //! a pattern with a blank bans nothing, and `foo && req.url ~ x` bans something else, both with the answer `200 Purged`.
 //!
-//! **It is read alike everywhere.** A pattern that Varnish's PCRE cannot compile is answered `200 Purged` by Magento's VCL
-//! too. Only what PCRE 8 and every PCRE2 have in common is accepted (`syntax.rs`).
+//! **It is read alike everywhere.** Magento's VCL also answers `200 Purged` to a pattern that Varnish's PCRE cannot
+//! compile. Only the language common to PCRE 8 and every PCRE2 is accepted (`syntax.rs`).
 //!
-//! **It is harmless.** Varnish 7 bounds what one match may take, and its worker panics when a ban reaches the bound; all
-//! Varnish nodes get the same ban, so one pattern takes the whole fleet out. In 6.0 the page is taken for one that does not
-//! match. No pattern is accepted that could get there, whatever tags a page has (`effort.rs`, and `trial.rs` as a second
-//! net), after what makes it dear without need has been left out (`narrow.rs`).
+//! **It is harmless.** Varnish 7 limits the cost of one match, and its worker panics when a ban reaches the limit; all
+//! Varnish nodes get the same ban, so one pattern takes the whole fleet down. In 6.0 the page is treated as not
+//! matching. A pattern that could reach the limit with any page's tags is refused (`effort.rs`, and `trial.rs` as a
+//! second net), after its needlessly expensive parts have been removed (`narrow.rs`).
 //!
-//! What cannot be carried out so is refused with the place. Only a pattern with a gap is widened: these are written by
-//! hand (`cat_p_.*_1`), have a side that says most of what they mean, and worked on small pages. A pattern that repeats
-//! groups is more often a mistake or an attack, and has no such side.
+//! Any other pattern is refused, with the offset. Only a pattern with a gap is widened: these are written by hand
+//! (`cat_p_.*_1`), one side has most of the meaning, and they worked on small pages. A pattern with repeated groups is
+//! more often a mistake or an attack, and has no such side.
 
 mod class;
 mod effort;
@@ -32,15 +32,15 @@ use syntax::{Alternatives, Syntax};
 #[cfg(test)]
 pub(crate) use trial::limited;
 
-/// A pattern of more bytes is cut at its branches: what Varnish takes by default in a header, as Magento reckons.
+/// A pattern of more bytes is split at its branches: Varnish's default limit for a header, as Magento assumes.
 const LONGEST: usize = 7_680;
 
-/// The branches that a pattern of several may have where it had to be cut.
+/// The most branches of a pattern that is split.
 const BRANCHES: usize = 256;
 
-/// A pattern in our own writing: one word of ASCII, within the language and the limits that every Varnish has.
+/// A pattern in our own form: one word of ASCII, within the language and the limits of every Varnish.
 ///
-/// Checked again where it is read, because not all that is read was written by us.
+/// Checked again when it is deserialised, because the input may not be ours.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Pattern(Box<str>);
@@ -48,24 +48,24 @@ pub struct Pattern(Box<str>);
 /// Why a pattern was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum BadPattern {
-    /// Nothing to match.
+    /// The pattern is empty.
     #[error("the pattern is empty")]
     Empty,
-    /// A second ban condition behind the pattern.
+    /// A second ban condition after the pattern.
     #[error("`&&` after white space at byte {0} would start a second ban condition; write `\\x20` for a literal blank")]
     Condition(usize),
-    /// A byte that cannot stand in a header.
+    /// A byte that is not allowed in a header.
     #[error("control character at byte {0}")]
     Control(usize),
-    /// Not in the language that every Varnish understands.
+    /// Not in the language common to every Varnish.
     #[error("at byte {at}: {what}")]
     Syntax {
         /// The offset in the pattern.
         at: usize,
-        /// What is wrong there, and what is allowed.
+        /// The problem there, and the allowed alternatives.
         what: String,
     },
-    /// Too many groups in one another.
+    /// Groups nested too deeply.
     #[error("at byte {0}: more than {MAX_NESTING} groups in one another would overflow the stack of Varnish's workers")]
     Nesting(usize),
     /// A group with `*`, `+` or `{n,}`.
@@ -74,7 +74,7 @@ pub enum BadPattern {
          panics; allowed are ? {{n}} {{n,m}} behind a group, and * + behind a single character or class"
     )]
     EndlessGroup(usize),
-    /// A repeat across tags where it cannot be left out.
+    /// A repeat across tags that cannot be left out.
     #[error(
         "at byte {0}: a repeat that passes commas makes Varnish read a long tag list again and again; write [^,]* for \
          the rest of a tag; .* is allowed at the beginning, at the end, and between two parts of a pattern"
@@ -87,7 +87,7 @@ pub enum BadPattern {
          row, or several patterns"
     )]
     Effort(usize),
-    /// PCRE2 does not compile it: it is too large.
+    /// PCRE2 cannot compile it: it is too large.
     #[error("{0}")]
     Regex(#[from] pcre2::Error),
 }
@@ -95,26 +95,26 @@ pub enum BadPattern {
 impl TryFrom<String> for Pattern {
     type Error = BadPattern;
 
-    /// Reads what [`Pattern::read`] has let in.
+    /// Reads what [`Pattern::read`] has accepted.
     fn try_from(pattern: String) -> Result<Self, BadPattern> {
         Ok(checked(&understood(pattern.as_bytes())?.syntax)?.0)
     }
 }
 
-/// Patterns that together find what a sender's pattern finds.
+/// Patterns that together match what a sender's pattern matches.
 #[derive(Debug)]
 pub(crate) struct Understood {
-    /// One, unless it was too long for a header.
+    /// One pattern, unless it was too long for a header.
     pub(crate) patterns: Vec<Pattern>,
-    /// Whether they find more.
+    /// Whether they match more.
     pub(crate) is_wider: bool,
 }
 
 impl Pattern {
-    /// Checks a pattern and writes it anew.
+    /// Checks a pattern and rewrites it in our form.
     ///
     /// # Errors
-    /// [`BadPattern`] says what is wrong and where.
+    /// [`BadPattern`] with the problem and its offset.
     pub fn new(pattern: &str) -> Result<Self, BadPattern> {
         let read = understood(pattern.as_bytes())?;
         tried(&read.syntax)
@@ -123,7 +123,7 @@ impl Pattern {
     /// Reads the value of a header: any bytes, since Varnish matches bytes.
     ///
     /// # Errors
-    /// [`BadPattern`] says what is wrong and where.
+    /// [`BadPattern`] with the problem and its offset.
     pub(crate) fn read(pattern: &[u8]) -> Result<Understood, BadPattern> {
         let Read { syntax, is_wider } = understood(pattern)?;
         let as_one = tried(&syntax);
@@ -135,13 +135,13 @@ impl Pattern {
         Ok(Understood { patterns: cut?, is_wider })
     }
 
-    /// One that would have been refused.
+    /// A pattern that would be refused.
     #[cfg(test)]
     pub(crate) fn unchecked(pattern: &str) -> Self {
         Pattern(pattern.into())
     }
 
-    /// The pattern as it goes to Varnish.
+    /// The pattern as sent to Varnish.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -167,7 +167,7 @@ fn understood(pattern: &[u8]) -> Result<Read, BadPattern> {
     Ok(Read { syntax, is_wider })
 }
 
-/// The pattern in our own writing, and what one place of a header can cost.
+/// The pattern in our form, and the largest cost of one position of a header.
 fn checked(syntax: &Syntax) -> Result<(Pattern, u64), BadPattern> {
     let calls = effort::check(syntax)?;
     let is_anything = syntax.alternatives.iter().any(Vec::is_empty);
@@ -182,7 +182,7 @@ fn tried(syntax: &Syntax) -> Result<Pattern, BadPattern> {
     Ok(pattern)
 }
 
-/// Parts that fit into a header, as far as a branch does.
+/// Splits a pattern into parts that fit into a header, unless a single branch is longer.
 fn cut(syntax: Syntax) -> Vec<Syntax> {
     let Syntax { caseless, alternatives } = syntax;
     let mut parts: Vec<Alternatives> = Vec::new();
@@ -204,7 +204,7 @@ fn cut(syntax: Syntax) -> Vec<Syntax> {
     parts.into_iter().map(|alternatives| Syntax { caseless, alternatives }).collect()
 }
 
-/// Where a word of its own starts with `&&`, as it must to join two conditions.
+/// The offset of a separate word that starts with `&&`, which would join a second condition.
 fn second_condition(pattern: &[u8]) -> Option<usize> {
     let starts_word = |at: usize| at > 0 && matches!(pattern[at - 1], b' ' | b'\t');
     (0..pattern.len()).find(|&at| pattern[at..].starts_with(b"&&") && starts_word(at))

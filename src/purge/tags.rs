@@ -1,19 +1,19 @@
-//! Magento's pattern as what it means: a set of tags.
+//! The meaning of Magento's pattern: a set of tags.
 //!
 //! Magento writes `((^|,)TAG(,|$))` for every tag and joins them with `|`. As a regular expression that is a hundred
-//! times dearer for Varnish than the same set written well, and two patterns with the same tags in another order are
-//! different bans. So exactly this form, and nothing that merely resembles it, is read back into a set.
+//! times more expensive for Varnish than the same set written well, and two patterns with the same tags in another
+//! order are different bans. So exactly this form, and nothing that merely resembles it, is parsed into a set.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// What Magento writes around a tag.
+/// Magento's text before a tag.
 pub(super) const BEFORE: &str = "((^|,)";
 pub(super) const AFTER: &str = "(,|$))";
 
-/// What Magento's group falls into at its `|`, with a tag between the two parts of the second.
+/// The pieces of Magento's group when split at `|`; the second has a tag between its two parts.
 const PIECES: [(&[u8], &[u8]); 3] = [(b"((^", b""), (b",)", b"(,"), (b"$))", b"")];
 
-/// Whether this is the piece with these two parts. Only the piece of a tag has something between them.
+/// Whether this piece has these two parts. Only the piece of a tag has text between them.
 fn is_piece(piece: &[u8], before: &[u8], after: &[u8]) -> bool {
     let holds_tag = !after.is_empty();
     piece.len() >= before.len() + after.len()
@@ -24,16 +24,16 @@ fn is_piece(piece: &[u8], before: &[u8], after: &[u8]) -> bool {
 
 /// A sorted set of literal tags.
 ///
-/// It is one text, the tags with commas between them (no tag has one), because a journal holds a hundred thousand of
-/// these sets, and a batch compiles thousands of tags while somebody waits.
+/// It is one text, the tags separated by commas (no tag has one), because a journal holds a hundred thousand of these
+/// sets, and a batch compiles thousands of tags while a purge waits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TagSet(Box<str>);
 
 impl TagSet {
-    /// Reads Magento's form; `None` for anything else, which then stays the regular expression it is.
+    /// Parses Magento's form; `None` for anything else, which then stays a regular expression.
     ///
-    /// A tag with a character that means something in a regular expression is not literal (Magento does not escape),
-    /// so its pattern is not a set.
+    /// A tag with a special character of regular expressions is not literal (Magento does not escape), so its pattern
+    /// is not a set.
     pub fn from_magento(pattern: &str) -> Option<Self> {
         let mut tags = Vec::new();
         let mut rest = pattern;
@@ -53,17 +53,17 @@ impl TagSet {
         }
     }
 
-    /// One tag that no page of a shop has: what shows whether a purge of tags is taken, and drops nothing.
+    /// A tag that no page has: it tests whether a purge of tags is accepted, and drops nothing.
     pub fn no_page_has() -> Self {
         TagSet("clearcoat_no_page_has".into())
     }
 
-    /// The whole groups of a chunk that Magento 2.3 has torn out of its pattern; `None` for anything else.
+    /// The complete groups of a chunk that Magento 2.3 has cut out of its pattern; `None` for anything else.
     ///
-    /// It cuts its pattern at *every* `|` (`PurgeCache::splitTags`) and joins as many pieces as fit into 7,680 bytes, so
-    /// that a chunk can begin and end anywhere among the three pieces of a group: `((^`, `,)TAG(,` and `$))`. A tag stands
-    /// in one piece, so it is whole in exactly one chunk, and here that chunk gets back what was torn off around it. A
-    /// chunk with no tag in it becomes an empty text.
+    /// It splits its pattern at *every* `|` (`PurgeCache::splitTags`) and joins as many pieces as fit into 7,680 bytes,
+    /// so that a chunk can begin and end anywhere among the three pieces of a group: `((^`, `,)TAG(,` and `$))`. A tag
+    /// is within one piece, so it is in exactly one chunk, and the missing pieces around it are restored here. A chunk
+    /// without a tag becomes an empty text.
     pub(super) fn mend_torn(chunk: &[u8]) -> Option<Vec<u8>> {
         let pieces: Vec<&[u8]> = chunk.split(|&byte| byte == b'|').collect();
         let start = PIECES.iter().position(|(before, after)| is_piece(pieces[0], before, after))?;
@@ -87,11 +87,11 @@ impl TagSet {
 
     /// The tags in order.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
-        // Splitting nothing gives one empty text, and no tag is empty.
+        // Splitting an empty text yields one empty item, and no tag is empty.
         self.0.split(',').filter(|tag| !tag.is_empty())
     }
 
-    /// The tags in order with commas between them, as a page's tag header has them.
+    /// The tags in order, separated by commas, as in a page's tag header.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -125,10 +125,10 @@ impl<'de> Deserialize<'de> for TagSet {
     }
 }
 
-/// Sorts tags and drops those that are there twice.
+/// Sorts tags and drops duplicates.
 ///
-/// Most of what compiling a batch takes is comparing tags, and the tags of a shop begin alike. So the eight bytes behind
-/// what all of them begin with are compared as one number, and texts only where these are the same.
+/// Compiling a batch is mostly comparing tags, and the tags of a shop share a prefix. So the eight bytes after the
+/// common prefix are compared as one number, and texts only if these are equal.
 pub(super) fn sort(tags: &mut Vec<&str>) {
     let Some((first, others)) = tags.split_first() else { return };
     let alike = |bytes: usize, tag: &&str| {
@@ -153,14 +153,14 @@ fn is_tag(text: &str) -> bool {
         && (text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') || text.chars().all(is_literal))
 }
 
-/// Whether a character stands for itself in PCRE, and can stand in a tag (a comma separates tags).
+/// Whether a character is literal in PCRE, and allowed in a tag (a comma separates tags).
 fn is_literal(c: char) -> bool {
     let is_special =
         matches!(c, '\\' | '^' | '$' | '.' | '|' | '?' | '*' | '+' | '(' | ')' | '[' | ']' | '{' | '}' | ',');
     !is_special && !c.is_control()
 }
 
-/// The set in the form in which Magento writes it, for senders such as `clearcoat purge --tag`.
+/// The set in Magento's form, for senders such as `clearcoat purge --tag`.
 pub(crate) fn to_magento<'a>(tags: impl IntoIterator<Item = &'a str>) -> String {
     let terms: Vec<String> = tags.into_iter().map(|tag| format!("{BEFORE}{tag}{AFTER}")).collect();
     terms.join("|")

@@ -1,29 +1,30 @@
 //! A set of tags as one regular expression, written as a trie: `(^|,)cat_(?:c_p_(?:2|14)|p(?:_2046)?)(,|$)`.
 //!
-//! The regular expression is anchored and its branches all begin with another character, so a tag of a page is
-//! followed down one path and the match fails at the first character that no purged tag has. It is also what makes
-//! the purges of a whole reindex fit into a request or two: tags are long names that differ in their last digits.
+//! The regular expression is anchored and its branches begin with different characters, so a tag of a page follows a
+//! single path and fails at the first character that no purged tag has. It also makes the purges of a whole reindex fit
+//! into a request or two: tags are long names that differ in their last digits.
 //!
-//! Written from the sorted slice itself: the tags below a node stand side by side in it, so that the recursion needs
-//! two bounds and no tree. Varnish matches bytes and knows no UTF-8, so branches part between characters, and only an
-//! ASCII character can stand in a class or before a `?`.
+//! Written directly from the sorted slice: the tags below a node are adjacent in it, so that the recursion needs two
+//! bounds and no tree. Varnish matches bytes and knows no UTF-8, so branches split between characters, and only an
+//! ASCII character can be in a class or before a `?`.
 
 use std::fmt::{self, Write};
 
 const BEFORE: &str = "(^|,)";
 const AFTER: &str = "(,|$)";
 
-/// Groups within groups, each for a place where tags part. Real tags need about one for each of their digits. Varnish
-/// gives up on a match at a depth of 20 (`pcre2_depth_limit`, `pcre_match_limit_recursion`; PCRE2 with JIT does not count
-/// it), and panics. A group is two deep, one more where it is optional, and what stands around all of them two or three.
+/// The deepest nesting of groups, one for each position where tags differ. Real tags need about one for each of their
+/// digits. Varnish gives up on a match at a depth of 20 (`pcre2_depth_limit`, `pcre_match_limit_recursion`; PCRE2 with
+/// JIT does not count it), and panics. A group costs two levels, one more if it is optional, and the text around all of
+/// them two or three.
 const MAX_DEPTH: usize = 6;
 
-/// The longest regular expression in bytes, whatever the header limit. PCRE2 compiles to at most 64 KiB, and a class
-/// of four characters takes 33 bytes there: this is what compiles however dense the classes stand.
+/// The longest regular expression in bytes, whatever the header limit. PCRE2 compiles to at most 64 KiB, and a class of
+/// four characters takes 33 bytes there: this length compiles with the densest classes.
 pub(super) const MAX_PATTERN: usize = 8 * 1024;
 
-/// The tags (sorted, each once) as regular expressions for the tag header of a page, none longer than `limit` bytes.
-/// Each takes as many tags as fit; `None` where a single tag does not.
+/// The tags (sorted, without duplicates) as regular expressions for a page's tag header, none longer than `limit`
+/// bytes. Each takes as many tags as fit; `None` if a single tag does not.
 pub(super) fn patterns(tags: &[&str], limit: usize) -> Option<Vec<String>> {
     let mut patterns = Vec::new();
     let mut rest = tags;
@@ -40,31 +41,31 @@ pub(super) fn patterns(tags: &[&str], limit: usize) -> Option<Vec<String>> {
     Some(patterns)
 }
 
-/// A regular expression that takes tags as long as it fits when all that is open has been closed.
+/// Regex builder: accepts a tag only if the pattern, with every open group closed, stays within `limit`.
 ///
-/// How a node is written depends on which of its tags fit. So what goes around its branches is counted before each tag,
-/// and written after the last.
+/// The form of a node depends on which of its tags fit. So the text around its branches is counted before each tag, and
+/// written after the last.
 struct Trie {
     out: String,
     limit: usize,
-    /// Where [`Trie::close`] puts together what goes before branches, kept for its memory alone.
+    /// A scratch buffer for [`Trie::close`], reused to avoid allocation.
     before: String,
 }
 
-/// What stands below a node so far, all of it branches.
+/// The branches below a node so far.
 #[derive(Clone, Copy)]
 struct Below {
-    /// Whether a tag ends at the node itself, so that no branch has to follow.
+    /// Whether a tag ends at the node itself, which makes the branches optional.
     optional: bool,
-    /// The characters after which nothing follows, one bit each. They are one branch, a class.
+    /// The characters with nothing after them, one bit each. They are one branch, a class.
     leaves: u128,
-    /// How many other branches there are.
+    /// The number of other branches.
     others: usize,
 }
 
 impl Trie {
-    /// Writes what follows the first `from` bytes, which all the tags share, for as many of them as fit with `pending`
-    /// bytes behind them. Returns how many that is.
+    /// Writes the tags' text after their first `from` bytes, which they share, for as many of them as fit with
+    /// `pending` bytes after them. Returns that number.
     fn node(&mut self, tags: &[&str], from: usize, depth: usize, pending: usize) -> usize {
         let (Some(first), Some(last)) = (tags.first(), tags.last()) else { return 0 };
         let start = self.out.len();
@@ -73,7 +74,7 @@ impl Trie {
         let open = self.out.len();
         let mut below = Below { optional: first.len() == at, leaves: 0, others: 0 };
         let mut taken = usize::from(below.optional && self.out.len() + pending <= self.limit);
-        // A tag that ends here and does not fit, fits nowhere below either.
+        // If a tag that ends here does not fit, no longer one does.
         if taken == usize::from(below.optional) {
             taken += self.branches(&tags[taken..], at, depth, pending, &mut below);
         }
@@ -85,7 +86,7 @@ impl Trie {
         taken
     }
 
-    /// Writes the branches that fit, without what goes around them. Returns how many tags they have.
+    /// Writes the branches that fit, without the text around them. Returns their number of tags.
     fn branches(&mut self, tags: &[&str], at: usize, depth: usize, pending: usize, below: &mut Below) -> usize {
         let mut taken = 0;
         for branch in (Branches { tags, at, apart: depth == MAX_DEPTH }) {
@@ -111,7 +112,7 @@ impl Trie {
         taken
     }
 
-    /// Writes what goes around the branches, which begin at `open`.
+    /// Writes the text around the branches, which begin at `open`.
     fn close(&mut self, open: usize, below: Below) {
         if below.others == 0 {
             below.class(&mut self.out);
@@ -135,12 +136,12 @@ impl Below {
         self.leaves != 0 || self.others > 0
     }
 
-    /// Whether a group goes around the branches. A class needs none.
+    /// Whether the branches need a group. A class does not.
     fn is_group(self) -> bool {
         self.others > 0 && (self.optional || self.leaves != 0 || self.others > 1)
     }
 
-    /// How many bytes [`Trie::close`] adds.
+    /// The number of bytes that [`Trie::close`] adds.
     fn around(self) -> usize {
         let mut class = Count(0);
         self.class(&mut class);
@@ -150,16 +151,16 @@ impl Below {
         class.0 + group + between + optional
     }
 
-    /// One of the leaves: `a`, `[ac]`, `[a-c]`.
+    /// Writes one of the leaves: `a`, `[ac]`, `[a-c]`.
     fn class(self, out: &mut impl Write) {
         let (before, after) = if self.leaves.count_ones() > 1 { ("[", "]") } else { ("", "") };
-        // Writing to memory does not fail, and neither does counting.
+        // Writing to memory or counting cannot fail.
         _ = out.write_str(before);
         let mut rest = self.leaves;
         while rest != 0 {
             let first = rest.trailing_zeros();
             let run = (rest >> first).trailing_ones();
-            // A hyphen between two would be longer, and saves nothing with three.
+            // A hyphen between two characters would be longer, and with three it saves nothing.
             let last = if run > 2 { first + run - 1 } else { first };
             member(out, first);
             if last > first {
@@ -172,7 +173,7 @@ impl Below {
     }
 }
 
-/// A writer that only counts.
+/// A writer that only counts bytes.
 struct Count(usize);
 
 impl Write for Count {
@@ -182,7 +183,7 @@ impl Write for Count {
     }
 }
 
-/// The slices of tags that go on with the same character; or each tag for itself.
+/// The groups of adjacent tags with the same next character; or each tag by itself.
 struct Branches<'s, 't> {
     tags: &'s [&'t str],
     at: usize,
@@ -199,7 +200,7 @@ impl<'s, 't> Iterator for Branches<'s, 't> {
             1
         } else if lead.is_ascii() {
             let is_in = |tag: &&str| tag.as_bytes()[self.at] == lead;
-            // Most branches are one tag, and a look at the next is quicker than a search.
+            // Most branches are one tag, and checking the next is faster than a search.
             if self.tags.get(1).is_some_and(is_in) { self.tags.partition_point(is_in) } else { 1 }
         } else {
             let character = &first.as_bytes()[..first.chars().next()?.len_utf8()];
@@ -216,7 +217,7 @@ fn is_leaf(branch: &[&str], at: usize) -> bool {
     matches!(branch, [tag] if tag.len() == at + 1)
 }
 
-/// The length of what two tags have in common, in whole characters. They have the first `from` bytes.
+/// The length of the common prefix of two tags, in whole characters. They share the first `from` bytes.
 fn shared(a: &str, b: &str, from: usize) -> usize {
     let same = a.as_bytes()[from..].iter().zip(&b.as_bytes()[from..]).take_while(|(a, b)| a == b).count();
     let mut at = from + same;
@@ -226,7 +227,7 @@ fn shared(a: &str, b: &str, from: usize) -> usize {
     at
 }
 
-/// A text as it stands in a regular expression, in one word.
+/// Writes a text as a literal of a regular expression, in one word.
 pub(super) fn push_literal(out: &mut String, text: &str) {
     if text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
         out.push_str(text);
@@ -235,7 +236,7 @@ pub(super) fn push_literal(out: &mut String, text: &str) {
     }
 }
 
-/// A character of a class, given by its ASCII code.
+/// Writes a character of a class, given by its ASCII code.
 fn member(out: &mut impl Write, code: u32) {
     let c = char::from_u32(code).unwrap_or_default();
     if c == '-' {
@@ -244,8 +245,8 @@ fn member(out: &mut impl Write, code: u32) {
     escape(out, c);
 }
 
-/// A character as it stands in a regular expression. White space, quotes and `#` would end the word that a ban takes for
-/// the expression.
+/// Writes a literal character. White space, quotes and `#` are escaped, because they would end the word that a ban
+/// takes for the expression.
 fn escape(out: &mut impl Write, c: char) {
     match c {
         ' ' | '"' | '\'' | '#' => _ = write!(out, "\\x{:02x}", u32::from(c)),
@@ -310,7 +311,7 @@ mod tests {
 
     #[test]
     fn a_character_of_several_bytes_is_never_cut_and_stands_in_no_class() {
-        // The first bytes are the same.
+        // The first bytes are equal.
         assert_eq!(trie(&["ä", "ö"]), "(?:ä|ö)");
         assert_eq!(trie(&["a", "aä"]), "a(?:ä)?");
         let regexes = compiled(&patterns(&["a", "aä"], NO_LIMIT).unwrap());
@@ -336,14 +337,14 @@ mod tests {
 
     #[test]
     fn the_deepest_tries_stay_below_the_depth_at_which_varnish_gives_up() {
-        // At each place a tag ends, and others go on in several ways.
+        // At each position a tag ends, and others continue in several ways.
         let ends = ["", "b", "bc", "bcd", "c", "cb", "cbb"];
         let mut tags: Vec<String> =
             (1..40).flat_map(|len| ends.map(|end| format!("{}{end}", "a".repeat(len)))).collect();
         tags.sort_unstable();
         let sorted: Vec<&str> = tags.iter().map(String::as_str).collect();
         for pattern in patterns(&sorted, 7_680).unwrap() {
-            // Two below the limit, for a PCRE that counts otherwise.
+            // Two below the limit, for a PCRE that counts differently.
             let regex = Regex::new(&format!("(*LIMIT_DEPTH=18){pattern}")).unwrap();
             for tag in &tags {
                 for header in [format!("{tag},x"), format!("x,{tag}!"), format!("{tag}a!,{tag}b!,{tag}bc!")] {
@@ -368,7 +369,7 @@ mod tests {
         for limit in [60, 512, 1000, 7_680] {
             let patterns = patterns(&tags, limit).unwrap();
             assert!(patterns.iter().all(|pattern| pattern.len() <= limit));
-            // One expression for as many tags as the first one has, and no more.
+            // The first expression has as many tags as fit, and no more.
             let first = |count: usize| super::patterns(&tags[..count], limit).unwrap();
             let counts: Vec<usize> = (1..tags.len()).collect();
             let fit = counts.partition_point(|count| first(*count).len() == 1);
@@ -380,7 +381,7 @@ mod tests {
 
     #[test]
     fn the_densest_classes_that_a_header_can_hold_compile() {
-        // A class takes most where it has the fewest characters: two, after one that parts it from the others.
+        // The densest classes have two characters, after one that separates them.
         let characters: Vec<char> = ('a'..='z').chain('A'..='Z').chain('0'..='9').collect();
         let mut tags = Vec::new();
         for (a, b) in characters.iter().flat_map(|a| characters.iter().map(move |b| (a, b))) {

@@ -12,11 +12,11 @@ use crate::fleet::{Delivery, Node, TrialState};
 use crate::purge::{Ban, compile};
 use crate::varnish::http::{Answer, DeliveryError, Link};
 
-/// How long one step may take.
+/// The timeout of one step.
 const STEP: Duration = Duration::from_secs(2);
 
-/// The pauses before the attempts at a trial that proves nothing, and the host of each: with several clearcoats, the
-/// Varnish may have asked another one for the page; and no VCL need know the host that a client has sent.
+/// The pause before each attempt while trials prove nothing, and its host: with several clearcoats, the Varnish may
+/// have asked another one for the page; and a VCL may not know the host that a client has sent.
 const ATTEMPTS: [(Duration, Whose); 4] = [
     (Duration::ZERO, Whose::Client),
     (Duration::from_millis(300), Whose::Configured),
@@ -24,19 +24,18 @@ const ATTEMPTS: [(Duration, Whose); 4] = [
     (Duration::from_secs(1), Whose::Configured),
 ];
 
-/// How often a page is asked for until it comes twice.
+/// How often a page is requested until the same one comes twice.
 const ASKED: usize = 5;
 
-/// The pauses before each time that a page is purged which is still there.
+/// The pause before each purge while the page is still there.
 const PURGED: [Duration; 3] = [Duration::ZERO, Duration::from_millis(50), Duration::from_millis(250)];
 
-/// How long after a trial the next one follows, unless the node comes up before: soon if somebody has to change
-/// something.
+/// The interval after a trial, unless the node comes up before: short if an operator has to change something.
 const AGAIN_PASSED: Duration = Duration::from_secs(600);
 const AGAIN_INCONCLUSIVE: Duration = Duration::from_secs(60);
 const AGAIN_FAILED: Duration = Duration::from_secs(5);
 
-/// Tries a node whenever it is woken, and now and then.
+/// Tries a node whenever it is woken, and periodically.
 pub(super) async fn run(trials: Arc<Trials>, node: Arc<Node>, wake: Arc<Notify>) {
     wake.notified().await;
     loop {
@@ -46,12 +45,12 @@ pub(super) async fn run(trials: Arc<Trials>, node: Arc<Node>, wake: Arc<Notify>)
             TrialState::Inconclusive => AGAIN_INCONCLUSIVE,
             TrialState::Passed | TrialState::Untried => AGAIN_PASSED,
         };
-        // Woken early or not: a trial follows.
+        // The outcome does not matter: a trial follows.
         _ = timeout(pause.mul_f64(0.9 + 0.2 * fastrand::f64()), wake.notified()).await;
     }
 }
 
-/// One trial: what it says of the node, and that in words.
+/// One trial: the resulting state and its finding in words.
 async fn try_node(trials: &Trials, node: &Node) -> (TrialState, String) {
     let mut why = String::new();
     for (pause, whose) in ATTEMPTS {
@@ -66,7 +65,7 @@ async fn try_node(trials: &Trials, node: &Node) -> (TrialState, String) {
     (TrialState::Inconclusive, format!("whether purges take pages out of this Varnish could not be tried: {why}"))
 }
 
-/// A page under trial at a node. The origin answers it for as long as this value lives.
+/// A page under trial on a node. The origin answers it until this value is dropped.
 struct Trial<'t> {
     trials: &'t Trials,
     node: &'t Node,
@@ -82,7 +81,7 @@ impl Drop for Trial<'_> {
 }
 
 impl Trial<'_> {
-    /// What came of it, or why it proves nothing.
+    /// The result, or why the trial proves nothing.
     async fn run(mut self) -> Result<(TrialState, String), String> {
         self.trials.pages().insert(self.page.path(), self.page.clone());
         let name = self.stored().await?;
@@ -104,7 +103,7 @@ impl Trial<'_> {
         Ok((TrialState::WithoutTags, finding.to_owned()))
     }
 
-    /// The name of the page once the node keeps it.
+    /// The name of the page once the node caches it.
     async fn stored(&mut self) -> Result<String, String> {
         let mut before = None;
         for _ in 0..ASKED {
@@ -112,7 +111,7 @@ impl Trial<'_> {
             match now {
                 Ok(name) if before.as_ref() == Some(&name) => return Ok(name),
                 Ok(name) => before = Some(name),
-                // Another clearcoat may have been asked.
+                // The node may have asked another clearcoat.
                 Err(404) => {}
                 Err(status) => return Err(format!("it answers {status} for our page")),
             }
@@ -125,7 +124,7 @@ impl Trial<'_> {
         })
     }
 
-    /// Whether purging in this form takes the page out.
+    /// Whether a purge in this form drops the page.
     async fn is_gone(&mut self, name: &str, delivery: Delivery) -> Result<bool, String> {
         let bans = compile([&self.page.purge()], delivery, self.node.spec.header_limit).bans;
         let (bans, mut answers): (Vec<&Ban>, _) = (bans.iter().collect(), Vec::new());
@@ -135,12 +134,12 @@ impl Trial<'_> {
             for answer in &answers {
                 match *answer {
                     Answer::Done { .. } => {}
-                    // It has understood, and not done it.
+                    // The node understood the purge, but refused it.
                     Answer::Failed { status: ..500 } => return Ok(false),
                     Answer::Failed { status } => return Err(DeliveryError::of_status(status).to_string()),
                 }
             }
-            // Twice: a page that was purged softly comes once more.
+            // Twice: a softly purged page is served once more.
             for _ in 0..2 {
                 match self.ask().await? {
                     Ok(now) if now == name => {}
@@ -152,7 +151,7 @@ impl Trial<'_> {
         Ok(false)
     }
 
-    /// Asks for the page: its name, or the status of an answer that has none.
+    /// Requests the page: its name, or the status of an answer without one.
     async fn ask(&mut self) -> Result<Result<String, u16>, String> {
         let request = self.page.request(&self.host);
         let (status, body) = self.link.ask(request.as_bytes()).await.map_err(|error| error.to_string())?;

@@ -1,18 +1,18 @@
-//! The page that is tried: three tags with a common beginning, and another name each time it is rendered.
+//! The trial page: three tags with a common prefix, and a new name each time it is rendered.
 //!
-//! The beginning is what a pattern for several tags shares, and what a VCL that takes patterns apart stumbles over; and a
-//! page with several tags is what a VCL stumbles over that takes them for one key. So the purge names one tag of the page,
-//! the middle one, and two that no page has.
+//! A VCL that parses patterns fails on the common prefix in a pattern for several tags, and a VCL that takes several
+//! tags for one key fails on a page with several. So the purge names one tag of the page, the middle one, and two that
+//! no page has.
 
 use crate::purge::{Purge, TagSet, Target, to_magento};
 
-/// Where pages of ours are.
+/// The path of our own pages.
 const FOLDER: &[u8] = b"/.clearcoat";
 
-/// What stands before the name of a rendered page, in its body.
+/// The text before the name of a rendered page, in its body.
 const MARK: &str = "clearcoat trial ";
 
-/// Hexadecimal digits of a name.
+/// The number of hexadecimal digits of a name.
 const NAME: usize = 32;
 
 /// Whether a path is one of clearcoat's own, which no client asks for.
@@ -27,17 +27,17 @@ pub(super) struct Page {
 }
 
 impl Page {
-    /// Another one each time: nobody can guess it.
+    /// With a new, unguessable name.
     pub(super) fn new() -> Self {
         Page { token: name() }
     }
 
-    /// What it is asked for by.
+    /// Its path.
     pub(super) fn path(&self) -> String {
         format!("/.clearcoat/trial/{}", self.token)
     }
 
-    /// The request for it. `X-Forwarded-Proto` for a VCL that sends plain requests away.
+    /// The request for it. `X-Forwarded-Proto` is for a VCL that redirects plain requests.
     pub(super) fn request(&self, host: &str) -> String {
         format!(
             "GET {} HTTP/1.1\r\nHost: {host}\r\nX-Forwarded-Proto: https\r\nUser-Agent: clearcoat/{}\r\nAccept: text/html\r\n\r\n",
@@ -46,7 +46,7 @@ impl Page {
         )
     }
 
-    /// The answer of a web node that had it, whole: another one each time. It lives for longer than a trial.
+    /// The complete answer of a web node with this page, with a new name each time. Its lifetime exceeds a trial.
     pub(super) fn answer(&self) -> Vec<u8> {
         let body = format!("<!doctype html><title>clearcoat</title><p>{MARK}{}</p>\n", name());
         let [one, two, three] = [1, 2, 3].map(|number| self.tag(number));
@@ -58,10 +58,10 @@ impl Page {
         (head + &body).into_bytes()
     }
 
-    /// The purge that takes it out.
+    /// The purge that drops it.
     pub(super) fn purge(&self) -> Purge {
         let tags = [2, 4, 5].map(|number| self.tag(number));
-        // As Magento would send them; letters, digits and `_` are always a list of tags.
+        // In Magento's form, which always parses as a list of tags for letters, digits and `_`.
         let tags = TagSet::from_magento(&to_magento(tags.iter().map(String::as_str)));
         Purge { targets: tags.map(Target::Tags).into_iter().collect(), soft: false }
     }
@@ -107,7 +107,7 @@ mod tests {
         else {
             panic!("no pattern")
         };
-        // No tag stands in it as it is.
+        // No tag occurs in it literally.
         assert!(!pattern.contains(&page.tag(2)) && pattern.contains("_[245]"), "{pattern}");
         assert!(String::from_utf8(page.answer()).unwrap().contains(&page.tag(2)));
     }

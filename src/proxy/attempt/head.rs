@@ -1,12 +1,13 @@
-//! The heads of an answer: interim ones are passed on, the final one begins the answer.
+//! The heads of an answer: interim heads are forwarded, the final head begins the answer.
 //!
-//! **Some pages are held until they are whole.** A cache that looks for ESI in a page makes an object of it only when its
-//! last byte has come, and until then a ban does not find it. The guard of the origin would say at the head of such a page
-//! that nothing of it was purged, and a purge that came during its body would be too late to be noticed and too early
-//! for the ban. So the head waits for the body ([`StorePolicy::holds`](super::super::StorePolicy::holds)), and the guard is asked when all of it is here. The cache
-//! loses nothing: it would not have begun to serve the page any earlier.
+//! **Some pages are held until they are complete.** A cache that processes ESI in a page creates the cache object only
+//! when the page's last byte arrives; until then a ban does not match it. If the origin's guard were asked at the
+//! page's head, a purge during the body would be too late for the guard and too early for the ban. So the head waits
+//! for the body ([`StorePolicy::holds`](super::super::StorePolicy::holds)), and the guard is asked when the page is
+//! complete. The cache loses nothing: it would not have begun to serve the page any earlier.
 //!
-//! A page past the caches is held as well ([`super::page`]): its fragments are asked for when the node is through with it.
+//! A page that bypasses the caches is held as well ([`super::page`]): its fragments are requested once the node has
+//! finished the page.
 
 use std::io;
 use std::mem;
@@ -27,48 +28,47 @@ use super::{Exchange, download_failure};
 use crate::fleet::Role;
 use crate::http1::{BadHead, Framing, HeadScan, Version, write_response};
 
-/// How much is read at once while the head of an answer is awaited: most answers come whole, and of a long one most is
-/// left to be spliced.
+/// Bytes read at once while waiting for an answer's head: most answers arrive complete, and most of a long one is left
+/// to be spliced.
 const HEAD_READ: usize = 32 * 1024;
 
-/// The longest body of a page that is held, in bytes. Magento's are a tenth of it.
+/// The longest body of a held page, in bytes. Magento's pages are a tenth of it.
 const LONGEST_HELD: usize = 1 << 20;
 
-/// A head that came from the node.
+/// A head from the node.
 pub(super) enum NodeHead {
     /// An interim head of this length, in `answer`.
     Interim(usize),
-    /// The node changes the protocol, with a head of this length, in `answer`.
+    /// The node switches protocols, with a head of this length, in `answer`.
     Switch(usize),
-    /// The final head, and what becomes of the answer.
+    /// The final head, and how the answer continues.
     Final(FinalHead),
 }
 
-/// An answer whose head is here.
+/// An answer whose head has arrived.
 pub(super) enum FinalHead {
-    /// It has begun, and is to be relayed.
+    /// It has begun and is to be relayed.
     Begun(Download),
-    /// It is a page whose blocks are to be filled in; what has come of its body is in `answer`.
+    /// A page whose ESI blocks are to be filled in; the body so far is in `answer`.
     Page,
 }
 
-/// What a head turned out to be.
+/// The kind of a head.
 enum HeadKind {
     Interim,
     Switch,
     Final,
 }
 
-/// The first state of an attempt: the request is sent, and no answer has begun.
+/// The first state of an attempt: the request is sent, and no final head has arrived.
 pub(super) struct AwaitingHead<'a, 'e> {
     pub(super) exchange: &'a mut Exchange<'e>,
     scan: HeadScan,
-    /// The body of a page that waits for its end, which is taken apart only to find that; what has come of it is in
-    /// `answer`.
+    /// The body of a held page, decoded only to find its end; the body so far is in `answer`.
     held: Option<Transfer>,
-    /// How much of that has come since this was last asked, in bytes.
+    /// Body bytes of the held page that arrived since the last check.
     held_lately: u64,
-    /// The client may send more, or go.
+    /// The client may send more, or disconnect.
     watches_client: bool,
 }
 
@@ -79,7 +79,7 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
 
     /// Sends the request and waits for the next head of the answer.
     pub(super) async fn next(mut self) -> Result<NodeHead, Failure> {
-        // What came with an interim head may be the next one.
+        // Bytes after an interim head may be the next head.
         if let Some(head) = self.take_kept_head()? {
             return Ok(head);
         }
@@ -91,7 +91,7 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
         let Exchange { client, upload, upstream, node, .. } = &mut *self.exchange;
         upload.poll(cx, client, &mut upstream.stream)?;
         let sent = upload.needs_no_more();
-        // Of a page that is held the client has not seen the first byte either.
+        // The client has not seen the first byte of a held page either.
         let phase = if sent { Phase::FirstByte } else { Phase::Body };
         let moved = upload.take_moved() + mem::take(&mut self.held_lately);
         if *entered != Some(phase) {
@@ -106,20 +106,20 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
             }
         }
         let Exchange { client, upload, .. } = &mut *self.exchange;
-        // A stream among others can be given up at any time; of a socket only a read would tell, and it is read here.
+        // An HTTP/2 stream can be cancelled at any time; on a plain socket only a read shows that, and it is done here.
         if (phase == Phase::FirstByte || matches!(client.stream, Stream::Http2(_)))
             && self.watches_client
             && let Poll::Ready(gone) = client.stream.poll_gone(cx)
         {
             gone.map_err(Failure::ClientGone)?;
-            // It closed its sending side, or sent another request: both wait for this answer.
+            // The client half-closed, or pipelined another request: both wait for this answer.
             self.watches_client = false;
         }
         let for_client = !sent && !upload.waits_for_node();
         self.poll_patience(cx, for_client).map(Err)
     }
 
-    /// Reads once from the node. A final head that is complete then begins its answer from where it stands.
+    /// Reads once from the node. A complete final head then begins its answer in place.
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<NodeHead>, Failure>> {
         let worker = Rc::clone(&self.exchange.client.worker);
         let scratch = &mut worker.scratch.borrow_mut()[..];
@@ -168,7 +168,7 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
         self.scan.find(bytes, limit).map_err(Failure::BadAnswer)
     }
 
-    /// Looks for a head in what was kept of the answer.
+    /// Looks for a head in the buffered part of the answer.
     fn take_kept_head(&mut self) -> Result<Option<NodeHead>, Failure> {
         let mut answer = mem::take(&mut self.exchange.request.answer);
         let Some(len) = self.find_head(&answer)? else {
@@ -192,7 +192,7 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
         }
     }
 
-    /// Begins the answer of which the body so far is in `answer`.
+    /// Begins an answer whose body so far is in `answer`.
     fn begin_kept(&mut self) -> Result<NodeHead, Failure> {
         let mut download = self.begin()?;
         let Exchange { request, surplus, .. } = &mut *self.exchange;
@@ -206,7 +206,7 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
         Ok(Download::new(framing, self.exchange.begin()?))
     }
 
-    /// Whether the end of a page, of whose body so many bytes have come, is to be waited for before it is passed on.
+    /// Whether to wait for the end of a page before it is relayed; `come` bytes of its body have arrived.
     fn is_to_be_held(&self, come: usize) -> bool {
         let Request { head, response, .. } = &*self.exchange.request;
         if self.is_to_be_filled_in() {
@@ -221,7 +221,7 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
         !is_whole && store.is_some_and(|store| store.holds(head.method, response))
     }
 
-    /// Whether the blocks of a page are filled in here.
+    /// Whether the ESI blocks of a page are filled in here.
     fn is_to_be_filled_in(&self) -> bool {
         let Exchange { client, request, upload, .. } = &*self.exchange;
         let Request { head, response, .. } = &**request;
@@ -235,7 +235,7 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
         body == bypass::Body::Page
     }
 
-    /// Goes on waiting for the end of a page, or begins its answer if all of it is here, or too much.
+    /// Continues to wait for the end of a page, or begins its answer if it is complete or too long.
     fn hold(&mut self, body: Transfer) -> Result<Option<NodeHead>, Failure> {
         if !body.has_come() && self.exchange.request.answer.len() <= LONGEST_HELD {
             self.held = Some(body);
@@ -261,18 +261,18 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
         if response.status != 101 {
             return Ok(HeadKind::Final);
         }
-        // A switch that nobody asked for, or to something else, is not an answer.
+        // A switch that the client did not offer, or to another protocol, is not a valid answer.
         if head.offers(response.upgrade_to()) { Ok(HeadKind::Switch) } else { Err(Failure::BadAnswer(BadHead::Status)) }
     }
 }
 
 impl Exchange<'_> {
-    /// Passes an interim head on (RFC 9110 section 15.2), so that a client that waits for `100 Continue` gets the node's
+    /// Forwards an interim head (RFC 9110 section 15.2), so that a client that waits for `100 Continue` gets the node's
     /// and not ours.
     ///
-    /// Of a web node that is all that passes, and only to who waits for it: Varnish up to 7 takes any interim head for the
-    /// answer, and fails the fetch. (It waits for none: it answers `Expect` by itself and does not pass it on.) Past the
-    /// caches a page shows no `Link` either, and a `103` is nothing else.
+    /// From a web node only `100 Continue` is forwarded, and only to a client that expects it: Varnish up to 7 takes
+    /// any interim head for the answer, and fails the fetch. (Varnish never expects one: it answers `Expect` itself and
+    /// does not forward it.) A page that bypasses the caches loses its `Link` fields, so a `103` would have no content.
     pub(super) async fn pass_interim(&mut self, len: usize) -> Result<(), Failure> {
         let Request { answer, response, head, to_client, .. } = &mut *self.request;
         let passes = self.node.spec.role == Role::Varnish || (response.status == 100 && head.expects_continue());

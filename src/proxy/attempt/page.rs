@@ -1,9 +1,8 @@
-//! A page that comes past the caches, with its fragments filled in.
+//! A page that bypasses the caches, with its ESI fragments filled in.
 //!
-//! It was held until it was whole ([`super::head`]), so the node that rendered it has nothing else to do for this reader
-//! and is asked for the fragments, one after the other. A page longer than what is held is read on meanwhile, never more
-//! of it at once than one tag. What was filled in leaves as it is there: the reader sees the top of a page while its last
-//! fragment is rendered.
+//! The page is held until it is complete ([`super::head`]), so its node has no other work for this client and is asked
+//! for the fragments one at a time. A page longer than the hold limit is read incrementally, at most one tag ahead.
+//! Completed parts are sent at once: the reader sees the top of a page while its last fragment is rendered.
 
 use std::io;
 use std::mem;
@@ -24,15 +23,15 @@ use crate::fleet::Node;
 use crate::http1::{BodyDecoder, RequestHead, write_subrequest};
 use fragment::{DEEPEST, Fragment, LeftOut, MOST, OfPage};
 
-/// How much of a page is gathered for one write, and read at once, in bytes.
+/// Bytes gathered for one write, and read at once.
 const PIECE: usize = 32 * 1024;
 
-/// A page or a fragment, as far as it was read and not passed on.
+/// A page or a fragment, from the first byte that was not yet passed on.
 struct Document {
     bytes: Vec<u8>,
     taken: usize,
     parser: EsiParser,
-    /// What it was asked for by, for addresses that are relative to it.
+    /// Its request target, to resolve relative addresses.
     target: Vec<u8>,
 }
 
@@ -43,25 +42,25 @@ impl Document {
         Some(piece)
     }
 
-    /// Forgets what was passed on.
+    /// Drops what was passed on.
     fn waiting(&mut self) -> &mut Vec<u8> {
         self.bytes.drain(..mem::take(&mut self.taken));
         &mut self.bytes
     }
 }
 
-/// The page as it comes from the node.
+/// The page as read from the node.
 struct PageSource<'p> {
     upstream: &'p mut TcpStream,
-    /// Another request may be sent on it when the page has come to its end.
+    /// The page is complete, and the connection may carry another request.
     is_free: bool,
     decoder: BodyDecoder,
-    /// What the node sent behind it.
+    /// Bytes from the node after the page's end.
     surplus: &'p mut Vec<u8>,
 }
 
 impl PageSource<'_> {
-    /// Takes the frame off what was read.
+    /// Removes the framing from bytes that were read.
     fn take(&mut self, mut piece: Vec<u8>, into: &mut Vec<u8>) -> Result<(), Failure> {
         let (content, consumed) = self.decoder.decode_in_place(&mut piece).map_err(Failure::BadAnswerBody)?;
         into.extend_from_slice(&piece[..content]);
@@ -69,7 +68,7 @@ impl PageSource<'_> {
         Ok(())
     }
 
-    /// The connection, if nothing more is to come on it, and it stays.
+    /// The connection, if the page is complete and the connection is kept alive.
     fn connection(&mut self) -> Option<OfPage<'_>> {
         let is_free = self.is_free && self.decoder.is_done() && self.surplus.is_empty();
         is_free.then_some(OfPage { stream: self.upstream, is_free: &mut self.is_free })
@@ -87,10 +86,10 @@ impl PageSource<'_> {
     }
 }
 
-/// The answer as it goes to the client.
+/// The answer as sent to the client.
 struct PageSink<'p> {
     client: &'p mut Client,
-    /// The head, until it has been sent.
+    /// The head, until it is sent.
     wire: Vec<u8>,
     gathered: Vec<u8>,
     outgoing: Outgoing,
@@ -126,18 +125,18 @@ impl PageSink<'_> {
     }
 }
 
-/// Who asks for the fragments of a page, and of whom.
+/// Requests the fragments of a page from its node.
 struct Asking<'p> {
     node: &'p Node,
     head: &'p RequestHead,
-    /// How many were asked for.
+    /// The number of fragments requested so far.
     count: usize,
-    /// One took too long. The others are not asked for: a page is not worth a node's time without end.
+    /// One fragment timed out. The rest is skipped, so that a page cannot occupy a node without limit.
     is_late: bool,
 }
 
 impl Asking<'_> {
-    /// Fetches the fragment behind this address, relative to `base`, which stands so deep in others.
+    /// Fetches the fragment at this address, relative to `base`, at this nesting depth.
     async fn fragment(
         &mut self,
         client: &Client,
@@ -168,7 +167,7 @@ impl Asking<'_> {
         Ok(Document { bytes: body, taken: 0, parser, target })
     }
 
-    /// Says why a fragment is missing from a page.
+    /// Logs why a fragment is missing from a page.
     fn report(&self, client: &Client, source: &[u8], reason: &LeftOut) {
         if let Some(unsaid) = client.worker.notices.pass() {
             let path = String::from_utf8_lossy(self.head.path());
@@ -183,9 +182,9 @@ impl Asking<'_> {
 }
 
 impl Exchange<'_> {
-    /// Passes a page on whose body so far is in `answer`.
+    /// Relays a page whose body so far is in `answer`.
     pub(super) async fn relay_page(&mut self) -> Result<Relayed, Failure> {
-        // Before the head becomes that of the page as it leaves.
+        // Must run before the head is rewritten for the page as it is sent.
         let decoder = BodyDecoder::new(self.request.response.framing);
         let Begun { first: wire, outgoing, keep_alive } = self.begin()?;
         bypass::ask_for_fragments(&mut self.request.head);
@@ -204,14 +203,14 @@ impl Exchange<'_> {
     }
 }
 
-/// Passes a page on, and its fragments where they belong.
+/// Relays a page with its fragments filled in.
 async fn fill_in(
     source: &mut PageSource<'_>,
     sink: &mut PageSink<'_>,
     asking: &mut Asking<'_>,
     page: Document,
 ) -> Result<(), Failure> {
-    // The page, and the fragments in each other that are open: no more than `DEEPEST`.
+    // The page and the nested open fragments: no more than `DEEPEST`.
     let mut open = vec![page];
     loop {
         let depth = open.len();

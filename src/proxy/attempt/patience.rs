@@ -1,18 +1,17 @@
-//! How long an answer is waited for: as long as the connection lives.
+//! How long an answer is awaited: as long as its connection lives.
 //!
-//! A node that fails its health checks has not failed the requests that are under way there. A cache that stood still for
-//! two seconds, a web node whose database hiccuped, a node that was taken out of the configuration: each of them still
-//! answers what it has, and who is told meanwhile that it failed buys twice. So a verdict on the node ends no wait. What
-//! it does:
+//! A node that fails its health checks has not failed its requests in flight. A cache that stalled for two seconds, a
+//! web node whose database hiccuped, a node that was removed from the configuration: each still completes its requests,
+//! and a client that is told of a failure meanwhile buys twice. So a health verdict never ends a wait. What it does:
 //!
-//! - A safe request of which nothing was passed on may go to another node when this one is *down*, if there is one that
-//!   can take it: that makes failover quick, and to carry out a GET twice harms nobody. It moves once.
-//! - For any other request the connection is asked: the system sends keepalive probes on it and gives up on a node that
-//!   leaves them, or a request that was sent to it whole, without a sign for [`SILENCE`]. A hung process has a system that
-//!   answers for it, and is waited for; a machine that is gone has none. (Not so a request of which there is more to send:
-//!   the system counts a full receive window, which a hung process leaves, as no sign.)
+//! - A safe request whose answer has not begun may be retried on another node if this one is *down* and another can
+//!   take it: failover is quick, and a GET may be executed twice. It is moved once.
+//! - For any other request the connection is checked: the kernel sends keepalive probes and gives up on a node that
+//!   does not acknowledge them, or a completely sent request, for [`SILENCE`]. The kernel of a hung process still
+//!   acknowledges, so that node is awaited; a dead machine does not. (This does not apply to a request with more to
+//!   send: a hung process leaves its receive window full, which the kernel counts as no sign of life.)
 //!
-//! Beside that the phases have their limits, which no verdict makes longer.
+//! The phases also have their own limits, which no verdict extends.
 
 use std::mem;
 use std::sync::Arc;
@@ -28,15 +27,14 @@ use super::Exchange;
 use super::head::AwaitingHead;
 use crate::fleet::Node;
 
-/// How long the system of a node that is down or gone may give no sign of life on a connection.
+/// How long the kernel of a node that is down or gone may give no sign of life on a connection.
 const SILENCE: Duration = Duration::from_secs(15);
 
-/// How often it is asked for one.
+/// The interval between keepalive probes.
 const ASK_EVERY: Duration = Duration::from_secs(3);
 
 impl AwaitingHead<'_, '_> {
-    /// Ready with the reason when the wait for the head of the answer is to end. `for_client`: it is the client that is
-    /// waited for.
+    /// Ready with the reason if the wait for the answer's head is to end. `for_client`: the wait is for the client.
     pub(super) fn poll_patience(&mut self, cx: &mut Context<'_>, for_client: bool) -> Poll<Failure> {
         loop {
             let interrupt = ready!(self.exchange.client.deadline.poll_wait(cx, for_client));
@@ -57,7 +55,7 @@ impl AwaitingHead<'_, '_> {
             if let Some(other) = self.another_node() {
                 return Poll::Ready(Failure::NodeDown(other));
             }
-            // Perhaps there is one at the next sweep.
+            // Another node may be available at the next sweep.
             client.deadline.go_on();
         }
     }
@@ -68,20 +66,20 @@ impl AwaitingHead<'_, '_> {
     }
 }
 
-/// Makes the system ask for signs of life on a connection; reads and writes fail with `TimedOut` when there are none.
-/// `is_sent`: there is no more to send.
+/// Enables keepalive probes on a connection; reads and writes fail with `TimedOut` if they get no reply. `is_sent`: the
+/// request is sent completely.
 fn ask_for_life(stream: &TcpStream, is_sent: bool) {
     const PROBES: u32 = (SILENCE.as_secs() / ASK_EVERY.as_secs()) as u32;
     let socket = SockRef::from(stream);
     let probes = TcpKeepalive::new().with_time(ASK_EVERY).with_interval(ASK_EVERY).with_retries(PROBES - 1);
     #[cfg(target_os = "linux")]
-    // Also for what was sent and not acknowledged: no probes go out while that is repeated.
+    // TCP_USER_TIMEOUT covers unacknowledged data: no keepalive probes are sent during retransmission.
     let limited = if is_sent { socket.set_tcp_user_timeout(Some(SILENCE)) } else { Ok(()) };
     #[cfg(not(target_os = "linux"))]
     let limited = Ok(());
     let asked = limited.and_then(|()| socket.set_tcp_keepalive(&probes));
     if let Err(error) = asked {
-        tracing::debug!(%error, "a connection cannot be asked whether its node is there");
+        tracing::debug!(%error, "keepalive probes cannot be enabled on a connection");
     }
 }
 

@@ -1,4 +1,4 @@
-//! The second state of an attempt: the answer has begun, and goes on to its end.
+//! The second state of an attempt: the answer has begun, and is relayed to its end.
 
 use std::io;
 use std::rc::Rc;
@@ -14,19 +14,19 @@ use super::{Begun, Exchange, download_failure};
 use crate::http1::Framing;
 use crate::purge::Passage;
 
-/// What is on its way to a client as soon as it is written, in bytes: ten segments (RFC 6928). An answer that is no longer
-/// than this arrives also if the connection is closed at once and the client turns out to have sent more.
+/// Bytes that the kernel sends without waiting for an acknowledgement: ten segments (RFC 6928). An answer no longer
+/// than this arrives even if the connection is closed at once and the client turns out to have sent more.
 const FIRST_FLIGHT: u64 = 12 * 1024;
 
-/// An answer that went through.
+/// An answer that was relayed completely.
 pub(super) struct Relayed {
     /// The client may send another request after it.
     pub(super) keep_alive: bool,
-    /// How much of it was written, in bytes.
+    /// Bytes written of it.
     pub(super) sent: u64,
 }
 
-/// The body of an answer on its way to the client, with its head before it.
+/// The body of an answer on its way to the client, preceded by its head.
 pub(super) struct Download {
     pub(super) body: Transfer,
     /// The client may send another request after it.
@@ -34,19 +34,19 @@ pub(super) struct Download {
 }
 
 impl Download {
-    /// A download of which nothing was sent.
+    /// A download before its first write.
     pub(super) fn new(framing: Framing, Begun { first, outgoing, keep_alive }: Begun) -> Self {
         Download { body: Transfer::new(framing, outgoing, first), keep_alive }
     }
 }
 
-/// An answer on its way to the client.
+/// An answer being relayed to the client.
 pub(super) struct Relaying<'a, 'e> {
     exchange: &'a mut Exchange<'e>,
     download: Download,
-    /// How much of the answer was written, in bytes.
+    /// Bytes of the answer written so far.
     sent: u64,
-    /// The client has sent something behind its request, perhaps its end.
+    /// The client has sent something after its request, perhaps its end of stream.
     client_may_be_gone: bool,
 }
 
@@ -55,7 +55,7 @@ impl<'a, 'e> Relaying<'a, 'e> {
         Relaying { exchange, download, sent: 0, client_may_be_gone: false }
     }
 
-    /// Passes the answer on to its end.
+    /// Relays the answer to its end.
     pub(super) async fn run(mut self) -> Result<Relayed, Failure> {
         let worker = Rc::clone(&self.exchange.client.worker);
         let is_long = self.download.body.length_left().is_some_and(|left| left >= splice::WORTHWHILE);
@@ -82,12 +82,12 @@ impl<'a, 'e> Relaying<'a, 'e> {
     ) -> Poll<Result<(), Failure>> {
         let Exchange { client, request, upload, upstream, node, .. } = &mut *self.exchange;
         if upload.poll(cx, client, &mut upstream.stream).is_err() {
-            // The client may still read.
+            // The client may still be reading.
             upload.give_up();
         }
         if client.passage.as_ref().is_some_and(Passage::is_to_be_cut) {
             client.worker.shared.metrics.guard.cut.inc();
-            tracing::info!(request = %request.id, node = %node.id(), "an answer that a purge waits for has no end, and is cut");
+            tracing::info!(request = %request.id, node = %node.id(), "an endless answer delays a purge, and is cut");
             return Poll::Ready(Err(Failure::CutAnswer(io::ErrorKind::TimedOut.into())));
         }
         if upload.was_refused() {
@@ -103,7 +103,7 @@ impl<'a, 'e> Relaying<'a, 'e> {
         let Exchange { client, upload, .. } = &mut *self.exchange;
         let moved = sent + upload.take_moved();
         if !*entered {
-            // Most answers never get here: they are through at the first try.
+            // Most answers never get here: they complete at the first poll.
             *entered = true;
             client.deadline.enter(Phase::Body);
         } else if moved > 0 {
@@ -147,8 +147,8 @@ impl<'a, 'e> Relaying<'a, 'e> {
         polled
     }
 
-    /// Whether the client is certain to be there still: it has sent nothing since its request, no end either. Who has said
-    /// that it ends may wait for its answer, or be gone; nobody knows before something is written to it.
+    /// Whether the client is certainly still there: it has sent nothing since its request, nor closed. A client that
+    /// half-closed may be waiting for its answer or be gone; only a write can tell.
     fn poll_client_there(&mut self, cx: &mut Context<'_>) -> Result<bool, Failure> {
         let Exchange { client, upload, .. } = &mut *self.exchange;
         if !self.client_may_be_gone
@@ -163,7 +163,8 @@ impl<'a, 'e> Relaying<'a, 'e> {
 }
 
 impl Exchange<'_> {
-    /// What becomes of the client's connection after this answer. To be asked when the input is that of the next request.
+    /// The disposition of the client's connection after this answer. Call it once the input is that of the next
+    /// request.
     pub(super) fn after(&mut self, Relayed { keep_alive, sent }: Relayed) -> Disposition {
         if keep_alive {
             Disposition::KeepAlive

@@ -1,4 +1,4 @@
-//! The body of a request on its way to the node.
+//! The request body on its way to the node.
 
 use std::task::{Context, Poll};
 
@@ -8,39 +8,39 @@ use super::super::client::Client;
 use super::super::failure::Failure;
 use super::super::transfer::{Transfer, TransferError};
 
-/// How it stands with a body.
+/// The state of an upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Course {
-    /// It goes on, or has come to its end.
+    /// It is running, or complete.
     Running,
-    /// The client broke it off. The answer decides what becomes of the request.
+    /// The client aborted it. The answer decides the outcome of the request.
     GivenUp,
-    /// A write to the node failed. Its answer may come all the same.
+    /// A write to the node failed. Its answer may still arrive.
     Refused,
 }
 
-/// A request's body, with its head before it.
+/// A request's body, preceded by its head.
 pub(super) struct Upload {
     body: Transfer,
     course: Course,
-    /// Not a byte was handed to the system for the node.
+    /// No byte was handed to the kernel for the node.
     is_unsent: bool,
-    /// What the client sent beyond this request.
+    /// Bytes from the client after this request.
     beyond: Vec<u8>,
 }
 
 impl Upload {
-    /// An upload of which nothing was sent.
+    /// An upload before its first write.
     pub(super) fn new(body: Transfer) -> Self {
         Upload { body, course: Course::Running, is_unsent: true, beyond: Vec::new() }
     }
 
-    /// Takes what was read with the head. Returns how many of the bytes belong to this body.
+    /// Takes bytes read along with the head. Returns how many belong to this body.
     pub(super) fn feed(&mut self, bytes: &[u8]) -> Result<usize, Failure> {
         self.body.feed(bytes).map_err(failure)
     }
 
-    /// Moves the body on.
+    /// Copies what can be copied now.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -63,52 +63,52 @@ impl Upload {
         }
     }
 
-    /// Gives the rest of the body up.
+    /// Abandons the rest of the body.
     pub(super) fn give_up(&mut self) {
         self.course = Course::GivenUp;
     }
 
-    /// Bytes that were written since this was last asked.
+    /// Bytes written since the last call.
     pub(super) fn take_moved(&mut self) -> u64 {
         self.body.take_moved()
     }
 
-    /// Whether the node has all of it, or takes no more.
+    /// Whether the node has the complete body, or takes no more.
     pub(super) fn needs_no_more(&self) -> bool {
         self.course != Course::Running || self.body.is_done()
     }
 
-    /// Whether the node has all of it.
+    /// Whether the node has the complete body.
     pub(super) fn is_done(&self) -> bool {
         self.body.is_done()
     }
 
-    /// Whether a write to the node failed. The system tells of a reset once: a read may see a clean end then.
+    /// Whether a write to the node failed. The kernel reports a reset once: a later read may see a clean end.
     pub(super) fn was_refused(&self) -> bool {
         self.course == Course::Refused
     }
 
-    /// Whether not a byte of the request was handed to the node.
+    /// Whether no byte of the request was sent to the node.
     pub(super) fn is_unsent(&self) -> bool {
         self.is_unsent
     }
 
-    /// Whether bytes were read from the client beyond those that came with the head: then the request cannot be repeated.
+    /// Whether bytes were read from the client beyond those with the head: then the request cannot be repeated.
     pub(super) fn has_read(&self) -> bool {
         self.body.has_read()
     }
 
-    /// Whether it is the node that is waited for, and not the client.
+    /// Whether the upload waits for the node, not for the client.
     pub(super) fn waits_for_node(&self) -> bool {
         self.body.waits_for_sink()
     }
 
-    /// Appends what the client sent beyond this request.
+    /// Appends the client's bytes after this request to `input`.
     pub(super) fn give_beyond(&mut self, input: &mut Vec<u8>) {
         input.append(&mut self.beyond);
     }
 
-    /// The buffer that the body was made with.
+    /// The buffer passed to the constructor.
     pub(super) fn into_buffer(self) -> Vec<u8> {
         self.body.into_buffer()
     }

@@ -1,13 +1,13 @@
 //! The fragments of a page (`<esi:include>`), fetched from the web node that rendered it.
 //!
-//! A reader holds one of the requests that a bypass may put on a node, and his fragments come one after the other within
-//! it: the page was read to its end before, so the node has never more than one of his requests to work on. They come over
-//! the connection of the page, if that is free again: a page has taken one of the files that there are for connections,
-//! and must not wait for a second one that other pages have. A fragment that cannot be had is left out, as Varnish leaves out one with `onerror="continue"`, and the page goes on; Varnish 7.1
-//! would put the text of the error into it.
+//! A reader takes one slot of the bypass limit of a node, and his fragments are fetched one at a time within it: the
+//! page is read to its end first, so a node never works on more than one of his requests. Fragments use the page's
+//! connection if it is free again: a page already holds one of the files for connections, and must not wait for a
+//! second one that other pages hold. An unavailable fragment is left out, as Varnish does with `onerror="continue"`,
+//! and the page continues; Varnish 7.1 would insert the error text.
 //!
-//! Only the shop itself is asked. Varnish sends every address to its own backend, whatever host it names; here the name has
-//! to be that of the page, because the node's host is what the page's reader asked for.
+//! Only the shop itself is asked. Varnish sends every address to its own backend, whatever host it names; here the host
+//! has to be that of the page, because the node serves the host that the reader requested.
 
 use std::io;
 use std::time::Instant;
@@ -26,23 +26,24 @@ use crate::upstream::{Openness, UpstreamConnection};
 /// The longest fragment, in bytes. Magento's menus are a tenth of it.
 const LONGEST: usize = 1 << 20;
 
-/// How deep fragments may stand in fragments: Varnish's `max_esi_depth`.
+/// The deepest nesting of fragments: Varnish's `max_esi_depth`.
 pub(in crate::proxy) const DEEPEST: usize = 5;
 
-/// The most fragments of one page, in all depths together: a page that includes itself costs a node no more than this.
+/// The most fragments of one page, at all depths together, so that a page that includes itself costs a node no more
+/// than this.
 pub(in crate::proxy) const MOST: usize = 64;
 
-/// Interim heads that are read over before the answer.
+/// The most interim heads that are skipped before the answer.
 const MAX_INTERIM: usize = 16;
 
-/// How much is read at once.
+/// Bytes read at once.
 const READ: usize = 16 * 1024;
 
-/// What was fetched.
+/// A fetched fragment.
 #[derive(Debug)]
 pub(in crate::proxy) struct Fragment {
     pub(in crate::proxy) body: Vec<u8>,
-    /// There may be fragments in it.
+    /// It may contain fragments itself.
     pub(in crate::proxy) is_markup: bool,
 }
 
@@ -77,9 +78,9 @@ pub(in crate::proxy) enum LeftOut {
     Late,
 }
 
-/// What to ask the shop for, where the address in a page is one of its own: a path, one relative to `base` (the target of
-/// the page it stands in), or the same `host`. Of the scheme nothing depends: Magento writes `http`, because Varnish
-/// knows no other.
+/// The request target for an address in a page, if it is one of the shop's own: a path, one relative to `base` (the
+/// target of the enclosing page), or a URL with the same `host`. The scheme is ignored: Magento writes `http`, because
+/// Varnish knows no other.
 pub(in crate::proxy) fn target_of(source: &[u8], host: &[u8], base: &[u8]) -> Option<Vec<u8>> {
     let source = source.split(|&byte| byte == b'#').next().unwrap_or_default();
     if source.starts_with(b"/") {
@@ -92,7 +93,7 @@ pub(in crate::proxy) fn target_of(source: &[u8], host: &[u8], base: &[u8]) -> Op
         let slash: &[u8] = if target.starts_with(b"/") { b"" } else { b"/" };
         return is_ours.then(|| [slash, target].concat());
     }
-    // Any other scheme, and what only looks like one.
+    // Any other scheme, and anything that resembles one.
     let path = source.split(|&byte| matches!(byte, b'?' | b'/')).next().unwrap_or_default();
     if path.contains(&b':') {
         return None;
@@ -102,14 +103,14 @@ pub(in crate::proxy) fn target_of(source: &[u8], host: &[u8], base: &[u8]) -> Op
     Some([&page[..=folder], source].concat())
 }
 
-/// The connection of the page, on which nothing is under way.
+/// The page's connection, with no request in flight.
 pub(in crate::proxy) struct OfPage<'p> {
     pub(in crate::proxy) stream: &'p mut TcpStream,
     /// Another request may be sent on it.
     pub(in crate::proxy) is_free: &'p mut bool,
 }
 
-/// Sends a request with this head to a node, over the connection of the page if there is `of_page`, and reads the answer.
+/// Sends a request with this head to a node, over the page's connection if `of_page` is given, and reads the answer.
 pub(in crate::proxy) async fn fetch(
     client: &Client,
     node: &Node,
@@ -119,10 +120,10 @@ pub(in crate::proxy) async fn fetch(
     client.deadline.enter(Phase::Fragment);
     let fetched = async {
         if let Some(OfPage { stream, is_free }) = of_page {
-            // Until the answer has come to its end.
+            // Until the answer is complete.
             *is_free = false;
             match ask(client, stream, request).await {
-                // The node closed a connection that it had kept for us: its good right.
+                // The node closed an idle connection, which it may do at any time.
                 Err(LeftOut::NoAnswer(_)) => {}
                 asked => {
                     return asked.map(|(fragment, stays)| {
@@ -168,7 +169,7 @@ async fn ask_and_keep(
     Ok(fragment)
 }
 
-/// Asks over this connection. Returns also whether another request may be sent on it.
+/// Sends the request on this connection. Also returns whether the connection may carry another one.
 async fn ask(client: &Client, stream: &mut TcpStream, request: &[u8]) -> Result<(Fragment, bool), LeftOut> {
     stream.write_all(request).await.map_err(LeftOut::NoAnswer)?;
     let limits = &client.worker.shared.limits;
@@ -204,7 +205,7 @@ async fn ask(client: &Client, stream: &mut TcpStream, request: &[u8]) -> Result<
     Ok((Fragment { body, is_markup }, head.keep_alive && surplus == 0))
 }
 
-/// Reads up to the end of the final head; returns its length in `input`. `limits`: its bytes, and its fields.
+/// Reads up to the end of the final head; returns its length in `input`. `limits`: the most bytes and the most fields.
 async fn read_head(
     stream: &mut TcpStream,
     input: &mut Vec<u8>,

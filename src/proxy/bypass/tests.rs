@@ -1,7 +1,7 @@
 use super::*;
 use crate::http1::{Version, write_response};
 
-/// The head that the client gets of an answer with these fields to this request.
+/// The head that the client gets for an answer with these fields to this request.
 fn delivered(request: &str, fields: &str) -> String {
     let asked = format!("{request} HTTP/1.1\r\nHost: a\r\n\r\n");
     let bytes = format!("HTTP/1.1 200 OK\r\n{fields}Content-Length: 2\r\n\r\n");

@@ -1,6 +1,6 @@
-//! Header blocks, read for two things: to keep the table that they share, and to say whether each is well formed.
+//! Header blocks are decoded to maintain the dynamic table, and to check whether each block is well formed.
 //!
-//! See [`super::screen`] for what that is good for. A block is written anew with every field as it is, without a table.
+//! [`super::screen`] says why. A block is written again with every field as a literal, without the table.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -9,13 +9,13 @@ use http::{HeaderName, HeaderValue, Method, StatusCode};
 
 use super::huffman;
 
-/// The most that the table may have (RFC 9113 section 6.5.2: what it is unless a setting says otherwise, and ours does not).
+/// The largest size of the table (RFC 9113 section 6.5.2: the default, and our settings do not change it).
 const TABLE_SIZE: usize = 4096;
 
-/// What an entry counts beside its name and its value (RFC 7541 section 4.1).
+/// The overhead of an entry beside its name and value (RFC 7541 section 4.1).
 const ENTRY: usize = 32;
 
-/// The entries that are always there (RFC 7541 appendix A).
+/// The static table (RFC 7541 appendix A).
 const STATIC: [(&str, &str); 61] = [
     (":authority", ""),
     (":method", "GET"),
@@ -80,17 +80,17 @@ const STATIC: [(&str, &str); 61] = [
     ("www-authenticate", ""),
 ];
 
-/// A block that cannot be read: nobody knows what the table is from here on (RFC 7541 section 2.3.3).
+/// A block that cannot be decoded: the state of the table is unknown from here on (RFC 7541 section 2.3.3).
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct BadHeaderBlock;
 
-/// A name and a value.
+/// Name and value.
 type HeaderField = (Rc<[u8]>, Rc<[u8]>);
 
-/// The table of one connection's requests.
+/// The dynamic table of one connection's requests.
 #[derive(Debug)]
 pub(super) struct Table {
-    /// The newest first.
+    /// Newest first.
     entries: VecDeque<HeaderField>,
     size: usize,
     max: usize,
@@ -101,9 +101,9 @@ impl Table {
         Table { entries: VecDeque::new(), size: 0, max: TABLE_SIZE }
     }
 
-    /// Reads a whole block, and appends its fields to `out` as literals. What is beyond `limit`, counted as
-    /// SETTINGS_MAX_HEADER_LIST_SIZE is, is left out. False if the block is malformed (RFC 9113 section 8.1.1) in a way that
-    /// h2 takes for one that cannot be read.
+    /// Decodes a complete block, and appends its fields to `out` as literals. Fields beyond `limit`, counted like
+    /// SETTINGS_MAX_HEADER_LIST_SIZE, are left out. False if the block is malformed (RFC 9113 section 8.1.1) in a way
+    /// that h2 treats as undecodable.
     pub(super) fn rewrite(&mut self, block: &[u8], limit: usize, out: &mut Vec<u8>) -> Result<bool, BadHeaderBlock> {
         let mut rest = Input(block);
         let (mut listed, mut is_well_formed, mut has_fields) = (0, true, false);
@@ -157,7 +157,7 @@ impl Table {
     fn insert(&mut self, name: &Rc<[u8]>, value: &Rc<[u8]>) {
         let size = name.len() + value.len() + ENTRY;
         self.evict(size);
-        // One that is larger than the table empties it (RFC 7541 section 4.4).
+        // An entry larger than the table empties it (RFC 7541 section 4.4).
         if size <= self.max {
             self.size += size;
             self.entries.push_front((Rc::clone(name), Rc::clone(value)));
@@ -172,18 +172,18 @@ impl Table {
     }
 }
 
-/// What is left of a block.
+/// The unread rest of a block.
 struct Input<'b>(&'b [u8]);
 
 impl Input<'_> {
-    /// An integer with a prefix of as many bits (RFC 7541 section 5.1).
+    /// An integer with a prefix of `bits` bits (RFC 7541 section 5.1).
     fn integer(&mut self, bits: u32) -> Result<usize, BadHeaderBlock> {
         let mask = (1 << bits) - 1;
         let mut value = usize::from(self.byte()? & mask);
         if value < usize::from(mask) {
             return Ok(value);
         }
-        // Nothing is as long as five bytes can say.
+        // Five bytes exceed any valid length.
         for shift in [0, 7, 14, 21] {
             let byte = self.byte()?;
             value += usize::from(byte & 0x7f) << shift;
@@ -214,7 +214,7 @@ impl Input<'_> {
     }
 }
 
-/// Whether h2 can read this field: by the same functions. What it makes of a field that it can read is its own affair.
+/// Whether h2 can decode this field, checked with the same functions. How h2 treats a decodable field is left to h2.
 fn is_valid(name: &[u8], value: &[u8]) -> bool {
     match name {
         b":method" => Method::from_bytes(value).is_ok(),
@@ -224,7 +224,7 @@ fn is_valid(name: &[u8], value: &[u8]) -> bool {
     }
 }
 
-/// Writes a string as it is.
+/// Writes a string without Huffman coding.
 fn put_string(out: &mut Vec<u8>, string: &[u8]) {
     let length = string.len();
     if length < 0x7f {
@@ -304,7 +304,7 @@ mod tests {
             (":method", ""),
             (":status", "20"),
         ] {
-            // With a place in the table, to which the next block points.
+            // Also as a table entry, which the next block references.
             let mut block = written(&[(name, value)]);
             block[0] = 0x40;
             assert!(!rewritten(&mut table, &block).unwrap().0, "{name:?}: {value:?}");

@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-/// The code of each byte, and of the end of a string, with its length in bits (RFC 7541 appendix B).
+/// The code of each byte, and of the end-of-string symbol (EOS), with its length in bits (RFC 7541 appendix B).
 const CODES: [(u32, u32); 257] = [
     (0x1ff8, 13),
     (0x7fffd8, 23),
@@ -263,10 +263,10 @@ const CODES: [(u32, u32); 257] = [
     (0x3fffffff, 30),
 ];
 
-/// The end of a string, which never stands in one.
+/// EOS, which must not occur in a string.
 const END: usize = 256;
 
-/// What four bits do: where they lead, and the byte that they complete.
+/// The effect of four bits: the next state, and the byte that they complete.
 #[derive(Clone, Copy, Default)]
 struct Transition {
     next: u16,
@@ -282,7 +282,7 @@ struct Machine {
 
 static MACHINE: LazyLock<Machine> = LazyLock::new(Machine::build);
 
-/// A node of the code: what the next bit leads to. Up to [`END`] a leaf, above it the node with what is beyond as its number.
+/// A child in the code tree: up to [`END`] a leaf, above it the node with the number `child - INNER`.
 const INNER: usize = END + 1;
 
 impl Machine {
@@ -329,7 +329,7 @@ impl Machine {
     }
 }
 
-/// Appends what a string says. `None` if it is no string of this code.
+/// Appends the decoded string. `None` if the code is invalid.
 pub(super) fn decode(bytes: &[u8], out: &mut Vec<u8>) -> Option<()> {
     let machine = &*MACHINE;
     let mut at = 0;
@@ -385,7 +385,7 @@ mod tests {
 
     #[test]
     fn what_is_padded_wrongly_or_has_the_end_inside_is_refused() {
-        // Eight ones, zeros as padding, and the end of a string.
+        // Eight ones, zeros as padding, and EOS.
         for bytes in [&[0xff][..], &[0x18, 0x00], &[0xff, 0xff, 0xff, 0xff], &[0xff, 0xff, 0xff, 0xfc]] {
             assert_eq!(decoded(bytes), None, "{bytes:?}");
         }

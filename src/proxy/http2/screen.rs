@@ -1,15 +1,15 @@
-//! What a client sends by HTTP/2, made such that one malformed request ends no other.
+//! Screens a client's HTTP/2 frames, so that one malformed request does not end the others on its connection.
 //!
-//! A malformed request is an error of its stream (RFC 9113 section 8.1.1). h2, on which hyper stands, agrees for what it finds
-//! once a field is read; but a name or a value that cannot be one (an upper-case letter, a control byte, an unknown pseudo
-//! field) it finds in its decoder, and there every error ends the connection, with the requests of everybody else on it: for
-//! a CDN before the shop, of all its readers. It cannot be told otherwise from outside. So header blocks are read here first.
-//! A block that is well formed goes on with every field written out, so that h2 needs no table. A malformed one is replaced
-//! by one that h2 does take for a malformed request, and answers, counts and forgets as it does all others.
+//! A malformed request is a stream error (RFC 9113 section 8.1.1). h2, on which hyper is built, follows that for errors
+//! in a decoded field; but an invalid name or value (an upper-case letter, a control byte, an unknown pseudo field) is
+//! found in its decoder, and there every error ends the connection with all its requests: if the client is a CDN, those
+//! of all its readers. h2 has no setting for that. So header blocks are decoded here first. A well-formed block is
+//! passed on with every field as a literal, so that h2 needs no table. A malformed one is replaced by one that h2
+//! treats as a malformed request, and so answers, counts and forgets like any other.
 //!
-//! The same for frames that RFC 9113 makes errors of a stream and h2 errors of the connection: WINDOW_UPDATE by 0 (section
-//! 6.9) and PRIORITY of a wrong length (section 6.3). What cannot be read at all goes on to h2 to end the connection: a block
-//! that is no HPACK (RFC 7541 section 2.3.3), frames that are too long, or where none may be.
+//! The same holds for frames that RFC 9113 makes stream errors and h2 connection errors: WINDOW_UPDATE by 0 (section
+//! 6.9) and PRIORITY of a wrong length (section 6.3). Undecodable input is passed on for h2 to end the connection: a
+//! block that is not valid HPACK (RFC 7541 section 2.3.3), frames that are too long or out of order.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -19,21 +19,21 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::hpack::{BadHeaderBlock, Table};
 
-/// `PRI * HTTP/2.0` and so on (RFC 9113 section 3.4), in bytes.
+/// The length of the preface, `PRI * HTTP/2.0` and so on (RFC 9113 section 3.4), in bytes.
 const PREFACE: usize = 24;
 
-/// The head of a frame, and the longest rest of one (what SETTINGS_MAX_FRAME_SIZE is unless it is set), in bytes.
+/// The length of a frame's head, and the longest payload (the default of SETTINGS_MAX_FRAME_SIZE), in bytes.
 const FRAME_HEAD: usize = 9;
 const MAX_FRAME: usize = 16 * 1024;
 
-/// The longest header block, in bytes and in frames. h2 has bounds of its own, but sees a block only when it is whole.
+/// The longest header block, in bytes and in frames. h2 has its own limits, but gets only complete blocks.
 const MAX_BLOCK: usize = 256 * 1024;
 const MAX_BLOCK_FRAMES: usize = 64;
 
-/// More frames of one block than h2 takes, whatever the limit of a head: at most 1 MiB of them, and a quarter more.
+/// More frames of one block than h2 accepts, whatever the head limit: at most 1 MiB of them, and a quarter more.
 const TOO_MANY_FRAMES: usize = 128;
 
-/// How much is read at once.
+/// Bytes read at once.
 const READ: usize = 8 * 1024;
 
 const HEADERS: u8 = 1;
@@ -46,10 +46,10 @@ const END_HEADERS: u8 = 0x4;
 const PADDED: u8 = 0x8;
 const HAS_PRIORITY: u8 = 0x20;
 
-/// `connection: x` as a literal: a field that makes a request malformed for h2.
+/// `connection: x` as a literal: a field that h2 treats as a malformed request.
 const MALFORMED: &[u8] = b"\0\x0aconnection\x01x";
 
-/// An entry that no table has.
+/// An index that no table has.
 const UNREADABLE: &[u8] = &[0x80];
 
 /// The client's side of a connection, screened.
@@ -57,7 +57,7 @@ const UNREADABLE: &[u8] = &[0x80];
 pub(super) struct Screen<S> {
     inner: S,
     frames: Frames,
-    /// What goes on, from `taken` on.
+    /// Output for h2, from `taken` on.
     ready: Vec<u8>,
     taken: usize,
 }
@@ -73,7 +73,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Screen<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         while this.taken == this.ready.len() {
-            // At rest it holds no buffer.
+            // An idle connection holds no buffer.
             (this.ready, this.taken) = (Vec::new(), 0);
             let mut piece = [0; READ];
             let mut read = ReadBuf::new(&mut piece);
@@ -116,20 +116,20 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Screen<S> {
     }
 }
 
-/// The frames of a client.
+/// The parser of a client's frames.
 #[derive(Debug)]
 struct Frames {
     table: Table,
     max_list: usize,
-    /// The part of a frame that is not whole yet.
+    /// An incomplete frame.
     input: Vec<u8>,
-    /// Bytes that go on as they come.
+    /// Bytes of the current frame that are passed on unchanged.
     pass: usize,
-    /// A header block that is not whole yet.
+    /// An incomplete header block.
     block: Option<HeaderBlock>,
-    /// The highest stream that was opened.
+    /// The highest stream opened so far.
     highest: u32,
-    /// The connection has come to its end, which h2 finds in what it is given: everything goes on as it comes.
+    /// h2 will end the connection for what it was given: all further input is passed on unchanged.
     blind: bool,
 }
 
@@ -137,13 +137,13 @@ struct Frames {
 struct HeaderBlock {
     stream: u32,
     end_stream: u8,
-    /// A stream that depends on itself.
+    /// The stream depends on itself.
     malformed: bool,
     bytes: Vec<u8>,
     frames: usize,
 }
 
-/// The head of a frame.
+/// A frame's head.
 #[derive(Clone, Copy)]
 struct FrameHead {
     length: usize,
@@ -173,7 +173,7 @@ impl Frames {
         }
     }
 
-    /// Takes what has come; what goes on is appended to `out`.
+    /// Takes input; the output is appended to `out`.
     fn take(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
         let kept = std::mem::take(&mut self.input);
         let joined;
@@ -200,13 +200,13 @@ impl Frames {
         }
     }
 
-    /// Takes the frame that begins here, or leaves it to be passed on. `None` if more of it must come first.
+    /// Handles the frame that begins here, or leaves it to be passed on. `None` if it needs more input.
     fn frame(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Option<usize> {
         let head = FrameHead::parse(bytes)?;
         let follows = self.block.as_ref().is_some_and(|block| head.kind == CONTINUATION && head.stream == block.stream);
         if head.length > MAX_FRAME || (self.block.is_some() && !follows) {
             if let Some(HeaderBlock { stream, end_stream, .. }) = self.block.take() {
-                // h2 hears that a block has begun, and sees what follows it.
+                // h2 learns that a block has begun, and rejects the frame after it.
                 put_head(out, 0, HEADERS, end_stream, stream);
             }
             self.blind = true;
@@ -230,7 +230,7 @@ impl Frames {
             HEADERS => self.begin_block(head, payload, out),
             CONTINUATION => self.continue_block(head, payload, out),
             WINDOW_UPDATE if payload.iter().any(|&byte| byte != 0) => out.extend_from_slice(&bytes[..whole]),
-            // Of a stream that is not there yet it is an error that nobody could be told.
+            // For a stream that is not open yet, this error could not be reported.
             PRIORITY if !is_known => {}
             _ => put_block(out, head.stream, 0, MALFORMED),
         }
@@ -240,7 +240,7 @@ impl Frames {
     fn begin_block(&mut self, head: FrameHead, payload: &[u8], out: &mut Vec<u8>) {
         self.highest = self.highest.max(head.stream);
         let Some((bytes, depends_on)) = fragment(head.flags, payload) else {
-            // More padding than there is frame.
+            // The padding exceeds the frame.
             put_block(out, head.stream, 0, UNREADABLE);
             self.blind = true;
             return;
@@ -255,7 +255,7 @@ impl Frames {
         block.bytes.extend_from_slice(payload);
         block.frames += 1;
         if block.bytes.len() > MAX_BLOCK || block.frames > MAX_BLOCK_FRAMES {
-            // h2 has a bound of its own, and says what it is.
+            // h2 has its own limit, and reports the error.
             put_head(out, 0, HEADERS, block.end_stream, block.stream);
             (0..TOO_MANY_FRAMES).for_each(|_| put_head(out, 0, CONTINUATION, 0, block.stream));
             self.blind = true;
@@ -283,8 +283,8 @@ impl Frames {
     }
 }
 
-/// The part of a HEADERS frame that belongs to the block, and the stream that it depends on. `None` if it has more padding
-/// than there is of it.
+/// The part of a HEADERS frame that belongs to the block, and the stream that it depends on. `None` if the padding
+/// exceeds the frame.
 fn fragment(flags: u8, mut payload: &[u8]) -> Option<(&[u8], Option<u32>)> {
     let mut padding = 0;
     if flags & PADDED != 0 {

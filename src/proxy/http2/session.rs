@@ -1,9 +1,8 @@
-//! The TLS session under an HTTP/2 connection: hyper speaks over it, and we end it.
+//! The TLS session of an HTTP/2 connection: hyper speaks over it, and we end it.
 //!
-//! hyper drops its socket as soon as it has written its last frame. But a client that still reads its last answers goes on
-//! to say how much room it has for more; a socket that was closed answers that with a reset, and with it goes whatever the
-//! client did not have yet. So the session is shared: when hyper is done, what the client says is read over until it
-//! closes, too, as for HTTP/1.1.
+//! hyper drops its socket as soon as it has written its last frame. But a client that still reads its last answers
+//! keeps sending window updates; a closed socket answers those with a reset, and the client loses what it has not read
+//! yet. So the session is shared: when hyper is done, input is discarded until the client closes, too, as for HTTP/1.1.
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
@@ -21,7 +20,7 @@ use crate::proxy::deadline::{Deadline, Phase};
 /// How long a client may go on after our last frame: as long as with HTTP/1.1.
 const LINGER_LIMIT: Duration = Duration::from_secs(30);
 
-/// A handle of the session. One is hyper's, and one ours.
+/// A handle of the session. hyper has one, and we have one.
 #[derive(Clone, Debug)]
 pub(super) struct TlsSession(Rc<RefCell<Box<TlsStream<TcpStream>>>>);
 
@@ -30,10 +29,10 @@ impl TlsSession {
         TlsSession(Rc::new(RefCell::new(stream)))
     }
 
-    /// Says that there is no more, and reads over what still comes, as long as it comes.
+    /// Sends close_notify, and discards input until the client closes.
     pub(super) async fn end(mut self, deadline: &Deadline) {
         deadline.enter(Phase::Linger);
-        // A client that is gone already needs no farewell.
+        // An error only means that the client has already gone.
         _ = deadline.limit(self.shutdown()).await;
         let began = Instant::now();
         let mut unheard = [0; 1024];

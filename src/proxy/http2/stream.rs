@@ -1,7 +1,7 @@
-//! What hyper and the data path hand each other of one request: bytes on both sides.
+//! The exchange of one request between hyper and the data path: bytes on both sides.
 //!
-//! What goes down waits in a slot that holds one piece, so neither side can run ahead of the other. Both ends know when the
-//! other has gone: the slot says to the data path that nobody wants the rest, and to hyper whether the answer is whole.
+//! The answer passes through a slot that holds one piece, so neither side can run ahead of the other. Each side learns
+//! when the other has gone: the data path that the rest is not wanted, and hyper whether the answer is complete.
 
 use std::cell::RefCell;
 use std::io;
@@ -17,24 +17,24 @@ use tokio::sync::oneshot;
 
 use crate::http1::{ResponseHead, error_fields};
 
-/// The most that one write hands to hyper, in bytes: that much may wait for the client per stream.
+/// The most bytes handed to hyper in one write, and so buffered per stream for the client.
 pub(super) const PIECE: usize = 32 * 1024;
 
-/// What waits between the data path and hyper: one piece of the answer, and how it ended.
+/// The slot between the data path and hyper: one piece of the answer, and how it ended.
 #[derive(Debug, Default)]
 pub(super) struct AnswerSlot {
     piece: Option<Bytes>,
     end: Option<AnswerEnd>,
-    /// hyper wants nothing more: the client cancelled the request, or is gone.
+    /// hyper wants no more: the client cancelled the request, or is gone.
     gone: bool,
-    /// hyper holds the other end of this.
+    /// hyper holds the other end.
     held: bool,
     writer: Option<Waker>,
     reader: Option<Waker>,
 }
 
 impl AnswerSlot {
-    /// Ready when hyper has let go of the answer: because it has all of it, or wants no more.
+    /// Ready once hyper has dropped the answer: because it has all of it, or wants no more.
     pub(super) fn poll_let_go(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.held {
             return Poll::Ready(());
@@ -53,7 +53,7 @@ enum AnswerEnd {
 /// The client's end of one request.
 #[derive(Debug)]
 pub(in crate::proxy) struct Http2Stream {
-    /// The method is HEAD, whatever became of the rest of its head.
+    /// The request was HEAD, even if its head was later rejected.
     is_head: bool,
     request: Incoming,
     unread: Bytes,
@@ -66,18 +66,18 @@ impl Http2Stream {
         Http2Stream { is_head, request, unread: Bytes::new(), head: Some(head), slot: Rc::default() }
     }
 
-    /// What hyper may still take of the answer. The request is given up where it is not complete.
+    /// Leaves the rest of the answer to hyper. If it is incomplete, the stream is reset.
     pub(super) fn into_slot(self) -> Rc<RefCell<AnswerSlot>> {
         Rc::clone(&self.slot)
     }
 
-    /// Begins the answer. Its body is what is written from now on; `empty` says that there is none. False where the head
-    /// cannot be carried, or nobody waits for it.
+    /// Begins the answer. Later writes are its body; `empty` says that it has none. False if the head cannot be
+    /// represented, or the client has gone.
     pub(in crate::proxy) fn begin_answer(&mut self, head: &ResponseHead, empty: bool) -> bool {
         head_of(head).is_some_and(|head| self.send_head(head, empty))
     }
 
-    /// An answer of our own.
+    /// Sends an answer of our own.
     pub(in crate::proxy) fn answer_with(&mut self, status: u16, text: &str, head_only: bool) -> bool {
         let mut response = Response::new(());
         let Ok(code) = StatusCode::from_u16(status) else { return false };
@@ -103,12 +103,12 @@ impl Http2Stream {
         self.head.take().is_some_and(|answered| answered.send(head.map(|()| body)).is_ok())
     }
 
-    /// The answer is complete.
+    /// Marks the answer as complete.
     pub(in crate::proxy) fn finish(&mut self) {
         self.end(AnswerEnd::Whole);
     }
 
-    /// The answer is cut: the client sees a reset stream, never a complete answer.
+    /// Cuts the answer: the client sees a reset stream, never a complete answer.
     pub(super) fn reset(&mut self) {
         self.head = None;
         self.end(AnswerEnd::Cut);
@@ -122,7 +122,7 @@ impl Http2Stream {
         }
     }
 
-    /// Whether the client gave up before it had its answer.
+    /// Whether the client cancelled the request before its answer was complete.
     pub(in crate::proxy) fn was_cancelled(&self) -> bool {
         self.slot.borrow().gone || self.head.as_ref().is_some_and(oneshot::Sender::is_closed)
     }
@@ -142,9 +142,9 @@ impl Http2Stream {
         while self.unread.is_empty() {
             match ready!(Pin::new(&mut self.request).poll_frame(cx)) {
                 None if self.request.is_end_stream() => return Poll::Ready(Ok(())),
-                // hyper tells a request that was reset without an error like one that has ended.
+                // hyper reports a reset request body like a complete one, without an error.
                 None => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
-                // Trailers of a request are not passed on.
+                // A request's trailers are not forwarded.
                 Some(Ok(frame)) => self.unread = frame.into_data().unwrap_or_default(),
                 Some(Err(error)) => return Poll::Ready(Err(io::Error::other(error))),
             }
@@ -171,8 +171,8 @@ impl Http2Stream {
         Poll::Ready(Ok(piece.len()))
     }
 
-    /// Never waits. Wakes the task when the client gives the request up: whoever waits for the next bytes of a node would
-    /// else hear of it only with them.
+    /// Never waits. Registers for a wake-up when the client cancels the request: a task that waits for the node would
+    /// otherwise notice only with the node's next bytes.
     pub(in crate::proxy) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut slot = self.slot.borrow_mut();
         if slot.gone {
@@ -184,13 +184,13 @@ impl Http2Stream {
 }
 
 impl Drop for Http2Stream {
-    /// Nothing ends well that was not said to.
+    /// Dropping without `finish` resets the stream.
     fn drop(&mut self) {
         self.end(AnswerEnd::Cut);
     }
 }
 
-/// The body of an answer, as hyper takes it.
+/// The body of an answer, as hyper reads it.
 #[derive(Debug)]
 pub(super) struct AnswerBody(Rc<RefCell<AnswerSlot>>);
 
@@ -237,14 +237,14 @@ impl Drop for AnswerBody {
     }
 }
 
-/// Keeps the waker of a task that waits for something.
+/// Stores the waker of a waiting task.
 pub(super) fn keep_waker(kept: &mut Option<Waker>, cx: &Context<'_>) {
     if !kept.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
         *kept = Some(cx.waker().clone());
     }
 }
 
-/// The head of an answer, as hyper wants it. `None` where it has bytes that HTTP/2 cannot carry.
+/// The head of an answer, as hyper wants it. `None` if it has bytes that HTTP/2 cannot carry.
 fn head_of(head: &ResponseHead) -> Option<Response<()>> {
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::from_u16(head.status).ok()?;

@@ -158,14 +158,14 @@ fn a_regular_expression_of_tags_is_never_longer_than_pcre2_takes() {
     assert!(keys.len() > 65_500);
 }
 
-/// A page as a node has it: no tag, no header.
+/// A page in a node's cache. Without a tag it has no tag header.
 #[derive(Clone, Debug)]
 struct Page {
     tags: BTreeSet<String>,
     pool: &'static str,
 }
 
-/// What becomes of a page. The later ones are stronger.
+/// The fate of a page. Later ones are stronger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Fate {
     Kept,
@@ -183,7 +183,7 @@ impl Page {
         (!tags.is_empty()).then(|| tags.join(","))
     }
 
-    /// What the purges say, target by target.
+    /// The page's fate according to the purges, target by target.
     fn purged(&self, purges: &[Purge]) -> Fate {
         let is_named = |target: &Target| match target {
             Target::All => true,
@@ -197,7 +197,7 @@ impl Page {
         purges.iter().map(fate).max().unwrap_or(Fate::Kept)
     }
 
-    /// What a node makes of the bans.
+    /// The page's fate according to the bans.
     fn banned(&self, bans: &[Ban]) -> Fate {
         let fate = |ban: &Ban| {
             let (is_banned, soft) = match ban {
@@ -217,7 +217,7 @@ fn matches(pattern: &str, header: Option<String>) -> bool {
     header.is_some_and(|header| Regex::new(pattern).unwrap().is_match(header.as_bytes()).unwrap())
 }
 
-/// Few characters, so that tags meet: each means something somewhere, and two of several bytes begin alike.
+/// A small alphabet, so that tags collide: each character is special somewhere, and two multibyte ones begin alike.
 fn a_tag() -> impl Strategy<Value = String> {
     prop_oneof![3 => "[ab1_]{1,4}", 1 => "[ab \"'#:=-]{1,4}", 1 => "[aäö\u{a0}]{1,3}"]
 }
@@ -257,7 +257,7 @@ fn sizes(bans: &[Ban]) -> Vec<usize> {
     bans.iter().map(size).collect()
 }
 
-/// Tags in one word of a request, whatever the form.
+/// Whatever the form, a tag pattern is one word of the request.
 fn assert_one_word(bans: &[Ban]) {
     for ban in bans {
         if let Ban::Tags { pattern, .. } = ban {
@@ -277,7 +277,7 @@ proptest! {
             let Batch { bans, .. } = compile(&purges, delivery, limit);
             prop_assert!(sizes(&bans).iter().all(|size| *size <= limit), "{bans:?}");
             assert_one_word(&bans);
-            // Four escaped characters and what Magento writes around them: the longest tag fits.
+            // The longest tag fits: four escaped characters in Magento's form.
             prop_assert!(!bans.contains(&Ban::Everything));
             for page in &pages {
                 prop_assert_eq!(page.banned(&bans), page.purged(&purges), "{:?} by {:?}", page, bans);
@@ -296,7 +296,7 @@ proptest! {
         let named: usize = purges.iter().flat_map(|purge| &purge.targets).map(|target| {
             if let Target::Tags(tags) = target { tags.iter().count() } else { 0 }
         }).sum();
-        // In this form the tags that were written can be counted.
+        // This form keeps the written tags countable.
         let Batch { bans, folded } = compile(&purges, Delivery::MagentoPlain, DEFAULT_HEADER_LIMIT);
         let written: usize = bans.iter().map(|ban| match ban {
             Ban::Tags { pattern, .. } => pattern.matches(BEFORE).count(),
@@ -328,7 +328,7 @@ proptest! {
         limit in prop_oneof![100_usize..1_000, 1_000_usize..65_536],
     ) {
         let set: TagSet = purged.iter().map(String::as_str).collect();
-        // Pages with a purged tag, and with tags that only resemble one: longer, shorter, the next one.
+        // Pages with a purged tag, and with similar tags: longer, shorter, the next one.
         let near = purged.iter().step_by(1 + purged.len() / 20).flat_map(|tag| {
             let last = tag.char_indices().last().map_or(0, |(at, _)| at);
             [tag.clone(), format!("{tag}0"), tag[..last].to_owned(), format!("{}9", &tag[..last]), format!("x{tag}")]
@@ -349,7 +349,7 @@ proptest! {
     }
 }
 
-/// A ban as a node holds it: compiled once.
+/// A ban in a node, compiled once.
 enum Node<'b> {
     Ban(Regex),
     Keys(BTreeSet<&'b str>),
@@ -372,7 +372,7 @@ impl<'b> Node<'b> {
     }
 }
 
-/// Tags that part late and often, so that tries are as deep as they may be.
+/// Tags that branch late and often, for tries of the greatest depth.
 fn entangled() -> impl Strategy<Value = BTreeSet<String>> {
     let tag = prop_oneof!["[ab]{1,24}", "(cat_p_)?[0-9]{1,9}", "a{1,60}", "[a ]{0,8}b{0,3}c"];
     prop::collection::btree_set(tag, 1..160)

@@ -1,25 +1,24 @@
-//! Which names (tags, paths) were purged lately: a fixed table that workers read without a lock.
+//! An index of recently purged names (tags, paths): a fixed table that workers read without a lock.
 //!
 //! A bucket is one cache line: seven entries, each the sequence of a purge with a fingerprint of the name, and the
-//! **floor**, the newest sequence that ever had to make room. Who asks about a time before the floor is told "purged":
-//! what the table has forgotten may have been just that. So it takes a fixed amount of memory, whatever is purged, and
-//! errs to one side only.
+//! **floor**, the newest sequence that was ever evicted. A query about a time before the floor is answered "purged",
+//! because the evicted entry may have been that name. So memory is fixed, and errors go to one side only.
 //!
-//! There is one writer at a time. It raises the floor before it overwrites an entry (release), and a reader looks at
-//! the floor after the entries (acquire): one that finds an entry replaced finds the floor that came with it.
+//! There is one writer at a time. It raises the floor before it overwrites an entry (release), and a reader reads the
+//! floor after the entries (acquire): a reader that finds an entry replaced also sees its floor.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Entries of a bucket: what fits into a cache line beside the floor.
 const WAYS: usize = 7;
 
-/// Bits of an entry that tell names of one bucket apart: another name is taken for this one once in 150,000 times.
-/// What is left counts purges, 10,000 a second for half a century.
+/// Bits of an entry that distinguish names of one bucket: a false match happens once in 150,000 times. The remaining
+/// bits count purges, enough for 10,000 a second for half a century.
 const FINGERPRINT: u32 = 20;
 
-/// Recently purged names, by their hashes.
+/// Recently purged names, by hash.
 pub(super) struct Index {
-    /// A power of two of them.
+    /// The number of buckets is a power of two.
     buckets: Box<[Bucket]>,
 }
 
@@ -31,26 +30,26 @@ struct Bucket {
 }
 
 impl Index {
-    /// An empty index of this many buckets of 64 bytes, rounded up to a power of two.
+    /// An empty index of `buckets` buckets of 64 bytes, rounded up to a power of two.
     pub(super) fn new(buckets: usize) -> Self {
         Index { buckets: (0..buckets.next_power_of_two()).map(|_| Bucket::default()).collect() }
     }
 
-    /// Enters a name that is purged with this sequence. Sequences do not fall, and there is one caller at a time.
+    /// Records that a name is purged with this sequence. Sequences do not decrease, and there is one caller at a time.
     pub(super) fn insert(&self, hash: u64, sequence: u64) {
         let bucket = self.bucket(hash);
         let entries = || bucket.entries.iter();
         let same = entries().find(|entry| fingerprint(entry.load(Ordering::Relaxed)) == fingerprint_of(hash));
-        // The sequence is in the high bits, so the least entry is the oldest (or empty).
+        // The sequence is in the high bits, so the smallest entry is the oldest (or empty).
         let Some(entry) = same.or_else(|| entries().min_by_key(|entry| entry.load(Ordering::Relaxed))) else { return };
         if same.is_none() {
-            // Never lower than before: what is in the bucket is newer than what it has lost.
+            // The floor never falls: entries still in the bucket are newer than evicted ones.
             bucket.floor.store(sequence_of(entry.load(Ordering::Relaxed)), Ordering::Relaxed);
         }
         entry.store(sequence << FINGERPRINT | fingerprint_of(hash), Ordering::Release);
     }
 
-    /// Whether this name may have been entered with a sequence after `began`.
+    /// Whether this name may have been purged with a sequence after `began`.
     pub(super) fn has_since(&self, hash: u64, began: u64) -> bool {
         let bucket = self.bucket(hash);
         let is_newer = |entry: &AtomicU64| {
@@ -113,7 +112,7 @@ mod tests {
             if model.get(&asked).is_some_and(|&sequence| sequence > began) {
                 prop_assert!(found);
             } else if since.len() <= WAYS {
-                // So few find room in any bucket without pushing each other out.
+                // Up to WAYS names fit into any bucket without evicting each other.
                 prop_assert!(!found);
             }
         }
@@ -135,7 +134,7 @@ mod tests {
         assert!(!index.has_since(hash(99), 0));
     }
 
-    /// A reader that looks while the writer pushes names out must find the name or the floor, never neither.
+    /// A reader that queries while the writer evicts names must find the name or the floor.
     #[test]
     fn readers_miss_nothing_while_the_table_turns_over() {
         let index = Index::new(1);
@@ -145,7 +144,7 @@ mod tests {
             for _ in 0..2 {
                 scope.spawn(|| {
                     while !over.load(Ordering::Relaxed) {
-                        // The next to go.
+                        // The next name to be evicted.
                         let sequence = newest.load(Ordering::Acquire).saturating_sub(WAYS as u64 - 1);
                         assert!(sequence == 0 || index.has_since(hash(sequence), sequence - 1), "purge {sequence}");
                     }

@@ -1,8 +1,7 @@
-//! The patterns that were purged lately, compiled, so that an answer can be held against them.
+//! Recently purged patterns, compiled, to be matched against answers.
 //!
-//! The list is bounded as the index is: what falls out of it raises a floor. Workers look at one atomic and, only if a
-//! pattern was purged while their page was rendered, take a lock for as long as it takes to clone a pointer; the
-//! patterns run outside of it.
+//! The list is bounded like the index: evicting an entry raises a floor. Workers read one atomic. Only if a pattern was
+//! purged while their page was rendered do they take a lock, to clone a pointer; the patterns run outside the lock.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -13,17 +12,17 @@ use pcre2::bytes::{Regex, RegexBuilder};
 
 use crate::purge::Pattern;
 
-/// How many patterns are kept.
+/// The number of patterns kept.
 const KEPT: usize = 256;
 
-/// The longest pattern that is kept, in bytes: what Varnish takes by default in a header.
+/// The longest pattern kept, in bytes: Varnish's default limit for a header.
 const LONGEST: usize = 8 * 1024;
 
-/// How many steps of a match PCRE2 may take from one place of the header, so that no pattern holds a worker up: as many as
-/// in a Varnish (`pcre2_match_limit`). No pattern that was accepted needs so many.
+/// The most steps of a PCRE2 match from one position, so that no pattern blocks a worker: as in Varnish
+/// (`pcre2_match_limit`). No accepted pattern needs that many.
 const STEPS: u32 = 10_000;
 
-/// What a pattern is held against.
+/// The header that a pattern matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Subject {
     /// `X-Magento-Tags`
@@ -41,9 +40,9 @@ pub(super) struct Patterns {
 
 #[derive(Clone, Default)]
 struct Recent {
-    /// The newest sequence of a pattern that was dropped.
+    /// The newest sequence of an evicted pattern.
     floor: u64,
-    /// The oldest first.
+    /// Oldest first.
     list: Vec<Arc<Purged>>,
 }
 
@@ -55,8 +54,8 @@ struct Purged {
 }
 
 impl Patterns {
-    /// Enters a pattern that is purged with this sequence. Sequences do not fall, and there is one caller at a time.
-    /// Says whether it could: a pattern that is too long, or does not compile with the limit, cannot be told.
+    /// Records that a pattern is purged with this sequence. Sequences do not decrease, and there is one caller at a
+    /// time. Returns false for a pattern that is too long, or does not compile with the limit: its pages are unknown.
     #[must_use]
     pub(super) fn insert(&self, subject: Subject, pattern: &Pattern, sequence: u64) -> bool {
         let mut recent = Recent::clone(&self.recent());
@@ -77,10 +76,10 @@ impl Patterns {
         true
     }
 
-    /// Whether a pattern that was entered with a sequence after `began` matches one of these values, or may: where
-    /// PCRE2 gives up, that counts as a match.
+    /// Whether a pattern purged with a sequence after `began` matches one of these values; if PCRE2 gives up, that
+    /// counts as a match.
     ///
-    /// `values` are those of the page's header for each subject.
+    /// `values` are the page's header values for each subject.
     pub(super) fn match_since<'v>(&self, began: u64, values: impl FnOnce() -> [Vec<Cow<'v, [u8]>>; 2]) -> bool {
         if self.newest.load(Ordering::Acquire) <= began {
             return false;
@@ -100,7 +99,7 @@ impl Patterns {
     }
 }
 
-/// Compiles as [`Pattern`] does when it is checked, with the limit of [`STEPS`] written before it (pcre2pattern(3)).
+/// Compiles as [`Pattern`] does when it is checked, prefixed with the limit of [`STEPS`] (pcre2pattern(3)).
 fn compile(pattern: &Pattern) -> Option<Regex> {
     let text = pattern.as_str();
     let limited = || RegexBuilder::new().build(&format!("(*LIMIT_MATCH={STEPS}){text}")).ok();

@@ -1,19 +1,18 @@
-//! Answers that are on their way to a Varnish, from the moment at which their head passed the guard until the system of
-//! the Varnish has acknowledged their last byte.
+//! Answers under way to a Varnish: from the moment their head passes the guard until the kernel of the Varnish has
+//! acknowledged their last byte.
 //!
-//! **Why order and not time.** A page whose bytes are still in a socket of ours, or lost on the wire and sent again, is
-//! stored after any ban that arrives meanwhile, and no constant says how long that takes. So an acknowledgement of a
-//! purge counts only when nothing that the purge concerns is under way any more.
+//! **Why order and not time.** A page whose bytes are still in a socket buffer of ours, or lost and retransmitted, is
+//! stored after any ban that arrives meanwhile, and no constant bounds that time. So an acknowledgement of a purge
+//! counts only when no answer that the purge concerns is under way any more.
 //!
-//! **What proves that an answer has arrived**, from the cheapest to the dearest:
-//! - The next request on the same connection: Varnish sends one only when it has read the answer before it, and never
-//!   several ahead. Costs nothing.
-//! - The system's own book of what the other end has acknowledged ([`Wire`]). Costs system calls, so it is asked only
-//!   where a purge concerns an answer that was written and is not known to have arrived.
+//! **What proves that an answer has arrived**, from the cheapest to the most expensive:
+//! - The next request on the same connection: Varnish sends it only after it has read the previous answer, and never
+//!   pipelines. Costs nothing.
+//! - The kernel's count of acknowledged bytes ([`Wire`]). Costs system calls, so it is read only if a purge concerns an
+//!   answer that was written and is not known to have arrived.
 //!
-//! **What it costs.** An answer takes note of its names at its own connection, where nobody else writes, and counts itself
-//! at their slots ([`Passed`]). A purge looks at the slots of its own names, and at the connections only where one of
-//! them is not 0.
+//! **What it costs.** An answer records its names at its own connection, without contention, and counts itself at their
+//! slots ([`Passed`]). A purge checks the slots of its own names, and the connections only if one of them is not 0.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -28,52 +27,53 @@ use slab::Slab;
 use super::Page;
 use super::passed::Passed;
 
-/// An answer with more names than this counts as one that any purge may concern, so that what a connection keeps of it
-/// is bounded, at 16 KiB.
+/// An answer with more names than this counts as one that any purge may concern, so that a connection's record is
+/// bounded, at 16 KiB.
 const MOST_NAMES: usize = 2048;
 
-/// Closed connections of which something may still be under way, from which on they are looked after without a purge.
+/// From this number of closed connections with answers possibly under way, they are checked without waiting for a
+/// purge.
 const MANY_CLOSED: usize = 64;
 
-/// Addresses of which it is known that pages have passed there: as many as there are Varnish nodes, and strangers' beside.
+/// The most addresses recorded as having fetched pages: enough for all Varnish nodes, and some strangers.
 const MOST_FETCHERS: usize = 4096;
 
-/// The system counts the time since an acknowledgement in ticks of up to this.
+/// The kernel's time since an acknowledgement is counted in ticks of up to this.
 const TICK: Duration = Duration::from_millis(10);
 
-/// How long a Varnish is waited for whose answer is still being written when a purge concerns it. The fence that keeps it
-/// from traffic meanwhile must come to an end, and so an answer without one is cut: Varnish stores no part of it.
+/// How long a purge waits for an answer that is still being written to a Varnish. The Varnish is behind the fence
+/// meanwhile, so the wait must end: an answer without an end is cut, and Varnish stores no part of it.
 pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// The two ends of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SocketPair {
-    /// Ours.
+    /// Our end.
     pub ours: SocketAddr,
-    /// That of the Varnish.
+    /// The Varnish's end.
     pub theirs: SocketAddr,
 }
 
-/// What became of the bytes that were written to a connection.
+/// The state of the bytes that were written to a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SentBytes {
     /// The other end has not acknowledged all of them.
     Waiting,
-    /// It has; the last acknowledgement came so long ago.
+    /// All are acknowledged; the last acknowledgement came this long ago.
     Arrived(Duration),
-    /// There is no such connection any more: all arrived, or none of the rest will.
+    /// The connection no longer exists: all bytes arrived, or the rest never will.
     Closed,
-    /// The system does not tell.
+    /// The system does not say.
     Unknown,
 }
 
-/// Who knows what became of bytes.
+/// Reports the state of sent bytes.
 pub trait Wire: Send + Sync {
-    /// What became of all that was written to this connection so far.
+    /// The state of all bytes written to this connection so far.
     fn sent(&self, ends: SocketPair) -> SentBytes;
 }
 
-/// Knows of nothing.
+/// A [`Wire`] without information.
 pub(super) struct Untold;
 
 impl Wire for Untold {
@@ -82,59 +82,59 @@ impl Wire for Untold {
     }
 }
 
-/// The moments of a question, in ms.
+/// The times of a query, in ms.
 #[derive(Clone, Copy)]
 pub(super) struct Moments {
-    /// What passed later is not meant.
+    /// Answers that passed later are ignored.
     pub(super) noted: u64,
     pub(super) now: u64,
 }
 
-/// What may be under way on one connection.
+/// The answers that may be under way on one connection.
 #[derive(Debug, Default)]
 struct ConnectionAnswers {
-    /// The hashes of their names. Of several answers where a client asks for the next before it has read the last.
+    /// The hashes of their names. There are several answers if a client pipelines.
     names: Vec<u64>,
     /// One of them has tags.
     tagged: bool,
     /// One of them has a pool.
     pooled: bool,
-    /// One of them has names that nobody can see, or too many.
+    /// One of them has unknown names, or too many.
     nameless: bool,
-    /// There is any.
+    /// There is at least one.
     any: bool,
     /// When the first of them passed, in ms.
     passed: u64,
-    /// When it was first waited for while it was being written, in ms.
+    /// When a purge first waited for it while it was being written, in ms.
     awaited: Option<u64>,
-    /// When the last byte of the last one was written, in ms.
+    /// When the last byte of the last answer was written, in ms.
     written: Option<u64>,
     /// The connection was closed.
     closed: bool,
-    /// Who writes, and is woken when that is to be cut.
+    /// The writing task, woken if the answer is to be cut.
     writer: Option<Waker>,
-    /// Changes with everything that is written.
+    /// Changes with every answer written.
     turn: u64,
 }
 
-/// What there is of an answer for purges to be held against.
+/// The properties of an answer that purges match.
 #[derive(Clone, Copy)]
 pub(super) struct Kinds {
-    /// Tags, be it none.
+    /// Has a tag header, even an empty one.
     pub(super) tagged: bool,
-    /// A pool.
+    /// Has a pool.
     pub(super) pooled: bool,
-    /// Names that nobody can see.
+    /// Has unknown names.
     pub(super) nameless: bool,
 }
 
-/// One connection as the guard keeps it.
+/// The guard's record of one connection.
 struct VarnishConnection {
     ends: SocketPair,
     answers: Mutex<ConnectionAnswers>,
-    /// What is being written is waited for, and has been for too long.
+    /// A purge has waited too long for the current answer.
     to_be_cut: AtomicBool,
-    /// A page has passed here.
+    /// A page was passed on this connection.
     has_fetched: AtomicBool,
 }
 
@@ -144,7 +144,7 @@ impl VarnishConnection {
     }
 }
 
-/// What a purge wants to know of.
+/// The answers that a purge concerns.
 pub(super) enum Wanted {
     /// Answers with one of these names, sorted.
     Names(Vec<u64>),
@@ -171,11 +171,11 @@ impl Wanted {
     }
 }
 
-/// All connections on which something may be under way.
+/// All connections that may have an answer under way.
 #[derive(Default)]
 pub(super) struct UnderWay {
     connections: Mutex<Slab<Arc<VarnishConnection>>>,
-    /// The addresses to which a page has passed.
+    /// The addresses that pages were passed to.
     fetchers: Mutex<BTreeSet<IpAddr>>,
     any: AtomicU32,
     tagged: AtomicU32,
@@ -193,12 +193,12 @@ impl UnderWay {
         self.fetchers.lock()
     }
 
-    /// Whether a page has passed to this address, as far as is known.
+    /// Whether a page was passed to this address, as far as is known.
     pub(super) fn has_fetched(&self, address: IpAddr) -> bool {
         self.fetchers().contains(&address)
     }
 
-    /// A page passes to this address.
+    /// Records that a page is passed to this address.
     fn fetches(&self, address: IpAddr) {
         let mut fetchers = self.fetchers();
         if fetchers.len() < MOST_FETCHERS {
@@ -206,7 +206,7 @@ impl UnderWay {
         }
     }
 
-    /// Whether the counts allow for an answer that is wanted. Never wrong where they do not.
+    /// Whether the counters allow for a wanted answer. A `false` is never wrong.
     fn may_have(&self, wanted: &Wanted, passed: &Passed) -> bool {
         let counted = |count: &AtomicU32| count.load(Ordering::Acquire) > 0;
         match wanted {
@@ -217,8 +217,8 @@ impl UnderWay {
         }
     }
 
-    /// Whether a wanted answer is under way to a Varnish that may have this address. What turns out to have arrived is
-    /// stamped with the time at which it did, before it stops to count.
+    /// Whether a wanted answer is under way to a Varnish that may have this address. An answer found to have arrived is
+    /// stamped with its arrival time before it stops counting.
     pub(super) fn has(
         &self,
         wanted: &Wanted,
@@ -236,13 +236,13 @@ impl UnderWay {
             });
             concerned.map(|(key, connection)| (key, Arc::clone(connection))).collect()
         };
-        // Not cut short: each that has arrived is one less for the next purge.
+        // No early exit: every arrival found here saves the next purge a check.
         let now = moments.now;
         let left = concerned.iter().filter(|(key, connection)| !self.has_arrived(*key, connection, now, passed, wire));
         left.count() > 0
     }
 
-    /// Looks at a connection on which something may be under way.
+    /// Checks a connection that may have an answer under way.
     fn has_arrived(
         &self,
         key: usize,
@@ -260,7 +260,7 @@ impl UnderWay {
                 let awaited = *answers.awaited.get_or_insert(now);
                 if now.saturating_sub(awaited) >= milliseconds(LONGEST_WAIT) {
                     connection.to_be_cut.store(true, Ordering::Relaxed);
-                    // Its node may be silent for good: nothing else would wake it.
+                    // Its node may stay silent forever: nothing else would wake the task.
                     if let Some(writer) = answers.writer.take() {
                         writer.wake();
                     }
@@ -273,11 +273,11 @@ impl UnderWay {
             SentBytes::Waiting => return false,
             SentBytes::Arrived(ago) => now.saturating_sub(milliseconds(ago.saturating_sub(TICK))).max(written),
             SentBytes::Closed => now,
-            // No worse than it is without this book.
+            // The same as without a wire.
             SentBytes::Unknown => written,
         };
         let mut answers = connection.lock();
-        // What was written meanwhile is another answer.
+        // Another answer was written meanwhile.
         if answers.turn != turn {
             return !answers.any;
         }
@@ -290,7 +290,7 @@ impl UnderWay {
         true
     }
 
-    /// Nothing is under way there any more; it arrived at this time, or it will not be stored.
+    /// Nothing is under way on the connection any more; the answers arrived at this time, or will not be stored.
     fn end(&self, answers: &mut ConnectionAnswers, passed: &Passed, arrived: Option<u64>) {
         if !std::mem::take(&mut answers.any) {
             return;
@@ -302,7 +302,7 @@ impl UnderWay {
             }
             answers.names.iter().for_each(|&name| passed.stamp(name, at));
         }
-        // After the stamps: who does not find it here finds those.
+        // After the stamps: a thread that does not find the answer here finds its stamps.
         answers.names.iter().for_each(|&name| passed.close(name));
         answers.names = Vec::new();
         let ConnectionAnswers { tagged, pooled, nameless, .. } = answers;
@@ -316,7 +316,7 @@ impl UnderWay {
         answers.turn += 1;
     }
 
-    /// Looks after the closed connections, where there are many.
+    /// Checks the closed connections if there are many.
     fn tidy(&self, now: u64, passed: &Passed, wire: &dyn Wire) {
         if self.closed.load(Ordering::Relaxed) as usize % MANY_CLOSED != MANY_CLOSED - 1 {
             return;
@@ -330,7 +330,8 @@ impl UnderWay {
     }
 }
 
-/// A connection of a Varnish to the origin listener, for whoever writes to it. Dropped when that is closed.
+/// A Varnish's connection to the origin listener, for the task that writes to it. Dropped when the connection is
+/// closed.
 pub struct Passage {
     guard: Arc<super::Guard>,
     key: usize,
@@ -349,8 +350,8 @@ impl Passage {
         Passage { guard, key, connection }
     }
 
-    /// Whether Varnish may store this answer: see [`Guard::may_be_stored`](super::Guard::may_be_stored). It is about to be
-    /// written here, and [`Passage::written`] is to be called when it was.
+    /// Whether Varnish may store this answer: see [`Guard::may_be_stored`](super::Guard::may_be_stored). It is about to
+    /// be written here; call [`Passage::written`] afterwards.
     pub fn may_be_stored<'a, F>(&self, began: u64, page: &Page<'a, F>, at: Instant) -> bool
     where
         F: Iterator<Item = (&'a [u8], &'a [u8])> + Clone,
@@ -358,7 +359,7 @@ impl Passage {
         self.guard.passes(began, page, at, Some(self))
     }
 
-    /// An answer with these names is about to be written. Returns whether it is the only one that may be under way here.
+    /// Begins an answer with these names. Returns whether it is the only one that may be under way here.
     pub(super) fn begin(&self, names: impl Iterator<Item = u64>, kinds: Kinds, at: u64) -> bool {
         let super::Guard { under_way, passed, .. } = &*self.guard;
         if !self.connection.has_fetched.swap(true, Ordering::Relaxed) {
@@ -386,24 +387,24 @@ impl Passage {
             answers.passed = at;
             under_way.any.fetch_add(1, Ordering::Release);
         }
-        // What is written from now on was not waited for yet, however long the last answer was.
+        // The wait of a purge starts anew, however long the last answer took.
         (answers.written, answers.awaited) = (None, None);
         self.connection.to_be_cut.store(false, Ordering::Relaxed);
         answers.turn += 1;
         is_new
     }
 
-    /// The only answer that was begun will not be stored.
+    /// Forgets the only answer begun, which will not be stored.
     pub(super) fn forget(&self) {
         self.guard.under_way.end(&mut self.connection.lock(), &self.guard.passed, None);
     }
 
-    /// Whether what is being written has been waited for too long.
+    /// Whether a purge has waited too long for the current answer.
     pub fn is_to_be_cut(&self) -> bool {
         self.connection.to_be_cut.load(Ordering::Relaxed)
     }
 
-    /// Ready when what is being written has been waited for too long.
+    /// Ready when a purge has waited too long for the current answer.
     pub fn poll_to_be_cut(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut answers = self.connection.lock();
         if self.is_to_be_cut() {
@@ -415,7 +416,7 @@ impl Passage {
         Poll::Pending
     }
 
-    /// All that there is to write was handed to the system.
+    /// Records that all bytes were handed to the kernel.
     pub fn written(&self, at: Instant) {
         let mut answers = self.connection.lock();
         if answers.any {
@@ -426,7 +427,7 @@ impl Passage {
         }
     }
 
-    /// The Varnish sent another request, and so has read the answers before it.
+    /// Records that the Varnish sent another request, and so has read the answers before it.
     pub fn taken(&self, at: Instant) {
         let Passage { guard, connection, .. } = self;
         let mut answers = connection.lock();
@@ -442,7 +443,7 @@ impl Drop for Passage {
         let under_way = &guard.under_way;
         let last = {
             let mut answers = connection.lock();
-            // What was cut in the middle is never stored, and what was written is in the hands of the system.
+            // An answer cut in the middle is never stored, and one written completely is in the kernel.
             answers.closed = answers.written.is_some();
             if answers.closed {
                 under_way.closed.fetch_add(1, Ordering::Relaxed);
@@ -473,7 +474,7 @@ mod tests {
     use super::*;
     use crate::purge::{Guard, Pattern, Purge, Target};
 
-    /// Says of every connection what it was told last.
+    /// Reports the last set state for every connection.
     struct FakeWire(Arc<Mutex<SentBytes>>);
 
     impl Wire for FakeWire {
@@ -505,13 +506,13 @@ mod tests {
             self.guard.connected(ends)
         }
 
-        /// An answer passes at this time; says whether unmarked.
+        /// Passes an answer at this time; returns whether it was unmarked.
         fn pass(&self, passage: &Passage, status: u16, fields: &[(&str, &str)], ms: u64) -> bool {
             let fields = fields.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()));
             passage.may_be_stored(self.guard.now(), &Page { status, target: b"/p/1?a=b", fields }, self.at(ms))
         }
 
-        /// Whether a purge that was noted just before this time finds anything.
+        /// Whether a purge noted just before this time finds an answer.
         fn finds(&self, purge: &Purge, ms: u64) -> bool {
             self.guard.under_way(purge, (self.at(ms), self.at(ms)), |_| true)
         }
@@ -538,7 +539,7 @@ mod tests {
         let passage = rig.connect();
         assert!(!rig.finds(&tag("cat_p_1"), 1));
         assert!(rig.pass(&passage, 200, PAGE, 2));
-        // While it is written, nobody asks the system.
+        // While it is written, the wire is not queried.
         *rig.wire.lock() = SentBytes::Arrived(Duration::ZERO);
         assert!(rig.finds(&tag("cat_p_1"), 3));
         *rig.wire.lock() = SentBytes::Waiting;
@@ -547,7 +548,7 @@ mod tests {
         assert_eq!(rig.guard.last_passed(&tag("cat_p_1")), Some(rig.at(2)));
         *rig.wire.lock() = SentBytes::Arrived(Duration::from_millis(300));
         assert!(!rig.finds(&tag("cat_p_1"), 1000));
-        // The time counts from its arrival, to a tick of the system's.
+        // The arrival time, to within a tick of the kernel's.
         assert_eq!(rig.guard.last_passed(&tag("cat_p_1")), Some(rig.at(710)));
         assert!(!rig.is_counted());
     }
@@ -570,7 +571,7 @@ mod tests {
         rig.pass(&passage, 200, PAGE, 2);
         passage.written(rig.at(3));
         rig.pass(&passage, 200, &[("X-Magento-Tags", "cms_b")], 4);
-        // A third one is marked, and changes nothing for those before it.
+        // A third one is marked, and does not affect those before it.
         rig.guard.note(&tag("cat_c"));
         let fields = [(&b"X-Magento-Tags"[..], &b"cat_c"[..])];
         let page = Page { status: 200, target: b"/c", fields: fields.iter().copied() };
@@ -593,7 +594,7 @@ mod tests {
         let pool = || purge(Target::Pool(Pattern::new("x").unwrap()));
         let (all, pooled) = (purge(Target::All), &[("X-Pool", "shop"), ("Cache-Control", "max-age=9")]);
         assert!(concerned(200, PAGE, all.clone()) && concerned(200, &[], all.clone()) && concerned(304, &[], all));
-        // These ban what has tags, and what has a pool: a long download with neither is nothing to them.
+        // These ban pages with tags, and pages with a pool: a long download with neither is not concerned.
         for of_tags in [Purge::everything(), pattern()] {
             assert!(concerned(200, PAGE, of_tags.clone()) && concerned(304, &[], of_tags.clone()));
             assert!(!concerned(200, &[], of_tags.clone()) && !concerned(200, pooled, of_tags.clone()));
@@ -603,7 +604,7 @@ mod tests {
         assert!(!concerned(200, &[], pool()) && !concerned(200, PAGE, pool()));
         assert!(concerned(200, PAGE, tag("cat_p")) && !concerned(200, PAGE, tag("cat_p_2")));
         assert!(concerned(304, &[], tag("cat_p_2")));
-        // What forbids to be stored is nothing that anybody waits for, though it may have no end.
+        // A purge does not wait for an answer that forbids storing, even an endless one.
         for (name, value) in
             [("Cache-Control", "no-store"), ("cache-control", "max-age=0, no-cache"), ("Cache-Control", "private")]
         {
@@ -611,7 +612,7 @@ mod tests {
         }
         let surrogate = ("Surrogate-Control", "no-store, content=\"ESI/1.0\"");
         assert!(!concerned(200, &[PAGE[0], surrogate], tag("cat_p")));
-        // Where there is a line for surrogates, they look at no other.
+        // A line for surrogates takes precedence over all others.
         assert!(concerned(
             200,
             &[PAGE[0], ("Surrogate-Control", "max-age=9"), ("Cache-Control", "no-store")],
@@ -736,14 +737,14 @@ mod tests {
         assert!(rig.finds(&tag("cat_p"), 100) && rig.finds(&tag("cat_p"), 100 + limit) && passage.is_to_be_cut());
         passage.written(rig.at(101 + limit));
         assert!(!passage.is_to_be_cut());
-        // Another one before the first was read: its time begins anew.
+        // Another answer before the first was read: its time begins anew.
         rig.pass(&passage, 200, PAGE, 102 + limit);
         assert!(rig.finds(&tag("cat_p"), 103 + limit) && !passage.is_to_be_cut());
         assert!(rig.finds(&tag("cat_p"), 102 + 2 * limit) && !passage.is_to_be_cut());
         assert!(rig.finds(&tag("cat_p"), 103 + 2 * limit) && passage.is_to_be_cut());
     }
 
-    /// An answer and its purge in the same moment: it is marked, or the purge finds it.
+    /// An answer and its purge at the same moment: it is marked, or the purge finds it.
     #[test]
     fn an_answer_and_its_purge_do_not_miss_each_other() {
         const ROUNDS: u64 = 2_000;
@@ -757,7 +758,7 @@ mod tests {
                     let page = Page { status: 200, target: b"/", fields: fields.iter().copied() };
                     turn.wait();
                     let stored = passage.may_be_stored(began, &page, Instant::now());
-                    // The other one has looked.
+                    // The other thread has looked.
                     turn.wait();
                     stored
                 };
@@ -765,7 +766,7 @@ mod tests {
             });
             let found = (0..ROUNDS).map(|round| {
                 turn.wait();
-                // Sometimes before the page and sometimes after it.
+                // Varies which of the two comes first.
                 (0..round % 256).for_each(|_| std::hint::spin_loop());
                 rig.guard.note(&tag("cat_p"));
                 let now = Instant::now();

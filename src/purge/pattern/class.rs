@@ -1,4 +1,4 @@
-//! A set of bytes: what one place of a pattern matches.
+//! A set of bytes: what one position of a pattern matches.
 
 use std::fmt::{self, Write};
 
@@ -21,7 +21,7 @@ impl Class {
         class
     }
 
-    /// What `.` matches: all but a line feed.
+    /// The bytes that `.` matches: all but a line feed.
     pub(super) fn dot() -> Self {
         Class::of(b'\n').complement()
     }
@@ -46,7 +46,7 @@ impl Class {
         self.0[0].count_ones() + self.0[1].count_ones()
     }
 
-    /// With every letter in both cases.
+    /// The set with every letter in both cases.
     pub(super) fn caseless(self) -> Self {
         let letters = (b'A'..=b'Z').filter(|&upper| self.contains(upper) || self.contains(upper | 0x20));
         letters.fold(self, |class, upper| class.union(Class::of(upper)).union(Class::of(upper | 0x20)))
@@ -57,13 +57,13 @@ impl Class {
     }
 }
 
-/// As it stands in a pattern: `.`, `[0-9]`, `[^,]`.
+/// As written in a pattern: `.`, `[0-9]`, `[^,]`.
 impl fmt::Display for Class {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if *self == Class::dot() {
             return f.write_char('.');
         }
-        // A class needs a member.
+        // A class needs at least one member.
         let negated = (129..256).contains(&self.len()) || self.len() == 0;
         let listed = if negated { self.complement() } else { *self };
         f.write_str(if negated { "[^" } else { "[" })?;
@@ -91,8 +91,8 @@ fn member(out: &mut impl Write, byte: u8) -> fmt::Result {
     if byte == b'-' { out.write_str("\\-") } else { write_byte(out, byte) }
 }
 
-/// A byte that stands for itself, as one word of ASCII: what could end the word that a ban takes for the pattern, and what
-/// not everybody reads as the same character, is written in hexadecimal digits.
+/// Writes a literal byte as one word of ASCII: in hexadecimal if it could end the word that a ban takes for the
+/// pattern, or is not read as the same character everywhere.
 pub(super) fn write_byte(out: &mut impl Write, byte: u8) -> fmt::Result {
     match byte {
         b'"' | b'\'' | b'#' | 0..=b' ' | 0x7f.. => write!(out, "\\x{byte:02x}"),

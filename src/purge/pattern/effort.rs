@@ -1,37 +1,36 @@
-//! What a pattern can cost whoever matches it, bounded for every header there is.
+//! Bounds the cost of matching a pattern, for every possible header.
 //!
-//! PCRE looks for a match at each place of a header. There it tries one branch after the other, and each repeat longer
-//! and shorter, until one way leads to the end. Varnish bounds that per place (`pcre2_match_limit` 10,000 and
-//! `pcre2_depth_limit` 20, `pcre_match_limit` and `pcre_match_limit_recursion` in 6.0) and cannot cope with the bound:
-//! 7.1 panics, 6.0 takes the page for one that does not match. So a pattern is accepted only if no header can take it
-//! there. The numbers below are bounds from above: parts that exclude one another by their first byte are not
-//! multiplied, others are.
+//! PCRE tries to match at each position of a header. There it tries one branch after the other, and each repeat longer
+//! and shorter, until one way leads to the end. Varnish limits that per position (`pcre2_match_limit` 10,000 and
+//! `pcre2_depth_limit` 20, `pcre_match_limit` and `pcre_match_limit_recursion` in 6.0) and does not handle the limit:
+//! 7.1 panics, 6.0 treats the page as not matching. So a pattern is accepted only if no header can reach it. The
+//! numbers below are upper bounds: parts that exclude one another by their first byte are not multiplied, others are.
 
 use super::BadPattern;
 use super::class::Class;
 use super::syntax::{Node, Syntax};
 
-/// Calls of PCRE's matcher from one place: half of what Varnish allows, because not every PCRE counts alike.
+/// Calls of PCRE's matcher from one position: half of Varnish's limit, because PCRE versions count differently.
 const MAX_CALLS: u64 = 5_000;
 
-/// Open decisions at one time.
+/// Simultaneous open decisions.
 pub(crate) const MAX_DEPTH: u64 = 18;
 
-/// In how many ways single bytes may be repeated at one place, all repeats together.
+/// The number of ways to repeat single bytes at one position, over all repeats.
 const MAX_SPREAD: u64 = 300;
 
-/// The longest tag that we reckon with, in bytes: how far a repeat goes that cannot pass a comma.
+/// The longest tag assumed, in bytes: how far a repeat goes that cannot pass a comma.
 const LONGEST_TAG: u64 = 256;
 
-/// What the parts of a pattern cost from one place.
+/// The cost of a part of a pattern, from one position.
 #[derive(Clone, Copy, Debug)]
 struct Effort {
-    /// In how many ways it can match, so that what follows is tried as often.
+    /// The number of ways it can match, each of which tries the rest of the pattern.
     ways: u64,
     /// Calls to try all of them.
     calls: u64,
     depth: u64,
-    /// Ways of its repeats of single bytes.
+    /// The ways of its repeats of single bytes.
     spread: u64,
 }
 
@@ -48,20 +47,20 @@ impl Effort {
     }
 }
 
-/// What can follow: the bytes with which it can begin, and whether it can be nothing at all.
+/// What can follow: its possible first bytes, and whether it can be empty.
 #[derive(Clone, Copy)]
 struct Begin {
     first: Class,
     empty: bool,
 }
 
-/// Checks that no header can make a matcher give up. Returns how many calls of the matcher one place can cost at most.
+/// Checks that no header makes a matcher give up. Returns the largest number of matcher calls for one position.
 ///
 /// # Errors
-/// [`BadPattern::Effort`] with the place of the part that does.
+/// [`BadPattern::Effort`] with the offset of the part at fault.
 pub(super) fn check(syntax: &Syntax) -> Result<u64, BadPattern> {
     let measure = Measure { caseless: syntax.caseless };
-    // Behind the end there is nothing that could fail.
+    // After the end nothing can fail.
     let end = Begin { first: Class::EMPTY, empty: false };
     measure.branches(&syntax.alternatives, end, 0).map(|effort| effort.calls)
 }
@@ -73,7 +72,7 @@ struct Measure {
 impl Measure {
     fn branches(&self, alternatives: &[Vec<Node>], follow: Begin, at: usize) -> Result<Effort, BadPattern> {
         let mut all = Effort::NONE;
-        // Of the branches, only those are alive together that begin with the same byte.
+        // Only branches that begin with the same byte are tried together.
         let (mut ways, mut calls) = ([0_u64; 256], [0_u64; 256]);
         for sequence in alternatives {
             let effort = self.sequence(sequence, follow)?;
@@ -129,13 +128,13 @@ impl Measure {
         }
     }
 
-    /// With which bytes a sequence can begin.
+    /// The bytes that a sequence can begin with.
     fn begin(&self, sequence: &[Node]) -> Begin {
         let mut begin = Begin { first: Class::EMPTY, empty: true };
         for node in sequence {
             let of_node = match node {
                 Node::Byte(_) | Node::Class(_) => Begin { first: node.class().unwrap_or(Class::ALL), empty: false },
-                // Nothing comes behind the end.
+                // No byte follows the end.
                 Node::End => Begin { first: Class::EMPTY, empty: false },
                 Node::Start | Node::Border(_) | Node::Look { .. } => Begin { first: Class::EMPTY, empty: true },
                 Node::Group { alternatives, .. } => self.begin_of_group(alternatives),
@@ -165,7 +164,8 @@ impl Measure {
     }
 }
 
-/// A repeat of single bytes. Where what follows cannot begin with one of them, only the longest has a future.
+/// A repeat of single bytes. If the rest of the pattern cannot begin with one of them, only the longest repeat can
+/// succeed.
 fn of_bytes(class: Class, min: u64, max: Option<u64>, follow: Begin) -> Effort {
     let longest = max.unwrap_or(u64::MAX).min(min + LONGEST_TAG);
     let tries = longest - min + 1;
@@ -176,7 +176,7 @@ fn of_bytes(class: Class, min: u64, max: Option<u64>, follow: Begin) -> Effort {
     Effort { ways, calls: tries, depth: 1, spread: ways }
 }
 
-/// A group that may be there several times: so many groups, one behind the other.
+/// A repeated group, as that many copies in a row.
 fn repeated(once: Effort, min: u64, max: u64, at: usize) -> Result<Effort, BadPattern> {
     let optional = Effort { ways: once.ways + 1, calls: once.calls + 1, depth: once.depth + 1, spread: once.spread };
     let mut all = Effort::NONE;

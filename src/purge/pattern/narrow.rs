@@ -1,29 +1,29 @@
-//! A pattern without what would make Varnish read a whole tag header again and again.
+//! Removes the parts of a pattern that would make Varnish read a whole tag header again and again.
 //!
-//! A *gap* is a repeat that can pass a comma and take a header's length: `.*`, `.+`, `[^x]*`. From each place at which
-//! what stands before it matches, PCRE goes on to the end of the header and comes back byte by byte. With one gap that is
-//! the square of a length of 64 KiB, 2 s of a worker's time for each object; with two PCRE gives up, which Varnish 7.1
-//! takes for a broken assertion.
+//! A *gap* is a repeat that can pass a comma and extend over a whole header: `.*`, `.+`, `[^x]*`. At each match of the
+//! part before it, PCRE goes on to the end of the header and backtracks byte by byte. With one gap that is quadratic in
+//! a length of 64 KiB, 2 s of a worker's time for each object; with two PCRE gives up, which fails an assertion in
+//! Varnish 7.1.
 //!
-//! A gap at either end of a pattern says nothing (a search finds its place by itself), so it is left out, and the
-//! meaning stays: `.*foo.*` is `foo`. A gap in between cannot be kept. The pattern is carried out as its more telling side
-//! then, which finds every page that the whole would and others too: `cat_p_.*cms_b_1` as `cat_p_`. Too much dropped is
-//! slow, too little is wrong, and nobody reads the answer to a purge.
+//! A gap at either end of a pattern has no effect (a search finds its position by itself), so it is left out without a
+//! change of meaning: `.*foo.*` is `foo`. A gap in the middle cannot be kept. The pattern is then reduced to its more
+//! specific side, which matches every page of the whole pattern and others too: `cat_p_.*cms_b_1` as `cat_p_`. Dropping
+//! too much is slow, too little is wrong, and Magento ignores the answer to a purge.
 
 use super::BadPattern;
 use super::class::Class;
 use super::syntax::{Alternatives, Node, Syntax};
 
-/// A repeat that passes commas and has more outcomes than this is a gap.
+/// A repeat that passes commas and has more possible lengths than this is a gap.
 const LONGEST_LEAP: u32 = 64;
 
-/// Leaves gaps out. Says whether the pattern finds more than before.
+/// Removes gaps. Returns whether the pattern matches more than before.
 ///
 /// # Errors
-/// [`BadPattern::Gap`] where what is left would not find all that it did.
+/// [`BadPattern::Gap`] if the remaining part would not match every page of the original.
 pub(super) fn narrow(syntax: &mut Syntax) -> Result<bool, BadPattern> {
     let is_wider = narrow_all(&mut syntax.alternatives, Ends { head: true, tail: true })?;
-    // A branch that finds everything leaves nothing to the others.
+    // A branch that matches everything makes the others redundant.
     let finds_all = |branch: &[Node]| is_void(branch) || matches!(branch, [Node::Start] | [Node::End]);
     if syntax.alternatives.iter().any(|branch| finds_all(branch)) {
         syntax.alternatives = vec![Vec::new()];
@@ -31,7 +31,7 @@ pub(super) fn narrow(syntax: &mut Syntax) -> Result<bool, BadPattern> {
     Ok(is_wider)
 }
 
-/// Whether nothing at all matches it, wherever it stands.
+/// Whether it matches the empty string at any position.
 fn is_void(sequence: &[Node]) -> bool {
     sequence.iter().all(|node| match node {
         Node::Group { alternatives, .. } => alternatives.iter().any(|branch| is_void(branch)),
@@ -40,7 +40,7 @@ fn is_void(sequence: &[Node]) -> bool {
     })
 }
 
-/// Which ends of the pattern a sequence stands at.
+/// The ends of the pattern that a sequence touches.
 #[derive(Clone, Copy)]
 struct Ends {
     head: bool,
@@ -60,7 +60,7 @@ fn narrow_one(sequence: &mut Vec<Node>, ends: Ends) -> Result<bool, BadPattern> 
         let inner = Ends { head: ends.head && index == 0, tail: ends.tail && index == last };
         match node {
             Node::Group { alternatives, .. } => Ok(narrow_all(alternatives, inner)? | is_wider),
-            // What is not there once, or is there and must not be, has no side that could stand for it.
+            // An assertion or a repeated group has no side that could replace it.
             Node::Look { alternatives, .. } => narrow_all(alternatives, Ends { head: false, tail: false }),
             Node::Repeat { node, .. } => match &mut **node {
                 Node::Group { alternatives, .. } => narrow_all(alternatives, Ends { head: false, tail: false }),
@@ -72,7 +72,7 @@ fn narrow_one(sequence: &mut Vec<Node>, ends: Ends) -> Result<bool, BadPattern> 
     })
 }
 
-/// Leaves out at the ends of the pattern what a search does by itself: there, only so many bytes count as must be.
+/// Simplifies the ends of the pattern: in a search, only the required bytes of a repeat count there.
 fn trim(sequence: &mut Vec<Node>, ends: Ends) {
     if ends.tail {
         while trim_tail(sequence) {}
@@ -82,10 +82,10 @@ fn trim(sequence: &mut Vec<Node>, ends: Ends) {
     }
 }
 
-/// Says whether there was something to leave out.
+/// Returns whether anything was removed.
 fn trim_tail(sequence: &mut Vec<Node>) -> bool {
     match &sequence[..] {
-        // `.*` reaches the end.
+        // `.*` reaches the end by itself.
         [.., last, Node::End] if is_anything(last) => _ = sequence.pop(),
         [.., last] if has_slack(last) => drop_slack(sequence, sequence.len() - 1),
         _ => return false,
@@ -102,7 +102,7 @@ fn trim_head(sequence: &mut Vec<Node>) -> bool {
     true
 }
 
-/// Whether it is a repeat of single bytes that can take more than it must.
+/// Whether it is a repeat of single bytes that can take more than its minimum.
 fn has_slack(node: &Node) -> bool {
     matches!(node, Node::Repeat { node, min, max, .. } if node.class().is_some() && Some(*min) != *max)
 }
@@ -127,7 +127,7 @@ fn is_gap(node: &Node) -> bool {
         if max.is_none_or(|max| max - min > LONGEST_LEAP) && node.class().is_some_and(|class| class.contains(b',')))
 }
 
-/// Cuts a sequence at its gaps and keeps the part that can stand for the whole.
+/// Splits a sequence at its gaps and keeps the part that can replace the whole.
 fn cut(sequence: &mut Vec<Node>, ends: Ends) -> Result<bool, BadPattern> {
     let Some(gap) = sequence.iter().find(|node| is_gap(node)) else { return Ok(false) };
     let at = match gap {
@@ -138,7 +138,8 @@ fn cut(sequence: &mut Vec<Node>, ends: Ends) -> Result<bool, BadPattern> {
         return Err(BadPattern::Gap(at));
     }
     let mut parts: Vec<Vec<Node>> = sequence.split(is_gap).map(<[Node]>::to_vec).collect();
-    // What follows a group that stands first, or precedes one that stands last, must stay beside it.
+    // If text follows the group, the part next to it must stay, which is the last; if text precedes the group, the
+    // first.
     let kept = match ends {
         Ends { head: true, tail: true } => {
             parts.into_iter().rev().max_by_key(|part| part.iter().map(telling).sum::<usize>())
@@ -147,12 +148,12 @@ fn cut(sequence: &mut Vec<Node>, ends: Ends) -> Result<bool, BadPattern> {
         Ends { .. } => Some(parts.swap_remove(0)),
     };
     let kept = kept.filter(|part| part.iter().map(telling).sum::<usize>() > 0);
-    // A part that says nothing would find every page.
+    // A part that matches the empty string would match every page.
     *sequence = kept.ok_or(BadPattern::Gap(at))?;
     Ok(true)
 }
 
-/// How much a node narrows a search down: roughly, its literals.
+/// How much a node narrows a search: roughly, its literals.
 fn telling(node: &Node) -> usize {
     let of_all = |alternatives: &Alternatives| {
         alternatives.iter().map(|sequence| sequence.iter().map(telling).sum()).min().unwrap_or(0)

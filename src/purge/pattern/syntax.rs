@@ -1,25 +1,25 @@
-//! The part of PCRE's language that every Varnish reads alike, as a tree.
+//! The part of PCRE's language that every Varnish reads alike, as a syntax tree.
 //!
-//! Varnish 6.0 has PCRE 8, a newer one PCRE2 of any age, and ours is a third. What one of them refuses, or reads in its
-//! own way, is no common language: lookbehind of variable length, `(?aD)`, `\N{U+63}`, `{,3}` and whatever comes next.
-//! So this is a list of what is allowed, and not one of what is forbidden.
+//! Varnish 6.0 has PCRE 8, a newer one PCRE2 of any version, and ours is a third. Constructs that one of them refuses
+//! or reads differently are not common: lookbehind of variable length, `(?aD)`, `\N{U+63}`, `{,3}` and future ones. So
+//! this is an allow-list, not a deny-list.
 //!
-//! A tree is written out anew before it goes anywhere: every byte stands for itself there or is escaped, so that blanks,
-//! quotes and `\Q..\E` need no care of their own.
+//! A tree is always rewritten before it is sent: every byte is literal or escaped, so that blanks, quotes and `\Q..\E`
+//! need no special handling.
 
 use std::fmt::{self, Write};
 
 use super::BadPattern;
 use super::class::{Class, write_byte};
 
-/// Groups within groups. Each takes some of the stack of a worker of Varnish when it compiles the pattern (80 KiB, and
-/// 64 KiB in Varnish 6.0), and one of its 20 levels when it matches, where the rest of the pattern needs some too.
+/// The deepest nesting of groups. Each level takes stack of a Varnish worker when it compiles the pattern (80 KiB, and
+/// 64 KiB in Varnish 6.0), and one of its 20 levels when it matches, some of which the rest of the pattern needs.
 pub(crate) const MAX_NESTING: usize = 16;
 
-/// The largest number in `{n,m}`. PCRE writes the repeated part out so many times.
+/// The largest number in `{n,m}`. PCRE expands the repeated part that many times.
 const MAX_COUNT: u32 = 1000;
 
-/// What is allowed, for whoever wrote something else.
+/// The allowed constructs, for the error message.
 const ALLOWED: &str = "allowed are literals, `\\` before a character that is no letter or digit, \\d \\w \\s \\D \\W \\S \\t \
                        \\xHH \\b \\B \\A \\z \\Q..\\E, classes, `.` `^` `$` `|`, groups ( ) (?: ), lookahead and lookbehind of \
                        one length, the quantifiers ? * + {n} {n,} {n,m}, lazy too, and (?i) at the beginning";
@@ -42,11 +42,11 @@ pub(super) enum Node {
     Start,
     /// `$`
     End,
-    /// `\b`, or `\B` where it is false.
+    /// `\b`, or `\B` if false.
     Border(bool),
     Group {
         captures: bool,
-        /// The offset of its parenthesis in what the sender wrote.
+        /// The offset of its parenthesis in the sender's pattern.
         at: usize,
         alternatives: Alternatives,
     },
@@ -60,7 +60,7 @@ pub(super) enum Node {
         /// A byte, a class or a group.
         node: Box<Node>,
         min: u32,
-        /// `None` is without bound; a group has one.
+        /// `None` means unbounded; a group always has a bound.
         max: Option<u32>,
         lazy: bool,
         /// The offset of the quantifier.
@@ -69,7 +69,7 @@ pub(super) enum Node {
 }
 
 impl Node {
-    /// What a node that always takes one byte takes.
+    /// The bytes matched by a node that always takes one byte.
     pub(super) fn class(&self) -> Option<Class> {
         match self {
             Node::Byte(byte) => Some(Class::of(*byte)),
@@ -79,7 +79,7 @@ impl Node {
     }
 }
 
-/// Reads a pattern. Says what is not allowed, and where.
+/// Parses a pattern. An error names the disallowed construct and its offset.
 pub(super) fn parse(pattern: &[u8]) -> Result<Syntax, BadPattern> {
     let mut parser = Parser { pattern, at: 0 };
     let caseless = parser.take(b"(?i)");
@@ -140,7 +140,7 @@ impl Parser<'_> {
         }
     }
 
-    /// What stands behind `\Q`. A quantifier behind `\E` belongs to the last byte.
+    /// Reads the text after `\Q`. A quantifier after `\E` applies to the last byte.
     fn quoted(&mut self, sequence: &mut Vec<Node>) -> Result<(), BadPattern> {
         while !self.take(b"\\E") {
             let Some(byte) = self.next() else { return Ok(()) };
@@ -203,7 +203,7 @@ impl Parser<'_> {
         })
     }
 
-    /// An escape that means the same in a class and out of it.
+    /// An escape with the same meaning inside and outside a class.
     fn escaped(&mut self, at: usize, byte: u8) -> Result<Escaped, BadPattern> {
         let class = match byte.to_ascii_lowercase() {
             b'd' => Class::range(b'0', b'9'),
@@ -226,7 +226,7 @@ impl Parser<'_> {
         byte.ok_or_else(|| self.not_allowed(at, at + 4))
     }
 
-    /// A class, behind its opening bracket.
+    /// A class, after its opening bracket.
     fn class(&mut self, at: usize) -> Result<Class, BadPattern> {
         let negated = self.take(b"^");
         let mut class = Class::EMPTY;
@@ -271,7 +271,7 @@ impl Parser<'_> {
         }
     }
 
-    /// `[:alpha:]` and its like, behind the bracket.
+    /// `[:alpha:]` and the like, after the bracket.
     fn named_class(&mut self, at: usize) -> Result<Escaped, BadPattern> {
         let (lower, upper) = (Class::range(b'a', b'z'), Class::range(b'A', b'Z'));
         let (alpha, digit) = (lower.union(upper), Class::range(b'0', b'9'));
@@ -290,7 +290,7 @@ impl Parser<'_> {
         }
     }
 
-    /// The node with the quantifier that follows it, if there is one.
+    /// The node with the quantifier after it, if there is one.
     fn repeated(&mut self, node: Node) -> Result<Node, BadPattern> {
         let at = self.at;
         let (min, max) = match self.peek() {
@@ -336,7 +336,7 @@ impl Parser<'_> {
         let lazy = self.take(b"?");
         match self.peek() {
             Some(b'+' | b'*' | b'?') => Err(self.not_allowed(at, self.at + 1)),
-            // Written as one of the others would be, it would be read as one.
+            // Rewritten in the form of another quantifier, it would be read as one.
             Some(b'{') => Err(self.error(self.at, "a quantifier behind a quantifier; write \\{ for a brace")),
             _ => Ok(Node::Repeat { node: Box::new(node), min, max, lazy, at }),
         }
@@ -352,7 +352,7 @@ fn word() -> Class {
     Class::range(b'a', b'z').union(Class::range(b'A', b'Z')).union(Class::range(b'0', b'9')).union(Class::of(b'_'))
 }
 
-/// How many bytes each of them takes, where it is the same number.
+/// The number of bytes that each alternative takes, if it is the same for all.
 fn width(alternatives: &Alternatives) -> Option<u32> {
     let width_of = |node: &Node| match node {
         Node::Byte(_) | Node::Class(_) => Some(1),
@@ -373,7 +373,7 @@ impl fmt::Display for Syntax {
     }
 }
 
-/// As it goes to Varnish: one word of ASCII.
+/// As sent to Varnish: one word of ASCII.
 pub(super) fn write_alternatives(out: &mut impl Write, alternatives: &[Vec<Node>]) -> fmt::Result {
     for (index, sequence) in alternatives.iter().enumerate() {
         out.write_str(if index > 0 { "|" } else { "" })?;

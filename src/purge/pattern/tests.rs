@@ -1,4 +1,4 @@
-//! What is accepted, what becomes of it, and that no header makes Varnish's limits trip over it.
+//! The accepted patterns, their rewritten form, and that no header makes them exceed Varnish's limits.
 
 use pcre2::bytes::{Regex, RegexBuilder};
 use proptest::prelude::*;
@@ -43,7 +43,7 @@ fn what_people_send_stays_as_it_came() {
         let expected = pattern.replace("[-a]", "[\\-a]");
         assert_eq!((written(pattern).as_str(), is_wider(pattern)), (&*expected, false));
     }
-    // Magento's own, of hundreds of tags, one of which is no literal.
+    // Magento's form with hundreds of tags, one of which is not literal.
     let tags: Vec<String> = (0..300).map(|id| format!("((^|,)cat_p.{id}(,|$))")).collect();
     assert_eq!(written(&tags.join("|")), tags.join("|"));
 }
@@ -190,12 +190,12 @@ fn a_pattern_that_no_header_holds_is_cut_at_its_branches() {
     assert!(read.patterns.len() > 10 && read.patterns.iter().all(|pattern| pattern.as_str().len() <= LONGEST));
     let together: Vec<&str> = read.patterns.iter().flat_map(|pattern| pattern.as_str().split(")|(")).collect();
     assert_eq!(together.len(), branches.len());
-    // A fault is found wherever it stands.
+    // An error is found in any branch.
     let bad = format!("{}|(a+)+", branches.join("|"));
     assert!(matches!(Pattern::read(bad.as_bytes()), Err(BadPattern::EndlessGroup(_))));
 }
 
-/// What somebody might write: nested, repeated, overlapping.
+/// Plausible patterns: nested, repeated, overlapping.
 fn patterns() -> impl Strategy<Value = String> {
     let atom = prop_oneof![
         4 => "[abc_,0-9]{1,4}",
@@ -233,7 +233,7 @@ fn patterns() -> impl Strategy<Value = String> {
     })
 }
 
-/// Tag lists in the same few letters, so that patterns come far before they fail.
+/// Tag lists over the same few letters, so that patterns match far before they fail.
 fn headers() -> impl Strategy<Value = Vec<String>> {
     prop::collection::vec("[abc_,0-9 \u{e4}]{0,40}", 8)
 }

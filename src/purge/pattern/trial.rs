@@ -1,6 +1,6 @@
-//! A second net below `effort.rs`: the pattern is tried with Varnish's own limits.
+//! A second net below `effort.rs`: the pattern is tested with Varnish's own limits.
 //!
-//! Not a proof, and not needed where the bounds are right. It is here because a mistake in them costs a fleet.
+//! This is not a proof, and not needed if the bounds are right. It exists because an error in them costs a fleet.
 
 use pcre2::bytes::{Regex, RegexBuilder};
 
@@ -8,13 +8,13 @@ use super::BadPattern;
 use super::syntax::{Node, Syntax};
 
 /// The defaults of Varnish 7 (`varnishadm param.show`), as options before a pattern (pcre2pattern(3)). Without JIT both
-/// count; a Varnish that may not write to memory that it executes (SELinux) has none.
+/// apply; a Varnish without executable writable memory (SELinux) has no JIT.
 const LIMITS: &str = "(*LIMIT_MATCH=10000)(*LIMIT_DEPTH=20)";
 
-/// How many calls of the matcher all subjects together may cost: some milliseconds.
+/// The most matcher calls over all subjects: some milliseconds.
 const CALLS: u64 = 400_000;
 
-/// Tries a pattern, of which one place costs `calls` at most, on tag lists made to provoke it.
+/// Tests a pattern, one position of which costs at most `calls`, on tag lists made to provoke it.
 ///
 /// # Errors
 /// [`BadPattern::Effort`] if PCRE2 gives up.
@@ -33,8 +33,8 @@ pub(crate) fn limited(written: &str) -> Result<Regex, BadPattern> {
     Ok(RegexBuilder::new().build(&format!("{LIMITS}{written}"))?)
 }
 
-/// Tag lists of about this length: Magento's, and what the pattern itself takes, again and again, up to a last byte that
-/// it does not expect.
+/// Tag lists of about this length: Magento's, and repetitions of what the pattern itself matches, up to a last byte
+/// that does not match.
 fn subjects(syntax: &Syntax, length: usize) -> impl Iterator<Item = Vec<u8>> {
     let mut own = Vec::new();
     syntax.alternatives.iter().for_each(|sequence| sample(sequence, length, &mut own));
@@ -61,7 +61,7 @@ fn subjects(syntax: &Syntax, length: usize) -> impl Iterator<Item = Vec<u8>> {
     .into_iter()
 }
 
-/// Something that the sequence matches, roughly.
+/// A text that roughly matches the sequence.
 fn sample(sequence: &[Node], length: usize, out: &mut Vec<u8>) {
     for node in sequence {
         if out.len() >= length {

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use crate::attribution::Attribution;
 use crate::clock;
 use crate::delivery::Deliveries;
-use crate::fleet::{Fence, Health, Member, Pool, Role, Snapshot, Source, TrialState, WHOLE_SHARE};
+use crate::fleet::{Fence, Health, Member, NodeSource, Pool, Role, Snapshot, TrialState, WHOLE_SHARE};
 use crate::http_server::{Handler, Response, json, response, text};
 use crate::journal::{Journal, Lag, Position};
 use crate::registry::Following;
@@ -70,7 +70,7 @@ struct FleetView<'a> {
 /// Where nodes come from, beside the configuration file.
 #[derive(Serialize)]
 struct RegistryView {
-    kind: Source,
+    kind: NodeSource,
     connected: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     revision: Option<i64>,
@@ -89,7 +89,7 @@ struct NodeView<'a> {
     health: Health,
     reason: &'a str,
     inflight: u32,
-    source: Source,
+    source: NodeSource,
     #[serde(skip_serializing_if = "Option::is_none")]
     zone: Option<&'a str>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]

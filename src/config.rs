@@ -111,8 +111,10 @@ impl Config {
             None => Raw::empty(),
         };
         let mut report = Report::new(file.map(|(name, _)| name));
-        raw.override_from(env, &mut report);
-        let mut config = read::gather(&mut raw, &mut report);
+        for (variable, reason) in raw.override_from(env) {
+            report.push(ConfigError::Variable { variable, reason });
+        }
+        let mut config = Self::read(&mut raw, &mut report);
         config.fill_in();
         for violation in config.check() {
             report.violation(&raw, &config, violation);
@@ -122,6 +124,20 @@ impl Config {
             Err(violation) => report.violation(&raw, &config, violation),
         }
         report.finish(config)
+    }
+
+    /// Reads all that can be read. The rest is reported and taken out of the tree, and its default stands in for it.
+    fn read(raw: &mut Raw, report: &mut Report) -> Self {
+        loop {
+            let (path, reason) = match read::read(raw) {
+                Ok(config) => return config,
+                Err(error) => error,
+            };
+            report.unread(raw, &path, &reason);
+            if !raw.remove(&path) {
+                return Config::default();
+            }
+        }
     }
 
     /// Whether anything of this clearcoat is in etcd.

@@ -22,13 +22,13 @@ mod node;
 mod snapshot;
 
 pub use absence::{Absences, GATHER, Ruling, WINDOW};
-pub use event::{Check, Event, Source, Verdict};
+pub use event::{Check, Event, Verdict};
 pub use fence::Fence;
 pub use headers::{FieldValue, PurgeHeaders};
 pub use health::{Health, HealthState, Thresholds};
 pub use life_signs::{LANDING, LifeSigns};
 pub use node::{
-    DEFAULT_HEADER_LIMIT, Delivery, InvalidNodeId, Live, Node, NodeId, NodeSpec, Role, SendProxy, TrialState,
-    WHOLE_SHARE, is_another_life,
+    DEFAULT_HEADER_LIMIT, Delivery, InvalidNodeId, Live, Node, NodeId, NodeSource, NodeSpec, Role, SendProxy,
+    TrialState, WHOLE_SHARE, is_another_life,
 };
 pub use snapshot::{Member, Pool, Snapshot};

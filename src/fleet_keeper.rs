@@ -27,7 +27,7 @@ use self::kept::Kept;
 use crate::config::HealthChecks;
 use crate::delivery::Deliveries;
 use crate::fleet::{
-    Absences, Check, Event, Health, Node, NodeId, NodeSpec, Pool, PurgeHeaders, Role, Snapshot, Source, Verdict,
+    Absences, Check, Event, Health, Node, NodeId, NodeSource, NodeSpec, Pool, PurgeHeaders, Role, Snapshot, Verdict,
 };
 use crate::slow_start::SlowStart;
 use crate::telemetry::Metrics;
@@ -46,7 +46,7 @@ pub struct FleetKeeper {
     probes: JoinSet<()>,
     next_key: u64,
     /// The sources that have not told yet of all that they know.
-    unlisted: BTreeSet<Source>,
+    unlisted: BTreeSet<NodeSource>,
     listed: watch::Sender<bool>,
     /// All that there was at the start is known and has been checked once. Before that all nodes are new together, and
     /// none has a reason to start more slowly than another.
@@ -81,7 +81,11 @@ pub struct Surroundings {
 
 impl FleetKeeper {
     /// A keeper without nodes. `listed` turns true when each of the sources has told of all it knew at the start.
-    pub fn new(around: Surroundings, sources: impl IntoIterator<Item = Source>, listed: watch::Sender<bool>) -> Self {
+    pub fn new(
+        around: Surroundings,
+        sources: impl IntoIterator<Item = NodeSource>,
+        listed: watch::Sender<bool>,
+    ) -> Self {
         FleetKeeper {
             absences: Absences::new(around.retain),
             around,
@@ -155,7 +159,7 @@ impl FleetKeeper {
         if kept.node.spec.address != check.address {
             return;
         }
-        if kept.node.spec.source == Source::Static && check.verdict != Verdict::Passed {
+        if kept.node.spec.source == NodeSource::Static && check.verdict != Verdict::Passed {
             self.around.doubted.notify_one();
         }
         if check.role == Role::Varnish && check.verdict == Verdict::Passed {

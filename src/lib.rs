@@ -17,7 +17,7 @@
 //!
 //! # Layers
 //!
-//! Imports go downwards only; `tests/layers.rs` holds them to it.
+//! Imports go downwards only, and within a module no two siblings use each other; `tests/layers.rs` holds them to it.
 //!
 //! | layer | modules | may use |
 //! | --- | --- | --- |

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::etcd::follow::Link;
-use crate::fleet::Source;
+use crate::fleet::NodeSource;
 
 /// How a registry beside the configuration is followed, for those who look at it.
 #[derive(Clone, Debug)]
@@ -25,10 +25,10 @@ pub enum Following {
 
 impl Following {
     /// Whose word its nodes are.
-    pub fn source(&self) -> Source {
+    pub fn source(&self) -> NodeSource {
         match self {
-            Following::Etcd(_) => Source::Etcd,
-            Following::Dns(_) => Source::Dns,
+            Following::Etcd(_) => NodeSource::Etcd,
+            Following::Dns(_) => NodeSource::Dns,
         }
     }
 

@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use super::engine::Engine;
 use crate::config::{Config, JournalKind, RegistryKind, StaticNode};
 use crate::etcd::follow::Link;
-use crate::fleet::{Event, NodeId, Role, Source};
+use crate::fleet::{Event, NodeId, NodeSource, Role};
 use crate::fleet_keeper::{FleetKeeper, Surroundings};
 use crate::registry::{self, Following};
 
@@ -36,7 +36,7 @@ pub(super) fn keep(
         doubted: Arc::clone(&doubted),
     };
     let registry = follow_registry(config, engine, &events_sender, tasks);
-    let sources = [Some(Source::Static), registry.as_ref().map(Following::source)];
+    let sources = [Some(NodeSource::Static), registry.as_ref().map(Following::source)];
     let slow_start = Arc::clone(&engine.slow_start);
     tasks.spawn(async move { slow_start.run().await });
     let keeper = FleetKeeper::new(around, sources.into_iter().flatten(), listed_sender);

@@ -18,7 +18,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use super::{NodeId, Role, Source};
+use super::{NodeId, NodeSource, Role};
 
 /// Losses within this time of a first one count together.
 pub const WINDOW: Duration = Duration::from_secs(10);
@@ -33,12 +33,12 @@ type Identity = (Role, NodeId);
 pub struct Absences {
     retain: Duration,
     nodes: BTreeMap<Identity, Absence>,
-    losses: BTreeMap<(Source, Role), Losses>,
+    losses: BTreeMap<(NodeSource, Role), Losses>,
 }
 
 #[derive(Debug)]
 struct Absence {
-    source: Source,
+    source: NodeSource,
     since: Instant,
     /// Somebody said so.
     deleted: bool,
@@ -74,7 +74,7 @@ pub enum Ruling {
     /// A source has lost so many of the nodes that were there: they are held. Told once for each such event.
     Mass {
         /// Whose nodes.
-        source: Source,
+        source: NodeSource,
         /// Their role.
         role: Role,
         /// How many are lost.
@@ -94,7 +94,7 @@ impl Absences {
     /// source and role that are in the fleet. Returns whether the node leaves at once.
     pub fn lost(
         &mut self,
-        source: Source,
+        source: NodeSource,
         (role, id): Identity,
         deleted: bool,
         now: Instant,
@@ -120,7 +120,7 @@ impl Absences {
     }
 
     /// A source names this node (again). Returns whether it was absent.
-    pub fn returned(&mut self, source: Source, node: &Identity) -> bool {
+    pub fn returned(&mut self, source: NodeSource, node: &Identity) -> bool {
         if let Some(losses) = self.losses.get_mut(&(source, node.0)) {
             losses.lost.remove(&node.1);
         }
@@ -213,7 +213,7 @@ mod tests {
 
         fn lose(&mut self, seconds: f64, id: &str, deleted: bool) {
             let (now, there) = (self.at(seconds), self.there);
-            assert!(!self.absences.lost(Source::Etcd, node(id), deleted, now, || there));
+            assert!(!self.absences.lost(NodeSource::Etcd, node(id), deleted, now, || there));
         }
 
         fn decide(&mut self, seconds: f64) -> Vec<String> {
@@ -254,12 +254,12 @@ mod tests {
     fn a_node_that_is_back_was_never_away() {
         let mut rig = rig(10);
         rig.lose(0.0, "a", true);
-        assert!(rig.absences.returned(Source::Etcd, &node("a")));
-        assert!(!rig.absences.returned(Source::Etcd, &node("a")));
+        assert!(rig.absences.returned(NodeSource::Etcd, &node("a")));
+        assert!(!rig.absences.returned(NodeSource::Etcd, &node("a")));
         assert_eq!(rig.decide(1.0), Vec::<String>::new());
         rig.lose(2.0, "a", false);
         rig.decide(3.0);
-        assert!(rig.absences.returned(Source::Etcd, &node("a")));
+        assert!(rig.absences.returned(NodeSource::Etcd, &node("a")));
         assert_eq!(rig.decide(1000.0), Vec::<String>::new());
     }
 
@@ -278,7 +278,7 @@ mod tests {
         rig.lose(5.0, "d", true);
         assert_eq!(rig.decide(6.0), Vec::<String>::new());
         assert_eq!(rig.absences.held(Role::Web), 4);
-        rig.absences.returned(Source::Etcd, &node("a"));
+        rig.absences.returned(NodeSource::Etcd, &node("a"));
         assert_eq!(rig.absences.held(Role::Web), 3);
         // Not for ever.
         assert_eq!(rig.decide(700.0), ["b", "c", "d"]);
@@ -319,7 +319,7 @@ mod tests {
         for (second, id) in [(0.0, "a"), (1.0, "b"), (2.0, "c")] {
             rig.lose(second, id, false);
             assert_eq!(rig.decide(second + 0.3), Vec::<String>::new());
-            rig.absences.returned(Source::Etcd, &node(id));
+            rig.absences.returned(NodeSource::Etcd, &node(id));
         }
         assert_eq!(rig.absences.held(Role::Web), 0);
     }
@@ -329,7 +329,7 @@ mod tests {
         let mut rig = rig(2);
         rig.lose(0.0, "a", true);
         let now = rig.start;
-        rig.absences.lost(Source::Dns, node("b"), false, now, || 2);
+        rig.absences.lost(NodeSource::Dns, node("b"), false, now, || 2);
         assert_eq!(rig.decide(0.3), ["a"]);
         assert!(rig.absences.is_absent(&node("b")));
     }
@@ -337,7 +337,7 @@ mod tests {
     #[test]
     fn with_no_time_to_stay_everybody_leaves_at_once() {
         let mut absences = Absences::new(Duration::ZERO);
-        assert!(absences.lost(Source::Etcd, node("a"), false, Instant::now(), || 2));
+        assert!(absences.lost(NodeSource::Etcd, node("a"), false, Instant::now(), || 2));
         assert_eq!((absences.due(), absences.is_absent(&node("a"))), (None, false));
     }
 }

@@ -3,22 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-
-use super::{NodeId, NodeSpec, Role};
-
-/// Who knows of a node.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Source {
-    /// The configuration file. What it says of a node counts before what anybody else says of one with the same name.
-    #[default]
-    Static,
-    /// etcd.
-    Etcd,
-    /// DNS.
-    Dns,
-}
+use super::{NodeId, NodeSource, NodeSpec, Role};
 
 /// A change of the fleet, as its single writer hears it.
 #[derive(Clone, Debug)]
@@ -26,12 +11,12 @@ pub enum Event {
     /// A node is there, or its spec changed.
     Joined(NodeSpec),
     /// A node is gone for good: somebody said so.
-    Left(Source, Role, NodeId),
+    Left(NodeSource, Role, NodeId),
     /// A node is gone without a word: its lease ran out, or its name has another address. It may be as well as ever, and
     /// whoever should have said that it is may be the one that is ill.
-    Vanished(Source, Role, NodeId),
+    Vanished(NodeSource, Role, NodeId),
     /// This source has told of every node that it knew at the start.
-    Listed(Source),
+    Listed(NodeSource),
     /// A health check of a node came to a result.
     Checked(Check),
 }

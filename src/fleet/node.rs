@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use super::{LifeSigns, PurgeHeaders, Source};
+use super::{LifeSigns, PurgeHeaders};
 
 /// What a node does in the fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ValueEnum)]
@@ -85,6 +85,19 @@ impl fmt::Display for NodeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// Who knows of a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeSource {
+    /// The configuration file. What it says of a node counts before what anybody else says of one with the same name.
+    #[default]
+    Static,
+    /// etcd.
+    Etcd,
+    /// DNS.
+    Dns,
 }
 
 /// How a Varnish is told to drop pages.
@@ -168,7 +181,7 @@ pub fn is_another_life(before: Option<&str>, now: Option<&str>) -> bool {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeSpec {
     /// Who says so.
-    pub source: Source,
+    pub source: NodeSource,
     /// What it does.
     pub role: Role,
     /// Its stable name, unique within its role.
@@ -199,7 +212,7 @@ impl NodeSpec {
     /// A node of which no more is known than this: everything else has its default.
     pub fn new(role: Role, id: NodeId, address: SocketAddr) -> Self {
         NodeSpec {
-            source: Source::default(),
+            source: NodeSource::default(),
             role,
             id,
             address,

@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use super::FleetKeeper;
 use super::kept::Kept;
-use crate::fleet::{Health, HealthState, Live, Node, NodeId, NodeSpec, Role, Ruling, Source};
+use crate::fleet::{Health, HealthState, Live, Node, NodeId, NodeSource, NodeSpec, Role, Ruling};
 use crate::probe::Probe;
 
 type Identity = (Role, NodeId);
@@ -67,7 +67,7 @@ impl FleetKeeper {
     }
 
     /// A source does not name a node any more; `deleted`: because somebody said so.
-    pub(super) fn lose(&mut self, source: Source, identity: Identity, deleted: bool, now: Instant) {
+    pub(super) fn lose(&mut self, source: NodeSource, identity: Identity, deleted: bool, now: Instant) {
         if self.shadowed.get(&identity).is_some_and(|shadowed| shadowed.source == source) {
             self.shadowed.remove(&identity);
             return;
@@ -76,7 +76,7 @@ impl FleetKeeper {
         if self.absences.is_absent(&identity) {
             return;
         }
-        if source == Source::Static {
+        if source == NodeSource::Static {
             match self.shadowed.remove(&identity) {
                 Some(spec) => self.put(identity, spec),
                 None => self.leave(&identity),
@@ -152,6 +152,6 @@ impl FleetKeeper {
 }
 
 /// Whether what one source says of a node counts, and not what the other one says.
-fn counts_before(one: Source, other: Source) -> bool {
-    one == Source::Static && other != Source::Static
+fn counts_before(one: NodeSource, other: NodeSource) -> bool {
+    one == NodeSource::Static && other != NodeSource::Static
 }

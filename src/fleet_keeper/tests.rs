@@ -41,7 +41,7 @@ fn rig(panic_threshold: f64) -> Rig {
     let trials = None;
     let around =
         Surroundings { fleet, headers, checks, retain, deliveries, trials, slow_start, metrics, events, doubted };
-    Rig { keeper: FleetKeeper::new(around, [Source::Static], listed) }
+    Rig { keeper: FleetKeeper::new(around, [NodeSource::Static], listed) }
 }
 
 impl Rig {
@@ -67,7 +67,7 @@ impl Rig {
     fn settled(panic_threshold: f64) -> Self {
         let mut rig = rig(panic_threshold);
         ["a", "b"].into_iter().for_each(|id| rig.join(id, 1));
-        rig.tell(Event::Listed(Source::Static));
+        rig.tell(Event::Listed(NodeSource::Static));
         ["a", "b"].into_iter().for_each(|id| rig.check(id, &Verdict::Passed));
         rig
     }
@@ -97,7 +97,7 @@ async fn nodes_that_are_new_together_have_their_whole_share_at_once() {
     // Also where one of them is down at first and the other one is not known yet.
     let mut rig = rig(0.0);
     ["a", "b"].into_iter().for_each(|id| rig.join(id, 1));
-    rig.tell(Event::Listed(Source::Static));
+    rig.tell(Event::Listed(NodeSource::Static));
     rig.check("a", &down());
     rig.check("a", &Verdict::Passed);
     rig.check("b", &Verdict::Passed);
@@ -129,7 +129,7 @@ async fn a_node_that_joins_later_starts_slowly_with_its_first_pass() {
     tokio::time::sleep(Duration::from_secs(60)).await;
     rig.check("c", &Verdict::Passed);
     assert!(rig.share("c") < WHOLE_SHARE / 8);
-    rig.tell(Event::Left(Source::Static, Role::Web, spec("c").id));
+    rig.tell(Event::Left(NodeSource::Static, Role::Web, spec("c").id));
     rig.join("c", 1);
     rig.check("c", &Verdict::Passed);
     assert!(rig.share("c") < WHOLE_SHARE / 8, "another node with this id had a slow start, and not this one");
@@ -157,7 +157,7 @@ impl Rig {
     fn shown(&self) -> Vec<String> {
         let fleet = self.keeper.around.fleet.load();
         let of = |member: &Member| {
-            let source = if member.node.spec.source == Source::Etcd { "*" } else { "" };
+            let source = if member.node.spec.source == NodeSource::Etcd { "*" } else { "" };
             format!("{}{source}{}", member.node.id(), if member.retained { "?" } else { "" })
         };
         fleet.web.members().iter().map(of).collect()
@@ -166,7 +166,7 @@ impl Rig {
     fn of_etcd(nodes: &[&str]) -> Self {
         let mut rig = rig(0.0);
         nodes.iter().for_each(|id| rig.tell(Event::Joined(etcd(id, 1))));
-        rig.tell(Event::Listed(Source::Static));
+        rig.tell(Event::Listed(NodeSource::Static));
         nodes.iter().for_each(|id| rig.check(id, &Verdict::Passed));
         rig
     }
@@ -186,15 +186,15 @@ impl Rig {
 }
 
 fn etcd(id: &str, weight: u32) -> NodeSpec {
-    NodeSpec { source: Source::Etcd, weight, ..spec(id) }
+    NodeSpec { source: NodeSource::Etcd, weight, ..spec(id) }
 }
 
 fn left(id: &str) -> Event {
-    Event::Left(Source::Etcd, Role::Web, spec(id).id)
+    Event::Left(NodeSource::Etcd, Role::Web, spec(id).id)
 }
 
 fn vanished(id: &str) -> Event {
-    Event::Vanished(Source::Etcd, Role::Web, spec(id).id)
+    Event::Vanished(NodeSource::Etcd, Role::Web, spec(id).id)
 }
 
 #[tokio::test(start_paused = true)]
@@ -264,7 +264,7 @@ async fn what_the_file_says_of_a_node_counts_and_the_other_is_there_when_it_is_g
     assert_eq!(rig.after(1.0).await, ["a", "b"]);
     let key = |rig: &Rig| rig.keeper.around.fleet.load().web.get(&spec("a").id).unwrap().node.endpoint_id;
     let before = key(&rig);
-    rig.tell(Event::Left(Source::Static, Role::Web, spec("a").id));
+    rig.tell(Event::Left(NodeSource::Static, Role::Web, spec("a").id));
     assert_eq!(rig.shown(), ["a*", "b"]);
     assert_eq!(key(&rig), before, "it is reached as before: what is connected to it goes on");
     assert_eq!(rig.keeper.around.fleet.load().web.get(&spec("a").id).unwrap().node.spec.weight, 7);
@@ -273,7 +273,7 @@ async fn what_the_file_says_of_a_node_counts_and_the_other_is_there_when_it_is_g
     assert_eq!(rig.shown(), ["a", "b"]);
     rig.tell(left("a"));
     assert_eq!(rig.after(1.0).await, ["a", "b"]);
-    rig.tell(Event::Left(Source::Static, Role::Web, spec("a").id));
+    rig.tell(Event::Left(NodeSource::Static, Role::Web, spec("a").id));
     assert_eq!(rig.shown(), ["b"]);
 }
 

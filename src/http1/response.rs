@@ -5,7 +5,6 @@ use std::mem::{self, MaybeUninit};
 
 use super::field::{Field, Fields, Kind, MAX_FIELDS, Span, classify};
 use super::request::refusal;
-use super::tags::TagLines;
 use super::{BadHead, Framing, Method, Version};
 
 /// A checked response head: its bytes, and where in them is what.
@@ -116,11 +115,6 @@ impl ResponseHead {
         if self.framing != Framing::None {
             self.framing = Framing::UntilClose;
         }
-    }
-
-    /// Whether its tags stand in several lines that are too long together to be written as one.
-    pub fn has_scattered_tags(&self) -> bool {
-        TagLines::of(self) == TagLines::Several
     }
 
     /// The length of the body as the head announces it, also where no body follows (HEAD, 304).

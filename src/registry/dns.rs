@@ -45,7 +45,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::config::Dns;
-use crate::fleet::{Event, NodeId, NodeSpec, Role, Source};
+use crate::fleet::{Event, NodeId, NodeSource, NodeSpec, Role};
 
 use answers::Answers;
 use lookup::{Answer, Failure, Lookup};
@@ -131,7 +131,7 @@ impl Follower {
         };
         self.standing.stands(is_complete, &self.failing);
         if is_complete && !was_complete {
-            events.push(Event::Listed(Source::Dns));
+            events.push(Event::Listed(NodeSource::Dns));
         }
         events
     }
@@ -213,7 +213,7 @@ impl Asker {
         for found in answer.nodes {
             match NodeId::try_from(found.id.as_str()) {
                 Ok(id) => nodes.push(NodeSpec {
-                    source: Source::Dns,
+                    source: NodeSource::Dns,
                     weight: found.weight,
                     ..NodeSpec::new(self.question.role, id, found.address)
                 }),
@@ -250,7 +250,7 @@ mod tests {
         let count = Cell::new(0);
         let mut listed = |question, heard| {
             let events = follower.take(Outcome { question, heard }, &|| count.set(count.get() + 1));
-            (matches!(events.last(), Some(Event::Listed(Source::Dns))), standing.is_connected(), standing.problem())
+            (matches!(events.last(), Some(Event::Listed(NodeSource::Dns))), standing.is_connected(), standing.problem())
         };
         let some = |rejected| Ok(Heard { nodes: Vec::new(), rejected });
         assert_eq!(listed(1, some(0)), (false, false, "".into()));
@@ -265,6 +265,6 @@ mod tests {
         let mut asker = Asker::new(0, Question::new(Role::Varnish, "varnish:6081"), Vec::new());
         let Heard { nodes, rejected } = asker.answered(answer(&["a*b:80", "a:80"]));
         assert_eq!((nodes.len(), nodes[0].id.as_str(), rejected), (1, "a:80", 1));
-        assert_eq!((nodes[0].source, nodes[0].role), (Source::Dns, Role::Varnish));
+        assert_eq!((nodes[0].source, nodes[0].role), (NodeSource::Dns, Role::Varnish));
     }
 }

@@ -36,7 +36,7 @@ use self::snapshot::{Disk, Saved, SavedNode};
 use self::start::Start;
 use crate::etcd::SharedEtcd;
 use crate::etcd::follow::{self, Link, Listing, Resync, Update};
-use crate::fleet::{Event, NodeSpec, Source};
+use crate::fleet::{Event, NodeSource, NodeSpec};
 use crate::telemetry::Metrics;
 
 /// What nodes are registered under, below the prefix of the fleet. It ends in `/`: a prefix is only a beginning.
@@ -276,8 +276,8 @@ impl EtcdRegistry {
         let Departure { key, role, id, .. } = departure;
         tracing::debug!(key, ?manner, "a node is not registered any more");
         self.tell(match manner {
-            Manner::Deleted => Event::Left(Source::Etcd, role, id),
-            Manner::Expired => Event::Vanished(Source::Etcd, role, id),
+            Manner::Deleted => Event::Left(NodeSource::Etcd, role, id),
+            Manner::Expired => Event::Vanished(NodeSource::Etcd, role, id),
         })
         .await
     }

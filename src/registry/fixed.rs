@@ -30,7 +30,7 @@ use tokio::time::Instant;
 
 use super::resolve::RETRY;
 use crate::config::StaticNode;
-use crate::fleet::{DEFAULT_HEADER_LIMIT, Event, NodeId, NodeSpec, Role, Source};
+use crate::fleet::{DEFAULT_HEADER_LIMIT, Event, NodeId, NodeSource, NodeSpec, Role};
 use names::{Lookups, Resolve};
 
 /// How many look-ups there are at once: each has a thread.
@@ -54,7 +54,7 @@ async fn follow_by(
     let mut fixed = Fixed { nodes: BTreeMap::new(), events, resolve: Arc::clone(&resolve) };
     let mut lookups = Lookups::new(resolve);
     let first = nodes.borrow_and_update().clone();
-    if fixed.change_to(first).await.is_err() || fixed.send(Event::Listed(Source::Static)).await.is_err() {
+    if fixed.change_to(first).await.is_err() || fixed.send(Event::Listed(NodeSource::Static)).await.is_err() {
         return;
     }
     let mut looked = Instant::now();
@@ -179,7 +179,7 @@ impl Fixed {
         }
         self.tell().await?;
         for Known { node, .. } in gone.into_iter().filter(|known| known.told != Told::Nothing) {
-            self.send(Event::Left(Source::Static, node.role, node.id)).await?;
+            self.send(Event::Left(NodeSource::Static, node.role, node.id)).await?;
         }
         Ok(())
     }
@@ -283,8 +283,8 @@ mod tests {
     async fn next(events: &mut mpsc::Receiver<Event>) -> String {
         match events.recv().await.unwrap() {
             Event::Joined(spec) => format!("{} {} {}", spec.id, spec.address, spec.weight),
-            Event::Left(Source::Static, _, id) => format!("left {id}"),
-            Event::Listed(Source::Static) => "listed".to_owned(),
+            Event::Left(NodeSource::Static, _, id) => format!("left {id}"),
+            Event::Listed(NodeSource::Static) => "listed".to_owned(),
             other => panic!("{other:?}"),
         }
     }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::fleet::{Event, NodeId, NodeSpec, Role, Source};
+use crate::fleet::{Event, NodeId, NodeSource, NodeSpec, Role};
 
 /// The last good answer to each question.
 #[derive(Debug, Default)]
@@ -21,7 +21,7 @@ impl Answers {
         let joined = now.iter().filter(|(identity, spec)| before.get(*identity) != Some(*spec));
         let mut events: Vec<Event> = joined.map(|(_, spec)| Event::Joined(spec.clone())).collect();
         let gone = before.into_keys().filter(|identity| !now.contains_key(identity));
-        events.extend(gone.map(|(role, id)| Event::Vanished(Source::Dns, role, id)));
+        events.extend(gone.map(|(role, id)| Event::Vanished(NodeSource::Dns, role, id)));
         events
     }
 
@@ -40,7 +40,7 @@ mod tests {
 
     fn node(role: Role, address: &str, weight: u32) -> NodeSpec {
         let id = NodeId::try_from(address).unwrap();
-        NodeSpec { source: Source::Dns, weight, ..NodeSpec::new(role, id, address.parse().unwrap()) }
+        NodeSpec { source: NodeSource::Dns, weight, ..NodeSpec::new(role, id, address.parse().unwrap()) }
     }
 
     fn web(address: &str) -> NodeSpec {
@@ -50,7 +50,7 @@ mod tests {
     fn words(events: Vec<Event>) -> Vec<String> {
         let word = |event| match event {
             Event::Joined(spec) => format!("+{} {}", spec.id, spec.weight),
-            Event::Vanished(Source::Dns, _, id) => format!("-{id}"),
+            Event::Vanished(NodeSource::Dns, _, id) => format!("-{id}"),
             other => panic!("{other:?}"),
         };
         events.into_iter().map(word).collect()

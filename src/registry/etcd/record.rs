@@ -11,7 +11,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::config::NodeFacts;
-use crate::fleet::{DEFAULT_HEADER_LIMIT, Delivery, NodeId, NodeSpec, PurgeHeaders, Role, SendProxy, Source};
+use crate::fleet::{DEFAULT_HEADER_LIMIT, Delivery, NodeId, NodeSource, NodeSpec, PurgeHeaders, Role, SendProxy};
 
 /// The longest value: a record is some hundred bytes, and every replica keeps it.
 const LONGEST: usize = 64 * 1024;
@@ -97,7 +97,7 @@ impl Record {
     /// The node, once it is known where it is.
     pub(super) fn spec(&self, role: Role, id: NodeId, address: SocketAddr) -> NodeSpec {
         NodeSpec {
-            source: Source::Etcd,
+            source: NodeSource::Etcd,
             role,
             id,
             address,
@@ -214,7 +214,7 @@ mod tests {
         assert_eq!((spec.weight, record.weight, record.drain), (0, 3, true));
         assert_eq!((spec.delivery, spec.header_limit, spec.send_proxy), (Delivery::Xkey, 1024, SendProxy::V2));
         assert_eq!((spec.zone.as_deref(), spec.epoch.as_deref()), (Some("a"), Some("e1")));
-        assert_eq!((spec.labels["rack"].as_str(), spec.source), ("7", Source::Etcd));
+        assert_eq!((spec.labels["rack"].as_str(), spec.source), ("7", NodeSource::Etcd));
     }
 
     #[test]

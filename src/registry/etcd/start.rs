@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::snapshot::SavedNode;
 use super::{EtcdRegistry, NobodyListens};
-use crate::fleet::{Event, Source};
+use crate::fleet::{Event, NodeSource};
 use crate::registry::resolve::LOOKUP;
 
 /// How long etcd may take to the first list before the last fleet on disk is taken.
@@ -51,7 +51,7 @@ impl EtcdRegistry {
     pub(super) async fn start_is_due(&mut self) -> Result<(), NobodyListens> {
         if let Start::Resolving(_) = self.start {
             self.start = Start::Done;
-            return self.tell(Event::Listed(Source::Etcd)).await;
+            return self.tell(Event::Listed(NodeSource::Etcd)).await;
         }
         let Some(saved) = self.disk.read().await else {
             tracing::warn!("etcd does not answer, and there is no last fleet on disk: waiting for etcd");
@@ -70,14 +70,14 @@ impl EtcdRegistry {
             self.announce(key, address, spec).await?;
         }
         self.start = Start::Done;
-        self.tell(Event::Listed(Source::Etcd)).await
+        self.tell(Event::Listed(NodeSource::Etcd)).await
     }
 
     /// Says that everything has been told of, once it has.
     pub(super) async fn finish_start(&mut self) -> Result<(), NobodyListens> {
         if matches!(self.start, Start::Resolving(_)) && self.names.is_idle() {
             self.start = Start::Done;
-            self.tell(Event::Listed(Source::Etcd)).await?;
+            self.tell(Event::Listed(NodeSource::Etcd)).await?;
         }
         Ok(())
     }

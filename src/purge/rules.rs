@@ -1,10 +1,8 @@
-//! Which methods purge.
+//! What the purge listener accepts, above all which methods.
 //!
 //! `PURGE` and `BAN` are what most VCLs know; others have words of their own (`PURGEKEYS`, `URIBAN`, `REFRESH`), and which
 //! they are only their owner can say. A method that a shop itself uses must never be one of them: it would be refused at
 //! the edge, and repeated to every Varnish at the purge listener.
-
-use super::RequestLimits;
 
 /// The methods of RFC 9110, RFC 5789 (`PATCH`), RFC 9113 (`PRI`) and the `QUERY` draft: they ask for pages.
 const ORDINARY: [&str; 11] =
@@ -45,6 +43,24 @@ impl Rules {
     /// Whether a sender's field of this name, in lower case, is dropped.
     pub(super) fn withholds(&self, field: &str) -> bool {
         self.withheld.iter().any(|withheld| withheld == field)
+    }
+}
+
+/// The largest request that a Varnish takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestLimits {
+    /// Bytes of a line, the first one too (`http_req_hdr_len`).
+    pub line: usize,
+    /// Bytes of the head (`http_req_size`).
+    pub head: usize,
+    /// Header fields (`http_max_hdr`, less the six places of the first line and some for what VCL adds).
+    pub fields: usize,
+}
+
+impl Default for RequestLimits {
+    /// Varnish's defaults, from 4.1 to 8.0.
+    fn default() -> Self {
+        RequestLimits { line: 8 * 1024, head: 32 * 1024, fields: 48 }
     }
 }
 

@@ -102,10 +102,8 @@ impl App {
     pub async fn start(config: &Config) -> anyhow::Result<App> {
         let (before, limit) = files::raise_limit();
         tracing::info!(before, limit, "limit of open files");
-        let workers = match config.runtime.workers {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            workers => workers,
-        };
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        let workers = config.runtime.workers.map_or_else(cores, usize::from);
         let mut addresses = Addresses::default();
         let certificates = listeners::load_certificates(&config.edge)?;
         let edge = listeners::bind_edge(&config.edge.listen, &certificates, workers, &mut addresses)?;

@@ -22,6 +22,7 @@ mod journal;
 mod limits;
 mod log_filter;
 mod node;
+mod optional;
 mod process;
 mod purge;
 mod raw;
@@ -147,9 +148,7 @@ impl Config {
 
     /// Writes out the defaults that depend on other keys, and leaves one way to say one thing.
     fn fill_in(&mut self) {
-        if self.edge.offload_header.eq_ignore_ascii_case("X-Forwarded-Proto") {
-            self.edge.offload_header.clear();
-        }
+        self.edge.offload_header.take_if(|header| header.eq_ignore_ascii_case("X-Forwarded-Proto"));
         self.journal.kind.get_or_insert(match self.registry.kind {
             RegistryKind::Etcd => JournalKind::Etcd,
             RegistryKind::Static | RegistryKind::Dns => JournalKind::Disk,

@@ -144,11 +144,9 @@ impl Etcd {
             .with_keep_alive_while_idle(true)
             .with_require_leader(true);
         let config::Etcd { ca, cert, key, .. } = &self.config;
-        if ca.as_os_str().is_empty() {
-            return Ok(Options(options));
-        }
+        let Some(ca) = ca else { return Ok(Options(options)) };
         let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(failure::read(ca)?));
-        if !cert.as_os_str().is_empty() {
+        if let (Some(cert), Some(key)) = (cert, key) {
             tls = tls.identity(Identity::from_pem(failure::read(cert)?, failure::read(key)?));
         }
         options = options.with_tls(tls);
@@ -162,12 +160,12 @@ struct Options(ConnectOptions);
 
 impl Options {
     fn with_credentials(self, config: &config::Etcd) -> Result<ConnectOptions, Failure> {
-        if config.username.is_empty() {
+        let (Some(username), Some(password_file)) = (&config.username, &config.password_file) else {
             return Ok(self.0);
-        }
+        };
         // Read each time: it may have been changed, and that may be why the last connection was lost.
-        let password = String::from_utf8_lossy(&failure::read(&config.password_file)?).trim_end().to_owned();
-        Ok(self.0.with_user(&config.username, password))
+        let password = String::from_utf8_lossy(&failure::read(password_file)?).trim_end().to_owned();
+        Ok(self.0.with_user(username, password))
     }
 }
 

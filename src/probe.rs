@@ -75,7 +75,7 @@ impl Probe {
         let (schedule, question) = match node.role {
             Role::Web => {
                 let WebChecks { path, interval, timeout, fall, jitter, expect, host, .. } = config.web.clone();
-                let host = if host.is_empty() { node.address.to_string() } else { host };
+                let host = host.unwrap_or_else(|| node.address.to_string());
                 (Schedule { interval, timeout, fall, jitter }, Question::Web { path, host, expect })
             }
             Role::Varnish => {

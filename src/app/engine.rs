@@ -68,7 +68,7 @@ impl Engine {
         };
         let deliveries = Arc::new(Deliveries::new(context));
         recall(&*journal, &guard);
-        let trials = Arc::new(Trials::new(&config.health.web.host, Arc::clone(&guard), Arc::clone(&metrics)));
+        let trials = Arc::new(Trials::new(config.health.web.host.as_deref(), Arc::clone(&guard), Arc::clone(&metrics)));
         Ok(Engine {
             started,
             metrics,

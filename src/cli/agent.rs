@@ -86,8 +86,8 @@ struct EtcdArgs {
     #[arg(long, env = "CLEARCOAT_AGENT_PREFIX", default_value = "/clearcoat/v1/")]
     prefix: String,
     /// The user, where etcd wants one
-    #[arg(long, value_name = "NAME", env = "CLEARCOAT_AGENT_USERNAME", default_value = "")]
-    username: String,
+    #[arg(long, value_name = "NAME", env = "CLEARCOAT_AGENT_USERNAME")]
+    username: Option<String>,
     /// A file with its password
     #[arg(long, value_name = "FILE", env = "CLEARCOAT_AGENT_PASSWORD_FILE")]
     password_file: Option<PathBuf>,
@@ -222,15 +222,15 @@ impl Agent {
 
 impl EtcdArgs {
     fn config(&self) -> Result<config::Etcd, String> {
-        let path = |path: &Option<PathBuf>| path.clone().unwrap_or_default();
         let etcd = config::Etcd {
             endpoints: self.etcd.clone(),
             prefix: self.prefix.clone(),
-            username: self.username.clone(),
-            password_file: path(&self.password_file),
-            ca: path(&self.ca),
-            cert: path(&self.cert),
-            key: path(&self.key),
+            // A variable that is set to nothing names nobody.
+            username: self.username.clone().filter(|name| !name.is_empty()),
+            password_file: self.password_file.clone(),
+            ca: self.ca.clone(),
+            cert: self.cert.clone(),
+            key: self.key.clone(),
         };
         let flag = |name: &str| match name.split('[').next() {
             Some("endpoints") => "--etcd".to_owned(),

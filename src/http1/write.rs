@@ -1,5 +1,8 @@
 //! Heads as we write them: kept fields, our own, one canonical framing.
 
+use std::borrow::Cow;
+use std::net::SocketAddr;
+
 use super::field::{Field, FieldWriter, Kind};
 use super::tags::{TagLines, is_tags, push_tags};
 use super::{Framing, RequestHead, ResponseHead, Version};
@@ -13,13 +16,13 @@ pub struct Forwarding<'a> {
     pub proto: &'a str,
     /// Whether the `X-Forwarded-*` fields of the peer are believed (then ours is appended) or replaced.
     pub trusted: bool,
-    /// `Host` for a request that has none (HTTP/1.0): the address of the node, as nginx does.
-    pub fallback_host: &'a str,
+    /// The address of the node: `Host` for a request that has none (HTTP/1.0), as nginx does.
+    pub node: SocketAddr,
     /// The version that the peer spoke, for `Via`.
     pub received: Version,
-    /// One more field, beside `X-Forwarded-Proto`, that says `https` of a peer that came that way; empty for none.
-    /// Magento calls it the offloader header.
-    pub offload_header: &'a str,
+    /// One more field, beside `X-Forwarded-Proto`, that says `https` of a peer that came that way. Magento calls it
+    /// the offloader header.
+    pub offload_header: Option<&'a str>,
 }
 
 /// What is changed in the head of an answer on its way, beside what every proxy changes.
@@ -35,7 +38,12 @@ pub struct HeadChanges {
 
 impl Forwarding<'_> {
     fn is_offload_header(&self, name: &[u8]) -> bool {
-        !self.offload_header.is_empty() && name.eq_ignore_ascii_case(self.offload_header.as_bytes())
+        self.offload_header.is_some_and(|header| name.eq_ignore_ascii_case(header.as_bytes()))
+    }
+
+    /// The host that the request is for.
+    pub fn host<'h>(&self, head: &'h RequestHead) -> Cow<'h, [u8]> {
+        head.host().map_or_else(|| self.node.to_string().into_bytes().into(), Cow::from)
     }
 }
 
@@ -67,8 +75,8 @@ pub fn write_subrequest(out: &mut Vec<u8>, target: &[u8], head: &RequestHead, fo
 /// Writes the value of `Host`, the fields that are kept and those that tell of the client.
 fn write_request_fields(out: &mut Vec<u8>, head: &RequestHead, forwarding: Forwarding<'_>) {
     let bytes = &head.bytes[..];
-    let host = head.host().unwrap_or(forwarding.fallback_host.as_bytes());
-    push(out, &[host, b"\r\n"]);
+    let host = forwarding.host(head);
+    push(out, &[&host, b"\r\n"]);
     let trusted = forwarding.trusted;
     let mut fields = FieldWriter::new(bytes);
     let (mut has_proto, mut has_host, mut has_offload) = (false, false, false);
@@ -106,10 +114,10 @@ fn write_request_fields(out: &mut Vec<u8>, head: &RequestHead, forwarding: Forwa
         push(out, &[b"X-Forwarded-Proto: ", forwarding.proto.as_bytes(), b"\r\n"]);
     }
     if !has_host {
-        push(out, &[b"X-Forwarded-Host: ", host, b"\r\n"]);
+        push(out, &[b"X-Forwarded-Host: ", &host, b"\r\n"]);
     }
-    if !has_offload && !forwarding.offload_header.is_empty() && forwarding.proto == "https" {
-        push(out, &[forwarding.offload_header.as_bytes(), b": https\r\n"]);
+    if let Some(header) = forwarding.offload_header.filter(|_| !has_offload && forwarding.proto == "https") {
+        push(out, &[header.as_bytes(), b": https\r\n"]);
     }
     push_via(out, forwarding.received);
 }
@@ -249,6 +257,8 @@ fn push_via(out: &mut Vec<u8>, received: Version) {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
     use super::*;
     use crate::http1::{HeadScan, Method};
 
@@ -256,9 +266,9 @@ mod tests {
         peer: "192.0.2.7",
         proto: "http",
         trusted: false,
-        fallback_host: "10.0.0.1:80",
+        node: SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)), 80),
         received: Version::Http11,
-        offload_header: "",
+        offload_header: None,
     };
 
     fn request(bytes: &str, trusted: bool) -> String {
@@ -309,7 +319,7 @@ mod tests {
             let mut head = RequestHead::default();
             head.parse(bytes.as_bytes(), 100).unwrap();
             let mut out = Vec::new();
-            let forwarding = Forwarding { proto, trusted, offload_header: "x-forwarded-ssl", ..PLAIN };
+            let forwarding = Forwarding { proto, trusted, offload_header: Some("x-forwarded-ssl"), ..PLAIN };
             write_request(&mut out, &head, forwarding);
             String::from_utf8(out).unwrap().to_lowercase().matches("x-forwarded-ssl: https").count()
         };

@@ -29,8 +29,8 @@ pub struct Frontend {
     pub trust: Trust,
     /// The connections of trusted proxies begin with a PROXY header.
     pub accepts_proxy_header: bool,
-    /// A request field that says `https` of a client that came that way, beside `X-Forwarded-Proto`; empty for none.
-    pub offload_header: Arc<str>,
+    /// A request field that says `https` of a client that came that way, beside `X-Forwarded-Proto`.
+    pub offload_header: Option<Arc<str>>,
     /// Methods that purge at the nodes, beside [`Method::Purging`]: none passes.
     pub purge_methods: Arc<[String]>,
     /// What is answered here, whatever the nodes do.

@@ -1,6 +1,7 @@
 //! A worker: what one thread of the data path has for itself.
 
 use std::cell::{Cell, RefCell};
+use std::num::NonZeroU64;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -113,8 +114,10 @@ impl Worker {
 
     /// A deadline for a connection of this listener, or for one request among others of a connection.
     pub(super) fn deadline(&self, frontend: &Frontend) -> Deadline {
-        self.deadlines
-            .register(frontend.drains_at, if frontend.is_public { self.shared.limits.min_body_rate } else { 0 })
+        self.deadlines.register(
+            frontend.drains_at,
+            self.shared.limits.min_body_rate.filter(|_| frontend.is_public).map_or(0, NonZeroU64::get),
+        )
     }
 
     /// Closes what this worker keeps for later: somebody needs the room now.

@@ -27,12 +27,12 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::admin::Admin;
+use crate::admin::AdminApi;
 use crate::config::{Config, ConfigSource, StaticNode};
 use crate::delivery::Deliveries;
 use crate::edge;
 use crate::files;
-use crate::fleet::{Health, NodeId, Role, Snapshot};
+use crate::fleet::{Health, NodeKey, Snapshot};
 use crate::http_server;
 use crate::journal::Journal;
 use crate::origin;
@@ -133,7 +133,7 @@ impl App {
             replicas.clone(),
             Arc::clone(&metrics),
         );
-        let admin_api = Admin {
+        let admin_api = AdminApi {
             fleet: Arc::clone(&fleet),
             fence: Arc::clone(&fence),
             journal: Arc::clone(&journal),
@@ -355,7 +355,7 @@ fn shared(
     config: &Config,
     fleet: Arc<ArcSwap<Snapshot>>,
     (metrics, files): (Arc<Metrics>, files::Budget),
-    suspects: mpsc::Sender<(Role, NodeId)>,
+    suspects: mpsc::Sender<NodeKey>,
     started: Instant,
     shutdown: Shutdown,
 ) -> proxy::Shared {

@@ -30,12 +30,12 @@ use serde::Serialize;
 use crate::fleet::NodeId;
 
 pub use family::describe;
-pub use named::Named;
+pub use named::NamedTargets;
 pub use throttle::Throttle;
 
 /// The books: totals since the process started, and the newest purges. Shared by who writes and who shows them.
 #[derive(Debug, Default)]
-pub struct Attribution(Mutex<ledger::Ledger>);
+pub struct Attribution(Mutex<ledger::PurgeHistory>);
 
 /// How an accepted purge ended.
 #[derive(Clone, Debug)]
@@ -78,13 +78,13 @@ pub struct Wide {
 
 /// All there is to show: `/api/v1/purges`.
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub struct PurgeReport {
     /// Totals by source, in the order of their addresses.
     pub sources: Vec<SourceTotal>,
     /// Totals by what was named, in the order of the names.
     pub what: Vec<WhatTotal>,
     /// The newest purges, the newest first.
-    pub newest: Vec<Arc<Entry>>,
+    pub newest: Vec<Arc<PurgeRecord>>,
 }
 
 /// Totals of one source.
@@ -124,7 +124,7 @@ pub struct Total {
 
 /// One purge.
 #[derive(Debug, Serialize)]
-pub struct Entry {
+pub struct PurgeRecord {
     /// Its place in the journal.
     pub position: u64,
     /// When it arrived (RFC 3339).
@@ -158,16 +158,16 @@ pub struct Entry {
 
 impl Attribution {
     /// Enters an accepted purge; says what is to be counted and told of it.
-    pub fn note(&self, source: IpAddr, named: Named, ended: Ended) -> Noted {
+    pub fn note(&self, source: IpAddr, named: NamedTargets, ended: Ended) -> Noted {
         self.ledger().note(source, named, ended)
     }
 
     /// All there is to show.
-    pub fn report(&self) -> Report {
+    pub fn report(&self) -> PurgeReport {
         self.ledger().report()
     }
 
-    fn ledger(&self) -> parking_lot::MutexGuard<'_, ledger::Ledger> {
+    fn ledger(&self) -> parking_lot::MutexGuard<'_, ledger::PurgeHistory> {
         self.0.lock()
     }
 }

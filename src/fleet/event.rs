@@ -18,12 +18,12 @@ pub enum Event {
     /// This source has told of every node that it knew at the start.
     Listed(NodeSource),
     /// A health check of a node came to a result.
-    Checked(Check),
+    Checked(CheckResult),
 }
 
 /// One health check.
 #[derive(Clone, Debug)]
-pub struct Check {
+pub struct CheckResult {
     /// The role of the node.
     pub role: Role,
     /// Its name.

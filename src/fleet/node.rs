@@ -43,6 +43,9 @@ impl fmt::Display for Role {
 #[serde(try_from = "String", into = "String")]
 pub struct NodeId(Arc<str>);
 
+/// What tells a node from every other: ids are unique within a role.
+pub type NodeKey = (Role, NodeId);
+
 /// Why a node id was refused.
 #[derive(Debug, thiserror::Error)]
 #[error("`{0}` is not a node id: 1 to 128 characters of A-Z a-z 0-9 . _ : - are allowed")]
@@ -123,6 +126,17 @@ impl fmt::Display for Delivery {
             Delivery::Xkey => "xkey",
         })
     }
+}
+
+/// Whether a node that registers itself wants traffic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ServingState {
+    /// It serves.
+    #[default]
+    Up,
+    /// It is about to go: no new traffic, but purges all the same.
+    Drain,
 }
 
 /// What was seen of a Varnish when a page of our own was purged there.

@@ -7,6 +7,7 @@
 mod messages;
 
 use std::hint::black_box;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use clearcoat::http1::{
     ChunkedDecoder, Forwarding, HeadScan, Method, RequestHead, ResponseHead, Version, write_request, write_response,
@@ -24,9 +25,9 @@ const FORWARDING: Forwarding<'static> = Forwarding {
     peer: "192.0.2.7",
     proto: "https",
     trusted: false,
-    fallback_host: "",
+    node: SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)), 80),
     received: Version::Http11,
-    offload_header: "",
+    offload_header: None,
 };
 
 fn find(head: &[u8]) -> usize {

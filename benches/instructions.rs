@@ -23,7 +23,7 @@ mod messages;
 use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 
@@ -157,9 +157,9 @@ fn pure(exchanges: usize) {
         peer: "192.0.2.7",
         proto: "http",
         trusted: false,
-        fallback_host: "",
+        node: SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)), 80),
         received: Version::Http11,
-        offload_header: "",
+        offload_header: None,
     };
     let find = |bytes: &[u8]| HeadScan::default().find(bytes, LIMIT).expect("no fault").expect("a whole head");
     for _ in 0..exchanges {

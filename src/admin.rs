@@ -12,17 +12,17 @@ use tokio::sync::watch;
 use crate::attribution::Attribution;
 use crate::clock;
 use crate::delivery::Deliveries;
-use crate::fleet::{Fence, Health, Member, Pool, Role, Snapshot, Source, TrialState, WHOLE_SHARE};
+use crate::fleet::{Fence, Health, Member, NodeSource, Pool, Role, Snapshot, TrialState, WHOLE_SHARE};
 use crate::http_server::{Handler, Response, json, response, text};
 use crate::journal::{Journal, Lag, Position};
-use crate::registry::Following;
+use crate::registry::RegistryStatus;
 use crate::replicas::{self, Replicas};
 use crate::shutdown::{Shutdown, Stage};
 use crate::telemetry::Metrics;
 use crate::trial::Trials;
 
 /// Answers operators and their tools.
-pub struct Admin {
+pub struct AdminApi {
     /// The fleet as it is now.
     pub fleet: Arc<ArcSwap<Snapshot>>,
     /// What was promised.
@@ -40,7 +40,7 @@ pub struct Admin {
     /// Who purged what.
     pub attribution: Arc<Attribution>,
     /// How the nodes in etcd are followed, where nodes are there.
-    pub registry: Option<Following>,
+    pub registry: Option<RegistryStatus>,
     /// All metrics.
     pub metrics: Arc<Metrics>,
     /// Whether the edge takes traffic.
@@ -70,7 +70,7 @@ struct FleetView<'a> {
 /// Where nodes come from, beside the configuration file.
 #[derive(Serialize)]
 struct RegistryView {
-    kind: Source,
+    kind: NodeSource,
     connected: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     revision: Option<i64>,
@@ -89,7 +89,7 @@ struct NodeView<'a> {
     health: Health,
     reason: &'a str,
     inflight: u32,
-    source: Source,
+    source: NodeSource,
     #[serde(skip_serializing_if = "Option::is_none")]
     zone: Option<&'a str>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -117,7 +117,7 @@ struct VarnishView {
     trial_fenced: bool,
 }
 
-impl Handler for Admin {
+impl Handler for AdminApi {
     async fn handle(&self, request: http::Request<Bytes>, _peer: SocketAddr) -> Response {
         if request.method() != http::Method::GET && request.method() != http::Method::HEAD {
             return text(405, "only GET and HEAD are allowed here\n");
@@ -133,7 +133,7 @@ impl Handler for Admin {
     }
 }
 
-impl Admin {
+impl AdminApi {
     /// Not ready before the first round of deliveries, not while the journal takes no purges, not while nobody tells this one
     /// of purges because another one has its name, and not once the process is about to end. The fleet's state has no say: a
     /// balancer that took us out because the shop is ill would make it worse.
@@ -246,7 +246,7 @@ fn age(lag: Lag) -> f64 {
 }
 
 impl RegistryView {
-    fn of(registry: &Following) -> Self {
+    fn of(registry: &RegistryStatus) -> Self {
         RegistryView {
             kind: registry.source(),
             connected: registry.is_connected(),

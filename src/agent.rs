@@ -7,7 +7,7 @@
 //! The order of an end is what makes it one that nobody notices:
 //!
 //! 1. The node's record says `drain`: clearcoat gives it no new requests. Purges still come.
-//! 2. Time passes ([`Settings::drain`]), so that every clearcoat has heard of it and what is under way is finished.
+//! 2. Time passes ([`AgentSettings::drain`]), so that every clearcoat has heard of it and what is under way is finished.
 //! 3. The node is told to end, and waited for; what does not end is killed.
 //! 4. Only now its key goes, and the lease with it.
 //!
@@ -35,21 +35,21 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use crate::config;
-use crate::etcd::Etcd;
+use crate::etcd::EtcdCluster;
 use crate::fleet::{NodeId, Role};
 
 pub use address::Address;
-pub use check::{Check, Page};
+pub use check::{CheckSettings, CheckUrl};
 pub use epoch::Epoch;
 pub use record::Facts;
 pub use rustix::process::Signal;
 
 use child::Children;
-use signals::{Signals, Wish};
+use signals::{AgentSignals, Wish};
 
 /// Everything that the agent is told.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct AgentSettings {
     /// What the node does.
     pub role: Role,
     /// Its stable name, unique within its role.
@@ -61,7 +61,7 @@ pub struct Settings {
     /// How long its key stays without a sign of life.
     pub ttl: Duration,
     /// Whether it is well.
-    pub check: Check,
+    pub check: CheckSettings,
     /// What else there is to say of it.
     pub facts: Facts,
     /// How the life of its cache is told from another.
@@ -78,7 +78,7 @@ pub struct Settings {
 
 /// How far the agent's own end has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+enum EndStage {
     Serving,
     Draining,
     /// The node has ended.
@@ -98,27 +98,27 @@ enum Turn {
 ///
 /// # Errors
 /// Where the system refuses to tell of signals.
-pub async fn run(settings: Settings) -> io::Result<u8> {
+pub async fn run(settings: AgentSettings) -> io::Result<u8> {
     // Before there is a child: none is lost.
-    let signals = Signals::listen(settings.stop_signal)?;
+    let signals = AgentSignals::listen(settings.stop_signal)?;
     let mut children = Children::none()?;
     if let Err(not_started) = children.start(&settings.command) {
         tracing::error!(error = %not_started, "cannot run the command");
         return Ok(not_started.status());
     }
     let settings = Arc::new(settings);
-    let etcd = Arc::new(Etcd::new(&settings.etcd));
+    let etcd = Arc::new(EtcdCluster::new(&settings.etcd));
     let (sights, seen) = watch::channel(None);
-    let (stage, stages) = watch::channel(Stage::Serving);
+    let (stage, stages) = watch::channel(EndStage::Serving);
     let child = children.pid();
     tracing::info!(role = %settings.role, id = %settings.id, child, "the agent runs");
     let of_observer = Arc::clone(&settings);
     tokio::spawn(async move { observe::observe(&of_observer, child, &sights).await });
     let (of_publisher, of_node) = (Arc::clone(&settings), seen.clone());
     let publisher = tokio::spawn(async move { publish::publish(&of_publisher, etcd, of_node, stages).await });
-    let mut life = Life { settings: &settings, signals, children };
+    let mut life = Supervisor { settings: &settings, signals, children };
     let status = life.live(|| seen.borrow().is_some(), &stage).await;
-    stage.send_replace(Stage::Leaving);
+    stage.send_replace(EndStage::Leaving);
     if publisher.await.is_err() {
         tracing::error!("the key was not taken away; it goes with its lease");
     }
@@ -127,20 +127,20 @@ pub async fn run(settings: Settings) -> io::Result<u8> {
 }
 
 /// The node's process and who asks for its end.
-struct Life<'a> {
-    settings: &'a Settings,
-    signals: Signals,
+struct Supervisor<'a> {
+    settings: &'a AgentSettings,
+    signals: AgentSignals,
     children: Children,
 }
 
-impl Life<'_> {
+impl Supervisor<'_> {
     /// From the start of the node to its end.
-    async fn live(&mut self, is_known: impl Fn() -> bool, stage: &watch::Sender<Stage>) -> u8 {
+    async fn live(&mut self, is_known: impl Fn() -> bool, stage: &watch::Sender<EndStage>) -> u8 {
         if let Turn::Ended(status) = self.turn(None).await {
             tracing::warn!(status, "the command has ended by itself");
             return status;
         }
-        stage.send_replace(Stage::Draining);
+        stage.send_replace(EndStage::Draining);
         if is_known() {
             let drain = self.settings.drain;
             tracing::info!(?drain, "draining; a second signal cuts it short");

@@ -27,12 +27,12 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::admin::Admin;
+use crate::admin::AdminApi;
 use crate::config::{Config, ConfigSource, StaticNode};
 use crate::delivery::Deliveries;
 use crate::edge;
 use crate::files;
-use crate::fleet::{Health, NodeId, Role, Snapshot};
+use crate::fleet::{Health, NodeKey, Snapshot};
 use crate::http_server;
 use crate::journal::Journal;
 use crate::origin;
@@ -102,10 +102,8 @@ impl App {
     pub async fn start(config: &Config) -> anyhow::Result<App> {
         let (before, limit) = files::raise_limit();
         tracing::info!(before, limit, "limit of open files");
-        let workers = match config.runtime.workers {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            workers => workers,
-        };
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        let workers = config.runtime.workers.map_or_else(cores, usize::from);
         let mut addresses = Addresses::default();
         let certificates = listeners::load_certificates(&config.edge)?;
         let edge = listeners::bind_edge(&config.edge.listen, &certificates, workers, &mut addresses)?;
@@ -135,7 +133,7 @@ impl App {
             replicas.clone(),
             Arc::clone(&metrics),
         );
-        let admin_api = Admin {
+        let admin_api = AdminApi {
             fleet: Arc::clone(&fleet),
             fence: Arc::clone(&fence),
             journal: Arc::clone(&journal),
@@ -357,7 +355,7 @@ fn shared(
     config: &Config,
     fleet: Arc<ArcSwap<Snapshot>>,
     (metrics, files): (Arc<Metrics>, files::Budget),
-    suspects: mpsc::Sender<(Role, NodeId)>,
+    suspects: mpsc::Sender<NodeKey>,
     started: Instant,
     shutdown: Shutdown,
 ) -> proxy::WorkerContext {

@@ -29,12 +29,12 @@ use serde::Serialize;
 use crate::fleet::NodeId;
 
 pub use family::describe;
-pub use named::Named;
+pub use named::NamedTargets;
 pub use throttle::Throttle;
 
 /// The totals since the process started, and the newest purges.
 #[derive(Debug, Default)]
-pub struct Attribution(Mutex<ledger::Ledger>);
+pub struct Attribution(Mutex<ledger::PurgeHistory>);
 
 /// The outcome of an accepted purge.
 #[derive(Clone, Debug)]
@@ -77,13 +77,13 @@ pub struct Wide {
 
 /// The complete report: `/api/v1/purges`.
 #[derive(Debug, Serialize)]
-pub struct Report {
-    /// Totals by source, ordered by address.
+pub struct PurgeReport {
+    /// Totals by source, in the order of their addresses.
     pub sources: Vec<SourceTotal>,
     /// Totals by target, ordered by name.
     pub what: Vec<WhatTotal>,
-    /// The newest purges, newest first.
-    pub newest: Vec<Arc<Entry>>,
+    /// The newest purges, the newest first.
+    pub newest: Vec<Arc<PurgeRecord>>,
 }
 
 /// Totals of one source.
@@ -123,8 +123,8 @@ pub struct Total {
 
 /// One purge.
 #[derive(Debug, Serialize)]
-pub struct Entry {
-    /// Its journal position.
+pub struct PurgeRecord {
+    /// Its place in the journal.
     pub position: u64,
     /// When it arrived (RFC 3339).
     #[serde(rename = "time", serialize_with = "rfc3339")]
@@ -156,17 +156,17 @@ pub struct Entry {
 }
 
 impl Attribution {
-    /// Records an accepted purge; returns the counts and log lines due.
-    pub fn note(&self, source: IpAddr, named: Named, ended: Ended) -> Noted {
+    /// Enters an accepted purge; says what is to be counted and told of it.
+    pub fn note(&self, source: IpAddr, named: NamedTargets, ended: Ended) -> Noted {
         self.ledger().note(source, named, ended)
     }
 
-    /// The complete report.
-    pub fn report(&self) -> Report {
+    /// All there is to show.
+    pub fn report(&self) -> PurgeReport {
         self.ledger().report()
     }
 
-    fn ledger(&self) -> parking_lot::MutexGuard<'_, ledger::Ledger> {
+    fn ledger(&self) -> parking_lot::MutexGuard<'_, ledger::PurgeHistory> {
         self.0.lock()
     }
 }

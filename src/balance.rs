@@ -52,7 +52,7 @@ pub fn pick(
     policy: Policy,
     members: &[Member],
     lb: LbContext,
-    bounded_load: f64,
+    bounded_load: Option<f64>,
     eligible: impl Fn(&Member) -> bool,
 ) -> Option<&Member> {
     let lot = match policy {
@@ -77,7 +77,7 @@ fn choose(
     policy: Policy,
     members: &[Member],
     lb: LbContext,
-    bounded_load: f64,
+    bounded_load: Option<f64>,
     eligible: impl Fn(&Member) -> bool,
 ) -> Option<&Member> {
     match policy {
@@ -112,7 +112,7 @@ mod tests {
     fn first_of(policy: Policy, weights: &[u32], share: u32) -> usize {
         let nodes = members(weights);
         nodes[0].node.live.set_share(share);
-        shares(&nodes, (0..10_000).map(|n| pick(policy, &nodes, lb_context(n), 0.0, |_| true)))[0]
+        shares(&nodes, (0..10_000).map(|n| pick(policy, &nodes, lb_context(n), None, |_| true)))[0]
     }
 
     #[test]
@@ -135,7 +135,7 @@ mod tests {
     fn a_growing_share_moves_keys_to_its_node_and_no_others() {
         let nodes = members(&[1, 2, 1]);
         let chosen = |key| {
-            pick(Policy::Rendezvous, &nodes, LbContext { request_hash: key, ..LbContext::default() }, 0.0, |_| true)
+            pick(Policy::Rendezvous, &nodes, LbContext { request_hash: key, ..LbContext::default() }, None, |_| true)
                 .unwrap()
         };
         let all = || (0..2000).map(|key| chosen(mix(key, 7)).node.id().to_string()).collect::<Vec<_>>();
@@ -156,8 +156,8 @@ mod tests {
         nodes[0].node.live.set_share(0);
         for policy in POLICIES {
             let first = |member: &Member| member.node.id().as_str() == "n0";
-            assert!((0..100).all(|n| pick(policy, &nodes, lb_context(n), 1.25, first).is_some()), "{policy:?}");
-            assert!(pick(policy, &nodes, lb_context(0), 1.25, |_| false).is_none(), "{policy:?}");
+            assert!((0..100).all(|n| pick(policy, &nodes, lb_context(n), Some(1.25), first).is_some()), "{policy:?}");
+            assert!(pick(policy, &nodes, lb_context(0), Some(1.25), |_| false).is_none(), "{policy:?}");
         }
     }
 }

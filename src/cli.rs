@@ -24,16 +24,16 @@ use clap::{Parser, Subcommand};
 #[command(name = "clearcoat", version, disable_help_subcommand = true)]
 pub struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: CliCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum CliCommand {
     Serve(serve::Serve),
     Demo(demo::Demo),
-    Check(check::Check),
+    Check(check::CheckCommand),
     Agent(Box<agent::Agent>),
-    Purge(Box<purge::Purge>),
+    Purge(Box<purge::PurgeCommand>),
     Status(status::Status),
     Vcl(vcl::Vcl),
     /// What `serve` starts for itself, to write the journal's files.
@@ -69,14 +69,14 @@ impl Cli {
     /// Why it failed, for people: exit status 1.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
-            Command::Serve(serve) => serve.run()?,
-            Command::Demo(demo) => demo.run()?,
-            Command::Check(check) => check.run()?,
-            Command::Agent(agent) => return agent.run(),
-            Command::Purge(purge) => block_on(purge.run())?,
-            Command::Status(status) => block_on(status.run())?,
-            Command::Vcl(vcl) => vcl.run()?,
-            Command::JournalFiles => crate::journal::serve_files()?,
+            CliCommand::Serve(serve) => serve.run()?,
+            CliCommand::Demo(demo) => demo.run()?,
+            CliCommand::Check(check) => check.run()?,
+            CliCommand::Agent(agent) => return agent.run(),
+            CliCommand::Purge(purge) => block_on(purge.run())?,
+            CliCommand::Status(status) => block_on(status.run())?,
+            CliCommand::Vcl(vcl) => vcl.run()?,
+            CliCommand::JournalFiles => crate::journal::serve_files()?,
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -22,6 +22,7 @@ mod journal;
 mod limits;
 mod log_filter;
 mod node;
+mod optional;
 mod process;
 mod purge;
 mod raw;
@@ -111,8 +112,10 @@ impl Config {
             None => Raw::empty(),
         };
         let mut report = Report::new(file.map(|(name, _)| name));
-        raw.override_from(env, &mut report);
-        let mut config = read::gather(&mut raw, &mut report);
+        for (variable, reason) in raw.override_from(env) {
+            report.push(ConfigError::Variable { variable, reason });
+        }
+        let mut config = Self::read(&mut raw, &mut report);
         config.fill_in();
         for violation in config.check() {
             report.violation(&raw, &config, violation);
@@ -124,6 +127,20 @@ impl Config {
         report.finish(config)
     }
 
+    /// Reads all that can be read. The rest is reported and taken out of the tree, and its default stands in for it.
+    fn read(raw: &mut Raw, report: &mut Report) -> Self {
+        loop {
+            let (path, reason) = match read::read(raw) {
+                Ok(config) => return config,
+                Err(error) => error,
+            };
+            report.unread(raw, &path, &reason);
+            if !raw.remove(&path) {
+                return Config::default();
+            }
+        }
+    }
+
     /// Whether anything of this clearcoat is in etcd.
     pub fn uses_etcd(&self) -> bool {
         self.registry.kind == RegistryKind::Etcd || self.journal.kind() == JournalKind::Etcd
@@ -131,9 +148,7 @@ impl Config {
 
     /// Writes out the defaults that depend on other keys, and leaves one way to say one thing.
     fn fill_in(&mut self) {
-        if self.edge.offload_header.eq_ignore_ascii_case("X-Forwarded-Proto") {
-            self.edge.offload_header.clear();
-        }
+        self.edge.offload_header.take_if(|header| header.eq_ignore_ascii_case("X-Forwarded-Proto"));
         self.journal.kind.get_or_insert(match self.registry.kind {
             RegistryKind::Etcd => JournalKind::Etcd,
             RegistryKind::Static | RegistryKind::Dns => JournalKind::Disk,

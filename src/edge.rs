@@ -37,7 +37,7 @@ pub fn frontend(
         is_public: true,
         trust: Trust::Networks(config.trusted_proxies.clone().into()),
         accepts_proxy_header: config.proxy_protocol == ProxyProtocol::Accept,
-        offload_header: config.offload_header.as_str().into(),
+        offload_header: config.offload_header.as_deref().map(Arc::from),
         purge_methods: purge_methods.into(),
         own_answer: Arc::new(own_answer),
         select: Arc::new(select),
@@ -49,7 +49,7 @@ pub fn frontend(
 /// Chooses among the current Varnish nodes.
 struct EdgeSelect {
     policy: Policy,
-    bounded_load: f64,
+    bounded_load: Option<f64>,
     ignored: IgnoredParameters,
     when_all_behind: WhenAllBehind,
     bypass_max_requests_per_node: u32,
@@ -79,7 +79,7 @@ impl EdgeSelect {
                 && Some(member.node.endpoint_id) != tried
                 && member.node.live.inflight() < self.bypass_max_requests_per_node
         };
-        balance::pick(Policy::LeastRequest, fleet.web.members(), lb, 0.0, has_room)
+        balance::pick(Policy::LeastRequest, fleet.web.members(), lb, None, has_room)
     }
 
     /// The last resort: the Varnish that misses the fewest purges.
@@ -145,7 +145,7 @@ mod tests {
     fn edge_beside(when_all_behind: WhenAllBehind, answered: u64, guard: Arc<Guard>) -> EdgeSelect {
         let config = config::Edge { when_all_behind, bypass_max_requests_per_node: 1, ..config::Edge::default() };
         let metrics = Arc::new(Metrics::new().unwrap());
-        let trials = Arc::new(Trials::new("", guard, Arc::clone(&metrics)));
+        let trials = Arc::new(Trials::new(None, guard, Arc::clone(&metrics)));
         EdgeSelect::new(&config, Arc::new(Fence::at(answered)), trials, metrics)
     }
 

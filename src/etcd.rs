@@ -30,7 +30,7 @@ use crate::backoff::Backoff;
 use crate::config;
 
 pub use failure::Failure;
-pub use registration::{Registration, Standing};
+pub use registration::{Registration, RegistrationStatus};
 
 /// How long connecting may take, and any answer to a request. A leader is elected within a second or two; what takes
 /// longer is better asked for elsewhere.
@@ -47,7 +47,7 @@ const BACKOFF: Backoff = Backoff { min: Duration::from_secs(1), max: Duration::f
 
 /// Where etcd is, and how to get in.
 #[derive(Debug)]
-pub struct Etcd {
+pub struct EtcdCluster {
     config: config::Etcd,
     /// In the order of this process.
     endpoints: Vec<String>,
@@ -61,12 +61,12 @@ pub struct Session {
     /// The member.
     pub endpoint: String,
     /// Where the member was when it was asked.
-    pub stage: Stage,
+    pub position: RaftPosition,
 }
 
 /// How far a member has come in the history of its cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stage {
+pub struct RaftPosition {
     /// Names the cluster: another id is another history.
     pub cluster: u64,
     /// Raft's term and index, which only grow. A cluster that was restored from a backup starts with small ones, whatever
@@ -76,19 +76,19 @@ pub struct Stage {
     pub index: u64,
 }
 
-impl Stage {
+impl RaftPosition {
     /// Whether this cannot follow that: the history has begun anew, or this member lags.
-    pub fn goes_back_behind(&self, before: &Stage) -> bool {
+    pub fn goes_back_behind(&self, before: &RaftPosition) -> bool {
         self.cluster != before.cluster || self.term < before.term || self.index < before.index
     }
 }
 
-impl Etcd {
+impl EtcdCluster {
     /// The etcd of this configuration. Connects to nobody yet.
     pub fn new(config: &config::Etcd) -> Self {
         let mut endpoints = config.endpoints.clone();
         fastrand::shuffle(&mut endpoints);
-        Etcd { config: config.clone(), endpoints, next: AtomicUsize::new(0) }
+        EtcdCluster { config: config.clone(), endpoints, next: AtomicUsize::new(0) }
     }
 
     /// What every key of this fleet starts with; ends in `/`.
@@ -132,9 +132,9 @@ impl Etcd {
         };
         let mut client = bounded(connected).await?;
         // It connects with its first request. This one needs no permission, and says whether there is a leader.
-        let stage = stage(&mut client).await?;
-        tracing::debug!(endpoint, ?stage, "connected to etcd");
-        Ok(Session { client, endpoint: endpoint.to_owned(), stage })
+        let position = position(&mut client).await?;
+        tracing::debug!(endpoint, ?position, "connected to etcd");
+        Ok(Session { client, endpoint: endpoint.to_owned(), position })
     }
 
     fn options(&self) -> Result<Options, Failure> {
@@ -144,11 +144,9 @@ impl Etcd {
             .with_keep_alive_while_idle(true)
             .with_require_leader(true);
         let config::Etcd { ca, cert, key, .. } = &self.config;
-        if ca.as_os_str().is_empty() {
-            return Ok(Options(options));
-        }
+        let Some(ca) = ca else { return Ok(Options(options)) };
         let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(failure::read(ca)?));
-        if !cert.as_os_str().is_empty() {
+        if let (Some(cert), Some(key)) = (cert, key) {
             tls = tls.identity(Identity::from_pem(failure::read(cert)?, failure::read(key)?));
         }
         options = options.with_tls(tls);
@@ -162,23 +160,23 @@ struct Options(ConnectOptions);
 
 impl Options {
     fn with_credentials(self, config: &config::Etcd) -> Result<ConnectOptions, Failure> {
-        if config.username.is_empty() {
+        let (Some(username), Some(password_file)) = (&config.username, &config.password_file) else {
             return Ok(self.0);
-        }
+        };
         // Read each time: it may have been changed, and that may be why the last connection was lost.
-        let password = String::from_utf8_lossy(&failure::read(&config.password_file)?).trim_end().to_owned();
-        Ok(self.0.with_user(&config.username, password))
+        let password = String::from_utf8_lossy(&failure::read(password_file)?).trim_end().to_owned();
+        Ok(self.0.with_user(username, password))
     }
 }
 
 /// Asks a member how far it has come; one without a leader is of no use.
-async fn stage(client: &mut Client) -> Result<Stage, Failure> {
+async fn position(client: &mut Client) -> Result<RaftPosition, Failure> {
     let status = bounded(async { Ok(client.status().await?) }).await?;
     if status.leader() == 0 {
         return Err(Failure::NoLeader);
     }
     let cluster = status.header().map_or(0, etcd_client::ResponseHeader::cluster_id);
-    Ok(Stage { cluster, term: status.raft_term(), index: status.raft_index() })
+    Ok(RaftPosition { cluster, term: status.raft_term(), index: status.raft_index() })
 }
 
 impl Session {
@@ -186,9 +184,9 @@ impl Session {
     ///
     /// # Errors
     /// [`Failure`]: it does not answer, or has no leader.
-    pub async fn look(&mut self) -> Result<Stage, Failure> {
-        self.stage = stage(&mut self.client).await?;
-        Ok(self.stage)
+    pub async fn look(&mut self) -> Result<RaftPosition, Failure> {
+        self.position = position(&mut self.client).await?;
+        Ok(self.position)
     }
 
     /// Makes one request of this member, and waits for its answer for [`PATIENCE`] at most.
@@ -234,7 +232,7 @@ impl Pauses {
 }
 
 /// One for all who connect in a process: they take the members in turn.
-pub type SharedEtcd = Arc<Etcd>;
+pub type SharedEtcd = Arc<EtcdCluster>;
 
 #[cfg(test)]
 mod tests {

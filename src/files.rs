@@ -13,6 +13,7 @@
 //! [`is_ours`] distinguishes an error about *our* resources (files, ports, memory, permission) from one about a node.
 
 use std::io;
+use std::num::NonZeroUsize;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -129,21 +130,21 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// An unused budget. `max_edge_clients` limits the clients of the edge; 0 means no limit.
-    pub fn new(plan: &Plan, max_edge_clients: usize, metrics: &Metrics) -> Self {
+    /// A budget of which nothing is used. At most `max_edge_clients` of them are clients of the edge.
+    pub fn new(plan: &Plan, max_edge_clients: Option<NonZeroUsize>, metrics: &Metrics) -> Self {
         let (own, most_common) = (plan.own(), plan.common());
         let most = own.saturating_add(most_common);
-        let wanted = i64::try_from(max_edge_clients).unwrap_or(i64::MAX);
-        if wanted > most {
+        let wanted = max_edge_clients.map(|clients| i64::try_from(clients.get()).unwrap_or(i64::MAX));
+        if let Some(wanted) = wanted.filter(|&wanted| wanted > most) {
             tracing::warn!(
-                max_connections = max_edge_clients,
+                max_connections = wanted,
                 room = most,
                 "limits.max_connections is more than the limit of open files leaves room for: raise that (LimitNOFILE, ulimit -Hn)"
             );
         }
         let common = Arc::new(Common { most: most_common, used: AtomicI64::new(0), waiting: Default::default() });
         let [edge_clients, edge_nodes, origin_clients, origin_nodes] = std::array::from_fn(|index| {
-            let most = if index == 0 && wanted > 0 { wanted.min(most) } else { most };
+            let most = wanted.filter(|_| index == 0).map_or(most, |wanted| wanted.min(most));
             let (used, limit) = metrics.files.share(SHARES[index]);
             limit.set(most);
             let (own_used, shortage) = (AtomicI64::new(0), metrics.files.shortage(SHARES[index]));
@@ -303,7 +304,11 @@ mod tests {
     use super::*;
 
     fn budget(traffic: u64, max_edge_clients: usize) -> Budget {
-        Budget::new(&Plan { control_connections: 0, traffic }, max_edge_clients, &Metrics::new().unwrap())
+        Budget::new(
+            &Plan { control_connections: 0, traffic },
+            NonZeroUsize::new(max_edge_clients),
+            &Metrics::new().unwrap(),
+        )
     }
 
     /// A share of this many files, without any free common ones.

@@ -11,23 +11,23 @@
 //! The fence is derived from these. A Varnish is *current* when its cursor has reached the last position that was
 //! answered to a client ([`Fence`]), so there is no flag that could be set too late or cleared too early.
 
-mod absence;
 mod event;
 mod fence;
 mod headers;
 mod health;
 mod life_signs;
+mod lost_nodes;
 mod node;
 mod snapshot;
 
-pub use absence::{Absences, GATHER, Ruling, WINDOW};
-pub use event::{Check, Event, Source, Verdict};
+pub use event::{CheckResult, Event, Verdict};
 pub use fence::Fence;
 pub use headers::{FieldValue, PurgeHeaders};
 pub use health::{Health, HealthState, Thresholds};
 pub use life_signs::{LANDING, LifeSigns};
+pub use lost_nodes::{GATHER, LossDecision, LostNodes, WINDOW};
 pub use node::{
-    DEFAULT_HEADER_LIMIT, Delivery, InvalidNodeId, Live, Node, NodeId, NodeSpec, Role, SendProxy, TrialState,
-    WHOLE_SHARE, is_another_life,
+    DEFAULT_HEADER_LIMIT, Delivery, InvalidNodeId, Live, Node, NodeId, NodeKey, NodeSource, NodeSpec, Role, SendProxy,
+    ServingState, TrialState, WHOLE_SHARE, is_another_life,
 };
 pub use snapshot::{Member, Pool, Snapshot};

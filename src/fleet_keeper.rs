@@ -8,10 +8,10 @@
 //! one snapshot.
 //!
 //! Who is in the fleet is not only what the sources say ([`membership`]): the configuration file counts before them, and
-//! what they lose without a word, or too much at once, is kept ([`crate::fleet::Absences`]).
+//! what they lose without a word, or too much at once, is kept ([`crate::fleet::LostNodes`]).
 
-mod kept;
 mod membership;
+mod node_state;
 #[cfg(test)]
 mod tests;
 
@@ -23,11 +23,12 @@ use arc_swap::ArcSwap;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
-use self::kept::Kept;
+use self::node_state::NodeState;
 use crate::config::HealthChecks;
 use crate::delivery::Deliveries;
 use crate::fleet::{
-    Absences, Check, Event, Health, Node, NodeId, NodeSpec, Pool, PurgeHeaders, Role, Snapshot, Source, Verdict,
+    CheckResult, Event, Health, LostNodes, Node, NodeKey, NodeSource, NodeSpec, Pool, PurgeHeaders, Role, Snapshot,
+    Verdict,
 };
 use crate::slow_start::SlowStart;
 use crate::telemetry::Metrics;
@@ -38,15 +39,15 @@ const TOGETHER: usize = 1024;
 
 /// Owns the fleet.
 pub struct FleetKeeper {
-    around: Surroundings,
-    nodes: BTreeMap<(Role, NodeId), Kept>,
+    context: KeeperContext,
+    nodes: BTreeMap<NodeKey, NodeState>,
     /// What another source says of a node that is known from one that counts before it.
-    shadowed: BTreeMap<(Role, NodeId), NodeSpec>,
-    absences: Absences,
+    shadowed: BTreeMap<NodeKey, NodeSpec>,
+    lost_nodes: LostNodes,
     probes: JoinSet<()>,
     next_key: u64,
     /// The sources that have not told yet of all that they know.
-    unlisted: BTreeSet<Source>,
+    unlisted: BTreeSet<NodeSource>,
     listed: watch::Sender<bool>,
     /// All that there was at the start is known and has been checked once. Before that all nodes are new together, and
     /// none has a reason to start more slowly than another.
@@ -56,7 +57,7 @@ pub struct FleetKeeper {
 }
 
 /// What a keeper works with.
-pub struct Surroundings {
+pub struct KeeperContext {
     /// Where the snapshots go.
     pub fleet: Arc<ArcSwap<Snapshot>>,
     /// How nodes are checked.
@@ -81,10 +82,14 @@ pub struct Surroundings {
 
 impl FleetKeeper {
     /// A keeper without nodes. `listed` turns true when each of the sources has told of all it knew at the start.
-    pub fn new(around: Surroundings, sources: impl IntoIterator<Item = Source>, listed: watch::Sender<bool>) -> Self {
+    pub fn new(
+        context: KeeperContext,
+        sources: impl IntoIterator<Item = NodeSource>,
+        listed: watch::Sender<bool>,
+    ) -> Self {
         FleetKeeper {
-            absences: Absences::new(around.retain),
-            around,
+            lost_nodes: LostNodes::new(context.retain),
+            context,
             nodes: BTreeMap::new(),
             shadowed: BTreeMap::new(),
             probes: JoinSet::new(),
@@ -97,7 +102,7 @@ impl FleetKeeper {
     }
 
     /// Works until the process ends. `suspects` are nodes that failed a request.
-    pub async fn run(mut self, mut events: mpsc::Receiver<Event>, mut suspects: mpsc::Receiver<(Role, NodeId)>) {
+    pub async fn run(mut self, mut events: mpsc::Receiver<Event>, mut suspects: mpsc::Receiver<NodeKey>) {
         let mut together = Vec::with_capacity(TOGETHER);
         loop {
             tokio::select! {
@@ -109,9 +114,9 @@ impl FleetKeeper {
                     }
                     self.take(together.drain(..));
                 }
-                () = until(self.absences.due()) => self.take([]),
-                Some(suspect) = suspects.recv() => if let Some(kept) = self.nodes.get(&suspect) {
-                    kept.probe.check_now();
+                () = until(self.lost_nodes.due()) => self.take([]),
+                Some(suspect) = suspects.recv() => if let Some(state) = self.nodes.get(&suspect) {
+                    state.probe.check_now();
                 },
                 // A checker that was stopped with its node, or that panicked: the set only has to be emptied.
                 Some(ended) = self.probes.join_next() => if let Err(error) = ended && error.is_panic() {
@@ -146,46 +151,46 @@ impl FleetKeeper {
         }
     }
 
-    fn checked(&mut self, check: Check) {
+    fn checked(&mut self, check: CheckResult) {
         if let Verdict::NotAsked(reason) = &check.verdict {
-            return self.around.metrics.files.probe.note(reason);
+            return self.context.metrics.files.probe.note(reason);
         }
         let identity = (check.role, check.id);
-        let Some(kept) = self.nodes.get_mut(&identity) else { return };
-        if kept.node.spec.address != check.address {
+        let Some(state) = self.nodes.get_mut(&identity) else { return };
+        if state.node.spec.address != check.address {
             return;
         }
-        if kept.node.spec.source == Source::Static && check.verdict != Verdict::Passed {
-            self.around.doubted.notify_one();
+        if state.node.spec.source == NodeSource::Static && check.verdict != Verdict::Passed {
+            self.context.doubted.notify_one();
         }
         if check.role == Role::Varnish && check.verdict == Verdict::Passed {
-            self.around.deliveries.answered(&kept.node, check.began, check.took);
+            self.context.deliveries.answered(&state.node, check.began, check.took);
         }
-        if !kept.judge(check.verdict, &self.around.checks) {
+        if !state.judge(check.verdict, &self.context.checks) {
             return;
         }
         self.changed = true;
         if check.role == Role::Varnish {
-            self.around.deliveries.health_changed(kept.node.id());
-            if let Some(trials) = self.around.trials.as_ref().filter(|_| kept.health.health() == Health::Up) {
-                trials.is_up(kept.node.id());
+            self.context.deliveries.health_changed(state.node.id());
+            if let Some(trials) = self.context.trials.as_ref().filter(|_| state.health.health() == Health::Up) {
+                trials.is_up(state.node.id());
             }
         }
-        if kept.health.health() == Health::Down && self.absences.leaves_when_down(&identity) {
+        if state.health.health() == Health::Down && self.lost_nodes.leaves_when_down(&identity) {
             self.leave(&identity);
         }
     }
 
     fn settle(&mut self) {
-        let all_checked = || self.nodes.values().all(|kept| kept.health.health() != Health::Unknown);
+        let all_checked = || self.nodes.values().all(|state| state.health.health() != Health::Unknown);
         self.settled = self.settled || (*self.listed.borrow() && all_checked());
     }
 
     fn publish(&self) {
-        let Surroundings { fleet, checks, deliveries, .. } = &self.around;
+        let KeeperContext { fleet, checks, deliveries, .. } = &self.context;
         let members = |role| {
             let of_role = self.nodes.iter().filter(move |((of, _), _)| *of == role);
-            of_role.map(|(identity, kept)| kept.member(self.absences.is_absent(identity))).collect()
+            of_role.map(|(identity, state)| state.member(self.lost_nodes.is_absent(identity))).collect()
         };
         let before = fleet.load();
         let version = before.version + 1;
@@ -210,7 +215,7 @@ impl FleetKeeper {
             before.get(node.id()).is_some_and(|was| was.usable && was.node.endpoint_id == node.endpoint_id)
         };
         let up = now.members().iter().filter(|member| member.usable && member.health == Health::Up);
-        up.filter(|member| !had_traffic(&member.node)).for_each(|member| self.around.slow_start.begin(&member.node));
+        up.filter(|member| !had_traffic(&member.node)).for_each(|member| self.context.slow_start.begin(&member.node));
     }
 }
 

@@ -45,8 +45,8 @@ pub fn frontend(
         is_public: false,
         trust: Trust::VarnishNodes,
         accepts_proxy_header: false,
-        // The edge set the field if configured, and Varnish forwards it.
-        offload_header: "".into(),
+        // The edge wrote it, if one is wanted, and Varnish passes it on.
+        offload_header: None,
         purge_methods: purge_methods.into(),
         own_answer: Arc::new(own_answer),
         select: Arc::new(OriginSelect { policy: config.policy, nothing_ignored: IgnoredParameters::default() }),
@@ -67,7 +67,7 @@ impl Select for OriginSelect {
 
     fn pick(&self, fleet: &Snapshot, lb: LbContext, tried: Option<u64>) -> Result<Arc<Node>, NoNode> {
         let may_serve = |member: &Member| member.usable && Some(member.node.endpoint_id) != tried;
-        balance::pick(self.policy, fleet.web.members(), lb, 0.0, may_serve)
+        balance::pick(self.policy, fleet.web.members(), lb, None, may_serve)
             .map(|member| Arc::clone(&member.node))
             .ok_or(NoNode::NoneUp)
     }

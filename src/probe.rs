@@ -20,7 +20,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::config::{HeaderError, HealthChecks, VarnishChecks, WebChecks, reveal};
 use crate::files::is_ours;
-use crate::fleet::{Check, Event, NodeSpec, Role, SendProxy, Verdict};
+use crate::fleet::{CheckResult, Event, NodeSpec, Role, SendProxy, Verdict};
 use crate::http_client::Connection;
 use crate::proxy_protocol;
 use crate::purge::{PROBE_PATH, what_to_change, would_obey};
@@ -37,7 +37,7 @@ const CONFIRM: u32 = 10;
 pub struct Probe {
     target: SocketAddr,
     schedule: Schedule,
-    question: Question,
+    kind: ProbeKind,
     node: NodeSpec,
     wake: Arc<Notify>,
 }
@@ -51,7 +51,7 @@ struct Schedule {
 }
 
 #[derive(Clone, Debug)]
-enum Question {
+enum ProbeKind {
     Web { path: String, host: String, expect: Vec<u16> },
     Varnish,
 }
@@ -72,18 +72,18 @@ enum CheckError {
 impl Probe {
     /// A checker for this node, as configured for its role.
     pub fn new(node: &NodeSpec, config: &HealthChecks) -> Self {
-        let (schedule, question) = match node.role {
+        let (schedule, kind) = match node.role {
             Role::Web => {
                 let WebChecks { path, interval, timeout, fall, jitter, expect, host, .. } = config.web.clone();
-                let host = if host.is_empty() { node.address.to_string() } else { host };
-                (Schedule { interval, timeout, fall, jitter }, Question::Web { path, host, expect })
+                let host = host.unwrap_or_else(|| node.address.to_string());
+                (Schedule { interval, timeout, fall, jitter }, ProbeKind::Web { path, host, expect })
             }
             Role::Varnish => {
                 let VarnishChecks { interval, timeout, fall, jitter, .. } = config.varnish;
-                (Schedule { interval, timeout, fall, jitter }, Question::Varnish)
+                (Schedule { interval, timeout, fall, jitter }, ProbeKind::Varnish)
             }
         };
-        Probe { target: node.address, schedule, question, node: node.clone(), wake: Arc::default() }
+        Probe { target: node.address, schedule, kind, node: node.clone(), wake: Arc::default() }
     }
 
     /// Requests a check before the next regular one.
@@ -103,7 +103,7 @@ impl Probe {
                 Verdict::NotAsked(_) => failures,
             };
             let (role, id, address) = (self.node.role, self.node.id.clone(), self.target);
-            let check = Check { role, id, address, began, took: began.elapsed(), verdict };
+            let check = CheckResult { role, id, address, began, took: began.elapsed(), verdict };
             if events.send(Event::Checked(check)).await.is_err() {
                 return;
             }
@@ -123,7 +123,7 @@ impl Probe {
             Err(_) => Verdict::Failed(format!("no answer within {:?}", self.schedule.timeout)),
             Ok(Err(CheckError::Connect(error))) if is_ours(&error) => Verdict::NotAsked(error.to_string()),
             Ok(Err(error)) => Verdict::Failed(causes(&error).to_string()),
-            Ok(Ok(status)) => self.question.judge(status),
+            Ok(Ok(status)) => self.kind.judge(status),
         }
     }
 
@@ -137,9 +137,9 @@ impl Probe {
             stream.write_all(&header).await?;
         }
         let mut connection = Connection::over(stream).await?;
-        let (method, path, host) = match &self.question {
-            Question::Web { path, host, .. } => ("GET", path.as_str(), host.as_str()),
-            Question::Varnish => ("PURGE", PROBE_PATH, "clearcoat"),
+        let (method, path, host) = match &self.kind {
+            ProbeKind::Web { path, host, .. } => ("GET", path.as_str(), host.as_str()),
+            ProbeKind::Varnish => ("PURGE", PROBE_PATH, "clearcoat"),
         };
         let mut request = http::Request::builder()
             .method(method)
@@ -155,13 +155,13 @@ impl Probe {
     }
 }
 
-impl Question {
+impl ProbeKind {
     fn judge(&self, status: u16) -> Verdict {
         match self {
-            Question::Web { expect, .. } if expect.contains(&status) => Verdict::Passed,
-            Question::Web { path, .. } => Verdict::Failed(format!("{path} answered {status}")),
-            Question::Varnish if would_obey(status) => Verdict::Passed,
-            Question::Varnish => Verdict::Failed(format!("PURGE answered {status} {}", what_to_change(status))),
+            ProbeKind::Web { expect, .. } if expect.contains(&status) => Verdict::Passed,
+            ProbeKind::Web { path, .. } => Verdict::Failed(format!("{path} answered {status}")),
+            ProbeKind::Varnish if would_obey(status) => Verdict::Passed,
+            ProbeKind::Varnish => Verdict::Failed(format!("PURGE answered {status} {}", what_to_change(status))),
         }
     }
 }
@@ -173,16 +173,16 @@ mod tests {
     #[test]
     fn a_varnish_is_well_when_it_would_obey_a_purge() {
         for status in [200, 400, 404, 410] {
-            assert_eq!(Question::Varnish.judge(status), Verdict::Passed, "{status}");
+            assert_eq!(ProbeKind::Varnish.judge(status), Verdict::Passed, "{status}");
         }
-        let Verdict::Failed(reason) = Question::Varnish.judge(405) else { panic!("passed") };
+        let Verdict::Failed(reason) = ProbeKind::Varnish.judge(405) else { panic!("passed") };
         assert!(reason.contains("acl purge"), "{reason}");
     }
 
     #[test]
     fn a_web_node_is_well_when_it_answers_as_expected() {
-        let question = Question::Web { path: "/health_check.php".into(), host: String::new(), expect: vec![200, 204] };
-        assert_eq!(question.judge(204), Verdict::Passed);
-        assert_eq!(question.judge(500), Verdict::Failed("/health_check.php answered 500".into()));
+        let kind = ProbeKind::Web { path: "/health_check.php".into(), host: String::new(), expect: vec![200, 204] };
+        assert_eq!(kind.judge(204), Verdict::Passed);
+        assert_eq!(kind.judge(500), Verdict::Failed("/health_check.php answered 500".into()));
     }
 }

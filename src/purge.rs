@@ -11,20 +11,20 @@
 mod batch;
 mod forward;
 mod guard;
-mod method;
 mod parse;
 mod pattern;
+mod rules;
 mod tags;
 mod trie;
 
 use serde::{Deserialize, Serialize};
 
 pub use batch::{Ban, Batch, compile};
-pub use forward::{BadForward, RequestLimits};
+pub use forward::BadForward;
 pub use guard::{Guard, Page, Passage, SentBytes, SocketPair, Wire};
-pub use method::{Rules, may_purge};
 pub use parse::{Parsed, Refusal, parse};
 pub use pattern::{BadPattern, Pattern};
+pub use rules::{RequestLimits, Rules, may_purge};
 pub use tags::TagSet;
 pub(crate) use tags::to_magento;
 

@@ -24,7 +24,7 @@ use prometheus::IntGauge;
 use serde::Serialize;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::attribution::{Attribution, Ended, Named, Throttle, describe};
+use crate::attribution::{Attribution, Ended, NamedTargets, Throttle, describe};
 use crate::clock;
 use crate::config::{PurgeListener, Token};
 use crate::delivery::{Acknowledged, Deliveries, Expected, Refusable};
@@ -56,12 +56,12 @@ pub struct PurgeApi {
 }
 
 /// A purge that is under way, for as long as this value lives.
-struct UnderWay<'a> {
+struct PurgeInFlight<'a> {
     _permit: SemaphorePermit<'a>,
     waiting: &'a IntGauge,
 }
 
-impl Drop for UnderWay<'_> {
+impl Drop for PurgeInFlight<'_> {
     fn drop(&mut self) {
         self.waiting.dec();
     }
@@ -69,7 +69,7 @@ impl Drop for UnderWay<'_> {
 
 /// The body of an answer to an accepted purge.
 #[derive(Serialize)]
-struct Accepted<'a> {
+struct AcceptedBody<'a> {
     position: Position,
     applied: &'a [NodeId],
     fenced: &'a [NodeId],
@@ -89,12 +89,12 @@ fn is_told(method: &http::Method, uri: &http::Uri) -> bool {
 
 /// The body of any other answer.
 #[derive(Serialize)]
-struct Refused<'a> {
+struct RefusedBody<'a> {
     error: &'a str,
 }
 
 fn refused(status: u16, error: &str) -> Response {
-    json(status, &Refused { error })
+    json(status, &RefusedBody { error })
 }
 
 /// Nothing was accepted, and the same request may well be a moment later.
@@ -242,10 +242,10 @@ impl PurgeApi {
     }
 
     /// Takes a place among the purges under way, if there is one.
-    fn begin(&self) -> Option<UnderWay<'_>> {
+    fn begin(&self) -> Option<PurgeInFlight<'_>> {
         let permit = self.under_way.try_acquire().ok()?;
         self.metrics.purge.waiting.inc();
-        Some(UnderWay { _permit: permit, waiting: &self.metrics.purge.waiting })
+        Some(PurgeInFlight { _permit: permit, waiting: &self.metrics.purge.waiting })
     }
 
     /// The cause is for the log: it has paths in it.
@@ -269,7 +269,7 @@ impl PurgeApi {
     async fn carry_out(&self, purge: Purge, source: IpAddr, at_ms: u64) -> Response {
         let began = Instant::now();
         let kind = purge.kind();
-        let named = Named::of(&purge);
+        let named = NamedTargets::of(&purge);
         let refusable = Refusable::of(&purge);
         let mut expected = self.deliveries.expect();
         let position = match tokio::time::timeout(self.ack_timeout, self.journal.append(purge)).await {
@@ -317,7 +317,7 @@ impl PurgeApi {
     }
 
     /// Enters an accepted purge into the books, and tells of it where it is wide.
-    fn attribute(&self, source: IpAddr, named: Named, ended: Ended) {
+    fn attribute(&self, source: IpAddr, named: NamedTargets, ended: Ended) {
         let position = ended.position;
         let noted = self.attribution.note(source, named, ended);
         let metrics = &self.metrics.purge;
@@ -356,7 +356,7 @@ fn answer(kind: &'static str, position: Position, outcome: &Acknowledged, heard:
     let Acknowledged { applied, fenced, invalidated, .. } = outcome;
     tracing::debug!(position, kind, applied = applied.len(), fenced = fenced.len(), "purged");
     let Heard { fenced_at, unconfirmed, .. } = heard;
-    let body = Accepted { position, applied, fenced, invalidated: *invalidated, fenced_at, unconfirmed };
+    let body = AcceptedBody { position, applied, fenced, invalidated: *invalidated, fenced_at, unconfirmed };
     let mut response = json(200, &body);
     // Varnish says "200 Purged", and there are scripts that look for it.
     response.extensions_mut().insert(hyper::ext::ReasonPhrase::from_static(b"Purged"));

@@ -11,56 +11,56 @@ mod resolve;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::etcd::follow::Link;
-use crate::fleet::Source;
+use crate::etcd::follow::WatchStatus;
+use crate::fleet::NodeSource;
 
 /// How a registry beside the configuration is followed, for those who look at it.
 #[derive(Clone, Debug)]
-pub enum Following {
+pub enum RegistryStatus {
     /// Nodes are in etcd.
-    Etcd(Arc<Link>),
+    Etcd(Arc<WatchStatus>),
     /// Nodes are records of names.
-    Dns(Arc<dns::Standing>),
+    Dns(Arc<dns::DnsStatus>),
 }
 
-impl Following {
+impl RegistryStatus {
     /// Whose word its nodes are.
-    pub fn source(&self) -> Source {
+    pub fn source(&self) -> NodeSource {
         match self {
-            Following::Etcd(_) => Source::Etcd,
-            Following::Dns(_) => Source::Dns,
+            RegistryStatus::Etcd(_) => NodeSource::Etcd,
+            RegistryStatus::Dns(_) => NodeSource::Dns,
         }
     }
 
     /// Whether changes come in.
     pub fn is_connected(&self) -> bool {
         match self {
-            Following::Etcd(link) => link.is_connected(),
-            Following::Dns(standing) => standing.is_connected(),
+            RegistryStatus::Etcd(status) => status.is_connected(),
+            RegistryStatus::Dns(status) => status.is_connected(),
         }
     }
 
     /// The revision of etcd up to which every change is known.
     pub fn revision(&self) -> Option<i64> {
         match self {
-            Following::Etcd(link) => Some(link.revision()),
-            Following::Dns(_) => None,
+            RegistryStatus::Etcd(status) => Some(status.revision()),
+            RegistryStatus::Dns(_) => None,
         }
     }
 
     /// How long ago it last answered.
     pub fn silence(&self) -> Duration {
         match self {
-            Following::Etcd(link) => link.silence(),
-            Following::Dns(standing) => standing.silence(),
+            RegistryStatus::Etcd(status) => status.silence(),
+            RegistryStatus::Dns(status) => status.silence(),
         }
     }
 
     /// Why changes do not come in; empty where they do.
     pub fn problem(&self) -> Arc<str> {
         match self {
-            Following::Etcd(link) => link.problem(),
-            Following::Dns(standing) => standing.problem(),
+            RegistryStatus::Etcd(status) => status.problem(),
+            RegistryStatus::Dns(status) => status.problem(),
         }
     }
 }

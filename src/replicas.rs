@@ -45,7 +45,7 @@ use tokio::task::JoinSet;
 
 use crate::config::{JournalKind, PeerAddress, Token};
 use crate::delivery::Deliveries;
-use crate::etcd::{SharedEtcd, Standing};
+use crate::etcd::{RegistrationStatus, SharedEtcd};
 use crate::fleet::NodeId;
 use crate::journal::{Position, Shared};
 use crate::telemetry::Metrics;
@@ -121,7 +121,7 @@ pub struct Replicas {
     ring: watch::Sender<()>,
     /// `None` takes our key away.
     record: watch::Sender<Option<Vec<u8>>>,
-    standing: watch::Receiver<Standing>,
+    standing: watch::Receiver<RegistrationStatus>,
     /// Who has told of itself, and is not known.
     strangers: mpsc::Sender<(NodeId, Record)>,
 }
@@ -158,7 +158,7 @@ impl Replicas {
             marks.journal().clone_into(&mut own.journal_id);
         }
         let (record, recorded) = watch::channel(Some(own.encode()));
-        let (standing_sender, standing) = watch::channel(Standing::default());
+        let (standing_sender, standing) = watch::channel(RegistrationStatus::default());
         let (strangers, introduced) = mpsc::channel(16);
         let this = Arc::new(Replicas {
             context,

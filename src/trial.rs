@@ -72,13 +72,12 @@ struct Running {
 }
 
 impl Trials {
-    /// No trials yet. `host` is used for pages until a client has come to the edge.
-    pub fn new(host: &str, guard: Arc<Guard>, metrics: Arc<Metrics>) -> Self {
-        let default_host = if host.is_empty() { "clearcoat".to_owned() } else { host.to_owned() };
+    /// No trial yet. `host` is what pages are asked for with until a client has come to the edge.
+    pub fn new(host: Option<&str>, guard: Arc<Guard>, metrics: Arc<Metrics>) -> Self {
         Trials {
             guard,
             metrics,
-            default_host,
+            default_host: host.unwrap_or("clearcoat").to_owned(),
             host: Mutex::default(),
             wants_host: AtomicBool::new(true),
             pages: Mutex::default(),
@@ -216,7 +215,7 @@ mod tests {
     #[tokio::test]
     async fn a_trial_that_proves_nothing_takes_no_proof_back() {
         let guard = Arc::new(Guard::new(Instant::now()));
-        let trials = Arc::new(Trials::new("", guard, Arc::new(Metrics::new().unwrap())));
+        let trials = Arc::new(Trials::new(None, guard, Arc::new(Metrics::new().unwrap())));
         let id = NodeId::try_from("v").unwrap();
         let spec = NodeSpec::new(Role::Varnish, id.clone(), "192.0.2.1:80".parse().unwrap());
         let node = Arc::new(Node::new(spec, Arc::default(), 1));

@@ -20,9 +20,9 @@ use crate::http_client::Connection;
 
 /// What is asked, and how often.
 #[derive(Clone, Debug)]
-pub struct Check {
+pub struct CheckSettings {
     /// A page to ask for. Without one, the node is well when it takes a connection at its address.
-    pub page: Option<Page>,
+    pub page: Option<CheckUrl>,
     /// Status codes that pass.
     pub expect: Vec<u16>,
     /// Time between two checks.
@@ -37,20 +37,20 @@ pub struct Check {
 
 /// `http://HOST:PORT/PATH`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Page(Uri);
+pub struct CheckUrl(Uri);
 
-impl FromStr for Page {
+impl FromStr for CheckUrl {
     type Err = &'static str;
 
     fn from_str(url: &str) -> Result<Self, Self::Err> {
         const WANTED: &str = "wanted http://HOST:PORT/PATH; the check is made on this host, without TLS";
         let uri: Uri = url.parse().map_err(|_| WANTED)?;
         let has_host = uri.authority().is_some_and(|authority| !authority.as_str().contains('@'));
-        if uri.scheme_str() == Some("http") && has_host { Ok(Page(uri)) } else { Err(WANTED) }
+        if uri.scheme_str() == Some("http") && has_host { Ok(CheckUrl(uri)) } else { Err(WANTED) }
     }
 }
 
-impl fmt::Display for Page {
+impl fmt::Display for CheckUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
@@ -58,46 +58,46 @@ impl fmt::Display for Page {
 
 /// Why a check has failed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Failed {
+pub(super) enum CheckFailure {
     #[error("no answer within {0:?}")]
     NoAnswer(Duration),
     #[error("connecting to {0} failed: {1}")]
     Connect(String, #[source] std::io::Error),
     #[error("{0}: {1}")]
-    Http(Page, #[source] hyper::Error),
+    Http(CheckUrl, #[source] hyper::Error),
     #[error("the check cannot be written as a request: {0}")]
     Request(#[from] http::Error),
     #[error("{0} answered {1}")]
-    Status(Page, u16),
+    Status(CheckUrl, u16),
 }
 
-impl Check {
+impl CheckSettings {
     /// Checks once. `address` is the node's own.
-    pub(super) async fn ask(&self, address: &str) -> Result<(), Failed> {
+    pub(super) async fn ask(&self, address: &str) -> Result<(), CheckFailure> {
         let asked = async {
             match &self.page {
                 Some(page) => self.judge(page, get(page).await?),
                 None => connect(address).await.map(drop),
             }
         };
-        tokio::time::timeout(self.timeout, asked).await.unwrap_or(Err(Failed::NoAnswer(self.timeout)))
+        tokio::time::timeout(self.timeout, asked).await.unwrap_or(Err(CheckFailure::NoAnswer(self.timeout)))
     }
 
-    fn judge(&self, page: &Page, status: u16) -> Result<(), Failed> {
-        if self.expect.contains(&status) { Ok(()) } else { Err(Failed::Status(page.clone(), status)) }
+    fn judge(&self, page: &CheckUrl, status: u16) -> Result<(), CheckFailure> {
+        if self.expect.contains(&status) { Ok(()) } else { Err(CheckFailure::Status(page.clone(), status)) }
     }
 }
 
-async fn connect(address: &str) -> Result<TcpStream, Failed> {
-    TcpStream::connect(address).await.map_err(|error| Failed::Connect(address.to_owned(), error))
+async fn connect(address: &str) -> Result<TcpStream, CheckFailure> {
+    TcpStream::connect(address).await.map_err(|error| CheckFailure::Connect(address.to_owned(), error))
 }
 
 /// The status of a page.
-async fn get(page: &Page) -> Result<u16, Failed> {
+async fn get(page: &CheckUrl) -> Result<u16, CheckFailure> {
     let uri = &page.0;
     let host = uri.host().unwrap_or_default();
     let stream = connect(&format!("{host}:{}", uri.port_u16().unwrap_or(80))).await?;
-    let http = |error| Failed::Http(page.clone(), error);
+    let http = |error| CheckFailure::Http(page.clone(), error);
     let mut connection = Connection::over(stream).await.map_err(http)?;
     let request = http::Request::builder()
         .uri(uri.path_and_query().map_or("/", |path| path.as_str()))
@@ -120,7 +120,7 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    pub(super) fn new(check: &Check) -> Self {
+    pub(super) fn new(check: &CheckSettings) -> Self {
         Tally { rise: check.rise, fall: check.fall, against: 0, up: false, was_up: false }
     }
 
@@ -144,9 +144,9 @@ impl Tally {
 mod tests {
     use super::*;
 
-    fn check(rise: u32, fall: u32) -> Check {
+    fn check(rise: u32, fall: u32) -> CheckSettings {
         let second = Duration::from_secs(1);
-        Check { page: None, expect: vec![200, 204], interval: second, timeout: second, rise, fall }
+        CheckSettings { page: None, expect: vec![200, 204], interval: second, timeout: second, rise, fall }
     }
 
     fn follow(rise: u32, fall: u32, checks: &str) -> String {
@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn a_page_is_judged_by_its_status() {
-        let page: Page = "http://127.0.0.1/health_check.php".parse().unwrap();
+        let page: CheckUrl = "http://127.0.0.1/health_check.php".parse().unwrap();
         assert!(check(1, 1).judge(&page, 204).is_ok());
         let failed = check(1, 1).judge(&page, 302).unwrap_err().to_string();
         assert_eq!(failed, "http://127.0.0.1/health_check.php answered 302");
@@ -181,7 +181,7 @@ mod tests {
     #[test]
     fn a_page_is_a_url_without_tls_and_without_a_user() {
         for bad in ["", "/health", "127.0.0.1:80", "https://127.0.0.1/", "http://u@127.0.0.1/", "http:///x"] {
-            assert!(bad.parse::<Page>().is_err(), "{bad}");
+            assert!(bad.parse::<CheckUrl>().is_err(), "{bad}");
         }
     }
 }

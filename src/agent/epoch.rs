@@ -37,7 +37,7 @@ pub enum Epoch {
 
 /// What was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Life {
+pub(super) enum CacheLife {
     /// Nobody can say, and nobody will.
     Unnamed,
     /// There is no cache now.
@@ -56,22 +56,22 @@ struct Process {
 
 impl Epoch {
     /// Looks at the cache. `child` is our own.
-    pub(super) fn look(&self, child: Option<u32>) -> Life {
+    pub(super) fn look(&self, child: Option<u32>) -> CacheLife {
         match (self, child) {
-            (Epoch::None, _) | (Epoch::OfChild, None) => Life::Unnamed,
-            (Epoch::Fixed(name), _) => Life::Named(name.clone()),
+            (Epoch::None, _) | (Epoch::OfChild, None) => CacheLife::Unnamed,
+            (Epoch::Fixed(name), _) => CacheLife::Named(name.clone()),
             (Epoch::OfChild, Some(child)) => match process(child) {
                 // It may be a script still that becomes a varnishd.
                 Some(process) if is_manager(&process) => worker_of(child),
-                Some(process) => Life::Named(name(child, &process)),
-                None => Life::Absent("the process has ended"),
+                Some(process) => CacheLife::Named(name(child, &process)),
+                None => CacheLife::Absent("the process has ended"),
             },
             (Epoch::OfPidFile(file), _) => {
                 let pid = fs::read_to_string(file).ok().and_then(|text| text.trim().parse::<u32>().ok());
                 match pid.and_then(|pid| Some((pid, process(pid)?))) {
                     Some((pid, process)) if is_manager(&process) => worker_of(pid),
                     // What a varnishd has left behind that was killed, or of another namespace of processes.
-                    _ => Life::Absent("the pid file names no varnishd that can be seen from here"),
+                    _ => CacheLife::Absent("the pid file names no varnishd that can be seen from here"),
                 }
             }
         }
@@ -82,17 +82,19 @@ fn is_manager(process: &Process) -> bool {
     process.name.starts_with(MANAGER)
 }
 
-fn worker_of(manager: u32) -> Life {
+fn worker_of(manager: u32) -> CacheLife {
     let Ok(children) = fs::read_to_string(format!("/proc/{manager}/task/{manager}/children")) else {
         // It has ended just now, or this kernel does not tell.
-        return if process(manager).is_some() { Life::Unnamed } else { Life::Absent("varnishd has ended") };
+        return if process(manager).is_some() { CacheLife::Unnamed } else { CacheLife::Absent("varnishd has ended") };
     };
     let children = children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());
     let mut workers = children.filter_map(|pid: u32| Some((pid, process(pid)?)));
     match workers.find(|(_, process)| process.name == WORKER) {
-        Some(_) if outlives_worker(&fs::read(format!("/proc/{manager}/cmdline")).unwrap_or_default()) => Life::Unnamed,
-        Some((pid, process)) => Life::Named(name(pid, &process)),
-        None => Life::Absent("varnishd has no worker process"),
+        Some(_) if outlives_worker(&fs::read(format!("/proc/{manager}/cmdline")).unwrap_or_default()) => {
+            CacheLife::Unnamed
+        }
+        Some((pid, process)) => CacheLife::Named(name(pid, &process)),
+        None => CacheLife::Absent("varnishd has no worker process"),
     }
 }
 
@@ -178,14 +180,14 @@ mod tests {
     #[test]
     fn a_process_keeps_its_name() {
         let child = Some(std::process::id());
-        let Life::Named(first) = Epoch::OfChild.look(child) else { panic!("no name") };
-        assert_eq!(Epoch::OfChild.look(child), Life::Named(first));
+        let CacheLife::Named(first) = Epoch::OfChild.look(child) else { panic!("no name") };
+        assert_eq!(Epoch::OfChild.look(child), CacheLife::Named(first));
     }
 
     #[test]
     fn what_is_given_wins_and_what_is_no_cache_has_no_name() {
-        assert_eq!(Epoch::Fixed("mse-1".into()).look(Some(1)), Life::Named("mse-1".into()));
-        assert_eq!(Epoch::None.look(Some(1)), Life::Unnamed);
+        assert_eq!(Epoch::Fixed("mse-1".into()).look(Some(1)), CacheLife::Named("mse-1".into()));
+        assert_eq!(Epoch::None.look(Some(1)), CacheLife::Unnamed);
     }
 
     #[test]
@@ -193,8 +195,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("varnishd.pid");
         let epoch = Epoch::OfPidFile(file.clone());
-        assert!(matches!(epoch.look(None), Life::Absent(_)));
+        assert!(matches!(epoch.look(None), CacheLife::Absent(_)));
         std::fs::write(&file, format!("{}\n", std::process::id())).unwrap();
-        assert!(matches!(epoch.look(None), Life::Absent(_)));
+        assert!(matches!(epoch.look(None), CacheLife::Absent(_)));
     }
 }

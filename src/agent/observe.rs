@@ -2,10 +2,10 @@
 
 use tokio::sync::watch;
 
-use super::Settings;
+use super::AgentSettings;
 use super::address::is_local;
 use super::check::Tally;
-use super::epoch::Life;
+use super::epoch::CacheLife;
 use crate::telemetry::causes;
 
 /// How much sooner the next check comes while the node has not been up yet: it is about to start.
@@ -20,23 +20,23 @@ pub(super) struct Sight {
 }
 
 /// Publishes what is seen, when it changes: nothing until the node is up for the first time.
-pub(super) async fn observe(settings: &Settings, child: Option<u32>, sights: &watch::Sender<Option<Sight>>) {
-    let mut eye = Eye { settings, child, address: None, epoch: None, why_not: String::new() };
+pub(super) async fn observe(settings: &AgentSettings, child: Option<u32>, sights: &watch::Sender<Option<Sight>>) {
+    let mut observer = Observer { settings, child, address: None, epoch: None, why_not: String::new() };
     let mut tally = Tally::new(&settings.check);
     let mut up = false;
     loop {
-        let problem = eye.look().await.err();
+        let problem = observer.look().await.err();
         let was_up = up;
         up = tally.count(problem.is_none());
         match problem {
             None if up && !was_up => tracing::info!("the node passes its check"),
             Some(reason) if was_up && !up => tracing::warn!(reason, "the node fails its check, and drains"),
-            Some(reason) if !tally.has_been_up() => eye.tell_why_not(reason),
+            Some(reason) if !tally.has_been_up() => observer.tell_why_not(reason),
             Some(reason) => tracing::debug!(reason, "a check has failed"),
             None => {}
         }
-        if let Some(address) = eye.address.clone().filter(|_| tally.has_been_up()) {
-            let sight = Some(Sight { address, up, epoch: eye.epoch.clone() });
+        if let Some(address) = observer.address.clone().filter(|_| tally.has_been_up()) {
+            let sight = Some(Sight { address, up, epoch: observer.epoch.clone() });
             sights.send_if_modified(|before| {
                 let changes = *before != sight;
                 *before = sight;
@@ -48,8 +48,8 @@ pub(super) async fn observe(settings: &Settings, child: Option<u32>, sights: &wa
     }
 }
 
-struct Eye<'a> {
-    settings: &'a Settings,
+struct Observer<'a> {
+    settings: &'a AgentSettings,
     child: Option<u32>,
     address: Option<String>,
     /// The last life of the cache that was seen.
@@ -58,14 +58,14 @@ struct Eye<'a> {
     why_not: String,
 }
 
-impl Eye<'_> {
+impl Observer<'_> {
     /// Looks once. The reason is for people.
     async fn look(&mut self) -> Result<(), String> {
         let address = self.address().await?;
         match self.settings.epoch.look(self.child) {
-            Life::Unnamed => self.epoch = None,
-            Life::Absent(reason) => return Err(reason.to_owned()),
-            Life::Named(name) => {
+            CacheLife::Unnamed => self.epoch = None,
+            CacheLife::Absent(reason) => return Err(reason.to_owned()),
+            CacheLife::Named(name) => {
                 if self.epoch.as_ref().is_some_and(|before| *before != name) {
                     tracing::warn!(epoch = name, "the cache began another life, and is empty");
                 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::clock;
-use crate::fleet::{Delivery, SendProxy};
+use crate::fleet::{Delivery, SendProxy, ServingState};
 
 /// What is known of a node before it is looked at, and never changes.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -35,41 +35,32 @@ pub struct Facts {
 
 /// Who writes.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Writer {
+pub(super) struct WriterMark {
     boot: String,
     started: u64,
 }
 
-impl Writer {
+impl WriterMark {
     /// This process, from now on.
     pub(super) fn new() -> Self {
-        Writer { boot: format!("{:016x}", fastrand::u64(..)), started: clock::now_ms() }
+        WriterMark { boot: format!("{:016x}", fastrand::u64(..)), started: clock::now_ms() }
     }
-}
-
-/// Whether the node is to get traffic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum State {
-    Up,
-    /// No new traffic; purges all the same.
-    Drain,
 }
 
 /// The value of a key.
 #[derive(Debug, Serialize)]
-pub(super) struct Record<'a> {
+pub(super) struct OwnRecord<'a> {
     pub(super) address: &'a str,
-    pub(super) state: State,
+    pub(super) state: ServingState,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) epoch: Option<&'a str>,
     #[serde(flatten)]
     pub(super) facts: &'a Facts,
     #[serde(flatten)]
-    pub(super) writer: &'a Writer,
+    pub(super) writer: &'a WriterMark,
 }
 
-impl Record<'_> {
+impl OwnRecord<'_> {
     /// As it is written.
     ///
     /// # Errors
@@ -84,8 +75,8 @@ mod tests {
     use super::*;
 
     fn written(facts: &Facts, epoch: Option<&str>) -> String {
-        let writer = Writer { boot: "b".into(), started: 7 };
-        let record = Record { address: "10.0.0.5:80", state: State::Up, epoch, facts, writer: &writer };
+        let writer = WriterMark { boot: "b".into(), started: 7 };
+        let record = OwnRecord { address: "10.0.0.5:80", state: ServingState::Up, epoch, facts, writer: &writer };
         String::from_utf8(record.to_json().unwrap()).unwrap()
     }
 
@@ -114,6 +105,6 @@ mod tests {
 
     #[test]
     fn no_two_processes_write_the_same() {
-        assert_ne!(Writer::new().boot, Writer::new().boot);
+        assert_ne!(WriterMark::new().boot, WriterMark::new().boot);
     }
 }

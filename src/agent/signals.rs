@@ -13,7 +13,7 @@ const PASSED_ON: [Signal; 6] = [Signal::HUP, Signal::QUIT, Signal::USR1, Signal:
 const ENDING: [Signal; 2] = [Signal::TERM, Signal::INT];
 
 /// The signals, in the order in which they came.
-pub(super) struct Signals {
+pub(super) struct AgentSignals {
     received: mpsc::Receiver<Signal>,
     stop: Signal,
 }
@@ -26,7 +26,7 @@ pub(super) enum Wish {
     PassOn(Signal),
 }
 
-impl Signals {
+impl AgentSignals {
     /// Listens from now on. `stop` ends the child, and is taken for a wish to end as well: who runs a container may send
     /// whatever its image says.
     pub(super) fn listen(stop: Signal) -> io::Result<Self> {
@@ -43,7 +43,7 @@ impl Signals {
                 }
             });
         }
-        Ok(Signals { received, stop })
+        Ok(AgentSignals { received, stop })
     }
 
     /// The next one.

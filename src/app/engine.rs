@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use super::Addresses;
 use crate::config::{Config, JournalKind};
 use crate::delivery::{self, Deliveries, Pace};
-use crate::etcd::{Etcd, SharedEtcd};
+use crate::etcd::{EtcdCluster, SharedEtcd};
 use crate::fleet::{Fence, Snapshot};
 use crate::journal::{self, Anew, Disk, Journal, Limits, Local, Memory, Missed, Named, Position};
 use crate::origin::SocketDiagnosis;
@@ -46,7 +46,7 @@ impl Engine {
         let started = Instant::now();
         let metrics = Arc::new(Metrics::new().context("metrics")?);
         let guard = Arc::new(Guard::with_wire(started, SocketDiagnosis::new()));
-        let etcd: Option<SharedEtcd> = config.uses_etcd().then(|| Arc::new(Etcd::new(&config.registry.etcd)));
+        let etcd: Option<SharedEtcd> = config.uses_etcd().then(|| Arc::new(EtcdCluster::new(&config.registry.etcd)));
         let Opened { journal, shared: shared_journal, answered } = open_journal(config, &guard, etcd.as_ref()).await?;
         for reason in Anew::REASONS {
             let is_it = journal.anew().is_some_and(|anew| anew.reason() == reason);
@@ -68,7 +68,7 @@ impl Engine {
         };
         let deliveries = Arc::new(Deliveries::new(context));
         recall(&*journal, &guard);
-        let trials = Arc::new(Trials::new(&config.health.web.host, Arc::clone(&guard), Arc::clone(&metrics)));
+        let trials = Arc::new(Trials::new(config.health.web.host.as_deref(), Arc::clone(&guard), Arc::clone(&metrics)));
         Ok(Engine {
             started,
             metrics,

@@ -7,10 +7,10 @@ use tokio::task::JoinSet;
 
 use super::engine::Engine;
 use crate::config::{Config, JournalKind, RegistryKind, StaticNode};
-use crate::etcd::follow::Link;
-use crate::fleet::{Event, NodeId, Role, Source};
-use crate::fleet_keeper::{FleetKeeper, Surroundings};
-use crate::registry::{self, Following};
+use crate::etcd::follow::WatchStatus;
+use crate::fleet::{Event, NodeKey, NodeSource};
+use crate::fleet_keeper::{FleetKeeper, KeeperContext};
+use crate::registry::{self, RegistryStatus};
 
 /// Starts what finds the nodes, of which `nodes` are in the configuration, and keeps the fleet.
 pub(super) fn keep(
@@ -23,7 +23,7 @@ pub(super) fn keep(
     let (events_sender, events) = mpsc::channel(1024);
     let (suspects_sender, suspects) = mpsc::channel(1024);
     let doubted = Arc::<Notify>::default();
-    let around = Surroundings {
+    let around = KeeperContext {
         fleet: Arc::clone(&engine.fleet),
         checks: config.health.clone(),
         headers: config.purge.headers.clone(),
@@ -36,7 +36,7 @@ pub(super) fn keep(
         doubted: Arc::clone(&doubted),
     };
     let registry = follow_registry(config, engine, &events_sender, tasks);
-    let sources = [Some(Source::Static), registry.as_ref().map(Following::source)];
+    let sources = [Some(NodeSource::Static), registry.as_ref().map(RegistryStatus::source)];
     let slow_start = Arc::clone(&engine.slow_start);
     tasks.spawn(async move { slow_start.run().await });
     let keeper = FleetKeeper::new(around, sources.into_iter().flatten(), listed_sender);
@@ -50,9 +50,9 @@ pub(super) struct FleetInputs {
     /// Turns true when the sources of nodes have told of all they knew at the start.
     pub(super) listed: watch::Receiver<bool>,
     /// Takes the nodes that failed a request.
-    pub(super) suspects: mpsc::Sender<(Role, NodeId)>,
+    pub(super) suspects: mpsc::Sender<NodeKey>,
     /// How the registry is followed, where there is one beside the configuration.
-    pub(super) registry: Option<Following>,
+    pub(super) registry: Option<RegistryStatus>,
 }
 
 /// Starts what tells of the nodes that the configuration does not have. Returns how that is doing.
@@ -61,26 +61,26 @@ fn follow_registry(
     engine: &Engine,
     events: &mpsc::Sender<Event>,
     tasks: &mut JoinSet<()>,
-) -> Option<Following> {
+) -> Option<RegistryStatus> {
     let (events, metrics) = (events.clone(), Arc::clone(&engine.metrics));
     match (config.registry.kind, &engine.etcd) {
         (RegistryKind::Etcd, Some(etcd)) => {
-            let link = Link::new("nodes");
+            let status = WatchStatus::new("nodes");
             let has_disk = config.journal.kind() != JournalKind::Memory;
-            tasks.spawn(registry::etcd::run(registry::etcd::Settings {
+            tasks.spawn(registry::etcd::run(registry::etcd::EtcdRegistrySettings {
                 etcd: Arc::clone(etcd),
-                link: Arc::clone(&link),
+                status: Arc::clone(&status),
                 snapshot: has_disk.then(|| config.journal.path.join("fleet.json")),
                 metrics,
                 events,
             }));
-            Some(Following::Etcd(link))
+            Some(RegistryStatus::Etcd(status))
         }
         (RegistryKind::Dns, _) => {
-            let standing = Arc::<registry::dns::Standing>::default();
+            let status = Arc::<registry::dns::DnsStatus>::default();
             let rejected = move || metrics.registry.rejected.inc();
-            tasks.spawn(registry::dns::follow(config.registry.dns.clone(), events, Arc::clone(&standing), rejected));
-            Some(Following::Dns(standing))
+            tasks.spawn(registry::dns::follow(config.registry.dns.clone(), events, Arc::clone(&status), rejected));
+            Some(RegistryStatus::Dns(status))
         }
         (RegistryKind::Static | RegistryKind::Etcd, _) => None,
     }

@@ -18,7 +18,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::MissedTickBehavior;
 
 use crate::config::{Config, ConfigErrors, ConfigSource, ConfigText, StaticNode};
-use crate::fleet::{NodeId, Role};
+use crate::fleet::NodeKey;
 use crate::telemetry::{Metrics, log};
 
 /// How long a changed file waits at most.
@@ -143,14 +143,14 @@ struct Changes {
 impl Changes {
     /// The order of the lists does not matter.
     fn between(before: &[StaticNode], now: &[StaticNode]) -> Self {
-        let by_name = |nodes: &[StaticNode]| -> BTreeMap<(Role, NodeId), StaticNode> {
+        let by_name = |nodes: &[StaticNode]| -> BTreeMap<NodeKey, StaticNode> {
             nodes.iter().map(|node| ((node.role, node.id.clone()), node.clone())).collect()
         };
         let (before, now) = (by_name(before), by_name(now));
-        let names = |nodes: &BTreeMap<(Role, NodeId), StaticNode>, is_meant: &dyn Fn(&StaticNode) -> bool| {
+        let names = |nodes: &BTreeMap<NodeKey, StaticNode>, is_meant: &dyn Fn(&StaticNode) -> bool| {
             nodes.values().filter(|node| is_meant(node)).map(|node| node.id.to_string()).collect()
         };
-        let other = |nodes: &BTreeMap<(Role, NodeId), StaticNode>, node: &StaticNode| {
+        let other = |nodes: &BTreeMap<NodeKey, StaticNode>, node: &StaticNode| {
             nodes.get(&(node.role, node.id.clone())).cloned()
         };
         Changes {
@@ -168,7 +168,7 @@ impl Changes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::{PurgeHeaders, SendProxy};
+    use crate::fleet::{NodeId, PurgeHeaders, Role, SendProxy};
 
     fn node(role: Role, id: &str, weight: u32) -> StaticNode {
         let id = NodeId::try_from(id).unwrap();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::family::{Family, KNOWN_FAMILIES, OTHER, family};
 use super::named::FAMILIES;
-use super::{Ended, Entry, Named, Noted, Report, SourceTotal, Throttle, Total, WhatTotal, Wide};
+use super::{Ended, NamedTargets, Noted, PurgeRecord, PurgeReport, SourceTotal, Throttle, Total, WhatTotal, Wide};
 
 /// The number of recent purges kept.
 const NEWEST: usize = 100;
@@ -17,10 +17,10 @@ const LABELLED: usize = 64;
 
 /// All recorded data.
 #[derive(Debug, Default)]
-pub(super) struct Ledger {
-    newest: VecDeque<Arc<Entry>>,
-    sources: BTreeMap<IpAddr, Source>,
-    /// The sources with a label.
+pub(super) struct PurgeHistory {
+    newest: VecDeque<Arc<PurgeRecord>>,
+    sources: BTreeMap<IpAddr, SourceHistory>,
+    /// The sources that have a label.
     labelled: BTreeSet<IpAddr>,
     /// The named families of extensions.
     extensions: BTreeSet<Box<str>>,
@@ -29,15 +29,15 @@ pub(super) struct Ledger {
 
 /// The record of one source.
 #[derive(Debug)]
-struct Source {
+struct SourceHistory {
     total: Total,
     /// The throttles of the log, by wide target, and so bounded.
     told: BTreeMap<&'static str, Throttle>,
 }
 
-impl Ledger {
-    /// Records an accepted purge; returns the counts and log lines due.
-    pub(super) fn note(&mut self, source: IpAddr, mut named: Named, ended: Ended) -> Noted {
+impl PurgeHistory {
+    /// Enters an accepted purge; says what is to be counted and told of it.
+    pub(super) fn note(&mut self, source: IpAddr, mut named: NamedTargets, ended: Ended) -> Noted {
         named.families = self.by_name(named.families);
         for (what, tags) in &named.families {
             let is_wide = named.wide.iter().any(|wide| **wide == **what);
@@ -79,14 +79,14 @@ impl Ledger {
         has_room
     }
 
-    /// Counts for the source; returns for each wide target whether a line is due.
-    fn of_source(&mut self, source: IpAddr, named: &Named, at_ms: u64) -> Vec<Option<u64>> {
+    /// Counts for the source; says for each wide thing whether a line is due.
+    fn of_source(&mut self, source: IpAddr, named: &NamedTargets, at_ms: u64) -> Vec<Option<u64>> {
         if self.sources.len() == SOURCES && !self.sources.contains_key(&source) {
             let unseen =
                 self.sources.iter().min_by_key(|(_, known)| known.total.last_seen).map(|(address, _)| *address);
             unseen.and_then(|address| self.sources.remove(&address));
         }
-        let new = || Source { total: Total::none(), told: BTreeMap::new() };
+        let new = || SourceHistory { total: Total::none(), told: BTreeMap::new() };
         let known = self.sources.entry(source).or_insert_with(new);
         count(&mut known.total, named.tags, !named.wide.is_empty(), at_ms);
         named.wide.iter().map(|what| known.told.entry(what).or_default().pass(at_ms)).collect()
@@ -99,11 +99,15 @@ impl Ledger {
         if self.labelled.contains(&source) { source.to_string() } else { OTHER.to_owned() }
     }
 
-    /// The complete report.
-    pub(super) fn report(&self) -> Report {
+    /// All there is to show.
+    pub(super) fn report(&self) -> PurgeReport {
         let sources = self.sources.iter().map(|(&source, known)| SourceTotal { source, total: known.total.clone() });
         let what = self.what.iter().map(|(what, total)| WhatTotal { what: what.clone(), total: total.clone() });
-        Report { sources: sources.collect(), what: what.collect(), newest: self.newest.iter().rev().cloned().collect() }
+        PurgeReport {
+            sources: sources.collect(),
+            what: what.collect(),
+            newest: self.newest.iter().rev().cloned().collect(),
+        }
     }
 }
 
@@ -120,11 +124,11 @@ fn count(total: &mut Total, tags: u64, is_wide: bool, at_ms: u64) {
     total.last_seen = total.last_seen.max(at_ms);
 }
 
-fn entry(source: IpAddr, named: Named, ended: Ended) -> Entry {
-    let Named { kind, soft, tags, families, wide, sample, .. } = named;
+fn entry(source: IpAddr, named: NamedTargets, ended: Ended) -> PurgeRecord {
+    let NamedTargets { kind, soft, tags, families, wide, sample, .. } = named;
     let Ended { position, at_ms, took, result, applied, fenced, invalidated } = ended;
     let duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-    Entry {
+    PurgeRecord {
         position,
         at_ms,
         source,
@@ -154,8 +158,8 @@ mod tests {
         Ended { position, at_ms, took, result: "applied", applied: 2, fenced: vec![], invalidated: 0 }
     }
 
-    fn tags(tags: &[&str]) -> Named {
-        Named::of(&Purge { targets: vec![Target::Tags(tags.iter().copied().collect())], soft: false })
+    fn tags(tags: &[&str]) -> NamedTargets {
+        NamedTargets::of(&Purge { targets: vec![Target::Tags(tags.iter().copied().collect())], soft: false })
     }
 
     fn address(number: u32) -> IpAddr {
@@ -164,12 +168,12 @@ mod tests {
 
     #[test]
     fn a_purge_is_counted_for_its_source_and_for_what_it_names() {
-        let mut ledger = Ledger::default();
+        let mut ledger = PurgeHistory::default();
         let noted = ledger.note(address(1), tags(&["cat_p", "cat_p_1", "cms_b_x"]), ended(1, 5000));
         assert_eq!(noted.families, [("cat_p".into(), 2), ("cms_b".into(), 1)]);
         assert_eq!(noted.source, "10.0.0.1");
         assert_eq!(noted.wide, [Wide { what: "cat_p", left_out: Some(0) }]);
-        let flush = Named::of(&Purge { targets: vec![Target::Everything], soft: true });
+        let flush = NamedTargets::of(&Purge { targets: vec![Target::Everything], soft: true });
         assert_eq!(ledger.note(address(2), flush, ended(2, 6000)).wide[0].what, "everything");
         ledger.note(address(1), tags(&["cat_p_9"]), ended(3, 7000));
 
@@ -186,7 +190,7 @@ mod tests {
 
     #[test]
     fn an_entry_says_when_and_what_in_words_that_tools_read() {
-        let mut ledger = Ledger::default();
+        let mut ledger = PurgeHistory::default();
         ledger.note(address(1), tags(&["cat_p_1"]), ended(4, 1_792_000_000_123));
         let json = serde_json::to_value(ledger.report()).unwrap();
         let expected = serde_json::json!({
@@ -200,7 +204,7 @@ mod tests {
 
     #[test]
     fn nothing_grows_without_bound_and_the_source_unseen_for_longest_gives_way() {
-        let mut ledger = Ledger::default();
+        let mut ledger = PurgeHistory::default();
         let mut labels = BTreeSet::new();
         let mut families = BTreeSet::new();
         for number in 0..1000 {
@@ -222,7 +226,7 @@ mod tests {
 
     #[test]
     fn a_storm_is_one_line_a_second_for_each_source_and_thing() {
-        let mut ledger = Ledger::default();
+        let mut ledger = PurgeHistory::default();
         let mut left_out =
             |source, tag, at_ms| ledger.note(address(source), tags(&[tag]), ended(1, at_ms)).wide[0].left_out;
         assert_eq!(left_out(1, "cat_p", 5000), Some(0));

@@ -14,7 +14,7 @@ const CHARS: usize = 120;
 
 /// The targets of one purge. Taken before the journal consumes the purge.
 #[derive(Clone, Debug)]
-pub struct Named {
+pub struct NamedTargets {
     pub(super) kind: &'static str,
     pub(super) soft: bool,
     pub(super) tags: u64,
@@ -26,10 +26,10 @@ pub struct Named {
     pub(super) sample: Vec<String>,
 }
 
-impl Named {
-    /// The targets of this purge.
+impl NamedTargets {
+    /// What this purge names.
     pub fn of(purge: &Purge) -> Self {
-        let mut named = Named {
+        let mut named = NamedTargets {
             kind: purge.kind(),
             soft: purge.soft,
             tags: 0,
@@ -120,11 +120,11 @@ mod tests {
     use super::*;
     use crate::purge::{Pattern, TagSet};
 
-    fn named(targets: Vec<Target>) -> Named {
-        Named::of(&Purge { targets, soft: false })
+    fn named(targets: Vec<Target>) -> NamedTargets {
+        NamedTargets::of(&Purge { targets, soft: false })
     }
 
-    fn tags(tags: &[&str]) -> Named {
+    fn tags(tags: &[&str]) -> NamedTargets {
         named(vec![Target::Tags(tags.iter().copied().collect::<TagSet>())])
     }
 

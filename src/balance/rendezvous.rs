@@ -13,10 +13,10 @@ use crate::fleet::Member;
 pub(super) fn pick(
     members: &[Member],
     key: u64,
-    bounded_load: f64,
+    bounded_load: Option<f64>,
     eligible: impl Fn(&Member) -> bool,
 ) -> Option<&Member> {
-    let limit = load_limit(members, bounded_load, &eligible);
+    let limit = bounded_load.map_or(u32::MAX, |factor| load_limit(members, factor, &eligible));
     let equal = members.windows(2).all(|pair| pair[0].node.spec.weight == pair[1].node.spec.weight);
     let mut best: Option<(bool, f64, &Member)> = None;
     for member in members.iter().filter(|member| eligible(member)) {
@@ -35,17 +35,14 @@ fn score(key: u64, member: &Member, equal_weights: bool) -> f64 {
     if equal_weights { uniform } else { f64::from(member.node.spec.weight) / -uniform.ln() }
 }
 
-/// The number of requests from which a node passes keys on: `bounded_load` times the mean, this request included.
-fn load_limit(members: &[Member], bounded_load: f64, eligible: impl Fn(&Member) -> bool) -> u32 {
-    if bounded_load <= 0.0 {
-        return u32::MAX;
-    }
+/// The number of requests from which a node passes keys on: `factor` times the mean if this request were in.
+fn load_limit(members: &[Member], factor: f64, eligible: impl Fn(&Member) -> bool) -> u32 {
     let (mut nodes, mut requests) = (0_u32, 1_u32);
     for member in members.iter().filter(|member| eligible(member)) {
         nodes += 1;
         requests += member.node.live.inflight();
     }
-    (bounded_load * f64::from(requests) / f64::from(nodes.max(1))).ceil() as u32
+    (factor * f64::from(requests) / f64::from(nodes.max(1))).ceil() as u32
 }
 
 #[cfg(test)]
@@ -56,20 +53,20 @@ mod tests {
     use super::*;
 
     fn chosen(members: &[Member], key: u64) -> &Member {
-        pick(members, key, 0.0, |_| true).unwrap()
+        pick(members, key, None, |_| true).unwrap()
     }
 
     #[test]
     fn keys_spread_evenly_over_equal_nodes() {
         let nodes = members(&[1, 1, 1, 1]);
-        let shares = shares(&nodes, (0..8000).map(|key| pick(&nodes, mix(key, 7), 0.0, |_| true)));
+        let shares = shares(&nodes, (0..8000).map(|key| pick(&nodes, mix(key, 7), None, |_| true)));
         assert!(shares.iter().all(|share| (1800..2200).contains(share)), "{shares:?}");
     }
 
     #[test]
     fn keys_follow_unequal_weights() {
         let nodes = members(&[1, 3]);
-        let shares = shares(&nodes, (0..8000).map(|key| pick(&nodes, mix(key, 7), 0.0, |_| true)));
+        let shares = shares(&nodes, (0..8000).map(|key| pick(&nodes, mix(key, 7), None, |_| true)));
         assert!((1800..2200).contains(&shares[0]), "{shares:?}");
     }
 
@@ -80,17 +77,17 @@ mod tests {
         for _ in 0..10 {
             nodes[0].node.live.request_began();
         }
-        let next = pick(&nodes, key, 1.25, |_| true).unwrap().node.id().clone();
+        let next = pick(&nodes, key, Some(1.25), |_| true).unwrap().node.id().clone();
         assert_ne!(next.as_str(), "n0");
-        let second = pick(&nodes, key, 0.0, |member| member.node.id().as_str() != "n0").unwrap();
+        let second = pick(&nodes, key, None, |member| member.node.id().as_str() != "n0").unwrap();
         assert_eq!(next, *second.node.id());
         assert_eq!(chosen(&nodes, key).node.id().as_str(), "n0");
     }
 
     #[test]
     fn nobody_eligible_is_nobody() {
-        assert!(pick(&members(&[1]), 1, 1.25, |_| false).is_none());
-        assert!(pick(&[], 1, 1.25, |_| true).is_none());
+        assert!(pick(&members(&[1]), 1, Some(1.25), |_| false).is_none());
+        assert!(pick(&[], 1, Some(1.25), |_| true).is_none());
     }
 
     proptest! {
@@ -99,7 +96,7 @@ mod tests {
             let nodes = members(&[1, 1, 1, 1, 1]);
             let before = chosen(&nodes, key).node.id().clone();
             let left = nodes[gone].node.id();
-            let after = pick(&nodes, key, 0.0, |member| member.node.id() != left).unwrap().node.id().clone();
+            let after = pick(&nodes, key, None, |member| member.node.id() != left).unwrap().node.id().clone();
             prop_assert!(before == *left || before == after);
         }
 
@@ -109,7 +106,7 @@ mod tests {
             for (member, &load) in nodes.iter().zip(&loads) {
                 (0..load).for_each(|_| member.node.live.request_began());
             }
-            prop_assert!(pick(&nodes, key, 1.0, |_| true).is_some());
+            prop_assert!(pick(&nodes, key, Some(1.0), |_| true).is_some());
         }
     }
 }

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::agent::{self, Address, Check, Epoch, Facts, Page, Settings, Signal};
+use crate::agent::{self, Address, AgentSettings, CheckSettings, CheckUrl, Epoch, Facts, Signal};
 use crate::config::{self, Log, LogFilter, LogFormat, MAX_WEIGHT};
 use crate::fleet::{Delivery, NodeId, Role, SendProxy};
 
@@ -86,8 +86,8 @@ struct EtcdArgs {
     #[arg(long, env = "CLEARCOAT_AGENT_PREFIX", default_value = "/clearcoat/v1/")]
     prefix: String,
     /// The user, where etcd wants one
-    #[arg(long, value_name = "NAME", env = "CLEARCOAT_AGENT_USERNAME", default_value = "")]
-    username: String,
+    #[arg(long, value_name = "NAME", env = "CLEARCOAT_AGENT_USERNAME")]
+    username: Option<String>,
     /// A file with its password
     #[arg(long, value_name = "FILE", env = "CLEARCOAT_AGENT_PASSWORD_FILE")]
     password_file: Option<PathBuf>,
@@ -109,7 +109,7 @@ struct EtcdArgs {
 struct CheckArgs {
     /// A page that says that the node is well [default: it takes a connection at its address]
     #[arg(long, value_name = "URL", env = "CLEARCOAT_AGENT_CHECK")]
-    check: Option<Page>,
+    check: Option<CheckUrl>,
     /// Time between two checks, at least 10ms
     #[arg(long, value_name = "TIME", env = "CLEARCOAT_AGENT_CHECK_INTERVAL", default_value = "2s", value_parser = interval)]
     check_interval: Duration,
@@ -172,7 +172,7 @@ impl Agent {
     }
 
     /// What clap cannot check: what must go together.
-    fn settings(self) -> Result<Settings, String> {
+    fn settings(self) -> Result<AgentSettings, String> {
         let etcd = self.etcd.config()?;
         let Agent { role, facts, .. } = self;
         if role == Role::Web {
@@ -203,7 +203,7 @@ impl Agent {
             (Role::Varnish, None, Some(file)) => Epoch::OfPidFile(file),
             (Role::Varnish, None, None) => Epoch::OfChild,
         };
-        Ok(Settings {
+        Ok(AgentSettings {
             role,
             id: self.id.map_or_else(id_of_host, Ok)?,
             address,
@@ -222,15 +222,15 @@ impl Agent {
 
 impl EtcdArgs {
     fn config(&self) -> Result<config::Etcd, String> {
-        let path = |path: &Option<PathBuf>| path.clone().unwrap_or_default();
         let etcd = config::Etcd {
             endpoints: self.etcd.clone(),
             prefix: self.prefix.clone(),
-            username: self.username.clone(),
-            password_file: path(&self.password_file),
-            ca: path(&self.ca),
-            cert: path(&self.cert),
-            key: path(&self.key),
+            // A variable that is set to nothing names nobody.
+            username: self.username.clone().filter(|name| !name.is_empty()),
+            password_file: self.password_file.clone(),
+            ca: self.ca.clone(),
+            cert: self.cert.clone(),
+            key: self.key.clone(),
         };
         let flag = |name: &str| match name.split('[').next() {
             Some("endpoints") => "--etcd".to_owned(),
@@ -244,9 +244,9 @@ impl EtcdArgs {
 }
 
 impl CheckArgs {
-    fn check(self) -> Check {
+    fn check(self) -> CheckSettings {
         let CheckArgs { check: page, check_interval: interval, check_timeout: timeout, rise, fall, expect } = self;
-        Check { page, expect, interval, timeout, rise, fall }
+        CheckSettings { page, expect, interval, timeout, rise, fall }
     }
 }
 
@@ -270,13 +270,13 @@ mod tests {
     use super::*;
 
     #[derive(Parser)]
-    struct Line {
+    struct AgentLine {
         #[command(flatten)]
         agent: Agent,
     }
 
-    fn settings(arguments: &str) -> Result<Settings, String> {
-        let line = Line::try_parse_from(format!("agent {arguments}").split_whitespace());
+    fn settings(arguments: &str) -> Result<AgentSettings, String> {
+        let line = AgentLine::try_parse_from(format!("agent {arguments}").split_whitespace());
         line.map_err(|error| error.to_string())?.agent.settings()
     }
 

@@ -9,12 +9,12 @@ use super::ConfigFile;
 #[command(
     after_help = "Example:\n  clearcoat check --config /etc/clearcoat/clearcoat.toml && systemctl reload clearcoat"
 )]
-pub(super) struct Check {
+pub(super) struct CheckCommand {
     #[command(flatten)]
     file: ConfigFile,
 }
 
-impl Check {
+impl CheckCommand {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let config = self.file.load()?;
         // A certificate that cannot be used is as wrong as a key that cannot be read.

@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
-use super::serve::{Signals, control_runtime};
+use super::serve::{ServeSignals, control_runtime};
 use crate::app::{Addresses, App};
 use crate::config::{Config, StaticNode};
 use crate::fleet::{Delivery, NodeId, PurgeHeaders, Role, SendProxy};
@@ -54,7 +54,7 @@ impl Demo {
 }
 
 async fn run() -> anyhow::Result<()> {
-    let mut signals = Signals::new()?;
+    let mut signals = ServeSignals::new()?;
     let folder = tempfile::Builder::new().prefix("clearcoat-demo-").tempdir().context("a temporary folder")?;
     let (web_handle, web_shutdown) = shutdown::channel();
     let mut web_servers = JoinSet::new();

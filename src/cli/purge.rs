@@ -38,7 +38,7 @@ const MAX_ANSWER: usize = 1 << 20;
         clearcoat purge --url https://shop.example/sale.html\n  \
         clearcoat purge --all --soft"
 )]
-pub(super) struct Purge {
+pub(super) struct PurgeCommand {
     /// The purge listener
     #[arg(long, value_name = "URL", env = "CLEARCOAT_ENDPOINT", default_value = "http://127.0.0.1:6081")]
     endpoint: Endpoint,
@@ -68,7 +68,7 @@ pub(super) struct Purge {
     json: bool,
 }
 
-impl Purge {
+impl PurgeCommand {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         self.run_to(&mut std::io::stdout()).await
     }
@@ -147,10 +147,10 @@ impl Purge {
         let body = String::from_utf8_lossy(response.body());
         if !response.status().is_success() {
             let reason =
-                serde_json::from_str(&body).map_or_else(|_| body.into_owned(), |refusal: Refusal| refusal.error);
+                serde_json::from_str(&body).map_or_else(|_| body.into_owned(), |refusal: RefusedAnswer| refusal.error);
             bail!("{}: {}", response.status(), printable(reason.trim()));
         }
-        let answer: Answer = serde_json::from_str(&body)
+        let answer: AcceptedAnswer = serde_json::from_str(&body)
             .with_context(|| format!("the answer of {} is not that of a purge listener", self.endpoint))?;
         Ok(printable(&if self.json { body.trim().to_owned() } else { answer.to_string() }))
     }
@@ -158,13 +158,13 @@ impl Purge {
 
 /// The answer to a purge that was carried out.
 #[derive(Debug, Deserialize)]
-struct Answer {
+struct AcceptedAnswer {
     position: u64,
     applied: Vec<String>,
     fenced: Vec<String>,
 }
 
-impl std::fmt::Display for Answer {
+impl std::fmt::Display for AcceptedAnswer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "purged at position {}: ", self.position)?;
         match (self.applied.is_empty(), self.fenced.is_empty()) {
@@ -178,7 +178,7 @@ impl std::fmt::Display for Answer {
 
 /// The answer to a purge that was not.
 #[derive(Debug, Deserialize)]
-struct Refusal {
+struct RefusedAnswer {
     error: String,
 }
 

@@ -39,7 +39,7 @@ impl Serve {
 
 async fn serve(source: ConfigSource, config: Config) -> anyhow::Result<()> {
     // Before anything listens: a signal from here on ends in order.
-    let mut signals = Signals::new()?;
+    let mut signals = ServeSignals::new()?;
     let mut app = tokio::select! {
         started = App::start(&config) => started?,
         // What it waits for may be a disk, or etcd.
@@ -71,15 +71,15 @@ pub(super) fn start_logging(log: &Log) {
 }
 
 /// The signals that the process obeys.
-pub(super) struct Signals {
+pub(super) struct ServeSignals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
     hang_up: tokio::signal::unix::Signal,
 }
 
-impl Signals {
+impl ServeSignals {
     pub(super) fn new() -> std::io::Result<Self> {
-        Ok(Signals {
+        Ok(ServeSignals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hang_up: signal(SignalKind::hangup())?,

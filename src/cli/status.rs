@@ -18,7 +18,7 @@ use serde::Deserialize;
 
 use super::http::Endpoint;
 use super::printable;
-use replicas::{Replica, push_replicas};
+use replicas::{ReplicaRow, push_replicas};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
@@ -105,14 +105,14 @@ struct Fleet {
     /// Purges that are not in etcd yet, where the journal is there.
     spooled: Option<u64>,
     #[serde(default)]
-    replicas: Vec<Replica>,
+    replicas: Vec<ReplicaRow>,
     /// Only where nodes are not in the configuration file alone.
-    registry: Option<Registry>,
-    nodes: Vec<Node>,
+    registry: Option<RegistryRow>,
+    nodes: Vec<NodeRow>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Registry {
+struct RegistryRow {
     kind: String,
     connected: bool,
     last_contact_seconds: f64,
@@ -121,7 +121,7 @@ struct Registry {
 }
 
 #[derive(Debug, Deserialize)]
-struct Node {
+struct NodeRow {
     role: String,
     id: String,
     address: String,
@@ -147,7 +147,7 @@ struct Node {
     trial_fenced: bool,
 }
 
-impl Node {
+impl NodeRow {
     fn gets_traffic(&self) -> bool {
         self.health == "up" && self.weight > 0 && self.current.unwrap_or(true) && !self.trial_fenced
     }
@@ -189,16 +189,16 @@ impl Fleet {
             self.spooled.filter(|&count| count > 0).map(|count| format!(" ({count} SPOOLED)")).unwrap_or_default(),
             self.head,
             self.fence,
-            self.registry.as_ref().map(Registry::shown).unwrap_or_default()
+            self.registry.as_ref().map(RegistryRow::shown).unwrap_or_default()
         );
-        let rows: Vec<_> = self.nodes.iter().map(Node::cells).collect();
+        let rows: Vec<_> = self.nodes.iter().map(NodeRow::cells).collect();
         push_table(&mut table, &COLUMNS, &rows, colour);
         push_replicas(&mut table, &self.replicas, colour);
         table
     }
 }
 
-impl Registry {
+impl RegistryRow {
     /// For the head line.
     fn shown(&self) -> String {
         let kind = printable(&self.kind);

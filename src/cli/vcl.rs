@@ -103,13 +103,13 @@ mod tests {
     use super::*;
 
     #[derive(Parser)]
-    struct Line {
+    struct VclLine {
         #[command(flatten)]
         vcl: Vcl,
     }
 
     fn allowed(arguments: &str, host: &str) -> anyhow::Result<Vec<String>> {
-        let line = Line::try_parse_from(format!("vcl {arguments}").split_whitespace()).unwrap();
+        let line = VclLine::try_parse_from(format!("vcl {arguments}").split_whitespace()).unwrap();
         Ok(line
             .vcl
             .allowed(&[OriginAddress { host: host.to_owned(), port: 8081 }])?

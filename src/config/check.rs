@@ -103,7 +103,7 @@ impl Config {
         });
         rules.require(!self.journal.retention.is_zero(), "journal.retention", "must be above 0s");
         self.check_health(&mut rules);
-        let enough = self.runtime.workers <= MAX_WORKERS;
+        let enough = self.runtime.workers.is_none_or(|workers| workers.get() <= MAX_WORKERS);
         rules.require(enough, "runtime.workers", format!("must be at most {MAX_WORKERS}; 0 is one for each core"));
         rules.require(self.runtime.spin <= LONGEST_SPIN, "runtime.spin", "must be at most 10ms; 0us sleeps at once");
         rules.0
@@ -111,10 +111,7 @@ impl Config {
 
     /// The token of the purge listener, if one is wanted.
     pub(super) fn read_token(&self) -> Result<Option<Token>, Violation> {
-        let file = &self.purge.token_file;
-        if file == Path::new("") {
-            return Ok(None);
-        }
+        let Some(file) = &self.purge.token_file else { return Ok(None) };
         let refused =
             |error: super::TokenError| Violation { key: "purge.token_file".to_owned(), reason: error.to_string() };
         Token::read(file).map(Some).map_err(refused)
@@ -151,7 +148,7 @@ impl Config {
         let has_names =
             registry.kind != RegistryKind::Dns || !(registry.dns.web.is_empty() && registry.dns.varnish.is_empty());
         rules.require(has_names, "registry.dns", "web or varnish must hold a name when registry.kind is dns");
-        let is_reachable = self.replica.address.is_empty() || is_host_port(&self.replica.address);
+        let is_reachable = self.replica.address.as_deref().is_none_or(is_host_port);
         rules.require(is_reachable, "replica.address", "must be empty or HOST:PORT such as 10.0.0.2:6081");
         let by_one_way = self.replica.peers.is_empty() || self.journal.kind() != JournalKind::Etcd;
         let reason = "must be empty when journal.kind is etcd, which is used then: replicas find each other and each other's \
@@ -218,8 +215,8 @@ fn claim(taken: &mut HashMap<SocketAddr, String>, listen: &str, addresses: &[Soc
 }
 
 fn check_edge(edge: &Edge, rules: &mut Rules) {
-    let bounded_load = edge.bounded_load;
-    rules.require(bounded_load == 0.0 || bounded_load >= 1.0, "edge.bounded_load", "must be 0 (off) or at least 1.0");
+    let is_factor = edge.bounded_load.is_none_or(|factor| factor >= 1.0);
+    rules.require(is_factor, "edge.bounded_load", "must be 0 (off) or at least 1.0");
     for (index, pattern) in edge.hash_ignore_query.iter().enumerate() {
         let name = pattern.strip_suffix('*').unwrap_or(pattern);
         let is_name = !name.is_empty() && name.bytes().all(|b| b.is_ascii_graphic() && !b"*&=#?".contains(&b));
@@ -235,7 +232,7 @@ fn check_edge(edge: &Edge, rules: &mut Rules) {
         "must be empty or a header name of letters, digits and !#$%&'*+-.^`|~ such as SSL-OFFLOADED, but none of {}",
         TAKEN_FIELDS.join(", ")
     );
-    rules.require(is_offload_header(&edge.offload_header), "edge.offload_header", reason);
+    rules.require(edge.offload_header.as_deref().is_none_or(is_offload_header), "edge.offload_header", reason);
 }
 
 fn check_limits(limits: &Limits, rules: &mut Rules) {
@@ -291,7 +288,8 @@ fn check_nodes(nodes: &[StaticNode], rules: &mut Rules) {
 fn check_web(web: &WebChecks, rules: &mut Rules) {
     let is_path = web.path.starts_with('/') && web.path.bytes().all(|b| b.is_ascii_graphic());
     rules.require(is_path, "health.web.path", "must start with / and hold no blank; write %20 for one");
-    let is_host = web.host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_:[]".contains(&b));
+    let is_host = |host: &str| host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_:[]".contains(&b));
+    let is_host = web.host.as_deref().is_none_or(is_host);
     rules.require(is_host, "health.web.host", "wanted a host name, with or without a port");
     rules.require(!web.expect.is_empty(), "health.web.expect", "must hold at least one status code");
     for (index, status) in web.expect.iter().enumerate() {
@@ -315,7 +313,7 @@ mod tests {
 
     #[test]
     fn a_header_that_tells_of_tls_is_a_token_with_no_other_meaning() {
-        for good in ["", "X-Forwarded-Proto", "SSL-OFFLOADED", "x.tls~1"] {
+        for good in ["X-Forwarded-Proto", "SSL-OFFLOADED", "x.tls~1"] {
             assert!(is_offload_header(good), "{good}");
         }
         for bad in ["SSL_OFFLOADED", "a b", "a:", "a\r\nb", "ü", "Host", "host", "te", "X-FORWARDED-FOR"] {

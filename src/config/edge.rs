@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::optional::empty_is_none;
 use super::text;
 use crate::balance::Policy;
 
@@ -32,7 +33,8 @@ pub struct Edge {
     pub policy: Policy,
     /// How far above the mean load a node may be, as a factor, before it passes a URL on to its next choice;
     /// 0 turns that off, else at least 1. Default 1.25.
-    pub bounded_load: f64,
+    #[serde(with = "empty_is_none")]
+    pub bounded_load: Option<f64>,
     /// Query parameters that do not make a URL another page: a name, or a name with one trailing `*`. Our VCL strips
     /// them, so that it is one list: `clearcoat vcl` writes it there. Default [`MARKETING_PARAMETERS`].
     pub hash_ignore_query: Vec<String>,
@@ -52,7 +54,8 @@ pub struct Edge {
     /// A header that says `https` to Magento and to its VCL when the client came by TLS: what the shop has under
     /// `web/secure/offloader_header`. A stranger's own is dropped. Default empty: `X-Forwarded-Proto`, which is
     /// always written, is enough; to name that one is read as empty.
-    pub offload_header: String,
+    #[serde(with = "empty_is_none")]
+    pub offload_header: Option<String>,
     /// `[[edge.tls]]`: where clients connect with TLS. Default none.
     pub tls: Vec<TlsListener>,
 }
@@ -62,14 +65,14 @@ impl Default for Edge {
         Edge {
             listen: vec![SocketAddr::from(([0, 0, 0, 0], 8080))],
             policy: Policy::Rendezvous,
-            bounded_load: 1.25,
+            bounded_load: Some(1.25),
             hash_ignore_query: MARKETING_PARAMETERS.map(str::to_owned).to_vec(),
             when_all_behind: WhenAllBehind::Bypass,
             bypass_max_requests_per_node: 32,
             trusted_proxies: Vec::new(),
             proxy_protocol: ProxyProtocol::Off,
             http2: true,
-            offload_header: String::new(),
+            offload_header: None,
             tls: Vec::new(),
         }
     }

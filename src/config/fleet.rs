@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::node::is_host_port;
+use super::optional::empty_is_none;
 use super::{headers, text};
 use crate::fleet::{Delivery, NodeId, PurgeHeaders, Role, SendProxy};
 
@@ -47,15 +48,20 @@ pub struct Etcd {
     /// `/clearcoat/v1/`.
     pub prefix: String,
     /// The user, where etcd wants one. Default: none.
-    pub username: String,
+    #[serde(with = "empty_is_none")]
+    pub username: Option<String>,
     /// A file with the user's password, read again with each connection.
-    pub password_file: PathBuf,
+    #[serde(with = "empty_is_none")]
+    pub password_file: Option<PathBuf>,
     /// A file with the certificates in PEM that sign those of etcd; wanted for `https`.
-    pub ca: PathBuf,
+    #[serde(with = "empty_is_none")]
+    pub ca: Option<PathBuf>,
     /// A file with our own certificate in PEM, where etcd wants one.
-    pub cert: PathBuf,
+    #[serde(with = "empty_is_none")]
+    pub cert: Option<PathBuf>,
     /// Its private key in PEM.
-    pub key: PathBuf,
+    #[serde(with = "empty_is_none")]
+    pub key: Option<PathBuf>,
 }
 
 impl Default for Etcd {
@@ -63,11 +69,11 @@ impl Default for Etcd {
         Etcd {
             endpoints: vec!["http://127.0.0.1:2379".to_owned()],
             prefix: "/clearcoat/v1/".to_owned(),
-            username: String::new(),
-            password_file: PathBuf::new(),
-            ca: PathBuf::new(),
-            cert: PathBuf::new(),
-            key: PathBuf::new(),
+            username: None,
+            password_file: None,
+            ca: None,
+            cert: None,
+            key: None,
         }
     }
 }
@@ -94,7 +100,8 @@ pub struct Replica {
     pub id: Option<NodeId>,
     /// `HOST:PORT` at which the others reach its purge listener. Default: the local address of its connection to etcd, or
     /// to the first of `peers`, with the first port of `purge.listen`.
-    pub address: String,
+    #[serde(with = "empty_is_none")]
+    pub address: Option<String>,
     /// Where the purge listeners of the others are, where they have no journal in etcd. This replica itself may be among
     /// them. Default: none.
     #[serde(deserialize_with = "text::list", serialize_with = "text::write_list")]

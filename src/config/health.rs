@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::optional::empty_is_none;
 use super::text;
 
 /// `[health]`: one table of checks for each role.
@@ -42,7 +43,8 @@ pub struct WebChecks {
     #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
     pub slow_start: Duration,
     /// The `Host` header of the check; empty (the default) sends the address of the node.
-    pub host: String,
+    #[serde(with = "empty_is_none")]
+    pub host: Option<String>,
     /// The share of healthy web nodes, 0 to 1, below which health is ignored and all get traffic. Default 0.5.
     pub panic_threshold: f64,
 }
@@ -58,7 +60,7 @@ impl Default for WebChecks {
             jitter: 0.1,
             expect: vec![200],
             slow_start: Duration::from_secs(5),
-            host: String::new(),
+            host: None,
             panic_threshold: 0.5,
         }
     }

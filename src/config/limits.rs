@@ -6,10 +6,12 @@
 //! holds for the edge alone: the clients of the origin are the Varnish nodes, who are few, are trusted, and are as slow
 //! as the clients they wait for.
 
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::optional::zero_is_none;
 use super::text;
 
 /// `[limits]`: edge and origin, unless a key says otherwise.
@@ -27,27 +29,31 @@ pub struct Limits {
     pub max_fields: usize,
     /// The most that a request's body may have, in bytes; beyond it the answer is 413. 0 (the default) is no limit:
     /// how large an upload may be is the shop's own decision.
-    pub max_body: u64,
+    #[serde(with = "zero_is_none")]
+    pub max_body: Option<NonZeroU64>,
     /// How long a request's head may take from its first byte to its last; then the answer is 408. The same time is
     /// given to a TLS handshake and to a PROXY header. Above 0s, at most 600s, default 10s.
     #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
     pub header_timeout: Duration,
     /// Edge only. How many bytes a second a client must send or take of a body, over each 20 s in which it was waited
     /// for; 0 is no such limit. Default 500, as Apache's mod_reqtimeout has it.
-    pub min_body_rate: u64,
+    #[serde(with = "zero_is_none")]
+    pub min_body_rate: Option<NonZeroU64>,
     /// Edge only. Client connections of the whole process; 0 (the default) is as many as the limit of open files
     /// leaves room for, which is also the most that a number gets.
-    pub max_connections: usize,
+    #[serde(with = "zero_is_none")]
+    pub max_connections: Option<NonZeroUsize>,
     /// Edge only. Client connections from one address; 0 (the default) is no limit. Addresses in
     /// `edge.trusted_proxies` are exempt, since many clients come through them; where such a proxy sends a PROXY
     /// header, the address in it counts.
-    pub max_connections_per_address: usize,
+    #[serde(with = "zero_is_none")]
+    pub max_connections_per_address: Option<NonZeroUsize>,
 }
 
 impl Limits {
     /// `max_body` as a number to compare with, in bytes.
     pub fn longest_body(&self) -> u64 {
-        if self.max_body == 0 { u64::MAX } else { self.max_body }
+        self.max_body.map_or(u64::MAX, NonZeroU64::get)
     }
 }
 
@@ -57,11 +63,11 @@ impl Default for Limits {
             max_head: 32 << 10,
             max_answer_head: 128 << 10,
             max_fields: 100,
-            max_body: 0,
+            max_body: None,
             header_timeout: Duration::from_secs(10),
-            min_body_rate: 500,
-            max_connections: 0,
-            max_connections_per_address: 0,
+            min_body_rate: NonZeroU64::new(500),
+            max_connections: None,
+            max_connections_per_address: None,
         }
     }
 }

@@ -1,12 +1,14 @@
 //! `[admin]`, `[runtime]` and `[log]`: the process itself.
 
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use super::log_filter::LogFilter;
+use super::optional::zero_is_none;
 use super::text;
 
 /// `[admin]`: metrics, status page and API.
@@ -30,7 +32,8 @@ impl Default for Admin {
 #[serde(default, deny_unknown_fields)]
 pub struct Runtime {
     /// Worker threads, at most 1024; 0 (the default) is one for each core.
-    pub workers: usize,
+    #[serde(with = "zero_is_none")]
+    pub workers: Option<NonZeroUsize>,
     /// How long a worker that has nothing to do polls before it sleeps: less latency for a whole core. At most 10ms;
     /// 0us (the default) sleeps at once.
     #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::optional::empty_is_none;
 use super::{Token, headers, text};
 use crate::fleet::PurgeHeaders;
 use crate::purge::Rules;
@@ -29,7 +30,8 @@ pub struct PurgeListener {
     #[serde(deserialize_with = "headers::table", skip_serializing_if = "PurgeHeaders::is_empty")]
     pub headers: PurgeHeaders,
     /// A file with the bearer token that a purge must carry as well; empty (the default) wants none.
-    pub token_file: PathBuf,
+    #[serde(with = "empty_is_none")]
+    pub token_file: Option<PathBuf>,
     /// What stands in `token_file`. Read at load, so that a missing file is an error before the first purge.
     #[serde(skip)]
     pub token: Option<Token>,
@@ -66,7 +68,7 @@ impl Default for PurgeListener {
             ],
             methods: Rules::default().methods,
             headers: PurgeHeaders::default(),
-            token_file: PathBuf::new(),
+            token_file: None,
             token: None,
             ack_timeout: Duration::from_secs(1),
             max_bans_per_second: 20,

@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 
 use toml::Value;
 
-use super::error::{ConfigError, Report};
-
 const PREFIX: &str = "CLEARCOAT_";
 const BETWEEN_LEVELS: &str = "__";
 
@@ -54,8 +52,10 @@ impl Raw {
         Ok(Raw::from(Value::Table(text.parse::<toml::Table>()?)))
     }
 
-    /// Puts the variables of the configuration into the tree, over what the file says.
-    pub(super) fn override_from(&mut self, env: Vec<(String, String)>, report: &mut Report) {
+    /// Puts the variables of the configuration into the tree, over what the file says. Those that have no place there are
+    /// returned, each with the reason.
+    pub(super) fn override_from(&mut self, env: Vec<(String, String)>) -> Vec<(String, String)> {
+        let mut misplaced = Vec::new();
         for (variable, text) in env {
             let Some(name) = variable.strip_prefix(PREFIX) else { continue };
             if !name.contains(BETWEEN_LEVELS) && !name.eq_ignore_ascii_case(NODES) {
@@ -64,9 +64,10 @@ impl Raw {
             let name = name.to_ascii_lowercase();
             let levels: Vec<&str> = name.split(BETWEEN_LEVELS).collect();
             if let Err(reason) = self.set(&levels, &variable, text) {
-                report.push(ConfigError::Variable { variable, reason });
+                misplaced.push((variable, reason));
             }
         }
+        misplaced
     }
 
     fn set(&mut self, levels: &[&str], variable: &str, text: String) -> Result<(), String> {

@@ -12,22 +12,14 @@ use serde_path_to_error::Segment;
 use toml::Value;
 
 use super::Config;
-use super::error::Report;
 use super::raw::{Raw, Step};
 
-/// Reads all there is to read. What cannot be read is reported and taken out of the tree; its default replaces it.
-pub(super) fn gather(raw: &mut Raw, report: &mut Report) -> Config {
-    loop {
-        let error = match serde_path_to_error::deserialize::<_, Config>(Reader(raw.clone())) {
-            Ok(config) => return config,
-            Err(error) => error,
-        };
-        let path: Vec<Step> = error.path().iter().filter_map(step).collect();
-        report.unread(raw, &path, error.inner());
-        if !raw.remove(&path) {
-            return Config::default();
-        }
-    }
+/// Reads the tree up to the first value that is not what its key wants, which is returned by its path.
+pub(super) fn read(raw: &Raw) -> Result<Config, (Vec<Step>, Reason)> {
+    serde_path_to_error::deserialize(Reader(raw.clone())).map_err(|error| {
+        let path = error.path().iter().filter_map(step).collect();
+        (path, error.into_inner())
+    })
 }
 
 /// A segment that stands in the tree. The name of an enum's variant is a value, not a step.

@@ -20,8 +20,8 @@
 //! **History can begin anew.** After a restore from a backup the same revisions mean something else, and by the time we
 //! are back there may be more of them than we knew. So what fits on one page is listed again on every new connection: it
 //! costs as much as asking, and whoever takes it in finds nothing new. What does not is resumed from R, and there a member
-//! is also asked for its place in raft's log ([`Stage`]), and what others in this process were told counts as
-//! known ([`Link::expect`]): where anything goes back, there is a new list. That misses a restore to a log that has become
+//! is also asked for its place in raft's log ([`RaftPosition`]), and what others in this process were told counts as
+//! known ([`WatchStatus::expect`]): where anything goes back, there is a new list. That misses a restore to a log that has become
 //! as long as the old one was, which a cluster with so many keys has not done before we are back.
 //!
 //! **A list goes back to the leader** (it is not serializable), pinned to one revision over all its pages: members that
@@ -37,8 +37,8 @@ use etcd_client::{EventType, GetOptions, KeyValue, WatchOptions, WatchResponse, 
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
-use super::{Failure, Pauses, Session, SharedEtcd, Stage, bounded};
-use known::{Content, Heard, Known, Response};
+use super::{Failure, Pauses, RaftPosition, Session, SharedEtcd, bounded};
+use known::{WatchContent, WatchMessage, WatchOutcome, WatchPosition};
 
 /// How long a watch may say nothing before its member is asked whether it is still there.
 const SILENCE: Duration = Duration::from_secs(3);
@@ -134,7 +134,7 @@ impl Resync {
 
 /// How a follower is doing, for whoever wants to show it.
 #[derive(Debug)]
-pub struct Link {
+pub struct WatchStatus {
     /// What is followed, in the log.
     what: &'static str,
     started: Instant,
@@ -149,10 +149,10 @@ pub struct Link {
     problem: Mutex<Arc<str>>,
 }
 
-impl Link {
+impl WatchStatus {
     /// Of a follower that has heard nothing yet. `what` names it in the log.
     pub fn new(what: &'static str) -> Arc<Self> {
-        Arc::new(Link {
+        Arc::new(WatchStatus {
             what,
             started: Instant::now(),
             connected: AtomicBool::new(false),
@@ -225,18 +225,18 @@ impl Link {
     }
 }
 
-struct Follower {
+struct Watcher {
     etcd: SharedEtcd,
     /// The whole prefix.
     prefix: String,
-    known: Option<Known>,
+    known: Option<WatchPosition>,
     pauses: Pauses,
-    link: Arc<Link>,
+    status: Arc<WatchStatus>,
     updates: mpsc::Sender<Update>,
 }
 
 /// Why a connection is of no more use.
-enum End {
+enum WatchEnd {
     /// The watch goes on elsewhere.
     Lost(Failure),
     /// Only a list helps.
@@ -245,26 +245,26 @@ enum End {
     NobodyListens,
 }
 
-impl From<Failure> for End {
+impl From<Failure> for WatchEnd {
     fn from(failure: Failure) -> Self {
         match failure {
             // Pages can be made smaller.
-            failure if failure.is_too_large() => End::Relist(Resync::FarBehind),
-            failure => End::Lost(failure),
+            failure if failure.is_too_large() => WatchEnd::Relist(Resync::FarBehind),
+            failure => WatchEnd::Lost(failure),
         }
     }
 }
 
 /// Follows the keys that start with `prefix` until nobody listens any more.
-pub async fn follow(etcd: SharedEtcd, prefix: String, link: Arc<Link>, updates: mpsc::Sender<Update>) {
+pub async fn follow(etcd: SharedEtcd, prefix: String, status: Arc<WatchStatus>, updates: mpsc::Sender<Update>) {
     let (known, pauses) = (None, Pauses::default());
-    let mut follower = Follower { etcd, prefix, known, pauses, link, updates };
+    let mut follower = Watcher { etcd, prefix, known, pauses, status, updates };
     loop {
         match follower.connection().await {
-            End::NobodyListens => return,
-            End::Lost(failure) => follower.link.lost(&failure),
+            WatchEnd::NobodyListens => return,
+            WatchEnd::Lost(failure) => follower.status.lost(&failure),
             // It has just been listed, and that was of no use: not once more without a pause.
-            End::Relist(_) => follower.known = None,
+            WatchEnd::Relist(_) => follower.known = None,
         }
         tokio::select! {
             () = follower.pauses.wait() => {}
@@ -273,14 +273,14 @@ pub async fn follow(etcd: SharedEtcd, prefix: String, link: Arc<Link>, updates: 
     }
 }
 
-impl Follower {
+impl Watcher {
     /// Everything over one connection.
-    async fn connection(&mut self) -> End {
+    async fn connection(&mut self) -> WatchEnd {
         let mut session = match self.etcd.connect().await {
             Ok(session) => session,
-            Err(failure) => return End::Lost(failure),
+            Err(failure) => return WatchEnd::Lost(failure),
         };
-        let mut relist = Known::relist(self.known.as_ref(), &session.stage);
+        let mut relist = WatchPosition::relist(self.known.as_ref(), &session.position);
         loop {
             let listed = relist.is_some();
             if let Some(cause) = relist.take()
@@ -290,13 +290,13 @@ impl Follower {
             }
             match self.watch(&mut session).await {
                 // At once: what we know is out of date, and nothing says that etcd is in trouble.
-                End::Relist(cause) if !listed => relist = Some(cause),
+                WatchEnd::Relist(cause) if !listed => relist = Some(cause),
                 end => return end,
             }
         }
     }
 
-    async fn list(&mut self, session: &Session, cause: Resync) -> Result<(), End> {
+    async fn list(&mut self, session: &Session, cause: Resync) -> Result<(), WatchEnd> {
         let mut items = Vec::new();
         let (mut revision, mut limit) = (0, PAGE);
         let end = end_of(&self.prefix);
@@ -311,7 +311,7 @@ impl Follower {
                     limit /= 2;
                     continue;
                 }
-                page => page.map_err(End::Lost)?,
+                page => page.map_err(WatchEnd::Lost)?,
             };
             if revision == 0 {
                 revision = page.header().map_or(0, etcd_client::ResponseHeader::revision);
@@ -326,23 +326,23 @@ impl Follower {
             }
         }
         // A list comes from the leader, so a revision that is lower than ours is of another history.
-        let expected = self.link.expected.swap(revision, Ordering::Relaxed).max(self.revision());
+        let expected = self.status.expected.swap(revision, Ordering::Relaxed).max(self.revision());
         let cause = if revision < expected { Resync::Restored } else { cause };
-        let (stage, cluster, keys) = (session.stage, session.stage.cluster, items.len());
+        let (position, cluster, keys) = (session.position, session.position.cluster, items.len());
         self.tell(Update::Listed(Listing { cluster, revision, items, cause })).await?;
-        self.known = Some(Known { stage, revision, keys });
-        self.link.heard(revision);
+        self.known = Some(WatchPosition { position, revision, keys });
+        self.status.heard(revision);
         Ok(())
     }
 
-    async fn watch(&mut self, session: &mut Session) -> End {
+    async fn watch(&mut self, session: &mut Session) -> WatchEnd {
         match self.try_watch(session).await {
-            Ok(()) => End::Lost(Failure::Closed),
+            Ok(()) => WatchEnd::Lost(Failure::Closed),
             Err(end) => end,
         }
     }
 
-    async fn try_watch(&mut self, session: &mut Session) -> Result<(), End> {
+    async fn try_watch(&mut self, session: &mut Session) -> Result<(), WatchEnd> {
         let after = self.revision();
         let options = WatchOptions::new().with_prefix().with_start_revision(after + 1).with_progress_notify();
         let mut client = session.client.watch_client().max_decoding_message_size(MAX_MESSAGE);
@@ -356,7 +356,7 @@ impl Follower {
                 Ok(message) => match message.map_err(Failure::from)? {
                     Some(response) => {
                         progress_owed = 0;
-                        self.take(&response, session.stage).await?;
+                        self.take(&response, session.position).await?;
                         false
                     }
                     None => return Ok(()),
@@ -374,7 +374,7 @@ impl Follower {
                     ask_progress(&mut stream, &mut progress_owed).await?;
                 }
                 if self.updates.is_closed() {
-                    return Err(End::NobodyListens);
+                    return Err(WatchEnd::NobodyListens);
                 }
             }
         }
@@ -385,45 +385,45 @@ impl Follower {
         let options = GetOptions::new().with_prefix().with_count_only().with_limit(1);
         let prefix = self.prefix.as_str();
         session.request(async |mut client| client.get(prefix, Some(options)).await).await?;
-        let stage = session.look().await?;
+        let position = session.look().await?;
         if let Some(known) = &mut self.known {
-            known.stage = stage;
+            known.position = position;
         }
-        self.link.heard(self.revision());
+        self.status.heard(self.revision());
         Ok(())
     }
 
-    async fn take(&mut self, response: &WatchResponse, stage: Stage) -> Result<(), End> {
+    async fn take(&mut self, response: &WatchResponse, position: RaftPosition) -> Result<(), WatchEnd> {
         let response = self.read(response);
-        let expected = self.link.expected.load(Ordering::Relaxed);
-        let Some(known) = &mut self.known else { return Err(End::Relist(Resync::Start)) };
+        let expected = self.status.expected.load(Ordering::Relaxed);
+        let Some(known) = &mut self.known else { return Err(WatchEnd::Relist(Resync::Start)) };
         let at = response.at.unwrap_or(known.revision);
-        match known.take(response, expected, stage) {
-            Heard::Failed(failure) => return Err(End::Lost(failure)),
-            Heard::Relist(cause) => return Err(End::Relist(cause)),
-            Heard::Created => {
-                self.link.begun_at.store(at, Ordering::Relaxed);
+        match known.take(response, expected, position) {
+            WatchOutcome::Failed(failure) => return Err(WatchEnd::Lost(failure)),
+            WatchOutcome::Relist(cause) => return Err(WatchEnd::Relist(cause)),
+            WatchOutcome::Created => {
+                self.status.begun_at.store(at, Ordering::Relaxed);
                 self.pauses.reset();
             }
-            Heard::Changes(changes) if changes.is_empty() => {}
-            Heard::Changes(changes) => self.tell(Update::Changed(changes)).await?,
+            WatchOutcome::Changes(changes) if changes.is_empty() => {}
+            WatchOutcome::Changes(changes) => self.tell(Update::Changed(changes)).await?,
         }
-        self.link.heard(self.revision());
+        self.status.heard(self.revision());
         Ok(())
     }
 
-    fn read(&self, response: &WatchResponse) -> Response {
+    fn read(&self, response: &WatchResponse) -> WatchMessage {
         // First: a watch that is refused comes as created and cancelled at once.
         let content = if response.canceled() {
             let (compacted, reason) = (response.compact_revision(), response.cancel_reason().to_owned());
-            Content::Cancelled { compacted, reason }
+            WatchContent::Cancelled { compacted, reason }
         } else if response.created() {
-            Content::Created
+            WatchContent::Created
         } else {
-            Content::Changes(response.events().iter().filter_map(|event| self.change(event)).collect())
+            WatchContent::Changes(response.events().iter().filter_map(|event| self.change(event)).collect())
         };
         let at = response.header().map(etcd_client::ResponseHeader::revision);
-        Response { at, watch: response.watch_id(), content }
+        WatchMessage { at, watch: response.watch_id(), content }
     }
 
     fn change(&self, event: &etcd_client::Event) -> Option<Change> {
@@ -453,8 +453,8 @@ impl Follower {
         self.known.map_or(0, |known| known.revision)
     }
 
-    async fn tell(&self, update: Update) -> Result<(), End> {
-        self.updates.send(update).await.map_err(|_| End::NobodyListens)
+    async fn tell(&self, update: Update) -> Result<(), WatchEnd> {
+        self.updates.send(update).await.map_err(|_| WatchEnd::NobodyListens)
     }
 }
 

@@ -38,7 +38,7 @@ pub struct Registration {
 
 /// How a registration stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Standing {
+pub struct RegistrationStatus {
     /// The key is there, and ours.
     pub registered: bool,
     /// Another process has it.
@@ -48,7 +48,7 @@ pub struct Standing {
 }
 
 /// A lease that is kept over one connection.
-struct Kept {
+struct KeptLease {
     session: Session,
     keeper: LeaseKeeper,
     answers: LeaseKeepAliveStream,
@@ -68,12 +68,16 @@ impl Registration {
 
     /// Keeps the key at what `record` says, until that is `None` or its sender is gone; then takes it away and returns.
     /// Records of one process differ from those of any other, so that it knows its own.
-    pub async fn run(mut self, mut record: watch::Receiver<Option<Vec<u8>>>, standing: watch::Sender<Standing>) {
+    pub async fn run(
+        mut self,
+        mut record: watch::Receiver<Option<Vec<u8>>>,
+        status: watch::Sender<RegistrationStatus>,
+    ) {
         let mut pauses = Pauses::default();
         let mut unwanted = record.clone();
         while wanted(&mut record).is_some() {
             let ended = tokio::select! {
-                ended = self.connection(&mut record, &standing, &mut pauses) => ended,
+                ended = self.connection(&mut record, &status, &mut pauses) => ended,
                 // Also where a member is waited for that does not answer.
                 _ = unwanted.wait_for(Option::is_none) => Ok(()),
             };
@@ -81,13 +85,13 @@ impl Registration {
                 Ok(()) => break,
                 Err(failure) => {
                     let problem = failure.to_string();
-                    let is_new = standing.borrow().problem != problem;
+                    let is_new = status.borrow().problem != problem;
                     if is_new {
                         tracing::warn!(key = self.key, error = problem, "not registered in etcd; it is tried again");
                     }
-                    standing.send_modify(|standing| {
-                        standing.registered = false;
-                        standing.problem = problem;
+                    status.send_modify(|status| {
+                        status.registered = false;
+                        status.problem = problem;
                     });
                 }
             }
@@ -99,14 +103,14 @@ impl Registration {
         if let Err(failure) = self.withdraw().await {
             tracing::warn!(key = self.key, error = %failure, "the key could not be taken away; its lease runs out by itself");
         }
-        standing.send_replace(Standing::default());
+        status.send_replace(RegistrationStatus::default());
     }
 
     /// Everything over one connection. Returns without an error when the key is not wanted any more.
     async fn connection(
         &mut self,
         record: &mut watch::Receiver<Option<Vec<u8>>>,
-        standing: &watch::Sender<Standing>,
+        status: &watch::Sender<RegistrationStatus>,
         pauses: &mut Pauses,
     ) -> Result<(), Failure> {
         let session = self.etcd.connect().await?;
@@ -116,7 +120,7 @@ impl Registration {
             let Some(value) = wanted(record) else { return Ok(()) };
             let ours = self.write(&kept.session, value).await?;
             pauses.reset();
-            self.report(standing, ours);
+            self.report(status, ours);
             let changed = async {
                 // Until it is to be written again: it has changed, or may have been deleted.
                 loop {
@@ -145,8 +149,8 @@ impl Registration {
         }
     }
 
-    fn report(&self, standing: &watch::Sender<Standing>, ours: bool) {
-        let before = standing.send_replace(Standing {
+    fn report(&self, status: &watch::Sender<RegistrationStatus>, ours: bool) {
+        let before = status.send_replace(RegistrationStatus {
             registered: ours,
             superseded: !ours,
             problem: if ours { String::new() } else { "another process has registered under this name".to_owned() },
@@ -163,10 +167,10 @@ impl Registration {
     }
 
     /// Goes on with the lease that there is, or gets a new one.
-    async fn keep_lease(&mut self, session: Session) -> Result<Kept, Failure> {
+    async fn keep_lease(&mut self, session: Session) -> Result<KeptLease, Failure> {
         if let Some(lease) = self.lease {
             match session.request(async |mut client| client.lease_keep_alive(lease).await).await {
-                Ok((keeper, answers)) => return Ok(Kept { session, keeper, answers }),
+                Ok((keeper, answers)) => return Ok(KeptLease { session, keeper, answers }),
                 Err(failure) if failure.is_lease_lost() => self.lease = None,
                 Err(failure) => return Err(failure),
             }
@@ -176,7 +180,7 @@ impl Registration {
         let lease = granted.id();
         self.lease = Some(lease);
         let (keeper, answers) = session.request(async |mut client| client.lease_keep_alive(lease).await).await?;
-        Ok(Kept { session, keeper, answers })
+        Ok(KeptLease { session, keeper, answers })
     }
 
     /// Writes the key, unless it has this value already. Says whether it is ours: another process may have it.
@@ -226,7 +230,7 @@ impl Registration {
     }
 }
 
-impl Kept {
+impl KeptLease {
     /// A sign of life. `false` where the lease is not known any more.
     async fn beat(&mut self) -> Result<bool, Failure> {
         self.keeper.keep_alive().await?;

@@ -3,42 +3,27 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-
-use super::{NodeId, NodeSpec, Role};
-
-/// The source of a node.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Source {
-    /// The configuration file. It takes precedence over other sources for a node of the same name.
-    #[default]
-    Static,
-    /// etcd.
-    Etcd,
-    /// DNS.
-    Dns,
-}
+use super::{NodeId, NodeSource, NodeSpec, Role};
 
 /// A change of the fleet, as received by its single writer.
 #[derive(Clone, Debug)]
 pub enum Event {
     /// A node is present, or its spec changed.
     Joined(NodeSpec),
-    /// A node was removed explicitly.
-    Left(Source, Role, NodeId),
-    /// A node is missing without a removal: its lease expired, or its name has another address. The node may be
-    /// healthy, and its registration at fault.
-    Vanished(Source, Role, NodeId),
-    /// This source has reported every node that it knew at the start.
-    Listed(Source),
-    /// The result of a health check.
-    Checked(Check),
+    /// A node is gone for good: somebody said so.
+    Left(NodeSource, Role, NodeId),
+    /// A node is gone without a word: its lease ran out, or its name has another address. It may be as well as ever, and
+    /// whoever should have said that it is may be the one that is ill.
+    Vanished(NodeSource, Role, NodeId),
+    /// This source has told of every node that it knew at the start.
+    Listed(NodeSource),
+    /// A health check of a node came to a result.
+    Checked(CheckResult),
 }
 
 /// One health check.
 #[derive(Clone, Debug)]
-pub struct Check {
+pub struct CheckResult {
     /// The role of the node.
     pub role: Role,
     /// Its id.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use super::{LifeSigns, PurgeHeaders, Source};
+use super::{LifeSigns, PurgeHeaders};
 
 /// The function of a node in the fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ValueEnum)]
@@ -42,6 +42,9 @@ impl fmt::Display for Role {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct NodeId(Arc<str>);
+
+/// What tells a node from every other: ids are unique within a role.
+pub type NodeKey = (Role, NodeId);
 
 /// Why a node id was refused.
 #[derive(Debug, thiserror::Error)]
@@ -87,7 +90,20 @@ impl fmt::Display for NodeId {
     }
 }
 
-/// The form of purges to a Varnish.
+/// Who knows of a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeSource {
+    /// The configuration file. What it says of a node counts before what anybody else says of one with the same name.
+    #[default]
+    Static,
+    /// etcd.
+    Etcd,
+    /// DNS.
+    Dns,
+}
+
+/// How a Varnish is told to drop pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Delivery {
@@ -112,7 +128,18 @@ impl fmt::Display for Delivery {
     }
 }
 
-/// The result of purging a page of our own on a Varnish.
+/// Whether a node that registers itself wants traffic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ServingState {
+    /// It serves.
+    #[default]
+    Up,
+    /// It is about to go: no new traffic, but purges all the same.
+    Drain,
+}
+
+/// What was seen of a Varnish when a page of our own was purged there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[repr(u8)]
@@ -167,9 +194,9 @@ pub fn is_another_life(before: Option<&str>, now: Option<&str>) -> bool {
 /// The registry's data about one node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeSpec {
-    /// The source of the data.
-    pub source: Source,
-    /// Its role.
+    /// Who says so.
+    pub source: NodeSource,
+    /// What it does.
     pub role: Role,
     /// Its stable name, unique within its role.
     pub id: NodeId,
@@ -199,7 +226,7 @@ impl NodeSpec {
     /// A node with defaults for everything else.
     pub fn new(role: Role, id: NodeId, address: SocketAddr) -> Self {
         NodeSpec {
-            source: Source::default(),
+            source: NodeSource::default(),
             role,
             id,
             address,

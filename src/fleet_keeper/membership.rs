@@ -12,20 +12,18 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::FleetKeeper;
-use super::kept::Kept;
-use crate::fleet::{Health, HealthState, Live, Node, NodeId, NodeSpec, Role, Ruling, Source};
+use super::node_state::NodeState;
+use crate::fleet::{Health, HealthState, Live, LossDecision, Node, NodeKey, NodeSource, NodeSpec, Role};
 use crate::probe::Probe;
-
-type Identity = (Role, NodeId);
 
 impl FleetKeeper {
     pub(super) fn join(&mut self, mut spec: NodeSpec) {
         if spec.role == Role::Varnish {
-            spec.headers = spec.headers.over(&self.around.headers);
+            spec.headers = spec.headers.over(&self.context.headers);
         }
         let identity = (spec.role, spec.id.clone());
-        if let Some(kept) = self.nodes.get(&identity) {
-            let known = &kept.node.spec;
+        if let Some(state) = self.nodes.get(&identity) {
+            let known = &state.node.spec;
             if counts_before(known.source, spec.source) {
                 let (source, before) = (spec.source, known.source);
                 if self.shadowed.insert(identity, spec).is_none() {
@@ -33,63 +31,63 @@ impl FleetKeeper {
                 }
                 return;
             }
-            if counts_before(spec.source, known.source) && !self.absences.is_absent(&identity) {
+            if counts_before(spec.source, known.source) && !self.lost_nodes.is_absent(&identity) {
                 self.shadowed.insert(identity.clone(), known.clone());
             }
         }
-        self.changed = self.absences.returned(spec.source, &identity) || self.changed;
+        self.changed = self.lost_nodes.returned(spec.source, &identity) || self.changed;
         self.put(identity, spec);
         self.count_held();
     }
 
-    fn put(&mut self, identity: Identity, spec: NodeSpec) {
+    fn put(&mut self, identity: NodeKey, spec: NodeSpec) {
         match self.nodes.get_mut(&identity) {
-            Some(kept) if kept.node.spec == spec => return,
-            Some(kept) if kept.node.spec.is_reached_as(&spec) => {
-                kept.node = Arc::new(Node::new(spec, Arc::clone(&kept.node.live), kept.node.endpoint_id));
+            Some(state) if state.node.spec == spec => return,
+            Some(state) if state.node.spec.is_reached_as(&spec) => {
+                state.node = Arc::new(Node::new(spec, Arc::clone(&state.node.live), state.node.endpoint_id));
             }
             _ => {
                 tracing::info!(role = %spec.role, node = %spec.id, address = %spec.address, "node joined");
                 self.stop(&identity);
                 self.next_key += 1;
                 let node = Arc::new(Node::new(spec, Arc::new(Live::default()), self.next_key));
-                let probe = Probe::new(&node.spec, &self.around.checks);
-                let probe_task = self.probes.spawn(probe.clone().run(self.around.events.clone()));
+                let probe = Probe::new(&node.spec, &self.context.checks);
+                let probe_task = self.probes.spawn(probe.clone().run(self.context.events.clone()));
                 if node.spec.role == Role::Varnish {
-                    self.around.deliveries.start(&node);
-                    self.around.trials.iter().for_each(|trials| trials.start(&node));
+                    self.context.deliveries.start(&node);
+                    self.context.trials.iter().for_each(|trials| trials.start(&node));
                 }
-                let kept = Kept { node, health: HealthState::default(), reason: "".into(), probe, probe_task };
-                self.nodes.insert(identity, kept);
+                let state = NodeState { node, health: HealthState::default(), reason: "".into(), probe, probe_task };
+                self.nodes.insert(identity, state);
             }
         }
         self.changed = true;
     }
 
     /// A source does not name a node any more; `deleted`: because somebody said so.
-    pub(super) fn lose(&mut self, source: Source, identity: Identity, deleted: bool, now: Instant) {
+    pub(super) fn lose(&mut self, source: NodeSource, identity: NodeKey, deleted: bool, now: Instant) {
         if self.shadowed.get(&identity).is_some_and(|shadowed| shadowed.source == source) {
             self.shadowed.remove(&identity);
             return;
         }
-        let Some(kept) = self.nodes.get(&identity).filter(|kept| kept.node.spec.source == source) else { return };
-        if self.absences.is_absent(&identity) {
+        let Some(state) = self.nodes.get(&identity).filter(|state| state.node.spec.source == source) else { return };
+        if self.lost_nodes.is_absent(&identity) {
             return;
         }
-        if source == Source::Static {
+        if source == NodeSource::Static {
             match self.shadowed.remove(&identity) {
                 Some(spec) => self.put(identity, spec),
                 None => self.leave(&identity),
             }
             return;
         }
-        let was_drained = deleted && kept.node.spec.weight == 0;
+        let was_drained = deleted && state.node.spec.weight == 0;
         let nodes = &self.nodes;
         let there = || {
-            let of_these = |kept: &&Kept| (kept.node.spec.role, kept.node.spec.source) == (identity.0, source);
+            let of_these = |state: &&NodeState| (state.node.spec.role, state.node.spec.source) == (identity.0, source);
             nodes.values().filter(of_these).count()
         };
-        if was_drained || self.absences.lost(source, identity.clone(), deleted, now, there) {
+        if was_drained || self.lost_nodes.lost(source, identity.clone(), deleted, now, there) {
             self.leave(&identity);
             return;
         }
@@ -99,16 +97,16 @@ impl FleetKeeper {
 
     /// Does what is due about nodes that are absent.
     pub(super) fn decide(&mut self, now: Instant) {
-        if self.absences.due().is_none_or(|due| now < due) {
+        if self.lost_nodes.due().is_none_or(|due| now < due) {
             return;
         }
         let nodes = &self.nodes;
         let is_down =
-            |identity: &Identity| nodes.get(identity).is_some_and(|kept| kept.health.health() == Health::Down);
-        for ruling in self.absences.decide(now, is_down) {
-            match ruling {
-                Ruling::Leaves(role, id) => self.leave(&(role, id)),
-                Ruling::Mass { source, role, lost, there } => tracing::error!(
+            |identity: &NodeKey| nodes.get(identity).is_some_and(|state| state.health.health() == Health::Down);
+        for decision in self.lost_nodes.decide(now, is_down) {
+            match decision {
+                LossDecision::Leaves(role, id) => self.leave(&(role, id)),
+                LossDecision::Mass { source, role, lost, there } => tracing::error!(
                     ?source,
                     %role,
                     lost,
@@ -120,12 +118,12 @@ impl FleetKeeper {
         self.count_held();
     }
 
-    pub(super) fn leave(&mut self, identity: &Identity) {
-        let was_absent = self.absences.forget(identity);
+    pub(super) fn leave(&mut self, identity: &NodeKey) {
+        let was_absent = self.lost_nodes.forget(identity);
         if self.stop(identity) {
             let (role, id) = identity;
             tracing::info!(%role, node = %id, "node left");
-            self.around.metrics.forget(*role, id);
+            self.context.metrics.forget(*role, id);
             self.changed = true;
         }
         if was_absent {
@@ -134,24 +132,24 @@ impl FleetKeeper {
     }
 
     /// Stops what works for a node; says whether there was one.
-    fn stop(&mut self, identity: &Identity) -> bool {
-        let Some(kept) = self.nodes.remove(identity) else { return false };
-        kept.probe_task.abort();
+    fn stop(&mut self, identity: &NodeKey) -> bool {
+        let Some(state) = self.nodes.remove(identity) else { return false };
+        state.probe_task.abort();
         if identity.0 == Role::Varnish {
-            self.around.deliveries.stop(&identity.1);
-            self.around.trials.iter().for_each(|trials| trials.stop(&identity.1));
+            self.context.deliveries.stop(&identity.1);
+            self.context.trials.iter().for_each(|trials| trials.stop(&identity.1));
         }
         true
     }
 
     fn count_held(&self) {
         for role in [Role::Web, Role::Varnish] {
-            self.around.metrics.registry.held(role, self.absences.held(role));
+            self.context.metrics.registry.held(role, self.lost_nodes.held(role));
         }
     }
 }
 
 /// Whether what one source says of a node counts, and not what the other one says.
-fn counts_before(one: Source, other: Source) -> bool {
-    one == Source::Static && other != Source::Static
+fn counts_before(one: NodeSource, other: NodeSource) -> bool {
+    one == NodeSource::Static && other != NodeSource::Static
 }

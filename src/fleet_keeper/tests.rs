@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::config::PurgeListener;
 use crate::delivery::{Context, Pace, noted_by};
-use crate::fleet::{Check, Fence, Member, WHOLE_SHARE};
+use crate::fleet::{CheckResult, Fence, Member, NodeId, WHOLE_SHARE};
 use crate::journal::{Limits, Memory};
 use crate::purge::Guard;
 
@@ -39,9 +39,9 @@ fn rig(panic_threshold: f64) -> Rig {
     let (events, retain) = (nobody_listens, Duration::from_secs(600));
     let (headers, doubted) = (PurgeHeaders::default(), Arc::default());
     let trials = None;
-    let around =
-        Surroundings { fleet, headers, checks, retain, deliveries, trials, slow_start, metrics, events, doubted };
-    Rig { keeper: FleetKeeper::new(around, [Source::Static], listed) }
+    let context =
+        KeeperContext { fleet, headers, checks, retain, deliveries, trials, slow_start, metrics, events, doubted };
+    Rig { keeper: FleetKeeper::new(context, [NodeSource::Static], listed) }
 }
 
 impl Rig {
@@ -57,8 +57,14 @@ impl Rig {
     fn check(&mut self, id: &str, verdict: &Verdict) {
         for _ in 0..3 {
             let NodeSpec { role, id, address, .. } = spec(id);
-            let check =
-                Check { role, id, address, began: Instant::now(), took: Duration::ZERO, verdict: verdict.clone() };
+            let check = CheckResult {
+                role,
+                id,
+                address,
+                began: Instant::now(),
+                took: Duration::ZERO,
+                verdict: verdict.clone(),
+            };
             self.tell(Event::Checked(check));
         }
     }
@@ -67,13 +73,13 @@ impl Rig {
     fn settled(panic_threshold: f64) -> Self {
         let mut rig = rig(panic_threshold);
         ["a", "b"].into_iter().for_each(|id| rig.join(id, 1));
-        rig.tell(Event::Listed(Source::Static));
+        rig.tell(Event::Listed(NodeSource::Static));
         ["a", "b"].into_iter().for_each(|id| rig.check(id, &Verdict::Passed));
         rig
     }
 
     fn share(&self, id: &str) -> u32 {
-        self.keeper.around.fleet.load().web.get(&spec(id).id).unwrap().node.live.share()
+        self.keeper.context.fleet.load().web.get(&spec(id).id).unwrap().node.live.share()
     }
 
     fn shares(&self) -> [u32; 2] {
@@ -97,7 +103,7 @@ async fn nodes_that_are_new_together_have_their_whole_share_at_once() {
     // Also where one of them is down at first and the other one is not known yet.
     let mut rig = rig(0.0);
     ["a", "b"].into_iter().for_each(|id| rig.join(id, 1));
-    rig.tell(Event::Listed(Source::Static));
+    rig.tell(Event::Listed(NodeSource::Static));
     rig.check("a", &down());
     rig.check("a", &Verdict::Passed);
     rig.check("b", &Verdict::Passed);
@@ -129,7 +135,7 @@ async fn a_node_that_joins_later_starts_slowly_with_its_first_pass() {
     tokio::time::sleep(Duration::from_secs(60)).await;
     rig.check("c", &Verdict::Passed);
     assert!(rig.share("c") < WHOLE_SHARE / 8);
-    rig.tell(Event::Left(Source::Static, Role::Web, spec("c").id));
+    rig.tell(Event::Left(NodeSource::Static, Role::Web, spec("c").id));
     rig.join("c", 1);
     rig.check("c", &Verdict::Passed);
     assert!(rig.share("c") < WHOLE_SHARE / 8, "another node with this id had a slow start, and not this one");
@@ -155,9 +161,9 @@ async fn who_was_used_in_spite_of_its_health_goes_on_with_what_it_has() {
 impl Rig {
     /// The nodes, as they are shown: `a` is from the file, `a*` from etcd, `a*?` absent from it.
     fn shown(&self) -> Vec<String> {
-        let fleet = self.keeper.around.fleet.load();
+        let fleet = self.keeper.context.fleet.load();
         let of = |member: &Member| {
-            let source = if member.node.spec.source == Source::Etcd { "*" } else { "" };
+            let source = if member.node.spec.source == NodeSource::Etcd { "*" } else { "" };
             format!("{}{source}{}", member.node.id(), if member.retained { "?" } else { "" })
         };
         fleet.web.members().iter().map(of).collect()
@@ -166,7 +172,7 @@ impl Rig {
     fn of_etcd(nodes: &[&str]) -> Self {
         let mut rig = rig(0.0);
         nodes.iter().for_each(|id| rig.tell(Event::Joined(etcd(id, 1))));
-        rig.tell(Event::Listed(Source::Static));
+        rig.tell(Event::Listed(NodeSource::Static));
         nodes.iter().for_each(|id| rig.check(id, &Verdict::Passed));
         rig
     }
@@ -179,22 +185,22 @@ impl Rig {
     }
 
     fn held(&self) -> String {
-        let text = String::from_utf8(self.keeper.around.metrics.render().unwrap()).unwrap();
+        let text = String::from_utf8(self.keeper.context.metrics.render().unwrap()).unwrap();
         let line = text.lines().find_map(|line| line.strip_prefix("clearcoat_registry_held{role=\"web\"} "));
         line.unwrap().to_owned()
     }
 }
 
 fn etcd(id: &str, weight: u32) -> NodeSpec {
-    NodeSpec { source: Source::Etcd, weight, ..spec(id) }
+    NodeSpec { source: NodeSource::Etcd, weight, ..spec(id) }
 }
 
 fn left(id: &str) -> Event {
-    Event::Left(Source::Etcd, Role::Web, spec(id).id)
+    Event::Left(NodeSource::Etcd, Role::Web, spec(id).id)
 }
 
 fn vanished(id: &str) -> Event {
-    Event::Vanished(Source::Etcd, Role::Web, spec(id).id)
+    Event::Vanished(NodeSource::Etcd, Role::Web, spec(id).id)
 }
 
 #[tokio::test(start_paused = true)]
@@ -262,25 +268,25 @@ async fn what_the_file_says_of_a_node_counts_and_the_other_is_there_when_it_is_g
     rig.tell(Event::Joined(etcd("a", 7)));
     rig.tell(vanished("b"));
     assert_eq!(rig.after(1.0).await, ["a", "b"]);
-    let key = |rig: &Rig| rig.keeper.around.fleet.load().web.get(&spec("a").id).unwrap().node.endpoint_id;
+    let key = |rig: &Rig| rig.keeper.context.fleet.load().web.get(&spec("a").id).unwrap().node.endpoint_id;
     let before = key(&rig);
-    rig.tell(Event::Left(Source::Static, Role::Web, spec("a").id));
+    rig.tell(Event::Left(NodeSource::Static, Role::Web, spec("a").id));
     assert_eq!(rig.shown(), ["a*", "b"]);
     assert_eq!(key(&rig), before, "it is reached as before: what is connected to it goes on");
-    assert_eq!(rig.keeper.around.fleet.load().web.get(&spec("a").id).unwrap().node.spec.weight, 7);
+    assert_eq!(rig.keeper.context.fleet.load().web.get(&spec("a").id).unwrap().node.spec.weight, 7);
     // The other way round: the file takes over, and gives back.
     rig.join("a", 1);
     assert_eq!(rig.shown(), ["a", "b"]);
     rig.tell(left("a"));
     assert_eq!(rig.after(1.0).await, ["a", "b"]);
-    rig.tell(Event::Left(Source::Static, Role::Web, spec("a").id));
+    rig.tell(Event::Left(NodeSource::Static, Role::Web, spec("a").id));
     assert_eq!(rig.shown(), ["b"]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn many_events_become_one_snapshot_and_none_becomes_none() {
     let mut rig = rig(0.0);
-    let version = |rig: &Rig| rig.keeper.around.fleet.load().version;
+    let version = |rig: &Rig| rig.keeper.context.fleet.load().version;
     let before = version(&rig);
     let nodes: Vec<String> = (0..1000).map(|number| format!("n{number}")).collect();
     rig.keeper.take(nodes.iter().map(|id| Event::Joined(etcd(id, 1))));

@@ -5,7 +5,6 @@ use std::mem::{self, MaybeUninit};
 
 use super::field::{Field, FieldKind, Fields, MAX_FIELDS, Span, classify};
 use super::request::refusal;
-use super::tags::TagLines;
 use super::{BadHead, Framing, Method, Version};
 
 /// A checked response head: its bytes, the spans of its parts, and the changes to make when it is written.
@@ -145,12 +144,7 @@ impl ResponseHead {
         }
     }
 
-    /// Whether its tags are in several lines that are too long to be joined.
-    pub fn has_scattered_tags(&self) -> bool {
-        TagLines::of(self) == TagLines::Several
-    }
-
-    /// The announced length of the body, even if no body follows (HEAD, 304).
+    /// The length of the body as the head announces it, also where no body follows (HEAD, 304).
     pub fn announced_length(&self) -> Option<u64> {
         self.announced_length
     }

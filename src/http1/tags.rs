@@ -45,6 +45,13 @@ impl TagLines {
     }
 }
 
+impl ResponseHead {
+    /// Whether its tags stand in several lines that are too long together to be written as one.
+    pub fn has_scattered_tags(&self) -> bool {
+        TagLines::of(self) == TagLines::Several
+    }
+}
+
 pub(super) fn is_tags(field: &Field, bytes: &[u8]) -> bool {
     field.name.bytes(bytes).eq_ignore_ascii_case(b"x-magento-tags")
 }

@@ -1,5 +1,8 @@
 //! Writes heads: kept fields, our own fields, one canonical framing.
 
+use std::borrow::Cow;
+use std::net::SocketAddr;
+
 use super::field::{Field, FieldKind, FieldWriter};
 use super::tags::{TagLines, is_tags, push_tags};
 use super::{Framing, RequestHead, ResponseHead, Version};
@@ -13,18 +16,23 @@ pub struct Forwarding<'a> {
     pub proto: &'a str,
     /// Whether the peer's `X-Forwarded-*` fields are trusted (ours is appended) or replaced.
     pub trusted: bool,
-    /// `Host` for a request without one (HTTP/1.0): the address of the node, as nginx does.
-    pub fallback_host: &'a str,
+    /// The address of the node: `Host` for a request that has none (HTTP/1.0), as nginx does.
+    pub node: SocketAddr,
     /// The version that the peer spoke, for `Via`.
     pub received: Version,
-    /// One more field, beside `X-Forwarded-Proto`, set to `https` for a peer that uses it; empty for none. Magento
-    /// calls it the offloader header.
-    pub offload_header: &'a str,
+    /// One more field, beside `X-Forwarded-Proto`, that says `https` of a peer that came that way. Magento calls it
+    /// the offloader header.
+    pub offload_header: Option<&'a str>,
 }
 
 impl Forwarding<'_> {
     fn is_offload_header(&self, name: &[u8]) -> bool {
-        !self.offload_header.is_empty() && name.eq_ignore_ascii_case(self.offload_header.as_bytes())
+        self.offload_header.is_some_and(|header| name.eq_ignore_ascii_case(header.as_bytes()))
+    }
+
+    /// The host that the request is for.
+    pub fn host<'h>(&self, head: &'h RequestHead) -> Cow<'h, [u8]> {
+        head.host().map_or_else(|| self.node.to_string().into_bytes().into(), Cow::from)
     }
 }
 
@@ -55,8 +63,8 @@ pub fn write_subrequest(out: &mut Vec<u8>, target: &[u8], head: &RequestHead, fo
 /// Writes the value of `Host`, the kept fields and those about the client.
 fn write_request_fields(out: &mut Vec<u8>, head: &RequestHead, forwarding: Forwarding<'_>) {
     let bytes = &head.bytes[..];
-    let host = head.host().unwrap_or(forwarding.fallback_host.as_bytes());
-    push(out, &[host, b"\r\n"]);
+    let host = forwarding.host(head);
+    push(out, &[&host, b"\r\n"]);
     let trusted = forwarding.trusted;
     let mut fields = FieldWriter::new(bytes);
     let (mut has_proto, mut has_host, mut has_offload) = (false, false, false);
@@ -94,10 +102,10 @@ fn write_request_fields(out: &mut Vec<u8>, head: &RequestHead, forwarding: Forwa
         push(out, &[b"X-Forwarded-Proto: ", forwarding.proto.as_bytes(), b"\r\n"]);
     }
     if !has_host {
-        push(out, &[b"X-Forwarded-Host: ", host, b"\r\n"]);
+        push(out, &[b"X-Forwarded-Host: ", &host, b"\r\n"]);
     }
-    if !has_offload && !forwarding.offload_header.is_empty() && forwarding.proto == "https" {
-        push(out, &[forwarding.offload_header.as_bytes(), b": https\r\n"]);
+    if let Some(header) = forwarding.offload_header.filter(|_| !has_offload && forwarding.proto == "https") {
+        push(out, &[header.as_bytes(), b": https\r\n"]);
     }
     push_via(out, forwarding.received);
 }
@@ -231,6 +239,8 @@ fn push_via(out: &mut Vec<u8>, received: Version) {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
     use super::*;
     use crate::http1::{HeadScan, Method};
 
@@ -238,9 +248,9 @@ mod tests {
         peer: "192.0.2.7",
         proto: "http",
         trusted: false,
-        fallback_host: "10.0.0.1:80",
+        node: SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)), 80),
         received: Version::Http11,
-        offload_header: "",
+        offload_header: None,
     };
 
     fn request(bytes: &str, trusted: bool) -> String {
@@ -291,7 +301,7 @@ mod tests {
             let mut head = RequestHead::default();
             head.parse(bytes.as_bytes(), 100).unwrap();
             let mut out = Vec::new();
-            let forwarding = Forwarding { proto, trusted, offload_header: "x-forwarded-ssl", ..PLAIN };
+            let forwarding = Forwarding { proto, trusted, offload_header: Some("x-forwarded-ssl"), ..PLAIN };
             write_request(&mut out, &head, forwarding);
             String::from_utf8(out).unwrap().to_lowercase().matches("x-forwarded-ssl: https").count()
         };

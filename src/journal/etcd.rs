@@ -48,7 +48,7 @@ use super::{
     Settings, Shared, Trouble, WriteError, wall_clock,
 };
 use crate::etcd::SharedEtcd;
-use crate::etcd::follow::{Link, follow};
+use crate::etcd::follow::{WatchStatus, follow};
 use crate::fleet::NodeId;
 use crate::purge::Purge;
 use cursors::Published;
@@ -82,7 +82,7 @@ struct Inner {
     published: Published,
     limits: Limits,
     etcd: SharedEtcd,
-    link: Arc<Link>,
+    link: Arc<WatchStatus>,
     /// The last position of a purge that was in etcd before our watch was.
     answered: watch::Sender<Position>,
 }
@@ -157,7 +157,7 @@ impl Etcd {
 
     async fn open_with(path: &Path, settings: Settings, etcd: SharedEtcd, clock: Clock) -> Result<Self, OpenError> {
         let limits = settings.limits;
-        let link = Link::new("journal");
+        let link = WatchStatus::new("journal");
         let inner = Arc::new(Inner {
             local: Disk::open_with_clock(path, settings, clock).await?,
             names: Names::new(),

@@ -2,6 +2,7 @@
 //! total is limited by [`crate::files`].
 
 use std::net::IpAddr;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use dashmap::DashMap;
@@ -11,14 +12,14 @@ use prometheus::IntGauge;
 /// The connections of the process's public listeners.
 #[derive(Debug)]
 pub struct Admission {
-    most_from_one: usize,
+    most_from_one: Option<NonZeroUsize>,
     connections: IntGauge,
     by_address: DashMap<IpAddr, usize>,
 }
 
 impl Admission {
-    /// Allows `most_from_one` connections per address; 0 means no limit. All are counted in `connections`.
-    pub fn new(most_from_one: usize, connections: IntGauge) -> Self {
+    /// Room for at most `most_from_one` from one address. All are counted in `connections`.
+    pub fn new(most_from_one: Option<NonZeroUsize>, connections: IntGauge) -> Self {
         Admission { most_from_one, connections, by_address: DashMap::default() }
     }
 
@@ -39,11 +40,9 @@ pub(super) struct AddressPermit {
 impl AddressPermit {
     /// Also counts the connection for this address. False if the address is at its limit.
     pub(super) fn count_for(&mut self, address: IpAddr) -> bool {
-        if self.admission.most_from_one == 0 {
-            return true;
-        }
+        let Some(most) = self.admission.most_from_one else { return true };
         let mut count = self.admission.by_address.entry(address).or_default();
-        if *count >= self.admission.most_from_one {
+        if *count >= most.get() {
             return false;
         }
         *count += 1;
@@ -76,7 +75,7 @@ mod tests {
 
     #[test]
     fn an_address_has_as_many_connections_as_it_may_and_its_place_is_free_again_when_one_ends() {
-        let admission = Arc::new(Admission::new(2, gauge()));
+        let admission = Arc::new(Admission::new(NonZeroUsize::new(2), gauge()));
         let (one, other) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
         let mut permits: Vec<AddressPermit> = (0..4).map(|_| admission.enter()).collect();
         assert!(permits[0].count_for(one) && permits[1].count_for(one));

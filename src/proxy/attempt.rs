@@ -183,24 +183,18 @@ async fn while_connecting<F: Future>(client: &Client, step: F) -> Result<F::Outp
 }
 
 fn write_head(out: &mut Vec<u8>, client: &Client, head: &RequestHead, node: &Node) {
-    let fallback_host = fallback_host(head, node);
-    write_request(out, head, forwarding(client, head, &fallback_host));
+    write_request(out, head, forwarding(client, head, node));
 }
 
-/// The `Host` for a request without one.
-fn fallback_host(head: &RequestHead, node: &Node) -> String {
-    if head.host().is_some() { String::new() } else { node.spec.address.to_string() }
-}
-
-/// What the node is told about the client.
-fn forwarding<'f>(client: &'f Client, head: &RequestHead, fallback_host: &'f str) -> Forwarding<'f> {
+/// What a node is told about the client.
+fn forwarding<'f>(client: &'f Client, head: &RequestHead, node: &Node) -> Forwarding<'f> {
     Forwarding {
         peer: &client.peer.text,
         proto: client.proto(),
         trusted: client.trusted,
-        fallback_host,
+        node: node.spec.address,
         received: client.version(head.version),
-        offload_header: &client.frontend.offload_header,
+        offload_header: client.frontend.offload_header.as_deref(),
     }
 }
 

@@ -29,9 +29,9 @@ pub struct Frontend {
     pub trust: Trust,
     /// The connections of trusted proxies begin with a PROXY header.
     pub accepts_proxy_header: bool,
-    /// A request field, beside `X-Forwarded-Proto`, set to `https` for a client that uses it; empty for none.
-    pub offload_header: Arc<str>,
-    /// Methods that purge at the nodes, beside [`Method::Purging`]: all are refused.
+    /// A request field that says `https` of a client that came that way, beside `X-Forwarded-Proto`.
+    pub offload_header: Option<Arc<str>>,
+    /// Methods that purge at the nodes, beside [`Method::Purging`]: none passes.
     pub purge_methods: Arc<[String]>,
     /// Requests that are answered here, without a node.
     pub own_answer: OwnAnswers,

@@ -1,6 +1,7 @@
 //! A worker: the state of one thread of the data path.
 
 use std::cell::{Cell, RefCell};
+use std::num::NonZeroU64;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -117,8 +118,10 @@ impl Worker {
 
     /// A deadline for a connection of this listener, or for one HTTP/2 request.
     pub(super) fn deadline(&self, frontend: &Frontend) -> Deadline {
-        self.deadlines
-            .register(frontend.drains_at, if frontend.is_public { self.shared.limits.min_body_rate } else { 0 })
+        self.deadlines.register(
+            frontend.drains_at,
+            self.shared.limits.min_body_rate.filter(|_| frontend.is_public).map_or(0, NonZeroU64::get),
+        )
     }
 
     /// Closes this worker's idle connections and spare pipes, to make room.

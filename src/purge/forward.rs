@@ -10,51 +10,11 @@
 //! are refused: deep nesting, which overflows the stack when compiled, groups that repeat without bound and match in
 //! several ways, and PCRE options before a pattern.
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
+use http::{HeaderName, HeaderValue};
 use serde::Deserialize;
 
-use super::parse::{POOL, SOFT, TAGS_PATTERN};
 use super::pattern::MAX_NESTING;
-use super::{Forward, Pattern, Refusal, Rules, may_purge};
-
-/// Headers that every client sends and that name no target. They are not forwarded either: hop-by-hop fields, fields
-/// about the sender, and credentials, which must not reach the journal.
-const NOT_A_TARGET: [&str; 16] = [
-    "accept",
-    "accept-encoding",
-    "accept-language",
-    "authorization",
-    "connection",
-    "content-length",
-    "content-type",
-    "cookie",
-    "expect",
-    "host",
-    "keep-alive",
-    "proxy-authorization",
-    "te",
-    "transfer-encoding",
-    "upgrade",
-    "user-agent",
-];
-
-/// The limits of a request that a Varnish accepts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RequestLimits {
-    /// Bytes of a line, including the first (`http_req_hdr_len`).
-    pub line: usize,
-    /// Bytes of the head (`http_req_size`).
-    pub head: usize,
-    /// Header fields (`http_max_hdr`, minus the six places of the first line and a reserve for fields that VCL adds).
-    pub fields: usize,
-}
-
-impl Default for RequestLimits {
-    /// Varnish's defaults, from 4.1 to 8.0.
-    fn default() -> Self {
-        RequestLimits { line: 8 * 1024, head: 32 * 1024, fields: 48 }
-    }
-}
+use super::{Forward, may_purge};
 
 /// An unchecked [`Forward`].
 #[derive(Deserialize)]
@@ -149,106 +109,7 @@ fn is_host(value: &str) -> bool {
     value.bytes().all(|byte| byte > b' ' && !matches!(byte, 0x7f | b'/' | b'?' | b'#' | b'@' | b',' | b'"'))
 }
 
-/// The request as sent to every Varnish.
-///
-/// # Errors
-/// [`Refusal`] if it names no target, or exceeds these limits of Varnish.
-pub(super) fn read(method: &Method, uri: &Uri, headers: &HeaderMap, rules: &Rules) -> Result<Forward, Refusal> {
-    let target = target(uri)?;
-    let mut kept: Vec<_> = host(uri, headers)?.map(|host| ("host".to_owned(), host)).into_iter().collect();
-    for (name, value) in headers {
-        if !NOT_A_TARGET.contains(&name.as_str()) && !rules.withholds(name.as_str()) {
-            kept.push((name.to_string(), value_of(name, value)?));
-        }
-    }
-    let names_a_page = target != "/" && target != "*";
-    let names_something = kept.iter().any(|(name, _)| name != "host" && name != SOFT);
-    // A bare `PURGE /` is a test whether a Varnish would obey. Other methods need no target: Drupal or Shopware sends
-    // `BAN /` for all pages, and a VCL that requires more says so.
-    if method == "PURGE" && !names_a_page && !names_something {
-        return Err(Refusal::NoTarget);
-    }
-    let forward = Forward::try_from(Unchecked { method: method.to_string(), target, headers: kept })?;
-    within(&forward, rules.limits)?;
-    Ok(forward)
-}
-
-/// The target in origin form (RFC 9112 section 3.2), or `*`.
-fn target(uri: &Uri) -> Result<String, Refusal> {
-    let target = uri.path_and_query().map_or("", |target| target.as_str());
-    match uri.scheme() {
-        // The path of an absolute form may be empty (section 3.2.1).
-        Some(_) if !target.starts_with('/') => Ok(format!("/{target}")),
-        // `PURGE shop.test:80`: an authority.
-        None if uri.authority().is_some() => Err(BadForward::Target(shown(&uri.to_string())).into()),
-        _ => Ok(target.to_owned()),
-    }
-}
-
-/// The request's host: that of an absolute target takes precedence over the field (RFC 9112 section 3.2.2). `None` if
-/// the request has neither. User information in a target is a credential, not part of the host.
-fn host(uri: &Uri, headers: &HeaderMap) -> Result<Option<String>, Refusal> {
-    let mut hosts = headers.get_all(header::HOST).iter();
-    let host = hosts.next().map(|value| text("host", value)).transpose()?;
-    if hosts.next().is_some() {
-        return Err(BadForward::Host.into());
-    }
-    if let Some(authority) = uri.authority() {
-        let authority = authority.as_str();
-        return Ok(Some(authority.rsplit_once('@').map_or(authority, |(_, host)| host).to_owned()));
-    }
-    Ok(host.filter(|host| !host.is_empty()))
-}
-
-/// The value of a field. Magento's headers are patterns in any method, and are checked and rewritten.
-fn value_of(name: &HeaderName, value: &HeaderValue) -> Result<String, Refusal> {
-    let header = match name.as_str() {
-        TAGS_PATTERN => "X-Magento-Tags-Pattern",
-        POOL => "X-Pool",
-        name => return text(name, value),
-    };
-    let understood = Pattern::read(value.as_bytes()).map_err(|reason| Refusal::Pattern { header, reason })?;
-    // Several patterns, joined, are too long for a line, which is refused later.
-    let patterns: Vec<&str> = understood.patterns.iter().map(Pattern::as_str).collect();
-    Ok(patterns.join("|"))
-}
-
-/// # Errors
-/// [`Refusal::NotText`] with the offset.
-fn text(name: &str, value: &HeaderValue) -> Result<String, Refusal> {
-    match std::str::from_utf8(value.as_bytes()) {
-        Ok(text) => Ok(text.to_owned()),
-        Err(error) => Err(Refusal::NotText { header: name.to_owned(), at: error.valid_up_to() }),
-    }
-}
-
-fn within(forward: &Forward, limits: RequestLimits) -> Result<(), Refusal> {
-    let too_large = |what: String, is: usize, most: usize, parameter: &'static str| {
-        Err(Refusal::TooLarge { what, is, most, parameter })
-    };
-    let first = forward.method.len() + forward.target.len() + "  HTTP/1.1\r\n".len();
-    let mut head = first + "\r\n".len();
-    if first > limits.line {
-        return too_large("the first line of the request".to_owned(), first, limits.line, "http_req_hdr_len");
-    }
-    for (name, value) in &forward.headers {
-        let line = name.len() + value.len() + ": \r\n".len();
-        if line > limits.line {
-            return too_large(format!("{name}: the line"), line, limits.line, "http_req_hdr_len");
-        }
-        head += line;
-    }
-    if head > limits.head {
-        return too_large("the head of the request".to_owned(), head, limits.head, "http_req_size");
-    }
-    let fields = forward.headers.len();
-    if fields > limits.fields {
-        return too_large("the number of header fields".to_owned(), fields, limits.fields, "http_max_hdr");
-    }
-    Ok(())
-}
-
-/// Checks a value for dangerous constructs, as if it were a regular expression. Other values have no repeated groups.
+/// Looks for what is deadly in a value, should it be a regular expression. What is none has no groups that repeat.
 fn check_pattern(name: &str, value: &[u8]) -> Result<(), BadForward> {
     // The open groups, outermost first, and whether each can match in several ways.
     let mut open = vec![false];

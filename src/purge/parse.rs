@@ -1,12 +1,14 @@
 //! Turns an HTTP request into a purge, or a refusal that names the header and the reason.
 
+mod as_it_came;
+
 use http::{HeaderMap, HeaderValue, Method, Uri};
 
 use super::forward::{self, BadForward};
 use super::{BadPattern, Pattern, Purge, Rules, TagSet, Target};
 
-pub(super) const TAGS_PATTERN: &str = "x-magento-tags-pattern";
-pub(super) const POOL: &str = "x-pool";
+const TAGS_PATTERN: &str = "x-magento-tags-pattern";
+const POOL: &str = "x-pool";
 const FLUSH: &str = "x-clearcoat-flush";
 pub(super) const SOFT: &str = "x-magento-purge-soft";
 
@@ -119,7 +121,7 @@ pub fn parse(method: &Method, uri: &Uri, headers: &HeaderMap, rules: &Rules) -> 
         }
     }
     if parsed.purge.targets.is_empty() {
-        parsed.purge.targets.push(Target::Forward(forward::read(method, uri, headers, rules)?));
+        parsed.purge.targets.push(Target::Forward(as_it_came::read(method, uri, headers, rules)?));
     }
     Ok(parsed)
 }

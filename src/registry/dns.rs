@@ -35,7 +35,7 @@ mod answers;
 mod lookup;
 mod pace;
 mod question;
-mod standing;
+mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -45,22 +45,22 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::config::Dns;
-use crate::fleet::{Event, NodeId, NodeSpec, Role, Source};
+use crate::fleet::{Event, NodeId, NodeSource, NodeSpec, Role};
 
-use answers::Answers;
-use lookup::{Answer, Failure, Lookup};
-use question::Question;
-pub use standing::Standing;
+use answers::LastAnswers;
+use lookup::{DnsAnswer, Lookup, LookupError};
+use question::DnsQuestion;
+pub use status::DnsStatus;
 
 /// Announces the nodes that the names have, and every change of them, until nobody listens any more.
 ///
-/// [`Event::Listed`] follows when each name was answered, or was not within 3 seconds. `standing` shows how it goes;
+/// [`Event::Listed`] follows when each name was answered, or was not within 3 seconds. `status` shows how it goes;
 /// `rejected` is called for each record that is no node.
-pub async fn follow(dns: Dns, events: mpsc::Sender<Event>, standing: Arc<Standing>, rejected: impl Fn() + Send) {
-    let questions = |role, names: Vec<String>| names.into_iter().map(move |name| Question::new(role, &name));
+pub async fn follow(dns: Dns, events: mpsc::Sender<Event>, status: Arc<DnsStatus>, rejected: impl Fn() + Send) {
+    let questions = |role, names: Vec<String>| names.into_iter().map(move |name| DnsQuestion::new(role, &name));
     let questions: Vec<_> = questions(Role::Web, dns.web).chain(questions(Role::Varnish, dns.varnish)).collect();
     let (sender, mut outcomes) = mpsc::channel(16);
-    let mut follower = Follower::new(questions.len(), standing);
+    let mut follower = DnsFollower::new(questions.len(), status);
     // They end with this set, that is with this future.
     let mut askers = JoinSet::new();
     for (index, question) in questions.into_iter().enumerate() {
@@ -86,30 +86,30 @@ pub async fn follow(dns: Dns, events: mpsc::Sender<Event>, standing: Arc<Standin
 struct Outcome {
     question: usize,
     /// What was answered, or the name and why it was not.
-    heard: Result<Heard, String>,
+    heard: Result<AnsweredNodes, String>,
 }
 
 /// An answer, as nodes.
-struct Heard {
+struct AnsweredNodes {
     nodes: Vec<NodeSpec>,
     /// How many records were none.
     rejected: usize,
 }
 
 /// What is known of all names together.
-struct Follower {
-    answers: Answers,
+struct DnsFollower {
+    answers: LastAnswers,
     /// The names that were answered or have failed.
     asked: BTreeSet<usize>,
     /// The names that were not answered the last time, and why.
     failing: BTreeMap<usize, String>,
     count: usize,
-    standing: Arc<Standing>,
+    status: Arc<DnsStatus>,
 }
 
-impl Follower {
-    fn new(count: usize, standing: Arc<Standing>) -> Self {
-        Follower { answers: Answers::default(), asked: BTreeSet::new(), failing: BTreeMap::new(), count, standing }
+impl DnsFollower {
+    fn new(count: usize, status: Arc<DnsStatus>) -> Self {
+        DnsFollower { answers: LastAnswers::default(), asked: BTreeSet::new(), failing: BTreeMap::new(), count, status }
     }
 
     /// What has to be told now.
@@ -119,7 +119,7 @@ impl Follower {
         let is_complete = self.asked.len() == self.count;
         let mut events = match heard {
             Ok(heard) => {
-                self.standing.heard();
+                self.status.heard();
                 self.failing.remove(&question);
                 (0..heard.rejected).for_each(|_| rejected());
                 self.answers.replace(question, heard.nodes)
@@ -129,9 +129,9 @@ impl Follower {
                 Vec::new()
             }
         };
-        self.standing.stands(is_complete, &self.failing);
+        self.status.stands(is_complete, &self.failing);
         if is_complete && !was_complete {
-            events.push(Event::Listed(Source::Dns));
+            events.push(Event::Listed(NodeSource::Dns));
         }
         events
     }
@@ -140,7 +140,7 @@ impl Follower {
 /// Asks for one name, again and again.
 struct Asker {
     index: usize,
-    question: Question,
+    question: DnsQuestion,
     servers: Vec<SocketAddr>,
     /// Made anew after a failure: the system may have other servers by now.
     lookup: Option<Lookup>,
@@ -153,7 +153,7 @@ struct Asker {
 }
 
 impl Asker {
-    fn new(index: usize, question: Question, servers: Vec<SocketAddr>) -> Self {
+    fn new(index: usize, question: DnsQuestion, servers: Vec<SocketAddr>) -> Self {
         let (lookup, failure, rejected) = (None, None, BTreeSet::new());
         Asker { index, question, servers, lookup, failures: 0, failure, was_empty: false, rejected }
     }
@@ -177,7 +177,7 @@ impl Asker {
         }
     }
 
-    async fn ask(&mut self) -> Result<Answer, Failure> {
+    async fn ask(&mut self) -> Result<DnsAnswer, LookupError> {
         let lookup = match self.lookup.take() {
             Some(lookup) => lookup,
             None => Lookup::new(&self.servers)?,
@@ -188,7 +188,7 @@ impl Asker {
     }
 
     /// The name and why it is not answered.
-    fn failed(&mut self, failure: &Failure) -> String {
+    fn failed(&mut self, failure: &LookupError) -> String {
         self.failures = self.failures.saturating_add(1);
         let reason = failure.to_string();
         let problem = format!("{}: {reason}", self.question);
@@ -199,7 +199,7 @@ impl Asker {
         problem
     }
 
-    fn answered(&mut self, answer: Answer) -> Heard {
+    fn answered(&mut self, answer: DnsAnswer) -> AnsweredNodes {
         self.failures = 0;
         if self.failure.take().is_some() {
             tracing::info!(name = %self.question, "DNS name is answered again");
@@ -213,7 +213,7 @@ impl Asker {
         for found in answer.nodes {
             match NodeId::try_from(found.id.as_str()) {
                 Ok(id) => nodes.push(NodeSpec {
-                    source: Source::Dns,
+                    source: NodeSource::Dns,
                     weight: found.weight,
                     ..NodeSpec::new(self.question.role, id, found.address)
                 }),
@@ -226,7 +226,7 @@ impl Asker {
             }
         }
         self.rejected = rejected;
-        Heard { nodes, rejected: self.rejected.len() }
+        AnsweredNodes { nodes, rejected: self.rejected.len() }
     }
 }
 
@@ -235,24 +235,24 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
-    use crate::registry::dns::lookup::Found;
+    use crate::registry::dns::lookup::DnsNode;
 
-    fn answer(ids: &[&str]) -> Answer {
+    fn answer(ids: &[&str]) -> DnsAnswer {
         let found =
-            |id: &&str| Found { id: (*id).to_owned(), address: SocketAddr::from(([10, 0, 0, 1], 80)), weight: 1 };
-        Answer { nodes: ids.iter().map(found).collect(), ttl: std::time::Duration::ZERO }
+            |id: &&str| DnsNode { id: (*id).to_owned(), address: SocketAddr::from(([10, 0, 0, 1], 80)), weight: 1 };
+        DnsAnswer { nodes: ids.iter().map(found).collect(), ttl: std::time::Duration::ZERO }
     }
 
     #[test]
     fn the_start_waits_for_every_name_once_whether_it_is_answered_or_not() {
-        let standing = Arc::new(Standing::default());
-        let mut follower = Follower::new(2, Arc::clone(&standing));
+        let status = Arc::new(DnsStatus::default());
+        let mut follower = DnsFollower::new(2, Arc::clone(&status));
         let count = Cell::new(0);
         let mut listed = |question, heard| {
             let events = follower.take(Outcome { question, heard }, &|| count.set(count.get() + 1));
-            (matches!(events.last(), Some(Event::Listed(Source::Dns))), standing.is_connected(), standing.problem())
+            (matches!(events.last(), Some(Event::Listed(NodeSource::Dns))), status.is_connected(), status.problem())
         };
-        let some = |rejected| Ok(Heard { nodes: Vec::new(), rejected });
+        let some = |rejected| Ok(AnsweredNodes { nodes: Vec::new(), rejected });
         assert_eq!(listed(1, some(0)), (false, false, "".into()));
         assert_eq!(listed(1, some(0)), (false, false, "".into()));
         assert_eq!(listed(0, Err("a:80: SERVFAIL".into())), (true, false, "a:80: SERVFAIL".into()));
@@ -262,9 +262,9 @@ mod tests {
 
     #[test]
     fn a_record_that_is_no_node_takes_no_other_with_it() {
-        let mut asker = Asker::new(0, Question::new(Role::Varnish, "varnish:6081"), Vec::new());
-        let Heard { nodes, rejected } = asker.answered(answer(&["a*b:80", "a:80"]));
+        let mut asker = Asker::new(0, DnsQuestion::new(Role::Varnish, "varnish:6081"), Vec::new());
+        let AnsweredNodes { nodes, rejected } = asker.answered(answer(&["a*b:80", "a:80"]));
         assert_eq!((nodes.len(), nodes[0].id.as_str(), rejected), (1, "a:80", 1));
-        assert_eq!((nodes[0].source, nodes[0].role), (Source::Dns, Role::Varnish));
+        assert_eq!((nodes[0].source, nodes[0].role), (NodeSource::Dns, Role::Varnish));
     }
 }

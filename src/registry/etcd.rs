@@ -30,13 +30,13 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use self::lease::Manner;
-use self::names::{Found, Names};
-use self::roster::{Departure, Registered, Roster, Step};
-use self::snapshot::{Disk, Saved, SavedNode};
-use self::start::Start;
+use self::names::{FoundAddress, NameLookups};
+use self::roster::{Departure, Registered, Roster, RosterChange};
+use self::snapshot::{SavedFleet, SavedNode, SnapshotStore};
+use self::start::StartPhase;
 use crate::etcd::SharedEtcd;
-use crate::etcd::follow::{self, Link, Listing, Resync, Update};
-use crate::fleet::{Event, NodeSpec, Source};
+use crate::etcd::follow::{self, Listing, Resync, Update, WatchStatus};
+use crate::fleet::{Event, NodeSource, NodeSpec};
 use crate::telemetry::Metrics;
 
 /// What nodes are registered under, below the prefix of the fleet. It ends in `/`: a prefix is only a beginning.
@@ -49,11 +49,11 @@ const WRITE_EVERY: Duration = Duration::from_secs(1);
 const MAX_QUESTIONS: usize = 16_384;
 
 /// What the registry needs.
-pub struct Settings {
+pub struct EtcdRegistrySettings {
     /// Where the nodes register.
     pub etcd: SharedEtcd,
     /// Shows how it is doing.
-    pub link: Arc<Link>,
+    pub status: Arc<WatchStatus>,
     /// Where the last fleet is kept, for a start without etcd; `None`: nowhere.
     pub snapshot: Option<PathBuf>,
     /// Where it is counted.
@@ -71,13 +71,13 @@ struct EtcdRegistry {
     roster: Roster,
     /// What was told of the nodes that are there, by their keys.
     announced: BTreeMap<String, Announced>,
-    names: Names,
+    names: NameLookups,
     /// The departures that etcd is asked about: a node that is back before the answer has not gone.
     departing: HashMap<String, u64>,
     questions: mpsc::Sender<(u64, Departure)>,
     next_question: u64,
-    start: Start,
-    disk: Disk,
+    start: StartPhase,
+    disk: SnapshotStore,
     /// Whether anything has changed since the disk was written.
     changed: bool,
     cluster: u64,
@@ -91,8 +91,8 @@ struct Announced {
 }
 
 /// Tells of the nodes in etcd until nobody listens any more.
-pub async fn run(settings: Settings) {
-    let Settings { etcd, link, snapshot, metrics, events } = settings;
+pub async fn run(settings: EtcdRegistrySettings) {
+    let EtcdRegistrySettings { etcd, status, snapshot, metrics, events } = settings;
     let (updates_sender, mut updates) = mpsc::channel(16);
     let (questions, questions_receiver) = mpsc::channel(MAX_QUESTIONS);
     let (answers_sender, mut answers) = mpsc::channel(64);
@@ -100,7 +100,7 @@ pub async fn run(settings: Settings) {
     let mut helpers = JoinSet::new();
     helpers.spawn(lease::ask(Arc::clone(&etcd), questions_receiver, answers_sender));
     let prefix = etcd.key(NODES);
-    helpers.spawn(follow::follow(etcd, prefix, link, updates_sender));
+    helpers.spawn(follow::follow(etcd, prefix, status, updates_sender));
     if snapshot.is_none() {
         tracing::warn!("a journal in memory has no place on disk: a start without etcd will have no nodes");
     }
@@ -109,12 +109,12 @@ pub async fn run(settings: Settings) {
         events,
         roster: Roster::default(),
         announced: BTreeMap::new(),
-        names: Names::new(),
+        names: NameLookups::new(),
         departing: HashMap::new(),
         questions,
         next_question: 0,
-        start: Start::new(),
-        disk: Disk::new(snapshot),
+        start: StartPhase::new(),
+        disk: SnapshotStore::new(snapshot),
         changed: false,
         cluster: 0,
         revision: 0,
@@ -189,11 +189,11 @@ impl EtcdRegistry {
         }
     }
 
-    async fn follow(&mut self, step: Step) -> Result<(), NobodyListens> {
+    async fn follow(&mut self, step: RosterChange) -> Result<(), NobodyListens> {
         match step {
-            Step::Registered(node) => self.register(node).await,
-            Step::Gone(departure) => self.depart(departure).await,
-            Step::Rejected(key, reason) => {
+            RosterChange::Registered(node) => self.register(node).await,
+            RosterChange::Gone(departure) => self.depart(departure).await,
+            RosterChange::Rejected(key, reason) => {
                 self.metrics.registry.rejected.inc();
                 tracing::warn!(key, reason, "this key in etcd means nothing: what was known of it stays");
                 Ok(())
@@ -224,8 +224,8 @@ impl EtcdRegistry {
         }
     }
 
-    async fn found(&mut self, found: Found) -> Result<(), NobodyListens> {
-        let Found { key, address, .. } = found;
+    async fn found(&mut self, found: FoundAddress) -> Result<(), NobodyListens> {
+        let FoundAddress { key, address, .. } = found;
         let record = self.roster.record(&key);
         if let (Some(record), Ok((role, id))) = (record, roster::node_of(&key)) {
             let (name, spec) = (record.address.clone(), record.spec(role, id, address));
@@ -276,8 +276,8 @@ impl EtcdRegistry {
         let Departure { key, role, id, .. } = departure;
         tracing::debug!(key, ?manner, "a node is not registered any more");
         self.tell(match manner {
-            Manner::Deleted => Event::Left(Source::Etcd, role, id),
-            Manner::Expired => Event::Vanished(Source::Etcd, role, id),
+            Manner::Deleted => Event::Left(NodeSource::Etcd, role, id),
+            Manner::Expired => Event::Vanished(NodeSource::Etcd, role, id),
         })
         .await
     }
@@ -286,11 +286,11 @@ impl EtcdRegistry {
         self.events.send(event).await.map_err(|_| NobodyListens)
     }
 
-    fn saved(&self) -> Saved {
+    fn saved(&self) -> SavedFleet {
         let nodes = self.roster.nodes().filter_map(|(key, lease, record)| {
             let spec = self.announced.get(key)?.spec.clone();
             Some(SavedNode { key: key.to_owned(), lease, record: record.clone(), spec })
         });
-        Saved::new(self.cluster, self.revision, nodes.collect())
+        SavedFleet::new(self.cluster, self.revision, nodes.collect())
     }
 }

@@ -30,7 +30,7 @@ use tokio::time::Instant;
 
 use super::resolve::RETRY;
 use crate::config::StaticNode;
-use crate::fleet::{DEFAULT_HEADER_LIMIT, Event, NodeId, NodeSpec, Role, Source};
+use crate::fleet::{DEFAULT_HEADER_LIMIT, Event, NodeKey, NodeSource, NodeSpec};
 use names::{Lookups, Resolve};
 
 /// How many look-ups there are at once: each has a thread.
@@ -54,12 +54,12 @@ async fn follow_by(
     let mut fixed = Fixed { nodes: BTreeMap::new(), events, resolve: Arc::clone(&resolve) };
     let mut lookups = Lookups::new(resolve);
     let first = nodes.borrow_and_update().clone();
-    if fixed.change_to(first).await.is_err() || fixed.send(Event::Listed(Source::Static)).await.is_err() {
+    if fixed.change_to(first).await.is_err() || fixed.send(Event::Listed(NodeSource::Static)).await.is_err() {
         return;
     }
     let mut looked = Instant::now();
     loop {
-        let has_names = lookups.is_idle() && fixed.nodes.values().any(Known::is_name);
+        let has_names = lookups.is_idle() && fixed.nodes.values().any(FixedNode::is_name);
         let outcome = tokio::select! {
             changed = nodes.changed() => {
                 if changed.is_err() {
@@ -91,28 +91,26 @@ async fn look_again(doubted: &Notify, looked: Instant) {
     }
 }
 
-type Identity = (Role, NodeId);
-
 /// What was told of the nodes.
 struct Fixed {
-    nodes: BTreeMap<Identity, Known>,
+    nodes: BTreeMap<NodeKey, FixedNode>,
     events: mpsc::Sender<Event>,
     resolve: Resolve,
 }
 
 /// One node.
-struct Known {
+struct FixedNode {
     node: StaticNode,
     /// What its name resolved to, or the address that it is.
     address: Option<SocketAddr>,
-    told: Told,
+    told: Announcement,
     /// The last look-up of its name failed.
     fails: bool,
 }
 
 /// What the fleet knows of a node.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Told {
+enum Announcement {
     Nothing,
     /// What it was before the last change.
     Before,
@@ -125,11 +123,11 @@ impl Fixed {
     }
 
     fn has_untold(&self) -> bool {
-        self.nodes.values().any(|known| known.told != Told::Everything)
+        self.nodes.values().any(|known| known.told != Announcement::Everything)
     }
 
     /// The names that have resolved.
-    fn names(&self) -> Vec<(Identity, String)> {
+    fn names(&self) -> Vec<(NodeKey, String)> {
         let names = self.nodes.iter().filter(|(_, known)| known.is_name());
         names.map(|(identity, known)| (identity.clone(), known.node.address.clone())).collect()
     }
@@ -137,7 +135,7 @@ impl Fixed {
     /// Takes what a name has now.
     async fn found(
         &mut self,
-        identity: &Identity,
+        identity: &NodeKey,
         name: &str,
         found: Result<Vec<SocketAddr>, String>,
     ) -> Result<(), SendError<Event>> {
@@ -166,20 +164,19 @@ impl Fixed {
     }
 
     async fn change_to(&mut self, nodes: Vec<StaticNode>) -> Result<(), SendError<Event>> {
-        let nodes: BTreeMap<Identity, StaticNode> =
+        let nodes: BTreeMap<NodeKey, StaticNode> =
             nodes.into_iter().map(|node| ((node.role, node.id.clone()), node)).collect();
-        let gone: Vec<Identity> =
-            self.nodes.keys().filter(|identity| !nodes.contains_key(*identity)).cloned().collect();
-        let gone: Vec<Known> = gone.iter().filter_map(|identity| self.nodes.remove(identity)).collect();
+        let gone: Vec<NodeKey> = self.nodes.keys().filter(|identity| !nodes.contains_key(*identity)).cloned().collect();
+        let gone: Vec<FixedNode> = gone.iter().filter_map(|identity| self.nodes.remove(identity)).collect();
         for (identity, node) in nodes {
             match self.nodes.get_mut(&identity) {
                 Some(known) => known.change_to(node),
-                None => _ = self.nodes.insert(identity, Known::new(node)),
+                None => _ = self.nodes.insert(identity, FixedNode::new(node)),
             }
         }
         self.tell().await?;
-        for Known { node, .. } in gone.into_iter().filter(|known| known.told != Told::Nothing) {
-            self.send(Event::Left(Source::Static, node.role, node.id)).await?;
+        for FixedNode { node, .. } in gone.into_iter().filter(|known| known.told != Announcement::Nothing) {
+            self.send(Event::Left(NodeSource::Static, node.role, node.id)).await?;
         }
         Ok(())
     }
@@ -190,9 +187,9 @@ impl Fixed {
         let room = Arc::new(Semaphore::new(AT_ONCE));
         for (identity, known) in &mut self.nodes {
             match known.address {
-                Some(address) if known.told != Told::Everything => {
+                Some(address) if known.told != Announcement::Everything => {
                     self.events.send(Event::Joined(known.spec(address))).await?;
-                    known.told = Told::Everything;
+                    known.told = Announcement::Everything;
                 }
                 Some(_) => {}
                 None => {
@@ -220,7 +217,7 @@ impl Fixed {
                 Ok(addresses) => {
                     let Some(&address) = addresses.first() else { continue };
                     known.address = Some(address);
-                    known.told = Told::Everything;
+                    known.told = Announcement::Everything;
                     self.events.send(Event::Joined(known.spec(address))).await?;
                 }
                 Err(reason) => {
@@ -233,9 +230,9 @@ impl Fixed {
     }
 }
 
-impl Known {
+impl FixedNode {
     fn new(node: StaticNode) -> Self {
-        Known { address: node.address.parse().ok(), node, told: Told::Nothing, fails: false }
+        FixedNode { address: node.address.parse().ok(), node, told: Announcement::Nothing, fails: false }
     }
 
     /// Whether its address is what a name has resolved to.
@@ -251,8 +248,8 @@ impl Known {
             self.address = node.address.parse().ok();
         }
         self.node = node;
-        if self.told == Told::Everything {
-            self.told = Told::Before;
+        if self.told == Announcement::Everything {
+            self.told = Announcement::Before;
         }
     }
 
@@ -267,7 +264,7 @@ impl Known {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::{PurgeHeaders, SendProxy};
+    use crate::fleet::{NodeId, PurgeHeaders, Role, SendProxy};
 
     /// No name server need be asked to know that there is no such name.
     const UNRESOLVABLE: &str = "a..b:1";
@@ -283,8 +280,8 @@ mod tests {
     async fn next(events: &mut mpsc::Receiver<Event>) -> String {
         match events.recv().await.unwrap() {
             Event::Joined(spec) => format!("{} {} {}", spec.id, spec.address, spec.weight),
-            Event::Left(Source::Static, _, id) => format!("left {id}"),
-            Event::Listed(Source::Static) => "listed".to_owned(),
+            Event::Left(NodeSource::Static, _, id) => format!("left {id}"),
+            Event::Listed(NodeSource::Static) => "listed".to_owned(),
             other => panic!("{other:?}"),
         }
     }

@@ -67,8 +67,8 @@ pub fn own_id(config: &config::Replica) -> Result<NodeId, String> {
 /// Where the others reach the purge listener: as configured, or the address that a connection to etcd (or to one of the
 /// others) would have, with the port that the listener has.
 pub fn own_address(config: &config::Replica, endpoints: &[String], listener: SocketAddr) -> String {
-    if !config.address.is_empty() {
-        return config.address.clone();
+    if let Some(address) = &config.address {
+        return address.clone();
     }
     let mut address = listener;
     if listener.ip().is_unspecified()
@@ -102,7 +102,7 @@ mod tests {
         let of = |config: &config::Replica, listener: &str| own_address(config, &endpoints, listener.parse().unwrap());
         assert_eq!(of(&auto, "0.0.0.0:6081"), "127.0.0.1:6081");
         assert_eq!(of(&auto, "127.0.0.9:6081"), "127.0.0.9:6081");
-        let told = config::Replica { address: "clearcoat-1:6081".to_owned(), ..auto };
+        let told = config::Replica { address: Some("clearcoat-1:6081".to_owned()), ..auto };
         assert_eq!(of(&told, "0.0.0.0:6081"), "clearcoat-1:6081");
     }
 

@@ -14,8 +14,8 @@ use super::memory::Memory;
 use super::peer::{self, Peer, Start};
 use super::{MOST, NOT_SHARED, Record, Replicas};
 use crate::config::is_host_port;
-use crate::etcd::follow::{Change, Item, Link, Update, follow};
-use crate::etcd::{Registration, SharedEtcd, Standing};
+use crate::etcd::follow::{Change, Item, Update, WatchStatus, follow};
+use crate::etcd::{Registration, RegistrationStatus, SharedEtcd};
 use crate::fleet::NodeId;
 
 /// The keys of the replicas.
@@ -38,7 +38,7 @@ pub(super) fn start(
     replicas: &Arc<Replicas>,
     etcd: &SharedEtcd,
     recorded: watch::Receiver<Option<Vec<u8>>>,
-    standing: watch::Sender<Standing>,
+    standing: watch::Sender<RegistrationStatus>,
     introduced: mpsc::Receiver<(NodeId, Record)>,
     tasks: &mut JoinSet<()>,
 ) {
@@ -47,7 +47,7 @@ pub(super) fn start(
     let registration = Registration::new(Arc::clone(etcd), key, TTL).with_farewell(farewell);
     tasks.spawn(registration.run(recorded, standing));
     let (updates_sender, updates) = mpsc::channel(16);
-    tasks.spawn(follow(Arc::clone(etcd), etcd.key(REPLICAS), Link::new("replicas"), updates_sender));
+    tasks.spawn(follow(Arc::clone(etcd), etcd.key(REPLICAS), WatchStatus::new("replicas"), updates_sender));
     tasks.spawn(Arc::clone(replicas).meet(updates, introduced));
 }
 

@@ -22,7 +22,7 @@ use prometheus::{
     Opts, Registry, TextEncoder,
 };
 
-use crate::fleet::{NodeId, Role};
+use crate::fleet::{NodeId, NodeKey, Role};
 
 pub use bypass::FragmentMetrics;
 pub use files::{FileMetrics, Shortage};
@@ -39,7 +39,7 @@ const CODE_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 #[derive(Debug)]
 pub struct Metrics {
     families: Registry,
-    nodes: DashMap<(Role, NodeId), Arc<NodeMetrics>>,
+    nodes: DashMap<NodeKey, Arc<NodeMetrics>>,
     /// The edge listener.
     pub edge: ListenerMetrics,
     /// The origin listener.

@@ -20,7 +20,7 @@ use super::TlsError;
 use crate::clock;
 
 /// In bytes. A long chain with its key takes 20 KiB; what is far larger is another file, or has no end.
-pub(super) const MAX_FILE: u64 = 1024 * 1024;
+const MAX_FILE: u64 = 1024 * 1024;
 
 /// Where a certificate is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,7 +58,7 @@ fn read(file: &Path) -> Result<Vec<u8>, TlsError> {
     let mut bytes = Vec::new();
     let read = File::open(file).and_then(|opened| opened.take(MAX_FILE + 1).read_to_end(&mut bytes));
     match read {
-        Ok(len) if len as u64 > MAX_FILE => Err(TlsError::TooLarge { file: file.to_owned() }),
+        Ok(len) if len as u64 > MAX_FILE => Err(TlsError::TooLarge { file: file.to_owned(), limit: MAX_FILE }),
         Ok(_) => Ok(bytes),
         Err(cause) => Err(TlsError::Unreadable { file: file.to_owned(), cause }),
     }

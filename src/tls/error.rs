@@ -5,8 +5,6 @@ use std::path::PathBuf;
 
 use rustls::pki_types::pem;
 
-use super::certificate::MAX_FILE;
-
 /// Why certificates cannot be used. Never repeats what is in a file.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
@@ -22,10 +20,12 @@ pub enum TlsError {
         cause: io::Error,
     },
     /// A file that is too large for what it should hold.
-    #[error("{}: is larger than {MAX_FILE} bytes, so it is no certificate or key", file.display())]
+    #[error("{}: is larger than {limit} bytes, so it is no certificate or key", file.display())]
     TooLarge {
         /// As configured.
         file: PathBuf,
+        /// In bytes.
+        limit: u64,
     },
     /// A PEM section that does not end or is not base64 (RFC 7468).
     #[error("{}: is not well-formed PEM: {cause}", file.display())]

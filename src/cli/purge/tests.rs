@@ -4,12 +4,12 @@ use clap::Parser;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use super::super::{Cli, Command};
+use super::super::{Cli, CliCommand};
 use super::*;
 
-fn parsed(arguments: &[&str]) -> Purge {
+fn parsed(arguments: &[&str]) -> PurgeCommand {
     let cli = Cli::try_parse_from(["clearcoat", "purge"].iter().chain(arguments)).unwrap();
-    let Command::Purge(purge) = cli.command else { panic!("not a purge") };
+    let CliCommand::Purge(purge) = cli.command else { panic!("not a purge") };
     *purge
 }
 
@@ -76,7 +76,7 @@ async fn pools_pages_soft_purges_and_tokens_have_their_headers() {
         (&["--url", "https://shop.example/a?b=c#d"], "/a?b=c HTTP/1.1\r\nHost: shop.example"),
         (
             &["--all", "--soft", "--token-file", token],
-            "/ HTTP/1.1\r\nX-Magento-Tags-Pattern: .*\r\nX-Magento-Purge-Soft: 1\r\n\
+            "/ HTTP/1.1\r\nX-Magento-Tags-Pattern: .*\r\nX-Magento-PurgeCommand-Soft: 1\r\n\
              Authorization: Bearer s3cret\r\nHost: 127.0.0.1",
         ),
     ] {
@@ -133,7 +133,7 @@ fn many_tags_go_in_chunks_as_long_as_magentos() {
 
 #[test]
 fn an_answer_is_one_line_for_people() {
-    let line = |json: &str| serde_json::from_str::<Answer>(json).unwrap().to_string();
+    let line = |json: &str| serde_json::from_str::<AcceptedAnswer>(json).unwrap().to_string();
     assert_eq!(line(DONE), "purged at position 42: applied by varnish-1, varnish-3; fenced: varnish-2");
     assert_eq!(
         line(r#"{"position":1,"applied":[],"fenced":["a"]}"#),

@@ -10,26 +10,26 @@ const ROWS: usize = 20;
 /// What `/api/v1/purges` says, as far as the tables show it.
 #[derive(Debug, Deserialize)]
 pub(super) struct Purges {
-    sources: Vec<Source>,
-    what: Vec<What>,
+    sources: Vec<SourceRow>,
+    what: Vec<WhatRow>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Source {
+struct SourceRow {
     source: String,
     #[serde(flatten)]
-    total: Total,
+    total: TotalCells,
 }
 
 #[derive(Debug, Deserialize)]
-struct What {
+struct WhatRow {
     what: String,
     #[serde(flatten)]
-    total: Total,
+    total: TotalCells,
 }
 
 #[derive(Debug, Deserialize)]
-struct Total {
+struct TotalCells {
     purges: u64,
     tags: u64,
     wide: u64,
@@ -45,11 +45,11 @@ impl Purges {
 }
 
 /// What drops most stands first: wide purges, then all.
-fn table(name: &str, mut rows: Vec<(String, Total)>) -> String {
+fn table(name: &str, mut rows: Vec<(String, TotalCells)>) -> String {
     rows.sort_by(|(a, of_a), (b, of_b)| (of_b.wide, of_b.purges).cmp(&(of_a.wide, of_a.purges)).then_with(|| a.cmp(b)));
     let left_out = rows.len().saturating_sub(ROWS);
-    let cells = |(name, total): &(String, Total)| {
-        let Total { purges, tags, wide, last_seen } = total;
+    let cells = |(name, total): &(String, TotalCells)| {
+        let TotalCells { purges, tags, wide, last_seen } = total;
         [printable(name), purges.to_string(), tags.to_string(), wide.to_string(), printable(last_seen)]
     };
     let rows: Vec<_> = rows.iter().take(ROWS).map(cells).collect();
@@ -65,8 +65,8 @@ fn table(name: &str, mut rows: Vec<(String, Total)>) -> String {
 mod tests {
     use super::*;
 
-    fn total(purges: u64, wide: u64) -> Total {
-        Total { purges, tags: 2 * purges, wide, last_seen: "2026-10-14T17:46:40.123Z".into() }
+    fn total(purges: u64, wide: u64) -> TotalCells {
+        TotalCells { purges, tags: 2 * purges, wide, last_seen: "2026-10-14T17:46:40.123Z".into() }
     }
 
     #[test]

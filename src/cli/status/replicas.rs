@@ -7,7 +7,7 @@ use crate::cli::printable;
 
 /// One of them, as `/api/v1/fleet` tells it.
 #[derive(Debug, Deserialize)]
-pub(super) struct Replica {
+pub(super) struct ReplicaRow {
     id: String,
     address: String,
     journal: String,
@@ -21,15 +21,15 @@ pub(super) struct Replica {
 const COLUMNS: [&str; 5] = ["REPLICA", "ADDRESS", "JOURNAL", "CONFIRMS", "NOTE"];
 
 /// Adds the table, where there is anything to say beyond that we are here.
-pub(super) fn push_replicas(table: &mut String, replicas: &[Replica], colour: bool) {
+pub(super) fn push_replicas(table: &mut String, replicas: &[ReplicaRow], colour: bool) {
     if replicas.len() > 1 || replicas.iter().any(|replica| !replica.problem.is_empty()) {
         table.push('\n');
-        let rows: Vec<_> = replicas.iter().map(Replica::cells).collect();
+        let rows: Vec<_> = replicas.iter().map(ReplicaRow::cells).collect();
         push_table(table, &COLUMNS, &rows, colour);
     }
 }
 
-impl Replica {
+impl ReplicaRow {
     fn cells(&self) -> [String; COLUMNS.len()] {
         let confirms = match (self.is_self, self.confirmed) {
             (true, _) => "-",
@@ -53,7 +53,7 @@ mod tests {
 
     #[test]
     fn others_are_shown_and_who_is_alone_is_not() {
-        let replica = |text: &str| serde_json::from_str::<Replica>(text).unwrap();
+        let replica = |text: &str| serde_json::from_str::<ReplicaRow>(text).unwrap();
         let own = || replica(r#"{"id":"a","address":"10.0.0.2:6081","journal":"etcd","self":true,"confirmed":true}"#);
         let other =
             r#"{"id":"b","address":"10.0.0.3:6081","journal":"etcd","confirmed":false,"problem":"it answered 403"}"#;

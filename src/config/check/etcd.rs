@@ -1,7 +1,5 @@
 //! What it takes to get at an etcd, however it is written down: as keys of the configuration, or as an agent's flags.
 
-use std::path::Path;
-
 use super::is_host_port;
 use crate::config::Etcd;
 
@@ -28,15 +26,14 @@ impl Etcd {
         }
         let is_prefix = self.prefix.ends_with('/') && self.prefix.bytes().all(|b| b.is_ascii_graphic());
         require(is_prefix, "prefix", "must end in / and hold no blank, such as /clearcoat/v1/".to_owned());
-        let given = |path: &Path| path != Path::new("");
-        let has_password = self.username.is_empty() || given(&self.password_file);
+        let has_password = self.username.is_none() || self.password_file.is_some();
         require(has_password, "password_file", format!("must name a file when {} is set", named("username")));
-        let has_user = !given(&self.password_file) || !self.username.is_empty();
+        let has_user = self.password_file.is_none() || self.username.is_some();
         require(has_user, "username", format!("must be set when {} is", named("password_file")));
-        require(!encrypted || given(&self.ca), "ca", "must name a file, certificates in PEM, for https".to_owned());
+        require(!encrypted || self.ca.is_some(), "ca", "must name a file, certificates in PEM, for https".to_owned());
         for (name, file, other) in [("cert", &self.cert, &self.key), ("key", &self.key, &self.cert)] {
-            require(given(file) || !given(other), name, "cert and key go together".to_owned());
-            require(!given(file) || encrypted, name, "only for https endpoints".to_owned());
+            require(file.is_some() || other.is_none(), name, "cert and key go together".to_owned());
+            require(file.is_none() || encrypted, name, "only for https endpoints".to_owned());
         }
         found
     }

@@ -1,6 +1,6 @@
 //! What is known of the keys, and what a response of a watch does to it. Pure: no connection, no clock.
 
-use super::super::{Failure, Stage};
+use super::super::{Failure, RaftPosition};
 use super::{Change, PAGE, Resync};
 
 /// A watch that would begin so far behind holds up etcd's writes while it catches up (etcd-io/etcd#22264); a list
@@ -12,8 +12,8 @@ const ASKED_FOR: i64 = -1;
 
 /// Up to where everything is known, and of which history.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Known {
-    pub(super) stage: Stage,
+pub(super) struct WatchPosition {
+    pub(super) position: RaftPosition,
     pub(super) revision: i64,
     /// How many keys there were when they were listed last.
     pub(super) keys: usize,
@@ -21,16 +21,16 @@ pub(super) struct Known {
 
 /// A response of a watch, as far as it matters.
 #[derive(Debug)]
-pub(super) struct Response {
+pub(super) struct WatchMessage {
     /// Where etcd is, by the header.
     pub(super) at: Option<i64>,
     pub(super) watch: i64,
-    pub(super) content: Content,
+    pub(super) content: WatchContent,
 }
 
 /// What a response is about.
 #[derive(Debug)]
-pub(super) enum Content {
+pub(super) enum WatchContent {
     /// The watch is over.
     Cancelled { compacted: i64, reason: String },
     /// The watch has begun.
@@ -41,7 +41,7 @@ pub(super) enum Content {
 
 /// What a response comes to.
 #[derive(Debug)]
-pub(super) enum Heard {
+pub(super) enum WatchOutcome {
     /// The watch goes on elsewhere.
     Failed(Failure),
     /// Only a list helps.
@@ -52,41 +52,41 @@ pub(super) enum Heard {
     Changes(Vec<Change>),
 }
 
-impl Known {
+impl WatchPosition {
     /// Why there has to be a list before a watch on a new connection, to a member that is at this stage.
     ///
     /// Keys that fit on one page are always listed again: that costs as much as any question, and where etcd was restored
     /// from a backup and has come as far again as it had been, nothing else tells.
-    pub(super) fn relist(known: Option<&Known>, stage: &Stage) -> Option<Resync> {
+    pub(super) fn relist(known: Option<&WatchPosition>, position: &RaftPosition) -> Option<Resync> {
         match known {
             None => Some(Resync::Start),
-            Some(known) if stage.goes_back_behind(&known.stage) => Some(Resync::Restored),
+            Some(known) if position.goes_back_behind(&known.position) => Some(Resync::Restored),
             Some(known) if known.keys <= PAGE as usize => Some(Resync::Reconnected),
             Some(_) => None,
         }
     }
 
-    /// Takes in a response. `expected` is the highest revision that anybody here was told, and `stage` where the member is.
-    pub(super) fn take(&mut self, response: Response, expected: i64, stage: Stage) -> Heard {
+    /// Takes in a response. `expected` is the highest revision that anybody here was told, and `position` where the member is.
+    pub(super) fn take(&mut self, response: WatchMessage, expected: i64, position: RaftPosition) -> WatchOutcome {
         let at = response.at.unwrap_or(self.revision);
         match response.content {
-            Content::Cancelled { compacted: 0, reason } => Heard::Failed(Failure::Cancelled(reason)),
-            Content::Cancelled { .. } => Heard::Relist(Resync::Compacted),
+            WatchContent::Cancelled { compacted: 0, reason } => WatchOutcome::Failed(Failure::Cancelled(reason)),
+            WatchContent::Cancelled { .. } => WatchOutcome::Relist(Resync::Compacted),
             // A member that lags says so, too; the list that follows comes from the leader and settles it.
-            Content::Created if at < self.revision.max(expected) => Heard::Relist(Resync::Restored),
-            Content::Created if at - self.revision > FAR_BEHIND => Heard::Relist(Resync::FarBehind),
-            Content::Created => {
-                self.stage = stage;
-                Heard::Created
+            WatchContent::Created if at < self.revision.max(expected) => WatchOutcome::Relist(Resync::Restored),
+            WatchContent::Created if at - self.revision > FAR_BEHIND => WatchOutcome::Relist(Resync::FarBehind),
+            WatchContent::Created => {
+                self.position = position;
+                WatchOutcome::Created
             }
-            Content::Changes(mut changes) => {
+            WatchContent::Changes(mut changes) => {
                 let is_progress = changes.is_empty() && response.watch != ASKED_FOR;
                 // What was known before: a member that lags sends old events again (etcd-io/etcd#20221).
                 changes.retain(|change| change.revision() > self.revision);
                 let last = changes.iter().map(Change::revision).max();
                 let moved = last.or(is_progress.then_some(at)).unwrap_or(self.revision);
                 self.revision = self.revision.max(moved);
-                Heard::Changes(changes)
+                WatchOutcome::Changes(changes)
             }
         }
     }
@@ -96,23 +96,23 @@ impl Known {
 mod tests {
     use super::*;
 
-    const STAGE: Stage = Stage { cluster: 1, term: 2, index: 100 };
+    const POSITION: RaftPosition = RaftPosition { cluster: 1, term: 2, index: 100 };
 
-    fn known(revision: i64) -> Known {
-        Known { stage: STAGE, revision, keys: 3 }
+    fn known(revision: i64) -> WatchPosition {
+        WatchPosition { position: POSITION, revision, keys: 3 }
     }
 
-    fn response(at: i64, watch: i64, content: Content) -> Response {
-        Response { at: Some(at), watch, content }
+    fn response(at: i64, watch: i64, content: WatchContent) -> WatchMessage {
+        WatchMessage { at: Some(at), watch, content }
     }
 
     fn deleted(revision: i64) -> Change {
         Change::Deleted { key: "a".to_owned(), revision }
     }
 
-    fn changes(heard: Heard) -> Vec<i64> {
+    fn changes(heard: WatchOutcome) -> Vec<i64> {
         match heard {
-            Heard::Changes(changes) => changes.iter().map(Change::revision).collect(),
+            WatchOutcome::Changes(changes) => changes.iter().map(Change::revision).collect(),
             other => panic!("{other:?}"),
         }
     }
@@ -120,60 +120,64 @@ mod tests {
     #[test]
     fn progress_moves_the_revision_unless_it_was_asked_for() {
         let mut known = known(10);
-        known.take(response(50, ASKED_FOR, Content::Changes(vec![])), 0, STAGE);
+        known.take(response(50, ASKED_FOR, WatchContent::Changes(vec![])), 0, POSITION);
         assert_eq!(known.revision, 10, "an answer may overtake events");
         // Which come after it, and are no old ones.
-        let events = Content::Changes(vec![deleted(20)]);
-        assert_eq!(changes(known.take(response(50, 0, events), 0, STAGE)), [20]);
+        let events = WatchContent::Changes(vec![deleted(20)]);
+        assert_eq!(changes(known.take(response(50, 0, events), 0, POSITION)), [20]);
         assert_eq!(known.revision, 20, "the header names etcd's newest revision, not that of the events");
-        known.take(response(50, 0, Content::Changes(vec![])), 0, STAGE);
+        known.take(response(50, 0, WatchContent::Changes(vec![])), 0, POSITION);
         assert_eq!(known.revision, 50);
     }
 
     #[test]
     fn old_events_of_a_member_that_lags_are_dropped_and_move_nothing() {
         let mut known = known(10);
-        let events = Content::Changes(vec![deleted(9), deleted(10), deleted(11)]);
-        assert_eq!(changes(known.take(response(11, 0, events), 0, STAGE)), [11]);
-        let events = Content::Changes(vec![deleted(4), deleted(11)]);
-        assert_eq!(changes(known.take(response(60, 0, events), 0, STAGE)), [0; 0]);
+        let events = WatchContent::Changes(vec![deleted(9), deleted(10), deleted(11)]);
+        assert_eq!(changes(known.take(response(11, 0, events), 0, POSITION)), [11]);
+        let events = WatchContent::Changes(vec![deleted(4), deleted(11)]);
+        assert_eq!(changes(known.take(response(60, 0, events), 0, POSITION)), [0; 0]);
         assert_eq!(known.revision, 11, "old events are no notice of progress");
-        known.take(response(5, 0, Content::Changes(vec![])), 0, STAGE);
+        known.take(response(5, 0, WatchContent::Changes(vec![])), 0, POSITION);
         assert_eq!(known.revision, 11);
     }
 
     #[test]
     fn a_watch_that_would_begin_far_behind_is_a_list_instead() {
-        let created = |at| known(10).take(response(at, 0, Content::Created), 0, STAGE);
-        assert!(matches!(created(10 + FAR_BEHIND), Heard::Created));
-        assert!(matches!(created(11 + FAR_BEHIND), Heard::Relist(Resync::FarBehind)));
+        let created = |at| known(10).take(response(at, 0, WatchContent::Created), 0, POSITION);
+        assert!(matches!(created(10 + FAR_BEHIND), WatchOutcome::Created));
+        assert!(matches!(created(11 + FAR_BEHIND), WatchOutcome::Relist(Resync::FarBehind)));
     }
 
     #[test]
     fn a_history_that_ends_before_what_anybody_was_told_is_another_one() {
-        let created = |at, expected| known(10).take(response(at, 0, Content::Created), expected, STAGE);
-        assert!(matches!(created(9, 0), Heard::Relist(Resync::Restored)));
-        assert!(matches!(created(10, 0), Heard::Created));
-        assert!(matches!(created(10, 11), Heard::Relist(Resync::Restored)));
+        let created = |at, expected| known(10).take(response(at, 0, WatchContent::Created), expected, POSITION);
+        assert!(matches!(created(9, 0), WatchOutcome::Relist(Resync::Restored)));
+        assert!(matches!(created(10, 0), WatchOutcome::Created));
+        assert!(matches!(created(10, 11), WatchOutcome::Relist(Resync::Restored)));
     }
 
     #[test]
     fn what_etcd_has_forgotten_is_listed_and_any_other_end_is_a_failure() {
         let cancelled = |compacted| {
-            known(10).take(response(99, 0, Content::Cancelled { compacted, reason: "so".into() }), 0, STAGE)
+            known(10).take(response(99, 0, WatchContent::Cancelled { compacted, reason: "so".into() }), 0, POSITION)
         };
-        assert!(matches!(cancelled(50), Heard::Relist(Resync::Compacted)));
-        assert!(matches!(cancelled(0), Heard::Failed(Failure::Cancelled(reason)) if reason == "so"));
+        assert!(matches!(cancelled(50), WatchOutcome::Relist(Resync::Compacted)));
+        assert!(matches!(cancelled(0), WatchOutcome::Failed(Failure::Cancelled(reason)) if reason == "so"));
     }
 
     #[test]
     fn a_new_connection_lists_what_fits_on_a_page_and_resumes_what_does_not() {
-        let many = Known { keys: PAGE as usize + 1, ..known(10) };
-        assert_eq!(Known::relist(None, &STAGE), Some(Resync::Start));
-        assert_eq!(Known::relist(Some(&known(10)), &STAGE), Some(Resync::Reconnected));
-        assert_eq!(Known::relist(Some(&many), &STAGE), None);
-        for other in [Stage { cluster: 2, ..STAGE }, Stage { term: 1, ..STAGE }, Stage { index: 99, ..STAGE }] {
-            assert_eq!(Known::relist(Some(&many), &other), Some(Resync::Restored), "{other:?}");
+        let many = WatchPosition { keys: PAGE as usize + 1, ..known(10) };
+        assert_eq!(WatchPosition::relist(None, &POSITION), Some(Resync::Start));
+        assert_eq!(WatchPosition::relist(Some(&known(10)), &POSITION), Some(Resync::Reconnected));
+        assert_eq!(WatchPosition::relist(Some(&many), &POSITION), None);
+        for other in [
+            RaftPosition { cluster: 2, ..POSITION },
+            RaftPosition { term: 1, ..POSITION },
+            RaftPosition { index: 99, ..POSITION },
+        ] {
+            assert_eq!(WatchPosition::relist(Some(&many), &other), Some(Resync::Restored), "{other:?}");
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU16;
 
 use super::*;
 use crate::config;
-use crate::etcd::{Etcd as Cluster, Session};
+use crate::etcd::{EtcdCluster as Cluster, Session};
 use crate::journal::Observer;
 use crate::journal::contract::{self, at, entries, nobody, node, purge};
 

@@ -17,7 +17,7 @@ use super::super::failure::Failure;
 use super::super::request::Request;
 use super::super::transfer::Outgoing;
 use super::relay::Relayed;
-use super::{Begun, Exchange, fallback_host, forwarding};
+use super::{Begun, Exchange, forwarding};
 use crate::esi::{EsiParser, Piece};
 use crate::fleet::Node;
 use crate::http1::{BodyDecoder, RequestHead, write_subrequest};
@@ -154,11 +154,9 @@ impl Asking<'_> {
             return Err(LeftOut::Late);
         }
         self.count += 1;
-        let fallback = fallback_host(self.head, self.node);
-        let host = self.head.host().unwrap_or(fallback.as_bytes());
-        let target = fragment::target_of(source, host, base).ok_or(LeftOut::Foreign)?;
+        let forwarding = forwarding(client, self.head, self.node);
+        let target = fragment::target_of(source, &forwarding.host(self.head), base).ok_or(LeftOut::Foreign)?;
         let mut out = Vec::new();
-        let forwarding = forwarding(client, self.head, &fallback);
         write_subrequest(&mut out, &target, self.head, forwarding);
         let fetched = fragment::fetch(client, self.node, of_page, &out).await;
         self.is_late = matches!(fetched, Err(LeftOut::Late));

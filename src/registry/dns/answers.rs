@@ -5,13 +5,13 @@
 
 use std::collections::BTreeMap;
 
-use crate::fleet::{Event, NodeId, NodeSpec, Role, Source};
+use crate::fleet::{Event, NodeKey, NodeSource, NodeSpec};
 
 /// The last good answer to each question.
 #[derive(Debug, Default)]
-pub(super) struct Answers(BTreeMap<usize, Vec<NodeSpec>>);
+pub(super) struct LastAnswers(BTreeMap<usize, Vec<NodeSpec>>);
 
-impl Answers {
+impl LastAnswers {
     /// A question has this answer now. Returns what that changes: who is new comes before who is gone, so that a fleet
     /// that moves is never empty in between.
     pub(super) fn replace(&mut self, question: usize, nodes: Vec<NodeSpec>) -> Vec<Event> {
@@ -21,11 +21,11 @@ impl Answers {
         let joined = now.iter().filter(|(identity, spec)| before.get(*identity) != Some(*spec));
         let mut events: Vec<Event> = joined.map(|(_, spec)| Event::Joined(spec.clone())).collect();
         let gone = before.into_keys().filter(|identity| !now.contains_key(identity));
-        events.extend(gone.map(|(role, id)| Event::Vanished(Source::Dns, role, id)));
+        events.extend(gone.map(|(role, id)| Event::Vanished(NodeSource::Dns, role, id)));
         events
     }
 
-    fn nodes(&self) -> BTreeMap<(Role, NodeId), NodeSpec> {
+    fn nodes(&self) -> BTreeMap<NodeKey, NodeSpec> {
         let mut nodes = BTreeMap::new();
         for spec in self.0.values().flatten() {
             nodes.entry((spec.role, spec.id.clone())).or_insert_with(|| spec.clone());
@@ -37,10 +37,11 @@ impl Answers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fleet::{NodeId, Role};
 
     fn node(role: Role, address: &str, weight: u32) -> NodeSpec {
         let id = NodeId::try_from(address).unwrap();
-        NodeSpec { source: Source::Dns, weight, ..NodeSpec::new(role, id, address.parse().unwrap()) }
+        NodeSpec { source: NodeSource::Dns, weight, ..NodeSpec::new(role, id, address.parse().unwrap()) }
     }
 
     fn web(address: &str) -> NodeSpec {
@@ -50,7 +51,7 @@ mod tests {
     fn words(events: Vec<Event>) -> Vec<String> {
         let word = |event| match event {
             Event::Joined(spec) => format!("+{} {}", spec.id, spec.weight),
-            Event::Vanished(Source::Dns, _, id) => format!("-{id}"),
+            Event::Vanished(NodeSource::Dns, _, id) => format!("-{id}"),
             other => panic!("{other:?}"),
         };
         events.into_iter().map(word).collect()
@@ -58,7 +59,7 @@ mod tests {
 
     #[test]
     fn only_what_changed_is_told_and_who_is_new_comes_first() {
-        let mut answers = Answers::default();
+        let mut answers = LastAnswers::default();
         assert_eq!(
             words(answers.replace(0, vec![web("10.0.0.2:80"), web("10.0.0.1:80")])),
             ["+10.0.0.1:80 1", "+10.0.0.2:80 1"]
@@ -74,7 +75,7 @@ mod tests {
 
     #[test]
     fn a_node_with_two_names_stays_until_both_have_dropped_it() {
-        let mut answers = Answers::default();
+        let mut answers = LastAnswers::default();
         assert_eq!(words(answers.replace(1, vec![node(Role::Web, "10.0.0.1:80", 2)])), ["+10.0.0.1:80 2"]);
         // The first name counts, whichever was answered first.
         assert_eq!(words(answers.replace(0, vec![web("10.0.0.1:80")])), ["+10.0.0.1:80 1"]);
@@ -84,7 +85,7 @@ mod tests {
 
     #[test]
     fn the_same_address_in_two_roles_is_two_nodes() {
-        let mut answers = Answers::default();
+        let mut answers = LastAnswers::default();
         answers.replace(0, vec![web("10.0.0.1:80")]);
         assert_eq!(words(answers.replace(1, vec![node(Role::Varnish, "10.0.0.1:80", 1)])), ["+10.0.0.1:80 1"]);
         assert_eq!(words(answers.replace(1, vec![])), ["-10.0.0.1:80"]);

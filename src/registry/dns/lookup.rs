@@ -21,7 +21,7 @@ use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use hickory_resolver::{TokioResolver, system_conf};
 use tokio::task::JoinSet;
 
-use super::question::{Question, Search, What};
+use super::question::{DnsQuestion, QuestionKind, Search};
 
 /// How long a whole answer may take. Every question has been answered, or has failed once, when this time is over.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -37,16 +37,16 @@ const FOR_EVER: Duration = Duration::MAX;
 
 /// What there is to a question.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Answer {
+pub(super) struct DnsAnswer {
     /// Each once, in order.
-    pub(super) nodes: Vec<Found>,
+    pub(super) nodes: Vec<DnsNode>,
     /// How long that is so.
     pub(super) ttl: Duration,
 }
 
 /// One node.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct DnsNode {
     /// What names it.
     pub(super) id: String,
     pub(super) address: SocketAddr,
@@ -55,7 +55,7 @@ pub(super) struct Found {
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Failure {
+pub(super) enum LookupError {
     #[error("no answer within {PATIENCE:?}")]
     Patience,
     #[error("{0}")]
@@ -69,14 +69,14 @@ pub(super) enum Failure {
 }
 
 /// Records, or that there are none.
-struct Records {
+struct RecordSet {
     data: Vec<RData>,
     ttl: Duration,
 }
 
 /// Which records.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum RecordKind {
     Addresses,
     Services,
 }
@@ -90,7 +90,7 @@ pub(super) struct Lookup {
 
 impl Lookup {
     /// Asks these servers, or those of the system where there are none. Our own servers take names as they are.
-    pub(super) fn new(servers: &[SocketAddr]) -> Result<Self, Failure> {
+    pub(super) fn new(servers: &[SocketAddr]) -> Result<Self, LookupError> {
         let (config, mut options, search) = if servers.is_empty() {
             let (config, options) = system_conf::read_system_conf()?;
             let local = config.domain().filter(|_| config.search().is_empty());
@@ -111,26 +111,26 @@ impl Lookup {
         Ok(Lookup { resolver: builder.build()?, search })
     }
 
-    pub(super) async fn answer(&self, question: &Question) -> Result<Answer, Failure> {
+    pub(super) async fn answer(&self, question: &DnsQuestion) -> Result<DnsAnswer, LookupError> {
         let answer = async {
             match &question.what {
-                What::Addresses { name, port } => self.addresses(name, *port).await,
-                What::Services { name } => self.services(name).await,
-                What::Nothing(address) => {
-                    Ok(Answer { nodes: vec![found(address.ip(), address.port())], ttl: FOR_EVER })
+                QuestionKind::Addresses { name, port } => self.addresses(name, *port).await,
+                QuestionKind::Services { name } => self.services(name).await,
+                QuestionKind::Nothing(address) => {
+                    Ok(DnsAnswer { nodes: vec![found(address.ip(), address.port())], ttl: FOR_EVER })
                 }
             }
         };
-        tokio::time::timeout(PATIENCE, answer).await.unwrap_or(Err(Failure::Patience))
+        tokio::time::timeout(PATIENCE, answer).await.unwrap_or(Err(LookupError::Patience))
     }
 
-    async fn addresses(&self, name: &str, port: u16) -> Result<Answer, Failure> {
-        let records = self.find(name, Kind::Addresses).await?;
-        Ok(Answer { nodes: ips(&records).into_iter().map(|ip| found(ip, port)).collect(), ttl: records.ttl })
+    async fn addresses(&self, name: &str, port: u16) -> Result<DnsAnswer, LookupError> {
+        let records = self.find(name, RecordKind::Addresses).await?;
+        Ok(DnsAnswer { nodes: ips(&records).into_iter().map(|ip| found(ip, port)).collect(), ttl: records.ttl })
     }
 
-    async fn services(&self, name: &str) -> Result<Answer, Failure> {
-        let records = self.find(name, Kind::Services).await?;
+    async fn services(&self, name: &str) -> Result<DnsAnswer, LookupError> {
+        let records = self.find(name, RecordKind::Services).await?;
         let mut ttl = records.ttl;
         let targets = targets(&records.data);
         let mut addresses = BTreeMap::new();
@@ -139,7 +139,7 @@ impl Lookup {
             let mut lookups = JoinSet::new();
             for &name in some {
                 let (this, name) = (self.clone(), name.clone());
-                lookups.spawn(async move { (this.records(&name, Kind::Addresses).await, name) });
+                lookups.spawn(async move { (this.records(&name, RecordKind::Addresses).await, name) });
             }
             while let Some(ended) = lookups.join_next().await {
                 let (records, name) = ended?;
@@ -152,14 +152,14 @@ impl Lookup {
         let node = |((target, port), weight): (&(Name, u16), &u32)| {
             let ip = *addresses.get(target)?;
             let id = format!("{}:{port}", target.to_ascii().trim_end_matches('.').to_ascii_lowercase());
-            Some(Found { id, address: SocketAddr::new(ip, *port), weight: *weight })
+            Some(DnsNode { id, address: SocketAddr::new(ip, *port), weight: *weight })
         };
-        Ok(Answer { nodes: targets.iter().filter_map(node).collect(), ttl })
+        Ok(DnsAnswer { nodes: targets.iter().filter_map(node).collect(), ttl })
     }
 
     /// The records of the first of the names that `name` stands for and that has some.
-    async fn find(&self, name: &str, kind: Kind) -> Result<Records, Failure> {
-        let mut none = Records { data: Vec::new(), ttl: FOR_EVER };
+    async fn find(&self, name: &str, kind: RecordKind) -> Result<RecordSet, LookupError> {
+        let mut none = RecordSet { data: Vec::new(), ttl: FOR_EVER };
         let mut failure = None;
         for name in self.search.complete(name) {
             match self.records(&Name::from_ascii(name)?, kind).await {
@@ -172,10 +172,10 @@ impl Lookup {
     }
 
     /// The records of a whole name. For addresses those of IPv6 only where there is none of IPv4: see `dns.rs`.
-    async fn records(&self, name: &Name, kind: Kind) -> Result<Records, Failure> {
+    async fn records(&self, name: &Name, kind: RecordKind) -> Result<RecordSet, LookupError> {
         let types: &[RecordType] = match kind {
-            Kind::Addresses => &[RecordType::A, RecordType::AAAA],
-            Kind::Services => &[RecordType::SRV],
+            RecordKind::Addresses => &[RecordType::A, RecordType::AAAA],
+            RecordKind::Services => &[RecordType::SRV],
         };
         let mut ttl = FOR_EVER;
         for &wanted in types {
@@ -183,7 +183,7 @@ impl Lookup {
                 Ok(lookup) => lookup,
                 Err(NetError::Dns(DnsError::NoRecordsFound(none))) => {
                     if none.soa.is_none() && none.ns.is_some() {
-                        return Err(Failure::Referral);
+                        return Err(LookupError::Referral);
                     }
                     // Whoever does not say how long is asked again soon.
                     ttl = ttl.min(Duration::from_secs(none.negative_ttl.unwrap_or(0).into()));
@@ -197,10 +197,10 @@ impl Lookup {
             let of_type = lookup.answers().iter().filter(|record| record.record_type() == wanted);
             let data: Vec<RData> = of_type.map(|record| record.data.clone()).collect();
             if !data.is_empty() {
-                return Ok(Records { data, ttl });
+                return Ok(RecordSet { data, ttl });
             }
         }
-        Ok(Records { data: Vec::new(), ttl })
+        Ok(RecordSet { data: Vec::new(), ttl })
     }
 }
 
@@ -210,12 +210,12 @@ fn server(address: &SocketAddr) -> NameServerConfig {
     server
 }
 
-fn found(ip: IpAddr, port: u16) -> Found {
-    Found { id: format!("{ip}:{port}"), address: SocketAddr::new(ip, port), weight: 1 }
+fn found(ip: IpAddr, port: u16) -> DnsNode {
+    DnsNode { id: format!("{ip}:{port}"), address: SocketAddr::new(ip, port), weight: 1 }
 }
 
 /// The addresses, each once, in order: a name server shuffles them.
-fn ips(records: &Records) -> Vec<IpAddr> {
+fn ips(records: &RecordSet) -> Vec<IpAddr> {
     let ip = |data: &RData| match data {
         RData::A(v4) => Some(IpAddr::V4(v4.0)),
         RData::AAAA(v6) => Some(IpAddr::V6(v6.0)),

@@ -7,15 +7,15 @@ use crate::fleet::Role;
 
 /// One name of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Question {
+pub(super) struct DnsQuestion {
     /// What its nodes do.
     pub(super) role: Role,
-    pub(super) what: What,
+    pub(super) what: QuestionKind,
 }
 
 /// What is asked of the name server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum What {
+pub(super) enum QuestionKind {
     /// `NAME:PORT`: addresses; each is a node with this port.
     Addresses { name: String, port: u16 },
     /// `_SERVICE._PROTO.NAME`: services; each is a node.
@@ -24,25 +24,25 @@ pub(super) enum What {
     Nothing(SocketAddr),
 }
 
-impl Question {
+impl DnsQuestion {
     /// A name as the configuration has it; it was checked there.
     pub(super) fn new(role: Role, text: &str) -> Self {
         let name_and_port = text.rsplit_once(':').and_then(|(name, port)| Some((name.to_owned(), port.parse().ok()?)));
         let what = match (text.parse(), name_and_port) {
-            (Ok(address), _) => What::Nothing(address),
-            (_, Some((name, port))) => What::Addresses { name, port },
-            _ => What::Services { name: text.to_owned() },
+            (Ok(address), _) => QuestionKind::Nothing(address),
+            (_, Some((name, port))) => QuestionKind::Addresses { name, port },
+            _ => QuestionKind::Services { name: text.to_owned() },
         };
-        Question { role, what }
+        DnsQuestion { role, what }
     }
 }
 
-impl fmt::Display for Question {
+impl fmt::Display for DnsQuestion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.what {
-            What::Addresses { name, port } => write!(f, "{name}:{port}"),
-            What::Services { name } => f.write_str(name),
-            What::Nothing(address) => address.fmt(f),
+            QuestionKind::Addresses { name, port } => write!(f, "{name}:{port}"),
+            QuestionKind::Services { name } => f.write_str(name),
+            QuestionKind::Nothing(address) => address.fmt(f),
         }
     }
 }
@@ -75,13 +75,13 @@ mod tests {
 
     #[test]
     fn a_name_asks_for_addresses_or_for_services() {
-        let what = |text| Question::new(Role::Web, text).what;
-        assert_eq!(what("web.shop:80"), What::Addresses { name: "web.shop".into(), port: 80 });
-        assert_eq!(what("_http._tcp.shop"), What::Services { name: "_http._tcp.shop".into() });
-        assert_eq!(what("10.0.0.5:80"), What::Nothing("10.0.0.5:80".parse().unwrap()));
-        assert_eq!(what("[fd00::5]:80"), What::Nothing("[fd00::5]:80".parse().unwrap()));
+        let what = |text| DnsQuestion::new(Role::Web, text).what;
+        assert_eq!(what("web.shop:80"), QuestionKind::Addresses { name: "web.shop".into(), port: 80 });
+        assert_eq!(what("_http._tcp.shop"), QuestionKind::Services { name: "_http._tcp.shop".into() });
+        assert_eq!(what("10.0.0.5:80"), QuestionKind::Nothing("10.0.0.5:80".parse().unwrap()));
+        assert_eq!(what("[fd00::5]:80"), QuestionKind::Nothing("[fd00::5]:80".parse().unwrap()));
         for text in ["web.shop:80", "_http._tcp.shop", "[fd00::5]:80"] {
-            assert_eq!(Question::new(Role::Web, text).to_string(), text);
+            assert_eq!(DnsQuestion::new(Role::Web, text).to_string(), text);
         }
     }
 

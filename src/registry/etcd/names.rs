@@ -14,24 +14,24 @@ use crate::registry::resolve::{RETRY, resolve};
 const AT_ONCE: usize = 16;
 
 /// The look-ups that are under way.
-pub(super) struct Names {
-    tasks: JoinSet<Found>,
+pub(super) struct NameLookups {
+    tasks: JoinSet<FoundAddress>,
     /// The address that each key waits for.
     wanted: HashMap<String, (String, AbortHandle)>,
     room: Arc<Semaphore>,
 }
 
 /// A name that resolved.
-pub(super) struct Found {
+pub(super) struct FoundAddress {
     pub(super) key: String,
     /// The name, with its port.
     name: String,
     pub(super) address: SocketAddr,
 }
 
-impl Names {
+impl NameLookups {
     pub(super) fn new() -> Self {
-        Names { tasks: JoinSet::new(), wanted: HashMap::new(), room: Arc::new(Semaphore::new(AT_ONCE)) }
+        NameLookups { tasks: JoinSet::new(), wanted: HashMap::new(), room: Arc::new(Semaphore::new(AT_ONCE)) }
     }
 
     /// Looks up the address of a key, instead of whatever was looked up for it before.
@@ -57,7 +57,7 @@ impl Names {
     }
 
     /// The next one that is found; never returns where none is looked for.
-    pub(super) async fn found(&mut self) -> Found {
+    pub(super) async fn found(&mut self) -> FoundAddress {
         loop {
             match self.tasks.join_next().await {
                 Some(Ok(found)) => {
@@ -76,7 +76,7 @@ impl Names {
     }
 }
 
-async fn look_up(key: String, name: String, room: Arc<Semaphore>) -> Found {
+async fn look_up(key: String, name: String, room: Arc<Semaphore>) -> FoundAddress {
     let mut told = String::new();
     loop {
         // It is closed with the runtime.
@@ -84,7 +84,7 @@ async fn look_up(key: String, name: String, room: Arc<Semaphore>) -> Found {
         let looked_up = resolve(&name).await;
         drop(permit);
         match looked_up {
-            Ok(address) => return Found { key, name, address },
+            Ok(address) => return FoundAddress { key, name, address },
             Err(reason) if reason != told => {
                 tracing::warn!(key, address = name, reason, "node address does not resolve yet");
                 told = reason;

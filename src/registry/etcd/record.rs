@@ -11,7 +11,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::config::NodeFacts;
-use crate::fleet::{DEFAULT_HEADER_LIMIT, Delivery, NodeId, NodeSpec, PurgeHeaders, Role, SendProxy, Source};
+use crate::fleet::{
+    DEFAULT_HEADER_LIMIT, Delivery, NodeId, NodeSource, NodeSpec, PurgeHeaders, Role, SendProxy, ServingState,
+};
 
 /// The longest value: a record is some hundred bytes, and every replica keeps it.
 const LONGEST: usize = 64 * 1024;
@@ -35,7 +37,7 @@ const KNOWN: [&str; 12] = [
 
 /// What a node has registered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Record {
+pub(super) struct NodeRecord {
     /// `HOST:PORT`, the host an address or a name.
     pub(super) address: String,
     pub(super) weight: u32,
@@ -50,7 +52,7 @@ pub(super) struct Record {
 }
 
 /// A record, and the names of its fields that nobody here knows.
-pub(super) type Parsed = (Record, Vec<String>);
+pub(super) type ParsedRecord = (NodeRecord, Vec<String>);
 
 /// A record as it is written.
 #[derive(Deserialize)]
@@ -60,7 +62,7 @@ struct Written {
     weight: u32,
     zone: Option<Arc<str>>,
     #[serde(default)]
-    state: State,
+    state: ServingState,
     epoch: Option<Arc<str>>,
     #[serde(default)]
     labels: BTreeMap<String, String>,
@@ -70,21 +72,13 @@ struct Written {
     send_proxy: SendProxy,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum State {
-    #[default]
-    Up,
-    Drain,
-}
-
 fn one() -> u32 {
     1
 }
 
-impl Record {
+impl NodeRecord {
     /// Reads what is there. The text of an error says what is wrong, and what is allowed.
-    pub(super) fn parse(role: Role, value: &[u8]) -> Result<Parsed, String> {
+    pub(super) fn parse(role: Role, value: &[u8]) -> Result<ParsedRecord, String> {
         if value.len() > LONGEST {
             return Err(format!("{} bytes are too long for a record, {LONGEST} are the most", value.len()));
         }
@@ -97,7 +91,7 @@ impl Record {
     /// The node, once it is known where it is.
     pub(super) fn spec(&self, role: Role, id: NodeId, address: SocketAddr) -> NodeSpec {
         NodeSpec {
-            source: Source::Etcd,
+            source: NodeSource::Etcd,
             role,
             id,
             address,
@@ -121,7 +115,7 @@ impl Written {
             address: address.to_owned(),
             weight: 1,
             zone: None,
-            state: State::Up,
+            state: ServingState::Up,
             epoch: None,
             labels: BTreeMap::new(),
             delivery: None,
@@ -130,7 +124,7 @@ impl Written {
         }
     }
 
-    fn check(self, role: Role, text: &str) -> Result<Record, String> {
+    fn check(self, role: Role, text: &str) -> Result<NodeRecord, String> {
         let facts = NodeFacts {
             role,
             address: &self.address,
@@ -146,10 +140,10 @@ impl Written {
         if let Some((name, reason)) = faults.first() {
             return Err(format!("{name}: {reason}"));
         }
-        Ok(Record {
+        Ok(NodeRecord {
             address: self.address,
             weight: self.weight,
-            drain: self.state == State::Drain,
+            drain: self.state == ServingState::Drain,
             delivery: self.delivery.unwrap_or_default(),
             header_limit: self.header_limit.unwrap_or(DEFAULT_HEADER_LIMIT),
             send_proxy: self.send_proxy,
@@ -185,8 +179,8 @@ fn shown(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn parse(role: Role, value: &str) -> Result<Parsed, String> {
-        Record::parse(role, value.as_bytes())
+    fn parse(role: Role, value: &str) -> Result<ParsedRecord, String> {
+        NodeRecord::parse(role, value.as_bytes())
     }
 
     fn refused(role: Role, value: &str) -> String {
@@ -214,7 +208,7 @@ mod tests {
         assert_eq!((spec.weight, record.weight, record.drain), (0, 3, true));
         assert_eq!((spec.delivery, spec.header_limit, spec.send_proxy), (Delivery::Xkey, 1024, SendProxy::V2));
         assert_eq!((spec.zone.as_deref(), spec.epoch.as_deref()), (Some("a"), Some("e1")));
-        assert_eq!((spec.labels["rack"].as_str(), spec.source), ("7", Source::Etcd));
+        assert_eq!((spec.labels["rack"].as_str(), spec.source), ("7", NodeSource::Etcd));
     }
 
     #[test]
@@ -252,16 +246,16 @@ mod tests {
             let reason = refused(role, value);
             assert!(reason.contains(expected), "{value}: {reason}");
         }
-        assert_eq!(Record::parse(Role::Web, b"\xff:80").unwrap_err(), "not UTF-8");
-        assert!(Record::parse(Role::Web, &[b'a'; LONGEST + 1]).unwrap_err().contains("too long"));
+        assert_eq!(NodeRecord::parse(Role::Web, b"\xff:80").unwrap_err(), "not UTF-8");
+        assert!(NodeRecord::parse(Role::Web, &[b'a'; LONGEST + 1]).unwrap_err().contains("too long"));
     }
 
     proptest::proptest! {
         #[test]
         fn nothing_that_is_written_there_makes_it_panic(value: Vec<u8>, json in "\\{(\"(address|weight|state|labels)\":[\"0-9a-z:{},-]{0,12},?){0,4}\\}") {
             for role in [Role::Web, Role::Varnish] {
-                _ = Record::parse(role, &value);
-                _ = Record::parse(role, json.as_bytes());
+                _ = NodeRecord::parse(role, &value);
+                _ = NodeRecord::parse(role, json.as_bytes());
             }
         }
     }

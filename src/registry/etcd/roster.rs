@@ -13,21 +13,21 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::record::Record;
+use super::record::NodeRecord;
 use crate::etcd::follow::{Change, Item};
-use crate::fleet::{NodeId, Role};
+use crate::fleet::{NodeId, NodeKey, Role};
 
 /// What is known of the keys below `nodes/`.
 #[derive(Debug, Default)]
 pub(super) struct Roster {
-    keys: BTreeMap<String, Known>,
+    keys: BTreeMap<String, KnownKey>,
     /// When a key was deleted last: what is older about a key that is not there is old news.
     last_deletion: i64,
 }
 
 /// What is known of one key.
 #[derive(Debug, Default)]
-struct Known {
+struct KnownKey {
     /// When it was written last.
     revision: i64,
     /// What it goes with; 0 where nothing.
@@ -35,12 +35,12 @@ struct Known {
     /// Of its value, so that one that is listed again is not judged again.
     fingerprint: u64,
     /// The last value that could be read.
-    record: Option<Record>,
+    record: Option<NodeRecord>,
 }
 
 /// What a change means.
 #[derive(Debug, PartialEq)]
-pub(super) enum Step {
+pub(super) enum RosterChange {
     /// The node is there, with this record.
     Registered(Registered),
     /// The node is not there any more.
@@ -55,7 +55,7 @@ pub(super) struct Registered {
     pub(super) key: String,
     pub(super) role: Role,
     pub(super) id: NodeId,
-    pub(super) record: Record,
+    pub(super) record: NodeRecord,
     /// Fields of its record that nobody here knows.
     pub(super) unknown: Vec<String>,
 }
@@ -74,7 +74,7 @@ pub(super) struct Departure {
 
 impl Roster {
     /// All that there is. What was known before and is not in here is gone.
-    pub(super) fn list(&mut self, items: Vec<Item>, revision: i64) -> Vec<Step> {
+    pub(super) fn list(&mut self, items: Vec<Item>, revision: i64) -> Vec<RosterChange> {
         // It may be of another history, in which revisions are lower.
         self.last_deletion = 0;
         self.keys.values_mut().for_each(|known| known.revision = 0);
@@ -86,14 +86,14 @@ impl Roster {
     }
 
     /// One change. `None` where it changes nothing that matters.
-    pub(super) fn apply(&mut self, change: &Change) -> Option<Step> {
+    pub(super) fn apply(&mut self, change: &Change) -> Option<RosterChange> {
         match change {
             Change::Put(item) => self.put(item),
             Change::Deleted { key, revision } => self.delete(key, *revision),
         }
     }
 
-    fn put(&mut self, item: &Item) -> Option<Step> {
+    fn put(&mut self, item: &Item) -> Option<RosterChange> {
         let known = self.keys.get(&item.key);
         // A member that lags tells old news again (etcd-io/etcd#20221).
         let is_old = known.map_or(item.revision < self.last_deletion, |known| item.revision <= known.revision);
@@ -106,17 +106,17 @@ impl Roster {
         if std::mem::replace(&mut known.fingerprint, fingerprint) == fingerprint {
             return None;
         }
-        let parsed = node_of(&item.key).and_then(|(role, id)| Ok((role, id, Record::parse(role, &item.value)?)));
+        let parsed = node_of(&item.key).and_then(|(role, id)| Ok((role, id, NodeRecord::parse(role, &item.value)?)));
         Some(match parsed {
             Ok((role, id, (record, unknown))) => {
                 known.record = Some(record.clone());
-                Step::Registered(Registered { key: item.key.clone(), role, id, record, unknown })
+                RosterChange::Registered(Registered { key: item.key.clone(), role, id, record, unknown })
             }
-            Err(reason) => Step::Rejected(item.key.clone(), reason),
+            Err(reason) => RosterChange::Rejected(item.key.clone(), reason),
         })
     }
 
-    fn delete(&mut self, key: &str, revision: i64) -> Option<Step> {
+    fn delete(&mut self, key: &str, revision: i64) -> Option<RosterChange> {
         if self.keys.get(key).is_some_and(|known| revision < known.revision) {
             return None;
         }
@@ -124,27 +124,27 @@ impl Roster {
         let known = self.keys.remove(key)?;
         let (record, (role, id)) = (known.record?, node_of(key).ok()?);
         let (lease, drained) = (known.lease, record.drain);
-        Some(Step::Gone(Departure { key: key.to_owned(), role, id, lease, drained }))
+        Some(RosterChange::Gone(Departure { key: key.to_owned(), role, id, lease, drained }))
     }
 
     /// Knows this again, from before the process started. The first list says what has become of it.
-    pub(super) fn restore(&mut self, key: String, lease: i64, record: Record) {
-        self.keys.insert(key, Known { lease, record: Some(record), ..Known::default() });
+    pub(super) fn restore(&mut self, key: String, lease: i64, record: NodeRecord) {
+        self.keys.insert(key, KnownKey { lease, record: Some(record), ..KnownKey::default() });
     }
 
     /// What is known of one node.
-    pub(super) fn record(&self, key: &str) -> Option<&Record> {
+    pub(super) fn record(&self, key: &str) -> Option<&NodeRecord> {
         self.keys.get(key)?.record.as_ref()
     }
 
     /// The nodes that are there: their keys, leases and records.
-    pub(super) fn nodes(&self) -> impl Iterator<Item = (&str, i64, &Record)> {
+    pub(super) fn nodes(&self) -> impl Iterator<Item = (&str, i64, &NodeRecord)> {
         self.keys.iter().filter_map(|(key, known)| Some((key.as_str(), known.lease, known.record.as_ref()?)))
     }
 }
 
 /// The node that a key stands for.
-pub(super) fn node_of(key: &str) -> Result<(Role, NodeId), String> {
+pub(super) fn node_of(key: &str) -> Result<NodeKey, String> {
     let (role, id) = key.split_once('/').unwrap_or((key, ""));
     let role = match role {
         "web" => Role::Web,
@@ -164,11 +164,11 @@ mod tests {
         Item { key: key.to_owned(), value: value.as_bytes().to_vec(), lease, revision, created: revision }
     }
 
-    fn put(roster: &mut Roster, key: &str, value: &str, revision: i64) -> Option<Step> {
+    fn put(roster: &mut Roster, key: &str, value: &str, revision: i64) -> Option<RosterChange> {
         roster.apply(&Change::Put(item(key, value, 0, revision)))
     }
 
-    fn delete(roster: &mut Roster, key: &str, revision: i64) -> Option<Step> {
+    fn delete(roster: &mut Roster, key: &str, revision: i64) -> Option<RosterChange> {
         roster.apply(&Change::Deleted { key: key.to_owned(), revision })
     }
 
@@ -176,31 +176,31 @@ mod tests {
         roster.nodes().map(|(key, _, record)| (key.to_owned(), record.address.clone())).collect()
     }
 
-    fn departure(step: &Option<Step>) -> Option<(i64, bool)> {
-        let Some(Step::Gone(Departure { lease, drained, .. })) = step else { return None };
+    fn departure(step: &Option<RosterChange>) -> Option<(i64, bool)> {
+        let Some(RosterChange::Gone(Departure { lease, drained, .. })) = step else { return None };
         Some((*lease, *drained))
     }
 
     #[test]
     fn a_value_that_cannot_be_read_leaves_the_last_good_one() {
         let mut roster = Roster::default();
-        assert!(matches!(put(&mut roster, "web/a", "nonsense", 1), Some(Step::Rejected(..))));
+        assert!(matches!(put(&mut roster, "web/a", "nonsense", 1), Some(RosterChange::Rejected(..))));
         assert_eq!(addresses(&roster), []);
         put(&mut roster, "web/a", "10.0.0.5:80", 2);
-        let Some(Step::Rejected(key, reason)) = put(&mut roster, "web/a", "nonsense", 3) else { panic!() };
+        let Some(RosterChange::Rejected(key, reason)) = put(&mut roster, "web/a", "nonsense", 3) else { panic!() };
         assert!(key == "web/a" && reason.contains("`nonsense`"), "{key} {reason}");
         assert_eq!(addresses(&roster), [("web/a".to_owned(), "10.0.0.5:80".to_owned())]);
         // It is reported once, also when it is listed again.
         assert_eq!(roster.list(vec![item("web/a", "nonsense", 0, 3)], 9), []);
         // And when the key goes, so does the node.
-        assert!(matches!(delete(&mut roster, "web/a", 10), Some(Step::Gone(_))));
+        assert!(matches!(delete(&mut roster, "web/a", 10), Some(RosterChange::Gone(_))));
     }
 
     #[test]
     fn a_key_that_is_no_node_is_reported_and_nothing_else() {
         let mut roster = Roster::default();
         for key in ["a", "web", "web/", "web/a b", "web/a/b", "varnishes/a", "WEB/a", "/web/a", ""] {
-            assert!(matches!(put(&mut roster, key, "10.0.0.5:80", 1), Some(Step::Rejected(..))), "{key}");
+            assert!(matches!(put(&mut roster, key, "10.0.0.5:80", 1), Some(RosterChange::Rejected(..))), "{key}");
             assert_eq!(delete(&mut roster, key, 2), None, "{key}");
             roster = Roster::default();
         }
@@ -243,11 +243,11 @@ mod tests {
     #[test]
     fn what_was_there_before_the_process_is_compared_with_the_first_list() {
         let mut roster = Roster::default();
-        let record = |address: &str| Record::parse(Role::Web, address.as_bytes()).unwrap().0;
+        let record = |address: &str| NodeRecord::parse(Role::Web, address.as_bytes()).unwrap().0;
         roster.restore("web/a".to_owned(), 7, record("10.0.0.5:80"));
         roster.restore("web/b".to_owned(), 8, record("10.0.0.6:80"));
         let steps = roster.list(vec![item("web/a", "10.0.0.5:80", 7, 3), item("web/c", "10.0.0.7:80", 0, 4)], 9);
-        let gone = steps.iter().filter_map(|step| if let Step::Gone(gone) = step { Some(gone) } else { None });
+        let gone = steps.iter().filter_map(|step| if let RosterChange::Gone(gone) = step { Some(gone) } else { None });
         assert_eq!(gone.map(|gone| (gone.key.as_str(), gone.lease)).collect::<Vec<_>>(), [("web/b", 8)]);
         assert_eq!(addresses(&roster).len(), 2);
     }

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
-use super::record::Record;
+use super::record::NodeRecord;
 use crate::fleet::NodeSpec;
 use crate::telemetry::causes;
 
@@ -22,7 +22,7 @@ const FORMAT: u32 = 1;
 
 /// The fleet at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Saved {
+pub(super) struct SavedFleet {
     format: u32,
     /// Names the etcd cluster.
     pub(super) cluster: u64,
@@ -37,13 +37,13 @@ pub(super) struct SavedNode {
     pub(super) key: String,
     /// 0 where it had none.
     pub(super) lease: i64,
-    pub(super) record: Record,
+    pub(super) record: NodeRecord,
     pub(super) spec: NodeSpec,
 }
 
 /// Why a file is of no use.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Unreadable {
+pub(super) enum SnapshotError {
     #[error(transparent)]
     Io(#[from] io::Error),
     #[error(transparent)]
@@ -52,24 +52,24 @@ pub(super) enum Unreadable {
     Format(u32),
 }
 
-impl Saved {
+impl SavedFleet {
     pub(super) fn new(cluster: u64, revision: i64, nodes: Vec<SavedNode>) -> Self {
-        Saved { format: FORMAT, cluster, revision, nodes }
+        SavedFleet { format: FORMAT, cluster, revision, nodes }
     }
 
     /// Reads the file; `None` where there is none.
-    pub(super) fn read(path: &Path) -> Result<Option<Saved>, Unreadable> {
+    pub(super) fn read(path: &Path) -> Result<Option<SavedFleet>, SnapshotError> {
         let bytes = match fs::read(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             bytes => bytes?,
         };
         #[derive(Deserialize)]
-        struct Format {
+        struct FormatOnly {
             format: u32,
         }
-        let Format { format } = serde_json::from_slice(&bytes)?;
+        let FormatOnly { format } = serde_json::from_slice(&bytes)?;
         if format != FORMAT {
-            return Err(Unreadable::Format(format));
+            return Err(SnapshotError::Format(format));
         }
         Ok(Some(serde_json::from_slice(&bytes)?))
     }
@@ -88,7 +88,7 @@ impl Saved {
 }
 
 /// Keeps the file, off the threads that others need: an fsync can take long.
-pub(super) struct Disk {
+pub(super) struct SnapshotStore {
     /// `None`: nothing is kept.
     path: Option<PathBuf>,
     /// What is in the file, as far as is known.
@@ -96,18 +96,18 @@ pub(super) struct Disk {
     writing: JoinSet<io::Result<Vec<SavedNode>>>,
 }
 
-impl Disk {
+impl SnapshotStore {
     /// Of the file at this path; without one, of none.
     pub(super) fn new(path: Option<PathBuf>) -> Self {
-        Disk { path, nodes: None, writing: JoinSet::new() }
+        SnapshotStore { path, nodes: None, writing: JoinSet::new() }
     }
 
     /// What is in the file. `None` where there is nothing of use.
-    pub(super) async fn read(&mut self) -> Option<Saved> {
+    pub(super) async fn read(&mut self) -> Option<SavedFleet> {
         let path = self.path.clone()?;
         let read = tokio::task::spawn_blocking({
             let path = path.clone();
-            move || Saved::read(&path)
+            move || SavedFleet::read(&path)
         });
         match read.await {
             Ok(Ok(saved)) => {
@@ -127,7 +127,7 @@ impl Disk {
     }
 
     /// Begins to write, unless the file has these nodes already. `false`: not now, it is still being written.
-    pub(super) fn write(&mut self, saved: Saved) -> bool {
+    pub(super) fn write(&mut self, saved: SavedFleet) -> bool {
         let Some(path) = self.path.clone() else { return true };
         if !self.writing.is_empty() {
             return false;
@@ -166,21 +166,21 @@ mod tests {
     use super::*;
     use crate::fleet::{NodeId, Role};
 
-    fn saved() -> Saved {
+    fn saved() -> SavedFleet {
         let (record, _) =
-            Record::parse(Role::Varnish, br#"{"address":"varnish-1:6081","epoch":"e","zone":"a"}"#).unwrap();
+            NodeRecord::parse(Role::Varnish, br#"{"address":"varnish-1:6081","epoch":"e","zone":"a"}"#).unwrap();
         let spec = record.spec(Role::Varnish, NodeId::try_from("varnish-1").unwrap(), ([10, 0, 1, 5], 6081).into());
-        Saved::new(7, 42, vec![SavedNode { key: "varnish/varnish-1".to_owned(), lease: i64::MAX, record, spec }])
+        SavedFleet::new(7, 42, vec![SavedNode { key: "varnish/varnish-1".to_owned(), lease: i64::MAX, record, spec }])
     }
 
     #[test]
     fn what_is_written_is_read_again() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("new/fleet.json");
-        assert_eq!(Saved::read(&path).unwrap(), None);
+        assert_eq!(SavedFleet::read(&path).unwrap(), None);
         saved().write(&path).unwrap();
         saved().write(&path).unwrap();
-        assert_eq!(Saved::read(&path).unwrap(), Some(saved()));
+        assert_eq!(SavedFleet::read(&path).unwrap(), Some(saved()));
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
     }
 
@@ -190,7 +190,7 @@ mod tests {
         let path = folder.path().join("fleet.json");
         for text in ["", "{\"format\":1}", "{\"format\":2,\"nodes\":[]}", "\0\0\0"] {
             fs::write(&path, text).unwrap();
-            assert!(Saved::read(&path).is_err(), "{text}");
+            assert!(SavedFleet::read(&path).is_err(), "{text}");
         }
         let aside = set_aside(&path).unwrap();
         assert!(aside.exists() && !path.exists());

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::snapshot::SavedNode;
 use super::{EtcdRegistry, NobodyListens};
-use crate::fleet::{Event, Source};
+use crate::fleet::{Event, NodeSource};
 use crate::registry::resolve::LOOKUP;
 
 /// How long etcd may take to the first list before the last fleet on disk is taken.
@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// How far the start has come.
 #[derive(Clone, Copy)]
-pub(super) enum Start {
+pub(super) enum StartPhase {
     /// Nothing is known yet. At this time the disk is asked.
     Waiting(Instant),
     /// Nothing is known, and the disk has nothing either.
@@ -25,23 +25,23 @@ pub(super) enum Start {
     Done,
 }
 
-impl Start {
+impl StartPhase {
     pub(super) fn new() -> Self {
-        Start::Waiting(Instant::now() + PATIENCE)
+        StartPhase::Waiting(Instant::now() + PATIENCE)
     }
 
     /// etcd has told of every node.
     pub(super) fn listed(&mut self) {
-        if matches!(self, Start::Waiting(_) | Start::Nothing) {
-            *self = Start::Resolving(Instant::now() + LOOKUP);
+        if matches!(self, StartPhase::Waiting(_) | StartPhase::Nothing) {
+            *self = StartPhase::Resolving(Instant::now() + LOOKUP);
         }
     }
 
     /// Returns when something is to be done about the start.
     pub(super) async fn due(self) {
         match self {
-            Start::Waiting(until) | Start::Resolving(until) => tokio::time::sleep_until(until).await,
-            Start::Nothing | Start::Done => std::future::pending().await,
+            StartPhase::Waiting(until) | StartPhase::Resolving(until) => tokio::time::sleep_until(until).await,
+            StartPhase::Nothing | StartPhase::Done => std::future::pending().await,
         }
     }
 }
@@ -49,13 +49,13 @@ impl Start {
 impl EtcdRegistry {
     /// etcd has not been heard of in time, or an address has not been found in time.
     pub(super) async fn start_is_due(&mut self) -> Result<(), NobodyListens> {
-        if let Start::Resolving(_) = self.start {
-            self.start = Start::Done;
-            return self.tell(Event::Listed(Source::Etcd)).await;
+        if let StartPhase::Resolving(_) = self.start {
+            self.start = StartPhase::Done;
+            return self.tell(Event::Listed(NodeSource::Etcd)).await;
         }
         let Some(saved) = self.disk.read().await else {
             tracing::warn!("etcd does not answer, and there is no last fleet on disk: waiting for etcd");
-            self.start = Start::Nothing;
+            self.start = StartPhase::Nothing;
             return Ok(());
         };
         tracing::warn!(
@@ -69,15 +69,15 @@ impl EtcdRegistry {
             self.roster.restore(key.clone(), lease, record);
             self.announce(key, address, spec).await?;
         }
-        self.start = Start::Done;
-        self.tell(Event::Listed(Source::Etcd)).await
+        self.start = StartPhase::Done;
+        self.tell(Event::Listed(NodeSource::Etcd)).await
     }
 
     /// Says that everything has been told of, once it has.
     pub(super) async fn finish_start(&mut self) -> Result<(), NobodyListens> {
-        if matches!(self.start, Start::Resolving(_)) && self.names.is_idle() {
-            self.start = Start::Done;
-            self.tell(Event::Listed(Source::Etcd)).await?;
+        if matches!(self.start, StartPhase::Resolving(_)) && self.names.is_idle() {
+            self.start = StartPhase::Done;
+            self.tell(Event::Listed(NodeSource::Etcd)).await?;
         }
         Ok(())
     }

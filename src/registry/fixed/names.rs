@@ -8,14 +8,15 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::{AT_ONCE, Identity};
+use super::AT_ONCE;
+use crate::fleet::NodeKey;
 use crate::registry::resolve::resolve_all;
 
 /// The addresses of a name with a port, or why there are none.
-pub(super) type Found = Result<Vec<SocketAddr>, String>;
+pub(super) type Resolved = Result<Vec<SocketAddr>, String>;
 
 /// Who is asked for a name.
-pub(super) type Resolve = Arc<dyn Fn(String) -> Pin<Box<dyn Future<Output = Found> + Send>> + Send + Sync>;
+pub(super) type Resolve = Arc<dyn Fn(String) -> Pin<Box<dyn Future<Output = Resolved> + Send>> + Send + Sync>;
 
 /// The system.
 pub(super) fn system() -> Resolve {
@@ -25,7 +26,7 @@ pub(super) fn system() -> Resolve {
 /// The look-ups that are under way.
 pub(super) struct Lookups {
     resolve: Resolve,
-    tasks: JoinSet<(Identity, String, Found)>,
+    tasks: JoinSet<(NodeKey, String, Resolved)>,
 }
 
 impl Lookups {
@@ -38,7 +39,7 @@ impl Lookups {
     }
 
     /// Looks up the name of each of these nodes.
-    pub(super) fn begin(&mut self, names: Vec<(Identity, String)>) {
+    pub(super) fn begin(&mut self, names: Vec<(NodeKey, String)>) {
         let room = Arc::new(Semaphore::new(AT_ONCE));
         for (identity, name) in names {
             let (room, resolve) = (Arc::clone(&room), Arc::clone(&self.resolve));
@@ -52,7 +53,7 @@ impl Lookups {
     }
 
     /// The next that is through; never returns where none is under way.
-    pub(super) async fn next(&mut self) -> (Identity, String, Found) {
+    pub(super) async fn next(&mut self) -> (NodeKey, String, Resolved) {
         loop {
             match self.tasks.join_next().await {
                 Some(Ok(found)) => return found,

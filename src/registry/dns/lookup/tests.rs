@@ -13,15 +13,15 @@ const TTL: u32 = 20;
 
 /// What the server says to a question.
 enum Says {
-    Records(Vec<(&'static str, RData)>),
+    RecordSet(Vec<(&'static str, RData)>),
     /// There are none, and that stays so for this time.
     Nothing(ResponseCode, Option<u32>),
     /// Somebody else knows.
     Referral,
-    Failure(ResponseCode),
+    LookupError(ResponseCode),
 }
 
-use Says::{Failure as Fails, Nothing, Records as Has, Referral};
+use Says::{LookupError as Fails, Nothing, RecordSet as Has, Referral};
 
 fn name(text: &str) -> Name {
     Name::from_ascii(text).unwrap()
@@ -81,7 +81,7 @@ async fn server(says: fn(&str, RecordType) -> Says) -> SocketAddr {
 async fn ask(question: &str, search: &[&str], says: fn(&str, RecordType) -> Says) -> Result<String, String> {
     let mut lookup = Lookup::new(&[server(says).await]).unwrap();
     lookup.search = Search { domains: search.iter().map(|domain| (*domain).to_owned()).collect(), dots: 5 };
-    let answer = lookup.answer(&Question::new(Role::Web, question)).await.map_err(|failure| failure.to_string())?;
+    let answer = lookup.answer(&DnsQuestion::new(Role::Web, question)).await.map_err(|failure| failure.to_string())?;
     let nodes = answer.nodes.iter().map(|node| format!("{}={}x{} ", node.id, node.address, node.weight));
     Ok(nodes.chain([format!("for {}s", answer.ttl.as_secs())]).collect())
 }
@@ -164,7 +164,7 @@ async fn a_target_without_an_address_is_no_node_and_one_that_is_not_answered_is_
 #[tokio::test]
 async fn an_address_is_asked_of_nobody() {
     let lookup = Lookup::new(&["127.0.0.1:1".parse().unwrap()]).unwrap();
-    let answer = lookup.answer(&Question::new(Role::Web, "[fd00::5]:80")).await.unwrap();
+    let answer = lookup.answer(&DnsQuestion::new(Role::Web, "[fd00::5]:80")).await.unwrap();
     assert_eq!(answer.nodes, [found("fd00::5".parse().unwrap(), 80)]);
 }
 
@@ -187,7 +187,7 @@ fn services_of_the_first_priority_count_with_their_weights() {
 
 #[test]
 fn addresses_are_in_order_and_each_is_there_once() {
-    let records = Records { data: vec![a(9), a(1), a(9), service(0, 0, 1, "a.")], ttl: FOR_EVER };
+    let records = RecordSet { data: vec![a(9), a(1), a(9), service(0, 0, 1, "a.")], ttl: FOR_EVER };
     assert_eq!(ips(&records), [IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 9])]);
     assert_eq!(found("fd00::5".parse().unwrap(), 80).id, "fd00::5:80");
 }

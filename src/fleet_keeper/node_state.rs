@@ -8,7 +8,7 @@ use crate::config::HealthChecks;
 use crate::fleet::{Health, HealthState, Member, Node, Role, Thresholds, Verdict};
 use crate::probe::Probe;
 
-pub(super) struct Kept {
+pub(super) struct NodeState {
     pub(super) node: Arc<Node>,
     pub(super) health: HealthState,
     pub(super) reason: Arc<str>,
@@ -16,7 +16,7 @@ pub(super) struct Kept {
     pub(super) probe_task: AbortHandle,
 }
 
-impl Kept {
+impl NodeState {
     /// Counts a check result; says whether anything to publish changed.
     pub(super) fn judge(&mut self, verdict: Verdict, checks: &HealthChecks) -> bool {
         let spec = &self.node.spec;

@@ -1,12 +1,10 @@
-//! Which methods purge.
+//! What the purge listener accepts, above all which methods.
 //!
 //! Most VCLs know `PURGE` and `BAN`; others have their own words (`PURGEKEYS`, `URIBAN`, `REFRESH`), which only the
 //! configuration can name. A method that a shop uses must never be one of them: it would be refused at the edge, and
 //! repeated to every Varnish at the purge listener.
 
-use super::RequestLimits;
-
-/// The methods of RFC 9110, RFC 5789 (`PATCH`), RFC 9113 (`PRI`) and the `QUERY` draft: they request pages.
+/// The methods of RFC 9110, RFC 5789 (`PATCH`), RFC 9113 (`PRI`) and the `QUERY` draft: they ask for pages.
 const ORDINARY: [&str; 11] =
     ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE", "PRI", "QUERY"];
 
@@ -48,8 +46,26 @@ impl Rules {
     }
 }
 
-/// Whether a method may be configured as purging: a token (RFC 9110 section 5.6.2) of at most 32 bytes that is not an
-/// ordinary method. Case is ignored, because a VCL or a web server may ignore it, too.
+/// The largest request that a Varnish takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestLimits {
+    /// Bytes of a line, the first one too (`http_req_hdr_len`).
+    pub line: usize,
+    /// Bytes of the head (`http_req_size`).
+    pub head: usize,
+    /// Header fields (`http_max_hdr`, less the six places of the first line and some for what VCL adds).
+    pub fields: usize,
+}
+
+impl Default for RequestLimits {
+    /// Varnish's defaults, from 4.1 to 8.0.
+    fn default() -> Self {
+        RequestLimits { line: 8 * 1024, head: 32 * 1024, fields: 48 }
+    }
+}
+
+/// Whether a method may be one that purges: a token (RFC 9110 section 5.6.2) of at most 32 bytes that asks for no page.
+/// Case does not count: a VCL or a web server may compare methods in any.
 pub fn may_purge(method: &str) -> bool {
     let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     (1..=LONGEST).contains(&method.len())

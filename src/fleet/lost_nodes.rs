@@ -18,7 +18,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use super::{NodeId, Role, Source};
+use super::{NodeId, NodeKey, NodeSource, Role};
 
 /// Losses within this time of the first one are added up.
 pub const WINDOW: Duration = Duration::from_secs(10);
@@ -26,27 +26,25 @@ pub const WINDOW: Duration = Duration::from_secs(10);
 /// How long losses are gathered before a decision.
 pub const GATHER: Duration = Duration::from_millis(250);
 
-type Identity = (Role, NodeId);
-
-/// The nodes that are missing from their source, but still in the fleet.
+/// The nodes that are absent from their source, and still in the fleet.
 #[derive(Debug)]
-pub struct Absences {
+pub struct LostNodes {
     retain: Duration,
-    nodes: BTreeMap<Identity, Absence>,
-    losses: BTreeMap<(Source, Role), Losses>,
+    nodes: BTreeMap<NodeKey, LostNode>,
+    losses: BTreeMap<(NodeSource, Role), Losses>,
 }
 
 #[derive(Debug)]
-struct Absence {
-    source: Source,
+struct LostNode {
+    source: NodeSource,
     since: Instant,
     /// The node was deleted explicitly.
     deleted: bool,
-    state: State,
+    state: LossState,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum LossState {
     Undecided,
     Retained,
     Held,
@@ -68,14 +66,14 @@ struct Losses {
 
 /// A decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ruling {
+pub enum LossDecision {
     /// This node leaves the fleet.
     Leaves(Role, NodeId),
     /// A source has lost too many of its nodes: they are held. Reported once for each such event.
     Mass {
-        /// The source.
-        source: Source,
-        /// The role of the nodes.
+        /// Whose nodes.
+        source: NodeSource,
+        /// Their role.
         role: Role,
         /// The number of lost nodes.
         lost: usize,
@@ -84,18 +82,18 @@ pub enum Ruling {
     },
 }
 
-impl Absences {
-    /// No node is absent. `retain` is the longest absence; zero disables retention.
+impl LostNodes {
+    /// Nobody is absent. `retain` is how long a node may be at most; zero is not at all.
     pub fn new(retain: Duration) -> Self {
-        Absences { retain, nodes: BTreeMap::new(), losses: BTreeMap::new() }
+        LostNodes { retain, nodes: BTreeMap::new(), losses: BTreeMap::new() }
     }
 
     /// Records that a source no longer names this node; `deleted`: because of an explicit deletion. `there` counts the
     /// nodes of this source and role in the fleet. Returns whether the node leaves at once.
     pub fn lost(
         &mut self,
-        source: Source,
-        (role, id): Identity,
+        source: NodeSource,
+        (role, id): NodeKey,
         deleted: bool,
         now: Instant,
         there: impl FnOnce() -> usize,
@@ -106,7 +104,7 @@ impl Absences {
         let is_over =
             |losses: &Losses| losses.gathered_since.is_none() && now.saturating_duration_since(losses.began) >= WINDOW;
         if self.losses.get(&(source, role)).is_none_or(is_over) {
-            let absent = self.nodes.iter().filter(|((of, _), absence)| *of == role && absence.source == source).count();
+            let absent = self.nodes.iter().filter(|((of, _), node)| *of == role && node.source == source).count();
             let (lost, gathered_since, told) = (BTreeSet::new(), None, false);
             let there = there().saturating_sub(absent);
             self.losses.insert((source, role), Losses { began: now, there, lost, gathered_since, told });
@@ -115,48 +113,48 @@ impl Absences {
             losses.lost.insert(id.clone());
             losses.gathered_since.get_or_insert(now);
         }
-        self.nodes.insert((role, id), Absence { source, since: now, deleted, state: State::Undecided });
+        self.nodes.insert((role, id), LostNode { source, since: now, deleted, state: LossState::Undecided });
         false
     }
 
-    /// Records that a source names this node (again). Returns whether it was absent.
-    pub fn returned(&mut self, source: Source, node: &Identity) -> bool {
+    /// A source names this node (again). Returns whether it was absent.
+    pub fn returned(&mut self, source: NodeSource, node: &NodeKey) -> bool {
         if let Some(losses) = self.losses.get_mut(&(source, node.0)) {
             losses.lost.remove(&node.1);
         }
         self.forget(node)
     }
 
-    /// Forgets a node that has left, or is of another source now. Returns whether it was absent.
-    pub fn forget(&mut self, node: &Identity) -> bool {
+    /// The node has left, or is not of this source any more. Returns whether it was absent.
+    pub fn forget(&mut self, node: &NodeKey) -> bool {
         self.nodes.remove(node).is_some()
     }
 
     /// Whether a node that has just gone down leaves.
-    pub fn leaves_when_down(&self, node: &Identity) -> bool {
-        self.nodes.get(node).is_some_and(|absence| absence.state == State::Retained)
+    pub fn leaves_when_down(&self, node: &NodeKey) -> bool {
+        self.nodes.get(node).is_some_and(|node| node.state == LossState::Retained)
     }
 
-    /// Whether a node is in the fleet but missing from its source.
-    pub fn is_absent(&self, node: &Identity) -> bool {
+    /// Whether a node is in the fleet though its source does not name it.
+    pub fn is_absent(&self, node: &NodeKey) -> bool {
         self.nodes.contains_key(node)
     }
 
     /// The number of held nodes of this role.
     pub fn held(&self, role: Role) -> usize {
-        self.nodes.iter().filter(|((of, _), absence)| *of == role && absence.state == State::Held).count()
+        self.nodes.iter().filter(|((of, _), node)| *of == role && node.state == LossState::Held).count()
     }
 
     /// When the next decision is due.
     pub fn due(&self) -> Option<Instant> {
         let gathered = self.losses.values().filter_map(|losses| Some(losses.gathered_since? + GATHER));
-        let decided = self.nodes.values().filter(|absence| absence.state != State::Undecided);
-        gathered.chain(decided.map(|absence| absence.since + self.retain)).min()
+        let decided = self.nodes.values().filter(|node| node.state != LossState::Undecided);
+        gathered.chain(decided.map(|node| node.since + self.retain)).min()
     }
 
-    /// Makes the decisions that are due.
-    pub fn decide(&mut self, now: Instant, is_down: impl Fn(&Identity) -> bool) -> Vec<Ruling> {
-        let mut rulings = Vec::new();
+    /// Decides what is due.
+    pub fn decide(&mut self, now: Instant, is_down: impl Fn(&NodeKey) -> bool) -> Vec<LossDecision> {
+        let mut decisions = Vec::new();
         for (&(source, role), losses) in &mut self.losses {
             if losses.gathered_since.is_none_or(|since| now < since + GATHER) {
                 continue;
@@ -164,24 +162,24 @@ impl Absences {
             losses.gathered_since = None;
             let is_mass = losses.lost.len() >= 2 && losses.lost.len() * 2 > losses.there;
             if is_mass && !std::mem::replace(&mut losses.told, true) {
-                rulings.push(Ruling::Mass { source, role, lost: losses.lost.len(), there: losses.there });
+                decisions.push(LossDecision::Mass { source, role, lost: losses.lost.len(), there: losses.there });
             }
-            let of_these = |node: &Identity, absence: &Absence| node.0 == role && absence.source == source;
-            for (node, absence) in self.nodes.iter_mut().filter(|(node, absence)| of_these(node, absence)) {
-                if is_mass && absence.since >= losses.began {
-                    absence.state = State::Held;
-                } else if absence.state == State::Undecided {
-                    absence.state = State::Retained;
-                    if absence.deleted || is_down(node) {
-                        rulings.push(Ruling::Leaves(node.0, node.1.clone()));
+            let of_these = |key: &NodeKey, node: &LostNode| key.0 == role && node.source == source;
+            for (key, node) in self.nodes.iter_mut().filter(|(key, node)| of_these(key, node)) {
+                if is_mass && node.since >= losses.began {
+                    node.state = LossState::Held;
+                } else if node.state == LossState::Undecided {
+                    node.state = LossState::Retained;
+                    if node.deleted || is_down(key) {
+                        decisions.push(LossDecision::Leaves(key.0, key.1.clone()));
                     }
                 }
             }
         }
-        let is_over = |absence: &Absence| absence.state != State::Undecided && now >= absence.since + self.retain;
-        let over = self.nodes.iter().filter(|(_, absence)| is_over(absence)).map(|(node, _)| node.clone());
-        rulings.extend(over.map(|(role, id)| Ruling::Leaves(role, id)));
-        rulings
+        let is_over = |node: &LostNode| node.state != LossState::Undecided && now >= node.since + self.retain;
+        let over = self.nodes.iter().filter(|(_, node)| is_over(node)).map(|(key, _)| key.clone());
+        decisions.extend(over.map(|(role, id)| LossDecision::Leaves(role, id)));
+        decisions
     }
 }
 
@@ -192,17 +190,17 @@ mod tests {
     const RETAIN: Duration = Duration::from_secs(600);
 
     struct Rig {
-        absences: Absences,
+        lost_nodes: LostNodes,
         start: Instant,
         there: usize,
         down: Vec<&'static str>,
     }
 
     fn rig(there: usize) -> Rig {
-        Rig { absences: Absences::new(RETAIN), start: Instant::now(), there, down: Vec::new() }
+        Rig { lost_nodes: LostNodes::new(RETAIN), start: Instant::now(), there, down: Vec::new() }
     }
 
-    fn node(id: &str) -> Identity {
+    fn node(id: &str) -> NodeKey {
         (Role::Web, NodeId::try_from(id).unwrap())
     }
 
@@ -213,20 +211,20 @@ mod tests {
 
         fn lose(&mut self, seconds: f64, id: &str, deleted: bool) {
             let (now, there) = (self.at(seconds), self.there);
-            assert!(!self.absences.lost(Source::Etcd, node(id), deleted, now, || there));
+            assert!(!self.lost_nodes.lost(NodeSource::Etcd, node(id), deleted, now, || there));
         }
 
         fn decide(&mut self, seconds: f64) -> Vec<String> {
             let down = self.down.clone();
-            let rulings = self.absences.decide(self.at(seconds), |node| down.contains(&node.1.as_str()));
+            let decisions = self.lost_nodes.decide(self.at(seconds), |node| down.contains(&node.1.as_str()));
             let told = |ruling| match ruling {
-                Ruling::Leaves(role, id) => {
-                    self.absences.forget(&(role, id.clone()));
+                LossDecision::Leaves(role, id) => {
+                    self.lost_nodes.forget(&(role, id.clone()));
                     id.to_string()
                 }
-                Ruling::Mass { lost, there, .. } => format!("{lost} of {there}"),
+                LossDecision::Mass { lost, there, .. } => format!("{lost} of {there}"),
             };
-            rulings.into_iter().map(told).collect()
+            decisions.into_iter().map(told).collect()
         }
     }
 
@@ -239,27 +237,27 @@ mod tests {
         rig.lose(0.0, "ill", false);
         assert_eq!(rig.decide(0.2), Vec::<String>::new());
         assert_eq!(rig.decide(0.25), ["deleted", "ill"]);
-        assert!(rig.absences.is_absent(&node("well")));
-        // If it goes down later.
-        assert!(rig.absences.leaves_when_down(&node("well")));
-        assert!(!rig.absences.leaves_when_down(&node("another")));
+        assert!(rig.lost_nodes.is_absent(&node("well")));
+        // It goes down later.
+        assert!(rig.lost_nodes.leaves_when_down(&node("well")));
+        assert!(!rig.lost_nodes.leaves_when_down(&node("another")));
         // Or its time is over.
-        assert_eq!(rig.absences.due(), Some(rig.at(600.0)));
+        assert_eq!(rig.lost_nodes.due(), Some(rig.at(600.0)));
         assert_eq!(rig.decide(599.9), Vec::<String>::new());
         assert_eq!(rig.decide(600.0), ["well"]);
-        assert_eq!(rig.absences.due(), None);
+        assert_eq!(rig.lost_nodes.due(), None);
     }
 
     #[test]
     fn a_node_that_is_back_was_never_away() {
         let mut rig = rig(10);
         rig.lose(0.0, "a", true);
-        assert!(rig.absences.returned(Source::Etcd, &node("a")));
-        assert!(!rig.absences.returned(Source::Etcd, &node("a")));
+        assert!(rig.lost_nodes.returned(NodeSource::Etcd, &node("a")));
+        assert!(!rig.lost_nodes.returned(NodeSource::Etcd, &node("a")));
         assert_eq!(rig.decide(1.0), Vec::<String>::new());
         rig.lose(2.0, "a", false);
         rig.decide(3.0);
-        assert!(rig.absences.returned(Source::Etcd, &node("a")));
+        assert!(rig.lost_nodes.returned(NodeSource::Etcd, &node("a")));
         assert_eq!(rig.decide(1000.0), Vec::<String>::new());
     }
 
@@ -271,16 +269,16 @@ mod tests {
         rig.lose(0.1, "b", false);
         rig.lose(0.2, "c", false);
         assert_eq!(rig.decide(0.3), ["3 of 4"]);
-        assert_eq!(rig.absences.held(Role::Web), 3);
-        assert_eq!(rig.absences.held(Role::Varnish), 0);
-        assert!(!rig.absences.leaves_when_down(&node("b")));
-        // The last one, a little later, belongs to the same event, which was reported.
+        assert_eq!(rig.lost_nodes.held(Role::Web), 3);
+        assert_eq!(rig.lost_nodes.held(Role::Varnish), 0);
+        assert!(!rig.lost_nodes.leaves_when_down(&node("b")));
+        // The last one, a little later, is of the same event, and that was told.
         rig.lose(5.0, "d", true);
         assert_eq!(rig.decide(6.0), Vec::<String>::new());
-        assert_eq!(rig.absences.held(Role::Web), 4);
-        rig.absences.returned(Source::Etcd, &node("a"));
-        assert_eq!(rig.absences.held(Role::Web), 3);
-        // But not forever.
+        assert_eq!(rig.lost_nodes.held(Role::Web), 4);
+        rig.lost_nodes.returned(NodeSource::Etcd, &node("a"));
+        assert_eq!(rig.lost_nodes.held(Role::Web), 3);
+        // Not for ever.
         assert_eq!(rig.decide(700.0), ["b", "c", "d"]);
     }
 
@@ -302,12 +300,12 @@ mod tests {
         assert_eq!(rig.decide(0.3), ["a"]);
         rig.lose(3.0, "b", false);
         assert_eq!(rig.decide(3.3), Vec::<String>::new());
-        assert_eq!(rig.absences.held(Role::Web), 0);
-        // The third loss is too many: it is held, and so is the node that was only retained.
+        assert_eq!(rig.lost_nodes.held(Role::Web), 0);
+        // The third one is too many: it is held, and so is the one that was only retained.
         rig.lose(9.0, "c", true);
         assert_eq!(rig.decide(9.3), ["3 of 4"]);
-        assert_eq!(rig.absences.held(Role::Web), 2);
-        // A node lost long after belongs to another event.
+        assert_eq!(rig.lost_nodes.held(Role::Web), 2);
+        // A node that went long after is of another event.
         rig.there = 1;
         rig.lose(30.0, "d", true);
         assert_eq!(rig.decide(30.3), ["d"]);
@@ -319,9 +317,9 @@ mod tests {
         for (second, id) in [(0.0, "a"), (1.0, "b"), (2.0, "c")] {
             rig.lose(second, id, false);
             assert_eq!(rig.decide(second + 0.3), Vec::<String>::new());
-            rig.absences.returned(Source::Etcd, &node(id));
+            rig.lost_nodes.returned(NodeSource::Etcd, &node(id));
         }
-        assert_eq!(rig.absences.held(Role::Web), 0);
+        assert_eq!(rig.lost_nodes.held(Role::Web), 0);
     }
 
     #[test]
@@ -329,15 +327,15 @@ mod tests {
         let mut rig = rig(2);
         rig.lose(0.0, "a", true);
         let now = rig.start;
-        rig.absences.lost(Source::Dns, node("b"), false, now, || 2);
+        rig.lost_nodes.lost(NodeSource::Dns, node("b"), false, now, || 2);
         assert_eq!(rig.decide(0.3), ["a"]);
-        assert!(rig.absences.is_absent(&node("b")));
+        assert!(rig.lost_nodes.is_absent(&node("b")));
     }
 
     #[test]
     fn with_no_time_to_stay_everybody_leaves_at_once() {
-        let mut absences = Absences::new(Duration::ZERO);
-        assert!(absences.lost(Source::Etcd, node("a"), false, Instant::now(), || 2));
-        assert_eq!((absences.due(), absences.is_absent(&node("a"))), (None, false));
+        let mut lost_nodes = LostNodes::new(Duration::ZERO);
+        assert!(lost_nodes.lost(NodeSource::Etcd, node("a"), false, Instant::now(), || 2));
+        assert_eq!((lost_nodes.due(), lost_nodes.is_absent(&node("a"))), (None, false));
     }
 }

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 /// How it goes with all names together.
 #[derive(Debug)]
-pub struct Standing {
+pub struct DnsStatus {
     started: Instant,
     connected: AtomicBool,
     /// Milliseconds since `started`; 0 is never.
@@ -17,10 +17,10 @@ pub struct Standing {
     problem: Mutex<Arc<str>>,
 }
 
-impl Default for Standing {
+impl Default for DnsStatus {
     /// Nobody has answered yet.
     fn default() -> Self {
-        Standing {
+        DnsStatus {
             started: Instant::now(),
             connected: AtomicBool::new(false),
             heard: AtomicU64::new(0),
@@ -29,7 +29,7 @@ impl Default for Standing {
     }
 }
 
-impl Standing {
+impl DnsStatus {
     /// Whether every name was answered the last time that it was asked for.
     pub fn is_connected(&self) -> bool {
         self.connected.load(Ordering::Relaxed)

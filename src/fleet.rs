@@ -20,6 +20,7 @@ mod health;
 mod life_signs;
 mod node;
 mod snapshot;
+mod varnish;
 
 pub use absence::{Absences, GATHER, Ruling, WINDOW};
 pub use event::{Check, Event, Source, Verdict};
@@ -27,8 +28,6 @@ pub use fence::Fence;
 pub use headers::{FieldValue, PurgeHeaders};
 pub use health::{Health, HealthState, Thresholds};
 pub use life_signs::{LANDING, LifeSigns};
-pub use node::{
-    DEFAULT_HEADER_LIMIT, Delivery, InvalidNodeId, Live, Node, NodeId, NodeSpec, Role, SendProxy, TrialState,
-    WHOLE_SHARE, is_another_life,
-};
+pub use node::{InvalidNodeId, Live, Node, NodeId, NodeSpec, Role, TrialState, WHOLE_SHARE};
 pub use snapshot::{Member, Pool, Snapshot};
+pub use varnish::{DEFAULT_HEADER_LIMIT, Delivery, SendProxy, VarnishSettings, is_another_life};

@@ -55,7 +55,7 @@ impl SlowStart {
     /// This node comes into traffic: its share is small from now on, and grows. Nothing happens to one whose share
     /// grows already, nor where slow start is off. To be called before anybody can choose the node.
     pub fn begin(&self, node: &Node) {
-        let lasts = match node.spec.role {
+        let lasts = match node.spec.role() {
             Role::Web => self.web,
             Role::Varnish => self.varnish,
         };

@@ -20,16 +20,16 @@ type Identity = (Role, NodeId);
 
 impl FleetKeeper {
     pub(super) fn join(&mut self, mut spec: NodeSpec) {
-        if spec.role == Role::Varnish {
-            spec.headers = spec.headers.over(&self.around.headers);
+        if let Some(varnish) = &mut spec.varnish {
+            varnish.headers = varnish.headers.over(&self.around.headers);
         }
-        let identity = (spec.role, spec.id.clone());
+        let identity = (spec.role(), spec.id.clone());
         if let Some(kept) = self.nodes.get(&identity) {
             let known = &kept.node.spec;
             if counts_before(known.source, spec.source) {
                 let (source, before) = (spec.source, known.source);
                 if self.shadowed.insert(identity, spec).is_none() {
-                    tracing::warn!(role = %known.role, node = %known.id, ?source, ?before, "a node of this name is known already");
+                    tracing::warn!(role = %known.role(), node = %known.id, ?source, ?before, "a node of this name is known already");
                 }
                 return;
             }
@@ -49,15 +49,15 @@ impl FleetKeeper {
                 kept.node = Arc::new(Node::new(spec, Arc::clone(&kept.node.live), kept.node.endpoint_id));
             }
             _ => {
-                tracing::info!(role = %spec.role, node = %spec.id, address = %spec.address, "node joined");
+                tracing::info!(role = %spec.role(), node = %spec.id, address = %spec.address, "node joined");
                 self.stop(&identity);
                 self.next_key += 1;
                 let node = Arc::new(Node::new(spec, Arc::new(Live::default()), self.next_key));
                 let probe = Probe::new(&node.spec, &self.around.checks);
                 let probe_task = self.probes.spawn(probe.clone().run(self.around.events.clone()));
-                if node.spec.role == Role::Varnish {
-                    self.around.deliveries.start(&node);
-                    self.around.trials.iter().for_each(|trials| trials.start(&node));
+                if let Some(varnish) = &node.spec.varnish {
+                    self.around.deliveries.start(&node, varnish);
+                    self.around.trials.iter().for_each(|trials| trials.start(&node, varnish));
                 }
                 let kept = Kept { node, health: HealthState::default(), reason: "".into(), probe, probe_task };
                 self.nodes.insert(identity, kept);
@@ -86,7 +86,7 @@ impl FleetKeeper {
         let was_drained = deleted && kept.node.spec.weight == 0;
         let nodes = &self.nodes;
         let there = || {
-            let of_these = |kept: &&Kept| (kept.node.spec.role, kept.node.spec.source) == (identity.0, source);
+            let of_these = |kept: &&Kept| (kept.node.spec.role(), kept.node.spec.source) == (identity.0, source);
             nodes.values().filter(of_these).count()
         };
         if was_drained || self.absences.lost(source, identity.clone(), deleted, now, there) {

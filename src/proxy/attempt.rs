@@ -93,14 +93,14 @@ pub(super) async fn attempt(
     node: &Arc<Node>,
     terms: Terms,
 ) -> Result<Disposition, Failed> {
-    if node.spec.role != client.frontend.role {
+    if node.spec.role() != client.frontend.role {
         if !bypass::admits(&request.head) {
             return Err(Failed::at_once(Failure::BadMethod));
         }
         bypass::ask_for_whole(&mut request.head);
     }
     let _inflight = Inflight::begin(node);
-    let owner = (node.spec.send_proxy == SendProxy::V2).then_some(client.peer.socket);
+    let owner = (node.spec.send_proxy() == SendProxy::V2).then_some(client.peer.socket);
     // What may not be repeated is worth a question to the system whether the connection is open still.
     let ask = if terms.is_safe { Openness::AsKnown } else { Openness::Asked };
     let pooled = if terms.fresh { None } else { client.worker.pools.get(node, owner, ask) };
@@ -241,7 +241,7 @@ impl Exchange<'_> {
 
     /// Whether the answer comes past the caches: then no VCL sees it, and what that would do is done here.
     fn is_bypass(&self) -> bool {
-        self.node.spec.role != self.client.frontend.role
+        self.node.spec.role() != self.client.frontend.role
     }
 
     /// Begins the answer: returns what goes before its body, how that is to be framed, and whether the client may send another

@@ -56,7 +56,7 @@ fn finish(client: &Client, request: &Request, answered: Option<&Node>) {
     let took = request.began.elapsed();
     listener.duration.observe(took.as_secs_f64());
     match (answered, request.status) {
-        (Some(node), Some(status)) if node.spec.role == role => {
+        (Some(node), Some(status)) if node.spec.role() == role => {
             if role == Role::Varnish {
                 let began = request.began.saturating_duration_since(worker.shared.started);
                 node.live.life_signs.record_answer(began, took);
@@ -66,7 +66,7 @@ fn finish(client: &Client, request: &Request, answered: Option<&Node>) {
         (Some(node), Some(status)) => {
             // The series of a node that left while it answered went with it.
             let fleet = worker.shared.fleet.load();
-            if fleet.pool(node.spec.role).get(node.id()).is_some() {
+            if fleet.pool(node.spec.role()).get(node.id()).is_some() {
                 listener.record_bypass(status, node.id());
             }
         }

@@ -50,7 +50,7 @@ impl Engine {
         let Opened { journal, shared: shared_journal, answered } = open_journal(config, &guard, etcd.as_ref()).await?;
         for reason in Anew::REASONS {
             let is_it = journal.anew().is_some_and(|anew| anew.reason() == reason);
-            metrics.journal.anew.with_label_values(&[reason]).set(is_it.into());
+            metrics.journal.began_anew(reason, is_it);
         }
         // Whatever is in the journal counts as answered: nobody knows how far the last process came.
         let fence = Arc::new(Fence::at(journal.head()));

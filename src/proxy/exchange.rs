@@ -63,13 +63,7 @@ fn finish(client: &Client, request: &Request, answered: Option<&Node>) {
             }
             worker.pools.metrics(node).record_answer(status);
         }
-        (Some(node), Some(status)) => {
-            // The series of a node that left while it answered went with it.
-            let fleet = worker.shared.fleet.load();
-            if fleet.pool(node.spec.role()).get(node.id()).is_some() {
-                listener.record_bypass(status, node.id());
-            }
-        }
+        (Some(node), Some(status)) => worker.pools.metrics(node).record_bypass(status),
         (None, Some(status)) => listener.record_own_answer(status),
         // A client that left before any answer counts as nginx counts it.
         (_, None) => listener.record_own_answer(499),
@@ -141,7 +135,7 @@ async fn try_handle(
             };
         }
         client.worker.shared.metrics.retried(client.frontend.role, reason);
-        tracing::debug!(node = %node.id(), reason, "request is tried again");
+        tracing::debug!(node = %node.id(), reason = reason.as_str(), "request is tried again");
     }
 }
 

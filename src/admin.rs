@@ -175,7 +175,7 @@ impl AdminApi {
 
     fn node<'m>(&self, member: &'m Member) -> NodeView<'m> {
         let spec = &member.node.spec;
-        let varnish = (spec.role == Role::Varnish).then(|| VarnishView {
+        let varnish = spec.varnish.as_ref().map(|_| VarnishView {
             cursor: member.node.live.cursor(),
             lag: self.journal.lag(member.node.live.cursor()).entries,
             current: self.fence.is_current(&member.node.live),
@@ -185,7 +185,7 @@ impl AdminApi {
             trial_fenced: !self.trials.admits(&member.node.live),
         });
         NodeView {
-            role: spec.role,
+            role: spec.role(),
             id: spec.id.as_str(),
             address: spec.address,
             weight: spec.weight,
@@ -196,7 +196,7 @@ impl AdminApi {
             source: spec.source,
             zone: spec.zone.as_deref(),
             labels: &spec.labels,
-            epoch: spec.epoch.as_deref(),
+            epoch: spec.epoch().map(|epoch| &**epoch),
             retained: member.retained,
             varnish,
         }
@@ -223,7 +223,7 @@ impl AdminApi {
 
     fn gauge_pool(&self, pool: &Pool) {
         for Member { node, health, .. } in pool.members() {
-            let metrics = self.metrics.node(node.spec.role, node.id());
+            let metrics = self.metrics.node(node.spec.role(), node.id());
             metrics.inflight.set(node.live.inflight().into());
             metrics.up.set((*health == Health::Up).into());
             let Some(varnish) = &metrics.varnish else { continue };

@@ -137,7 +137,7 @@ impl App {
             fleet: Arc::clone(&fleet),
             fence: Arc::clone(&fence),
             journal: Arc::clone(&journal),
-            journal_kind: config.journal.kind().as_str(),
+            journal_kind: config.journal.kind.as_str(),
             replicas: replicas.clone(),
             deliveries: Arc::clone(&deliveries),
             trials: Arc::clone(&trials),

@@ -10,6 +10,11 @@
 //!
 //! Values from the environment have no type of their own. They stay text until a key asks for a list, a number or a
 //! string, so that `CLEARCOAT_HEALTH__WEB__HOST=8080` is a name and `CLEARCOAT_RUNTIME__WORKERS=4` a number.
+//!
+//! figment would read the same sources, and remembers as we do which of them a value came from. But it gives a variable a type
+//! before a key has asked for one (the host above would be a number, and refused), stops at the first value that is wrong, and
+//! brings a second TOML parser. To find the other errors, and to say in our words what is allowed, the tree and the reader
+//! below would still be wanted beside it.
 
 mod check;
 mod difference;
@@ -116,7 +121,7 @@ impl Config {
             report.push(ConfigError::Variable { variable, reason });
         }
         let mut config = Self::read(&mut raw, &mut report);
-        config.fill_in();
+        config.fill_in(&raw);
         for violation in config.check() {
             report.violation(&raw, &config, violation);
         }
@@ -143,16 +148,15 @@ impl Config {
 
     /// Whether anything of this clearcoat is in etcd.
     pub fn uses_etcd(&self) -> bool {
-        self.registry.kind == RegistryKind::Etcd || self.journal.kind() == JournalKind::Etcd
+        self.registry.kind == RegistryKind::Etcd || self.journal.kind == JournalKind::Etcd
     }
 
     /// Writes out the defaults that depend on other keys, and leaves one way to say one thing.
-    fn fill_in(&mut self) {
+    fn fill_in(&mut self, written: &Raw) {
         self.edge.offload_header.take_if(|header| header.eq_ignore_ascii_case("X-Forwarded-Proto"));
-        self.journal.kind.get_or_insert(match self.registry.kind {
-            RegistryKind::Etcd => JournalKind::Etcd,
-            RegistryKind::Static | RegistryKind::Dns => JournalKind::Disk,
-        });
+        if !written.has(&["journal", "kind"]) && self.registry.kind == RegistryKind::Etcd {
+            self.journal.kind = JournalKind::Etcd;
+        }
         for node in &mut self.nodes {
             if node.role == crate::fleet::Role::Varnish {
                 node.delivery.get_or_insert_default();

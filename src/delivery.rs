@@ -58,7 +58,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
 use crate::config::PurgeListener;
-use crate::fleet::{Fence, Health, LANDING, Member, Node, NodeId, Snapshot};
+use crate::fleet::{Fence, Health, LANDING, Member, Node, NodeId, Snapshot, VarnishSettings};
 use crate::journal::{Cursor, Journal, Missed, Observer, Position};
 use crate::purge::{Ban, Guard, Target};
 use crate::slow_start::SlowStart;
@@ -185,9 +185,9 @@ impl Deliveries {
 
     /// Starts the task of a node that joined. Its cursor is read before this returns, so that no request meets a node
     /// whose cursor is not known.
-    pub fn start(self: &Arc<Self>, node: &Arc<Node>) {
+    pub fn start(self: &Arc<Self>, node: &Arc<Node>, settings: &VarnishSettings) {
         let state = Arc::new(DeliveryState::default());
-        let task = task::Task::new(Arc::clone(self), Arc::clone(node), Arc::clone(&state));
+        let task = task::Task::new(Arc::clone(self), Arc::clone(node), settings, Arc::clone(&state));
         let task = tokio::spawn(task.run()).abort_handle();
         self.nodes.insert(node.id().clone(), Delivery { state, task });
     }
@@ -456,7 +456,7 @@ impl Deliveries {
         let known = fleet.varnish.members().iter().filter(|member| is_known(member.node.id()));
         known
             .map(|member| {
-                let (position, epoch) = (member.node.live.cursor(), member.node.spec.epoch.clone());
+                let (position, epoch) = (member.node.live.cursor(), member.node.spec.epoch().cloned());
                 (member.node.id().clone(), Cursor { position, epoch })
             })
             .collect()

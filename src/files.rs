@@ -23,7 +23,7 @@ use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::sync::Notify;
 
-use crate::telemetry::{Metrics, Shortage};
+use crate::telemetry::{FileShare, Metrics, Shortage};
 
 /// Connections per control-plane listener, if there are enough files.
 const CONTROL_CONNECTIONS: u64 = 2048;
@@ -40,8 +40,8 @@ const SPARE: u64 = 64;
 /// Files for each node beside its traffic: a health check, a delivery, and one more of each that is just ending.
 const PER_NODE: u64 = 4;
 
-/// The shares. Each owns one eighth, and the other half is common.
-const SHARES: [&str; 4] = ["edge_clients", "edge_nodes", "origin_clients", "origin_nodes"];
+/// One part of eight is each share's own, the other half is common.
+const SHARES: usize = FileShare::ALL.len();
 const PARTS: u64 = 8;
 
 /// Whether an error says that this process or machine lacks a resource or a permission, and so nothing about the other
@@ -112,7 +112,7 @@ impl Plan {
 
     /// The common files.
     fn common(&self) -> i64 {
-        i64::try_from(self.traffic / PARTS * (PARTS - SHARES.len() as u64)).unwrap_or(i64::MAX)
+        i64::try_from(self.traffic / PARTS * (PARTS - SHARES as u64)).unwrap_or(i64::MAX)
     }
 }
 
@@ -145,9 +145,9 @@ impl Budget {
         let common = Arc::new(Common { most: most_common, used: AtomicI64::new(0), waiting: Default::default() });
         let [edge_clients, edge_nodes, origin_clients, origin_nodes] = std::array::from_fn(|index| {
             let most = wanted.filter(|_| index == 0).map_or(most, |wanted| wanted.min(most));
-            let (used, limit) = metrics.files.share(SHARES[index]);
+            let (used, limit) = metrics.files.share(FileShare::ALL[index]);
             limit.set(most);
-            let (own_used, shortage) = (AtomicI64::new(0), metrics.files.shortage(SHARES[index]));
+            let (own_used, shortage) = (AtomicI64::new(0), metrics.files.shortage(FileShare::ALL[index]));
             Arc::new(Share { index, most, own, own_used, used, common: Arc::clone(&common), shortage })
         });
         Budget { edge_clients, edge_nodes, origin_clients, origin_nodes }
@@ -159,8 +159,8 @@ impl Budget {
 struct Common {
     most: i64,
     used: AtomicI64,
-    /// Per share.
-    waiting: [Waiting; SHARES.len()],
+    /// Of each share.
+    waiting: [Waiting; SHARES],
 }
 
 /// The tasks that wait for files of a share.

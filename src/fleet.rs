@@ -19,6 +19,7 @@ mod life_signs;
 mod lost_nodes;
 mod node;
 mod snapshot;
+mod varnish;
 
 pub use event::{CheckResult, Event, Verdict};
 pub use fence::Fence;
@@ -27,7 +28,7 @@ pub use health::{Health, HealthState, Thresholds};
 pub use life_signs::{LANDING, LifeSigns};
 pub use lost_nodes::{GATHER, LossDecision, LostNodes, WINDOW};
 pub use node::{
-    DEFAULT_HEADER_LIMIT, Delivery, InvalidNodeId, Live, Node, NodeId, NodeKey, NodeSource, NodeSpec, Role, SendProxy,
-    ServingState, TrialState, WHOLE_SHARE, is_another_life,
+    InvalidNodeId, Live, Node, NodeId, NodeKey, NodeSource, NodeSpec, Role, ServingState, TrialState, WHOLE_SHARE,
 };
 pub use snapshot::{Member, Pool, Snapshot};
+pub use varnish::{DEFAULT_HEADER_LIMIT, Delivery, SendProxy, VarnishSettings, is_another_life};

@@ -20,7 +20,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::config::{HeaderError, HealthChecks, VarnishChecks, WebChecks, reveal};
 use crate::files::is_ours;
-use crate::fleet::{CheckResult, Event, NodeSpec, Role, SendProxy, Verdict};
+use crate::fleet::{CheckResult, Event, NodeId, NodeSpec, Role, SendProxy, VarnishSettings, Verdict};
 use crate::http_client::Connection;
 use crate::proxy_protocol;
 use crate::purge::{PROBE_PATH, what_to_change, would_obey};
@@ -35,10 +35,11 @@ const CONFIRM: u32 = 10;
 /// The checker of one node.
 #[derive(Clone, Debug)]
 pub struct Probe {
+    role: Role,
+    id: NodeId,
     target: SocketAddr,
     schedule: Schedule,
     kind: ProbeKind,
-    node: NodeSpec,
     wake: Arc<Notify>,
 }
 
@@ -53,7 +54,7 @@ struct Schedule {
 #[derive(Clone, Debug)]
 enum ProbeKind {
     Web { path: String, host: String, expect: Vec<u16> },
-    Varnish,
+    Varnish(VarnishSettings),
 }
 
 /// Why a check could not be carried out.
@@ -72,18 +73,19 @@ enum CheckError {
 impl Probe {
     /// A checker for this node, as configured for its role.
     pub fn new(node: &NodeSpec, config: &HealthChecks) -> Self {
-        let (schedule, kind) = match node.role {
-            Role::Web => {
+        let (schedule, kind) = match &node.varnish {
+            None => {
                 let WebChecks { path, interval, timeout, fall, jitter, expect, host, .. } = config.web.clone();
                 let host = host.unwrap_or_else(|| node.address.to_string());
                 (Schedule { interval, timeout, fall, jitter }, ProbeKind::Web { path, host, expect })
             }
-            Role::Varnish => {
+            Some(settings) => {
                 let VarnishChecks { interval, timeout, fall, jitter, .. } = config.varnish;
-                (Schedule { interval, timeout, fall, jitter }, ProbeKind::Varnish)
+                (Schedule { interval, timeout, fall, jitter }, ProbeKind::Varnish(settings.clone()))
             }
         };
-        Probe { target: node.address, schedule, kind, node: node.clone(), wake: Arc::default() }
+        let (role, id) = (node.role(), node.id.clone());
+        Probe { role, id, target: node.address, schedule, kind, wake: Arc::default() }
     }
 
     /// Requests a check before the next regular one.
@@ -102,7 +104,7 @@ impl Probe {
                 Verdict::Failed(_) => failures + 1,
                 Verdict::NotAsked(_) => failures,
             };
-            let (role, id, address) = (self.node.role, self.node.id.clone(), self.target);
+            let (role, id, address) = (self.role, self.id.clone(), self.target);
             let check = CheckResult { role, id, address, began, took: began.elapsed(), verdict };
             if events.send(Event::Checked(check)).await.is_err() {
                 return;
@@ -128,10 +130,13 @@ impl Probe {
     }
 
     async fn ask(&self, asked: &mut Instant) -> Result<u16, CheckError> {
-        let own = reveal(&self.node.headers).await?;
+        let (own, send_proxy) = match &self.kind {
+            ProbeKind::Web { .. } => (Vec::new(), SendProxy::Off),
+            ProbeKind::Varnish(settings) => (reveal(&settings.headers).await?, settings.send_proxy),
+        };
         let mut stream = TcpStream::connect(self.target).await?;
         *asked = Instant::now();
-        if self.node.send_proxy == SendProxy::V2 {
+        if send_proxy == SendProxy::V2 {
             let mut header = Vec::new();
             proxy_protocol::write_v2_local(&mut header);
             stream.write_all(&header).await?;
@@ -139,7 +144,7 @@ impl Probe {
         let mut connection = Connection::over(stream).await?;
         let (method, path, host) = match &self.kind {
             ProbeKind::Web { path, host, .. } => ("GET", path.as_str(), host.as_str()),
-            ProbeKind::Varnish => ("PURGE", PROBE_PATH, "clearcoat"),
+            ProbeKind::Varnish(_) => ("PURGE", PROBE_PATH, "clearcoat"),
         };
         let mut request = http::Request::builder()
             .method(method)
@@ -160,8 +165,8 @@ impl ProbeKind {
         match self {
             ProbeKind::Web { expect, .. } if expect.contains(&status) => Verdict::Passed,
             ProbeKind::Web { path, .. } => Verdict::Failed(format!("{path} answered {status}")),
-            ProbeKind::Varnish if would_obey(status) => Verdict::Passed,
-            ProbeKind::Varnish => Verdict::Failed(format!("PURGE answered {status} {}", what_to_change(status))),
+            ProbeKind::Varnish(_) if would_obey(status) => Verdict::Passed,
+            ProbeKind::Varnish(_) => Verdict::Failed(format!("PURGE answered {status} {}", what_to_change(status))),
         }
     }
 }
@@ -172,10 +177,11 @@ mod tests {
 
     #[test]
     fn a_varnish_is_well_when_it_would_obey_a_purge() {
+        let kind = ProbeKind::Varnish(VarnishSettings::default());
         for status in [200, 400, 404, 410] {
-            assert_eq!(ProbeKind::Varnish.judge(status), Verdict::Passed, "{status}");
+            assert_eq!(kind.judge(status), Verdict::Passed, "{status}");
         }
-        let Verdict::Failed(reason) = ProbeKind::Varnish.judge(405) else { panic!("passed") };
+        let Verdict::Failed(reason) = kind.judge(405) else { panic!("passed") };
         assert!(reason.contains("acl purge"), "{reason}");
     }
 

@@ -33,7 +33,7 @@ use crate::http_server::{Handler, Response, json, text};
 use crate::journal::{Journal, Position};
 use crate::purge::{Parsed, Purge, Refusal, Rules, Target, parse};
 use crate::replicas::{self, Heard, Received, Replicas};
-use crate::telemetry::{Metrics, causes};
+use crate::telemetry::{Metrics, PurgeResult, causes};
 
 /// Purges under way at once. A shop has tens; each costs some KiB.
 pub const MAX_UNDER_WAY: usize = 4096;
@@ -181,7 +181,7 @@ impl PurgeApi {
 
     fn authorise(&self, headers: &http::HeaderMap, peer: SocketAddr) -> Result<(), Box<Response>> {
         let Some((reason, answer)) = self.objection(headers, peer) else { return Ok(()) };
-        self.metrics.purge.requested("none", "forbidden");
+        self.metrics.purge.requested("none", PurgeResult::Forbidden);
         tracing::warn!(address = %peer.ip().to_canonical(), "purge refused: {reason}");
         Err(Box::new(refused(403, &answer)))
     }
@@ -225,10 +225,10 @@ impl PurgeApi {
     fn refuse(&self, refusal: &Refusal, peer: SocketAddr) -> Response {
         let address = peer.ip().to_canonical();
         if refusal.is_empty_chunk() {
-            self.metrics.purge.requested("none", "empty");
+            self.metrics.purge.requested("none", PurgeResult::Empty);
             tracing::debug!(%address, "a purge with an empty pattern, as Magento sends before a long one");
         } else {
-            self.metrics.purge.requested("none", "refused");
+            self.metrics.purge.requested("none", PurgeResult::Refused);
             tracing::warn!(%address, %refusal, "purge refused");
         }
         let mut response = refused(refusal.status(), &refusal.to_string());
@@ -250,7 +250,7 @@ impl PurgeApi {
 
     /// The cause is for the log: it has paths in it.
     fn not_durable(&self, kind: &'static str, now_ms: u64, cause: &dyn Display) -> Response {
-        self.metrics.purge.requested(kind, "not_durable");
+        self.metrics.purge.requested(kind, PurgeResult::NotDurable);
         if let Some(left_out) = self.refusal_told.lock().pass(now_ms) {
             tracing::error!(error = %cause, left_out, "a purge could not be made durable and was not accepted");
         }
@@ -258,7 +258,7 @@ impl PurgeApi {
     }
 
     fn overloaded(&self, kind: &'static str, now_ms: u64) -> Response {
-        self.metrics.purge.requested(kind, "overload");
+        self.metrics.purge.requested(kind, PurgeResult::Overload);
         if let Some(left_out) = self.overload_told.lock().pass(now_ms) {
             tracing::warn!(left_out, "a purge was not accepted: {MAX_UNDER_WAY} are under way and not answered yet");
         }
@@ -293,7 +293,7 @@ impl PurgeApi {
         let result = result_of(&outcome);
         self.metrics.purge.requested(kind, result);
         let (applied, fenced) = (outcome.applied.len(), outcome.fenced.clone());
-        let invalidated = outcome.invalidated;
+        let (invalidated, result) = (outcome.invalidated, result.as_str());
         self.attribute(source, named, Ended { position, at_ms, took, result, applied, fenced, invalidated });
         answer(kind, position, &outcome, &heard)
     }
@@ -333,11 +333,11 @@ impl PurgeApi {
 }
 
 /// The result of an accepted purge, for metrics and the books.
-fn result_of(outcome: &Acknowledged) -> &'static str {
+fn result_of(outcome: &Acknowledged) -> PurgeResult {
     match outcome {
-        Acknowledged { refused, .. } if !refused.is_empty() => "refused_by_node",
-        Acknowledged { fenced, .. } if fenced.is_empty() => "applied",
-        _ => "fenced",
+        Acknowledged { refused, .. } if !refused.is_empty() => PurgeResult::RefusedByNode,
+        Acknowledged { fenced, .. } if fenced.is_empty() => PurgeResult::Applied,
+        _ => PurgeResult::Fenced,
     }
 }
 

@@ -54,7 +54,7 @@ impl SlowStart {
     /// Begins the slow start of this node: its share is small from now on, and grows. Does nothing if it is starting
     /// already, or slow start is off. Call it before the node can be chosen.
     pub fn begin(&self, node: &Node) {
-        let lasts = match node.spec.role {
+        let lasts = match node.spec.role() {
             Role::Web => self.web,
             Role::Varnish => self.varnish,
         };

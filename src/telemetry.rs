@@ -5,4 +5,7 @@ pub mod log;
 pub mod metrics;
 
 pub use causes::causes;
-pub use metrics::{ListenerMetrics, Metrics, NodeMetrics, PurgeMetrics, Shortage, UpstreamFault, VarnishMetrics};
+pub use metrics::{
+    FileShare, JournalMetrics, ListenerMetrics, Metrics, NodeMetrics, PurgeMetrics, PurgeResult, ReloadResult, Resync,
+    RetryReason, Shortage, UpstreamFault, VarnishMetrics,
+};

@@ -26,7 +26,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
-use crate::fleet::{Live, Node, NodeId, TrialState};
+use crate::fleet::{Live, Node, NodeId, TrialState, VarnishSettings};
 use crate::purge::Guard;
 use crate::telemetry::Metrics;
 
@@ -86,10 +86,10 @@ impl Trials {
         }
     }
 
-    /// Tries this node from now on, on each [`Trials::is_up`] and periodically.
-    pub fn start(self: &Arc<Self>, node: &Arc<Node>) {
+    /// Tries this node from now on, whenever [`Trials::is_up`] says so, and now and then.
+    pub fn start(self: &Arc<Self>, node: &Arc<Node>, settings: &VarnishSettings) {
         let wake = Arc::new(Notify::new());
-        let task = tokio::spawn(node::run(Arc::clone(self), Arc::clone(node), Arc::clone(&wake)));
+        let task = tokio::spawn(node::run(Arc::clone(self), Arc::clone(node), settings.clone(), Arc::clone(&wake)));
         let running = Running { task, wake, node: Arc::clone(node), finding: "".into() };
         if let Some(before) = self.running().insert(node.id().clone(), running) {
             before.task.abort();
@@ -178,7 +178,7 @@ impl Trials {
             std::mem::replace(&mut mine.finding, finding.into())
         };
         node.live.set_trial(state);
-        if let Some(varnish) = &self.metrics.node(node.spec.role, node.id()).varnish {
+        if let Some(varnish) = &self.metrics.node(node.spec.role(), node.id()).varnish {
             varnish.trial_failed.set(matches!(state, TrialState::Failed | TrialState::WithoutTags).into());
         }
         self.progress.send_modify(|tried| *tried += 1);
@@ -219,7 +219,7 @@ mod tests {
         let id = NodeId::try_from("v").unwrap();
         let spec = NodeSpec::new(Role::Varnish, id.clone(), "192.0.2.1:80".parse().unwrap());
         let node = Arc::new(Node::new(spec, Arc::default(), 1));
-        trials.start(&node);
+        trials.start(&node, &VarnishSettings::default());
         let after = |state, finding: &str| {
             trials.publish(&node, state, finding);
             (node.live.trial(), trials.finding(&id).to_string())

@@ -164,7 +164,7 @@ impl Pools {
         let pool = nodes.entry(node.endpoint_id).or_insert_with(|| NodePool {
             live: Arc::downgrade(&node.live),
             idle: Vec::new(),
-            metrics: self.metrics.node(node.spec.role, node.id()),
+            metrics: self.metrics.node(node.spec.role(), node.id()),
         });
         f(pool)
     }

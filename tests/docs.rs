@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use clearcoat::fleet::{NodeId, Role};
-use clearcoat::telemetry::Metrics;
+use clearcoat::telemetry::{FileShare, Metrics, PurgeResult, RetryReason};
 
 fn document(path: &str) -> String {
     std::fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap()
@@ -17,14 +17,14 @@ fn every_metric_is_documented_and_every_documented_one_exists() {
     for role in [Role::Web, Role::Varnish] {
         metrics.node(role, &NodeId::try_from("a").unwrap());
     }
-    metrics.retried(Role::Web, "connect");
-    metrics.purge.requested("tags", "applied");
+    metrics.retried(Role::Web, RetryReason::Connect);
+    metrics.purge.requested("tags", PurgeResult::Applied);
     metrics.purge.named("cat_p", 1);
     metrics.purge.sent_by("10.0.0.5");
     metrics.purge.wide("cat_p");
-    metrics.journal.anew.with_label_values(&["lost"]).set(1);
+    metrics.journal.began_anew("lost", true);
     metrics.tls_certificate("a.pem", 0);
-    metrics.files.share("edge_nodes");
+    metrics.files.share(FileShare::EdgeNodes);
     let text = String::from_utf8(metrics.render().unwrap()).unwrap();
     let names = text.lines().filter_map(|line| line.strip_prefix("# TYPE clearcoat_"));
     let exported: BTreeSet<&str> = names.filter_map(|line| line.split(' ').next()).collect();

@@ -50,7 +50,7 @@ impl Engine {
         let Opened { journal, shared: shared_journal, answered } = open_journal(config, &guard, etcd.as_ref()).await?;
         for reason in Anew::REASONS {
             let is_it = journal.anew().is_some_and(|anew| anew.reason() == reason);
-            metrics.journal.anew.with_label_values(&[reason]).set(is_it.into());
+            metrics.journal.began_anew(reason, is_it);
         }
         // Whatever is in the journal counts as answered: nobody knows how far the last process came.
         let fence = Arc::new(Fence::at(journal.head()));
@@ -111,7 +111,7 @@ impl Engine {
             let deliveries = Arc::clone(&self.deliveries);
             tasks.spawn(async move { deliveries.keep_up(patience, answered).await });
         }
-        let has_disk = config.journal.kind() != JournalKind::Memory;
+        let has_disk = config.journal.kind != JournalKind::Memory;
         let context = replicas::Context {
             found_by,
             journal: self.shared_journal.clone(),
@@ -122,7 +122,7 @@ impl Engine {
             metrics: Arc::clone(&self.metrics),
             memory: (self.shared_journal.is_some() && has_disk).then(|| config.journal.path.join(file)),
         };
-        let record = replicas::Record::new(address, config.journal.kind());
+        let record = replicas::Record::new(address, config.journal.kind);
         Ok(Some(Replicas::start(context, id, record, tasks)))
     }
 }
@@ -152,7 +152,7 @@ async fn open_journal(config: &Config, guard: &Arc<Guard>, etcd: Option<&SharedE
         own_process: true,
         patience: config.purge.ack_timeout,
     };
-    let local = match (config.journal.kind(), etcd) {
+    let local = match (config.journal.kind, etcd) {
         (JournalKind::Etcd, Some(etcd)) => {
             let shared = Arc::new(journal::Etcd::open(path, settings, Arc::clone(etcd)).await?);
             let answered = Some(shared.answered());

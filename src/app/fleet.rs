@@ -66,7 +66,7 @@ fn follow_registry(
     match (config.registry.kind, &engine.etcd) {
         (RegistryKind::Etcd, Some(etcd)) => {
             let status = WatchStatus::new("nodes");
-            let has_disk = config.journal.kind() != JournalKind::Memory;
+            let has_disk = config.journal.kind != JournalKind::Memory;
             tasks.spawn(registry::etcd::run(registry::etcd::EtcdRegistrySettings {
                 etcd: Arc::clone(etcd),
                 status: Arc::clone(&status),

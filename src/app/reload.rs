@@ -19,7 +19,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::config::{Config, ConfigErrors, ConfigSource, ConfigText, StaticNode};
 use crate::fleet::NodeKey;
-use crate::telemetry::{Metrics, log};
+use crate::telemetry::{Metrics, ReloadResult, log};
 
 /// How long a changed file waits at most.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -99,7 +99,7 @@ impl Reloader {
                     tracing::error!("{error}");
                 }
                 tracing::error!("the new configuration is refused; the old one goes on");
-                self.metrics.reloaded("refused");
+                self.metrics.reloaded(ReloadResult::Refused);
                 return;
             }
         };
@@ -117,16 +117,16 @@ impl Reloader {
         let changes = Changes::between(&self.running.nodes, &config.nodes);
         if changes.are_none() {
             if logs_otherwise {
-                self.metrics.reloaded("applied");
+                self.metrics.reloaded(ReloadResult::Applied);
             } else if cause == Cause::Asked {
                 tracing::info!("the nodes of the configuration are as they were");
-                self.metrics.reloaded("unchanged");
+                self.metrics.reloaded(ReloadResult::Unchanged);
             }
             return;
         }
         let Changes { new, gone, changed } = &changes;
         tracing::info!(new = new.join(" "), gone = gone.join(" "), changed = changed.join(" "), "nodes reloaded");
-        self.metrics.reloaded("applied");
+        self.metrics.reloaded(ReloadResult::Applied);
         self.running.nodes.clone_from(&config.nodes);
         self.nodes.send_replace(config.nodes);
     }

@@ -94,9 +94,9 @@ impl Config {
         }
         check_nodes(&self.nodes, &mut rules);
         self.check_registry(&mut rules);
-        let has_path = self.journal.kind() == JournalKind::Memory || self.journal.path != Path::new("");
+        let has_path = self.journal.kind == JournalKind::Memory || self.journal.path != Path::new("");
         rules.require(has_path, "journal.path", "must name a directory when journal.kind is disk or etcd");
-        let may_trust = self.journal.kind() != JournalKind::Memory || self.journal.first_start == FirstStart::Flush;
+        let may_trust = self.journal.kind != JournalKind::Memory || self.journal.first_start == FirstStart::Flush;
         rules.require(may_trust, "journal.first_start", {
             "must be \"flush\" when journal.kind is memory: each of its starts would trust what it cannot know; \"trust\" \
              goes with disk or etcd"
@@ -150,7 +150,7 @@ impl Config {
         rules.require(has_names, "registry.dns", "web or varnish must hold a name when registry.kind is dns");
         let is_reachable = self.replica.address.as_deref().is_none_or(is_host_port);
         rules.require(is_reachable, "replica.address", "must be empty or HOST:PORT such as 10.0.0.2:6081");
-        let by_one_way = self.replica.peers.is_empty() || self.journal.kind() != JournalKind::Etcd;
+        let by_one_way = self.replica.peers.is_empty() || self.journal.kind != JournalKind::Etcd;
         let reason = "must be empty when journal.kind is etcd, which is used then: replicas find each other and each other's \
                       purges there; set journal.kind to disk or memory to use the peers";
         rules.require(by_one_way, "replica.peers", reason);

@@ -11,8 +11,8 @@ use super::text;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Journal {
-    /// Default `etcd` where the registry is etcd, else `disk`; always set once the configuration is read.
-    pub kind: Option<JournalKind>,
+    /// Default `etcd` if the registry is etcd, else `disk`.
+    pub kind: JournalKind,
     /// The directory of a journal on disk, and of what has to survive a restart without etcd. Default
     /// `/var/lib/clearcoat`.
     pub path: PathBuf,
@@ -29,19 +29,12 @@ pub struct Journal {
 impl Default for Journal {
     fn default() -> Self {
         Journal {
-            kind: None,
+            kind: JournalKind::default(),
             path: PathBuf::from("/var/lib/clearcoat"),
             first_start: FirstStart::default(),
             damaged: Damaged::default(),
             retention: Duration::from_secs(60 * 60),
         }
-    }
-}
-
-impl Journal {
-    /// Where the journal is.
-    pub fn kind(&self) -> JournalKind {
-        self.kind.unwrap_or_default()
     }
 }
 

@@ -127,6 +127,12 @@ impl Raw {
         }
     }
 
+    /// Whether anybody has said something of this key.
+    pub(super) fn has(&self, key: &[&str]) -> bool {
+        let path: Vec<Step> = key.iter().map(|part| Step::Key((*part).to_owned())).collect();
+        self.find(&path).is_some()
+    }
+
     /// What stands at a path; `None` if nothing does.
     pub(super) fn find(&self, path: &[Step]) -> Option<Found> {
         let mut at = self.clone();

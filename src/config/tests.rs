@@ -80,8 +80,18 @@ fn keys(text: &str) -> BTreeSet<String> {
 #[test]
 fn every_default_passes_every_check() {
     let mut default = Config::default();
-    default.fill_in();
+    default.fill_in(&Raw::empty());
     assert_eq!(from_env(&[]).unwrap(), default);
+}
+
+#[test]
+fn the_journal_is_where_the_registry_is_unless_somebody_says_otherwise() {
+    let kind = |file: &str, env: &[(&str, &str)]| with(file, env).unwrap().journal.kind;
+    assert_eq!(kind("", &[]), JournalKind::Disk);
+    assert_eq!(kind("registry.kind = 'etcd'", &[]), JournalKind::Etcd);
+    assert_eq!(kind("registry.kind = 'etcd'\njournal.kind = 'disk'", &[]), JournalKind::Disk);
+    assert_eq!(kind("registry.kind = 'etcd'", &[("CLEARCOAT_JOURNAL__KIND", "disk")]), JournalKind::Disk);
+    assert_eq!(kind("journal.kind = 'etcd'", &[("CLEARCOAT_REGISTRY__KIND", "static")]), JournalKind::Etcd);
 }
 
 #[test]

@@ -14,13 +14,14 @@
 //! - A ban of our own is never passed over, for pages would stay that somebody was told are gone. If the node takes another
 //!   ban of this form, this one is at fault, and is carried out as a ban of everything; if it does not, the node is.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::fingerprint_of_ban;
 use super::requests::Owed;
 use super::walk::{Batch, Item};
-use crate::fleet::{Live, NodeSpec};
+use crate::fleet::{Live, VarnishSettings};
 use crate::purge::{Ban, Purge, TagSet, Target as Purged, compile};
 use crate::varnish::http::{Answer, DeliveryError, Link, PIPELINE};
 
@@ -68,7 +69,7 @@ impl Report {
 /// The way to one Varnish.
 pub(super) struct Dispatch {
     link: Link,
-    spec: NodeSpec,
+    settings: VarnishSettings,
     live: Arc<Live>,
     /// When the process started.
     started: Instant,
@@ -78,8 +79,9 @@ pub(super) struct Dispatch {
 }
 
 impl Dispatch {
-    pub(super) fn new(spec: NodeSpec, live: Arc<Live>, started: Instant) -> Self {
-        Dispatch { link: Link::to(&spec, ATTEMPT), spec, live, started, window: PIPELINE, answers: Vec::new() }
+    pub(super) fn new(address: SocketAddr, settings: VarnishSettings, live: Arc<Live>, started: Instant) -> Self {
+        let link = Link::to(address, &settings, ATTEMPT);
+        Dispatch { link, settings, live, started, window: PIPELINE, answers: Vec::new() }
     }
 
     /// Connects if there is no connection: what costs anything is done for nodes that can be reached.
@@ -220,7 +222,7 @@ impl Dispatch {
     /// Whether the node takes purges of tags as it is sent them: told by one of a tag that no page has.
     async fn takes_this_form(&mut self) -> Result<(), DeliveryError> {
         let purge = Purge { targets: vec![Purged::Tags(TagSet::no_page_has())], soft: false };
-        let bans = compile([&purge], self.spec.delivery, self.spec.header_limit).bans;
+        let bans = compile([&purge], self.settings.delivery, self.settings.header_limit).bans;
         let bans: Vec<&Ban> = bans.iter().collect();
         let mut answers = Vec::new();
         self.link.round_trip(&bans, PATIENCE, &mut answers).await?;

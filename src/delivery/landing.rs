@@ -58,7 +58,7 @@ impl Landing {
     pub(super) fn look(&mut self, sources: &Sources, fleet: &Snapshot, now: Instant) -> Option<Instant> {
         // A Varnish may fetch from another address than the one on which it listens, even from that of another one on the
         // same machine: until it was seen to fetch from its own, any page may be for it.
-        let node = sources.spec.address.ip().to_canonical();
+        let node = sources.address.ip().to_canonical();
         let fetches_from_its_own = sources.guard.has_fetched(node);
         let is_of_another = |address: IpAddr| {
             fetches_from_its_own

@@ -14,7 +14,7 @@ use super::stretches::{Stretch, Stretches};
 use super::walk::{Batch, Refused, Sources, Walk};
 use super::{Context, Deliveries, DeliveryState};
 use crate::backoff::Backoff;
-use crate::fleet::{LANDING, Node};
+use crate::fleet::{LANDING, Node, VarnishSettings};
 use crate::journal::{Position, Remembered};
 use crate::telemetry::{NodeMetrics, VarnishMetrics};
 use crate::varnish::http::DeliveryError;
@@ -121,9 +121,14 @@ enum Setback {
 }
 
 impl Task {
-    pub(super) fn new(deliveries: Arc<Deliveries>, node: Arc<Node>, state: Arc<DeliveryState>) -> Self {
+    pub(super) fn new(
+        deliveries: Arc<Deliveries>,
+        node: Arc<Node>,
+        settings: &VarnishSettings,
+        state: Arc<DeliveryState>,
+    ) -> Self {
         let Context { journal, guard, pace, started, .. } = &deliveries.context;
-        let cursor = match journal.remembered(node.id(), node.spec.epoch.as_deref()) {
+        let cursor = match journal.remembered(node.id(), settings.epoch.as_deref()) {
             Remembered::At(position) => Some(position),
             // Another cache has this name now. Nobody knows since when it stores pages, nor which of the purges since then
             // went to the one before it: so it is told of all that are held, which costs a cache that is empty nothing.
@@ -149,9 +154,14 @@ impl Task {
             settling.push(young, cursor, Instant::now() + pace.settle);
         }
         Task {
-            metrics: deliveries.context.metrics.node(node.spec.role, node.id()),
-            sources: Sources { journal: Arc::clone(journal), guard: Arc::clone(guard), spec: node.spec.clone() },
-            dispatch: Dispatch::new(node.spec.clone(), Arc::clone(&node.live), *started),
+            metrics: deliveries.context.metrics.node(node.spec.role(), node.id()),
+            sources: Sources {
+                journal: Arc::clone(journal),
+                guard: Arc::clone(guard),
+                address: node.spec.address,
+                settings: settings.clone(),
+            },
+            dispatch: Dispatch::new(node.spec.address, settings.clone(), Arc::clone(&node.live), *started),
             budget,
             failures: 0,
             work: None,

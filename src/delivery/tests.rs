@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 
 use super::*;
 use crate::config::HealthChecks;
-use crate::fleet::{Live, Member, NodeSpec, Pool, Role};
+use crate::fleet::{Live, Member, NodeSpec, Pool, Role, VarnishSettings};
 use crate::journal::{Limits, Memory};
 use crate::purge::{Page, Purge, Target};
 
@@ -85,7 +85,8 @@ impl Rig {
         epoch: Option<&str>,
     ) -> Self {
         let id = NodeId::try_from("varnish-1").unwrap();
-        let spec = NodeSpec { epoch: epoch.map(Arc::from), ..NodeSpec::new(Role::Varnish, id, address) };
+        let settings = VarnishSettings { epoch: epoch.map(Arc::from), ..VarnishSettings::default() };
+        let spec = NodeSpec { varnish: Some(settings.clone()), ..NodeSpec::new(Role::Varnish, id, address) };
         let node = Arc::new(Node::new(spec, Arc::new(Live::default()), 1));
         let member =
             Member { node: Arc::clone(&node), health: Health::Up, reason: "".into(), retained: false, usable: true };
@@ -101,7 +102,7 @@ impl Rig {
             started: long_ago(),
         };
         let deliveries = Arc::new(Deliveries::new(context));
-        deliveries.start(&node);
+        deliveries.start(&node, &settings);
         Rig { deliveries, guard, node, told }
     }
 

@@ -9,12 +9,13 @@
 //! flush stands for beyond that is written down in [`Batch::gap`]: whoever sends it decides whether it was enough.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::fingerprint;
 use super::requests::Owed;
-use crate::fleet::NodeSpec;
+use crate::fleet::VarnishSettings;
 use crate::journal::{Entry, Journal, Missed, Position};
 use crate::purge::{Ban, Batch as Compiled, Guard, Purge, Target, compile};
 
@@ -36,7 +37,9 @@ const SHORT_BYTES: usize = 64 << 10;
 pub(super) struct Sources {
     pub(super) journal: Arc<dyn Journal>,
     pub(super) guard: Arc<Guard>,
-    pub(super) spec: NodeSpec,
+    /// Where the node listens.
+    pub(super) address: SocketAddr,
+    pub(super) settings: VarnishSettings,
 }
 
 /// Targets with this fingerprint that a node does not take though it takes others: those of purges after the first position
@@ -148,7 +151,8 @@ impl Walk {
         let purges: Vec<Purge> = entries.iter().filter_map(|entry| self.remaining(entry)).collect();
         let untouched = entries.iter().filter(|entry| self.is_untouched(entry)).map(|entry| &entry.purge);
         let purges = || untouched.clone().chain(&purges);
-        let Compiled { bans, folded } = compile(purges(), sources.spec.delivery, sources.spec.header_limit);
+        let VarnishSettings { delivery, header_limit, .. } = sources.settings;
+        let Compiled { bans, folded } = compile(purges(), delivery, header_limit);
         if listed(&bans) > MAX_BANS {
             return Some(self.flush(Some(after), sources));
         }

@@ -38,6 +38,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::{Failure, Pauses, RaftPosition, Session, SharedEtcd, bounded};
+pub use crate::telemetry::Resync;
 use known::{WatchContent, WatchMessage, WatchOutcome, WatchPosition};
 
 /// How long a watch may say nothing before its member is asked whether it is still there.
@@ -102,34 +103,6 @@ pub struct Listing {
     pub items: Vec<Item>,
     /// Why there is a list.
     pub cause: Resync,
-}
-
-/// Why a list was needed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Resync {
-    /// It is the first.
-    Start,
-    /// etcd has forgotten changes that we have not seen.
-    Compacted,
-    /// etcd's history is another one than before: it was restored from a backup, or is another cluster.
-    Restored,
-    /// Too much has changed since.
-    FarBehind,
-    /// The connection is a new one, and the list is short.
-    Reconnected,
-}
-
-impl Resync {
-    /// The name in metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Resync::Start => "start",
-            Resync::Compacted => "compacted",
-            Resync::Restored => "restored",
-            Resync::FarBehind => "far_behind",
-            Resync::Reconnected => "reconnected",
-        }
-    }
 }
 
 /// How a follower is doing, for whoever wants to show it.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use super::{LifeSigns, PurgeHeaders};
+use super::{LifeSigns, SendProxy, VarnishSettings};
 
 /// The function of a node in the fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ValueEnum)]
@@ -103,31 +103,6 @@ pub enum NodeSource {
     Dns,
 }
 
-/// How a Varnish is told to drop pages.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum Delivery {
-    /// `PURGE /` with `X-Magento-Tags-Pattern`, as Magento's own VCL understands it: the pattern goes into a ban, so any
-    /// regular expression will do, and the cheapest one is sent.
-    #[default]
-    Magento,
-    /// The same with the pattern in Magento's own form, for a VCL that extracts the tags from it.
-    MagentoPlain,
-    /// `PURGE /` with `xkey-purge` or `xkey-softpurge`, for a VCL with vmod_xkey.
-    Xkey,
-}
-
-impl fmt::Display for Delivery {
-    /// As in the configuration.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Delivery::Magento => "magento",
-            Delivery::MagentoPlain => "magento-plain",
-            Delivery::Xkey => "xkey",
-        })
-    }
-}
-
 /// Whether a node that registers itself wants traffic.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -167,59 +142,23 @@ impl TrialState {
     ];
 }
 
-/// Whether connections to a node start with a PROXY header (haproxy.org, doc/proxy-protocol.txt, section 2.2), so that
-/// `client.ip` in its VCL is the client.
-///
-/// The listener of the Varnish must expect the header on every connection (`varnishd -a :6081,PROXY`): it drops a
-/// connection that does not begin with one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum SendProxy {
-    /// They start with HTTP.
-    #[default]
-    Off,
-    /// They start with a header of version 2.
-    V2,
-}
-
-/// The longest header value sent to a Varnish by default, in bytes. Varnish takes header lines of 8 KiB by default
-/// (`http_req_hdr_len`); Magento itself stops at 7,680 for the same reason.
-pub const DEFAULT_HEADER_LIMIT: usize = 7_680;
-
-/// Whether these epochs belong to two different caches. An unknown epoch counts as equal.
-pub fn is_another_life(before: Option<&str>, now: Option<&str>) -> bool {
-    before.zip(now).is_some_and(|(before, now)| before != now)
-}
-
-/// The registry's data about one node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What the registry says about one node.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeSpec {
     /// Who says so.
     pub source: NodeSource,
-    /// What it does.
-    pub role: Role,
     /// Its stable name, unique within its role.
     pub id: NodeId,
     /// Its address.
     pub address: SocketAddr,
     /// Its share of the traffic relative to its peers. 0 means drain: no new traffic, but purges.
     pub weight: u32,
-    /// The form of its purges (Varnish only).
-    pub delivery: Delivery,
-    /// The longest value of one request header that it accepts, in bytes (Varnish only).
-    pub header_limit: usize,
-    /// Whether connections to it start with a PROXY header (Varnish only).
-    pub send_proxy: SendProxy,
-    /// Identifies its cache (Varnish only): a new epoch means a new, empty cache. `None` if unknown: then it counts as
-    /// the same cache as before.
-    pub epoch: Option<Arc<str>>,
-    /// Its location, for people.
+    /// Where it stands, for people.
     pub zone: Option<Arc<str>>,
     /// Further data for people and their tools.
     pub labels: BTreeMap<String, String>,
-    /// Header fields of its purges and health checks (Varnish only). Secret, so never written.
-    #[serde(skip)]
-    pub headers: PurgeHeaders,
+    /// What is said of a Varnish. `None` makes it a web node: there is no other mark of the role.
+    pub varnish: Option<VarnishSettings>,
 }
 
 impl NodeSpec {
@@ -227,25 +166,41 @@ impl NodeSpec {
     pub fn new(role: Role, id: NodeId, address: SocketAddr) -> Self {
         NodeSpec {
             source: NodeSource::default(),
-            role,
             id,
             address,
             weight: 1,
-            delivery: Delivery::default(),
-            header_limit: DEFAULT_HEADER_LIMIT,
-            send_proxy: SendProxy::default(),
-            epoch: None,
             zone: None,
             labels: BTreeMap::new(),
-            headers: PurgeHeaders::default(),
+            varnish: (role == Role::Varnish).then(VarnishSettings::default),
         }
     }
 
-    /// Whether existing connections stay valid when the spec changes to `other`.
+    /// What it does.
+    pub fn role(&self) -> Role {
+        match self.varnish {
+            Some(_) => Role::Varnish,
+            None => Role::Web,
+        }
+    }
+
+    /// The life of its cache, if it has one and that is named.
+    pub fn epoch(&self) -> Option<&Arc<str>> {
+        self.varnish.as_ref().and_then(|varnish| varnish.epoch.as_ref())
+    }
+
+    /// Whether connections to it start with a PROXY header.
+    pub fn send_proxy(&self) -> SendProxy {
+        self.varnish.as_ref().map_or(SendProxy::Off, |varnish| varnish.send_proxy)
+    }
+
+    /// Whether existing connections and cursors stay valid when the spec changes to `other`.
     pub fn is_reached_as(&self, other: &NodeSpec) -> bool {
-        let reached = |spec: &NodeSpec| (spec.address, spec.delivery, spec.header_limit, spec.send_proxy);
-        let another_life = is_another_life(self.epoch.as_deref(), other.epoch.as_deref());
-        reached(self) == reached(other) && self.headers == other.headers && !another_life
+        let is_same_varnish = match (&self.varnish, &other.varnish) {
+            (Some(mine), Some(others)) => mine.is_reached_as(others),
+            (None, None) => true,
+            _ => false,
+        };
+        self.address == other.address && is_same_varnish
     }
 }
 

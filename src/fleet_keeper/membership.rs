@@ -18,16 +18,16 @@ use crate::probe::Probe;
 
 impl FleetKeeper {
     pub(super) fn join(&mut self, mut spec: NodeSpec) {
-        if spec.role == Role::Varnish {
-            spec.headers = spec.headers.over(&self.context.headers);
+        if let Some(varnish) = &mut spec.varnish {
+            varnish.headers = varnish.headers.over(&self.context.headers);
         }
-        let identity = (spec.role, spec.id.clone());
+        let identity = (spec.role(), spec.id.clone());
         if let Some(state) = self.nodes.get(&identity) {
             let known = &state.node.spec;
             if counts_before(known.source, spec.source) {
                 let (source, before) = (spec.source, known.source);
                 if self.shadowed.insert(identity, spec).is_none() {
-                    tracing::warn!(role = %known.role, node = %known.id, ?source, ?before, "a node of this name is known already");
+                    tracing::warn!(role = %known.role(), node = %known.id, ?source, ?before, "a node of this name is known already");
                 }
                 return;
             }
@@ -47,15 +47,15 @@ impl FleetKeeper {
                 state.node = Arc::new(Node::new(spec, Arc::clone(&state.node.live), state.node.endpoint_id));
             }
             _ => {
-                tracing::info!(role = %spec.role, node = %spec.id, address = %spec.address, "node joined");
+                tracing::info!(role = %spec.role(), node = %spec.id, address = %spec.address, "node joined");
                 self.stop(&identity);
                 self.next_key += 1;
                 let node = Arc::new(Node::new(spec, Arc::new(Live::default()), self.next_key));
                 let probe = Probe::new(&node.spec, &self.context.checks);
                 let probe_task = self.probes.spawn(probe.clone().run(self.context.events.clone()));
-                if node.spec.role == Role::Varnish {
-                    self.context.deliveries.start(&node);
-                    self.context.trials.iter().for_each(|trials| trials.start(&node));
+                if let Some(varnish) = &node.spec.varnish {
+                    self.context.deliveries.start(&node, varnish);
+                    self.context.trials.iter().for_each(|trials| trials.start(&node, varnish));
                 }
                 let state = NodeState { node, health: HealthState::default(), reason: "".into(), probe, probe_task };
                 self.nodes.insert(identity, state);
@@ -84,7 +84,8 @@ impl FleetKeeper {
         let was_drained = deleted && state.node.spec.weight == 0;
         let nodes = &self.nodes;
         let there = || {
-            let of_these = |state: &&NodeState| (state.node.spec.role, state.node.spec.source) == (identity.0, source);
+            let of_these =
+                |state: &&NodeState| (state.node.spec.role(), state.node.spec.source) == (identity.0, source);
             nodes.values().filter(of_these).count()
         };
         if was_drained || self.lost_nodes.lost(source, identity.clone(), deleted, now, there) {

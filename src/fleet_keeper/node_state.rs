@@ -25,15 +25,15 @@ impl NodeState {
             Verdict::Failed(reason) => (false, reason),
             Verdict::NotAsked(_) => return false,
         };
-        let thresholds = match spec.role {
+        let thresholds = match spec.role() {
             Role::Web => Thresholds { rise: checks.web.rise, fall: checks.web.fall },
             Role::Varnish => Thresholds { rise: checks.varnish.rise, fall: checks.varnish.fall },
         };
         let transition = self.health.record(passed, thresholds);
         self.node.live.set_down(self.health.health() == Health::Down);
         match transition {
-            Some(Health::Down) => tracing::warn!(role = %spec.role, node = %spec.id, reason, "node is down"),
-            Some(health) => tracing::info!(role = %spec.role, node = %spec.id, ?health, "node is up"),
+            Some(Health::Down) => tracing::warn!(role = %spec.role(), node = %spec.id, reason, "node is down"),
+            Some(health) => tracing::info!(role = %spec.role(), node = %spec.id, ?health, "node is up"),
             None => {}
         }
         let reason = if self.health.health() == Health::Down { reason.as_str() } else { "" };

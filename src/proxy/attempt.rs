@@ -93,15 +93,15 @@ pub(super) async fn attempt(
     node: &Arc<Node>,
     terms: Terms,
 ) -> Result<Disposition, FailedAttempt> {
-    if node.spec.role != client.frontend.role {
+    if node.spec.role() != client.frontend.role {
         if !bypass::admits(&request.head) {
             return Err(FailedAttempt::at_once(Failure::BadMethod));
         }
         bypass::ask_for_whole(&mut request.head);
     }
     let _inflight = Inflight::begin(node);
-    let owner = (node.spec.send_proxy == SendProxy::V2).then_some(client.peer.socket);
-    // A request that must not be repeated justifies a system call to check whether the connection is still open.
+    let owner = (node.spec.send_proxy() == SendProxy::V2).then_some(client.peer.socket);
+    // What may not be repeated is worth a question to the system whether the connection is open still.
     let ask = if terms.is_safe { Openness::AsKnown } else { Openness::Asked };
     let pooled = if terms.fresh { None } else { client.worker.pools.get(node, owner, ask) };
     let reused = pooled.is_some();
@@ -236,7 +236,7 @@ impl Exchange<'_> {
 
     /// Whether the answer bypasses the caches: no VCL sees it, so the VCL's work is done here.
     fn is_bypass(&self) -> bool {
-        self.node.spec.role != self.client.frontend.role
+        self.node.spec.role() != self.client.frontend.role
     }
 
     /// Begins the answer: returns the answer's head, the framing of its body, and whether the client may send another

@@ -56,20 +56,14 @@ fn finish(client: &Client, request: &Request, answered: Option<&Node>) {
     let took = request.began.elapsed();
     listener.duration.observe(took.as_secs_f64());
     match (answered, request.status) {
-        (Some(node), Some(status)) if node.spec.role == role => {
+        (Some(node), Some(status)) if node.spec.role() == role => {
             if role == Role::Varnish {
                 let began = request.began.saturating_duration_since(worker.shared.started);
                 node.live.life_signs.record_answer(began, took);
             }
             worker.pools.metrics(node).record_answer(status);
         }
-        (Some(node), Some(status)) => {
-            // The series of a node that left meanwhile were removed with it.
-            let fleet = worker.shared.fleet.load();
-            if fleet.pool(node.spec.role).get(node.id()).is_some() {
-                listener.record_bypass(status, node.id());
-            }
-        }
+        (Some(node), Some(status)) => worker.pools.metrics(node).record_bypass(status),
         (None, Some(status)) => listener.record_own_answer(status),
         // A client that left before any answer is counted as 499, as nginx does.
         (_, None) => listener.record_own_answer(499),
@@ -141,7 +135,7 @@ async fn try_handle(
             };
         }
         client.worker.shared.metrics.retried(client.frontend.role, reason);
-        tracing::debug!(request = %request.id, node = %node.id(), reason, "request is tried again");
+        tracing::debug!(request = %request.id, node = %node.id(), reason = reason.as_str(), "request is tried again");
     }
 }
 

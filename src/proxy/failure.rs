@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::NoNode;
 use crate::fleet::Node;
 use crate::http1::{BadChunk, BadHead};
-use crate::telemetry::UpstreamFault;
+use crate::telemetry::{RetryReason, UpstreamFault};
 
 /// Why a request failed. The texts are for our log, not for the client.
 #[derive(Debug, thiserror::Error)]
@@ -98,14 +98,14 @@ impl Failure {
 
     /// Why the request may be retried on another node, as the label of `retries_total`; `None` if it may not.
     ///
-    /// `untouched`: no byte of the body was read beyond the buffers. `repeatable`: no byte of the request was sent to
-    /// the node, or its method is safe. After a failed connect nothing was sent, so any method may be retried.
-    pub(super) fn retry_reason(&self, untouched: bool, repeatable: bool) -> Option<&'static str> {
+    /// `untouched`: no byte of the body was read beyond what is still in memory. `repeatable`: no byte of the request was
+    /// handed to the node, or its method is safe. Nothing was sent when a connection failed, so there the method is free.
+    pub(super) fn retry_reason(&self, untouched: bool, repeatable: bool) -> Option<RetryReason> {
         match self {
-            // Local ports are exhausted per node.
-            Failure::Connect(_) | Failure::NoPort(_) if untouched => Some("connect"),
-            Failure::NoAnswer(_) if untouched && repeatable => Some("no_answer"),
-            Failure::NodeDown(_) if untouched && repeatable => Some("node_down"),
+            // Local ports are used up for one node at a time.
+            Failure::Connect(_) | Failure::NoPort(_) if untouched => Some(RetryReason::Connect),
+            Failure::NoAnswer(_) if untouched && repeatable => Some(RetryReason::NoAnswer),
+            Failure::NodeDown(_) if untouched && repeatable => Some(RetryReason::NodeDown),
             _ => None,
         }
     }
@@ -171,15 +171,15 @@ mod tests {
 
     #[test]
     fn a_failed_connection_frees_every_method_whose_body_is_still_here() {
-        assert_eq!(Failure::Connect(cut()).retry_reason(true, false), Some("connect"));
+        assert_eq!(Failure::Connect(cut()).retry_reason(true, false), Some(RetryReason::Connect));
         assert_eq!(Failure::Connect(cut()).retry_reason(false, true), None);
-        assert_eq!(Failure::NoPort(cut()).retry_reason(true, false), Some("connect"));
+        assert_eq!(Failure::NoPort(cut()).retry_reason(true, false), Some(RetryReason::Connect));
         assert_eq!(Failure::NoFiles.retry_reason(true, true), None);
     }
 
     #[test]
     fn only_what_may_be_repeated_is_repeated_after_it_was_sent() {
-        assert_eq!(Failure::NoAnswer(cut()).retry_reason(true, true), Some("no_answer"));
+        assert_eq!(Failure::NoAnswer(cut()).retry_reason(true, true), Some(RetryReason::NoAnswer));
         assert_eq!(Failure::NoAnswer(cut()).retry_reason(true, false), None);
         assert_eq!(Failure::CutAnswer(cut()).retry_reason(true, true), None);
         assert_eq!(Failure::NodeTimeout.retry_reason(true, true), None);

@@ -140,10 +140,10 @@ impl Worker {
         if !failure.blames_node() {
             return;
         }
-        tracing::debug!(%request, role = %node.spec.role, node = %node.id(), %failure, "node failed a request");
+        tracing::debug!(%request, role = %node.spec.role(), node = %node.id(), %failure, "node failed a request");
         if matches!(failure, Failure::Connect(_) | Failure::NoAnswer(_)) {
-            // If the queue is full, checks are under way anyway.
-            _ = self.shared.suspects.try_send((node.spec.role, node.id().clone()));
+            // A full queue means that checks are under way anyway.
+            _ = self.shared.suspects.try_send((node.spec.role(), node.id().clone()));
         }
     }
 
@@ -151,9 +151,9 @@ impl Worker {
     /// logged without its query, which may hold secrets.
     pub(super) fn report(&self, node: &Node, failure: &Failure, request: &Request) {
         let Some(fault) = failure.fault() else { return };
-        self.shared.metrics.upstream_failures.count(node.spec.role, fault);
+        self.shared.metrics.upstream_failures.count(node.spec.role(), fault);
         if let Some(unsaid) = self.notices.pass() {
-            let (role, node) = (node.spec.role, node.id());
+            let (role, node) = (node.spec.role(), node.id());
             let path = request.head.path();
             let path = String::from_utf8_lossy(&path[..path.len().min(LONGEST_PATH)]);
             tracing::info!(
@@ -170,7 +170,7 @@ impl Worker {
         self.notices.refill();
         let fleet = self.shared.fleet.load();
         let trouble = |node: &Node| {
-            let pool = fleet.pool(node.spec.role);
+            let pool = fleet.pool(node.spec.role());
             match pool.get(node.id()) {
                 _ if node.live.is_down() && !pool.panics() => Some(Interrupt::NodeDown),
                 Some(member) if member.node.endpoint_id == node.endpoint_id => None,

@@ -265,6 +265,6 @@ mod tests {
         let mut asker = Asker::new(0, DnsQuestion::new(Role::Varnish, "varnish:6081"), Vec::new());
         let AnsweredNodes { nodes, rejected } = asker.answered(answer(&["a*b:80", "a:80"]));
         assert_eq!((nodes.len(), nodes[0].id.as_str(), rejected), (1, "a:80", 1));
-        assert_eq!((nodes[0].source, nodes[0].role), (NodeSource::Dns, Role::Varnish));
+        assert_eq!((nodes[0].source, nodes[0].role()), (NodeSource::Dns, Role::Varnish));
     }
 }

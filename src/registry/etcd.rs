@@ -159,7 +159,7 @@ impl EtcdRegistry {
         self.changed = true;
         match update {
             Update::Listed(Listing { cluster, revision, items, cause }) => {
-                self.metrics.registry.resynced(cause.as_str());
+                self.metrics.registry.resynced(cause);
                 match cause {
                     // Each time that the connection was lost, and mostly it changes nothing.
                     Resync::Reconnected => tracing::debug!(revision, keys = items.len(), "the nodes were listed again"),

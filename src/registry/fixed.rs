@@ -9,7 +9,7 @@
 //! container engine's names, and which does not say how long an answer holds. An address stays for as long as it is one of
 //! those that the name has, whatever their order, and when the look-up fails. Another address is the same node: its id is
 //! what is in the file, and its cursor stays. What is behind the new address may be another cache; without an epoch nobody
-//! can say so, and what it gets is what it is known to miss (see [`crate::fleet::NodeSpec::epoch`]).
+//! can say so, and what it gets is what it is known to miss (see [`VarnishSettings::epoch`]).
 //!
 //! The file can change. A node whose table is as it was hears nothing of that; one whose weight changed keeps the
 //! address that its name had, so that a new weight is never a new address by accident. Those that are new join before
@@ -30,7 +30,7 @@ use tokio::time::Instant;
 
 use super::resolve::RETRY;
 use crate::config::StaticNode;
-use crate::fleet::{DEFAULT_HEADER_LIMIT, Event, NodeKey, NodeSource, NodeSpec};
+use crate::fleet::{DEFAULT_HEADER_LIMIT, Event, NodeKey, NodeSource, NodeSpec, Role, VarnishSettings};
 use names::{Lookups, Resolve};
 
 /// How many look-ups there are at once: each has a thread.
@@ -255,9 +255,14 @@ impl FixedNode {
 
     fn spec(&self, address: SocketAddr) -> NodeSpec {
         let StaticNode { role, id, weight, delivery, header_limit, send_proxy, headers, .. } = self.node.clone();
-        let delivery = delivery.unwrap_or_default();
-        let header_limit = header_limit.unwrap_or(DEFAULT_HEADER_LIMIT);
-        NodeSpec { weight, delivery, header_limit, send_proxy, headers, ..NodeSpec::new(role, id, address) }
+        let settings = || VarnishSettings {
+            delivery: delivery.unwrap_or_default(),
+            header_limit: header_limit.unwrap_or(DEFAULT_HEADER_LIMIT),
+            send_proxy,
+            epoch: None,
+            headers,
+        };
+        NodeSpec { weight, varnish: (role == Role::Varnish).then(settings), ..NodeSpec::new(role, id, address) }
     }
 }
 

@@ -8,7 +8,7 @@ use tokio::time::{sleep, timeout};
 
 use super::page::{Page, name_in};
 use super::{Trials, Whose};
-use crate::fleet::{Delivery, Node, TrialState};
+use crate::fleet::{Delivery, Node, TrialState, VarnishSettings};
 use crate::purge::{Ban, compile};
 use crate::varnish::http::{Answer, DeliveryError, Link};
 
@@ -35,11 +35,11 @@ const AGAIN_PASSED: Duration = Duration::from_secs(600);
 const AGAIN_INCONCLUSIVE: Duration = Duration::from_secs(60);
 const AGAIN_FAILED: Duration = Duration::from_secs(5);
 
-/// Tries a node whenever it is woken, and periodically.
-pub(super) async fn run(trials: Arc<Trials>, node: Arc<Node>, wake: Arc<Notify>) {
+/// Tries a node whenever it is woken, and now and then.
+pub(super) async fn run(trials: Arc<Trials>, node: Arc<Node>, settings: VarnishSettings, wake: Arc<Notify>) {
     wake.notified().await;
     loop {
-        let (state, finding) = try_node(&trials, &node).await;
+        let (state, finding) = try_node(&trials, &node, &settings).await;
         let pause = match trials.publish(&node, state, &finding) {
             TrialState::Failed | TrialState::WithoutTags => AGAIN_FAILED,
             TrialState::Inconclusive => AGAIN_INCONCLUSIVE,
@@ -50,13 +50,14 @@ pub(super) async fn run(trials: Arc<Trials>, node: Arc<Node>, wake: Arc<Notify>)
     }
 }
 
-/// One trial: the resulting state and its finding in words.
-async fn try_node(trials: &Trials, node: &Node) -> (TrialState, String) {
+/// One trial: what it says of the node, and that in words.
+async fn try_node(trials: &Trials, node: &Node, settings: &VarnishSettings) -> (TrialState, String) {
     let mut why = String::new();
     for (pause, whose) in ATTEMPTS {
         sleep(pause).await;
         let (page, host) = (Page::new(), trials.host(whose));
-        let trial = Trial { trials, node, page, host, link: Link::to(&node.spec, STEP) };
+        let link = Link::to(node.spec.address, settings, STEP);
+        let trial = Trial { trials, settings, page, host, link };
         match trial.run().await {
             Ok(conclusion) => return conclusion,
             Err(reason) => why = reason,
@@ -68,7 +69,7 @@ async fn try_node(trials: &Trials, node: &Node) -> (TrialState, String) {
 /// A page under trial on a node. The origin answers it until this value is dropped.
 struct Trial<'t> {
     trials: &'t Trials,
-    node: &'t Node,
+    settings: &'t VarnishSettings,
     page: Page,
     host: String,
     link: Link,
@@ -85,7 +86,7 @@ impl Trial<'_> {
     async fn run(mut self) -> Result<(TrialState, String), String> {
         self.trials.pages().insert(self.page.path(), self.page.clone());
         let name = self.stored().await?;
-        let configured = self.node.spec.delivery;
+        let configured = self.settings.delivery;
         if self.is_gone(&name, configured).await? {
             return Ok((TrialState::Passed, String::new()));
         }
@@ -126,7 +127,7 @@ impl Trial<'_> {
 
     /// Whether a purge in this form drops the page.
     async fn is_gone(&mut self, name: &str, delivery: Delivery) -> Result<bool, String> {
-        let bans = compile([&self.page.purge()], delivery, self.node.spec.header_limit).bans;
+        let bans = compile([&self.page.purge()], delivery, self.settings.header_limit).bans;
         let (bans, mut answers): (Vec<&Ban>, _) = (bans.iter().collect(), Vec::new());
         for pause in PURGED {
             sleep(pause).await;

@@ -17,7 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::config::{self, HeaderError};
-use crate::fleet::{NodeSpec, PurgeHeaders, SendProxy};
+use crate::fleet::{PurgeHeaders, SendProxy, VarnishSettings};
 use crate::http1::{BadChunk, BadHead, ChunkedDecoder, Framing, HeadScan, Method, ResponseHead};
 use crate::proxy_protocol;
 use crate::purge::{Ban, Forward, PROBE_PATH, what_to_change, would_obey};
@@ -179,10 +179,10 @@ impl Target {
 }
 
 impl Link {
-    /// A link to this node that is not connected yet. Its purges carry what its VCL knows purgers by. `timeout` bounds
+    /// A link to a Varnish that is not connected yet. Its purges carry what its VCL knows purgers by. `timeout` bounds
     /// connecting, writing, and each answer.
-    pub fn to(node: &NodeSpec, timeout: Duration) -> Self {
-        let NodeSpec { address, send_proxy, ref headers, .. } = *node;
+    pub fn to(address: SocketAddr, settings: &VarnishSettings, timeout: Duration) -> Self {
+        let VarnishSettings { send_proxy, ref headers, .. } = *settings;
         Link { target: Target { address, send_proxy, headers: headers.clone(), timeout }, connection: None }
     }
 
@@ -409,7 +409,6 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::fleet::{NodeId, Role};
 
     /// A scripted node (a fake: what it says is the test's): answers the bytes of each script on a connection of its
     /// own, once it has read as many requests as given, and returns what it read.
@@ -450,8 +449,7 @@ mod tests {
     }
 
     fn link(address: SocketAddr, timeout: Duration) -> Link {
-        let id = NodeId::try_from("varnish-1").unwrap();
-        Link::to(&NodeSpec::new(Role::Varnish, id, address), timeout)
+        Link::to(address, &VarnishSettings::default(), timeout)
     }
 
     fn patient(address: SocketAddr) -> Link {

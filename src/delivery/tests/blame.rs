@@ -276,7 +276,7 @@ async fn gap(lost: Purge, behaviour: impl Fn(&str) -> Does + Send + Sync + 'stat
     journal.save_cursors(vec![(id, Cursor { position: 0, epoch: None })]).await.unwrap();
     rig.accept(lost).await;
     let last = rig.append("last").await;
-    rig.deliveries.start(&rig.node);
+    rig.deliveries.start(&rig.node, &VarnishSettings::default());
     (rig, last)
 }
 

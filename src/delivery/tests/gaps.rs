@@ -12,8 +12,8 @@ async fn a_floor_that_moves_on_during_a_flush_makes_no_second_one() {
     for _ in 0..3 {
         append().await.unwrap();
     }
-    let spec = NodeSpec::new(Role::Varnish, NodeId::try_from("varnish-1").unwrap(), "127.0.0.1:1".parse().unwrap());
-    let sources = Sources { journal: Arc::clone(&journal), guard, spec };
+    let (journal, address) = (Arc::clone(&journal), ([127, 0, 0, 1], 1).into());
+    let sources = Sources { journal, guard, address, settings: VarnishSettings::default() };
     let mut walk = Walk::new(Some(0), 3, Vec::new());
     let first = walk.next(&sources).unwrap();
     assert!(first.is_flush);

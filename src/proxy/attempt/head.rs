@@ -275,7 +275,7 @@ impl Exchange<'_> {
     /// does not forward it.) A page that bypasses the caches loses its `Link` fields, so a `103` would have no content.
     pub(super) async fn pass_interim(&mut self, len: usize) -> Result<(), Failure> {
         let Request { answer, response, head, to_client, .. } = &mut *self.request;
-        let passes = self.node.spec.role == Role::Varnish || (response.status == 100 && head.expects_continue());
+        let passes = self.node.spec.role() == Role::Varnish || (response.status == 100 && head.expects_continue());
         if passes && self.client.version(head.version) == Version::Http11 {
             to_client.clear();
             write_response(to_client, response, Version::Http11, true);

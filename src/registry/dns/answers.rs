@@ -28,7 +28,7 @@ impl LastAnswers {
     fn nodes(&self) -> BTreeMap<NodeKey, NodeSpec> {
         let mut nodes = BTreeMap::new();
         for spec in self.0.values().flatten() {
-            nodes.entry((spec.role, spec.id.clone())).or_insert_with(|| spec.clone());
+            nodes.entry((spec.role(), spec.id.clone())).or_insert_with(|| spec.clone());
         }
         nodes
     }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::NodeFacts;
 use crate::fleet::{
     DEFAULT_HEADER_LIMIT, Delivery, NodeId, NodeSource, NodeSpec, PurgeHeaders, Role, SendProxy, ServingState,
+    VarnishSettings,
 };
 
 /// The longest value: a record is some hundred bytes, and every replica keeps it.
@@ -90,21 +91,23 @@ impl NodeRecord {
 
     /// The node, once it is known where it is.
     pub(super) fn spec(&self, role: Role, id: NodeId, address: SocketAddr) -> NodeSpec {
-        NodeSpec {
-            source: NodeSource::Etcd,
-            role,
-            id,
-            address,
-            weight: if self.drain { 0 } else { self.weight },
+        // Of a web node the record may say what it likes of a cache: it has none.
+        let settings = || VarnishSettings {
             delivery: self.delivery,
             header_limit: self.header_limit,
             send_proxy: self.send_proxy,
-            // Of a web node it says nothing: it has no cache.
-            epoch: self.epoch.clone().filter(|_| role == Role::Varnish),
-            zone: self.zone.clone(),
-            labels: self.labels.clone(),
+            epoch: self.epoch.clone(),
             // The keeper has those of the configuration: why no record names any is in `fleet/headers.rs`.
             headers: PurgeHeaders::default(),
+        };
+        NodeSpec {
+            source: NodeSource::Etcd,
+            id,
+            address,
+            weight: if self.drain { 0 } else { self.weight },
+            zone: self.zone.clone(),
+            labels: self.labels.clone(),
+            varnish: (role == Role::Varnish).then(settings),
         }
     }
 }
@@ -206,8 +209,11 @@ mod tests {
         let id = NodeId::try_from("varnish-1").unwrap();
         let spec = record.spec(Role::Varnish, id, ([10, 0, 1, 5], 6081).into());
         assert_eq!((spec.weight, record.weight, record.drain), (0, 3, true));
-        assert_eq!((spec.delivery, spec.header_limit, spec.send_proxy), (Delivery::Xkey, 1024, SendProxy::V2));
-        assert_eq!((spec.zone.as_deref(), spec.epoch.as_deref()), (Some("a"), Some("e1")));
+        let epoch = Some("e1".into());
+        let (delivery, header_limit, send_proxy) = (Delivery::Xkey, 1024, SendProxy::V2);
+        let headers = PurgeHeaders::default();
+        assert_eq!(spec.varnish, Some(VarnishSettings { delivery, header_limit, send_proxy, epoch, headers }));
+        assert_eq!(spec.zone.as_deref(), Some("a"));
         assert_eq!((spec.labels["rack"].as_str(), spec.source), ("7", NodeSource::Etcd));
     }
 

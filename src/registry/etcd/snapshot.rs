@@ -6,6 +6,8 @@
 //!
 //! Only nodes are worth a write: the revision moves with every purge that replicas share, and says nothing new.
 
+mod spec;
+
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -38,6 +40,7 @@ pub(super) struct SavedNode {
     /// 0 where it had none.
     pub(super) lease: i64,
     pub(super) record: NodeRecord,
+    #[serde(with = "spec")]
     pub(super) spec: NodeSpec,
 }
 
@@ -182,6 +185,28 @@ mod tests {
         saved().write(&path).unwrap();
         assert_eq!(SavedFleet::read(&path).unwrap(), Some(saved()));
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    /// Another release has written it, or will read it.
+    #[test]
+    fn a_file_of_format_1_is_read_and_written_as_it_always_was() {
+        let text = concat!(
+            r#"{"format":1,"cluster":7,"revision":42,"nodes":["#,
+            r#"{"key":"varnish/v","lease":5,"record":{"address":"v:6081","weight":1,"drain":false,"delivery":"xkey","#,
+            r#""header_limit":512,"send_proxy":"v2","epoch":"e","zone":"a","labels":{}},"#,
+            r#""spec":{"source":"etcd","role":"varnish","id":"v","address":"10.0.1.5:6081","weight":1,"delivery":"xkey","#,
+            r#""header_limit":512,"send_proxy":"v2","epoch":"e","zone":"a","labels":{}}},"#,
+            r#"{"key":"web/w","lease":0,"record":{"address":"w:80","weight":2,"drain":true,"delivery":"magento","#,
+            r#""header_limit":7680,"send_proxy":"off","epoch":null,"zone":null,"labels":{"rack":"7"}},"#,
+            r#""spec":{"source":"etcd","role":"web","id":"w","address":"10.0.1.6:80","weight":0,"delivery":"magento","#,
+            r#""header_limit":7680,"send_proxy":"off","epoch":null,"zone":null,"labels":{"rack":"7"}}}]}"#
+        );
+        let saved: SavedFleet = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_string(&saved).unwrap(), text);
+        let (varnish, web) = (&saved.nodes[0].spec, &saved.nodes[1].spec);
+        let settings = varnish.varnish.as_ref().unwrap();
+        assert_eq!((settings.header_limit, settings.epoch.as_deref()), (512, Some("e")));
+        assert_eq!((web.role(), web.weight), (Role::Web, 0));
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 use prometheus::{IntCounter, Registry};
 
-use super::counters;
+use super::family::counters;
+use super::labels::FragmentResult;
 
 /// Fragments (`<esi:include>`) of pages that no Varnish fills in.
 #[derive(Debug)]
@@ -21,9 +22,8 @@ impl FragmentMetrics {
             registry,
             "bypass_fragments_total",
             "Fragments of pages that passed the caches by, by what became of them",
-            &["result"],
         )?;
-        let of = |result: &str| fragments.with_label_values(&[result]);
-        Ok(FragmentMetrics { included: of("included"), left_out: of("left_out"), hidden: of("hidden") })
+        let [included, left_out, hidden] = FragmentResult::ALL.map(|result| fragments.get(&result));
+        Ok(FragmentMetrics { included, left_out, hidden })
     }
 }

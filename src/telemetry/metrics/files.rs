@@ -4,9 +4,10 @@ use std::fmt::Display;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
+use prometheus::{IntCounter, IntGauge, Registry};
 
-use super::{counters, int_gauges};
+use super::family::{Counters, IntGauges, counters, int_gauges};
+use super::labels::{FileShare, ShortageAt};
 
 /// After this long without a shortage the next one is another, in seconds.
 const OVER_AFTER: u64 = 10;
@@ -14,9 +15,9 @@ const OVER_AFTER: u64 = 10;
 /// The files of the traffic, and what there was too little of.
 #[derive(Debug)]
 pub struct FileMetrics {
-    used: IntGaugeVec,
-    limit: IntGaugeVec,
-    shortages: IntCounterVec,
+    used: IntGauges<FileShare>,
+    limit: IntGauges<FileShare>,
+    shortages: Counters<ShortageAt>,
     /// Connections that could not be accepted.
     pub accept: Shortage,
     /// Connections to nodes that could not be opened, and not because of the node.
@@ -28,33 +29,33 @@ pub struct FileMetrics {
 impl FileMetrics {
     pub(super) fn new(r: &Registry) -> prometheus::Result<Self> {
         let help = "Times that this process was out of files, ports or memory, by what wanted them";
-        let shortages = counters(r, "shortages_total", help, &["at"])?;
-        let shortage = |at| Shortage::new(at, shortages.with_label_values(&[at]));
+        let shortages = counters(r, "shortages_total", help)?;
+        let shortage = |at| Shortage::new(at, &shortages);
         Ok(FileMetrics {
-            used: int_gauges(r, "files", "Open files of the traffic, by what they are for", &["share"])?,
-            limit: int_gauges(r, "files_limit", "How many there may be", &["share"])?,
-            accept: shortage("accept"),
-            connect: shortage("connect"),
-            probe: shortage("probe"),
+            used: int_gauges(r, "files", "Open files of the traffic, by what they are for")?,
+            limit: int_gauges(r, "files_limit", "How many there may be")?,
+            accept: shortage(ShortageAt::Accept),
+            connect: shortage(ShortageAt::Connect),
+            probe: shortage(ShortageAt::Probe),
             shortages,
         })
     }
 
     /// How many open files there are of a share of the traffic, and how many there may be.
-    pub fn share(&self, share: &str) -> (IntGauge, IntGauge) {
-        (self.used.with_label_values(&[share]), self.limit.with_label_values(&[share]))
+    pub fn share(&self, share: FileShare) -> (IntGauge, IntGauge) {
+        (self.used.get(&share), self.limit.get(&share))
     }
 
-    /// Shortages at one place.
-    pub fn shortage(&self, at: &'static str) -> Shortage {
-        Shortage::new(at, self.shortages.with_label_values(&[at]))
+    /// Shortages of a share of the traffic.
+    pub fn shortage(&self, share: FileShare) -> Shortage {
+        Shortage::new(ShortageAt::Share(share), &self.shortages)
     }
 }
 
 /// Shortages at one place.
 #[derive(Debug)]
 pub struct Shortage {
-    at: &'static str,
+    at: ShortageAt,
     count: IntCounter,
     started: Instant,
     /// Seconds after `started`, plus one; 0 is never.
@@ -62,8 +63,8 @@ pub struct Shortage {
 }
 
 impl Shortage {
-    fn new(at: &'static str, count: IntCounter) -> Self {
-        Shortage { at, count, started: Instant::now(), last: AtomicU64::new(0) }
+    fn new(at: ShortageAt, shortages: &Counters<ShortageAt>) -> Self {
+        Shortage { at, count: shortages.get(&at), started: Instant::now(), last: AtomicU64::new(0) }
     }
 
     /// Counts one, and says so where it is the first.
@@ -72,7 +73,7 @@ impl Shortage {
         let now = self.started.elapsed().as_secs() + 1;
         let last = self.last.swap(now, Ordering::Relaxed);
         if last == 0 || now.saturating_sub(last) > OVER_AFTER {
-            tracing::warn!(at = self.at, %reason, "this process is short of something; see clearcoat_shortages_total and LimitNOFILE");
+            tracing::warn!(at = self.at.as_str(), %reason, "this process is short of something; see clearcoat_shortages_total and LimitNOFILE");
         }
     }
 }

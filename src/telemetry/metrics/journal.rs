@@ -1,7 +1,9 @@
 //! What the journal counts, and the replicas that share it.
 
-use prometheus::{Histogram, IntCounter, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{Histogram, IntCounter, IntGauge, Registry};
 
+use super::family::{IntGauges, int_gauges};
+use super::labels::AnewReason;
 use super::purge::BUCKETS;
 use super::{counter, histogram, register};
 
@@ -14,8 +16,7 @@ pub struct JournalMetrics {
     pub append_duration: Histogram,
     /// Whether the disk of the journal refuses, or does not answer.
     pub stalled: IntGauge,
-    /// Why this process began without the journal of the one before it.
-    pub anew: IntGaugeVec,
+    anew: IntGauges<AnewReason>,
     /// Purges that are not in etcd yet.
     pub spooled: IntGauge,
     /// Clearcoats before this fleet, as far as is known.
@@ -45,15 +46,10 @@ impl JournalMetrics {
                     "Whether the disk of the journal refuses what is written, or does not answer",
                 )?,
             )?,
-            anew: register(
+            anew: int_gauges(
                 r,
-                IntGaugeVec::new(
-                    Opts::new(
-                        "journal_anew",
-                        "1 where this process began without the journal of the one before it, and why",
-                    ),
-                    &["reason"],
-                )?,
+                "journal_anew",
+                "1 where this process began without the journal of the one before it, and why",
             )?,
             spooled: register(
                 r,
@@ -79,5 +75,10 @@ impl JournalMetrics {
                 "Purges that were answered though another replica had not confirmed them",
             )?,
         })
+    }
+
+    /// Shows whether this is why the process began without the journal of the one before it.
+    pub fn began_anew(&self, reason: &str, is_it: bool) {
+        self.anew.get(&AnewReason(reason.into())).set(is_it.into());
     }
 }

@@ -1,8 +1,10 @@
 //! What the purge listener counts.
 
-use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, Registry};
+use prometheus::{Histogram, IntCounter, IntGauge, Registry};
 
-use super::{counters, histogram, register};
+use super::family::{Counters, counters};
+use super::labels::{PurgeKind, PurgeResult, Sender, TagFamily, WideTarget};
+use super::{histogram, register};
 
 /// From one fsync to a fleet that hangs, in seconds.
 pub(super) const BUCKETS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
@@ -10,10 +12,10 @@ pub(super) const BUCKETS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025
 /// The metrics of the purge listener.
 #[derive(Debug)]
 pub struct PurgeMetrics {
-    requests: IntCounterVec,
-    tags: IntCounterVec,
-    sources: IntCounterVec,
-    wide: IntCounterVec,
+    requests: Counters<(PurgeKind, PurgeResult)>,
+    tags: Counters<TagFamily>,
+    sources: Counters<Sender>,
+    wide: Counters<WideTarget>,
     /// Tags that needed no place in a ban, because something else in the batch covered them.
     pub tags_folded: IntCounter,
     /// Purges that are under way: accepted, or about to be, and not answered yet.
@@ -25,10 +27,10 @@ pub struct PurgeMetrics {
 impl PurgeMetrics {
     pub(super) fn new(r: &Registry) -> prometheus::Result<Self> {
         Ok(PurgeMetrics {
-            requests: counters(r, "purges_total", "Purge requests by kind and result", &["kind", "result"])?,
-            tags: counters(r, "purge_tags_total", "Tags in accepted purges by their family", &["family"])?,
-            sources: counters(r, "purge_sources_total", "Accepted purges by the address of the sender", &["source"])?,
-            wide: counters(r, "purge_wide_total", "Accepted purges of everything, or of a bare family", &["what"])?,
+            requests: counters(r, "purges_total", "Purge requests by kind and result")?,
+            tags: counters(r, "purge_tags_total", "Tags in accepted purges by their family")?,
+            sources: counters(r, "purge_sources_total", "Accepted purges by the address of the sender")?,
+            wide: counters(r, "purge_wide_total", "Accepted purges of everything, or of a bare family")?,
             tags_folded: register(
                 r,
                 IntCounter::new(
@@ -46,23 +48,23 @@ impl PurgeMetrics {
         })
     }
 
-    /// Counts a purge request. `kind` and `result` come from this source, never from the request.
-    pub fn requested(&self, kind: &str, result: &str) {
-        self.requests.with_label_values(&[kind, result]).inc();
+    /// Counts a purge request. `kind` is [`crate::purge::Purge::kind`], or `none` if it came to no purge.
+    pub fn requested(&self, kind: &'static str, result: PurgeResult) {
+        self.requests.get(&(PurgeKind(kind.into()), result)).inc();
     }
 
     /// Counts tags of an accepted purge. `family` is one of a bounded number ([`crate::attribution`]).
     pub fn named(&self, family: &str, tags: u64) {
-        self.tags.with_label_values(&[family]).inc_by(tags);
+        self.tags.get(&TagFamily(family.into())).inc_by(tags);
     }
 
     /// Counts an accepted purge for its sender. `source` is one of a bounded number ([`crate::attribution`]).
     pub fn sent_by(&self, source: &str) {
-        self.sources.with_label_values(&[source]).inc();
+        self.sources.get(&Sender(source.into())).inc();
     }
 
-    /// Counts a wide purge. `what` comes from this source.
-    pub fn wide(&self, what: &str) {
-        self.wide.with_label_values(&[what]).inc();
+    /// Counts a wide purge. `what` is [`crate::attribution::Wide::what`].
+    pub fn wide(&self, what: &'static str) {
+        self.wide.get(&WideTarget(what.into())).inc();
     }
 }

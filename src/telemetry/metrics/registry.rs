@@ -1,12 +1,11 @@
 //! What the registry counts. The gauges that follow from its state are filled in when somebody asks.
 
-use prometheus::{Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
+use prometheus::{Gauge, IntCounter, IntGauge, Registry};
 
-use super::{counter, counters, int_gauges, register};
+use super::family::{Counters, IntGauges, counters, int_gauges};
+use super::labels::Resync;
+use super::{counter, register};
 use crate::fleet::Role;
-
-/// Why there may be a list of all nodes, as the registries name it.
-const REASONS: [&str; 5] = ["start", "compacted", "restored", "far_behind", "reconnected"];
 
 /// The metrics of the registry; 0 where there is none but the configuration file.
 #[derive(Debug)]
@@ -19,21 +18,15 @@ pub struct RegistryMetrics {
     pub last_contact: Gauge,
     /// Keys and values that meant nothing.
     pub rejected: IntCounter,
-    resyncs: IntCounterVec,
-    held: IntGaugeVec,
+    resyncs: Counters<Resync>,
+    held: IntGauges<Role>,
 }
 
 impl RegistryMetrics {
     pub(super) fn new(r: &Registry) -> prometheus::Result<Self> {
-        let resyncs = counters(r, "registry_resyncs_total", "Times all nodes were listed, by reason", &["reason"])?;
-        REASONS.iter().for_each(|reason| drop(resyncs.with_label_values(&[reason])));
-        let held = int_gauges(
-            r,
-            "registry_held",
-            "Nodes that are kept though the registry has lost them: too many at once",
-            &["role"],
-        )?;
-        [Role::Web, Role::Varnish].iter().for_each(|role| drop(held.with_label_values(&[role.as_str()])));
+        let resyncs = counters(r, "registry_resyncs_total", "Times all nodes were listed, by reason")?;
+        let held =
+            int_gauges(r, "registry_held", "Nodes that are kept though the registry has lost them: too many at once")?;
         Ok(RegistryMetrics {
             connected: register(r, IntGauge::new("registry_connected", "1 while changes of the registry come in")?)?,
             revision: register(
@@ -45,18 +38,18 @@ impl RegistryMetrics {
                 Gauge::new("registry_last_contact_seconds", "Time since the registry was last heard of")?,
             )?,
             rejected: counter(r, "registry_rejected_total", "Keys and values of the registry that meant nothing")?,
-            resyncs,
-            held,
+            resyncs: resyncs.with(Resync::ALL),
+            held: held.with([Role::Web, Role::Varnish]),
         })
     }
 
-    /// Counts a list of all nodes. `reason` comes from this source.
-    pub fn resynced(&self, reason: &str) {
-        self.resyncs.with_label_values(&[reason]).inc();
+    /// Counts a list of all nodes.
+    pub fn resynced(&self, reason: Resync) {
+        self.resyncs.get(&reason).inc();
     }
 
     /// So many nodes of a role are held.
     pub fn held(&self, role: Role, nodes: usize) {
-        self.held.with_label_values(&[role.as_str()]).set(i64::try_from(nodes).unwrap_or(i64::MAX));
+        self.held.get(&role).set(i64::try_from(nodes).unwrap_or(i64::MAX));
     }
 }

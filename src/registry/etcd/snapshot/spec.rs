@@ -1,0 +1,44 @@
+//! A [`NodeSpec`] as format 1 of the file has it: with the settings of a Varnish in every node, and its role beside them.
+//!
+//! Of a web node they are the defaults, and are not read.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::fleet::{Delivery, NodeId, NodeSource, NodeSpec, PurgeHeaders, Role, SendProxy, VarnishSettings};
+
+#[derive(Serialize, Deserialize)]
+struct Flat {
+    source: NodeSource,
+    role: Role,
+    id: NodeId,
+    address: SocketAddr,
+    weight: u32,
+    delivery: Delivery,
+    header_limit: usize,
+    send_proxy: SendProxy,
+    epoch: Option<Arc<str>>,
+    zone: Option<Arc<str>>,
+    labels: BTreeMap<String, String>,
+}
+
+pub(super) fn serialize<S: Serializer>(spec: &NodeSpec, serializer: S) -> Result<S::Ok, S::Error> {
+    let role = spec.role();
+    let NodeSpec { source, id, address, weight, zone, labels, varnish } = spec.clone();
+    // Headers are secrets, and of the configuration.
+    let VarnishSettings { delivery, header_limit, send_proxy, epoch, headers: _ } = varnish.unwrap_or_default();
+    Flat { source, role, id, address, weight, delivery, header_limit, send_proxy, epoch, zone, labels }
+        .serialize(serializer)
+}
+
+pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<NodeSpec, D::Error> {
+    let flat = Flat::deserialize(deserializer)?;
+    let Flat { source, role, id, address, weight, delivery, header_limit, send_proxy, epoch, zone, labels } = flat;
+    let headers = PurgeHeaders::default();
+    let settings = VarnishSettings { delivery, header_limit, send_proxy, epoch, headers };
+    let varnish = (role == Role::Varnish).then_some(settings);
+    Ok(NodeSpec { source, id, address, weight, zone, labels, varnish })
+}

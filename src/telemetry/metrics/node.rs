@@ -1,0 +1,170 @@
+//! The series of nodes: bound once per node, and gone with it.
+
+use std::sync::OnceLock;
+
+use parking_lot::Mutex;
+use prometheus::{Gauge, IntCounter, IntGauge, Registry};
+
+use super::family::{Counters, Gauges, Held, IntGauges, counters, gauges, int_gauges};
+use super::labels::{BatchResult, CodeClass};
+use super::listener::Requests;
+use crate::fleet::{NodeId, Role};
+
+/// The families in which every node of a role has its series.
+#[derive(Debug)]
+pub(super) struct NodeFamilies {
+    connect_errors: Counters<(Role, NodeId)>,
+    inflight: IntGauges<(Role, NodeId)>,
+    up: IntGauges<(Role, NodeId)>,
+    current: IntGauges<NodeId>,
+    cursor_lag: IntGauges<NodeId>,
+    cursor_lag_seconds: Gauges<NodeId>,
+    deliveries: Counters<(NodeId, BatchResult)>,
+    bans_sent: Counters<NodeId>,
+    flushed: Counters<NodeId>,
+    trial_failed: IntGauges<NodeId>,
+    fenced: Counters<NodeId>,
+}
+
+/// The handles of one node.
+#[derive(Debug)]
+pub struct NodeMetrics {
+    id: NodeId,
+    /// Requests that ended with this node, by status class.
+    answers: [IntCounter; CodeClass::ALL.len()],
+    /// The same of clients that asked it past the caches. Made when they are first counted: no node need ever be asked so.
+    bypass: [OnceLock<Option<IntCounter>>; CodeClass::ALL.len()],
+    edge: Requests,
+    /// Connections that could not be opened.
+    pub connect_errors: IntCounter,
+    /// Requests that are at the node now.
+    pub inflight: IntGauge,
+    /// 1 while the node is up.
+    pub up: IntGauge,
+    /// The handles that only a Varnish has.
+    pub varnish: Option<VarnishMetrics>,
+    /// `None` once the node has left: none of its series comes back then, whoever still has these handles.
+    held: Mutex<Option<Held>>,
+}
+
+/// The handles of one Varnish.
+#[derive(Debug)]
+pub struct VarnishMetrics {
+    /// 1 while the node has every purge that was answered.
+    pub current: IntGauge,
+    /// Purges that the node has not acknowledged.
+    pub cursor_lag: IntGauge,
+    /// The age of the oldest purge that the node has not acknowledged, in seconds.
+    pub cursor_lag_seconds: Gauge,
+    /// Batches that were acknowledged.
+    pub delivered: IntCounter,
+    /// Batches that failed and will be tried again.
+    pub failed: IntCounter,
+    /// Batches that the node refused: its VCL or ACL must be changed.
+    pub refused: IntCounter,
+    /// Requests that the node does not take though it takes others.
+    pub passed_over: IntCounter,
+    /// Bans that were sent.
+    pub bans_sent: IntCounter,
+    /// Times one ban of everything was sent instead of what could not be replayed.
+    pub flushed: IntCounter,
+    /// 1 while its last trial showed that purges by tags do not take pages out of it.
+    pub trial_failed: IntGauge,
+    /// Times the node was behind when a purge was answered.
+    pub fenced: IntCounter,
+}
+
+impl NodeFamilies {
+    pub(super) fn new(r: &Registry) -> prometheus::Result<Self> {
+        Ok(NodeFamilies {
+            connect_errors: counters(
+                r,
+                "upstream_connect_errors_total",
+                "Connections to a node that could not be opened",
+            )?,
+            inflight: int_gauges(r, "upstream_inflight", "Requests that are at a node now")?,
+            up: int_gauges(r, "node_up", "1 while the health checks of a node pass")?,
+            current: int_gauges(r, "node_current", "1 while a Varnish has every answered purge")?,
+            cursor_lag: int_gauges(r, "node_cursor_lag", "Purges that a Varnish has not acknowledged")?,
+            cursor_lag_seconds: gauges(
+                r,
+                "node_cursor_lag_seconds",
+                "Age of the oldest purge that a Varnish has not acknowledged",
+            )?,
+            deliveries: counters(r, "purge_deliveries_total", "Batches of purges sent to a Varnish")?,
+            bans_sent: counters(r, "bans_sent_total", "Bans sent to a Varnish")?,
+            flushed: counters(
+                r,
+                "node_flushed_total",
+                "Times a Varnish was sent one ban of everything, because what it missed could not be replayed",
+            )?,
+            trial_failed: int_gauges(
+                r,
+                "node_trial_failed",
+                "1 while the last trial showed that purges by tags do not take pages out of a Varnish",
+            )?,
+            fenced: counters(r, "fenced_total", "Times a Varnish was behind when a purge was answered")?,
+        })
+    }
+
+    /// The handles of a node. `requests` are those of the listener that sends to nodes of its role, `edge` those of the edge.
+    pub(super) fn bind(&self, role: Role, id: &NodeId, requests: &Requests, edge: &Requests) -> NodeMetrics {
+        let mut held = Held::default();
+        let answers = CodeClass::ALL.map(|class| held.bind(requests, (class, Some(id.clone()))));
+        let of_node = || (role, id.clone());
+        let connect_errors = held.bind(&self.connect_errors, of_node());
+        let inflight = held.bind(&self.inflight, of_node());
+        let up = held.bind(&self.up, of_node());
+        let varnish = (role == Role::Varnish).then(|| self.bind_varnish(id, &mut held));
+        NodeMetrics {
+            id: id.clone(),
+            answers,
+            bypass: Default::default(),
+            edge: edge.clone(),
+            connect_errors,
+            inflight,
+            up,
+            varnish,
+            held: Mutex::new(Some(held)),
+        }
+    }
+
+    fn bind_varnish(&self, id: &NodeId, held: &mut Held) -> VarnishMetrics {
+        let batches = BatchResult::ALL.map(|result| held.bind(&self.deliveries, (id.clone(), result)));
+        let [delivered, failed, refused, passed_over] = batches;
+        VarnishMetrics {
+            current: held.bind(&self.current, id.clone()),
+            cursor_lag: held.bind(&self.cursor_lag, id.clone()),
+            cursor_lag_seconds: held.bind(&self.cursor_lag_seconds, id.clone()),
+            delivered,
+            failed,
+            refused,
+            passed_over,
+            bans_sent: held.bind(&self.bans_sent, id.clone()),
+            flushed: held.bind(&self.flushed, id.clone()),
+            trial_failed: held.bind(&self.trial_failed, id.clone()),
+            fenced: held.bind(&self.fenced, id.clone()),
+        }
+    }
+}
+
+impl NodeMetrics {
+    /// Counts a request that this node answered.
+    pub fn record_answer(&self, status: u16) {
+        self.answers[CodeClass::of(status) as usize].inc();
+    }
+
+    /// Counts a request at the edge that this web node answered, past the caches.
+    pub fn record_bypass(&self, status: u16) {
+        let class = CodeClass::of(status);
+        let bind = || self.held.lock().as_mut().map(|held| held.bind(&self.edge, (class, Some(self.id.clone()))));
+        if let Some(counter) = self.bypass[class as usize].get_or_init(bind) {
+            counter.inc();
+        }
+    }
+
+    /// The node has left: its series go.
+    pub(super) fn release(&self) {
+        self.held.lock().take();
+    }
+}

@@ -1,4 +1,4 @@
-//! When a node is registered, and as what.
+//! When a node is registered, and with which data.
 
 use serde_json::json;
 
@@ -118,7 +118,7 @@ fn two_nodes_of_a_fleet_have_a_key_each() {
     recorded(&etcd, "web/a", "is there", |_| true);
     recorded(&etcd, "varnish/a", "is there", |_| true);
     drop(agents);
-    // Nobody could say that they are gone: their leases do.
+    // The killed agents cannot deregister: their leases expire.
     is_gone(&etcd, "web/a");
     is_gone(&etcd, "varnish/a");
 }

@@ -1,12 +1,12 @@
-//! The data path against HAProxy and nginx, in one run: what a request costs each of them.
+//! Compares the cost of a request on the data path with HAProxy and nginx, in one run.
 //!
-//! What is compared is CPU time of the proxy per request. Requests per second would say as much about the load
-//! generator and about whatever else the machine does; CPU time hardly moves with either. Absolute times are worth
-//! nothing on another machine, ratios are: so everything is measured here and now, in rounds that take turns.
+//! The comparison is of the proxy's CPU time per request. Requests per second would also depend on the load generator
+//! and on other processes; CPU time is nearly independent of them. Absolute times do not carry over to another machine,
+//! ratios do: so everything is measured in one place and in alternating rounds.
 //!
-//! How to read and run it: `docs/benchmarks.md`. The tour: [`namespace`] makes the place, [`scenarios`] says what is
-//! measured, [`peers`] starts the proxies in front of [`origin`], [`rounds`] puts [`load`] on each in turn and lets
-//! [`measure`] look, [`report`] writes it down.
+//! How to read and run it: `docs/benchmarks.md`. The tour: [`namespace`] isolates the run, [`scenarios`] defines the
+//! measurements, [`peers`] starts the proxies in front of [`origin`], [`rounds`] applies [`load`] to each in turn while
+//! [`measure`] reads the counters, [`report`] writes the results.
 
 mod calls;
 mod certificate;
@@ -35,7 +35,7 @@ use report::{Machine, Report};
 use rounds::Effort;
 use scenarios::{Scenario, Subject};
 
-/// Beside its measured seconds: warm-up, and what the bench itself needs.
+/// The time of a round beside its measured seconds: warm-up, and the bench's own overhead.
 const ROUND_OVERHEAD: f64 = 1.5;
 /// Starting and stopping the peers of a scenario and counting their calls, in seconds.
 const SCENARIO_OVERHEAD: f64 = 25.0;

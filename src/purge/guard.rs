@@ -403,7 +403,7 @@ mod tests {
     const CMS: Fields<'static> = &[("X-Magento-Tags", "cms_b,cat_p_11_x"), ("X-Pool", "shop2")];
 
     #[test]
-    fn a_page_that_was_purged_since_its_request_began_is_not_stored_and_any_later_one_is() {
+    fn a_page_purged_since_its_request_began_is_not_stored_and_later_ones_are() {
         for purge in kinds() {
             let guard = Guard::new(Instant::now());
             let ask = |began| admits(&guard, began, 200, "/p/1", PRODUCT, Instant::now());

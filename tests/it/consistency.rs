@@ -80,7 +80,7 @@ const CONFIG: &str =
     "[edge]\nlisten = [\"127.0.0.1:0\"]\nbounded_load = 0\n[health.web]\ninterval = \"5s\"\ntimeout = \"5s\"\n";
 
 #[test]
-fn nobody_sees_a_page_older_than_an_answered_purge_whatever_hangs_or_is_killed() {
+fn no_page_is_older_than_an_answered_purge_whatever_hangs_or_is_killed() {
     let seed = setting("CLEARCOAT_SEED").unwrap_or_else(|| fastrand::u64(..100_000_000));
     let length = Duration::from_secs(setting("CLEARCOAT_CONSISTENCY_SECONDS").unwrap_or(30));
     let slow_link = slow_link::is_possible().then_some(Quality { delay: ONE_WAY, one_lost_in: 100, seed });
@@ -108,7 +108,7 @@ fn poisoned(vcl: &str, _id: &str, _folder: &Path) -> String {
 /// The same with two clearcoats, readers and writers using both, and a journal in a three-member etcd whose members
 /// hang and are killed as well.
 #[test]
-fn nobody_sees_a_page_older_than_an_answered_purge_behind_any_of_several_replicas() {
+fn no_page_is_older_than_an_answered_purge_behind_any_replica() {
     let seed = setting("CLEARCOAT_SEED").unwrap_or_else(|| fastrand::u64(..100_000_000));
     let length = Duration::from_secs(setting("CLEARCOAT_CONSISTENCY_SECONDS").unwrap_or(30));
     let plan = Plan {

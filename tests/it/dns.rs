@@ -154,7 +154,7 @@ fn services_are_nodes_with_the_port_and_the_weight_of_their_record() {
 }
 
 #[test]
-fn a_name_server_that_is_away_changes_nothing_and_is_believed_again_when_it_is_back() {
+fn an_unreachable_name_server_changes_nothing_until_it_is_back() {
     let folder = tempfile::tempdir().expect("a folder");
     let shop = Arc::new(Shop::default());
     let ((first, _first_web), (second, _second_web)) = (web(&shop), web(&shop));
@@ -208,7 +208,7 @@ fn silent() -> UdpSocket {
 }
 
 #[test]
-fn without_a_name_server_the_static_nodes_serve_soon_and_the_others_join_when_it_is_there() {
+fn without_a_name_server_static_nodes_serve_and_others_join_once_it_is_up() {
     let folder = tempfile::tempdir().expect("a folder");
     let shop = Arc::new(Shop::default());
     let (ip, _web) = web(&shop);

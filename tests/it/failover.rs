@@ -77,7 +77,7 @@ fn hang_and_catch_up(fleet: &Fleet, reader: &Reader, version: u64) -> (Duration,
 }
 
 #[test]
-fn a_hung_varnish_costs_one_purge_its_timeout_and_serves_nothing_until_it_has_caught_up() {
+fn a_hung_varnish_costs_one_purge_timeout_and_serves_once_caught_up() {
     let fleet = Fleet::start(&Plan::default());
     (1..=PAGES).for_each(|page| fleet.warm(&format!("/p/{page}")));
     let reader = Reader::start(fleet.clearcoat.edge, PAGES, Outage::None);
@@ -93,7 +93,7 @@ fn a_hung_varnish_costs_one_purge_its_timeout_and_serves_nothing_until_it_has_ca
 }
 
 #[test]
-fn a_varnish_that_is_well_but_misses_a_purge_serves_nothing_until_it_has_it() {
+fn a_healthy_varnish_that_misses_a_purge_does_not_serve_until_it_has_it() {
     let fleet = Fleet::start(&Plan { varnish: 2, vcl: purges_can_fail, ..Plan::default() });
     (1..=PAGES).for_each(|page| fleet.warm(&format!("/p/{page}")));
     let reader = Reader::start(fleet.clearcoat.edge, PAGES, Outage::None);
@@ -217,7 +217,7 @@ fn while_all_are_behind_clients_are_refused_where_that_is_wanted() {
 }
 
 #[test]
-fn while_all_are_behind_old_pages_are_served_and_counted_where_that_is_wanted() {
+fn while_all_are_behind_old_pages_are_served_and_counted_if_configured() {
     let fleet = all_behind("[edge]\nlisten = [\"127.0.0.1:0\"]\nwhen_all_behind = \"serve\"\n");
     let page = fleet.get("/p/1");
     assert_eq!((page.status, page.text(), page.cache()), (200, "0", "HIT"), "{page:?}");

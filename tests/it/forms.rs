@@ -140,17 +140,17 @@ sub vcl_synth {
 }
 
 #[test]
-fn a_vcl_that_takes_magentos_pattern_apart_drops_the_pages_with_a_purged_tag_and_no_others() {
+fn a_vcl_that_parses_magentos_pattern_drops_exactly_the_purged_pages() {
     purge_at_random(&Plan { vcl: takes_the_pattern_apart, ..plan(Delivery::MagentoPlain) }, plain_tag);
 }
 
 #[test]
-fn magentos_pattern_as_a_ban_drops_the_pages_with_a_purged_tag_and_no_others() {
+fn magentos_pattern_as_a_ban_drops_exactly_the_purged_pages() {
     purge_at_random(&plan(Delivery::MagentoPlain), any_tag);
 }
 
 #[test]
-fn a_node_whose_vcl_knows_no_keys_is_told_what_to_change_and_gets_no_traffic() {
+fn a_node_whose_vcl_lacks_xkey_gets_no_traffic_and_the_fix_is_logged() {
     // It treats the purge as one of the URL `/`, and reports success.
     let vcl: fn(&str, &str, &Path) -> String = |vcl, _, _| {
         let recv = "import std;\nsub vcl_recv { if (req.method == \"PURGE\" && !req.http.X-Magento-Tags-Pattern \

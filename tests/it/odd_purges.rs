@@ -54,7 +54,7 @@ fn all_current(fleet: &Fleet) {
 }
 
 #[test]
-fn a_request_that_no_varnish_takes_is_answered_400_and_takes_none_of_them_out() {
+fn a_request_that_every_varnish_refuses_gets_400_and_disables_none() {
     let fleet = Fleet::start(&Plan { varnish: 2, vcl: takes_bans_in_odd_ways, ack_timeout: "10s", ..Plan::default() });
     assert_eq!(ban(&fleet, "fine").json()["applied"], json!(NODES));
     for odd in ["piped", "refused", "failed", "closed", "stuck"] {
@@ -84,7 +84,7 @@ fn a_request_that_no_varnish_takes_is_answered_400_and_takes_none_of_them_out() 
 }
 
 #[test]
-fn a_url_that_a_varnish_with_a_wrong_acl_refused_is_purged_there_when_the_acl_is_right() {
+fn a_url_refused_by_a_wrong_acl_is_purged_once_the_acl_is_right() {
     let fleet = Fleet::start(&Plan { varnish: 2, vcl: second_can_refuse, ..Plan::default() });
     let pages: Vec<String> = (1..=9).map(|page| format!("/p/{page}")).collect();
     pages.iter().for_each(|page| fleet.warm(page));

@@ -78,7 +78,7 @@ fn assert_gone(fleet: &Fleet, request: &str, gone: &[&str], stay: &[&str]) {
 }
 
 #[test]
-fn the_methods_of_a_vcl_of_ones_own_reach_every_varnish_as_they_came_and_pass_no_edge() {
+fn custom_purge_methods_reach_every_varnish_unchanged_and_pass_no_edge() {
     let config = "[purge]\nlisten = [\"127.0.0.1:0\"]\nack_timeout = \"20s\"\n\
                   methods = [\"PURGE\", \"BAN\", \"PURGEKEYS\", \"URIBAN\", \"FLUSHPATH\"]\n";
     let fleet = Fleet::start(&Plan { varnish: 2, web: 1, config, vcl: many_methods, ..Plan::default() });
@@ -149,7 +149,7 @@ fn stock(ours: &str, _: &str, _: &Path) -> String {
 }
 
 #[test]
-fn a_purge_of_everything_takes_pages_without_tags_too_and_says_where_it_cannot() {
+fn a_purge_of_everything_includes_untagged_pages_or_says_it_cannot() {
     for knows in [true, false] {
         let vcl = if knows { |ours: &str, _: &str, _: &Path| ours.to_owned() } else { stock };
         let fleet = Fleet::start(&Plan { varnish: 2, web: 1, vcl, ..Plan::default() });
@@ -173,7 +173,7 @@ fn known_by_key(ours: &str, _: &str, _: &Path) -> String {
 }
 
 #[test]
-fn a_vcl_that_knows_purgers_by_a_key_gets_it_from_a_file_and_nobody_sees_it() {
+fn a_vcl_that_wants_a_key_gets_it_from_a_file_and_it_stays_secret() {
     let file = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(file.path(), "old\n").expect("written");
     let config = format!(
@@ -242,7 +242,7 @@ fn tried(fleet: &Fleet, state: &str) -> Vec<serde_json::Value> {
 }
 
 #[test]
-fn a_varnish_with_another_delivery_than_its_vcl_wants_is_found_out_and_serves_nobody() {
+fn a_varnish_with_the_wrong_delivery_is_detected_and_does_not_serve() {
     for configured in [Delivery::Magento, Delivery::Xkey] {
         let plan = Plan { varnish: 2, web: 1, vcl: takes_words, delivery: configured, ..Plan::default() };
         let fleet = Fleet::start(&plan);

@@ -49,7 +49,7 @@ fn restart_with(clearcoat: &mut Clearcoat, before: &str, after: &str) {
 }
 
 #[test]
-fn a_purge_that_one_answers_holds_behind_all_of_them_without_a_journal_in_common() {
+fn a_purge_answered_by_one_holds_behind_all_without_a_shared_journal() {
     for journal in ["disk", "memory"] {
         let mut fleet = Fleet::start(&Plan { journal, ..plan() });
         fleet.warm("/p/1");
@@ -77,7 +77,7 @@ fn a_purge_that_one_answers_holds_behind_all_of_them_without_a_journal_in_common
 }
 
 #[test]
-fn one_that_was_away_gets_what_it_missed_before_its_edge_opens_though_the_teller_was_restarted_too() {
+fn a_returning_replica_catches_up_before_its_edge_opens() {
     let mut fleet = Fleet::start(&plan());
     fleet.warm("/p/1");
     all_confirm(&fleet.clearcoat);
@@ -109,7 +109,7 @@ fn one_that_was_away_gets_what_it_missed_before_its_edge_opens_though_the_teller
 }
 
 #[test]
-fn one_that_has_lost_its_journal_and_one_that_was_away_for_too_long_drop_every_page() {
+fn a_lost_journal_or_too_long_an_absence_drops_every_page() {
     let mut fleet = Fleet::start(&plan());
     all_confirm(&fleet.clearcoat);
     // It has lost its journal.
@@ -142,7 +142,7 @@ fn one_that_has_lost_its_journal_and_one_that_was_away_for_too_long_drop_every_p
 }
 
 #[test]
-fn a_new_one_with_a_new_journal_empties_no_cache_and_tells_those_who_do_not_name_it() {
+fn a_new_replica_empties_no_cache_and_notifies_those_not_naming_it() {
     let mut fleet = Fleet::start(&Plan { replicas: 3, ..plan() });
     all_confirm(&fleet.clearcoat);
     fleet.replica(2).kill();
@@ -252,7 +252,7 @@ fn two_of_one_name_are_an_error_at_both_and_it_is_over_when_one_ends() {
 }
 
 #[test]
-fn a_name_that_means_only_oneself_is_nobody_and_one_that_means_nothing_is_named() {
+fn a_name_of_only_oneself_is_ignored_and_an_unresolved_one_is_reported() {
     let mut fleet = Fleet::start(&Plan { varnish: 1, ..plan() });
     fleet.replica(1).kill();
     fleet.clearcoat.kill();

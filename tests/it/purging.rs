@@ -104,7 +104,7 @@ fn a_reindex_drops_its_products_in_every_varnish_and_no_other() {
 }
 
 #[test]
-fn every_request_of_magento_is_taken_as_it_was_captured_with_and_without_a_host() {
+fn every_captured_magento_request_is_accepted_with_and_without_a_host() {
     let fleet = Fleet::start(&plan(1, 1));
     let captured = [ONE_TAG, THREE_TAGS, PRODUCT_SAVE, FLUSH].into_iter().chain(REINDEX);
     for request in captured {

@@ -19,7 +19,7 @@ fn assert_nothing_accepted(fleet: &Fleet) {
 }
 
 #[test]
-fn what_no_varnish_would_carry_out_is_answered_400_with_the_header_at_fault() {
+fn a_purge_no_varnish_would_execute_gets_400_with_the_header_at_fault() {
     let fleet = nobody("");
     for (pattern, reason) in
         [("((^|,)cat_p_1", "parenthes"), ("foo && req.url ~ x", "second ban condition"), ("", "empty")]

@@ -30,7 +30,7 @@ fn restart_in_order(fleet: &mut Fleet) {
 }
 
 #[test]
-fn a_purge_that_was_durable_before_a_kill_is_delivered_before_any_client_is_served() {
+fn a_purge_durable_before_a_kill_is_delivered_before_clients_are_served() {
     let mut fleet = Fleet::start(&Plan { varnish: 2, vcl: purges_can_fail, ..Plan::default() });
     for page in ["/p/1", "/p/2"] {
         fleet.warm(page);
@@ -81,7 +81,7 @@ fn a_purge_that_was_durable_before_a_kill_is_delivered_before_any_client_is_serv
 }
 
 #[test]
-fn a_hung_fleet_is_brought_up_to_date_after_a_kill_before_any_client_is_served() {
+fn a_hung_fleet_catches_up_after_a_kill_before_clients_are_served() {
     let mut fleet = Fleet::start(&Plan { varnish: 2, ..Plan::default() });
     assert_eq!(fleet.purge_tag("cat_p_9").status, 200);
     restart_in_order(&mut fleet);

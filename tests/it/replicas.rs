@@ -68,7 +68,7 @@ fn a_purge_that_one_replica_answers_holds_behind_all_of_them() {
 }
 
 #[test]
-fn a_varnish_that_one_replica_could_not_purge_is_avoided_by_the_other_at_once() {
+fn a_varnish_one_replica_could_not_purge_is_avoided_by_the_other_at_once() {
     let fleet = Fleet::start(&Plan { vcl: purges_can_fail, ..plan() });
     for page in 1..=40 {
         fleet.warm(&format!("/p/{page}"));
@@ -146,7 +146,7 @@ fn without_one_replica_varnish_fetches_through_the_other() {
 }
 
 #[test]
-fn a_replica_that_hangs_is_waited_for_once_and_serves_nothing_old_when_it_runs_again() {
+fn a_hung_replica_is_waited_for_once_and_resumes_without_old_pages() {
     let fleet = Fleet::start(&plan());
     fleet.warm("/p/1");
     let other = &fleet.others[0];
@@ -172,7 +172,7 @@ fn a_replica_that_hangs_is_waited_for_once_and_serves_nothing_old_when_it_runs_a
 }
 
 #[test]
-fn purges_through_both_go_on_while_etcd_is_gone_and_both_have_all_of_them_when_it_is_back() {
+fn purges_through_both_continue_without_etcd_and_both_end_up_with_all() {
     let mut fleet = Fleet::start(&plan());
     let pages = [1, 2];
     pages.iter().for_each(|page| fleet.warm(&format!("/p/{page}")));
@@ -218,7 +218,7 @@ fn purges_through_both_go_on_while_etcd_is_gone_and_both_have_all_of_them_when_i
 }
 
 #[test]
-fn a_replica_that_starts_without_etcd_knows_what_it_knew_and_is_told_what_it_missed() {
+fn a_replica_started_without_etcd_keeps_its_state_and_gets_missed_purges() {
     let mut fleet = Fleet::start(&plan());
     fleet.warm("/p/1");
     fleet.etcd().kill_all();

@@ -38,7 +38,7 @@ fn cut(fleet: &Fleet) {
 }
 
 #[test]
-fn a_node_that_another_replica_has_not_reached_is_named_and_told_once_more() {
+fn a_node_another_replica_has_not_reached_is_named_and_purged_again() {
     for plan in [plan(), Plan { etcd: 0, journal: "disk", ..plan() }] {
         let fleet = Fleet::start(&plan);
         let answer = purge_by(&fleet.clearcoat, "of_all");
@@ -57,7 +57,7 @@ fn a_node_that_another_replica_has_not_reached_is_named_and_told_once_more() {
 }
 
 #[test]
-fn a_node_that_the_accepting_replica_has_not_reached_is_told_once_more_by_the_others() {
+fn a_node_the_accepting_replica_cannot_reach_is_purged_again_by_others() {
     let fleet = Fleet::start(&plan());
     cut(&fleet);
     let before = bans(&fleet.clearcoat);
@@ -69,7 +69,7 @@ fn a_node_that_the_accepting_replica_has_not_reached_is_told_once_more_by_the_ot
 }
 
 #[test]
-fn of_three_replicas_the_two_that_reach_a_node_tell_it_again_for_the_third() {
+fn of_three_replicas_the_two_reaching_a_node_purge_it_again_for_the_third() {
     let fleet = Fleet::start(&Plan { replicas: 3, ..plan() });
     cut(&fleet);
     let before = [bans(&fleet.clearcoat), bans(&fleet.others[0])];

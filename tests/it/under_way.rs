@@ -61,7 +61,7 @@ fn version(answer: &Answer) -> String {
 }
 
 #[test]
-fn a_page_that_is_on_the_wire_when_its_purge_is_answered_is_not_served_after_it() {
+fn a_page_in_flight_when_its_purge_is_answered_is_not_served_afterwards() {
     if !is_possible() {
         return;
     }

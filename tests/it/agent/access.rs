@@ -60,7 +60,7 @@ fn read_and_write_of_its_own_key_is_all_that_an_agent_needs() {
 }
 
 #[test]
-fn a_user_is_asked_for_when_etcd_asks_and_a_password_that_changes_is_read_again() {
+fn credentials_are_used_if_etcd_wants_them_and_a_new_password_is_reread() {
     let mut etcd = Etcd::start();
     etcd.add_user("agent", PASSWORD, &[("/clearcoat/v1/nodes/web/", Access::ReadWrite)]);
     let folder = tempfile::tempdir().expect("a folder");

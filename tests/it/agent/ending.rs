@@ -170,7 +170,7 @@ fn signals_are_passed_on_but_those_that_end() {
 }
 
 #[test]
-fn a_node_that_wants_another_signal_to_end_gets_it_whichever_the_agent_gets() {
+fn a_node_gets_its_configured_stop_signal_whichever_the_agent_gets() {
     let node = Node::start(200);
     for sent in ["-TERM", "-QUIT"] {
         let diary = Diary::new();

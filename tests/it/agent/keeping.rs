@@ -9,7 +9,7 @@ use crate::support::etcd::link::Link;
 use crate::support::eventually;
 
 #[test]
-fn a_lease_that_was_revoked_is_replaced_and_a_key_that_was_deleted_is_written_again() {
+fn a_revoked_lease_is_replaced_and_a_deleted_key_is_rewritten() {
     let etcd = Etcd::start();
     let node = Node::start(200);
     let _agent = Agent::start(node.arguments("web", "web-1", &etcd.endpoints()));
@@ -83,7 +83,7 @@ fn a_key_is_back_after_a_cut_that_outlasted_its_lease() {
 }
 
 #[test]
-fn a_key_outlives_a_restart_of_etcd_and_a_return_to_a_time_when_it_was_not_there() {
+fn a_key_survives_a_restart_of_etcd_and_a_restore_from_before_it_existed() {
     let mut etcd = Etcd::start();
     let before = etcd.snapshot();
     let node = Node::start(200);
@@ -129,7 +129,7 @@ fn the_newer_of_two_agents_with_one_name_has_the_key() {
 }
 
 #[test]
-fn an_agent_that_starts_after_one_that_was_killed_keeps_the_key_beyond_the_old_lease() {
+fn an_agent_started_after_a_killed_one_keeps_the_key_beyond_its_lease() {
     let etcd = Etcd::start();
     let node = Node::start(200);
     let mut killed = Agent::start(node.arguments("web", "web-1", &etcd.endpoints()));

@@ -7,7 +7,7 @@ use crate::support::etcd::Etcd;
 use crate::support::eventually;
 
 #[test]
-fn a_node_is_registered_when_it_passes_its_check_and_drains_while_it_fails() {
+fn a_node_is_registered_once_its_check_passes_and_drains_while_it_fails() {
     let etcd = Etcd::start();
     let node = Node::start(500);
     let mut arguments = node.arguments("varnish", "varnish-1", &etcd.endpoints());

@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn every_schedule_has_every_fault_and_heals_it_and_leaves_one_varnish_well() {
+    fn every_schedule_has_and_heals_every_fault_and_spares_one_varnish() {
         let mut most_ever = 0;
         for seed in 0..200 {
             let steps = random(seed, 3, LENGTH);

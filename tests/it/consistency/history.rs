@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_read_that_began_before_the_answer_may_see_either_version_however_late_it_ends() {
+    fn a_read_begun_before_the_answer_may_see_either_version() {
         for number in [0, 1, 2] {
             assert_eq!(verdict(&history(), number, 9, 1000), "fine");
             assert_eq!(verdict(&history(), number, 10, 1000), "fine");
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_explained_by_an_outage_that_its_connection_lived_to_see_and_by_no_other() {
+    fn only_an_outage_during_its_connection_explains_a_failure() {
         let mut outages = Outages::default();
         assert!(!outages.explain(MS, MS * 2));
         outages.begin(MS * 10);

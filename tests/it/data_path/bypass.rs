@@ -44,7 +44,7 @@ fn with_menu(call: &mut Call<'_>) -> Then {
 }
 
 #[test]
-fn a_page_has_what_a_vcl_would_leave_of_it_and_its_blocks_for_every_client() {
+fn a_page_is_what_a_vcl_would_deliver_with_its_blocks_for_every_client() {
     let whole = "<html><b>menu <i></b></html>";
     let secure = Secure::start_with_web("", vec![Upstream::start(with_menu)]);
     let rig = &secure.rig;

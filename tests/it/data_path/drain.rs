@@ -85,7 +85,7 @@ impl Clients {
 }
 
 #[test]
-fn sigterm_lets_what_is_under_way_finish_and_ends_the_rest_first_at_the_edge() {
+fn sigterm_completes_requests_in_flight_and_closes_the_rest_edge_first() {
     let (held_by_varnish, held_by_web) = (Held::default(), Held::default());
     let mut rig = Rig::start("[runtime]\nworkers = 2", vec![node(&held_by_varnish)], vec![node(&held_by_web)]);
     let (edge, origin) = (Clients::of(rig.clearcoat.edge), Clients::of(rig.clearcoat.origin));
@@ -112,7 +112,7 @@ fn edge_ends_before_the_origin(edge: Clients, held: &Held, origin: &Clients) {
 }
 
 #[test]
-fn a_connection_at_the_moment_of_the_drain_is_answered_or_refused_and_never_dropped() {
+fn a_connection_during_the_drain_is_answered_or_refused_never_dropped() {
     for at_the_edge in [true, false] {
         let rig = Rig::start("[runtime]\nworkers = 2", vec![Upstream::echo()], vec![Upstream::echo()]);
         let (listener, node) =

@@ -30,7 +30,7 @@ fn first_one_fails(then: Then) -> [Upstream; 2] {
 }
 
 #[test]
-fn a_safe_request_that_got_no_byte_of_an_answer_is_tried_once_on_the_next_node_and_no_other_is() {
+fn only_a_safe_request_without_a_byte_of_answer_is_retried_once() {
     for (then, ends) in [(Then::Close, "closes"), (Then::Reset, "resets")] {
         let rig = Rig::web(first_one_fails(then));
         let attempts = |path: &str| -> Vec<usize> {
@@ -319,7 +319,7 @@ fn an_answer_in_doubt_becomes_a_502_and_its_connection_is_not_used_again() {
 }
 
 #[test]
-fn an_answer_whose_chunks_are_malformed_is_cut_and_its_connection_is_not_used_again() {
+fn an_answer_with_malformed_chunks_is_cut_and_its_connection_not_reused() {
     for (version, chunks) in
         ["zz\r\nhello\r\n", "5\nhello\r\n", "5\r\nhello0\r\n\r\n", "fffffffffffffffff\r\nhello", "0\r\n\n"]
             .into_iter()
@@ -440,7 +440,7 @@ fn while_all_nodes_are_down_the_answer_says_when_to_ask_again() {
 }
 
 #[test]
-fn an_answer_that_is_no_good_is_told_with_node_path_and_reason_and_counted() {
+fn a_bad_answer_is_counted_and_logged_with_node_path_and_reason() {
     let rig = Rig::web([Upstream::start(|call| {
         let path = call.path().split('?').next().expect("a path").to_owned();
         let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n";

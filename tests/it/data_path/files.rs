@@ -47,7 +47,7 @@ fn the_soft_limit_is_raised_to_the_hard_one() {
 }
 
 #[test]
-fn more_clients_than_there_are_files_wait_or_are_refused_and_nothing_else_notices() {
+fn clients_beyond_the_open_files_wait_or_are_refused_affecting_no_others() {
     const CLIENTS: usize = 150;
     for edge in [true, false] {
         let gate = Gate::default();
@@ -100,7 +100,7 @@ fn change_limit(rig: &Rig, files: usize) {
 }
 
 #[test]
-fn a_check_or_a_connection_that_fails_for_want_of_files_is_no_fault_of_the_node() {
+fn a_check_or_connect_that_fails_for_lack_of_files_blames_no_node() {
     let rig = Rig::start(CHECKS, vec![Upstream::echo()], vec![Upstream::echo()]);
     // Opened while files are available.
     let (mut admin, mut edge) = (Connection::open(rig.clearcoat.admin).unwrap(), rig.edge());

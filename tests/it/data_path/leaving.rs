@@ -16,7 +16,7 @@ const MIB: usize = 1024 * 1024;
 const TOO_LARGE: &str = "HTTP/1.1 413 Content Too Large\r\nContent-Length: 7\r\n\r\ntoo big";
 
 #[test]
-fn an_answer_before_the_end_of_the_body_arrives_also_where_the_client_sends_it_all_first() {
+fn an_early_answer_arrives_even_if_the_client_sends_its_body_first() {
     let answered = Gate::default();
     let rig = Rig::web([Upstream::start({
         let answered = answered.clone();
@@ -121,7 +121,7 @@ fn leave(client: Connection, reset: bool) {
 }
 
 #[test]
-fn a_client_that_goes_away_in_mid_download_takes_its_connection_to_the_node_along() {
+fn a_client_that_leaves_in_mid_download_ends_its_connection_to_the_node() {
     for reset in [false, true] {
         for framing in ["Content-Length: 99999999999", "Transfer-Encoding: chunked", "X: until close"] {
             let rig = Rig::web([Upstream::start(move |call| {
@@ -145,7 +145,7 @@ fn a_client_that_goes_away_in_mid_download_takes_its_connection_to_the_node_alon
 }
 
 #[test]
-fn a_client_that_goes_away_in_mid_upload_takes_its_connection_to_the_node_along() {
+fn a_client_that_leaves_in_mid_upload_ends_its_connection_to_the_node() {
     let (received, cut) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let rig = Rig::web([Upstream::start({
         let (received, cut) = (Arc::clone(&received), Arc::clone(&cut));

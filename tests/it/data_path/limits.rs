@@ -23,7 +23,7 @@ fn head_of(length: usize, start: &str) -> String {
 }
 
 #[test]
-fn a_requests_head_may_have_as_many_bytes_and_fields_as_it_may_and_not_one_more() {
+fn a_requests_head_is_limited_exactly_in_bytes_and_fields() {
     let rig = Rig::start(SMALL_HEADS, vec![Upstream::echo()], vec![Upstream::echo()]);
     let fields = |count: usize| format!("GET /fields HTTP/1.1\r\nHost: a\r\n{}\r\n", "A: b\r\n".repeat(count - 1));
     for (address, node) in [(rig.clearcoat.edge, &rig.varnish[0]), (rig.clearcoat.origin, &rig.web[0])] {
@@ -55,7 +55,7 @@ fn a_requests_head_may_have_as_many_bytes_and_fields_as_it_may_and_not_one_more(
 }
 
 #[test]
-fn an_answers_head_may_have_as_many_bytes_and_fields_as_it_may_and_the_node_is_to_blame_for_more() {
+fn an_answers_head_is_limited_exactly_and_the_node_blamed_for_more() {
     let fields = |count: usize| format!("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n{}\r\n", "A: b\r\n".repeat(count - 1));
     let start = "HTTP/1.1 200 OK\r\nContent-Length: 0";
     let interim = format!("HTTP/1.1 103 Early Hints\r\n{}\r\n", "A: b\r\n".repeat(17));
@@ -124,7 +124,7 @@ fn a_body_that_is_announced_too_long_reaches_no_node() {
 }
 
 #[test]
-fn a_body_that_turns_out_too_long_is_cut_for_the_node_and_413_for_the_client() {
+fn a_body_that_proves_too_long_is_cut_upstream_and_answered_413() {
     let cut = Arc::default();
     let rig = Rig::start("[limits]\nmax_body = 1000", Vec::new(), vec![measuring(&cut)]);
     let head = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
@@ -219,7 +219,7 @@ fn trailers_that_are_malformed_or_too_many_end_the_message_in_failure() {
 }
 
 #[test]
-fn a_client_that_resets_takes_its_waiting_connection_along_and_one_that_half_closes_gets_its_answer() {
+fn a_reset_ends_the_waiting_connection_and_a_half_close_gets_its_answer() {
     let answer = Gate::default();
     let rig = Rig::web([Upstream::start({
         let answer = answer.clone();

@@ -213,7 +213,7 @@ fn a_strangers_header_is_no_http_and_neither_is_anybodys_where_it_is_off() {
 }
 
 #[test]
-fn a_header_has_its_time_from_the_beginning_to_its_end_and_rest_behind_it_has_more() {
+fn a_header_has_a_timeout_as_a_whole_and_idling_after_it_has_longer() {
     let rig = accepting("[limits]\nheader_timeout = \"1s\"");
     let mut resting = from_balancer(rig.clearcoat.edge);
     resting.send("PROXY TCP4 203.0.113.7 10.0.0.1 4660 443\r\n").unwrap();
@@ -285,7 +285,7 @@ fn a_header_stands_before_the_handshake_where_the_listener_speaks_tls() {
 }
 
 #[test]
-fn the_address_that_is_named_counts_for_the_limit_of_connections_and_the_balancer_does_not() {
+fn the_named_address_counts_for_the_limit_and_the_balancer_does_not() {
     let rig = accepting("[limits]\nmax_connections_per_address = 2");
     let edge = rig.clearcoat.edge;
     let of = |client: &str| {

@@ -32,7 +32,7 @@ fn many_requests_on_one_connection_use_one_connection_to_the_node() {
 }
 
 #[test]
-fn a_client_that_wants_to_end_ends_and_the_nodes_connection_serves_the_next() {
+fn a_client_may_close_and_the_nodes_connection_serves_the_next() {
     let rig = Rig::web([Upstream::echo()]);
     for fields in
         ["Connection: close\r\n", "Connection: x, CLOSE\r\n", "Connection: keep-alive\r\nConnection: close\r\n"]
@@ -169,7 +169,7 @@ fn pipelined_bodies_go_to_their_own_requests_however_the_bytes_are_cut() {
 }
 
 #[test]
-fn what_follows_a_chunked_body_is_not_touched_wherever_the_end_of_the_body_is_cut() {
+fn bytes_after_a_chunked_body_are_kept_wherever_its_end_is_split() {
     let count = Arc::new(AtomicUsize::new(0));
     let rig = Rig::web([Upstream::start({
         let count = Arc::clone(&count);
@@ -306,7 +306,7 @@ fn extensions_and_trailers_go_no_further_in_either_direction() {
 }
 
 #[test]
-fn a_client_that_waits_for_100_gets_the_nodes_and_only_then_sends_its_body() {
+fn a_client_that_expects_100_gets_the_nodes_and_then_sends_its_body() {
     let asked = Gate::default();
     let rig = Rig::web([Upstream::start({
         let asked = asked.clone();
@@ -342,7 +342,7 @@ fn a_client_that_waits_for_100_gets_the_nodes_and_only_then_sends_its_body() {
 }
 
 #[test]
-fn a_refusal_instead_of_100_ends_the_connection_since_the_body_may_still_come() {
+fn a_refusal_instead_of_100_closes_as_the_body_may_still_come() {
     let rig = Rig::web([always("HTTP/1.1 417 Expectation Failed\r\nContent-Length: 2\r\n\r\nno", Then::KeepAlive)]);
     for _ in 0..2 {
         let mut client = rig.origin();
@@ -359,7 +359,7 @@ const INTERIM: &str = "HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\nConnection:
     HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </b.css>\r\n\r\n";
 
 #[test]
-fn of_a_web_node_nothing_comes_before_the_answer_but_the_100_that_is_waited_for() {
+fn from_a_web_node_only_an_expected_100_precedes_the_answer() {
     let rig = Rig::web([Upstream::start(|call| {
         assert!(call.body().is_ok());
         call.send_then(format!("{INTERIM}HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"), Then::KeepAlive)

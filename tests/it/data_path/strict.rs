@@ -57,7 +57,7 @@ const BAD_CHUNKS: [(&str, &str); 16] = [
 ];
 
 #[test]
-fn a_malformed_chunk_ends_both_connections_and_nothing_behind_it_is_a_request() {
+fn a_malformed_chunk_ends_both_connections_and_the_rest_is_no_request() {
     let rig = Rig::web([Upstream::start(|call| {
         if call.is("GET") {
             let path = call.path().to_owned();

@@ -128,7 +128,7 @@ fn bodies_of_every_size_pass_whole_in_both_directions_over_one_connection() {
 }
 
 #[test]
-fn curl_checks_the_certificate_and_gets_and_sends_whole_bodies_with_every_version() {
+fn curl_verifies_the_certificate_and_transfers_bodies_in_every_version() {
     let secure = Secure::start("", "", vec![mirror()]);
     let file = secure.folder.path().join("body");
     for size in SIZES {
@@ -162,7 +162,7 @@ fn curl_checks_the_certificate_and_gets_and_sends_whole_bodies_with_every_versio
 }
 
 #[test]
-fn sni_chooses_among_the_certificates_of_a_listener_and_each_listener_has_its_own() {
+fn sni_selects_among_a_listeners_certificates_and_each_has_its_own() {
     let folder = tempfile::tempdir().unwrap();
     let issued = [["shop.test"], ["*.other.test"], ["third.test"]].map(|names| Issued::for_names(&names));
     let listens = ["127.0.0.1:0", "127.0.0.1:0", "127.0.0.2:0"];
@@ -195,7 +195,7 @@ fn reloads(rig: &Rig) -> [f64; 2] {
 }
 
 #[test]
-fn a_renewed_certificate_is_for_new_connections_and_a_broken_one_for_nobody() {
+fn a_renewed_certificate_serves_new_connections_and_a_broken_one_none() {
     let rest = Gate::default();
     let secure = Secure::start(
         "",
@@ -319,7 +319,7 @@ fn who_does_not_speak_tls_is_sent_away_and_harms_nobody() {
 }
 
 #[test]
-fn a_handshake_that_stalls_is_ended_by_the_header_timeout_however_it_trickles() {
+fn a_stalled_handshake_is_ended_by_the_header_timeout_even_if_trickling() {
     let secure = Secure::start("", "[limits]\nheader_timeout = \"2s\"", vec![Upstream::echo()]);
     let mut bystander = secure.session();
     // The start of a ClientHello: a record of 512 bytes.
@@ -394,7 +394,7 @@ fn a_client_that_stops_reading_stops_the_node_costs_no_memory_and_is_cut() {
 }
 
 #[test]
-fn the_offload_header_says_https_of_clients_by_tls_and_only_a_trusted_proxy_may_say_so_itself() {
+fn the_offload_header_says_https_for_tls_clients_or_trusted_proxies_only() {
     let edge = "offload_header = \"SSL-OFFLOADED\"\ntrusted_proxies = [\"127.0.0.2/32\"]";
     let secure = Secure::start(edge, "", vec![Upstream::echo()]);
     let forged = "SSL-OFFLOADED: forged\r\nX-Forwarded-Proto: forged\r\n";
@@ -552,7 +552,7 @@ fn sigterm_lets_downloads_finish_and_ends_connections_at_rest() {
 }
 
 #[test]
-fn a_request_right_after_the_handshake_is_answered_over_plain_and_tls_alike() {
+fn a_request_right_after_the_handshake_is_answered_plain_or_by_tls() {
     let secure = Secure::start("", "", vec![Upstream::echo()]);
     let plain = exchange(secure.rig.clearcoat.edge, "GET /p HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
     assert_eq!(plain.text(), "/p");

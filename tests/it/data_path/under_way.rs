@@ -52,7 +52,7 @@ fn arrivals(node: &Upstream, path: &str) -> usize {
 }
 
 #[test]
-fn a_node_that_goes_down_keeps_what_it_may_have_carried_out_and_only_safe_requests_move() {
+fn a_down_node_keeps_unsafe_requests_and_only_safe_ones_move() {
     for role in ["web", "varnish"] {
         let gate = Gate::default();
         let nodes = vec![slow("first", &gate), slow("second", &Gate::opened())];
@@ -111,7 +111,7 @@ fn a_node_that_goes_down_keeps_what_it_may_have_carried_out_and_only_safe_reques
 }
 
 #[test]
-fn a_request_that_nobody_else_can_take_waits_for_its_node_and_moves_once_somebody_can() {
+fn a_request_no_other_node_can_take_waits_and_moves_once_one_can() {
     let gate = Gate::default();
     let rig = Rig::start(CHECKS, Vec::new(), vec![slow("first", &gate), slow("second", &Gate::opened())]);
     let mut waits = rig.origin();
@@ -149,7 +149,7 @@ fn reconfigure(rig: &Rig, change: impl FnOnce(&mut Vec<toml::Value>)) {
 }
 
 #[test]
-fn what_is_under_way_at_a_node_that_leaves_moves_or_is_drained_comes_to_its_end_there() {
+fn requests_complete_on_a_node_that_leaves_moves_or_is_drained() {
     for change in ["leaves", "moves", "is drained"] {
         let gate = Gate::default();
         let rig = Rig::start(CHECKS, Vec::new(), vec![slow("before", &gate)]);
@@ -276,7 +276,7 @@ fn an_upload_that_waits_for_100_and_an_upgrade_are_not_sent_twice() {
 }
 
 #[test]
-fn a_node_that_resets_its_connections_while_it_is_down_ends_the_wait_of_what_may_not_be_repeated() {
+fn a_reset_by_a_down_node_ends_the_wait_of_requests_that_cannot_repeat() {
     let gate = Gate::default();
     let dies = {
         let gate = gate.clone();

@@ -346,7 +346,7 @@ fn an_offer_that_could_hide_requests_is_not_passed_on() {
 
 /// CVE-2026-2833: a proxy that passed bytes on as soon as a client asked for an upgrade let requests through unchecked.
 #[test]
-fn a_request_behind_an_offer_that_the_node_did_not_take_is_looked_at_like_any_other() {
+fn a_request_after_a_declined_upgrade_offer_is_checked_like_any_other() {
     let rig = Rig::start("", vec![Upstream::echo()], vec![Upstream::echo()]);
     for (address, node, client_is) in [
         (rig.clearcoat.edge, &rig.varnish[0], "127.0.0.1"),

@@ -11,7 +11,7 @@ use crate::support::eventually;
 use crate::support::upstream::{Checks, Gate, Then, Upstream};
 
 #[test]
-fn who_waits_for_a_cache_that_hangs_is_answered_by_another_once_it_is_known_to_be_down() {
+fn a_client_of_a_hung_cache_is_answered_by_another_once_it_is_down() {
     let hangs = Arc::new(AtomicBool::new(false));
     let goes_on = Gate::default();
     let nodes = ["hanging", "healthy"].map(|name| {
@@ -53,7 +53,7 @@ fn who_waits_for_a_cache_that_hangs_is_answered_by_another_once_it_is_known_to_b
 }
 
 #[test]
-fn half_a_head_is_given_ten_seconds_however_it_trickles_and_a_connection_at_rest_more() {
+fn half_a_head_has_ten_seconds_even_if_trickling_and_idling_has_longer() {
     let rig = Rig::web([Upstream::echo()]);
     let (mut silent, mut used) = (rig.origin(), rig.origin());
     used.send(get_request("/before")).unwrap();

@@ -7,7 +7,7 @@ use crate::support::eventually;
 use crate::support::fleet::Plan;
 
 #[test]
-fn purges_that_etcd_has_compacted_while_a_replica_was_cut_off_are_in_both_journals() {
+fn purges_compacted_while_a_replica_was_cut_off_are_in_both_journals() {
     let mut rig = Rig::start(&Plan { links: true, ..plan() });
     rig.fleet.links[1].etcd.iter().for_each(|link| link.cut());
     rig.suffer();
@@ -68,7 +68,7 @@ fn heads(rig: &Rig) -> Vec<u64> {
 }
 
 #[test]
-fn what_is_no_purge_counts_as_one_of_everything_and_what_is_no_cursor_or_replica_as_nothing() {
+fn an_unreadable_purge_purges_everything_other_bad_records_are_ignored() {
     let mut rig = Rig::start(&plan());
     let etcd = rig.fleet.etcd();
     for neighbour in
@@ -89,7 +89,7 @@ fn what_is_no_purge_counts_as_one_of_everything_and_what_is_no_cursor_or_replica
     rig.fleet.replica(0).restart();
     rig.fleet.replica(1).restart();
     rig.fleet.clearcoats().for_each(|clearcoat| clearcoat.opened());
-    // An unpurged page is dropped together with those of the unreadable purges.
+    // An unreadable purge drops this page, which no other purge names.
     rig.fleet.warm("/p/9");
     rig.fleet.etcd().put(&format!("{PURGES}garbage"), "no JSON");
     for varnish in &rig.fleet.varnish {

@@ -6,7 +6,7 @@ use crate::support::eventually;
 use crate::support::fleet::Plan;
 
 #[test]
-fn a_user_with_the_least_privileges_does_and_passwords_change_while_purges_go_on() {
+fn least_privileges_suffice_and_passwords_change_during_purges() {
     let password = tempfile::NamedTempFile::new().expect("a file");
     let write = |text: &str| std::fs::write(password.path(), text).expect("our file");
     write("first\n");
@@ -49,7 +49,7 @@ fn a_user_with_the_least_privileges_does_and_passwords_change_while_purges_go_on
 }
 
 #[test]
-fn purges_go_to_the_spool_while_etcd_is_full_and_into_etcd_when_it_has_room() {
+fn purges_are_spooled_while_etcd_is_full_and_uploaded_once_it_has_room() {
     let mut rig = Rig::start(&Plan { etcd_quota: Some(4 << 20), ..plan() });
     rig.fleet.etcd().fill();
     rig.suffer();

@@ -52,7 +52,7 @@ fn a_replica_that_is_cut_off_from_etcd_alone_hears_of_every_purge() {
 }
 
 #[test]
-fn a_replica_whose_key_is_gone_from_etcd_while_it_runs_is_told_all_the_same() {
+fn a_running_replica_without_its_key_in_etcd_still_gets_purges() {
     let mut fleet = Fleet::start(&Plan { links: true, vcl: purges_can_fail, ..plan() });
     fleet
         .clearcoats()
@@ -141,7 +141,7 @@ fn leases_that_end_behind_their_backs_cost_no_replica_and_no_node() {
 }
 
 #[test]
-fn replicas_that_cannot_reach_each_other_are_waited_for_once_and_hear_of_purges_by_etcd() {
+fn unreachable_replicas_are_waited_for_once_and_get_purges_through_etcd() {
     let mut fleet = Fleet::start(&Plan { links: true, vcl: purges_can_fail, ..plan() });
     fleet
         .clearcoats()

@@ -96,7 +96,7 @@ fn readyz(fleet: &Fleet) -> (u16, String) {
 }
 
 #[test]
-fn a_frozen_volume_refuses_purges_in_time_and_stops_neither_traffic_nor_the_end_of_the_process() {
+fn a_frozen_volume_refuses_purges_in_time_but_not_traffic_or_shutdown() {
     let Some(volume) = Volume::mount(Kind::Ext4) else { return };
     let mut fleet = fleet_on(&volume, "disk");
     fleet.warm("/p/1");

@@ -69,7 +69,7 @@ fn an_etcd_that_was_restored_from_a_backup_has_the_fleet_of_the_backup() {
 }
 
 #[test]
-fn a_restored_etcd_that_is_ahead_of_us_again_when_we_are_back_has_its_own_fleet() {
+fn a_restored_etcd_already_ahead_of_us_on_reconnect_has_its_own_fleet() {
     let etcd = Etcd::start();
     // It has some history.
     (0..300).for_each(|number| _ = etcd.put("/elsewhere", &number.to_string()));
@@ -114,7 +114,7 @@ fn a_restored_etcd_whose_other_history_is_as_long_has_its_own_fleet() {
 }
 
 #[test]
-fn a_quiet_fleet_in_a_busy_etcd_is_not_listed_again_for_what_others_have_compacted() {
+fn a_quiet_fleet_in_a_busy_etcd_is_not_relisted_after_compactions() {
     let etcd = Etcd::start();
     more_than_a_page(&etcd);
     let mut link = Link::to(etcd.endpoint(0));

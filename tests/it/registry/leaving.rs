@@ -39,7 +39,7 @@ fn a_node_whose_lease_is_gone_stays_while_it_is_well() {
 }
 
 #[test]
-fn a_node_that_is_drained_gets_no_traffic_and_leaves_at_once_when_it_is_deleted() {
+fn a_drained_node_gets_no_traffic_and_leaves_at_once_when_deleted() {
     let rig = Rig::start(2);
     let reader = rig.reader();
     let drain = |id: &str, web: usize| {

@@ -102,7 +102,7 @@ fn a_name_is_looked_up_and_one_that_does_not_resolve_holds_up_nobody() {
 }
 
 #[test]
-fn a_varnish_that_registers_is_purged_and_what_the_file_says_counts_before_etcd() {
+fn a_registered_varnish_is_purged_and_the_file_overrides_etcd() {
     let etcd = Etcd::start();
     let config = format!("[registry]\nkind = \"etcd\"\n[registry.etcd]\nendpoints = {:?}\n", etcd.endpoints()).leak();
     let fleet = Fleet::start(&Plan { varnish: 1, web: 1, config, ..Plan::default() });

@@ -196,7 +196,7 @@ fn a_head_that_unpacks_to_far_more_than_was_sent_is_refused() {
 }
 
 #[test]
-fn floods_of_frames_that_cost_nothing_are_answered_or_cut_and_hold_nothing() {
+fn floods_of_cheap_frames_are_answered_or_cut_and_hold_nothing() {
     let secure = Secure::start("", "", vec![Upstream::echo()]);
     let opened = frame(HEADERS, END_HEADERS, 1, request_fields("POST", "/flood"));
     let floods = [
@@ -263,7 +263,7 @@ fn who_never_opens_its_window_is_cut_and_costs_no_memory() {
 }
 
 #[test]
-fn a_client_that_reads_one_stream_only_gets_it_whole_beside_others_that_it_leaves() {
+fn a_client_that_reads_one_stream_gets_it_whole_beside_unread_ones() {
     let secure = Secure::start(
         "",
         "",

@@ -53,7 +53,7 @@ fn upload(client: &Http2, length: Option<usize>) -> Stream {
 }
 
 #[test]
-fn a_client_that_gives_an_upload_up_for_whatever_reason_leaves_no_request_that_looks_complete() {
+fn an_aborted_upload_never_looks_complete_to_the_node() {
     let (uploads, node) = Uploads::node();
     let secure = Secure::start("", "", vec![node]);
     let client = Http2::open(secure.address());
@@ -136,7 +136,7 @@ fn a_cut_answer_resets_its_stream_and_no_other() {
 }
 
 #[test]
-fn a_request_dies_with_its_client_before_its_answer_and_in_the_middle_of_it() {
+fn a_request_ends_with_its_client_before_and_during_its_answer() {
     let never = Gate::default();
     let secure = Secure::start(
         "",
@@ -363,7 +363,7 @@ fn sigterm_cuts_no_answer_of_a_client_that_speaks_while_it_reads() {
 }
 
 #[test]
-fn a_client_that_never_finishes_its_head_holds_the_end_of_the_process_up_for_its_patience_only() {
+fn an_unfinished_head_delays_the_shutdown_only_up_to_its_timeout() {
     let mut secure = Secure::start("", "", vec![Upstream::echo()]);
     let mut frames = Frames::open(secure.address(), &[]);
     assert!(frames.answers_ping(1));

@@ -28,7 +28,7 @@ fn ask(client: &Http2, method: &str, path: &str, fields: &[(&'static str, &str)]
 }
 
 #[test]
-fn a_request_is_written_on_as_http_1_1_with_one_cookie_field_and_nothing_of_its_own_hop() {
+fn a_request_is_forwarded_as_http_1_1_with_one_cookie_and_no_hop_fields() {
     let secure = Secure::start("", "", vec![Upstream::echo()]);
     let client = Http2::open(secure.address());
     let fields = [
@@ -83,7 +83,7 @@ fn the_end_of_a_request_is_found_as_its_client_says_it() {
 }
 
 #[test]
-fn answers_without_a_body_have_none_and_keep_the_length_that_they_announce() {
+fn answers_without_a_body_keep_the_length_that_they_announce() {
     let secure = Secure::start(
         "",
         "",

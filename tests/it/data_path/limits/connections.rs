@@ -86,7 +86,7 @@ fn connections_at_rest_end_to_make_room_and_those_at_work_do_not() {
 }
 
 #[test]
-fn an_address_gets_no_more_than_its_places_and_they_are_free_again_when_it_leaves() {
+fn an_address_gets_no_more_than_its_places_which_are_freed_on_close() {
     let limits = "[limits]\nmax_connections_per_address = 2\n\
         [edge]\nlisten = [\"127.0.0.1:0\"]\ntrusted_proxies = [\"127.0.0.2/32\"]";
     let rig = Rig::start(limits, vec![Upstream::echo()], vec![Upstream::echo()]);

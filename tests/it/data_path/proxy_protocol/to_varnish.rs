@@ -73,7 +73,7 @@ fn wants_header(node: &str) -> bool {
 }
 
 #[test]
-fn each_request_of_many_clients_has_its_own_client_ip_and_none_shares_a_connection() {
+fn each_request_has_its_clients_ip_and_clients_share_no_connection() {
     const CLIENTS: u8 = 8;
     const CONNECTIONS: usize = 3;
     const REQUESTS: usize = 30;
@@ -165,7 +165,7 @@ fn a_client_has_its_own_address_whatever_the_families_of_the_sockets() {
 }
 
 #[test]
-fn purges_are_delivered_and_pages_cached_whether_or_not_a_node_wants_a_header() {
+fn purges_and_caching_work_whether_or_not_a_node_wants_a_header() {
     const PAGES: u64 = 12;
     let fleet = fleet(1);
     let page = |number: u64| fleet.get(&format!("/p/{number}"));

@@ -141,7 +141,7 @@ async fn try_handle(
             };
         }
         client.worker.shared.metrics.retried(client.frontend.role, reason);
-        tracing::debug!(node = %node.id(), reason, "request is tried again");
+        tracing::debug!(node = %node.id(), reason, "request is retried");
     }
 }
 

@@ -38,7 +38,7 @@ impl Case {
     /// Parses the text of one file.
     ///
     /// # Errors
-    /// What is wrong, with the number of the line.
+    /// The error, with its line number.
     pub fn parse(name: &str, text: &str) -> Result<Case, String> {
         let word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         if name.is_empty() || !name.chars().all(word) {

@@ -1,8 +1,8 @@
-//! What 2,000 purged tags cost a real Varnish afterwards: its CPU for the first hit of each of 200 pages that none of
-//! them concerns, because that hit has to test the page against every ban that came meanwhile. As Magento sends them to
-//! Varnish, and through clearcoat. The ban lurker is held off: it does the same tests, only later.
+//! The cost of 2,000 purged tags for a real Varnish: its CPU for the first hit of each of 200 unaffected pages, because
+//! that hit has to test the page against every ban since the last one. Purged as Magento sends them to Varnish, and
+//! through clearcoat. The ban lurker is delayed: it does the same tests, only later.
 //!
-//! Every way starts with a Varnish of its own. The second sweep finds the pages tested, and shows what a hit costs anyway.
+//! Every variant starts its own Varnish. The second sweep finds the pages tested, and shows the basic cost of a hit.
 
 #[path = "../tests/it"]
 mod it {
@@ -20,13 +20,13 @@ use it::support::varnish::Varnish;
 const PAGES: u64 = 200;
 const TAGS: u64 = 2_000;
 
-/// Of a category page: as many products as a shop shows on one.
+/// Tags of a category page: one for each product that a shop shows on it.
 const TAGS_OF_A_PAGE: u64 = 30;
 
-/// The tests' own level would be part of what is measured.
+/// The default log level of tests would distort the measurement.
 const QUIET: &str = "[log]\nlevel = \"info\"\nformat = \"json\"\n";
 
-/// As Magento cuts its patterns, in bytes.
+/// The size at which Magento splits its patterns, in bytes.
 const CHUNK: usize = 7_680;
 
 /// How the tags are purged.
@@ -50,7 +50,7 @@ fn main() {
     measure("Magento: its own chunks", Some(Sender::Chunks), false);
     measure("clearcoat: one tag a request, 20 clients", Some(Sender::Parallel), true);
     measure("clearcoat: Magento's own chunks", Some(Sender::Chunks), true);
-    // Each is answered before the next is sent, so there is nothing to fold: the ration of 20 a second is all there is.
+    // Each is answered before the next is sent, so nothing can be folded: only the rate limit of 20 a second applies.
     measure("clearcoat: one tag a request, one after the other", Some(Sender::OneByOne), true);
 }
 
@@ -74,7 +74,7 @@ fn measure(name: &str, sender: Option<Sender>, through_clearcoat: bool) {
     println!("{name:<50}{bans:>8}{:>10.1} s{first:>9.0} us{second:>9.0} us", purging.as_secs_f64());
 }
 
-/// Reads every page once; gives the CPU that Varnish spent on each, in microseconds.
+/// Reads every page once; returns the CPU time of Varnish per page, in microseconds.
 fn sweep(varnish: &Varnish) -> f64 {
     let mut connection = Connection::open(varnish.address).expect("varnishd answers");
     let before = cpu(varnish);
@@ -85,7 +85,7 @@ fn sweep(varnish: &Varnish) -> f64 {
     (cpu(varnish) - before).as_secs_f64() * 1e6 / PAGES as f64
 }
 
-/// The CPU time that the process that serves has used so far.
+/// The CPU time of the worker process so far.
 fn cpu(varnish: &Varnish) -> Duration {
     let of_thread = |thread: std::io::Result<std::fs::DirEntry>| {
         let schedstat = std::fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;

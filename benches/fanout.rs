@@ -1,7 +1,7 @@
-//! One purge to two hundred Varnish nodes: how long until the last of them has acknowledged it, through clearcoat and
-//! in Magento's own way, which visits them one after the other. Both in one run, against the same nodes.
+//! One purge to two hundred Varnish nodes: the time until the last of them has acknowledged it, through clearcoat and
+//! in Magento's own way, node by node. Both in one run, against the same nodes.
 //!
-//! The nodes are simulated: each answers after [`THINK`], which stands for the way there and back.
+//! The nodes are simulated: each answers after [`THINK`], which stands for the round trip.
 
 #[path = "../tests/it"]
 mod it {
@@ -19,7 +19,7 @@ const NODES: usize = 200;
 const PURGES: usize = 50;
 const THINK: Duration = Duration::from_millis(2);
 
-/// How long each of the purges took.
+/// The duration of each purge.
 fn measure(name: &str, simulated: &SimulatedFleet, purge_tag: impl Fn(&str)) -> Vec<Duration> {
     let one = |number| {
         let name = format!("{name}_{number}");
@@ -29,7 +29,7 @@ fn measure(name: &str, simulated: &SimulatedFleet, purge_tag: impl Fn(&str)) -> 
         assert_eq!(simulated.told_of(&name), NODES, "{name} did not reach every node");
         took
     };
-    // The first one opens connections.
+    // The first purge opens connections.
     one(0);
     (1..=PURGES).map(one).collect()
 }
@@ -45,7 +45,7 @@ fn main() {
         let answer = purge(fleet.clearcoat.purge, &tag(name)).expect("an answer").json();
         assert_eq!(answer["applied"].as_array().map(Vec::len), Some(NODES), "{answer}");
     });
-    // Magento's client: a connection for each node, which is read to the end of the answer and closed.
+    // Magento's client: a connection for each node, read to the end of the answer and closed.
     let mut one_by_one = measure("one_by_one", &simulated, |name| {
         for node in &simulated.nodes {
             let request =

@@ -1,7 +1,7 @@
-//! What the guard costs an answer on the origin path: a page with thirty tags, where 50,000 tags were purged before.
+//! The guard's cost for an answer on the origin path: a page with thirty tags, after 50,000 purged tags.
 //!
-//! Mostly nothing was purged while a page was rendered, and only its stamps are to be paid for; a purge of anything
-//! makes every tag be looked up; a purge of a pattern is held against the whole header.
+//! Usually no purge comes while a page is rendered, and only the stamps cost; any purge makes every tag be looked up; a
+//! purge of a pattern is matched against the whole header.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use clearcoat::purge::{Guard, Page, Pattern, Purge, TagSet, Target};
 use criterion::{Criterion, criterion_group, criterion_main};
 
-/// Tags that were purged before.
+/// Tags purged before.
 const WARM: usize = 50_000;
 
 /// Tags in one purge of them: a chunk of Magento's reindex has 350.

@@ -1,7 +1,7 @@
-//! What the steps of HTTP/1.1 cost: scan, parse and rewrite of heads, and the frame of a chunked body.
+//! The cost of HTTP/1.1's steps: scan, parse and rewrite of heads, and the framing of a chunked body.
 //!
-//! The data path pays for each of them with every request, so a step that grows shows here long before it shows in
-//! requests per second. Structs and buffers are filled again and again, as a worker does it.
+//! The data path pays for each of them with every request, so a step that becomes slower shows here long before it
+//! shows in requests per second. Structs and buffers are reused, as in a worker.
 
 #[path = "http1/messages.rs"]
 mod messages;
@@ -14,10 +14,10 @@ use clearcoat::http1::{
 };
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 
-/// More than any head here has.
+/// Larger than any head here.
 const LIMIT: usize = 64 * 1024;
 
-/// The content of the chunked body, and how PHP and Apache cut it.
+/// The content of the chunked body, and the chunk size of PHP and Apache.
 const BODY: usize = 64 * 1024;
 const CHUNK: usize = 8 * 1024;
 
@@ -82,7 +82,7 @@ fn chunked(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("chunked body");
     group.throughput(Throughput::Bytes(BODY as u64));
     group.bench_function("decode 64 KiB", |bencher| {
-        // It is decoded in place, so each round needs a body of its own; making it is not measured.
+        // It is decoded in place, so each round needs its own body; making it is not measured.
         bencher.iter_batched_ref(
             || wire.clone(),
             |wire| {

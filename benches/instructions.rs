@@ -1,16 +1,16 @@
 //! How many instructions a request costs in user space, counted by callgrind.
 //!
-//! Times on a shared machine differ from run to run by more than most changes make; instructions do not. Two figures
+//! Times on a shared machine vary between runs by more than most changes make; instruction counts do not. Two figures
 //! are kept in `instructions.txt`:
 //!
 //! - **pure**: scan, parse and rewrite of the heads of one exchange, without a socket;
 //! - **worker**: everything that the worker thread of a running clearcoat does for one request on a kept connection,
-//!   one after the other, the kernel aside.
+//!   one at a time, without the kernel.
 //!
-//! Each is the difference between a run and another one twice as long, so that start and end do not count.
-//! `make instructions` compares with the file and fails where a figure has grown by more than [`TOLERANCE`] says;
-//! `make instructions UPDATE=1` writes the new ones. Without an argument (`cargo bench`) nothing is measured: a
-//! count takes a minute, needs valgrind, and says nothing about time.
+//! Each is the difference between two runs, one twice as long, so that start and end do not count. `make instructions`
+//! compares with the file and fails if a figure has grown by more than [`TOLERANCE`]; `make instructions UPDATE=1`
+//! writes the new ones. Without an argument (`cargo bench`) nothing is measured: a count takes a minute, needs
+//! valgrind, and says nothing about time.
 
 #[path = "../tests/it"]
 mod it {
@@ -36,8 +36,8 @@ use it::support::eventually;
 use it::support::upstream::{Then, Upstream};
 use it::support::varnish::signal;
 
-/// The figures, and how many percent each may grow unseen. The worker's has the runtime's timers and the hash seeds
-/// of a process in it.
+/// The figures, and their tolerated growth in percent. The worker's includes the runtime's timers and the process's
+/// hash seeds.
 const TOLERANCE: [(&str, u64); 2] = [("pure", 3), ("worker", 5)];
 
 /// Exchanges in the shorter run of each.
@@ -73,7 +73,7 @@ fn measure() -> Result<Figures> {
     Ok(Figures::from([("pure".into(), pure), ("worker".into(), worker)]))
 }
 
-/// Prints the figures beside those that are kept. Fails where one has grown too much.
+/// Prints the figures beside the kept ones. Fails if one has grown too much.
 fn compare(now: &Figures, kept: &Kept) -> Result<ExitCode> {
     let tools = tools()?;
     if tools != kept.tools {
@@ -94,9 +94,9 @@ fn compare(now: &Figures, kept: &Kept) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What `instructions.txt` holds.
+/// The contents of `instructions.txt`.
 struct Kept {
-    /// Compiler and valgrind, without which the figures mean little.
+    /// The versions of compiler and valgrind, which the figures depend on.
     tools: String,
     figures: Figures,
 }
@@ -137,7 +137,7 @@ impl Kept {
     }
 }
 
-/// What the figures depend on beside the code.
+/// The other inputs of the figures beside the code.
 fn tools() -> Result<String> {
     let version = |program: &str| -> Result<String> {
         let output = Command::new(program).arg("--version").output();
@@ -147,7 +147,7 @@ fn tools() -> Result<String> {
     Ok(format!("{}, {}, {}", version("rustc")?, version("valgrind")?, std::env::consts::ARCH))
 }
 
-/// The work of the pure figure: what a worker does with the heads of an exchange, in buffers that it fills again.
+/// The work of the pure figure: what a worker does with the heads of an exchange, in reused buffers.
 fn pure(exchanges: usize) {
     const LIMIT: usize = 64 * 1024;
     let (request, answer) = (messages::request(), messages::answer_head(BODY));
@@ -174,7 +174,7 @@ fn pure(exchanges: usize) {
     }
 }
 
-/// This program itself under callgrind, doing only [`pure`].
+/// Runs this program under callgrind with [`pure`] alone.
 fn count_pure(folder: &Path, exchanges: usize) -> Result<u64> {
     let out = folder.join(format!("pure-{exchanges}"));
     let mut child = callgrind(&out).arg(std::env::current_exe()?).args(["pure", &exchanges.to_string()]).spawn()?;
@@ -182,7 +182,7 @@ fn count_pure(folder: &Path, exchanges: usize) -> Result<u64> {
     total(&out)
 }
 
-/// A clearcoat under callgrind that serves so many requests. Its worker is the thread that worked most.
+/// Runs a clearcoat under callgrind for this many requests. Its worker is the thread with the most instructions.
 fn count_worker(folder: &Path, exchanges: usize) -> Result<u64> {
     let answer = [messages::answer_head(BODY), vec![b'x'; BODY]].concat();
     let node = Upstream::start(move |call| call.send_then(&answer, Then::KeepAlive));
@@ -211,7 +211,7 @@ fn count_worker(folder: &Path, exchanges: usize) -> Result<u64> {
     }
 }
 
-/// A clearcoat with one worker, under callgrind, and what it takes to talk to it. Killed with this value.
+/// A clearcoat with one worker under callgrind, with its addresses. Killed when dropped.
 struct Clearcoat {
     child: Child,
     out: PathBuf,
@@ -222,7 +222,7 @@ impl Clearcoat {
     fn start(folder: &Path, out: &Path, node: SocketAddr) -> Result<Self> {
         let file = folder.join("clearcoat.toml");
         let anywhere = "listen = [\"127.0.0.1:0\"]";
-        // A journal in memory: that on a disk is written by a process of its own, run from `/proc/self/exe`, which is valgrind
+        // A journal in memory: that on disk is written by its own process, run from `/proc/self/exe`, which is valgrind
         // itself here.
         let config = format!(
             "[runtime]\nworkers = 1\n[edge]\n{anywhere}\n[origin]\n{anywhere}\n[purge]\n{anywhere}\n[admin]\n{anywhere}\n\
@@ -244,7 +244,7 @@ impl Clearcoat {
         Ok(this)
     }
 
-    /// Reads the addresses from the log, and leaves the rest of it to a thread. Returns that of the admin listener.
+    /// Reads the addresses from the log, and leaves the rest of it to a thread. Returns the admin listener's.
     fn find_listeners(&mut self, log: impl std::io::Read + Send + 'static) -> Result<SocketAddr> {
         let mut lines = BufReader::new(log).lines();
         let mut found = BTreeMap::new();
@@ -256,13 +256,13 @@ impl Clearcoat {
                 found.insert(name.context("a name")?.to_owned(), address.context("an address")?.parse()?);
             }
         }
-        // A full pipe would stop it.
+        // A full pipe would block it.
         std::thread::spawn(move || lines.for_each(drop));
         self.edge = found["edge"];
         Ok(found["admin"])
     }
 
-    /// Ends it in good order, so that callgrind writes what it has counted.
+    /// Stops it cleanly, so that callgrind writes its counts.
     fn end(&mut self) -> Result<()> {
         signal("-TERM", &[self.child.id()]);
         ensure!(self.child.wait()?.success(), "clearcoat failed: {}", log_of(&self.out));
@@ -272,13 +272,13 @@ impl Clearcoat {
 
 impl Drop for Clearcoat {
     fn drop(&mut self) {
-        // It has ended as a rule; then there is nothing to kill.
+        // An error means that it has ended already, which is the normal case.
         _ = self.child.kill();
         _ = self.child.wait();
     }
 }
 
-/// Callgrind, which writes its counts to `out` and its words beside it.
+/// Callgrind, which writes its counts to `out` and its messages beside it.
 fn callgrind(out: &Path) -> Command {
     let mut command = Command::new("valgrind");
     command.args(["--tool=callgrind", &format!("--callgrind-out-file={}", out.display())]);
@@ -291,7 +291,7 @@ fn log_of(out: &Path) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| format!("{path}: {error}"))
 }
 
-/// The instructions in a file of callgrind's.
+/// The instruction total of a callgrind file.
 fn total(file: &Path) -> Result<u64> {
     let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
     let total = text.lines().find_map(|line| line.strip_prefix("totals: "));

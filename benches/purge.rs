@@ -1,7 +1,7 @@
-//! What a purge costs between its request and the bans: parse, union, compile.
+//! The cost of a purge between its request and the bans: parse, union, compile.
 //!
-//! It is paid once for each Varnish and each batch while a storm goes on, on the runtime that all deliveries share. The
-//! requests are Magento's own: chunks of at most 7,680 bytes.
+//! It is paid for each Varnish and batch of a storm, on the runtime that all deliveries share. The requests are
+//! Magento's own: chunks of at most 7,680 bytes.
 
 use std::fmt::Write;
 use std::hint::black_box;
@@ -11,10 +11,10 @@ use clearcoat::purge::{Ban, Batch, Purge, Rules, compile, parse};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use http::{HeaderMap, HeaderValue, Method, Uri};
 
-/// Magento starts another request before a pattern gets longer than this.
+/// Magento starts another request before a pattern exceeds this length.
 const CHUNK: usize = 7_680;
 
-/// Product tags with numbers from 10,000, some of 50,000, each once and in no order.
+/// Product tags with numbers from 10,000, some of 50,000, without duplicates and in no order.
 fn some_products(count: usize) -> Vec<String> {
     let mut ids: Vec<u32> = (10_000..60_000).collect();
     fastrand::Rng::with_seed(7).shuffle(&mut ids);
@@ -22,7 +22,7 @@ fn some_products(count: usize) -> Vec<String> {
     ids.iter().map(|id| format!("cat_p_{id}")).collect()
 }
 
-/// The headers of the requests that Magento sends for these tags.
+/// The headers of Magento's requests for these tags.
 fn requests(tags: &[String]) -> Vec<HeaderMap> {
     let mut patterns = vec![String::new()];
     for tag in tags {
@@ -76,7 +76,7 @@ fn batches(criterion: &mut Criterion) {
     }
 }
 
-/// Not a time but a size: what the node has to read and to match.
+/// Not times but sizes: the bytes that the node has to read and to match.
 fn sizes(_: &mut Criterion) {
     let every_id: Vec<String> = (0..100_000).map(|id| format!("cat_p_{id}")).collect();
     for tags in [some_products(2_000), every_id] {

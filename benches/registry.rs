@@ -1,9 +1,9 @@
-//! A thousand nodes in etcd and ten thousand changes of them, in bursts, while clients read through the edge: how long until
-//! a change is in the fleet, what the changes cost, and whether a request was lost to them.
+//! A thousand nodes in etcd and ten thousand changes of them, in bursts, while clients read through the edge: the time
+//! until a change is in the fleet, the cost of the changes, and whether they cost a request.
 //!
-//! etcd and clearcoat share the machine. The nodes get no traffic and are hardly checked: what is measured is the way of a
-//! change, from the moment when etcd has confirmed it to the moment when `/api/v1/fleet` shows it; that answer is read
-//! over and over meanwhile, so a part of each time is the reading.
+//! etcd and clearcoat share the machine. The nodes get no traffic and few health checks: the measured time is from
+//! etcd's confirmation of a change until `/api/v1/fleet` shows it; that is polled meanwhile, so the polling is part of
+//! each time.
 
 #[path = "../tests/it"]
 mod it {
@@ -33,7 +33,7 @@ fn value(node: usize, mark: &str) -> String {
     format!("{{\"address\":\"127.1.{}.{}:9\",\"weight\":0,\"zone\":\"{mark}\"}}", node / 250, node % 250 + 1)
 }
 
-/// How many nodes of the fleet bear this mark.
+/// The number of nodes with this label.
 fn marked(fleet: &Fleet, mark: &str) -> usize {
     let answer = get(fleet.clearcoat.admin, "/api/v1/fleet").expect("the admin listener answers");
     answer.text().matches(&format!("\"zone\":\"{mark}\"")).count()
@@ -45,7 +45,7 @@ fn until_marked(fleet: &Fleet, mark: &str, nodes: usize) -> Duration {
     began.elapsed()
 }
 
-/// The CPU time that the process has taken so far.
+/// The CPU time of the process so far.
 fn cpu(fleet: &Fleet) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", fleet.clearcoat.pid())).expect("our child");
     let fields: Vec<&str> = stat.rsplit(") ").next().expect("a line").split(' ').collect();

@@ -1,8 +1,8 @@
-//! How long a purge takes to the other replica's Varnish: from a write to etcd, and from a request to one of two clearcoats,
-//! until the other one has told all of three real Varnish and knows that they have done it.
+//! The time for a purge to reach the other replica's Varnish: from a write to etcd, and from a request to one of two
+//! clearcoats, until the other one has delivered it to all of three real Varnish nodes.
 //!
-//! Both clearcoats tell the same Varnish; what counts is the cursors of the one that did not get the purge, as
-//! `/api/v1/fleet` shows them. That is read over and over meanwhile, so a part of each time is the reading.
+//! Both clearcoats purge the same Varnish nodes; the measurement uses the cursors of the one that did not get the
+//! request, as shown by `/api/v1/fleet`. That is polled meanwhile, so the polling is part of each time.
 
 #[path = "../tests/it"]
 mod it {
@@ -20,13 +20,13 @@ const NODES: usize = 3;
 const PURGES: usize = 500;
 const PURGES_KEY: &str = "/clearcoat/v1/purges/";
 
-/// Waits until all Varnish of this clearcoat have everything up to this position.
+/// Waits until all Varnish nodes of this clearcoat have everything up to this position.
 fn told(clearcoat: &Clearcoat, position: u64) {
     let has = |node: &serde_json::Value| node["role"] != "varnish" || node["cursor"].as_u64() >= Some(position);
     while !clearcoat.nodes().iter().all(has) {}
 }
 
-/// Purges through one of the two; the answer says the position, which is the revision in etcd.
+/// Purges through one of the two; the answer has the position, which is the revision in etcd.
 fn through_one(fleet: &Fleet, number: usize) -> u64 {
     let answer = purge(fleet.clearcoat.purge, &tag(&format!("cat_p_{number}"))).expect("an answer");
     assert_eq!(answer.status, 200, "{answer:?}");
@@ -45,7 +45,7 @@ fn main() {
     let plan =
         Plan { varnish: NODES, web: 1, config: CONFIG, replicas: 2, etcd: 1, journal: "etcd", ..Plan::default() };
     let mut fleet = Fleet::start(&Plan { etcd_on_disk: true, ..plan });
-    // What a replica writes: put again under names of our own, it is another purge.
+    // A replica's record: written again under another name, it is another purge.
     told(&fleet.others[0], through_one(&fleet, 0));
     let (_, value) = fleet.etcd().list(PURGES_KEY).pop_last().expect("the purge");
 

@@ -1,10 +1,9 @@
-//! A storm of purges: clients that purge one tag after the other, as Magento's consumers and cron jobs do, before three
-//! real Varnish. Through clearcoat with its journal on disk (with fsync), through one and through two clearcoats with theirs
-//! in an etcd of one member (with fsync too), and in Magento's own way, which visits the Varnish nodes one after the other.
-//! In turns, in one run.
+//! A storm of purges: clients that purge one tag after the other, as Magento's consumers and cron jobs do, with three
+//! real Varnish nodes. Through clearcoat with its journal on disk (with fsync), through one and two clearcoats with a
+//! journal in an etcd of one member (with fsync too), and in Magento's own way, node by node. In turns, in one run.
 //!
-//! The clients write the bytes of Magento's client, on a connection of its own for each request, and read the answer to
-//! its end. Where there are two clearcoats, each client goes to them in turns.
+//! The clients write the bytes of Magento's client, on a new connection for each request, and read the complete answer.
+//! With two clearcoats, each client alternates between them.
 
 #[path = "../tests/it"]
 mod it {
@@ -23,11 +22,11 @@ const NODES: usize = 3;
 const ROUNDS: usize = 3;
 const ROUND: Duration = Duration::from_secs(4);
 
-/// What purges are sent to.
+/// The target of purges.
 struct Target {
     name: &'static str,
     fleet: Fleet,
-    /// Past clearcoat, each Varnish in turn.
+    /// Without clearcoat, each Varnish in turn.
     one_by_one: bool,
 }
 
@@ -36,7 +35,7 @@ impl Target {
         Target { name, fleet: Fleet::start(&Plan { varnish: NODES, web: 1, ..*plan }), one_by_one }
     }
 
-    /// Where one purge after the other goes: each list is for one purge.
+    /// The addresses of successive purges: each list is for one purge.
     fn visits(&self) -> Vec<Vec<SocketAddr>> {
         if self.one_by_one {
             return vec![self.fleet.varnish.iter().map(|varnish| varnish.address).collect()];
@@ -44,14 +43,14 @@ impl Target {
         self.fleet.clearcoats().map(|clearcoat| vec![clearcoat.purge]).collect()
     }
 
-    /// The bans that one Varnish has got from clearcoat.
+    /// The number of bans that one Varnish has got from clearcoat.
     fn bans(&self) -> f64 {
         const SENT: &str = "clearcoat_bans_sent_total{node=\"varnish-1\"}";
         self.fleet.clearcoats().map(|clearcoat| clearcoat.metric(SENT)).sum()
     }
 }
 
-/// What was measured of a target with so many clients.
+/// The measurements of a target with a number of clients.
 struct Way<'a> {
     target: &'a Target,
     clients: usize,
@@ -65,7 +64,7 @@ impl<'a> Way<'a> {
         Way { target, clients, times: Vec::new(), seconds: 0.0, bans: 0.0 }
     }
 
-    /// Everybody purges for one round, each time another tag.
+    /// All clients purge for one round, each time another tag.
     fn round(&mut self, next: &AtomicU64) {
         let visits = self.target.visits();
         let before = self.target.bans();
@@ -99,7 +98,7 @@ impl<'a> Way<'a> {
         self.times.len() as f64 / self.seconds
     }
 
-    /// With its rate as a ratio to that of each of two peers.
+    /// With its rate as a ratio to each of the two baselines.
     fn print(&self, [magento, disk]: [f64; 2]) {
         let mut times = self.times.clone();
         times.sort();
@@ -153,7 +152,7 @@ fn main() {
         "", "clients", "purges/s", "/Magento", "/disk", "ack p50", "ack p99", "bans/s"
     );
     for clients in [20, 1] {
-        // With one client, the ration is not what it waits for.
+        // A single client is not limited by the rate limit.
         let measured = targets.iter().filter(|target| clients > 1 || target.name != RATION);
         let mut ways: Vec<Way> = measured.map(|target| Way::new(target, clients)).collect();
         for _ in 0..ROUNDS {

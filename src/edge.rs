@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn when_all_are_behind_the_web_nodes_answer_as_far_as_they_can_and_then_the_least_behind() {
+    fn with_all_behind_web_nodes_answer_and_beyond_that_the_least_behind() {
         let edge = edge(WhenAllBehind::Bypass, 5);
         let fleet = fleet(&[3, 4], 1);
         assert_eq!(picked(&edge, &fleet, None).unwrap(), "w0");

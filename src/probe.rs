@@ -29,7 +29,7 @@ use crate::telemetry::causes;
 /// The shortest time between two checks of one node, so that failing requests cannot cause a storm of checks.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 
-/// A failed check is confirmed after this fraction of the interval.
+/// A failed check is confirmed after the interval divided by this.
 const CONFIRM: u32 = 10;
 
 /// The checker of one node.

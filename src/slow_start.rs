@@ -1,8 +1,8 @@
 //! Slow start: a node that enters or re-enters traffic gets a small share of it first.
 //!
-//! A newly started web node compiles every page for the first time, and a newly started Varnish is empty: with their
-//! full share at once, the web node would be overloaded by the traffic it was started for. So the share grows linearly
-//! from a tenth to the whole, as with HAProxy's `slowstart`. A tenth and not zero: only requests fill a cache.
+//! A newly started web node compiles every page for the first time, and a newly started Varnish is empty: with its full
+//! share at once, the first new node is overloaded by the load for which the second was started. So the share grows
+//! linearly from a tenth to the whole, as with HAProxy's `slowstart`. A tenth and not zero: only requests fill a cache.
 //!
 //! The data path has no clock. It reads one number per node ([`Live::share`]), and one task of the control plane raises
 //! that number in steps. The task sleeps while no node is starting.

@@ -1,7 +1,7 @@
-//! How many system calls a proxy makes, in a pass of its own: counting them costs time, which would be measured as well.
+//! Counts the system calls of a proxy, in a separate pass: counting costs time, which would be measured as well.
 //!
-//! `perf stat` counts in the kernel, which slows a call down by a fraction of what `strace` would; a proxy under strace
-//! is another proxy, because everything that arrives meanwhile is handled at once.
+//! `perf stat` counts in the kernel, which slows a call down by a fraction of what `strace` would; under strace a proxy
+//! behaves differently, because everything that arrives meanwhile is handled in one batch.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -9,27 +9,27 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use anyhow::{Context, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// A count under way.
+/// A count in progress.
 pub(crate) struct CallCounter {
     perf: Child,
-    /// perf-stat(1), `--control`: it takes commands here, and says when it has obeyed.
+    /// perf-stat(1), `--control`: it reads commands here, and acknowledges them.
     control: ChildStdin,
     acknowledged: BufReader<ChildStdout>,
 }
 
 impl CallCounter {
-    /// Whether calls can be counted here.
+    /// Checks whether calls can be counted here.
     ///
     /// # Errors
-    /// Why not: perf is missing, or this user may not.
+    /// The reason if not: perf is missing, or this user lacks the permission.
     pub(crate) fn try_out() -> anyhow::Result<()> {
         Self::start(&[std::process::id()])?.finish().map(drop)
     }
 
-    /// Counts the calls of all threads of these processes from now on.
+    /// Starts to count the calls of all threads of these processes.
     ///
     /// # Errors
-    /// What perf says.
+    /// perf's error.
     pub(crate) fn start(processes: &[u32]) -> anyhow::Result<Self> {
         let processes: Vec<String> = processes.iter().map(ToString::to_string).collect();
         let mut perf = Command::new("perf")
@@ -47,10 +47,10 @@ impl CallCounter {
         Ok(counter)
     }
 
-    /// The calls since the start.
+    /// The number of calls since the start.
     ///
     /// # Errors
-    /// What perf says.
+    /// perf's error.
     pub(crate) fn finish(mut self) -> anyhow::Result<u64> {
         self.command("disable\n")?;
         let pid = Pid::from_raw(self.perf.id().cast_signed()).context("no process")?;
@@ -62,7 +62,7 @@ impl CallCounter {
     }
 
     fn command(&mut self, command: &str) -> anyhow::Result<()> {
-        // Where perf has ended, it has said why.
+        // If perf has ended, its output says why.
         if self.control.write_all(command.as_bytes()).is_ok() {
             let mut line = Vec::new();
             if self.acknowledged.read_until(b'\n', &mut line)? > 0 {
@@ -70,12 +70,12 @@ impl CallCounter {
             }
         }
         let said = self.said()?;
-        // It goes on with pages of advice.
+        // The rest of the output is general advice.
         let first: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).take(3).collect();
         bail!("perf: {}", first.join(" "))
     }
 
-    /// All that it says until its end.
+    /// The rest of perf's output.
     fn said(&mut self) -> std::io::Result<String> {
         let mut said = String::new();
         if let Some(mut stderr) = self.perf.stderr.take() {
@@ -88,7 +88,7 @@ impl CallCounter {
 
 impl Drop for CallCounter {
     fn drop(&mut self) {
-        // Both fail where it has ended.
+        // Both fail if perf has ended.
         _ = self.perf.kill();
         _ = self.perf.wait();
     }

@@ -1,4 +1,4 @@
-//! The certificate that all peers show, and the client that trusts it.
+//! The certificate of all peers, and the client that trusts it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,22 +8,22 @@ use rustls::{ClientConfig, RootCertStore};
 
 use crate::messages::HOST;
 
-/// A certificate with an ECDSA key on P-256, as most shops have one, in files.
+/// A certificate with an ECDSA key on P-256, as in most shops, in files.
 #[derive(Debug)]
 pub(crate) struct Certificate {
     pub(crate) chain: PathBuf,
     pub(crate) key: PathBuf,
-    /// Both in one file, as HAProxy wants them.
+    /// Both in one file, for HAProxy.
     pub(crate) combined: PathBuf,
-    /// Speaks TLS 1.3 only, and trusts nothing but this certificate.
+    /// Uses TLS 1.3 only, and trusts only this certificate.
     pub(crate) client: Arc<ClientConfig>,
 }
 
 impl Certificate {
-    /// Makes one in this folder.
+    /// Generates one in this folder.
     ///
     /// # Errors
-    /// Where it cannot be made or written.
+    /// If it cannot be generated or written.
     pub(crate) fn create(folder: &Path) -> anyhow::Result<Self> {
         let made = rcgen::generate_simple_self_signed([HOST.to_owned()])?;
         let (chain, key) = (made.cert.pem(), made.signing_key.serialize_pem());

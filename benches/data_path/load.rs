@@ -1,9 +1,9 @@
-//! The load generator: one thread for each of its cores, which keeps many connections busy and checks every answer.
+//! The load generator: one thread per core, which keeps many connections busy and checks every answer.
 //!
-//! Closed loop: each connection sends its next request when it has the answer to the last, so the proxy is as busy as
-//! it can be; that is where CPU per request is compared. Open loop: requests begin when a clock says so, whatever the
-//! proxy does, and latency counts from that moment, also for a request that had to wait for a connection. Otherwise a
-//! proxy that stalls would be asked less often while it stalls, and its latency would look well.
+//! Closed loop: each connection sends its next request once it has the last answer, so the proxy is saturated; CPU per
+//! request is compared this way. Open loop: requests begin at a fixed rate, whatever the proxy does, and latency counts
+//! from the scheduled time, even if the request had to wait for a connection. Otherwise a stalling proxy would get
+//! fewer requests while it stalls, and its latency would look good.
 
 mod connection;
 mod h2;
@@ -27,13 +27,13 @@ use crate::namespace::pin;
 use connection::{Connection, Target};
 pub(crate) use h2::Http2;
 
-/// Without any answer for so long, something hangs.
+/// If no answer arrives for this long, something hangs.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// A large body is read with few calls.
+/// Large, so that a large body needs few calls.
 const READ_BUFFER: usize = 256 << 10;
 const TICKS: Token = Token(usize::MAX);
 
-/// What a load does.
+/// The properties of a load.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) exchange: Exchange,
@@ -48,41 +48,41 @@ pub(crate) struct Plan {
 pub(crate) enum Pace {
     /// When the last answer has arrived.
     Closed,
-    /// So often in a second.
+    /// At this rate per second.
     Open(u32),
 }
 
-/// What becomes of a connection behind an answer.
+/// The fate of a connection after an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reuse {
     /// The next request is sent on it.
     KeepAlive,
-    /// The proxy closes it, as it was told to.
+    /// The proxy closes it, as requested.
     Close,
-    /// The same, and the TLS session of the next one must be a resumption of an earlier.
+    /// The same, and the next TLS session must be a resumption.
     Resume,
 }
 
-/// What came of a load for some time.
+/// The measurements of a load over some time.
 #[derive(Debug, Default)]
 pub(crate) struct Sample {
     /// Of each answer, in nanoseconds.
     pub(crate) latencies: Vec<u32>,
 }
 
-/// A load that can be put on a proxy again and again.
+/// A load that can be run repeatedly against a proxy.
 pub(crate) trait Load: Send {
-    /// Puts the load on the proxy for some time. What is under way at the end is finished in the next run.
+    /// Runs the load for this long. Requests in flight at the end are finished in the next run.
     ///
     /// # Errors
-    /// When an answer is wrong, or none comes.
+    /// If an answer is wrong or missing.
     fn run(&mut self, time: Duration) -> anyhow::Result<Sample>;
 }
 
-/// Runs one load on each of these cores at the same time.
+/// Runs one load on each of these cores concurrently.
 ///
 /// # Errors
-/// The first that a load has.
+/// The first error of a load.
 pub(crate) fn run<'l>(loads: &'l mut [(usize, Box<dyn Load>)], time: Duration) -> anyhow::Result<Sample> {
     std::thread::scope(|scope| {
         let start = |(core, load): &'l mut (usize, Box<dyn Load>)| {
@@ -108,17 +108,17 @@ pub(crate) struct Http1 {
     poll: Poll,
     events: Events,
     connections: Vec<Connection>,
-    /// Those without a request; the one that rests longest is next.
+    /// Idle connections; the longest idle one is used next.
     resting: VecDeque<usize>,
     scratch: Vec<u8>,
     ticks: Option<File>,
 }
 
 impl Http1 {
-    /// A load on the proxy at this address. Connections are opened by the first requests on them.
+    /// A load for the proxy at this address. Connections are opened by their first requests.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub(crate) fn new(address: SocketAddr, plan: &Plan) -> anyhow::Result<Self> {
         let poll = Poll::new()?;
         let ticks = match plan.pace {
@@ -138,10 +138,10 @@ impl Http1 {
         })
     }
 
-    /// Sends one request on every connection, at most `at_once` at the same time.
+    /// Sends one request on every connection, at most `at_once` concurrently.
     ///
     /// # Errors
-    /// When an answer is wrong, or none comes.
+    /// If an answer is wrong or missing.
     pub(crate) fn once_each(&mut self, at_once: usize) -> anyhow::Result<()> {
         let mut sample = Sample::default();
         let mut next = 0;
@@ -159,7 +159,7 @@ impl Http1 {
         Ok(())
     }
 
-    /// Begins a request, which counts from a moment in the past where it had to wait.
+    /// Begins a request, whose latency counts from an earlier time if it had to wait.
     fn begin(&mut self, index: usize, counts_from: Instant, sample: &mut Sample) -> anyhow::Result<()> {
         let connection = &mut self.connections[index];
         if connection.begin(&self.target, counts_from)?
@@ -179,7 +179,7 @@ impl Http1 {
         Ok(())
     }
 
-    /// Waits until something happens, and does what can be done then.
+    /// Waits for events, and handles them.
     fn wait(&mut self, last_answer: &mut Instant, sample: &mut Sample) -> anyhow::Result<()> {
         let answers = sample.latencies.len();
         let mut events = std::mem::replace(&mut self.events, Events::with_capacity(0));
@@ -189,7 +189,7 @@ impl Http1 {
         }
         for event in &events {
             match (event.token(), &mut self.ticks) {
-                // How often it has ticked is told by the clock; the read makes it tick again.
+                // The clock says how many ticks are due; the read rearms the timer.
                 (TICKS, Some(ticks)) => drop_would_block(ticks.read(&mut [0; 8]))?,
                 (Token(index), _) => self.proceed(index, sample)?,
             }
@@ -238,7 +238,7 @@ impl Load for Http1 {
     }
 }
 
-/// A timer that wakes so often in a second, more exactly than the timeout of epoll, which counts in milliseconds.
+/// A timer at this rate per second, more precise than the timeout of epoll, which counts milliseconds.
 fn ticks(rate: u32, poll: &Poll) -> anyhow::Result<File> {
     let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
     let timer = rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags)?;

@@ -1,12 +1,12 @@
-//! The data path against HAProxy and nginx, in one run: what a request costs each of them.
+//! Compares the cost of a request on the data path with HAProxy and nginx, in one run.
 //!
-//! What is compared is CPU time of the proxy per request. Requests per second would say as much about the load
-//! generator and about whatever else the machine does; CPU time hardly moves with either. Absolute times are worth
-//! nothing on another machine, ratios are: so everything is measured here and now, in rounds that take turns.
+//! The comparison is of the proxy's CPU time per request. Requests per second would also depend on the load generator
+//! and on other processes; CPU time is nearly independent of them. Absolute times do not carry over to another machine,
+//! ratios do: so everything is measured in one place and in alternating rounds.
 //!
-//! How to read and run it: `docs/benchmarks.md`. The tour: [`namespace`] makes the place, [`scenarios`] says what is
-//! measured, [`peers`] starts the proxies in front of [`origin`], [`rounds`] puts [`load`] on each in turn and lets
-//! [`measure`] look, [`report`] writes it down.
+//! How to read and run it: `docs/benchmarks.md`. The tour: [`namespace`] isolates the run, [`scenarios`] defines the
+//! measurements, [`peers`] starts the proxies in front of [`origin`], [`rounds`] applies [`load`] to each in turn while
+//! [`measure`] reads the counters, [`report`] writes the results.
 
 mod calls;
 mod certificate;
@@ -35,9 +35,9 @@ use report::{Machine, Report};
 use rounds::Effort;
 use scenarios::{Scenario, Subject};
 
-/// Beside its measured seconds: warm-up, and what the bench itself needs.
+/// The time of a round beside its measured seconds: warm-up, and the bench's own overhead.
 const ROUND_OVERHEAD: f64 = 1.5;
-/// Starting and stopping the peers of a scenario and counting their calls, in seconds.
+/// The time of a scenario beside its rounds, in seconds: its peers start and stop, and their calls are counted.
 const SCENARIO_OVERHEAD: f64 = 25.0;
 /// Descriptors that are neither a connection of the idle scenario nor its other end.
 const SPARE_DESCRIPTORS: u64 = 1_000;
@@ -81,7 +81,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether everything went well.
+/// Runs the bench. Returns whether every scenario succeeded.
 fn run(args: &Args) -> anyhow::Result<bool> {
     let (effort, scenarios, peers) = (args.effort()?, args.scenarios()?, args.peers()?);
     let cores = namespace::cores()?;
@@ -123,7 +123,7 @@ fn run(args: &Args) -> anyhow::Result<bool> {
     Ok(failures.is_empty())
 }
 
-/// When the whole of it is given up.
+/// The time limit of the complete run.
 fn limit(effort: Effort, scenarios: &[Scenario], peers: &[Peer]) -> Duration {
     let of_scenario = |scenario: &Scenario| {
         let layouts = if scenario.subject == Subject::Workers { 2 } else { 1 };
@@ -133,7 +133,7 @@ fn limit(effort: Effort, scenarios: &[Scenario], peers: &[Peer]) -> Duration {
     Duration::from_secs_f64(scenarios.iter().map(of_scenario).sum())
 }
 
-/// A proxy has two descriptors for a connection, one on each side.
+/// Limits a scenario's connections to the descriptors: a proxy needs two for each, one on each side.
 fn fit(scenario: &mut Scenario, descriptors: u64) {
     let most = usize::try_from(descriptors.saturating_sub(SPARE_DESCRIPTORS) / 2).unwrap_or(usize::MAX);
     if most < scenario.connections {

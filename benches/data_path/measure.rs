@@ -1,8 +1,8 @@
-//! What a proxy cost, as the kernel counts it.
+//! The cost of a proxy according to the kernel.
 //!
 //! CPU time comes from `schedstat`, in nanoseconds, because `/proc/PID/stat` counts in ticks of 10 ms; only the split
-//! into user and system comes from there. It is the time that threads ran, so a busy neighbour hardly disturbs it.
-//! A proxy is its process and all processes that it started: nginx has its workers there.
+//! into user and system comes from there. It is the time that threads ran, so a busy neighbour hardly affects it. A
+//! proxy is its process and all descendants: nginx has its workers there.
 
 use std::fs;
 use std::path::Path;
@@ -10,28 +10,28 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 
-/// What a proxy and the machine have used so far.
+/// The resources used by a proxy and the machine so far.
 #[derive(Debug)]
 pub(crate) struct Reading {
     at: Instant,
     /// Time that the proxy's threads ran, in nanoseconds.
     run: u64,
-    /// Time that they were ready to run and something else ran on their core.
+    /// Time that they were ready but waited for their core, in nanoseconds.
     waited: u64,
-    /// The same in ticks, in user mode and in the kernel.
+    /// The run time in ticks, in user mode and in the kernel.
     user: u64,
     system: u64,
     cores: Vec<CoreTicks>,
 }
 
-/// What a core has done so far, in ticks.
+/// A core's counters so far, in ticks.
 #[derive(Clone, Copy, Debug)]
 struct CoreTicks {
     busy: u64,
     all: u64,
 }
 
-/// What was used between two readings.
+/// The resources used between two readings.
 #[derive(Debug)]
 pub(crate) struct Used {
     pub(crate) seconds: f64,
@@ -41,7 +41,7 @@ pub(crate) struct Used {
     pub(crate) waited: f64,
     /// The share of its CPU time that was spent outside the kernel, 0 to 1.
     pub(crate) user_share: f64,
-    /// How busy each core was, with whatever ran there, 0 to 1.
+    /// The utilisation of each core, by all processes, 0 to 1.
     pub(crate) cores: Vec<f64>,
 }
 
@@ -49,7 +49,7 @@ impl Reading {
     /// Reads the counters of a proxy, if there is one, and of the machine.
     ///
     /// # Errors
-    /// Where the proxy is gone.
+    /// If the proxy has ended.
     pub(crate) fn take(proxy: Option<u32>) -> anyhow::Result<Self> {
         let mut reading = Reading { at: Instant::now(), run: 0, waited: 0, user: 0, system: 0, cores: cores()? };
         let processes = proxy.map_or(Ok(Vec::new()), with_descendants)?;
@@ -67,7 +67,7 @@ impl Reading {
         Ok(reading)
     }
 
-    /// What was used since an earlier reading of the same proxy.
+    /// The resources used since an earlier reading of the same proxy.
     pub(crate) fn since(&self, earlier: &Reading) -> Used {
         let (user, system) = (self.user - earlier.user, self.system - earlier.system);
         let busy = |(now, then): (&CoreTicks, &CoreTicks)| {
@@ -83,10 +83,10 @@ impl Reading {
     }
 }
 
-/// Memory of a proxy in KiB: what is its own, and its part of what it shares.
+/// Memory of a proxy in KiB: its private memory, and its share of shared memory.
 ///
 /// # Errors
-/// Where the proxy is gone.
+/// If the proxy has ended.
 pub(crate) fn memory(proxy: u32) -> anyhow::Result<u64> {
     let mut all = 0;
     for pid in with_descendants(proxy)? {
@@ -97,10 +97,10 @@ pub(crate) fn memory(proxy: u32) -> anyhow::Result<u64> {
     Ok(all)
 }
 
-/// A process and all that it started.
+/// A process and all its descendants.
 ///
 /// # Errors
-/// Where it is gone.
+/// If it has ended.
 pub(crate) fn with_descendants(pid: u32) -> anyhow::Result<Vec<u32>> {
     let mut all = vec![pid];
     let mut next = 0;
@@ -116,7 +116,7 @@ pub(crate) fn with_descendants(pid: u32) -> anyhow::Result<Vec<u32>> {
     Ok(all)
 }
 
-/// proc(5): the fields behind the name of the program, which may hold anything but ends with the last parenthesis.
+/// proc(5): the fields after the program's name, which may contain anything but ends with the last parenthesis.
 fn user_and_system(pid: u32) -> anyhow::Result<(u64, u64)> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let (_, behind_name) = text.rsplit_once(')').context("no name in /proc/PID/stat")?;
@@ -133,7 +133,7 @@ fn cores() -> anyhow::Result<Vec<CoreTicks>> {
     Ok(cores)
 }
 
-/// proc(5): user nice system idle iowait irq softirq steal; what follows is counted in user already.
+/// proc(5): user nice system idle iowait irq softirq steal; later fields are already included in user.
 fn core(line: &str) -> anyhow::Result<CoreTicks> {
     let ticks = line.split_whitespace().skip(1).take(8).map(|field| number(Some(field)));
     let ticks = ticks.collect::<anyhow::Result<Vec<u64>>>()?;

@@ -1,12 +1,12 @@
-//! What is sent: requests as browsers write them, answers as Magento writes them.
+//! The messages: requests as from browsers, answers as from Magento.
 
 /// The host of every request.
 pub(crate) const HOST: &str = "shop.example";
 
-/// The page of the origin that answers with the head of the request, as it arrived there.
+/// The origin's page that returns the head of the request, as received there.
 pub(crate) const ECHO: &str = "/echo";
 
-/// The fields that a browser sends with a navigation, without Host: with it they are twelve.
+/// The fields of a browser's navigation request, without Host: with it they are twelve.
 const BROWSER: &[(&str, &str)] = &[
     (
         "User-Agent",
@@ -28,7 +28,7 @@ const BROWSER: &[(&str, &str)] = &[
     ("Priority", "u=0, i"),
 ];
 
-/// The fields of a page of Magento behind Varnish, without Content-Length: with it they are fifteen.
+/// The fields of a Magento page behind Varnish, without Content-Length: with it they are fifteen.
 const MAGENTO: &[(&str, &str)] = &[
     ("Date", "Tue, 03 Jun 2025 08:14:05 GMT"),
     ("Content-Type", "text/html; charset=UTF-8"),
@@ -54,23 +54,23 @@ const MAGENTO: &[(&str, &str)] = &[
 const PLAIN: &[(&str, &str)] =
     &[("Date", "Tue, 03 Jun 2025 08:14:05 GMT"), ("Content-Type", "application/octet-stream")];
 
-/// A page of the origin: its path and its whole answers.
+/// A page of the origin: its path and its complete answers.
 #[derive(Debug)]
 pub(crate) struct Page {
     pub(crate) path: &'static str,
-    /// On a connection that is kept.
+    /// For a kept connection.
     pub(crate) kept: Vec<u8>,
-    /// On one that the client wants closed.
+    /// For a connection that the client wants closed.
     pub(crate) closing: Vec<u8>,
 }
 
-/// What a client sends for one request, and what it must get.
+/// A request and its required answer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Exchange {
     pub(crate) path: &'static str,
-    /// Whether the request looks like a browser's, or has the least that it needs.
+    /// Whether the request looks like a browser's, or is minimal.
     pub(crate) rich: bool,
-    /// Bytes that are posted; without any it is a GET.
+    /// Bytes to post; 0 means a GET.
     pub(crate) upload: usize,
     /// Bytes of the answer's body.
     pub(crate) download: usize,
@@ -78,17 +78,17 @@ pub(crate) struct Exchange {
 
 /// The realistic exchange.
 pub(crate) const RICH: Exchange = Exchange { path: "/women/jackets.html", rich: true, upload: 0, download: 1024 };
-/// One of which only the forwarding itself costs anything.
+/// One whose only cost is the forwarding itself.
 pub(crate) const SMALL: Exchange = Exchange { path: "/1k", rich: false, upload: 0, download: 1024 };
 /// A larger page.
 pub(crate) const MEDIUM: Exchange = Exchange { path: "/16k", rich: false, upload: 0, download: 16 << 10 };
 /// A large body, which is copied or spliced.
 pub(crate) const LARGE: Exchange = Exchange { path: "/1m", rich: false, upload: 0, download: 1 << 20 };
-/// A body on its way up.
+/// A request body.
 pub(crate) const POST: Exchange = Exchange { path: "/1k", rich: false, upload: 1024, download: 1024 };
 
 impl Exchange {
-    /// The request on the wire of HTTP/1.1.
+    /// The request in HTTP/1.1.
     pub(crate) fn request(&self, keep_alive: bool) -> Vec<u8> {
         let method = if self.upload > 0 { "POST" } else { "GET" };
         let mut head = format!("{method} {} HTTP/1.1\r\nHost: {HOST}\r\n", self.path);
@@ -113,7 +113,7 @@ impl Exchange {
     }
 }
 
-/// All pages that the exchanges ask for.
+/// All pages used by the exchanges.
 pub(crate) fn pages() -> Vec<Page> {
     let page = |exchange: &Exchange| {
         let fields = if exchange.rich { MAGENTO } else { PLAIN };
@@ -124,7 +124,7 @@ pub(crate) fn pages() -> Vec<Page> {
     [RICH, SMALL, MEDIUM, LARGE].iter().map(page).collect()
 }
 
-/// An answer on the wire.
+/// A complete HTTP/1.1 answer.
 pub(crate) fn answer(status: &str, fields: &[(&str, &str)], body: &[u8], keep_alive: bool) -> Vec<u8> {
     let mut head = format!("HTTP/1.1 {status}\r\n");
     for (name, value) in fields {

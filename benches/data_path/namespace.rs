@@ -1,11 +1,11 @@
-//! The place where everything runs: a network and a process namespace of the bench's own.
+//! Isolation of a run: its own network and process namespace.
 //!
-//! The network has only a loopback, so that no firewall rule, no traffic shaping and no other traffic of the machine is
-//! measured, and every port is free. Its congestion control is `reno`: BBR paces large bodies over a loopback, which
-//! measures the pacing. In the process namespace the bench is the first process; whatever way it ends, the kernel kills
-//! every other process in there with it, also what a killed proxy would have left behind.
+//! The network has only a loopback, so that no firewall rule, traffic shaping or other traffic of the machine is
+//! measured, and every port is free. Its congestion control is `reno`: BBR paces large bodies over a loopback, so the
+//! pacing would be measured. In the process namespace the bench is the first process; however it ends, the kernel kills
+//! all other processes in there with it, including children of a killed proxy.
 //!
-//! Outside, the same program only waits: for the end of the one inside, for a signal, or until its time is over.
+//! Outside, the same program only waits: for the end of the inner process, for a signal, or for the time limit.
 
 use std::io;
 use std::process::{Command, ExitStatus, Stdio};
@@ -16,27 +16,27 @@ use rustix::process::{Resource, Rlimit, getrlimit, setpriority_process, setrlimi
 use rustix::thread::{CpuSet, sched_setaffinity};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Set for the process that runs inside.
+/// Set for the inner process.
 const INSIDE: &str = "CLEARCOAT_BENCH_INSIDE";
 
-/// Descriptors that the idle scenario wants: its connections have both their ends in this namespace.
+/// Descriptors of the idle scenario: both ends of its connections are in this namespace.
 const DESCRIPTORS: u64 = 65_536;
 
-/// As nice(1) counts; 0 is everybody's, and less is more.
+/// As in nice(1); 0 is the default, and lower values have a higher priority.
 const PRIORITY: i32 = -20;
 
-/// Where this process is.
+/// Whether this process is inside.
 pub(crate) enum Place {
-    /// It goes on.
+    /// It continues.
     Inside,
-    /// The one inside has ended.
+    /// The inner process has ended.
     Outside(ExitStatus),
 }
 
-/// Runs this program inside, for `limit` at most, and tells both of them where they are.
+/// Runs this program inside, for `limit` at most, and returns in both processes.
 ///
 /// # Errors
-/// Where this user may not make namespaces, or the network cannot be set up. Outside also a signal, and the limit.
+/// If this user may not create namespaces, or the network cannot be set up. Outside also a signal, and the time limit.
 pub(crate) fn enter(limit: Duration) -> anyhow::Result<Place> {
     if std::env::var_os(INSIDE).is_none() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -49,7 +49,7 @@ pub(crate) fn enter(limit: Duration) -> anyhow::Result<Place> {
     Ok(Place::Inside)
 }
 
-/// From `setpriv` and `unshare` on, each process is killed when the one above it ends, however it ends.
+/// From `setpriv` and `unshare` on, each process is killed when its parent ends, however it ends.
 async fn run_inside(limit: Duration) -> anyhow::Result<ExitStatus> {
     let mut unshare = vec!["--net", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"];
     if !rustix::process::geteuid().is_root() {
@@ -58,7 +58,7 @@ async fn run_inside(limit: Duration) -> anyhow::Result<ExitStatus> {
     run(Command::new("unshare").args(&unshare).arg("true"))
         .context("the bench needs a network namespace of its own: run it as root, or with sudo")?;
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    // What is still in there when the one inside is killed goes with this one.
+    // Removed with this process, even if files of a killed inner process remain.
     let folder = tempfile::tempdir()?;
     let mut inside = tokio::process::Command::new("setpriv")
         .args(["--pdeathsig", "KILL", "unshare"])
@@ -78,7 +78,7 @@ async fn run_inside(limit: Duration) -> anyhow::Result<ExitStatus> {
     }
 }
 
-/// Runs a command to its end; what it said is in the error.
+/// Runs a command to its end; an error includes its output.
 fn run(command: &mut Command) -> anyhow::Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("running {program}"))?;
@@ -86,12 +86,12 @@ fn run(command: &mut Command) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Puts this process and its children before what else the machine does, so that it disturbs them less. Only root may.
+/// Raises the priority of this process and its children, so that other processes disturb them less. Only root may.
 ///
 /// # Errors
-/// Where this user may not, or the system says no.
+/// If this user may not, or the system refuses.
 pub(crate) fn raise_priority() -> io::Result<()> {
-    // sched(7): with autogrouping, nice values count within a session only, and a session has one of its own.
+    // sched(7): with autogrouping, nice values apply only within a session, so this process needs its own.
     setsid()?;
     setpriority_process(None, PRIORITY)?;
     match std::fs::write("/proc/self/autogroup", PRIORITY.to_string()) {
@@ -101,10 +101,10 @@ pub(crate) fn raise_priority() -> io::Result<()> {
     }
 }
 
-/// Raises the limit of open files for this process and its children, as far as this user may. Returns what it is now.
+/// Raises the limit of open files for this process and its children, as far as permitted. Returns the new limit.
 ///
 /// # Errors
-/// What the system says.
+/// The system's error.
 pub(crate) fn raise_descriptor_limit() -> io::Result<u64> {
     let allowed = getrlimit(Resource::Nofile).maximum.unwrap_or(DESCRIPTORS);
     // Only root may go above its hard limit.
@@ -116,17 +116,17 @@ pub(crate) fn raise_descriptor_limit() -> io::Result<u64> {
     Err(io::Error::last_os_error())
 }
 
-/// Keeps the calling thread on one core.
+/// Pins the calling thread to one core.
 ///
 /// # Errors
-/// Where there is no such core.
+/// If there is no such core.
 pub(crate) fn pin(core: usize) -> anyhow::Result<()> {
     let mut cores = CpuSet::new();
     cores.set(core);
     sched_setaffinity(None, &cores).with_context(|| format!("core {core}"))
 }
 
-/// How many cores there are.
+/// The number of cores.
 ///
 /// # Errors
 /// With fewer than two: the proxy and the load need one each.

@@ -1,7 +1,7 @@
-//! The server behind every proxy: it stands for a Varnish that has everything, and for the web node.
+//! The server behind every proxy: it plays a Varnish with everything cached, and the web node.
 //!
-//! Nothing is computed for an answer: whole pages wait in memory and are written as they are, so that the proxy and not
-//! the origin is measured. What health checks ask for is answered as Varnish and Magento would.
+//! Answers are prepared in memory and written unchanged, so that the proxy and not the origin is measured. Health
+//! checks are answered as by Varnish and Magento.
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
@@ -19,14 +19,14 @@ use crate::namespace::pin;
 
 const LISTENER: Token = Token(0);
 const WAKER: Token = Token(1);
-/// Connections have the tokens from here on.
+/// The first token of a connection.
 const FIRST: usize = 2;
 
 const MAX_FIELDS: usize = 64;
 const READ_BUFFER: usize = 64 << 10;
 const BACKLOG: i32 = 4096;
 
-/// The running origin, for as long as this value lives: a thread on each of its cores, all on one address.
+/// The running origin, stopped when this value is dropped: a thread on each of its cores, all on one address.
 pub(crate) struct Origin {
     pub(crate) address: SocketAddr,
     threads: Vec<(Arc<Waker>, JoinHandle<anyhow::Result<()>>)>,
@@ -36,7 +36,7 @@ impl Origin {
     /// Starts it.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub(crate) fn start(cores: &[usize]) -> anyhow::Result<Self> {
         let mut address = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut threads = Vec::new();
@@ -54,10 +54,10 @@ impl Origin {
         Ok(Origin { address, threads })
     }
 
-    /// Ends it, and says whether something went wrong meanwhile.
+    /// Stops it, and reports an error of its threads.
     ///
     /// # Errors
-    /// What went wrong.
+    /// The error.
     pub(crate) fn stop(mut self) -> anyhow::Result<()> {
         self.join()
     }
@@ -99,14 +99,14 @@ struct Server {
     pages: Pages,
 }
 
-/// Whole answers by path: on a connection that closes, and on one that is kept.
+/// Complete answers by path: for a connection that closes, and for one that is kept.
 type Pages = HashMap<&'static str, [Arc<[u8]>; 2]>;
 
 struct Connection {
     stream: TcpStream,
-    /// The beginning of a request whose rest has not arrived.
+    /// An incomplete request.
     partial: Vec<u8>,
-    /// What is written, and how much of it was.
+    /// The answer being written, and the bytes written so far.
     pending: Option<(Arc<[u8]>, usize)>,
     keep: bool,
 }
@@ -153,14 +153,14 @@ impl Server {
         }
     }
 
-    /// Does all that can be done on a connection now. An event may be left over from one that has been closed since.
+    /// Does all possible work on a connection. An event may be left over from one that was closed meanwhile.
     fn serve(&mut self, index: usize, buffer: &mut [u8]) -> anyhow::Result<()> {
         let Some(connection) = self.connections.get_mut(index) else { return Ok(()) };
         match connection.converse(&self.pages, buffer) {
             Ok(()) => Ok(()),
             Err(error) => match error.kind() {
                 ErrorKind::WouldBlock => Ok(()),
-                // A proxy closes as it likes.
+                // A proxy may close at any time.
                 ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
                     self.connections.remove(index);
                     Ok(())
@@ -172,7 +172,7 @@ impl Server {
 }
 
 impl Connection {
-    /// Reads and answers until there is nothing to read, or until it would block. The end of the connection is an error.
+    /// Reads and answers until the connection would block. The end of the connection is an error.
     fn converse(&mut self, pages: &Pages, buffer: &mut [u8]) -> std::io::Result<()> {
         loop {
             self.flush()?;
@@ -199,7 +199,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Takes what has arrived. A proxy sends one request after the other, never two at once.
+    /// Processes input. A proxy sends one request at a time, never two at once.
     fn take(&mut self, pages: &Pages, input: &[u8]) -> std::io::Result<()> {
         if self.partial.is_empty() {
             match respond(pages, input)? {
@@ -217,7 +217,7 @@ impl Connection {
     }
 }
 
-/// The answer to a request, and whether its connection is kept; nothing where a part of the request is missing.
+/// The answer to a request, and whether its connection is kept; `None` if the request is incomplete.
 fn respond(pages: &Pages, input: &[u8]) -> std::io::Result<Option<(Arc<[u8]>, bool)>> {
     let malformed = |what: &str| {
         let shown = String::from_utf8_lossy(&input[..input.len().min(256)]);
@@ -250,7 +250,7 @@ fn respond(pages: &Pages, input: &[u8]) -> std::io::Result<Option<(Arc<[u8]>, bo
     let path = request.path.unwrap_or_default();
     let answer = match (request.method.unwrap_or_default(), pages.get(path)) {
         (_, Some(page)) => Arc::clone(&page[usize::from(keep)]),
-        // Stock VCL, to a purge without a pattern from an address that it would obey.
+        // Stock VCL's answer to a purge without a pattern from an address that may purge.
         ("PURGE", None) => answer("400 Bad Request", &[], b"", keep).into(),
         (_, None) if path == ECHO => answer("200 OK", &[], &input[..head], keep).into(),
         (_, None) if path == "/health_check.php" => answer("200 OK", &[], b"ok", keep).into(),

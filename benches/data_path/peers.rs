@@ -1,4 +1,4 @@
-//! The proxies that are compared: started in front of the same origin, and asked first whether they do the same work.
+//! The compared proxies: started in front of the same origin, and checked that they do the same work.
 
 mod config;
 mod probe;
@@ -14,18 +14,18 @@ use anyhow::{Context, bail};
 
 use crate::certificate::Certificate;
 
-/// How long a proxy may take until it serves.
+/// The start-up timeout of a proxy.
 const START: Duration = Duration::from_secs(15);
 
 /// A proxy that can be started.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Peer {
-    /// How it is called in the report.
+    /// Its name in the report.
     pub(crate) name: String,
     pub(crate) kind: Kind,
 }
 
-/// What kind of proxy it is.
+/// The kind of a proxy.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Kind {
     /// HAProxy; `splice` tunes it for large bodies.
@@ -37,29 +37,29 @@ pub(crate) enum Kind {
     Clearcoat(PathBuf),
 }
 
-/// What a scenario wants of every peer.
+/// A scenario's requirements for every peer.
 #[derive(Debug)]
 pub(crate) struct Setup<'a> {
     pub(crate) origin: SocketAddr,
     /// The cores that the proxy may use; it has a worker thread (or process) on each.
     pub(crate) cores: &'a [usize],
-    /// Client connections that it must take at the same time.
+    /// Concurrent client connections that it must accept.
     pub(crate) connections: usize,
     pub(crate) tls: Option<&'a Certificate>,
 }
 
-/// A running peer, for as long as this value lives.
+/// A running peer, stopped when this value is dropped.
 #[derive(Debug)]
 pub(crate) struct Running {
     pub(crate) peer: Peer,
-    /// Where clients connect.
+    /// The address for clients.
     pub(crate) address: SocketAddr,
     child: Child,
     log: PathBuf,
     folder: tempfile::TempDir,
 }
 
-/// It did not start: this is what it said.
+/// It did not start: this is its output.
 #[derive(Debug)]
 pub(crate) struct Refused(pub(crate) String);
 
@@ -72,7 +72,7 @@ impl fmt::Display for Refused {
 impl std::error::Error for Refused {}
 
 impl Peer {
-    /// HAProxy, HAProxy with splice, nginx and this build, in the order in which they take their turns.
+    /// HAProxy, HAProxy with splice, nginx and this build, in the order of their turns.
     pub(crate) fn all() -> [Peer; 4] {
         let peer = |name: &str, kind| Peer { name: name.to_owned(), kind };
         [
@@ -83,7 +83,7 @@ impl Peer {
         ]
     }
 
-    /// The program, and the option that makes it say its version.
+    /// The program, and its version option.
     fn program(&self) -> (&Path, &'static str) {
         match &self.kind {
             Kind::Haproxy { .. } => (Path::new("haproxy"), "-v"),
@@ -92,10 +92,10 @@ impl Peer {
         }
     }
 
-    /// The first line that it says about its version.
+    /// The first line of its version output.
     ///
     /// # Errors
-    /// Where it cannot be run.
+    /// If it cannot be run.
     pub(crate) fn version(&self) -> anyhow::Result<String> {
         let (program, option) = self.program();
         let output = Command::new(program).arg(option).output().with_context(|| format!("running {}", self.name))?;
@@ -103,13 +103,13 @@ impl Peer {
         Ok(String::from_utf8_lossy(&said).lines().next().unwrap_or_default().trim().to_owned())
     }
 
-    /// Starts it and waits until it serves. `index` tells peers that run at the same time apart.
+    /// Starts it and waits until it serves. `index` separates peers that run concurrently.
     ///
     /// # Errors
-    /// [`Refused`] where it ends instead of serving; anything else is a fault of the bench, or of its answers.
+    /// [`Refused`] if it ends instead of serving; any other error is a fault of the bench, or of the peer's answers.
     pub(crate) fn start(&self, index: u16, setup: &Setup<'_>) -> anyhow::Result<Running> {
         let folder = tempfile::tempdir()?;
-        // The namespace has every port.
+        // All ports of the namespace are free.
         let port = 8000 + 10 * index;
         let arguments = config::write(self, folder.path(), port, setup)?;
         let log = folder.path().join("log");
@@ -132,7 +132,7 @@ impl Peer {
 }
 
 impl Running {
-    /// Its process; it may have started others.
+    /// Its process id; it may have child processes.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -151,7 +151,7 @@ impl Running {
         }
     }
 
-    /// Whether it serves, and does the work that all have to do.
+    /// Whether it serves, and does the required work.
     fn serves(&self, setup: &Setup<'_>) -> anyhow::Result<()> {
         if let Kind::Clearcoat(_) = self.peer.kind {
             probe::fleet_is_well(config::admin(self.address))?;
@@ -162,16 +162,16 @@ impl Running {
     /// The end of its log.
     fn said(&self) -> String {
         let log = std::fs::read(&self.log).unwrap_or_else(|error| error.to_string().into());
-        // Where its files are, is nothing that a report should say.
+        // A report should not contain local paths.
         let log = String::from_utf8_lossy(&log).replace(&format!("{}/", self.folder.path().display()), "");
         let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
         lines[lines.len().saturating_sub(5)..].join("\n")
     }
 
-    /// Ends it.
+    /// Stops it.
     ///
     /// # Errors
-    /// Where it had ended before: what was measured meanwhile is worth nothing.
+    /// If it had ended before: the measurements are invalid then.
     pub(crate) fn stop(mut self) -> anyhow::Result<()> {
         if let Some(status) = self.child.try_wait()? {
             bail!("{} has ended ({status}): {}", self.peer.name, self.said());
@@ -182,7 +182,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // nginx ends its workers on SIGTERM; what does not end by then dies with the namespace.
+        // nginx ends its workers on SIGTERM; processes that do not end die with the namespace.
         if let Some(pid) = rustix::process::Pid::from_raw(self.child.id().cast_signed()) {
             _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
@@ -190,7 +190,7 @@ impl Drop for Running {
         while Instant::now() < until && matches!(self.child.try_wait(), Ok(None)) {
             std::thread::sleep(Duration::from_millis(10));
         }
-        // Both fail where it has ended.
+        // Both fail if it has ended.
         _ = self.child.kill();
         _ = self.child.wait();
     }

@@ -1,4 +1,4 @@
-//! The results: tables to paste into the README, and every round as JSON.
+//! The results: tables for the README, and every round as JSON.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -10,22 +10,22 @@ use crate::peers::{Kind, Peer};
 use crate::rounds::{Effort, Outcome, Round};
 use crate::scenarios::{Scenario, Subject, Transport};
 
-/// What the figures were measured on.
+/// The machine and software of a run.
 #[derive(Debug, Serialize)]
 pub(crate) struct Machine {
     cpu: String,
     cores: usize,
     kernel: String,
-    /// Load average over a minute when the bench began: what else was running.
+    /// Load average over a minute when the bench began.
     load_at_start: String,
     versions: Vec<(String, String)>,
 }
 
 impl Machine {
-    /// This machine, and what these peers say of themselves.
+    /// This machine, and the peers' versions.
     ///
     /// # Errors
-    /// Where the system does not say.
+    /// If the system does not say.
     pub(crate) fn describe(peers: &[Peer], cores: usize) -> anyhow::Result<Self> {
         let read = |path: &str| std::fs::read_to_string(path).with_context(|| path.to_owned());
         let cpuinfo = read("/proc/cpuinfo")?;
@@ -44,7 +44,7 @@ impl Machine {
     }
 }
 
-/// Everything that a run found.
+/// All results of a run.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     machine: Machine,
@@ -54,7 +54,7 @@ pub(crate) struct Report {
     scenarios: Vec<Scenario>,
     #[serde(skip)]
     peers: Vec<Peer>,
-    /// Scenarios that went wrong, and how.
+    /// Failed scenarios, with the reason.
     failures: Vec<(&'static str, String)>,
 }
 
@@ -76,17 +76,17 @@ impl Spread {
 }
 
 impl Report {
-    /// An empty one, about these peers.
+    /// An empty report for these peers.
     pub(crate) fn new(machine: Machine, effort: Effort, peers: &[Peer]) -> Self {
         let peers = peers.to_vec();
         Report { machine, effort, outcomes: Vec::new(), scenarios: Vec::new(), peers, failures: Vec::new() }
     }
 
-    /// Notes how a scenario went.
+    /// Records the result of a scenario.
     pub(crate) fn add(&mut self, scenario: &Scenario, result: anyhow::Result<Outcome>) {
         match result {
             Ok(outcome) => {
-                // Every peer speaks HTTP/1.1; TLS and HTTP/2 are not in every build of each.
+                // Every peer supports HTTP/1.1; TLS and HTTP/2 are not in every build.
                 if scenario.transport == Transport::Plain {
                     let refused = outcome.refused.iter();
                     let failures = refused.map(|(peer, said)| (scenario.name, format!("{peer} did not start: {said}")));
@@ -99,7 +99,7 @@ impl Report {
         }
     }
 
-    /// What went wrong, a line each.
+    /// The failures, one line each.
     pub(crate) fn failures(&self) -> impl Iterator<Item = String> {
         self.failures.iter().map(|(scenario, error)| format!("{scenario}: {error}"))
     }
@@ -107,7 +107,7 @@ impl Report {
     /// Writes every round into this folder.
     ///
     /// # Errors
-    /// Where it cannot be written.
+    /// If they cannot be written.
     pub(crate) fn write_json(&self, folder: &Path) -> anyhow::Result<PathBuf> {
         std::fs::create_dir_all(folder)?;
         let file = folder.join("data_path.json");
@@ -118,7 +118,7 @@ impl Report {
     /// The tables.
     ///
     /// # Errors
-    /// Never: text takes everything.
+    /// Never: writing to a text cannot fail.
     pub(crate) fn markdown(&self) -> Result<String, std::fmt::Error> {
         let mut out = String::new();
         let results = || self.scenarios.iter().zip(&self.outcomes);
@@ -193,7 +193,7 @@ impl Outcome {
         self.rounds.iter().filter(move |round| round.peer == peer)
     }
 
-    /// The peers that were measured, in the order of their turns.
+    /// The measured peers, in the order of their turns.
     fn peers(&self) -> Vec<&str> {
         let mut peers = Vec::new();
         for round in &self.rounds {
@@ -205,7 +205,7 @@ impl Outcome {
     }
 }
 
-/// Everything about each scenario: also what tells whether the figures can be trusted.
+/// All details of each scenario, including those that show whether the figures can be trusted.
 fn details<'r>(out: &mut String, results: impl Iterator<Item = (&'r Scenario, &'r Outcome)>) -> std::fmt::Result {
     writeln!(
         out,

@@ -1,4 +1,4 @@
-//! How a scenario is run: its peers take turns, round by round, so that what the machine does meanwhile meets them all.
+//! Runs a scenario: its peers take turns, round by round, so that disturbances of the machine affect them all.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,16 +18,16 @@ use crate::scenarios::{Scenario, Subject, Transport};
 const PROXY_CORE: usize = 0;
 const LOAD_CORE: usize = 1;
 
-/// Opens the connections and lets pools and buffers grow to what they need.
+/// Opens the connections and lets pools and buffers grow to their final size.
 const WARM_UP: Duration = Duration::from_millis(500);
 /// How long system calls are counted.
 const COUNTED: Duration = Duration::from_secs(1);
 /// Connections of the idle scenario that are being opened at the same time.
 const OPENED_AT_ONCE: usize = 64;
-/// How long a proxy may take to give back what it needs no more.
+/// How long a proxy may take to release unused resources.
 const SETTLE: Duration = Duration::from_secs(2);
 
-/// How long and how often.
+/// The number and length of rounds.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Effort {
     pub(crate) rounds: usize,
@@ -35,17 +35,17 @@ pub(crate) struct Effort {
     pub(crate) seconds: f64,
 }
 
-/// What came of a scenario.
+/// The result of a scenario.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Outcome {
     pub(crate) scenario: &'static str,
-    /// The load without any proxy, where it can do without.
+    /// The load without a proxy, if the scenario allows it.
     pub(crate) direct: Option<Round>,
     pub(crate) rounds: Vec<Round>,
-    /// System calls per request, where they can be counted.
+    /// System calls per request, if they can be counted.
     pub(crate) calls: Vec<(String, f64)>,
     pub(crate) memory: Vec<Memory>,
-    /// Peers that did not start, and what they said.
+    /// Peers that did not start, and their output.
     pub(crate) refused: Vec<(String, String)>,
 }
 
@@ -56,17 +56,17 @@ pub(crate) struct Round {
     pub(crate) requests: usize,
     pub(crate) seconds: f64,
     pub(crate) requests_per_second: f64,
-    /// CPU time of the proxy, in microseconds for each request.
+    /// CPU time of the proxy per request, in microseconds.
     pub(crate) cpu: f64,
-    /// The share of it that was spent outside the kernel, 0 to 1.
+    /// The share of it outside the kernel, 0 to 1.
     pub(crate) user_share: f64,
-    /// How long the proxy's threads waited for their core, as a share of the round: what else ran there.
+    /// How long the proxy's threads waited for their core, as a share of the round: the effect of other processes.
     pub(crate) waited: f64,
-    /// Latency in microseconds, from when a request was meant to begin.
+    /// Latency in microseconds, from the scheduled start of a request.
     pub(crate) p50: f64,
     pub(crate) p99: f64,
     pub(crate) p999: f64,
-    /// How busy each core was, 0 to 1.
+    /// The utilisation of each core, 0 to 1.
     pub(crate) cores: Vec<f64>,
 }
 
@@ -75,14 +75,14 @@ pub(crate) struct Round {
 pub(crate) struct Memory {
     pub(crate) peer: String,
     pub(crate) connections: usize,
-    /// KiB before the first of them, and with all of them.
+    /// KiB before the first connection, and with all of them.
     pub(crate) before: u64,
     pub(crate) after: u64,
 }
 
-/// Which cores the proxy has, and which the load and the origin.
+/// The cores of the proxy, the load and the origin.
 struct Layout {
-    /// Behind the name of a peer that has this one.
+    /// Appended to the name of a peer with this layout.
     suffix: &'static str,
     proxy: &'static [usize],
     load: &'static [usize],
@@ -90,14 +90,14 @@ struct Layout {
 
 impl Layout {
     const APART: Layout = Layout { suffix: "", proxy: &[PROXY_CORE], load: &[LOAD_CORE] };
-    /// For what a second core brings: everything on one, everything on two.
+    /// To measure the gain of a second core: everything on one, everything on two.
     const SHARED: [Layout; 2] = [
         Layout { suffix: " x1", proxy: &[PROXY_CORE], load: &[PROXY_CORE] },
         Layout { suffix: " x2", proxy: &[PROXY_CORE, LOAD_CORE], load: &[PROXY_CORE, LOAD_CORE] },
     ];
 }
 
-/// A running peer, and who puts load on it.
+/// A running peer, and its load.
 struct Contender {
     name: String,
     running: Running,
@@ -107,7 +107,7 @@ struct Contender {
 /// Runs a scenario with these peers.
 ///
 /// # Errors
-/// When an answer is wrong, a peer ends, or the system refuses something.
+/// If an answer is wrong, a peer ends, or the system refuses something.
 pub(crate) fn run(
     scenario: &Scenario,
     peers: &[Peer],
@@ -158,7 +158,7 @@ pub(crate) fn run(
     Ok(outcome)
 }
 
-/// Starts a peer, or has its words on why it will not.
+/// Starts a peer, or returns its output if it refuses.
 fn start(peer: &Peer, index: u16, setup: &Setup<'_>) -> anyhow::Result<Result<Running, Refused>> {
     match peer.start(index, setup) {
         Ok(running) => Ok(Ok(running)),
@@ -224,7 +224,7 @@ fn calls(scenario: &Scenario, contender: &Contender, certificate: &Certificate) 
     Ok(calls as f64 / requests as f64)
 }
 
-/// One round with one peer, or with none.
+/// One round with one peer, or without any.
 fn round(
     name: &str,
     proxy: Option<u32>,
@@ -242,7 +242,7 @@ fn summarize(name: &str, sample: Sample, used: Used) -> anyhow::Result<Round> {
     let mut latencies = sample.latencies;
     ensure!(!latencies.is_empty(), "no request was answered");
     latencies.sort_unstable();
-    // The nearest rank: so many of a thousand are not slower.
+    // The nearest rank: that many of a thousand are not slower.
     let percentile = |of_1000: usize| {
         let rank = (latencies.len() * of_1000).div_ceil(1000).max(1);
         f64::from(latencies[rank - 1]) / 1e3
@@ -263,7 +263,7 @@ fn summarize(name: &str, sample: Sample, used: Used) -> anyhow::Result<Round> {
     })
 }
 
-/// Opens the connections of the scenario with a request on each, and looks at the memory when they rest. A second
+/// Opens the connections of the scenario with a request on each, and measures the memory while they are idle. A second
 /// request on each shows that they were kept.
 fn idle_memory(scenario: &Scenario, contender: &Contender) -> anyhow::Result<Memory> {
     let (address, proxy) = (contender.running.address, contender.running.pid());

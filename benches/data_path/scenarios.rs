@@ -1,4 +1,4 @@
-//! What is measured: each scenario is a load, and what to look at while it runs.
+//! The scenarios: each is a load, with the quantity to measure.
 
 use crate::load::{Pace, Reuse};
 use crate::messages::{Exchange, LARGE, MEDIUM, POST, RICH, SMALL};
@@ -8,7 +8,7 @@ use crate::messages::{Exchange, LARGE, MEDIUM, POST, RICH, SMALL};
 pub(crate) struct Scenario {
     /// Its name on the command line.
     pub(crate) name: &'static str,
-    /// What it is, for the report.
+    /// Its description in the report.
     pub(crate) says: &'static str,
     pub(crate) exchange: Exchange,
     pub(crate) connections: usize,
@@ -18,27 +18,27 @@ pub(crate) struct Scenario {
     pub(crate) subject: Subject,
 }
 
-/// What the client speaks. Towards the origin it is always plain HTTP/1.1.
+/// The client's protocol. Towards the origin it is always plain HTTP/1.1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Transport {
     Plain,
     Tls,
-    /// Over TLS, with so many streams on each connection.
+    /// Over TLS, with this many streams per connection.
     Http2 {
         streams: usize,
     },
 }
 
-/// What is looked at.
+/// The measured quantity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Subject {
     /// CPU time per request.
     Cpu,
-    /// The same, where HAProxy has a second configuration to be compared with.
+    /// The same, with a second configuration of HAProxy.
     CpuOfLargeBodies,
-    /// Memory per connection that has nothing to do.
+    /// Memory per idle connection.
     IdleMemory,
-    /// What a second worker on a second core brings.
+    /// The gain of a second worker on a second core.
     Workers,
 }
 
@@ -53,7 +53,7 @@ const PLAIN: Scenario = Scenario {
     subject: Subject::Cpu,
 };
 
-/// All of them, in the order of the report.
+/// All scenarios, in the order of the report.
 pub(crate) const ALL: [Scenario; 15] = [
     PLAIN,
     Scenario { name: "1k", says: "few fields, 1 KiB", exchange: SMALL, ..PLAIN },
@@ -112,7 +112,7 @@ pub(crate) const ALL: [Scenario; 15] = [
 ];
 
 impl Scenario {
-    /// Whether it is one of the short ones that show the cost of HTTP/1.1 itself.
+    /// Whether it is a short one that shows the cost of HTTP/1.1 itself.
     pub(crate) fn is_quick(&self) -> bool {
         self.transport == Transport::Plain && matches!(self.subject, Subject::Cpu | Subject::CpuOfLargeBodies)
     }
@@ -126,7 +126,7 @@ impl Scenario {
     pub(crate) fn admits(&self, peer: &str) -> bool {
         match (peer, self.subject) {
             ("haproxy-splice", subject) => subject == Subject::CpuOfLargeBodies,
-            // Its worker processes are no threads of one proxy; the comparison is with HAProxy.
+            // nginx's workers are processes, not threads of one proxy; the comparison is with HAProxy.
             ("nginx", subject) => subject != Subject::Workers,
             _ => true,
         }

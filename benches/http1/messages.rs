@@ -1,7 +1,7 @@
-//! The messages that the benches of HTTP/1.1 measure with: what a browser asks of a shop, and what Magento answers.
-//! Both benches use the same ones, so that their figures can be laid side by side.
+//! The messages of the HTTP/1.1 benches: a browser's request to a shop, and Magento's answer. Both benches use the same
+//! ones, so that their figures can be compared.
 
-/// How long the tag header of the answer is. Magento lists every product and block of a page there.
+/// The length of the answer's tag header, in bytes. Magento lists every product and block of a page there.
 const TAGS: usize = 2 * 1024;
 
 /// A GET with 12 header fields, as Firefox sends it for a category page.

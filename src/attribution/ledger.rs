@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_grows_without_bound_and_the_source_unseen_for_longest_gives_way() {
+    fn everything_is_bounded_and_the_least_recently_seen_source_is_evicted() {
         let mut ledger = PurgeHistory::default();
         let mut labels = BTreeSet::new();
         let mut families = BTreeSet::new();

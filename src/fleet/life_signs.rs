@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_became_slower_stands_still_for_as_long_as_its_past_is_remembered() {
+    fn a_slower_node_counts_as_stopped_until_old_round_trips_are_forgotten() {
         let signs = LifeSigns::default();
         signs.measured(ms(1000), ms(2));
         let stalls = (0..20).filter(|n| signs.measured(ms(2000 + n * 1000), ms(300))).count();

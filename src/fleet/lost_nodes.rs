@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_was_deleted_leaves_and_one_that_vanished_stays_while_it_is_well() {
+    fn a_deleted_node_leaves_and_a_vanished_one_stays_while_healthy() {
         let mut rig = rig(10);
         rig.down = vec!["ill"];
         rig.lose(0.0, "deleted", true);

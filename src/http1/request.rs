@@ -426,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn an_offer_to_change_the_protocol_is_passed_on_only_where_it_cannot_hide_requests() {
+    fn an_upgrade_offer_is_forwarded_only_if_it_cannot_hide_requests() {
         let offered = |fields: &str| get(fields).unwrap().upgrade.is_some();
         assert!(offered("Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n"));
         for fields in [
@@ -454,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn methods_that_somebody_names_are_known_in_any_case_but_for_those_that_ask_for_pages() {
+    fn configured_methods_match_in_any_case_except_ordinary_ones() {
         let named = ["FLUSHKEYS".to_owned(), "GET".to_owned()];
         for (method, expected) in [("FLUSHKEYS", true), ("flushKeys", true), ("FLUSHKEY", false), ("GET", false)] {
             let bytes = format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n");

@@ -277,7 +277,7 @@ mod tests {
         Keep-Alive: 5\r\nUpgrade: h2c\r\nTE: trailers\r\nCookie: c\r\nContent-Length: 3\r\n\r\n";
 
     #[test]
-    fn a_strangers_forwarded_fields_are_replaced_and_hop_by_hop_fields_dropped() {
+    fn untrusted_forwarded_fields_are_replaced_and_hop_by_hop_fields_dropped() {
         assert_eq!(
             request(FORGED, false),
             "GET /p HTTP/1.1\r\nHost: a\r\nCookie: c\r\nX-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: http\r\n\
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_of_unknown_length_is_chunked_for_http_1_1_and_ends_with_the_connection_for_1_0() {
+    fn a_body_of_unknown_length_is_chunked_for_1_1_and_until_close_for_1_0() {
         let open = "HTTP/1.1 200 OK\r\nX: y\r\n\r\n";
         let (out, framing, keep_alive) = response(open, Version::Http11, true);
         assert_eq!(out, "HTTP/1.1 200 OK\r\nX: y\r\nVia: 1.1 clearcoat\r\nTransfer-Encoding: chunked\r\n\r\n");
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn no_store_stands_before_what_the_node_says_to_caches_and_in_one_line_with_it() {
+    fn no_store_precedes_the_nodes_surrogate_control_in_the_same_line() {
         let marked = |fields: &str| {
             let bytes = format!("HTTP/1.1 200 OK\r\nA: b\r\n{fields}Content-Length: 0\r\n\r\n");
             let mut head = ResponseHead::default();

@@ -75,7 +75,7 @@ async fn answer(client: &mut TcpStream) -> String {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_finds_no_place_waits_until_a_request_has_ended_however_long_it_takes() {
+async fn a_client_without_a_place_waits_until_a_request_ends_however_long() {
     let rig = rig(2).await;
     let mut clients = vec![rig.ask("/slow").await, rig.ask("/slow").await, rig.ask("/slow").await];
     tokio::time::sleep(20 * HEAD_TIMEOUT).await;

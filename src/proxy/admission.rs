@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_has_as_many_connections_as_it_may_and_its_place_is_free_again_when_one_ends() {
+    fn an_address_is_limited_and_a_closed_connection_frees_its_place() {
         let admission = Arc::new(Admission::new(NonZeroUsize::new(2), gauge()));
         let (one, other) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
         let mut permits: Vec<AddressPermit> = (0..4).map(|_| admission.enter()).collect();

@@ -7,8 +7,8 @@
 //!
 //! - Methods that our VCL refuses are refused. (Magento's VCL pipes them, which would hand PHP an uninspected
 //!   connection; nothing speaks for that here.)
-//! - A page is requested complete and unencoded, so that it can be filled in ([`fragment`], and `attempt::page`). A
-//!   CDN's own header (`CDN-Cache-Control`) is left out of both lists: it is between the shop and its CDN.
+//! - A page is requested complete and unencoded, so that it can be filled in ([`fragment`], and `attempt::page`). Fields
+//!   that the VCL leaves alone are left alone here, too: `CDN-Cache-Control` is between the shop and its CDN.
 //! - Fields meant for Varnish are removed from an answer; a page that is neither `private` nor a file is marked as not
 //!   storable at all. `private` counts as Magento writes it: with an argument (`private="Set-Cookie"`) a shared cache
 //!   may store the rest.

@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_phase_that_takes_too_long_is_interrupted_and_a_step_forward_starts_its_time_again() {
+    fn a_slow_phase_is_interrupted_and_progress_restarts_its_time() {
         let deadlines = Rc::new(Deadlines::new(Duration::from_secs(10)));
         let deadline = deadlines.register(Stage::Draining, 0);
         deadline.enter(Phase::Header);
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_trickles_a_body_is_cut_and_one_that_waits_for_a_slow_node_is_not() {
+    fn a_client_that_trickles_is_cut_and_one_behind_a_slow_node_is_not() {
         assert!(survives(0, 600, 60, true));
         assert!(survives(0, 100, 19, true));
         assert!(!survives(0, 100, 25, true));
@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_may_pause_while_both_its_ends_are_there_and_only_its_node_is_waited_for() {
+    fn an_answer_may_pause_while_both_ends_live_and_only_its_node_is_awaited() {
         let deadlines = Rc::new(Deadlines::new(Duration::from_secs(10)));
         let deadline = deadlines.register(Stage::Draining, 500);
         let mut cx = Context::from_waker(Waker::noop());
@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_that_goes_on_though_its_node_is_down_has_no_more_time_than_it_had() {
+    fn a_wait_that_continues_though_its_node_is_down_gets_no_more_time() {
         let deadlines = Rc::new(Deadlines::new(Duration::from_secs(10)));
         let deadline = deadlines.register(Stage::Draining, 0);
         let id = NodeId::try_from("a").unwrap();

@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_without_a_sign_of_life_was_too_late_and_what_this_machine_lacks_is_no_fault_of_a_node() {
+    fn a_silent_node_timed_out_and_our_own_lack_of_resources_blames_no_node() {
         let silent = Failure::NoAnswer(io::ErrorKind::TimedOut.into());
         assert_eq!((silent.reply().unwrap().status, silent.fault()), (504, Some(UpstreamFault::Timeout)));
         assert_eq!(Failure::NoAnswer(cut()).fault(), Some(UpstreamFault::NoAnswer));

@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_burst_passes_and_then_as_many_as_are_refilled_with_the_number_of_the_others() {
+    fn a_burst_passes_then_the_refill_rate_with_the_number_suppressed() {
         let notices = Notices::default();
         assert!((0..BURST).all(|_| notices.pass() == Some(0)));
         assert_eq!((notices.pass(), notices.pass()), (None, None));

@@ -48,7 +48,8 @@ impl Pipes {
     pub(super) fn begin(&self, room: &Arc<Share>) -> Option<Splice> {
         let spare = self.0.borrow_mut().pop();
         let pipe = spare.or_else(|| {
-            let opened = open(room.try_take(FILES)?).inspect_err(|error| tracing::debug!(%error, "no pipe"));
+            let opened =
+                open(room.try_take(FILES)?).inspect_err(|error| tracing::debug!(%error, "a pipe cannot be opened"));
             opened.ok()
         });
         pipe.map(|pipe| Splice { pipe, filled: 0 })
@@ -72,7 +73,7 @@ fn open(files: FilePermit) -> io::Result<Pipe> {
     let (out, into) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
     // Users with many pipes get no larger ones: the default size works.
     if let Err(error) = fcntl_setpipe_size(&into, PIPE_SIZE) {
-        tracing::debug!(%error, "a pipe stays small");
+        tracing::debug!(%error, "a pipe keeps its default size");
     }
     Ok(Pipe { out, into, _files: files })
 }

@@ -52,7 +52,6 @@ pub struct Batch {
     pub folded: u64,
 }
 
-/// What purges of one kind name, soft or hard.
 impl Ban {
     /// Whether this adds an entry to Varnish's ban list. xkey purges do not; for forwarded requests we cannot tell.
     pub fn is_listed(&self) -> bool {
@@ -63,6 +62,7 @@ impl Ban {
     }
 }
 
+/// The targets of purges of one kind, soft or hard.
 #[derive(Default)]
 struct Union<'p> {
     everything: bool,

@@ -11,7 +11,7 @@
 //! as purged: tags and paths in `Index`, patterns and pools in `Patterns`. A purge whose pages are unknown (a `BAN` for
 //! a custom VCL, a pattern that is too long) counts as a purge of everything.
 //!
-//! **A 304 has no tags.** It makes a new object from an old body, newer than all bans, so it is refused if any purge
+//! **A 304 has no tags.** It makes a new object from an old body, newer than all bans, so it is marked if any purge
 //! came since its request began.
 //!
 //! **A page in flight.** A page can pass the check a moment before the purge arrives, and the ban can still overtake
@@ -216,8 +216,8 @@ impl Guard {
         has(Wanted::Names(names)) || others.into_iter().any(has)
     }
 
-    /// Whether a Varnish at this address has fetched a page since the process started: it uses this address. A `false`
-    /// may be wrong.
+    /// Whether a Varnish at this address has fetched a page since the process started: if so, it fetches from there. A
+    /// `false` may be wrong.
     pub fn has_fetched(&self, address: IpAddr) -> bool {
         self.under_way.has_fetched(address)
     }
@@ -403,7 +403,7 @@ mod tests {
     const CMS: Fields<'static> = &[("X-Magento-Tags", "cms_b,cat_p_11_x"), ("X-Pool", "shop2")];
 
     #[test]
-    fn a_page_that_was_purged_since_its_request_began_is_not_stored_and_any_later_one_is() {
+    fn a_page_purged_since_its_request_began_is_not_stored_and_later_ones_are() {
         for purge in kinds() {
             let guard = Guard::new(Instant::now());
             let ask = |began| admits(&guard, began, 200, "/p/1", PRODUCT, Instant::now());

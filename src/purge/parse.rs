@@ -51,7 +51,7 @@ pub enum Refusal {
     /// Exceeds a limit of Varnish.
     #[error("{what} is {is}; Varnish takes at most {most} ({parameter})")]
     TooLarge {
-        /// What is too large.
+        /// The thing that is too large.
         what: String,
         /// Its size.
         is: usize,

@@ -35,7 +35,7 @@ pub(crate) use trial::limited;
 /// A pattern of more bytes is split at its branches: Varnish's default limit for a header, as Magento assumes.
 const LONGEST: usize = 7_680;
 
-/// The most branches of a pattern that is split.
+/// The most branches of each part of a split pattern.
 const BRANCHES: usize = 256;
 
 /// A pattern in our own form: one word of ASCII, within the language and the limits of every Varnish.

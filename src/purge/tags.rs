@@ -282,7 +282,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_chunks_of_magento_2_3_are_all_taken_and_together_name_each_tag_and_no_other(
+        fn all_chunks_of_magento_2_3_parse_and_together_name_exactly_the_tags(
             tags in prop::collection::btree_set("(cat_p_|cat_c_p_|cms_b_)?[0-9A-Za-z]{1,12}( x)?", 1..120),
             request_size in 30_usize..700,
         ) {

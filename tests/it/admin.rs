@@ -1,4 +1,4 @@
-//! What operators see: the admin listener, the commands, and how the process ends.
+//! The operator's view: the admin listener, the commands, and the end of the process.
 
 use std::process::Output;
 
@@ -7,7 +7,7 @@ use crate::support::client::{Connection, exchange, get};
 use crate::support::eventually;
 use crate::support::fleet::{Fleet, Plan};
 
-/// Every family of series that a dashboard may count on once a request and a purge went through.
+/// Every metric family that a dashboard can rely on after one request and one purge.
 const FAMILIES: [&str; 24] = [
     "bans_sent_total",
     "build_info",
@@ -39,7 +39,7 @@ fn small() -> Fleet {
     Fleet::start(&Plan { varnish: 1, web: 1, ..Plan::default() })
 }
 
-/// The exit status of a command, what it wrote and what it complained about.
+/// A command's exit status, stdout and stderr.
 fn result(output: &Output) -> (Option<i32>, String, String) {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("text");
     (output.status.code(), text(&output.stdout), text(&output.stderr))
@@ -61,7 +61,7 @@ fn the_admin_listener_tells_the_state_of_the_process_and_of_the_fleet() {
     let mut json = answer.json();
     let version = json["version"].take();
     assert!(version.as_u64() >= Some(2), "{version}");
-    // A trial may still be under way.
+    // A trial may still be running.
     let varnish = json["nodes"][0].as_object_mut().expect("a node");
     let trial = ["trial", "trial_finding", "trial_fenced"].map(|key| varnish.remove(key).expect("it is told"));
     assert!(trial[0].is_string() && trial[1].is_string() && trial[2] == false, "{trial:?}");
@@ -83,7 +83,7 @@ fn every_family_of_metrics_is_there_with_its_help() {
     fleet.get("/p/1");
     fleet.purge_tag("cat_p_1");
     fleet.purge_tag("cat_p");
-    // A request that found nobody the first time.
+    // A request whose first node is dead.
     fleet.varnish[0].kill();
     fleet.get("/p/1");
     let answer = get(fleet.clearcoat.admin, "/metrics").expect("an answer");
@@ -98,7 +98,7 @@ fn every_family_of_metrics_is_there_with_its_help() {
         .filter(|family| !has(format!("# HELP clearcoat_{family} ")) || !has(format!("# TYPE clearcoat_{family} ")))
         .collect();
     assert!(missing.is_empty(), "without {missing:?}:\n{text}");
-    // Neither a page, nor one of its tags, nor a client is in a label, but for those who purge.
+    // No label has a page, a tag or a client, except for senders of purges.
     for strange in ["/p/1", "cat_p_1", "shop.test"] {
         assert!(!text.contains(strange), "{strange} is in\n{text}");
     }
@@ -123,7 +123,7 @@ fn the_command_status_shows_the_fleet() {
     let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
     assert_eq!((code, &json["journal"]), (Some(0), &"disk".into()));
 
-    // The purge listener is not the admin listener, and the edge is neither.
+    // The purge listener does not serve the admin API, and the edge serves neither.
     let purge = format!("http://{}", fleet.clearcoat.purge);
     let (code, _, errors) = result(&run(&["status", "--admin", &purge]));
     assert!(code == Some(1) && errors.contains(&purge), "{code:?} {errors}");
@@ -181,7 +181,7 @@ fn the_command_check_prints_what_would_run_or_says_what_is_wrong() {
     for named in ["edge.policy", "fastest", "rendezvous", "purge.ack_timout", "ack_timeout"] {
         assert!(errors.contains(named), "without {named}: {errors}");
     }
-    // And what does not pass the check does not run.
+    // A configuration that fails the check does not start.
     let (code, _, errors) = result(&run(&["serve", "--config", path]));
     assert!(code == Some(1) && errors.contains("edge.policy"), "{code:?} {errors}");
 }
@@ -208,7 +208,7 @@ fn a_second_clearcoat_on_the_same_journal_does_not_start() {
 fn an_end_in_order_says_so_first_and_finishes_what_is_under_way() {
     let mut fleet = small();
     let (edge, admin) = (fleet.clearcoat.edge, fleet.clearcoat.admin);
-    // One request whose body has not come yet, and one that has only begun: its page is in no cache.
+    // One request whose body is incomplete, and one that is awaiting its uncached page.
     let mut post = Connection::open(edge).expect("a connection");
     post.send("POST /p/1 HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 10\r\n\r\n01234").expect("sent");
     let mut read = Connection::open(edge).expect("a connection");
@@ -219,7 +219,7 @@ fn an_end_in_order_says_so_first_and_finishes_what_is_under_way() {
     eventually("it says that it is about to end", || {
         (get(admin, "/readyz").expect("an answer").status == 503).then_some(())
     });
-    // Whoever has not heard yet is still served.
+    // A client in front that has not noticed yet is still served.
     assert_eq!(fleet.get("/p/2").status, 200);
     eventually("the edge takes no more connections", || Connection::open(edge).is_err().then_some(()));
 

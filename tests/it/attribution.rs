@@ -1,10 +1,10 @@
-//! Who purges what: the admin listener, the metrics, the log and the command say the same.
+//! Who purges what: the admin listener, the metrics, the log and the command agree.
 
 use crate::support::clearcoat::run;
 use crate::support::client::{exchange, get, purge, tag};
 use crate::support::fleet::{Fleet, Plan};
 
-/// A save of product 2046, as Magento wrote it: six tags, among them the bare `cat_p`.
+/// The purge of a save of product 2046, as Magento wrote it: six tags, among them the bare `cat_p`.
 const PRODUCT_SAVE: &[u8] = include_bytes!("data/magento/product-save-1.bin");
 const FLUSH: &[u8] = include_bytes!("data/magento/flush-1.bin");
 
@@ -17,7 +17,7 @@ fn purges(fleet: &Fleet) -> serde_json::Value {
     get(fleet.clearcoat.admin, "/api/v1/purges").expect("an answer").json()
 }
 
-/// A row of the totals without its time.
+/// The totals of a row, without its time.
 fn total(rows: &serde_json::Value, key: &str, value: &str) -> [u64; 3] {
     let row = rows.as_array().expect("rows").iter().find(|row| row[key] == value);
     let row = row.unwrap_or_else(|| panic!("no {value} in {rows}"));
@@ -73,7 +73,7 @@ fn who_empties_the_cache_is_in_the_api_the_metrics_the_log_and_the_table() {
     };
     let flush = told("a flush: every page");
     assert_eq!((flush.len(), &flush[0]["source"], &flush[0]["position"]), (1, &"127.0.0.1".into(), &2.into()));
-    // Within a second of the first one, the second is left out; on a slow machine it is not.
+    // The second line is suppressed if it comes within a second of the first; on a slow machine it does not.
     let products = told("a purge of every page with a product (bare tag cat_p)");
     assert!((1..=2).contains(&products.len()), "{products:?}");
     assert_eq!((&products[0]["source"], &products[0]["left_out"]), (&"127.0.0.1".into(), &0.into()));
@@ -95,7 +95,7 @@ fn a_fenced_node_is_named_and_a_refused_purge_is_nobodys() {
     let expected = ("fenced", 1, serde_json::json!(["varnish-2"]));
     let (result, applied) = (entry["result"].as_str().expect("text"), entry["applied"].as_u64().expect("a number"));
     assert_eq!((result, applied, entry["fenced"].clone()), expected, "{entry}");
-    // It waited for the node that hangs.
+    // The purge waited for the hanging node.
     assert!(entry["duration_ms"].as_u64() >= Some(900), "{entry}");
     assert_eq!(purge(fleet.clearcoat.purge, "(").expect("an answer").status, 400);
     assert_eq!(total(&purges(&fleet)["sources"], "source", "127.0.0.1"), [1, 1, 0]);

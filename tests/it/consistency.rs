@@ -1,42 +1,42 @@
-//! The consistency test: nothing stale, nothing lost, nothing refused, whatever is killed or hangs.
+//! The consistency test: whatever is killed or hangs, no read is stale, no purge is lost, no request is refused.
 //!
 //! # The model
 //!
 //! A page has versions, 0, 1, 2, and so on. One writer owns it: he sets the next version at the shop, then purges the
-//! page's tag as Magento does, on a connection of its own, and repeats the purge until it is answered 200. At that
-//! moment the version is *promised*. A purge that is not answered promises nothing, whatever became of it; the
+//! page's tag as Magento does, on a separate connection, and repeats the purge until it is answered 200. At that moment
+//! the version is *promised*. A purge without an answer promises nothing, whether or not it was carried out; the
 //! answered one that follows promises its version, too.
 //!
-//! A reader notes the time before he sends the first byte of a request. If a version was promised by then, he must
-//! not see an older one: the read would be *stale*. Which of two versions he sees while a purge is under way is
-//! nobody's business. All clocks are one clock, because all of them are threads of this process, and where two things
-//! come too close to tell their order, the doubt is with the reader: a promise counts from a moment after the answer
-//! was read, a read from a moment before it was sent. So a stale read is one, and scheduling hides none that began
-//! later than a few microseconds after the answer.
+//! A reader notes the time before he sends the first byte of a request. If a version was promised by then, he must not
+//! see an older one: the read would be *stale*. While a purge is in progress he may see either version. All clocks are
+//! one clock, because all clients are threads of this process. If two events are too close to be ordered, the reader
+//! gets the benefit of the doubt: a promise counts from a moment after the answer was read, a read from a moment before
+//! it was sent. So a reported stale read is real, and scheduling hides none that began later than a few microseconds
+//! after the answer.
 //!
-//! While all that goes on, Varnish nodes hang (SIGSTOP) and are killed, and clearcoat is killed and started again.
-//! Half of the readers are patient, the others reload a page that does not come: a Varnish that runs again after a hang
-//! finds fresh requests in its sockets, whose readers were told long ago that the page has changed, beside old ones.
-//! Requests that were under way when clearcoat was killed, or came before it was ready again, may fail. Any other
-//! failure is a *refused* request. In the end everybody is healed, and each Varnish must have the last version of
-//! every page: what was promised is not lost in a cache that nobody happened to ask.
+//! Meanwhile Varnish nodes hang (SIGSTOP) and are killed, and clearcoat is killed and restarted. Half of the readers
+//! are patient, the others reload a slow page: a Varnish that resumes after a hang then finds both old and fresh
+//! requests in its sockets, the fresh ones from readers for whom a newer version is already promised. Requests in
+//! flight when clearcoat was killed, or sent before it was ready again, may fail. Any other failure is a *refused*
+//! request. In the end every node is healed, and each Varnish must have the last version of every page, so that a lost
+//! purge is found even in a cache that was not read.
 //!
 //! # What makes it strict
 //!
-//! The checker is a pure function of histories ([`history`]), tested on its own. And the same harness runs against
-//! Magento's own way to purge, where it must see stale reads: a test that has never failed shows nothing.
+//! The checker is a pure function of histories ([`history`]), with its own tests. And the same harness runs against
+//! Magento's own way of purging, where it must see stale reads: a test that has never failed proves nothing.
 //!
-//! A page says what its version was when its render began, and takes up to [`RENDER`] to come; a writer sends his purge
-//! the moment he has made his change. So at any time pages are on their way into a cache that are older than a purge,
-//! and only the guard on the origin path keeps them out: without it the harness must see stale reads, too.
+//! A page is rendered from the version at its start, and takes up to [`RENDER`]; a writer sends his purge immediately
+//! after his change. So there are always pages on their way into a cache that are older than a purge, and only the
+//! guard on the origin path keeps them out: without it the harness must see stale reads, too.
 //!
-//! # What it leaves out
+//! # What it does not cover
 //!
-//! Two Varnish nodes that fail in the same moment: clearcoat tries a request on two nodes, not on three. So a second
-//! one fails only when the first must have been found out.
+//! Two Varnish nodes that fail at the same moment: clearcoat tries a request on two nodes, not on three. So a second
+//! node fails only when the first one's failure must have been detected.
 //!
-//! `CLEARCOAT_SEED` repeats a schedule of faults and the choices of every client (not the timing, which is the
-//! machine's); `CLEARCOAT_CONSISTENCY_SECONDS` sets how long the test runs.
+//! `CLEARCOAT_SEED` repeats a schedule of faults and the choices of every client (not the timing, which depends on the
+//! machine); `CLEARCOAT_CONSISTENCY_SECONDS` sets the duration of the test.
 
 mod faults;
 mod history;
@@ -57,30 +57,30 @@ use run::{Findings, Run, StopGuard, Tally};
 
 const PAGES: u64 = 240;
 const WRITERS: u64 = 4;
-/// Most of them wait for a render, and enough are left to keep the caches busy.
+/// Most readers wait for a render, and the rest keeps the caches busy.
 const READERS: usize = 40;
 const NODES: usize = 3;
 const MEMBERS: usize = 3;
 
-/// How long a page takes to render, at most.
+/// The longest render of a page.
 const RENDER: Duration = Duration::from_millis(300);
 
-/// The way to the last Varnish, in one direction, of which one packet of a hundred is lost; and how far the wall clock
-/// of the last clearcoat is ahead of all others.
+/// The link to the last Varnish: its latency in one direction, with one packet in a hundred lost; and the clock skew of
+/// the last clearcoat, which is ahead of all others.
 const ONE_WAY: Duration = Duration::from_millis(20);
 const AHEAD: &str = "+3s";
 
-/// When Magento gives up a purge. `ack_timeout` is 1 s, and a quiet machine keeps close to it (the tests of failover hold
-/// it to that); here the disk's fsync and two cores are shared with everything else, perhaps with another build.
+/// Magento's timeout for a purge. `ack_timeout` is 1 s, and a quiet machine stays close to it (the failover tests check
+/// that); here fsync and two cores are shared with everything else, perhaps with another build.
 const SLOWEST_PURGE: Duration = Duration::from_secs(10);
 
-/// Every reader of a page goes to the same Varnish, also when that hangs: nothing but the fence keeps him away. The web
-/// nodes are part of this process and never ill, so the patience with them is that of a busy machine.
+/// All readers of a page go to the same Varnish, even if that hangs: only the fence keeps them away. The web nodes are
+/// part of this process and never fail, so their timeouts are those of a busy machine.
 const CONFIG: &str =
     "[edge]\nlisten = [\"127.0.0.1:0\"]\nbounded_load = 0\n[health.web]\ninterval = \"5s\"\ntimeout = \"5s\"\n";
 
 #[test]
-fn nobody_sees_a_page_older_than_an_answered_purge_whatever_hangs_or_is_killed() {
+fn no_page_is_older_than_an_answered_purge_whatever_hangs_or_is_killed() {
     let seed = setting("CLEARCOAT_SEED").unwrap_or_else(|| fastrand::u64(..100_000_000));
     let length = Duration::from_secs(setting("CLEARCOAT_CONSISTENCY_SECONDS").unwrap_or(30));
     let slow_link = slow_link::is_possible().then_some(Quality { delay: ONE_WAY, one_lost_in: 100, seed });
@@ -93,7 +93,7 @@ fn nobody_sees_a_page_older_than_an_answered_purge_whatever_hangs_or_is_killed()
     keeps_its_promise("consistency", Fleet::start(&plan), &steps, seed, length);
 }
 
-/// Ours, with what some purges do to some VCLs: those of [`load::poison`].
+/// Our VCL, which some purges make fail: those of [`load::poison`].
 fn poisoned(vcl: &str, _id: &str, _folder: &Path) -> String {
     let (purge, synth) = ("    if (req.method == \"PURGE\") {", "sub vcl_synth {\n");
     assert!(vcl.contains(purge) && vcl.contains(synth), "{vcl}");
@@ -105,10 +105,10 @@ fn poisoned(vcl: &str, _id: &str, _folder: &Path) -> String {
     vcl.replacen(purge, &format!("{poison}{purge}"), 1).replacen(synth, &format!("{synth}{closed}"), 1)
 }
 
-/// The same with two clearcoats before the fleet, readers and writers over both, and a journal in an etcd of three members
-/// that hang and are killed as well.
+/// The same with two clearcoats, readers and writers using both, and a journal in a three-member etcd whose members
+/// hang and are killed as well.
 #[test]
-fn nobody_sees_a_page_older_than_an_answered_purge_behind_any_of_several_replicas() {
+fn no_page_is_older_than_an_answered_purge_behind_any_replica() {
     let seed = setting("CLEARCOAT_SEED").unwrap_or_else(|| fastrand::u64(..100_000_000));
     let length = Duration::from_secs(setting("CLEARCOAT_CONSISTENCY_SECONDS").unwrap_or(30));
     let plan = Plan {
@@ -126,7 +126,7 @@ fn nobody_sees_a_page_older_than_an_answered_purge_behind_any_of_several_replica
     keeps_its_promise("consistency with replicas", fleet, &steps, seed, length);
 }
 
-/// Plays a schedule, and fails where anything stale was seen, lost or refused.
+/// Runs a schedule, and fails if any read was stale, any purge lost or any request refused.
 fn keeps_its_promise(name: &str, mut fleet: Fleet, steps: &[Step], seed: u64, length: Duration) {
     let purging: Vec<Purging> =
         fleet.clearcoats().map(|clearcoat| clearcoat.purge).enumerate().map(to_purging).collect();
@@ -154,7 +154,7 @@ fn keeps_its_promise(name: &str, mut fleet: Fleet, steps: &[Step], seed: u64, le
     };
     require(findings.stale.count == 0, "stale reads");
     require(findings.refused.count == 0, "refused reads");
-    // What was not durable in time was answered 503 and promised nothing: that is a machine whose disk is busy.
+    // A purge that was not durable in time was answered 503 and promised nothing: the machine's disk is busy.
     require(findings.refused_purges.count * 2 <= tally.purges, "purges that were refused, more than a few");
     require(findings.impossible.count == 0, "answers that nobody wrote");
     require(lost.is_empty(), "purges that were lost");
@@ -164,8 +164,8 @@ fn keeps_its_promise(name: &str, mut fleet: Fleet, steps: &[Step], seed: u64, le
     assert!(wrong.is_empty(), "\n{wrong}{summary}\n{findings}lost: {lost:#?}\n{chronicle}");
 }
 
-/// The same harness, where purges go to the nodes one after the other as Magento sends them, and a node that hangs
-/// misses them: if the checker did not see this, it would see nothing.
+/// The same harness with Magento's purging, node by node, so that a hanging node misses purges: the checker must detect
+/// that.
 #[test]
 fn the_harness_sees_stale_reads_where_a_varnish_misses_purges() {
     let seed = setting("CLEARCOAT_SEED").unwrap_or_else(|| fastrand::u64(..100_000_000));
@@ -183,8 +183,8 @@ fn the_harness_sees_stale_reads_where_a_varnish_misses_purges() {
     assert_eq!(findings.impossible.count, 0, "{findings}");
 }
 
-/// The same harness, where nothing hangs or dies and every purge reaches every node, but pages that were rendered before
-/// one are stored after it.
+/// The same harness without faults: every purge reaches every node, but pages rendered before a purge are stored after
+/// it.
 #[test]
 fn the_harness_sees_stale_reads_where_the_guard_is_off() {
     let seed = setting("CLEARCOAT_SEED").unwrap_or_else(|| fastrand::u64(..100_000_000));
@@ -201,8 +201,8 @@ fn the_harness_sees_stale_reads_where_the_guard_is_off() {
     assert_eq!(findings.impossible.count, 0, "{findings}");
 }
 
-/// A fenced node must reach a fence that goes on moving: otherwise the first hang in a storm of purges would take its
-/// cache away until the storm is over, and one after the other the whole fleet's.
+/// A fenced node must catch up with a moving fence: otherwise the first hang in a storm of purges would disable its
+/// cache until the storm ends, and one by one the whole fleet's.
 #[test]
 fn a_varnish_that_was_fenced_comes_back_while_purges_go_on() {
     let fleet = Fleet::start(&Plan { varnish: 2, ..Plan::default() });
@@ -227,7 +227,7 @@ fn to_purging((number, address): (usize, SocketAddr)) -> Purging {
     Purging::Clearcoat(number, address)
 }
 
-/// Readers, writers and faults, for `length`. Every purge is answered when this returns, and everybody is well.
+/// Runs readers, writers and faults for `length`. On return every purge is answered and every node is healed.
 fn play(run: &Run, fleet: &mut Fleet, purging: &[Purging], steps: &[Step], seed: u64, length: Duration) -> Tally {
     run.pages().for_each(|page| fleet.shop.set(page, history::content(page, 0)));
     let edges: Vec<SocketAddr> = fleet.clearcoats().map(|clearcoat| clearcoat.edge).collect();
@@ -256,7 +256,8 @@ fn play(run: &Run, fleet: &mut Fleet, purging: &[Purging], steps: &[Step], seed:
     })
 }
 
-/// Waits until every node has every purge, then reads every page everywhere. Gives what is not the last version.
+/// Waits until every node has every purge, then reads every page everywhere. Returns pages that are not the last
+/// version.
 fn lost(run: &Run, fleet: &Fleet) -> Vec<String> {
     fleet.know_each_other();
     for clearcoat in fleet.clearcoats() {

@@ -1,4 +1,4 @@
-//! The HTTP/1.1 data path: the real program between raw clients and fake nodes that do what a test says.
+//! The HTTP/1.1 data path: the real program between raw clients and scripted fake nodes.
 
 mod bodies;
 mod bypass;

@@ -1,4 +1,4 @@
-//! Nodes by DNS: a real name server, and nodes that come and go with its records.
+//! Nodes from DNS: a real name server, and nodes that follow its records.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -15,13 +15,13 @@ use crate::support::varnish::Varnish;
 use crate::support::web::{Shop, Web};
 use crate::support::{eventually, own_loopback};
 
-/// The port of all nodes that have addresses of their own.
+/// The port of all nodes with their own addresses.
 const PORT: u16 = 10_080;
 
 const NAME: &str = "web.shop.test";
 
-/// A clearcoat that asks this server for the addresses of [`NAME`] and for the services of Varnish, beside so many static
-/// nodes.
+/// A clearcoat that resolves [`NAME`] for web nodes and the services of Varnish with this server, beside these numbers
+/// of static nodes.
 fn fleet(server: SocketAddr, varnish: usize, web: usize) -> Fleet {
     let config = format!(
         "[registry]\nkind = \"dns\"\n
@@ -29,7 +29,7 @@ fn fleet(server: SocketAddr, varnish: usize, web: usize) -> Fleet {
         [health.web]\ninterval = \"200ms\"\ntimeout = \"200ms\"\n
         [health.varnish]\ninterval = \"200ms\"\ntimeout = \"200ms\"\n"
     );
-    // It lives as long as the test.
+    // Lives as long as the test.
     let fleet = Fleet::launch(&Plan { varnish, web, config: config.leak(), ..Plan::default() });
     fleet.clearcoat.opened();
     fleet
@@ -48,7 +48,7 @@ fn id(ip: Ipv4Addr) -> String {
     format!("{ip}:{PORT}")
 }
 
-/// Waits until a node has this health; `gone`: until it is not there.
+/// Waits until a node has this health; `gone`: until it has left the fleet.
 fn becomes(fleet: &Fleet, id: &str, health: &str) {
     eventually(&format!("{id} is {health}"), || {
         let node = fleet.clearcoat.nodes().into_iter().find(|node| node["id"] == id);
@@ -56,7 +56,7 @@ fn becomes(fleet: &Fleet, id: &str, health: &str) {
     });
 }
 
-/// Reads on until there were so many more good answers.
+/// Waits until there were this many more good answers.
 fn goes_on(reader: &Reader) {
     let before = reader.reads();
     eventually("reading goes on", || (reader.reads() > before + 20).then_some(()));
@@ -69,7 +69,7 @@ fn nodes_come_and_go_by_the_addresses_of_a_name_beside_static_ones() {
     let ((first, first_web), (second, _second_web)) = (web(&shop), web(&shop));
     let server = Dnsmasq::start(folder.path(), &[(first, NAME)]);
     let fleet = fleet(server.address, 1, 1);
-    // Who is known at the start is known before the edge is open.
+    // Nodes known at the start are in the fleet before the edge opens.
     assert_eq!(ids(&fleet), ["varnish-1", &id(first), "web-1"]);
     fleet.clearcoat.ready();
     let reader = Reader::start(fleet.clearcoat.edge, 30, Outage::None);
@@ -90,7 +90,7 @@ fn nodes_come_and_go_by_the_addresses_of_a_name_beside_static_ones() {
     assert_eq!(ids(&fleet), ["varnish-1", &id(second), "web-1"]);
     goes_on(&reader);
     reader.stop();
-    // Nobody joined twice, whatever the order of the records in each answer.
+    // No node joined twice, whatever the order of the records in each answer.
     for id in [id(second), "web-1".to_owned(), "varnish-1".to_owned()] {
         assert_eq!(
             fleet.clearcoat.log().count(&format!("\"node joined\",\"role\":\"{}\",\"node\":\"{id}\"", role(&id))),
@@ -126,7 +126,7 @@ fn services_are_nodes_with_the_port_and_the_weight_of_their_record() {
     };
     let both = ids_of(&[("a.shop.test", first), ("b.shop.test", second)]);
 
-    // Who is there for when the first cannot be reached is not used.
+    // A service of lower priority, meant for failover, is not used.
     let spare = Service { priority: 2, port: 9, ..service("b.shop.test", second, 1) };
     server.set_services(&[service("a.shop.test", first, 0), spare]);
     becomes(&fleet, &both[0], "up");
@@ -154,7 +154,7 @@ fn services_are_nodes_with_the_port_and_the_weight_of_their_record() {
 }
 
 #[test]
-fn a_name_server_that_is_away_changes_nothing_and_is_believed_again_when_it_is_back() {
+fn an_unreachable_name_server_changes_nothing_until_it_is_back() {
     let folder = tempfile::tempdir().expect("a folder");
     let shop = Arc::new(Shop::default());
     let ((first, _first_web), (second, _second_web)) = (web(&shop), web(&shop));
@@ -170,7 +170,7 @@ fn a_name_server_that_is_away_changes_nothing_and_is_believed_again_when_it_is_b
     goes_on(&reader);
     assert_eq!(ids(&fleet), before);
 
-    // The next failure of a name is at most four seconds after the first one, and is not in the log again.
+    // The next failed lookup is at most four seconds after the first one, and is not logged again.
     server.resume();
     server.set(&[(first, NAME), (second, NAME)]);
     eventually("both names are answered", || {
@@ -194,7 +194,7 @@ fn a_name_that_is_denied_takes_nobody_who_is_well() {
     server.set(&[]);
     let denied = format!("\"message\":\"DNS name has no addresses\",\"name\":\"{NAME}");
     eventually("the name is denied", || fleet.clearcoat.log().has(&denied).then_some(()));
-    // What is told of the next answer is told after that.
+    // The next answer is logged after that.
     server.set(&[(second, NAME)]);
     becomes(&fleet, &id(second), "up");
     assert_eq!(fleet.clearcoat.node(&id(first))["health"], "up");
@@ -202,17 +202,17 @@ fn a_name_that_is_denied_takes_nobody_who_is_well() {
     reader.stop();
 }
 
-/// A server that takes questions and never answers.
+/// A server that receives queries and never answers.
 fn silent() -> UdpSocket {
     UdpSocket::bind((own_loopback(), 10_053)).expect("a free port")
 }
 
 #[test]
-fn without_a_name_server_the_static_nodes_serve_soon_and_the_others_join_when_it_is_there() {
+fn without_a_name_server_static_nodes_serve_and_others_join_once_it_is_up() {
     let folder = tempfile::tempdir().expect("a folder");
     let shop = Arc::new(Shop::default());
     let (ip, _web) = web(&shop);
-    // One where nobody listens, and one that says nothing.
+    // One port without a listener, and one silent server.
     let mut server = Dnsmasq::prepare(folder.path());
     let silent = silent();
     for address in [server.address, silent.local_addr().expect("an address")] {

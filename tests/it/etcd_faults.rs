@@ -1,5 +1,5 @@
-//! Two clearcoats that have everything in an etcd of three members: their fleet, their journal, and each other. What
-//! breaks is etcd, or the way to it. All the time there are purges through both and readers behind both.
+//! Two clearcoats with their fleet, journal and each other in an etcd of three members. The faults are in etcd, or the
+//! link to it. Purges go through both all the time, with readers behind both.
 //!
 //! `CLEARCOAT_OUTAGE_SECONDS` makes every outage longer.
 

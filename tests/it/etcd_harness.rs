@@ -1,4 +1,4 @@
-//! The harness of etcd itself: what other tests rest on.
+//! Tests of the etcd harness itself, on which other tests rely.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -14,10 +14,10 @@ use crate::support::etcd::certificates::Certificates;
 use crate::support::etcd::link::Link;
 use crate::support::{PATIENCE, eventually};
 
-/// Long enough to see that an answer does not come: those that come take a hundredth of it.
+/// Long enough to conclude that no answer will come: real ones take a hundredth of it.
 const SILENCE: Duration = Duration::from_millis(300);
 
-/// Asks by a client that the harness has nothing to do with.
+/// Sends requests with a client independent of the harness.
 fn ask<T>(
     endpoint: &str,
     options: ConnectOptions,
@@ -31,7 +31,7 @@ fn ask<T>(
         .map_err(|error| error_text(&error))
 }
 
-/// All that an error says: what it is caused by is often the part that tells.
+/// An error with all its causes, which are often the informative part.
 fn error_text(error: &Error) -> String {
     let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
@@ -166,7 +166,7 @@ fn an_etcd_with_users_refuses_strangers() {
     etcd.change_password("shop", "new");
     refuses(get(&endpoint, shop("old"), "nodes/a"), "invalid user ID or password");
     assert_eq!(get(&endpoint, shop("new"), "nodes/a"), Ok(1));
-    // The harness itself goes on, whoever knows what it was told last.
+    // The harness itself continues, since it knows the new password.
     etcd.change_password("root", "another");
     etcd.restart(0);
     let closed = etcd.snapshot();
@@ -185,7 +185,7 @@ fn an_etcd_with_tls_refuses_clients_without_its_certificate() {
     etcd.put("a", "1");
     let with = |tls| get(etcd.endpoint(0), ConnectOptions::new().with_tls(tls), "a");
     assert_eq!(with(etcd.tls().for_client()), Ok(1));
-    // The client sees a connection that is closed; why is in the log of etcd.
+    // The client sees a closed connection; the reason is in the log of etcd.
     let log_says = |text: &str| eventually("etcd says why", || etcd.log(0).contains(text).then_some(()));
     with(etcd.tls().without_client()).expect_err("etcd wants a certificate");
     log_says("client didn't provide a certificate");
@@ -241,7 +241,7 @@ fn a_link_that_is_cut_loses_everything_and_says_nothing() {
     exchange(&mut server, &mut client);
 }
 
-/// A link can be cut while one end does not read what is on its way to it.
+/// A link can be cut while one end does not read the data on its way to it.
 #[test]
 fn a_link_is_cut_while_it_is_full() {
     let target = TcpListener::bind("127.0.0.1:0").expect("a free port");

@@ -1,4 +1,4 @@
-//! The ways to register a node without the agent, against a real etcd.
+//! The documented ways to register a node without the agent, against a real etcd.
 
 use std::process::{Command, Stdio};
 
@@ -6,10 +6,10 @@ use crate::support::agent::{Agent, is, is_gone, record, recorded};
 use crate::support::etcd::Etcd;
 use crate::support::eventually;
 
-/// How often a lease is seen to get its time back before it counts as kept.
+/// How many refreshes of a lease prove that it is kept alive.
 const REFRESHES: usize = 3;
 
-/// The example as a command, for one node.
+/// The example's command, for one node.
 fn example(program: &str, etcd: &Etcd) -> Command {
     let file = format!("{}/examples/register.{program}", env!("CARGO_MANIFEST_DIR"));
     let mut command = Command::new(if program == "sh" { "sh" } else { "php" });
@@ -18,7 +18,7 @@ fn example(program: &str, etcd: &Etcd) -> Command {
     command
 }
 
-/// Waits until a lease was refreshed some times.
+/// Waits until a lease was refreshed several times.
 fn is_kept(etcd: &Etcd, lease: i64) {
     let (mut before, mut refreshes) = (0, 0);
     eventually("the lease is refreshed", || {
@@ -81,7 +81,7 @@ fn both_scripts_register_and_deregister_step_by_step() {
         assert_eq!(is(&etcd, "web/web-1", "up").lease.to_string(), other);
         assert_ne!(other, lease);
 
-        // A key that another has written in the meantime stays.
+        // A key that another client has written meanwhile stays.
         let stranger = etcd.grant(60);
         let (old, _, _) = step(&etcd, "register", "");
         assert_eq!(old, Some(0));

@@ -1,4 +1,4 @@
-//! Nodes that hang, die, refuse and come back: what clients and purges see of it.
+//! Nodes that hang, die, refuse and return: the effects on clients and purges.
 
 use std::time::{Duration, Instant};
 
@@ -8,18 +8,18 @@ use crate::support::faults::{fail_purges, purges_can_fail, second_refuses_clearc
 use crate::support::fleet::{Fleet, Plan};
 use crate::support::reader::{Outage, Reader};
 
-/// `purge.ack_timeout` of the fleets here, and how much longer the answer may take where a node hangs. The next one has to
-/// come in less than half the time: nobody waits for a node that is fenced.
+/// `purge.ack_timeout` of the fleets here, and the tolerance of an answer if a node hangs. The next answer has to come
+/// in less than half the time: a fenced node is not waited for.
 const ACK_TIMEOUT: Duration = Duration::from_secs(1);
 const GRACE: Duration = Duration::from_millis(100);
 
 /// The time between two health checks, of both roles.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// How many pages there are: enough for each Varnish to have some of them.
+/// The number of pages: enough for each Varnish to have some of them.
 const PAGES: u64 = 30;
 
-/// The shop changes all pages and says so, as after an import. Returns the answer and how long it took.
+/// Changes all pages and purges them, as after an import. Returns the answer and how long it took.
 fn change_all(fleet: &Fleet, version: u64) -> (serde_json::Value, Duration) {
     (1..=PAGES).for_each(|page| fleet.shop.set(page, version));
     let began = Instant::now();
@@ -43,7 +43,7 @@ fn is_up(fleet: &Fleet, node: &str) -> bool {
     fleet.clearcoat.node(node)["health"] == "up"
 }
 
-/// The second of three Varnish hangs, two purges go out, it runs again. Returns how long the purges took.
+/// The second of three Varnish nodes hangs, two purges are sent, it resumes. Returns how long the purges took.
 fn hang_and_catch_up(fleet: &Fleet, reader: &Reader, version: u64) -> (Duration, Duration) {
     fleet.varnish[1].hang();
     let (first_answer, first) = change_all(fleet, version - 1);
@@ -55,7 +55,7 @@ fn hang_and_catch_up(fleet: &Fleet, reader: &Reader, version: u64) -> (Duration,
         assert_eq!(answer["applied"], serde_json::json!(["varnish-1", "varnish-3"]));
     }
 
-    // Every page is read, those too that the hung node would have served.
+    // Every page is read, including those of the hung node.
     let reads = reader.reads();
     eventually("every page was read again", || (reader.reads() > reads + PAGES).then_some(()));
     let node = fleet.clearcoat.node("varnish-2");
@@ -63,7 +63,7 @@ fn hang_and_catch_up(fleet: &Fleet, reader: &Reader, version: u64) -> (Duration,
     let behind = good_answers(fleet, "edge", "varnish-2");
     fleet.varnish[1].resume();
     eventually("the node has caught up", || {
-        // In this order: what was served before the node was current is in the first number already.
+        // In this order: answers from before the node was current are already in the first number.
         let served = good_answers(fleet, "edge", "varnish-2") > behind;
         let current = fleet.clearcoat.node("varnish-2")["current"] == true;
         assert!(current || !served, "the node got traffic before it had caught up");
@@ -77,12 +77,12 @@ fn hang_and_catch_up(fleet: &Fleet, reader: &Reader, version: u64) -> (Duration,
 }
 
 #[test]
-fn a_hung_varnish_costs_one_purge_its_timeout_and_serves_nothing_until_it_has_caught_up() {
+fn a_hung_varnish_costs_one_purge_timeout_and_serves_once_caught_up() {
     let fleet = Fleet::start(&Plan::default());
     (1..=PAGES).for_each(|page| fleet.warm(&format!("/p/{page}")));
     let reader = Reader::start(fleet.clearcoat.edge, PAGES, Outage::None);
     serves_again(&fleet, "edge", "varnish-2");
-    // On a machine that is busy with something else, an answer can be late once; one that is always late is ours.
+    // On a busy machine a single answer can be late; if one is late in every round, the fault is ours.
     let rounds = (1..=3).map(|round| hang_and_catch_up(&fleet, &reader, 2 * round));
     let in_time = |(first, second): &(Duration, Duration)| {
         assert!(*first > ACK_TIMEOUT - GRACE, "the first purge took {first:?}: nobody waited for the node that hangs");
@@ -93,7 +93,7 @@ fn a_hung_varnish_costs_one_purge_its_timeout_and_serves_nothing_until_it_has_ca
 }
 
 #[test]
-fn a_varnish_that_is_well_but_misses_a_purge_serves_nothing_until_it_has_it() {
+fn a_healthy_varnish_that_misses_a_purge_does_not_serve_until_it_has_it() {
     let fleet = Fleet::start(&Plan { varnish: 2, vcl: purges_can_fail, ..Plan::default() });
     (1..=PAGES).for_each(|page| fleet.warm(&format!("/p/{page}")));
     let reader = Reader::start(fleet.clearcoat.edge, PAGES, Outage::None);
@@ -128,7 +128,7 @@ fn a_dead_varnish_is_out_within_two_checks_and_comes_back_up_to_date() {
     println!("a dead Varnish was out after {noticed:?}");
     assert!(noticed < 2 * INTERVAL, "it took {noticed:?} to notice a dead node");
 
-    // Nobody waits for it, though it has not got the purge.
+    // It is not waited for, though it lacks the purge.
     let (answer, took) = change_all(&fleet, 1);
     reader.promise(1);
     assert_eq!(answer["fenced"], serde_json::json!(["varnish-2"]));
@@ -147,7 +147,7 @@ fn a_dead_varnish_is_out_within_two_checks_and_comes_back_up_to_date() {
 #[test]
 fn a_web_node_that_is_ill_or_dead_gets_no_requests_and_no_client_notices() {
     let mut fleet = Fleet::start(&Plan { varnish: 1, ..Plan::default() });
-    // More pages than anybody reads: every read is one for the web nodes.
+    // More pages than are ever read: every read is one for the web nodes.
     let reader = Reader::start(fleet.clearcoat.edge, u64::MAX, Outage::None);
     serves_again(&fleet, "origin", "web-1");
 
@@ -155,7 +155,7 @@ fn a_web_node_that_is_ill_or_dead_gets_no_requests_and_no_client_notices() {
     eventually("the ill node is out", || (!is_up(&fleet, "web-1")).then_some(()));
     let reason = fleet.clearcoat.node("web-1")["reason"].as_str().expect("a text").to_owned();
     assert!(reason.contains("/health_check.php answered 500"), "{reason}");
-    // What was under way when the node went out is counted by the time the other one has answered some more.
+    // Requests in flight when the node went out are counted by the time the other one has answered some more.
     (0..2).for_each(|_| serves_again(&fleet, "origin", "web-2"));
     let before = good_answers(&fleet, "origin", "web-1");
     (0..10).for_each(|_| serves_again(&fleet, "origin", "web-2"));
@@ -175,7 +175,7 @@ fn a_web_node_that_is_ill_or_dead_gets_no_requests_and_no_client_notices() {
     reader.stop();
 }
 
-/// One Varnish that is up, has page 1 in its cache as of version 0, and was fenced by a purge of it.
+/// One healthy Varnish that has page 1 in its cache as of version 0, and was fenced by a purge of it.
 fn all_behind(config: &'static str) -> Fleet {
     let fleet = Fleet::start(&Plan { varnish: 1, web: 1, config, vcl: purges_can_fail, ..Plan::default() });
     fleet.warm("/p/1");
@@ -190,7 +190,7 @@ fn all_behind(config: &'static str) -> Fleet {
     fleet
 }
 
-/// The fault is over: the Varnish catches up and serves what is new.
+/// The fault is over: the Varnish catches up and serves the new page.
 fn assert_recovers(fleet: &Fleet) {
     fail_purges(fleet, "varnish-1", false);
     eventually("the node has caught up", || (fleet.clearcoat.node("varnish-1")["current"] == true).then_some(()));
@@ -217,7 +217,7 @@ fn while_all_are_behind_clients_are_refused_where_that_is_wanted() {
 }
 
 #[test]
-fn while_all_are_behind_old_pages_are_served_and_counted_where_that_is_wanted() {
+fn while_all_are_behind_old_pages_are_served_and_counted_if_configured() {
     let fleet = all_behind("[edge]\nlisten = [\"127.0.0.1:0\"]\nwhen_all_behind = \"serve\"\n");
     let page = fleet.get("/p/1");
     assert_eq!((page.status, page.text(), page.cache()), (200, "0", "HIT"), "{page:?}");
@@ -241,7 +241,7 @@ fn a_varnish_whose_acl_refuses_purges_is_down_and_says_what_to_change() {
         let answer = get(fleet.clearcoat.edge, &format!("/p/{page}")).expect("an answer");
         assert_eq!((answer.status, answer.cache()), (200, "MISS"), "page {page}");
     }
-    // A request is counted when it is over, which is a moment after its answer has arrived.
+    // A request is counted slightly after its answer has arrived.
     eventually("the first one has answered all", || {
         (good_answers(&fleet, "edge", "varnish-1") == PAGES as f64).then_some(())
     });

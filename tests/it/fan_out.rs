@@ -1,4 +1,4 @@
-//! A fleet that is larger than one machine can run: simulated nodes.
+//! A fleet larger than one machine can run: simulated nodes.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The three forms in which a Varnish is told, against real varnishd: what is purged is gone, everything else is not.
+//! The three forms of purges, against real varnishd: purged pages are gone, all others stay.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::support::fleet::{Fleet, Plan};
 const PAGES: u64 = 40;
 const ROUNDS: usize = 6;
 
-/// Tags as shops have them, with many that resemble each other.
+/// Tags as in shops, many of which are similar.
 fn plain_tag(random: &mut fastrand::Rng) -> String {
     let kind = random.choice(["cat_p", "cat_c", "cat_c_p", "cms_b", "store"]).expect("a kind");
     match random.u8(..8) {
@@ -23,13 +23,13 @@ fn plain_tag(random: &mut fastrand::Rng) -> String {
     }
 }
 
-/// And a few as no shop should have them, which are tags all the same.
+/// And a few unusual ones, which are valid all the same.
 fn any_tag(random: &mut fastrand::Rng) -> String {
     match random.u8(..12) {
         0 => format!("cms b {}", random.u32(..4)),
         1 => format!("größe:{}", random.u32(..4)),
         2 => format!("b#'{}=/", random.u32(..4)),
-        // Each the beginning of the next.
+        // Each is a prefix of the next.
         3 => "a".repeat(random.usize(1..60)),
         _ => plain_tag(random),
     }
@@ -43,7 +43,7 @@ fn joined(tags: &BTreeSet<String>, between: &str) -> String {
     tags.iter().cloned().collect::<Vec<_>>().join(between)
 }
 
-/// Fills a fleet with pages of random tags, purges random sets of tags, and looks at every page of every Varnish.
+/// Fills a fleet with pages of random tags, purges random sets of tags, and checks every page on every Varnish.
 fn purge_at_random(plan: &Plan, a_tag: fn(&mut fastrand::Rng) -> String) -> Fleet {
     let seed = fastrand::u64(..);
     println!("seed {seed}");
@@ -56,12 +56,12 @@ fn purge_at_random(plan: &Plan, a_tag: fn(&mut fastrand::Rng) -> String) -> Flee
         fleet.warm(&path(page));
     }
     for round in 0..ROUNDS {
-        // All are in the cache. A page is served a moment before vmod_xkey has it in its index; by the time that the
+        // All pages are cached. A page is served a moment before vmod_xkey has it in its index; by the time that the
         // others have been read once more, it has.
         for page in 0..pages.len() {
             fleet.warm(&path(page));
         }
-        // Sent without waiting for answers, so that some of them gather in one batch.
+        // Sent without waiting for answers, so that some of them are batched.
         let purges: Vec<BTreeSet<String>> =
             (0..3).map(|_| some_tags(&mut random, 80, a_tag)).filter(|tags| !tags.is_empty()).collect();
         let mut connection = Connection::open(fleet.clearcoat.purge).expect("a connection");
@@ -104,7 +104,7 @@ fn a_trie_drops_the_pages_with_a_purged_tag_and_no_others() {
 #[test]
 fn keys_drop_the_pages_with_a_purged_tag_and_no_others() {
     let fleet = purge_at_random(&plan(Delivery::Xkey), any_tag);
-    // The answer knows how many, which no ban does.
+    // The answer has the number of dropped objects, which bans do not report.
     fleet.shop.set_tags(0, "the_only_one");
     purge(fleet.clearcoat.purge, ".*").expect("an answer");
     // A page is served a moment before it is in the index of keys, so the first count can be too low.
@@ -114,7 +114,7 @@ fn keys_drop_the_pages_with_a_purged_tag_and_no_others() {
     });
 }
 
-/// What elgentos/magento2-varnish-extended makes of Magento's pattern: words, for vmod_xkey.
+/// Parses Magento's pattern as elgentos/magento2-varnish-extended does: words, for vmod_xkey.
 fn takes_the_pattern_apart(vcl: &str, _: &str, _: &Path) -> String {
     let addition = r#"
 import std;
@@ -140,18 +140,18 @@ sub vcl_synth {
 }
 
 #[test]
-fn a_vcl_that_takes_magentos_pattern_apart_drops_the_pages_with_a_purged_tag_and_no_others() {
+fn a_vcl_that_parses_magentos_pattern_drops_exactly_the_purged_pages() {
     purge_at_random(&Plan { vcl: takes_the_pattern_apart, ..plan(Delivery::MagentoPlain) }, plain_tag);
 }
 
 #[test]
-fn magentos_pattern_as_a_ban_drops_the_pages_with_a_purged_tag_and_no_others() {
+fn magentos_pattern_as_a_ban_drops_exactly_the_purged_pages() {
     purge_at_random(&plan(Delivery::MagentoPlain), any_tag);
 }
 
 #[test]
-fn a_node_whose_vcl_knows_no_keys_is_told_what_to_change_and_gets_no_traffic() {
-    // It takes the purge for one of the URL `/`, and says that it is done.
+fn a_node_whose_vcl_lacks_xkey_gets_no_traffic_and_the_fix_is_logged() {
+    // It treats the purge as one of the URL `/`, and reports success.
     let vcl: fn(&str, &str, &Path) -> String = |vcl, _, _| {
         let recv = "import std;\nsub vcl_recv { if (req.method == \"PURGE\" && !req.http.X-Magento-Tags-Pattern \
                     && req.url == \"/\" && req.http.xkey-purge) { return (synth(200, \"Purged\")); } }\n";

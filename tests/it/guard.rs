@@ -1,4 +1,4 @@
-//! The guard on the origin path: a page that was rendered before a purge and comes to Varnish after it.
+//! The guard on the origin path: a page rendered before a purge that reaches Varnish after it.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,13 +15,13 @@ fn ours(vcl: &str, _id: &str, _folder: &Path) -> String {
     vcl.to_owned()
 }
 
-/// Magento's own: our backend and ACL, its subroutines.
+/// Magento's own VCL: our backend and ACL, its subroutines.
 fn stock(vcl: &str, _id: &str, _folder: &Path) -> String {
     let (before, _) = vcl.split_once("sub vcl_recv").expect("a backend and an ACL before the subroutines");
     before.to_owned() + include_str!("data/magento-stock.vcl")
 }
 
-/// Ours, but for what keeps it from asking whether a page has changed.
+/// Our VCL, without the part that prevents revalidation.
 fn revalidating(vcl: &str, _id: &str, _folder: &Path) -> String {
     let vcl = vcl.replace("unset bereq.http.If-None-Match;", "").replace("unset bereq.http.If-Modified-Since;", "");
     assert!(!vcl.contains("unset bereq.http.If-"), "{vcl}");
@@ -47,8 +47,8 @@ fn said(answer: &Answer) -> (&str, &str) {
     (answer.cache(), answer.text())
 }
 
-/// A page is rendered in its version 0; then it changes to 1 and `purge` is answered; then somebody else asks for it,
-/// and waits in Varnish for the same fetch; then the render comes. Gives what the two got.
+/// A page is rendered in version 0; then it changes to 1 and `purge` is answered; then a second client requests it, and
+/// waits in Varnish for the same fetch; then the render arrives. Returns both answers.
 fn overtake(fleet: &Fleet, page: u64, purge: impl Fn()) -> [Answer; 2] {
     let (path, shop, varnish) = (&*format!("/p/{page}"), &fleet.shop, &fleet.varnish[0]);
     std::thread::scope(|scope| {
@@ -65,7 +65,7 @@ fn overtake(fleet: &Fleet, page: u64, purge: impl Fn()) -> [Answer; 2] {
     })
 }
 
-/// Purges page 1 to 5 in every way there is, each while it is rendered.
+/// Purges page 1 to 5 in every way, each while it is rendered.
 fn assert_no_old_page_is_stored(fleet: &Fleet, ways: &[(&str, &str)]) {
     for (page, (target, headers)) in (1..).zip(ways) {
         let [first, second] = overtake(fleet, page, || purge(fleet, target, headers));
@@ -125,8 +125,8 @@ fn without_the_guard_the_old_page_stays() {
     assert_eq!(marked(&fleet), 0.0);
 }
 
-/// A page in the cache grows too old; Varnish asks whether it has changed, and hears that it has not; but before that
-/// answer comes, the page changes and is purged. Gives what a reader sees from then on.
+/// A cached page expires; Varnish revalidates it and is answered 304; but before that answer arrives, the page changes
+/// and is purged. Returns what a reader sees from then on.
 fn revalidate(fleet: &Fleet, purged: &str) -> Answer {
     let shop = &fleet.shop;
     shop.revalidated.store(true, Ordering::SeqCst);
@@ -140,7 +140,7 @@ fn revalidate(fleet: &Fleet, purged: &str) -> Answer {
     purge(fleet, "/", &format!("X-Magento-Tags-Pattern: {}\r\n", tag(purged)));
     drop(gate);
     eventually("it heard that the page has not", || (shop.not_modified.load(Ordering::SeqCst) == 1).then_some(()));
-    // What is cached from now on is for good.
+    // Pages cached from now on do not expire.
     shop.revalidated.store(false, Ordering::SeqCst);
     fleet.get("/p/1")
 }
@@ -161,8 +161,8 @@ fn without_the_guard_a_304_does() {
     assert_eq!(revalidate(&fleet, "cat_p_1").text(), "0");
 }
 
-/// A page whose head and first half have come, when its tag is purged; its other half comes after the answer. Varnish
-/// makes an object of a page with ESI only when all of it is here.
+/// A page whose head and first half have arrived when its tag is purged; its other half comes after the answer. Varnish
+/// makes an object of a page with ESI only when it is complete.
 #[test]
 fn a_page_that_is_purged_while_its_body_comes_is_not_stored() {
     const TAGS: &str =

@@ -1,4 +1,4 @@
-//! What becomes of purges, and of caches, when the journal's disk or its history fails.
+//! The effects on purges and caches of a failing disk or history of the journal.
 
 mod disk;
 mod history;

@@ -1,5 +1,5 @@
-//! The integration tests: one binary (linking once costs less than twelve times), against the real program, real
-//! varnishd and real sockets.
+//! The integration tests: one binary (linked once instead of twelve times), against the real program, real varnishd and
+//! real sockets.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed, which is what it is for")]
 #![allow(unreachable_pub, reason = "`support` is written like a library, for the modules beside it")]

@@ -1,5 +1,5 @@
-//! Purges that a Varnish does not take, though it takes others: told to whoever sent them, and no reason to leave a cache
-//! out of traffic. And the other way round: a Varnish that takes nothing has nothing counted in its favour.
+//! Purges that a Varnish refuses, though it accepts others: reported to their sender, without taking the cache out of
+//! traffic. Conversely, a Varnish that accepts no purge gets credit for none.
 
 use std::path::Path;
 use std::thread;
@@ -12,7 +12,7 @@ use crate::support::fleet::{Fleet, Plan};
 
 const NODES: [&str; 2] = ["varnish-1", "varnish-2"];
 
-/// What other people's VCLs make of a `BAN`, by a header that says which.
+/// Reactions of other VCLs to a `BAN`, selected by a header.
 fn takes_bans_in_odd_ways(vcl: &str, _id: &str, _folder: &Path) -> String {
     let rule = "sub vcl_recv {\n    if (req.method == \"BAN\") {\n        \
          if (req.http.X-Odd ~ \"piped\") { return (pipe); }\n        \
@@ -24,7 +24,7 @@ fn takes_bans_in_odd_ways(vcl: &str, _id: &str, _folder: &Path) -> String {
     vcl.replacen("sub vcl_recv {\n", rule, 1).replacen("import std;", "import std;\nimport vtc;", 1)
 }
 
-/// Refuses everything while a file is there, as after the deployment of a wrong ACL.
+/// Refuses everything while a file exists, as after the deployment of a wrong ACL.
 fn second_can_refuse(vcl: &str, id: &str, folder: &Path) -> String {
     if id != "varnish-2" {
         return vcl.to_owned();
@@ -54,7 +54,7 @@ fn all_current(fleet: &Fleet) {
 }
 
 #[test]
-fn a_request_that_no_varnish_takes_is_answered_400_and_takes_none_of_them_out() {
+fn a_request_that_every_varnish_refuses_gets_400_and_disables_none() {
     let fleet = Fleet::start(&Plan { varnish: 2, vcl: takes_bans_in_odd_ways, ack_timeout: "10s", ..Plan::default() });
     assert_eq!(ban(&fleet, "fine").json()["applied"], json!(NODES));
     for odd in ["piped", "refused", "failed", "closed", "stuck"] {
@@ -84,7 +84,7 @@ fn a_request_that_no_varnish_takes_is_answered_400_and_takes_none_of_them_out() 
 }
 
 #[test]
-fn a_url_that_a_varnish_with_a_wrong_acl_refused_is_purged_there_when_the_acl_is_right() {
+fn a_url_refused_by_a_wrong_acl_is_purged_once_the_acl_is_right() {
     let fleet = Fleet::start(&Plan { varnish: 2, vcl: second_can_refuse, ..Plan::default() });
     let pages: Vec<String> = (1..=9).map(|page| format!("/p/{page}")).collect();
     pages.iter().for_each(|page| fleet.warm(page));

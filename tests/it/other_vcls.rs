@@ -1,4 +1,4 @@
-//! Varnish nodes whose VCL is neither ours nor Magento's: other words, other methods, purgers known by a key.
+//! Varnish nodes with VCLs other than ours or Magento's: other headers, other methods, authorisation by a key.
 
 use std::path::Path;
 
@@ -9,8 +9,7 @@ use crate::support::client::{Answer, exchange, get};
 use crate::support::eventually;
 use crate::support::fleet::{Fleet, Plan};
 
-/// A VCL with these subroutines and the backend and the ACL (`purge`) of ours. Pages say whether they were hits, as
-/// with ours.
+/// A VCL with these subroutines and our backend and ACL (`purge`). Pages say whether they were hits, as with ours.
 fn vcl_of(ours: &str, subroutines: &str) -> String {
     let block = |begin: &str| {
         let from = &ours[ours.find(begin).expect("it is in our VCL")..];
@@ -22,7 +21,7 @@ fn vcl_of(ours: &str, subroutines: &str) -> String {
     format!("vcl 4.1;\nimport std;\n{backend}{acl}{subroutines}{deliver}")
 }
 
-/// In the shape of FOSHttpCache: `BAN` by headers of its own, `PURGEKEYS` by vmod_xkey, `URIBAN` by path, `PURGE` by URL.
+/// In the style of FOSHttpCache: `BAN` by its own headers, `PURGEKEYS` by vmod_xkey, `URIBAN` by path, `PURGE` by URL.
 fn many_methods(ours: &str, _: &str, _: &Path) -> String {
     let subroutines = r#"
 import xkey;
@@ -47,7 +46,7 @@ sub vcl_backend_response {
     vcl_of(ours, subroutines)
 }
 
-/// With vmod_purge, as Varnish's manual has it: a page that is not there is a 404.
+/// With vmod_purge, as in Varnish's manual: an uncached page is a 404.
 fn says_not_in_cache(ours: &str, _: &str, _: &Path) -> String {
     let subroutines = r#"
 import purge;
@@ -56,7 +55,7 @@ sub gone { if (req.method == "PURGE") { set req.http.n = purge.hard(); if (req.h
 sub vcl_hit { call gone; }
 sub vcl_miss { call gone; }
 "#;
-    // A backend, an ACL and a vmod share one set of names.
+    // A backend, an ACL and a vmod share one namespace.
     vcl_of(ours, subroutines)
         .replace("acl purge", "acl purgers")
         .replace("client.ip !~ purge)", "client.ip !~ purgers)")
@@ -79,19 +78,19 @@ fn assert_gone(fleet: &Fleet, request: &str, gone: &[&str], stay: &[&str]) {
 }
 
 #[test]
-fn the_methods_of_a_vcl_of_ones_own_reach_every_varnish_as_they_came_and_pass_no_edge() {
+fn custom_purge_methods_reach_every_varnish_unchanged_and_pass_no_edge() {
     let config = "[purge]\nlisten = [\"127.0.0.1:0\"]\nack_timeout = \"20s\"\n\
                   methods = [\"PURGE\", \"BAN\", \"PURGEKEYS\", \"URIBAN\", \"FLUSHPATH\"]\n";
     let fleet = Fleet::start(&Plan { varnish: 2, web: 1, config, vcl: many_methods, ..Plan::default() });
-    // The harness reads pages by the address of each Varnish.
+    // The harness reads pages under the address of each Varnish.
     let pages = ["/p/1", "/p/2"];
     let keys = "PURGEKEYS / HTTP/1.1\r\nHost: shop.test\r\nxkey-purge: cat_p_1\r\n\r\n";
     assert_gone(&fleet, keys, &pages[..1], &pages[1..]);
     assert_gone(&fleet, "URIBAN /p/2 HTTP/1.1\r\nHost: shop.test\r\n\r\n", &pages[1..], &pages[..1]);
-    // No other header, and none at all.
+    // With no other header, and with none at all.
     assert_gone(&fleet, "URIBAN /p/2 HTTP/1.0\r\n\r\n", &pages[1..], &pages[..1]);
 
-    // What a VCL refuses, its sender is told.
+    // A VCL's refusal is passed on to the sender.
     let refused = asked(&fleet, "PURGEKEYS / HTTP/1.1\r\nHost: a\r\nX-Other: 1\r\n\r\n");
     assert_eq!(refused.status, 400, "{refused:?}");
     let unknown = asked(&fleet, "REFRESH / HTTP/1.1\r\nHost: a\r\n\r\n");
@@ -102,7 +101,7 @@ fn the_methods_of_a_vcl_of_ones_own_reach_every_varnish_as_they_came_and_pass_no
             assert_eq!(exchange(listener, request).expect("an answer").status, 405, "{method}");
         }
     }
-    // Of these nobody has heard, so they may be anything.
+    // Unknown methods may be anything.
     let request = "FLUSHPATHS /p/1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
     assert_ne!(exchange(fleet.clearcoat.edge, request).expect("an answer").status, 405);
 }
@@ -134,14 +133,14 @@ fn a_page_that_is_not_in_a_cache_is_gone() {
         let request = "GET /p/1 HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n\r\n";
         exchange(fleet.varnish[varnish].address, request).expect("an answer").cache().to_owned()
     };
-    // Only one of two has it, as with a page that the edge keeps on one node.
+    // Only one of two has it, like a page that the edge keeps on one node.
     assert_eq!((get(0).as_str(), get(0).as_str()), ("MISS", "HIT"));
     let answer = asked(&fleet, "PURGE /p/1 HTTP/1.1\r\nHost: shop.test\r\n\r\n");
     assert_eq!((answer.status, answer.json()["applied"].as_array().map(Vec::len)), (200, Some(2)), "{answer:?}");
     assert_eq!((get(0).as_str(), get(1).as_str()), ("MISS", "MISS"));
 }
 
-/// Magento's own: our backend and ACL, its subroutines. Pages have no pool.
+/// Magento's own VCL: our backend and ACL, its subroutines. Pages have no pool.
 fn stock(ours: &str, _: &str, _: &Path) -> String {
     let (before, _) = ours.split_once("sub vcl_recv").expect("a backend and an ACL before the subroutines");
     before.to_owned()
@@ -150,7 +149,7 @@ fn stock(ours: &str, _: &str, _: &Path) -> String {
 }
 
 #[test]
-fn a_purge_of_everything_takes_pages_without_tags_too_and_says_where_it_cannot() {
+fn a_purge_of_everything_includes_untagged_pages_or_says_it_cannot() {
     for knows in [true, false] {
         let vcl = if knows { |ours: &str, _: &str, _: &Path| ours.to_owned() } else { stock };
         let fleet = Fleet::start(&Plan { varnish: 2, web: 1, vcl, ..Plan::default() });
@@ -167,14 +166,14 @@ fn a_purge_of_everything_takes_pages_without_tags_too_and_says_where_it_cannot()
     }
 }
 
-/// Who may purge is known by a key, and an address says nothing.
+/// Purges are authorised by a key, not by an address.
 fn known_by_key(ours: &str, _: &str, _: &Path) -> String {
     let guarded = "if (req.method == \"PURGE\") { if (req.http.X-Purge-Key != \"s3cret 1\") { return (synth(405)); }";
     stock(&ours.replace("client.ip", "server.ip"), "", Path::new("")).replace("if (req.method == \"PURGE\") {", guarded)
 }
 
 #[test]
-fn a_vcl_that_knows_purgers_by_a_key_gets_it_from_a_file_and_nobody_sees_it() {
+fn a_vcl_that_wants_a_key_gets_it_from_a_file_and_it_stays_secret() {
     let file = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(file.path(), "old\n").expect("written");
     let config = format!(
@@ -194,7 +193,7 @@ fn a_vcl_that_knows_purgers_by_a_key_gets_it_from_a_file_and_nobody_sees_it() {
     fleet.clearcoat.ready();
     fleet.clearcoat.current();
     fleet.warm("/p/1");
-    // A key of the sender's own changes nothing, and goes nowhere.
+    // A key sent by the client has no effect, and is not forwarded.
     let request =
         "PURGE / HTTP/1.1\r\nHost: a\r\nX-Magento-Tags-Pattern: ((^|,)cat_p_1(,|$))\r\nX-Purge-Key: guess\r\n\r\n";
     assert_eq!(asked(&fleet, request).json()["applied"].as_array().map(Vec::len), Some(2));
@@ -209,8 +208,8 @@ fn a_vcl_that_knows_purgers_by_a_key_gets_it_from_a_file_and_nobody_sees_it() {
     }
 }
 
-/// Takes the words out of Magento's own pattern and purges by key, as elgentos/magento2-varnish-extended does: of a
-/// pattern that is written otherwise it finds no tag, and says that it is done.
+/// Parses Magento's pattern and purges by key, as elgentos/magento2-varnish-extended does: it finds no tag in a pattern
+/// written differently, and reports success.
 fn takes_words(ours: &str, _: &str, _: &Path) -> String {
     let subroutines = r#"
 import xkey;
@@ -229,7 +228,7 @@ sub vcl_synth { if (req.method == "PURGE") { synthetic({"{"invalidated": 1}"}); 
     vcl_of(ours, subroutines)
 }
 
-/// Keeps nothing.
+/// Caches nothing.
 fn passes(ours: &str, _: &str, _: &Path) -> String {
     stock(ours, "", Path::new("")).replace("return (hash);", "return (pass);")
 }
@@ -243,7 +242,7 @@ fn tried(fleet: &Fleet, state: &str) -> Vec<serde_json::Value> {
 }
 
 #[test]
-fn a_varnish_with_another_delivery_than_its_vcl_wants_is_found_out_and_serves_nobody() {
+fn a_varnish_with_the_wrong_delivery_is_detected_and_does_not_serve() {
     for configured in [Delivery::Magento, Delivery::Xkey] {
         let plan = Plan { varnish: 2, web: 1, vcl: takes_words, delivery: configured, ..Plan::default() };
         let fleet = Fleet::start(&plan);
@@ -254,7 +253,7 @@ fn a_varnish_with_another_delivery_than_its_vcl_wants_is_found_out_and_serves_no
             let metric = format!("clearcoat_node_trial_failed{{node={}}}", node["id"]);
             assert!((fleet.clearcoat.metric(&metric) - 1.0).abs() < f64::EPSILON);
         }
-        // Past the caches: no Varnish has seen it.
+        // Past the caches: no Varnish has handled it.
         assert_eq!(fleet.get("/p/1").header("X-Magento-Cache-Debug"), None);
         assert_eq!(fleet.clearcoat.log().count("purges do not take pages out of this Varnish"), 2);
         let config =
@@ -279,7 +278,7 @@ fn a_varnish_that_carries_out_purges_passes_its_trial() {
         let head = fleet.clearcoat.fleet()["head"].clone();
         let nodes = tried(&fleet, "passed");
         assert_eq!((&nodes[0]["trial_finding"], &nodes[0]["trial_fenced"]), (&"".into(), &false.into()));
-        // It went past the journal, and past the shop.
+        // The trial bypassed the journal and the shop.
         assert_eq!(fleet.clearcoat.fleet()["head"], head);
     }
 }

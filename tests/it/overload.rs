@@ -1,4 +1,4 @@
-//! The bounds of the purge listener: connections, and purges under way.
+//! The limits of the purge listener: connections, and concurrent purges.
 
 use std::time::{Duration, Instant};
 
@@ -9,14 +9,14 @@ use crate::support::eventually;
 use crate::support::faults::{fail_purges, purges_can_fail};
 use crate::support::fleet::{Fleet, Plan};
 
-/// As many purges as may be under way, and more connections than there may be.
+/// The most concurrent purges, and more connections than allowed.
 const UNDER_WAY: usize = clearcoat::purge_api::MAX_UNDER_WAY;
 const CONNECTIONS: usize = 2100;
 
-/// How long Magento waits for an answer.
+/// Magento's timeout for an answer.
 const MAGENTO_WAITS: Duration = Duration::from_secs(10);
 
-/// As many open files as this process and its children may have.
+/// Raises the limit of open files of this process and its children to the maximum.
 fn allow_many_files() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
@@ -40,12 +40,12 @@ fn connections_that_want_nothing_keep_no_purge_out() {
 #[test]
 fn a_purge_too_many_is_not_accepted_and_told_to_come_again() {
     allow_many_files();
-    // One address has fewer connections than there may be purges under way.
+    // One address may have fewer connections than there may be concurrent purges.
     let config = "[purge]\nlisten = [\"127.0.0.1:0\", \"127.0.0.1:0\", \"127.0.0.1:0\"]\nack_timeout = \"60s\"\n";
     let fleet =
         Fleet::start(&Plan { varnish: 1, web: 0, config, journal: "memory", vcl: purges_can_fail, ..Plan::default() });
     fleet.clearcoat.current();
-    // In memory it begins after a gap.
+    // A journal in memory begins after a gap.
     let first = fleet.clearcoat.fleet()["head"].as_u64().expect("a position");
     fail_purges(&fleet, "varnish-1", true);
     let addresses = fleet.clearcoat.listening("purge");

@@ -1,4 +1,4 @@
-//! Patterns against a real varnishd: what is accepted harms no worker and finds what it should, whatever tags a page has.
+//! Patterns against a real varnishd: accepted ones harm no worker and match correctly, whatever tags a page has.
 
 use crate::support::client::{Answer, exchange, get, purge};
 use crate::support::fleet::{Fleet, Plan};
@@ -7,7 +7,7 @@ fn one() -> Fleet {
     Fleet::start(&Plan { varnish: 1, web: 1, ack_timeout: "20s", ..Plan::default() })
 }
 
-/// Sends a pattern, reads every page, and says with which status it was answered. No worker may have ended.
+/// Sends a pattern, reads every page, and returns the status of the purge. No worker may have died.
 fn harmless(fleet: &Fleet, pattern: &str) -> u16 {
     let pages = ["/p/1", "/p/2", "/p/3"];
     pages.iter().for_each(|page| fleet.warm(page));
@@ -20,7 +20,7 @@ fn harmless(fleet: &Fleet, pattern: &str) -> u16 {
     answer.status
 }
 
-/// A page of 50 KiB of tags, one that provokes repeats, and one with a tag that is no UTF-8.
+/// A page with 50 KiB of tags, one that provokes repeats, and one with a tag that is not UTF-8.
 fn with_provoking_pages() -> Fleet {
     let fleet = one();
     let list: String = (0..4_500).map(|id| format!("cat_p_{id},")).collect();
@@ -154,7 +154,7 @@ fn requests_that_no_varnish_takes_are_refused_before_the_journal() {
         assert!(answer.json()["error"].as_str().is_some_and(|error| error.contains(text)), "{text}: {answer:?}");
     }
     assert_eq!(fleet.clearcoat.fleet()["head"], 0);
-    // What is within the limits is taken: Varnish itself answers.
+    // A pattern within the limits is accepted: Varnish itself answers.
     let answer = ban(&many(46));
     assert!(
         answer.status == 400 && answer.json()["error"].as_str().is_some_and(|error| error.contains("405")),

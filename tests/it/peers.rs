@@ -1,4 +1,4 @@
-//! Several clearcoats before one fleet, each with a journal of its own, which tell each other.
+//! Several clearcoats in front of one fleet, each with its own journal, which notify each other.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::support::varnish::signal;
 
 /// Two clearcoats, two Varnish nodes, no etcd.
 fn plan() -> Plan {
-    // Longer than anything takes on a busy machine: who is named has not answered at all.
+    // Longer than anything takes on a busy machine: a replica named as unconfirmed has not answered at all.
     Plan { varnish: 2, replicas: 2, ack_timeout: "15s", ..Plan::default() }
 }
 
@@ -28,19 +28,19 @@ fn purge_by(clearcoat: &Clearcoat, name: &str) -> serde_json::Value {
     answer.json()
 }
 
-/// What one says of itself, or of another one.
+/// A clearcoat's status entry of itself or of another one.
 fn view(clearcoat: &Clearcoat, id: &str) -> serde_json::Value {
     let fleet = clearcoat.fleet();
     let replicas = fleet["replicas"].as_array().expect("replicas").clone();
     replicas.into_iter().find(|replica| replica["id"] == id).unwrap_or_default()
 }
 
-/// Waits until nothing is unconfirmed when one purges.
+/// Waits until a purge leaves no replica unconfirmed.
 fn all_confirm(clearcoat: &Clearcoat) {
     eventually("all others confirm", || purge_by(clearcoat, "nothing")["unconfirmed"].is_null().then_some(()));
 }
 
-/// Starts a clearcoat again whose configuration has changed.
+/// Restarts a clearcoat with a changed configuration.
 fn restart_with(clearcoat: &mut Clearcoat, before: &str, after: &str) {
     let config = clearcoat.config();
     assert!(config.contains(before), "{config}");
@@ -49,7 +49,7 @@ fn restart_with(clearcoat: &mut Clearcoat, before: &str, after: &str) {
 }
 
 #[test]
-fn a_purge_that_one_answers_holds_behind_all_of_them_without_a_journal_in_common() {
+fn a_purge_answered_by_one_holds_behind_all_without_a_shared_journal() {
     for journal in ["disk", "memory"] {
         let mut fleet = Fleet::start(&Plan { journal, ..plan() });
         fleet.warm("/p/1");
@@ -70,14 +70,14 @@ fn a_purge_that_one_answers_holds_behind_all_of_them_without_a_journal_in_common
             }
         }
         readers.into_iter().for_each(Reader::stop);
-        // Each has each purge once, and nobody has told on what it was told.
+        // Each has each purge once: no replica has passed on a purge that it was told.
         let new: Vec<u64> = heads(&fleet).iter().zip(at_first).map(|(head, at_first)| head - at_first).collect();
         assert_eq!(new, [20, 20]);
     }
 }
 
 #[test]
-fn one_that_was_away_gets_what_it_missed_before_its_edge_opens_though_the_teller_was_restarted_too() {
+fn a_returning_replica_catches_up_before_its_edge_opens() {
     let mut fleet = Fleet::start(&plan());
     fleet.warm("/p/1");
     all_confirm(&fleet.clearcoat);
@@ -93,7 +93,7 @@ fn one_that_was_away_gets_what_it_missed_before_its_edge_opens_though_the_teller
     fleet.clearcoat.kill();
     fleet.clearcoat.restart();
     fleet.clearcoat.opened();
-    // Not met since, and yet not forgotten.
+    // The peer was not seen since, but is not forgotten.
     let answer = purge_by(&fleet.clearcoat, "cat_p_2");
     assert_eq!(answer["unconfirmed"], serde_json::json!([fleet.others[0].purge.to_string()]), "{answer}");
     let reader = Reader::start(fleet.others[0].edge, 1, Outage::AtFirst);
@@ -104,12 +104,12 @@ fn one_that_was_away_gets_what_it_missed_before_its_edge_opens_though_the_teller
     eventually("the page was read", || (reader.reads() > 20).then_some(()));
     reader.stop();
     all_confirm(&fleet.clearcoat);
-    // All of it, and not one purge of everything.
+    // All purges one by one, not a single purge of everything.
     assert_eq!(fleet.others[0].metric("clearcoat_replica_gaps_total"), 0.0);
 }
 
 #[test]
-fn one_that_has_lost_its_journal_and_one_that_was_away_for_too_long_drop_every_page() {
+fn a_lost_journal_or_too_long_an_absence_drops_every_page() {
     let mut fleet = Fleet::start(&plan());
     all_confirm(&fleet.clearcoat);
     // It has lost its journal.
@@ -142,7 +142,7 @@ fn one_that_has_lost_its_journal_and_one_that_was_away_for_too_long_drop_every_p
 }
 
 #[test]
-fn a_new_one_with_a_new_journal_empties_no_cache_and_tells_those_who_do_not_name_it() {
+fn a_new_replica_empties_no_cache_and_notifies_those_not_naming_it() {
     let mut fleet = Fleet::start(&Plan { replicas: 3, ..plan() });
     all_confirm(&fleet.clearcoat);
     fleet.replica(2).kill();
@@ -160,7 +160,7 @@ fn a_new_one_with_a_new_journal_empties_no_cache_and_tells_those_who_do_not_name
     fleet.shop.set(1, 5);
     purge_by(&fleet.others[1], "cat_p_1");
     fleet.clearcoats().for_each(|clearcoat| assert_eq!(read(clearcoat, "/p/1"), "5"));
-    // One that names only itself is told by the one that names it, and tells it.
+    // A replica configured only with itself still exchanges purges with one that names it.
     fleet.replica(2).kill();
     let (config, own) = (fleet.others[1].config(), fleet.others[1].purge.to_string());
     let start = config.find("peers = [").expect("its peers");
@@ -235,10 +235,10 @@ fn two_of_one_name_are_an_error_at_both_and_it_is_over_when_one_ends() {
             let says_both = addresses.iter().all(|address| problem.contains(address));
             (says_both && clearcoat.metric("clearcoat_replica_same_id") == 1.0).then_some(())
         });
-        // Once of the name and once of the address, however often they meet.
+        // Logged once for the name and once for the address, however often they meet.
         assert!(clearcoat.log().count("is also used by") <= 2);
     }
-    // One of them goes on to serve.
+    // One of them continues to serve.
     let ready = |clearcoat: &Clearcoat| get(clearcoat.admin, "/readyz").expect("an answer");
     let answers: Vec<_> = fleet.clearcoats().map(ready).collect();
     let refused: Vec<_> = answers.iter().filter(|answer| answer.status == 503).collect();
@@ -252,7 +252,7 @@ fn two_of_one_name_are_an_error_at_both_and_it_is_over_when_one_ends() {
 }
 
 #[test]
-fn a_name_that_means_only_oneself_is_nobody_and_one_that_means_nothing_is_named() {
+fn a_name_of_only_oneself_is_ignored_and_an_unresolved_one_is_reported() {
     let mut fleet = Fleet::start(&Plan { varnish: 1, ..plan() });
     fleet.replica(1).kill();
     fleet.clearcoat.kill();
@@ -265,7 +265,7 @@ fn a_name_that_means_only_oneself_is_nobody_and_one_that_means_nothing_is_named(
     fleet.clearcoat.restart();
     fleet.clearcoat.opened();
     let answer = purge_by(&fleet.clearcoat, "cat_p_1");
-    // `localhost` may have an IPv6 address, too, where nobody listens.
+    // `localhost` may also have an IPv6 address without a listener.
     let unconfirmed = answer["unconfirmed"].to_string();
     assert!(!unconfirmed.contains("127.0.0.1"), "{answer}");
     fleet.clearcoat.kill();
@@ -282,7 +282,7 @@ fn a_name_that_means_only_oneself_is_nobody_and_one_that_means_nothing_is_named(
     );
 }
 
-/// What is no replica, or one of an older version.
+/// Not a replica, or one of an older version.
 struct Older(u16, &'static str);
 
 impl Handler for Older {

@@ -6,12 +6,12 @@ use crate::support::client::{Answer, Connection, exchange, get, purge};
 use crate::support::eventually;
 use crate::support::fleet::{Fleet, Plan};
 
-/// What Magento's client wrote, byte for byte.
+/// A request of Magento's client, byte for byte.
 const ONE_TAG: &[u8] = include_bytes!("data/magento/one-tag-1.bin");
 const THREE_TAGS: &[u8] = include_bytes!("data/magento/three-tags-1.bin");
 const PRODUCT_SAVE: &[u8] = include_bytes!("data/magento/product-save-1.bin");
 const FLUSH: &[u8] = include_bytes!("data/magento/flush-1.bin");
-/// A reindex of products 1 to 900: three requests, as Magento chunks them.
+/// A reindex of products 1 to 900: three requests, in Magento's chunks.
 const REINDEX: [&[u8]; 3] = [
     include_bytes!("data/magento/reindex-1.bin"),
     include_bytes!("data/magento/reindex-2.bin"),
@@ -19,15 +19,15 @@ const REINDEX: [&[u8]; 3] = [
 ];
 /// The first and the last product of each chunk.
 const REINDEXED: [[&str; 2]; 3] = [["/p/1", "/p/354"], ["/p/355", "/p/703"], ["/p/704", "/p/900"]];
-/// Products of which no chunk has the tag, though 9000 begins like one and 0 ends like one.
+/// Products whose tag is in no chunk, though 9000 begins like one and 0 ends like one.
 const NOT_REINDEXED: [&str; 3] = ["/p/0", "/p/901", "/p/9000"];
 
-/// A fleet in which nobody is fenced because the machine is busy: how long things take is tested elsewhere.
+/// A fleet with a long `ack_timeout`, so that a busy machine does not fence nodes: other tests check durations.
 fn plan(varnish: usize, web: usize) -> Plan {
     Plan { varnish, web, ack_timeout: "20s", ..Plan::default() }
 }
 
-/// An answer to an accepted purge, whole in every detail.
+/// Checks every detail of an answer to an accepted purge.
 fn assert_purged(answer: &Answer, applied: usize) {
     assert!(answer.head.starts_with("HTTP/1.1 200 Purged\r\n"), "{answer:?}");
     assert_eq!(answer.header("Content-Type"), Some("application/json"));
@@ -39,7 +39,7 @@ fn assert_purged(answer: &Answer, applied: usize) {
     assert_eq!(json["fenced"], serde_json::json!([]));
 }
 
-/// The same request as an HTTP/1.0 client, or a careless one, would write it.
+/// The same request as from an HTTP/1.0 client, or a careless one.
 fn without_host(request: &[u8]) -> Vec<u8> {
     let text = String::from_utf8(request.to_vec()).expect("text");
     assert!(text.contains("\r\nHost: 127.0.0.1\r\n"), "{text}");
@@ -62,7 +62,7 @@ fn assert_reindexed(fleet: &Fleet) {
 
 #[test]
 fn a_purged_page_is_rendered_again_and_others_stay() {
-    // With bounded load, a request that is not quite over can send the next one for its page to another cache.
+    // With bounded load, a request that is just ending can send the next one for its page to another cache.
     let config = "[edge]\nlisten = [\"127.0.0.1:0\"]\nbounded_load = 0\n";
     let fleet = Fleet::start(&Plan { config, ..plan(3, 2) });
     for page in ["/p/1", "/p/2"] {
@@ -82,12 +82,12 @@ fn a_reindex_drops_its_products_in_every_varnish_and_no_other() {
     let fleet = Fleet::start(&plan(3, 2));
     let purge = fleet.clearcoat.purge;
 
-    // As Magento sends it: a connection each.
+    // As Magento sends them: one connection each.
     warm_products(&fleet);
     REINDEX.iter().for_each(|chunk| assert_purged(&exchange(purge, chunk).expect("an answer"), 3));
     assert_reindexed(&fleet);
 
-    // Three requests on a connection that is kept.
+    // Three requests on a kept connection.
     warm_products(&fleet);
     let mut kept = Connection::open(purge).expect("a connection");
     for chunk in REINDEX {
@@ -96,7 +96,7 @@ fn a_reindex_drops_its_products_in_every_varnish_and_no_other() {
     }
     assert_reindexed(&fleet);
 
-    // And all at once, without waiting for an answer.
+    // All at once, without waiting for an answer.
     warm_products(&fleet);
     kept.send(REINDEX.concat()).expect("sent");
     REINDEX.iter().for_each(|_| assert_purged(&kept.answer(false).expect("an answer"), 3));
@@ -104,14 +104,14 @@ fn a_reindex_drops_its_products_in_every_varnish_and_no_other() {
 }
 
 #[test]
-fn every_request_of_magento_is_taken_as_it_was_captured_with_and_without_a_host() {
+fn every_captured_magento_request_is_accepted_with_and_without_a_host() {
     let fleet = Fleet::start(&plan(1, 1));
     let captured = [ONE_TAG, THREE_TAGS, PRODUCT_SAVE, FLUSH].into_iter().chain(REINDEX);
     for request in captured {
         fleet.warm("/p/1");
         assert_purged(&exchange(fleet.clearcoat.purge, request).expect("an answer"), 1);
         let begin = String::from_utf8_lossy(&request[..request.len().min(80)]).into_owned();
-        // Every one but two names product 1, all products, or everything.
+        // All but two name product 1, all products, or everything.
         let names_it = request != REINDEX[1] && request != REINDEX[2];
         assert_eq!(fleet.cached("/p/1"), [if names_it { "MISS" } else { "HIT" }], "{begin}");
 
@@ -130,13 +130,13 @@ fn a_purge_outlives_the_client_that_hangs_up_at_once() {
         fleet.shop.set(1, round);
         let mut client = Connection::open(fleet.clearcoat.purge).expect("a connection");
         match round % 3 {
-            // A process that was killed with something unread: the connection is reset.
+            // A process killed with unread data: the connection is reset.
             0 => {
                 client.send(ONE_TAG).expect("sent");
                 let linger = socket2::SockRef::from(&client.stream).set_linger(Some(Duration::ZERO));
                 linger.expect("a socket option");
             }
-            // One that was killed in the middle of a body, which says nothing anyway.
+            // A process killed in the middle of a body, which is ignored anyway.
             1 => {
                 let request = String::from_utf8_lossy(ONE_TAG).replace("Host:", "Content-Length: 10\r\nHost:");
                 client.send(request + "012").expect("sent");
@@ -195,7 +195,7 @@ fn pools_urls_and_everything_can_be_purged_too() {
 #[test]
 fn a_pattern_with_white_space_keeps_its_meaning() {
     let fleet = Fleet::start(&plan(1, 1));
-    // A pattern of two words, of which Varnish would take the first; and one where the blank is optional.
+    // A pattern of two words, of which Varnish would take the first; and one with an optional blank.
     fleet.warm("/p/1");
     assert_purged(&purge(fleet.clearcoat.purge, "cat_p_1 red").expect("an answer"), 1);
     assert_eq!(fleet.cached("/p/1"), ["HIT"]);

@@ -1,4 +1,4 @@
-//! What the purge listener does not take. It says why, and nothing of it is in the journal.
+//! Requests that the purge listener refuses: with a reason, and without a trace in the journal.
 
 use std::io::Write;
 
@@ -19,7 +19,7 @@ fn assert_nothing_accepted(fleet: &Fleet) {
 }
 
 #[test]
-fn what_no_varnish_would_carry_out_is_answered_400_with_the_header_at_fault() {
+fn a_purge_no_varnish_would_execute_gets_400_with_the_header_at_fault() {
     let fleet = nobody("");
     for (pattern, reason) in
         [("((^|,)cat_p_1", "parenthes"), ("foo && req.url ~ x", "second ban condition"), ("", "empty")]
@@ -33,7 +33,7 @@ fn what_no_varnish_would_carry_out_is_answered_400_with_the_header_at_fault() {
         ("X-Pool: shop[\r\n", "X-Pool: "),
         ("", "X-Magento-Tags-Pattern or X-Pool"),
         ("User-Agent: curl/8.0\r\nAccept: */*\r\n", "X-Magento-Tags-Pattern or X-Pool"),
-        // One good header does not carry a bad one with it.
+        // A valid header does not excuse an invalid one.
         ("X-Magento-Tags-Pattern: cat_p_1\r\nX-Pool: (\r\n", "X-Pool: "),
     ] {
         let request = format!("PURGE / HTTP/1.1\r\nHost: a\r\n{headers}\r\n");
@@ -43,7 +43,7 @@ fn what_no_varnish_would_carry_out_is_answered_400_with_the_header_at_fault() {
     }
     assert_nothing_accepted(&fleet);
     assert_eq!(fleet.clearcoat.metric("clearcoat_purges_total{kind=\"none\",result=\"refused\"}"), 6.0);
-    // Magento sends one before a pattern that is longer than its chunks: nothing to worry about.
+    // Magento sends one before a pattern that is longer than its chunks: harmless.
     assert_eq!(fleet.clearcoat.metric("clearcoat_purges_total{kind=\"none\",result=\"empty\"}"), 1.0);
 }
 
@@ -69,7 +69,7 @@ fn a_request_beyond_the_limit_is_answered_413() {
     let in_chunks = format!("{head}Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{large}\r\n0\r\n\r\n", large.len());
     for request in [in_one_header, in_the_body, in_chunks] {
         let mut connection = Connection::open(fleet.clearcoat.purge).expect("a connection");
-        // A client that is still sending when the answer comes may find the connection closed.
+        // A client that is still sending when the answer arrives may find the connection closed.
         _ = connection.stream.write_all(request.as_bytes());
         let answer = connection.answer(false).unwrap_or_else(|error| panic!("{error}: {}", &request[..90]));
         assert_eq!((answer.status, error(&answer).as_str()), (413, "request is too large"));
@@ -79,10 +79,10 @@ fn a_request_beyond_the_limit_is_answered_413() {
     assert_eq!((answer.status, error(&answer).as_str()), (413, "more than 100 header fields"));
     assert_nothing_accepted(&fleet);
 
-    // Nor is anything of it accepted later: the next purge is the first one.
+    // Nothing of it is accepted later either: the next purge is the first one.
     assert_eq!(purge(fleet.clearcoat.purge, ".*").expect("an answer").json()["position"], 1);
 
-    // The limit is per request and not per connection.
+    // The limit is per request, not per connection.
     let mut kept = Connection::open(fleet.clearcoat.purge).expect("a connection");
     let body = "x".repeat(900_000);
     for _ in 0..3 {
@@ -99,7 +99,7 @@ fn a_stranger_may_not_purge() {
     assert!(error(&answer).contains("127.0.0.1") && error(&answer).contains("purge.allow"), "{answer:?}");
     assert_nothing_accepted(&fleet);
     assert_eq!(fleet.clearcoat.metric("clearcoat_purges_total{kind=\"none\",result=\"forbidden\"}"), 1.0);
-    // Whoever checks whether the listener is alive purges nothing.
+    // A liveness check of the listener purges nothing.
     assert_eq!(get(fleet.clearcoat.purge, "/healthz").expect("an answer").status, 200);
 }
 

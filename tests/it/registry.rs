@@ -1,4 +1,4 @@
-//! Nodes that register in a real etcd: what of them is in the fleet, whatever happens to etcd.
+//! Nodes registered in a real etcd: which are in the fleet, whatever happens to etcd.
 
 mod faults;
 mod leaving;

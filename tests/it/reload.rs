@@ -1,4 +1,4 @@
-//! A new configuration while the old one runs.
+//! Reloading the configuration.
 
 use crate::support::client::Connection;
 use crate::support::eventually;
@@ -14,7 +14,7 @@ fn reloads(fleet: &Fleet, result: &str) -> f64 {
     fleet.clearcoat.metric(&format!("clearcoat_reloads_total{{result=\"{result}\"}}"))
 }
 
-/// The configuration as a tree, changed.
+/// Edits the configuration as a tree.
 fn configure(fleet: &Fleet, change: impl FnOnce(&mut toml::Table)) {
     let mut config: toml::Table = fleet.clearcoat.config().parse().expect("TOML");
     change(&mut config);
@@ -47,7 +47,7 @@ fn a_reload_changes_the_nodes_that_changed_and_costs_nobody_anything() {
     let fleet = small();
     fleet.purge_tag("cat_p_1");
     fleet.clearcoat.current();
-    // A request that is under way all the time; the only one, until it is known where.
+    // A request in flight all the time; the only one, until its node is known.
     let gate = fleet.shop.hold(77);
     let mut slow = Connection::open(fleet.clearcoat.edge).expect("a connection");
     slow.send("GET /p/77 HTTP/1.1\r\nHost: shop.test\r\n\r\n").expect("sent");
@@ -75,7 +75,7 @@ fn a_reload_changes_the_nodes_that_changed_and_costs_nobody_anything() {
         (ids(&fleet) == [varnish.as_str(), "web-1", "web-2", "web-3"] && fleet.clearcoat.node(&web)["weight"] == 5)
             .then_some(())
     });
-    // Those that stayed have what they had.
+    // Nodes that stayed keep their state.
     for id in [&varnish, &web] {
         let node = fleet.clearcoat.node(id);
         assert_eq!((&node["health"], node["inflight"].as_u64() >= Some(1)), (&"up".into(), true), "{node}");
@@ -111,7 +111,7 @@ fn a_fleet_whose_nodes_are_all_replaced_serves_on() {
         (ids(&fleet) == ["varnish-1", "varnish-2", "web-3", "web-4"]).then_some(())
     });
     fleet.clearcoat.ready();
-    // What no cache has comes from the new ones.
+    // Uncached pages come from the new nodes.
     assert_eq!(fleet.get("/p/1234").status, 200);
     reader.stop();
 }
@@ -143,7 +143,7 @@ fn a_bad_file_is_refused_as_a_whole_and_what_needs_a_restart_is_named() {
     }
     assert_eq!((ids(&fleet), &fleet.clearcoat.fleet()["version"]), (before.0, &before.1));
 
-    // The old file again, in other words: nothing is new.
+    // The old configuration in other words: nothing changes.
     fleet.clearcoat.configure(&format!("# the same\n{}", before.2));
     fleet.clearcoat.reload();
     eventually("it is the same", || (reloads(&fleet, "unchanged") == 1.0).then_some(()));

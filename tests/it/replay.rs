@@ -1,4 +1,4 @@
-//! What clearcoat owes a Varnish when it starts again.
+//! Purges that clearcoat owes a Varnish when it restarts.
 
 use std::io::Write;
 
@@ -9,7 +9,7 @@ use crate::support::fleet::{Fleet, Plan};
 use crate::support::reader::{Outage, Reader};
 use crate::support::varnish::Varnish;
 
-/// What the log says when a cache is dropped as a whole.
+/// The log message when a cache is dropped completely.
 const CANNOT_BE_REPLAYED: &str = "cannot be replayed: its cache is dropped";
 
 const NODES: [&str; 2] = ["varnish-1", "varnish-2"];
@@ -18,7 +18,7 @@ fn bans_sent(fleet: &Fleet, node: &str) -> f64 {
     fleet.clearcoat.metric(&format!("clearcoat_bans_sent_total{{node=\"{node}\"}}"))
 }
 
-/// Ends clearcoat when every Varnish is up to date, and starts it again.
+/// Stops clearcoat once every Varnish is current, and starts it again.
 fn restart_in_order(fleet: &mut Fleet) {
     let is_current = |node: &serde_json::Value| node["role"] != "varnish" || node["current"] == true;
     eventually("every Varnish is up to date", || fleet.clearcoat.nodes().iter().all(is_current).then_some(()));
@@ -30,14 +30,14 @@ fn restart_in_order(fleet: &mut Fleet) {
 }
 
 #[test]
-fn a_purge_that_was_durable_before_a_kill_is_delivered_before_any_client_is_served() {
+fn a_purge_durable_before_a_kill_is_delivered_before_clients_are_served() {
     let mut fleet = Fleet::start(&Plan { varnish: 2, vcl: purges_can_fail, ..Plan::default() });
     for page in ["/p/1", "/p/2"] {
         fleet.warm(page);
     }
     assert_eq!(fleet.purge_tag("cat_p_9").status, 200);
 
-    // After an end in order nobody is owed anything.
+    // After a clean stop no Varnish is owed anything.
     restart_in_order(&mut fleet);
     for node in NODES {
         assert_eq!(fleet.clearcoat.node(node)["current"], true);
@@ -47,7 +47,7 @@ fn a_purge_that_was_durable_before_a_kill_is_delivered_before_any_client_is_serv
         assert_eq!(fleet.cached(page), ["HIT", "HIT"]);
     }
 
-    // Now a purge that reaches the journal and no Varnish.
+    // Now a purge that reaches the journal but no Varnish.
     NODES.iter().for_each(|node| fail_purges(&fleet, node, true));
     fleet.shop.set(1, 7);
     let mut magento = Connection::open(fleet.clearcoat.purge).expect("a connection");
@@ -58,8 +58,8 @@ fn a_purge_that_was_durable_before_a_kill_is_delivered_before_any_client_is_serv
     let old: Vec<_> = fleet.varnish.iter().map(|varnish| varnish.get("/p/1").text().to_owned()).collect();
     assert_eq!(old, ["0", "0"], "the purge was delivered before the kill");
 
-    // From the first moment of its new life the edge has the new page and nothing else; also as long as the purge still
-    // cannot be delivered.
+    // From the start of the new process the edge serves only the new page, even while the purge still cannot be
+    // delivered.
     let reader = Reader::start(fleet.clearcoat.edge, 1, Outage::AtFirst);
     reader.promise(7);
     fleet.clearcoat.restart();
@@ -75,13 +75,13 @@ fn a_purge_that_was_durable_before_a_kill_is_delivered_before_any_client_is_serv
     reader.stop();
     let new: Vec<_> = fleet.varnish.iter().map(|varnish| varnish.get("/p/1").text().to_owned()).collect();
     assert_eq!(new, ["7", "7"]);
-    // A replay, and not a flush.
+    // By a replay, not a flush.
     assert!(!fleet.clearcoat.log().has(CANNOT_BE_REPLAYED));
     assert_eq!(fleet.cached("/p/2"), ["HIT", "HIT"]);
 }
 
 #[test]
-fn a_hung_fleet_is_brought_up_to_date_after_a_kill_before_any_client_is_served() {
+fn a_hung_fleet_catches_up_after_a_kill_before_clients_are_served() {
     let mut fleet = Fleet::start(&Plan { varnish: 2, ..Plan::default() });
     assert_eq!(fleet.purge_tag("cat_p_9").status, 200);
     restart_in_order(&mut fleet);
@@ -130,7 +130,7 @@ fn a_varnish_that_nobody_knows_is_emptied_before_it_serves() {
     eventually("the new node is up to date", || (fleet.clearcoat.node("varnish-2")["current"] == true).then_some(()));
     reader.stop();
     fleet.clearcoat.log().waits_for(CANNOT_BE_REPLAYED);
-    // Nobody can say what else it missed; the other one keeps its pages.
+    // Its other missed purges are unknown; the other Varnish keeps its pages.
     assert_eq!(fleet.cached("/p/2"), ["HIT", "MISS"]);
     assert_eq!(bans_sent(&fleet, "varnish-1"), 0.0);
     assert_eq!(fleet.varnish[1].get("/p/1").text(), "7");

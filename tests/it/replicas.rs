@@ -1,4 +1,4 @@
-//! Several clearcoats before one fleet, with a journal in etcd.
+//! Several clearcoats in front of one fleet, with a journal in etcd.
 
 use std::time::{Duration, Instant};
 
@@ -29,7 +29,7 @@ fn heads(fleet: &Fleet) -> Vec<u64> {
     fleet.clearcoats().map(|clearcoat| clearcoat.fleet()["head"].as_u64().expect("a position")).collect()
 }
 
-/// Waits until nobody has a purge that is not in etcd, and all have the same journal.
+/// Waits until every purge is in etcd, and all have the same journal.
 fn same_journal(fleet: &Fleet) {
     eventually("all journals are one", || {
         let nothing_spooled = fleet.clearcoats().all(|clearcoat| clearcoat.fleet()["spooled"] == 0);
@@ -37,7 +37,7 @@ fn same_journal(fleet: &Fleet) {
     });
 }
 
-/// How many purges are in etcd.
+/// The number of purges in etcd.
 fn purges_in_etcd(fleet: &mut Fleet) -> usize {
     fleet.etcd().list("/clearcoat/v1/purges/").keys().filter(|key| !key.ends_with("/floor")).count()
 }
@@ -68,7 +68,7 @@ fn a_purge_that_one_replica_answers_holds_behind_all_of_them() {
 }
 
 #[test]
-fn a_varnish_that_one_replica_could_not_purge_is_avoided_by_the_other_at_once() {
+fn a_varnish_one_replica_could_not_purge_is_avoided_by_the_other_at_once() {
     let fleet = Fleet::start(&Plan { vcl: purges_can_fail, ..plan() });
     for page in 1..=40 {
         fleet.warm(&format!("/p/{page}"));
@@ -111,7 +111,7 @@ fn what_a_replica_that_was_killed_had_accepted_is_delivered_by_the_other() {
     });
     println!("delivered by the other {} ms after the kill", began.elapsed().as_millis());
     assert_eq!(read(other, "/p/1"), "7");
-    // And the dead one costs the next purge nothing once it was noticed.
+    // The dead one does not delay the next purge once it was noticed.
     purge_by(other, "cat_p_2");
     let began = Instant::now();
     let answer = purge_by(other, "cat_p_2");
@@ -129,11 +129,11 @@ fn what_a_replica_that_was_killed_had_accepted_is_delivered_by_the_other() {
 fn without_one_replica_varnish_fetches_through_the_other() {
     let mut fleet = Fleet::start(&plan());
     fleet.replica(1).kill();
-    // At once, and each page is one that no Varnish has.
+    // At once, with pages that no Varnish has.
     for page in 1..=40 {
         assert_eq!(fleet.get(&format!("/p/{page}")).status, 200);
     }
-    // What must not be asked twice is asked of the right one as soon as Varnish has noticed.
+    // A request that must not be retried goes to the right replica as soon as Varnish has noticed.
     eventually("every Varnish misses one", || {
         fleet.varnish.iter().all(|varnish| varnish.origins_up() == 1).then_some(())
     });
@@ -146,7 +146,7 @@ fn without_one_replica_varnish_fetches_through_the_other() {
 }
 
 #[test]
-fn a_replica_that_hangs_is_waited_for_once_and_serves_nothing_old_when_it_runs_again() {
+fn a_hung_replica_is_waited_for_once_and_resumes_without_old_pages() {
     let fleet = Fleet::start(&plan());
     fleet.warm("/p/1");
     let other = &fleet.others[0];
@@ -172,7 +172,7 @@ fn a_replica_that_hangs_is_waited_for_once_and_serves_nothing_old_when_it_runs_a
 }
 
 #[test]
-fn purges_through_both_go_on_while_etcd_is_gone_and_both_have_all_of_them_when_it_is_back() {
+fn purges_through_both_continue_without_etcd_and_both_end_up_with_all() {
     let mut fleet = Fleet::start(&plan());
     let pages = [1, 2];
     pages.iter().for_each(|page| fleet.warm(&format!("/p/{page}")));
@@ -211,14 +211,14 @@ fn purges_through_both_go_on_while_etcd_is_gone_and_both_have_all_of_them_when_i
     println!("all purges are in etcd {} ms after it was back", back.elapsed().as_millis());
     assert_eq!(purges_in_etcd(&mut fleet), count);
     readers.into_iter().for_each(Reader::stop);
-    // And the purges after it are as before.
+    // Later purges work as before.
     fleet.shop.set(1, 99_999);
     purge_by(&fleet.others[0], "cat_p_1");
     fleet.clearcoats().for_each(|clearcoat| assert_eq!(read(clearcoat, "/p/1"), "99999"));
 }
 
 #[test]
-fn a_replica_that_starts_without_etcd_knows_what_it_knew_and_is_told_what_it_missed() {
+fn a_replica_started_without_etcd_keeps_its_state_and_gets_missed_purges() {
     let mut fleet = Fleet::start(&plan());
     fleet.warm("/p/1");
     fleet.etcd().kill_all();

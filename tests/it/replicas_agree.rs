@@ -1,4 +1,4 @@
-//! What several clearcoats say of one purge, where they do not reach the same nodes.
+//! The answers of several clearcoats to one purge, if they do not reach the same nodes.
 
 use crate::support::clearcoat::Clearcoat;
 use crate::support::client::{get, purge, tag};
@@ -7,7 +7,7 @@ use crate::support::fleet::{Fleet, Plan};
 
 /// The last clearcoat can be cut off from the first Varnish.
 fn plan() -> Plan {
-    // Long enough for whoever answers at all on a busy machine.
+    // Long enough for every live replica on a busy machine.
     Plan { varnish: 2, replicas: 2, own_way: true, etcd: 1, journal: "etcd", ack_timeout: "4s", ..Plan::default() }
 }
 
@@ -17,7 +17,7 @@ fn purge_by(clearcoat: &Clearcoat, name: &str) -> serde_json::Value {
     answer.json()
 }
 
-/// How many bans this clearcoat has sent to the first Varnish.
+/// The number of bans that this clearcoat has sent to the first Varnish.
 fn bans(clearcoat: &Clearcoat) -> f64 {
     clearcoat.metric("clearcoat_bans_sent_total{node=\"varnish-1\"}")
 }
@@ -38,7 +38,7 @@ fn cut(fleet: &Fleet) {
 }
 
 #[test]
-fn a_node_that_another_replica_has_not_reached_is_named_and_told_once_more() {
+fn a_node_another_replica_has_not_reached_is_named_and_purged_again() {
     for plan in [plan(), Plan { etcd: 0, journal: "disk", ..plan() }] {
         let fleet = Fleet::start(&plan);
         let answer = purge_by(&fleet.clearcoat, "of_all");
@@ -50,14 +50,14 @@ fn a_node_that_another_replica_has_not_reached_is_named_and_told_once_more() {
         assert_eq!(answer["fenced"], serde_json::json!(["varnish-1"]), "{answer}");
         assert_eq!(answer["fenced_at"], serde_json::json!({"clearcoat-2": ["varnish-1"]}), "{answer}");
         assert!(answer["unconfirmed"].is_null(), "{answer}");
-        // A page may have passed there, so by the time of the answer it has had the ban twice, and serves on.
+        // A page may have passed there, so by the time of the answer it has had the ban twice, and continues to serve.
         assert!(bans(&fleet.clearcoat) >= before + 2.0, "told once");
         assert_eq!(fleet.clearcoat.node("varnish-1")["current"], true);
     }
 }
 
 #[test]
-fn a_node_that_the_accepting_replica_has_not_reached_is_told_once_more_by_the_others() {
+fn a_node_the_accepting_replica_cannot_reach_is_purged_again_by_others() {
     let fleet = Fleet::start(&plan());
     cut(&fleet);
     let before = bans(&fleet.clearcoat);
@@ -69,7 +69,7 @@ fn a_node_that_the_accepting_replica_has_not_reached_is_told_once_more_by_the_ot
 }
 
 #[test]
-fn of_three_replicas_the_two_that_reach_a_node_tell_it_again_for_the_third() {
+fn of_three_replicas_the_two_reaching_a_node_purge_it_again_for_the_third() {
     let fleet = Fleet::start(&Plan { replicas: 3, ..plan() });
     cut(&fleet);
     let before = [bans(&fleet.clearcoat), bans(&fleet.others[0])];
@@ -85,7 +85,7 @@ fn of_three_replicas_the_two_that_reach_a_node_tell_it_again_for_the_third() {
 #[test]
 fn two_replicas_of_one_name_are_an_error_at_both_and_a_restart_is_none() {
     let mut fleet = Fleet::start(&Plan { own_way: false, ..plan() });
-    // The key of its former self is there still.
+    // The key of its previous process still exists.
     fleet.replica(1).kill();
     fleet.replica(1).restart();
     fleet.clearcoats().for_each(Clearcoat::ready);
@@ -107,7 +107,7 @@ fn two_replicas_of_one_name_are_an_error_at_both_and_a_restart_is_none() {
         });
         assert_eq!(clearcoat.log().count("is also used by"), 1);
     }
-    // Others tell the newer one, which has the key; the older one must not be sent readers.
+    // Other replicas use the newer one, which has the key; readers must not be sent to the older one.
     let refused = get(fleet.clearcoat.admin, "/readyz").expect("an answer");
     assert!(refused.status == 503 && says_both(refused.text()), "{refused:?}");
     fleet.others[0].opened();

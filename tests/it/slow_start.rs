@@ -1,4 +1,4 @@
-//! A node that comes back gets a small part of the traffic first.
+//! A returning node first gets a small share of the traffic.
 
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
@@ -7,14 +7,14 @@ use crate::support::client::get;
 use crate::support::eventually;
 use crate::support::fleet::{Fleet, Plan};
 
-/// A slow start that is nowhere near its end while the test counts, and no bounded load, which would move keys too.
+/// A slow start that is far from its end while the test counts, without bounded load, which would move keys too.
 const CONFIG: &str = "[edge]\nlisten = [\"127.0.0.1:0\"]\nbounded_load = 0\n
     [health.web]\ninterval = \"500ms\"\ntimeout = \"500ms\"\nslow_start = \"120s\"\n
     [health.varnish]\ninterval = \"500ms\"\ntimeout = \"500ms\"\nslow_start = \"120s\"\n";
 
 const REQUESTS: u64 = 300;
 
-/// How many of so many requests for different pages go to the first of two nodes.
+/// The share of these requests for different pages that go to the first of two nodes.
 fn part_of_the_first(fleet: &Fleet, listener: &str, role: &str, address: SocketAddr) -> f64 {
     let counts = || {
         let series =
@@ -25,7 +25,7 @@ fn part_of_the_first(fleet: &Fleet, listener: &str, role: &str, address: SocketA
     for page in 0..REQUESTS {
         assert_eq!(get(address, &format!("/p/{page}")).expect("an answer").status, 200);
     }
-    // A request is counted when it is over, which is a moment after its answer has arrived.
+    // A request is counted slightly after its answer has arrived.
     eventually("all are counted", || {
         let after = counts();
         let [first, second] = [after[0] - before[0], after[1] - before[1]];
@@ -42,7 +42,7 @@ fn starts(fleet: &Fleet, id: &str) {
     assert!((10..40).contains(&share), "{share} %");
 }
 
-/// With equal shares, half of the requests are its part; with a fifth or less, a tenth or less. The bounds are more
+/// With equal shares, half of the requests are the node's; with a fifth or less, a tenth or less. The bounds are more
 /// than five standard deviations away from either.
 fn assert_small(part: f64) {
     assert!(part > 0.0 && part < REQUESTS as f64 / 3.0, "{part} of {REQUESTS} requests at a small share");

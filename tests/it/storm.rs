@@ -1,4 +1,4 @@
-//! A storm of purges: what a Varnish gets of it.
+//! A storm of purges: the bans that a Varnish gets.
 
 use std::time::Instant;
 
@@ -30,7 +30,7 @@ fn a_storm_of_purges_is_few_bans_and_none_is_missing() {
     });
     let seconds = began.elapsed().as_secs_f64();
     let bans = fleet.varnish[0].adm(&["ban.list"]).lines().filter(|line| line.contains("X-Magento-Tags")).count();
-    // Twenty a second with a burst of one second, and what the longest wait lets through beyond that.
+    // Twenty a second with a burst of one second, and a few more that the longest wait lets through.
     assert!((bans as f64) <= 20.0 + 20.0 * seconds + 5.0, "{bans} bans in {seconds} s");
     assert!((bans as f64) < (CLIENTS * EACH) as f64 / 2.0, "{bans} bans in {seconds} s");
     for page in pages.step_by(7) {

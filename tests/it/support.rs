@@ -1,6 +1,6 @@
-//! A fleet on free ports, and ways to look at it: gates, raw clients, faults.
+//! A fleet on free ports, and tools to observe it: gates, raw clients, faults.
 //!
-//! Everything here ends with its value: processes are killed, folders removed, also when a test fails.
+//! Everything here ends with its value, even if a test fails: processes are killed, folders removed.
 
 pub mod agent;
 pub mod clearcoat;
@@ -30,12 +30,12 @@ use socket2::{Domain, Socket, Type};
 /// How long a gate waits before the test fails. Far longer than anything takes on a busy machine with two cores.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Waits until `condition` gives a value.
+/// Waits until `condition` returns a value.
 pub fn eventually<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
     eventually_within(PATIENCE, what, condition)
 }
 
-/// The same for what takes long by itself.
+/// The same for slow conditions.
 pub fn eventually_within<T>(patience: Duration, what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let began = Instant::now();
     loop {
@@ -47,27 +47,26 @@ pub fn eventually_within<T>(patience: Duration, what: &str, mut condition: impl 
     }
 }
 
-/// Shows a line also where the test passes. (libtest swallows what the print macros write, and only that.)
+/// Prints a line even if the test passes. (libtest captures only the output of the print macros.)
 pub fn say(line: &str) {
     use std::io::Write;
     writeln!(std::io::stderr(), "{line}").expect("stderr");
 }
 
-/// A loopback address that nobody else uses, in no other test and no other process that runs these tests: any port of it
-/// is free.
+/// A loopback address unused by any other test or process that runs these tests: all its ports are free.
 pub fn own_loopback() -> Ipv4Addr {
     static NEXT: AtomicU8 = AtomicU8::new(64);
     let [.., high, low] = std::process::id().to_be_bytes();
     Ipv4Addr::new(127, NEXT.fetch_add(1, Ordering::SeqCst), high, low)
 }
 
-/// Keeps a port while this socket is open: nobody gets it as a free port, and no connection gets it as its own, but a
-/// listener that reuses addresses can take it. It does not listen itself, so no connection is lost to it.
+/// Reserves a port while this socket is open: it is not given out as a free port or as a connection's own, but a
+/// listener that reuses addresses can take it. It does not listen itself, so it takes no connections.
 pub fn hold(address: SocketAddr) -> Socket {
     try_hold(address).expect("a free port")
 }
 
-/// The same, where somebody may still listen there.
+/// The same if there may still be a listener.
 pub fn try_hold(address: SocketAddr) -> std::io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     socket.set_reuse_port(true)?;

@@ -1,5 +1,5 @@
-//! Pages that are on the wire to a Varnish when their purge is answered: over a link that is slow, loses packets, or holds
-//! what the origin has sent.
+//! Pages in flight to a Varnish when their purge is answered: over a link that is slow, loses packets, or holds the
+//! origin's data.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,10 +11,10 @@ use crate::support::fleet::{Fleet, Plan};
 use crate::support::slow_link::{Quality, is_possible};
 use crate::support::upstream::{Then, Upstream};
 
-/// Of one segment or a few, of several windows, and too long to be held until it is whole.
+/// One segment or a few, several windows, and longer than the hold limit.
 const SIZES: [usize; 4] = [2_000, 60_000, 900_000, 3 << 20];
 
-/// A Varnish behind a link, and a web node whose pages are as long as their paths say and begin with a version.
+/// A Varnish behind a link, and a web node whose pages have the length given by their path and begin with a version.
 struct Rig {
     fleet: Fleet,
     version: Arc<AtomicU64>,
@@ -40,7 +40,7 @@ impl Rig {
                 Then::KeepAlive,
             )
         });
-        // The page of a trial would be one that is held, too.
+        // The page of a trial would be held, too.
         let node = format!(
             "[health.varnish]\ntrial = false\n[[node]]\nrole = \"web\"\nid = \"long\"\naddress = \"{}\"\n",
             web.address
@@ -49,7 +49,7 @@ impl Rig {
         Rig { fleet: Fleet::start(&plan), version, _web: web }
     }
 
-    /// What a page says on a Varnish and behind the edge.
+    /// The page on a Varnish and behind the edge.
     fn everywhere(&self, path: &str) -> Vec<String> {
         let reads = [self.fleet.get(path), self.fleet.varnish[0].get(path), self.fleet.get(path)];
         reads.iter().map(version).collect()
@@ -61,14 +61,14 @@ fn version(answer: &Answer) -> String {
 }
 
 #[test]
-fn a_page_that_is_on_the_wire_when_its_purge_is_answered_is_not_served_after_it() {
+fn a_page_in_flight_when_its_purge_is_answered_is_not_served_afterwards() {
     if !is_possible() {
         return;
     }
     let rig = Rig::start(Quality { delay: Duration::from_millis(2), one_lost_in: 0, seed: 1 });
     let (fleet, link) = (&rig.fleet, rig.fleet.slow_link.as_ref().expect("the plan has one"));
     for (page, size) in SIZES.into_iter().enumerate() {
-        // Its fetch leaves a connection on which the next one goes: no handshake is held.
+        // The fetch leaves a connection for the next one, so that no handshake is held.
         fleet.get(&format!("/10/{page}"));
         rig.version.store(1, Ordering::SeqCst);
         let path = format!("/{size}/{page}");
@@ -104,7 +104,7 @@ fn a_page_that_has_arrived_holds_up_no_purge() {
     }
 }
 
-/// Purges come at any moment of a fetch that takes some round trips, more where packets are lost.
+/// Purges arrive at any moment of a fetch that takes some round trips, more with lost packets.
 #[test]
 fn a_link_that_is_slow_and_loses_packets_keeps_no_old_page() {
     if !is_possible() {

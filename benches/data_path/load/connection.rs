@@ -1,4 +1,4 @@
-//! One connection of the load: its request under way, and the check of the answer.
+//! One connection of the load: its request in flight, and the check of the answer.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ use crate::messages::HOST;
 
 const MAX_FIELDS: usize = 64;
 
-/// What all connections of a load have in common.
+/// State shared by all connections of a load.
 pub(super) struct Target {
     address: SocketAddr,
     request: Vec<u8>,
@@ -37,14 +37,14 @@ impl Target {
     }
 }
 
-/// A connection, or the place of one after the other.
+/// A slot for one connection after another.
 pub(super) struct Connection {
     stream: Option<Stream>,
     phase: Phase,
-    /// The beginning of an answer's head whose rest has not arrived.
+    /// The incomplete head of an answer.
     partial: Vec<u8>,
     counts_from: Instant,
-    /// With the sessions that were made here and can be resumed.
+    /// Includes the sessions made here that can be resumed.
     tls: Option<Arc<ClientConfig>>,
     opened: u64,
 }
@@ -52,12 +52,12 @@ pub(super) struct Connection {
 #[derive(Clone, Copy)]
 enum Phase {
     Resting,
-    /// So many bytes of the request are written.
+    /// The bytes of the request written so far.
     Sending(usize),
     Head,
-    /// So many bytes of the body are to come.
+    /// The remaining bytes of the body.
     Body(u64),
-    /// All of the answer is there, and the proxy has to close.
+    /// The answer is complete, and the proxy has to close.
     Ending,
 }
 
@@ -93,7 +93,7 @@ impl Connection {
         Ok(Stream::Tls(Box::new(StreamOwned::new(session, stream))))
     }
 
-    /// Begins a request. True if this opened a connection, whose stream has to be watched.
+    /// Begins a request. True if this opened a connection, whose stream must be registered.
     pub(super) fn begin(&mut self, target: &Target, counts_from: Instant) -> anyhow::Result<bool> {
         self.phase = Phase::Sending(0);
         self.counts_from = counts_from;
@@ -105,7 +105,7 @@ impl Connection {
         Ok(opens)
     }
 
-    /// The socket, where there is one.
+    /// The socket, if there is one.
     pub(super) fn stream(&mut self) -> Option<&mut TcpStream> {
         self.stream.as_mut().map(|stream| match stream {
             Stream::Plain(stream) => stream,
@@ -113,7 +113,7 @@ impl Connection {
         })
     }
 
-    /// Does all that can be done now. Returns the latency when this has finished a request.
+    /// Does all possible work. Returns the latency if a request was finished.
     pub(super) fn proceed(&mut self, target: &Target, scratch: &mut [u8]) -> anyhow::Result<Option<Duration>> {
         let Some(stream) = &mut self.stream else { return Ok(None) };
         loop {
@@ -136,7 +136,7 @@ impl Connection {
                         self.phase = advance(self.phase, &mut self.partial, &scratch[..got], target)?;
                         match self.phase {
                             Phase::Resting => return Ok(Some(self.finish())),
-                            // The end of the connection may have come with the answer, and is not told of again.
+                            // The end of the connection may have arrived with the answer, without another event.
                             Phase::Ending => {}
                             _ if stream.is_drained(got, scratch.len()) => return Ok(None),
                             _ => {}
@@ -161,7 +161,7 @@ impl Stream {
             Stream::Plain(stream) => stream.write(bytes),
             Stream::Tls(stream) => {
                 let written = stream.write(bytes)?;
-                // The session takes the bytes whether or not the socket does; a request fits into its buffer.
+                // The session buffers the bytes even if the socket does not take them; a request fits into the buffer.
                 match stream.flush() {
                     Err(error) if !is_not_yet(&error) => Err(error),
                     _ => Ok(written),
@@ -182,7 +182,7 @@ impl Stream {
         matches!(self, Stream::Plain(_)) && got < wanted
     }
 
-    /// A scenario of resumptions must not measure full handshakes, nor the other way round.
+    /// A scenario of resumptions must not measure full handshakes, nor vice versa.
     fn check_handshake(&self, wanted: bool) -> anyhow::Result<()> {
         let Stream::Tls(stream) = self else { return Ok(()) };
         let resumed = stream.conn.handshake_kind() == Some(HandshakeKind::Resumed);
@@ -191,7 +191,7 @@ impl Stream {
     }
 }
 
-/// Takes a part of an answer.
+/// Processes a part of an answer.
 fn advance(phase: Phase, partial: &mut Vec<u8>, input: &[u8], target: &Target) -> anyhow::Result<Phase> {
     let (missing, rest) = match phase {
         Phase::Head if partial.is_empty() => match check_head(input, target)? {
@@ -219,7 +219,7 @@ fn advance(phase: Phase, partial: &mut Vec<u8>, input: &[u8], target: &Target) -
     }
 }
 
-/// The length of a complete head, which must be of the one answer that is right.
+/// The length of a complete head, which must be that of the expected answer.
 fn check_head(input: &[u8], target: &Target) -> anyhow::Result<Option<usize>> {
     let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
     let mut answer = httparse::Response::new(&mut fields);
@@ -239,7 +239,7 @@ fn check_head(input: &[u8], target: &Target) -> anyhow::Result<Option<usize>> {
     Ok(Some(head))
 }
 
-/// A socket whose connection is being made says that it has none.
+/// Whether the error means that the connection is still being established.
 fn is_not_yet(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotConnected | ErrorKind::Interrupted)
 }

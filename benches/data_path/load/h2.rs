@@ -1,4 +1,4 @@
-//! A load of HTTP/2 over TLS, by hyper's client: what it costs does not count, as it runs on a core of its own.
+//! A load of HTTP/2 over TLS, by hyper's client, whose cost does not count, as it runs on its own core.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use super::{Load, PATIENCE, Sample};
 use crate::messages::{Exchange, HOST};
 
-/// Connections with a number of streams each, every one of which sends its next request when it has its answer.
+/// Connections with several streams each, all of which send their next request once they have their answer.
 pub(crate) struct Http2 {
     runtime: Runtime,
     address: SocketAddr,
@@ -30,10 +30,10 @@ pub(crate) struct Http2 {
 }
 
 impl Http2 {
-    /// A load on the proxy at this address, with so many streams on each connection.
+    /// A load for the proxy at this address, with this many streams per connection.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub(crate) fn new(
         address: SocketAddr,
         exchange: Exchange,
@@ -77,7 +77,7 @@ async fn connect(address: SocketAddr, tls: &Arc<ClientConfig>) -> anyhow::Result
     let stream = tokio_rustls::TlsConnector::from(Arc::clone(tls)).connect(ServerName::try_from(HOST)?, stream).await?;
     ensure!(stream.get_ref().1.alpn_protocol() == Some(b"h2"), "HTTP/2 was not chosen");
     let (sender, connection) = handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
-    // Its end is an error of every request on it, which is where it is told.
+    // Its end is reported as an error of every request on it.
     tokio::spawn(connection);
     Ok(sender)
 }

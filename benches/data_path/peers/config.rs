@@ -1,8 +1,8 @@
-//! The peers' configurations: what an engineer who wants the most of each would write for the same task.
+//! The peers' configurations: tuned by an engineer for the same task.
 //!
-//! All balance by URL, check the health of the same server, keep connections on both sides, set the client's address,
-//! scheme and host, and log no access. clearcoat runs with its defaults: it also carries the fence, the purge listener,
-//! metrics and its checks of both roles, and writes `Via` both ways, which the others do not.
+//! All balance by URL, check the health of the same server, keep connections alive on both sides, set the client's
+//! address, scheme and host, and have no access log. clearcoat runs with its defaults: it also has the fence, the purge
+//! listener, metrics and health checks of both roles, and writes `Via` in both directions, which the others do not.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -11,10 +11,10 @@ use std::path::Path;
 use super::{Kind, Peer, Setup};
 use crate::messages::HOST;
 
-/// Writes the configuration of a peer into a folder. Returns the arguments that make the peer run in the foreground.
+/// Writes the configuration of a peer into a folder. Returns the arguments to run the peer in the foreground.
 ///
 /// # Errors
-/// Where it cannot be written.
+/// If it cannot be written.
 pub(super) fn write(peer: &Peer, folder: &Path, port: u16, setup: &Setup<'_>) -> std::io::Result<Vec<OsString>> {
     let file = folder.join(match peer.kind {
         Kind::Haproxy { .. } => "haproxy.cfg",
@@ -38,7 +38,7 @@ pub(super) fn write(peer: &Peer, folder: &Path, port: u16, setup: &Setup<'_>) ->
     Ok(arguments)
 }
 
-/// Where a clearcoat whose clients connect here has its admin listener.
+/// The admin address of a clearcoat with this client address.
 pub(super) fn admin(clients: SocketAddr) -> SocketAddr {
     SocketAddr::new(clients.ip(), clients.port() + 3)
 }
@@ -50,7 +50,7 @@ fn haproxy(port: u16, setup: &Setup<'_>, splice: bool) -> String {
         None => (String::new(), "http"),
         Some(tls) => (format!(" ssl crt {} alpn h2,http/1.1 ssl-min-ver TLSv1.3", tls.combined.display()), "https"),
     };
-    // Each connection takes two descriptors, and HAProxy refuses to start where they do not suffice.
+    // Each connection takes two descriptors, and HAProxy refuses to start if they do not suffice.
     let maxconn = if setup.connections > 3_000 { setup.connections + 200 } else { 4_000 };
     let (threads, origin) = (setup.cores.len(), setup.origin);
     format!(
@@ -95,7 +95,7 @@ fn nginx(port: u16, setup: &Setup<'_>) -> String {
         }
     };
     let (workers, connections, origin) = (setup.cores.len(), 2 * setup.connections + 1_000, setup.origin);
-    // A number of requests after which connections are closed would be a scenario of its own.
+    // A limit on requests per connection would be a scenario of its own.
     format!(
         "daemon off;
 user root;
@@ -134,7 +134,7 @@ http {{
 fn clearcoat(folder: &Path, port: u16, setup: &Setup<'_>) -> String {
     let listener = |offset: u16| format!("listen = [\"127.0.0.1:{}\"]", port + offset);
     let (workers, origin) = (setup.cores.len(), setup.origin);
-    // Clients of a TLS scenario find TLS where they find plain HTTP in the others.
+    // A TLS scenario uses the address that is plain HTTP in the others.
     let (edge, tls) = match setup.tls {
         None => (listener(0), String::new()),
         Some(tls) => {

@@ -1,4 +1,4 @@
-//! What is asked of a peer before it is measured: one request whose answer shows what the origin got.
+//! The check of a peer before it is measured: one request whose answer shows what the origin received.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -14,10 +14,10 @@ use crate::messages::{ECHO, HOST};
 
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Whether requests reach the origin through this proxy, with the fields that each has to set.
+/// Whether requests reach the origin through this proxy, with the fields that every peer has to set.
 ///
 /// # Errors
-/// What is missing.
+/// The missing field.
 pub(super) fn does_the_work(proxy: SocketAddr, tls: Option<&Certificate>) -> anyhow::Result<()> {
     let seen = get(proxy, ECHO, tls)?;
     let seen = String::from_utf8_lossy(&seen).to_ascii_lowercase();
@@ -33,10 +33,10 @@ pub(super) fn does_the_work(proxy: SocketAddr, tls: Option<&Certificate>) -> any
     Ok(())
 }
 
-/// Whether clearcoat's Varnish is up and has every purge: until then its edge goes past it, to the web nodes.
+/// Whether clearcoat's Varnish is up and current: until then its edge goes past it, to the web nodes.
 ///
 /// # Errors
-/// What its fleet looks like instead.
+/// The state of its fleet.
 pub(super) fn fleet_is_well(admin: SocketAddr) -> anyhow::Result<()> {
     let body = get(admin, "/api/v1/fleet", None)?;
     let fleet: serde_json::Value = serde_json::from_slice(&body).context("the fleet")?;
@@ -47,7 +47,7 @@ pub(super) fn fleet_is_well(admin: SocketAddr) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The body of a page, on a connection of its own.
+/// The body of a page, on a new connection.
 fn get(server: SocketAddr, path: &str, tls: Option<&Certificate>) -> anyhow::Result<Vec<u8>> {
     let mut stream = TcpStream::connect_timeout(&server, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;

@@ -173,7 +173,7 @@ impl Asking<'_> {
             let source = String::from_utf8_lossy(source);
             tracing::info!(
                 node = %self.node.id(), %path, fragment = %source, %reason, unsaid,
-                "a fragment is left out of a page that passed the caches by"
+                "a fragment is left out of a page that bypasses the caches"
             );
         }
     }

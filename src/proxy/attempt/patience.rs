@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_connection_that_is_asked_for_life_fails_when_its_other_side_is_silent_for_too_long() {
+    async fn a_connection_with_keepalive_probes_fails_if_its_peer_is_silent() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let socket = SockRef::from(&stream);

@@ -18,7 +18,7 @@ const NEVER: &str =
     "cache-control: no-store, no-cache, must-revalidate, max-age=0\r\npragma: no-cache\r\nexpires: -1\r\n";
 
 #[test]
-fn a_page_is_stored_by_nobody_and_shows_nothing_that_was_meant_for_varnish() {
+fn a_page_must_not_be_stored_and_has_no_fields_meant_for_varnish() {
     let page = "Cache-Control: public, max-age=86400, s-maxage=86400\r\nPragma: cache\r\nExpires: Fri\r\nAge: 3\r\n\
         X-Magento-Tags: cat_p_1\r\nX-Magento-Tags: cat_p_2\r\nX-Powered-By: PHP\r\nServer: nginx\r\nVia: 1.1 x\r\n\
         Link: </a>; rel=preload\r\nSurrogate-Control: max-age=9\r\nX-Varnish: 1\r\nxkey: a\r\nX-Clearcoat-Url: /\r\n\

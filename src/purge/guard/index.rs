@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn who_began_before_the_floor_is_told_purged_and_who_began_after_it_is_not() {
+    fn a_query_before_the_floor_is_answered_purged_and_one_after_it_is_not() {
         let index = Index::new(1);
         (1..=8).for_each(|sequence| index.insert(hash(sequence), sequence));
         assert!(index.has_since(hash(99), 0), "purge 1 was pushed out");

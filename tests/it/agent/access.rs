@@ -1,4 +1,4 @@
-//! What an agent needs to be let in by etcd, and no more.
+//! The least privileges in etcd that an agent needs.
 
 use std::path::Path;
 
@@ -35,7 +35,7 @@ fn read_and_write_of_its_own_key_is_all_that_an_agent_needs() {
         let mut agent = start(name, "web", id);
         let key = format!("web/{id}");
         let first = is(&etcd, &key, "up");
-        // All that a registration does: written again with another lease, changed, deleted, its lease given back.
+        // All operations of a registration: rewritten with another lease, changed, deleted, its lease revoked.
         etcd.revoke(first.lease);
         let lease = crate::support::agent::recorded(&etcd, &key, "is back", |record| record.lease != first.lease).lease;
         agent.signal("-TERM");
@@ -45,12 +45,12 @@ fn read_and_write_of_its_own_key_is_all_that_an_agent_needs() {
         assert!(!agent.log().has(PASSWORD), "a secret is in the log");
     }
 
-    // The refused ones go on, and say so.
+    // Agents without the rights keep trying, and log it.
     for (name, role, id) in [("own-key", "web", "web-2"), ("role", "varnish", "varnish-1"), ("writer", "web", "web-3")]
     {
         let mut agent = start(name, role, id);
         if name == "writer" {
-            // It can put; what it may not is to look whether its key is still its own.
+            // It may put, but not read whether its key is still its own.
             is(&etcd, "web/web-3", "up");
         }
         eventually("the agent is refused", || agent.log().has("permission denied").then_some(()));
@@ -60,7 +60,7 @@ fn read_and_write_of_its_own_key_is_all_that_an_agent_needs() {
 }
 
 #[test]
-fn a_user_is_asked_for_when_etcd_asks_and_a_password_that_changes_is_read_again() {
+fn credentials_are_used_if_etcd_wants_them_and_a_new_password_is_reread() {
     let mut etcd = Etcd::start();
     etcd.add_user("agent", PASSWORD, &[("/clearcoat/v1/nodes/web/", Access::ReadWrite)]);
     let folder = tempfile::tempdir().expect("a folder");

@@ -1,4 +1,4 @@
-//! How an agent ends: in which order, with which status.
+//! How an agent ends: the order of its steps, and its exit status.
 
 use std::path::{Path, PathBuf};
 
@@ -7,10 +7,10 @@ use crate::support::etcd::Etcd;
 use crate::support::eventually;
 use crate::support::varnish::signal;
 
-/// An etcd that nobody has started: the agent's other work does not depend on it.
+/// An etcd that is not running: the agent's other work does not depend on it.
 const NO_ETCD: &str = "http://127.0.0.1:9";
 
-/// A node that writes what happens to it into a file, and goes on until it is told otherwise. It is there when the file is.
+/// A node that logs its events to a file, and runs until it is stopped. It is up once the file exists.
 struct Diary {
     folder: tempfile::TempDir,
 }
@@ -28,7 +28,7 @@ impl Diary {
         self.folder.path()
     }
 
-    /// Waits until this was written.
+    /// Waits until this line was written.
     fn says(&self, line: &str) {
         eventually(&format!("the node says {line}"), || self.has(line).then_some(()));
     }
@@ -37,7 +37,7 @@ impl Diary {
         std::fs::read_to_string(self.file()).unwrap_or_default().lines().any(|one| one == line)
     }
 
-    /// A node that does this, and then writes `began` and waits.
+    /// A node that runs `first`, then writes `began` and waits.
     fn node(&self, first: &str) -> Vec<String> {
         let diary = self.file();
         let text = format!(
@@ -48,7 +48,7 @@ impl Diary {
     }
 }
 
-/// An agent whose etcd is away.
+/// An agent without a reachable etcd.
 fn alone(node: &Node, more: &[&str], command: Vec<String>) -> Agent {
     let mut arguments = node.arguments("web", "web-1", &[NO_ETCD.to_owned()]);
     arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
@@ -147,7 +147,7 @@ fn a_node_that_does_not_end_is_killed_with_all_that_it_has_started() {
     eventually("its helper is gone", || (!runs(helper)).then_some(()));
 }
 
-/// Whether a process is there, and is not one that has ended and waits to be buried.
+/// Whether a process exists and is not a zombie.
 fn runs(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
@@ -170,7 +170,7 @@ fn signals_are_passed_on_but_those_that_end() {
 }
 
 #[test]
-fn a_node_that_wants_another_signal_to_end_gets_it_whichever_the_agent_gets() {
+fn a_node_gets_its_configured_stop_signal_whichever_the_agent_gets() {
     let node = Node::start(200);
     for sent in ["-TERM", "-QUIT"] {
         let diary = Diary::new();

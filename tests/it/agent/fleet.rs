@@ -1,4 +1,4 @@
-//! Agents and clearcoat together: what one writes the other reads.
+//! Agents and clearcoat together: agents write the records that clearcoat reads.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::support::fleet::{Fleet, Plan};
 use crate::support::reader::{Outage, Reader};
 use crate::support::web::{Shop, Web};
 
-/// Clearcoat before the nodes of this etcd.
+/// A clearcoat in front of this etcd's nodes.
 fn before(etcd: &Etcd) -> Fleet {
     let config = format!(
         "[registry]\nkind = \"etcd\"\n[registry.etcd]\nendpoints = {:?}\n\
@@ -19,7 +19,7 @@ fn before(etcd: &Etcd) -> Fleet {
     Fleet::launch(&Plan { varnish: 0, web: 0, config: config.leak(), ..Plan::default() })
 }
 
-/// Waits until the fleet knows nodes by these ids, and all of them are up.
+/// Waits until the fleet has exactly these nodes, all of them up.
 fn has(fleet: &Fleet, ids: &[&str]) {
     eventually(&format!("the fleet is {ids:?}"), || {
         let nodes = fleet.clearcoat.nodes();

@@ -1,4 +1,4 @@
-//! A key is there for as long as its node, whatever happens to it.
+//! A key exists exactly as long as its node, whatever happens to it.
 
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use crate::support::etcd::link::Link;
 use crate::support::eventually;
 
 #[test]
-fn a_lease_that_was_revoked_is_replaced_and_a_key_that_was_deleted_is_written_again() {
+fn a_revoked_lease_is_replaced_and_a_deleted_key_is_rewritten() {
     let etcd = Etcd::start();
     let node = Node::start(200);
     let _agent = Agent::start(node.arguments("web", "web-1", &etcd.endpoints()));
@@ -34,7 +34,7 @@ fn a_value_that_was_written_without_an_answer_is_still_our_own() {
     let node = Node::start(200);
     let mut agent = Agent::start(node.arguments("web", "web-1", &etcd.endpoints()));
     let first = is(&etcd, "web/web-1", "up");
-    // What a lost answer leaves behind: our lease, and a value of which we know nothing.
+    // As after a lost answer: our lease, with an unknown value.
     etcd.put_with_lease("/clearcoat/v1/nodes/web/web-1", r#"{"state":"unknown"}"#, first.lease);
     assert_eq!(is(&etcd, "web/web-1", "up").value, first.value);
 
@@ -83,7 +83,7 @@ fn a_key_is_back_after_a_cut_that_outlasted_its_lease() {
 }
 
 #[test]
-fn a_key_outlives_a_restart_of_etcd_and_a_return_to_a_time_when_it_was_not_there() {
+fn a_key_survives_a_restart_of_etcd_and_a_restore_from_before_it_existed() {
     let mut etcd = Etcd::start();
     let before = etcd.snapshot();
     let node = Node::start(200);
@@ -112,7 +112,7 @@ fn the_newer_of_two_agents_with_one_name_has_the_key() {
     recorded(&etcd, "web/web-1", "is the newer one", of_new);
     eventually("the older one knows", || older.log().has("another process has registered").then_some(()));
 
-    // Its own changes are no reason to take the key back, nor is its end one to delete it.
+    // Its own changes do not make it take the key back, and its end does not delete the key.
     older.signal("-TERM");
     assert_eq!(older.status(), 0);
     assert!(record(&etcd, "web/web-1").is_some_and(|record| of_new(&record)));
@@ -121,7 +121,7 @@ fn the_newer_of_two_agents_with_one_name_has_the_key() {
     recorded(&etcd, "web/web-1", "is the third one", |record| !of_new(record));
     eventually("the second one knows", || newer.log().has("another process has registered").then_some(()));
     drop(waiting);
-    // It was killed: its lease tells. Then the key is free, and the second one is still there.
+    // After a kill, only its lease ends the key. Then the key is free, and the second agent is still there.
     recorded(&etcd, "web/web-1", "is the second one's again", of_new);
     newer.signal("-TERM");
     assert_eq!(newer.status(), 0);
@@ -129,7 +129,7 @@ fn the_newer_of_two_agents_with_one_name_has_the_key() {
 }
 
 #[test]
-fn an_agent_that_starts_after_one_that_was_killed_keeps_the_key_beyond_the_old_lease() {
+fn an_agent_started_after_a_killed_one_keeps_the_key_beyond_its_lease() {
     let etcd = Etcd::start();
     let node = Node::start(200);
     let mut killed = Agent::start(node.arguments("web", "web-1", &etcd.endpoints()));

@@ -1,4 +1,4 @@
-//! The epoch of a Varnish is the life of its worker.
+//! The epoch of a Varnish identifies its worker process.
 
 use std::path::Path;
 
@@ -7,13 +7,13 @@ use crate::support::etcd::Etcd;
 use crate::support::eventually;
 use crate::support::varnish::signal;
 
-/// A port that nobody has right now.
+/// A currently free port.
 fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("an address").port()
 }
 
-/// The command line of a real varnishd that needs nobody.
+/// The command line of a real varnishd without a backend.
 fn varnishd(folder: &Path, port: u16) -> Vec<String> {
     let (cache, pid) = (folder.join("varnish"), folder.join("varnishd.pid"));
     let mut words = vec!["varnishd".to_owned(), "-F".to_owned(), "-n".to_owned(), cache.display().to_string()];
@@ -32,7 +32,7 @@ fn an_epoch_is_kept_with_the_worker_and_another_with_the_next() {
     let mut as_child = arguments("varnish", "as-child", &etcd.endpoints());
     as_child.extend(address.iter().cloned());
     as_child.push("--".to_owned());
-    // A script that becomes a varnishd, as images have it.
+    // A script that execs varnishd, as container images have it.
     as_child.extend(["sh".to_owned(), "-c".to_owned(), format!("exec {}", varnishd(folder.path(), port).join(" "))]);
     let mut agent = Agent::start(as_child);
     let first = is(&etcd, "varnish/as-child", "up");
@@ -56,11 +56,11 @@ fn an_epoch_is_kept_with_the_worker_and_another_with_the_next() {
     }
     assert_eq!(is(&etcd, "varnish/as-child", "up").value["epoch"], is(&etcd, "varnish/beside", "up").value["epoch"]);
 
-    // A varnishd that is told to end while it starts a worker may do neither (seen with 7.1).
+    // A varnishd that is stopped while it starts a worker may do neither (seen with 7.1).
     let serves = || crate::support::client::get(([127, 0, 0, 1], port).into(), "/").ok();
     eventually("the new worker serves", serves);
     agent.signal("-TERM");
-    // varnishd remembers that a worker of it was killed.
+    // varnishd's exit status reflects that a worker was killed.
     agent.status();
     eventually("the pid file names nobody", || {
         (is(&etcd, "varnish/beside", "drain").value["epoch"] != epoch).then_some(())

@@ -1,4 +1,4 @@
-//! When a node is registered, and as what.
+//! When a node is registered, and with which data.
 
 use serde_json::json;
 
@@ -7,7 +7,7 @@ use crate::support::etcd::Etcd;
 use crate::support::eventually;
 
 #[test]
-fn a_node_is_registered_when_it_passes_its_check_and_drains_while_it_fails() {
+fn a_node_is_registered_once_its_check_passes_and_drains_while_it_fails() {
     let etcd = Etcd::start();
     let node = Node::start(500);
     let mut arguments = node.arguments("varnish", "varnish-1", &etcd.endpoints());
@@ -118,7 +118,7 @@ fn two_nodes_of_a_fleet_have_a_key_each() {
     recorded(&etcd, "web/a", "is there", |_| true);
     recorded(&etcd, "varnish/a", "is there", |_| true);
     drop(agents);
-    // Nobody could say that they are gone: their leases do.
+    // The killed agents cannot deregister: their leases expire.
     is_gone(&etcd, "web/a");
     is_gone(&etcd, "varnish/a");
 }

@@ -1,4 +1,4 @@
-//! What goes wrong, and when: a schedule that follows from its seed alone, and the one who carries it out.
+//! The faults of a run: a schedule determined by its seed, and its execution.
 
 use std::time::Duration;
 
@@ -8,26 +8,26 @@ use super::history::Moment;
 use super::run::Run;
 use crate::support::fleet::Fleet;
 
-/// One thing that is done to the fleet. Varnish nodes are named by their index.
+/// A fault or its end. Varnish nodes are given by index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {
-    /// SIGSTOP: it accepts connections and data (the kernel does), and answers nothing.
+    /// SIGSTOP: the kernel still accepts connections and data, but there are no answers.
     Hang(usize),
-    /// SIGCONT: whatever waited in its sockets is read now.
+    /// SIGCONT: the data in its sockets is read now.
     Resume(usize),
     /// kill -9.
     Kill(usize),
-    /// Its cache is empty.
+    /// A start with an empty cache.
     Restart(usize),
-    /// kill -9 of clearcoat, and a start on the same ports and the same journal. Where there are several, they take turns.
+    /// kill -9 of clearcoat, and a start on the same ports and journal. Several clearcoats take turns.
     KillClearcoat,
-    /// SIGSTOP of a member of etcd, by its index.
+    /// SIGSTOP of an etcd member, by index.
     HangEtcd(usize),
     ResumeEtcd(usize),
     /// kill -9 of every member.
     KillEtcd,
     RestartEtcd,
-    /// The disk of the first clearcoat's journal takes no write any more, and gives no error.
+    /// The disk of the first clearcoat's journal blocks all writes without an error.
     Freeze,
     Thaw,
 }
@@ -39,8 +39,8 @@ pub struct Step {
     pub act: Act,
 }
 
-/// What is drawn from, again and again in another order: so every kind of fault comes in every half minute, the most
-/// telling ones more than once.
+/// The kinds to draw from, shuffled again and again: every kind of fault comes in every half minute, the most revealing
+/// ones more than once.
 const DECK: [Kind; 9] = {
     use Kind::{Clearcoat, ClearcoatInHang, Death, LongHang, OutlivedHang, ShortHang};
     [ShortHang, OutlivedHang, OutlivedHang, OutlivedHang, LongHang, Death, Clearcoat, ClearcoatInHang, ClearcoatInHang]
@@ -48,23 +48,23 @@ const DECK: [Kind; 9] = {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// Over before `ack_timeout`: purges wait for the node.
+    /// Shorter than `ack_timeout`: purges wait for the node.
     ShortHang,
-    /// Purges are answered without the node, but no health check has found out: only the fence keeps readers away when
-    /// it runs again.
+    /// Purges are answered without the node, but before a health check fails: only the fence keeps readers away when it
+    /// resumes.
     OutlivedHang,
-    /// Health checks find out.
+    /// Health checks detect it.
     LongHang,
     /// A node is killed, and comes back with an empty cache.
     Death,
     /// Clearcoat is killed.
     Clearcoat,
-    /// Clearcoat is killed before it could deliver what a hung node misses: only the journal knows it.
+    /// Clearcoat is killed before it could deliver the purges that a hung node misses: only the journal has them.
     ClearcoatInHang,
 }
 
 impl Kind {
-    /// How long a node is ill, in ms.
+    /// How long a fault lasts, in ms.
     fn lasts(self) -> std::ops::Range<u64> {
         match self {
             Kind::ShortHang => 200..1000,
@@ -77,19 +77,19 @@ impl Kind {
     }
 }
 
-/// By when a node that hangs or died is known to be down: the longest interval, and two checks that time out.
+/// When a hung or dead node is certainly marked down: after the longest interval, and two checks that time out.
 const FOUND_OUT: Duration = Duration::from_millis(2500);
 
-/// How long requests that were moved from one node to another need there: in this time the other one stays well.
+/// The time for requests that moved from one node to another: the other one must stay healthy meanwhile.
 const MOVED: Duration = Duration::from_millis(500);
 
 /// A random schedule for `nodes` Varnish nodes. Mostly one of them is hung or dead at a time, sometimes two, never
-/// three; clearcoat is killed whatever they do. Everything is healed at the end of `length`.
+/// three; clearcoat is killed independently. Everything is healed at the end of `length`.
 pub fn random(seed: u64, nodes: usize, length: Duration) -> Vec<Step> {
     let mut random = Rng::with_seed(seed);
     let mut steps = Vec::new();
     let mut deck = Vec::new();
-    // For each node when it fell ill last and when it was well again.
+    // For each node the start and the end of its last fault.
     let mut ill = vec![(Duration::ZERO, Duration::ZERO); nodes];
     let mut at = Duration::from_millis(300);
     while at < length {
@@ -129,8 +129,8 @@ pub fn random(seed: u64, nodes: usize, length: Duration) -> Vec<Step> {
     steps
 }
 
-/// From when on another node may fall ill: in half the cases when all are well, in the others already when the one
-/// that is ill has been found out, if it is ill for so long.
+/// When another node may fail: in half of the cases once all are healed, otherwise already once the failure of the
+/// current one is detected, if it lasts that long.
 fn room_at(ill: &[(Moment, Moment)], random: &mut Rng) -> Moment {
     let mut ends: Vec<Moment> = ill.iter().map(|&(_, end)| end).collect();
     ends.sort();
@@ -139,7 +139,7 @@ fn room_at(ill: &[(Moment, Moment)], random: &mut Rng) -> Moment {
     if random.bool() { last } else { found_out.max(last_but_one).min(last) }
 }
 
-/// Faults of etcd that take turns with others: a member that hangs, all of them killed, and time between them to recover.
+/// Alternating faults of etcd: a hanging member, all members killed, and time between them to recover.
 pub fn of_etcd(seed: u64, members: usize, length: Duration) -> Vec<Step> {
     let mut random = Rng::with_seed(seed ^ 0xe7cd);
     let mut steps = Vec::new();
@@ -160,7 +160,7 @@ pub fn of_etcd(seed: u64, members: usize, length: Duration) -> Vec<Step> {
     unreachable!("the run has an end")
 }
 
-/// The disk of the journal is frozen now and then, for longer than a purge waits, and once in a while for less.
+/// Freezes the journal's disk now and then, usually for longer than a purge waits, sometimes for less.
 pub fn of_disk(seed: u64, length: Duration) -> Vec<Step> {
     let mut random = Rng::with_seed(seed ^ 0xd15c);
     let mut steps = Vec::new();
@@ -182,7 +182,7 @@ pub fn both(mut one: Vec<Step>, other: Vec<Step>) -> Vec<Step> {
     one
 }
 
-/// Hangs one node after the other for `hang`, with pauses of the same length. Too short for a health check to notice.
+/// Hangs each node in turn for `hang`, with pauses of the same length. Too short to fail a health check.
 pub fn hang_in_turn(nodes: usize, hang: Duration, length: Duration) -> Vec<Step> {
     let turns = (0..).map(|turn: u32| (turn as usize % nodes, hang * (1 + 2 * turn)));
     let steps =
@@ -190,12 +190,12 @@ pub fn hang_in_turn(nodes: usize, hang: Duration, length: Duration) -> Vec<Step>
     steps.take_while(|steps| steps[1].at <= length).flatten().collect()
 }
 
-/// Carries out a schedule, and leaves everybody well. A step that takes long delays those that follow, so that their
-/// distances stay what they were; what would begin after `length` does not happen.
+/// Executes a schedule, and leaves every node healed. A step that takes long delays the following ones, so that their
+/// distances stay the same; steps that would begin after `length` are skipped.
 pub fn inject(run: &Run, fleet: &mut Fleet, steps: &[Step], length: Duration) {
     let mut delay = Duration::ZERO;
     let mut ill = vec![false; fleet.varnish.len()];
-    // What etcd suffers, while it does.
+    // The current fault of etcd.
     let mut etcd = None;
     let mut frozen = false;
     let mut killed = 0;
@@ -205,7 +205,7 @@ pub fn inject(run: &Run, fleet: &mut Fleet, steps: &[Step], length: Duration) {
             Act::Resume(node) | Act::Restart(node) => std::mem::take(&mut ill[node]),
             Act::ResumeEtcd(_) | Act::RestartEtcd => etcd.take().is_some(),
             Act::HangEtcd(_) | Act::KillEtcd if run.now() <= length => etcd.replace(step.act).is_none(),
-            // A replica that starts while etcd is away knows only what it is told: see the tests of replicas.
+            // A replica started while etcd is away knows only what other replicas tell it: see the tests of replicas.
             Act::KillClearcoat if etcd.is_some() => false,
             // A process that waits for a frozen disk cannot be killed.
             Act::KillClearcoat if frozen => false,
@@ -272,7 +272,7 @@ mod tests {
 
     const LENGTH: Duration = Duration::from_secs(30);
 
-    /// The most nodes that are ill at once, and whether all are well in the end.
+    /// The most nodes failed at once, and whether all are healed in the end.
     fn worst(steps: &[Step]) -> (usize, bool) {
         let mut ill = std::collections::BTreeSet::new();
         let mut most = 0;
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn every_schedule_has_every_fault_and_heals_it_and_leaves_one_varnish_well() {
+    fn every_schedule_has_and_heals_every_fault_and_spares_one_varnish() {
         let mut most_ever = 0;
         for seed in 0..200 {
             let steps = random(seed, 3, LENGTH);

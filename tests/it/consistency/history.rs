@@ -1,24 +1,24 @@
-//! The checker: what was promised, what was seen, and whether the two agree. No clock and no sockets in here, so that
-//! made-up histories can show that it is strict.
+//! The checker: compares promises with reads. It has no clock and no sockets, so that artificial histories can prove
+//! that it is strict.
 
 use std::time::Duration;
 
 /// Time since the run began.
 pub type Moment = Duration;
 
-/// Contents of pages are numbered apart, so that an answer with another page's content is noticed as such.
+/// Contents of different pages use different numbers, so that an answer with another page's content is detected.
 const PAGE: u64 = 1_000_000;
 
-/// Promises that are kept for each page. A reader that is still under way when 4096 more have been made would be
-/// judged too mildly; no read lasts that long.
+/// Promises kept for each page. A reader still in progress after 4096 more would be judged too mildly; no read lasts
+/// that long.
 const KEPT: usize = 4096;
 
-/// What page `page` says in its `number`th version.
+/// The content of page `page` in its `number`th version.
 pub fn content(page: u64, number: u64) -> u64 {
     page * PAGE + number
 }
 
-/// Everything that matters about one page. One writer owns the page, so the versions and the moments grow.
+/// The history of one page. One writer owns the page, so versions and times increase.
 #[derive(Debug)]
 pub struct History {
     page: u64,
@@ -26,14 +26,14 @@ pub struct History {
     promises: Vec<Promise>,
 }
 
-/// From `answered` on, nobody may see anything older than `number`.
+/// From `answered` on, no read may see a version older than `number`.
 #[derive(Clone, Debug)]
 pub struct Promise {
     pub number: u64,
-    /// When the purge was sent that was answered in the end.
+    /// When the purge with the answer was sent.
     pub sent: Moment,
     pub answered: Moment,
-    /// The answer, for whoever has to find out what went wrong.
+    /// The answer, for debugging.
     pub answer: String,
 }
 
@@ -42,7 +42,7 @@ pub struct Promise {
 pub struct Read {
     /// Before the first byte of the request was sent.
     pub began: Moment,
-    /// After the last byte of the answer came.
+    /// After the last byte of the answer was received.
     pub ended: Moment,
     pub content: u64,
 }
@@ -61,32 +61,32 @@ impl std::fmt::Display for Read {
     }
 }
 
-/// What a read proves.
+/// The judgement of a read.
 #[derive(Debug)]
 pub enum Verdict<'h> {
-    /// Nothing wrong.
+    /// Correct.
     Fine,
-    /// The reader began after this promise was made, and saw something older.
+    /// The read began after this promise, and saw something older.
     Stale(&'h Promise),
-    /// Nobody has ever written this on this page: the harness is wrong, or answers were mixed up.
+    /// This page never had that content: the harness is wrong, or answers were mixed up.
     Impossible,
 }
 
 impl History {
-    /// A page in its version 0.
+    /// A page at version 0.
     pub fn new(page: u64) -> Self {
         History { page, latest: 0, promises: Vec::new() }
     }
 
-    /// The next version is about to be set at the shop: it may be seen from now on, and nothing is promised. Gives
+    /// The next version is about to be set at the shop: reads may see it from now on, but it is not promised. Returns
     /// its number.
     pub fn change(&mut self) -> u64 {
         self.latest += 1;
         self.latest
     }
 
-    /// A purge was answered: it promises every version up to the one that was set when it was sent, also those whose
-    /// own purges never had an answer.
+    /// A purge was answered: it promises every version up to the one set when it was sent, including those whose own
+    /// purges had no answer.
     pub fn promise(&mut self, promise: Promise) {
         if self.promises.len() == KEPT {
             self.promises.drain(..KEPT / 2);
@@ -94,13 +94,13 @@ impl History {
         self.promises.push(promise);
     }
 
-    /// What the page must say in the end.
+    /// The page's content at the end.
     pub fn latest(&self) -> u64 {
         content(self.page, self.latest)
     }
 
-    /// Holds a read against the promises made before it began. What was promised while it was under way binds the
-    /// next reader, not this one: it may have been answered before.
+    /// Judges a read by the promises made before it began. Promises made during it bind the next reader, not this one,
+    /// which may have been answered before.
     pub fn judge(&self, read: Read) -> Verdict<'_> {
         let (page, number) = (read.content / PAGE, read.content % PAGE);
         if page != self.page || number > self.latest {
@@ -114,7 +114,7 @@ impl History {
     }
 }
 
-/// When clearcoat was not there: from just before it was killed until it said that it is ready again.
+/// The outages of clearcoat: each from just before a kill until it reported ready again.
 #[derive(Debug, Default)]
 pub struct Outages(Vec<(Moment, Option<Moment>)>);
 
@@ -128,7 +128,7 @@ impl Outages {
     }
 
     /// Whether an outage explains a failure: one overlaps the time from the opening of the connection to its failure.
-    /// (A connection that is older than a kill cannot survive it, whenever its owner notices.)
+    /// (A connection older than a kill cannot survive it, whenever its owner notices.)
     pub fn explain(&self, opened: Moment, failed: Moment) -> bool {
         self.0.iter().rev().any(|&(from, to)| from <= failed && to.is_none_or(|to| to >= opened))
     }
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_read_that_began_before_the_answer_may_see_either_version_however_late_it_ends() {
+    fn a_read_begun_before_the_answer_may_see_either_version() {
         for number in [0, 1, 2] {
             assert_eq!(verdict(&history(), number, 9, 1000), "fine");
             assert_eq!(verdict(&history(), number, 10, 1000), "fine");
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_explained_by_an_outage_that_its_connection_lived_to_see_and_by_no_other() {
+    fn only_an_outage_during_its_connection_explains_a_failure() {
         let mut outages = Outages::default();
         assert!(!outages.explain(MS, MS * 2));
         outages.begin(MS * 10);

@@ -13,31 +13,30 @@ use crate::support::PATIENCE;
 use crate::support::client::{Answer, Connection, exchange, purge, tag};
 use crate::support::web::Shop;
 
-/// The pauses of the clients, in ms at most: the load of a busy shop, and not all that two cores can bear.
+/// The pauses of the clients, in ms at most: the load of a busy shop, not the most that two cores can handle.
 const READER_RESTS: u64 = 5;
 const WRITER_RESTS: u64 = 40;
 
-/// Every other reader reloads a page that does not come for so long. So those who wait for a Varnish when it runs again
-/// have not all been waiting since before the purges that it missed.
+/// Every other reader reloads a page that takes longer than this. So the readers that wait for a Varnish when it
+/// resumes have not all been waiting since before the purges that it missed.
 const RELOAD_AFTER: Duration = Duration::from_millis(400);
 
-/// After a failure, so that the wait for a clearcoat that starts again is no storm.
+/// A pause after a failure, so that clients do not storm a restarting clearcoat.
 const AFTER_FAILURE: Duration = Duration::from_millis(5);
 
-/// How purges reach the Varnish nodes.
+/// How purges are sent to the Varnish nodes.
 #[derive(Clone)]
 pub enum Purging {
-    /// Through the purge listener of a clearcoat, by its number.
+    /// Through the purge listener of a clearcoat, by its index.
     Clearcoat(usize, SocketAddr),
-    /// As Magento does it without clearcoat: one node after the other, the status ignored, what fails forgotten. A
-    /// node that hangs refuses connections. (Those that its kernel accepts while it is stopped would be read, and
-    /// obeyed, when it runs again: that only shortens the time in which it serves the old page.)
+    /// As Magento does without clearcoat: node by node, the status ignored, failures forgotten. A hung node refuses
+    /// connections. (Those accepted by its kernel while it is stopped would be read and obeyed after it resumes: that
+    /// only shortens the time in which it serves the old page.)
     OneByOne(Vec<SocketAddr>),
 }
 
-/// Three of four reads and changes go to a sixth of the pages. These hot ones collide with their purges all the time, and
-/// recover at once from whatever went wrong, by the next purge; the cold ones keep an old version for long where a purge
-/// of theirs was lost.
+/// Three of four reads and changes go to a sixth of the pages. These hot ones constantly collide with their purges, and
+/// recover from any error with the next purge; the cold ones keep an old version for long if their purge was lost.
 fn some_page(random: &mut Rng, pages: &[u64]) -> u64 {
     let some = if random.u8(..4) > 0 { &pages[..pages.len() / 6] } else { pages };
     *random.choice(some).expect("pages")
@@ -48,7 +47,7 @@ pub fn write(run: &Run, shop: &Shop, purging: &Purging, pages: &[u64], seed: u64
     let mut random = Rng::with_seed(seed);
     let mut tally = Tally::default();
     while !run.is_over() {
-        // Mostly one product is saved; sometimes a few change together, in one purge.
+        // Usually one product is saved; sometimes a few change together, in one purge.
         let together = if random.u8(..5) == 0 { 3 } else { 1 };
         let changed: BTreeSet<u64> = (0..together).map(|_| some_page(&mut random, pages)).collect();
         let versions: Vec<(u64, u64)> = changed
@@ -66,12 +65,12 @@ pub fn write(run: &Run, shop: &Shop, purging: &Purging, pages: &[u64], seed: u64
     tally
 }
 
-/// Repeats a purge until it is answered: what is only appended to the journal when clearcoat is killed promises
+/// Repeats a purge until it is answered: one that was only appended to the journal when clearcoat was killed promises
 /// nothing yet, and must do no harm either.
 fn purge_until_answered(run: &Run, purging: &Purging, versions: &[(u64, u64)], pattern: &str) -> Tally {
     let mut tally = Tally::default();
     let first = run.now();
-    // However often it is repeated.
+    // Counted once, however often the purge is repeated.
     let mut was_refused = false;
     loop {
         let sent = run.now();
@@ -102,9 +101,8 @@ fn purge_until_answered(run: &Run, purging: &Purging, versions: &[(u64, u64)], p
     }
 }
 
-/// Sends what no VCL in its right mind is sent, every few seconds until the run is over: requests that a node pipes and
-/// closes on, refuses as its own failure, answers and closes, or does not even take. What becomes of them is not judged
-/// here; what becomes of all others is.
+/// Sends abnormal purges every few seconds until the run is over: requests that a node pipes and closes on, fails,
+/// answers and closes, or refuses to read. Their outcome is not judged here; that of all other purges is.
 pub fn poison(run: &Run, purging: &[Purging], seed: u64) -> usize {
     let mut random = Rng::with_seed(seed);
     let mut sent = 0;
@@ -119,11 +117,11 @@ pub fn poison(run: &Run, purging: &[Purging], seed: u64) -> usize {
                 "PURGE /poison/closed HTTP/1.1\r\nHost: shop.test\r\n\r\n".to_owned(),
                 format!("BAN /poison/long HTTP/1.1\r\nHost: shop.test\r\nX-Long: {long}\r\n\r\n"),
             ]);
-            // Two at once go to a node in one batch.
+            // Two at once are sent to a node in one batch.
             let request = request.expect("one of them");
             std::thread::scope(|scope| {
                 for _ in 0..2 {
-                    // Whoever is killed meanwhile gives no answer.
+                    // A clearcoat killed meanwhile gives no answer.
                     scope.spawn(|| _ = exchange(*address, &request));
                 }
             });
@@ -140,7 +138,7 @@ pub fn poison(run: &Run, purging: &[Purging], seed: u64) -> usize {
 fn purge_one_by_one(run: &Run, nodes: &[SocketAddr], pattern: &str) -> Answer {
     for (index, &node) in nodes.iter().enumerate() {
         if !run.is_hung(index) {
-            // Magento looks neither at errors nor at the status.
+            // Magento ignores both errors and the status.
             _ = purge(node, pattern);
         }
     }
@@ -151,7 +149,7 @@ fn purge_one_by_one(run: &Run, nodes: &[SocketAddr], pattern: &str) -> Answer {
 pub fn read(run: &Run, number: usize, shop: &Shop, edges: &[SocketAddr], seed: u64) -> Tally {
     let mut random = Rng::with_seed(seed);
     let pages: Vec<u64> = run.pages().collect();
-    // In pairs, so that each has some of both kinds of readers.
+    // In pairs, so that each clearcoat has both kinds of readers.
     let clearcoat = number / 2 % edges.len();
     let edge = edges[clearcoat];
     let mut reader = Reader { run, number, clearcoat, shop, edge, connection: None, tally: Tally::default() };
@@ -183,7 +181,7 @@ struct Kept {
 }
 
 impl Reader<'_> {
-    /// Reads a page; says whether it came.
+    /// Reads a page; returns whether it arrived.
     fn read(&mut self, page: u64) -> bool {
         let opening = self.connection.as_ref().map_or_else(|| self.run.now(), |kept| kept.opened);
         let result = self.get(page, opening);
@@ -211,7 +209,7 @@ impl Reader<'_> {
         self.number % 2 == 1
     }
 
-    /// One request, on the kept connection where there is one, and the moment before it was sent.
+    /// One request, on the kept connection if there is one, with the time before it was sent.
     fn get(&mut self, page: u64, opened: Moment) -> io::Result<(Moment, Answer)> {
         if self.connection.is_none() {
             let connection = Connection::open(self.edge)?;

@@ -1,4 +1,4 @@
-//! What the threads of one run share, and what they find.
+//! The shared state of one run's threads, and their findings.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, RwLock};
@@ -7,16 +7,16 @@ use std::time::{Duration, Instant};
 use super::history::{History, Moment, Outages, Promise, Read, Verdict};
 use crate::support::clearcoat::Log;
 
-/// Findings of one kind that are told in full; the others are counted.
+/// Findings of one kind that are reported in full; the rest is counted.
 const TOLD: usize = 20;
 
-/// A run under way.
+/// A run in progress.
 pub struct Run {
     began: Instant,
     pages: Vec<Mutex<History>>,
-    /// Of each clearcoat.
+    /// Per clearcoat.
     outages: Vec<RwLock<Outages>>,
-    /// When the disk of a journal was frozen: then a purge may be refused, and a read may not.
+    /// When the disk of a journal was frozen: then purges may be refused, but not reads.
     freezes: RwLock<Outages>,
     hung: Vec<AtomicBool>,
     stop: AtomicBool,
@@ -25,7 +25,7 @@ pub struct Run {
     findings: Mutex<Findings>,
 }
 
-/// What was wrong.
+/// The violations found.
 #[derive(Debug, Default)]
 pub struct Findings {
     pub stale: Kind,
@@ -34,7 +34,7 @@ pub struct Findings {
     pub impossible: Kind,
 }
 
-/// Findings of one kind.
+/// Violations of one kind.
 #[derive(Debug, Default)]
 pub struct Kind {
     pub count: usize,
@@ -50,7 +50,7 @@ impl Kind {
     }
 }
 
-/// What a thread counted, and the sum of all.
+/// The counts of a thread, and the sum of all.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tally {
     pub reads: usize,
@@ -76,7 +76,7 @@ impl std::ops::AddAssign for Tally {
     }
 }
 
-/// Ends a run when it is dropped, so that no thread works on for a test that has failed.
+/// Ends a run when dropped, so that threads do not continue after a failed test.
 pub struct StopGuard<'r>(pub &'r Run);
 
 impl Drop for StopGuard<'_> {
@@ -86,7 +86,7 @@ impl Drop for StopGuard<'_> {
 }
 
 impl Run {
-    /// A run with the pages 1 to `pages`, this many Varnish nodes and this many clearcoats; it begins now.
+    /// A run with the pages 1 to `pages` and these numbers of Varnish nodes and clearcoats; it begins now.
     pub fn new(pages: u64, nodes: usize, clearcoats: usize) -> Self {
         Run {
             began: Instant::now(),
@@ -109,7 +109,7 @@ impl Run {
         self.stop.load(Ordering::SeqCst)
     }
 
-    /// What is known of a page.
+    /// Accesses the history of a page.
     pub fn page<T>(&self, page: u64, look: impl FnOnce(&mut History) -> T) -> T {
         look(&mut self.pages[page as usize - 1].lock().unwrap())
     }
@@ -118,8 +118,8 @@ impl Run {
         1..=self.pages.len() as u64
     }
 
-    /// A purge of these versions was answered. The moment is taken while nobody judges, so that no read that began
-    /// after it can be judged before the promise is known.
+    /// Records that a purge of these versions was answered. The time is taken under the lock, so that no read that
+    /// began after it can be judged before the promise is recorded.
     pub fn promised(&self, versions: &[(u64, u64)], sent: Moment, answer: &str) {
         for &(page, number) in versions {
             self.page(page, |history| {
@@ -129,12 +129,12 @@ impl Run {
         }
     }
 
-    /// The moment of an instant.
+    /// The time of an instant since the run began.
     pub fn moment(&self, instant: Instant) -> Moment {
         instant.saturating_duration_since(self.began)
     }
 
-    /// Judges a read of a page; `how` describes it.
+    /// Judges a read of a page; `how` describes the read.
     pub fn seen(&self, page: u64, read: Read, how: impl Fn() -> String) {
         self.page(page, |history| match history.judge(read) {
             Verdict::Fine => {}
@@ -150,7 +150,7 @@ impl Run {
         });
     }
 
-    /// A read failed, on a connection to this clearcoat that was opened at `opened`. Says whether the death of that one
+    /// A read failed, on a connection to this clearcoat opened at `opened`. Returns whether a kill of that clearcoat
     /// explains it.
     pub fn read_failed(&self, clearcoat: usize, opened: Moment, what: impl FnOnce() -> String) -> bool {
         self.failed(clearcoat, opened, what, |findings| &mut findings.refused)
@@ -180,31 +180,31 @@ impl Run {
         explained
     }
 
-    /// Whether this clearcoat was there from `from` until now.
+    /// Whether this clearcoat ran from `from` until now.
     pub fn was_alive_since(&self, clearcoat: usize, from: Moment) -> bool {
         let now = self.now();
         let was_away = self.outages[clearcoat].read().unwrap().explain(from, now);
         !was_away && !self.freezes.read().unwrap().explain(from, now)
     }
 
-    /// Called before a clearcoat is killed.
+    /// Call before a clearcoat is killed.
     pub fn outage_begins(&self, clearcoat: usize) {
         let mut outages = self.outages[clearcoat].write().unwrap();
         outages.begin(self.now());
     }
 
-    /// Called when it has said that it is ready.
+    /// Call after it has reported ready.
     pub fn outage_ends(&self, clearcoat: usize) {
         let mut outages = self.outages[clearcoat].write().unwrap();
         outages.end(self.now());
     }
 
-    /// Called before a disk is frozen.
+    /// Call before a disk is frozen.
     pub fn freeze_begins(&self) {
         self.freezes.write().unwrap().begin(self.now());
     }
 
-    /// Called when it was thawed and clearcoat has said that it is ready.
+    /// Call after it was thawed and clearcoat has reported ready.
     pub fn freeze_ends(&self) {
         self.freezes.write().unwrap().end(self.now());
     }
@@ -217,7 +217,7 @@ impl Run {
         self.hung[node].load(Ordering::SeqCst)
     }
 
-    /// Notes what the injector does.
+    /// Records an action of the fault injector.
     pub fn happened(&self, what: String) {
         self.faults.lock().unwrap().push((self.now(), what));
     }
@@ -227,7 +227,7 @@ impl Run {
         self.logs.lock().unwrap().push(log);
     }
 
-    /// How many acts whose name starts so were carried out.
+    /// The number of executed acts whose name starts with `name`.
     pub fn faults(&self, name: &str) -> usize {
         let faults = self.faults.lock().unwrap();
         faults.iter().filter(|(_, what)| what.starts_with(name) && what.ends_with("done")).count()
@@ -240,7 +240,7 @@ impl Run {
     }
 }
 
-/// What happened, for whoever has to find out what went wrong.
+/// The event log, for debugging.
 pub struct Chronicle {
     faults: Vec<(Moment, String)>,
     /// The logs of the clearcoats that were killed.

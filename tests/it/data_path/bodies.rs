@@ -1,4 +1,4 @@
-//! Bodies of any size, never faster than the slower side, and never more than a little of them in memory.
+//! Bodies of any size: never faster than the slower side, and never more than a small part in memory.
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,17 +11,17 @@ use crate::support::upstream::{Call, Gate, Then, Upstream};
 
 const MIB: usize = 1024 * 1024;
 
-/// The size of a long body, and nothing that any buffer is a multiple of.
+/// The size of a long body, not a multiple of any buffer size.
 const LONG: usize = 50 * MIB + 4321;
 
-/// A body that is too large for all buffers on the way, and can be sent nevertheless.
+/// The size of a body that exceeds all buffers on the way, but can still be sent.
 const MUCH: usize = 150 * MIB + 1234;
 
-/// A body that nobody has room for.
+/// The size of a body that cannot be buffered.
 const ENDLESS: usize = 4096 * MIB;
 
-/// The most that sockets alone may hold of a body that nobody reads: on each of the two connections as much as the
-/// kernel of this machine lets buffers grow to, and some more for how it counts.
+/// The most that sockets alone may hold of an unread body: on each of the two connections the largest kernel buffer of
+/// this machine, with some tolerance for how it counts.
 static SOCKET_BUFFERS: LazyLock<u64> = LazyLock::new(|| {
     let largest = |name: &str| -> u64 {
         let limits = std::fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).expect("a limit of the kernel");
@@ -32,11 +32,11 @@ static SOCKET_BUFFERS: LazyLock<u64> = LazyLock::new(|| {
     most
 });
 
-/// How much clearcoat's memory may grow over bodies of any size: its scratch buffer as a remainder on each of a few
-/// connections, and what an allocator keeps for itself.
+/// The most that clearcoat's memory may grow over bodies of any size: the unsent rest of a scratch buffer on each of a
+/// few connections, and allocator overhead.
 const GROWTH: usize = 4 * MIB;
 
-/// Bytes that repeat only at a prime, so that nothing lost, doubled or swapped looks right.
+/// Bytes with a prime period, so that lost, duplicated or swapped bytes are detected.
 static PATTERN: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let mut state = 1_u32;
     let mut next = || {
@@ -89,7 +89,7 @@ impl Received {
     }
 }
 
-/// Sends the pattern as it is asked for, and says what it received of it.
+/// Sends the requested amount of the pattern, and reports what it received.
 fn mirror() -> Upstream {
     Upstream::start(|call| {
         let sent = match call.path() {
@@ -144,7 +144,7 @@ fn small_buffers(stream: &std::net::TcpStream) {
     socket.set_send_buffer_size(64 * 1024).expect("a socket option");
 }
 
-/// Sends an endless body and counts it.
+/// Sends an endless body and counts its bytes.
 fn endless(call: &mut Call<'_>, sent: &AtomicU64) -> Then {
     small_buffers(call.stream());
     let head = match call.path() {
@@ -187,7 +187,7 @@ fn a_client_that_does_not_read_stops_the_node_and_costs_no_memory() {
         let grown = rig.memory().saturating_sub(before);
         assert!(grown < GROWTH, "{path}: {} KiB for {CLIENTS} clients that do not read", grown / 1024);
 
-        // It was held up and not given up: whoever reads on gets what follows, and the node can send again.
+        // Backpressure does not end the transfer: a client that resumes gets the rest, and the node can send again.
         let client = &mut clients[0];
         let head = client.head().unwrap();
         let mut received = Received::default();
@@ -205,7 +205,7 @@ fn a_client_that_does_not_read_stops_the_node_and_costs_no_memory() {
     }
 }
 
-/// Reads the content of chunks until there were so many bytes.
+/// Reads the content of chunks up to this number of bytes.
 fn read_chunks(client: &mut Connection, wanted: usize, received: &mut Received) {
     let mut line = Vec::new();
     while received.0 < wanted {

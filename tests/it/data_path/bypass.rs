@@ -1,4 +1,4 @@
-//! Past the caches: what a reader gets of a web node while there is no Varnish that may serve him.
+//! Past the caches: what a reader gets from a web node while no Varnish may serve.
 
 use clearcoat::fleet::Delivery;
 use clearcoat::varnish::vcl;
@@ -11,7 +11,7 @@ use crate::support::http2::{Http2, request};
 use crate::support::upstream::{Call, Gate, Then, Upstream};
 use crate::support::varnish::Varnish;
 
-/// As Magento marks a page that a VCL is to see.
+/// Magento's header fields of a page meant for a VCL.
 const PAGE: &str = "Content-Type: text/html; charset=UTF-8\r\nCache-Control: public, max-age=86400, s-maxage=86400\r\n\
     Pragma: cache\r\nExpires: Fri, 27 Nov 2026 23:59:59 GMT\r\nX-Magento-Tags: cat_p_1,cat_p\r\nX-Powered-By: PHP\r\n\
     Set-Cookie: PHPSESSID=a\r\n";
@@ -20,7 +20,7 @@ fn page(call: &mut Call<'_>, body: &str) -> Then {
     call.send_then(format!("HTTP/1.1 200 OK\r\n{PAGE}Content-Length: {}\r\n\r\n{body}", body.len()), Then::KeepAlive)
 }
 
-/// Web nodes alone.
+/// Web nodes without a Varnish.
 fn shop(script: impl Fn(&mut Call<'_>) -> Then + Send + Sync + 'static) -> Rig {
     Rig::start("", Vec::new(), vec![Upstream::start(script)])
 }
@@ -34,7 +34,7 @@ fn fragments(rig: &Rig, result: &str) -> f64 {
     rig.counter(&format!("clearcoat_bypass_fragments_total{{result=\"{result}\"}}"))
 }
 
-/// A menu that stands in a page, and one in that.
+/// Serves a page with a menu, which includes another fragment.
 fn with_menu(call: &mut Call<'_>) -> Then {
     match call.path().to_owned().as_str() {
         "/menu" => page(call, "<b>menu <esi:include src=\"http://shop.test/items?a=1&amp;b=2\"/></b>"),
@@ -44,7 +44,7 @@ fn with_menu(call: &mut Call<'_>) -> Then {
 }
 
 #[test]
-fn a_page_has_what_a_vcl_would_leave_of_it_and_its_blocks_for_every_client() {
+fn a_page_is_what_a_vcl_would_deliver_with_its_blocks_for_every_client() {
     let whole = "<html><b>menu <i></b></html>";
     let secure = Secure::start_with_web("", vec![Upstream::start(with_menu)]);
     let rig = &secure.rig;
@@ -66,7 +66,7 @@ fn a_page_has_what_a_vcl_would_leave_of_it_and_its_blocks_for_every_client() {
         }
         assert_eq!(answer.head.to_lowercase().matches("cache-control").count(), 1, "{answer:?}");
     }
-    // HTTP/1.0 knows no chunks, and HEAD no body.
+    // HTTP/1.0 has no chunks, and HEAD no body.
     let answer = ask(&mut rig.edge(), "GET /p HTTP/1.0\r\nHost: shop.test\r\n\r\n");
     assert_eq!((answer.text(), answer.header("transfer-encoding")), (whole, None), "{answer:?}");
     let mut client = rig.edge();
@@ -133,7 +133,7 @@ fn a_fragment_that_cannot_be_had_is_left_out_and_the_page_goes_on() {
         assert_eq!(ask(&mut client, &get_request(&format!("/of{address}"))).text(), "<p>ab", "{address}");
     }
     assert_eq!((fragments(&rig, "included"), fragments(&rig, "left_out")), (0.0, cases.len() as f64 + 2.0));
-    // The page that includes itself ends, as deep as Varnish would go.
+    // The page that includes itself ends at Varnish's depth.
     assert_eq!(ask(&mut client, &get_request("/itself")).text(), "<p>a".repeat(6) + &"b".repeat(6));
     rig.clearcoat.log().waits_for("a fragment is left out of a page");
     let log = rig.clearcoat.log();
@@ -176,7 +176,7 @@ fn a_page_is_the_same_however_it_comes_and_however_long_it_is() {
                     call.send(format!("{wire}{chunks}0\r\nX: trailer\r\n\r\n"))
                 }
                 "/until-close" => return call.send_then(format!("{head}\r\n<p>a{include}b--"), Then::Close),
-                // Longer than what is held, with a fragment in its middle and at its end.
+                // Longer than the hold limit, with a fragment in its middle and at its end.
                 _ => {
                     let length = 2 * text.len() + 2 * include.len();
                     call.send(format!("{head}Content-Length: {length}\r\n\r\n{text}{include}{text}{include}"))
@@ -200,7 +200,7 @@ fn a_page_that_is_cut_off_reaches_nobody_as_a_whole_one() {
         let body = if call.path() == "/short" { "<p>cut".to_owned() } else { "<p>".to_owned() + &"x".repeat(3 << 20) };
         call.send_then(head + &body, Then::Close)
     });
-    // Nothing of it has gone out yet: it is asked for once more, and then that is the answer.
+    // Nothing has been sent yet: the request is retried once, and then this is the answer.
     assert_eq!(ask(&mut rig.edge(), &get_request("/short")).status, 502);
     let mut client = rig.edge();
     client.send(get_request("/long")).unwrap();
@@ -280,7 +280,7 @@ fn what_is_no_page_passes_as_it_is_but_for_its_head() {
     assert_eq!(ask(&mut client, &get_request("/json")).status, 200);
 }
 
-/// Pages that say something about ESI, each by its place in this list.
+/// Pages with odd ESI, identified by their index.
 const ODD_PAGES: [&str; 14] = [
     "<p>a<esi:include src=\"/f\">b</p>",
     "<p>a<esi:include src='/f' alt=\"x>y\" /></esi:include>b",
@@ -298,7 +298,7 @@ const ODD_PAGES: [&str; 14] = [
     "",
 ];
 
-/// The same shop behind a Varnish and at the edge without one: no reader can tell, but by who is said to have answered.
+/// The same shop behind a Varnish and at the edge without one: the answers differ only in who is said to have answered.
 #[test]
 fn a_page_past_the_caches_is_the_page_that_varnish_makes_of_it() {
     let script = |call: &mut Call<'_>| {

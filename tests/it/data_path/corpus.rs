@@ -1,10 +1,10 @@
-//! The strict corpus: bytes that a stranger or a node may send, one case a file, each with its verdict. None of the
-//! hostile ones passes.
+//! The strict corpus: bytes that a client or a node may send, one case per file, each with its verdict. No hostile case
+//! passes.
 //!
-//! The cases are files and not code, so that whoever knows HTTP and not Rust can read them, doubt them and add one
+//! The cases are files and not code, so that HTTP experts without Rust can read, question and add cases
 //! (`tests/corpus/README.md`). Every case runs against the real program, at both listeners, and twice: written at once
-//! and byte by byte, since a parser that is asked again and again can come to another verdict. Some cases are right
-//! and only look odd: without them a proxy that refuses everything would pass.
+//! and byte by byte, since an incremental parser can reach a different verdict. Some cases are valid and only look odd:
+//! without them a proxy that refuses everything would pass.
 
 mod answers;
 mod case;
@@ -34,14 +34,14 @@ impl Writes {
     }
 }
 
-/// An address that clearcoat has no reason to trust, so that both listeners forward in the same words.
+/// An untrusted address, so that both listeners forward the same fields.
 const STRANGER: [u8; 4] = [127, 0, 0, 9];
 
 fn connect(address: SocketAddr) -> Result<Connection, String> {
     Connection::open_from(STRANGER, address).map_err(|error| format!("clearcoat does not accept: {error}"))
 }
 
-/// Says that nothing more will come. A connection that has ended already has nothing to be told.
+/// Half-closes a connection. One that has already ended is ignored.
 fn half_close(client: &Connection) -> Result<(), String> {
     match client.stream.shutdown(Shutdown::Write) {
         Err(error) if error.kind() != io::ErrorKind::NotConnected => Err(format!("the client cannot end: {error}")),
@@ -49,7 +49,7 @@ fn half_close(client: &Connection) -> Result<(), String> {
     }
 }
 
-/// What went wrong, one line for each case, so that a change that breaks many cases shows all of them.
+/// The failures, one line for each case, so that a change that breaks many cases shows all of them.
 #[derive(Default)]
 struct Failures(Vec<String>);
 
@@ -65,13 +65,13 @@ impl Failures {
     }
 }
 
-/// One answer of those that a client got.
+/// One answer received by a client.
 #[derive(Debug)]
 struct Message {
     status: u16,
-    /// With its blank line.
+    /// Includes the blank line.
     head: Vec<u8>,
-    /// Without its frame.
+    /// Without its framing.
     body: Vec<u8>,
 }
 
@@ -83,13 +83,13 @@ impl Message {
     }
 }
 
-/// Cuts everything that came on a connection into answers, as a client does that believes every word.
+/// Splits all bytes of a connection into answers, as a trusting client does.
 ///
-/// `to_head` says of each final answer whether it is one to a HEAD request, where it has no body; of further ones it
-/// is assumed that they are not.
+/// `to_head` says for each final answer whether its request was HEAD, so that it has no body; further ones are assumed
+/// not to be.
 ///
 /// # Errors
-/// Where the last of them is not whole.
+/// If the last answer is incomplete.
 fn messages(mut bytes: &[u8], ending: &Ending, to_head: &[bool]) -> Result<Vec<Message>, String> {
     let (mut all, mut finals) = (Vec::new(), 0);
     while !bytes.is_empty() {
@@ -135,19 +135,19 @@ fn take<'b>(bytes: &mut &'b [u8], length: usize) -> Option<&'b [u8]> {
     Some(taken)
 }
 
-/// Takes up to and with this mark.
+/// Takes the bytes up to and including this mark.
 fn take_until<'b>(bytes: &mut &'b [u8], mark: &[u8]) -> Option<&'b [u8]> {
     let at = bytes.windows(mark.len()).position(|window| window == mark)?;
     take(bytes, at + mark.len())
 }
 
-/// Bytes for a message about them: not all of a long one.
+/// Bytes for an error message, truncated.
 fn shown(bytes: &[u8]) -> String {
     let more = if bytes.len() > 400 { format!("... ({} bytes)", bytes.len()) } else { String::new() };
     format!("\"{}\"{more}", bytes[..bytes.len().min(400)].escape_ascii())
 }
 
-/// A request without fault on a connection of its own, to the end of that connection.
+/// Sends a valid request on its own connection, and reads to the end of that connection.
 fn is_served(address: SocketAddr, path: &str) -> Result<(), String> {
     let mut client = connect(address)?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n\r\n");
@@ -159,8 +159,8 @@ fn is_served(address: SocketAddr, path: &str) -> Result<(), String> {
     }
 }
 
-/// Ends clearcoat and waits until its nodes have read everything that it had sent them. Returns the heads and the
-/// number of bytes that came to each node, health checks aside.
+/// Ends clearcoat and waits until its nodes have read all its bytes. Returns each node's heads and number of bytes,
+/// without health checks.
 fn all_bytes(rig: &mut Rig) -> Vec<(Vec<String>, u64)> {
     rig.clearcoat.kill();
     let of_node = |node: &Upstream| {

@@ -1,5 +1,5 @@
-//! The end of the process: what is under way comes to its end, and nothing new begins. First at the edge; the origin
-//! serves on until no client at the edge can need a page that its Varnish does not have.
+//! Draining: requests in flight are completed, and new ones are not accepted. The edge drains first; the origin serves
+//! until no client at the edge can need a page that its Varnish does not have.
 
 use std::net::{SocketAddr, TcpStream};
 
@@ -11,7 +11,7 @@ use crate::support::upstream::{Gate, Then, Upstream};
 /// Half of the long download.
 const HALF: usize = 1024 * 1024;
 
-/// What holds the answers of a node.
+/// The gates of a node's answers.
 #[derive(Clone, Default)]
 struct Held {
     /// The second half of `/long`.
@@ -39,7 +39,7 @@ fn node(held: &Held) -> Upstream {
     })
 }
 
-/// Clients of one listener in every state that matters.
+/// Clients of one listener in every relevant state.
 struct Clients {
     listener: SocketAddr,
     silent: Connection,
@@ -65,7 +65,7 @@ impl Clients {
         Clients { listener, silent, idle, long, long_head, late: ask("/late") }
     }
 
-    /// Sees each of them come to its end while the listener drains.
+    /// Checks that each of them ends properly while the listener drains.
     fn end(mut self, held: &Held) {
         for resting in [&mut self.silent, &mut self.idle] {
             assert_eq!(resting.rest(), (Vec::new(), Ending::Clean), "a connection at rest");
@@ -85,7 +85,7 @@ impl Clients {
 }
 
 #[test]
-fn sigterm_lets_what_is_under_way_finish_and_ends_the_rest_first_at_the_edge() {
+fn sigterm_completes_requests_in_flight_and_closes_the_rest_edge_first() {
     let (held_by_varnish, held_by_web) = (Held::default(), Held::default());
     let mut rig = Rig::start("[runtime]\nworkers = 2", vec![node(&held_by_varnish)], vec![node(&held_by_web)]);
     let (edge, origin) = (Clients::of(rig.clearcoat.edge), Clients::of(rig.clearcoat.origin));
@@ -96,7 +96,7 @@ fn sigterm_lets_what_is_under_way_finish_and_ends_the_rest_first_at_the_edge() {
     eventually("it says that it is not ready", || {
         get(admin, "/readyz").is_ok_and(|answer| answer.status == 503).then_some(())
     });
-    // It still takes what comes until whoever is in front of it has turned away.
+    // It still accepts requests until the balancer in front has noticed.
     assert_eq!(get(edge.listener, "/leaving").expect("accepted while it leaves").status, 200);
     edge_ends_before_the_origin(edge, &held_by_varnish, &origin);
     origin.end(&held_by_web);
@@ -112,7 +112,7 @@ fn edge_ends_before_the_origin(edge: Clients, held: &Held, origin: &Clients) {
 }
 
 #[test]
-fn a_connection_at_the_moment_of_the_drain_is_answered_or_refused_and_never_dropped() {
+fn a_connection_during_the_drain_is_answered_or_refused_never_dropped() {
     for at_the_edge in [true, false] {
         let rig = Rig::start("[runtime]\nworkers = 2", vec![Upstream::echo()], vec![Upstream::echo()]);
         let (listener, node) =
@@ -127,7 +127,7 @@ fn a_connection_at_the_moment_of_the_drain_is_answered_or_refused_and_never_drop
     }
 }
 
-/// Asks on one new connection after the other.
+/// Sends requests, each on a new connection, until one is refused.
 fn until_refused(listener: SocketAddr) {
     while let Ok(mut client) = Connection::open(listener) {
         let asked = client.send("GET /burst HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");

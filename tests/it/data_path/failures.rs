@@ -1,4 +1,4 @@
-//! Nodes that fail: what is tried again and what is not, and that half an answer never looks whole.
+//! Failing nodes: which requests are retried, and that half an answer never looks complete.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,8 +8,8 @@ use crate::support::client::{Connection, Ending, get};
 use crate::support::eventually;
 use crate::support::upstream::{Checks, Gate, Then, Upstream};
 
-/// Two nodes, of which whichever is asked first for a path ends the connection without an answer, and the other one
-/// answers. They keep no connection, so that it is always a new one that fails.
+/// Two nodes: the first one asked for a path closes the connection without an answer, and the other one answers. They
+/// do not keep connections alive, so that it is always a new one that fails.
 fn first_one_fails(then: Then) -> [Upstream; 2] {
     let failed: Arc<std::sync::Mutex<Vec<String>>> = Arc::default();
     [0, 1].map(|number| {
@@ -30,7 +30,7 @@ fn first_one_fails(then: Then) -> [Upstream; 2] {
 }
 
 #[test]
-fn a_safe_request_that_got_no_byte_of_an_answer_is_tried_once_on_the_next_node_and_no_other_is() {
+fn only_a_safe_request_without_a_byte_of_answer_is_retried_once() {
     for (then, ends) in [(Then::Close, "closes"), (Then::Reset, "resets")] {
         let rig = Rig::web(first_one_fails(then));
         let attempts = |path: &str| -> Vec<usize> {
@@ -44,12 +44,12 @@ fn a_safe_request_that_got_no_byte_of_an_answer_is_tried_once_on_the_next_node_a
             assert_eq!(attempts(&format!("/{number}")), [1, 1], "a node that {ends}, {method}");
             assert_eq!(rig.retries("web", "no_answer"), (number + 1) as f64, "a node that {ends}, {method}");
         }
-        // A body that is still in memory can be told again.
+        // A body that is still in memory can be sent again.
         let mut client = rig.origin();
         client.send("OPTIONS /body HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello").unwrap();
         assert_eq!(client.answer(false).unwrap().status, 200, "a node that {ends}, with a body");
         let retries = rig.retries("web", "no_answer");
-        // PUT and DELETE are idempotent by RFC 9110 and not in a shop: Magento places an order by PUT.
+        // PUT and DELETE are idempotent by RFC 9110, but not in a shop: Magento places an order by PUT.
         for (number, method) in ["POST", "PUT", "DELETE", "PATCH", "brew"].into_iter().enumerate() {
             let mut client = rig.origin();
             client
@@ -75,7 +75,7 @@ fn a_request_is_tried_on_two_nodes_and_not_on_all() {
     assert_eq!((tried.iter().sum::<usize>(), tried.iter().max()), (2, Some(&1)), "{tried:?}");
 }
 
-/// A node that answers, and closes the connection while nobody uses it.
+/// A node that answers, and then closes the idle connection.
 fn forgetful(closed: &Arc<AtomicUsize>) -> Upstream {
     let closed = Arc::clone(closed);
     Upstream::start(move |call| {
@@ -113,7 +113,8 @@ fn a_kept_connection_that_the_node_closed_is_replaced_and_nobody_notices() {
 #[test]
 fn a_burst_onto_connections_that_the_node_closed_is_answered_whole() {
     const BURST: usize = 50;
-    // All are held until all are there, so that there are as many connections; then the node closes them all at once.
+    // All requests are held until all have arrived, so that there are as many connections; then the node closes them
+    // all at once.
     let (arrived, go_on, close, closed) =
         (Arc::new(AtomicUsize::new(0)), Gate::default(), Gate::default(), Arc::new(AtomicUsize::new(0)));
     let rig = Rig::web([Upstream::start({
@@ -154,7 +155,7 @@ fn a_burst_onto_connections_that_the_node_closed_is_answered_whole() {
 
 #[test]
 fn a_refused_connection_sends_any_method_to_the_next_node() {
-    // Health checks that keep the dead node in, so that requests meet it.
+    // Health checks that tolerate the dead node, so that requests are sent to it.
     let checks = "[health.web]\ninterval = \"60s\"\nfall = 1000";
     let mut rig = Rig::start(checks, Vec::new(), vec![Upstream::echo(), Upstream::echo()]);
     // Kept connections are closed with the node; new ones are refused.
@@ -169,7 +170,7 @@ fn a_refused_connection_sends_any_method_to_the_next_node() {
         }
     }
     assert_eq!(rig.web[0].calls().len(), 60);
-    // Chance sends about half of them to the dead node first.
+    // On average half of them try the dead node first.
     let (retries, errors) = (
         rig.retries("web", "connect"),
         rig.counter("clearcoat_upstream_connect_errors_total{node=\"web-1\",role=\"web\"}"),
@@ -177,7 +178,7 @@ fn a_refused_connection_sends_any_method_to_the_next_node() {
     assert!(retries > 0.0 && retries == errors, "{retries} retries, {errors} errors");
 }
 
-/// What a client makes of an answer that is cut: whether it looks complete.
+/// How a cut answer looks to a client.
 #[derive(Debug, PartialEq, Eq)]
 enum Looks {
     Whole,
@@ -247,7 +248,7 @@ fn an_answer_that_the_node_cuts_never_looks_whole() {
     }
 }
 
-/// Answers of which it is not clear where they end, or what they are.
+/// Answers whose end or kind is ambiguous.
 fn hostile_heads() -> Vec<String> {
     let ok = |fields: &str| format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\n5\r\nhello\r\n0\r\n\r\n");
     let long = "b".repeat(129 * 1024);
@@ -289,7 +290,7 @@ fn hostile_heads() -> Vec<String> {
     heads
 }
 
-/// A node that answers `/` with these bytes and keeps the connection, and says `next` otherwise.
+/// A node that answers `/` with these bytes and keeps the connection, and any other path with `next`.
 fn hostile(bytes: String) -> Upstream {
     Upstream::start(move |call| {
         if call.path() == "/next" {
@@ -318,13 +319,13 @@ fn an_answer_in_doubt_becomes_a_502_and_its_connection_is_not_used_again() {
 }
 
 #[test]
-fn an_answer_whose_chunks_are_malformed_is_cut_and_its_connection_is_not_used_again() {
+fn an_answer_with_malformed_chunks_is_cut_and_its_connection_not_reused() {
     for (version, chunks) in
         ["zz\r\nhello\r\n", "5\nhello\r\n", "5\r\nhello0\r\n\r\n", "fffffffffffffffff\r\nhello", "0\r\n\n"]
             .into_iter()
             .flat_map(|chunks| [("HTTP/1.1", chunks), ("HTTP/1.0", chunks)])
     {
-        // Behind the head in one piece, and on its own once the client has seen the beginning.
+        // Together with the head, and separately once the client has seen the beginning.
         for at_once in [true, false] {
             let go_on = Gate::default();
             let rig = Rig::web([Upstream::start({
@@ -373,7 +374,7 @@ fn what_a_node_sends_beyond_its_answer_reaches_nobody() {
         "HTTP/1.1 304 Not Modified\r\nContent-Length: 8\r\n\r\n",
         "HTTP/1.1 204 No Content\r\nContent-Length: 8\r\n\r\n",
     ] {
-        // With the answer, in mid-body, and on its own once the answer is through.
+        // With the answer, in mid-body, and separately after the complete answer.
         for cut in [answer.len(), answer.len() - 1, 0] {
             let (go_on, sent) = (Gate::default(), Gate::default());
             let rig = Rig::web([Upstream::start({
@@ -439,7 +440,7 @@ fn while_all_nodes_are_down_the_answer_says_when_to_ask_again() {
 }
 
 #[test]
-fn an_answer_that_is_no_good_is_told_with_node_path_and_reason_and_counted() {
+fn a_bad_answer_is_counted_and_logged_with_node_path_and_reason() {
     let rig = Rig::web([Upstream::start(|call| {
         let path = call.path().split('?').next().expect("a path").to_owned();
         let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n";
@@ -466,7 +467,7 @@ fn an_answer_that_is_no_good_is_told_with_node_path_and_reason_and_counted() {
         let before = rig.counter(&series);
         let mut client = rig.origin();
         client.send(get_request(&format!("{path}?token=secret"))).unwrap();
-        // Nothing, a 502, or a beginning that is cut: what it is, others tell.
+        // Nothing, a 502, or a cut answer: other tests check which.
         _ = client.rest();
         assert_eq!(rig.counter(&series), before + 1.0, "{path}");
         let is_told = |line: &&str| line.contains(&format!("\"path\":\"{path}\"")) && line.contains(text);
@@ -476,13 +477,13 @@ fn an_answer_that_is_no_good_is_told_with_node_path_and_reason_and_counted() {
     }
     let told = rig.clearcoat.log().count("got no good answer");
     assert!(!rig.clearcoat.log().has("secret"), "a query is in the log");
-    // What is answered well, and what a client does wrong, leaves no line.
+    // A good answer, or a client's fault, is not logged.
     let mut client = rig.origin();
     client.send(get_request("/good")).unwrap();
     assert_eq!(client.answer(false).unwrap().text(), "good");
     client.send("GET /p HTTP/1.1\r\n\r\n").unwrap();
     assert_eq!(client.answer(false).unwrap().status, 400);
-    // A flood is told in part, and counted in full.
+    // A flood is logged in part, and counted in full.
     for _ in 0..200 {
         let mut client = rig.origin();
         client.send(get_request("/malformed")).unwrap();

@@ -1,4 +1,4 @@
-//! Open files: traffic that wants more of them than there are waits or is refused, and costs nobody else anything.
+//! Open files: traffic beyond the limit waits or is refused, without affecting anything else.
 
 use std::process::Command;
 
@@ -7,7 +7,7 @@ use crate::support::client::{Connection, get, purge, tag};
 use crate::support::eventually;
 use crate::support::upstream::{Gate, Then, Upstream};
 
-/// One check that fails is enough to take a node down.
+/// A single failed check takes a node down.
 const CHECKS: &str = "[health.web]\ninterval = \"1s\"\ntimeout = \"1s\"\nfall = 1\n\
     [health.varnish]\ntrial = false\ninterval = \"1s\"\ntimeout = \"1s\"\nfall = 1\n";
 
@@ -47,7 +47,7 @@ fn the_soft_limit_is_raised_to_the_hard_one() {
 }
 
 #[test]
-fn more_clients_than_there_are_files_wait_or_are_refused_and_nothing_else_notices() {
+fn clients_beyond_the_open_files_wait_or_are_refused_affecting_no_others() {
     const CLIENTS: usize = 150;
     for edge in [true, false] {
         let gate = Gate::default();
@@ -77,22 +77,22 @@ fn more_clients_than_there_are_files_wait_or_are_refused_and_nothing_else_notice
             assert!([200, 503].contains(&answer.status), "{share} {number}: {answer:?}");
             assert!(answer.status == 200 || answer.header("Retry-After") == Some("1"), "{answer:?}");
             served += usize::from(answer.status == 200);
-            // Keeps its place no longer.
+            // Releases its file.
             client.stream.shutdown(std::net::Shutdown::Both).unwrap();
         }
         assert!(served > 10, "{served} of {CLIENTS}");
         assert!(all_up(&rig), "{}", rig.clearcoat.fleet());
         let log = rig.clearcoat.log();
         assert!(!log.has("Too many open files") && !log.has("node is down"), "{}", log.text());
-        // Said once, and not for each of them.
+        // Logged once, not for each request.
         assert_eq!(log.count(&format!("\"at\":\"{share}_nodes\"")), 1, "{}", log.text());
         rig.becomes_idle();
-        // What was kept is given back: a long answer has room for its pipe again.
+        // Spare files are returned: a long answer has room for its pipe again.
         assert_eq!(get(listener, "/long").unwrap().body.len(), 1 << 20);
     }
 }
 
-/// Changes the soft limit of the process. Files that are open stay open.
+/// Changes the soft limit of the process. Open files stay open.
 fn change_limit(rig: &Rig, files: usize) {
     let (pid, limit) = (rig.clearcoat.pid().to_string(), format!("--nofile={files}:"));
     let set = Command::new("prlimit").args(["--pid", &pid, &limit]).status().expect("util-linux");
@@ -100,9 +100,9 @@ fn change_limit(rig: &Rig, files: usize) {
 }
 
 #[test]
-fn a_check_or_a_connection_that_fails_for_want_of_files_is_no_fault_of_the_node() {
+fn a_check_or_connect_that_fails_for_lack_of_files_blames_no_node() {
     let rig = Rig::start(CHECKS, vec![Upstream::echo()], vec![Upstream::echo()]);
-    // Made while there are files.
+    // Opened while files are available.
     let (mut admin, mut edge) = (Connection::open(rig.clearcoat.admin).unwrap(), rig.edge());
     let mut ask = |path: &str| {
         admin.send(get_request(path)).unwrap();
@@ -112,7 +112,7 @@ fn a_check_or_a_connection_that_fails_for_want_of_files_is_no_fault_of_the_node(
     edge.send(get_request("/before")).unwrap();
     assert_eq!(edge.answer(false).unwrap().status, 200);
     eventually("what was kept is closed", || (rig.varnish[0].open_connections() == 0).then_some(()));
-    // No file for anything new.
+    // No file is left for anything new.
     change_limit(&rig, 3);
     eventually("many checks could not be carried out", || {
         let text = ask("/metrics");
@@ -128,7 +128,7 @@ fn a_check_or_a_connection_that_fails_for_want_of_files_is_no_fault_of_the_node(
     eventually("the edge says that it cannot accept", || rig.clearcoat.log().has("\"at\":\"accept\"").then_some(()));
 
     change_limit(&rig, 1024);
-    // The other one was closed behind its 503, as after any answer of our own.
+    // The other one was closed after its 503, as after any answer of our own.
     assert_eq!(get(rig.clearcoat.edge, "/after").unwrap().text(), "/after");
     waits.send(get_request("/waited")).unwrap();
     assert_eq!(waits.answer(false).unwrap().text(), "/waited");

@@ -1,4 +1,4 @@
-//! What the node behind clearcoat sees of a request, to the byte.
+//! The exact bytes of a request that the node behind clearcoat receives.
 
 use std::net::SocketAddr;
 
@@ -18,7 +18,7 @@ fn forwarded(source: [u8; 4], listener: SocketAddr, node: &Upstream, request: &s
     calls[before].head.clone()
 }
 
-/// Everything that a proxy must not pass on as it is.
+/// Everything that a proxy must not forward unchanged.
 const FORGED: &str = "GET /p?q=1 HTTP/1.1\r\n\
     accept: */*\r\n\
     X-Forwarded-For: 1.1.1.1\r\n\
@@ -62,7 +62,7 @@ fn a_strangers_request_goes_on_without_what_is_not_his_to_say() {
              X-Forwarded-Proto: http\r\nX-Forwarded-Host: Shop.test:8080\r\nVia: 1.1 clearcoat\r\n\r\n"
         )
     );
-    // The same at the origin, from an address that is no Varnish's.
+    // The same at the origin, from an address that is not a Varnish's.
     assert_eq!(
         forwarded([127, 0, 0, 9], rig.clearcoat.origin, &rig.web[0], FORGED),
         format!(
@@ -85,12 +85,12 @@ fn who_is_trusted_is_believed_and_continued() {
     };
     let node = &rig.varnish[0];
     assert_eq!(forwarded([127, 0, 0, 8], rig.clearcoat.edge, node, FORGED), believed("127.0.0.8"));
-    // The origin believes the addresses of registered Varnish nodes, and not the edge's proxies.
+    // The origin trusts the addresses of registered Varnish nodes, not the edge's proxies.
     let node = &rig.web[0];
     assert_eq!(forwarded([127, 0, 0, 1], rig.clearcoat.origin, node, FORGED), believed("127.0.0.1"));
     let head = forwarded([127, 0, 0, 8], rig.clearcoat.origin, node, FORGED);
     assert!(head.contains("\r\nX-Forwarded-For: 127.0.0.8\r\n"), "{head}");
-    // Of what a trusted peer does not say, clearcoat says what it knows.
+    // Fields that a trusted peer leaves out are filled in by clearcoat.
     let plain = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
     assert_eq!(
         forwarded([127, 0, 0, 8], rig.clearcoat.edge, &rig.varnish[0], plain),

@@ -1,5 +1,5 @@
-//! HTTP/2 at the edge: bodies and streams. What is refused is in `http2/heads.rs`, what ends early in `http2/ends.rs`, and
-//! who means harm in `http2/abuse.rs`.
+//! HTTP/2 at the edge: bodies and streams. Refusals are in `http2/heads.rs`, early ends in `http2/ends.rs`, and attacks
+//! in `http2/abuse.rs`.
 
 mod abuse;
 mod ends;
@@ -60,7 +60,7 @@ fn alpn_offers_http_2_unless_it_is_switched_off() {
         let output = secure.curl(&["--http2", "--write-out", " %{http_version}"], "/page");
         assert_eq!(String::from_utf8_lossy(&output.stdout), format!("/page {version}"), "{edge}");
     }
-    // Who offers HTTP/2 alone where there is none is refused, and not answered in a protocol that it did not offer.
+    // A client that offers only HTTP/2 where it is disabled is refused, not answered in another protocol.
     let secure = Secure::start("http2 = false", "", vec![Upstream::echo()]);
     assert!(Client::of(&TLS13, &[b"h2"]).connect(secure.address(), "shop.test").is_err());
 }
@@ -76,7 +76,7 @@ fn streams_that_stall_delay_no_other() {
             move |call| {
                 let path = call.path().to_owned();
                 match path.as_str() {
-                    // A page that is slow to begin, one that stops in the middle, and an upload that nobody reads.
+                    // A page that is slow to begin, one that stalls in the middle, and an unread upload.
                     "/late" | "/upload" if !call.wait(&held) => Then::Close,
                     "/half" => {
                         let begun = call.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {MIB}\r\n\r\n")).is_ok()
@@ -104,7 +104,7 @@ fn streams_that_stall_delay_no_other() {
     let stalled: Vec<_> = ["/late", "/half", "/late", "/half"].map(ask).into();
     let mut upload = client.ask(request("POST", "/upload").header("content-length", MIB).body(()).unwrap(), false);
     upload.send(&body_of(MIB)[..MIB / 16], false).unwrap();
-    // And one whose client takes nothing beyond its head.
+    // And one whose client reads only its head.
     let mut unread = ask("/large").head().unwrap();
 
     let began = Instant::now();

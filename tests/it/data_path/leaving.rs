@@ -1,4 +1,4 @@
-//! Either side stops in the middle: early answers, half-closed connections, clients that go away.
+//! Interrupted exchanges: early answers, half-closed connections, clients that disconnect.
 
 use std::io::Write;
 use std::net::Shutdown;
@@ -16,7 +16,7 @@ const MIB: usize = 1024 * 1024;
 const TOO_LARGE: &str = "HTTP/1.1 413 Content Too Large\r\nContent-Length: 7\r\n\r\ntoo big";
 
 #[test]
-fn an_answer_before_the_end_of_the_body_arrives_also_where_the_client_sends_it_all_first() {
+fn an_early_answer_arrives_even_if_the_client_sends_its_body_first() {
     let answered = Gate::default();
     let rig = Rig::web([Upstream::start({
         let answered = answered.clone();
@@ -44,8 +44,8 @@ fn an_answer_before_the_end_of_the_body_arrives_also_where_the_client_sends_it_a
             }
             let answer = client.answer(false).unwrap_or_else(|error| panic!("{what}: {error}"));
             assert_eq!((answer.status, answer.text()), (413, "too big"), "{what}");
-            // A node that reads over what it refused may have had all of it when its answer was passed on; then
-            // nothing is wrong with the connection.
+            // A node that discards the refused body may have read all of it when its answer was forwarded; then the
+            // connection is fine.
             if path == "/stops" || answer.header("Connection").is_some() {
                 assert_eq!(answer.header("Connection"), Some("close"), "{what}");
                 assert_eq!(client.rest(), (Vec::new(), Ending::Clean), "{what}");
@@ -112,7 +112,7 @@ fn a_client_that_closes_its_side_still_gets_its_answers() {
     rig.becomes_idle();
 }
 
-/// Goes away with a FIN, or with a reset.
+/// Disconnects with a FIN, or with a reset.
 fn leave(client: Connection, reset: bool) {
     if reset {
         socket2::SockRef::from(&client.stream).set_linger(Some(Duration::ZERO)).expect("a socket option");
@@ -121,7 +121,7 @@ fn leave(client: Connection, reset: bool) {
 }
 
 #[test]
-fn a_client_that_goes_away_in_mid_download_takes_its_connection_to_the_node_along() {
+fn a_client_that_leaves_in_mid_download_ends_its_connection_to_the_node() {
     for reset in [false, true] {
         for framing in ["Content-Length: 99999999999", "Transfer-Encoding: chunked", "X: until close"] {
             let rig = Rig::web([Upstream::start(move |call| {
@@ -145,7 +145,7 @@ fn a_client_that_goes_away_in_mid_download_takes_its_connection_to_the_node_alon
 }
 
 #[test]
-fn a_client_that_goes_away_in_mid_upload_takes_its_connection_to_the_node_along() {
+fn a_client_that_leaves_in_mid_upload_ends_its_connection_to_the_node() {
     let (received, cut) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let rig = Rig::web([Upstream::start({
         let (received, cut) = (Arc::clone(&received), Arc::clone(&cut));
@@ -159,7 +159,7 @@ fn a_client_that_goes_away_in_mid_upload_takes_its_connection_to_the_node_along(
     let mut gone = 0;
     for reset in [false, true] {
         for framing in ["Content-Length: 1000000", "Transfer-Encoding: chunked"] {
-            // Half in a chunk, and half between two.
+            // One half ends within a chunk, the other between two.
             for half in ["fffff\r\nhello", "5\r\nhello\r\n"] {
                 let half = if framing.starts_with('C') { "hello" } else { half };
                 received.store(0, Ordering::SeqCst);
@@ -174,7 +174,7 @@ fn a_client_that_goes_away_in_mid_upload_takes_its_connection_to_the_node_along(
             }
         }
     }
-    // Nobody is to blame, and nothing is tried again.
+    // No node is blamed, and no request is retried.
     assert_eq!(rig.web[0].calls().len() as u64, gone);
     assert_eq!(rig.retries("web", "no_answer"), 0.0);
 }
@@ -204,7 +204,7 @@ fn a_client_that_says_more_than_it_should_still_gets_the_whole_answer() {
         let mut client = rig.origin();
         client.send(format!("GET / {version}\r\nHost: a\r\nConnection: close\r\n\r\n")).unwrap();
         let head = client.head().unwrap();
-        // Arrives while the answer is under way, and is read by nobody.
+        // Arrives while the answer is in progress, and is not read.
         client.send(more).unwrap();
         let mut length = 0;
         let body = client.body_in_pieces(&head, |piece| length += piece.len());

@@ -1,5 +1,5 @@
-//! What one client, or one node, may take: bytes of heads and bodies here, connections and time in the modules below.
-//! And that nobody holds anything for a client that has gone.
+//! Limits per client or node: sizes of heads and bodies here, connections and time in the modules below. And no
+//! resources are held for a client that has gone.
 
 mod connections;
 mod slow;
@@ -16,14 +16,14 @@ use crate::support::upstream::{Gate, Then, Upstream};
 
 const SMALL_HEADS: &str = "[limits]\nmax_head = 2048\nmax_answer_head = 1500\nmax_fields = 16";
 
-/// A head of this many bytes that begins so.
+/// A head of this length with this start.
 fn head_of(length: usize, start: &str) -> String {
     let start = format!("{start}\r\nX-Padding: ");
     format!("{start}{}\r\n\r\n", "x".repeat(length - start.len() - 4))
 }
 
 #[test]
-fn a_requests_head_may_have_as_many_bytes_and_fields_as_it_may_and_not_one_more() {
+fn a_requests_head_is_limited_exactly_in_bytes_and_fields() {
     let rig = Rig::start(SMALL_HEADS, vec![Upstream::echo()], vec![Upstream::echo()]);
     let fields = |count: usize| format!("GET /fields HTTP/1.1\r\nHost: a\r\n{}\r\n", "A: b\r\n".repeat(count - 1));
     for (address, node) in [(rig.clearcoat.edge, &rig.varnish[0]), (rig.clearcoat.origin, &rig.web[0])] {
@@ -55,7 +55,7 @@ fn a_requests_head_may_have_as_many_bytes_and_fields_as_it_may_and_not_one_more(
 }
 
 #[test]
-fn an_answers_head_may_have_as_many_bytes_and_fields_as_it_may_and_the_node_is_to_blame_for_more() {
+fn an_answers_head_is_limited_exactly_and_the_node_blamed_for_more() {
     let fields = |count: usize| format!("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n{}\r\n", "A: b\r\n".repeat(count - 1));
     let start = "HTTP/1.1 200 OK\r\nContent-Length: 0";
     let interim = format!("HTTP/1.1 103 Early Hints\r\n{}\r\n", "A: b\r\n".repeat(17));
@@ -87,7 +87,7 @@ fn an_answers_head_may_have_as_many_bytes_and_fields_as_it_may_and_the_node_is_t
     }
 }
 
-/// A node that answers with the length of the body, and counts the bodies that were cut.
+/// A node that answers with the length of the body, and counts cut bodies.
 fn measuring(cut: &Arc<AtomicUsize>) -> Upstream {
     let cut = Arc::clone(cut);
     Upstream::start(move |call| match call.body() {
@@ -112,7 +112,7 @@ fn a_body_that_is_announced_too_long_reaches_no_node() {
             client.answer(false).unwrap_or_else(|error| panic!("{length}, {sent} sent: {error}"))
         };
         assert_eq!(post("", 1000, 1000).text(), "1000");
-        // Refused without waiting for it, and also where all of it comes at once.
+        // Refused without waiting for it, even if all of it arrives at once.
         for (length, sent) in [(1001, 0), (1001, 1001), (usize::MAX, 5), (5 << 20, 5 << 20)] {
             assert_eq!(post("", length, sent).status, 413, "{length}, {sent} sent");
         }
@@ -124,7 +124,7 @@ fn a_body_that_is_announced_too_long_reaches_no_node() {
 }
 
 #[test]
-fn a_body_that_turns_out_too_long_is_cut_for_the_node_and_413_for_the_client() {
+fn a_body_that_proves_too_long_is_cut_upstream_and_answered_413() {
     let cut = Arc::default();
     let rig = Rig::start("[limits]\nmax_body = 1000", Vec::new(), vec![measuring(&cut)]);
     let head = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
@@ -136,13 +136,13 @@ fn a_body_that_turns_out_too_long_is_cut_for_the_node_and_413_for_the_client() {
         assert_eq!(client.answer(false).unwrap().text(), "1000");
     }
     let before = rig.web[0].calls().len();
-    // One byte more, with the head: the node hears nothing of it.
+    // One byte too many, together with the head: nothing is sent to the node.
     client.send(format!("{head}{}1\r\nx\r\n0\r\n\r\n{}", hundred.repeat(10), get_request("/behind"))).unwrap();
     assert_eq!(client.answer(false).unwrap().status, 413);
     assert_eq!(client.rest(), (Vec::new(), Ending::Clean));
     assert_eq!((rig.web[0].calls().len(), cut.load(Ordering::SeqCst)), (before, 0));
 
-    // And when the node has the beginning already.
+    // The same after the node has the beginning.
     for (number, more) in ["1\r\nx\r\n0\r\n\r\n", "fffffff\r\nx"].into_iter().enumerate() {
         let mut client = rig.origin();
         client.send(head).unwrap();
@@ -158,7 +158,7 @@ fn a_body_that_turns_out_too_long_is_cut_for_the_node_and_413_for_the_client() {
     rig.becomes_idle();
 }
 
-/// No node is blamed for what the log says about a request that failed: that would have been said before.
+/// Checks that the failure was logged without blaming a node, which would have been logged before.
 fn assert_not_blamed(rig: &Rig, failure: &str) {
     eventually("the failure is logged", || rig.clearcoat.log().has(failure).then_some(()));
     assert!(!rig.clearcoat.log().has("node failed a request"), "a node is blamed");
@@ -201,7 +201,7 @@ fn trailers_that_are_malformed_or_too_many_end_the_message_in_failure() {
         })]);
         let mut client = rig.origin();
         client.send(get_request("/")).unwrap();
-        // A cut, or an answer of our own where nothing of the node's has gone out yet.
+        // A cut, or an answer of our own if nothing of the node's has been sent yet.
         let (bytes, ending) = client.rest();
         let is_cut = ending == Ending::Reset && !bytes.ends_with(b"0\r\n\r\n");
         let is_ours = bytes.starts_with(b"HTTP/1.1 502 ");
@@ -219,7 +219,7 @@ fn trailers_that_are_malformed_or_too_many_end_the_message_in_failure() {
 }
 
 #[test]
-fn a_client_that_resets_takes_its_waiting_connection_along_and_one_that_half_closes_gets_its_answer() {
+fn a_reset_ends_the_waiting_connection_and_a_half_close_gets_its_answer() {
     let answer = Gate::default();
     let rig = Rig::web([Upstream::start({
         let answer = answer.clone();

@@ -1,4 +1,4 @@
-//! Everything at once, by chance: whatever clients and nodes do to their connections, each answer belongs to its request.
+//! A random mixture: whatever clients and nodes do to their connections, each answer belongs to its request.
 
 use fastrand::Rng;
 
@@ -9,16 +9,16 @@ use crate::support::upstream::{Call, Then, Upstream};
 const CLIENTS: u64 = 6;
 const CONNECTIONS: usize = 120;
 
-/// One request and what its answer must be.
+/// One request and its expected answer.
 struct Planned {
     head_only: bool,
-    /// It cannot be told again once a part of it was sent on a connection that the node was about to close.
+    /// It cannot be retried once part of it was sent on a connection that the node was about to close.
     may_fail: bool,
     wire: Vec<u8>,
     answer: String,
 }
 
-/// What the node answers, known to both sides: who asked, and what it sent.
+/// The node's answer, known to both sides: the path and the body of the request.
 fn answer_to(path: &str, body: &[u8]) -> String {
     let sum = body
         .iter()
@@ -84,7 +84,7 @@ fn node(call: &mut Call<'_>) -> Then {
     call.send_then(answer, if keeps { Then::KeepAlive } else { Then::Close })
 }
 
-/// Some requests on one connection, written at once in pieces of any size; now and then given up half-way.
+/// Some requests on one connection, written together in pieces of any size; sometimes aborted half-way.
 fn converse(rig: &Rig, random: &mut Rng, client: u64, serial: &mut usize) {
     let planned: Vec<Planned> = (0..random.usize(1..6))
         .map(|_| {
@@ -97,7 +97,7 @@ fn converse(rig: &Rig, random: &mut Rng, client: u64, serial: &mut usize) {
     let given_up = if random.u8(..8) == 0 { random.usize(..wire.len()) } else { wire.len() };
     let step = random.usize(1..=wire.len()).max(wire.len() / 50);
     for piece in wire[..given_up].chunks(step) {
-        // A failure of an earlier request has ended the connection; what the answers are is seen below.
+        // A failed earlier request ended the connection; the answers are checked below.
         if connection.send(piece).is_err() {
             break;
         }

@@ -1,5 +1,5 @@
-//! The PROXY protocol from a balancer in front of the edge: whom its header names is the client, for everything that
-//! depends on that. And to the Varnish behind it, in `to_varnish`.
+//! The PROXY protocol from a balancer in front of the edge: the client named by its header is the client for everything
+//! that depends on it. The header to the Varnish behind is tested in `to_varnish`.
 
 mod to_varnish;
 
@@ -17,12 +17,12 @@ use crate::support::client::{Connection, Ending, exchange};
 use crate::support::eventually;
 use crate::support::upstream::{Call, Then, Upstream};
 
-/// Where the trusted balancer of these tests connects from. Everybody else is a stranger.
+/// The address of the trusted balancer. All others are untrusted.
 const BALANCER: [u8; 4] = [127, 0, 0, 2];
 
 const FORGED: &str = "GET / HTTP/1.1\r\nHost: shop.test\r\nX-Forwarded-For: 6.6.6.6\r\n\r\n";
 
-/// An edge that wants a header from the balancer, before a Varnish that answers with the client it was told of.
+/// An edge that expects a header from the balancer, in front of a Varnish that answers with the client's address.
 fn accepting(config: &str) -> Rig {
     let edge = "[edge]\nlisten = [\"127.0.0.1:0\"]\nproxy_protocol = \"accept\"\ntrusted_proxies = [\"127.0.0.2/32\"]";
     Rig::start(&format!("{edge}\n{config}"), vec![telling()], Vec::new())
@@ -39,7 +39,7 @@ fn from_balancer(edge: SocketAddr) -> Connection {
     Connection::open_from(BALANCER, edge).expect("the edge accepts")
 }
 
-/// A header of version 2 with this command and family, and these bytes behind its length.
+/// A header of version 2 with this command, family and address block.
 fn v2(command: u8, family: u8, block: &[u8]) -> Vec<u8> {
     let len = u16::try_from(block.len()).expect("a short block");
     [b"\r\n\r\n\0\r\nQUIT\n", &[command, family][..], &len.to_be_bytes(), block].concat()
@@ -69,7 +69,7 @@ fn naming_ipv6() -> Vec<u8> {
 /// Headers that name a client, and the client.
 fn naming() -> Vec<(Vec<u8>, &'static str)> {
     let line = |line: &str| line.as_bytes().to_vec();
-    // A TLV of a type that is nobody's, longer than one look at the socket.
+    // A TLV of an unassigned type, longer than one read.
     let tlvs = [&IPV4[..], &[0xee, 0x04, 0x00], &[0; 1024]].concat();
     vec![
         (line("PROXY TCP4 203.0.113.7 10.0.0.1 4660 443\r\n"), "203.0.113.7"),
@@ -94,7 +94,7 @@ fn whom_the_header_names_is_the_client_however_the_bytes_are_cut() {
             pieces.iter().for_each(|piece| balancer.send(piece).expect("the edge reads"));
             for _ in 0..2 {
                 let answer = balancer.answer(false).unwrap_or_else(|error| panic!("{client}: {error}"));
-                // Whom it names is a stranger, whose own word is not believed.
+                // The named client is untrusted, so its own fields are ignored.
                 assert_eq!((answer.status, answer.text()), (200, client), "{} pieces", pieces.len());
             }
         }
@@ -118,7 +118,7 @@ fn a_header_that_names_nobody_leaves_the_balancer_as_the_client() {
             let mut balancer = from_balancer(rig.clearcoat.edge);
             header.chunks(step).for_each(|piece| balancer.send(piece).expect("the edge reads"));
             balancer.send(FORGED).unwrap();
-            // Whom it stands for is a stranger, though the balancer is trusted.
+            // The client behind the balancer is untrusted, though the balancer is trusted.
             assert_eq!(balancer.answer(false).unwrap().text(), "127.0.0.2", "{}", header.escape_ascii());
         }
     }
@@ -138,7 +138,7 @@ fn whom_a_header_names_not_is_bounded_and_forwarded_as_a_stranger() {
         .collect();
     let head = rig.varnish[0].calls().pop().unwrap().head;
     assert!(head.contains("X-Forwarded-Proto: http\r\n") && head.contains("X-Forwarded-Host: shop.test\r\n"), "{head}");
-    // The balancer itself is exempt from that number, those behind it are not.
+    // The balancer itself is exempt from that limit, its clients are not.
     let mut third = from_balancer(rig.clearcoat.edge);
     _ = third.send(format!("PROXY UNKNOWN\r\n{forged}"));
     assert!(third.answer(false).is_err());
@@ -181,7 +181,7 @@ fn a_balancer_that_sends_no_proper_header_is_closed_and_reaches_no_node() {
         assert!(bytes.is_empty(), "{}: an answer: {}", begins.escape_ascii(), bytes.escape_ascii());
         assert_ne!(ending, Ending::Open, "{}", begins.escape_ascii());
     }
-    // Those that leave without a word, as a balancer's health checks do, or in the middle of one.
+    // Connections without a byte, as from a balancer's health checks, or cut within a header.
     for half in [&b""[..], b"PROXY TCP4 203", b"\r\n\r\n\0\r\nQUIT"] {
         let mut balancer = from_balancer(rig.clearcoat.edge);
         balancer.send(half).unwrap();
@@ -207,13 +207,13 @@ fn a_strangers_header_is_no_http_and_neither_is_anybodys_where_it_is_off() {
         }
         assert_eq!(rig.varnish[0].all_traffic(), (0, Vec::new()));
     }
-    // Who has nothing to say about others is served as ever.
+    // Addresses other than the balancer's are served as usual.
     let answer = exchange(on.clearcoat.edge, FORGED).unwrap();
     assert_eq!((answer.status, answer.text()), (200, "127.0.0.1"));
 }
 
 #[test]
-fn a_header_has_its_time_from_the_beginning_to_its_end_and_rest_behind_it_has_more() {
+fn a_header_has_a_timeout_as_a_whole_and_idling_after_it_has_longer() {
     let rig = accepting("[limits]\nheader_timeout = \"1s\"");
     let mut resting = from_balancer(rig.clearcoat.edge);
     resting.send("PROXY TCP4 203.0.113.7 10.0.0.1 4660 443\r\n").unwrap();
@@ -227,7 +227,7 @@ fn a_header_has_its_time_from_the_beginning_to_its_end_and_rest_behind_it_has_mo
     let mut writer = dripping.stream.try_clone().unwrap();
     let drip = std::thread::spawn(move || {
         while writer.write_all(b"x").is_ok() {
-            // The pace of this balancer, not a wait for anything.
+            // The pace of this balancer, not a synchronisation.
             std::thread::sleep(Duration::from_millis(100));
         }
     });
@@ -269,7 +269,7 @@ fn a_header_stands_before_the_handshake_where_the_listener_speaks_tls() {
         }
     }
 
-    // A real client, which names itself; and no handshake without a header.
+    // A real client that sends the header itself; and no handshake without a header.
     for version in ["--http1.1", "--http2"] {
         let url = format!("https://{address}/");
         let curl = |more: &[&str]| {
@@ -285,12 +285,12 @@ fn a_header_stands_before_the_handshake_where_the_listener_speaks_tls() {
 }
 
 #[test]
-fn the_address_that_is_named_counts_for_the_limit_of_connections_and_the_balancer_does_not() {
+fn the_named_address_counts_for_the_limit_and_the_balancer_does_not() {
     let rig = accepting("[limits]\nmax_connections_per_address = 2");
     let edge = rig.clearcoat.edge;
     let of = |client: &str| {
         let mut balancer = from_balancer(edge);
-        // Refused, it may be gone before all is written.
+        // Once refused, it may be closed before all is written.
         _ = balancer.send(format!("PROXY TCP4 {client} 10.0.0.1 4660 443\r\n{FORGED}"));
         balancer.answer(false).ok().map(|answer| (balancer, answer))
     };

@@ -1,4 +1,4 @@
-//! Connections that are kept, on both sides; and that messages on them never run into each other.
+//! Kept connections, on both sides; messages on them are never mixed up.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use crate::support::client::Ending;
 use crate::support::eventually;
 use crate::support::upstream::{Gate, Seen, Then, Upstream};
 
-/// How many connections these requests came on.
+/// The number of connections that these requests arrived on.
 fn connections(calls: &[Seen]) -> usize {
     let mut numbers: Vec<_> = calls.iter().map(|call| call.connection).collect();
     numbers.sort_unstable();
@@ -32,7 +32,7 @@ fn many_requests_on_one_connection_use_one_connection_to_the_node() {
 }
 
 #[test]
-fn a_client_that_wants_to_end_ends_and_the_nodes_connection_serves_the_next() {
+fn a_client_may_close_and_the_nodes_connection_serves_the_next() {
     let rig = Rig::web([Upstream::echo()]);
     for fields in
         ["Connection: close\r\n", "Connection: x, CLOSE\r\n", "Connection: keep-alive\r\nConnection: close\r\n"]
@@ -98,7 +98,7 @@ fn a_node_of_1_0_that_keeps_its_connection_is_used_again() {
 
 #[test]
 fn pipelined_requests_are_answered_in_order() {
-    // More than any buffer on the way holds at once.
+    // More than all buffers on the way hold at once.
     const REQUESTS: usize = 3000;
     let rig = Rig::web([Upstream::echo()]);
     let mut client = rig.origin();
@@ -169,14 +169,14 @@ fn pipelined_bodies_go_to_their_own_requests_however_the_bytes_are_cut() {
 }
 
 #[test]
-fn what_follows_a_chunked_body_is_not_touched_wherever_the_end_of_the_body_is_cut() {
+fn bytes_after_a_chunked_body_are_kept_wherever_its_end_is_split() {
     let count = Arc::new(AtomicUsize::new(0));
     let rig = Rig::web([Upstream::start({
         let count = Arc::clone(&count);
         move |call| {
             let path = call.path().to_owned();
             if call.is("POST") {
-                // The content has arrived; the end of the body has not been sent yet.
+                // The content has arrived, but not the end of the body.
                 let mut start = Vec::new();
                 if call.exactly(b"5\r\nhello\r\n".len(), |piece| start.extend_from_slice(piece)).is_err() {
                     return Then::Close;
@@ -252,7 +252,7 @@ fn the_frame_of_an_answer_suits_its_client() {
     let open = "HTTP/1.1 200 OK\r\n\r\nhello world";
     for (answer, then) in [(known, Then::KeepAlive), (CHUNKED, Then::KeepAlive), (open, Then::Close)] {
         let rig = Rig::web([always(answer, then)]);
-        // Kept, and chunked where the length is not known.
+        // Kept alive, and chunked if the length is unknown.
         let mut client = rig.origin();
         for _ in 0..2 {
             client.send(get_request("/")).unwrap();
@@ -264,7 +264,7 @@ fn the_frame_of_an_answer_suits_its_client() {
             );
             assert_eq!((answer.trailers.as_str(), answer.header("Trailer")), ("", None));
         }
-        // To HTTP/1.0 plain, up to the end of the connection where the length is not known.
+        // To HTTP/1.0 unchunked, up to the end of the connection if the length is unknown.
         let mut client = rig.origin();
         client.send("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").unwrap();
         let plain = if answer == known {
@@ -306,7 +306,7 @@ fn extensions_and_trailers_go_no_further_in_either_direction() {
 }
 
 #[test]
-fn a_client_that_waits_for_100_gets_the_nodes_and_only_then_sends_its_body() {
+fn a_client_that_expects_100_gets_the_nodes_and_then_sends_its_body() {
     let asked = Gate::default();
     let rig = Rig::web([Upstream::start({
         let asked = asked.clone();
@@ -331,18 +331,18 @@ fn a_client_that_waits_for_100_gets_the_nodes_and_only_then_sends_its_body() {
     assert_eq!((interim.status, interim.header("X-From")), (100, Some("node")), "{interim:?}");
     client.send("hello").unwrap();
     assert_eq!(client.answer(false).unwrap().text(), "hello");
-    // Both connections are in order afterwards.
+    // Both connections are usable afterwards.
     client.send(get_request("/plain")).unwrap();
     assert_eq!(client.answer(false).unwrap().text(), "plain");
     assert_eq!(connections(&rig.web[0].calls()), 1);
-    // A client that does not wait.
+    // A client that does not wait for the 100.
     client.send("PUT /2 HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\nhello").unwrap();
     assert_eq!(client.answer(false).unwrap().status, 100);
     assert_eq!(client.answer(false).unwrap().text(), "hello");
 }
 
 #[test]
-fn a_refusal_instead_of_100_ends_the_connection_since_the_body_may_still_come() {
+fn a_refusal_instead_of_100_closes_as_the_body_may_still_come() {
     let rig = Rig::web([always("HTTP/1.1 417 Expectation Failed\r\nContent-Length: 2\r\n\r\nno", Then::KeepAlive)]);
     for _ in 0..2 {
         let mut client = rig.origin();
@@ -354,12 +354,12 @@ fn a_refusal_instead_of_100_ends_the_connection_since_the_body_may_still_come() 
     assert_eq!(connections(&rig.web[0].calls()), 2, "a connection that waits for a body was used again");
 }
 
-/// What a node sends before the answer: hints, that it goes on working, that the body may come.
+/// Interim heads of a node: hints, processing, and permission for the body.
 const INTERIM: &str = "HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\nConnection: close\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n\
     HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </b.css>\r\n\r\n";
 
 #[test]
-fn of_a_web_node_nothing_comes_before_the_answer_but_the_100_that_is_waited_for() {
+fn from_a_web_node_only_an_expected_100_precedes_the_answer() {
     let rig = Rig::web([Upstream::start(|call| {
         assert!(call.body().is_ok());
         call.send_then(format!("{INTERIM}HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"), Then::KeepAlive)

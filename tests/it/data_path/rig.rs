@@ -1,4 +1,4 @@
-//! A clearcoat between a test and its fakes.
+//! A clearcoat between a test's clients and its fake nodes.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -18,8 +18,8 @@ pub struct Rig {
 }
 
 impl Rig {
-    /// One worker, so that what one connection does to the worker's state another one sees. `config` holds TOML
-    /// sections that replace those written here.
+    /// Starts one worker, so that connections share all of its state. `config` holds TOML sections that replace the
+    /// defaults here.
     pub fn start(config: &str, varnish: Vec<Upstream>, web: Vec<Upstream>) -> Self {
         Self::start_by(Clearcoat::start, config, varnish, web)
     }
@@ -38,7 +38,7 @@ impl Rig {
         let folder = tempfile::tempdir().expect("a folder");
         let mut text = config.to_owned();
         let anywhere = "listen = [\"127.0.0.1:0\"]";
-        // In memory it would empty the fakes at its start, which is a purge more than a test expects.
+        // A journal in memory would purge the fakes at start, which tests do not expect.
         let journal = format!("path = {:?}\nfirst_start = \"trust\"", folder.path().join("journal"));
         for (section, keys) in [
             ("runtime", "workers = 1"),
@@ -48,7 +48,7 @@ impl Rig {
             ("admin", anywhere),
             ("journal", &*journal),
             ("health.web", "interval = \"500ms\"\ntimeout = \"500ms\""),
-            // A fake caches nothing, so there is nothing to find out about it, and what it is asked is counted.
+            // A fake caches nothing, so a trial is pointless, and its requests would be counted.
             ("health.varnish", "trial = false"),
         ] {
             if !config.contains(&format!("[{section}]")) {
@@ -67,7 +67,7 @@ impl Rig {
         Rig { clearcoat, varnish, web, _folder: folder }
     }
 
-    /// An origin listener before these web nodes.
+    /// An origin listener in front of these web nodes.
     pub fn web(nodes: impl IntoIterator<Item = Upstream>) -> Self {
         Rig::start("", Vec::new(), nodes.into_iter().collect())
     }
@@ -80,26 +80,26 @@ impl Rig {
         Connection::open(self.clearcoat.edge).expect("the edge accepts")
     }
 
-    /// The value of a counter; one that never counted is not there, and so is 0.
+    /// The value of a counter; a series that does not exist yet is 0.
     pub fn counter(&self, series: &str) -> f64 {
         let metrics = get(self.clearcoat.admin, "/metrics").expect("the admin listener answers");
         let value = metrics.text().lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')).unwrap_or("0");
         value.parse().expect("a number")
     }
 
-    /// How often a request to a web node was tried again for this reason.
+    /// How often a request to a node of this role was retried for this reason.
     pub fn retries(&self, role: &str, reason: &str) -> f64 {
         self.counter(&format!("clearcoat_retries_total{{reason=\"{reason}\",role=\"{role}\"}}"))
     }
 
-    /// How many requests are at the nodes now, by their gauges.
+    /// The number of requests in flight on the nodes, by their gauges.
     pub fn inflight(&self) -> f64 {
         let gauge = |role, id| self.counter(&format!("clearcoat_upstream_inflight{{node=\"{id}\",role=\"{role}\"}}"));
         let of_role = |role, count| (1..=count).map(|number| gauge(role, format!("{role}-{number}"))).sum::<f64>();
         of_role("web", self.web.len()) + of_role("varnish", self.varnish.len())
     }
 
-    /// Waits until no request is under way: the last byte of an answer leaves a moment before that is noted.
+    /// Waits until no request is in flight: the gauge falls slightly after the last byte of an answer.
     pub fn becomes_idle(&self) {
         eventually("no request is at a node any more", || (self.inflight() == 0.0).then_some(()));
     }
@@ -118,12 +118,12 @@ pub fn get_request(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: shop.test\r\n\r\n")
 }
 
-/// A fake web node whose script is the same for every request.
+/// A fake web node with the same script for every request.
 pub fn always(answer: &'static str, then: Then) -> Upstream {
     Upstream::start(move |call: &mut Call<'_>| call.send_then(answer, then))
 }
 
-/// The value that stays once nothing moves any more: it has been the same for a while.
+/// Waits until a value has not changed for a while, and returns it.
 pub fn at_rest(what: &str, value: impl Fn() -> u64) -> u64 {
     const WHILE: Duration = Duration::from_millis(500);
     let began = Instant::now();

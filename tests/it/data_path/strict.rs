@@ -1,4 +1,4 @@
-//! What a refusal looks like, and what it does to both connections. What is refused, case by case: `corpus`.
+//! The form of a refusal, and its effect on both connections. The refused cases are in `corpus`.
 
 use crate::data_path::rig::{Rig, get_request};
 use crate::support::client::{Ending, get};
@@ -29,14 +29,14 @@ fn a_refusal_has_the_body_it_announces_also_after_a_head_request() {
     let refusal = client.answer(false).expect("a whole answer");
     assert_eq!(refusal.status, 400);
     assert!(refusal.text().starts_with("bad request"), "{refusal:?}");
-    // And the answer to a refused HEAD has none.
+    // The answer to a refused HEAD has no body.
     let mut client = rig.origin();
     client.send("HEAD / HTTP/1.1\r\n\r\n").unwrap();
     assert_eq!(client.answer(true).unwrap().status, 400);
     assert_eq!(client.rest(), (Vec::new(), Ending::Clean));
 }
 
-/// The bytes that a chunked body goes on with.
+/// The continuation of a chunked body.
 const BAD_CHUNKS: [(&str, &str); 16] = [
     ("no hexadecimal size", "zz\r\nhello\r\n"),
     ("a size behind a blank", " 5\r\nhello\r\n"),
@@ -57,7 +57,7 @@ const BAD_CHUNKS: [(&str, &str); 16] = [
 ];
 
 #[test]
-fn a_malformed_chunk_ends_both_connections_and_nothing_behind_it_is_a_request() {
+fn a_malformed_chunk_ends_both_connections_and_the_rest_is_no_request() {
     let rig = Rig::web([Upstream::start(|call| {
         if call.is("GET") {
             let path = call.path().to_owned();

@@ -1,4 +1,4 @@
-//! TLS at the edge: bodies, certificates, and connections that go wrong.
+//! TLS at the edge: bodies, certificates, and failing connections.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr};
@@ -19,7 +19,7 @@ use crate::support::{PATIENCE, eventually, eventually_within};
 
 const MIB: usize = 1024 * 1024;
 
-/// Nothing, the least, one read, and more than any buffer on the way.
+/// Empty, one byte, one read, and more than any buffer on the way.
 pub const SIZES: [usize; 5] = [0, 1, 16 * 1024, MIB, 20 * MIB];
 
 /// A clearcoat with one certificate at the edge, for `shop.test`.
@@ -34,7 +34,7 @@ impl Secure {
         Secure::start_with(edge, more, varnish, Vec::new())
     }
 
-    /// Without any cache: the edge goes to these web nodes.
+    /// Without any cache: the edge forwards to these web nodes.
     pub fn start_with_web(edge: &str, web: Vec<Upstream>) -> Self {
         Secure::start_with(edge, "", Vec::new(), web)
     }
@@ -51,12 +51,12 @@ impl Secure {
         self.rig.clearcoat.edge_tls[0]
     }
 
-    /// A connection with HTTP/1.1.
+    /// An HTTP/1.1 connection.
     pub fn session(&self) -> Session {
         Client::of(&TLS13, &[b"http/1.1"]).connect(self.address(), "shop.test").expect("a handshake")
     }
 
-    /// Runs curl, which checks the certificate, for a path of the shop.
+    /// Runs curl, which verifies the certificate, for a path of the shop.
     pub fn curl(&self, arguments: &[&str], path: &str) -> Output {
         let port = self.address().port();
         let mut curl = Command::new("curl");
@@ -67,14 +67,14 @@ impl Secure {
     }
 }
 
-/// A body of this size, whose bytes repeat only at a prime, so that nothing lost, doubled or swapped looks right.
+/// A body of this size with a prime period, so that lost, duplicated or swapped bytes are detected.
 pub fn body_of(size: usize) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(1);
     let pattern: Vec<u8> = (0..65_521).map(|_| random.u8(..)).collect();
     pattern.into_iter().cycle().take(size).collect()
 }
 
-/// Sends a body of the size that is asked for (`/length/7`, `/chunked/7`, `/close/7`), and says what it got of others.
+/// Sends a body of the requested size (`/length/7`, `/chunked/7`, `/close/7`), and reports the size of request bodies.
 pub fn mirror() -> Upstream {
     Upstream::start(|call| {
         let path = call.path().to_owned();
@@ -128,7 +128,7 @@ fn bodies_of_every_size_pass_whole_in_both_directions_over_one_connection() {
 }
 
 #[test]
-fn curl_checks_the_certificate_and_gets_and_sends_whole_bodies_with_every_version() {
+fn curl_verifies_the_certificate_and_transfers_bodies_in_every_version() {
     let secure = Secure::start("", "", vec![mirror()]);
     let file = secure.folder.path().join("body");
     for size in SIZES {
@@ -151,7 +151,7 @@ fn curl_checks_the_certificate_and_gets_and_sends_whole_bodies_with_every_versio
             for how in
                 [&["--data-binary", &upload][..], &["--header", "Transfer-Encoding: chunked", "--data-binary", &upload]]
             {
-                // That header is how curl is told not to announce the length; with HTTP/2 it never sends it.
+                // This header makes curl leave out the length; with HTTP/2 curl never sends it.
                 let arguments = [arguments, how, &["--write-out", " %{http_version}"]].concat();
                 let output = secure.curl(&arguments, "/");
                 let said = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -162,7 +162,7 @@ fn curl_checks_the_certificate_and_gets_and_sends_whole_bodies_with_every_versio
 }
 
 #[test]
-fn sni_chooses_among_the_certificates_of_a_listener_and_each_listener_has_its_own() {
+fn sni_selects_among_a_listeners_certificates_and_each_has_its_own() {
     let folder = tempfile::tempdir().unwrap();
     let issued = [["shop.test"], ["*.other.test"], ["third.test"]].map(|names| Issued::for_names(&names));
     let listens = ["127.0.0.1:0", "127.0.0.1:0", "127.0.0.2:0"];
@@ -189,13 +189,13 @@ fn sni_chooses_among_the_certificates_of_a_listener_and_each_listener_has_its_ow
     }
 }
 
-/// How often certificates were renewed, and how often they could not be.
+/// The numbers of successful and failed certificate reloads.
 fn reloads(rig: &Rig) -> [f64; 2] {
     ["ok", "failed"].map(|result| rig.clearcoat.metric(&format!("clearcoat_tls_reloads_total{{result=\"{result}\"}}")))
 }
 
 #[test]
-fn a_renewed_certificate_is_for_new_connections_and_a_broken_one_for_nobody() {
+fn a_renewed_certificate_serves_new_connections_and_a_broken_one_none() {
     let rest = Gate::default();
     let secure = Secure::start(
         "",
@@ -226,7 +226,7 @@ fn a_renewed_certificate_is_for_new_connections_and_a_broken_one_for_nobody() {
     let renewed = Issued::for_names(&["shop.test"]);
     let files = renewed.write(secure.folder.path(), "shop");
     eventually("the new certificate is in use", || (reloads(&secure.rig)[0] == 1.0).then_some(()));
-    // Half a certificate and half a key may have been seen between the two writes: one failure that mends itself.
+    // Half a certificate and half a key may have been read between the two writes: one temporary failure.
     let [_, failed] = reloads(&secure.rig);
     let mut after = Client::of(&TLS13, &[]).connect(secure.address(), "shop.test").unwrap();
     assert!(after.served() == renewed.der, "the old certificate is served on");
@@ -239,7 +239,7 @@ fn a_renewed_certificate_is_for_new_connections_and_a_broken_one_for_nobody() {
     let mut after = Client::of(&TLS13, &[]).connect(secure.address(), "shop.test").unwrap();
     assert!(after.served() == renewed.der, "a broken file took a certificate away");
     assert_eq!(after.get("/").unwrap().text(), "short");
-    // Who knows us from before the renewal need not shake hands in full.
+    // A session from before the renewal can still be resumed.
     assert!(client.connect(secure.address(), "shop.test").unwrap().resumed());
 
     rest.open();
@@ -309,7 +309,7 @@ fn who_does_not_speak_tls_is_sent_away_and_harms_nobody() {
         let (said, ending) = client.rest();
         assert!(!said.starts_with(b"HTTP/") && ending != Ending::Open, "{said:?} {ending:?}");
     }
-    // Nothing at all, and an end.
+    // No bytes at all, and an end.
     let silent = socket(secure.address());
     silent.shutdown(Shutdown::Write).unwrap();
     assert_eq!((&silent).read(&mut [0; 16]).unwrap_or(0), 0);
@@ -319,7 +319,7 @@ fn who_does_not_speak_tls_is_sent_away_and_harms_nobody() {
 }
 
 #[test]
-fn a_handshake_that_stalls_is_ended_by_the_header_timeout_however_it_trickles() {
+fn a_stalled_handshake_is_ended_by_the_header_timeout_even_if_trickling() {
     let secure = Secure::start("", "[limits]\nheader_timeout = \"2s\"", vec![Upstream::echo()]);
     let mut bystander = secure.session();
     // The start of a ClientHello: a record of 512 bytes.
@@ -334,14 +334,14 @@ fn a_handshake_that_stalls_is_ended_by_the_header_timeout_however_it_trickles() 
         let mut client = clients[2].try_clone().unwrap();
         move || {
             while client.write_all(&[0]).is_ok() {
-                // The pace of this client, not a wait for anything.
+                // The pace of this client, not a synchronisation.
                 std::thread::sleep(Duration::from_millis(50));
             }
         }
     });
     for (mut client, what) in clients.into_iter().zip(["silent", "stalled", "trickling"]) {
         let mut said = Vec::new();
-        // An end of any kind, but an end.
+        // Any kind of end will do.
         let ended = client.read_to_end(&mut said);
         let open = ended.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock);
         let waited = began.elapsed();
@@ -351,7 +351,7 @@ fn a_handshake_that_stalls_is_ended_by_the_header_timeout_however_it_trickles() 
     assert_eq!(bystander.get("/after").unwrap().text(), "/after");
 }
 
-/// Sends without an end, and counts.
+/// Sends endlessly, and counts the bytes.
 pub fn endless(sent: &Arc<AtomicU64>) -> Upstream {
     let sent = Arc::clone(sent);
     Upstream::start(move |call| {
@@ -383,7 +383,8 @@ fn a_client_that_stops_reading_stops_the_node_costs_no_memory_and_is_cut() {
     assert!(at_rest < 64 * MIB as u64, "the node could send {at_rest} bytes to nobody");
     let grown = secure.rig.memory().saturating_sub(before);
     assert!(grown < 6 * MIB, "{} KiB for a client that does not read", grown / 1024);
-    // A body that is 20 s old has to keep the pace; without that, it would be cut after a minute of silence.
+    // A body that is 20 s old has to keep the minimum pace; without that rule it would be cut after a minute of
+    // silence.
     eventually_within(2 * PATIENCE, "the client is cut", || (secure.rig.inflight() == 0.0).then_some(()));
     let waited = began.elapsed();
     assert!((15..55).contains(&waited.as_secs()), "{waited:?}");
@@ -393,7 +394,7 @@ fn a_client_that_stops_reading_stops_the_node_costs_no_memory_and_is_cut() {
 }
 
 #[test]
-fn the_offload_header_says_https_of_clients_by_tls_and_only_a_trusted_proxy_may_say_so_itself() {
+fn the_offload_header_says_https_for_tls_clients_or_trusted_proxies_only() {
     let edge = "offload_header = \"SSL-OFFLOADED\"\ntrusted_proxies = [\"127.0.0.2/32\"]";
     let secure = Secure::start(edge, "", vec![Upstream::echo()]);
     let forged = "SSL-OFFLOADED: forged\r\nX-Forwarded-Proto: forged\r\n";
@@ -431,7 +432,7 @@ fn the_offload_header_says_https_of_clients_by_tls_and_only_a_trusted_proxy_may_
     }
 }
 
-/// Breaks off in the middle of its answer, in the way that the path says.
+/// Aborts its answer in the way given by the path.
 pub fn breaks_off() -> Upstream {
     Upstream::start(|call: &mut Call<'_>| {
         let (framing, then) = match call.path() {
@@ -444,7 +445,7 @@ pub fn breaks_off() -> Upstream {
         };
         let chunk = [&b"1000\r\n"[..], &[b'x'; 4096], b"\r\n"].concat();
         let begun = call.send(format!("HTTP/1.1 200 OK\r\n{framing}\r\n\r\n")).and_then(|()| call.send(&chunk));
-        // A reset takes along what was not read yet: the client has to have it first.
+        // A reset discards unread data: the client has to read it first.
         if begun.is_ok() && then == Then::Reset {
             call.each_piece(|_| ()).expect("no body");
             std::thread::sleep(Duration::from_millis(200));
@@ -551,7 +552,7 @@ fn sigterm_lets_downloads_finish_and_ends_connections_at_rest() {
 }
 
 #[test]
-fn a_request_right_after_the_handshake_is_answered_over_plain_and_tls_alike() {
+fn a_request_right_after_the_handshake_is_answered_plain_or_by_tls() {
     let secure = Secure::start("", "", vec![Upstream::echo()]);
     let plain = exchange(secure.rig.clearcoat.edge, "GET /p HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
     assert_eq!(plain.text(), "/p");

@@ -1,31 +1,32 @@
-//! The torture test: random valid exchanges, cut into random pieces, delayed, broken off, and every byte compared.
+//! The torture test: random valid exchanges, cut into random pieces, delayed, aborted, and every byte compared.
 //!
 //! # The exchanges
 //!
-//! A conversation is one client and a few requests with their answers ([`message`]), made by chance from the seed of the
-//! run and its own number ([`generate`]). Client and node are raw sockets of this test; both know the whole plan, and
-//! each compares what it gets with what the other has sent, byte by byte while it arrives, with a strict reader of its
-//! own ([`parse`]). Both write in random pieces, wait now and then, and read as slowly as they like ([`pace`]). Bodies
-//! are patterns that belong to one exchange and direction, so that a byte of another is seen wherever it appears.
+//! A conversation is one client and a few requests with their answers ([`message`]), generated from the seed of the run
+//! and the conversation's number ([`generate`]). Client and node are raw sockets of this test; both know the whole
+//! plan, and each compares the bytes that it receives with those that the other has sent, while they arrive, with a
+//! strict parser of its own ([`parse`]). Both write in random pieces, pause sometimes, and read at any speed
+//! ([`pace`]). Bodies are patterns specific to one exchange and direction, so that a byte of another is detected
+//! anywhere.
 //!
-//! # What may go wrong, and where
+//! # Faults, and where they happen
 //!
-//! The nodes behind the edge keep every promise, and so nothing may fail there unless the client itself leaves. The
-//! nodes behind the origin listener break off in mid-head and mid-body, reset, and close connections that they seemed
-//! to keep. Then the client must see a cut, or a 502 if no answer had begun, or the whole answer of another try where
-//! one was allowed; never something that looks whole and is not. [`expect`] has the table. An account of all exchanges
-//! ([`ledger`]) shows in the end that none was lost, and that none reached a node more often than it may, or looked
-//! complete there though its client left in the middle.
+//! The nodes behind the edge keep every promise, so nothing may fail there unless the client itself leaves. The nodes
+//! behind the origin listener abort in mid-head and mid-body, reset, and close connections that they announced to keep.
+//! Then the client must see a cut, or a 502 if no answer had begun, or the complete answer of a retry if that was
+//! allowed; never something incomplete that looks complete. [`expect`] has the table. A ledger of all exchanges
+//! ([`ledger`]) shows in the end that none was lost, that none reached a node more often than allowed, and that none
+//! looked complete there though its client left in the middle.
 //!
-//! When all are through nothing may be left: no request in flight by the gauges, no socket that was not there before.
+//! In the end nothing may be left: no request in flight by the gauges, no additional socket.
 //!
-//! # What it leaves out
+//! # What it does not cover
 //!
-//! What is not valid: `strict` shows that it is refused. Trailers and upgrades. Nodes that are slow to accept, or down:
-//! `failures` has them.
+//! Invalid messages: `strict` shows that they are refused. Trailers and upgrades. Nodes that are slow to accept, or
+//! down: see `failures`.
 //!
-//! `CLEARCOAT_SEED` repeats all choices (not the timing, which is the machine's), `CLEARCOAT_TORTURE_EXCHANGES` says how
-//! many exchanges there are, and `CLEARCOAT_TORTURE_ONLY` repeats a single conversation, many times over.
+//! `CLEARCOAT_SEED` repeats all choices (not the timing, which depends on the machine), `CLEARCOAT_TORTURE_EXCHANGES`
+//! sets the number of exchanges, and `CLEARCOAT_TORTURE_ONLY` repeats a single conversation many times.
 
 mod client;
 mod expect;
@@ -52,16 +53,16 @@ use ledger::{Run, Violation};
 
 const EXCHANGES: u64 = 10_000;
 
-/// Conversations at the same time.
+/// Concurrent conversations.
 const CLIENTS: usize = 128;
 
-/// How often a single conversation is held, because the clock decides about much.
+/// How often a single conversation is repeated, because much depends on timing.
 const REPETITIONS: u32 = 200;
 
 /// Nodes of each role.
 const NODES: usize = 2;
 
-/// Patient health checks: nodes that share a thread with a hundred clients are not down.
+/// Tolerant health checks: nodes that share a thread with a hundred clients must not be marked down.
 const CONFIG: &str = r#"
 edge.listen = ["127.0.0.1:0"]
 origin.listen = ["127.0.0.1:0"]
@@ -72,7 +73,7 @@ health.web = { interval = "10s", timeout = "10s", rise = 1, fall = 5 }
 health.varnish = { trial = false, interval = "10s", timeout = "10s", rise = 1, fall = 5 }
 "#;
 
-/// What must have happened in a long run for it to prove anything.
+/// The events that a long run must include to prove anything.
 const KINDS: [&str; 9] = [
     "whole",
     "cut",
@@ -97,7 +98,7 @@ fn every_byte_of_every_exchange_arrives_whatever_is_cut_delayed_or_left() {
     LocalSet::new().block_on(&runtime, torture(seed, load));
 }
 
-/// The same seed gives the same conversations, or nothing could be repeated.
+/// The same seed must give the same conversations, so that a run can be repeated.
 #[test]
 fn a_conversation_is_made_of_its_seed_and_its_number() {
     let bytes = |seed, number| {
@@ -115,17 +116,17 @@ fn setting<T: std::str::FromStr>(name: &str) -> Option<T> {
     Some(value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
 }
 
-/// Past the capture of the test harness: who waits for a long run wants to know its seed at once.
+/// Bypasses the test harness's capture: the seed of a long run should be visible at once.
 fn say(line: &str) {
     writeln!(std::io::stderr(), "{line}").expect("standard error");
 }
 
-/// How much is to be done.
+/// The amount of work.
 #[derive(Clone, Copy, Debug)]
 enum Load {
-    /// At least so many exchanges.
+    /// At least this many exchanges.
     Exchanges(u64),
-    /// One conversation, again and again.
+    /// One conversation, repeatedly.
     Only(u32),
 }
 
@@ -155,10 +156,10 @@ async fn torture(seed: u64, load: Load) {
 async fn scenario(run: &Rc<Run>, config: String, load: Load) -> Result<(), Violation> {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().to_owned();
-    // In memory it would empty the nodes at its start, and they expect no purge.
+    // A journal in memory would purge the nodes at start, which they do not expect.
     let journal = path.join("journal");
     let config = format!("journal = {{ path = {journal:?}, first_start = \"trust\" }}\n{config}");
-    // Off this thread, which serves the nodes meanwhile.
+    // On another thread, because this one serves the nodes meanwhile.
     let started = spawn_blocking(move || {
         let clearcoat = Clearcoat::start(&path, &config);
         clearcoat.ready();
@@ -198,7 +199,7 @@ async fn scenario(run: &Rc<Run>, config: String, load: Load) -> Result<(), Viola
     Ok(())
 }
 
-/// Holds one conversation after the other, many at the same time, up to so many exchanges. Returns how many there were.
+/// Runs conversations, many concurrently, up to this number of exchanges. Returns the actual number.
 async fn hold(run: &Rc<Run>, listeners: Listeners, exchanges: u64) -> Result<u64, Violation> {
     run.begin_round();
     let (next, begun) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));

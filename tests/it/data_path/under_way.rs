@@ -1,5 +1,5 @@
-//! Requests under way at a node that goes down, leaves or moves: each lives as long as its connection does, and is carried
-//! out once.
+//! Requests in flight on a node that goes down, leaves or moves: each lives as long as its connection, and is executed
+//! once.
 
 use std::net::SocketAddr;
 
@@ -10,13 +10,13 @@ use crate::support::eventually;
 use crate::support::http2::{Http2, request};
 use crate::support::upstream::{Checks, Gate, Then, Upstream};
 
-/// Health that changes quickly, and counts though half of the nodes are down.
+/// Health that changes quickly, and counts even if half of the nodes are down.
 const CHECKS: &str = "[health.web]\ninterval = \"300ms\"\ntimeout = \"300ms\"\nrise = 1\nfall = 2\npanic_threshold = 0\n\
     [health.varnish]\ntrial = false\ninterval = \"300ms\"\ntimeout = \"300ms\"\nrise = 1\nfall = 2\n";
 
 const UNSAFE: [&str; 5] = ["POST", "PUT", "DELETE", "PATCH", "brew"];
 
-/// A node that answers paths that begin with `/slow` only when the gate is open; each answer is its name.
+/// A node that answers paths beginning with `/slow` only when the gate is open; each answer is its name.
 fn slow(name: &'static str, gate: &Gate) -> Upstream {
     let gate = gate.clone();
     Upstream::start(move |call| {
@@ -31,7 +31,7 @@ fn has_health(rig: &Rig, id: &str, health: &str) {
     eventually("its health is as it should be", || (rig.clearcoat.node(id)["health"] == health).then_some(()));
 }
 
-/// Sends everything to the first of two nodes until this ends.
+/// Sends all requests to the first of two nodes while `then` runs.
 fn with_all_at_the_first(rig: &Rig, role: &str, then: impl FnOnce()) {
     let nodes = if role == "web" { &rig.web } else { &rig.varnish };
     nodes[1].set_checks(Checks::Fail);
@@ -52,7 +52,7 @@ fn arrivals(node: &Upstream, path: &str) -> usize {
 }
 
 #[test]
-fn a_node_that_goes_down_keeps_what_it_may_have_carried_out_and_only_safe_requests_move() {
+fn a_down_node_keeps_unsafe_requests_and_only_safe_ones_move() {
     for role in ["web", "varnish"] {
         let gate = Gate::default();
         let nodes = vec![slow("first", &gate), slow("second", &Gate::opened())];
@@ -72,7 +72,7 @@ fn a_node_that_goes_down_keeps_what_it_may_have_carried_out_and_only_safe_reques
                     (method, client)
                 })
                 .into();
-            // A body of which a part is on its way.
+            // A request with part of its body sent.
             let mut client = Connection::open(listener).unwrap();
             client.send("PUT /slow/half HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n{\"").unwrap();
             half = Some(client);
@@ -91,7 +91,7 @@ fn a_node_that_goes_down_keeps_what_it_may_have_carried_out_and_only_safe_reques
         assert_eq!(rig.retries(role, "node_down"), 3.0, "{role}");
         assert_eq!(rig.clearcoat.node(&format!("{role}-1"))["health"], "down", "{role}");
 
-        // The same sweep that moved those has seen these: they wait, and are answered by whom they were sent to.
+        // The sweep that moved the others has also seen these: they wait, and are answered by their original node.
         let mut half = half.expect("it was sent");
         half.send("}}").unwrap();
         gate.open();
@@ -111,7 +111,7 @@ fn a_node_that_goes_down_keeps_what_it_may_have_carried_out_and_only_safe_reques
 }
 
 #[test]
-fn a_request_that_nobody_else_can_take_waits_for_its_node_and_moves_once_somebody_can() {
+fn a_request_no_other_node_can_take_waits_and_moves_once_one_can() {
     let gate = Gate::default();
     let rig = Rig::start(CHECKS, Vec::new(), vec![slow("first", &gate), slow("second", &Gate::opened())]);
     let mut waits = rig.origin();
@@ -120,14 +120,14 @@ fn a_request_that_nobody_else_can_take_waits_for_its_node_and_moves_once_somebod
         eventually("it is at the first node", || (arrivals(&rig.web[0], "/slow/moves") == 1).then_some(()));
         rig.web[0].set_checks(Checks::Fail);
         has_health(&rig, "web-1", "down");
-        // Nobody is up: who comes now is refused, who is there stays.
+        // No node is up: new requests are refused, existing ones stay.
         eventually("new requests are refused", || {
             (get(rig.clearcoat.origin, "/new").unwrap().status == 503).then_some(())
         });
     });
     assert_eq!(waits.answer(false).unwrap().text(), "second");
 
-    // With one node alone the answer is the one that was asked for.
+    // With a single node, that node's answer is awaited.
     let rig = Rig::start(CHECKS, Vec::new(), vec![slow("only", &gate)]);
     let mut waits = rig.origin();
     waits.send(get_request("/slow/stays")).unwrap();
@@ -140,7 +140,7 @@ fn a_request_that_nobody_else_can_take_waits_for_its_node_and_moves_once_somebod
     assert_eq!((answer.status, answer.text(), arrivals(&rig.web[0], "/slow/stays")), (200, "only", 1));
 }
 
-/// The configuration as a tree, changed and read again.
+/// Edits the configuration as a tree, and reloads it.
 fn reconfigure(rig: &Rig, change: impl FnOnce(&mut Vec<toml::Value>)) {
     let mut config: toml::Table = rig.clearcoat.config().parse().expect("TOML");
     change(config["node"].as_array_mut().expect("nodes"));
@@ -149,7 +149,7 @@ fn reconfigure(rig: &Rig, change: impl FnOnce(&mut Vec<toml::Value>)) {
 }
 
 #[test]
-fn what_is_under_way_at_a_node_that_leaves_moves_or_is_drained_comes_to_its_end_there() {
+fn requests_complete_on_a_node_that_leaves_moves_or_is_drained() {
     for change in ["leaves", "moves", "is drained"] {
         let gate = Gate::default();
         let rig = Rig::start(CHECKS, Vec::new(), vec![slow("before", &gate)]);
@@ -179,7 +179,7 @@ fn what_is_under_way_at_a_node_that_leaves_moves_or_is_drained_comes_to_its_end_
             (answer.status == 200 && answer.text() == "after").then_some(())
         });
         if change != "is drained" {
-            // The sweep that does this has told the requests under way that their node is gone.
+            // The sweep that does this has notified the requests in flight that their node is gone.
             eventually("the connection at rest is closed", || {
                 (rig.web[0].established() == methods.len()).then_some(())
             });
@@ -192,7 +192,7 @@ fn what_is_under_way_at_a_node_that_leaves_moves_or_is_drained_comes_to_its_end_
             assert_eq!(arrivals(&after, &format!("/slow/{method}")), 0, "{change}, {method}");
         }
         if change == "leaves" {
-            // Answers that come after the node has left bring none of its series back.
+            // Answers after the node has left do not recreate its series.
             eventually("its series are gone", || {
                 let metrics = get(rig.clearcoat.admin, "/metrics").unwrap();
                 (!metrics.text().contains("web-1")).then_some(())
@@ -252,7 +252,7 @@ fn an_upload_that_waits_for_100_and_an_upgrade_are_not_sent_twice() {
     assert_eq!(expects.answer(false).unwrap().text(), "first");
     assert_eq!(arrivals(&rig.web[1], "/slow/expects"), 0);
 
-    // A tunnel outlives the health, and the place in the fleet, of its node.
+    // A tunnel outlives its node's health and its membership in the fleet.
     reconfigure(&rig, |nodes| {
         nodes.truncate(1);
         nodes[0]["id"] = "tunnel".into();
@@ -276,7 +276,7 @@ fn an_upload_that_waits_for_100_and_an_upgrade_are_not_sent_twice() {
 }
 
 #[test]
-fn a_node_that_resets_its_connections_while_it_is_down_ends_the_wait_of_what_may_not_be_repeated() {
+fn a_reset_by_a_down_node_ends_the_wait_of_requests_that_cannot_repeat() {
     let gate = Gate::default();
     let dies = {
         let gate = gate.clone();

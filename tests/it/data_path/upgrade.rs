@@ -1,5 +1,5 @@
-//! `Upgrade`: a tunnel begins with the node's 101 and not before, carries what both sides say until both have ended,
-//! and nothing else is ever taken for the beginning of one.
+//! `Upgrade`: a tunnel begins only with the node's 101, carries both sides' bytes until both have ended, and no other
+//! answer starts one.
 
 mod through_varnish;
 mod websocket;
@@ -16,7 +16,7 @@ use crate::support::upstream::{Call, Gate, Then, Upstream};
 use crate::support::{PATIENCE, eventually};
 use websocket::{ASK, Opcode, SWITCH, echo, frame, read_frame, shake_hands};
 
-/// A node that switches, and then does what the test says. `/other` it just answers.
+/// A node that switches protocols, and then follows the script. It answers `/other` normally.
 fn switching(script: impl Fn(&mut Call<'_>) -> Then + Send + Sync + 'static) -> Upstream {
     Upstream::start(move |call| {
         if call.path() == "/other" {
@@ -26,14 +26,14 @@ fn switching(script: impl Fn(&mut Call<'_>) -> Then + Send + Sync + 'static) -> 
     })
 }
 
-/// Others are served, by the same thread as whatever goes on, until that has had every chance to go wrong.
+/// Checks that other requests are served by the same thread, which gives pending faults time to show.
 fn others_are_served(rig: &Rig) {
     for _ in 0..50 {
         assert_eq!(get(rig.clearcoat.origin, "/other").unwrap().text(), "other");
     }
 }
 
-/// Bytes that nobody could mistake for others.
+/// Random bytes that cannot be confused with others.
 fn noise(length: usize, seed: u64) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut bytes = vec![0; length];
@@ -89,7 +89,7 @@ fn what_a_client_sends_before_the_101_reaches_the_node_after_it() {
             if !call.wait(&may_switch) {
                 return Then::Close;
             }
-            // Nothing came before the 101, neither with the head nor behind it.
+            // Nothing arrived before the 101, neither with the head nor after it.
             call.stream().set_nonblocking(true).unwrap();
             let looked = call.stream().peek(&mut [0]).map_err(|error| error.kind());
             call.stream().set_nonblocking(false).unwrap();
@@ -253,7 +253,7 @@ fn neither_side_is_read_faster_than_the_other_takes() {
     rig.becomes_idle();
 }
 
-/// 101s that are no answer: to nobody, to something else, to nothing.
+/// Invalid 101s: unsolicited, for another protocol, without a protocol.
 const BAD_SWITCHES: [&str; 6] = [
     "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
     "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket2\r\n\r\n",
@@ -344,13 +344,13 @@ fn an_offer_that_could_hide_requests_is_not_passed_on() {
     }
 }
 
-/// CVE-2026-2833: a proxy that passed bytes on as soon as a client asked for an upgrade let requests through unseen.
+/// CVE-2026-2833: a proxy that passed bytes on as soon as a client asked for an upgrade let requests through unchecked.
 #[test]
-fn a_request_behind_an_offer_that_the_node_did_not_take_is_looked_at_like_any_other() {
+fn a_request_after_a_declined_upgrade_offer_is_checked_like_any_other() {
     let rig = Rig::start("", vec![Upstream::echo()], vec![Upstream::echo()]);
     for (address, node, client_is) in [
         (rig.clearcoat.edge, &rig.varnish[0], "127.0.0.1"),
-        // Where a Varnish has this address, and so is believed.
+        // The client's address is that of a Varnish, and so trusted.
         (rig.clearcoat.origin, &rig.web[0], "6.6.6.6, 127.0.0.1"),
     ] {
         let forged = "GET /second HTTP/1.1\r\nHost: shop.test\r\nX-Forwarded-For: 6.6.6.6\r\nConnection: X-Secret\r\n\

@@ -1,4 +1,4 @@
-//! Waits that end: a node that hangs, a client that does not finish its head. And rest that does not.
+//! Waits that time out: a hanging node, an incomplete head. And idle connections that do not.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::support::eventually;
 use crate::support::upstream::{Checks, Gate, Then, Upstream};
 
 #[test]
-fn who_waits_for_a_cache_that_hangs_is_answered_by_another_once_it_is_known_to_be_down() {
+fn a_client_of_a_hung_cache_is_answered_by_another_once_it_is_down() {
     let hangs = Arc::new(AtomicBool::new(false));
     let goes_on = Gate::default();
     let nodes = ["hanging", "healthy"].map(|name| {
@@ -38,22 +38,22 @@ fn who_waits_for_a_cache_that_hangs_is_answered_by_another_once_it_is_known_to_b
 
     let answer = reader.answer(false).unwrap();
     assert_eq!((answer.status, answer.text()), (200, "healthy"), "{answer:?}");
-    // Two checks that fail, a second apart, each after half a second; and a busy machine.
+    // Two failed checks, a second apart, each after half a second; and a tolerance for a busy machine.
     assert!(began.elapsed() < Duration::from_secs(10), "it took {:?}", began.elapsed());
     assert_eq!(rig.retries("varnish", "node_down"), 1.0);
     assert_eq!(rig.clearcoat.node("varnish-1")["health"], "down");
-    // From now on nobody waits.
+    // From now on no request waits.
     let began = Instant::now();
     assert_eq!(get(rig.clearcoat.edge, &path).unwrap().text(), "healthy");
     assert!(began.elapsed() < Duration::from_secs(1), "it took {:?}", began.elapsed());
-    // What may have been carried out is not sent again, and waits for the node that has it.
+    // A request that may have been executed is not retried, and waits for its node.
     goes_on.open();
     assert_eq!(writer.answer(false).unwrap().text(), "hanging");
     rig.becomes_idle();
 }
 
 #[test]
-fn half_a_head_is_given_ten_seconds_however_it_trickles_and_a_connection_at_rest_more() {
+fn half_a_head_has_ten_seconds_even_if_trickling_and_idling_has_longer() {
     let rig = Rig::web([Upstream::echo()]);
     let (mut silent, mut used) = (rig.origin(), rig.origin());
     used.send(get_request("/before")).unwrap();
@@ -68,7 +68,7 @@ fn half_a_head_is_given_ten_seconds_however_it_trickles_and_a_connection_at_rest
         let mut stream = trickling.stream.try_clone().unwrap();
         move || {
             while stream.write_all(b"y").is_ok() {
-                // The pace of this client, not a wait for anything.
+                // The pace of this client, not a synchronisation.
                 std::thread::sleep(Duration::from_millis(100));
             }
         }

@@ -1,4 +1,4 @@
-//! What etcd has forgotten: by a compaction, and by going back to a backup.
+//! History that etcd has lost: by a compaction, and by restoring a backup.
 
 use super::rig::{PURGES, Rig, plan};
 use crate::support::etcd::backup::ClusterId;
@@ -7,7 +7,7 @@ use crate::support::eventually;
 use crate::support::fleet::Plan;
 
 #[test]
-fn purges_that_etcd_has_compacted_while_a_replica_was_cut_off_are_in_both_journals() {
+fn purges_compacted_while_a_replica_was_cut_off_are_in_both_journals() {
     let mut rig = Rig::start(&Plan { links: true, ..plan() });
     rig.fleet.links[1].etcd.iter().for_each(|link| link.cut());
     rig.suffer();
@@ -34,7 +34,7 @@ fn purges_that_a_restored_etcd_has_lost_are_there_again() {
         let after = heads(&rig);
         assert!(before.iter().zip(&after).all(|(before, after)| before < after), "{before:?} {after:?}");
         rig.ends(&format!("restored, the cluster's id {id:?}"));
-        // One that starts with nothing has the same journal in the end.
+        // A replica that starts from nothing has the same journal in the end.
         let names = rig.in_etcd();
         std::fs::remove_dir_all(rig.fleet.journal_of(1)).expect("our folder");
         rig.fleet.replica(1).restart();
@@ -52,7 +52,7 @@ fn purges_of_two_histories_of_one_length_are_all_in_every_journal() {
     let of_another = rig.fleet.etcd().list(PURGES).into_values().next().expect("a purge");
     rig.fleet.links.iter_mut().flat_map(|links| &mut links.etcd).for_each(Link::close);
     rig.fleet.etcd().restore(&backup, ClusterId::Kept);
-    // As if by a replica that nobody here knows. Neither a revision nor the length of the log tells.
+    // As if by an unknown replica. Neither a revision nor the length of the log shows it.
     rig.others = 60;
     for number in 0..rig.others {
         rig.fleet.etcd().put(&format!("{PURGES}0190c0000000-00000000000000aa-{number:x}"), &of_another);
@@ -68,7 +68,7 @@ fn heads(rig: &Rig) -> Vec<u64> {
 }
 
 #[test]
-fn what_is_no_purge_counts_as_one_of_everything_and_what_is_no_cursor_or_replica_as_nothing() {
+fn an_unreadable_purge_purges_everything_other_bad_records_are_ignored() {
     let mut rig = Rig::start(&plan());
     let etcd = rig.fleet.etcd();
     for neighbour in
@@ -89,7 +89,7 @@ fn what_is_no_purge_counts_as_one_of_everything_and_what_is_no_cursor_or_replica
     rig.fleet.replica(0).restart();
     rig.fleet.replica(1).restart();
     rig.fleet.clearcoats().for_each(|clearcoat| clearcoat.opened());
-    // A page that nobody purges goes with what nobody can read.
+    // An unreadable purge drops this page, which no other purge names.
     rig.fleet.warm("/p/9");
     rig.fleet.etcd().put(&format!("{PURGES}garbage"), "no JSON");
     for varnish in &rig.fleet.varnish {

@@ -1,4 +1,4 @@
-//! What etcd does not let us do: without a password, and without space.
+//! Refusals of etcd: without a password, and without space.
 
 use super::rig::{PURGES, REPLICAS, Rig, plan};
 use crate::support::etcd::access::Access;
@@ -6,13 +6,13 @@ use crate::support::eventually;
 use crate::support::fleet::Plan;
 
 #[test]
-fn a_user_with_the_least_privileges_does_and_passwords_change_while_purges_go_on() {
+fn least_privileges_suffice_and_passwords_change_during_purges() {
     let password = tempfile::NamedTempFile::new().expect("a file");
     let write = |text: &str| std::fs::write(password.path(), text).expect("our file");
     write("first\n");
     let keys = format!("username = \"clearcoat\"\npassword_file = {:?}", password.path().display().to_string());
     let mut rig = Rig::start(&Plan { etcd_keys: keys.leak(), ..plan() });
-    // As the manual has it.
+    // As in the manual.
     let privileges = [
         ("/clearcoat/v1/nodes/", Access::Read),
         (PURGES, Access::ReadWrite),
@@ -35,7 +35,7 @@ fn a_user_with_the_least_privileges_does_and_passwords_change_while_purges_go_on
     rig.suffer();
     write("third\n");
     rig.recovers("another password, last in the file");
-    // All that it does there.
+    // Everything that a replica does in etcd.
     let lease = rig.fleet.etcd().entry(&format!("{REPLICAS}clearcoat-1")).expect("a replica").lease();
     rig.fleet.etcd().revoke(lease);
     eventually("a replica is registered again", || rig.fleet.etcd().get(&format!("{REPLICAS}clearcoat-1")));
@@ -49,7 +49,7 @@ fn a_user_with_the_least_privileges_does_and_passwords_change_while_purges_go_on
 }
 
 #[test]
-fn purges_go_to_the_spool_while_etcd_is_full_and_into_etcd_when_it_has_room() {
+fn purges_are_spooled_while_etcd_is_full_and_uploaded_once_it_has_room() {
     let mut rig = Rig::start(&Plan { etcd_quota: Some(4 << 20), ..plan() });
     rig.fleet.etcd().fill();
     rig.suffer();

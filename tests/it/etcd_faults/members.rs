@@ -2,7 +2,7 @@
 
 use super::rig::{Rig, plan};
 
-/// Any member that is not this one.
+/// Any other member.
 fn another(leader: usize) -> usize {
     (leader + 1) % 3
 }

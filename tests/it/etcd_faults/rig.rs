@@ -19,7 +19,7 @@ use crate::support::web::Shop;
 pub const PURGES: &str = "/clearcoat/v1/purges/";
 pub const REPLICAS: &str = "/clearcoat/v1/replicas/";
 
-/// `purge.ack_timeout` of the plan, and what a busy machine adds to it.
+/// `purge.ack_timeout` of the plan, and the tolerance for a busy machine.
 const ACK: Duration = Duration::from_millis(1_000);
 const SLACK: Duration = Duration::from_millis(2_000);
 
@@ -38,7 +38,7 @@ pub fn plan() -> Plan {
     }
 }
 
-/// How long an outage is.
+/// The duration of an outage.
 pub fn outage() -> Duration {
     let longer = std::env::var("CLEARCOAT_OUTAGE_SECONDS").map(|seconds| seconds.parse().expect("seconds"));
     Duration::from_secs(longer.unwrap_or(2))
@@ -48,11 +48,11 @@ pub fn outage() -> Duration {
 pub struct Rig {
     load: Option<Load>,
     pub fleet: Fleet,
-    /// Purges in etcd that the purger has not sent.
+    /// Purges in etcd that are not from the purger.
     pub others: u64,
 }
 
-/// Readers behind each replica, and a purger that goes through both in turn.
+/// Readers behind each replica, and a purger that alternates between both.
 struct Load {
     state: Arc<State>,
     purger: Option<JoinHandle<()>>,
@@ -61,12 +61,12 @@ struct Load {
 #[derive(Default)]
 struct State {
     stop: AtomicBool,
-    /// Purges that were answered.
+    /// The number of answered purges.
     answered: AtomicU64,
     told: Mutex<Told>,
 }
 
-/// What the answers said.
+/// The contents of the answers.
 #[derive(Default)]
 struct Told {
     slowest: Duration,
@@ -85,28 +85,28 @@ impl Rig {
         Rig { load: Some(Load::start(&fleet)), fleet, others: 0 }
     }
 
-    /// How many purges were answered so far.
+    /// The number of answered purges so far.
     pub fn answered(&self) -> u64 {
         self.load.as_ref().expect("load").state.answered.load(Ordering::SeqCst)
     }
 
-    /// Waits until so many more purges were answered.
+    /// Waits until this many more purges were answered.
     pub fn more(&self, purges: u64) {
         let enough = self.answered() + purges;
         eventually("there are more purges", || (self.answered() >= enough).then_some(()));
     }
 
-    /// Lets an outage last, with at least some purges in it.
+    /// Waits for the duration of an outage, with at least some purges in it.
     pub fn suffer(&self) {
         let (began, before) = (Instant::now(), self.answered());
         let long_enough = || (began.elapsed() >= outage() && self.answered() > before + 6).then_some(());
         crate::support::eventually_within(outage() + crate::support::PATIENCE, "an outage is over", long_enough);
     }
 
-    /// Waits until no replica has a purge that is not in etcd, and etcd answers both. Says how long that took.
+    /// Waits until no replica has a purge that is not in etcd, and etcd answers both. Returns how long that took.
     pub fn recovers(&self, what: &str) {
         let began = Instant::now();
-        // What has broken is noticed by those at the latest.
+        // These purges notice every broken part at the latest.
         self.more(4);
         for clearcoat in self.fleet.clearcoats() {
             eventually("a replica works with etcd again", || is_in_step(clearcoat).then_some(()));
@@ -114,8 +114,8 @@ impl Rig {
         println!("{what}: in step with etcd again after {} ms", began.elapsed().as_millis());
     }
 
-    /// Ends readers and purger; every answer was good. Then all have everything: each Varnish the last pages, each journal
-    /// and etcd every purge.
+    /// Stops readers and purger; every answer was good. Then all copies are complete: each Varnish has the last pages,
+    /// each journal and etcd every purge.
     pub fn ends(&mut self, what: &str) {
         let version = self.load.take().expect("load").end(what);
         for clearcoat in self.fleet.clearcoats() {
@@ -137,8 +137,8 @@ impl Rig {
         (0..=self.fleet.others.len()).for_each(|number| self.holds_all(number, &in_etcd));
     }
 
-    /// Purges until the order of etcd is that of every journal again, so that a position tells what a journal holds. A
-    /// purge that etcd was too slow for has a place in the journal that is older than its revision.
+    /// Purges until every journal has etcd's order again, so that a position says what a journal holds. A purge for
+    /// which etcd was too slow has a position in the journal that is older than its revision.
     fn settle(&mut self) {
         eventually("the last purge has its place in every journal", || {
             for clearcoat in self.fleet.clearcoats() {
@@ -162,7 +162,7 @@ impl Rig {
         keys.map(|key| key[PURGES.len()..].to_owned()).filter(|key| key != "floor").collect()
     }
 
-    /// Waits until a replica has the last purge, kills it, and compares what it has on disk.
+    /// Waits until a replica has the last purge, kills it, and compares its disk.
     pub fn holds_all(&mut self, number: usize, names: &BTreeSet<String>) {
         let newest = self.newest();
         let clearcoat = self.fleet.replica(number);
@@ -173,11 +173,11 @@ impl Rig {
         assert_eq!(self.on_disk(number), *names, "the journal of replica {}", number + 1);
     }
 
-    /// The names of the purges in the journal of a replica that was killed.
+    /// The names of the purges in the journal of a killed replica.
     fn on_disk(&self, number: usize) -> BTreeSet<String> {
         const ORIGINS: TableDefinition<u64, (&str, u64)> = TableDefinition::new("origins");
         let file = self.fleet.journal_of(number).join("journal.redb");
-        // The process that writes it has lost its clearcoat, and is about to end.
+        // The process that writes it has lost its clearcoat, and is about to exit.
         let database = eventually("the journal is let go", || match Database::open(&file) {
             Err(redb::DatabaseError::DatabaseAlreadyOpen) => None,
             opened => Some(opened.expect("a journal")),
@@ -188,7 +188,7 @@ impl Rig {
     }
 }
 
-/// Whether it has nothing that is not in etcd, and hears of what is.
+/// Whether it has no purge that is not in etcd, and follows etcd.
 fn is_in_step(clearcoat: &Clearcoat) -> bool {
     let fleet = clearcoat.fleet();
     fleet["spooled"] == 0 && fleet["registry"]["connected"] == true
@@ -205,7 +205,7 @@ impl Load {
         Load { state, purger: Some(purger) }
     }
 
-    /// Gives the last version.
+    /// Returns the last version.
     fn end(mut self, what: &str) -> u64 {
         self.join();
         let told = self.state.told.lock().unwrap();
@@ -240,7 +240,7 @@ impl State {
             if self.stop.load(Ordering::SeqCst) {
                 break;
             }
-            // A pace that leaves the machine to what is tested.
+            // A pace that leaves the machine to the code under test.
             std::thread::sleep(Duration::from_millis(20));
             PAGES.iter().for_each(|page| shop.set(*page, version));
             let began = Instant::now();

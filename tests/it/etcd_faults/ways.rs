@@ -1,4 +1,4 @@
-//! Replicas that are cut off, from etcd or from each other, and leases that end behind their backs.
+//! Replicas cut off from etcd or from each other, and leases that expire unnoticed.
 
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ fn purge_by(clearcoat: &Clearcoat, pattern: &str) -> (serde_json::Value, Duratio
     (answer.json(), began.elapsed())
 }
 
-/// Changes forty pages (other ones for each version), which a Varnish that takes no purges has in its cache, and purges
+/// Changes forty pages (different ones for each version) that are cached in a Varnish that refuses purges, and purges
 /// them. No reader behind any replica gets an old one.
 fn purges_hold_behind_all(fleet: &Fleet, by: &Clearcoat, version: u64) {
     let pages = || version * 100 + 1..=version * 100 + 40;
@@ -52,7 +52,7 @@ fn a_replica_that_is_cut_off_from_etcd_alone_hears_of_every_purge() {
 }
 
 #[test]
-fn a_replica_whose_key_is_gone_from_etcd_while_it_runs_is_told_all_the_same() {
+fn a_running_replica_without_its_key_in_etcd_still_gets_purges() {
     let mut fleet = Fleet::start(&Plan { links: true, vcl: purges_can_fail, ..plan() });
     fleet
         .clearcoats()
@@ -69,7 +69,7 @@ fn a_replica_whose_key_is_gone_from_etcd_while_it_runs_is_told_all_the_same() {
     eventually("it is registered again", || fleet.etcd().get(&key));
     fleet.know_each_other();
     purges_hold_behind_all(&fleet, &fleet.clearcoat, 9);
-    // One that has ended is not waited for, nor shown.
+    // A replica that has ended is neither waited for nor shown.
     fleet.replica(1).kill();
     fleet.links[1].others.close();
     let lease = lease_of(fleet.etcd(), &key);
@@ -91,7 +91,7 @@ fn a_replica_that_restarts_without_etcd_tells_those_whom_it_knew() {
     let file = fleet.journal_of(1).join("fleet.json");
     eventually("the fleet is on disk", || std::fs::read_to_string(&file).ok()?.contains("web-2").then_some(()));
     fleet.etcd().kill_all();
-    // Also what it had accepted before, and could tell nobody.
+    // Including purges that it had accepted before, but could not pass on.
     fleet.replica(0).kill();
     fleet.warm("/p/1");
     fleet.shop.set(1, 7);
@@ -141,7 +141,7 @@ fn leases_that_end_behind_their_backs_cost_no_replica_and_no_node() {
 }
 
 #[test]
-fn replicas_that_cannot_reach_each_other_are_waited_for_once_and_hear_of_purges_by_etcd() {
+fn unreachable_replicas_are_waited_for_once_and_get_purges_through_etcd() {
     let mut fleet = Fleet::start(&Plan { links: true, vcl: purges_can_fail, ..plan() });
     fleet
         .clearcoats()
@@ -159,7 +159,7 @@ fn replicas_that_cannot_reach_each_other_are_waited_for_once_and_hear_of_purges_
         next.as_millis()
     );
     assert!(first < Duration::from_millis(2_500) && next < Duration::from_millis(600), "{first:?} {next:?}");
-    // It is told by etcd, and does not send readers to a Varnish that takes no purges.
+    // It learns of the purge through etcd, and does not send readers to a Varnish that refuses purges.
     fail_purges(&fleet, "varnish-1", true);
     (1..=40).for_each(|page| fleet.shop.set(page, 7));
     let tags: Vec<String> = (1..=40).map(|page| tag(&format!("cat_p_{page}"))).collect();

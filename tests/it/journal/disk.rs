@@ -1,4 +1,4 @@
-//! A disk that hangs or is full: purges are refused in time with the cause, traffic goes on, and so does the journal.
+//! A disk that hangs or is full: purges are refused in time with the cause, traffic continues, and so does the journal.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,14 +8,14 @@ use crate::support::client::{get, purge, tag};
 use crate::support::eventually;
 use crate::support::fleet::{Fleet, Plan};
 
-/// A small file system of its own, for as long as this value lives.
+/// A small file system of its own, mounted until this value is dropped.
 struct Volume {
     at: PathBuf,
     _folder: tempfile::TempDir,
 }
 
 impl Volume {
-    /// `None`: this machine gives none, and says why.
+    /// `None` if this machine does not allow it, with the reason printed.
     fn mount(kind: Kind) -> Option<Self> {
         let folder = tempfile::tempdir().expect("a folder");
         let at = folder.path().join("volume");
@@ -38,7 +38,7 @@ impl Volume {
         }
     }
 
-    /// Nothing is written to it, and who tries waits, until this value is gone.
+    /// Blocks all writes until the returned value is dropped.
     fn freeze(&self) -> Frozen<'_> {
         run("fsfreeze", &["-f", &path(&self.at)]).expect("it can be frozen");
         Frozen(self)
@@ -47,7 +47,7 @@ impl Volume {
 
 impl Drop for Volume {
     fn drop(&mut self) {
-        // Whatever is left of a process that wrote to it ends by itself.
+        // Remaining processes that write to it end by themselves.
         eventually("the volume is let go", || run("umount", &[&path(&self.at)]).ok());
     }
 }
@@ -76,7 +76,7 @@ fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
     if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
 }
 
-/// A fleet whose journal is on this volume from here on.
+/// A fleet whose journal is on this volume.
 fn fleet_on(volume: &Volume, journal: &'static str) -> Fleet {
     let etcd = usize::from(journal == "etcd");
     let mut fleet = Fleet::start(&Plan { varnish: 2, web: 1, journal, etcd, ..Plan::default() });
@@ -96,7 +96,7 @@ fn readyz(fleet: &Fleet) -> (u16, String) {
 }
 
 #[test]
-fn a_frozen_volume_refuses_purges_in_time_and_stops_neither_traffic_nor_the_end_of_the_process() {
+fn a_frozen_volume_refuses_purges_in_time_but_not_traffic_or_shutdown() {
     let Some(volume) = Volume::mount(Kind::Ext4) else { return };
     let mut fleet = fleet_on(&volume, "disk");
     fleet.warm("/p/1");
@@ -108,13 +108,13 @@ fn a_frozen_volume_refuses_purges_in_time_and_stops_neither_traffic_nor_the_end_
     let refused = fleet.purge_tag("cat_p_1");
     assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")));
     assert!(refused.text().contains("could not be made durable"), "{}", refused.text());
-    // Far more than `ack_timeout`, and nothing to one that waits for the disk.
+    // Far more than `ack_timeout`, but too short to wait for the disk.
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     let (status, text) = readyz(&fleet);
     assert_eq!(status, 503);
     assert!(text.starts_with("journal: no answer from ") && text.contains("journal.redb for "), "{text}");
     assert_eq!(fleet.clearcoat.metric("clearcoat_journal_stalled"), 1.0);
-    // Who comes now does not wait.
+    // Further purges do not wait.
     let began = Instant::now();
     for _ in 0..200 {
         assert_eq!(fleet.purge_tag("cat_p_2").status, 503);
@@ -123,7 +123,7 @@ fn a_frozen_volume_refuses_purges_in_time_and_stops_neither_traffic_nor_the_end_
     assert_eq!(fleet.get("/p/1").status, 200);
     assert_eq!(fleet.clearcoat.log().count("the journal does not answer"), 1);
 
-    // What hung is carried out when the disk answers again, and everything else goes on.
+    // The hanging purge is carried out when the disk answers again, and everything else continues.
     drop(frozen);
     eventually("the journal answers", || (readyz(&fleet).0 == 200).then_some(()));
     eventually("the purge that hung is carried out", || (fleet.get("/p/1").text() == "7").then_some(()));
@@ -131,7 +131,7 @@ fn a_frozen_volume_refuses_purges_in_time_and_stops_neither_traffic_nor_the_end_
     assert_eq!(fleet.clearcoat.metric("clearcoat_journal_stalled"), 0.0);
     assert_eq!(fleet.clearcoat.log().count("the journal answers again"), 1);
 
-    // The end does not wait for it.
+    // Shutdown does not wait for it.
     let frozen = volume.freeze();
     assert_eq!(fleet.purge_tag("cat_p_3").status, 503);
     fleet.clearcoat.terminate();
@@ -189,7 +189,7 @@ fn a_full_disk_is_named_with_its_path_and_takes_purges_again_by_itself() {
     let fill = volume.at.join("fill");
     // Returns when there is no room for another byte.
     _ = std::io::copy(&mut std::io::repeat(b'x'), &mut std::fs::File::create(&fill).expect("a file"));
-    // Its own room goes first.
+    // The file's own free room is used first.
     eventually("it takes no more", || {
         let tags: Vec<String> = (0..150).map(|tag| crate::support::client::tag(&format!("aaaa_{tag}"))).collect();
         (purge(fleet.clearcoat.purge, &tags.join("|")).expect("an answer").status == 503).then_some(())

@@ -1,4 +1,4 @@
-//! A journal that is not the one on which purges were promised: no Varnish is trusted.
+//! A journal other than the one on which purges were promised: no Varnish is trusted.
 
 use std::path::{Path, PathBuf};
 
@@ -34,7 +34,7 @@ fn folder(fleet: &Fleet) -> PathBuf {
     fleet.folder.path().join("journal")
 }
 
-/// Starts it again: nobody serves an old page, and it is said why.
+/// Restarts clearcoat: no old page is served, and the reason is logged.
 fn nothing_is_old(fleet: &mut Fleet, reason: &str, text: &str) {
     fleet.clearcoat.restart();
     fleet.clearcoat.ready();

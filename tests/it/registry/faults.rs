@@ -1,4 +1,4 @@
-//! What happens to etcd, and to the way to it. Traffic goes on through all of it; what is written afterwards is seen.
+//! Faults of etcd and of the link to it. Traffic continues through all of them; later changes are seen.
 
 use std::time::Instant;
 
@@ -10,7 +10,7 @@ use crate::support::etcd::backup::ClusterId;
 use crate::support::etcd::link::Link;
 use crate::support::eventually;
 
-/// Keys that are no nodes, so many that a lost connection is no reason to list them all again.
+/// So many keys other than nodes that a lost connection must not cause a complete listing.
 fn more_than_a_page(etcd: &Etcd) {
     etcd.put_many((0..501).map(|number| (format!("{NODES}other/{number}"), "no node")));
 }
@@ -36,7 +36,7 @@ fn changes_that_etcd_has_forgotten_meanwhile_cost_one_list_at_once() {
     rig.equals_etcd();
     println!("from the mended link to the fleet of etcd: {:?}", began.elapsed());
     assert_eq!(rig.metric("registry_resyncs_total{reason=\"compacted\"}"), 1.0);
-    // A link that is cut for a while costs no list.
+    // A link that is cut for a while causes no listing.
     link.close();
     rig.is_connected(false);
     rig.put("web-5", &rig.web[0].address.to_string());
@@ -69,9 +69,9 @@ fn an_etcd_that_was_restored_from_a_backup_has_the_fleet_of_the_backup() {
 }
 
 #[test]
-fn a_restored_etcd_that_is_ahead_of_us_again_when_we_are_back_has_its_own_fleet() {
+fn a_restored_etcd_already_ahead_of_us_on_reconnect_has_its_own_fleet() {
     let etcd = Etcd::start();
-    // It has lived for a while.
+    // It has some history.
     (0..300).for_each(|number| _ = etcd.put("/elsewhere", &number.to_string()));
     let mut link = Link::to(etcd.endpoint(0));
     let endpoint = link.endpoint();
@@ -103,7 +103,7 @@ fn a_restored_etcd_whose_other_history_is_as_long_has_its_own_fleet() {
     rig.delete("web-3");
     links.iter_mut().for_each(Link::close);
     rig.etcd.restore(&backup, ClusterId::Kept);
-    // Neither a revision nor the length of the log tells.
+    // Neither a revision nor the length of the log shows it.
     rig.put("web-5", &rig.web[1].address.to_string());
     (0..50).for_each(|number| _ = rig.etcd.put("/elsewhere", &number.to_string()));
     links.iter_mut().for_each(Link::mend);
@@ -114,7 +114,7 @@ fn a_restored_etcd_whose_other_history_is_as_long_has_its_own_fleet() {
 }
 
 #[test]
-fn a_quiet_fleet_in_a_busy_etcd_is_not_listed_again_for_what_others_have_compacted() {
+fn a_quiet_fleet_in_a_busy_etcd_is_not_relisted_after_compactions() {
     let etcd = Etcd::start();
     more_than_a_page(&etcd);
     let mut link = Link::to(etcd.endpoint(0));
@@ -162,7 +162,7 @@ fn members_that_die_or_hang_cost_no_request_and_no_change() {
     (0..3).for_each(|member| rig.etcd.hang(member));
     rig.is_connected(false);
     assert!(!rig.clearcoat().fleet()["registry"]["problem"].as_str().unwrap().is_empty());
-    // It is seen, and no reason to be taken out of service.
+    // It is reported, but clearcoat stays in service.
     assert!(rig.metric("registry_connected") == 0.0 && rig.metric("registry_last_contact_seconds") > 3.0);
     assert_eq!(get(rig.clearcoat().admin, "/readyz").expect("an answer").status, 200);
     rig.serves();
@@ -183,7 +183,7 @@ fn an_etcd_that_begins_to_ask_for_passwords_gets_them_as_they_are_by_then() {
     rig.etcd.add_user("clearcoat", "first", &[("/clearcoat/v1/", Access::ReadWrite)]);
     rig.etcd.enable_auth("secret");
     println!("authentication is on: {:?} to the next change", rig.another("web-3"));
-    // What is open stays open. The next connection needs the password.
+    // Open connections stay. The next one needs the password.
     rig.etcd.restart(0);
     println!("and with a new connection: {:?}", rig.another("web-4"));
     rig.etcd.change_password("clearcoat", "second");
@@ -196,7 +196,7 @@ fn an_etcd_that_begins_to_ask_for_passwords_gets_them_as_they_are_by_then() {
     std::fs::write(password_file.path(), "second\n").unwrap();
     println!("another password: {:?} to the next change", rig.another("web-5"));
     rig.equals_etcd();
-    // etcd is asked about leases as that user, too.
+    // Leases are queried as that user, too.
     let lease = rig.etcd.grant(600);
     rig.etcd.put_with_lease(&key("web-3"), &rig.web[0].address.to_string(), lease);
     rig.another("web-6");
@@ -223,7 +223,7 @@ fn a_start_without_etcd_begins_with_the_last_fleet_and_goes_on_with_etcd() {
     rig.another("web-4");
     saved(&rig, "web-4");
     rig.fleet.clearcoat.kill();
-    // What clearcoat does not see: it is compared with the last fleet later.
+    // A change that clearcoat does not see: it is found later by comparison with the last fleet.
     rig.delete("web-2");
     rig.etcd.kill_all();
     let began = Instant::now();
@@ -237,7 +237,7 @@ fn a_start_without_etcd_begins_with_the_last_fleet_and_goes_on_with_etcd() {
     rig.has_only(&["web-1", "web-3", "web-4"]);
     rig.equals_etcd();
     reader.stop();
-    // A file that nobody can read is no reason not to start.
+    // An unreadable file does not prevent a start.
     rig.fleet.clearcoat.kill();
     std::fs::write(&file, "{\"format\":1,").unwrap();
     let etcd_is_away = rig.etcd.endpoints().len();

@@ -1,4 +1,4 @@
-//! How nodes go, and which of them do.
+//! How nodes leave, and which of them do.
 
 use std::sync::atomic::Ordering;
 
@@ -18,14 +18,14 @@ fn a_node_whose_lease_is_gone_stays_while_it_is_well() {
     rig.etcd.revoke(lost);
     let retained = || rig.clearcoat().node("web-1")["retained"] == true;
     eventually("it is absent, and kept", || retained().then_some(()));
-    // One whose lease is still there was deleted by somebody, and goes.
+    // A node whose lease still exists was deleted explicitly, and leaves.
     rig.delete("web-4");
     rig.has_only(&["web-1", "web-2", "web-3"]);
     assert!(retained() && rig.clearcoat().node("web-1")["health"] == "up");
     let status = run(&["status", "--admin", &format!("http://{}", rig.clearcoat().admin)]);
     let status = String::from_utf8_lossy(&status.stdout).into_owned();
     assert!(status.contains("registry etcd\n") && status.contains("retained (not registered any more)"), "{status}");
-    // It is back, and forgotten that it was away.
+    // It is back, and its absence is forgotten.
     rig.put("web-1", &rig.web[0].address.to_string());
     eventually("it is back", || (!retained()).then_some(()));
     let again = rig.etcd.grant(600);
@@ -39,7 +39,7 @@ fn a_node_whose_lease_is_gone_stays_while_it_is_well() {
 }
 
 #[test]
-fn a_node_that_is_drained_gets_no_traffic_and_leaves_at_once_when_it_is_deleted() {
+fn a_drained_node_gets_no_traffic_and_leaves_at_once_when_deleted() {
     let rig = Rig::start(2);
     let reader = rig.reader();
     let drain = |id: &str, web: usize| {
@@ -63,7 +63,7 @@ fn most_of_a_role_that_goes_at_once_is_held_and_shouted_about() {
     rig.etcd.put_with_lease(&key("web-4"), &rig.web[3].address.to_string(), lease);
     rig.another("web-5");
     let reader = rig.reader();
-    // All but one, and each in its own way.
+    // All but one, each in a different way.
     rig.etcd.revoke(lease);
     (1..=3).for_each(|number| rig.delete(&format!("web-{number}")));
     eventually("they are held", || (rig.metric("registry_held{role=\"web\"}") == 4.0).then_some(()));
@@ -75,7 +75,7 @@ fn most_of_a_role_that_goes_at_once_is_held_and_shouted_about() {
     eventually("one is down", || (rig.clearcoat().node("web-1")["health"] == "down").then_some(()));
     assert_eq!(rig.clearcoat().node("web-1")["retained"], true);
     rig.web[0].healthy.store(true, Ordering::SeqCst);
-    // They are back; and one is let go, by whoever means it.
+    // They are back; then one is removed explicitly.
     (1..=3).for_each(|number| rig.put(&format!("web-{number}"), &rig.web[number - 1].address.to_string()));
     eventually("three are back", || (rig.metric("registry_held{role=\"web\"}") == 1.0).then_some(()));
     rig.put("web-4", &format!("{{\"address\":\"{}\",\"state\":\"drain\"}}", rig.web[3].address));

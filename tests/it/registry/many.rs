@@ -6,7 +6,7 @@ use crate::support::etcd::Etcd;
 const MANY: usize = 1000;
 const BURSTS: usize = 10;
 
-/// A node that gets no traffic, and a health check rarely: nobody listens at its address.
+/// A node without traffic and with rare health checks: nothing listens at its address.
 fn idle(node: usize, turn: usize) -> (String, String) {
     let value = format!(
         "{{\"address\":\"127.1.{}.{}:9\",\"weight\":0,\"labels\":{{\"n\":\"{turn}\"}}}}",

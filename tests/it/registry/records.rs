@@ -1,4 +1,4 @@
-//! What is written in etcd, and what of it is taken.
+//! Records in etcd, and which of them are accepted.
 
 use std::time::Instant;
 
@@ -27,7 +27,7 @@ fn a_node_gets_traffic_a_moment_after_it_has_registered() {
     assert_eq!((&node["source"], &node["weight"]), (&"etcd".into(), &1.into()));
     assert!(node.get("retained").is_none() && node.get("zone").is_none() && node.get("labels").is_none(), "{node}");
 
-    // An object says more, and the same node goes on.
+    // A JSON record has more data, and the node stays the same.
     let value =
         format!("{{\"address\":\"{}\",\"weight\":7,\"zone\":\"a\",\"labels\":{{\"rack\":\"9\"}}}}", web.address);
     rig.put("web-1", &value);
@@ -42,7 +42,7 @@ fn a_node_gets_traffic_a_moment_after_it_has_registered() {
     assert!(registry["revision"].as_i64().unwrap() >= 2, "{registry}");
     assert_eq!(rig.metric("registry_connected"), 1.0);
 
-    // The last one can go, too.
+    // Even the last one can leave.
     rig.delete("web-1");
     rig.has_only(&[]);
 }
@@ -56,7 +56,7 @@ fn a_value_that_cannot_be_read_changes_nothing_but_a_number() {
     rig.put("web-3", "{");
     rig.etcd.put(&format!("{NODES}web/a/b"), ELSEWHERE);
     rig.etcd.put(&format!("{NODES}cache/a"), ELSEWHERE);
-    // What comes after it on the same way has been taken when this has.
+    // Once this change is seen, so are those before it on the same watch.
     rig.another("web-4");
     assert_eq!(rig.ids(), ["web-1", "web-2", "web-4"]);
     assert_eq!(rig.clearcoat().node("web-1")["address"], rig.web[0].address.to_string());
@@ -65,7 +65,7 @@ fn a_value_that_cannot_be_read_changes_nothing_but_a_number() {
     log.waits_for("`nonsense`: neither HOST:PORT");
     log.waits_for("weight: must be 0 to 65535");
     log.waits_for_count("means nothing", 5);
-    // A good one is taken again, and a field that nobody knows is no fault.
+    // A valid record is accepted again, and an unknown field is ignored.
     rig.put("web-3", &format!("{{\"address\":\"{}\",\"colour\":\"red\"}}", rig.web[0].address));
     rig.has_only(&["web-1", "web-2", "web-3", "web-4"]);
     rig.clearcoat().log().waits_for("colour");
@@ -102,12 +102,12 @@ fn a_name_is_looked_up_and_one_that_does_not_resolve_holds_up_nobody() {
 }
 
 #[test]
-fn a_varnish_that_registers_is_purged_and_what_the_file_says_counts_before_etcd() {
+fn a_registered_varnish_is_purged_and_the_file_overrides_etcd() {
     let etcd = Etcd::start();
     let config = format!("[registry]\nkind = \"etcd\"\n[registry.etcd]\nendpoints = {:?}\n", etcd.endpoints()).leak();
     let fleet = Fleet::start(&Plan { varnish: 1, web: 1, config, ..Plan::default() });
     let record = |epoch| format!("{{\"address\":\"{}\",\"epoch\":\"{epoch}\"}}", fleet.varnish[0].address);
-    // The same process under another name, and the name of the file with another address.
+    // The same process under another name, and the configured name with another address.
     etcd.put(&format!("{NODES}varnish/again"), &record("1"));
     etcd.put(&format!("{NODES}varnish/varnish-1"), ELSEWHERE);
     etcd.put(&key("web-1"), ELSEWHERE);
@@ -122,7 +122,7 @@ fn a_varnish_that_registers_is_purged_and_what_the_file_says_counts_before_etcd(
     });
     let node = fleet.clearcoat.node("varnish-1");
     assert_eq!((&node["source"], &node["health"]), (&"static".into(), &"up".into()));
-    // Another epoch is another cache: it has nothing to catch up with, and goes on.
+    // Another epoch is another cache: it has nothing to catch up with, and continues.
     etcd.put(&format!("{NODES}varnish/again"), &record("2"));
     eventually("it has another epoch", || (fleet.clearcoat.node("again")["epoch"] == "2").then_some(()));
     fleet.clearcoat.current();

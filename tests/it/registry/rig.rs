@@ -1,4 +1,4 @@
-//! A fleet whose web nodes are in etcd, and no Varnish: the edge passes everything on to them.
+//! A fleet with web nodes in etcd and no Varnish: the edge forwards everything to them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::support::web::{Shop, Web};
 
 pub const NODES: &str = "/clearcoat/v1/nodes/";
 
-/// What is written into a key that nobody should read.
+/// The value of a key that must not be used.
 pub const ELSEWHERE: &str = "10.255.255.1:80";
 
 /// Everything that a test needs. Fields are dropped in this order.
@@ -24,11 +24,11 @@ pub struct Rig {
     pub etcd: Etcd,
 }
 
-/// Nodes as they are compared: by their keys, the address, the weight and the label `n`.
+/// Nodes for comparison: by key, with the address, the weight and the label `n`.
 pub type Nodes = BTreeMap<String, (String, u64, String)>;
 
 impl Rig {
-    /// So many web nodes, under their bare addresses, and clearcoat before them.
+    /// This many web nodes, registered by their bare addresses, and a clearcoat in front of them.
     pub fn start(web: usize) -> Self {
         Rig::start_with(Etcd::start(), web, "")
     }
@@ -41,7 +41,7 @@ impl Rig {
         rig
     }
 
-    /// The same by other ways to etcd. The edge may not be open yet.
+    /// The same with other endpoints of etcd. The edge may not be open yet.
     pub fn launch(etcd: Etcd, web: usize, endpoints: &[String], keys: &str) -> Self {
         let shop = Arc::new(Shop::default());
         let web: Vec<Web> = (0..web).map(|_| Web::start(&shop)).collect();
@@ -60,7 +60,7 @@ impl Rig {
         &self.fleet.clearcoat
     }
 
-    /// Reads pages through the edge until it is stopped, and takes no refusal.
+    /// Reads pages through the edge until stopped, and tolerates no refusal.
     pub fn reader(&self) -> Reader {
         Reader::start(self.clearcoat().edge, 10, Outage::None)
     }
@@ -73,7 +73,8 @@ impl Rig {
         assert!(self.etcd.delete(&key(id)), "there is no {id}");
     }
 
-    /// Takes another node in, at the address of one that there is, and waits until the fleet has it. The time that took.
+    /// Registers another node, at the address of an existing one, and waits until the fleet has it. Returns the time
+    /// taken.
     pub fn another(&self, id: &str) -> Duration {
         let began = Instant::now();
         self.put(id, &self.web[0].address.to_string());
@@ -94,7 +95,7 @@ impl Rig {
         self.clearcoat().nodes().iter().map(|node| node["id"].as_str().unwrap().to_owned()).collect()
     }
 
-    /// Waits until the fleet is what is in etcd. The time that took.
+    /// Waits until the fleet equals the records in etcd. Returns the time taken.
     pub fn equals_etcd(&self) -> Duration {
         let began = Instant::now();
         let wanted = in_etcd(&self.etcd);
@@ -102,14 +103,14 @@ impl Rig {
         began.elapsed()
     }
 
-    /// Waits until clearcoat says whether it is connected to etcd.
+    /// Waits until clearcoat reports this state of its connection to etcd.
     pub fn is_connected(&self, connected: bool) {
         eventually("clearcoat knows how it stands with etcd", || {
             (self.clearcoat().fleet()["registry"]["connected"] == connected).then_some(())
         });
     }
 
-    /// The member that clearcoat has connected to last.
+    /// The member of clearcoat's last connection.
     pub fn member(&self) -> usize {
         self.clearcoat().log().waits_for("connected to etcd");
         let log = self.clearcoat().log().text();

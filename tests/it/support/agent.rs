@@ -1,4 +1,4 @@
-//! The agent as a child process, and the node beside it.
+//! The agent as a child process, and its node.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -15,7 +15,7 @@ use super::etcd::Etcd;
 use super::eventually;
 use super::varnish::signal;
 
-/// A running process that registers a node, for as long as this value lives: a `clearcoat agent`, or an example of how to do
+/// A process that registers a node, killed when this value is dropped: a `clearcoat agent`, or an example that does
 /// without.
 pub struct Agent {
     child: Child,
@@ -31,9 +31,9 @@ impl Agent {
         Agent::spawn(command)
     }
 
-    /// Runs something else in its place.
+    /// Runs another command instead.
     pub fn spawn(mut command: Command) -> Self {
-        // Nobody waits for the output of what it leaves behind.
+        // The output of its leftover processes is not waited for.
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("a command that exists");
         let log = Log::follow(child.stderr.take().expect("a pipe"));
@@ -53,7 +53,7 @@ impl Agent {
         signal(name, &[self.child.id()]);
     }
 
-    /// kill -9, of itself alone.
+    /// kill -9, without its children.
     pub fn kill(&mut self) {
         self.child.kill().expect("our child");
         self.child.wait().expect("our child");
@@ -69,7 +69,7 @@ impl Agent {
         eventually("the agent ends", || self.child.try_wait().expect("our child"))
     }
 
-    /// Waits for its end, and gives its exit status.
+    /// Waits for its end, and returns its exit status.
     pub fn status(&mut self) -> i32 {
         self.wait().code().expect("an exit status")
     }
@@ -78,7 +78,7 @@ impl Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         if self.runs() {
-            // What it runs has a process group of its own.
+            // Its children have their own process groups.
             let groups: Vec<String> = children(self.child.id()).iter().map(|pid| format!("-{pid}")).collect();
             self.kill();
             for group in groups {
@@ -98,7 +98,7 @@ pub fn children(pid: u32) -> Vec<u32> {
     children.split_whitespace().map(|pid| pid.parse().expect("a pid")).collect()
 }
 
-/// Something that answers every request with one status, for as long as this value lives.
+/// A server that answers every request with one status, until this value is dropped.
 pub struct Node {
     pub address: SocketAddr,
     status: Arc<AtomicU16>,
@@ -117,7 +117,7 @@ impl Node {
             while let Ok((mut stream, _)) = listener.accept().await {
                 let answers = Arc::clone(&answers);
                 tokio::spawn(async move {
-                    // Who only connects asks for nothing.
+                    // A client that only connects sends no request.
                     if stream.read(&mut [0; 4096]).await.is_ok_and(|read| read > 0) {
                         let status = answers.load(Ordering::SeqCst);
                         let answer = format!("HTTP/1.1 {status} x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
@@ -129,7 +129,7 @@ impl Node {
         Node { address, status, _runtime: runtime }
     }
 
-    /// The status from now on.
+    /// Sets the status.
     pub fn answer(&self, status: u16) {
         self.status.store(status, Ordering::SeqCst);
     }
@@ -139,7 +139,7 @@ impl Node {
         format!("http://{}/health", self.address)
     }
 
-    /// An agent's arguments for this node: short times, one lease for as long as etcd allows.
+    /// An agent's arguments for this node, with short intervals and a short lease.
     pub fn arguments(&self, role: &str, id: &str, etcd: &[String]) -> Vec<String> {
         let mut arguments = arguments(role, id, etcd);
         arguments.extend(["--address".to_owned(), self.address.to_string()]);
@@ -147,7 +147,7 @@ impl Node {
     }
 }
 
-/// The same but for the address.
+/// The same without the address.
 pub fn arguments(role: &str, id: &str, etcd: &[String]) -> Vec<String> {
     let mut arguments = vec!["--role", role, "--id", id, "--ttl", "2s", "--drain", "0s"];
     arguments.extend(["--check-interval", "200ms", "--check-timeout", "200ms"]);
@@ -157,7 +157,7 @@ pub fn arguments(role: &str, id: &str, etcd: &[String]) -> Vec<String> {
     arguments.into_iter().map(str::to_owned).collect()
 }
 
-/// What etcd has of nodes, as this prefix of their keys says.
+/// The node records in etcd under this prefix.
 pub struct Record {
     pub value: serde_json::Value,
     pub lease: i64,
@@ -171,7 +171,7 @@ pub fn record(etcd: &Etcd, node: &str) -> Option<Record> {
     Some(Record { value, lease: entry.lease(), created: entry.create_revision() })
 }
 
-/// Waits until the record of a node is as it is wanted.
+/// Waits until the record of a node satisfies `wanted`.
 pub fn recorded(etcd: &Etcd, node: &str, what: &str, wanted: impl Fn(&Record) -> bool) -> Record {
     eventually(&format!("{node} {what}"), || record(etcd, node).filter(&wanted))
 }

@@ -14,10 +14,10 @@ use super::clock::put_ahead;
 use super::varnish::signal;
 use super::{eventually, hold};
 
-/// A running clearcoat, for as long as this value lives.
+/// A running clearcoat, killed when this value is dropped.
 pub struct Clearcoat {
     pub edge: SocketAddr,
-    /// Where clients come by TLS, in the order of the configuration.
+    /// The TLS addresses of the edge, in the order of the configuration.
     pub edge_tls: Vec<SocketAddr>,
     pub origin: SocketAddr,
     pub purge: SocketAddr,
@@ -25,18 +25,18 @@ pub struct Clearcoat {
     child: Child,
     config: PathBuf,
     log: Log,
-    /// How far its wall clock is ahead.
+    /// The offset of its wall clock.
     ahead: Option<&'static str>,
-    /// Its ports while it is not there.
+    /// Its ports, reserved while it is down.
     held: Vec<Socket>,
 }
 
-/// What it has written to its log so far, a JSON object a line.
+/// Its log so far, one JSON object per line.
 #[derive(Clone, Default)]
 pub struct Log(Arc<Mutex<Vec<String>>>);
 
 impl Log {
-    /// What comes out of this pipe, until it ends with its process.
+    /// Collects a pipe's output, until its process ends.
     pub fn follow(pipe: impl Read + Send + 'static) -> Self {
         let log = Log::default();
         let lines = BufReader::new(pipe).lines();
@@ -45,18 +45,18 @@ impl Log {
         log
     }
 
-    /// How many lines with this text were written.
+    /// The number of lines with this text.
     pub fn count(&self, text: &str) -> usize {
         self.0.lock().unwrap().iter().filter(|line| line.contains(text)).count()
     }
 
-    /// Whether a line with this text was written.
+    /// Whether there is a line with this text.
     pub fn has(&self, text: &str) -> bool {
         self.0.lock().unwrap().iter().any(|line| line.contains(text))
     }
 
-    /// Waits until a line with this text was written. A metric may move before its line has come through the pipe, so
-    /// that is not to be waited for instead.
+    /// Waits for a line with this text. A metric may change before its line has come through the pipe, so waiting for
+    /// the metric is not enough.
     pub fn waits_for(&self, text: &str) {
         eventually(&format!("the log says {text}"), || self.has(text).then_some(()));
     }
@@ -67,7 +67,7 @@ impl Log {
         assert_eq!(self.count(text), count, "{text}");
     }
 
-    /// All of it so far.
+    /// The complete log so far.
     pub fn text(&self) -> String {
         self.0.lock().unwrap().join("\n")
     }
@@ -89,8 +89,8 @@ impl Log {
 }
 
 impl Clearcoat {
-    /// Runs `clearcoat serve` with this configuration, in this folder. The edge may not be open yet. Its log is JSON, and
-    /// says more than usual unless the configuration has a level of its own.
+    /// Runs `clearcoat serve` with this configuration, in this folder. The edge may not be open yet. Its log is JSON,
+    /// and more verbose than usual unless the configuration sets a level.
     pub fn start(folder: &Path, config: &str) -> Self {
         Self::start_by(program(), None, folder, config)
     }
@@ -102,7 +102,7 @@ impl Clearcoat {
         Self::start_by(command, None, folder, config)
     }
 
-    /// The same with a wall clock that is ahead by so much.
+    /// The same with a wall clock that is ahead by this much.
     pub fn start_ahead(ahead: Option<&'static str>, folder: &Path, config: &str) -> Self {
         Self::start_by(program(), ahead, folder, config)
     }
@@ -137,16 +137,16 @@ impl Clearcoat {
             let first = listeners.map(|listener| self.listening(listener).first().copied());
             first.iter().all(Option::is_some).then(|| first.map(Option::unwrap))
         });
-        // The admin listener is the last that is bound, so all others are here.
+        // The admin listener is bound last, so all others are logged by now.
         self.edge_tls = self.listening("edge.tls");
     }
 
-    /// The addresses of a listener, by its name in the log: `edge.tls` has clients by TLS.
+    /// The addresses of a listener, by its name in the log: `edge.tls` is for TLS.
     pub fn listening(&self, listener: &str) -> Vec<SocketAddr> {
         self.log.listening().remove(listener).unwrap_or_default()
     }
 
-    /// Waits until the edge takes traffic and every node is up.
+    /// Waits until the edge accepts traffic and every node is up.
     pub fn ready(&self) {
         eventually("clearcoat is ready", || {
             let ready = get(self.admin, "/readyz").is_ok_and(|answer| answer.status == 200);
@@ -154,14 +154,14 @@ impl Clearcoat {
         });
     }
 
-    /// Waits until the edge takes traffic, whatever the nodes do.
+    /// Waits until the edge accepts traffic, whatever the state of the nodes.
     pub fn opened(&self) {
         eventually("the edge is open", || {
             get(self.admin, "/readyz").is_ok_and(|answer| answer.status == 200).then_some(())
         });
     }
 
-    /// Waits until every Varnish has every purge that was answered.
+    /// Waits until every Varnish has every answered purge.
     pub fn current(&self) {
         eventually("every Varnish is current", || {
             let mut varnish = self.nodes().into_iter().filter(|node| node["role"] == "varnish");
@@ -178,12 +178,12 @@ impl Clearcoat {
         self.fleet()["nodes"].as_array().expect("nodes").clone()
     }
 
-    /// What the fleet says of one node.
+    /// The entry of one node in the fleet's status.
     pub fn node(&self, id: &str) -> serde_json::Value {
         self.nodes().into_iter().find(|node| node["id"] == id).unwrap_or_else(|| panic!("no node {id}"))
     }
 
-    /// The value of one series of `/metrics`, given as it is written there.
+    /// The value of one series of `/metrics`, given in its text form.
     pub fn metric(&self, series: &str) -> f64 {
         let metrics = get(self.admin, "/metrics").expect("the admin listener answers");
         let line =
@@ -199,7 +199,7 @@ impl Clearcoat {
         self.child.id()
     }
 
-    /// kill -9. Its ports stay its own.
+    /// kill -9. Its ports stay reserved.
     pub fn kill(&mut self) {
         self.child.kill().expect("our child");
         self.child.wait().expect("our child");
@@ -226,12 +226,12 @@ impl Clearcoat {
         self.held.clear();
     }
 
-    /// What stands in its configuration file.
+    /// Its configuration file.
     pub fn config(&self) -> String {
         std::fs::read_to_string(&self.config).expect("our file")
     }
 
-    /// Puts another configuration into its place, as a whole.
+    /// Replaces its configuration file.
     pub fn configure(&self, text: &str) {
         let new = self.config.with_extension("new");
         std::fs::write(&new, text).expect("a file");
@@ -256,7 +256,7 @@ impl Clearcoat {
 
 impl Drop for Clearcoat {
     fn drop(&mut self) {
-        // It may have ended already; then there is nothing to kill.
+        // An error means that it has already ended.
         _ = self.child.kill();
         _ = self.child.wait();
         if std::thread::panicking() {
@@ -265,7 +265,7 @@ impl Drop for Clearcoat {
     }
 }
 
-/// Runs any other command of the program to its end.
+/// Runs another command of the program to its end.
 pub fn run(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_clearcoat")).args(arguments).stdin(Stdio::null()).output().expect("clearcoat")
 }

@@ -1,17 +1,17 @@
-//! HTTP clients that write exactly what a test says.
+//! HTTP clients that write exactly the given bytes.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
 use super::PATIENCE;
 
-/// An answer as it came over the wire.
+/// An answer as received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
     pub status: u16,
     /// The head without the blank line, as text.
     pub head: String,
-    /// The body without its frame.
+    /// The body without its framing.
     pub body: Vec<u8>,
     /// The trailer lines, each with its CR LF.
     pub trailers: String,
@@ -32,7 +32,7 @@ impl Answer {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    /// `HIT`, `MISS` or `UNCACHEABLE`, as our VCL says it.
+    /// `HIT`, `MISS` or `UNCACHEABLE`, as set by our VCL.
     pub fn cache(&self) -> &str {
         self.header("X-Magento-Cache-Debug").unwrap_or("none")
     }
@@ -52,7 +52,7 @@ impl Connection {
         Ok(Connection { stream, input: Vec::new() })
     }
 
-    /// From an address of this machine that need not be 127.0.0.1.
+    /// From an address of this machine other than 127.0.0.1.
     pub fn open_from(source: [u8; 4], address: SocketAddr) -> std::io::Result<Self> {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
         socket.bind(&SocketAddr::from((source, 0)).into())?;
@@ -145,7 +145,7 @@ impl Connection {
         }
     }
 
-    /// Reads what follows the chunk of size 0, up to the blank line.
+    /// Reads the trailers after the chunk of size 0, up to the blank line.
     fn trailers(&mut self) -> std::io::Result<String> {
         let mut trailers = String::new();
         loop {
@@ -166,7 +166,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Whether the peer closes (or resets) without sending anything more.
+    /// Whether the peer closes or resets without sending anything more.
     pub fn is_closed_by_peer(&mut self) -> bool {
         self.input.is_empty()
             && matches!(self.read_more(), Err(error) if !matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut))
@@ -176,16 +176,16 @@ impl Connection {
 /// How a peer ended a connection.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// It said that there is no more.
+    /// Regularly (FIN, or `close_notify`).
     Clean,
-    /// It broke off.
+    /// With a reset.
     Reset,
-    /// It did not end it.
+    /// Not at all.
     Open,
 }
 
 impl Connection {
-    /// What still comes, and how it ends.
+    /// The rest of the bytes, and the end.
     pub fn rest(&mut self) -> (Vec<u8>, Ending) {
         let ending = loop {
             match self.read_more() {
@@ -225,7 +225,7 @@ impl Connection {
         Ok(())
     }
 
-    /// The next bytes, at least one; none at an end of any kind.
+    /// The next bytes, at least one; empty at an end of any kind.
     pub fn some(&mut self) -> Vec<u8> {
         if self.input.is_empty() && self.read_more().is_err() {
             return Vec::new();
@@ -243,19 +243,19 @@ fn ending(error: &std::io::Error) -> Ending {
     }
 }
 
-/// Sends bytes on a connection of their own and reads one answer.
+/// Sends bytes on a new connection and reads one answer.
 pub fn exchange(address: SocketAddr, bytes: impl AsRef<[u8]>) -> std::io::Result<Answer> {
     let mut connection = Connection::open(address)?;
     connection.send(bytes)?;
     connection.answer(false)
 }
 
-/// A GET on a connection of its own.
+/// A GET on a new connection.
 pub fn get(address: SocketAddr, path: &str) -> std::io::Result<Answer> {
     exchange(address, format!("GET {path} HTTP/1.1\r\nHost: shop.test\r\n\r\n"))
 }
 
-/// A purge as Magento writes it, on a connection of its own.
+/// A purge in Magento's form, on a new connection.
 pub fn purge(address: SocketAddr, pattern: &str) -> std::io::Result<Answer> {
     exchange(address, format!("PURGE / HTTP/1.1\r\nX-Magento-Tags-Pattern: {pattern}\r\nHost: 127.0.0.1\r\n\r\n"))
 }

@@ -1,9 +1,9 @@
-//! Clocks that differ: a program whose wall clock is ahead of everybody else's, by `libfaketime`.
+//! Clock skew: a program whose wall clock is ahead of all others, by `libfaketime`.
 
 use std::path::PathBuf;
 use std::process::Command;
 
-/// Puts the wall clock of a program ahead by this much, say `+3s`. Its monotonic clock stays what it is, as it does on a
+/// Sets the wall clock of a program ahead by this much, for example `+3s`. Its monotonic clock is not changed, as on a
 /// machine whose clock was set.
 pub fn put_ahead(command: &mut Command, by: &str) {
     let library = ["x86_64-linux-gnu", "aarch64-linux-gnu"]

@@ -1,14 +1,14 @@
-//! A disk of its own, that can be frozen: a file system in a file, mounted for as long as its value lives.
+//! A disk that can be frozen: a file system in a file, mounted until its value is dropped.
 //!
-//! A frozen file system (`fsfreeze(8)`) takes no write and gives no error: whoever writes or syncs waits, and cannot even
-//! be killed. That is how a volume behaves whose storage is gone. It needs root. What was left behind by a test that was
-//! killed is thawed and removed by the next one.
+//! A frozen file system (`fsfreeze(8)`) blocks writes without an error: a process that writes or syncs waits, and
+//! cannot even be killed. A volume whose storage is gone behaves the same. It needs root. Leftovers of a killed test
+//! are thawed and removed by the next one.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// What mount points are called, before the number of the process that made them.
+/// The prefix of mount points, before the id of the process that made them.
 const PREFIX: &str = "clearcoat-disk-";
 
 /// A mounted disk.
@@ -16,7 +16,7 @@ pub struct Disk {
     pub folder: PathBuf,
 }
 
-/// Whether this process may make one. Says so where it may not: then that part of a test is left out.
+/// Whether this process may make one. If not, it prints that, and that part of a test is skipped.
 pub fn is_possible() -> bool {
     let is_root = rustix::process::geteuid().is_root();
     if !is_root {
@@ -55,14 +55,14 @@ impl Drop for Disk {
     }
 }
 
-/// Thaws it where it is frozen, and removes it: at the latest when the last process that has a file on it ends.
+/// Thaws it if it is frozen, and removes it: at the latest when the last process with a file on it ends.
 fn remove(folder: &Path) {
     for (program, arguments) in [("fsfreeze", ["--unfreeze", path(folder)]), ("umount", ["--lazy", path(folder)])] {
         _ = Command::new(program).args(arguments).stderr(std::process::Stdio::null()).status();
     }
 }
 
-/// Of test processes that are not there any more.
+/// Removes those of test processes that have ended.
 fn remove_leftovers() {
     let mounts = std::fs::read_to_string("/proc/mounts").expect("the mounts");
     for folder in mounts.lines().filter_map(|line| line.split(' ').nth(1)) {

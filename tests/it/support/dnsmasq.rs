@@ -7,11 +7,11 @@ use std::process::{Child, Command, Stdio};
 use super::varnish::signal;
 use super::{eventually, own_loopback};
 
-/// Nobody listens here on an address of our own, and no connection begins here.
+/// A port without a listener on our own addresses, and outside the range of ephemeral ports.
 const PORT: u16 = 10_053;
 
-/// A dnsmasq, for as long as this value lives. Its records live for a second; a name of `shop.test` that it does not have
-/// does not exist, and anything else it refuses.
+/// A dnsmasq, killed when this value is dropped. Its records have a TTL of a second; an unknown name of `shop.test`
+/// does not exist, and all others are refused.
 pub struct Dnsmasq {
     pub address: SocketAddr,
     folder: PathBuf,
@@ -30,7 +30,7 @@ pub struct Service {
 }
 
 impl Dnsmasq {
-    /// Starts one with these addresses, `10.0.0.1 web.shop.test`.
+    /// Starts one with these addresses, such as `10.0.0.1 web.shop.test`.
     pub fn start(folder: &Path, addresses: &[(Ipv4Addr, &str)]) -> Self {
         let mut this = Dnsmasq::prepare(folder);
         this.write(addresses);
@@ -38,7 +38,7 @@ impl Dnsmasq {
         this
     }
 
-    /// One that will be started later, by [`Dnsmasq::resume`].
+    /// Prepares one to be started later, by [`Dnsmasq::resume`].
     pub fn prepare(folder: &Path) -> Self {
         let address = SocketAddr::from((own_loopback(), PORT));
         let this = Dnsmasq { address, folder: folder.to_owned(), services: vec![], child: None };
@@ -46,15 +46,15 @@ impl Dnsmasq {
         this
     }
 
-    /// These are its addresses from now on.
+    /// Replaces its addresses.
     pub fn set(&self, addresses: &[(Ipv4Addr, &str)]) {
         self.write(addresses);
         let child = self.child.as_ref().expect("it runs");
-        // It reads its files again.
+        // Makes it reload its files.
         signal("-HUP", &[child.id()]);
     }
 
-    /// These are its services from now on. It is away for a moment.
+    /// Replaces its services. It is away for a moment.
     pub fn set_services(&mut self, services: &[Service]) {
         self.services = services.to_vec();
         self.kill();

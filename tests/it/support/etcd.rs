@@ -1,4 +1,4 @@
-//! A real etcd of one member or several, on addresses of its own, and ways to break it.
+//! A real etcd of one or several members, on its own addresses, and ways to break it.
 
 pub mod access;
 pub mod backup;
@@ -21,27 +21,27 @@ use self::loopback::Loopback;
 use self::member::{Cluster, Member};
 use super::{PATIENCE, eventually};
 
-/// How long a gate waits for one member before it asks again: a member that has just lost its leader may keep a question
+/// How long a gate waits for one member before it retries: a member that has just lost its leader may hold a request
 /// for longer than it takes to find another.
 const ATTEMPT: Duration = Duration::from_secs(1);
 
-/// A key that nobody has.
+/// A key that never exists.
 const NOWHERE: &str = "\0nowhere";
 
-/// A running etcd, for as long as this value lives.
+/// A running etcd, killed when this value is dropped.
 ///
-/// After a fault the next call for data waits until the members that still run serve again ([`Etcd::healthy`]). No call
-/// is repeated: a request that fails with its member is a test that fails.
+/// After a fault the next data call waits until the running members serve again ([`Etcd::healthy`]). No call is
+/// retried: a request that fails with its member fails the test.
 pub struct Etcd {
     members: Vec<Member>,
     cluster: Cluster,
     /// A client of each member, kept while its process is the same.
     clients: Vec<Mutex<Option<Client>>>,
-    /// The member that is asked for data; none is chosen after a fault.
+    /// The member used for data; none is chosen after a fault.
     speaker: Mutex<Option<usize>>,
     /// Why a gate is not open yet.
     refusal: Mutex<String>,
-    /// The password of root, while etcd asks for one.
+    /// The password of root, if authentication is on.
     root: Option<String>,
     runtime: Runtime,
     // The processes end before their folder and their address do.
@@ -60,12 +60,12 @@ impl Etcd {
         Etcd::launch(members, "http", None, |_, _| None)
     }
 
-    /// The same, and every write waits for a disk, as it does in earnest.
+    /// The same, with every write synced to disk, as in production.
     pub fn on_disk(members: usize) -> Self {
         Etcd::launch_in(tempfile::tempdir().expect("a folder"), members, "http", None, |_, _| None)
     }
 
-    /// A single member that speaks TLS, and only with clients that have a certificate of its authority: see [`Etcd::tls`].
+    /// A single member with TLS, which requires clients with a certificate of its authority: see [`Etcd::tls`].
     pub fn start_tls() -> Self {
         Etcd::launch(1, "https", None, |folder, loopback| Some(Certificates::make(folder, loopback.ip())))
     }
@@ -108,7 +108,7 @@ impl Etcd {
         etcd
     }
 
-    /// Where clients come, of every member.
+    /// The client endpoint of every member.
     pub fn endpoints(&self) -> Vec<String> {
         self.members.iter().map(|member| member.client_url.clone()).collect()
     }
@@ -117,35 +117,35 @@ impl Etcd {
         &self.members[member].client_url
     }
 
-    /// The files of an etcd that speaks TLS.
+    /// The files of an etcd with TLS.
     pub fn tls(&self) -> &Certificates {
         self.cluster.certificates.as_ref().expect("an etcd of start_tls")
     }
 
-    /// The end of what a member has written to its log.
+    /// The end of a member's log.
     pub fn log(&self, member: usize) -> String {
         self.members[member].log()
     }
 
-    /// kill -9 of one member. Its address stays its own.
+    /// kill -9 of one member. Its address stays reserved.
     pub fn kill(&mut self, member: usize) {
         self.members[member].kill();
         self.unsettle(member);
     }
 
-    /// Stops the process of one member: its connections stay, but nobody answers.
+    /// Stops the process of one member: its connections stay, but it does not answer.
     pub fn hang(&mut self, member: usize) {
         self.members[member].hang();
         self.unsettle(member);
     }
 
-    /// Lets the process of a member that hangs go on.
+    /// Resumes a hanging member.
     pub fn resume(&mut self, member: usize) {
         self.members[member].resume();
         self.unsettle(member);
     }
 
-    /// Starts a member again with what it has on disk, after a kill -9 if it runs. It may not serve yet.
+    /// Restarts a member with its data on disk, after a kill -9 if it runs. It may not serve yet.
     pub fn restart(&mut self, member: usize) {
         self.kill(member);
         self.members[member].start(&self.cluster);
@@ -160,12 +160,12 @@ impl Etcd {
         (0..self.members.len()).for_each(|member| self.restart(member));
     }
 
-    /// Waits until all members that run (and do not hang) follow one of them, and tells which.
+    /// Waits until all running (not hanging) members follow one of them, and returns it.
     pub fn leader(&self) -> usize {
         eventually("all members of etcd that run follow one of them", || self.agreed_leader())
     }
 
-    /// Waits until every member that runs (and does not hang) answers a linearizable read.
+    /// Waits until every running (not hanging) member answers a linearizable read.
     pub fn healthy(&self) {
         self.settle();
     }
@@ -173,8 +173,8 @@ impl Etcd {
     fn settle(&self) -> usize {
         let leader = eventually("all members of etcd that run serve", || {
             let leader = self.agreed_leader()?;
-            // A leader drops reads until it has committed something of its own time, and etcd waits for such a read for
-            // seconds. To delete what is not there is committed like everything, and makes no revision.
+            // A leader drops reads until it has committed an entry of its own term, and etcd waits for seconds for such
+            // a read. Deleting a missing key is committed like any write, but makes no revision.
             self.attempt(leader, async |mut client| client.delete(NOWHERE, None).await)?;
             let mut running = self.running().into_iter();
             let reads = |member| self.attempt(member, async |mut client| client.get(NOWHERE, None).await).is_some();
@@ -198,7 +198,7 @@ impl Etcd {
         said.iter().all(|status| status.leader() == leader).then(|| running[place])
     }
 
-    /// What was known through this member may not be so any more.
+    /// Forgets what was learnt through this member.
     fn unsettle(&mut self, member: usize) {
         self.clients[member] = Mutex::default();
         self.speaker = Mutex::default();
@@ -208,7 +208,7 @@ impl Etcd {
         (0..self.members.len()).for_each(|member| self.unsettle(member));
     }
 
-    /// Asks for something that etcd gives, or the test fails. `what` completes the sentence that says so.
+    /// Sends a request that must succeed, or the test fails. `what` completes the sentence of the failure.
     fn call<T>(&self, what: &str, ask: impl AsyncFnOnce(Client) -> Result<T, Error>) -> T {
         let speaker = *self.speaker.lock().unwrap();
         let member = speaker.unwrap_or_else(|| self.settle());
@@ -216,7 +216,7 @@ impl Etcd {
         answer.unwrap_or_else(|error| panic!("{} failed to {what}: {error}", self.members[member].name))
     }
 
-    /// Asks a member for what it may not be able to tell yet.
+    /// Sends a request to a member that may not be able to answer yet.
     fn attempt<T>(&self, member: usize, ask: impl AsyncFnOnce(Client) -> Result<T, Error>) -> Option<T> {
         let answer = self.ask(ATTEMPT, member, ask);
         answer
@@ -233,7 +233,7 @@ impl Etcd {
         let answer = async { ask(self.client(member).await?).await };
         let answer = self.runtime.block_on(async { tokio::time::timeout(patience, answer).await });
         let answer = answer.unwrap_or_else(|_| Err(Error::Internal(format!("no answer within {patience:?}"))));
-        // A connection that failed is not used again.
+        // A failed connection is not used again.
         answer.inspect_err(|_| *self.clients[member].lock().unwrap() = None)
     }
 
@@ -264,7 +264,7 @@ impl Drop for Etcd {
     }
 }
 
-/// In memory where there is much of it: etcd waits for the disk at every write, and takes 128 MB of it at once.
+/// In memory if there is enough: etcd syncs every write to disk, and preallocates 128 MB at once.
 fn folder() -> tempfile::TempDir {
     const MEMORY: &str = "/dev/shm";
     let builder = tempfile::Builder::new().prefix("etcd-").to_owned();

@@ -1,10 +1,10 @@
-//! Faults that a VCL can have, for `Plan::vcl`.
+//! VCL faults, for `Plan::vcl`.
 
 use std::path::{Path, PathBuf};
 
 use super::fleet::Fleet;
 
-/// Under this VCL a Varnish serves and passes its health checks, but fails every purge while [`fail_purges`] says so.
+/// With this VCL a Varnish serves and passes its health checks, but fails every purge while [`fail_purges`] is on.
 pub fn purges_can_fail(vcl: &str, id: &str, folder: &Path) -> String {
     let failing = switch(folder, id);
     let rule = format!(
@@ -25,7 +25,7 @@ fn switch(folder: &Path, id: &str) -> PathBuf {
     folder.join(format!("{id}-fails-purges"))
 }
 
-/// The second Varnish obeys nobody that is in this fleet.
+/// The second Varnish accepts purges from no address of this fleet.
 pub fn second_refuses_clearcoat(vcl: &str, id: &str, _folder: &Path) -> String {
     if id == "varnish-2" { vcl.replacen("\"127.0.0.0\"/8;", "\"192.0.2.1\"/32;", 1) } else { vcl.to_owned() }
 }

@@ -1,4 +1,4 @@
-//! A whole fleet: a shop with web nodes, real varnishd, and clearcoat between and before them.
+//! A complete fleet: a shop with web nodes, real varnishd, and clearcoat between and in front of them.
 
 use std::fmt::Write;
 use std::net::SocketAddr;
@@ -18,47 +18,47 @@ use super::varnish::{Listens, Varnish};
 use super::web::{Shop, Web};
 use super::{eventually, hold};
 
-/// What a fleet is made of.
+/// The parts of a fleet.
 pub struct Plan {
     pub varnish: usize,
     pub web: usize,
-    /// How many of the Varnish nodes, the first ones, are told by a PROXY header who the client is.
+    /// The number of Varnish nodes, from the first, that get a PROXY header.
     pub send_proxy: usize,
-    /// TOML that goes before the nodes; sections that the harness writes itself: the listeners' addresses are
-    /// `127.0.0.1:0` unless this text has the section.
+    /// TOML before the nodes. The harness adds missing sections: the listeners' addresses are `127.0.0.1:0` unless this
+    /// text has the section.
     pub config: &'static str,
     pub ack_timeout: &'static str,
     pub journal: &'static str,
-    /// What a start without a journal thinks of the pages that are there.
+    /// The value of `journal.first_start`: whether cached pages are trusted without a journal.
     pub first_start: &'static str,
     pub guard: bool,
-    /// How many clearcoats stand before the fleet. A journal in etcd needs members of etcd; without any, the clearcoats
-    /// are named to each other, each to itself as well (`replica.peers`).
+    /// The number of clearcoats. A journal in etcd needs members of etcd; without any, each clearcoat is configured
+    /// with all of them, itself included (`replica.peers`).
     pub replicas: usize,
-    /// The last clearcoat reaches the first Varnish by a way of its own ([`Fleet::own_way`]).
+    /// The last clearcoat has its own link to the first Varnish ([`Fleet::own_way`]).
     pub own_way: bool,
     pub etcd: usize,
-    /// Whether its members wait for a disk, as they do in earnest.
+    /// Whether etcd's members sync to disk, as in production.
     pub etcd_on_disk: bool,
-    /// How many bytes a member of etcd takes, where that is not as much as usual.
+    /// The storage limit of an etcd member in bytes, if not the default.
     pub etcd_quota: Option<u64>,
-    /// The nodes are registered in etcd, and stand in no configuration.
+    /// The nodes are registered in etcd, and not in the configuration.
     pub registered: bool,
-    /// Each clearcoat has ways of its own to the members of etcd, and another one on which the others reach it.
+    /// Each clearcoat has its own links to the members of etcd, and one on which the others reach it.
     pub links: bool,
     /// More keys of `[registry.etcd]`.
     pub etcd_keys: &'static str,
-    /// How the Varnish nodes are told to drop pages, and the longest header they take.
+    /// The form of the Varnish nodes' purges, and their longest header.
     pub delivery: Delivery,
     pub header_limit: usize,
-    /// The last Varnish is behind such a link.
+    /// The last Varnish is behind this link.
     pub slow_link: Option<Quality>,
     /// The journal of the first clearcoat is on a disk that can be frozen.
     pub disk: bool,
-    /// How far the wall clock of the last of several clearcoats is ahead. (A varnishd has jemalloc, which asks for the time
-    /// before libfaketime is there: they cannot be had together.)
+    /// The clock offset of the last of several clearcoats. (A varnishd uses jemalloc, which reads the time before
+    /// libfaketime is initialised: they cannot be combined.)
     pub ahead: Option<&'static str>,
-    /// Changes the VCL of a node, whose id and folder it is told.
+    /// Changes the VCL of a node, given its id and folder.
     pub vcl: fn(vcl: &str, id: &str, folder: &Path) -> String,
 }
 
@@ -91,28 +91,28 @@ impl Default for Plan {
     }
 }
 
-/// A running fleet. Fields are dropped in this order: clearcoat first, its nodes after it. Before all of them the disk,
-/// which is thawed then: nothing that waits for a frozen one can be killed.
+/// A running fleet. Fields are dropped in this order: clearcoat first, its nodes after it. The disk before all of them,
+/// which thaws it: a process that waits for a frozen one cannot be killed.
 pub struct Fleet {
-    /// Where the journal of the first clearcoat is, where the plan has it.
+    /// The disk of the first clearcoat's journal, if planned.
     pub disk: Option<Disk>,
     pub clearcoat: Clearcoat,
     /// The other replicas.
     pub others: Vec<Clearcoat>,
     pub varnish: Vec<Varnish>,
-    /// What the last of them is behind, where the plan has it.
+    /// The last Varnish's link, if planned.
     pub slow_link: Option<SlowLink>,
     pub web: Vec<Web>,
     pub shop: Arc<Shop>,
     etcd: Option<Etcd>,
-    /// The ways of each clearcoat, where the plan has them.
+    /// The links of each clearcoat, if planned.
     pub links: Vec<Links>,
-    /// The way of the last clearcoat to the first Varnish, where the plan has it.
+    /// The link of the last clearcoat to the first Varnish, if planned.
     pub own_way: Option<Link>,
     pub folder: tempfile::TempDir,
 }
 
-/// What stands between a clearcoat and the world.
+/// The links of a clearcoat.
 pub struct Links {
     /// To each member of etcd.
     pub etcd: Vec<Link>,
@@ -130,7 +130,7 @@ impl Fleet {
         fleet
     }
 
-    /// All clearcoats before this fleet.
+    /// All clearcoats of this fleet.
     pub fn clearcoats(&self) -> impl Iterator<Item = &Clearcoat> {
         std::iter::once(&self.clearcoat).chain(&self.others)
     }
@@ -143,17 +143,17 @@ impl Fleet {
         }
     }
 
-    /// Where the journal of one of them is.
+    /// The folder of a clearcoat's journal.
     pub fn journal_of(&self, number: usize) -> PathBuf {
         own_folder(self.folder.path(), number).join("journal")
     }
 
-    /// The etcd that the plan has.
+    /// The etcd of the plan.
     pub fn etcd(&mut self) -> &mut Etcd {
         self.etcd.as_mut().expect("a plan with etcd")
     }
 
-    /// Waits until every clearcoat has heard of all others, and they confirm what they are told.
+    /// Waits until every clearcoat knows all others, and they confirm purges.
     pub fn know_each_other(&self) {
         let replicas = 1 + self.others.len();
         for clearcoat in self.clearcoats().filter(|_| replicas > 1) {
@@ -165,8 +165,8 @@ impl Fleet {
         }
     }
 
-    /// Waits until every Varnish has seen every clearcoat: it started before them, and of several it asks those that it
-    /// believes to be there. One that has refused a probe, because it was not there yet, is not asked for 250 ms
+    /// Waits until every Varnish has seen every clearcoat: it started before them, and uses only those that it believes
+    /// to be up. A clearcoat that refused a probe, because it was not there yet, is not probed for 250 ms
     /// (`backend_remote_error_holddown`).
     pub fn origins_are_up(&self) {
         let replicas = 1 + self.others.len();
@@ -180,7 +180,7 @@ impl Fleet {
         }
     }
 
-    /// Starts everything. Nodes may be down still, and the edge not open.
+    /// Starts everything. Nodes may still be down, and the edge closed.
     pub fn launch(plan: &Plan) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let shop = Arc::new(Shop::default());
@@ -190,8 +190,9 @@ impl Fleet {
             None if plan.etcd_on_disk => Etcd::on_disk(plan.etcd),
             None => Etcd::cluster(plan.etcd),
         });
-        // The VCL names the origin listeners, whose ports must be known before the Varnish nodes that clearcoat's
-        // configuration names: held until clearcoat itself binds them (its sockets share the port for that moment).
+        // The VCL names the origin listeners, so their ports must be known before the Varnish nodes start, which
+        // clearcoat's configuration names in turn: reserved until clearcoat itself binds them (its sockets share the
+        // port for that moment).
         let held: Vec<_> = (0..plan.replicas).map(|_| hold(SocketAddr::from(([127, 0, 0, 1], 0)))).collect();
         let address = |socket: &socket2::Socket| socket.local_addr().expect("an address").as_socket();
         let origins: Vec<SocketAddr> = held.iter().map(|socket| address(socket).expect("an IP socket")).collect();
@@ -246,7 +247,7 @@ impl Fleet {
                 config = config.replacen("listen = [\"127.0.0.1:0\"]\nack", &listen, 1);
             }
             if let Some(etcd) = &etcd {
-                // Held until clearcoat itself has it, like its origin.
+                // Reserved until clearcoat binds it, like its origin.
                 let purge = hold(SocketAddr::from(([127, 0, 0, 1], 0)));
                 config += &shared(plan, number, etcd, &purge, &mut links);
                 if plan.links {
@@ -268,7 +269,7 @@ impl Fleet {
         get(self.clearcoat.edge, path).expect("the edge answers")
     }
 
-    /// Reads a page from each Varnish alone, past clearcoat's edge: `HIT` or `MISS` of each.
+    /// Reads a page from each Varnish directly: `HIT` or `MISS` of each.
     pub fn cached(&self, path: &str) -> Vec<String> {
         self.varnish.iter().map(|varnish| varnish.get(path).cache().to_owned()).collect()
     }
@@ -287,7 +288,7 @@ impl Fleet {
     }
 }
 
-/// What a clearcoat is told of etcd and of itself, by the ways that it has.
+/// A clearcoat's configuration about etcd and itself, through its links.
 fn shared(plan: &Plan, number: usize, etcd: &Etcd, purge: &socket2::Socket, links: &mut Vec<Links>) -> String {
     let (mut endpoints, mut address) = (etcd.endpoints(), String::new());
     if plan.links {
@@ -307,7 +308,7 @@ fn shared(plan: &Plan, number: usize, etcd: &Etcd, purge: &socket2::Socket, link
     )
 }
 
-/// The first one has the folder of the fleet, others have one in it.
+/// The first clearcoat uses the fleet's folder, others a subfolder.
 fn own_folder(fleet: &Path, number: usize) -> PathBuf {
     match number {
         0 => fleet.to_owned(),
@@ -334,7 +335,7 @@ fn configuration(
     );
     section("purge", format!("listen = [\"127.0.0.1:0\"]\nack_timeout = \"{}\"", plan.ack_timeout));
     section("admin", "listen = [\"127.0.0.1:0\"]".into());
-    // The caches are as new as the journal, and many tests count what is sent to them.
+    // The caches are as new as the journal, and many tests count the requests sent to them.
     let first_start = if plan.journal == "memory" { "flush" } else { plan.first_start };
     let keys = [("kind", plan.journal), ("path", &journal.display().to_string()), ("first_start", first_start)];
     section("journal", keys.map(|(key, value)| format!("{key} = \"{value}\"\n")).concat());
@@ -345,7 +346,7 @@ fn configuration(
             let delivery = toml::Value::try_from(plan.delivery).expect("a string");
             write!(config, "delivery = {delivery}\nheader_limit = {}\n", plan.header_limit).expect("memory");
         }
-        // Varnish nodes stand first.
+        // Varnish nodes come first.
         if number < plan.send_proxy {
             config += "send_proxy = \"v2\"\n";
         }

@@ -1,4 +1,4 @@
-//! HTTP/2 by the frame, for what no client library would send.
+//! HTTP/2 frame by frame, for what no client library would send.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -47,17 +47,17 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: impl AsRef<[u8]>) -> Vec
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// A field that is not put into the table of the connection (RFC 7541 section 6.2.2), name and value as they are.
+/// A literal field without indexing (RFC 7541 section 6.2.2).
 pub fn field(name: &str, value: &str) -> Vec<u8> {
     [&[0][..], &string(name), &string(value)].concat()
 }
 
-/// A field that is put into that table (RFC 7541 section 6.2.1); the newest has index 62.
+/// A literal field with indexing (RFC 7541 section 6.2.1); the newest has index 62.
 pub fn indexed_field(name: &str, value: &str) -> Vec<u8> {
     [&[0x40][..], &string(name), &string(value)].concat()
 }
 
-/// A string as it is, with its length before it (RFC 7541 sections 5.1 and 5.2).
+/// A string without Huffman coding, after its length (RFC 7541 sections 5.1 and 5.2).
 fn string(text: &str) -> Vec<u8> {
     let mut out = Vec::new();
     if text.len() < 127 {
@@ -75,23 +75,23 @@ fn string(text: &str) -> Vec<u8> {
     out
 }
 
-/// The fields that every request has.
+/// The pseudo fields of every request.
 pub fn request_fields(method: &str, path: &str) -> Vec<u8> {
     [field(":method", method), field(":scheme", "https"), field(":authority", "shop.test"), field(":path", path)]
         .concat()
 }
 
-/// A GET, complete.
+/// A complete GET.
 pub fn get_frame(stream: u32, path: &str) -> Vec<u8> {
     frame(HEADERS, END_HEADERS | END_STREAM, stream, request_fields("GET", path))
 }
 
-/// A connection that writes what it is told to, and collects what comes.
+/// A connection that writes given frames, and collects the received ones.
 pub struct Frames {
     tls: ClientConnection,
     socket: TcpStream,
     input: Vec<u8>,
-    /// What came so far.
+    /// The frames received so far.
     pub received: Vec<Frame>,
     ended: bool,
 }
@@ -115,8 +115,8 @@ impl Frames {
         this
     }
 
-    /// Sends all of it and reads meanwhile, so that neither side waits for the other. False where the server ended the
-    /// connection, or took nothing for as long as anybody should wait.
+    /// Sends all bytes and reads meanwhile, so that neither side waits for the other. False if the server ended the
+    /// connection, or did not read for too long.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
         let mut rest = bytes.as_ref();
         let mut moved = Instant::now();
@@ -134,7 +134,7 @@ impl Frames {
         !self.ended
     }
 
-    /// Sends as much of it as the server takes without anything being read here. Returns how much that was.
+    /// Sends as much as the server takes, without reading. Returns the number of bytes.
     pub fn send_blindly(&mut self, bytes: &[u8], while_: Duration) -> usize {
         let (mut rest, began) = (bytes, Instant::now());
         while began.elapsed() < while_ && !rest.is_empty() {
@@ -149,7 +149,7 @@ impl Frames {
         bytes.len() - rest.len()
     }
 
-    /// Writes and reads what goes without waiting; whether anything did.
+    /// Writes and reads what is possible without waiting; returns whether anything was.
     fn turn(&mut self) -> bool {
         let mut moved = false;
         while self.tls.wants_write() {
@@ -203,7 +203,7 @@ impl Frames {
         self.input.drain(..at);
     }
 
-    /// Reads until one of the frames so far is what is wanted. `None` where the connection ends without it.
+    /// Reads until one of the received frames is wanted. `None` if the connection ends first.
     pub fn wait_for(&mut self, what: &str, wanted: impl Fn(&Frame) -> bool) -> Option<Frame> {
         eventually(what, || {
             self.turn();
@@ -212,7 +212,7 @@ impl Frames {
         })
     }
 
-    /// Whether the server answers a PING, that is has read all that was sent before it.
+    /// Whether the server answers a PING, and so has read everything before it.
     pub fn answers_ping(&mut self, payload: u64) -> bool {
         let payload = payload.to_be_bytes();
         self.send(frame(PING, 0, 0, payload))
@@ -223,7 +223,7 @@ impl Frames {
                 .is_some()
     }
 
-    /// Reads to the end of the connection. Returns the reason that a `GOAWAY` gave, if one came.
+    /// Reads to the end of the connection. Returns the reason of a `GOAWAY`, if one came.
     pub fn ended(&mut self, what: &str) -> Option<u32> {
         eventually(what, || {
             self.turn();

@@ -1,4 +1,4 @@
-//! An HTTP/2 client whose every step is a call: it sends, stalls, resets and holds back as a test says.
+//! An HTTP/2 client with explicit steps: a test decides when it sends, stalls, resets or holds back.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -15,14 +15,14 @@ use tokio_rustls::TlsConnector;
 use super::PATIENCE;
 use super::tls::Client;
 
-/// A connection. Its frames are read and written by a thread of its own.
+/// A connection, whose frames are read and written by its own thread.
 pub struct Http2 {
     runtime: Arc<Runtime>,
     sender: SendRequest<Bytes>,
     driver: Mutex<Option<JoinHandle<Result<(), h2::Error>>>>,
 }
 
-/// An answer that came to its end.
+/// A complete answer.
 #[derive(Debug)]
 pub struct Http2Answer {
     pub status: u16,
@@ -40,12 +40,12 @@ impl Http2Answer {
     }
 }
 
-/// Why an answer did not come to its end.
+/// Why an answer is incomplete.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Broken {
     /// Its stream was reset for this reason.
     Reset(Reason),
-    /// The connection ended, or told us to go.
+    /// The connection ended, or was shut down by GOAWAY.
     Gone(String),
 }
 
@@ -58,7 +58,7 @@ impl From<h2::Error> for Broken {
     }
 }
 
-/// One request under way.
+/// One request in flight.
 pub struct Stream {
     runtime: Arc<Runtime>,
     answer: Option<ResponseFuture>,
@@ -78,7 +78,7 @@ pub fn request(method: &str, path: &str) -> http::request::Builder {
 }
 
 impl Http2 {
-    /// Opens a connection with room for whatever comes: what one stream leaves unread holds up no other.
+    /// Opens a connection with a large window: an unread stream does not block others.
     pub fn open(address: SocketAddr) -> Self {
         Self::open_with(address, Builder::new().initial_connection_window_size(256 * 1024 * 1024))
     }
@@ -101,7 +101,7 @@ impl Http2 {
         Http2 { runtime, sender, driver }
     }
 
-    /// Sends the head of a request, once the server lets another stream begin. `end`: it has no body.
+    /// Sends the head of a request, once the server allows another stream. `end`: it has no body.
     pub fn ask(&self, request: Request<()>, end: bool) -> Stream {
         self.try_ask(request, end).expect("a connection that takes requests")
     }
@@ -117,24 +117,24 @@ impl Http2 {
         self.try_ask(request("GET", path).body(()).expect("a request"), true)?.answer()
     }
 
-    /// Sends a whole request and reads its whole answer, both at once.
+    /// Sends a complete request and reads its complete answer, concurrently.
     pub fn exchange(&self, request: Request<()>, body: &[u8]) -> Result<Http2Answer, Broken> {
         let mut stream = self.try_ask(request, false)?;
         let answer = stream.answer.take().expect("asked once");
         let runtime = Arc::clone(&self.runtime);
         let reading = runtime.spawn(async move { read(answer.await?).await });
-        // A server that has answered may not want the rest.
+        // A server that has answered may not read the rest.
         _ = stream.send(body, true);
         limited(&runtime, reading).expect("a task that does not panic")
     }
 
-    /// Waits for the end of the connection; an error where it was cut, or ended for a reason.
+    /// Waits for the end of the connection; an error if it was cut, or ended for a reason.
     pub fn ended(&self) -> Result<(), h2::Error> {
         let driver = self.driver.lock().unwrap().take().expect("it ends once");
         limited(&self.runtime, driver).expect("a task that does not panic")
     }
 
-    /// Breaks the connection off.
+    /// Aborts the connection.
     pub fn cut(&self) {
         if let Some(driver) = self.driver.lock().unwrap().take() {
             driver.abort();
@@ -143,7 +143,7 @@ impl Http2 {
 }
 
 impl Stream {
-    /// Sends a piece of the body, never more than the server has room for.
+    /// Sends a piece of the body, within the server's window.
     pub fn send(&mut self, mut bytes: &[u8], end: bool) -> Result<(), h2::Error> {
         let Stream { runtime, body, .. } = self;
         if bytes.is_empty() {
@@ -166,12 +166,12 @@ impl Stream {
         self.body.send_trailers(trailers).expect("an open stream");
     }
 
-    /// Gives the request up.
+    /// Cancels the request.
     pub fn reset(&mut self, reason: Reason) {
         self.body.send_reset(reason);
     }
 
-    /// Waits for the reason for which the server gives the stream up.
+    /// Waits for the reason with which the server resets the stream.
     pub fn was_reset(&mut self) -> Reason {
         let Stream { runtime, body, .. } = self;
         limited(runtime, std::future::poll_fn(|cx| body.poll_reset(cx))).expect("a reset stream")
@@ -183,7 +183,7 @@ impl Stream {
         Ok(Begun { runtime: Arc::clone(&self.runtime), head: Response::from_parts(head, ()), body })
     }
 
-    /// Reads the whole answer. An error where it does not end as an answer should.
+    /// Reads the complete answer. An error if it does not end properly.
     pub fn answer(mut self) -> Result<Http2Answer, Broken> {
         let answer = self.answer.take().expect("asked once");
         limited(&self.runtime, async { read(answer.await?).await })
@@ -191,7 +191,7 @@ impl Stream {
 }
 
 impl Begun {
-    /// The next piece of the body. `take`: gives the server room for as much again.
+    /// The next piece of the body. `take`: reopens the window by as much.
     pub fn piece(&mut self, take: bool) -> Option<Result<Bytes, Broken>> {
         let piece = limited(&self.runtime, self.body.data())?;
         Some(piece.map_err(Broken::from).inspect(|piece| {
@@ -222,7 +222,7 @@ async fn read(answer: Response<RecvStream>) -> Result<Http2Answer, Broken> {
     Ok(Http2Answer { status: head.status.as_u16(), headers: head.headers, body })
 }
 
-/// Runs a step, which must come to its end.
+/// Runs a step, which must complete in time.
 fn limited<F: Future>(runtime: &Runtime, step: F) -> F::Output {
     runtime.block_on(async { tokio::time::timeout(PATIENCE, step).await }).expect("an end to it")
 }

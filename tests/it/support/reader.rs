@@ -1,4 +1,4 @@
-//! A client that reads on and on while something happens to the fleet.
+//! A client that reads continuously while something happens to the fleet.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use super::client::get;
 
-/// Reads pages through the edge, one after the other, each on a connection of its own, until [`Reader::stop`].
+/// Reads pages through the edge, one at a time, each on a new connection, until [`Reader::stop`].
 ///
-/// An answer is bad if its status is not 200, or if the page is older than what was promised when the request began.
+/// An answer is bad if its status is not 200, or if the page is older than the version promised when the request began.
 pub struct Reader {
     state: Arc<State>,
     thread: Option<JoinHandle<()>>,
@@ -29,12 +29,12 @@ struct State {
 pub enum Outage {
     /// Never: clearcoat runs all the time.
     None,
-    /// Until the edge is open; from the first answer on, never again.
+    /// Until the edge is open; never again after the first answer.
     AtFirst,
 }
 
 impl Reader {
-    /// Reads `/p/1` to `/p/<pages>` over and over.
+    /// Reads `/p/1` to `/p/<pages>` repeatedly.
     pub fn start(edge: SocketAddr, pages: u64, outage: Outage) -> Self {
         let state = Arc::<State>::default();
         let of_thread = Arc::clone(&state);
@@ -42,17 +42,17 @@ impl Reader {
         Reader { state, thread: Some(thread) }
     }
 
-    /// Every page has this version from now on, or a later one: whoever was told so got an answer to a purge.
+    /// Every page has this version or a later one from now on: call it after the answer to a purge.
     pub fn promise(&self, version: u64) {
         self.state.promised.store(version, Ordering::SeqCst);
     }
 
-    /// How many good answers there were.
+    /// The number of good answers.
     pub fn reads(&self) -> u64 {
         self.state.reads.load(Ordering::SeqCst)
     }
 
-    /// Ends it. Fails the test where an answer was bad.
+    /// Stops it. Fails the test if an answer was bad.
     pub fn stop(mut self) {
         self.end();
         let bad = self.state.bad.lock().unwrap();
@@ -80,7 +80,7 @@ impl State {
             if self.stop.load(Ordering::SeqCst) {
                 return;
             }
-            // A pace that leaves the machine to what is tested.
+            // A pace that leaves the machine to the code under test.
             std::thread::sleep(Duration::from_millis(1));
             let promised = self.promised.load(Ordering::SeqCst);
             let path = format!("/p/{number}");

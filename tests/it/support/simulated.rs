@@ -1,5 +1,5 @@
-//! Simulated Varnish nodes, for fleets larger than one machine has memory for. They are no Varnish: they take purges,
-//! remember them, and answer.
+//! Simulated Varnish nodes, for fleets larger than one machine has memory for. They only accept, record and answer
+//! purges.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 
-/// Many of them, in one runtime of their own. They end with this value.
+/// Many of them, in their own runtime. They end with this value.
 pub struct SimulatedFleet {
     pub nodes: Vec<SimulatedVarnish>,
     _runtime: Runtime,
@@ -22,7 +22,7 @@ pub struct SimulatedVarnish {
 }
 
 impl SimulatedFleet {
-    /// Each thinks for so long before it answers, as a way there and back would take.
+    /// Each waits for `think` before it answers, which simulates a round trip.
     pub fn start(nodes: usize, think: Duration) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.expect("a runtime");
@@ -30,7 +30,7 @@ impl SimulatedFleet {
         SimulatedFleet { nodes, _runtime: runtime }
     }
 
-    /// How many have been told to drop pages with this tag.
+    /// The number of nodes that have received a purge of this tag.
     pub fn told_of(&self, tag: &str) -> usize {
         let told = |node: &&SimulatedVarnish| node.patterns.lock().unwrap().iter().any(|pattern| names(pattern, tag));
         self.nodes.iter().filter(told).count()
@@ -58,7 +58,7 @@ impl SimulatedVarnish {
         let of_listener = Arc::clone(&patterns);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                // A client that breaks off has its reasons.
+                // An aborted connection is ignored.
                 let patterns = Arc::clone(&of_listener);
                 tokio::spawn(async move { _ = converse(stream, &patterns, think).await });
             }
@@ -67,8 +67,8 @@ impl SimulatedVarnish {
     }
 }
 
-/// Answers the requests of one connection in their order: 200 to a purge with a pattern, 400 to one without, as the VCL
-/// of Magento does.
+/// Answers the requests of one connection in order: 200 to a purge with a pattern, 400 to one without, like Magento's
+/// VCL.
 async fn converse(mut stream: TcpStream, patterns: &Mutex<Vec<String>>, think: Duration) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let mut input = Vec::new();

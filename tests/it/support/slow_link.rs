@@ -1,11 +1,11 @@
-//! A slow link that loses packets: a network namespace behind a tunnel whose packets pass through this process.
+//! A slow, lossy link: a network namespace behind a tunnel whose packets pass through this process.
 //!
-//! The kernel's own emulation (`tc netem`) is not in every kernel; two TUN devices are. `socat` turns the packets of each
-//! into datagrams, and a relay here delays them, drops some, or holds them. So both ends are real TCP, with real
-//! retransmissions, and each knows what the other end has acknowledged: a relay of connections would acknowledge for
+//! The kernel's own emulation (`tc netem`) is not in every kernel; TUN devices are. `socat` turns the packets of each
+//! of two into datagrams, and a relay here delays them, drops some, or holds them. So both ends are real TCP, with real
+//! retransmissions, and each knows what the other end has acknowledged: a relay of connections would acknowledge data
 //! itself.
 //!
-//! It needs root. What was left behind by a test that was killed is removed by the next one.
+//! It needs root. Leftovers of a killed test are removed by the next one.
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -21,20 +21,20 @@ use fastrand::Rng;
 
 use super::eventually;
 
-/// What namespaces are called, before the number of the process that made them.
+/// The prefix of namespaces, before the id of the process that made them.
 const PREFIX: &str = "clearcoat-test-";
 
-/// How a link is.
+/// The quality of a link.
 #[derive(Clone, Copy, Debug)]
 pub struct Quality {
-    /// One way.
+    /// Latency in one direction.
     pub delay: Duration,
-    /// One packet of so many is lost.
+    /// One packet in this many is lost.
     pub one_lost_in: u32,
     pub seed: u64,
 }
 
-/// A link to a namespace, for as long as this value lives.
+/// A link to a namespace, removed when this value is dropped.
 pub struct SlowLink {
     /// The name of the namespace.
     pub namespace: String,
@@ -46,7 +46,7 @@ pub struct SlowLink {
     pub lost: Arc<AtomicU64>,
     /// The port whose packets to the namespace are held; 0 for none.
     held: Arc<AtomicU16>,
-    /// How much is held, in bytes.
+    /// The amount held, in bytes.
     held_bytes: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     relays: Vec<JoinHandle<()>>,
@@ -54,7 +54,7 @@ pub struct SlowLink {
     _folder: tempfile::TempDir,
 }
 
-/// Holds what comes from one port, for as long as this value lives.
+/// Holds the packets of one port, until this value is dropped.
 pub struct Held(Arc<AtomicU16>);
 
 impl Drop for Held {
@@ -63,7 +63,7 @@ impl Drop for Held {
     }
 }
 
-/// Whether this process may make one. Says so where it may not: then its test is skipped.
+/// Whether this process may make one. If not, it prints that, and the test is skipped.
 pub fn is_possible() -> bool {
     let is_root = rustix::process::geteuid().is_root();
     if !is_root {
@@ -80,7 +80,7 @@ impl SlowLink {
         let namespace = format!("{PREFIX}{}-{number}", std::process::id());
         ip(&["netns", "add", &namespace]);
         ip(&["-n", &namespace, "link", "set", "lo", "up"]);
-        // A network of four addresses that no other test process has.
+        // A network of four addresses that no other test process uses.
         let [_, _, high, low] = (std::process::id() << 2).to_be_bytes();
         let [near, far] = [1, 2].map(|end| Ipv4Addr::new(10, 192 + number % 64, high, low + end));
         let folder = tempfile::tempdir().expect("a folder");
@@ -128,18 +128,18 @@ impl SlowLink {
         this
     }
 
-    /// Holds what this port of ours sends, until what it gives is dropped; everything else passes.
+    /// Holds this local port's packets until the returned value is dropped; all others pass.
     pub fn hold(&self, port: u16) -> Held {
         self.held.store(port, Ordering::SeqCst);
         Held(Arc::clone(&self.held))
     }
 
-    /// How much is held, in bytes of packets.
+    /// The amount held, in bytes of packets.
     pub fn held_bytes(&self) -> u64 {
         self.held_bytes.load(Ordering::SeqCst)
     }
 
-    /// The same port at our end.
+    /// The corresponding address at our end.
     pub fn near(&self, of: SocketAddr) -> SocketAddr {
         SocketAddr::from((self.near, of.port()))
     }
@@ -152,7 +152,7 @@ impl Drop for SlowLink {
             assert!(relay.join().is_ok() || std::thread::panicking(), "a relay panicked");
         }
         for end in &mut self.ends {
-            // Where it has ended there is nothing to kill.
+            // An error means that it has ended already.
             _ = end.kill();
             _ = end.wait();
         }
@@ -160,22 +160,22 @@ impl Drop for SlowLink {
     }
 }
 
-/// One direction. One thread takes packets and another sends them: the tunnel's end never waits for us while we wait for
-/// it.
+/// One direction. One thread receives packets and another sends them, so that the tunnel's end never waits for us while
+/// we wait for it.
 struct Relay {
     from: UnixDatagram,
     to: UnixDatagram,
     address: std::path::PathBuf,
     quality: Quality,
     lost: Arc<AtomicU64>,
-    /// The port whose packets are held, and how many bytes are, where this is the direction in which any can be.
+    /// The held port and the held bytes, for the direction in which packets can be held.
     held: Option<(Arc<AtomicU16>, Arc<AtomicU64>)>,
     queue: Mutex<Queue>,
     came: Condvar,
     stop: Arc<AtomicBool>,
 }
 
-/// What is on its way.
+/// The packets on their way.
 #[derive(Default)]
 struct Queue {
     waiting: VecDeque<(Instant, Vec<u8>)>,
@@ -183,7 +183,7 @@ struct Queue {
 }
 
 impl Relay {
-    /// The longest it waits before it looks whether it is to go on.
+    /// The longest wait before it checks whether to continue.
     const TURN: Duration = Duration::from_millis(20);
 
     fn take(&self) {
@@ -245,16 +245,16 @@ impl Relay {
     }
 }
 
-/// Of TCP over IPv4, which is all that passes.
+/// The port of TCP over IPv4, the only traffic on the link.
 fn source_port(packet: &[u8]) -> Option<u16> {
     let header = usize::from(packet.first()? & 0x0f) * 4;
     Some(u16::from_be_bytes([*packet.get(header)?, *packet.get(header + 1)?]))
 }
 
-/// Starts one end of the tunnel: what comes from the device goes to the socket `name`, and what comes to `name.tun` goes
-/// to the device.
+/// Starts one end of the tunnel: packets from the device go to the socket `name`, and datagrams to `name.tun` go to the
+/// device.
 fn end(within: &[&str], device: &str, address: Ipv4Addr, folder: &Path, name: &str) -> Child {
-    // It is not to outlive the test, whatever becomes of that.
+    // It must not outlive the test, however that ends.
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL"]).args(within).arg("socat");
     command.arg(format!("TUN:{address}/30,tun-name={device},iff-no-pi,iff-up"));
@@ -269,7 +269,7 @@ fn ip(arguments: &[&str]) {
     assert!(output.status.success(), "ip {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Kills what runs in a namespace, and removes it.
+/// Kills the processes in a namespace, and removes it.
 fn remove(namespace: &str) {
     let inside = Command::new("ip").args(["netns", "pids", namespace]).output().expect("ip");
     for pid in String::from_utf8_lossy(&inside.stdout).split_whitespace() {
@@ -278,7 +278,7 @@ fn remove(namespace: &str) {
     _ = Command::new("ip").args(["netns", "del", namespace]).status();
 }
 
-/// Of test processes that are not there any more.
+/// Removes those of test processes that have ended.
 fn remove_leftovers() {
     static ONCE: Mutex<bool> = Mutex::new(false);
     let mut done = ONCE.lock().unwrap();

@@ -1,4 +1,4 @@
-//! Certificates made on the spot, and a client that speaks TLS and says what it saw of it.
+//! Certificates generated on the spot, and a TLS client that reports what it saw.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -41,7 +41,7 @@ impl Issued {
     }
 }
 
-/// Where a certificate and its key are.
+/// The files of a certificate and its key.
 #[derive(Clone, Debug)]
 pub struct Files {
     pub cert: PathBuf,
@@ -56,12 +56,12 @@ impl Files {
     }
 }
 
-/// A client with a memory of sessions, which takes any certificate: which one it got is for the test to judge.
+/// A client with a session cache that accepts any certificate: the test checks which one it got.
 #[derive(Clone)]
 pub struct Client(Arc<ClientConfig>);
 
 impl Client {
-    /// Speaks one version, and offers these protocols (ALPN).
+    /// Uses one TLS version, and offers these protocols (ALPN).
     pub fn of(version: &'static SupportedProtocolVersion, protocols: &[&[u8]]) -> Self {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let verifier = AnyCertificate(provider.signature_verification_algorithms);
@@ -76,20 +76,20 @@ impl Client {
         Arc::clone(&self.0)
     }
 
-    /// Connects and shakes hands. A name that is an address is not sent (SNI has no addresses).
+    /// Connects and performs the handshake. A name that is an address is not sent (SNI has no addresses).
     pub fn connect(&self, address: SocketAddr, name: &str) -> io::Result<Session> {
         Session::over(Connection::open(address)?.stream, self.config(), name)
     }
 }
 
-/// A connection by TLS that is kept between requests.
+/// A TLS connection that is kept between requests.
 pub struct Session {
     pub tls: StreamOwned<ClientConnection, TcpStream>,
     input: Vec<u8>,
 }
 
 impl Session {
-    /// Shakes hands on this socket.
+    /// Performs the handshake on this socket.
     pub fn over(socket: TcpStream, config: Arc<ClientConfig>, name: &str) -> io::Result<Self> {
         let name = ServerName::try_from(name.to_owned()).expect("a server name");
         let connection = ClientConnection::new(config, name).map_err(io::Error::other)?;
@@ -100,12 +100,12 @@ impl Session {
         Ok(Session { tls, input: Vec::new() })
     }
 
-    /// The certificate that the server has shown.
+    /// The server's certificate.
     pub fn served(&self) -> CertificateDer<'static> {
         self.tls.conn.peer_certificates().expect("a certificate")[0].clone().into_owned()
     }
 
-    /// Whether the handshake went on from an earlier session.
+    /// Whether an earlier session was resumed.
     pub fn resumed(&self) -> bool {
         self.tls.conn.handshake_kind() == Some(HandshakeKind::Resumed)
     }
@@ -124,7 +124,7 @@ impl Session {
         Ok(Answer { status, head, body: Vec::new(), trailers: String::new() })
     }
 
-    /// Reads an answer whose end its head tells.
+    /// Reads an answer whose end follows from its head.
     pub fn answer(&mut self) -> io::Result<Answer> {
         let mut answer = self.head()?;
         if let Some(length) = answer.header("Content-Length") {
@@ -151,8 +151,8 @@ impl Session {
         self.answer()
     }
 
-    /// What still comes, and how it ends: [`Ending::Clean`] is an end that TLS itself announced (`close_notify`), so
-    /// that nobody on the way can have made it.
+    /// The rest of the bytes, and the end: [`Ending::Clean`] is an end that TLS itself announced (`close_notify`),
+    /// which no intermediary can forge.
     pub fn rest(&mut self) -> (Vec<u8>, Ending) {
         let ending = loop {
             match self.read_more() {
@@ -167,7 +167,7 @@ impl Session {
         (std::mem::take(&mut self.input), ending)
     }
 
-    /// The number of bytes up to and with this mark.
+    /// The number of bytes up to and including this mark.
     fn find(&mut self, mark: &[u8]) -> io::Result<usize> {
         loop {
             if let Some(at) = self.input.windows(mark.len()).position(|window| window == mark) {
@@ -199,7 +199,7 @@ impl Session {
     }
 }
 
-/// A socket of a client that does not shake hands by itself.
+/// A client socket without a TLS handshake.
 pub fn socket(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect_timeout(&address, PATIENCE).expect("the edge accepts");
     stream.set_read_timeout(Some(PATIENCE)).expect("a socket option");
@@ -207,7 +207,7 @@ pub fn socket(address: SocketAddr) -> TcpStream {
     stream
 }
 
-/// Takes every certificate, whatever its name, but checks that the server has its key.
+/// Accepts every certificate, whatever its name, but checks that the server has its key.
 #[derive(Debug)]
 struct AnyCertificate(WebPkiSupportedAlgorithms);
 

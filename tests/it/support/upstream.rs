@@ -1,5 +1,5 @@
-//! A FAKE node that does to the letter what a test says, since no real one can be made as hostile: it answers late, in
-//! pieces, wrongly or not at all, and says what it saw. Health checks it answers by itself.
+//! A FAKE node with scripted behaviour, since no real one can be made as hostile: it answers late, in pieces, wrongly
+//! or not at all, and records what it saw. It answers health checks by itself.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -15,15 +15,15 @@ use super::{PATIENCE, eventually};
 pub enum Then {
     /// Waits for the next request.
     KeepAlive,
-    /// Closes, whatever was not read.
+    /// Closes, even with unread data.
     Close,
-    /// Closes its side, and reads over what comes until the other side closes, too.
+    /// Half-closes, and discards input until the other side closes, too.
     Linger,
     /// Resets the connection.
     Reset,
 }
 
-/// How a fake answers health checks, as a web node (200) or as a Varnish (400) depending on the question.
+/// How a fake answers health checks, as a web node (200) or as a Varnish (400) depending on the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Checks {
     Pass,
@@ -33,7 +33,7 @@ pub enum Checks {
 
 type Script = Box<dyn Fn(&mut Call<'_>) -> Then + Send + Sync>;
 
-/// A fake node, for as long as this value lives.
+/// A fake node, stopped when this value is dropped.
 pub struct Upstream {
     pub address: SocketAddr,
     state: Arc<State>,
@@ -48,7 +48,7 @@ struct State {
     calls: Mutex<Vec<Seen>>,
 }
 
-/// What is known of a connection.
+/// The state of a connection.
 struct Connection {
     kind: Kind,
     received: u64,
@@ -67,7 +67,7 @@ enum Kind {
 /// A request as it arrived.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// Which of the fake's connections it came on.
+    /// The number of its connection.
     pub connection: usize,
     /// The head with its blank line.
     pub head: String,
@@ -101,8 +101,7 @@ struct Wire {
 }
 
 impl Upstream {
-    /// Starts a fake. The script is called with each request that is not a health check, from a thread for each
-    /// connection.
+    /// Starts a fake. The script is called with each request that is not a health check, on one thread per connection.
     pub fn start(script: impl Fn(&mut Call<'_>) -> Then + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("an address");
@@ -136,13 +135,13 @@ impl Upstream {
         self.state.checks.store(checks as u8, Ordering::SeqCst);
     }
 
-    /// The requests so far, in the order of their arrival.
+    /// The requests so far, in order of arrival.
     pub fn calls(&self) -> Vec<Seen> {
         self.state.calls.lock().unwrap().clone()
     }
 
-    /// The requests so far, once it is certain that no connection holds anything unread: all bytes beside those of
-    /// health checks, and the heads.
+    /// The requests so far, once all data of all connections was certainly read: the number of bytes without health
+    /// checks, and the heads.
     pub fn all_traffic(&self) -> (u64, Vec<Seen>) {
         eventually("every connection to the fake has said what it is", || {
             let connections = self.state.connections.lock().unwrap();
@@ -154,8 +153,8 @@ impl Upstream {
         (traffic.map(|connection| connection.received).sum(), self.calls())
     }
 
-    /// How many connections to the fake are open for its clients, as the kernel sees it: on a busy machine the end of
-    /// one arrives some time after it was closed.
+    /// The number of client connections to the fake that the kernel has as open: on a busy machine a close arrives with
+    /// a delay.
     pub fn established(&self) -> usize {
         kernel_connections().filter(|connection| connection.remote == self.address && connection.state == "01").count()
     }
@@ -193,7 +192,7 @@ fn kernel_connections() -> impl Iterator<Item = KernelConnection> {
     rows.into_iter()
 }
 
-/// Whether the server at this address has read of every connection that its client has closed that it did.
+/// Whether the server at this address has noticed every connection that its client has closed.
 pub fn has_seen_all_ends(address: SocketAddr) -> bool {
     !kernel_connections().any(|connection| connection.local == address && connection.state == "08")
 }
@@ -201,7 +200,7 @@ pub fn has_seen_all_ends(address: SocketAddr) -> bool {
 impl Drop for Upstream {
     fn drop(&mut self) {
         self.state.ended.store(true, Ordering::SeqCst);
-        // Wakes the acceptor, which then ends; if it is gone already there is nothing to wake.
+        // Wakes the acceptor, which then ends; an error means that it has ended already.
         _ = TcpStream::connect(self.address);
         let acceptor = self.acceptor.take().expect("ends once");
         let Ok(threads) = acceptor.join() else { panic!("a fake could not accept") };
@@ -264,7 +263,7 @@ impl Wire {
         if checks == Checks::Hang as u8 {
             return Then::Linger;
         }
-        // Whoever asked may not want to know any more.
+        // The checker may not want the answer any more.
         _ = write!(self.stream, "HTTP/1.1 {status} As asked\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
         Then::Close
     }
@@ -274,7 +273,7 @@ impl Wire {
         Ok(self.input.drain(..end).map(char::from).collect())
     }
 
-    /// The number of bytes up to and with this mark.
+    /// The number of bytes up to and including this mark.
     fn find(&mut self, mark: &[u8]) -> io::Result<usize> {
         loop {
             if let Some(at) = self.input.windows(mark.len()).position(|window| window == mark) {
@@ -349,7 +348,7 @@ impl Call<'_> {
         self.exactly(length, take)
     }
 
-    /// Reads what follows the chunk of size 0, up to the blank line.
+    /// Reads the trailers after the chunk of size 0, up to the blank line.
     fn read_trailers(&mut self) -> io::Result<()> {
         loop {
             let end = self.wire.find(b"\r\n")?;
@@ -375,7 +374,7 @@ impl Call<'_> {
         Ok(())
     }
 
-    /// What still comes, up to the end of the connection, and whether that was a clean one.
+    /// The rest of the bytes up to the end of the connection, and whether that was clean.
     pub fn rest(&mut self) -> (Vec<u8>, bool) {
         loop {
             if let Err(error) = self.wire.fill() {
@@ -388,7 +387,7 @@ impl Call<'_> {
         self.wire.stream.write_all(bytes.as_ref())
     }
 
-    /// Sends, and then does something: also where the other side is gone already.
+    /// Sends bytes, then returns `then`: even if the other side has gone already.
     pub fn send_then(&mut self, bytes: impl AsRef<[u8]>, then: Then) -> Then {
         if self.send(bytes).is_ok() { then } else { Then::Close }
     }
@@ -399,7 +398,7 @@ impl Call<'_> {
         self.send_then(answer, Then::KeepAlive)
     }
 
-    /// Holds the request until the gate is open. False where the fake ends first.
+    /// Holds the request until the gate is open. False if the fake ends first.
     pub fn wait(&self, gate: &Gate) -> bool {
         gate.wait_unless(|| self.wire.state.ended.load(Ordering::SeqCst))
     }
@@ -409,12 +408,12 @@ impl Call<'_> {
     }
 }
 
-/// Something that a fake waits for, or that it says has happened.
+/// An event that a fake waits for, or signals.
 #[derive(Clone, Default)]
 pub struct Gate(Arc<(Mutex<bool>, Condvar)>);
 
 impl Gate {
-    /// One that holds nobody.
+    /// An open gate.
     pub fn opened() -> Self {
         let gate = Gate::default();
         gate.open();

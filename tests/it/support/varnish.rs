@@ -10,35 +10,35 @@ use super::client::{Answer, get};
 use super::slow_link::SlowLink;
 use super::{eventually, try_hold};
 
-/// A running varnishd, for as long as this value lives.
+/// A running varnishd, killed when this value is dropped.
 pub struct Varnish {
     pub id: String,
     pub address: SocketAddr,
     folder: PathBuf,
     vcl: PathBuf,
     listens: Listens,
-    /// The network namespace that it is in, where that is not ours.
+    /// Its network namespace, if it is not ours.
     namespace: Option<String>,
     child: Child,
-    /// Its port while it is not there.
+    /// Its port, reserved while it is down.
     held: Option<Socket>,
 }
 
-/// What the connections to a varnishd begin with.
+/// The preamble of connections to a varnishd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Listens {
     Http,
-    /// A PROXY header: [`Varnish::get`] has none and gets no answer.
+    /// A PROXY header: [`Varnish::get`] sends none and gets no answer.
     Proxy,
 }
 
 impl Varnish {
-    /// Starts one on a free port. Wait for [`Varnish::ready`]: several start side by side.
+    /// Starts one on a free port. Call [`Varnish::ready`] later, so that several start concurrently.
     pub fn spawn(folder: &Path, id: &str, vcl: &Path) -> Self {
         Varnish::spawn_for(Listens::Http, folder, id, vcl)
     }
 
-    /// The same for other connections.
+    /// The same for connections with another preamble.
     pub fn spawn_for(listens: Listens, folder: &Path, id: &str, vcl: &Path) -> Self {
         Varnish::spawn_in(None, SocketAddr::from(([127, 0, 0, 1], 0)), listens, (folder, id, vcl))
     }
@@ -68,7 +68,7 @@ impl Varnish {
         });
     }
 
-    /// Reads a page from this Varnish alone.
+    /// Reads a page from this Varnish directly.
     pub fn get(&self, path: &str) -> Answer {
         get(self.address, path).expect("varnishd answers")
     }
@@ -81,27 +81,27 @@ impl Varnish {
         value.parse().expect("a number")
     }
 
-    /// Runs a command of `varnishadm`, and gives what it said.
+    /// Runs a command of `varnishadm`, and returns its output.
     pub fn adm(&self, command: &[&str]) -> String {
         let output = self.tool("varnishadm").args(command).output().expect("varnishadm");
         assert!(output.status.success(), "{command:?}: {output:?}");
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// One of Varnish's tools, for this one.
+    /// A Varnish tool, for this instance.
     fn tool(&self, program: &str) -> Command {
         let mut command = within(self.namespace.as_deref(), program);
         command.arg("-n").arg(&self.folder);
         command
     }
 
-    /// How many clearcoats it believes to be there, of several.
+    /// The number of clearcoats that it considers up.
     pub fn origins_up(&self) -> usize {
         let backends = self.adm(&["backend.list"]);
         backends.lines().filter(|line| line.contains(".origin_") && line.contains("healthy")).count()
     }
 
-    /// Stops the process that serves (and not its manager, which would notice).
+    /// Stops the worker process (not its manager, which would notice).
     pub fn hang(&self) {
         signal("-STOP", &self.worker());
     }
@@ -110,7 +110,7 @@ impl Varnish {
         signal("-CONT", &self.worker());
     }
 
-    /// Kills it without a word. Its port stays its own.
+    /// kill -9. Its port stays reserved.
     pub fn kill(&mut self) {
         let worker = self.worker();
         // The manager first, or it would start another worker.
@@ -118,11 +118,11 @@ impl Varnish {
         self.child.wait().expect("our child");
         signal("-KILL", &worker);
         if self.namespace.is_some() {
-            // Nobody else is there to take its port.
+            // No other process can take its port.
             let is_there = |pid: &u32| Path::new("/proc").join(pid.to_string()).exists();
             return eventually("the worker is gone", || (!worker.iter().any(is_there)).then_some(()));
         }
-        // The worker is not our child: that it is gone shows in its port.
+        // The worker is not our child: its port shows that it is gone.
         self.held = Some(eventually("the worker is gone", || try_hold(self.address).ok()));
     }
 

@@ -1,4 +1,4 @@
-//! A web node in the test's own process: pages with tags whose content is a version that the test sets.
+//! A web node in the test's own process: pages with tags whose content is a version set by the test.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -13,32 +13,32 @@ use clearcoat::shutdown::{self, ShutdownHandle, Stage};
 
 use super::eventually;
 
-/// How many renders a shop remembers.
+/// The number of renders recorded.
 const NEWEST: usize = 10_000;
 
-/// What the web nodes of one shop share. `/p/N` is a page with the tags `cat_p_N,cat_p` unless others are set, whose body
-/// is its version.
+/// The state shared by the web nodes of one shop. `/p/N` is a page with the tags `cat_p_N,cat_p` unless others are set,
+/// whose body is its version.
 #[derive(Debug, Default)]
 pub struct Shop {
     versions: Mutex<HashMap<u64, u64>>,
     tags: Mutex<HashMap<u64, String>>,
-    /// How many pages were rendered.
+    /// The number of renders.
     pub renders: AtomicU64,
     /// The newest of them: page, version, time.
     newest: Mutex<VecDeque<(u64, u64, Instant)>>,
     /// In ms.
     render_time: AtomicU64,
-    /// Whether pages live for a second and are revalidated from then on: they have an `ETag`.
+    /// Whether pages expire after a second and are then revalidated by `ETag`.
     pub revalidated: AtomicBool,
-    /// How many requests were answered 304.
+    /// The number of 304 answers.
     pub not_modified: AtomicU64,
     held: Mutex<HashMap<u64, Held>>,
 }
 
-/// The renders of a page that are held: how many there are, and whether they may go on.
+/// The held renders of a page: their number, and whether they may continue.
 type Held = (Arc<AtomicU64>, watch::Receiver<bool>);
 
-/// Holds the renders of a page, for as long as this value lives: what they say is settled, but they do not say it.
+/// Holds the renders of a page until this value is dropped: their content is determined, but not sent.
 pub struct Gate {
     shop: Arc<Shop>,
     page: u64,
@@ -47,12 +47,12 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// How many renders were held so far.
+    /// The number of renders held so far.
     pub fn held(&self) -> u64 {
         self.held.load(Ordering::SeqCst)
     }
 
-    /// Waits until so many renders are held.
+    /// Waits until this many renders are held.
     pub fn holds(&self, renders: u64) {
         eventually("a render is held", || (self.held() >= renders).then_some(()));
     }
@@ -66,12 +66,12 @@ impl Drop for Gate {
 }
 
 impl Shop {
-    /// The version that is rendered from now on.
+    /// Sets the version rendered from now on.
     pub fn set(&self, page: u64, version: u64) {
         self.versions.lock().unwrap().insert(page, version);
     }
 
-    /// The tags of a page from now on, as its header has them; none: no header.
+    /// Sets the tags of a page, as in its header; an empty text means no header.
     pub fn set_tags(&self, page: u64, tags: &str) {
         self.tags.lock().unwrap().insert(page, tags.to_owned());
     }
@@ -84,7 +84,7 @@ impl Shop {
         self.versions.lock().unwrap().get(&page).copied().unwrap_or(0)
     }
 
-    /// How long a page takes to render from now on, at most: each takes a random part of it.
+    /// Sets the longest render time: each render takes a random part of it.
     pub fn render_within(&self, most: Duration) {
         self.render_time.store(u64::try_from(most.as_millis()).expect("a short time"), Ordering::SeqCst);
     }
@@ -97,19 +97,19 @@ impl Shop {
         Gate { shop: Arc::clone(self), page, held, open }
     }
 
-    /// When this version of a page was rendered last, if that is among the newest.
+    /// When this version of a page was last rendered, if it is among the newest.
     pub fn last_rendered(&self, page: u64, version: u64) -> Option<Instant> {
         let newest = self.newest.lock().unwrap();
         newest.iter().rev().find(|render| (render.0, render.1) == (page, version)).map(|render| render.2)
     }
 
-    /// What a page says is settled first; then it takes its time.
+    /// The content is determined first; then the render takes its time.
     async fn render(&self, page: u64) -> String {
         let content = self.look_up(page);
         let held = self.held.lock().unwrap().get(&page).cloned();
         if let Some((held, mut open)) = held {
             held.fetch_add(1, Ordering::SeqCst);
-            // A gate that is gone is open.
+            // A dropped gate is open.
             _ = open.wait_for(|open| *open).await;
         }
         let most = self.render_time.load(Ordering::SeqCst);
@@ -131,7 +131,7 @@ impl Shop {
     }
 }
 
-/// A web node, for as long as this value lives.
+/// A web node, stopped when this value is dropped.
 pub struct Web {
     pub address: SocketAddr,
     /// Whether its health check passes.
@@ -190,7 +190,7 @@ impl Handler for Node {
         let content = self.shop.render(page).await;
         let tag = format!("\"{content}\"");
         let revalidated = self.shop.revalidated.load(Ordering::SeqCst);
-        // Varnish writes it as a weak one where it has compressed the page.
+        // Varnish turns it into a weak one if it has compressed the page.
         let asked = request.headers().get("if-none-match").and_then(|value| value.to_str().ok()).unwrap_or_default();
         if revalidated && asked.trim_start_matches("W/") == tag {
             self.shop.not_modified.fetch_add(1, Ordering::SeqCst);

@@ -1,5 +1,4 @@
-//! Answers of the corpus: what a node says wrongly reaches no client as if it were whole, and its connection is not
-//! used again.
+//! Answers of the corpus: an invalid answer never reaches a client looking complete, and its connection is not reused.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -11,16 +10,16 @@ use crate::data_path::rig::Rig;
 use crate::support::client::Ending;
 use crate::support::upstream::{Call, Gate, Then, Upstream};
 
-/// What must become of an answer.
+/// The required fate of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// The client gets a 502.
     BadGateway,
-    /// The client gets a 502, or a reset before anything looks whole.
+    /// The client gets a 502, or a reset before the answer looks complete.
     Cut,
-    /// The client gets what the file says, and the connection to the node is used again.
+    /// The client gets the expected answer, and the connection to the node is reused.
     Passes,
-    /// The client gets what the file says, and the connection to the node is not used again.
+    /// The client gets the expected answer, and the connection to the node is not reused.
     PassesOnce,
 }
 
@@ -43,11 +42,11 @@ impl Verdict {
     }
 }
 
-/// What the node does with the request of a case.
+/// The node's behaviour for the request of a case.
 #[derive(Clone)]
 struct Script {
     bytes: Vec<u8>,
-    /// What it sends once the client has its answer.
+    /// Bytes to send once the client has its answer.
     later: Vec<u8>,
     writes: Writes,
     then: Then,
@@ -72,7 +71,7 @@ impl Script {
 
     fn play(&self, call: &mut Call<'_>) -> Then {
         let begun = self.writes.each(&self.bytes, |piece| call.send(piece)).is_ok();
-        // A node whose connection was closed meanwhile has sent all that it can.
+        // A node whose connection was closed meanwhile cannot send the rest.
         let goes_on = begun && (self.later.is_empty() || call.wait(&self.answered));
         let ended = goes_on && self.writes.each(&self.later, |piece| call.send(piece)).is_ok();
         self.sent.open();
@@ -80,10 +79,10 @@ impl Script {
     }
 }
 
-/// The scripts of the cases under way, by path.
+/// The scripts of the running cases, by path.
 type Scripts = Arc<Mutex<HashMap<String, Script>>>;
 
-/// A node that follows the script of a path, and answers any other with the path.
+/// A node that follows the script for a path, and answers any other path with the path itself.
 fn node(scripts: &Scripts) -> Upstream {
     let scripts = Arc::clone(scripts);
     Upstream::start(move |call| {
@@ -104,7 +103,7 @@ struct Side<'r> {
 }
 
 impl Side<'_> {
-    /// Runs a case. Says whether the connection of the node was used again.
+    /// Runs a case. Returns whether the node's connection was reused.
     fn judge(&self, case: &Case, verdict: Verdict, writes: Writes) -> Result<bool, String> {
         let script = Script::of(case, writes)?;
         let (method, version) = case.key("request").unwrap_or("GET HTTP/1.1").split_once(' ').ok_or("no version")?;
@@ -114,7 +113,7 @@ impl Side<'_> {
         client
             .send(format!("{method} {path} {version}\r\nHost: shop.test\r\n\r\n"))
             .map_err(|error| error.to_string())?;
-        // Then the connection ends with the answer, and nothing behind that can be overlooked.
+        // Makes the connection end with the answer, so that bytes after the answer are noticed.
         half_close(&client)?;
         let (bytes, ending) = client.rest();
         script.answered.open();
@@ -130,7 +129,7 @@ impl Side<'_> {
         Ok(again)
     }
 
-    /// Whether the request for `next` came on the connection of one for `path`.
+    /// Whether the request for `next` arrived on the connection of the one for `path`.
     fn is_used_again(&self, path: &str, next: &str) -> Result<bool, String> {
         let calls = self.node.calls();
         let connections = |path: &str| -> Vec<usize> {
@@ -144,7 +143,7 @@ impl Side<'_> {
     }
 }
 
-/// Whether the client got what the verdict says.
+/// Whether the client got the answer required by the verdict.
 fn follows(case: &Case, verdict: Verdict, bytes: &[u8], ending: &Ending, to_head: bool) -> Result<(), String> {
     let answers = messages(bytes, ending, &[to_head]);
     let is_502 = answers.as_ref().is_ok_and(|answers| match answers.split_last() {
@@ -171,7 +170,7 @@ fn follows(case: &Case, verdict: Verdict, bytes: &[u8], ending: &Ending, to_head
 #[test]
 fn no_hostile_answer_looks_right_and_its_connection_is_not_used_again() {
     let cases = Case::read_all("answers");
-    // One for both nodes: what a Varnish failed to answer the edge may ask of a web node.
+    // One map for both nodes: a request that fails at a Varnish may go to a web node.
     let scripts = Scripts::default();
     let rig = Rig::start("", vec![node(&scripts)], vec![node(&scripts)]);
     let mut failures = Failures::default();
@@ -196,7 +195,7 @@ fn no_hostile_answer_looks_right_and_its_connection_is_not_used_again() {
     }
     failures.assert_none();
     assert!(hostile >= 2 * 20 && odd >= 2 * 5, "only {hostile} and {odd} cases");
-    // A proxy that never uses a connection twice would pass otherwise. One that rests too long is dropped on a slow
-    // machine, so that not every single one is counted on.
+    // A proxy that never reuses a connection would pass otherwise. On a slow machine a connection may exceed its idle
+    // limit, so not every one is required.
     assert!(used_again >= odd, "of {odd} connections that were right, each with two answers, {used_again} were kept");
 }

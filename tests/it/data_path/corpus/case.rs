@@ -1,11 +1,11 @@
-//! A case of the corpus as it stands in its file. `tests/corpus/README.md` defines the format.
+//! A case of the corpus as in its file. `tests/corpus/README.md` defines the format.
 //!
-//! The reader is strict: a typing error that turned a hostile byte into a harmless one would leave a case that tests
-//! nothing, and nobody would see it.
+//! The parser is strict: a typo that turned a hostile byte into a harmless one would leave a case that tests nothing,
+//! unnoticed.
 
 use std::path::Path;
 
-/// The keys that a file may have, in this order. The first three must be there.
+/// The allowed keys of a file, in this order. The first three are required.
 const KEYS: [&str; 5] = ["why", "source", "verdict", "request", "then"];
 
 /// One file.
@@ -20,7 +20,7 @@ pub struct Case {
 }
 
 impl Case {
-    /// Reads all files of a folder, sorted by name. Panics where one is malformed.
+    /// Reads all files of a folder, sorted by name. Panics on a malformed one.
     pub fn read_all(folder: &str) -> Vec<Case> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus").join(folder);
         let entries = std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
@@ -35,10 +35,10 @@ impl Case {
         paths.iter().map(|path| read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))).collect()
     }
 
-    /// Reads the text of one file.
+    /// Parses the text of one file.
     ///
     /// # Errors
-    /// What is wrong, with the number of the line.
+    /// The error, with its line number.
     pub fn parse(name: &str, text: &str) -> Result<Case, String> {
         let word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         if name.is_empty() || !name.chars().all(word) {
@@ -92,7 +92,7 @@ impl Case {
         self.keys.iter().find(|(known, _)| *known == key).map(|(_, value)| value.as_str())
     }
 
-    /// What must happen.
+    /// The required outcome.
     pub fn verdict(&self) -> &str {
         self.key("verdict").expect("checked when it was read")
     }
@@ -106,7 +106,7 @@ impl Case {
     /// The bytes of the only section with this title.
     ///
     /// # Errors
-    /// Where there is none, or more than one.
+    /// If there is none, or more than one.
     pub fn section(&self, title: &str) -> Result<&[u8], String> {
         match self.sections(title).as_slice() {
             [bytes] => Ok(bytes),
@@ -114,10 +114,10 @@ impl Case {
         }
     }
 
-    /// Holds a file to the keys and sections that its kind has.
+    /// Checks that a file has only the keys and sections of its kind.
     ///
     /// # Errors
-    /// Names what does not belong there.
+    /// Names the unexpected key or section.
     pub fn has_only(&self, keys: &[&str], titles: &[&str]) -> Result<(), String> {
         let key = self.keys.iter().map(|(key, _)| *key).find(|key| !KEYS[..3].contains(key) && !keys.contains(key));
         let title = self.sections.iter().map(|(title, _)| title.as_str()).find(|title| !titles.contains(title));
@@ -128,7 +128,7 @@ impl Case {
     }
 }
 
-/// The bytes that a line stands for. Its own line end stands for nothing.
+/// The bytes that a line represents, without its line end.
 fn unescape(line: &str) -> Result<Vec<u8>, String> {
     if let Some(odd) = line.chars().find(|c| !(' '..='~').contains(c)) {
         return Err(format!("{odd:?} must be escaped"));

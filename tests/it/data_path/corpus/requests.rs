@@ -1,4 +1,4 @@
-//! Requests of the corpus: refused before a byte goes on, or passed on in exactly one form.
+//! Requests of the corpus: refused before a byte is forwarded, or forwarded in exactly one form.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -10,18 +10,19 @@ use crate::support::client::Ending;
 use crate::support::eventually;
 use crate::support::upstream::{Then, Upstream, has_seen_all_ends};
 
-/// What must happen to a request.
+/// The required fate of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// An answer with this status, or any that refuses, and the end of the connection. Nothing goes on.
+    /// An answer with this status, or any refusal, and the end of the connection. Nothing is forwarded.
     Refused(Option<u16>),
-    /// The same, but the fault is in the body: where that comes behind its head, head and beginning may go on.
+    /// The same, but the fault is in the body: if the body arrives after its head, the head and the body's start may be
+    /// forwarded.
     RefusedInBody(Option<u16>),
-    /// It goes on as the file says.
+    /// It is forwarded as in the file.
     Passes,
-    /// The first requests go on as the file says, what is behind them is refused.
+    /// The first requests are forwarded as in the file, the rest is refused.
     PassesThenRefused(Option<u16>),
-    /// The client ends in mid-request. The node never sees an end of it.
+    /// The client closes mid-request. The node never sees a complete request.
     Cut,
 }
 
@@ -54,21 +55,21 @@ impl Verdict {
         Ok(verdict)
     }
 
-    /// Whether a second request is sent behind the case, which nobody may answer.
+    /// Whether a second request, which must not be answered, is sent after the case.
     fn is_followed(self) -> bool {
         !matches!(self, Verdict::Passes | Verdict::Cut)
     }
 }
 
-/// Statuses that tell a client that it is at fault, or speaks another version.
+/// Statuses of a client error or an unsupported version.
 fn is_refusal(status: u16) -> bool {
     (400..=499).contains(&status) || status == 505
 }
 
-/// A request as it came to a node.
+/// A request as received by a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Arrived {
-    /// The head with its blank line, then the body without its frame.
+    /// The head with its blank line, then the body without its framing.
     bytes: Vec<u8>,
     progress: Progress,
 }
@@ -82,11 +83,11 @@ enum Progress {
 
 type Log = Arc<Mutex<Vec<Arrived>>>;
 
-/// A node that writes down everything, and answers what is whole with its path.
+/// A node that records everything, and answers complete requests with their path.
 fn recorder(log: &Log) -> Upstream {
     let log = Arc::clone(log);
     Upstream::start(move |call| {
-        // A fake shows a head as characters, one for each byte.
+        // The fake stores a head as characters, one for each byte.
         let mut bytes: Vec<u8> = call.seen.head.chars().map(|c| u8::try_from(c).expect("a byte")).collect();
         let path = call.path().to_owned();
         let number = {
@@ -105,7 +106,7 @@ fn recorder(log: &Log) -> Upstream {
     })
 }
 
-/// What stands behind a hostile request. Where it is answered, the connection ends, so that nobody waits for that.
+/// The request after a hostile one. Its answer would end the connection, so that the test need not wait.
 const SMUGGLED: &[u8] = b"GET /smuggled HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n\r\n";
 
 /// One listener and the node behind it.
@@ -115,7 +116,7 @@ struct Side {
     log: Log,
 }
 
-/// Runs these cases at both listeners. Returns what the nodes saw in all.
+/// Runs these cases at both listeners. Returns what all nodes received.
 fn run(cases: &[(Case, Verdict, Writes)]) -> Vec<(Vec<String>, u64)> {
     let logs = [Log::default(), Log::default()];
     let nodes = [recorder(&logs[0]), recorder(&logs[1])];
@@ -140,12 +141,12 @@ impl Side {
         let seen = case.sections("node sees");
         let to_head: Vec<bool> = seen.iter().map(|bytes| bytes.starts_with(b"HEAD ")).collect();
         let (bytes, ending) = self.exchange(case.section("sent")?, verdict, writes)?;
-        // What was cut behind its head has gone to the node, which may not have looked at it yet.
+        // A request cut after its head has been sent to the node, which may not have read it yet.
         let has_head = case.section("sent")?.windows(4).any(|window| window == b"\r\n\r\n");
         let expected = if verdict == Verdict::Cut && has_head { before + 1 } else { before };
         eventually("no request is on its way to the node", || {
             let log = self.log.lock().unwrap();
-            // What clearcoat has given up it has closed before it answered: a node that has not looked yet has not seen that.
+            // Clearcoat closes abandoned connections before it answers, but the node may not have noticed yet.
             let came = log.len() >= expected && has_seen_all_ends(self.node);
             (came && log.iter().all(|arrived| arrived.progress != Progress::Arriving)).then_some(())
         });
@@ -190,8 +191,8 @@ impl Side {
         is_served(self.address, &format!("/next/{}", case.name))
     }
 
-    /// Sends a case, and reads to the end of the connection. A refusal must be followed by clearcoat's own close; for
-    /// the others the client says that nothing more will come.
+    /// Sends a case, and reads to the end of the connection. After a refusal clearcoat must close the connection
+    /// itself; in other cases the client half-closes.
     fn exchange(&self, sent: &[u8], verdict: Verdict, writes: Writes) -> Result<(Vec<u8>, Ending), String> {
         let mut client = connect(self.address)?;
         let mut bytes = sent.to_vec();
@@ -207,12 +208,12 @@ impl Side {
     }
 }
 
-/// Whether clearcoat can be sure to have head and body at once when they are written at once: it reads 16 KiB.
+/// Whether clearcoat certainly reads head and body together if they are written at once: it reads 16 KiB.
 fn fits_one_read(case: &Case) -> bool {
     case.section("sent").is_ok_and(|bytes| bytes.len() < 15 * 1024)
 }
 
-/// The node got these requests and nothing else.
+/// Checks that the node got exactly these requests.
 fn arrives_as(arrived: &[Arrived], expected: &[&[u8]]) -> Result<(), String> {
     let same = |(arrived, expected): (&Arrived, &&[u8])| {
         arrived.progress == Progress::Whole && arrived.bytes.as_slice() == *expected
@@ -225,7 +226,7 @@ fn arrives_as(arrived: &[Arrived], expected: &[&[u8]]) -> Result<(), String> {
     Err(format!("the node got {got:?}"))
 }
 
-/// The node may have got the beginning of one request.
+/// Checks that the node got at most the beginning of one request.
 fn never_ends(arrived: &[Arrived]) -> Result<(), String> {
     match arrived {
         [] | [Arrived { progress: Progress::Cut, .. }] => Ok(()),
@@ -233,7 +234,7 @@ fn never_ends(arrived: &[Arrived]) -> Result<(), String> {
     }
 }
 
-/// Each of the requests got its own answer.
+/// Checks that each request got its own answer.
 fn answers_to(requests: &[&[u8]], answers: &[Message]) -> bool {
     requests.iter().zip(answers).all(|(request, answer)| {
         let path = request.split(|&byte| byte == b' ').nth(1);
@@ -241,7 +242,7 @@ fn answers_to(requests: &[&[u8]], answers: &[Message]) -> bool {
     })
 }
 
-/// Behind the answers to `served` requests there is one refusal and a clean end.
+/// Checks that the answers to `served` requests are followed by one refusal and a clean end.
 fn refuses(answers: Result<Vec<Message>, String>, served: usize, status: Option<u16>, ending: &Ending) -> Option<()> {
     let answers = answers.ok().filter(|answers| answers.len() == served + 1)?;
     let refusal = answers.last()?;
@@ -250,7 +251,7 @@ fn refuses(answers: Result<Vec<Message>, String>, served: usize, status: Option<
     (right && closes && !refusal.body.is_empty()).then_some(())
 }
 
-/// The cases of the corpus that `choose` takes, in the ways in which it takes them.
+/// The cases of the corpus selected by `choose`, in the selected ways of writing.
 fn chosen(choose: impl Fn(&Case, Verdict, Writes) -> bool) -> Vec<(Case, Verdict, Writes)> {
     let mut chosen = Vec::new();
     for case in Case::read_all("requests") {
@@ -261,7 +262,7 @@ fn chosen(choose: impl Fn(&Case, Verdict, Writes) -> bool) -> Vec<(Case, Verdict
     chosen
 }
 
-/// How many of these there are, each counted once.
+/// The number of distinct cases.
 fn count(cases: &[(Case, Verdict, Writes)]) -> usize {
     cases.iter().filter(|(.., writes)| *writes == Writes::AtOnce).count()
 }

@@ -1,5 +1,5 @@
-//! Clients that mean harm. Each is cut or held up; the process goes on, its memory stays where it was, and whoever else is
-//! connected does not notice.
+//! Attacking clients. Each is cut or held back; the process continues, its memory does not grow, and other clients are
+//! not affected.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,13 +21,13 @@ const CANCEL: u32 = 8;
 const REFUSED_STREAM: u32 = 7;
 const ENHANCE_YOUR_CALM: u32 = 11;
 
-/// How much an attack may leave in memory: buffers of connections that are open, and what an allocator keeps.
+/// The most memory that an attack may leave: buffers of open connections, and allocator overhead.
 const GROWTH: usize = 16 * MIB;
 
-/// How long anybody else may wait for a page meanwhile, in a debug build on a busy machine.
+/// The longest wait for a page that other clients may see meanwhile, in a debug build on a busy machine.
 const UNNOTICED: Duration = Duration::from_secs(5);
 
-/// Answers what begins with `/held` only once the gate is open or its client has gone, and everything else at once.
+/// Answers paths that begin with `/held` only once the gate is open or the client has gone, and others at once.
 fn node(held: &Gate) -> Upstream {
     let held = held.clone();
     Upstream::start(move |call| {
@@ -45,7 +45,7 @@ fn node(held: &Gate) -> Upstream {
     })
 }
 
-/// Does harm while others read, and sees to it that it was none.
+/// Runs an attack while other clients read, and checks that they are not affected.
 fn harmlessly<T>(secure: &Secure, what: &str, harm: impl FnOnce() -> T) -> T {
     let done = AtomicBool::new(false);
     let before = secure.rig.memory();
@@ -54,7 +54,7 @@ fn harmlessly<T>(secure: &Secure, what: &str, harm: impl FnOnce() -> T) -> T {
             let done = &done;
             scope.spawn(move || read_on(secure, by_http2, done))
         });
-        // Both are at work before it begins.
+        // Both kinds of readers are running before it begins.
         let harmed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(harm));
         done.store(true, Ordering::SeqCst);
         for reader in readers {
@@ -70,7 +70,7 @@ fn harmlessly<T>(secure: &Secure, what: &str, harm: impl FnOnce() -> T) -> T {
     harmed
 }
 
-/// Reads pages on a connection of its own; says how many, and how long the slowest took.
+/// Reads pages on its own connection; returns their number, and the time of the slowest.
 fn read_on(secure: &Secure, by_http2: bool, done: &AtomicBool) -> (u64, Duration) {
     let (mut pages, mut slowest) = (0, Duration::ZERO);
     let http2 = by_http2.then(|| Http2::open(secure.address()));
@@ -83,13 +83,13 @@ fn read_on(secure: &Secure, by_http2: bool, done: &AtomicBool) -> (u64, Duration
         }
         pages += 1;
         slowest = slowest.max(began.elapsed());
-        // A pace that leaves the machine to what is tested.
+        // A pace that leaves the machine to the code under test.
         std::thread::sleep(Duration::from_millis(2));
     }
     (pages, slowest)
 }
 
-/// How many requests for this path the node has seen.
+/// The number of requests for this path that the node has seen.
 fn seen(secure: &Secure, path: &str) -> usize {
     let start = format!("GET {path} ");
     secure.rig.varnish[0].calls().iter().filter(|call| call.head.starts_with(&start)).count()
@@ -113,7 +113,7 @@ fn who_opens_streams_only_to_reset_them_is_cut_soon() {
         frames.ended("the connection is cut")
     });
     assert_eq!(reason, Some(ENHANCE_YOUR_CALM));
-    // One after the other, each reset once it is under way: no library can tell that from a reader in a hurry.
+    // One at a time, each reset once it is in flight: indistinguishable from an impatient reader.
     for path in ["/held", "/half"] {
         let streams = harmlessly(&secure, path, || {
             let mut frames = Frames::open(secure.address(), &[]);
@@ -182,13 +182,13 @@ fn a_head_that_unpacks_to_far_more_than_was_sent_is_refused() {
     for references in [100, 4000, 12_000] {
         harmlessly(&secure, "a bomb", || {
             let mut frames = Frames::open(secure.address(), &[]);
-            // One field of 3.9 KB in the table, and then a byte for each time that it is meant (index 62).
+            // One field of 3.9 KB in the table, and then one byte for each reference to it (index 62).
             let fields =
                 [request_fields("GET", "/bomb"), indexed_field("x", &"y".repeat(3900)), vec![0xbe; references]]
                     .concat();
             frames.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, fields));
             let end = frames.wait_for("it is refused", |frame| matches!(frame.kind, HEADERS | RST_STREAM | GOAWAY));
-            // 431 is not in the static table: its digits are there as they are, or Huffman coded.
+            // 431 is not in the static table: its digits are literal, or Huffman coded.
             assert!(end.is_none_or(|frame| frame.kind != HEADERS || frame.payload[0] != 0x88), "{references}");
         });
     }
@@ -196,7 +196,7 @@ fn a_head_that_unpacks_to_far_more_than_was_sent_is_refused() {
 }
 
 #[test]
-fn floods_of_frames_that_cost_nothing_are_answered_or_cut_and_hold_nothing() {
+fn floods_of_cheap_frames_are_answered_or_cut_and_hold_nothing() {
     let secure = Secure::start("", "", vec![Upstream::echo()]);
     let opened = frame(HEADERS, END_HEADERS, 1, request_fields("POST", "/flood"));
     let floods = [
@@ -216,7 +216,7 @@ fn floods_of_frames_that_cost_nothing_are_answered_or_cut_and_hold_nothing() {
             let taken = frames.send(&flood);
             assert!(!is_cut || !taken || frames.ended("the flood is cut") == Some(ENHANCE_YOUR_CALM), "{what}");
         });
-        // And the same by a client that does not read what it gets for it.
+        // The same by a client that does not read the answers.
         harmlessly(&secure, what, || {
             let mut frames = Frames::open(secure.address(), &[]);
             frames.send_blindly(&flood, Duration::from_secs(3));
@@ -238,11 +238,11 @@ fn who_never_opens_its_window_is_cut_and_costs_no_memory() {
     }
     eventually_within(UNNOTICED, "all are at the node", || (secure.rig.inflight() == MAX_STREAMS as f64).then_some(()));
     let at_rest = at_rest("the node", || sent.load(Ordering::SeqCst));
-    // What a stream holds: a piece in hand, one that waits, and a read beyond them.
+    // The memory of a stream: a piece being written, one queued, and a read beyond them.
     let grown = secure.rig.memory().saturating_sub(before);
     assert!(grown < MAX_STREAMS * 256 * 1024, "{} KiB for {at_rest} bytes that nobody takes", grown / 1024);
-    // A body that is 20 s old has to keep the pace. The requests end, and then the connection takes no others, though its
-    // client would keep it busy.
+    // A body that is 20 s old has to keep the minimum pace. The requests end, and then the connection accepts no new
+    // ones, though its client keeps it busy.
     let mut asked = MAX_STREAMS;
     eventually_within(Duration::from_secs(55), "the client is sent away", || {
         assert!(frames.send(frame(
@@ -263,7 +263,7 @@ fn who_never_opens_its_window_is_cut_and_costs_no_memory() {
 }
 
 #[test]
-fn a_client_that_reads_one_stream_only_gets_it_whole_beside_others_that_it_leaves() {
+fn a_client_that_reads_one_stream_gets_it_whole_beside_unread_ones() {
     let secure = Secure::start(
         "",
         "",
@@ -278,7 +278,7 @@ fn a_client_that_reads_one_stream_only_gets_it_whole_beside_others_that_it_leave
     for _ in 0..3 {
         assert!(ask().rest().unwrap() == body_of(4 * MIB));
     }
-    // They were held up and not given up.
+    // Backpressure did not cut them.
     for stream in left {
         assert!(stream.rest().unwrap() == body_of(4 * MIB));
     }

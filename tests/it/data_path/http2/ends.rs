@@ -1,4 +1,4 @@
-//! Requests that do not come to a good end, on either side, and the end of the process.
+//! Requests that end badly on either side, and the end of the process.
 
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::support::frames::{
 use crate::support::http2::{Begun, Broken, Http2, Stream, request};
 use crate::support::upstream::{Gate, Then, Upstream};
 
-/// Reads bodies, and counts what came of them and how many were cut. None may end well.
+/// Reads bodies, and counts completed and cut ones. None may be completed.
 struct Uploads {
     received: Arc<AtomicU64>,
     cut: Arc<AtomicU64>,
@@ -53,7 +53,7 @@ fn upload(client: &Http2, length: Option<usize>) -> Stream {
 }
 
 #[test]
-fn a_client_that_gives_an_upload_up_for_whatever_reason_leaves_no_request_that_looks_complete() {
+fn an_aborted_upload_never_looks_complete_to_the_node() {
     let (uploads, node) = Uploads::node();
     let secure = Secure::start("", "", vec![node]);
     let client = Http2::open(secure.address());
@@ -70,7 +70,7 @@ fn a_client_that_gives_an_upload_up_for_whatever_reason_leaves_no_request_that_l
             eventually("the node sees a cut", || (uploads.cut() == given_up).then_some(()));
         }
     }
-    // And with the connection.
+    // The same if the connection ends.
     for length in [Some(1000), None] {
         let client = Http2::open(secure.address());
         let mut stream = upload(&client, length);
@@ -128,7 +128,7 @@ fn a_cut_answer_resets_its_stream_and_no_other() {
     let client = Http2::open(secure.address());
     for path in CUT_PATHS {
         let mut stream = client.ask(request("GET", path).body(()).unwrap(), true);
-        // A reset may overtake what it cuts.
+        // A reset may overtake the data before it.
         let cut = stream.head().and_then(Begun::rest);
         assert!(matches!(cut, Err(Broken::Reset(_))), "{path}: a cut answer looks complete");
         assert_eq!(client.get("/").unwrap().text(), "whole", "{path}");
@@ -136,7 +136,7 @@ fn a_cut_answer_resets_its_stream_and_no_other() {
 }
 
 #[test]
-fn a_request_dies_with_its_client_before_its_answer_and_in_the_middle_of_it() {
+fn a_request_ends_with_its_client_before_and_during_its_answer() {
     let never = Gate::default();
     let secure = Secure::start(
         "",
@@ -148,7 +148,8 @@ fn a_request_dies_with_its_client_before_its_answer_and_in_the_middle_of_it() {
                 "/chunked" => call.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"),
                 _ => return call.answer("well"),
             };
-            // It notices the end of its connection only when it looks: what counts is that clearcoat has ended it.
+            // The node notices the end of its connection only on its next read or write: it counts that clearcoat has
+            // closed it.
             if begun.is_ok() {
                 _ = call.exactly(1, |_| ());
             }
@@ -239,7 +240,7 @@ fn failures_are_answered_with_their_status_and_the_connection_goes_on() {
         assert_eq!(answer.status, status, "{path}");
         assert_eq!(answer.header("content-length"), Some(&*answer.body.len().to_string()), "{path}");
         let answer = client.ask(request("HEAD", path).body(()).unwrap(), true).answer();
-        // The fake writes bodies to HEAD as well; what it says there beyond the head is not what this is about.
+        // The fake writes bodies to HEAD as well; those after the head do not matter here.
         if status == 502 {
             let answer = answer.unwrap();
             assert_eq!((answer.status, answer.text()), (502, ""), "{path}");
@@ -299,7 +300,7 @@ fn sigterm_says_goaway_lets_streams_finish_and_ends_connections_at_rest() {
     assert!(ended.iter().all(Result::is_ok), "connections at rest: {ended:?}");
     let goaway = frames.wait_for("GOAWAY", |frame| frame.kind == GOAWAY).unwrap();
     assert_eq!(goaway.reason(), 0, "{goaway:?}");
-    // Whoever is asked by PING whether he has read that answers; the end follows, perhaps at once.
+    // A client that answers the PING has read everything; the end may follow at once.
     let ping = frames.wait_for("PING", |frame| frame.kind == PING && frame.flags == 0).unwrap();
     frames.send(frame(PING, 1, 0, ping.payload));
     assert_eq!(frames.ended("the connection ends"), Some(0));
@@ -338,7 +339,7 @@ fn sigterm_cuts_no_answer_of_a_client_that_speaks_while_it_reads() {
             }
         })],
     );
-    // Room for all of it at once (SETTINGS_INITIAL_WINDOW_SIZE, and the connection's own).
+    // A window for the whole answer (SETTINGS_INITIAL_WINDOW_SIZE, and the connection's own).
     let room = u32::try_from(2 * SIZE).unwrap();
     let mut frames = Frames::open(secure.address(), &[(4, room)]);
     assert!(frames.send([frame(WINDOW_UPDATE, 0, 0, room.to_be_bytes()), get_frame(1, "/late")].concat()));
@@ -348,7 +349,7 @@ fn sigterm_cuts_no_answer_of_a_client_that_speaks_while_it_reads() {
     assert!(frames.send(frame(PING, 1, 0, ping.payload)));
     late.open();
     sent.wait("the answer is on its way");
-    // It reads nothing for a second, and says all the while that it has room for more.
+    // It reads nothing for a second, but keeps sending window updates.
     for _ in 0..100 {
         frames.send_blindly(&frame(WINDOW_UPDATE, 0, 0, 1_u32.to_be_bytes()), Duration::from_secs(1));
         std::thread::sleep(Duration::from_millis(10));
@@ -362,11 +363,11 @@ fn sigterm_cuts_no_answer_of_a_client_that_speaks_while_it_reads() {
 }
 
 #[test]
-fn a_client_that_never_finishes_its_head_holds_the_end_of_the_process_up_for_its_patience_only() {
+fn an_unfinished_head_delays_the_shutdown_only_up_to_its_timeout() {
     let mut secure = Secure::start("", "", vec![Upstream::echo()]);
     let mut frames = Frames::open(secure.address(), &[]);
     assert!(frames.answers_ping(1));
-    // The first frame of a head, and never another.
+    // The first frame of a header block, and no continuation.
     let half = frame(HEADERS, 0, 1, &request_fields("GET", "/")[..20]);
     assert!(frames.send(half));
     assert_eq!(Http2::open(secure.address()).get("/meanwhile").unwrap().text(), "/meanwhile");
@@ -374,7 +375,7 @@ fn a_client_that_never_finishes_its_head_holds_the_end_of_the_process_up_for_its
     secure.rig.clearcoat.terminate();
     let status = secure.rig.clearcoat.wait();
     assert!(status.success(), "{status}");
-    // A second to leave, eight to drain, and a busy machine.
+    // One second to leave, eight to drain, and a tolerance for a busy machine.
     assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     let (_, calls) = secure.rig.varnish[0].all_traffic();
     assert_eq!(calls.len(), 1, "{calls:?}");

@@ -1,4 +1,4 @@
-//! Heads: what is passed on, how it is written, and what is refused.
+//! Heads: which are forwarded, in which form, and which are refused.
 
 use h2::client::Builder;
 use http::HeaderMap;
@@ -10,7 +10,7 @@ use crate::support::frames::{
 use crate::support::http2::{Http2, Http2Answer, Stream, request};
 use crate::support::upstream::{Then, Upstream};
 
-/// Nothing but requests that must not arrive were sent, and then one that must.
+/// Checks that only a final valid request has reached the node.
 fn nothing_reached(secure: &Secure) {
     assert_eq!(Http2::open(secure.address()).get("/marker").unwrap().text(), "/marker");
     let (_, calls) = secure.rig.varnish[0].all_traffic();
@@ -28,7 +28,7 @@ fn ask(client: &Http2, method: &str, path: &str, fields: &[(&'static str, &str)]
 }
 
 #[test]
-fn a_request_is_written_on_as_http_1_1_with_one_cookie_field_and_nothing_of_its_own_hop() {
+fn a_request_is_forwarded_as_http_1_1_with_one_cookie_and_no_hop_fields() {
     let secure = Secure::start("", "", vec![Upstream::echo()]);
     let client = Http2::open(secure.address());
     let fields = [
@@ -70,10 +70,10 @@ fn the_end_of_a_request_is_found_as_its_client_says_it() {
     };
     assert_eq!(post(Some("5"), b"hello"), "5 5 none");
     assert_eq!(post(None, b"hello"), "5 none chunked");
-    // The end came with a frame of its own, so that nobody could know beforehand.
+    // The end came in a separate frame, so that the head could not include the length.
     assert_eq!(post(None, b""), "0 none chunked");
     assert_eq!(post(Some("0"), b""), "0 0 none");
-    // And here with the head.
+    // Here the end came with the head.
     assert_eq!(ask(&client, "POST", "/", &[]).text(), "0 none none");
     assert_eq!(ask(&client, "POST", "/", &[("content-length", "0")]).text(), "0 0 none");
     let mut stream = client.ask(request("POST", "/").body(()).unwrap(), false);
@@ -83,7 +83,7 @@ fn the_end_of_a_request_is_found_as_its_client_says_it() {
 }
 
 #[test]
-fn answers_without_a_body_have_none_and_keep_the_length_that_they_announce() {
+fn answers_without_a_body_keep_the_length_that_they_announce() {
     let secure = Secure::start(
         "",
         "",
@@ -107,7 +107,7 @@ fn answers_without_a_body_have_none_and_keep_the_length_that_they_announce() {
         let answer = ask(&client, method, path, &[]);
         assert_eq!((answer.status, answer.header("content-length"), answer.text()), (status, length, ""), "{path}");
     }
-    // On the wire the head ends the stream, where there can be no body.
+    // If there can be no body, the HEADERS frame ends the stream.
     let mut frames = Frames::open(secure.address(), &[]);
     assert!(frames.send(get_frame(1, "/304")));
     let head = frames.wait_for("the answer", |frame| frame.kind == HEADERS).unwrap();
@@ -125,16 +125,16 @@ fn authority_and_host_that_disagree_are_answered_400_and_reach_no_node() {
             assert_eq!(answer.status, 400, "{method} {hosts:?}");
             assert!(answer.text().contains("Host"), "{answer:?}");
         }
-        // An answer to HEAD has no body, whatever it says.
+        // An answer to HEAD has no body, whatever its head says.
         let answer = ask(&client, "HEAD", "/", &fields);
         assert_eq!((answer.status, answer.text()), (400, ""), "{hosts:?}");
     }
     nothing_reached(&secure);
-    // The same host twice over is one host, and it is written once.
+    // The same host in both places is valid, and is written once.
     assert_eq!(ask(&client, "GET", "/", &[("host", "SHOP.test")]).status, 200);
     let head = secure.rig.varnish[0].calls().pop().unwrap().head;
     assert_eq!(head.to_ascii_lowercase().matches("\r\nhost:").count(), 1, "{head}");
-    // Without an authority it is the Host field that counts; without both there is no request.
+    // Without an authority the Host field counts; without both the request is invalid.
     for (host, status) in
         [(&["a.test"][..], 200), (&["a.test", "a.test"], 400), (&["a.test", "b.test"], 400), (&[], 400)]
     {
@@ -187,7 +187,7 @@ fn what_http_2_forbids_in_a_head_resets_its_stream_and_reaches_no_node() {
     ];
     for (what, fields) in cases {
         let mut frames = Frames::open(secure.address(), &[]);
-        // It may be cut off for it before all of it is out.
+        // The connection may be closed before all of it is written.
         _ = frames.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, fields));
         let refused = |head: &[u8]| head.first() == Some(&0x8c);
         let end = frames.wait_for(what, |frame| matches!(frame.kind, HEADERS | 3 | 7));
@@ -227,7 +227,7 @@ fn heads_beyond_the_limits_are_answered_431_and_the_connection_goes_on() {
     assert_eq!(ask(&client, "GET", "/many", &[("a", "1"); 30]).status, 431);
     let answer = ask(&client, "HEAD", "/many", &[("a", "1"); 30]);
     assert_eq!((answer.status, answer.text()), (431, ""));
-    // Far too large a head is the end of its connection.
+    // A much too large head ends its connection.
     let huge = "x".repeat(100_000);
     let mut builder = Builder::new();
     builder.max_header_list_size(1024 * 1024);
@@ -236,7 +236,7 @@ fn heads_beyond_the_limits_are_answered_431_and_the_connection_goes_on() {
     let refused = stream.and_then(Stream::answer);
     assert!(refused.as_ref().map_or(true, |answer| answer.status == 431), "{refused:?}");
     nothing_reached(&secure);
-    // Crumbs of a cookie are one field behind us.
+    // Cookie crumbs are joined into one field upstream.
     assert_eq!(ask(&client, "GET", "/crumbs", &[("cookie", "a=1"); 30]).status, 200);
 }
 

@@ -1,4 +1,4 @@
-//! Requests that are malformed, among others of one connection that are not: each is an error of its own stream.
+//! Malformed requests among valid ones on one connection: each is an error of its own stream only.
 
 use crate::data_path::tls::Secure;
 use crate::support::eventually;
@@ -27,7 +27,7 @@ fn holding(gate: &Gate) -> Vec<Upstream> {
     })]
 }
 
-/// What comes on the third stream while the first one waits, that is malformed.
+/// Malformed frames for the third stream, while the first one waits.
 fn malformed() -> Vec<(&'static str, Vec<u8>)> {
     let request = |extra: Vec<u8>| {
         frame(HEADERS, END_HEADERS | END_STREAM, 3, [request_fields("GET", "/malformed"), extra].concat())
@@ -72,7 +72,7 @@ fn a_malformed_request_is_an_error_of_its_stream_and_the_others_go_on() {
         let reset = client.wait_for(what, |frame| frame.kind == RST_STREAM || frame.kind == GOAWAY);
         let reset = reset.unwrap_or_else(|| panic!("{what}: the connection ended"));
         assert_eq!((reset.kind, reset.stream, reset.reason()), (RST_STREAM, 3, PROTOCOL_ERROR), "{what}");
-        // Its neighbour, and whoever comes behind it.
+        // Its neighbour, and the request after it.
         gate.open();
         assert!(client.send(get_frame(5, "/next")), "{what}");
         for stream in [1, 5] {
@@ -92,7 +92,7 @@ fn what_a_malformed_request_put_into_the_table_is_there_for_the_next_one() {
     let fields = [request_fields("GET", "/1"), indexed_field("x-good", "kept"), indexed_field("Bad", "x")].concat();
     assert!(client.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, fields)));
     client.wait_for("it is refused", |frame| frame.kind == RST_STREAM && frame.stream == 1).expect("a reset");
-    // 63 is the good one, and 62 the bad one: that is refused each time.
+    // 63 is the good field, and 62 the bad one, which is refused each time.
     let by_index = |stream, path, index: u8| {
         frame(HEADERS, END_HEADERS | END_STREAM, stream, [request_fields("GET", path), vec![0x80 | index]].concat())
     };

@@ -1,4 +1,4 @@
-//! How many connections there may be: in all, where nobody is refused, and from one address, where the rest is.
+//! Limits of connections: in total, where clients wait, and per address, where the rest is refused.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -49,7 +49,7 @@ fn where_all_places_are_at_work_new_connections_wait_and_none_is_refused() {
     for (number, mut client) in working.into_iter().enumerate() {
         assert_eq!(client.answer(false).unwrap().text(), "/held", "{number}");
     }
-    // Each leaves once it has its answer, and makes room for another.
+    // Each disconnects after its answer, and makes room for another.
     for (number, mut client) in waiting.into_iter().enumerate() {
         assert_eq!(client.answer(false).unwrap().text(), format!("/{number}"));
     }
@@ -73,7 +73,7 @@ fn connections_at_rest_end_to_make_room_and_those_at_work_do_not() {
     let began = Instant::now();
     let mut late = asking(edge, "/late");
     assert_eq!(late.answer(false).unwrap().text(), "/late");
-    // They have been at rest for a second by then, and not for the 75 that they would have had.
+    // They have been idle for a second by then, not for their usual limit of 75 s.
     assert!(began.elapsed() < Duration::from_secs(10), "after {:?}", began.elapsed());
     for client in resting.iter_mut().chain([&mut silent]) {
         assert_eq!(client.rest(), (Vec::new(), Ending::Clean));
@@ -86,13 +86,13 @@ fn connections_at_rest_end_to_make_room_and_those_at_work_do_not() {
 }
 
 #[test]
-fn an_address_gets_no_more_than_its_places_and_they_are_free_again_when_it_leaves() {
+fn an_address_gets_no_more_than_its_places_which_are_freed_on_close() {
     let limits = "[limits]\nmax_connections_per_address = 2\n\
         [edge]\nlisten = [\"127.0.0.1:0\"]\ntrusted_proxies = [\"127.0.0.2/32\"]";
     let rig = Rig::start(limits, vec![Upstream::echo()], vec![Upstream::echo()]);
     let ask = |address: SocketAddr, last: u8| -> Option<(Connection, Answer)> {
         let mut client = Connection::open_from([127, 0, 0, last], address).expect("the kernel accepts");
-        // Refused, it may be gone before all is written.
+        // Once refused, it may be closed before all is written.
         _ = client.send(get_request("/"));
         client.answer(false).ok().map(|answer| (client, answer))
     };
@@ -106,7 +106,7 @@ fn an_address_gets_no_more_than_its_places_and_they_are_free_again_when_it_leave
         assert!(began.elapsed() < Duration::from_secs(5), "after {:?}", began.elapsed());
         assert_eq!(refused(), f64::from(number));
     }
-    // Others do not notice, those in front of whom many clients stand have no limit, and the origin has none at all.
+    // Other clients are not affected; proxies with many clients behind them have no limit, nor has the origin.
     let others: Vec<_> = (0..2).map(|_| ask(edge, 4)).chain((0..5).map(|_| ask(edge, 2))).collect();
     let varnish: Vec<_> = (0..5).map(|_| ask(rig.clearcoat.origin, 3)).collect();
     assert!(others.iter().chain(&varnish).all(Option::is_some));

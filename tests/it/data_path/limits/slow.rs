@@ -1,4 +1,5 @@
-//! Clients that are slow, by intent or not, and nodes that are: each has its time, and only who is waited for is cut.
+//! Slow clients, malicious or not, and slow nodes: each has its time limit, and only the side that causes the wait is
+//! cut.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -12,14 +13,14 @@ use crate::support::client::{Connection, Ending};
 use crate::support::eventually;
 use crate::support::upstream::{Call, Gate, Then, Upstream};
 
-/// The pace of those that drip: five bytes at a time, fifty a second.
+/// The pace of dripping clients: five bytes at a time, fifty a second.
 const DRIP: [u8; 5] = *b"drip.";
 const BETWEEN: Duration = Duration::from_millis(100);
 
-/// Writes a drop, and again and again, until told to stop or cut.
+/// Writes a drop repeatedly, until stopped or cut.
 fn drip(stream: &mut TcpStream, piece: &[u8], goes_on: impl Fn() -> bool) {
     while goes_on() && stream.write_all(piece).is_ok() {
-        // The pace of this peer, not a wait for anything.
+        // The pace of this peer, not a synchronisation.
         std::thread::sleep(BETWEEN);
     }
 }
@@ -53,7 +54,7 @@ fn a_head_has_its_time_from_its_first_byte_and_drips_do_not_extend_it() {
             assert_ne!(client.rest().1, Ending::Open, "{what}");
             writer.join().unwrap();
         }
-        // These have been at rest for longer than a head may take.
+        // These have been idle for longer than the head timeout.
         for client in [&mut silent, &mut used] {
             client.send(get_request("/after")).unwrap();
             assert_eq!(client.answer(false).unwrap().text(), "/after");
@@ -63,13 +64,13 @@ fn a_head_has_its_time_from_its_first_byte_and_drips_do_not_extend_it() {
     }
 }
 
-/// Whether the clients that were to be cut have been, and what a node does meanwhile.
+/// Whether the slow clients were cut, and the node's behaviour meanwhile.
 struct Slowness {
     cut: Arc<AtomicBool>,
 }
 
 impl Slowness {
-    /// Answers `/drips` slowly for as long as others take to be cut, reads `/reads-late` only then, and anything else
+    /// Answers `/drips` slowly until the slow clients are cut, reads `/reads-late` only then, and answers anything else
     /// at once.
     fn node(&self) -> Upstream {
         let cut = Arc::clone(&self.cut);
@@ -110,7 +111,7 @@ impl Slowness {
 const UPLOAD: &str = "POST /upload HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n";
 const CHUNKED_UPLOAD: &str = "POST /upload HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
 
-/// Drips an upload until it is cut, after the grace and with a word.
+/// Drips an upload until it is cut, after the grace period and with an answer.
 fn drips_an_upload(rig: &Rig, head: &str, piece: &[u8]) {
     let mut client = rig.edge();
     let began = Instant::now();
@@ -122,7 +123,7 @@ fn drips_an_upload(rig: &Rig, head: &str, piece: &[u8]) {
     assert_cut_after_the_grace(began);
 }
 
-/// Whether nothing has come.
+/// Whether no bytes have arrived.
 fn is_quiet(stream: &TcpStream) -> bool {
     stream.set_nonblocking(true).unwrap();
     let looked = stream.peek(&mut [0]).map_err(|error| error.kind());
@@ -130,7 +131,7 @@ fn is_quiet(stream: &TcpStream) -> bool {
     looked == Err(std::io::ErrorKind::WouldBlock)
 }
 
-/// The grace is 20 s; a minute without a byte would cut anybody.
+/// The grace period is 20 s; after a minute without a byte any client would be cut.
 fn assert_cut_after_the_grace(began: Instant) {
     let waited = began.elapsed();
     assert!(waited > Duration::from_secs(19) && waited < Duration::from_secs(40), "cut after {waited:?}");
@@ -154,7 +155,8 @@ fn drips_a_download(rig: &Rig) {
 fn who_is_waited_for_and_slower_than_wanted_is_cut_and_nobody_else() {
     let slowness = Slowness { cut: Arc::default() };
     let rig = Rig::start("[limits]\nmin_body_rate = 500", vec![slowness.node()], vec![slowness.node()]);
-    // What the kernel takes for a client that does not read counts as taken: a rate that this cannot reach.
+    // Bytes buffered by the kernel for a client that does not read count as taken: a rate that the kernel alone cannot
+    // reach.
     let demanding = Rig::start("[limits]\nmin_body_rate = 10000000", vec![slowness.node()], Vec::new());
     let is_cut = || slowness.cut.load(Ordering::SeqCst);
     std::thread::scope(|scope| {
@@ -191,7 +193,7 @@ fn who_is_waited_for_and_slower_than_wanted_is_cut_and_nobody_else() {
                 assert_eq!(steady.answer(false).expect("who is fast enough is served").status, 200);
             }),
             scope.spawn(|| {
-                // The clients of the origin are Varnish nodes, as slow as theirs.
+                // The origin's clients are Varnish nodes, as slow as their own clients.
                 let mut varnish = rig.origin();
                 varnish.send(CHUNKED_UPLOAD).unwrap();
                 drip(&mut varnish.stream.try_clone().unwrap(), b"5\r\ndrip.\r\n", || !is_cut());
@@ -275,7 +277,7 @@ fn a_node_that_stops_reading_an_upload_is_to_blame() {
     client.send(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", 64 << 20)).unwrap();
     let mut stream = client.stream.try_clone().unwrap();
     let writer = std::thread::spawn(move || {
-        // It may be cut before all is written.
+        // The client may be cut before all is written.
         _ = stream.write_all(&vec![b'x'; 64 << 20]);
     });
     let answer = client.answer(false).unwrap();

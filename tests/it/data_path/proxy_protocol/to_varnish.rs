@@ -1,5 +1,5 @@
-//! To a real varnishd whose listener wants a PROXY header: its `client.ip` is the client, its health checks and purges
-//! work, and a Varnish beside it that wants none gets none.
+//! The PROXY header to a real varnishd whose listener expects it: its `client.ip` is the client, its health checks and
+//! purges work, and a Varnish beside it without that setting gets none.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -9,10 +9,10 @@ use crate::data_path::rig::get_request;
 use crate::support::client::Connection;
 use crate::support::fleet::{Fleet, Plan};
 
-/// How many of the three Varnish nodes want a header: the first two.
+/// How many of the three Varnish nodes expect a header: the first two.
 const SEND_PROXY: usize = 2;
 
-/// Answers `/whoami` with the client, whether an ACL has it, the number of the session and the name of the node.
+/// Answers `/whoami` with the client, whether it is in an ACL, the number of the session and the name of the node.
 fn telling(vcl: &str, id: &str, _folder: &Path) -> String {
     let own = format!(
         "acl ipv4_loopback {{
@@ -43,14 +43,14 @@ sub vcl_recv {{\n"
     vcl.replacen("sub vcl_recv {\n", &own, 1)
 }
 
-/// With this many workers, and a fixed node for each URL.
+/// A fleet with this many workers, and a fixed node for each URL.
 fn fleet(workers: usize) -> Fleet {
     let listen = "[\"127.0.0.1:0\", \"[::1]:0\", \"[::]:0\"]";
     let config = format!("[runtime]\nworkers = {workers}\n[edge]\nlisten = {listen}\nbounded_load = 0");
     Fleet::start(&Plan { web: 1, send_proxy: SEND_PROXY, config: config.leak(), vcl: telling, ..Plan::default() })
 }
 
-/// What a node said of one request.
+/// A node's report about one request.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Told {
     client: String,
@@ -73,7 +73,7 @@ fn wants_header(node: &str) -> bool {
 }
 
 #[test]
-fn each_request_of_many_clients_has_its_own_client_ip_and_none_shares_a_connection() {
+fn each_request_has_its_clients_ip_and_clients_share_no_connection() {
     const CLIENTS: u8 = 8;
     const CONNECTIONS: usize = 3;
     const REQUESTS: usize = 30;
@@ -125,12 +125,12 @@ fn a_client_that_keeps_its_connection_keeps_the_one_behind_it() {
         }
     }
     for (node, sessions) in sessions {
-        // One for each client; without a header, one that both use.
+        // One for each client; without a header, a shared one.
         assert_eq!(sessions.len(), if wants_header(&node) { 2 } else { 1 }, "{node}: {sessions:?}");
     }
 }
 
-/// A worker keeps 256 unused connections to a node. Those of clients that have gone must not take the place of others.
+/// A worker keeps 256 idle connections to a node. Those of departed clients must not displace others.
 #[test]
 fn a_crowd_that_came_and_went_costs_nobody_else_his_connection() {
     let fleet = fleet(1);
@@ -165,7 +165,7 @@ fn a_client_has_its_own_address_whatever_the_families_of_the_sockets() {
 }
 
 #[test]
-fn purges_are_delivered_and_pages_cached_whether_or_not_a_node_wants_a_header() {
+fn purges_and_caching_work_whether_or_not_a_node_wants_a_header() {
     const PAGES: u64 = 12;
     let fleet = fleet(1);
     let page = |number: u64| fleet.get(&format!("/p/{number}"));

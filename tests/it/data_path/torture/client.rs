@@ -1,4 +1,4 @@
-//! A client: writes its requests and reads its answers at the same time, and compares every byte.
+//! A client: writes its requests and reads its answers concurrently, and compares every byte.
 
 mod listeners;
 mod progress;
@@ -19,7 +19,7 @@ use super::parse::{BodyCheck, Ending, Head, Incoming, Trouble, shown};
 pub use listeners::Listeners;
 use progress::Progress;
 
-/// Holds a conversation, on as many connections as that takes.
+/// Runs a conversation, on as many connections as needed.
 pub async fn converse(run: &Run, number: u32, listeners: Listeners) -> Result<(), Violation> {
     let conversation = run.conversation(number);
     let mut random = generate::random(run.seed, number, 1);
@@ -49,24 +49,24 @@ pub async fn converse(run: &Run, number: u32, listeners: Listeners) -> Result<()
 /// How the reader leaves a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Read {
-    /// Everything was answered, and the connection could take more.
+    /// Everything was answered, and the connection could carry more.
     Kept,
     /// The last answer announced the end.
     Closed,
-    /// It broke off, or the client has what it wanted.
+    /// It was aborted, or the client has read as much as planned.
     Over,
 }
 
 /// How the writer leaves it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wrote {
-    /// As much as clearcoat took, which the reader will understand.
+    /// It wrote as much as clearcoat took; the reader evaluates that.
     Enough,
-    /// The client goes now.
+    /// The client leaves now.
     Leaves(Exit),
 }
 
-/// One connection of a conversation, and the exchanges that are left for it.
+/// One connection of a conversation, and the remaining exchanges.
 struct Connection<'c> {
     run: &'c Run,
     conversation: &'c Conversation,
@@ -75,7 +75,7 @@ struct Connection<'c> {
 }
 
 impl Connection<'_> {
-    /// Returns how the connection is to be left.
+    /// Returns how to leave the connection.
     async fn converse(&self, stream: &mut TcpStream, random: &mut Rng) -> Result<Exit, Violation> {
         let (source, mut sink) = stream.split();
         let mut incoming = Incoming::new(source, Pace::new(random));
@@ -105,22 +105,22 @@ impl Connection<'_> {
             (_, Some(Mishap::ClientLeaves { exit, .. })) => return Ok(exit),
             (Read::Over, _) => return Ok(Exit::Close),
             (Read::Kept, _) if self.conversation.hurries => return Ok(Exit::Close),
-            // That fails where clearcoat closed in the same moment; what it sent before that is what counts.
+            // This fails if clearcoat closed at the same moment; the data before that counts.
             (Read::Kept, _) => _ = sink.shutdown().await,
             (Read::Closed, _) => {}
         }
         let last = self.progress.answered.get() - 1;
         match incoming.some(usize::MAX).await {
             Err(Trouble::Ended(Ending::Clean)) => Ok(Exit::Close),
-            // A request behind a `close` is one that a client must not send (RFC 9112 section 9.6). Where it comes after
-            // a short answer it may find the connection closed; the whole answer is here, and that is what counts.
+            // A client must not send a request after a `close` (RFC 9112 section 9.6). After a short answer it may find
+            // the connection closed; the complete answer has arrived, which is sufficient.
             Err(Trouble::Ended(Ending::Reset)) if self.sends_behind_a_close(last) => Ok(Exit::Close),
             Err(trouble) => Err(self.violation(last, format!("behind the last answer: {trouble:?}"))),
             Ok(bytes) => Err(self.violation(last, format!("behind the last answer came {}", shown(bytes)))),
         }
     }
 
-    /// Whether this request says that it is the last one, and is not.
+    /// Whether this request announces that it is the last one, but is not.
     fn sends_behind_a_close(&self, index: usize) -> bool {
         !self.exchanges[index].request.keep_alive && self.exchanges.get(index + 1).is_some_and(|next| next.pipelined)
     }
@@ -177,14 +177,14 @@ impl Connection<'_> {
             batch.extend_from_slice(body);
         }
         if self.send(sink, random, &mut batch).await && self.conversation.half_closes {
-            // Where that fails there is nobody to tell.
+            // An error means that the connection has ended already.
             _ = sink.shutdown().await;
         }
         Wrote::Enough
     }
 
-    /// Writes what is in the batch. False where clearcoat takes no more: it has answered before, or broken off, and the
-    /// reader sees which.
+    /// Writes the batch. False if clearcoat takes no more: it has answered before, or aborted, and the reader sees
+    /// which.
     async fn send<W: AsyncWrite + Unpin>(&self, sink: &mut W, random: &mut Rng, batch: &mut Vec<u8>) -> bool {
         let sent = Pace::new(random).write(sink, batch, 0).await.is_ok();
         batch.clear();
@@ -238,15 +238,14 @@ impl Connection<'_> {
         Ok((Outcome::Whole, kept))
     }
 
-    /// Reads over the interim answers, which must be those of the node: from the first one anew where the request was
-    /// tried again.
+    /// Reads the interim answers, which must be those of the node: again from the first one if the request was retried.
     async fn final_head<R: AsyncRead + Unpin>(
         &self,
         index: usize,
         exchange: &Exchange,
         incoming: &mut Incoming<R>,
     ) -> Result<Head, Trouble> {
-        // Of a web node, only a 100 passes that is waited for.
+        // From a web node, only an expected 100 is forwarded.
         let (side, request) = (self.conversation.side, &exchange.request);
         let passes = |interim: &&Interim| {
             let is_awaited = request.expect != Expect::No && interim.status == 100;
@@ -279,7 +278,7 @@ impl Connection<'_> {
     }
 }
 
-/// Reads clearcoat's own answer, whose text is its own business, and which ends the connection.
+/// Reads clearcoat's own answer, whose text is not checked, and which ends the connection.
 async fn bad_gateway<R: AsyncRead + Unpin>(
     head: &Head,
     exchange: &Exchange,

@@ -1,4 +1,4 @@
-//! What must come of an exchange: the head that each side sees, and how it may end.
+//! The required result of an exchange: the head that each side sees, and the permitted endings.
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use super::message::{Answer, Exchange, Exit, Field, Framing, Interim, Leave, Mishap, NodeCut, Request, Side, Version};
 use super::parse::{Ending, Head, shown};
 
-/// What clearcoat says for itself, to a node and to a client.
+/// The fields that clearcoat adds, to a node and to a client.
 const OWN: [&str; 8] = [
     "host",
     "x-forwarded-for",
@@ -18,7 +18,7 @@ const OWN: [&str; 8] = [
     "connection",
 ];
 
-/// The head of the request as this node got it.
+/// Checks the request head that this node received.
 pub fn check_request(head: &Head, request: &Request, node: SocketAddr) -> Result<(), String> {
     same_line(&head.first_line, &format!("{} {} HTTP/1.1", request.method, request.target))?;
     let host = request.host.clone().unwrap_or_else(|| node.to_string());
@@ -37,7 +37,7 @@ pub fn check_request(head: &Head, request: &Request, node: SocketAddr) -> Result
     same_fields(head, &request.fields)
 }
 
-/// The head of an interim answer as the client got it.
+/// Checks the head of an interim answer that the client received.
 pub fn check_interim(head: &Head, interim: &Interim) -> Result<(), String> {
     same_line(&head.first_line, &format!("HTTP/1.1 {} {}", interim.status, interim.reason))?;
     same_value(head, "Via", Some(via(Version::Http11)))?;
@@ -46,7 +46,7 @@ pub fn check_interim(head: &Head, interim: &Interim) -> Result<(), String> {
     same_fields(head, &interim.fields)
 }
 
-/// The head of the answer as the client got it. Returns whether it may use its connection again.
+/// Checks the answer head that the client received. Returns whether the client may reuse its connection.
 pub fn check_answer(head: &Head, exchange: &Exchange) -> Result<bool, String> {
     let Answer { status, reason, fields, announced, .. } = &exchange.answer;
     same_line(&head.first_line, &format!("HTTP/1.1 {status} {reason}"))?;
@@ -67,7 +67,7 @@ pub fn check_answer(head: &Head, exchange: &Exchange) -> Result<bool, String> {
     }
 }
 
-/// What the head of a final answer says about its connection (RFC 9112 section 9.3).
+/// Whether a final answer's head keeps its connection (RFC 9112 section 9.3).
 pub fn is_kept(head: &Head, client: Version) -> Result<bool, String> {
     match (head.only("connection")?, client) {
         (Some(b"close"), _) => Ok(false),
@@ -100,7 +100,7 @@ fn same_framing(head: &Head, expected: Option<Framing>) -> Result<(), String> {
     if came == expected { Ok(()) } else { Err(format!("the head announces {came:?}, not {expected:?}")) }
 }
 
-/// The fields that go from end to end, in their order.
+/// Checks the end-to-end fields and their order.
 fn same_fields(head: &Head, sent: &[Field]) -> Result<(), String> {
     let is_own = |name: &str| OWN.iter().any(|own| own.eq_ignore_ascii_case(name));
     let mut came = head.fields.iter().filter(|(name, _)| !is_own(name));
@@ -116,16 +116,16 @@ fn same_fields(head: &Head, sent: &[Field]) -> Result<(), String> {
     came.next().map_or(Ok(()), |(name, value)| Err(format!("the field {} is too much", shown_field(name, value))))
 }
 
-/// How an exchange ended for the client.
+/// The end of an exchange as seen by the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The whole answer, byte by byte.
+    /// The complete answer, byte by byte.
     Whole,
-    /// A part of the answer or nothing, and then an end that nobody takes for a regular one.
+    /// Part of the answer or nothing, and then an end that cannot be mistaken for a regular one.
     Cut(Ending),
     /// clearcoat's own 502.
     BadGateway,
-    /// The client went.
+    /// The client left.
     Left,
 }
 
@@ -133,20 +133,20 @@ pub enum Outcome {
 #[derive(Clone, Debug)]
 pub struct Arrivals {
     pub begun: RangeInclusive<u32>,
-    /// So that it looked complete.
+    /// In complete form.
     pub complete: RangeInclusive<u32>,
 }
 
-/// The most tries of a request: on a pooled connection, on a new one to the same node, on another node.
+/// The most attempts of a request: on a pooled connection, on a new one to the same node, on another node.
 const TRIES: u32 = 3;
 
-/// Whether an exchange may end like this, and if so what its nodes must have seen. `None` where it may not.
+/// Whether an exchange may end like this, and if so how often its nodes must have seen it. `None` if it may not.
 pub fn judge(exchange: &Exchange, side: Side, outcome: Outcome) -> Option<Arrivals> {
     let Exchange { request, answer, mishap, .. } = exchange;
     let arrivals = |begun, complete| Some(Arrivals { begun, complete });
     let has_body = !request.body.wire.is_empty();
-    // A node of the origin may have closed the connection on which the request was sent. A request that was not on hand
-    // any more, or may not be repeated, is lost then.
+    // A node of the origin may have closed the connection on which the request was sent. A request that is no longer in
+    // memory, or must not be repeated, is then lost.
     let repeatable = request.is_safe() && !has_body;
     let may_be_lost = side == Side::Origin && !repeatable;
     match (mishap, outcome) {
@@ -157,9 +157,9 @@ pub fn judge(exchange: &Exchange, side: Side, outcome: Outcome) -> Option<Arriva
         (Some(Mishap::NodeCuts { at, exit, always }), outcome) => {
             let tries = if request.is_safe() { TRIES } else { 1 };
             let in_body = matches!(at, NodeCut::Body(_));
-            // A reset also destroys what was sent before it and not read yet: perhaps all of the answer.
+            // A reset also discards unread data sent before it: perhaps the whole answer.
             let least = u32::from(answer.early.is_none());
-            // Nor is anything of a page with tags passed on before its end, as long as it may be held.
+            // A page with tags is not forwarded before its end either, up to the hold limit.
             let is_tags = |field: &Field| field.name.eq_ignore_ascii_case("X-Magento-Tags");
             let is_held = side == Side::Origin
                 && request.method == "GET"

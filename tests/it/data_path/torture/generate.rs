@@ -1,7 +1,7 @@
-//! Conversations by chance, each from the seed of the run and its own number: one of them can be repeated alone.
+//! Random conversations, each generated from the seed of the run and its own number, so that one can be repeated alone.
 //!
-//! What is generated is valid (that invalid messages are refused is shown in `strict`), and as odd as valid messages
-//! may be. Sizes are skewed: most are those of everyday, some are at the limits.
+//! Generated messages are valid (`strict` tests invalid ones), but as odd as valid messages may be. Sizes are skewed:
+//! most are ordinary, some are at the limits.
 
 mod bytes;
 
@@ -13,11 +13,12 @@ use super::message::{
 };
 use bytes::{body_content, chunked, fields, head, host, line, target};
 
-/// Bytes of the fields of a head. clearcoat takes 32 KiB of a request and 64 KiB of an answer, and adds to both.
+/// The largest size of a head's fields. clearcoat accepts 32 KiB in a request and 64 KiB in an answer, and adds to
+/// both.
 const REQUEST_FIELDS: usize = 24 * 1024;
 const ANSWER_FIELDS: usize = 48 * 1024;
 
-/// 200 is the most frequent; 204 and 304 have rules of their own.
+/// 200 is the most frequent; 204 and 304 have special rules.
 const STATUSES: [u16; 17] = [200, 200, 200, 200, 200, 200, 200, 201, 204, 206, 301, 304, 304, 400, 404, 500, 503];
 
 /// A generator for one purpose, independent of all others.
@@ -25,7 +26,7 @@ pub fn random(seed: u64, conversation: u32, purpose: u64) -> Rng {
     Rng::with_seed(bytes::mix(seed ^ bytes::mix(u64::from(conversation) << 8 | purpose)))
 }
 
-/// True as often as `percent` says.
+/// True with a probability of `percent`.
 fn chance(random: &mut Rng, percent: u8) -> bool {
     random.u8(..100) < percent
 }
@@ -62,7 +63,8 @@ fn exchange(random: &mut Rng, seed: u64, number: Number, side: Side, pipelined: 
     let mut answer = answer(random, seed, number, side, &request);
     let mishap = (side == Side::Origin && chance(random, 12)).then(|| node_cut(random, &answer));
     if let Some(Mishap::NodeCuts { at, exit, .. }) = mishap {
-        // Of the two only this goes together: a node that resets in mid-answer while it is still sent to.
+        // An early answer is only compatible with a node that resets in mid-answer while the request is still being
+        // sent.
         let may_be_early = matches!(at, NodeCut::Body(_)) && exit == Exit::Reset && request.expect != Expect::Waits;
         let size = request.body.content.len();
         answer.early = (may_be_early && size > 0 && random.bool()).then(|| random.usize(..=size / 4));
@@ -70,7 +72,7 @@ fn exchange(random: &mut Rng, seed: u64, number: Number, side: Side, pipelined: 
             answer.interim.insert(0, interim(random, 100, true));
         }
     }
-    // clearcoat passes a cut on as a reset, and that destroys what the client has not read of the answers before.
+    // clearcoat forwards a cut as a reset, which discards earlier answers that the client has not read.
     let pipelined = pipelined && !matches!(mishap, Some(Mishap::NodeCuts { at: NodeCut::Body(_), .. }));
     Exchange { number, pipelined, request, answer, mishap }
 }
@@ -81,11 +83,11 @@ fn node_cut(random: &mut Rng, answer: &Answer) -> Mishap {
         1 => NodeCut::BeforeAnswer,
         2 | 3 => NodeCut::Head(random.usize(1..answer.head.len())),
         _ if answer.body.wire.is_empty() => NodeCut::BeforeAnswer,
-        // The last bytes are where a cut is easily overlooked.
+        // A cut within the last bytes is easily overlooked.
         4 => NodeCut::Body(answer.body.wire.len() - random.usize(1..=answer.body.wire.len().min(8))),
         _ => NodeCut::Body(random.usize(..answer.body.wire.len())),
     };
-    // To close is the regular end of a body without a length: no cut that anybody could see.
+    // A close is the regular end of a body without a length, so it is not a visible cut.
     let looks_complete = matches!(at, NodeCut::Body(_)) && answer.body.framing == Framing::UntilClose;
     let exit = if looks_complete || random.bool() { Exit::Reset } else { Exit::HalfClose };
     Mishap::NodeCuts { at, exit, always: random.bool() }
@@ -101,7 +103,7 @@ fn leave(random: &mut Rng, exchange: &mut Exchange) {
         2 => Leave::Body(request.body.wire.len() - random.usize(1..=request.body.wire.len().min(8))),
         _ => Leave::Body(random.usize(..request.body.wire.len())),
     };
-    // Who reads on is still there.
+    // A client that is reading is still there.
     let gone = usize::from(matches!(at, Leave::Answer(_)));
     let exit = [Exit::HalfClose, Exit::Close, Exit::Reset][random.usize(gone..3)];
     answer.early = None;
@@ -110,7 +112,7 @@ fn leave(random: &mut Rng, exchange: &mut Exchange) {
         request.expect = Expect::SendsAtOnce;
     }
     if exit != Exit::HalfClose {
-        // Whoever goes for good would also lose the answers to what was sent before.
+        // A client that leaves for good would also lose the answers to earlier requests.
         exchange.pipelined = false;
     }
 }
@@ -149,7 +151,7 @@ fn request(random: &mut Rng, seed: u64, number: Number) -> Request {
     let form = if absolute { format!("http://{authority}{target}") } else { target.clone() };
     let protocol = if version == Version::Http10 { "HTTP/1.0" } else { "HTTP/1.1" };
     let mut wire = head(&format!("{method} {form} {protocol}"), &lines);
-    // RFC 9112 section 2.2: clients of old sent a blank line behind a body.
+    // RFC 9112 section 2.2: old clients sent a blank line after a body.
     if number.index > 0 && chance(random, 3) {
         wire.splice(0..0, *b"\r\n");
     }
@@ -157,7 +159,7 @@ fn request(random: &mut Rng, seed: u64, number: Number) -> Request {
     Request { method, version, keep_alive, target, host, fields: lines, head: wire, body, expect }
 }
 
-/// What the sender wants for the connection, and fields that only mean something on it.
+/// The sender's wish for the connection, and hop-by-hop fields.
 fn connection_lines(random: &mut Rng, lines: &mut Vec<Field>, version: Version, keep_alive: bool) {
     let mut options = Vec::new();
     match (version, keep_alive) {
@@ -203,7 +205,7 @@ fn answer(random: &mut Rng, seed: u64, number: Number, side: Side, request: &Req
     let bodiless = request.method == "HEAD" || status == 204 || status == 304;
     let content = body_content(random, seed, number, 1);
     let length = content.len();
-    // A node that speaks HTTP/1.0 knows no chunks, and keeps a connection only where it says so.
+    // An HTTP/1.0 node knows no chunks, and keeps a connection only if it says so.
     let old = chance(random, 5);
     let framing = match random.u8(..10) {
         _ if status == 204 => Framing::None,
@@ -213,7 +215,7 @@ fn answer(random: &mut Rng, seed: u64, number: Number, side: Side, request: &Req
     };
     let mut lines = fields(random, ANSWER_FIELDS, true);
     framing_line(random, &mut lines, framing);
-    // Without a body there is nothing that the end of the connection would end.
+    // Without a body, the end of the connection has no meaning.
     let must_close = framing == Framing::UntilClose && !bodiless;
     let afterwards = match random.u8(..20) {
         _ if must_close && random.bool() => Afterwards::Closes,
@@ -241,7 +243,7 @@ fn answer(random: &mut Rng, seed: u64, number: Number, side: Side, request: &Req
     let can_be_early = !request.body.wire.is_empty();
     let early = (can_be_early && chance(random, 15)).then(|| random.usize(..=request.body.content.len()));
     let interim = interims(random, request, early.is_some());
-    // Who waits in vain for a 100 sends nothing.
+    // A client whose expected 100 never arrives sends no body.
     let refused = request.expect == Expect::Waits && !interim.iter().any(|interim| interim.status == 100);
     let early = if refused { Some(0) } else { early };
     Answer { interim, status, reason, fields: lines, head: wire, body, announced, early, afterwards }
@@ -275,7 +277,7 @@ fn interim(random: &mut Rng, status: u16, before_body: bool) -> Interim {
     Interim { status, reason, fields, head, before_body }
 }
 
-/// An answer that nobody asked for.
+/// An unsolicited answer.
 fn forged(random: &mut Rng) -> Vec<u8> {
     let whole = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged";
     whole[..if random.bool() { whole.len() } else { random.usize(1..whole.len()) }].to_vec()

@@ -1,20 +1,20 @@
-//! What a process holds that it should have given back.
+//! Checks for leaked resources of a process.
 
 use std::collections::BTreeSet;
 
 use crate::support::clearcoat::Clearcoat;
 use crate::support::eventually;
 
-/// The sockets of a process, by the kernel's numbers for them.
+/// The sockets of a process, by the kernel's inode numbers.
 pub fn sockets(pid: u32) -> BTreeSet<String> {
     let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("a running process");
-    // One that is closed meanwhile has no target any more.
+    // A descriptor closed meanwhile has no target any more.
     let targets = descriptors.filter_map(|descriptor| std::fs::read_link(descriptor.ok()?.path()).ok());
     targets.map(|target| target.to_string_lossy().into_owned()).filter(|target| target.starts_with("socket:")).collect()
 }
 
-/// Waits until no request is in flight and no socket is open that was not `before`: those of clients at once, pooled
-/// ones after their idle limit. The short ones of health checks come and go, so one moment without any is enough.
+/// Waits until no request is in flight and no socket is open that was not in `before`: client sockets go at once,
+/// pooled ones after their idle limit. Sockets of health checks come and go, so one moment without any is enough.
 pub fn nothing_is_left(clearcoat: &Clearcoat, nodes: usize, before: &BTreeSet<String>) {
     let inflight = |role, number| {
         clearcoat.metric(&format!("clearcoat_upstream_inflight{{node=\"{role}-{number}\",role=\"{role}\"}}"))

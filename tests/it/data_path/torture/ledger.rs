@@ -1,4 +1,4 @@
-//! What happened to every exchange, and what must have: the account that shows a lost, doubled or mixed one.
+//! The ledger: what happened to every exchange and what was required, to find lost, doubled or mixed-up ones.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
@@ -9,38 +9,38 @@ use super::expect::{Arrivals, Outcome, judge};
 use super::generate;
 use super::message::{Afterwards, Conversation, Exchange, Number, Side};
 
-/// Something that must not be.
+/// A violation of a requirement.
 #[derive(Debug)]
 pub struct Violation {
     pub number: Option<Number>,
-    /// Who saw it.
+    /// The observer.
     pub seen_by: &'static str,
     pub what: String,
 }
 
-/// What is known of one exchange, over all rounds.
+/// The record of one exchange, over all rounds.
 #[derive(Debug, Default)]
 struct Record {
-    /// How often a node saw its head, and all of it.
+    /// How often a node saw its head, and its end.
     begun: u32,
     complete: u32,
     /// How often a node had seen its head when the round began.
     begun_before: u32,
-    /// How it ended in each round.
+    /// Its ending in each round.
     outcomes: Vec<Outcome>,
-    /// How often nodes may have seen it by these outcomes: at least, at most.
+    /// How often nodes may have seen it according to these outcomes: minimum, maximum.
     may_begin: [u32; 2],
     may_complete: [u32; 2],
 }
 
-/// A run: its plans and its account. Clients and nodes share it, on one thread.
+/// A run: its plans and its ledger. Clients and nodes share it, on one thread.
 pub struct Run {
     pub seed: u64,
     plans: RefCell<HashMap<u32, Weak<Conversation>>>,
     records: RefCell<BTreeMap<Number, Record>>,
     tally: RefCell<BTreeMap<&'static str, u64>>,
     rounds: Cell<usize>,
-    /// Connections on which a node saw requests and that it has open.
+    /// Open connections on which a node saw requests.
     pub node_connections: Cell<usize>,
 }
 
@@ -56,7 +56,8 @@ impl Run {
         }
     }
 
-    /// A conversation. Made when it begins, and again for a node to which clearcoat sends after its client has gone.
+    /// A conversation. Generated when it begins, and again for a node that clearcoat sends to after the client has
+    /// gone.
     pub fn conversation(&self, number: u32) -> Rc<Conversation> {
         let mut plans = self.plans.borrow_mut();
         if let Some(conversation) = plans.get(&number).and_then(Weak::upgrade) {
@@ -76,13 +77,13 @@ impl Run {
         self.tally.borrow().get(what).copied().unwrap_or_default()
     }
 
-    /// From now on every exchange may happen once more.
+    /// Allows every exchange to happen once more.
     pub fn begin_round(&self) {
         self.rounds.set(self.rounds.get() + 1);
         self.records.borrow_mut().values_mut().for_each(|record| record.begun_before = record.begun);
     }
 
-    /// A node has the head of this request. Returns how often that has happened in this round.
+    /// Records that a node has the head of this request. Returns how often that has happened in this round.
     pub fn begun(&self, number: Number) -> u32 {
         let mut records = self.records.borrow_mut();
         let record = records.entry(number).or_default();
@@ -90,12 +91,12 @@ impl Run {
         record.begun - record.begun_before
     }
 
-    /// A node has all of this request.
+    /// Records that a node has the complete request.
     pub fn completed(&self, number: Number) {
         self.records.borrow_mut().entry(number).or_default().complete += 1;
     }
 
-    /// The client is through with this exchange.
+    /// Records that the client has finished this exchange.
     pub fn settle(&self, exchange: &Exchange, side: Side, outcome: Outcome) -> Result<(), Violation> {
         let number = exchange.number;
         let violation = |what| Violation { number: Some(number), seen_by: "the client", what };
@@ -121,7 +122,7 @@ impl Run {
         if record.outcomes.len() <= self.rounds.get() { Ok(()) } else { Err(violation("it was answered twice".into())) }
     }
 
-    /// The whole account, when nothing is under way any more.
+    /// Checks the complete ledger once all conversations have ended.
     pub fn balance(&self) -> Result<(), Violation> {
         for (number, record) in self.records.borrow().iter() {
             let Record { begun, complete, may_begin, may_complete, outcomes, .. } = record;
@@ -145,7 +146,7 @@ impl Run {
         Ok(())
     }
 
-    /// What was counted, on one line.
+    /// The counts, on one line.
     pub fn summary(&self) -> String {
         let mut line = String::new();
         for (what, count) in self.tally.borrow().iter() {
@@ -154,7 +155,7 @@ impl Run {
         line.trim_end_matches(", ").to_owned()
     }
 
-    /// All that is needed to understand a violation, and to see it again.
+    /// Everything needed to understand and reproduce a violation.
     pub fn report(&self, violation: &Violation) -> String {
         let Violation { number, seen_by, what } = violation;
         let seed = self.seed;

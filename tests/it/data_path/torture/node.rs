@@ -1,4 +1,4 @@
-//! A node: reads requests, compares every byte, and answers or breaks off as the exchange says.
+//! A node: reads requests, compares every byte, and answers or aborts as the exchange says.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -16,11 +16,11 @@ use super::message::{Afterwards, Exchange, Exit, Framing, Interim, Mishap, NodeC
 use super::pace::{Pace, narrow};
 use super::parse::{BodyCheck, Head, Incoming, Trouble, shown};
 
-/// How many of the last bytes of an answer are in one piece with what should not follow it. That must not arrive later:
-/// nobody can tell then that it does not belong to the next answer.
+/// The number of an answer's last bytes that are sent together with surplus bytes. A surplus that arrives later could
+/// not be distinguished from the next answer.
 const WITH_SURPLUS: usize = 16;
 
-/// A listener on a free port; its connections may be narrow ones.
+/// A listener on a free port, optionally with narrow connections.
 pub fn listen(is_narrow: bool) -> std::io::Result<TcpListener> {
     let socket = TcpSocket::new_v4()?;
     if is_narrow {
@@ -30,7 +30,7 @@ pub fn listen(is_narrow: bool) -> std::io::Result<TcpListener> {
     socket.listen(1024)
 }
 
-/// Serves until something is seen that must not be.
+/// Serves until a violation is seen.
 pub async fn serve(run: Rc<Run>, listener: TcpListener) -> Violation {
     let mut connections = JoinSet::new();
     loop {
@@ -91,7 +91,7 @@ struct Wire<'w> {
     address: SocketAddr,
     incoming: Incoming<ReadHalf<'w>>,
     sink: WriteHalf<'w>,
-    /// What it is about, or was.
+    /// The current or last request.
     last: Option<Number>,
 }
 
@@ -109,7 +109,7 @@ impl Wire<'_> {
             let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
             if let Some(status) = health_check(method, target) {
                 let answer = format!("HTTP/1.1 {status} As asked\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
-                // Whoever asked may not want to know any more.
+                // The checker may not want the answer any more.
                 _ = self.sink.write_all(answer.as_bytes()).await;
                 return Ok(Exit::Close);
             }
@@ -127,7 +127,7 @@ impl Wire<'_> {
         }
     }
 
-    /// A head that breaks off is one of a client that left.
+    /// A truncated head must be from a client that left.
     fn broken_head(&mut self) -> Result<Exit, Trouble> {
         let started = String::from_utf8_lossy(self.incoming.buffered()).into_owned();
         let number = started.split(' ').nth(1).and_then(Number::of_target);
@@ -141,7 +141,7 @@ impl Wire<'_> {
         Err(Trouble::Wrong(format!("a head breaks off: {}", shown(started.as_bytes()))))
     }
 
-    /// Serves one request. Returns how the connection is to be closed, if it is.
+    /// Serves one request. Returns how to close the connection, if at all.
     async fn exchange(&mut self, head: &Head, exchange: &Exchange) -> Result<Option<Exit>, Trouble> {
         let Exchange { number, request, answer, .. } = exchange;
         check_request(head, request, self.address).map_err(Trouble::Wrong)?;
@@ -188,7 +188,7 @@ impl Wire<'_> {
             }
             match body.advance(&mut self.incoming, usize::MAX).await {
                 Ok(_) => self.run.completed(*number),
-                // What nobody needs any more need not be sent.
+                // An answer that is no longer needed may be cut.
                 Err(Trouble::Ended(_)) => return Ok(Some(Exit::Close)),
                 Err(trouble) => return Err(trouble),
             }
@@ -236,13 +236,13 @@ impl Wire<'_> {
         }
     }
 
-    /// Nobody may use the connection any more.
+    /// Checks that the connection is not used any more.
     async fn nothing_more(&mut self, behind: &str) -> Result<Exit, Trouble> {
         self.incoming.begin().await?;
         Err(Trouble::Wrong(format!("behind {behind} came {}", shown(self.incoming.buffered()))))
     }
 
-    /// Breaks off. Who only says that no more will come reads on, since unread bytes would make it a reset.
+    /// Aborts. After a half-close it continues to read, since closing with unread bytes would be a reset.
     async fn leave(&mut self, exit: Exit) -> Result<Exit, Trouble> {
         self.run.count("broken off by a node");
         if exit == Exit::HalfClose {
@@ -255,12 +255,12 @@ impl Wire<'_> {
     }
 }
 
-/// Where that fails the connection has ended, which is what was wanted.
+/// An error means that the connection has ended, which is the goal.
 async fn half_close<W: AsyncWrite + Unpin>(sink: &mut W) {
     _ = sink.shutdown().await;
 }
 
-/// The status that passes, if this is a health check.
+/// The configured status, if this is a health check.
 fn health_check(method: &str, target: &str) -> Option<u16> {
     match (method, target) {
         ("GET", "/health_check.php") => Some(200),

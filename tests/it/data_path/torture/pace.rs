@@ -1,8 +1,8 @@
-//! How fast, and in what pieces, somebody writes or reads. Every choice comes from a seed.
+//! The speed and the pieces of one side's reads or writes. Every choice comes from a seed.
 //!
-//! Most messages of the real world come in one piece, and most faults hide where a message is cut: so a third is sent
-//! as it is, a third drips in single bytes for a while, and a third comes in pieces of every size. The number of pieces
-//! and pauses of one message is limited, because ten thousand of them have to be through in seconds.
+//! Most real messages arrive in one piece, and most faults are at boundaries between pieces: so a third is sent at
+//! once, a third drips in single bytes for a while, and a third comes in pieces of any size. The number of pieces and
+//! pauses of one message is limited, because ten thousand messages have to finish in seconds.
 
 use std::time::{Duration, Instant};
 
@@ -10,16 +10,16 @@ use fastrand::Rng;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpSocket;
 
-/// The most pieces of one message that are chosen by chance. What is left then goes at once.
+/// The most random pieces of one message. The rest is sent at once.
 const PIECES: u32 = 24;
 
-/// A pause that took longer than this is the last one of its message. While the machine is busy with something else, a
-/// hundred clients need seconds for a turn each, and clearcoat gives a head ten.
+/// A pause longer than this is the last one of its message. On a busy machine a hundred clients need seconds for a turn
+/// each, and clearcoat's limit for a head is ten seconds.
 const SLOW: Duration = Duration::from_millis(200);
 
-/// Makes a socket take little at once, so that whoever writes to it has to wait (to be called before it is connected or
-/// listens). A small receive buffer alone does not do that: by the segments of 64 KiB that the loopback interface takes,
-/// the kernel gives the writer a buffer of some MiB.
+/// Shrinks a socket's buffers, so that its peer's writes have to wait (call before it is connected or listens). A small
+/// receive buffer alone is not enough: because of the 64 KiB segments of the loopback interface, the kernel gives the
+/// writer a buffer of some MiB.
 pub fn narrow(socket: &TcpSocket) -> std::io::Result<()> {
     socket.set_recv_buffer_size(16 * 1024)?;
     socket2::SockRef::from(socket).set_tcp_mss(1000)
@@ -37,12 +37,12 @@ enum Cut {
 pub struct Pace {
     random: Rng,
     cut: Cut,
-    /// How many pieces are still chosen by chance.
+    /// The remaining random pieces.
     pieces: u32,
-    /// How many pauses are left, and how likely one is, in percent.
+    /// The remaining pauses, and the probability of one, in percent.
     pauses: u32,
     pause_percent: u8,
-    /// How often others still get a turn.
+    /// How often to yield to other tasks.
     turns: u32,
 }
 
@@ -54,12 +54,12 @@ impl Pace {
         Pace { random: random.fork(), cut, pieces: PIECES, pauses, pause_percent, turns }
     }
 
-    /// Everything at once and without a pause.
+    /// Everything at once, without a pause.
     pub fn at_once() -> Self {
         Pace { random: Rng::with_seed(0), cut: Cut::Whole, pieces: 0, pauses: 0, pause_percent: 0, turns: 0 }
     }
 
-    /// How many of so many bytes come next.
+    /// The size of the next piece, at most `most` bytes.
     pub fn piece(&mut self, most: usize) -> usize {
         if self.pieces == 0 || self.cut == Cut::Whole || most <= 1 {
             return most;
@@ -68,12 +68,12 @@ impl Pace {
         if self.cut == Cut::SingleBytes && self.pieces > 2 {
             return 1;
         }
-        // As often from 1 to 2 as from 1000 to 2000.
+        // Logarithmic: 1 to 2 is as likely as 1000 to 2000.
         let scale = self.random.u32(..=most.ilog2());
         self.random.usize(1..=most.min(2 << scale))
     }
 
-    /// Lets others have their turn now and then, and waits a little even more seldom.
+    /// Yields to other tasks sometimes, and pauses briefly even more seldom.
     pub async fn pause(&mut self) {
         let began = Instant::now();
         let chance = self.random.u8(..100);
@@ -89,7 +89,7 @@ impl Pace {
         }
     }
 
-    /// Writes all of it at this pace. The last `together` bytes are in one piece.
+    /// Writes the bytes at this pace. The last `together` bytes are in one piece.
     pub async fn write<W: AsyncWrite + Unpin>(
         &mut self,
         sink: &mut W,
@@ -100,7 +100,7 @@ impl Pace {
         while !rest.is_empty() {
             let free = rest.len().saturating_sub(together);
             let size = if free == 0 { rest.len() } else { self.piece(free) };
-            // Where nothing is cut, what belongs together is no piece of its own either.
+            // Without cuts, the last bytes are not a separate piece either.
             let size = if size == free && self.cut == Cut::Whole { rest.len() } else { size };
             sink.write_all(&rest[..size]).await?;
             rest = &rest[size..];

@@ -1,5 +1,5 @@
-//! A strict reader of what clearcoat writes. It takes the canonical form and no other, and shares no code with the
-//! product: where both made the same mistake nobody would see it.
+//! A strict parser for clearcoat's output. It accepts only the canonical form, and shares no code with the product,
+//! since a shared mistake would go unnoticed.
 
 mod body;
 mod head;
@@ -16,10 +16,10 @@ use crate::support::PATIENCE;
 pub use body::BodyCheck;
 pub use head::Head;
 
-/// The most that a head may have before it counts as endless, in bytes.
+/// The longest head before it counts as endless, in bytes.
 const LONGEST_HEAD: usize = 128 * 1024;
 
-/// The most that is read at once, in bytes.
+/// The largest read, in bytes.
 pub const LONGEST_READ: usize = 64 * 1024;
 
 /// How a peer ended a connection.
@@ -29,29 +29,29 @@ pub enum Ending {
     Reset,
 }
 
-/// Why something could not be read to its end.
+/// Why a message could not be read completely.
 #[derive(Debug)]
 pub enum Trouble {
-    /// The peer broke off.
+    /// The peer ended the connection.
     Ended(Ending),
-    /// The reader has what it wanted, and goes.
+    /// The reader has read as much as planned, and leaves.
     Left,
-    /// The peer may not send that, or sends nothing at all.
+    /// The peer's bytes are invalid, or nothing arrives.
     Wrong(String),
 }
 
-/// The receiving half of a connection, and what was read from it but not looked at.
+/// The receiving half of a connection, with its unparsed bytes.
 pub struct Incoming<R> {
     source: R,
     pace: Pace,
     scratch: Vec<u8>,
     buffer: Vec<u8>,
-    /// Where in `buffer` the part begins that was not looked at.
+    /// The start of the unparsed bytes in `buffer`.
     start: usize,
     /// How many bytes are still read before the reader leaves.
     pub allowance: Option<usize>,
-    /// Whether writing to this peer has failed. The kernel tells of a reset once only: if it told the writer, what the
-    /// reader meets looks like a clean end.
+    /// Whether writing to this peer has failed. The kernel reports a reset only once: if the write reported it, the
+    /// read sees what looks like a clean end.
     pub write_failed: Rc<Cell<bool>>,
 }
 
@@ -61,17 +61,17 @@ impl<R: AsyncRead + Unpin> Incoming<R> {
         Incoming { source, pace, scratch, buffer, start: 0, allowance: None, write_failed: Rc::default() }
     }
 
-    /// What was read already.
+    /// The bytes already read.
     pub fn buffered(&self) -> &[u8] {
         &self.buffer[self.start..]
     }
 
-    /// The reader is that of another message: its speed changes.
+    /// Switches to another message's pace.
     pub fn set_pace(&mut self, pace: Pace) {
         self.pace = pace;
     }
 
-    /// Waits for the first byte of a message, as long as that takes.
+    /// Waits for the first byte of a message, without a time limit.
     pub async fn begin(&mut self) -> Result<(), Trouble> {
         if self.buffered().is_empty() { self.fill_within(Duration::MAX).await } else { Ok(()) }
     }
@@ -115,7 +115,7 @@ impl<R: AsyncRead + Unpin> Incoming<R> {
         Ok(piece)
     }
 
-    /// The bytes up to this mark, which is taken and not returned.
+    /// The bytes up to this mark, which is consumed but not returned.
     async fn until(&mut self, mark: &[u8]) -> Result<Vec<u8>, Trouble> {
         loop {
             if let Some(at) = memchr::memmem::find(self.buffered(), mark) {
@@ -130,7 +130,7 @@ impl<R: AsyncRead + Unpin> Incoming<R> {
         }
     }
 
-    /// Exactly these bytes.
+    /// Reads exactly these bytes.
     async fn exactly(&mut self, expected: &[u8]) -> Result<(), Trouble> {
         while self.buffered().len() < expected.len() {
             self.fill().await?;
@@ -154,13 +154,13 @@ pub fn is_reset(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
 }
 
-/// The start of what came, for a message.
+/// The first bytes, for an error message.
 pub fn shown(bytes: &[u8]) -> String {
     let (start, more) = (&bytes[..bytes.len().min(400)], if bytes.len() > 400 { "..." } else { "" });
     format!("\"{}{more}\" ({} B)", start.escape_ascii(), bytes.len())
 }
 
-/// A number in its shortest form: lower case, no leading zero, no sign.
+/// A number in canonical form: lower case, no leading zero, no sign.
 fn canonical(digits: &[u8], radix: u32) -> Result<usize, String> {
     let text = String::from_utf8_lossy(digits);
     let number = usize::from_str_radix(&text, radix).map_err(|_| format!("{text:?} is not a number"))?;

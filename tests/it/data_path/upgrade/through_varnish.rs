@@ -1,4 +1,4 @@
-//! The whole way: edge, a real varnishd whose VCL pipes a WebSocket, origin, web node.
+//! The complete path: edge, a real varnishd whose VCL pipes a WebSocket, origin, web node.
 
 use std::net::SocketAddr;
 
@@ -37,8 +37,8 @@ fn a_websocket_goes_the_whole_way() {
     }
 }
 
-/// To a Varnish a pipe is a pipe whatever its backend answers: what follows on it passes the VCL by. So nobody's next
-/// request may take the connection of an offer that was not taken.
+/// Varnish pipes such a request whatever its backend answers: later requests on the connection bypass the VCL. So a
+/// connection with a refused offer must not be reused.
 #[test]
 fn an_offer_that_is_not_taken_opens_no_way_past_the_vcl() {
     for send_proxy in [0, 1] {

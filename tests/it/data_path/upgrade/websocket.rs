@@ -20,7 +20,7 @@ pub(super) enum Opcode {
     Close = 8,
 }
 
-/// A whole message. Clients must mask theirs, servers must not.
+/// A complete message. Clients must mask theirs, servers must not.
 pub(super) fn frame(opcode: Opcode, mask: Option<[u8; 4]>, payload: &[u8]) -> Vec<u8> {
     let masked = if mask.is_some() { 0x80 } else { 0 };
     let mut bytes = vec![0x80 | opcode as u8];
@@ -48,7 +48,7 @@ fn apply(mask: Option<[u8; 4]>, payload: &mut [u8]) {
     }
 }
 
-/// Reads bytes and hands them over in pieces, as fakes and clients do.
+/// A reader that hands bytes over in pieces, for fakes and clients.
 type Take<'t> = &'t mut dyn FnMut(&[u8]);
 
 pub(super) fn read_frame(mut exactly: impl FnMut(usize, Take<'_>) -> io::Result<()>) -> io::Result<(Opcode, Vec<u8>)> {
@@ -75,7 +75,7 @@ pub(super) fn read_frame(mut exactly: impl FnMut(usize, Take<'_>) -> io::Result<
     Ok((opcode, payload))
 }
 
-/// A node that takes the offer and sends every message back, up to the close.
+/// A node that accepts the offer and echoes every message, up to the close.
 pub(super) fn echo(call: &mut Call<'_>) -> Then {
     assert_eq!(call.seen.header("Sec-WebSocket-Key"), Some("dGhlIHNhbXBsZSBub25jZQ=="), "{}", call.seen.head);
     if call.send(SWITCH).is_err() {
@@ -89,7 +89,7 @@ pub(super) fn echo(call: &mut Call<'_>) -> Then {
     }
 }
 
-/// Asks for a WebSocket and gets one.
+/// Performs the WebSocket handshake.
 pub(super) fn shake_hands(client: &mut Connection) {
     client.send(ASK).expect("clearcoat reads");
     let head = client.head().expect("an answer");

@@ -1,10 +1,10 @@
-//! Who may do what in an etcd.
+//! Access control of an etcd.
 
 use etcd_client::{Permission, PermissionType};
 
 use super::Etcd;
 
-/// What a user may do with keys.
+/// A user's permission for keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     Read,
@@ -13,7 +13,7 @@ pub enum Access {
 }
 
 impl Etcd {
-    /// Lets in nobody but users. The harness goes on as root, who may do everything.
+    /// Requires authentication. The harness continues as root, who may do everything.
     pub fn enable_auth(&mut self, root_password: &str) {
         self.call("enable authentication", async |mut client| {
             client.user_add("root", root_password, None).await?;
@@ -24,14 +24,14 @@ impl Etcd {
         self.unsettle_all();
     }
 
-    /// Lets in everybody again. Users stay.
+    /// Disables authentication. Users stay.
     pub fn disable_auth(&mut self) {
         self.call("disable authentication", async |mut client| client.auth_disable().await);
         self.root = None;
         self.unsettle_all();
     }
 
-    /// Adds a user who may do this with the keys of these prefixes, and nothing else. Before or after
+    /// Adds a user with this permission for the keys of these prefixes, and nothing else. Before or after
     /// [`Etcd::enable_auth`].
     pub fn add_user(&self, name: &str, password: &str, prefixes: &[(&str, Access)]) {
         self.call(&format!("add the user {name}"), async |mut client| {
@@ -51,7 +51,7 @@ impl Etcd {
         });
     }
 
-    /// Gives a user another password. What the user has got with the old one ends.
+    /// Changes a user's password. Tokens obtained with the old one end.
     pub fn change_password(&mut self, name: &str, password: &str) {
         self.call(&format!("change the password of {name}"), async |mut client| {
             client.user_change_password(name, password).await

@@ -1,28 +1,28 @@
-//! Going back to what an etcd once was.
+//! Backup and restore of an etcd.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
 
 use super::Etcd;
 
-/// What an etcd was at one moment.
+/// A backup of an etcd.
 pub struct Snapshot {
     file: tempfile::NamedTempFile,
     /// Passwords are part of it.
     root: Option<String>,
 }
 
-/// What clients see of a cluster that was restored.
+/// The id of a restored cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClusterId {
-    /// As before: only the revision tells that it went back.
+    /// As before: only the revision shows that it went back.
     Kept,
-    /// Another, as the manual of etcd has it done.
+    /// A new one, as in the manual of etcd.
     New,
 }
 
 impl Etcd {
-    /// What `etcdctl snapshot save` writes.
+    /// The output of `etcdctl snapshot save`.
     pub fn snapshot(&self) -> Snapshot {
         let mut file = tempfile::NamedTempFile::new_in(self.folder.path()).expect("a file in our folder");
         self.call("give a snapshot", async |mut client| {
@@ -35,7 +35,7 @@ impl Etcd {
         Snapshot { file, root: self.root.clone() }
     }
 
-    /// Kills all members, makes them what they were, with the same addresses, and waits until they serve.
+    /// Kills all members, restores their data with the same addresses, and waits until they serve.
     pub fn restore(&mut self, snapshot: &Snapshot, id: ClusterId) {
         self.kill_all();
         if id == ClusterId::New {
@@ -53,7 +53,7 @@ impl Etcd {
             command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
             command.spawn().expect("etcdctl is installed (make test installs it)")
         };
-        // All at once: each writes as much as etcd itself does at its start.
+        // Concurrently: each writes as much as etcd itself does at its start.
         let restores: Vec<_> = self.members.iter().map(restore).collect();
         for restore in restores {
             let output = restore.wait_with_output().expect("our child");

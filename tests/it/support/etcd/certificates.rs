@@ -1,4 +1,4 @@
-//! An authority for one etcd and its clients, made on the spot.
+//! A certificate authority for one etcd and its clients, generated on the spot.
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, 
 
 use super::super::tls::Files;
 
-/// Where the certificates are that an etcd and its clients have of one authority.
+/// The certificate files of an etcd and its clients, of one authority.
 pub struct Certificates {
     pub ca: PathBuf,
     pub server: Files,
@@ -16,7 +16,7 @@ pub struct Certificates {
 }
 
 impl Certificates {
-    /// Makes an authority, a certificate for a server at this address, and one for clients, as files in this folder.
+    /// Makes an authority, a server certificate for this address, and a client certificate, as files in this folder.
     pub fn make(folder: &Path, ip: Ipv4Addr) -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -37,12 +37,12 @@ impl Certificates {
         Certificates { ca, server: issue("server", vec![ip.to_string()]), client: issue("client", vec![]) }
     }
 
-    /// What a client needs to trust the server, and to be trusted.
+    /// The options of a client that trusts the server and has a certificate.
     pub fn for_client(&self) -> TlsOptions {
         self.without_client().identity(Identity::from_pem(read(&self.client.cert), read(&self.client.key)))
     }
 
-    /// What a client needs that trusts the server, but has no certificate.
+    /// The options of a client that trusts the server, but has no certificate.
     pub fn without_client(&self) -> TlsOptions {
         TlsOptions::new().ca_certificate(Certificate::from_pem(read(&self.ca)))
     }

@@ -1,4 +1,4 @@
-//! What is in an etcd. All reads are linearizable.
+//! The data of an etcd. All reads are linearizable.
 
 use std::collections::BTreeMap;
 
@@ -6,16 +6,16 @@ use etcd_client::{CompactionOptions, DeleteOptions, GetOptions, GetResponse, Key
 
 use super::{Etcd, NOWHERE};
 
-/// How many keys [`Etcd::put_many`] puts at once. etcd takes no more than 128.
+/// How many keys [`Etcd::put_many`] puts at once. etcd allows at most 128.
 const AT_ONCE: usize = 100;
 
 impl Etcd {
-    /// Puts a key, and gives the revision it has by that.
+    /// Puts a key, and returns its new revision.
     pub fn put(&self, key: &str, value: &str) -> i64 {
         self.put_with(key, value, PutOptions::new())
     }
 
-    /// Puts a key that is gone with its lease.
+    /// Puts a key that is deleted with its lease.
     pub fn put_with_lease(&self, key: &str, value: &str, lease: i64) -> i64 {
         self.put_with(key, value, PutOptions::new().with_lease(lease))
     }
@@ -25,7 +25,7 @@ impl Etcd {
         answer.header().expect("a header").revision()
     }
 
-    /// Puts many keys fast, a hundred in a transaction (which has one revision), and gives the last revision.
+    /// Puts many keys fast, a hundred per transaction (which has one revision), and returns the last revision.
     pub fn put_many<K: Into<String>, V: Into<String>>(&self, entries: impl IntoIterator<Item = (K, V)>) -> i64 {
         let mut puts = entries.into_iter().map(|(key, value)| TxnOp::put(key.into(), value.into(), None)).peekable();
         self.call("put many keys", async |mut client| {
@@ -64,12 +64,12 @@ impl Etcd {
         })
     }
 
-    /// Whether there was such a key.
+    /// Deletes a key; returns whether it existed.
     pub fn delete(&self, key: &str) -> bool {
         self.delete_with(key, DeleteOptions::new()) == 1
     }
 
-    /// How many keys with this prefix there were.
+    /// Deletes all keys with this prefix; returns their number.
     pub fn delete_prefix(&self, prefix: &str) -> i64 {
         self.delete_with(prefix, DeleteOptions::new().with_prefix())
     }
@@ -78,7 +78,7 @@ impl Etcd {
         self.call(&format!("delete {key}"), async |mut client| client.delete(key, Some(options)).await).deleted()
     }
 
-    /// A lease that ends after so many seconds: nobody keeps it.
+    /// Grants a lease of this many seconds that is not kept alive.
     pub fn grant(&self, seconds: i64) -> i64 {
         self.call("grant a lease", async |mut client| client.lease_grant(seconds, None).await).id()
     }
@@ -88,10 +88,10 @@ impl Etcd {
         self.call("revoke a lease", async |mut client| client.lease_revoke(lease).await);
     }
 
-    /// How many seconds a lease has, unless it is gone.
+    /// The remaining seconds of a lease, unless it is gone.
     pub fn lease_ttl(&self, lease: i64) -> Option<i64> {
         let answer = self.call("tell of a lease", async |mut client| client.lease_time_to_live(lease, None).await);
-        // 0 is a lease whose end is not yet written.
+        // 0 is a lease whose end is not yet committed.
         (answer.ttl() >= 0).then_some(answer.ttl())
     }
 
@@ -105,7 +105,7 @@ impl Etcd {
         self.range(NOWHERE, GetOptions::new()).header().expect("a header").cluster_id()
     }
 
-    /// Forgets all revisions before this one, and waits until that is done.
+    /// Compacts all revisions before this one, and waits until that is done.
     pub fn compact(&self, revision: i64) {
         let options = CompactionOptions::new().with_physical();
         self.call("compact", async |mut client| client.compact(revision, Some(options)).await);

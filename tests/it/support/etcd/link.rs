@@ -1,4 +1,4 @@
-//! A way to etcd that a test can cut.
+//! A link to etcd that a test can cut.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -14,14 +14,13 @@ use super::loopback::Loopback;
 
 const PORT: u16 = 23_990;
 
-/// How long a write waits for an end that does not read before it looks whether the link still is.
+/// How long a write waits for an end that does not read before it checks whether the link still exists.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// A relay of TCP that stands for the network between a client and etcd, which a test cannot cut without the rights of
-/// an administrator.
+/// A TCP relay in place of the network between a client and etcd, which a test cannot cut without administrator rights.
 ///
-/// What it cannot do like a network: the kernel goes on to acknowledge what the client sends over a link that is cut, so
-/// that TCP's own keepalive and time limits see an end that lives. Who asks the other end for an answer sees none.
+/// One difference to a network: the kernel still acknowledges the client's data over a cut link, so that TCP keepalive
+/// and timeouts see a live peer. An application-level request gets no answer.
 pub struct Link {
     scheme: String,
     address: SocketAddr,
@@ -31,7 +30,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// One to this endpoint, which is a URL with an address and a port. It has an address of its own.
+    /// A link to this endpoint, a URL with an address and a port. The link has its own address.
     pub fn to(endpoint: &str) -> Self {
         let (scheme, target) = endpoint.split_once("://").expect("a URL");
         let target = target.parse().expect("an address and a port");
@@ -42,13 +41,13 @@ impl Link {
         Link { scheme: scheme.to_owned(), address, relay, listener, _loopback: loopback }
     }
 
-    /// What a client is told instead of the endpoint of etcd.
+    /// The URL for clients, in place of etcd's endpoint.
     pub fn endpoint(&self) -> String {
         format!("{}://{}", self.scheme, self.address)
     }
 
-    /// Loses everything: from when this returns no byte and no end of a connection gets through, either way. New
-    /// connections are accepted, and nothing is passed on.
+    /// Drops everything: after this returns no byte and no end of a connection gets through, either way. New
+    /// connections are accepted, but not relayed.
     pub fn cut(&self) {
         self.relay.state().turn(Way::Cut);
     }
@@ -60,7 +59,7 @@ impl Link {
         ended(&ending);
     }
 
-    /// Passes new connections again. Those that were cut are reset.
+    /// Relays new connections again. Those that were cut are reset.
     pub fn mend(&mut self) {
         let ending = self.relay.state().turn(Way::Open);
         ended(&ending);
@@ -74,14 +73,14 @@ impl Drop for Link {
     }
 }
 
-/// Waits until connections that were reset are so.
+/// Waits until the reset connections have ended.
 fn ended(connections: &[Weak<Connection>]) {
     eventually("the connections of a link are reset", || {
         connections.iter().all(|connection| connection.strong_count() == 0).then_some(())
     });
 }
 
-/// What the threads of a link share.
+/// State shared by the threads of a link.
 struct Relay {
     target: SocketAddr,
     state: Mutex<State>,
@@ -89,13 +88,13 @@ struct Relay {
 
 struct State {
     way: Way,
-    /// How often the way was turned: a connection that is still being made is of the way on which it came.
+    /// The number of changes: a connection that is still being set up belongs to the state in which it arrived.
     turns: usize,
-    /// Those that pass, as long as their pumps run.
+    /// The relayed connections, while their pumps run.
     connections: Vec<Weak<Connection>>,
-    /// Those that were cut, kept open whatever happens to their pumps.
+    /// The cut connections, kept open whatever happens to their pumps.
     stuck: Vec<Arc<Connection>>,
-    /// What came while the link was cut.
+    /// Connections that arrived while the link was cut.
     unanswered: Vec<TcpStream>,
 }
 
@@ -111,7 +110,7 @@ impl State {
         State { way: Way::Open, turns: 0, connections: vec![], stuck: vec![], unanswered: vec![] }
     }
 
-    /// Turns the way for all connections that there are, and gives those that end by it.
+    /// Changes the state for all connections, and returns those that end by it.
     fn turn(&mut self, way: Way) -> Vec<Weak<Connection>> {
         if way == self.way {
             return vec![];
@@ -132,7 +131,7 @@ impl State {
 }
 
 impl Relay {
-    /// A test that fails with this in its hand has the link end like any other.
+    /// A poisoned lock is tolerated, so that a failed test ends the link like any other.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -159,7 +158,7 @@ impl Relay {
         }
     }
 
-    /// Connects a client to the target, and passes what comes until both have ended.
+    /// Connects a client to the target, and relays until both have ended.
     fn carry(&self, client: TcpStream, turns: usize) {
         let Ok(server) = TcpStream::connect_timeout(&self.target, PATIENCE) else { return reset(client) };
         let mut state = self.state();
@@ -197,7 +196,7 @@ impl Connection {
         Connection { ends, passes: AtomicBool::new(true), lanes: Default::default() }
     }
 
-    /// Passes what comes from one end to the other.
+    /// Copies the bytes from one end to the other.
     fn pump(&self, from: usize) {
         let (mut source, mut sink) = (&self.ends[from], &self.ends[1 - from]);
         let mut piece = vec![0; 64 * 1024];
@@ -223,31 +222,31 @@ impl Connection {
         }
     }
 
-    /// One end was reset: so is the other.
+    /// One end was reset: reset the other.
     fn fail(&self, from: usize) {
         self.pass(from, || self.reset());
     }
 
-    /// Does this, unless nothing passes any more.
+    /// Runs `act`, unless the connection is stopped.
     fn pass<T>(&self, from: usize, act: impl FnOnce() -> T) -> Option<T> {
-        // Once before the lock, which whoever stops this waits for, and once behind it, which counts.
+        // Checked before the lock, for which a stop waits, and again after it, which is decisive.
         let passes = || self.passes.load(Ordering::SeqCst);
         let _lane = passes().then(|| self.lanes[from].lock().unwrap())?;
         passes().then(act)
     }
 
-    /// Passes nothing from when this returns.
+    /// After this returns nothing is relayed.
     fn stop(&self) {
         self.passes.store(false, Ordering::SeqCst);
         self.lanes.iter().for_each(|lane| drop(lane.lock().unwrap()));
     }
 
-    /// Makes its pumps end, and the sockets, which close with the last of them, say that the connection is broken.
+    /// Ends its pumps, and makes the sockets, which close with the last of them, report a reset.
     fn reset(&self) {
         self.passes.store(false, Ordering::SeqCst);
         for end in &self.ends {
             SockRef::from(end).set_linger(Some(Duration::ZERO)).expect("a socket option");
-            // Wakes its pump. It fails where the other side has reset it already.
+            // Wakes its pump. Fails if the other side has reset it already.
             _ = end.shutdown(Shutdown::Read);
         }
     }
@@ -258,7 +257,7 @@ fn reset(socket: TcpStream) {
     drop(socket);
 }
 
-/// The socket that a link listens on, and its thread.
+/// The listening socket of a link, and its thread.
 struct Listener {
     socket: Arc<TcpListener>,
     thread: Option<JoinHandle<()>>,
@@ -276,7 +275,7 @@ impl Drop for Listener {
     fn drop(&mut self) {
         // Makes accept() fail.
         _ = SockRef::from(&*self.socket).shutdown(Shutdown::Both);
-        // It has said why, if it has panicked.
+        // If it has panicked, it has reported why.
         _ = self.thread.take().expect("our thread").join();
     }
 }

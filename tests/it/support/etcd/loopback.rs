@@ -1,30 +1,30 @@
-//! An address of this machine that is one test's own.
+//! A loopback address reserved for one test.
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Where an address is claimed. It and all ports that are used on such an address lie below those that the kernel gives
-/// away by itself, so that not even a socket that listens everywhere is there by chance.
+/// The port that marks an address as taken. It and all other ports used on such an address are below the kernel's
+/// ephemeral range, so that not even a socket bound to all addresses collides by chance.
 const CLAIM: u16 = 23_789;
 
-/// An address of 127.64.0.0/10, for as long as this value lives.
+/// An address of 127.64.0.0/10, reserved until this value is dropped.
 ///
-/// etcd cannot listen on port 0 and say where it is, nor share a port that somebody holds for it. On an address of its own
-/// its ports are fixed, and stay free while it is down: others listen on 127.0.0.1, and whoever connects from this machine
-/// to this machine comes from there too.
+/// etcd cannot listen on port 0 and report its port, nor share a reserved port. On its own address its ports are fixed,
+/// and stay free while it is down: other servers listen on 127.0.0.1, and connections within this machine come from
+/// there too.
 pub struct Loopback {
     ip: Ipv4Addr,
-    /// Nobody connects to it. That it is bound tells every other claim, of this process or another, that the address is
-    /// taken; and the kernel ends it with the process.
+    /// Not connected to. That it is bound shows every other claim, of this process or another, that the address is
+    /// taken; and the kernel releases it with the process.
     _claim: TcpListener,
 }
 
 impl Loopback {
-    /// Takes an address where nobody listens on one of these ports.
+    /// Takes an address without a listener on these ports.
     pub fn claim(ports: &[u16]) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        // Where a process begins to look: rarely where another one has been.
+        // Where a process begins its search: rarely where another one has been.
         let first = std::process::id() << 7;
         for _ in 0..1_000 {
             let number = first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % (1 << 22);

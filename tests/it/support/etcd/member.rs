@@ -1,4 +1,4 @@
-//! One process of etcd.
+//! One etcd process.
 
 use std::fs::File;
 use std::net::Ipv4Addr;
@@ -23,7 +23,7 @@ pub struct Member {
     pub name: String,
     pub client_url: String,
     pub peer_url: String,
-    /// Where its data are.
+    /// Its data folder.
     pub data: PathBuf,
     log: PathBuf,
     process: Mutex<Process>,
@@ -35,19 +35,19 @@ enum Process {
     Hangs(Child),
 }
 
-/// What a member must know beyond itself to start.
+/// What a member has to know of its cluster to start.
 pub struct Cluster {
     /// The value of `--initial-cluster`.
     pub members: String,
     /// The value of `--initial-cluster-token`. The ids of the cluster and its members come from it and their addresses.
     pub token: String,
     pub certificates: Option<Certificates>,
-    /// How many bytes a member takes, where that is not as much as usual.
+    /// The storage limit of a member in bytes, if not the default.
     pub quota: Option<u64>,
 }
 
 impl Member {
-    /// The one with this number, whose files go below `folder`. It does not run yet.
+    /// The member with this number and its files below `folder`. It is not running yet.
     pub fn new(number: usize, ip: Ipv4Addr, scheme: &str, folder: &Path) -> Self {
         let name = format!("etcd-{}", number + 1);
         let number = number as u16;
@@ -66,15 +66,15 @@ impl Member {
         assert!(matches!(self.take(), Process::Down), "{} runs already", self.name);
         let log = File::options().create(true).append(true).open(&self.log).expect("a file in our folder");
         let mut command = Command::new("etcd");
-        // Its options have the form of variables too, and whoever runs the tests may have such for an etcd of their own.
+        // etcd reads options from variables too, and the user who runs the tests may have some for another etcd.
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.args(["--name", &self.name]).arg("--data-dir").arg(&self.data);
         command.args(["--listen-peer-urls", &self.peer_url, "--initial-advertise-peer-urls", &self.peer_url]);
         command.args(["--listen-client-urls", &self.client_url, "--advertise-client-urls", &self.client_url]);
         command.args(["--initial-cluster", &cluster.members, "--initial-cluster-token", &cluster.token]);
-        // A tenth of what etcd expects of a network; this one has no distance.
+        // A tenth of etcd's defaults for a network; this one has no latency.
         command.args(["--heartbeat-interval", "50", "--election-timeout", "500"]);
-        // Every ten minutes otherwise, which no test waits for.
+        // The default of ten minutes is too long for a test.
         command.args(["--experimental-watch-progress-notify-interval", "200ms"]);
         // The cheapest password hash there is.
         command.args(["--bcrypt-cost", "4"]);
@@ -100,7 +100,7 @@ impl Member {
         true
     }
 
-    /// kill -9. What it was about to write is lost.
+    /// kill -9. Unwritten data is lost.
     pub fn kill(&mut self) {
         if let Process::Runs(mut child) | Process::Hangs(mut child) = self.take() {
             child.kill().expect("our child");
@@ -118,7 +118,7 @@ impl Member {
         signal("-STOP", &[pid]);
         eventually("a member of etcd is stopped", || {
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("our child");
-            // The state is the field behind the name, which is in brackets.
+            // The state is the field after the name, which is in parentheses.
             stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T')).then_some(())
         });
     }
@@ -136,7 +136,7 @@ impl Member {
         self.process.get_mut().unwrap()
     }
 
-    /// Its process, which the caller ends or puts back.
+    /// Takes its process, which the caller ends or puts back.
     fn take(&mut self) -> Process {
         std::mem::replace(self.process(), Process::Down)
     }

@@ -1,19 +1,19 @@
-//! An etcd that is full.
+//! An etcd without free space.
 
 use etcd_client::{AlarmAction, AlarmOptions, AlarmType};
 
 use super::Etcd;
 
-/// What fills it.
+/// The prefix of the keys that fill it.
 const FILLER: &str = "/filler/";
 
 impl Etcd {
-    /// The same as [`Etcd::cluster`], where no member takes more than so many bytes.
+    /// The same as [`Etcd::cluster`], with a storage limit per member.
     pub fn cluster_with_quota(members: usize, bytes: u64) -> Self {
         Etcd::launch(members, "http", Some(bytes), |_, _| None)
     }
 
-    /// Writes until it is full, and takes no more.
+    /// Writes until it refuses writes.
     pub fn fill(&self) {
         let piece = "x".repeat(100_000);
         let leader = self.leader();
@@ -32,7 +32,7 @@ impl Etcd {
         assert!(full.contains("space exceeded"), "{full}");
     }
 
-    /// What an operator does then: makes room, and says so.
+    /// The operator's repair: frees space, and disarms the alarm.
     pub fn free(&self) {
         self.delete_prefix(FILLER);
         self.compact(self.revision());

@@ -7,7 +7,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use crate::data_path::torture::message::{Conversation, Side};
 use crate::data_path::torture::pace::narrow;
 
-/// Where clearcoat listens.
+/// The addresses of clearcoat's listeners.
 #[derive(Clone, Copy, Debug)]
 pub struct Listeners {
     pub edge: SocketAddr,

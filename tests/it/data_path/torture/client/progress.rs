@@ -1,20 +1,20 @@
-//! What the reader of a connection tells its writer.
+//! Shared state between a connection's reader and its writer.
 
 use std::cell::Cell;
 use std::rc::Rc;
 
 use tokio::sync::Notify;
 
-/// How far the reader of a connection is, for its writer.
+/// The reader's progress, for the writer.
 #[derive(Default)]
 pub struct Progress {
-    /// How many exchanges are through.
+    /// The number of finished exchanges.
     pub answered: Cell<usize>,
-    /// Up to which exchange a body may be sent because a 100 came.
+    /// The last exchange whose body may be sent because a 100 arrived.
     pub continued: Cell<usize>,
     /// A write failed, see [`Incoming::write_failed`](super::Incoming::write_failed).
     pub write_failed: Rc<Cell<bool>>,
-    /// Nothing more will be read.
+    /// The reader has stopped.
     pub over: Cell<bool>,
     moved: Notify,
 }

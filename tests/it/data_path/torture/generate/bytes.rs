@@ -1,15 +1,15 @@
-//! The bytes of messages: names, values, targets, bodies and their frames.
+//! The bytes of messages: names, values, targets, bodies and their framing.
 
 use fastrand::Rng;
 
 use super::chance;
 use crate::data_path::torture::message::{Field, Number};
 
-/// The most chunks of one body whose size is chosen by chance, and the most bytes of extensions of one chunk.
+/// The most chunks of one body with random sizes, and the most bytes of extensions of one chunk.
 const CHUNKS: usize = 60;
 const EXTENSION: usize = 40;
 
-/// Names of everyday, which mean nothing to a proxy. Other names begin with Q or Z, as none that does mean something.
+/// Ordinary names without a meaning for a proxy. Other names begin with Q or Z, like no meaningful one.
 const NAMES: [&str; 12] = [
     "Accept",
     "Accept-Encoding",
@@ -35,8 +35,7 @@ pub fn mix(number: u64) -> u64 {
     mixed ^ (mixed >> 31)
 }
 
-/// A body that belongs to this exchange and direction alone: a byte of another one, or one that is missing, is seen
-/// within the next few.
+/// A body specific to this exchange and direction: a foreign or missing byte is detected within the next few.
 pub fn body_content(random: &mut Rng, seed: u64, number: Number, direction: u64) -> Vec<u8> {
     let size = match random.u8(..100) {
         0..15 => 0,
@@ -119,7 +118,7 @@ pub fn host(random: &mut Rng) -> String {
     hosts[random.usize(..hosts.len())].to_owned()
 }
 
-/// Fields that go on to the other side, or (names with an underscore in a request) do not. At most so many bytes.
+/// Fields that are forwarded, or (names with an underscore in a request) are not, of at most `budget` bytes.
 pub fn fields(random: &mut Rng, budget: usize, in_answer: bool) -> Vec<Field> {
     let count = match random.u8(..10) {
         0 => random.usize(..=60),
@@ -132,7 +131,7 @@ pub fn fields(random: &mut Rng, budget: usize, in_answer: bool) -> Vec<Field> {
         let name = field_name(random);
         let mut value = field_value(random);
         if name.eq_ignore_ascii_case(TAGS) {
-            // Several lines of tags become one, without blanks: one without them passes as it is.
+            // Several lines of tags are joined, without blanks: values without blanks pass unchanged.
             value.retain(|byte| !matches!(byte, b' ' | b'\t'));
             if fields.iter().any(|field: &Field| field.name.eq_ignore_ascii_case(TAGS)) {
                 continue;
@@ -143,7 +142,7 @@ pub fn fields(random: &mut Rng, budget: usize, in_answer: bool) -> Vec<Field> {
             break;
         }
         left -= size;
-        // CGI makes a hyphen of an underscore: clearcoat drops what could be taken for another field there.
+        // CGI turns a hyphen into an underscore: clearcoat drops names that could be mistaken for another field there.
         let end_to_end = in_answer || !name.contains('_');
         fields.push(Field { name, value, blanks: blanks(random), end_to_end });
     }
@@ -206,7 +205,7 @@ fn blanks(random: &mut Rng) -> [&'static str; 2] {
     [all[random.usize(..all.len())], all[random.usize(..all.len())]]
 }
 
-/// Puts a field that concerns the connection at any place among the others. Returns the place.
+/// Inserts a field about the connection at a random position among the others. Returns the position.
 pub fn line(random: &mut Rng, lines: &mut Vec<Field>, name: &str, value: &str) -> usize {
     let at = random.usize(..=lines.len());
     let name = any_case(random, name);

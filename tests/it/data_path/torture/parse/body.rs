@@ -9,16 +9,16 @@ use crate::data_path::torture::message::Framing;
 enum Frame {
     Length(usize),
     ChunkSize,
-    /// So much of a chunk is to come.
+    /// Remaining bytes of a chunk.
     Chunk(usize),
     UntilClose,
     Done,
 }
 
-/// A body that is compared, while it arrives, with what it must be.
+/// A body compared with the expected one while it arrives.
 pub struct BodyCheck<'b> {
     expected: &'b [u8],
-    /// So much of it has come.
+    /// The bytes received so far.
     pub at: usize,
     frame: Frame,
 }
@@ -34,7 +34,7 @@ impl<'b> BodyCheck<'b> {
         BodyCheck { expected, at: 0, frame }
     }
 
-    /// Reads on to this place of the content, or to the end of the body. Returns whether it has ended.
+    /// Reads up to this offset of the content, or the end of the body. Returns whether the body has ended.
     pub async fn advance<R: AsyncRead + Unpin>(
         &mut self,
         incoming: &mut Incoming<R>,

@@ -1,4 +1,4 @@
-//! Heads, as clearcoat writes them: one blank behind the colon, none around the value, one framing.
+//! Heads in clearcoat's form: one blank after the colon, none around the value, one framing.
 
 use super::{canonical, shown};
 use crate::data_path::torture::message::Framing;
@@ -11,7 +11,7 @@ pub struct Head {
 }
 
 impl Head {
-    /// From the bytes before the blank line.
+    /// Parses the bytes before the blank line.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
         let mut lines = Vec::new();
         let mut rest = bytes;
@@ -34,14 +34,14 @@ impl Head {
         self.fields.iter().filter(move |(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_slice())
     }
 
-    /// The only value of this field, if it is there.
+    /// The single value of this field, if present.
     pub fn only<'h>(&'h self, name: &'h str) -> Result<Option<&'h [u8]>, String> {
         let mut values = self.values(name);
         let value = values.next();
         if values.next().is_some() { Err(format!("more than one {name}")) } else { Ok(value) }
     }
 
-    /// How the body is framed by what the head says; `None` where it says nothing.
+    /// The framing of the body according to the head; `None` if the head has none.
     pub fn framing(&self) -> Result<Option<Framing>, String> {
         match (self.only("content-length")?, self.only("transfer-encoding")?) {
             (None, None) => Ok(None),

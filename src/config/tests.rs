@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use super::source::FILE_VARIABLE;
 use super::*;
 
+mod schema;
+
 const CORPUS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/config");
 
 fn corpus(kind: &str) -> Vec<(PathBuf, String)> {

@@ -1,0 +1,179 @@
+//! Nodes that are kept back here, because an answer is on its way to them through another replica.
+//!
+//! Our bans may be at a node before a page that passed another replica's origin, and only that replica knows when the page
+//! has landed. When it confirms a purge it says so: where the purge stands in its journal, and up to where pages have landed
+//! at each node that it has not reached. A node that is not that far is held back here ([`Hold`]), and the other replica is
+//! asked until it is. Whoever holds asks for himself, also a replica that was told to by a third one ([`Again`]): nobody has
+//! to live for a hold to end.
+//!
+//! **One task for each replica asks, whatever the purges are.** What it asks for is a position that only grows, so any number
+//! of purges is one question about a few nodes.
+//!
+//! **A hold ends** when the pages have landed, when the other replica is gone, and when it has not answered for as long as a
+//! purge waits: it counts as unconfirmed then, like one that did not confirm the purge at all. The page itself ends with its
+//! connection.
+//!
+//! [`Again`]: super::Again
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::Replicas;
+use super::peer::Peer;
+use crate::delivery::{Deliveries, Hold};
+use crate::fleet::NodeId;
+use crate::journal::Position;
+use crate::telemetry::causes;
+
+/// The pauses between two questions are a quarter of the time for which a node has been held, within these bounds.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
+
+/// When a node that is held is worth a word.
+const LONG: Duration = Duration::from_secs(2);
+
+/// What is held here for one other replica.
+#[derive(Debug, Default)]
+pub(super) struct UnderWay {
+    state: Mutex<State>,
+    /// Rings when there is something to ask for.
+    ring: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Nobody asks any more.
+    is_over: bool,
+    nodes: BTreeMap<NodeId, Awaited>,
+}
+
+/// A node that is held until the other replica says that its pages have landed.
+#[derive(Debug)]
+struct Awaited {
+    /// Up to this position of the other replica's journal.
+    place: Position,
+    since: Instant,
+    is_told: bool,
+    hold: Hold,
+}
+
+impl UnderWay {
+    /// Holds back what this node acknowledges of the purge at our `position`, until pages have landed there up to `place` of
+    /// the other replica's journal. False if the other replica is gone, or there is no such node.
+    pub(super) fn hold(
+        &self,
+        deliveries: &Deliveries,
+        node: &NodeId,
+        (position, place): (Position, Position),
+        replica: &NodeId,
+    ) -> bool {
+        let mut state = self.state.lock();
+        if state.is_over {
+            return false;
+        }
+        if let Some(awaited) = state.nodes.get_mut(node) {
+            awaited.place = awaited.place.max(place);
+            awaited.hold.cover(position);
+            return true;
+        }
+        let reason = format!("a page that purges concern is on its way to it through {replica}");
+        let Some(hold) = deliveries.hold(position, node, reason.into()) else { return false };
+        let awaited = Awaited { place, since: Instant::now(), is_told: false, hold };
+        state.nodes.insert(node.clone(), awaited);
+        self.ring.notify_one();
+        true
+    }
+
+    /// The other replica says up to where pages have landed there. Nodes of which it says nothing go on to be held.
+    fn have_landed(&self, landed: &BTreeMap<NodeId, Position>) {
+        let is_under_way =
+            |node: &NodeId, awaited: &mut Awaited| landed.get(node).is_none_or(|landed| *landed < awaited.place);
+        self.state.lock().nodes.retain(is_under_way);
+    }
+
+    fn nodes(&self) -> Vec<NodeId> {
+        self.state.lock().nodes.keys().cloned().collect()
+    }
+
+    /// How long to wait before the next question.
+    fn pause(&self) -> Duration {
+        let newest = self.state.lock().nodes.values().map(|awaited| awaited.since).max();
+        newest.map_or(Duration::ZERO, |since| since.elapsed() / 4).clamp(PAUSES.0, PAUSES.1)
+    }
+
+    /// Nodes that have been held for long, and of which nothing was said yet.
+    fn worth_a_word(&self) -> Vec<NodeId> {
+        let mut state = self.state.lock();
+        let long = state.nodes.iter_mut().filter(|(_, awaited)| awaited.since.elapsed() > LONG && !awaited.is_told);
+        let tell = |(node, awaited): (&NodeId, &mut Awaited)| {
+            awaited.is_told = true;
+            node.clone()
+        };
+        long.map(tell).collect()
+    }
+
+    fn release(&self) {
+        self.state.lock().nodes.clear();
+    }
+
+    fn end(&self) {
+        let mut state = self.state.lock();
+        state.is_over = true;
+        state.nodes.clear();
+    }
+}
+
+/// Ends what is held for a replica when nobody asks it any more.
+struct Asking<'a>(&'a UnderWay);
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+/// Asks a replica about what is held for it, for as long as this is polled.
+pub(super) async fn ask(replicas: Arc<Replicas>, peer: Arc<Peer>) -> Infallible {
+    let asking = Asking(&peer.under_way);
+    loop {
+        if asking.0.nodes().is_empty() {
+            asking.0.ring.notified().await;
+        }
+        ask_until_landed(&replicas, &peer).await;
+    }
+}
+
+async fn ask_until_landed(replicas: &Replicas, peer: &Peer) {
+    let under_way = &peer.under_way;
+    let mut heard = Instant::now();
+    loop {
+        let nodes = under_way.nodes();
+        if nodes.is_empty() {
+            return;
+        }
+        match peer.ask_landed(replicas, nodes).await {
+            Ok(said) => {
+                heard = Instant::now();
+                under_way.have_landed(&said.landed);
+            }
+            Err(error) if error.has_ended() || heard.elapsed() >= replicas.context.ack_timeout => {
+                peer.is_late_now(&causes(&error).to_string());
+                under_way.release();
+            }
+            Err(_) => {}
+        }
+        let long = under_way.worth_a_word();
+        if !long.is_empty() {
+            let nodes: Vec<&str> = long.iter().map(NodeId::as_str).collect();
+            tracing::info!(
+                replica = %peer.id, ?nodes,
+                "a page that purges concern is on its way through another replica: these nodes get no traffic until it has arrived"
+            );
+        }
+        tokio::time::sleep(under_way.pause()).await;
+    }
+}

@@ -36,6 +36,7 @@
 mod budget;
 mod dispatch;
 mod expected;
+mod landed;
 mod landing;
 mod recalls;
 mod requests;
@@ -45,10 +46,10 @@ mod task;
 mod tests;
 mod walk;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -64,9 +65,9 @@ use crate::purge::{Ban, Guard, Target};
 use crate::slow_start::SlowStart;
 use crate::telemetry::{Metrics, causes};
 pub use expected::Expected;
-use landing::Landed;
+use landed::Landed;
 pub use recalls::Hold;
-use recalls::Recalls;
+use recalls::{Left, Recalls};
 pub use requests::Refusable;
 use requests::{Owed, Requests};
 use walk::Refused;
@@ -121,7 +122,7 @@ pub struct Deliveries {
     requests: Mutex<Requests>,
     progress: watch::Sender<()>,
     /// The recalls of nodes that left while something was held, for when they come back.
-    left: Mutex<BTreeMap<NodeId, Weak<Recalls>>>,
+    left: Left,
     /// The head when nothing had passed yet in this process.
     first: Position,
     /// Up to where pages have landed, whoever they are for.
@@ -187,7 +188,7 @@ impl Deliveries {
             nodes: DashMap::new(),
             requests: Mutex::default(),
             progress: watch::channel(()).0,
-            left: Mutex::default(),
+            left: Left::default(),
             first,
             landed: Mutex::new(Landed::new(first)),
         };
@@ -199,7 +200,7 @@ impl Deliveries {
     /// Starts the task of a node that joined. Its cursor is read before this returns, so that no request meets a node
     /// whose cursor is not known.
     pub fn start(self: &Arc<Self>, node: &Arc<Node>) {
-        let recalls = self.left.lock().remove(node.id()).and_then(|left| left.upgrade()).unwrap_or_default();
+        let recalls = self.left.take(node.id());
         recalls.attach(&node.live);
         let landed = Mutex::new(Landed::new(self.first));
         let state = Arc::new(DeliveryState { recalls, landed, ..DeliveryState::default() });
@@ -212,11 +213,7 @@ impl Deliveries {
     pub fn stop(&self, id: &NodeId) {
         if let Some((_, Delivery { state, task, .. })) = self.nodes.remove(id) {
             task.abort();
-            let mut left = self.left.lock();
-            left.retain(|_, recalls| recalls.strong_count() > 0);
-            if state.recalls.held_because().is_some() {
-                left.insert(id.clone(), Arc::downgrade(&state.recalls));
-            }
+            self.left.keep(id, &state.recalls);
         }
     }
 

@@ -11,7 +11,7 @@
 //! owner lets go of it, for whatever reason, so that no node is kept out by somebody who is not there any more.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -150,6 +150,31 @@ impl Recalls {
     }
 }
 
+/// The recalls of nodes that left while something was held, for as long as it is.
+#[derive(Debug, Default)]
+pub(super) struct Left(Mutex<BTreeMap<NodeId, Weak<Recalls>>>);
+
+impl Left {
+    /// Those of a node that joins: none, or what was held when it left.
+    pub(super) fn take(&self, node: &NodeId) -> Arc<Recalls> {
+        self.0.lock().remove(node).and_then(|left| left.upgrade()).unwrap_or_default()
+    }
+
+    /// A node leaves.
+    pub(super) fn keep(&self, node: &NodeId, recalls: &Arc<Recalls>) {
+        let mut left = self.0.lock();
+        left.retain(|_, recalls| recalls.strong_count() > 0);
+        if recalls.held_because().is_some() {
+            left.insert(node.clone(), Arc::downgrade(recalls));
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.lock().is_empty()
+    }
+}
+
 impl State {
     fn push(&mut self, after: Position, last: Position, due: Instant) {
         // Behind one that is being told, or cannot be: those that have become due meanwhile are one.
@@ -197,6 +222,12 @@ impl Deliveries {
 mod tests {
     use super::*;
 
+    fn recalls() -> (Arc<Recalls>, Arc<Live>) {
+        let (recalls, live) = (Arc::<Recalls>::default(), Arc::<Live>::default());
+        recalls.attach(&live);
+        (recalls, live)
+    }
+
     #[tokio::test]
     async fn an_acknowledgement_that_was_taken_back_counts_again_when_it_was_repeated() {
         let (recalls, live) = recalls();
@@ -220,7 +251,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_storm_neither_puts_off_the_first_one_nor_makes_a_queue() {
-        let (recalls, live) = recalls();
+        let (recalls, _) = recalls();
         let began = Instant::now();
         for position in 1..20_000 {
             recalls.push(position, Duration::from_millis(100));
@@ -228,5 +259,58 @@ mod tests {
         let took = began.elapsed();
         assert!(recalls.state.lock().waiting.len() as u128 <= took.as_millis() / GRAIN.as_millis() + 1);
         assert!(recalls.first().unwrap().due <= began + Duration::from_millis(130) + took);
+    }
+
+    #[tokio::test]
+    async fn what_is_held_counts_when_the_hold_has_ended_and_it_was_repeated() {
+        let (recalls, live) = recalls();
+        live.set_cursor(6);
+        let hold = recalls.hold(7, "a page".into());
+        let another = recalls.hold(6, "another page".into());
+        assert_eq!((live.cursor(), recalls.held_because().as_deref()), (5, Some("a page")));
+        // It is told of it only now, and of one more.
+        live.set_cursor(9);
+        hold.cover(9);
+        drop(another);
+        assert_eq!(live.cursor(), 5);
+        recalls.done(recalls.due().await);
+        assert_eq!(live.cursor(), 6);
+        assert!(tokio::time::timeout(LANDING * 2, recalls.due()).await.is_err(), "it is told while it is held");
+        let ended = Instant::now();
+        drop(hold);
+        assert_eq!((live.cursor(), recalls.held_because()), (6, None));
+        let due = recalls.due().await;
+        assert!(ended.elapsed() >= LANDING && (due.after, due.last) == (6, 9), "{due:?}");
+        recalls.done(due);
+        assert_eq!(live.cursor(), 9);
+    }
+
+    #[tokio::test]
+    async fn a_node_that_is_registered_anew_is_still_held() {
+        let (recalls, _) = recalls();
+        let hold = recalls.hold(7, "a page".into());
+        let live = Arc::<Live>::default();
+        live.set_cursor(9);
+        recalls.attach(&live);
+        assert_eq!(live.cursor(), 6);
+        drop(hold);
+        recalls.done(recalls.due().await);
+        assert_eq!(live.cursor(), 9);
+    }
+
+    #[tokio::test]
+    async fn holds_that_end_while_the_node_takes_nothing_make_no_queue() {
+        let (recalls, live) = recalls();
+        for position in 1..200 {
+            drop(recalls.hold(position, "a page".into()));
+            let mut state = recalls.state.lock();
+            // Time passes, and nobody tells it.
+            state.waiting.iter_mut().for_each(|stretch| stretch.due -= LANDING * 2);
+        }
+        let state = recalls.state.lock();
+        assert!(state.waiting.len() <= 2, "{}", state.waiting.len());
+        assert_eq!(state.waiting.iter().map(|stretch| stretch.last).max(), Some(199));
+        live.set_cursor(200);
+        assert_eq!(live.cursor(), 0);
     }
 }

@@ -153,7 +153,7 @@ fn plans(replicas: usize) -> [Plan; 2] {
 }
 
 #[test]
-fn a_page_that_lands_through_another_clearcoat_is_not_served_after_its_purge() {
+fn a_page_that_lands_through_another_clearcoat_is_not_served() {
     for plan in plans(2) {
         let rig = Rig::start(plan);
         let (fleet, reads) = (&rig.fleet, Reads::default());

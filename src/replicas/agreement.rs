@@ -117,7 +117,7 @@ impl Replicas {
 
     /// What each of the others is to tell again of the purge of this name, which is at `position` here: `missed` are the
     /// nodes that we have not reached, `by_peer` those that they have not.
-    fn to_be_told_again(
+    pub(super) fn to_be_told_again(
         &self,
         name: &str,
         position: Position,

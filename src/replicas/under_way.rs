@@ -180,6 +180,7 @@ async fn ask_until_landed(replicas: &Replicas, peer: &Peer) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -419,5 +420,46 @@ mod tests {
         tokio::time::sleep(Duration::from_millis(20)).await;
         let said = rig.receives(&["q"], Vec::new()).await;
         assert_eq!(said.awaits_landing(&id("v")), None);
+    }
+
+    /// What others are to do for `v`: at whose page each waits, if at any. `b` has not reached it, and pages have `landed`
+    /// there; `d` has.
+    fn to_be_told(rig: &Rig, name: &str, missed: &[NodeId], landed: Position) -> [Vec<Option<NodeId>>; 2] {
+        let (b, d) = (rig.knows("b", "127.0.0.1:1"), rig.knows("d", "127.0.0.1:1"));
+        let v = [id("v")];
+        let (fenced, landed) = (v.to_vec(), [(id("v"), landed)].into());
+        let there = Confirmation { fenced, place: Some(7), landed, ..Confirmation::default() };
+        let has_it = Confirmation { applied: v.to_vec(), place: Some(3), ..Confirmation::default() };
+        let by_peer = [v.into(), BTreeSet::new()];
+        let position = rig.replicas.context.journal.as_ref().unwrap().place_of(name).unwrap();
+        let again = rig.replicas.to_be_told_again(name, position, missed, &[(b, there), (d, has_it)], &by_peer);
+        let whose = |(_, again): &(Arc<Peer>, Vec<Again>)| {
+            again.iter().map(|again| again.under_way_at.as_ref().map(|at| at.replica.clone())).collect()
+        };
+        [whose(&again[0]), whose(&again[1])]
+    }
+
+    #[tokio::test]
+    async fn a_node_with_a_page_under_way_elsewhere_is_held_by_all_others() {
+        let rig = Rig::new();
+        rig.receives(&["p"], Vec::new()).await;
+        assert_eq!(to_be_told(&rig, "p", &[], 6), [vec![], vec![Some(id("b"))]]);
+        // What has landed is told again at once, by whoever has it.
+        assert_eq!(to_be_told(&rig, "p", &[], 7), [vec![], vec![None]]);
+    }
+
+    #[tokio::test]
+    async fn a_node_with_a_page_under_way_here_is_held_by_all_others() {
+        let rig = Rig::new();
+        rig.live.set_cursor(0);
+        let page = rig.page_passes();
+        rig.receives(&["p"], Vec::new()).await;
+        // Also by one that has not reached it: it may before the page lands.
+        let missed = [id("v")];
+        assert_eq!(to_be_told(&rig, "p", &missed, 7), [vec![Some(id("c"))], vec![Some(id("c"))]]);
+        assert_eq!(to_be_told(&rig, "p", &missed, 6)[1], [Some(id("c")), Some(id("b"))]);
+        drop(page);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(to_be_told(&rig, "p", &missed, 7), [vec![], vec![None]]);
     }
 }

@@ -137,6 +137,17 @@ impl Reads {
         }
     }
 
+    /// Stops when this is dropped, also where a test fails.
+    fn ends(&self) -> impl Drop + '_ {
+        struct Ends<'r>(&'r Reads);
+        impl Drop for Ends<'_> {
+            fn drop(&mut self) {
+                self.0.stop.store(true, Ordering::SeqCst);
+            }
+        }
+        Ends(self)
+    }
+
     /// Waits for some more reads, and stops. Gives how many old pages there were of how many.
     fn end(&self) -> (usize, usize) {
         let before = self.all.load(Ordering::SeqCst);
@@ -161,6 +172,7 @@ fn a_page_that_lands_through_another_clearcoat_is_not_served() {
             let (fetch, answer) = rig.purge_on_the_way(scope);
             assert_eq!(answer["fenced_at"], serde_json::json!({"clearcoat-2": ["varnish-1"]}), "{answer}");
             assert!(answer["unconfirmed"].is_null(), "{answer}");
+            let _ends = reads.ends();
             scope.spawn(|| reads.run(&fleet.clearcoat));
             fleet.clearcoat.log().waits_for("on its way through another replica");
             let was_current = is_current(&fleet.clearcoat);
@@ -220,6 +232,7 @@ fn a_third_clearcoat_holds_back_a_node_though_the_one_that_told_it_dies() {
             assert!(answer["unconfirmed"].is_null(), "{answer}");
             rig.fleet.clearcoat.kill();
             let third = &rig.fleet.others[0];
+            let _ends = reads.ends();
             scope.spawn(|| reads.run(third));
             third.log().waits_for("on its way through another replica");
             let was_current = is_current(third);

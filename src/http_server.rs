@@ -45,7 +45,7 @@ pub trait Handler: Send + Sync + 'static {
     fn handle(&self, request: http::Request<Bytes>, peer: SocketAddr) -> impl Future<Output = Response> + Send;
 }
 
-/// Serves a listener until the process drains, then finishes the requests that are under way.
+/// Serves a listener until the data path has drained, then finishes the requests that are under way.
 ///
 /// `max_connections`: at once; a shop has tens of clients here. `max_request` bounds a request, head and body together, in
 /// bytes: one beyond it is answered 413.
@@ -75,7 +75,7 @@ async fn serve_in<H: Handler>(
         let accepted = tokio::select! {
             accepted = next => accepted,
             Some(_ended) = connections.join_next() => continue,
-            () = shutdown.reached(Stage::Draining) => break,
+            () = shutdown.reached(Stage::Closing) => break,
         };
         match accepted {
             Ok((guest, stream, peer)) => {
@@ -142,7 +142,7 @@ async fn serve_connection<H: Handler>(
             tracing::debug!(%peer, "a control connection at rest was closed: others wait for its place");
             return;
         }
-        () = shutdown.reached(Stage::Draining) => {
+        () = shutdown.reached(Stage::Closing) => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

@@ -247,3 +247,28 @@ fn a_third_clearcoat_holds_back_a_node_though_the_one_that_told_it_dies() {
         });
     }
 }
+
+#[test]
+fn a_clearcoat_that_ends_in_order_is_asked_until_its_pages_have_passed() {
+    let rig = Rig::start(plans(2).into_iter().next().expect("a plan"));
+    let (fleet, reads) = (&rig.fleet, Reads::default());
+    std::thread::scope(|scope| {
+        let (fetch, answer) = rig.purge_on_the_way(scope);
+        assert_eq!(answer["fenced_at"], serde_json::json!({"clearcoat-2": ["varnish-1"]}), "{answer}");
+        rig.last().terminate();
+        eventually("it takes no readers", || get(rig.last().edge, PAGE).is_err().then_some(()));
+        let _ends = reads.ends();
+        scope.spawn(|| reads.run(&fleet.clearcoat));
+        // It is told of purges, too, as long as its pages pass.
+        let answer = purge_by(&fleet.clearcoat, "cat_p_2");
+        assert!(answer["unconfirmed"].is_null(), "{answer}");
+        assert!(!is_current(&fleet.clearcoat));
+        rig.rest.open();
+        assert_eq!(fetch.join().expect("a reader").status, 200);
+        fleet.clearcoat.current();
+        let last = fleet.varnish[0].get(PAGE);
+        let (old, all) = reads.end();
+        assert_eq!(old, 0, "of {all} pages");
+        assert!(last.text().starts_with('2'), "{} bytes", last.body.len());
+    });
+}

@@ -16,7 +16,7 @@ use crate::journal::{Position, Shared, WriteError};
 /// What became of a message.
 pub enum Received {
     /// It holds here: what is said of it.
-    Confirmed(Confirmation),
+    Confirmed(Box<Confirmation>),
     /// It could not be taken in, and nothing is confirmed.
     Failed(WriteError),
     /// The sender's purges are none of ours, or cannot be understood: why.
@@ -43,7 +43,7 @@ impl Replicas {
                 if record.boot != self.own.boot {
                     self.twins.has_spoken(record, self.holds_name_against(record));
                 }
-                return Received::Confirmed(self.confirmation(&message, None, Acknowledged::default()));
+                return Received::Confirmed(self.confirmation(&message, None, Acknowledged::default()).into());
             }
             self.note(&message.from, record);
         }
@@ -70,7 +70,7 @@ impl Replicas {
             Some(position) => self.context.deliveries.expect().acknowledge(position, patience).await,
             None => Acknowledged::default(),
         };
-        Received::Confirmed(self.confirmation(&message, position, outcome))
+        Received::Confirmed(self.confirmation(&message, position, outcome).into())
     }
 
     /// Makes the purges of a message durable, and has nodes told again as it says. Gives the last place of any of them.

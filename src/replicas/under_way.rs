@@ -266,7 +266,7 @@ mod tests {
             let asks_about = vec![id("v")];
             let message = Message { from: id("a"), record: None, purges, again, asks_about, ..hello };
             match self.replicas.receive(message).await {
-                Received::Confirmed(confirmation) => confirmation,
+                Received::Confirmed(confirmation) => *confirmation,
                 _ => panic!("not confirmed"),
             }
         }

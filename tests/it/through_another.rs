@@ -30,7 +30,7 @@ struct Rig {
 }
 
 impl Rig {
-    fn start(plan: Plan) -> Self {
+    fn start(plan: &Plan) -> Self {
         let (version, passed, rest) = (Arc::new(AtomicU64::new(1)), Gate::default(), Gate::default());
         let (now, first_has_passed, may_end) = (Arc::clone(&version), passed.clone(), rest.clone());
         let web = Upstream::start(move |call| {
@@ -61,7 +61,7 @@ impl Rig {
             web.address
         );
         let fleet =
-            Fleet::start(&Plan { varnish: 1, web: 0, own_way: true, config: node.leak(), vcl: by_path, ..plan });
+            Fleet::start(&Plan { varnish: 1, web: 0, own_way: true, config: node.leak(), vcl: by_path, ..*plan });
         let rig = Rig { fleet, version, passed, rest, _web: web };
         rig.cut();
         rig
@@ -166,7 +166,7 @@ fn plans(replicas: usize) -> [Plan; 2] {
 #[test]
 fn a_page_that_lands_through_another_clearcoat_is_not_served() {
     for plan in plans(2) {
-        let rig = Rig::start(plan);
+        let rig = Rig::start(&plan);
         let (fleet, reads) = (&rig.fleet, Reads::default());
         std::thread::scope(|scope| {
             let (fetch, answer) = rig.purge_on_the_way(scope);
@@ -197,7 +197,7 @@ fn a_page_that_lands_through_another_clearcoat_is_not_served() {
 #[test]
 fn a_node_counts_again_when_the_clearcoat_is_killed_that_passed_its_page() {
     for plan in plans(2) {
-        let mut rig = Rig::start(plan);
+        let mut rig = Rig::start(&plan);
         std::thread::scope(|scope| {
             // The page dies with its clearcoat, and is fetched through the other one.
             let fetch = scope.spawn({
@@ -220,7 +220,7 @@ fn a_node_counts_again_when_the_clearcoat_is_killed_that_passed_its_page() {
 #[test]
 fn a_third_clearcoat_holds_back_a_node_though_the_one_that_told_it_dies() {
     for plan in plans(3) {
-        let mut rig = Rig::start(plan);
+        let mut rig = Rig::start(&plan);
         let reads = Reads::default();
         let rest = rig.rest.clone();
         std::thread::scope(|scope| {
@@ -250,7 +250,8 @@ fn a_third_clearcoat_holds_back_a_node_though_the_one_that_told_it_dies() {
 
 #[test]
 fn a_clearcoat_that_ends_in_order_is_asked_until_its_pages_have_passed() {
-    let rig = Rig::start(plans(2).into_iter().next().expect("a plan"));
+    let [plan, _] = plans(2);
+    let rig = Rig::start(&plan);
     let (fleet, reads) = (&rig.fleet, Reads::default());
     std::thread::scope(|scope| {
         let (fetch, answer) = rig.purge_on_the_way(scope);

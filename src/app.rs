@@ -205,12 +205,14 @@ impl App {
         let App { shutdown, mut edge_in_use, workers, mut servers, mut tasks, deliveries, journal, replicas, .. } =
             self;
         let drained = async {
-            while servers.join_next().await.is_some() {}
             let joined =
                 tokio::task::spawn_blocking(|| workers.into_iter().map(JoinHandle::join).all(|end| end.is_ok()));
             if !joined.await.unwrap_or(false) {
                 tracing::error!("a worker panicked");
             }
+            // Not before: another clearcoat tells of purges, and asks about pages, for as long as any pass here.
+            shutdown.advance(Stage::Closing);
+            while servers.join_next().await.is_some() {}
         };
         let stages = async {
             let orderly = async {

@@ -36,6 +36,7 @@
 mod budget;
 mod dispatch;
 mod expected;
+mod landed;
 mod landing;
 mod recalls;
 mod requests;
@@ -58,13 +59,15 @@ use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
 use crate::config::PurgeListener;
-use crate::fleet::{Fence, Health, LANDING, Member, Node, NodeId, Snapshot, VarnishSettings};
+use crate::fleet::{Fence, Health, Member, Node, NodeId, Snapshot, VarnishSettings};
 use crate::journal::{Cursor, Journal, Missed, Observer, Position};
 use crate::purge::{Ban, Guard, Target};
 use crate::slow_start::SlowStart;
 use crate::telemetry::{Metrics, causes};
 pub use expected::Expected;
-use recalls::Recalls;
+use landed::Landed;
+pub use recalls::Hold;
+use recalls::{Left, Recalls};
 pub use requests::Refusable;
 use requests::{Owed, Requests};
 use walk::Refused;
@@ -124,10 +127,17 @@ pub struct Deliveries {
     nodes: DashMap<NodeId, Delivery>,
     requests: Mutex<Requests>,
     progress: watch::Sender<()>,
+    /// The recalls of nodes that left while something was held, for when they come back.
+    left: Left,
+    /// The head when nothing had passed yet in this process.
+    first: Position,
+    /// Up to where pages have landed, whoever they are for.
+    landed: Mutex<Landed>,
 }
 
 /// The delivery of one Varnish, as others see it.
 struct Delivery {
+    node: Arc<Node>,
     state: Arc<DeliveryState>,
     task: AbortHandle,
 }
@@ -146,7 +156,9 @@ struct DeliveryState {
     /// said it dropped.
     results: Mutex<VecDeque<(Position, u64)>>,
     /// What it has to be told once more because another replica could not.
-    recalls: Recalls,
+    recalls: Arc<Recalls>,
+    /// Up to where pages for it have landed that passed here.
+    landed: Mutex<Landed>,
     error: Mutex<Arc<str>>,
 }
 
@@ -176,8 +188,16 @@ impl Acknowledged {
 impl Deliveries {
     /// No deliveries yet.
     pub fn new(context: Context) -> Self {
-        let deliveries =
-            Deliveries { context, nodes: DashMap::new(), requests: Mutex::default(), progress: watch::channel(()).0 };
+        let first = context.journal.head();
+        let deliveries = Deliveries {
+            context,
+            nodes: DashMap::new(),
+            requests: Mutex::default(),
+            progress: watch::channel(()).0,
+            left: Left::default(),
+            first,
+            landed: Mutex::new(Landed::new(first)),
+        };
         // Who sent them, the process before this one may have known.
         deliveries.note_requests_since(deliveries.context.journal.floor());
         deliveries
@@ -186,16 +206,20 @@ impl Deliveries {
     /// Starts the task of a node that joined. Its cursor is read before this returns, so that no request meets a node
     /// whose cursor is not known.
     pub fn start(self: &Arc<Self>, node: &Arc<Node>, settings: &VarnishSettings) {
-        let state = Arc::new(DeliveryState::default());
+        let recalls = self.left.take(node.id());
+        recalls.attach(&node.live);
+        let landed = Mutex::new(Landed::new(self.first));
+        let state = Arc::new(DeliveryState { recalls, landed, ..DeliveryState::default() });
         let task = task::Task::new(Arc::clone(self), Arc::clone(node), settings, Arc::clone(&state));
         let task = tokio::spawn(task.run()).abort_handle();
-        self.nodes.insert(node.id().clone(), Delivery { state, task });
+        self.nodes.insert(node.id().clone(), Delivery { node: Arc::clone(node), state, task });
     }
 
     /// Stops the task of a node that left. Its cursor stays in the journal.
     pub fn stop(&self, id: &NodeId) {
-        if let Some((_, delivery)) = self.nodes.remove(id) {
-            delivery.task.abort();
+        if let Some((_, Delivery { state, task, .. })) = self.nodes.remove(id) {
+            task.abort();
+            self.left.keep(id, &state.recalls);
         }
     }
 
@@ -251,9 +275,11 @@ impl Deliveries {
         self.progress.send_replace(());
     }
 
-    /// Why the last batch of a node failed; empty where it did not.
+    /// Why the last batch of a node failed, or what it did is held back; empty where neither is so.
     pub fn error(&self, id: &NodeId) -> Arc<str> {
-        self.nodes.get(id).map_or_else(|| "".into(), |delivery| delivery.state.error.lock().clone())
+        let Some(delivery) = self.nodes.get(id) else { return "".into() };
+        let error = Arc::clone(&delivery.state.error.lock());
+        if error.is_empty() { delivery.state.recalls.held_because().unwrap_or(error) } else { error }
     }
 
     /// Begins to wait for a purge that is about to be accepted. What nodes report from now on is kept for it.
@@ -275,17 +301,6 @@ impl Deliveries {
         let (has, misses): (Vec<_>, Vec<_>) = members.partition(|member| member.node.live.cursor() >= position);
         let ids = |members: Vec<&Member>| members.into_iter().map(|member| member.node.id().clone()).collect();
         (ids(has), ids(misses))
-    }
-
-    /// Has those of these nodes that have acknowledged the purge at this position told of it once more before that counts:
-    /// another replica has not reached them, and a page that passed there may still be on its way.
-    pub fn recall(&self, position: Position, nodes: &[NodeId]) {
-        let fleet = self.context.fleet.load();
-        for node in nodes.iter().filter_map(|id| fleet.varnish.get(id)).map(|member| &member.node) {
-            if let Some(delivery) = self.nodes.get(node.id()).filter(|_| node.live.cursor() >= position) {
-                delivery.state.recalls.push(&node.live, position, LANDING);
-            }
-        }
     }
 
     /// The position up to which every Varnish of which anything is known has every purge that is held. One of which nothing

@@ -75,7 +75,7 @@ async fn serve_in<H: Handler>(
         let accepted = tokio::select! {
             accepted = next => accepted,
             Some(_ended) = connections.join_next() => continue,
-            () = shutdown.reached(Stage::Draining) => break,
+            () = shutdown.reached(Stage::Closing) => break,
         };
         match accepted {
             Ok((guest, stream, peer)) => {
@@ -142,7 +142,7 @@ async fn serve_connection<H: Handler>(
             tracing::debug!(%peer, "an idle control connection was closed, because others wait for its place");
             return;
         }
-        () = shutdown.reached(Stage::Draining) => {
+        () = shutdown.reached(Stage::Closing) => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

@@ -12,6 +12,7 @@
 //!
 //! **What they say is compared** ([`agreement`]). A node that one of them has not reached may get an old page through that
 //! one's origin after the others' bans; so the others tell it once more, and the answer says who has not reached which node.
+//! If such a page is still under way, they wait until it has landed ([`under_way`]).
 //!
 //! **Who is there.** With etcd, `replicas/<id>`, a key with a lease for each ([`registered`]); who was there and is not
 //! registered any more is told as long as it answers, for it may only have lost etcd, and serves readers. Without etcd, the
@@ -32,6 +33,7 @@ mod reception;
 mod record;
 mod registered;
 mod twin;
+mod under_way;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -56,7 +58,7 @@ use peer::Peer;
 use twin::Twins;
 
 pub use agreement::Heard;
-pub use message::{Again, Confirmation, Introduction, Message};
+pub use message::{Again, Confirmation, Introduction, Message, Place};
 pub use reception::Received;
 pub use record::{Record, own_address, own_id};
 
@@ -270,6 +272,7 @@ impl Replicas {
             wait_ms: u64::try_from(patience.as_millis()).unwrap_or(u64::MAX),
             purges: Vec::new(),
             again: Vec::new(),
+            asks_about: Vec::new(),
         }
     }
 

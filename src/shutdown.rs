@@ -1,8 +1,8 @@
 //! The end of the process, in order.
 //!
 //! The stages are visible to whoever holds a [`Shutdown`]: run, drain (no new connections, every answer says
-//! `Connection: close`, `/readyz` has been failing for a moment), first what clients use and then what those answers
-//! need, stop (what is not done by now is cut). One value in one `watch` channel, so that a task can wait for a stage,
+//! `Connection: close`, `/readyz` has been failing for a moment), first what clients use, then what those answers need,
+//! and last what others have to tell us as long as pages pass here, stop (what is not done by now is cut). One value in one `watch` channel, so that a task can wait for a stage,
 //! or look at it without waiting.
 
 use tokio::sync::watch;
@@ -18,6 +18,8 @@ pub enum Stage {
     Draining,
     /// The edge has drained: no client waits for what Varnish would fetch. The origin drains.
     Emptying,
+    /// The origin has drained: no page passes here any more, so nobody needs to tell us of purges. The control plane drains.
+    Closing,
     /// End now.
     Stopping,
 }

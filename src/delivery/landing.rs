@@ -10,13 +10,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::walk::Sources;
 use crate::fleet::{LANDING, Snapshot};
-use crate::journal::{Entry, Missed, Position};
-use crate::purge::{Purge, Target};
+use crate::journal::{Entry, Journal, Missed, Position};
+use crate::purge::{Guard, Purge, Target};
 
 /// How often the guard is asked whether a page has arrived.
-const POLL: Duration = Duration::from_millis(10);
+pub(super) const POLL: Duration = Duration::from_millis(10);
 
 /// Purges that are looked at one by one; more of them concern any page with tags, or with what else they ask for.
 const MAX_PURGES: usize = 1_000;
@@ -25,6 +24,7 @@ const MAX_PURGES: usize = 1_000;
 const LONG: Duration = Duration::from_secs(2);
 
 /// The purges of a stretch that concern pages which may be under way.
+#[derive(Debug)]
 pub(super) struct Landing {
     waiting: Vec<Arc<Entry>>,
     began: Instant,
@@ -36,8 +36,8 @@ pub(super) struct Landing {
 
 impl Landing {
     /// What follows `after` up to `last`.
-    pub(super) fn new(sources: &Sources, after: Position, last: Position, now: Instant) -> Self {
-        let missed = match sources.journal.since(after) {
+    pub(super) fn new(journal: &dyn Journal, after: Position, last: Position, now: Instant) -> Self {
+        let missed = match journal.since(after) {
             Missed::Entries(mut entries) => {
                 entries.truncate(entries.partition_point(|entry| entry.position <= last));
                 Some(entries)
@@ -54,33 +54,36 @@ impl Landing {
         Landing { waiting, began: now, passed: None, waited: false }
     }
 
-    /// Looks at what is still under way. Returns when to come again, if not yet all that there was has landed.
-    pub(super) fn look(&mut self, sources: &Sources, fleet: &Snapshot, now: Instant) -> Option<Instant> {
+    /// Looks at what is still under way to the node at this address. Returns when to come again, if not yet all that there
+    /// was has landed.
+    pub(super) fn look(&mut self, guard: &Guard, node: IpAddr, fleet: &Snapshot, now: Instant) -> Option<Instant> {
+        if !self.have_arrived(guard, Some(node), fleet, now) {
+            return Some(now + POLL);
+        }
+        // It has arrived since.
+        std::mem::take(&mut self.waited).then_some(now + LANDING)
+    }
+
+    /// Whether nothing is under way any more that was when this began; to `None`: whomever it is for.
+    pub(super) fn have_arrived(&mut self, guard: &Guard, node: Option<IpAddr>, fleet: &Snapshot, now: Instant) -> bool {
         // A Varnish may fetch from another address than the one on which it listens, even from that of another one on the
         // same machine: until it was seen to fetch from its own, any page may be for it.
-        let node = sources.address.ip().to_canonical();
-        let fetches_from_its_own = sources.guard.has_fetched(node);
+        let own = node.map(|node| node.to_canonical()).filter(|own| guard.has_fetched(*own));
         let is_of_another = |address: IpAddr| {
-            fetches_from_its_own
-                && address != node
+            own.is_some_and(|own| address != own)
                 && fleet.varnish.members().iter().any(|other| other.node.spec.address.ip() == address)
         };
-        let may_be_ours = |address: IpAddr| !is_of_another(address.to_canonical());
+        let may_be_meant = |address: IpAddr| !is_of_another(address.to_canonical());
         // What passed after it was first looked at knew of all these purges: pages that come all the time are no reason to wait.
-        let guard = &sources.guard;
         self.waiting.retain(|entry| {
-            let under_way = guard.under_way(&entry.purge, (self.began, now), may_be_ours);
+            let under_way = guard.under_way(&entry.purge, (self.began, now), may_be_meant);
             if !under_way {
                 self.passed = self.passed.max(guard.last_passed(&entry.purge));
             }
             under_way
         });
-        if !self.waiting.is_empty() {
-            self.waited = true;
-            return Some(now + POLL);
-        }
-        // It has arrived since.
-        std::mem::take(&mut self.waited).then_some(now + LANDING)
+        self.waited |= !self.waiting.is_empty();
+        self.waiting.is_empty()
     }
 
     /// Whether it takes longer than a page should.

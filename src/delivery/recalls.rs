@@ -5,43 +5,111 @@
 //! tells the bans a second time; one that cannot reach the node cannot. So the others do it in its place: the
 //! acknowledgement is taken back, the node is told once more when the page has had its time to land
 //! ([`LANDING`](crate::fleet::LANDING)), and what it acknowledges then counts.
+//!
+//! If the other replica says that such a page is still under way, its time to land has not begun, and only the other
+//! replica can say when it does. Until then a [`Hold`] keeps the acknowledgement back. A hold is a value: it ends when its
+//! owner lets go of it, for whatever reason, so that no node is kept out by somebody who is not there any more.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::Deliveries;
 use super::stretches::Stretch;
-use crate::fleet::Live;
+use crate::fleet::{LANDING, Live, NodeId};
 use crate::journal::Position;
 
 /// What is to be told again within this time is told together.
 const GRAIN: Duration = Duration::from_millis(25);
 
-/// The recalls of one node. There are never more of them than grains in the longest delay.
+/// The recalls of one node.
 #[derive(Debug, Default)]
 pub(super) struct Recalls {
-    waiting: Mutex<VecDeque<Stretch>>,
-    /// Rings when there is a new one.
+    state: Mutex<State>,
+    /// Rings when there is a new one to be told.
     ring: Notify,
 }
 
+#[derive(Debug, Default)]
+struct State {
+    /// The node as it is now. Another one takes its place when it is registered anew.
+    live: Arc<Live>,
+    /// To be told again. There are never more of them than grains in the longest delay, and two.
+    waiting: VecDeque<Stretch>,
+    /// To be told again when their holds end: one for each hold.
+    held: BTreeMap<u64, Held>,
+    /// The number of the next hold.
+    next: u64,
+}
+
+/// What one hold keeps back: what follows `after` up to `last`.
+#[derive(Debug)]
+struct Held {
+    after: Position,
+    last: Position,
+    reason: Arc<str>,
+}
+
+/// What a node acknowledges does not count while this lives. When it is dropped, the node is told once more, after
+/// [`LANDING`], and what it acknowledges then counts.
+#[derive(Debug)]
+pub struct Hold {
+    recalls: Arc<Recalls>,
+    key: u64,
+}
+
+impl Hold {
+    /// Keeps back the purge at this position as well.
+    pub fn cover(&self, position: Position) {
+        let mut state = self.recalls.state.lock();
+        if let Some(held) = state.held.get_mut(&self.key) {
+            (held.after, held.last) = (held.after.min(position.saturating_sub(1)), held.last.max(position));
+        }
+        state.show();
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut state = self.recalls.state.lock();
+        if let Some(Held { after, last, .. }) = state.held.remove(&self.key) {
+            state.push(after, last, Instant::now() + LANDING);
+            self.recalls.ring.notify_one();
+        }
+    }
+}
+
 impl Recalls {
+    /// The node that they are about, from now on.
+    pub(super) fn attach(&self, live: &Arc<Live>) {
+        let mut state = self.state.lock();
+        state.live = Arc::clone(live);
+        state.show();
+    }
+
     /// Takes back what the node has acknowledged at this position, until it has been told again, `delay` from now at the
     /// earliest.
-    pub(super) fn push(&self, live: &Live, position: Position, delay: Duration) {
-        let mut waiting = self.waiting.lock();
-        let (after, due) = (position.saturating_sub(1), Instant::now() + delay);
-        match waiting.back_mut() {
-            // Its time does not move, so that a storm cannot put it off.
-            Some(back) if due <= back.due => {
-                (back.after, back.last) = (back.after.min(after), back.last.max(position));
-            }
-            _ => waiting.push_back(Stretch { after, last: position, due: due + GRAIN }),
-        }
-        recall(live, &waiting);
+    pub(super) fn push(&self, position: Position, delay: Duration) {
+        self.state.lock().push(position.saturating_sub(1), position, Instant::now() + delay);
         self.ring.notify_one();
+    }
+
+    /// Takes back what the node has acknowledged at this position, or will, for as long as the hold lives.
+    pub(super) fn hold(self: &Arc<Self>, position: Position, reason: Arc<str>) -> Hold {
+        let mut state = self.state.lock();
+        let key = state.next;
+        state.next += 1;
+        state.held.insert(key, Held { after: position.saturating_sub(1), last: position, reason });
+        state.show();
+        Hold { recalls: Arc::clone(self), key }
+    }
+
+    /// Why something is held, if anything is.
+    pub(super) fn held_because(&self) -> Option<Arc<str>> {
+        self.state.lock().held.values().next().map(|held| Arc::clone(&held.reason))
     }
 
     /// Returns when one is to be told again.
@@ -61,66 +129,188 @@ impl Recalls {
     }
 
     /// The node has acknowledged this one, as it was when it was due.
-    pub(super) fn done(&self, live: &Live, told: Stretch) {
-        let mut waiting = self.waiting.lock();
+    pub(super) fn done(&self, told: Stretch) {
+        let mut state = self.state.lock();
         // More may have come to it since; then it is told once more.
-        if waiting.front() == Some(&told) {
-            waiting.pop_front();
+        if state.waiting.front() == Some(&told) {
+            state.waiting.pop_front();
         }
-        recall(live, &waiting);
+        state.show();
     }
 
     /// The first one is to be told again at this time.
     pub(super) fn postpone(&self, due: Instant) {
-        if let Some(first) = self.waiting.lock().front_mut() {
+        if let Some(first) = self.state.lock().waiting.front_mut() {
             first.due = due;
         }
     }
 
     fn first(&self) -> Option<Stretch> {
-        self.waiting.lock().front().copied()
+        self.state.lock().waiting.front().copied()
     }
 }
 
-/// Tells the node's readers how far it counts.
-fn recall(live: &Live, waiting: &VecDeque<Stretch>) {
-    live.recall(waiting.iter().map(|stretch| stretch.after).min());
+/// The recalls of nodes that left while something was held, for as long as it is.
+#[derive(Debug, Default)]
+pub(super) struct Left(Mutex<BTreeMap<NodeId, Weak<Recalls>>>);
+
+impl Left {
+    /// Those of a node that joins: none, or what was held when it left.
+    pub(super) fn take(&self, node: &NodeId) -> Arc<Recalls> {
+        self.0.lock().remove(node).and_then(|left| left.upgrade()).unwrap_or_default()
+    }
+
+    /// A node leaves.
+    pub(super) fn keep(&self, node: &NodeId, recalls: &Arc<Recalls>) {
+        let mut left = self.0.lock();
+        left.retain(|_, recalls| recalls.strong_count() > 0);
+        if recalls.held_because().is_some() {
+            left.insert(node.clone(), Arc::downgrade(recalls));
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.lock().is_empty()
+    }
+}
+
+impl State {
+    fn push(&mut self, after: Position, last: Position, due: Instant) {
+        // Behind one that is being told, or cannot be: those that have become due meanwhile are one.
+        let is_stuck = |back: &Stretch| self.waiting.len() > 1 && back.due <= Instant::now();
+        let is_late = self.waiting.back().is_some_and(is_stuck);
+        match self.waiting.back_mut() {
+            // Its time does not move, so that a storm cannot put it off.
+            Some(back) if due <= back.due || is_late => {
+                (back.after, back.last) = (back.after.min(after), back.last.max(last));
+                if is_late {
+                    back.due = due + GRAIN;
+                }
+            }
+            _ => self.waiting.push_back(Stretch { after, last, due: due + GRAIN }),
+        }
+        self.show();
+    }
+
+    /// Tells the node's readers how far it counts.
+    fn show(&self) {
+        let waiting = self.waiting.iter().map(|stretch| stretch.after);
+        self.live.recall(waiting.chain(self.held.values().map(|held| held.after)).min());
+    }
+}
+
+impl Deliveries {
+    /// Has those of these nodes that have acknowledged the purge at this position told of it once more before that counts:
+    /// another replica has not reached them, and a page that passed there may still be on its way.
+    pub fn recall(&self, position: Position, nodes: &[NodeId]) {
+        for delivery in nodes.iter().filter_map(|id| self.nodes.get(id)) {
+            if delivery.node.live.cursor() >= position {
+                delivery.state.recalls.push(position, LANDING);
+            }
+        }
+    }
+
+    /// Keeps back what this node acknowledges at this position, whether or not it has, for as long as the hold lives:
+    /// another replica says that a page is on its way to it. `None` if there is no such node here.
+    pub fn hold(&self, position: Position, node: &NodeId, reason: Arc<str>) -> Option<Hold> {
+        self.nodes.get(node).map(|delivery| delivery.state.recalls.hold(position, reason))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn recalls() -> (Arc<Recalls>, Arc<Live>) {
+        let (recalls, live) = (Arc::<Recalls>::default(), Arc::<Live>::default());
+        recalls.attach(&live);
+        (recalls, live)
+    }
+
     #[tokio::test]
     async fn an_acknowledgement_that_was_taken_back_counts_again_when_it_was_repeated() {
-        let (recalls, live) = (Recalls::default(), Live::default());
+        let (recalls, live) = recalls();
         live.set_cursor(9);
-        recalls.push(&live, 5, Duration::ZERO);
-        recalls.push(&live, 7, Duration::ZERO);
+        recalls.push(5, Duration::ZERO);
+        recalls.push(7, Duration::ZERO);
         assert_eq!(live.cursor(), 4);
         let due = recalls.due().await;
         assert_eq!((due.after, due.last), (4, 7));
         // One that comes while this one is told again does not count with it.
-        recalls.push(&live, 9, Duration::from_millis(200));
+        recalls.push(9, Duration::from_millis(200));
         live.set_cursor(12);
-        recalls.done(&live, due);
+        recalls.done(due);
         assert_eq!(live.cursor(), 8);
         let began = Instant::now();
         let due = recalls.due().await;
         assert!(began.elapsed() > Duration::from_millis(100));
-        recalls.done(&live, due);
+        recalls.done(due);
         assert_eq!(live.cursor(), 12);
     }
 
     #[tokio::test]
     async fn a_storm_neither_puts_off_the_first_one_nor_makes_a_queue() {
-        let (recalls, live) = (Recalls::default(), Live::default());
+        let (recalls, _) = recalls();
         let began = Instant::now();
         for position in 1..20_000 {
-            recalls.push(&live, position, Duration::from_millis(100));
+            recalls.push(position, Duration::from_millis(100));
         }
         let took = began.elapsed();
-        assert!(recalls.waiting.lock().len() as u128 <= took.as_millis() / GRAIN.as_millis() + 1);
+        assert!(recalls.state.lock().waiting.len() as u128 <= took.as_millis() / GRAIN.as_millis() + 1);
         assert!(recalls.first().unwrap().due <= began + Duration::from_millis(130) + took);
+    }
+
+    #[tokio::test]
+    async fn what_is_held_counts_when_the_hold_has_ended_and_it_was_repeated() {
+        let (recalls, live) = recalls();
+        live.set_cursor(6);
+        let hold = recalls.hold(7, "a page".into());
+        let another = recalls.hold(6, "another page".into());
+        assert_eq!((live.cursor(), recalls.held_because().as_deref()), (5, Some("a page")));
+        // It is told of it only now, and of one more.
+        live.set_cursor(9);
+        hold.cover(9);
+        drop(another);
+        assert_eq!(live.cursor(), 5);
+        recalls.done(recalls.due().await);
+        assert_eq!(live.cursor(), 6);
+        assert!(tokio::time::timeout(LANDING * 2, recalls.due()).await.is_err(), "it is told while it is held");
+        let ended = Instant::now();
+        drop(hold);
+        assert_eq!((live.cursor(), recalls.held_because()), (6, None));
+        let due = recalls.due().await;
+        assert!(ended.elapsed() >= LANDING && (due.after, due.last) == (6, 9), "{due:?}");
+        recalls.done(due);
+        assert_eq!(live.cursor(), 9);
+    }
+
+    #[tokio::test]
+    async fn a_node_that_is_registered_anew_is_still_held() {
+        let (recalls, _) = recalls();
+        let hold = recalls.hold(7, "a page".into());
+        let live = Arc::<Live>::default();
+        live.set_cursor(9);
+        recalls.attach(&live);
+        assert_eq!(live.cursor(), 6);
+        drop(hold);
+        recalls.done(recalls.due().await);
+        assert_eq!(live.cursor(), 9);
+    }
+
+    #[tokio::test]
+    async fn holds_that_end_while_the_node_takes_nothing_make_no_queue() {
+        let (recalls, live) = recalls();
+        for position in 1..200 {
+            drop(recalls.hold(position, "a page".into()));
+            let mut state = recalls.state.lock();
+            // Time passes, and nobody tells it.
+            state.waiting.iter_mut().for_each(|stretch| stretch.due -= LANDING * 2);
+        }
+        let state = recalls.state.lock();
+        assert!(state.waiting.len() <= 2, "{}", state.waiting.len());
+        assert_eq!(state.waiting.iter().map(|stretch| stretch.last).max(), Some(199));
+        live.set_cursor(200);
+        assert_eq!(live.cursor(), 0);
     }
 }

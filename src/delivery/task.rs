@@ -245,8 +245,9 @@ impl Task {
     fn waits_for_pages(&mut self, after: Position, last: Position) -> bool {
         let now = Instant::now();
         self.unsure.close();
-        let landing = self.landing.get_or_insert_with(|| Landing::new(&self.sources, after, last, now));
-        let postponed = landing.look(&self.sources, &self.deliveries.context.fleet.load(), now);
+        let Sources { journal, guard, address, .. } = &self.sources;
+        let landing = self.landing.get_or_insert_with(|| Landing::new(&**journal, after, last, now));
+        let postponed = landing.look(guard, address.ip(), &self.deliveries.context.fleet.load(), now);
         if let Some(until) = postponed {
             self.unsure.postpone(until);
             if landing.lasts_long(now) {
@@ -358,8 +359,9 @@ impl Task {
         let Work { walk, report, folded, flushes, last_passed, .. } = work;
         let last = walk.last();
         let now = Instant::now();
-        let mut landing = Landing::new(&self.sources, self.told, last, now);
-        let under_way = landing.look(&self.sources, &self.deliveries.context.fleet.load(), now);
+        let Sources { journal, guard, address, .. } = &self.sources;
+        let mut landing = Landing::new(&**journal, self.told, last, now);
+        let under_way = landing.look(guard, address.ip(), &self.deliveries.context.fleet.load(), now);
         // What passed before this process was there is not known, so its start counts as such a time.
         let started = self.deliveries.context.started;
         let passed = last_passed.max(landing.passed).map_or(Duration::ZERO, |at| at.saturating_duration_since(started));
@@ -406,7 +408,11 @@ impl Task {
             return;
         }
         self.recall_stalls = 0;
-        self.state.recalls.done(&self.node.live, stretch);
+        self.state.recalls.done(stretch);
+        if self.deliveries.context.fence.is_current(&self.node.live) {
+            // Who waited for it while it was held back did so in vain, and need not any more.
+            self.state.late.store(false, Ordering::SeqCst);
+        }
         self.deliveries.progressed();
     }
 

@@ -331,6 +331,38 @@ async fn a_page_for_the_address_of_another_node_may_be_ours_until_we_were_seen_t
 }
 
 #[tokio::test]
+async fn a_hold_outlives_a_new_registration_and_then_the_node_is_told_again() {
+    let rig = Rig::new(CALM).await;
+    rig.ran(&[400, 200]);
+    let position = rig.purge("a").await;
+    let hold = rig.deliveries.hold(position, rig.node.id(), "a page".into()).unwrap();
+    assert!(rig.node.live.cursor() < position);
+    assert_eq!(&*rig.deliveries.error(rig.node.id()), "a page");
+    // Its headers were changed, say.
+    rig.deliveries
+        .context
+        .journal
+        .save_cursors(vec![(rig.node.id().clone(), Cursor { position, epoch: None })])
+        .await
+        .unwrap();
+    rig.deliveries.stop(rig.node.id());
+    let node = Arc::new(Node::new(rig.node.spec.clone(), Arc::default(), 2));
+    rig.deliveries.start(&node, &VarnishSettings::default());
+    assert_eq!((node.live.acknowledged(), node.live.cursor()), (position, position - 1));
+    let told = rig.told(",)a(").len();
+    drop(hold);
+    rig.until_told(",)a(", told + 1).await;
+    let counts = async {
+        while node.live.cursor() < position {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, counts).await.unwrap();
+    rig.deliveries.stop(rig.node.id());
+    assert!(rig.deliveries.left.is_empty());
+}
+
+#[tokio::test]
 async fn what_settles_is_told_once_more_after_its_answer() {
     let settle = Duration::from_millis(400);
     let rig = Rig::new(Pace { settle, ..CALM }).await;

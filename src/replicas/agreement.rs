@@ -6,7 +6,11 @@
 //! reached is told once more by all that have, and counts with them only then ([`crate::delivery::Deliveries::recall`]).
 //! Whoever accepted the purge knows what all of them say, and so it is the one who asks for that.
 //!
-//! The node is not taken out of the traffic of those that reach it. A replica with a broken link would otherwise take
+//! If one that has not reached a node says that such a page is still under way there, the node counts with nobody else until
+//! that one says that the page has landed, and it was told once more after that ([`super::under_way`]). The purge's answer does
+//! not wait for it: the node is behind in it.
+//!
+//! Without such a page the node is not taken out of the traffic of those that reach it. A replica with a broken link would otherwise take
 //! every Varnish out of service everywhere.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +19,7 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use super::message::{Again, Confirmation};
+use super::message::{Again, Confirmation, Place};
 use super::peer::Peer;
 use super::{Position, Replicas};
 use crate::fleet::NodeId;
@@ -83,20 +87,22 @@ impl Replicas {
             here.iter().copied().filter(|id| !applied.contains(id)).chain(&said.fenced).cloned().collect()
         };
         let by_peer: Vec<BTreeSet<NodeId>> = heard.said.iter().map(|(_, said)| missed_by(said)).collect();
-        let recalled: Vec<NodeId> =
-            reached.iter().filter(|id| by_peer.iter().any(|missed| missed.contains(*id))).cloned().collect();
+        let mut held = BTreeSet::new();
+        for ((peer, said), missed) in heard.said.iter().zip(&by_peer) {
+            let under_way = missed.iter().filter_map(|node| Some((node, said.awaits_landing(node)?)));
+            held.extend(
+                under_way.filter(|(node, place)| self.hold(peer, node, (position, *place))).map(|(node, _)| node),
+            );
+        }
+        let is_recalled = |node: &&NodeId| !held.contains(*node) && by_peer.iter().any(|missed| missed.contains(*node));
+        let recalled: Vec<NodeId> = reached.iter().filter(is_recalled).cloned().collect();
         if !recalled.is_empty() {
             self.context.deliveries.recall(position, &recalled);
         }
         let Some(name) = self.name_of(position) else { return };
-        let asked = heard.said.iter().enumerate().filter_map(|(index, (peer, said))| {
-            let elsewhere = by_peer.iter().enumerate().filter(|(other, _)| *other != index).flat_map(|(_, ids)| ids);
-            let doubtful: BTreeSet<&NodeId> = elsewhere.chain(missed).collect();
-            let nodes: Vec<NodeId> = said.applied.iter().filter(|id| doubtful.contains(id)).cloned().collect();
-            (!nodes.is_empty()).then(|| (Arc::clone(peer), Again { id: name.clone(), nodes }))
-        });
+        let asked = self.to_be_told_again(&name, position, missed, &heard.said, &by_peer);
         let mut answers = JoinSet::new();
-        for (peer, again) in asked {
+        for (peer, again) in asked.into_iter().filter(|(_, again)| !again.is_empty()) {
             answers.spawn(Arc::clone(self).ask_again(peer, again, timeout));
         }
         while let Some(answer) = answers.join_next().await {
@@ -109,15 +115,63 @@ impl Replicas {
         }
     }
 
+    /// What each of the others is to tell again of the purge of this name, which is at `position` here: `missed` are the
+    /// nodes that we have not reached, `by_peer` those that they have not.
+    pub(super) fn to_be_told_again(
+        &self,
+        name: &str,
+        position: Position,
+        missed: &[NodeId],
+        said: &[(Arc<Peer>, Confirmation)],
+        by_peer: &[BTreeSet<NodeId>],
+    ) -> Vec<(Arc<Peer>, Vec<Again>)> {
+        // To which nodes something is under way at whom.
+        let landed = self.context.deliveries.landed(missed);
+        let own = landed.into_iter().filter(|(_, landed)| *landed < position).map(|(node, _)| node).collect();
+        let own = (Place { replica: self.id.clone(), boot: self.own.boot.clone(), position }, own);
+        let of_others = said.iter().zip(by_peer).filter_map(|((peer, said), missed)| {
+            let under_way = missed.iter().filter(|node| said.awaits_landing(node).is_some()).cloned().collect();
+            let (replica, boot) = (peer.id.clone(), peer.record.boot.clone());
+            Some((Place { replica, boot, position: said.place? }, under_way))
+        });
+        let under_way: Vec<(Place, Vec<NodeId>)> = std::iter::once(own).chain(of_others).collect();
+        let again = |index: usize, peer: &Peer, said: &Confirmation| {
+            // Whether or not it has reached them: it may before the page lands.
+            let elsewhere = under_way.iter().filter(|(place, nodes)| place.replica != peer.id && !nodes.is_empty());
+            let mut again: Vec<Again> = elsewhere
+                .map(|(place, nodes)| Again {
+                    id: name.to_owned(),
+                    nodes: nodes.clone(),
+                    under_way_at: Some(place.clone()),
+                })
+                .collect();
+            let held: BTreeSet<&NodeId> = again.iter().flat_map(|again| &again.nodes).collect();
+            let by_others = by_peer.iter().enumerate().filter(|(other, _)| *other != index).flat_map(|(_, ids)| ids);
+            let doubtful: BTreeSet<&NodeId> = by_others.chain(missed).filter(|node| !held.contains(node)).collect();
+            let nodes: Vec<NodeId> = said.applied.iter().filter(|id| doubtful.contains(id)).cloned().collect();
+            if !nodes.is_empty() {
+                again.push(Again { id: name.to_owned(), nodes, under_way_at: None });
+            }
+            again
+        };
+        said.iter().enumerate().map(|(index, (peer, said))| (Arc::clone(peer), again(index, peer, said))).collect()
+    }
+
+    /// Holds back what a node acknowledges of the purge at our `position` until another replica says that pages have landed
+    /// up to `theirs` in its journal. False if nobody could say so.
+    pub(super) fn hold(&self, peer: &Peer, node: &NodeId, (position, theirs): (Position, Position)) -> bool {
+        peer.under_way.hold(&self.context.deliveries, node, (position, theirs), &peer.id)
+    }
+
     /// Has a peer tell nodes of a purge again. Gives what it says then; `None` where it is not known to have done so.
     async fn ask_again(
         self: Arc<Self>,
         peer: Arc<Peer>,
-        again: Again,
+        again: Vec<Again>,
         timeout: Duration,
     ) -> (NodeId, Option<Confirmation>) {
         // It answers in time, whether or not it has reached the nodes by then: it avoids them until it has.
-        let answered = peer.tell_again(&self, vec![again], timeout * 3 / 4);
+        let answered = peer.tell_again(&self, again, timeout * 3 / 4);
         let failed = match tokio::time::timeout(timeout, answered).await {
             // Who does not say who it is is of a version that does not know what it was asked.
             Ok(Ok(said)) => return (peer.id.clone(), said.from.is_some().then_some(said)),

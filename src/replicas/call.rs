@@ -41,6 +41,11 @@ pub(super) enum TellError {
 }
 
 impl TellError {
+    /// Whether the process that was meant is not there any more.
+    pub(super) fn has_ended(&self) -> bool {
+        self.is_refused_connection() || matches!(self, TellError::Restarted | TellError::Left)
+    }
+
     /// Whether nobody listens there.
     pub(super) fn is_refused_connection(&self) -> bool {
         matches!(self, TellError::Connect(error) if error.kind() == std::io::ErrorKind::ConnectionRefused)

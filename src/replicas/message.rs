@@ -3,11 +3,13 @@
 //! What is not known of a message is passed over, so that a later version may say more. What must not be passed over has
 //! another format number, and is refused by whoever does not know it.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::Record;
 use crate::fleet::NodeId;
-use crate::journal::Told;
+use crate::journal::{Position, Told};
 
 /// The format of messages. Those that have no number are of the first one.
 pub(super) const FORMAT: u32 = 1;
@@ -36,6 +38,9 @@ pub struct Message {
     /// Purges that were told before, and that a replica could not tell some nodes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub again: Vec<Again>,
+    /// Nodes of which it is to be said up to where pages have landed there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub asks_about: Vec<NodeId>,
 }
 
 /// A purge of which nodes are to be told once more: a page that passed another replica may be on its way to them.
@@ -45,6 +50,20 @@ pub struct Again {
     pub id: String,
     /// The nodes.
     pub nodes: Vec<NodeId>,
+    /// Not before such a page has landed there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub under_way_at: Option<Place>,
+}
+
+/// A place in the journal of one process of a replica.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The name of the replica.
+    pub replica: NodeId,
+    /// The process (its `boot`).
+    pub boot: String,
+    /// The position there.
+    pub position: Position,
 }
 
 /// The answer: what became of the last of these purges here.
@@ -56,9 +75,25 @@ pub struct Confirmation {
     /// The nodes that have not, and are avoided here.
     #[serde(default)]
     pub fenced: Vec<NodeId>,
+    /// Where the last of these purges stands in the journal here. `None`: there was none, or this version does not say
+    /// what is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<Position>,
+    /// Up to where in the journal here pages have landed, at nodes that do not have it and at those that were asked about.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub landed: BTreeMap<NodeId, Position>,
     /// Who answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<Introduction>,
+}
+
+impl Confirmation {
+    /// Up to where pages have to land first at a node that does not have these purges, in the journal of whoever answers.
+    /// `None`: they have, as far as that is said.
+    pub(super) fn awaits_landing(&self, node: &NodeId) -> Option<Position> {
+        // One of which it says nothing is not known there, but pages pass to whoever asks for them.
+        self.place.filter(|place| self.landed.get(node).is_none_or(|landed| landed < place))
+    }
 }
 
 /// Who a replica is.
@@ -92,6 +127,16 @@ mod tests {
         let later = r#"{"format":2,"from":"b","wait_ms":1,"purges":[],"and":{"more":1}}"#;
         assert_eq!(serde_json::from_str::<Message>(later).unwrap().format, 2);
         let answer: Confirmation = serde_json::from_str(r#"{"applied":["v"],"fenced":[],"more":1}"#).unwrap();
-        assert_eq!((answer.applied.len(), answer.from), (1, None));
+        assert_eq!((answer.applied.len(), &answer.from), (1, &None));
+        // It does not say what is under way there: nothing is waited for.
+        assert_eq!(answer.awaits_landing(&NodeId::try_from("w").unwrap()), None);
+    }
+
+    #[test]
+    fn pages_have_landed_where_that_is_said_up_to_the_purge() {
+        let said: Confirmation =
+            serde_json::from_str(r#"{"fenced":["v","w"],"place":7,"landed":{"v":6,"w":7}}"#).unwrap();
+        let awaited = |node: &str| said.awaits_landing(&NodeId::try_from(node).unwrap());
+        assert_eq!((awaited("v"), awaited("w"), awaited("unknown")), (Some(7), None, Some(7)));
     }
 }

@@ -28,6 +28,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::call::{TellError, Way};
 use super::message::{Again, Confirmation, Message};
+use super::under_way::{self, UnderWay};
 use super::{Record, Replicas};
 use crate::backoff::Backoff;
 use crate::fleet::NodeId;
@@ -82,6 +83,8 @@ pub(super) struct Peer {
     heard: Mutex<Instant>,
     problem: Mutex<Arc<str>>,
     confirmations: Mutex<VecDeque<(Position, Confirmation)>>,
+    /// What is held here for as long as pages are under way there.
+    pub(super) under_way: UnderWay,
 }
 
 /// Where a replica is to be told from.
@@ -114,6 +117,7 @@ impl Peer {
             heard: Mutex::new(Instant::now()),
             problem: Mutex::new("".into()),
             confirmations: Mutex::default(),
+            under_way: UnderWay::default(),
         }
     }
 
@@ -228,6 +232,18 @@ impl Peer {
         self.way.post(replicas, &message).await
     }
 
+    /// Asks it up to where pages have landed at these nodes that passed there.
+    pub(super) async fn ask_landed(
+        &self,
+        replicas: &Replicas,
+        asks_about: Vec<NodeId>,
+    ) -> Result<Confirmation, TellError> {
+        // Positions are those of this process's journal.
+        let to = Some(self.record.boot.clone());
+        let message = Message { to, asks_about, ..self.message(replicas, Vec::new(), Duration::ZERO) };
+        self.way.post(replicas, &message).await
+    }
+
     /// Tells it that we are about to end.
     pub(super) async fn say_goodbye(&self, replicas: &Replicas) -> Result<Confirmation, TellError> {
         let record = Some(Record { leaving: true, ..replicas.own.clone() });
@@ -250,8 +266,15 @@ struct Sent {
     answer: AbortOnDropHandle<Result<Confirmation, TellError>>,
 }
 
-/// Tells a peer of everything that is accepted here, until it is gone: why it is.
+/// Tells a peer of everything that is accepted here, and asks it about what is held for it, until it is gone: why it is.
 pub(super) async fn run(replicas: Arc<Replicas>, peer: Arc<Peer>) -> TellError {
+    tokio::select! {
+        error = keep_telling(Arc::clone(&replicas), Arc::clone(&peer)) => error,
+        never = under_way::ask(replicas, peer) => match never {},
+    }
+}
+
+async fn keep_telling(replicas: Arc<Replicas>, peer: Arc<Peer>) -> TellError {
     let Some(journal) = replicas.context.journal.clone() else { return TellError::Left };
     let mut woken = replicas.woken();
     let mut failures = 0;

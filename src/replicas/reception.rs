@@ -3,9 +3,11 @@
 //! A purge is confirmed when it is durable here, the guard knows it, and the fence has risen to it. Nothing else that a
 //! message says changes what is promised.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::message::{Again, Confirmation, FORMAT, Introduction, Message};
+use super::message::{Again, Confirmation, FORMAT, Introduction, Message, Place};
+use super::peer::Peer;
 use super::{GAP, Record, Replicas};
 use crate::delivery::Acknowledged;
 use crate::fleet::NodeId;
@@ -14,7 +16,7 @@ use crate::journal::{Position, Shared, WriteError};
 /// What became of a message.
 pub enum Received {
     /// It holds here: what is said of it.
-    Confirmed(Confirmation),
+    Confirmed(Box<Confirmation>),
     /// It could not be taken in, and nothing is confirmed.
     Failed(WriteError),
     /// The sender's purges are none of ours, or cannot be understood: why.
@@ -41,7 +43,7 @@ impl Replicas {
                 if record.boot != self.own.boot {
                     self.twins.has_spoken(record, self.holds_name_against(record));
                 }
-                return Received::Confirmed(self.confirmation(&message, Acknowledged::default()));
+                return Received::Confirmed(self.confirmation(&message, None, Acknowledged::default()).into());
             }
             self.note(&message.from, record);
         }
@@ -68,7 +70,7 @@ impl Replicas {
             Some(position) => self.context.deliveries.expect().acknowledge(position, patience).await,
             None => Acknowledged::default(),
         };
-        Received::Confirmed(self.confirmation(&message, outcome))
+        Received::Confirmed(self.confirmation(&message, position, outcome).into())
     }
 
     /// Makes the purges of a message durable, and has nodes told again as it says. Gives the last place of any of them.
@@ -81,19 +83,32 @@ impl Replicas {
             self.context.deliveries.note_requests_since(before);
             tracing::debug!(from = %message.from, position, "told of purges");
         }
-        for Again { id, nodes } in &message.again {
+        for Again { id, nodes, under_way_at } in &message.again {
             // What is not held any more is a gap for whoever has not had it.
             let Some(place) = journal.place_of(id) else { continue };
-            self.context.deliveries.recall(place, nodes);
+            let through = under_way_at.as_ref().and_then(|there| Some((self.peer_at(there)?, there.position)));
+            for node in nodes {
+                let is_held = through.as_ref().is_some_and(|(peer, theirs)| self.hold(peer, node, (place, *theirs)));
+                if !is_held {
+                    self.context.deliveries.recall(place, std::slice::from_ref(node));
+                }
+            }
             position = position.max(Some(place));
         }
         Ok(position)
     }
 
-    fn confirmation(&self, message: &Message, outcome: Acknowledged) -> Confirmation {
+    /// The process of another replica that is meant, if it is there still.
+    fn peer_at(&self, there: &Place) -> Option<Arc<Peer>> {
+        self.sharing().into_iter().find(|peer| peer.id == there.replica && peer.record.boot == there.boot)
+    }
+
+    fn confirmation(&self, message: &Message, place: Option<Position>, outcome: Acknowledged) -> Confirmation {
         let pending = !self.has_journal_in_common() && self.owes(message);
         let from = Introduction { id: self.id.clone(), record: self.own.clone(), fresh: self.fresh, pending };
-        Confirmation { applied: outcome.applied, fenced: outcome.fenced, from: Some(from) }
+        let Acknowledged { applied, fenced, .. } = outcome;
+        let landed = self.context.deliveries.landed(fenced.iter().chain(&message.asks_about));
+        Confirmation { applied, fenced, place, landed, from: Some(from) }
     }
 
     /// Whether there is anything that the sender of this message has yet to be told.

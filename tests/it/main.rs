@@ -33,4 +33,5 @@ mod replicas_agree;
 mod slow_start;
 mod storm;
 mod support;
+mod through_another;
 mod under_way;

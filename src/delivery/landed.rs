@@ -1,0 +1,204 @@
+//! Up to where pages have landed, for other replicas that ask.
+//!
+//! They tell the same nodes by ways of their own, and their bans may be there before a page that passes here. What they want
+//! to know is a position ([`Landed`]): up to there, no page that a purge concerns is under way here any more. It only grows,
+//! whatever becomes of our own bans: a node that we cannot tell anything may have all its pages.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::landing::{Landing, POLL};
+use super::{Context, Deliveries};
+use crate::fleet::{NodeId, Snapshot};
+use crate::journal::Position;
+
+/// Up to where the pages have landed that passed here: no page that a purge up to there concerns is under way. Looked after
+/// only when somebody asks.
+#[derive(Debug, Default)]
+pub(super) struct Landed {
+    up_to: Position,
+    /// What follows, up to this position, and has not landed yet.
+    next: Option<(Position, Landing)>,
+    /// When that was last looked at.
+    looked: Option<Instant>,
+}
+
+impl Landed {
+    /// Nothing that a purge up to this position concerns is under way.
+    pub(super) fn new(up_to: Position) -> Self {
+        Landed { up_to, ..Landed::default() }
+    }
+
+    /// Looks, and gives the position. The node at this address has `acknowledged` every purge up to there; `None`: whomever
+    /// pages are for.
+    fn look(
+        &mut self,
+        context: &Context,
+        (node, acknowledged): (Option<IpAddr>, Position),
+        fleet: &Snapshot,
+        now: Instant,
+    ) -> Position {
+        let Context { journal, guard, .. } = context;
+        // That counts only when pages have landed.
+        self.up_to = self.up_to.max(acknowledged);
+        self.next.take_if(|(last, _)| *last <= acknowledged);
+        let head = journal.head();
+        while self.up_to < head {
+            let up_to = self.up_to;
+            let (last, landing) = self.next.get_or_insert_with(|| {
+                self.looked = None;
+                (head, Landing::new(&**journal, up_to, head, now))
+            });
+            // However many ask.
+            if self.looked.is_some_and(|looked| now < looked + POLL) {
+                break;
+            }
+            self.looked = Some(now);
+            if !landing.have_arrived(guard, node, fleet, now) {
+                break;
+            }
+            self.up_to = *last;
+            self.next = None;
+        }
+        self.up_to
+    }
+}
+
+impl Deliveries {
+    /// Up to where pages have landed at each of these nodes, as far as they passed here: nothing that a purge up to that
+    /// position concerns is under way there any more. Of a node that is not known here, any page counts.
+    pub fn landed<'n>(&self, nodes: impl IntoIterator<Item = &'n NodeId>) -> BTreeMap<NodeId, Position> {
+        let (fleet, now) = (self.context.fleet.load(), Instant::now());
+        let of = |id: &NodeId| {
+            let known = self.nodes.get(id).map(|delivery| (Arc::clone(&delivery.state), Arc::clone(&delivery.node)));
+            let Some((state, node)) = known else {
+                return self.landed.lock().look(&self.context, (None, 0), &fleet, now);
+            };
+            let asked = (Some(node.spec.address.ip()), node.live.acknowledged());
+            state.landed.lock().look(&self.context, asked, &fleet, now)
+        };
+        nodes.into_iter().map(|id| (id.clone(), of(id))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::delivery::{Pace, noted_by};
+    use crate::fleet::Fence;
+    use crate::journal::{Journal, Limits, Memory};
+    use crate::purge::{Guard, Page, Passage, Purge, SocketPair, Target};
+
+    const NODE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2));
+
+    struct Rig {
+        context: Context,
+        landed: Landed,
+        began: Instant,
+        ms: AtomicU64,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            let began = Instant::now();
+            let guard = Arc::new(Guard::new(began));
+            let journal: Arc<dyn Journal> = Arc::new(Memory::new(Limits::default(), noted_by(&guard)));
+            let context = Context {
+                fence: Arc::new(Fence::at(0)),
+                journal,
+                fleet: Arc::default(),
+                guard,
+                metrics: Arc::new(crate::telemetry::Metrics::new().unwrap()),
+                slow_start: Arc::new(crate::slow_start::SlowStart::new(&crate::config::HealthChecks::default())),
+                pace: Pace { max_bans_per_second: 0, longest_wait: Duration::ZERO, settle: Duration::ZERO },
+                started: began,
+            };
+            Rig { context, landed: Landed::new(0), began, ms: AtomicU64::new(1) }
+        }
+
+        /// A moment that is longer after the one before it than two looks are apart.
+        fn now(&self) -> Instant {
+            self.began + Duration::from_millis(self.ms.fetch_add(20, Ordering::SeqCst))
+        }
+
+        async fn purge(&self, tag: &str) -> Position {
+            let targets = vec![Target::Tags([tag].into_iter().collect())];
+            self.context.journal.append(Purge { targets, soft: false }).await.unwrap()
+        }
+
+        /// A page with this tag begins to pass to this address.
+        fn pass(&self, to: IpAddr, tag: &str) -> Passage {
+            let guard = &self.context.guard;
+            let passage = guard.connected(SocketPair { ours: (NODE, 80).into(), theirs: (to, 1000).into() });
+            let fields = [(&b"X-Magento-Tags"[..], tag.as_bytes())].into_iter();
+            let page = Page { status: 200, target: b"/", fields };
+            assert!(passage.may_be_stored(guard.now(), &page, self.now()));
+            passage
+        }
+
+        fn look(&mut self, acknowledged: Position) -> Position {
+            let now = self.now();
+            self.landed.look(&self.context, (Some(NODE), acknowledged), &Snapshot::default(), now)
+        }
+    }
+
+    #[tokio::test]
+    async fn it_follows_the_head_up_to_a_purge_whose_page_is_under_way() {
+        let mut rig = Rig::new();
+        let passage = rig.pass(NODE, "a");
+        let first = rig.purge("b").await;
+        assert_eq!(rig.look(0), first);
+        let held = rig.purge("a").await;
+        let behind = rig.purge("b").await;
+        assert_eq!((rig.look(0), rig.look(0)), (first, first));
+        // One that passes later knew of the purge, but not of the next one.
+        let later = rig.pass(NODE, "a");
+        assert!(held < behind && rig.look(0) == first);
+        passage.taken(rig.now());
+        assert_eq!(rig.look(0), behind);
+        let last = rig.purge("a").await;
+        assert_eq!(rig.look(0), behind);
+        drop(later);
+        assert_eq!(rig.look(0), last);
+    }
+
+    #[tokio::test]
+    async fn what_the_node_has_acknowledged_has_landed() {
+        let mut rig = Rig::new();
+        let _passage = rig.pass(NODE, "a");
+        let held = rig.purge("a").await;
+        assert_eq!((rig.look(0), rig.look(held)), (0, held));
+        let next = rig.purge("b").await;
+        assert_eq!(rig.look(held), next);
+    }
+
+    #[tokio::test]
+    async fn of_a_node_that_nobody_knows_any_page_counts() {
+        let rig = Rig::new();
+        let unknown = [NodeId::try_from("unknown").unwrap()];
+        let deliveries = Deliveries::new(rig.context.clone());
+        let passage = rig.pass("10.0.0.77".parse().unwrap(), "a");
+        let held = rig.purge("a").await;
+        assert_eq!(deliveries.landed(&unknown)[&unknown[0]], 0);
+        drop(passage);
+        tokio::time::sleep(POLL * 2).await;
+        assert_eq!(deliveries.landed(&unknown)[&unknown[0]], held);
+    }
+
+    #[tokio::test]
+    async fn however_many_ask_it_looks_now_and_then() {
+        let mut rig = Rig::new();
+        let passage = rig.pass(NODE, "a");
+        let held = rig.purge("a").await;
+        let now = rig.now();
+        let mut look = |now| rig.landed.look(&rig.context, (Some(NODE), 0), &Snapshot::default(), now);
+        assert_eq!(look(now), 0);
+        drop(passage);
+        assert_eq!((look(now + POLL / 2), look(now + POLL)), (0, held));
+    }
+}

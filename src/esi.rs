@@ -29,7 +29,7 @@ pub enum Piece<'p> {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum State {
+enum EsiState {
     /// Before the first character that is no white space.
     #[default]
     Start,
@@ -44,7 +44,7 @@ enum State {
 /// Takes a page apart.
 #[derive(Debug, Default)]
 pub struct Parser {
-    state: State,
+    state: EsiState,
     /// Within `<esi:remove>`.
     removing: bool,
     /// Within `<!--esi`, whose end is still to be left out.
@@ -54,7 +54,7 @@ pub struct Parser {
 impl Parser {
     /// For a page in which nothing is looked for.
     pub fn plain() -> Self {
-        Parser { state: State::Plain, ..Parser::default() }
+        Parser { state: EsiState::Plain, ..Parser::default() }
     }
 
     /// The next part of a page, and how many bytes it took. `page` is what was not taken yet; with `is_whole`, nothing
@@ -63,18 +63,18 @@ impl Parser {
         if page.is_empty() {
             return None;
         }
-        if self.state == State::Start {
+        if self.state == EsiState::Start {
             self.state = match page.iter().find(|byte| !byte.is_ascii_whitespace()) {
-                Some(b'<') => State::Markup,
+                Some(b'<') => EsiState::Markup,
                 None if !is_whole && page.len() < LONGEST_TAG => return None,
-                _ => State::Plain,
+                _ => EsiState::Plain,
             };
         }
         match self.state {
-            State::Start | State::Plain => Some((Piece::Text(page), page.len())),
-            State::Comment => self.up_to(b"-->", page, is_whole),
-            State::Cdata => self.up_to(b"]]>", page, is_whole),
-            State::Markup => self.markup(page, is_whole),
+            EsiState::Start | EsiState::Plain => Some((Piece::Text(page), page.len())),
+            EsiState::Comment => self.up_to(b"-->", page, is_whole),
+            EsiState::Cdata => self.up_to(b"]]>", page, is_whole),
+            EsiState::Markup => self.markup(page, is_whole),
         }
     }
 
@@ -85,7 +85,7 @@ impl Parser {
     /// Text up to the end of what is not looked into.
     fn up_to<'p>(&mut self, end: &[u8], page: &'p [u8], is_whole: bool) -> Option<(Piece<'p>, usize)> {
         if let Some(at) = find(page, end) {
-            self.state = State::Markup;
+            self.state = EsiState::Markup;
             return Some(self.text(&page[..at + end.len()]));
         }
         // The end may be under way.
@@ -114,11 +114,11 @@ impl Parser {
             return None;
         }
         if page.starts_with(b"<!--") {
-            (self.state, self.opened) = (State::Comment, false);
+            (self.state, self.opened) = (EsiState::Comment, false);
             return Some(self.text(&page[..4]));
         }
         if page.starts_with(b"<![CDATA[") {
-            self.state = State::Cdata;
+            self.state = EsiState::Cdata;
         }
         Some(self.text(&page[..1]))
     }

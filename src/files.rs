@@ -119,7 +119,7 @@ impl Plan {
 
 /// The files of the traffic.
 #[derive(Debug)]
-pub struct Budget {
+pub struct FileBudget {
     /// Clients of the edge.
     pub edge_clients: Arc<Share>,
     /// Connections to nodes for them, and pipes between the two.
@@ -130,7 +130,7 @@ pub struct Budget {
     pub origin_nodes: Arc<Share>,
 }
 
-impl Budget {
+impl FileBudget {
     /// A budget of which nothing is used. At most `max_edge_clients` of them are clients of the edge.
     pub fn new(plan: &Plan, max_edge_clients: Option<NonZeroUsize>, metrics: &Metrics) -> Self {
         let (own, most_common) = (plan.own(), plan.common());
@@ -151,7 +151,7 @@ impl Budget {
             let (own_used, shortage) = (AtomicI64::new(0), metrics.files.shortage(SHARES[index]));
             Arc::new(Share { index, most, own, own_used, used, common: Arc::clone(&common), shortage })
         });
-        Budget { edge_clients, edge_nodes, origin_clients, origin_nodes }
+        FileBudget { edge_clients, edge_nodes, origin_clients, origin_nodes }
     }
 }
 
@@ -161,19 +161,19 @@ struct Common {
     most: i64,
     used: AtomicI64,
     /// Of each share.
-    waiting: [Waiting; SHARES.len()],
+    waiting: [ShareWaiters; SHARES.len()],
 }
 
 /// Who waits for files of a share.
 #[derive(Debug, Default)]
-struct Waiting {
+struct ShareWaiters {
     /// Tells everybody that there is room.
     room: Notify,
     /// Tells one that files were given back.
     turn: Notify,
 }
 
-impl Waiting {
+impl ShareWaiters {
     fn wake(&self) {
         self.room.notify_waiters();
         self.turn.notify_one();
@@ -212,7 +212,7 @@ impl Share {
         self.common.used.load(Ordering::Relaxed) + files <= self.common.most
     }
 
-    fn waiting(&self) -> &Waiting {
+    fn waiting(&self) -> &ShareWaiters {
         &self.common.waiting[self.index]
     }
 
@@ -229,21 +229,21 @@ impl Share {
     }
 
     /// Counts files that are open already.
-    pub fn enter(self: &Arc<Self>, files: i64) -> Permit {
+    pub fn enter(self: &Arc<Self>, files: i64) -> FilePermit {
         let is_common = !self.has_own(files);
         self.used.add(files);
         let of = if is_common { &self.common.used } else { &self.own_used };
         of.fetch_add(files, Ordering::Relaxed);
-        Permit { share: Arc::clone(self), files, is_common }
+        FilePermit { share: Arc::clone(self), files, is_common }
     }
 
     /// Room for as many files, if there is any.
-    pub fn try_take(self: &Arc<Self>, files: i64) -> Option<Permit> {
+    pub fn try_take(self: &Arc<Self>, files: i64) -> Option<FilePermit> {
         self.has(files).then(|| self.enter(files))
     }
 
     /// Room for one file more, for who has one and must not wait: if all did that, each would wait for the others.
-    pub fn take_another(self: &Arc<Self>) -> Option<Permit> {
+    pub fn take_another(self: &Arc<Self>) -> Option<FilePermit> {
         let another = self.try_take(1);
         if another.is_none() {
             self.shortage.note(&"all files of this share are in use");
@@ -252,7 +252,7 @@ impl Share {
     }
 
     /// Waits for room for one file. Nothing is lost where this is given up.
-    pub async fn take(self: &Arc<Self>) -> Permit {
+    pub async fn take(self: &Arc<Self>) -> FilePermit {
         loop {
             let mut freed = pin!(self.waiting().turn.notified());
             freed.as_mut().enable();
@@ -272,13 +272,13 @@ impl Share {
 
 /// Files of a share that are in use for as long as this lives.
 #[derive(Debug)]
-pub struct Permit {
+pub struct FilePermit {
     share: Arc<Share>,
     files: i64,
     is_common: bool,
 }
 
-impl Drop for Permit {
+impl Drop for FilePermit {
     fn drop(&mut self) {
         let Share { common, own_used, used, .. } = &*self.share;
         // Whether one was missing to somebody, who may have wanted two.
@@ -287,7 +287,7 @@ impl Drop for Permit {
         if self.is_common {
             let before = common.used.fetch_sub(self.files, Ordering::Relaxed);
             if before + 2 > common.most {
-                common.waiting.iter().for_each(Waiting::wake);
+                common.waiting.iter().for_each(ShareWaiters::wake);
             }
         } else {
             own_used.fetch_sub(self.files, Ordering::Relaxed);
@@ -304,8 +304,8 @@ mod tests {
 
     use super::*;
 
-    fn budget(traffic: u64, max_edge_clients: usize) -> Budget {
-        Budget::new(
+    fn budget(traffic: u64, max_edge_clients: usize) -> FileBudget {
+        FileBudget::new(
             &Plan { control_connections: 0, traffic },
             NonZeroUsize::new(max_edge_clients),
             &Metrics::new().unwrap(),
@@ -314,7 +314,7 @@ mod tests {
 
     /// A share of this many files, of which there is nothing to be had of the common ones.
     fn share(own: u64) -> Arc<Share> {
-        let Budget { edge_nodes, origin_nodes, .. } = budget(own * PARTS, 0);
+        let FileBudget { edge_nodes, origin_nodes, .. } = budget(own * PARTS, 0);
         let rest = i64::try_from(own).unwrap() * 4;
         // For as long as the test runs.
         std::mem::forget(origin_nodes.enter(rest + i64::try_from(own).unwrap()));
@@ -358,7 +358,7 @@ mod tests {
     #[test]
     fn several_files_that_are_given_back_at_once_are_had_by_as_many_who_wait() {
         let share = share(5);
-        let mut taken: Vec<Permit> = std::iter::from_fn(|| share.try_take(1)).collect();
+        let mut taken: Vec<FilePermit> = std::iter::from_fn(|| share.try_take(1)).collect();
         let mut waiting: Vec<_> = (0..4).map(|_| Box::pin(share.take())).collect();
         let mut cx = Context::from_waker(Waker::noop());
         assert!(waiting.iter_mut().all(|take| take.as_mut().poll(&mut cx).is_pending()));
@@ -380,14 +380,14 @@ mod tests {
 
     #[test]
     fn one_share_may_take_all_that_is_common_and_nothing_that_is_another_ones() {
-        let Budget { edge_clients, edge_nodes, origin_nodes, .. } = budget(80, 0);
-        let taken: Vec<Permit> = std::iter::from_fn(|| edge_clients.try_take(1)).collect();
+        let FileBudget { edge_clients, edge_nodes, origin_nodes, .. } = budget(80, 0);
+        let taken: Vec<FilePermit> = std::iter::from_fn(|| edge_clients.try_take(1)).collect();
         assert_eq!(taken.len(), 50);
         for share in [&edge_nodes, &origin_nodes] {
-            let own: Vec<Permit> = std::iter::from_fn(|| share.try_take(1)).collect();
+            let own: Vec<FilePermit> = std::iter::from_fn(|| share.try_take(1)).collect();
             assert_eq!(own.len(), 10);
         }
-        let own: Vec<Permit> = std::iter::from_fn(|| edge_nodes.try_take(1)).collect();
+        let own: Vec<FilePermit> = std::iter::from_fn(|| edge_nodes.try_take(1)).collect();
         let mut waits = Box::pin(edge_nodes.take());
         let mut cx = Context::from_waker(Waker::noop());
         assert!(waits.as_mut().poll(&mut cx).is_pending());
@@ -399,8 +399,8 @@ mod tests {
 
     #[test]
     fn the_edge_has_no_more_clients_than_it_is_told() {
-        let Budget { edge_clients, origin_clients, .. } = budget(80, 4);
-        let taken: Vec<Permit> = std::iter::from_fn(|| edge_clients.try_take(1)).collect();
+        let FileBudget { edge_clients, origin_clients, .. } = budget(80, 4);
+        let taken: Vec<FilePermit> = std::iter::from_fn(|| edge_clients.try_take(1)).collect();
         assert!(taken.len() == 4 && edge_clients.is_full() && !origin_clients.is_full());
         let mut room = Box::pin(edge_clients.room());
         let mut cx = Context::from_waker(Waker::noop());

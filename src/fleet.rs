@@ -28,7 +28,7 @@ pub use health::{Health, HealthState, Thresholds};
 pub use life_signs::{LANDING, LifeSigns};
 pub use lost_nodes::{GATHER, LossDecision, LostNodes, WINDOW};
 pub use node::{
-    DEFAULT_HEADER_LIMIT, Delivery, InvalidNodeId, Live, Node, NodeId, NodeKey, NodeSource, NodeSpec, Role, SendProxy,
-    ServingState, TrialState, WHOLE_SHARE, is_another_life,
+    DEFAULT_HEADER_LIMIT, InvalidNodeId, Live, Node, NodeId, NodeKey, NodeSource, NodeSpec, PurgeDialect, Role,
+    SendProxy, ServingState, TrialState, WHOLE_SHARE, is_another_life,
 };
 pub use snapshot::{Member, Pool, Snapshot};

@@ -28,7 +28,7 @@ pub const MAX_HEADER: usize = 4096;
 
 /// What stands at the beginning of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Parsed {
+pub enum ParsedHeader {
     /// The bytes so far begin a valid header, and more are needed.
     Incomplete,
     /// The header is there.
@@ -36,13 +36,13 @@ pub enum Parsed {
         /// Its bytes. What follows them is the connection's own.
         len: usize,
         /// Whom the connection is from.
-        source: Source,
+        source: ConnectionSource,
     },
 }
 
 /// Whom a connection is from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum ConnectionSource {
     /// The sender itself (its health check), or somebody without an address that it could tell. The addresses of the
     /// socket hold.
     Local,
@@ -94,9 +94,9 @@ pub enum BadHeader {
 ///
 /// # Errors
 /// [`BadHeader`], as soon as the bytes can no longer become a valid header.
-pub fn parse(bytes: &[u8]) -> Result<Parsed, BadHeader> {
+pub fn parse(bytes: &[u8]) -> Result<ParsedHeader, BadHeader> {
     match bytes.first() {
-        None => Ok(Parsed::Incomplete),
+        None => Ok(ParsedHeader::Incomplete),
         Some(b'P') => text::parse(bytes),
         Some(b'\r') => binary::parse(bytes),
         Some(_) => Err(BadHeader::Signature),
@@ -113,9 +113,9 @@ mod tests {
 
     const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
-    fn complete(bytes: &[u8]) -> (usize, Source) {
+    fn complete(bytes: &[u8]) -> (usize, ConnectionSource) {
         match parse(bytes) {
-            Ok(Parsed::Complete { len, source }) => (len, source),
+            Ok(ParsedHeader::Complete { len, source }) => (len, source),
             other => panic!("{}: {other:?}", bytes.escape_ascii()),
         }
     }
@@ -127,20 +127,20 @@ mod tests {
         bytes
     }
 
-    fn proxied(text: &str) -> Source {
-        Source::Proxied(text.parse().unwrap())
+    fn proxied(text: &str) -> ConnectionSource {
+        ConnectionSource::Proxied(text.parse().unwrap())
     }
 
     #[test]
     fn the_lines_of_the_specification_are_read() {
         let longest = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff";
         let line = format!("PROXY UNKNOWN {longest} {longest} 65535 65535\r\n");
-        assert_eq!(complete(line.as_bytes()), (107, Source::Local));
+        assert_eq!(complete(line.as_bytes()), (107, ConnectionSource::Local));
         let line = format!("PROXY TCP6 {longest} {longest} 65535 65535\r\n");
         assert_eq!(complete(line.as_bytes()), (104, proxied(&format!("[{longest}]:65535"))));
         let line = b"PROXY TCP4 255.255.255.255 255.255.255.255 65535 65535\r\n";
         assert_eq!(complete(line), (56, proxied("255.255.255.255:65535")));
-        assert_eq!(complete(b"PROXY UNKNOWN\r\n"), (15, Source::Local));
+        assert_eq!(complete(b"PROXY UNKNOWN\r\n"), (15, ConnectionSource::Local));
         let request = b"PROXY TCP4 192.168.0.1 192.168.0.11 56324 443\r\nGET / HTTP/1.1\r\nHost: 192.168.0.11\r\n\r\n";
         assert_eq!(complete(request), (47, proxied("192.168.0.1:56324")));
     }
@@ -176,10 +176,14 @@ mod tests {
         // LOCAL: the family is ignored, whatever it is, and so are the bytes.
         for (family, announced) in [(0x00, 0), (0x00, 5), (0x11, 12), (0x11, 0), (0x12, 3), (0xff, 9)] {
             let header = v2(0x20, family, announced);
-            assert_eq!(complete(&header), (16 + usize::from(announced), Source::Local), "{family:#x} {announced}");
+            assert_eq!(
+                complete(&header),
+                (16 + usize::from(announced), ConnectionSource::Local),
+                "{family:#x} {announced}"
+            );
         }
-        assert_eq!(complete(&v2(0x21, 0x00, 7)), (23, Source::Local));
-        assert_eq!(complete(&v2(0x21, 0x31, 216)), (232, Source::Local));
+        assert_eq!(complete(&v2(0x21, 0x00, 7)), (23, ConnectionSource::Local));
+        assert_eq!(complete(&v2(0x21, 0x31, 216)), (232, ConnectionSource::Local));
     }
 
     #[test]
@@ -190,7 +194,7 @@ mod tests {
         header.extend(b"GET /");
         assert_eq!(complete(&header), (35, proxied("10.0.0.1:8080")));
         let longest = v2(0x21, 0x00, 4080);
-        assert_eq!(complete(&longest), (MAX_HEADER, Source::Local));
+        assert_eq!(complete(&longest), (MAX_HEADER, ConnectionSource::Local));
     }
 
     #[test]
@@ -285,19 +289,19 @@ mod tests {
             ("PROXY TCP4 1.1.1.1 2.2.2.2 6553", "PROXY TCP4 1.1.1.1 2.2.2.2 65536"),
             ("PROXY TCP4 1.1.1.1 2.2.2.2 1 2\r", "PROXY TCP4 1.1.1.1 2.2.2.2 1 2\r\r"),
         ] {
-            assert_eq!(parse(good.as_bytes()), Ok(Parsed::Incomplete), "{good:?}");
+            assert_eq!(parse(good.as_bytes()), Ok(ParsedHeader::Incomplete), "{good:?}");
             assert!(parse(bad.as_bytes()).is_err(), "{bad:?}");
         }
         // Two of the longest addresses leave no room for the ports.
         let dotted = "ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255";
         let full = format!("PROXY TCP6 {dotted} {dotted}");
-        assert_eq!(parse(&full.as_bytes()[..full.len() - 1]), Ok(Parsed::Incomplete));
+        assert_eq!(parse(&full.as_bytes()[..full.len() - 1]), Ok(ParsedHeader::Incomplete));
         assert_eq!(parse(full.as_bytes()), Err(BadHeader::LineTooLong));
         let fits = format!("PROXY UNKNOWN {}", "x".repeat(91));
-        assert_eq!(parse(fits.as_bytes()), Ok(Parsed::Incomplete));
+        assert_eq!(parse(fits.as_bytes()), Ok(ParsedHeader::Incomplete));
         assert_eq!(parse(format!("{fits}x").as_bytes()), Err(BadHeader::LineTooLong));
         let header = v2(0x21, 0x11, 4096);
-        assert_eq!(parse(&header[..14]), Ok(Parsed::Incomplete));
+        assert_eq!(parse(&header[..14]), Ok(ParsedHeader::Incomplete));
         assert_eq!(parse(&header[..15]), Err(BadHeader::TooLong));
     }
 
@@ -306,7 +310,7 @@ mod tests {
         let mut header = Vec::new();
         write_v2_local(&mut header);
         assert_eq!(header, b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00");
-        assert_eq!(complete(&header), (16, Source::Local));
+        assert_eq!(complete(&header), (16, ConnectionSource::Local));
     }
 
     #[test]
@@ -330,14 +334,14 @@ mod tests {
 
     /// Adds bytes, one at a time, that the parser takes, until it says that the header is complete. The bytes that end
     /// a header soonest come first, and every other value after them.
-    fn carry_on(bytes: &mut Vec<u8>) -> Source {
+    fn carry_on(bytes: &mut Vec<u8>) -> ConnectionSource {
         loop {
             match parse(bytes).unwrap() {
-                Parsed::Complete { len, source } => {
+                ParsedHeader::Complete { len, source } => {
                     assert_eq!(len, bytes.len());
                     return source;
                 }
-                Parsed::Incomplete => {}
+                ParsedHeader::Incomplete => {}
             }
             let candidates = b"\r\n 0:.".iter().copied().chain(0..=255);
             let takes = |candidate: u8| {
@@ -364,19 +368,19 @@ mod tests {
         (ip, any::<u16>()).prop_map(SocketAddr::from)
     }
 
-    fn any_line() -> impl Strategy<Value = (Vec<u8>, Source)> {
+    fn any_line() -> impl Strategy<Value = (Vec<u8>, ConnectionSource)> {
         let v4 = (any::<[Ipv4Addr; 2]>(), any::<[u16; 2]>()).prop_map(|([client, server], [from, to])| {
-            (format!("PROXY TCP4 {client} {server} {from} {to}\r\n"), Source::Proxied((client, from).into()))
+            (format!("PROXY TCP4 {client} {server} {from} {to}\r\n"), ConnectionSource::Proxied((client, from).into()))
         });
         let v6 = (any_ipv6(), any_ipv6(), any::<[u16; 2]>()).prop_map(|(client, server, [from, to])| {
             let full = server.segments().map(|group| format!("{group:04X}")).join(":");
-            (format!("PROXY TCP6 {client} {full} {from} {to}\r\n"), Source::Proxied((client, from).into()))
+            (format!("PROXY TCP6 {client} {full} {from} {to}\r\n"), ConnectionSource::Proxied((client, from).into()))
         });
-        let unknown = "( [ -~]{0,91})?".prop_map(|rest| (format!("PROXY UNKNOWN{rest}\r\n"), Source::Local));
+        let unknown = "( [ -~]{0,91})?".prop_map(|rest| (format!("PROXY UNKNOWN{rest}\r\n"), ConnectionSource::Local));
         prop_oneof![v4, v6, unknown].prop_map(|(line, source)| (line.into_bytes(), source))
     }
 
-    fn any_block() -> impl Strategy<Value = (Vec<u8>, Source)> {
+    fn any_block() -> impl Strategy<Value = (Vec<u8>, ConnectionSource)> {
         let tlvs = prop::collection::vec(any::<u8>(), 0..80);
         (any_address(), any_address(), any::<bool>(), tlvs).prop_map(|(client, server, local, tlvs)| {
             let mut header = Vec::new();
@@ -393,7 +397,7 @@ mod tests {
                 (IpAddr::V4(ip), IpAddr::V6(_)) => (ip.to_ipv6_mapped(), client.port()).into(),
                 (ip, _) => (ip, client.port()).into(),
             };
-            (header, if local { Source::Local } else { Source::Proxied(client) })
+            (header, if local { ConnectionSource::Local } else { ConnectionSource::Proxied(client) })
         })
     }
 
@@ -404,11 +408,11 @@ mod tests {
             behind in prop::collection::vec(any::<u8>(), 0..20),
         ) {
             for cut in 0..header.len() {
-                prop_assert_eq!(parse(&header[..cut]), Ok(Parsed::Incomplete), "{}", header[..cut].escape_ascii());
+                prop_assert_eq!(parse(&header[..cut]), Ok(ParsedHeader::Incomplete), "{}", header[..cut].escape_ascii());
             }
             let len = header.len();
             let connection = [header, behind].concat();
-            prop_assert_eq!(parse(&connection), Ok(Parsed::Complete { len, source }));
+            prop_assert_eq!(parse(&connection), Ok(ParsedHeader::Complete { len, source }));
         }
 
         #[test]
@@ -421,7 +425,7 @@ mod tests {
             let place = place.index(header.len());
             header[place] = byte;
             header.truncate(cut.index(header.len()) + 1);
-            if parse(&header) == Ok(Parsed::Incomplete) {
+            if parse(&header) == Ok(ParsedHeader::Incomplete) {
                 carry_on(&mut header);
             }
         }
@@ -437,7 +441,7 @@ mod tests {
             let whole = parse(&header);
             for cut in 0..header.len() {
                 match parse(&header[..cut]) {
-                    Ok(Parsed::Incomplete) => {}
+                    Ok(ParsedHeader::Incomplete) => {}
                     verdict => prop_assert_eq!(verdict.is_ok(), whole.is_ok()),
                 }
             }
@@ -449,7 +453,7 @@ mod tests {
             bytes in prop::collection::vec(any::<u8>(), 0..300),
         ) {
             let bytes = [start, &bytes].concat();
-            if let Ok(Parsed::Complete { len, .. }) = parse(&bytes) {
+            if let Ok(ParsedHeader::Complete { len, .. }) = parse(&bytes) {
                 prop_assert!(len <= bytes.len() && len <= MAX_HEADER);
             }
         }

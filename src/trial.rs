@@ -30,7 +30,7 @@ use crate::fleet::{Live, Node, NodeId, TrialState};
 use crate::purge::Guard;
 use crate::telemetry::Metrics;
 
-use page::Page;
+use page::TrialPage;
 pub use page::is_ours;
 
 /// The longest host of real traffic that a trial is asked with, in bytes: that of a DNS name and a port.
@@ -47,7 +47,7 @@ pub struct Trials {
     host: Mutex<Option<Arc<str>>>,
     wants_host: AtomicBool,
     /// The pages under trial: as many as there are nodes, at most.
-    pages: Mutex<HashMap<String, Page>>,
+    pages: Mutex<HashMap<String, TrialPage>>,
     running: Mutex<BTreeMap<NodeId, Running>>,
     /// Grows whenever a node has been tried.
     progress: watch::Sender<u64>,
@@ -151,7 +151,7 @@ impl Trials {
     /// The answer of the origin listener to a path below `/.clearcoat`: the page, if it is under trial.
     pub fn answer(&self, path: &[u8]) -> Option<Vec<u8>> {
         let path = std::str::from_utf8(path).ok()?;
-        self.pages().get(path).map(Page::answer)
+        self.pages().get(path).map(TrialPage::answer)
     }
 
     /// What to ask with.
@@ -195,7 +195,7 @@ impl Trials {
         state
     }
 
-    fn pages(&self) -> MutexGuard<'_, HashMap<String, Page>> {
+    fn pages(&self) -> MutexGuard<'_, HashMap<String, TrialPage>> {
         self.pages.lock()
     }
 

@@ -24,7 +24,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::files::{Permit, is_ours};
+use crate::files::{FilePermit, is_ours};
 use crate::fleet::{Live, Node};
 use crate::telemetry::{Metrics, NodeMetrics};
 
@@ -42,10 +42,10 @@ const IDLE_MAX: usize = 256;
 
 /// A connection to a node, and its place among the files of the traffic.
 #[derive(Debug)]
-pub struct Connection {
+pub struct NodeConnection {
     /// The socket.
     pub stream: TcpStream,
-    _file: Permit,
+    _file: FilePermit,
 }
 
 /// The connections of one worker.
@@ -75,7 +75,7 @@ struct NodePool {
 
 #[derive(Debug)]
 struct Idle {
-    connection: Connection,
+    connection: NodeConnection,
     since: Instant,
     /// The only client that it may be used for.
     owner: Option<SocketAddr>,
@@ -94,7 +94,7 @@ impl Pools {
 
     /// The connection to this node that was used last and is open still. `owner` is the client, where the node was told
     /// who it is.
-    pub fn get(&self, node: &Node, owner: Option<SocketAddr>, openness: Openness) -> Option<Connection> {
+    pub fn get(&self, node: &Node, owner: Option<SocketAddr>, openness: Openness) -> Option<NodeConnection> {
         self.with_pool(node, |pool| {
             while let Some(at) = pool.idle.iter().rposition(|idle| idle.owner == owner) {
                 let mut idle = pool.idle.remove(at);
@@ -108,7 +108,7 @@ impl Pools {
     }
 
     /// Keeps a connection on which the last answer came to its end.
-    pub fn put(&self, node: &Node, connection: Connection, owner: Option<SocketAddr>, now: Instant) {
+    pub fn put(&self, node: &Node, connection: NodeConnection, owner: Option<SocketAddr>, now: Instant) {
         self.with_pool(node, |pool| {
             // The oldest goes: the client that it is for may have gone, too, and this one has only just been here.
             if pool.idle.len() == IDLE_MAX {
@@ -122,7 +122,7 @@ impl Pools {
     ///
     /// # Errors
     /// What the system says; it is counted, as an error of the node unless it [is ours](is_ours).
-    pub async fn connect(&self, node: &Node, file: Permit) -> io::Result<Connection> {
+    pub async fn connect(&self, node: &Node, file: FilePermit) -> io::Result<NodeConnection> {
         let stream = TcpStream::connect(node.spec.address).await.inspect_err(|error| {
             if is_ours(error) {
                 self.metrics.files.connect.note(error);
@@ -132,7 +132,7 @@ impl Pools {
         })?;
         stream.set_nodelay(true)?;
         SockRef::from(&stream).set_tcp_keepalive(&KEEP_ALIVE)?;
-        Ok(Connection { stream, _file: file })
+        Ok(NodeConnection { stream, _file: file })
     }
 
     /// Closes every unused connection: somebody needs the room.

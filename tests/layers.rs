@@ -6,7 +6,7 @@
 #[path = "layers/circles.rs"]
 mod circles;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -76,6 +76,33 @@ const CIRCLES: [(&str, &[&str], &str); 4] = [
         &["attempt", "bypass", "client", "exchange", "http2", "stream", "tunnel"],
         "a stream of HTTP/2 is one of the kinds of a stream, and its module serves requests too",
     ),
+];
+
+/// Names that several types still have. The list must only get shorter.
+const SHARED_NAMES: [&str; 23] = [
+    "Answer",
+    "Batch",
+    "Change",
+    "Connection",
+    "Context",
+    "End",
+    "Failure",
+    "Field",
+    "Head",
+    "Item",
+    "Local",
+    "Memory",
+    "Pace",
+    "Peer",
+    "Record",
+    "Request",
+    "Row",
+    "Saved",
+    "Sent",
+    "Session",
+    "Shared",
+    "Slot",
+    "State",
 ];
 
 /// What the pure layer must not touch: it would not be pure any more.
@@ -181,6 +208,35 @@ fn no_two_siblings_use_each_other() {
     let shown = |circle: &&Circle| format!("in {}: {:#?}", circle.parent, circle.imports);
     assert!(new.is_empty(), "siblings that use each other {}", new.iter().map(shown).collect::<String>());
     assert_eq!(known.len(), CIRCLES.len(), "take the circles that are gone from CIRCLES");
+}
+
+/// The sections of the configuration may have the name of what they configure: they are written `config::Edge`.
+#[test]
+fn the_name_of_a_type_means_one_thing() {
+    let mut files: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (path, text) in modules().files().filter(|(path, _)| path[0] != "config") {
+        for name in text.lines().filter_map(type_defined) {
+            files.entry(name.to_owned()).or_default().insert(path.join("::"));
+        }
+    }
+    files.retain(|_, paths| paths.len() > 1);
+    let (known, new): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        files.into_iter().partition(|(name, _)| SHARED_NAMES.contains(&name.as_str()));
+    assert!(new.is_empty(), "one of each needs another name: {new:#?}");
+    assert_eq!(known.len(), SHARED_NAMES.len(), "take those that are one's own by now from SHARED_NAMES: {known:#?}");
+}
+
+/// The type that a line defines, other than one inside of something else.
+fn type_defined(line: &str) -> Option<&str> {
+    let line = if let Some(rest) = line.strip_prefix("pub") {
+        let rest = rest.strip_prefix('(').map_or(rest, |inside| inside.split_once(')').map_or("", |(_, rest)| rest));
+        rest.strip_prefix(' ')?
+    } else {
+        line
+    };
+    let (keyword, rest) = line.split_once(' ')?;
+    let is_type = ["struct", "enum", "trait", "type"].contains(&keyword);
+    is_type.then(|| rest.split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default())
 }
 
 #[test]

@@ -106,7 +106,7 @@ pub enum NodeSource {
 /// How a Varnish is told to drop pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
-pub enum Delivery {
+pub enum PurgeDialect {
     /// `PURGE /` with `X-Magento-Tags-Pattern`, as Magento's own VCL understands it: the pattern goes into a ban, so any
     /// regular expression will do, and the cheapest one is sent.
     #[default]
@@ -117,13 +117,13 @@ pub enum Delivery {
     Xkey,
 }
 
-impl fmt::Display for Delivery {
+impl fmt::Display for PurgeDialect {
     /// As the configuration has it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Delivery::Magento => "magento",
-            Delivery::MagentoPlain => "magento-plain",
-            Delivery::Xkey => "xkey",
+            PurgeDialect::Magento => "magento",
+            PurgeDialect::MagentoPlain => "magento-plain",
+            PurgeDialect::Xkey => "xkey",
         })
     }
 }
@@ -205,7 +205,7 @@ pub struct NodeSpec {
     /// Its share of the traffic next to its peers. 0 means drain: no new traffic, purges all the same.
     pub weight: u32,
     /// How it is told to drop pages (Varnish only).
-    pub delivery: Delivery,
+    pub delivery: PurgeDialect,
     /// The longest value of one request header that it takes, in bytes (Varnish only).
     pub header_limit: usize,
     /// Whether connections to it start with a PROXY header (Varnish only).
@@ -231,7 +231,7 @@ impl NodeSpec {
             id,
             address,
             weight: 1,
-            delivery: Delivery::default(),
+            delivery: PurgeDialect::default(),
             header_limit: DEFAULT_HEADER_LIMIT,
             send_proxy: SendProxy::default(),
             epoch: None,

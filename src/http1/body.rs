@@ -4,10 +4,10 @@ use super::{BadChunk, ChunkedDecoder, Framing};
 
 /// Takes the frame off a body.
 #[derive(Debug)]
-pub struct BodyDecoder(Incoming);
+pub struct BodyDecoder(BodyState);
 
 #[derive(Debug)]
-enum Incoming {
+enum BodyState {
     Length(u64),
     Chunked(ChunkedDecoder),
     UntilClose { has_ended: bool },
@@ -17,19 +17,19 @@ impl BodyDecoder {
     /// For a body with this framing.
     pub fn new(framing: Framing) -> Self {
         BodyDecoder(match framing {
-            Framing::None => Incoming::Length(0),
-            Framing::Length(length) => Incoming::Length(length),
-            Framing::Chunked => Incoming::Chunked(ChunkedDecoder::default()),
-            Framing::UntilClose => Incoming::UntilClose { has_ended: false },
+            Framing::None => BodyState::Length(0),
+            Framing::Length(length) => BodyState::Length(length),
+            Framing::Chunked => BodyState::Chunked(ChunkedDecoder::default()),
+            Framing::UntilClose => BodyState::UntilClose { has_ended: false },
         })
     }
 
     /// Whether the last byte of the body has been seen.
     pub fn is_done(&self) -> bool {
         match &self.0 {
-            Incoming::Length(left) => *left == 0,
-            Incoming::Chunked(decoder) => decoder.is_done(),
-            Incoming::UntilClose { has_ended } => *has_ended,
+            BodyState::Length(left) => *left == 0,
+            BodyState::Chunked(decoder) => decoder.is_done(),
+            BodyState::UntilClose { has_ended } => *has_ended,
         }
     }
 
@@ -40,19 +40,19 @@ impl BodyDecoder {
     /// [`BadChunk`] where a chunked body is malformed.
     pub fn decode_in_place(&mut self, piece: &mut [u8]) -> Result<(usize, usize), BadChunk> {
         match &mut self.0 {
-            Incoming::Length(left) => {
+            BodyState::Length(left) => {
                 let content = usize::try_from(*left).map_or(piece.len(), |left| left.min(piece.len()));
                 *left -= content as u64;
                 Ok((content, content))
             }
-            Incoming::Chunked(decoder) => decoder.decode_in_place(piece),
-            Incoming::UntilClose { .. } => Ok((piece.len(), piece.len())),
+            BodyState::Chunked(decoder) => decoder.decode_in_place(piece),
+            BodyState::UntilClose { .. } => Ok((piece.len(), piece.len())),
         }
     }
 
     /// The connection has ended. Says whether that is the end of the body, and not a cut.
     pub fn end(&mut self) -> bool {
-        if let Incoming::UntilClose { has_ended } = &mut self.0 {
+        if let BodyState::UntilClose { has_ended } = &mut self.0 {
             *has_ended = true;
         }
         self.is_done()

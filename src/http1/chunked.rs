@@ -33,7 +33,7 @@ const MAX_DIGITS: u8 = 32;
 const MAX_TRAILERS: usize = 32;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum State {
+enum ChunkState {
     /// At the first digit of a size.
     #[default]
     SizeStart,
@@ -58,7 +58,7 @@ enum State {
 /// Takes the frame off a chunked body that arrives in pieces.
 #[derive(Clone, Debug, Default)]
 pub struct ChunkedDecoder {
-    state: State,
+    state: ChunkState,
     remaining: u64,
     digits: u8,
     overhead: u32,
@@ -69,7 +69,7 @@ pub struct ChunkedDecoder {
 impl ChunkedDecoder {
     /// Whether the last byte of the body has been seen.
     pub fn is_done(&self) -> bool {
-        self.state == State::End
+        self.state == ChunkState::End
     }
 
     /// Moves the content of `piece` to its front. Returns how many bytes of content there are, and how many bytes of
@@ -79,8 +79,8 @@ impl ChunkedDecoder {
     /// [`BadChunk`]; what was decoded before the fault is not to be used either.
     pub fn decode_in_place(&mut self, piece: &mut [u8]) -> Result<(usize, usize), BadChunk> {
         let (mut read, mut written) = (0, 0);
-        while read < piece.len() && self.state != State::End {
-            if self.state == State::Data {
+        while read < piece.len() && self.state != ChunkState::End {
+            if self.state == ChunkState::Data {
                 let available = (piece.len() - read) as u64;
                 let take = self.remaining.min(available) as usize;
                 piece.copy_within(read..read + take, written);
@@ -88,7 +88,7 @@ impl ChunkedDecoder {
                 written += take;
                 self.remaining -= take as u64;
                 if self.remaining == 0 {
-                    self.state = State::DataCr;
+                    self.state = ChunkState::DataCr;
                 }
             } else {
                 self.frame_byte(piece[read])?;
@@ -100,57 +100,60 @@ impl ChunkedDecoder {
 
     fn frame_byte(&mut self, byte: u8) -> Result<(), BadChunk> {
         self.state = match (self.state, byte) {
-            (State::SizeStart, _) => {
+            (ChunkState::SizeStart, _) => {
                 self.remaining = hex_digit(byte)?;
                 self.digits = 1;
-                State::Size
+                ChunkState::Size
             }
-            (State::Size | State::Extension, b'\r') => State::SizeLf,
-            (State::Size | State::Blank, b' ' | b'\t') => self.overhead_byte(State::Blank)?,
-            (State::Size | State::Blank | State::Extension, b';') => State::ExtensionStart,
-            (State::Blank, _) => return Err(BadChunk::Size),
-            (State::Size, _) => {
+            (ChunkState::Size | ChunkState::Extension, b'\r') => ChunkState::SizeLf,
+            (ChunkState::Size | ChunkState::Blank, b' ' | b'\t') => self.overhead_byte(ChunkState::Blank)?,
+            (ChunkState::Size | ChunkState::Blank | ChunkState::Extension, b';') => ChunkState::ExtensionStart,
+            (ChunkState::Blank, _) => return Err(BadChunk::Size),
+            (ChunkState::Size, _) => {
                 self.digits += 1;
                 if self.digits > MAX_DIGITS || self.remaining >> 59 != 0 {
                     return Err(BadChunk::Size);
                 }
                 self.remaining = self.remaining * 16 + hex_digit(byte)?;
-                State::Size
+                ChunkState::Size
             }
-            (State::SizeLf, b'\n') if self.remaining == 0 => State::TrailerStart,
-            (State::SizeLf, b'\n') => {
+            (ChunkState::SizeLf, b'\n') if self.remaining == 0 => ChunkState::TrailerStart,
+            (ChunkState::SizeLf, b'\n') => {
                 self.overhead = 0;
-                State::Data
+                ChunkState::Data
             }
-            (State::DataCr, b'\r') => State::DataLf,
-            (State::DataLf, b'\n') => State::SizeStart,
-            (State::TrailerStart, b'\r') => State::EndLf,
-            (State::Trailer, b'\r') => State::TrailerLf,
-            (State::TrailerLf, b'\n') => {
+            (ChunkState::DataCr, b'\r') => ChunkState::DataLf,
+            (ChunkState::DataLf, b'\n') => ChunkState::SizeStart,
+            (ChunkState::TrailerStart, b'\r') => ChunkState::EndLf,
+            (ChunkState::Trailer, b'\r') => ChunkState::TrailerLf,
+            (ChunkState::TrailerLf, b'\n') => {
                 self.trailers.extend_from_slice(b"\r\n");
-                State::TrailerStart
+                ChunkState::TrailerStart
             }
-            (State::EndLf, b'\n') => {
+            (ChunkState::EndLf, b'\n') => {
                 check_trailers(&self.trailers)?;
-                State::End
+                ChunkState::End
             }
-            (State::ExtensionStart, b' ' | b'\t') => self.overhead_byte(State::ExtensionStart)?,
-            (State::ExtensionStart, b'\r' | b'=' | b';') => return Err(BadChunk::Extension),
-            (State::ExtensionStart | State::Extension, b'\n') | (State::TrailerStart | State::Trailer, b'\n') => {
+            (ChunkState::ExtensionStart, b' ' | b'\t') => self.overhead_byte(ChunkState::ExtensionStart)?,
+            (ChunkState::ExtensionStart, b'\r' | b'=' | b';') => return Err(BadChunk::Extension),
+            (ChunkState::ExtensionStart | ChunkState::Extension, b'\n')
+            | (ChunkState::TrailerStart | ChunkState::Trailer, b'\n') => {
                 return Err(BadChunk::LineEnd);
             }
-            (State::ExtensionStart | State::Extension, 0..=8 | 11..=31 | 127) => return Err(BadChunk::Extension),
-            (State::ExtensionStart | State::Extension, _) => self.overhead_byte(State::Extension)?,
-            (State::TrailerStart | State::Trailer, _) => {
+            (ChunkState::ExtensionStart | ChunkState::Extension, 0..=8 | 11..=31 | 127) => {
+                return Err(BadChunk::Extension);
+            }
+            (ChunkState::ExtensionStart | ChunkState::Extension, _) => self.overhead_byte(ChunkState::Extension)?,
+            (ChunkState::TrailerStart | ChunkState::Trailer, _) => {
                 self.trailers.push(byte);
-                self.overhead_byte(State::Trailer)?
+                self.overhead_byte(ChunkState::Trailer)?
             }
             _ => return Err(BadChunk::LineEnd),
         };
         Ok(())
     }
 
-    fn overhead_byte(&mut self, next: State) -> Result<State, BadChunk> {
+    fn overhead_byte(&mut self, next: ChunkState) -> Result<ChunkState, BadChunk> {
         self.overhead += 1;
         if self.overhead > MAX_OVERHEAD { Err(BadChunk::Overhead) } else { Ok(next) }
     }

@@ -34,7 +34,7 @@ impl Span {
 
 /// What a field means to a proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum FieldKind {
     /// End to end: passed on as it is.
     Kept,
     /// Hop by hop (RFC 9110 section 7.6.1), or written anew by us: never passed on.
@@ -57,43 +57,43 @@ pub(super) enum Kind {
 pub(super) struct Field {
     pub(super) name: Span,
     pub(super) value: Span,
-    pub(super) kind: Kind,
+    pub(super) kind: FieldKind,
 }
 
 /// Tells the kind of a field by its name. Length and first letter are looked at first, so that a field that nobody cares
 /// about costs one jump.
-pub(super) fn classify(name: &[u8]) -> Kind {
+pub(super) fn classify(name: &[u8]) -> FieldKind {
     let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
-    let Some(first) = name.first() else { return Kind::Kept };
+    let Some(first) = name.first() else { return FieldKind::Kept };
     match (name.len(), first | 0x20) {
-        (2, b't') if is("te") => Kind::Dropped,
-        (4, b'h') if is("host") => Kind::Host,
-        (6, b'e') if is("expect") => Kind::Expect,
+        (2, b't') if is("te") => FieldKind::Dropped,
+        (4, b'h') if is("host") => FieldKind::Host,
+        (6, b'e') if is("expect") => FieldKind::Expect,
         // No trailer is passed on, so none is announced.
-        (7, b't') if is("trailer") => Kind::Dropped,
-        (7, b'u') if is("upgrade") => Kind::Upgrade,
-        (9, b'f') if is("forwarded") => Kind::ForwardedOther,
-        (10, b'c') if is("connection") => Kind::Connection,
-        (10, b'k') if is("keep-alive") => Kind::Dropped,
-        (14, b'c') if is("content-length") => Kind::ContentLength,
-        (14, b'h') if is("http2-settings") => Kind::Dropped,
-        (15, b'x') if is("x-forwarded-for") => Kind::ForwardedFor,
-        (16, b'x') if is("x-forwarded-host") => Kind::ForwardedHost,
-        (16, b'p') if is("proxy-connection") => Kind::Dropped,
-        (17, b't') if is("transfer-encoding") => Kind::TransferEncoding,
-        (17, b'x') if is("x-forwarded-proto") => Kind::ForwardedProto,
-        (18, b'p') if is("proxy-authenticate") => Kind::Dropped,
-        (19, b'p') if is("proxy-authorization") => Kind::Dropped,
-        (13.., b'x') if name[..12].eq_ignore_ascii_case(b"x-forwarded-") => Kind::ForwardedOther,
-        _ => Kind::Kept,
+        (7, b't') if is("trailer") => FieldKind::Dropped,
+        (7, b'u') if is("upgrade") => FieldKind::Upgrade,
+        (9, b'f') if is("forwarded") => FieldKind::ForwardedOther,
+        (10, b'c') if is("connection") => FieldKind::Connection,
+        (10, b'k') if is("keep-alive") => FieldKind::Dropped,
+        (14, b'c') if is("content-length") => FieldKind::ContentLength,
+        (14, b'h') if is("http2-settings") => FieldKind::Dropped,
+        (15, b'x') if is("x-forwarded-for") => FieldKind::ForwardedFor,
+        (16, b'x') if is("x-forwarded-host") => FieldKind::ForwardedHost,
+        (16, b'p') if is("proxy-connection") => FieldKind::Dropped,
+        (17, b't') if is("transfer-encoding") => FieldKind::TransferEncoding,
+        (17, b'x') if is("x-forwarded-proto") => FieldKind::ForwardedProto,
+        (18, b'p') if is("proxy-authenticate") => FieldKind::Dropped,
+        (19, b'p') if is("proxy-authorization") => FieldKind::Dropped,
+        (13.., b'x') if name[..12].eq_ignore_ascii_case(b"x-forwarded-") => FieldKind::ForwardedOther,
+        _ => FieldKind::Kept,
     }
 }
 
 /// The same for a request. A name with an underscore is dropped there, as nginx does by default: CGI and PHP read
 /// `X_Forwarded_For` and `X-Forwarded-For` as the same variable, which would let a stranger speak in our name.
-pub(super) fn classify_request(name: &[u8]) -> Kind {
+pub(super) fn classify_request(name: &[u8]) -> FieldKind {
     match classify(name) {
-        Kind::Kept if memchr::memchr(b'_', name).is_some() => Kind::Dropped,
+        FieldKind::Kept if memchr::memchr(b'_', name).is_some() => FieldKind::Dropped,
         kind => kind,
     }
 }
@@ -176,7 +176,7 @@ impl Fields {
         &mut self,
         buffer: &[u8],
         headers: &[httparse::Header<'_>],
-        classify: impl Fn(&[u8]) -> Kind,
+        classify: impl Fn(&[u8]) -> FieldKind,
     ) -> Result<(), BadHead> {
         self.clear();
         let mut upgrades = 0;
@@ -185,20 +185,20 @@ impl Fields {
             let (name, value) = (header.name.as_bytes(), trim(header.value));
             let kind = classify(name);
             match kind {
-                Kind::ContentLength => {
+                FieldKind::ContentLength => {
                     let length = parse_length(value).ok_or(BadHead::ContentLength)?;
                     if self.content_length.replace(length).is_some() {
                         return Err(BadHead::ContentLength);
                     }
                 }
-                Kind::TransferEncoding => {
+                FieldKind::TransferEncoding => {
                     if self.chunked || !value.eq_ignore_ascii_case(b"chunked") {
                         return Err(BadHead::TransferEncoding);
                     }
                     self.chunked = true;
                 }
-                Kind::Connection => named_by_connection |= self.connection.read(value),
-                Kind::Upgrade => {
+                FieldKind::Connection => named_by_connection |= self.connection.read(value),
+                FieldKind::Upgrade => {
                     upgrades += 1;
                     self.upgrade = Some(Span::of(buffer, value));
                 }
@@ -222,14 +222,14 @@ impl Fields {
     /// not up to the sender.
     fn drop_named_by_connection(&mut self, buffer: &[u8]) {
         for at in 0..self.list.len() {
-            if self.list[at].kind != Kind::Connection {
+            if self.list[at].kind != FieldKind::Connection {
                 continue;
             }
             for option in list_items(self.list[at].value.bytes(buffer)) {
                 let names = |field: &&mut Field| {
-                    field.kind == Kind::Kept && field.name.bytes(buffer).eq_ignore_ascii_case(option)
+                    field.kind == FieldKind::Kept && field.name.bytes(buffer).eq_ignore_ascii_case(option)
                 };
-                self.list.iter_mut().filter(names).for_each(|field| field.kind = Kind::Dropped);
+                self.list.iter_mut().filter(names).for_each(|field| field.kind = FieldKind::Dropped);
             }
         }
     }

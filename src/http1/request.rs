@@ -3,7 +3,7 @@
 use std::mem::{self, MaybeUninit};
 
 use super::authority::{Scheme, is_host};
-use super::field::{Field, Fields, Kind, MAX_FIELDS, Span, classify_request};
+use super::field::{Field, FieldKind, Fields, MAX_FIELDS, Span, classify_request};
 use super::{BadHead, Framing, Version};
 
 /// The methods that a proxy has to tell apart.
@@ -172,20 +172,22 @@ impl RequestHead {
 
     /// The fields that are passed on as they are, name and value.
     pub fn kept_fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> + Clone {
-        let kept = self.fields.list.iter().filter(|field| matches!(field.kind, Kind::Kept | Kind::Expect));
+        let kept = self.fields.list.iter().filter(|field| matches!(field.kind, FieldKind::Kept | FieldKind::Expect));
         kept.map(|field| (field.name.bytes(&self.bytes), field.value.bytes(&self.bytes)))
     }
 
     /// Keeps fields of these names from being passed on. What is checked or written anew is not touched.
     pub fn drop_fields(&mut self, is_dropped: impl Fn(&[u8]) -> bool) {
-        let kept = self.fields.list.iter_mut().filter(|field| matches!(field.kind, Kind::Kept | Kind::Expect));
-        kept.filter(|field| is_dropped(field.name.bytes(&self.bytes))).for_each(|field| field.kind = Kind::Dropped);
+        let kept =
+            self.fields.list.iter_mut().filter(|field| matches!(field.kind, FieldKind::Kept | FieldKind::Expect));
+        kept.filter(|field| is_dropped(field.name.bytes(&self.bytes)))
+            .for_each(|field| field.kind = FieldKind::Dropped);
     }
 
     /// Whether the client waits for `100 Continue` before it sends its body (RFC 9110 section 10.1.1).
     pub fn expects_continue(&self) -> bool {
         let is_continue = |field: &Field| {
-            field.kind == Kind::Expect && field.value.bytes(&self.bytes).eq_ignore_ascii_case(b"100-continue")
+            field.kind == FieldKind::Expect && field.value.bytes(&self.bytes).eq_ignore_ascii_case(b"100-continue")
         };
         self.fields.list.iter().any(is_continue)
     }
@@ -201,7 +203,7 @@ impl RequestHead {
 
     /// Checks target and Host (RFC 9112 section 3.2) and leaves the origin form.
     fn find_target_and_host(&mut self, buffer: &[u8], target: Span) -> Result<(), BadHead> {
-        let mut hosts = self.fields.list.iter().filter(|field| field.kind == Kind::Host);
+        let mut hosts = self.fields.list.iter().filter(|field| field.kind == FieldKind::Host);
         let host = hosts.next().map(|field| field.value);
         if hosts.next().is_some() || (host.is_none() && self.version == Version::Http11) {
             return Err(BadHead::Host);

@@ -3,7 +3,7 @@
 
 use std::mem::{self, MaybeUninit};
 
-use super::field::{Field, Fields, Kind, MAX_FIELDS, Span, classify};
+use super::field::{Field, FieldKind, Fields, MAX_FIELDS, Span, classify};
 use super::request::refusal;
 use super::{BadHead, Framing, Method, Version};
 
@@ -105,7 +105,8 @@ impl ResponseHead {
     /// Keeps fields of these names from being passed on. What frames the body is not touched.
     pub fn drop_fields(&mut self, is_dropped: impl Fn(&[u8]) -> bool) {
         let kept = self.fields.list.iter_mut().filter(|field| is_kept_in_response(field.kind));
-        kept.filter(|field| is_dropped(field.name.bytes(&self.bytes))).for_each(|field| field.kind = Kind::Dropped);
+        kept.filter(|field| is_dropped(field.name.bytes(&self.bytes)))
+            .for_each(|field| field.kind = FieldKind::Dropped);
     }
 
     /// Another body takes the place of this one, of a length that is not known: none is announced any more. Without a
@@ -134,8 +135,15 @@ impl ResponseHead {
 }
 
 /// What of a response goes on to the client. Fields that only mean something in a request pass as any other would.
-fn is_kept_in_response(kind: Kind) -> bool {
-    !matches!(kind, Kind::Dropped | Kind::Connection | Kind::Upgrade | Kind::ContentLength | Kind::TransferEncoding)
+fn is_kept_in_response(kind: FieldKind) -> bool {
+    !matches!(
+        kind,
+        FieldKind::Dropped
+            | FieldKind::Connection
+            | FieldKind::Upgrade
+            | FieldKind::ContentLength
+            | FieldKind::TransferEncoding
+    )
 }
 
 #[cfg(test)]

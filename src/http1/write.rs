@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::net::SocketAddr;
 
-use super::field::{Field, FieldWriter, Kind};
+use super::field::{Field, FieldKind, FieldWriter};
 use super::tags::{TagLines, is_tags, push_tags};
 use super::{Framing, RequestHead, ResponseHead, Version};
 
@@ -82,20 +82,20 @@ fn write_request_fields(out: &mut Vec<u8>, head: &RequestHead, forwarding: Forwa
     let (mut has_proto, mut has_host, mut has_offload) = (false, false, false);
     for field in &head.fields.list {
         let believed = match field.kind {
-            Kind::Kept | Kind::ForwardedOther if forwarding.is_offload_header(field.name.bytes(bytes)) => {
+            FieldKind::Kept | FieldKind::ForwardedOther if forwarding.is_offload_header(field.name.bytes(bytes)) => {
                 has_offload |= trusted;
                 trusted
             }
-            Kind::Kept | Kind::Expect => true,
-            Kind::ForwardedProto => {
+            FieldKind::Kept | FieldKind::Expect => true,
+            FieldKind::ForwardedProto => {
                 has_proto |= trusted;
                 trusted
             }
-            Kind::ForwardedHost => {
+            FieldKind::ForwardedHost => {
                 has_host |= trusted;
                 trusted
             }
-            Kind::ForwardedOther => trusted,
+            FieldKind::ForwardedOther => trusted,
             _ => false,
         };
         if believed {
@@ -105,7 +105,7 @@ fn write_request_fields(out: &mut Vec<u8>, head: &RequestHead, forwarding: Forwa
     fields.finish(out);
     out.extend_from_slice(b"X-Forwarded-For: ");
     if trusted {
-        for field in head.fields.list.iter().filter(|field| field.kind == Kind::ForwardedFor) {
+        for field in head.fields.list.iter().filter(|field| field.kind == FieldKind::ForwardedFor) {
             push(out, &[field.value.bytes(bytes), b", "]);
         }
     }

@@ -31,7 +31,7 @@ use crate::files::is_ours;
 use crate::fleet::{Node, SendProxy};
 use crate::http1::{BadHead, Forwarding, Framing, HeadChanges, RequestHead, write_request, write_response};
 use crate::proxy_protocol;
-use crate::upstream::{Connection, Openness};
+use crate::upstream::{NodeConnection, Openness};
 use head::{Answer, AwaitingHead, Head};
 use relay::Relaying;
 use upload::Upload;
@@ -142,7 +142,7 @@ pub(super) async fn attempt(
     Ok(after)
 }
 
-async fn connect(client: &Client, node: &Arc<Node>) -> Result<Connection, Failure> {
+async fn connect(client: &Client, node: &Arc<Node>) -> Result<NodeConnection, Failure> {
     client.deadline.enter_with(Phase::Connect, node);
     let worker = &client.worker;
     let room = worker.shared.files_of(client.frontend.role).nodes;
@@ -203,7 +203,7 @@ struct Exchange<'e> {
     request: &'e mut Request,
     node: &'e Arc<Node>,
     terms: Terms,
-    upstream: Connection,
+    upstream: NodeConnection,
     upload: Upload,
     /// The connection was asked whether the node is still there, and has limits of its own since.
     asked_for_life: bool,

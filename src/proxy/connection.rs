@@ -25,7 +25,7 @@ use super::request::Request;
 use super::stream::Stream;
 use super::worker::Worker;
 use crate::files;
-use crate::proxy_protocol::{self, Parsed, Source};
+use crate::proxy_protocol::{self, ConnectionSource, ParsedHeader};
 use crate::purge::Ends;
 
 /// How much is read at once while a head is awaited. More would only copy the start of a large body around.
@@ -42,7 +42,7 @@ pub(super) struct Accepted {
     pub(super) deadline: Deadline,
     /// Counts it as one from its address.
     pub(super) permit: Option<Permit>,
-    pub(super) _file: files::Permit,
+    pub(super) _file: files::FilePermit,
     /// How it is to be encrypted.
     pub(super) tls: Option<Arc<ServerConfig>>,
 }
@@ -57,9 +57,9 @@ pub(super) async fn serve(worker: Rc<Worker>, frontend: Rc<Frontend>, accepted: 
         deadline.enter(Phase::Header);
         // A balancer's own health checks connect and leave without a word.
         match Box::pin(deadline.limit(read_proxy_header(&mut socket))).await {
-            Ok(Ok(Source::Proxied(client))) => peer = Peer::from(client),
+            Ok(Ok(ConnectionSource::Proxied(client))) => peer = Peer::from(client),
             // Whoever speaks then is not the proxy: what it says about itself is a stranger's word.
-            Ok(Ok(Source::Local)) => peer = Peer::unknown_behind(peer.socket),
+            Ok(Ok(ConnectionSource::Local)) => peer = Peer::unknown_behind(peer.socket),
             Ok(Err(error)) => return tracing::debug!(peer = %peer.text, %error, "no PROXY header"),
             Err(_late) => return tracing::debug!(peer = %peer.text, "no PROXY header in time"),
         }
@@ -93,7 +93,7 @@ pub(super) async fn serve(worker: Rc<Worker>, frontend: Rc<Frontend>, accepted: 
 }
 
 /// Reads the header, and not a byte of what follows it.
-async fn read_proxy_header(socket: &mut TcpStream) -> io::Result<Source> {
+async fn read_proxy_header(socket: &mut TcpStream) -> io::Result<ConnectionSource> {
     let mut header = Vec::new();
     let mut bytes = [0; 512];
     loop {
@@ -105,8 +105,8 @@ async fn read_proxy_header(socket: &mut TcpStream) -> io::Result<Source> {
         header.extend_from_slice(&bytes[..peeked]);
         let parsed = proxy_protocol::parse(&header).map_err(io::Error::other)?;
         let (belongs, source) = match parsed {
-            Parsed::Complete { len, source } => (len - seen, Some(source)),
-            Parsed::Incomplete => (peeked, None),
+            ParsedHeader::Complete { len, source } => (len - seen, Some(source)),
+            ParsedHeader::Incomplete => (peeked, None),
         };
         socket.read_exact(&mut bytes[..belongs]).await?;
         if let Some(source) = source {

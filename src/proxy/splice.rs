@@ -16,7 +16,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::transfer::{TURN, Transfer, TransferError};
-use crate::files::{Permit, Share};
+use crate::files::{FilePermit, Share};
 
 /// What is left of a body from where on it is spliced, in bytes. Below it, the calls cost more than the copies.
 pub(super) const WORTHWHILE: u64 = 64 * 1024;
@@ -35,7 +35,7 @@ const MAX_SPARE: usize = 16;
 struct Pipe {
     out: OwnedFd,
     into: OwnedFd,
-    _files: Permit,
+    _files: FilePermit,
 }
 
 /// The spare pipes of a worker.
@@ -67,7 +67,7 @@ impl Pipes {
     }
 }
 
-fn open(files: Permit) -> io::Result<Pipe> {
+fn open(files: FilePermit) -> io::Result<Pipe> {
     let (out, into) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
     // Users with many pipes get no larger ones: what they get will do.
     if let Err(error) = fcntl_setpipe_size(&into, PIPE_SIZE) {

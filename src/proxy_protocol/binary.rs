@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::{BadHeader, MAX_HEADER, Parsed, Source};
+use super::{BadHeader, ConnectionSource, MAX_HEADER, ParsedHeader};
 
 const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 /// Signature, version and command, family, length.
@@ -23,19 +23,19 @@ const IPV6_LEN: usize = 36;
 /// Two paths, in bytes.
 const UNIX_LEN: usize = 216;
 
-pub(super) fn parse(bytes: &[u8]) -> Result<Parsed, BadHeader> {
+pub(super) fn parse(bytes: &[u8]) -> Result<ParsedHeader, BadHeader> {
     let come = bytes.len().min(SIGNATURE.len());
     if bytes[..come] != SIGNATURE[..come] {
         return Err(BadHeader::Signature);
     }
-    let Some(&command) = bytes.get(12) else { return Ok(Parsed::Incomplete) };
+    let Some(&command) = bytes.get(12) else { return Ok(ParsedHeader::Incomplete) };
     let local = match (command >> 4, command & 0xf) {
         (VERSION, LOCAL) => true,
         (VERSION, PROXY) => false,
         (VERSION, _) => return Err(BadHeader::Command),
         _ => return Err(BadHeader::Version),
     };
-    let Some(&family) = bytes.get(13) else { return Ok(Parsed::Incomplete) };
+    let Some(&family) = bytes.get(13) else { return Ok(ParsedHeader::Incomplete) };
     let addresses = match family {
         // "Discard the protocol block including the family which is ignored."
         _ if local => 0,
@@ -45,7 +45,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Parsed, BadHeader> {
         UNIX_STREAM => UNIX_LEN,
         _ => return Err(BadHeader::Family),
     };
-    let Some(&high) = bytes.get(14) else { return Ok(Parsed::Incomplete) };
+    let Some(&high) = bytes.get(14) else { return Ok(ParsedHeader::Incomplete) };
     // The high byte alone can be too much, and is then refused alone.
     let low = bytes.get(15);
     let announced = usize::from(u16::from_be_bytes([high, low.copied().unwrap_or(0)]));
@@ -54,24 +54,24 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Parsed, BadHeader> {
         return Err(BadHeader::TooLong);
     }
     if low.is_none() {
-        return Ok(Parsed::Incomplete);
+        return Ok(ParsedHeader::Incomplete);
     }
     if announced < addresses {
         return Err(BadHeader::AddressesCut);
     }
-    let Some(block) = bytes.get(FIXED..len) else { return Ok(Parsed::Incomplete) };
-    let source = if local { Source::Local } else { source(family, block)? };
-    Ok(Parsed::Complete { len, source })
+    let Some(block) = bytes.get(FIXED..len) else { return Ok(ParsedHeader::Incomplete) };
+    let source = if local { ConnectionSource::Local } else { source(family, block)? };
+    Ok(ParsedHeader::Complete { len, source })
 }
 
 /// The client in an address block.
-fn source(family: u8, block: &[u8]) -> Result<Source, BadHeader> {
+fn source(family: u8, block: &[u8]) -> Result<ConnectionSource, BadHeader> {
     let client = match family {
         TCP_IPV4 => address::<4>(block).map(|(ip, port)| (Ipv4Addr::from(ip), port).into()),
         TCP_IPV6 => address::<16>(block).map(|(ip, port)| (Ipv6Addr::from(ip), port).into()),
-        _ => return Ok(Source::Local),
+        _ => return Ok(ConnectionSource::Local),
     };
-    client.map(Source::Proxied).ok_or(BadHeader::AddressesCut)
+    client.map(ConnectionSource::Proxied).ok_or(BadHeader::AddressesCut)
 }
 
 /// The first of two addresses of `N` bytes, and the first of the two ports behind them.

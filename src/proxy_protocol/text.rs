@@ -6,7 +6,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::{BadHeader, Parsed, Source};
+use super::{BadHeader, ConnectionSource, ParsedHeader};
 
 /// With CR LF, in bytes.
 const MAX_LINE: usize = 107;
@@ -15,34 +15,34 @@ const START: &[u8] = b"PROXY ";
 const UNKNOWN: &[u8] = b"UNKNOWN";
 
 #[derive(Clone, Copy)]
-enum Family {
+enum AddressFamily {
     V4,
     V6,
 }
 
-pub(super) fn parse(bytes: &[u8]) -> Result<Parsed, BadHeader> {
+pub(super) fn parse(bytes: &[u8]) -> Result<ParsedHeader, BadHeader> {
     let bytes = &bytes[..bytes.len().min(MAX_LINE)];
     let Some(end) = bytes.iter().position(|&byte| byte == b'\r') else {
         check_open_line(bytes)?;
-        return Ok(Parsed::Incomplete);
+        return Ok(ParsedHeader::Incomplete);
     };
     let source = read_line(&bytes[..end])?;
     let len = end + LINE_END.len();
     match bytes.get(end + 1) {
         _ if len > MAX_LINE => Err(BadHeader::LineTooLong),
-        None => Ok(Parsed::Incomplete),
-        Some(b'\n') => Ok(Parsed::Complete { len, source }),
+        None => Ok(ParsedHeader::Incomplete),
+        Some(b'\n') => Ok(ParsedHeader::Complete { len, source }),
         Some(_) => Err(BadHeader::LineEnd),
     }
 }
 
 /// Reads a line that has ended, without its CR LF.
-fn read_line(line: &[u8]) -> Result<Source, BadHeader> {
+fn read_line(line: &[u8]) -> Result<ConnectionSource, BadHeader> {
     let (protocol, fields) = split(line.strip_prefix(START).ok_or(BadHeader::Signature)?)?;
     if protocol == UNKNOWN {
-        return Ok(Source::Local);
+        return Ok(ConnectionSource::Local);
     }
-    let family = Family::named(protocol).ok_or(BadHeader::Protocol)?;
+    let family = AddressFamily::named(protocol).ok_or(BadHeader::Protocol)?;
     let mut fields = fields.unwrap_or_default().split(|&byte| byte == b' ');
     let mut field = || fields.next().unwrap_or_default();
     let client = family.address(field()).ok_or(BadHeader::Address)?;
@@ -50,7 +50,7 @@ fn read_line(line: &[u8]) -> Result<Source, BadHeader> {
     let client_port = port(field()).ok_or(BadHeader::Port)?;
     port(field()).ok_or(BadHeader::Port)?;
     match fields.next() {
-        None => Ok(Source::Proxied(SocketAddr::new(client, client_port))),
+        None => Ok(ConnectionSource::Proxied(SocketAddr::new(client, client_port))),
         Some(_) => Err(BadHeader::LineEnd),
     }
 }
@@ -67,7 +67,7 @@ fn check_open_line(line: &[u8]) -> Result<(), BadHeader> {
             return if known { Ok(()) } else { Err(BadHeader::Protocol) };
         }
         (UNKNOWN, Some(_)) => LINE_END.len(),
-        (word, Some(fields)) => Family::named(word).ok_or(BadHeader::Protocol)?.missing(fields)?,
+        (word, Some(fields)) => AddressFamily::named(word).ok_or(BadHeader::Protocol)?.missing(fields)?,
     };
     if line.len() + missing > MAX_LINE { Err(BadHeader::LineTooLong) } else { Ok(()) }
 }
@@ -83,11 +83,11 @@ fn split(rest: &[u8]) -> Result<(&[u8], Option<&[u8]>), BadHeader> {
     })
 }
 
-impl Family {
+impl AddressFamily {
     fn named(protocol: &[u8]) -> Option<Self> {
         match protocol {
-            b"TCP4" => Some(Family::V4),
-            b"TCP6" => Some(Family::V6),
+            b"TCP4" => Some(AddressFamily::V4),
+            b"TCP6" => Some(AddressFamily::V6),
             _ => None,
         }
     }
@@ -96,8 +96,8 @@ impl Family {
     fn address(self, field: &[u8]) -> Option<IpAddr> {
         let text = str::from_utf8(field).ok()?;
         match self {
-            Family::V4 => text.parse::<Ipv4Addr>().ok().map(IpAddr::V4),
-            Family::V6 => text.parse::<Ipv6Addr>().ok().map(IpAddr::V6),
+            AddressFamily::V4 => text.parse::<Ipv4Addr>().ok().map(IpAddr::V4),
+            AddressFamily::V6 => text.parse::<Ipv6Addr>().ok().map(IpAddr::V6),
         }
     }
 
@@ -126,8 +126,8 @@ impl Family {
     /// begun a dotted quad ends as IPv4 does.
     fn shortest_end(self, field: &[u8]) -> Option<usize> {
         let ends: &[&str] = match self {
-            Family::V4 => &["", "0", ".0", "0.0", ".0.0", "0.0.0", ".0.0.0", "0.0.0.0"],
-            Family::V6 => &["", ":", "0", "::", ":0", ".0", "0.0", ".0.0", "0.0.0", ".0.0.0"],
+            AddressFamily::V4 => &["", "0", ".0", "0.0", ".0.0", "0.0.0", ".0.0.0", "0.0.0.0"],
+            AddressFamily::V6 => &["", ":", "0", "::", ":0", ".0", "0.0", ".0.0", "0.0.0", ".0.0.0"],
         };
         let completes = |end: &&&str| self.address(&[field, end.as_bytes()].concat()).is_some();
         ends.iter().find(completes).map(|end| end.len())

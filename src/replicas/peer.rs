@@ -449,7 +449,7 @@ mod tests {
         let request = |pattern: &str| {
             let mut headers = http::HeaderMap::new();
             headers.insert("X-Magento-Tags-Pattern", pattern.parse().unwrap());
-            let (method, rules) = (http::Method::from_bytes(b"PURGE").unwrap(), crate::purge::Rules::default());
+            let (method, rules) = (http::Method::from_bytes(b"PURGE").unwrap(), crate::purge::PurgeRules::default());
             crate::purge::parse(&method, &"/".parse().unwrap(), &headers, &rules).unwrap().purge
         };
         let told = |purge| Told { id: "a".to_owned(), revision: None, at_ms: 1, purge };

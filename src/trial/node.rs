@@ -6,11 +6,11 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
-use super::page::{Page, name_in};
+use super::page::{TrialPage, name_in};
 use super::{Trials, Whose};
-use crate::fleet::{Delivery, Node, TrialState};
+use crate::fleet::{Node, PurgeDialect, TrialState};
 use crate::purge::{Ban, compile};
-use crate::varnish::http::{Answer, DeliveryError, Link};
+use crate::varnish::http::{Answer, DeliveryError, PurgeClient};
 
 /// How long one step may take.
 const STEP: Duration = Duration::from_secs(2);
@@ -56,8 +56,8 @@ async fn try_node(trials: &Trials, node: &Node) -> (TrialState, String) {
     let mut why = String::new();
     for (pause, whose) in ATTEMPTS {
         sleep(pause).await;
-        let (page, host) = (Page::new(), trials.host(whose));
-        let trial = Trial { trials, node, page, host, link: Link::to(&node.spec, STEP) };
+        let (page, host) = (TrialPage::new(), trials.host(whose));
+        let trial = Trial { trials, node, page, host, link: PurgeClient::to(&node.spec, STEP) };
         match trial.run().await {
             Ok(conclusion) => return conclusion,
             Err(reason) => why = reason,
@@ -70,9 +70,9 @@ async fn try_node(trials: &Trials, node: &Node) -> (TrialState, String) {
 struct Trial<'t> {
     trials: &'t Trials,
     node: &'t Node,
-    page: Page,
+    page: TrialPage,
     host: String,
-    link: Link,
+    link: PurgeClient,
 }
 
 impl Drop for Trial<'_> {
@@ -90,7 +90,7 @@ impl Trial<'_> {
         if self.is_gone(&name, configured).await? {
             return Ok((TrialState::Passed, String::new()));
         }
-        for other in [Delivery::Magento, Delivery::MagentoPlain, Delivery::Xkey] {
+        for other in [PurgeDialect::Magento, PurgeDialect::MagentoPlain, PurgeDialect::Xkey] {
             if other != configured && self.is_gone(&name, other).await? {
                 let finding = format!(
                     "purges do not take pages out of this Varnish: its VCL does not carry out delivery = \"{configured}\", but \
@@ -126,7 +126,7 @@ impl Trial<'_> {
     }
 
     /// Whether purging in this form takes the page out.
-    async fn is_gone(&mut self, name: &str, delivery: Delivery) -> Result<bool, String> {
+    async fn is_gone(&mut self, name: &str, delivery: PurgeDialect) -> Result<bool, String> {
         let bans = compile([&self.page.purge()], delivery, self.node.spec.header_limit).bans;
         let (bans, mut answers): (Vec<&Ban>, _) = (bans.iter().collect(), Vec::new());
         for pause in PURGED {

@@ -18,10 +18,10 @@ use tokio::net::TcpStream;
 use super::super::client::Client;
 use super::super::deadline::Phase;
 use super::{is_encoded, is_markup};
-use crate::files::Permit;
+use crate::files::FilePermit;
 use crate::fleet::Node;
 use crate::http1::{BadChunk, BadHead, BodyDecoder, HeadScan, Method, ResponseHead, Scheme};
-use crate::upstream::{Connection, Openness};
+use crate::upstream::{NodeConnection, Openness};
 
 /// The longest fragment, in bytes. Magento's menus are a tenth of it.
 const LONGEST: usize = 1 << 20;
@@ -146,7 +146,7 @@ pub(in crate::proxy) async fn fetch(
     client.deadline.limit(fetched).await.unwrap_or(Err(LeftOut::Late))
 }
 
-fn room(client: &Client) -> Option<Permit> {
+fn room(client: &Client) -> Option<FilePermit> {
     let worker = &client.worker;
     let room = worker.shared.files_of(client.frontend.role).nodes;
     room.try_take(1).or_else(|| {
@@ -158,7 +158,7 @@ fn room(client: &Client) -> Option<Permit> {
 async fn ask_and_keep(
     client: &Client,
     node: &Node,
-    mut connection: Connection,
+    mut connection: NodeConnection,
     request: &[u8],
 ) -> Result<Fragment, LeftOut> {
     let (fragment, stays) = ask(client, &mut connection.stream, request).await?;

@@ -6,8 +6,8 @@
 use std::fmt::Write;
 use std::hint::black_box;
 
-use clearcoat::fleet::{DEFAULT_HEADER_LIMIT, Delivery};
-use clearcoat::purge::{Ban, Batch, Purge, Rules, compile, parse};
+use clearcoat::fleet::{DEFAULT_HEADER_LIMIT, PurgeDialect};
+use clearcoat::purge::{Ban, Batch, Purge, PurgeRules, compile, parse};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use http::{HeaderMap, HeaderValue, Method, Uri};
 
@@ -46,17 +46,17 @@ fn requests(tags: &[String]) -> Vec<HeaderMap> {
 }
 
 fn parsed(requests: &[HeaderMap]) -> Vec<Purge> {
-    let (method, rules) = (Method::from_bytes(b"PURGE").expect("a method"), Rules::default());
+    let (method, rules) = (Method::from_bytes(b"PURGE").expect("a method"), PurgeRules::default());
     let parse = |headers| parse(&method, &Uri::from_static("/"), headers, &rules);
     requests.iter().map(|headers| parse(headers).expect("a purge").purge).collect()
 }
 
-fn compiled(purges: &[Purge], delivery: Delivery) -> Batch {
+fn compiled(purges: &[Purge], delivery: PurgeDialect) -> Batch {
     compile(purges, delivery, DEFAULT_HEADER_LIMIT)
 }
 
-const FORMS: [(&str, Delivery); 3] =
-    [("magento", Delivery::Magento), ("magento-plain", Delivery::MagentoPlain), ("xkey", Delivery::Xkey)];
+const FORMS: [(&str, PurgeDialect); 3] =
+    [("magento", PurgeDialect::Magento), ("magento-plain", PurgeDialect::MagentoPlain), ("xkey", PurgeDialect::Xkey)];
 
 fn batches(criterion: &mut Criterion) {
     for count in [1, 2_000] {
@@ -71,7 +71,7 @@ fn batches(criterion: &mut Criterion) {
             });
         }
         group.bench_function("parse and compile, magento", |bencher| {
-            bencher.iter(|| compiled(&parsed(black_box(&requests)), Delivery::Magento));
+            bencher.iter(|| compiled(&parsed(black_box(&requests)), PurgeDialect::Magento));
         });
     }
 }

@@ -159,7 +159,7 @@ impl App {
             origin: origin::frontend(&config.origin, methods, guard, trials, Arc::clone(&metrics)),
             listed,
         };
-        let files = files::Budget::new(&plan, config.limits.max_connections, &metrics);
+        let files = files::FileBudget::new(&plan, config.limits.max_connections, &metrics);
         let shared = shared(config, fleet, (Arc::clone(&metrics), files), suspects, started, shutdown);
         let sockets = edge.into_iter().zip(origin);
         let (workers, edge_in_use) = start_workers(sockets, &shared, &frontends)?;
@@ -356,7 +356,7 @@ async fn open_edge(
 fn shared(
     config: &Config,
     fleet: Arc<ArcSwap<Snapshot>>,
-    (metrics, files): (Arc<Metrics>, files::Budget),
+    (metrics, files): (Arc<Metrics>, files::FileBudget),
     suspects: mpsc::Sender<NodeKey>,
     started: Instant,
     shutdown: Shutdown,

@@ -54,7 +54,7 @@ pub use purge::PurgeListener;
 pub use source::{ConfigSource, ConfigText};
 pub use token::{Token, TokenError};
 
-use error::Report;
+use error::ErrorReport;
 use raw::Raw;
 
 /// Everything that can be configured.
@@ -116,7 +116,7 @@ impl Config {
             Some((name, text)) => Raw::from_toml(text).map_err(|error| ConfigError::syntax(name, text, &error))?,
             None => Raw::empty(),
         };
-        let mut report = Report::new(file.map(|(name, _)| name));
+        let mut report = ErrorReport::new(file.map(|(name, _)| name));
         for (variable, reason) in raw.override_from(env) {
             report.push(ConfigError::Variable { variable, reason });
         }
@@ -133,7 +133,7 @@ impl Config {
     }
 
     /// Reads all that can be read. The rest is reported and taken out of the tree, and its default stands in for it.
-    fn read(raw: &mut Raw, report: &mut Report) -> Self {
+    fn read(raw: &mut Raw, report: &mut ErrorReport) -> Self {
         loop {
             let (path, reason) = match read::read(raw) {
                 Ok(config) => return config,

@@ -60,7 +60,7 @@ use tokio::task::AbortHandle;
 
 use crate::config::PurgeListener;
 use crate::fleet::{Fence, Health, Member, Node, NodeId, Snapshot, VarnishSettings};
-use crate::journal::{Cursor, Journal, Missed, Observer, Position};
+use crate::journal::{Cursor, Journal, Missed, Position, PurgeObserver};
 use crate::purge::{Ban, Guard, Target};
 use crate::slow_start::SlowStart;
 use crate::telemetry::{Metrics, causes};
@@ -76,7 +76,7 @@ use walk::Refused;
 const ARRIVAL_GRAINS: u32 = 16;
 
 /// Lets this guard take note of each purge of a journal, before any delivery can see it.
-pub fn noted_by(guard: &Arc<Guard>) -> Observer {
+pub fn noted_by(guard: &Arc<Guard>) -> PurgeObserver {
     let guard = Arc::clone(guard);
     Arc::new(move |entry| guard.note(&entry.purge))
 }

@@ -118,7 +118,7 @@ impl Plan {
 
 /// The files for traffic.
 #[derive(Debug)]
-pub struct Budget {
+pub struct FileBudget {
     /// Clients of the edge.
     pub edge_clients: Arc<Share>,
     /// Connections to nodes for them, and pipes between the two.
@@ -129,7 +129,7 @@ pub struct Budget {
     pub origin_nodes: Arc<Share>,
 }
 
-impl Budget {
+impl FileBudget {
     /// A budget of which nothing is used. At most `max_edge_clients` of them are clients of the edge.
     pub fn new(plan: &Plan, max_edge_clients: Option<NonZeroUsize>, metrics: &Metrics) -> Self {
         let (own, most_common) = (plan.own(), plan.common());
@@ -150,7 +150,7 @@ impl Budget {
             let (own_used, shortage) = (AtomicI64::new(0), metrics.files.shortage(FileShare::ALL[index]));
             Arc::new(Share { index, most, own, own_used, used, common: Arc::clone(&common), shortage })
         });
-        Budget { edge_clients, edge_nodes, origin_clients, origin_nodes }
+        FileBudget { edge_clients, edge_nodes, origin_clients, origin_nodes }
     }
 }
 
@@ -160,19 +160,19 @@ struct Common {
     most: i64,
     used: AtomicI64,
     /// Of each share.
-    waiting: [Waiting; SHARES],
+    waiting: [ShareWaiters; SHARES],
 }
 
 /// The tasks that wait for files of a share.
 #[derive(Debug, Default)]
-struct Waiting {
-    /// Notifies all waiters that there is room.
+struct ShareWaiters {
+    /// Tells everybody that there is room.
     room: Notify,
     /// Notifies one waiter that files were returned.
     turn: Notify,
 }
 
-impl Waiting {
+impl ShareWaiters {
     fn wake(&self) {
         self.room.notify_waiters();
         self.turn.notify_one();
@@ -211,7 +211,7 @@ impl Share {
         self.common.used.load(Ordering::Relaxed) + files <= self.common.most
     }
 
-    fn waiting(&self) -> &Waiting {
+    fn waiting(&self) -> &ShareWaiters {
         &self.common.waiting[self.index]
     }
 
@@ -286,7 +286,7 @@ impl Drop for FilePermit {
         if self.is_common {
             let before = common.used.fetch_sub(self.files, Ordering::Relaxed);
             if before + 2 > common.most {
-                common.waiting.iter().for_each(Waiting::wake);
+                common.waiting.iter().for_each(ShareWaiters::wake);
             }
         } else {
             own_used.fetch_sub(self.files, Ordering::Relaxed);
@@ -303,8 +303,8 @@ mod tests {
 
     use super::*;
 
-    fn budget(traffic: u64, max_edge_clients: usize) -> Budget {
-        Budget::new(
+    fn budget(traffic: u64, max_edge_clients: usize) -> FileBudget {
+        FileBudget::new(
             &Plan { control_connections: 0, traffic },
             NonZeroUsize::new(max_edge_clients),
             &Metrics::new().unwrap(),
@@ -313,7 +313,7 @@ mod tests {
 
     /// A share of this many files, without any free common ones.
     fn share(own: u64) -> Arc<Share> {
-        let Budget { edge_nodes, origin_nodes, .. } = budget(own * PARTS, 0);
+        let FileBudget { edge_nodes, origin_nodes, .. } = budget(own * PARTS, 0);
         let rest = i64::try_from(own).unwrap() * 4;
         // For the rest of the test.
         std::mem::forget(origin_nodes.enter(rest + i64::try_from(own).unwrap()));
@@ -379,7 +379,7 @@ mod tests {
 
     #[test]
     fn one_share_may_take_all_that_is_common_and_nothing_that_is_another_ones() {
-        let Budget { edge_clients, edge_nodes, origin_nodes, .. } = budget(80, 0);
+        let FileBudget { edge_clients, edge_nodes, origin_nodes, .. } = budget(80, 0);
         let taken: Vec<FilePermit> = std::iter::from_fn(|| edge_clients.try_take(1)).collect();
         assert_eq!(taken.len(), 50);
         for share in [&edge_nodes, &origin_nodes] {
@@ -398,7 +398,7 @@ mod tests {
 
     #[test]
     fn the_edge_has_no_more_clients_than_it_is_told() {
-        let Budget { edge_clients, origin_clients, .. } = budget(80, 4);
+        let FileBudget { edge_clients, origin_clients, .. } = budget(80, 4);
         let taken: Vec<FilePermit> = std::iter::from_fn(|| edge_clients.try_take(1)).collect();
         assert!(taken.len() == 4 && edge_clients.is_full() && !origin_clients.is_full());
         let mut room = Box::pin(edge_clients.room());

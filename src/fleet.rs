@@ -31,4 +31,4 @@ pub use node::{
     InvalidNodeId, Live, Node, NodeId, NodeKey, NodeSource, NodeSpec, Role, ServingState, TrialState, WHOLE_SHARE,
 };
 pub use snapshot::{Member, Pool, Snapshot};
-pub use varnish::{DEFAULT_HEADER_LIMIT, Delivery, SendProxy, VarnishSettings, is_another_life};
+pub use varnish::{DEFAULT_HEADER_LIMIT, PurgeDialect, SendProxy, VarnishSettings, is_another_life};

@@ -47,7 +47,7 @@ pub use named::{Local, Named};
 pub type Position = u64;
 
 /// Is told of each purge when it is durable, and before any reader of the journal can see it. Blocks the writer.
-pub type Observer = Arc<dyn Fn(&Entry) + Send + Sync>;
+pub type PurgeObserver = Arc<dyn Fn(&Entry) + Send + Sync>;
 
 /// A future that a trait object can return.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -22,9 +22,9 @@ use serde::{Deserialize, Serialize};
 pub use batch::{Ban, Batch, compile};
 pub use forward::BadForward;
 pub use guard::{Guard, Page, Passage, SentBytes, SocketPair, Wire};
-pub use parse::{Parsed, Refusal, parse};
+pub use parse::{ParsedPurge, Refusal, parse};
 pub use pattern::{BadPattern, Pattern};
-pub use rules::{RequestLimits, Rules, may_purge};
+pub use rules::{PurgeRules, RequestLimits, may_purge};
 pub use tags::TagSet;
 pub(crate) use tags::to_magento;
 

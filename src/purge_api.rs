@@ -31,7 +31,7 @@ use crate::delivery::{Acknowledged, Deliveries, Expected, Refusable};
 use crate::fleet::NodeId;
 use crate::http_server::{Handler, Response, json, text};
 use crate::journal::{Journal, Position};
-use crate::purge::{Parsed, Purge, Refusal, Rules, Target, parse};
+use crate::purge::{ParsedPurge, Purge, PurgeRules, Refusal, Target, parse};
 use crate::replicas::{self, Heard, Received, Replicas};
 use crate::telemetry::{Metrics, PurgeResult, causes};
 
@@ -42,7 +42,7 @@ pub const MAX_UNDER_WAY: usize = 4096;
 pub struct PurgeApi {
     allow: Vec<IpNet>,
     token: Option<Token>,
-    rules: Rules,
+    rules: PurgeRules,
     ack_timeout: Duration,
     journal: Arc<dyn Journal>,
     deliveries: Arc<Deliveries>,
@@ -211,7 +211,7 @@ impl PurgeApi {
         self.authorise(request.headers(), peer)?;
         let address = peer.ip().to_canonical();
         let parsed = parse(request.method(), request.uri(), request.headers(), &self.rules);
-        let Parsed { purge, is_wider } = parsed.map_err(|refusal| Box::new(self.refuse(&refusal, peer)))?;
+        let ParsedPurge { purge, is_wider } = parsed.map_err(|refusal| Box::new(self.refuse(&refusal, peer)))?;
         if is_wider {
             let carried_out = purge.targets.iter().find_map(|target| match target {
                 Target::Pattern(pattern) | Target::Pool(pattern) => Some(pattern.as_str()),

@@ -58,7 +58,7 @@ use peer::Peer;
 use twin::Twins;
 
 pub use agreement::Heard;
-pub use message::{Again, Confirmation, Introduction, Message, Place};
+pub use message::{Again, Confirmation, Introduction, Message, PeerPosition};
 pub use reception::Received;
 pub use record::{Record, own_address, own_id};
 

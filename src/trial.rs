@@ -30,7 +30,7 @@ use crate::fleet::{Live, Node, NodeId, TrialState, VarnishSettings};
 use crate::purge::Guard;
 use crate::telemetry::Metrics;
 
-use page::Page;
+use page::TrialPage;
 pub use page::is_ours;
 
 /// The longest client-sent host that a trial uses, in bytes: a DNS name and a port.
@@ -46,8 +46,8 @@ pub struct Trials {
     /// A client's host at the edge, and whether another one is wanted.
     host: Mutex<Option<Arc<str>>>,
     wants_host: AtomicBool,
-    /// The pages under trial: at most one per node.
-    pages: Mutex<HashMap<String, Page>>,
+    /// The pages under trial: as many as there are nodes, at most.
+    pages: Mutex<HashMap<String, TrialPage>>,
     running: Mutex<BTreeMap<NodeId, Running>>,
     /// Increases after each trial.
     progress: watch::Sender<u64>,
@@ -151,7 +151,7 @@ impl Trials {
     /// The origin listener's answer to a path below `/.clearcoat`: the page, if it is under trial.
     pub fn answer(&self, path: &[u8]) -> Option<Vec<u8>> {
         let path = std::str::from_utf8(path).ok()?;
-        self.pages().get(path).map(Page::answer)
+        self.pages().get(path).map(TrialPage::answer)
     }
 
     /// The host to use.
@@ -196,7 +196,7 @@ impl Trials {
         state
     }
 
-    fn pages(&self) -> MutexGuard<'_, HashMap<String, Page>> {
+    fn pages(&self) -> MutexGuard<'_, HashMap<String, TrialPage>> {
         self.pages.lock()
     }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::clock;
-use crate::fleet::{Delivery, SendProxy, ServingState};
+use crate::fleet::{PurgeDialect, SendProxy, ServingState};
 
 /// What is known of a node before it is looked at, and never changes.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -24,7 +24,7 @@ pub struct Facts {
     pub labels: BTreeMap<String, String>,
     /// How it is told to drop pages (Varnish only).
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub delivery: Option<Delivery>,
+    pub delivery: Option<PurgeDialect>,
     /// The longest value of one request header that it takes, in bytes (Varnish only).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub header_limit: Option<usize>,
@@ -92,7 +92,7 @@ mod tests {
             weight: Some(0),
             zone: Some("a".into()),
             labels: BTreeMap::from([("rack".into(), "7".into())]),
-            delivery: Some(Delivery::MagentoPlain),
+            delivery: Some(PurgeDialect::MagentoPlain),
             header_limit: Some(4096),
             send_proxy: Some(SendProxy::V2),
         };

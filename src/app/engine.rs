@@ -47,7 +47,8 @@ impl Engine {
         let metrics = Arc::new(Metrics::new().context("metrics")?);
         let guard = Arc::new(Guard::with_wire(started, SocketDiagnosis::new()));
         let etcd: Option<SharedEtcd> = config.uses_etcd().then(|| Arc::new(EtcdCluster::new(&config.registry.etcd)));
-        let Opened { journal, shared: shared_journal, answered } = open_journal(config, &guard, etcd.as_ref()).await?;
+        let OpenJournal { journal, shared: shared_journal, answered } =
+            open_journal(config, &guard, etcd.as_ref()).await?;
         for reason in Anew::REASONS {
             let is_it = journal.anew().is_some_and(|anew| anew.reason() == reason);
             metrics.journal.began_anew(reason, is_it);
@@ -135,13 +136,13 @@ fn recall(journal: &dyn Journal, guard: &Guard) {
 }
 
 /// A journal, as those see it who use it.
-struct Opened {
+struct OpenJournal {
     journal: Arc<dyn Journal>,
     shared: Option<Arc<dyn journal::Shared>>,
     answered: Option<watch::Receiver<Position>>,
 }
 
-async fn open_journal(config: &Config, guard: &Arc<Guard>, etcd: Option<&SharedEtcd>) -> anyhow::Result<Opened> {
+async fn open_journal(config: &Config, guard: &Arc<Guard>, etcd: Option<&SharedEtcd>) -> anyhow::Result<OpenJournal> {
     let limits = Limits { retention: config.journal.retention, ..Limits::default() };
     let (path, observer) = (&config.journal.path, delivery::noted_by(guard));
     let settings = journal::Settings {
@@ -156,18 +157,26 @@ async fn open_journal(config: &Config, guard: &Arc<Guard>, etcd: Option<&SharedE
         (JournalKind::Etcd, Some(etcd)) => {
             let shared = Arc::new(journal::Etcd::open(path, settings, Arc::clone(etcd)).await?);
             let answered = Some(shared.answered());
-            return Ok(Opened { journal: Arc::clone(&shared) as Arc<dyn Journal>, shared: Some(shared), answered });
+            return Ok(OpenJournal {
+                journal: Arc::clone(&shared) as Arc<dyn Journal>,
+                shared: Some(shared),
+                answered,
+            });
         }
         (JournalKind::Memory, _) => Local::Memory(Box::new(Memory::after_another(limits, observer))),
         (JournalKind::Disk | JournalKind::Etcd, _) => Local::Disk(Disk::open(path, settings).await?),
     };
     if !config.replica.peers.is_empty() {
         let named = Arc::new(Named::new(local));
-        return Ok(Opened { journal: Arc::clone(&named) as Arc<dyn Journal>, shared: Some(named), answered: None });
+        return Ok(OpenJournal {
+            journal: Arc::clone(&named) as Arc<dyn Journal>,
+            shared: Some(named),
+            answered: None,
+        });
     }
     let journal: Arc<dyn Journal> = match local {
         Local::Memory(memory) => Arc::new(*memory),
         Local::Disk(disk) => Arc::new(disk),
     };
-    Ok(Opened { journal, shared: None, answered: None })
+    Ok(OpenJournal { journal, shared: None, answered: None })
 }

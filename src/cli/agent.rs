@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crate::agent::{self, Address, AgentSettings, CheckSettings, CheckUrl, Epoch, Facts, Signal};
 use crate::config::{self, Log, LogFilter, LogFormat, MAX_WEIGHT};
-use crate::fleet::{Delivery, NodeId, Role, SendProxy};
+use crate::fleet::{NodeId, PurgeDialect, Role, SendProxy};
 
 use values::{duration, header_limit, host_port, interval, label, node_id, stop_signal, text, timeout, ttl};
 
@@ -144,7 +144,7 @@ struct FactsArgs {
     label: Vec<(String, String)>,
     /// How it is told to drop pages (varnish only) [default: magento]
     #[arg(long, value_name = "FORM", env = "CLEARCOAT_AGENT_DELIVERY", value_enum)]
-    delivery: Option<Delivery>,
+    delivery: Option<PurgeDialect>,
     /// The longest value of one request header that it takes, 512 to 65536 bytes (varnish only) [default: 7680]
     #[arg(long, value_name = "BYTES", env = "CLEARCOAT_AGENT_HEADER_LIMIT", value_parser = header_limit)]
     header_limit: Option<usize>,
@@ -289,7 +289,7 @@ mod tests {
         let settings = settings.unwrap();
         assert_eq!(settings.etcd.endpoints, ["http://a:2379", "http://b:2379", "http://c:2379"]);
         assert_eq!(settings.facts.labels.len(), 2);
-        assert_eq!(settings.facts.delivery, Some(Delivery::MagentoPlain));
+        assert_eq!(settings.facts.delivery, Some(PurgeDialect::MagentoPlain));
         assert_eq!(settings.check.expect, [200, 204]);
         assert_eq!(settings.stop_signal, Signal::QUIT);
         assert!(matches!(settings.epoch, Epoch::OfChild));

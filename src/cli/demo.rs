@@ -19,7 +19,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use super::serve::{ServeSignals, control_runtime};
 use crate::app::{Addresses, App};
 use crate::config::{Config, StaticNode};
-use crate::fleet::{Delivery, NodeId, PurgeHeaders, Role, SendProxy};
+use crate::fleet::{NodeId, PurgeDialect, PurgeHeaders, Role, SendProxy};
 use crate::http_server;
 use crate::shutdown::{self, Shutdown, Stage};
 use crate::telemetry::log;
@@ -141,7 +141,7 @@ async fn start_web_nodes(servers: &mut JoinSet<()>, shutdown: &Shutdown) -> anyh
 
 async fn start_varnish(folder: &Path, origin: SocketAddr) -> anyhow::Result<Vec<Varnishd>> {
     let allow = ["127.0.0.0/8".parse().context("the loopback network")?];
-    let text = vcl::render(vcl::Version::Seven, Delivery::Magento, &[origin.into()], &allow)?;
+    let text = vcl::render(vcl::VarnishVersion::Seven, PurgeDialect::Magento, &[origin.into()], &allow)?;
     let file = folder.join("clearcoat.vcl");
     std::fs::write(&file, text).with_context(|| file.display().to_string())?;
     let mut started = Vec::new();

@@ -7,8 +7,8 @@ use clap::ValueEnum;
 use ipnet::IpNet;
 
 use super::ConfigFile;
-use crate::fleet::Delivery;
-use crate::varnish::vcl::{OriginAddress, Version, render, stripping};
+use crate::fleet::PurgeDialect;
+use crate::varnish::vcl::{OriginAddress, VarnishVersion, render, stripping};
 
 /// Print the VCL for the Varnish nodes of this fleet.
 #[derive(Debug, clap::Args)]
@@ -60,12 +60,12 @@ impl Vcl {
             origins => origins.iter().map(|origin| parse(origin)).collect::<anyhow::Result<_>>()?,
         };
         let version = match self.varnish {
-            Varnish::Six => Version::Six,
-            Varnish::Seven => Version::Seven,
+            Varnish::Six => VarnishVersion::Six,
+            Varnish::Seven => VarnishVersion::Seven,
         };
         let delivery = match self.delivery {
-            Form::Magento => Delivery::Magento,
-            Form::Xkey => Delivery::Xkey,
+            Form::Magento => PurgeDialect::Magento,
+            Form::Xkey => PurgeDialect::Xkey,
         };
         let vcl = render(version, delivery, &origins, &self.allowed(&origins)?)?;
         print!("{}", stripping(&vcl, &config.edge.hash_ignore_query));

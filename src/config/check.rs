@@ -61,9 +61,9 @@ pub(super) struct Violation {
 
 /// The violations found so far.
 #[derive(Default)]
-struct Rules(Vec<Violation>);
+struct RuleCheck(Vec<Violation>);
 
-impl Rules {
+impl RuleCheck {
     fn require(&mut self, holds: bool, key: impl Into<String>, reason: impl Into<String>) {
         if !holds {
             self.0.push(Violation { key: key.into(), reason: reason.into() });
@@ -74,7 +74,7 @@ impl Rules {
 impl Config {
     /// Every rule that this configuration breaks.
     pub(super) fn check(&self) -> Vec<Violation> {
-        let mut rules = Rules::default();
+        let mut rules = RuleCheck::default();
         self.check_listeners(&mut rules);
         check_edge(&self.edge, &mut rules);
         check_limits(&self.limits, &mut rules);
@@ -117,7 +117,7 @@ impl Config {
         Token::read(file).map(Some).map_err(refused)
     }
 
-    fn check_listeners(&self, rules: &mut Rules) {
+    fn check_listeners(&self, rules: &mut RuleCheck) {
         let mut taken: HashMap<SocketAddr, String> = HashMap::new();
         for (section, addresses) in [
             ("edge", &self.edge.listen),
@@ -138,7 +138,7 @@ impl Config {
         }
     }
 
-    fn check_registry(&self, rules: &mut Rules) {
+    fn check_registry(&self, rules: &mut RuleCheck) {
         let registry = &self.registry;
         rules.require(registry.retain <= LONGEST_RETAIN, "registry.retain", "must be at most 24h; 0s keeps nobody");
         for (key, reason) in registry.etcd.violations(|key| format!("registry.etcd.{key}")) {
@@ -161,7 +161,7 @@ impl Config {
         }
     }
 
-    fn check_health(&self, rules: &mut Rules) {
+    fn check_health(&self, rules: &mut RuleCheck) {
         let (web, varnish) = (&self.health.web, &self.health.varnish);
         check_web(web, rules);
         for (key, slow_start) in
@@ -189,7 +189,7 @@ impl Config {
     }
 }
 
-fn check_dns(dns: &Dns, rules: &mut Rules) {
+fn check_dns(dns: &Dns, rules: &mut RuleCheck) {
     for (role, names) in [("web", &dns.web), ("varnish", &dns.varnish)] {
         for (index, name) in names.iter().enumerate() {
             let is_service =
@@ -203,7 +203,7 @@ fn check_dns(dns: &Dns, rules: &mut Rules) {
 }
 
 /// Takes each address for its listener, and blames those that another has. Port 0 is another port each time.
-fn claim(taken: &mut HashMap<SocketAddr, String>, listen: &str, addresses: &[SocketAddr], rules: &mut Rules) {
+fn claim(taken: &mut HashMap<SocketAddr, String>, listen: &str, addresses: &[SocketAddr], rules: &mut RuleCheck) {
     for (index, address) in addresses.iter().enumerate().filter(|(_, address)| address.port() != 0) {
         let key = format!("{listen}[{index}]");
         if let Some(other) = taken.get(address) {
@@ -214,7 +214,7 @@ fn claim(taken: &mut HashMap<SocketAddr, String>, listen: &str, addresses: &[Soc
     }
 }
 
-fn check_edge(edge: &Edge, rules: &mut Rules) {
+fn check_edge(edge: &Edge, rules: &mut RuleCheck) {
     let is_factor = edge.bounded_load.is_none_or(|factor| factor >= 1.0);
     rules.require(is_factor, "edge.bounded_load", "must be 0 (off) or at least 1.0");
     for (index, pattern) in edge.hash_ignore_query.iter().enumerate() {
@@ -235,7 +235,7 @@ fn check_edge(edge: &Edge, rules: &mut Rules) {
     rules.require(edge.offload_header.as_deref().is_none_or(is_offload_header), "edge.offload_header", reason);
 }
 
-fn check_limits(limits: &Limits, rules: &mut Rules) {
+fn check_limits(limits: &Limits, rules: &mut RuleCheck) {
     for (key, bytes) in [("limits.max_head", limits.max_head), ("limits.max_answer_head", limits.max_answer_head)] {
         let (least, most) = HEAD.into_inner();
         rules.require(HEAD.contains(&bytes), key, format!("must be {least} to {most} bytes"));
@@ -247,7 +247,7 @@ fn check_limits(limits: &Limits, rules: &mut Rules) {
     rules.require(in_bounds, "limits.header_timeout", "must be above 0s and at most 600s");
 }
 
-fn check_methods(methods: &[String], rules: &mut Rules) {
+fn check_methods(methods: &[String], rules: &mut RuleCheck) {
     // What Magento sends, and what every Varnish is told by.
     rules.require(methods.iter().any(|method| method == "PURGE"), "purge.methods", "must hold PURGE");
     for (index, method) in methods.iter().enumerate() {
@@ -257,7 +257,7 @@ fn check_methods(methods: &[String], rules: &mut Rules) {
     }
 }
 
-fn check_nodes(nodes: &[StaticNode], rules: &mut Rules) {
+fn check_nodes(nodes: &[StaticNode], rules: &mut RuleCheck) {
     let mut ids = HashMap::new();
     let mut addresses = HashMap::new();
     for (index, node) in nodes.iter().enumerate() {
@@ -285,7 +285,7 @@ fn check_nodes(nodes: &[StaticNode], rules: &mut Rules) {
     }
 }
 
-fn check_web(web: &WebChecks, rules: &mut Rules) {
+fn check_web(web: &WebChecks, rules: &mut RuleCheck) {
     let is_path = web.path.starts_with('/') && web.path.bytes().all(|b| b.is_ascii_graphic());
     rules.require(is_path, "health.web.path", "must start with / and hold no blank; write %20 for one");
     let is_host = |host: &str| host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_:[]".contains(&b));

@@ -5,7 +5,7 @@ use std::io;
 
 use super::Config;
 use super::check::Violation;
-use super::raw::{Found, Raw, Step};
+use super::raw::{Located, PathStep, Raw};
 use super::read::Reason;
 
 /// One thing that is wrong.
@@ -97,14 +97,14 @@ impl fmt::Display for ConfigErrors {
 impl std::error::Error for ConfigErrors {}
 
 /// Gathers what is wrong while a configuration is read.
-pub(super) struct Report {
+pub(super) struct ErrorReport {
     file: Option<String>,
     errors: Vec<ConfigError>,
 }
 
-impl Report {
+impl ErrorReport {
     pub(super) fn new(file: Option<String>) -> Self {
-        Report { file, errors: Vec::new() }
+        ErrorReport { file, errors: Vec::new() }
     }
 
     pub(super) fn push(&mut self, error: ConfigError) {
@@ -112,9 +112,9 @@ impl Report {
     }
 
     /// A value that could not be read as what its key wants.
-    pub(super) fn unread(&mut self, raw: &Raw, path: &[Step], reason: &Reason) {
+    pub(super) fn unread(&mut self, raw: &Raw, path: &[PathStep], reason: &Reason) {
         let found = raw.find(path);
-        let mut found = found.unwrap_or(Found { key: "the file".to_owned(), value: None, variable: None });
+        let mut found = found.unwrap_or(Located { key: "the file".to_owned(), value: None, variable: None });
         if let Reason::Missing(field) = reason {
             found.key = format!("{}.{field}", found.key);
             // It was there, but could not be read and was taken out.
@@ -135,7 +135,7 @@ impl Report {
             None => {
                 let effective = toml::Value::try_from(config).ok().map(Raw::from);
                 let found = effective.and_then(|effective| effective.find(&path));
-                let unshown = Found { key: violation.key, value: None, variable: None };
+                let unshown = Located { key: violation.key, value: None, variable: None };
                 ("default".to_owned(), found.unwrap_or(unshown))
             }
         };
@@ -150,7 +150,7 @@ impl Report {
         if self.errors.is_empty() { Ok(config) } else { Err(ConfigErrors(self.errors)) }
     }
 
-    fn source_of(&self, found: &Found) -> String {
+    fn source_of(&self, found: &Located) -> String {
         let file = || self.file.clone().unwrap_or_else(|| "default".to_owned());
         found.variable.clone().unwrap_or_else(file)
     }
@@ -172,7 +172,7 @@ fn shown(key: &str, value: Option<String>) -> Option<String> {
 }
 
 /// The steps of a path such as `node[2].address`.
-fn steps(path: &str) -> Vec<Step> {
+fn steps(path: &str) -> Vec<PathStep> {
     let parts = path.split(['.', '[']).map(|part| part.trim_end_matches(']'));
-    parts.map(|part| part.parse().map_or_else(|_| Step::Key(part.to_owned()), Step::Item)).collect()
+    parts.map(|part| part.parse().map_or_else(|_| PathStep::Key(part.to_owned()), PathStep::Item)).collect()
 }

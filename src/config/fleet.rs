@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::node::is_host_port;
 use super::optional::empty_is_none;
 use super::{headers, text};
-use crate::fleet::{Delivery, NodeId, PurgeHeaders, Role, SendProxy};
+use crate::fleet::{NodeId, PurgeDialect, PurgeHeaders, Role, SendProxy};
 
 /// `[registry]`: where nodes are learnt from, beside the `[[node]]` tables.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -179,7 +179,7 @@ pub struct StaticNode {
     pub weight: u32,
     /// How a Varnish is told to drop pages, default `magento`; always set for a Varnish, never for a web node.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub delivery: Option<Delivery>,
+    pub delivery: Option<PurgeDialect>,
     /// The longest value of one request header that this Varnish takes, in bytes: 512 to 65536, default 7680; always set
     /// for a Varnish, never for a web node.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -108,9 +108,9 @@ fn checked(value: &str, what: &str) -> Result<String, String> {
     })
 }
 
-struct Fields;
+struct HeadersVisitor;
 
-impl<'de> Visitor<'de> for Fields {
+impl<'de> Visitor<'de> for HeadersVisitor {
     type Value = PurgeHeaders;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -119,7 +119,7 @@ impl<'de> Visitor<'de> for Fields {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<PurgeHeaders, A::Error> {
         let mut fields = Vec::new();
-        while let Some((name, Value(value))) = map.next_entry()? {
+        while let Some((name, HeaderText(value))) = map.next_entry()? {
             fields.push((name, value));
         }
         Ok(fields.into_iter().collect())
@@ -128,38 +128,38 @@ impl<'de> Visitor<'de> for Fields {
 
 /// Reads the table.
 pub(super) fn table<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PurgeHeaders, D::Error> {
-    deserializer.deserialize_map(Fields)
+    deserializer.deserialize_map(HeadersVisitor)
 }
 
 /// One value of it.
-struct Value(FieldValue);
+struct HeaderText(FieldValue);
 
-impl<'de> Deserialize<'de> for Value {
+impl<'de> Deserialize<'de> for HeaderText {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct OneValue;
-        impl<'de> Visitor<'de> for OneValue {
-            type Value = Value;
+        struct HeaderTextVisitor;
+        impl<'de> Visitor<'de> for HeaderTextVisitor {
+            type Value = HeaderText;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a string, or { file = \"/run/secrets/purge-key\" }")
             }
 
-            fn visit_str<E: Error>(self, text: &str) -> Result<Value, E> {
-                Ok(Value(FieldValue::Text(text.into())))
+            fn visit_str<E: Error>(self, text: &str) -> Result<HeaderText, E> {
+                Ok(HeaderText(FieldValue::Text(text.into())))
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<HeaderText, A::Error> {
                 let file = match map.next_entry::<String, PathBuf>()? {
                     Some((key, file)) if key == "file" => file,
                     _ => return Err(A::Error::custom("wanted a string, or a table with the one key file")),
                 };
                 match map.next_key::<String>()? {
-                    None => Ok(Value(FieldValue::File(file))),
+                    None => Ok(HeaderText(FieldValue::File(file))),
                     Some(_) => Err(A::Error::custom("wanted a string, or a table with the one key file")),
                 }
             }
         }
-        deserializer.deserialize_any(OneValue)
+        deserializer.deserialize_any(HeaderTextVisitor)
     }
 }
 

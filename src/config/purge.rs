@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::optional::empty_is_none;
 use super::{Token, headers, text};
 use crate::fleet::PurgeHeaders;
-use crate::purge::Rules;
+use crate::purge::PurgeRules;
 
 /// `[purge]`: Magento to every Varnish.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -66,7 +66,7 @@ impl Default for PurgeListener {
                 v4(192, 168, 16),
                 v6(0xfc00, 0, 7),
             ],
-            methods: Rules::default().methods,
+            methods: PurgeRules::default().methods,
             headers: PurgeHeaders::default(),
             token_file: None,
             token: None,
@@ -80,8 +80,8 @@ impl Default for PurgeListener {
 
 impl PurgeListener {
     /// What this listener takes for a purge.
-    pub fn rules(&self) -> Rules {
+    pub fn rules(&self) -> PurgeRules {
         let withheld = self.headers.iter().map(|(name, _)| name.to_ascii_lowercase()).collect();
-        Rules { methods: self.methods.clone(), withheld, ..Rules::default() }
+        PurgeRules { methods: self.methods.clone(), withheld, ..PurgeRules::default() }
     }
 }

@@ -28,13 +28,13 @@ pub(super) enum Raw {
 
 /// One step down the tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum PathStep {
     Key(String),
     Item(usize),
 }
 
 /// What stands at a path, for messages.
-pub(super) struct Found {
+pub(super) struct Located {
     /// The path as it is written, with the places that list items had when they were read.
     pub(super) key: String,
     /// The value as it is written; `None` for a table.
@@ -106,17 +106,17 @@ impl Raw {
     }
 
     /// Takes out what stands at a path; false if nothing does.
-    pub(super) fn remove(&mut self, path: &[Step]) -> bool {
+    pub(super) fn remove(&mut self, path: &[PathStep]) -> bool {
         let Some((step, deeper)) = path.split_first() else { return false };
-        if let (Raw::Text { variable, text }, Step::Item(_)) = (&*self, step) {
+        if let (Raw::Text { variable, text }, PathStep::Item(_)) = (&*self, step) {
             *self = Raw::List { items: Raw::items(text, variable), variable: Some(variable.clone()) };
         }
         match (self, step) {
-            (Raw::Table { entries, .. }, Step::Key(key)) if deeper.is_empty() => entries.remove(key).is_some(),
-            (Raw::Table { entries, .. }, Step::Key(key)) => {
+            (Raw::Table { entries, .. }, PathStep::Key(key)) if deeper.is_empty() => entries.remove(key).is_some(),
+            (Raw::Table { entries, .. }, PathStep::Key(key)) => {
                 entries.get_mut(key).is_some_and(|below| below.remove(deeper))
             }
-            (Raw::List { items, .. }, &Step::Item(at)) if at < items.len() => {
+            (Raw::List { items, .. }, &PathStep::Item(at)) if at < items.len() => {
                 if deeper.is_empty() {
                     items.remove(at);
                     return true;
@@ -129,27 +129,27 @@ impl Raw {
 
     /// Whether anybody has said something of this key.
     pub(super) fn has(&self, key: &[&str]) -> bool {
-        let path: Vec<Step> = key.iter().map(|part| Step::Key((*part).to_owned())).collect();
+        let path: Vec<PathStep> = key.iter().map(|part| PathStep::Key((*part).to_owned())).collect();
         self.find(&path).is_some()
     }
 
     /// What stands at a path; `None` if nothing does.
-    pub(super) fn find(&self, path: &[Step]) -> Option<Found> {
+    pub(super) fn find(&self, path: &[PathStep]) -> Option<Located> {
         let mut at = self.clone();
         let mut key = String::new();
         let mut variable = None;
         for step in path {
-            if let (Raw::Text { variable, text }, Step::Item(_)) = (&at, step) {
+            if let (Raw::Text { variable, text }, PathStep::Item(_)) = (&at, step) {
                 at = Raw::List { items: Raw::items(text, variable), variable: Some(variable.clone()) };
             }
             variable = at.variable().or(variable);
             match (at, step) {
-                (Raw::Table { mut entries, .. }, Step::Key(name)) => {
+                (Raw::Table { mut entries, .. }, PathStep::Key(name)) => {
                     at = entries.remove(name)?;
                     let dot = if key.is_empty() { "" } else { "." };
                     key.push_str(&format!("{dot}{name}"));
                 }
-                (Raw::List { mut items, .. }, &Step::Item(index)) if index < items.len() => {
+                (Raw::List { mut items, .. }, &PathStep::Item(index)) if index < items.len() => {
                     let (place, item) = items.swap_remove(index);
                     at = item;
                     key.push_str(&format!("[{place}]"));
@@ -157,7 +157,7 @@ impl Raw {
                 _ => return None,
             }
         }
-        Some(Found { key, value: at.shown(), variable: at.variable().or(variable) })
+        Some(Located { key, value: at.shown(), variable: at.variable().or(variable) })
     }
 
     fn variable(&self) -> Option<String> {

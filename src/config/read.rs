@@ -12,21 +12,21 @@ use serde_path_to_error::Segment;
 use toml::Value;
 
 use super::Config;
-use super::raw::{Raw, Step};
+use super::raw::{PathStep, Raw};
 
 /// Reads the tree up to the first value that is not what its key wants, which is returned by its path.
-pub(super) fn read(raw: &Raw) -> Result<Config, (Vec<Step>, Reason)> {
-    serde_path_to_error::deserialize(Reader(raw.clone())).map_err(|error| {
+pub(super) fn read(raw: &Raw) -> Result<Config, (Vec<PathStep>, Reason)> {
+    serde_path_to_error::deserialize(RawReader(raw.clone())).map_err(|error| {
         let path = error.path().iter().filter_map(step).collect();
         (path, error.into_inner())
     })
 }
 
 /// A segment that stands in the tree. The name of an enum's variant is a value, not a step.
-fn step(segment: &Segment) -> Option<Step> {
+fn step(segment: &Segment) -> Option<PathStep> {
     match segment {
-        Segment::Seq { index } => Some(Step::Item(*index)),
-        Segment::Map { key } => Some(Step::Key(key.clone())),
+        Segment::Seq { index } => Some(PathStep::Item(*index)),
+        Segment::Map { key } => Some(PathStep::Key(key.clone())),
         Segment::Enum { .. } | Segment::Unknown => None,
     }
 }
@@ -79,9 +79,9 @@ impl de::Error for Reason {
     }
 }
 
-struct Reader(Raw);
+struct RawReader(Raw);
 
-impl Reader {
+impl RawReader {
     fn string(self) -> Result<String, Reason> {
         match self.0 {
             Raw::Text { text, .. } | Raw::Scalar(Value::String(text)) => Ok(text),
@@ -122,15 +122,15 @@ impl Reader {
 
 type Entries = std::collections::BTreeMap<String, Raw>;
 
-fn fields(entries: Entries) -> MapDeserializer<'static, impl Iterator<Item = (String, Reader)>, Reason> {
-    MapDeserializer::new(entries.into_iter().map(|(key, value)| (key, Reader(value))))
+fn fields(entries: Entries) -> MapDeserializer<'static, impl Iterator<Item = (String, RawReader)>, Reason> {
+    MapDeserializer::new(entries.into_iter().map(|(key, value)| (key, RawReader(value))))
 }
 
 fn wanted(what: &str) -> Reason {
     Reason::Other(format!("wanted {what}"))
 }
 
-impl<'de> IntoDeserializer<'de, Reason> for Reader {
+impl<'de> IntoDeserializer<'de, Reason> for RawReader {
     type Deserializer = Self;
 
     fn into_deserializer(self) -> Self {
@@ -138,7 +138,7 @@ impl<'de> IntoDeserializer<'de, Reason> for Reader {
     }
 }
 
-impl<'de> Deserializer<'de> for Reader {
+impl<'de> Deserializer<'de> for RawReader {
     type Error = Reason;
 
     /// A string, or where a key takes either, a table.
@@ -194,7 +194,7 @@ impl<'de> Deserializer<'de> for Reader {
             Raw::Text { variable, text } => Raw::items(&text, &variable),
             _ => return Err(wanted("a list")),
         };
-        visitor.visit_seq(SeqDeserializer::new(items.into_iter().map(|(_, item)| Reader(item))))
+        visitor.visit_seq(SeqDeserializer::new(items.into_iter().map(|(_, item)| RawReader(item))))
     }
 
     fn deserialize_struct<V: Visitor<'de>>(

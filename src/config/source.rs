@@ -22,11 +22,11 @@ pub struct ConfigSource {
 /// What was in the file; `None` where there is none and none was named. Two of them are equal where the same configuration
 /// comes of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConfigText(Option<(PathBuf, Result<String, Unreadable>)>);
+pub struct ConfigText(Option<(PathBuf, Result<String, ReadFailure>)>);
 
 /// Why a file cannot be read. An [`io::Error`] that can be compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Unreadable(io::ErrorKind, String);
+struct ReadFailure(io::ErrorKind, String);
 
 impl ConfigSource {
     /// The file that the command line names, and the environment.
@@ -53,7 +53,7 @@ impl ConfigSource {
     pub fn read(&self) -> ConfigText {
         let by_default = || Some(PathBuf::from(DEFAULT_FILE)).filter(|path| path.exists());
         let Some(path) = self.named.clone().or_else(by_default) else { return ConfigText(None) };
-        let text = std::fs::read_to_string(&path).map_err(|cause| Unreadable(cause.kind(), cause.to_string()));
+        let text = std::fs::read_to_string(&path).map_err(|cause| ReadFailure(cause.kind(), cause.to_string()));
         ConfigText(Some((path, text)))
     }
 
@@ -66,7 +66,7 @@ impl ConfigSource {
         let file = path.display().to_string();
         match text {
             Ok(text) => Config::assemble(Some((file, &text)), self.env.clone()),
-            Err(Unreadable(kind, cause)) => {
+            Err(ReadFailure(kind, cause)) => {
                 Err(ConfigErrors::from(ConfigError::Unreadable { file, cause: io::Error::new(kind, cause) }))
             }
         }

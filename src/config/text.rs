@@ -47,24 +47,24 @@ impl FromText for Duration {
     }
 }
 
-struct Parsed<T>(T);
+struct TextValue<T>(T);
 
-impl<'de, T: FromText> Deserialize<'de> for Parsed<T> {
+impl<'de, T: FromText> Deserialize<'de> for TextValue<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        T::from_text(&text).map(Parsed).ok_or_else(|| D::Error::custom(format_args!("wanted {}", T::WANTED)))
+        T::from_text(&text).map(TextValue).ok_or_else(|| D::Error::custom(format_args!("wanted {}", T::WANTED)))
     }
 }
 
 /// Reads one value.
 pub(super) fn one<'de, D: Deserializer<'de>, T: FromText>(deserializer: D) -> Result<T, D::Error> {
-    Parsed::deserialize(deserializer).map(|Parsed(value)| value)
+    TextValue::deserialize(deserializer).map(|TextValue(value)| value)
 }
 
 /// Reads a list of them.
 pub(super) fn list<'de, D: Deserializer<'de>, T: FromText>(deserializer: D) -> Result<Vec<T>, D::Error> {
-    let values = Vec::<Parsed<T>>::deserialize(deserializer)?;
-    Ok(values.into_iter().map(|Parsed(value)| value).collect())
+    let values = Vec::<TextValue<T>>::deserialize(deserializer)?;
+    Ok(values.into_iter().map(|TextValue(value)| value).collect())
 }
 
 /// Writes a list of what prints as it reads.

@@ -6,7 +6,7 @@
 //!
 //! - What was answered inside a batch is done, whatever comes after it.
 //! - Whoever failed is a *suspect*: it goes alone from then on, and each time just after the node was seen to obey
-//!   ([`Target::obeys`](crate::varnish::http::Target::obeys)). A node that does not obey is at fault itself, and nothing
+//!   ([`PurgeEndpoint::obeys`](crate::varnish::http::PurgeEndpoint::obeys)). A node that does not obey is at fault itself, and nothing
 //!   is held against the request.
 //! - A suspect that is refused (4xx) then is refused for good; one that fails in any other way fails for good the second
 //!   time. It is passed over, and whoever waits for it is told. Where nobody waits any more, because it was answered as done
@@ -23,7 +23,7 @@ use super::requests::Owed;
 use super::walk::{Batch, Item};
 use crate::fleet::{Live, VarnishSettings};
 use crate::purge::{Ban, Purge, TagSet, Target as Purged, compile};
-use crate::varnish::http::{Answer, DeliveryError, Link, PIPELINE};
+use crate::varnish::http::{Answer, DeliveryError, PIPELINE, PurgeClient};
 
 /// How long connecting, writing, or an answer of a node that answers nothing else may take. Longer than any healthy
 /// Varnish needs, and short enough that a node that wakes up from a hang is tried again soon.
@@ -68,7 +68,7 @@ impl Report {
 
 /// The way to one Varnish.
 pub(super) struct Dispatch {
-    link: Link,
+    link: PurgeClient,
     settings: VarnishSettings,
     live: Arc<Live>,
     /// When the process started.
@@ -80,7 +80,7 @@ pub(super) struct Dispatch {
 
 impl Dispatch {
     pub(super) fn new(address: SocketAddr, settings: VarnishSettings, live: Arc<Live>, started: Instant) -> Self {
-        let link = Link::to(address, &settings, ATTEMPT);
+        let link = PurgeClient::to(address, &settings, ATTEMPT);
         Dispatch { link, settings, live, started, window: PIPELINE, answers: Vec::new() }
     }
 

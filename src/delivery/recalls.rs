@@ -40,14 +40,14 @@ struct State {
     /// To be told again. There are never more of them than grains in the longest delay, and two.
     waiting: VecDeque<Stretch>,
     /// To be told again when their holds end: one for each hold.
-    held: BTreeMap<u64, Held>,
+    held: BTreeMap<u64, HeldBack>,
     /// The number of the next hold.
     next: u64,
 }
 
 /// What one hold keeps back: what follows `after` up to `last`.
 #[derive(Debug)]
-struct Held {
+struct HeldBack {
     after: Position,
     last: Position,
     reason: Arc<str>,
@@ -75,7 +75,7 @@ impl Hold {
 impl Drop for Hold {
     fn drop(&mut self) {
         let mut state = self.recalls.state.lock();
-        if let Some(Held { after, last, .. }) = state.held.remove(&self.key) {
+        if let Some(HeldBack { after, last, .. }) = state.held.remove(&self.key) {
             state.push(after, last, Instant::now() + LANDING);
             self.recalls.ring.notify_one();
         }
@@ -102,7 +102,7 @@ impl Recalls {
         let mut state = self.state.lock();
         let key = state.next;
         state.next += 1;
-        state.held.insert(key, Held { after: position.saturating_sub(1), last: position, reason });
+        state.held.insert(key, HeldBack { after: position.saturating_sub(1), last: position, reason });
         state.show();
         Hold { recalls: Arc::clone(self), key }
     }

@@ -198,7 +198,7 @@ impl WatchStatus {
     }
 }
 
-struct Watcher {
+struct PrefixWatcher {
     etcd: SharedEtcd,
     /// The whole prefix.
     prefix: String,
@@ -231,7 +231,7 @@ impl From<Failure> for WatchEnd {
 /// Follows the keys that start with `prefix` until nobody listens any more.
 pub async fn follow(etcd: SharedEtcd, prefix: String, status: Arc<WatchStatus>, updates: mpsc::Sender<Update>) {
     let (known, pauses) = (None, Pauses::default());
-    let mut follower = Watcher { etcd, prefix, known, pauses, status, updates };
+    let mut follower = PrefixWatcher { etcd, prefix, known, pauses, status, updates };
     loop {
         match follower.connection().await {
             WatchEnd::NobodyListens => return,
@@ -246,7 +246,7 @@ pub async fn follow(etcd: SharedEtcd, prefix: String, status: Arc<WatchStatus>, 
     }
 }
 
-impl Watcher {
+impl PrefixWatcher {
     /// Everything over one connection.
     async fn connection(&mut self) -> WatchEnd {
         let mut session = match self.etcd.connect().await {

@@ -11,7 +11,7 @@ use super::PurgeHeaders;
 /// How a Varnish is told to drop pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
-pub enum Delivery {
+pub enum PurgeDialect {
     /// `PURGE /` with `X-Magento-Tags-Pattern`, as Magento's own VCL understands it: the pattern goes into a ban, so any
     /// regular expression will do, and the cheapest one is sent.
     #[default]
@@ -22,13 +22,13 @@ pub enum Delivery {
     Xkey,
 }
 
-impl fmt::Display for Delivery {
+impl fmt::Display for PurgeDialect {
     /// As the configuration has it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Delivery::Magento => "magento",
-            Delivery::MagentoPlain => "magento-plain",
-            Delivery::Xkey => "xkey",
+            PurgeDialect::Magento => "magento",
+            PurgeDialect::MagentoPlain => "magento-plain",
+            PurgeDialect::Xkey => "xkey",
         })
     }
 }
@@ -61,7 +61,7 @@ pub fn is_another_life(before: Option<&str>, now: Option<&str>) -> bool {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VarnishSettings {
     /// How it is told to drop pages.
-    pub delivery: Delivery,
+    pub delivery: PurgeDialect,
     /// The longest value of one request header that it takes, in bytes.
     pub header_limit: usize,
     /// Whether connections to it start with a PROXY header.
@@ -76,7 +76,7 @@ pub struct VarnishSettings {
 impl Default for VarnishSettings {
     fn default() -> Self {
         VarnishSettings {
-            delivery: Delivery::default(),
+            delivery: PurgeDialect::default(),
             header_limit: DEFAULT_HEADER_LIMIT,
             send_proxy: SendProxy::default(),
             epoch: None,

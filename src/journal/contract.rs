@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
-use super::{Clock, Cursor, Entry, Journal, Lag, Limits, Missed, Observer, Position};
+use super::{Clock, Cursor, Entry, Journal, Lag, Limits, Missed, Position, PurgeObserver};
 use crate::fleet::NodeId;
 use crate::purge::{Purge, Target};
 
 /// A way to open one empty journal.
-pub(super) type Open<'a> = &'a dyn Fn(Limits, Observer, Clock) -> Arc<dyn Journal>;
+pub(super) type Open<'a> = &'a dyn Fn(Limits, PurgeObserver, Clock) -> Arc<dyn Journal>;
 
 /// Some time in 2033, so that there is room before it.
 const NOW_MS: u64 = 2_000_000_000_000;
@@ -54,7 +54,7 @@ pub(super) fn clock() -> (Arc<AtomicU64>, Clock) {
 }
 
 /// An observer that takes no notice.
-pub(super) fn nobody() -> Observer {
+pub(super) fn nobody() -> PurgeObserver {
     Arc::new(|_| {})
 }
 
@@ -172,7 +172,7 @@ pub(super) async fn the_observer_is_told_of_a_purge_before_the_head_moves(open: 
     let told = Arc::new(AtomicU64::new(0));
     let telling = Arc::clone(&told);
     // Far longer than waking up takes.
-    let observer: Observer = Arc::new(move |entry| {
+    let observer: PurgeObserver = Arc::new(move |entry| {
         std::thread::sleep(Duration::from_millis(50));
         telling.store(entry.position, Ordering::SeqCst);
     });

@@ -40,7 +40,7 @@ use super::cursors::Cursors;
 use super::ledger::Ledger;
 use super::tail::Tail;
 use super::{
-    Anew, BoxFuture, Clock, Cursor, Journal, Lag, Limits, Missed, Observer, Origin, Position, Trouble, WriteError,
+    Anew, BoxFuture, Clock, Cursor, Journal, Lag, Limits, Missed, Origin, Position, PurgeObserver, Trouble, WriteError,
     wall_clock,
 };
 use crate::config::{Damaged, FirstStart};
@@ -68,7 +68,7 @@ pub struct Settings {
     /// How much of it can be replayed.
     pub limits: Limits,
     /// Is told of every purge before a reader is.
-    pub observer: Observer,
+    pub observer: PurgeObserver,
     /// What a start without any journal does.
     pub first_start: FirstStart,
     /// What a start with a journal does that cannot be read.

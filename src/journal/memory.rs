@@ -13,7 +13,8 @@ use super::disk::Foreign;
 use super::ledger::Ledger;
 use super::tail::Tail;
 use super::{
-    Anew, BoxFuture, Clock, Cursor, Entry, Journal, Lag, Limits, Missed, Observer, Position, WriteError, wall_clock,
+    Anew, BoxFuture, Clock, Cursor, Entry, Journal, Lag, Limits, Missed, Position, PurgeObserver, WriteError,
+    wall_clock,
 };
 use crate::fleet::NodeId;
 use crate::purge::Purge;
@@ -30,20 +31,20 @@ pub struct Memory {
 
 impl Memory {
     /// An empty journal that has promised nothing. `observer` is told of every purge before a reader is.
-    pub fn new(limits: Limits, observer: Observer) -> Self {
+    pub fn new(limits: Limits, observer: PurgeObserver) -> Self {
         Memory::with_clock(limits, observer, wall_clock())
     }
 
     /// One that takes the place of a journal that nobody has any more: that of the process before this one. A first start
     /// cannot be told from any other, so this is how each begins.
-    pub fn after_another(limits: Limits, observer: Observer) -> Self {
+    pub fn after_another(limits: Limits, observer: PurgeObserver) -> Self {
         let memory = Memory { anew: Some(Anew::Memory), ..Memory::new(limits, observer) };
         memory.tail.forget_up_to(1);
         Anew::Memory.log(Path::new(""));
         memory
     }
 
-    pub(crate) fn with_clock(limits: Limits, observer: Observer, clock: Clock) -> Self {
+    pub(crate) fn with_clock(limits: Limits, observer: PurgeObserver, clock: Clock) -> Self {
         Memory {
             tail: Tail::new(limits, observer, (0, 0), Vec::new(), clock()),
             cursors: Cursors::new(limits, HashMap::new()),

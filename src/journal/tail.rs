@@ -11,13 +11,13 @@ use std::time::Duration;
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
-use super::{Entry, Lag, Limits, Missed, Observer, Position};
+use super::{Entry, Lag, Limits, Missed, Position, PurgeObserver};
 use crate::purge::{Purge, Target};
 
 /// The newest entries of a journal. Any number of readers, one writer at a time.
 pub(super) struct Tail {
     limits: Limits,
-    observer: Observer,
+    observer: PurgeObserver,
     held: RwLock<Held>,
     // Changes only while `held` is locked for writing.
     head: watch::Sender<Position>,
@@ -36,7 +36,7 @@ impl Tail {
     /// allow at `now_ms`. The observer is not told of those.
     pub(super) fn new(
         limits: Limits,
-        observer: Observer,
+        observer: PurgeObserver,
         (floor, head): (Position, Position),
         entries: Vec<Arc<Entry>>,
         now_ms: u64,

@@ -61,8 +61,8 @@ mod tests {
 
     use super::*;
     use crate::config::MARKETING_PARAMETERS;
-    use crate::fleet::Delivery;
-    use crate::varnish::vcl::{self, OriginAddress, Version, render};
+    use crate::fleet::PurgeDialect;
+    use crate::varnish::vcl::{self, OriginAddress, VarnishVersion, render};
 
     fn key(host: &str, target: &str) -> u64 {
         let bytes = format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n");
@@ -114,7 +114,7 @@ mod tests {
     fn agree(parameters: &[&str], url: &str) {
         let owned: Vec<String> = parameters.iter().map(|&name| name.to_owned()).collect();
         let origin = OriginAddress { host: "10.0.0.1".to_owned(), port: 80 };
-        let vcl = render(Version::Seven, Delivery::Magento, &[origin], &[]).unwrap();
+        let vcl = render(VarnishVersion::Seven, PurgeDialect::Magento, &[origin], &[]).unwrap();
         let vcl = vcl::stripping(&vcl, &owned);
         let stripped = stripped_by_vcl(&vcl, url);
         let ignored = IgnoredParameters::new(parameters.iter().copied());

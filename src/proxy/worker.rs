@@ -19,7 +19,7 @@ use super::spin::Spin;
 use super::splice::Pipes;
 use crate::balance::LbContext;
 use crate::config::Limits;
-use crate::files::{Budget, Share};
+use crate::files::{FileBudget, Share};
 use crate::fleet::{Node, NodeId, Role, Snapshot};
 use crate::shutdown::{Shutdown, Stage};
 use crate::telemetry::Metrics;
@@ -45,8 +45,8 @@ pub struct WorkerContext {
     pub limits: Arc<Limits>,
     /// The connections of public listeners.
     pub admission: Arc<Admission>,
-    /// The budget of files for the traffic.
-    pub files: Arc<Budget>,
+    /// The files of the traffic.
+    pub files: Arc<FileBudget>,
     /// How long a worker polls before it sleeps.
     pub spin: Duration,
     /// When the process started.
@@ -66,7 +66,7 @@ pub(super) struct ListenerFiles<'s> {
 impl WorkerContext {
     /// The files of the listener that sends to nodes of this role.
     pub(super) fn files_of(&self, role: Role) -> ListenerFiles<'_> {
-        let Budget { edge_clients, edge_nodes, origin_clients, origin_nodes } = &*self.files;
+        let FileBudget { edge_clients, edge_nodes, origin_clients, origin_nodes } = &*self.files;
         match role {
             Role::Varnish => ListenerFiles { clients: edge_clients, nodes: edge_nodes },
             Role::Web => ListenerFiles { clients: origin_clients, nodes: origin_nodes },
@@ -177,7 +177,7 @@ impl Worker {
                 _ => Some(Interrupt::NodeGone),
             }
         };
-        let Budget { edge_clients, edge_nodes, origin_clients, origin_nodes } = &*self.shared.files;
+        let FileBudget { edge_clients, edge_nodes, origin_clients, origin_nodes } = &*self.shared.files;
         let crowded = edge_clients.is_full() || origin_clients.is_full();
         self.deadlines.sweep(now, stage, crowded, trouble);
         if edge_nodes.is_full() || origin_nodes.is_full() {

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 
 use super::tags::{self, AFTER, BEFORE};
 use super::{Forward, Pattern, Purge, Target, trie};
-use crate::fleet::Delivery;
+use crate::fleet::PurgeDialect;
 
 /// One instruction to one Varnish.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,10 +75,10 @@ struct Union<'p> {
 /// absorbed by a flush, and everything by a flush of all pages. Soft and hard purges stay separate, except that a hard
 /// purge makes the same soft one redundant.
 ///
-/// `header_limit` is the longest header value in bytes that the node accepts. A tag set is split there; a single longer
-/// tag or pattern cannot be, so the whole batch becomes [`Ban::Everything`]: dropping too much is slow, too little is
-/// wrong.
-pub fn compile<'p>(purges: impl IntoIterator<Item = &'p Purge>, delivery: Delivery, header_limit: usize) -> Batch {
+/// `header_limit` is the longest header value in bytes that the node takes. A tag set is split there; a single tag or
+/// pattern that is longer cannot be, so the whole batch becomes [`Ban::Everything`]: too much dropped is slow, too
+/// little is wrong.
+pub fn compile<'p>(purges: impl IntoIterator<Item = &'p Purge>, delivery: PurgeDialect, header_limit: usize) -> Batch {
     let (mut hard, mut soft) = (Union::default(), Union::default());
     let (mut all, mut forwards) = (false, BTreeSet::new());
     for purge in purges {
@@ -137,16 +137,16 @@ impl Union<'_> {
         self.pools.retain(|pattern| !other.pools.contains(pattern));
     }
 
-    /// `None` if an item exceeds the header limit.
-    fn write(&self, soft: bool, delivery: Delivery, header_limit: usize, bans: &mut Vec<Ban>) -> Option<()> {
+    /// `None` where something does not fit into a header.
+    fn write(&self, soft: bool, delivery: PurgeDialect, header_limit: usize, bans: &mut Vec<Ban>) -> Option<()> {
         let tags = |pattern| Ban::Tags { pattern, soft };
         if self.everything {
             bans.push(tags(".*".to_owned()));
         }
         match delivery {
-            Delivery::Magento => bans.extend(trie::patterns(&self.tags, header_limit)?.into_iter().map(tags)),
-            Delivery::MagentoPlain => bans.extend(plain_patterns(&self.tags, header_limit)?.into_iter().map(tags)),
-            Delivery::Xkey => {
+            PurgeDialect::Magento => bans.extend(trie::patterns(&self.tags, header_limit)?.into_iter().map(tags)),
+            PurgeDialect::MagentoPlain => bans.extend(plain_patterns(&self.tags, header_limit)?.into_iter().map(tags)),
+            PurgeDialect::Xkey => {
                 let (keys, others): (Vec<&str>, Vec<&str>) = self.tags.iter().partition(|tag| is_key(tag));
                 let keys = joined(&keys, " ", header_limit, String::push_str)?;
                 bans.extend(keys.into_iter().map(|keys| Ban::Keys { keys, soft }));

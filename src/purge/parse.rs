@@ -5,7 +5,7 @@ mod as_it_came;
 use http::{HeaderMap, HeaderValue, Method, Uri};
 
 use super::forward::{self, BadForward};
-use super::{BadPattern, Pattern, Purge, Rules, TagSet, Target};
+use super::{BadPattern, Pattern, Purge, PurgeRules, TagSet, Target};
 
 const TAGS_PATTERN: &str = "x-magento-tags-pattern";
 const POOL: &str = "x-pool";
@@ -85,8 +85,8 @@ impl Refusal {
 
 /// The result of parsing a request.
 #[derive(Debug)]
-pub struct Parsed {
-    /// The purge to carry out.
+pub struct ParsedPurge {
+    /// What is to be carried out.
     pub purge: Purge,
     /// Whether it drops more than requested, because the exact pattern would harm Varnish.
     pub is_wider: bool,
@@ -95,13 +95,13 @@ pub struct Parsed {
 /// Parses one purge request by this listener's rules.
 ///
 /// # Errors
-/// [`Refusal`] if no Varnish would carry it out.
-pub fn parse(method: &Method, uri: &Uri, headers: &HeaderMap, rules: &Rules) -> Result<Parsed, Refusal> {
+/// [`Refusal`] where no Varnish would carry it out.
+pub fn parse(method: &Method, uri: &Uri, headers: &HeaderMap, rules: &PurgeRules) -> Result<ParsedPurge, Refusal> {
     if !rules.accepts(method.as_str()) {
         let method = forward::shown(method.as_str());
         return Err(Refusal::Method { method, accepted: rules.methods.join(", ") });
     }
-    let mut parsed = Parsed {
+    let mut parsed = ParsedPurge {
         purge: Purge { targets: Vec::new(), soft: headers.get(SOFT).is_some_and(|value| value == "1") },
         is_wider: false,
     };
@@ -126,7 +126,7 @@ pub fn parse(method: &Method, uri: &Uri, headers: &HeaderMap, rules: &Rules) -> 
     Ok(parsed)
 }
 
-impl Parsed {
+impl ParsedPurge {
     fn add_tags(&mut self, value: &HeaderValue) -> Result<(), Refusal> {
         let value = value.as_bytes();
         if let Some(tags) = tags(value) {
@@ -174,7 +174,7 @@ mod tests {
     use super::*;
     use crate::purge::Forward;
 
-    fn parsed_by(rules: &Rules, method: &str, uri: &str, headers: &HeaderMap) -> Result<Purge, Refusal> {
+    fn parsed_by(rules: &PurgeRules, method: &str, uri: &str, headers: &HeaderMap) -> Result<Purge, Refusal> {
         parse(&Method::try_from(method).unwrap(), &uri.parse().unwrap(), headers, rules).map(|parsed| parsed.purge)
     }
 
@@ -183,7 +183,7 @@ mod tests {
         for (name, value) in headers {
             map.append(header::HeaderName::try_from(*name).unwrap(), HeaderValue::try_from(*value).unwrap());
         }
-        parsed_by(&Rules::default(), method, uri, &map)
+        parsed_by(&PurgeRules::default(), method, uri, &map)
     }
 
     fn targets(method: &str, uri: &str, headers: &[(&str, &str)]) -> Vec<Target> {
@@ -249,7 +249,8 @@ mod tests {
 
     #[test]
     fn further_methods_are_handed_on_and_others_name_those_that_purge() {
-        let rules = Rules { methods: ["PURGE", "PURGEKEYS", "URIBAN"].map(str::to_owned).into(), ..Rules::default() };
+        let rules =
+            PurgeRules { methods: ["PURGE", "PURGEKEYS", "URIBAN"].map(str::to_owned).into(), ..PurgeRules::default() };
         let mut headers = HeaderMap::new();
         headers.insert("xkey-purge", HeaderValue::from_static("tag-13"));
         headers.insert(TAGS_PATTERN, HeaderValue::from_static(".*"));
@@ -266,7 +267,7 @@ mod tests {
 
     #[test]
     fn a_credential_that_every_node_gets_from_the_configuration_is_not_kept() {
-        let rules = Rules { withheld: vec!["x-purge-key".to_owned()], ..Rules::default() };
+        let rules = PurgeRules { withheld: vec!["x-purge-key".to_owned()], ..PurgeRules::default() };
         let mut headers = HeaderMap::new();
         headers.insert("X-Purge-Key", HeaderValue::from_static("s3cret"));
         assert!(matches!(parsed_by(&rules, "PURGE", "/", &headers), Err(Refusal::NoTarget)));
@@ -373,7 +374,7 @@ mod tests {
         let parsed = |name: &'static str| {
             let mut map = HeaderMap::new();
             map.append(name, HeaderValue::from_bytes(b"caf\xe9_1").unwrap());
-            parse(&Method::try_from("PURGE").unwrap(), &Uri::from_static("/p"), &map, &Rules::default())
+            parse(&Method::try_from("PURGE").unwrap(), &Uri::from_static("/p"), &map, &PurgeRules::default())
         };
         let Target::Pattern(pattern) = &parsed(TAGS_PATTERN).unwrap().purge.targets[0] else { panic!("no pattern") };
         assert_eq!(pattern.as_str(), "caf\\xe9_1");
@@ -425,7 +426,7 @@ mod tests {
 
         #[test]
         fn what_is_accepted_is_read_again_as_the_same((method, uri, headers) in requests()) {
-            let Ok(Parsed { purge, .. }) = parse(&method, &uri, &headers, &Rules::default()) else { return Ok(()) };
+            let Ok(ParsedPurge { purge, .. }) = parse(&method, &uri, &headers, &PurgeRules::default()) else { return Ok(()) };
             let stored = serde_json::to_vec(&purge).unwrap();
             let read = serde_json::from_slice::<Purge>(&stored);
             prop_assert!(read.is_ok(), "{:?}: {:?}", purge, read);

@@ -125,7 +125,7 @@ impl Pattern {
     /// # Errors
     /// [`BadPattern`] with the problem and its offset.
     pub(crate) fn read(pattern: &[u8]) -> Result<Understood, BadPattern> {
-        let Read { syntax, is_wider } = understood(pattern)?;
+        let ReadPattern { syntax, is_wider } = understood(pattern)?;
         let as_one = tried(&syntax);
         let is_short = as_one.as_ref().is_ok_and(|pattern| pattern.as_str().len() <= LONGEST);
         if is_short || syntax.alternatives.len() == 1 {
@@ -147,12 +147,12 @@ impl Pattern {
     }
 }
 
-struct Read {
+struct ReadPattern {
     syntax: Syntax,
     is_wider: bool,
 }
 
-fn understood(pattern: &[u8]) -> Result<Read, BadPattern> {
+fn understood(pattern: &[u8]) -> Result<ReadPattern, BadPattern> {
     if pattern.is_empty() {
         return Err(BadPattern::Empty);
     }
@@ -164,7 +164,7 @@ fn understood(pattern: &[u8]) -> Result<Read, BadPattern> {
     }
     let mut syntax = syntax::parse(pattern)?;
     let is_wider = narrow::narrow(&mut syntax)?;
-    Ok(Read { syntax, is_wider })
+    Ok(ReadPattern { syntax, is_wider })
 }
 
 /// The pattern in our form, and the largest cost of one position of a header.

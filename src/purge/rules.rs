@@ -13,8 +13,8 @@ const LONGEST: usize = 32;
 
 /// What the purge listener accepts.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rules {
-    /// The purging methods, as written on the wire.
+pub struct PurgeRules {
+    /// The methods that purge, as they are written on the wire.
     pub methods: Vec<String>,
     /// Header fields, in lower case, that the configuration sets for each node: a sender's values for them are
     /// credentials and dropped.
@@ -23,10 +23,10 @@ pub struct Rules {
     pub limits: RequestLimits,
 }
 
-impl Default for Rules {
-    /// The methods that every version has accepted: `PURGE` and `BAN`.
+impl Default for PurgeRules {
+    /// What every version has accepted: `PURGE` and `BAN`.
     fn default() -> Self {
-        Rules {
+        PurgeRules {
             methods: vec!["PURGE".to_owned(), "BAN".to_owned()],
             withheld: Vec::new(),
             limits: RequestLimits::default(),
@@ -34,7 +34,7 @@ impl Default for Rules {
     }
 }
 
-impl Rules {
+impl PurgeRules {
     /// Whether this method purges. Methods are case-sensitive (RFC 9110 section 9.1).
     pub(super) fn accepts(&self, method: &str) -> bool {
         self.methods.iter().any(|accepted| accepted == method)

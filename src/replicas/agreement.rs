@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use super::message::{Again, Confirmation, Place};
+use super::message::{Again, Confirmation, PeerPosition};
 use super::peer::Peer;
 use super::{Position, Replicas};
 use crate::fleet::NodeId;
@@ -128,13 +128,13 @@ impl Replicas {
         // To which nodes something is under way at whom.
         let landed = self.context.deliveries.landed(missed);
         let own = landed.into_iter().filter(|(_, landed)| *landed < position).map(|(node, _)| node).collect();
-        let own = (Place { replica: self.id.clone(), boot: self.own.boot.clone(), position }, own);
+        let own = (PeerPosition { replica: self.id.clone(), boot: self.own.boot.clone(), position }, own);
         let of_others = said.iter().zip(by_peer).filter_map(|((peer, said), missed)| {
             let under_way = missed.iter().filter(|node| said.awaits_landing(node).is_some()).cloned().collect();
             let (replica, boot) = (peer.id.clone(), peer.record.boot.clone());
-            Some((Place { replica, boot, position: said.place? }, under_way))
+            Some((PeerPosition { replica, boot, position: said.place? }, under_way))
         });
-        let under_way: Vec<(Place, Vec<NodeId>)> = std::iter::once(own).chain(of_others).collect();
+        let under_way: Vec<(PeerPosition, Vec<NodeId>)> = std::iter::once(own).chain(of_others).collect();
         let again = |index: usize, peer: &Peer, said: &Confirmation| {
             // Whether or not it has reached them: it may before the page lands.
             let elsewhere = under_way.iter().filter(|(place, nodes)| place.replica != peer.id && !nodes.is_empty());

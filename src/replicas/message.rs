@@ -52,12 +52,12 @@ pub struct Again {
     pub nodes: Vec<NodeId>,
     /// Not before such a page has landed there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub under_way_at: Option<Place>,
+    pub under_way_at: Option<PeerPosition>,
 }
 
 /// A place in the journal of one process of a replica.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
+pub struct PeerPosition {
     /// The name of the replica.
     pub replica: NodeId,
     /// The process (its `boot`).

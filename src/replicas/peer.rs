@@ -17,6 +17,8 @@
 //! and asked now and then whether it is still there; it is let go of when nobody listens at its address, when nothing was
 //! heard of it for [`KEPT`], or when it has said goodbye.
 
+mod landed;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -28,7 +30,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::call::{TellError, Way};
 use super::message::{Again, Confirmation, Message};
-use super::under_way::{self, UnderWay};
+use super::under_way::PeerHolds;
 use super::{Record, Replicas};
 use crate::backoff::Backoff;
 use crate::fleet::NodeId;
@@ -84,7 +86,7 @@ pub(super) struct Peer {
     problem: Mutex<Arc<str>>,
     confirmations: Mutex<VecDeque<(Position, Confirmation)>>,
     /// What is held here for as long as pages are under way there.
-    pub(super) under_way: UnderWay,
+    pub(super) under_way: PeerHolds,
 }
 
 /// Where a replica is to be told from.
@@ -117,7 +119,7 @@ impl Peer {
             heard: Mutex::new(Instant::now()),
             problem: Mutex::new("".into()),
             confirmations: Mutex::default(),
-            under_way: UnderWay::default(),
+            under_way: PeerHolds::default(),
         }
     }
 
@@ -270,7 +272,7 @@ struct Sent {
 pub(super) async fn run(replicas: Arc<Replicas>, peer: Arc<Peer>) -> TellError {
     tokio::select! {
         error = keep_telling(Arc::clone(&replicas), Arc::clone(&peer)) => error,
-        never = under_way::ask(replicas, peer) => match never {},
+        never = landed::ask(replicas, peer) => match never {},
     }
 }
 
@@ -472,7 +474,7 @@ mod tests {
         let request = |pattern: &str| {
             let mut headers = http::HeaderMap::new();
             headers.insert("X-Magento-Tags-Pattern", pattern.parse().unwrap());
-            let (method, rules) = (http::Method::from_bytes(b"PURGE").unwrap(), crate::purge::Rules::default());
+            let (method, rules) = (http::Method::from_bytes(b"PURGE").unwrap(), crate::purge::PurgeRules::default());
             crate::purge::parse(&method, &"/".parse().unwrap(), &headers, &rules).unwrap().purge
         };
         let told = |purge| Told { id: "a".to_owned(), revision: None, at_ms: 1, purge };

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::message::{Again, Confirmation, FORMAT, Introduction, Message, Place};
+use super::message::{Again, Confirmation, FORMAT, Introduction, Message, PeerPosition};
 use super::peer::Peer;
 use super::{GAP, Record, Replicas};
 use crate::delivery::Acknowledged;
@@ -99,7 +99,7 @@ impl Replicas {
     }
 
     /// The process of another replica that is meant, if it is there still.
-    fn peer_at(&self, there: &Place) -> Option<Arc<Peer>> {
+    fn peer_at(&self, there: &PeerPosition) -> Option<Arc<Peer>> {
         self.sharing().into_iter().find(|peer| peer.id == there.replica && peer.record.boot == there.boot)
     }
 

@@ -36,9 +36,9 @@ mod tests {
     use super::*;
 
     #[derive(Debug, thiserror::Error)]
-    enum Step {
+    enum ChainError {
         #[error("purge refused")]
-        Outer(#[source] Box<Step>),
+        Outer(#[source] Box<ChainError>),
         #[error("/j cannot be written: {0}")]
         PrintsItsSource(#[source] io::Error),
         #[error("the file /j")]
@@ -48,12 +48,12 @@ mod tests {
     #[test]
     fn every_cause_is_named_once() {
         let full = || io::Error::from_raw_os_error(28);
-        let prints = Step::Outer(Box::new(Step::PrintsItsSource(full())));
+        let prints = ChainError::Outer(Box::new(ChainError::PrintsItsSource(full())));
         assert_eq!(
             causes(&prints).to_string(),
             "purge refused: /j cannot be written: No space left on device (os error 28)"
         );
-        let quiet = Step::Outer(Box::new(Step::Quiet(full())));
+        let quiet = ChainError::Outer(Box::new(ChainError::Quiet(full())));
         assert_eq!(causes(&quiet).to_string(), "purge refused: the file /j: No space left on device (os error 28)");
         assert_eq!(causes(&full()).to_string(), "No space left on device (os error 28)");
     }

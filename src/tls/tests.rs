@@ -11,7 +11,7 @@ use rustls::{ClientConnection, HandshakeKind};
 
 use super::*;
 use crate::telemetry::Metrics;
-use rig::{Client, Folder, Issued, NoTickets, Server, echo, kind, served};
+use rig::{EchoServer, Folder, Issued, NoTickets, TlsClient, echo, kind, served};
 
 fn rendered(metrics: &Metrics) -> String {
     String::from_utf8(metrics.render().unwrap()).unwrap()
@@ -25,7 +25,7 @@ async fn sni_picks_the_certificate() {
     let exact = Issued::for_names(&["WWW.shop.test", "other.test"]);
     let files = [folder.write("default", &default), folder.write("wildcard", &wildcard), folder.write("exact", &exact)];
     let tls = Tls::load(&files, true).unwrap();
-    let server = Server::start(&tls).await;
+    let server = EchoServer::start(&tls).await;
     for version in [&TLS12, &TLS13] {
         for (name, expected) in [
             ("default.test", &default),
@@ -42,7 +42,7 @@ async fn sni_picks_the_certificate() {
             // No SNI is sent with an address (RFC 6066 section 3).
             ("127.0.0.1", &default),
         ] {
-            let mut stream = Client::of(version).connect(&server, name).await.unwrap();
+            let mut stream = TlsClient::of(version).connect(&server, name).await.unwrap();
             assert_eq!(served(&stream), expected.der, "{name} {version:?}");
             assert_eq!(stream.get_ref().1.protocol_version(), Some(version.version));
             echo(&mut stream).await;
@@ -57,9 +57,9 @@ async fn a_wildcard_stands_at_the_left_only_and_the_common_name_is_no_name() {
     let odd = Issued::for_names(&["a.*.test", "b*.test"]);
     let common_name = Issued::with_common_name("cn.test");
     let files = [folder.write("default", &default), folder.write("odd", &odd), folder.write("cn", &common_name)];
-    let server = Server::start(&Tls::load(&files, true).unwrap()).await;
+    let server = EchoServer::start(&Tls::load(&files, true).unwrap()).await;
     for name in ["a.b.test", "bc.test", "cn.test"] {
-        let stream = Client::of(&TLS13).connect(&server, name).await.unwrap();
+        let stream = TlsClient::of(&TLS13).connect(&server, name).await.unwrap();
         assert_eq!(served(&stream), default.der, "{name}");
     }
 }
@@ -69,11 +69,11 @@ async fn of_two_certificates_for_a_name_the_client_gets_one_that_it_can_check() 
     let folder = Folder::new();
     let (ecdsa, rsa) = (Issued::for_names(&["shop.test"]), Issued::rsa(&["shop.test"]));
     let files = [folder.write("ecdsa", &ecdsa), folder.write("rsa", &rsa)];
-    let server = Server::start(&Tls::load(&files, true).unwrap()).await;
+    let server = EchoServer::start(&Tls::load(&files, true).unwrap()).await;
     for version in [&TLS12, &TLS13] {
-        let modern = Client::of(version).connect(&server, "shop.test").await.unwrap();
+        let modern = TlsClient::of(version).connect(&server, "shop.test").await.unwrap();
         assert_eq!(served(&modern), ecdsa.der);
-        let old = Client::of(version).checking(rustls::SignatureScheme::RSA_PSS_SHA256);
+        let old = TlsClient::of(version).checking(rustls::SignatureScheme::RSA_PSS_SHA256);
         assert_eq!(served(&old.connect(&server, "shop.test").await.unwrap()), rsa.der);
     }
 }
@@ -82,8 +82,8 @@ async fn of_two_certificates_for_a_name_the_client_gets_one_that_it_can_check() 
 async fn alpn_offers_http2_only_where_it_is_on() {
     let folder = Folder::new();
     let files = [folder.write("shop", &Issued::for_names(&["shop.test"]))];
-    let with = Server::start(&Tls::load(&files, true).unwrap()).await;
-    let without = Server::start(&Tls::load(&files, false).unwrap()).await;
+    let with = EchoServer::start(&Tls::load(&files, true).unwrap()).await;
+    let without = EchoServer::start(&Tls::load(&files, false).unwrap()).await;
     let browser: &[&[u8]] = &[b"h2", b"http/1.1"];
     let curl: &[&[u8]] = &[b"http/1.1"];
     for version in [&TLS12, &TLS13] {
@@ -94,10 +94,10 @@ async fn alpn_offers_http2_only_where_it_is_on() {
             (&without, browser, Some(b"http/1.1")),
             (&without, &[], None),
         ] {
-            let stream = Client::of(version).offering(offered).connect(server, "shop.test").await.unwrap();
+            let stream = TlsClient::of(version).offering(offered).connect(server, "shop.test").await.unwrap();
             assert_eq!(stream.get_ref().1.alpn_protocol(), agreed, "{offered:?}");
         }
-        let refused = Client::of(version).offering(&[b"h2"]).connect(&without, "shop.test").await.unwrap_err();
+        let refused = TlsClient::of(version).offering(&[b"h2"]).connect(&without, "shop.test").await.unwrap_err();
         assert!(refused.to_string().contains("NoApplicationProtocol"), "{refused}");
     }
 }
@@ -111,8 +111,8 @@ async fn tickets_resume_in_both_versions_also_after_a_reload_and_at_another_list
         // Without a store of sessions, only a ticket can have done it.
         let resumption = Resumption { sessions: Arc::new(NoServerSessionStorage {}), ..Resumption::new().unwrap() };
         let tls = Tls::load_sharing(&files, true, &resumption).unwrap();
-        let server = Server::start(&tls).await;
-        let client = Client::of(version);
+        let server = EchoServer::start(&tls).await;
+        let client = TlsClient::of(version);
 
         let mut stream = client.connect(&server, "shop.test").await.unwrap();
         assert_eq!(kind(&stream), HandshakeKind::Full);
@@ -128,12 +128,12 @@ async fn tickets_resume_in_both_versions_also_after_a_reload_and_at_another_list
         assert_eq!(kind(&stream), HandshakeKind::Resumed, "after a reload, {version:?}");
         echo(&mut stream).await;
 
-        let other = Server::start(&Tls::load_sharing(&files, true, &resumption).unwrap()).await;
+        let other = EchoServer::start(&Tls::load_sharing(&files, true, &resumption).unwrap()).await;
         let mut stream = client.connect(&other, "shop.test").await.unwrap();
         assert_eq!(kind(&stream), HandshakeKind::Resumed, "at another listener, {version:?}");
         echo(&mut stream).await;
 
-        let stranger = Server::start(&Tls::load(&files, true).unwrap()).await;
+        let stranger = EchoServer::start(&Tls::load(&files, true).unwrap()).await;
         let stream = client.connect(&stranger, "shop.test").await.unwrap();
         assert_eq!(kind(&stream), HandshakeKind::Full, "where the keys are others, {version:?}");
     }
@@ -144,10 +144,10 @@ async fn sessions_resume_for_clients_without_tickets_also_at_another_listener() 
     let folder = Folder::new();
     let files = [folder.write("shop", &Issued::for_names(&["shop.test"]))];
     let resumption = Resumption::new().unwrap();
-    let one = Server::start(&Tls::load_sharing(&files, true, &resumption).unwrap()).await;
-    let other = Server::start(&Tls::load_sharing(&files, true, &resumption).unwrap()).await;
-    let stranger = Server::start(&Tls::load(&files, true).unwrap()).await;
-    let client = Client::of(&TLS12).resuming_by(Tls12Resumption::SessionIdOnly);
+    let one = EchoServer::start(&Tls::load_sharing(&files, true, &resumption).unwrap()).await;
+    let other = EchoServer::start(&Tls::load_sharing(&files, true, &resumption).unwrap()).await;
+    let stranger = EchoServer::start(&Tls::load(&files, true).unwrap()).await;
+    let client = TlsClient::of(&TLS12).resuming_by(Tls12Resumption::SessionIdOnly);
     for (server, expected) in [
         (&one, HandshakeKind::Full),
         (&one, HandshakeKind::Resumed),
@@ -167,8 +167,8 @@ async fn no_session_allows_early_data() {
     // rustls never allows early data with a ticket, but it would with a stored session: so that is what is looked at.
     let resumption = Resumption { ticketer: Arc::new(NoTickets), ..Resumption::new().unwrap() };
     let tls = Tls::load_sharing(&files, true, &resumption).unwrap();
-    let server = Server::start(&tls).await;
-    let client = Client::of(&TLS13).wishing_for_early_data();
+    let server = EchoServer::start(&tls).await;
+    let client = TlsClient::of(&TLS13).wishing_for_early_data();
     echo(&mut client.connect(&server, "shop.test").await.unwrap()).await;
     let mut again = ClientConnection::new(client.config(), "shop.test".try_into().unwrap()).unwrap();
     assert!(again.early_data().is_none());
@@ -182,8 +182,8 @@ async fn a_reload_serves_new_connections_and_leaves_open_ones_alone() {
     let (old, new) = (Issued::for_names(&["shop.test"]), Issued::for_names(&["shop.test"]));
     let files = [folder.write("shop", &old)];
     let tls = Tls::load(&files, true).unwrap();
-    let server = Server::start(&tls).await;
-    let mut open = Client::of(&TLS13).connect(&server, "shop.test").await.unwrap();
+    let server = EchoServer::start(&tls).await;
+    let mut open = TlsClient::of(&TLS13).connect(&server, "shop.test").await.unwrap();
     echo(&mut open).await;
     assert!(!tls.reload().unwrap(), "nothing has changed");
 
@@ -191,7 +191,7 @@ async fn a_reload_serves_new_connections_and_leaves_open_ones_alone() {
     assert!(tls.reload().unwrap());
     echo(&mut open).await;
     assert_eq!(served(&open), old.der);
-    let fresh = Client::of(&TLS13).connect(&server, "shop.test").await.unwrap();
+    let fresh = TlsClient::of(&TLS13).connect(&server, "shop.test").await.unwrap();
     assert_eq!(served(&fresh), new.der);
     assert!(!tls.reload().unwrap());
 }
@@ -204,21 +204,21 @@ async fn a_file_that_is_broken_keeps_all_old_certificates_and_is_named() {
     let new = names.map(|names| Issued::for_names(&names));
     let files = [folder.write("a", &old[0]), folder.write("b", &old[1])];
     let tls = Tls::load(&files, true).unwrap();
-    let server = Server::start(&tls).await;
+    let server = EchoServer::start(&tls).await;
 
     folder.write("a", &new[0]);
     fs::write(&files[1].cert, "-----BEGIN CERTIFICATE-----\nMIIB").unwrap();
     let error = tls.reload().unwrap_err().to_string();
     assert!(error.starts_with(&format!("{}: is not well-formed PEM", files[1].cert.display())), "{error}");
     for (index, [name]) in names.iter().enumerate() {
-        let stream = Client::of(&TLS13).connect(&server, name).await.unwrap();
+        let stream = TlsClient::of(&TLS13).connect(&server, name).await.unwrap();
         assert_eq!(served(&stream), old[index].der, "{name}");
     }
 
     folder.write("b", &new[1]);
     assert!(tls.reload().unwrap());
     for (index, [name]) in names.iter().enumerate() {
-        let stream = Client::of(&TLS13).connect(&server, name).await.unwrap();
+        let stream = TlsClient::of(&TLS13).connect(&server, name).await.unwrap();
         assert_eq!(served(&stream), new[index].der, "{name}");
     }
 }
@@ -277,8 +277,8 @@ async fn the_whole_chain_is_sent() {
     let (shop, above) = (Issued::for_names(&["shop.test"]), Issued::for_names(&["authority.test"]));
     let files = folder.write("shop", &shop);
     fs::write(&files.cert, format!("{}{}", shop.cert, above.cert)).unwrap();
-    let server = Server::start(&Tls::load(&[files], true).unwrap()).await;
-    let stream = Client::of(&TLS13).connect(&server, "shop.test").await.unwrap();
+    let server = EchoServer::start(&Tls::load(&[files], true).unwrap()).await;
+    let stream = TlsClient::of(&TLS13).connect(&server, "shop.test").await.unwrap();
     assert_eq!(stream.get_ref().1.peer_certificates().unwrap(), [shop.der, above.der]);
 }
 
@@ -391,14 +391,14 @@ async fn the_watch_brings_a_renewed_certificate_to_new_connections() {
     let (old, new) = (Issued::for_names(&["shop.test"]), Issued::for_names(&["shop.test"]));
     let files = [folder.write("shop", &old)];
     let tls = Arc::new(Tls::load(&files, true).unwrap());
-    let server = Server::start(&tls).await;
+    let server = EchoServer::start(&tls).await;
     let watching = watch(tls, Arc::new(Metrics::new().unwrap()), Duration::from_millis(1));
     let renewed = async {
-        let stream = Client::of(&TLS13).connect(&server, "shop.test").await.unwrap();
+        let stream = TlsClient::of(&TLS13).connect(&server, "shop.test").await.unwrap();
         assert_eq!(served(&stream), old.der);
         folder.write("shop", &new);
         loop {
-            let stream = Client::of(&TLS13).connect(&server, "shop.test").await.unwrap();
+            let stream = TlsClient::of(&TLS13).connect(&server, "shop.test").await.unwrap();
             if served(&stream) == new.der {
                 return;
             }
@@ -414,7 +414,7 @@ async fn the_watch_brings_a_renewed_certificate_to_new_connections() {
 async fn tls_1_1_is_refused() {
     let folder = Folder::new();
     let tls = Tls::load(&[folder.write("shop", &Issued::for_names(&["shop.test"]))], true).unwrap();
-    let server = Server::start(&tls).await;
+    let server = EchoServer::start(&tls).await;
     // A ClientHello of RFC 4346 section 7.4.1.2: version, random, no session, two suites, no compression, and the
     // extension without which rustls refuses for another reason.
     let suites = [0, 4, 0xc0, 0x13, 0, 0x2f];

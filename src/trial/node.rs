@@ -6,11 +6,11 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
-use super::page::{Page, name_in};
+use super::page::{TrialPage, name_in};
 use super::{Trials, Whose};
-use crate::fleet::{Delivery, Node, TrialState, VarnishSettings};
+use crate::fleet::{Node, PurgeDialect, TrialState, VarnishSettings};
 use crate::purge::{Ban, compile};
-use crate::varnish::http::{Answer, DeliveryError, Link};
+use crate::varnish::http::{Answer, DeliveryError, PurgeClient};
 
 /// The timeout of one step.
 const STEP: Duration = Duration::from_secs(2);
@@ -55,8 +55,8 @@ async fn try_node(trials: &Trials, node: &Node, settings: &VarnishSettings) -> (
     let mut why = String::new();
     for (pause, whose) in ATTEMPTS {
         sleep(pause).await;
-        let (page, host) = (Page::new(), trials.host(whose));
-        let link = Link::to(node.spec.address, settings, STEP);
+        let (page, host) = (TrialPage::new(), trials.host(whose));
+        let link = PurgeClient::to(node.spec.address, settings, STEP);
         let trial = Trial { trials, settings, page, host, link };
         match trial.run().await {
             Ok(conclusion) => return conclusion,
@@ -70,9 +70,9 @@ async fn try_node(trials: &Trials, node: &Node, settings: &VarnishSettings) -> (
 struct Trial<'t> {
     trials: &'t Trials,
     settings: &'t VarnishSettings,
-    page: Page,
+    page: TrialPage,
     host: String,
-    link: Link,
+    link: PurgeClient,
 }
 
 impl Drop for Trial<'_> {
@@ -90,7 +90,7 @@ impl Trial<'_> {
         if self.is_gone(&name, configured).await? {
             return Ok((TrialState::Passed, String::new()));
         }
-        for other in [Delivery::Magento, Delivery::MagentoPlain, Delivery::Xkey] {
+        for other in [PurgeDialect::Magento, PurgeDialect::MagentoPlain, PurgeDialect::Xkey] {
             if other != configured && self.is_gone(&name, other).await? {
                 let finding = format!(
                     "purges do not take pages out of this Varnish: its VCL does not carry out delivery = \"{configured}\", but \
@@ -126,7 +126,7 @@ impl Trial<'_> {
     }
 
     /// Whether a purge in this form drops the page.
-    async fn is_gone(&mut self, name: &str, delivery: Delivery) -> Result<bool, String> {
+    async fn is_gone(&mut self, name: &str, delivery: PurgeDialect) -> Result<bool, String> {
         let bans = compile([&self.page.purge()], delivery, self.settings.header_limit).bans;
         let (bans, mut answers): (Vec<&Ban>, _) = (bans.iter().collect(), Vec::new());
         for pause in PURGED {

@@ -22,14 +22,14 @@ pub fn is_ours(path: &[u8]) -> bool {
 
 /// A page under trial.
 #[derive(Clone, Debug)]
-pub(super) struct Page {
+pub(super) struct TrialPage {
     token: String,
 }
 
-impl Page {
-    /// With a new, unguessable name.
+impl TrialPage {
+    /// Another one each time: nobody can guess it.
     pub(super) fn new() -> Self {
-        Page { token: name() }
+        TrialPage { token: name() }
     }
 
     /// Its path.
@@ -85,12 +85,12 @@ fn name() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::{DEFAULT_HEADER_LIMIT, Delivery};
+    use crate::fleet::{DEFAULT_HEADER_LIMIT, PurgeDialect};
     use crate::purge::{Ban, compile};
 
     #[test]
     fn a_page_has_another_name_each_time_and_can_be_told_by_it() {
-        let page = Page::new();
+        let page = TrialPage::new();
         let body = |answer: Vec<u8>| String::from_utf8(answer).unwrap().split_once("\r\n\r\n").unwrap().1.to_owned();
         let (one, two) = (body(page.answer()), body(page.answer()));
         assert_ne!(name_in(one.as_bytes()).unwrap(), name_in(two.as_bytes()).unwrap());
@@ -102,8 +102,8 @@ mod tests {
 
     #[test]
     fn the_purge_is_one_that_a_vcl_with_words_stumbles_over() {
-        let page = Page::new();
-        let Ban::Tags { pattern, .. } = &compile([&page.purge()], Delivery::Magento, DEFAULT_HEADER_LIMIT).bans[0]
+        let page = TrialPage::new();
+        let Ban::Tags { pattern, .. } = &compile([&page.purge()], PurgeDialect::Magento, DEFAULT_HEADER_LIMIT).bans[0]
         else {
             panic!("no pattern")
         };

@@ -6,7 +6,7 @@
 //!
 //! What was answered stays answered: whatever ends a round trip early, the caller knows which requests came through.
 //! And a request that is not answered is told from a node that does not answer: after a short patience the node is asked
-//! on another connection whether it would obey a purge ([`Target::obeys`]). One that would has its reasons not to answer
+//! on another connection whether it would obey a purge ([`PurgeEndpoint::obeys`]). One that would has its reasons not to answer
 //! this request; one that does not answer that either hangs.
 
 use std::io;
@@ -39,7 +39,7 @@ const FLUSHED: &[u8] = b"x-clearcoat-flushed";
 
 /// Where a Varnish takes purges.
 #[derive(Clone, Debug)]
-pub struct Target {
+pub struct PurgeEndpoint {
     address: SocketAddr,
     send_proxy: SendProxy,
     headers: PurgeHeaders,
@@ -48,13 +48,13 @@ pub struct Target {
 
 /// The connection to one Varnish.
 #[derive(Debug)]
-pub struct Link {
-    target: Target,
-    connection: Option<Connection>,
+pub struct PurgeClient {
+    target: PurgeEndpoint,
+    connection: Option<PurgeConnection>,
 }
 
 #[derive(Debug)]
-struct Connection {
+struct PurgeConnection {
     stream: TcpStream,
     input: Vec<u8>,
     head: ResponseHead,
@@ -127,7 +127,7 @@ impl DeliveryError {
     }
 }
 
-impl Target {
+impl PurgeEndpoint {
     /// Asks the node, on a connection of its own, whether it would obey a purge: the question of the health check, which
     /// drops nothing.
     ///
@@ -145,7 +145,7 @@ impl Target {
         if would_obey(status) { Ok(()) } else { Err(DeliveryError::of_status(status)) }
     }
 
-    async fn connect(&self) -> Result<Connection, DeliveryError> {
+    async fn connect(&self) -> Result<PurgeConnection, DeliveryError> {
         let mut stream = self.bounded(TcpStream::connect(self.address)).await?.map_err(DeliveryError::Connect)?;
         stream.set_nodelay(true).map_err(DeliveryError::Connect)?;
         if self.send_proxy == SendProxy::V2 {
@@ -154,7 +154,7 @@ impl Target {
             proxy_protocol::write_v2_local(&mut header);
             self.bounded(stream.write_all(&header)).await?.map_err(DeliveryError::Connect)?;
         }
-        Ok(Connection { stream, input: Vec::new(), head: ResponseHead::default(), flushed_all: false })
+        Ok(PurgeConnection { stream, input: Vec::new(), head: ResponseHead::default(), flushed_all: false })
     }
 
     async fn bounded<T>(&self, step: impl Future<Output = T>) -> Result<T, DeliveryError> {
@@ -162,7 +162,11 @@ impl Target {
     }
 
     /// The next answer, for which one waits `patience` before the node is asked whether it answers anything.
-    async fn await_answer(&self, connection: &mut Connection, patience: Duration) -> Result<Vec<u8>, DeliveryError> {
+    async fn await_answer(
+        &self,
+        connection: &mut PurgeConnection,
+        patience: Duration,
+    ) -> Result<Vec<u8>, DeliveryError> {
         let mut answer = std::pin::pin!(connection.answer());
         if let Ok(answered) = tokio::time::timeout(patience.min(self.timeout), answer.as_mut()).await {
             return answered;
@@ -178,16 +182,19 @@ impl Target {
     }
 }
 
-impl Link {
-    /// A link to a Varnish that is not connected yet. Its purges carry what its VCL knows purgers by. `timeout` bounds
+impl PurgeClient {
+    /// A link to this node that is not connected yet. Its purges carry what its VCL knows purgers by. `timeout` bounds
     /// connecting, writing, and each answer.
     pub fn to(address: SocketAddr, settings: &VarnishSettings, timeout: Duration) -> Self {
         let VarnishSettings { send_proxy, ref headers, .. } = *settings;
-        Link { target: Target { address, send_proxy, headers: headers.clone(), timeout }, connection: None }
+        PurgeClient {
+            target: PurgeEndpoint { address, send_proxy, headers: headers.clone(), timeout },
+            connection: None,
+        }
     }
 
     /// Where it leads.
-    pub fn target(&self) -> &Target {
+    pub fn target(&self) -> &PurgeEndpoint {
         &self.target
     }
 
@@ -226,7 +233,7 @@ impl Link {
     }
 
     /// Sends one request of our own, whole, and gives the status and the body of its answer. A kept connection may have
-    /// been closed meanwhile, as with [`Link::round_trip`].
+    /// been closed meanwhile, as with [`PurgeClient::round_trip`].
     ///
     /// # Errors
     /// [`DeliveryError`]; no status is one.
@@ -241,7 +248,11 @@ impl Link {
         self.try_ask(connection, request).await
     }
 
-    async fn try_ask(&mut self, mut connection: Connection, request: &[u8]) -> Result<(u16, Vec<u8>), DeliveryError> {
+    async fn try_ask(
+        &mut self,
+        mut connection: PurgeConnection,
+        request: &[u8],
+    ) -> Result<(u16, Vec<u8>), DeliveryError> {
         let exchange = async {
             connection.stream.write_all(request).await?;
             connection.answer().await
@@ -256,7 +267,7 @@ impl Link {
 
     async fn try_round_trip(
         &mut self,
-        mut connection: Connection,
+        mut connection: PurgeConnection,
         bans: &[&Ban],
         patience: Duration,
         answers: &mut Vec<Answer>,
@@ -284,7 +295,7 @@ impl Link {
     }
 }
 
-impl Connection {
+impl PurgeConnection {
     /// What an answer says about this request.
     fn judge(&self, ban: &Ban, body: &[u8]) -> Answer {
         let flushed_all = self.flushed_all;
@@ -398,10 +409,10 @@ fn write_request(out: &mut Vec<u8>, ban: &Ban, own: &[(String, String)]) {
 /// The number in `{"invalidated": N}`, as VCLs that purge by key answer.
 fn invalidated(body: &[u8]) -> Option<u64> {
     #[derive(serde::Deserialize)]
-    struct Answer {
+    struct InvalidatedBody {
         invalidated: u64,
     }
-    serde_json::from_slice::<Answer>(body).ok().map(|answer| answer.invalidated)
+    serde_json::from_slice::<InvalidatedBody>(body).ok().map(|answer| answer.invalidated)
 }
 
 #[cfg(test)]
@@ -442,17 +453,17 @@ mod tests {
     const OK: &str = "HTTP/1.1 200 Purged\r\nContent-Length: 0\r\n\r\n";
 
     /// A link to this address, and what it is told.
-    async fn sent(link: &mut Link, bans: &[Ban]) -> (Vec<Answer>, Result<(), DeliveryError>) {
+    async fn sent(link: &mut PurgeClient, bans: &[Ban]) -> (Vec<Answer>, Result<(), DeliveryError>) {
         let (bans, mut answers) = (bans.iter().collect::<Vec<_>>(), Vec::new());
         let result = link.round_trip(&bans, Duration::from_secs(5), &mut answers).await;
         (answers, result)
     }
 
-    fn link(address: SocketAddr, timeout: Duration) -> Link {
-        Link::to(address, &VarnishSettings::default(), timeout)
+    fn link(address: SocketAddr, timeout: Duration) -> PurgeClient {
+        PurgeClient::to(address, &VarnishSettings::default(), timeout)
     }
 
-    fn patient(address: SocketAddr) -> Link {
+    fn patient(address: SocketAddr) -> PurgeClient {
         link(address, Duration::from_secs(5))
     }
 

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 
 use ipnet::IpNet;
 
-use crate::fleet::Delivery;
+use crate::fleet::PurgeDialect;
 
 const VARNISH_SIX: &str = include_str!("../../vcl/varnish6.vcl");
 const VARNISH_SEVEN: &str = include_str!("../../vcl/varnish7.vcl");
@@ -30,7 +30,7 @@ const STRIPPED: (&str, &str) = ("regsuball(req.url, \"&(", ")(=[^&]*)?(?=&|$)\",
 
 /// Which Varnish the VCL is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Version {
+pub enum VarnishVersion {
     /// Varnish 6.0 LTS: a ban that does not compile goes unnoticed.
     Six,
     /// Varnish 7.x: such a ban is answered 400.
@@ -64,19 +64,19 @@ impl From<SocketAddr> for OriginAddress {
 /// # Errors
 /// [`InvalidHost`] where a host would not be one string in the VCL, or there is none.
 pub fn render(
-    version: Version,
-    delivery: Delivery,
+    version: VarnishVersion,
+    delivery: PurgeDialect,
     origins: &[OriginAddress],
     allow: &[IpNet],
 ) -> Result<String, InvalidHost> {
     let template = match version {
-        Version::Six => VARNISH_SIX,
-        Version::Seven => VARNISH_SEVEN,
+        VarnishVersion::Six => VARNISH_SIX,
+        VarnishVersion::Seven => VARNISH_SEVEN,
     };
     let by_key = match delivery {
         // Both are patterns for a ban.
-        Delivery::Magento | Delivery::MagentoPlain => "",
-        Delivery::Xkey => XKEY,
+        PurgeDialect::Magento | PurgeDialect::MagentoPlain => "",
+        PurgeDialect::Xkey => XKEY,
     };
     let text = template.replacen(ADDITION_BEHIND, &format!("{ADDITION_BEHIND}{by_key}"), 1);
     let text = match origins {
@@ -175,8 +175,8 @@ mod tests {
     #[test]
     fn several_clearcoats_are_backends_that_take_turns() {
         let three = at(&["10.0.0.1", "10.0.0.2", "[fd00::3]"]);
-        for version in [Version::Six, Version::Seven] {
-            let vcl = render(version, Delivery::Xkey, &three, &[]).unwrap();
+        for version in [VarnishVersion::Six, VarnishVersion::Seven] {
+            let vcl = render(version, PurgeDialect::Xkey, &three, &[]).unwrap();
             assert!(vcl.contains("backend origin_3 {\n    .host = \"fd00::3\";\n    .port = \"8081\";\n"), "{vcl}");
             assert!(
                 vcl.contains("if (beresp.backend == origin_3) {\n            set bereq.backend = origin_1;"),
@@ -186,18 +186,18 @@ mod tests {
             assert_eq!(vcl.matches("\nbackend ").count(), 3, "{vcl}");
             assert_eq!(placeholder_in(&vcl), None);
             // Nothing else is another text than before one clearcoat.
-            let one = render(version, Delivery::Xkey, &three[..1], &[]).unwrap();
+            let one = render(version, PurgeDialect::Xkey, &three[..1], &[]).unwrap();
             let (before, after) = (vcl.find("\n# Several").unwrap(), vcl.find("\n# The addresses").unwrap());
             assert!(one.starts_with(&vcl[..before]), "{vcl}");
             assert!(one.ends_with(&vcl[after..]), "{vcl}");
-            assert!(render(version, Delivery::Magento, &at(&["10.0.0.1", "a b"]), &[]).is_err());
-            assert!(render(version, Delivery::Magento, &[], &[]).is_err());
+            assert!(render(version, PurgeDialect::Magento, &at(&["10.0.0.1", "a b"]), &[]).is_err());
+            assert!(render(version, PurgeDialect::Magento, &[], &[]).is_err());
         }
     }
 
     #[test]
     fn what_varnishtest_reads_is_what_we_print() {
-        for (version, file) in [(Version::Six, "varnish6.vcl"), (Version::Seven, "varnish7.vcl")] {
+        for (version, file) in [(VarnishVersion::Six, "varnish6.vcl"), (VarnishVersion::Seven, "varnish7.vcl")] {
             for hosts in [&["10.0.0.1"][..], &["10.0.0.1", "10.0.0.2", "fd00::3"]] {
                 let others: Vec<String> = hosts[1..].iter().map(|host| format!("{host}:8081")).collect();
                 let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -209,7 +209,7 @@ mod tests {
                     .env("ADDITION", root.join("vcl/xkey.vcl"))
                     .output()
                     .expect("a shell");
-                let ours = render(version, Delivery::Xkey, &at(hosts), &[]).unwrap();
+                let ours = render(version, PurgeDialect::Xkey, &at(hosts), &[]).unwrap();
                 assert_eq!(String::from_utf8(output.stdout).unwrap(), ours);
             }
         }
@@ -221,8 +221,8 @@ mod tests {
 
     #[test]
     fn every_placeholder_is_filled_in() {
-        for version in [Version::Six, Version::Seven] {
-            let vcl = render(version, Delivery::Xkey, &at(&["10.0.0.1"]), &nets(&["10.0.0.1/32"])).unwrap();
+        for version in [VarnishVersion::Six, VarnishVersion::Seven] {
+            let vcl = render(version, PurgeDialect::Xkey, &at(&["10.0.0.1"]), &nets(&["10.0.0.1/32"])).unwrap();
             assert!(vcl.contains("    .host = \"10.0.0.1\";\n    .port = \"8081\";\n"), "{vcl}");
             assert!(vcl.contains("acl purge {\n    \"10.0.0.1\"/32;\n}"), "{vcl}");
             assert_eq!(placeholder_in(&vcl), None);
@@ -231,12 +231,12 @@ mod tests {
 
     #[test]
     fn only_delivery_by_key_has_the_addition_and_has_it_first() {
-        for version in [Version::Six, Version::Seven] {
+        for version in [VarnishVersion::Six, VarnishVersion::Seven] {
             let vcl = |delivery| render(version, delivery, &at(&["10.0.0.1"]), &[]).unwrap();
-            assert!(!vcl(Delivery::Magento).contains("xkey"));
-            assert_eq!(vcl(Delivery::MagentoPlain), vcl(Delivery::Magento));
-            let with = vcl(Delivery::Xkey);
-            assert_eq!(with.replacen(XKEY, "", 1), vcl(Delivery::Magento));
+            assert!(!vcl(PurgeDialect::Magento).contains("xkey"));
+            assert_eq!(vcl(PurgeDialect::MagentoPlain), vcl(PurgeDialect::Magento));
+            let with = vcl(PurgeDialect::Xkey);
+            assert_eq!(with.replacen(XKEY, "", 1), vcl(PurgeDialect::Magento));
             assert!(with.find("call purge_keys;").unwrap() < with.find("call take_purge;").unwrap());
         }
     }

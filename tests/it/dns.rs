@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use clearcoat::fleet::Delivery;
+use clearcoat::fleet::PurgeDialect;
 use clearcoat::varnish::vcl;
 
 use crate::support::client::{get, purge, tag};
@@ -115,7 +115,7 @@ fn services_are_nodes_with_the_port_and_the_weight_of_their_record() {
     let fleet = fleet(server.address, 0, 1);
     let origin = fleet.clearcoat.origin;
     let allow = ["127.0.0.0/8".parse().expect("a network")];
-    let text = vcl::render(vcl::Version::Seven, Delivery::Magento, &[origin.into()], &allow).expect("a VCL");
+    let text = vcl::render(vcl::VarnishVersion::Seven, PurgeDialect::Magento, &[origin.into()], &allow).expect("a VCL");
     let file = folder.path().join("all.vcl");
     std::fs::write(&file, text).expect("a file");
     let mut varnish = ["a", "b"].map(|id| Varnish::spawn(folder.path(), id, &file));

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use clearcoat::fleet::Delivery;
+use clearcoat::fleet::PurgeDialect;
 
 use crate::support::client::{Connection, purge, tag};
 use crate::support::eventually;
@@ -90,21 +90,21 @@ fn purge_at_random(plan: &Plan, a_tag: fn(&mut fastrand::Rng) -> String) -> Flee
     fleet
 }
 
-fn plan(delivery: Delivery) -> Plan {
+fn plan(delivery: PurgeDialect) -> Plan {
     // A small limit, so that the sets are split.
     Plan { varnish: 2, web: 1, ack_timeout: "20s", delivery, header_limit: 512, ..Plan::default() }
 }
 
 #[test]
 fn a_trie_drops_the_pages_with_a_purged_tag_and_no_others() {
-    let fleet = purge_at_random(&plan(Delivery::Magento), any_tag);
+    let fleet = purge_at_random(&plan(PurgeDialect::Magento), any_tag);
     assert!(fleet.clearcoat.metric("clearcoat_bans_sent_total{node=\"varnish-1\"}") > ROUNDS as f64);
 }
 
 #[test]
 fn keys_drop_the_pages_with_a_purged_tag_and_no_others() {
-    let fleet = purge_at_random(&plan(Delivery::Xkey), any_tag);
-    // The answer has the number of dropped objects, which bans do not report.
+    let fleet = purge_at_random(&plan(PurgeDialect::Xkey), any_tag);
+    // The answer knows how many, which no ban does.
     fleet.shop.set_tags(0, "the_only_one");
     purge(fleet.clearcoat.purge, ".*").expect("an answer");
     // A page is served a moment before it is in the index of keys, so the first count can be too low.
@@ -141,12 +141,12 @@ sub vcl_synth {
 
 #[test]
 fn a_vcl_that_parses_magentos_pattern_drops_exactly_the_purged_pages() {
-    purge_at_random(&Plan { vcl: takes_the_pattern_apart, ..plan(Delivery::MagentoPlain) }, plain_tag);
+    purge_at_random(&Plan { vcl: takes_the_pattern_apart, ..plan(PurgeDialect::MagentoPlain) }, plain_tag);
 }
 
 #[test]
 fn magentos_pattern_as_a_ban_drops_exactly_the_purged_pages() {
-    purge_at_random(&plan(Delivery::MagentoPlain), any_tag);
+    purge_at_random(&plan(PurgeDialect::MagentoPlain), any_tag);
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn a_node_whose_vcl_lacks_xkey_gets_no_traffic_and_the_fix_is_logged() {
         let end = vcl.find("backend origin").expect("the template");
         format!("{}{}", &vcl[..start], &vcl[end..]).replacen("import std;\n", recv, 1)
     };
-    let fleet = Fleet::start(&Plan { varnish: 1, vcl, ack_timeout: "1s", ..plan(Delivery::Xkey) });
+    let fleet = Fleet::start(&Plan { varnish: 1, vcl, ack_timeout: "1s", ..plan(PurgeDialect::Xkey) });
     let answer = fleet.purge_tag("cat_p_1").json();
     assert_eq!(answer["fenced"], serde_json::json!(["varnish-1"]), "{answer}");
     let error = fleet.clearcoat.node("varnish-1")["delivery_error"].as_str().expect("a text").to_owned();

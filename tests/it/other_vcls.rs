@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use clearcoat::fleet::Delivery;
+use clearcoat::fleet::PurgeDialect;
 
 use crate::support::clearcoat::run;
 use crate::support::client::{Answer, exchange, get};
@@ -243,7 +243,7 @@ fn tried(fleet: &Fleet, state: &str) -> Vec<serde_json::Value> {
 
 #[test]
 fn a_varnish_with_the_wrong_delivery_is_detected_and_does_not_serve() {
-    for configured in [Delivery::Magento, Delivery::Xkey] {
+    for configured in [PurgeDialect::Magento, PurgeDialect::Xkey] {
         let plan = Plan { varnish: 2, web: 1, vcl: takes_words, delivery: configured, ..Plan::default() };
         let fleet = Fleet::start(&plan);
         for node in tried(&fleet, "failed") {
@@ -271,9 +271,12 @@ fn a_varnish_with_the_wrong_delivery_is_detected_and_does_not_serve() {
 #[test]
 fn a_varnish_that_carries_out_purges_passes_its_trial() {
     let ours: fn(&str, &str, &Path) -> String = |vcl, _, _| vcl.to_owned();
-    for (vcl, delivery) in
-        [(ours, Delivery::Magento), (ours, Delivery::MagentoPlain), (ours, Delivery::Xkey), (stock, Delivery::Magento)]
-    {
+    for (vcl, delivery) in [
+        (ours, PurgeDialect::Magento),
+        (ours, PurgeDialect::MagentoPlain),
+        (ours, PurgeDialect::Xkey),
+        (stock, PurgeDialect::Magento),
+    ] {
         let fleet = Fleet::start(&Plan { varnish: 1, web: 1, vcl, delivery, ..Plan::default() });
         let head = fleet.clearcoat.fleet()["head"].clone();
         let nodes = tried(&fleet, "passed");

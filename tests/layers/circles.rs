@@ -39,6 +39,11 @@ impl Modules {
         Modules(files.into_iter().map(with_names).collect())
     }
 
+    /// The path and the product code of each.
+    pub(crate) fn files(&self) -> impl Iterator<Item = (&Path, &str)> {
+        self.0.iter().map(|(path, module)| (path, module.text.as_str()))
+    }
+
     /// The groups of siblings that use each other.
     pub(crate) fn circles(&self) -> Vec<Circle> {
         let mut graphs: BTreeMap<Path, Vec<(Path, Path)>> = BTreeMap::new();

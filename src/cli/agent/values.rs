@@ -78,7 +78,7 @@ mod tests {
 
     use super::*;
     use crate::config::LogFormat;
-    use crate::fleet::{Delivery, Role, SendProxy};
+    use crate::fleet::{PurgeDialect, Role, SendProxy};
 
     fn are_named_as_in_the_configuration<T: ValueEnum + serde::Serialize>() {
         for value in T::value_variants() {
@@ -90,7 +90,7 @@ mod tests {
     #[test]
     fn a_value_has_one_name_on_the_command_line_and_in_the_configuration() {
         are_named_as_in_the_configuration::<Role>();
-        are_named_as_in_the_configuration::<Delivery>();
+        are_named_as_in_the_configuration::<PurgeDialect>();
         are_named_as_in_the_configuration::<SendProxy>();
         are_named_as_in_the_configuration::<LogFormat>();
     }

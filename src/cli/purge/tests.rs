@@ -76,7 +76,7 @@ async fn pools_pages_soft_purges_and_tokens_have_their_headers() {
         (&["--url", "https://shop.example/a?b=c#d"], "/a?b=c HTTP/1.1\r\nHost: shop.example"),
         (
             &["--all", "--soft", "--token-file", token],
-            "/ HTTP/1.1\r\nX-Magento-Tags-Pattern: .*\r\nX-Magento-PurgeCommand-Soft: 1\r\n\
+            "/ HTTP/1.1\r\nX-Magento-Tags-Pattern: .*\r\nX-Magento-Purge-Soft: 1\r\n\
              Authorization: Bearer s3cret\r\nHost: 127.0.0.1",
         ),
     ] {

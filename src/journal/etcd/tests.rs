@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU16;
 use super::*;
 use crate::config;
 use crate::etcd::{EtcdCluster as Cluster, Session};
-use crate::journal::Observer;
+use crate::journal::PurgeObserver;
 use crate::journal::contract::{self, at, entries, nobody, node, purge};
 
 /// A running etcd, for as long as this value lives. It has an address of its own, so that no two tests meet.
@@ -73,7 +73,7 @@ fn spawn(folder: &Path, url: &str) -> Child {
     command.spawn().expect("etcd is installed (make test installs it)")
 }
 
-fn settings(limits: Limits, observer: Observer) -> Settings {
+fn settings(limits: Limits, observer: PurgeObserver) -> Settings {
     Settings {
         limits,
         observer,
@@ -211,7 +211,7 @@ impl Journal for Suite {
     }
 }
 
-fn suite(limits: Limits, observer: Observer, clock: Clock) -> Arc<dyn Journal> {
+fn suite(limits: Limits, observer: PurgeObserver, clock: Clock) -> Arc<dyn Journal> {
     tokio::task::block_in_place(|| {
         tokio::runtime::Handle::current().block_on(async {
             let member = Member::start();

@@ -9,7 +9,7 @@ use super::*;
 use crate::fleet::DEFAULT_HEADER_LIMIT;
 use crate::purge::TagSet;
 
-const FORMS: [Delivery; 3] = [Delivery::Magento, Delivery::MagentoPlain, Delivery::Xkey];
+const FORMS: [PurgeDialect; 3] = [PurgeDialect::Magento, PurgeDialect::MagentoPlain, PurgeDialect::Xkey];
 
 fn purge(target: Target) -> Purge {
     Purge { targets: vec![target], soft: false }
@@ -44,16 +44,16 @@ fn keys(keys: &str, soft: bool) -> Ban {
 }
 
 fn magento(purges: &[Purge]) -> Batch {
-    compile(purges, Delivery::Magento, DEFAULT_HEADER_LIMIT)
+    compile(purges, PurgeDialect::Magento, DEFAULT_HEADER_LIMIT)
 }
 
 #[test]
 fn the_tags_of_all_purges_become_one_ban_in_each_form() {
     let purges = [purge(tags(&["b_2", "b_1"])), purge(tags(&["c", "b_1"]))];
     for (delivery, expected) in [
-        (Delivery::Magento, ban("(^|,)(?:c|b_[12])(,|$)", false)),
-        (Delivery::MagentoPlain, ban("((^|,)b_1(,|$))|((^|,)b_2(,|$))|((^|,)c(,|$))", false)),
-        (Delivery::Xkey, keys("b_1 b_2 c", false)),
+        (PurgeDialect::Magento, ban("(^|,)(?:c|b_[12])(,|$)", false)),
+        (PurgeDialect::MagentoPlain, ban("((^|,)b_1(,|$))|((^|,)b_2(,|$))|((^|,)c(,|$))", false)),
+        (PurgeDialect::Xkey, keys("b_1 b_2 c", false)),
     ] {
         assert_eq!(compile(&purges, delivery, DEFAULT_HEADER_LIMIT), Batch { bans: vec![expected], folded: 1 });
     }
@@ -63,7 +63,7 @@ fn the_tags_of_all_purges_become_one_ban_in_each_form() {
 fn a_tag_with_white_space_is_no_key() {
     let purges = [purge(tags(&["a b", "c", "d\u{a0}e"])), soft(tags(&["s"])), purge(pattern("f.g"))];
     let expected = [keys("c", false), ban("(^|,)(?:a\\x20b|d\u{a0}e)(,|$)", false), ban("f.g", false), keys("s", true)];
-    assert_eq!(compile(&purges, Delivery::Xkey, DEFAULT_HEADER_LIMIT).bans, expected);
+    assert_eq!(compile(&purges, PurgeDialect::Xkey, DEFAULT_HEADER_LIMIT).bans, expected);
 }
 
 #[test]
@@ -148,19 +148,21 @@ fn what_no_header_can_carry_becomes_a_ban_of_everything() {
 fn a_regular_expression_of_tags_is_never_longer_than_pcre2_takes() {
     let set: Vec<String> = (0..20_000).map(|id| format!("cat_p_{}", id * 37)).collect();
     let target = Target::Tags(set.iter().map(String::as_str).collect());
-    for delivery in [Delivery::Magento, Delivery::MagentoPlain] {
+    for delivery in [PurgeDialect::Magento, PurgeDialect::MagentoPlain] {
         for ban in compile(&[purge(target.clone())], delivery, 65_536).bans {
             let Ban::Tags { pattern, .. } = ban else { panic!("{ban:?}") };
             assert!(pattern.len() <= trie::MAX_PATTERN && Regex::new(&pattern).is_ok());
         }
     }
-    let [Ban::Keys { keys, .. }, ..] = &compile(&[purge(target)], Delivery::Xkey, 65_536).bans[..] else { panic!() };
+    let [Ban::Keys { keys, .. }, ..] = &compile(&[purge(target)], PurgeDialect::Xkey, 65_536).bans[..] else {
+        panic!()
+    };
     assert!(keys.len() > 65_500);
 }
 
 /// A page in a node's cache. Without a tag it has no tag header.
 #[derive(Clone, Debug)]
-struct Page {
+struct StoredPage {
     tags: BTreeSet<String>,
     pool: &'static str,
 }
@@ -177,7 +179,7 @@ fn dropped(soft: bool) -> Fate {
     if soft { Fate::Stale } else { Fate::Gone }
 }
 
-impl Page {
+impl StoredPage {
     fn header(&self) -> Option<String> {
         let tags: Vec<&str> = self.tags.iter().map(String::as_str).collect();
         (!tags.is_empty()).then(|| tags.join(","))
@@ -242,9 +244,9 @@ fn a_purge() -> impl Strategy<Value = Purge> {
     (targets, any::<bool>()).prop_map(|(targets, soft)| Purge { targets, soft })
 }
 
-fn a_page() -> impl Strategy<Value = Page> {
+fn a_page() -> impl Strategy<Value = StoredPage> {
     let tags = prop::collection::btree_set(a_tag(), 0..6);
-    (tags, prop::sample::select(vec!["shop", "another"])).prop_map(|(tags, pool)| Page { tags, pool })
+    (tags, prop::sample::select(vec!["shop", "another"])).prop_map(|(tags, pool)| StoredPage { tags, pool })
 }
 
 fn sizes(bans: &[Ban]) -> Vec<usize> {
@@ -296,8 +298,8 @@ proptest! {
         let named: usize = purges.iter().flat_map(|purge| &purge.targets).map(|target| {
             if let Target::Tags(tags) = target { tags.iter().count() } else { 0 }
         }).sum();
-        // This form keeps the written tags countable.
-        let Batch { bans, folded } = compile(&purges, Delivery::MagentoPlain, DEFAULT_HEADER_LIMIT);
+        // In this form the tags that were written can be counted.
+        let Batch { bans, folded } = compile(&purges, PurgeDialect::MagentoPlain, DEFAULT_HEADER_LIMIT);
         let written: usize = bans.iter().map(|ban| match ban {
             Ban::Tags { pattern, .. } => pattern.matches(BEFORE).count(),
             _ => 0,
@@ -339,7 +341,7 @@ proptest! {
             prop_assert_eq!(folded, 0);
             prop_assert!(sizes(&bans).iter().all(|size| *size <= limit));
             assert_one_word(&bans);
-            let nodes: Vec<Node> = bans.iter().map(Node::of).collect();
+            let nodes: Vec<StoredBan> = bans.iter().map(StoredBan::of).collect();
             for (page, neighbour) in pages.iter().zip(pages.iter().cycle().skip(1)) {
                 let expected = purged.contains(page) || purged.contains(neighbour);
                 let dropped = nodes.iter().any(|node| node.drops(&[page, neighbour]));
@@ -349,25 +351,25 @@ proptest! {
     }
 }
 
-/// A ban in a node, compiled once.
-enum Node<'b> {
+/// A ban as a node holds it: compiled once.
+enum StoredBan<'b> {
     Ban(Regex),
     Keys(BTreeSet<&'b str>),
 }
 
-impl<'b> Node<'b> {
+impl<'b> StoredBan<'b> {
     fn of(ban: &'b Ban) -> Self {
         match ban {
-            Ban::Tags { pattern, .. } => Node::Ban(Regex::new(pattern).unwrap()),
-            Ban::Keys { keys, .. } => Node::Keys(keys.split(' ').collect()),
+            Ban::Tags { pattern, .. } => StoredBan::Ban(Regex::new(pattern).unwrap()),
+            Ban::Keys { keys, .. } => StoredBan::Keys(keys.split(' ').collect()),
             other => panic!("{other:?}"),
         }
     }
 
     fn drops(&self, tags: &[&str]) -> bool {
         match self {
-            Node::Ban(regex) => regex.is_match(tags.join(",").as_bytes()).unwrap(),
-            Node::Keys(keys) => tags.iter().any(|tag| keys.contains(tag)),
+            StoredBan::Ban(regex) => regex.is_match(tags.join(",").as_bytes()).unwrap(),
+            StoredBan::Keys(keys) => tags.iter().any(|tag| keys.contains(tag)),
         }
     }
 }
@@ -390,7 +392,7 @@ proptest! {
         let list = |tags: &BTreeSet<String>, between: &str| tags.iter().cloned().collect::<Vec<_>>().join(between);
         let long = list(&purged, ",").repeat(1 + 4_000 / (1 + list(&purged, ",").len()));
         let subjects = [list(&others, ","), list(&others, "!,"), list(&purged, "!,"), list(&purged, "a,") + "!", long + "!"];
-        for delivery in [Delivery::Magento, Delivery::MagentoPlain] {
+        for delivery in [PurgeDialect::Magento, PurgeDialect::MagentoPlain] {
             for ban in compile(&purges, delivery, header_limit).bans {
                 let Ban::Tags { pattern, .. } = ban else { panic!("no tags: {ban:?}") };
                 let regex = crate::purge::pattern::limited(&pattern).unwrap();

@@ -4,7 +4,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 
 use super::{POOL, Refusal, SOFT, TAGS_PATTERN};
 use crate::purge::forward::{BadForward, Unchecked, shown};
-use crate::purge::{Forward, Pattern, RequestLimits, Rules};
+use crate::purge::{Forward, Pattern, PurgeRules, RequestLimits};
 
 /// Headers that every client sends and that name nothing to purge. They are not handed on either: hop-by-hop fields,
 /// what describes the sender, and credentials, which must not reach the journal.
@@ -31,7 +31,7 @@ const NOT_A_TARGET: [&str; 16] = [
 ///
 /// # Errors
 /// [`Refusal`] where it names nothing, or no Varnish of these limits takes it.
-pub(super) fn read(method: &Method, uri: &Uri, headers: &HeaderMap, rules: &Rules) -> Result<Forward, Refusal> {
+pub(super) fn read(method: &Method, uri: &Uri, headers: &HeaderMap, rules: &PurgeRules) -> Result<Forward, Refusal> {
     let target = target(uri)?;
     let mut kept: Vec<_> = host(uri, headers)?.map(|host| ("host".to_owned(), host)).into_iter().collect();
     for (name, value) in headers {

@@ -8,7 +8,7 @@
 
 use super::BadPattern;
 use super::class::Class;
-use super::syntax::{Node, Syntax};
+use super::syntax::{PatternNode, Syntax};
 
 /// Calls of PCRE's matcher from one position: half of Varnish's limit, because PCRE versions count differently.
 const MAX_CALLS: u64 = 5_000;
@@ -70,7 +70,7 @@ struct Measure {
 }
 
 impl Measure {
-    fn branches(&self, alternatives: &[Vec<Node>], follow: Begin, at: usize) -> Result<Effort, BadPattern> {
+    fn branches(&self, alternatives: &[Vec<PatternNode>], follow: Begin, at: usize) -> Result<Effort, BadPattern> {
         let mut all = Effort::NONE;
         // Only branches that begin with the same byte are tried together.
         let (mut ways, mut calls) = ([0_u64; 256], [0_u64; 256]);
@@ -91,7 +91,7 @@ impl Measure {
         within(all, at)
     }
 
-    fn sequence(&self, sequence: &[Node], follow: Begin) -> Result<Effort, BadPattern> {
+    fn sequence(&self, sequence: &[PatternNode], follow: Begin) -> Result<Effort, BadPattern> {
         let mut all = Effort::NONE;
         for (index, node) in sequence.iter().enumerate() {
             let rest = self.begin(&sequence[index + 1..]);
@@ -104,17 +104,21 @@ impl Measure {
         Ok(all)
     }
 
-    fn node(&self, node: &Node, follow: Begin) -> Result<Effort, BadPattern> {
+    fn node(&self, node: &PatternNode, follow: Begin) -> Result<Effort, BadPattern> {
         match node {
-            Node::Byte(_) | Node::Class(_) | Node::Start | Node::End | Node::Border(_) => Ok(Effort::NONE),
-            Node::Group { alternatives, at, .. } => self.branches(alternatives, follow, *at),
-            Node::Look { alternatives, at, .. } => {
+            PatternNode::Byte(_)
+            | PatternNode::Class(_)
+            | PatternNode::Start
+            | PatternNode::End
+            | PatternNode::Border(_) => Ok(Effort::NONE),
+            PatternNode::Group { alternatives, at, .. } => self.branches(alternatives, follow, *at),
+            PatternNode::Look { alternatives, at, .. } => {
                 let end = Begin { first: Class::EMPTY, empty: false };
                 let effort = self.branches(alternatives, end, *at)?;
                 Ok(Effort { ways: 1, calls: effort.calls + 1, depth: effort.depth + 1, ..effort })
             }
-            Node::Repeat { node, min, max, at, .. } => match &**node {
-                Node::Group { alternatives, at: group, .. } => {
+            PatternNode::Repeat { node, min, max, at, .. } => match &**node {
+                PatternNode::Group { alternatives, at: group, .. } => {
                     let again = self.begin_of_group(alternatives);
                     let follow = Begin { first: follow.first.union(again.first), empty: follow.empty };
                     let once = self.branches(alternatives, follow, *group)?;
@@ -128,17 +132,21 @@ impl Measure {
         }
     }
 
-    /// The bytes that a sequence can begin with.
-    fn begin(&self, sequence: &[Node]) -> Begin {
+    /// With which bytes a sequence can begin.
+    fn begin(&self, sequence: &[PatternNode]) -> Begin {
         let mut begin = Begin { first: Class::EMPTY, empty: true };
         for node in sequence {
             let of_node = match node {
-                Node::Byte(_) | Node::Class(_) => Begin { first: node.class().unwrap_or(Class::ALL), empty: false },
-                // No byte follows the end.
-                Node::End => Begin { first: Class::EMPTY, empty: false },
-                Node::Start | Node::Border(_) | Node::Look { .. } => Begin { first: Class::EMPTY, empty: true },
-                Node::Group { alternatives, .. } => self.begin_of_group(alternatives),
-                Node::Repeat { node, min, .. } => {
+                PatternNode::Byte(_) | PatternNode::Class(_) => {
+                    Begin { first: node.class().unwrap_or(Class::ALL), empty: false }
+                }
+                // Nothing comes behind the end.
+                PatternNode::End => Begin { first: Class::EMPTY, empty: false },
+                PatternNode::Start | PatternNode::Border(_) | PatternNode::Look { .. } => {
+                    Begin { first: Class::EMPTY, empty: true }
+                }
+                PatternNode::Group { alternatives, .. } => self.begin_of_group(alternatives),
+                PatternNode::Repeat { node, min, .. } => {
                     let once = self.begin(std::slice::from_ref(node));
                     Begin { first: once.first, empty: once.empty || *min == 0 }
                 }
@@ -151,7 +159,7 @@ impl Measure {
         begin
     }
 
-    fn begin_of_group(&self, alternatives: &[Vec<Node>]) -> Begin {
+    fn begin_of_group(&self, alternatives: &[Vec<PatternNode>]) -> Begin {
         let nothing = Begin { first: Class::EMPTY, empty: false };
         alternatives
             .iter()
@@ -193,9 +201,9 @@ fn within(effort: Effort, at: usize) -> Result<Effort, BadPattern> {
     Ok(effort)
 }
 
-fn place(node: &Node) -> usize {
+fn place(node: &PatternNode) -> usize {
     match node {
-        Node::Group { at, .. } | Node::Look { at, .. } | Node::Repeat { at, .. } => *at,
+        PatternNode::Group { at, .. } | PatternNode::Look { at, .. } | PatternNode::Repeat { at, .. } => *at,
         _ => 0,
     }
 }

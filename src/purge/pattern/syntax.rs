@@ -31,11 +31,11 @@ pub(super) struct Syntax {
     pub(super) alternatives: Alternatives,
 }
 
-pub(super) type Alternatives = Vec<Vec<Node>>;
+pub(super) type Alternatives = Vec<Vec<PatternNode>>;
 
 /// One item of a sequence.
 #[derive(Clone, Debug)]
-pub(super) enum Node {
+pub(super) enum PatternNode {
     Byte(u8),
     Class(Class),
     /// `^`
@@ -58,7 +58,7 @@ pub(super) enum Node {
     },
     Repeat {
         /// A byte, a class or a group.
-        node: Box<Node>,
+        node: Box<PatternNode>,
         min: u32,
         /// `None` means unbounded; a group always has a bound.
         max: Option<u32>,
@@ -68,12 +68,12 @@ pub(super) enum Node {
     },
 }
 
-impl Node {
-    /// The bytes matched by a node that always takes one byte.
+impl PatternNode {
+    /// What a node that always takes one byte takes.
     pub(super) fn class(&self) -> Option<Class> {
         match self {
-            Node::Byte(byte) => Some(Class::of(*byte)),
-            Node::Class(class) => Some(*class),
+            PatternNode::Byte(byte) => Some(Class::of(*byte)),
+            PatternNode::Class(class) => Some(*class),
             _ => None,
         }
     }
@@ -81,7 +81,7 @@ impl Node {
 
 /// Parses a pattern. An error names the disallowed construct and its offset.
 pub(super) fn parse(pattern: &[u8]) -> Result<Syntax, BadPattern> {
-    let mut parser = Parser { pattern, at: 0 };
+    let mut parser = PatternParser { pattern, at: 0 };
     let caseless = parser.take(b"(?i)");
     let alternatives = parser.alternatives(0)?;
     match parser.peek() {
@@ -90,12 +90,12 @@ pub(super) fn parse(pattern: &[u8]) -> Result<Syntax, BadPattern> {
     }
 }
 
-struct Parser<'p> {
+struct PatternParser<'p> {
     pattern: &'p [u8],
     at: usize,
 }
 
-impl Parser<'_> {
+impl PatternParser<'_> {
     fn error(&self, at: usize, what: impl Into<String>) -> BadPattern {
         BadPattern::Syntax { at, what: what.into() }
     }
@@ -140,11 +140,11 @@ impl Parser<'_> {
         }
     }
 
-    /// Reads the text after `\Q`. A quantifier after `\E` applies to the last byte.
-    fn quoted(&mut self, sequence: &mut Vec<Node>) -> Result<(), BadPattern> {
+    /// What stands behind `\Q`. A quantifier behind `\E` belongs to the last byte.
+    fn quoted(&mut self, sequence: &mut Vec<PatternNode>) -> Result<(), BadPattern> {
         while !self.take(b"\\E") {
             let Some(byte) = self.next() else { return Ok(()) };
-            sequence.push(Node::Byte(byte));
+            sequence.push(PatternNode::Byte(byte));
         }
         if matches!(self.peek(), Some(b'?' | b'*' | b'+' | b'{')) {
             let last = sequence.pop().ok_or_else(|| self.error(self.at, "a quantifier behind nothing"))?;
@@ -153,23 +153,23 @@ impl Parser<'_> {
         Ok(())
     }
 
-    fn node(&mut self, depth: usize) -> Result<Node, BadPattern> {
+    fn node(&mut self, depth: usize) -> Result<PatternNode, BadPattern> {
         let at = self.at;
         Ok(match self.next() {
             Some(b'(') => return self.group(at, depth),
-            Some(b'[') => Node::Class(self.class(at)?),
-            Some(b'.') => Node::Class(Class::dot()),
-            Some(b'^') => Node::Start,
-            Some(b'$') => Node::End,
+            Some(b'[') => PatternNode::Class(self.class(at)?),
+            Some(b'.') => PatternNode::Class(Class::dot()),
+            Some(b'^') => PatternNode::Start,
+            Some(b'$') => PatternNode::End,
             Some(b'\\') => return self.escape(at),
             Some(b'?' | b'*' | b'+') => return Err(self.error(at, "a quantifier behind nothing")),
             Some(b'{') => return Err(self.error(at, "{ is no quantifier here; write \\{ for a brace")),
-            Some(byte) => Node::Byte(byte),
+            Some(byte) => PatternNode::Byte(byte),
             None => return Err(self.error(at, "the pattern ends early")),
         })
     }
 
-    fn group(&mut self, at: usize, depth: usize) -> Result<Node, BadPattern> {
+    fn group(&mut self, at: usize, depth: usize) -> Result<PatternNode, BadPattern> {
         if depth == MAX_NESTING {
             return Err(BadPattern::Nesting(at));
         }
@@ -183,22 +183,22 @@ impl Parser<'_> {
         if !self.take(b")") {
             return Err(self.error(at, "missing closing parenthesis for this group"));
         }
-        let Some((_, behind, negative)) = look else { return Ok(Node::Group { captures, at, alternatives }) };
+        let Some((_, behind, negative)) = look else { return Ok(PatternNode::Group { captures, at, alternatives }) };
         if behind && width(&alternatives).is_none() {
             return Err(self.error(at, "what a lookbehind finds must have one length"));
         }
-        Ok(Node::Look { behind, negative, at, alternatives })
+        Ok(PatternNode::Look { behind, negative, at, alternatives })
     }
 
-    fn escape(&mut self, at: usize) -> Result<Node, BadPattern> {
+    fn escape(&mut self, at: usize) -> Result<PatternNode, BadPattern> {
         let Some(byte) = self.next() else { return Err(self.error(at, "\\ at the end")) };
         Ok(match byte {
-            b'b' | b'B' => Node::Border(byte == b'b'),
-            b'A' => Node::Start,
-            b'z' | b'Z' => Node::End,
+            b'b' | b'B' => PatternNode::Border(byte == b'b'),
+            b'A' => PatternNode::Start,
+            b'z' | b'Z' => PatternNode::End,
             _ => match self.escaped(at, byte)? {
-                Escaped::Byte(byte) => Node::Byte(byte),
-                Escaped::Class(class) => Node::Class(class),
+                Escaped::Byte(byte) => PatternNode::Byte(byte),
+                Escaped::Class(class) => PatternNode::Class(class),
             },
         })
     }
@@ -290,8 +290,8 @@ impl Parser<'_> {
         }
     }
 
-    /// The node with the quantifier after it, if there is one.
-    fn repeated(&mut self, node: Node) -> Result<Node, BadPattern> {
+    /// The node with the quantifier that follows it, if there is one.
+    fn repeated(&mut self, node: PatternNode) -> Result<PatternNode, BadPattern> {
         let at = self.at;
         let (min, max) = match self.peek() {
             Some(b'?') => (0, Some(1)),
@@ -304,7 +304,7 @@ impl Parser<'_> {
         self.quantified(node, (min, max), at)
     }
 
-    fn counted(&mut self, node: Node) -> Result<Node, BadPattern> {
+    fn counted(&mut self, node: PatternNode) -> Result<PatternNode, BadPattern> {
         let at = self.at;
         let rest = &self.pattern[at + 1..];
         let end = rest.iter().position(|&byte| byte == b'}').filter(|&end| {
@@ -326,11 +326,16 @@ impl Parser<'_> {
         self.quantified(node, counts, at)
     }
 
-    fn quantified(&mut self, node: Node, (min, max): (u32, Option<u32>), at: usize) -> Result<Node, BadPattern> {
+    fn quantified(
+        &mut self,
+        node: PatternNode,
+        (min, max): (u32, Option<u32>),
+        at: usize,
+    ) -> Result<PatternNode, BadPattern> {
         match node {
-            Node::Byte(_) | Node::Class(_) => {}
-            Node::Group { .. } if max.is_some() => {}
-            Node::Group { .. } => return Err(BadPattern::EndlessGroup(at)),
+            PatternNode::Byte(_) | PatternNode::Class(_) => {}
+            PatternNode::Group { .. } if max.is_some() => {}
+            PatternNode::Group { .. } => return Err(BadPattern::EndlessGroup(at)),
             _ => return Err(self.error(at, "a quantifier behind something that takes no text")),
         }
         let lazy = self.take(b"?");
@@ -338,7 +343,7 @@ impl Parser<'_> {
             Some(b'+' | b'*' | b'?') => Err(self.not_allowed(at, self.at + 1)),
             // Rewritten in the form of another quantifier, it would be read as one.
             Some(b'{') => Err(self.error(self.at, "a quantifier behind a quantifier; write \\{ for a brace")),
-            _ => Ok(Node::Repeat { node: Box::new(node), min, max, lazy, at }),
+            _ => Ok(PatternNode::Repeat { node: Box::new(node), min, max, lazy, at }),
         }
     }
 }
@@ -354,12 +359,12 @@ fn word() -> Class {
 
 /// The number of bytes that each alternative takes, if it is the same for all.
 fn width(alternatives: &Alternatives) -> Option<u32> {
-    let width_of = |node: &Node| match node {
-        Node::Byte(_) | Node::Class(_) => Some(1),
-        Node::Start | Node::End | Node::Border(_) | Node::Look { .. } => Some(0),
-        Node::Group { alternatives, .. } => width(alternatives),
-        Node::Repeat { node, min, max, .. } if Some(*min) == *max && node.class().is_some() => Some(*min),
-        Node::Repeat { .. } => None,
+    let width_of = |node: &PatternNode| match node {
+        PatternNode::Byte(_) | PatternNode::Class(_) => Some(1),
+        PatternNode::Start | PatternNode::End | PatternNode::Border(_) | PatternNode::Look { .. } => Some(0),
+        PatternNode::Group { alternatives, .. } => width(alternatives),
+        PatternNode::Repeat { node, min, max, .. } if Some(*min) == *max && node.class().is_some() => Some(*min),
+        PatternNode::Repeat { .. } => None,
     };
     let mut widths = alternatives.iter().map(|sequence| sequence.iter().map(width_of).sum::<Option<u32>>());
     let first = widths.next()??;
@@ -373,8 +378,8 @@ impl fmt::Display for Syntax {
     }
 }
 
-/// As sent to Varnish: one word of ASCII.
-pub(super) fn write_alternatives(out: &mut impl Write, alternatives: &[Vec<Node>]) -> fmt::Result {
+/// As it goes to Varnish: one word of ASCII.
+pub(super) fn write_alternatives(out: &mut impl Write, alternatives: &[Vec<PatternNode>]) -> fmt::Result {
     for (index, sequence) in alternatives.iter().enumerate() {
         out.write_str(if index > 0 { "|" } else { "" })?;
         sequence.iter().try_for_each(|node| write_node(out, node))?;
@@ -382,25 +387,25 @@ pub(super) fn write_alternatives(out: &mut impl Write, alternatives: &[Vec<Node>
     Ok(())
 }
 
-fn write_node(out: &mut impl Write, node: &Node) -> fmt::Result {
+fn write_node(out: &mut impl Write, node: &PatternNode) -> fmt::Result {
     match node {
-        Node::Byte(byte) => write_byte(out, *byte),
-        Node::Class(class) => write!(out, "{class}"),
-        Node::Start => out.write_char('^'),
-        Node::End => out.write_char('$'),
-        Node::Border(is_border) => out.write_str(if *is_border { "\\b" } else { "\\B" }),
-        Node::Group { captures, alternatives, .. } => {
+        PatternNode::Byte(byte) => write_byte(out, *byte),
+        PatternNode::Class(class) => write!(out, "{class}"),
+        PatternNode::Start => out.write_char('^'),
+        PatternNode::End => out.write_char('$'),
+        PatternNode::Border(is_border) => out.write_str(if *is_border { "\\b" } else { "\\B" }),
+        PatternNode::Group { captures, alternatives, .. } => {
             out.write_str(if *captures { "(" } else { "(?:" })?;
             write_alternatives(out, alternatives)?;
             out.write_char(')')
         }
-        Node::Look { behind, negative, alternatives, .. } => {
+        PatternNode::Look { behind, negative, alternatives, .. } => {
             let before = if *behind { "(?<" } else { "(?" };
             write!(out, "{before}{}", if *negative { '!' } else { '=' })?;
             write_alternatives(out, alternatives)?;
             out.write_char(')')
         }
-        Node::Repeat { node, min, max, lazy, .. } => {
+        PatternNode::Repeat { node, min, max, lazy, .. } => {
             write_node(out, node)?;
             match (*min, *max) {
                 (0, Some(1)) => out.write_char('?'),

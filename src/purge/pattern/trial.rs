@@ -5,7 +5,7 @@
 use pcre2::bytes::{Regex, RegexBuilder};
 
 use super::BadPattern;
-use super::syntax::{Node, Syntax};
+use super::syntax::{PatternNode, Syntax};
 
 /// The defaults of Varnish 7 (`varnishadm param.show`), as options before a pattern (pcre2pattern(3)). Without JIT both
 /// apply; a Varnish without executable writable memory (SELinux) has no JIT.
@@ -61,23 +61,25 @@ fn subjects(syntax: &Syntax, length: usize) -> impl Iterator<Item = Vec<u8>> {
     .into_iter()
 }
 
-/// A text that roughly matches the sequence.
-fn sample(sequence: &[Node], length: usize, out: &mut Vec<u8>) {
+/// Something that the sequence matches, roughly.
+fn sample(sequence: &[PatternNode], length: usize, out: &mut Vec<u8>) {
     for node in sequence {
         if out.len() >= length {
             return;
         }
         match node {
-            Node::Byte(byte) => out.push(*byte),
-            Node::Class(class) => out.extend(class.bytes().find(|byte| byte.is_ascii_graphic() && *byte != b',')),
-            Node::Group { alternatives, .. } | Node::Look { alternatives, .. } => {
+            PatternNode::Byte(byte) => out.push(*byte),
+            PatternNode::Class(class) => {
+                out.extend(class.bytes().find(|byte| byte.is_ascii_graphic() && *byte != b','));
+            }
+            PatternNode::Group { alternatives, .. } | PatternNode::Look { alternatives, .. } => {
                 alternatives.iter().for_each(|sequence| sample(sequence, length, out));
             }
-            Node::Repeat { node, min, max, .. } => {
+            PatternNode::Repeat { node, min, max, .. } => {
                 let times = max.map_or(min + 2, |max| max.min(min + 2));
                 (0..times).for_each(|_| sample(std::slice::from_ref(node), length, out));
             }
-            Node::Start | Node::End | Node::Border(_) => {}
+            PatternNode::Start | PatternNode::End | PatternNode::Border(_) => {}
         }
     }
 }

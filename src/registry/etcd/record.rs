@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::NodeFacts;
 use crate::fleet::{
-    DEFAULT_HEADER_LIMIT, Delivery, NodeId, NodeSource, NodeSpec, PurgeHeaders, Role, SendProxy, ServingState,
+    DEFAULT_HEADER_LIMIT, NodeId, NodeSource, NodeSpec, PurgeDialect, PurgeHeaders, Role, SendProxy, ServingState,
     VarnishSettings,
 };
 
@@ -44,7 +44,7 @@ pub(super) struct NodeRecord {
     pub(super) weight: u32,
     /// It has said that it is about to go.
     pub(super) drain: bool,
-    pub(super) delivery: Delivery,
+    pub(super) delivery: PurgeDialect,
     pub(super) header_limit: usize,
     pub(super) send_proxy: SendProxy,
     pub(super) epoch: Option<Arc<str>>,
@@ -67,7 +67,7 @@ struct Written {
     epoch: Option<Arc<str>>,
     #[serde(default)]
     labels: BTreeMap<String, String>,
-    delivery: Option<Delivery>,
+    delivery: Option<PurgeDialect>,
     header_limit: Option<usize>,
     #[serde(default)]
     send_proxy: SendProxy,
@@ -210,7 +210,7 @@ mod tests {
         let spec = record.spec(Role::Varnish, id, ([10, 0, 1, 5], 6081).into());
         assert_eq!((spec.weight, record.weight, record.drain), (0, 3, true));
         let epoch = Some("e1".into());
-        let (delivery, header_limit, send_proxy) = (Delivery::Xkey, 1024, SendProxy::V2);
+        let (delivery, header_limit, send_proxy) = (PurgeDialect::Xkey, 1024, SendProxy::V2);
         let headers = PurgeHeaders::default();
         assert_eq!(spec.varnish, Some(VarnishSettings { delivery, header_limit, send_proxy, epoch, headers }));
         assert_eq!(spec.zone.as_deref(), Some("a"));

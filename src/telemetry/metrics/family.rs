@@ -16,28 +16,28 @@ use super::labels::Labels;
 use super::register;
 
 /// Counters that differ in the labels `L`.
-pub(super) type Counters<L> = Family<IntCounterVec, L>;
+pub(super) type Counters<L> = MetricFamily<IntCounterVec, L>;
 
 /// Whole numbers that go up and down, and differ in the labels `L`.
-pub(super) type IntGauges<L> = Family<IntGaugeVec, L>;
+pub(super) type IntGauges<L> = MetricFamily<IntGaugeVec, L>;
 
 /// Numbers that go up and down, and differ in the labels `L`.
-pub(super) type Gauges<L> = Family<GaugeVec, L>;
+pub(super) type Gauges<L> = MetricFamily<GaugeVec, L>;
 
 /// Series of one name that differ in the labels `L`.
 #[derive(Clone, Debug)]
-pub(super) struct Family<V, L> {
+pub(super) struct MetricFamily<V, L> {
     series: V,
     /// How many hold a series. One that nobody ever held is not here, and stays.
     holders: Arc<Mutex<BTreeMap<L, usize>>>,
 }
 
-impl<B: MetricVecBuilder, L: Labels> Family<MetricVec<B>, L> {
+impl<B: MetricVecBuilder, L: Labels> MetricFamily<MetricVec<B>, L> {
     fn new(registry: &Registry, series: MetricVec<B>) -> prometheus::Result<Self>
     where
         MetricVec<B>: 'static,
     {
-        Ok(Family { series: register(registry, series)?, holders: Arc::default() })
+        Ok(MetricFamily { series: register(registry, series)?, holders: Arc::default() })
     }
 
     /// The series with these labels, made when first asked for.
@@ -77,11 +77,15 @@ impl<B: MetricVecBuilder, L: Labels> Family<MetricVec<B>, L> {
 
 /// Series that go together, whatever family each is in: when this is dropped.
 #[derive(Default)]
-pub(super) struct Held(Vec<Box<dyn Fn() + Send + Sync>>);
+pub(super) struct NodeSeries(Vec<Box<dyn Fn() + Send + Sync>>);
 
-impl Held {
+impl NodeSeries {
     /// Holds the series with these labels.
-    pub(super) fn bind<B: MetricVecBuilder, L: Labels>(&mut self, family: &Family<MetricVec<B>, L>, labels: L) -> B::M
+    pub(super) fn bind<B: MetricVecBuilder, L: Labels>(
+        &mut self,
+        family: &MetricFamily<MetricVec<B>, L>,
+        labels: L,
+    ) -> B::M
     where
         MetricVec<B>: 'static,
     {
@@ -92,26 +96,26 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for NodeSeries {
     fn drop(&mut self) {
         self.0.iter().for_each(|release| release());
     }
 }
 
-impl fmt::Debug for Held {
+impl fmt::Debug for NodeSeries {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} series", self.0.len())
     }
 }
 
 pub(super) fn counters<L: Labels>(registry: &Registry, name: &str, help: &str) -> prometheus::Result<Counters<L>> {
-    Family::new(registry, IntCounterVec::new(Opts::new(name, help), L::NAMES)?)
+    MetricFamily::new(registry, IntCounterVec::new(Opts::new(name, help), L::NAMES)?)
 }
 
 pub(super) fn int_gauges<L: Labels>(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntGauges<L>> {
-    Family::new(registry, IntGaugeVec::new(Opts::new(name, help), L::NAMES)?)
+    MetricFamily::new(registry, IntGaugeVec::new(Opts::new(name, help), L::NAMES)?)
 }
 
 pub(super) fn gauges<L: Labels>(registry: &Registry, name: &str, help: &str) -> prometheus::Result<Gauges<L>> {
-    Family::new(registry, GaugeVec::new(Opts::new(name, help), L::NAMES)?)
+    MetricFamily::new(registry, GaugeVec::new(Opts::new(name, help), L::NAMES)?)
 }

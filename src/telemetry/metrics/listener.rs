@@ -12,12 +12,12 @@ const REQUEST_BUCKETS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
 
 /// Requests, by how they were answered and by whom.
-pub(super) type Requests = Counters<(CodeClass, Option<NodeId>)>;
+pub(super) type RequestCounters = Counters<(CodeClass, Option<NodeId>)>;
 
 /// The metrics of one traffic listener.
 #[derive(Debug)]
 pub struct ListenerMetrics {
-    pub(super) requests: Requests,
+    pub(super) requests: RequestCounters,
     /// How long requests took, from their first byte to the last byte of the answer.
     pub duration: Histogram,
 }

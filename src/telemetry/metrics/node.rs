@@ -5,9 +5,9 @@ use std::sync::OnceLock;
 use parking_lot::Mutex;
 use prometheus::{Gauge, IntCounter, IntGauge, Registry};
 
-use super::family::{Counters, Gauges, Held, IntGauges, counters, gauges, int_gauges};
+use super::family::{Counters, Gauges, IntGauges, NodeSeries, counters, gauges, int_gauges};
 use super::labels::{BatchResult, CodeClass};
-use super::listener::Requests;
+use super::listener::RequestCounters;
 use crate::fleet::{NodeId, Role};
 
 /// The families in which every node of a role has its series.
@@ -30,21 +30,21 @@ pub(super) struct NodeFamilies {
 #[derive(Debug)]
 pub struct NodeMetrics {
     id: NodeId,
-    /// Requests that ended with this node, by status class.
+    /// RequestCounters that ended with this node, by status class.
     answers: [IntCounter; CodeClass::ALL.len()],
     /// The same of clients that asked it past the caches. Made when they are first counted: no node need ever be asked so.
     bypass: [OnceLock<Option<IntCounter>>; CodeClass::ALL.len()],
-    edge: Requests,
+    edge: RequestCounters,
     /// Connections that could not be opened.
     pub connect_errors: IntCounter,
-    /// Requests that are at the node now.
+    /// RequestCounters that are at the node now.
     pub inflight: IntGauge,
     /// 1 while the node is up.
     pub up: IntGauge,
     /// The handles that only a Varnish has.
     pub varnish: Option<VarnishMetrics>,
     /// `None` once the node has left: none of its series comes back then, whoever still has these handles.
-    held: Mutex<Option<Held>>,
+    held: Mutex<Option<NodeSeries>>,
 }
 
 /// The handles of one Varnish.
@@ -62,7 +62,7 @@ pub struct VarnishMetrics {
     pub failed: IntCounter,
     /// Batches that the node refused: its VCL or ACL must be changed.
     pub refused: IntCounter,
-    /// Requests that the node does not take though it takes others.
+    /// RequestCounters that the node does not take though it takes others.
     pub passed_over: IntCounter,
     /// Bans that were sent.
     pub bans_sent: IntCounter,
@@ -82,7 +82,7 @@ impl NodeFamilies {
                 "upstream_connect_errors_total",
                 "Connections to a node that could not be opened",
             )?,
-            inflight: int_gauges(r, "upstream_inflight", "Requests that are at a node now")?,
+            inflight: int_gauges(r, "upstream_inflight", "RequestCounters that are at a node now")?,
             up: int_gauges(r, "node_up", "1 while the health checks of a node pass")?,
             current: int_gauges(r, "node_current", "1 while a Varnish has every answered purge")?,
             cursor_lag: int_gauges(r, "node_cursor_lag", "Purges that a Varnish has not acknowledged")?,
@@ -108,8 +108,14 @@ impl NodeFamilies {
     }
 
     /// The handles of a node. `requests` are those of the listener that sends to nodes of its role, `edge` those of the edge.
-    pub(super) fn bind(&self, role: Role, id: &NodeId, requests: &Requests, edge: &Requests) -> NodeMetrics {
-        let mut held = Held::default();
+    pub(super) fn bind(
+        &self,
+        role: Role,
+        id: &NodeId,
+        requests: &RequestCounters,
+        edge: &RequestCounters,
+    ) -> NodeMetrics {
+        let mut held = NodeSeries::default();
         let answers = CodeClass::ALL.map(|class| held.bind(requests, (class, Some(id.clone()))));
         let of_node = || (role, id.clone());
         let connect_errors = held.bind(&self.connect_errors, of_node());
@@ -129,7 +135,7 @@ impl NodeFamilies {
         }
     }
 
-    fn bind_varnish(&self, id: &NodeId, held: &mut Held) -> VarnishMetrics {
+    fn bind_varnish(&self, id: &NodeId, held: &mut NodeSeries) -> VarnishMetrics {
         let batches = BatchResult::ALL.map(|result| held.bind(&self.deliveries, (id.clone(), result)));
         let [delivered, failed, refused, passed_over] = batches;
         VarnishMetrics {

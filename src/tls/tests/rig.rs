@@ -93,12 +93,12 @@ impl Folder {
 }
 
 /// Echoes what it gets, until it is dropped.
-pub(super) struct Server {
+pub(super) struct EchoServer {
     address: SocketAddr,
     task: AbortHandle,
 }
 
-impl Server {
+impl EchoServer {
     pub(super) async fn start(tls: &Tls) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -115,7 +115,7 @@ impl Server {
                 });
             }
         });
-        Server { address, task: task.abort_handle() }
+        EchoServer { address, task: task.abort_handle() }
     }
 
     /// What comes back, to the end of the connection, for bytes that need not be TLS.
@@ -128,16 +128,16 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for EchoServer {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
 /// A client with a memory of sessions.
-pub(super) struct Client(ClientConfig);
+pub(super) struct TlsClient(ClientConfig);
 
-impl Client {
+impl TlsClient {
     pub(super) fn of(version: &'static SupportedProtocolVersion) -> Self {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let verifier = AnyCertificate {
@@ -146,7 +146,7 @@ impl Client {
         };
         let builder = ClientConfig::builder_with_provider(provider).with_protocol_versions(&[version]).unwrap();
         let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier));
-        Client(builder.with_no_client_auth())
+        TlsClient(builder.with_no_client_auth())
     }
 
     /// Checks signatures of this kind only.
@@ -177,7 +177,7 @@ impl Client {
     }
 
     /// Connects. A name that is an address is not sent.
-    pub(super) async fn connect(&self, server: &Server, name: &str) -> io::Result<TlsStream<TcpStream>> {
+    pub(super) async fn connect(&self, server: &EchoServer, name: &str) -> io::Result<TlsStream<TcpStream>> {
         let name = ServerName::try_from(name.to_owned()).unwrap();
         let socket = TcpStream::connect(server.address).await?;
         TlsConnector::from(self.config()).connect(name, socket).await

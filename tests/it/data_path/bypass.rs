@@ -1,6 +1,6 @@
 //! Past the caches: what a reader gets from a web node while no Varnish may serve.
 
-use clearcoat::fleet::Delivery;
+use clearcoat::fleet::PurgeDialect;
 use clearcoat::varnish::vcl;
 use http::Request;
 
@@ -322,7 +322,8 @@ fn a_page_past_the_caches_is_the_page_that_varnish_makes_of_it() {
     };
     let behind = Upstream::start(script);
     let folder = tempfile::tempdir().expect("a folder");
-    let text = vcl::render(vcl::Version::Seven, Delivery::Magento, &[behind.address.into()], &[]).expect("a VCL");
+    let text =
+        vcl::render(vcl::VarnishVersion::Seven, PurgeDialect::Magento, &[behind.address.into()], &[]).expect("a VCL");
     let file = folder.path().join("shop.vcl");
     std::fs::write(&file, text).expect("a file");
     let mut varnish = Varnish::spawn(folder.path(), "varnish", &file);

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use clearcoat::fleet::{DEFAULT_HEADER_LIMIT, Delivery};
+use clearcoat::fleet::{DEFAULT_HEADER_LIMIT, PurgeDialect};
 use clearcoat::varnish::vcl;
 
 use super::clearcoat::Clearcoat;
@@ -48,8 +48,8 @@ pub struct Plan {
     pub links: bool,
     /// More keys of `[registry.etcd]`.
     pub etcd_keys: &'static str,
-    /// The form of the Varnish nodes' purges, and their longest header.
-    pub delivery: Delivery,
+    /// How the Varnish nodes are told to drop pages, and the longest header they take.
+    pub delivery: PurgeDialect,
     pub header_limit: usize,
     /// The last Varnish is behind this link.
     pub slow_link: Option<Quality>,
@@ -81,7 +81,7 @@ impl Default for Plan {
             registered: false,
             links: false,
             etcd_keys: "",
-            delivery: Delivery::Magento,
+            delivery: PurgeDialect::Magento,
             header_limit: DEFAULT_HEADER_LIMIT,
             slow_link: None,
             disk: false,
@@ -204,7 +204,7 @@ impl Fleet {
             let link = slow_link.as_ref().filter(|_| number == plan.varnish);
             let seen = |origin: &SocketAddr| link.map_or(*origin, |link| link.near(*origin)).into();
             let by_origin: Vec<_> = origins.iter().map(seen).collect();
-            let text = vcl::render(vcl::Version::Seven, plan.delivery, &by_origin, &allow).expect("a VCL");
+            let text = vcl::render(vcl::VarnishVersion::Seven, plan.delivery, &by_origin, &allow).expect("a VCL");
             std::fs::write(&file, (plan.vcl)(&text, &id, folder.path())).expect("a file");
             if let Some(link) = link {
                 return Varnish::spawn_behind(link, folder.path(), &id, &file);

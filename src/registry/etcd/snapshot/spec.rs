@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::fleet::{Delivery, NodeId, NodeSource, NodeSpec, PurgeHeaders, Role, SendProxy, VarnishSettings};
+use crate::fleet::{NodeId, NodeSource, NodeSpec, PurgeDialect, PurgeHeaders, Role, SendProxy, VarnishSettings};
 
 #[derive(Serialize, Deserialize)]
 struct Flat {
@@ -17,7 +17,7 @@ struct Flat {
     id: NodeId,
     address: SocketAddr,
     weight: u32,
-    delivery: Delivery,
+    delivery: PurgeDialect,
     header_limit: usize,
     send_proxy: SendProxy,
     epoch: Option<Arc<str>>,

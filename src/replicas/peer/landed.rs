@@ -1,0 +1,65 @@
+//! Asks a replica up to where the pages have landed that are held for ([`PeerHolds`]).
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::super::Replicas;
+use super::super::under_way::PeerHolds;
+use super::Peer;
+use crate::fleet::NodeId;
+use crate::telemetry::causes;
+
+/// Ends what is held for a replica when nobody asks it any more.
+struct EndsWithTask<'a>(&'a PeerHolds);
+
+impl Drop for EndsWithTask<'_> {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+/// Asks a replica about what is held for it, for as long as this is polled.
+pub(super) async fn ask(replicas: Arc<Replicas>, peer: Arc<Peer>) -> Infallible {
+    let asking = EndsWithTask(&peer.under_way);
+    loop {
+        if asking.0.nodes().is_empty() {
+            asking.0.rung().await;
+        }
+        ask_until_landed(&replicas, &peer).await;
+    }
+}
+
+async fn ask_until_landed(replicas: &Replicas, peer: &Peer) {
+    let under_way = &peer.under_way;
+    let mut heard = Instant::now();
+    loop {
+        let nodes = under_way.nodes();
+        if nodes.is_empty() {
+            return;
+        }
+        match peer.ask_landed(replicas, nodes).await {
+            Ok(said) => {
+                heard = Instant::now();
+                under_way.have_landed(&said.landed);
+            }
+            Err(error) if error.has_ended() || heard.elapsed() >= replicas.context.ack_timeout => {
+                peer.is_late_now(&causes(&error).to_string());
+                under_way.release();
+            }
+            Err(_) => {}
+        }
+        let long = under_way.worth_a_word();
+        if !long.is_empty() {
+            let nodes: Vec<&str> = long.iter().map(NodeId::as_str).collect();
+            tracing::info!(
+                replica = %peer.id, ?nodes,
+                "a page that purges concern is on its way through another replica: these nodes get no traffic until it has arrived"
+            );
+        }
+        tokio::time::sleep(under_way.pause()).await;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -383,7 +383,7 @@ impl Deliveries {
 
     /// Whoever lets this one wait in vain is late.
     async fn wait_for(&self, position: Position, timeout: Duration) {
-        let awaited = self.worth_waiting_for();
+        let awaited = self.worth_waiting_for(position);
         let all_have_it = async {
             let mut progress = self.progress.subscribe();
             while awaited.iter().any(|node| !self.is_settled(node, position)) {
@@ -399,17 +399,18 @@ impl Deliveries {
         }
     }
 
-    /// Nobody waits for nodes that are down, nor for those that are late: they get no traffic anyway.
-    fn worth_waiting_for(&self) -> Vec<Arc<Node>> {
+    /// Nobody waits for nodes that are down, nor for those that are late or held back: they get no traffic anyway.
+    fn worth_waiting_for(&self, position: Position) -> Vec<Arc<Node>> {
         let fleet = self.context.fleet.load();
+        let is_no_use = |node: &Node| self.is_late(node) || self.is_held_back(node, position);
         let members = fleet.varnish.members().iter();
-        let awaited = members.filter(|member| member.health != Health::Down && !self.is_late(&member.node));
+        let awaited = members.filter(|member| member.health != Health::Down && !is_no_use(&member.node));
         awaited.map(|member| Arc::clone(&member.node)).collect()
     }
 
-    /// Whether there is nothing more to wait for: the node has the purge, or is down, gone, or late already.
+    /// Whether there is nothing more to wait for: the node has the purge, or is down, gone, late already, or held back.
     fn is_settled(&self, node: &Node, position: Position) -> bool {
-        if node.live.cursor() >= position || self.is_late(node) {
+        if node.live.cursor() >= position || self.is_late(node) || self.is_held_back(node, position) {
             return true;
         }
         let fleet = self.context.fleet.load();
@@ -421,6 +422,11 @@ impl Deliveries {
     fn is_late(&self, node: &Node) -> bool {
         let late = self.nodes.get(node.id()).is_some_and(|delivery| delivery.state.late.load(Ordering::SeqCst));
         late && !self.context.fence.is_current(&node.live)
+    }
+
+    /// However long that takes, whoever asks for the end of it does not hurry for a purge.
+    fn is_held_back(&self, node: &Node, position: Position) -> bool {
+        self.nodes.get(node.id()).is_some_and(|delivery| delivery.state.recalls.hold_back(position))
     }
 
     fn mark_late(&self, node: &Node) {

@@ -361,6 +361,19 @@ async fn a_hold_outlives_a_new_registration_and_then_the_node_is_told_again() {
 }
 
 #[tokio::test]
+async fn no_purge_waits_for_a_node_that_is_held_back_before_it() {
+    let rig = Rig::new(CALM).await;
+    rig.ran(&[400, 200]);
+    let held = rig.purge("a").await;
+    let _hold = rig.deliveries.hold(held, rig.node.id(), "a page".into());
+    let next = rig.append("b").await;
+    let reached = tokio::time::timeout(PATIENCE / 4, rig.deliveries.reached(next, PATIENCE)).await.expect("at once");
+    assert_eq!(reached, (vec![], vec![rig.node.id().clone()]));
+    // What lies before it counts.
+    assert_eq!(rig.deliveries.reached(held - 1, PATIENCE).await.0, [rig.node.id().clone()]);
+}
+
+#[tokio::test]
 async fn what_settles_is_told_once_more_after_its_answer() {
     let settle = Duration::from_millis(400);
     let rig = Rig::new(Pace { settle, ..CALM }).await;

@@ -31,11 +31,13 @@
 //! **Who is waited for.** A purge is answered without a node that let another one wait in vain: it is *late*, until
 //! it has taken all it missed. From then on it is waited for again, though the fence is still ahead of it by the
 //! purges that were answered meanwhile. Otherwise the fence would run away from it with every further purge, and in a
-//! storm no node that was fenced once would ever come back.
+//! storm no node that was fenced once would ever come back. A node that is held back for another replica ([`Hold`]) is not
+//! waited for either: nothing that it acknowledges helps.
 
 mod budget;
 mod dispatch;
 mod expected;
+mod keep_up;
 mod landed;
 mod landing;
 mod recalls;
@@ -71,9 +73,6 @@ use recalls::{Left, Recalls};
 pub use requests::Refusable;
 use requests::{Owed, Requests};
 use walk::Refused;
-
-/// Purges that arrive within this part of the time that they have fence together.
-const ARRIVAL_GRAINS: u32 = 16;
 
 /// What every delivery works with.
 #[derive(Clone)]
@@ -305,63 +304,6 @@ impl Deliveries {
         let away = journal.cursors().into_iter().filter(|(id, _)| fleet.varnish.get(id).is_none());
         let least = self.cursors().into_iter().chain(away).map(|(_, cursor)| cursor.position).min();
         least.unwrap_or_else(|| journal.head()).max(journal.floor())
-    }
-
-    /// Does the same for what others have accepted and the journal brings, until the process ends: a purge that was
-    /// answered elsewhere fences here, too, whether or not anybody told us of it directly.
-    ///
-    /// Whoever accepted it waits as long as we do, so a purge that comes live is settled as one of ours, and fences when
-    /// it has been here for `timeout`: by our own clock, for what another machine's clock says of it may be anything.
-    /// What is below `answered` was there before we could see it, and fences at once.
-    pub async fn keep_up(&self, timeout: Duration, mut answered: watch::Receiver<Position>) {
-        let fence_what_was_answered = async {
-            while answered.changed().await.is_ok() {
-                let answered = *answered.borrow_and_update();
-                self.context.fence.raise(answered);
-            }
-        };
-        let settle_what_is_new = async {
-            let mut head = self.context.journal.watch();
-            let fence = || self.context.fence.position();
-            while let Ok(moved) = head.wait_for(|head| *head > fence()).await.map(|head| *head) {
-                self.note_requests_since(fence());
-                self.settle(moved, timeout).await;
-            }
-        };
-        tokio::join!(fence_what_was_answered, self.fence_in_time(timeout), settle_what_is_new);
-    }
-
-    /// Raises the fence to what has been here for `timeout`, also while an earlier purge is still being settled.
-    async fn fence_in_time(&self, timeout: Duration) {
-        let mut head = self.context.journal.watch();
-        let mut arrivals: VecDeque<(Position, Instant)> = VecDeque::new();
-        loop {
-            let due = arrivals.front().map(|&(_, arrived)| arrived + timeout);
-            let is_due = async {
-                match due {
-                    Some(due) => tokio::time::sleep_until(due.into()).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                moved = head.changed() => {
-                    if moved.is_err() {
-                        return;
-                    }
-                    let (position, now) = (*head.borrow_and_update(), Instant::now());
-                    match arrivals.back_mut() {
-                        // Together, and a little early: so there are never more of them than grains in the time.
-                        Some((last, arrived)) if now < *arrived + timeout / ARRIVAL_GRAINS => *last = position,
-                        _ => arrivals.push_back((position, now)),
-                    }
-                }
-                () = is_due => {
-                    if let Some((position, _)) = arrivals.pop_front() {
-                        self.context.fence.raise(position);
-                    }
-                }
-            }
-        }
     }
 
     /// What is in the journal counts as answered, whoever answered it.

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
+use super::keep_up::ARRIVAL_GRAINS;
 use super::*;
 use crate::config::HealthChecks;
 use crate::fleet::{Live, Member, NodeSpec, Pool, Role};

@@ -31,11 +31,13 @@
 //! **Who is waited for.** A purge is answered without a node that let another one wait in vain: it is *late*, until
 //! it has taken all it missed. From then on it is waited for again, though the fence is still ahead of it by the
 //! purges that were answered meanwhile. Otherwise the fence would run away from it with every further purge, and in a
-//! storm no node that was fenced once would ever come back.
+//! storm no node that was fenced once would ever come back. A node that is held back for another replica ([`Hold`]) is not
+//! waited for either: nothing that it acknowledges helps.
 
 mod budget;
 mod dispatch;
 mod expected;
+mod keep_up;
 mod landed;
 mod landing;
 mod recalls;
@@ -71,9 +73,6 @@ use recalls::{Left, Recalls};
 pub use requests::Refusable;
 use requests::{Owed, Requests};
 use walk::Refused;
-
-/// Purges that arrive within this part of the time that they have fence together.
-const ARRIVAL_GRAINS: u32 = 16;
 
 /// Lets this guard take note of each purge of a journal, before any delivery can see it.
 pub fn noted_by(guard: &Arc<Guard>) -> PurgeObserver {
@@ -313,63 +312,6 @@ impl Deliveries {
         least.unwrap_or_else(|| journal.head()).max(journal.floor())
     }
 
-    /// Does the same for what others have accepted and the journal brings, until the process ends: a purge that was
-    /// answered elsewhere fences here, too, whether or not anybody told us of it directly.
-    ///
-    /// Whoever accepted it waits as long as we do, so a purge that comes live is settled as one of ours, and fences when
-    /// it has been here for `timeout`: by our own clock, for what another machine's clock says of it may be anything.
-    /// What is below `answered` was there before we could see it, and fences at once.
-    pub async fn keep_up(&self, timeout: Duration, mut answered: watch::Receiver<Position>) {
-        let fence_what_was_answered = async {
-            while answered.changed().await.is_ok() {
-                let answered = *answered.borrow_and_update();
-                self.context.fence.raise(answered);
-            }
-        };
-        let settle_what_is_new = async {
-            let mut head = self.context.journal.watch();
-            let fence = || self.context.fence.position();
-            while let Ok(moved) = head.wait_for(|head| *head > fence()).await.map(|head| *head) {
-                self.note_requests_since(fence());
-                self.settle(moved, timeout).await;
-            }
-        };
-        tokio::join!(fence_what_was_answered, self.fence_in_time(timeout), settle_what_is_new);
-    }
-
-    /// Raises the fence to what has been here for `timeout`, also while an earlier purge is still being settled.
-    async fn fence_in_time(&self, timeout: Duration) {
-        let mut head = self.context.journal.watch();
-        let mut arrivals: VecDeque<(Position, Instant)> = VecDeque::new();
-        loop {
-            let due = arrivals.front().map(|&(_, arrived)| arrived + timeout);
-            let is_due = async {
-                match due {
-                    Some(due) => tokio::time::sleep_until(due.into()).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                moved = head.changed() => {
-                    if moved.is_err() {
-                        return;
-                    }
-                    let (position, now) = (*head.borrow_and_update(), Instant::now());
-                    match arrivals.back_mut() {
-                        // Together, and a little early: so there are never more of them than grains in the time.
-                        Some((last, arrived)) if now < *arrived + timeout / ARRIVAL_GRAINS => *last = position,
-                        _ => arrivals.push_back((position, now)),
-                    }
-                }
-                () = is_due => {
-                    if let Some((position, _)) = arrivals.pop_front() {
-                        self.context.fence.raise(position);
-                    }
-                }
-            }
-        }
-    }
-
     /// What is in the journal counts as answered, whoever answered it.
     pub fn fence_everything(&self) {
         self.context.fence.raise(self.context.journal.head());
@@ -389,7 +331,7 @@ impl Deliveries {
 
     /// Whoever lets this one wait in vain is late.
     async fn wait_for(&self, position: Position, timeout: Duration) {
-        let awaited = self.worth_waiting_for();
+        let awaited = self.worth_waiting_for(position);
         let all_have_it = async {
             let mut progress = self.progress.subscribe();
             while awaited.iter().any(|node| !self.is_settled(node, position)) {
@@ -405,17 +347,18 @@ impl Deliveries {
         }
     }
 
-    /// Nobody waits for nodes that are down, nor for those that are late: they get no traffic anyway.
-    fn worth_waiting_for(&self) -> Vec<Arc<Node>> {
+    /// Nobody waits for nodes that are down, nor for those that are late or held back: they get no traffic anyway.
+    fn worth_waiting_for(&self, position: Position) -> Vec<Arc<Node>> {
         let fleet = self.context.fleet.load();
+        let is_no_use = |node: &Node| self.is_late(node) || self.is_held_back(node, position);
         let members = fleet.varnish.members().iter();
-        let awaited = members.filter(|member| member.health != Health::Down && !self.is_late(&member.node));
+        let awaited = members.filter(|member| member.health != Health::Down && !is_no_use(&member.node));
         awaited.map(|member| Arc::clone(&member.node)).collect()
     }
 
-    /// Whether there is nothing more to wait for: the node has the purge, or is down, gone, or late already.
+    /// Whether there is nothing more to wait for: the node has the purge, or is down, gone, late already, or held back.
     fn is_settled(&self, node: &Node, position: Position) -> bool {
-        if node.live.cursor() >= position || self.is_late(node) {
+        if node.live.cursor() >= position || self.is_late(node) || self.is_held_back(node, position) {
             return true;
         }
         let fleet = self.context.fleet.load();
@@ -427,6 +370,11 @@ impl Deliveries {
     fn is_late(&self, node: &Node) -> bool {
         let late = self.nodes.get(node.id()).is_some_and(|delivery| delivery.state.late.load(Ordering::SeqCst));
         late && !self.context.fence.is_current(&node.live)
+    }
+
+    /// However long that takes, whoever asks for the end of it does not hurry for a purge.
+    fn is_held_back(&self, node: &Node, position: Position) -> bool {
+        self.nodes.get(node.id()).is_some_and(|delivery| delivery.state.recalls.hold_back(position))
     }
 
     fn mark_late(&self, node: &Node) {

@@ -107,6 +107,11 @@ impl Recalls {
         Hold { recalls: Arc::clone(self), key }
     }
 
+    /// Whether the purge at this position cannot count before a hold ends.
+    pub(super) fn hold_back(&self, position: Position) -> bool {
+        self.state.lock().held.values().any(|held| held.after < position)
+    }
+
     /// Why something is held, if anything is.
     pub(super) fn held_because(&self) -> Option<Arc<str>> {
         self.state.lock().held.values().next().map(|held| Arc::clone(&held.reason))

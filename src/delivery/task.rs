@@ -409,10 +409,6 @@ impl Task {
         }
         self.recall_stalls = 0;
         self.state.recalls.done(stretch);
-        if self.deliveries.context.fence.is_current(&self.node.live) {
-            // Who waited for it while it was held back did so in vain, and need not any more.
-            self.state.late.store(false, Ordering::SeqCst);
-        }
         self.deliveries.progressed();
     }
 

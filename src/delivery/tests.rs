@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
+use super::keep_up::ARRIVAL_GRAINS;
 use super::*;
 use crate::config::HealthChecks;
 use crate::fleet::{Live, Member, NodeSpec, Pool, Role, VarnishSettings};
@@ -360,6 +361,19 @@ async fn a_hold_outlives_a_new_registration_and_then_the_node_is_told_again() {
     tokio::time::timeout(PATIENCE, counts).await.unwrap();
     rig.deliveries.stop(rig.node.id());
     assert!(rig.deliveries.left.is_empty());
+}
+
+#[tokio::test]
+async fn no_purge_waits_for_a_node_that_is_held_back_before_it() {
+    let rig = Rig::new(CALM).await;
+    rig.ran(&[400, 200]);
+    let held = rig.purge("a").await;
+    let _hold = rig.deliveries.hold(held, rig.node.id(), "a page".into());
+    let next = rig.append("b").await;
+    let reached = tokio::time::timeout(PATIENCE / 4, rig.deliveries.reached(next, PATIENCE)).await.expect("at once");
+    assert_eq!(reached, (vec![], vec![rig.node.id().clone()]));
+    // What lies before it counts.
+    assert_eq!(rig.deliveries.reached(held - 1, PATIENCE).await.0, [rig.node.id().clone()]);
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::ScopedJoinHandle;
+use std::time::Instant;
 
 use crate::support::clearcoat::Clearcoat;
 use crate::support::client::{Answer, get, purge, tag};
@@ -272,4 +273,44 @@ fn a_clearcoat_that_ends_in_order_is_asked_until_its_pages_have_passed() {
         assert_eq!(old, 0, "of {all} pages");
         assert!(last.text().starts_with('2'), "{} bytes", last.body.len());
     });
+}
+
+#[test]
+fn a_storm_of_purges_keeps_no_node_back_when_the_page_has_landed() {
+    let [plan, _] = plans(2);
+    let rig = Rig::start(&plan);
+    let (fleet, reads, longest_ms) = (&rig.fleet, Reads::default(), AtomicU64::new(0));
+    let purges = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        let (fetch, _) = rig.purge_on_the_way(scope);
+        let _ends = reads.ends();
+        scope.spawn(|| reads.run(&fleet.clearcoat));
+        for sender in 0..8 {
+            let (reads, purges, longest_ms) = (&reads, &purges, &longest_ms);
+            scope.spawn(move || {
+                for number in 0.. {
+                    if reads.stop.load(Ordering::SeqCst) {
+                        return;
+                    }
+                    let began = Instant::now();
+                    // The first of them concerns the page, and so do others behind it.
+                    purge_by(&fleet.clearcoat, &format!("cat_p_{}", 1 + number * sender % 50));
+                    longest_ms.fetch_max(began.elapsed().as_millis() as u64, Ordering::SeqCst);
+                    purges.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+        }
+        eventually("there is a storm", || (purges.load(Ordering::SeqCst) > 500).then_some(()));
+        // Nobody waits for a node that is held back: that would be for all of `ack_timeout`.
+        let longest_ms = longest_ms.load(Ordering::SeqCst);
+        assert!(longest_ms < 3_500, "{longest_ms}");
+        assert!(!is_current(&fleet.clearcoat));
+        rig.rest.open();
+        assert_eq!(fetch.join().expect("a reader").status, 200);
+        fleet.clearcoat.current();
+        let (old, all) = reads.end();
+        assert_eq!(old, 0, "of {all} pages");
+    });
+    fleet.clearcoat.current();
+    assert!(fleet.varnish[0].get(PAGE).text().starts_with('2'));
 }

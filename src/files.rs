@@ -24,7 +24,7 @@ use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::sync::Notify;
 
-use crate::telemetry::{Metrics, Shortage};
+use crate::telemetry::{Metrics, Shortage, causes};
 
 /// Connections per listener of the control plane, if there are files for as many.
 const CONTROL_CONNECTIONS: u64 = 2048;
@@ -70,7 +70,7 @@ pub fn raise_limit() -> (u64, u64) {
     match raised {
         Ok(()) => (before, limit.maximum.unwrap_or(u64::MAX)),
         Err(error) => {
-            tracing::warn!(%error, limit = before, "the limit of open files cannot be raised");
+            tracing::warn!(error = %causes(&error), limit = before, "the limit of open files cannot be raised");
             (before, before)
         }
     }

@@ -38,6 +38,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::{Failure, Pauses, RaftPosition, Session, SharedEtcd, bounded};
+use crate::telemetry::causes;
 use known::{WatchContent, WatchMessage, WatchOutcome, WatchPosition};
 
 /// How long a watch may say nothing before its member is asked whether it is still there.
@@ -208,7 +209,7 @@ impl WatchStatus {
 
     fn lost(&self, failure: &Failure) {
         self.connected.store(false, Ordering::Relaxed);
-        let text = failure.to_string();
+        let text = causes(failure).to_string();
         // Once a change, not once an attempt.
         if self.tell(&text) {
             tracing::warn!(what = self.what, error = text, "etcd cannot be followed: what is known of it stays");

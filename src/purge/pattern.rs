@@ -88,7 +88,7 @@ pub enum BadPattern {
     )]
     Effort(usize),
     /// PCRE2 does not compile it: it is too large.
-    #[error("{0}")]
+    #[error(transparent)]
     Regex(#[from] pcre2::Error),
 }
 

@@ -37,6 +37,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::config;
 use crate::etcd::EtcdCluster;
 use crate::fleet::{NodeId, Role};
+use crate::telemetry::causes;
 
 pub use address::Address;
 pub use check::{CheckSettings, CheckUrl};
@@ -103,7 +104,7 @@ pub async fn run(settings: AgentSettings) -> io::Result<u8> {
     let signals = AgentSignals::listen(settings.stop_signal)?;
     let mut children = Children::none()?;
     if let Err(not_started) = children.start(&settings.command) {
-        tracing::error!(error = %not_started, "cannot run the command");
+        tracing::error!(error = %causes(&not_started), "cannot run the command");
         return Ok(not_started.status());
     }
     let settings = Arc::new(settings);

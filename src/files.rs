@@ -23,7 +23,7 @@ use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::sync::Notify;
 
-use crate::telemetry::{FileShare, Metrics, Shortage};
+use crate::telemetry::{FileShare, Metrics, Shortage, causes};
 
 /// Connections per control-plane listener, if there are enough files.
 const CONTROL_CONNECTIONS: u64 = 2048;
@@ -69,7 +69,7 @@ pub fn raise_limit() -> (u64, u64) {
     match raised {
         Ok(()) => (before, limit.maximum.unwrap_or(u64::MAX)),
         Err(error) => {
-            tracing::warn!(%error, limit = before, "the limit of open files cannot be raised");
+            tracing::warn!(error = %causes(&error), limit = before, "the limit of open files cannot be raised");
             (before, before)
         }
     }

@@ -31,7 +31,7 @@ use crate::fleet::{
     Verdict,
 };
 use crate::slow_start::SlowStart;
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, causes};
 use crate::trial::Trials;
 
 /// How many events become one snapshot at most.
@@ -120,7 +120,7 @@ impl FleetKeeper {
                 },
                 // A checker that was stopped with its node, or that panicked: the set only has to be emptied.
                 Some(ended) = self.probes.join_next() => if let Err(error) = ended && error.is_panic() {
-                    tracing::error!(%error, "a health checker panicked");
+                    tracing::error!(error = %causes(&error), "a health checker panicked");
                 },
             }
         }

@@ -83,7 +83,7 @@ async fn serve_in<H: Handler>(
                 connections.spawn(serve_connection(guest, stream, peer, handler, max_request, shutdown.clone()));
             }
             Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
+                tracing::warn!(error = %causes(&error), "a connection could not be accepted");
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
@@ -104,7 +104,7 @@ async fn serve_connection<H: Handler>(
     shutdown: Shutdown,
 ) {
     if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "the client left at once");
+        tracing::debug!(error = %causes(&error), "the client left at once");
         return;
     }
     let (stream, meter) = Limited::new(stream, max_request);
@@ -116,7 +116,7 @@ async fn serve_connection<H: Handler>(
         let (meter, guest) = (&meter, &guest);
         async move {
             let response = answer.await.unwrap_or_else(|error| {
-                tracing::error!(%error, "a request handler panicked");
+                tracing::error!(error = %causes(&error), "a request handler panicked");
                 text(500, "internal error\n")
             });
             meter.next_request();

@@ -60,13 +60,13 @@ enum ProbeKind {
 /// Why a check could not be carried out.
 #[derive(Debug, thiserror::Error)]
 enum CheckError {
-    #[error("connecting failed: {0}")]
+    #[error("connecting failed")]
     Connect(#[from] std::io::Error),
     #[error(transparent)]
     Header(#[from] HeaderError),
     #[error(transparent)]
     Http(#[from] hyper::Error),
-    #[error("the check cannot be written as a request: {0}")]
+    #[error("the check cannot be written as a request")]
     Request(#[from] http::Error),
 }
 

@@ -26,15 +26,15 @@ pub enum Address {
 
 /// Why there is none (yet).
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Unknown {
+pub(super) enum UnknownAddress {
     /// There is no such interface, or it has no address.
     #[error("the interface {0} has no address that others could use")]
     Interface(String),
     /// The system would not say.
-    #[error("the addresses of this host: {0}")]
+    #[error("the addresses of this host are not known")]
     Interfaces(#[source] io::Error),
     /// No way to etcd.
-    #[error("no way to {0}: {1}")]
+    #[error("no way to {0}")]
     Route(String, #[source] io::Error),
     /// Without a name to ask.
     #[error("no etcd to find a way to")]
@@ -43,21 +43,21 @@ pub(super) enum Unknown {
 
 impl Address {
     /// The address as it is written: `HOST:PORT`, with brackets around one of IPv6.
-    pub(super) async fn find(&self) -> Result<String, Unknown> {
+    pub(super) async fn find(&self) -> Result<String, UnknownAddress> {
         match self {
             Address::Given(address) => Ok(address.clone()),
             Address::Of(interface, port) => {
-                let all = if_addrs::get_if_addrs().map_err(Unknown::Interfaces)?;
+                let all = if_addrs::get_if_addrs().map_err(UnknownAddress::Interfaces)?;
                 let ours = all.into_iter().filter(|one| one.name == *interface).map(|one| one.addr);
-                let chosen = preferred(ours).ok_or_else(|| Unknown::Interface(interface.clone()))?;
+                let chosen = preferred(ours).ok_or_else(|| UnknownAddress::Interface(interface.clone()))?;
                 Ok(SocketAddr::new(chosen, *port).to_string())
             }
             Address::Towards(endpoints, port) => {
-                let mut failure = Unknown::NoEtcd;
+                let mut failure = UnknownAddress::NoEtcd;
                 for endpoint in endpoints {
                     match towards(endpoint).await {
                         Ok(local) => return Ok(SocketAddr::new(local, *port).to_string()),
-                        Err(error) => failure = Unknown::Route(endpoint.clone(), error),
+                        Err(error) => failure = UnknownAddress::Route(endpoint.clone(), error),
                     }
                 }
                 Err(failure)

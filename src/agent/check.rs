@@ -61,11 +61,11 @@ impl fmt::Display for CheckUrl {
 pub(super) enum CheckFailure {
     #[error("no answer within {0:?}")]
     NoAnswer(Duration),
-    #[error("connecting to {0} failed: {1}")]
+    #[error("connecting to {0} failed")]
     Connect(String, #[source] std::io::Error),
-    #[error("{0}: {1}")]
+    #[error("{0}")]
     Http(CheckUrl, #[source] hyper::Error),
-    #[error("the check cannot be written as a request: {0}")]
+    #[error("the check cannot be written as a request")]
     Request(#[from] http::Error),
     #[error("{0} answered {1}")]
     Status(CheckUrl, u16),

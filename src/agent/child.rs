@@ -15,6 +15,8 @@ use std::process::Command;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, kill_process_group, wait};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::telemetry::causes;
+
 /// What a shell says of a command that does not exist, and of one that cannot be run.
 const NOT_FOUND: u8 = 127;
 const NOT_EXECUTABLE: u8 = 126;
@@ -31,7 +33,7 @@ pub(super) struct Children {
 
 /// The command could not be started.
 #[derive(Debug, thiserror::Error)]
-#[error("{}: {source}", command.display())]
+#[error("{}", command.display())]
 pub(super) struct NotStarted {
     command: OsString,
     #[source]
@@ -92,7 +94,7 @@ impl Children {
         // Once it was waited for, its number may be somebody else's.
         let Some(pid) = self.child.filter(|_| self.status.is_none()) else { return };
         if let Err(error) = send(pid) {
-            tracing::warn!(pid = pid.as_raw_nonzero(), ?signal, %error, "cannot {what} the child");
+            tracing::warn!(pid = pid.as_raw_nonzero(), ?signal, error = %causes(&error), "cannot {what} the child");
         }
     }
 

@@ -82,7 +82,7 @@ impl Observer<'_> {
         let found = tokio::time::timeout(self.settings.check.timeout, self.settings.address.find()).await;
         let address = match found {
             Ok(Ok(address)) => address,
-            Ok(Err(unknown)) => return Err(unknown.to_string()),
+            Ok(Err(unknown)) => return Err(causes(&unknown).to_string()),
             Err(_) => return Err("the name of etcd is not resolved in time".to_owned()),
         };
         if is_local(&address) {

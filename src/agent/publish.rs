@@ -9,6 +9,7 @@ use super::record::{OwnRecord, WriterMark};
 use super::{AgentSettings, EndStage};
 use crate::etcd::{Registration, RegistrationStatus, SharedEtcd};
 use crate::fleet::ServingState;
+use crate::telemetry::causes;
 
 /// How long taking the key away may keep the agent: whoever stops a container waits for it.
 const LAST_WORDS: Duration = Duration::from_secs(3);
@@ -64,5 +65,5 @@ fn value(settings: &AgentSettings, writer: &WriterMark, sight: &Sight, stage: En
     let Sight { address, epoch, .. } = sight;
     let record = OwnRecord { address, state, epoch: epoch.as_deref(), facts: &settings.facts, writer };
     let value = record.to_json();
-    value.inspect_err(|error| tracing::error!(%error, "the record of this node cannot be written")).ok()
+    value.inspect_err(|error| tracing::error!(error = %causes(error), "the record of this node cannot be written")).ok()
 }

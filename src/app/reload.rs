@@ -19,7 +19,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::config::{Config, ConfigErrors, ConfigSource, ConfigText, StaticNode};
 use crate::fleet::NodeKey;
-use crate::telemetry::{Metrics, ReloadResult, log};
+use crate::telemetry::{Metrics, ReloadResult, causes, log};
 
 /// How long a changed file waits at most.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -69,7 +69,7 @@ impl Reloader {
             let source = self.source.clone();
             match tokio::task::spawn_blocking(move || source.parse(text)).await {
                 Ok(outcome) => self.take(cause, outcome),
-                Err(error) => tracing::error!(%error, "the configuration could not be looked at"),
+                Err(error) => tracing::error!(error = %causes(&error), "the configuration could not be looked at"),
             }
         }
     }
@@ -77,7 +77,8 @@ impl Reloader {
     async fn read(&self) -> Option<ConfigText> {
         let source = self.source.clone();
         let read = tokio::task::spawn_blocking(move || source.read()).await;
-        read.inspect_err(|error| tracing::error!(%error, "the configuration could not be looked at")).ok()
+        read.inspect_err(|error| tracing::error!(error = %causes(error), "the configuration could not be looked at"))
+            .ok()
     }
 
     /// What is in the file, where that is new and complete.
@@ -106,7 +107,7 @@ impl Reloader {
         match self.running.keys_that_differ(&config) {
             Ok(keys) if keys.is_empty() => {}
             Ok(keys) => tracing::warn!("takes effect at the next start: {}", keys.join(", ")),
-            Err(error) => tracing::warn!(%error, "what else is new takes effect at the next start"),
+            Err(error) => tracing::warn!(error = %causes(&error), "what else is new takes effect at the next start"),
         }
         let logs_otherwise = self.running.log.level != config.log.level;
         if logs_otherwise {

@@ -19,7 +19,7 @@ pub struct Token(Box<str>);
 pub enum TokenError {
     /// It cannot be read.
     #[error("cannot read the token: {0}")]
-    Unreadable(#[from] io::Error),
+    Unreadable(io::Error),
     /// Nothing in it.
     #[error("the file is empty; it must hold a token")]
     Empty,
@@ -35,7 +35,8 @@ impl Token {
     /// [`TokenError`] never repeats what is in the file.
     pub fn read(path: &Path) -> Result<Self, TokenError> {
         let mut bytes = Vec::new();
-        File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+        let read = File::open(path).and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes));
+        read.map_err(TokenError::Unreadable)?;
         let too_long = bytes.len() as u64 > MAX_BYTES;
         let token = bytes.trim_ascii();
         if token.is_empty() {

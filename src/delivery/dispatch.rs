@@ -23,6 +23,7 @@ use super::requests::Owed;
 use super::walk::{Batch, Item};
 use crate::fleet::{Live, VarnishSettings};
 use crate::purge::{Ban, Purge, TagSet, Target as Purged, compile};
+use crate::telemetry::causes;
 use crate::varnish::http::{Answer, DeliveryError, PIPELINE, PurgeClient};
 
 /// How long connecting, writing, or an answer of a node that answers nothing else may take. Longer than any healthy
@@ -212,7 +213,7 @@ impl Dispatch {
         }
         let reason = match error {
             DeliveryError::Refused { status } | DeliveryError::Failed { status } => format!("it answered {status}"),
-            other => other.to_string(),
+            other => causes(&other).to_string(),
         };
         let reason = reason.into();
         report.refused.extend(fingerprint_of_ban(&item.ban).map(|refused| (refused, reason)));

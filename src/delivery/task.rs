@@ -16,7 +16,7 @@ use super::{Context, Deliveries, DeliveryState};
 use crate::backoff::Backoff;
 use crate::fleet::{LANDING, Node, VarnishSettings};
 use crate::journal::{Position, Remembered};
-use crate::telemetry::{NodeMetrics, VarnishMetrics};
+use crate::telemetry::{NodeMetrics, VarnishMetrics, causes};
 use crate::varnish::http::DeliveryError;
 
 /// The bound of the pauses after failures; each is a random share of it.
@@ -464,7 +464,7 @@ impl Task {
 
     /// Waits before the next attempt; a change of the node's health cuts the wait short.
     async fn back_off(&mut self, setback: &Setback) {
-        let text: Arc<str> = setback.to_string().into();
+        let text: Arc<str> = causes(setback).to_string().into();
         let told = std::mem::replace(&mut *self.state.error.lock(), Arc::clone(&text));
         if told != text {
             tracing::warn!(node = %self.node.id(), error = &*text, "purges do not reach a node");

@@ -14,7 +14,7 @@ const OUT_OF_RANGE: i32 = 11;
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// The member that was asked.
-    #[error("{0}: {1}")]
+    #[error("{0}")]
     At(String, #[source] Box<Failure>),
     /// No answer in time. What was asked for may have been done.
     #[error("no answer within {} s", super::PATIENCE.as_secs())]
@@ -29,7 +29,7 @@ pub enum Failure {
     #[error("etcd ended the watch: {0}")]
     Cancelled(String),
     /// A file that is needed to get in.
-    #[error("{}: {source}", path.display())]
+    #[error("{}", path.display())]
     File {
         /// The file.
         path: PathBuf,

@@ -39,6 +39,7 @@ use tokio::sync::mpsc;
 
 use super::{Failure, Pauses, RaftPosition, Session, SharedEtcd, bounded};
 pub use crate::telemetry::Resync;
+use crate::telemetry::causes;
 use known::{WatchContent, WatchMessage, WatchOutcome, WatchPosition};
 
 /// How long a watch may say nothing before its member is asked whether it is still there.
@@ -181,7 +182,7 @@ impl WatchStatus {
 
     fn lost(&self, failure: &Failure) {
         self.connected.store(false, Ordering::Relaxed);
-        let text = failure.to_string();
+        let text = causes(failure).to_string();
         // Once a change, not once an attempt.
         if self.tell(&text) {
             tracing::warn!(what = self.what, error = text, "etcd cannot be followed: what is known of it stays");

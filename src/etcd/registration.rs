@@ -17,6 +17,7 @@ use etcd_client::{Compare, CompareOp, LeaseKeepAliveStream, LeaseKeeper, PutOpti
 use tokio::sync::watch;
 
 use super::{Failure, Pauses, Session, SharedEtcd, bounded};
+use crate::telemetry::causes;
 
 /// Between two signs of life there is this part of the lease.
 const BEATS: u32 = 3;
@@ -84,7 +85,7 @@ impl Registration {
             match ended {
                 Ok(()) => break,
                 Err(failure) => {
-                    let problem = failure.to_string();
+                    let problem = causes(&failure).to_string();
                     let is_new = status.borrow().problem != problem;
                     if is_new {
                         tracing::warn!(key = self.key, error = problem, "not registered in etcd; it is tried again");
@@ -101,7 +102,7 @@ impl Registration {
             }
         }
         if let Err(failure) = self.withdraw().await {
-            tracing::warn!(key = self.key, error = %failure, "the key could not be taken away; its lease runs out by itself");
+            tracing::warn!(key = self.key, error = %causes(&failure), "the key could not be taken away; its lease runs out by itself");
         }
         status.send_replace(RegistrationStatus::default());
     }

@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::purge::{SentBytes, SocketPair, Wire};
+use crate::telemetry::causes;
 
 /// `linux/netlink.h`, `linux/sock_diag.h`.
 const AF_NETLINK: i32 = 16;
@@ -65,7 +66,7 @@ impl Wire for SocketDiagnosis {
         self.ask(&mut socket, ends).unwrap_or_else(|error| {
             if !self.failed.swap(true, Ordering::Relaxed) {
                 tracing::warn!(
-                    %error,
+                    error = %causes(&error),
                     "the system does not tell when pages have arrived at a Varnish (sock_diag): \
                      a purge that overtakes a page on a slow link may miss it"
                 );

@@ -87,8 +87,8 @@ pub enum BadPattern {
          row, or several patterns"
     )]
     Effort(usize),
-    /// PCRE2 cannot compile it: it is too large.
-    #[error("{0}")]
+    /// PCRE2 does not compile it: it is too large.
+    #[error(transparent)]
     Regex(#[from] pcre2::Error),
 }
 

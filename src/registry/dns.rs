@@ -46,6 +46,7 @@ use tokio::task::JoinSet;
 
 use crate::config::Dns;
 use crate::fleet::{Event, NodeId, NodeSource, NodeSpec, Role};
+use crate::telemetry::causes;
 
 use answers::LastAnswers;
 use lookup::{DnsAnswer, Lookup, LookupError};
@@ -70,7 +71,7 @@ pub async fn follow(dns: Dns, events: mpsc::Sender<Event>, status: Arc<DnsStatus
         let outcome = tokio::select! {
             Some(outcome) = outcomes.recv() => outcome,
             Some(Err(error)) = askers.join_next() => {
-                tracing::error!(%error, "who asks for a DNS name panicked; its nodes stay as they are");
+                tracing::error!(error = %causes(&error), "who asks for a DNS name panicked; its nodes stay as they are");
                 continue;
             }
         };
@@ -190,7 +191,7 @@ impl Asker {
     /// The name and why it is not answered.
     fn failed(&mut self, failure: &LookupError) -> String {
         self.failures = self.failures.saturating_add(1);
-        let reason = failure.to_string();
+        let reason = causes(failure).to_string();
         let problem = format!("{}: {reason}", self.question);
         if self.failure.as_ref() != Some(&reason) {
             tracing::warn!(name = %self.question, reason, "DNS name is not answered; its nodes stay as they are");

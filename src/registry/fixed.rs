@@ -31,6 +31,7 @@ use tokio::time::Instant;
 use super::resolve::RETRY;
 use crate::config::StaticNode;
 use crate::fleet::{DEFAULT_HEADER_LIMIT, Event, NodeKey, NodeSource, NodeSpec, Role, VarnishSettings};
+use crate::telemetry::causes;
 use names::{Lookups, Resolve};
 
 /// How many look-ups there are at once: each has a thread.
@@ -207,7 +208,7 @@ impl Fixed {
             let (identity, outcome) = match ended {
                 Ok(outcome) => outcome,
                 Err(error) => {
-                    tracing::error!(%error, "a look-up panicked; it is tried again");
+                    tracing::error!(error = %causes(&error), "a look-up panicked; it is tried again");
                     continue;
                 }
             };

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio::time::MissedTickBehavior;
 
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, causes};
 
 use super::{Tls, TlsError};
 
@@ -50,7 +50,7 @@ impl Watcher {
         match tokio::task::spawn_blocking(move || tls.reload()).await {
             Ok(outcome) => self.report(outcome),
             // A panic, or the end of the runtime, which drops this task too.
-            Err(error) => tracing::error!(%error, "certificates could not be looked at"),
+            Err(error) => tracing::error!(error = %causes(&error), "certificates could not be looked at"),
         }
         for (cert, not_after) in self.tls.expiries() {
             self.metrics.tls_certificate(&cert.to_string_lossy(), not_after);
@@ -72,7 +72,7 @@ impl Watcher {
             Err(error) => {
                 let text = error.to_string();
                 if self.failure.as_ref() != Some(&text) {
-                    tracing::error!(%error, "renewed certificates cannot be used; those in use stay");
+                    tracing::error!(error = %causes(&error), "renewed certificates cannot be used; those in use stay");
                     self.metrics.tls_reloaded(false);
                     self.failure = Some(text);
                 }

@@ -10,6 +10,7 @@ use super::page::{TrialPage, name_in};
 use super::{Trials, Whose};
 use crate::fleet::{Node, PurgeDialect, TrialState, VarnishSettings};
 use crate::purge::{Ban, compile};
+use crate::telemetry::causes;
 use crate::varnish::http::{Answer, DeliveryError, PurgeClient};
 
 /// The timeout of one step.
@@ -131,7 +132,7 @@ impl Trial<'_> {
         let (bans, mut answers): (Vec<&Ban>, _) = (bans.iter().collect(), Vec::new());
         for pause in PURGED {
             sleep(pause).await;
-            self.link.round_trip(&bans, STEP, &mut answers).await.map_err(|error| error.to_string())?;
+            self.link.round_trip(&bans, STEP, &mut answers).await.map_err(|error| causes(&error).to_string())?;
             for answer in &answers {
                 match *answer {
                     Answer::Done { .. } => {}
@@ -155,7 +156,7 @@ impl Trial<'_> {
     /// Requests the page: its name, or the status of an answer without one.
     async fn ask(&mut self) -> Result<Result<String, u16>, String> {
         let request = self.page.request(&self.host);
-        let (status, body) = self.link.ask(request.as_bytes()).await.map_err(|error| error.to_string())?;
+        let (status, body) = self.link.ask(request.as_bytes()).await.map_err(|error| causes(&error).to_string())?;
         Ok(name_in(&body).filter(|_| status == 200).ok_or(status))
     }
 }

@@ -86,10 +86,10 @@ pub enum DeliveryError {
     #[error(transparent)]
     Header(#[from] HeaderError),
     /// No connection.
-    #[error("connecting failed: {0}")]
+    #[error("connecting failed")]
     Connect(#[source] io::Error),
     /// The connection broke.
-    #[error("the connection broke: {0}")]
+    #[error("the connection broke")]
     Io(#[from] io::Error),
     /// No answer in time, to anything.
     #[error("no answer within {0:?}")]
@@ -98,10 +98,10 @@ pub enum DeliveryError {
     #[error("no answer within {0:?}, though the node answers other requests")]
     Unanswered(Duration),
     /// The answer is not HTTP.
-    #[error("the answer is malformed: {0}")]
+    #[error("the answer is malformed")]
     Malformed(#[from] BadHead),
     /// The body of the answer is not HTTP.
-    #[error("the answer is malformed: {0}")]
+    #[error("the answer is malformed")]
     MalformedBody(#[from] BadChunk),
     /// A body longer than anybody needs to answer a purge.
     #[error("the answer is longer than {MAX_BODY} bytes")]

@@ -8,6 +8,8 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use tokio::process::{Child, Command};
 
+use crate::telemetry::causes;
+
 /// How long varnishd may take: it compiles its VCL with a C compiler first.
 const START: Duration = Duration::from_secs(60);
 
@@ -66,12 +68,12 @@ impl Varnishd {
         if let Some(pid) = pid
             && let Err(error) = rustix::process::kill_process(pid, rustix::process::Signal::TERM)
         {
-            tracing::warn!(%error, "varnishd could not be told to end");
+            tracing::warn!(error = %causes(&error), "varnishd could not be told to end");
         }
         if tokio::time::timeout(END, self.child.wait()).await.is_err() {
             tracing::warn!("varnishd does not end and is killed");
             if let Err(error) = self.child.kill().await {
-                tracing::warn!(%error, "varnishd could not be killed");
+                tracing::warn!(error = %causes(&error), "varnishd could not be killed");
             }
         }
     }

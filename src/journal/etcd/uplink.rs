@@ -70,7 +70,7 @@ impl Uplink {
         let mut current = self.session.lock();
         if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, session)) {
             *current = None;
-            tracing::warn!(endpoint = session.endpoint, error = %failure, "purges cannot be written to etcd: they go to the spool");
+            tracing::warn!(endpoint = session.endpoint, error = %causes(failure), "purges cannot be written to etcd: they go to the spool");
             self.wake.notify_one();
         }
     }
@@ -117,10 +117,10 @@ pub(super) async fn run(inner: Arc<Inner>) {
             Ok(()) => {}
             // Said once, and again only after there was a connection.
             Err(failure) if told && uplink.session().is_none() => {
-                tracing::debug!(error = %failure, "purges still cannot be written to etcd");
+                tracing::debug!(error = %causes(&failure), "purges still cannot be written to etcd");
             }
             Err(failure) => {
-                tracing::warn!(error = %failure, "purges cannot be written to etcd: they go to the spool");
+                tracing::warn!(error = %causes(&failure), "purges cannot be written to etcd: they go to the spool");
             }
         }
         told = true;

@@ -58,13 +58,13 @@ pub(super) struct DnsNode {
 pub(super) enum LookupError {
     #[error("no answer within {PATIENCE:?}")]
     Patience,
-    #[error("{0}")]
+    #[error(transparent)]
     Server(#[from] NetError),
     #[error("the name server refers to others")]
     Referral,
-    #[error("not a name: {0}")]
+    #[error("not a name")]
     Name(#[from] ProtoError),
-    #[error("a look-up ended early: {0}")]
+    #[error("a look-up ended early")]
     Panic(#[from] tokio::task::JoinError),
 }
 

@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 
 use super::roster::Departure;
 use crate::etcd::{Failure, Session, SharedEtcd};
+use crate::telemetry::causes;
 
 /// How long the answers may take, with a new connection where there is none.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -51,7 +52,7 @@ pub(super) async fn ask(
         if !matches!(asked, Ok(Ok(()))) {
             session = None;
             let error = asked.map_or(Failure::NoAnswer, |result| result.err().unwrap_or(Failure::NoAnswer));
-            tracing::warn!(%error, "etcd cannot be asked why nodes are gone: as if nobody had said so");
+            tracing::warn!(error = %causes(&error), "etcd cannot be asked why nodes are gone: as if nobody had said so");
         }
         for (number, departure) in together.drain(..) {
             let exists = alive.get(&departure.lease).copied().unwrap_or(false);
@@ -100,7 +101,7 @@ async fn ask_over(
         let (lease, answer) = match answer {
             Ok(answered) => answered,
             Err(error) => {
-                tracing::error!(%error, "a question about a lease panicked");
+                tracing::error!(error = %causes(&error), "a question about a lease panicked");
                 continue;
             }
         };

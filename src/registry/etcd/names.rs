@@ -9,6 +9,7 @@ use tokio::sync::Semaphore;
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::registry::resolve::{RETRY, resolve};
+use crate::telemetry::causes;
 
 /// How many look-ups there are at once: each has a thread.
 const AT_ONCE: usize = 16;
@@ -67,7 +68,9 @@ impl NameLookups {
                         return found;
                     }
                 }
-                Some(Err(error)) if error.is_panic() => tracing::error!(%error, "a look-up of a name panicked"),
+                Some(Err(error)) if error.is_panic() => {
+                    tracing::error!(error = %causes(&error), "a look-up of a name panicked");
+                }
                 // It was forgotten.
                 Some(Err(_)) => {}
                 None => std::future::pending().await,

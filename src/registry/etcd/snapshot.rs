@@ -123,7 +123,7 @@ impl SnapshotStore {
                 None
             }
             Err(error) => {
-                tracing::error!(path = %path.display(), %error, "the last fleet on disk was not read");
+                tracing::error!(path = %path.display(), error = %causes(&error), "the last fleet on disk was not read");
                 None
             }
         }

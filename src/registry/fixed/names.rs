@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use super::AT_ONCE;
 use crate::fleet::NodeKey;
 use crate::registry::resolve::resolve_all;
+use crate::telemetry::causes;
 
 /// The addresses of a name with a port, or why there are none.
 pub(super) type Resolved = Result<Vec<SocketAddr>, String>;
@@ -57,7 +58,7 @@ impl Lookups {
         loop {
             match self.tasks.join_next().await {
                 Some(Ok(found)) => return found,
-                Some(Err(error)) => tracing::error!(%error, "a look-up panicked; it is tried again"),
+                Some(Err(error)) => tracing::error!(error = %causes(&error), "a look-up panicked; it is tried again"),
                 None => std::future::pending().await,
             }
         }

@@ -33,6 +33,7 @@
 //! purges that were answered meanwhile. Otherwise the fence would run away from it with every further purge, and in a
 //! storm no node that was fenced once would ever come back.
 
+mod answers;
 mod budget;
 mod dispatch;
 mod expected;
@@ -65,9 +66,8 @@ use crate::slow_start::SlowStart;
 use crate::telemetry::{Metrics, causes};
 pub use expected::Expected;
 use recalls::Recalls;
-pub use requests::Refusable;
-use requests::{Owed, Requests};
-use walk::Refused;
+use requests::Requests;
+pub use requests::{Refusable, Refusals};
 
 /// Purges that arrive within this part of the time that they have fence together.
 const ARRIVAL_GRAINS: u32 = 16;
@@ -118,6 +118,8 @@ pub struct Deliveries {
     nodes: DashMap<NodeId, Delivery>,
     requests: Mutex<Requests>,
     progress: watch::Sender<()>,
+    /// Rings when a purge is refused to its sender.
+    refusals: watch::Sender<()>,
 }
 
 /// The delivery of one Varnish, as others see it.
@@ -154,7 +156,7 @@ pub struct Acknowledged {
     /// The objects that nodes said they dropped.
     pub invalidated: u64,
     /// Nodes that do not take this very request though they obey others, and why.
-    pub refused: Vec<(NodeId, Arc<str>)>,
+    pub refused: Refusals,
 }
 
 impl Acknowledged {
@@ -170,11 +172,12 @@ impl Acknowledged {
 impl Deliveries {
     /// No deliveries yet.
     pub fn new(context: Context) -> Self {
-        let deliveries =
-            Deliveries { context, nodes: DashMap::new(), requests: Mutex::default(), progress: watch::channel(()).0 };
-        // Who sent them, the process before this one may have known.
-        deliveries.note_requests_since(deliveries.context.journal.floor());
-        deliveries
+        let mut requests = Requests::default();
+        if let Missed::Entries(entries) = context.journal.since(context.journal.floor()) {
+            requests.note_past(&entries, |position| context.journal.is_refused(position));
+        }
+        let (requests, progress, refusals) = (Mutex::new(requests), watch::channel(()).0, watch::channel(()).0);
+        Deliveries { context, nodes: DashMap::new(), requests, progress, refusals }
     }
 
     /// Starts the task of a node that joined. Its cursor is read before this returns, so that no request meets a node
@@ -196,41 +199,6 @@ impl Deliveries {
     /// The node has answered a health check that was asked at this time, and took so long.
     pub fn answered(&self, node: &Node, asked: Instant, took: Duration) {
         node.live.life_signs.measured(asked.saturating_duration_since(self.context.started), took);
-    }
-
-    /// Takes note of what the journal holds after this position and a node may refuse for itself: others have accepted it.
-    pub fn note_requests_since(&self, position: Position) {
-        let floor = self.context.journal.floor();
-        if let Missed::Entries(entries) = self.context.journal.since(position.max(floor)) {
-            self.requests.lock().note_all(&entries, floor);
-        }
-    }
-
-    /// Whether purges that a flush may not cover lie after the first position, up to the second.
-    fn requests_lie_in(&self, range: (Position, Position)) -> bool {
-        self.requests.lock().lie_in(range)
-    }
-
-    /// A node does not take a request though it takes others: said with its sender, for it is that one's to change, and
-    /// kept for whoever waits for it. Gives what is owed to those who do not any more.
-    fn refused(&self, node: &NodeId, refused: Refused, reason: &Arc<str>) -> Owed {
-        // A node may be faster than whoever brought it.
-        self.note_requests_since(refused.after);
-        let fleet = self.context.fleet.load();
-        let fleet: Vec<&NodeId> = fleet.varnish.members().iter().map(|member| member.node.id()).collect();
-        let (owed, newest) = {
-            let mut requests = self.requests.lock();
-            let owed = requests.refused(node, refused, reason, self.context.fence.position(), &fleet);
-            (owed, requests.newest(refused.fingerprint))
-        };
-        let (position, sender) = newest.map_or((None, None), |(position, sender)| (Some(position), sender));
-        let sender = sender.map_or("not known here".to_owned(), |sender| sender.to_string());
-        let what = match owed {
-            Owed::Nothing => "a purge is passed over",
-            Owed::Flush | Owed::FlushOfAll => "a purge that was answered before is carried out as one of everything",
-        };
-        tracing::warn!(%node, position, sender, %reason, "{what}: this node does not take it, though it takes others");
-        owed
     }
 
     /// A node came up or went down: what it misses may be worth another try now.
@@ -303,6 +271,7 @@ impl Deliveries {
             while answered.changed().await.is_ok() {
                 let answered = *answered.borrow_and_update();
                 self.context.fence.raise(answered);
+                self.time_is_up(answered);
             }
         };
         let settle_what_is_new = async {
@@ -316,8 +285,9 @@ impl Deliveries {
         tokio::join!(fence_what_was_answered, self.fence_in_time(timeout), settle_what_is_new);
     }
 
-    /// Raises the fence to what has been here for `timeout`, also while an earlier purge is still being settled.
-    async fn fence_in_time(&self, timeout: Duration) {
+    /// Raises the fence to what has been here for `timeout`, also while an earlier purge is still being settled: it counts as
+    /// answered, whoever accepted it.
+    pub async fn fence_in_time(&self, timeout: Duration) {
         let mut head = self.context.journal.watch();
         let mut arrivals: VecDeque<(Position, Instant)> = VecDeque::new();
         loop {
@@ -343,6 +313,7 @@ impl Deliveries {
                 () = is_due => {
                     if let Some((position, _)) = arrivals.pop_front() {
                         self.context.fence.raise(position);
+                        self.time_is_up(position);
                     }
                 }
             }
@@ -450,8 +421,11 @@ impl Deliveries {
         let known = fleet.varnish.members().iter().filter(|member| is_known(member.node.id()));
         known
             .map(|member| {
-                let (position, epoch) = (member.node.live.cursor(), member.node.spec.epoch.clone());
-                (member.node.id().clone(), Cursor { position, epoch })
+                let node = &member.node;
+                // What it has passed over counts for as long as this process knows of it.
+                let passed_over = self.requests.lock().first_open(node.id());
+                let position = passed_over.map_or(Position::MAX, |position| position - 1).min(node.live.cursor());
+                (node.id().clone(), Cursor { position, epoch: node.spec.epoch.clone() })
             })
             .collect()
     }

@@ -13,6 +13,10 @@
 //! **What they say is compared** ([`agreement`]). A node that one of them has not reached may get an old page through that
 //! one's origin after the others' bans; so the others tell it once more, and the answer says who has not reached which node.
 //!
+//! **A node may refuse a purge at one of them only.** Whoever accepted the purge hears of it with the confirmation, and answers
+//! 400; the others hear of that with its next message. How a purge was answered that nobody says, they take for done
+//! ([`crate::delivery`]).
+//!
 //! **Who is there.** With etcd, `replicas/<id>`, a key with a lease for each ([`registered`]); who was there and is not
 //! registered any more is told as long as it answers, for it may only have lost etcd, and serves readers. Without etcd, the
 //! addresses of the configuration ([`neighbours`]). Two of one name are an error that both of them say ([`twin`]).
@@ -23,6 +27,7 @@
 
 mod agreement;
 mod call;
+mod content;
 mod marks;
 mod memory;
 mod message;
@@ -56,7 +61,7 @@ use peer::Peer;
 use twin::Twins;
 
 pub use agreement::Heard;
-pub use message::{Again, Confirmation, Introduction, Message};
+pub use message::{Again, Confirmation, Introduction, Message, Refused};
 pub use reception::Received;
 pub use record::{Record, own_address, own_id};
 
@@ -270,6 +275,8 @@ impl Replicas {
             wait_ms: u64::try_from(patience.as_millis()).unwrap_or(u64::MAX),
             purges: Vec::new(),
             again: Vec::new(),
+            done: Vec::new(),
+            refused: Some(Vec::new()),
         }
     }
 

@@ -34,6 +34,7 @@
 //! storm no node that was fenced once would ever come back. A node that is held back for another replica ([`Hold`]) is not
 //! waited for either: nothing that it acknowledges helps.
 
+mod answers;
 mod budget;
 mod dispatch;
 mod expected;
@@ -70,9 +71,8 @@ pub use expected::Expected;
 use landed::Landed;
 pub use recalls::Hold;
 use recalls::{Left, Recalls};
-pub use requests::Refusable;
-use requests::{Owed, Requests};
-use walk::Refused;
+use requests::Requests;
+pub use requests::{Refusable, Refusals};
 
 /// Lets this guard take note of each purge of a journal, before any delivery can see it.
 pub fn noted_by(guard: &Arc<Guard>) -> PurgeObserver {
@@ -132,6 +132,8 @@ pub struct Deliveries {
     first: Position,
     /// Up to where pages have landed, whoever they are for.
     landed: Mutex<Landed>,
+    /// Rings when a purge is refused to its sender.
+    refusals: watch::Sender<()>,
 }
 
 /// The delivery of one Varnish, as others see it.
@@ -171,7 +173,7 @@ pub struct Acknowledged {
     /// The objects that nodes said they dropped.
     pub invalidated: u64,
     /// Nodes that do not take this very request though they obey others, and why.
-    pub refused: Vec<(NodeId, Arc<str>)>,
+    pub refused: Refusals,
 }
 
 impl Acknowledged {
@@ -188,18 +190,20 @@ impl Deliveries {
     /// No deliveries yet.
     pub fn new(context: Context) -> Self {
         let first = context.journal.head();
-        let deliveries = Deliveries {
+        let mut requests = Requests::default();
+        if let Missed::Entries(entries) = context.journal.since(context.journal.floor()) {
+            requests.note_past(&entries, |position| context.journal.is_refused(position));
+        }
+        Deliveries {
             context,
             nodes: DashMap::new(),
-            requests: Mutex::default(),
+            requests: Mutex::new(requests),
             progress: watch::channel(()).0,
+            refusals: watch::channel(()).0,
             left: Left::default(),
             first,
             landed: Mutex::new(Landed::new(first)),
-        };
-        // Who sent them, the process before this one may have known.
-        deliveries.note_requests_since(deliveries.context.journal.floor());
-        deliveries
+        }
     }
 
     /// Starts the task of a node that joined. Its cursor is read before this returns, so that no request meets a node
@@ -225,41 +229,6 @@ impl Deliveries {
     /// The node has answered a health check that was asked at this time, and took so long.
     pub fn answered(&self, node: &Node, asked: Instant, took: Duration) {
         node.live.life_signs.measured(asked.saturating_duration_since(self.context.started), took);
-    }
-
-    /// Takes note of what the journal holds after this position and a node may refuse for itself: others have accepted it.
-    pub fn note_requests_since(&self, position: Position) {
-        let floor = self.context.journal.floor();
-        if let Missed::Entries(entries) = self.context.journal.since(position.max(floor)) {
-            self.requests.lock().note_all(&entries, floor);
-        }
-    }
-
-    /// Whether purges that a flush may not cover lie after the first position, up to the second.
-    fn requests_lie_in(&self, range: (Position, Position)) -> bool {
-        self.requests.lock().lie_in(range)
-    }
-
-    /// A node does not take a request though it takes others: said with its sender, for it is that one's to change, and
-    /// kept for whoever waits for it. Gives what is owed to those who do not any more.
-    fn refused(&self, node: &NodeId, refused: Refused, reason: &Arc<str>) -> Owed {
-        // A node may be faster than whoever brought it.
-        self.note_requests_since(refused.after);
-        let fleet = self.context.fleet.load();
-        let fleet: Vec<&NodeId> = fleet.varnish.members().iter().map(|member| member.node.id()).collect();
-        let (owed, newest) = {
-            let mut requests = self.requests.lock();
-            let owed = requests.refused(node, refused, reason, self.context.fence.position(), &fleet);
-            (owed, requests.newest(refused.fingerprint))
-        };
-        let (position, sender) = newest.map_or((None, None), |(position, sender)| (Some(position), sender));
-        let sender = sender.map_or("not known here".to_owned(), |sender| sender.to_string());
-        let what = match owed {
-            Owed::Nothing => "a purge is passed over",
-            Owed::Flush | Owed::FlushOfAll => "a purge that was answered before is carried out as one of everything",
-        };
-        tracing::warn!(%node, position, sender, %reason, "{what}: this node does not take it, though it takes others");
-        owed
     }
 
     /// A node came up or went down: what it misses may be worth another try now.
@@ -419,8 +388,11 @@ impl Deliveries {
         let known = fleet.varnish.members().iter().filter(|member| is_known(member.node.id()));
         known
             .map(|member| {
-                let (position, epoch) = (member.node.live.cursor(), member.node.spec.epoch().cloned());
-                (member.node.id().clone(), Cursor { position, epoch })
+                let node = &member.node;
+                // What it has passed over counts for as long as this process knows of it.
+                let passed_over = self.requests.lock().first_open(node.id());
+                let position = passed_over.map_or(Position::MAX, |position| position - 1).min(node.live.cursor());
+                (node.id().clone(), Cursor { position, epoch: node.spec.epoch().cloned() })
             })
             .collect()
     }

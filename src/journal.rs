@@ -4,13 +4,17 @@
 //! once the purge would survive `kill -9`, and everything after that may take as long as a hung node makes it take.
 //! So there is no queue per Varnish that could fill or be lost; a delivery is a cursor (a number) that walks along.
 //!
-//! Three decisions shape the trait:
+//! Four decisions shape the trait:
 //!
 //! - **Readers never wait for a disk or a network.** What can be replayed is a bounded tail in memory; the store
 //!   behind it is read once, at the start. A purge becomes readable, then head moves, then its sender is answered:
 //!   whoever was woken by [`Journal::watch`] finds what it was woken for.
 //! - **A cursor that is too old is no error.** It is [`Missed::Gap`], and the caller sends one ban of everything.
 //!   That is why the tail may be bounded at all: too much dropped is slow, too little is wrong.
+//! - **What is marked is the exception.** Of a purge that nodes refused to its sender a mark is made durable before the
+//!   answer; any other one counts as answered as done. So a purge pays for no second fsync, and whatever is lost in a crash is
+//!   lost to the safe side. Each journal marks for itself: the one in memory until its process ends, that in etcd on this
+//!   machine, as replicas tell each other.
 //! - **A cursor that is too low is harmless** (bans are idempotent), so cursors are saved lazily, and only purges pay
 //!   for an fsync.
 
@@ -305,6 +309,21 @@ pub trait Journal: Send + Sync + 'static {
     /// [`WriteError`]: the older cursors stand, and a restart replays more.
     fn save_cursors(&self, cursors: Vec<(NodeId, Cursor)>) -> BoxFuture<'_, Result<(), WriteError>>;
 
+    /// Notes that the senders of these purges were told that nodes do not take them. Holds at once, also where it cannot be
+    /// made durable; it is durable when this resolves. Of an unmarked purge a process after this one believes that it was
+    /// answered as done: a mark that is lost costs a node that does not take the purge its cache, and no promise.
+    ///
+    /// # Errors
+    /// [`WriteError`]: the next process may not know of it.
+    fn refuse(&self, positions: Vec<Position>) -> BoxFuture<'_, Result<(), WriteError>>;
+
+    /// Whether the sender of this purge was told so, as far as it is held.
+    fn is_refused(&self, position: Position) -> bool;
+
+    /// The newest purge that is not held any more, was not refused to its sender, and that a ban of everything may leave (a
+    /// request that was handed on as it came); 0 if there is none. What this journal never held is not in it.
+    fn uncovered(&self) -> Position;
+
     /// Whether anything was ever promised, by this journal or by one that it took the place of. One without history has
     /// promised nothing to anybody; one that began [anew](Anew) has a history, of which it holds nothing.
     fn has_history(&self) -> bool {
@@ -332,6 +351,9 @@ pub trait Shared: Journal {
 
     /// The place of a purge by its name, while it is held.
     fn place_of(&self, id: &str) -> Option<Position>;
+
+    /// The name of the purge at this position, while it is held.
+    fn name_of(&self, position: Position) -> Option<Arc<str>>;
 
     /// The time by the clock that dates purges, in ms since 1970.
     fn now_ms(&self) -> u64;

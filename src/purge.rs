@@ -76,7 +76,12 @@ impl Purge {
         Purge { targets: vec![Target::Everything], soft: false }
     }
 
-    /// The kind of its first target, for metrics and logs.
+    /// Whether it is of a page that a flush may leave: a request that is handed on as it came.
+    pub fn is_handed_on(&self) -> bool {
+        self.targets.iter().any(|target| matches!(target, Target::Forward(_)))
+    }
+
+    /// The kind, for metrics and logs: the name of its first target.
     pub fn kind(&self) -> &'static str {
         match self.targets.first() {
             Some(Target::All) => "all",

@@ -14,6 +14,10 @@
 //! one's origin after the others' bans; so the others tell it once more, and the answer says who has not reached which node.
 //! If such a page is still under way, they wait until it has landed ([`under_way`]).
 //!
+//! **A node may refuse a purge at one of them only.** Whoever accepted the purge hears of it with the confirmation, and answers
+//! 400; the others hear of that with its next message. How a purge was answered that nobody says, they take for done
+//! ([`crate::delivery`]).
+//!
 //! **Who is there.** With etcd, `replicas/<id>`, a key with a lease for each ([`registered`]); who was there and is not
 //! registered any more is told as long as it answers, for it may only have lost etcd, and serves readers. Without etcd, the
 //! addresses of the configuration ([`neighbours`]). Two of one name are an error that both of them say ([`twin`]).
@@ -58,7 +62,7 @@ use peer::Peer;
 use twin::Twins;
 
 pub use agreement::Heard;
-pub use message::{Again, Confirmation, Introduction, Message, PeerPosition};
+pub use message::{Again, Confirmation, Introduction, Message, PeerPosition, RefusedPurge};
 pub use reception::Received;
 pub use record::{Record, own_address, own_id};
 
@@ -273,6 +277,8 @@ impl Replicas {
             purges: Vec::new(),
             again: Vec::new(),
             asks_about: Vec::new(),
+            done: Vec::new(),
+            refused: Some(Vec::new()),
         }
     }
 

@@ -111,6 +111,9 @@ impl Engine {
         if let Some(answered) = self.answered.clone() {
             let deliveries = Arc::clone(&self.deliveries);
             tasks.spawn(async move { deliveries.keep_up(patience, answered).await });
+        } else if self.shared_journal.is_some() {
+            let deliveries = Arc::clone(&self.deliveries);
+            tasks.spawn(async move { deliveries.fence_in_time(patience).await });
         }
         let has_disk = config.journal.kind != JournalKind::Memory;
         let context = replicas::Context {

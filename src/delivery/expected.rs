@@ -15,8 +15,8 @@ pub struct Expected<'d> {
     deliveries: &'d Deliveries,
     /// It is accepted after this position.
     after: Position,
-    /// What of it a node may refuse for itself, and where it is.
-    request: Option<(Position, Refusable)>,
+    /// Where it is, if a node may refuse it for itself.
+    request: Option<Position>,
 }
 
 impl<'d> Expected<'d> {
@@ -28,15 +28,20 @@ impl<'d> Expected<'d> {
 
     /// It was accepted, and a node may refuse this of it for itself.
     pub fn accepted(&mut self, position: Position, what: Refusable, sender: IpAddr) {
-        self.request = Some((position, what));
-        self.deliveries.requests.lock().note(position, &what, Some(sender), self.deliveries.context.journal.floor());
+        self.request = Some(position);
+        let floor = self.deliveries.context.journal.floor();
+        self.deliveries.requests.lock().accepted(position, what, sender, floor);
     }
 
     /// Waits until every Varnish that could be waited for has this purge, at most for `timeout`, then raises the
-    /// fence. When this returns, the purge may be answered; where a node refused it, not as done.
+    /// fence. When this returns, the purge may be answered; if a node refused it, not as done, and that is durable.
     pub async fn acknowledge(&self, position: Position, timeout: Duration) -> Acknowledged {
         self.deliveries.settle(position, timeout).await;
-        self.outcome(position)
+        let outcome = self.outcome(position);
+        if !outcome.refused.is_empty() {
+            self.deliveries.mark_refused(self.request.into_iter().collect()).await;
+        }
+        outcome
     }
 
     fn outcome(&self, position: Position) -> Acknowledged {
@@ -52,8 +57,8 @@ impl<'d> Expected<'d> {
             outcome.applied.push(id.clone());
             outcome.invalidated += nodes.get(id).map_or(0, |delivery| delivery.state.invalidated(position));
         }
-        if let Some((position, request)) = &self.request {
-            outcome.refused = requests.lock().answer(*position, request);
+        if let Some(position) = self.request {
+            outcome.refused = requests.lock().answer(position);
         }
         outcome
     }
@@ -61,7 +66,6 @@ impl<'d> Expected<'d> {
 
 impl Drop for Expected<'_> {
     fn drop(&mut self) {
-        let accepted = self.request.map(|(position, _)| position);
-        self.deliveries.requests.lock().expect_no_more(self.after, accepted);
+        self.deliveries.requests.lock().expect_no_more(self.after, self.request);
     }
 }

@@ -23,6 +23,7 @@ impl Deliveries {
             while answered.changed().await.is_ok() {
                 let answered = *answered.borrow_and_update();
                 self.context.fence.raise(answered);
+                self.time_is_up(answered);
             }
         };
         let settle_what_is_new = async {
@@ -36,8 +37,9 @@ impl Deliveries {
         tokio::join!(fence_what_was_answered, self.fence_in_time(timeout), settle_what_is_new);
     }
 
-    /// Raises the fence to what has been here for `timeout`, also while an earlier purge is still being settled.
-    async fn fence_in_time(&self, timeout: Duration) {
+    /// Raises the fence to what has been here for `timeout`, also while an earlier purge is still being settled: it counts as
+    /// answered, whoever accepted it.
+    pub async fn fence_in_time(&self, timeout: Duration) {
         let mut head = self.context.journal.watch();
         let mut arrivals: VecDeque<(Position, Instant)> = VecDeque::new();
         loop {
@@ -63,6 +65,7 @@ impl Deliveries {
                 () = is_due => {
                     if let Some((position, _)) = arrivals.pop_front() {
                         self.context.fence.raise(position);
+                        self.time_is_up(position);
                     }
                 }
             }

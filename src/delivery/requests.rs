@@ -1,14 +1,22 @@
-//! Which purges a node may refuse though it obeys others, which of them a flush does not cover, and who sent them.
+//! Which purges a node may refuse though it obeys others, who sent them, and what their senders were told.
 //!
-//! A ban of everything drops what has tags or a pool. A purge that was handed on as it came (`PURGE <url>`) may be of a page
-//! that has neither, and a node that missed it is not made current by a flush. So the positions of such purges are kept: all
-//! that can still be replayed, and of the rest the newest, since one is enough to be in doubt. A pool leaves no doubt, and
-//! is kept only as long as it can be replayed.
+//! **Who is told, is told the truth.** A node that refuses a purge before it is answered makes the answer a 400, and the purge
+//! is passed over. Once it was answered as done, a node that refuses it is owed more ([`Owed`]). Both are decided here, under
+//! one lock.
 //!
-//! Whether a refusal is the sender's to hear is decided together with the answer, under one lock: a node that refuses before
-//! it makes it a 400, and one that refuses a purge that was answered as done owes more than to pass it over ([`Owed`]).
+//! **Whoever accepted it answers.** What a node refuses at another replica goes back to that one with the confirmation
+//! ([`Requests::confirm`]), and makes a 400 there. A confirmation without a refusal is final: whatever node refuses the purge
+//! here afterwards, its sender may have been told that it is done. One with a refusal leaves the purge open until the other
+//! one says how it was answered. What nobody says in the time that a purge has counts as done.
+//!
+//! **In doubt a purge was answered as done.** So it is for what came before this process and was not marked as refused
+//! ([`Journal::refuse`](crate::journal::Journal::refuse)), and for what is not known here any more. A purge that was refused
+//! leaves no doubt, whichever nodes were there then.
+//!
+//! A ban of everything drops what has tags or a pool. A request that is handed on as it came (`PURGE <url>`) may be of a page
+//! that has neither, and a node that missed it is not made current by a flush.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -35,37 +43,43 @@ impl Refusable {
     }
 }
 
+/// Nodes that do not take a purge though they take others, and why.
+pub type Refusals = Vec<(NodeId, Arc<str>)>;
+
 /// Purges that were handed on, or name a pool.
 #[derive(Debug, Default)]
 pub(super) struct Requests {
     noted: BTreeMap<Position, Request>,
+    /// Those that are open.
+    open: BTreeSet<Position>,
     /// After which positions the purges are that are waited for, and how many after each.
     expected: BTreeMap<Position, usize>,
-    /// What nodes do not take, and why, as long as a purge is waited for that it may concern.
-    refusals: Vec<(NodeId, Refused, Arc<str>)>,
+    /// Those that were refused, in the order in which that was known.
+    refused: BTreeMap<u64, Position>,
+    refusals: u64,
 }
 
 /// One of them.
 #[derive(Clone, Debug)]
 struct Request {
-    fingerprint: u64,
-    /// A flush may leave what it is about.
-    is_handed_on: bool,
-    /// Who sent it to this clearcoat.
+    what: Refusable,
+    /// Who sent it to this process.
     sender: Option<IpAddr>,
     answer: Answer,
-    /// Who refused it before it was answered, as long as nobody here knows how it was.
-    refused_by: Vec<NodeId>,
+    /// Who refused it before it was answered.
+    refused_by: Refusals,
 }
 
 /// What the sender of a purge was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Answer {
-    /// Nobody here knows: another replica accepted it, or the process before this one.
+    /// Another replica accepted it, and says how it was answered.
+    Open,
+    /// Another replica accepted it, of a version that never says.
     Unknown,
-    /// Nothing yet.
+    /// Nothing yet, and it was accepted here. What a node has refused by then is refused to the sender.
     Due,
-    /// That it is done.
+    /// That it is done, or maybe so.
     Done,
     /// That nodes do not take it.
     Refused,
@@ -83,45 +97,125 @@ pub(super) enum Owed {
     FlushOfAll,
 }
 
+/// What follows from a refusal.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Consequence {
+    pub(super) owed: Owed,
+    /// Purges that are refused to their senders from now on, and other replicas are to hear of it.
+    pub(super) is_news: bool,
+    /// Purges of older replicas that no node took before they counted.
+    pub(super) taken_by_nobody: Vec<Position>,
+}
+
 impl Request {
+    fn new(what: Refusable, answer: Answer) -> Self {
+        Request { what, sender: None, answer, refused_by: Vec::new() }
+    }
+
+    /// What a node owes that does not take it once it was answered as done.
+    fn promised(&self) -> Owed {
+        if self.what.is_handed_on { Owed::FlushOfAll } else { Owed::Flush }
+    }
+
     fn owed(&self, is_fenced: bool) -> Owed {
         match self.answer {
-            Answer::Done if self.is_handed_on => Owed::FlushOfAll,
-            Answer::Done => Owed::Flush,
+            Answer::Done => self.promised(),
             Answer::Unknown if is_fenced => Owed::Flush,
-            Answer::Unknown | Answer::Due | Answer::Refused => Owed::Nothing,
+            Answer::Unknown | Answer::Open | Answer::Due | Answer::Refused => Owed::Nothing,
         }
+    }
+
+    fn is_refused(&self) -> bool {
+        self.answer == Answer::Refused || (self.answer == Answer::Due && !self.refused_by.is_empty())
     }
 
     /// Whether a node that missed it may hold what a flush leaves.
     fn leaves_doubt(&self) -> bool {
-        self.is_handed_on && self.answer != Answer::Refused
+        self.what.is_handed_on && !self.is_refused()
+    }
+
+    /// Whether each of these nodes has refused it before it counted as answered: then nobody was told that it is done, and it
+    /// is refused from now on.
+    fn is_taken_by_nobody(&mut self, fleet: &[&NodeId]) -> bool {
+        let has_refused = |node: &&NodeId| self.refused_by.iter().any(|(id, _)| id == *node);
+        let by_all = !fleet.is_empty() && fleet.iter().all(has_refused);
+        if by_all {
+            self.answer = Answer::Refused;
+        }
+        by_all
+    }
+
+    /// A node has refused it.
+    fn refuse(&mut self, node: &NodeId, reason: &Arc<str>) {
+        if self.refused_by.iter().all(|(id, _)| id != node) {
+            self.refused_by.push((node.clone(), Arc::clone(reason)));
+        }
     }
 }
 
 impl Requests {
-    /// Takes note of those among these.
-    pub(super) fn note_all(&mut self, entries: &[Arc<Entry>], floor: Position) {
+    /// Takes note of those among these that the process before this one knew, and of which of them were `refused`.
+    pub(super) fn note_past(&mut self, entries: &[Arc<Entry>], refused: impl Fn(Position) -> bool) {
         for entry in entries {
-            if let Some(refusable) = Refusable::of(&entry.purge)
-                && !self.noted.contains_key(&entry.position)
-            {
-                self.note(entry.position, &refusable, None, floor);
+            let Some(what) = Refusable::of(&entry.purge) else { continue };
+            let answer = if refused(entry.position) { Answer::Refused } else { Answer::Done };
+            self.noted.insert(entry.position, Request::new(what, answer));
+            if answer == Answer::Refused {
+                // Whom that one told is not known.
+                self.is_refused_now(entry.position);
             }
         }
     }
 
-    /// One more; with a `sender`, whose answer is due. Of those that can no longer be replayed (up to `floor`) only the newest
-    /// that leaves doubt stays, and those whose answer decides whether they do.
-    pub(super) fn note(&mut self, position: Position, what: &Refusable, sender: Option<IpAddr>, floor: Position) {
-        let Refusable { fingerprint, is_handed_on } = *what;
-        let answer = if sender.is_some() { Answer::Due } else { Answer::Unknown };
-        self.noted.insert(position, Request { fingerprint, is_handed_on, sender, answer, refused_by: vec![] });
-        // As many as retired since the last time, and a few.
-        let retired = self.noted.range(..=floor).filter(|(_, request)| request.answer != Answer::Due);
-        let newest = retired.clone().rev().find(|(_, request)| request.leaves_doubt()).map(|(position, _)| *position);
-        let gone: Vec<Position> = retired.map(|(position, _)| *position).filter(|it| Some(*it) != newest).collect();
-        gone.iter().for_each(|position| _ = self.noted.remove(position));
+    /// Takes note of those among these, whose answer is due: here, where they were accepted here.
+    pub(super) fn note_all(&mut self, entries: &[Arc<Entry>], floor: Position) {
+        for entry in entries {
+            if !self.noted.contains_key(&entry.position)
+                && let Some(what) = Refusable::of(&entry.purge)
+            {
+                let answer = match &entry.origin {
+                    Some(origin) if !origin.ours => Answer::Open,
+                    _ => Answer::Due,
+                };
+                self.noted.insert(entry.position, Request::new(what, answer));
+                if answer == Answer::Open {
+                    self.open.insert(entry.position);
+                }
+            }
+        }
+        self.retire(floor);
+    }
+
+    /// One was accepted here, and its answer is due.
+    pub(super) fn accepted(&mut self, position: Position, what: Refusable, sender: IpAddr, floor: Position) {
+        self.open.remove(&position);
+        let request = self.noted.entry(position).or_insert_with(|| Request::new(what, Answer::Due));
+        (request.answer, request.sender) = (Answer::Due, Some(sender));
+        self.retire(floor);
+    }
+
+    /// What can no longer be replayed (up to `floor`) goes, but for what has yet to be decided.
+    fn retire(&mut self, floor: Position) {
+        let expected = self.expected();
+        let is_decided = |(position, request): &(&Position, &Request)| match request.answer {
+            // One that could not be made durable in time is never answered.
+            Answer::Due => request.sender.is_none() && expected.is_none_or(|expected| **position <= expected),
+            Answer::Open => request.refused_by.is_empty(),
+            Answer::Unknown | Answer::Done | Answer::Refused => true,
+        };
+        let retired = self.noted.range(..=floor).filter(is_decided);
+        for position in retired.map(|(position, _)| *position).collect::<Vec<_>>() {
+            self.noted.remove(&position);
+            self.open.remove(&position);
+        }
+        while let Some(first) = self.refused.first_entry().filter(|first| *first.get() <= floor) {
+            first.remove();
+        }
+    }
+
+    fn is_refused_now(&mut self, position: Position) {
+        self.refused.insert(self.refusals, position);
+        self.refusals += 1;
     }
 
     /// A purge that comes after this position is waited for.
@@ -129,22 +223,18 @@ impl Requests {
         *self.expected.entry(after).or_default() += 1;
     }
 
-    /// It is not any more; where it was accepted, at this position. Nobody knows what its sender was told if nothing was.
+    /// It is not any more; if it was accepted, at this position. Nobody was told that it is done if it was not answered.
     pub(super) fn expect_no_more(&mut self, after: Position, accepted: Option<Position>) {
         if let Some(request) = accepted.and_then(|position| self.noted.get_mut(&position))
             && request.answer == Answer::Due
         {
-            request.answer = Answer::Unknown;
+            request.answer = Answer::Refused;
         }
         if let Some(count) = self.expected.get_mut(&after) {
             *count -= 1;
             if *count == 0 {
                 self.expected.remove(&after);
             }
-        }
-        match self.expected() {
-            None => self.refusals.clear(),
-            Some(expected) => self.refusals.retain(|(_, refused, _)| refused.last > expected),
         }
     }
 
@@ -153,8 +243,8 @@ impl Requests {
         self.expected.keys().next().copied()
     }
 
-    /// A node does not take these. What lies up to the `fence` was answered by somebody. What none of the `fleet` takes, and
-    /// was not answered before that was known, was nobody told to be done.
+    /// A node does not take these. What nothing is known of any more was answered as done. Of an older replica's purges that
+    /// is so for what lies up to the `fence`, unless none of the `fleet` took it before.
     pub(super) fn refused(
         &mut self,
         node: &NodeId,
@@ -162,40 +252,137 @@ impl Requests {
         reason: &Arc<str>,
         fence: Position,
         fleet: &[&NodeId],
-    ) -> Owed {
+    ) -> Consequence {
         let Refused { fingerprint, after, last } = refused;
-        let mut owed = Owed::Nothing;
-        for (position, request) in self.noted.range_mut(after + 1..=last) {
-            if request.fingerprint != fingerprint {
-                continue;
-            }
-            owed = owed.max(request.owed(*position <= fence));
-            if request.answer == Answer::Unknown && *position > fence {
-                if !request.refused_by.contains(node) {
-                    request.refused_by.push(node.clone());
+        let concerned = self.noted.range(after + 1..=last).filter(|(_, it)| it.what.fingerprint == fingerprint);
+        let owed = concerned.clone().map(|(position, it)| it.owed(*position <= fence)).max();
+        let owed = owed.unwrap_or(Owed::FlushOfAll);
+        if owed > Owed::Nothing {
+            // It stands for those as well that would be passed over, and so they are not refused.
+            let also = concerned.filter(|(_, it)| matches!(it.answer, Answer::Open | Answer::Due) && !it.is_refused());
+            let owed = also.map(|(_, it)| it.promised()).max().unwrap_or_default().max(owed);
+            return Consequence { owed, ..Consequence::default() };
+        }
+        let positions: Vec<Position> = concerned.map(|(position, _)| *position).collect();
+        let mut consequence = Consequence::default();
+        for position in positions {
+            let Some(request) = self.noted.get_mut(&position) else { continue };
+            match request.answer {
+                Answer::Open => request.refuse(node, reason),
+                Answer::Due => {
+                    let is_news = !request.is_refused();
+                    request.refuse(node, reason);
+                    consequence.is_news |= is_news;
+                    if is_news {
+                        self.is_refused_now(position);
+                    }
                 }
-                if fleet.iter().all(|node| request.refused_by.contains(node)) {
-                    request.answer = Answer::Refused;
+                Answer::Unknown => {
+                    request.refuse(node, reason);
+                    consequence.taken_by_nobody.extend(request.is_taken_by_nobody(fleet).then_some(position));
                 }
+                Answer::Done | Answer::Refused => {}
             }
         }
-        if owed == Owed::Nothing && self.expected().is_some_and(|expected| refused.last > expected) {
-            self.refusals.push((node.clone(), refused, Arc::clone(reason)));
-        }
-        owed
+        consequence
     }
 
-    /// The purge at this position is about to be answered: which nodes do not take it, and why. If there are any, nobody is
-    /// told that it was carried out, and it leaves no doubt.
-    pub(super) fn answer(&mut self, position: Position, what: &Refusable) -> Vec<(NodeId, Arc<str>)> {
-        let mut refused: BTreeMap<&NodeId, &Arc<str>> = BTreeMap::new();
-        for (node, _, reason) in self.refusals.iter().filter(|(_, refused, _)| refused.is(what.fingerprint, position)) {
-            refused.entry(node).or_insert(reason);
+    /// The purge at this position is about to be answered: which nodes do not take it. If there are any, nobody is told that
+    /// it was carried out.
+    pub(super) fn answer(&mut self, position: Position) -> Refusals {
+        let Some(request) = self.noted.get_mut(&position) else { return Vec::new() };
+        let refusals = std::mem::take(&mut request.refused_by);
+        request.answer = if refusals.is_empty() { Answer::Done } else { Answer::Refused };
+        refusals
+    }
+
+    /// The purge at this position is about to be confirmed to the replica that accepted it: which nodes do not take it here.
+    /// If there are none, none may refuse it any more.
+    pub(super) fn confirm(&mut self, position: Position) -> Refusals {
+        let Some(request) = self.noted.get_mut(&position).filter(|it| it.answer == Answer::Open) else {
+            return Vec::new();
+        };
+        if request.refused_by.is_empty() {
+            request.answer = Answer::Done;
+            self.open.remove(&position);
         }
-        if let Some(request) = self.noted.get_mut(&position) {
-            request.answer = if refused.is_empty() { Answer::Done } else { Answer::Refused };
+        request.refused_by.clone()
+    }
+
+    /// Nodes do not take a purge of ours at another replica. `None` if it was answered as done; else whether that is news.
+    pub(super) fn refused_elsewhere(&mut self, position: Position, refusals: &Refusals) -> Option<bool> {
+        let Some(request) = self.noted.get_mut(&position) else { return Some(false) };
+        match request.answer {
+            Answer::Done => return None,
+            Answer::Unknown | Answer::Refused => return Some(false),
+            Answer::Due | Answer::Open => {}
         }
-        refused.into_iter().map(|(node, reason)| (node.clone(), Arc::clone(reason))).collect()
+        let was_refused = request.is_refused();
+        refusals.iter().for_each(|(node, reason)| request.refuse(node, reason));
+        let is_news = !was_refused && request.is_refused();
+        if is_news {
+            self.is_refused_now(position);
+        }
+        Some(is_news)
+    }
+
+    /// Another replica says that it was refused to its sender. Says whether that is news.
+    pub(super) fn was_refused(&mut self, position: Position) -> bool {
+        // Of what was sent to this process, this process knows better.
+        let is_news = |request: &&mut Request| request.sender.is_none() && request.answer != Answer::Refused;
+        let Some(request) = self.noted.get_mut(&position).filter(is_news) else { return false };
+        request.answer = Answer::Refused;
+        request.refused_by.clear();
+        self.open.remove(&position);
+        self.is_refused_now(position);
+        true
+    }
+
+    /// Whoever accepted it says that it was answered as done. Gives the nodes that have refused it here.
+    pub(super) fn was_done(&mut self, position: Position) -> Vec<NodeId> {
+        self.open.remove(&position);
+        match self.noted.get_mut(&position) {
+            Some(request) if matches!(request.answer, Answer::Open | Answer::Unknown) => {
+                request.answer = Answer::Done;
+                std::mem::take(&mut request.refused_by).into_iter().map(|(node, _)| node).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Whoever accepted it never says how it was answered. Says whether none of the `fleet` takes it.
+    pub(super) fn is_of_an_older_version(&mut self, position: Position, fleet: &[&NodeId]) -> bool {
+        if !self.open.remove(&position) {
+            return false;
+        }
+        self.noted.get_mut(&position).is_some_and(|request| {
+            request.answer = Answer::Unknown;
+            request.is_taken_by_nobody(fleet)
+        })
+    }
+
+    /// What is open up to this position counts as done. Gives the nodes that have refused it here.
+    pub(super) fn time_is_up(&mut self, last: Position) -> Vec<(Position, NodeId)> {
+        let over: Vec<Position> = self.open.range(..=last).copied().collect();
+        let done = over.into_iter().map(|position| (position, self.was_done(position)));
+        done.flat_map(|(position, nodes)| nodes.into_iter().map(move |node| (position, node))).collect()
+    }
+
+    /// Whether its sender was told that it is done, or may have been.
+    pub(super) fn is_done(&self, position: Position) -> bool {
+        self.noted.get(&position).is_some_and(|request| request.answer == Answer::Done)
+    }
+
+    /// At most `most` of those that were refused, from the one with this number on, each with its number.
+    pub(super) fn refused_from(&self, number: u64, most: usize) -> Vec<(u64, Position)> {
+        self.refused.range(number..).take(most).map(|(number, position)| (*number, *position)).collect()
+    }
+
+    /// The first of those that a node has passed over and may owe yet.
+    pub(super) fn first_open(&self, node: &NodeId) -> Option<Position> {
+        let refused_by = |position: &Position| self.noted.get(position).map(|request| &request.refused_by);
+        let is_open = |position: &&Position| refused_by(position).is_some_and(|by| by.iter().any(|(id, _)| id == node));
+        self.open.iter().find(is_open).copied()
     }
 
     /// Whether one lies after the first position, up to the second.
@@ -207,111 +394,10 @@ impl Requests {
     pub(super) fn newest(&self, fingerprint: u64) -> Option<(Position, Option<IpAddr>)> {
         let mut newest_first = self.noted.iter().rev();
         newest_first
-            .find(|(_, request)| request.fingerprint == fingerprint)
+            .find(|(_, request)| request.what.fingerprint == fingerprint)
             .map(|(position, request)| (*position, request.sender))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn handed_on(fingerprint: u64) -> Refusable {
-        Refusable { fingerprint, is_handed_on: true }
-    }
-
-    const SENDER: Option<IpAddr> = Some(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
-
-    fn pool(fingerprint: u64) -> Refusable {
-        Refusable { fingerprint, is_handed_on: false }
-    }
-
-    #[test]
-    fn of_what_cannot_be_replayed_the_newest_is_enough_to_be_in_doubt() {
-        let mut requests = Requests::default();
-        for position in 1..=1_000 {
-            requests.note(position, &handed_on(position), None, position - 1);
-        }
-        assert_eq!(requests.noted.len(), 2);
-        assert!(requests.lie_in((900, 999)) && requests.lie_in((999, 1_000)));
-        assert!(!requests.lie_in((1_000, 2_000)) && !requests.lie_in((0, 998)) && !requests.lie_in((999, 999)));
-    }
-
-    #[test]
-    fn a_pool_that_cannot_be_replayed_takes_no_url_out_of_memory() {
-        let mut requests = Requests::default();
-        requests.note(10, &handed_on(1), None, 0);
-        requests.note(20, &pool(2), None, 20);
-        assert!(requests.lie_in((5, 20)));
-        assert_eq!(requests.noted.len(), 1);
-    }
-
-    #[test]
-    fn what_nobody_carried_out_leaves_no_doubt() {
-        let mut requests = Requests::default();
-        requests.expect(6);
-        requests.note(7, &handed_on(1), SENDER, 0);
-        let (node, refused) = (NodeId::try_from("v").unwrap(), Refused { fingerprint: 1, after: 6, last: 7 });
-        assert_eq!(requests.refused(&node, refused, &"405".into(), 0, &[]), Owed::Nothing);
-        assert_eq!(requests.answer(7, &handed_on(1)).len(), 1);
-        requests.expect_no_more(6, Some(7));
-        assert!(requests.refusals.is_empty() && requests.expected.is_empty());
-        requests.note(8, &pool(2), None, 0);
-        assert!(!requests.lie_in((0, 10)));
-    }
-
-    #[test]
-    fn what_was_answered_as_done_is_not_passed_over_and_what_was_refused_is() {
-        let (node, other) = (NodeId::try_from("v").unwrap(), NodeId::try_from("w").unwrap());
-        let mut requests = Requests::default();
-        requests.expect(0);
-        requests.note(1, &handed_on(1), SENDER, 0);
-        requests.note(2, &handed_on(2), SENDER, 0);
-        requests.note(3, &pool(3), SENDER, 0);
-        requests.note(4, &handed_on(4), None, 0);
-        let refuse = |requests: &mut Requests, fingerprint, fence| {
-            requests.refused(&node, Refused { fingerprint, after: 0, last: 4 }, &"405".into(), fence, &[&node, &other])
-        };
-        assert_eq!(refuse(&mut requests, 1, 9), Owed::Nothing);
-        assert_eq!(requests.answer(1, &handed_on(1)).len(), 1);
-        assert!(requests.answer(2, &handed_on(2)).is_empty() && requests.answer(3, &pool(3)).is_empty());
-        // The answer stands, whoever refuses it then.
-        assert_eq!([1, 2, 3].map(|it| refuse(&mut requests, it, 9)), [Owed::Nothing, Owed::FlushOfAll, Owed::Flush]);
-        // Of another replica's the fence says whether it was answered, and nobody says how.
-        assert_eq!([3, 4].map(|fence| refuse(&mut requests, 4, fence)), [Owed::Nothing, Owed::Flush]);
-    }
-
-    #[test]
-    fn one_that_is_refused_when_it_has_retired_takes_no_other_one_with_it() {
-        let mut requests = Requests::default();
-        requests.expect(0);
-        requests.note(10, &handed_on(1), None, 0);
-        requests.note(15, &handed_on(2), SENDER, 0);
-        requests.note(30, &pool(3), None, 20);
-        requests.refused(
-            &NodeId::try_from("v").unwrap(),
-            Refused { fingerprint: 2, after: 14, last: 15 },
-            &"405".into(),
-            0,
-            &[],
-        );
-        requests.answer(15, &handed_on(2));
-        requests.note(31, &pool(3), None, 20);
-        assert!(requests.lie_in((5, 20)) && !requests.lie_in((10, 20)));
-    }
-
-    #[test]
-    fn what_another_replica_accepted_and_no_node_takes_leaves_no_doubt() {
-        let nodes = ["v", "w"].map(|id| NodeId::try_from(id).unwrap());
-        let mut requests = Requests::default();
-        requests.note(7, &handed_on(1), None, 0);
-        for (node, leaves_doubt) in nodes.iter().zip([true, false]) {
-            let refused = Refused { fingerprint: 1, after: 6, last: 7 };
-            requests.refused(node, refused, &"405".into(), 6, &[&nodes[0], &nodes[1]]);
-            assert_eq!(requests.lie_in((0, 9)), leaves_doubt);
-        }
-        // Also when it is retired.
-        requests.note(8, &pool(2), None, 8);
-        assert!(requests.noted.is_empty());
-    }
-}
+mod tests;

@@ -204,9 +204,11 @@ impl Task {
             if kind == Kind::Repeat && self.waits_for_pages(after.unwrap_or(0), last) {
                 continue;
             }
+            // What it passed over may be what it is told again for.
+            let refused = if matches!(kind, Kind::Recalled(_)) { Vec::new() } else { self.refused.clone() };
             return Some(Work {
                 kind,
-                walk: Walk::new(after, last, self.refused.clone()),
+                walk: Walk::new(after, last, refused),
                 batch: None,
                 report: Report::default(),
                 folded: 0,

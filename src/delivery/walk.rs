@@ -53,7 +53,7 @@ pub(super) struct Refused {
 
 impl Refused {
     /// Whether such a target of the purge at this position is one of them.
-    pub(super) fn is(&self, fingerprint: u64, position: Position) -> bool {
+    fn is(&self, fingerprint: u64, position: Position) -> bool {
         self.fingerprint == fingerprint && self.after < position && position <= self.last
     }
 }

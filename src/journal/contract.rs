@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{Clock, Cursor, Entry, Journal, Lag, Limits, Missed, Position, PurgeObserver};
 use crate::fleet::NodeId;
-use crate::purge::{Purge, Target};
+use crate::purge::{Forward, Purge, Target};
 
 /// A way to open one empty journal.
 pub(super) type Open<'a> = &'a dyn Fn(Limits, PurgeObserver, Clock) -> Arc<dyn Journal>;
@@ -32,6 +32,8 @@ macro_rules! suite {
             a_cursor_that_is_no_longer_saved_is_forgotten,
             what_is_younger_than_an_age_follows_the_last_that_is_older,
             a_purge_whose_sender_went_away_is_accepted,
+            what_was_refused_to_its_sender_is_known_as_long_as_it_is_held,
+            of_what_retires_the_newest_url_that_was_not_refused_stays_known,
         );
     };
     ($open:expr; $($test:ident,)*) => {
@@ -61,6 +63,13 @@ pub(super) fn nobody() -> PurgeObserver {
 /// A purge of one tag.
 pub(super) fn purge(tag: &str) -> Purge {
     Purge { targets: vec![Target::Tags([tag].into_iter().collect())], soft: false }
+}
+
+/// A purge by URL.
+pub(super) fn url(path: &str) -> Purge {
+    let headers = vec![("host".to_owned(), "shop.test".to_owned())];
+    let forward = Forward { method: "PURGE".into(), target: path.into(), headers };
+    Purge { targets: vec![Target::Forward(forward)], soft: false }
 }
 
 pub(super) fn node(id: &str) -> NodeId {
@@ -288,4 +297,33 @@ pub(super) async fn a_purge_whose_sender_went_away_is_accepted(open: Open<'_>) {
     }
     let purges: Vec<Purge> = entries(&*journal, 0).iter().map(|entry| entry.purge.clone()).collect();
     assert!(purges.contains(&purge("a")) && purges.contains(&purge("b")), "{purges:?}");
+}
+
+pub(super) async fn what_was_refused_to_its_sender_is_known_as_long_as_it_is_held(open: Open<'_>) {
+    let journal = open(Limits { max_entries: 2, ..Limits::default() }, nobody(), clock().1);
+    let mut at = append_all(&*journal, ["a", "b"]).await;
+    journal.refuse(vec![at[0], at[1]]).await.unwrap();
+    assert_eq!([at[0], at[1], at[1] + 1].map(|position| journal.is_refused(position)), [true, true, false]);
+    at.extend(append_all(&*journal, ["c"]).await);
+    assert_eq!([at[0], at[1], at[2]].map(|position| journal.is_refused(position)), [false, true, false]);
+    // Nothing is kept of what is not held.
+    journal.refuse(vec![at[0]]).await.unwrap();
+    assert!(!journal.is_refused(at[0]));
+}
+
+pub(super) async fn of_what_retires_the_newest_url_that_was_not_refused_stays_known(open: Open<'_>) {
+    let journal = open(Limits { max_entries: 1, ..Limits::default() }, nobody(), clock().1);
+    assert_eq!(journal.uncovered(), 0);
+    let mut at = Vec::new();
+    for (purge, is_refused) in [(url("/a"), false), (url("/b"), false), (url("/c"), true), (purge("d"), false)] {
+        let position = journal.append(purge).await.unwrap();
+        if is_refused {
+            journal.refuse(vec![position]).await.unwrap();
+        }
+        at.push((position, journal.uncovered()));
+    }
+    append_all(&*journal, ["e"]).await;
+    let uncovered: Vec<Position> = at.iter().map(|(_, uncovered)| *uncovered).collect();
+    assert_eq!(uncovered, [0, at[0].0, at[1].0, at[1].0]);
+    assert_eq!(journal.uncovered(), at[1].0);
 }

@@ -144,7 +144,7 @@ impl Disk {
             anew.log(&path);
         }
         let shared = Arc::new(Shared {
-            tail: Tail::new(limits, observer, (stored.floor, stored.head), stored.entries, now_ms),
+            tail: Tail::new(limits, observer, stored.past, now_ms),
             cursors: Cursors::new(limits, stored.cursors),
             ledger: Mutex::new(stored.ledger),
             clock,
@@ -265,6 +265,19 @@ impl Journal for Disk {
 
     fn save_cursors(&self, cursors: Vec<(NodeId, Cursor)>) -> BoxFuture<'_, Result<(), WriteError>> {
         Box::pin(self.ask(|answer| Command::SaveCursors(cursors, answer)))
+    }
+
+    fn refuse(&self, positions: Vec<Position>) -> BoxFuture<'_, Result<(), WriteError>> {
+        self.shared.tail.refuse(&positions);
+        Box::pin(self.ask(|answer| Command::Refuse(positions, answer)))
+    }
+
+    fn is_refused(&self, position: Position) -> bool {
+        self.shared.tail.is_refused(position)
+    }
+
+    fn uncovered(&self) -> Position {
+        self.shared.tail.uncovered()
     }
 
     fn anew(&self) -> Option<&Anew> {

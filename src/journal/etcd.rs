@@ -267,6 +267,10 @@ impl Shared for Etcd {
         self.inner.local.ledger().position(id)
     }
 
+    fn name_of(&self, position: Position) -> Option<Arc<str>> {
+        self.inner.local.ledger().name(position)
+    }
+
     fn now_ms(&self) -> u64 {
         self.inner.local.now_ms()
     }
@@ -343,6 +347,19 @@ impl Journal for Etcd {
     fn save_cursors(&self, cursors: Vec<(NodeId, Cursor)>) -> BoxFuture<'_, Result<(), WriteError>> {
         self.inner.published.offer(&cursors);
         self.inner.local.save_cursors(cursors)
+    }
+
+    /// On this machine: etcd says what was purged, and each replica how it was answered.
+    fn refuse(&self, positions: Vec<Position>) -> BoxFuture<'_, Result<(), WriteError>> {
+        self.inner.local.refuse(positions)
+    }
+
+    fn is_refused(&self, position: Position) -> bool {
+        self.inner.local.is_refused(position)
+    }
+
+    fn uncovered(&self) -> Position {
+        self.inner.local.uncovered()
     }
 
     fn anew(&self) -> Option<&Anew> {

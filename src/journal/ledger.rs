@@ -64,6 +64,11 @@ impl Ledger {
         self.positions.get(id).copied()
     }
 
+    /// The name of a held purge.
+    pub(super) fn name(&self, position: Position) -> Option<Arc<str>> {
+        Some(Arc::clone(&self.rows.get(&position)?.id))
+    }
+
     /// Where in etcd a held purge is.
     pub(super) fn revision(&self, position: Position) -> Option<u64> {
         self.rows.get(&position)?.revision

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::cursors::Cursors;
 use super::disk::Foreign;
 use super::ledger::Ledger;
-use super::tail::Tail;
+use super::tail::{Past, Tail};
 use super::{
     Anew, BoxFuture, Clock, Cursor, Entry, Journal, Lag, Limits, Missed, Position, PurgeObserver, WriteError,
     wall_clock,
@@ -46,7 +46,7 @@ impl Memory {
 
     pub(crate) fn with_clock(limits: Limits, observer: PurgeObserver, clock: Clock) -> Self {
         Memory {
-            tail: Tail::new(limits, observer, (0, 0), Vec::new(), clock()),
+            tail: Tail::new(limits, observer, Past::default(), clock()),
             cursors: Cursors::new(limits, HashMap::new()),
             clock,
             turn: Mutex::default(),
@@ -73,6 +73,11 @@ impl Memory {
     /// The place of a purge by its name, while it is held.
     pub(super) fn place_of(&self, id: &str) -> Option<Position> {
         self.turn.lock().position(id)
+    }
+
+    /// The name of a purge that is held.
+    pub(super) fn name_of(&self, position: Position) -> Option<Arc<str>> {
+        self.turn.lock().name(position)
     }
 
     /// The time, as this journal has it.
@@ -124,6 +129,19 @@ impl Journal for Memory {
             self.cursors.save(cursors, (self.clock)());
             Ok(())
         })
+    }
+
+    fn refuse(&self, positions: Vec<Position>) -> BoxFuture<'_, Result<(), WriteError>> {
+        self.tail.refuse(&positions);
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn is_refused(&self, position: Position) -> bool {
+        self.tail.is_refused(position)
+    }
+
+    fn uncovered(&self) -> Position {
+        self.tail.uncovered()
     }
 
     fn anew(&self) -> Option<&Anew> {

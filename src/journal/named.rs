@@ -74,6 +74,13 @@ impl Shared for Named {
         }
     }
 
+    fn name_of(&self, position: Position) -> Option<Arc<str>> {
+        match &self.local {
+            Local::Disk(disk) => disk.ledger().name(position),
+            Local::Memory(memory) => memory.name_of(position),
+        }
+    }
+
     fn now_ms(&self) -> u64 {
         match &self.local {
             Local::Disk(disk) => disk.now_ms(),
@@ -127,6 +134,18 @@ impl Journal for Named {
 
     fn save_cursors(&self, cursors: Vec<(NodeId, Cursor)>) -> BoxFuture<'_, Result<(), WriteError>> {
         self.local().save_cursors(cursors)
+    }
+
+    fn refuse(&self, positions: Vec<Position>) -> BoxFuture<'_, Result<(), WriteError>> {
+        self.local().refuse(positions)
+    }
+
+    fn is_refused(&self, position: Position) -> bool {
+        self.local().is_refused(position)
+    }
+
+    fn uncovered(&self) -> Position {
+        self.local().uncovered()
     }
 
     fn has_history(&self) -> bool {

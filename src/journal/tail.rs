@@ -3,8 +3,12 @@
 //! The entries, the head and the floor change together under one lock: every entry after the floor up to the head is
 //! held, and none up to the floor. Positions have holes (a shared journal's are revisions of etcd), so what a cursor
 //! misses is searched for and not counted.
+//!
+//! Of what retires one position stays: the newest purge that a flush may leave ([`Tail::uncovered`]). One is enough, as a
+//! node that missed any of them is in the same doubt. A purge that was refused to its sender promised nothing, and leaves
+//! none.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,25 +27,38 @@ pub(super) struct Tail {
     head: watch::Sender<Position>,
 }
 
+/// What a tail begins with.
+#[derive(Default)]
+pub(super) struct Past {
+    /// Nothing up to here is held, and all that there is after it.
+    pub(super) floor: Position,
+    pub(super) head: Position,
+    /// In order.
+    pub(super) entries: Vec<Arc<Entry>>,
+    /// Those of them that were refused to their senders.
+    pub(super) refused: BTreeSet<Position>,
+    /// The newest purge up to the floor that a flush may leave; 0 if there is none.
+    pub(super) uncovered: Position,
+}
+
 #[derive(Default)]
 struct Held {
     entries: VecDeque<Arc<Entry>>,
     bytes: usize,
     /// Nothing up to here is held.
     floor: Position,
+    refused: BTreeSet<Position>,
+    uncovered: Position,
+    /// The newest that a flush may leave of what was ever held, also if it was refused.
+    newest_handed_on: Position,
 }
 
 impl Tail {
-    /// A tail that ends at `head` and holds of `entries` (in order, all that there are after `floor`) what the limits
-    /// allow at `now_ms`. The observer is not told of those.
-    pub(super) fn new(
-        limits: Limits,
-        observer: PurgeObserver,
-        (floor, head): (Position, Position),
-        entries: Vec<Arc<Entry>>,
-        now_ms: u64,
-    ) -> Self {
-        let mut held = Held { floor, ..Held::default() };
+    /// A tail that holds of this past what the limits allow at `now_ms`. The observer is not told of
+    /// its entries.
+    pub(super) fn new(limits: Limits, observer: PurgeObserver, past: Past, now_ms: u64) -> Self {
+        let Past { floor, head, entries, refused, uncovered } = past;
+        let mut held = Held { floor, refused, uncovered, ..Held::default() };
         held.extend(entries);
         held.trim(&limits, now_ms);
         Tail { limits, observer, held: RwLock::new(held), head: watch::Sender::new(head) }
@@ -60,6 +77,36 @@ impl Tail {
     /// Everything after this is held, and nothing before.
     pub(super) fn floor(&self) -> Position {
         self.held.read().floor
+    }
+
+    /// The senders of these purges were told that nodes do not take them.
+    pub(super) fn refuse(&self, positions: &[Position]) {
+        let mut held = self.held.write();
+        let floor = held.floor;
+        held.refused.extend(positions.iter().filter(|position| **position > floor));
+    }
+
+    /// Whether the sender of this purge was told so.
+    pub(super) fn is_refused(&self, position: Position) -> bool {
+        self.held.read().refused.contains(&position)
+    }
+
+    /// The newest purge that is not held any more and that a flush may leave; 0 if there is none.
+    pub(super) fn uncovered(&self) -> Position {
+        self.held.read().uncovered
+    }
+
+    /// The same if nothing of what is held were, and nobody knew what was refused.
+    pub(super) fn uncovered_by_nothing(&self) -> Position {
+        let held = self.held.read();
+        held.uncovered.max(held.newest_handed_on)
+    }
+
+    /// The same once nothing up to this position is held.
+    pub(super) fn uncovered_at(&self, floor: Position) -> Position {
+        let held = self.held.read();
+        let retiring = held.entries.iter().take_while(|entry| entry.position <= floor);
+        retiring.filter(|entry| held.leaves_doubt(entry)).map(|entry| entry.position).max().unwrap_or(held.uncovered)
     }
 
     /// The last position that was given longer ago than this; the one before the oldest held where all are younger.
@@ -141,6 +188,8 @@ impl Held {
 
     fn extend(&mut self, entries: Vec<Arc<Entry>>) {
         self.bytes += entries.iter().map(|entry| footprint(&entry.purge)).sum::<usize>();
+        let newest = entries.iter().rev().find(|entry| entry.purge.is_handed_on());
+        self.newest_handed_on = newest.map_or(self.newest_handed_on, |entry| entry.position);
         self.entries.extend(entries);
     }
 
@@ -158,7 +207,16 @@ impl Held {
         if let Some(oldest) = self.entries.pop_front() {
             self.bytes -= footprint(&oldest.purge);
             self.floor = oldest.position;
+            if self.leaves_doubt(&oldest) {
+                self.uncovered = oldest.position;
+            }
+            self.refused.remove(&oldest.position);
         }
+    }
+
+    /// Whether a node that missed it may hold what a flush leaves.
+    fn leaves_doubt(&self, entry: &Entry) -> bool {
+        entry.purge.is_handed_on() && !self.refused.contains(&entry.position)
     }
 }
 

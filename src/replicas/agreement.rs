@@ -184,10 +184,7 @@ impl Replicas {
 
     /// The name of the purge at this position.
     fn name_of(&self, position: Position) -> Option<String> {
-        let journal = self.context.journal.as_ref()?;
-        let crate::journal::Missed::Entries(entries) = journal.since(position.checked_sub(1)?) else { return None };
-        let entry = entries.first().filter(|entry| entry.position == position)?;
-        entry.origin.as_ref().map(|origin| origin.id.to_string())
+        self.context.journal.as_ref()?.name_of(position).map(|name| name.to_string())
     }
 
     /// Counts the replicas that have not confirmed a purge that is about to be answered.

@@ -35,6 +35,9 @@ pub(super) enum TellError {
     /// Another process is there than the one that was meant.
     #[error("it was restarted")]
     Restarted,
+    /// A node refuses there what was answered here without waiting for it.
+    #[error("a node does not take there a purge that was answered as done without it")]
+    TooLate,
     /// It has said goodbye.
     #[error("it has ended")]
     Left,

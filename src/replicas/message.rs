@@ -41,6 +41,13 @@ pub struct Message {
     /// Nodes of which it is to be said up to where pages have landed there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub asks_about: Vec<NodeId>,
+    /// The names of those purges that were answered as done by now: a node that does not take them comes too late.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub done: Vec<String>,
+    /// The names of purges that the other one has, and that were refused to their senders, whoever accepted them. `None`: of
+    /// a version that never says.
+    #[serde(default)]
+    pub refused: Option<Vec<String>>,
 }
 
 /// A purge of which nodes are to be told once more: a page that passed another replica may be on its way to them.
@@ -82,6 +89,9 @@ pub struct Confirmation {
     /// Up to where in the journal here pages have landed, at nodes that do not have it and at those that were asked about.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub landed: BTreeMap<NodeId, Position>,
+    /// Of all of these purges those that nodes do not take here. Whoever accepted them says whether that came in time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<RefusedPurge>,
     /// Who answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<Introduction>,
@@ -94,6 +104,15 @@ impl Confirmation {
         // One of which it says nothing is not known there, but pages pass to whoever asks for them.
         self.place.filter(|place| self.landed.get(node).is_none_or(|landed| landed < place))
     }
+}
+
+/// A purge that nodes do not take though they take others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedPurge {
+    /// Its name.
+    pub id: String,
+    /// The nodes, and what each of them said.
+    pub nodes: BTreeMap<NodeId, String>,
 }
 
 /// Who a replica is.
@@ -124,10 +143,11 @@ mod tests {
         let older = r#"{"from":"b","wait_ms":750,"purges":[]}"#;
         let message: Message = serde_json::from_str(older).unwrap();
         assert_eq!((message.format, message.to, message.fresh), (1, None, false));
+        assert_eq!((message.done.len(), message.refused), (0, None));
         let later = r#"{"format":2,"from":"b","wait_ms":1,"purges":[],"and":{"more":1}}"#;
         assert_eq!(serde_json::from_str::<Message>(later).unwrap().format, 2);
         let answer: Confirmation = serde_json::from_str(r#"{"applied":["v"],"fenced":[],"more":1}"#).unwrap();
-        assert_eq!((answer.applied.len(), &answer.from), (1, &None));
+        assert_eq!((answer.applied.len(), &answer.from, answer.refused.len()), (1, &None, 0));
         // It does not say what is under way there: nothing is waited for.
         assert_eq!(answer.awaits_landing(&NodeId::try_from("w").unwrap()), None);
     }

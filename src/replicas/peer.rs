@@ -12,11 +12,17 @@
 //! of it from where it was last ([`Marks`](super::marks::Marks)); where that is not held any more, or where it has lost its
 //! own journal, it is told one purge of everything.
 //!
+//! **How purges were answered.** One that has a purge is told when that was refused to its sender: its nodes may refuse it,
+//! too. Everybody tells that, as whoever accepted the purge may be gone when another one comes. If a node refuses there what
+//! was answered here as done, because the other one was late, it has not confirmed it; it is told once more, and that it is
+//! done.
+//!
 //! **A key that is gone is no replica that is gone.** The lease of one that is cut off from etcd runs out while it serves
 //! its readers, and then it is us or nobody who tells it of purges. So who is not registered any more is told as before,
 //! and asked now and then whether it is still there; it is let go of when nobody listens at its address, when nothing was
 //! heard of it for [`KEPT`], or when it has said goodbye.
 
+mod content;
 mod landed;
 
 use std::collections::VecDeque;
@@ -29,20 +35,17 @@ use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::call::{TellError, Way};
-use super::message::{Again, Confirmation, Message};
+use super::message::{Again, Confirmation, Message, RefusedPurge};
 use super::under_way::PeerHolds;
 use super::{Record, Replicas};
 use crate::backoff::Backoff;
 use crate::fleet::NodeId;
-use crate::journal::{Entry, Missed, Position, Shared, Told};
-use crate::purge::{Purge, Target};
+use crate::journal::{Position, Shared};
 use crate::telemetry::causes;
+use content::{Next, next, patience, refused};
 
 /// Messages on their way at once. Each waits for the other fleet's Varnish nodes, a tenth of a second at times.
 const ON_THEIR_WAY: usize = 8;
-
-/// Bytes of purges in one message, as near as it can be told, where `purge.max_request` is not less.
-const MAX_MESSAGE: usize = 256 << 10;
 
 /// What else is in a request of ours, and more.
 const OVERHEAD: usize = 4 << 10;
@@ -230,7 +233,7 @@ impl Peer {
         again: Vec<Again>,
         patience: Duration,
     ) -> Result<Confirmation, TellError> {
-        let message = Message { again, ..self.message(replicas, Vec::new(), patience) };
+        let message = Message { again, ..self.message(replicas, patience) };
         self.way.post(replicas, &message).await
     }
 
@@ -242,21 +245,22 @@ impl Peer {
     ) -> Result<Confirmation, TellError> {
         // Positions are those of this process's journal.
         let to = Some(self.record.boot.clone());
-        let message = Message { to, asks_about, ..self.message(replicas, Vec::new(), Duration::ZERO) };
+        let message = Message { to, asks_about, ..self.message(replicas, Duration::ZERO) };
         self.way.post(replicas, &message).await
     }
 
     /// Tells it that we are about to end.
     pub(super) async fn say_goodbye(&self, replicas: &Replicas) -> Result<Confirmation, TellError> {
         let record = Some(Record { leaving: true, ..replicas.own.clone() });
-        let message = Message { record, ..self.message(replicas, Vec::new(), Duration::ZERO) };
+        let message = Message { record, ..self.message(replicas, Duration::ZERO) };
         self.way.post(replicas, &message).await
     }
 
-    fn message(&self, replicas: &Replicas, purges: Vec<Told>, patience: Duration) -> Message {
+    /// One that tells of nothing.
+    fn message(&self, replicas: &Replicas, patience: Duration) -> Message {
         // Who shares our journal may be any process of this name: what it was not told it reads there.
         let to = (!replicas.has_journal_in_common()).then(|| self.record.boot.clone());
-        Message { to, purges, ..replicas.hello(patience) }
+        Message { to, ..replicas.hello(patience) }
     }
 }
 
@@ -312,24 +316,31 @@ async fn tell(replicas: &Arc<Replicas>, peer: &Arc<Peer>, journal: &dyn Shared) 
     let room = replicas.context.max_request.saturating_sub(OVERHEAD);
     let mut sent = peer.confirmed_up_to();
     let mut on_their_way = VecDeque::new();
+    let mut refusals = replicas.context.deliveries.watch_refusals();
+    let mut next_refused = 0;
     // After a failure the first message goes at once, with or without a purge: is it there?
     let mut asks = peer.is_late() || peer.is_unlisted() || peer.owes_us();
     loop {
         while on_their_way.len() < ON_THEIR_WAY {
-            let Next { purges, last, tells_gap } = next(replicas, peer, journal, sent, room);
-            if purges.is_empty() && !asks {
+            let Next { purges, done, bytes, last, tells_gap } = next(replicas, peer, journal, sent, room);
+            let left = room.saturating_sub(bytes);
+            let refused = refused(replicas, peer, journal, &mut next_refused, left);
+            sent = Some(last);
+            if purges.is_empty() && !asks && refused.is_empty() {
                 // Others' purges: they tell of those themselves.
-                sent = Some(last);
-                if on_their_way.is_empty() {
-                    peer.confirmed.store(last, Ordering::SeqCst);
+                if on_their_way.is_empty() && peer.confirmed.swap(last, Ordering::SeqCst) != last {
                     replicas.progress.send_replace(());
+                    // Some of them may have been refused.
+                    continue;
                 }
                 break;
             }
             asks = false;
-            let answer = tokio::spawn(post(Arc::clone(replicas), Arc::clone(peer), purges));
+            let patience = patience(replicas, journal, &purges);
+            let message = Message { purges, done, refused: Some(refused), ..peer.message(replicas, patience) };
+            let (replicas, peer) = (Arc::clone(replicas), Arc::clone(peer));
+            let answer = tokio::spawn(async move { peer.way.post(&replicas, &message).await });
             on_their_way.push_back(Sent { last, tells_gap, answer: AbortOnDropHandle::new(answer) });
-            sent = Some(last);
         }
         let full = on_their_way.len() >= ON_THEIR_WAY;
         let told = sent.unwrap_or(0);
@@ -340,6 +351,10 @@ async fn tell(replicas: &Arc<Replicas>, peer: &Arc<Peer>, journal: &dyn Shared) 
                     Err(error) => return error,
                 };
                 on_their_way.pop_front();
+                // Before it counts as confirmed: whoever waits for that is to hear of it.
+                if !are_in_time(replicas, peer, journal, &confirmation) {
+                    return TellError::TooLate;
+                }
                 // What was skipped behind it counts, too, when nothing else is on its way.
                 let confirmed = if on_their_way.is_empty() { told.max(last) } else { last };
                 peer.confirms(last, confirmed, confirmation, tells_gap);
@@ -348,6 +363,7 @@ async fn tell(replicas: &Arc<Replicas>, peer: &Arc<Peer>, journal: &dyn Shared) 
             moved = head.wait_for(|head| *head > told), if !full => if moved.is_err() {
                 return TellError::NoAnswer(Duration::ZERO);
             },
+            _ = refusals.changed() => {}
             () = asks_again(replicas, peer) => asks = true,
             _ = woken.changed() => {
                 if peer.is_gone() {
@@ -358,6 +374,18 @@ async fn tell(replicas: &Arc<Replicas>, peer: &Arc<Peer>, journal: &dyn Shared) 
             }
         }
     }
+}
+
+/// Takes note of what nodes refuse at the other one. Says whether all of it comes before the answers here.
+fn are_in_time(replicas: &Replicas, peer: &Peer, journal: &dyn Shared, confirmation: &Confirmation) -> bool {
+    let mut in_time = true;
+    for RefusedPurge { id, nodes } in &confirmation.refused {
+        let Some(position) = journal.place_of(id) else { continue };
+        let asked = |reason: &String| format!("{reason}, asked by {}", peer.id).into();
+        let refusals = nodes.iter().map(|(node, reason)| (node.clone(), asked(reason))).collect();
+        in_time &= replicas.context.deliveries.refused_elsewhere(position, &refusals);
+    }
+    in_time
 }
 
 /// Returns when the other one is to be asked whether it is there, and what it has for us.
@@ -380,117 +408,5 @@ async fn first(on_their_way: &mut VecDeque<Sent>) -> Result<(Position, bool, Con
             Err(error) => Err(TellError::Refused(500, error.to_string())),
         },
         None => std::future::pending().await,
-    }
-}
-
-/// What is to be told next.
-struct Next {
-    purges: Vec<Told>,
-    /// Up to where the other one has everything then.
-    last: Position,
-    tells_gap: bool,
-}
-
-/// What was accepted here after `sent`, as much as a message of `room` bytes takes.
-fn next(replicas: &Replicas, peer: &Peer, journal: &dyn Shared, sent: Option<Position>, room: usize) -> Next {
-    // Read first: what is appended from here on is told after it.
-    let head = journal.head();
-    let missed = sent.map_or(Missed::Gap, |sent| journal.since(sent));
-    let Missed::Entries(entries) = missed else {
-        if replicas.has_journal_in_common() {
-            // Whoever missed so much has a gap in its journal, too.
-            return Next { purges: Vec::new(), last: head, tells_gap: true };
-        }
-        tracing::warn!(
-            replica = %peer.id, head,
-            "what a replica missed is not known any more: it is told one purge of everything"
-        );
-        let id = super::gap_name(&replicas.own.boot, &peer.record.boot, head);
-        let told = Told { id, revision: None, at_ms: journal.now_ms(), purge: everything_missed() };
-        return Next { purges: vec![told], last: head, tells_gap: true };
-    };
-    let (mut purges, mut bytes, mut last) = (Vec::new(), 0, sent.unwrap_or(0));
-    for entry in entries {
-        let ours = entry.origin.as_ref().filter(|origin| origin.ours);
-        if let Some(origin) = ours {
-            let (told, size) = fitting(told(journal.revision(entry.position), &origin.id, &entry), room);
-            bytes += size;
-            if bytes > MAX_MESSAGE.min(room) && !purges.is_empty() {
-                break;
-            }
-            purges.push(told);
-        }
-        last = entry.position;
-    }
-    Next { purges, last, tells_gap: false }
-}
-
-/// What stands for any number of purges: among them may be some of pages without tags.
-fn everything_missed() -> Purge {
-    Purge { targets: vec![Target::All], soft: false }
-}
-
-/// A purge that fits into a message, and how large it is there: as JSON one can be larger than it was as a request, and
-/// the other one would refuse it for ever.
-fn fitting(told: Told, room: usize) -> (Told, usize) {
-    let size = |told: &Told| serde_json::to_vec(told).map_or(0, |json| json.len());
-    let as_it_is = size(&told);
-    if as_it_is <= room {
-        return (told, as_it_is);
-    }
-    let told = Told { purge: Purge::everything(), ..told };
-    let size = size(&told);
-    (told, size)
-}
-
-fn told(revision: Option<u64>, id: &str, entry: &Entry) -> Told {
-    Told { id: id.to_owned(), revision, at_ms: entry.at_ms, purge: entry.purge.clone() }
-}
-
-/// How long the other one may wait for its Varnish nodes. It keeps some of our patience for itself (it takes the purge in,
-/// and answers), and what etcd has taken before is gone: its answer is to be here when the purge's sender gets one. What is
-/// older was answered long ago, and fences there almost at once.
-fn others_patience(ack_timeout: Duration, accepted_ms: u64, now_ms: u64) -> Duration {
-    let gone = Duration::from_millis(now_ms.saturating_sub(accepted_ms));
-    (ack_timeout * 5 / 8).saturating_sub(gone).max(ack_timeout / 8)
-}
-
-/// Sends one message and waits for its answer.
-async fn post(replicas: Arc<Replicas>, peer: Arc<Peer>, purges: Vec<Told>) -> Result<Confirmation, TellError> {
-    let newest_ms = purges.iter().map(|told| told.at_ms).max().unwrap_or(0);
-    // Both times are of our own clock: what is told was accepted here.
-    let now_ms = replicas.context.journal.as_ref().map_or(0, |journal| journal.now_ms());
-    let patience = others_patience(replicas.context.ack_timeout, newest_ms, now_ms);
-    peer.way.post(&replicas, &peer.message(&replicas, purges, patience)).await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::purge::Target;
-
-    #[test]
-    fn a_purge_that_no_message_takes_is_told_as_one_of_everything() {
-        let request = |pattern: &str| {
-            let mut headers = http::HeaderMap::new();
-            headers.insert("X-Magento-Tags-Pattern", pattern.parse().unwrap());
-            let (method, rules) = (http::Method::from_bytes(b"PURGE").unwrap(), crate::purge::PurgeRules::default());
-            crate::purge::parse(&method, &"/".parse().unwrap(), &headers, &rules).unwrap().purge
-        };
-        let told = |purge| Told { id: "a".to_owned(), revision: None, at_ms: 1, purge };
-        let (small, large) =
-            (told(request("((^|,)cat_p_1(,|$))")), told(request(&format!("a{}", r"\.".repeat(2_000)))));
-        assert_eq!(fitting(small.clone(), 4_500).0, small);
-        let (fitted, size) = fitting(large, 4_500);
-        assert!(fitted.purge.targets == [Target::Everything] && size < 200, "{size}");
-    }
-
-    #[test]
-    fn the_other_one_answers_before_the_sender_of_the_purge_is_answered() {
-        let ack = Duration::from_millis(1_000);
-        let patience = |gone: u64| others_patience(ack, 10_000, 10_000 + gone).as_millis();
-        assert_eq!([0, 350, 700, 60_000].map(patience), [625, 275, 125, 125]);
-        // A clock that was set back.
-        assert_eq!(others_patience(ack, 10_000, 9_000).as_millis(), 625);
     }
 }

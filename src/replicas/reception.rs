@@ -6,12 +6,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::message::{Again, Confirmation, FORMAT, Introduction, Message, PeerPosition};
+use super::message::{Again, Confirmation, FORMAT, Introduction, Message, PeerPosition, RefusedPurge};
 use super::peer::Peer;
 use super::{GAP, Record, Replicas};
 use crate::delivery::Acknowledged;
 use crate::fleet::NodeId;
 use crate::journal::{Position, Shared, WriteError};
+
+/// So many nodes are named for a purge that they do not take. One is enough for it to be refused, and a confirmation of a
+/// thousand purges has to fit into an answer.
+const MOST_REFUSING: usize = 2;
 
 /// What became of a message.
 pub enum Received {
@@ -66,11 +70,43 @@ impl Replicas {
             Ok(position) => position,
             Err(error) => return Received::Failed(error),
         };
+        self.note_answers(journal, &message);
         let outcome = match position {
             Some(position) => self.context.deliveries.expect().acknowledge(position, patience).await,
             None => Acknowledged::default(),
         };
-        Received::Confirmed(self.confirmation(&message, position, outcome).into())
+        // After the wait: what a node refuses from now on comes too late.
+        let refused = self.refused(journal, &message);
+        let confirmation = Confirmation { refused, ..self.confirmation(&message, position, outcome) };
+        Received::Confirmed(confirmation.into())
+    }
+
+    /// The purges of a message that nodes do not take here.
+    fn refused(&self, journal: &dyn Shared, message: &Message) -> Vec<RefusedPurge> {
+        let told = message.purges.iter().filter_map(|told| Some((&told.id, journal.place_of(&told.id)?)));
+        let nodes = |position| {
+            let refusals = self.context.deliveries.confirm(position);
+            let named = refusals.into_iter().take(MOST_REFUSING);
+            named.map(|(node, reason)| (node, reason.to_string())).collect()
+        };
+        let confirmed = told.map(|(id, position)| RefusedPurge { id: id.clone(), nodes: nodes(position) });
+        confirmed.filter(|refused| !refused.nodes.is_empty()).collect()
+    }
+
+    /// Takes note of how purges were answered, as far as their teller says so.
+    fn note_answers(&self, journal: &dyn Shared, message: &Message) {
+        let deliveries = &self.context.deliveries;
+        message.done.iter().filter_map(|id| journal.place_of(id)).for_each(|position| deliveries.was_done(position));
+        match &message.refused {
+            Some(refused) => {
+                let refused = refused.iter().filter_map(|id| journal.place_of(id)).collect();
+                deliveries.were_refused(refused);
+            }
+            None => {
+                let told = message.purges.iter().filter_map(|told| journal.place_of(&told.id));
+                deliveries.are_of_an_older_version(told);
+            }
+        }
     }
 
     /// Makes the purges of a message durable, and has nodes told again as it says. Gives the last place of any of them.
@@ -108,7 +144,7 @@ impl Replicas {
         let from = Introduction { id: self.id.clone(), record: self.own.clone(), fresh: self.fresh, pending };
         let Acknowledged { applied, fenced, .. } = outcome;
         let landed = self.context.deliveries.landed(fenced.iter().chain(&message.asks_about));
-        Confirmation { applied, fenced, place, landed, from: Some(from) }
+        Confirmation { applied, fenced, place, landed, refused: Vec::new(), from: Some(from) }
     }
 
     /// Whether there is anything that the sender of this message has yet to be told.

@@ -25,6 +25,7 @@ mod patterns;
 mod peers;
 mod purging;
 mod refusals;
+mod refused_urls;
 mod registry;
 mod reload;
 mod replay;

@@ -2,6 +2,7 @@
 //! test's), and they obey the question whether they would obey unless a test says otherwise.
 
 use super::*;
+use crate::journal::{Local, Named, Shared as _};
 use crate::purge::{Forward, PROBE_PATH, Pattern};
 
 /// What a node does with a request.
@@ -250,17 +251,97 @@ async fn a_purge_that_was_answered_is_not_passed_over_but_flushed() {
     }
 }
 
+/// A node that refuses the page, and says of a flush whether it dropped everything.
+fn refuses_a_page(flushed: Does) -> impl Fn(&str) -> Does + Send + Sync + 'static {
+    obeys(move |head| match head {
+        head if head.contains("/page") => Does::Answer(405),
+        head if head.contains("Flush: all") => flushed,
+        _ => Does::Answer(200),
+    })
+}
+
 #[tokio::test]
-async fn a_purge_of_which_nobody_knows_how_it_was_answered_is_flushed_and_keeps_no_node_out() {
+async fn a_purge_of_before_the_start_counts_as_done_unless_it_is_marked() {
+    for is_marked in [false, true] {
+        let guard = Arc::new(Guard::new(long_ago()));
+        let journal: Arc<dyn Journal> = Arc::new(Memory::new(Limits::default(), noted_by(&guard)));
+        let id = NodeId::try_from("varnish-1").unwrap();
+        journal.save_cursors(vec![(id, Cursor { position: 0, epoch: None })]).await.unwrap();
+        let position = journal.append(handed_on("/page")).await.unwrap();
+        if is_marked {
+            journal.refuse(vec![position]).await.unwrap();
+        }
+        let told = scripted(refuses_a_page(Does::Answer(200))).await;
+        let rig = Rig::to(told, CALM, journal, guard, None).await;
+        if is_marked {
+            rig.until_at(position).await;
+            assert!(rig.told("Flush: all").is_empty());
+        } else {
+            rig.until_it_says("it does not take a purge that was answered").await;
+            assert_eq!(rig.node.live.cursor(), 0);
+        }
+    }
+}
+
+/// Deliveries of a replica that is told of a purge by another one, and to whose node it is passed over.
+async fn passed_over(flushed: Does) -> (Rig, Position) {
     let guard = Arc::new(Guard::new(long_ago()));
-    let journal: Arc<dyn Journal> = Arc::new(Memory::new(Limits::default(), noted_by(&guard)));
-    let id = NodeId::try_from("varnish-1").unwrap();
-    journal.save_cursors(vec![(id, Cursor { position: 0, epoch: None })]).await.unwrap();
-    let position = journal.append(handed_on("/page")).await.unwrap();
-    let odd = |head: &str| if head.contains("/page") { Does::Answer(405) } else { Does::Answer(200) };
-    let rig = Rig::to(scripted(obeys(odd)).await, CALM, journal, guard, None).await;
+    let memory = Memory::new(Limits::default(), noted_by(&guard));
+    let journal = Arc::new(Named::new(Local::Memory(Box::new(memory))));
+    let shared: Arc<dyn Journal> = Arc::clone(&journal) as Arc<dyn Journal>;
+    let rig = Rig::to(scripted(refuses_a_page(flushed)).await, CALM, shared, guard, None).await;
+    rig.ran(&[400, 200]);
+    let told = crate::journal::Told { id: "a".to_owned(), revision: None, at_ms: 0, purge: handed_on("/page") };
+    let position = journal.admit(vec![told]).await.unwrap();
+    rig.until_at(position).await;
+    assert!(rig.told("Flush: all").is_empty());
+    (rig, position)
+}
+
+#[tokio::test]
+async fn a_node_that_passed_over_what_was_answered_as_done_elsewhere_is_flushed() {
+    let (rig, position) = passed_over(Does::FlushedAll).await;
+    // What it has passed over it may owe yet, and a process after this one would not know.
+    assert_eq!(rig.deliveries.cursors()[0].1.position, position - 1);
+    rig.deliveries.was_done(position);
+    assert_eq!(rig.node.live.cursor(), position - 1);
     rig.until_at(position).await;
     assert!(!rig.told("Flush: all").is_empty());
+    assert_eq!(rig.deliveries.cursors()[0].1.position, position);
+}
+
+#[tokio::test]
+async fn a_node_that_is_kept_out_for_a_purge_comes_back_when_that_was_refused() {
+    let (rig, position) = passed_over(Does::Answer(200)).await;
+    rig.deliveries.time_is_up(position);
+    rig.until_it_says("it does not take a purge that was answered").await;
+    assert_eq!(rig.node.live.cursor(), position - 1);
+    rig.deliveries.were_refused(vec![position]);
+    rig.until_at(position).await;
+    let journal = &rig.deliveries.context.journal;
+    while !journal.is_refused(position) {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_confirmation_says_what_a_node_has_refused() {
+    let (rig, position) = passed_over(Does::Answer(200)).await;
+    let refusals = rig.deliveries.confirm(position);
+    assert_eq!(refusals, [(rig.node.id().clone(), Arc::from("it answered 405"))]);
+    rig.deliveries.were_refused(vec![position]);
+    assert_eq!(rig.deliveries.cursors()[0].1.position, position);
+}
+
+#[tokio::test]
+async fn a_400_is_marked_in_the_journal_before_it_is_told() {
+    let rig = rig(refuses_a_page(Does::Answer(200))).await;
+    let (position, expected) = rig.accept(handed_on("/page")).await;
+    let outcome = expected.acknowledge(position, PATIENCE).await;
+    assert_eq!((outcome.refused.len(), rig.deliveries.context.journal.is_refused(position)), (1, true));
+    let (position, expected) = rig.accept(handed_on("/other")).await;
+    let outcome = expected.acknowledge(position, PATIENCE).await;
+    assert_eq!((outcome.refused.len(), rig.deliveries.context.journal.is_refused(position)), (0, false));
 }
 
 /// A journal that has lost what came before its last entry, and a node that had none of it.

@@ -23,6 +23,10 @@ pub(super) const ORIGINS: TableDefinition<'_, Position, (&str, u64)> = TableDefi
 pub(super) const NEWEST: TableDefinition<'_, (), u64> = TableDefinition::new("newest");
 /// The revision up to which everything in etcd has come here.
 pub(super) const SEEN: TableDefinition<'_, (), u64> = TableDefinition::new("seen");
+/// The purges whose senders were told that nodes do not take them.
+pub(super) const REFUSED: TableDefinition<'_, Position, ()> = TableDefinition::new("refused");
+/// The newest purge that is stored no more and that a flush may leave.
+pub(super) const UNCOVERED: TableDefinition<'_, (), Position> = TableDefinition::new("uncovered");
 /// Whether an entry was deleted that was not in etcd yet, and etcd knows nothing of it.
 pub(super) const OVERFLOWED: TableDefinition<'_, (), bool> = TableDefinition::new("overflowed");
 /// What the file is written in. Files of format 1 have no number.
@@ -55,6 +59,12 @@ pub(super) struct Change {
     /// Something is held that is not in etcd.
     pub(super) spooled: bool,
     pub(super) entries: Vec<Arc<Entry>>,
+    /// Refused to their senders.
+    pub(super) refused: Vec<Position>,
+    /// The newest purge up to the floor that a flush may leave; 0 if there is none.
+    pub(super) uncovered: Position,
+    /// The same for a new file, which has nothing of what came before this change.
+    pub(super) uncovered_if_new: Position,
     pub(super) cursors: Vec<(NodeId, Cursor)>,
     /// Where in etcd entries are, or that they are not there.
     pub(super) found: Vec<(Position, Option<u64>)>,
@@ -68,9 +78,10 @@ pub(super) fn name(transaction: &WriteTransaction, identity: &str) -> Result<(),
     transaction.open_table(ORIGINS)?;
     transaction.open_table(CURSORS)?;
     transaction.open_table(EPOCHS)?;
-    for table in [HEAD, FLOOR, NEWEST, SEEN] {
+    for table in [HEAD, FLOOR, NEWEST, SEEN, UNCOVERED] {
         transaction.open_table(table)?;
     }
+    transaction.open_table(REFUSED)?;
     transaction.open_table(OVERFLOWED)?;
     transaction.open_table(FORMATS)?.insert((), FORMAT)?;
     transaction.open_table(IDENTITY)?.insert((), identity)?;
@@ -88,7 +99,7 @@ pub(super) fn write(
     let mut transaction = database.begin_write()?;
     if let Some(identity) = begun {
         name(&transaction, identity)?;
-    } else if change.head == change.before && change.probe == 0 {
+    } else if change.head == change.before && change.refused.is_empty() && change.probe == 0 {
         // Without an fsync: the next purge's commit takes this to the disk with it, and so does closing the file. A crash
         // before that leaves older cursors, and an older cursor only replays more; and it leaves purges that are not
         // known to be in etcd, and etcd knows better.
@@ -100,6 +111,12 @@ pub(super) fn write(
     if change.head > change.before || begun.is_some() {
         write_entries(&transaction, change, records, begun.is_some())?;
         transaction.delete_table(PROBE)?;
+    }
+    if !change.refused.is_empty() {
+        let mut refused = transaction.open_table(REFUSED)?;
+        for position in change.refused.iter().filter(|position| **position > change.floor) {
+            refused.insert(position, ())?;
+        }
     }
     if change.seen > 0 {
         transaction.open_table(SEEN)?.insert((), change.seen)?;
@@ -138,6 +155,7 @@ fn write_entries(
     let mut origins = transaction.open_table(ORIGINS)?;
     entries.retain_in(change.before + 1.., |_, _| false)?;
     origins.retain_in(change.before + 1.., |_, _| false)?;
+    transaction.open_table(REFUSED)?.retain_in(change.before + 1.., |_, _| false)?;
     for (entry, record) in change.entries.iter().zip(records) {
         entries.insert(entry.position, record.as_slice())?;
         if let Some(Origin { id, revision, .. }) = &entry.origin {
@@ -146,7 +164,13 @@ fn write_entries(
     }
     delete_up_to(&mut entries, change.floor)?;
     delete_up_to(&mut origins, change.floor)?;
-    let floor = if is_new { change.floor.max(change.before) } else { change.floor };
+    delete_up_to(&mut transaction.open_table(REFUSED)?, change.floor)?;
+    let (floor, uncovered) = if is_new {
+        (change.floor.max(change.before), change.uncovered_if_new)
+    } else {
+        (change.floor, change.uncovered)
+    };
+    transaction.open_table(UNCOVERED)?.insert((), uncovered)?;
     transaction.open_table(HEAD)?.insert((), change.head)?;
     transaction.open_table(FLOOR)?.insert((), floor)?;
     let newest = change.entries.iter().filter_map(|entry| entry.origin.as_ref()?.revision).max();

@@ -20,6 +20,8 @@ pub(super) enum Command {
     Append(Purge, Answer<Position>),
     /// Take over what another journal may have as well.
     AppendForeign(Foreign, Answer<Position>),
+    /// Note that these were refused to their senders.
+    Refuse(Vec<Position>, Answer<()>),
     /// Save these cursors.
     SaveCursors(Vec<(NodeId, Cursor)>, Answer<()>),
     /// Note where in etcd these are.
@@ -45,6 +47,8 @@ pub(super) struct Group {
     pub(super) named: HashMap<Arc<str>, Position>,
     /// Whom to tell which position.
     pub(super) appended: Vec<(Answer<Position>, Position)>,
+    /// Refused to their senders.
+    pub(super) refused: Vec<Position>,
     /// To be saved.
     pub(super) cursors: Vec<(NodeId, Cursor)>,
     /// Where in etcd entries are, or that they are not there.
@@ -55,7 +59,7 @@ pub(super) struct Group {
     pub(super) broken_off: Option<Position>,
     /// So many bytes, to see whether the disk takes them.
     pub(super) probe: usize,
-    /// Whom to tell whether their cursors are saved.
+    /// Whom to tell whether what they asked for is on the disk.
     pub(super) saved: Vec<Answer<()>>,
     /// Whom to tell that it holds: what is known of etcd does not depend on the disk.
     pub(super) noted: Vec<Answer<()>>,
@@ -70,6 +74,7 @@ impl Group {
             entries: vec![],
             named: HashMap::new(),
             appended: vec![],
+            refused: vec![],
             cursors: vec![],
             found: vec![],
             seen: 0,
@@ -94,6 +99,10 @@ impl Group {
                 Command::AppendForeign(foreign, answer) => {
                     let position = group.enter_foreign(foreign, &ledger);
                     group.appended.push((answer, position));
+                }
+                Command::Refuse(positions, answer) => {
+                    group.refused.extend(positions);
+                    group.saved.push(answer);
                 }
                 Command::SaveCursors(cursors, answer) => {
                     group.cursors.extend(cursors);

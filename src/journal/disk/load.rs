@@ -2,7 +2,7 @@
 //!
 //! Read in a transaction that writes nothing, so that a start succeeds on a volume that is full.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,12 +11,15 @@ use redb::{
     TableError, Value,
 };
 
-use super::change::{CURSORS, ENTRIES, EPOCHS, FLOOR, FORMATS, HEAD, IDENTITY, NEWEST, ORIGINS, OVERFLOWED, SEEN};
+use super::change::{
+    CURSORS, ENTRIES, EPOCHS, FLOOR, FORMATS, HEAD, IDENTITY, NEWEST, ORIGINS, OVERFLOWED, REFUSED, SEEN, UNCOVERED,
+};
 use super::error::{Damage, FORMAT, OpenError};
 use super::store::not_opened;
 use crate::fleet::NodeId;
 use crate::journal::cursors::Saved;
 use crate::journal::ledger::Ledger;
+use crate::journal::tail::Past;
 use crate::journal::{Cursor, Entry, Limits, Origin, Position};
 
 /// What was in the file when it was opened.
@@ -24,9 +27,7 @@ use crate::journal::{Cursor, Entry, Limits, Origin, Position};
 pub(super) struct Stored {
     /// The name of the journal. A file of format 1 has none.
     pub(super) identity: Option<String>,
-    pub(super) head: Position,
-    pub(super) floor: Position,
-    pub(super) entries: Vec<Arc<Entry>>,
+    pub(super) past: Past,
     pub(super) cursors: HashMap<NodeId, Saved>,
     pub(super) ledger: Ledger,
 }
@@ -62,8 +63,13 @@ pub(super) fn load(database: &Database, path: &Path, limits: Limits, now_ms: u64
     if reader.single(OVERFLOWED)?.unwrap_or(false) {
         ledger.overflowed_before();
     }
-    let entries = loaded.into_iter().filter(|entry| entry.position > floor).collect();
-    Ok(Stored { identity, head, floor, entries, cursors: reader.cursors(limits, now_ms)?, ledger })
+    let refused = reader.refused()?;
+    let (gone, entries): (Vec<_>, Vec<_>) = loaded.into_iter().partition(|entry| entry.position <= floor);
+    let in_doubt = gone.iter().filter(|entry| entry.purge.is_handed_on() && !refused.contains(&entry.position));
+    let retired = in_doubt.map(|entry| entry.position).max().unwrap_or(0);
+    let uncovered = reader.single(UNCOVERED)?.unwrap_or(0).max(retired);
+    let past = Past { floor, head, entries, refused, uncovered };
+    Ok(Stored { identity, past, cursors: reader.cursors(limits, now_ms)?, ledger })
 }
 
 /// A transaction of the file at a path.
@@ -111,6 +117,12 @@ impl Reader<'_> {
             rows.insert(position.value(), (id.into(), Some(revision).filter(|&revision| revision > 0)));
         }
         Ok(rows)
+    }
+
+    fn refused(&self) -> Result<BTreeSet<Position>, OpenError> {
+        let Some(table) = self.table(REFUSED)? else { return Ok(BTreeSet::new()) };
+        let records = table.iter().map_err(|error| self.failed(error))?;
+        records.map(|record| Ok(record.map_err(|error| self.failed(error))?.0.value())).collect()
     }
 
     /// `dense`: positions have no holes.

@@ -84,7 +84,7 @@ pub(super) fn open(
                 };
                 // Closed before it is put aside.
                 drop(database);
-                (Some(anew), stored.head)
+                (Some(anew), stored.past.head)
             }
             Err(OpenError::Damaged { path, source }) if damaged == Damaged::Anew || is_cut => {
                 (Some(Anew::Damaged(format!("{}: {}", path.display(), causes(&source)))), 0)
@@ -141,20 +141,21 @@ fn read(files: &dyn Files, path: &Path, limits: Limits, now_ms: u64) -> Result<(
 
 /// Why a journal that can be read is not the one that was promised on. `None`: it is.
 fn distrust(stored: &Stored, marker: &Found) -> Option<Anew> {
+    let head = stored.past.head;
     let replaced = |reason: String| Some(Anew::Replaced(reason));
     match (&stored.identity, marker) {
         // From before there were markers.
         (None, Found::Nothing) => None,
         (None, _) => replaced("it has no name, and the file beside it has one".to_owned()),
         // What a start leaves that is killed before its marker is written.
-        (Some(_), Found::Nothing) if stored.head <= 1 && stored.entries.is_empty() && stored.cursors.is_empty() => None,
+        (Some(_), Found::Nothing) if head <= 1 && stored.past.entries.is_empty() && stored.cursors.is_empty() => None,
         (Some(_), Found::Nothing) => replaced("identity.json is not beside it".to_owned()),
         (Some(_), Found::Unreadable(reason)) => replaced(reason.clone()),
         (Some(identity), Found::Marker(marker)) if *identity != marker.identity => {
             replaced("it is another journal than the one that was here".to_owned())
         }
-        (Some(_), Found::Marker(marker)) if stored.head < marker.head => {
-            replaced(format!("it is an older copy: it ends at {}, and had come to {}", stored.head, marker.head))
+        (Some(_), Found::Marker(marker)) if head < marker.head => {
+            replaced(format!("it is an older copy: it ends at {head}, and had come to {}", marker.head))
         }
         (Some(_), Found::Marker(_)) => None,
     }
@@ -219,8 +220,8 @@ fn begin(
         let synced = File::open(directory).and_then(|directory| directory.sync_all());
         synced.map_err(|source| OpenError::Directory { path: directory.to_owned(), source })?;
     }
-    stored.head = head.unwrap_or(0);
-    stored.floor = stored.head;
+    stored.past.head = head.unwrap_or(0);
+    stored.past.floor = stored.past.head;
     Ok(Opened { store, stored, anew })
 }
 

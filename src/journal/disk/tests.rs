@@ -14,7 +14,7 @@ use tempfile::{TempDir, tempdir};
 use super::file::JournalFile;
 use super::*;
 use crate::journal::Cursor;
-use crate::journal::contract::{self, append_and_go_away, at, clock, entries, nobody, node, purge};
+use crate::journal::contract::{self, append_and_go_away, at, clock, entries, nobody, node, purge, url};
 use crate::telemetry::causes;
 
 contract::suite!({
@@ -235,6 +235,65 @@ async fn what_retires_before_it_got_to_etcd_is_known_also_after_restarts() {
     journal.append_foreign(spooled("d")).await.unwrap();
     drop(journal);
     assert_eq!(open_at(&directory, Duration::from_secs(60), &clock).ledger().overflow(), 0);
+}
+
+#[tokio::test]
+async fn what_was_refused_and_what_a_flush_may_leave_outlive_a_crash() {
+    let (directory, crashed) = (tempdir().unwrap(), tempdir().unwrap());
+    let few = || Settings { limits: Limits { max_entries: 3, ..Limits::default() }, ..settings() };
+    let journal = open_by(directory.path(), few()).unwrap();
+    for path in ["/a", "/b", "/c", "/d"] {
+        journal.append(url(path)).await.unwrap();
+    }
+    journal.refuse(vec![2, 4]).await.unwrap();
+    let copied = |count: usize| {
+        // As a crash leaves it, with what was answered.
+        let copy = crashed.path().join(count.to_string());
+        fs::create_dir(&copy).unwrap();
+        for file in ["journal.redb", "identity.json"] {
+            fs::copy(directory.path().join(file), copy.join(file)).unwrap();
+        }
+        open_by(&copy, few()).unwrap()
+    };
+    let refused = |journal: &Disk| -> Vec<Position> { (0..9).filter(|it| journal.is_refused(*it)).collect() };
+    let again = copied(0);
+    assert_eq!((refused(&again), again.uncovered()), (vec![2, 4], 1));
+    for tag in ["e", "f", "g"] {
+        journal.append(purge(tag)).await.unwrap();
+    }
+    let again = copied(1);
+    assert_eq!((refused(&again), again.uncovered()), (vec![], 3));
+}
+
+#[tokio::test]
+async fn a_url_that_retires_while_nobody_runs_stays_known() {
+    const RETENTION: Duration = Duration::from_secs(60);
+    let (directory, (now_ms, clock)) = (tempdir().unwrap(), clock());
+    let journal = open_at(&directory, RETENTION, &clock);
+    for path in ["/a", "/b"] {
+        journal.append(url(path)).await.unwrap();
+    }
+    journal.refuse(vec![2]).await.unwrap();
+    drop(journal);
+    now_ms.fetch_add(60_001, Ordering::SeqCst);
+    for tag in ["c", "d"] {
+        let journal = open_at(&directory, RETENTION, &clock);
+        assert_eq!(journal.uncovered(), 1, "before {tag}");
+        journal.append(purge(tag)).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_that_the_disk_does_not_take_holds_in_this_process() {
+    let (directory, fault) = (tempdir().unwrap(), Arc::new(Fault::default()));
+    let journal = fault.open(&directory);
+    journal.append(url("/a")).await.unwrap();
+    fault.full.store(true, Ordering::SeqCst);
+    journal.refuse(vec![1]).await.unwrap_err();
+    assert!(journal.is_refused(1));
+    fault.full.store(false, Ordering::SeqCst);
+    drop(journal);
+    assert!(!fault.open(&directory).is_refused(1));
 }
 
 #[tokio::test]

@@ -140,6 +140,8 @@ impl<'s> Writer<'s> {
 
     fn change(&self, group: &Group) -> Change {
         let floor = group.broken_off.unwrap_or_else(|| self.shared.tail.floor());
+        // After the floor was read: what retires meanwhile is in doubt, too.
+        let uncovered = self.shared.tail.uncovered_at(floor);
         let ledger = self.shared.ledger();
         Change {
             now_ms: group.now_ms,
@@ -151,6 +153,9 @@ impl<'s> Writer<'s> {
             overflowed: ledger.overflows_at(floor),
             spooled: ledger.has_missing(),
             entries: self.unwritten.iter().chain(&group.entries).map(Arc::clone).collect(),
+            refused: group.refused.clone(),
+            uncovered,
+            uncovered_if_new: self.shared.tail.uncovered_by_nothing(),
             cursors: group.cursors.clone(),
             found: group.found.clone(),
             probe: group.probe,

@@ -209,6 +209,18 @@ impl Journal for Suite {
     fn save_cursors(&self, cursors: Vec<(NodeId, Cursor)>) -> BoxFuture<'_, Result<(), WriteError>> {
         self.journal.save_cursors(cursors)
     }
+
+    fn refuse(&self, positions: Vec<Position>) -> BoxFuture<'_, Result<(), WriteError>> {
+        self.journal.refuse(positions)
+    }
+
+    fn is_refused(&self, position: Position) -> bool {
+        self.journal.is_refused(position)
+    }
+
+    fn uncovered(&self) -> Position {
+        self.journal.uncovered()
+    }
 }
 
 fn suite(limits: Limits, observer: PurgeObserver, clock: Clock) -> Arc<dyn Journal> {

@@ -334,6 +334,36 @@ async fn a_journal_that_is_removed_while_it_is_in_use_refuses_and_goes_on_in_a_n
 }
 
 #[tokio::test]
+async fn what_a_removed_file_had_of_urls_is_in_doubt_in_the_new_one() {
+    let directory = tempdir().unwrap();
+    let journal = open(directory.path());
+    journal.append(url("/a")).await.unwrap();
+    journal.append(url("/b")).await.unwrap();
+    // Nobody knows it any more.
+    journal.refuse(vec![2]).await.unwrap();
+    fs::remove_file(file(&directory)).unwrap();
+    journal.append(purge("refused")).await.unwrap_err();
+    journal.append(purge("c")).await.unwrap();
+    drop(journal);
+    let journal = open(directory.path());
+    assert_eq!((journal.since(1), journal.uncovered()), (Missed::Gap, 2));
+}
+
+#[tokio::test]
+async fn a_file_from_before_refusals_were_marked_is_read() {
+    let directory = used().await;
+    edit(&directory, |transaction| {
+        transaction.delete_table(change::REFUSED).unwrap();
+        transaction.delete_table(change::UNCOVERED).unwrap();
+    });
+    let journal = open(directory.path());
+    assert_eq!((journal.anew(), journal.head(), journal.is_refused(1), journal.uncovered()), (None, 2, false, 0));
+    journal.refuse(vec![1]).await.unwrap();
+    drop(journal);
+    assert!(open(directory.path()).is_refused(1));
+}
+
+#[tokio::test]
 async fn another_journal_that_is_moved_over_it_while_it_is_in_use_takes_nothing() {
     let (ours, other) = (used().await, used().await);
     let journal = open(ours.path());

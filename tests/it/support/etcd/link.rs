@@ -1,13 +1,13 @@
 //! A link to etcd that a test can cut.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 
 use super::super::{PATIENCE, eventually};
 use super::loopback::Loopback;
@@ -36,7 +36,7 @@ impl Link {
         let target = target.parse().expect("an address and a port");
         let loopback = Loopback::claim(&[PORT]);
         let address = SocketAddr::from((loopback.ip(), PORT));
-        let relay = Arc::new(Relay { target, state: Mutex::new(State::new()) });
+        let relay = Arc::new(Relay { source: loopback.ip(), target, state: Mutex::new(State::new()) });
         let listener = Some(Listener::open(address, &relay));
         Link { scheme: scheme.to_owned(), address, relay, listener, _loopback: loopback }
     }
@@ -82,6 +82,7 @@ fn ended(connections: &[Weak<Connection>]) {
 
 /// State shared by the threads of a link.
 struct Relay {
+    source: Ipv4Addr,
     target: SocketAddr,
     state: Mutex<State>,
 }
@@ -158,9 +159,17 @@ impl Relay {
         }
     }
 
-    /// Connects a client to the target, and relays until both have ended.
+    /// Comes from the address of the link, by which the target may know it.
+    fn connect(&self) -> std::io::Result<TcpStream> {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.bind(&SocketAddr::from((self.source, 0)).into())?;
+        socket.connect_timeout(&self.target.into(), PATIENCE)?;
+        Ok(socket.into())
+    }
+
+    /// Connects a client to the target, and passes what comes until both have ended.
     fn carry(&self, client: TcpStream, turns: usize) {
-        let Ok(server) = TcpStream::connect_timeout(&self.target, PATIENCE) else { return reset(client) };
+        let Ok(server) = self.connect() else { return reset(client) };
         let mut state = self.state();
         if state.turns != turns {
             match state.way {

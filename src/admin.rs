@@ -25,21 +25,21 @@ use crate::trial::Trials;
 pub struct AdminApi {
     /// The fleet as it is now.
     pub fleet: Arc<ArcSwap<Snapshot>>,
-    /// What was promised.
+    /// The fence.
     pub fence: Arc<Fence>,
-    /// What was accepted.
+    /// The journal.
     pub journal: Arc<dyn Journal>,
     /// The kind of the journal, as configured.
     pub journal_kind: &'static str,
-    /// The clearcoats before this fleet, where there may be several.
+    /// The clearcoats before this fleet, if there may be several.
     pub replicas: Option<Arc<Replicas>>,
-    /// Who has it.
+    /// The deliveries.
     pub deliveries: Arc<Deliveries>,
     /// Who carries purges out.
     pub trials: Arc<Trials>,
     /// Who purged what.
     pub attribution: Arc<Attribution>,
-    /// How the nodes in etcd are followed, where nodes are there.
+    /// The status of the registry, if nodes are not in the configuration alone.
     pub registry: Option<RegistryStatus>,
     /// All metrics.
     pub metrics: Arc<Metrics>,
@@ -84,7 +84,7 @@ struct NodeView<'a> {
     id: &'a str,
     address: SocketAddr,
     weight: u32,
-    /// How much of what it should get it gets, in percent: below 100 in its slow start.
+    /// Its share of the traffic in percent: below 100 in its slow start.
     share: u32,
     health: Health,
     reason: &'a str,
@@ -110,7 +110,7 @@ struct VarnishView {
     lag: usize,
     current: bool,
     delivery_error: Arc<str>,
-    /// What came of the last trial, and that in words where something is wrong.
+    /// What came of the last trial, and the finding in words if something is wrong.
     trial: TrialState,
     trial_finding: Arc<str>,
     /// Whether that keeps it out of traffic.

@@ -48,7 +48,7 @@ pub use rustix::process::Signal;
 use child::Children;
 use signals::{AgentSignals, Wish};
 
-/// Everything that the agent is told.
+/// The agent's settings.
 #[derive(Clone, Debug)]
 pub struct AgentSettings {
     /// What the node does.
@@ -59,15 +59,15 @@ pub struct AgentSettings {
     pub address: Address,
     /// Where it is registered.
     pub etcd: config::Etcd,
-    /// How long its key stays without a sign of life.
+    /// How long its key stays without a renewal of its lease.
     pub ttl: Duration,
     /// Whether it is well.
     pub check: CheckSettings,
     /// What else there is to say of it.
     pub facts: Facts,
-    /// How the life of its cache is told from another.
+    /// How the epoch of its cache is found.
     pub epoch: Epoch,
-    /// What to run; empty where the node is run by somebody else.
+    /// The command to run; empty if somebody else runs the node.
     pub command: Vec<OsString>,
     /// The signal that ends the command.
     pub stop_signal: Signal,
@@ -77,7 +77,7 @@ pub struct AgentSettings {
     pub kill_after: Duration,
 }
 
-/// How far the agent's own end has come.
+/// The stage of the agent's own shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum EndStage {
     Serving,
@@ -98,7 +98,7 @@ enum Turn {
 /// Runs until the node has ended, or is no longer wanted, and gives the status to exit with.
 ///
 /// # Errors
-/// Where the system refuses to tell of signals.
+/// If the system refuses to report signals.
 pub async fn run(settings: AgentSettings) -> io::Result<u8> {
     // Before there is a child: none is lost.
     let signals = AgentSignals::listen(settings.stop_signal)?;
@@ -127,7 +127,7 @@ pub async fn run(settings: AgentSettings) -> io::Result<u8> {
     Ok(status)
 }
 
-/// The node's process and who asks for its end.
+/// The node's process and the signals that ask for its end.
 struct Supervisor<'a> {
     settings: &'a AgentSettings,
     signals: AgentSignals,

@@ -41,12 +41,12 @@ const TOGETHER: usize = 1024;
 pub struct FleetKeeper {
     context: KeeperContext,
     nodes: BTreeMap<NodeKey, NodeState>,
-    /// What another source says of a node that is known from one that counts before it.
+    /// The specs from other sources of nodes whose own source takes precedence.
     shadowed: BTreeMap<NodeKey, NodeSpec>,
     lost_nodes: LostNodes,
     probes: JoinSet<()>,
     next_key: u64,
-    /// The sources that have not told yet of all that they know.
+    /// The sources that have not announced all their nodes yet.
     unlisted: BTreeSet<NodeSource>,
     listed: watch::Sender<bool>,
     /// All that there was at the start is known and has been checked once. Before that all nodes are new together, and
@@ -56,7 +56,7 @@ pub struct FleetKeeper {
     changed: bool,
 }
 
-/// What a keeper works with.
+/// The dependencies of a keeper.
 pub struct KeeperContext {
     /// Where the snapshots go.
     pub fleet: Arc<ArcSwap<Snapshot>>,
@@ -66,22 +66,22 @@ pub struct KeeperContext {
     pub headers: PurgeHeaders,
     /// How long a node is kept that its source does not name any more.
     pub retain: Duration,
-    /// Who brings purges to the Varnish nodes.
+    /// Delivers purges to the Varnish nodes.
     pub deliveries: Arc<Deliveries>,
-    /// Who tries whether Varnish nodes carry purges out; `None` if nobody does.
+    /// Tries whether Varnish nodes carry purges out; `None` if that is off.
     pub trials: Option<Arc<Trials>>,
-    /// Who spares nodes that are new.
+    /// Ramps up the traffic of new nodes.
     pub slow_start: Arc<SlowStart>,
     /// Where it is counted.
     pub metrics: Arc<Metrics>,
-    /// Where checkers send what they see.
+    /// Where checkers send their results.
     pub events: mpsc::Sender<Event>,
     /// Told when a node of the configuration cannot be reached: its name may have another address by now.
     pub doubted: Arc<Notify>,
 }
 
 impl FleetKeeper {
-    /// A keeper without nodes. `listed` turns true when each of the sources has told of all it knew at the start.
+    /// A keeper without nodes. `listed` turns true when each of the sources has announced its nodes of the start.
     pub fn new(
         context: KeeperContext,
         sources: impl IntoIterator<Item = NodeSource>,
@@ -126,7 +126,7 @@ impl FleetKeeper {
         }
     }
 
-    /// Takes what has happened, and what is due, and shows it.
+    /// Applies events and due decisions, and publishes the result.
     fn take(&mut self, events: impl IntoIterator<Item = Event>) {
         let now = tokio::time::Instant::now().into_std();
         events.into_iter().for_each(|event| self.apply(event, now));

@@ -69,7 +69,7 @@ impl Children {
         self.child.and_then(|pid| u32::try_from(pid.as_raw_nonzero().get()).ok())
     }
 
-    /// Waits until our own child has ended, and gives its status; for ever where there is none.
+    /// Waits until our own child has ended, and returns its status; for ever without a child.
     pub(super) async fn child_ended(&mut self) -> u8 {
         loop {
             self.bury();
@@ -98,7 +98,7 @@ impl Children {
         }
     }
 
-    /// Takes the status of everybody who has ended.
+    /// Reaps every child that has ended.
     fn bury(&mut self) {
         loop {
             match wait(WaitOptions::NOHANG) {

@@ -34,7 +34,7 @@ pub(super) struct Reloader {
     running: Config,
     nodes: watch::Sender<Vec<StaticNode>>,
     metrics: Arc<Metrics>,
-    /// What was in the file when it was last taken or refused.
+    /// The text of the file when it was last accepted or refused.
     seen: Option<ConfigText>,
 }
 
@@ -81,7 +81,7 @@ impl Reloader {
             .ok()
     }
 
-    /// What is in the file, where that is new and complete.
+    /// The content of the file, if it is new and complete.
     async fn changed(&self) -> Option<ConfigText> {
         let found = self.read().await?;
         if self.seen.as_ref() == Some(&found) {

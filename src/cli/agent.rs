@@ -19,7 +19,7 @@ use values::{duration, header_limit, host_port, interval, label, node_id, stop_s
 
 /// Register the node beside it in etcd, and run it
 #[derive(Debug, clap::Args)]
-// A flag counts where it is given last, so that an image can have its own and be told better.
+// The last one of a repeated flag counts, so that an image can have its own and be overridden.
 #[command(args_override_self = true)]
 #[command(after_help = "Examples:\n  \
         clearcoat agent --role web --port 80 --etcd http://10.0.2.1:2379 --check http://127.0.0.1/health_check.php -- apache2ctl -DFOREGROUND\n  \

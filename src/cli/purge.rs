@@ -111,8 +111,8 @@ impl PurgeCommand {
         headers.into_iter().map(|header| self.request(header.as_slice(), token.as_ref())).collect()
     }
 
-    /// What says "everything". What does not know the last header drops what the others name. Nobody can be told to keep
-    /// everything as stale copies, so softly it is Magento's flush.
+    /// The headers that say "everything". A listener that does not know the last one drops what the others name. Nobody
+    /// can be told to keep everything as stale copies, so softly it is Magento's flush.
     fn everything(&self) -> &'static [(&'static str, HeaderValue)] {
         static PARTS: [(&str, HeaderValue); 3] = [
             ("x-magento-tags-pattern", HeaderValue::from_static(".*")),

@@ -11,7 +11,7 @@ use super::text;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Journal {
-    /// Default `etcd` where the registry is etcd, else `disk`; always set once the configuration is read.
+    /// Default `etcd` if the registry is etcd, else `disk`; always set once the configuration is read.
     pub kind: Option<JournalKind>,
     /// The directory of a journal on disk, and of what has to survive a restart without etcd. Default
     /// `/var/lib/clearcoat`.
@@ -64,7 +64,7 @@ pub enum Damaged {
     /// It does not start: a disk that returns what was not written is for somebody to look at.
     #[default]
     Refuse,
-    /// It puts the file aside and begins a new one, as where it is gone.
+    /// It puts the file aside and begins a new one, as if it were gone.
     Anew,
 }
 

@@ -11,7 +11,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use super::text::{self, FromText};
 
-/// The target of our own lines, and of what is below it.
+/// The target of our own lines, and the prefix of those of our modules.
 const OWN: &str = "clearcoat";
 
 /// Levels by target, as they were written.

@@ -23,7 +23,7 @@ pub enum TokenError {
     /// Nothing in it.
     #[error("the file is empty; it must hold a token")]
     Empty,
-    /// What is in it cannot stand in an `Authorization` header.
+    /// Its content cannot stand in an `Authorization` header.
     #[error("the file must hold one token: at most 4096 printable ASCII characters without blanks")]
     NotAToken,
 }

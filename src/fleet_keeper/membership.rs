@@ -91,11 +91,11 @@ impl FleetKeeper {
             self.leave(&identity);
             return;
         }
-        // What is shown of it is that it is kept.
+        // The snapshot shows that it is kept.
         self.changed = true;
     }
 
-    /// Does what is due about nodes that are absent.
+    /// Carries out the due decisions about lost nodes.
     pub(super) fn decide(&mut self, now: Instant) {
         if self.lost_nodes.due().is_none_or(|due| now < due) {
             return;
@@ -131,7 +131,7 @@ impl FleetKeeper {
         }
     }
 
-    /// Stops what works for a node; says whether there was one.
+    /// Stops the tasks of a node and removes it; returns whether it existed.
     fn stop(&mut self, identity: &NodeKey) -> bool {
         let Some(state) = self.nodes.remove(identity) else { return false };
         state.probe_task.abort();

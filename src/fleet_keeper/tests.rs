@@ -100,7 +100,7 @@ const WHOLE: [u32; 2] = [WHOLE_SHARE; 2];
 #[tokio::test(start_paused = true)]
 async fn nodes_that_are_new_together_have_their_whole_share_at_once() {
     assert_eq!(Rig::settled(0.0).shares(), WHOLE);
-    // Also where one of them is down at first and the other one is not known yet.
+    // Even if one of them is down at first and the other one is not known yet.
     let mut rig = rig(0.0);
     ["a", "b"].into_iter().for_each(|id| rig.join(id, 1));
     rig.tell(Event::Listed(NodeSource::Static));

@@ -22,7 +22,7 @@ pub(super) fn after_answer(ttl: Duration, random: f64) -> Duration {
     ttl.clamp(SHORTEST, LONGEST).mul_f64(1.0 + JITTER * random)
 }
 
-/// How long after so many failures in a row, at least one: anything up to a bound that doubles each time.
+/// The pause after this many failures in a row, at least one: random, up to a bound that doubles each time.
 pub(super) fn after_failure(failures: u32, random: f64) -> Duration {
     SHORTEST + (BACKOFF.bound(failures) - SHORTEST).mul_f64(random)
 }

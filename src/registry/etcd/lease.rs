@@ -19,7 +19,7 @@ use super::roster::Departure;
 use crate::etcd::{Failure, Session, SharedEtcd};
 use crate::telemetry::causes;
 
-/// How long the answers may take, with a new connection where there is none.
+/// How long the answers may take, with a new connection if there is none.
 const PATIENCE: Duration = Duration::from_secs(4);
 
 /// Questions that are asked at once.

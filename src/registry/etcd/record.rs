@@ -35,13 +35,13 @@ const KNOWN: [&str; 12] = [
     "started",
 ];
 
-/// What a node has registered.
+/// The record that a node has registered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct NodeRecord {
     /// `HOST:PORT`, the host an address or a name.
     pub(super) address: String,
     pub(super) weight: u32,
-    /// It has said that it is about to go.
+    /// It has announced that it is about to go.
     pub(super) drain: bool,
     pub(super) delivery: PurgeDialect,
     pub(super) header_limit: usize,
@@ -54,7 +54,7 @@ pub(super) struct NodeRecord {
 /// A record, and the names of its fields that nobody here knows.
 pub(super) type ParsedRecord = (NodeRecord, Vec<String>);
 
-/// A record as it is written.
+/// The record on the wire.
 #[derive(Deserialize)]
 struct Written {
     address: String,
@@ -77,7 +77,7 @@ fn one() -> u32 {
 }
 
 impl NodeRecord {
-    /// Reads what is there. The text of an error says what is wrong, and what is allowed.
+    /// Parses the value of a key. The text of an error says what is wrong, and what is allowed.
     pub(super) fn parse(role: Role, value: &[u8]) -> Result<ParsedRecord, String> {
         if value.len() > LONGEST {
             return Err(format!("{} bytes are too long for a record, {LONGEST} are the most", value.len()));
@@ -88,7 +88,7 @@ impl NodeRecord {
         Ok((written.check(role, text)?, unknown))
     }
 
-    /// The node, once it is known where it is.
+    /// The node, once its address is known.
     pub(super) fn spec(&self, role: Role, id: NodeId, address: SocketAddr) -> NodeSpec {
         NodeSpec {
             source: NodeSource::Etcd,
@@ -166,7 +166,7 @@ fn parse_object(text: &str) -> Result<(Written, Vec<String>), String> {
     Ok((written, unknown))
 }
 
-/// The beginning of what somebody has written, for the log.
+/// The beginning of a value, for the log.
 fn shown(text: &str) -> String {
     let mut beginning: String = text.chars().take(60).collect();
     if beginning.len() < text.len() {

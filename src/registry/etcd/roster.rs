@@ -17,35 +17,35 @@ use super::record::NodeRecord;
 use crate::etcd::follow::{Change, Item};
 use crate::fleet::{NodeId, NodeKey, Role};
 
-/// What is known of the keys below `nodes/`.
+/// The keys below `nodes/`.
 #[derive(Debug, Default)]
 pub(super) struct Roster {
     keys: BTreeMap<String, KnownKey>,
-    /// When a key was deleted last: what is older about a key that is not there is old news.
+    /// The revision of the last deletion: an older change to a missing key is ignored.
     last_deletion: i64,
 }
 
-/// What is known of one key.
+/// One key.
 #[derive(Debug, Default)]
 struct KnownKey {
-    /// When it was written last.
+    /// The revision of the last write.
     revision: i64,
-    /// What it goes with; 0 where nothing.
+    /// The lease that the key is attached to; 0 without one.
     lease: i64,
-    /// Of its value, so that one that is listed again is not judged again.
+    /// The hash of its value, so that one that is listed again is not parsed again.
     fingerprint: u64,
     /// The last value that could be read.
     record: Option<NodeRecord>,
 }
 
-/// What a change means.
+/// The meaning of a change.
 #[derive(Debug, PartialEq)]
 pub(super) enum RosterChange {
     /// The node is there, with this record.
     Registered(Registered),
     /// The node is not there any more.
     Gone(Departure),
-    /// A key or a value that means nothing, and why. What was known before stays.
+    /// A key or a value that cannot be read, and why. The last good record stays.
     Rejected(String, String),
 }
 
@@ -66,14 +66,14 @@ pub(super) struct Departure {
     pub(super) key: String,
     pub(super) role: Role,
     pub(super) id: NodeId,
-    /// The lease that its key had, 0 where it had none.
+    /// The lease that its key had; 0 without one.
     pub(super) lease: i64,
     /// It had said that it was about to go.
     pub(super) drained: bool,
 }
 
 impl Roster {
-    /// All that there is. What was known before and is not in here is gone.
+    /// Applies a whole list. A key that was known before and is not in it is gone.
     pub(super) fn list(&mut self, items: Vec<Item>, revision: i64) -> Vec<RosterChange> {
         // It may be of another history, in which revisions are lower.
         self.last_deletion = 0;
@@ -85,7 +85,7 @@ impl Roster {
         changes.filter_map(|change| self.apply(&change)).collect()
     }
 
-    /// One change. `None` where it changes nothing that matters.
+    /// Applies one change. `None` if it changes nothing that matters.
     pub(super) fn apply(&mut self, change: &Change) -> Option<RosterChange> {
         match change {
             Change::Put(item) => self.put(item),
@@ -127,12 +127,12 @@ impl Roster {
         Some(RosterChange::Gone(Departure { key: key.to_owned(), role, id, lease, drained }))
     }
 
-    /// Knows this again, from before the process started. The first list says what has become of it.
+    /// Restores a key from before the process started. The first list says what has become of it.
     pub(super) fn restore(&mut self, key: String, lease: i64, record: NodeRecord) {
         self.keys.insert(key, KnownKey { lease, record: Some(record), ..KnownKey::default() });
     }
 
-    /// What is known of one node.
+    /// The last good record of one node.
     pub(super) fn record(&self, key: &str) -> Option<&NodeRecord> {
         self.keys.get(key)?.record.as_ref()
     }

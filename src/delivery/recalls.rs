@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn an_acknowledgement_that_was_taken_back_counts_again_when_it_was_repeated() {
+    async fn an_acknowledgement_taken_back_counts_again_when_repeated() {
         let (recalls, live) = (Recalls::default(), Live::default());
         live.set_cursor(9);
         recalls.push(&live, 5, Duration::ZERO);

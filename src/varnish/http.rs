@@ -523,7 +523,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_node_that_cannot_say_how_many_pages_keys_dropped_has_not_dropped_them() {
+    async fn a_node_that_cannot_count_what_keys_dropped_has_not_dropped_it() {
         let (address, _node) = node(vec![(1, OK)]).await;
         let (answers, _) = sent(&mut patient(address), &[keys("a", false)]).await;
         assert_eq!(answers, [Answer::Failed { status: 200 }]);

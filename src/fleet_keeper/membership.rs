@@ -6,7 +6,7 @@
 //!
 //! The file is obeyed to the letter: a node that is taken out of it leaves. So does one that had no share of the traffic any
 //! more when it was deleted, because whoever drains a node and takes it away then means it. For everybody else see
-//! [`crate::fleet::Absences`].
+//! [`crate::fleet::LostNodes`].
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -1,18 +1,18 @@
 //! The agent: the small process beside a web server or a Varnish that registers it.
 //!
-//! It is of use only if nobody has to think of it. So it is the last to be to blame for an outage: the node starts and
-//! lives whatever etcd does, and is told to clearcoat when etcd is there. And it gives its own status for the node's, passes
-//! its signals on and buries its orphans, so that in a container it can stand where the node's own process stood.
+//! It is useful only if it needs no attention. So it must never cause an outage: the node starts and runs whatever etcd
+//! does, and is registered when etcd is reachable. It exits with the status of the node, passes signals on and reaps
+//! orphans, so that it can take the place of the node's own process in a container.
 //!
-//! The order of an end is what makes it one that nobody notices:
+//! A shutdown is not noticed because of its order:
 //!
 //! 1. The node's record says `drain`: clearcoat gives it no new requests. Purges still come.
 //! 2. Time passes ([`AgentSettings::drain`]), so that every clearcoat has heard of it and what is under way is finished.
-//! 3. The node is told to end, and waited for; what does not end is killed.
+//! 3. The node is sent its stop signal; if it does not end in time, it is killed.
 //! 4. Only now its key goes, and the lease with it.
 //!
-//! A node that ends by itself has no such time; its key goes at once. What the agent cannot say because it was killed, or
-//! etcd is away, the end of the lease says later.
+//! The key of a node that ends by itself goes at once. If the agent was killed or etcd is away, the lease runs out
+//! instead.
 //!
 //! What the node's own check decides, and why a node that fails it stays registered, is in `check.rs`; what an epoch is, in
 //! `epoch.rs`.

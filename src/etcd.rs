@@ -9,7 +9,7 @@
 //!
 //! - [`follow`]: the keys under a prefix, as a list and the changes since.
 //! - [`Registration`]: one key that is there for as long as we are.
-//! - single requests ([`Session::request`]), for whoever can do without when there is no answer in time.
+//! - single requests ([`Session::request`]), for callers that can do without an answer.
 //!
 //! Nothing here waits without end, and nothing keeps anybody else waiting: what cannot be had is an error, and the caller
 //! goes on with what it knows. What is known of etcd 3.4 to 3.6 and of its clients, and has shaped the rules, stands at
@@ -84,7 +84,7 @@ impl RaftPosition {
 }
 
 impl EtcdCluster {
-    /// The etcd of this configuration. Connects to nobody yet.
+    /// The etcd of this configuration. Does not connect yet.
     pub fn new(config: &config::Etcd) -> Self {
         let mut endpoints = config.endpoints.clone();
         fastrand::shuffle(&mut endpoints);
@@ -232,7 +232,7 @@ impl Pauses {
     }
 }
 
-/// One for all who connect in a process: they take the members in turn.
+/// One for the whole process: its connections take the members in turn.
 pub type SharedEtcd = Arc<EtcdCluster>;
 
 #[cfg(test)]

@@ -76,7 +76,7 @@ pub struct KeeperContext {
     pub metrics: Arc<Metrics>,
     /// Where checkers send their results.
     pub events: mpsc::Sender<Event>,
-    /// Told when a node of the configuration cannot be reached: its name may have another address by now.
+    /// Notified when a node of the configuration cannot be reached: its name may have another address by now.
     pub doubted: Arc<Notify>,
 }
 
@@ -134,7 +134,7 @@ impl FleetKeeper {
         if std::mem::take(&mut self.changed) {
             self.publish();
         }
-        // Who waits for it looks at the fleet next.
+        // Its waiters read the fleet next.
         if self.unlisted.is_empty() {
             self.listed.send_if_modified(|listed| !std::mem::replace(listed, true));
         }
@@ -208,8 +208,8 @@ impl FleetKeeper {
         deliveries.progressed();
     }
 
-    /// Those that are up and come into traffic start slowly. Who had traffic before (a web node that was used in spite
-    /// of its health, say) goes on with what it has.
+    /// Those that are up and come into traffic start slowly. A node that had traffic before (a web node that was
+    /// used in spite of its health, say) keeps its share.
     fn start_slowly(&self, now: &Pool, before: &Pool) {
         let had_traffic = |node: &Node| {
             before.get(node.id()).is_some_and(|was| was.usable && was.node.endpoint_id == node.endpoint_id)

@@ -1,6 +1,6 @@
 //! Where others reach this node.
 //!
-//! An address that is written down twice is wrong once. So if nobody says it, it is the one from which this host
+//! An address that is configured twice is wrong once. So if nobody says it, it is the one from which this host
 //! would talk to etcd: clearcoat is found the same way. The kernel knows it as soon as a socket is connected, and for UDP
 //! that sends nothing. A host with a network of its own for such traffic names the interface instead.
 //!

@@ -46,7 +46,7 @@ pub(super) enum CacheLife {
     Named(String),
 }
 
-/// A process, as /proc tells.
+/// A process, as described in /proc.
 #[derive(Debug, PartialEq, Eq)]
 struct Process {
     name: String,
@@ -84,7 +84,7 @@ fn is_manager(process: &Process) -> bool {
 
 fn worker_of(manager: u32) -> CacheLife {
     let Ok(children) = fs::read_to_string(format!("/proc/{manager}/task/{manager}/children")) else {
-        // It has ended just now, or this kernel does not tell.
+        // It has ended just now, or this kernel has no such file.
         return if process(manager).is_some() { CacheLife::Unnamed } else { CacheLife::Absent("varnishd has ended") };
     };
     let children = children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());

@@ -1,7 +1,8 @@
 //! The value of the key of a node.
 //!
 //! What is left out has its default, so that a key stays readable in a terminal. Two members are for us alone: `boot` is
-//! another for each process, so that no two of them ever write the same, and `started` tells people which is the newer.
+//! different for each process, so that no two of them ever write the same value, and `started` shows people which is
+//! newer.
 
 use std::collections::BTreeMap;
 

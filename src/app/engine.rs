@@ -53,7 +53,7 @@ impl Engine {
             let is_it = journal.anew().is_some_and(|anew| anew.reason() == reason);
             metrics.journal.anew.with_label_values(&[reason]).set(is_it.into());
         }
-        // Whatever is in the journal counts as answered: nobody knows how far the last process came.
+        // All of the journal counts as answered: how far the last process came is not known.
         let fence = Arc::new(Fence::at(journal.head()));
         let fleet = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
         let slow_start = Arc::new(SlowStart::new(&config.health));
@@ -86,8 +86,8 @@ impl Engine {
         })
     }
 
-    /// Says who we are to the other clearcoats before this fleet, and looks for them. `None` where nothing says where they
-    /// are.
+    /// Introduces us to the other clearcoats before this fleet, and looks for them. `None` if nothing is configured to
+    /// find them.
     pub(super) fn join_replicas(
         &self,
         config: &Config,

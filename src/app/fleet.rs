@@ -45,7 +45,7 @@ pub(super) fn keep(
     FleetInputs { listed, suspects: suspects_sender, registry }
 }
 
-/// What the fleet is kept from, for those who look at it or add to it.
+/// The inputs of the fleet keeper that other parts read or write.
 pub(super) struct FleetInputs {
     /// Turns true when the sources have announced all nodes that they knew at the start.
     pub(super) listed: watch::Receiver<bool>,

@@ -1,6 +1,6 @@
 //! `clearcoat agent`: register the node beside it.
 //!
-//! Every flag is a variable too, so that an image can be told in its environment what it is. Their names have no double
+//! Every flag is a variable too, so that an image can be configured by its environment. Their names have no double
 //! underscore: the configuration of `serve` takes those for its own, and these for somebody else's.
 
 mod values;
@@ -225,7 +225,7 @@ impl EtcdArgs {
         let etcd = config::Etcd {
             endpoints: self.etcd.clone(),
             prefix: self.prefix.clone(),
-            // A variable that is set to nothing names nobody.
+            // An empty variable counts as unset.
             username: self.username.clone().filter(|name| !name.is_empty()),
             password_file: self.password_file.clone(),
             ca: self.ca.clone(),

@@ -142,7 +142,7 @@ impl PurgeCommand {
         Ok(request.header(header::HOST, host).body(Full::default())?)
     }
 
-    /// The line to print for an answer, or why it is none.
+    /// The line to print for an answer, or the error.
     fn line(&self, response: &Response<Bytes>) -> anyhow::Result<String> {
         let body = String::from_utf8_lossy(response.body());
         if !response.status().is_success() {

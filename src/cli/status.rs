@@ -58,7 +58,7 @@ impl Status {
             return Ok(());
         }
         loop {
-            // Who watches a restart wants to see it end: an error is shown and the next look may be better.
+            // During a restart an error is shown, and the next attempt may succeed.
             let shown = match self.look().await.and_then(|answer| self.table(&answer, colour)) {
                 Ok(table) => table,
                 Err(error) => format!("{error:#}\n"),

@@ -1,4 +1,4 @@
-//! What is wrong with a configuration: one line each, all of them at once.
+//! The errors of a configuration: one line each, all of them at once.
 
 use std::fmt;
 use std::io;

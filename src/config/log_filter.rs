@@ -1,7 +1,7 @@
 //! `log.level`: which lines are written.
 //!
-//! A level alone is about clearcoat. What libraries have to say in their own words concerns those who look into one of
-//! them, and names it: `debug,h2=debug`.
+//! A level alone is about clearcoat. Lines of libraries are for those who debug one of them, and are enabled by its
+//! name: `debug,h2=debug`.
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,4 +1,4 @@
-//! The rules for one node, whoever tells of it: the configuration file, or a record in a registry.
+//! The rules for one node, whatever its source: the configuration file, or a record in a registry.
 //!
 //! They are stated once, so that a node that may stand in the file may stand in a registry, and is refused there in the
 //! same words.

@@ -48,7 +48,8 @@ impl Token {
         }
     }
 
-    /// Whether somebody presented this token. Takes the same time wherever the first wrong byte is; only a wrong length shows.
+    /// Whether the presented token is this one. Takes the same time wherever the first wrong byte is; only a wrong
+    /// length shows.
     pub fn matches(&self, presented: &[u8]) -> bool {
         self.0.as_bytes().ct_eq(presented).into()
     }

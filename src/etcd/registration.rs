@@ -1,9 +1,9 @@
-//! One key that is there for as long as we are: an agent's node, a replica's own entry.
+//! One key that exists for as long as this process: an agent's node, a replica's own entry.
 //!
 //! The key goes with a lease, so that it does not outlive us by much. A lease is lost more often than one thinks: it runs
 //! out while etcd is away, somebody revokes it, an old client library forgets it (cilium/cilium#42596: keys gone for
 //! hours, and the process looked healthy). So nothing is taken for granted: a lease that etcd does not know any more is
-//! replaced at once and the key written again, and now and then the key itself is looked at.
+//! replaced at once and the key written again, and the key itself is read now and then.
 //!
 //! **The newer one wins.** Two processes with one name are a mistake, or one of them is about to end. A process that
 //! starts takes the key, whoever has it; one that was there before and has lost it does not take it back while another
@@ -61,8 +61,8 @@ impl Registration {
         Registration { etcd, key, ttl, lease: None, written: None, farewell: None }
     }
 
-    /// The same, which is written once more with this before it is taken away: whoever follows the key learns that it did
-    /// not just run out.
+    /// The same with a last value, which is written before the key is deleted: watchers of the key then know that it
+    /// did not expire.
     pub fn with_farewell(self, value: Vec<u8>) -> Self {
         Registration { farewell: Some(value), ..self }
     }

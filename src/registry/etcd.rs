@@ -2,7 +2,7 @@
 //!
 //! [`crate::etcd::follow`] says what is there and what changes; the [`roster`] knows what that means; this is the task
 //! between them and the fleet. Nothing in it waits for anything but its inputs, so that no name server, no disk and no
-//! question to etcd ever holds up a change:
+//! question to etcd ever delays a change:
 //!
 //! ```text
 //! follow ── list, changes ──> roster ──┬── registered ──> names (if it has one) ──> Joined
@@ -62,7 +62,7 @@ pub struct EtcdRegistrySettings {
     pub events: mpsc::Sender<Event>,
 }
 
-/// Nobody wants to hear of nodes any more.
+/// The receiver of the events is gone.
 struct NobodyListens;
 
 struct EtcdRegistry {

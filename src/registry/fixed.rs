@@ -83,7 +83,7 @@ async fn follow_by(
     }
 }
 
-/// Returns when names are due, that were looked up last at `looked`: sooner when somebody doubts them, but never at once again.
+/// Returns when the names, last looked up at `looked`, are due again: sooner if they are doubted, but never at once.
 async fn look_again(doubted: &Notify, looked: Instant) {
     tokio::time::sleep_until(looked + RETRY).await;
     tokio::select! {
@@ -197,7 +197,7 @@ impl Fixed {
                     let (identity, name, room) = (identity.clone(), known.node.address.clone(), Arc::clone(&room));
                     let resolve = Arc::clone(&self.resolve);
                     lookups.spawn(async move {
-                        // Nobody closes it.
+                        // It is never closed.
                         let _place = room.acquire().await;
                         (identity, resolve(name).await)
                     });
@@ -212,7 +212,7 @@ impl Fixed {
                     continue;
                 }
             };
-            // Nobody else changes the nodes meanwhile.
+            // No other code changes the nodes meanwhile.
             let Some(known) = self.nodes.get_mut(&identity) else { continue };
             match outcome {
                 Ok(addresses) => {

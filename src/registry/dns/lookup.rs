@@ -1,10 +1,10 @@
-//! One answer to one question.
+//! The look-up of one configured name.
 //!
-//! The names that a name stands for are asked for here and not by the resolver's own search, because that one tells the
-//! end of the last of them: a server that fails for the first and denies the last would be heard as "there is no such
+//! The names that a name stands for are asked for here and not by the resolver's own search, because that one returns
+//! the result of the last of them: a server that fails for the first and denies the last would mean "there is no such
 //! name". Here there are no records only if every name was denied; the first that has some counts.
 //!
-//! A server that knows nothing of a name but who else might (a referral) has not denied it.
+//! A referral to other servers does not deny a name.
 
 #[cfg(test)]
 mod tests;
@@ -68,7 +68,7 @@ pub(super) enum LookupError {
     Panic(#[from] tokio::task::JoinError),
 }
 
-/// Records, or that there are none.
+/// The records of a type; may be empty.
 struct RecordSet {
     data: Vec<RData>,
     ttl: Duration,

@@ -18,7 +18,7 @@ pub struct DnsStatus {
 }
 
 impl Default for DnsStatus {
-    /// Nobody has answered yet.
+    /// No name was answered yet.
     fn default() -> Self {
         DnsStatus {
             started: Instant::now(),

@@ -1,5 +1,5 @@
 //! Nodes whose address is a name: looked up again and again until it resolves, each by itself, so that one that does not
-//! holds up nobody.
+//! delays no other.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

@@ -1,8 +1,8 @@
-//! What one key says of one node.
+//! The value of one key: the record of one node.
 //!
-//! A bare `HOST:PORT` is enough, so that a shell script can register a node; whoever has more to say writes a JSON object.
-//! Who writes it may be newer or older than we are, so a field that we do not know is no fault. A field that we do know
-//! with a value that we do not is one: half of a record may be the half that matters.
+//! A bare `HOST:PORT` is enough, so that a shell script can register a node; more facts
+//! go into a JSON object. Its writer may be newer or older than we are, so an unknown field is not an error. An unknown
+//! value of a known field is one: the part that we cannot read may be the part that matters.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -51,7 +51,7 @@ pub(super) struct NodeRecord {
     pub(super) labels: BTreeMap<String, String>,
 }
 
-/// A record, and the names of its fields that nobody here knows.
+/// A record, and the names of its unknown fields.
 pub(super) type ParsedRecord = (NodeRecord, Vec<String>);
 
 /// The record on the wire.

@@ -1,13 +1,14 @@
-//! Which nodes are registered, as far as etcd has told. Pure: what to do about it is the caller's.
+//! The registered nodes, as far as known from etcd. Pure: the caller acts on the changes.
 //!
-//! **One way in.** A list and an event go through the same [`Roster::apply`]; a list only says more, namely that whatever
-//! it does not name is gone. What one of two ways forgets shows after the next reconnection, on one replica, once.
+//! **One way in.** A list and an event go through the same [`Roster::apply`]; a list also says that
+//! every other key is gone. With two ways in, a mistake in one would show after the next reconnection, on one replica,
+//! once.
 //!
-//! **The last good value stays.** A value that cannot be read is somebody's mistake of this minute; the node that was there
-//! before it is as well as ever. So a key has the last record that could be read, and a key that never had one is not there.
+//! **The last good value stays.** A value that cannot be read is a fresh mistake; the node that was there before it is
+//! as healthy as ever. So a key keeps the last record that could be read, and a key that never had one is not there.
 //!
-//! **How a node went** is answered from what was known of its key while it was there: a node that had said `drain`, or
-//! whose key nobody had to keep alive, was taken away by somebody; of any other its lease tells ([`super::lease`]).
+//! **How a node went** follows from the last state of its key: a node in state `drain`, or without a lease, was removed
+//! on purpose; for any other the lease decides ([`super::lease`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -56,7 +57,7 @@ pub(super) struct Registered {
     pub(super) role: Role,
     pub(super) id: NodeId,
     pub(super) record: NodeRecord,
-    /// Fields of its record that nobody here knows.
+    /// Unknown fields of its record.
     pub(super) unknown: Vec<String>,
 }
 
@@ -95,7 +96,7 @@ impl Roster {
 
     fn put(&mut self, item: &Item) -> Option<RosterChange> {
         let known = self.keys.get(&item.key);
-        // A member that lags tells old news again (etcd-io/etcd#20221).
+        // A member that lags sends old events again (etcd-io/etcd#20221).
         let is_old = known.map_or(item.revision < self.last_deletion, |known| item.revision <= known.revision);
         if is_old {
             return None;

@@ -25,21 +25,21 @@ use crate::trial::Trials;
 pub struct AdminApi {
     /// The fleet as it is now.
     pub fleet: Arc<ArcSwap<Snapshot>>,
-    /// What was promised.
+    /// The fence.
     pub fence: Arc<Fence>,
-    /// What was accepted.
+    /// The journal.
     pub journal: Arc<dyn Journal>,
     /// The kind of the journal, as configured.
     pub journal_kind: &'static str,
-    /// The clearcoats before this fleet, where there may be several.
+    /// The clearcoats before this fleet, if there may be several.
     pub replicas: Option<Arc<Replicas>>,
-    /// Who has it.
+    /// The deliveries.
     pub deliveries: Arc<Deliveries>,
-    /// Who carries purges out.
+    /// The trials of the Varnish nodes.
     pub trials: Arc<Trials>,
-    /// Who purged what.
+    /// The attribution of purges.
     pub attribution: Arc<Attribution>,
-    /// How the nodes in etcd are followed, where nodes are there.
+    /// The status of the registry, if nodes are not in the configuration alone.
     pub registry: Option<RegistryStatus>,
     /// All metrics.
     pub metrics: Arc<Metrics>,
@@ -84,7 +84,7 @@ struct NodeView<'a> {
     id: &'a str,
     address: SocketAddr,
     weight: u32,
-    /// How much of what it should get it gets, in percent: below 100 in its slow start.
+    /// Its share of the traffic in percent: below 100 in its slow start.
     share: u32,
     health: Health,
     reason: &'a str,
@@ -110,7 +110,7 @@ struct VarnishView {
     lag: usize,
     current: bool,
     delivery_error: Arc<str>,
-    /// What came of the last trial, and that in words where something is wrong.
+    /// What came of the last trial, and the finding in words if something is wrong.
     trial: TrialState,
     trial_finding: Arc<str>,
     /// Whether that keeps it out of traffic.
@@ -134,8 +134,8 @@ impl Handler for AdminApi {
 }
 
 impl AdminApi {
-    /// Not ready before the first round of deliveries, not while the journal takes no purges, not while nobody tells this one
-    /// of purges because another one has its name, and not once the process is about to end. The fleet's state has no say: a
+    /// Not ready before the first round of deliveries, while the journal accepts no purges, while another replica of
+    /// the same name gets our purges, and once the process is about to end. The state of the fleet does not count: a
     /// balancer that took us out because the shop is ill would make it worse.
     fn ready(&self) -> Response {
         if self.shutdown.stage() != Stage::Running {
@@ -143,10 +143,10 @@ impl AdminApi {
         } else if !*self.open.borrow() {
             text(503, "starting\n")
         } else if let Some(trouble) = self.journal.trouble().filter(|trouble| trouble.refuses) {
-            // Whoever sends purges to us should send them elsewhere; traffic goes on for whoever sends it.
+            // Purges should be sent elsewhere; traffic that still comes is served.
             text(503, format!("journal: {}\n", trouble.reason))
         } else if let Some(problem) = self.replicas.as_ref().and_then(|replicas| replicas.superseded()) {
-            // The other one of this name is told of purges, and ready: both together would take the shop away.
+            // The other one of this name gets the purges and is ready: if both were not, the shop would be gone.
             text(503, format!("{problem}\n"))
         } else {
             text(200, "ready\n")
@@ -202,7 +202,7 @@ impl AdminApi {
         }
     }
 
-    /// Gauges that follow from the state are read when somebody asks, so that nobody has to keep them right.
+    /// Gauges that follow from the state are computed for each scrape, so that no code has to keep them up to date.
     fn metrics(&self) -> Response {
         let fleet = self.fleet.load();
         self.metrics.journal.head.set(self.journal.head().cast_signed());

@@ -1,18 +1,18 @@
 //! The agent: the small process beside a web server or a Varnish that registers it.
 //!
-//! It is of use only if nobody has to think of it. So it is the last to be to blame for an outage: the node starts and
-//! lives whatever etcd does, and is told to clearcoat when etcd is there. And it gives its own status for the node's, passes
-//! its signals on and buries its orphans, so that in a container it can stand where the node's own process stood.
+//! It is useful only if it needs no attention. So it must never cause an outage: the node starts and runs whatever etcd
+//! does, and is registered when etcd is reachable. It exits with the status of the node, passes signals on and reaps
+//! orphans, so that it can take the place of the node's own process in a container.
 //!
-//! The order of an end is what makes it one that nobody notices:
+//! A shutdown is not noticed because of its order:
 //!
 //! 1. The node's record says `drain`: clearcoat gives it no new requests. Purges still come.
 //! 2. Time passes ([`AgentSettings::drain`]), so that every clearcoat has heard of it and what is under way is finished.
-//! 3. The node is told to end, and waited for; what does not end is killed.
+//! 3. The node is sent its stop signal; if it does not end in time, it is killed.
 //! 4. Only now its key goes, and the lease with it.
 //!
-//! A node that ends by itself has no such time; its key goes at once. What the agent cannot say because it was killed, or
-//! etcd is away, the end of the lease says later.
+//! The key of a node that ends by itself goes at once. If the agent was killed or etcd is away, the lease runs out
+//! instead.
 //!
 //! What the node's own check decides, and why a node that fails it stays registered, is in `check.rs`; what an epoch is, in
 //! `epoch.rs`.
@@ -48,7 +48,7 @@ pub use rustix::process::Signal;
 use child::Children;
 use signals::{AgentSignals, Wish};
 
-/// Everything that the agent is told.
+/// The agent's settings.
 #[derive(Clone, Debug)]
 pub struct AgentSettings {
     /// What the node does.
@@ -59,15 +59,15 @@ pub struct AgentSettings {
     pub address: Address,
     /// Where it is registered.
     pub etcd: config::Etcd,
-    /// How long its key stays without a sign of life.
+    /// How long its key stays without a renewal of its lease.
     pub ttl: Duration,
     /// Whether it is well.
     pub check: CheckSettings,
     /// What else there is to say of it.
     pub facts: Facts,
-    /// How the life of its cache is told from another.
+    /// How the epoch of its cache is found.
     pub epoch: Epoch,
-    /// What to run; empty where the node is run by somebody else.
+    /// The command to run; empty if somebody else runs the node.
     pub command: Vec<OsString>,
     /// The signal that ends the command.
     pub stop_signal: Signal,
@@ -77,7 +77,7 @@ pub struct AgentSettings {
     pub kill_after: Duration,
 }
 
-/// How far the agent's own end has come.
+/// The stage of the agent's own shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum EndStage {
     Serving,
@@ -98,7 +98,7 @@ enum Turn {
 /// Runs until the node has ended, or is no longer wanted, and gives the status to exit with.
 ///
 /// # Errors
-/// Where the system refuses to tell of signals.
+/// If the system refuses to report signals.
 pub async fn run(settings: AgentSettings) -> io::Result<u8> {
     // Before there is a child: none is lost.
     let signals = AgentSignals::listen(settings.stop_signal)?;
@@ -127,7 +127,7 @@ pub async fn run(settings: AgentSettings) -> io::Result<u8> {
     Ok(status)
 }
 
-/// The node's process and who asks for its end.
+/// The node's process and the signals that ask for its end.
 struct Supervisor<'a> {
     settings: &'a AgentSettings,
     signals: AgentSignals,

@@ -16,13 +16,13 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// The longest pause after so many failures in a row. None at all counts as one.
+    /// The longest pause after this many failures in a row; 0 counts as 1.
     pub fn bound(&self, failures: u32) -> Duration {
         let doublings = failures.saturating_sub(1).min(31);
         self.min.saturating_mul(1 << doublings).min(self.max)
     }
 
-    /// The pause after so many failures in a row: this share of the bound, from 0 to 1.
+    /// The pause after this many failures in a row: this share of the bound, from 0 to 1.
     pub fn pause(&self, failures: u32, share: f64) -> Duration {
         self.bound(failures).mul_f64(share)
     }

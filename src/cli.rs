@@ -51,7 +51,7 @@ struct ConfigFile {
 
 impl ConfigFile {
     fn source(&self) -> crate::config::ConfigSource {
-        // A variable that is not UTF-8 then fails with its name, where it is ours.
+        // A variable that is not UTF-8 then fails with its name, if it is ours.
         let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
         let env = std::env::vars_os().map(|(name, value)| (text(name), text(value)));
         crate::config::ConfigSource::new(self.config.clone(), env)

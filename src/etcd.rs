@@ -9,7 +9,7 @@
 //!
 //! - [`follow`]: the keys under a prefix, as a list and the changes since.
 //! - [`Registration`]: one key that is there for as long as we are.
-//! - single requests ([`Session::request`]), for whoever can do without when there is no answer in time.
+//! - single requests ([`Session::request`]), for callers that can do without an answer.
 //!
 //! Nothing here waits without end, and nothing keeps anybody else waiting: what cannot be had is an error, and the caller
 //! goes on with what it knows. What is known of etcd 3.4 to 3.6 and of its clients, and has shaped the rules, stands at
@@ -60,7 +60,7 @@ pub struct Session {
     pub client: Client,
     /// The member.
     pub endpoint: String,
-    /// Where the member was when it was asked.
+    /// The raft position of the member when it was asked.
     pub position: RaftPosition,
 }
 
@@ -84,7 +84,7 @@ impl RaftPosition {
 }
 
 impl EtcdCluster {
-    /// The etcd of this configuration. Connects to nobody yet.
+    /// The etcd of this configuration. Does not connect yet.
     pub fn new(config: &config::Etcd) -> Self {
         let mut endpoints = config.endpoints.clone();
         fastrand::shuffle(&mut endpoints);
@@ -104,7 +104,7 @@ impl EtcdCluster {
     /// Connects to the next member that answers; asks each once, so this may take [`PATIENCE`] for each that does not.
     ///
     /// # Errors
-    /// What the last one said, where none was of use.
+    /// The error of the last one, if none was of use.
     pub async fn connect(&self) -> Result<Session, Failure> {
         let mut failure = Failure::Closed;
         for _ in 0..self.endpoints.len() {
@@ -123,7 +123,7 @@ impl EtcdCluster {
         let connected = async {
             let client = Client::connect([endpoint], Some(options.clone().with_credentials(&self.config)?)).await;
             match client {
-                // A fleet may be told its user before its etcd is told to ask for one.
+                // A user may be configured here before etcd asks for one.
                 Err(error) if failure::wants_no_user(&error) => {
                     Ok::<_, Failure>(Client::connect([endpoint], Some(options.0)).await?)
                 }
@@ -131,7 +131,8 @@ impl EtcdCluster {
             }
         };
         let mut client = bounded(connected).await?;
-        // It connects with its first request. This one needs no permission, and says whether there is a leader.
+        // It connects with its first request. A status request needs no permission, and shows whether there is a
+        // leader.
         let position = position(&mut client).await?;
         tracing::debug!(endpoint, ?position, "connected to etcd");
         Ok(Session { client, endpoint: endpoint.to_owned(), position })
@@ -169,7 +170,7 @@ impl Options {
     }
 }
 
-/// Asks a member how far it has come; one without a leader is of no use.
+/// Asks a member for its raft position; one without a leader is an error.
 async fn position(client: &mut Client) -> Result<RaftPosition, Failure> {
     let status = bounded(async { Ok(client.status().await?) }).await?;
     if status.leader() == 0 {
@@ -180,7 +181,7 @@ async fn position(client: &mut Client) -> Result<RaftPosition, Failure> {
 }
 
 impl Session {
-    /// Where the member is now.
+    /// Asks the member for its raft position.
     ///
     /// # Errors
     /// [`Failure`]: it does not answer, or has no leader.
@@ -192,7 +193,7 @@ impl Session {
     /// Makes one request of this member, and waits for its answer for [`PATIENCE`] at most.
     ///
     /// # Errors
-    /// [`Failure`]; whether the request was carried out is not known where no answer came.
+    /// [`Failure`]; whether the request was carried out is not known if no answer came.
     pub async fn request<T, F>(&self, request: impl FnOnce(Client) -> F) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
@@ -215,7 +216,7 @@ pub struct Pauses {
 }
 
 impl Pauses {
-    /// It worked: the next failure is a first one.
+    /// Resets after a success: the next failure is a first one.
     pub fn reset(&mut self) {
         self.failures = 0;
     }
@@ -231,7 +232,7 @@ impl Pauses {
     }
 }
 
-/// One for all who connect in a process: they take the members in turn.
+/// One for the whole process: its connections take the members in turn.
 pub type SharedEtcd = Arc<EtcdCluster>;
 
 #[cfg(test)]

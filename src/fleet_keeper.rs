@@ -41,12 +41,12 @@ const TOGETHER: usize = 1024;
 pub struct FleetKeeper {
     context: KeeperContext,
     nodes: BTreeMap<NodeKey, NodeState>,
-    /// What another source says of a node that is known from one that counts before it.
+    /// The specs from other sources of nodes whose own source takes precedence.
     shadowed: BTreeMap<NodeKey, NodeSpec>,
     lost_nodes: LostNodes,
     probes: JoinSet<()>,
     next_key: u64,
-    /// The sources that have not told yet of all that they know.
+    /// The sources that have not announced all their nodes yet.
     unlisted: BTreeSet<NodeSource>,
     listed: watch::Sender<bool>,
     /// All that there was at the start is known and has been checked once. Before that all nodes are new together, and
@@ -56,7 +56,7 @@ pub struct FleetKeeper {
     changed: bool,
 }
 
-/// What a keeper works with.
+/// The dependencies of a keeper.
 pub struct KeeperContext {
     /// Where the snapshots go.
     pub fleet: Arc<ArcSwap<Snapshot>>,
@@ -66,22 +66,22 @@ pub struct KeeperContext {
     pub headers: PurgeHeaders,
     /// How long a node is kept that its source does not name any more.
     pub retain: Duration,
-    /// Who brings purges to the Varnish nodes.
+    /// Delivers purges to the Varnish nodes.
     pub deliveries: Arc<Deliveries>,
-    /// Who tries whether Varnish nodes carry purges out; `None` if nobody does.
+    /// Tries whether Varnish nodes carry purges out; `None` if that is off.
     pub trials: Option<Arc<Trials>>,
-    /// Who spares nodes that are new.
+    /// Ramps up the traffic of new nodes.
     pub slow_start: Arc<SlowStart>,
     /// Where it is counted.
     pub metrics: Arc<Metrics>,
-    /// Where checkers send what they see.
+    /// Where checkers send their results.
     pub events: mpsc::Sender<Event>,
-    /// Told when a node of the configuration cannot be reached: its name may have another address by now.
+    /// Notified when a node of the configuration cannot be reached: its name may have another address by now.
     pub doubted: Arc<Notify>,
 }
 
 impl FleetKeeper {
-    /// A keeper without nodes. `listed` turns true when each of the sources has told of all it knew at the start.
+    /// A keeper without nodes. `listed` turns true when each of the sources has announced its nodes of the start.
     pub fn new(
         context: KeeperContext,
         sources: impl IntoIterator<Item = NodeSource>,
@@ -126,7 +126,7 @@ impl FleetKeeper {
         }
     }
 
-    /// Takes what has happened, and what is due, and shows it.
+    /// Applies events and due decisions, and publishes the result.
     fn take(&mut self, events: impl IntoIterator<Item = Event>) {
         let now = tokio::time::Instant::now().into_std();
         events.into_iter().for_each(|event| self.apply(event, now));
@@ -134,7 +134,7 @@ impl FleetKeeper {
         if std::mem::take(&mut self.changed) {
             self.publish();
         }
-        // Who waits for it looks at the fleet next.
+        // Its waiters read the fleet next.
         if self.unlisted.is_empty() {
             self.listed.send_if_modified(|listed| !std::mem::replace(listed, true));
         }
@@ -208,8 +208,8 @@ impl FleetKeeper {
         deliveries.progressed();
     }
 
-    /// Those that are up and come into traffic start slowly. Who had traffic before (a web node that was used in spite
-    /// of its health, say) goes on with what it has.
+    /// Those that are up and come into traffic start slowly. A node that had traffic before (a web node that was
+    /// used in spite of its health, say) keeps its share.
     fn start_slowly(&self, now: &Pool, before: &Pool) {
         let had_traffic = |node: &Node| {
             before.get(node.id()).is_some_and(|was| was.usable && was.node.endpoint_id == node.endpoint_id)

@@ -28,7 +28,7 @@ impl Connection {
         Self::begin(&Builder::new(), stream).await
     }
 
-    /// The same with `Header-Names` as Magento writes them, for whoever compares the two on the wire.
+    /// The same with `Header-Names` as Magento writes them, to compare the two on the wire.
     ///
     /// # Errors
     /// hyper's.
@@ -49,7 +49,7 @@ impl Connection {
     /// Sends a request and waits for the head of its answer, without a limit of time.
     ///
     /// # Errors
-    /// hyper's: the connection was lost, or what came is no HTTP.
+    /// hyper's: the connection was lost, or the answer is not HTTP.
     pub async fn send(&mut self, request: Request<Full<Bytes>>) -> hyper::Result<Response<Incoming>> {
         self.sender.send_request(request).await
     }

@@ -46,7 +46,7 @@ pub struct PurgeApi {
     ack_timeout: Duration,
     journal: Arc<dyn Journal>,
     deliveries: Arc<Deliveries>,
-    /// The other clearcoats before this fleet, where there may be any.
+    /// The other clearcoats before this fleet, if there may be any.
     replicas: Option<Arc<Replicas>>,
     attribution: Arc<Attribution>,
     metrics: Arc<Metrics>,
@@ -77,7 +77,7 @@ struct AcceptedBody<'a> {
     /// The nodes among `fenced` that another replica has not reached, by its name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     fenced_at: &'a BTreeMap<NodeId, Vec<NodeId>>,
-    /// The replicas that were told and have not confirmed.
+    /// Replicas that were sent the purge and have not confirmed it.
     #[serde(skip_serializing_if = "<[NodeId]>::is_empty")]
     unconfirmed: &'a [NodeId],
 }
@@ -136,7 +136,7 @@ impl PurgeApi {
 }
 
 impl Handler for PurgeApi {
-    /// What another replica tells, and only from whom it may come.
+    /// Only messages of other replicas have a body, and only from allowed senders.
     fn wants_body(&self, head: &http::request::Parts, peer: SocketAddr) -> bool {
         is_told(&head.method, &head.uri) && self.objection(&head.headers, peer).is_none()
     }
@@ -164,7 +164,7 @@ impl Handler for PurgeApi {
 }
 
 impl PurgeApi {
-    /// Who may purge. What is wrong, for the log, and for the one who asks.
+    /// Checks address and token. On refusal: the reason for the log, and the message for the client.
     fn objection(&self, headers: &http::HeaderMap, peer: SocketAddr) -> Option<(&'static str, String)> {
         let address = peer.ip().to_canonical();
         if !self.allow.iter().any(|network| network.contains(&address)) {
@@ -206,7 +206,7 @@ impl PurgeApi {
         }
     }
 
-    /// Who may purge, and what is one.
+    /// Checks the sender and parses the purge.
     fn admit(&self, request: &http::Request<Bytes>, peer: SocketAddr) -> Result<Purge, Box<Response>> {
         self.authorise(request.headers(), peer)?;
         let address = peer.ip().to_canonical();
@@ -316,7 +316,7 @@ impl PurgeApi {
         (outcome, heard)
     }
 
-    /// Enters an accepted purge into the books, and tells of it where it is wide.
+    /// Records an accepted purge for attribution, and logs it if it is wide.
     fn attribute(&self, source: IpAddr, named: NamedTargets, ended: Ended) {
         let position = ended.position;
         let noted = self.attribution.note(source, named, ended);

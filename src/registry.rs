@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::etcd::follow::WatchStatus;
 use crate::fleet::NodeSource;
 
-/// How a registry beside the configuration is followed, for those who look at it.
+/// The status of a registry beside the configuration, for the status page and metrics.
 #[derive(Clone, Debug)]
 pub enum RegistryStatus {
     /// Nodes are in etcd.
@@ -24,7 +24,7 @@ pub enum RegistryStatus {
 }
 
 impl RegistryStatus {
-    /// Whose word its nodes are.
+    /// The source of its nodes.
     pub fn source(&self) -> NodeSource {
         match self {
             RegistryStatus::Etcd(_) => NodeSource::Etcd,
@@ -56,7 +56,7 @@ impl RegistryStatus {
         }
     }
 
-    /// Why changes do not come in; empty where they do.
+    /// Why changes do not come in; empty if they do.
     pub fn problem(&self) -> Arc<str> {
         match self {
             RegistryStatus::Etcd(status) => status.problem(),

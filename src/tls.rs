@@ -5,7 +5,7 @@
 //! A listener has one [`ServerConfig`] for its whole life. What changes is behind its certificate resolver: an
 //! `ArcSwap` that a handshake loads once. So a reload is one store. Whoever is connected keeps the keys of his
 //! handshake, and nobody is cut, waits or fails: new certificates are read and checked in full before the old ones go,
-//! and where anything is wrong with any of them all old ones stay.
+//! and if anything is wrong with any of them all old ones stay.
 //!
 //! Which certificate a client gets is decided in `tls/certificates.rs`: the names of the SANs against SNI.
 //!
@@ -63,7 +63,7 @@ impl Resumption {
     /// With new random keys: what another process or an earlier value has sealed is not resumed.
     ///
     /// # Errors
-    /// [`TlsError::Setup`] where the system gives no random bytes.
+    /// [`TlsError::Setup`] if the system gives no random bytes.
     pub fn new() -> Result<Self, TlsError> {
         let ticketer = aws_lc_rs::Ticketer::new().map_err(TlsError::Setup)?;
         Ok(Resumption { ticketer, sessions: ServerSessionMemoryCache::new(MAX_SESSIONS) })
@@ -76,7 +76,7 @@ pub struct Tls {
     provider: Arc<CryptoProvider>,
     resolver: Arc<Resolver>,
     config: Arc<ServerConfig>,
-    /// What is in use was made of this. Held during a reload, so that two do not cross.
+    /// The fingerprints of the certificates in use. Locked during a reload, so that two do not cross.
     loaded: Mutex<Vec<Fingerprint>>,
 }
 
@@ -121,7 +121,7 @@ impl Tls {
         Arc::clone(&self.config)
     }
 
-    /// Reads the files again, and takes what is new in them for new connections. Says whether anything was.
+    /// Reads the files again, and uses changed ones for new connections. Returns whether any changed.
     ///
     /// Reads files, and blocks meanwhile: not for a worker. [`mod@watch`] counts and logs its own calls; any other caller
     /// counts with `Metrics::tls_reloaded`.

@@ -1,6 +1,6 @@
 //! Where others reach this node.
 //!
-//! An address that is written down twice is wrong once. So where nobody says it, it is the one from which this host
+//! An address that is configured twice is wrong once. So if nobody says it, it is the one from which this host
 //! would talk to etcd: clearcoat is found the same way. The kernel knows it as soon as a socket is connected, and for UDP
 //! that sends nothing. A host with a network of its own for such traffic names the interface instead.
 //!
@@ -24,10 +24,10 @@ pub enum Address {
     Towards(Vec<String>, u16),
 }
 
-/// Why there is none (yet).
+/// Why the address is not known (yet).
 #[derive(Debug, thiserror::Error)]
 pub(super) enum UnknownAddress {
-    /// There is no such interface, or it has no address.
+    /// No such interface, or an interface without an address.
     #[error("the interface {0} has no address that others could use")]
     Interface(String),
     /// The system would not say.

@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 
 use crate::http_client::Connection;
 
-/// What is asked, and how often.
+/// The check, and how often it is made.
 #[derive(Clone, Debug)]
 pub struct CheckSettings {
     /// A page to ask for. Without one, the node is well when it takes a connection at its address.
@@ -108,7 +108,7 @@ async fn get(page: &CheckUrl) -> Result<u16, CheckFailure> {
     Ok(connection.send(request).await.map_err(http)?.status().as_u16())
 }
 
-/// Counts what the checks say.
+/// Counts the results of checks.
 #[derive(Debug)]
 pub(super) struct Tally {
     rise: u32,
@@ -124,7 +124,7 @@ impl Tally {
         Tally { rise: check.rise, fall: check.fall, against: 0, up: false, was_up: false }
     }
 
-    /// Counts one more; says whether the node is up by now.
+    /// Counts one more; returns whether the node is up.
     pub(super) fn count(&mut self, passed: bool) -> bool {
         self.against = if passed == self.up { 0 } else { self.against + 1 };
         if self.against >= if self.up { self.fall } else { self.rise } {

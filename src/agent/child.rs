@@ -1,11 +1,11 @@
-//! The process that the agent runs, and everybody else's that it may have to bury.
+//! The process that the agent runs, and the orphans that it has to reap.
 //!
-//! In a container the agent is process 1: what loses its parent becomes its child, and stays in the table of processes
-//! until it is waited for. So it waits for whoever ends, and looks whether it was its own. That leaves no room for anybody
-//! else in this program to wait for a child: a status is given once.
+//! In a container the agent is process 1: orphans become its children, and stay in the table of processes until it
+//! waits for them. So it waits for any child, and checks whether it was its own. No other code of this program may wait
+//! for a child: a status is returned once.
 //!
 //! The child has a process group of its own. The terminal's Ctrl-C then reaches the agent alone, which drains before it
-//! ends the child; and what has to be killed is killed with all that it has started.
+//! ends the child; and a child that has to be killed is killed with its descendants.
 
 use std::ffi::OsString;
 use std::io;
@@ -69,7 +69,7 @@ impl Children {
         self.child.and_then(|pid| u32::try_from(pid.as_raw_nonzero().get()).ok())
     }
 
-    /// Waits until our own child has ended, and gives its status; for ever where there is none.
+    /// Waits until our own child has ended, and returns its status; for ever without a child.
     pub(super) async fn child_ended(&mut self) -> u8 {
         loop {
             self.bury();
@@ -91,21 +91,21 @@ impl Children {
     }
 
     fn send(&self, what: &str, signal: Signal, send: impl FnOnce(Pid) -> rustix::io::Result<()>) {
-        // Once it was waited for, its number may be somebody else's.
+        // Once it was waited for, its process id may be reused.
         let Some(pid) = self.child.filter(|_| self.status.is_none()) else { return };
         if let Err(error) = send(pid) {
             tracing::warn!(pid = pid.as_raw_nonzero(), ?signal, error = %causes(&error), "cannot {what} the child");
         }
     }
 
-    /// Takes the status of everybody who has ended.
+    /// Reaps every child that has ended.
     fn bury(&mut self) {
         loop {
             match wait(WaitOptions::NOHANG) {
                 Ok(Some((pid, status))) if Some(pid) == self.child => self.status = Some(exit_status(status)),
                 Ok(Some((pid, _))) => tracing::debug!(pid = pid.as_raw_nonzero(), "an orphan has ended"),
                 Err(rustix::io::Errno::INTR) => {}
-                // Nobody (else) has ended, or there is nobody.
+                // No (other) child has ended, or there is none.
                 Ok(None) | Err(_) => return,
             }
         }

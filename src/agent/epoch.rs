@@ -7,7 +7,7 @@
 //! A mistake is not the same in both directions. A new cache under an old name costs a few bans that find nothing. An old
 //! cache under a new name is believed to be empty, and keeps pages that should have been dropped. So a process counts as a
 //! worker only when it says that it is one: the manager's other children (it compiles VCL in them) are passed over. And
-//! where this system does not let us look, no epoch is written: that counts as the same cache.
+//! if this system does not let us look, no epoch is written: that counts as the same cache.
 //!
 //! A storage that outlives the worker (`-s` with `deprecated_persistent`, `fellow`, `mse` and whatever else is not known to
 //! die with it) is such an old cache. The manager's command line tells, and then no epoch is written either.
@@ -35,18 +35,18 @@ pub enum Epoch {
     OfPidFile(PathBuf),
 }
 
-/// What was found.
+/// The result of a look at the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum CacheLife {
-    /// Nobody can say, and nobody will.
+    /// Its name cannot be known.
     Unnamed,
-    /// There is no cache now.
+    /// No cache exists now.
     Absent(&'static str),
     /// The cache, by name.
     Named(String),
 }
 
-/// A process, as /proc tells.
+/// A process, as described in /proc.
 #[derive(Debug, PartialEq, Eq)]
 struct Process {
     name: String,
@@ -84,7 +84,7 @@ fn is_manager(process: &Process) -> bool {
 
 fn worker_of(manager: u32) -> CacheLife {
     let Ok(children) = fs::read_to_string(format!("/proc/{manager}/task/{manager}/children")) else {
-        // It has ended just now, or this kernel does not tell.
+        // It has ended just now, or this kernel has no such file.
         return if process(manager).is_some() { CacheLife::Unnamed } else { CacheLife::Absent("varnishd has ended") };
     };
     let children = children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());

@@ -11,7 +11,7 @@ use crate::telemetry::causes;
 /// How much sooner the next check comes while the node has not been up yet: it is about to start.
 const STARTING: u32 = 10;
 
-/// What was seen of a node that has been up.
+/// An observation of a node that has been up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Sight {
     pub(super) address: String,
@@ -19,7 +19,7 @@ pub(super) struct Sight {
     pub(super) epoch: Option<String>,
 }
 
-/// Publishes what is seen, when it changes: nothing until the node is up for the first time.
+/// Publishes observations when they change, from the first time on that the node is up.
 pub(super) async fn observe(settings: &AgentSettings, child: Option<u32>, sights: &watch::Sender<Option<Sight>>) {
     let mut observer = Observer { settings, child, address: None, epoch: None, why_not: String::new() };
     let mut tally = Tally::new(&settings.check);
@@ -54,12 +54,12 @@ struct Observer<'a> {
     address: Option<String>,
     /// The last life of the cache that was seen.
     epoch: Option<String>,
-    /// What was said last.
+    /// The reason logged last.
     why_not: String,
 }
 
 impl Observer<'_> {
-    /// Looks once. The reason is for people.
+    /// Checks once. The reason is for people.
     async fn look(&mut self) -> Result<(), String> {
         let address = self.address().await?;
         match self.settings.epoch.look(self.child) {
@@ -92,7 +92,7 @@ impl Observer<'_> {
         Ok(address)
     }
 
-    /// Says why the node is not registered yet, once for each reason.
+    /// Logs why the node is not registered yet, once for each reason.
     fn tell_why_not(&mut self, reason: String) {
         if reason != self.why_not {
             tracing::info!(reason, "not registered yet: the node does not pass its check");

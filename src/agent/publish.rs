@@ -11,7 +11,7 @@ use crate::etcd::{Registration, RegistrationStatus, SharedEtcd};
 use crate::fleet::ServingState;
 use crate::telemetry::causes;
 
-/// How long taking the key away may keep the agent: whoever stops a container waits for it.
+/// How long deleting the key may delay the end of the agent, for which a container runtime waits.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// Registers the node once it has been seen, and ends when the agent leaves, with the key taken away.
@@ -52,7 +52,7 @@ pub(super) async fn publish(
     }
 }
 
-/// Waits for something else to write; `false` where nobody is left who could say.
+/// Waits for something else to write; `false` if all senders are gone.
 async fn changed(sights: &mut watch::Receiver<Option<Sight>>, stages: &mut watch::Receiver<EndStage>) -> bool {
     tokio::select! {
         changed = sights.changed() => changed.is_ok(),

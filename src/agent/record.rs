@@ -1,7 +1,8 @@
-//! What is written of a node: the value of its key.
+//! The value of the key of a node.
 //!
 //! What is left out has its default, so that a key stays readable in a terminal. Two members are for us alone: `boot` is
-//! another for each process, so that no two of them ever write the same, and `started` tells people which is the newer.
+//! different for each process, so that no two of them ever write the same value, and `started` shows people which is
+//! newer.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +11,7 @@ use serde::Serialize;
 use crate::clock;
 use crate::fleet::{PurgeDialect, SendProxy, ServingState};
 
-/// What is known of a node before it is looked at, and never changes.
+/// The facts of a node that are configured and never change.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Facts {
     /// Its share of the traffic next to its peers.
@@ -22,7 +23,7 @@ pub struct Facts {
     /// What else there is to say of it.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// How it is told to drop pages (Varnish only).
+    /// The dialect of its purges (Varnish only).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub delivery: Option<PurgeDialect>,
     /// The longest value of one request header that it takes, in bytes (Varnish only).
@@ -33,7 +34,7 @@ pub struct Facts {
     pub send_proxy: Option<SendProxy>,
 }
 
-/// Who writes.
+/// The process that writes.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct WriterMark {
     boot: String,

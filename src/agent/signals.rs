@@ -27,10 +27,10 @@ pub(super) enum Wish {
 }
 
 impl AgentSignals {
-    /// Listens from now on. `stop` ends the child, and is taken for a wish to end as well: who runs a container may send
-    /// whatever its image says.
+    /// Listens from now on. `stop` ends the child, and is a request to end for us as well: a container runtime sends
+    /// the stop signal of the image.
     pub(super) fn listen(stop: Signal) -> io::Result<Self> {
-        // A few at once; more of one kind before anybody has looked are one.
+        // A few at once; several of one kind before the first is read count as one.
         let (sender, received) = mpsc::channel(PASSED_ON.len() + ENDING.len());
         for kind in PASSED_ON.into_iter().chain(ENDING) {
             let mut stream = signal(SignalKind::from_raw(kind.as_raw()))?;

@@ -29,9 +29,9 @@ pub(super) struct Engine {
     /// Where anything of this clearcoat is in etcd.
     pub(super) etcd: Option<SharedEtcd>,
     pub(super) journal: Arc<dyn Journal>,
-    /// The same once more, where replicas share it or tell each other of what is in it.
+    /// The same journal again, if replicas share it or exchange its entries.
     shared_journal: Option<Arc<dyn journal::Shared>>,
-    /// Up to where others have answered what it has, where they share it.
+    /// The position up to which other replicas have answered its purges, if they share it.
     answered: Option<watch::Receiver<Position>>,
     pub(super) fence: Arc<Fence>,
     pub(super) fleet: Arc<ArcSwap<Snapshot>>,
@@ -53,7 +53,7 @@ impl Engine {
             let is_it = journal.anew().is_some_and(|anew| anew.reason() == reason);
             metrics.journal.began_anew(reason, is_it);
         }
-        // Whatever is in the journal counts as answered: nobody knows how far the last process came.
+        // All of the journal counts as answered: how far the last process came is not known.
         let fence = Arc::new(Fence::at(journal.head()));
         let fleet = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
         let slow_start = Arc::new(SlowStart::new(&config.health));
@@ -86,8 +86,8 @@ impl Engine {
         })
     }
 
-    /// Says who we are to the other clearcoats before this fleet, and looks for them. `None` where nothing says where they
-    /// are.
+    /// Introduces us to the other clearcoats before this fleet, and looks for them. `None` if nothing is configured to
+    /// find them.
     pub(super) fn join_replicas(
         &self,
         config: &Config,
@@ -95,7 +95,7 @@ impl Engine {
         tasks: &mut JoinSet<()>,
     ) -> anyhow::Result<Option<Arc<Replicas>>> {
         let peers = &config.replica.peers;
-        // Where they stand in the configuration, etcd may still be where the nodes are.
+        // Even if they are in the configuration, the nodes may be in etcd.
         let (found_by, seen_from, file) = match &self.etcd {
             _ if !peers.is_empty() => {
                 let seen_from = peers.iter().map(|peer| format!("http://{}", peer.host_port())).collect();
@@ -131,14 +131,14 @@ impl Engine {
     }
 }
 
-/// Tells the guard of what was purged before this process, as far as it is known.
+/// Tells the guard of the purges before this process that the journal still has.
 fn recall(journal: &dyn Journal, guard: &Guard) {
     if let Missed::Entries(entries) = journal.since(journal.older_than(Duration::MAX)) {
         entries.iter().for_each(|entry| guard.remember(&entry.purge));
     }
 }
 
-/// A journal, as those see it who use it.
+/// A journal in the views of its users.
 struct OpenJournal {
     journal: Arc<dyn Journal>,
     shared: Option<Arc<dyn journal::Shared>>,

@@ -45,17 +45,17 @@ pub(super) fn keep(
     FleetInputs { listed, suspects: suspects_sender, registry }
 }
 
-/// What the fleet is kept from, for those who look at it or add to it.
+/// The inputs of the fleet keeper that other parts read or write.
 pub(super) struct FleetInputs {
-    /// Turns true when the sources of nodes have told of all they knew at the start.
+    /// Turns true when the sources have announced all nodes that they knew at the start.
     pub(super) listed: watch::Receiver<bool>,
     /// Takes the nodes that failed a request.
     pub(super) suspects: mpsc::Sender<NodeKey>,
-    /// How the registry is followed, where there is one beside the configuration.
+    /// The status of the registry, if there is one beside the configuration.
     pub(super) registry: Option<RegistryStatus>,
 }
 
-/// Starts what tells of the nodes that the configuration does not have. Returns how that is doing.
+/// Starts the registry of the nodes that are not in the configuration. Returns its status.
 fn follow_registry(
     config: &Config,
     engine: &Engine,

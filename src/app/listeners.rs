@@ -15,7 +15,7 @@ use crate::tls::{CertificateFiles, Resumption, Tls};
 /// Loads the certificates of every address in `edge.tls`. Tables with the same address share it, in their order.
 ///
 /// # Errors
-/// What is wrong with a file, by its name.
+/// The fault of a certificate file, with its name.
 pub fn load_certificates(edge: &config::Edge) -> anyhow::Result<Vec<(SocketAddr, Tls)>> {
     let mut by_address: Vec<(SocketAddr, Vec<CertificateFiles>)> = Vec::new();
     for table in &edge.tls {

@@ -1,14 +1,14 @@
 //! A new configuration while the old one runs.
 //!
-//! The whole of it is read again (file and environment), when somebody asks for it (SIGHUP) or when the file is another
-//! one. Where anything is wrong with it, all of it is refused: half of a configuration is one that nobody wrote. Else its
-//! nodes are what `registry::fixed` follows from now on; nodes whose tables are as they were notice nothing. `log.level`
-//! applies at once, as the one who looks into something must not end it by that. Every other key needs a restart, and is named: a listener could be opened anew, but what was accepted by the old rules cannot be
-//! judged anew, and "most of it applies" is what nobody can keep in mind.
+//! File and environment are read again on SIGHUP and when the file has changed. If anything is wrong, all of it is
+//! refused: half of a configuration is one that nobody wrote. Otherwise `registry::fixed` follows its nodes from now
+//! on; nodes with unchanged tables notice nothing. `log.level` applies at once, since a restart would end what is being
+//! investigated. A change of any other key is logged and needs a restart: a listener could be opened again, but
+//! connections accepted by the old rules cannot be judged again, and "most of it applies" is hard to keep in mind.
 //!
-//! The file is looked at by its content, for the reasons in `tls/watch.rs`. A file that is being written is shorter than
-//! what is meant, and the first half of a list of nodes is a fine list of nodes; so what a look finds counts only if it
-//! is there a moment later as well. Who sends a signal says that it is complete.
+//! The file is looked at by its content, for the reasons in `tls/watch.rs`. A file that is being written is incomplete,
+//! and the first half of a list of nodes is a valid list of nodes; so a change counts only if it is still the same a
+//! moment later. A signal says that the file is complete.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -34,7 +34,7 @@ pub(super) struct Reloader {
     running: Config,
     nodes: watch::Sender<Vec<StaticNode>>,
     metrics: Arc<Metrics>,
-    /// What was in the file when it was last taken or refused.
+    /// The text of the file when it was last accepted or refused.
     seen: Option<ConfigText>,
 }
 
@@ -81,7 +81,7 @@ impl Reloader {
             .ok()
     }
 
-    /// What is in the file, where that is new and complete.
+    /// The content of the file, if it is new and complete.
     async fn changed(&self) -> Option<ConfigText> {
         let found = self.read().await?;
         if self.seen.as_ref() == Some(&found) {

@@ -1,6 +1,6 @@
 //! `clearcoat agent`: register the node beside it.
 //!
-//! Every flag is a variable too, so that an image can be told in its environment what it is. Their names have no double
+//! Every flag is a variable too, so that an image can be configured by its environment. Their names have no double
 //! underscore: the configuration of `serve` takes those for its own, and these for somebody else's.
 
 mod values;
@@ -19,7 +19,7 @@ use values::{duration, header_limit, host_port, interval, label, node_id, stop_s
 
 /// Register the node beside it in etcd, and run it
 #[derive(Debug, clap::Args)]
-// A flag counts where it is given last, so that an image can have its own and be told better.
+// The last one of a repeated flag counts, so that an image can have its own and be overridden.
 #[command(args_override_self = true)]
 #[command(after_help = "Examples:\n  \
         clearcoat agent --role web --port 80 --etcd http://10.0.2.1:2379 --check http://127.0.0.1/health_check.php -- apache2ctl -DFOREGROUND\n  \
@@ -225,7 +225,7 @@ impl EtcdArgs {
         let etcd = config::Etcd {
             endpoints: self.etcd.clone(),
             prefix: self.prefix.clone(),
-            // A variable that is set to nothing names nobody.
+            // An empty variable counts as unset.
             username: self.username.clone().filter(|name| !name.is_empty()),
             password_file: self.password_file.clone(),
             ca: self.ca.clone(),

@@ -111,8 +111,8 @@ impl PurgeCommand {
         headers.into_iter().map(|header| self.request(header.as_slice(), token.as_ref())).collect()
     }
 
-    /// What says "everything". What does not know the last header drops what the others name. Nobody can be told to keep
-    /// everything as stale copies, so softly it is Magento's flush.
+    /// The headers that say "everything". A listener that does not know the last one drops what the others name. Nobody
+    /// can be told to keep everything as stale copies, so softly it is Magento's flush.
     fn everything(&self) -> &'static [(&'static str, HeaderValue)] {
         static PARTS: [(&str, HeaderValue); 3] = [
             ("x-magento-tags-pattern", HeaderValue::from_static(".*")),
@@ -142,7 +142,7 @@ impl PurgeCommand {
         Ok(request.header(header::HOST, host).body(Full::default())?)
     }
 
-    /// The line to print for an answer, or why it is none.
+    /// The line to print for an answer, or the error.
     fn line(&self, response: &Response<Bytes>) -> anyhow::Result<String> {
         let body = String::from_utf8_lossy(response.body());
         if !response.status().is_success() {

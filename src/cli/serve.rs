@@ -42,7 +42,7 @@ async fn serve(source: ConfigSource, config: Config) -> anyhow::Result<()> {
     let mut signals = ServeSignals::new()?;
     let mut app = tokio::select! {
         started = App::start(&config) => started?,
-        // What it waits for may be a disk, or etcd.
+        // It may wait for a disk, or for etcd.
         signal = signals.ended(|| tracing::info!("SIGHUP: nothing is reloaded at the start")) => {
             tracing::info!(signal, "ending before anything was served");
             return Ok(());

@@ -58,7 +58,7 @@ impl Status {
             return Ok(());
         }
         loop {
-            // Who watches a restart wants to see it end: an error is shown and the next look may be better.
+            // During a restart an error is shown, and the next attempt may succeed.
             let shown = match self.look().await.and_then(|answer| self.table(&answer, colour)) {
                 Ok(table) => table,
                 Err(error) => format!("{error:#}\n"),
@@ -102,11 +102,11 @@ struct Fleet {
     head: u64,
     fence: u64,
     journal: String,
-    /// Purges that are not in etcd yet, where the journal is there.
+    /// Purges that are not in etcd yet, if the journal is in etcd.
     spooled: Option<u64>,
     #[serde(default)]
     replicas: Vec<ReplicaRow>,
-    /// Only where nodes are not in the configuration file alone.
+    /// Only if nodes are not in the configuration file alone.
     registry: Option<RegistryRow>,
     nodes: Vec<NodeRow>,
 }
@@ -140,7 +140,7 @@ struct NodeRow {
     current: Option<bool>,
     #[serde(default)]
     delivery_error: String,
-    /// What is wrong with how it carries out purges, and whether that keeps it out.
+    /// The finding of its trial, and whether that fences it.
     #[serde(default)]
     trial_finding: String,
     #[serde(default)]

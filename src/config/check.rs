@@ -248,7 +248,7 @@ fn check_limits(limits: &Limits, rules: &mut RuleCheck) {
 }
 
 fn check_methods(methods: &[String], rules: &mut RuleCheck) {
-    // What Magento sends, and what every Varnish is told by.
+    // Magento sends it, and so do we to every Varnish.
     rules.require(methods.iter().any(|method| method == "PURGE"), "purge.methods", "must hold PURGE");
     for (index, method) in methods.iter().enumerate() {
         let reason = "wanted a method of at most 32 letters, digits and !#$%&'*+-.^_`|~ such as PURGEKEYS, and none \

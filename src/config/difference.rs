@@ -6,7 +6,7 @@ use toml::{Table, Value};
 
 use super::Config;
 
-/// What is applied while the process runs, and so is no difference: a table, and a key.
+/// The table and the key that are applied while the process runs, and so are not a difference.
 const NODES: &str = "node";
 const LOG_LEVEL: &str = "log.level";
 

@@ -43,7 +43,7 @@ pub struct Edge {
     /// Requests in flight that a bypass may put on one web node; beyond it the Varnish that is least behind serves.
     /// At least 1, default 32.
     pub bypass_max_requests_per_node: u32,
-    /// Networks whose `X-Forwarded-*` headers are believed, and whose PROXY header where `proxy_protocol` says so;
+    /// Networks whose `X-Forwarded-*` headers are believed, and whose PROXY header if `proxy_protocol` is `accept`;
     /// a bare address is one host. Default none.
     #[serde(deserialize_with = "text::list", serialize_with = "text::write_list")]
     pub trusted_proxies: Vec<IpNet>,

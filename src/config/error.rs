@@ -1,4 +1,4 @@
-//! What is wrong with a configuration: one line each, all of them at once.
+//! The errors of a configuration: one line each, all of them at once.
 
 use std::fmt;
 use std::io;
@@ -46,7 +46,7 @@ pub enum ConfigError {
         source_name: String,
         /// Such as `edge.listen[0]`, counted from 0.
         key: String,
-        /// As it was written; `None` where it is a table or missing.
+        /// As it was written; `None` if it is a table or missing.
         value: Option<String>,
         /// What is wrong and what is allowed.
         reason: String,
@@ -96,7 +96,7 @@ impl fmt::Display for ConfigErrors {
 
 impl std::error::Error for ConfigErrors {}
 
-/// Gathers what is wrong while a configuration is read.
+/// Collects errors while a configuration is read.
 pub(super) struct ErrorReport {
     file: Option<String>,
     errors: Vec<ConfigError>,

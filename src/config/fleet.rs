@@ -47,7 +47,7 @@ pub struct Etcd {
     /// What every key of this fleet starts with; ends in `/`, so that no other prefix can start with it. Default
     /// `/clearcoat/v1/`.
     pub prefix: String,
-    /// The user, where etcd wants one. Default: none.
+    /// The user, if etcd wants one. Default: none.
     #[serde(with = "empty_is_none")]
     pub username: Option<String>,
     /// A file with the user's password, read again with each connection.
@@ -56,7 +56,7 @@ pub struct Etcd {
     /// A file with the certificates in PEM that sign those of etcd; wanted for `https`.
     #[serde(with = "empty_is_none")]
     pub ca: Option<PathBuf>,
-    /// A file with our own certificate in PEM, where etcd wants one.
+    /// A file with our own certificate in PEM, if etcd wants one.
     #[serde(with = "empty_is_none")]
     pub cert: Option<PathBuf>,
     /// Its private key in PEM.
@@ -102,7 +102,7 @@ pub struct Replica {
     /// to the first of `peers`, with the first port of `purge.listen`.
     #[serde(with = "empty_is_none")]
     pub address: Option<String>,
-    /// Where the purge listeners of the others are, where they have no journal in etcd. This replica itself may be among
+    /// The purge listeners of the others, if they have no journal in etcd. This replica itself may be among
     /// them. Default: none.
     #[serde(deserialize_with = "text::list", serialize_with = "text::write_list")]
     pub peers: Vec<PeerAddress>,
@@ -168,7 +168,7 @@ pub enum RegistryKind {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StaticNode {
-    /// What it does: `web` or `varnish`.
+    /// Its role: `web` or `varnish`.
     pub role: Role,
     /// Its stable name, unique within its role.
     pub id: NodeId,
@@ -177,7 +177,7 @@ pub struct StaticNode {
     /// Its share of the traffic next to its peers, 0 (no new traffic) to 65535. Default 1.
     #[serde(default = "one")]
     pub weight: u32,
-    /// How a Varnish is told to drop pages, default `magento`; always set for a Varnish, never for a web node.
+    /// The dialect of purges to a Varnish, default `magento`; always set for a Varnish, never for a web node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub delivery: Option<PurgeDialect>,
     /// The longest value of one request header that this Varnish takes, in bytes: 512 to 65536, default 7680; always set

@@ -57,7 +57,7 @@ pub enum Damaged {
     /// It does not start: a disk that returns what was not written is for somebody to look at.
     #[default]
     Refuse,
-    /// It puts the file aside and begins a new one, as where it is gone.
+    /// It puts the file aside and begins a new one, as if it were gone.
     Anew,
 }
 

@@ -44,7 +44,7 @@ pub struct Limits {
     #[serde(with = "zero_is_none")]
     pub max_connections: Option<NonZeroUsize>,
     /// Edge only. Client connections from one address; 0 (the default) is no limit. Addresses in
-    /// `edge.trusted_proxies` are exempt, since many clients come through them; where such a proxy sends a PROXY
+    /// `edge.trusted_proxies` are exempt, since many clients come through them; if such a proxy sends a PROXY
     /// header, the address in it counts.
     #[serde(with = "zero_is_none")]
     pub max_connections_per_address: Option<NonZeroUsize>,

@@ -1,7 +1,7 @@
 //! `log.level`: which lines are written.
 //!
-//! A level alone is about clearcoat. What libraries have to say in their own words concerns those who look into one of
-//! them, and names it: `debug,h2=debug`.
+//! A level alone is about clearcoat. Lines of libraries are for those who debug one of them, and are enabled by its
+//! name: `debug,h2=debug`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,7 +11,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use super::text::{self, FromText};
 
-/// The target of our own lines, and of what is below it.
+/// The target of our own lines, and the prefix of those of our modules.
 const OWN: &str = "clearcoat";
 
 /// Levels by target, as they were written.

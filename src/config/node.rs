@@ -1,4 +1,4 @@
-//! The rules for one node, whoever tells of it: the configuration file, or a record in a registry.
+//! The rules for one node, whatever its source: the configuration file, or a record in a registry.
 //!
 //! They are stated once, so that a node that may stand in the file may stand in a registry, and is refused there in the
 //! same words.
@@ -16,22 +16,22 @@ pub const HEADER_LIMIT: RangeInclusive<usize> = 512..=65_536;
 /// What the rules look at.
 #[derive(Clone, Copy, Debug)]
 pub struct NodeFacts<'a> {
-    /// What it does.
+    /// Its role.
     pub role: Role,
     /// `HOST:PORT`.
     pub address: &'a str,
     /// Its share of the traffic.
     pub weight: u32,
-    /// Whether somebody has said how it is told to drop pages.
+    /// Whether its purge dialect is configured.
     pub has_delivery: bool,
-    /// The longest value of one request header, where somebody has said that.
+    /// The longest value of one request header, if configured.
     pub header_limit: Option<usize>,
     /// Whether connections to it start with a PROXY header.
     pub send_proxy: SendProxy,
 }
 
 impl NodeFacts<'_> {
-    /// Every rule that is broken: the name at fault, and what is wrong and allowed.
+    /// Every broken rule: the field at fault, what is wrong with it and what is allowed.
     pub fn faults(&self) -> Vec<(&'static str, String)> {
         let mut faults = Vec::new();
         let mut require = |holds: bool, name, reason: &dyn Fn() -> String| {

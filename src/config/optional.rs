@@ -1,9 +1,9 @@
 //! Keys that may be unset, and yet are always there: `clearcoat check` prints every key with a value that can be set. The file
-//! says "none" by the empty text or by 0; in the code that is `None`, so that nobody can forget to ask.
+//! says "none" by the empty text or by 0; in the code that is `None`, so that no user of a key can forget to ask.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Text, a path or a factor: the empty one, or 0, is none.
+/// Text, a path or a factor: empty or 0 is read as `None`.
 pub(super) mod empty_is_none {
     use super::*;
 
@@ -28,7 +28,7 @@ pub(super) mod empty_is_none {
     }
 }
 
-/// A whole number: 0 is none.
+/// A whole number: 0 is read as `None`.
 pub(super) mod zero_is_none {
     use std::num::NonZeroU64;
 

@@ -40,10 +40,10 @@ pub struct PurgeListener {
     #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
     pub ack_timeout: Duration,
     /// Bans a second for one Varnish, with a burst of one second's worth; above it purges gather and go out as one, for
-    /// a quarter of `ack_timeout` at most. Keys and requests that are handed on as they came are no bans. 0 is no
+    /// a quarter of `ack_timeout` at most. Purges by key and forwarded requests are not bans. 0 is no
     /// limit, default 20.
     pub max_bans_per_second: u32,
-    /// How long after its acknowledgement a purge is told to every Varnish once more, for a Varnish that fetches pages
+    /// How long after its acknowledgement a purge is sent to every Varnish once more, for a Varnish that fetches pages
     /// past the origin listener; at most `journal.retention`. Default 0s: never.
     #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
     pub settle: Duration,

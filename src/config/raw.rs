@@ -22,7 +22,7 @@ pub(super) enum Raw {
     Scalar(Value),
     /// Each item with the place it had when it was read: those at fault are taken out.
     List { variable: Option<String>, items: Vec<(usize, Raw)> },
-    /// The variable is the first that made the table, where the file has none.
+    /// The variable is the first that made the table, if the file has none.
     Table { variable: Option<String>, entries: BTreeMap<String, Raw> },
 }
 

@@ -141,7 +141,7 @@ impl<'de> IntoDeserializer<'de, Reason> for RawReader {
 impl<'de> Deserializer<'de> for RawReader {
     type Error = Reason;
 
-    /// A string, or where a key takes either, a table.
+    /// A string, or a table for a key that takes either.
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Reason> {
         match self.0 {
             Raw::Table { entries, .. } => visitor.visit_map(fields(entries)),

@@ -19,7 +19,7 @@ pub struct ConfigSource {
     env: Vec<(String, String)>,
 }
 
-/// What was in the file; `None` where there is none and none was named. Two of them are equal where the same configuration
+/// What was in the file; `None` if there is none and none was named. Two of them are equal if the same configuration
 /// comes of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigText(Option<(PathBuf, Result<String, ReadFailure>)>);
@@ -49,7 +49,7 @@ impl ConfigSource {
         self.parse(self.read())
     }
 
-    /// What is in the file now.
+    /// Reads the file.
     pub fn read(&self) -> ConfigText {
         let by_default = || Some(PathBuf::from(DEFAULT_FILE)).filter(|path| path.exists());
         let Some(path) = self.named.clone().or_else(by_default) else { return ConfigText(None) };
@@ -57,7 +57,7 @@ impl ConfigSource {
         ConfigText(Some((path, text)))
     }
 
-    /// What was in the file, with the environment.
+    /// Parses the text of the file together with the environment.
     ///
     /// # Errors
     /// As [`ConfigSource::load`].

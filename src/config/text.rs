@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serializer};
 
-/// Longer than anything sensible, and far from where adding it to a clock overflows.
+/// Longer than anything sensible, and far too short to overflow a clock that it is added to.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// A value that a key holds as text.
@@ -67,12 +67,12 @@ pub(super) fn list<'de, D: Deserializer<'de>, T: FromText>(deserializer: D) -> R
     Ok(values.into_iter().map(|TextValue(value)| value).collect())
 }
 
-/// Writes a list of what prints as it reads.
+/// Serialises a list whose items' `Display` can be parsed back.
 pub(super) fn write_list<S: Serializer, T: Display>(values: &[T], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(values.iter().map(ToString::to_string))
 }
 
-/// Writes a duration as it reads.
+/// Serialises a duration in the form that is parsed.
 pub(super) fn write_duration<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&humantime::format_duration(*duration))
 }

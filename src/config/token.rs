@@ -23,7 +23,7 @@ pub enum TokenError {
     /// Nothing in it.
     #[error("the file is empty; it must hold a token")]
     Empty,
-    /// What is in it cannot stand in an `Authorization` header.
+    /// Its content cannot stand in an `Authorization` header.
     #[error("the file must hold one token: at most 4096 printable ASCII characters without blanks")]
     NotAToken,
 }
@@ -48,7 +48,8 @@ impl Token {
         }
     }
 
-    /// Whether somebody presented this token. Takes the same time wherever the first wrong byte is; only a wrong length shows.
+    /// Whether the presented token is this one. Takes the same time wherever the first wrong byte is; only a wrong
+    /// length shows.
     pub fn matches(&self, presented: &[u8]) -> bool {
         self.0.as_bytes().ct_eq(presented).into()
     }

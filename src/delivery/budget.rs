@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_that_cost_more_than_there_was_makes_the_next_one_wait_and_not_for_ever() {
+    fn a_batch_over_budget_makes_the_next_one_wait_but_not_for_ever() {
         let start = Instant::now();
         let mut budget = Budget::new(20, LONGEST, start);
         budget.spend(22, start);

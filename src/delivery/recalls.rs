@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_acknowledgement_that_was_taken_back_counts_again_when_it_was_repeated() {
+    async fn an_acknowledgement_taken_back_counts_again_when_repeated() {
         let (recalls, live) = recalls();
         live.set_cursor(9);
         recalls.push(5, Duration::ZERO);

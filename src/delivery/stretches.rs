@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_become_due_behind_another_one_is_one_stretch_and_what_is_closed_takes_no_more() {
+    fn what_is_due_behind_another_is_one_stretch_and_a_closed_one_is_full() {
         let now = Instant::now();
         let mut stretches = Stretches::new(GRAIN);
         stretches.push(0, 1, now);

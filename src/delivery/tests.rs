@@ -181,7 +181,7 @@ async fn a_purge_of_a_page_that_has_just_passed_is_told_again_before_it_counts()
 }
 
 #[tokio::test]
-async fn a_page_that_passed_before_the_node_was_seen_to_run_for_a_while_has_landed() {
+async fn a_page_that_passed_well_before_the_node_was_seen_to_run_has_landed() {
     let rig = Rig::new(CALM).await;
     rig.ran(&[400, 200]);
     rig.passed("landed", 500);
@@ -259,7 +259,7 @@ async fn purges_above_the_budget_gather_and_none_is_lost() {
 }
 
 #[tokio::test]
-async fn where_the_last_varnish_is_takes_no_account_of_one_of_which_nothing_is_known_nor_of_what_is_not_held() {
+async fn the_last_varnish_is_sought_among_those_known_and_held() {
     let guard = Arc::new(Guard::new(long_ago()));
     let limits = Limits { max_entries: 4, ..Limits::default() };
     let journal: Arc<dyn Journal> = Arc::new(Memory::new(limits, noted_by(&guard)));
@@ -278,7 +278,7 @@ async fn where_the_last_varnish_is_takes_no_account_of_one_of_which_nothing_is_k
 }
 
 #[tokio::test]
-async fn a_node_gets_on_in_a_storm_though_a_page_that_it_concerns_is_always_on_its_way() {
+async fn a_node_gets_on_in_a_storm_though_a_page_is_always_on_its_way() {
     let rig = Rig::new(CALM).await;
     rig.ran(&[400, 200]);
     let ends = crate::purge::SocketPair {
@@ -305,7 +305,7 @@ async fn a_node_gets_on_in_a_storm_though_a_page_that_it_concerns_is_always_on_i
 }
 
 #[tokio::test]
-async fn a_page_for_the_address_of_another_node_may_be_ours_until_we_were_seen_to_fetch_from_our_own() {
+async fn a_page_for_anothers_address_may_be_ours_until_ours_is_known() {
     let rig = Rig::new(CALM).await;
     rig.ran(&[400, 200]);
     let ours = rig.node.spec.address.ip();
@@ -401,7 +401,7 @@ async fn what_was_not_settled_when_the_process_ended_is_settled_by_the_next() {
 }
 
 #[tokio::test]
-async fn a_cache_is_replayed_from_its_cursor_and_in_its_next_life_has_all_that_is_held() {
+async fn a_cache_is_replayed_from_its_cursor_and_a_new_one_from_the_start() {
     let guard = Arc::new(Guard::new(long_ago()));
     let journal: Arc<dyn Journal> = Arc::new(Memory::new(Limits::default(), noted_by(&guard)));
     let rig = Rig::with(CALM, Arc::clone(&journal), Arc::clone(&guard), Some("1700000000")).await;
@@ -477,7 +477,7 @@ async fn fenced_after(rig: &Rig, position: Position, began: Instant) -> Duration
 }
 
 #[tokio::test]
-async fn what_others_accept_fences_when_it_has_been_here_for_so_long_whatever_its_date() {
+async fn what_others_accept_fences_by_its_time_here_whatever_its_date() {
     let rig = deaf().await;
     let timeout = Duration::from_millis(400);
     let (answered, receiver) = watch::channel(0);

@@ -16,7 +16,7 @@ pub enum Failure {
     /// The member that was asked.
     #[error("{0}")]
     At(String, #[source] Box<Failure>),
-    /// No answer in time. What was asked for may have been done.
+    /// No answer in time. The request may have been carried out.
     #[error("no answer within {} s", super::PATIENCE.as_secs())]
     NoAnswer,
     /// The stream of changes has ended.
@@ -48,7 +48,7 @@ impl From<Error> for Failure {
 }
 
 impl Failure {
-    /// Whether an answer has come that is larger than we take. The client says so, and has no name for it.
+    /// Whether an answer was larger than we accept. The client has only a text for that.
     pub(super) fn is_too_large(&self) -> bool {
         let Failure::Etcd(error) = self else { return false };
         matches!(&**error, Error::GRpcStatus(status)
@@ -74,7 +74,7 @@ pub(super) fn wants_no_user(error: &Error) -> bool {
     matches!(error, Error::GRpcStatus(status) if status.message().contains("authentication is not enabled"))
 }
 
-/// The client's errors say what kind they are, but not what is behind them.
+/// The client's errors print their kind, but not their cause.
 fn describe(error: &Error) -> String {
     match error {
         // Its own text is in Rust's notation; the message is what etcd said.

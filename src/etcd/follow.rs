@@ -4,14 +4,14 @@
 //! connect ─> LIST at one revision R ─> WATCH from R+1 ─── events ──> R moves with them
 //!    ^                ^                    │  │
 //!    │                └─ compacted, restored, far behind
-//!    └──── pause ──── connection lost, silence ┘   (and then WATCH from R+1 where the list is long)
+//!    └──── pause ──── connection lost, silence ┘   (and then WATCH from R+1 if the list is long)
 //! ```
 //!
 //! **R moves only with what came on the watch itself.** A revision from any other answer proves nothing about the
 //! changes before it (apache/apisix#13067: configuration lost for good). Nor does the revision in the header of a watch
-//! response with events: where a watch catches up, etcd sends at most a thousand revisions at a time and names its newest
-//! one in each, so R is the revision of the last event. A notice of progress moves R, unless it was asked for: those
-//! overtake events on etcd before 3.4.25 and 3.5.8 (etcd-io/etcd#15220).
+//! response with events: while a watch catches up, etcd sends at most a thousand revisions at a time and names its
+//! newest one in each, so R is the revision of the last event. A notice of progress moves R, unless it was asked for:
+//! those overtake events on etcd before 3.4.25 and 3.5.8 (etcd-io/etcd#15220).
 //!
 //! **Silence is held against the member.** After [`SILENCE`] the member is asked something that needs its leader, on the
 //! same connection; a member that hangs or is cut off does not answer, and the next one is tried. The stream itself is
@@ -21,8 +21,8 @@
 //! are back there may be more of them than we knew. So what fits on one page is listed again on every new connection: it
 //! costs as much as asking, and whoever takes it in finds nothing new. What does not is resumed from R, and there a member
 //! is also asked for its place in raft's log ([`RaftPosition`]), and what others in this process were told counts as
-//! known ([`WatchStatus::expect`]): where anything goes back, there is a new list. That misses a restore to a log that has become
-//! as long as the old one was, which a cluster with so many keys has not done before we are back.
+//! known ([`WatchStatus::expect`]): if anything goes back, there is a new list. That misses a restore to a log that has
+//! become as long as the old one was, which a cluster with so many keys has not done before we are back.
 //!
 //! **A list goes back to the leader** (it is not serializable), pinned to one revision over all its pages: members that
 //! lag would otherwise make a fleet of two moments.
@@ -45,24 +45,24 @@ use known::{WatchContent, WatchMessage, WatchOutcome, WatchPosition};
 /// How long a watch may say nothing before its member is asked whether it is still there.
 const SILENCE: Duration = Duration::from_secs(3);
 
-/// After so many silences the stream is asked for its progress.
+/// After this many silences in a row the stream is asked for its progress.
 const ASK_PROGRESS_AFTER: u32 = 10;
 
-/// Keys on one page of a list. Fewer where they are too large for a message.
+/// Keys on one page of a list; fewer if they are too large for a message.
 const PAGE: i64 = 500;
 
 /// The largest message. A watch never cuts a revision in two, and one transaction can have thousands of keys; the client's
 /// own limit is 4 MiB, which 500 purges of a busy shop pass.
 const MAX_MESSAGE: usize = 64 << 20;
 
-/// A key and what is there.
+/// A key and its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Item {
-    /// The key, without what is followed.
+    /// The key, without the prefix of the watch.
     pub key: String,
     /// Its value.
     pub value: Vec<u8>,
-    /// The lease that it goes with; 0 where it has none.
+    /// The lease that the key is attached to; 0 without one.
     pub lease: i64,
     /// When it was written last.
     pub revision: i64,
@@ -77,19 +77,19 @@ pub enum Change {
     Put(Item),
     /// It is gone.
     Deleted {
-        /// The key, without what is followed.
+        /// The key, without the prefix of the watch.
         key: String,
         /// When.
         revision: i64,
     },
 }
 
-/// What a follower tells, in order.
+/// What a watch reports, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Update {
-    /// All that there is at this moment. What was known before and is not in here is gone.
+    /// All keys at this moment. A key that was known before and is not listed here is gone.
     Listed(Listing),
-    /// What has changed since, each in its order.
+    /// The changes since, in their order.
     Changed(Vec<Change>),
 }
 
@@ -109,14 +109,14 @@ pub struct Listing {
 /// How a follower is doing, for whoever wants to show it.
 #[derive(Debug)]
 pub struct WatchStatus {
-    /// What is followed, in the log.
+    /// The name of the watch in the log.
     what: &'static str,
     started: Instant,
     connected: AtomicBool,
     revision: AtomicI64,
-    /// The highest revision that anybody here was told.
+    /// The highest revision in any answer to this process.
     expected: AtomicI64,
-    /// Where etcd was when the watch began.
+    /// The revision of etcd when the watch began.
     begun_at: AtomicI64,
     /// Milliseconds since `started`; 0 is never.
     heard: AtomicU64,
@@ -124,7 +124,7 @@ pub struct WatchStatus {
 }
 
 impl WatchStatus {
-    /// Of a follower that has heard nothing yet. `what` names it in the log.
+    /// The status of a watch that has received nothing yet. `what` names it in the log.
     pub fn new(what: &'static str) -> Arc<Self> {
         Arc::new(WatchStatus {
             what,
@@ -138,34 +138,34 @@ impl WatchStatus {
         })
     }
 
-    /// Whether changes come in.
+    /// Whether the watch is connected.
     pub fn is_connected(&self) -> bool {
         self.connected.load(Ordering::Relaxed)
     }
 
-    /// Up to where every change is known.
+    /// The revision up to which every change is known.
     pub fn revision(&self) -> i64 {
         self.revision.load(Ordering::Relaxed)
     }
 
-    /// How long ago etcd last answered, or since there is a follower where it never did.
+    /// Time since etcd last answered, or since this watch began if it never has.
     pub fn silence(&self) -> Duration {
         let heard = Duration::from_millis(self.heard.load(Ordering::Relaxed));
         self.started.elapsed().saturating_sub(heard)
     }
 
-    /// Why changes do not come in; empty where they do.
+    /// Why changes do not come in; empty if they do.
     pub fn problem(&self) -> Arc<str> {
         Arc::clone(&self.problem.lock())
     }
 
-    /// etcd has told this revision on another connection. It says nothing about the changes before it, but a history that
+    /// Another connection has seen this revision. It says nothing about the changes before it, but a history that
     /// ends before it is another one.
     pub fn expect(&self, revision: i64) {
         self.expected.fetch_max(revision, Ordering::Relaxed);
     }
 
-    /// Where etcd was when the present watch began: a change up to here is no news to others, however it comes.
+    /// The revision of etcd when the present watch began: other replicas know of changes up to here.
     pub fn begun_at(&self) -> i64 {
         self.begun_at.load(Ordering::Relaxed)
     }
@@ -209,7 +209,7 @@ struct PrefixWatcher {
     updates: mpsc::Sender<Update>,
 }
 
-/// Why a connection is of no more use.
+/// Why a connection is given up.
 enum WatchEnd {
     /// The watch goes on elsewhere.
     Lost(Failure),
@@ -263,7 +263,7 @@ impl PrefixWatcher {
                 return end;
             }
             match self.watch(&mut session).await {
-                // At once: what we know is out of date, and nothing says that etcd is in trouble.
+                // At once: our state is out of date, and etcd is not in trouble.
                 WatchEnd::Relist(cause) if !listed => relist = Some(cause),
                 end => return end,
             }
@@ -354,7 +354,7 @@ impl PrefixWatcher {
         }
     }
 
-    /// Whether the member answers, with its leader behind it, and where it is by now.
+    /// Whether the member answers, with its leader behind it, and its raft position.
     async fn ask_member(&mut self, session: &mut Session) -> Result<(), Failure> {
         let options = GetOptions::new().with_prefix().with_count_only().with_limit(1);
         let prefix = self.prefix.as_str();
@@ -442,7 +442,7 @@ impl Change {
     }
 }
 
-/// An answer is only a sign of life. etcd 3.5.8 to 3.5.12 may owe it for ever where nothing has happened yet
+/// An answer is only a sign of life. etcd 3.5.8 to 3.5.12 may never send it if nothing has happened yet
 /// (etcd-io/etcd#17507), so what is owed costs a new watch from where we are, and nothing else.
 async fn ask_progress(stream: &mut WatchStream, owed: &mut u32) -> Result<(), Failure> {
     if *owed >= 2 {

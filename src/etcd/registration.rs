@@ -1,9 +1,9 @@
-//! One key that is there for as long as we are: an agent's node, a replica's own entry.
+//! One key that exists for as long as this process: an agent's node, a replica's own entry.
 //!
 //! The key goes with a lease, so that it does not outlive us by much. A lease is lost more often than one thinks: it runs
 //! out while etcd is away, somebody revokes it, an old client library forgets it (cilium/cilium#42596: keys gone for
 //! hours, and the process looked healthy). So nothing is taken for granted: a lease that etcd does not know any more is
-//! replaced at once and the key written again, and now and then the key itself is looked at.
+//! replaced at once and the key written again, and the key itself is read now and then.
 //!
 //! **The newer one wins.** Two processes with one name are a mistake, or one of them is about to end. A process that
 //! starts takes the key, whoever has it; one that was there before and has lost it does not take it back while another
@@ -22,7 +22,7 @@ use crate::telemetry::causes;
 /// Between two signs of life there is this part of the lease.
 const BEATS: u32 = 3;
 
-/// The key itself is looked at with every so many signs of life.
+/// The key itself is read once in this many renewals of the lease.
 const LOOK_EVERY: u32 = 3;
 
 /// Keeps one key.
@@ -31,7 +31,7 @@ pub struct Registration {
     key: String,
     ttl: Duration,
     lease: Option<i64>,
-    /// What we know to have written last. `None` before the first time: then the key is taken whoever has it.
+    /// The value that we wrote last. `None` before the first write, which takes the key from whoever has it.
     written: Option<Vec<u8>>,
     /// What the key says last.
     farewell: Option<Vec<u8>>,
@@ -44,7 +44,7 @@ pub struct RegistrationStatus {
     pub registered: bool,
     /// Another process has it.
     pub superseded: bool,
-    /// Why it is not there; empty where it is.
+    /// Why it is not there; empty if it is.
     pub problem: String,
 }
 
@@ -61,8 +61,8 @@ impl Registration {
         Registration { etcd, key, ttl, lease: None, written: None, farewell: None }
     }
 
-    /// The same, which is written once more with this before it is taken away: whoever follows the key learns that it did
-    /// not just run out.
+    /// The same with a last value, which is written before the key is deleted: watchers of the key then know that it
+    /// did not expire.
     pub fn with_farewell(self, value: Vec<u8>) -> Self {
         Registration { farewell: Some(value), ..self }
     }
@@ -79,7 +79,7 @@ impl Registration {
         while wanted(&mut record).is_some() {
             let ended = tokio::select! {
                 ended = self.connection(&mut record, &status, &mut pauses) => ended,
-                // Also where a member is waited for that does not answer.
+                // Also while a member does not answer.
                 _ = unwanted.wait_for(Option::is_none) => Ok(()),
             };
             match ended {
@@ -184,7 +184,7 @@ impl Registration {
         Ok(KeptLease { session, keeper, answers })
     }
 
-    /// Writes the key, unless it has this value already. Says whether it is ours: another process may have it.
+    /// Writes the key, unless it has this value already. Returns whether the key is ours: another process may have it.
     async fn write(&mut self, session: &Session, value: Vec<u8>) -> Result<bool, Failure> {
         let Some(lease) = self.lease else { return Err(Failure::Closed) };
         let key = self.key.as_str();
@@ -232,7 +232,7 @@ impl Registration {
 }
 
 impl KeptLease {
-    /// A sign of life. `false` where the lease is not known any more.
+    /// Renews the lease. `false` if etcd does not know it any more.
     async fn beat(&mut self) -> Result<bool, Failure> {
         self.keeper.keep_alive().await?;
         let answer = bounded(async { self.answers.message().await?.ok_or(Failure::Closed) }).await?;
@@ -240,7 +240,7 @@ impl KeptLease {
     }
 }
 
-/// What the record is now; `None` also where nobody can change it any more.
+/// The record as it is now; `None` as well if its sender is gone.
 fn wanted(record: &mut watch::Receiver<Option<Vec<u8>>>) -> Option<Vec<u8>> {
     if record.has_changed().is_err() {
         return None;

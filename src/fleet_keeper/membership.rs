@@ -1,12 +1,12 @@
 //! Who is in the fleet: several sources, one of which is the configuration file.
 //!
-//! What the file says of a node counts before what anybody else says of one with the same name: whoever has written it
-//! down meant it. What the other one says is kept, and holds from the moment when the file does not name the node any
-//! more; so a node that moves from the file to a registry is never gone in between.
+//! The file takes precedence over other sources of a node with the same name: it was written on purpose. The spec of
+//! the other source is kept, and applies as soon as the file does not name the node any more; so a node that moves from
+//! the file to a registry is never gone in between.
 //!
 //! The file is obeyed to the letter: a node that is taken out of it leaves. So does one that had no share of the traffic any
-//! more when it was deleted, because whoever drains a node and takes it away then means it. For everybody else see
-//! [`crate::fleet::Absences`].
+//! more when it was deleted, because draining a node first is deliberate. For all others see
+//! [`crate::fleet::LostNodes`].
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -64,7 +64,7 @@ impl FleetKeeper {
         self.changed = true;
     }
 
-    /// A source does not name a node any more; `deleted`: because somebody said so.
+    /// A source does not name a node any more; `deleted`: it was deleted explicitly.
     pub(super) fn lose(&mut self, source: NodeSource, identity: NodeKey, deleted: bool, now: Instant) {
         if self.shadowed.get(&identity).is_some_and(|shadowed| shadowed.source == source) {
             self.shadowed.remove(&identity);
@@ -92,11 +92,11 @@ impl FleetKeeper {
             self.leave(&identity);
             return;
         }
-        // What is shown of it is that it is kept.
+        // The snapshot shows that it is kept.
         self.changed = true;
     }
 
-    /// Does what is due about nodes that are absent.
+    /// Carries out the due decisions about lost nodes.
     pub(super) fn decide(&mut self, now: Instant) {
         if self.lost_nodes.due().is_none_or(|due| now < due) {
             return;
@@ -132,7 +132,7 @@ impl FleetKeeper {
         }
     }
 
-    /// Stops what works for a node; says whether there was one.
+    /// Stops the tasks of a node and removes it; returns whether it existed.
     fn stop(&mut self, identity: &NodeKey) -> bool {
         let Some(state) = self.nodes.remove(identity) else { return false };
         state.probe_task.abort();

@@ -1,4 +1,4 @@
-//! What the keeper knows of one node.
+//! The keeper's state of one node.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ pub(super) struct NodeState {
 }
 
 impl NodeState {
-    /// Counts a check result; says whether anything to publish changed.
+    /// Counts a check result; returns whether the snapshot has to change.
     pub(super) fn judge(&mut self, verdict: Verdict, checks: &HealthChecks) -> bool {
         let spec = &self.node.spec;
         let (passed, reason) = match verdict {

@@ -100,7 +100,7 @@ const WHOLE: [u32; 2] = [WHOLE_SHARE; 2];
 #[tokio::test(start_paused = true)]
 async fn nodes_that_are_new_together_have_their_whole_share_at_once() {
     assert_eq!(Rig::settled(0.0).shares(), WHOLE);
-    // Also where one of them is down at first and the other one is not known yet.
+    // Even if one of them is down at first and the other one is not known yet.
     let mut rig = rig(0.0);
     ["a", "b"].into_iter().for_each(|id| rig.join(id, 1));
     rig.tell(Event::Listed(NodeSource::Static));
@@ -234,7 +234,7 @@ async fn a_node_that_vanished_and_is_back_has_its_traffic_all_the_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_node_that_was_drained_and_deleted_leaves_at_once_and_any_other_in_a_moment() {
+async fn a_drained_node_that_is_deleted_leaves_at_once_others_in_a_moment() {
     let mut rig = Rig::of_etcd(&["a", "b", "c", "d"]);
     rig.tell(Event::Joined(etcd("a", 0)));
     rig.tell(left("a"));
@@ -263,7 +263,7 @@ async fn most_nodes_at_once_are_held_and_those_that_were_drained_are_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_file_says_of_a_node_counts_and_the_other_is_there_when_it_is_gone() {
+async fn what_the_file_says_counts_and_the_other_source_when_it_is_gone() {
     let mut rig = Rig::settled(0.0);
     rig.tell(Event::Joined(etcd("a", 7)));
     rig.tell(vanished("b"));

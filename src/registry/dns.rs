@@ -5,23 +5,24 @@
 //! `NAME:PORT` has one node for each address of the name. That is what containers have: a service in Docker Compose
 //! (`tasks.SERVICE` in Swarm), a headless service in Kubernetes. The id is the address with the port, `10.0.0.5:6081`:
 //! there is nothing else that could name it, and a container that comes back with another address is another container.
-//! Records of IPv6 count only where the name has none of IPv4: an address does not say to which machine it belongs, so
+//! Records of IPv6 count only if the name has none of IPv4: an address does not say to which machine it belongs, so
 //! with both a machine that has both would be two nodes, with twice the traffic and half of a cache each. A fleet whose
-//! nodes are reached by IPv6 has a name without A records for them. (So AAAA is only asked for where there is no A: the
+//! nodes are reached by IPv6 has a name without A records for them. (So AAAA is only asked for if there is no A: the
 //! answer would not change anything.)
 //!
 //! `_SERVICE._PROTO.NAME` has one node for each service record, by the name and the port in it: an id that survives a
 //! new address, such as the name of a pod of a StatefulSet. Of several addresses of a target the first by order is used.
 //! Only the lowest priority counts: others are for when none of the first can be reached (RFC 2782), and in a pool they
-//! would get traffic with the first. Who needs that has health checks. A weight is the node's share. Where all weights
-//! of a name are alike, each is 1: RFC 2782 writes 0 where there is nothing to choose, and CoreDNS divides 100 by the
+//! would get traffic with the first. Health checks serve that purpose. A weight is the node's share. If all weights
+//! of a name are equal, each is 1: RFC 2782 writes 0 if there is nothing to choose, and CoreDNS divides 100 by the
 //! number of pods, which would be another weight for every node with each one that comes or goes. Otherwise 0 is what it
 //! is everywhere here, no new traffic; RFC 2782 calls it a very small chance.
 //!
 //! # What an answer means
 //!
-//! Records: those who are new join, and those who are gone have *vanished*. Nobody says why a record is gone, a node that
-//! failed a readiness check for a second or one that was taken away; so the fleet keeper asks the node itself.
+//! Records: those who are new join, and those who are gone have *vanished*. DNS does not say why a record is gone,
+//! because a readiness check failed for a second or because the node was removed; so the fleet keeper checks the node
+//! itself.
 //!
 //! No records, or no such name: the same for all of them. It is an answer, though an odd one.
 //!
@@ -29,7 +30,7 @@
 //! It is in the log once until the reason is another one.
 //!
 //! Each name is asked for again when its records are over ([`pace`]); each has a task of its own, so that one that is
-//! not answered holds no other up.
+//! not answered delays no other.
 
 mod answers;
 mod lookup;
@@ -53,7 +54,7 @@ use lookup::{DnsAnswer, Lookup, LookupError};
 use question::DnsQuestion;
 pub use status::DnsStatus;
 
-/// Announces the nodes that the names have, and every change of them, until nobody listens any more.
+/// Announces the nodes of the names, and every change of them, until the receiver of the events is gone.
 ///
 /// [`Event::Listed`] follows when each name was answered, or was not within 3 seconds. `status` shows how it goes;
 /// `rejected` is called for each record that is no node.
@@ -83,21 +84,21 @@ pub async fn follow(dns: Dns, events: mpsc::Sender<Event>, status: Arc<DnsStatus
     }
 }
 
-/// How asking for a name ended.
+/// The result of one look-up.
 struct Outcome {
     question: usize,
-    /// What was answered, or the name and why it was not.
+    /// The answer, or the name and the reason of the failure.
     heard: Result<AnsweredNodes, String>,
 }
 
 /// An answer, as nodes.
 struct AnsweredNodes {
     nodes: Vec<NodeSpec>,
-    /// How many records were none.
+    /// The number of records that are no nodes.
     rejected: usize,
 }
 
-/// What is known of all names together.
+/// The state of all names together.
 struct DnsFollower {
     answers: LastAnswers,
     /// The names that were answered or have failed.
@@ -113,7 +114,7 @@ impl DnsFollower {
         DnsFollower { answers: LastAnswers::default(), asked: BTreeSet::new(), failing: BTreeMap::new(), count, status }
     }
 
-    /// What has to be told now.
+    /// Returns the events that follow.
     fn take(&mut self, Outcome { question, heard }: Outcome, rejected: &impl Fn()) -> Vec<Event> {
         let was_complete = self.asked.len() == self.count;
         self.asked.insert(question);

@@ -2,15 +2,15 @@
 //!
 //! [`crate::etcd::follow`] says what is there and what changes; the [`roster`] knows what that means; this is the task
 //! between them and the fleet. Nothing in it waits for anything but its inputs, so that no name server, no disk and no
-//! question to etcd ever holds up a change:
+//! question to etcd ever delays a change:
 //!
 //! ```text
-//! follow ── list, changes ──> roster ──┬── registered ──> names (where there is one) ──> Joined
+//! follow ── list, changes ──> roster ──┬── registered ──> names (if it has one) ──> Joined
 //!                                      └── gone ──> at once, or when etcd has said why (lease) ──> Left, Vanished
 //! ```
 //!
 //! **The fleet outlives etcd.** What was known stays while etcd is away, for ever. A process that starts meanwhile begins
-//! with the last fleet on disk ([`snapshot`]); where there is none, there never was a fleet, and it waits.
+//! with the last fleet on disk ([`snapshot`]); if there is none, there never was a fleet, and it waits.
 //!
 //! A key is the name of a node, so a name that is registered again with another address is the same node elsewhere.
 
@@ -45,31 +45,31 @@ const NODES: &str = "nodes/";
 /// The disk is written to at most this often.
 const WRITE_EVERY: Duration = Duration::from_secs(1);
 
-/// Departures that may wait for an answer. Whoever comes then is gone without a word.
+/// Departures that may wait for an answer. Any beyond counts as an expired lease.
 const MAX_QUESTIONS: usize = 16_384;
 
 /// What the registry needs.
 pub struct EtcdRegistrySettings {
     /// Where the nodes register.
     pub etcd: SharedEtcd,
-    /// Shows how it is doing.
+    /// Its status.
     pub status: Arc<WatchStatus>,
-    /// Where the last fleet is kept, for a start without etcd; `None`: nowhere.
+    /// The file of the last fleet, for a start without etcd; `None` for no file.
     pub snapshot: Option<PathBuf>,
     /// Where it is counted.
     pub metrics: Arc<Metrics>,
-    /// Who hears of the nodes.
+    /// The receiver of the events.
     pub events: mpsc::Sender<Event>,
 }
 
-/// Nobody wants to hear of nodes any more.
+/// The receiver of the events is gone.
 struct NobodyListens;
 
 struct EtcdRegistry {
     metrics: Arc<Metrics>,
     events: mpsc::Sender<Event>,
     roster: Roster,
-    /// What was told of the nodes that are there, by their keys.
+    /// The announced nodes, by their keys.
     announced: BTreeMap<String, Announced>,
     names: NameLookups,
     /// The departures that etcd is asked about: a node that is back before the answer has not gone.
@@ -90,7 +90,7 @@ struct Announced {
     spec: NodeSpec,
 }
 
-/// Tells of the nodes in etcd until nobody listens any more.
+/// Announces the nodes in etcd until the receiver of the events is gone.
 pub async fn run(settings: EtcdRegistrySettings) {
     let EtcdRegistrySettings { etcd, status, snapshot, metrics, events } = settings;
     let (updates_sender, mut updates) = mpsc::channel(16);

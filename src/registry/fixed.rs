@@ -40,8 +40,8 @@ const AT_ONCE: usize = 16;
 /// How often names are looked up again.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
-/// Announces the nodes and every change of them. Returns when nobody can change them any more, or nobody listens. `doubted` is
-/// told when a node cannot be reached where it was found: names are looked up again soon.
+/// Announces the nodes and every change of them. Returns when the sender of `nodes` or the receiver of the events is gone.
+/// `doubted` is notified when a node cannot be reached at its address: names are looked up again soon.
 pub async fn follow(nodes: watch::Receiver<Vec<StaticNode>>, doubted: Arc<Notify>, events: mpsc::Sender<Event>) {
     follow_by(names::system(), nodes, doubted, events).await;
 }
@@ -83,7 +83,7 @@ async fn follow_by(
     }
 }
 
-/// Returns when names are due, that were looked up last at `looked`: sooner when somebody doubts them, but never at once again.
+/// Returns when the names, last looked up at `looked`, are due again: sooner if they are doubted, but never at once.
 async fn look_again(doubted: &Notify, looked: Instant) {
     tokio::time::sleep_until(looked + RETRY).await;
     tokio::select! {
@@ -92,7 +92,7 @@ async fn look_again(doubted: &Notify, looked: Instant) {
     }
 }
 
-/// What was told of the nodes.
+/// The nodes of the file, and what was announced of them.
 struct Fixed {
     nodes: BTreeMap<NodeKey, FixedNode>,
     events: mpsc::Sender<Event>,
@@ -109,11 +109,11 @@ struct FixedNode {
     fails: bool,
 }
 
-/// What the fleet knows of a node.
+/// How much of a node was announced to the fleet.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Announcement {
     Nothing,
-    /// What it was before the last change.
+    /// Its state before the last change.
     Before,
     Everything,
 }
@@ -182,7 +182,7 @@ impl Fixed {
         Ok(())
     }
 
-    /// Tells of all that was not told yet and has an address, or gets one now.
+    /// Announces all nodes that are not announced yet and have an address, or get one now.
     async fn tell(&mut self) -> Result<(), SendError<Event>> {
         let mut lookups = JoinSet::new();
         let room = Arc::new(Semaphore::new(AT_ONCE));
@@ -197,7 +197,7 @@ impl Fixed {
                     let (identity, name, room) = (identity.clone(), known.node.address.clone(), Arc::clone(&room));
                     let resolve = Arc::clone(&self.resolve);
                     lookups.spawn(async move {
-                        // Nobody closes it.
+                        // It is never closed.
                         let _place = room.acquire().await;
                         (identity, resolve(name).await)
                     });
@@ -212,7 +212,7 @@ impl Fixed {
                     continue;
                 }
             };
-            // Nobody else changes the nodes meanwhile.
+            // No other code changes the nodes meanwhile.
             let Some(known) = self.nodes.get_mut(&identity) else { continue };
             match outcome {
                 Ok(addresses) => {

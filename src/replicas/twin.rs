@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_spoken_is_a_twin_until_nothing_is_heard_of_it_and_is_told_of_once() {
+    fn who_has_spoken_is_a_twin_until_it_falls_silent_and_is_told_of_once() {
         let twins = Twins::default();
         twins.has_spoken(&record("10.0.0.7:6081"), true);
         let now = Instant::now();

@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn the_series_of_a_certificate_come_and_go_with_it_and_reloads_are_there_from_the_start() {
+    fn the_series_of_a_certificate_come_and_go_with_it() {
         let metrics = Metrics::new().unwrap();
         let text = || String::from_utf8(metrics.render().unwrap()).unwrap();
         for result in ["ok", "failed"] {

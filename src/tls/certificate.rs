@@ -19,7 +19,7 @@ use xxhash_rust::xxh3::xxh3_128;
 use super::TlsError;
 use crate::clock;
 
-/// In bytes. A long chain with its key takes 20 KiB; what is far larger is another file, or has no end.
+/// In bytes. A long chain with its key takes 20 KiB; a far larger file is another one, or endless.
 const MAX_FILE: u64 = 1024 * 1024;
 
 /// Where a certificate is.
@@ -31,10 +31,10 @@ pub struct CertificateFiles {
     pub key: PathBuf,
 }
 
-/// What is in the files of one certificate.
+/// The content of the files of one certificate.
 pub(super) struct Contents {
     cert: Vec<u8>,
-    /// `None` where the key is in the file of the certificate.
+    /// `None` if the key is in the file of the certificate.
     key: Option<Vec<u8>>,
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use rustls::pki_types::pem;
 
-/// Why certificates cannot be used. Never repeats what is in a file.
+/// Why certificates cannot be used. Never repeats the content of a file.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A listener without a certificate.

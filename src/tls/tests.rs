@@ -103,7 +103,7 @@ async fn alpn_offers_http2_only_where_it_is_on() {
 }
 
 #[tokio::test]
-async fn tickets_resume_in_both_versions_also_after_a_reload_and_at_another_listener() {
+async fn tickets_resume_in_both_versions_after_a_reload_and_elsewhere() {
     for version in [&TLS12, &TLS13] {
         let folder = Folder::new();
         let first = Issued::for_names(&["shop.test"]);

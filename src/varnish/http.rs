@@ -62,17 +62,17 @@ struct PurgeConnection {
     flushed_all: bool,
 }
 
-/// What a Varnish made of one request.
+/// The result of one purge request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// It carried it out.
+    /// The node carried it out.
     Done {
         /// The objects it says it dropped. Only a VCL that purges by key knows the number; a ban does not.
         invalidated: u64,
         /// It says that pages without tags and without a pool were dropped, too.
         flushed_all: bool,
     },
-    /// It did not.
+    /// The node refused or failed.
     Failed {
         /// The status of its answer. A 2xx of a VCL that does not say how many pages a key dropped is none that counts.
         status: u16,
@@ -210,7 +210,7 @@ impl PurgeClient {
     }
 
     /// Sends requests and reads their answers, of which `answers` gets one for each request in its order, as far as they
-    /// came: where the node closed the connection after an answer, there may be fewer, and that is no error. A kept
+    /// came: if the node closed the connection after an answer, there may be fewer, and that is no error. A kept
     /// connection may have been closed meanwhile; bans are idempotent, so that is tried once more on a new one at once.
     ///
     /// # Errors
@@ -303,7 +303,7 @@ impl PurgeConnection {
             // A VCL that knows nothing of keys may take this for a purge of the URL `/` and say that it is done.
             (status @ 200..=299, None, Ban::Keys { .. }) => Answer::Failed { status },
             (200..=299, count, _) => Answer::Done { invalidated: count.unwrap_or(0), flushed_all },
-            // What was not there need not go. (The VCLs of Varnish's own tutorials answer so.)
+            // A page that was not there need not go. (The VCLs of Varnish's own tutorials answer so.)
             (404 | 410, _, Ban::Forward(_)) => Answer::Done { invalidated: 0, flushed_all },
             (status, ..) => Answer::Failed { status },
         }
@@ -452,7 +452,7 @@ mod tests {
 
     const OK: &str = "HTTP/1.1 200 Purged\r\nContent-Length: 0\r\n\r\n";
 
-    /// A link to this address, and what it is told.
+    /// A client of this address.
     async fn sent(link: &mut PurgeClient, bans: &[Ban]) -> (Vec<Answer>, Result<(), DeliveryError>) {
         let (bans, mut answers) = (bans.iter().collect::<Vec<_>>(), Vec::new());
         let result = link.round_trip(&bans, Duration::from_secs(5), &mut answers).await;
@@ -521,7 +521,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_node_that_cannot_say_how_many_pages_keys_dropped_has_not_dropped_them() {
+    async fn a_node_that_cannot_count_what_keys_dropped_has_not_dropped_it() {
         let (address, _node) = node(vec![(1, OK)]).await;
         let (answers, _) = sent(&mut patient(address), &[keys("a", false)]).await;
         assert_eq!(answers, [Answer::Failed { status: 200 }]);

@@ -62,7 +62,7 @@ impl From<SocketAddr> for OriginAddress {
 /// networks in `allow` (clearcoat's own addresses), in the form of `delivery`.
 ///
 /// # Errors
-/// [`InvalidHost`] where a host would not be one string in the VCL, or there is none.
+/// [`InvalidHost`] if a host would not be one string in the VCL, or there is none.
 pub fn render(
     version: VarnishVersion,
     delivery: PurgeDialect,

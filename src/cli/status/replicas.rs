@@ -20,7 +20,7 @@ pub(super) struct ReplicaRow {
 
 const COLUMNS: [&str; 5] = ["REPLICA", "ADDRESS", "JOURNAL", "CONFIRMS", "NOTE"];
 
-/// Adds the table, where there is anything to say beyond that we are here.
+/// Adds the table, if there is anything to say beyond that we are here.
 pub(super) fn push_replicas(table: &mut String, replicas: &[ReplicaRow], colour: bool) {
     if replicas.len() > 1 || replicas.iter().any(|replica| !replica.problem.is_empty()) {
         table.push('\n');

@@ -5,7 +5,7 @@ use crate::config::Etcd;
 
 impl Etcd {
     /// What is wrong with these settings: which one, as `named` calls it, and what is allowed. `named` is given the name of
-    /// a field, with the place where it is a list.
+    /// a field, with the index in a list.
     pub fn violations(&self, named: impl Fn(&str) -> String) -> Vec<(String, String)> {
         let mut found = Vec::new();
         let mut require = |holds: bool, name: &str, reason: String| {

@@ -115,7 +115,7 @@ impl Rig {
 }
 
 #[tokio::test]
-async fn a_request_that_a_node_cannot_take_is_passed_over_and_told_and_what_gathered_beside_it_is_done() {
+async fn a_request_a_node_cannot_take_is_passed_over_and_the_rest_is_done() {
     let odd = [Does::Answer(501), Does::Answer(405), Does::AnswerAndClose(400), Does::Close, Does::Reset, Does::Hang];
     for odd in odd {
         let rig = rig(obeys(move |head| if head.contains("/poison") { odd } else { Does::Answer(200) })).await;
@@ -187,7 +187,7 @@ async fn a_node_that_closes_after_each_answer_gets_on() {
 }
 
 #[tokio::test]
-async fn a_ban_that_does_not_compile_at_a_node_is_carried_out_as_one_of_everything() {
+async fn a_ban_that_does_not_compile_at_a_node_becomes_one_of_everything() {
     for status in [400, 503] {
         let rig = rig(obeys(move |head| if head.contains("odd") { Does::Answer(status) } else { Does::Answer(200) }));
         let rig = rig.await;
@@ -208,7 +208,7 @@ async fn a_node_that_takes_no_ban_of_its_form_stays_out() {
 }
 
 #[tokio::test]
-async fn a_pool_that_a_vcl_does_not_know_is_refused_and_not_taken_for_a_purge_of_tags() {
+async fn a_pool_that_a_vcl_does_not_know_is_no_purge_of_tags() {
     let rig = rig(obeys(|head| if head.contains("X-Pool") { Does::Answer(400) } else { Does::Answer(200) })).await;
     let purge = Purge { targets: vec![Target::Pool(Pattern::new("shop").unwrap())], soft: false };
     let (position, expected) = rig.accept(purge).await;
@@ -370,7 +370,7 @@ async fn a_flush_makes_a_node_current_that_missed_tags() {
 }
 
 #[tokio::test]
-async fn a_flush_makes_a_node_that_missed_urls_current_only_if_its_vcl_says_what_it_dropped() {
+async fn a_flush_covers_missed_urls_only_if_the_vcl_says_what_it_dropped() {
     let (rig, _) = gap(handed_on("/lost"), obeys(|_| Does::Answer(200))).await;
     rig.until_it_says("pages without tags").await;
     assert_eq!(rig.node.live.cursor(), 0);
@@ -381,7 +381,7 @@ async fn a_flush_makes_a_node_that_missed_urls_current_only_if_its_vcl_says_what
 }
 
 #[tokio::test]
-async fn urls_that_are_still_held_are_replayed_behind_a_flush_however_many_there_are() {
+async fn urls_still_held_are_replayed_behind_a_flush_however_many() {
     let guard = Arc::new(Guard::new(long_ago()));
     let journal: Arc<dyn Journal> = Arc::new(Memory::new(Limits::default(), noted_by(&guard)));
     let id = NodeId::try_from("varnish-1").unwrap();

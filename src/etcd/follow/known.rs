@@ -10,7 +10,7 @@ const FAR_BEHIND: i64 = 50_000;
 /// The id that an answer to a question for the progress has: it belongs to no watch.
 const ASKED_FOR: i64 = -1;
 
-/// Up to where everything is known, and of which history.
+/// The revision up to which everything is known, and the history that it belongs to.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct WatchPosition {
     pub(super) position: RaftPosition,
@@ -35,7 +35,7 @@ pub(super) enum WatchContent {
     Cancelled { compacted: i64, reason: String },
     /// The watch has begun.
     Created,
-    /// What has changed; nothing in a notice of progress.
+    /// The changes; empty in a notice of progress.
     Changes(Vec<Change>),
 }
 
@@ -46,7 +46,7 @@ pub(super) enum WatchOutcome {
     Failed(Failure),
     /// Only a list helps.
     Relist(Resync),
-    /// The watch has begun, where it was to begin.
+    /// The watch has begun at the revision that was asked for.
     Created,
     /// News, of which there may be none.
     Changes(Vec<Change>),
@@ -55,7 +55,7 @@ pub(super) enum WatchOutcome {
 impl WatchPosition {
     /// Why there has to be a list before a watch on a new connection, to a member that is at this stage.
     ///
-    /// Keys that fit on one page are always listed again: that costs as much as any question, and where etcd was restored
+    /// Keys that fit on one page are always listed again: that costs as much as any question, and if etcd was restored
     /// from a backup and has come as far again as it had been, nothing else tells.
     pub(super) fn relist(known: Option<&WatchPosition>, position: &RaftPosition) -> Option<Resync> {
         match known {
@@ -66,7 +66,8 @@ impl WatchPosition {
         }
     }
 
-    /// Takes in a response. `expected` is the highest revision that anybody here was told, and `position` where the member is.
+    /// Applies a response. `expected` is the highest revision in any answer to this process, `position` that of the
+    /// member.
     pub(super) fn take(&mut self, response: WatchMessage, expected: i64, position: RaftPosition) -> WatchOutcome {
         let at = response.at.unwrap_or(self.revision);
         match response.content {
@@ -81,7 +82,7 @@ impl WatchPosition {
             }
             WatchContent::Changes(mut changes) => {
                 let is_progress = changes.is_empty() && response.watch != ASKED_FOR;
-                // What was known before: a member that lags sends old events again (etcd-io/etcd#20221).
+                // Known already: a member that lags sends old events again (etcd-io/etcd#20221).
                 changes.retain(|change| change.revision() > self.revision);
                 let last = changes.iter().map(Change::revision).max();
                 let moved = last.or(is_progress.then_some(at)).unwrap_or(self.revision);

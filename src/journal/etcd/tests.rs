@@ -266,7 +266,7 @@ async fn a_position_is_the_revision_of_its_entry_and_the_same_in_every_replica()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn purges_go_on_while_etcd_is_away_and_are_in_every_journal_when_it_is_back() {
+async fn purges_go_on_without_etcd_and_are_in_every_journal_afterwards() {
     let mut member = Member::start();
     let (a, b) = (Rig::new(&member, Limits::default()).await, Rig::new(&member, Limits::default()).await);
     for (rig, tag) in [(&a, "a"), (&b, "b")] {
@@ -343,7 +343,7 @@ async fn a_new_replica_starts_from_the_cursors_of_the_others() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_was_away_for_longer_than_purges_are_kept_has_a_gap_and_who_was_not_has_none() {
+async fn only_who_was_away_for_longer_than_purges_are_kept_has_a_gap() {
     let member = Member::start();
     let limits = Limits { retention: Duration::from_secs(2), ..Limits::default() };
     let mut away = Rig::new(&member, Limits::default()).await;
@@ -448,7 +448,7 @@ async fn what_nobody_can_read_is_taken_for_a_purge_of_everything() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_page_of_purges_that_is_larger_than_the_client_takes_by_itself_is_read() {
+async fn a_page_of_purges_beyond_the_clients_own_limit_is_read() {
     let member = Member::start();
     let session = member.session().await;
     let large = "x".repeat(100_000);

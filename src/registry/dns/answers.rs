@@ -12,7 +12,7 @@ use crate::fleet::{Event, NodeKey, NodeSource, NodeSpec};
 pub(super) struct LastAnswers(BTreeMap<usize, Vec<NodeSpec>>);
 
 impl LastAnswers {
-    /// A question has this answer now. Returns what that changes: who is new comes before who is gone, so that a fleet
+    /// Sets the answer to a question. Returns the changes: joins come before departures, so that a fleet
     /// that moves is never empty in between.
     pub(super) fn replace(&mut self, question: usize, nodes: Vec<NodeSpec>) -> Vec<Event> {
         let before = self.nodes();

@@ -1,10 +1,10 @@
-//! One answer to one question.
+//! The look-up of one configured name.
 //!
-//! The names that a name stands for are asked for here and not by the resolver's own search, because that one tells the
-//! end of the last of them: a server that fails for the first and denies the last would be heard as "there is no such
-//! name". Here there are no records only where every name was denied; the first that has some counts.
+//! The names that a name stands for are asked for here and not by the resolver's own search, because that one returns
+//! the result of the last of them: a server that fails for the first and denies the last would mean "there is no such
+//! name". Here there are no records only if every name was denied; the first that has some counts.
 //!
-//! A server that knows nothing of a name but who else might (a referral) has not denied it.
+//! A referral to other servers does not deny a name.
 
 #[cfg(test)]
 mod tests;
@@ -32,15 +32,15 @@ const ONE_ANSWER: Duration = Duration::from_secs(1);
 /// How many targets of services are looked up at once.
 const TARGETS_AT_ONCE: usize = 16;
 
-/// The life of what was never a record.
+/// The time to live of an address that is no record.
 const FOR_EVER: Duration = Duration::MAX;
 
-/// What there is to a question.
+/// The nodes that a name stands for.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct DnsAnswer {
     /// Each once, in order.
     pub(super) nodes: Vec<DnsNode>,
-    /// How long that is so.
+    /// How long the answer holds.
     pub(super) ttl: Duration,
 }
 
@@ -53,7 +53,7 @@ pub(super) struct DnsNode {
     pub(super) weight: u32,
 }
 
-/// Why there is no answer.
+/// Why a look-up failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LookupError {
     #[error("no answer within {PATIENCE:?}")]
@@ -68,7 +68,7 @@ pub(super) enum LookupError {
     Panic(#[from] tokio::task::JoinError),
 }
 
-/// Records, or that there are none.
+/// The records of a type; may be empty.
 struct RecordSet {
     data: Vec<RData>,
     ttl: Duration,
@@ -89,7 +89,8 @@ pub(super) struct Lookup {
 }
 
 impl Lookup {
-    /// Asks these servers, or those of the system where there are none. Our own servers take names as they are.
+    /// Asks these servers, or those of the system if the list is empty. Configured servers get names without a search
+    /// list.
     pub(super) fn new(servers: &[SocketAddr]) -> Result<Self, LookupError> {
         let (config, mut options, search) = if servers.is_empty() {
             let (config, options) = system_conf::read_system_conf()?;
@@ -103,7 +104,7 @@ impl Lookup {
         };
         options.timeout = ONE_ANSWER;
         options.attempts = 1;
-        // Whoever asks here keeps the time himself, and asks for records: a file on this machine has none.
+        // The caller honours the TTLs, and asks for records: the hosts file has none.
         options.cache_size = 0;
         options.use_hosts_file = ResolveHosts::Never;
         let mut builder = TokioResolver::builder_with_config(config, Default::default());
@@ -171,7 +172,7 @@ impl Lookup {
         failure.map_or(Ok(none), Err)
     }
 
-    /// The records of a whole name. For addresses those of IPv6 only where there is none of IPv4: see `dns.rs`.
+    /// The records of a whole name. For addresses those of IPv6 only if there is none of IPv4: see `dns.rs`.
     async fn records(&self, name: &Name, kind: RecordKind) -> Result<RecordSet, LookupError> {
         let types: &[RecordType] = match kind {
             RecordKind::Addresses => &[RecordType::A, RecordType::AAAA],
@@ -185,13 +186,13 @@ impl Lookup {
                     if none.soa.is_none() && none.ns.is_some() {
                         return Err(LookupError::Referral);
                     }
-                    // Whoever does not say how long is asked again soon.
+                    // An answer without a TTL is repeated soon.
                     ttl = ttl.min(Duration::from_secs(none.negative_ttl.unwrap_or(0).into()));
                     continue;
                 }
                 Err(error) => return Err(error.into()),
             };
-            // The aliases on the way count for the time, and are no records of the type.
+            // Aliases count for the TTL, but are not records of the type.
             let lives = lookup.answers().iter().map(|record| Duration::from_secs(record.ttl.into()));
             ttl = lives.fold(ttl, Duration::min);
             let of_type = lookup.answers().iter().filter(|record| record.record_type() == wanted);

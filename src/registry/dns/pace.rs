@@ -1,8 +1,8 @@
 //! When a name is asked for again.
 //!
-//! Pure; `random` is from 0 to 1. What a record says of its life counts, within bounds: no server is asked more than
-//! once a second for one name, and no longer than a minute is believed, since those who write records (Docker: 600 s)
-//! rarely mean a fleet that comes and goes. The random part keeps replicas, and the names of one, from asking together.
+//! Pure; `random` is from 0 to 1. The TTL of a record counts within bounds: a name is asked for at most once a
+//! second, and a TTL counts for at most a minute, since defaults (Docker: 600 s) are rarely meant for a fleet that
+//! comes and goes. The random part keeps replicas, and the names of one, from asking together.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ pub(super) fn after_answer(ttl: Duration, random: f64) -> Duration {
     ttl.clamp(SHORTEST, LONGEST).mul_f64(1.0 + JITTER * random)
 }
 
-/// How long after so many failures in a row, at least one: anything up to a bound that doubles each time.
+/// The pause after this many failures in a row, at least one: random, up to a bound that doubles each time.
 pub(super) fn after_failure(failures: u32, random: f64) -> Duration {
     SHORTEST + (BACKOFF.bound(failures) - SHORTEST).mul_f64(random)
 }

@@ -13,14 +13,14 @@ pub(super) struct DnsQuestion {
     pub(super) what: QuestionKind,
 }
 
-/// What is asked of the name server.
+/// The kind of the query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum QuestionKind {
     /// `NAME:PORT`: addresses; each is a node with this port.
     Addresses { name: String, port: u16 },
     /// `_SERVICE._PROTO.NAME`: services; each is a node.
     Services { name: String },
-    /// An address where a name was wanted: there is nothing to ask.
+    /// An address instead of a name: there is nothing to ask.
     Nothing(SocketAddr),
 }
 

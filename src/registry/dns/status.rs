@@ -1,4 +1,4 @@
-//! How it goes with the name servers, for those who look at it.
+//! The status of the DNS registry, for the status page and metrics.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// How it goes with all names together.
+/// The status of all names together.
 #[derive(Debug)]
 pub struct DnsStatus {
     started: Instant,
@@ -18,7 +18,7 @@ pub struct DnsStatus {
 }
 
 impl Default for DnsStatus {
-    /// Nobody has answered yet.
+    /// No name was answered yet.
     fn default() -> Self {
         DnsStatus {
             started: Instant::now(),
@@ -35,13 +35,13 @@ impl DnsStatus {
         self.connected.load(Ordering::Relaxed)
     }
 
-    /// How long ago a name was last answered, or since names are asked for where none ever was.
+    /// Time since a name was last answered, or since the first look-up if none ever was.
     pub fn silence(&self) -> Duration {
         let heard = Duration::from_millis(self.heard.load(Ordering::Relaxed));
         self.started.elapsed().saturating_sub(heard)
     }
 
-    /// The names that are not answered, and why; empty where all are.
+    /// The names that are not answered, and why; empty if all are.
     pub fn problem(&self) -> Arc<str> {
         Arc::clone(&self.problem.lock())
     }

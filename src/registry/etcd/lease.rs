@@ -1,11 +1,10 @@
-//! How a node went that etcd does not name any more.
+//! Why a key is gone from etcd: deleted, or expired.
 //!
-//! etcd says that a key is gone, and not why. Somebody may have deleted it, or its lease is over: then nobody said
-//! anything, and the node may be as well as ever while its agent, or etcd, is not. A lease that is still there tells: the
-//! key was deleted.
+//! etcd reports that a key is gone, and not why. It may have been deleted, or its lease has expired: then the node may
+//! be as healthy as ever while its agent, or etcd, is not. If the lease still exists, the key was deleted.
 //!
 //! etcd is asked by one task over a connection of its own, so that nothing else waits for the answers, and for a bounded
-//! time: who cannot be asked about is held to be gone without a word, which is the careful way to be wrong. An agent that
+//! time: a key of unknown fate counts as expired, which is the safe way to be wrong. An agent that
 //! gives its lease back together with its key looks like one that died; a health check tells the difference soon enough.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,7 +18,7 @@ use super::roster::Departure;
 use crate::etcd::{Failure, Session, SharedEtcd};
 use crate::telemetry::causes;
 
-/// How long the answers may take, with a new connection where there is none.
+/// How long the answers may take, with a new connection if there is none.
 const PATIENCE: Duration = Duration::from_secs(4);
 
 /// Questions that are asked at once.
@@ -28,16 +27,17 @@ const AT_ONCE: usize = 32;
 /// Departures that are asked about together.
 const TOGETHER: usize = 4096;
 
-/// How a node went.
+/// How a node left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Manner {
-    /// Somebody has taken it away.
+    /// The key was deleted.
     Deleted,
-    /// Its lease is over, or nobody knows.
+    /// The lease has expired, or its fate is unknown.
     Expired,
 }
 
-/// Answers for each departure that comes in, in no order, until nobody asks any more. `number` names the question.
+/// Answers for each departure that comes in, in any order, until the sender is gone. The number identifies the
+/// question.
 pub(super) async fn ask(
     etcd: SharedEtcd,
     mut questions: mpsc::Receiver<(u64, Departure)>,

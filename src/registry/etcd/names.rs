@@ -1,5 +1,5 @@
 //! Nodes whose address is a name: looked up again and again until it resolves, each by itself, so that one that does not
-//! holds up nobody.
+//! delays no other.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -45,7 +45,7 @@ impl NameLookups {
         self.wanted.insert(key.to_owned(), (name.to_owned(), task));
     }
 
-    /// Its address is not of interest any more.
+    /// Stops looking up the address of a key.
     pub(super) fn forget(&mut self, key: &str) {
         if let Some((_, task)) = self.wanted.remove(key) {
             task.abort();
@@ -57,7 +57,7 @@ impl NameLookups {
         self.wanted.is_empty()
     }
 
-    /// The next one that is found; never returns where none is looked for.
+    /// The next one that is found; never returns while none is looked for.
     pub(super) async fn found(&mut self) -> FoundAddress {
         loop {
             match self.tasks.join_next().await {

@@ -1,8 +1,8 @@
-//! What one key says of one node.
+//! The value of one key: the record of one node.
 //!
-//! A bare `HOST:PORT` is enough, so that a shell script can register a node; whoever has more to say writes a JSON object.
-//! Who writes it may be newer or older than we are, so a field that we do not know is no fault. A field that we do know
-//! with a value that we do not is one: half of a record may be the half that matters.
+//! A bare `HOST:PORT` is enough, so that a shell script can register a node; more facts
+//! go into a JSON object. Its writer may be newer or older than we are, so an unknown field is not an error. An unknown
+//! value of a known field is one: the part that we cannot read may be the part that matters.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -36,13 +36,13 @@ const KNOWN: [&str; 12] = [
     "started",
 ];
 
-/// What a node has registered.
+/// The record that a node has registered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct NodeRecord {
     /// `HOST:PORT`, the host an address or a name.
     pub(super) address: String,
     pub(super) weight: u32,
-    /// It has said that it is about to go.
+    /// It has announced that it is about to go.
     pub(super) drain: bool,
     pub(super) delivery: PurgeDialect,
     pub(super) header_limit: usize,
@@ -52,10 +52,10 @@ pub(super) struct NodeRecord {
     pub(super) labels: BTreeMap<String, String>,
 }
 
-/// A record, and the names of its fields that nobody here knows.
+/// A record, and the names of its unknown fields.
 pub(super) type ParsedRecord = (NodeRecord, Vec<String>);
 
-/// A record as it is written.
+/// The record on the wire.
 #[derive(Deserialize)]
 struct Written {
     address: String,
@@ -78,7 +78,7 @@ fn one() -> u32 {
 }
 
 impl NodeRecord {
-    /// Reads what is there. The text of an error says what is wrong, and what is allowed.
+    /// Parses the value of a key. The text of an error says what is wrong, and what is allowed.
     pub(super) fn parse(role: Role, value: &[u8]) -> Result<ParsedRecord, String> {
         if value.len() > LONGEST {
             return Err(format!("{} bytes are too long for a record, {LONGEST} are the most", value.len()));
@@ -89,7 +89,7 @@ impl NodeRecord {
         Ok((written.check(role, text)?, unknown))
     }
 
-    /// The node, once it is known where it is.
+    /// The node, once its address is known.
     pub(super) fn spec(&self, role: Role, id: NodeId, address: SocketAddr) -> NodeSpec {
         // Of a web node the record may say what it likes of a cache: it has none.
         let settings = || VarnishSettings {
@@ -169,7 +169,7 @@ fn parse_object(text: &str) -> Result<(Written, Vec<String>), String> {
     Ok((written, unknown))
 }
 
-/// The beginning of what somebody has written, for the log.
+/// The beginning of a value, for the log.
 fn shown(text: &str) -> String {
     let mut beginning: String = text.chars().take(60).collect();
     if beginning.len() < text.len() {

@@ -1,13 +1,14 @@
-//! Which nodes are registered, as far as etcd has told. Pure: what to do about it is the caller's.
+//! The registered nodes, as far as known from etcd. Pure: the caller acts on the changes.
 //!
-//! **One way in.** A list and an event go through the same [`Roster::apply`]; a list only says more, namely that whatever
-//! it does not name is gone. What one of two ways forgets shows after the next reconnection, on one replica, once.
+//! **One way in.** A list and an event go through the same [`Roster::apply`]; a list also says that
+//! every other key is gone. With two ways in, a mistake in one would show after the next reconnection, on one replica,
+//! once.
 //!
-//! **The last good value stays.** A value that cannot be read is somebody's mistake of this minute; the node that was there
-//! before it is as well as ever. So a key has the last record that could be read, and a key that never had one is not there.
+//! **The last good value stays.** A value that cannot be read is a fresh mistake; the node that was there before it is
+//! as healthy as ever. So a key keeps the last record that could be read, and a key that never had one is not there.
 //!
-//! **How a node went** is answered from what was known of its key while it was there: a node that had said `drain`, or
-//! whose key nobody had to keep alive, was taken away by somebody; of any other its lease tells ([`super::lease`]).
+//! **How a node went** follows from the last state of its key: a node in state `drain`, or without a lease, was removed
+//! on purpose; for any other the lease decides ([`super::lease`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,35 +18,35 @@ use super::record::NodeRecord;
 use crate::etcd::follow::{Change, Item};
 use crate::fleet::{NodeId, NodeKey, Role};
 
-/// What is known of the keys below `nodes/`.
+/// The keys below `nodes/`.
 #[derive(Debug, Default)]
 pub(super) struct Roster {
     keys: BTreeMap<String, KnownKey>,
-    /// When a key was deleted last: what is older about a key that is not there is old news.
+    /// The revision of the last deletion: an older change to a missing key is ignored.
     last_deletion: i64,
 }
 
-/// What is known of one key.
+/// One key.
 #[derive(Debug, Default)]
 struct KnownKey {
-    /// When it was written last.
+    /// The revision of the last write.
     revision: i64,
-    /// What it goes with; 0 where nothing.
+    /// The lease that the key is attached to; 0 without one.
     lease: i64,
-    /// Of its value, so that one that is listed again is not judged again.
+    /// The hash of its value, so that one that is listed again is not parsed again.
     fingerprint: u64,
     /// The last value that could be read.
     record: Option<NodeRecord>,
 }
 
-/// What a change means.
+/// The meaning of a change.
 #[derive(Debug, PartialEq)]
 pub(super) enum RosterChange {
     /// The node is there, with this record.
     Registered(Registered),
     /// The node is not there any more.
     Gone(Departure),
-    /// A key or a value that means nothing, and why. What was known before stays.
+    /// A key or a value that cannot be read, and why. The last good record stays.
     Rejected(String, String),
 }
 
@@ -56,7 +57,7 @@ pub(super) struct Registered {
     pub(super) role: Role,
     pub(super) id: NodeId,
     pub(super) record: NodeRecord,
-    /// Fields of its record that nobody here knows.
+    /// Unknown fields of its record.
     pub(super) unknown: Vec<String>,
 }
 
@@ -66,14 +67,14 @@ pub(super) struct Departure {
     pub(super) key: String,
     pub(super) role: Role,
     pub(super) id: NodeId,
-    /// The lease that its key had, 0 where it had none.
+    /// The lease that its key had; 0 without one.
     pub(super) lease: i64,
     /// It had said that it was about to go.
     pub(super) drained: bool,
 }
 
 impl Roster {
-    /// All that there is. What was known before and is not in here is gone.
+    /// Applies a whole list. A key that was known before and is not in it is gone.
     pub(super) fn list(&mut self, items: Vec<Item>, revision: i64) -> Vec<RosterChange> {
         // It may be of another history, in which revisions are lower.
         self.last_deletion = 0;
@@ -85,7 +86,7 @@ impl Roster {
         changes.filter_map(|change| self.apply(&change)).collect()
     }
 
-    /// One change. `None` where it changes nothing that matters.
+    /// Applies one change. `None` if it changes nothing that matters.
     pub(super) fn apply(&mut self, change: &Change) -> Option<RosterChange> {
         match change {
             Change::Put(item) => self.put(item),
@@ -95,7 +96,7 @@ impl Roster {
 
     fn put(&mut self, item: &Item) -> Option<RosterChange> {
         let known = self.keys.get(&item.key);
-        // A member that lags tells old news again (etcd-io/etcd#20221).
+        // A member that lags sends old events again (etcd-io/etcd#20221).
         let is_old = known.map_or(item.revision < self.last_deletion, |known| item.revision <= known.revision);
         if is_old {
             return None;
@@ -127,12 +128,12 @@ impl Roster {
         Some(RosterChange::Gone(Departure { key: key.to_owned(), role, id, lease, drained }))
     }
 
-    /// Knows this again, from before the process started. The first list says what has become of it.
+    /// Restores a key from before the process started. The first list says what has become of it.
     pub(super) fn restore(&mut self, key: String, lease: i64, record: NodeRecord) {
         self.keys.insert(key, KnownKey { lease, record: Some(record), ..KnownKey::default() });
     }
 
-    /// What is known of one node.
+    /// The last good record of one node.
     pub(super) fn record(&self, key: &str) -> Option<&NodeRecord> {
         self.keys.get(key)?.record.as_ref()
     }

@@ -19,7 +19,7 @@ use super::record::NodeRecord;
 use crate::fleet::NodeSpec;
 use crate::telemetry::causes;
 
-/// Of the file below. A file of another format is not read.
+/// The format number of the file. A file of another format is not read.
 const FORMAT: u32 = 1;
 
 /// The fleet at one moment.
@@ -37,7 +37,7 @@ pub(super) struct SavedFleet {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct SavedNode {
     pub(super) key: String,
-    /// 0 where it had none.
+    /// 0 if it had none.
     pub(super) lease: i64,
     pub(super) record: NodeRecord,
     #[serde(with = "spec")]
@@ -60,7 +60,7 @@ impl SavedFleet {
         SavedFleet { format: FORMAT, cluster, revision, nodes }
     }
 
-    /// Reads the file; `None` where there is none.
+    /// Reads the file; `None` if there is none.
     pub(super) fn read(path: &Path) -> Result<Option<SavedFleet>, SnapshotError> {
         let bytes = match fs::read(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -94,7 +94,7 @@ impl SavedFleet {
 pub(super) struct SnapshotStore {
     /// `None`: nothing is kept.
     path: Option<PathBuf>,
-    /// What is in the file, as far as is known.
+    /// The nodes in the file, as far as known.
     nodes: Option<Vec<SavedNode>>,
     writing: JoinSet<io::Result<Vec<SavedNode>>>,
 }
@@ -105,7 +105,7 @@ impl SnapshotStore {
         SnapshotStore { path, nodes: None, writing: JoinSet::new() }
     }
 
-    /// What is in the file. `None` where there is nothing of use.
+    /// The content of the file; `None` if it is of no use.
     pub(super) async fn read(&mut self) -> Option<SavedFleet> {
         let path = self.path.clone()?;
         let read = tokio::task::spawn_blocking({
@@ -141,7 +141,7 @@ impl SnapshotStore {
         true
     }
 
-    /// The end of a write, and whether it went well; never returns where nothing is written.
+    /// Waits for the end of a write and returns whether it succeeded; never returns while nothing is written.
     pub(super) async fn written(&mut self) -> bool {
         let Some(end) = self.writing.join_next().await else { return std::future::pending().await };
         match end.map_err(io::Error::other).flatten() {
@@ -157,7 +157,7 @@ impl SnapshotStore {
     }
 }
 
-/// Puts a file aside that cannot be read. Returns where it is then.
+/// Moves a file aside that cannot be read. Returns its new path.
 pub(super) fn set_aside(path: &Path) -> io::Result<PathBuf> {
     let aside = path.with_extension("json.unreadable");
     fs::rename(path, &aside)?;

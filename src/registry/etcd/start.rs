@@ -1,4 +1,4 @@
-//! The start: when the fleet has been told of every node, and what with, where etcd does not answer.
+//! The start: when every node has been announced to the fleet, and from what if etcd does not answer.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::registry::resolve::LOOKUP;
 /// How long etcd may take to the first list before the last fleet on disk is taken.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// How far the start has come.
+/// The phase of the start.
 #[derive(Clone, Copy)]
 pub(super) enum StartPhase {
     /// Nothing is known yet. At this time the disk is asked.
@@ -21,7 +21,7 @@ pub(super) enum StartPhase {
     Nothing,
     /// Everything is known, but for some addresses; they are waited for until then.
     Resolving(Instant),
-    /// The fleet has been told of every node.
+    /// Every node has been announced to the fleet.
     Done,
 }
 
@@ -30,7 +30,7 @@ impl StartPhase {
         StartPhase::Waiting(Instant::now() + PATIENCE)
     }
 
-    /// etcd has told of every node.
+    /// etcd has listed every node.
     pub(super) fn listed(&mut self) {
         if matches!(self, StartPhase::Waiting(_) | StartPhase::Nothing) {
             *self = StartPhase::Resolving(Instant::now() + LOOKUP);
@@ -73,7 +73,7 @@ impl EtcdRegistry {
         self.tell(Event::Listed(NodeSource::Etcd)).await
     }
 
-    /// Says that everything has been told of, once it has.
+    /// Reports that all nodes are announced, once they are.
     pub(super) async fn finish_start(&mut self) -> Result<(), NobodyListens> {
         if matches!(self.start, StartPhase::Resolving(_)) && self.names.is_idle() {
             self.start = StartPhase::Done;

@@ -16,7 +16,7 @@ use crate::telemetry::causes;
 /// The addresses of a name with a port, or why there are none.
 pub(super) type Resolved = Result<Vec<SocketAddr>, String>;
 
-/// Who is asked for a name.
+/// A resolver of names.
 pub(super) type Resolve = Arc<dyn Fn(String) -> Pin<Box<dyn Future<Output = Resolved> + Send>> + Send + Sync>;
 
 /// The system.
@@ -53,7 +53,7 @@ impl Lookups {
         }
     }
 
-    /// The next that is through; never returns where none is under way.
+    /// The next result; never returns while no look-up is under way.
     pub(super) async fn next(&mut self) -> (NodeKey, String, Resolved) {
         loop {
             match self.tasks.join_next().await {

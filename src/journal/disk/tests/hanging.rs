@@ -21,7 +21,7 @@ fn foreign(id: &str, revision: Option<u64>) -> Foreign {
 }
 
 #[tokio::test]
-async fn whoever_waits_for_a_disk_that_hangs_is_told_and_whoever_comes_later_at_once() {
+async fn who_waits_for_a_hung_disk_is_told_and_who_comes_later_at_once() {
     let (directory, fault) = (tempdir().unwrap(), Arc::new(Fault::default()));
     let journal = fault.open_with(&directory, impatient());
     journal.append(purge("a")).await.unwrap();
@@ -86,7 +86,7 @@ async fn a_disk_that_takes_again_is_noticed_though_nobody_purges() {
 }
 
 #[tokio::test]
-async fn what_is_safe_in_etcd_is_carried_out_while_the_disk_hangs_and_is_on_it_afterwards() {
+async fn what_is_safe_in_etcd_is_carried_out_while_the_disk_hangs() {
     let (directory, fault) = (tempdir().unwrap(), Arc::new(Fault::default()));
     let journal = fault.open_with(&directory, impatient());
     fault.hold_next_sync();

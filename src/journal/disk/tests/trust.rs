@@ -90,7 +90,7 @@ async fn whatever_is_damaged_is_put_aside_and_nobody_is_trusted() {
 }
 
 #[tokio::test]
-async fn a_disk_that_lies_is_for_somebody_to_look_at_and_a_file_that_is_cut_is_not() {
+async fn a_disk_that_lies_stops_the_start_and_a_file_that_is_cut_does_not() {
     let refusing = || Settings { damaged: Damaged::Refuse, ..settings() };
     let directory = used().await;
     let mut bytes = fs::read(file(&directory)).unwrap();
@@ -211,7 +211,7 @@ async fn an_older_copy_is_noticed_and_no_position_is_given_twice() {
 }
 
 #[tokio::test]
-async fn without_its_marker_a_journal_is_not_believed_unless_it_is_from_before_there_were_any() {
+async fn a_journal_without_its_marker_is_believed_only_if_it_is_older() {
     let directory = used().await;
     fs::remove_file(directory.path().join("identity.json")).unwrap();
     trusts_nobody(&directory, "replaced").await;
@@ -311,7 +311,7 @@ async fn a_hole_between_positions_and_a_cursor_of_no_node_are_damage() {
 }
 
 #[tokio::test]
-async fn a_journal_that_is_removed_while_it_is_in_use_refuses_and_goes_on_in_a_new_file() {
+async fn a_journal_removed_while_in_use_refuses_and_begins_a_new_file() {
     let faults: [(&str, Fault); 2] = [
         ("the file", |directory| fs::remove_file(file(directory)).unwrap()),
         ("the directory", |directory| fs::remove_dir_all(directory.path()).unwrap()),

@@ -144,7 +144,7 @@ async fn there_are_no_records_only_where_every_name_was_denied() {
 }
 
 #[tokio::test]
-async fn a_target_without_an_address_is_no_node_and_one_that_is_not_answered_is_no_answer() {
+async fn a_target_without_an_address_is_no_node_and_silence_no_answer() {
     let some = ask("_http._tcp.test.", &[], |name, kind| match (name, kind) {
         (_, RecordType::SRV) => Has(vec![("", service(1, 2, 80, "A.test.")), ("", service(1, 3, 81, "b.test."))]),
         ("A.test.", RecordType::A) => Has(vec![("", a(2)), ("", a(1))]),

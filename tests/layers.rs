@@ -1,5 +1,5 @@
 //! Holds the imports to the layers: they go downwards only. A module is the first name behind `crate::`. Within a module
-//! no two siblings use each other, however deep they are.
+//! no two siblings use each other, however deep they are. Names are held to two rules, too.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed, which is what it is for")]
 
@@ -115,8 +115,8 @@ fn layer_of(module: &str) -> Option<usize> {
     LAYERS.iter().position(|(_, modules)| modules.contains(&module))
 }
 
-/// Every source file, with its top-level module. The crate root and the program belong to none.
-fn sources() -> Vec<(String, PathBuf, String)> {
+/// The Rust files of a folder of the package, and of those below it.
+fn rust_files(folder: &str) -> Vec<PathBuf> {
     fn walk(folder: &Path, files: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
@@ -127,9 +127,15 @@ fn sources() -> Vec<(String, PathBuf, String)> {
             }
         }
     }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
-    walk(&root, &mut files);
+    walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), &mut files);
+    files
+}
+
+/// Every source file, with its top-level module. The crate root and the program belong to none.
+fn sources() -> Vec<(String, PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let files = rust_files("src");
     let module_of = |file: &Path| {
         let inside = file.strip_prefix(&root).unwrap().with_extension("");
         inside.components().next().unwrap().as_os_str().to_str().unwrap().to_owned()
@@ -234,6 +240,17 @@ fn type_defined(line: &str) -> Option<&str> {
     let (keyword, rest) = line.split_once(' ')?;
     let is_type = ["struct", "enum", "trait", "type"].contains(&keyword);
     is_type.then(|| rest.split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default())
+}
+
+/// Tests have the longest names: each says what must hold, and is read in a list.
+#[test]
+fn names_of_functions_have_at_most_70_characters() {
+    for file in ["src", "tests", "benches"].into_iter().flat_map(rust_files) {
+        let text = fs::read_to_string(&file).unwrap();
+        let names = text.split("fn ").skip(1).filter_map(|rest| rest.split(['(', '<']).next());
+        let too_long: Vec<_> = names.filter(|name| name.len() > 70 && !name.contains(char::is_whitespace)).collect();
+        assert!(too_long.is_empty(), "{}: {too_long:?}", file.display());
+    }
 }
 
 #[test]

@@ -34,7 +34,7 @@ soak: ## the consistency test with every fault, for SEEDS (1 2 3 4 5), SECONDS (
 	cargo test --locked --test it --no-run
 	for seed in $(or $(SEEDS),1 2 3 4 5); do \
 		CLEARCOAT_SEED=$$seed CLEARCOAT_CONSISTENCY_SECONDS=$(or $(SECONDS),120) \
-			cargo test --locked --test it -- --test-threads 1 consistency::nobody || exit 1; \
+			cargo test --locked --test it -- --test-threads 1 consistency::no_page || exit 1; \
 	done
 
 lint: ## format, clippy, rustdoc, dependencies and shellcheck, as CI wants them

@@ -54,3 +54,14 @@ fn the_code_map_names_files_that_exist() {
         assert!(root.join(name).exists() || root.join("src").join(name).exists(), "{name}");
     }
 }
+
+/// `cargo test` is content with a filter that matches nothing.
+#[test]
+fn the_soak_runs_a_test_that_is_there() {
+    let makefile = document("Makefile");
+    let filters: Vec<&str> = makefile.lines().filter_map(|line| Some(line.split_once(" consistency::")?.1)).collect();
+    assert_eq!(filters.len(), 1);
+    let prefix = filters[0].split(' ').next().unwrap();
+    let tests = document("tests/it/consistency.rs");
+    assert_eq!(tests.matches(&format!("#[test]\nfn {prefix}")).count(), 2, "{prefix}");
+}

@@ -2,10 +2,14 @@
 
 use etcd_client::{AlarmAction, AlarmOptions, AlarmType};
 
+use super::super::eventually;
 use super::Etcd;
 
 /// The prefix of the keys that fill it.
 const FILLER: &str = "/filler/";
+
+/// The most that a member without filler takes, in bytes: a quarter of the smallest limit of any test.
+const LITTLE: i64 = 1 << 20;
 
 impl Etcd {
     /// The same as [`Etcd::cluster`], with a storage limit per member.
@@ -37,9 +41,15 @@ impl Etcd {
         self.delete_prefix(FILLER);
         self.compact(self.revision());
         for member in 0..self.members.len() {
-            let defragmented = self.ask(super::PATIENCE, member, async |mut client| client.defragment().await);
-            defragmented
-                .unwrap_or_else(|error| panic!("{} cannot be defragmented: {error}", self.members[member].name));
+            // The others carry out a compaction after the one that was asked, and until then nothing of it is free.
+            eventually("a member has room", || {
+                let size = self.ask(super::PATIENCE, member, async |mut client| {
+                    client.defragment().await?;
+                    Ok(client.status().await?.db_size())
+                });
+                let size = size.unwrap_or_else(|error| panic!("{}: {error}", self.members[member].name));
+                (size < LITTLE).then_some(())
+            });
         }
         self.call("say that there is room", async |mut client| {
             let alarms = client.alarm(AlarmAction::Get, AlarmType::Nospace, None).await?;

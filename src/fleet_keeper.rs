@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use self::node_state::NodeState;
@@ -76,8 +76,8 @@ pub struct KeeperContext {
     pub metrics: Arc<Metrics>,
     /// Where checkers send their results.
     pub events: mpsc::Sender<Event>,
-    /// Notified when a node of the configuration cannot be reached: its name may have another address by now.
-    pub doubted: Arc<Notify>,
+    /// Changes when a node cannot be reached: its name may have another address by now.
+    pub doubted: watch::Sender<()>,
 }
 
 impl FleetKeeper {
@@ -160,8 +160,8 @@ impl FleetKeeper {
         if state.node.spec.address != check.address {
             return;
         }
-        if state.node.spec.source == NodeSource::Static && check.verdict != Verdict::Passed {
-            self.context.doubted.notify_one();
+        if check.verdict != Verdict::Passed {
+            self.context.doubted.send_replace(());
         }
         if check.role == Role::Varnish && check.verdict == Verdict::Passed {
             self.context.deliveries.answered(&state.node, check.began, check.took);

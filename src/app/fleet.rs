@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::engine::Engine;
@@ -22,7 +22,7 @@ pub(super) fn keep(
     let (listed_sender, listed) = watch::channel(false);
     let (events_sender, events) = mpsc::channel(1024);
     let (suspects_sender, suspects) = mpsc::channel(1024);
-    let doubted = Arc::<Notify>::default();
+    let (doubted, doubts) = watch::channel(());
     let around = KeeperContext {
         fleet: Arc::clone(&engine.fleet),
         checks: config.health.clone(),
@@ -33,15 +33,15 @@ pub(super) fn keep(
         slow_start: Arc::clone(&engine.slow_start),
         metrics: Arc::clone(&engine.metrics),
         events: events_sender.clone(),
-        doubted: Arc::clone(&doubted),
+        doubted,
     };
-    let registry = follow_registry(config, engine, &events_sender, tasks);
+    let registry = follow_registry(config, engine, (&events_sender, &doubts), tasks);
     let sources = [Some(NodeSource::Static), registry.as_ref().map(RegistryStatus::source)];
     let slow_start = Arc::clone(&engine.slow_start);
     tasks.spawn(async move { slow_start.run().await });
     let keeper = FleetKeeper::new(around, sources.into_iter().flatten(), listed_sender);
     tasks.spawn(keeper.run(events, suspects));
-    tasks.spawn(registry::fixed::follow(nodes, doubted, events_sender));
+    tasks.spawn(registry::fixed::follow(nodes, doubts, events_sender));
     FleetInputs { listed, suspects: suspects_sender, registry }
 }
 
@@ -59,7 +59,7 @@ pub(super) struct FleetInputs {
 fn follow_registry(
     config: &Config,
     engine: &Engine,
-    events: &mpsc::Sender<Event>,
+    (events, doubts): (&mpsc::Sender<Event>, &watch::Receiver<()>),
     tasks: &mut JoinSet<()>,
 ) -> Option<RegistryStatus> {
     let (events, metrics) = (events.clone(), Arc::clone(&engine.metrics));
@@ -73,6 +73,7 @@ fn follow_registry(
                 snapshot: has_disk.then(|| config.journal.path.join("fleet.json")),
                 metrics,
                 events,
+                doubted: doubts.clone(),
             }));
             Some(RegistryStatus::Etcd(status))
         }

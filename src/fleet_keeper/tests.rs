@@ -37,7 +37,7 @@ fn rig(panic_threshold: f64) -> Rig {
     let deliveries = Arc::new(Deliveries::new(context));
     let (nobody_listens, listed) = (mpsc::channel(1).0, watch::channel(false).0);
     let (events, retain) = (nobody_listens, Duration::from_secs(600));
-    let (headers, doubted) = (PurgeHeaders::default(), Arc::default());
+    let (headers, (doubted, _)) = (PurgeHeaders::default(), watch::channel(()));
     let trials = None;
     let context =
         KeeperContext { fleet, headers, checks, retain, deliveries, trials, slow_start, metrics, events, doubted };

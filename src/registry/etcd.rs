@@ -26,17 +26,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use self::lease::Manner;
-use self::names::{FoundAddress, NameLookups};
+use self::names::{FoundAddresses, NameLookups};
 use self::roster::{Departure, Registered, Roster, RosterChange};
 use self::snapshot::{SavedFleet, SavedNode, SnapshotStore};
 use self::start::StartPhase;
 use crate::etcd::SharedEtcd;
 use crate::etcd::follow::{self, Listing, Resync, Update, WatchStatus};
 use crate::fleet::{Event, NodeSource, NodeSpec};
+use crate::registry::resolve::system;
 use crate::telemetry::Metrics;
 
 /// What nodes are registered under, below the prefix of the fleet. It ends in `/`: a prefix is only a beginning.
@@ -60,6 +61,8 @@ pub struct EtcdRegistrySettings {
     pub metrics: Arc<Metrics>,
     /// The receiver of the events.
     pub events: mpsc::Sender<Event>,
+    /// Changes when a node cannot be reached: names are looked up again soon.
+    pub doubted: watch::Receiver<()>,
 }
 
 /// The receiver of the events is gone.
@@ -92,7 +95,7 @@ struct Announced {
 
 /// Announces the nodes in etcd until the receiver of the events is gone.
 pub async fn run(settings: EtcdRegistrySettings) {
-    let EtcdRegistrySettings { etcd, status, snapshot, metrics, events } = settings;
+    let EtcdRegistrySettings { etcd, status, snapshot, metrics, events, doubted } = settings;
     let (updates_sender, mut updates) = mpsc::channel(16);
     let (questions, questions_receiver) = mpsc::channel(MAX_QUESTIONS);
     let (answers_sender, mut answers) = mpsc::channel(64);
@@ -109,7 +112,7 @@ pub async fn run(settings: EtcdRegistrySettings) {
         events,
         roster: Roster::default(),
         announced: BTreeMap::new(),
-        names: NameLookups::new(),
+        names: NameLookups::new(system(), doubted),
         departing: HashMap::new(),
         questions,
         next_question: 0,
@@ -224,11 +227,17 @@ impl EtcdRegistry {
         }
     }
 
-    async fn found(&mut self, found: FoundAddress) -> Result<(), NobodyListens> {
-        let FoundAddress { key, address, .. } = found;
-        let record = self.roster.record(&key);
-        if let (Some(record), Ok((role, id))) = (record, roster::node_of(&key)) {
-            let (name, spec) = (record.address.clone(), record.spec(role, id, address));
+    async fn found(&mut self, found: FoundAddresses) -> Result<(), NobodyListens> {
+        let FoundAddresses { key, name, addresses } = found;
+        let before = self.announced.get(&key).filter(|known| known.address == name).map(|known| known.spec.address);
+        let stays = before.filter(|before| addresses.contains(before));
+        let address = stays.or_else(|| addresses.first().copied());
+        let record = self.roster.record(&key).filter(|record| record.address == name);
+        if let (Some(address), Some(record), Ok((role, id))) = (address, record, roster::node_of(&key)) {
+            if let Some(before) = before.filter(|before| *before != address) {
+                tracing::info!(%role, node = %id, name, %before, %address, "node has another address");
+            }
+            let spec = record.spec(role, id, address);
             self.announce(key, name, spec).await?;
         }
         self.finish_start().await

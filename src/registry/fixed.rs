@@ -4,10 +4,7 @@
 //! is no reason to refuse to start or to hold the others up: it is tried again until it does. Names are looked up side
 //! by side, so that the place of a node in the file says nothing about when it is there.
 //!
-//! A name that has resolved is looked up again, every few seconds, and at once when a health check of a node by name fails:
-//! a container that was made anew has another address. It is the system that is asked, which knows its hosts file and the
-//! container engine's names, and which does not say how long an answer holds. An address stays for as long as it is one of
-//! those that the name has, whatever their order, and when the look-up fails. Another address is the same node: its id is
+//! A name that has resolved is looked up [again](super::resolve). Another address is the same node: its id is
 //! what is in the file, and its cursor stays. What is behind the new address may be another cache; without an epoch nobody
 //! can say so, and what it gets is what it is known to miss (see [`VarnishSettings::epoch`]).
 //!
@@ -21,35 +18,32 @@ mod names;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::mpsc::error::SendError;
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::resolve::RETRY;
+use super::resolve::{AT_ONCE, RETRY, Resolve, look_again, system};
 use crate::config::StaticNode;
 use crate::fleet::{DEFAULT_HEADER_LIMIT, Event, NodeKey, NodeSource, NodeSpec, Role, VarnishSettings};
 use crate::telemetry::causes;
-use names::{Lookups, Resolve};
-
-/// How many look-ups there are at once: each has a thread.
-const AT_ONCE: usize = 16;
-
-/// How often names are looked up again.
-const LOOK_EVERY: Duration = Duration::from_secs(10);
+use names::Lookups;
 
 /// Announces the nodes and every change of them. Returns when the sender of `nodes` or the receiver of the events is gone.
-/// `doubted` is notified when a node cannot be reached at its address: names are looked up again soon.
-pub async fn follow(nodes: watch::Receiver<Vec<StaticNode>>, doubted: Arc<Notify>, events: mpsc::Sender<Event>) {
-    follow_by(names::system(), nodes, doubted, events).await;
+/// `doubted` changes when a node cannot be reached at its address: names are looked up again soon.
+pub async fn follow(
+    nodes: watch::Receiver<Vec<StaticNode>>,
+    doubted: watch::Receiver<()>,
+    events: mpsc::Sender<Event>,
+) {
+    follow_by(system(), nodes, doubted, events).await;
 }
 
 async fn follow_by(
     resolve: Resolve,
     mut nodes: watch::Receiver<Vec<StaticNode>>,
-    doubted: Arc<Notify>,
+    mut doubted: watch::Receiver<()>,
     events: mpsc::Sender<Event>,
 ) {
     let mut fixed = Fixed { nodes: BTreeMap::new(), events, resolve: Arc::clone(&resolve) };
@@ -70,7 +64,7 @@ async fn follow_by(
                 fixed.change_to(now).await
             }
             () = tokio::time::sleep(RETRY), if fixed.has_untold() => fixed.tell().await,
-            () = look_again(&doubted, looked), if has_names => {
+            () = look_again(&mut doubted, looked), if has_names => {
                 looked = Instant::now();
                 lookups.begin(fixed.names());
                 Ok(())
@@ -80,15 +74,6 @@ async fn follow_by(
         if outcome.is_err() {
             return;
         }
-    }
-}
-
-/// Returns when the names, last looked up at `looked`, are due again: sooner if they are doubted, but never at once.
-async fn look_again(doubted: &Notify, looked: Instant) {
-    tokio::time::sleep_until(looked + RETRY).await;
-    tokio::select! {
-        () = doubted.notified() => {}
-        () = tokio::time::sleep_until(looked + LOOK_EVERY) => {}
     }
 }
 
@@ -271,6 +256,7 @@ impl FixedNode {
 mod tests {
     use super::*;
     use crate::fleet::{NodeId, PurgeHeaders, Role, SendProxy};
+    use crate::registry::resolve::LOOK_EVERY;
 
     /// No name server need be asked to know that there is no such name.
     const UNRESOLVABLE: &str = "a..b:1";
@@ -296,7 +282,7 @@ mod tests {
     async fn a_change_tells_of_what_changed_and_of_nothing_else() {
         let (nodes, followed) = watch::channel(vec![web("a", "127.0.0.1:1", 1), web("b", "127.0.0.1:2", 1)]);
         let (sender, mut events) = mpsc::channel(16);
-        let follower = tokio::spawn(follow(followed, Arc::default(), sender));
+        let follower = tokio::spawn(follow(followed, watch::channel(()).1, sender));
         let mut first = [next(&mut events).await, next(&mut events).await];
         first.sort();
         assert_eq!(first, ["a 127.0.0.1:1 1", "b 127.0.0.1:2 1"]);
@@ -322,7 +308,7 @@ mod tests {
         let unknown = web("a", UNRESOLVABLE, 1);
         let (nodes, followed) = watch::channel(vec![unknown, web("b", "127.0.0.1:2", 1)]);
         let (sender, mut events) = mpsc::channel(16);
-        let follower = tokio::spawn(follow(followed, Arc::default(), sender));
+        let follower = tokio::spawn(follow(followed, watch::channel(()).1, sender));
         assert_eq!([next(&mut events).await, next(&mut events).await], ["b 127.0.0.1:2 1", "listed"]);
         // Nobody was told of it, so nobody is told that it left.
         nodes.send_replace(vec![]);
@@ -341,16 +327,16 @@ mod tests {
     type Zone = Arc<parking_lot::Mutex<Result<Vec<&'static str>, &'static str>>>;
 
     /// A follower of `a`, by a name that this zone has, and of `b`, by its address; and whoever can doubt them.
-    fn by_name(zone: &Zone) -> (watch::Sender<Vec<StaticNode>>, Arc<Notify>, mpsc::Receiver<Event>) {
+    fn by_name(zone: &Zone) -> (watch::Sender<Vec<StaticNode>>, watch::Sender<()>, mpsc::Receiver<Event>) {
         let (nodes, followed) = watch::channel(vec![web("a", "shop.test:80", 1), web("b", "127.0.0.1:2", 1)]);
         let (sender, events) = mpsc::channel(16);
-        let (zone, doubted) = (Arc::clone(zone), Arc::<Notify>::default());
+        let (zone, (doubted, doubts)) = (Arc::clone(zone), watch::channel(()));
         let resolve: Resolve = Arc::new(move |_| {
             let answer = zone.lock().clone();
             let answer = answer.map(|ips| ips.iter().map(|ip| SocketAddr::new(ip.parse().unwrap(), 80)).collect());
             Box::pin(async move { answer.map_err(str::to_owned) })
         });
-        tokio::spawn(follow_by(resolve, followed, Arc::clone(&doubted), sender));
+        tokio::spawn(follow_by(resolve, followed, doubts, sender));
         (nodes, doubted, events)
     }
 
@@ -393,7 +379,7 @@ mod tests {
         for ip in ["10.0.0.2", "10.0.0.3"] {
             let began = Instant::now();
             *zone.lock() = Ok(vec![ip]);
-            (0..100).for_each(|_| doubted.notify_one());
+            (0..100).for_each(|_| doubted.send_replace(()));
             assert_eq!(next(&mut events).await, format!("a {ip}:80 1"));
             assert!(began.elapsed() <= RETRY, "{:?}", began.elapsed());
         }

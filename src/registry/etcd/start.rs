@@ -1,5 +1,6 @@
 //! The start: when every node has been announced to the fleet, and from what if etcd does not answer.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -66,6 +67,9 @@ impl EtcdRegistry {
         (self.cluster, self.revision) = (saved.cluster, saved.revision);
         for SavedNode { key, lease, record, spec } in saved.nodes {
             let address = record.address.clone();
+            if address.parse::<SocketAddr>().is_err() {
+                self.names.want(&key, &address);
+            }
             self.roster.restore(key.clone(), lease, record);
             self.announce(key, address, spec).await?;
         }
@@ -75,7 +79,7 @@ impl EtcdRegistry {
 
     /// Reports that all nodes are announced, once they are.
     pub(super) async fn finish_start(&mut self) -> Result<(), NobodyListens> {
-        if matches!(self.start, StartPhase::Resolving(_)) && self.names.is_idle() {
+        if matches!(self.start, StartPhase::Resolving(_)) && self.names.have_resolved() {
             self.start = StartPhase::Done;
             self.tell(Event::Listed(NodeSource::Etcd)).await?;
         }

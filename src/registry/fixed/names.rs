@@ -1,28 +1,13 @@
 //! Looks names up again, side by side, while the nodes go on being followed.
 
-use std::future::Future;
-use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::AT_ONCE;
 use crate::fleet::NodeKey;
-use crate::registry::resolve::resolve_all;
+use crate::registry::resolve::{AT_ONCE, Resolve, Resolved};
 use crate::telemetry::causes;
-
-/// The addresses of a name with a port, or why there are none.
-pub(super) type Resolved = Result<Vec<SocketAddr>, String>;
-
-/// A resolver of names.
-pub(super) type Resolve = Arc<dyn Fn(String) -> Pin<Box<dyn Future<Output = Resolved> + Send>> + Send + Sync>;
-
-/// The system.
-pub(super) fn system() -> Resolve {
-    Arc::new(|name| Box::pin(async move { resolve_all(&name).await }))
-}
 
 /// The look-ups that are under way.
 pub(super) struct Lookups {

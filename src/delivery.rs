@@ -174,6 +174,8 @@ pub struct Acknowledged {
     pub invalidated: u64,
     /// Nodes that do not take this very request though they obey others, and why.
     pub refused: Refusals,
+    /// No node has taken or refused this very request in time: nobody knows whether any does.
+    pub is_untaken: bool,
 }
 
 impl Acknowledged {

@@ -301,7 +301,7 @@ impl PurgeApi {
     /// Waits for the fleet and for the other replicas, together for `left`, and raises the fence.
     async fn settle(&self, position: Position, expected: &Expected<'_>, left: Duration) -> (Acknowledged, Heard) {
         let Some(replicas) = self.replicas.as_ref().filter(|replicas| replicas.are_several()) else {
-            return (expected.acknowledge(position, left).await, Heard::default());
+            return (expected.acknowledge(position, left, false).await, Heard::default());
         };
         let began = Instant::now();
         // What they say may have to be said once more.
@@ -311,7 +311,7 @@ impl PurgeApi {
         let rest = left.saturating_sub(began.elapsed()).max(left / 8);
         replicas.agree(position, (&reached, &missed), &mut heard, rest).await;
         let rest = left.saturating_sub(began.elapsed());
-        let outcome = expected.acknowledge(position, rest).await;
+        let outcome = expected.acknowledge(position, rest, heard.is_taken()).await;
         replicas.count_unconfirmed(&heard);
         (outcome, heard)
     }
@@ -336,6 +336,7 @@ impl PurgeApi {
 fn result_of(outcome: &Acknowledged) -> PurgeResult {
     match outcome {
         Acknowledged { refused, .. } if !refused.is_empty() => PurgeResult::RefusedByNode,
+        Acknowledged { is_untaken: true, .. } => PurgeResult::Untaken,
         Acknowledged { fenced, .. } if fenced.is_empty() => PurgeResult::Applied,
         _ => PurgeResult::Fenced,
     }
@@ -352,6 +353,15 @@ fn answer(kind: &'static str, position: Position, outcome: &Acknowledged, heard:
         // The log has it from the delivery, once for each node.
         tracing::debug!(position, error, "purge refused");
         return refused(400, &error);
+    }
+    if outcome.is_untaken {
+        let error = format!(
+            "none of {} Varnish has taken this request in time, and whether their VCL does is not known: it is in the journal, \
+             and each gets it before it serves; send it again to know",
+            outcome.fenced.len(),
+        );
+        tracing::debug!(position, error, "purge not confirmed");
+        return refused(504, &error);
     }
     let Acknowledged { applied, fenced, invalidated, .. } = outcome;
     tracing::debug!(position, kind, applied = applied.len(), fenced = fenced.len(), "purged");

@@ -7,6 +7,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::requests::Verdict;
 use super::{Acknowledged, Deliveries, Refusable};
 use crate::journal::Position;
 
@@ -34,17 +35,18 @@ impl<'d> Expected<'d> {
     }
 
     /// Waits until every Varnish that could be waited for has this purge, at most for `timeout`, then raises the
-    /// fence. When this returns, the purge may be answered; if a node refused it, not as done, and that is durable.
-    pub async fn acknowledge(&self, position: Position, timeout: Duration) -> Acknowledged {
+    /// fence. When this returns, the purge may be answered; if a node refused it, or none took it, not as done, and that is
+    /// durable. `taken_elsewhere`: another replica says that a node has taken it.
+    pub async fn acknowledge(&self, position: Position, timeout: Duration, taken_elsewhere: bool) -> Acknowledged {
         self.deliveries.settle(position, timeout).await;
-        let outcome = self.outcome(position);
-        if !outcome.refused.is_empty() {
+        let outcome = self.outcome(position, taken_elsewhere);
+        if !outcome.refused.is_empty() || outcome.is_untaken {
             self.deliveries.mark_refused(self.request.into_iter().collect()).await;
         }
         outcome
     }
 
-    fn outcome(&self, position: Position) -> Acknowledged {
+    fn outcome(&self, position: Position, taken_elsewhere: bool) -> Acknowledged {
         let Deliveries { context, nodes, requests, .. } = self.deliveries;
         let mut outcome = Acknowledged::default();
         for member in context.fleet.load().varnish.members() {
@@ -58,7 +60,16 @@ impl<'d> Expected<'d> {
             outcome.invalidated += nodes.get(id).map_or(0, |delivery| delivery.state.invalidated(position));
         }
         if let Some(position) = self.request {
-            outcome.refused = requests.lock().answer(position);
+            let is_taken = taken_elsewhere || !outcome.applied.is_empty() || outcome.fenced.is_empty();
+            let verdict = requests.lock().answer(position, is_taken);
+            match verdict {
+                Verdict::Done => {}
+                Verdict::Refused(refusals) => outcome.refused = refusals,
+                Verdict::Untaken => {
+                    outcome.is_untaken = true;
+                    self.deliveries.refusals.send_replace(());
+                }
+            }
         }
         outcome
     }

@@ -4,6 +4,11 @@
 //! is passed over. Once it was answered as done, a node that refuses it is owed more ([`Owed`]). Both are decided here, under
 //! one lock.
 //!
+//! **As done is answered what a node has taken.** While all nodes hang, nobody knows whether any of their VCLs takes such a
+//! request. To promise it would take the whole fleet out of service if none does: a flush that makes up for it has to be
+//! shown, and few VCLs can. So its sender is told that no node has taken it yet, and nothing is promised
+//! ([`Verdict::Untaken`]). Who takes it later carries it out all the same.
+//!
 //! **Whoever accepted it answers.** What a node refuses at another replica goes back to that one with the confirmation
 //! ([`Requests::confirm`]), and makes a 400 there. A confirmation without a refusal is final: whatever node refuses the purge
 //! here afterwards, its sender may have been told that it is done. One with a refusal leaves the purge open until the other
@@ -81,8 +86,19 @@ enum Answer {
     Due,
     /// That it is done, or maybe so.
     Done,
-    /// That nodes do not take it.
+    /// That nodes do not take it, or that none has taken it yet.
     Refused,
+}
+
+/// How a purge is to be answered.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// As done.
+    Done,
+    /// These nodes do not take it.
+    Refused(Refusals),
+    /// No node has taken or refused it in time.
+    Untaken,
 }
 
 /// What is to be done for a purge that a node does not take, before it may be passed over.
@@ -287,13 +303,21 @@ impl Requests {
         consequence
     }
 
-    /// The purge at this position is about to be answered: which nodes do not take it. If there are any, nobody is told that
-    /// it was carried out.
-    pub(super) fn answer(&mut self, position: Position) -> Refusals {
-        let Some(request) = self.noted.get_mut(&position) else { return Vec::new() };
+    /// The purge at this position is about to be answered; `is_taken`: a node has taken it, or there is none. Only after
+    /// [`Verdict::Done`] is anything promised.
+    pub(super) fn answer(&mut self, position: Position, is_taken: bool) -> Verdict {
+        let Some(request) = self.noted.get_mut(&position) else { return Verdict::Done };
         let refusals = std::mem::take(&mut request.refused_by);
-        request.answer = if refusals.is_empty() { Answer::Done } else { Answer::Refused };
-        refusals
+        let verdict = match refusals {
+            refusals if !refusals.is_empty() => Verdict::Refused(refusals),
+            _ if is_taken => Verdict::Done,
+            _ => Verdict::Untaken,
+        };
+        request.answer = if verdict == Verdict::Done { Answer::Done } else { Answer::Refused };
+        if verdict == Verdict::Untaken {
+            self.is_refused_now(position);
+        }
+        verdict
     }
 
     /// The purge at this position is about to be confirmed to the replica that accepted it: which nodes do not take it here.

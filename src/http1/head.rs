@@ -13,12 +13,14 @@ pub struct HeadScan {
     scanned: usize,
 }
 
-/// What a byte ends.
+/// How a line ends.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum LineEnd {
-    Nothing,
+    /// With CR LF.
     Line,
+    /// With CR LF behind that of another line: it is blank.
     Head,
+    /// With LF alone.
     Bare,
 }
 
@@ -35,17 +37,21 @@ impl HeadScan {
                 continue;
             }
             let block_end = buffer.len().min(self.scanned + BLOCK);
-            while self.scanned < block_end {
-                let end = line_end(buffer, self.scanned);
-                self.scanned += 1;
-                match end {
-                    LineEnd::Nothing | LineEnd::Line => {}
+            for offset in memchr::memchr_iter(b'\n', &buffer[self.scanned..block_end]) {
+                let newline = self.scanned + offset;
+                let len = newline + 1;
+                match line_end(buffer, newline) {
+                    LineEnd::Line => {}
                     LineEnd::Bare => return Err(BadHead::LineEnd),
-                    LineEnd::Head if self.scanned == 4 => return Err(BadHead::Syntax("blank lines before the head")),
-                    LineEnd::Head if self.scanned > limit => return Err(BadHead::TooLarge),
-                    LineEnd::Head => return Ok(Some(self.scanned)),
+                    LineEnd::Head if len == 4 => return Err(BadHead::Syntax("blank lines before the head")),
+                    LineEnd::Head if len > limit => return Err(BadHead::TooLarge),
+                    LineEnd::Head => {
+                        self.scanned = len;
+                        return Ok(Some(len));
+                    }
                 }
             }
+            self.scanned = block_end;
         }
         if buffer.len() > limit { Err(BadHead::TooLarge) } else { Ok(None) }
     }
@@ -62,13 +68,12 @@ impl HeadScan {
     }
 }
 
-fn line_end(buffer: &[u8], at: usize) -> LineEnd {
-    let byte = |back: usize| at.checked_sub(back).map(|at| buffer[at]);
-    match (byte(0), byte(1), byte(2)) {
-        (Some(b'\n'), Some(b'\r'), Some(b'\n')) => LineEnd::Head,
-        (Some(b'\n'), Some(b'\r'), _) => LineEnd::Line,
-        (Some(b'\n'), ..) => LineEnd::Bare,
-        _ => LineEnd::Nothing,
+fn line_end(buffer: &[u8], newline: usize) -> LineEnd {
+    let before = |back: usize| newline.checked_sub(back).map(|at| buffer[at]);
+    match (before(1), before(2)) {
+        (Some(b'\r'), Some(b'\n')) => LineEnd::Head,
+        (Some(b'\r'), _) => LineEnd::Line,
+        _ => LineEnd::Bare,
     }
 }
 

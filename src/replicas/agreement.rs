@@ -35,6 +35,13 @@ pub struct Heard {
     said: Vec<(Arc<Peer>, Confirmation)>,
 }
 
+impl Heard {
+    /// Whether a node has taken the purge from another replica.
+    pub fn is_taken(&self) -> bool {
+        self.said.iter().any(|(_, said)| !said.applied.is_empty())
+    }
+}
+
 impl Replicas {
     /// Waits until every replica that could be waited for has confirmed this purge, at most for `timeout`.
     pub async fn confirmed(&self, position: Position, timeout: Duration) -> Heard {

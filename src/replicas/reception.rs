@@ -72,7 +72,7 @@ impl Replicas {
         };
         self.note_answers(journal, &message);
         let outcome = match position {
-            Some(position) => self.context.deliveries.expect().acknowledge(position, patience).await,
+            Some(position) => self.context.deliveries.expect().acknowledge(position, patience, true).await,
             None => Acknowledged::default(),
         };
         // After the wait: what a node refuses from now on comes too late.

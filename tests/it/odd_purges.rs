@@ -84,6 +84,25 @@ fn a_request_that_every_varnish_refuses_gets_400_and_disables_none() {
 }
 
 #[test]
+fn a_request_sent_while_every_varnish_hangs_is_promised_to_nobody() {
+    let stock = |vcl: &str, id: &str, folder: &Path| {
+        // Magento's VCL knows no complete flush, and does not say that it has carried one out.
+        takes_bans_in_odd_ways(vcl, id, folder).replace("X-Clearcoat-Flush", "X-Unknown")
+    };
+    let fleet = Fleet::start(&Plan { varnish: 2, vcl: stock, ..Plan::default() });
+    fleet.varnish.iter().for_each(|varnish| varnish.hang());
+    let answers = ["piped 1", "piped 2", "fine"].map(|odd| ban(&fleet, odd));
+    for answer in &answers {
+        assert_eq!(answer.status, 504, "{answer:?}");
+        assert!(answer.text().contains("none of 2 Varnish has taken this request"), "{answer:?}");
+    }
+    fleet.varnish.iter().for_each(|varnish| varnish.resume());
+    all_current(&fleet);
+    assert_eq!(fleet.purge_tag("cat_p_1").json()["applied"], json!(NODES));
+    assert_eq!(fleet.clearcoat.metric("clearcoat_purges_total{kind=\"url\",result=\"untaken\"}"), 3.0);
+}
+
+#[test]
 fn a_url_refused_by_a_wrong_acl_is_purged_once_the_acl_is_right() {
     let fleet = Fleet::start(&Plan { varnish: 2, vcl: second_can_refuse, ..Plan::default() });
     let pages: Vec<String> = (1..=9).map(|page| format!("/p/{page}")).collect();

@@ -56,6 +56,11 @@ impl Requests {
     }
 }
 
+fn refusals(verdict: Verdict) -> Refusals {
+    let Verdict::Refused(refusals) = verdict else { panic!("{verdict:?}") };
+    refusals
+}
+
 fn ids(refusals: &Refusals) -> Vec<&str> {
     refusals.iter().map(|(id, _)| id.as_str()).collect()
 }
@@ -69,7 +74,7 @@ fn what_cannot_be_replayed_goes_unless_it_has_yet_to_be_decided() {
     requests.note_all(&[entry(4, url("/never answered"), true)], 0);
     requests.retire(4);
     assert_eq!(requests.noted.keys().copied().collect::<Vec<_>>(), [1, 3]);
-    assert_eq!((requests.answer(1).len(), requests.was_done(3)), (0, vec![node("v")]));
+    assert_eq!((requests.answer(1, true), requests.was_done(3)), (Verdict::Done, vec![node("v")]));
     requests.retire(4);
     assert!(requests.noted.is_empty() && requests.open.is_empty());
     // What nothing is known of any more may have been answered as done.
@@ -85,7 +90,7 @@ fn a_refusal_before_the_answer_makes_it_a_400_that_leaves_no_doubt() {
     // From then on, whoever is down: nobody will be told that it is done.
     assert!(!requests.leaves_doubt());
     assert_eq!(requests.refused_from(0, 9), [(0, 1)]);
-    assert_eq!(ids(&requests.answer(1)), ["v"]);
+    assert_eq!(ids(&refusals(requests.answer(1, true))), ["v"]);
     assert_eq!((requests.refuse("w", &url("/a")), requests.leaves_doubt()), (Owed::Nothing, false));
     assert!(requests.refused_from(1, 9).is_empty());
 }
@@ -98,7 +103,7 @@ fn a_node_may_refuse_a_purge_before_its_acceptance_is_heard_of() {
     requests.refuse("v", &url("/a"));
     requests.retire(5);
     requests.accept(1, &url("/a"));
-    assert_eq!(ids(&requests.answer(1)), ["v"]);
+    assert_eq!(ids(&refusals(requests.answer(1, true))), ["v"]);
     requests.expect_no_more(0, Some(1));
     assert!(requests.expected.is_empty());
 }
@@ -108,7 +113,7 @@ fn what_was_answered_as_done_is_not_passed_over() {
     let mut requests = Requests::default();
     requests.accept(1, &url("/a"));
     requests.accept(2, &pool("p"));
-    assert!(requests.answer(1).is_empty() && requests.answer(2).is_empty());
+    assert!([1, 2].iter().all(|position| requests.answer(*position, true) == Verdict::Done));
     assert_eq!(requests.refuse("v", &url("/a")), Owed::FlushOfAll);
     assert_eq!(requests.refuse("v", &pool("p")), Owed::Flush);
     // A pool is dropped by any flush.
@@ -121,10 +126,10 @@ fn what_was_answered_as_done_is_not_passed_over() {
 fn a_flush_that_is_owed_stands_for_the_same_purge_before_its_answer() {
     let mut requests = Requests::default();
     requests.accept(1, &url("/a"));
-    requests.answer(1);
+    requests.answer(1, true);
     requests.accept(2, &url("/a"));
     assert_eq!(requests.refuse("v", &url("/a")), Owed::FlushOfAll);
-    assert!(requests.answer(2).is_empty());
+    assert_eq!(requests.answer(2, true), Verdict::Done);
 }
 
 #[test]
@@ -169,9 +174,9 @@ fn what_a_node_refuses_at_another_replica_counts_before_the_answer_only() {
     requests.accept(1, &url("/a"));
     assert_eq!(requests.refused_elsewhere(1, &elsewhere), Some(true));
     assert_eq!(requests.refused_elsewhere(1, &elsewhere), Some(false));
-    assert_eq!(requests.answer(1), elsewhere);
+    assert_eq!(refusals(requests.answer(1, true)), elsewhere);
     requests.accept(2, &url("/b"));
-    assert!(requests.answer(2).is_empty());
+    assert_eq!(requests.answer(2, true), Verdict::Done);
     assert_eq!(requests.refused_elsewhere(2, &elsewhere), None);
     assert!(requests.is_done(2) && !requests.is_done(1));
 }
@@ -205,4 +210,16 @@ fn for_an_older_replicas_purge_a_flush_is_enough_if_a_node_took_it() {
     assert!(requests.lie_in((1, 2)));
     assert_eq!(requests.refuse_before("w", &url("/b"), 1).taken_by_nobody, [2]);
     assert!(!requests.lie_in((1, 2)) && requests.confirm(2).is_empty());
+}
+
+#[test]
+fn what_no_node_took_in_time_is_promised_to_nobody() {
+    let mut requests = Requests::default();
+    requests.accept(1, &url("/a"));
+    requests.accept(2, &url("/b"));
+    assert_eq!([requests.answer(1, false), requests.answer(2, true)], [Verdict::Untaken, Verdict::Done]);
+    // The others hear of it as of one that was refused.
+    assert_eq!(requests.refused_from(0, 9), [(0, 1)]);
+    assert_eq!([requests.refuse("v", &url("/a")), requests.refuse("v", &url("/b"))], [Owed::Nothing, Owed::FlushOfAll]);
+    assert!(!requests.lie_in((0, 1)) && requests.lie_in((1, 2)));
 }

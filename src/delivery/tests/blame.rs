@@ -125,7 +125,7 @@ async fn a_request_a_node_cannot_take_is_passed_over_and_the_rest_is_done() {
         let (position, expected) = rig.accept(handed_on("/poison")).await;
         rig.append("tag").await;
         let (last, _) = rig.accept(handed_on("/last")).await;
-        let outcome = expected.acknowledge(position, PATIENCE).await;
+        let outcome = expected.acknowledge(position, PATIENCE, false).await;
         assert_eq!(outcome.refused.len(), 1, "{outcome:?}");
         rig.until_at(last).await;
         for told in ["/good/0-", "/good/4-", ",)tag(", "/last"] {
@@ -212,7 +212,7 @@ async fn a_pool_that_a_vcl_does_not_know_is_no_purge_of_tags() {
     let rig = rig(obeys(|head| if head.contains("X-Pool") { Does::Answer(400) } else { Does::Answer(200) })).await;
     let purge = Purge { targets: vec![Target::Pool(Pattern::new("shop").unwrap())], soft: false };
     let (position, expected) = rig.accept(purge).await;
-    let outcome = expected.acknowledge(position, PATIENCE).await;
+    let outcome = expected.acknowledge(position, PATIENCE, false).await;
     assert_eq!((outcome.applied.len(), outcome.refused.len()), (1, 1));
     assert!(rig.told("Flush").is_empty());
 }
@@ -225,8 +225,19 @@ async fn a_refusal_is_told_however_many_batches_follow_it_before_its_answer() {
     for number in 0..300 {
         rig.purge(&format!("tag_{number}_end")).await;
     }
-    let outcome = expected.acknowledge(position, PATIENCE).await;
+    let outcome = expected.acknowledge(position, PATIENCE, false).await;
     assert_eq!((outcome.applied.len(), outcome.refused.len()), (1, 1), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn what_no_node_took_in_time_is_promised_to_nobody_and_keeps_none_out() {
+    let rig = rig(obeys(|head| if head.contains("/page") { Does::Hang } else { Does::Answer(200) })).await;
+    let (position, expected) = rig.accept(handed_on("/page")).await;
+    let outcome = expected.acknowledge(position, Duration::from_millis(200), false).await;
+    assert_eq!((outcome.fenced.len(), outcome.refused.len(), outcome.is_untaken), (1, 0, true), "{outcome:?}");
+    assert!(rig.deliveries.context.journal.is_refused(position));
+    rig.until_at(position).await;
+    assert!(rig.told("Flush").is_empty());
 }
 
 #[tokio::test]
@@ -239,7 +250,7 @@ async fn a_purge_that_was_answered_is_not_passed_over_but_flushed() {
         }));
         let rig = rig.await;
         let (position, expected) = rig.accept(handed_on("/page")).await;
-        let outcome = expected.acknowledge(position, Duration::from_millis(200)).await;
+        let outcome = expected.acknowledge(position, Duration::from_millis(200), true).await;
         assert_eq!((outcome.fenced.len(), outcome.refused.len()), (1, 0), "{outcome:?}");
         if flushed == Does::FlushedAll {
             rig.until_at(position).await;
@@ -337,10 +348,10 @@ async fn a_confirmation_says_what_a_node_has_refused() {
 async fn a_400_is_marked_in_the_journal_before_it_is_told() {
     let rig = rig(refuses_a_page(Does::Answer(200))).await;
     let (position, expected) = rig.accept(handed_on("/page")).await;
-    let outcome = expected.acknowledge(position, PATIENCE).await;
+    let outcome = expected.acknowledge(position, PATIENCE, false).await;
     assert_eq!((outcome.refused.len(), rig.deliveries.context.journal.is_refused(position)), (1, true));
     let (position, expected) = rig.accept(handed_on("/other")).await;
-    let outcome = expected.acknowledge(position, PATIENCE).await;
+    let outcome = expected.acknowledge(position, PATIENCE, false).await;
     assert_eq!((outcome.refused.len(), rig.deliveries.context.journal.is_refused(position)), (0, false));
 }
 

@@ -223,6 +223,8 @@ values! {
         Fenced = "fenced",
         /// Some Varnish does not take it, though it takes others.
         RefusedByNode = "refused_by_node",
+        /// No node has taken or refused it in time.
+        Untaken = "untaken",
         /// It is not a purge, or not one that is understood.
         Refused = "refused",
         /// Its pattern was empty.

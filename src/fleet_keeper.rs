@@ -54,6 +54,8 @@ pub struct FleetKeeper {
     settled: bool,
     /// Something has changed that the snapshot does not show yet.
     changed: bool,
+    /// Nodes whose metrics are to go once no snapshot has them.
+    left: Vec<NodeKey>,
 }
 
 /// The dependencies of a keeper.
@@ -98,6 +100,7 @@ impl FleetKeeper {
             listed,
             settled: false,
             changed: false,
+            left: Vec::new(),
         }
     }
 
@@ -133,6 +136,9 @@ impl FleetKeeper {
         self.decide(now);
         if std::mem::take(&mut self.changed) {
             self.publish();
+            // Not before: whoever has the old snapshot would bind their series anew.
+            let left = std::mem::take(&mut self.left).into_iter().filter(|identity| !self.nodes.contains_key(identity));
+            left.for_each(|(role, id)| self.context.metrics.forget(role, &id));
         }
         // Its waiters read the fleet next.
         if self.unlisted.is_empty() {

@@ -15,11 +15,15 @@ use crate::journal::{Missed, Position};
 use crate::telemetry::causes;
 
 impl Deliveries {
-    /// Takes note of what the journal holds after this position and a node may refuse for itself: others have accepted it.
-    pub fn note_requests_since(&self, position: Position) {
-        let floor = self.context.journal.floor();
-        if let Missed::Entries(entries) = self.context.journal.since(position.max(floor)) {
-            self.requests.lock().note_all(&entries, floor);
+    /// Takes note of what the journal has brought since this was last done, and a node may refuse for itself. To be done
+    /// before anything is decided about a purge: others may have accepted it, and whoever knows of it by the journal alone
+    /// would take it for unknown.
+    pub fn note_requests(&self) {
+        let journal = &self.context.journal;
+        let mut requests = self.requests.lock();
+        let floor = journal.floor();
+        if let Missed::Entries(entries) = journal.since(requests.looked_up_to().max(floor)) {
+            requests.note_all(&entries, floor);
         }
     }
 
@@ -33,7 +37,7 @@ impl Deliveries {
     /// kept for whoever waits for it. Gives what is owed to those who do not any more.
     pub(super) fn refused(self: &Arc<Self>, node: &NodeId, refused: Refused, reason: &Arc<str>) -> Owed {
         // A node may be faster than whoever brought it.
-        self.note_requests_since(refused.after);
+        self.note_requests();
         let fleet = self.context.fleet.load();
         let fleet: Vec<&NodeId> = fleet.varnish.members().iter().map(|member| member.node.id()).collect();
         let (consequence, newest) = {
@@ -81,13 +85,14 @@ impl Deliveries {
     /// The purge at this position is about to be confirmed to the replica that accepted it: which nodes do not take it here.
     /// Without any, none may refuse it from now on.
     pub fn confirm(&self, position: Position) -> Refusals {
+        self.note_requests();
         self.requests.lock().confirm(position)
     }
 
     /// Nodes do not take a purge of ours at another replica. Says whether that comes before its answer.
     pub fn refused_elsewhere(&self, position: Position, refusals: &Refusals) -> bool {
         // The other one may be faster than whoever accepted it.
-        self.note_requests_since(position - 1);
+        self.note_requests();
         let taken = self.requests.lock().refused_elsewhere(position, refusals);
         if taken == Some(true) {
             self.refusals.send_replace(());
@@ -98,9 +103,8 @@ impl Deliveries {
     /// Another replica says that these were refused to their senders. Nothing waits until that is durable here: a mark that is
     /// lost breaks no promise.
     pub fn were_refused(self: &Arc<Self>, mut positions: Vec<Position>) {
-        let Some(first) = positions.iter().min() else { return };
         // The journal may have brought them a moment ago.
-        self.note_requests_since(first - 1);
+        self.note_requests();
         {
             let mut requests = self.requests.lock();
             positions.retain(|position| requests.was_refused(*position));
@@ -117,12 +121,14 @@ impl Deliveries {
 
     /// Whoever accepted this says that it was answered as done.
     pub fn was_done(&self, position: Position) {
+        self.note_requests();
         let nodes = self.requests.lock().was_done(position);
         self.tell_again(nodes.into_iter().map(|node| (position, node)));
     }
 
     /// Whoever accepted these never says how they were answered.
     pub fn are_of_an_older_version(self: &Arc<Self>, positions: impl Iterator<Item = Position>) {
+        self.note_requests();
         let fleet = self.context.fleet.load();
         let fleet: Vec<&NodeId> = fleet.varnish.members().iter().map(|member| member.node.id()).collect();
         let mut requests = self.requests.lock();
@@ -133,6 +139,7 @@ impl Deliveries {
 
     /// What nobody has said of, up to this position, counts as done.
     pub(super) fn time_is_up(&self, last: Position) {
+        self.note_requests();
         let refused = self.requests.lock().time_is_up(last);
         self.tell_again(refused.into_iter());
     }

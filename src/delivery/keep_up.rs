@@ -30,7 +30,7 @@ impl Deliveries {
             let mut head = self.context.journal.watch();
             let fence = || self.context.fence.position();
             while let Ok(moved) = head.wait_for(|head| *head > fence()).await.map(|head| *head) {
-                self.note_requests_since(fence());
+                self.note_requests();
                 self.settle(moved, timeout).await;
             }
         };

@@ -206,20 +206,21 @@ impl State {
 }
 
 impl Deliveries {
-    /// Has those of these nodes that have acknowledged the purge at this position told of it once more before that counts:
+    /// Has these nodes told once more of the purge at this position before it counts, also those that have yet to acknowledge it:
     /// another replica has not reached them, and a page that passed there may still be on its way.
     pub fn recall(&self, position: Position, nodes: &[NodeId]) {
         for delivery in nodes.iter().filter_map(|id| self.nodes.get(id)) {
-            if delivery.node.live.cursor() >= position {
-                delivery.state.recalls.push(position, LANDING);
-            }
+            delivery.state.recalls.push(position, LANDING);
         }
     }
 
     /// Keeps back what this node acknowledges at this position, whether or not it has, for as long as the hold lives:
     /// another replica says that a page is on its way to it. `None` if there is no such node here.
     pub fn hold(&self, position: Position, node: &NodeId, reason: Arc<str>) -> Option<Hold> {
-        self.nodes.get(node).map(|delivery| delivery.state.recalls.hold(position, reason))
+        let hold = self.nodes.get(node).map(|delivery| delivery.state.recalls.hold(position, reason));
+        // Whoever waits for the node need not any more.
+        self.progressed();
+        hold
     }
 }
 

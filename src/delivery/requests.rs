@@ -55,6 +55,8 @@ pub type Refusals = Vec<(NodeId, Arc<str>)>;
 #[derive(Debug, Default)]
 pub(super) struct Requests {
     noted: BTreeMap<Position, Request>,
+    /// What is in the journal up to here was looked at.
+    looked_up_to: Position,
     /// Those that are open.
     open: BTreeSet<Position>,
     /// After which positions the purges are that are waited for, and how many after each.
@@ -173,6 +175,7 @@ impl Requests {
     /// Takes note of those among these that the process before this one knew, and of which of them were `refused`.
     pub(super) fn note_past(&mut self, entries: &[Arc<Entry>], refused: impl Fn(Position) -> bool) {
         for entry in entries {
+            self.looked_up_to = entry.position;
             let Some(what) = Refusable::of(&entry.purge) else { continue };
             let answer = if refused(entry.position) { Answer::Refused } else { Answer::Done };
             self.noted.insert(entry.position, Request::new(what, answer));
@@ -183,9 +186,15 @@ impl Requests {
         }
     }
 
+    /// Up to here nothing has to be looked for any more.
+    pub(super) fn looked_up_to(&self) -> Position {
+        self.looked_up_to
+    }
+
     /// Takes note of those among these, whose answer is due: here, where they were accepted here.
     pub(super) fn note_all(&mut self, entries: &[Arc<Entry>], floor: Position) {
         for entry in entries {
+            self.looked_up_to = self.looked_up_to.max(entry.position);
             if !self.noted.contains_key(&entry.position)
                 && let Some(what) = Refusable::of(&entry.purge)
             {
@@ -352,8 +361,10 @@ impl Requests {
 
     /// Another replica says that it was refused to its sender. Says whether that is news.
     pub(super) fn was_refused(&mut self, position: Position) -> bool {
-        // Of what was sent to this process, this process knows better.
-        let is_news = |request: &&mut Request| request.sender.is_none() && request.answer != Answer::Refused;
+        // Of what was sent to this process, this process knows better, also before its handler comes.
+        let is_news = |request: &&mut Request| {
+            request.sender.is_none() && !matches!(request.answer, Answer::Due | Answer::Refused)
+        };
         let Some(request) = self.noted.get_mut(&position).filter(is_news) else { return false };
         request.answer = Answer::Refused;
         request.refused_by.clear();

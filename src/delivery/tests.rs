@@ -15,7 +15,7 @@ use super::*;
 use crate::config::HealthChecks;
 use crate::fleet::{Live, Member, NodeSpec, Pool, Role, VarnishSettings};
 use crate::journal::{Limits, Memory};
-use crate::purge::{Page, Purge, Target};
+use crate::purge::{Forward, Page, Purge, Target};
 
 /// What no test waits for in vain.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -497,5 +497,51 @@ async fn what_others_accept_fences_by_its_time_here_whatever_its_date() {
     answered.send_replace(third);
     let after = fenced_after(&rig, third, began).await;
     assert!(after < timeout * 3 / 4, "fenced after {after:?}");
+    keeping.abort();
+}
+
+#[tokio::test]
+async fn what_is_recalled_while_something_else_is_held_is_told_again_as_well() {
+    let rig = Rig::new(CALM).await;
+    let first = rig.purge("a").await;
+    let hold = rig.deliveries.hold(first, rig.node.id(), "a page".into()).unwrap();
+    let second = rig.append("b").await;
+    while rig.node.live.acknowledged() < second {
+        tokio::task::yield_now().await;
+    }
+    // Another replica has not reached the node with the second one, and here it counts as missed.
+    rig.deliveries.recall(second, &[rig.node.id().clone()]);
+    drop(hold);
+    while rig.node.live.cursor() < second {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(rig.told(",)b(").len() >= 2 && rig.told(",)a(").len() >= 2);
+}
+
+#[tokio::test]
+async fn a_purge_that_fences_with_another_ones_time_counts_as_answered() {
+    use crate::journal::{Local, Named, Shared, Told as ToldPurge};
+    let guard = Arc::new(Guard::new(long_ago()));
+    let memory = Memory::new(Limits::default(), noted_by(&guard));
+    let journal = Arc::new(Named::new(Local::Memory(Box::new(memory))));
+    let shared = Arc::clone(&journal) as Arc<dyn Journal>;
+    // It hangs at everything.
+    let rig = Rig::to(obedient(&[3_600_000; 8]).await, CALM, shared, guard, None).await;
+    let (_sender, answered) = watch::channel(0);
+    let (deliveries, timeout) = (Arc::clone(&rig.deliveries), Duration::from_millis(800));
+    let keeping = tokio::spawn(async move { deliveries.keep_up(timeout, answered).await });
+    let forward = Forward { method: "PURGE".into(), target: "/a".into(), headers: vec![] };
+    let url = Purge { targets: vec![Target::Forward(forward)], soft: false };
+    let tags = Purge { targets: vec![Target::Tags(["a"].into_iter().collect())], soft: false };
+    // The second one comes while the first one is waited for, and so soon that they fence together.
+    for (name, purge) in [("a", tags), ("b", url)] {
+        tokio::time::sleep(timeout / 40).await;
+        journal.admit(vec![ToldPurge { id: name.to_owned(), revision: None, at_ms: 1, purge }]).await.unwrap();
+    }
+    let last = journal.head();
+    while !rig.deliveries.is_done(last) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(rig.deliveries.context.fence.position() >= last);
     keeping.abort();
 }

@@ -124,7 +124,7 @@ impl FleetKeeper {
         if self.stop(identity) {
             let (role, id) = identity;
             tracing::info!(%role, node = %id, "node left");
-            self.context.metrics.forget(*role, id);
+            self.left.push(identity.clone());
             self.changed = true;
         }
         if was_absent {

@@ -97,12 +97,13 @@ impl Replicas {
         let mut held = BTreeSet::new();
         for ((peer, said), missed) in heard.said.iter().zip(&by_peer) {
             let under_way = missed.iter().filter_map(|node| Some((node, said.awaits_landing(node)?)));
-            held.extend(
-                under_way.filter(|(node, place)| self.hold(peer, node, (position, *place))).map(|(node, _)| node),
-            );
+            let is_held =
+                |(node, place): &(&NodeId, Position)| self.hold(peer, node, position, &position_at(peer, said, *place));
+            held.extend(under_way.filter(is_held).map(|(node, _)| node));
         }
         let is_recalled = |node: &&NodeId| !held.contains(*node) && by_peer.iter().any(|missed| missed.contains(*node));
-        let recalled: Vec<NodeId> = reached.iter().filter(is_recalled).cloned().collect();
+        // Also those that count as missed here: they may have acknowledged it while an earlier purge keeps them back.
+        let recalled: Vec<NodeId> = here.iter().copied().filter(is_recalled).cloned().collect();
         if !recalled.is_empty() {
             self.context.deliveries.recall(position, &recalled);
         }
@@ -138,8 +139,7 @@ impl Replicas {
         let own = (PeerPosition { replica: self.id.clone(), boot: self.own.boot.clone(), position }, own);
         let of_others = said.iter().zip(by_peer).filter_map(|((peer, said), missed)| {
             let under_way = missed.iter().filter(|node| said.awaits_landing(node).is_some()).cloned().collect();
-            let (replica, boot) = (peer.id.clone(), peer.record.boot.clone());
-            Some((PeerPosition { replica, boot, position: said.place? }, under_way))
+            Some((position_at(peer, said, said.place?), under_way))
         });
         let under_way: Vec<(PeerPosition, Vec<NodeId>)> = std::iter::once(own).chain(of_others).collect();
         let again = |index: usize, peer: &Peer, said: &Confirmation| {
@@ -166,8 +166,8 @@ impl Replicas {
 
     /// Holds back what a node acknowledges of the purge at our `position` until another replica says that pages have landed
     /// up to `theirs` in its journal. False if nobody could say so.
-    pub(super) fn hold(&self, peer: &Peer, node: &NodeId, (position, theirs): (Position, Position)) -> bool {
-        peer.under_way.hold(&self.context.deliveries, node, (position, theirs), &peer.id)
+    pub(super) fn hold(&self, peer: &Peer, node: &NodeId, position: Position, theirs: &PeerPosition) -> bool {
+        peer.under_way.hold(&self.context.deliveries, node, position, theirs)
     }
 
     /// Has a peer tell nodes of a purge again. Gives what it says then; `None` where it is not known to have done so.
@@ -203,4 +203,11 @@ impl Replicas {
     pub fn are_several(&self) -> bool {
         !self.sharing().is_empty() || !self.unmet().is_empty()
     }
+}
+
+/// A position of another replica's journal, in the process that has said so: a new one may have come in the place of the one
+/// that is known.
+fn position_at(peer: &Peer, said: &Confirmation, position: Position) -> PeerPosition {
+    let boot = said.from.as_ref().map_or(&peer.record.boot, |from| &from.record.boot).clone();
+    PeerPosition { replica: peer.id.clone(), boot, position }
 }

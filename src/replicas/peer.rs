@@ -244,7 +244,7 @@ impl Peer {
         asks_about: Vec<NodeId>,
     ) -> Result<Confirmation, TellError> {
         // Positions are those of this process's journal.
-        let to = Some(self.record.boot.clone());
+        let to = Some(self.under_way.boot());
         let message = Message { to, asks_about, ..self.message(replicas, Duration::ZERO) };
         self.way.post(replicas, &message).await
     }

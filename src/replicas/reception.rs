@@ -113,18 +113,16 @@ impl Replicas {
     async fn take_in_purges(&self, journal: &dyn Shared, message: &Message) -> Result<Option<Position>, WriteError> {
         let mut position = None;
         if !message.purges.is_empty() {
-            let before = journal.head();
             position = Some(journal.admit(message.purges.clone()).await?);
-            // What is in it that was here already was noted when it came.
-            self.context.deliveries.note_requests_since(before);
+            self.context.deliveries.note_requests();
             tracing::debug!(from = %message.from, position, "told of purges");
         }
         for Again { id, nodes, under_way_at } in &message.again {
             // What is not held any more is a gap for whoever has not had it.
             let Some(place) = journal.place_of(id) else { continue };
-            let through = under_way_at.as_ref().and_then(|there| Some((self.peer_at(there)?, there.position)));
+            let through = under_way_at.as_ref().and_then(|there| Some((self.peer_at(there)?, there)));
             for node in nodes {
-                let is_held = through.as_ref().is_some_and(|(peer, theirs)| self.hold(peer, node, (place, *theirs)));
+                let is_held = through.as_ref().is_some_and(|(peer, theirs)| self.hold(peer, node, place, theirs));
                 if !is_held {
                     self.context.deliveries.recall(place, std::slice::from_ref(node));
                 }
@@ -134,9 +132,9 @@ impl Replicas {
         Ok(position)
     }
 
-    /// The process of another replica that is meant, if it is there still.
+    /// The other replica that is meant. Whether the process is there still that is meant, it says when it is asked.
     fn peer_at(&self, there: &PeerPosition) -> Option<Arc<Peer>> {
-        self.sharing().into_iter().find(|peer| peer.id == there.replica && peer.record.boot == there.boot)
+        self.sharing().into_iter().find(|peer| peer.id == there.replica)
     }
 
     fn confirmation(&self, message: &Message, place: Option<Position>, outcome: Acknowledged) -> Confirmation {

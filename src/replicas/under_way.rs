@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::message::PeerPosition;
 use crate::delivery::{Deliveries, Hold};
 use crate::fleet::NodeId;
 use crate::journal::Position;
@@ -43,6 +44,8 @@ pub(super) struct PeerHolds {
 struct State {
     /// Nobody asks any more.
     is_over: bool,
+    /// The process of the other replica that is asked.
+    boot: String,
     nodes: BTreeMap<NodeId, Awaited>,
 }
 
@@ -63,19 +66,25 @@ impl PeerHolds {
         &self,
         deliveries: &Deliveries,
         node: &NodeId,
-        (position, place): (Position, Position),
-        replica: &NodeId,
+        position: Position,
+        theirs: &PeerPosition,
     ) -> bool {
         let mut state = self.state.lock();
         if state.is_over {
             return false;
         }
+        if state.boot != theirs.boot {
+            // What passed the process before has ended with its connections.
+            state.nodes.clear();
+            state.boot.clone_from(&theirs.boot);
+        }
+        let place = theirs.position;
         if let Some(awaited) = state.nodes.get_mut(node) {
             awaited.place = awaited.place.max(place);
             awaited.hold.cover(position);
             return true;
         }
-        let reason = format!("a page that purges concern is on its way to it through {replica}");
+        let reason = format!("a page that purges concern is on its way to it through {}", theirs.replica);
         let Some(hold) = deliveries.hold(position, node, reason.into()) else { return false };
         let awaited = Awaited { place, since: Instant::now(), is_told: false, hold };
         state.nodes.insert(node.clone(), awaited);
@@ -88,6 +97,11 @@ impl PeerHolds {
         let is_under_way =
             |node: &NodeId, awaited: &mut Awaited| landed.get(node).is_none_or(|landed| *landed < awaited.place);
         self.state.lock().nodes.retain(is_under_way);
+    }
+
+    /// The process that has said what is awaited (its `boot`).
+    pub(super) fn boot(&self) -> String {
+        self.state.lock().boot.clone()
     }
 
     /// The nodes that are held.

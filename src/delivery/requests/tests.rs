@@ -223,3 +223,14 @@ fn what_no_node_took_in_time_is_promised_to_nobody() {
     assert_eq!([requests.refuse("v", &url("/a")), requests.refuse("v", &url("/b"))], [Owed::Nothing, Owed::FlushOfAll]);
     assert!(!requests.lie_in((0, 1)) && requests.lie_in((1, 2)));
 }
+
+#[test]
+fn a_refusal_that_comes_back_from_another_replica_is_still_ours_to_answer() {
+    let mut requests = Requests::default();
+    // The journal has brought a purge of ours before its handler is told that it is durable.
+    requests.note_all(&[entry(5, url("/a"), true)], 0);
+    assert!(requests.refuse_before("v", &url("/a"), 0).is_news);
+    assert!(!requests.was_refused(5));
+    requests.accept(5, &url("/a"));
+    assert_eq!(ids(&refusals(requests.answer(5, true))), ["v"]);
+}

@@ -30,14 +30,14 @@ pub(super) struct NodeFamilies {
 #[derive(Debug)]
 pub struct NodeMetrics {
     id: NodeId,
-    /// RequestCounters that ended with this node, by status class.
+    /// Requests that ended with this node, by status class.
     answers: [IntCounter; CodeClass::ALL.len()],
     /// The same of clients that asked it past the caches. Made when they are first counted: no node need ever be asked so.
     bypass: [OnceLock<Option<IntCounter>>; CodeClass::ALL.len()],
     edge: RequestCounters,
     /// Connections that could not be opened.
     pub connect_errors: IntCounter,
-    /// RequestCounters that are at the node now.
+    /// Requests that are at the node now.
     pub inflight: IntGauge,
     /// 1 while the node is up.
     pub up: IntGauge,
@@ -62,7 +62,7 @@ pub struct VarnishMetrics {
     pub failed: IntCounter,
     /// Batches that the node refused: its VCL or ACL must be changed.
     pub refused: IntCounter,
-    /// RequestCounters that the node does not take though it takes others.
+    /// Requests that the node does not take though it takes others.
     pub passed_over: IntCounter,
     /// Bans that were sent.
     pub bans_sent: IntCounter,
@@ -82,7 +82,7 @@ impl NodeFamilies {
                 "upstream_connect_errors_total",
                 "Connections to a node that could not be opened",
             )?,
-            inflight: int_gauges(r, "upstream_inflight", "RequestCounters that are at a node now")?,
+            inflight: int_gauges(r, "upstream_inflight", "Requests that are at a node now")?,
             up: int_gauges(r, "node_up", "1 while the health checks of a node pass")?,
             current: int_gauges(r, "node_current", "1 while a Varnish has every answered purge")?,
             cursor_lag: int_gauges(r, "node_cursor_lag", "Purges that a Varnish has not acknowledged")?,

@@ -79,7 +79,7 @@ const CIRCLES: [(&str, &[&str], &str); 4] = [
 ];
 
 /// Names that several types still have. The list must only get shorter.
-const SHARED_NAMES: [&str; 15] = [
+const SHARED_NAMES: [&str; 14] = [
     "Answer",
     "Batch",
     "Change",
@@ -93,7 +93,6 @@ const SHARED_NAMES: [&str; 15] = [
     "Request",
     "Row",
     "Saved",
-    "Shared",
     "State",
 ];
 

@@ -18,6 +18,7 @@ use super::cursors::{self, MAX_OPERATIONS};
 use super::sync::unsigned;
 use super::{FLOOR, Inner, PURGES};
 use crate::etcd::{Failure, Session};
+use crate::journal::Journal;
 
 /// How often, more or less.
 const EVERY: Duration = Duration::from_secs(60);
@@ -29,7 +30,7 @@ pub(super) async fn run(inner: Arc<Inner>) {
     let mut seen = Unchanged::default();
     loop {
         tokio::time::sleep(every.mul_f64(0.75 + 0.5 * fastrand::f64())).await;
-        inner.local.retire();
+        inner.local.readable().retire();
         let Some(session) = inner.uplink.session() else { continue };
         let retired = async {
             while retire(&inner, &session).await? {}
@@ -68,7 +69,7 @@ impl Unchanged {
 
 /// Deletes some of those that are not held here any more. Says whether there may be more.
 async fn retire(inner: &Inner, session: &Session) -> Result<bool, Failure> {
-    let (names, last) = inner.local.ledger().retired(MAX_OPERATIONS - 1);
+    let (names, last) = inner.local.readable().ledger().retired(MAX_OPERATIONS - 1);
     if names.is_empty() {
         return Ok(false);
     }
@@ -86,7 +87,7 @@ async fn retire(inner: &Inner, session: &Session) -> Result<bool, Failure> {
     let txn = Txn::new().when([unmoved]).and_then(operations);
     let answer = session.request(async |mut client| client.txn(txn).await).await?;
     if answer.succeeded() {
-        let mut ledger = inner.local.ledger();
+        let mut ledger = inner.local.readable().ledger();
         names.iter().for_each(|name| ledger.forget_one(name));
     }
     Ok(answer.succeeded())

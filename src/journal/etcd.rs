@@ -29,6 +29,7 @@ mod retention;
 mod sync;
 #[cfg(test)]
 mod tests;
+mod unchanged;
 mod uplink;
 
 use std::path::Path;

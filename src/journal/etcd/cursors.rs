@@ -13,8 +13,8 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::Inner;
-use super::retention::Unchanged;
 use super::sync::unsigned;
+use super::unchanged::Unchanged;
 use crate::etcd::{Failure, PATIENCE, Session, SharedEtcd};
 use crate::fleet::{NodeId, is_another_life};
 use crate::journal::{Cursor, Journal, Limits, Position, Remembered};

@@ -4,7 +4,7 @@
 //! once the purge would survive `kill -9`, and everything after that may take as long as a hung node makes it take.
 //! So there is no queue per Varnish that could fill or be lost; a delivery is a cursor (a number) that walks along.
 //!
-//! Four decisions shape the trait:
+//! Four decisions shape it:
 //!
 //! - **Readers never wait for a disk or a network.** What can be replayed is a bounded tail in memory; the store
 //!   behind it is read once, at the start. A purge becomes readable, then head moves, then its sender is answered:
@@ -26,6 +26,7 @@ mod etcd;
 mod ledger;
 mod memory;
 mod named;
+mod readable;
 mod tail;
 
 use std::collections::HashMap;
@@ -46,6 +47,7 @@ pub use disk::{Damage, Disk, FILES_COMMAND, OpenError, Settings, serve_files};
 pub use etcd::{Etcd, Told};
 pub use memory::Memory;
 pub use named::{Local, Named};
+pub use readable::Readable;
 
 /// A place in the journal; 0 is before the first. Positions grow, not always by one, and none is given twice.
 pub type Position = u64;
@@ -265,8 +267,12 @@ pub enum WriteError {
     Closed,
 }
 
-/// The ordered list of purges. Used as `Arc<dyn Journal>`; dropping the last handle finishes what was begun.
+/// The ordered list of purges. Used as `Arc<dyn Journal>`; dropping the last handle finishes what was begun. A kind of journal
+/// says how something gets in; what is in it is read in one way.
 pub trait Journal: Send + Sync + 'static {
+    /// What it has in memory, from which everything that is asked is answered.
+    fn readable(&self) -> &Readable;
+
     /// Accepts a purge; resolves with its position once it is durable and readable.
     ///
     /// The future may be dropped: a purge that has been taken into the queue (with the first poll, unless the queue
@@ -275,32 +281,6 @@ pub trait Journal: Send + Sync + 'static {
     /// # Errors
     /// [`WriteError`]: the purge was not accepted, no position was used up, and head did not move.
     fn append(&self, purge: Purge) -> BoxFuture<'_, Result<Position, WriteError>>;
-
-    /// The last durable position; 0 while there is none.
-    fn head(&self) -> Position;
-
-    /// The head, for waiting until it moves.
-    fn watch(&self) -> watch::Receiver<Position>;
-
-    /// What lies after `cursor`. Asked and answered at one moment: the last entry is the head of that moment.
-    fn since(&self, cursor: Position) -> Missed;
-
-    /// Everything after this is held and can be replayed; of what lies before, nothing is.
-    fn floor(&self) -> Position;
-
-    /// How much lies after `cursor`.
-    fn lag(&self, cursor: Position) -> Lag;
-
-    /// The last position that was given longer ago than this; the one before the oldest entry held where all are younger.
-    fn older_than(&self, age: Duration) -> Position;
-
-    /// The cursors as they were last saved here, in this process or before it.
-    fn cursors(&self) -> HashMap<NodeId, Cursor>;
-
-    /// What is known of a node whose cache lives its life of this epoch.
-    fn remembered(&self, node: &NodeId, epoch: Option<&str>) -> Remembered {
-        self.cursors().remove(node).map_or(Remembered::Nothing, |cursor| cursor.remembered(epoch))
-    }
 
     /// Saves cursors beside those that are saved already. A node whose cursor was not saved for
     /// [`Limits::retention`] is forgotten, so the unchanged cursors of registered nodes are to be saved too.
@@ -317,12 +297,61 @@ pub trait Journal: Send + Sync + 'static {
     /// [`WriteError`]: the next process may not know of it.
     fn refuse(&self, positions: Vec<Position>) -> BoxFuture<'_, Result<(), WriteError>>;
 
-    /// Whether the sender of this purge was told so, as far as it is held.
-    fn is_refused(&self, position: Position) -> bool;
+    /// What is wrong with it at present, asked without waiting.
+    fn trouble(&self) -> Option<Trouble> {
+        None
+    }
+
+    /// What is known of a node whose cache lives its life of this epoch.
+    fn remembered(&self, node: &NodeId, epoch: Option<&str>) -> Remembered {
+        self.cursors().remove(node).map_or(Remembered::Nothing, |cursor| cursor.remembered(epoch))
+    }
+
+    /// The last durable position; 0 while there is none.
+    fn head(&self) -> Position {
+        self.readable().tail.head()
+    }
+
+    /// The head, for waiting until it moves.
+    fn watch(&self) -> watch::Receiver<Position> {
+        self.readable().tail.watch()
+    }
+
+    /// What lies after `cursor`. Asked and answered at one moment: the last entry is the head of that moment.
+    fn since(&self, cursor: Position) -> Missed {
+        self.readable().tail.since(cursor)
+    }
+
+    /// Everything after this is held and can be replayed; of what lies before, nothing is.
+    fn floor(&self) -> Position {
+        self.readable().tail.floor()
+    }
+
+    /// How much lies after `cursor`.
+    fn lag(&self, cursor: Position) -> Lag {
+        self.readable().tail.lag(cursor)
+    }
+
+    /// The last position that was given longer ago than this; the one before the oldest entry held where all are younger.
+    fn older_than(&self, age: Duration) -> Position {
+        self.readable().tail.older_than(age, self.now_ms())
+    }
+
+    /// The cursors as they were last saved here, in this process or before it.
+    fn cursors(&self) -> HashMap<NodeId, Cursor> {
+        self.readable().cursors.all()
+    }
+
+    /// Whether the sender of this purge was told that nodes do not take it, as far as it is held.
+    fn is_refused(&self, position: Position) -> bool {
+        self.readable().tail.is_refused(position)
+    }
 
     /// The newest purge that is not held any more, was not refused to its sender, and that a ban of everything may leave (a
     /// request that was handed on as it came); 0 if there is none. What this journal never held is not in it.
-    fn uncovered(&self) -> Position;
+    fn uncovered(&self) -> Position {
+        self.readable().tail.uncovered()
+    }
 
     /// Whether anything was ever promised, by this journal or by one that it took the place of. One without history has
     /// promised nothing to anybody; one that began [anew](Anew) has a history, of which it holds nothing.
@@ -332,12 +361,12 @@ pub trait Journal: Send + Sync + 'static {
 
     /// Why it does not go on where the journal before it ended; `None` where it does.
     fn anew(&self) -> Option<&Anew> {
-        None
+        self.readable().anew.as_ref()
     }
 
-    /// What is wrong with it at present, asked without waiting.
-    fn trouble(&self) -> Option<Trouble> {
-        None
+    /// The time by the clock that dates purges, in ms since 1970.
+    fn now_ms(&self) -> u64 {
+        self.readable().now_ms()
     }
 }
 
@@ -350,13 +379,14 @@ pub trait Shared: Journal {
     fn admit(&self, told: Vec<Told>) -> BoxFuture<'_, Result<Position, WriteError>>;
 
     /// The place of a purge by its name, while it is held.
-    fn place_of(&self, id: &str) -> Option<Position>;
+    fn place_of(&self, id: &str) -> Option<Position> {
+        self.readable().ledger().position(id)
+    }
 
     /// The name of the purge at this position, while it is held.
-    fn name_of(&self, position: Position) -> Option<Arc<str>>;
-
-    /// The time by the clock that dates purges, in ms since 1970.
-    fn now_ms(&self) -> u64;
+    fn name_of(&self, position: Position) -> Option<Arc<str>> {
+        self.readable().ledger().name(position)
+    }
 
     /// Up to where the other replicas find every purge without us. `None` where they know only what they are told.
     fn in_common_up_to(&self) -> Option<Position> {

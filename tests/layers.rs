@@ -67,10 +67,8 @@ const NEIGHBOURS: [(&str, &str, &str); 24] = [
 ];
 
 /// Siblings that still use each other: their parent, they, and why. The list must only get shorter.
-const CIRCLES: [(&str, &[&str], &str); 4] = [
+const CIRCLES: [(&str, &[&str], &str); 2] = [
     ("delivery", &["requests", "walk"], "both say what became of a request that is handed on (`Refused`)"),
-    ("journal::disk", &["load", "store"], "a store is loaded when it is opened"),
-    ("journal::etcd", &["cursors", "retention"], "what is trimmed depends on the cursors, and they on what is left"),
     (
         "proxy",
         &["attempt", "bypass", "client", "exchange", "http2", "stream", "tunnel"],
@@ -79,7 +77,7 @@ const CIRCLES: [(&str, &[&str], &str); 4] = [
 ];
 
 /// Names that several types still have. The list must only get shorter.
-const SHARED_NAMES: [&str; 15] = [
+const SHARED_NAMES: [&str; 14] = [
     "Answer",
     "Batch",
     "Change",
@@ -93,7 +91,6 @@ const SHARED_NAMES: [&str; 15] = [
     "Request",
     "Row",
     "Saved",
-    "Shared",
     "State",
 ];
 

@@ -26,21 +26,19 @@ mod store;
 mod tests;
 mod writer;
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
 use std::time::Duration;
 
-use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::{mpsc, oneshot, watch};
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot};
 
 use super::cursors::Cursors;
-use super::ledger::Ledger;
 use super::tail::Tail;
 use super::{
-    Anew, BoxFuture, Clock, Cursor, Journal, Lag, Limits, Missed, Origin, Position, PurgeObserver, Trouble, WriteError,
+    BoxFuture, Clock, Cursor, Journal, Limits, Origin, Position, PurgeObserver, Readable, Trouble, WriteError,
     wall_clock,
 };
 use crate::config::{Damaged, FirstStart};
@@ -82,20 +80,11 @@ pub struct Settings {
 
 /// A journal in `<path>/journal.redb`.
 pub struct Disk {
-    shared: Arc<Shared>,
-    anew: Option<Anew>,
+    readable: Arc<Readable>,
+    condition: Arc<Condition>,
     // Dropped in this order: the closed queue is what ends the writer.
     queue: mpsc::Sender<Command>,
     _end: End,
-}
-
-/// What readers and the writer share.
-struct Shared {
-    tail: Tail,
-    cursors: Cursors,
-    ledger: Mutex<Ledger>,
-    clock: Clock,
-    condition: Condition,
 }
 
 /// What another journal of the same purges has, or has not.
@@ -143,25 +132,27 @@ impl Disk {
         if let Some(anew) = &anew {
             anew.log(&path);
         }
-        let shared = Arc::new(Shared {
+        let readable = Arc::new(Readable {
             tail: Tail::new(limits, observer, stored.past, now_ms),
             cursors: Cursors::new(limits, stored.cursors),
             ledger: Mutex::new(stored.ledger),
             clock,
-            condition: Condition::new(Arc::clone(&path), patience),
+            anew,
         });
+        let condition = Arc::new(Condition::new(Arc::clone(&path), patience));
         let (queue, commands) = mpsc::channel(QUEUE);
         let (ending, ended) = sync_channel(0);
         // A runtime of its own: a purge is not to wait for whatever else the control plane is busy with.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(OpenError::Thread)?;
-        let for_writer = Arc::clone(&shared);
+        let for_writer = (Arc::clone(&readable), Arc::clone(&condition));
         let run = move || {
             let _ending = ending;
-            let committer = runtime.block_on(Writer::new(committer, &for_writer, commands).run());
+            let (readable, condition) = for_writer;
+            let committer = runtime.block_on(Writer::new(committer, &readable, &condition, commands).run());
             committer.close();
         };
         thread::Builder::new().name("journal".into()).spawn(run).map_err(OpenError::Thread)?;
-        Ok(Disk { shared, anew, queue, _end: End { path, ended: Mutex::new(ended) } })
+        Ok(Disk { readable, condition, queue, _end: End { path, ended: Mutex::new(ended) } })
     }
 
     /// Appends what has a name. Resolves like [`Journal::append`], with the place that it has already where it was here
@@ -203,22 +194,6 @@ impl Disk {
         self.ask(|answer| Command::BreakOff(revision, answer)).await
     }
 
-    /// Lets go of what is too old, also where nothing new comes. The file follows with the next purge.
-    pub(super) fn retire(&self) {
-        self.shared.tail.retire(self.now_ms());
-        self.shared.ledger().trim(self.shared.tail.floor());
-    }
-
-    /// The origins of what is held. The writer's to change, but for what it does not know of.
-    pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.shared.ledger()
-    }
-
-    /// The time, as this journal has it.
-    pub(super) fn now_ms(&self) -> u64 {
-        (self.shared.clock)()
-    }
-
     /// Hands a command to the writer and waits for its answer.
     async fn ask<T>(
         &self,
@@ -231,36 +206,12 @@ impl Disk {
 }
 
 impl Journal for Disk {
+    fn readable(&self) -> &Readable {
+        &self.readable
+    }
+
     fn append(&self, purge: Purge) -> BoxFuture<'_, Result<Position, WriteError>> {
         Box::pin(self.ask(|answer| Command::Append(purge, answer)))
-    }
-
-    fn head(&self) -> Position {
-        self.shared.tail.head()
-    }
-
-    fn watch(&self) -> watch::Receiver<Position> {
-        self.shared.tail.watch()
-    }
-
-    fn since(&self, cursor: Position) -> Missed {
-        self.shared.tail.since(cursor)
-    }
-
-    fn floor(&self) -> Position {
-        self.shared.tail.floor()
-    }
-
-    fn lag(&self, cursor: Position) -> Lag {
-        self.shared.tail.lag(cursor)
-    }
-
-    fn older_than(&self, age: Duration) -> Position {
-        self.shared.tail.older_than(age, (self.shared.clock)())
-    }
-
-    fn cursors(&self) -> HashMap<NodeId, Cursor> {
-        self.shared.cursors.all()
     }
 
     fn save_cursors(&self, cursors: Vec<(NodeId, Cursor)>) -> BoxFuture<'_, Result<(), WriteError>> {
@@ -268,30 +219,12 @@ impl Journal for Disk {
     }
 
     fn refuse(&self, positions: Vec<Position>) -> BoxFuture<'_, Result<(), WriteError>> {
-        self.shared.tail.refuse(&positions);
+        self.readable.tail.refuse(&positions);
         Box::pin(self.ask(|answer| Command::Refuse(positions, answer)))
     }
 
-    fn is_refused(&self, position: Position) -> bool {
-        self.shared.tail.is_refused(position)
-    }
-
-    fn uncovered(&self) -> Position {
-        self.shared.tail.uncovered()
-    }
-
-    fn anew(&self) -> Option<&Anew> {
-        self.anew.as_ref()
-    }
-
     fn trouble(&self) -> Option<Trouble> {
-        self.shared.condition.trouble().map(|reason| Trouble { reason, refuses: true })
-    }
-}
-
-impl Shared {
-    fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.ledger.lock()
+        self.condition.trouble().map(|reason| Trouble { reason, refuses: true })
     }
 }
 

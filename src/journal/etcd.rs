@@ -29,9 +29,9 @@ mod retention;
 mod sync;
 #[cfg(test)]
 mod tests;
+mod unchanged;
 mod uplink;
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -44,8 +44,8 @@ use tokio::task::JoinSet;
 
 use super::disk::Foreign;
 use super::{
-    Anew, BoxFuture, Clock, Cursor, Disk, Journal, Lag, Limits, Missed, OpenError, Origin, Position, Remembered,
-    Settings, Shared, Trouble, WriteError, wall_clock,
+    Anew, BoxFuture, Clock, Cursor, Disk, Journal, Limits, OpenError, Origin, Position, Readable, Remembered, Settings,
+    Shared, Trouble, WriteError, wall_clock,
 };
 use crate::etcd::SharedEtcd;
 use crate::etcd::follow::{WatchStatus, follow};
@@ -248,7 +248,7 @@ impl Inner {
         loop {
             let now = *head.borrow_and_update();
             // In the ledger a moment before it can be read.
-            if let Some(position) = self.local.ledger().position(id).filter(|position| *position <= now) {
+            if let Some(position) = self.local.readable().ledger().position(id).filter(|position| *position <= now) {
                 return position;
             }
             if head.changed().await.is_err() {
@@ -263,67 +263,31 @@ impl Shared for Etcd {
         Box::pin(self.inner.admit(told))
     }
 
-    fn place_of(&self, id: &str) -> Option<Position> {
-        self.inner.local.ledger().position(id)
-    }
-
-    fn name_of(&self, position: Position) -> Option<Arc<str>> {
-        self.inner.local.ledger().name(position)
-    }
-
-    fn now_ms(&self) -> u64 {
-        self.inner.local.now_ms()
-    }
-
     fn in_common_up_to(&self) -> Option<Position> {
         let head = self.inner.local.head();
-        let missing = self.inner.local.ledger().missing();
+        let missing = self.inner.local.readable().ledger().missing();
         Some(missing.first().map_or(head, |(position, _)| head.min(position - 1)))
     }
 
     fn revision(&self, position: Position) -> Option<u64> {
-        self.inner.local.ledger().revision(position)
+        self.inner.local.readable().ledger().revision(position)
     }
 
     fn spooled(&self) -> Option<usize> {
-        Some(self.inner.local.ledger().missing().len())
+        Some(self.inner.local.readable().ledger().missing().len())
     }
 }
 
 impl Journal for Etcd {
+    fn readable(&self) -> &Readable {
+        self.inner.local.readable()
+    }
+
     fn append(&self, purge: Purge) -> BoxFuture<'_, Result<Position, WriteError>> {
         let inner = Arc::clone(&self.inner);
         // On its own: it goes on when nobody waits for it any more.
         let accepted = tokio::spawn(async move { inner.accept(purge).await });
         Box::pin(async move { accepted.await.unwrap_or(Err(WriteError::Closed)) })
-    }
-
-    fn head(&self) -> Position {
-        self.inner.local.head()
-    }
-
-    fn watch(&self) -> watch::Receiver<Position> {
-        self.inner.local.watch()
-    }
-
-    fn since(&self, cursor: Position) -> Missed {
-        self.inner.local.since(cursor)
-    }
-
-    fn floor(&self) -> Position {
-        self.inner.local.floor()
-    }
-
-    fn lag(&self, cursor: Position) -> Lag {
-        self.inner.local.lag(cursor)
-    }
-
-    fn older_than(&self, age: Duration) -> Position {
-        self.inner.local.older_than(age)
-    }
-
-    fn cursors(&self) -> HashMap<NodeId, Cursor> {
-        self.inner.local.cursors()
     }
 
     /// What was acknowledged to us, or to another replica, whichever is further: both are true.
@@ -332,10 +296,9 @@ impl Journal for Etcd {
         if self.inner.lost_its_spool() {
             return here;
         }
-        let elsewhere = self
-            .inner
-            .published
-            .remembered(node, epoch, |revision| self.inner.local.ledger().covering(revision, self.inner.local.head()));
+        let elsewhere = self.inner.published.remembered(node, epoch, |revision| {
+            self.inner.local.readable().ledger().covering(revision, self.inner.local.head())
+        });
         match (here, elsewhere) {
             (Remembered::At(here), Remembered::At(elsewhere)) => Remembered::At(here.max(elsewhere)),
             (Remembered::At(position), _) | (_, Remembered::At(position)) => Remembered::At(position),
@@ -352,18 +315,6 @@ impl Journal for Etcd {
     /// On this machine: etcd says what was purged, and each replica how it was answered.
     fn refuse(&self, positions: Vec<Position>) -> BoxFuture<'_, Result<(), WriteError>> {
         self.inner.local.refuse(positions)
-    }
-
-    fn is_refused(&self, position: Position) -> bool {
-        self.inner.local.is_refused(position)
-    }
-
-    fn uncovered(&self) -> Position {
-        self.inner.local.uncovered()
-    }
-
-    fn anew(&self) -> Option<&Anew> {
-        self.inner.local.anew()
     }
 
     /// What etcd takes needs no disk here.

@@ -4,18 +4,11 @@
 //! tells of is appended once, however often it is told, and becomes an entry like any other. How far another one has ours
 //! is known by a position here, just as for a Varnish; so nothing has to be translated between two journals.
 
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
-
-use tokio::sync::watch;
 
 use super::disk::Foreign;
 use super::etcd::Names;
-use super::{
-    Anew, BoxFuture, Cursor, Disk, Journal, Lag, Memory, Missed, Origin, Position, Remembered, Shared, Told, Trouble,
-    WriteError,
-};
+use super::{BoxFuture, Cursor, Disk, Journal, Memory, Origin, Position, Readable, Shared, Told, Trouble, WriteError};
 use crate::fleet::NodeId;
 use crate::purge::Purge;
 
@@ -46,11 +39,13 @@ impl Named {
         }
     }
 
-    async fn append_all(&self, foreign: Vec<Foreign>) -> Result<Vec<Position>, WriteError> {
-        match &self.local {
-            Local::Disk(disk) => disk.append_all(foreign).await,
-            Local::Memory(memory) => Ok(memory.append_all(foreign)),
-        }
+    /// Appends in this order; resolves with the last of the places.
+    async fn append_all(&self, foreign: Vec<Foreign>) -> Result<Position, WriteError> {
+        let positions = match &self.local {
+            Local::Disk(disk) => disk.append_all(foreign).await?,
+            Local::Memory(memory) => memory.append_all(foreign),
+        };
+        Ok(positions.into_iter().max().unwrap_or(0))
     }
 
     fn foreign(&self, id: Arc<str>, ours: bool, purge: Purge) -> Foreign {
@@ -61,75 +56,19 @@ impl Named {
 
 impl Shared for Named {
     fn admit(&self, told: Vec<Told>) -> BoxFuture<'_, Result<Position, WriteError>> {
-        Box::pin(async move {
-            let foreign = told.into_iter().map(|told| self.foreign(told.id.into(), false, told.purge)).collect();
-            Ok(self.append_all(foreign).await?.into_iter().max().unwrap_or(0))
-        })
-    }
-
-    fn place_of(&self, id: &str) -> Option<Position> {
-        match &self.local {
-            Local::Disk(disk) => disk.ledger().position(id),
-            Local::Memory(memory) => memory.place_of(id),
-        }
-    }
-
-    fn name_of(&self, position: Position) -> Option<Arc<str>> {
-        match &self.local {
-            Local::Disk(disk) => disk.ledger().name(position),
-            Local::Memory(memory) => memory.name_of(position),
-        }
-    }
-
-    fn now_ms(&self) -> u64 {
-        match &self.local {
-            Local::Disk(disk) => disk.now_ms(),
-            Local::Memory(memory) => memory.now_ms(),
-        }
+        let foreign = told.into_iter().map(|told| self.foreign(told.id.into(), false, told.purge)).collect();
+        Box::pin(self.append_all(foreign))
     }
 }
 
 impl Journal for Named {
+    fn readable(&self) -> &Readable {
+        self.local().readable()
+    }
+
     fn append(&self, purge: Purge) -> BoxFuture<'_, Result<Position, WriteError>> {
-        Box::pin(async move {
-            let foreign = self.foreign(self.names.next(self.now_ms()), true, purge);
-            match &self.local {
-                Local::Disk(disk) => disk.append_foreign(foreign).await,
-                Local::Memory(memory) => Ok(memory.append_all(vec![foreign]).into_iter().max().unwrap_or(0)),
-            }
-        })
-    }
-
-    fn head(&self) -> Position {
-        self.local().head()
-    }
-
-    fn watch(&self) -> watch::Receiver<Position> {
-        self.local().watch()
-    }
-
-    fn since(&self, cursor: Position) -> Missed {
-        self.local().since(cursor)
-    }
-
-    fn floor(&self) -> Position {
-        self.local().floor()
-    }
-
-    fn lag(&self, cursor: Position) -> Lag {
-        self.local().lag(cursor)
-    }
-
-    fn older_than(&self, age: Duration) -> Position {
-        self.local().older_than(age)
-    }
-
-    fn cursors(&self) -> HashMap<NodeId, Cursor> {
-        self.local().cursors()
-    }
-
-    fn remembered(&self, node: &NodeId, epoch: Option<&str>) -> Remembered {
-        self.local().remembered(node, epoch)
+        let foreign = self.foreign(self.names.next(self.now_ms()), true, purge);
+        Box::pin(self.append_all(vec![foreign]))
     }
 
     fn save_cursors(&self, cursors: Vec<(NodeId, Cursor)>) -> BoxFuture<'_, Result<(), WriteError>> {
@@ -140,22 +79,6 @@ impl Journal for Named {
         self.local().refuse(positions)
     }
 
-    fn is_refused(&self, position: Position) -> bool {
-        self.local().is_refused(position)
-    }
-
-    fn uncovered(&self) -> Position {
-        self.local().uncovered()
-    }
-
-    fn has_history(&self) -> bool {
-        self.local().has_history()
-    }
-
-    fn anew(&self) -> Option<&Anew> {
-        self.local().anew()
-    }
-
     fn trouble(&self) -> Option<Trouble> {
         self.local().trouble()
     }
@@ -163,6 +86,8 @@ impl Journal for Named {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::config::{Damaged, FirstStart};
     use crate::journal::contract::{self, entries, nobody, purge};

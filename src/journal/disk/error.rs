@@ -1,7 +1,7 @@
 //! What goes wrong with a file, in words that name it.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::fleet::InvalidNodeId;
@@ -101,6 +101,20 @@ impl OpenError {
     /// A file that the system does not give.
     pub(super) fn file(path: PathBuf, source: io::Error) -> Self {
         OpenError::File { path, source }
+    }
+}
+
+/// Which error of redb means what.
+pub(super) fn not_opened(path: &Path, error: redb::Error) -> OpenError {
+    use io::ErrorKind::{InvalidData, UnexpectedEof};
+    let path = path.to_owned();
+    match error {
+        redb::Error::DatabaseAlreadyOpen | redb::Error::LockProtocolMismatch => OpenError::InUse { path },
+        // redb says so of a file that does not begin as its files do, or that ends before its last page.
+        redb::Error::Io(source) if !matches!(source.kind(), InvalidData | UnexpectedEof) => {
+            OpenError::file(path, source)
+        }
+        source => OpenError::Damaged { path, source: Damage::Database(source) },
     }
 }
 

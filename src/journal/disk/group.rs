@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::{Foreign, Shared};
+use super::Foreign;
 use crate::fleet::NodeId;
 use crate::journal::ledger::{Ledger, next_position};
-use crate::journal::{Cursor, Entry, Origin, Position, WriteError};
+use crate::journal::{Cursor, Entry, Origin, Position, Readable, WriteError};
 use crate::purge::Purge;
 
 /// Where the answer to a command goes.
@@ -67,10 +67,10 @@ pub(super) struct Group {
 
 impl Group {
     /// Nothing yet.
-    pub(super) fn empty(shared: &Shared) -> Self {
+    pub(super) fn empty(readable: &Readable) -> Self {
         Group {
-            now_ms: (shared.clock)(),
-            head: shared.tail.head(),
+            now_ms: readable.now_ms(),
+            head: readable.tail.head(),
             entries: vec![],
             named: HashMap::new(),
             appended: vec![],
@@ -87,9 +87,9 @@ impl Group {
 
     /// Gives each purge its position. Positions belong to the group only once it is committed; a group that fails
     /// leaves them to the next.
-    pub(super) fn new(commands: impl Iterator<Item = Command>, shared: &Shared) -> Self {
-        let mut group = Group::empty(shared);
-        let ledger = shared.ledger();
+    pub(super) fn new(commands: impl Iterator<Item = Command>, readable: &Readable) -> Self {
+        let mut group = Group::empty(readable);
+        let ledger = readable.ledger();
         for command in commands {
             match command {
                 Command::Append(purge, answer) => {
@@ -124,9 +124,9 @@ impl Group {
     }
 
     /// What nobody waits for any more.
-    pub(super) fn again(entries: Vec<Arc<Entry>>, shared: &Shared) -> Self {
-        let mut group = Group::empty(shared);
-        let ledger = shared.ledger();
+    pub(super) fn again(entries: Vec<Arc<Entry>>, readable: &Readable) -> Self {
+        let mut group = Group::empty(readable);
+        let ledger = readable.ledger();
         for entry in entries {
             let Entry { at_ms, purge, origin, .. } = Arc::unwrap_or_clone(entry);
             match origin {
@@ -175,8 +175,8 @@ impl Group {
     }
 
     /// Makes what is left of it readable.
-    pub(super) fn publish(&mut self, shared: &Shared) {
-        let mut ledger = shared.ledger();
+    pub(super) fn publish(&mut self, readable: &Readable) {
+        let mut ledger = readable.ledger();
         for Entry { position, origin, .. } in self.entries.iter().map(|entry| &**entry) {
             if let Some(Origin { id, revision, .. }) = origin {
                 ledger.enter(*position, id, *revision);
@@ -184,10 +184,10 @@ impl Group {
         }
         self.found.iter().for_each(|(position, revision)| _ = ledger.found(*position, *revision));
         drop(ledger);
-        shared.tail.publish(std::mem::take(&mut self.entries), self.now_ms);
+        readable.tail.publish(std::mem::take(&mut self.entries), self.now_ms);
         if let Some(position) = self.broken_off {
-            shared.tail.forget_up_to(position);
+            readable.tail.forget_up_to(position);
         }
-        shared.ledger().trim(shared.tail.floor());
+        readable.ledger().trim(readable.tail.floor());
     }
 }

@@ -14,8 +14,7 @@ use redb::{
 use super::change::{
     CURSORS, ENTRIES, EPOCHS, FLOOR, FORMATS, HEAD, IDENTITY, NEWEST, ORIGINS, OVERFLOWED, REFUSED, SEEN, UNCOVERED,
 };
-use super::error::{Damage, FORMAT, OpenError};
-use super::store::not_opened;
+use super::error::{Damage, FORMAT, OpenError, not_opened};
 use crate::fleet::NodeId;
 use crate::journal::cursors::Saved;
 use crate::journal::ledger::Ledger;

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use redb::{Database, ReadableDatabase as _};
 
 use super::change::{Change, FLOOR, HEAD, IDENTITY, name, write};
-use super::error::{CommitError, Damage, OpenError};
+use super::error::{CommitError, Damage, OpenError, not_opened};
 use super::file::Files;
 use super::load::{self, Stored};
 use super::marker::Marker;
@@ -187,18 +187,4 @@ impl Drop for Store {
 fn text_of(panicked: &(dyn std::any::Any + Send)) -> String {
     let text = panicked.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panicked.downcast_ref::<&str>().copied()).unwrap_or("a panic").to_owned()
-}
-
-/// Which error of redb means what.
-pub(super) fn not_opened(path: &Path, error: redb::Error) -> OpenError {
-    use std::io::ErrorKind::{InvalidData, UnexpectedEof};
-    let path = path.to_owned();
-    match error {
-        redb::Error::DatabaseAlreadyOpen | redb::Error::LockProtocolMismatch => OpenError::InUse { path },
-        // redb says so of a file that does not begin as its files do, or that ends before its last page.
-        redb::Error::Io(source) if !matches!(source.kind(), InvalidData | UnexpectedEof) => {
-            OpenError::file(path, source)
-        }
-        source => OpenError::Damaged { path, source: Damage::Database(source) },
-    }
 }

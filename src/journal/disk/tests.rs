@@ -13,8 +13,8 @@ use tempfile::{TempDir, tempdir};
 
 use super::file::JournalFile;
 use super::*;
-use crate::journal::Cursor;
 use crate::journal::contract::{self, append_and_go_away, at, clock, entries, nobody, node, purge, url};
+use crate::journal::{Anew, Missed};
 use crate::telemetry::causes;
 
 contract::suite!({
@@ -226,15 +226,15 @@ async fn what_retires_before_it_got_to_etcd_is_known_also_after_restarts() {
     now_ms.fetch_add(60_001, Ordering::SeqCst);
     for name in ["b", "c"] {
         let journal = open_at(&directory, Duration::from_secs(60), &clock);
-        assert_eq!(journal.ledger().overflow(), 1, "before {name}");
+        assert_eq!(journal.readable().ledger().overflow(), 1, "before {name}");
         // Its commit deletes the row that tells.
         journal.append_foreign(spooled(name)).await.unwrap();
     }
     let journal = open_at(&directory, Duration::from_secs(60), &clock);
-    journal.ledger().overflow_is_told(1, 9);
+    journal.readable().ledger().overflow_is_told(1, 9);
     journal.append_foreign(spooled("d")).await.unwrap();
     drop(journal);
-    assert_eq!(open_at(&directory, Duration::from_secs(60), &clock).ledger().overflow(), 0);
+    assert_eq!(open_at(&directory, Duration::from_secs(60), &clock).readable().ledger().overflow(), 0);
 }
 
 #[tokio::test]

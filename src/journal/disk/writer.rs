@@ -15,13 +15,13 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::Shared;
 use super::change::Change;
 use super::committer::Committer;
+use super::condition::Condition;
 use super::error::CommitError;
 use super::group::{Command, Group, is_safe};
 use crate::journal::tail::footprint;
-use crate::journal::{Entry, Position, WriteError};
+use crate::journal::{Entry, Position, Readable, WriteError};
 
 /// The most commands in one transaction, so that a storm cannot keep its first purge waiting without end.
 const MAX_GROUP: usize = 1024;
@@ -38,7 +38,8 @@ type Committed = oneshot::Receiver<Result<(), CommitError>>;
 /// Commits what is asked for until every handle on the queue is gone and the queue is empty.
 pub(super) struct Writer<'s> {
     committer: Committer,
-    shared: &'s Shared,
+    readable: &'s Readable,
+    condition: &'s Condition,
     commands: mpsc::Receiver<Command>,
     waiting: Vec<Command>,
     /// The head of the file.
@@ -50,9 +51,14 @@ pub(super) struct Writer<'s> {
 }
 
 impl<'s> Writer<'s> {
-    pub(super) fn new(committer: Committer, shared: &'s Shared, commands: mpsc::Receiver<Command>) -> Self {
-        let written = shared.tail.head();
-        Writer { committer, shared, commands, waiting: Vec::new(), written, unwritten: Vec::new(), refused: 0 }
+    pub(super) fn new(
+        committer: Committer,
+        readable: &'s Readable,
+        condition: &'s Condition,
+        commands: mpsc::Receiver<Command>,
+    ) -> Self {
+        let written = readable.tail.head();
+        Writer { committer, readable, condition, commands, waiting: vec![], written, unwritten: vec![], refused: 0 }
     }
 
     /// Returns the committer, to be closed.
@@ -67,20 +73,20 @@ impl<'s> Writer<'s> {
     async fn next(&mut self) -> Option<Group> {
         let commands = self.commands.recv_many(&mut self.waiting, MAX_GROUP);
         // Also what needs no fsync by itself: it would find that all is well.
-        let (received, probe) = if self.shared.condition.is_failing() {
+        let (received, probe) = if self.condition.is_failing() {
             (timeout(PROBE, commands).await.ok(), self.refused.clamp(1, MAX_PROBE))
         } else {
             (Some(commands.await), 0)
         };
         match received {
             Some(0) => None,
-            Some(_) => Some(Group { probe, ..Group::new(self.waiting.drain(..), self.shared) }),
-            None => Some(Group { probe, ..Group::empty(self.shared) }),
+            Some(_) => Some(Group { probe, ..Group::new(self.waiting.drain(..), self.readable) }),
+            None => Some(Group { probe, ..Group::empty(self.readable) }),
         }
     }
 
     async fn commit(&mut self, mut group: Group) {
-        let condition = &self.shared.condition;
+        let condition = self.condition;
         loop {
             let mut committed = self.hand_over(&group);
             // Nobody needs the disk for what is safe already; a little, so that it mostly is on the disk all the same.
@@ -98,20 +104,20 @@ impl<'s> Writer<'s> {
                 return;
             }
             // In the file after what is published there, so the next commit takes it out again, and puts it in.
-            group = Group::again(again, self.shared);
+            group = Group::again(again, self.readable);
         }
     }
 
     fn hand_over(&mut self, group: &Group) -> Committed {
         let change = self.change(group);
         self.refused = change.entries.iter().map(|entry| footprint(&entry.purge)).sum();
-        self.shared.condition.begin();
+        self.condition.begin();
         self.committer.commit(change)
     }
 
     /// Waits for a disk that is late, and for nothing else: whoever comes meanwhile is answered without it.
     async fn wait_for(&mut self, mut committed: Committed, began: Instant) -> Result<(), WriteError> {
-        let condition = &self.shared.condition;
+        let condition = self.condition;
         let late = sleep_until(began + condition.patience());
         let mut late = std::pin::pin!(late);
         let (mut is_open, mut told) = (true, false);
@@ -124,7 +130,7 @@ impl<'s> Writer<'s> {
                 }
                 count = self.commands.recv_many(&mut self.waiting, MAX_GROUP), if is_open => {
                     is_open = count > 0;
-                    let group = Group::new(self.waiting.drain(..), self.shared);
+                    let group = Group::new(self.waiting.drain(..), self.readable);
                     self.finish(group, Err(condition.hung()));
                 }
             }
@@ -134,15 +140,15 @@ impl<'s> Writer<'s> {
     fn answered(&self, result: Result<Result<(), CommitError>, oneshot::error::RecvError>) -> Result<(), WriteError> {
         let result = result
             .map_or(Err(WriteError::Closed), |result| result.map_err(|error| WriteError::Failed(Arc::new(error))));
-        self.shared.condition.end(&result);
+        self.condition.end(&result);
         result
     }
 
     fn change(&self, group: &Group) -> Change {
-        let floor = group.broken_off.unwrap_or_else(|| self.shared.tail.floor());
+        let floor = group.broken_off.unwrap_or_else(|| self.readable.tail.floor());
         // After the floor was read: what retires meanwhile is in doubt, too.
-        let uncovered = self.shared.tail.uncovered_at(floor);
-        let ledger = self.shared.ledger();
+        let uncovered = self.readable.tail.uncovered_at(floor);
+        let ledger = self.readable.ledger();
         Change {
             now_ms: group.now_ms,
             before: self.written,
@@ -155,7 +161,7 @@ impl<'s> Writer<'s> {
             entries: self.unwritten.iter().chain(&group.entries).map(Arc::clone).collect(),
             refused: group.refused.clone(),
             uncovered,
-            uncovered_if_new: self.shared.tail.uncovered_by_nothing(),
+            uncovered_if_new: self.readable.tail.uncovered_by_nothing(),
             cursors: group.cursors.clone(),
             found: group.found.clone(),
             probe: group.probe,
@@ -164,7 +170,7 @@ impl<'s> Writer<'s> {
 
     /// Publishes what counts, and answers all of the group.
     fn finish(&mut self, mut group: Group, result: Result<(), WriteError>) {
-        let (shared, refused) = (self.shared, result.err());
+        let (readable, refused) = (self.readable, result.err());
         match refused {
             None => {
                 self.written = group.head;
@@ -176,13 +182,13 @@ impl<'s> Writer<'s> {
             }
         }
         let accepted: Vec<Position> = group.entries.iter().map(|entry| entry.position).collect();
-        let before = shared.tail.head();
-        group.publish(shared);
+        let before = readable.tail.head();
+        group.publish(readable);
         // As bounded as what is held.
-        let floor = shared.tail.floor();
+        let floor = readable.tail.floor();
         self.unwritten.retain(|entry| entry.position > floor);
         if refused.is_none() && !group.cursors.is_empty() {
-            shared.cursors.save(group.cursors, group.now_ms);
+            readable.cursors.save(group.cursors, group.now_ms);
         }
         for (answer, position) in group.appended {
             let is_there = position <= before || accepted.binary_search(&position).is_ok();

@@ -13,11 +13,11 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::Inner;
-use super::retention::Unchanged;
 use super::sync::unsigned;
+use super::unchanged::Unchanged;
 use crate::etcd::{Failure, PATIENCE, Session, SharedEtcd};
 use crate::fleet::{NodeId, is_another_life};
-use crate::journal::{Cursor, Limits, Position, Remembered};
+use crate::journal::{Cursor, Journal, Limits, Position, Remembered};
 use crate::telemetry::causes;
 
 /// The keys of the cursors.
@@ -128,7 +128,7 @@ pub(super) async fn run(inner: Arc<Inner>) {
 fn changed(inner: &Inner, written: &HashMap<NodeId, Record>) -> Vec<(NodeId, Record)> {
     let now_ms = inner.local.now_ms();
     let offered = inner.published.offered.lock().clone();
-    let ledger = inner.local.ledger();
+    let ledger = inner.local.readable().ledger();
     let records = offered.into_iter().map(|(node, Cursor { position, epoch })| {
         (node, Record { position: ledger.covered(position), epoch, at_ms: now_ms })
     });

@@ -8,16 +8,17 @@
 //! cursor of a node that has not changed for as long while it was watched. A replica that runs for less than the retention
 //! deletes nothing, which is the harmless side.
 
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use etcd_client::{Compare, CompareOp, Txn, TxnOp};
 
 use super::cursors::{self, MAX_OPERATIONS};
 use super::sync::unsigned;
+use super::unchanged::Unchanged;
 use super::{FLOOR, Inner, PURGES};
 use crate::etcd::{Failure, Session};
+use crate::journal::Journal;
 
 /// How often, more or less.
 const EVERY: Duration = Duration::from_secs(60);
@@ -29,7 +30,7 @@ pub(super) async fn run(inner: Arc<Inner>) {
     let mut seen = Unchanged::default();
     loop {
         tokio::time::sleep(every.mul_f64(0.75 + 0.5 * fastrand::f64())).await;
-        inner.local.retire();
+        inner.local.readable().retire();
         let Some(session) = inner.uplink.session() else { continue };
         let retired = async {
             while retire(&inner, &session).await? {}
@@ -41,34 +42,9 @@ pub(super) async fn run(inner: Arc<Inner>) {
     }
 }
 
-/// Since when keys have not changed, as far as we have seen.
-#[derive(Debug, Default)]
-pub(super) struct Unchanged(HashMap<Vec<u8>, (i64, Instant)>);
-
-impl Unchanged {
-    /// Takes note of the keys that there are, with their revisions, and gives those that have not changed for this long.
-    pub(super) fn look<'k>(
-        &mut self,
-        keys: impl Iterator<Item = (&'k [u8], i64)>,
-        long: Duration,
-        now: Instant,
-    ) -> Vec<&'k [u8]> {
-        let before = std::mem::take(&mut self.0);
-        let mut found = Vec::new();
-        for (key, revision) in keys {
-            let since = before.get(key).filter(|(known, _)| *known == revision).map_or(now, |(_, since)| *since);
-            if now.saturating_duration_since(since) > long {
-                found.push(key);
-            }
-            self.0.insert(key.to_owned(), (revision, since));
-        }
-        found
-    }
-}
-
 /// Deletes some of those that are not held here any more. Says whether there may be more.
 async fn retire(inner: &Inner, session: &Session) -> Result<bool, Failure> {
-    let (names, last) = inner.local.ledger().retired(MAX_OPERATIONS - 1);
+    let (names, last) = inner.local.readable().ledger().retired(MAX_OPERATIONS - 1);
     if names.is_empty() {
         return Ok(false);
     }
@@ -86,29 +62,8 @@ async fn retire(inner: &Inner, session: &Session) -> Result<bool, Failure> {
     let txn = Txn::new().when([unmoved]).and_then(operations);
     let answer = session.request(async |mut client| client.txn(txn).await).await?;
     if answer.succeeded() {
-        let mut ledger = inner.local.ledger();
+        let mut ledger = inner.local.readable().ledger();
         names.iter().for_each(|name| ledger.forget_one(name));
     }
     Ok(answer.succeeded())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_has_changed_or_is_new_to_us_is_young_whatever_its_own_date_is() {
-        let (mut unchanged, now, long) = (Unchanged::default(), Instant::now(), Duration::from_secs(10));
-        let after = |seconds| now + Duration::from_secs(seconds);
-        let mut look = |keys: &[(&'static str, i64)], at| {
-            let keys = keys.iter().map(|&(key, revision)| (key.as_bytes(), revision));
-            unchanged.look(keys, long, at).into_iter().map(<[u8]>::to_vec).collect::<Vec<_>>()
-        };
-        assert!(look(&[("a", 1), ("b", 2)], now).is_empty());
-        assert!(look(&[("a", 1), ("b", 5), ("c", 3)], after(10)).is_empty());
-        assert_eq!(look(&[("a", 1), ("b", 5), ("c", 3)], after(11)), [b"a"]);
-        // One that was gone in between is another one.
-        assert!(look(&[("c", 3)], after(12)).is_empty());
-        assert_eq!(look(&[("a", 1), ("c", 3)], after(40)), [b"c"]);
-    }
 }

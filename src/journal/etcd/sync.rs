@@ -65,7 +65,7 @@ async fn take_list(inner: &Inner, listing: &Listing) -> Result<(), WriteError> {
     let listed: HashSet<&str> = entries.iter().map(|item| item.key.as_str()).collect();
     let newest = entries.last().map_or(floor, |last| unsigned(last.created).max(floor));
     let (lost, missed) = {
-        let mut ledger = inner.local.ledger();
+        let mut ledger = inner.local.readable().ledger();
         let restored = listing.cause == Resync::Restored || revision < ledger.newest();
         let lost = ledger.lost(&listed, revision, floor, restored);
         let missed = floor > ledger.seen();
@@ -95,7 +95,7 @@ async fn take_list(inner: &Inner, listing: &Listing) -> Result<(), WriteError> {
         inner.local.found(lost.into_iter().map(|position| (position, None)).collect()).await?;
         inner.uplink.look_again();
     }
-    inner.local.ledger().synced(revision);
+    inner.local.readable().ledger().synced(revision);
     Ok(())
 }
 
@@ -104,16 +104,16 @@ async fn take_changes(inner: &Inner, changes: &[Change]) -> Result<(), WriteErro
     for change in changes {
         match change {
             Change::Put(item) if item.key == FLOOR => {
-                inner.local.ledger().retired_in_etcd(floor(std::slice::from_ref(item)));
+                inner.local.readable().ledger().retired_in_etcd(floor(std::slice::from_ref(item)));
             }
             Change::Put(item) => entries.push(foreign(inner, item)),
             // Its time was over.
-            Change::Deleted { key, .. } => inner.local.ledger().forget_one(key),
+            Change::Deleted { key, .. } => inner.local.readable().ledger().forget_one(key),
         }
     }
     append_answered(inner, entries, unsigned(inner.link.begun_at())).await?;
     let last = changes.iter().map(|change| unsigned(change.revision())).max();
-    inner.local.ledger().synced(last.unwrap_or(0));
+    inner.local.readable().ledger().synced(last.unwrap_or(0));
     Ok(())
 }
 

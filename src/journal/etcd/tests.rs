@@ -7,8 +7,8 @@ use std::sync::atomic::AtomicU16;
 use super::*;
 use crate::config;
 use crate::etcd::{EtcdCluster as Cluster, Session};
-use crate::journal::PurgeObserver;
 use crate::journal::contract::{self, at, entries, nobody, node, purge};
+use crate::journal::{Missed, PurgeObserver};
 
 /// A running etcd, for as long as this value lives. It has an address of its own, so that no two tests meet.
 struct Member {
@@ -174,36 +174,12 @@ struct Suite {
 }
 
 impl Journal for Suite {
+    fn readable(&self) -> &Readable {
+        self.journal.readable()
+    }
+
     fn append(&self, purge: Purge) -> BoxFuture<'_, Result<Position, WriteError>> {
         self.journal.append(purge)
-    }
-
-    fn head(&self) -> Position {
-        self.journal.head()
-    }
-
-    fn watch(&self) -> watch::Receiver<Position> {
-        self.journal.watch()
-    }
-
-    fn since(&self, cursor: Position) -> Missed {
-        self.journal.since(cursor)
-    }
-
-    fn floor(&self) -> Position {
-        self.journal.floor()
-    }
-
-    fn lag(&self, cursor: Position) -> Lag {
-        self.journal.lag(cursor)
-    }
-
-    fn older_than(&self, age: Duration) -> Position {
-        self.journal.older_than(age)
-    }
-
-    fn cursors(&self) -> HashMap<NodeId, Cursor> {
-        self.journal.cursors()
     }
 
     fn save_cursors(&self, cursors: Vec<(NodeId, Cursor)>) -> BoxFuture<'_, Result<(), WriteError>> {
@@ -212,14 +188,6 @@ impl Journal for Suite {
 
     fn refuse(&self, positions: Vec<Position>) -> BoxFuture<'_, Result<(), WriteError>> {
         self.journal.refuse(positions)
-    }
-
-    fn is_refused(&self, position: Position) -> bool {
-        self.journal.is_refused(position)
-    }
-
-    fn uncovered(&self) -> Position {
-        self.journal.uncovered()
     }
 }
 

@@ -151,7 +151,7 @@ async fn connected(inner: &Arc<Inner>, pauses: &mut Pauses) -> Result<(), Failur
 
 /// Writes what is held here and is not in etcd, in its order.
 async fn upload(inner: &Arc<Inner>, session: &Session) -> Result<(), Failure> {
-    let overflow = inner.local.ledger().overflow();
+    let overflow = inner.local.readable().ledger().overflow();
     if overflow > 0 {
         tracing::warn!(
             "etcd was away for so long that purges were dropped from the spool: one of everything takes their place"
@@ -159,9 +159,9 @@ async fn upload(inner: &Arc<Inner>, session: &Session) -> Result<(), Failure> {
         let at_ms = inner.local.now_ms();
         let entry = Entry { position: 0, at_ms, purge: Purge::everything(), origin: None };
         let revision = write(&inner.etcd, session, &inner.names.next(at_ms), &entry).await?;
-        inner.local.ledger().overflow_is_told(overflow, revision);
+        inner.local.readable().ledger().overflow_is_told(overflow, revision);
     }
-    let missing = inner.local.ledger().missing();
+    let missing = inner.local.readable().ledger().missing();
     if missing.is_empty() {
         return Ok(());
     }

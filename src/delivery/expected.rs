@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::requests::Verdict;
+use super::requests::PurgeVerdict;
 use super::{Acknowledged, Deliveries, Refusable};
 use crate::journal::Position;
 
@@ -63,9 +63,9 @@ impl<'d> Expected<'d> {
             let is_taken = taken_elsewhere || !outcome.applied.is_empty() || outcome.fenced.is_empty();
             let verdict = requests.lock().answer(position, is_taken);
             match verdict {
-                Verdict::Done => {}
-                Verdict::Refused(refusals) => outcome.refused = refusals,
-                Verdict::Untaken => {
+                PurgeVerdict::Done => {}
+                PurgeVerdict::Refused(refusals) => outcome.refused = refusals,
+                PurgeVerdict::Untaken => {
                     outcome.is_untaken = true;
                     self.deliveries.refusals.send_replace(());
                 }

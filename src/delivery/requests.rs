@@ -7,7 +7,7 @@
 //! **As done is answered what a node has taken.** While all nodes hang, nobody knows whether any of their VCLs takes such a
 //! request. To promise it would take the whole fleet out of service if none does: a flush that makes up for it has to be
 //! shown, and few VCLs can. So its sender is told that no node has taken it yet, and nothing is promised
-//! ([`Verdict::Untaken`]). Who takes it later carries it out all the same.
+//! ([`PurgeVerdict::Untaken`]). Who takes it later carries it out all the same.
 //!
 //! **Whoever accepted it answers.** What a node refuses at another replica goes back to that one with the confirmation
 //! ([`Requests::confirm`]), and makes a 400 there. A confirmation without a refusal is final: whatever node refuses the purge
@@ -94,7 +94,7 @@ enum Answer {
 
 /// How a purge is to be answered.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum PurgeVerdict {
     /// As done.
     Done,
     /// These nodes do not take it.
@@ -313,17 +313,17 @@ impl Requests {
     }
 
     /// The purge at this position is about to be answered; `is_taken`: a node has taken it, or there is none. Only after
-    /// [`Verdict::Done`] is anything promised.
-    pub(super) fn answer(&mut self, position: Position, is_taken: bool) -> Verdict {
-        let Some(request) = self.noted.get_mut(&position) else { return Verdict::Done };
+    /// [`PurgeVerdict::Done`] is anything promised.
+    pub(super) fn answer(&mut self, position: Position, is_taken: bool) -> PurgeVerdict {
+        let Some(request) = self.noted.get_mut(&position) else { return PurgeVerdict::Done };
         let refusals = std::mem::take(&mut request.refused_by);
         let verdict = match refusals {
-            refusals if !refusals.is_empty() => Verdict::Refused(refusals),
-            _ if is_taken => Verdict::Done,
-            _ => Verdict::Untaken,
+            refusals if !refusals.is_empty() => PurgeVerdict::Refused(refusals),
+            _ if is_taken => PurgeVerdict::Done,
+            _ => PurgeVerdict::Untaken,
         };
-        request.answer = if verdict == Verdict::Done { Answer::Done } else { Answer::Refused };
-        if verdict == Verdict::Untaken {
+        request.answer = if verdict == PurgeVerdict::Done { Answer::Done } else { Answer::Refused };
+        if verdict == PurgeVerdict::Untaken {
             self.is_refused_now(position);
         }
         verdict

@@ -56,8 +56,8 @@ impl Requests {
     }
 }
 
-fn refusals(verdict: Verdict) -> Refusals {
-    let Verdict::Refused(refusals) = verdict else { panic!("{verdict:?}") };
+fn refusals(verdict: PurgeVerdict) -> Refusals {
+    let PurgeVerdict::Refused(refusals) = verdict else { panic!("{verdict:?}") };
     refusals
 }
 
@@ -74,7 +74,7 @@ fn what_cannot_be_replayed_goes_unless_it_has_yet_to_be_decided() {
     requests.note_all(&[entry(4, url("/never answered"), true)], 0);
     requests.retire(4);
     assert_eq!(requests.noted.keys().copied().collect::<Vec<_>>(), [1, 3]);
-    assert_eq!((requests.answer(1, true), requests.was_done(3)), (Verdict::Done, vec![node("v")]));
+    assert_eq!((requests.answer(1, true), requests.was_done(3)), (PurgeVerdict::Done, vec![node("v")]));
     requests.retire(4);
     assert!(requests.noted.is_empty() && requests.open.is_empty());
     // What nothing is known of any more may have been answered as done.
@@ -113,7 +113,7 @@ fn what_was_answered_as_done_is_not_passed_over() {
     let mut requests = Requests::default();
     requests.accept(1, &url("/a"));
     requests.accept(2, &pool("p"));
-    assert!([1, 2].iter().all(|position| requests.answer(*position, true) == Verdict::Done));
+    assert!([1, 2].iter().all(|position| requests.answer(*position, true) == PurgeVerdict::Done));
     assert_eq!(requests.refuse("v", &url("/a")), Owed::FlushOfAll);
     assert_eq!(requests.refuse("v", &pool("p")), Owed::Flush);
     // A pool is dropped by any flush.
@@ -129,7 +129,7 @@ fn a_flush_that_is_owed_stands_for_the_same_purge_before_its_answer() {
     requests.answer(1, true);
     requests.accept(2, &url("/a"));
     assert_eq!(requests.refuse("v", &url("/a")), Owed::FlushOfAll);
-    assert_eq!(requests.answer(2, true), Verdict::Done);
+    assert_eq!(requests.answer(2, true), PurgeVerdict::Done);
 }
 
 #[test]
@@ -176,7 +176,7 @@ fn what_a_node_refuses_at_another_replica_counts_before_the_answer_only() {
     assert_eq!(requests.refused_elsewhere(1, &elsewhere), Some(false));
     assert_eq!(refusals(requests.answer(1, true)), elsewhere);
     requests.accept(2, &url("/b"));
-    assert_eq!(requests.answer(2, true), Verdict::Done);
+    assert_eq!(requests.answer(2, true), PurgeVerdict::Done);
     assert_eq!(requests.refused_elsewhere(2, &elsewhere), None);
     assert!(requests.is_done(2) && !requests.is_done(1));
 }
@@ -217,7 +217,7 @@ fn what_no_node_took_in_time_is_promised_to_nobody() {
     let mut requests = Requests::default();
     requests.accept(1, &url("/a"));
     requests.accept(2, &url("/b"));
-    assert_eq!([requests.answer(1, false), requests.answer(2, true)], [Verdict::Untaken, Verdict::Done]);
+    assert_eq!([requests.answer(1, false), requests.answer(2, true)], [PurgeVerdict::Untaken, PurgeVerdict::Done]);
     // The others hear of it as of one that was refused.
     assert_eq!(requests.refused_from(0, 9), [(0, 1)]);
     assert_eq!([requests.refuse("v", &url("/a")), requests.refuse("v", &url("/b"))], [Owed::Nothing, Owed::FlushOfAll]);

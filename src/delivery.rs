@@ -20,7 +20,7 @@
 //! **A page that is on its way is told of twice.** The guard of the origin marks pages that were rendered before a purge
 //! and pass after it. A page that passed just before may still be in the socket of a Varnish: when that reads the ban
 //! first, it stores the page after it, where no ban finds it any more. The guard knows when a page of these tags passed
-//! last, so the same bans go out again a moment later ([`LANDING`]), and only then does the cursor
+//! last, so the same bans go out again a moment later ([`LANDING`](crate::fleet::LANDING)), and only then does the cursor
 //! move. Where a page is known to be under way still, they go out when it has arrived ([`landing`]). For a node that may
 //! have stood still, "just before" is as long ago as it was seen to run ([`LifeSigns`](crate::fleet::LifeSigns)).
 //!

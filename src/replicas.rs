@@ -207,16 +207,14 @@ impl Replicas {
         let mut standing = self.standing.clone();
         // Where etcd is away, the lease does it.
         _ = tokio::time::timeout(ANNOUNCE, standing.wait_for(|standing| !standing.registered)).await;
-        if !self.has_journal_in_common() {
-            let peers: Vec<Arc<Peer>> = self.peers().values().cloned().collect();
-            let mut goodbyes = JoinSet::new();
-            for peer in peers {
-                let this = Arc::clone(self);
-                // Whoever does not hear it finds out.
-                goodbyes.spawn(async move { peer.say_goodbye(&this).await.is_ok() });
-            }
-            _ = tokio::time::timeout(ANNOUNCE, goodbyes.join_all()).await;
+        let peers: Vec<Arc<Peer>> = self.peers().values().cloned().collect();
+        let mut goodbyes = JoinSet::new();
+        for peer in peers {
+            let this = Arc::clone(self);
+            // Whoever does not hear it finds out.
+            goodbyes.spawn(async move { peer.say_goodbye(&this).await.is_ok() });
         }
+        _ = tokio::time::timeout(ANNOUNCE, goodbyes.join_all()).await;
     }
 
     /// How many purges are not in etcd yet, where the journal is there.

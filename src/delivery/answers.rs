@@ -165,6 +165,11 @@ impl Deliveries {
         self.requests.lock().refused_from(number, most)
     }
 
+    /// The newest of them, at most so many.
+    pub fn newest_refused(&self, most: usize) -> Vec<Position> {
+        self.requests.lock().newest_refused(most)
+    }
+
     /// Rings when there are more of them.
     pub fn watch_refusals(&self) -> watch::Receiver<()> {
         self.refusals.subscribe()

@@ -4,7 +4,7 @@
 //! the page after it, where no ban finds it any more. Each replica guards against that for what passes itself, as it
 //! tells the bans a second time; one that cannot reach the node cannot. So the others do it in its place: the
 //! acknowledgement is taken back, the node is told once more when the page has had its time to land
-//! ([`LANDING`](crate::fleet::LANDING)), and what it acknowledges then counts.
+//! ([`LANDING`]), and what it acknowledges then counts.
 //!
 //! If the other replica says that such a page is still under way, its time to land has not begun, and only the other
 //! replica can say when it does. Until then a [`Hold`] keeps the acknowledgement back. A hold is a value: it ends when its

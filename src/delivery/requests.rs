@@ -413,6 +413,11 @@ impl Requests {
         self.refused.range(number..).take(most).map(|(number, position)| (*number, *position)).collect()
     }
 
+    /// The newest of those that were refused, at most so many.
+    pub(super) fn newest_refused(&self, most: usize) -> Vec<Position> {
+        self.refused.values().rev().take(most).copied().collect()
+    }
+
     /// The first of those that a node has passed over and may owe yet.
     pub(super) fn first_open(&self, node: &NodeId) -> Option<Position> {
         let refused_by = |position: &Position| self.noted.get(position).map(|request| &request.refused_by);

@@ -42,7 +42,7 @@ use crate::backoff::Backoff;
 use crate::fleet::NodeId;
 use crate::journal::{Position, Shared};
 use crate::telemetry::causes;
-use content::{Next, next, patience, refused};
+use content::{Next, next, patience, refused, refused_last};
 
 /// Messages on their way at once. Each waits for the other fleet's Varnish nodes, a tenth of a second at times.
 const ON_THEIR_WAY: usize = 8;
@@ -249,10 +249,11 @@ impl Peer {
         self.way.post(replicas, &message).await
     }
 
-    /// Tells it that we are about to end.
+    /// Tells it that we are about to end, and what was refused to its sender and may not be known there yet.
     pub(super) async fn say_goodbye(&self, replicas: &Replicas) -> Result<Confirmation, TellError> {
         let record = Some(Record { leaving: true, ..replicas.own.clone() });
-        let message = Message { record, ..self.message(replicas, Duration::ZERO) };
+        let refused = Some(refused_last(replicas));
+        let message = Message { record, refused, ..self.message(replicas, Duration::ZERO) };
         self.way.post(replicas, &message).await
     }
 

@@ -16,6 +16,9 @@ const MAX_MESSAGE: usize = 256 << 10;
 /// Names of refused purges in one message.
 const MAX_REFUSED: usize = 500;
 
+/// Of those in a farewell, which is to fit whatever the other one takes.
+const MAX_REFUSED_LAST: usize = 100;
+
 /// What is to be told next.
 pub(super) struct Next {
     pub(super) purges: Vec<Told>,
@@ -106,6 +109,13 @@ pub(super) fn patience(replicas: &Replicas, journal: &dyn Shared, purges: &[Told
     let newest_ms = purges.iter().map(|told| told.at_ms).max().unwrap_or(0);
     // Both times are of our own clock: what is told was accepted here.
     others_patience(replicas.context.ack_timeout, newest_ms, journal.now_ms())
+}
+
+/// The names of the purges that were refused last, for the farewell: what is not said by then, nobody says.
+pub(super) fn refused_last(replicas: &Replicas) -> Vec<String> {
+    let Some(journal) = &replicas.context.journal else { return Vec::new() };
+    let positions = replicas.context.deliveries.newest_refused(MAX_REFUSED_LAST);
+    positions.into_iter().filter_map(|position| Some(journal.name_of(position)?.to_string())).collect()
 }
 
 /// The names of purges that were refused to their senders, from this number on, that the other one has confirmed, as many

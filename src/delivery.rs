@@ -64,7 +64,7 @@ use tokio::task::AbortHandle;
 use crate::config::PurgeListener;
 use crate::fleet::{Fence, Health, Member, Node, NodeId, Snapshot, VarnishSettings};
 use crate::journal::{Cursor, Journal, Missed, Position, PurgeObserver};
-use crate::purge::{Ban, Guard, Target};
+use crate::purge::{Ban, Guard, Purge, Target};
 use crate::slow_start::SlowStart;
 use crate::telemetry::{Metrics, causes};
 pub use expected::Expected;
@@ -226,6 +226,12 @@ impl Deliveries {
             task.abort();
             self.left.keep(id, &state.recalls);
         }
+    }
+
+    /// Has the guard mark pages of these purges from now on. To be done when they are heard of; the journal does it again when
+    /// it has them.
+    pub fn guard_against<'p>(&self, purges: impl Iterator<Item = &'p Purge>) {
+        purges.for_each(|purge| self.context.guard.note(purge));
     }
 
     /// The node has answered a health check that was asked at this time, and took so long.

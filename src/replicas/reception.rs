@@ -113,6 +113,8 @@ impl Replicas {
     async fn take_in_purges(&self, journal: &dyn Shared, message: &Message) -> Result<Option<Position>, WriteError> {
         let mut position = None;
         if !message.purges.is_empty() {
+            // Before they are durable: a disk that stalls here is no reason to pass pages on that others have purged.
+            self.context.deliveries.guard_against(message.purges.iter().map(|told| &told.purge));
             position = Some(journal.admit(message.purges.clone()).await?);
             self.context.deliveries.note_requests();
             tracing::debug!(from = %message.from, position, "told of purges");

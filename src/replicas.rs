@@ -205,8 +205,6 @@ impl Replicas {
     pub async fn withdraw(self: &Arc<Self>) {
         self.record.send_replace(None);
         let mut standing = self.standing.clone();
-        // Where etcd is away, the lease does it.
-        _ = tokio::time::timeout(ANNOUNCE, standing.wait_for(|standing| !standing.registered)).await;
         let peers: Vec<Arc<Peer>> = self.peers().values().cloned().collect();
         let mut goodbyes = JoinSet::new();
         for peer in peers {
@@ -214,7 +212,9 @@ impl Replicas {
             // Whoever does not hear it finds out.
             goodbyes.spawn(async move { peer.say_goodbye(&this).await.is_ok() });
         }
-        _ = tokio::time::timeout(ANNOUNCE, goodbyes.join_all()).await;
+        // Where etcd is away, the lease does it.
+        let said = async { tokio::join!(standing.wait_for(|standing| !standing.registered), goodbyes.join_all()) };
+        _ = tokio::time::timeout(ANNOUNCE, said).await;
     }
 
     /// How many purges are not in etcd yet, where the journal is there.

@@ -36,12 +36,19 @@ impl<'d> Expected<'d> {
 
     /// Waits until every Varnish that could be waited for has this purge, at most for `timeout`, then raises the
     /// fence. When this returns, the purge may be answered; if a node refused it, or none took it, not as done, and that is
-    /// durable. `taken_elsewhere`: another replica says that a node has taken it.
+    /// durable if the disk does not hang. `taken_elsewhere`: another replica says that a node has taken it.
     pub async fn acknowledge(&self, position: Position, timeout: Duration, taken_elsewhere: bool) -> Acknowledged {
         self.deliveries.settle(position, timeout).await;
         let outcome = self.outcome(position, taken_elsewhere);
         if !outcome.refused.is_empty() || outcome.is_untaken {
-            self.deliveries.mark_refused(self.request.into_iter().collect()).await;
+            // It holds in memory at once. A disk that hangs does not keep the sender waiting for a mark.
+            let marked = self.deliveries.mark_refused(self.request.into_iter().collect());
+            if tokio::time::timeout(self.deliveries.context.pace.longest_wait, marked).await.is_err() {
+                tracing::warn!(
+                    position,
+                    "that a purge was refused is not durable yet: its sender is told all the same"
+                );
+            }
         }
         outcome
     }

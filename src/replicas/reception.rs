@@ -114,7 +114,8 @@ impl Replicas {
         let mut position = None;
         if !message.purges.is_empty() {
             // Before they are durable: a disk that stalls here is no reason to pass pages on that others have purged.
-            self.context.deliveries.guard_against(message.purges.iter().map(|told| &told.purge));
+            let new = message.purges.iter().filter(|told| journal.place_of(&told.id).is_none());
+            self.context.deliveries.guard_against(new.map(|told| &told.purge));
             position = Some(journal.admit(message.purges.clone()).await?);
             self.context.deliveries.note_requests();
             tracing::debug!(from = %message.from, position, "told of purges");

@@ -10,8 +10,8 @@
 //! of purges is one question about a few nodes.
 //!
 //! **A hold ends** when the pages have landed, when the other replica is gone, and when it has not answered for as long as a
-//! purge waits: it counts as unconfirmed then, like one that did not confirm the purge at all. The page itself ends with its
-//! connection.
+//! purge waits: a replica that hangs must not keep nodes out of everybody's traffic. What lands after that is stored behind
+//! our bans.
 //!
 //! [`Again`]: super::Again
 

@@ -163,10 +163,10 @@ impl Request {
         by_all
     }
 
-    /// A node has refused it.
+    /// A node has refused it. Kept in order of the nodes: an answer names the first, whichever node was quickest.
     fn refuse(&mut self, node: &NodeId, reason: &Arc<str>) {
-        if self.refused_by.iter().all(|(id, _)| id != node) {
-            self.refused_by.push((node.clone(), Arc::clone(reason)));
+        if let Err(place) = self.refused_by.binary_search_by(|(id, _)| id.cmp(node)) {
+            self.refused_by.insert(place, (node.clone(), Arc::clone(reason)));
         }
     }
 }

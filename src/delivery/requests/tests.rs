@@ -96,6 +96,16 @@ fn a_refusal_before_the_answer_makes_it_a_400_that_leaves_no_doubt() {
 }
 
 #[test]
+fn the_answer_names_the_nodes_in_their_order_whichever_was_quickest() {
+    let mut requests = Requests::default();
+    requests.accept(1, &url("/a"));
+    for id in ["w", "v", "w"] {
+        requests.refuse(id, &url("/a"));
+    }
+    assert_eq!(ids(&refusals(requests.answer(1, true))), ["v", "w"]);
+}
+
+#[test]
 fn a_node_may_refuse_a_purge_before_its_acceptance_is_heard_of() {
     let mut requests = Requests::default();
     requests.expect(0);

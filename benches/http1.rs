@@ -28,6 +28,7 @@ const FORWARDING: Forwarding<'static> = Forwarding {
     node: SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)), 80),
     received: Version::Http11,
     offload_header: None,
+    asked: b"",
 };
 
 fn find(head: &[u8]) -> usize {

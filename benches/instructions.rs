@@ -160,6 +160,7 @@ fn pure(exchanges: usize) {
         node: SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)), 80),
         received: Version::Http11,
         offload_header: None,
+        asked: b"",
     };
     let find = |bytes: &[u8]| HeadScan::default().find(bytes, LIMIT).expect("no fault").expect("a whole head");
     for _ in 0..exchanges {

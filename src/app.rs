@@ -14,6 +14,7 @@ mod engine;
 mod fleet;
 pub mod listeners;
 mod reload;
+mod sealing;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -46,6 +47,7 @@ use crate::trial::Trials;
 use engine::Engine;
 use fleet::FleetInputs;
 use reload::Reloader;
+use sealing::Sealing;
 
 /// How long the process stays at work after it has said that it is not ready any more, so that a balancer in front
 /// can turn away first.
@@ -125,6 +127,7 @@ impl App {
         let first_round = FirstRound::of(&engine, config);
         tasks.spawn(open_edge(listed.clone(), first_round, replicas.clone(), open_sender));
 
+        let sealing = Sealing::of(&engine, config);
         let Engine { metrics, guard, journal, fence, fleet, deliveries, trials, started, .. } = engine;
         let purge_api = PurgeApi::new(
             &config.purge,
@@ -154,9 +157,16 @@ impl App {
 
         let methods = &config.purge.methods;
         let frontends = Frontends {
-            edge: edge::frontend(&config.edge, methods, fence, Arc::clone(&trials), Arc::clone(&metrics)),
+            edge: edge::frontend(
+                &config.edge,
+                methods,
+                fence,
+                Arc::clone(&trials),
+                sealing.freshness,
+                Arc::clone(&metrics),
+            ),
             opens: open.clone(),
-            origin: origin::frontend(&config.origin, methods, guard, trials, Arc::clone(&metrics)),
+            origin: origin::frontend(&config.origin, methods, guard, sealing.purged, trials, Arc::clone(&metrics)),
             listed,
         };
         let files = files::FileBudget::new(&plan, config.limits.max_connections, &metrics);

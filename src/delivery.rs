@@ -36,6 +36,7 @@
 
 mod answers;
 mod budget;
+mod caught;
 mod dispatch;
 mod expected;
 mod keep_up;
@@ -67,6 +68,7 @@ use crate::journal::{Cursor, Journal, Missed, Position, PurgeObserver};
 use crate::purge::{Ban, Guard, Purge, Target};
 use crate::slow_start::SlowStart;
 use crate::telemetry::{Metrics, causes};
+use caught::Caught;
 pub use expected::Expected;
 use landed::Landed;
 pub use recalls::Hold;
@@ -158,6 +160,8 @@ struct DeliveryState {
     results: Mutex<VecDeque<(Position, u64)>>,
     /// What it has to be told once more because another replica could not.
     recalls: Arc<Recalls>,
+    /// What was caught of it.
+    caught: Arc<Caught>,
     /// Up to where pages for it have landed that passed here.
     landed: Mutex<Landed>,
     error: Mutex<Arc<str>>,

@@ -11,18 +11,21 @@ use crate::balance::{self, LbContext, Policy};
 use crate::config::{self, ProxyProtocol, WhenAllBehind};
 use crate::fleet::{Fence, Member, Node, Role, Snapshot};
 use crate::http1::RequestHead;
-use crate::proxy::{Frontend, IgnoredParameters, NoNode, OwnAnswer, Select, Trust, request_hash};
+use crate::proxy::{
+    Freshness, Frontend, IgnoredParameters, NoNode, OwnAnswer, PastCaches, Select, Trust, request_hash,
+};
 use crate::shutdown::Stage;
 use crate::telemetry::Metrics;
 use crate::trial::{self, Trials};
 
-/// The edge's frontend: it selects nodes by this fence. `purge_methods` are the configured purging methods, beside
-/// those that every listener knows.
+/// The edge's frontend: it selects nodes by this fence, and judges their answers by `freshness`, if those have seals.
+/// `purge_methods` are the configured purging methods, beside those that every listener knows.
 pub fn frontend(
     config: &config::Edge,
     purge_methods: &[String],
     fence: Arc<Fence>,
     trials: Arc<Trials>,
+    freshness: Option<Freshness>,
     metrics: Arc<Metrics>,
 ) -> Frontend {
     let select = EdgeSelect::new(config, fence, Arc::clone(&trials), metrics);
@@ -43,6 +46,7 @@ pub fn frontend(
         select: Arc::new(select),
         // None of our caches is in front of the edge.
         store: None,
+        freshness,
     }
 }
 
@@ -113,6 +117,17 @@ impl Select for EdgeSelect {
             None if fleet.varnish.members().iter().any(|member| member.usable) => Err(NoNode::AllBehind),
             None if fleet.web.members().iter().any(|member| member.usable) => Err(NoNode::Busy),
             None => Err(NoNode::NoneUp),
+        }
+    }
+
+    fn past_caches(&self, fleet: &Snapshot, lb: LbContext) -> PastCaches {
+        match self.when_all_behind {
+            WhenAllBehind::Bypass => {
+                let web = self.bypass(fleet, lb, None);
+                web.map_or(PastCaches::Serve, |member| PastCaches::Web(Arc::clone(&member.node)))
+            }
+            WhenAllBehind::Serve => PastCaches::Serve,
+            WhenAllBehind::Refuse => PastCaches::Refuse,
         }
     }
 }

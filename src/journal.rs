@@ -42,6 +42,7 @@ use tokio::sync::watch;
 use crate::clock;
 use crate::fleet::{NodeId, is_another_life};
 use crate::purge::Purge;
+use crate::seal::Purged;
 
 pub use disk::{Damage, Disk, FILES_COMMAND, OpenError, Settings, serve_files};
 pub use etcd::{Etcd, Told};
@@ -165,12 +166,14 @@ pub struct Limits {
     pub max_entries: usize,
     /// How much memory the entries may take, in bytes, as near as it can be told.
     pub max_bytes: usize,
+    /// How many purged names are known, also of entries that are not held any more.
+    pub max_names: usize,
 }
 
 impl Default for Limits {
     /// An hour, and what a shop does not reach in it.
     fn default() -> Self {
-        Limits { retention: Duration::from_secs(3600), max_entries: 100_000, max_bytes: 64 << 20 }
+        Limits { retention: Duration::from_secs(3600), max_entries: 100_000, max_bytes: 64 << 20, max_names: 1_000_000 }
     }
 }
 
@@ -357,6 +360,12 @@ pub trait Journal: Send + Sync + 'static {
     /// promised nothing to anybody; one that began [anew](Anew) has a history, of which it holds nothing.
     fn has_history(&self) -> bool {
         self.head() > 0
+    }
+
+    /// What the seals of answers are judged by; `None` if the file could not say what was purged before, or not note that
+    /// it is used by us.
+    fn purged(&self) -> Option<&Arc<Purged>> {
+        self.readable().tail.purged()
     }
 
     /// Why it does not go on where the journal before it ended; `None` where it does.

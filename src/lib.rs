@@ -25,7 +25,7 @@
 //! | services | [`edge`] [`origin`] [`proxy`] [`purge_api`] [`admin`] [`delivery`] [`replicas`] [`fleet_keeper`] [`slow_start`] [`trial`] [`http_server`] [`agent`] | everything below, and few named neighbours |
 //! | edges to the world | [`registry`] [`journal`] [`etcd`] [`varnish`] [`upstream`] [`probe`] [`http_client`] [`tls`] | below; of each other only [`etcd`] and [`http_client`] |
 //! | base | [`config`] [`telemetry`] [`shutdown`] [`files`] [`clock`] | pure; of each other only [`telemetry`] |
-//! | pure | [`fleet`] [`balance`] [`purge`] [`attribution`] [`http1`] [`esi`] [`proxy_protocol`] [`backoff`] | no runtime, no socket, no clock, no global randomness |
+//! | pure | [`fleet`] [`balance`] [`purge`] [`seal`] [`attribution`] [`http1`] [`esi`] [`proxy_protocol`] [`backoff`] | no runtime, no socket, no clock, no global randomness |
 //!
 //! # What is public
 //!
@@ -62,6 +62,7 @@ pub mod purge;
 pub mod purge_api;
 pub mod registry;
 pub mod replicas;
+pub mod seal;
 pub mod shutdown;
 pub mod slow_start;
 pub mod telemetry;

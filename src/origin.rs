@@ -12,20 +12,25 @@ use crate::balance::{self, LbContext, Policy};
 use crate::config;
 use crate::fleet::{Member, Node, Role, Snapshot};
 use crate::http1::{Method, RequestHead};
-use crate::proxy::{Frontend, IgnoredParameters, NoNode, OwnAnswer, Select, StorePolicy, Trust, request_hash};
+use crate::proxy::{
+    Frontend, IgnoredParameters, NoNode, OwnAnswer, PastCaches, Select, StorePolicy, Trust, request_hash,
+};
 use crate::purge::Guard;
+use crate::seal::Purged;
 use crate::shutdown::Stage;
 use crate::telemetry::Metrics;
 use crate::trial::{self, Trials};
 
 pub use wire::SocketDiagnosis;
 
-/// The origin's frontend: it selects web nodes as configured, and asks this guard what Varnish may store.
+/// The origin's frontend: it selects web nodes as configured, asks this guard what Varnish may store, and seals it by what
+/// was `purged`, if it can be sealed.
 /// `purge_methods` are the configured purging methods, beside those that every listener knows.
 pub fn frontend(
     config: &config::Origin,
     purge_methods: &[String],
     guard: Arc<Guard>,
+    purged: Option<Arc<Purged>>,
     trials: Arc<Trials>,
     metrics: Arc<Metrics>,
 ) -> Frontend {
@@ -50,7 +55,8 @@ pub fn frontend(
         purge_methods: purge_methods.into(),
         own_answer: Arc::new(own_answer),
         select: Arc::new(OriginSelect { policy: config.policy, nothing_ignored: IgnoredParameters::default() }),
-        store: Some(StorePolicy::new(config.guard.then_some(guard), metrics)),
+        store: Some(StorePolicy::new(config.guard.then_some(guard), purged, metrics)),
+        freshness: None,
     }
 }
 
@@ -70,5 +76,10 @@ impl Select for OriginSelect {
         balance::pick(self.policy, fleet.web.members(), lb, None, may_serve)
             .map(|member| Arc::clone(&member.node))
             .ok_or(NoNode::NoneUp)
+    }
+
+    fn past_caches(&self, _: &Snapshot, _: LbContext) -> PastCaches {
+        // Web nodes are no caches: none of their answers is stale.
+        PastCaches::Serve
     }
 }

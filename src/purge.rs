@@ -11,6 +11,7 @@
 mod batch;
 mod forward;
 mod guard;
+pub(crate) mod index;
 mod parse;
 mod pattern;
 mod rules;

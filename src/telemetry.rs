@@ -7,5 +7,5 @@ pub mod metrics;
 pub use causes::causes;
 pub use metrics::{
     FileShare, JournalMetrics, ListenerMetrics, Metrics, NodeMetrics, PurgeMetrics, PurgeResult, ReloadResult, Resync,
-    RetryReason, Shortage, UpstreamFault, VarnishMetrics,
+    RetryReason, SealVerdict, Shortage, UpstreamFault, VarnishMetrics,
 };

@@ -86,6 +86,11 @@ impl Engine {
         })
     }
 
+    /// Whether other clearcoats may have purges of ours, or we theirs.
+    pub(super) fn has_replicas(&self) -> bool {
+        self.shared_journal.is_some()
+    }
+
     /// Introduces us to the other clearcoats before this fleet, and looks for them. `None` if nothing is configured to
     /// find them.
     pub(super) fn join_replicas(
@@ -146,7 +151,7 @@ struct OpenJournal {
 }
 
 async fn open_journal(config: &Config, guard: &Arc<Guard>, etcd: Option<&SharedEtcd>) -> anyhow::Result<OpenJournal> {
-    let limits = Limits { retention: config.journal.retention, ..Limits::default() };
+    let limits = Limits { retention: config.journal.retention, max_names: config.journal.names, ..Limits::default() };
     let (path, observer) = (&config.journal.path, delivery::noted_by(guard));
     let settings = journal::Settings {
         limits,

@@ -102,6 +102,7 @@ impl Config {
              goes with disk or etcd"
         });
         rules.require(!self.journal.retention.is_zero(), "journal.retention", "must be above 0s");
+        rules.require(self.journal.names >= 1_000, "journal.names", "must be at least 1000");
         self.check_health(&mut rules);
         let enough = self.runtime.workers.is_none_or(|workers| workers.get() <= MAX_WORKERS);
         rules.require(enough, "runtime.workers", format!("must be at most {MAX_WORKERS}; 0 is one for each core"));

@@ -56,6 +56,9 @@ pub struct Edge {
     /// always written, is enough; to name that one is read as empty.
     #[serde(with = "empty_is_none")]
     pub offload_header: Option<String>,
+    /// Whether answers are sealed at the origin and judged at the edge: one that is older than a purge is thrown away there,
+    /// whichever Varnish has kept it. Default true.
+    pub seal: bool,
     /// `[[edge.tls]]`: where clients connect with TLS. Default none.
     pub tls: Vec<TlsListener>,
 }
@@ -73,6 +76,7 @@ impl Default for Edge {
             proxy_protocol: ProxyProtocol::Off,
             http2: true,
             offload_header: None,
+            seal: true,
             tls: Vec::new(),
         }
     }

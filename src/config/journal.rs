@@ -24,6 +24,9 @@ pub struct Journal {
     /// instead. Above 0, default 1h.
     #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
     pub retention: Duration,
+    /// How many purged tags are remembered, also after their purges are gone from the journal; a page that was rendered
+    /// before what is remembered counts as purged. About 16 MiB of memory for a million. At least 1,000, default 1,000,000.
+    pub names: usize,
 }
 
 impl Default for Journal {
@@ -34,6 +37,7 @@ impl Default for Journal {
             first_start: FirstStart::default(),
             damaged: Damaged::default(),
             retention: Duration::from_secs(60 * 60),
+            names: 1_000_000,
         }
     }
 }

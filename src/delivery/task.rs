@@ -96,6 +96,8 @@ enum Kind {
     Repeat,
     /// Purges that counted until another replica said that it had not told them.
     Recalled(Stretch),
+    /// Purges of pages that it still has: this ban of them.
+    Caught(u64),
     /// Purges that count, and are repeated for fetches that we do not see.
     Settle,
 }
@@ -118,6 +120,11 @@ enum Setback {
          (docs/vcl.md)"
     )]
     Refused,
+}
+
+impl Kind {
+    /// What was caught, before it is taken.
+    const CAUGHT: Kind = Kind::Caught(0);
 }
 
 impl Task {
@@ -201,6 +208,9 @@ impl Task {
     async fn next(&mut self, head: &mut watch::Receiver<Position>) -> Option<Work> {
         loop {
             let (kind, after, last) = self.due(head).await?;
+            if kind == Kind::CAUGHT {
+                return Some(self.take_caught().await);
+            }
             if kind == Kind::Repeat && self.waits_for_pages(after.unwrap_or(0), last) {
                 continue;
             }
@@ -218,6 +228,22 @@ impl Task {
         }
     }
 
+    /// What was caught of it, as one ban.
+    async fn take_caught(&mut self) -> Work {
+        let (taken, sources, at) = (self.state.caught.take(), self.sources.clone(), self.told);
+        let number = taken.number;
+        let batch = on_a_thread(move || taken.batch(at, &sources)).await;
+        Work {
+            kind: Kind::Caught(number),
+            walk: Walk::new(Some(at), at, Vec::new()),
+            batch: Some(batch),
+            report: Report::default(),
+            folded: 0,
+            flushes: 0,
+            last_passed: None,
+        }
+    }
+
     /// Waits until something is due: what, after which position, and up to which.
     async fn due(&mut self, head: &mut watch::Receiver<Position>) -> Option<(Kind, Option<Position>, Position)> {
         let ready = self.budget.ready_at(Instant::now());
@@ -231,6 +257,7 @@ impl Task {
         tokio::select! {
             biased;
             stretch = due(unsure) => Some((Kind::Repeat, Some(stretch.after), stretch.last)),
+            () = self.state.caught.due() => Some((Kind::CAUGHT, Some(self.told), self.told)),
             stretch = self.state.recalls.due() => Some((Kind::Recalled(stretch), Some(stretch.after), stretch.last)),
             moved = moved => {
                 let last = self.sources.journal.head();
@@ -274,6 +301,7 @@ impl Task {
             Kind::New => self.was_told(work),
             Kind::Repeat => self.was_repeated(&work),
             Kind::Recalled(stretch) => self.was_recalled(&work, stretch),
+            Kind::Caught(number) => self.state.caught.done(number),
             Kind::Settle => self.settling.done(Instant::now()),
         }
         Ok(())
@@ -486,8 +514,13 @@ async fn next_batch(walk: &Walk, sources: &Sources) -> Option<Batch> {
         return walk.next(sources);
     }
     let (walk, sources) = (walk.clone(), sources.clone());
-    match tokio::task::spawn_blocking(move || walk.next(&sources)).await {
-        Ok(batch) => batch,
+    on_a_thread(move || walk.next(&sources)).await
+}
+
+/// Runs what takes long on a thread of its own.
+async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         // The runtime ends, and this task with it.
         Err(_) => std::future::pending().await,

@@ -239,6 +239,13 @@ impl Batch {
         }
     }
 
+    /// This purge alone, wherever the node is: at the end of a walk.
+    pub(super) fn of(purge: &Purge, at: Position, sources: &Sources) -> Self {
+        let VarnishSettings { delivery, header_limit, .. } = sources.settings;
+        let Compiled { bans, folded } = compile([purge], delivery, header_limit);
+        Batch { left: bans.into_iter().map(Item::new).collect(), folded, ..Batch::nothing(at) }
+    }
+
     /// How many of those that are left make the node's list of bans longer.
     pub(super) fn listed(&self) -> usize {
         self.left.iter().filter(|item| item.ban.is_listed()).count()

@@ -48,6 +48,10 @@ pub(super) enum FieldKind {
     ForwardedFor,
     ForwardedProto,
     ForwardedHost,
+    /// Our seal of an answer: read and written by us, never forwarded.
+    Seal,
+    /// Our note of what the reader of a page remembers: the same.
+    Asked,
     /// Any other field about earlier hops: trusted under the same condition as those above.
     ForwardedOther,
 }
@@ -79,9 +83,11 @@ pub(super) fn classify(name: &[u8]) -> FieldKind {
         (14, b'h') if is("http2-settings") => FieldKind::Dropped,
         (15, b'x') if is("x-forwarded-for") => FieldKind::ForwardedFor,
         (16, b'x') if is("x-forwarded-host") => FieldKind::ForwardedHost,
+        (16, b'x') if is("x-clearcoat-seal") => FieldKind::Seal,
         (16, b'p') if is("proxy-connection") => FieldKind::Dropped,
         (17, b't') if is("transfer-encoding") => FieldKind::TransferEncoding,
         (17, b'x') if is("x-forwarded-proto") => FieldKind::ForwardedProto,
+        (17, b'x') if is("x-clearcoat-asked") => FieldKind::Asked,
         (18, b'p') if is("proxy-authenticate") => FieldKind::Dropped,
         (19, b'p') if is("proxy-authorization") => FieldKind::Dropped,
         (13.., b'x') if name[..12].eq_ignore_ascii_case(b"x-forwarded-") => FieldKind::ForwardedOther,

@@ -28,6 +28,8 @@ pub struct ResponseHead {
     /// Writes a page's tags in one line.
     pub(super) joins_tags: bool,
     added: &'static [(&'static str, &'static str)],
+    /// The value of our seal; empty for an answer without.
+    pub(super) seal: Vec<u8>,
 }
 
 impl ResponseHead {
@@ -39,6 +41,7 @@ impl ResponseHead {
     pub fn parse(&mut self, head: &[u8], method: Method, max_fields: usize) -> Result<(), BadHead> {
         (self.reason, self.upgrade, self.added) = Default::default();
         (self.no_store, self.joins_tags) = (false, false);
+        self.seal.clear();
         self.fields.clear();
         let mut bytes = mem::take(&mut self.bytes);
         bytes.clear();
@@ -125,6 +128,20 @@ impl ResponseHead {
         self.joins_tags = true;
     }
 
+    /// The seal that the answer came with; `None` if it has none, or several.
+    pub fn seal(&self) -> Option<&[u8]> {
+        let mut seals = self.fields.list.iter().filter(|field| field.kind == FieldKind::Seal);
+        let seal = seals.next().filter(|_| seals.next().is_none())?;
+        Some(seal.value.bytes(&self.bytes))
+    }
+
+    /// Has `write` append the seal that the answer is written with. Nothing is written if it appends nothing.
+    pub fn seal_with(&mut self, write: impl FnOnce(&ResponseHead, &mut Vec<u8>)) {
+        let mut seal = mem::take(&mut self.seal);
+        write(self, &mut seal);
+        self.seal = seal;
+    }
+
     /// Adds these fields after the forwarded ones; names are in lower case.
     pub fn add_fields(&mut self, added: &'static [(&'static str, &'static str)]) {
         self.added = added;
@@ -171,6 +188,8 @@ fn is_kept_in_response(kind: FieldKind) -> bool {
             | FieldKind::Upgrade
             | FieldKind::ContentLength
             | FieldKind::TransferEncoding
+            | FieldKind::Seal
+            | FieldKind::Asked
     )
 }
 

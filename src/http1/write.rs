@@ -23,6 +23,8 @@ pub struct Forwarding<'a> {
     /// One more field, beside `X-Forwarded-Proto`, that says `https` of a peer that came that way. Magento calls it
     /// the offloader header.
     pub offload_header: Option<&'a str>,
+    /// What the reader of the page remembers, for a cache that passes it on; empty for any other node.
+    pub asked: &'a [u8],
 }
 
 impl Forwarding<'_> {
@@ -107,6 +109,9 @@ fn write_request_fields(out: &mut Vec<u8>, head: &RequestHead, forwarding: Forwa
     if let Some(header) = forwarding.offload_header.filter(|_| !has_offload && forwarding.proto == "https") {
         push(out, &[header.as_bytes(), b": https\r\n"]);
     }
+    if !forwarding.asked.is_empty() {
+        push(out, &[b"X-Clearcoat-Asked: ", forwarding.asked, b"\r\n"]);
+    }
     push_via(out, forwarding.received);
 }
 
@@ -136,6 +141,9 @@ pub fn write_response(out: &mut Vec<u8>, head: &ResponseHead, client: Version, k
     fields.finish(out);
     for (name, value) in head.added_fields() {
         push(out, &[name.as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
+    }
+    if !head.seal.is_empty() {
+        push(out, &[b"X-Clearcoat-Seal: ", &head.seal, b"\r\n"]);
     }
     push_via(out, Version::Http11);
     let framing = match head.framing {
@@ -251,6 +259,7 @@ mod tests {
         node: SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)), 80),
         received: Version::Http11,
         offload_header: None,
+        asked: b"",
     };
 
     fn request(bytes: &str, trusted: bool) -> String {

@@ -21,6 +21,7 @@ mod load;
 mod marker;
 mod opening;
 mod process;
+mod purged;
 mod store;
 #[cfg(test)]
 mod tests;

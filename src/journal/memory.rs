@@ -15,6 +15,7 @@ use super::{
 };
 use crate::fleet::NodeId;
 use crate::purge::Purge;
+use crate::seal::{Lineage, Purged, Remembered, Run};
 
 /// A journal in memory only: durable means here that it is in memory.
 pub struct Memory {
@@ -39,9 +40,11 @@ impl Memory {
     }
 
     pub(crate) fn with_clock(limits: Limits, observer: PurgeObserver, clock: Clock) -> Self {
+        let lineage = Lineage::new(fastrand::u64(..), Run(fastrand::u32(..)), Vec::new());
+        let purged = Purged::new(lineage, limits.max_names, &Remembered::default());
         Memory {
             readable: Readable {
-                tail: Tail::new(limits, observer, Past::default(), clock()),
+                tail: Tail::new(limits, observer, Past { purged: Some(Arc::new(purged)), ..Past::default() }, clock()),
                 cursors: Cursors::new(limits, HashMap::new()),
                 ledger: Mutex::new(Ledger::default()),
                 clock,

@@ -17,11 +17,13 @@ use tokio::sync::watch;
 
 use super::{Entry, Lag, Limits, Missed, Position, PurgeObserver};
 use crate::purge::{Purge, Target};
+use crate::seal::Purged;
 
 /// The newest entries of a journal. Any number of readers, one writer at a time.
 pub(super) struct Tail {
     limits: Limits,
     observer: PurgeObserver,
+    purged: Option<Arc<Purged>>,
     held: RwLock<Held>,
     // Changes only while `held` is locked for writing.
     head: watch::Sender<Position>,
@@ -39,6 +41,8 @@ pub(super) struct Past {
     pub(super) refused: BTreeSet<Position>,
     /// The newest purge up to the floor that a flush may leave; 0 if there is none.
     pub(super) uncovered: Position,
+    /// What seals are judged by; `None` if answers cannot be sealed.
+    pub(super) purged: Option<Arc<Purged>>,
 }
 
 #[derive(Default)]
@@ -57,11 +61,16 @@ impl Tail {
     /// A tail that holds of this past what the limits allow at `now_ms`. The observer is not told of
     /// its entries.
     pub(super) fn new(limits: Limits, observer: PurgeObserver, past: Past, now_ms: u64) -> Self {
-        let Past { floor, head, entries, refused, uncovered } = past;
+        let Past { floor, head, entries, refused, uncovered, purged } = past;
         let mut held = Held { floor, refused, uncovered, ..Held::default() };
         held.extend(entries);
         held.trim(&limits, now_ms);
-        Tail { limits, observer, held: RwLock::new(held), head: watch::Sender::new(head) }
+        Tail { limits, observer, purged, held: RwLock::new(held), head: watch::Sender::new(head) }
+    }
+
+    /// What seals are judged by; `None` if answers cannot be sealed.
+    pub(super) fn purged(&self) -> Option<&Arc<Purged>> {
+        self.purged.as_ref()
     }
 
     /// The last position.
@@ -152,7 +161,12 @@ impl Tail {
     pub(super) fn publish(&self, entries: Vec<Arc<Entry>>, now_ms: u64) {
         let Some(head) = entries.last().map(|entry| entry.position) else { return };
         // Before anybody can read them, and so before any Varnish is told.
-        entries.iter().for_each(|entry| (self.observer)(entry));
+        for entry in &entries {
+            if let Some(purged) = &self.purged {
+                purged.note(entry.position, &entry.purge);
+            }
+            (self.observer)(entry);
+        }
         let mut held = self.held.write();
         held.extend(entries);
         held.trim(&self.limits, now_ms);
@@ -167,6 +181,9 @@ impl Tail {
     /// What lies before `position` is not known, or not all of it: nothing up to there is held any more, and the head is
     /// there at least.
     pub(super) fn forget_up_to(&self, position: Position) {
+        if let Some(purged) = &self.purged {
+            purged.forget_up_to(position);
+        }
         let mut held = self.held.write();
         while held.entries.front().is_some_and(|oldest| oldest.position <= position) {
             held.drop_oldest();

@@ -28,7 +28,7 @@ use super::transfer::{Outgoing, Transfer, TransferError};
 use super::tunnel::tunnel;
 use crate::balance::LbContext;
 use crate::files::is_ours;
-use crate::fleet::{Node, SendProxy};
+use crate::fleet::{Node, Role, SendProxy};
 use crate::http1::{BadHead, Forwarding, Framing, RequestHead, write_request, write_response};
 use crate::proxy_protocol;
 use crate::upstream::{Openness, UpstreamConnection};
@@ -82,6 +82,8 @@ pub(super) struct Terms {
     pub(super) fresh: bool,
     /// The request may be executed twice.
     pub(super) is_safe: bool,
+    /// A stale answer of a cache is taken as it is.
+    pub(super) takes_stale: bool,
     /// The request may be retried on another node if this one goes down. Otherwise it lives as long as its connection.
     pub(super) may_move: bool,
 }
@@ -114,7 +116,7 @@ pub(super) async fn attempt(
     if let (Some(owner), false) = (owner, reused) {
         proxy_protocol::write_v2(&mut first, owner, node.spec.address);
     }
-    write_head(&mut first, client, &request.head, node);
+    write_head(&mut first, client, request, node);
     let framing = request.head.framing;
     let outgoing = if framing == Framing::Chunked { Outgoing::Chunked } else { Outgoing::AsItIs };
     let body = Transfer::new(client.body_framing(framing), outgoing, first);
@@ -182,8 +184,13 @@ async fn while_connecting<F: Future>(client: &Client, step: F) -> Result<F::Outp
     }
 }
 
-fn write_head(out: &mut Vec<u8>, client: &Client, head: &RequestHead, node: &Node) {
-    write_request(out, head, forwarding(client, head, node));
+fn write_head(out: &mut Vec<u8>, client: &Client, request: &mut Request, node: &Node) {
+    let Request { head, id, known, asked, .. } = request;
+    asked.clear();
+    if let Some(freshness) = client.frontend.freshness.as_ref().filter(|_| node.spec.role() == Role::Varnish) {
+        freshness.write_asked(asked, id.0, *known, head);
+    }
+    write_request(out, head, Forwarding { asked, ..forwarding(client, head, node) });
 }
 
 /// What a node is told about the client.
@@ -195,6 +202,7 @@ fn forwarding<'f>(client: &'f Client, head: &RequestHead, node: &Node) -> Forwar
         node: node.spec.address,
         received: client.version(head.version),
         offload_header: client.frontend.offload_header.as_deref(),
+        asked: b"",
     }
 }
 
@@ -243,13 +251,13 @@ impl Exchange<'_> {
     /// request after it.
     fn begin(&mut self) -> Result<Begun, Failure> {
         let is_bypass = self.is_bypass();
-        let Request { response, head, guard_mark, to_client, .. } = &mut *self.request;
+        let Request { response, head, id, mark, to_client, .. } = &mut *self.request;
         if is_bypass {
             bypass::deliver(response, head);
         }
         let Client { frontend, passage, .. } = &*self.client;
         if let Some(store) = &frontend.store {
-            store.prepare(*guard_mark, passage.as_ref(), head, response);
+            store.prepare(*mark, id.0, passage.as_ref(), head, response);
         }
         let mut first = mem::take(to_client);
         first.clear();

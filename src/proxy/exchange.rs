@@ -8,7 +8,8 @@ use super::client::{Client, Disposition};
 use super::deadline::Phase;
 use super::failure::Failure;
 use super::request::Request;
-use super::{OwnAnswer, StorePolicy};
+use super::second_look::{Next, SecondLook};
+use super::{Freshness, OwnAnswer, StorePolicy};
 use crate::fleet::{Node, Role};
 use crate::http1::{Framing, Method};
 
@@ -95,7 +96,8 @@ async fn try_handle(
     }
     let lb = client.worker.lb_context(client.frontend.select.request_hash(&request.head));
     let is_safe = request.head.method.is_safe();
-    request.guard_mark = client.frontend.store.as_ref().map_or(0, StorePolicy::mark);
+    request.mark = client.frontend.store.as_ref().map(StorePolicy::mark).unwrap_or_default();
+    request.known = client.frontend.freshness.as_ref().map_or(0, Freshness::known);
 
     let mut node = {
         let fleet = client.worker.shared.fleet.load();
@@ -103,14 +105,27 @@ async fn try_handle(
         client.frontend.select.pick(&fleet, lb, None).map_err(Failure::NoNode)?
     };
     let (mut fresh, mut elsewhere) = (false, false);
+    let (mut second_look, mut takes_stale) = (SecondLook::default(), false);
     loop {
-        let terms = Terms { lb, fresh, is_safe, may_move: is_safe && !elsewhere };
+        let terms = Terms { lb, fresh, is_safe, takes_stale, may_move: is_safe && !elsewhere };
         let FailedAttempt { failure, untouched, unsent, reused } = match attempt(client, request, &node, terms).await {
             Ok(after) => {
                 nodes.answered = Some(node);
                 return Ok(after);
             }
             Err(failed) => failed,
+        };
+        let failure = match failure {
+            Failure::Stale(page) => {
+                tracing::debug!(request = %request.id, node = %node.id(), ?page, "a stale answer is thrown away");
+                client.deadline.enter(Phase::FirstByte);
+                (node, takes_stale) = match second_look.after(client, &node, *page, lb).await? {
+                    Next::Node(node) => (node, false),
+                    Next::AsItIs(node) => (node, true),
+                };
+                continue;
+            }
+            failure => failure,
         };
         client.worker.suspect(&node, &failure, request.id);
         nodes.answered = request.status.is_some().then(|| Arc::clone(&node));

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::NoNode;
 use crate::fleet::Node;
 use crate::http1::{BadChunk, BadHead};
+use crate::seal::StalePage;
 use crate::telemetry::{RetryReason, UpstreamFault};
 
 /// Why a request failed. The texts are for our log, not for the client.
@@ -45,6 +46,9 @@ pub(super) enum Failure {
     /// The node went down while its answer was awaited, and another one can take the request.
     #[error("the node went down while it was waited for")]
     NodeDown(Arc<Node>),
+    /// A cache answered with a page that is older than a purge. Nobody has seen it.
+    #[error("the answer is older than a purge: {:?}", .0.because)]
+    Stale(Box<StalePage>),
     #[error("the answer took too long to begin")]
     NodeTimeout,
     #[error("the head of the answer is refused: {0}{limit}", limit = limit_of(*.0))]
@@ -79,7 +83,9 @@ impl Failure {
             Failure::BadMethod => (405, "Method Not Allowed", "this method is not allowed here".into()),
             Failure::NotFound => (404, "Not Found", "not found".into()),
             Failure::ClientTimeout => (408, "Request Timeout", "the request took too long to arrive".into()),
-            Failure::NoNode(NoNode::AllBehind) => unavailable("every cache is being brought up to date"),
+            Failure::NoNode(NoNode::AllBehind) | Failure::Stale(_) => {
+                unavailable("every cache is being brought up to date")
+            }
             Failure::NoNode(NoNode::Busy) | Failure::NoPort(_) | Failure::NoFiles => {
                 unavailable("all servers are busy")
             }
@@ -134,6 +140,8 @@ impl Failure {
             | Failure::NoFiles
             // Another node has taken the request.
             | Failure::NodeDown(_)
+            // It is told, and asked again.
+            | Failure::Stale(_)
             | Failure::NoNode(_) => return None,
         })
     }

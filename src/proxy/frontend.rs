@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::freshness::Freshness;
 use super::store::StorePolicy;
 use crate::balance::LbContext;
 use crate::fleet::{Node, Role, Snapshot};
@@ -39,6 +40,8 @@ pub struct Frontend {
     pub select: Arc<dyn Select>,
     /// What the caches behind this listener may store; `None` if there are none.
     pub store: Option<StorePolicy>,
+    /// Judges what the nodes behind this listener answer; `None` if they are no caches, or their answers have no seals.
+    pub freshness: Option<Freshness>,
 }
 
 /// Decides which requests are answered here.
@@ -63,6 +66,20 @@ pub trait Select: Send + Sync {
     /// # Errors
     /// If there is none: the reason, for the answer.
     fn pick(&self, fleet: &Snapshot, lb: LbContext, tried: Option<u64>) -> Result<Arc<Node>, NoNode>;
+
+    /// What is done if all caches that were asked answered with a stale page.
+    fn past_caches(&self, fleet: &Snapshot, lb: LbContext) -> PastCaches;
+}
+
+/// What is done if no cache has a fresh page.
+#[derive(Clone, Debug)]
+pub enum PastCaches {
+    /// This web node is asked.
+    Web(Arc<Node>),
+    /// The page is served as it is.
+    Serve,
+    /// The request is refused.
+    Refuse,
 }
 
 /// An answer without a node.

@@ -4,7 +4,9 @@ use std::cell::RefCell;
 use std::fmt;
 use std::time::Instant;
 
+use super::store::Mark;
 use crate::http1::{HeadScan, RequestHead, ResponseHead};
+use crate::seal::Position;
 
 /// The most requests that a worker keeps for reuse. More exist only while more are in flight.
 const MAX_SPARE: usize = 512;
@@ -35,8 +37,10 @@ pub(super) struct Request {
     pub(super) id: RequestId,
     /// When its head was complete.
     pub(super) began: Instant,
-    /// The guard's sequence number before the request went to a node ([`super::StorePolicy::mark`]).
-    pub(super) guard_mark: u64,
+    /// What was known before the request went to a node.
+    pub(super) mark: Mark,
+    /// At the edge: what its reader remembers ([`super::Freshness`]).
+    pub(super) known: Position,
     /// The status sent to the client, once an answer has begun.
     pub(super) status: Option<u16>,
     /// From the node: the answer's head and the start of its body, until relayed.
@@ -45,6 +49,8 @@ pub(super) struct Request {
     pub(super) response: ResponseHead,
     /// To the node: the request's head and the start of its body.
     pub(super) to_node: Vec<u8>,
+    /// To a cache: what the reader remembers, as text.
+    pub(super) asked: Vec<u8>,
     /// To the client: the answer's head and the start of its body.
     pub(super) to_client: Vec<u8>,
 }
@@ -57,11 +63,13 @@ impl Request {
             head: RequestHead::default(),
             id: RequestId::default(),
             began: Instant::now(),
-            guard_mark: 0,
+            mark: Mark::default(),
+            known: 0,
             status: None,
             answer: Vec::new(),
             response: ResponseHead::default(),
             to_node: Vec::new(),
+            asked: Vec::new(),
             to_client: Vec::new(),
         }
     }

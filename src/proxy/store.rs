@@ -8,24 +8,41 @@ use std::time::Instant;
 
 use crate::http1::{Method, RequestHead, ResponseHead};
 use crate::purge::{Guard, Page, Passage, SocketPair};
+use crate::seal::{Name, Position, Purged, write_seal};
 use crate::telemetry::Metrics;
+
+/// The most names of a seal: with them its line stays below the default of Varnish's `http_resp_hdr_len`, 8 KiB.
+const MAX_NAMES: usize = 1_000;
 
 /// Decides about each answer to a cache.
 #[derive(Clone, Debug)]
 pub struct StorePolicy {
     guard: Option<Arc<Guard>>,
+    /// What seals are made by.
+    purged: Option<Arc<Purged>>,
     metrics: Arc<Metrics>,
 }
 
+/// What is known before a request goes to a node: the answer cannot be older than that.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Mark {
+    /// The guard's sequence number; 0 without a guard.
+    guard: u64,
+    /// The head of the journal; 0 if answers are not sealed.
+    position: Position,
+}
+
 impl StorePolicy {
-    /// A policy with this guard. Without one (`origin.guard = false`) it only refuses pages that purges cannot find.
-    pub fn new(guard: Option<Arc<Guard>>, metrics: Arc<Metrics>) -> Self {
-        StorePolicy { guard, metrics }
+    /// A policy with this guard, that seals answers by what was `purged`. Without a guard (`origin.guard = false`) it only
+    /// refuses pages that purges cannot find.
+    pub fn new(guard: Option<Arc<Guard>>, purged: Option<Arc<Purged>>, metrics: Arc<Metrics>) -> Self {
+        StorePolicy { guard, purged, metrics }
     }
 
-    /// The guard's sequence number, to be taken before a request goes to a node; 0 without a guard.
-    pub(super) fn mark(&self) -> u64 {
-        self.guard.as_ref().map_or(0, |guard| guard.now())
+    /// To be taken before a request goes to a node.
+    pub(super) fn mark(&self) -> Mark {
+        let guard = self.guard.as_ref().map_or(0, |guard| guard.now());
+        Mark { guard, position: self.purged.as_ref().map_or(0, |purged| purged.head()) }
     }
 
     /// Registers a cache's connection. Its [`Passage`] is to be asked for each answer that is written to the
@@ -41,11 +58,12 @@ impl StorePolicy {
         self.guard.is_some() && method == Method::Get && answer.status == 200 && answer.kept_fields().any(is_tags)
     }
 
-    /// Prepares an answer's head for a cache: its tags in one line, and `no-store` if it [may not](Self::may_be_stored)
-    /// be stored.
+    /// Prepares an answer's head for a cache: its tags in one line, `no-store` if it [may not](Self::may_be_stored) be
+    /// stored, and the seal of the answer with this `id`.
     pub(super) fn prepare(
         &self,
-        mark: u64,
+        mark: Mark,
+        id: u64,
         passage: Option<&Passage>,
         request: &RequestHead,
         answer: &mut ResponseHead,
@@ -54,13 +72,18 @@ impl StorePolicy {
         if !self.may_be_stored(mark, passage, request, answer) {
             answer.forbid_storing();
         }
+        if let Some(purged) = &self.purged
+            && matches!(request.method, Method::Get | Method::Head)
+        {
+            answer.seal_with(|answer, out| seal(out, purged, mark.position, id, request, answer));
+        }
     }
 
     /// Whether a cache may store an answer. Call it just before the head is written to `passage`; `mark` is from
     /// [`StorePolicy::mark`]. Varnish stores answers to GET; HEAD gets the same fields.
     fn may_be_stored(
         &self,
-        mark: u64,
+        mark: Mark,
         passage: Option<&Passage>,
         request: &RequestHead,
         answer: &ResponseHead,
@@ -74,13 +97,25 @@ impl StorePolicy {
         };
         let page = Page { status: answer.status, target: request.target(), fields: answer.kept_fields() };
         let may_be_stored = match passage {
-            Some(passage) => passage.may_be_stored(mark, &page, Instant::now()),
-            None => guard.may_be_stored(mark, &page, Instant::now()),
+            Some(passage) => passage.may_be_stored(mark.guard, &page, Instant::now()),
+            None => guard.may_be_stored(mark.guard, &page, Instant::now()),
         };
         if !may_be_stored {
             self.metrics.guard.marked.inc();
         }
         may_be_stored
+    }
+}
+
+/// Appends the seal of an answer that is not older than `position`.
+///
+/// A `304` is merged into an object that the cache has: if it does not say what its tags are, a seal would vouch for a body
+/// that nobody here has seen. An answer whose seal would not fit into a line that every Varnish takes gets none.
+fn seal(out: &mut Vec<u8>, purged: &Purged, position: Position, id: u64, request: &RequestHead, answer: &ResponseHead) {
+    let page = Page { status: answer.status, target: request.target(), fields: answer.kept_fields() };
+    let mut names: Vec<Name> = page.tags().map(Name::of_tag).collect();
+    if names.len() <= MAX_NAMES && (answer.status != 304 || !names.is_empty()) {
+        write_seal(out, purged.lineage(), position, id, &mut names);
     }
 }
 
@@ -93,7 +128,7 @@ mod tests {
 
     fn policy(guard: bool) -> StorePolicy {
         let guard = guard.then(|| Arc::new(Guard::new(Instant::now())));
-        StorePolicy::new(guard, Arc::new(Metrics::new().unwrap()))
+        StorePolicy::new(guard, None, Arc::new(Metrics::new().unwrap()))
     }
 
     /// Whether a page may be stored that was requested with this method before its tag was purged.

@@ -23,7 +23,6 @@
 //!
 //! Sequence numbers are the guard's own, not journal positions, which may restart after a journal was restored.
 
-mod index;
 mod passed;
 mod patterns;
 mod under_way;
@@ -38,8 +37,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
+use super::index::Index;
 use super::{Forward, Purge, Target};
-use index::Index;
 use passed::Passed;
 use patterns::{Patterns, Subject};
 use under_way::{Kinds, Moments, UnderWay, Untold, Wanted};
@@ -306,7 +305,7 @@ where
     }
 
     /// The tags one by one, trimmed: as the origin writes them and the bans find them.
-    fn tags(&self) -> impl Iterator<Item = &'a [u8]> + use<'a, F> {
+    pub fn tags(&self) -> impl Iterator<Item = &'a [u8]> + use<'a, F> {
         let values = self.values(b"x-magento-tags");
         let pieces = values.flat_map(|value| value.split(|&byte| byte == b','));
         pieces.map(<[u8]>::trim_ascii).filter(|tag| !tag.is_empty())
@@ -335,7 +334,7 @@ where
 impl Forward {
     /// The target of a purge of a single page: a request with only the usual headers. The effect of any other request
     /// depends on the VCL.
-    fn page(&self) -> Option<&str> {
+    pub(crate) fn page(&self) -> Option<&str> {
         let says_nothing = |name: &str| matches!(name, "host" | super::parse::SOFT);
         let names_a_page = self.method == "PURGE" && self.headers.iter().all(|(name, _)| says_nothing(name));
         names_a_page.then_some(&*self.target)

@@ -85,6 +85,12 @@ impl TagSet {
         TagSet(tags.join(",").into())
     }
 
+    /// Those of the tags that are wanted; `None` if there are none.
+    pub fn filter(&self, mut is_wanted: impl FnMut(&str) -> bool) -> Option<Self> {
+        let wanted: Vec<&str> = self.iter().filter(|tag| is_wanted(tag)).collect();
+        (!wanted.is_empty()).then(|| TagSet(wanted.join(",").into()))
+    }
+
     /// The tags in order.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         // Splitting an empty text yields one empty item, and no tag is empty.

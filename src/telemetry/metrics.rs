@@ -16,6 +16,7 @@ mod listener;
 mod node;
 mod purge;
 mod registry;
+mod seal;
 mod upstream;
 
 use std::sync::Arc;
@@ -29,11 +30,12 @@ pub use bypass::FragmentMetrics;
 pub use files::{FileMetrics, Shortage};
 pub use guard::GuardMetrics;
 pub use journal::JournalMetrics;
-pub use labels::{FileShare, PurgeResult, ReloadResult, Resync, RetryReason, UpstreamFault};
+pub use labels::{FileShare, PurgeResult, ReloadResult, Resync, RetryReason, SealVerdict, UpstreamFault};
 pub use listener::ListenerMetrics;
 pub use node::{NodeMetrics, VarnishMetrics};
 pub use purge::PurgeMetrics;
 pub use registry::RegistryMetrics;
+pub use seal::{SealChecks, SealMetrics};
 pub use upstream::UpstreamFailures;
 
 use family::{Counters, IntGauges, counters, int_gauges};
@@ -68,6 +70,8 @@ pub struct Metrics {
     pub stale_served: IntCounter,
     /// What the guard keeps from being stored.
     pub guard: GuardMetrics,
+    /// What seals said of the answers of caches.
+    pub seal: SealMetrics,
     /// Requests that got no good answer from their node.
     pub upstream_failures: UpstreamFailures,
     /// The fragments of pages that pass the caches by.
@@ -117,6 +121,7 @@ impl Metrics {
                 "Requests served by a Varnish that was behind, for want of others",
             )?,
             guard: GuardMetrics::new(r)?,
+            seal: SealMetrics::new(r)?,
             upstream_failures: UpstreamFailures::new(r)?,
             fragments: FragmentMetrics::new(r)?,
             journal: JournalMetrics::new(r)?,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use redb::{Database, Durability, ReadableTable as _, StorageError, Table, TableDefinition, WriteTransaction};
 
 use super::error::FORMAT;
+use super::purged;
 use crate::fleet::NodeId;
 use crate::journal::{Cursor, Entry, Limits, Origin, Position};
 
@@ -110,6 +111,7 @@ pub(super) fn write(
     }
     if change.head > change.before || begun.is_some() {
         write_entries(&transaction, change, records, begun.is_some())?;
+        purged::note(&transaction, change, limits.max_names, begun.is_some())?;
         transaction.delete_table(PROBE)?;
     }
     if !change.refused.is_empty() {

@@ -67,7 +67,7 @@ pub(super) fn load(database: &Database, path: &Path, limits: Limits, now_ms: u64
     let in_doubt = gone.iter().filter(|entry| entry.purge.is_handed_on() && !refused.contains(&entry.position));
     let retired = in_doubt.map(|entry| entry.position).max().unwrap_or(0);
     let uncovered = reader.single(UNCOVERED)?.unwrap_or(0).max(retired);
-    let past = Past { floor, head, entries, refused, uncovered };
+    let past = Past { floor, head, entries, refused, uncovered, purged: None };
     Ok(Stored { identity, past, cursors: reader.cursors(limits, now_ms)?, ledger })
 }
 

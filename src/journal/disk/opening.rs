@@ -29,6 +29,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -199,6 +200,7 @@ fn go_on(
             tracing::warn!(error = %causes(&error), "the journal's file could not be brought to this version's format");
         }
     }
+    begin_run(&mut store, &mut stored);
     Ok(Opened { store, stored, anew: None })
 }
 
@@ -222,7 +224,19 @@ fn begin(
     }
     stored.past.head = head.unwrap_or(0);
     stored.past.floor = stored.past.head;
+    begin_run(&mut store, &mut stored);
     Ok(Opened { store, stored, anew })
+}
+
+/// Begins our run. If the volume does not take that, purges wait for Varnish as they would without seals.
+fn begin_run(store: &mut Store, stored: &mut Stored) {
+    match store.begin_run(stored.past.head) {
+        Ok(purged) => stored.past.purged = Some(Arc::new(purged)),
+        Err(error) => tracing::warn!(
+            error = %causes(&error),
+            "the journal's file does not take the start of this process: answers are not sealed until the next start"
+        ),
+    }
 }
 
 /// Puts a journal that is not used aside, under a name that says when and why.

@@ -27,6 +27,7 @@ use super::relay::Download;
 use super::{Exchange, download_failure};
 use crate::fleet::Role;
 use crate::http1::{BadHead, Framing, HeadScan, Version, write_response};
+use crate::seal::StalePage;
 
 /// Bytes read at once while waiting for an answer's head: most answers arrive complete, and most of a long one is left
 /// to be spliced.
@@ -259,10 +260,23 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
             return Ok(HeadKind::Interim);
         }
         if response.status != 101 {
-            return Ok(HeadKind::Final);
+            return self.find_stale().map_or(Ok(HeadKind::Final), |page| Err(Failure::Stale(page)));
         }
         // A switch that the client did not offer, or to another protocol, is not a valid answer.
         if head.offers(response.upgrade_to()) { Ok(HeadKind::Switch) } else { Err(Failure::BadAnswer(BadHead::Status)) }
+    }
+}
+
+impl AwaitingHead<'_, '_> {
+    /// The page, if a cache answered with one that is older than a purge, and the request can be repeated.
+    fn find_stale(&self) -> Option<Box<StalePage>> {
+        let Exchange { client, request, node, terms, .. } = &*self.exchange;
+        let freshness = client.frontend.freshness.as_ref()?;
+        if terms.takes_stale || node.spec.role() != Role::Varnish || request.head.framing != Framing::None {
+            return None;
+        }
+        let metrics = client.worker.pools.metrics(node);
+        freshness.find_stale(&request.head, &request.response, request.known, &metrics)
     }
 }
 

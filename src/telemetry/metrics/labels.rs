@@ -201,6 +201,18 @@ values! {
 }
 
 values! {
+    /// What the seal of a cache's answer said.
+    pub SealVerdict as "verdict" {
+        /// No purge concerned it since it was rendered.
+        Fresh = "fresh",
+        /// It is older than a purge: no client saw it.
+        Stale = "stale",
+        /// It had none.
+        Unsealed = "unsealed",
+    }
+}
+
+values! {
     /// How a batch of purges ended at a node.
     pub(super) BatchResult as "result" {
         /// It was acknowledged.

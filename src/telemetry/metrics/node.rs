@@ -24,6 +24,8 @@ pub(super) struct NodeFamilies {
     flushed: Counters<NodeId>,
     trial_failed: IntGauges<NodeId>,
     fenced: Counters<NodeId>,
+    stale_caught: Counters<NodeId>,
+    unsealed: Counters<NodeId>,
 }
 
 /// The handles of one node.
@@ -72,6 +74,10 @@ pub struct VarnishMetrics {
     pub trial_failed: IntGauge,
     /// Times the node was behind when a purge was answered.
     pub fenced: IntCounter,
+    /// Answers that were older than a purge, and that no client saw.
+    pub stale_caught: IntCounter,
+    /// Answers at the edge without a seal.
+    pub unsealed: IntCounter,
 }
 
 impl NodeFamilies {
@@ -104,6 +110,12 @@ impl NodeFamilies {
                 "1 while the last trial showed that purges by tags do not take pages out of a Varnish",
             )?,
             fenced: counters(r, "fenced_total", "Times a Varnish was behind when a purge was answered")?,
+            stale_caught: counters(
+                r,
+                "stale_caught_total",
+                "Answers of a Varnish that were older than a purge: no client saw them",
+            )?,
+            unsealed: counters(r, "unsealed_answers_total", "Answers of a Varnish at the edge without a seal")?,
         })
     }
 
@@ -150,6 +162,8 @@ impl NodeFamilies {
             flushed: held.bind(&self.flushed, id.clone()),
             trial_failed: held.bind(&self.trial_failed, id.clone()),
             fenced: held.bind(&self.fenced, id.clone()),
+            stale_caught: held.bind(&self.stale_caught, id.clone()),
+            unsealed: held.bind(&self.unsealed, id.clone()),
         }
     }
 }

@@ -17,7 +17,7 @@ const WAYS: usize = 7;
 const FINGERPRINT: u32 = 20;
 
 /// Recently purged names, by hash.
-pub(super) struct Index {
+pub(crate) struct Index {
     /// The number of buckets is a power of two.
     buckets: Box<[Bucket]>,
 }
@@ -31,12 +31,12 @@ struct Bucket {
 
 impl Index {
     /// An empty index of `buckets` buckets of 64 bytes, rounded up to a power of two.
-    pub(super) fn new(buckets: usize) -> Self {
+    pub(crate) fn new(buckets: usize) -> Self {
         Index { buckets: (0..buckets.next_power_of_two()).map(|_| Bucket::default()).collect() }
     }
 
     /// Records that a name is purged with this sequence. Sequences do not decrease, and there is one caller at a time.
-    pub(super) fn insert(&self, hash: u64, sequence: u64) {
+    pub(crate) fn insert(&self, hash: u64, sequence: u64) {
         let bucket = self.bucket(hash);
         let entries = || bucket.entries.iter();
         let same = entries().find(|entry| fingerprint(entry.load(Ordering::Relaxed)) == fingerprint_of(hash));
@@ -50,13 +50,19 @@ impl Index {
     }
 
     /// Whether this name may have been purged with a sequence after `began`.
-    pub(super) fn has_since(&self, hash: u64, began: u64) -> bool {
+    pub(crate) fn has_since(&self, hash: u64, began: u64) -> bool {
+        self.last(hash) > began
+    }
+
+    /// The highest sequence with which this name may have been purged; 0 if it cannot have been.
+    pub(crate) fn last(&self, hash: u64) -> u64 {
         let bucket = self.bucket(hash);
-        let is_newer = |entry: &AtomicU64| {
+        let of_name = |entry: &AtomicU64| {
             let entry = entry.load(Ordering::Acquire);
-            fingerprint(entry) == fingerprint_of(hash) && sequence_of(entry) > began
+            if fingerprint(entry) == fingerprint_of(hash) { sequence_of(entry) } else { 0 }
         };
-        bucket.entries.iter().any(is_newer) || bucket.floor.load(Ordering::Relaxed) > began
+        let known = bucket.entries.iter().map(of_name).max().unwrap_or(0);
+        known.max(bucket.floor.load(Ordering::Relaxed))
     }
 
     fn bucket(&self, hash: u64) -> &Bucket {

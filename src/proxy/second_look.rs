@@ -1,0 +1,73 @@
+//! What follows a stale answer: no client sees it while anybody has a fresh one.
+//!
+//! The cache is told once more of what was purged, and asked again when it has acknowledged that: most often it is the
+//! quickest way to a fresh page, and the page is then cached again. If that fails, another cache is asked, then a web node
+//! past the caches, as far as they may be (`when_all_behind`, `bypass_max_requests_per_node`). Beyond that the edge serves
+//! rather than fails, and says so: as it does when every cache is behind.
+
+use std::sync::Arc;
+
+use super::Frontend;
+use super::client::Client;
+use super::failure::Failure;
+use super::frontend::{NoNode, PastCaches};
+use crate::balance::LbContext;
+use crate::fleet::{Node, Role};
+use crate::seal::StalePage;
+
+/// How many caches are asked, each twice.
+const MAX_CACHES: usize = 2;
+
+/// The looks of one request, so far.
+#[derive(Debug, Default)]
+pub(super) struct SecondLook {
+    /// The caches that were told once more.
+    told: Vec<Arc<Node>>,
+}
+
+/// Where to look next.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// At this node.
+    Node(Arc<Node>),
+    /// At this node, whose answer is taken however old it is.
+    AsItIs(Arc<Node>),
+}
+
+impl SecondLook {
+    /// Where to look after this page of this node. Waits for the node, if that is where.
+    pub(super) async fn after(
+        &mut self,
+        client: &Client,
+        node: &Arc<Node>,
+        page: StalePage,
+        lb: LbContext,
+    ) -> Result<Next, Failure> {
+        let Frontend { freshness, select, .. } = &*client.frontend;
+        let is_first = self.told.iter().all(|told| told.endpoint_id != node.endpoint_id);
+        if let Some(freshness) = freshness
+            && is_first
+        {
+            self.told.push(Arc::clone(node));
+            if freshness.refresh(node.id(), page).await {
+                return Ok(Next::Node(Arc::clone(node)));
+            }
+        }
+        let fleet = client.worker.shared.fleet.load();
+        if self.told.len() < MAX_CACHES
+            && let Ok(other) = select.pick(&fleet, lb, Some(node.endpoint_id))
+            && other.spec.role() == Role::Varnish
+            && self.told.iter().all(|told| told.endpoint_id != other.endpoint_id)
+        {
+            return Ok(Next::Node(other));
+        }
+        match select.past_caches(&fleet, lb) {
+            PastCaches::Web(web) => Ok(Next::Node(web)),
+            PastCaches::Serve => {
+                client.worker.shared.metrics.stale_served.inc();
+                Ok(Next::AsItIs(Arc::clone(node)))
+            }
+            PastCaches::Refuse => Err(Failure::NoNode(NoNode::AllBehind)),
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! In which journal, and in which run of it, a position means anything.
+
+use super::Position;
+
+/// One process on a journal: 32 random bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run(pub u32);
+
+/// A journal, with the runs that it had.
+///
+/// Positions of one run are never given to other purges in the same run. In another one they may be: a volume that is
+/// set back to an older copy, under the same journal, goes on from an earlier head. So each run is believed up to the
+/// head that the run after it has found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lineage {
+    journal: u64,
+    run: Run,
+    /// Each earlier run, with the head at which it ended.
+    ended: Vec<(Run, Position)>,
+}
+
+impl Lineage {
+    /// The journal with this identity, in its run `run`. `ended`: the runs before it with the head at which each ended, in
+    /// any order. What is not among them counts as a run of another journal.
+    pub fn new(journal: u64, run: Run, ended: Vec<(Run, Position)>) -> Self {
+        Lineage { journal, run, ended }
+    }
+
+    /// The identity of the journal.
+    pub fn journal(&self) -> u64 {
+        self.journal
+    }
+
+    /// The present run.
+    pub fn run(&self) -> Run {
+        self.run
+    }
+
+    /// Whether `position` of this run of this journal is a place in ours, whose head is `head`.
+    pub fn covers(&self, journal: u64, run: Run, position: Position, head: Position) -> bool {
+        if journal != self.journal {
+            return false;
+        }
+        if run == self.run {
+            return position <= head;
+        }
+        self.ended.iter().any(|(ended, end)| *ended == run && position <= *end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_counts_up_to_the_end_of_its_run() {
+        let lineage = Lineage::new(7, Run(3), vec![(Run(1), 10), (Run(2), 20)]);
+        for (journal, run, position, is_covered) in [
+            (7, 3, 30, true),
+            (7, 3, 31, false),
+            (7, 2, 20, true),
+            (7, 2, 21, false),
+            (7, 1, 10, true),
+            (7, 1, 11, false),
+            (7, 4, 1, false),
+            (8, 3, 1, false),
+        ] {
+            assert_eq!(lineage.covers(journal, Run(run), position, 30), is_covered, "{journal} {run} {position}");
+        }
+    }
+}

@@ -1,0 +1,416 @@
+//! What was purged, and what that makes of a seal.
+//!
+//! The table holds names by the position of their last purge. It has a fixed size and forgets the oldest ones, each bucket
+//! with its own floor ([`Index`]): a seal from below the floor of a bucket that one of its names is in counts as stale, since
+//! what was forgotten there may have been that name. So is one from below the floor of the whole table, which is what the
+//! process before this one has forgotten.
+//!
+//! There is one writer, who notes a purge when it is durable and before anybody can be told of it. Readers take no lock.
+//! The head moves last: a reader that reads it finds everything up to it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use super::text::path_of;
+use super::{Lineage, Name, Position, Seal};
+use crate::purge::index::Index;
+use crate::purge::{Purge, Target};
+
+/// Separates the hash of a path from that of a tag.
+const PATH: u64 = 1;
+
+/// The names that a bucket of the table gets on average. It holds seven: so few overflow before the table is full.
+const NAMES_PER_BUCKET: usize = 4;
+
+/// The names and paths that were purged, and when.
+pub struct Purged {
+    lineage: Lineage,
+    names: Index,
+    /// Before this nothing is known.
+    floor: AtomicU64,
+    /// The last purge of all pages.
+    all: AtomicU64,
+    /// The last purge of all pages with tags.
+    tagged: AtomicU64,
+    head: AtomicU64,
+}
+
+/// What is kept of the purges before this process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Remembered {
+    /// The head.
+    pub head: Position,
+    /// Nothing is known of what was purged up to here.
+    pub floor: Position,
+    /// The keys of names and paths with the position of their last purge, by position.
+    pub keys: Vec<(u64, Position)>,
+    /// The last purge of all pages.
+    pub all: Position,
+    /// The last purge of all pages with tags.
+    pub tagged: Position,
+}
+
+/// What a seal says of its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// No purge concerned it since it was rendered.
+    Fresh,
+    /// One did, or may have.
+    Stale(StaleBecause),
+}
+
+/// Why an answer is stale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StaleBecause {
+    /// Its seal is of another journal, or of a place that this one never had.
+    Foreign,
+    /// It is from before what is still known.
+    Forgotten,
+    /// A purge at this position concerned it, or one that was forgotten since and may have.
+    Purged(Position),
+}
+
+impl Purged {
+    /// A table for about this many names, of a journal with this lineage and nothing in it but what is `remembered`.
+    pub fn new(lineage: Lineage, names: usize, remembered: &Remembered) -> Self {
+        let purged = Purged {
+            lineage,
+            names: Index::new(names.div_ceil(NAMES_PER_BUCKET)),
+            floor: AtomicU64::new(remembered.floor),
+            all: AtomicU64::new(remembered.all),
+            tagged: AtomicU64::new(remembered.tagged),
+            head: AtomicU64::new(remembered.head),
+        };
+        remembered.keys.iter().for_each(|(key, position)| purged.names.insert(*key, *position));
+        purged
+    }
+
+    /// The journal that its positions are of.
+    pub fn lineage(&self) -> &Lineage {
+        &self.lineage
+    }
+
+    /// Everything up to here is noted. A request that reads this before it goes to a web node may have this position in its
+    /// seal; a reader that reads it when it arrives remembers it.
+    pub fn head(&self) -> Position {
+        self.head.load(Ordering::Acquire)
+    }
+
+    /// Notes a purge that is durable. Positions grow, and there is one caller at a time.
+    pub fn note(&self, position: Position, purge: &Purge) {
+        for target in targets(purge) {
+            match target {
+                Noted::Key(key) => self.names.insert(key, position),
+                Noted::All => self.all.store(position, Ordering::Relaxed),
+                Noted::Tagged => self.tagged.store(position, Ordering::Relaxed),
+            }
+        }
+        self.head.store(position, Ordering::Release);
+    }
+
+    /// What was purged up to here is not known, or not all of it.
+    pub fn forget_up_to(&self, position: Position) {
+        self.floor.fetch_max(position, Ordering::Relaxed);
+        self.head.fetch_max(position, Ordering::Release);
+    }
+
+    /// Judges an answer with this seal to a request for `target`, whose reader remembers `remembered`: the
+    /// [head](Purged::head) when the request arrived.
+    pub fn judge(&self, seal: &Seal<'_>, target: &[u8], remembered: Position) -> Verdict {
+        let Seal { journal, run, position, .. } = *seal;
+        if !self.lineage.covers(journal, run, position, self.head()) {
+            return Verdict::Stale(StaleBecause::Foreign);
+        }
+        if position < self.floor.load(Ordering::Acquire) {
+            return Verdict::Stale(StaleBecause::Forgotten);
+        }
+        // What concerns pages without names as well comes first.
+        let all = self.all.load(Ordering::Acquire);
+        let mut last = all.max(self.names.last(path_key(target)));
+        if last <= position && seal.names().len() > 0 && position < remembered {
+            let names = seal.names().map(|name| self.names.last(name.key()));
+            last = names.max().unwrap_or(0).max(self.tagged.load(Ordering::Acquire));
+        }
+        if last > position { Verdict::Stale(StaleBecause::Purged(last)) } else { Verdict::Fresh }
+    }
+}
+
+impl std::fmt::Debug for Purged {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Purged").field("lineage", &self.lineage).field("head", &self.head).finish_non_exhaustive()
+    }
+}
+
+/// What is noted of a purge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Noted {
+    /// A name or a path, by its key.
+    Key(u64),
+    /// All pages.
+    All,
+    /// All pages with tags.
+    Tagged,
+}
+
+/// What is noted of a purge. Nothing of a soft one, whose first reader gets the old page on purpose; and nothing of what
+/// cannot be seen in a seal: patterns, pools, and requests of which only a VCL knows what they mean.
+pub fn targets(purge: &Purge) -> impl Iterator<Item = Noted> {
+    let targets = if purge.soft { &[][..] } else { &purge.targets };
+    targets.iter().flat_map(|target| {
+        let (keys, one) = match target {
+            Target::Tags(tags) => (Some(tags), None),
+            Target::All => (None, Some(Noted::All)),
+            Target::Everything => (None, Some(Noted::Tagged)),
+            Target::Forward(forward) => (None, forward.page().map(|page| Noted::Key(path_key(page.as_bytes())))),
+            Target::Pattern(_) | Target::Pool(_) => (None, None),
+        };
+        let names = keys.into_iter().flat_map(|tags| tags.iter());
+        names.map(|tag| Noted::Key(Name::of_tag(tag.as_bytes()).key())).chain(one)
+    })
+}
+
+/// The key of a target's path, without its query: a VCL may leave parts of that out of its key.
+pub fn path_key(target: &[u8]) -> u64 {
+    xxh3_64_with_seed(path_of(target), PATH)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::super::{Run, write_seal};
+    use super::*;
+    use crate::purge::{Pattern, TagSet};
+
+    const JOURNAL: u64 = 7;
+
+    fn lineage() -> Lineage {
+        Lineage::new(JOURNAL, Run(1), vec![])
+    }
+
+    fn purged(names: usize) -> Purged {
+        Purged::new(lineage(), names, &Remembered::default())
+    }
+
+    fn one(target: Target) -> Purge {
+        Purge { targets: vec![target], soft: false }
+    }
+
+    fn tags(tags: &[&str]) -> Purge {
+        one(Target::Tags(tags.iter().copied().collect::<TagSet>()))
+    }
+
+    fn url(target: &str) -> Purge {
+        let forward = format!(r#"{{"method":"PURGE","target":"{target}","headers":[["host","shop.test"]]}}"#);
+        one(Target::Forward(serde_json::from_str(&forward).unwrap()))
+    }
+
+    /// Judges a page with these tags that was sealed at `position`.
+    fn judge(purged: &Purged, tags: &[&str], position: Position, remembered: Position) -> Verdict {
+        judge_by(purged, &lineage(), tags, position, remembered)
+    }
+
+    fn judge_by(purged: &Purged, by: &Lineage, tags: &[&str], position: Position, remembered: Position) -> Verdict {
+        let mut text = Vec::new();
+        let mut names = tags.iter().map(|tag| Name::of_tag(tag.as_bytes())).collect();
+        write_seal(&mut text, by, position, 1, &mut names);
+        purged.judge(&Seal::parse(&text).unwrap(), b"/p/1?a=b", remembered)
+    }
+
+    fn is_stale(verdict: Verdict) -> bool {
+        verdict != Verdict::Fresh
+    }
+
+    #[test]
+    fn a_page_is_stale_from_the_purge_of_one_of_its_tags_on() {
+        let purged = purged(100);
+        purged.note(3, &tags(&["a", "x"]));
+        purged.note(4, &tags(&["y"]));
+        assert_eq!(judge(&purged, &["a", "b"], 2, 4), Verdict::Stale(StaleBecause::Purged(3)));
+        assert_eq!(judge(&purged, &["a", "b"], 3, 4), Verdict::Fresh);
+        assert_eq!(judge(&purged, &["b"], 0, 4), Verdict::Fresh);
+        // A reader who came before the purge may have it: it is newer than all that he remembers.
+        assert_eq!(judge(&purged, &["a"], 2, 2), Verdict::Fresh);
+    }
+
+    #[test]
+    fn what_concerns_pages_without_tags_is_looked_at_whoever_asks() {
+        for (purge, concerns_nameless) in [
+            (url("/p/1"), true),
+            (url("/p/1?other=query"), true),
+            (url("/p/2"), false),
+            (one(Target::All), true),
+            (one(Target::Everything), false),
+        ] {
+            let purged = purged(100);
+            purged.note(5, &purge);
+            let stale = |tags: &[&str], remembered| is_stale(judge(&purged, tags, 4, remembered));
+            assert_eq!(stale(&[], 5), concerns_nameless, "{purge:?}");
+            assert_eq!(stale(&["a"], 4), concerns_nameless, "{purge:?}");
+            assert_eq!(is_stale(judge(&purged, &["a"], 5, 5)), false, "{purge:?}");
+        }
+        let purged = purged(100);
+        purged.note(5, &Purge::everything());
+        assert!(is_stale(judge(&purged, &["a"], 4, 5)));
+    }
+
+    #[test]
+    fn what_no_seal_can_show_and_what_is_soft_makes_nothing_stale() {
+        let purged = purged(100);
+        let pattern = || Pattern::try_from("a".to_owned()).unwrap();
+        purged.note(1, &one(Target::Pattern(pattern())));
+        purged.note(2, &one(Target::Pool(pattern())));
+        purged.note(3, &Purge { soft: true, ..tags(&["a"]) });
+        purged.note(4, &Purge { soft: true, ..Purge::everything() });
+        assert_eq!(judge(&purged, &["a"], 0, 4), Verdict::Fresh);
+    }
+
+    #[test]
+    fn a_seal_of_another_journal_or_beyond_its_run_is_stale_whatever_it_says() {
+        let now = Lineage::new(JOURNAL, Run(2), vec![(Run(1), 4)]);
+        let purged = Purged::new(now.clone(), 100, &Remembered { head: 9, ..Remembered::default() });
+        let foreign = Verdict::Stale(StaleBecause::Foreign);
+        let by = |lineage: &Lineage, position| judge_by(&purged, lineage, &[], position, 0);
+        assert_eq!(by(&Lineage::new(JOURNAL + 1, Run(2), vec![]), 1), foreign);
+        assert_eq!(by(&Lineage::new(JOURNAL, Run(3), vec![]), 1), foreign);
+        assert_eq!((by(&lineage(), 4), by(&lineage(), 5)), (Verdict::Fresh, foreign));
+        assert_eq!((by(&now, 9), by(&now, 10)), (Verdict::Fresh, foreign));
+    }
+
+    #[test]
+    fn below_the_floor_is_stale_and_above_it_what_is_remembered_counts() {
+        let key = Name::of_tag(b"a").key();
+        let remembered = Remembered { head: 20, floor: 10, keys: vec![(key, 15)], all: 0, tagged: 12 };
+        let purged = Purged::new(lineage(), 100, &remembered);
+        assert_eq!(judge(&purged, &[], 9, 20), Verdict::Stale(StaleBecause::Forgotten));
+        assert_eq!(judge(&purged, &[], 10, 20), Verdict::Fresh);
+        assert_eq!(judge(&purged, &["b"], 11, 20), Verdict::Stale(StaleBecause::Purged(12)));
+        assert_eq!(judge(&purged, &["b"], 12, 20), Verdict::Fresh);
+        assert_eq!(judge(&purged, &["a"], 14, 20), Verdict::Stale(StaleBecause::Purged(15)));
+    }
+
+    /// A step of a history.
+    #[derive(Clone, Debug)]
+    enum Step {
+        /// A purge of these tags.
+        Purge(BTreeSet<u8>),
+        /// A purge of the page by its path.
+        Url,
+        Everything,
+        All,
+        /// A page with these tags is asked for, rendered so many steps later, and stored.
+        Render(BTreeSet<u8>, usize),
+        /// The process ends; the next one finds what was durable.
+        Restart,
+    }
+
+    fn some_tags() -> impl Strategy<Value = BTreeSet<u8>> {
+        prop::collection::btree_set(0..12_u8, 0..4)
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            8 => some_tags().prop_map(Step::Purge),
+            1 => Just(Step::Url),
+            1 => Just(Step::Everything),
+            1 => Just(Step::All),
+            8 => (some_tags(), 0..4_usize).prop_map(|(tags, later)| Step::Render(tags, later)),
+            1 => Just(Step::Restart),
+        ]
+    }
+
+    /// A page as a cache has it.
+    struct Stored {
+        tags: BTreeSet<u8>,
+        /// The purges that its content has in it.
+        rendered_at: Position,
+        seal: Vec<u8>,
+    }
+
+    fn tag_texts(tags: &BTreeSet<u8>) -> Vec<String> {
+        tags.iter().map(|tag| format!("t{tag}")).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+        /// No ban is ever told here: whatever a cache still has, no verdict "fresh" is wrong; and where the table is large
+        /// enough, no verdict "stale" is.
+        #[test]
+        fn no_page_that_is_older_than_its_purge_is_called_fresh(
+            steps in prop::collection::vec(step(), 1..60), is_small: bool,
+        ) {
+            let capacity = if is_small { 7 } else { 7 * 64 };
+            let (mut run, mut ended) = (1, Vec::new());
+            let mut current = Lineage::new(JOURNAL, Run(run), vec![]);
+            let mut table = Purged::new(current.clone(), capacity, &Remembered::default());
+            let mut history: Vec<Purge> = Vec::new();
+            let mut under_way: Vec<(usize, Stored)> = Vec::new();
+            let mut stored: Vec<Stored> = Vec::new();
+            for step in &steps {
+                let purge = match step {
+                    Step::Purge(set) => {
+                        let texts = tag_texts(set);
+                        Some(tags(&texts.iter().map(String::as_str).collect::<Vec<_>>()))
+                    }
+                    Step::Url => Some(url("/p/1")),
+                    Step::Everything => Some(Purge::everything()),
+                    Step::All => Some(one(Target::All)),
+                    Step::Render(..) | Step::Restart => None,
+                };
+                if let Some(purge) = purge {
+                    history.push(purge);
+                    table.note(history.len() as Position, history.last().unwrap());
+                }
+                if let Step::Render(set, later) = step {
+                    let position = table.head();
+                    let texts = tag_texts(set);
+                    let mut names = texts.iter().map(|tag| Name::of_tag(tag.as_bytes())).collect();
+                    let mut seal = Vec::new();
+                    write_seal(&mut seal, &current, position, 1, &mut names);
+                    under_way.push((*later, Stored { tags: set.clone(), rendered_at: position, seal }));
+                }
+                if let Step::Restart = step {
+                    ended.push((Run(run), table.head()));
+                    run += 1;
+                    current = Lineage::new(JOURNAL, Run(run), ended.clone());
+                    let mut remembered = Remembered { head: table.head(), ..Remembered::default() };
+                    for (position, purge) in (1..).zip(&history) {
+                        for noted in targets(purge) {
+                            match noted {
+                                Noted::Key(key) => remembered.keys.push((key, position)),
+                                Noted::All => remembered.all = position,
+                                Noted::Tagged => remembered.tagged = position,
+                            }
+                        }
+                    }
+                    table = Purged::new(current.clone(), capacity, &remembered);
+                }
+                for (later, _) in &mut under_way {
+                    *later = later.saturating_sub(1);
+                }
+                let landed = under_way.extract_if(.., |(later, _)| *later == 0);
+                stored.extend(landed.map(|(_, page)| page));
+                for page in &stored {
+                    let concerns = |purge: &Purge| purge.targets.iter().any(|target| match target {
+                        Target::Tags(purged) => purged.iter().any(|tag| tag_texts(&page.tags).contains(&tag.to_owned())),
+                        Target::Everything => !page.tags.is_empty(),
+                        _ => true,
+                    });
+                    let since = &history[page.rendered_at as usize..];
+                    let is_old = since.iter().any(concerns);
+                    let seal = Seal::parse(&page.seal).unwrap();
+                    let verdict = table.judge(&seal, b"/p/1", table.head());
+                    if is_old {
+                        prop_assert_ne!(verdict, Verdict::Fresh, "{:?} of {}", page.tags, page.rendered_at);
+                    } else if !is_small {
+                        prop_assert_eq!(verdict, Verdict::Fresh, "{:?} of {}", page.tags, page.rendered_at);
+                    }
+                }
+            }
+        }
+    }
+}

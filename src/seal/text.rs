@@ -1,0 +1,200 @@
+//! Seals and questions on the wire.
+//!
+//! ```text
+//! X-Clearcoat-Seal:  1 <journal>.<run> <position> <id> <names>.
+//! X-Clearcoat-Asked: 1 <journal> <position> <id> <path>
+//! ```
+//!
+//! Journal and id are 16 hexadecimal digits, the run 8; the position is decimal; names have eight characters each and nothing
+//! between them. The full stop ends a seal, so that one that was cut short is not mistaken for one with fewer names.
+
+use super::name::is_digit;
+use super::{Lineage, Name, Position, Run};
+
+/// What a text of ours begins with: its version.
+const VERSION: &[u8] = b"1 ";
+
+/// The digits of a position, at most.
+const MAX_DECIMAL: usize = 20;
+
+/// What an answer says about itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seal<'s> {
+    /// The identity of the journal.
+    pub journal: u64,
+    /// The run of the journal.
+    pub run: Run,
+    /// Every purge up to here was known before the page was rendered.
+    pub position: Position,
+    /// A random name of this answer.
+    pub id: u64,
+    names: &'s [u8],
+}
+
+impl<'s> Seal<'s> {
+    /// Reads a field's value; `None` if it is not a whole seal of this version.
+    pub fn parse(value: &'s [u8]) -> Option<Self> {
+        let rest = value.strip_prefix(VERSION)?.strip_suffix(b".")?;
+        let (journal, rest) = hexadecimal(rest, 16)?;
+        let (run, rest) = hexadecimal(rest.strip_prefix(b".")?, 8)?;
+        let (position, rest) = decimal(rest.strip_prefix(b" ")?)?;
+        let (id, rest) = hexadecimal(rest.strip_prefix(b" ")?, 16)?;
+        let names = rest.strip_prefix(b" ")?;
+        // Eight digits, so it fits.
+        let run = Run(run as u32);
+        let is_whole = names.len().is_multiple_of(Name::LEN) && names.iter().all(|byte| is_digit(*byte));
+        is_whole.then_some(Seal { journal, run, position, id, names })
+    }
+
+    /// The names of the page.
+    pub fn names(&self) -> impl ExactSizeIterator<Item = Name> + use<'s> {
+        self.names.as_chunks().0.iter().map(|text| Name::of_text(*text))
+    }
+}
+
+/// What the reader of a page remembers, for whoever renders parts of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked<'a> {
+    /// The identity of the journal in which the position is.
+    pub journal: u64,
+    /// The highest position that was known when the request arrived.
+    pub position: Position,
+    /// The name of the request.
+    pub id: u64,
+    /// The path that was asked for, without its query.
+    pub path: &'a [u8],
+}
+
+impl<'a> Asked<'a> {
+    /// Reads a field's value; `None` if it is not one of this version.
+    pub fn parse(value: &'a [u8]) -> Option<Self> {
+        let (journal, rest) = hexadecimal(value.strip_prefix(VERSION)?, 16)?;
+        let (position, rest) = decimal(rest.strip_prefix(b" ")?)?;
+        let (id, rest) = hexadecimal(rest.strip_prefix(b" ")?, 16)?;
+        let path = rest.strip_prefix(b" ")?;
+        Some(Asked { journal, position, id, path })
+    }
+}
+
+/// Appends a seal's text, of an answer with this id that was rendered when every purge up to `position` was known. `names`
+/// is sorted and loses what it has twice.
+pub fn write_seal(out: &mut Vec<u8>, lineage: &Lineage, position: Position, id: u64, names: &mut Vec<Name>) {
+    names.sort_unstable();
+    names.dedup();
+    out.reserve(VERSION.len() + 16 + 1 + 8 + 1 + MAX_DECIMAL + 1 + 16 + 1 + names.len() * Name::LEN + 1);
+    out.extend_from_slice(VERSION);
+    push_hexadecimal(out, lineage.journal(), 16);
+    out.push(b'.');
+    push_hexadecimal(out, u64::from(lineage.run().0), 8);
+    out.push(b' ');
+    out.extend_from_slice(itoa::Buffer::new().format(position).as_bytes());
+    out.push(b' ');
+    push_hexadecimal(out, id, 16);
+    out.push(b' ');
+    names.iter().for_each(|name| out.extend_from_slice(name.as_bytes()));
+    out.push(b'.');
+}
+
+/// Appends a question's text. `target` is that of the request, of which the path is written.
+pub fn write_asked(out: &mut Vec<u8>, journal: u64, position: Position, id: u64, target: &[u8]) {
+    out.extend_from_slice(VERSION);
+    push_hexadecimal(out, journal, 16);
+    out.push(b' ');
+    out.extend_from_slice(itoa::Buffer::new().format(position).as_bytes());
+    out.push(b' ');
+    push_hexadecimal(out, id, 16);
+    out.push(b' ');
+    out.extend_from_slice(path_of(target));
+}
+
+/// A target without its query.
+pub(super) fn path_of(target: &[u8]) -> &[u8] {
+    memchr::memchr(b'?', target).map_or(target, |end| &target[..end])
+}
+
+fn push_hexadecimal(out: &mut Vec<u8>, number: u64, digits: u32) {
+    let digit = |at: u32| b"0123456789abcdef"[(number >> (4 * (digits - 1 - at)) & 0xf) as usize];
+    out.extend((0..digits).map(digit));
+}
+
+fn hexadecimal(text: &[u8], digits: usize) -> Option<(u64, &[u8])> {
+    let (number, rest) = text.split_at_checked(digits)?;
+    let number = number.iter().try_fold(0, |number, byte| {
+        let digit = match byte {
+            b'0'..=b'9' => byte - b'0',
+            b'a'..=b'f' => byte - b'a' + 10,
+            _ => return None,
+        };
+        Some(number << 4 | u64::from(digit))
+    });
+    Some((number?, rest))
+}
+
+fn decimal(text: &[u8]) -> Option<(u64, &[u8])> {
+    let end = text.iter().take(MAX_DECIMAL + 1).position(|byte| !byte.is_ascii_digit())?;
+    let (number, rest) = text.split_at(end);
+    if number.is_empty() {
+        return None;
+    }
+    let number = number.iter().try_fold(0_u64, |sum, digit| sum.checked_mul(10)?.checked_add(u64::from(digit - b'0')));
+    Some((number?, rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sealed(lineage: &Lineage, position: Position, id: u64, tags: &[String]) -> Vec<u8> {
+        let mut names = tags.iter().map(|tag| Name::of_tag(tag.as_bytes())).collect();
+        let mut out = Vec::new();
+        write_seal(&mut out, lineage, position, id, &mut names);
+        out
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_and_nothing_less(
+            journal: u64, run: u32, position: u64, id: u64, tags in prop::collection::vec("[a-z_0-9]{1,12}", 0..40),
+        ) {
+            let text = sealed(&Lineage::new(journal, Run(run), vec![]), position, id, &tags);
+            let seal = Seal::parse(&text).unwrap();
+            prop_assert_eq!((seal.journal, seal.run, seal.position, seal.id), (journal, Run(run), position, id));
+            let mut names: Vec<Name> = tags.iter().map(|tag| Name::of_tag(tag.as_bytes())).collect();
+            names.sort();
+            names.dedup();
+            prop_assert_eq!(seal.names().collect::<Vec<_>>(), names);
+            for end in 0..text.len() {
+                prop_assert_eq!(Seal::parse(&text[..end]), None, "cut after {}", end);
+            }
+        }
+
+        #[test]
+        fn a_question_is_read_as_it_was_written(journal: u64, position: u64, id: u64, path in "/[!-~]{0,40}") {
+            let mut text = Vec::new();
+            write_asked(&mut text, journal, position, id, format!("{path}?a=?").as_bytes());
+            let path = path_of(path.as_bytes());
+            prop_assert_eq!(Asked::parse(&text), Some(Asked { journal, position, id, path }));
+        }
+
+        #[test]
+        fn whatever_comes_is_read_or_refused(text in prop::collection::vec(any::<u8>(), 0..200)) {
+            _ = Seal::parse(&text);
+            _ = Asked::parse(&text);
+        }
+    }
+
+    #[test]
+    fn what_resembles_a_seal_is_refused() {
+        let text = String::from_utf8(sealed(&Lineage::new(1, Run(2), vec![]), 3, 4, &["a".to_owned()])).unwrap();
+        assert!(Seal::parse(text.as_bytes()).is_some(), "{text}");
+        for (from, to) in [("1 ", "2 "), (".0", ".g"), (" 3 ", "  "), (" 3 ", " 18446744073709551616 "), (".0", " 0")] {
+            let forged = text.replacen(from, to, 1);
+            assert_eq!(Seal::parse(forged.as_bytes()), None, "{forged}");
+        }
+        for extra in [format!("{text}."), format!("{text}, {text}"), format!(" {text}")] {
+            assert_eq!(Seal::parse(extra.as_bytes()), None, "{extra}");
+        }
+    }
+}

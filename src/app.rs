@@ -127,8 +127,8 @@ impl App {
         let first_round = FirstRound::of(&engine, config);
         tasks.spawn(open_edge(listed.clone(), first_round, replicas.clone(), open_sender));
 
-        let sealing = Sealing::of(&engine, config);
-        let Engine { metrics, guard, journal, fence, fleet, deliveries, trials, started, .. } = engine;
+        let frontends = Frontends::new(&engine, config, open.clone(), listed);
+        let Engine { metrics, journal, fence, fleet, deliveries, trials, started, .. } = engine;
         let purge_api = PurgeApi::new(
             &config.purge,
             Arc::clone(&journal),
@@ -155,20 +155,6 @@ impl App {
         serve_all(&mut servers, purge, purge_api, (plan.control_connections, config.purge.max_request), &shutdown);
         serve_all(&mut servers, admin, admin_api, (plan.control_connections, MAX_ADMIN_REQUEST), &shutdown);
 
-        let methods = &config.purge.methods;
-        let frontends = Frontends {
-            edge: edge::frontend(
-                &config.edge,
-                methods,
-                fence,
-                Arc::clone(&trials),
-                sealing.freshness,
-                Arc::clone(&metrics),
-            ),
-            opens: open.clone(),
-            origin: origin::frontend(&config.origin, methods, guard, sealing.purged, trials, Arc::clone(&metrics)),
-            listed,
-        };
         let files = files::FileBudget::new(&plan, config.limits.max_connections, &metrics);
         let shared = shared(config, fleet, (Arc::clone(&metrics), files), suspects, started, shutdown);
         let sockets = edge.into_iter().zip(origin);
@@ -284,6 +270,17 @@ struct Frontends {
     origin: Frontend,
     /// The nodes are known.
     listed: watch::Receiver<bool>,
+}
+
+impl Frontends {
+    fn new(engine: &Engine, config: &Config, opens: watch::Receiver<bool>, listed: watch::Receiver<bool>) -> Self {
+        let Sealing { purged, freshness } = Sealing::of(engine, config);
+        let Engine { metrics, guard, fence, trials, .. } = engine;
+        let (methods, trials, metrics) = (&config.purge.methods, || Arc::clone(trials), || Arc::clone(metrics));
+        let edge = edge::frontend(&config.edge, methods, Arc::clone(fence), trials(), freshness, metrics());
+        let origin = origin::frontend(&config.origin, methods, Arc::clone(guard), purged, trials(), metrics());
+        Frontends { edge, opens, origin, listed }
+    }
 }
 
 /// Starts the workers, each with its sockets of edge and origin. What comes with them is closed when the process drains

@@ -42,16 +42,14 @@ use tokio::sync::watch;
 use crate::clock;
 use crate::fleet::{NodeId, is_another_life};
 use crate::purge::Purge;
-use crate::seal::Purged;
+use crate::seal::PurgedNames;
 
+pub use crate::seal::Position;
 pub use disk::{Damage, Disk, FILES_COMMAND, OpenError, Settings, serve_files};
 pub use etcd::{Etcd, Told};
 pub use memory::Memory;
 pub use named::{Local, Named};
 pub use readable::Readable;
-
-/// A place in the journal; 0 is before the first. Positions grow, not always by one, and none is given twice.
-pub type Position = u64;
 
 /// Is told of each purge when it is durable, and before any reader of the journal can see it. Blocks the writer.
 pub type PurgeObserver = Arc<dyn Fn(&Entry) + Send + Sync>;
@@ -364,7 +362,7 @@ pub trait Journal: Send + Sync + 'static {
 
     /// What the seals of answers are judged by; `None` if the file could not say what was purged before, or not note that
     /// it is used by us.
-    fn purged(&self) -> Option<&Arc<Purged>> {
+    fn purged(&self) -> Option<&Arc<PurgedNames>> {
         self.readable().tail.purged()
     }
 

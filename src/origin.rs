@@ -16,7 +16,7 @@ use crate::proxy::{
     Frontend, IgnoredParameters, NoNode, OwnAnswer, PastCaches, Select, StorePolicy, Trust, request_hash,
 };
 use crate::purge::Guard;
-use crate::seal::Purged;
+use crate::seal::PurgedNames;
 use crate::shutdown::Stage;
 use crate::telemetry::Metrics;
 use crate::trial::{self, Trials};
@@ -30,7 +30,7 @@ pub fn frontend(
     config: &config::Origin,
     purge_methods: &[String],
     guard: Arc<Guard>,
-    purged: Option<Arc<Purged>>,
+    purged: Option<Arc<PurgedNames>>,
     trials: Arc<Trials>,
     metrics: Arc<Metrics>,
 ) -> Frontend {

@@ -25,9 +25,9 @@ mod text;
 
 pub use lineage::{Lineage, Run};
 pub use name::Name;
-pub use purged::{Noted, Purged, Remembered, StaleBecause, Verdict, path_key, targets};
+pub use purged::{Judgement, PastNames, PurgedKey, PurgedNames, StaleBecause, path_key, targets};
 pub use stale::StalePage;
 pub use text::{Asked, Seal, write_asked, write_seal};
 
-/// A place in the journal, as [`crate::journal::Position`] counts them.
-pub(crate) type Position = u64;
+/// A place in the journal; 0 is before the first. Positions grow, not always by one, and none is given twice.
+pub type Position = u64;

@@ -8,13 +8,13 @@ use std::sync::Arc;
 use super::engine::Engine;
 use crate::config::Config;
 use crate::proxy::Freshness;
-use crate::seal::Purged;
+use crate::seal::PurgedNames;
 
 /// What the two listeners need to seal answers, and to judge them.
 #[derive(Default)]
 pub(super) struct Sealing {
     /// For the origin.
-    pub(super) purged: Option<Arc<Purged>>,
+    pub(super) purged: Option<Arc<PurgedNames>>,
     /// For the edge.
     pub(super) freshness: Option<Freshness>,
 }

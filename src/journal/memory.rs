@@ -15,7 +15,7 @@ use super::{
 };
 use crate::fleet::NodeId;
 use crate::purge::Purge;
-use crate::seal::{Lineage, Purged, Remembered, Run};
+use crate::seal::{Lineage, PastNames, PurgedNames, Run};
 
 /// A journal in memory only: durable means here that it is in memory.
 pub struct Memory {
@@ -41,7 +41,7 @@ impl Memory {
 
     pub(crate) fn with_clock(limits: Limits, observer: PurgeObserver, clock: Clock) -> Self {
         let lineage = Lineage::new(fastrand::u64(..), Run(fastrand::u32(..)), Vec::new());
-        let purged = Purged::new(lineage, limits.max_names, &Remembered::default());
+        let purged = PurgedNames::new(lineage, limits.max_names, &PastNames::default());
         Memory {
             readable: Readable {
                 tail: Tail::new(limits, observer, Past { purged: Some(Arc::new(purged)), ..Past::default() }, clock()),

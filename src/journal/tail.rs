@@ -17,13 +17,13 @@ use tokio::sync::watch;
 
 use super::{Entry, Lag, Limits, Missed, Position, PurgeObserver};
 use crate::purge::{Purge, Target};
-use crate::seal::Purged;
+use crate::seal::PurgedNames;
 
 /// The newest entries of a journal. Any number of readers, one writer at a time.
 pub(super) struct Tail {
     limits: Limits,
     observer: PurgeObserver,
-    purged: Option<Arc<Purged>>,
+    purged: Option<Arc<PurgedNames>>,
     held: RwLock<Held>,
     // Changes only while `held` is locked for writing.
     head: watch::Sender<Position>,
@@ -42,7 +42,7 @@ pub(super) struct Past {
     /// The newest purge up to the floor that a flush may leave; 0 if there is none.
     pub(super) uncovered: Position,
     /// What seals are judged by; `None` if answers cannot be sealed.
-    pub(super) purged: Option<Arc<Purged>>,
+    pub(super) purged: Option<Arc<PurgedNames>>,
 }
 
 #[derive(Default)]
@@ -69,7 +69,7 @@ impl Tail {
     }
 
     /// What seals are judged by; `None` if answers cannot be sealed.
-    pub(super) fn purged(&self) -> Option<&Arc<Purged>> {
+    pub(super) fn purged(&self) -> Option<&Arc<PurgedNames>> {
         self.purged.as_ref()
     }
 

@@ -8,7 +8,7 @@ use super::client::{Client, Disposition};
 use super::deadline::Phase;
 use super::failure::Failure;
 use super::request::Request;
-use super::second_look::{Next, SecondLook};
+use super::second_look::{NextLook, SecondLook};
 use super::{Freshness, OwnAnswer, StorePolicy};
 use crate::fleet::{Node, Role};
 use crate::http1::{Framing, Method};
@@ -120,8 +120,8 @@ async fn try_handle(
                 tracing::debug!(request = %request.id, node = %node.id(), ?page, "a stale answer is thrown away");
                 client.deadline.enter(Phase::FirstByte);
                 (node, takes_stale) = match second_look.after(client, &node, *page, lb).await? {
-                    Next::Node(node) => (node, false),
-                    Next::AsItIs(node) => (node, true),
+                    NextLook::Node(node) => (node, false),
+                    NextLook::AsItIs(node) => (node, true),
                 };
                 continue;
             }

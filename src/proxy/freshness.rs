@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use crate::fleet::NodeId;
 use crate::http1::{Method, RequestHead, ResponseHead};
-use crate::seal::{Position, Purged, Seal, StalePage, Verdict, write_asked};
+use crate::seal::{Judgement, Position, PurgedNames, Seal, StalePage, write_asked};
 use crate::telemetry::{Metrics, NodeMetrics, SealVerdict};
 
 /// Has a cache told once more of what was purged of this page. Resolves when it has acknowledged that, with `true`, or when
@@ -23,14 +23,14 @@ pub type Refresh = Arc<dyn Fn(&NodeId, StalePage) -> Pin<Box<dyn Future<Output =
 /// Judges answers by their seals.
 #[derive(Clone)]
 pub struct Freshness {
-    purged: Arc<Purged>,
+    purged: Arc<PurgedNames>,
     refresh: Refresh,
     metrics: Arc<Metrics>,
 }
 
 impl Freshness {
     /// Judges by what was purged, and has caches told by `refresh`.
-    pub fn new(purged: Arc<Purged>, refresh: Refresh, metrics: Arc<Metrics>) -> Self {
+    pub fn new(purged: Arc<PurgedNames>, refresh: Refresh, metrics: Arc<Metrics>) -> Self {
         Freshness { purged, refresh, metrics }
     }
 
@@ -61,7 +61,7 @@ impl Freshness {
             node.varnish.iter().for_each(|varnish| varnish.unsealed.inc());
             return None;
         };
-        let Verdict::Stale(because) = self.purged.judge(&seal, request.target(), known) else {
+        let Judgement::Stale(because) = self.purged.judge(&seal, request.target(), known) else {
             checks.count(SealVerdict::Fresh);
             return None;
         };

@@ -21,7 +21,6 @@ mod hpack;
 mod huffman;
 mod screen;
 mod session;
-mod stream;
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
@@ -47,13 +46,11 @@ use super::deadline::{Deadline, Interrupt, Phase};
 use super::exchange;
 use super::failure::Failure;
 use super::stream::Stream;
+use super::stream::http2::{AnswerBody, Http2Stream, PIECE, keep_waker};
 use super::worker::Worker;
 use crate::http1::{BadHead, Scheme};
 use screen::Screen;
 use session::TlsSession;
-use stream::{AnswerBody, PIECE, keep_waker};
-
-pub(super) use stream::Http2Stream;
 
 /// Concurrent requests of one connection: what browsers expect (RFC 9113 section 6.5.2 recommends no less).
 const MAX_STREAMS: u32 = 100;

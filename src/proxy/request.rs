@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::time::Instant;
 
-use super::store::Mark;
+use super::store::RenderMark;
 use crate::http1::{HeadScan, RequestHead, ResponseHead};
 use crate::seal::Position;
 
@@ -38,7 +38,7 @@ pub(super) struct Request {
     /// When its head was complete.
     pub(super) began: Instant,
     /// What was known before the request went to a node.
-    pub(super) mark: Mark,
+    pub(super) mark: RenderMark,
     /// At the edge: what its reader remembers ([`super::Freshness`]).
     pub(super) known: Position,
     /// The status sent to the client, once an answer has begun.
@@ -63,7 +63,7 @@ impl Request {
             head: RequestHead::default(),
             id: RequestId::default(),
             began: Instant::now(),
-            mark: Mark::default(),
+            mark: RenderMark::default(),
             known: 0,
             status: None,
             answer: Vec::new(),

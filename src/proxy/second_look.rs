@@ -27,7 +27,7 @@ pub(super) struct SecondLook {
 
 /// Where to look next.
 #[derive(Debug)]
-pub(super) enum Next {
+pub(super) enum NextLook {
     /// At this node.
     Node(Arc<Node>),
     /// At this node, whose answer is taken however old it is.
@@ -42,7 +42,7 @@ impl SecondLook {
         node: &Arc<Node>,
         page: StalePage,
         lb: LbContext,
-    ) -> Result<Next, Failure> {
+    ) -> Result<NextLook, Failure> {
         let Frontend { freshness, select, .. } = &*client.frontend;
         let is_first = self.told.iter().all(|told| told.endpoint_id != node.endpoint_id);
         if let Some(freshness) = freshness
@@ -50,7 +50,7 @@ impl SecondLook {
         {
             self.told.push(Arc::clone(node));
             if freshness.refresh(node.id(), page).await {
-                return Ok(Next::Node(Arc::clone(node)));
+                return Ok(NextLook::Node(Arc::clone(node)));
             }
         }
         let fleet = client.worker.shared.fleet.load();
@@ -59,13 +59,13 @@ impl SecondLook {
             && other.spec.role() == Role::Varnish
             && self.told.iter().all(|told| told.endpoint_id != other.endpoint_id)
         {
-            return Ok(Next::Node(other));
+            return Ok(NextLook::Node(other));
         }
         match select.past_caches(&fleet, lb) {
-            PastCaches::Web(web) => Ok(Next::Node(web)),
+            PastCaches::Web(web) => Ok(NextLook::Node(web)),
             PastCaches::Serve => {
                 client.worker.shared.metrics.stale_served.inc();
-                Ok(Next::AsItIs(Arc::clone(node)))
+                Ok(NextLook::AsItIs(Arc::clone(node)))
             }
             PastCaches::Refuse => Err(Failure::NoNode(NoNode::AllBehind)),
         }

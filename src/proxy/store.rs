@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use crate::http1::{Method, RequestHead, ResponseHead};
 use crate::purge::{Guard, Page, Passage, SocketPair};
-use crate::seal::{Name, Position, Purged, write_seal};
+use crate::seal::{Name, Position, PurgedNames, write_seal};
 use crate::telemetry::Metrics;
 
 /// The most names of a seal: with them its line stays below the default of Varnish's `http_resp_hdr_len`, 8 KiB.
@@ -19,13 +19,13 @@ const MAX_NAMES: usize = 1_000;
 pub struct StorePolicy {
     guard: Option<Arc<Guard>>,
     /// What seals are made by.
-    purged: Option<Arc<Purged>>,
+    purged: Option<Arc<PurgedNames>>,
     metrics: Arc<Metrics>,
 }
 
 /// What is known before a request goes to a node: the answer cannot be older than that.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Mark {
+pub(super) struct RenderMark {
     /// The guard's sequence number; 0 without a guard.
     guard: u64,
     /// The head of the journal; 0 if answers are not sealed.
@@ -35,14 +35,14 @@ pub(super) struct Mark {
 impl StorePolicy {
     /// A policy with this guard, that seals answers by what was `purged`. Without a guard (`origin.guard = false`) it only
     /// refuses pages that purges cannot find.
-    pub fn new(guard: Option<Arc<Guard>>, purged: Option<Arc<Purged>>, metrics: Arc<Metrics>) -> Self {
+    pub fn new(guard: Option<Arc<Guard>>, purged: Option<Arc<PurgedNames>>, metrics: Arc<Metrics>) -> Self {
         StorePolicy { guard, purged, metrics }
     }
 
     /// To be taken before a request goes to a node.
-    pub(super) fn mark(&self) -> Mark {
+    pub(super) fn mark(&self) -> RenderMark {
         let guard = self.guard.as_ref().map_or(0, |guard| guard.now());
-        Mark { guard, position: self.purged.as_ref().map_or(0, |purged| purged.head()) }
+        RenderMark { guard, position: self.purged.as_ref().map_or(0, |purged| purged.head()) }
     }
 
     /// Registers a cache's connection. Its [`Passage`] is to be asked for each answer that is written to the
@@ -62,7 +62,7 @@ impl StorePolicy {
     /// stored, and the seal of the answer with this `id`.
     pub(super) fn prepare(
         &self,
-        mark: Mark,
+        mark: RenderMark,
         id: u64,
         passage: Option<&Passage>,
         request: &RequestHead,
@@ -83,7 +83,7 @@ impl StorePolicy {
     /// [`StorePolicy::mark`]. Varnish stores answers to GET; HEAD gets the same fields.
     fn may_be_stored(
         &self,
-        mark: Mark,
+        mark: RenderMark,
         passage: Option<&Passage>,
         request: &RequestHead,
         answer: &ResponseHead,
@@ -111,7 +111,14 @@ impl StorePolicy {
 ///
 /// A `304` is merged into an object that the cache has: if it does not say what its tags are, a seal would vouch for a body
 /// that nobody here has seen. An answer whose seal would not fit into a line that every Varnish takes gets none.
-fn seal(out: &mut Vec<u8>, purged: &Purged, position: Position, id: u64, request: &RequestHead, answer: &ResponseHead) {
+fn seal(
+    out: &mut Vec<u8>,
+    purged: &PurgedNames,
+    position: Position,
+    id: u64,
+    request: &RequestHead,
+    answer: &ResponseHead,
+) {
     let page = Page { status: answer.status, target: request.target(), fields: answer.kept_fields() };
     let mut names: Vec<Name> = page.tags().map(Name::of_tag).collect();
     if names.len() <= MAX_NAMES && (answer.status != 304 || !names.is_empty()) {

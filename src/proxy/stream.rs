@@ -4,6 +4,8 @@
 //! path reads and writes body bytes in all three; only the head of an answer differs for HTTP/2, see
 //! [`super::client::Client::begin_answer`].
 
+pub(super) mod http2;
+
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
@@ -13,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
-use super::http2::Http2Stream;
+use http2::Http2Stream;
 
 /// The client's end of a request.
 #[derive(Debug)]

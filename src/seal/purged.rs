@@ -24,7 +24,7 @@ const PATH: u64 = 1;
 const NAMES_PER_BUCKET: usize = 4;
 
 /// The names and paths that were purged, and when.
-pub struct Purged {
+pub struct PurgedNames {
     lineage: Lineage,
     names: Index,
     /// Before this nothing is known.
@@ -38,7 +38,7 @@ pub struct Purged {
 
 /// What is kept of the purges before this process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Remembered {
+pub struct PastNames {
     /// The head.
     pub head: Position,
     /// Nothing is known of what was purged up to here.
@@ -53,7 +53,7 @@ pub struct Remembered {
 
 /// What a seal says of its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Judgement {
     /// No purge concerned it since it was rendered.
     Fresh,
     /// One did, or may have.
@@ -71,10 +71,10 @@ pub enum StaleBecause {
     Purged(Position),
 }
 
-impl Purged {
+impl PurgedNames {
     /// A table for about this many names, of a journal with this lineage and nothing in it but what is `remembered`.
-    pub fn new(lineage: Lineage, names: usize, remembered: &Remembered) -> Self {
-        let purged = Purged {
+    pub fn new(lineage: Lineage, names: usize, remembered: &PastNames) -> Self {
+        let purged = PurgedNames {
             lineage,
             names: Index::new(names.div_ceil(NAMES_PER_BUCKET)),
             floor: AtomicU64::new(remembered.floor),
@@ -101,9 +101,9 @@ impl Purged {
     pub fn note(&self, position: Position, purge: &Purge) {
         for target in targets(purge) {
             match target {
-                Noted::Key(key) => self.names.insert(key, position),
-                Noted::All => self.all.store(position, Ordering::Relaxed),
-                Noted::Tagged => self.tagged.store(position, Ordering::Relaxed),
+                PurgedKey::Name(key) => self.names.insert(key, position),
+                PurgedKey::All => self.all.store(position, Ordering::Relaxed),
+                PurgedKey::Tagged => self.tagged.store(position, Ordering::Relaxed),
             }
         }
         self.head.store(position, Ordering::Release);
@@ -116,14 +116,14 @@ impl Purged {
     }
 
     /// Judges an answer with this seal to a request for `target`, whose reader remembers `remembered`: the
-    /// [head](Purged::head) when the request arrived.
-    pub fn judge(&self, seal: &Seal<'_>, target: &[u8], remembered: Position) -> Verdict {
+    /// [head](PurgedNames::head) when the request arrived.
+    pub fn judge(&self, seal: &Seal<'_>, target: &[u8], remembered: Position) -> Judgement {
         let Seal { journal, run, position, .. } = *seal;
         if !self.lineage.covers(journal, run, position, self.head()) {
-            return Verdict::Stale(StaleBecause::Foreign);
+            return Judgement::Stale(StaleBecause::Foreign);
         }
         if position < self.floor.load(Ordering::Acquire) {
-            return Verdict::Stale(StaleBecause::Forgotten);
+            return Judgement::Stale(StaleBecause::Forgotten);
         }
         // What concerns pages without names as well comes first.
         let all = self.all.load(Ordering::Acquire);
@@ -132,11 +132,11 @@ impl Purged {
             let names = seal.names().map(|name| self.names.last(name.key()));
             last = names.max().unwrap_or(0).max(self.tagged.load(Ordering::Acquire));
         }
-        if last > position { Verdict::Stale(StaleBecause::Purged(last)) } else { Verdict::Fresh }
+        if last > position { Judgement::Stale(StaleBecause::Purged(last)) } else { Judgement::Fresh }
     }
 }
 
-impl std::fmt::Debug for Purged {
+impl std::fmt::Debug for PurgedNames {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Purged").field("lineage", &self.lineage).field("head", &self.head).finish_non_exhaustive()
     }
@@ -144,9 +144,9 @@ impl std::fmt::Debug for Purged {
 
 /// What is noted of a purge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Noted {
+pub enum PurgedKey {
     /// A name or a path, by its key.
-    Key(u64),
+    Name(u64),
     /// All pages.
     All,
     /// All pages with tags.
@@ -155,18 +155,18 @@ pub enum Noted {
 
 /// What is noted of a purge. Nothing of a soft one, whose first reader gets the old page on purpose; and nothing of what
 /// cannot be seen in a seal: patterns, pools, and requests of which only a VCL knows what they mean.
-pub fn targets(purge: &Purge) -> impl Iterator<Item = Noted> {
+pub fn targets(purge: &Purge) -> impl Iterator<Item = PurgedKey> {
     let targets = if purge.soft { &[][..] } else { &purge.targets };
     targets.iter().flat_map(|target| {
         let (keys, one) = match target {
             Target::Tags(tags) => (Some(tags), None),
-            Target::All => (None, Some(Noted::All)),
-            Target::Everything => (None, Some(Noted::Tagged)),
-            Target::Forward(forward) => (None, forward.page().map(|page| Noted::Key(path_key(page.as_bytes())))),
+            Target::All => (None, Some(PurgedKey::All)),
+            Target::Everything => (None, Some(PurgedKey::Tagged)),
+            Target::Forward(forward) => (None, forward.page().map(|page| PurgedKey::Name(path_key(page.as_bytes())))),
             Target::Pattern(_) | Target::Pool(_) => (None, None),
         };
         let names = keys.into_iter().flat_map(|tags| tags.iter());
-        names.map(|tag| Noted::Key(Name::of_tag(tag.as_bytes()).key())).chain(one)
+        names.map(|tag| PurgedKey::Name(Name::of_tag(tag.as_bytes()).key())).chain(one)
     })
 }
 
@@ -191,8 +191,8 @@ mod tests {
         Lineage::new(JOURNAL, Run(1), vec![])
     }
 
-    fn purged(names: usize) -> Purged {
-        Purged::new(lineage(), names, &Remembered::default())
+    fn purged(names: usize) -> PurgedNames {
+        PurgedNames::new(lineage(), names, &PastNames::default())
     }
 
     fn one(target: Target) -> Purge {
@@ -209,19 +209,25 @@ mod tests {
     }
 
     /// Judges a page with these tags that was sealed at `position`.
-    fn judge(purged: &Purged, tags: &[&str], position: Position, remembered: Position) -> Verdict {
+    fn judge(purged: &PurgedNames, tags: &[&str], position: Position, remembered: Position) -> Judgement {
         judge_by(purged, &lineage(), tags, position, remembered)
     }
 
-    fn judge_by(purged: &Purged, by: &Lineage, tags: &[&str], position: Position, remembered: Position) -> Verdict {
+    fn judge_by(
+        purged: &PurgedNames,
+        by: &Lineage,
+        tags: &[&str],
+        position: Position,
+        remembered: Position,
+    ) -> Judgement {
         let mut text = Vec::new();
         let mut names = tags.iter().map(|tag| Name::of_tag(tag.as_bytes())).collect();
         write_seal(&mut text, by, position, 1, &mut names);
         purged.judge(&Seal::parse(&text).unwrap(), b"/p/1?a=b", remembered)
     }
 
-    fn is_stale(verdict: Verdict) -> bool {
-        verdict != Verdict::Fresh
+    fn is_stale(verdict: Judgement) -> bool {
+        verdict != Judgement::Fresh
     }
 
     #[test]
@@ -229,11 +235,11 @@ mod tests {
         let purged = purged(100);
         purged.note(3, &tags(&["a", "x"]));
         purged.note(4, &tags(&["y"]));
-        assert_eq!(judge(&purged, &["a", "b"], 2, 4), Verdict::Stale(StaleBecause::Purged(3)));
-        assert_eq!(judge(&purged, &["a", "b"], 3, 4), Verdict::Fresh);
-        assert_eq!(judge(&purged, &["b"], 0, 4), Verdict::Fresh);
+        assert_eq!(judge(&purged, &["a", "b"], 2, 4), Judgement::Stale(StaleBecause::Purged(3)));
+        assert_eq!(judge(&purged, &["a", "b"], 3, 4), Judgement::Fresh);
+        assert_eq!(judge(&purged, &["b"], 0, 4), Judgement::Fresh);
         // A reader who came before the purge may have it: it is newer than all that he remembers.
-        assert_eq!(judge(&purged, &["a"], 2, 2), Verdict::Fresh);
+        assert_eq!(judge(&purged, &["a"], 2, 2), Judgement::Fresh);
     }
 
     #[test]
@@ -250,7 +256,7 @@ mod tests {
             let stale = |tags: &[&str], remembered| is_stale(judge(&purged, tags, 4, remembered));
             assert_eq!(stale(&[], 5), concerns_nameless, "{purge:?}");
             assert_eq!(stale(&["a"], 4), concerns_nameless, "{purge:?}");
-            assert_eq!(is_stale(judge(&purged, &["a"], 5, 5)), false, "{purge:?}");
+            assert!(!is_stale(judge(&purged, &["a"], 5, 5)), "{purge:?}");
         }
         let purged = purged(100);
         purged.note(5, &Purge::everything());
@@ -265,31 +271,31 @@ mod tests {
         purged.note(2, &one(Target::Pool(pattern())));
         purged.note(3, &Purge { soft: true, ..tags(&["a"]) });
         purged.note(4, &Purge { soft: true, ..Purge::everything() });
-        assert_eq!(judge(&purged, &["a"], 0, 4), Verdict::Fresh);
+        assert_eq!(judge(&purged, &["a"], 0, 4), Judgement::Fresh);
     }
 
     #[test]
     fn a_seal_of_another_journal_or_beyond_its_run_is_stale_whatever_it_says() {
         let now = Lineage::new(JOURNAL, Run(2), vec![(Run(1), 4)]);
-        let purged = Purged::new(now.clone(), 100, &Remembered { head: 9, ..Remembered::default() });
-        let foreign = Verdict::Stale(StaleBecause::Foreign);
+        let purged = PurgedNames::new(now.clone(), 100, &PastNames { head: 9, ..PastNames::default() });
+        let foreign = Judgement::Stale(StaleBecause::Foreign);
         let by = |lineage: &Lineage, position| judge_by(&purged, lineage, &[], position, 0);
         assert_eq!(by(&Lineage::new(JOURNAL + 1, Run(2), vec![]), 1), foreign);
         assert_eq!(by(&Lineage::new(JOURNAL, Run(3), vec![]), 1), foreign);
-        assert_eq!((by(&lineage(), 4), by(&lineage(), 5)), (Verdict::Fresh, foreign));
-        assert_eq!((by(&now, 9), by(&now, 10)), (Verdict::Fresh, foreign));
+        assert_eq!((by(&lineage(), 4), by(&lineage(), 5)), (Judgement::Fresh, foreign));
+        assert_eq!((by(&now, 9), by(&now, 10)), (Judgement::Fresh, foreign));
     }
 
     #[test]
     fn below_the_floor_is_stale_and_above_it_what_is_remembered_counts() {
         let key = Name::of_tag(b"a").key();
-        let remembered = Remembered { head: 20, floor: 10, keys: vec![(key, 15)], all: 0, tagged: 12 };
-        let purged = Purged::new(lineage(), 100, &remembered);
-        assert_eq!(judge(&purged, &[], 9, 20), Verdict::Stale(StaleBecause::Forgotten));
-        assert_eq!(judge(&purged, &[], 10, 20), Verdict::Fresh);
-        assert_eq!(judge(&purged, &["b"], 11, 20), Verdict::Stale(StaleBecause::Purged(12)));
-        assert_eq!(judge(&purged, &["b"], 12, 20), Verdict::Fresh);
-        assert_eq!(judge(&purged, &["a"], 14, 20), Verdict::Stale(StaleBecause::Purged(15)));
+        let remembered = PastNames { head: 20, floor: 10, keys: vec![(key, 15)], all: 0, tagged: 12 };
+        let purged = PurgedNames::new(lineage(), 100, &remembered);
+        assert_eq!(judge(&purged, &[], 9, 20), Judgement::Stale(StaleBecause::Forgotten));
+        assert_eq!(judge(&purged, &[], 10, 20), Judgement::Fresh);
+        assert_eq!(judge(&purged, &["b"], 11, 20), Judgement::Stale(StaleBecause::Purged(12)));
+        assert_eq!(judge(&purged, &["b"], 12, 20), Judgement::Fresh);
+        assert_eq!(judge(&purged, &["a"], 14, 20), Judgement::Stale(StaleBecause::Purged(15)));
     }
 
     /// A step of a history.
@@ -346,7 +352,7 @@ mod tests {
             let capacity = if is_small { 7 } else { 7 * 64 };
             let (mut run, mut ended) = (1, Vec::new());
             let mut current = Lineage::new(JOURNAL, Run(run), vec![]);
-            let mut table = Purged::new(current.clone(), capacity, &Remembered::default());
+            let mut table = PurgedNames::new(current.clone(), capacity, &PastNames::default());
             let mut history: Vec<Purge> = Vec::new();
             let mut under_way: Vec<(usize, Stored)> = Vec::new();
             let mut stored: Vec<Stored> = Vec::new();
@@ -377,17 +383,17 @@ mod tests {
                     ended.push((Run(run), table.head()));
                     run += 1;
                     current = Lineage::new(JOURNAL, Run(run), ended.clone());
-                    let mut remembered = Remembered { head: table.head(), ..Remembered::default() };
+                    let mut remembered = PastNames { head: table.head(), ..PastNames::default() };
                     for (position, purge) in (1..).zip(&history) {
                         for noted in targets(purge) {
                             match noted {
-                                Noted::Key(key) => remembered.keys.push((key, position)),
-                                Noted::All => remembered.all = position,
-                                Noted::Tagged => remembered.tagged = position,
+                                PurgedKey::Name(key) => remembered.keys.push((key, position)),
+                                PurgedKey::All => remembered.all = position,
+                                PurgedKey::Tagged => remembered.tagged = position,
                             }
                         }
                     }
-                    table = Purged::new(current.clone(), capacity, &remembered);
+                    table = PurgedNames::new(current.clone(), capacity, &remembered);
                 }
                 for (later, _) in &mut under_way {
                     *later = later.saturating_sub(1);
@@ -405,9 +411,9 @@ mod tests {
                     let seal = Seal::parse(&page.seal).unwrap();
                     let verdict = table.judge(&seal, b"/p/1", table.head());
                     if is_old {
-                        prop_assert_ne!(verdict, Verdict::Fresh, "{:?} of {}", page.tags, page.rendered_at);
+                        prop_assert_ne!(verdict, Judgement::Fresh, "{:?} of {}", page.tags, page.rendered_at);
                     } else if !is_small {
-                        prop_assert_eq!(verdict, Verdict::Fresh, "{:?} of {}", page.tags, page.rendered_at);
+                        prop_assert_eq!(verdict, Judgement::Fresh, "{:?} of {}", page.tags, page.rendered_at);
                     }
                 }
             }

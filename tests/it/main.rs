@@ -31,6 +31,7 @@ mod reload;
 mod replay;
 mod replicas;
 mod replicas_agree;
+mod seal;
 mod slow_start;
 mod storm;
 mod support;

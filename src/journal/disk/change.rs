@@ -111,7 +111,7 @@ pub(super) fn write(
     }
     if change.head > change.before || begun.is_some() {
         write_entries(&transaction, change, records, begun.is_some())?;
-        purged::note(&transaction, change, limits.max_names, begun.is_some())?;
+        purged::note(&transaction, &change.entries, (change.before, change.head), limits.max_names)?;
         transaction.delete_table(PROBE)?;
     }
     if !change.refused.is_empty() {

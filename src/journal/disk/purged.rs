@@ -9,12 +9,12 @@
 //! what was purged before.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use redb::{ReadableTable as _, ReadableTableMetadata as _, Table, TableDefinition, WriteTransaction};
 
-use super::change::Change;
-use crate::journal::Position;
-use crate::seal::{Noted, Remembered, Run, targets};
+use crate::journal::{Entry, Position};
+use crate::seal::{PastNames, PurgedKey, Run, targets};
 
 /// Two generations of names and paths, by their keys.
 const NAMES: [TableDefinition<'_, u64, Position>; 2] =
@@ -45,16 +45,17 @@ const ALL: &str = "all";
 /// The last purge of all pages with tags.
 const TAGGED: &str = "tagged";
 
-/// Notes the names of a change, of which about `max_names` are kept. `is_new`: the file has nothing of what came before.
+/// Notes the names of entries after `before` up to `head`, and keeps about `max_names` of all. A file that has not noted
+/// everything up to `before` knows nothing of it.
 pub(super) fn note(
     transaction: &WriteTransaction,
-    change: &Change,
+    entries: &[Arc<Entry>],
+    (before, head): (Position, Position),
     max_names: usize,
-    is_new: bool,
 ) -> Result<(), redb::Error> {
     let mut state = State(transaction.open_table(STATE)?);
-    if is_new || state.get(HEAD)? != change.before {
-        state.set(FLOOR, change.before)?;
+    if state.get(HEAD)? != before {
+        state.set(FLOOR, before)?;
     }
     let mut generation = state.get(GENERATION)? & 1;
     if transaction.open_table(NAMES[generation as usize])?.len()? >= (max_names / 2) as u64 {
@@ -62,20 +63,20 @@ pub(super) fn note(
         transaction.delete_table(NAMES[generation as usize])?;
         let floor = state.get(FLOOR)?.max(state.get(TURNED)?);
         state.set(FLOOR, floor)?;
-        state.set(TURNED, change.before)?;
+        state.set(TURNED, before)?;
         state.set(GENERATION, generation)?;
     }
     let mut names = transaction.open_table(NAMES[generation as usize])?;
-    for entry in &change.entries {
+    for entry in entries {
         for noted in targets(&entry.purge) {
             match noted {
-                Noted::Key(key) => _ = names.insert(key, entry.position)?,
-                Noted::All => state.set(ALL, entry.position)?,
-                Noted::Tagged => state.set(TAGGED, entry.position)?,
+                PurgedKey::Name(key) => _ = names.insert(key, entry.position)?,
+                PurgedKey::All => state.set(ALL, entry.position)?,
+                PurgedKey::Tagged => state.set(TAGGED, entry.position)?,
             }
         }
     }
-    state.set(HEAD, change.head)
+    state.set(HEAD, head)
 }
 
 /// Begins a run on a journal that ends at `head`. Returns it with those before it, and what is known of the purges before.
@@ -83,7 +84,7 @@ pub(super) fn begin_run(
     transaction: &WriteTransaction,
     head: Position,
     run: Run,
-) -> Result<(Vec<(Run, Position)>, Remembered), redb::Error> {
+) -> Result<(Vec<(Run, Position)>, PastNames), redb::Error> {
     let mut runs = transaction.open_table(RUNS)?;
     let rows: Vec<(u64, u32, Position)> = runs
         .iter()?
@@ -102,7 +103,7 @@ pub(super) fn begin_run(
     Ok((ended, remembered(transaction, head)?))
 }
 
-fn remembered(transaction: &WriteTransaction, head: Position) -> Result<Remembered, redb::Error> {
+fn remembered(transaction: &WriteTransaction, head: Position) -> Result<PastNames, redb::Error> {
     let mut state = State(transaction.open_table(STATE)?);
     if state.get(HEAD)? != head {
         state.set(FLOOR, head)?;
@@ -118,7 +119,7 @@ fn remembered(transaction: &WriteTransaction, head: Position) -> Result<Remember
     }
     let mut keys: Vec<(u64, Position)> = last.into_iter().collect();
     keys.sort_unstable_by_key(|(_, position)| *position);
-    Ok(Remembered { head, floor: state.get(FLOOR)?, keys, all: state.get(ALL)?, tagged: state.get(TAGGED)? })
+    Ok(PastNames { head, floor: state.get(FLOOR)?, keys, all: state.get(ALL)?, tagged: state.get(TAGGED)? })
 }
 
 /// The numbers, each 0 until it is written.

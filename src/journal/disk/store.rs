@@ -21,7 +21,7 @@ use super::load::{self, Stored};
 use super::marker::Marker;
 use super::purged;
 use crate::journal::{Limits, Position};
-use crate::seal::{Lineage, Purged, Run};
+use crate::seal::{Lineage, PurgedNames, Run};
 use crate::telemetry::causes;
 
 /// How long the marker beside the journal may lie behind it while purges come, in milliseconds. It costs an fsync.
@@ -95,7 +95,7 @@ impl Store {
     }
 
     /// Begins our run on a journal that ends at `head`, and reads what is known of the purges before. Seals are judged by it.
-    pub(super) fn begin_run(&mut self, head: Position) -> Result<Purged, CommitError> {
+    pub(super) fn begin_run(&mut self, head: Position) -> Result<PurgedNames, CommitError> {
         let database = self.opened()?;
         let run = Run(fastrand::u32(..));
         let begun = (|| {
@@ -108,7 +108,7 @@ impl Store {
         self.database = Some(database);
         // The first half of it: 64 random bits.
         let journal = self.identity.get(..16).and_then(|half| u64::from_str_radix(half, 16).ok()).unwrap_or_default();
-        Ok(Purged::new(Lineage::new(journal, run, ended), self.limits.max_names, &remembered))
+        Ok(PurgedNames::new(Lineage::new(journal, run, ended), self.limits.max_names, &remembered))
     }
 
     /// Writes a group. On success it is durable if it holds an entry; on failure it counts as not written, and the

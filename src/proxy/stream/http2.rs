@@ -18,11 +18,11 @@ use tokio::sync::oneshot;
 use crate::http1::{ResponseHead, error_fields};
 
 /// The most bytes handed to hyper in one write, and so buffered per stream for the client.
-pub(super) const PIECE: usize = 32 * 1024;
+pub(in crate::proxy) const PIECE: usize = 32 * 1024;
 
 /// The slot between the data path and hyper: one piece of the answer, and how it ended.
 #[derive(Debug, Default)]
-pub(super) struct AnswerSlot {
+pub(in crate::proxy) struct AnswerSlot {
     piece: Option<Bytes>,
     end: Option<AnswerEnd>,
     /// hyper wants no more: the client cancelled the request, or is gone.
@@ -35,7 +35,7 @@ pub(super) struct AnswerSlot {
 
 impl AnswerSlot {
     /// Ready once hyper has dropped the answer: because it has all of it, or wants no more.
-    pub(super) fn poll_let_go(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(in crate::proxy) fn poll_let_go(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.held {
             return Poll::Ready(());
         }
@@ -62,12 +62,12 @@ pub(in crate::proxy) struct Http2Stream {
 }
 
 impl Http2Stream {
-    pub(super) fn new(is_head: bool, request: Incoming, head: oneshot::Sender<Response<AnswerBody>>) -> Self {
+    pub(in crate::proxy) fn new(is_head: bool, request: Incoming, head: oneshot::Sender<Response<AnswerBody>>) -> Self {
         Http2Stream { is_head, request, unread: Bytes::new(), head: Some(head), slot: Rc::default() }
     }
 
     /// Leaves the rest of the answer to hyper. If it is incomplete, the stream is reset.
-    pub(super) fn into_slot(self) -> Rc<RefCell<AnswerSlot>> {
+    pub(in crate::proxy) fn into_slot(self) -> Rc<RefCell<AnswerSlot>> {
         Rc::clone(&self.slot)
     }
 
@@ -109,7 +109,7 @@ impl Http2Stream {
     }
 
     /// Cuts the answer: the client sees a reset stream, never a complete answer.
-    pub(super) fn reset(&mut self) {
+    pub(in crate::proxy) fn reset(&mut self) {
         self.head = None;
         self.end(AnswerEnd::Cut);
     }
@@ -192,7 +192,7 @@ impl Drop for Http2Stream {
 
 /// The body of an answer, as hyper reads it.
 #[derive(Debug)]
-pub(super) struct AnswerBody(Rc<RefCell<AnswerSlot>>);
+pub(in crate::proxy) struct AnswerBody(Rc<RefCell<AnswerSlot>>);
 
 impl Body for AnswerBody {
     type Data = Bytes;
@@ -238,7 +238,7 @@ impl Drop for AnswerBody {
 }
 
 /// Stores the waker of a waiting task.
-pub(super) fn keep_waker(kept: &mut Option<Waker>, cx: &Context<'_>) {
+pub(in crate::proxy) fn keep_waker(kept: &mut Option<Waker>, cx: &Context<'_>) {
     if !kept.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
         *kept = Some(cx.waker().clone());
     }

@@ -1,0 +1,180 @@
+//! The seal, against real varnishd: what a cache keeps in spite of its purge reaches no reader.
+//!
+//! The guard is off here, and Varnish is not believed: each test makes a Varnish that serves an old page, and shows that the
+//! edge does not.
+
+use std::path::Path;
+
+use crate::support::client::{Answer, Connection, exchange, get};
+use crate::support::eventually;
+use crate::support::fleet::{Fleet, Plan};
+use crate::support::upstream::{Then, Upstream};
+
+/// Purges of tags are answered as if they had been carried out.
+fn says_purged(vcl: &str, _id: &str, _folder: &Path) -> String {
+    let rule =
+        "sub vcl_recv {\n    if (req.http.X-Magento-Tags-Pattern) {\n        return (synth(200, \"Purged\"));\n    }\n";
+    vcl.replacen("sub vcl_recv {\n", rule, 1)
+}
+
+const WITHOUT_TRIAL: &str = "[health.varnish]\ntrial = false\n";
+
+/// A fleet whose pages nobody guards.
+fn unguarded() -> Plan {
+    Plan { varnish: 1, web: 1, ack_timeout: "20s", guard: false, config: WITHOUT_TRIAL, ..Plan::default() }
+}
+
+/// Makes page 1 old in the cache: it is rendered before its purge, and stored after its ban.
+fn store_an_old_page(fleet: &Fleet) {
+    std::thread::scope(|scope| {
+        let gate = fleet.shop.hold(1);
+        let first = scope.spawn(|| fleet.get("/p/1"));
+        gate.holds(1);
+        fleet.shop.set(1, 1);
+        assert_eq!(fleet.purge_tag("cat_p_1").status, 200);
+        drop(gate);
+        assert_eq!(first.join().expect("a reader").text(), "0");
+    });
+    assert_eq!(fleet.cached("/p/1"), ["HIT"]);
+}
+
+fn caught(fleet: &Fleet) -> f64 {
+    fleet.clearcoat.metric("clearcoat_stale_caught_total{node=\"varnish-1\"}")
+}
+
+fn said(answer: &Answer) -> (&str, &str) {
+    (answer.cache(), answer.text())
+}
+
+#[test]
+fn a_page_that_is_stored_after_its_ban_is_dropped_before_a_reader_sees_it() {
+    let fleet = Fleet::start(&unguarded());
+    store_an_old_page(&fleet);
+    assert_eq!(fleet.varnish[0].get("/p/1").text(), "0", "past the edge it is there");
+    assert_eq!(said(&fleet.get("/p/1")), ("MISS", "1"));
+    // One ban was enough, and the page is cached again.
+    assert_eq!(said(&fleet.get("/p/1")), ("HIT", "1"));
+    assert_eq!(caught(&fleet), 1.0);
+    assert_eq!(fleet.clearcoat.metric("clearcoat_seal_checks_total{verdict=\"stale\"}"), 1.0);
+    assert_eq!(fleet.clearcoat.metric("clearcoat_stale_served_total"), 0.0);
+}
+
+#[test]
+fn without_seals_the_old_page_is_served() {
+    let config = "[health.varnish]\ntrial = false\n[edge]\nlisten = [\"127.0.0.1:0\"]\nseal = false\n";
+    let fleet = Fleet::start(&Plan { config, ..unguarded() });
+    store_an_old_page(&fleet);
+    assert_eq!(said(&fleet.get("/p/1")), ("HIT", "0"));
+}
+
+#[test]
+fn a_head_a_range_and_a_conditional_request_get_nothing_of_an_old_page() {
+    for (request, status, body) in [
+        ("HEAD /p/1 HTTP/1.1\r\nHost: shop.test\r\n\r\n", 200, ""),
+        ("GET /p/1 HTTP/1.1\r\nHost: shop.test\r\nRange: bytes=0-0\r\n\r\n", 206, "1"),
+        ("GET /p/1 HTTP/1.1\r\nHost: shop.test\r\nIf-None-Match: \"0\"\r\n\r\n", 200, "1"),
+    ] {
+        let fleet = Fleet::start(&unguarded());
+        store_an_old_page(&fleet);
+        let mut client = Connection::open(fleet.clearcoat.edge).expect("a connection");
+        client.send(request).expect("sent");
+        let answer = client.answer(request.starts_with("HEAD")).expect("an answer");
+        assert_eq!((answer.status, answer.text()), (status, body), "{request}: {answer:?}");
+        assert_eq!(answer.cache(), "MISS", "{request}");
+        assert_eq!(caught(&fleet), 1.0, "{request}");
+    }
+}
+
+#[test]
+fn a_varnish_that_only_says_purged_is_asked_past() {
+    for (varnish, web) in [(1, 1), (2, 1)] {
+        let fleet = Fleet::start(&Plan { varnish, web, vcl: says_purged, ..unguarded() });
+        fleet.warm("/p/1");
+        fleet.shop.set(1, 1);
+        assert_eq!(fleet.purge_tag("cat_p_1").status, 200);
+        assert!(fleet.varnish.iter().all(|varnish| varnish.get("/p/1").text() == "0"), "each keeps it");
+        for _ in 0..3 {
+            assert_eq!(fleet.get("/p/1").text(), "1");
+        }
+        let edge = |node: &str| format!("clearcoat_edge_requests_total{{code_class=\"2xx\",node=\"{node}\"}}");
+        eventually("the web node is seen to have answered", || {
+            (fleet.clearcoat.metric(&edge("web-1")) == 3.0).then_some(())
+        });
+        assert_eq!(fleet.clearcoat.metric("clearcoat_stale_served_total"), 0.0);
+    }
+}
+
+#[test]
+fn an_old_page_is_served_and_counted_or_refused_as_configured() {
+    for (policy, status) in [("serve", 200), ("refuse", 503)] {
+        let edge = format!("[edge]\nlisten = [\"127.0.0.1:0\"]\nwhen_all_behind = \"{policy}\"\n{WITHOUT_TRIAL}");
+        let fleet = Fleet::start(&Plan { config: edge.leak(), vcl: says_purged, ..unguarded() });
+        fleet.warm("/p/1");
+        assert_eq!(fleet.purge_tag("cat_p_1").status, 200);
+        assert_eq!(fleet.get("/p/1").status, status, "{policy}");
+        let served = fleet.clearcoat.metric("clearcoat_stale_served_total");
+        assert_eq!(served, f64::from(u8::from(status == 200)), "{policy}");
+    }
+}
+
+#[test]
+fn after_a_restart_a_page_that_was_purged_before_is_caught_all_the_same() {
+    let mut fleet = Fleet::start(&Plan { vcl: says_purged, ..unguarded() });
+    ["/p/1", "/p/2"].iter().for_each(|page| fleet.warm(page));
+    [1, 2].iter().for_each(|page| fleet.shop.set(*page, 1));
+    assert_eq!(fleet.purge_tag("cat_p_1").status, 200);
+    fleet.clearcoat.kill();
+    fleet.clearcoat.restart();
+    fleet.clearcoat.ready();
+    assert_eq!(fleet.get("/p/1").text(), "1");
+    // What was not purged is what the cache has.
+    assert_eq!(said(&fleet.get("/p/2")), ("HIT", "0"));
+    assert_eq!(fleet.purge_tag("cat_p_2").status, 200);
+    assert_eq!(fleet.get("/p/2").text(), "1");
+}
+
+#[test]
+fn purges_of_a_url_and_of_everything_are_seen_in_a_seal_too() {
+    fn keeps_everything(vcl: &str, _: &str, _: &Path) -> String {
+        let rule = "sub vcl_recv {\n    if (req.method == \"PURGE\" && req.url != \"/.clearcoat/probe\") {\n        \
+            return (synth(200, \"Purged\"));\n    }\n";
+        vcl.replacen("sub vcl_recv {\n", rule, 1)
+    }
+    let fleet = Fleet::start(&Plan { vcl: keeps_everything, ..unguarded() });
+    for (page, purge) in [
+        (1, "PURGE /p/1?of=it HTTP/1.1\r\nHost: shop.test\r\n\r\n"),
+        (2, "PURGE / HTTP/1.1\r\nHost: a\r\nX-Magento-Tags-Pattern: .*\r\n\r\n"),
+        (3, "PURGE / HTTP/1.1\r\nHost: a\r\nX-Clearcoat-Flush: all\r\n\r\n"),
+    ] {
+        let path = format!("/p/{page}");
+        fleet.warm(&path);
+        fleet.shop.set(page, 1);
+        assert_eq!(fleet.get(&path).text(), "0");
+        let answer = exchange(fleet.clearcoat.purge, purge).expect("an answer");
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert_eq!(fleet.get(&path).text(), "1", "{purge}");
+    }
+}
+
+#[test]
+fn forged_fields_count_for_nothing_and_no_client_sees_ours() {
+    let forged = "X-Clearcoat-Seal: 1 0000000000000000.00000000 99 0000000000000000 .\r\n";
+    let web = Upstream::start(move |call| {
+        let asked = call.seen.head.to_lowercase().contains("x-clearcoat-");
+        let page = if asked { "told" } else { "page" };
+        let head = format!("HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\n{forged}Content-Length: 4\r\n\r\n");
+        call.send_then(head + page, Then::KeepAlive)
+    });
+    let node = format!("{WITHOUT_TRIAL}[[node]]\nrole = \"web\"\nid = \"forger\"\naddress = \"{}\"\n", web.address);
+    let fleet = Fleet::start(&Plan { web: 0, config: node.leak(), ..unguarded() });
+    for _ in 0..2 {
+        let request =
+            "GET /p/1 HTTP/1.1\r\nHost: shop.test\r\nX-Clearcoat-Asked: forged\r\nX-Clearcoat-Seal: a\r\n\r\n";
+        let answer = exchange(fleet.clearcoat.edge, request).expect("an answer");
+        assert_eq!((answer.text(), answer.header("x-clearcoat-seal")), ("page", None), "{answer:?}");
+    }
+    let stored = get(fleet.varnish[0].address, "/p/1").expect("an answer");
+    let seal = stored.header("x-clearcoat-seal").expect("a seal");
+    assert!(!seal.starts_with("1 0000000000000000."), "{seal}");
+    assert_eq!(fleet.clearcoat.metric("clearcoat_seal_checks_total{verdict=\"fresh\"}"), 2.0);
+}

@@ -61,6 +61,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
+use crate::awaited::{Lateness, Progress};
 use crate::config::PurgeListener;
 use crate::fleet::{Fence, Health, Member, Node, NodeId, Snapshot, VarnishSettings};
 use crate::journal::{Cursor, Journal, Missed, Position, PurgeObserver};
@@ -125,7 +126,7 @@ pub struct Deliveries {
     context: Context,
     nodes: DashMap<NodeId, Delivery>,
     requests: Mutex<Requests>,
-    progress: watch::Sender<()>,
+    progress: Progress,
     /// The recalls of nodes that left while something was held, for when they come back.
     left: Left,
     /// The head when nothing had passed yet in this process.
@@ -152,7 +153,7 @@ struct DeliveryState {
     /// before anything else.
     known: AtomicBool,
     /// It missed purges, and has not yet shown that it can take them.
-    late: AtomicBool,
+    late: Lateness,
     /// The last position of each batch that a purge may have been in that is waited for, and how many objects the node
     /// said it dropped.
     results: Mutex<VecDeque<(Position, u64)>>,
@@ -200,7 +201,7 @@ impl Deliveries {
             context,
             nodes: DashMap::new(),
             requests: Mutex::new(requests),
-            progress: watch::channel(()).0,
+            progress: Progress::default(),
             refusals: watch::channel(()).0,
             left: Left::default(),
             first,
@@ -248,7 +249,7 @@ impl Deliveries {
 
     /// Something changed that a waiting purge may depend on: a cursor moved, a node came or went.
     pub fn progressed(&self) {
-        self.progress.send_replace(());
+        self.progress.notify();
     }
 
     /// Why the last batch of a node failed, or what it did is held back; empty where neither is so.
@@ -309,19 +310,8 @@ impl Deliveries {
     /// Whoever lets this one wait in vain is late.
     async fn wait_for(&self, position: Position, timeout: Duration) {
         let awaited = self.worth_waiting_for(position);
-        let all_have_it = async {
-            let mut progress = self.progress.subscribe();
-            while awaited.iter().any(|node| !self.is_settled(node, position)) {
-                if progress.changed().await.is_err() {
-                    return;
-                }
-            }
-        };
-        if tokio::time::timeout(timeout, all_have_it).await.is_err() {
-            awaited.iter().filter(|node| !self.is_settled(node, position)).for_each(|node| self.mark_late(node));
-            // Those who wait for the same nodes need not.
-            self.progressed();
-        }
+        let is_settled = |node: &Arc<Node>| self.is_settled(node, position);
+        self.progress.wait_for(&awaited, timeout, is_settled, |node| self.mark_late(node)).await;
     }
 
     /// Nobody waits for nodes that are down, nor for those that are late or held back: they get no traffic anyway.
@@ -345,7 +335,7 @@ impl Deliveries {
 
     /// A node that is current is not late, whatever it was.
     fn is_late(&self, node: &Node) -> bool {
-        let late = self.nodes.get(node.id()).is_some_and(|delivery| delivery.state.late.load(Ordering::SeqCst));
+        let late = self.nodes.get(node.id()).is_some_and(|delivery| delivery.state.late.is_late());
         late && !self.context.fence.is_current(&node.live)
     }
 
@@ -356,7 +346,7 @@ impl Deliveries {
 
     fn mark_late(&self, node: &Node) {
         if let Some(delivery) = self.nodes.get(node.id()) {
-            delivery.state.late.store(true, Ordering::SeqCst);
+            delivery.state.late.mark_late();
         }
     }
 
@@ -407,17 +397,12 @@ impl Deliveries {
 
     /// Returns when every Varnish of the fleet that is not down has everything that was answered.
     pub async fn all_current(&self) {
-        let mut progress = self.progress.subscribe();
-        let all = || {
+        let all_current = || {
             let fleet = self.context.fleet.load();
             let mut alive = fleet.varnish.members().iter().filter(|member| member.health != Health::Down);
             alive.all(|member| self.context.fence.is_current(&member.node.live))
         };
-        while !all() {
-            if progress.changed().await.is_err() {
-                return;
-            }
-        }
+        self.progress.until(all_current).await;
     }
 }
 

@@ -49,6 +49,7 @@ use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::awaited::Progress;
 use crate::config::{JournalKind, PeerAddress, Token};
 use crate::delivery::Deliveries;
 use crate::etcd::{RegistrationStatus, SharedEtcd};
@@ -121,8 +122,8 @@ pub struct Replicas {
     neighbours: Neighbours,
     marks: Mutex<Marks>,
     twins: Twins,
-    /// Rings when a peer has confirmed something, came or went.
-    progress: watch::Sender<()>,
+    /// Notified when a peer has confirmed something, came or went.
+    progress: Progress,
     /// Rings when somebody has come or gone, so that whoever waits to try again need not.
     ring: watch::Sender<()>,
     /// `None` takes our key away.
@@ -175,7 +176,7 @@ impl Replicas {
             neighbours: Neighbours::default(),
             marks: Mutex::new(marks),
             twins: Twins::default(),
-            progress: watch::channel(()).0,
+            progress: Progress::default(),
             ring: watch::channel(()).0,
             record,
             standing,
@@ -324,9 +325,9 @@ impl Replicas {
         }
         drop(peers);
         tracing::info!(replica = %peer.id, "a replica is gone");
-        peer.is_gone_now();
+        peer.mark_gone();
         self.count();
-        self.progress.send_replace(());
+        self.progress.notify();
     }
 
     fn woken(&self) -> watch::Receiver<()> {

@@ -145,7 +145,9 @@ impl Task {
         state.known.store(known, Ordering::SeqCst);
         let cursor = cursor.unwrap_or(0);
         node.live.set_cursor(cursor);
-        state.late.store(cursor < journal.head(), Ordering::SeqCst);
+        if cursor < journal.head() {
+            state.late.mark_late();
+        }
         let budget = Budget::new(pace.max_bans_per_second, pace.longest_wait, Instant::now());
         let mut settling = Stretches::new(pace.settle / SETTLE_GRAINS);
         let young = journal.older_than(pace.settle);
@@ -369,7 +371,7 @@ impl Task {
         let passed = last_passed.max(landing.passed).map_or(Duration::ZERO, |at| at.saturating_duration_since(started));
         let on_their_way = passed >= self.node.live.life_signs.taken_in();
         self.state.remember(last, report.invalidated, self.deliveries.expected());
-        let stood_still = self.failures > 0 || self.state.late.load(Ordering::SeqCst) || report.stood_still;
+        let stood_still = self.failures > 0 || self.state.late.is_late() || report.stood_still;
         let repeat = match (stood_still, on_their_way) {
             (true, _) => Some(now + AFTER_STALL),
             (false, true) => Some(now + LANDING),
@@ -432,13 +434,13 @@ impl Task {
         }
         self.node.live.set_cursor(position);
         self.state.known.store(true, Ordering::SeqCst);
-        let late = self.state.late.swap(false, Ordering::SeqCst);
+        let was_late = self.state.late.mark_on_time();
         self.deliveries.progressed();
         let settle = self.deliveries.context.pace.settle;
         if !settle.is_zero() {
             self.settling.push(before, position, Instant::now() + settle);
         }
-        if late {
+        if was_late {
             tracing::info!(node = %self.node.id(), position, "node is up to date again");
         }
     }

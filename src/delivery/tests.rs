@@ -110,12 +110,7 @@ impl Rig {
     /// Makes a purge durable, and waits until the node has it.
     async fn purge(&self, tag: &str) -> Position {
         let position = self.append(tag).await;
-        let mut progress = self.deliveries.progress.subscribe();
-        let acknowledged = async {
-            while self.node.live.cursor() < position {
-                progress.changed().await.unwrap();
-            }
-        };
+        let acknowledged = self.deliveries.progress.until(|| self.node.live.cursor() >= position);
         tokio::time::timeout(PATIENCE, acknowledged).await.unwrap();
         position
     }

@@ -25,6 +25,9 @@ use super::{Position, Replicas};
 use crate::fleet::NodeId;
 use crate::telemetry::causes;
 
+/// The problem of a peer that let a purge time out.
+const UNCONFIRMED: &str = "it has not confirmed a purge in time";
+
 /// What the others say of a purge.
 #[derive(Default)]
 pub struct Heard {
@@ -46,22 +49,8 @@ impl Replicas {
     /// Waits until every replica that could be waited for has confirmed this purge, at most for `timeout`.
     pub async fn confirmed(&self, position: Position, timeout: Duration) -> Heard {
         let awaited: Vec<Arc<Peer>> = self.sharing().into_iter().filter(|peer| !peer.is_late()).collect();
-        let all_have_it = async {
-            let mut progress = self.progress.subscribe();
-            while awaited.iter().any(|peer| !peer.has(position) && !peer.is_late() && !peer.is_gone()) {
-                if progress.changed().await.is_err() {
-                    return;
-                }
-            }
-        };
-        if tokio::time::timeout(timeout, all_have_it).await.is_err() {
-            awaited
-                .iter()
-                .filter(|peer| !peer.has(position))
-                .for_each(|peer| peer.is_late_now("it has not confirmed a purge in time"));
-            // Those who wait for the same one need not.
-            self.progress.send_replace(());
-        }
+        let is_settled = |peer: &Arc<Peer>| peer.has(position) || peer.is_late() || peer.is_gone();
+        self.progress.wait_for(&awaited, timeout, is_settled, |peer| peer.mark_late(UNCONFIRMED)).await;
         let mut heard = Heard { unconfirmed: self.unmet(), ..Heard::default() };
         for peer in self.sharing() {
             if !peer.has(position) {
@@ -183,9 +172,9 @@ impl Replicas {
             // Who does not say who it is is of a version that does not know what it was asked.
             Ok(Ok(said)) => return (peer.id.clone(), said.from.is_some().then_some(said)),
             Ok(Err(error)) => causes(&error).to_string(),
-            Err(_) => "it has not confirmed a purge in time".to_owned(),
+            Err(_) => UNCONFIRMED.to_owned(),
         };
-        peer.is_late_now(&failed);
+        peer.mark_late(&failed);
         (peer.id.clone(), None)
     }
 

@@ -295,7 +295,7 @@ impl Replicas {
                 Ok(met) => match self.meet_at(&address, met, listed.load(Ordering::SeqCst)) {
                     Some(peer) => {
                         self.neighbours.set(&address, Who::Met(peer.id.clone()), "");
-                        self.progress.send_replace(());
+                        self.progress.notify();
                         match peer::run(Arc::clone(&self), peer).await {
                             TellError::Left => self.neighbours.set(&address, Who::Nobody, ""),
                             error => self.neighbours.set(&address, Who::Unmet, &causes(&error).to_string()),
@@ -357,7 +357,7 @@ impl Replicas {
                 self.neighbours.set(address, Who::Unmet, &problem);
                 return None;
             }
-            known.is_gone_now();
+            known.mark_gone();
             self.peers().remove(&id);
             self.ring.send_replace(());
         }
@@ -389,7 +389,7 @@ impl Replicas {
         let peers: Vec<Arc<Peer>> = self.peers().values().cloned().collect();
         for peer in peers {
             if let Some(listed) = known.get(&peer.record.address) {
-                peer.is_listed_now(listed.load(Ordering::SeqCst));
+                peer.set_listed(listed.load(Ordering::SeqCst));
             }
         }
     }

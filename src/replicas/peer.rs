@@ -38,6 +38,7 @@ use super::call::{TellError, Way};
 use super::message::{Again, Confirmation, Message, RefusedPurge};
 use super::under_way::PeerHolds;
 use super::{Record, Replicas};
+use crate::awaited::Lateness;
 use crate::backoff::Backoff;
 use crate::fleet::NodeId;
 use crate::journal::{Position, Shared};
@@ -79,7 +80,7 @@ pub(super) struct Peer {
     has_gap: AtomicBool,
     /// It has said that it has purges to tell us.
     owes_us: AtomicBool,
-    late: AtomicBool,
+    late: Lateness,
     gone: AtomicBool,
     /// Its key is not in etcd, or its address not among those of the configuration.
     unlisted: AtomicBool,
@@ -115,7 +116,7 @@ impl Peer {
             confirmed: AtomicU64::new(told),
             has_gap: AtomicBool::new(has_gap),
             owes_us: AtomicBool::new(false),
-            late: AtomicBool::new(false),
+            late: Lateness::default(),
             gone: AtomicBool::new(false),
             unlisted: AtomicBool::new(!listed),
             relisted: Notify::new(),
@@ -152,14 +153,14 @@ impl Peer {
     }
 
     pub(super) fn is_late(&self) -> bool {
-        self.late.load(Ordering::SeqCst)
+        self.late.is_late()
     }
 
     pub(super) fn is_gone(&self) -> bool {
         self.gone.load(Ordering::SeqCst)
     }
 
-    pub(super) fn is_gone_now(&self) {
+    pub(super) fn mark_gone(&self) {
         self.gone.store(true, Ordering::SeqCst);
     }
 
@@ -168,7 +169,7 @@ impl Peer {
     }
 
     /// Whether it is named where replicas are: in etcd, or in the configuration.
-    pub(super) fn is_listed_now(&self, listed: bool) {
+    pub(super) fn set_listed(&self, listed: bool) {
         if self.unlisted.swap(!listed, Ordering::SeqCst) == listed {
             self.relisted.notify_one();
             if listed {
@@ -192,9 +193,9 @@ impl Peer {
     }
 
     /// Nobody waits for it any more.
-    pub(super) fn is_late_now(&self, problem: &str) {
+    pub(super) fn mark_late(&self, problem: &str) {
         *self.problem.lock() = problem.into();
-        if !self.late.swap(true, Ordering::SeqCst) {
+        if self.late.mark_late() {
             tracing::warn!(
                 replica = %self.id, address = self.record.address, problem,
                 "a replica does not confirm purges: they are answered without it, and it may serve an old page until it is told again, or by the journal"
@@ -202,10 +203,10 @@ impl Peer {
         }
     }
 
-    fn is_on_time_again(&self) {
+    fn mark_on_time(&self) {
         *self.heard.lock() = Instant::now();
         *self.problem.lock() = "".into();
-        if self.late.swap(false, Ordering::SeqCst) {
+        if self.late.mark_on_time() {
             tracing::info!(replica = %self.id, "a replica confirms purges again");
         }
     }
@@ -223,7 +224,7 @@ impl Peer {
         if gap_is_told {
             self.has_gap.store(false, Ordering::SeqCst);
         }
-        self.is_on_time_again();
+        self.mark_on_time();
     }
 
     /// Has it tell nodes of a purge once more, and gives what it says then.
@@ -293,8 +294,8 @@ async fn keep_telling(replicas: Arc<Replicas>, peer: Arc<Peer>) -> TellError {
             return error;
         }
         // Where nobody listens, nobody is served an old page either; and who does not answer has had its time.
-        peer.is_late_now(&causes(&error).to_string());
-        replicas.progress.send_replace(());
+        peer.mark_late(&causes(&error).to_string());
+        replicas.progress.notify();
         // Whoever has confirmed anything since was there.
         failures = if peer.has(before + 1) { 1_u32 } else { failures.saturating_add(1) };
         tokio::select! {
@@ -330,7 +331,7 @@ async fn tell(replicas: &Arc<Replicas>, peer: &Arc<Peer>, journal: &dyn Shared) 
             if purges.is_empty() && !asks && refused.is_empty() {
                 // Others' purges: they tell of those themselves.
                 if on_their_way.is_empty() && peer.confirmed.swap(last, Ordering::SeqCst) != last {
-                    replicas.progress.send_replace(());
+                    replicas.progress.notify();
                     // Some of them may have been refused.
                     continue;
                 }
@@ -359,7 +360,7 @@ async fn tell(replicas: &Arc<Replicas>, peer: &Arc<Peer>, journal: &dyn Shared) 
                 // What was skipped behind it counts, too, when nothing else is on its way.
                 let confirmed = if on_their_way.is_empty() { told.max(last) } else { last };
                 peer.confirms(last, confirmed, confirmation, tells_gap);
-                replicas.progress.send_replace(());
+                replicas.progress.notify();
             }
             moved = head.wait_for(|head| *head > told), if !full => if moved.is_err() {
                 return TellError::NoAnswer(Duration::ZERO);

@@ -160,9 +160,9 @@ impl Replicas {
         let known = self.peers().get(id).cloned();
         match known.filter(|peer| peer.record.boot == record.boot) {
             Some(peer) if record.leaving && !self.has_journal_in_common() => {
-                peer.is_gone_now();
+                peer.mark_gone();
                 self.ring.send_replace(());
-                self.progress.send_replace(());
+                self.progress.notify();
             }
             Some(_) => {}
             None if record.leaving => {}

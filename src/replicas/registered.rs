@@ -107,7 +107,7 @@ impl Replicas {
                     }
                 }),
             }
-            self.progress.send_replace(());
+            self.progress.notify();
             let records = self.peers().iter().map(|(id, peer)| (id.clone(), peer.record.clone())).collect();
             memory.keep(records).await;
         }
@@ -150,7 +150,7 @@ impl Replicas {
             return;
         }
         if let Some(peer) = self.peers().get(&id).filter(|peer| peer.record == record) {
-            return peer.is_listed_now(listed);
+            return peer.set_listed(listed);
         }
         self.part(&id, tasks);
         if record.leaving {
@@ -178,7 +178,7 @@ impl Replicas {
     fn miss(&self, id: &NodeId, tasks: &mut Tasks) {
         let peer = self.peers().get(id).cloned();
         match peer.filter(|peer| self.shares_with(peer)) {
-            Some(peer) => peer.is_listed_now(false),
+            Some(peer) => peer.set_listed(false),
             None => self.part(id, tasks),
         }
     }
@@ -188,7 +188,7 @@ impl Replicas {
         let gone = self.peers().remove(id);
         if let Some(peer) = gone {
             tracing::info!(replica = %id, "a replica is gone");
-            peer.is_gone_now();
+            peer.mark_gone();
             self.count();
         }
     }

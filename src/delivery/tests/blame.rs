@@ -93,12 +93,7 @@ impl Rig {
     }
 
     async fn until_at(&self, position: Position) {
-        let mut progress = self.deliveries.progress.subscribe();
-        let there = async {
-            while self.node.live.cursor() < position {
-                progress.changed().await.unwrap();
-            }
-        };
+        let there = self.deliveries.progress.until(|| self.node.live.cursor() >= position);
         tokio::time::timeout(PATIENCE, there).await.unwrap();
     }
 

@@ -42,6 +42,7 @@ mod keep_up;
 mod landed;
 mod landing;
 mod recalls;
+mod refusal;
 mod requests;
 mod stretches;
 mod task;
@@ -50,7 +51,6 @@ mod tests;
 mod walk;
 
 use std::collections::VecDeque;
-use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -65,15 +65,15 @@ use crate::awaited::{Lateness, Progress};
 use crate::config::PurgeListener;
 use crate::fleet::{Fence, Health, Member, Node, NodeId, Snapshot, VarnishSettings};
 use crate::journal::{Cursor, Journal, Missed, Position, PurgeObserver};
-use crate::purge::{Ban, Guard, Purge, Target};
+use crate::purge::{Guard, Purge};
 use crate::slow_start::SlowStart;
 use crate::telemetry::{Metrics, causes};
 pub use expected::Expected;
 use landed::Landed;
 pub use recalls::Hold;
 use recalls::{Left, Recalls};
+pub use refusal::{Refusable, Refusals};
 use requests::Requests;
-pub use requests::{Refusable, Refusals};
 
 /// Lets this guard take note of each purge of a journal, before any delivery can see it.
 pub fn noted_by(guard: &Arc<Guard>) -> PurgeObserver {
@@ -421,26 +421,4 @@ impl DeliveryState {
     fn invalidated(&self, position: Position) -> u64 {
         self.results.lock().iter().find(|(last, _)| *last >= position).map_or(0, |(_, invalidated)| *invalidated)
     }
-}
-
-/// What stands for a target that a node may refuse for itself, and that can be long; `None` for one that it must take.
-fn fingerprint(target: &Target) -> Option<u64> {
-    match target {
-        Target::Forward(forward) => Some(hash(forward)),
-        Target::Pool(pattern) => Some(hash(pattern.as_str())),
-        Target::All | Target::Everything | Target::Tags(_) | Target::Pattern(_) => None,
-    }
-}
-
-/// The same of what a node is sent.
-fn fingerprint_of_ban(ban: &Ban) -> Option<u64> {
-    match ban {
-        Ban::Forward(forward) => Some(hash(forward)),
-        Ban::Pool { pattern, .. } => Some(hash(&**pattern)),
-        Ban::Everything | Ban::Tags { .. } | Ban::Keys { .. } => None,
-    }
-}
-
-fn hash<T: Hash + ?Sized>(what: &T) -> u64 {
-    BuildHasherDefault::<DefaultHasher>::default().hash_one(what)
 }

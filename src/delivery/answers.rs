@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::requests::{Consequence, Owed};
-use super::walk::Refused;
+use super::refusal::{Owed, Refused};
+use super::requests::Consequence;
 use super::{Deliveries, Refusals};
 use crate::fleet::{LANDING, NodeId};
 use crate::journal::{Missed, Position};

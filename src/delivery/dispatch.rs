@@ -18,8 +18,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::fingerprint_of_ban;
-use super::requests::Owed;
+use super::refusal::{Owed, fingerprint_of_ban};
 use super::walk::{Batch, Item};
 use crate::fleet::{Live, VarnishSettings};
 use crate::purge::{Ban, Purge, TagSet, Target as Purged, compile};

@@ -25,31 +25,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::fingerprint;
-use super::walk::Refused;
+use super::refusal::{Owed, Refusable, Refusals, Refused};
 use crate::fleet::NodeId;
 use crate::journal::{Entry, Position};
-use crate::purge::{Purge, Target};
-
-/// What of a purge a node may refuse for itself: a request that is handed on, or a pool (not every VCL knows them).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refusable {
-    pub(super) fingerprint: u64,
-    is_handed_on: bool,
-}
-
-impl Refusable {
-    /// That of this purge, if there is any. A request names one at most.
-    pub fn of(purge: &Purge) -> Option<Self> {
-        purge.targets.iter().find_map(|target| {
-            let is_handed_on = matches!(target, Target::Forward(_));
-            fingerprint(target).map(|fingerprint| Refusable { fingerprint, is_handed_on })
-        })
-    }
-}
-
-/// Nodes that do not take a purge though they take others, and why.
-pub type Refusals = Vec<(NodeId, Arc<str>)>;
 
 /// Purges that were handed on, or name a pool.
 #[derive(Debug, Default)]
@@ -101,18 +79,6 @@ pub(super) enum PurgeVerdict {
     Refused(Refusals),
     /// No node has taken or refused it in time.
     Untaken,
-}
-
-/// What is to be done for a purge that a node does not take, before it may be passed over.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Owed {
-    /// Nothing: whoever waits for it is told, or was.
-    #[default]
-    Nothing,
-    /// A ban of everything. Of a purge that may have been refused to its sender no more is asked.
-    Flush,
-    /// One that is shown to drop what has no tags as well.
-    FlushOfAll,
 }
 
 /// What follows from a refusal.

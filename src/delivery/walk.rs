@@ -13,8 +13,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::fingerprint;
-use super::requests::Owed;
+use super::refusal::{Owed, Refused, fingerprint};
 use crate::fleet::VarnishSettings;
 use crate::journal::{Entry, Journal, Missed, Position};
 use crate::purge::{Ban, Batch as Compiled, Guard, Purge, Target, compile};
@@ -40,22 +39,6 @@ pub(super) struct Sources {
     /// Where the node listens.
     pub(super) address: SocketAddr,
     pub(super) settings: VarnishSettings,
-}
-
-/// Targets with this fingerprint that a node does not take though it takes others: those of purges after the first position
-/// up to the second.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Refused {
-    pub(super) fingerprint: u64,
-    pub(super) after: Position,
-    pub(super) last: Position,
-}
-
-impl Refused {
-    /// Whether such a target of the purge at this position is one of them.
-    fn is(&self, fingerprint: u64, position: Position) -> bool {
-        self.fingerprint == fingerprint && self.after < position && position <= self.last
-    }
 }
 
 /// The way from what a node has to what it shall have.
@@ -210,7 +193,7 @@ impl Walk {
     fn is_refused(&self, entry: &Entry, target: &Target) -> bool {
         !self.refused.is_empty()
             && fingerprint(target)
-                .is_some_and(|target| self.refused.iter().any(|refused| refused.is(target, entry.position)))
+                .is_some_and(|target| self.refused.iter().any(|refused| refused.includes(target, entry.position)))
     }
 
     /// What is left of a purge of which a flush covers a part, or the node refuses one; `None` for all others.

@@ -1,6 +1,6 @@
 use super::*;
 use crate::journal::Origin;
-use crate::purge::{Forward, Pattern};
+use crate::purge::{Forward, Pattern, Purge, Target};
 
 const SENDER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 

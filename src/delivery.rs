@@ -51,6 +51,7 @@ mod tests;
 mod walk;
 
 use std::collections::VecDeque;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -105,19 +106,23 @@ pub struct Context {
 /// How purges are told, as configured.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    /// Bans for one Varnish; above it purges gather. 0 is no limit.
-    pub max_bans_per_second: u32,
-    /// How long purges gather at most.
+    /// Bans per second for one Varnish, if they are limited. Beyond it purges gather.
+    pub max_bans_per_second: Option<NonZeroU32>,
+    /// The longest time for which purges gather.
     pub longest_wait: Duration,
-    /// How long after its acknowledgement a purge is told once more; 0 is never.
-    pub settle: Duration,
+    /// The delay after its acknowledgement with which a purge is sent once more, if it is.
+    pub settle: Option<Duration>,
 }
 
 impl Pace {
     /// As configured.
     pub fn new(config: &PurgeListener) -> Self {
         let PurgeListener { max_bans_per_second, settle, ack_timeout, .. } = *config;
-        Pace { max_bans_per_second, longest_wait: ack_timeout / 4, settle }
+        Pace {
+            max_bans_per_second: NonZeroU32::new(max_bans_per_second),
+            longest_wait: ack_timeout / 4,
+            settle: (!settle.is_zero()).then_some(settle),
+        }
     }
 }
 
@@ -161,7 +166,7 @@ struct DeliveryState {
     recalls: Arc<Recalls>,
     /// Up to where pages for it have landed that passed here.
     landed: Mutex<Landed>,
-    error: Mutex<Arc<str>>,
+    error: Mutex<Option<Arc<str>>>,
 }
 
 /// How a purge ended, for its answer.
@@ -252,11 +257,11 @@ impl Deliveries {
         self.progress.notify();
     }
 
-    /// Why the last batch of a node failed, or what it did is held back; empty where neither is so.
-    pub fn error(&self, id: &NodeId) -> Arc<str> {
-        let Some(delivery) = self.nodes.get(id) else { return "".into() };
-        let error = Arc::clone(&delivery.state.error.lock());
-        if error.is_empty() { delivery.state.recalls.held_because().unwrap_or(error) } else { error }
+    /// Why the last batch of a node failed, or why its acknowledgements are held back.
+    pub fn error(&self, id: &NodeId) -> Option<Arc<str>> {
+        let state = Arc::clone(&self.nodes.get(id)?.state);
+        let error = state.error.lock().clone();
+        error.or_else(|| state.recalls.held_because())
     }
 
     /// Begins to wait for a purge that is about to be accepted. What nodes report from now on is kept for it.

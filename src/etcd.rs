@@ -232,6 +232,9 @@ impl Pauses {
     }
 }
 
+/// The id of a lease; etcd gives none the number 0.
+pub type LeaseId = std::num::NonZeroI64;
+
 /// One for the whole process: its connections take the members in turn.
 pub type SharedEtcd = Arc<EtcdCluster>;
 

@@ -147,9 +147,9 @@ pub struct View {
     pub is_self: bool,
     /// It has confirmed everything that it was told.
     pub confirmed: bool,
-    /// Why not; empty where it has.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub problem: String,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<Arc<str>>,
 }
 
 impl Replicas {
@@ -162,7 +162,7 @@ impl Replicas {
         let by_address = matches!(context.found_by, FoundBy::Addresses(_));
         let marks = Marks::open(context.memory.clone().filter(|_| by_address), head, is_anew);
         if by_address {
-            marks.journal().clone_into(&mut own.journal_id);
+            own.journal_id = Some(marks.journal().to_owned());
         }
         let (record, recorded) = watch::channel(Some(own.encode()));
         let (standing_sender, standing) = watch::channel(RegistrationStatus::default());
@@ -232,8 +232,8 @@ impl Replicas {
     pub fn view(&self) -> Vec<View> {
         let twin = self.twins.current();
         let problem = match twin {
-            Some(twin) => self.same_name(&twin.address),
-            None => self.standing.borrow().problem.clone(),
+            Some(twin) => Some(self.same_name(&twin.address).into()),
+            None => self.standing.borrow().problem.as_deref().map(Arc::from),
         };
         let own = View {
             id: self.id.clone(),
@@ -250,7 +250,7 @@ impl Replicas {
             journal: peer.record.journal.clone(),
             is_self: false,
             confirmed: self.shares_with(peer) && !peer.is_late(),
-            problem: if self.shares_with(peer) { peer.problem().to_string() } else { NOT_SHARED.to_owned() },
+            problem: if self.shares_with(peer) { peer.problem() } else { Some(NOT_SHARED.into()) },
         });
         std::iter::once(own).chain(others).chain(self.unmet_view()).collect()
     }

@@ -115,7 +115,7 @@ mod tests {
                 guard,
                 metrics: Arc::new(crate::telemetry::Metrics::new().unwrap()),
                 slow_start: Arc::new(crate::slow_start::SlowStart::new(&crate::config::HealthChecks::default())),
-                pace: Pace { max_bans_per_second: 0, longest_wait: Duration::ZERO, settle: Duration::ZERO },
+                pace: Pace { max_bans_per_second: None, longest_wait: Duration::ZERO, settle: None },
                 started: began,
             };
             Rig { context, landed: Landed::new(0), began, ms: AtomicU64::new(1) }

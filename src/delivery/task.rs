@@ -149,11 +149,13 @@ impl Task {
             state.late.mark_late();
         }
         let budget = Budget::new(pace.max_bans_per_second, pace.longest_wait, Instant::now());
-        let mut settling = Stretches::new(pace.settle / SETTLE_GRAINS);
-        let young = journal.older_than(pace.settle);
-        if !pace.settle.is_zero() && young < cursor {
-            // Who acknowledged these was another process, and may not have lived to repeat them.
-            settling.push(young, cursor, Instant::now() + pace.settle);
+        let mut settling = Stretches::new(pace.settle.unwrap_or_default() / SETTLE_GRAINS);
+        if let Some(settle) = pace.settle {
+            // These were acknowledged to an earlier process, which may have ended before it repeated them.
+            let young = journal.older_than(settle);
+            if young < cursor {
+                settling.push(young, cursor, Instant::now() + settle);
+            }
         }
         Task {
             metrics: deliveries.context.metrics.node(node.spec.role(), node.id()),
@@ -192,7 +194,7 @@ impl Task {
             match self.go_on().await {
                 Ok(()) => {
                     self.failures = 0;
-                    *self.state.error.lock() = "".into();
+                    *self.state.error.lock() = None;
                 }
                 Err(setback) => self.back_off(&setback).await,
             }
@@ -256,7 +258,8 @@ impl Task {
             self.unsure.postpone(until);
             if landing.lasts_long(now) {
                 let text: Arc<str> = "a page that purges concern is still on its way to it".into();
-                if std::mem::replace(&mut *self.state.error.lock(), Arc::clone(&text)) != text {
+                let logged = self.state.error.lock().replace(Arc::clone(&text));
+                if logged.as_ref() != Some(&text) {
                     tracing::info!(node = %self.node.id(), after, last, "{text}: they count when it has arrived");
                 }
             }
@@ -436,8 +439,7 @@ impl Task {
         self.state.known.store(true, Ordering::SeqCst);
         let was_late = self.state.late.mark_on_time();
         self.deliveries.progressed();
-        let settle = self.deliveries.context.pace.settle;
-        if !settle.is_zero() {
+        if let Some(settle) = self.deliveries.context.pace.settle {
             self.settling.push(before, position, Instant::now() + settle);
         }
         if was_late {
@@ -469,8 +471,8 @@ impl Task {
     /// Waits before the next attempt; a change of the node's health cuts the wait short.
     async fn back_off(&mut self, setback: &Setback) {
         let text: Arc<str> = causes(setback).to_string().into();
-        let told = std::mem::replace(&mut *self.state.error.lock(), Arc::clone(&text));
-        if told != text {
+        let logged = self.state.error.lock().replace(Arc::clone(&text));
+        if logged.as_ref() != Some(&text) {
             tracing::warn!(node = %self.node.id(), error = &*text, "purges do not reach a node");
         }
         self.failures = self.failures.saturating_add(1);

@@ -65,7 +65,7 @@ struct Rig {
     told: Told,
 }
 
-const CALM: Pace = Pace { max_bans_per_second: 0, longest_wait: Duration::from_millis(250), settle: Duration::ZERO };
+const CALM: Pace = Pace { max_bans_per_second: None, longest_wait: Duration::from_millis(250), settle: None };
 
 impl Rig {
     async fn new(pace: Pace) -> Self {
@@ -228,7 +228,7 @@ async fn what_passed_before_the_process_began_may_be_on_its_way_too() {
 
 #[tokio::test]
 async fn purges_above_the_budget_gather_and_none_is_lost() {
-    let rig = Rig::new(Pace { max_bans_per_second: 10, ..CALM }).await;
+    let rig = Rig::new(Pace { max_bans_per_second: NonZeroU32::new(10), ..CALM }).await;
     rig.ran(&[400, 200]);
     let began = Instant::now();
     for number in 0..400 {
@@ -333,7 +333,7 @@ async fn a_hold_outlives_a_new_registration_and_then_the_node_is_told_again() {
     let position = rig.purge("a").await;
     let hold = rig.deliveries.hold(position, rig.node.id(), "a page".into()).unwrap();
     assert!(rig.node.live.cursor() < position);
-    assert_eq!(&*rig.deliveries.error(rig.node.id()), "a page");
+    assert_eq!(rig.deliveries.error(rig.node.id()).as_deref(), Some("a page"));
     // Its headers were changed, say.
     rig.deliveries
         .context
@@ -374,7 +374,7 @@ async fn no_purge_waits_for_a_node_that_is_held_back_before_it() {
 #[tokio::test]
 async fn what_settles_is_told_once_more_after_its_answer() {
     let settle = Duration::from_millis(400);
-    let rig = Rig::new(Pace { settle, ..CALM }).await;
+    let rig = Rig::new(Pace { settle: Some(settle), ..CALM }).await;
     rig.ran(&[400, 200]);
     rig.purge("first").await;
     rig.purge("second").await;
@@ -390,7 +390,7 @@ async fn what_was_not_settled_when_the_process_ended_is_settled_by_the_next() {
     let position = rig.purge("a").await;
     let (journal, guard) = (Arc::clone(&rig.deliveries.context.journal), Arc::clone(&rig.guard));
     journal.save_cursors(rig.deliveries.cursors()).await.unwrap();
-    let next = Rig::with(Pace { settle: Duration::from_millis(500), ..CALM }, journal, guard, None).await;
+    let next = Rig::with(Pace { settle: Some(Duration::from_millis(500)), ..CALM }, journal, guard, None).await;
     assert_eq!(next.node.live.cursor(), position);
     next.until_told(",)a(", 1).await;
 }

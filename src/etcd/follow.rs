@@ -37,7 +37,7 @@ use etcd_client::{EventType, GetOptions, KeyValue, WatchOptions, WatchResponse, 
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
-use super::{Failure, Pauses, RaftPosition, Session, SharedEtcd, bounded};
+use super::{Failure, LeaseId, Pauses, RaftPosition, Session, SharedEtcd, bounded};
 pub use crate::telemetry::Resync;
 use crate::telemetry::causes;
 use known::{WatchContent, WatchMessage, WatchOutcome, WatchPosition};
@@ -62,8 +62,8 @@ pub struct Item {
     pub key: String,
     /// Its value.
     pub value: Vec<u8>,
-    /// The lease that the key is attached to; 0 without one.
-    pub lease: i64,
+    /// The lease that the key is attached to, if it is to one.
+    pub lease: Option<LeaseId>,
     /// When it was written last.
     pub revision: i64,
     /// When it was made.
@@ -118,9 +118,9 @@ pub struct WatchStatus {
     expected: AtomicI64,
     /// The revision of etcd when the watch began.
     begun_at: AtomicI64,
-    /// Milliseconds since `started`; 0 is never.
+    /// Milliseconds from `started` to the last answer.
     heard: AtomicU64,
-    problem: Mutex<Arc<str>>,
+    problem: Mutex<Option<Arc<str>>>,
 }
 
 impl WatchStatus {
@@ -134,7 +134,7 @@ impl WatchStatus {
             expected: AtomicI64::new(0),
             begun_at: AtomicI64::new(0),
             heard: AtomicU64::new(0),
-            problem: Mutex::new("".into()),
+            problem: Mutex::default(),
         })
     }
 
@@ -154,9 +154,9 @@ impl WatchStatus {
         self.started.elapsed().saturating_sub(heard)
     }
 
-    /// Why changes do not come in; empty if they do.
-    pub fn problem(&self) -> Arc<str> {
-        Arc::clone(&self.problem.lock())
+    /// Why changes do not come in, if they do not.
+    pub fn problem(&self) -> Option<Arc<str>> {
+        self.problem.lock().clone()
     }
 
     /// Another connection has seen this revision. It says nothing about the changes before it, but a history that
@@ -172,30 +172,22 @@ impl WatchStatus {
 
     fn heard(&self, revision: i64) {
         let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.heard.store(now.max(1), Ordering::Relaxed);
+        self.heard.store(now, Ordering::Relaxed);
         self.revision.store(revision, Ordering::Relaxed);
         if !self.connected.swap(true, Ordering::Relaxed) {
-            self.tell("");
+            *self.problem.lock() = None;
             tracing::info!(what = self.what, revision, "etcd is followed");
         }
     }
 
     fn lost(&self, failure: &Failure) {
         self.connected.store(false, Ordering::Relaxed);
-        let text = causes(failure).to_string();
-        // Once a change, not once an attempt.
-        if self.tell(&text) {
-            tracing::warn!(what = self.what, error = text, "etcd cannot be followed: what is known of it stays");
+        let text: Arc<str> = causes(failure).to_string().into();
+        let logged = self.problem.lock().replace(Arc::clone(&text));
+        // Once for each change, not for each attempt.
+        if logged.as_ref() != Some(&text) {
+            tracing::warn!(what = self.what, error = &*text, "etcd cannot be followed: what is known of it stays");
         }
-    }
-
-    fn tell(&self, problem: &str) -> bool {
-        let mut told = self.problem.lock();
-        let is_new = **told != *problem;
-        if is_new {
-            *told = problem.into();
-        }
-        is_new
     }
 }
 
@@ -389,8 +381,8 @@ impl PrefixWatcher {
     fn read(&self, response: &WatchResponse) -> WatchMessage {
         // First: a watch that is refused comes as created and cancelled at once.
         let content = if response.canceled() {
-            let (compacted, reason) = (response.compact_revision(), response.cancel_reason().to_owned());
-            WatchContent::Cancelled { compacted, reason }
+            let (is_compacted, reason) = (response.compact_revision() > 0, response.cancel_reason().to_owned());
+            WatchContent::Cancelled { is_compacted, reason }
         } else if response.created() {
             WatchContent::Created
         } else {
@@ -412,7 +404,7 @@ impl PrefixWatcher {
         Item {
             key: self.name(kv),
             value: kv.value().to_vec(),
-            lease: kv.lease(),
+            lease: LeaseId::new(kv.lease()),
             revision: kv.mod_revision(),
             created: kv.create_revision(),
         }

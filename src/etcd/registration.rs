@@ -44,8 +44,8 @@ pub struct RegistrationStatus {
     pub registered: bool,
     /// Another process has it.
     pub superseded: bool,
-    /// Why it is not there; empty if it is.
-    pub problem: String,
+    /// Why it is not there, or not ours.
+    pub problem: Option<String>,
 }
 
 /// A lease that is kept over one connection.
@@ -86,13 +86,13 @@ impl Registration {
                 Ok(()) => break,
                 Err(failure) => {
                     let problem = causes(&failure).to_string();
-                    let is_new = status.borrow().problem != problem;
+                    let is_new = status.borrow().problem.as_ref() != Some(&problem);
                     if is_new {
                         tracing::warn!(key = self.key, error = problem, "not registered in etcd; it is tried again");
                     }
                     status.send_modify(|status| {
                         status.registered = false;
-                        status.problem = problem;
+                        status.problem = Some(problem);
                     });
                 }
             }
@@ -154,7 +154,7 @@ impl Registration {
         let before = status.send_replace(RegistrationStatus {
             registered: ours,
             superseded: !ours,
-            problem: if ours { String::new() } else { "another process has registered under this name".to_owned() },
+            problem: (!ours).then(|| "another process has registered under this name".to_owned()),
         });
         if ours && !before.registered {
             tracing::info!(key = self.key, "registered in etcd");

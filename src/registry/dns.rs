@@ -255,10 +255,10 @@ mod tests {
             (matches!(events.last(), Some(Event::Listed(NodeSource::Dns))), status.is_connected(), status.problem())
         };
         let some = |rejected| Ok(AnsweredNodes { nodes: Vec::new(), rejected });
-        assert_eq!(listed(1, some(0)), (false, false, "".into()));
-        assert_eq!(listed(1, some(0)), (false, false, "".into()));
-        assert_eq!(listed(0, Err("a:80: SERVFAIL".into())), (true, false, "a:80: SERVFAIL".into()));
-        assert_eq!(listed(0, some(2)), (false, true, "".into()));
+        assert_eq!(listed(1, some(0)), (false, false, None));
+        assert_eq!(listed(1, some(0)), (false, false, None));
+        assert_eq!(listed(0, Err("a:80: SERVFAIL".into())), (true, false, Some("a:80: SERVFAIL".into())));
+        assert_eq!(listed(0, some(2)), (false, true, None));
         assert_eq!(count.get(), 2);
     }
 

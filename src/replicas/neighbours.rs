@@ -61,13 +61,12 @@ struct Row {
     who: Who,
     /// Somebody has tried to find out.
     tried: bool,
-    problem: Arc<str>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Who {
-    /// Nobody that we could speak with.
-    Unmet,
+    /// Nobody that we could speak with, and why.
+    Unmet(Arc<str>),
     /// This replica.
     Met(NodeId),
     /// Nobody who has to be told: ourselves, one that is told by another address, or one that has said goodbye.
@@ -77,7 +76,7 @@ enum Who {
 impl Row {
     fn is_unmet(&self, is_peer: impl Fn(&NodeId) -> bool) -> bool {
         match &self.who {
-            Who::Unmet => true,
+            Who::Unmet(_) => true,
             Who::Met(id) => !is_peer(id),
             Who::Nobody => false,
         }
@@ -97,8 +96,8 @@ impl Neighbours {
         let rows = self.rows();
         let unmet = rows.iter().filter(|(_, row)| row.is_unmet(&is_peer));
         let view = unmet.filter_map(|(address, row)| {
-            let (journal, problem) = (String::new(), row.problem.to_string());
-            let id = name_of(address)?;
+            let problem = if let Who::Unmet(problem) = &row.who { Some(Arc::clone(problem)) } else { None };
+            let (id, journal) = (name_of(address)?, String::new());
             Some(View { id, address: address.clone(), journal, is_self: false, confirmed: false, problem })
         });
         view.collect()
@@ -110,13 +109,14 @@ impl Neighbours {
     }
 
     /// Who is there, and what is wrong; said when that changes.
-    fn set(&self, address: &str, who: Who, problem: &str) {
-        let row = Row { who, tried: true, problem: problem.into() };
-        let before = self.rows().insert(address.to_owned(), row);
-        if !problem.is_empty() && before.is_none_or(|before| *before.problem != *problem) {
+    fn set(&self, address: &str, who: Who) {
+        let before = self.rows().insert(address.to_owned(), Row { who: who.clone(), tried: true });
+        if let Who::Unmet(problem) = &who
+            && before.is_none_or(|before| before.who != who)
+        {
             tracing::warn!(
                 address,
-                problem,
+                problem = &**problem,
                 "no replica that could be told of purges is at this address (replica.peers)"
             );
         }
@@ -126,12 +126,12 @@ impl Neighbours {
     fn say_unmet(&self, address: &str, error: &TellError) {
         let has_left = self.rows().get(address).is_some_and(|row| row.tried && row.who == Who::Nobody);
         if !(has_left && error.is_refused_connection()) {
-            self.set(address, Who::Unmet, &causes(error).to_string());
+            self.set(address, Who::Unmet(causes(error).to_string().into()));
         }
     }
 
     fn expect(&self, address: &str) {
-        let row = Row { who: Who::Unmet, tried: false, problem: "not met yet".into() };
+        let row = Row { who: Who::Unmet("not met yet".into()), tried: false };
         self.rows().entry(address.to_owned()).or_insert(row);
     }
 
@@ -206,7 +206,8 @@ async fn follow_name(replicas: Arc<Replicas>, name: String) {
             _ if !known.is_empty() => {}
             found => {
                 let problem = found.err().unwrap_or_else(|| "the name has no address".to_owned());
-                replicas.neighbours.set(&name, Who::Unmet, &format!("looking up {name} failed: {problem}"));
+                let problem = format!("looking up {name} failed: {problem}");
+                replicas.neighbours.set(&name, Who::Unmet(problem.into()));
             }
         }
         while tasks.try_join_next().is_some() {}
@@ -272,14 +273,14 @@ impl Replicas {
         let rows: Vec<Row> = self.neighbours.rows().values().cloned().collect();
         rows.iter().all(|row| match &row.who {
             Who::Met(id) => self.peers().get(id).is_none_or(|peer| !peer.owes_us() || peer.is_late()),
-            Who::Unmet | Who::Nobody => row.tried,
+            Who::Unmet(_) | Who::Nobody => row.tried,
         })
     }
 
     /// Notes how far a peer is, where that has to be known at the next start.
     pub(super) fn keep_mark(&self, peer: &Peer) {
-        if let Some(position) = peer.confirmed_up_to().filter(|_| !peer.record.journal_id.is_empty()) {
-            self.marks().note(&peer.id, Mark { journal: peer.record.journal_id.clone(), position });
+        if let (Some(position), Some(journal)) = (peer.confirmed_up_to(), &peer.record.journal_id) {
+            self.marks().note(&peer.id, Mark { journal: journal.clone(), position });
         }
     }
 
@@ -294,11 +295,11 @@ impl Replicas {
             match self.ask_who(&way).await {
                 Ok(met) => match self.meet_at(&address, met, listed.load(Ordering::SeqCst)) {
                     Some(peer) => {
-                        self.neighbours.set(&address, Who::Met(peer.id.clone()), "");
+                        self.neighbours.set(&address, Who::Met(peer.id.clone()));
                         self.progress.notify();
                         match peer::run(Arc::clone(&self), peer).await {
-                            TellError::Left => self.neighbours.set(&address, Who::Nobody, ""),
-                            error => self.neighbours.set(&address, Who::Unmet, &causes(&error).to_string()),
+                            TellError::Left => self.neighbours.set(&address, Who::Nobody),
+                            error => self.neighbours.set(&address, Who::Unmet(causes(&error).to_string().into())),
                         }
                         failures = 1;
                     }
@@ -329,32 +330,32 @@ impl Replicas {
     fn meet_at(&self, address: &str, met: Introduction, listed: bool) -> Option<Arc<Peer>> {
         let Introduction { id, record, fresh, .. } = met;
         if record.boot == self.own.boot {
-            self.neighbours.set(address, Who::Nobody, "");
+            self.neighbours.set(address, Who::Nobody);
             return None;
         }
         let record = Record { address: address.to_owned(), ..record };
         if id == self.id {
             self.twins.has_spoken(&record, self.holds_name_against(&record));
-            self.neighbours.set(address, Who::Unmet, &self.same_name(address));
+            self.neighbours.set(address, Who::Unmet(self.same_name(address).into()));
             return None;
         }
-        if !self.goes_with(&record) || record.journal_id.is_empty() {
+        if !self.goes_with(&record) || record.journal_id.is_none() {
             let problem = format!("its journal is in {}, and ours in {}", record.journal, self.own.journal);
-            self.neighbours.set(address, Who::Unmet, &problem);
+            self.neighbours.set(address, Who::Unmet(problem.into()));
             return None;
         }
         let known = self.peers().get(&id).cloned();
         if let Some(known) = known {
             if known.record.boot == record.boot {
                 // By another address.
-                self.neighbours.set(address, Who::Nobody, "");
+                self.neighbours.set(address, Who::Nobody);
                 return None;
             }
             // One that answers against one that does not; of two that do, the same one for all who see both.
             if !known.is_late() && known.record.boot > record.boot {
                 let other = &known.record.address;
                 let problem = format!("replica.id \"{id}\" is used by {other} and by {address}: give each its own");
-                self.neighbours.set(address, Who::Unmet, &problem);
+                self.neighbours.set(address, Who::Unmet(problem.into()));
                 return None;
             }
             known.mark_gone();
@@ -375,7 +376,9 @@ impl Replicas {
         let journal = self.context.journal.as_ref()?;
         let marks = self.marks();
         Some(match marks.get(id) {
-            Some(mark) if mark.journal == record.journal_id => Start::After(mark.position.min(journal.head())),
+            Some(mark) if record.journal_id.as_ref() == Some(&mark.journal) => {
+                Start::After(mark.position.min(journal.head()))
+            }
             // It has lost its journal, and with it what it was told, and what it has accepted itself.
             Some(_) => Start::Gap,
             None if fresh => Start::After(self.context.deliveries.least_cursor()),
@@ -404,8 +407,8 @@ mod tests {
         let neighbours = Neighbours::default();
         let id = |id: &str| NodeId::try_from(id).unwrap();
         neighbours.expect("[2001:db8::1]:6081");
-        neighbours.set("192.0.2.2:6081", Who::Met(id("b")), "");
-        neighbours.set("192.0.2.3:6081", Who::Nobody, "");
+        neighbours.set("192.0.2.2:6081", Who::Met(id("b")));
+        neighbours.set("192.0.2.3:6081", Who::Nobody);
         assert_eq!(neighbours.unmet(|_| true), [id("2001:db8::1:6081")]);
         assert_eq!(neighbours.unmet(|_| false), [id("192.0.2.2:6081"), id("2001:db8::1:6081")]);
         // Nobody listens any more where somebody has said goodbye; and one that hangs there is somebody.

@@ -87,7 +87,7 @@ pub(super) struct Peer {
     /// Rings when that has changed.
     relisted: Notify,
     heard: Mutex<Instant>,
-    problem: Mutex<Arc<str>>,
+    problem: Mutex<Option<Arc<str>>>,
     confirmations: Mutex<VecDeque<(Position, Confirmation)>>,
     /// What is held here for as long as pages are under way there.
     pub(super) under_way: PeerHolds,
@@ -121,7 +121,7 @@ impl Peer {
             unlisted: AtomicBool::new(!listed),
             relisted: Notify::new(),
             heard: Mutex::new(Instant::now()),
-            problem: Mutex::new("".into()),
+            problem: Mutex::default(),
             confirmations: Mutex::default(),
             under_way: PeerHolds::default(),
         }
@@ -187,14 +187,14 @@ impl Peer {
         is_over || matches!(error, TellError::Restarted | TellError::Left)
     }
 
-    pub(super) fn problem(&self) -> Arc<str> {
-        let problem = Arc::clone(&self.problem.lock());
-        if problem.is_empty() && self.is_unlisted() { "not registered any more".into() } else { problem }
+    pub(super) fn problem(&self) -> Option<Arc<str>> {
+        let problem = self.problem.lock().clone();
+        problem.or_else(|| self.is_unlisted().then(|| "not registered any more".into()))
     }
 
     /// Nobody waits for it any more.
     pub(super) fn mark_late(&self, problem: &str) {
-        *self.problem.lock() = problem.into();
+        *self.problem.lock() = Some(problem.into());
         if self.late.mark_late() {
             tracing::warn!(
                 replica = %self.id, address = self.record.address, problem,
@@ -205,7 +205,7 @@ impl Peer {
 
     fn mark_on_time(&self) {
         *self.heard.lock() = Instant::now();
-        *self.problem.lock() = "".into();
+        *self.problem.lock() = None;
         if self.late.mark_on_time() {
             tracing::info!(replica = %self.id, "a replica confirms purges again");
         }

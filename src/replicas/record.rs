@@ -16,8 +16,8 @@ pub struct Record {
     /// What journal it has, as configured.
     pub journal: String,
     /// The name of its journal, where that is its own: another one is another journal, and nothing of the first is there.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub journal_id: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journal_id: Option<String>,
     /// What it runs.
     pub version: String,
     /// When it started, in milliseconds since 1970.
@@ -35,7 +35,7 @@ impl Record {
         Record {
             address,
             journal: journal.as_str().to_owned(),
-            journal_id: String::new(),
+            journal_id: None,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started: clock::now_ms(),
             boot: format!("{:016x}", fastrand::u64(..)),

@@ -31,8 +31,8 @@ pub(super) struct WatchMessage {
 /// What a response is about.
 #[derive(Debug)]
 pub(super) enum WatchContent {
-    /// The watch is over.
-    Cancelled { compacted: i64, reason: String },
+    /// The watch is over. `is_compacted`: the history where it should have begun is compacted.
+    Cancelled { is_compacted: bool, reason: String },
     /// The watch has begun.
     Created,
     /// The changes; empty in a notice of progress.
@@ -71,7 +71,7 @@ impl WatchPosition {
     pub(super) fn take(&mut self, response: WatchMessage, expected: i64, position: RaftPosition) -> WatchOutcome {
         let at = response.at.unwrap_or(self.revision);
         match response.content {
-            WatchContent::Cancelled { compacted: 0, reason } => WatchOutcome::Failed(Failure::Cancelled(reason)),
+            WatchContent::Cancelled { is_compacted: false, reason } => WatchOutcome::Failed(Failure::Cancelled(reason)),
             WatchContent::Cancelled { .. } => WatchOutcome::Relist(Resync::Compacted),
             // A member that lags says so, too; the list that follows comes from the leader and settles it.
             WatchContent::Created if at < self.revision.max(expected) => WatchOutcome::Relist(Resync::Restored),
@@ -160,11 +160,11 @@ mod tests {
 
     #[test]
     fn what_etcd_has_forgotten_is_listed_and_any_other_end_is_a_failure() {
-        let cancelled = |compacted| {
-            known(10).take(response(99, 0, WatchContent::Cancelled { compacted, reason: "so".into() }), 0, POSITION)
+        let cancelled = |is_compacted| {
+            known(10).take(response(99, 0, WatchContent::Cancelled { is_compacted, reason: "so".into() }), 0, POSITION)
         };
-        assert!(matches!(cancelled(50), WatchOutcome::Relist(Resync::Compacted)));
-        assert!(matches!(cancelled(0), WatchOutcome::Failed(Failure::Cancelled(reason)) if reason == "so"));
+        assert!(matches!(cancelled(true), WatchOutcome::Relist(Resync::Compacted)));
+        assert!(matches!(cancelled(false), WatchOutcome::Failed(Failure::Cancelled(reason)) if reason == "so"));
     }
 
     #[test]

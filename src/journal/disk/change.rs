@@ -68,8 +68,8 @@ pub(super) struct Change {
     pub(super) cursors: Vec<(NodeId, Cursor)>,
     /// Where in etcd entries are, or that they are not there.
     pub(super) found: Vec<(Position, Option<u64>)>,
-    /// Above 0: whether the volume takes so many bytes is all that is asked.
-    pub(super) probe: usize,
+    /// Bytes to write only to see whether the volume accepts as many again.
+    pub(super) probe: Option<usize>,
 }
 
 /// Writes format and name into a file that has none, and makes the tables, so that no purge pays for that.
@@ -99,14 +99,14 @@ pub(super) fn write(
     let mut transaction = database.begin_write()?;
     if let Some(identity) = begun {
         name(&transaction, identity)?;
-    } else if change.head == change.before && change.refused.is_empty() && change.probe == 0 {
+    } else if change.head == change.before && change.refused.is_empty() && change.probe.is_none() {
         // Without an fsync: the next purge's commit takes this to the disk with it, and so does closing the file. A crash
         // before that leaves older cursors, and an older cursor only replays more; and it leaves purges that are not
         // known to be in etcd, and etcd knows better.
         transaction.set_durability(Durability::None)?;
     }
-    if change.probe > 0 {
-        transaction.open_table(PROBE)?.insert((), vec![0; change.probe].as_slice())?;
+    if let Some(bytes) = change.probe {
+        transaction.open_table(PROBE)?.insert((), vec![0; bytes].as_slice())?;
     }
     if change.head > change.before || begun.is_some() {
         write_entries(&transaction, change, records, begun.is_some())?;

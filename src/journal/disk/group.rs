@@ -57,8 +57,8 @@ pub(super) struct Group {
     pub(super) seen: u64,
     /// Up to here everything is a gap.
     pub(super) broken_off: Option<Position>,
-    /// So many bytes, to see whether the disk takes them.
-    pub(super) probe: usize,
+    /// Bytes to write only to see whether the disk accepts them.
+    pub(super) probe: Option<usize>,
     /// Whom to tell whether what they asked for is on the disk.
     pub(super) saved: Vec<Answer<()>>,
     /// Whom to tell that it holds: what is known of etcd does not depend on the disk.
@@ -79,7 +79,7 @@ impl Group {
             found: vec![],
             seen: 0,
             broken_off: None,
-            probe: 0,
+            probe: None,
             saved: vec![],
             noted: vec![],
         }

@@ -74,9 +74,9 @@ impl<'s> Writer<'s> {
         let commands = self.commands.recv_many(&mut self.waiting, MAX_GROUP);
         // Also what needs no fsync by itself: it would find that all is well.
         let (received, probe) = if self.condition.is_failing() {
-            (timeout(PROBE, commands).await.ok(), self.refused.clamp(1, MAX_PROBE))
+            (timeout(PROBE, commands).await.ok(), Some(self.refused.clamp(1, MAX_PROBE)))
         } else {
-            (Some(commands.await), 0)
+            (Some(commands.await), None)
         };
         match received {
             Some(0) => None,

@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::record::NodeRecord;
+use crate::etcd::LeaseId;
 use crate::etcd::follow::{Change, Item};
 use crate::fleet::{NodeId, NodeKey, Role};
 
@@ -31,8 +32,8 @@ pub(super) struct Roster {
 struct KnownKey {
     /// The revision of the last write.
     revision: i64,
-    /// The lease that the key is attached to; 0 without one.
-    lease: i64,
+    /// The lease that the key is attached to, if it is to one.
+    lease: Option<LeaseId>,
     /// The hash of its value, so that one that is listed again is not parsed again.
     fingerprint: u64,
     /// The last value that could be read.
@@ -67,8 +68,8 @@ pub(super) struct Departure {
     pub(super) key: String,
     pub(super) role: Role,
     pub(super) id: NodeId,
-    /// The lease that its key had; 0 without one.
-    pub(super) lease: i64,
+    /// The lease that its key had, if it had one.
+    pub(super) lease: Option<LeaseId>,
     /// It had said that it was about to go.
     pub(super) drained: bool,
 }
@@ -129,7 +130,7 @@ impl Roster {
     }
 
     /// Restores a key from before the process started. The first list says what has become of it.
-    pub(super) fn restore(&mut self, key: String, lease: i64, record: NodeRecord) {
+    pub(super) fn restore(&mut self, key: String, lease: Option<LeaseId>, record: NodeRecord) {
         self.keys.insert(key, KnownKey { lease, record: Some(record), ..KnownKey::default() });
     }
 
@@ -139,7 +140,7 @@ impl Roster {
     }
 
     /// The nodes that are there: their keys, leases and records.
-    pub(super) fn nodes(&self) -> impl Iterator<Item = (&str, i64, &NodeRecord)> {
+    pub(super) fn nodes(&self) -> impl Iterator<Item = (&str, Option<LeaseId>, &NodeRecord)> {
         self.keys.iter().filter_map(|(key, known)| Some((key.as_str(), known.lease, known.record.as_ref()?)))
     }
 }
@@ -162,6 +163,7 @@ mod tests {
     use super::*;
 
     fn item(key: &str, value: &str, lease: i64, revision: i64) -> Item {
+        let lease = LeaseId::new(lease);
         Item { key: key.to_owned(), value: value.as_bytes().to_vec(), lease, revision, created: revision }
     }
 
@@ -179,7 +181,7 @@ mod tests {
 
     fn departure(step: &Option<RosterChange>) -> Option<(i64, bool)> {
         let Some(RosterChange::Gone(Departure { lease, drained, .. })) = step else { return None };
-        Some((*lease, *drained))
+        Some((lease.map_or(0, LeaseId::get), *drained))
     }
 
     #[test]
@@ -245,11 +247,11 @@ mod tests {
     fn what_was_there_before_the_process_is_compared_with_the_first_list() {
         let mut roster = Roster::default();
         let record = |address: &str| NodeRecord::parse(Role::Web, address.as_bytes()).unwrap().0;
-        roster.restore("web/a".to_owned(), 7, record("10.0.0.5:80"));
-        roster.restore("web/b".to_owned(), 8, record("10.0.0.6:80"));
+        roster.restore("web/a".to_owned(), LeaseId::new(7), record("10.0.0.5:80"));
+        roster.restore("web/b".to_owned(), LeaseId::new(8), record("10.0.0.6:80"));
         let steps = roster.list(vec![item("web/a", "10.0.0.5:80", 7, 3), item("web/c", "10.0.0.7:80", 0, 4)], 9);
         let gone = steps.iter().filter_map(|step| if let RosterChange::Gone(gone) = step { Some(gone) } else { None });
-        assert_eq!(gone.map(|gone| (gone.key.as_str(), gone.lease)).collect::<Vec<_>>(), [("web/b", 8)]);
+        assert_eq!(gone.map(|gone| (gone.key.as_str(), gone.lease)).collect::<Vec<_>>(), [("web/b", LeaseId::new(8))]);
         assert_eq!(addresses(&roster).len(), 2);
     }
 

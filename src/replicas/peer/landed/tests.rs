@@ -55,7 +55,7 @@ impl Rig {
             guard: Arc::clone(&guard),
             metrics: Arc::clone(&metrics),
             slow_start: Arc::new(SlowStart::new(&HealthChecks::default())),
-            pace: Pace { max_bans_per_second: 0, longest_wait: Duration::ZERO, settle: Duration::ZERO },
+            pace: Pace { max_bans_per_second: None, longest_wait: Duration::ZERO, settle: None },
             started: Instant::now(),
         }));
         let live = Arc::<Live>::default();

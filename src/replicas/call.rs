@@ -10,7 +10,6 @@ use tokio::net::TcpStream;
 use super::message::{Confirmation, Message};
 use super::{MISDIRECTED, PATH, Replicas};
 use crate::http_client::{self, Connection};
-use crate::telemetry::causes;
 
 /// An answer is some words, and the nodes of a fleet.
 const MAX_ANSWER: usize = 1 << 20;
@@ -18,7 +17,7 @@ const MAX_ANSWER: usize = 1 << 20;
 /// Why there was no answer, or none of use.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum TellError {
-    #[error("connecting failed: {0}")]
+    #[error("connecting failed")]
     Connect(#[from] std::io::Error),
     #[error(transparent)]
     Http(#[from] hyper::Error),
@@ -30,8 +29,13 @@ pub(super) enum TellError {
     NoAnswer(Duration),
     #[error("it answered {0}: {1}")]
     Refused(u16, String),
-    #[error("its answer cannot be read: {0}")]
-    BadAnswer(String),
+    #[error("its answer cannot be read")]
+    BadAnswer(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// It does not say who it is.
+    #[error("it is of a version that knows no replica.peers")]
+    Nameless,
+    #[error("the task that asked it has ended")]
+    Task(#[from] tokio::task::JoinError),
     /// Another process is there than the one that was meant.
     #[error("it was restarted")]
     Restarted,
@@ -112,10 +116,9 @@ impl Way {
         }
         let answer = connection.send(request.body(Full::new(body))?).await?;
         let status = answer.status().as_u16();
-        let body = http_client::read(answer.into_body(), MAX_ANSWER).await;
-        let body = body.map_err(|error| TellError::BadAnswer(causes(&*error).to_string()))?;
+        let body = http_client::read(answer.into_body(), MAX_ANSWER).await.map_err(TellError::BadAnswer)?;
         match status {
-            200 => serde_json::from_slice(&body).map_err(|error| TellError::BadAnswer(error.to_string())),
+            200 => serde_json::from_slice(&body).map_err(|error| TellError::BadAnswer(error.into())),
             MISDIRECTED => Err(TellError::Restarted),
             _ => Err(TellError::Refused(status, reason(&body))),
         }

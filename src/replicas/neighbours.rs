@@ -323,7 +323,7 @@ impl Replicas {
 
     async fn ask_who(&self, way: &Way) -> Result<Introduction, TellError> {
         let said = way.post(self, &self.hello(Duration::ZERO)).await?;
-        said.from.ok_or_else(|| TellError::BadAnswer("it is of a version that knows no replica.peers".to_owned()))
+        said.from.ok_or(TellError::Nameless)
     }
 
     /// Whoever is at this address, as somebody to be told of purges; `None` where it is nobody to be told.

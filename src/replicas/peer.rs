@@ -405,10 +405,7 @@ async fn asks_again(replicas: &Replicas, peer: &Peer) {
 /// The answer to the oldest message.
 async fn first(on_their_way: &mut VecDeque<Sent>) -> Result<(Position, bool, Confirmation), TellError> {
     match on_their_way.front_mut() {
-        Some(sent) => match (&mut sent.answer).await {
-            Ok(answer) => answer.map(|confirmation| (sent.last, sent.tells_gap, confirmation)),
-            Err(error) => Err(TellError::Refused(500, error.to_string())),
-        },
+        Some(sent) => Ok((sent.last, sent.tells_gap, (&mut sent.answer).await??)),
         None => std::future::pending().await,
     }
 }

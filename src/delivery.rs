@@ -20,8 +20,8 @@
 //! **A page that is on its way is told of twice.** The guard of the origin marks pages that were rendered before a purge
 //! and pass after it. A page that passed just before may still be in the socket of a Varnish: when that reads the ban
 //! first, it stores the page after it, where no ban finds it any more. The guard knows when a page of these tags passed
-//! last, so the same bans go out again a moment later ([`LANDING`](crate::fleet::LANDING)), and only then does the cursor
-//! move. Where a page is known to be under way still, they go out when it has arrived ([`landing`]). For a node that may
+//! last, so the same bans go out again a moment later ([`FILL_LATENCY`](crate::fleet::FILL_LATENCY)), and only then does the cursor
+//! move. Where a page is known to be under way still, they go out when it has arrived ([`pending_fills`]). For a node that may
 //! have stood still, "just before" is as long ago as it was seen to run ([`LifeSigns`](crate::fleet::LifeSigns)).
 //!
 //! **Bans are rationed** (`purge.max_bans_per_second`, [`budget`]): above it purges gather for longer, and are told as
@@ -38,13 +38,13 @@ mod answers;
 mod budget;
 mod dispatch;
 mod expected;
+mod fill_watermark;
 mod keep_up;
-mod landed;
-mod landing;
+mod pending_fills;
 mod recalls;
+mod redelivery;
 mod refusal;
 mod requests;
-mod stretches;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -70,7 +70,7 @@ use crate::purge::{Guard, Purge};
 use crate::slow_start::SlowStart;
 use crate::telemetry::{Metrics, causes};
 pub use expected::Expected;
-use landed::Landed;
+use fill_watermark::FillWatermark;
 pub use recalls::Hold;
 use recalls::{Left, Recalls};
 pub use refusal::{Refusable, Refusals};
@@ -84,7 +84,7 @@ pub fn noted_by(guard: &Arc<Guard>) -> PurgeObserver {
 
 /// What every delivery works with.
 #[derive(Clone)]
-pub struct Context {
+pub struct DeliveryContext {
     /// What is to be delivered.
     pub journal: Arc<dyn Journal>,
     /// What was promised.
@@ -111,7 +111,7 @@ pub struct Pace {
     /// The longest time for which purges gather.
     pub longest_wait: Duration,
     /// The delay after its acknowledgement with which a purge is sent once more, if it is.
-    pub settle: Option<Duration>,
+    pub redelivery_delay: Option<Duration>,
 }
 
 impl Pace {
@@ -121,14 +121,14 @@ impl Pace {
         Pace {
             max_bans_per_second: NonZeroU32::new(max_bans_per_second),
             longest_wait: ack_timeout / 4,
-            settle: (!settle.is_zero()).then_some(settle),
+            redelivery_delay: (!settle.is_zero()).then_some(settle),
         }
     }
 }
 
 /// The deliveries of all Varnish nodes.
 pub struct Deliveries {
-    context: Context,
+    context: DeliveryContext,
     nodes: DashMap<NodeId, Delivery>,
     requests: Mutex<Requests>,
     progress: Progress,
@@ -137,7 +137,7 @@ pub struct Deliveries {
     /// The head when nothing had passed yet in this process.
     first: Position,
     /// Up to where pages have landed, whoever they are for.
-    landed: Mutex<Landed>,
+    watermark: Mutex<FillWatermark>,
     /// Rings when a purge is refused to its sender.
     refusals: watch::Sender<()>,
 }
@@ -165,7 +165,7 @@ struct DeliveryState {
     /// What it has to be told once more because another replica could not.
     recalls: Arc<Recalls>,
     /// Up to where pages for it have landed that passed here.
-    landed: Mutex<Landed>,
+    watermark: Mutex<FillWatermark>,
     error: Mutex<Option<Arc<str>>>,
 }
 
@@ -196,7 +196,7 @@ impl Acknowledged {
 
 impl Deliveries {
     /// No deliveries yet.
-    pub fn new(context: Context) -> Self {
+    pub fn new(context: DeliveryContext) -> Self {
         let first = context.journal.head();
         let mut requests = Requests::default();
         if let Missed::Entries(entries) = context.journal.since(context.journal.floor()) {
@@ -210,7 +210,7 @@ impl Deliveries {
             refusals: watch::channel(()).0,
             left: Left::default(),
             first,
-            landed: Mutex::new(Landed::new(first)),
+            watermark: Mutex::new(FillWatermark::new(first)),
         }
     }
 
@@ -219,8 +219,8 @@ impl Deliveries {
     pub fn start(self: &Arc<Self>, node: &Arc<Node>, settings: &VarnishSettings) {
         let recalls = self.left.take(node.id());
         recalls.attach(&node.live);
-        let landed = Mutex::new(Landed::new(self.first));
-        let state = Arc::new(DeliveryState { recalls, landed, ..DeliveryState::default() });
+        let watermark = Mutex::new(FillWatermark::new(self.first));
+        let state = Arc::new(DeliveryState { recalls, watermark, ..DeliveryState::default() });
         let task = task::Task::new(Arc::clone(self), Arc::clone(node), settings, Arc::clone(&state));
         let task = tokio::spawn(task.run()).abort_handle();
         self.nodes.insert(node.id().clone(), Delivery { node: Arc::clone(node), state, task });
@@ -241,8 +241,8 @@ impl Deliveries {
     }
 
     /// The node has answered a health check that was asked at this time, and took so long.
-    pub fn answered(&self, node: &Node, asked: Instant, took: Duration) {
-        node.live.life_signs.measured(asked.saturating_duration_since(self.context.started), took);
+    pub fn record_health_check(&self, node: &Node, asked: Instant, took: Duration) {
+        node.live.life_signs.record_round_trip(asked.saturating_duration_since(self.context.started), took);
     }
 
     /// A node came up or went down: what it misses may be worth another try now.
@@ -253,7 +253,7 @@ impl Deliveries {
     }
 
     /// Something changed that a waiting purge may depend on: a cursor moved, a node came or went.
-    pub fn progressed(&self) {
+    pub fn notify_progress(&self) {
         self.progress.notify();
     }
 
@@ -300,7 +300,7 @@ impl Deliveries {
         self.context.fence.raise(self.context.journal.head());
     }
 
-    async fn settle(&self, position: Position, timeout: Duration) {
+    async fn await_acknowledgements(&self, position: Position, timeout: Duration) {
         self.wait_for(position, timeout).await;
         // Timed out or not: who has the purge is read below, for the fence and for the answer.
         let before = self.context.fence.raise(position);
@@ -346,7 +346,7 @@ impl Deliveries {
 
     /// However long that takes, whoever asks for the end of it does not hurry for a purge.
     fn is_held_back(&self, node: &Node, position: Position) -> bool {
-        self.nodes.get(node.id()).is_some_and(|delivery| delivery.state.recalls.hold_back(position))
+        self.nodes.get(node.id()).is_some_and(|delivery| delivery.state.recalls.is_held_back(position))
     }
 
     fn mark_late(&self, node: &Node) {

@@ -15,7 +15,7 @@
 //! goes on with what it knows. What is known of etcd 3.4 to 3.6 and of its clients, and has shaped the rules, stands at
 //! the rules.
 
-mod failure;
+mod error;
 pub mod follow;
 mod registration;
 
@@ -29,7 +29,7 @@ use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
 use crate::backoff::Backoff;
 use crate::config;
 
-pub use failure::Failure;
+pub use error::EtcdError;
 pub use registration::{Registration, RegistrationStatus};
 
 /// How long connecting may take, and any answer to a request. A leader is elected within a second or two; what takes
@@ -105,27 +105,27 @@ impl EtcdCluster {
     ///
     /// # Errors
     /// The error of the last one, if none was of use.
-    pub async fn connect(&self) -> Result<Session, Failure> {
-        let mut failure = Failure::Closed;
+    pub async fn connect(&self) -> Result<Session, EtcdError> {
+        let mut failure = EtcdError::Closed;
         for _ in 0..self.endpoints.len() {
             let turn = self.next.fetch_add(1, Ordering::Relaxed);
             let endpoint = &self.endpoints[turn % self.endpoints.len()];
             match self.connect_to(endpoint).await {
                 Ok(session) => return Ok(session),
-                Err(reason) => failure = Failure::At(endpoint.clone(), Box::new(reason)),
+                Err(reason) => failure = EtcdError::At(endpoint.clone(), Box::new(reason)),
             }
         }
         Err(failure)
     }
 
-    async fn connect_to(&self, endpoint: &str) -> Result<Session, Failure> {
+    async fn connect_to(&self, endpoint: &str) -> Result<Session, EtcdError> {
         let options = self.options()?;
         let connected = async {
             let client = Client::connect([endpoint], Some(options.clone().with_credentials(&self.config)?)).await;
             match client {
                 // A user may be configured here before etcd asks for one.
-                Err(error) if failure::wants_no_user(&error) => {
-                    Ok::<_, Failure>(Client::connect([endpoint], Some(options.0)).await?)
+                Err(error) if error::wants_no_user(&error) => {
+                    Ok::<_, EtcdError>(Client::connect([endpoint], Some(options.0)).await?)
                 }
                 client => Ok(client?),
             }
@@ -138,7 +138,7 @@ impl EtcdCluster {
         Ok(Session { client, endpoint: endpoint.to_owned(), position })
     }
 
-    fn options(&self) -> Result<Options, Failure> {
+    fn options(&self) -> Result<Options, EtcdError> {
         let mut options = ConnectOptions::new()
             .with_connect_timeout(PATIENCE)
             .with_keep_alive(PING_EVERY, PING_PATIENCE)
@@ -146,9 +146,9 @@ impl EtcdCluster {
             .with_require_leader(true);
         let config::Etcd { ca, cert, key, .. } = &self.config;
         let Some(ca) = ca else { return Ok(Options(options)) };
-        let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(failure::read(ca)?));
+        let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(error::read(ca)?));
         if let (Some(cert), Some(key)) = (cert, key) {
-            tls = tls.identity(Identity::from_pem(failure::read(cert)?, failure::read(key)?));
+            tls = tls.identity(Identity::from_pem(error::read(cert)?, error::read(key)?));
         }
         options = options.with_tls(tls);
         Ok(Options(options))
@@ -160,21 +160,21 @@ impl EtcdCluster {
 struct Options(ConnectOptions);
 
 impl Options {
-    fn with_credentials(self, config: &config::Etcd) -> Result<ConnectOptions, Failure> {
+    fn with_credentials(self, config: &config::Etcd) -> Result<ConnectOptions, EtcdError> {
         let (Some(username), Some(password_file)) = (&config.username, &config.password_file) else {
             return Ok(self.0);
         };
         // Read each time: it may have been changed, and that may be why the last connection was lost.
-        let password = String::from_utf8_lossy(&failure::read(password_file)?).trim_end().to_owned();
+        let password = String::from_utf8_lossy(&error::read(password_file)?).trim_end().to_owned();
         Ok(self.0.with_user(username, password))
     }
 }
 
 /// Asks a member for its raft position; one without a leader is an error.
-async fn position(client: &mut Client) -> Result<RaftPosition, Failure> {
+async fn position(client: &mut Client) -> Result<RaftPosition, EtcdError> {
     let status = bounded(async { Ok(client.status().await?) }).await?;
     if status.leader() == 0 {
-        return Err(Failure::NoLeader);
+        return Err(EtcdError::NoLeader);
     }
     let cluster = status.header().map_or(0, etcd_client::ResponseHeader::cluster_id);
     Ok(RaftPosition { cluster, term: status.raft_term(), index: status.raft_index() })
@@ -184,8 +184,8 @@ impl Session {
     /// Asks the member for its raft position.
     ///
     /// # Errors
-    /// [`Failure`]: it does not answer, or has no leader.
-    pub async fn look(&mut self) -> Result<RaftPosition, Failure> {
+    /// [`EtcdError`]: it does not answer, or has no leader.
+    pub async fn look(&mut self) -> Result<RaftPosition, EtcdError> {
         self.position = position(&mut self.client).await?;
         Ok(self.position)
     }
@@ -193,8 +193,8 @@ impl Session {
     /// Makes one request of this member, and waits for its answer for [`PATIENCE`] at most.
     ///
     /// # Errors
-    /// [`Failure`]; whether the request was carried out is not known if no answer came.
-    pub async fn request<T, F>(&self, request: impl FnOnce(Client) -> F) -> Result<T, Failure>
+    /// [`EtcdError`]; whether the request was carried out is not known if no answer came.
+    pub async fn request<T, F>(&self, request: impl FnOnce(Client) -> F) -> Result<T, EtcdError>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
@@ -204,8 +204,8 @@ impl Session {
 }
 
 /// Waits no longer than [`PATIENCE`].
-async fn bounded<T>(answer: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    tokio::time::timeout(PATIENCE, answer).await.unwrap_or(Err(Failure::NoAnswer))
+async fn bounded<T>(answer: impl Future<Output = Result<T, EtcdError>>) -> Result<T, EtcdError> {
+    tokio::time::timeout(PATIENCE, answer).await.unwrap_or(Err(EtcdError::NoAnswer))
 }
 
 /// The pauses between attempts: each is anything from nothing to a bound that doubles (full jitter), so that many who

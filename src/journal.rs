@@ -9,7 +9,7 @@
 //! - **Readers never wait for a disk or a network.** What can be replayed is a bounded tail in memory; the store
 //!   behind it is read once, at the start. A purge becomes readable, then head moves, then its sender is answered:
 //!   whoever was woken by [`Journal::watch`] finds what it was woken for.
-//! - **A cursor that is too old is no error.** It is [`Missed::Gap`], and the caller sends one ban of everything.
+//! - **A cursor that is too old is no error.** It is [`Missed::Truncated`], and the caller sends one ban of everything.
 //!   That is why the tail may be bounded at all: too much dropped is slow, too little is wrong.
 //! - **What is marked is the exception.** Of a purge that nodes refused to its sender a mark is made durable before the
 //!   answer; any other one counts as answered as done. So a purge pays for no second fsync, and whatever is lost in a crash is
@@ -23,9 +23,9 @@ mod contract;
 mod cursors;
 mod disk;
 mod etcd;
-mod ledger;
 mod memory;
 mod named;
+mod position_map;
 mod readable;
 mod tail;
 
@@ -44,9 +44,9 @@ use crate::fleet::{NodeId, is_another_life};
 use crate::purge::Purge;
 
 pub use disk::{Damage, Disk, FILES_COMMAND, OpenError, Settings, serve_files};
-pub use etcd::{Etcd, Told};
+pub use etcd::{Etcd, PurgeMessage};
 pub use memory::Memory;
-pub use named::{Local, Named};
+pub use named::{Named, NamedStore};
 pub use readable::Readable;
 
 /// A place in the journal; 0 is before the first. Positions grow, not always by one, and none is given twice.
@@ -73,7 +73,7 @@ pub struct Entry {
     pub purge: Purge,
     /// Its name among replicas, where there are any.
     #[serde(skip)]
-    pub origin: Option<Origin>,
+    pub origin: Option<EntryOrigin>,
 }
 
 impl Entry {
@@ -97,7 +97,7 @@ impl Entry {
 
 /// What an entry is called where several journals hold the same purges.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Origin {
+pub struct EntryOrigin {
     /// Its name, the same in all of them.
     pub id: Arc<str>,
     /// When it came to be in etcd, as far as was known when it was appended here. Where it is not there yet, it is on its
@@ -118,24 +118,24 @@ pub struct Cursor {
 
 impl Cursor {
     /// What this cursor says of a cache that lives its life of this epoch.
-    fn remembered(self, epoch: Option<&str>) -> Remembered {
+    fn remembered(self, epoch: Option<&str>) -> CursorState {
         if is_another_life(self.epoch.as_deref(), epoch) {
-            Remembered::AnotherLife
+            CursorState::CacheRestarted
         } else {
-            Remembered::At(self.position)
+            CursorState::At(self.position)
         }
     }
 }
 
 /// What a journal knows of a Varnish that it meets again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Remembered {
+pub enum CursorState {
     /// It had acknowledged every purge up to here.
     At(Position),
     /// It was here in another life: its cache began empty since.
-    AnotherLife,
+    CacheRestarted,
     /// Nothing.
-    Nothing,
+    Unknown,
 }
 
 /// How much lies after a cursor.
@@ -153,7 +153,7 @@ pub enum Missed {
     /// Everything after the cursor up to the head, in order. Empty when the cursor is at the head.
     Entries(Vec<Arc<Entry>>),
     /// The journal cannot say: it no longer holds all of it, or the cursor is of another journal.
-    Gap,
+    Truncated,
 }
 
 /// How much can be replayed. Whichever limit is reached first, the oldest entries go.
@@ -303,8 +303,8 @@ pub trait Journal: Send + Sync + 'static {
     }
 
     /// What is known of a node whose cache lives its life of this epoch.
-    fn remembered(&self, node: &NodeId, epoch: Option<&str>) -> Remembered {
-        self.cursors().remove(node).map_or(Remembered::Nothing, |cursor| cursor.remembered(epoch))
+    fn remembered(&self, node: &NodeId, epoch: Option<&str>) -> CursorState {
+        self.cursors().remove(node).map_or(CursorState::Unknown, |cursor| cursor.remembered(epoch))
     }
 
     /// The last durable position; 0 while there is none.
@@ -376,16 +376,16 @@ pub trait Shared: Journal {
     ///
     /// # Errors
     /// [`WriteError`]: not all of them were taken in.
-    fn admit(&self, told: Vec<Told>) -> BoxFuture<'_, Result<Position, WriteError>>;
+    fn admit(&self, told: Vec<PurgeMessage>) -> BoxFuture<'_, Result<Position, WriteError>>;
 
     /// The place of a purge by its name, while it is held.
     fn place_of(&self, id: &str) -> Option<Position> {
-        self.readable().ledger().position(id)
+        self.readable().position_map().position(id)
     }
 
     /// The name of the purge at this position, while it is held.
     fn name_of(&self, position: Position) -> Option<Arc<str>> {
-        self.readable().ledger().name(position)
+        self.readable().position_map().name(position)
     }
 
     /// Up to where the other replicas find every purge without us. `None` where they know only what they are told.

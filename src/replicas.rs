@@ -28,8 +28,8 @@
 
 mod agreement;
 mod call;
+mod known_replicas;
 mod marks;
-mod memory;
 mod message;
 mod neighbours;
 mod peer;
@@ -62,8 +62,8 @@ use neighbours::Neighbours;
 use peer::Peer;
 use twin::Twins;
 
-pub use agreement::Heard;
-pub use message::{Again, Confirmation, Introduction, Message, PeerPosition, RefusedPurge};
+pub use agreement::PeerAnswers;
+pub use message::{Confirmation, Introduction, Message, PeerPosition, RedeliveryRequest, RefusedPurge};
 pub use reception::Received;
 pub use record::{Record, own_address, own_id};
 
@@ -83,7 +83,7 @@ const MOST: usize = 32;
 const GAP: &str = "gap-";
 
 /// What a replica works with.
-pub struct Context {
+pub struct ReplicaContext {
     /// Where the others are found.
     pub found_by: FoundBy,
     /// The journal that all share, or whose purges they tell each other; `None` where neither is so.
@@ -113,7 +113,7 @@ pub enum FoundBy {
 
 /// This replica, and what it knows of the others.
 pub struct Replicas {
-    context: Context,
+    context: ReplicaContext,
     id: NodeId,
     own: Record,
     /// Our journal was begun by this process.
@@ -154,7 +154,7 @@ pub struct View {
 
 impl Replicas {
     /// This replica under this name. Starts to announce it and to look for others, in tasks of this set.
-    pub fn start(context: Context, id: NodeId, mut own: Record, tasks: &mut JoinSet<()>) -> Arc<Self> {
+    pub fn start(context: ReplicaContext, id: NodeId, mut own: Record, tasks: &mut JoinSet<()>) -> Arc<Self> {
         let journal = context.journal.as_deref();
         let head = journal.map_or(0, |journal| journal.head());
         let is_anew = journal.is_some_and(|own| own.anew().is_some());

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::refusal::{Owed, Refused};
 use super::requests::Consequence;
 use super::{Deliveries, Refusals};
-use crate::fleet::{LANDING, NodeId};
+use crate::fleet::{FILL_LATENCY, NodeId};
 use crate::journal::{Missed, Position};
 use crate::telemetry::causes;
 
@@ -35,14 +35,14 @@ impl Deliveries {
 
     /// A node does not take a request though it takes others: said with its sender, for it is that one's to change, and
     /// kept for whoever waits for it. Gives what is owed to those who do not any more.
-    pub(super) fn refused(self: &Arc<Self>, node: &NodeId, refused: Refused, reason: &Arc<str>) -> Owed {
+    pub(super) fn record_refusal(self: &Arc<Self>, node: &NodeId, refused: Refused, reason: &Arc<str>) -> Owed {
         // A node may be faster than whoever brought it.
         self.note_requests();
         let fleet = self.context.fleet.load();
         let fleet: Vec<&NodeId> = fleet.varnish.members().iter().map(|member| member.node.id()).collect();
         let (consequence, newest) = {
             let mut requests = self.requests.lock();
-            let consequence = requests.refused(node, refused, reason, self.context.fence.position(), &fleet);
+            let consequence = requests.record_refusal(node, refused, reason, self.context.fence.position(), &fleet);
             (consequence, requests.newest(refused.fingerprint))
         };
         let Consequence { owed, is_news, taken_by_nobody } = consequence;
@@ -90,10 +90,10 @@ impl Deliveries {
     }
 
     /// Nodes do not take a purge of ours at another replica. Says whether that comes before its answer.
-    pub fn refused_elsewhere(&self, position: Position, refusals: &Refusals) -> bool {
+    pub fn record_refusal_elsewhere(&self, position: Position, refusals: &Refusals) -> bool {
         // The other one may be faster than whoever accepted it.
         self.note_requests();
-        let taken = self.requests.lock().refused_elsewhere(position, refusals);
+        let taken = self.requests.lock().record_refusal_elsewhere(position, refusals);
         if taken == Some(true) {
             self.refusals.send_replace(());
         }
@@ -102,12 +102,12 @@ impl Deliveries {
 
     /// Another replica says that these were refused to their senders. Nothing waits until that is durable here: a mark that is
     /// lost breaks no promise.
-    pub fn were_refused(self: &Arc<Self>, mut positions: Vec<Position>) {
+    pub fn record_refused(self: &Arc<Self>, mut positions: Vec<Position>) {
         // The journal may have brought them a moment ago.
         self.note_requests();
         {
             let mut requests = self.requests.lock();
-            positions.retain(|position| requests.was_refused(*position));
+            positions.retain(|position| requests.record_refused(*position));
         }
         if positions.is_empty() {
             return;
@@ -120,27 +120,27 @@ impl Deliveries {
     }
 
     /// Whoever accepted this says that it was answered as done.
-    pub fn was_done(&self, position: Position) {
+    pub fn record_done(&self, position: Position) {
         self.note_requests();
-        let nodes = self.requests.lock().was_done(position);
+        let nodes = self.requests.lock().record_done(position);
         self.tell_again(nodes.into_iter().map(|node| (position, node)));
     }
 
     /// Whoever accepted these never says how they were answered.
-    pub fn are_of_an_older_version(self: &Arc<Self>, positions: impl Iterator<Item = Position>) {
+    pub fn record_older_version(self: &Arc<Self>, positions: impl Iterator<Item = Position>) {
         self.note_requests();
         let fleet = self.context.fleet.load();
         let fleet: Vec<&NodeId> = fleet.varnish.members().iter().map(|member| member.node.id()).collect();
         let mut requests = self.requests.lock();
-        let taken_by_nobody = positions.filter(|position| requests.is_of_an_older_version(*position, &fleet)).collect();
+        let taken_by_nobody = positions.filter(|position| requests.record_older_version(*position, &fleet)).collect();
         drop(requests);
         self.mark_behind(taken_by_nobody);
     }
 
     /// What nobody has said of, up to this position, counts as done.
-    pub(super) fn time_is_up(&self, last: Position) {
+    pub(super) fn expire_open(&self, last: Position) {
         self.note_requests();
-        let refused = self.requests.lock().time_is_up(last);
+        let refused = self.requests.lock().expire_open(last);
         self.tell_again(refused.into_iter());
     }
 
@@ -149,7 +149,7 @@ impl Deliveries {
         for (position, id) in refused {
             if let Some(delivery) = self.nodes.get(&id) {
                 tracing::warn!(node = %id, position, "a purge that it passed over was answered as done: it is told again");
-                delivery.state.recalls.push(position, LANDING);
+                delivery.state.recalls.push(position, FILL_LATENCY);
             }
         }
     }

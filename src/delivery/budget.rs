@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 
 /// The budget of one Varnish; `None` is no limit.
 #[derive(Debug)]
-pub(super) struct Budget(Option<Bucket>);
+pub(super) struct Budget(Option<TokenBucket>);
 
 /// A token bucket. Full, it holds one second's worth.
 #[derive(Debug)]
-struct Bucket {
+struct TokenBucket {
     /// Tokens earned per second.
     per_second: f64,
     /// Never below this, so that the wait is bounded.
@@ -32,7 +32,7 @@ impl Budget {
         Budget(per_second.map(|per_second| {
             let per_second = f64::from(per_second.get());
             let least = 1.0 - per_second * longest_wait.as_secs_f64();
-            Bucket { per_second, least, tokens: per_second, counted: now }
+            TokenBucket { per_second, least, tokens: per_second, counted: now }
         }))
     }
 
@@ -52,7 +52,7 @@ impl Budget {
     }
 }
 
-impl Bucket {
+impl TokenBucket {
     fn refill(&mut self, now: Instant) {
         let earned = now.saturating_duration_since(self.counted).as_secs_f64() * self.per_second;
         self.tokens = (self.tokens + earned).min(self.per_second);

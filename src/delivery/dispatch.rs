@@ -123,7 +123,7 @@ impl Dispatch {
         let result = self.link.round_trip(&group, patience, &mut self.answers).await;
         if result.is_ok() {
             let since_start = asked.saturating_duration_since(self.started);
-            report.stood_still |= self.live.life_signs.measured(since_start, asked.elapsed());
+            report.stood_still |= self.live.life_signs.record_round_trip(since_start, asked.elapsed());
         }
         result
     }

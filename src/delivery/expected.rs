@@ -28,17 +28,17 @@ impl<'d> Expected<'d> {
     }
 
     /// It was accepted, and a node may refuse this of it for itself.
-    pub fn accepted(&mut self, position: Position, what: Refusable, sender: IpAddr) {
+    pub fn record_accepted(&mut self, position: Position, what: Refusable, sender: IpAddr) {
         self.request = Some(position);
         let floor = self.deliveries.context.journal.floor();
-        self.deliveries.requests.lock().accepted(position, what, sender, floor);
+        self.deliveries.requests.lock().record_accepted(position, what, sender, floor);
     }
 
     /// Waits until every Varnish that could be waited for has this purge, at most for `timeout`, then raises the
     /// fence. When this returns, the purge may be answered; if a node refused it, or none took it, not as done, and that is
     /// durable if the disk does not hang. `taken_elsewhere`: another replica says that a node has taken it.
     pub async fn acknowledge(&self, position: Position, timeout: Duration, taken_elsewhere: bool) -> Acknowledged {
-        self.deliveries.settle(position, timeout).await;
+        self.deliveries.await_acknowledgements(position, timeout).await;
         let outcome = self.outcome(position, taken_elsewhere);
         if !outcome.refused.is_empty() || outcome.is_untaken {
             // It holds in memory at once. A disk that hangs does not keep the sender waiting for a mark.

@@ -23,7 +23,7 @@ impl Deliveries {
             while answered.changed().await.is_ok() {
                 let answered = *answered.borrow_and_update();
                 self.context.fence.raise(answered);
-                self.time_is_up(answered);
+                self.expire_open(answered);
             }
         };
         let settle_what_is_new = async {
@@ -31,7 +31,7 @@ impl Deliveries {
             let fence = || self.context.fence.position();
             while let Ok(moved) = head.wait_for(|head| *head > fence()).await.map(|head| *head) {
                 self.note_requests();
-                self.settle(moved, timeout).await;
+                self.await_acknowledgements(moved, timeout).await;
             }
         };
         tokio::join!(fence_what_was_answered, self.fence_in_time(timeout), settle_what_is_new);
@@ -65,7 +65,7 @@ impl Deliveries {
                 () = is_due => {
                     if let Some((position, _)) = arrivals.pop_front() {
                         self.context.fence.raise(position);
-                        self.time_is_up(position);
+                        self.expire_open(position);
                     }
                 }
             }

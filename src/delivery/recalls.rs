@@ -4,7 +4,7 @@
 //! the page after it, where no ban finds it any more. Each replica guards against that for what passes itself, as it
 //! tells the bans a second time; one that cannot reach the node cannot. So the others do it in its place: the
 //! acknowledgement is taken back, the node is told once more when the page has had its time to land
-//! ([`LANDING`]), and what it acknowledges then counts.
+//! ([`FILL_LATENCY`]), and what it acknowledges then counts.
 //!
 //! If the other replica says that such a page is still under way, its time to land has not begun, and only the other
 //! replica can say when it does. Until then a [`Hold`] keeps the acknowledgement back. A hold is a value: it ends when its
@@ -18,8 +18,8 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::Deliveries;
-use super::stretches::Stretch;
-use crate::fleet::{LANDING, Live, NodeId};
+use super::redelivery::RedeliveryRange;
+use crate::fleet::{FILL_LATENCY, Live, NodeId};
 use crate::journal::Position;
 
 /// What is to be told again within this time is told together.
@@ -28,17 +28,17 @@ const GRAIN: Duration = Duration::from_millis(25);
 /// The recalls of one node.
 #[derive(Debug, Default)]
 pub(super) struct Recalls {
-    state: Mutex<State>,
+    state: Mutex<RecallState>,
     /// Rings when there is a new one to be told.
     ring: Notify,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct RecallState {
     /// The node as it is now. Another one takes its place when it is registered anew.
     live: Arc<Live>,
     /// To be told again. There are never more of them than grains in the longest delay, and two.
-    waiting: VecDeque<Stretch>,
+    waiting: VecDeque<RedeliveryRange>,
     /// To be told again when their holds end: one for each hold.
     held: BTreeMap<u64, HeldBack>,
     /// The number of the next hold.
@@ -54,7 +54,7 @@ struct HeldBack {
 }
 
 /// What a node acknowledges does not count while this lives. When it is dropped, the node is told once more, after
-/// [`LANDING`], and what it acknowledges then counts.
+/// [`FILL_LATENCY`], and what it acknowledges then counts.
 #[derive(Debug)]
 pub struct Hold {
     recalls: Arc<Recalls>,
@@ -76,7 +76,7 @@ impl Drop for Hold {
     fn drop(&mut self) {
         let mut state = self.recalls.state.lock();
         if let Some(HeldBack { after, last, .. }) = state.held.remove(&self.key) {
-            state.push(after, last, Instant::now() + LANDING);
+            state.push(after, last, Instant::now() + FILL_LATENCY);
             self.recalls.ring.notify_one();
         }
     }
@@ -108,7 +108,7 @@ impl Recalls {
     }
 
     /// Whether the purge at this position cannot count before a hold ends.
-    pub(super) fn hold_back(&self, position: Position) -> bool {
+    pub(super) fn is_held_back(&self, position: Position) -> bool {
         self.state.lock().held.values().any(|held| held.after < position)
     }
 
@@ -118,7 +118,7 @@ impl Recalls {
     }
 
     /// Returns when one is to be told again.
-    pub(super) async fn due(&self) -> Stretch {
+    pub(super) async fn due(&self) -> RedeliveryRange {
         loop {
             match self.first() {
                 Some(first) => {
@@ -134,7 +134,7 @@ impl Recalls {
     }
 
     /// The node has acknowledged this one, as it was when it was due.
-    pub(super) fn done(&self, told: Stretch) {
+    pub(super) fn complete(&self, told: RedeliveryRange) {
         let mut state = self.state.lock();
         // More may have come to it since; then it is told once more.
         if state.waiting.front() == Some(&told) {
@@ -150,7 +150,7 @@ impl Recalls {
         }
     }
 
-    fn first(&self) -> Option<Stretch> {
+    fn first(&self) -> Option<RedeliveryRange> {
         self.state.lock().waiting.front().copied()
     }
 }
@@ -180,10 +180,10 @@ impl Left {
     }
 }
 
-impl State {
+impl RecallState {
     fn push(&mut self, after: Position, last: Position, due: Instant) {
         // Behind one that is being told, or cannot be: those that have become due meanwhile are one.
-        let is_stuck = |back: &Stretch| self.waiting.len() > 1 && back.due <= Instant::now();
+        let is_stuck = |back: &RedeliveryRange| self.waiting.len() > 1 && back.due <= Instant::now();
         let is_late = self.waiting.back().is_some_and(is_stuck);
         match self.waiting.back_mut() {
             // Its time does not move, so that a storm cannot put it off.
@@ -193,14 +193,14 @@ impl State {
                     back.due = due + GRAIN;
                 }
             }
-            _ => self.waiting.push_back(Stretch { after, last, due: due + GRAIN }),
+            _ => self.waiting.push_back(RedeliveryRange { after, last, due: due + GRAIN }),
         }
         self.show();
     }
 
     /// Tells the node's readers how far it counts.
     fn show(&self) {
-        let waiting = self.waiting.iter().map(|stretch| stretch.after);
+        let waiting = self.waiting.iter().map(|range| range.after);
         self.live.recall(waiting.chain(self.held.values().map(|held| held.after)).min());
     }
 }
@@ -210,7 +210,7 @@ impl Deliveries {
     /// another replica has not reached them, and a page that passed there may still be on its way.
     pub fn recall(&self, position: Position, nodes: &[NodeId]) {
         for delivery in nodes.iter().filter_map(|id| self.nodes.get(id)) {
-            delivery.state.recalls.push(position, LANDING);
+            delivery.state.recalls.push(position, FILL_LATENCY);
         }
     }
 
@@ -219,7 +219,7 @@ impl Deliveries {
     pub fn hold(&self, position: Position, node: &NodeId, reason: Arc<str>) -> Option<Hold> {
         let hold = self.nodes.get(node).map(|delivery| delivery.state.recalls.hold(position, reason));
         // Whoever waits for the node need not any more.
-        self.progressed();
+        self.notify_progress();
         hold
     }
 }
@@ -246,12 +246,12 @@ mod tests {
         // One that comes while this one is told again does not count with it.
         recalls.push(9, Duration::from_millis(200));
         live.set_cursor(12);
-        recalls.done(due);
+        recalls.complete(due);
         assert_eq!(live.cursor(), 8);
         let began = Instant::now();
         let due = recalls.due().await;
         assert!(began.elapsed() > Duration::from_millis(100));
-        recalls.done(due);
+        recalls.complete(due);
         assert_eq!(live.cursor(), 12);
     }
 
@@ -279,15 +279,15 @@ mod tests {
         hold.cover(9);
         drop(another);
         assert_eq!(live.cursor(), 5);
-        recalls.done(recalls.due().await);
+        recalls.complete(recalls.due().await);
         assert_eq!(live.cursor(), 6);
-        assert!(tokio::time::timeout(LANDING * 2, recalls.due()).await.is_err(), "it is told while it is held");
+        assert!(tokio::time::timeout(FILL_LATENCY * 2, recalls.due()).await.is_err(), "it is told while it is held");
         let ended = Instant::now();
         drop(hold);
         assert_eq!((live.cursor(), recalls.held_because()), (6, None));
         let due = recalls.due().await;
-        assert!(ended.elapsed() >= LANDING && (due.after, due.last) == (6, 9), "{due:?}");
-        recalls.done(due);
+        assert!(ended.elapsed() >= FILL_LATENCY && (due.after, due.last) == (6, 9), "{due:?}");
+        recalls.complete(due);
         assert_eq!(live.cursor(), 9);
     }
 
@@ -300,7 +300,7 @@ mod tests {
         recalls.attach(&live);
         assert_eq!(live.cursor(), 6);
         drop(hold);
-        recalls.done(recalls.due().await);
+        recalls.complete(recalls.due().await);
         assert_eq!(live.cursor(), 9);
     }
 
@@ -311,11 +311,11 @@ mod tests {
             drop(recalls.hold(position, "a page".into()));
             let mut state = recalls.state.lock();
             // Time passes, and nobody tells it.
-            state.waiting.iter_mut().for_each(|stretch| stretch.due -= LANDING * 2);
+            state.waiting.iter_mut().for_each(|range| range.due -= FILL_LATENCY * 2);
         }
         let state = recalls.state.lock();
         assert!(state.waiting.len() <= 2, "{}", state.waiting.len());
-        assert_eq!(state.waiting.iter().map(|stretch| stretch.last).max(), Some(199));
+        assert_eq!(state.waiting.iter().map(|range| range.last).max(), Some(199));
         live.set_cursor(200);
         assert_eq!(live.cursor(), 0);
     }

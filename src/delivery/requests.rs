@@ -32,7 +32,7 @@ use crate::journal::{Entry, Position};
 /// Purges that were handed on, or name a pool.
 #[derive(Debug, Default)]
 pub(super) struct Requests {
-    noted: BTreeMap<Position, Request>,
+    noted: BTreeMap<Position, RefusablePurge>,
     /// What is in the journal up to here was looked at.
     looked_up_to: Position,
     /// Those that are open.
@@ -46,18 +46,18 @@ pub(super) struct Requests {
 
 /// One of them.
 #[derive(Clone, Debug)]
-struct Request {
+struct RefusablePurge {
     what: Refusable,
     /// Who sent it to this process.
     sender: Option<IpAddr>,
-    answer: Answer,
+    answer: AnswerState,
     /// Who refused it before it was answered.
     refused_by: Refusals,
 }
 
 /// What the sender of a purge was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Answer {
+enum AnswerState {
     /// Another replica accepted it, and says how it was answered.
     Open,
     /// Another replica accepted it, of a version that never says.
@@ -91,9 +91,9 @@ pub(super) struct Consequence {
     pub(super) taken_by_nobody: Vec<Position>,
 }
 
-impl Request {
-    fn new(what: Refusable, answer: Answer) -> Self {
-        Request { what, sender: None, answer, refused_by: Vec::new() }
+impl RefusablePurge {
+    fn new(what: Refusable, answer: AnswerState) -> Self {
+        RefusablePurge { what, sender: None, answer, refused_by: Vec::new() }
     }
 
     /// What a node owes that does not take it once it was answered as done.
@@ -103,14 +103,14 @@ impl Request {
 
     fn owed(&self, is_fenced: bool) -> Owed {
         match self.answer {
-            Answer::Done => self.promised(),
-            Answer::Unknown if is_fenced => Owed::Flush,
-            Answer::Unknown | Answer::Open | Answer::Due | Answer::Refused => Owed::Nothing,
+            AnswerState::Done => self.promised(),
+            AnswerState::Unknown if is_fenced => Owed::Flush,
+            AnswerState::Unknown | AnswerState::Open | AnswerState::Due | AnswerState::Refused => Owed::Nothing,
         }
     }
 
     fn is_refused(&self) -> bool {
-        self.answer == Answer::Refused || (self.answer == Answer::Due && !self.refused_by.is_empty())
+        self.answer == AnswerState::Refused || (self.answer == AnswerState::Due && !self.refused_by.is_empty())
     }
 
     /// Whether a node that missed it may hold what a flush leaves.
@@ -120,11 +120,11 @@ impl Request {
 
     /// Whether each of these nodes has refused it before it counted as answered: then nobody was told that it is done, and it
     /// is refused from now on.
-    fn is_taken_by_nobody(&mut self, fleet: &[&NodeId]) -> bool {
+    fn refuse_if_by_all(&mut self, fleet: &[&NodeId]) -> bool {
         let has_refused = |node: &&NodeId| self.refused_by.iter().any(|(id, _)| id == *node);
         let by_all = !fleet.is_empty() && fleet.iter().all(has_refused);
         if by_all {
-            self.answer = Answer::Refused;
+            self.answer = AnswerState::Refused;
         }
         by_all
     }
@@ -143,11 +143,11 @@ impl Requests {
         for entry in entries {
             self.looked_up_to = entry.position;
             let Some(what) = Refusable::of(&entry.purge) else { continue };
-            let answer = if refused(entry.position) { Answer::Refused } else { Answer::Done };
-            self.noted.insert(entry.position, Request::new(what, answer));
-            if answer == Answer::Refused {
+            let answer = if refused(entry.position) { AnswerState::Refused } else { AnswerState::Done };
+            self.noted.insert(entry.position, RefusablePurge::new(what, answer));
+            if answer == AnswerState::Refused {
                 // Whom that one told is not known.
-                self.is_refused_now(entry.position);
+                self.push_refused(entry.position);
             }
         }
     }
@@ -165,11 +165,11 @@ impl Requests {
                 && let Some(what) = Refusable::of(&entry.purge)
             {
                 let answer = match &entry.origin {
-                    Some(origin) if !origin.ours => Answer::Open,
-                    _ => Answer::Due,
+                    Some(origin) if !origin.ours => AnswerState::Open,
+                    _ => AnswerState::Due,
                 };
-                self.noted.insert(entry.position, Request::new(what, answer));
-                if answer == Answer::Open {
+                self.noted.insert(entry.position, RefusablePurge::new(what, answer));
+                if answer == AnswerState::Open {
                     self.open.insert(entry.position);
                 }
             }
@@ -178,21 +178,21 @@ impl Requests {
     }
 
     /// One was accepted here, and its answer is due.
-    pub(super) fn accepted(&mut self, position: Position, what: Refusable, sender: IpAddr, floor: Position) {
+    pub(super) fn record_accepted(&mut self, position: Position, what: Refusable, sender: IpAddr, floor: Position) {
         self.open.remove(&position);
-        let request = self.noted.entry(position).or_insert_with(|| Request::new(what, Answer::Due));
-        (request.answer, request.sender) = (Answer::Due, Some(sender));
+        let request = self.noted.entry(position).or_insert_with(|| RefusablePurge::new(what, AnswerState::Due));
+        (request.answer, request.sender) = (AnswerState::Due, Some(sender));
         self.retire(floor);
     }
 
     /// What can no longer be replayed (up to `floor`) goes, but for what has yet to be decided.
     fn retire(&mut self, floor: Position) {
         let expected = self.expected();
-        let is_decided = |(position, request): &(&Position, &Request)| match request.answer {
+        let is_decided = |(position, request): &(&Position, &RefusablePurge)| match request.answer {
             // One that could not be made durable in time is never answered.
-            Answer::Due => request.sender.is_none() && expected.is_none_or(|expected| **position <= expected),
-            Answer::Open => request.refused_by.is_empty(),
-            Answer::Unknown | Answer::Done | Answer::Refused => true,
+            AnswerState::Due => request.sender.is_none() && expected.is_none_or(|expected| **position <= expected),
+            AnswerState::Open => request.refused_by.is_empty(),
+            AnswerState::Unknown | AnswerState::Done | AnswerState::Refused => true,
         };
         let retired = self.noted.range(..=floor).filter(is_decided);
         for position in retired.map(|(position, _)| *position).collect::<Vec<_>>() {
@@ -204,7 +204,7 @@ impl Requests {
         }
     }
 
-    fn is_refused_now(&mut self, position: Position) {
+    fn push_refused(&mut self, position: Position) {
         self.refused.insert(self.refusals, position);
         self.refusals += 1;
     }
@@ -217,9 +217,9 @@ impl Requests {
     /// It is not any more; if it was accepted, at this position. Nobody was told that it is done if it was not answered.
     pub(super) fn expect_no_more(&mut self, after: Position, accepted: Option<Position>) {
         if let Some(request) = accepted.and_then(|position| self.noted.get_mut(&position))
-            && request.answer == Answer::Due
+            && request.answer == AnswerState::Due
         {
-            request.answer = Answer::Refused;
+            request.answer = AnswerState::Refused;
         }
         if let Some(count) = self.expected.get_mut(&after) {
             *count -= 1;
@@ -236,7 +236,7 @@ impl Requests {
 
     /// A node does not take these. What nothing is known of any more was answered as done. Of an older replica's purges that
     /// is so for what lies up to the `fence`, unless none of the `fleet` took it before.
-    pub(super) fn refused(
+    pub(super) fn record_refusal(
         &mut self,
         node: &NodeId,
         refused: Refused,
@@ -250,7 +250,8 @@ impl Requests {
         let owed = owed.unwrap_or(Owed::FlushOfAll);
         if owed > Owed::Nothing {
             // It stands for those as well that would be passed over, and so they are not refused.
-            let also = concerned.filter(|(_, it)| matches!(it.answer, Answer::Open | Answer::Due) && !it.is_refused());
+            let also = concerned
+                .filter(|(_, it)| matches!(it.answer, AnswerState::Open | AnswerState::Due) && !it.is_refused());
             let owed = also.map(|(_, it)| it.promised()).max().unwrap_or_default().max(owed);
             return Consequence { owed, ..Consequence::default() };
         }
@@ -259,20 +260,20 @@ impl Requests {
         for position in positions {
             let Some(request) = self.noted.get_mut(&position) else { continue };
             match request.answer {
-                Answer::Open => request.refuse(node, reason),
-                Answer::Due => {
+                AnswerState::Open => request.refuse(node, reason),
+                AnswerState::Due => {
                     let is_news = !request.is_refused();
                     request.refuse(node, reason);
                     consequence.is_news |= is_news;
                     if is_news {
-                        self.is_refused_now(position);
+                        self.push_refused(position);
                     }
                 }
-                Answer::Unknown => {
+                AnswerState::Unknown => {
                     request.refuse(node, reason);
-                    consequence.taken_by_nobody.extend(request.is_taken_by_nobody(fleet).then_some(position));
+                    consequence.taken_by_nobody.extend(request.refuse_if_by_all(fleet).then_some(position));
                 }
-                Answer::Done | Answer::Refused => {}
+                AnswerState::Done | AnswerState::Refused => {}
             }
         }
         consequence
@@ -288,9 +289,9 @@ impl Requests {
             _ if is_taken => PurgeVerdict::Done,
             _ => PurgeVerdict::Untaken,
         };
-        request.answer = if verdict == PurgeVerdict::Done { Answer::Done } else { Answer::Refused };
+        request.answer = if verdict == PurgeVerdict::Done { AnswerState::Done } else { AnswerState::Refused };
         if verdict == PurgeVerdict::Untaken {
-            self.is_refused_now(position);
+            self.push_refused(position);
         }
         verdict
     }
@@ -298,53 +299,53 @@ impl Requests {
     /// The purge at this position is about to be confirmed to the replica that accepted it: which nodes do not take it here.
     /// If there are none, none may refuse it any more.
     pub(super) fn confirm(&mut self, position: Position) -> Refusals {
-        let Some(request) = self.noted.get_mut(&position).filter(|it| it.answer == Answer::Open) else {
+        let Some(request) = self.noted.get_mut(&position).filter(|it| it.answer == AnswerState::Open) else {
             return Vec::new();
         };
         if request.refused_by.is_empty() {
-            request.answer = Answer::Done;
+            request.answer = AnswerState::Done;
             self.open.remove(&position);
         }
         request.refused_by.clone()
     }
 
     /// Nodes do not take a purge of ours at another replica. `None` if it was answered as done; else whether that is news.
-    pub(super) fn refused_elsewhere(&mut self, position: Position, refusals: &Refusals) -> Option<bool> {
+    pub(super) fn record_refusal_elsewhere(&mut self, position: Position, refusals: &Refusals) -> Option<bool> {
         let Some(request) = self.noted.get_mut(&position) else { return Some(false) };
         match request.answer {
-            Answer::Done => return None,
-            Answer::Unknown | Answer::Refused => return Some(false),
-            Answer::Due | Answer::Open => {}
+            AnswerState::Done => return None,
+            AnswerState::Unknown | AnswerState::Refused => return Some(false),
+            AnswerState::Due | AnswerState::Open => {}
         }
         let was_refused = request.is_refused();
         refusals.iter().for_each(|(node, reason)| request.refuse(node, reason));
         let is_news = !was_refused && request.is_refused();
         if is_news {
-            self.is_refused_now(position);
+            self.push_refused(position);
         }
         Some(is_news)
     }
 
     /// Another replica says that it was refused to its sender. Says whether that is news.
-    pub(super) fn was_refused(&mut self, position: Position) -> bool {
+    pub(super) fn record_refused(&mut self, position: Position) -> bool {
         // Of what was sent to this process, this process knows better, also before its handler comes.
-        let is_news = |request: &&mut Request| {
-            request.sender.is_none() && !matches!(request.answer, Answer::Due | Answer::Refused)
+        let is_news = |request: &&mut RefusablePurge| {
+            request.sender.is_none() && !matches!(request.answer, AnswerState::Due | AnswerState::Refused)
         };
         let Some(request) = self.noted.get_mut(&position).filter(is_news) else { return false };
-        request.answer = Answer::Refused;
+        request.answer = AnswerState::Refused;
         request.refused_by.clear();
         self.open.remove(&position);
-        self.is_refused_now(position);
+        self.push_refused(position);
         true
     }
 
     /// Whoever accepted it says that it was answered as done. Gives the nodes that have refused it here.
-    pub(super) fn was_done(&mut self, position: Position) -> Vec<NodeId> {
+    pub(super) fn record_done(&mut self, position: Position) -> Vec<NodeId> {
         self.open.remove(&position);
         match self.noted.get_mut(&position) {
-            Some(request) if matches!(request.answer, Answer::Open | Answer::Unknown) => {
-                request.answer = Answer::Done;
+            Some(request) if matches!(request.answer, AnswerState::Open | AnswerState::Unknown) => {
+                request.answer = AnswerState::Done;
                 std::mem::take(&mut request.refused_by).into_iter().map(|(node, _)| node).collect()
             }
             _ => Vec::new(),
@@ -352,26 +353,26 @@ impl Requests {
     }
 
     /// Whoever accepted it never says how it was answered. Says whether none of the `fleet` takes it.
-    pub(super) fn is_of_an_older_version(&mut self, position: Position, fleet: &[&NodeId]) -> bool {
+    pub(super) fn record_older_version(&mut self, position: Position, fleet: &[&NodeId]) -> bool {
         if !self.open.remove(&position) {
             return false;
         }
         self.noted.get_mut(&position).is_some_and(|request| {
-            request.answer = Answer::Unknown;
-            request.is_taken_by_nobody(fleet)
+            request.answer = AnswerState::Unknown;
+            request.refuse_if_by_all(fleet)
         })
     }
 
     /// What is open up to this position counts as done. Gives the nodes that have refused it here.
-    pub(super) fn time_is_up(&mut self, last: Position) -> Vec<(Position, NodeId)> {
+    pub(super) fn expire_open(&mut self, last: Position) -> Vec<(Position, NodeId)> {
         let over: Vec<Position> = self.open.range(..=last).copied().collect();
-        let done = over.into_iter().map(|position| (position, self.was_done(position)));
+        let done = over.into_iter().map(|position| (position, self.record_done(position)));
         done.flat_map(|(position, nodes)| nodes.into_iter().map(move |node| (position, node))).collect()
     }
 
     /// Whether its sender was told that it is done, or may have been.
     pub(super) fn is_done(&self, position: Position) -> bool {
-        self.noted.get(&position).is_some_and(|request| request.answer == Answer::Done)
+        self.noted.get(&position).is_some_and(|request| request.answer == AnswerState::Done)
     }
 
     /// At most `most` of those that were refused, from the one with this number on, each with its number.

@@ -8,14 +8,14 @@ use tokio::sync::watch;
 
 use super::budget::Budget;
 use super::dispatch::{Dispatch, Report};
-use super::landing::Landing;
+use super::pending_fills::PendingFills;
+use super::redelivery::{RedeliveryQueue, RedeliveryRange};
 use super::refusal::{Owed, Refused};
-use super::stretches::{Stretch, Stretches};
 use super::walk::{Batch, Sources, Walk};
-use super::{Context, Deliveries, DeliveryState};
+use super::{Deliveries, DeliveryContext, DeliveryState};
 use crate::backoff::Backoff;
-use crate::fleet::{LANDING, Node, VarnishSettings};
-use crate::journal::{Position, Remembered};
+use crate::fleet::{FILL_LATENCY, Node, VarnishSettings};
+use crate::journal::{CursorState, Position};
 use crate::telemetry::{NodeMetrics, VarnishMetrics, causes};
 use crate::varnish::http::DeliveryError;
 
@@ -61,17 +61,17 @@ pub(super) struct Task {
     /// Whether `told` means anything: nobody knows what the node has of what came before.
     known: bool,
     /// The node was sent every ban up to here. The cursor follows when none of them needs to be repeated.
-    told: Position,
+    sent: Position,
     /// Told, and to be repeated before the cursor may pass: a page could have been on its way.
-    unsure: Stretches,
+    unsure: RedeliveryQueue,
     /// The pages that the first of them waits for.
-    landing: Option<Landing>,
+    fills: Option<PendingFills>,
     /// How often the first of them was repeated in vain.
     stalls: u32,
     /// The same of the first one that was recalled.
     recall_stalls: u32,
     /// Acknowledged, and to be repeated all the same: `purge.settle`.
-    settling: Stretches,
+    settling: RedeliveryQueue,
     /// What the node does not take.
     refused: Vec<Refused>,
 }
@@ -95,7 +95,7 @@ enum Kind {
     /// Purges that it must be told of again before they count.
     Repeat,
     /// Purges that counted until another replica said that it had not told them.
-    Recalled(Stretch),
+    Recalled(RedeliveryRange),
     /// Purges that count, and are repeated for fetches that we do not see.
     Settle,
 }
@@ -127,16 +127,16 @@ impl Task {
         settings: &VarnishSettings,
         state: Arc<DeliveryState>,
     ) -> Self {
-        let Context { journal, guard, pace, started, .. } = &deliveries.context;
+        let DeliveryContext { journal, guard, pace, started, .. } = &deliveries.context;
         let cursor = match journal.remembered(node.id(), settings.epoch.as_deref()) {
-            Remembered::At(position) => Some(position),
+            CursorState::At(position) => Some(position),
             // Another cache has this name now. Nobody knows since when it stores pages, nor which of the purges since then
             // went to the one before it: so it is told of all that are held, which costs a cache that is empty nothing.
-            Remembered::AnotherLife => match journal.remembered(node.id(), None) {
-                Remembered::At(position) => Some(position.min(journal.floor())),
+            CursorState::CacheRestarted => match journal.remembered(node.id(), None) {
+                CursorState::At(position) => Some(position.min(journal.floor())),
                 _ => None,
             },
-            Remembered::Nothing => None,
+            CursorState::Unknown => None,
         };
         // A cursor ahead of the head is of another journal.
         let cursor = cursor.filter(|&position| position <= journal.head());
@@ -149,8 +149,8 @@ impl Task {
             state.late.mark_late();
         }
         let budget = Budget::new(pace.max_bans_per_second, pace.longest_wait, Instant::now());
-        let mut settling = Stretches::new(pace.settle.unwrap_or_default() / SETTLE_GRAINS);
-        if let Some(settle) = pace.settle {
+        let mut settling = RedeliveryQueue::new(pace.redelivery_delay.unwrap_or_default() / SETTLE_GRAINS);
+        if let Some(settle) = pace.redelivery_delay {
             // These were acknowledged to an earlier process, which may have ended before it repeated them.
             let young = journal.older_than(settle);
             if young < cursor {
@@ -171,9 +171,9 @@ impl Task {
             work: None,
             flushes_in_part: false,
             known,
-            told: cursor,
-            unsure: Stretches::new(GRAIN),
-            landing: None,
+            sent: cursor,
+            unsure: RedeliveryQueue::new(GRAIN),
+            fills: None,
             stalls: 0,
             recall_stalls: 0,
             settling,
@@ -227,21 +227,21 @@ impl Task {
         let ready = self.budget.ready_at(Instant::now());
         let (unsure, settle) = (self.unsure.first(), self.settling.first());
         let moved = async {
-            let moved = head.wait_for(|&head| head > self.told).await.is_ok();
+            let moved = head.wait_for(|&head| head > self.sent).await.is_ok();
             // Here purges gather.
             tokio::time::sleep_until(ready.into()).await;
             moved
         };
         tokio::select! {
             biased;
-            stretch = due(unsure) => Some((Kind::Repeat, Some(stretch.after), stretch.last)),
-            stretch = self.state.recalls.due() => Some((Kind::Recalled(stretch), Some(stretch.after), stretch.last)),
+            range = due(unsure) => Some((Kind::Repeat, Some(range.after), range.last)),
+            range = self.state.recalls.due() => Some((Kind::Recalled(range), Some(range.after), range.last)),
             moved = moved => {
                 let last = self.sources.journal.head();
-                moved.then_some((Kind::New, self.known.then_some(self.told), last))
+                moved.then_some((Kind::New, self.known.then_some(self.sent), last))
             }
-            stretch = due(settle.map(|settle| Stretch { due: settle.due.max(ready), ..settle })) => {
-                Some((Kind::Settle, Some(stretch.after), stretch.last))
+            range = due(settle.map(|settle| RedeliveryRange { due: settle.due.max(ready), ..settle })) => {
+                Some((Kind::Settle, Some(range.after), range.last))
             }
         }
     }
@@ -252,11 +252,11 @@ impl Task {
         let now = Instant::now();
         self.unsure.close();
         let Sources { journal, guard, address, .. } = &self.sources;
-        let landing = self.landing.get_or_insert_with(|| Landing::new(&**journal, after, last, now));
-        let postponed = landing.look(guard, address.ip(), &self.deliveries.context.fleet.load(), now);
+        let fills = self.fills.get_or_insert_with(|| PendingFills::new(&**journal, after, last, now));
+        let postponed = fills.look(guard, address.ip(), &self.deliveries.context.fleet.load(), now);
         if let Some(until) = postponed {
             self.unsure.postpone(until);
-            if landing.lasts_long(now) {
+            if fills.lasts_long(now) {
                 let text: Arc<str> = "a page that purges concern is still on its way to it".into();
                 let logged = self.state.error.lock().replace(Arc::clone(&text));
                 if logged.as_ref() != Some(&text) {
@@ -276,10 +276,10 @@ impl Task {
             return result;
         }
         match work.kind {
-            Kind::New => self.was_told(work),
-            Kind::Repeat => self.was_repeated(&work),
-            Kind::Recalled(stretch) => self.was_recalled(&work, stretch),
-            Kind::Settle => self.settling.done(Instant::now()),
+            Kind::New => self.finish_new(work),
+            Kind::Repeat => self.finish_repeat(&work),
+            Kind::Recalled(range) => self.finish_recall(&work, range),
+            Kind::Settle => self.settling.complete_first(Instant::now()),
         }
         Ok(())
     }
@@ -303,7 +303,7 @@ impl Task {
             let sent_before = work.report.sent;
             let result = self.dispatch.send(&mut batch, &mut work.report).await;
             self.count(&result, work.report.sent - sent_before);
-            self.pass_over(work, &mut batch);
+            self.record_refusals(work, &mut batch);
             if let Err(error) = result {
                 work.batch = Some(batch);
                 return Err(error.into());
@@ -335,7 +335,7 @@ impl Task {
     }
 
     /// Tells of what the node refused, so that it is not sent again, and of what it took only as a ban of everything.
-    fn pass_over(&mut self, work: &mut Work, batch: &mut Batch) {
+    fn record_refusals(&mut self, work: &mut Work, batch: &mut Batch) {
         if std::mem::take(&mut work.report.widened) {
             tracing::warn!(node = %self.node.id(), "a ban that this node does not take is carried out as one of everything");
             self.varnish_metrics(|varnish| varnish.flushed.inc());
@@ -343,7 +343,7 @@ impl Task {
         for (fingerprint, reason) in std::mem::take(&mut work.report.refused) {
             let refused = work.walk.refuses(fingerprint);
             self.varnish_metrics(|varnish| varnish.passed_over.inc());
-            match self.deliveries.refused(self.node.id(), refused, &reason) {
+            match self.deliveries.record_refusal(self.node.id(), refused, &reason) {
                 Owed::Nothing => {}
                 // Not remembered: what is told again in its place is a flush, too.
                 owed => {
@@ -362,61 +362,61 @@ impl Task {
     }
 
     /// The node was sent what it was never sent.
-    fn was_told(&mut self, work: Work) {
+    fn finish_new(&mut self, work: Work) {
         let Work { walk, report, folded, flushes, last_passed, .. } = work;
         let last = walk.last();
         let now = Instant::now();
         let Sources { journal, guard, address, .. } = &self.sources;
-        let mut landing = Landing::new(&**journal, self.told, last, now);
-        let under_way = landing.look(guard, address.ip(), &self.deliveries.context.fleet.load(), now);
+        let mut fills = PendingFills::new(&**journal, self.sent, last, now);
+        let under_way = fills.look(guard, address.ip(), &self.deliveries.context.fleet.load(), now);
         // What passed before this process was there is not known, so its start counts as such a time.
         let started = self.deliveries.context.started;
-        let passed = last_passed.max(landing.passed).map_or(Duration::ZERO, |at| at.saturating_duration_since(started));
+        let passed = last_passed.max(fills.passed).map_or(Duration::ZERO, |at| at.saturating_duration_since(started));
         let on_their_way = passed >= self.node.live.life_signs.taken_in();
         self.state.remember(last, report.invalidated, self.deliveries.expected());
         let stood_still = self.failures > 0 || self.state.late.is_late() || report.stood_still;
         let repeat = match (stood_still, on_their_way) {
             (true, _) => Some(now + AFTER_STALL),
-            (false, true) => Some(now + LANDING),
-            // Positions are acknowledged in order: what follows a stretch that waits may as well be repeated with it.
+            (false, true) => Some(now + FILL_LATENCY),
+            // Positions are acknowledged in order: what follows a range that waits may as well be repeated with it.
             (false, false) => self.unsure.first().map(|_| now).or(under_way),
         };
         self.deliveries.context.metrics.purge.tags_folded.inc_by(folded);
         if flushes > 0 {
-            tracing::warn!(node = %self.node.id(), after = self.told, last, "what this node missed cannot be replayed: its cache is dropped");
+            tracing::warn!(node = %self.node.id(), after = self.sent, last, "what this node missed cannot be replayed: its cache is dropped");
             self.varnish_metrics(|varnish| varnish.flushed.inc());
         }
         if let Some(due) = repeat {
-            self.unsure.push(self.told, last, due);
+            self.unsure.push(self.sent, last, due);
         }
-        (self.known, self.told) = (true, last);
+        (self.known, self.sent) = (true, last);
         if repeat.is_none() {
-            self.acknowledged(last);
+            self.acknowledge(last);
         }
     }
 
     /// The node was told once more.
-    fn was_repeated(&mut self, work: &Work) {
+    fn finish_repeat(&mut self, work: &Work) {
         if self.stood_still(work, self.stalls) {
             self.stalls += 1;
             self.unsure.postpone(Instant::now() + AFTER_STALL);
             return;
         }
-        (self.stalls, self.landing) = (0, None);
-        self.unsure.done(Instant::now());
-        self.acknowledged(work.walk.last());
+        (self.stalls, self.fills) = (0, None);
+        self.unsure.complete_first(Instant::now());
+        self.acknowledge(work.walk.last());
     }
 
     /// The node was told once more of what another replica had not told it.
-    fn was_recalled(&mut self, work: &Work, stretch: Stretch) {
+    fn finish_recall(&mut self, work: &Work, range: RedeliveryRange) {
         if self.stood_still(work, self.recall_stalls) {
             self.recall_stalls += 1;
             self.state.recalls.postpone(Instant::now() + AFTER_STALL);
             return;
         }
         self.recall_stalls = 0;
-        self.state.recalls.done(stretch);
-        self.deliveries.progressed();
+        self.state.recalls.complete(range);
+        self.deliveries.notify_progress();
     }
 
     /// Whether a repetition is to be repeated itself, after so many in vain: the node stood still meanwhile.
@@ -429,8 +429,8 @@ impl Task {
     }
 
     /// The node has every purge up to here.
-    fn acknowledged(&mut self, position: Position) {
-        let Context { fence, slow_start, .. } = &self.deliveries.context;
+    fn acknowledge(&mut self, position: Position) {
+        let DeliveryContext { fence, slow_start, .. } = &self.deliveries.context;
         let (before, fence) = (self.node.live.acknowledged(), fence.position());
         if before < fence && fence <= position {
             slow_start.begin(&self.node);
@@ -438,8 +438,8 @@ impl Task {
         self.node.live.set_cursor(position);
         self.state.known.store(true, Ordering::SeqCst);
         let was_late = self.state.late.mark_on_time();
-        self.deliveries.progressed();
-        if let Some(settle) = self.deliveries.context.pace.settle {
+        self.deliveries.notify_progress();
+        if let Some(settle) = self.deliveries.context.pace.redelivery_delay {
             self.settling.push(before, position, Instant::now() + settle);
         }
         if was_late {
@@ -498,12 +498,12 @@ async fn next_batch(walk: &Walk, sources: &Sources) -> Option<Batch> {
     }
 }
 
-/// Waits until a stretch is due; for ever where there is none.
-async fn due(stretch: Option<Stretch>) -> Stretch {
-    match stretch {
-        Some(stretch) => {
-            tokio::time::sleep_until(stretch.due.into()).await;
-            stretch
+/// Waits until a range is due; for ever where there is none.
+async fn due(range: Option<RedeliveryRange>) -> RedeliveryRange {
+    match range {
+        Some(range) => {
+            tokio::time::sleep_until(range.due.into()).await;
+            range
         }
         None => std::future::pending().await,
     }

@@ -16,7 +16,7 @@ use std::time::Instant;
 use super::refusal::{Owed, Refused, fingerprint};
 use crate::fleet::VarnishSettings;
 use crate::journal::{Entry, Journal, Missed, Position};
-use crate::purge::{Ban, Batch as Compiled, Guard, Purge, Target, compile};
+use crate::purge::{Ban, CompiledBans, Guard, Purge, Target, compile};
 
 /// Bans in one batch; more become one ban of everything: each costs the node a comparison per object.
 const MAX_BANS: usize = 64;
@@ -108,7 +108,7 @@ impl Walk {
         }
         match sources.journal.since(after) {
             Missed::Entries(entries) => entries.iter().map(|entry| weight(&entry.purge)).sum::<usize>() <= SHORT_BYTES,
-            Missed::Gap => true,
+            Missed::Truncated => true,
         }
     }
 
@@ -135,7 +135,7 @@ impl Walk {
         let untouched = entries.iter().filter(|entry| self.is_untouched(entry)).map(|entry| &entry.purge);
         let purges = || untouched.clone().chain(&purges);
         let VarnishSettings { delivery, header_limit, .. } = sources.settings;
-        let Compiled { bans, folded } = compile(purges(), delivery, header_limit);
+        let CompiledBans { bans, folded } = compile(purges(), delivery, header_limit);
         if listed(&bans) > MAX_BANS {
             return Some(self.flush(Some(after), sources));
         }

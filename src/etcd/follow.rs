@@ -37,7 +37,7 @@ use etcd_client::{EventType, GetOptions, KeyValue, WatchOptions, WatchResponse, 
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
-use super::{Failure, LeaseId, Pauses, RaftPosition, Session, SharedEtcd, bounded};
+use super::{EtcdError, LeaseId, Pauses, RaftPosition, Session, SharedEtcd, bounded};
 pub use crate::telemetry::Resync;
 use crate::telemetry::causes;
 use known::{WatchContent, WatchMessage, WatchOutcome, WatchPosition};
@@ -57,7 +57,7 @@ const MAX_MESSAGE: usize = 64 << 20;
 
 /// A key and its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Item {
+pub struct KeyEntry {
     /// The key, without the prefix of the watch.
     pub key: String,
     /// Its value.
@@ -72,9 +72,9 @@ pub struct Item {
 
 /// What became of one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum KeyChange {
     /// It was written.
-    Put(Item),
+    Put(KeyEntry),
     /// It is gone.
     Deleted {
         /// The key, without the prefix of the watch.
@@ -90,7 +90,7 @@ pub enum Update {
     /// All keys at this moment. A key that was known before and is not listed here is gone.
     Listed(Listing),
     /// The changes since, in their order.
-    Changed(Vec<Change>),
+    Changed(Vec<KeyChange>),
 }
 
 /// All keys at one revision.
@@ -101,7 +101,7 @@ pub struct Listing {
     /// The revision.
     pub revision: i64,
     /// The keys, in their order.
-    pub items: Vec<Item>,
+    pub items: Vec<KeyEntry>,
     /// Why there is a list.
     pub cause: Resync,
 }
@@ -170,7 +170,7 @@ impl WatchStatus {
         self.begun_at.load(Ordering::Relaxed)
     }
 
-    fn heard(&self, revision: i64) {
+    fn record_contact(&self, revision: i64) {
         let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.heard.store(now, Ordering::Relaxed);
         self.revision.store(revision, Ordering::Relaxed);
@@ -180,7 +180,7 @@ impl WatchStatus {
         }
     }
 
-    fn lost(&self, failure: &Failure) {
+    fn record_loss(&self, failure: &EtcdError) {
         self.connected.store(false, Ordering::Relaxed);
         let text: Arc<str> = causes(failure).to_string().into();
         let logged = self.problem.lock().replace(Arc::clone(&text));
@@ -204,15 +204,15 @@ struct PrefixWatcher {
 /// Why a connection is given up.
 enum WatchEnd {
     /// The watch goes on elsewhere.
-    Lost(Failure),
+    Lost(EtcdError),
     /// Only a list helps.
     Relist(Resync),
     /// Nobody wants to know.
     NobodyListens,
 }
 
-impl From<Failure> for WatchEnd {
-    fn from(failure: Failure) -> Self {
+impl From<EtcdError> for WatchEnd {
+    fn from(failure: EtcdError) -> Self {
         match failure {
             // Pages can be made smaller.
             failure if failure.is_too_large() => WatchEnd::Relist(Resync::FarBehind),
@@ -228,7 +228,7 @@ pub async fn follow(etcd: SharedEtcd, prefix: String, status: Arc<WatchStatus>, 
     loop {
         match follower.connection().await {
             WatchEnd::NobodyListens => return,
-            WatchEnd::Lost(failure) => follower.status.lost(&failure),
+            WatchEnd::Lost(failure) => follower.status.record_loss(&failure),
             // It has just been listed, and that was of no use: not once more without a pause.
             WatchEnd::Relist(_) => follower.known = None,
         }
@@ -297,13 +297,13 @@ impl PrefixWatcher {
         let (position, cluster, keys) = (session.position, session.position.cluster, items.len());
         self.tell(Update::Listed(Listing { cluster, revision, items, cause })).await?;
         self.known = Some(WatchPosition { position, revision, keys });
-        self.status.heard(revision);
+        self.status.record_contact(revision);
         Ok(())
     }
 
     async fn watch(&mut self, session: &mut Session) -> WatchEnd {
         match self.try_watch(session).await {
-            Ok(()) => WatchEnd::Lost(Failure::Closed),
+            Ok(()) => WatchEnd::Lost(EtcdError::Closed),
             Err(end) => end,
         }
     }
@@ -319,7 +319,7 @@ impl PrefixWatcher {
         let mut asked = Instant::now();
         loop {
             let is_silent = match tokio::time::timeout(SILENCE, stream.message()).await {
-                Ok(message) => match message.map_err(Failure::from)? {
+                Ok(message) => match message.map_err(EtcdError::from)? {
                     Some(response) => {
                         progress_owed = 0;
                         self.take(&response, session.position).await?;
@@ -347,7 +347,7 @@ impl PrefixWatcher {
     }
 
     /// Whether the member answers, with its leader behind it, and its raft position.
-    async fn ask_member(&mut self, session: &mut Session) -> Result<(), Failure> {
+    async fn ask_member(&mut self, session: &mut Session) -> Result<(), EtcdError> {
         let options = GetOptions::new().with_prefix().with_count_only().with_limit(1);
         let prefix = self.prefix.as_str();
         session.request(async |mut client| client.get(prefix, Some(options)).await).await?;
@@ -355,7 +355,7 @@ impl PrefixWatcher {
         if let Some(known) = &mut self.known {
             known.position = position;
         }
-        self.status.heard(self.revision());
+        self.status.record_contact(self.revision());
         Ok(())
     }
 
@@ -374,7 +374,7 @@ impl PrefixWatcher {
             WatchOutcome::Changes(changes) if changes.is_empty() => {}
             WatchOutcome::Changes(changes) => self.tell(Update::Changed(changes)).await?,
         }
-        self.status.heard(self.revision());
+        self.status.record_contact(self.revision());
         Ok(())
     }
 
@@ -392,16 +392,16 @@ impl PrefixWatcher {
         WatchMessage { at, watch: response.watch_id(), content }
     }
 
-    fn change(&self, event: &etcd_client::Event) -> Option<Change> {
+    fn change(&self, event: &etcd_client::Event) -> Option<KeyChange> {
         let kv = event.kv()?;
         Some(match event.event_type() {
-            EventType::Put => Change::Put(self.item(kv)),
-            EventType::Delete => Change::Deleted { key: self.name(kv), revision: kv.mod_revision() },
+            EventType::Put => KeyChange::Put(self.item(kv)),
+            EventType::Delete => KeyChange::Deleted { key: self.name(kv), revision: kv.mod_revision() },
         })
     }
 
-    fn item(&self, kv: &KeyValue) -> Item {
-        Item {
+    fn item(&self, kv: &KeyValue) -> KeyEntry {
+        KeyEntry {
             key: self.name(kv),
             value: kv.value().to_vec(),
             lease: LeaseId::new(kv.lease()),
@@ -424,21 +424,21 @@ impl PrefixWatcher {
     }
 }
 
-impl Change {
+impl KeyChange {
     /// When.
     pub fn revision(&self) -> i64 {
         match self {
-            Change::Put(item) => item.revision,
-            Change::Deleted { revision, .. } => *revision,
+            KeyChange::Put(item) => item.revision,
+            KeyChange::Deleted { revision, .. } => *revision,
         }
     }
 }
 
 /// An answer is only a sign of life. etcd 3.5.8 to 3.5.12 may never send it if nothing has happened yet
 /// (etcd-io/etcd#17507), so what is owed costs a new watch from where we are, and nothing else.
-async fn ask_progress(stream: &mut WatchStream, owed: &mut u32) -> Result<(), Failure> {
+async fn ask_progress(stream: &mut WatchStream, owed: &mut u32) -> Result<(), EtcdError> {
     if *owed >= 2 {
-        return Err(Failure::NoAnswer);
+        return Err(EtcdError::NoAnswer);
     }
     *owed += 1;
     Ok(stream.request_progress().await?)

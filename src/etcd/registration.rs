@@ -16,7 +16,7 @@ use std::time::Duration;
 use etcd_client::{Compare, CompareOp, LeaseKeepAliveStream, LeaseKeeper, PutOptions, Txn, TxnOp, TxnOpResponse};
 use tokio::sync::watch;
 
-use super::{Failure, Pauses, Session, SharedEtcd, bounded};
+use super::{EtcdError, Pauses, Session, SharedEtcd, bounded};
 use crate::telemetry::causes;
 
 /// Between two signs of life there is this part of the lease.
@@ -113,7 +113,7 @@ impl Registration {
         record: &mut watch::Receiver<Option<Vec<u8>>>,
         status: &watch::Sender<RegistrationStatus>,
         pauses: &mut Pauses,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), EtcdError> {
         let session = self.etcd.connect().await?;
         let mut kept = self.keep_lease(session).await?;
         let mut beats = 0;
@@ -127,7 +127,7 @@ impl Registration {
                 loop {
                     let beat = (self.ttl / BEATS).mul_f64(0.9 + 0.2 * fastrand::f64());
                     tokio::select! {
-                        changed = record.changed() => return Ok::<bool, Failure>(changed.is_ok()),
+                        changed = record.changed() => return Ok::<bool, EtcdError>(changed.is_ok()),
                         () = tokio::time::sleep(beat) => {}
                     }
                     if !kept.beat().await? {
@@ -168,7 +168,7 @@ impl Registration {
     }
 
     /// Goes on with the lease that there is, or gets a new one.
-    async fn keep_lease(&mut self, session: Session) -> Result<KeptLease, Failure> {
+    async fn keep_lease(&mut self, session: Session) -> Result<KeptLease, EtcdError> {
         if let Some(lease) = self.lease {
             match session.request(async |mut client| client.lease_keep_alive(lease).await).await {
                 Ok((keeper, answers)) => return Ok(KeptLease { session, keeper, answers }),
@@ -185,8 +185,8 @@ impl Registration {
     }
 
     /// Writes the key, unless it has this value already. Returns whether the key is ours: another process may have it.
-    async fn write(&mut self, session: &Session, value: Vec<u8>) -> Result<bool, Failure> {
-        let Some(lease) = self.lease else { return Err(Failure::Closed) };
+    async fn write(&mut self, session: &Session, value: Vec<u8>) -> Result<bool, EtcdError> {
+        let Some(lease) = self.lease else { return Err(EtcdError::Closed) };
         let key = self.key.as_str();
         let put = || TxnOp::put(key, value.clone(), Some(PutOptions::new().with_lease(lease)));
         let txn = match &self.written {
@@ -212,7 +212,7 @@ impl Registration {
 
     /// Takes the key away if it is ours, and gives the lease back: with it goes what may have been written without our
     /// hearing of it.
-    async fn withdraw(&mut self) -> Result<(), Failure> {
+    async fn withdraw(&mut self) -> Result<(), EtcdError> {
         let Some(lease) = self.lease.take() else { return Ok(()) };
         let session = self.etcd.connect().await?;
         let key = self.key.as_str();
@@ -233,9 +233,9 @@ impl Registration {
 
 impl KeptLease {
     /// Renews the lease. `false` if etcd does not know it any more.
-    async fn beat(&mut self) -> Result<bool, Failure> {
+    async fn beat(&mut self) -> Result<bool, EtcdError> {
         self.keeper.keep_alive().await?;
-        let answer = bounded(async { self.answers.message().await?.ok_or(Failure::Closed) }).await?;
+        let answer = bounded(async { self.answers.message().await?.ok_or(EtcdError::Closed) }).await?;
         Ok(answer.ttl() > 0)
     }
 }

@@ -9,7 +9,7 @@ use crate::fleet::NodeId;
 
 /// A cursor as it was saved.
 #[derive(Clone, Debug)]
-pub(super) struct Saved {
+pub(super) struct SavedCursor {
     /// The cursor.
     pub(super) cursor: Cursor,
     /// When it was saved, in milliseconds since 1970.
@@ -20,12 +20,12 @@ pub(super) struct Saved {
 /// that comes back within that time can be replayed instead of emptied.
 pub(super) struct Cursors {
     limits: Limits,
-    saved: Mutex<HashMap<NodeId, Saved>>,
+    saved: Mutex<HashMap<NodeId, SavedCursor>>,
 }
 
 impl Cursors {
     /// Cursors that start with what was saved before.
-    pub(super) fn new(limits: Limits, saved: HashMap<NodeId, Saved>) -> Self {
+    pub(super) fn new(limits: Limits, saved: HashMap<NodeId, SavedCursor>) -> Self {
         Cursors { limits, saved: Mutex::new(saved) }
     }
 
@@ -38,7 +38,7 @@ impl Cursors {
     /// Saves cursors and forgets those that were not saved for too long.
     pub(super) fn save(&self, cursors: impl IntoIterator<Item = (NodeId, Cursor)>, now_ms: u64) {
         let mut saved = self.saved.lock();
-        saved.extend(cursors.into_iter().map(|(node, cursor)| (node, Saved { cursor, at_ms: now_ms })));
+        saved.extend(cursors.into_iter().map(|(node, cursor)| (node, SavedCursor { cursor, at_ms: now_ms })));
         saved.retain(|_, saved| !self.limits.retires(saved.at_ms, now_ms));
     }
 }

@@ -38,7 +38,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::cursors::Cursors;
 use super::tail::Tail;
 use super::{
-    BoxFuture, Clock, Cursor, Journal, Limits, Origin, Position, PurgeObserver, Readable, Trouble, WriteError,
+    BoxFuture, Clock, Cursor, EntryOrigin, Journal, Limits, Position, PurgeObserver, Readable, Trouble, WriteError,
     wall_clock,
 };
 use crate::config::{Damaged, FirstStart};
@@ -46,9 +46,9 @@ use crate::fleet::NodeId;
 use crate::purge::Purge;
 use committer::Committer;
 use condition::Condition;
-use file::{Files, Local};
+use file::{Files, LocalFiles};
 use group::Command;
-use process::Remote;
+use process::RemoteFiles;
 use writer::Writer;
 
 pub use error::{Damage, OpenError};
@@ -88,8 +88,8 @@ pub struct Disk {
 }
 
 /// What another journal of the same purges has, or has not.
-pub(super) struct Foreign {
-    pub(super) origin: Origin,
+pub(super) struct NamedPurge {
+    pub(super) origin: EntryOrigin,
     /// When it was accepted.
     pub(super) at_ms: u64,
     pub(super) purge: Purge,
@@ -116,7 +116,8 @@ impl Disk {
     }
 
     pub(super) async fn open_with_clock(path: &Path, settings: Settings, clock: Clock) -> Result<Self, OpenError> {
-        let files: Box<dyn Files> = if settings.own_process { Box::new(Remote::default()) } else { Box::new(Local) };
+        let files: Box<dyn Files> =
+            if settings.own_process { Box::new(RemoteFiles::default()) } else { Box::new(LocalFiles) };
         let path = path.to_owned();
         let opened = tokio::task::spawn_blocking(move || Disk::open_with(&path, settings, clock, files)).await;
         opened.unwrap_or_else(|panicked| Err(OpenError::Thread(std::io::Error::other(panicked))))
@@ -135,7 +136,7 @@ impl Disk {
         let readable = Arc::new(Readable {
             tail: Tail::new(limits, observer, stored.past, now_ms),
             cursors: Cursors::new(limits, stored.cursors),
-            ledger: Mutex::new(stored.ledger),
+            position_map: Mutex::new(stored.position_map),
             clock,
             anew,
         });
@@ -157,16 +158,16 @@ impl Disk {
 
     /// Appends what has a name. Resolves like [`Journal::append`], with the place that it has already where it was here
     /// before; what it says of its revision is noted either way.
-    pub(super) async fn append_foreign(&self, foreign: Foreign) -> Result<Position, WriteError> {
-        self.ask(|answer| Command::AppendForeign(foreign, answer)).await
+    pub(super) async fn append_named(&self, named: NamedPurge) -> Result<Position, WriteError> {
+        self.ask(|answer| Command::AppendNamed(named, answer)).await
     }
 
     /// The same for many, in their order.
-    pub(super) async fn append_all(&self, foreign: Vec<Foreign>) -> Result<Vec<Position>, WriteError> {
-        let mut answers = Vec::with_capacity(foreign.len());
-        for foreign in foreign {
+    pub(super) async fn append_all(&self, named: Vec<NamedPurge>) -> Result<Vec<Position>, WriteError> {
+        let mut answers = Vec::with_capacity(named.len());
+        for named in named {
             let (answer, answered) = oneshot::channel();
-            self.queue.send(Command::AppendForeign(foreign, answer)).await.map_err(|_| WriteError::Closed)?;
+            self.queue.send(Command::AppendNamed(named, answer)).await.map_err(|_| WriteError::Closed)?;
             answers.push(answered);
         }
         let mut positions = Vec::with_capacity(answers.len());

@@ -17,7 +17,7 @@
 //!
 //! **A position is the revision of its entry** as long as entries come in etcd's order, which is what an accepting replica
 //! waits for a moment. Where that cannot be had (etcd is away, a backup was restored) positions go on growing by
-//! themselves, and [`Ledger`](super::ledger::Ledger) translates.
+//! themselves, and [`PositionMap`](super::position_map::PositionMap) translates.
 //!
 //! **Entries go by time, and leave a mark**: each replica dates them by its own clock when they come to it, because the
 //! clocks of two machines may differ by anything. Whoever deletes them writes the last deleted revision to `purges/floor`
@@ -42,10 +42,10 @@ use serde::{Deserialize, Deserializer, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::disk::Foreign;
+use super::disk::NamedPurge;
 use super::{
-    Anew, BoxFuture, Clock, Cursor, Disk, Journal, Limits, OpenError, Origin, Position, Readable, Remembered, Settings,
-    Shared, Trouble, WriteError, wall_clock,
+    Anew, BoxFuture, Clock, Cursor, CursorState, Disk, EntryOrigin, Journal, Limits, OpenError, Position, Readable,
+    Settings, Shared, Trouble, WriteError, wall_clock,
 };
 use crate::etcd::SharedEtcd;
 use crate::etcd::follow::{WatchStatus, follow};
@@ -89,7 +89,7 @@ struct Inner {
 
 /// A purge as one replica tells another one of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Told {
+pub struct PurgeMessage {
     /// Its name.
     pub id: String,
     /// Its revision, where it is in etcd.
@@ -204,8 +204,8 @@ impl Inner {
         {
             return Ok(position);
         }
-        let origin = Origin { id, revision, ours: true };
-        let position = self.local.append_foreign(Foreign { origin, at_ms, purge, in_order: false }).await?;
+        let origin = EntryOrigin { id, revision, ours: true };
+        let position = self.local.append_named(NamedPurge { origin, at_ms, purge, in_order: false }).await?;
         if revision.is_none() {
             self.uplink.look_again();
         }
@@ -213,9 +213,9 @@ impl Inner {
     }
 
     /// Takes in what another replica tells of, as [`Shared::admit`].
-    async fn admit(&self, told: Vec<Told>) -> Result<Position, WriteError> {
+    async fn admit(&self, told: Vec<PurgeMessage>) -> Result<Position, WriteError> {
         let in_order = async {
-            for Told { id, revision, .. } in &told {
+            for PurgeMessage { id, revision, .. } in &told {
                 if revision.is_some() {
                     self.comes_by_watch(id).await;
                 }
@@ -225,13 +225,13 @@ impl Inner {
         _ = tokio::time::timeout(IN_ORDER, in_order).await;
         // Dated by our clock, by which it will retire here: that of its sender may say anything.
         let at_ms = self.local.now_ms();
-        let foreign = told.into_iter().map(|Told { id, revision, purge, .. }| Foreign {
-            origin: Origin { id: id.into(), revision, ours: false },
+        let named = told.into_iter().map(|PurgeMessage { id, revision, purge, .. }| NamedPurge {
+            origin: EntryOrigin { id: id.into(), revision, ours: false },
             at_ms,
             purge,
             in_order: false,
         });
-        let positions = self.local.append_all(foreign.collect()).await?;
+        let positions = self.local.append_all(named.collect()).await?;
         self.uplink.look_again();
         Ok(positions.into_iter().max().unwrap_or(0))
     }
@@ -247,8 +247,10 @@ impl Inner {
         let mut head = self.local.watch();
         loop {
             let now = *head.borrow_and_update();
-            // In the ledger a moment before it can be read.
-            if let Some(position) = self.local.readable().ledger().position(id).filter(|position| *position <= now) {
+            // In the position_map a moment before it can be read.
+            if let Some(position) =
+                self.local.readable().position_map().position(id).filter(|position| *position <= now)
+            {
                 return position;
             }
             if head.changed().await.is_err() {
@@ -259,22 +261,22 @@ impl Inner {
 }
 
 impl Shared for Etcd {
-    fn admit(&self, told: Vec<Told>) -> BoxFuture<'_, Result<Position, WriteError>> {
+    fn admit(&self, told: Vec<PurgeMessage>) -> BoxFuture<'_, Result<Position, WriteError>> {
         Box::pin(self.inner.admit(told))
     }
 
     fn in_common_up_to(&self) -> Option<Position> {
         let head = self.inner.local.head();
-        let missing = self.inner.local.readable().ledger().missing();
+        let missing = self.inner.local.readable().position_map().missing();
         Some(missing.first().map_or(head, |(position, _)| head.min(position - 1)))
     }
 
     fn revision(&self, position: Position) -> Option<u64> {
-        self.inner.local.readable().ledger().revision(position)
+        self.inner.local.readable().position_map().revision(position)
     }
 
     fn spooled(&self) -> Option<usize> {
-        Some(self.inner.local.readable().ledger().missing().len())
+        Some(self.inner.local.readable().position_map().missing().len())
     }
 }
 
@@ -291,19 +293,19 @@ impl Journal for Etcd {
     }
 
     /// What was acknowledged to us, or to another replica, whichever is further: both are true.
-    fn remembered(&self, node: &NodeId, epoch: Option<&str>) -> Remembered {
+    fn remembered(&self, node: &NodeId, epoch: Option<&str>) -> CursorState {
         let here = self.inner.local.remembered(node, epoch);
         if self.inner.lost_its_spool() {
             return here;
         }
         let elsewhere = self.inner.published.remembered(node, epoch, |revision| {
-            self.inner.local.readable().ledger().covering(revision, self.inner.local.head())
+            self.inner.local.readable().position_map().covering(revision, self.inner.local.head())
         });
         match (here, elsewhere) {
-            (Remembered::At(here), Remembered::At(elsewhere)) => Remembered::At(here.max(elsewhere)),
-            (Remembered::At(position), _) | (_, Remembered::At(position)) => Remembered::At(position),
-            (Remembered::AnotherLife, _) | (_, Remembered::AnotherLife) => Remembered::AnotherLife,
-            (Remembered::Nothing, Remembered::Nothing) => Remembered::Nothing,
+            (CursorState::At(here), CursorState::At(elsewhere)) => CursorState::At(here.max(elsewhere)),
+            (CursorState::At(position), _) | (_, CursorState::At(position)) => CursorState::At(position),
+            (CursorState::CacheRestarted, _) | (_, CursorState::CacheRestarted) => CursorState::CacheRestarted,
+            (CursorState::Unknown, CursorState::Unknown) => CursorState::Unknown,
         }
     }
 

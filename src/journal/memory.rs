@@ -7,8 +7,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::cursors::Cursors;
-use super::disk::Foreign;
-use super::ledger::Ledger;
+use super::disk::NamedPurge;
+use super::position_map::PositionMap;
 use super::tail::{Past, Tail};
 use super::{
     Anew, BoxFuture, Clock, Cursor, Entry, Journal, Limits, Position, PurgeObserver, Readable, WriteError, wall_clock,
@@ -18,7 +18,7 @@ use crate::purge::Purge;
 
 /// A journal in memory only: durable means here that it is in memory.
 pub struct Memory {
-    // Who holds its ledger gives the next position.
+    // Who holds its position_map gives the next position.
     readable: Readable,
 }
 
@@ -43,7 +43,7 @@ impl Memory {
             readable: Readable {
                 tail: Tail::new(limits, observer, Past::default(), clock()),
                 cursors: Cursors::new(limits, HashMap::new()),
-                ledger: Mutex::new(Ledger::default()),
+                position_map: Mutex::new(PositionMap::default()),
                 clock,
                 anew: None,
             },
@@ -51,16 +51,16 @@ impl Memory {
     }
 
     /// Appends what has a name, in this order, unless it is here already. Gives the places.
-    pub(super) fn append_all(&self, foreign: Vec<Foreign>) -> Vec<Position> {
+    pub(super) fn append_all(&self, named: Vec<NamedPurge>) -> Vec<Position> {
         let Readable { tail, .. } = &self.readable;
-        let mut ledger = self.readable.ledger();
-        let mut positions = Vec::with_capacity(foreign.len());
-        for Foreign { origin, at_ms, purge, .. } in foreign {
-            positions.push(ledger.position(&origin.id).unwrap_or_else(|| {
+        let mut position_map = self.readable.position_map();
+        let mut positions = Vec::with_capacity(named.len());
+        for NamedPurge { origin, at_ms, purge, .. } in named {
+            positions.push(position_map.position(&origin.id).unwrap_or_else(|| {
                 let position = tail.head() + 1;
-                ledger.enter(position, &origin.id, None);
+                position_map.enter(position, &origin.id, None);
                 tail.publish(vec![Arc::new(Entry { position, at_ms, purge, origin: Some(origin) })], at_ms);
-                ledger.trim(tail.floor());
+                position_map.trim(tail.floor());
                 position
             }));
         }
@@ -75,7 +75,7 @@ impl Journal for Memory {
 
     fn append(&self, purge: Purge) -> BoxFuture<'_, Result<Position, WriteError>> {
         Box::pin(async move {
-            let _turn = self.readable.ledger();
+            let _turn = self.readable.position_map();
             let (position, at_ms) = (self.head() + 1, self.now_ms());
             self.readable.tail.publish(vec![Arc::new(Entry { position, at_ms, purge, origin: None })], at_ms);
             Ok(position)

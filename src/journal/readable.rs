@@ -5,7 +5,7 @@
 use parking_lot::{Mutex, MutexGuard};
 
 use super::cursors::Cursors;
-use super::ledger::Ledger;
+use super::position_map::PositionMap;
 use super::tail::Tail;
 use super::{Anew, Clock};
 
@@ -13,15 +13,15 @@ use super::{Anew, Clock};
 pub struct Readable {
     pub(super) tail: Tail,
     pub(super) cursors: Cursors,
-    pub(super) ledger: Mutex<Ledger>,
+    pub(super) position_map: Mutex<PositionMap>,
     pub(super) clock: Clock,
     pub(super) anew: Option<Anew>,
 }
 
 impl Readable {
     /// The names of what is held. The writer's to change, but for what it does not know of.
-    pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.ledger.lock()
+    pub(super) fn position_map(&self) -> MutexGuard<'_, PositionMap> {
+        self.position_map.lock()
     }
 
     /// The time by the clock that dates purges, in ms since 1970.
@@ -32,6 +32,6 @@ impl Readable {
     /// Lets go of what is too old, also if nothing new comes. A file follows with the next purge.
     pub(super) fn retire(&self) {
         self.tail.retire(self.now_ms());
-        self.ledger().trim(self.tail.floor());
+        self.position_map().trim(self.tail.floor());
     }
 }

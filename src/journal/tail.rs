@@ -130,7 +130,7 @@ impl Tail {
     pub(super) fn since(&self, cursor: Position) -> Missed {
         let held = self.held.read();
         if cursor > self.head() || cursor < held.floor {
-            return Missed::Gap;
+            return Missed::Truncated;
         }
         Missed::Entries(held.entries.range(held.known_to(cursor)..).cloned().collect())
     }

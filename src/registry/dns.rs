@@ -121,7 +121,7 @@ impl DnsFollower {
         let is_complete = self.asked.len() == self.count;
         let mut events = match heard {
             Ok(heard) => {
-                self.status.heard();
+                self.status.record_contact();
                 self.failing.remove(&question);
                 (0..heard.rejected).for_each(|_| rejected());
                 self.answers.replace(question, heard.nodes)
@@ -131,7 +131,7 @@ impl DnsFollower {
                 Vec::new()
             }
         };
-        self.status.stands(is_complete, &self.failing);
+        self.status.set(is_complete, &self.failing);
         if is_complete && !was_complete {
             events.push(Event::Listed(NodeSource::Dns));
         }

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use super::message::{Again, Confirmation, PeerPosition};
+use super::message::{Confirmation, PeerPosition, RedeliveryRequest};
 use super::peer::Peer;
 use super::{Position, Replicas};
 use crate::fleet::NodeId;
@@ -30,7 +30,7 @@ const UNCONFIRMED: &str = "it has not confirmed a purge in time";
 
 /// What the others say of a purge.
 #[derive(Default)]
-pub struct Heard {
+pub struct PeerAnswers {
     /// The replicas that have not confirmed it.
     pub unconfirmed: Vec<NodeId>,
     /// The nodes that a replica has not reached, by the name of the replica.
@@ -38,7 +38,7 @@ pub struct Heard {
     said: Vec<(Arc<Peer>, Confirmation)>,
 }
 
-impl Heard {
+impl PeerAnswers {
     /// Whether a node has taken the purge from another replica.
     pub fn is_taken(&self) -> bool {
         self.said.iter().any(|(_, said)| !said.applied.is_empty())
@@ -47,11 +47,11 @@ impl Heard {
 
 impl Replicas {
     /// Waits until every replica that could be waited for has confirmed this purge, at most for `timeout`.
-    pub async fn confirmed(&self, position: Position, timeout: Duration) -> Heard {
+    pub async fn confirmed(&self, position: Position, timeout: Duration) -> PeerAnswers {
         let awaited: Vec<Arc<Peer>> = self.sharing().into_iter().filter(|peer| !peer.is_late()).collect();
         let is_settled = |peer: &Arc<Peer>| peer.has(position) || peer.is_late() || peer.is_gone();
         self.progress.wait_for(&awaited, timeout, is_settled, |peer| peer.mark_late(UNCONFIRMED)).await;
-        let mut heard = Heard { unconfirmed: self.unmet(), ..Heard::default() };
+        let mut heard = PeerAnswers { unconfirmed: self.unmet(), ..PeerAnswers::default() };
         for peer in self.sharing() {
             if !peer.has(position) {
                 heard.unconfirmed.push(peer.id.clone());
@@ -73,7 +73,7 @@ impl Replicas {
         self: &Arc<Self>,
         position: Position,
         (reached, missed): (&[NodeId], &[NodeId]),
-        heard: &mut Heard,
+        heard: &mut PeerAnswers,
         timeout: Duration,
     ) {
         let here: BTreeSet<&NodeId> = reached.iter().chain(missed).collect();
@@ -121,9 +121,9 @@ impl Replicas {
         missed: &[NodeId],
         said: &[(Arc<Peer>, Confirmation)],
         by_peer: &[BTreeSet<NodeId>],
-    ) -> Vec<(Arc<Peer>, Vec<Again>)> {
+    ) -> Vec<(Arc<Peer>, Vec<RedeliveryRequest>)> {
         // To which nodes something is under way at whom.
-        let landed = self.context.deliveries.landed(missed);
+        let landed = self.context.deliveries.fill_watermarks(missed);
         let own = landed.into_iter().filter(|(_, landed)| *landed < position).map(|(node, _)| node).collect();
         let own = (PeerPosition { replica: self.id.clone(), boot: self.own.boot.clone(), position }, own);
         let of_others = said.iter().zip(by_peer).filter_map(|((peer, said), missed)| {
@@ -134,8 +134,8 @@ impl Replicas {
         let again = |index: usize, peer: &Peer, said: &Confirmation| {
             // Whether or not it has reached them: it may before the page lands.
             let elsewhere = under_way.iter().filter(|(place, nodes)| place.replica != peer.id && !nodes.is_empty());
-            let mut again: Vec<Again> = elsewhere
-                .map(|(place, nodes)| Again {
+            let mut again: Vec<RedeliveryRequest> = elsewhere
+                .map(|(place, nodes)| RedeliveryRequest {
                     id: name.to_owned(),
                     nodes: nodes.clone(),
                     under_way_at: Some(place.clone()),
@@ -146,7 +146,7 @@ impl Replicas {
             let doubtful: BTreeSet<&NodeId> = by_others.chain(missed).filter(|node| !held.contains(node)).collect();
             let nodes: Vec<NodeId> = said.applied.iter().filter(|id| doubtful.contains(id)).cloned().collect();
             if !nodes.is_empty() {
-                again.push(Again { id: name.to_owned(), nodes, under_way_at: None });
+                again.push(RedeliveryRequest { id: name.to_owned(), nodes, under_way_at: None });
             }
             again
         };
@@ -163,7 +163,7 @@ impl Replicas {
     async fn ask_again(
         self: Arc<Self>,
         peer: Arc<Peer>,
-        again: Vec<Again>,
+        again: Vec<RedeliveryRequest>,
         timeout: Duration,
     ) -> (NodeId, Option<Confirmation>) {
         // It answers in time, whether or not it has reached the nodes by then: it avoids them until it has.
@@ -184,7 +184,7 @@ impl Replicas {
     }
 
     /// Counts the replicas that have not confirmed a purge that is about to be answered.
-    pub fn count_unconfirmed(&self, heard: &Heard) {
+    pub fn count_unconfirmed(&self, heard: &PeerAnswers) {
         self.context.metrics.journal.unconfirmed.inc_by(heard.unconfirmed.len() as u64);
     }
 

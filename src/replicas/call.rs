@@ -9,14 +9,14 @@ use tokio::net::TcpStream;
 
 use super::message::{Confirmation, Message};
 use super::{MISDIRECTED, PATH, Replicas};
-use crate::http_client::{self, Connection};
+use crate::http_client::{self, HttpConnection};
 
 /// An answer is some words, and the nodes of a fleet.
 const MAX_ANSWER: usize = 1 << 20;
 
 /// Why there was no answer, or none of use.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum TellError {
+pub(super) enum PeerError {
     #[error("connecting failed")]
     Connect(#[from] std::io::Error),
     #[error(transparent)]
@@ -47,55 +47,59 @@ pub(super) enum TellError {
     Left,
 }
 
-impl TellError {
+impl PeerError {
     /// Whether the process that was meant is not there any more.
     pub(super) fn has_ended(&self) -> bool {
-        self.is_refused_connection() || matches!(self, TellError::Restarted | TellError::Left)
+        self.is_refused_connection() || matches!(self, PeerError::Restarted | PeerError::Left)
     }
 
     /// Whether nobody listens there.
     pub(super) fn is_refused_connection(&self) -> bool {
-        matches!(self, TellError::Connect(error) if error.kind() == std::io::ErrorKind::ConnectionRefused)
+        matches!(self, PeerError::Connect(error) if error.kind() == std::io::ErrorKind::ConnectionRefused)
     }
 }
 
 /// The way to one replica, with the connections that are open.
-pub(super) struct Way {
+pub(super) struct PeerClient {
     /// `HOST:PORT`; a name is looked up with each connection.
     pub(super) address: String,
-    idle: Mutex<Vec<Connection>>,
+    idle: Mutex<Vec<HttpConnection>>,
 }
 
-impl Way {
+impl PeerClient {
     /// To this address.
     pub(super) fn to(address: String) -> Self {
-        Way { address, idle: Mutex::default() }
+        PeerClient { address, idle: Mutex::default() }
     }
 
     /// Sends one message and waits for its answer, at most as long as the sender of a purge does.
-    pub(super) async fn post(&self, replicas: &Replicas, message: &Message) -> Result<Confirmation, TellError> {
+    pub(super) async fn post(&self, replicas: &Replicas, message: &Message) -> Result<Confirmation, PeerError> {
         let patience = replicas.context.ack_timeout;
         let body = Bytes::from(serde_json::to_vec(message)?);
         let answered = async {
             let pooled = self.idle.lock().pop();
-            if let Some(mut connection) = pooled.filter(Connection::is_ready) {
+            if let Some(mut connection) = pooled.filter(HttpConnection::is_ready) {
                 match self.exchange(replicas, &mut connection, body.clone()).await {
                     // It was closed under us.
-                    Err(TellError::Http(error))
+                    Err(PeerError::Http(error))
                         if error.is_canceled() || error.is_closed() || error.is_incomplete_message() => {}
                     answer => return self.keep(connection, answer),
                 }
             }
             let stream = TcpStream::connect(&self.address).await?;
             stream.set_nodelay(true)?;
-            let mut connection = Connection::over(stream).await?;
+            let mut connection = HttpConnection::over(stream).await?;
             let answer = self.exchange(replicas, &mut connection, body).await;
             self.keep(connection, answer)
         };
-        tokio::time::timeout(patience, answered).await.unwrap_or(Err(TellError::NoAnswer(patience)))
+        tokio::time::timeout(patience, answered).await.unwrap_or(Err(PeerError::NoAnswer(patience)))
     }
 
-    fn keep(&self, connection: Connection, answer: Result<Confirmation, TellError>) -> Result<Confirmation, TellError> {
+    fn keep(
+        &self,
+        connection: HttpConnection,
+        answer: Result<Confirmation, PeerError>,
+    ) -> Result<Confirmation, PeerError> {
         if answer.is_ok() {
             self.idle.lock().push(connection);
         }
@@ -105,9 +109,9 @@ impl Way {
     async fn exchange(
         &self,
         replicas: &Replicas,
-        connection: &mut Connection,
+        connection: &mut HttpConnection,
         body: Bytes,
-    ) -> Result<Confirmation, TellError> {
+    ) -> Result<Confirmation, PeerError> {
         let mut request = http::Request::post(PATH)
             .header(http::header::HOST, &self.address)
             .header(http::header::CONTENT_TYPE, "application/json");
@@ -116,11 +120,11 @@ impl Way {
         }
         let answer = connection.send(request.body(Full::new(body))?).await?;
         let status = answer.status().as_u16();
-        let body = http_client::read(answer.into_body(), MAX_ANSWER).await.map_err(TellError::BadAnswer)?;
+        let body = http_client::read(answer.into_body(), MAX_ANSWER).await.map_err(PeerError::BadAnswer)?;
         match status {
-            200 => serde_json::from_slice(&body).map_err(|error| TellError::BadAnswer(error.into())),
-            MISDIRECTED => Err(TellError::Restarted),
-            _ => Err(TellError::Refused(status, reason(&body))),
+            200 => serde_json::from_slice(&body).map_err(|error| PeerError::BadAnswer(error.into())),
+            MISDIRECTED => Err(PeerError::Restarted),
+            _ => Err(PeerError::Refused(status, reason(&body))),
         }
     }
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Record;
 use crate::fleet::NodeId;
-use crate::journal::{Position, Told};
+use crate::journal::{Position, PurgeMessage};
 
 /// The format of messages. Those that have no number are of the first one.
 pub(super) const FORMAT: u32 = 1;
@@ -34,10 +34,10 @@ pub struct Message {
     /// How long the answer may take, in milliseconds.
     pub wait_ms: u64,
     /// The purges.
-    pub purges: Vec<Told>,
+    pub purges: Vec<PurgeMessage>,
     /// Purges that were told before, and that a replica could not tell some nodes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub again: Vec<Again>,
+    pub again: Vec<RedeliveryRequest>,
     /// Nodes of which it is to be said up to where pages have landed there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub asks_about: Vec<NodeId>,
@@ -52,7 +52,7 @@ pub struct Message {
 
 /// A purge of which nodes are to be told once more: a page that passed another replica may be on its way to them.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Again {
+pub struct RedeliveryRequest {
     /// Its name.
     pub id: String,
     /// The nodes.

@@ -21,7 +21,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::call::{TellError, Way};
+use super::call::{PeerClient, PeerError};
 use super::marks::{self, Mark};
 use super::message::Introduction;
 use super::peer::{self, Peer, Start};
@@ -123,7 +123,7 @@ impl Neighbours {
     }
 
     /// Nobody answered there. Whoever has said goodbye is not missed for that.
-    fn say_unmet(&self, address: &str, error: &TellError) {
+    fn say_unmet(&self, address: &str, error: &PeerError) {
         let has_left = self.rows().get(address).is_some_and(|row| row.tried && row.who == Who::Nobody);
         if !(has_left && error.is_refused_connection()) {
             self.set(address, Who::Unmet(causes(error).to_string().into()));
@@ -287,18 +287,18 @@ impl Replicas {
     /// Finds out who is at this address and tells it of purges, for as long as anybody may be there: for ever, where it is
     /// `listed`.
     async fn befriend(self: Arc<Self>, address: String, listed: Arc<AtomicBool>) {
-        let way = Way::to(address.clone());
+        let client = PeerClient::to(address.clone());
         let mut woken = self.woken();
         let mut failures = 1_u32;
         loop {
             let asked = Instant::now();
-            match self.ask_who(&way).await {
+            match self.ask_who(&client).await {
                 Ok(met) => match self.meet_at(&address, met, listed.load(Ordering::SeqCst)) {
                     Some(peer) => {
                         self.neighbours.set(&address, Who::Met(peer.id.clone()));
                         self.progress.notify();
                         match peer::run(Arc::clone(&self), peer).await {
-                            TellError::Left => self.neighbours.set(&address, Who::Nobody),
+                            PeerError::Left => self.neighbours.set(&address, Who::Nobody),
                             error => self.neighbours.set(&address, Who::Unmet(causes(&error).to_string().into())),
                         }
                         failures = 1;
@@ -321,9 +321,9 @@ impl Replicas {
         }
     }
 
-    async fn ask_who(&self, way: &Way) -> Result<Introduction, TellError> {
-        let said = way.post(self, &self.hello(Duration::ZERO)).await?;
-        said.from.ok_or(TellError::Nameless)
+    async fn ask_who(&self, client: &PeerClient) -> Result<Introduction, PeerError> {
+        let said = client.post(self, &self.hello(Duration::ZERO)).await?;
+        said.from.ok_or(PeerError::Nameless)
     }
 
     /// Whoever is at this address, as somebody to be told of purges; `None` where it is nobody to be told.
@@ -335,7 +335,7 @@ impl Replicas {
         }
         let record = Record { address: address.to_owned(), ..record };
         if id == self.id {
-            self.twins.has_spoken(&record, self.holds_name_against(&record));
+            self.twins.record_contact(&record, self.holds_name_against(&record));
             self.neighbours.set(address, Who::Unmet(self.same_name(address).into()));
             return None;
         }
@@ -412,10 +412,10 @@ mod tests {
         assert_eq!(neighbours.unmet(|_| true), [id("2001:db8::1:6081")]);
         assert_eq!(neighbours.unmet(|_| false), [id("192.0.2.2:6081"), id("2001:db8::1:6081")]);
         // Nobody listens any more where somebody has said goodbye; and one that hangs there is somebody.
-        let refused = TellError::Connect(std::io::ErrorKind::ConnectionRefused.into());
+        let refused = PeerError::Connect(std::io::ErrorKind::ConnectionRefused.into());
         neighbours.say_unmet("192.0.2.3:6081", &refused);
         assert_eq!(neighbours.unmet(|_| true).len(), 1);
-        neighbours.say_unmet("192.0.2.3:6081", &TellError::NoAnswer(Duration::from_secs(1)));
+        neighbours.say_unmet("192.0.2.3:6081", &PeerError::NoAnswer(Duration::from_secs(1)));
         assert_eq!(neighbours.unmet(|_| true).len(), 2);
     }
 }

@@ -23,7 +23,7 @@
 //! heard of it for [`KEPT`], or when it has said goodbye.
 
 mod content;
-mod landed;
+mod watermarks;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -34,8 +34,8 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::call::{TellError, Way};
-use super::message::{Again, Confirmation, Message, RefusedPurge};
+use super::call::{PeerClient, PeerError};
+use super::message::{Confirmation, Message, RedeliveryRequest, RefusedPurge};
 use super::under_way::PeerHolds;
 use super::{Record, Replicas};
 use crate::awaited::Lateness;
@@ -73,7 +73,7 @@ const CONFIRMATIONS: usize = 256;
 pub(super) struct Peer {
     pub(super) id: NodeId,
     pub(super) record: Record,
-    way: Way,
+    client: PeerClient,
     /// It has confirmed every purge of ours up to here.
     confirmed: AtomicU64,
     /// Nobody knows what it has of those before: it gets one of everything first.
@@ -111,7 +111,7 @@ impl Peer {
         };
         Peer {
             id,
-            way: Way::to(record.address.clone()),
+            client: PeerClient::to(record.address.clone()),
             record,
             confirmed: AtomicU64::new(told),
             has_gap: AtomicBool::new(has_gap),
@@ -181,10 +181,10 @@ impl Peer {
     }
 
     /// Whether it is not worth another attempt.
-    fn has_ended(&self, error: &TellError) -> bool {
+    fn has_ended(&self, error: &PeerError) -> bool {
         let heard = *self.heard.lock();
         let is_over = self.is_unlisted() && (error.is_refused_connection() || heard.elapsed() > KEPT);
-        is_over || matches!(error, TellError::Restarted | TellError::Left)
+        is_over || matches!(error, PeerError::Restarted | PeerError::Left)
     }
 
     pub(super) fn problem(&self) -> Option<Arc<str>> {
@@ -212,7 +212,7 @@ impl Peer {
     }
 
     /// It has confirmed everything up to `position`, as it says of the last purge up to `last`.
-    fn confirms(&self, last: Position, position: Position, confirmation: Confirmation, gap_is_told: bool) {
+    fn record_confirmation(&self, last: Position, position: Position, confirmation: Confirmation, gap_is_told: bool) {
         self.set_owes_us(confirmation.from.as_ref().is_some_and(|from| from.pending));
         let mut confirmations = self.confirmations.lock();
         if confirmations.len() == CONFIRMATIONS {
@@ -231,31 +231,31 @@ impl Peer {
     pub(super) async fn tell_again(
         &self,
         replicas: &Replicas,
-        again: Vec<Again>,
+        again: Vec<RedeliveryRequest>,
         patience: Duration,
-    ) -> Result<Confirmation, TellError> {
+    ) -> Result<Confirmation, PeerError> {
         let message = Message { again, ..self.message(replicas, patience) };
-        self.way.post(replicas, &message).await
+        self.client.post(replicas, &message).await
     }
 
     /// Asks it up to where pages have landed at these nodes that passed there.
-    pub(super) async fn ask_landed(
+    pub(super) async fn ask_watermarks(
         &self,
         replicas: &Replicas,
         asks_about: Vec<NodeId>,
-    ) -> Result<Confirmation, TellError> {
+    ) -> Result<Confirmation, PeerError> {
         // Positions are those of this process's journal.
         let to = Some(self.under_way.boot());
         let message = Message { to, asks_about, ..self.message(replicas, Duration::ZERO) };
-        self.way.post(replicas, &message).await
+        self.client.post(replicas, &message).await
     }
 
     /// Tells it that we are about to end, and what was refused to its sender and may not be known there yet.
-    pub(super) async fn say_goodbye(&self, replicas: &Replicas) -> Result<Confirmation, TellError> {
+    pub(super) async fn say_goodbye(&self, replicas: &Replicas) -> Result<Confirmation, PeerError> {
         let record = Some(Record { leaving: true, ..replicas.own.clone() });
         let refused = Some(refused_last(replicas));
         let message = Message { record, refused, ..self.message(replicas, Duration::ZERO) };
-        self.way.post(replicas, &message).await
+        self.client.post(replicas, &message).await
     }
 
     /// One that tells of nothing.
@@ -271,19 +271,19 @@ struct Sent {
     last: Position,
     tells_gap: bool,
     /// Ends with this value.
-    answer: AbortOnDropHandle<Result<Confirmation, TellError>>,
+    answer: AbortOnDropHandle<Result<Confirmation, PeerError>>,
 }
 
 /// Tells a peer of everything that is accepted here, and asks it about what is held for it, until it is gone: why it is.
-pub(super) async fn run(replicas: Arc<Replicas>, peer: Arc<Peer>) -> TellError {
+pub(super) async fn run(replicas: Arc<Replicas>, peer: Arc<Peer>) -> PeerError {
     tokio::select! {
         error = keep_telling(Arc::clone(&replicas), Arc::clone(&peer)) => error,
-        never = landed::ask(replicas, peer) => match never {},
+        never = watermarks::ask(replicas, peer) => match never {},
     }
 }
 
-async fn keep_telling(replicas: Arc<Replicas>, peer: Arc<Peer>) -> TellError {
-    let Some(journal) = replicas.context.journal.clone() else { return TellError::Left };
+async fn keep_telling(replicas: Arc<Replicas>, peer: Arc<Peer>) -> PeerError {
+    let Some(journal) = replicas.context.journal.clone() else { return PeerError::Left };
     let mut woken = replicas.woken();
     let mut failures = 0;
     loop {
@@ -305,13 +305,13 @@ async fn keep_telling(replicas: Arc<Replicas>, peer: Arc<Peer>) -> TellError {
         }
         if peer.is_gone() {
             replicas.let_go(&peer);
-            return TellError::Left;
+            return PeerError::Left;
         }
     }
 }
 
 /// Tells until something fails.
-async fn tell(replicas: &Arc<Replicas>, peer: &Arc<Peer>, journal: &dyn Shared) -> TellError {
+async fn tell(replicas: &Arc<Replicas>, peer: &Arc<Peer>, journal: &dyn Shared) -> PeerError {
     let mut head = journal.watch();
     let mut woken = replicas.woken();
     // They have one configuration: what we would not take, the other one does not.
@@ -341,7 +341,7 @@ async fn tell(replicas: &Arc<Replicas>, peer: &Arc<Peer>, journal: &dyn Shared) 
             let patience = patience(replicas, journal, &purges);
             let message = Message { purges, done, refused: Some(refused), ..peer.message(replicas, patience) };
             let (replicas, peer) = (Arc::clone(replicas), Arc::clone(peer));
-            let answer = tokio::spawn(async move { peer.way.post(&replicas, &message).await });
+            let answer = tokio::spawn(async move { peer.client.post(&replicas, &message).await });
             on_their_way.push_back(Sent { last, tells_gap, answer: AbortOnDropHandle::new(answer) });
         }
         let full = on_their_way.len() >= ON_THEIR_WAY;
@@ -355,21 +355,21 @@ async fn tell(replicas: &Arc<Replicas>, peer: &Arc<Peer>, journal: &dyn Shared) 
                 on_their_way.pop_front();
                 // Before it counts as confirmed: whoever waits for that is to hear of it.
                 if !are_in_time(replicas, peer, journal, &confirmation) {
-                    return TellError::TooLate;
+                    return PeerError::TooLate;
                 }
                 // What was skipped behind it counts, too, when nothing else is on its way.
                 let confirmed = if on_their_way.is_empty() { told.max(last) } else { last };
-                peer.confirms(last, confirmed, confirmation, tells_gap);
+                peer.record_confirmation(last, confirmed, confirmation, tells_gap);
                 replicas.progress.notify();
             }
             moved = head.wait_for(|head| *head > told), if !full => if moved.is_err() {
-                return TellError::NoAnswer(Duration::ZERO);
+                return PeerError::NoAnswer(Duration::ZERO);
             },
             _ = refusals.changed() => {}
             () = asks_again(replicas, peer) => asks = true,
             _ = woken.changed() => {
                 if peer.is_gone() {
-                    return TellError::Left;
+                    return PeerError::Left;
                 }
                 // It may be another process that has come in the place of this one.
                 asks = !replicas.has_journal_in_common();
@@ -385,7 +385,7 @@ fn are_in_time(replicas: &Replicas, peer: &Peer, journal: &dyn Shared, confirmat
         let Some(position) = journal.place_of(id) else { continue };
         let asked = |reason: &String| format!("{reason}, asked by {}", peer.id).into();
         let refusals = nodes.iter().map(|(node, reason)| (node.clone(), asked(reason))).collect();
-        in_time &= replicas.context.deliveries.refused_elsewhere(position, &refusals);
+        in_time &= replicas.context.deliveries.record_refusal_elsewhere(position, &refusals);
     }
     in_time
 }
@@ -403,7 +403,7 @@ async fn asks_again(replicas: &Replicas, peer: &Peer) {
 }
 
 /// The answer to the oldest message.
-async fn first(on_their_way: &mut VecDeque<Sent>) -> Result<(Position, bool, Confirmation), TellError> {
+async fn first(on_their_way: &mut VecDeque<Sent>) -> Result<(Position, bool, Confirmation), PeerError> {
     match on_their_way.front_mut() {
         Some(sent) => Ok((sent.last, sent.tells_gap, (&mut sent.answer).await??)),
         None => std::future::pending().await,

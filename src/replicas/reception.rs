@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::message::{Again, Confirmation, FORMAT, Introduction, Message, PeerPosition, RefusedPurge};
+use super::message::{Confirmation, FORMAT, Introduction, Message, PeerPosition, RedeliveryRequest, RefusedPurge};
 use super::peer::Peer;
 use super::{GAP, Record, Replicas};
 use crate::delivery::Acknowledged;
@@ -45,7 +45,7 @@ impl Replicas {
             if message.from == self.id {
                 // Ourselves, by the address of a list; or one that has our name.
                 if record.boot != self.own.boot {
-                    self.twins.has_spoken(record, self.holds_name_against(record));
+                    self.twins.record_contact(record, self.holds_name_against(record));
                 }
                 return Received::Confirmed(self.confirmation(&message, None, Acknowledged::default()).into());
             }
@@ -96,15 +96,15 @@ impl Replicas {
     /// Takes note of how purges were answered, as far as their teller says so.
     fn note_answers(&self, journal: &dyn Shared, message: &Message) {
         let deliveries = &self.context.deliveries;
-        message.done.iter().filter_map(|id| journal.place_of(id)).for_each(|position| deliveries.was_done(position));
+        message.done.iter().filter_map(|id| journal.place_of(id)).for_each(|position| deliveries.record_done(position));
         match &message.refused {
             Some(refused) => {
                 let refused = refused.iter().filter_map(|id| journal.place_of(id)).collect();
-                deliveries.were_refused(refused);
+                deliveries.record_refused(refused);
             }
             None => {
                 let told = message.purges.iter().filter_map(|told| journal.place_of(&told.id));
-                deliveries.are_of_an_older_version(told);
+                deliveries.record_older_version(told);
             }
         }
     }
@@ -120,7 +120,7 @@ impl Replicas {
             self.context.deliveries.note_requests();
             tracing::debug!(from = %message.from, position, "told of purges");
         }
-        for Again { id, nodes, under_way_at } in &message.again {
+        for RedeliveryRequest { id, nodes, under_way_at } in &message.again {
             // What is not held any more is a gap for whoever has not had it.
             let Some(place) = journal.place_of(id) else { continue };
             let through = under_way_at.as_ref().and_then(|there| Some((self.peer_at(there)?, there)));
@@ -144,7 +144,7 @@ impl Replicas {
         let pending = !self.has_journal_in_common() && self.owes(message);
         let from = Introduction { id: self.id.clone(), record: self.own.clone(), fresh: self.fresh, pending };
         let Acknowledged { applied, fenced, .. } = outcome;
-        let landed = self.context.deliveries.landed(fenced.iter().chain(&message.asks_about));
+        let landed = self.context.deliveries.fill_watermarks(fenced.iter().chain(&message.asks_about));
         Confirmation { applied, fenced, place, landed, refused: Vec::new(), from: Some(from) }
     }
 

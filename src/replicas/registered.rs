@@ -10,11 +10,11 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::memory::Memory;
+use super::known_replicas::KnownReplicas;
 use super::peer::{self, Peer, Start};
 use super::{MOST, NOT_SHARED, Record, Replicas};
 use crate::config::is_host_port;
-use crate::etcd::follow::{Change, Item, Update, WatchStatus, follow};
+use crate::etcd::follow::{KeyChange, KeyEntry, Update, WatchStatus, follow};
 use crate::etcd::{Registration, RegistrationStatus, SharedEtcd};
 use crate::fleet::NodeId;
 
@@ -72,7 +72,7 @@ impl Replicas {
     ) {
         // Ends with this task, and so does every peer's.
         let mut tasks = Tasks::new();
-        let mut memory = Memory::open(self.context.memory.clone()).await;
+        let mut memory = KnownReplicas::open(self.context.memory.clone()).await;
         for (id, record) in memory.known().clone() {
             self.take_in(id, record, false, &mut tasks);
         }
@@ -93,14 +93,14 @@ impl Replicas {
                     let gone: Vec<NodeId> = tasks.keys().filter(|id| !listed.contains(&id.as_str())).cloned().collect();
                     gone.iter().for_each(|id| self.miss(id, &mut tasks));
                     if !listed.contains(&self.id.as_str()) {
-                        self.twins.has_key(None);
+                        self.twins.set_key(None);
                     }
                     listing.items.iter().for_each(|item| self.greet(item, &mut tasks));
                 }
                 Update::Changed(changes) => changes.iter().for_each(|change| match change {
-                    Change::Put(item) => self.greet(item, &mut tasks),
-                    Change::Deleted { key, .. } if key == self.id.as_str() => self.twins.has_key(None),
-                    Change::Deleted { key, .. } => {
+                    KeyChange::Put(item) => self.greet(item, &mut tasks),
+                    KeyChange::Deleted { key, .. } if key == self.id.as_str() => self.twins.set_key(None),
+                    KeyChange::Deleted { key, .. } => {
                         if let Ok(id) = NodeId::try_from(key.as_str()) {
                             self.miss(&id, &mut tasks);
                         }
@@ -129,7 +129,7 @@ impl Replicas {
         self.take_in(id, record, false, tasks);
     }
 
-    fn greet(self: &Arc<Self>, item: &Item, tasks: &mut Tasks) {
+    fn greet(self: &Arc<Self>, item: &KeyEntry, tasks: &mut Tasks) {
         let read = NodeId::try_from(item.key.as_str()).map_err(|error| error.to_string());
         let (id, record) = match read.and_then(|id| Ok((id, Record::decode(&item.value)?))) {
             Ok(read) => read,
@@ -145,7 +145,7 @@ impl Replicas {
     fn take_in(self: &Arc<Self>, id: NodeId, record: Record, listed: bool, tasks: &mut Tasks) {
         if id == self.id {
             if listed {
-                self.twins.has_key(Some((record.boot == self.own.boot, record)));
+                self.twins.set_key(Some((record.boot == self.own.boot, record)));
             }
             return;
         }

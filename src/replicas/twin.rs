@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::call::Way;
+use super::call::PeerClient;
 use super::{Record, Replicas};
 use crate::telemetry::causes;
 
@@ -29,10 +29,10 @@ const SILENT: Duration = Duration::from_secs(6);
 
 /// What is known of twins.
 #[derive(Debug, Default)]
-pub(super) struct Twins(Mutex<State>);
+pub(super) struct Twins(Mutex<TwinState>);
 
 #[derive(Debug, Default)]
-struct State {
+struct TwinState {
     /// Our key has been seen with our own record.
     was_ours: bool,
     /// What stands there instead, and for how many looks.
@@ -53,7 +53,7 @@ pub(super) struct Twin {
 
 impl Twins {
     /// What stands under our key: whether that is ours, and the record; `None` where nothing does.
-    pub(super) fn has_key(&self, key: Option<(bool, Record)>) {
+    pub(super) fn set_key(&self, key: Option<(bool, Record)>) {
         let mut state = self.state();
         match key.filter(|(_, record)| !record.leaving) {
             Some((true, _)) => (state.was_ours, state.key) = (true, None),
@@ -63,7 +63,7 @@ impl Twins {
     }
 
     /// Another process has said that it has our name. `ours`: the others tell us, and not it.
-    pub(super) fn has_spoken(&self, record: &Record, ours: bool) {
+    pub(super) fn record_contact(&self, record: &Record, ours: bool) {
         let twin = Twin { address: record.address.clone(), ours };
         self.state().spoken = (!record.leaving).then(|| (twin, Instant::now()));
     }
@@ -93,7 +93,7 @@ impl Twins {
         state.key.as_ref().filter(|_| !current.ours).map(|(record, _)| record.address.clone())
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, TwinState> {
         self.0.lock()
     }
 }
@@ -121,7 +121,7 @@ pub(super) async fn watch(replicas: Arc<Replicas>) {
         if look % LOOKS == 0
             && let Some(address) = replicas.twins.holder()
         {
-            let said = Way::to(address.clone()).post(&replicas, &replicas.hello(Duration::ZERO)).await;
+            let said = PeerClient::to(address.clone()).post(&replicas, &replicas.hello(Duration::ZERO)).await;
             if let Err(error) = said {
                 tracing::debug!(address, error = %causes(&error), "the other one of our name does not hear of it");
             }
@@ -146,31 +146,31 @@ mod tests {
     #[test]
     fn the_key_of_ones_former_self_is_no_twin_and_one_that_comes_later_is() {
         let twins = Twins::default();
-        twins.has_key(Some((false, record("10.0.0.9:6081"))));
+        twins.set_key(Some((false, record("10.0.0.9:6081"))));
         assert_eq!(looks(&twins, LOOKS), None);
-        twins.has_key(Some((true, record("10.0.0.2:6081"))));
+        twins.set_key(Some((true, record("10.0.0.2:6081"))));
         assert_eq!(looks(&twins, LOOKS * 2), None);
-        twins.has_key(Some((false, record("10.0.0.7:6081"))));
+        twins.set_key(Some((false, record("10.0.0.7:6081"))));
         assert_eq!(looks(&twins, 1), Some(Twin { address: "10.0.0.7:6081".to_owned(), ours: false }));
         // It says goodbye, or its lease runs out.
-        twins.has_key(Some((false, Record { leaving: true, ..record("10.0.0.7:6081") })));
+        twins.set_key(Some((false, Record { leaving: true, ..record("10.0.0.7:6081") })));
         assert_eq!(looks(&twins, 1), None);
     }
 
     #[test]
     fn a_key_that_was_taken_before_we_saw_ours_is_a_twins_if_it_stays() {
         let twins = Twins::default();
-        twins.has_key(Some((false, record("10.0.0.9:6081"))));
+        twins.set_key(Some((false, record("10.0.0.9:6081"))));
         assert!(looks(&twins, LOOKS + 1).is_some());
     }
 
     #[test]
     fn who_has_spoken_is_a_twin_until_it_falls_silent_and_is_told_of_once() {
         let twins = Twins::default();
-        twins.has_spoken(&record("10.0.0.7:6081"), true);
+        twins.record_contact(&record("10.0.0.7:6081"), true);
         let now = Instant::now();
         assert!(twins.look(now).is_some() && twins.look(now).is_none());
-        twins.has_spoken(&record("10.0.0.7:6081"), true);
+        twins.record_contact(&record("10.0.0.7:6081"), true);
         assert!(twins.look(now).is_none());
         let (before, after) = twins.look(now + SILENT + LOOK).unwrap();
         assert!(before.is_some() && after.is_none());

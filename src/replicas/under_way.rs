@@ -3,7 +3,7 @@
 //! Our bans may be at a node before a page that passed another replica's origin, and only that replica knows when the page
 //! has landed. When it confirms a purge it says so: where the purge stands in its journal, and up to where pages have landed
 //! at each node that it has not reached. A node that is not that far is held back here ([`Hold`]), and the other replica is
-//! asked until it is. Whoever holds asks for himself, also a replica that was told to by a third one ([`Again`]): nobody has
+//! asked until it is. Whoever holds asks for himself, also a replica that was told to by a third one ([`RedeliveryRequest`]): nobody has
 //! to live for a hold to end.
 //!
 //! **One task for each replica asks, whatever the purges are.** What it asks for is a position that only grows, so any number
@@ -13,7 +13,7 @@
 //! purge waits: a replica that hangs must not keep nodes out of everybody's traffic. What lands after that is stored behind
 //! our bans.
 //!
-//! [`Again`]: super::Again
+//! [`RedeliveryRequest`]: super::RedeliveryRequest
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -35,13 +35,13 @@ const LONG: Duration = Duration::from_secs(2);
 /// What is held here for one other replica.
 #[derive(Debug, Default)]
 pub(super) struct PeerHolds {
-    state: Mutex<State>,
+    state: Mutex<HoldState>,
     /// Rings when there is something to ask for.
     ring: Notify,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct HoldState {
     /// Nobody asks any more.
     is_over: bool,
     /// The process of the other replica that is asked.
@@ -93,7 +93,7 @@ impl PeerHolds {
     }
 
     /// The other replica says up to where pages have landed there. Nodes of which it says nothing go on to be held.
-    pub(super) fn have_landed(&self, landed: &BTreeMap<NodeId, Position>) {
+    pub(super) fn record_watermarks(&self, landed: &BTreeMap<NodeId, Position>) {
         let is_under_way =
             |node: &NodeId, awaited: &mut Awaited| landed.get(node).is_none_or(|landed| *landed < awaited.place);
         self.state.lock().nodes.retain(is_under_way);
@@ -116,7 +116,7 @@ impl PeerHolds {
     }
 
     /// Nodes that have been held for long, and of which nothing was said yet.
-    pub(super) fn worth_a_word(&self) -> Vec<NodeId> {
+    pub(super) fn newly_long(&self) -> Vec<NodeId> {
         let mut state = self.state.lock();
         let long = state.nodes.iter_mut().filter(|(_, awaited)| awaited.since.elapsed() > LONG && !awaited.is_told);
         let tell = |(node, awaited): (&NodeId, &mut Awaited)| {
@@ -127,7 +127,7 @@ impl PeerHolds {
     }
 
     /// Returns when there is something to ask for.
-    pub(super) async fn rung(&self) {
+    pub(super) async fn wait_until_asked(&self) {
         self.ring.notified().await;
     }
 

@@ -1,7 +1,7 @@
 //! What is known of the keys, and what a response of a watch does to it. Pure: no connection, no clock.
 
-use super::super::{Failure, RaftPosition};
-use super::{Change, PAGE, Resync};
+use super::super::{EtcdError, RaftPosition};
+use super::{KeyChange, PAGE, Resync};
 
 /// A watch that would begin so far behind holds up etcd's writes while it catches up (etcd-io/etcd#22264); a list
 /// does not.
@@ -36,20 +36,20 @@ pub(super) enum WatchContent {
     /// The watch has begun.
     Created,
     /// The changes; empty in a notice of progress.
-    Changes(Vec<Change>),
+    Changes(Vec<KeyChange>),
 }
 
 /// What a response comes to.
 #[derive(Debug)]
 pub(super) enum WatchOutcome {
     /// The watch goes on elsewhere.
-    Failed(Failure),
+    Failed(EtcdError),
     /// Only a list helps.
     Relist(Resync),
     /// The watch has begun at the revision that was asked for.
     Created,
     /// News, of which there may be none.
-    Changes(Vec<Change>),
+    Changes(Vec<KeyChange>),
 }
 
 impl WatchPosition {
@@ -71,7 +71,9 @@ impl WatchPosition {
     pub(super) fn take(&mut self, response: WatchMessage, expected: i64, position: RaftPosition) -> WatchOutcome {
         let at = response.at.unwrap_or(self.revision);
         match response.content {
-            WatchContent::Cancelled { is_compacted: false, reason } => WatchOutcome::Failed(Failure::Cancelled(reason)),
+            WatchContent::Cancelled { is_compacted: false, reason } => {
+                WatchOutcome::Failed(EtcdError::Cancelled(reason))
+            }
             WatchContent::Cancelled { .. } => WatchOutcome::Relist(Resync::Compacted),
             // A member that lags says so, too; the list that follows comes from the leader and settles it.
             WatchContent::Created if at < self.revision.max(expected) => WatchOutcome::Relist(Resync::Restored),
@@ -84,7 +86,7 @@ impl WatchPosition {
                 let is_progress = changes.is_empty() && response.watch != ASKED_FOR;
                 // Known already: a member that lags sends old events again (etcd-io/etcd#20221).
                 changes.retain(|change| change.revision() > self.revision);
-                let last = changes.iter().map(Change::revision).max();
+                let last = changes.iter().map(KeyChange::revision).max();
                 let moved = last.or(is_progress.then_some(at)).unwrap_or(self.revision);
                 self.revision = self.revision.max(moved);
                 WatchOutcome::Changes(changes)
@@ -107,13 +109,13 @@ mod tests {
         WatchMessage { at: Some(at), watch, content }
     }
 
-    fn deleted(revision: i64) -> Change {
-        Change::Deleted { key: "a".to_owned(), revision }
+    fn deleted(revision: i64) -> KeyChange {
+        KeyChange::Deleted { key: "a".to_owned(), revision }
     }
 
     fn changes(heard: WatchOutcome) -> Vec<i64> {
         match heard {
-            WatchOutcome::Changes(changes) => changes.iter().map(Change::revision).collect(),
+            WatchOutcome::Changes(changes) => changes.iter().map(KeyChange::revision).collect(),
             other => panic!("{other:?}"),
         }
     }
@@ -164,7 +166,7 @@ mod tests {
             known(10).take(response(99, 0, WatchContent::Cancelled { is_compacted, reason: "so".into() }), 0, POSITION)
         };
         assert!(matches!(cancelled(true), WatchOutcome::Relist(Resync::Compacted)));
-        assert!(matches!(cancelled(false), WatchOutcome::Failed(Failure::Cancelled(reason)) if reason == "so"));
+        assert!(matches!(cancelled(false), WatchOutcome::Failed(EtcdError::Cancelled(reason)) if reason == "so"));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use redb::{Database, Durability, ReadableTable as _, StorageError, Table, TableD
 
 use super::error::FORMAT;
 use crate::fleet::NodeId;
-use crate::journal::{Cursor, Entry, Limits, Origin, Position};
+use crate::journal::{Cursor, Entry, EntryOrigin, Limits, Position};
 
 pub(super) const ENTRIES: TableDefinition<'_, Position, &[u8]> = TableDefinition::new("entries");
 /// The cursor, and when it was saved in milliseconds since 1970.
@@ -158,7 +158,7 @@ fn write_entries(
     transaction.open_table(REFUSED)?.retain_in(change.before + 1.., |_, _| false)?;
     for (entry, record) in change.entries.iter().zip(records) {
         entries.insert(entry.position, record.as_slice())?;
-        if let Some(Origin { id, revision, .. }) = &entry.origin {
+        if let Some(EntryOrigin { id, revision, .. }) = &entry.origin {
             origins.insert(entry.position, (&**id, revision.unwrap_or(0)))?;
         }
     }

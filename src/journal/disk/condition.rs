@@ -18,11 +18,11 @@ pub(super) struct Condition {
     path: Arc<Path>,
     /// An answer that takes longer counts as none.
     patience: Duration,
-    state: Mutex<State>,
+    state: Mutex<DiskState>,
 }
 
 #[derive(Default)]
-struct State {
+struct DiskState {
     /// When the work was begun that is under way.
     began: Option<Instant>,
     /// It was said that there is no answer.
@@ -104,7 +104,7 @@ impl Condition {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, DiskState> {
         self.state.lock()
     }
 }

@@ -28,9 +28,9 @@ pub(super) trait Files: Send {
 }
 
 /// By this process.
-pub(super) struct Local;
+pub(super) struct LocalFiles;
 
-impl Files for Local {
+impl Files for LocalFiles {
     fn open(&self, path: &Path) -> Result<Database, DatabaseError> {
         builder().create_with_backend(JournalFile::open(path)?)
     }

@@ -5,29 +5,29 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::Foreign;
+use super::NamedPurge;
 use crate::fleet::NodeId;
-use crate::journal::ledger::{Ledger, next_position};
-use crate::journal::{Cursor, Entry, Origin, Position, Readable, WriteError};
+use crate::journal::position_map::{PositionMap, next_position};
+use crate::journal::{Cursor, Entry, EntryOrigin, Position, Readable, WriteError};
 use crate::purge::Purge;
 
 /// Where the answer to a command goes.
-type Answer<T> = oneshot::Sender<Result<T, WriteError>>;
+type Responder<T> = oneshot::Sender<Result<T, WriteError>>;
 
 /// What callers ask for.
 pub(super) enum Command {
     /// Accept this purge.
-    Append(Purge, Answer<Position>),
+    Append(Purge, Responder<Position>),
     /// Take over what another journal may have as well.
-    AppendForeign(Foreign, Answer<Position>),
+    AppendNamed(NamedPurge, Responder<Position>),
     /// Note that these were refused to their senders.
-    Refuse(Vec<Position>, Answer<()>),
+    Refuse(Vec<Position>, Responder<()>),
     /// Save these cursors.
-    SaveCursors(Vec<(NodeId, Cursor)>, Answer<()>),
+    SaveCursors(Vec<(NodeId, Cursor)>, Responder<()>),
     /// Note where in etcd these are.
-    Found(Vec<(Position, Option<u64>)>, Answer<()>),
+    Found(Vec<(Position, Option<u64>)>, Responder<()>),
     /// Everything up to the head, and up to this revision, is a gap.
-    BreakOff(u64, Answer<()>),
+    BreakOff(u64, Responder<()>),
 }
 
 /// Whether it is durable in etcd.
@@ -46,7 +46,7 @@ pub(super) struct Group {
     /// The entries of this group that have a name.
     pub(super) named: HashMap<Arc<str>, Position>,
     /// Whom to tell which position.
-    pub(super) appended: Vec<(Answer<Position>, Position)>,
+    pub(super) appended: Vec<(Responder<Position>, Position)>,
     /// Refused to their senders.
     pub(super) refused: Vec<Position>,
     /// To be saved.
@@ -60,9 +60,9 @@ pub(super) struct Group {
     /// Bytes to write only to see whether the disk accepts them.
     pub(super) probe: Option<usize>,
     /// Whom to tell whether what they asked for is on the disk.
-    pub(super) saved: Vec<Answer<()>>,
+    pub(super) saved: Vec<Responder<()>>,
     /// Whom to tell that it holds: what is known of etcd does not depend on the disk.
-    pub(super) noted: Vec<Answer<()>>,
+    pub(super) noted: Vec<Responder<()>>,
 }
 
 impl Group {
@@ -89,15 +89,15 @@ impl Group {
     /// leaves them to the next.
     pub(super) fn new(commands: impl Iterator<Item = Command>, readable: &Readable) -> Self {
         let mut group = Group::empty(readable);
-        let ledger = readable.ledger();
+        let position_map = readable.position_map();
         for command in commands {
             match command {
                 Command::Append(purge, answer) => {
                     let position = group.enter(group.now_ms, purge, None);
                     group.appended.push((answer, position));
                 }
-                Command::AppendForeign(foreign, answer) => {
-                    let position = group.enter_foreign(foreign, &ledger);
+                Command::AppendNamed(named, answer) => {
+                    let position = group.enter_named(named, &position_map);
                     group.appended.push((answer, position));
                 }
                 Command::Refuse(positions, answer) => {
@@ -126,13 +126,13 @@ impl Group {
     /// What nobody waits for any more.
     pub(super) fn again(entries: Vec<Arc<Entry>>, readable: &Readable) -> Self {
         let mut group = Group::empty(readable);
-        let ledger = readable.ledger();
+        let position_map = readable.position_map();
         for entry in entries {
             let Entry { at_ms, purge, origin, .. } = Arc::unwrap_or_clone(entry);
             match origin {
                 None => _ = group.enter(at_ms, purge, None),
                 Some(origin) => {
-                    _ = group.enter_foreign(Foreign { origin, at_ms, purge, in_order: false }, &ledger);
+                    _ = group.enter_named(NamedPurge { origin, at_ms, purge, in_order: false }, &position_map);
                 }
             }
         }
@@ -149,7 +149,7 @@ impl Group {
         self.entries.iter().filter(|entry| !is_safe(entry)).map(Arc::clone).collect()
     }
 
-    fn enter(&mut self, at_ms: u64, purge: Purge, origin: Option<Origin>) -> Position {
+    fn enter(&mut self, at_ms: u64, purge: Purge, origin: Option<EntryOrigin>) -> Position {
         self.head = next_position(self.head, origin.as_ref());
         if let Some(origin) = &origin {
             self.named.insert(Arc::clone(&origin.id), self.head);
@@ -159,11 +159,15 @@ impl Group {
     }
 
     /// What is here already has its place.
-    fn enter_foreign(&mut self, Foreign { origin, at_ms, purge, in_order }: Foreign, ledger: &Ledger) -> Position {
+    fn enter_named(
+        &mut self,
+        NamedPurge { origin, at_ms, purge, in_order }: NamedPurge,
+        position_map: &PositionMap,
+    ) -> Position {
         if in_order {
             self.seen = self.seen.max(origin.revision.unwrap_or(0));
         }
-        match ledger.position(&origin.id).or_else(|| self.named.get(&origin.id).copied()) {
+        match position_map.position(&origin.id).or_else(|| self.named.get(&origin.id).copied()) {
             Some(position) => {
                 if origin.revision.is_some() {
                     self.found.push((position, origin.revision));
@@ -176,18 +180,18 @@ impl Group {
 
     /// Makes what is left of it readable.
     pub(super) fn publish(&mut self, readable: &Readable) {
-        let mut ledger = readable.ledger();
+        let mut position_map = readable.position_map();
         for Entry { position, origin, .. } in self.entries.iter().map(|entry| &**entry) {
-            if let Some(Origin { id, revision, .. }) = origin {
-                ledger.enter(*position, id, *revision);
+            if let Some(EntryOrigin { id, revision, .. }) = origin {
+                position_map.enter(*position, id, *revision);
             }
         }
-        self.found.iter().for_each(|(position, revision)| _ = ledger.found(*position, *revision));
-        drop(ledger);
+        self.found.iter().for_each(|(position, revision)| _ = position_map.set_revision(*position, *revision));
+        drop(position_map);
         readable.tail.publish(std::mem::take(&mut self.entries), self.now_ms);
         if let Some(position) = self.broken_off {
             readable.tail.forget_up_to(position);
         }
-        readable.ledger().trim(readable.tail.floor());
+        readable.position_map().trim(readable.tail.floor());
     }
 }

@@ -16,10 +16,10 @@ use super::change::{
 };
 use super::error::{Damage, FORMAT, OpenError, not_opened};
 use crate::fleet::NodeId;
-use crate::journal::cursors::Saved;
-use crate::journal::ledger::Ledger;
+use crate::journal::cursors::SavedCursor;
+use crate::journal::position_map::PositionMap;
 use crate::journal::tail::Past;
-use crate::journal::{Cursor, Entry, Limits, Origin, Position};
+use crate::journal::{Cursor, Entry, EntryOrigin, Limits, Position};
 
 /// What was in the file when it was opened.
 #[derive(Default)]
@@ -27,8 +27,8 @@ pub(super) struct Stored {
     /// The name of the journal. A file of format 1 has none.
     pub(super) identity: Option<String>,
     pub(super) past: Past,
-    pub(super) cursors: HashMap<NodeId, Saved>,
-    pub(super) ledger: Ledger,
+    pub(super) cursors: HashMap<NodeId, SavedCursor>,
+    pub(super) position_map: PositionMap,
 }
 
 /// The names of entries in etcd, and where they are there.
@@ -56,11 +56,11 @@ pub(super) fn load(database: &Database, path: &Path, limits: Limits, now_ms: u64
     let before = loaded.first().map_or(head, |first| first.position - 1);
     let floor = reader.single(FLOOR)?.unwrap_or(before).max(retired.map_or(0, |retired| retired.position));
     let rows = rows.into_iter().map(|(position, (id, revision))| (position, id, revision));
-    let mut ledger = Ledger::new(rows, newest, reader.single(SEEN)?.unwrap_or(0));
+    let mut position_map = PositionMap::new(rows, newest, reader.single(SEEN)?.unwrap_or(0));
     // Some may have retired while nobody ran, and never got to etcd.
-    ledger.trim(floor);
+    position_map.trim(floor);
     if reader.single(OVERFLOWED)?.unwrap_or(false) {
-        ledger.overflowed_before();
+        position_map.record_earlier_overflow();
     }
     let refused = reader.refused()?;
     let (gone, entries): (Vec<_>, Vec<_>) = loaded.into_iter().partition(|entry| entry.position <= floor);
@@ -68,7 +68,7 @@ pub(super) fn load(database: &Database, path: &Path, limits: Limits, now_ms: u64
     let retired = in_doubt.map(|entry| entry.position).max().unwrap_or(0);
     let uncovered = reader.single(UNCOVERED)?.unwrap_or(0).max(retired);
     let past = Past { floor, head, entries, refused, uncovered };
-    Ok(Stored { identity, past, cursors: reader.cursors(limits, now_ms)?, ledger })
+    Ok(Stored { identity, past, cursors: reader.cursors(limits, now_ms)?, position_map })
 }
 
 /// A transaction of the file at a path.
@@ -141,7 +141,7 @@ impl Reader<'_> {
                 let origin = rows.get(&position).map(|(id, revision)| {
                     // Whom it was told to is not known any more. What is in etcd has been told by that; what is not is
                     // ours to tell.
-                    Origin { id: Arc::clone(id), revision: *revision, ours: revision.is_none() }
+                    EntryOrigin { id: Arc::clone(id), revision: *revision, ours: revision.is_none() }
                 });
                 entries.push(Arc::new(Entry { position, origin, ..entry }));
             }
@@ -160,7 +160,7 @@ impl Reader<'_> {
         }
     }
 
-    fn cursors(&self, limits: Limits, now_ms: u64) -> Result<HashMap<NodeId, Saved>, OpenError> {
+    fn cursors(&self, limits: Limits, now_ms: u64) -> Result<HashMap<NodeId, SavedCursor>, OpenError> {
         let (Some(table), epochs) = (self.table(CURSORS)?, self.table(EPOCHS)?) else { return Ok(HashMap::new()) };
         let mut cursors = HashMap::new();
         for record in table.iter().map_err(|error| self.failed(error))? {
@@ -175,7 +175,7 @@ impl Reader<'_> {
             };
             let epoch = epoch.map(|epoch| epoch.value().into());
             let node = NodeId::try_from(node.value()).map_err(|source| self.damaged(Damage::Cursor(source)))?;
-            cursors.insert(node, Saved { cursor: Cursor { position, epoch }, at_ms });
+            cursors.insert(node, SavedCursor { cursor: Cursor { position, epoch }, at_ms });
         }
         Ok(cursors)
     }

@@ -4,7 +4,7 @@
 //! missed a purge that is in no journal any more, and nobody would ever know. So each start decides whether it goes on
 //! with what it finds or **begins anew**: then the journal begins after a gap, in which anything may have been purged,
 //! and each Varnish gets one ban of everything before it serves. (That is what a position before the beginning means to
-//! every reader: [`Missed::Gap`](crate::journal::Missed::Gap), no cursor, a history. There is no second mechanism.)
+//! every reader: [`Missed::Truncated`](crate::journal::Missed::Truncated), no cursor, a history. There is no second mechanism.)
 //!
 //! | found | then |
 //! | --- | --- |

@@ -29,7 +29,7 @@ use std::thread;
 use parking_lot::Mutex;
 use redb::{BackendError, Database, DatabaseError, StorageBackend};
 
-use super::file::{Files, JournalFile, Local, builder};
+use super::file::{Files, JournalFile, LocalFiles, builder};
 
 /// The command under which the program is the other process.
 pub const COMMAND: &str = "journal-files";
@@ -77,7 +77,7 @@ const ENDS_TOO_EARLY: i32 = -2;
 
 /// Files by way of another process, started when the first of them is needed.
 #[derive(Default)]
-pub(super) struct Remote {
+pub(super) struct RemoteFiles {
     connection: Mutex<Option<Arc<Connection>>>,
 }
 
@@ -92,7 +92,7 @@ struct Connection {
 #[derive(Debug)]
 struct RemoteFile(Arc<Connection>);
 
-impl Remote {
+impl RemoteFiles {
     /// The process, started anew where it is gone. `None`: there cannot be one.
     fn connection(&self) -> Option<Arc<Connection>> {
         let mut current = self.connection.lock();
@@ -113,15 +113,15 @@ impl Remote {
     }
 }
 
-impl Files for Remote {
+impl Files for RemoteFiles {
     fn open(&self, path: &Path) -> Result<Database, DatabaseError> {
-        let Some(connection) = self.connection() else { return Local.open(path) };
+        let Some(connection) = self.connection() else { return LocalFiles.open(path) };
         connection.ask(Operation::Open, 0, path.as_os_str().as_bytes())?;
         builder().create_with_backend(RemoteFile(connection))
     }
 
     fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()> {
-        let Some(connection) = self.connection() else { return Local.replace(path, content) };
+        let Some(connection) = self.connection() else { return LocalFiles.replace(path, content) };
         connection.ask(Operation::Name, 0, path.as_os_str().as_bytes())?;
         connection.ask(Operation::Replace, 0, content).map(|_| ())
     }
@@ -276,7 +276,7 @@ impl Server {
                 self.name = path();
                 return Ok((0, vec![]));
             }
-            Operation::Replace => return Local.replace(&self.name, bytes).map(|()| (0, vec![])),
+            Operation::Replace => return LocalFiles.replace(&self.name, bytes).map(|()| (0, vec![])),
             _ => {}
         }
         let file = self.file.as_ref().ok_or(io::ErrorKind::NotConnected)?;
@@ -399,9 +399,9 @@ mod tests {
             transaction.commit().unwrap();
             // It is locked, for others and for us.
             assert!(matches!(open(&connect(), &path), Err(DatabaseError::DatabaseAlreadyOpen)));
-            assert!(matches!(Local.open(&path), Err(DatabaseError::DatabaseAlreadyOpen)));
+            assert!(matches!(LocalFiles.open(&path), Err(DatabaseError::DatabaseAlreadyOpen)));
         }
-        let database = Local.open(&path).unwrap();
+        let database = LocalFiles.open(&path).unwrap();
         let transaction = database.begin_read().unwrap();
         assert_eq!(transaction.open_table(TABLE).unwrap().get(1).unwrap().unwrap().value(), large);
     }

@@ -148,16 +148,16 @@ impl<'s> Writer<'s> {
         let floor = group.broken_off.unwrap_or_else(|| self.readable.tail.floor());
         // After the floor was read: what retires meanwhile is in doubt, too.
         let uncovered = self.readable.tail.uncovered_at(floor);
-        let ledger = self.readable.ledger();
+        let position_map = self.readable.position_map();
         Change {
             now_ms: group.now_ms,
             before: self.written,
             head: group.head,
             floor,
-            newest: ledger.newest(),
-            seen: ledger.seen().max(group.seen),
-            overflowed: ledger.overflows_at(floor),
-            spooled: ledger.has_missing(),
+            newest: position_map.newest(),
+            seen: position_map.seen().max(group.seen),
+            overflowed: position_map.overflows_at(floor),
+            spooled: position_map.has_missing(),
             entries: self.unwritten.iter().chain(&group.entries).map(Arc::clone).collect(),
             refused: group.refused.clone(),
             uncovered,

@@ -15,9 +15,9 @@ use serde::{Deserialize, Serialize};
 use super::Inner;
 use super::sync::unsigned;
 use super::unchanged::Unchanged;
-use crate::etcd::{Failure, PATIENCE, Session, SharedEtcd};
+use crate::etcd::{EtcdError, PATIENCE, Session, SharedEtcd};
 use crate::fleet::{NodeId, is_another_life};
-use crate::journal::{Cursor, Journal, Limits, Position, Remembered};
+use crate::journal::{Cursor, CursorState, Journal, Limits, Position};
 use crate::telemetry::causes;
 
 /// The keys of the cursors.
@@ -34,7 +34,7 @@ pub(super) const MAX_OPERATIONS: usize = 100;
 
 /// A cursor as it stands in etcd.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Record {
+struct CursorRecord {
     /// A revision.
     position: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -47,7 +47,7 @@ struct Record {
 /// What was read, and what is to be written.
 #[derive(Default)]
 pub(super) struct Published {
-    read: Mutex<HashMap<NodeId, Record>>,
+    read: Mutex<HashMap<NodeId, CursorRecord>>,
     offered: Mutex<Vec<(NodeId, Cursor)>>,
 }
 
@@ -63,12 +63,12 @@ impl Published {
         node: &NodeId,
         epoch: Option<&str>,
         position: impl FnOnce(u64) -> Option<Position>,
-    ) -> Remembered {
+    ) -> CursorState {
         let read = self.read.lock();
         match read.get(node) {
-            None => Remembered::Nothing,
-            Some(record) if is_another_life(record.epoch.as_deref(), epoch) => Remembered::AnotherLife,
-            Some(record) => position(record.position).map_or(Remembered::Nothing, Remembered::At),
+            None => CursorState::Unknown,
+            Some(record) if is_another_life(record.epoch.as_deref(), epoch) => CursorState::CacheRestarted,
+            Some(record) => position(record.position).map_or(CursorState::Unknown, CursorState::At),
         }
     }
 
@@ -81,7 +81,7 @@ impl Published {
             let options = GetOptions::new().with_prefix().with_revision(revision);
             session.request(async |mut client| client.get(keys.as_str(), Some(options)).await).await
         };
-        let listed = tokio::time::timeout(PATIENCE, listed).await.unwrap_or(Err(Failure::NoAnswer));
+        let listed = tokio::time::timeout(PATIENCE, listed).await.unwrap_or(Err(EtcdError::NoAnswer));
         let mut read = self.read.lock();
         read.clear();
         let listed = match listed {
@@ -94,7 +94,7 @@ impl Published {
         for kv in listed.kvs() {
             let key = String::from_utf8_lossy(kv.key()).into_owned();
             let node = NodeId::try_from(key.strip_prefix(&keys).unwrap_or(&key));
-            match (node, serde_json::from_slice::<Record>(kv.value())) {
+            match (node, serde_json::from_slice::<CursorRecord>(kv.value())) {
                 // Of a history that had gone further than this one: a replica has not noticed yet that it is over.
                 (Ok(_), Ok(record)) if record.position > unsigned(revision) => {}
                 (Ok(node), Ok(record)) => _ = read.insert(node, record),
@@ -107,7 +107,7 @@ impl Published {
 
 /// Writes what was offered until the process ends.
 pub(super) async fn run(inner: Arc<Inner>) {
-    let mut written: HashMap<NodeId, Record> = HashMap::new();
+    let mut written: HashMap<NodeId, CursorRecord> = HashMap::new();
     loop {
         tokio::time::sleep(EVERY).await;
         let Some(session) = inner.uplink.session() else { continue };
@@ -125,14 +125,14 @@ pub(super) async fn run(inner: Arc<Inner>) {
 }
 
 /// What differs from what was written, or was written too long ago.
-fn changed(inner: &Inner, written: &HashMap<NodeId, Record>) -> Vec<(NodeId, Record)> {
+fn changed(inner: &Inner, written: &HashMap<NodeId, CursorRecord>) -> Vec<(NodeId, CursorRecord)> {
     let now_ms = inner.local.now_ms();
     let offered = inner.published.offered.lock().clone();
-    let ledger = inner.local.readable().ledger();
+    let position_map = inner.local.readable().position_map();
     let records = offered.into_iter().map(|(node, Cursor { position, epoch })| {
-        (node, Record { position: ledger.covered(position), epoch, at_ms: now_ms })
+        (node, CursorRecord { position: position_map.covered(position), epoch, at_ms: now_ms })
     });
-    let is_news = |(node, record): &(NodeId, Record)| {
+    let is_news = |(node, record): &(NodeId, CursorRecord)| {
         written.get(node).is_none_or(|before| {
             let old = u128::from(now_ms.saturating_sub(before.at_ms)) >= AGAIN.as_millis();
             old || (before.position, &before.epoch) != (record.position, &record.epoch)
@@ -141,8 +141,8 @@ fn changed(inner: &Inner, written: &HashMap<NodeId, Record>) -> Vec<(NodeId, Rec
     records.filter(is_news).collect()
 }
 
-async fn write(etcd: &SharedEtcd, session: &Session, cursors: &[(NodeId, Record)]) -> Result<(), Failure> {
-    let put = |(node, record): &(NodeId, Record)| {
+async fn write(etcd: &SharedEtcd, session: &Session, cursors: &[(NodeId, CursorRecord)]) -> Result<(), EtcdError> {
+    let put = |(node, record): &(NodeId, CursorRecord)| {
         let value = serde_json::to_vec(record).unwrap_or_default();
         TxnOp::put(etcd.key(&format!("{CURSORS}{node}")), value, None)
     };
@@ -158,7 +158,7 @@ pub(super) async fn forget(
     session: &Session,
     limits: &Limits,
     seen: &mut Unchanged,
-) -> Result<(), Failure> {
+) -> Result<(), EtcdError> {
     let keys = etcd.key(CURSORS);
     let options = GetOptions::new().with_prefix().with_keys_only();
     let listed = session.request(async |mut client| client.get(keys, Some(options)).await).await?;

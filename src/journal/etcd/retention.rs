@@ -17,7 +17,7 @@ use super::cursors::{self, MAX_OPERATIONS};
 use super::sync::unsigned;
 use super::unchanged::Unchanged;
 use super::{FLOOR, Inner, PURGES};
-use crate::etcd::{Failure, Session};
+use crate::etcd::{EtcdError, Session};
 use crate::journal::Journal;
 
 /// How often, more or less.
@@ -43,8 +43,8 @@ pub(super) async fn run(inner: Arc<Inner>) {
 }
 
 /// Deletes some of those that are not held here any more. Says whether there may be more.
-async fn retire(inner: &Inner, session: &Session) -> Result<bool, Failure> {
-    let (names, last) = inner.local.readable().ledger().retired(MAX_OPERATIONS - 1);
+async fn retire(inner: &Inner, session: &Session) -> Result<bool, EtcdError> {
+    let (names, last) = inner.local.readable().position_map().retired(MAX_OPERATIONS - 1);
     if names.is_empty() {
         return Ok(false);
     }
@@ -62,8 +62,8 @@ async fn retire(inner: &Inner, session: &Session) -> Result<bool, Failure> {
     let txn = Txn::new().when([unmoved]).and_then(operations);
     let answer = session.request(async |mut client| client.txn(txn).await).await?;
     if answer.succeeded() {
-        let mut ledger = inner.local.readable().ledger();
-        names.iter().for_each(|name| ledger.forget_one(name));
+        let mut position_map = inner.local.readable().position_map();
+        names.iter().for_each(|name| position_map.forget_one(name));
     }
     Ok(answer.succeeded())
 }

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{FLOOR, Inner, PURGES};
-use crate::etcd::{Failure, Pauses, Session, SharedEtcd};
+use crate::etcd::{EtcdError, Pauses, Session, SharedEtcd};
 use crate::journal::{Entry, Journal, Missed, Position};
 use crate::purge::Purge;
 use crate::telemetry::causes;
@@ -56,7 +56,7 @@ impl Uplink {
             let entry = Entry { position: 0, at_ms, purge: purge.clone(), origin: None };
             write(&self.etcd, &session, id, &entry).await
         };
-        match tokio::time::timeout(PUT, written).await.unwrap_or(Err(Failure::NoAnswer)) {
+        match tokio::time::timeout(PUT, written).await.unwrap_or(Err(EtcdError::NoAnswer)) {
             Ok(revision) => Some(revision),
             Err(failure) => {
                 self.lost(&session, &failure);
@@ -66,7 +66,7 @@ impl Uplink {
     }
 
     /// This connection is of no more use.
-    pub(super) fn lost(&self, session: &Arc<Session>, failure: &Failure) {
+    pub(super) fn lost(&self, session: &Arc<Session>, failure: &EtcdError) {
         let mut current = self.session.lock();
         if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, session)) {
             *current = None;
@@ -81,7 +81,7 @@ impl Uplink {
 }
 
 /// Writes an entry where there is none of this name, and gives the revision of the one that is there then.
-async fn write(etcd: &SharedEtcd, session: &Session, id: &str, entry: &Entry) -> Result<u64, Failure> {
+async fn write(etcd: &SharedEtcd, session: &Session, id: &str, entry: &Entry) -> Result<u64, EtcdError> {
     let key = etcd.key(&format!("{PURGES}{id}"));
     let txn = Txn::new()
         .when([Compare::version(key.as_str(), CompareOp::Equal, 0)])
@@ -92,7 +92,7 @@ async fn write(etcd: &SharedEtcd, session: &Session, id: &str, entry: &Entry) ->
         Some(TxnOpResponse::Get(there)) => there.kvs().first().map(etcd_client::KeyValue::create_revision),
         _ => answer.header().map(etcd_client::ResponseHeader::revision),
     };
-    revision.and_then(|revision| u64::try_from(revision).ok()).ok_or(Failure::Closed)
+    revision.and_then(|revision| u64::try_from(revision).ok()).ok_or(EtcdError::Closed)
 }
 
 /// As it is stored in etcd.
@@ -129,7 +129,7 @@ pub(super) async fn run(inner: Arc<Inner>) {
     }
 }
 
-async fn connected(inner: &Arc<Inner>, pauses: &mut Pauses) -> Result<(), Failure> {
+async fn connected(inner: &Arc<Inner>, pauses: &mut Pauses) -> Result<(), EtcdError> {
     let session = Arc::new(inner.etcd.connect().await?);
     upload(inner, &session).await?;
     inner.uplink.set(Some(Arc::clone(&session)));
@@ -150,8 +150,8 @@ async fn connected(inner: &Arc<Inner>, pauses: &mut Pauses) -> Result<(), Failur
 }
 
 /// Writes what is held here and is not in etcd, in its order.
-async fn upload(inner: &Arc<Inner>, session: &Session) -> Result<(), Failure> {
-    let overflow = inner.local.readable().ledger().overflow();
+async fn upload(inner: &Arc<Inner>, session: &Session) -> Result<(), EtcdError> {
+    let overflow = inner.local.readable().position_map().overflow();
     if overflow > 0 {
         tracing::warn!(
             "etcd was away for so long that purges were dropped from the spool: one of everything takes their place"
@@ -159,9 +159,9 @@ async fn upload(inner: &Arc<Inner>, session: &Session) -> Result<(), Failure> {
         let at_ms = inner.local.now_ms();
         let entry = Entry { position: 0, at_ms, purge: Purge::everything(), origin: None };
         let revision = write(&inner.etcd, session, &inner.names.next(at_ms), &entry).await?;
-        inner.local.readable().ledger().overflow_is_told(overflow, revision);
+        inner.local.readable().position_map().clear_overflow(overflow, revision);
     }
-    let missing = inner.local.readable().ledger().missing();
+    let missing = inner.local.readable().position_map().missing();
     if missing.is_empty() {
         return Ok(());
     }

@@ -46,13 +46,13 @@ impl DnsStatus {
         self.problem.lock().clone()
     }
 
-    pub(super) fn heard(&self) {
+    pub(super) fn record_contact(&self) {
         let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.heard.store(now, Ordering::Relaxed);
     }
 
     /// `failing` are the names that are not answered, with the reasons; `complete`: every name was asked for.
-    pub(super) fn stands(&self, complete: bool, failing: &BTreeMap<usize, String>) {
+    pub(super) fn set(&self, complete: bool, failing: &BTreeMap<usize, String>) {
         self.connected.store(complete && failing.is_empty(), Ordering::Relaxed);
         let problem: Vec<&str> = failing.values().map(String::as_str).collect();
         *self.problem.lock() = (!problem.is_empty()).then(|| problem.join("; ").into());

@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use super::roster::Departure;
-use crate::etcd::{Failure, LeaseId, Session, SharedEtcd};
+use crate::etcd::{EtcdError, LeaseId, Session, SharedEtcd};
 use crate::telemetry::causes;
 
 /// How long the answers may take, with a new connection if there is none.
@@ -51,7 +51,7 @@ pub(super) async fn ask(
         let asked = tokio::time::timeout(PATIENCE, ask_all(&etcd, &mut session, leases, &mut alive)).await;
         if !matches!(asked, Ok(Ok(()))) {
             session = None;
-            let error = asked.map_or(Failure::NoAnswer, |result| result.err().unwrap_or(Failure::NoAnswer));
+            let error = asked.map_or(EtcdError::NoAnswer, |result| result.err().unwrap_or(EtcdError::NoAnswer));
             tracing::warn!(error = %causes(&error), "etcd cannot be asked why nodes are gone: as if nobody had said so");
         }
         for (number, departure) in together.drain(..) {
@@ -70,7 +70,7 @@ async fn ask_all(
     session: &mut Option<Arc<Session>>,
     leases: BTreeSet<LeaseId>,
     alive: &mut BTreeMap<LeaseId, bool>,
-) -> Result<(), Failure> {
+) -> Result<(), EtcdError> {
     if let Some(open) = session
         && ask_over(open, &leases, alive).await.is_ok()
     {
@@ -85,7 +85,7 @@ async fn ask_over(
     session: &Arc<Session>,
     leases: &BTreeSet<LeaseId>,
     alive: &mut BTreeMap<LeaseId, bool>,
-) -> Result<(), Failure> {
+) -> Result<(), EtcdError> {
     let room = Arc::new(Semaphore::new(AT_ONCE));
     let mut questions = JoinSet::new();
     for &lease in leases.iter().filter(|lease| !alive.contains_key(*lease)) {

@@ -16,7 +16,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::record::NodeRecord;
 use crate::etcd::LeaseId;
-use crate::etcd::follow::{Change, Item};
+use crate::etcd::follow::{KeyChange, KeyEntry};
 use crate::fleet::{NodeId, NodeKey, Role};
 
 /// The keys below `nodes/`.
@@ -76,26 +76,26 @@ pub(super) struct Departure {
 
 impl Roster {
     /// Applies a whole list. A key that was known before and is not in it is gone.
-    pub(super) fn list(&mut self, items: Vec<Item>, revision: i64) -> Vec<RosterChange> {
+    pub(super) fn list(&mut self, items: Vec<KeyEntry>, revision: i64) -> Vec<RosterChange> {
         // It may be of another history, in which revisions are lower.
         self.last_deletion = 0;
         self.keys.values_mut().for_each(|known| known.revision = 0);
         let listed: BTreeSet<String> = items.iter().map(|item| item.key.clone()).collect();
         let gone: Vec<String> = self.keys.keys().filter(|key| !listed.contains(*key)).cloned().collect();
-        let gone = gone.into_iter().map(|key| Change::Deleted { key, revision });
-        let changes = items.into_iter().map(Change::Put).chain(gone);
+        let gone = gone.into_iter().map(|key| KeyChange::Deleted { key, revision });
+        let changes = items.into_iter().map(KeyChange::Put).chain(gone);
         changes.filter_map(|change| self.apply(&change)).collect()
     }
 
     /// Applies one change. `None` if it changes nothing that matters.
-    pub(super) fn apply(&mut self, change: &Change) -> Option<RosterChange> {
+    pub(super) fn apply(&mut self, change: &KeyChange) -> Option<RosterChange> {
         match change {
-            Change::Put(item) => self.put(item),
-            Change::Deleted { key, revision } => self.delete(key, *revision),
+            KeyChange::Put(item) => self.put(item),
+            KeyChange::Deleted { key, revision } => self.delete(key, *revision),
         }
     }
 
-    fn put(&mut self, item: &Item) -> Option<RosterChange> {
+    fn put(&mut self, item: &KeyEntry) -> Option<RosterChange> {
         let known = self.keys.get(&item.key);
         // A member that lags sends old events again (etcd-io/etcd#20221).
         let is_old = known.map_or(item.revision < self.last_deletion, |known| item.revision <= known.revision);
@@ -162,17 +162,17 @@ mod tests {
 
     use super::*;
 
-    fn item(key: &str, value: &str, lease: i64, revision: i64) -> Item {
+    fn item(key: &str, value: &str, lease: i64, revision: i64) -> KeyEntry {
         let lease = LeaseId::new(lease);
-        Item { key: key.to_owned(), value: value.as_bytes().to_vec(), lease, revision, created: revision }
+        KeyEntry { key: key.to_owned(), value: value.as_bytes().to_vec(), lease, revision, created: revision }
     }
 
     fn put(roster: &mut Roster, key: &str, value: &str, revision: i64) -> Option<RosterChange> {
-        roster.apply(&Change::Put(item(key, value, 0, revision)))
+        roster.apply(&KeyChange::Put(item(key, value, 0, revision)))
     }
 
     fn delete(roster: &mut Roster, key: &str, revision: i64) -> Option<RosterChange> {
-        roster.apply(&Change::Deleted { key: key.to_owned(), revision })
+        roster.apply(&KeyChange::Deleted { key: key.to_owned(), revision })
     }
 
     fn addresses(roster: &Roster) -> Vec<(String, String)> {
@@ -214,11 +214,11 @@ mod tests {
         let mut roster = Roster::default();
         put(&mut roster, "web/a", "10.0.0.5:80", 1);
         assert_eq!(departure(&delete(&mut roster, "web/a", 2)), Some((0, false)));
-        roster.apply(&Change::Put(item("web/a", "10.0.0.5:80", 7, 3)));
+        roster.apply(&KeyChange::Put(item("web/a", "10.0.0.5:80", 7, 3)));
         assert_eq!(departure(&delete(&mut roster, "web/a", 4)), Some((7, false)));
         // The same value with another lease: an agent that has lost its first one.
-        roster.apply(&Change::Put(item("web/a", "10.0.0.5:80", 7, 5)));
-        assert_eq!(roster.apply(&Change::Put(item("web/a", "10.0.0.5:80", 8, 6))), None);
+        roster.apply(&KeyChange::Put(item("web/a", "10.0.0.5:80", 7, 5)));
+        assert_eq!(roster.apply(&KeyChange::Put(item("web/a", "10.0.0.5:80", 8, 6))), None);
         assert_eq!(departure(&delete(&mut roster, "web/a", 7)), Some((8, false)));
         put(&mut roster, "web/a", r#"{"address":"10.0.0.5:80","state":"drain"}"#, 8);
         assert_eq!(departure(&delete(&mut roster, "web/a", 9)), Some((0, true)));
@@ -259,22 +259,22 @@ mod tests {
     #[derive(Default)]
     struct Model {
         revision: i64,
-        keys: BTreeMap<String, Item>,
+        keys: BTreeMap<String, KeyEntry>,
     }
 
     impl Model {
-        fn change(&mut self, key: &str, value: Option<&str>) -> Option<Change> {
+        fn change(&mut self, key: &str, value: Option<&str>) -> Option<KeyChange> {
             self.revision += 1;
             let (key, revision) = (key.to_owned(), self.revision);
             let Some(value) = value else {
-                return self.keys.remove(&key).map(|_| Change::Deleted { key, revision });
+                return self.keys.remove(&key).map(|_| KeyChange::Deleted { key, revision });
             };
             let item = item(&key, value, 0, revision);
             self.keys.insert(key, item.clone());
-            Some(Change::Put(item))
+            Some(KeyChange::Put(item))
         }
 
-        fn items(&self) -> Vec<Item> {
+        fn items(&self) -> Vec<KeyEntry> {
             self.keys.values().cloned().collect()
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::super::Replicas;
 use super::Peer;
-use crate::journal::{Entry, Missed, Position, Shared, Told};
+use crate::journal::{Entry, Missed, Position, PurgeMessage, Shared};
 use crate::purge::{Purge, Target};
 
 /// Bytes of purges in one message, as near as it can be told, where `purge.max_request` is not less.
@@ -21,7 +21,7 @@ const MAX_REFUSED_LAST: usize = 100;
 
 /// What is to be told next.
 pub(super) struct Next {
-    pub(super) purges: Vec<Told>,
+    pub(super) purges: Vec<PurgeMessage>,
     /// The names of those of them that were answered as done.
     pub(super) done: Vec<String>,
     /// How many bytes all that takes, as near as it can be told.
@@ -41,7 +41,7 @@ pub(super) fn next(
 ) -> Next {
     // Read first: what is appended from here on is told after it.
     let head = journal.head();
-    let missed = sent.map_or(Missed::Gap, |sent| journal.since(sent));
+    let missed = sent.map_or(Missed::Truncated, |sent| journal.since(sent));
     let Missed::Entries(entries) = missed else {
         if replicas.has_journal_in_common() {
             // Whoever missed so much has a gap in its journal, too.
@@ -52,7 +52,7 @@ pub(super) fn next(
             "what a replica missed is not known any more: it is told one purge of everything"
         );
         let id = super::super::gap_name(&replicas.own.boot, &peer.record.boot, head);
-        let told = Told { id, revision: None, at_ms: journal.now_ms(), purge: everything_missed() };
+        let told = PurgeMessage { id, revision: None, at_ms: journal.now_ms(), purge: everything_missed() };
         return Next { purges: vec![told], done: Vec::new(), bytes: 0, last: head, tells_gap: true };
     };
     let (mut purges, mut done, mut bytes, mut last) = (Vec::new(), Vec::new(), 0, sent.unwrap_or(0));
@@ -81,19 +81,19 @@ fn everything_missed() -> Purge {
 
 /// A purge that fits into a message, and how large it is there: as JSON one can be larger than it was as a request, and
 /// the other one would refuse it for ever.
-fn fitting(told: Told, room: usize) -> (Told, usize) {
-    let size = |told: &Told| serde_json::to_vec(told).map_or(0, |json| json.len());
+fn fitting(told: PurgeMessage, room: usize) -> (PurgeMessage, usize) {
+    let size = |told: &PurgeMessage| serde_json::to_vec(told).map_or(0, |json| json.len());
     let as_it_is = size(&told);
     if as_it_is <= room {
         return (told, as_it_is);
     }
-    let told = Told { purge: Purge::everything(), ..told };
+    let told = PurgeMessage { purge: Purge::everything(), ..told };
     let size = size(&told);
     (told, size)
 }
 
-fn told(revision: Option<u64>, id: &str, entry: &Entry) -> Told {
-    Told { id: id.to_owned(), revision, at_ms: entry.at_ms, purge: entry.purge.clone() }
+fn told(revision: Option<u64>, id: &str, entry: &Entry) -> PurgeMessage {
+    PurgeMessage { id: id.to_owned(), revision, at_ms: entry.at_ms, purge: entry.purge.clone() }
 }
 
 /// How long the other one may wait for its Varnish nodes. It keeps some of our patience for itself (it takes the purge in,
@@ -105,7 +105,7 @@ fn others_patience(ack_timeout: Duration, accepted_ms: u64, now_ms: u64) -> Dura
 }
 
 /// How long the other one may wait with these.
-pub(super) fn patience(replicas: &Replicas, journal: &dyn Shared, purges: &[Told]) -> Duration {
+pub(super) fn patience(replicas: &Replicas, journal: &dyn Shared, purges: &[PurgeMessage]) -> Duration {
     let newest_ms = purges.iter().map(|told| told.at_ms).max().unwrap_or(0);
     // Both times are of our own clock: what is told was accepted here.
     others_patience(replicas.context.ack_timeout, newest_ms, journal.now_ms())
@@ -163,7 +163,7 @@ mod tests {
             let (method, rules) = (http::Method::from_bytes(b"PURGE").unwrap(), crate::purge::PurgeRules::default());
             crate::purge::parse(&method, &"/".parse().unwrap(), &headers, &rules).unwrap().purge
         };
-        let told = |purge| Told { id: "a".to_owned(), revision: None, at_ms: 1, purge };
+        let told = |purge| PurgeMessage { id: "a".to_owned(), revision: None, at_ms: 1, purge };
         let (small, large) =
             (told(request("((^|,)cat_p_1(,|$))")), told(request(&format!("a{}", r"\.".repeat(2_000)))));
         assert_eq!(fitting(small.clone(), 4_500).0, small);

@@ -2,7 +2,7 @@
 //!
 //! A ban finds what is stored, and a page that is still in a socket, or lost on the wire and sent again, is stored after it.
 //! The guard knows which answers are under way ([`Guard::under_way`](crate::purge::Guard::under_way)). Purges that concern
-//! one of them are told once more when it has arrived and Varnish has had [`LANDING`] to make an object of it. How long the
+//! one of them are told once more when it has arrived and Varnish has had [`FILL_LATENCY`] to make an object of it. How long the
 //! way takes is nobody's guess: it ends when the last byte is acknowledged, or the connection is closed.
 
 use std::mem::discriminant;
@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::fleet::{LANDING, Snapshot};
+use crate::fleet::{FILL_LATENCY, Snapshot};
 use crate::journal::{Entry, Journal, Missed, Position};
 use crate::purge::{Guard, Purge, Target};
 
@@ -23,9 +23,9 @@ const MAX_PURGES: usize = 1_000;
 /// When a page that does not arrive is worth a word.
 const LONG: Duration = Duration::from_secs(2);
 
-/// The purges of a stretch that concern pages which may be under way.
+/// The purges of a range that concern pages which may be under way.
 #[derive(Debug)]
-pub(super) struct Landing {
+pub(super) struct PendingFills {
     waiting: Vec<Arc<Entry>>,
     began: Instant,
     /// When a page that they concern last passed, or arrived, as it was known when it was not under way any more.
@@ -34,7 +34,7 @@ pub(super) struct Landing {
     waited: bool,
 }
 
-impl Landing {
+impl PendingFills {
     /// What follows `after` up to `last`.
     pub(super) fn new(journal: &dyn Journal, after: Position, last: Position, now: Instant) -> Self {
         let missed = match journal.since(after) {
@@ -42,7 +42,7 @@ impl Landing {
                 entries.truncate(entries.partition_point(|entry| entry.position <= last));
                 Some(entries)
             }
-            Missed::Gap => None,
+            Missed::Truncated => None,
         };
         let waiting = match missed {
             Some(entries) if entries.len() <= MAX_PURGES => entries,
@@ -51,7 +51,7 @@ impl Landing {
                 vec![Arc::new(Entry { position: last, at_ms: 0, purge, origin: None })]
             }
         };
-        Landing { waiting, began: now, passed: None, waited: false }
+        PendingFills { waiting, began: now, passed: None, waited: false }
     }
 
     /// Looks at what is still under way to the node at this address. Returns when to come again, if not yet all that there
@@ -61,7 +61,7 @@ impl Landing {
             return Some(now + POLL);
         }
         // It has arrived since.
-        std::mem::take(&mut self.waited).then_some(now + LANDING)
+        std::mem::take(&mut self.waited).then_some(now + FILL_LATENCY)
     }
 
     /// Whether nothing is under way any more that was when this began; to `None`: whomever it is for.

@@ -24,7 +24,7 @@ pub(super) async fn ask(replicas: Arc<Replicas>, peer: Arc<Peer>) -> Infallible 
     let asking = EndsWithTask(&peer.under_way);
     loop {
         if asking.0.nodes().is_empty() {
-            asking.0.rung().await;
+            asking.0.wait_until_asked().await;
         }
         ask_until_landed(&replicas, &peer).await;
     }
@@ -38,10 +38,10 @@ async fn ask_until_landed(replicas: &Replicas, peer: &Peer) {
         if nodes.is_empty() {
             return;
         }
-        match peer.ask_landed(replicas, nodes).await {
+        match peer.ask_watermarks(replicas, nodes).await {
             Ok(said) => {
                 heard = Instant::now();
-                under_way.have_landed(&said.landed);
+                under_way.record_watermarks(&said.landed);
             }
             Err(error) if error.has_ended() || heard.elapsed() >= replicas.context.ack_timeout => {
                 tracing::warn!(
@@ -52,7 +52,7 @@ async fn ask_until_landed(replicas: &Replicas, peer: &Peer) {
             }
             Err(_) => {}
         }
-        let long = under_way.worth_a_word();
+        let long = under_way.newly_long();
         if !long.is_empty() {
             let nodes: Vec<&str> = long.iter().map(NodeId::as_str).collect();
             tracing::info!(

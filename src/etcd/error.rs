@@ -12,10 +12,10 @@ const OUT_OF_RANGE: i32 = 11;
 
 /// Why something could not be had from etcd.
 #[derive(Debug, thiserror::Error)]
-pub enum Failure {
+pub enum EtcdError {
     /// The member that was asked.
     #[error("{0}")]
-    At(String, #[source] Box<Failure>),
+    At(String, #[source] Box<EtcdError>),
     /// No answer in time. The request may have been carried out.
     #[error("no answer within {} s", super::PATIENCE.as_secs())]
     NoAnswer,
@@ -41,16 +41,16 @@ pub enum Failure {
     Etcd(Box<Error>),
 }
 
-impl From<Error> for Failure {
+impl From<Error> for EtcdError {
     fn from(error: Error) -> Self {
-        Failure::Etcd(Box::new(error))
+        EtcdError::Etcd(Box::new(error))
     }
 }
 
-impl Failure {
+impl EtcdError {
     /// Whether an answer was larger than we accept. The client has only a text for that.
     pub(super) fn is_too_large(&self) -> bool {
-        let Failure::Etcd(error) = self else { return false };
+        let EtcdError::Etcd(error) = self else { return false };
         matches!(&**error, Error::GRpcStatus(status)
             if status.code() as i32 == OUT_OF_RANGE && status.message().contains("message length too large"))
     }
@@ -59,7 +59,7 @@ impl Failure {
     pub fn is_lease_lost(&self) -> bool {
         match self {
             // The client's word for an answer without a time to live.
-            Failure::Etcd(error) => match &**error {
+            EtcdError::Etcd(error) => match &**error {
                 Error::GRpcStatus(status) => status.code() as i32 == NOT_FOUND,
                 Error::LeaseKeepAliveError(text) => text.contains("not found"),
                 _ => false,
@@ -88,6 +88,6 @@ fn describe(error: &Error) -> String {
 }
 
 /// Reads a file that is needed to get in.
-pub(super) fn read(path: &Path) -> Result<Vec<u8>, Failure> {
-    std::fs::read(path).map_err(|source| Failure::File { path: path.to_owned(), source })
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, EtcdError> {
+    std::fs::read(path).map_err(|source| EtcdError::File { path: path.to_owned(), source })
 }

@@ -2,7 +2,7 @@
 //!
 //! Every replica has its own order of purges: a purge that was accepted while etcd was away has a place here long before
 //! it has one in etcd. So entries have a position here and, once they are in etcd, a revision there, and what is said to
-//! the other replicas is said in revisions. The two orders are the same as long as etcd answers; the ledger is for when
+//! the other replicas is said in revisions. The two orders are the same as long as etcd answers; the position_map is for when
 //! they are not.
 //!
 //! Both ways of translating a cursor err to one side: what is said is never more than what is true, because a cursor that
@@ -11,12 +11,12 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::{Origin, Position};
+use super::{EntryOrigin, Position};
 
 /// The origins of the entries that are held.
 #[derive(Debug, Default)]
-pub(super) struct Ledger {
-    rows: BTreeMap<Position, Row>,
+pub(super) struct PositionMap {
+    rows: BTreeMap<Position, MappedEntry>,
     positions: HashMap<Arc<str>, Position>,
     /// Purges that are not held any more, and may be in etcd still.
     trimmed: HashSet<Arc<str>>,
@@ -35,28 +35,28 @@ pub(super) struct Ledger {
 }
 
 #[derive(Debug)]
-struct Row {
+struct MappedEntry {
     id: Arc<str>,
     revision: Option<u64>,
 }
 
-impl Ledger {
-    /// A ledger of a journal that was read from the disk, where everything up to the revision `seen` had come.
+impl PositionMap {
+    /// A position_map of a journal that was read from the disk, where everything up to the revision `seen` had come.
     pub(super) fn new(
         rows: impl IntoIterator<Item = (Position, Arc<str>, Option<u64>)>,
         newest: u64,
         seen: u64,
     ) -> Self {
-        let mut ledger = Ledger { newest, seen, ..Ledger::default() };
-        rows.into_iter().for_each(|(position, id, revision)| ledger.enter(position, &id, revision));
-        ledger
+        let mut position_map = PositionMap { newest, seen, ..PositionMap::default() };
+        rows.into_iter().for_each(|(position, id, revision)| position_map.enter(position, &id, revision));
+        position_map
     }
 
     /// An entry has been appended.
     pub(super) fn enter(&mut self, position: Position, id: &Arc<str>, revision: Option<u64>) {
         self.newest = self.newest.max(revision.unwrap_or(0));
         self.positions.insert(Arc::clone(id), position);
-        self.rows.insert(position, Row { id: Arc::clone(id), revision });
+        self.rows.insert(position, MappedEntry { id: Arc::clone(id), revision });
     }
 
     /// The place of a purge, if it is held.
@@ -75,7 +75,7 @@ impl Ledger {
     }
 
     /// A purge is in etcd at this revision, or is not there. Says whether that was news.
-    pub(super) fn found(&mut self, position: Position, revision: Option<u64>) -> bool {
+    pub(super) fn set_revision(&mut self, position: Position, revision: Option<u64>) -> bool {
         let Some(row) = self.rows.get_mut(&position).filter(|row| row.revision != revision) else { return false };
         row.revision = revision;
         self.newest = self.newest.max(revision.unwrap_or(0));
@@ -115,17 +115,17 @@ impl Ledger {
     }
 
     /// Everything up to this revision of etcd has been seen.
-    pub(super) fn synced(&mut self, revision: u64) {
+    pub(super) fn set_synced(&mut self, revision: u64) {
         self.synced = self.synced.max(revision);
     }
 
     /// etcd has begun another history, which is known up to this revision, with purges up to `newest`.
-    pub(super) fn restarted(&mut self, revision: u64, newest: u64) {
+    pub(super) fn restart(&mut self, revision: u64, newest: u64) {
         (self.synced, self.seen, self.newest, self.retired) = (revision, 0, newest, 0);
     }
 
     /// Purges up to this revision are not in etcd any more.
-    pub(super) fn retired_in_etcd(&mut self, floor: u64) {
+    pub(super) fn record_deletions(&mut self, floor: u64) {
         self.retired = self.retired.max(floor);
         self.newest = self.newest.max(floor);
     }
@@ -160,7 +160,7 @@ impl Ledger {
     /// The held purges that should be in etcd by `floor`, the last revision it has dropped, and by what it lists, and are
     /// not: a backup from before them was restored.
     pub(super) fn lost(&self, listed: &HashSet<&str>, revision: u64, floor: u64, restored: bool) -> Vec<Position> {
-        let is_lost = |row: &Row| {
+        let is_lost = |row: &MappedEntry| {
             let expected = row.revision.is_some_and(|own| restored || (own <= revision && own > floor));
             expected && !listed.contains(&*row.id)
         };
@@ -178,12 +178,12 @@ impl Ledger {
     }
 
     /// A process before this one had dropped one, and had not told.
-    pub(super) fn overflowed_before(&mut self) {
+    pub(super) fn record_earlier_overflow(&mut self) {
         self.overflowed += 1;
     }
 
     /// So many of them are covered by what is in etcd at this revision.
-    pub(super) fn overflow_is_told(&mut self, count: u64, revision: u64) {
+    pub(super) fn clear_overflow(&mut self, count: u64, revision: u64) {
         self.overflowed = self.overflowed.saturating_sub(count);
         self.retired = self.retired.max(revision);
     }
@@ -210,7 +210,7 @@ impl Ledger {
 }
 
 /// The position of an entry that follows `head`: its revision, where that is higher.
-pub(super) fn next_position(head: Position, origin: Option<&Origin>) -> Position {
+pub(super) fn next_position(head: Position, origin: Option<&EntryOrigin>) -> Position {
     origin.and_then(|origin| origin.revision).unwrap_or(0).max(head + 1)
 }
 
@@ -220,88 +220,92 @@ mod tests {
 
     use super::*;
 
-    fn ledger(rows: &[(Position, &str, Option<u64>)]) -> Ledger {
-        Ledger::new(rows.iter().map(|&(position, id, revision)| (position, Arc::from(id), revision)), 0, 0)
+    fn position_map(rows: &[(Position, &str, Option<u64>)]) -> PositionMap {
+        PositionMap::new(rows.iter().map(|&(position, id, revision)| (position, Arc::from(id), revision)), 0, 0)
     }
 
     #[test]
     fn in_step_with_etcd_a_position_is_a_revision_and_back() {
-        let mut ledger = ledger(&[(5, "a", Some(5)), (9, "b", Some(9))]);
-        ledger.synced(12);
-        assert_eq!([4, 5, 8, 9].map(|cursor| ledger.covered(cursor)), [4, 8, 8, 12]);
-        assert_eq!([4, 5, 8, 9, 12].map(|revision| ledger.covering(revision, 9)), [4, 8, 8, 9, 9].map(Some));
+        let mut position_map = position_map(&[(5, "a", Some(5)), (9, "b", Some(9))]);
+        position_map.set_synced(12);
+        assert_eq!([4, 5, 8, 9].map(|cursor| position_map.covered(cursor)), [4, 8, 8, 12]);
+        assert_eq!([4, 5, 8, 9, 12].map(|revision| position_map.covering(revision, 9)), [4, 8, 8, 9, 9].map(Some));
     }
 
     #[test]
     fn what_the_watch_has_not_brought_yet_is_not_claimed() {
         // Ours is known by its answer; what another wrote before it may still be on its way.
-        let mut ledger = ledger(&[(5, "a", Some(5)), (9, "ours", Some(9))]);
-        ledger.synced(6);
-        assert_eq!(ledger.covered(9), 6);
+        let mut position_map = position_map(&[(5, "a", Some(5)), (9, "ours", Some(9))]);
+        position_map.set_synced(6);
+        assert_eq!(position_map.covered(9), 6);
     }
 
     #[test]
     fn a_purge_that_is_in_no_etcd_yet_ends_what_a_revision_covers() {
-        let mut ledger = ledger(&[(5, "a", Some(5)), (6, "spooled", None), (9, "b", Some(9))]);
-        ledger.synced(9);
-        assert_eq!(ledger.covering(9, 9), Some(5));
-        assert_eq!(ledger.covered(6), 8);
-        assert_eq!(ledger.missing(), [(6, Arc::from("spooled"))]);
-        assert!(ledger.found(6, Some(10)) && !ledger.found(6, Some(10)));
+        let mut position_map = position_map(&[(5, "a", Some(5)), (6, "spooled", None), (9, "b", Some(9))]);
+        position_map.set_synced(9);
+        assert_eq!(position_map.covering(9, 9), Some(5));
+        assert_eq!(position_map.covered(6), 8);
+        assert_eq!(position_map.missing(), [(6, Arc::from("spooled"))]);
+        assert!(position_map.set_revision(6, Some(10)) && !position_map.set_revision(6, Some(10)));
         // Whoever had everything up to 9 in etcd's order never heard of it.
-        assert_eq!((ledger.covering(9, 9), ledger.covering(10, 9)), (Some(5), Some(9)));
+        assert_eq!((position_map.covering(9, 9), position_map.covering(10, 9)), (Some(5), Some(9)));
         // And who has everything up to 6 in ours misses `b`.
-        assert_eq!(ledger.covered(6), 8);
+        assert_eq!(position_map.covered(6), 8);
     }
 
     #[test]
     fn a_revision_from_before_what_is_held_covers_nothing() {
-        let mut ledger = ledger(&[(5, "a", Some(5)), (9, "b", Some(9))]);
-        ledger.trim(5);
-        assert_eq!((ledger.covering(4, 9), ledger.covering(5, 9)), (None, Some(8)));
-        assert_eq!(ledger.position("a"), None);
-        assert!(ledger.was_held("a") && !ledger.was_held("b"));
-        ledger.forget(|id| id == "a");
-        assert!(!ledger.was_held("a"));
-        ledger.retired_in_etcd(20);
-        assert_eq!(ledger.covering(19, 9), None);
-        assert_eq!(ledger.overflow(), 0);
+        let mut position_map = position_map(&[(5, "a", Some(5)), (9, "b", Some(9))]);
+        position_map.trim(5);
+        assert_eq!((position_map.covering(4, 9), position_map.covering(5, 9)), (None, Some(8)));
+        assert_eq!(position_map.position("a"), None);
+        assert!(position_map.was_held("a") && !position_map.was_held("b"));
+        position_map.forget(|id| id == "a");
+        assert!(!position_map.was_held("a"));
+        position_map.record_deletions(20);
+        assert_eq!(position_map.covering(19, 9), None);
+        assert_eq!(position_map.overflow(), 0);
     }
 
     #[test]
     fn of_a_node_that_misses_what_is_not_held_any_more_nothing_is_said() {
-        let mut ledger = ledger(&[(5, "a", Some(5)), (9, "b", Some(9)), (12, "c", Some(12))]);
-        ledger.synced(12);
-        assert_eq!(ledger.covered(4), 4);
-        ledger.trim(9);
+        let mut position_map = position_map(&[(5, "a", Some(5)), (9, "b", Some(9)), (12, "c", Some(12))]);
+        position_map.set_synced(12);
+        assert_eq!(position_map.covered(4), 4);
+        position_map.trim(9);
         // It has neither `a` nor `b`, and whoever reads this could not tell.
-        assert_eq!([4, 8, 9, 12].map(|cursor| ledger.covered(cursor)), [0, 0, 11, 12]);
+        assert_eq!([4, 8, 9, 12].map(|cursor| position_map.covered(cursor)), [0, 0, 11, 12]);
     }
 
     #[test]
     fn a_purge_that_is_dropped_before_it_is_in_etcd_is_not_forgotten_silently() {
-        let mut ledger = ledger(&[(5, "a", None), (6, "b", Some(6))]);
-        assert!(ledger.overflows_at(5) && !ledger.overflows_at(4));
-        ledger.trim(5);
+        let mut position_map = position_map(&[(5, "a", None), (6, "b", Some(6))]);
+        assert!(position_map.overflows_at(5) && !position_map.overflows_at(4));
+        position_map.trim(5);
         // Whatever a node has of etcd, it need not have that one.
-        assert_eq!((ledger.overflow(), ledger.covering(6, 6)), (1, None));
-        ledger.overflow_is_told(1, 7);
-        assert_eq!((ledger.overflow(), ledger.covering(6, 6), ledger.covering(7, 6)), (0, None, Some(6)));
+        assert_eq!((position_map.overflow(), position_map.covering(6, 6)), (1, None));
+        position_map.clear_overflow(1, 7);
+        assert_eq!(
+            (position_map.overflow(), position_map.covering(6, 6), position_map.covering(7, 6)),
+            (0, None, Some(6))
+        );
     }
 
     #[test]
     fn what_comes_by_an_answer_says_nothing_about_the_purges_before_it() {
-        let mut ledger = ledger(&[(5, "a", Some(5)), (9, "told", Some(9))]);
-        ledger.synced(6);
-        assert_eq!((ledger.newest(), ledger.seen()), (9, 6));
+        let mut position_map = position_map(&[(5, "a", Some(5)), (9, "told", Some(9))]);
+        position_map.set_synced(6);
+        assert_eq!((position_map.newest(), position_map.seen()), (9, 6));
     }
 
     #[test]
     fn what_a_restored_etcd_has_lost_is_told_from_what_it_has_retired() {
-        let ledger = ledger(&[(3, "old", Some(3)), (5, "there", Some(5)), (7, "lost", Some(7)), (8, "new", Some(8))]);
+        let position_map =
+            position_map(&[(3, "old", Some(3)), (5, "there", Some(5)), (7, "lost", Some(7)), (8, "new", Some(8))]);
         let listed = HashSet::from(["there"]);
-        assert_eq!(ledger.lost(&listed, 7, 4, false), [7]);
-        assert_eq!(ledger.lost(&listed, 5, 4, true), [3, 7, 8]);
+        assert_eq!(position_map.lost(&listed, 7, 4, false), [7]);
+        assert_eq!(position_map.lost(&listed, 5, 4, true), [3, 7, 8]);
     }
 
     proptest! {
@@ -317,15 +321,15 @@ mod tests {
             let rows: Vec<(Position, Arc<str>, Option<u64>)> = rows.into_iter().enumerate()
                 .filter(|(_, revision)| revision.is_none_or(|revision| seen.insert(revision)))
                 .map(|(index, revision)| (index as u64 + 1, Arc::from(format!("{index}")), revision)).collect();
-            let mut ledger = Ledger::new(rows.clone(), 0, 0);
-            ledger.synced(synced);
+            let mut position_map = PositionMap::new(rows.clone(), 0, 0);
+            position_map.set_synced(synced);
             let had = |position: u64| position <= cursor;
-            let covered = ledger.covered(cursor);
+            let covered = position_map.covered(cursor);
             for (position, _, revision) in &rows {
                 prop_assert!(had(*position) || revision.is_none_or(|revision| revision > covered));
             }
             let head = rows.last().map_or(0, |row| row.0);
-            let back = ledger.covering(covered, head).unwrap();
+            let back = position_map.covering(covered, head).unwrap();
             for (position, _, revision) in &rows {
                 // What it is taken to have is what it had by revision.
                 prop_assert!(*position > back || revision.is_some_and(|revision| revision <= covered));

@@ -25,7 +25,7 @@ const FORMAT: u64 = 1;
 
 /// The content of the file.
 #[derive(Serialize, Deserialize)]
-struct Saved {
+struct SavedReplicas {
     format: u64,
     replicas: Records,
 }
@@ -36,7 +36,7 @@ fn decode(bytes: &[u8]) -> Result<Records, serde_json::Error> {
         format: u64,
     }
     match serde_json::from_slice(bytes) {
-        Ok(Format { format: FORMAT }) => serde_json::from_slice(bytes).map(|Saved { replicas, .. }| replicas),
+        Ok(Format { format: FORMAT }) => serde_json::from_slice(bytes).map(|SavedReplicas { replicas, .. }| replicas),
         Ok(Format { format }) => {
             Err(serde::de::Error::custom(format_args!("it has format {format}, and only {FORMAT} is known here")))
         }
@@ -46,17 +46,17 @@ fn decode(bytes: &[u8]) -> Result<Records, serde_json::Error> {
 }
 
 /// What is on disk.
-pub(super) struct Memory {
+pub(super) struct KnownReplicas {
     path: Option<PathBuf>,
     known: Records,
     /// One that the disk does not answer.
     writing: Option<JoinHandle<io::Result<()>>>,
 }
 
-impl Memory {
+impl KnownReplicas {
     /// Reads it.
     pub(super) async fn open(path: Option<PathBuf>) -> Self {
-        let Some(file) = path.clone() else { return Memory { path, known: Records::new(), writing: None } };
+        let Some(file) = path.clone() else { return KnownReplicas { path, known: Records::new(), writing: None } };
         let read = tokio::task::spawn_blocking(move || std::fs::read(file)).await;
         let known = match read.unwrap_or_else(|panicked| Err(panicked.into())) {
             Ok(bytes) => decode(&bytes).unwrap_or_else(|error| {
@@ -71,7 +71,7 @@ impl Memory {
                 Records::new()
             }
         };
-        Memory { path, known, writing: None }
+        KnownReplicas { path, known, writing: None }
     }
 
     /// Who there was.
@@ -111,7 +111,7 @@ impl Memory {
 /// All of it or nothing.
 fn write(path: &Path, records: &Records) -> io::Result<()> {
     let new = path.with_extension("new");
-    std::fs::write(&new, serde_json::to_vec(&Saved { format: FORMAT, replicas: records.clone() })?)?;
+    std::fs::write(&new, serde_json::to_vec(&SavedReplicas { format: FORMAT, replicas: records.clone() })?)?;
     std::fs::rename(&new, path)
 }
 
@@ -129,16 +129,16 @@ mod tests {
             NodeId::try_from("clearcoat-2").unwrap(),
             Record::new("10.0.0.2:6081".to_owned(), JournalKind::Etcd),
         )]);
-        let mut memory = Memory::open(path.clone()).await;
+        let mut memory = KnownReplicas::open(path.clone()).await;
         assert!(memory.known().is_empty());
         memory.keep(records.clone()).await;
-        assert_eq!(*Memory::open(path.clone()).await.known(), records);
+        assert_eq!(*KnownReplicas::open(path.clone()).await.known(), records);
         // As it was before it had a number, and as it may be one day.
         std::fs::write(&file, serde_json::to_vec(&records).unwrap()).unwrap();
-        assert_eq!(*Memory::open(path.clone()).await.known(), records);
+        assert_eq!(*KnownReplicas::open(path.clone()).await.known(), records);
         for unreadable in ["{", r#"{"format":2,"replicas":{}}"#] {
             std::fs::write(&file, unreadable).unwrap();
-            assert!(Memory::open(path.clone()).await.known().is_empty());
+            assert!(KnownReplicas::open(path.clone()).await.known().is_empty());
         }
     }
 }

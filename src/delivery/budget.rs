@@ -1,12 +1,12 @@
-//! How many bans a second one Varnish is sent.
+//! The rate of bans to one Varnish.
 //!
-//! Every ban costs a Varnish a comparison per object, until its lurker has been through the cache. A token bucket keeps
-//! a storm of purges from becoming a storm of bans: while it is empty, purges gather, and go out as one batch. Nothing is
-//! dropped, and an acknowledgement still means that the ban is there.
+//! Every ban costs Varnish a comparison per object until the ban lurker has been through the cache. A token bucket keeps a
+//! storm of purges from becoming a storm of bans: while it is empty, purges gather and are sent as one batch. Nothing is
+//! dropped, and an acknowledgement still means that the ban is in place.
 //!
-//! What does not fold (patterns that all differ) cannot be helped by waiting. So a batch may take more tokens than there
-//! are, and the debt is bounded: the next batch waits no longer than a given time, whatever the last one cost. A purge
-//! that waited for its whole `ack_timeout` would fence the node, and a fenced node serves nobody.
+//! Waiting does not help if the purges cannot be folded (patterns that all differ). So a batch may overdraw the bucket, and
+//! the debt is bounded: the next batch waits at most a given time, whatever the last one cost. A purge that waited for its
+//! whole `ack_timeout` would fence the node, and a fenced node serves nobody.
 
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ pub(super) struct Budget(Option<TokenBucket>);
 struct TokenBucket {
     /// Tokens earned per second.
     per_second: f64,
-    /// Never below this, so that the wait is bounded.
+    /// The lower bound of `tokens`, which bounds the wait.
     least: f64,
     tokens: f64,
     counted: Instant,

@@ -1,8 +1,8 @@
-//! Up to where pages have landed, for other replicas that ask.
+//! The fill watermark of each node, for other replicas that ask.
 //!
-//! They tell the same nodes by ways of their own, and their bans may be there before a page that passes here. What they want
-//! to know is a position ([`FillWatermark`]): up to there, no page that a purge concerns is under way here any more. It only grows,
-//! whatever becomes of our own bans: a node that we cannot tell anything may have all its pages.
+//! Other replicas send their bans over their own connections, and a ban may reach a node before a page that passes here.
+//! They need a position ([`FillWatermark`]) such that no page in flight here is concerned by a purge up to it. The watermark
+//! only grows, and does not depend on our own bans: even a node that we cannot reach may have received all its pages.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -14,25 +14,24 @@ use super::{Deliveries, DeliveryContext};
 use crate::fleet::{NodeId, Snapshot};
 use crate::journal::Position;
 
-/// Up to where the pages have landed that passed here: no page that a purge up to there concerns is under way. Looked after
-/// only when somebody asks.
+/// The position up to which no page in flight here is concerned by a purge. Updated only on request.
 #[derive(Debug, Default)]
 pub(super) struct FillWatermark {
     up_to: Position,
-    /// What follows, up to this position, and has not landed yet.
+    /// The pages that are awaited before the watermark can move to this position.
     next: Option<(Position, PendingFills)>,
-    /// When that was last looked at.
+    /// The time of the last update.
     looked: Option<Instant>,
 }
 
 impl FillWatermark {
-    /// Nothing that a purge up to this position concerns is under way.
+    /// A watermark at this position.
     pub(super) fn new(up_to: Position) -> Self {
         FillWatermark { up_to, ..FillWatermark::default() }
     }
 
-    /// Looks, and gives the position. The node at this address has `acknowledged` every purge up to there; `None`: whomever
-    /// pages are for.
+    /// Updates the watermark and returns it. `node` is the address of a node that has `acknowledged` every purge up to that
+    /// position; without an address, pages to any address count.
     fn look(
         &mut self,
         context: &DeliveryContext,
@@ -41,7 +40,7 @@ impl FillWatermark {
         now: Instant,
     ) -> Position {
         let DeliveryContext { journal, guard, .. } = context;
-        // That counts only when pages have landed.
+        // A node acknowledges only after the pages in flight have arrived.
         self.up_to = self.up_to.max(acknowledged);
         self.next.take_if(|(last, _)| *last <= acknowledged);
         let head = journal.head();
@@ -51,7 +50,7 @@ impl FillWatermark {
                 self.looked = None;
                 (head, PendingFills::new(&**journal, up_to, head, now))
             });
-            // However many ask.
+            // At most once per interval, however many ask.
             if self.looked.is_some_and(|looked| now < looked + POLL) {
                 break;
             }
@@ -67,8 +66,7 @@ impl FillWatermark {
 }
 
 impl Deliveries {
-    /// Up to where pages have landed at each of these nodes, as far as they passed here: nothing that a purge up to that
-    /// position concerns is under way there any more. Of a node that is not known here, any page counts.
+    /// The fill watermarks of these nodes, for pages that passed here. For an unknown node, pages to any address count.
     pub fn fill_watermarks<'n>(&self, nodes: impl IntoIterator<Item = &'n NodeId>) -> BTreeMap<NodeId, Position> {
         let (fleet, now) = (self.context.fleet.load(), Instant::now());
         let of = |id: &NodeId| {

@@ -1,11 +1,11 @@
-//! RedeliveryQueue of the journal that a Varnish is to be told once more, and when.
+//! A queue of journal ranges that a Varnish is to be sent once more, each at its time.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::journal::Position;
 
-/// What follows `after` up to `last`, to be told again when it is `due`.
+/// The entries after `after`, up to `last`, to be sent again when they are `due`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RedeliveryRange {
     pub(super) after: Position,
@@ -13,9 +13,9 @@ pub(super) struct RedeliveryRange {
     pub(super) due: Instant,
 }
 
-/// RedeliveryQueue in the order of the journal, each following the one before it. Those that are due at nearly the same time
-/// become one, so there are never more of them than `longest / grain`, however many purges come; and so do those that
-/// have become due behind another one. No purge puts off what came before it by more than the grain.
+/// Ranges in journal order, each adjacent to the one before it. Ranges with nearly the same due time are merged, so there
+/// are never more than `longest / grain` of them, however many purges come. Ranges that become due behind another one are
+/// merged, too. No purge delays an earlier one by more than the grain.
 #[derive(Debug)]
 pub(super) struct RedeliveryQueue {
     waiting: VecDeque<Waiting>,
@@ -25,17 +25,17 @@ pub(super) struct RedeliveryQueue {
 #[derive(Debug)]
 struct Waiting {
     range: RedeliveryRange,
-    /// What follows and is due by then is added. `None`: nothing is any more.
+    /// Ranges that are due by this time are merged into this one. `None`: it is closed.
     takes_until: Option<Instant>,
 }
 
 impl RedeliveryQueue {
-    /// None yet. Two that are due within `grain` of each other are told as one, when the later one is due.
+    /// An empty queue. Ranges whose due times are within `grain` of each other are merged and sent at the later time.
     pub(super) fn new(grain: Duration) -> Self {
         RedeliveryQueue { waiting: VecDeque::new(), grain }
     }
 
-    /// Adds what follows the last range, or begins anew where there is none.
+    /// Adds the range after the last one, or any range if the queue is empty.
     pub(super) fn push(&mut self, after: Position, last: Position, due: Instant) {
         match self.waiting.back_mut() {
             Some(Waiting { range, takes_until: Some(until) }) if due <= *until => {
@@ -48,12 +48,12 @@ impl RedeliveryQueue {
         }
     }
 
-    /// The next to be told.
+    /// The next range to send.
     pub(super) fn first(&self) -> Option<RedeliveryRange> {
         self.waiting.front().map(|first| first.range)
     }
 
-    /// The first one was told. Those that are due behind it become one.
+    /// Removes the first range, and merges those that became due behind it.
     pub(super) fn complete_first(&mut self, now: Instant) {
         self.waiting.pop_front();
         while let (Some(first), Some(second)) = (self.waiting.front(), self.waiting.get(1))
@@ -67,14 +67,14 @@ impl RedeliveryQueue {
         }
     }
 
-    /// The first one is to be told at this time.
+    /// Moves the due time of the first range.
     pub(super) fn postpone(&mut self, due: Instant) {
         if let Some(first) = self.waiting.front_mut() {
             first.range.due = due;
         }
     }
 
-    /// Nothing is added to the first one any more.
+    /// Closes the first range: nothing is merged into it any more.
     pub(super) fn close(&mut self) {
         if let Some(first) = self.waiting.front_mut() {
             first.takes_until = None;

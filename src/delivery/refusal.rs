@@ -1,7 +1,8 @@
-//! What a node may refuse of a purge for itself: a request that is forwarded as it came, or a pool (not every VCL knows them).
+//! Targets that a node may refuse although it accepts others: a request that is forwarded as it came, or a pool, which not
+//! every VCL knows.
 //!
-//! Such a target can be long, so it is compared by its fingerprint. All other targets are bans of our own form, which a node
-//! must accept.
+//! Such a target can be long, so it is compared by its fingerprint. All other targets become bans of our own form, which a
+//! node must accept.
 
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash};
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use crate::fleet::NodeId;
 use crate::journal::Position;
 use crate::purge::{Ban, Purge, Target};
 
-/// What of a purge a node may refuse for itself: a request that is handed on, or a pool (not every VCL knows them).
+/// The part of a purge that a node may refuse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refusable {
     pub(super) fingerprint: u64,
@@ -18,7 +19,7 @@ pub struct Refusable {
 }
 
 impl Refusable {
-    /// That of this purge, if there is any. A request names one at most.
+    /// The refusable part of this purge, if it has one. A request names one at most.
     pub fn of(purge: &Purge) -> Option<Self> {
         purge.targets.iter().find_map(|target| {
             let is_handed_on = matches!(target, Target::Forward(_));
@@ -27,11 +28,10 @@ impl Refusable {
     }
 }
 
-/// Nodes that do not take a purge though they take others, and why.
+/// Nodes that refuse a purge although they accept others, with their reasons.
 pub type Refusals = Vec<(NodeId, Arc<str>)>;
 
-/// Targets with this fingerprint that a node does not take though it takes others: those of purges after the first position
-/// up to the second.
+/// A refused target by its fingerprint, in purges after `after`, up to `last`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Refused {
     pub(super) fingerprint: u64,
@@ -40,25 +40,25 @@ pub(super) struct Refused {
 }
 
 impl Refused {
-    /// Whether such a target of the purge at this position is one of them.
+    /// Whether this covers a target of the purge at this position.
     pub(super) fn includes(&self, fingerprint: u64, position: Position) -> bool {
         self.fingerprint == fingerprint && self.after < position && position <= self.last
     }
 }
 
-/// What is to be done for a purge that a node does not take, before it may be passed over.
+/// What a node must carry out before a purge that it refuses may be passed over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Owed {
-    /// Nothing: whoever waits for it is told, or was.
+    /// Nothing: the sender is told of the refusal.
     #[default]
     Nothing,
-    /// A ban of everything. Of a purge that may have been refused to its sender no more is asked.
+    /// A ban of everything. Enough for a purge that may have been refused to its sender.
     Flush,
-    /// One that is shown to drop what has no tags as well.
+    /// A ban of everything that is confirmed to drop pages without tags, too.
     FlushOfAll,
 }
 
-/// What stands for a target that a node may refuse for itself, and that can be long; `None` for one that it must take.
+/// The fingerprint of a target that a node may refuse; `None` for one that it must accept.
 pub(super) fn fingerprint(target: &Target) -> Option<u64> {
     match target {
         Target::Forward(forward) => Some(hash(forward)),
@@ -67,7 +67,7 @@ pub(super) fn fingerprint(target: &Target) -> Option<u64> {
     }
 }
 
-/// The same of what a node is sent.
+/// The same for a request to a node.
 pub(super) fn fingerprint_of_ban(ban: &Ban) -> Option<u64> {
     match ban {
         Ban::Forward(forward) => Some(hash(forward)),

@@ -1,4 +1,4 @@
-//! The loop of one delivery.
+//! The loop of one delivery task.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,32 +19,32 @@ use crate::journal::{CursorState, Position};
 use crate::telemetry::{NodeMetrics, VarnishMetrics, causes};
 use crate::varnish::http::DeliveryError;
 
-/// The bound of the pauses after failures; each is a random share of it.
+/// The bounds of the pauses after failures; each pause is a random share.
 const BACKOFF: Backoff = Backoff { min: Duration::from_millis(50), max: Duration::from_secs(5) };
 
-/// The shortest pause, whatever is drawn.
+/// The minimum of the random pause.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
 
 /// The pause after a refusal: somebody has to change a VCL first.
 const PAUSE_REFUSED: Duration = Duration::from_secs(30);
 
-/// How long after its bans a node that stood still gets them again: a Varnish that runs again stores what was waiting
-/// in its sockets within this time.
+/// The delay after which a node that was stopped gets its bans again. Within this time, a Varnish that resumes stores the
+/// pages that waited in its sockets.
 const AFTER_STALL: Duration = Duration::from_millis(250);
 
-/// How often a node that stands still gets them again before what it answered counts all the same.
+/// The number of repetitions to a node that is stopped again and again, before its acknowledgements count all the same.
 const MAX_STALLS: u32 = 8;
 
-/// Purges whose repetition is due within this time of each other are repeated together.
+/// Redeliveries with due times this close to each other are sent together.
 const GRAIN: Duration = Duration::from_millis(25);
 
-/// Into how many parts `settle` is cut, for the same reason.
+/// The number of grains in `purge.settle`, for the same purpose.
 const SETTLE_GRAINS: u32 = 8;
 
-/// How many refused requests a node remembers: what is repeated or replayed need not find out once more.
+/// The number of refused requests to remember per node, so that redeliveries and replays do not try them again.
 const MAX_REFUSED: usize = 256;
 
-/// Brings one node up to the head of the journal, again and again.
+/// Keeps one node at the head of the journal.
 pub(super) struct Task {
     deliveries: Arc<Deliveries>,
     node: Arc<Node>,
@@ -54,33 +54,33 @@ pub(super) struct Task {
     dispatch: Dispatch,
     budget: Budget,
     failures: u32,
-    /// What is being carried out, with all that was achieved of it.
+    /// The current work, with its progress.
     work: Option<Work>,
-    /// It was said that its VCL cannot drop everything.
+    /// Logged already: the node's VCL does not drop everything.
     flushes_in_part: bool,
-    /// Whether `told` means anything: nobody knows what the node has of what came before.
+    /// Whether `sent` is valid. If not, it is unknown what the node has.
     known: bool,
-    /// The node was sent every ban up to here. The cursor follows when none of them needs to be repeated.
+    /// The node was sent every ban up to here. The cursor follows once none of them has to be repeated.
     sent: Position,
-    /// Told, and to be repeated before the cursor may pass: a page could have been on its way.
+    /// Sent, and to be repeated before the cursor may pass, because a page may have been in flight.
     unsure: RedeliveryQueue,
-    /// The pages that the first of them waits for.
+    /// The pages for which the first range of `unsure` waits.
     fills: Option<PendingFills>,
-    /// How often the first of them was repeated in vain.
+    /// Repetitions of the first range of `unsure` that did not count.
     stalls: u32,
-    /// The same of the first one that was recalled.
+    /// Repetitions of the first recalled range that did not count.
     recall_stalls: u32,
-    /// Acknowledged, and to be repeated all the same: `purge.settle`.
+    /// Acknowledged, and to be repeated after `purge.settle`.
     settling: RedeliveryQueue,
-    /// What the node does not take.
+    /// Requests that the node refuses.
     refused: Vec<Refused>,
 }
 
-/// Something that is being carried out for a node.
+/// A walk with its progress.
 struct Work {
     kind: Kind,
     walk: Walk,
-    /// The step that is under way.
+    /// The current step, if it is not finished.
     batch: Option<Batch>,
     report: Report,
     folded: u64,
@@ -90,28 +90,28 @@ struct Work {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// Purges that it was never told of.
+    /// Purges that the node was never sent.
     New,
-    /// Purges that it must be told of again before they count.
+    /// Purges that must be repeated before they count.
     Repeat,
-    /// Purges that counted until another replica said that it had not told them.
+    /// Acknowledged purges that another replica could not deliver.
     Recalled(RedeliveryRange),
-    /// Purges that count, and are repeated for fetches that we do not see.
+    /// Purges that count, repeated for pages that were fetched past the guard.
     Settle,
 }
 
-/// Why a node did not get on.
+/// Why a node made no progress.
 #[derive(Debug, thiserror::Error)]
 enum Setback {
     #[error(transparent)]
     Delivery(#[from] DeliveryError),
-    /// A ban of everything that has tags is not enough, and nobody knows what would be.
+    /// The node may have missed purges by URL, for which a ban of everything that has tags is not enough.
     #[error(
         "it missed purges by URL that are no longer held, and its VCL does not say that a flush drops pages without tags: \
          have it answer `X-Clearcoat-Flush: all` as the VCL of `clearcoat vcl` does (docs/vcl.md)"
     )]
     Uncovered,
-    /// The same for what it refuses.
+    /// The same for a purge that it refuses.
     #[error(
         "it does not take a purge that was answered as done while it was away, and its VCL does not say that a flush drops \
          pages without tags: have it take the purge, or answer `X-Clearcoat-Flushed: all` as the VCL of `clearcoat vcl` does \
@@ -130,17 +130,17 @@ impl Task {
         let DeliveryContext { journal, guard, pace, started, .. } = &deliveries.context;
         let cursor = match journal.remembered(node.id(), settings.epoch.as_deref()) {
             CursorState::At(position) => Some(position),
-            // Another cache has this name now. Nobody knows since when it stores pages, nor which of the purges since then
-            // went to the one before it: so it is told of all that are held, which costs a cache that is empty nothing.
+            // A new cache has this name, and it is unknown since when it stores pages, and which purges went to the cache
+            // before it. So it gets all purges that the journal holds, which costs an empty cache nothing.
             CursorState::CacheRestarted => match journal.remembered(node.id(), None) {
                 CursorState::At(position) => Some(position.min(journal.floor())),
                 _ => None,
             },
             CursorState::Unknown => None,
         };
-        // A cursor ahead of the head is of another journal.
+        // A cursor beyond the head belongs to another journal.
         let cursor = cursor.filter(|&position| position <= journal.head());
-        // A journal without history has promised nothing yet.
+        // A journal without history has made no promise yet.
         let known = cursor.is_some() || !journal.has_history();
         state.known.store(known, Ordering::SeqCst);
         let cursor = cursor.unwrap_or(0);
@@ -201,14 +201,14 @@ impl Task {
         }
     }
 
-    /// Waits for something to do. `None` where the journal is closed: the process ends.
+    /// Waits for the next work. `None` if the journal is closed, at the end of the process.
     async fn next(&mut self, head: &mut watch::Receiver<Position>) -> Option<Work> {
         loop {
             let (kind, after, last) = self.due(head).await?;
             if kind == Kind::Repeat && self.waits_for_pages(after.unwrap_or(0), last) {
                 continue;
             }
-            // What it passed over may be what it is told again for.
+            // A recall may be for a purge that the node passed over.
             let refused = if matches!(kind, Kind::Recalled(_)) { Vec::new() } else { self.refused.clone() };
             return Some(Work {
                 kind,
@@ -222,13 +222,13 @@ impl Task {
         }
     }
 
-    /// Waits until something is due: what, after which position, and up to which.
+    /// Waits until work is due: its kind, and the range after the first position, up to the second.
     async fn due(&mut self, head: &mut watch::Receiver<Position>) -> Option<(Kind, Option<Position>, Position)> {
         let ready = self.budget.ready_at(Instant::now());
         let (unsure, settle) = (self.unsure.first(), self.settling.first());
         let moved = async {
             let moved = head.wait_for(|&head| head > self.sent).await.is_ok();
-            // Here purges gather.
+            // Purges gather during this time.
             tokio::time::sleep_until(ready.into()).await;
             moved
         };
@@ -246,8 +246,8 @@ impl Task {
         }
     }
 
-    /// Whether a page that these purges concern is still on its way to the node, or has only just arrived: then the time
-    /// to repeat them has not come. Those that come meanwhile wait for their own pages, after these.
+    /// Whether a page concerned by these purges is still in flight to the node, or has only just arrived: then it is too
+    /// early to repeat them. Purges that come meanwhile wait for their own pages, after these.
     fn waits_for_pages(&mut self, after: Position, last: Position) -> bool {
         let now = Instant::now();
         self.unsure.close();
@@ -267,7 +267,7 @@ impl Task {
         postponed.is_some()
     }
 
-    /// Carries out what is under way to its end. After a setback it goes on where it was.
+    /// Completes the current work. After a setback it continues where it was.
     async fn go_on(&mut self) -> Result<(), Setback> {
         let Some(mut work) = self.work.take() else { return Ok(()) };
         let result = self.walk(&mut work).await;
@@ -289,7 +289,7 @@ impl Task {
             let mut batch = match work.batch.take() {
                 Some(batch) => batch,
                 None => {
-                    // Nothing is compiled for a node that cannot be reached.
+                    // Nothing is compiled for an unreachable node.
                     self.dispatch.connect().await.inspect_err(|error| self.count_failed(error))?;
                     let Some(batch) = next_batch(&work.walk, &self.sources).await else { return Ok(()) };
                     // Not rationed: Varnish drops the first of two equal bans (its parameter `ban_dups`).
@@ -334,7 +334,7 @@ impl Task {
         }
     }
 
-    /// Tells of what the node refused, so that it is not sent again, and of what it took only as a ban of everything.
+    /// Records the requests that the node refused, so that they are not sent again, and logs bans that had to be widened.
     fn record_refusals(&mut self, work: &mut Work, batch: &mut Batch) {
         if std::mem::take(&mut work.report.widened) {
             tracing::warn!(node = %self.node.id(), "a ban that this node does not take is carried out as one of everything");
@@ -345,9 +345,9 @@ impl Task {
             self.varnish_metrics(|varnish| varnish.passed_over.inc());
             match self.deliveries.record_refusal(self.node.id(), refused, &reason) {
                 Owed::Nothing => {}
-                // Not remembered: what is told again in its place is a flush, too.
+                // Not remembered: a redelivery is replaced by a flush, too.
                 owed => {
-                    // What settles counts already, and keeps no node out.
+                    // These purges count already, so they must not keep the node out.
                     let most = if work.kind == Kind::Settle { Owed::Flush } else { Owed::FlushOfAll };
                     batch.owed = batch.owed.max(owed.min(most));
                     continue;
@@ -361,7 +361,7 @@ impl Task {
         }
     }
 
-    /// The node was sent what it was never sent.
+    /// Completes the first delivery of purges.
     fn finish_new(&mut self, work: Work) {
         let Work { walk, report, folded, flushes, last_passed, .. } = work;
         let last = walk.last();
@@ -369,7 +369,7 @@ impl Task {
         let Sources { journal, guard, address, .. } = &self.sources;
         let mut fills = PendingFills::new(&**journal, self.sent, last, now);
         let under_way = fills.look(guard, address.ip(), &self.deliveries.context.fleet.load(), now);
-        // What passed before this process was there is not known, so its start counts as such a time.
+        // Pages that passed before this process started are unknown, so its start counts as such a time.
         let started = self.deliveries.context.started;
         let passed = last_passed.max(fills.passed).map_or(Duration::ZERO, |at| at.saturating_duration_since(started));
         let on_their_way = passed >= self.node.live.life_signs.taken_in();
@@ -378,7 +378,8 @@ impl Task {
         let repeat = match (stood_still, on_their_way) {
             (true, _) => Some(now + AFTER_STALL),
             (false, true) => Some(now + FILL_LATENCY),
-            // Positions are acknowledged in order: what follows a range that waits may as well be repeated with it.
+            // Positions are acknowledged in order: while an earlier range awaits redelivery, later ones cannot be
+            // acknowledged, so they are repeated with it.
             (false, false) => self.unsure.first().map(|_| now).or(under_way),
         };
         self.deliveries.context.metrics.purge.tags_folded.inc_by(folded);
@@ -395,7 +396,7 @@ impl Task {
         }
     }
 
-    /// The node was told once more.
+    /// Completes a redelivery.
     fn finish_repeat(&mut self, work: &Work) {
         if self.stood_still(work, self.stalls) {
             self.stalls += 1;
@@ -407,7 +408,7 @@ impl Task {
         self.acknowledge(work.walk.last());
     }
 
-    /// The node was told once more of what another replica had not told it.
+    /// Completes the redelivery of purges that another replica could not deliver.
     fn finish_recall(&mut self, work: &Work, range: RedeliveryRange) {
         if self.stood_still(work, self.recall_stalls) {
             self.recall_stalls += 1;
@@ -419,7 +420,8 @@ impl Task {
         self.deliveries.notify_progress();
     }
 
-    /// Whether a repetition is to be repeated itself, after so many in vain: the node stood still meanwhile.
+    /// Whether a repetition must be repeated because the node was stopped meanwhile, `stalls` repetitions before it having
+    /// been in vain.
     fn stood_still(&self, work: &Work, stalls: u32) -> bool {
         let stood_still = self.failures > 0 || work.report.stood_still;
         if stood_still && stalls >= MAX_STALLS {
@@ -428,7 +430,7 @@ impl Task {
         stood_still && stalls < MAX_STALLS
     }
 
-    /// The node has every purge up to here.
+    /// Moves the cursor: the node has every purge up to `position`.
     fn acknowledge(&mut self, position: Position) {
         let DeliveryContext { fence, slow_start, .. } = &self.deliveries.context;
         let (before, fence) = (self.node.live.acknowledged(), fence.position());
@@ -468,7 +470,7 @@ impl Task {
         }
     }
 
-    /// Waits before the next attempt; a change of the node's health cuts the wait short.
+    /// Pauses before the next attempt. A change of the node's health ends the pause.
     async fn back_off(&mut self, setback: &Setback) {
         let text: Arc<str> = causes(setback).to_string().into();
         let logged = self.state.error.lock().replace(Arc::clone(&text));
@@ -484,7 +486,7 @@ impl Task {
     }
 }
 
-/// Makes the next step, on a thread of its own if it takes long: neither a probe nor another node's purge waits for it.
+/// Compiles the next step, on a thread of its own if it is long, so that neither probes nor other nodes wait for it.
 async fn next_batch(walk: &Walk, sources: &Sources) -> Option<Batch> {
     if walk.is_short(sources) {
         return walk.next(sources);
@@ -493,12 +495,12 @@ async fn next_batch(walk: &Walk, sources: &Sources) -> Option<Batch> {
     match tokio::task::spawn_blocking(move || walk.next(&sources)).await {
         Ok(batch) => batch,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        // The runtime ends, and this task with it.
+        // The runtime is shutting down, and this task with it.
         Err(_) => std::future::pending().await,
     }
 }
 
-/// Waits until a range is due; for ever where there is none.
+/// Waits until the range is due; for ever without one.
 async fn due(range: Option<RedeliveryRange>) -> RedeliveryRange {
     match range {
         Some(range) => {

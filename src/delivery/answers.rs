@@ -56,7 +56,7 @@ impl Deliveries {
         if is_news {
             self.refusals.send_replace(());
         }
-        self.mark_behind(taken_by_nobody);
+        self.mark_in_background(taken_by_nobody);
         owed
     }
 
@@ -75,7 +75,7 @@ impl Deliveries {
     }
 
     /// Marks them in the background.
-    fn mark_behind(self: &Arc<Self>, positions: Vec<Position>) {
+    fn mark_in_background(self: &Arc<Self>, positions: Vec<Position>) {
         if !positions.is_empty() {
             let this = Arc::clone(self);
             tokio::spawn(async move { this.mark_refused(positions).await });
@@ -116,14 +116,14 @@ impl Deliveries {
         self.refusals.send_replace(());
         // Nodes may have been kept out because of them.
         self.nodes.iter().for_each(|delivery| delivery.state.wake.notify_one());
-        self.mark_behind(positions);
+        self.mark_in_background(positions);
     }
 
     /// Records that the replica that accepted this purge has answered it as done.
     pub fn record_done(&self, position: Position) {
         self.note_requests();
         let nodes = self.requests.lock().record_done(position);
-        self.tell_again(nodes.into_iter().map(|node| (position, node)));
+        self.redeliver(nodes.into_iter().map(|node| (position, node)));
     }
 
     /// Records that these purges come from a version that never reports its answers.
@@ -134,18 +134,18 @@ impl Deliveries {
         let mut requests = self.requests.lock();
         let taken_by_nobody = positions.filter(|position| requests.record_older_version(*position, &fleet)).collect();
         drop(requests);
-        self.mark_behind(taken_by_nobody);
+        self.mark_in_background(taken_by_nobody);
     }
 
     /// Treats purges up to this position as done if no answer was reported.
     pub(super) fn expire_open(&self, last: Position) {
         self.note_requests();
         let refused = self.requests.lock().expire_open(last);
-        self.tell_again(refused.into_iter());
+        self.redeliver(refused.into_iter());
     }
 
     /// Redelivers purges to nodes that passed them over, before the nodes count as current.
-    fn tell_again(&self, refused: impl Iterator<Item = (Position, NodeId)>) {
+    fn redeliver(&self, refused: impl Iterator<Item = (Position, NodeId)>) {
         for (position, id) in refused {
             if let Some(delivery) = self.nodes.get(&id) {
                 tracing::warn!(node = %id, position, "a purge that it passed over was answered as done: it is told again");

@@ -1,4 +1,4 @@
-//! One message to another replica, and its answer.
+//! A message to another replica, and its answer.
 
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use super::message::{Confirmation, Message};
 use super::{MISDIRECTED, PATH, Replicas};
 use crate::http_client::{self, HttpConnection};
 
-/// An answer is some words, and the nodes of a fleet.
+/// The maximum size of an answer: a few words, and the nodes of a fleet.
 const MAX_ANSWER: usize = 1 << 20;
 
-/// Why there was no answer, or none of use.
+/// Why there was no usable answer.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum PeerError {
     #[error("connecting failed")]
@@ -31,48 +31,48 @@ pub(super) enum PeerError {
     Refused(u16, String),
     #[error("its answer cannot be read")]
     BadAnswer(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// It does not say who it is.
+    /// The answer has no introduction.
     #[error("it is of a version that knows no replica.peers")]
     Nameless,
     #[error("the task that asked it has ended")]
     Task(#[from] tokio::task::JoinError),
-    /// Another process is there than the one that was meant.
+    /// The message was for an earlier process at this address.
     #[error("it was restarted")]
     Restarted,
-    /// A node refuses there what was answered here without waiting for it.
+    /// A node refuses a purge there that was answered here without that replica.
     #[error("a node does not take there a purge that was answered as done without it")]
     TooLate,
-    /// It has said goodbye.
+    /// It has announced its shutdown.
     #[error("it has ended")]
     Left,
 }
 
 impl PeerError {
-    /// Whether the process that was meant is not there any more.
+    /// Whether the process that was addressed has ended.
     pub(super) fn has_ended(&self) -> bool {
         self.is_refused_connection() || matches!(self, PeerError::Restarted | PeerError::Left)
     }
 
-    /// Whether nobody listens there.
+    /// Whether nothing listens at the address.
     pub(super) fn is_refused_connection(&self) -> bool {
         matches!(self, PeerError::Connect(error) if error.kind() == std::io::ErrorKind::ConnectionRefused)
     }
 }
 
-/// The way to one replica, with the connections that are open.
+/// The client for one replica, with its idle connections.
 pub(super) struct PeerClient {
-    /// `HOST:PORT`; a name is looked up with each connection.
+    /// `HOST:PORT`; a name is resolved for each connection.
     pub(super) address: String,
     idle: Mutex<Vec<HttpConnection>>,
 }
 
 impl PeerClient {
-    /// To this address.
+    /// A client for this address.
     pub(super) fn to(address: String) -> Self {
         PeerClient { address, idle: Mutex::default() }
     }
 
-    /// Sends one message and waits for its answer, at most as long as the sender of a purge does.
+    /// Sends one message and waits for its answer, for at most `ack_timeout`.
     pub(super) async fn post(&self, replicas: &Replicas, message: &Message) -> Result<Confirmation, PeerError> {
         let patience = replicas.context.ack_timeout;
         let body = Bytes::from(serde_json::to_vec(message)?);
@@ -80,7 +80,7 @@ impl PeerClient {
             let pooled = self.idle.lock().pop();
             if let Some(mut connection) = pooled.filter(HttpConnection::is_ready) {
                 match self.exchange(replicas, &mut connection, body.clone()).await {
-                    // It was closed under us.
+                    // The other side closed it while it was idle.
                     Err(PeerError::Http(error))
                         if error.is_canceled() || error.is_closed() || error.is_incomplete_message() => {}
                     answer => return self.keep(connection, answer),
@@ -129,7 +129,7 @@ impl PeerClient {
     }
 }
 
-/// What a refusal says, in a line.
+/// The reason of a refusal, in one line.
 fn reason(body: &[u8]) -> String {
     #[derive(serde::Deserialize)]
     struct Refused {

@@ -1,16 +1,16 @@
-//! The replicas at the addresses of the configuration, without etcd.
+//! The replicas at the configured addresses, without etcd.
 //!
-//! An address says nothing of who is there: it may be ourselves (a list can be the same for all, and a name stands for
-//! all), one that is known by another address, or a process that has taken the place of another one. So whoever is there is
-//! asked first, and says its name, which process it is and what journal it has; and each message names the process that is
-//! meant, so that nothing is told to one and believed of another.
+//! An address does not identify a replica: it may be our own (all replicas can have the same list, and a name can cover
+//! all), a replica that is known by another address, or a process that has replaced another one. So each address is first
+//! asked for its name, its process and its journal. Each message names the process that it is for, so that no confirmation
+//! is credited to another one.
 //!
-//! **What a neighbour missed** is known by its [mark](super::marks): all of ours after that. One that has lost its journal,
-//! or of which too little is known, is told a purge of everything. One that is new, and whose journal is new, has missed
-//! nothing but what some Varnish has missed, too: it is told from where the last Varnish is, and no more than is held. So a
-//! clearcoat more empties no cache.
+//! **The backlog of a neighbour** follows from its [mark](super::marks): all our purges after that. A replica that lost its
+//! journal, or of which too little is known, gets a purge of everything. A new replica with a new journal can only have
+//! missed purges that some Varnish has missed, too: it starts at the lowest cursor of a Varnish that the journal still
+//! holds. So an additional clearcoat empties no cache.
 //!
-//! **A purge is not confirmed by whoever was never met**: it is named in the answer, by its address.
+//! **A replica that was never met cannot confirm a purge**: the answer names its address.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -32,44 +32,45 @@ use crate::fleet::NodeId;
 use crate::journal::Missed;
 use crate::telemetry::causes;
 
-/// The bound of the pauses between two questions who is there; each lasts half of it at least.
+/// The bounds of the pauses between attempts to meet; each pause is at least half of its bound.
 const BACKOFF: Backoff = Backoff { min: Duration::from_millis(50), max: Duration::from_secs(2) };
 
-/// Also where somebody has come, nobody is asked more often than this.
+/// The minimum time between two attempts, also after news of a replica.
 const LEAST_PAUSE: Duration = Duration::from_millis(200);
 
-/// How often a name is looked up again.
+/// The interval of resolving a name.
 const LOOK_UP_EVERY: Duration = Duration::from_secs(5);
 
-/// How long one look-up may take.
+/// The timeout of resolving a name.
 const LOOK_UP: Duration = Duration::from_secs(2);
 
-/// How often marks are written down.
+/// The interval of saving marks.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
-/// What is at the addresses.
+/// The replicas at the addresses.
 #[derive(Debug, Default)]
 pub(super) struct Neighbours {
     rows: Mutex<BTreeMap<String, Row>>,
-    /// What they had for us at the start has been heard.
+    /// The purges that they had for us at the start have arrived.
     caught_up: AtomicBool,
 }
 
-/// What is at one address, or behind a name.
+/// The replica at one address, or behind a name.
 #[derive(Clone, Debug)]
 struct Row {
     who: Who,
-    /// Somebody has tried to find out.
+    /// At least one attempt was made.
     tried: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Who {
-    /// Nobody that we could speak with, and why.
+    /// No replica that can be reached, and why.
     Unmet(Arc<str>),
     /// This replica.
     Met(NodeId),
-    /// Nobody who has to be told: ourselves, one that is told by another address, or one that has said goodbye.
+    /// No replica that needs our purges: this one, one that is known by another address, or one that has announced its
+    /// shutdown.
     Nobody,
 }
 
@@ -84,14 +85,14 @@ impl Row {
 }
 
 impl Neighbours {
-    /// The addresses of those that may be there and cannot be told: everybody but the peers.
+    /// The addresses of replicas that may exist and cannot be reached: all but the peers.
     pub(super) fn unmet(&self, is_peer: impl Fn(&NodeId) -> bool) -> Vec<NodeId> {
         let rows = self.rows();
         let unmet = rows.iter().filter(|(_, row)| row.is_unmet(&is_peer)).map(|(address, _)| address);
         unmet.filter_map(|address| name_of(address)).collect()
     }
 
-    /// The same, for people.
+    /// The same for the admin API.
     pub(super) fn view(&self, is_peer: impl Fn(&NodeId) -> bool) -> Vec<View> {
         let rows = self.rows();
         let unmet = rows.iter().filter(|(_, row)| row.is_unmet(&is_peer));
@@ -103,12 +104,12 @@ impl Neighbours {
         view.collect()
     }
 
-    /// What they had for us at the start has been heard.
+    /// Whether the purges that they had for us at the start have arrived.
     pub(super) fn are_caught_up(&self) -> bool {
         self.caught_up.load(Ordering::SeqCst)
     }
 
-    /// Who is there, and what is wrong; said when that changes.
+    /// Records the state of an address, and logs a new problem.
     fn set(&self, address: &str, who: Who) {
         let before = self.rows().insert(address.to_owned(), Row { who: who.clone(), tried: true });
         if let Who::Unmet(problem) = &who
@@ -122,8 +123,8 @@ impl Neighbours {
         }
     }
 
-    /// Nobody answered there. Whoever has said goodbye is not missed for that.
-    fn say_unmet(&self, address: &str, error: &PeerError) {
+    /// Records that an attempt failed. A replica that has announced its shutdown is not missed.
+    fn record_failure(&self, address: &str, error: &PeerError) {
         let has_left = self.rows().get(address).is_some_and(|row| row.tried && row.who == Who::Nobody);
         if !(has_left && error.is_refused_connection()) {
             self.set(address, Who::Unmet(causes(error).to_string().into()));
@@ -144,13 +145,13 @@ impl Neighbours {
     }
 }
 
-/// What one is called of which no more is known than its address: that, without what no name has.
+/// A name for a replica of which only the address is known: the address without the characters that no name has.
 fn name_of(address: &str) -> Option<NodeId> {
     let allowed = |character: &char| character.is_ascii_alphanumeric() || "._:-".contains(*character);
     NodeId::try_from(address.chars().filter(allowed).take(128).collect::<String>()).ok()
 }
 
-/// Starts to look for the others, in tasks of this set.
+/// Starts tasks in `tasks` that look for the other replicas.
 pub(super) fn start(
     replicas: &Arc<Replicas>,
     addresses: Vec<PeerAddress>,
@@ -169,10 +170,10 @@ pub(super) fn start(
     tasks.spawn(save_marks(Arc::clone(replicas)));
 }
 
-/// Finds the addresses of a name, again and again, and whoever is there.
+/// Resolves a name periodically, and looks for a replica at each address.
 async fn follow_name(replicas: Arc<Replicas>, name: String) {
     let mut known: BTreeMap<String, Arc<AtomicBool>> = BTreeMap::new();
-    // Ends with this task.
+    // Aborted with this task.
     let mut tasks: JoinSet<()> = JoinSet::new();
     loop {
         let found = tokio::time::timeout(LOOK_UP, tokio::net::lookup_host(&name)).await;
@@ -202,7 +203,7 @@ async fn follow_name(replicas: Arc<Replicas>, name: String) {
                 replicas.relist(&known);
                 replicas.neighbours.forget(&name);
             }
-            // Those that were known stay: a name server that fails is no replica that is gone.
+            // Known addresses stay: a failing name server does not mean that a replica is gone.
             _ if !known.is_empty() => {}
             found => {
                 let problem = found.err().unwrap_or_else(|| "the name has no address".to_owned());
@@ -215,7 +216,7 @@ async fn follow_name(replicas: Arc<Replicas>, name: String) {
     }
 }
 
-/// Takes in those who have told of themselves, and stand in no list of ours.
+/// Connects to replicas that introduced themselves and are in no list of ours.
 async fn meet_strangers(replicas: Arc<Replicas>, mut introduced: mpsc::Receiver<(NodeId, Record)>) {
     let mut tasks: JoinSet<()> = JoinSet::new();
     while let Some((id, record)) = introduced.recv().await {
@@ -233,7 +234,7 @@ async fn meet_strangers(replicas: Arc<Replicas>, mut introduced: mpsc::Receiver<
     }
 }
 
-/// Writes down how far the others are, until the process ends.
+/// Saves the progress of the others until the process ends.
 async fn save_marks(replicas: Arc<Replicas>) {
     let mut told = false;
     loop {
@@ -246,7 +247,7 @@ async fn save_marks(replicas: Arc<Replicas>) {
             let written = tokio::task::spawn_blocking(move || marks::write(&file, &bytes)).await;
             match written.unwrap_or_else(|panicked| Err(panicked.into())) {
                 Ok(()) => told = false,
-                // Once, however long the disk refuses.
+                // Logged once for each series of failures.
                 Err(error) if !std::mem::replace(&mut told, true) => tracing::warn!(
                     ?path, %error, "how far the other replicas are cannot be written down: after a restart they are told more"
                 ),
@@ -258,8 +259,8 @@ async fn save_marks(replicas: Arc<Replicas>) {
 }
 
 impl Replicas {
-    /// Returns when everybody at the addresses has told what was missed here, or was tried in vain; or when those who do
-    /// not answer have had their time.
+    /// Returns when every replica at the addresses has sent what was missed here or could not be reached, or after a
+    /// timeout.
     pub(super) async fn caught_up(&self) {
         let patience = self.context.ack_timeout.max(BACKOFF.max);
         let began = Instant::now();
@@ -277,15 +278,15 @@ impl Replicas {
         })
     }
 
-    /// Notes how far a peer is, where that has to be known at the next start.
+    /// Records the progress of a peer, if the next start needs it.
     pub(super) fn keep_mark(&self, peer: &Peer) {
         if let (Some(position), Some(journal)) = (peer.confirmed_up_to(), &peer.record.journal_id) {
             self.marks().note(&peer.id, Mark { journal: journal.clone(), position });
         }
     }
 
-    /// Finds out who is at this address and tells it of purges, for as long as anybody may be there: for ever, where it is
-    /// `listed`.
+    /// Identifies the replica at this address and sends it purges, for as long as the address is `listed` or a replica
+    /// answers.
     async fn befriend(self: Arc<Self>, address: String, listed: Arc<AtomicBool>) {
         let client = PeerClient::to(address.clone());
         let mut woken = self.woken();
@@ -303,11 +304,11 @@ impl Replicas {
                         }
                         failures = 1;
                     }
-                    // Who is nobody to be told will be so for long.
+                    // An address without a replica that needs purges will probably stay so.
                     None => failures = u32::MAX,
                 },
                 Err(error) => {
-                    self.neighbours.say_unmet(&address, &error);
+                    self.neighbours.record_failure(&address, &error);
                     failures = failures.saturating_add(1);
                 }
             }
@@ -326,7 +327,7 @@ impl Replicas {
         said.from.ok_or(PeerError::Nameless)
     }
 
-    /// Whoever is at this address, as somebody to be told of purges; `None` where it is nobody to be told.
+    /// The replica at this address as a peer; `None` if it does not need our purges.
     fn meet_at(&self, address: &str, met: Introduction, listed: bool) -> Option<Arc<Peer>> {
         let Introduction { id, record, fresh, .. } = met;
         if record.boot == self.own.boot {
@@ -347,11 +348,11 @@ impl Replicas {
         let known = self.peers().get(&id).cloned();
         if let Some(known) = known {
             if known.record.boot == record.boot {
-                // By another address.
+                // Known by another address.
                 self.neighbours.set(address, Who::Nobody);
                 return None;
             }
-            // One that answers against one that does not; of two that do, the same one for all who see both.
+            // Of two replicas with one name the one that answers wins. If both do, all that see both choose the same one.
             if !known.is_late() && known.record.boot > record.boot {
                 let other = &known.record.address;
                 let problem = format!("replica.id \"{id}\" is used by {other} and by {address}: give each its own");
@@ -371,7 +372,7 @@ impl Replicas {
         Some(peer)
     }
 
-    /// From where a peer is to be told. `fresh`: its journal is new.
+    /// The position from which a peer needs purges. `fresh`: its journal is new.
     fn start_of(&self, id: &NodeId, record: &Record, fresh: bool) -> Option<Start> {
         let journal = self.context.journal.as_ref()?;
         let marks = self.marks();
@@ -379,7 +380,7 @@ impl Replicas {
             Some(mark) if record.journal_id.as_ref() == Some(&mark.journal) => {
                 Start::After(mark.position.min(journal.head()))
             }
-            // It has lost its journal, and with it what it was told, and what it has accepted itself.
+            // It lost its journal, and with it our purges and its own.
             Some(_) => Start::Gap,
             None if fresh => Start::After(self.context.deliveries.least_cursor()),
             None if matches!(journal.since(0), Missed::Entries(_)) => Start::After(0),
@@ -387,7 +388,7 @@ impl Replicas {
         })
     }
 
-    /// Tells the peers behind a name whether it still names them.
+    /// Updates whether a name still lists the peers behind it.
     fn relist(&self, known: &BTreeMap<String, Arc<AtomicBool>>) {
         let peers: Vec<Arc<Peer>> = self.peers().values().cloned().collect();
         for peer in peers {
@@ -413,9 +414,9 @@ mod tests {
         assert_eq!(neighbours.unmet(|_| false), [id("192.0.2.2:6081"), id("2001:db8::1:6081")]);
         // Nobody listens any more where somebody has said goodbye; and one that hangs there is somebody.
         let refused = PeerError::Connect(std::io::ErrorKind::ConnectionRefused.into());
-        neighbours.say_unmet("192.0.2.3:6081", &refused);
+        neighbours.record_failure("192.0.2.3:6081", &refused);
         assert_eq!(neighbours.unmet(|_| true).len(), 1);
-        neighbours.say_unmet("192.0.2.3:6081", &PeerError::NoAnswer(Duration::from_secs(1)));
+        neighbours.record_failure("192.0.2.3:6081", &PeerError::NoAnswer(Duration::from_secs(1)));
         assert_eq!(neighbours.unmet(|_| true).len(), 2);
     }
 }

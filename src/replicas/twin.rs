@@ -1,13 +1,12 @@
-//! Two processes with one name.
+//! Detects two processes with one name.
 //!
-//! The name of a replica is the host's unless somebody gives it one, so two containers made alike can have the same. The
-//! others tell one of them of purges then, and the other one serves old pages: an error that an operator must see, at both
-//! of them, with both addresses, and that is over when one of them is.
+//! By default a replica has the name of its host, so two containers made alike can have the same name. The others then send
+//! purges to only one of them, and the other one serves old pages. An operator must see that error at both of them, with
+//! both addresses, until one of them ends.
 //!
-//! A process that was restarted is no twin of what it was before, though its key may stand in etcd for a while: that key is
-//! older than ours. So with etcd it is the order that tells. Whoever finds another one's key where its own has been has
-//! lost the name; it says so to the one that has it, which could not know. Without etcd both find each other at an address
-//! that answers with their own name.
+//! A restarted process is not its own twin, although its old key may stay in etcd for a while: that key is older than ours.
+//! So with etcd the order decides. A process that finds another record in place of its own has lost the name, and sends a
+//! message to the owner, which cannot know. Without etcd both find the other at an address that answers with their own name.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,26 +17,27 @@ use super::call::PeerClient;
 use super::{Record, Replicas};
 use crate::telemetry::causes;
 
-/// How often it is looked at.
+/// The interval of looking for twins.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// Another one's key that stands there for so many looks is not that of our former self which ours is about to replace.
+/// The number of looks after which a foreign record is no longer taken for that of our former process, which ours will
+/// replace.
 const LOOKS: u32 = 4;
 
-/// How long a twin is believed to be there that has said nothing: it speaks every second or two.
+/// How long a silent twin is believed to exist: it sends a message every second or two.
 const SILENT: Duration = Duration::from_secs(6);
 
-/// What is known of twins.
+/// The observations from which a twin is concluded.
 #[derive(Debug, Default)]
 pub(super) struct Twins(Mutex<TwinState>);
 
 #[derive(Debug, Default)]
 struct TwinState {
-    /// Our key has been seen with our own record.
+    /// Our key was seen with our own record.
     was_ours: bool,
-    /// What stands there instead, and for how many looks.
+    /// A foreign record under our key, and the number of looks since.
     key: Option<(Record, u32)>,
-    /// Who has spoken to us by our own name, and when.
+    /// The last message with our own name, and its time.
     spoken: Option<(Twin, Instant)>,
     current: Option<Twin>,
 }
@@ -45,14 +45,14 @@ struct TwinState {
 /// Another process with our name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Twin {
-    /// Where it is.
+    /// Its address.
     pub(super) address: String,
-    /// It is us whom the others tell of purges.
+    /// The others send purges to us, not to it.
     pub(super) ours: bool,
 }
 
 impl Twins {
-    /// What stands under our key: whether that is ours, and the record; `None` where nothing does.
+    /// Updates the record under our key, with whether it is ours; `None` if there is no key.
     pub(super) fn set_key(&self, key: Option<(bool, Record)>) {
         let mut state = self.state();
         match key.filter(|(_, record)| !record.leaving) {
@@ -62,18 +62,18 @@ impl Twins {
         }
     }
 
-    /// Another process has said that it has our name. `ours`: the others tell us, and not it.
+    /// Records a message with our name. `ours`: the others send purges to us.
     pub(super) fn record_contact(&self, record: &Record, ours: bool) {
         let twin = Twin { address: record.address.clone(), ours };
         self.state().spoken = (!record.leaving).then(|| (twin, Instant::now()));
     }
 
-    /// The twin that there is.
+    /// The current twin.
     pub(super) fn current(&self) -> Option<Twin> {
         self.state().current.clone()
     }
 
-    /// Finds out whether there is one. Gives what has changed, if anything has: who it was and who it is now.
+    /// Looks for a twin. Returns the old and the new one if that has changed.
     fn look(&self, now: Instant) -> Option<(Option<Twin>, Option<Twin>)> {
         let mut state = self.state();
         let was_ours = state.was_ours;
@@ -86,7 +86,7 @@ impl Twins {
         (current != state.current).then(|| (std::mem::replace(&mut state.current, current.clone()), current))
     }
 
-    /// Who has our key in etcd.
+    /// The address of the twin that has our key in etcd.
     fn holder(&self) -> Option<String> {
         let state = self.state();
         let current = state.current.as_ref()?;
@@ -98,7 +98,7 @@ impl Twins {
     }
 }
 
-/// Says it when there is a twin, here and to the twin, until the process ends.
+/// Logs twins, and notifies the one that has our key, until the process ends.
 pub(super) async fn watch(replicas: Arc<Replicas>) {
     let mut looks = tokio::time::interval(LOOK);
     for look in 0_u32.. {

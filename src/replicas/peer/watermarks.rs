@@ -1,4 +1,4 @@
-//! Asks a replica up to where the pages have landed that are held for ([`PeerHolds`]).
+//! Asks a replica for the fill watermarks of the nodes that are held back for it ([`PeerHolds`]).
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use super::Peer;
 use crate::fleet::NodeId;
 use crate::telemetry::causes;
 
-/// Ends what is held for a replica when nobody asks it any more.
+/// Ends the holds for a replica with the task that asks it.
 struct EndsWithTask<'a>(&'a PeerHolds);
 
 impl Drop for EndsWithTask<'_> {
@@ -19,7 +19,7 @@ impl Drop for EndsWithTask<'_> {
     }
 }
 
-/// Asks a replica about what is held for it, for as long as this is polled.
+/// Asks a replica about its holds for as long as this is polled.
 pub(super) async fn ask(replicas: Arc<Replicas>, peer: Arc<Peer>) -> Infallible {
     let asking = EndsWithTask(&peer.under_way);
     loop {

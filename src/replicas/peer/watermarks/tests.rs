@@ -272,7 +272,7 @@ fn to_be_told(rig: &Rig, name: &str, missed: &[NodeId], landed: Position) -> [Ve
     let has_it = Confirmation { applied: v.to_vec(), place: Some(3), ..Confirmation::default() };
     let by_peer = [v.into(), BTreeSet::new()];
     let position = rig.replicas.context.journal.as_ref().unwrap().place_of(name).unwrap();
-    let again = rig.replicas.to_be_told_again(name, position, missed, &[(b, there), (d, has_it)], &by_peer);
+    let again = rig.replicas.redelivery_requests(name, position, missed, &[(b, there), (d, has_it)], &by_peer);
     let whose = |(_, again): &(Arc<Peer>, Vec<RedeliveryRequest>)| {
         again.iter().map(|again| again.under_way_at.as_ref().map(|at| at.replica.clone())).collect()
     };

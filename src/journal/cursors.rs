@@ -1,4 +1,4 @@
-//! How far each Varnish had come when it was last saved.
+//! The last saved cursor of each Varnish.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use super::{Cursor, Limits};
 use crate::fleet::NodeId;
 
-/// A cursor as it was saved.
+/// A saved cursor.
 #[derive(Clone, Debug)]
 pub(super) struct SavedCursor {
     /// The cursor.
@@ -16,15 +16,15 @@ pub(super) struct SavedCursor {
     pub(super) at_ms: u64,
 }
 
-/// The saved cursors of all nodes. Those of nodes that left are kept for [`Limits::retention`], because a Varnish
-/// that comes back within that time can be replayed instead of emptied.
+/// The saved cursors of all nodes. A cursor is kept for [`Limits::retention`] after its node has left, because a Varnish
+/// that returns within that time can be replayed instead of flushed.
 pub(super) struct Cursors {
     limits: Limits,
     saved: Mutex<HashMap<NodeId, SavedCursor>>,
 }
 
 impl Cursors {
-    /// Cursors that start with what was saved before.
+    /// A value with the cursors of an earlier process.
     pub(super) fn new(limits: Limits, saved: HashMap<NodeId, SavedCursor>) -> Self {
         Cursors { limits, saved: Mutex::new(saved) }
     }
@@ -35,7 +35,7 @@ impl Cursors {
         saved.iter().map(|(node, saved)| (node.clone(), saved.cursor.clone())).collect()
     }
 
-    /// Saves cursors and forgets those that were not saved for too long.
+    /// Saves cursors, and forgets those that were not saved within the retention.
     pub(super) fn save(&self, cursors: impl IntoIterator<Item = (NodeId, Cursor)>, now_ms: u64) {
         let mut saved = self.saved.lock();
         saved.extend(cursors.into_iter().map(|(node, cursor)| (node, SavedCursor { cursor, at_ms: now_ms })));

@@ -1,4 +1,4 @@
-//! A journal that ends with its process, for tests and for who accepts that a restart empties the fleet.
+//! A journal that ends with its process, for tests and for operators who accept that a restart empties the fleet.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -16,20 +16,20 @@ use super::{
 use crate::fleet::NodeId;
 use crate::purge::Purge;
 
-/// A journal in memory only: durable means here that it is in memory.
+/// A journal in memory: here, durable means to be in memory.
 pub struct Memory {
-    // Who holds its position_map gives the next position.
+    // Its position map is locked while a position is assigned.
     readable: Readable,
 }
 
 impl Memory {
-    /// An empty journal that has promised nothing. `observer` is told of every purge before a reader is.
+    /// An empty journal without history. `observer` is called with every purge before it is readable.
     pub fn new(limits: Limits, observer: PurgeObserver) -> Self {
         Memory::with_clock(limits, observer, wall_clock())
     }
 
-    /// One that takes the place of a journal that nobody has any more: that of the process before this one. A first start
-    /// cannot be told from any other, so this is how each begins.
+    /// A journal that replaces the lost one of an earlier process. A first start cannot be told from any other, so every
+    /// start begins like this.
     pub fn after_another(limits: Limits, observer: PurgeObserver) -> Self {
         let mut memory = Memory::new(limits, observer);
         memory.readable.anew = Some(Anew::Memory);
@@ -50,7 +50,7 @@ impl Memory {
         }
     }
 
-    /// Appends what has a name, in this order, unless it is here already. Gives the places.
+    /// Appends named purges in this order, except those that are here already. Returns their positions.
     pub(super) fn append_all(&self, named: Vec<NamedPurge>) -> Vec<Position> {
         let Readable { tail, .. } = &self.readable;
         let mut position_map = self.readable.position_map();

@@ -1,8 +1,8 @@
-//! A journal of this machine alone, for replicas that have no etcd and tell each other of their purges.
+//! A journal on this machine alone, for replicas that exchange purges without etcd.
 //!
-//! Each of them has its own order and its own positions. What they have in common is the name of a purge: what another one
-//! tells of is appended once, however often it is told, and becomes an entry like any other. How far another one has ours
-//! is known by a position here, just as for a Varnish; so nothing has to be translated between two journals.
+//! Each replica has its own order and its own positions; purges are identified by their names. A purge of another replica is
+//! appended once, however often it arrives, and becomes an entry like any other. The progress of another replica is a
+//! position here, as for a Varnish, so nothing is translated between two journals.
 
 use std::sync::Arc;
 
@@ -21,16 +21,16 @@ pub struct Named {
     names: Names,
 }
 
-/// Where it is.
+/// The store of a named journal.
 pub enum NamedStore {
-    /// In a file.
+    /// A file.
     Disk(Disk),
-    /// In the process.
+    /// The memory of the process.
     Memory(Box<Memory>),
 }
 
 impl Named {
-    /// Gives names to the purges of this journal from now on.
+    /// A journal that names new purges.
     pub fn new(local: NamedStore) -> Self {
         Named { local, names: Names::new() }
     }
@@ -42,7 +42,7 @@ impl Named {
         }
     }
 
-    /// Appends in this order; resolves with the last of the places.
+    /// Appends in this order. Resolves with the highest position.
     async fn append_all(&self, named: Vec<NamedPurge>) -> Result<Position, WriteError> {
         let positions = match &self.local {
             NamedStore::Disk(disk) => disk.append_all(named).await?,
@@ -52,7 +52,7 @@ impl Named {
     }
 
     fn named(&self, id: Arc<str>, ours: bool, purge: Purge) -> NamedPurge {
-        // Dated by our clock, by which it will retire here.
+        // Dated by our own clock, which also decides its retention.
         NamedPurge { origin: EntryOrigin { id, revision: None, ours }, at_ms: self.now_ms(), purge, in_order: false }
     }
 }

@@ -1,36 +1,34 @@
-//! Which purge of this journal is which purge of etcd's.
+//! Maps positions of this journal to revisions of etcd.
 //!
-//! Every replica has its own order of purges: a purge that was accepted while etcd was away has a place here long before
-//! it has one in etcd. So entries have a position here and, once they are in etcd, a revision there, and what is said to
-//! the other replicas is said in revisions. The two orders are the same as long as etcd answers; the position_map is for when
-//! they are not.
+//! Every replica has its own order of purges: a purge that was accepted while etcd was away has a position here long before
+//! it has a revision there. So an entry has a position and, once it is in etcd, a revision, and replicas exchange revisions.
+//! The two orders agree as long as etcd answers; the map is for when they do not.
 //!
-//! Both ways of translating a cursor err to one side: what is said is never more than what is true, because a cursor that
-//! is too low only replays more.
+//! Both translations of a cursor err on the low side, because a cursor that is too low only replays more.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::{EntryOrigin, Position};
 
-/// The origins of the entries that are held.
+/// The names and revisions of the held entries.
 #[derive(Debug, Default)]
 pub(super) struct PositionMap {
     rows: BTreeMap<Position, MappedEntry>,
     positions: HashMap<Arc<str>, Position>,
-    /// Purges that are not held any more, and may be in etcd still.
+    /// Purges that are no longer held, and may still be in etcd.
     trimmed: HashSet<Arc<str>>,
-    /// The highest revision of any purge that was ever seen here.
+    /// The highest known revision of a purge.
     newest: u64,
-    /// The highest revision of a purge that is not held any more.
+    /// The highest revision of a purge that is no longer held.
     retired: u64,
-    /// Everything up to this revision has been seen. Known by the watch alone.
+    /// Everything up to this revision has arrived by the watch.
     synced: u64,
-    /// The same, as the process before this one has left it: of `synced` that part that it had on disk.
+    /// `synced` as persisted by an earlier process.
     seen: u64,
-    /// Nothing up to this position is held any more.
+    /// No entry up to here is held.
     floor: Position,
-    /// So many purges that were not in etcd yet are not held any more, and nobody was told.
+    /// The number of purges that were dropped before they were in etcd, and are not replaced there yet.
     overflowed: u64,
 }
 
@@ -41,7 +39,7 @@ struct MappedEntry {
 }
 
 impl PositionMap {
-    /// A position_map of a journal that was read from the disk, where everything up to the revision `seen` had come.
+    /// The map of a journal that was read from disk, which has everything up to the revision `seen`.
     pub(super) fn new(
         rows: impl IntoIterator<Item = (Position, Arc<str>, Option<u64>)>,
         newest: u64,
@@ -52,14 +50,14 @@ impl PositionMap {
         position_map
     }
 
-    /// An entry has been appended.
+    /// Adds an entry.
     pub(super) fn enter(&mut self, position: Position, id: &Arc<str>, revision: Option<u64>) {
         self.newest = self.newest.max(revision.unwrap_or(0));
         self.positions.insert(Arc::clone(id), position);
         self.rows.insert(position, MappedEntry { id: Arc::clone(id), revision });
     }
 
-    /// The place of a purge, if it is held.
+    /// The position of a purge, if it is held.
     pub(super) fn position(&self, id: &str) -> Option<Position> {
         self.positions.get(id).copied()
     }
@@ -69,12 +67,12 @@ impl PositionMap {
         Some(Arc::clone(&self.rows.get(&position)?.id))
     }
 
-    /// Where in etcd a held purge is.
+    /// The revision of a held purge.
     pub(super) fn revision(&self, position: Position) -> Option<u64> {
         self.rows.get(&position)?.revision
     }
 
-    /// A purge is in etcd at this revision, or is not there. Says whether that was news.
+    /// Sets the revision of a purge; `None` if it is not in etcd. Returns whether that has changed.
     pub(super) fn set_revision(&mut self, position: Position, revision: Option<u64>) -> bool {
         let Some(row) = self.rows.get_mut(&position).filter(|row| row.revision != revision) else { return false };
         row.revision = revision;
@@ -82,55 +80,54 @@ impl PositionMap {
         true
     }
 
-    /// The highest revision of any purge that was ever seen here.
+    /// The highest known revision of a purge.
     pub(super) fn newest(&self) -> u64 {
         self.newest
     }
 
-    /// Up to which revision no purge was missed. What came by an answer, or from another replica, says nothing about the
-    /// purges before it.
+    /// The revision up to which no purge was missed. A purge that arrived in an answer, or from another replica, says
+    /// nothing about those before it.
     pub(super) fn seen(&self) -> u64 {
         self.seen.max(self.synced)
     }
 
-    /// Whether a purge was held here once, and is not any more.
+    /// Whether a purge was held and then dropped.
     pub(super) fn was_held(&self, id: &str) -> bool {
         self.trimmed.contains(id)
     }
 
-    /// Some of the purges that were held here and are not any more, at most `most`, and the revision up to which no purge
-    /// is held. They may be in etcd still.
+    /// At most `most` dropped purges that may still be in etcd, and the revision up to which none is held.
     pub(super) fn retired(&self, most: usize) -> (Vec<Arc<str>>, u64) {
         (self.trimmed.iter().take(most).cloned().collect(), self.retired)
     }
 
-    /// A purge is not in etcd any more, and does not come from there again.
+    /// Records that a dropped purge is not in etcd any more, so it cannot arrive again.
     pub(super) fn forget_one(&mut self, id: &str) {
         self.trimmed.remove(id);
     }
 
-    /// The same for all of which this is so.
+    /// The same for all purges that are gone from etcd.
     pub(super) fn forget(&mut self, is_gone: impl Fn(&str) -> bool) {
         self.trimmed.retain(|id| !is_gone(id));
     }
 
-    /// Everything up to this revision of etcd has been seen.
+    /// Records that everything up to this revision has arrived.
     pub(super) fn set_synced(&mut self, revision: u64) {
         self.synced = self.synced.max(revision);
     }
 
-    /// etcd has begun another history, which is known up to this revision, with purges up to `newest`.
+    /// Begins another history of etcd, known up to `revision`, with purges up to `newest`.
     pub(super) fn restart(&mut self, revision: u64, newest: u64) {
         (self.synced, self.seen, self.newest, self.retired) = (revision, 0, newest, 0);
     }
 
-    /// Purges up to this revision are not in etcd any more.
+    /// Records that purges up to this revision were deleted from etcd.
     pub(super) fn record_deletions(&mut self, floor: u64) {
         self.retired = self.retired.max(floor);
         self.newest = self.newest.max(floor);
     }
 
-    /// Entries up to this position are not held any more.
+    /// Drops the entries up to this position.
     pub(super) fn trim(&mut self, floor: Position) {
         self.floor = self.floor.max(floor);
         while let Some(oldest) = self.rows.first_entry().filter(|oldest| *oldest.key() <= floor) {
@@ -146,19 +143,19 @@ impl PositionMap {
         }
     }
 
-    /// The held purges that are not in etcd, in their order.
+    /// The held purges that are not in etcd, in order.
     pub(super) fn missing(&self) -> Vec<(Position, Arc<str>)> {
         let missing = self.rows.iter().filter(|(_, row)| row.revision.is_none());
         missing.map(|(position, row)| (*position, Arc::clone(&row.id))).collect()
     }
 
-    /// Whether there are any.
+    /// Whether there are held purges that are not in etcd.
     pub(super) fn has_missing(&self) -> bool {
         self.rows.values().any(|row| row.revision.is_none())
     }
 
-    /// The held purges that should be in etcd by `floor`, the last revision it has dropped, and by what it lists, and are
-    /// not: a backup from before them was restored.
+    /// The held purges that should be listed but are not, because a backup from before them was restored. `floor` is the
+    /// last revision that was deleted.
     pub(super) fn lost(&self, listed: &HashSet<&str>, revision: u64, floor: u64, restored: bool) -> Vec<Position> {
         let is_lost = |row: &MappedEntry| {
             let expected = row.revision.is_some_and(|own| restored || (own <= revision && own > floor));
@@ -167,29 +164,29 @@ impl PositionMap {
         self.rows.iter().filter(|(_, row)| is_lost(row)).map(|(position, _)| *position).collect()
     }
 
-    /// How many purges were dropped before they got to etcd, and nobody was told.
+    /// The number of purges that were dropped before they were in etcd, and are not replaced there yet.
     pub(super) fn overflow(&self) -> u64 {
         self.overflowed
     }
 
-    /// Whether there are such, or will be once nothing up to this position is held.
+    /// Whether there are any, or will be once entries up to this position are dropped.
     pub(super) fn overflows_at(&self, floor: Position) -> bool {
         self.overflowed > 0 || self.rows.range(..=floor).any(|(_, row)| row.revision.is_none())
     }
 
-    /// A process before this one had dropped one, and had not told.
+    /// Records that an earlier process dropped one that is not replaced yet.
     pub(super) fn record_earlier_overflow(&mut self) {
         self.overflowed += 1;
     }
 
-    /// So many of them are covered by what is in etcd at this revision.
+    /// Records that a purge at this revision of etcd replaces this number of them.
     pub(super) fn clear_overflow(&mut self, count: u64, revision: u64) {
         self.overflowed = self.overflowed.saturating_sub(count);
         self.retired = self.retired.max(revision);
     }
 
-    /// Up to which revision of etcd a node has everything that has everything up to this position. Nothing is said of one
-    /// that misses what is not held any more: nobody knows here where in etcd that was.
+    /// Translates a cursor into a revision: the highest revision R such that a node at `cursor` has every purge up to R.
+    /// Returns 0 for a cursor below `floor`, because the revisions of the dropped entries are unknown.
     pub(super) fn covered(&self, cursor: Position) -> u64 {
         if cursor < self.floor {
             return 0;
@@ -198,8 +195,8 @@ impl PositionMap {
         missed.map_or(self.synced, |missed| self.synced.min(missed.saturating_sub(1)))
     }
 
-    /// Up to which position a node has everything that has everything up to this revision, where the journal ends at
-    /// `head`. `None` where what it may miss is not held any more.
+    /// The inverse of `covered`: the highest position that a node at etcd revision `revision` is known to have; the journal
+    /// ends at `head`. `None` if dropped entries make that unknowable.
     pub(super) fn covering(&self, revision: u64, head: Position) -> Option<Position> {
         if revision < self.retired || self.overflowed > 0 {
             return None;
@@ -209,7 +206,7 @@ impl PositionMap {
     }
 }
 
-/// The position of an entry that follows `head`: its revision, where that is higher.
+/// The position of an entry after `head`: its revision if that is higher.
 pub(super) fn next_position(head: Position, origin: Option<&EntryOrigin>) -> Position {
     origin.and_then(|origin| origin.revision).unwrap_or(0).max(head + 1)
 }

@@ -1,4 +1,4 @@
-//! The commands of one transaction, and the places that they get.
+//! The commands of one transaction, and the positions that they are given.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,22 +11,22 @@ use crate::journal::position_map::{PositionMap, next_position};
 use crate::journal::{Cursor, Entry, EntryOrigin, Position, Readable, WriteError};
 use crate::purge::Purge;
 
-/// Where the answer to a command goes.
+/// The channel for the answer to a command.
 type Responder<T> = oneshot::Sender<Result<T, WriteError>>;
 
-/// What callers ask for.
+/// A request to the writer.
 pub(super) enum Command {
     /// Accept this purge.
     Append(Purge, Responder<Position>),
-    /// Take over what another journal may have as well.
+    /// Append a purge that may be here already.
     AppendNamed(NamedPurge, Responder<Position>),
-    /// Note that these were refused to their senders.
+    /// Mark these as refused to their senders.
     Refuse(Vec<Position>, Responder<()>),
     /// Save these cursors.
     SaveCursors(Vec<(NodeId, Cursor)>, Responder<()>),
-    /// Note where in etcd these are.
+    /// Record the revisions of these.
     Found(Vec<(Position, Option<u64>)>, Responder<()>),
-    /// Everything up to the head, and up to this revision, is a gap.
+    /// Declare everything up to the head, and up to this revision, a gap.
     BreakOff(u64, Responder<()>),
 }
 
@@ -37,36 +37,36 @@ pub(super) fn is_safe(entry: &Arc<Entry>) -> bool {
 
 /// The commands of one transaction.
 pub(super) struct Group {
-    /// When it was put together.
+    /// The time of its creation.
     pub(super) now_ms: u64,
-    /// The head with it.
+    /// The head with this group.
     pub(super) head: Position,
-    /// What is new, in order.
+    /// The new entries in order.
     pub(super) entries: Vec<Arc<Entry>>,
-    /// The entries of this group that have a name.
+    /// The named entries of this group.
     pub(super) named: HashMap<Arc<str>, Position>,
-    /// Whom to tell which position.
+    /// The positions to answer with.
     pub(super) appended: Vec<(Responder<Position>, Position)>,
-    /// Refused to their senders.
+    /// Purges to mark as refused.
     pub(super) refused: Vec<Position>,
-    /// To be saved.
+    /// Cursors to save.
     pub(super) cursors: Vec<(NodeId, Cursor)>,
-    /// Where in etcd entries are, or that they are not there.
+    /// Revisions to record; `None` if the entry is not in etcd.
     pub(super) found: Vec<(Position, Option<u64>)>,
-    /// Everything up to this revision is here with this group.
+    /// The revision up to which everything is here with this group.
     pub(super) seen: u64,
-    /// Up to here everything is a gap.
+    /// Everything up to here is a gap.
     pub(super) broken_off: Option<Position>,
     /// Bytes to write only to see whether the disk accepts them.
     pub(super) probe: Option<usize>,
-    /// Whom to tell whether what they asked for is on the disk.
+    /// Commands to answer once they are on disk.
     pub(super) saved: Vec<Responder<()>>,
-    /// Whom to tell that it holds: what is known of etcd does not depend on the disk.
+    /// Commands to answer even if the disk fails, because etcd has the same data.
     pub(super) noted: Vec<Responder<()>>,
 }
 
 impl Group {
-    /// Nothing yet.
+    /// A group without commands.
     pub(super) fn empty(readable: &Readable) -> Self {
         Group {
             now_ms: readable.now_ms(),
@@ -85,8 +85,8 @@ impl Group {
         }
     }
 
-    /// Gives each purge its position. Positions belong to the group only once it is committed; a group that fails
-    /// leaves them to the next.
+    /// Assigns a position to each purge. They are final once the group is committed; a group that fails leaves them to the
+    /// next.
     pub(super) fn new(commands: impl Iterator<Item = Command>, readable: &Readable) -> Self {
         let mut group = Group::empty(readable);
         let position_map = readable.position_map();
@@ -123,7 +123,7 @@ impl Group {
         group
     }
 
-    /// What nobody waits for any more.
+    /// A group that writes these entries again, without answers.
     pub(super) fn again(entries: Vec<Arc<Entry>>, readable: &Readable) -> Self {
         let mut group = Group::empty(readable);
         let position_map = readable.position_map();
@@ -144,7 +144,7 @@ impl Group {
         self.entries.iter().any(is_safe)
     }
 
-    /// The entries that nobody has but the disk.
+    /// The entries that are not durable in etcd.
     pub(super) fn unsafe_entries(&self) -> Vec<Arc<Entry>> {
         self.entries.iter().filter(|entry| !is_safe(entry)).map(Arc::clone).collect()
     }
@@ -158,7 +158,7 @@ impl Group {
         self.head
     }
 
-    /// What is here already has its place.
+    /// Returns the existing position if the purge is here already.
     fn enter_named(
         &mut self,
         NamedPurge { origin, at_ms, purge, in_order }: NamedPurge,
@@ -178,7 +178,7 @@ impl Group {
         }
     }
 
-    /// Makes what is left of it readable.
+    /// Makes the remaining entries readable.
     pub(super) fn publish(&mut self, readable: &Readable) {
         let mut position_map = readable.position_map();
         for Entry { position, origin, .. } in self.entries.iter().map(|entry| &**entry) {

@@ -1,8 +1,8 @@
-//! Cursors that other replicas can start from.
+//! Cursors in etcd, from which other replicas can start.
 //!
-//! Each replica trusts only what it has seen acknowledged itself, while it runs. One that starts has seen nothing, and
-//! would have to empty every Varnish; so each writes now and then how far the Varnish nodes are, and a new one begins
-//! there. Lazily: a cursor that is too low only replays more.
+//! While it runs, a replica trusts only acknowledgements that it has received itself. A replica that starts has none, and
+//! would have to flush every Varnish. So each replica writes the cursors of the Varnish nodes periodically, and a new one
+//! starts from them. Lazily: a cursor that is too low only replays more.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,19 +20,19 @@ use crate::fleet::{NodeId, is_another_life};
 use crate::journal::{Cursor, CursorState, Journal, Limits, Position};
 use crate::telemetry::causes;
 
-/// The keys of the cursors.
+/// The prefix of the cursors' keys.
 const CURSORS: &str = "cursors/";
 
-/// The least time between two writes.
+/// The minimum time between two writes.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// Also a cursor that does not move is written again, or it would be taken for one of a node that left.
+/// A cursor that does not move is rewritten after this time, or it would count as that of a node that left.
 const AGAIN: Duration = Duration::from_secs(60);
 
-/// etcd takes 128 operations in a transaction (`--max-txn-ops`).
+/// Below etcd's limit of 128 operations in a transaction (`--max-txn-ops`).
 pub(super) const MAX_OPERATIONS: usize = 100;
 
-/// A cursor as it stands in etcd.
+/// The value of a cursor in etcd.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct CursorRecord {
     /// A revision.
@@ -44,7 +44,7 @@ struct CursorRecord {
     at_ms: u64,
 }
 
-/// What was read, and what is to be written.
+/// The cursors that were read, and those to be written.
 #[derive(Default)]
 pub(super) struct Published {
     read: Mutex<HashMap<NodeId, CursorRecord>>,
@@ -52,12 +52,12 @@ pub(super) struct Published {
 }
 
 impl Published {
-    /// These may be written.
+    /// Sets the cursors to be written.
     pub(super) fn offer(&self, cursors: &[(NodeId, Cursor)]) {
         *self.offered.lock() = cursors.to_vec();
     }
 
-    /// What another replica wrote about a node, where `position` finds the place of a revision here.
+    /// The cursor that another replica wrote for a node; `position` translates a revision.
     pub(super) fn remembered(
         &self,
         node: &NodeId,
@@ -72,8 +72,8 @@ impl Published {
         }
     }
 
-    /// Reads all of them, as they were at this revision: a cursor from after the purges that are known would claim what
-    /// nobody can check. What was read before is forgotten; it may be of another history.
+    /// Replaces all cursors by those at this revision. Later cursors would refer to purges that are not known yet, and
+    /// earlier ones may belong to another history.
     pub(super) async fn read(&self, etcd: &SharedEtcd, revision: i64) {
         let keys = etcd.key(CURSORS);
         let listed = async {
@@ -95,7 +95,7 @@ impl Published {
             let key = String::from_utf8_lossy(kv.key()).into_owned();
             let node = NodeId::try_from(key.strip_prefix(&keys).unwrap_or(&key));
             match (node, serde_json::from_slice::<CursorRecord>(kv.value())) {
-                // Of a history that had gone further than this one: a replica has not noticed yet that it is over.
+                // It belongs to another history that was longer: a replica has not noticed the restore yet.
                 (Ok(_), Ok(record)) if record.position > unsigned(revision) => {}
                 (Ok(node), Ok(record)) => _ = read.insert(node, record),
                 (Err(error), _) => tracing::warn!(key, %error, "this is no cursor"),
@@ -105,7 +105,7 @@ impl Published {
     }
 }
 
-/// Writes what was offered until the process ends.
+/// Writes the cursors until the process ends.
 pub(super) async fn run(inner: Arc<Inner>) {
     let mut written: HashMap<NodeId, CursorRecord> = HashMap::new();
     loop {
@@ -124,7 +124,7 @@ pub(super) async fn run(inner: Arc<Inner>) {
     }
 }
 
-/// What differs from what was written, or was written too long ago.
+/// The cursors that have changed since they were written, or were written too long ago.
 fn changed(inner: &Inner, written: &HashMap<NodeId, CursorRecord>) -> Vec<(NodeId, CursorRecord)> {
     let now_ms = inner.local.now_ms();
     let offered = inner.published.offered.lock().clone();
@@ -151,8 +151,8 @@ async fn write(etcd: &SharedEtcd, session: &Session, cursors: &[(NodeId, CursorR
     Ok(())
 }
 
-/// Deletes the cursors that nobody has written for too long: their nodes are gone. By what we have seen ourselves, and not
-/// by their dates, which are another machine's.
+/// Deletes cursors that were not written for the retention, because their nodes are gone. Measured by our own clock, since
+/// their dates are by those of other machines.
 pub(super) async fn forget(
     etcd: &SharedEtcd,
     session: &Session,

@@ -1,4 +1,4 @@
-//! What comes down: the purges of all replicas, in etcd's order, into the local journal.
+//! Applies the purges of all replicas to the local journal, in etcd's order.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -11,10 +11,10 @@ use crate::journal::disk::NamedPurge;
 use crate::journal::{Entry, EntryOrigin, Journal, WriteError};
 use crate::telemetry::causes;
 
-/// So many changes are written together at most.
+/// The maximum number of changes to write together.
 const AT_ONCE: usize = 4_096;
 
-/// Takes in updates until nobody sends any. `synced` turns true with the first list.
+/// Applies updates until the sender is dropped. `synced` becomes true with the first list.
 pub(super) async fn run(inner: Arc<Inner>, mut updates: mpsc::Receiver<Update>, synced: watch::Sender<bool>) {
     let mut next = None;
     while let Some(mut update) = match next.take() {
@@ -26,28 +26,28 @@ pub(super) async fn run(inner: Arc<Inner>, mut updates: mpsc::Receiver<Update>, 
         }
         let taken = match &update {
             Update::Listed(listing) if listing.cause == Resync::Start => {
-                // Before anything that needs them: a node's task asks once.
+                // Read first, because a delivery task asks for its cursor only once.
                 inner.published.read(&inner.etcd, listing.revision).await;
                 take_list(&inner, listing).await
             }
             Update::Listed(listing) => {
                 let taken = take_list(&inner, listing).await;
-                // Purges do not wait for this. Nodes that come later should find no cursor of another history.
+                // Read after the purges, which are urgent. Nodes that join later must not find a cursor of another history.
                 inner.published.read(&inner.etcd, listing.revision).await;
                 taken
             }
             Update::Changed(changes) => take_changes(&inner, changes).await,
         };
         if let Err(error) = taken {
-            // What is in etcd is taken also where the disk is full, so this is the end of the journal.
+            // Purges from etcd are applied even if the disk is full, so the journal has ended.
             tracing::error!(error = %causes(&error), "purges from etcd cannot be taken in");
         }
         synced.send_replace(true);
     }
 }
 
-/// Adds the changes that have come while the ones before them were written: etcd tells of each purge by itself, and by
-/// itself each would wait for the disk. Gives an update of another kind that has come behind them.
+/// Adds changes that arrived while earlier ones were written. etcd reports each purge separately, and separately each would
+/// wait for the disk. Returns the first update of another kind.
 fn add_waiting(changes: &mut Vec<KeyChange>, updates: &mut mpsc::Receiver<Update>) -> Option<Update> {
     while changes.len() < AT_ONCE {
         match updates.try_recv().ok()? {
@@ -71,7 +71,7 @@ async fn take_list(inner: &Inner, listing: &Listing) -> Result<(), WriteError> {
         let missed = floor > position_map.seen();
         position_map.forget(|id| !listed.contains(id));
         if !restored {
-            // By its name: by then its revision may be that of another purge, of another history.
+            // By name, because the revision may belong to another purge after a restore.
             entries.retain(|item| !position_map.was_held(&item.key));
         }
         if restored {
@@ -107,7 +107,7 @@ async fn take_changes(inner: &Inner, changes: &[KeyChange]) -> Result<(), WriteE
                 inner.local.readable().position_map().record_deletions(floor(std::slice::from_ref(item)));
             }
             KeyChange::Put(item) => entries.push(named(inner, item)),
-            // Its time was over.
+            // It has expired.
             KeyChange::Deleted { key, .. } => inner.local.readable().position_map().forget_one(key),
         }
     }
@@ -117,7 +117,8 @@ async fn take_changes(inner: &Inner, changes: &[KeyChange]) -> Result<(), WriteE
     Ok(())
 }
 
-/// Appends entries. What is news here and was in etcd by `revision`, before we could see it, was answered without us.
+/// Appends entries. Those that are new here and were in etcd by `revision`, before our watch began, were answered without
+/// us.
 async fn append_answered(inner: &Inner, entries: Vec<NamedPurge>, revision: u64) -> Result<(), WriteError> {
     let before = inner.local.head();
     let old: Vec<bool> = entries.iter().map(|entry| entry.origin.revision.is_some_and(|own| own <= revision)).collect();
@@ -129,7 +130,7 @@ async fn append_answered(inner: &Inner, entries: Vec<NamedPurge>, revision: u64)
     Ok(())
 }
 
-/// An entry of etcd as one of ours. Dated by our own clock, by which it will retire here.
+/// Converts an entry. Dated by our own clock, which also decides its retention.
 fn named(inner: &Inner, item: &KeyEntry) -> NamedPurge {
     let origin = EntryOrigin {
         id: item.key.as_str().into(),
@@ -138,7 +139,7 @@ fn named(inner: &Inner, item: &KeyEntry) -> NamedPurge {
     };
     let now_ms = inner.local.now_ms();
     let (Entry { at_ms, purge, .. }, error) = Entry::read(&item.value, now_ms);
-    // The date of another machine says nothing here.
+    // The date by the clock of another machine is of no use.
     let at_ms = if origin.ours { at_ms } else { now_ms };
     if let Some(error) = error {
         tracing::error!(
@@ -149,7 +150,7 @@ fn named(inner: &Inner, item: &KeyEntry) -> NamedPurge {
     NamedPurge { origin, at_ms, purge, in_order: true }
 }
 
-/// The last deleted revision, by its mark.
+/// The last deleted revision, according to its mark.
 fn floor(items: &[KeyEntry]) -> u64 {
     let mark = items.iter().find(|item| item.key == FLOOR);
     mark.map_or(0, |mark| {
@@ -163,7 +164,7 @@ fn floor(items: &[KeyEntry]) -> u64 {
     })
 }
 
-/// Revisions are signed on the wire, and never below 0.
+/// Converts a revision, which is signed on the wire and never negative.
 pub(super) fn unsigned(revision: i64) -> u64 {
     u64::try_from(revision).unwrap_or(0)
 }

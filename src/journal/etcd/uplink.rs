@@ -1,7 +1,7 @@
-//! The way up: writes to etcd, and what could not be written yet.
+//! Writes purges to etcd, and uploads the spool.
 //!
-//! A purge waits for etcd for [`PUT`] and no longer: after that it is in the spool, and until etcd answers again all that
-//! follow go there at once. So a purge costs an etcd that hangs one such wait, and the next ones nothing.
+//! A purge waits for etcd for at most [`PUT`]. After that it goes to the spool, and until etcd answers again all later ones
+//! go there at once. So if etcd hangs, one purge waits that long, and later ones do not wait.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,21 +16,21 @@ use crate::journal::{Entry, Journal, Missed, Position};
 use crate::purge::Purge;
 use crate::telemetry::causes;
 
-/// How long a purge waits for etcd. With the wait for its order, less than half of the shortest `ack_timeout` that
-/// makes sense.
+/// The maximum wait of a purge for etcd. Together with the wait for its order, less than half of the shortest reasonable
+/// `ack_timeout`.
 const PUT: Duration = Duration::from_millis(250);
 
-/// etcd takes requests of 1.5 MiB (`--max-request-bytes`). A purge that is larger goes up as one of everything.
+/// Below etcd's limit of 1.5 MiB for a request (`--max-request-bytes`). A larger purge is uploaded as one of everything.
 const MAX_VALUE: usize = 1 << 20;
 
-/// How often the connection is looked after where nobody writes.
+/// The interval of checking an idle connection.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// The connection for writes, while there is one.
+/// The connection for writes, if there is one.
 pub(super) struct Uplink {
     etcd: SharedEtcd,
     session: Mutex<Option<Arc<Session>>>,
-    /// Rings when there is something to upload, or no connection any more.
+    /// Notified when there is something to upload, or the connection is lost.
     wake: Notify,
 }
 
@@ -39,17 +39,18 @@ impl Uplink {
         Uplink { etcd, session: Mutex::default(), wake: Notify::new() }
     }
 
-    /// The connection, while there is one.
+    /// The connection, if there is one.
     pub(super) fn session(&self) -> Option<Arc<Session>> {
         self.session.lock().clone()
     }
 
-    /// There may be something to upload.
+    /// Checks for purges to upload.
     pub(super) fn look_again(&self) {
         self.wake.notify_one();
     }
 
-    /// Writes a purge, and gives its revision; `None` where that could not be had in time. It may be there all the same.
+    /// Writes a purge and returns its revision; `None` if there was no answer in time. The purge may be in etcd all the
+    /// same.
     pub(super) async fn put(&self, id: &str, at_ms: u64, purge: &Purge) -> Option<u64> {
         let session = self.session()?;
         let written = async {
@@ -65,7 +66,7 @@ impl Uplink {
         }
     }
 
-    /// This connection is of no more use.
+    /// Drops a broken connection.
     pub(super) fn lost(&self, session: &Arc<Session>, failure: &EtcdError) {
         let mut current = self.session.lock();
         if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, session)) {
@@ -80,7 +81,7 @@ impl Uplink {
     }
 }
 
-/// Writes an entry where there is none of this name, and gives the revision of the one that is there then.
+/// Writes an entry unless its name exists, and returns the revision of the one that is there then.
 async fn write(etcd: &SharedEtcd, session: &Session, id: &str, entry: &Entry) -> Result<u64, EtcdError> {
     let key = etcd.key(&format!("{PURGES}{id}"));
     let txn = Txn::new()
@@ -95,7 +96,7 @@ async fn write(etcd: &SharedEtcd, session: &Session, id: &str, entry: &Entry) ->
     revision.and_then(|revision| u64::try_from(revision).ok()).ok_or(EtcdError::Closed)
 }
 
-/// As it is stored in etcd.
+/// The value in etcd.
 fn encode(entry: &Entry) -> Vec<u8> {
     match serde_json::to_vec(entry) {
         Ok(value) if value.len() <= MAX_VALUE => value,
@@ -106,16 +107,16 @@ fn encode(entry: &Entry) -> Vec<u8> {
     }
 }
 
-/// Keeps a connection, and uploads what is in the spool, until the process ends.
+/// Keeps a connection and uploads the spool until the process ends.
 pub(super) async fn run(inner: Arc<Inner>) {
     let uplink = &inner.uplink;
     let mut pauses = Pauses::default();
     let mut told = false;
     loop {
         match connected(&inner, &mut pauses).await {
-            // Whoever took the connection away has said why.
+            // The loss was logged by the task that dropped the connection.
             Ok(()) => {}
-            // Said once, and again only after there was a connection.
+            // Logged once for each loss of the connection.
             Err(failure) if told && uplink.session().is_none() => {
                 tracing::debug!(error = %causes(&failure), "purges still cannot be written to etcd");
             }
@@ -136,11 +137,11 @@ async fn connected(inner: &Arc<Inner>, pauses: &mut Pauses) -> Result<(), EtcdEr
     pauses.reset();
     loop {
         let woken = tokio::time::timeout(LOOK, inner.uplink.wake.notified()).await.is_ok();
-        // A purge that found no answer has taken it away.
+        // A purge that got no answer has dropped it.
         if inner.uplink.session().is_none() {
             return Ok(());
         }
-        // What was spooled while the connection was being made, or came from a replica that cannot upload itself.
+        // Purges that were spooled while connecting, or that came from a replica that cannot upload them itself.
         upload(inner, &session).await?;
         if !woken {
             let key = inner.etcd.key(&format!("{PURGES}{FLOOR}"));
@@ -149,7 +150,7 @@ async fn connected(inner: &Arc<Inner>, pauses: &mut Pauses) -> Result<(), EtcdEr
     }
 }
 
-/// Writes what is held here and is not in etcd, in its order.
+/// Writes all held purges that are not in etcd, in order.
 async fn upload(inner: &Arc<Inner>, session: &Session) -> Result<(), EtcdError> {
     let overflow = inner.local.readable().position_map().overflow();
     if overflow > 0 {
@@ -167,11 +168,11 @@ async fn upload(inner: &Arc<Inner>, session: &Session) -> Result<(), EtcdError> 
     }
     let count = missing.len();
     for (position, id) in missing {
-        // Trimmed a moment ago: then there was an overflow, and the next round tells.
+        // Dropped a moment ago: the next round uploads the purge that replaces it.
         let Some(entry) = entry(inner, position) else { continue };
         let revision = write(&inner.etcd, session, &id, &entry).await?;
         inner.link.expect(i64::try_from(revision).unwrap_or(i64::MAX));
-        // Not known after a crash: then it is found there.
+        // After a crash the revision is found in etcd.
         if let Err(error) = inner.local.found(vec![(position, Some(revision))]).await {
             tracing::warn!(error = %causes(&error), "it could not be noted that a purge is in etcd");
         }

@@ -7,7 +7,7 @@ use std::fmt::Write;
 use std::hint::black_box;
 
 use clearcoat::fleet::{DEFAULT_HEADER_LIMIT, PurgeDialect};
-use clearcoat::purge::{Ban, Batch, Purge, PurgeRules, compile, parse};
+use clearcoat::purge::{Ban, CompiledBans, Purge, PurgeRules, compile, parse};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use http::{HeaderMap, HeaderValue, Method, Uri};
 
@@ -51,7 +51,7 @@ fn parsed(requests: &[HeaderMap]) -> Vec<Purge> {
     requests.iter().map(|headers| parse(headers).expect("a purge").purge).collect()
 }
 
-fn compiled(purges: &[Purge], delivery: PurgeDialect) -> Batch {
+fn compiled(purges: &[Purge], delivery: PurgeDialect) -> CompiledBans {
     compile(purges, delivery, DEFAULT_HEADER_LIMIT)
 }
 
@@ -83,7 +83,7 @@ fn sizes(_: &mut Criterion) {
         let requests = requests(&tags);
         let purges = parsed(&requests);
         for (name, delivery) in FORMS {
-            let Batch { bans, .. } = compiled(&purges, delivery);
+            let CompiledBans { bans, .. } = compiled(&purges, delivery);
             let bytes = |ban: &Ban| match ban {
                 Ban::Tags { pattern: value, .. } | Ban::Pool { pattern: value, .. } => value.len(),
                 Ban::Keys { keys, .. } => keys.len(),

@@ -179,7 +179,7 @@ impl AdminApi {
             cursor: member.node.live.cursor(),
             lag: self.journal.lag(member.node.live.cursor()).entries,
             current: self.fence.is_current(&member.node.live),
-            delivery_error: self.deliveries.error(&spec.id),
+            delivery_error: self.deliveries.error(&spec.id).unwrap_or_default(),
             trial: member.node.live.trial(),
             trial_finding: self.trials.finding(&spec.id),
             trial_fenced: !self.trials.admits(&member.node.live),
@@ -252,7 +252,7 @@ impl RegistryView {
             connected: registry.is_connected(),
             revision: registry.revision(),
             last_contact_seconds: registry.silence().as_secs_f64(),
-            problem: registry.problem(),
+            problem: registry.problem().unwrap_or_default(),
         }
     }
 }

@@ -1,57 +1,60 @@
-//! The cursor task of each Varnish: it brings its node from where it is to the head of the journal, again and again.
+//! The delivery task of each Varnish, which brings its node from its cursor to the head of the journal.
 //!
 //! ```text
 //! loop: wait until head > cursor
 //!       walk from cursor to head:  connect, compile the next batch, send it
-//!       all of it answered -> cursor = head;  the node is at fault -> back off, go on with what is left
+//!       all of it acknowledged -> cursor = head;  the node is at fault -> back off, continue with the rest
 //! ```
 //!
-//! No task knows of another, so a node that hangs delays nobody. Nothing is queued: what a node misses is the
-//! difference of two numbers ([`walk`]). A node that cannot be reached costs a connection attempt, whatever it misses, and
-//! what takes long to compile is compiled on a thread of its own.
+//! Tasks are independent, so a node that hangs delays no other. There is no queue: the backlog of a node is the difference
+//! of two positions ([`walk`]). An unreachable node costs a connection attempt, however large its backlog, and a long
+//! compilation runs on a thread of its own.
 //!
-//! **One purge takes no node out of service.** What was answered is done, and what fails is tried alone until it is known
-//! who is to blame, the node or the request ([`dispatch`]).
+//! **One purge takes no node out of service.** Acknowledged requests are not repeated, and a request that fails is sent
+//! alone until it is clear whether the node or the request is to blame ([`dispatch`]).
 //!
-//! **A flush is believed as far as it goes.** What cannot be replayed becomes one ban of everything, which most VCLs carry
-//! out for pages with tags and pools only. A node that may have missed the purge of another page ([`requests`]) is current
-//! by it only if its VCL says that all was dropped; else it stays out, and says why.
+//! **A flush counts for no more than the VCL says.** A backlog that cannot be replayed becomes one ban of everything, which
+//! most VCLs apply only to pages with tags and pools. If a node may have missed the purge of another page ([`requests`]),
+//! the flush makes it current only if its VCL confirms that every page was dropped. Otherwise the node stays out, and the
+//! log says why.
 //!
-//! **A page that is on its way is told of twice.** The guard of the origin marks pages that were rendered before a purge
-//! and pass after it. A page that passed just before may still be in the socket of a Varnish: when that reads the ban
-//! first, it stores the page after it, where no ban finds it any more. The guard knows when a page of these tags passed
-//! last, so the same bans go out again a moment later ([`LANDING`](crate::fleet::LANDING)), and only then does the cursor
-//! move. Where a page is known to be under way still, they go out when it has arrived ([`landing`]). For a node that may
-//! have stood still, "just before" is as long ago as it was seen to run ([`LifeSigns`](crate::fleet::LifeSigns)).
+//! **A page in flight is purged twice.** The guard of the origin marks pages that were rendered before a purge and pass
+//! after it. A page that passed just before may still be in a socket of Varnish: if Varnish reads the ban first, it stores
+//! the page after it, and the ban never finds the page. The guard knows when a page with these tags last passed, so the same
+//! bans are sent again a moment later ([`FILL_LATENCY`](crate::fleet::FILL_LATENCY)), and only then does the cursor move. If
+//! a page is known to be still in flight, they are sent after its arrival ([`pending_fills`]). For a node that may have been
+//! stopped, "just before" reaches back to the last time at which it was seen to run
+//! ([`LifeSigns`](crate::fleet::LifeSigns)).
 //!
-//! **Bans are rationed** (`purge.max_bans_per_second`, [`budget`]): above it purges gather for longer, and are told as
-//! one batch. **`purge.settle`** repeats what was acknowledged a fixed time later, for a Varnish that fetches past the
+//! **Bans are rationed** (`purge.max_bans_per_second`, [`budget`]): above the limit purges gather for longer and are sent as
+//! one batch. **`purge.settle`** repeats acknowledged purges after a fixed delay, for a Varnish that fetches pages past the
 //! guard.
 //!
-//! **Who is waited for.** A purge is answered without a node that let another one wait in vain: it is *late*, until
-//! it has taken all it missed. From then on it is waited for again, though the fence is still ahead of it by the
-//! purges that were answered meanwhile. Otherwise the fence would run away from it with every further purge, and in a
-//! storm no node that was fenced once would ever come back. A node that is held back for another replica ([`Hold`]) is not
-//! waited for either: nothing that it acknowledges helps.
+//! **Late nodes.** A purge does not wait for a node that let an earlier purge time out: that node is *late* until it has
+//! acknowledged everything it missed at that moment. Later purges then wait for it again, although the fence is still ahead
+//! of it by the purges that were answered meanwhile. Otherwise the fence would move away with every purge, and in a storm no
+//! fenced node would ever return. Purges do not wait for a node that is held back for another replica either ([`Hold`]),
+//! because its acknowledgements do not count.
 
 mod answers;
 mod budget;
 mod caught;
 mod dispatch;
 mod expected;
+mod fill_watermark;
 mod keep_up;
-mod landed;
-mod landing;
+mod pending_fills;
 mod recalls;
+mod redelivery;
+mod refusal;
 mod requests;
-mod stretches;
 mod task;
 #[cfg(test)]
 mod tests;
 mod walk;
 
 use std::collections::VecDeque;
-use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -62,128 +65,132 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
+use crate::awaited::{Lateness, Progress};
 use crate::config::PurgeListener;
 use crate::fleet::{Fence, Health, Member, Node, NodeId, Snapshot, VarnishSettings};
 use crate::journal::{Cursor, Journal, Missed, Position, PurgeObserver};
-use crate::purge::{Ban, Guard, Purge, Target};
+use crate::purge::{Guard, Purge};
 use crate::slow_start::SlowStart;
 use crate::telemetry::{Metrics, causes};
 use caught::Caught;
 pub use expected::Expected;
-use landed::Landed;
+use fill_watermark::FillWatermark;
 pub use recalls::Hold;
 use recalls::{Left, Recalls};
+pub use refusal::{Refusable, Refusals};
 use requests::Requests;
-pub use requests::{Refusable, Refusals};
 
-/// Lets this guard take note of each purge of a journal, before any delivery can see it.
+/// An observer that notes each purge of a journal in this guard before any delivery can see it.
 pub fn noted_by(guard: &Arc<Guard>) -> PurgeObserver {
     let guard = Arc::clone(guard);
     Arc::new(move |entry| guard.note(&entry.purge))
 }
 
-/// What every delivery works with.
+/// The dependencies of every delivery.
 #[derive(Clone)]
-pub struct Context {
-    /// What is to be delivered.
+pub struct DeliveryContext {
+    /// The purges to deliver.
     pub journal: Arc<dyn Journal>,
-    /// What was promised.
+    /// The position up to which purges were answered.
     pub fence: Arc<Fence>,
-    /// Who is in the fleet.
+    /// The members of the fleet.
     pub fleet: Arc<ArcSwap<Snapshot>>,
-    /// Which pages passed lately.
+    /// Knows which pages passed lately.
     pub guard: Arc<Guard>,
-    /// Where it is counted.
+    /// Counts deliveries.
     pub metrics: Arc<Metrics>,
-    /// For nodes that were behind and are not any more.
+    /// Eases nodes back into traffic after they were behind.
     pub slow_start: Arc<SlowStart>,
-    /// How fast, and how often.
+    /// The rate limit and the delays.
     pub pace: Pace,
     /// When the process started.
     pub started: Instant,
 }
 
-/// How purges are told, as configured.
+/// The pace of deliveries.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    /// Bans for one Varnish; above it purges gather. 0 is no limit.
-    pub max_bans_per_second: u32,
-    /// How long purges gather at most.
+    /// Bans per second for one Varnish, if they are limited. Beyond it purges gather.
+    pub max_bans_per_second: Option<NonZeroU32>,
+    /// The longest time for which purges gather.
     pub longest_wait: Duration,
-    /// How long after its acknowledgement a purge is told once more; 0 is never.
-    pub settle: Duration,
+    /// The delay after its acknowledgement with which a purge is sent once more, if it is.
+    pub redelivery_delay: Option<Duration>,
 }
 
 impl Pace {
-    /// As configured.
+    /// The configured pace.
     pub fn new(config: &PurgeListener) -> Self {
         let PurgeListener { max_bans_per_second, settle, ack_timeout, .. } = *config;
-        Pace { max_bans_per_second, longest_wait: ack_timeout / 4, settle }
+        Pace {
+            max_bans_per_second: NonZeroU32::new(max_bans_per_second),
+            longest_wait: ack_timeout / 4,
+            redelivery_delay: (!settle.is_zero()).then_some(settle),
+        }
     }
 }
 
 /// The deliveries of all Varnish nodes.
 pub struct Deliveries {
-    context: Context,
+    context: DeliveryContext,
     nodes: DashMap<NodeId, Delivery>,
     requests: Mutex<Requests>,
-    progress: watch::Sender<()>,
-    /// The recalls of nodes that left while something was held, for when they come back.
+    progress: Progress,
+    /// The recalls of nodes that left during a hold, in case they return.
     left: Left,
-    /// The head when nothing had passed yet in this process.
+    /// The head at the start of this process, before any page passed.
     first: Position,
-    /// Up to where pages have landed, whoever they are for.
-    landed: Mutex<Landed>,
-    /// Rings when a purge is refused to its sender.
+    /// The fill watermark over all nodes.
+    watermark: Mutex<FillWatermark>,
+    /// Notified when a purge is refused to its sender.
     refusals: watch::Sender<()>,
 }
 
-/// The delivery of one Varnish, as others see it.
+/// The delivery of one Varnish, as seen by others.
 struct Delivery {
     node: Arc<Node>,
     state: Arc<DeliveryState>,
     task: AbortHandle,
 }
 
-/// What a delivery task tells.
+/// The state that a delivery task publishes.
 #[derive(Debug, Default)]
 struct DeliveryState {
-    /// Rings when the node may be worth trying before its back-off is over.
+    /// Ends the task's back-off early.
     wake: Notify,
-    /// The cursor says where the node is. Until then not even the journal knows it: the node gets a ban of everything
-    /// before anything else.
+    /// Whether the cursor is valid. If not, the node gets a ban of everything before anything else.
     known: AtomicBool,
-    /// It missed purges, and has not yet shown that it can take them.
-    late: AtomicBool,
-    /// The last position of each batch that a purge may have been in that is waited for, and how many objects the node
-    /// said it dropped.
+    /// Whether purges are answered without it.
+    late: Lateness,
+    /// The last position of each batch that may contain an awaited purge, with the number of objects that the node said it
+    /// dropped.
     results: Mutex<VecDeque<(Position, u64)>>,
-    /// What it has to be told once more because another replica could not.
+    /// Purges to send once more because another replica could not deliver them.
     recalls: Arc<Recalls>,
     /// What was caught of it.
     caught: Arc<Caught>,
-    /// Up to where pages for it have landed that passed here.
-    landed: Mutex<Landed>,
-    error: Mutex<Arc<str>>,
+    /// The fill watermark of this node, for pages that passed here.
+    watermark: Mutex<FillWatermark>,
+    error: Mutex<Option<Arc<str>>>,
 }
 
-/// How a purge ended, for its answer.
+/// The outcome of a purge, for its answer.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Acknowledged {
     /// The nodes that have applied it.
     pub applied: Vec<NodeId>,
-    /// The nodes that have not, and get no traffic until they have.
+    /// The nodes that have not applied it, and get no traffic until they have.
     pub fenced: Vec<NodeId>,
-    /// The objects that nodes said they dropped.
+    /// The number of objects that the nodes said they dropped.
     pub invalidated: u64,
-    /// Nodes that do not take this very request though they obey others, and why.
+    /// Nodes that refuse this purge but accept others, with their reasons.
     pub refused: Refusals,
-    /// No node has taken or refused this very request in time: nobody knows whether any does.
+    /// No node has accepted or refused this purge in time, so it is unknown whether any accepts it.
     pub is_untaken: bool,
 }
 
 impl Acknowledged {
-    /// Another replica has not reached this node.
+    /// Records that another replica has not reached this node.
     pub fn miss(&mut self, node: &NodeId) {
         self.applied.retain(|id| id != node);
         if !self.fenced.contains(node) {
@@ -193,8 +200,8 @@ impl Acknowledged {
 }
 
 impl Deliveries {
-    /// No deliveries yet.
-    pub fn new(context: Context) -> Self {
+    /// A value without deliveries.
+    pub fn new(context: DeliveryContext) -> Self {
         let first = context.journal.head();
         let mut requests = Requests::default();
         if let Missed::Entries(entries) = context.journal.since(context.journal.floor()) {
@@ -204,21 +211,21 @@ impl Deliveries {
             context,
             nodes: DashMap::new(),
             requests: Mutex::new(requests),
-            progress: watch::channel(()).0,
+            progress: Progress::default(),
             refusals: watch::channel(()).0,
             left: Left::default(),
             first,
-            landed: Mutex::new(Landed::new(first)),
+            watermark: Mutex::new(FillWatermark::new(first)),
         }
     }
 
-    /// Starts the task of a node that joined. Its cursor is read before this returns, so that no request meets a node
-    /// whose cursor is not known.
+    /// Starts the task of a node that joined. Its cursor is read before this returns, so no request meets a node with an
+    /// unknown cursor.
     pub fn start(self: &Arc<Self>, node: &Arc<Node>, settings: &VarnishSettings) {
         let recalls = self.left.take(node.id());
         recalls.attach(&node.live);
-        let landed = Mutex::new(Landed::new(self.first));
-        let state = Arc::new(DeliveryState { recalls, landed, ..DeliveryState::default() });
+        let watermark = Mutex::new(FillWatermark::new(self.first));
+        let state = Arc::new(DeliveryState { recalls, watermark, ..DeliveryState::default() });
         let task = task::Task::new(Arc::clone(self), Arc::clone(node), settings, Arc::clone(&state));
         let task = tokio::spawn(task.run()).abort_handle();
         self.nodes.insert(node.id().clone(), Delivery { node: Arc::clone(node), state, task });
@@ -232,48 +239,48 @@ impl Deliveries {
         }
     }
 
-    /// Has the guard mark pages of these purges from now on. To be done when they are heard of; the journal does it again when
-    /// it has them.
+    /// Makes the guard mark pages of these purges from now on. Called as soon as this process learns of them; the journal
+    /// repeats it once it has them.
     pub fn guard_against<'p>(&self, purges: impl Iterator<Item = &'p Purge>) {
         purges.for_each(|purge| self.context.guard.note(purge));
     }
 
-    /// The node has answered a health check that was asked at this time, and took so long.
-    pub fn answered(&self, node: &Node, asked: Instant, took: Duration) {
-        node.live.life_signs.measured(asked.saturating_duration_since(self.context.started), took);
+    /// Records the answer to a health check: when it was sent, and how long the answer took.
+    pub fn record_health_check(&self, node: &Node, asked: Instant, took: Duration) {
+        node.live.life_signs.record_round_trip(asked.saturating_duration_since(self.context.started), took);
     }
 
-    /// A node came up or went down: what it misses may be worth another try now.
+    /// Wakes the task of a node that came up or went down: another attempt may succeed now.
     pub fn health_changed(&self, id: &NodeId) {
         if let Some(delivery) = self.nodes.get(id) {
             delivery.state.wake.notify_one();
         }
     }
 
-    /// Something changed that a waiting purge may depend on: a cursor moved, a node came or went.
-    pub fn progressed(&self) {
-        self.progress.send_replace(());
+    /// Wakes waiting purges after a change of a cursor or of the fleet.
+    pub fn notify_progress(&self) {
+        self.progress.notify();
     }
 
-    /// Why the last batch of a node failed, or what it did is held back; empty where neither is so.
-    pub fn error(&self, id: &NodeId) -> Arc<str> {
-        let Some(delivery) = self.nodes.get(id) else { return "".into() };
-        let error = Arc::clone(&delivery.state.error.lock());
-        if error.is_empty() { delivery.state.recalls.held_because().unwrap_or(error) } else { error }
+    /// Why the last batch of a node failed, or why its acknowledgements are held back.
+    pub fn error(&self, id: &NodeId) -> Option<Arc<str>> {
+        let state = Arc::clone(&self.nodes.get(id)?.state);
+        let error = state.error.lock().clone();
+        error.or_else(|| state.recalls.held_because())
     }
 
-    /// Begins to wait for a purge that is about to be accepted. What nodes report from now on is kept for it.
+    /// Starts to keep the nodes' reports for a purge that is about to be accepted.
     pub fn expect(&self) -> Expected<'_> {
         Expected::new(self)
     }
 
-    /// No purge is waited for that is not after this position.
+    /// A position before every awaited purge. `None` if no purge is awaited.
     fn expected(&self) -> Option<Position> {
         self.requests.lock().expected()
     }
 
-    /// Waits until every Varnish that could be waited for has this purge, at most for `timeout`, and promises nothing yet.
-    /// Says who has it, and who has not.
+    /// Waits for at most `timeout` until every available Varnish has this purge, without raising the fence. Returns the
+    /// nodes that have it and those that do not.
     pub async fn reached(&self, position: Position, timeout: Duration) -> (Vec<NodeId>, Vec<NodeId>) {
         self.wait_for(position, timeout).await;
         let fleet = self.context.fleet.load();
@@ -283,8 +290,8 @@ impl Deliveries {
         (ids(has), ids(misses))
     }
 
-    /// The position up to which every Varnish of which anything is known has every purge that is held. One of which nothing
-    /// is known is emptied before it serves, and so is one that was away for longer than anything is held.
+    /// The position up to which every known Varnish has every purge that the journal still holds. Unknown nodes, and nodes
+    /// that were away for longer than the journal holds, are flushed before they serve.
     pub fn least_cursor(&self) -> Position {
         let journal = &self.context.journal;
         let fleet = self.context.fleet.load();
@@ -293,42 +300,31 @@ impl Deliveries {
         least.unwrap_or_else(|| journal.head()).max(journal.floor())
     }
 
-    /// What is in the journal counts as answered, whoever answered it.
+    /// Treats all purges in the journal as answered.
     pub fn fence_everything(&self) {
         self.context.fence.raise(self.context.journal.head());
     }
 
-    async fn settle(&self, position: Position, timeout: Duration) {
+    async fn await_acknowledgements(&self, position: Position, timeout: Duration) {
         self.wait_for(position, timeout).await;
-        // Timed out or not: who has the purge is read below, for the fence and for the answer.
+        // After a timeout, too: the members are read below, for the fence and for the answer.
         let before = self.context.fence.raise(position);
         for member in self.context.fleet.load().varnish.members() {
-            // Once a fall, not once a purge.
+            // Logged once when the node falls behind, not for each purge.
             if (before..position).contains(&member.node.live.cursor()) {
                 tracing::warn!(node = %member.node.id(), position, "node is behind: no traffic until it has every purge");
             }
         }
     }
 
-    /// Whoever lets this one wait in vain is late.
+    /// Waits until no node has to be waited for any more, and marks those late that let `timeout` pass.
     async fn wait_for(&self, position: Position, timeout: Duration) {
         let awaited = self.worth_waiting_for(position);
-        let all_have_it = async {
-            let mut progress = self.progress.subscribe();
-            while awaited.iter().any(|node| !self.is_settled(node, position)) {
-                if progress.changed().await.is_err() {
-                    return;
-                }
-            }
-        };
-        if tokio::time::timeout(timeout, all_have_it).await.is_err() {
-            awaited.iter().filter(|node| !self.is_settled(node, position)).for_each(|node| self.mark_late(node));
-            // Those who wait for the same nodes need not.
-            self.progressed();
-        }
+        let is_settled = |node: &Arc<Node>| self.is_settled(node, position);
+        self.progress.wait_for(&awaited, timeout, is_settled, |node| self.mark_late(node)).await;
     }
 
-    /// Nobody waits for nodes that are down, nor for those that are late or held back: they get no traffic anyway.
+    /// Nodes that are down, late or held back get no traffic, so no purge waits for them.
     fn worth_waiting_for(&self, position: Position) -> Vec<Arc<Node>> {
         let fleet = self.context.fleet.load();
         let is_no_use = |node: &Node| self.is_late(node) || self.is_held_back(node, position);
@@ -337,7 +333,7 @@ impl Deliveries {
         awaited.map(|member| Arc::clone(&member.node)).collect()
     }
 
-    /// Whether there is nothing more to wait for: the node has the purge, or is down, gone, late already, or held back.
+    /// Whether waiting is over for this node: it has the purge, or is down, gone, late or held back.
     fn is_settled(&self, node: &Node, position: Position) -> bool {
         if node.live.cursor() >= position || self.is_late(node) || self.is_held_back(node, position) {
             return true;
@@ -347,20 +343,20 @@ impl Deliveries {
         member.is_none_or(|member| member.health == Health::Down)
     }
 
-    /// A node that is current is not late, whatever it was.
+    /// A current node is not late, even if it was marked.
     fn is_late(&self, node: &Node) -> bool {
-        let late = self.nodes.get(node.id()).is_some_and(|delivery| delivery.state.late.load(Ordering::SeqCst));
+        let late = self.nodes.get(node.id()).is_some_and(|delivery| delivery.state.late.is_late());
         late && !self.context.fence.is_current(&node.live)
     }
 
-    /// However long that takes, whoever asks for the end of it does not hurry for a purge.
+    /// A hold may last for any time, so no purge waits for its end.
     fn is_held_back(&self, node: &Node, position: Position) -> bool {
-        self.nodes.get(node.id()).is_some_and(|delivery| delivery.state.recalls.hold_back(position))
+        self.nodes.get(node.id()).is_some_and(|delivery| delivery.state.recalls.is_held_back(position))
     }
 
     fn mark_late(&self, node: &Node) {
         if let Some(delivery) = self.nodes.get(node.id()) {
-            delivery.state.late.store(true, Ordering::SeqCst);
+            delivery.state.late.mark_late();
         }
     }
 
@@ -370,8 +366,8 @@ impl Deliveries {
         }
     }
 
-    /// Saves every cursor until the process ends, at most once a second, and once a minute also without a change: a
-    /// cursor that is not renewed is forgotten after the journal's retention.
+    /// Saves all cursors until the process ends: at most once a second if they move, and once a minute otherwise, because
+    /// the journal forgets a cursor that is not renewed within its retention.
     pub async fn save_cursors(&self) {
         let (mut saved, mut told) = (Vec::new(), false);
         let mut ticks = tokio::time::interval(Duration::from_secs(1));
@@ -383,7 +379,7 @@ impl Deliveries {
             }
             match self.context.journal.save_cursors(cursors.clone()).await {
                 Ok(()) => (saved, told) = (cursors, false),
-                // Once, however long the disk refuses.
+                // Logged once for each series of failures.
                 Err(error) if !std::mem::replace(&mut told, true) => {
                     tracing::warn!(error = %causes(&error), "cursors could not be saved: a restart replays more");
                 }
@@ -392,8 +388,8 @@ impl Deliveries {
         }
     }
 
-    /// Where every Varnish of the fleet is, as far as that is known. Position 0 is a place, too: a node that was there
-    /// when the first purge came is replayed after a crash, and not emptied.
+    /// The known cursors of the fleet. Position 0 is a valid cursor: after a crash, a node that was there before the first
+    /// purge is replayed, not flushed.
     pub fn cursors(&self) -> Vec<(NodeId, Cursor)> {
         let fleet = self.context.fleet.load();
         let is_known = |id: &NodeId| self.nodes.get(id).is_some_and(|node| node.state.known.load(Ordering::SeqCst));
@@ -401,7 +397,7 @@ impl Deliveries {
         known
             .map(|member| {
                 let node = &member.node;
-                // What it has passed over counts for as long as this process knows of it.
+                // Passed-over purges count as delivered only while this process knows of them.
                 let passed_over = self.requests.lock().first_open(node.id());
                 let position = passed_over.map_or(Position::MAX, |position| position - 1).min(node.live.cursor());
                 (node.id().clone(), Cursor { position, epoch: node.spec.epoch().cloned() })
@@ -409,24 +405,19 @@ impl Deliveries {
             .collect()
     }
 
-    /// Returns when every Varnish of the fleet that is not down has everything that was answered.
+    /// Returns when every Varnish that is not down has every answered purge.
     pub async fn all_current(&self) {
-        let mut progress = self.progress.subscribe();
-        let all = || {
+        let all_current = || {
             let fleet = self.context.fleet.load();
             let mut alive = fleet.varnish.members().iter().filter(|member| member.health != Health::Down);
             alive.all(|member| self.context.fence.is_current(&member.node.live))
         };
-        while !all() {
-            if progress.changed().await.is_err() {
-                return;
-            }
-        }
+        self.progress.until(all_current).await;
     }
 }
 
 impl DeliveryState {
-    /// Takes note of a batch, where a purge after `expected` may have been in it that is waited for.
+    /// Keeps the result of a batch if it may contain a purge that is awaited, that is, one after `expected`.
     fn remember(&self, last: Position, invalidated: u64, expected: Option<Position>) {
         let mut results = self.results.lock();
         let Some(expected) = expected else { return results.clear() };
@@ -436,30 +427,8 @@ impl DeliveryState {
         results.push_back((last, invalidated));
     }
 
-    /// The objects that the batch dropped that this position was in.
+    /// The number of objects dropped by the batch that contains this position.
     fn invalidated(&self, position: Position) -> u64 {
         self.results.lock().iter().find(|(last, _)| *last >= position).map_or(0, |(_, invalidated)| *invalidated)
     }
-}
-
-/// What stands for a target that a node may refuse for itself, and that can be long; `None` for one that it must take.
-fn fingerprint(target: &Target) -> Option<u64> {
-    match target {
-        Target::Forward(forward) => Some(hash(forward)),
-        Target::Pool(pattern) => Some(hash(pattern.as_str())),
-        Target::All | Target::Everything | Target::Tags(_) | Target::Pattern(_) => None,
-    }
-}
-
-/// The same of what a node is sent.
-fn fingerprint_of_ban(ban: &Ban) -> Option<u64> {
-    match ban {
-        Ban::Forward(forward) => Some(hash(forward)),
-        Ban::Pool { pattern, .. } => Some(hash(&**pattern)),
-        Ban::Everything | Ban::Tags { .. } | Ban::Keys { .. } => None,
-    }
-}
-
-fn hash<T: Hash + ?Sized>(what: &T) -> u64 {
-    BuildHasherDefault::<DefaultHasher>::default().hash_one(what)
 }

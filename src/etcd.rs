@@ -1,21 +1,20 @@
-//! One way to talk to etcd, for all that is kept there: nodes, purges, cursors, replicas.
+//! The client for etcd, for all that is kept there: nodes, purges, cursors, replicas.
 //!
-//! The client library does not come back by itself: its streams die with their connection, and its balancer goes on
-//! choosing a member that hangs. So a connection here is to one member, chosen in turn from a list that each process has
-//! shuffled, and is thrown away with the first error that the connection could be to blame for: the next one is to the
-//! next member, with a new token and the password as the file has it by then.
+//! The client library does not recover by itself: its streams die with their connection, and its balancer keeps choosing a
+//! member that hangs. So a connection here is to one member, chosen in turn from a list that each process has shuffled. It
+//! is dropped at the first error that it may have caused; the next connection is to the next member, with a new token and
+//! the current content of the password file.
 //!
-//! Three things are built on it, each knowing how to come back:
+//! Three things are built on it, each with its own recovery:
 //!
 //! - [`follow`]: the keys under a prefix, as a list and the changes since.
-//! - [`Registration`]: one key that is there for as long as we are.
+//! - [`Registration`]: a key that exists as long as this process.
 //! - single requests ([`Session::request`]), for callers that can do without an answer.
 //!
-//! Nothing here waits without end, and nothing keeps anybody else waiting: what cannot be had is an error, and the caller
-//! goes on with what it knows. What is known of etcd 3.4 to 3.6 and of its clients, and has shaped the rules, stands at
-//! the rules.
+//! Every wait has a timeout, and no caller delays another: a failure is an error, and the caller continues with what it
+//! knows. Behaviour of etcd 3.4 to 3.6 and its clients that has shaped a rule is noted at the rule.
 
-mod failure;
+mod error;
 pub mod follow;
 mod registration;
 
@@ -29,69 +28,68 @@ use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
 use crate::backoff::Backoff;
 use crate::config;
 
-pub use failure::Failure;
+pub use error::EtcdError;
 pub use registration::{Registration, RegistrationStatus};
 
-/// How long connecting may take, and any answer to a request. A leader is elected within a second or two; what takes
-/// longer is better asked for elsewhere.
+/// The timeout of connecting, and of any request. A leader is elected within a second or two; after that, another member is
+/// the better choice.
 pub const PATIENCE: Duration = Duration::from_secs(2);
 
-/// HTTP/2 pings: a member that hangs, or a link that is cut, sends no FIN. etcd takes pings that come faster than
-/// every 5 s for abuse (`--grpc-keepalive-min-time`).
+/// HTTP/2 pings: a member that hangs, or a cut link, sends no FIN. etcd treats pings more often than every 5 s as abuse
+/// (`--grpc-keepalive-min-time`).
 const PING_EVERY: Duration = Duration::from_secs(6);
 const PING_PATIENCE: Duration = Duration::from_secs(3);
 
-/// The bound of the pauses after failures; each is anything up to it, the first as well, so that a hundred clients of a
-/// member that died do not meet at the next one.
+/// The bounds of the pauses after failures. Each pause is random between zero and the bound, including the first, so that a
+/// hundred clients of a dead member do not reach the next one at once.
 const BACKOFF: Backoff = Backoff { min: Duration::from_secs(1), max: Duration::from_secs(8) };
 
-/// Where etcd is, and how to get in.
+/// The address of etcd, and the credentials.
 #[derive(Debug)]
 pub struct EtcdCluster {
     config: config::Etcd,
-    /// In the order of this process.
+    /// In the random order of this process.
     endpoints: Vec<String>,
     next: AtomicUsize,
 }
 
 /// A connection to one member.
 pub struct Session {
-    /// For requests that are bounded elsewhere.
+    /// For requests with their own timeout.
     pub client: Client,
-    /// The member.
+    /// The address of the member.
     pub endpoint: String,
-    /// The raft position of the member when it was asked.
+    /// The raft position of the member when it was last asked.
     pub position: RaftPosition,
 }
 
-/// How far a member has come in the history of its cluster.
+/// The progress of a member in the history of its cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RaftPosition {
-    /// Names the cluster: another id is another history.
+    /// The cluster id: another id means another history.
     pub cluster: u64,
-    /// Raft's term and index, which only grow. A cluster that was restored from a backup starts with small ones, whatever
-    /// its revision is by then.
+    /// Raft's term and index, which only increase. A cluster restored from a backup starts low, whatever its revision.
     pub term: u64,
     /// See `term`.
     pub index: u64,
 }
 
 impl RaftPosition {
-    /// Whether this cannot follow that: the history has begun anew, or this member lags.
+    /// Whether this position cannot follow `before`: the history has begun anew, or this member lags.
     pub fn goes_back_behind(&self, before: &RaftPosition) -> bool {
         self.cluster != before.cluster || self.term < before.term || self.index < before.index
     }
 }
 
 impl EtcdCluster {
-    /// The etcd of this configuration. Does not connect yet.
+    /// The configured etcd. Does not connect yet.
     pub fn new(config: &config::Etcd) -> Self {
         let mut endpoints = config.endpoints.clone();
         fastrand::shuffle(&mut endpoints);
         EtcdCluster { config: config.clone(), endpoints, next: AtomicUsize::new(0) }
     }
 
-    /// What every key of this fleet starts with; ends in `/`.
+    /// The prefix of all keys of this fleet; ends in `/`.
     pub fn prefix(&self) -> &str {
         &self.config.prefix
     }
@@ -101,44 +99,43 @@ impl EtcdCluster {
         format!("{}{name}", self.config.prefix)
     }
 
-    /// Connects to the next member that answers; asks each once, so this may take [`PATIENCE`] for each that does not.
+    /// Connects to the next member that answers. Tries each member once, for at most [`PATIENCE`] each.
     ///
-    /// # Errors
-    /// The error of the last one, if none was of use.
-    pub async fn connect(&self) -> Result<Session, Failure> {
-        let mut failure = Failure::Closed;
+    /// # Errors The error of the last member, if none can be used.
+    pub async fn connect(&self) -> Result<Session, EtcdError> {
+        let mut failure = EtcdError::Closed;
         for _ in 0..self.endpoints.len() {
             let turn = self.next.fetch_add(1, Ordering::Relaxed);
             let endpoint = &self.endpoints[turn % self.endpoints.len()];
             match self.connect_to(endpoint).await {
                 Ok(session) => return Ok(session),
-                Err(reason) => failure = Failure::At(endpoint.clone(), Box::new(reason)),
+                Err(reason) => failure = EtcdError::At(endpoint.clone(), Box::new(reason)),
             }
         }
         Err(failure)
     }
 
-    async fn connect_to(&self, endpoint: &str) -> Result<Session, Failure> {
+    async fn connect_to(&self, endpoint: &str) -> Result<Session, EtcdError> {
         let options = self.options()?;
         let connected = async {
             let client = Client::connect([endpoint], Some(options.clone().with_credentials(&self.config)?)).await;
             match client {
-                // A user may be configured here before etcd asks for one.
-                Err(error) if failure::wants_no_user(&error) => {
-                    Ok::<_, Failure>(Client::connect([endpoint], Some(options.0)).await?)
+                // The configuration may name a user before etcd requires one.
+                Err(error) if error::wants_no_user(&error) => {
+                    Ok::<_, EtcdError>(Client::connect([endpoint], Some(options.0)).await?)
                 }
                 client => Ok(client?),
             }
         };
         let mut client = bounded(connected).await?;
-        // It connects with its first request. A status request needs no permission, and shows whether there is a
+        // The client connects with its first request. A status request needs no permission, and shows whether there is a
         // leader.
         let position = position(&mut client).await?;
         tracing::debug!(endpoint, ?position, "connected to etcd");
         Ok(Session { client, endpoint: endpoint.to_owned(), position })
     }
 
-    fn options(&self) -> Result<Options, Failure> {
+    fn options(&self) -> Result<Options, EtcdError> {
         let mut options = ConnectOptions::new()
             .with_connect_timeout(PATIENCE)
             .with_keep_alive(PING_EVERY, PING_PATIENCE)
@@ -146,35 +143,35 @@ impl EtcdCluster {
             .with_require_leader(true);
         let config::Etcd { ca, cert, key, .. } = &self.config;
         let Some(ca) = ca else { return Ok(Options(options)) };
-        let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(failure::read(ca)?));
+        let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(error::read(ca)?));
         if let (Some(cert), Some(key)) = (cert, key) {
-            tls = tls.identity(Identity::from_pem(failure::read(cert)?, failure::read(key)?));
+            tls = tls.identity(Identity::from_pem(error::read(cert)?, error::read(key)?));
         }
         options = options.with_tls(tls);
         Ok(Options(options))
     }
 }
 
-/// How to connect, but for the user.
+/// The options of a connection, without the user.
 #[derive(Clone)]
 struct Options(ConnectOptions);
 
 impl Options {
-    fn with_credentials(self, config: &config::Etcd) -> Result<ConnectOptions, Failure> {
+    fn with_credentials(self, config: &config::Etcd) -> Result<ConnectOptions, EtcdError> {
         let (Some(username), Some(password_file)) = (&config.username, &config.password_file) else {
             return Ok(self.0);
         };
-        // Read each time: it may have been changed, and that may be why the last connection was lost.
-        let password = String::from_utf8_lossy(&failure::read(password_file)?).trim_end().to_owned();
+        // Read each time: the connection may have been lost because the password was changed.
+        let password = String::from_utf8_lossy(&error::read(password_file)?).trim_end().to_owned();
         Ok(self.0.with_user(username, password))
     }
 }
 
-/// Asks a member for its raft position; one without a leader is an error.
-async fn position(client: &mut Client) -> Result<RaftPosition, Failure> {
+/// Asks a member for its raft position. A member without a leader is an error.
+async fn position(client: &mut Client) -> Result<RaftPosition, EtcdError> {
     let status = bounded(async { Ok(client.status().await?) }).await?;
     if status.leader() == 0 {
-        return Err(Failure::NoLeader);
+        return Err(EtcdError::NoLeader);
     }
     let cluster = status.header().map_or(0, etcd_client::ResponseHeader::cluster_id);
     Ok(RaftPosition { cluster, term: status.raft_term(), index: status.raft_index() })
@@ -184,17 +181,16 @@ impl Session {
     /// Asks the member for its raft position.
     ///
     /// # Errors
-    /// [`Failure`]: it does not answer, or has no leader.
-    pub async fn look(&mut self) -> Result<RaftPosition, Failure> {
+    /// [`EtcdError`]: it does not answer, or has no leader.
+    pub async fn look(&mut self) -> Result<RaftPosition, EtcdError> {
         self.position = position(&mut self.client).await?;
         Ok(self.position)
     }
 
-    /// Makes one request of this member, and waits for its answer for [`PATIENCE`] at most.
+    /// Sends one request to this member, and waits for its answer for at most [`PATIENCE`].
     ///
-    /// # Errors
-    /// [`Failure`]; whether the request was carried out is not known if no answer came.
-    pub async fn request<T, F>(&self, request: impl FnOnce(Client) -> F) -> Result<T, Failure>
+    /// # Errors [`EtcdError`]. Without an answer it is unknown whether the request was carried out.
+    pub async fn request<T, F>(&self, request: impl FnOnce(Client) -> F) -> Result<T, EtcdError>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
@@ -203,20 +199,20 @@ impl Session {
     }
 }
 
-/// Waits no longer than [`PATIENCE`].
-async fn bounded<T>(answer: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    tokio::time::timeout(PATIENCE, answer).await.unwrap_or(Err(Failure::NoAnswer))
+/// Waits for at most [`PATIENCE`].
+async fn bounded<T>(answer: impl Future<Output = Result<T, EtcdError>>) -> Result<T, EtcdError> {
+    tokio::time::timeout(PATIENCE, answer).await.unwrap_or(Err(EtcdError::NoAnswer))
 }
 
-/// The pauses between attempts: each is anything from nothing to a bound that doubles (full jitter), so that many who
-/// lost the same member spread over all of it.
+/// The pauses between attempts, random between zero and a bound that doubles (full jitter), so that the clients of a lost
+/// member spread out.
 #[derive(Debug, Default)]
 pub struct Pauses {
     failures: u32,
 }
 
 impl Pauses {
-    /// Resets after a success: the next failure is a first one.
+    /// Resets the bound after a success.
     pub fn reset(&mut self) {
         self.failures = 0;
     }
@@ -232,7 +228,10 @@ impl Pauses {
     }
 }
 
-/// One for the whole process: its connections take the members in turn.
+/// The id of a lease; 0 is not a valid id.
+pub type LeaseId = std::num::NonZeroI64;
+
+/// Shared by the whole process, so that its connections use the members in turn.
 pub type SharedEtcd = Arc<EtcdCluster>;
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ pub use event::{CheckResult, Event, Verdict};
 pub use fence::Fence;
 pub use headers::{FieldValue, PurgeHeaders};
 pub use health::{Health, HealthState, Thresholds};
-pub use life_signs::{LANDING, LifeSigns};
+pub use life_signs::{FILL_LATENCY, LifeSigns};
 pub use lost_nodes::{GATHER, LossDecision, LostNodes, WINDOW};
 pub use node::{
     InvalidNodeId, Live, Node, NodeId, NodeKey, NodeSource, NodeSpec, Role, ServingState, TrialState, WHOLE_SHARE,

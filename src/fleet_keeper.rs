@@ -170,7 +170,7 @@ impl FleetKeeper {
             self.context.doubted.send_replace(());
         }
         if check.role == Role::Varnish && check.verdict == Verdict::Passed {
-            self.context.deliveries.answered(&state.node, check.began, check.took);
+            self.context.deliveries.record_health_check(&state.node, check.began, check.took);
         }
         if !state.judge(check.verdict, &self.context.checks) {
             return;
@@ -179,7 +179,7 @@ impl FleetKeeper {
         if check.role == Role::Varnish {
             self.context.deliveries.health_changed(state.node.id());
             if let Some(trials) = self.context.trials.as_ref().filter(|_| state.health.health() == Health::Up) {
-                trials.is_up(state.node.id());
+                trials.wake(state.node.id());
             }
         }
         if state.health.health() == Health::Down && self.lost_nodes.leaves_when_down(&identity) {
@@ -211,7 +211,7 @@ impl FleetKeeper {
             self.start_slowly(&varnish, &before.varnish);
         }
         fleet.store(Arc::new(Snapshot { version, web, varnish }));
-        deliveries.progressed();
+        deliveries.notify_progress();
     }
 
     /// Those that are up and come into traffic start slowly. A node that had traffic before (a web node that was

@@ -13,13 +13,13 @@ use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
 
 /// A connection that takes one request after the other. It ends with this value, whatever is under way.
-pub struct Connection {
+pub struct HttpConnection {
     sender: SendRequest<Full<Bytes>>,
     /// Reads and writes. Its error is the one that the request under way reports.
     _driver: AbortOnDropHandle<hyper::Result<()>>,
 }
 
-impl Connection {
+impl HttpConnection {
     /// HTTP over this stream.
     ///
     /// # Errors
@@ -38,7 +38,7 @@ impl Connection {
 
     async fn begin(builder: &Builder, stream: TcpStream) -> hyper::Result<Self> {
         let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
-        Ok(Connection { sender, _driver: AbortOnDropHandle::new(tokio::spawn(connection)) })
+        Ok(HttpConnection { sender, _driver: AbortOnDropHandle::new(tokio::spawn(connection)) })
     }
 
     /// Whether the next request can go out now: nothing is under way, and the other side has not closed, as far as is known.

@@ -1,31 +1,31 @@
-//! The ordered, durable list of purges, and how far each Varnish has come in it.
+//! The ordered, durable list of purges, with the cursor of each Varnish.
 //!
-//! A purge is *accepted* when it is in the journal, not when a Varnish has heard of it: [`Journal::append`] resolves
-//! once the purge would survive `kill -9`, and everything after that may take as long as a hung node makes it take.
-//! So there is no queue per Varnish that could fill or be lost; a delivery is a cursor (a number) that walks along.
+//! A purge is *accepted* once it is in the journal, not when a Varnish has received it. [`Journal::append`] resolves once
+//! the purge would survive `kill -9`; everything after that may take as long as a node hangs. So there is no queue per
+//! Varnish that could overflow or be lost: a delivery is a cursor, a number that moves through the journal.
 //!
 //! Four decisions shape it:
 //!
-//! - **Readers never wait for a disk or a network.** What can be replayed is a bounded tail in memory; the store
-//!   behind it is read once, at the start. A purge becomes readable, then head moves, then its sender is answered:
-//!   whoever was woken by [`Journal::watch`] finds what it was woken for.
-//! - **A cursor that is too old is no error.** It is [`Missed::Gap`], and the caller sends one ban of everything.
-//!   That is why the tail may be bounded at all: too much dropped is slow, too little is wrong.
-//! - **What is marked is the exception.** Of a purge that nodes refused to its sender a mark is made durable before the
-//!   answer; any other one counts as answered as done. So a purge pays for no second fsync, and whatever is lost in a crash is
-//!   lost to the safe side. Each journal marks for itself: the one in memory until its process ends, that in etcd on this
-//!   machine, as replicas tell each other.
-//! - **A cursor that is too low is harmless** (bans are idempotent), so cursors are saved lazily, and only purges pay
-//!   for an fsync.
+//! - **Readers never wait for a disk or a network.** The entries that can be replayed are a bounded tail in memory; the
+//!   store behind it is read only at the start. A purge becomes readable, then the head moves, then its sender is answered.
+//!   So a reader that was woken by [`Journal::watch`] finds the entry.
+//! - **A cursor that is too old is not an error.** The result is [`Missed::Truncated`], and the caller sends one ban of
+//!   everything. So the tail may be bounded: dropping too many pages is slow, dropping too few is wrong.
+//! - **Only refused purges are marked.** If nodes refuse a purge, a mark is made durable before its sender is answered;
+//!   without a mark, a purge counts as answered as done. So a purge needs no second fsync, and a mark that is lost in a
+//!   crash errs on the safe side. Each journal has its own marks: in memory they end with the process, and with etcd they
+//!   are on this machine, because replicas report refusals to each other.
+//! - **A cursor that is too low is harmless**, because bans are idempotent. So cursors are saved lazily, and only purges
+//!   need an fsync.
 
 #[cfg(test)]
 mod contract;
 mod cursors;
 mod disk;
 mod etcd;
-mod ledger;
 mod memory;
 mod named;
+mod position_map;
 mod readable;
 mod tail;
 
@@ -46,39 +46,39 @@ use crate::seal::PurgedNames;
 
 pub use crate::seal::Position;
 pub use disk::{Damage, Disk, FILES_COMMAND, OpenError, Settings, serve_files};
-pub use etcd::{Etcd, Told};
+pub use etcd::{Etcd, PurgeMessage};
 pub use memory::Memory;
-pub use named::{Local, Named};
+pub use named::{Named, NamedStore};
 pub use readable::Readable;
 
-/// Is told of each purge when it is durable, and before any reader of the journal can see it. Blocks the writer.
+/// Called with each purge once it is durable, before any reader of the journal can see it. Blocks the writer.
 pub type PurgeObserver = Arc<dyn Fn(&Entry) + Send + Sync>;
 
 /// A future that a trait object can return.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// One purge and its place. Stored as JSON, so that an operator can read what was accepted and when; the position is
-/// the key under which it is stored.
+/// A purge with its position. Stored as JSON, so that an operator can read what was accepted and when; the position is its
+/// key in the store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// Its place.
+    /// Its position.
     #[serde(skip)]
     pub position: Position,
-    /// When it was accepted, in milliseconds since 1970. By the wall clock, so it may go backwards from one entry to
-    /// the next; only retention looks at it.
+    /// When it was accepted, in milliseconds since 1970 by the wall clock. It may go backwards from one entry to the next;
+    /// only retention uses it.
     #[serde(rename = "at")]
     pub at_ms: u64,
-    /// What is to go.
+    /// The purge.
     pub purge: Purge,
-    /// Its name among replicas, where there are any.
+    /// Its identity, if replicas exchange purges.
     #[serde(skip)]
-    pub origin: Option<Origin>,
+    pub origin: Option<EntryOrigin>,
 }
 
 impl Entry {
-    /// Reads an entry that was stored, here or in etcd. What this version cannot understand may be a purge of anything
-    /// (a later version knows more kinds), so it is one of everything, and the error says why; where not even its time
-    /// can be read, it is `now_ms`. Fields that are not known are passed over.
+    /// Reads a stored entry, from disk or etcd. An entry that this version does not understand may purge anything (a later
+    /// version has more kinds), so it becomes a purge of everything, and the error says why. If even its time cannot be
+    /// read, that is `now_ms`. Unknown fields are ignored.
     fn read(bytes: &[u8], now_ms: u64) -> (Entry, Option<serde_json::Error>) {
         #[derive(Deserialize)]
         struct Dated {
@@ -94,108 +94,107 @@ impl Entry {
     }
 }
 
-/// What an entry is called where several journals hold the same purges.
+/// The identity of an entry that is in several journals.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Origin {
-    /// Its name, the same in all of them.
+pub struct EntryOrigin {
+    /// Its name, the same in all journals.
     pub id: Arc<str>,
-    /// When it came to be in etcd, as far as was known when it was appended here. Where it is not there yet, it is on its
-    /// way.
+    /// Its revision in etcd, as far as known when it was appended here. `None`: it was not in etcd yet.
     pub revision: Option<u64>,
-    /// It was accepted by this process.
+    /// This process has accepted it.
     pub ours: bool,
 }
 
-/// How far a Varnish has come.
+/// The progress of a Varnish.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cursor {
     /// It has acknowledged every purge up to here.
     pub position: Position,
-    /// The life of its cache in which it did, where somebody says.
+    /// The epoch of its cache at that time, if known.
     pub epoch: Option<Arc<str>>,
 }
 
 impl Cursor {
-    /// What this cursor says of a cache that lives its life of this epoch.
-    fn remembered(self, epoch: Option<&str>) -> Remembered {
+    /// The state of a node whose cache has this epoch.
+    fn remembered(self, epoch: Option<&str>) -> CursorState {
         if is_another_life(self.epoch.as_deref(), epoch) {
-            Remembered::AnotherLife
+            CursorState::CacheRestarted
         } else {
-            Remembered::At(self.position)
+            CursorState::At(self.position)
         }
     }
 }
 
-/// What a journal knows of a Varnish that it meets again.
+/// The progress of a Varnish that returns, as far as the journal knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Remembered {
+pub enum CursorState {
     /// It had acknowledged every purge up to here.
     At(Position),
-    /// It was here in another life: its cache began empty since.
-    AnotherLife,
-    /// Nothing.
-    Nothing,
+    /// Its cache has restarted since, and was empty.
+    CacheRestarted,
+    /// The node is unknown.
+    Unknown,
 }
 
-/// How much lies after a cursor.
+/// The backlog of a cursor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lag {
-    /// How many purges; where the journal no longer holds all of them, those that it holds.
+    /// The number of purges after it, without those that the journal no longer holds.
     pub entries: usize,
-    /// When the oldest of them was accepted, in milliseconds since 1970. `None` where it is no longer held.
+    /// When the oldest of them was accepted, in milliseconds since 1970. `None` if it is no longer held.
     pub oldest_ms: Option<u64>,
 }
 
-/// What lies after a cursor.
+/// The entries after a cursor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Missed {
-    /// Everything after the cursor up to the head, in order. Empty when the cursor is at the head.
+    /// Everything after the cursor up to the head, in order. Empty if the cursor is at the head.
     Entries(Vec<Arc<Entry>>),
-    /// The journal cannot say: it no longer holds all of it, or the cursor is of another journal.
-    Gap,
+    /// Some entries are no longer held, or the cursor belongs to another journal.
+    Truncated,
 }
 
-/// How much can be replayed. Whichever limit is reached first, the oldest entries go.
+/// The limits of what can be replayed. Whichever is reached first, the oldest entries are dropped.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// How long an entry is kept, and how long the cursor of a node that is no longer saved.
+    /// How long an entry is kept, and the cursor of a node that is no longer saved.
     pub retention: Duration,
-    /// How many entries are held.
+    /// The maximum number of entries.
     pub max_entries: usize,
-    /// How much memory the entries may take, in bytes, as near as it can be told.
+    /// The approximate maximum size of the entries in memory, in bytes.
     pub max_bytes: usize,
     /// How many purged names are known, also of entries that are not held any more.
     pub max_names: usize,
 }
 
 impl Default for Limits {
-    /// An hour, and what a shop does not reach in it.
+    /// One hour, and sizes that a shop does not reach within it.
     fn default() -> Self {
         Limits { retention: Duration::from_secs(3600), max_entries: 100_000, max_bytes: 64 << 20, max_names: 1_000_000 }
     }
 }
 
 impl Limits {
-    /// Whether what was written at `at_ms` has been kept long enough. A time in the future (the clock was set back)
-    /// counts as now: better to keep it too long than to lose it.
+    /// Whether an item written at `at_ms` is past its retention. A time in the future (the clock was set back) counts as
+    /// now: keeping too long is better than losing.
     fn retires(&self, at_ms: u64, now_ms: u64) -> bool {
         u128::from(now_ms.saturating_sub(at_ms)) > self.retention.as_millis()
     }
 }
 
-/// Why a journal does not go on where the one before it ended. What a Varnish has of the purges before is not known then,
-/// so that each of them gets a ban of everything before it serves.
+/// Why a journal does not continue the one before it. Each Varnish may have missed any earlier purge, and gets a ban of
+/// everything before it serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Anew {
-    /// Nothing is there, and nothing says that there was.
+    /// There is no journal, and no sign of an earlier one.
     FirstStart,
-    /// It ended with the process before this one.
+    /// The earlier one was in memory.
     Memory,
-    /// It is gone. Why that is known.
+    /// The earlier one is gone, with the evidence of it.
     Lost(String),
-    /// What is there is not what was there. Why that is known.
+    /// This is another journal than the earlier one, with the evidence of it.
     Replaced(String),
-    /// It cannot be read, or not in full. What is wrong with which file.
+    /// It cannot be read in full, with the file and the problem.
     Damaged(String),
 }
 
@@ -203,7 +202,7 @@ impl Anew {
     /// Every [`reason`](Anew::reason).
     pub const REASONS: [&'static str; 5] = ["first_start", "memory", "lost", "replaced", "damaged"];
 
-    /// In a word, for metrics and names of files.
+    /// The reason as a word, for metrics and file names.
     pub fn reason(&self) -> &'static str {
         match self {
             Anew::FirstStart => "first_start",
@@ -214,7 +213,7 @@ impl Anew {
         }
     }
 
-    /// Says it, once, at the start. `path`: where the journal is.
+    /// Logs the reason at the start. `path` is that of the journal.
     fn log(&self, path: &Path) {
         let path = path.display();
         match self {
@@ -239,28 +238,28 @@ impl Anew {
     }
 }
 
-/// Why a journal does not work as it should at present.
+/// A current problem of a journal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trouble {
-    /// What is wrong, with the path, for people.
+    /// The problem with its path, for people.
     pub reason: String,
-    /// Purges are refused for it. Otherwise they are durable elsewhere.
+    /// Purges are refused because of it. Otherwise they are durable elsewhere.
     pub refuses: bool,
 }
 
-/// Why something was not written. Nothing of it was accepted, and the next attempt starts afresh.
+/// Why a write failed. Nothing of it was accepted, and the next attempt starts afresh.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum WriteError {
-    /// The store refused. Every purge that was to be committed together carries the same source.
+    /// The store reported an error. All purges of the same commit share it.
     #[error("the journal could not be written")]
     Failed(#[source] Arc<dyn Error + Send + Sync>),
-    /// The store does not answer. What was being written then is carried out all the same once it answers and has it:
-    /// a purge that nobody relies on drops a page too many. What comes later is refused at once and for good.
+    /// The store does not answer. If it answers later, the pending write is carried out all the same: an extra purge only
+    /// drops a page too many. Later writes are refused at once, and not carried out.
     #[error("no answer from {} for {:.1} s", path.display(), after.as_secs_f64())]
     Hung {
         /// The file.
         path: Arc<Path>,
-        /// Since it was asked.
+        /// The time since the request.
         after: Duration,
     },
     /// The writer is gone: the process is shutting down, or the writer has panicked.
@@ -268,94 +267,91 @@ pub enum WriteError {
     Closed,
 }
 
-/// The ordered list of purges. Used as `Arc<dyn Journal>`; dropping the last handle finishes what was begun. A kind of journal
-/// says how something gets in; what is in it is read in one way.
+/// The ordered list of purges. Used as `Arc<dyn Journal>`; dropping the last handle completes pending writes.
+/// Implementations differ in how entries are written, and share how they are read.
 pub trait Journal: Send + Sync + 'static {
-    /// What it has in memory, from which everything that is asked is answered.
+    /// The part in memory, which answers all reads.
     fn readable(&self) -> &Readable;
 
-    /// Accepts a purge; resolves with its position once it is durable and readable.
+    /// Accepts a purge. Resolves with its position once it is durable and readable.
     ///
-    /// The future may be dropped: a purge that has been taken into the queue (with the first poll, unless the queue
-    /// is full) is committed whether or not anybody waits for it.
+    /// The future may be dropped: a purge that has entered the queue (at the first poll, unless the queue is full) is
+    /// committed in any case.
     ///
-    /// # Errors
-    /// [`WriteError`]: the purge was not accepted, no position was used up, and head did not move.
+    /// # Errors [`WriteError`]: the purge was not accepted, no position was used up, and head did not move.
     fn append(&self, purge: Purge) -> BoxFuture<'_, Result<Position, WriteError>>;
 
-    /// Saves cursors beside those that are saved already. A node whose cursor was not saved for
-    /// [`Limits::retention`] is forgotten, so the unchanged cursors of registered nodes are to be saved too.
+    /// Saves cursors, and keeps those of other nodes. A node whose cursor was not saved for [`Limits::retention`] is
+    /// forgotten, so the unchanged cursors of current nodes must be saved, too.
     ///
-    /// # Errors
-    /// [`WriteError`]: the older cursors stand, and a restart replays more.
+    /// # Errors [`WriteError`]: the older cursors stay valid, and a restart replays more.
     fn save_cursors(&self, cursors: Vec<(NodeId, Cursor)>) -> BoxFuture<'_, Result<(), WriteError>>;
 
-    /// Notes that the senders of these purges were told that nodes do not take them. Holds at once, also where it cannot be
-    /// made durable; it is durable when this resolves. Of an unmarked purge a process after this one believes that it was
-    /// answered as done: a mark that is lost costs a node that does not take the purge its cache, and no promise.
+    /// Marks these purges as refused to their senders. Valid in memory at once, even on an error; durable when this
+    /// resolves. A later process assumes that a purge without a mark was answered as done. So a lost mark breaks no promise,
+    /// but empties the cache of a node that refuses the purge.
     ///
-    /// # Errors
-    /// [`WriteError`]: the next process may not know of it.
+    /// # Errors [`WriteError`]: a later process may not know of it.
     fn refuse(&self, positions: Vec<Position>) -> BoxFuture<'_, Result<(), WriteError>>;
 
-    /// What is wrong with it at present, asked without waiting.
+    /// The current problem, without waiting.
     fn trouble(&self) -> Option<Trouble> {
         None
     }
 
-    /// What is known of a node whose cache lives its life of this epoch.
-    fn remembered(&self, node: &NodeId, epoch: Option<&str>) -> Remembered {
-        self.cursors().remove(node).map_or(Remembered::Nothing, |cursor| cursor.remembered(epoch))
+    /// The known progress of a node whose cache has this epoch.
+    fn remembered(&self, node: &NodeId, epoch: Option<&str>) -> CursorState {
+        self.cursors().remove(node).map_or(CursorState::Unknown, |cursor| cursor.remembered(epoch))
     }
 
-    /// The last durable position; 0 while there is none.
+    /// The last durable position; 0 before the first.
     fn head(&self) -> Position {
         self.readable().tail.head()
     }
 
-    /// The head, for waiting until it moves.
+    /// The head, to wait for its moves.
     fn watch(&self) -> watch::Receiver<Position> {
         self.readable().tail.watch()
     }
 
-    /// What lies after `cursor`. Asked and answered at one moment: the last entry is the head of that moment.
+    /// The entries after `cursor`. Consistent: the last entry is the head at that moment.
     fn since(&self, cursor: Position) -> Missed {
         self.readable().tail.since(cursor)
     }
 
-    /// Everything after this is held and can be replayed; of what lies before, nothing is.
+    /// All entries after this position can be replayed, and none up to it.
     fn floor(&self) -> Position {
         self.readable().tail.floor()
     }
 
-    /// How much lies after `cursor`.
+    /// The backlog of `cursor`.
     fn lag(&self, cursor: Position) -> Lag {
         self.readable().tail.lag(cursor)
     }
 
-    /// The last position that was given longer ago than this; the one before the oldest entry held where all are younger.
+    /// The last position that is older than this; if all held entries are younger, the position before the oldest.
     fn older_than(&self, age: Duration) -> Position {
         self.readable().tail.older_than(age, self.now_ms())
     }
 
-    /// The cursors as they were last saved here, in this process or before it.
+    /// The saved cursors, of this process or an earlier one.
     fn cursors(&self) -> HashMap<NodeId, Cursor> {
         self.readable().cursors.all()
     }
 
-    /// Whether the sender of this purge was told that nodes do not take it, as far as it is held.
+    /// Whether this purge was refused to its sender, if it is held.
     fn is_refused(&self, position: Position) -> bool {
         self.readable().tail.is_refused(position)
     }
 
-    /// The newest purge that is not held any more, was not refused to its sender, and that a ban of everything may leave (a
-    /// request that was handed on as it came); 0 if there is none. What this journal never held is not in it.
+    /// The newest purge that is no longer held, was not refused, and is not covered by a ban of everything (a forwarded
+    /// request); 0 if there is none. Does not include purges that this journal never held.
     fn uncovered(&self) -> Position {
         self.readable().tail.uncovered()
     }
 
-    /// Whether anything was ever promised, by this journal or by one that it took the place of. One without history has
-    /// promised nothing to anybody; one that began [anew](Anew) has a history, of which it holds nothing.
+    /// Whether any promise was ever made, by this journal or one that it replaces. A journal that began [anew](Anew) has a
+    /// history without entries.
     fn has_history(&self) -> bool {
         self.head() > 0
     }
@@ -366,52 +362,51 @@ pub trait Journal: Send + Sync + 'static {
         self.readable().tail.purged()
     }
 
-    /// Why it does not go on where the journal before it ended; `None` where it does.
+    /// Why it does not continue the journal before it; `None` if it does.
     fn anew(&self) -> Option<&Anew> {
         self.readable().anew.as_ref()
     }
 
-    /// The time by the clock that dates purges, in ms since 1970.
+    /// The current time of the clock that dates purges, in ms since 1970.
     fn now_ms(&self) -> u64 {
         self.readable().now_ms()
     }
 }
 
-/// A journal whose purges have names, so that replicas can tell each other of them.
+/// A journal whose purges have names, so that replicas can exchange them.
 pub trait Shared: Journal {
-    /// Takes in what another replica tells of; resolves with the last of their places once all are durable and readable.
+    /// Stores purges of another replica. Resolves with the highest of their positions once all are durable and readable.
     ///
-    /// # Errors
-    /// [`WriteError`]: not all of them were taken in.
-    fn admit(&self, told: Vec<Told>) -> BoxFuture<'_, Result<Position, WriteError>>;
+    /// # Errors [`WriteError`]: not all of them were stored.
+    fn admit(&self, told: Vec<PurgeMessage>) -> BoxFuture<'_, Result<Position, WriteError>>;
 
-    /// The place of a purge by its name, while it is held.
+    /// The position of a held purge by its name.
     fn place_of(&self, id: &str) -> Option<Position> {
-        self.readable().ledger().position(id)
+        self.readable().position_map().position(id)
     }
 
-    /// The name of the purge at this position, while it is held.
+    /// The name of a held purge.
     fn name_of(&self, position: Position) -> Option<Arc<str>> {
-        self.readable().ledger().name(position)
+        self.readable().position_map().name(position)
     }
 
-    /// Up to where the other replicas find every purge without us. `None` where they know only what they are told.
+    /// The position up to which other replicas find every purge without us. `None` if they know only what they are sent.
     fn in_common_up_to(&self) -> Option<Position> {
         None
     }
 
-    /// Where in etcd the entry at this position is.
+    /// The etcd revision of the entry at this position.
     fn revision(&self, _position: Position) -> Option<u64> {
         None
     }
 
-    /// How many purges are not in etcd yet. `None` where they need not get there.
+    /// The number of purges that are not in etcd yet. `None` if there is no etcd.
     fn spooled(&self) -> Option<usize> {
         None
     }
 }
 
-/// The wall clock in milliseconds since 1970, as an argument so that tests can turn it.
+/// The wall clock in milliseconds since 1970, as an argument so that tests can set it.
 pub(crate) type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
 
 fn wall_clock() -> Clock {

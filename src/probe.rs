@@ -21,7 +21,7 @@ use tokio::sync::{Notify, mpsc};
 use crate::config::{HeaderError, HealthChecks, VarnishChecks, WebChecks, reveal};
 use crate::files::is_ours;
 use crate::fleet::{CheckResult, Event, NodeId, NodeSpec, Role, SendProxy, VarnishSettings, Verdict};
-use crate::http_client::Connection;
+use crate::http_client::HttpConnection;
 use crate::proxy_protocol;
 use crate::purge::{PROBE_PATH, what_to_change, would_obey};
 use crate::telemetry::causes;
@@ -141,7 +141,7 @@ impl Probe {
             proxy_protocol::write_v2_local(&mut header);
             stream.write_all(&header).await?;
         }
-        let mut connection = Connection::over(stream).await?;
+        let mut connection = HttpConnection::over(stream).await?;
         let (method, path, host) = match &self.kind {
             ProbeKind::Web { path, host, .. } => ("GET", path.as_str(), host.as_str()),
             ProbeKind::Varnish(_) => ("PURGE", PROBE_PATH, "clearcoat"),

@@ -20,7 +20,7 @@ mod trie;
 
 use serde::{Deserialize, Serialize};
 
-pub use batch::{Ban, Batch, compile};
+pub use batch::{Ban, CompiledBans, compile};
 pub use forward::BadForward;
 pub use guard::{Guard, Page, Passage, SentBytes, SocketPair, Wire};
 pub use parse::{ParsedPurge, Refusal, parse};

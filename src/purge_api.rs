@@ -32,7 +32,7 @@ use crate::fleet::NodeId;
 use crate::http_server::{Handler, Response, json, text};
 use crate::journal::{Journal, Position};
 use crate::purge::{ParsedPurge, Purge, PurgeRules, Refusal, Target, parse};
-use crate::replicas::{self, Heard, Received, Replicas};
+use crate::replicas::{self, PeerAnswers, Received, Replicas};
 use crate::telemetry::{Metrics, PurgeResult, causes};
 
 /// Purges under way at once. A shop has tens; each costs some KiB.
@@ -283,7 +283,7 @@ impl PurgeApi {
         // What the journal took is part of what was promised to the sender; something is left for the fleet all the same.
         let left = self.ack_timeout.saturating_sub(began.elapsed()).max(self.ack_timeout / 4);
         if let Some(refusable) = refusable {
-            expected.accepted(position, refusable, source);
+            expected.record_accepted(position, refusable, source);
         }
         let (mut outcome, heard) = self.settle(position, &expected, left).await;
         drop(expected);
@@ -299,9 +299,9 @@ impl PurgeApi {
     }
 
     /// Waits for the fleet and for the other replicas, together for `left`, and raises the fence.
-    async fn settle(&self, position: Position, expected: &Expected<'_>, left: Duration) -> (Acknowledged, Heard) {
+    async fn settle(&self, position: Position, expected: &Expected<'_>, left: Duration) -> (Acknowledged, PeerAnswers) {
         let Some(replicas) = self.replicas.as_ref().filter(|replicas| replicas.are_several()) else {
-            return (expected.acknowledge(position, left, false).await, Heard::default());
+            return (expected.acknowledge(position, left, false).await, PeerAnswers::default());
         };
         let began = Instant::now();
         // What they say may have to be said once more.
@@ -342,7 +342,7 @@ fn result_of(outcome: &Acknowledged) -> PurgeResult {
     }
 }
 
-fn answer(kind: &'static str, position: Position, outcome: &Acknowledged, heard: &Heard) -> Response {
+fn answer(kind: &'static str, position: Position, outcome: &Acknowledged, heard: &PeerAnswers) -> Response {
     if let Some((node, reason)) = outcome.refused.first() {
         let refusing = outcome.refused.len();
         let error = format!(
@@ -365,7 +365,7 @@ fn answer(kind: &'static str, position: Position, outcome: &Acknowledged, heard:
     }
     let Acknowledged { applied, fenced, invalidated, .. } = outcome;
     tracing::debug!(position, kind, applied = applied.len(), fenced = fenced.len(), "purged");
-    let Heard { fenced_at, unconfirmed, .. } = heard;
+    let PeerAnswers { fenced_at, unconfirmed, .. } = heard;
     let body = AcceptedBody { position, applied, fenced, invalidated: *invalidated, fenced_at, unconfirmed };
     let mut response = json(200, &body);
     // Varnish says "200 Purged", and there are scripts that look for it.

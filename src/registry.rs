@@ -56,8 +56,8 @@ impl RegistryStatus {
         }
     }
 
-    /// Why changes do not come in; empty if they do.
-    pub fn problem(&self) -> Arc<str> {
+    /// Why changes do not come in, if they do not.
+    pub fn problem(&self) -> Option<Arc<str>> {
         match self {
             RegistryStatus::Etcd(status) => status.problem(),
             RegistryStatus::Dns(status) => status.problem(),

@@ -1,35 +1,36 @@
 //! Several clearcoats before one fleet.
 //!
-//! Each is whole: it follows the shared journal or has one of its own, tells every Varnish itself, and trusts only what it
-//! has seen acknowledged itself. What is left to do together is the promise: after a purge is answered, no reader behind
-//! *any* of them sees the old page. So who accepts a purge tells the others directly, and its answer waits for them as it
-//! waits for a Varnish: another replica confirms when the purge is durable there, its guard knows it and its own fence has
-//! risen to it, so that a node that does not take purges is avoided there, too.
+//! Each replica is complete: it follows the shared journal or has its own, delivers to every Varnish itself, and trusts only
+//! acknowledgements that it has received itself. Only the promise is shared: after a purge is answered, no reader behind
+//! *any* replica sees the old page. So the replica that accepts a purge sends it to the others directly, and its answer
+//! waits for them as it waits for a Varnish. Another replica confirms a purge once it is durable there, its guard knows it
+//! and its fence has risen to it, so that it, too, avoids nodes that do not apply purges.
 //!
-//! **The same shape as a delivery.** What another one was told of is a position, and one task each brings it from there
-//! to the head ([`peer`]); whoever lets a purge wait in vain is *late*, and the next ones are answered without it, until
-//! it has confirmed everything. That it has not confirmed is counted (`clearcoat_replica_unconfirmed_total`).
+//! **Like a delivery.** The progress of another replica is a position, and one task for each brings it from there to the
+//! head ([`peer`]). A replica that lets a purge time out is *late*, and later purges are answered without it until it has
+//! confirmed everything. Missing confirmations are counted (`clearcoat_replica_unconfirmed_total`).
 //!
-//! **What they say is compared** ([`agreement`]). A node that one of them has not reached may get an old page through that
-//! one's origin after the others' bans; so the others tell it once more, and the answer says who has not reached which node.
-//! If such a page is still under way, they wait until it has landed ([`under_way`]).
+//! **Confirmations are compared** ([`agreement`]). If one replica has not reached a node, the node may get an old page
+//! through that replica's origin after the bans of the others. So the others deliver the purge once more, and the answer
+//! names the replica and the node. If such a page is still in flight, they wait for its arrival ([`under_way`]).
 //!
-//! **A node may refuse a purge at one of them only.** Whoever accepted the purge hears of it with the confirmation, and answers
-//! 400; the others hear of that with its next message. How a purge was answered that nobody says, they take for done
+//! **A node may refuse a purge at one replica only.** The accepting replica learns this with the confirmation and answers
+//! 400; the other replicas learn the answer with its next message. If no answer is reported, the purge counts as done
 //! ([`crate::delivery`]).
 //!
-//! **Who is there.** With etcd, `replicas/<id>`, a key with a lease for each ([`registered`]); who was there and is not
-//! registered any more is told as long as it answers, for it may only have lost etcd, and serves readers. Without etcd, the
-//! addresses of the configuration ([`neighbours`]). Two of one name are an error that both of them say ([`twin`]).
+//! **Finding replicas.** With etcd, each replica has a key with a lease, `replicas/<id>` ([`registered`]). A replica whose
+//! key is gone still receives purges as long as it answers: it may have lost only etcd, and still serve readers. Without
+//! etcd, the configuration lists the addresses ([`neighbours`]). Two replicas with one name are an error that both report
+//! ([`twin`]).
 //!
-//! **Nobody tells on what it was told.** Each must reach each other one: where A reaches B, B reaches C and A does not
-//! reach C, A's answers name C, and A tells it as soon as it can. Telling on would need no less, as the answer must wait
-//! for C itself; and a circle that nobody can see would be there to be broken.
+//! **Purges are not forwarded.** Each replica must reach every other one: if A reaches B, B reaches C, and A does not reach
+//! C, the answers of A name C, and A sends to C as soon as it can. Forwarding would not help, because the answer must wait
+//! for C itself, and it would add loops that nobody sees.
 
 mod agreement;
 mod call;
+mod known_replicas;
 mod marks;
-mod memory;
 mod message;
 mod neighbours;
 mod peer;
@@ -49,6 +50,7 @@ use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::awaited::Progress;
 use crate::config::{JournalKind, PeerAddress, Token};
 use crate::delivery::Deliveries;
 use crate::etcd::{RegistrationStatus, SharedEtcd};
@@ -61,99 +63,98 @@ use neighbours::Neighbours;
 use peer::Peer;
 use twin::Twins;
 
-pub use agreement::Heard;
-pub use message::{Again, Confirmation, Introduction, Message, PeerPosition, RefusedPurge};
+pub use agreement::PeerAnswers;
+pub use message::{Confirmation, Introduction, Message, PeerPosition, RedeliveryRequest, RefusedPurge};
 pub use reception::Received;
 pub use record::{Record, own_address, own_id};
 
-/// Where one replica tells another one of purges, on its purge listener.
+/// The path for messages between replicas, on the purge listener.
 pub const PATH: &str = "/.clearcoat/replica";
 
-/// The status for a message that means another process than this (RFC 9110 section 15.5.20).
+/// The status for a message to an earlier process at this address (RFC 9110 section 15.5.20).
 pub const MISDIRECTED: u16 = 421;
 
-/// How long the end waits until the others know that we are gone.
+/// The maximum delay of the shutdown until the others know of it.
 const ANNOUNCE: Duration = Duration::from_secs(1);
 
-/// So many others may be known when one introduces itself. A fleet has two or three.
+/// The maximum number of known replicas for an introduction to be accepted. A fleet has two or three.
 const MOST: usize = 32;
 
-/// What the names of purges begin with that stand for what a replica has missed.
+/// The prefix of the names of purges that replace what a replica has missed.
 const GAP: &str = "gap-";
 
-/// What a replica works with.
-pub struct Context {
-    /// Where the others are found.
+/// The dependencies of a replica.
+pub struct ReplicaContext {
+    /// How the other replicas are found.
     pub found_by: FoundBy,
-    /// The journal that all share, or whose purges they tell each other; `None` where neither is so.
+    /// The journal that the replicas share, or whose purges they exchange; `None` for a single replica.
     pub journal: Option<Arc<dyn Shared>>,
-    /// Who acknowledges.
+    /// The deliveries to the Varnish nodes.
     pub deliveries: Arc<Deliveries>,
-    /// How long a purge waits.
+    /// The maximum time that a purge waits.
     pub ack_timeout: Duration,
-    /// The largest request that the others take, as they have one configuration.
+    /// The largest request that the others accept; all replicas have one configuration.
     pub max_request: usize,
-    /// What the others want to see, as they have one configuration.
+    /// The token that the others require; all replicas have one configuration.
     pub token: Option<Token>,
-    /// Where it is counted.
+    /// Counts confirmations.
     pub metrics: Arc<Metrics>,
-    /// The file for what has to be known at the next start: who the others were, or how far they are. `None` where
-    /// nothing has.
+    /// The file with data for the next start: the other replicas, or their progress. `None` if there is no such data.
     pub memory: Option<PathBuf>,
 }
 
-/// Where the other replicas are found.
+/// How the other replicas are found.
 pub enum FoundBy {
-    /// By their keys.
+    /// By their keys in etcd.
     Etcd(SharedEtcd),
     /// At these addresses.
     Addresses(Vec<PeerAddress>),
 }
 
-/// This replica, and what it knows of the others.
+/// This replica, and its knowledge of the others.
 pub struct Replicas {
-    context: Context,
+    context: ReplicaContext,
     id: NodeId,
     own: Record,
-    /// Our journal was begun by this process.
+    /// This process has created our journal.
     fresh: bool,
     peers: Mutex<BTreeMap<NodeId, Arc<Peer>>>,
     neighbours: Neighbours,
     marks: Mutex<Marks>,
     twins: Twins,
-    /// Rings when a peer has confirmed something, came or went.
-    progress: watch::Sender<()>,
-    /// Rings when somebody has come or gone, so that whoever waits to try again need not.
+    /// Notified when a peer has confirmed something, came or went.
+    progress: Progress,
+    /// Notified when a replica has come or gone, to end pauses between attempts.
     ring: watch::Sender<()>,
-    /// `None` takes our key away.
+    /// Our record in etcd; `None` deletes the key.
     record: watch::Sender<Option<Vec<u8>>>,
     standing: watch::Receiver<RegistrationStatus>,
-    /// Who has told of itself, and is not known.
+    /// Replicas that have introduced themselves and are unknown.
     strangers: mpsc::Sender<(NodeId, Record)>,
 }
 
-/// A replica as others see it.
+/// A replica in the admin API.
 #[derive(Debug, Serialize)]
 pub struct View {
     /// Its name.
     pub id: NodeId,
-    /// Where its purge listener is.
+    /// The address of its purge listener.
     pub address: String,
-    /// What journal it has.
+    /// The kind of its journal.
     pub journal: String,
-    /// It is this one.
+    /// It is this replica.
     #[serde(rename = "self", skip_serializing_if = "std::ops::Not::not")]
     pub is_self: bool,
-    /// It has confirmed everything that it was told.
+    /// It has confirmed every purge that it was sent.
     pub confirmed: bool,
-    /// Why not; empty where it has.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub problem: String,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<Arc<str>>,
 }
 
 impl Replicas {
-    /// This replica under this name. Starts to announce it and to look for others, in tasks of this set.
-    pub fn start(context: Context, id: NodeId, mut own: Record, tasks: &mut JoinSet<()>) -> Arc<Self> {
+    /// Creates this replica, and starts tasks in `tasks` that announce it and find the others.
+    pub fn start(context: ReplicaContext, id: NodeId, mut own: Record, tasks: &mut JoinSet<()>) -> Arc<Self> {
         let journal = context.journal.as_deref();
         let head = journal.map_or(0, |journal| journal.head());
         let is_anew = journal.is_some_and(|own| own.anew().is_some());
@@ -161,7 +162,7 @@ impl Replicas {
         let by_address = matches!(context.found_by, FoundBy::Addresses(_));
         let marks = Marks::open(context.memory.clone().filter(|_| by_address), head, is_anew);
         if by_address {
-            marks.journal().clone_into(&mut own.journal_id);
+            own.journal_id = Some(marks.journal().to_owned());
         }
         let (record, recorded) = watch::channel(Some(own.encode()));
         let (standing_sender, standing) = watch::channel(RegistrationStatus::default());
@@ -175,7 +176,7 @@ impl Replicas {
             neighbours: Neighbours::default(),
             marks: Mutex::new(marks),
             twins: Twins::default(),
-            progress: watch::channel(()).0,
+            progress: Progress::default(),
             ring: watch::channel(()).0,
             record,
             standing,
@@ -192,8 +193,8 @@ impl Replicas {
         this
     }
 
-    /// Returns when the others know of this one, and it knows what it missed: whatever is accepted from then on, it is
-    /// told of. Who cannot be reached is waited for a moment.
+    /// Returns when the others know of this replica and it has received what it missed, so that it misses no later purge.
+    /// Unreachable replicas are waited for briefly.
     pub async fn announced(&self) {
         match self.context.found_by {
             FoundBy::Etcd(_) => self.registered().await,
@@ -201,7 +202,7 @@ impl Replicas {
         }
     }
 
-    /// Says that this one is about to end, so that nobody waits for it any more.
+    /// Announces the shutdown, so that purges no longer wait for this replica.
     pub async fn withdraw(self: &Arc<Self>) {
         self.record.send_replace(None);
         let mut standing = self.standing.clone();
@@ -209,30 +210,30 @@ impl Replicas {
         let mut goodbyes = JoinSet::new();
         for peer in peers {
             let this = Arc::clone(self);
-            // Whoever does not hear it finds out.
-            goodbyes.spawn(async move { peer.say_goodbye(&this).await.is_ok() });
+            // A replica that cannot be reached will notice by itself.
+            goodbyes.spawn(async move { peer.send_farewell(&this).await.is_ok() });
         }
-        // Where etcd is away, the lease does it.
+        // If etcd is away, the lease expires.
         let said = async { tokio::join!(standing.wait_for(|standing| !standing.registered), goodbyes.join_all()) };
         _ = tokio::time::timeout(ANNOUNCE, said).await;
     }
 
-    /// How many purges are not in etcd yet, where the journal is there.
+    /// The number of purges that are not in etcd yet, if the journal is there.
     pub fn spooled(&self) -> Option<usize> {
         self.context.journal.as_ref().and_then(|journal| journal.spooled())
     }
 
-    /// Why nobody tells this one of purges, if that is so: another one has its name.
+    /// Why this replica receives no purges from others: another one has its name.
     pub fn superseded(&self) -> Option<String> {
         self.twins.current().filter(|twin| !twin.ours).map(|twin| self.same_name(&twin.address))
     }
 
-    /// All replicas that are known, this one first.
+    /// All known replicas, this one first.
     pub fn view(&self) -> Vec<View> {
         let twin = self.twins.current();
         let problem = match twin {
-            Some(twin) => self.same_name(&twin.address),
-            None => self.standing.borrow().problem.clone(),
+            Some(twin) => Some(self.same_name(&twin.address).into()),
+            None => self.standing.borrow().problem.as_deref().map(Arc::from),
         };
         let own = View {
             id: self.id.clone(),
@@ -249,7 +250,7 @@ impl Replicas {
             journal: peer.record.journal.clone(),
             is_self: false,
             confirmed: self.shares_with(peer) && !peer.is_late(),
-            problem: if self.shares_with(peer) { peer.problem().to_string() } else { NOT_SHARED.to_owned() },
+            problem: if self.shares_with(peer) { peer.problem() } else { Some(NOT_SHARED.into()) },
         });
         std::iter::once(own).chain(others).chain(self.unmet_view()).collect()
     }
@@ -258,12 +259,12 @@ impl Replicas {
         self.neighbours.view(|id| self.peers().contains_key(id))
     }
 
-    /// The addresses of those that may be there and cannot be told.
+    /// The addresses of replicas that may exist and cannot be reached.
     fn unmet(&self) -> Vec<NodeId> {
         self.neighbours.unmet(|id| self.peers().contains_key(id))
     }
 
-    /// What is said of this one wherever it speaks.
+    /// A message without content.
     fn hello(&self, patience: Duration) -> Message {
         Message {
             format: FORMAT,
@@ -280,7 +281,7 @@ impl Replicas {
         }
     }
 
-    /// Those that are told of our purges, and confirm them.
+    /// The replicas that receive our purges and confirm them.
     fn sharing(&self) -> Vec<Arc<Peer>> {
         let peers = self.peers();
         peers.values().filter(|peer| self.shares_with(peer)).cloned().collect()
@@ -290,23 +291,23 @@ impl Replicas {
         self.context.journal.is_some() && self.goes_with(&peer.record)
     }
 
-    /// Whether the purges of this one are to be taken in here, and ours there: all have one journal, or each its own.
+    /// Whether purges can be exchanged with this replica: all share one journal, or each has its own.
     fn goes_with(&self, record: &Record) -> bool {
         (record.journal == JournalKind::Etcd.as_str()) == self.has_journal_in_common()
     }
 
-    /// Whether the others find our purges without us.
+    /// Whether the others receive our purges through the journal.
     fn has_journal_in_common(&self) -> bool {
         matches!(self.context.found_by, FoundBy::Etcd(_))
     }
 
-    /// Of two processes with one name, which of them the others tell of purges; without etcd, whose key says so, it must
-    /// be the same for all who see both.
+    /// Whether the others send purges to us rather than to this other process with our name. With etcd, the key decides.
+    /// Otherwise all that see both must decide alike.
     fn holds_name_against(&self, other: &Record) -> bool {
         self.has_journal_in_common() || self.own.boot > other.boot
     }
 
-    /// What is wrong where another one has our name.
+    /// The problem of another process with our name.
     fn same_name(&self, address: &str) -> String {
         format!(
             "replica.id \"{}\" is also used by {address}, and this is {}: give each replica its own; until then others \
@@ -315,8 +316,8 @@ impl Replicas {
         )
     }
 
-    /// A peer that has ended. Its task returns after this.
-    fn let_go(&self, peer: &Arc<Peer>) {
+    /// Removes a peer that has ended. Its task returns after this.
+    fn remove_peer(&self, peer: &Arc<Peer>) {
         self.keep_mark(peer);
         let mut peers = self.peers();
         if peers.get(&peer.id).is_some_and(|known| Arc::ptr_eq(known, peer)) {
@@ -324,9 +325,9 @@ impl Replicas {
         }
         drop(peers);
         tracing::info!(replica = %peer.id, "a replica is gone");
-        peer.is_gone_now();
+        peer.mark_gone();
         self.count();
-        self.progress.send_replace(());
+        self.progress.notify();
     }
 
     fn woken(&self) -> watch::Receiver<()> {
@@ -338,7 +339,6 @@ impl Replicas {
     }
 
     fn marks(&self) -> parking_lot::MutexGuard<'_, Marks> {
-        // Whole after every statement, like the map.
         self.marks.lock()
     }
 
@@ -348,12 +348,12 @@ impl Replicas {
     }
 }
 
-/// The name of the purge of everything that stands for what a replica has missed of another one.
+/// The name of the purge of everything that replaces what one replica has missed of another.
 fn gap_name(teller: &str, told: &str, head: Position) -> String {
     format!("{GAP}{teller}-{told}-{head:x}")
 }
 
-/// What is wrong with replicas that have journals of their own.
+/// The problem of replicas that do not share a journal.
 const NOT_SHARED: &str = "replicas of one fleet have no journal in common: a purge that one of them takes is not known to \
                           the other, which may serve the old page; give all of them journal.kind = \"etcd\", or name them \
                           to each other (replica.peers)";

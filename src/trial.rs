@@ -23,9 +23,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
+use crate::awaited::Progress;
 use crate::fleet::{Live, Node, NodeId, TrialState, VarnishSettings};
 use crate::purge::Guard;
 use crate::telemetry::Metrics;
@@ -49,8 +50,8 @@ pub struct Trials {
     /// The pages under trial: as many as there are nodes, at most.
     pages: Mutex<HashMap<String, TrialPage>>,
     running: Mutex<BTreeMap<NodeId, Running>>,
-    /// Increases after each trial.
-    progress: watch::Sender<u64>,
+    /// Notified after each trial.
+    progress: Progress,
 }
 
 /// The host of a trial request.
@@ -82,7 +83,7 @@ impl Trials {
             wants_host: AtomicBool::new(true),
             pages: Mutex::default(),
             running: Mutex::default(),
-            progress: watch::Sender::new(0),
+            progress: Progress::default(),
         }
     }
 
@@ -104,7 +105,7 @@ impl Trials {
     }
 
     /// Notes that a node has come up: it may have another VCL now.
-    pub fn is_up(&self, id: &NodeId) {
+    pub fn wake(&self, id: &NodeId) {
         if let Some(running) = self.running().get(id) {
             running.wake.notify_one();
         }
@@ -126,12 +127,7 @@ impl Trials {
 
     /// Waits until every node in `among` has been tried once.
     pub async fn all_tried(&self, among: impl Fn() -> Vec<Arc<Node>>) {
-        let mut progress = self.progress.subscribe();
-        while among().iter().any(|node| node.live.trial() == TrialState::Untried) {
-            if progress.changed().await.is_err() {
-                return;
-            }
-        }
+        self.progress.until(|| among().iter().all(|node| node.live.trial() != TrialState::Untried)).await;
     }
 
     /// Notes the host of a client at the edge for the next trial. One is taken after each trial, so that other requests
@@ -181,7 +177,7 @@ impl Trials {
         if let Some(varnish) = &self.metrics.node(node.spec.role(), node.id()).varnish {
             varnish.trial_failed.set(matches!(state, TrialState::Failed | TrialState::WithoutTags).into());
         }
-        self.progress.send_modify(|tried| *tried += 1);
+        self.progress.notify();
         let id = node.id();
         if *told == *finding {
             return state;

@@ -17,7 +17,7 @@ fn every_metric_is_documented_and_every_documented_one_exists() {
     for role in [Role::Web, Role::Varnish] {
         metrics.node(role, &NodeId::try_from("a").unwrap());
     }
-    metrics.retried(Role::Web, RetryReason::Connect);
+    metrics.count_retry(Role::Web, RetryReason::Connect);
     metrics.purge.requested("tags", PurgeResult::Applied);
     metrics.purge.named("cat_p", 1);
     metrics.purge.sent_by("10.0.0.5");

@@ -16,7 +16,7 @@ use http::Uri;
 use http_body_util::Full;
 use tokio::net::TcpStream;
 
-use crate::http_client::Connection;
+use crate::http_client::HttpConnection;
 
 /// The check, and how often it is made.
 #[derive(Clone, Debug)]
@@ -98,7 +98,7 @@ async fn get(page: &CheckUrl) -> Result<u16, CheckFailure> {
     let host = uri.host().unwrap_or_default();
     let stream = connect(&format!("{host}:{}", uri.port_u16().unwrap_or(80))).await?;
     let http = |error| CheckFailure::Http(page.clone(), error);
-    let mut connection = Connection::over(stream).await.map_err(http)?;
+    let mut connection = HttpConnection::over(stream).await.map_err(http)?;
     let request = http::Request::builder()
         .uri(uri.path_and_query().map_or("/", |path| path.as_str()))
         .header(http::header::HOST, uri.authority().map_or("", |authority| authority.as_str()))

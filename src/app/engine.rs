@@ -13,7 +13,7 @@ use crate::config::{Config, JournalKind};
 use crate::delivery::{self, Deliveries, Pace};
 use crate::etcd::{EtcdCluster, SharedEtcd};
 use crate::fleet::{Fence, Snapshot};
-use crate::journal::{self, Anew, Disk, Journal, Limits, Local, Memory, Missed, Named, Position};
+use crate::journal::{self, Anew, Disk, Journal, Limits, Memory, Missed, Named, NamedStore, Position};
 use crate::origin::SocketDiagnosis;
 use crate::purge::Guard;
 use crate::replicas::{self, FoundBy, Replicas};
@@ -57,7 +57,7 @@ impl Engine {
         let fence = Arc::new(Fence::at(journal.head()));
         let fleet = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
         let slow_start = Arc::new(SlowStart::new(&config.health));
-        let context = delivery::Context {
+        let context = delivery::DeliveryContext {
             journal: Arc::clone(&journal),
             fence: Arc::clone(&fence),
             fleet: Arc::clone(&fleet),
@@ -121,7 +121,7 @@ impl Engine {
             tasks.spawn(async move { deliveries.fence_in_time(patience).await });
         }
         let has_disk = config.journal.kind != JournalKind::Memory;
-        let context = replicas::Context {
+        let context = replicas::ReplicaContext {
             found_by,
             journal: self.shared_journal.clone(),
             deliveries: Arc::clone(&self.deliveries),
@@ -171,8 +171,8 @@ async fn open_journal(config: &Config, guard: &Arc<Guard>, etcd: Option<&SharedE
                 answered,
             });
         }
-        (JournalKind::Memory, _) => Local::Memory(Box::new(Memory::after_another(limits, observer))),
-        (JournalKind::Disk | JournalKind::Etcd, _) => Local::Disk(Disk::open(path, settings).await?),
+        (JournalKind::Memory, _) => NamedStore::Memory(Box::new(Memory::after_another(limits, observer))),
+        (JournalKind::Disk | JournalKind::Etcd, _) => NamedStore::Disk(Disk::open(path, settings).await?),
     };
     if !config.replica.peers.is_empty() {
         let named = Arc::new(Named::new(local));
@@ -183,8 +183,8 @@ async fn open_journal(config: &Config, guard: &Arc<Guard>, etcd: Option<&SharedE
         });
     }
     let journal: Arc<dyn Journal> = match local {
-        Local::Memory(memory) => Arc::new(*memory),
-        Local::Disk(disk) => Arc::new(disk),
+        NamedStore::Memory(memory) => Arc::new(*memory),
+        NamedStore::Disk(disk) => Arc::new(disk),
     };
     Ok(OpenJournal { journal, shared: None, answered: None })
 }

@@ -100,7 +100,7 @@ impl Reloader {
                     tracing::error!("{error}");
                 }
                 tracing::error!("the new configuration is refused; the old one goes on");
-                self.metrics.reloaded(ReloadResult::Refused);
+                self.metrics.count_reload(ReloadResult::Refused);
                 return;
             }
         };
@@ -118,16 +118,16 @@ impl Reloader {
         let changes = Changes::between(&self.running.nodes, &config.nodes);
         if changes.are_none() {
             if logs_otherwise {
-                self.metrics.reloaded(ReloadResult::Applied);
+                self.metrics.count_reload(ReloadResult::Applied);
             } else if cause == Cause::Asked {
                 tracing::info!("the nodes of the configuration are as they were");
-                self.metrics.reloaded(ReloadResult::Unchanged);
+                self.metrics.count_reload(ReloadResult::Unchanged);
             }
             return;
         }
         let Changes { new, gone, changed } = &changes;
         tracing::info!(new = new.join(" "), gone = gone.join(" "), changed = changed.join(" "), "nodes reloaded");
-        self.metrics.reloaded(ReloadResult::Applied);
+        self.metrics.count_reload(ReloadResult::Applied);
         self.running.nodes.clone_from(&config.nodes);
         self.nodes.send_replace(config.nodes);
     }

@@ -9,7 +9,7 @@ use http_body_util::Full;
 use hyper::body::Bytes;
 use tokio::net::TcpStream;
 
-use crate::http_client::{self, Connection};
+use crate::http_client::{self, HttpConnection};
 
 /// The listener of a running clearcoat, as `http://HOST:PORT`.
 #[derive(Clone, Debug)]
@@ -26,7 +26,7 @@ impl Endpoint {
         let host = self.0.host().trim_start_matches('[').trim_end_matches(']');
         let address = (host, self.0.port_u16().unwrap_or(80));
         let stream = TcpStream::connect(address).await.with_context(|| format!("cannot connect to {self}"))?;
-        let mut connection = Connection::with_title_case(stream).await?;
+        let mut connection = HttpConnection::with_title_case(stream).await?;
         let answer = async {
             let (head, body) = connection.send(request).await?.into_parts();
             let body =

@@ -1,23 +1,23 @@
-//! How purges were answered that a node may refuse, as it is learnt from nodes and from other replicas.
+//! The answers to purges that a node may refuse, as learnt from nodes and from other replicas.
 //!
-//! What is decided, and why, stands in [`requests`](super::requests); here is what has to happen then: a purge is marked in
-//! the journal, other replicas hear of it, and nodes that have passed over what was answered as done are told of it again.
+//! The decisions are made in [`requests`](super::requests). This module carries out their consequences: it marks refused
+//! purges in the journal, notifies other replicas, and redelivers purges that a node passed over although their senders were
+//! told that they are done.
 
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::requests::{Consequence, Owed};
-use super::walk::Refused;
+use super::refusal::{Owed, Refused};
+use super::requests::Consequence;
 use super::{Deliveries, Refusals};
-use crate::fleet::{LANDING, NodeId};
+use crate::fleet::{FILL_LATENCY, NodeId};
 use crate::journal::{Missed, Position};
 use crate::telemetry::causes;
 
 impl Deliveries {
-    /// Takes note of what the journal has brought since this was last done, and a node may refuse for itself. To be done
-    /// before anything is decided about a purge: others may have accepted it, and whoever knows of it by the journal alone
-    /// would take it for unknown.
+    /// Notes the refusable purges that the journal has received since the last call. Call it before any decision about a
+    /// purge: another replica may have accepted it, and a purge known only to the journal would count as unknown.
     pub fn note_requests(&self) {
         let journal = &self.context.journal;
         let mut requests = self.requests.lock();
@@ -27,22 +27,22 @@ impl Deliveries {
         }
     }
 
-    /// Whether purges that a flush may not cover lie after the first position, up to the second.
+    /// Whether the range after the first position, up to the second, has purges that a flush may not cover.
     pub(super) fn requests_lie_in(&self, (after, last): (Position, Position)) -> bool {
         let uncovered = self.context.journal.uncovered();
         (after < uncovered && uncovered <= last) || self.requests.lock().lie_in((after, last))
     }
 
-    /// A node does not take a request though it takes others: said with its sender, for it is that one's to change, and
-    /// kept for whoever waits for it. Gives what is owed to those who do not any more.
-    pub(super) fn refused(self: &Arc<Self>, node: &NodeId, refused: Refused, reason: &Arc<str>) -> Owed {
-        // A node may be faster than whoever brought it.
+    /// Records that a node refuses a request although it accepts others. The log names the sender, who has to change it.
+    /// Returns what the node owes to senders that were answered already.
+    pub(super) fn record_refusal(self: &Arc<Self>, node: &NodeId, refused: Refused, reason: &Arc<str>) -> Owed {
+        // The node's answer may arrive before the purge was noted here.
         self.note_requests();
         let fleet = self.context.fleet.load();
         let fleet: Vec<&NodeId> = fleet.varnish.members().iter().map(|member| member.node.id()).collect();
         let (consequence, newest) = {
             let mut requests = self.requests.lock();
-            let consequence = requests.refused(node, refused, reason, self.context.fence.position(), &fleet);
+            let consequence = requests.record_refusal(node, refused, reason, self.context.fence.position(), &fleet);
             (consequence, requests.newest(refused.fingerprint))
         };
         let Consequence { owed, is_news, taken_by_nobody } = consequence;
@@ -56,12 +56,12 @@ impl Deliveries {
         if is_news {
             self.refusals.send_replace(());
         }
-        self.mark_behind(taken_by_nobody);
+        self.mark_in_background(taken_by_nobody);
         owed
     }
 
-    /// Notes in the journal that these were refused to their senders. Where that cannot be written, the next process believes
-    /// that they were answered as done.
+    /// Marks these purges as refused in the journal. If the mark is lost, the next process assumes that they were answered
+    /// as done.
     pub(super) async fn mark_refused(&self, positions: Vec<Position>) {
         if positions.is_empty() {
             return;
@@ -74,103 +74,103 @@ impl Deliveries {
         }
     }
 
-    /// The same, and nobody waits for it.
-    fn mark_behind(self: &Arc<Self>, positions: Vec<Position>) {
+    /// Marks them in the background.
+    fn mark_in_background(self: &Arc<Self>, positions: Vec<Position>) {
         if !positions.is_empty() {
             let this = Arc::clone(self);
             tokio::spawn(async move { this.mark_refused(positions).await });
         }
     }
 
-    /// The purge at this position is about to be confirmed to the replica that accepted it: which nodes do not take it here.
-    /// Without any, none may refuse it from now on.
+    /// The nodes that refuse the purge at this position, for the confirmation to the replica that accepted it. If there are
+    /// none, a refusal after this call comes too late.
     pub fn confirm(&self, position: Position) -> Refusals {
         self.note_requests();
         self.requests.lock().confirm(position)
     }
 
-    /// Nodes do not take a purge of ours at another replica. Says whether that comes before its answer.
-    pub fn refused_elsewhere(&self, position: Position, refusals: &Refusals) -> bool {
-        // The other one may be faster than whoever accepted it.
+    /// Records that nodes refuse one of our purges at another replica. Returns whether this precedes our answer.
+    pub fn record_refusal_elsewhere(&self, position: Position, refusals: &Refusals) -> bool {
+        // The other replica may be faster than the handler that accepted the purge.
         self.note_requests();
-        let taken = self.requests.lock().refused_elsewhere(position, refusals);
+        let taken = self.requests.lock().record_refusal_elsewhere(position, refusals);
         if taken == Some(true) {
             self.refusals.send_replace(());
         }
         taken.is_some()
     }
 
-    /// Another replica says that these were refused to their senders. Nothing waits until that is durable here: a mark that is
-    /// lost breaks no promise.
-    pub fn were_refused(self: &Arc<Self>, mut positions: Vec<Position>) {
-        // The journal may have brought them a moment ago.
+    /// Records that another replica refused these purges to their senders. The mark is written in the background, because a
+    /// lost mark breaks no promise.
+    pub fn record_refused(self: &Arc<Self>, mut positions: Vec<Position>) {
+        // The purges may have arrived in the journal only a moment ago.
         self.note_requests();
         {
             let mut requests = self.requests.lock();
-            positions.retain(|position| requests.was_refused(*position));
+            positions.retain(|position| requests.record_refused(*position));
         }
         if positions.is_empty() {
             return;
         }
         tracing::info!(?positions, "purges of other replicas were refused to their senders");
         self.refusals.send_replace(());
-        // Nodes that were kept out for them need not be.
+        // Nodes may have been kept out because of them.
         self.nodes.iter().for_each(|delivery| delivery.state.wake.notify_one());
-        self.mark_behind(positions);
+        self.mark_in_background(positions);
     }
 
-    /// Whoever accepted this says that it was answered as done.
-    pub fn was_done(&self, position: Position) {
+    /// Records that the replica that accepted this purge has answered it as done.
+    pub fn record_done(&self, position: Position) {
         self.note_requests();
-        let nodes = self.requests.lock().was_done(position);
-        self.tell_again(nodes.into_iter().map(|node| (position, node)));
+        let nodes = self.requests.lock().record_done(position);
+        self.redeliver(nodes.into_iter().map(|node| (position, node)));
     }
 
-    /// Whoever accepted these never says how they were answered.
-    pub fn are_of_an_older_version(self: &Arc<Self>, positions: impl Iterator<Item = Position>) {
+    /// Records that these purges come from a version that never reports its answers.
+    pub fn record_older_version(self: &Arc<Self>, positions: impl Iterator<Item = Position>) {
         self.note_requests();
         let fleet = self.context.fleet.load();
         let fleet: Vec<&NodeId> = fleet.varnish.members().iter().map(|member| member.node.id()).collect();
         let mut requests = self.requests.lock();
-        let taken_by_nobody = positions.filter(|position| requests.is_of_an_older_version(*position, &fleet)).collect();
+        let taken_by_nobody = positions.filter(|position| requests.record_older_version(*position, &fleet)).collect();
         drop(requests);
-        self.mark_behind(taken_by_nobody);
+        self.mark_in_background(taken_by_nobody);
     }
 
-    /// What nobody has said of, up to this position, counts as done.
-    pub(super) fn time_is_up(&self, last: Position) {
+    /// Treats purges up to this position as done if no answer was reported.
+    pub(super) fn expire_open(&self, last: Position) {
         self.note_requests();
-        let refused = self.requests.lock().time_is_up(last);
-        self.tell_again(refused.into_iter());
+        let refused = self.requests.lock().expire_open(last);
+        self.redeliver(refused.into_iter());
     }
 
-    /// These nodes have passed over what was answered as done: they do not count until they were told again.
-    fn tell_again(&self, refused: impl Iterator<Item = (Position, NodeId)>) {
+    /// Redelivers purges to nodes that passed them over, before the nodes count as current.
+    fn redeliver(&self, refused: impl Iterator<Item = (Position, NodeId)>) {
         for (position, id) in refused {
             if let Some(delivery) = self.nodes.get(&id) {
                 tracing::warn!(node = %id, position, "a purge that it passed over was answered as done: it is told again");
-                delivery.state.recalls.push(position, LANDING);
+                delivery.state.recalls.push(position, FILL_LATENCY);
             }
         }
     }
 
-    /// Whether the sender of this purge was told that it is done, or may have been, and a node may refuse it.
+    /// Whether a node may refuse this purge although its sender was told, or may have been told, that it is done.
     pub fn is_done(&self, position: Position) -> bool {
         self.requests.lock().is_done(position)
     }
 
-    /// At most `most` of the purges that were refused to their senders, from the one with this number on, each with its
-    /// number. Whoever accepted them: a replica that is new hears of it from any.
+    /// At most `most` of the purges that were refused to their senders, numbered, from `number` on. Includes those of other
+    /// replicas, because a new replica may ask any of them.
     pub fn refused_from(&self, number: u64, most: usize) -> Vec<(u64, Position)> {
         self.requests.lock().refused_from(number, most)
     }
 
-    /// The newest of them, at most so many.
+    /// The newest refused purges, at most `most`.
     pub fn newest_refused(&self, most: usize) -> Vec<Position> {
         self.requests.lock().newest_refused(most)
     }
 
-    /// Rings when there are more of them.
+    /// Notified when a purge is refused.
     pub fn watch_refusals(&self) -> watch::Receiver<()> {
         self.refusals.subscribe()
     }

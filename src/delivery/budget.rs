@@ -1,52 +1,61 @@
-//! How many bans a second one Varnish is sent.
+//! The rate of bans to one Varnish.
 //!
-//! Every ban costs a Varnish a comparison per object, until its lurker has been through the cache. A token bucket keeps
-//! a storm of purges from becoming a storm of bans: while it is empty, purges gather, and go out as one batch. Nothing is
-//! dropped, and an acknowledgement still means that the ban is there.
+//! Every ban costs Varnish a comparison per object until the ban lurker has been through the cache. A token bucket keeps a
+//! storm of purges from becoming a storm of bans: while it is empty, purges gather and are sent as one batch. Nothing is
+//! dropped, and an acknowledgement still means that the ban is in place.
 //!
-//! What does not fold (patterns that all differ) cannot be helped by waiting. So a batch may take more tokens than there
-//! are, and the debt is bounded: the next batch waits no longer than a given time, whatever the last one cost. A purge
-//! that waited for its whole `ack_timeout` would fence the node, and a fenced node serves nobody.
+//! Waiting does not help if the purges cannot be folded (patterns that all differ). So a batch may overdraw the bucket, and
+//! the debt is bounded: the next batch waits at most a given time, whatever the last one cost. A purge that waited for its
+//! whole `ack_timeout` would fence the node, and a fenced node serves nobody.
 
+use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
-/// The token bucket of one Varnish. Full, it holds one second's worth.
+/// The budget of one Varnish; `None` is no limit.
 #[derive(Debug)]
-pub(super) struct Budget {
-    /// Tokens a second; 0 is no limit.
+pub(super) struct Budget(Option<TokenBucket>);
+
+/// A token bucket. Full, it holds one second's worth.
+#[derive(Debug)]
+struct TokenBucket {
+    /// Tokens earned per second.
     per_second: f64,
-    /// Never below this, so that the wait is bounded.
+    /// The lower bound of `tokens`, which bounds the wait.
     least: f64,
     tokens: f64,
     counted: Instant,
 }
 
 impl Budget {
-    /// A full bucket. `per_second` 0 is no limit; `longest_wait` bounds what [`Budget::ready_at`] says.
-    pub(super) fn new(per_second: u32, longest_wait: Duration, now: Instant) -> Self {
-        let per_second = f64::from(per_second);
-        let least = 1.0 - per_second * longest_wait.as_secs_f64();
-        Budget { per_second, least, tokens: per_second.max(1.0), counted: now }
+    /// A full bucket of this many bans per second. `longest_wait` bounds the wait of [`Budget::ready_at`].
+    pub(super) fn new(per_second: Option<NonZeroU32>, longest_wait: Duration, now: Instant) -> Self {
+        Budget(per_second.map(|per_second| {
+            let per_second = f64::from(per_second.get());
+            let least = 1.0 - per_second * longest_wait.as_secs_f64();
+            TokenBucket { per_second, least, tokens: per_second, counted: now }
+        }))
     }
 
-    /// When the next batch may go: now, or later.
+    /// When the next batch may be sent: now, or later.
     pub(super) fn ready_at(&mut self, now: Instant) -> Instant {
-        self.refill(now);
-        if self.per_second == 0.0 || self.tokens >= 1.0 {
-            return now;
-        }
-        now + Duration::from_secs_f64((1.0 - self.tokens) / self.per_second)
+        let Some(bucket) = &mut self.0 else { return now };
+        bucket.refill(now);
+        let missing = (1.0 - bucket.tokens).max(0.0);
+        now + Duration::from_secs_f64(missing / bucket.per_second)
     }
 
-    /// A batch of this many bans goes now.
+    /// Takes the tokens of a batch with this many bans.
     pub(super) fn spend(&mut self, bans: usize, now: Instant) {
-        self.refill(now);
-        self.tokens = (self.tokens - bans as f64).max(self.least);
+        let Some(bucket) = &mut self.0 else { return };
+        bucket.refill(now);
+        bucket.tokens = (bucket.tokens - bans as f64).max(bucket.least);
     }
+}
 
+impl TokenBucket {
     fn refill(&mut self, now: Instant) {
         let earned = now.saturating_duration_since(self.counted).as_secs_f64() * self.per_second;
-        self.tokens = (self.tokens + earned).min(self.per_second.max(1.0));
+        self.tokens = (self.tokens + earned).min(self.per_second);
         self.counted = now;
     }
 }
@@ -65,7 +74,7 @@ mod tests {
     #[test]
     fn a_burst_of_one_second_goes_at_once_and_then_one_by_one() {
         let start = Instant::now();
-        let mut budget = Budget::new(20, LONGEST, start);
+        let mut budget = Budget::new(NonZeroU32::new(20), LONGEST, start);
         for _ in 0..20 {
             assert_eq!(budget.ready_at(start), start);
             budget.spend(1, start);
@@ -82,7 +91,7 @@ mod tests {
     #[test]
     fn an_unused_budget_grows_to_one_second_and_no_further() {
         let start = Instant::now();
-        let mut budget = Budget::new(5, LONGEST, start);
+        let mut budget = Budget::new(NonZeroU32::new(5), LONGEST, start);
         let later = start + Duration::from_secs(3600);
         budget.spend(5, later);
         assert_eq!(milliseconds(budget.ready_at(later) - later), 200);
@@ -91,7 +100,7 @@ mod tests {
     #[test]
     fn a_batch_over_budget_makes_the_next_one_wait_but_not_for_ever() {
         let start = Instant::now();
-        let mut budget = Budget::new(20, LONGEST, start);
+        let mut budget = Budget::new(NonZeroU32::new(20), LONGEST, start);
         budget.spend(22, start);
         assert_eq!(milliseconds(budget.ready_at(start) - start), 150);
         budget.spend(1000, start);
@@ -101,7 +110,7 @@ mod tests {
     #[test]
     fn a_rate_below_what_the_longest_wait_allows_is_raised_to_it() {
         let start = Instant::now();
-        let mut budget = Budget::new(1, LONGEST, start);
+        let mut budget = Budget::new(NonZeroU32::new(1), LONGEST, start);
         budget.spend(1, start);
         assert_eq!(milliseconds(budget.ready_at(start) - start), 250);
     }
@@ -109,7 +118,7 @@ mod tests {
     #[test]
     fn no_limit_never_waits() {
         let start = Instant::now();
-        let mut budget = Budget::new(0, LONGEST, start);
+        let mut budget = Budget::new(None, LONGEST, start);
         budget.spend(100_000, start);
         assert_eq!(budget.ready_at(start), start);
     }

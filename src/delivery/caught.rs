@@ -90,7 +90,7 @@ impl Taken {
         let (Some(oldest), true) = (oldest, self.pages.len() <= MAX_PAGES) else { return all };
         match sources.journal.since(oldest) {
             Missed::Entries(entries) => purged_of(&self.pages, &entries).unwrap_or(all),
-            Missed::Gap => all,
+            Missed::Truncated => all,
         }
     }
 }

@@ -1,63 +1,62 @@
-//! Sends one batch to one Varnish, and finds out who is to blame where that fails.
+//! Sends one batch to one Varnish, and finds out who is to blame for a failure.
 //!
-//! A request that a node does not carry out is either the node's fault (it hangs, its ACL has gone wrong, it is about to
-//! end) or the request's own: it was refused, or broke the connection, or is never answered, and will be for as long as it
-//! is repeated. The first must keep the node out of traffic until it is mended, the second must not. So:
+//! If a request fails, either the node is at fault (it hangs, its ACL is wrong, it is about to end) or the request is: it
+//! was refused, broke the connection or got no answer, and would do so again. The first must keep the node out of traffic
+//! until it is repaired, the second must not. So:
 //!
-//! - What was answered inside a batch is done, whatever comes after it.
-//! - Whoever failed is a *suspect*: it goes alone from then on, and each time just after the node was seen to obey
-//!   ([`PurgeEndpoint::obeys`](crate::varnish::http::PurgeEndpoint::obeys)). A node that does not obey is at fault itself, and nothing
-//!   is held against the request.
-//! - A suspect that is refused (4xx) then is refused for good; one that fails in any other way fails for good the second
-//!   time. It is passed over, and whoever waits for it is told. Where nobody waits any more, because it was answered as done
-//!   while the node was fenced, a ban of everything is sent in its place ([`Owed`]).
-//! - A ban of our own is never passed over, for pages would stay that somebody was told are gone. If the node takes another
-//!   ban of this form, this one is at fault, and is carried out as a ban of everything; if it does not, the node is.
+//! - Answered requests of a batch are done, whatever follows them.
+//! - A request that failed becomes a *suspect*: from then on it is sent alone, and each time just after the node has obeyed
+//!   a test request ([`PurgeEndpoint::obeys`](crate::varnish::http::PurgeEndpoint::obeys)). If the node does not obey, it is
+//!   at fault itself, and the request gets no strike.
+//! - A suspect that is refused (4xx) at that point is refused for good. One that fails otherwise fails for good the second
+//!   time. It is passed over, and the waiting sender is told. If its sender was already told that it is done, because the
+//!   node was fenced at the time, a ban of everything replaces it ([`Owed`]).
+//! - Our own bans are never passed over, because pages would stay that a sender believes purged. If the node accepts another
+//!   ban of the same form, this ban is at fault and becomes a ban of everything; otherwise the node is at fault.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::fingerprint_of_ban;
-use super::requests::Owed;
+use super::refusal::{Owed, fingerprint_of_ban};
 use super::walk::{Batch, Item};
 use crate::fleet::{Live, VarnishSettings};
 use crate::purge::{Ban, Purge, TagSet, Target as Purged, compile};
 use crate::telemetry::causes;
 use crate::varnish::http::{Answer, DeliveryError, PIPELINE, PurgeClient};
 
-/// How long connecting, writing, or an answer of a node that answers nothing else may take. Longer than any healthy
-/// Varnish needs, and short enough that a node that wakes up from a hang is tried again soon.
+/// The timeout for connecting, for writing, and for an answer of a node that answers nothing else. Longer than a healthy
+/// Varnish needs, and short enough to retry soon after a hang.
 const ATTEMPT: Duration = Duration::from_secs(2);
 
-/// How long an answer may take before the node is asked whether it answers others: this, or so many of its round trips.
+/// The timeout of an answer before the node is tested with another request: this time, or this number of its round trips.
 const PATIENCE: Duration = Duration::from_millis(400);
 const PATIENT_ROUND_TRIPS: u32 = 8;
 
-/// How often a suspect may fail without an answer that says no.
+/// The number of failures without a refusal after which a suspect is given up.
 const STRIKES: u32 = 2;
 
-/// What a node made of a batch beside carrying it out.
+/// The result of a batch.
 #[derive(Debug, Default)]
 pub(super) struct Report {
-    /// The objects it said it dropped.
+    /// The number of objects that the node said it dropped.
     pub(super) invalidated: u64,
-    /// What it does not take though it takes others, by fingerprint, and why.
+    /// The fingerprints of requests that the node refuses although it accepts others, with the reasons.
     pub(super) refused: Vec<(u64, Arc<str>)>,
-    /// It says that a ban of everything dropped pages without tags and pools as well.
+    /// The node confirmed that a ban of everything dropped pages without tags and pools, too.
     pub(super) flushed_all: bool,
-    /// It carried a ban of everything out and did not say so.
+    /// The node carried out a ban of everything without that confirmation.
     pub(super) flushed_in_part: bool,
-    /// It stood still for a while.
+    /// The node was stopped for a while.
     pub(super) stood_still: bool,
-    /// A ban that it does not take was carried out as one of everything.
+    /// A refused ban was replaced by one of everything.
     pub(super) widened: bool,
-    /// Bans and requests that it took.
+    /// The number of bans and requests that the node accepted.
     pub(super) sent: u64,
 }
 
 impl Report {
-    /// Whether the bans of everything that it took are enough for this.
+    /// Whether the accepted bans of everything are enough for this.
     pub(super) fn covers(&self, owed: Owed) -> bool {
         match owed {
             Owed::Nothing => true,
@@ -67,14 +66,14 @@ impl Report {
     }
 }
 
-/// The way to one Varnish.
+/// The connection to one Varnish, with the state of its pipeline.
 pub(super) struct Dispatch {
     link: PurgeClient,
     settings: VarnishSettings,
     live: Arc<Live>,
     /// When the process started.
     started: Instant,
-    /// How many requests may be on their way at once: fewer after a failure, one to a node that closes after each answer.
+    /// The number of requests in flight at once: reduced after a failure, and 1 for a node that closes after each answer.
     window: usize,
     answers: Vec<Answer>,
 }
@@ -85,12 +84,12 @@ impl Dispatch {
         Dispatch { link, settings, live, started, window: PIPELINE, answers: Vec::new() }
     }
 
-    /// Connects if there is no connection: what costs anything is done for nodes that can be reached.
+    /// Connects if there is no connection, so that nothing expensive is done for an unreachable node.
     pub(super) async fn connect(&mut self) -> Result<(), DeliveryError> {
         self.link.connect().await
     }
 
-    /// Sends what is left of the batch. On return nothing is left, or the node is at fault.
+    /// Sends the rest of the batch. On success the batch is empty; an error means that the node is at fault.
     pub(super) async fn send(&mut self, batch: &mut Batch, report: &mut Report) -> Result<(), DeliveryError> {
         while let Some(first) = batch.left.front() {
             let is_suspect = first.is_suspect;
@@ -114,7 +113,7 @@ impl Dispatch {
         Ok(())
     }
 
-    /// Sends the first `count`; their answers are in `self.answers`.
+    /// Sends the first `count` requests and collects their answers in `self.answers`.
     async fn round_trip(&mut self, batch: &Batch, count: usize, report: &mut Report) -> Result<(), DeliveryError> {
         let group: Vec<&Ban> = batch.left.iter().take(count).map(|item| &item.ban).collect();
         self.answers.clear();
@@ -124,12 +123,12 @@ impl Dispatch {
         let result = self.link.round_trip(&group, patience, &mut self.answers).await;
         if result.is_ok() {
             let since_start = asked.saturating_duration_since(self.started);
-            report.stood_still |= self.live.life_signs.measured(since_start, asked.elapsed());
+            report.stood_still |= self.live.life_signs.record_round_trip(since_start, asked.elapsed());
         }
         result
     }
 
-    /// Takes what was answered off the batch. Returns how many that are.
+    /// Removes answered requests from the batch. Returns the number of answers.
     async fn take_answers(
         &mut self,
         batch: &mut Batch,
@@ -166,7 +165,7 @@ impl Dispatch {
         Ok(answered)
     }
 
-    /// The first one was not answered: it, or the node, is at fault.
+    /// Handles the first request without an answer: either it or the node is at fault.
     async fn suspect(
         &mut self,
         batch: &mut Batch,
@@ -183,11 +182,11 @@ impl Dispatch {
         }
         item.is_suspect = true;
         batch.left.push_front(item);
-        // Of a node that answered nothing else either, no more is asked now.
+        // A node that answered nothing else either gets no more requests now.
         if matches!(error, DeliveryError::Timeout(_)) { Err(error) } else { Ok(()) }
     }
 
-    /// This item will not be carried out, however often it is sent.
+    /// Gives up an item that would fail however often it is sent.
     async fn condemn(
         &mut self,
         batch: &mut Batch,
@@ -220,7 +219,7 @@ impl Dispatch {
         Ok(())
     }
 
-    /// Whether the node takes purges of tags as it is sent them: told by one of a tag that no page has.
+    /// Whether the node accepts purges of tags in this form, tested with a tag that no page has.
     async fn takes_this_form(&mut self) -> Result<(), DeliveryError> {
         let purge = Purge { targets: vec![Purged::Tags(TagSet::no_page_has())], soft: false };
         let bans = compile([&purge], self.settings.delivery, self.settings.header_limit).bans;

@@ -1,8 +1,8 @@
-//! A purge that is waited for, from before it is accepted until it is answered.
+//! An awaited purge, from before its acceptance until its answer.
 //!
-//! What nodes make of a purge they report batch by batch, and any number of batches may follow before its answer is due. So
-//! what they report is kept for as long as a purge is waited for that it may concern, and no count bounds it that a storm
-//! could exceed: a refusal that was dropped would be answered 200.
+//! Nodes report their results batch by batch, and any number of batches may follow before the answer to a purge is due. So
+//! results are kept as long as a purge is awaited that they may concern. Their number has no limit that a storm could
+//! exceed, because a purge whose refusal was dropped would be answered 200.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -11,12 +11,12 @@ use super::requests::PurgeVerdict;
 use super::{Acknowledged, Deliveries, Refusable};
 use crate::journal::Position;
 
-/// A purge that is waited for.
+/// An awaited purge.
 pub struct Expected<'d> {
     deliveries: &'d Deliveries,
-    /// It is accepted after this position.
+    /// The head before its acceptance.
     after: Position,
-    /// Where it is, if a node may refuse it for itself.
+    /// Its position, if a node may refuse it.
     request: Option<Position>,
 }
 
@@ -27,21 +27,21 @@ impl<'d> Expected<'d> {
         Expected { deliveries, after, request: None }
     }
 
-    /// It was accepted, and a node may refuse this of it for itself.
-    pub fn accepted(&mut self, position: Position, what: Refusable, sender: IpAddr) {
+    /// Records its acceptance; `what` is the part that a node may refuse.
+    pub fn record_accepted(&mut self, position: Position, what: Refusable, sender: IpAddr) {
         self.request = Some(position);
         let floor = self.deliveries.context.journal.floor();
-        self.deliveries.requests.lock().accepted(position, what, sender, floor);
+        self.deliveries.requests.lock().record_accepted(position, what, sender, floor);
     }
 
-    /// Waits until every Varnish that could be waited for has this purge, at most for `timeout`, then raises the
-    /// fence. When this returns, the purge may be answered; if a node refused it, or none took it, not as done, and that is
-    /// durable if the disk does not hang. `taken_elsewhere`: another replica says that a node has taken it.
+    /// Waits for at most `timeout` until every available Varnish has this purge, then raises the fence, so that the purge
+    /// may be answered. A purge that a node refused, or that no node accepted, is not answered as done; that is durable
+    /// unless the disk hangs. `taken_elsewhere`: a node has accepted it from another replica.
     pub async fn acknowledge(&self, position: Position, timeout: Duration, taken_elsewhere: bool) -> Acknowledged {
-        self.deliveries.settle(position, timeout).await;
+        self.deliveries.await_acknowledgements(position, timeout).await;
         let outcome = self.outcome(position, taken_elsewhere);
         if !outcome.refused.is_empty() || outcome.is_untaken {
-            // It holds in memory at once. A disk that hangs does not keep the sender waiting for a mark.
+            // The mark is valid in memory at once, so the sender does not wait for a disk that hangs.
             let marked = self.deliveries.mark_refused(self.request.into_iter().collect());
             if tokio::time::timeout(self.deliveries.context.pace.longest_wait, marked).await.is_err() {
                 tracing::warn!(

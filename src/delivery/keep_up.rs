@@ -1,4 +1,4 @@
-//! Purges that other replicas have accepted, and that the journal brings.
+//! Fencing for purges that other replicas accepted and that arrive through the journal.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -8,22 +8,22 @@ use tokio::sync::watch;
 use super::Deliveries;
 use crate::journal::Position;
 
-/// Purges that arrive within this part of the time that they have fence together.
+/// Purges that arrive within this fraction of the timeout raise the fence together.
 pub(super) const ARRIVAL_GRAINS: u32 = 16;
 
 impl Deliveries {
-    /// Settles what others have accepted and the journal brings, until the process ends: a purge that was answered
-    /// elsewhere fences here, too, whether or not anybody told us of it directly.
+    /// Waits for purges that other replicas accepted, and raises the fence, until the process ends. So a purge that was
+    /// answered elsewhere fences here, too, even if no replica reported it directly.
     ///
-    /// Whoever accepted it waits as long as we do, so a purge that comes live is settled as one of ours, and fences when
-    /// it has been here for `timeout`: by our own clock, for what another machine's clock says of it may be anything.
-    /// What is below `answered` was there before we could see it, and fences at once.
+    /// The accepting replica waits as long as we do. So a purge that arrives while we run is treated like one of ours, and
+    /// raises the fence after `timeout`, measured by our own clock, because the clocks of two machines may differ by
+    /// anything. Purges up to `answered` are older than our watch and raise the fence at once.
     pub async fn keep_up(&self, timeout: Duration, mut answered: watch::Receiver<Position>) {
         let fence_what_was_answered = async {
             while answered.changed().await.is_ok() {
                 let answered = *answered.borrow_and_update();
                 self.context.fence.raise(answered);
-                self.time_is_up(answered);
+                self.expire_open(answered);
             }
         };
         let settle_what_is_new = async {
@@ -31,14 +31,14 @@ impl Deliveries {
             let fence = || self.context.fence.position();
             while let Ok(moved) = head.wait_for(|head| *head > fence()).await.map(|head| *head) {
                 self.note_requests();
-                self.settle(moved, timeout).await;
+                self.await_acknowledgements(moved, timeout).await;
             }
         };
         tokio::join!(fence_what_was_answered, self.fence_in_time(timeout), settle_what_is_new);
     }
 
-    /// Raises the fence to what has been here for `timeout`, also while an earlier purge is still being settled: it counts as
-    /// answered, whoever accepted it.
+    /// Raises the fence to purges that arrived `timeout` ago, also while an earlier purge is still awaited: they count as
+    /// answered.
     pub async fn fence_in_time(&self, timeout: Duration) {
         let mut head = self.context.journal.watch();
         let mut arrivals: VecDeque<(Position, Instant)> = VecDeque::new();
@@ -57,7 +57,7 @@ impl Deliveries {
                     }
                     let (position, now) = (*head.borrow_and_update(), Instant::now());
                     match arrivals.back_mut() {
-                        // Together, and a little early: so there are never more of them than grains in the time.
+                        // Grouped, and a little early, so that the list never has more entries than grains.
                         Some((last, arrived)) if now < *arrived + timeout / ARRIVAL_GRAINS => *last = position,
                         _ => arrivals.push_back((position, now)),
                     }
@@ -65,7 +65,7 @@ impl Deliveries {
                 () = is_due => {
                     if let Some((position, _)) = arrivals.pop_front() {
                         self.context.fence.raise(position);
-                        self.time_is_up(position);
+                        self.expire_open(position);
                     }
                 }
             }

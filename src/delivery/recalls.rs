@@ -1,14 +1,13 @@
-//! What a Varnish has acknowledged to us and does not count, because another replica could not tell it.
+//! Acknowledgements of a Varnish that do not count, because another replica could not deliver the same purge.
 //!
-//! A page passes one replica's origin, and the ban comes from another one: when the node reads the ban first, it stores
-//! the page after it, where no ban finds it any more. Each replica guards against that for what passes itself, as it
-//! tells the bans a second time; one that cannot reach the node cannot. So the others do it in its place: the
-//! acknowledgement is taken back, the node is told once more when the page has had its time to land
-//! ([`LANDING`]), and what it acknowledges then counts.
+//! A page passes the origin of one replica, and the ban comes from another: if the node reads the ban first, it stores the
+//! page after it, and the ban never finds the page. Each replica prevents this for pages that pass itself by sending the
+//! bans twice, unless it cannot reach the node. Then the other replicas do it instead: they take back the acknowledgement,
+//! send the purge once more after [`FILL_LATENCY`], and count the acknowledgement that follows.
 //!
-//! If the other replica says that such a page is still under way, its time to land has not begun, and only the other
-//! replica can say when it does. Until then a [`Hold`] keeps the acknowledgement back. A hold is a value: it ends when its
-//! owner lets go of it, for whatever reason, so that no node is kept out by somebody who is not there any more.
+//! If the other replica says that such a page is still in flight, the fill latency has not begun, and only that replica can
+//! say when it does. Until then a [`Hold`] keeps the acknowledgement back. A hold ends when its owner drops it, for whatever
+//! reason, so that no node is kept out for a replica that no longer exists.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Weak};
@@ -18,34 +17,34 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::Deliveries;
-use super::stretches::Stretch;
-use crate::fleet::{LANDING, Live, NodeId};
+use super::redelivery::RedeliveryRange;
+use crate::fleet::{FILL_LATENCY, Live, NodeId};
 use crate::journal::Position;
 
-/// What is to be told again within this time is told together.
+/// Recalls that are due within this time are sent together.
 const GRAIN: Duration = Duration::from_millis(25);
 
 /// The recalls of one node.
 #[derive(Debug, Default)]
 pub(super) struct Recalls {
-    state: Mutex<State>,
-    /// Rings when there is a new one to be told.
+    state: Mutex<RecallState>,
+    /// Notified of a new recall.
     ring: Notify,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    /// The node as it is now. Another one takes its place when it is registered anew.
+struct RecallState {
+    /// The counters of the node. Replaced if the node is registered again.
     live: Arc<Live>,
-    /// To be told again. There are never more of them than grains in the longest delay, and two.
-    waiting: VecDeque<Stretch>,
-    /// To be told again when their holds end: one for each hold.
+    /// Ranges to send again: at most two more than the number of grains in the longest delay.
+    waiting: VecDeque<RedeliveryRange>,
+    /// Ranges to send again when their holds end, by the number of the hold.
     held: BTreeMap<u64, HeldBack>,
     /// The number of the next hold.
     next: u64,
 }
 
-/// What one hold keeps back: what follows `after` up to `last`.
+/// The range of one hold: after `after`, up to `last`.
 #[derive(Debug)]
 struct HeldBack {
     after: Position,
@@ -53,8 +52,8 @@ struct HeldBack {
     reason: Arc<str>,
 }
 
-/// What a node acknowledges does not count while this lives. When it is dropped, the node is told once more, after
-/// [`LANDING`], and what it acknowledges then counts.
+/// Keeps a node's acknowledgements from counting. When it is dropped, the purges are sent once more after [`FILL_LATENCY`],
+/// and then count.
 #[derive(Debug)]
 pub struct Hold {
     recalls: Arc<Recalls>,
@@ -62,7 +61,7 @@ pub struct Hold {
 }
 
 impl Hold {
-    /// Keeps back the purge at this position as well.
+    /// Extends the hold to the purge at this position.
     pub fn cover(&self, position: Position) {
         let mut state = self.recalls.state.lock();
         if let Some(held) = state.held.get_mut(&self.key) {
@@ -76,28 +75,27 @@ impl Drop for Hold {
     fn drop(&mut self) {
         let mut state = self.recalls.state.lock();
         if let Some(HeldBack { after, last, .. }) = state.held.remove(&self.key) {
-            state.push(after, last, Instant::now() + LANDING);
+            state.push(after, last, Instant::now() + FILL_LATENCY);
             self.recalls.ring.notify_one();
         }
     }
 }
 
 impl Recalls {
-    /// The node that they are about, from now on.
+    /// Applies the recalls to these counters from now on.
     pub(super) fn attach(&self, live: &Arc<Live>) {
         let mut state = self.state.lock();
         state.live = Arc::clone(live);
         state.show();
     }
 
-    /// Takes back what the node has acknowledged at this position, until it has been told again, `delay` from now at the
-    /// earliest.
+    /// Takes back the acknowledgement of the purge at this position, and sends it again in `delay` or later.
     pub(super) fn push(&self, position: Position, delay: Duration) {
         self.state.lock().push(position.saturating_sub(1), position, Instant::now() + delay);
         self.ring.notify_one();
     }
 
-    /// Takes back what the node has acknowledged at this position, or will, for as long as the hold lives.
+    /// Takes back the acknowledgement of the purge at this position, also a future one, until the hold is dropped.
     pub(super) fn hold(self: &Arc<Self>, position: Position, reason: Arc<str>) -> Hold {
         let mut state = self.state.lock();
         let key = state.next;
@@ -107,23 +105,23 @@ impl Recalls {
         Hold { recalls: Arc::clone(self), key }
     }
 
-    /// Whether the purge at this position cannot count before a hold ends.
-    pub(super) fn hold_back(&self, position: Position) -> bool {
+    /// Whether a hold covers the purge at this position.
+    pub(super) fn is_held_back(&self, position: Position) -> bool {
         self.state.lock().held.values().any(|held| held.after < position)
     }
 
-    /// Why something is held, if anything is.
+    /// The reason of a hold, if there is one.
     pub(super) fn held_because(&self) -> Option<Arc<str>> {
         self.state.lock().held.values().next().map(|held| Arc::clone(&held.reason))
     }
 
-    /// Returns when one is to be told again.
-    pub(super) async fn due(&self) -> Stretch {
+    /// Returns when a range is due.
+    pub(super) async fn due(&self) -> RedeliveryRange {
         loop {
             match self.first() {
                 Some(first) => {
                     tokio::time::sleep_until(first.due.into()).await;
-                    // As much as has come to it by now.
+                    // Read again: the range may have grown meanwhile.
                     if let Some(first) = self.first() {
                         return first;
                     }
@@ -133,39 +131,39 @@ impl Recalls {
         }
     }
 
-    /// The node has acknowledged this one, as it was when it was due.
-    pub(super) fn done(&self, told: Stretch) {
+    /// Removes the first range after its acknowledgement; `told` is the range as it was when it was due.
+    pub(super) fn complete(&self, told: RedeliveryRange) {
         let mut state = self.state.lock();
-        // More may have come to it since; then it is told once more.
+        // If it has grown since, it is sent once more.
         if state.waiting.front() == Some(&told) {
             state.waiting.pop_front();
         }
         state.show();
     }
 
-    /// The first one is to be told again at this time.
+    /// Moves the due time of the first range.
     pub(super) fn postpone(&self, due: Instant) {
         if let Some(first) = self.state.lock().waiting.front_mut() {
             first.due = due;
         }
     }
 
-    fn first(&self) -> Option<Stretch> {
+    fn first(&self) -> Option<RedeliveryRange> {
         self.state.lock().waiting.front().copied()
     }
 }
 
-/// The recalls of nodes that left while something was held, for as long as it is.
+/// The recalls of nodes that left during a hold, until it ends.
 #[derive(Debug, Default)]
 pub(super) struct Left(Mutex<BTreeMap<NodeId, Weak<Recalls>>>);
 
 impl Left {
-    /// Those of a node that joins: none, or what was held when it left.
+    /// The recalls for a node that joins, including holds from before it left.
     pub(super) fn take(&self, node: &NodeId) -> Arc<Recalls> {
         self.0.lock().remove(node).and_then(|left| left.upgrade()).unwrap_or_default()
     }
 
-    /// A node leaves.
+    /// Keeps the recalls of a node that leaves.
     pub(super) fn keep(&self, node: &NodeId, recalls: &Arc<Recalls>) {
         let mut left = self.0.lock();
         left.retain(|_, recalls| recalls.strong_count() > 0);
@@ -180,46 +178,46 @@ impl Left {
     }
 }
 
-impl State {
+impl RecallState {
     fn push(&mut self, after: Position, last: Position, due: Instant) {
-        // Behind one that is being told, or cannot be: those that have become due meanwhile are one.
-        let is_stuck = |back: &Stretch| self.waiting.len() > 1 && back.due <= Instant::now();
+        // Ranges that become due behind one that is being sent, or cannot be, are merged.
+        let is_stuck = |back: &RedeliveryRange| self.waiting.len() > 1 && back.due <= Instant::now();
         let is_late = self.waiting.back().is_some_and(is_stuck);
         match self.waiting.back_mut() {
-            // Its time does not move, so that a storm cannot put it off.
+            // Its due time does not move, so that a storm cannot postpone it.
             Some(back) if due <= back.due || is_late => {
                 (back.after, back.last) = (back.after.min(after), back.last.max(last));
                 if is_late {
                     back.due = due + GRAIN;
                 }
             }
-            _ => self.waiting.push_back(Stretch { after, last, due: due + GRAIN }),
+            _ => self.waiting.push_back(RedeliveryRange { after, last, due: due + GRAIN }),
         }
         self.show();
     }
 
-    /// Tells the node's readers how far it counts.
+    /// Limits the node's cursor accordingly.
     fn show(&self) {
-        let waiting = self.waiting.iter().map(|stretch| stretch.after);
+        let waiting = self.waiting.iter().map(|range| range.after);
         self.live.recall(waiting.chain(self.held.values().map(|held| held.after)).min());
     }
 }
 
 impl Deliveries {
-    /// Has these nodes told once more of the purge at this position before it counts, also those that have yet to acknowledge it:
-    /// another replica has not reached them, and a page that passed there may still be on its way.
+    /// Has these nodes receive the purge at this position once more before it counts, whether or not they have acknowledged
+    /// it: another replica has not reached them, and a page that passed there may be in flight.
     pub fn recall(&self, position: Position, nodes: &[NodeId]) {
         for delivery in nodes.iter().filter_map(|id| self.nodes.get(id)) {
-            delivery.state.recalls.push(position, LANDING);
+            delivery.state.recalls.push(position, FILL_LATENCY);
         }
     }
 
-    /// Keeps back what this node acknowledges at this position, whether or not it has, for as long as the hold lives:
-    /// another replica says that a page is on its way to it. `None` if there is no such node here.
+    /// Holds back the acknowledgement of the purge at this position while the returned value lives, because another replica
+    /// says that a page is in flight to this node. `None` if there is no such node.
     pub fn hold(&self, position: Position, node: &NodeId, reason: Arc<str>) -> Option<Hold> {
         let hold = self.nodes.get(node).map(|delivery| delivery.state.recalls.hold(position, reason));
-        // Whoever waits for the node need not any more.
-        self.progressed();
+        // Purges no longer wait for this node.
+        self.notify_progress();
         hold
     }
 }
@@ -246,12 +244,12 @@ mod tests {
         // One that comes while this one is told again does not count with it.
         recalls.push(9, Duration::from_millis(200));
         live.set_cursor(12);
-        recalls.done(due);
+        recalls.complete(due);
         assert_eq!(live.cursor(), 8);
         let began = Instant::now();
         let due = recalls.due().await;
         assert!(began.elapsed() > Duration::from_millis(100));
-        recalls.done(due);
+        recalls.complete(due);
         assert_eq!(live.cursor(), 12);
     }
 
@@ -279,15 +277,15 @@ mod tests {
         hold.cover(9);
         drop(another);
         assert_eq!(live.cursor(), 5);
-        recalls.done(recalls.due().await);
+        recalls.complete(recalls.due().await);
         assert_eq!(live.cursor(), 6);
-        assert!(tokio::time::timeout(LANDING * 2, recalls.due()).await.is_err(), "it is told while it is held");
+        assert!(tokio::time::timeout(FILL_LATENCY * 2, recalls.due()).await.is_err(), "it is told while it is held");
         let ended = Instant::now();
         drop(hold);
         assert_eq!((live.cursor(), recalls.held_because()), (6, None));
         let due = recalls.due().await;
-        assert!(ended.elapsed() >= LANDING && (due.after, due.last) == (6, 9), "{due:?}");
-        recalls.done(due);
+        assert!(ended.elapsed() >= FILL_LATENCY && (due.after, due.last) == (6, 9), "{due:?}");
+        recalls.complete(due);
         assert_eq!(live.cursor(), 9);
     }
 
@@ -300,7 +298,7 @@ mod tests {
         recalls.attach(&live);
         assert_eq!(live.cursor(), 6);
         drop(hold);
-        recalls.done(recalls.due().await);
+        recalls.complete(recalls.due().await);
         assert_eq!(live.cursor(), 9);
     }
 
@@ -311,11 +309,11 @@ mod tests {
             drop(recalls.hold(position, "a page".into()));
             let mut state = recalls.state.lock();
             // Time passes, and nobody tells it.
-            state.waiting.iter_mut().for_each(|stretch| stretch.due -= LANDING * 2);
+            state.waiting.iter_mut().for_each(|range| range.due -= FILL_LATENCY * 2);
         }
         let state = recalls.state.lock();
         assert!(state.waiting.len() <= 2, "{}", state.waiting.len());
-        assert_eq!(state.waiting.iter().map(|stretch| stretch.last).max(), Some(199));
+        assert_eq!(state.waiting.iter().map(|range| range.last).max(), Some(199));
         live.set_cursor(200);
         assert_eq!(live.cursor(), 0);
     }

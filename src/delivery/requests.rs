@@ -1,169 +1,134 @@
-//! Which purges a node may refuse though it obeys others, who sent them, and what their senders were told.
+//! Purges that a node may refuse: their senders, and the answers that these were given.
 //!
-//! **Who is told, is told the truth.** A node that refuses a purge before it is answered makes the answer a 400, and the purge
-//! is passed over. Once it was answered as done, a node that refuses it is owed more ([`Owed`]). Both are decided here, under
-//! one lock.
+//! **Answers are true.** If a node refuses a purge before it is answered, the answer is 400, and the purge is passed over.
+//! If it was already answered as done, a node that refuses it owes more ([`Owed`]). Both are decided here, under one lock.
 //!
-//! **As done is answered what a node has taken.** While all nodes hang, nobody knows whether any of their VCLs takes such a
-//! request. To promise it would take the whole fleet out of service if none does: a flush that makes up for it has to be
-//! shown, and few VCLs can. So its sender is told that no node has taken it yet, and nothing is promised
-//! ([`PurgeVerdict::Untaken`]). Who takes it later carries it out all the same.
+//! **A purge is answered as done only if a node has accepted it.** While all nodes hang, it is unknown whether any VCL
+//! accepts such a request. A promise would take the whole fleet out of service if none does, because only a confirmed flush
+//! makes up for it, and few VCLs can confirm one. So the sender is told that no node has accepted the purge yet, and nothing
+//! is promised ([`PurgeVerdict::Untaken`]). Nodes that accept it later carry it out all the same.
 //!
-//! **Whoever accepted it answers.** What a node refuses at another replica goes back to that one with the confirmation
-//! ([`Requests::confirm`]), and makes a 400 there. A confirmation without a refusal is final: whatever node refuses the purge
-//! here afterwards, its sender may have been told that it is done. One with a refusal leaves the purge open until the other
-//! one says how it was answered. What nobody says in the time that a purge has counts as done.
+//! **The accepting replica answers.** A refusal at another replica is returned with the confirmation
+//! ([`Requests::confirm`]), and leads to a 400 there. A confirmation without a refusal is final: if a node refuses the purge
+//! here afterwards, its sender may have been told that it is done. A confirmation with a refusal leaves the purge open until
+//! the accepting replica reports its answer. If no answer is reported within the timeout of a purge, it counts as done.
 //!
-//! **In doubt a purge was answered as done.** So it is for what came before this process and was not marked as refused
-//! ([`Journal::refuse`](crate::journal::Journal::refuse)), and for what is not known here any more. A purge that was refused
-//! leaves no doubt, whichever nodes were there then.
+//! **In doubt, a purge was answered as done.** This holds for purges of an earlier process that are not marked as refused
+//! ([`Journal::refuse`](crate::journal::Journal::refuse)), and for purges that are no longer known here. A refused purge
+//! leaves no doubt, whichever nodes were in the fleet.
 //!
-//! A ban of everything drops what has tags or a pool. A request that is handed on as it came (`PURGE <url>`) may be of a page
-//! that has neither, and a node that missed it is not made current by a flush.
+//! A ban of everything drops pages with tags or a pool. A forwarded request (`PURGE <url>`) may concern a page with neither,
+//! and a node that missed it is not made current by a flush.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::fingerprint;
-use super::walk::Refused;
+use super::refusal::{Owed, Refusable, Refusals, Refused};
 use crate::fleet::NodeId;
 use crate::journal::{Entry, Position};
-use crate::purge::{Purge, Target};
 
-/// What of a purge a node may refuse for itself: a request that is handed on, or a pool (not every VCL knows them).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refusable {
-    pub(super) fingerprint: u64,
-    is_handed_on: bool,
-}
-
-impl Refusable {
-    /// That of this purge, if there is any. A request names one at most.
-    pub fn of(purge: &Purge) -> Option<Self> {
-        purge.targets.iter().find_map(|target| {
-            let is_handed_on = matches!(target, Target::Forward(_));
-            fingerprint(target).map(|fingerprint| Refusable { fingerprint, is_handed_on })
-        })
-    }
-}
-
-/// Nodes that do not take a purge though they take others, and why.
-pub type Refusals = Vec<(NodeId, Arc<str>)>;
-
-/// Purges that were handed on, or name a pool.
+/// The purges that a node may refuse: forwarded requests and pools.
 #[derive(Debug, Default)]
 pub(super) struct Requests {
-    noted: BTreeMap<Position, Request>,
-    /// What is in the journal up to here was looked at.
+    noted: BTreeMap<Position, RefusablePurge>,
+    /// The journal was searched for such purges up to this position.
     looked_up_to: Position,
-    /// Those that are open.
+    /// The positions of purges in [`AnswerState::Open`].
     open: BTreeSet<Position>,
-    /// After which positions the purges are that are waited for, and how many after each.
+    /// The heads after which purges are awaited, with the number of purges for each.
     expected: BTreeMap<Position, usize>,
-    /// Those that were refused, in the order in which that was known.
+    /// The refused purges, numbered in the order in which they became known.
     refused: BTreeMap<u64, Position>,
     refusals: u64,
 }
 
-/// One of them.
+/// A purge that a node may refuse.
 #[derive(Clone, Debug)]
-struct Request {
+struct RefusablePurge {
     what: Refusable,
-    /// Who sent it to this process.
+    /// The sender, if this process accepted it.
     sender: Option<IpAddr>,
-    answer: Answer,
-    /// Who refused it before it was answered.
+    answer: AnswerState,
+    /// The nodes that refused it before its answer.
     refused_by: Refusals,
 }
 
-/// What the sender of a purge was told.
+/// The answer to the sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Answer {
-    /// Another replica accepted it, and says how it was answered.
+enum AnswerState {
+    /// Another replica accepted the purge, and will report its answer.
     Open,
-    /// Another replica accepted it, of a version that never says.
+    /// Another replica accepted the purge, and its version never reports answers.
     Unknown,
-    /// Nothing yet, and it was accepted here. What a node has refused by then is refused to the sender.
+    /// The purge was accepted here and is not answered yet. If a node refuses it before, the answer is a refusal.
     Due,
-    /// That it is done, or maybe so.
+    /// It was, or may have been, answered as done.
     Done,
-    /// That nodes do not take it, or that none has taken it yet.
+    /// It was refused: nodes refuse it, or none had accepted it in time.
     Refused,
 }
 
-/// How a purge is to be answered.
+/// The answer that a purge must get.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum PurgeVerdict {
-    /// As done.
+    /// It is done.
     Done,
-    /// These nodes do not take it.
+    /// These nodes refuse it.
     Refused(Refusals),
-    /// No node has taken or refused it in time.
+    /// No node has accepted or refused it in time.
     Untaken,
 }
 
-/// What is to be done for a purge that a node does not take, before it may be passed over.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Owed {
-    /// Nothing: whoever waits for it is told, or was.
-    #[default]
-    Nothing,
-    /// A ban of everything. Of a purge that may have been refused to its sender no more is asked.
-    Flush,
-    /// One that is shown to drop what has no tags as well.
-    FlushOfAll,
-}
-
-/// What follows from a refusal.
+/// The consequences of a refusal.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Consequence {
     pub(super) owed: Owed,
-    /// Purges that are refused to their senders from now on, and other replicas are to hear of it.
+    /// A purge is refused to its sender from now on, so other replicas must be notified.
     pub(super) is_news: bool,
-    /// Purges of older replicas that no node took before they counted.
+    /// Purges of older replicas that every node refused before they counted as done.
     pub(super) taken_by_nobody: Vec<Position>,
 }
 
-impl Request {
-    fn new(what: Refusable, answer: Answer) -> Self {
-        Request { what, sender: None, answer, refused_by: Vec::new() }
+impl RefusablePurge {
+    fn new(what: Refusable, answer: AnswerState) -> Self {
+        RefusablePurge { what, sender: None, answer, refused_by: Vec::new() }
     }
 
-    /// What a node owes that does not take it once it was answered as done.
+    /// The debt of a node that refuses this purge after it was answered as done.
     fn promised(&self) -> Owed {
         if self.what.is_handed_on { Owed::FlushOfAll } else { Owed::Flush }
     }
 
     fn owed(&self, is_fenced: bool) -> Owed {
         match self.answer {
-            Answer::Done => self.promised(),
-            Answer::Unknown if is_fenced => Owed::Flush,
-            Answer::Unknown | Answer::Open | Answer::Due | Answer::Refused => Owed::Nothing,
+            AnswerState::Done => self.promised(),
+            AnswerState::Unknown if is_fenced => Owed::Flush,
+            AnswerState::Unknown | AnswerState::Open | AnswerState::Due | AnswerState::Refused => Owed::Nothing,
         }
     }
 
     fn is_refused(&self) -> bool {
-        self.answer == Answer::Refused || (self.answer == Answer::Due && !self.refused_by.is_empty())
+        self.answer == AnswerState::Refused || (self.answer == AnswerState::Due && !self.refused_by.is_empty())
     }
 
-    /// Whether a node that missed it may hold what a flush leaves.
+    /// Whether a node that missed it may still have pages that a flush leaves.
     fn leaves_doubt(&self) -> bool {
         self.what.is_handed_on && !self.is_refused()
     }
 
-    /// Whether each of these nodes has refused it before it counted as answered: then nobody was told that it is done, and it
-    /// is refused from now on.
-    fn is_taken_by_nobody(&mut self, fleet: &[&NodeId]) -> bool {
+    /// Marks the purge as refused if each of these nodes refused it before it counted as done, because then no sender was
+    /// told that it is done. Returns whether that is so.
+    fn refuse_if_by_all(&mut self, fleet: &[&NodeId]) -> bool {
         let has_refused = |node: &&NodeId| self.refused_by.iter().any(|(id, _)| id == *node);
         let by_all = !fleet.is_empty() && fleet.iter().all(has_refused);
         if by_all {
-            self.answer = Answer::Refused;
+            self.answer = AnswerState::Refused;
         }
         by_all
     }
 
-    /// A node has refused it. Kept in order of the nodes: an answer names the first, whichever node was quickest.
+    /// Records that a node refuses it. Sorted by node, because the answer names the first one, whichever node was quickest.
     fn refuse(&mut self, node: &NodeId, reason: &Arc<str>) {
         if let Err(place) = self.refused_by.binary_search_by(|(id, _)| id.cmp(node)) {
             self.refused_by.insert(place, (node.clone(), Arc::clone(reason)));
@@ -172,26 +137,26 @@ impl Request {
 }
 
 impl Requests {
-    /// Takes note of those among these that the process before this one knew, and of which of them were `refused`.
+    /// Notes the purges of an earlier process, with those that it marked as `refused`.
     pub(super) fn note_past(&mut self, entries: &[Arc<Entry>], refused: impl Fn(Position) -> bool) {
         for entry in entries {
             self.looked_up_to = entry.position;
             let Some(what) = Refusable::of(&entry.purge) else { continue };
-            let answer = if refused(entry.position) { Answer::Refused } else { Answer::Done };
-            self.noted.insert(entry.position, Request::new(what, answer));
-            if answer == Answer::Refused {
-                // Whom that one told is not known.
-                self.is_refused_now(entry.position);
+            let answer = if refused(entry.position) { AnswerState::Refused } else { AnswerState::Done };
+            self.noted.insert(entry.position, RefusablePurge::new(what, answer));
+            if answer == AnswerState::Refused {
+                // It is unknown which replicas the earlier process has notified.
+                self.push_refused(entry.position);
             }
         }
     }
 
-    /// Up to here nothing has to be looked for any more.
+    /// The position up to which the journal was searched.
     pub(super) fn looked_up_to(&self) -> Position {
         self.looked_up_to
     }
 
-    /// Takes note of those among these, whose answer is due: here, where they were accepted here.
+    /// Notes the refusable ones among these entries, as awaiting their answer here or from the replica that accepted them.
     pub(super) fn note_all(&mut self, entries: &[Arc<Entry>], floor: Position) {
         for entry in entries {
             self.looked_up_to = self.looked_up_to.max(entry.position);
@@ -199,11 +164,11 @@ impl Requests {
                 && let Some(what) = Refusable::of(&entry.purge)
             {
                 let answer = match &entry.origin {
-                    Some(origin) if !origin.ours => Answer::Open,
-                    _ => Answer::Due,
+                    Some(origin) if !origin.ours => AnswerState::Open,
+                    _ => AnswerState::Due,
                 };
-                self.noted.insert(entry.position, Request::new(what, answer));
-                if answer == Answer::Open {
+                self.noted.insert(entry.position, RefusablePurge::new(what, answer));
+                if answer == AnswerState::Open {
                     self.open.insert(entry.position);
                 }
             }
@@ -211,22 +176,22 @@ impl Requests {
         self.retire(floor);
     }
 
-    /// One was accepted here, and its answer is due.
-    pub(super) fn accepted(&mut self, position: Position, what: Refusable, sender: IpAddr, floor: Position) {
+    /// Records that a purge was accepted here, so its answer is due.
+    pub(super) fn record_accepted(&mut self, position: Position, what: Refusable, sender: IpAddr, floor: Position) {
         self.open.remove(&position);
-        let request = self.noted.entry(position).or_insert_with(|| Request::new(what, Answer::Due));
-        (request.answer, request.sender) = (Answer::Due, Some(sender));
+        let request = self.noted.entry(position).or_insert_with(|| RefusablePurge::new(what, AnswerState::Due));
+        (request.answer, request.sender) = (AnswerState::Due, Some(sender));
         self.retire(floor);
     }
 
-    /// What can no longer be replayed (up to `floor`) goes, but for what has yet to be decided.
+    /// Removes purges that can no longer be replayed (up to `floor`), unless their answer is undecided.
     fn retire(&mut self, floor: Position) {
         let expected = self.expected();
-        let is_decided = |(position, request): &(&Position, &Request)| match request.answer {
-            // One that could not be made durable in time is never answered.
-            Answer::Due => request.sender.is_none() && expected.is_none_or(|expected| **position <= expected),
-            Answer::Open => request.refused_by.is_empty(),
-            Answer::Unknown | Answer::Done | Answer::Refused => true,
+        let is_decided = |(position, request): &(&Position, &RefusablePurge)| match request.answer {
+            // Those that were not durable in time are never answered.
+            AnswerState::Due => request.sender.is_none() && expected.is_none_or(|expected| **position <= expected),
+            AnswerState::Open => request.refused_by.is_empty(),
+            AnswerState::Unknown | AnswerState::Done | AnswerState::Refused => true,
         };
         let retired = self.noted.range(..=floor).filter(is_decided);
         for position in retired.map(|(position, _)| *position).collect::<Vec<_>>() {
@@ -238,22 +203,22 @@ impl Requests {
         }
     }
 
-    fn is_refused_now(&mut self, position: Position) {
+    fn push_refused(&mut self, position: Position) {
         self.refused.insert(self.refusals, position);
         self.refusals += 1;
     }
 
-    /// A purge that comes after this position is waited for.
+    /// A purge after this position is awaited.
     pub(super) fn expect(&mut self, after: Position) {
         *self.expected.entry(after).or_default() += 1;
     }
 
-    /// It is not any more; if it was accepted, at this position. Nobody was told that it is done if it was not answered.
+    /// The purge is no longer awaited. If it was accepted but not answered, no sender was told that it is done.
     pub(super) fn expect_no_more(&mut self, after: Position, accepted: Option<Position>) {
         if let Some(request) = accepted.and_then(|position| self.noted.get_mut(&position))
-            && request.answer == Answer::Due
+            && request.answer == AnswerState::Due
         {
-            request.answer = Answer::Refused;
+            request.answer = AnswerState::Refused;
         }
         if let Some(count) = self.expected.get_mut(&after) {
             *count -= 1;
@@ -263,14 +228,14 @@ impl Requests {
         }
     }
 
-    /// No purge is waited for that is not after this position.
+    /// A position before every awaited purge. `None` if no purge is awaited.
     pub(super) fn expected(&self) -> Option<Position> {
         self.expected.keys().next().copied()
     }
 
-    /// A node does not take these. What nothing is known of any more was answered as done. Of an older replica's purges that
-    /// is so for what lies up to the `fence`, unless none of the `fleet` took it before.
-    pub(super) fn refused(
+    /// Records that a node refuses purges. Forgotten purges count as answered as done. So do purges of an older replica up
+    /// to the `fence`, unless the whole `fleet` refused them before.
+    pub(super) fn record_refusal(
         &mut self,
         node: &NodeId,
         refused: Refused,
@@ -283,8 +248,9 @@ impl Requests {
         let owed = concerned.clone().map(|(position, it)| it.owed(*position <= fence)).max();
         let owed = owed.unwrap_or(Owed::FlushOfAll);
         if owed > Owed::Nothing {
-            // It stands for those as well that would be passed over, and so they are not refused.
-            let also = concerned.filter(|(_, it)| matches!(it.answer, Answer::Open | Answer::Due) && !it.is_refused());
+            // The flush replaces all of them, so the other ones are not refused.
+            let also = concerned
+                .filter(|(_, it)| matches!(it.answer, AnswerState::Open | AnswerState::Due) && !it.is_refused());
             let owed = also.map(|(_, it)| it.promised()).max().unwrap_or_default().max(owed);
             return Consequence { owed, ..Consequence::default() };
         }
@@ -293,27 +259,27 @@ impl Requests {
         for position in positions {
             let Some(request) = self.noted.get_mut(&position) else { continue };
             match request.answer {
-                Answer::Open => request.refuse(node, reason),
-                Answer::Due => {
+                AnswerState::Open => request.refuse(node, reason),
+                AnswerState::Due => {
                     let is_news = !request.is_refused();
                     request.refuse(node, reason);
                     consequence.is_news |= is_news;
                     if is_news {
-                        self.is_refused_now(position);
+                        self.push_refused(position);
                     }
                 }
-                Answer::Unknown => {
+                AnswerState::Unknown => {
                     request.refuse(node, reason);
-                    consequence.taken_by_nobody.extend(request.is_taken_by_nobody(fleet).then_some(position));
+                    consequence.taken_by_nobody.extend(request.refuse_if_by_all(fleet).then_some(position));
                 }
-                Answer::Done | Answer::Refused => {}
+                AnswerState::Done | AnswerState::Refused => {}
             }
         }
         consequence
     }
 
-    /// The purge at this position is about to be answered; `is_taken`: a node has taken it, or there is none. Only after
-    /// [`PurgeVerdict::Done`] is anything promised.
+    /// Decides the answer to the purge at this position, just before it is given. `is_taken`: a node has accepted it, or the
+    /// fleet is empty. Only [`PurgeVerdict::Done`] is a promise.
     pub(super) fn answer(&mut self, position: Position, is_taken: bool) -> PurgeVerdict {
         let Some(request) = self.noted.get_mut(&position) else { return PurgeVerdict::Done };
         let refusals = std::mem::take(&mut request.refused_by);
@@ -322,115 +288,116 @@ impl Requests {
             _ if is_taken => PurgeVerdict::Done,
             _ => PurgeVerdict::Untaken,
         };
-        request.answer = if verdict == PurgeVerdict::Done { Answer::Done } else { Answer::Refused };
+        request.answer = if verdict == PurgeVerdict::Done { AnswerState::Done } else { AnswerState::Refused };
         if verdict == PurgeVerdict::Untaken {
-            self.is_refused_now(position);
+            self.push_refused(position);
         }
         verdict
     }
 
-    /// The purge at this position is about to be confirmed to the replica that accepted it: which nodes do not take it here.
-    /// If there are none, none may refuse it any more.
+    /// The nodes that refuse the purge at this position, for the confirmation to the replica that accepted it. If there are
+    /// none, the purge counts as done from now on.
     pub(super) fn confirm(&mut self, position: Position) -> Refusals {
-        let Some(request) = self.noted.get_mut(&position).filter(|it| it.answer == Answer::Open) else {
+        let Some(request) = self.noted.get_mut(&position).filter(|it| it.answer == AnswerState::Open) else {
             return Vec::new();
         };
         if request.refused_by.is_empty() {
-            request.answer = Answer::Done;
+            request.answer = AnswerState::Done;
             self.open.remove(&position);
         }
         request.refused_by.clone()
     }
 
-    /// Nodes do not take a purge of ours at another replica. `None` if it was answered as done; else whether that is news.
-    pub(super) fn refused_elsewhere(&mut self, position: Position, refusals: &Refusals) -> Option<bool> {
+    /// Records that nodes refuse one of our purges at another replica. `None` if it was already answered as done; otherwise
+    /// whether that is news.
+    pub(super) fn record_refusal_elsewhere(&mut self, position: Position, refusals: &Refusals) -> Option<bool> {
         let Some(request) = self.noted.get_mut(&position) else { return Some(false) };
         match request.answer {
-            Answer::Done => return None,
-            Answer::Unknown | Answer::Refused => return Some(false),
-            Answer::Due | Answer::Open => {}
+            AnswerState::Done => return None,
+            AnswerState::Unknown | AnswerState::Refused => return Some(false),
+            AnswerState::Due | AnswerState::Open => {}
         }
         let was_refused = request.is_refused();
         refusals.iter().for_each(|(node, reason)| request.refuse(node, reason));
         let is_news = !was_refused && request.is_refused();
         if is_news {
-            self.is_refused_now(position);
+            self.push_refused(position);
         }
         Some(is_news)
     }
 
-    /// Another replica says that it was refused to its sender. Says whether that is news.
-    pub(super) fn was_refused(&mut self, position: Position) -> bool {
-        // Of what was sent to this process, this process knows better, also before its handler comes.
-        let is_news = |request: &&mut Request| {
-            request.sender.is_none() && !matches!(request.answer, Answer::Due | Answer::Refused)
+    /// Records that another replica refused it to its sender. Returns whether that is news.
+    pub(super) fn record_refused(&mut self, position: Position) -> bool {
+        // For its own purges this process decides, even before their handler has recorded them.
+        let is_news = |request: &&mut RefusablePurge| {
+            request.sender.is_none() && !matches!(request.answer, AnswerState::Due | AnswerState::Refused)
         };
         let Some(request) = self.noted.get_mut(&position).filter(is_news) else { return false };
-        request.answer = Answer::Refused;
+        request.answer = AnswerState::Refused;
         request.refused_by.clear();
         self.open.remove(&position);
-        self.is_refused_now(position);
+        self.push_refused(position);
         true
     }
 
-    /// Whoever accepted it says that it was answered as done. Gives the nodes that have refused it here.
-    pub(super) fn was_done(&mut self, position: Position) -> Vec<NodeId> {
+    /// Records that the accepting replica answered it as done. Returns the nodes that have refused it here.
+    pub(super) fn record_done(&mut self, position: Position) -> Vec<NodeId> {
         self.open.remove(&position);
         match self.noted.get_mut(&position) {
-            Some(request) if matches!(request.answer, Answer::Open | Answer::Unknown) => {
-                request.answer = Answer::Done;
+            Some(request) if matches!(request.answer, AnswerState::Open | AnswerState::Unknown) => {
+                request.answer = AnswerState::Done;
                 std::mem::take(&mut request.refused_by).into_iter().map(|(node, _)| node).collect()
             }
             _ => Vec::new(),
         }
     }
 
-    /// Whoever accepted it never says how it was answered. Says whether none of the `fleet` takes it.
-    pub(super) fn is_of_an_older_version(&mut self, position: Position, fleet: &[&NodeId]) -> bool {
+    /// Records that the accepting replica never reports its answer. Returns whether the whole `fleet` refuses it.
+    pub(super) fn record_older_version(&mut self, position: Position, fleet: &[&NodeId]) -> bool {
         if !self.open.remove(&position) {
             return false;
         }
         self.noted.get_mut(&position).is_some_and(|request| {
-            request.answer = Answer::Unknown;
-            request.is_taken_by_nobody(fleet)
+            request.answer = AnswerState::Unknown;
+            request.refuse_if_by_all(fleet)
         })
     }
 
-    /// What is open up to this position counts as done. Gives the nodes that have refused it here.
-    pub(super) fn time_is_up(&mut self, last: Position) -> Vec<(Position, NodeId)> {
+    /// Treats open purges up to this position as done. Returns the nodes that have refused them here.
+    pub(super) fn expire_open(&mut self, last: Position) -> Vec<(Position, NodeId)> {
         let over: Vec<Position> = self.open.range(..=last).copied().collect();
-        let done = over.into_iter().map(|position| (position, self.was_done(position)));
+        let done = over.into_iter().map(|position| (position, self.record_done(position)));
         done.flat_map(|(position, nodes)| nodes.into_iter().map(move |node| (position, node))).collect()
     }
 
-    /// Whether its sender was told that it is done, or may have been.
+    /// Whether its sender was told, or may have been told, that it is done.
     pub(super) fn is_done(&self, position: Position) -> bool {
-        self.noted.get(&position).is_some_and(|request| request.answer == Answer::Done)
+        self.noted.get(&position).is_some_and(|request| request.answer == AnswerState::Done)
     }
 
-    /// At most `most` of those that were refused, from the one with this number on, each with its number.
+    /// At most `most` of the refused purges, from `number` on, with their numbers.
     pub(super) fn refused_from(&self, number: u64, most: usize) -> Vec<(u64, Position)> {
         self.refused.range(number..).take(most).map(|(number, position)| (*number, *position)).collect()
     }
 
-    /// The newest of those that were refused, at most so many.
+    /// The newest refused purges, at most `most`.
     pub(super) fn newest_refused(&self, most: usize) -> Vec<Position> {
         self.refused.values().rev().take(most).copied().collect()
     }
 
-    /// The first of those that a node has passed over and may owe yet.
+    /// The first open purge that this node has passed over, and for which it may still owe a flush.
     pub(super) fn first_open(&self, node: &NodeId) -> Option<Position> {
         let refused_by = |position: &Position| self.noted.get(position).map(|request| &request.refused_by);
         let is_open = |position: &&Position| refused_by(position).is_some_and(|by| by.iter().any(|(id, _)| id == node));
         self.open.iter().find(is_open).copied()
     }
 
-    /// Whether one lies after the first position, up to the second.
+    /// Whether such a purge lies after the first position, up to the second.
     pub(super) fn lie_in(&self, (after, last): (Position, Position)) -> bool {
         after < last && self.noted.range(after + 1..=last).any(|(_, request)| request.leaves_doubt())
     }
 
-    /// The newest of those with this fingerprint: where it is, and who sent it.
+    /// The position and the sender of the newest purge with this fingerprint.
     pub(super) fn newest(&self, fingerprint: u64) -> Option<(Position, Option<IpAddr>)> {
         let mut newest_first = self.noted.iter().rev();
         newest_first

@@ -1,4 +1,4 @@
-//! The loop of one delivery.
+//! The loop of one delivery task.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -8,43 +8,43 @@ use tokio::sync::watch;
 
 use super::budget::Budget;
 use super::dispatch::{Dispatch, Report};
-use super::landing::Landing;
-use super::requests::Owed;
-use super::stretches::{Stretch, Stretches};
-use super::walk::{Batch, Refused, Sources, Walk};
-use super::{Context, Deliveries, DeliveryState};
+use super::pending_fills::PendingFills;
+use super::redelivery::{RedeliveryQueue, RedeliveryRange};
+use super::refusal::{Owed, Refused};
+use super::walk::{Batch, Sources, Walk};
+use super::{Deliveries, DeliveryContext, DeliveryState};
 use crate::backoff::Backoff;
-use crate::fleet::{LANDING, Node, VarnishSettings};
-use crate::journal::{Position, Remembered};
+use crate::fleet::{FILL_LATENCY, Node, VarnishSettings};
+use crate::journal::{CursorState, Position};
 use crate::telemetry::{NodeMetrics, VarnishMetrics, causes};
 use crate::varnish::http::DeliveryError;
 
-/// The bound of the pauses after failures; each is a random share of it.
+/// The bounds of the pauses after failures; each pause is a random share.
 const BACKOFF: Backoff = Backoff { min: Duration::from_millis(50), max: Duration::from_secs(5) };
 
-/// The shortest pause, whatever is drawn.
+/// The minimum of the random pause.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
 
 /// The pause after a refusal: somebody has to change a VCL first.
 const PAUSE_REFUSED: Duration = Duration::from_secs(30);
 
-/// How long after its bans a node that stood still gets them again: a Varnish that runs again stores what was waiting
-/// in its sockets within this time.
+/// The delay after which a node that was stopped gets its bans again. Within this time, a Varnish that resumes stores the
+/// pages that waited in its sockets.
 const AFTER_STALL: Duration = Duration::from_millis(250);
 
-/// How often a node that stands still gets them again before what it answered counts all the same.
+/// The number of repetitions to a node that is stopped again and again, before its acknowledgements count all the same.
 const MAX_STALLS: u32 = 8;
 
-/// Purges whose repetition is due within this time of each other are repeated together.
+/// Redeliveries with due times this close to each other are sent together.
 const GRAIN: Duration = Duration::from_millis(25);
 
-/// Into how many parts `settle` is cut, for the same reason.
+/// The number of grains in `purge.settle`, for the same purpose.
 const SETTLE_GRAINS: u32 = 8;
 
-/// How many refused requests a node remembers: what is repeated or replayed need not find out once more.
+/// The number of refused requests to remember per node, so that redeliveries and replays do not try them again.
 const MAX_REFUSED: usize = 256;
 
-/// Brings one node up to the head of the journal, again and again.
+/// Keeps one node at the head of the journal.
 pub(super) struct Task {
     deliveries: Arc<Deliveries>,
     node: Arc<Node>,
@@ -54,33 +54,33 @@ pub(super) struct Task {
     dispatch: Dispatch,
     budget: Budget,
     failures: u32,
-    /// What is being carried out, with all that was achieved of it.
+    /// The current work, with its progress.
     work: Option<Work>,
-    /// It was said that its VCL cannot drop everything.
+    /// Logged already: the node's VCL does not drop everything.
     flushes_in_part: bool,
-    /// Whether `told` means anything: nobody knows what the node has of what came before.
+    /// Whether `sent` is valid. If not, it is unknown what the node has.
     known: bool,
-    /// The node was sent every ban up to here. The cursor follows when none of them needs to be repeated.
-    told: Position,
-    /// Told, and to be repeated before the cursor may pass: a page could have been on its way.
-    unsure: Stretches,
-    /// The pages that the first of them waits for.
-    landing: Option<Landing>,
-    /// How often the first of them was repeated in vain.
+    /// The node was sent every ban up to here. The cursor follows once none of them has to be repeated.
+    sent: Position,
+    /// Sent, and to be repeated before the cursor may pass, because a page may have been in flight.
+    unsure: RedeliveryQueue,
+    /// The pages for which the first range of `unsure` waits.
+    fills: Option<PendingFills>,
+    /// Repetitions of the first range of `unsure` that did not count.
     stalls: u32,
-    /// The same of the first one that was recalled.
+    /// Repetitions of the first recalled range that did not count.
     recall_stalls: u32,
-    /// Acknowledged, and to be repeated all the same: `purge.settle`.
-    settling: Stretches,
-    /// What the node does not take.
+    /// Acknowledged, and to be repeated after `purge.settle`.
+    settling: RedeliveryQueue,
+    /// Requests that the node refuses.
     refused: Vec<Refused>,
 }
 
-/// Something that is being carried out for a node.
+/// A walk with its progress.
 struct Work {
     kind: Kind,
     walk: Walk,
-    /// The step that is under way.
+    /// The current step, if it is not finished.
     batch: Option<Batch>,
     report: Report,
     folded: u64,
@@ -90,30 +90,30 @@ struct Work {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// Purges that it was never told of.
+    /// Purges that the node was never sent.
     New,
-    /// Purges that it must be told of again before they count.
+    /// Purges that must be repeated before they count.
     Repeat,
-    /// Purges that counted until another replica said that it had not told them.
-    Recalled(Stretch),
+    /// Acknowledged purges that another replica could not deliver.
+    Recalled(RedeliveryRange),
     /// Purges of pages that it still has: this ban of them.
     Caught(u64),
-    /// Purges that count, and are repeated for fetches that we do not see.
+    /// Purges that count, repeated for pages that were fetched past the guard.
     Settle,
 }
 
-/// Why a node did not get on.
+/// Why a node made no progress.
 #[derive(Debug, thiserror::Error)]
 enum Setback {
     #[error(transparent)]
     Delivery(#[from] DeliveryError),
-    /// A ban of everything that has tags is not enough, and nobody knows what would be.
+    /// The node may have missed purges by URL, for which a ban of everything that has tags is not enough.
     #[error(
         "it missed purges by URL that are no longer held, and its VCL does not say that a flush drops pages without tags: \
          have it answer `X-Clearcoat-Flush: all` as the VCL of `clearcoat vcl` does (docs/vcl.md)"
     )]
     Uncovered,
-    /// The same for what it refuses.
+    /// The same for a purge that it refuses.
     #[error(
         "it does not take a purge that was answered as done while it was away, and its VCL does not say that a flush drops \
          pages without tags: have it take the purge, or answer `X-Clearcoat-Flushed: all` as the VCL of `clearcoat vcl` does \
@@ -134,31 +134,35 @@ impl Task {
         settings: &VarnishSettings,
         state: Arc<DeliveryState>,
     ) -> Self {
-        let Context { journal, guard, pace, started, .. } = &deliveries.context;
+        let DeliveryContext { journal, guard, pace, started, .. } = &deliveries.context;
         let cursor = match journal.remembered(node.id(), settings.epoch.as_deref()) {
-            Remembered::At(position) => Some(position),
-            // Another cache has this name now. Nobody knows since when it stores pages, nor which of the purges since then
-            // went to the one before it: so it is told of all that are held, which costs a cache that is empty nothing.
-            Remembered::AnotherLife => match journal.remembered(node.id(), None) {
-                Remembered::At(position) => Some(position.min(journal.floor())),
+            CursorState::At(position) => Some(position),
+            // A new cache has this name, and it is unknown since when it stores pages, and which purges went to the cache
+            // before it. So it gets all purges that the journal holds, which costs an empty cache nothing.
+            CursorState::CacheRestarted => match journal.remembered(node.id(), None) {
+                CursorState::At(position) => Some(position.min(journal.floor())),
                 _ => None,
             },
-            Remembered::Nothing => None,
+            CursorState::Unknown => None,
         };
-        // A cursor ahead of the head is of another journal.
+        // A cursor beyond the head belongs to another journal.
         let cursor = cursor.filter(|&position| position <= journal.head());
-        // A journal without history has promised nothing yet.
+        // A journal without history has made no promise yet.
         let known = cursor.is_some() || !journal.has_history();
         state.known.store(known, Ordering::SeqCst);
         let cursor = cursor.unwrap_or(0);
         node.live.set_cursor(cursor);
-        state.late.store(cursor < journal.head(), Ordering::SeqCst);
+        if cursor < journal.head() {
+            state.late.mark_late();
+        }
         let budget = Budget::new(pace.max_bans_per_second, pace.longest_wait, Instant::now());
-        let mut settling = Stretches::new(pace.settle / SETTLE_GRAINS);
-        let young = journal.older_than(pace.settle);
-        if !pace.settle.is_zero() && young < cursor {
-            // Who acknowledged these was another process, and may not have lived to repeat them.
-            settling.push(young, cursor, Instant::now() + pace.settle);
+        let mut settling = RedeliveryQueue::new(pace.redelivery_delay.unwrap_or_default() / SETTLE_GRAINS);
+        if let Some(settle) = pace.redelivery_delay {
+            // These were acknowledged to an earlier process, which may have ended before it repeated them.
+            let young = journal.older_than(settle);
+            if young < cursor {
+                settling.push(young, cursor, Instant::now() + settle);
+            }
         }
         Task {
             metrics: deliveries.context.metrics.node(node.spec.role(), node.id()),
@@ -174,9 +178,9 @@ impl Task {
             work: None,
             flushes_in_part: false,
             known,
-            told: cursor,
-            unsure: Stretches::new(GRAIN),
-            landing: None,
+            sent: cursor,
+            unsure: RedeliveryQueue::new(GRAIN),
+            fills: None,
             stalls: 0,
             recall_stalls: 0,
             settling,
@@ -197,14 +201,14 @@ impl Task {
             match self.go_on().await {
                 Ok(()) => {
                     self.failures = 0;
-                    *self.state.error.lock() = "".into();
+                    *self.state.error.lock() = None;
                 }
                 Err(setback) => self.back_off(&setback).await,
             }
         }
     }
 
-    /// Waits for something to do. `None` where the journal is closed: the process ends.
+    /// Waits for the next work. `None` if the journal is closed, at the end of the process.
     async fn next(&mut self, head: &mut watch::Receiver<Position>) -> Option<Work> {
         loop {
             let (kind, after, last) = self.due(head).await?;
@@ -214,7 +218,7 @@ impl Task {
             if kind == Kind::Repeat && self.waits_for_pages(after.unwrap_or(0), last) {
                 continue;
             }
-            // What it passed over may be what it is told again for.
+            // A recall may be for a purge that the node passed over.
             let refused = if matches!(kind, Kind::Recalled(_)) { Vec::new() } else { self.refused.clone() };
             return Some(Work {
                 kind,
@@ -230,7 +234,7 @@ impl Task {
 
     /// What was caught of it, as one ban.
     async fn take_caught(&mut self) -> Work {
-        let (taken, sources, at) = (self.state.caught.take(), self.sources.clone(), self.told);
+        let (taken, sources, at) = (self.state.caught.take(), self.sources.clone(), self.sent);
         let number = taken.number;
         let batch = on_a_thread(move || taken.batch(at, &sources)).await;
         Work {
@@ -244,44 +248,45 @@ impl Task {
         }
     }
 
-    /// Waits until something is due: what, after which position, and up to which.
+    /// Waits until work is due: its kind, and the range after the first position, up to the second.
     async fn due(&mut self, head: &mut watch::Receiver<Position>) -> Option<(Kind, Option<Position>, Position)> {
         let ready = self.budget.ready_at(Instant::now());
         let (unsure, settle) = (self.unsure.first(), self.settling.first());
         let moved = async {
-            let moved = head.wait_for(|&head| head > self.told).await.is_ok();
-            // Here purges gather.
+            let moved = head.wait_for(|&head| head > self.sent).await.is_ok();
+            // Purges gather during this time.
             tokio::time::sleep_until(ready.into()).await;
             moved
         };
         tokio::select! {
             biased;
-            stretch = due(unsure) => Some((Kind::Repeat, Some(stretch.after), stretch.last)),
-            () = self.state.caught.due() => Some((Kind::CAUGHT, Some(self.told), self.told)),
-            stretch = self.state.recalls.due() => Some((Kind::Recalled(stretch), Some(stretch.after), stretch.last)),
+            range = due(unsure) => Some((Kind::Repeat, Some(range.after), range.last)),
+            () = self.state.caught.due() => Some((Kind::CAUGHT, Some(self.sent), self.sent)),
+            range = self.state.recalls.due() => Some((Kind::Recalled(range), Some(range.after), range.last)),
             moved = moved => {
                 let last = self.sources.journal.head();
-                moved.then_some((Kind::New, self.known.then_some(self.told), last))
+                moved.then_some((Kind::New, self.known.then_some(self.sent), last))
             }
-            stretch = due(settle.map(|settle| Stretch { due: settle.due.max(ready), ..settle })) => {
-                Some((Kind::Settle, Some(stretch.after), stretch.last))
+            range = due(settle.map(|settle| RedeliveryRange { due: settle.due.max(ready), ..settle })) => {
+                Some((Kind::Settle, Some(range.after), range.last))
             }
         }
     }
 
-    /// Whether a page that these purges concern is still on its way to the node, or has only just arrived: then the time
-    /// to repeat them has not come. Those that come meanwhile wait for their own pages, after these.
+    /// Whether a page concerned by these purges is still in flight to the node, or has only just arrived: then it is too
+    /// early to repeat them. Purges that come meanwhile wait for their own pages, after these.
     fn waits_for_pages(&mut self, after: Position, last: Position) -> bool {
         let now = Instant::now();
         self.unsure.close();
         let Sources { journal, guard, address, .. } = &self.sources;
-        let landing = self.landing.get_or_insert_with(|| Landing::new(&**journal, after, last, now));
-        let postponed = landing.look(guard, address.ip(), &self.deliveries.context.fleet.load(), now);
+        let fills = self.fills.get_or_insert_with(|| PendingFills::new(&**journal, after, last, now));
+        let postponed = fills.look(guard, address.ip(), &self.deliveries.context.fleet.load(), now);
         if let Some(until) = postponed {
             self.unsure.postpone(until);
-            if landing.lasts_long(now) {
+            if fills.lasts_long(now) {
                 let text: Arc<str> = "a page that purges concern is still on its way to it".into();
-                if std::mem::replace(&mut *self.state.error.lock(), Arc::clone(&text)) != text {
+                let logged = self.state.error.lock().replace(Arc::clone(&text));
+                if logged.as_ref() != Some(&text) {
                     tracing::info!(node = %self.node.id(), after, last, "{text}: they count when it has arrived");
                 }
             }
@@ -289,7 +294,7 @@ impl Task {
         postponed.is_some()
     }
 
-    /// Carries out what is under way to its end. After a setback it goes on where it was.
+    /// Completes the current work. After a setback it continues where it was.
     async fn go_on(&mut self) -> Result<(), Setback> {
         let Some(mut work) = self.work.take() else { return Ok(()) };
         let result = self.walk(&mut work).await;
@@ -298,11 +303,11 @@ impl Task {
             return result;
         }
         match work.kind {
-            Kind::New => self.was_told(work),
-            Kind::Repeat => self.was_repeated(&work),
-            Kind::Recalled(stretch) => self.was_recalled(&work, stretch),
+            Kind::New => self.finish_new(work),
+            Kind::Repeat => self.finish_repeat(&work),
+            Kind::Recalled(range) => self.finish_recall(&work, range),
             Kind::Caught(number) => self.state.caught.done(number),
-            Kind::Settle => self.settling.done(Instant::now()),
+            Kind::Settle => self.settling.complete_first(Instant::now()),
         }
         Ok(())
     }
@@ -312,7 +317,7 @@ impl Task {
             let mut batch = match work.batch.take() {
                 Some(batch) => batch,
                 None => {
-                    // Nothing is compiled for a node that cannot be reached.
+                    // Nothing is compiled for an unreachable node.
                     self.dispatch.connect().await.inspect_err(|error| self.count_failed(error))?;
                     let Some(batch) = next_batch(&work.walk, &self.sources).await else { return Ok(()) };
                     // Not rationed: Varnish drops the first of two equal bans (its parameter `ban_dups`).
@@ -326,7 +331,7 @@ impl Task {
             let sent_before = work.report.sent;
             let result = self.dispatch.send(&mut batch, &mut work.report).await;
             self.count(&result, work.report.sent - sent_before);
-            self.pass_over(work, &mut batch);
+            self.record_refusals(work, &mut batch);
             if let Err(error) = result {
                 work.batch = Some(batch);
                 return Err(error.into());
@@ -357,8 +362,8 @@ impl Task {
         }
     }
 
-    /// Tells of what the node refused, so that it is not sent again, and of what it took only as a ban of everything.
-    fn pass_over(&mut self, work: &mut Work, batch: &mut Batch) {
+    /// Records the requests that the node refused, so that they are not sent again, and logs bans that had to be widened.
+    fn record_refusals(&mut self, work: &mut Work, batch: &mut Batch) {
         if std::mem::take(&mut work.report.widened) {
             tracing::warn!(node = %self.node.id(), "a ban that this node does not take is carried out as one of everything");
             self.varnish_metrics(|varnish| varnish.flushed.inc());
@@ -366,11 +371,11 @@ impl Task {
         for (fingerprint, reason) in std::mem::take(&mut work.report.refused) {
             let refused = work.walk.refuses(fingerprint);
             self.varnish_metrics(|varnish| varnish.passed_over.inc());
-            match self.deliveries.refused(self.node.id(), refused, &reason) {
+            match self.deliveries.record_refusal(self.node.id(), refused, &reason) {
                 Owed::Nothing => {}
-                // Not remembered: what is told again in its place is a flush, too.
+                // Not remembered: a redelivery is replaced by a flush, too.
                 owed => {
-                    // What settles counts already, and keeps no node out.
+                    // These purges count already, so they must not keep the node out.
                     let most = if work.kind == Kind::Settle { Owed::Flush } else { Owed::FlushOfAll };
                     batch.owed = batch.owed.max(owed.min(most));
                     continue;
@@ -384,65 +389,67 @@ impl Task {
         }
     }
 
-    /// The node was sent what it was never sent.
-    fn was_told(&mut self, work: Work) {
+    /// Completes the first delivery of purges.
+    fn finish_new(&mut self, work: Work) {
         let Work { walk, report, folded, flushes, last_passed, .. } = work;
         let last = walk.last();
         let now = Instant::now();
         let Sources { journal, guard, address, .. } = &self.sources;
-        let mut landing = Landing::new(&**journal, self.told, last, now);
-        let under_way = landing.look(guard, address.ip(), &self.deliveries.context.fleet.load(), now);
-        // What passed before this process was there is not known, so its start counts as such a time.
+        let mut fills = PendingFills::new(&**journal, self.sent, last, now);
+        let under_way = fills.look(guard, address.ip(), &self.deliveries.context.fleet.load(), now);
+        // Pages that passed before this process started are unknown, so its start counts as such a time.
         let started = self.deliveries.context.started;
-        let passed = last_passed.max(landing.passed).map_or(Duration::ZERO, |at| at.saturating_duration_since(started));
+        let passed = last_passed.max(fills.passed).map_or(Duration::ZERO, |at| at.saturating_duration_since(started));
         let on_their_way = passed >= self.node.live.life_signs.taken_in();
         self.state.remember(last, report.invalidated, self.deliveries.expected());
-        let stood_still = self.failures > 0 || self.state.late.load(Ordering::SeqCst) || report.stood_still;
+        let stood_still = self.failures > 0 || self.state.late.is_late() || report.stood_still;
         let repeat = match (stood_still, on_their_way) {
             (true, _) => Some(now + AFTER_STALL),
-            (false, true) => Some(now + LANDING),
-            // Positions are acknowledged in order: what follows a stretch that waits may as well be repeated with it.
+            (false, true) => Some(now + FILL_LATENCY),
+            // Positions are acknowledged in order: while an earlier range awaits redelivery, later ones cannot be
+            // acknowledged, so they are repeated with it.
             (false, false) => self.unsure.first().map(|_| now).or(under_way),
         };
         self.deliveries.context.metrics.purge.tags_folded.inc_by(folded);
         if flushes > 0 {
-            tracing::warn!(node = %self.node.id(), after = self.told, last, "what this node missed cannot be replayed: its cache is dropped");
+            tracing::warn!(node = %self.node.id(), after = self.sent, last, "what this node missed cannot be replayed: its cache is dropped");
             self.varnish_metrics(|varnish| varnish.flushed.inc());
         }
         if let Some(due) = repeat {
-            self.unsure.push(self.told, last, due);
+            self.unsure.push(self.sent, last, due);
         }
-        (self.known, self.told) = (true, last);
+        (self.known, self.sent) = (true, last);
         if repeat.is_none() {
-            self.acknowledged(last);
+            self.acknowledge(last);
         }
     }
 
-    /// The node was told once more.
-    fn was_repeated(&mut self, work: &Work) {
+    /// Completes a redelivery.
+    fn finish_repeat(&mut self, work: &Work) {
         if self.stood_still(work, self.stalls) {
             self.stalls += 1;
             self.unsure.postpone(Instant::now() + AFTER_STALL);
             return;
         }
-        (self.stalls, self.landing) = (0, None);
-        self.unsure.done(Instant::now());
-        self.acknowledged(work.walk.last());
+        (self.stalls, self.fills) = (0, None);
+        self.unsure.complete_first(Instant::now());
+        self.acknowledge(work.walk.last());
     }
 
-    /// The node was told once more of what another replica had not told it.
-    fn was_recalled(&mut self, work: &Work, stretch: Stretch) {
+    /// Completes the redelivery of purges that another replica could not deliver.
+    fn finish_recall(&mut self, work: &Work, range: RedeliveryRange) {
         if self.stood_still(work, self.recall_stalls) {
             self.recall_stalls += 1;
             self.state.recalls.postpone(Instant::now() + AFTER_STALL);
             return;
         }
         self.recall_stalls = 0;
-        self.state.recalls.done(stretch);
-        self.deliveries.progressed();
+        self.state.recalls.complete(range);
+        self.deliveries.notify_progress();
     }
 
-    /// Whether a repetition is to be repeated itself, after so many in vain: the node stood still meanwhile.
+    /// Whether a repetition must be repeated because the node was stopped meanwhile, `stalls` repetitions before it having
+    /// been in vain.
     fn stood_still(&self, work: &Work, stalls: u32) -> bool {
         let stood_still = self.failures > 0 || work.report.stood_still;
         if stood_still && stalls >= MAX_STALLS {
@@ -451,22 +458,21 @@ impl Task {
         stood_still && stalls < MAX_STALLS
     }
 
-    /// The node has every purge up to here.
-    fn acknowledged(&mut self, position: Position) {
-        let Context { fence, slow_start, .. } = &self.deliveries.context;
+    /// Moves the cursor: the node has every purge up to `position`.
+    fn acknowledge(&mut self, position: Position) {
+        let DeliveryContext { fence, slow_start, .. } = &self.deliveries.context;
         let (before, fence) = (self.node.live.acknowledged(), fence.position());
         if before < fence && fence <= position {
             slow_start.begin(&self.node);
         }
         self.node.live.set_cursor(position);
         self.state.known.store(true, Ordering::SeqCst);
-        let late = self.state.late.swap(false, Ordering::SeqCst);
-        self.deliveries.progressed();
-        let settle = self.deliveries.context.pace.settle;
-        if !settle.is_zero() {
+        let was_late = self.state.late.mark_on_time();
+        self.deliveries.notify_progress();
+        if let Some(settle) = self.deliveries.context.pace.redelivery_delay {
             self.settling.push(before, position, Instant::now() + settle);
         }
-        if late {
+        if was_late {
             tracing::info!(node = %self.node.id(), position, "node is up to date again");
         }
     }
@@ -492,11 +498,11 @@ impl Task {
         }
     }
 
-    /// Waits before the next attempt; a change of the node's health cuts the wait short.
+    /// Pauses before the next attempt. A change of the node's health ends the pause.
     async fn back_off(&mut self, setback: &Setback) {
         let text: Arc<str> = causes(setback).to_string().into();
-        let told = std::mem::replace(&mut *self.state.error.lock(), Arc::clone(&text));
-        if told != text {
+        let logged = self.state.error.lock().replace(Arc::clone(&text));
+        if logged.as_ref() != Some(&text) {
             tracing::warn!(node = %self.node.id(), error = &*text, "purges do not reach a node");
         }
         self.failures = self.failures.saturating_add(1);
@@ -508,7 +514,7 @@ impl Task {
     }
 }
 
-/// Makes the next step, on a thread of its own if it takes long: neither a probe nor another node's purge waits for it.
+/// Compiles the next step, on a thread of its own if it is long, so that neither probes nor other nodes wait for it.
 async fn next_batch(walk: &Walk, sources: &Sources) -> Option<Batch> {
     if walk.is_short(sources) {
         return walk.next(sources);
@@ -522,17 +528,17 @@ async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stati
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        // The runtime ends, and this task with it.
+        // The runtime is shutting down, and this task with it.
         Err(_) => std::future::pending().await,
     }
 }
 
-/// Waits until a stretch is due; for ever where there is none.
-async fn due(stretch: Option<Stretch>) -> Stretch {
-    match stretch {
-        Some(stretch) => {
-            tokio::time::sleep_until(stretch.due.into()).await;
-            stretch
+/// Waits until the range is due; for ever without one.
+async fn due(range: Option<RedeliveryRange>) -> RedeliveryRange {
+    match range {
+        Some(range) => {
+            tokio::time::sleep_until(range.due.into()).await;
+            range
         }
         None => std::future::pending().await,
     }

@@ -65,7 +65,7 @@ struct Rig {
     told: Told,
 }
 
-const CALM: Pace = Pace { max_bans_per_second: 0, longest_wait: Duration::from_millis(250), settle: Duration::ZERO };
+const CALM: Pace = Pace { max_bans_per_second: None, longest_wait: Duration::from_millis(250), redelivery_delay: None };
 
 impl Rig {
     async fn new(pace: Pace) -> Self {
@@ -92,7 +92,7 @@ impl Rig {
         let member =
             Member { node: Arc::clone(&node), health: Health::Up, reason: "".into(), retained: false, usable: true };
         let fleet = Snapshot { version: 1, varnish: Pool::new(vec![member], 0.0), web: Pool::default() };
-        let context = Context {
+        let context = DeliveryContext {
             fence: Arc::new(Fence::at(journal.head())),
             journal,
             fleet: Arc::new(ArcSwap::from_pointee(fleet)),
@@ -110,12 +110,7 @@ impl Rig {
     /// Makes a purge durable, and waits until the node has it.
     async fn purge(&self, tag: &str) -> Position {
         let position = self.append(tag).await;
-        let mut progress = self.deliveries.progress.subscribe();
-        let acknowledged = async {
-            while self.node.live.cursor() < position {
-                progress.changed().await.unwrap();
-            }
-        };
+        let acknowledged = self.deliveries.progress.until(|| self.node.live.cursor() >= position);
         tokio::time::timeout(PATIENCE, acknowledged).await.unwrap();
         position
     }
@@ -137,7 +132,7 @@ impl Rig {
     fn ran(&self, ago_ms: &[u64]) {
         for ago in ago_ms {
             let asked = Instant::now() - Duration::from_millis(*ago);
-            self.deliveries.answered(&self.node, asked, Duration::from_millis(1));
+            self.deliveries.record_health_check(&self.node, asked, Duration::from_millis(1));
         }
     }
 
@@ -233,7 +228,7 @@ async fn what_passed_before_the_process_began_may_be_on_its_way_too() {
 
 #[tokio::test]
 async fn purges_above_the_budget_gather_and_none_is_lost() {
-    let rig = Rig::new(Pace { max_bans_per_second: 10, ..CALM }).await;
+    let rig = Rig::new(Pace { max_bans_per_second: NonZeroU32::new(10), ..CALM }).await;
     rig.ran(&[400, 200]);
     let began = Instant::now();
     for number in 0..400 {
@@ -338,7 +333,7 @@ async fn a_hold_outlives_a_new_registration_and_then_the_node_is_told_again() {
     let position = rig.purge("a").await;
     let hold = rig.deliveries.hold(position, rig.node.id(), "a page".into()).unwrap();
     assert!(rig.node.live.cursor() < position);
-    assert_eq!(&*rig.deliveries.error(rig.node.id()), "a page");
+    assert_eq!(rig.deliveries.error(rig.node.id()).as_deref(), Some("a page"));
     // Its headers were changed, say.
     rig.deliveries
         .context
@@ -379,7 +374,7 @@ async fn no_purge_waits_for_a_node_that_is_held_back_before_it() {
 #[tokio::test]
 async fn what_settles_is_told_once_more_after_its_answer() {
     let settle = Duration::from_millis(400);
-    let rig = Rig::new(Pace { settle, ..CALM }).await;
+    let rig = Rig::new(Pace { redelivery_delay: Some(settle), ..CALM }).await;
     rig.ran(&[400, 200]);
     rig.purge("first").await;
     rig.purge("second").await;
@@ -395,7 +390,8 @@ async fn what_was_not_settled_when_the_process_ended_is_settled_by_the_next() {
     let position = rig.purge("a").await;
     let (journal, guard) = (Arc::clone(&rig.deliveries.context.journal), Arc::clone(&rig.guard));
     journal.save_cursors(rig.deliveries.cursors()).await.unwrap();
-    let next = Rig::with(Pace { settle: Duration::from_millis(500), ..CALM }, journal, guard, None).await;
+    let next =
+        Rig::with(Pace { redelivery_delay: Some(Duration::from_millis(500)), ..CALM }, journal, guard, None).await;
     assert_eq!(next.node.live.cursor(), position);
     next.until_told(",)a(", 1).await;
 }
@@ -520,10 +516,10 @@ async fn what_is_recalled_while_something_else_is_held_is_told_again_as_well() {
 
 #[tokio::test]
 async fn a_purge_that_fences_with_another_ones_time_counts_as_answered() {
-    use crate::journal::{Local, Named, Shared, Told as ToldPurge};
+    use crate::journal::{Named, NamedStore, PurgeMessage, Shared};
     let guard = Arc::new(Guard::new(long_ago()));
     let memory = Memory::new(Limits::default(), noted_by(&guard));
-    let journal = Arc::new(Named::new(Local::Memory(Box::new(memory))));
+    let journal = Arc::new(Named::new(NamedStore::Memory(Box::new(memory))));
     let shared = Arc::clone(&journal) as Arc<dyn Journal>;
     // It hangs at everything.
     let rig = Rig::to(obedient(&[3_600_000; 8]).await, CALM, shared, guard, None).await;
@@ -536,7 +532,7 @@ async fn a_purge_that_fences_with_another_ones_time_counts_as_answered() {
     // The second one comes while the first one is waited for, and so soon that they fence together.
     for (name, purge) in [("a", tags), ("b", url)] {
         tokio::time::sleep(timeout / 40).await;
-        journal.admit(vec![ToldPurge { id: name.to_owned(), revision: None, at_ms: 1, purge }]).await.unwrap();
+        journal.admit(vec![PurgeMessage { id: name.to_owned(), revision: None, at_ms: 1, purge }]).await.unwrap();
     }
     let last = journal.head();
     while !rig.deliveries.is_done(last) {

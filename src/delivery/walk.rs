@@ -1,92 +1,77 @@
-//! What a node misses, cut into batches that it is sent one after the other.
+//! The backlog of a node, cut into batches.
 //!
-//! A walk leads from where a node is to where it shall be. It is cut so that no step is without bound: a backlog that
-//! nobody would replay (too many bans, too many tags to be worth their compilation) is one ban of everything, and that it
-//! is one is seen from the weight of what was missed, before anything is compiled.
+//! A walk leads from the cursor of a node to a target position. Its steps are bounded: a backlog that is not worth a replay
+//! (too many bans, or too many tags to compile) becomes one ban of everything. That is decided by the size of the backlog,
+//! before anything is compiled.
 //!
-//! A ban of everything is one of everything that has tags or a pool, and no more unless the VCL says so. So requests that
-//! were handed on as they came (`PURGE <url>`, `BAN`) are replayed one by one behind it, as long as they are held. What a
-//! flush stands for beyond that is written down in [`Batch::gap`]: whoever sends it decides whether it was enough.
+//! Unless the VCL says otherwise, a ban of everything covers only pages with tags or a pool. So forwarded requests (`PURGE
+//! <url>`, `BAN`) are replayed one by one behind it, as long as the journal holds them. What a flush must cover beyond that
+//! is recorded in [`Batch::gap`], and the sender of the batch decides whether it was enough.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::fingerprint;
-use super::requests::Owed;
+use super::refusal::{Owed, Refused, fingerprint};
 use crate::fleet::VarnishSettings;
 use crate::journal::{Entry, Journal, Missed, Position};
-use crate::purge::{Ban, Batch as Compiled, Guard, Purge, Target, compile};
+use crate::purge::{Ban, CompiledBans, Guard, Purge, Target, compile};
 
-/// Bans in one batch; more become one ban of everything: each costs the node a comparison per object.
+/// The maximum number of bans in a batch, because each costs the node a comparison per object. More become one ban of
+/// everything.
 const MAX_BANS: usize = 64;
 
-/// Bytes of tags that are worth their compilation: some 300,000 tags. More become one ban of everything.
+/// The maximum number of bytes of tags to compile: about 300,000 tags. More become one ban of everything.
 const MAX_TAG_BYTES: usize = 4 << 20;
 
-/// Requests that are handed on in one batch. Whatever is more goes into the next one.
+/// The maximum number of forwarded requests in a batch. The rest follow in later batches.
 const MAX_REQUESTS: usize = 1_000;
 
-/// What is compiled where it stands, without a thread of its own: less takes no longer than the hop to one.
+/// Up to this number of entries and bytes, a step is compiled in place: a hop to another thread would take longer.
 const SHORT_ENTRIES: usize = 64;
 const SHORT_BYTES: usize = 64 << 10;
 
-/// What batches are made from.
+/// The inputs of a batch.
 #[derive(Clone)]
 pub(super) struct Sources {
     pub(super) journal: Arc<dyn Journal>,
     pub(super) guard: Arc<Guard>,
-    /// Where the node listens.
+    /// The address of the node.
     pub(super) address: SocketAddr,
     pub(super) settings: VarnishSettings,
 }
 
-/// Targets with this fingerprint that a node does not take though it takes others: those of purges after the first position
-/// up to the second.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Refused {
-    pub(super) fingerprint: u64,
-    pub(super) after: Position,
-    pub(super) last: Position,
-}
-
-impl Refused {
-    /// Whether such a target of the purge at this position is one of them.
-    fn is(&self, fingerprint: u64, position: Position) -> bool {
-        self.fingerprint == fingerprint && self.after < position && position <= self.last
-    }
-}
-
-/// The way from what a node has to what it shall have.
+/// The way from a node's cursor to a target position.
 #[derive(Clone, Debug)]
 pub(super) struct Walk {
-    /// The node has everything up to here. `None`: nobody knows what it has.
+    /// The node has everything up to here. `None`: unknown.
     after: Option<Position>,
-    /// Where the walk ends.
+    /// The target position.
     last: Position,
-    /// Up to here a ban of everything covers all but requests that are handed on.
+    /// Up to here a ban of everything covers all but forwarded requests.
     flushed: Position,
-    /// What this node does not take.
+    /// Requests that the node refuses.
     refused: Vec<Refused>,
 }
 
 /// One step of a walk.
 #[derive(Debug)]
 pub(super) struct Batch {
-    /// What is left to send. Those that failed before come first.
+    /// The requests that are left to send. Failed ones come first.
     pub(super) left: VecDeque<Item>,
-    /// Where the node is when all of it was carried out.
+    /// The node's position once the batch is carried out.
     reaches: Option<Position>,
-    /// It is one ban of everything instead of a replay.
+    /// It contains a ban of everything.
     pub(super) is_flush: bool,
-    /// What the ban of everything stands for and nobody can replay: what follows the first position up to the second.
+    /// The range that the ban of everything replaces and that cannot be replayed: after the first position, up to the
+    /// second.
     pub(super) gap: Option<(Position, Position)>,
-    /// What has to be done for those of it that the node does not take.
+    /// What the node owes for requests that it refused.
     pub(super) owed: Owed,
-    /// The tags that uniting saved.
+    /// The number of tags saved by merging equal ones.
     pub(super) folded: u64,
-    /// When a page that it concerns last passed the origin.
+    /// The last time at which a concerned page passed the origin.
     pub(super) last_passed: Option<Instant>,
 }
 
@@ -94,9 +79,9 @@ pub(super) struct Batch {
 #[derive(Debug)]
 pub(super) struct Item {
     pub(super) ban: Ban,
-    /// It was not answered well: it goes alone from now on, each time just after the node was seen to obey.
+    /// It failed once: it is sent alone from now on, each time just after the node has obeyed a test request.
     pub(super) is_suspect: bool,
-    /// How often it failed so.
+    /// The number of failures as a suspect.
     pub(super) strikes: u32,
 }
 
@@ -107,17 +92,17 @@ impl Item {
 }
 
 impl Walk {
-    /// The way from `after` (`None`: nobody knows what the node has) to `last`, past what the node refuses.
+    /// A walk from `after` (`None`: unknown) to `last` that leaves out refused requests.
     pub(super) fn new(after: Option<Position>, last: Position, refused: Vec<Refused>) -> Self {
         Walk { after, last, flushed: 0, refused }
     }
 
-    /// Where it ends.
+    /// The target position.
     pub(super) fn last(&self) -> Position {
         self.last
     }
 
-    /// Whether the next step is made faster than a thread is found for it.
+    /// Whether compiling the next step takes less time than a hop to another thread.
     pub(super) fn is_short(&self, sources: &Sources) -> bool {
         let Some(after) = self.after else { return true };
         if sources.journal.lag(after).entries > SHORT_ENTRIES {
@@ -125,7 +110,7 @@ impl Walk {
         }
         match sources.journal.since(after) {
             Missed::Entries(entries) => entries.iter().map(|entry| weight(&entry.purge)).sum::<usize>() <= SHORT_BYTES,
-            Missed::Gap => true,
+            Missed::Truncated => true,
         }
     }
 
@@ -138,7 +123,7 @@ impl Walk {
         else {
             let held_from = sources.journal.floor().min(self.last);
             let gap = Some((self.after.unwrap_or(0), held_from));
-            // The flush was sent after all of these were accepted: only what it may have left is still to be asked.
+            // The flush was sent after all of these purges were accepted. It is only left to decide whether it covers them.
             let is_flushed = self.flushed == self.last;
             let step = if is_flushed { Batch::nothing(held_from) } else { self.flush(Some(held_from), sources) };
             return Some(Batch { gap, ..step });
@@ -152,7 +137,7 @@ impl Walk {
         let untouched = entries.iter().filter(|entry| self.is_untouched(entry)).map(|entry| &entry.purge);
         let purges = || untouched.clone().chain(&purges);
         let VarnishSettings { delivery, header_limit, .. } = sources.settings;
-        let Compiled { bans, folded } = compile(purges(), delivery, header_limit);
+        let CompiledBans { bans, folded } = compile(purges(), delivery, header_limit);
         if listed(&bans) > MAX_BANS {
             return Some(self.flush(Some(after), sources));
         }
@@ -167,7 +152,7 @@ impl Walk {
         })
     }
 
-    /// This step was carried out.
+    /// Records that a step was carried out.
     pub(super) fn advance(&mut self, batch: &Batch) {
         self.after = batch.reaches;
         if batch.is_flush {
@@ -175,17 +160,17 @@ impl Walk {
         }
     }
 
-    /// A flush in it was not enough: nothing counts as flushed, so that whoever tries again sends another.
+    /// Forgets a flush that was not enough, so that the next attempt sends another.
     pub(super) fn forget_flush(&mut self) {
         self.flushed = 0;
     }
 
-    /// What is left of the way, for a target that the node does not take.
+    /// The rest of the walk, for a request that the node refuses.
     pub(super) fn refuses(&self, fingerprint: u64) -> Refused {
         Refused { fingerprint, after: self.after.unwrap_or(0), last: self.last }
     }
 
-    /// The node does not take these.
+    /// Leaves these requests out from now on.
     pub(super) fn pass_over(&mut self, refused: Refused) {
         self.refused.push(refused);
     }
@@ -202,7 +187,7 @@ impl Walk {
         }
     }
 
-    /// Whether all of this purge is to be sent.
+    /// Whether this purge is sent as a whole.
     fn is_untouched(&self, entry: &Entry) -> bool {
         entry.position > self.flushed && !entry.purge.targets.iter().any(|target| self.is_refused(entry, target))
     }
@@ -210,10 +195,10 @@ impl Walk {
     fn is_refused(&self, entry: &Entry, target: &Target) -> bool {
         !self.refused.is_empty()
             && fingerprint(target)
-                .is_some_and(|target| self.refused.iter().any(|refused| refused.is(target, entry.position)))
+                .is_some_and(|target| self.refused.iter().any(|refused| refused.includes(target, entry.position)))
     }
 
-    /// What is left of a purge of which a flush covers a part, or the node refuses one; `None` for all others.
+    /// The rest of a purge if a flush covers a part of it or the node refuses a part; `None` if the whole purge is sent.
     fn remaining(&self, entry: &Entry) -> Option<Purge> {
         if self.is_untouched(entry) {
             return None;
@@ -226,7 +211,7 @@ impl Walk {
 }
 
 impl Batch {
-    /// A step to `reaches` with nothing to send.
+    /// A step to `reaches` without requests.
     fn nothing(reaches: Position) -> Self {
         Batch {
             left: VecDeque::new(),
@@ -242,34 +227,34 @@ impl Batch {
     /// This purge alone, wherever the node is: at the end of a walk.
     pub(super) fn of(purge: &Purge, at: Position, sources: &Sources) -> Self {
         let VarnishSettings { delivery, header_limit, .. } = sources.settings;
-        let Compiled { bans, folded } = compile([purge], delivery, header_limit);
+        let CompiledBans { bans, folded } = compile([purge], delivery, header_limit);
         Batch { left: bans.into_iter().map(Item::new).collect(), folded, ..Batch::nothing(at) }
     }
 
-    /// How many of those that are left make the node's list of bans longer.
+    /// The number of requests left that add an entry to the node's ban list.
     pub(super) fn listed(&self) -> usize {
         self.left.iter().filter(|item| item.ban.is_listed()).count()
     }
 
-    /// Has a ban of everything sent behind what it sent.
+    /// Appends a ban of everything.
     pub(super) fn flush_too(&mut self) {
         self.left.push_back(Item::new(Ban::Everything));
         self.is_flush = true;
     }
 
-    /// Does the same as one ban of everything would.
+    /// Replaces its bans by one ban of everything.
     pub(super) fn widen(&mut self) {
         self.left.retain(|item| matches!(item.ban, Ban::Forward(_)));
         self.left.push_front(Item::new(Ban::Everything));
     }
 }
 
-/// How many of them are bans.
+/// The number of bans.
 fn listed(bans: &[Ban]) -> usize {
     bans.iter().filter(|ban| ban.is_listed()).count()
 }
 
-/// Keeps so many entries that no more requests than allowed are handed on, and says where they end if that is early.
+/// Truncates the entries to the maximum of forwarded requests. Returns the last position if that cuts any.
 fn cut_after_requests(entries: &mut Vec<Arc<Entry>>) -> Option<Position> {
     let mut requests = 0;
     let full = entries.iter().position(|entry| {
@@ -280,7 +265,7 @@ fn cut_after_requests(entries: &mut Vec<Arc<Entry>>) -> Option<Position> {
     entries.last().map(|entry| entry.position)
 }
 
-/// Whether nobody would replay this: told without compiling any of it.
+/// Whether this backlog is not worth a replay, decided without compiling it.
 fn is_beyond_a_replay<'e>(entries: impl Iterator<Item = &'e Arc<Entry>>) -> bool {
     let mut bytes = 0;
     let mut patterns = BTreeSet::new();
@@ -297,7 +282,7 @@ fn is_beyond_a_replay<'e>(entries: impl Iterator<Item = &'e Arc<Entry>>) -> bool
     false
 }
 
-/// About how many bytes there are to compile.
+/// The approximate number of bytes to compile.
 fn weight(purge: &Purge) -> usize {
     let bytes = |target: &Target| match target {
         Target::Tags(tags) => tags.as_str().len(),

@@ -1,4 +1,4 @@
-//! The keys under a prefix: all of them once, and then every change, whatever becomes of the connection.
+//! Follows the keys under a prefix: all of them once, and then every change, across connections.
 //!
 //! ```text
 //! connect ─> LIST at one revision R ─> WATCH from R+1 ─── events ──> R moves with them
@@ -7,25 +7,25 @@
 //!    └──── pause ──── connection lost, silence ┘   (and then WATCH from R+1 if the list is long)
 //! ```
 //!
-//! **R moves only with what came on the watch itself.** A revision from any other answer proves nothing about the
-//! changes before it (apache/apisix#13067: configuration lost for good). Nor does the revision in the header of a watch
-//! response with events: while a watch catches up, etcd sends at most a thousand revisions at a time and names its
-//! newest one in each, so R is the revision of the last event. A notice of progress moves R, unless it was asked for:
-//! those overtake events on etcd before 3.4.25 and 3.5.8 (etcd-io/etcd#15220).
+//! **R moves only with messages of the watch itself.** A revision from any other answer proves nothing about the changes
+//! before it (apache/apisix#13067: configuration lost for good). Nor does the revision in the header of a watch response
+//! with events: while a watch catches up, etcd sends at most a thousand revisions at a time, and each header has etcd's
+//! newest one. So R is the revision of the last event. A progress notification moves R unless it was requested, because
+//! requested ones overtake events on etcd before 3.4.25 and 3.5.8 (etcd-io/etcd#15220).
 //!
-//! **Silence is held against the member.** After [`SILENCE`] the member is asked something that needs its leader, on the
-//! same connection; a member that hangs or is cut off does not answer, and the next one is tried. The stream itself is
-//! asked for its progress now and then: an answer is no news, two that are missing are.
+//! **A silent member is checked.** After [`SILENCE`] the member gets a request that needs its leader, on the same
+//! connection. A member that hangs or is cut off does not answer, and the next one is tried. Progress notifications of the
+//! stream are requested periodically: one is no news, but two missing ones are.
 //!
 //! **History can begin anew.** After a restore from a backup the same revisions mean something else, and by the time we
-//! are back there may be more of them than we knew. So what fits on one page is listed again on every new connection: it
-//! costs as much as asking, and whoever takes it in finds nothing new. What does not is resumed from R, and there a member
-//! is also asked for its place in raft's log ([`RaftPosition`]), and what others in this process were told counts as
-//! known ([`WatchStatus::expect`]): if anything goes back, there is a new list. That misses a restore to a log that has
-//! become as long as the old one was, which a cluster with so many keys has not done before we are back.
+//! reconnect there may be more of them than before. So keys that fit on one page are listed again on every new connection:
+//! that costs no more than any request, and its receiver finds nothing new. A longer list is resumed from R. Then the
+//! member's raft position is checked, too ([`RaftPosition`]), and revisions that others in this process have seen count as
+//! known ([`WatchStatus::expect`]). If any of these has gone back, the keys are listed again. This misses a restore whose
+//! log has become as long as the old one, which is impossible before we reconnect in a cluster with so many keys.
 //!
-//! **A list goes back to the leader** (it is not serializable), pinned to one revision over all its pages: members that
-//! lag would otherwise make a fleet of two moments.
+//! **Lists are read through the leader** (not serializable), at one revision for all pages: otherwise a lagging member could
+//! combine a fleet from two moments.
 
 mod known;
 
@@ -37,76 +37,76 @@ use etcd_client::{EventType, GetOptions, KeyValue, WatchOptions, WatchResponse, 
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
-use super::{Failure, Pauses, RaftPosition, Session, SharedEtcd, bounded};
+use super::{EtcdError, LeaseId, Pauses, RaftPosition, Session, SharedEtcd, bounded};
 pub use crate::telemetry::Resync;
 use crate::telemetry::causes;
 use known::{WatchContent, WatchMessage, WatchOutcome, WatchPosition};
 
-/// How long a watch may say nothing before its member is asked whether it is still there.
+/// The silence of a watch after which its member is checked.
 const SILENCE: Duration = Duration::from_secs(3);
 
-/// After this many silences in a row the stream is asked for its progress.
+/// The number of silences in a row after which a progress notification is requested.
 const ASK_PROGRESS_AFTER: u32 = 10;
 
-/// Keys on one page of a list; fewer if they are too large for a message.
+/// The number of keys on a page of a list; fewer if they are too large for a message.
 const PAGE: i64 = 500;
 
-/// The largest message. A watch never cuts a revision in two, and one transaction can have thousands of keys; the client's
-/// own limit is 4 MiB, which 500 purges of a busy shop pass.
+/// The maximum size of a message. A watch never splits a revision, and a transaction can have thousands of keys. The
+/// client's own limit is 4 MiB, less than 500 purges of a busy shop.
 const MAX_MESSAGE: usize = 64 << 20;
 
 /// A key and its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Item {
+pub struct KeyEntry {
     /// The key, without the prefix of the watch.
     pub key: String,
     /// Its value.
     pub value: Vec<u8>,
-    /// The lease that the key is attached to; 0 without one.
-    pub lease: i64,
-    /// When it was written last.
+    /// The lease of the key, if it has one.
+    pub lease: Option<LeaseId>,
+    /// The revision of the last write.
     pub revision: i64,
-    /// When it was made.
+    /// The revision of its creation.
     pub created: i64,
 }
 
-/// What became of one key.
+/// A change of one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum KeyChange {
     /// It was written.
-    Put(Item),
-    /// It is gone.
+    Put(KeyEntry),
+    /// It was deleted.
     Deleted {
         /// The key, without the prefix of the watch.
         key: String,
-        /// When.
+        /// The revision of the deletion.
         revision: i64,
     },
 }
 
-/// What a watch reports, in order.
+/// A report of a watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Update {
-    /// All keys at this moment. A key that was known before and is not listed here is gone.
+    /// All keys at one moment. Known keys that are not listed are gone.
     Listed(Listing),
-    /// The changes since, in their order.
-    Changed(Vec<Change>),
+    /// The changes since, in order.
+    Changed(Vec<KeyChange>),
 }
 
 /// All keys at one revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listing {
-    /// Names the cluster.
+    /// The cluster id.
     pub cluster: u64,
     /// The revision.
     pub revision: i64,
-    /// The keys, in their order.
-    pub items: Vec<Item>,
-    /// Why there is a list.
+    /// The keys in order.
+    pub items: Vec<KeyEntry>,
+    /// The reason of the list.
     pub cause: Resync,
 }
 
-/// How a follower is doing, for whoever wants to show it.
+/// The status of a watch, for display.
 #[derive(Debug)]
 pub struct WatchStatus {
     /// The name of the watch in the log.
@@ -114,13 +114,13 @@ pub struct WatchStatus {
     started: Instant,
     connected: AtomicBool,
     revision: AtomicI64,
-    /// The highest revision in any answer to this process.
+    /// The highest revision seen by this process.
     expected: AtomicI64,
     /// The revision of etcd when the watch began.
     begun_at: AtomicI64,
-    /// Milliseconds since `started`; 0 is never.
+    /// Milliseconds from `started` to the last answer.
     heard: AtomicU64,
-    problem: Mutex<Arc<str>>,
+    problem: Mutex<Option<Arc<str>>>,
 }
 
 impl WatchStatus {
@@ -134,7 +134,7 @@ impl WatchStatus {
             expected: AtomicI64::new(0),
             begun_at: AtomicI64::new(0),
             heard: AtomicU64::new(0),
-            problem: Mutex::new("".into()),
+            problem: Mutex::default(),
         })
     }
 
@@ -154,54 +154,46 @@ impl WatchStatus {
         self.started.elapsed().saturating_sub(heard)
     }
 
-    /// Why changes do not come in; empty if they do.
-    pub fn problem(&self) -> Arc<str> {
-        Arc::clone(&self.problem.lock())
+    /// Why changes do not come in, if they do not.
+    pub fn problem(&self) -> Option<Arc<str>> {
+        self.problem.lock().clone()
     }
 
-    /// Another connection has seen this revision. It says nothing about the changes before it, but a history that
-    /// ends before it is another one.
+    /// Records that another connection has seen this revision. That says nothing about the changes before it, but a history
+    /// that ends earlier is another one.
     pub fn expect(&self, revision: i64) {
         self.expected.fetch_max(revision, Ordering::Relaxed);
     }
 
-    /// The revision of etcd when the present watch began: other replicas know of changes up to here.
+    /// The revision of etcd when the current watch began: other replicas know the changes up to here.
     pub fn begun_at(&self) -> i64 {
         self.begun_at.load(Ordering::Relaxed)
     }
 
-    fn heard(&self, revision: i64) {
+    fn record_contact(&self, revision: i64) {
         let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.heard.store(now.max(1), Ordering::Relaxed);
+        self.heard.store(now, Ordering::Relaxed);
         self.revision.store(revision, Ordering::Relaxed);
         if !self.connected.swap(true, Ordering::Relaxed) {
-            self.tell("");
+            *self.problem.lock() = None;
             tracing::info!(what = self.what, revision, "etcd is followed");
         }
     }
 
-    fn lost(&self, failure: &Failure) {
+    fn record_loss(&self, failure: &EtcdError) {
         self.connected.store(false, Ordering::Relaxed);
-        let text = causes(failure).to_string();
-        // Once a change, not once an attempt.
-        if self.tell(&text) {
-            tracing::warn!(what = self.what, error = text, "etcd cannot be followed: what is known of it stays");
+        let text: Arc<str> = causes(failure).to_string().into();
+        let logged = self.problem.lock().replace(Arc::clone(&text));
+        // Logged once for each change, not for each attempt.
+        if logged.as_ref() != Some(&text) {
+            tracing::warn!(what = self.what, error = &*text, "etcd cannot be followed: what is known of it stays");
         }
-    }
-
-    fn tell(&self, problem: &str) -> bool {
-        let mut told = self.problem.lock();
-        let is_new = **told != *problem;
-        if is_new {
-            *told = problem.into();
-        }
-        is_new
     }
 }
 
 struct PrefixWatcher {
     etcd: SharedEtcd,
-    /// The whole prefix.
+    /// The prefix of the keys, in full.
     prefix: String,
     known: Option<WatchPosition>,
     pauses: Pauses,
@@ -209,35 +201,35 @@ struct PrefixWatcher {
     updates: mpsc::Sender<Update>,
 }
 
-/// Why a connection is given up.
+/// Why a connection was given up.
 enum WatchEnd {
-    /// The watch goes on elsewhere.
-    Lost(Failure),
-    /// Only a list helps.
+    /// It was lost; continue on another one.
+    Lost(EtcdError),
+    /// The keys must be listed again.
     Relist(Resync),
-    /// Nobody wants to know.
+    /// The receiver of the updates is gone.
     NobodyListens,
 }
 
-impl From<Failure> for WatchEnd {
-    fn from(failure: Failure) -> Self {
+impl From<EtcdError> for WatchEnd {
+    fn from(failure: EtcdError) -> Self {
         match failure {
-            // Pages can be made smaller.
+            // A list can use smaller pages.
             failure if failure.is_too_large() => WatchEnd::Relist(Resync::FarBehind),
             failure => WatchEnd::Lost(failure),
         }
     }
 }
 
-/// Follows the keys that start with `prefix` until nobody listens any more.
+/// Follows the keys that start with `prefix` until the receiver is dropped.
 pub async fn follow(etcd: SharedEtcd, prefix: String, status: Arc<WatchStatus>, updates: mpsc::Sender<Update>) {
     let (known, pauses) = (None, Pauses::default());
     let mut follower = PrefixWatcher { etcd, prefix, known, pauses, status, updates };
     loop {
         match follower.connection().await {
             WatchEnd::NobodyListens => return,
-            WatchEnd::Lost(failure) => follower.status.lost(&failure),
-            // It has just been listed, and that was of no use: not once more without a pause.
+            WatchEnd::Lost(failure) => follower.status.record_loss(&failure),
+            // A list has just not helped, so the next one comes after a pause.
             WatchEnd::Relist(_) => follower.known = None,
         }
         tokio::select! {
@@ -248,7 +240,7 @@ pub async fn follow(etcd: SharedEtcd, prefix: String, status: Arc<WatchStatus>, 
 }
 
 impl PrefixWatcher {
-    /// Everything over one connection.
+    /// Lists and watches over one connection.
     async fn connection(&mut self) -> WatchEnd {
         let mut session = match self.etcd.connect().await {
             Ok(session) => session,
@@ -263,7 +255,7 @@ impl PrefixWatcher {
                 return end;
             }
             match self.watch(&mut session).await {
-                // At once: our state is out of date, and etcd is not in trouble.
+                // Without a pause: only our state is outdated, and etcd works.
                 WatchEnd::Relist(cause) if !listed => relist = Some(cause),
                 end => return end,
             }
@@ -299,19 +291,19 @@ impl PrefixWatcher {
                 _ => break,
             }
         }
-        // A list comes from the leader, so a revision that is lower than ours is of another history.
+        // A list comes from the leader, so a lower revision belongs to another history.
         let expected = self.status.expected.swap(revision, Ordering::Relaxed).max(self.revision());
         let cause = if revision < expected { Resync::Restored } else { cause };
         let (position, cluster, keys) = (session.position, session.position.cluster, items.len());
         self.tell(Update::Listed(Listing { cluster, revision, items, cause })).await?;
         self.known = Some(WatchPosition { position, revision, keys });
-        self.status.heard(revision);
+        self.status.record_contact(revision);
         Ok(())
     }
 
     async fn watch(&mut self, session: &mut Session) -> WatchEnd {
         match self.try_watch(session).await {
-            Ok(()) => WatchEnd::Lost(Failure::Closed),
+            Ok(()) => WatchEnd::Lost(EtcdError::Closed),
             Err(end) => end,
         }
     }
@@ -320,14 +312,14 @@ impl PrefixWatcher {
         let after = self.revision();
         let options = WatchOptions::new().with_prefix().with_start_revision(after + 1).with_progress_notify();
         let mut client = session.client.watch_client().max_decoding_message_size(MAX_MESSAGE);
-        // The whole stream is kept: etcd ends a watch whose sender was dropped.
+        // The whole stream is kept, because etcd ends a watch whose sender was dropped.
         let mut stream = bounded(async { Ok(client.watch(self.prefix.as_str(), Some(options)).await?) }).await?;
         let mut silences = 0;
         let mut progress_owed = 0;
         let mut asked = Instant::now();
         loop {
             let is_silent = match tokio::time::timeout(SILENCE, stream.message()).await {
-                Ok(message) => match message.map_err(Failure::from)? {
+                Ok(message) => match message.map_err(EtcdError::from)? {
                     Some(response) => {
                         progress_owed = 0;
                         self.take(&response, session.position).await?;
@@ -337,7 +329,7 @@ impl PrefixWatcher {
                 },
                 Err(_) => true,
             };
-            // Also a stream that is never silent says nothing of the member's place, nor whether we may still ask.
+            // Also if the stream is busy: it says nothing about the raft position, or about our permission.
             if is_silent || asked.elapsed() >= SILENCE {
                 self.ask_member(session).await?;
                 asked = Instant::now();
@@ -354,8 +346,8 @@ impl PrefixWatcher {
         }
     }
 
-    /// Whether the member answers, with its leader behind it, and its raft position.
-    async fn ask_member(&mut self, session: &mut Session) -> Result<(), Failure> {
+    /// Checks that the member answers and has a leader, and reads its raft position.
+    async fn ask_member(&mut self, session: &mut Session) -> Result<(), EtcdError> {
         let options = GetOptions::new().with_prefix().with_count_only().with_limit(1);
         let prefix = self.prefix.as_str();
         session.request(async |mut client| client.get(prefix, Some(options)).await).await?;
@@ -363,7 +355,7 @@ impl PrefixWatcher {
         if let Some(known) = &mut self.known {
             known.position = position;
         }
-        self.status.heard(self.revision());
+        self.status.record_contact(self.revision());
         Ok(())
     }
 
@@ -382,15 +374,15 @@ impl PrefixWatcher {
             WatchOutcome::Changes(changes) if changes.is_empty() => {}
             WatchOutcome::Changes(changes) => self.tell(Update::Changed(changes)).await?,
         }
-        self.status.heard(self.revision());
+        self.status.record_contact(self.revision());
         Ok(())
     }
 
     fn read(&self, response: &WatchResponse) -> WatchMessage {
-        // First: a watch that is refused comes as created and cancelled at once.
+        // Checked first: a refused watch is reported as created and cancelled at once.
         let content = if response.canceled() {
-            let (compacted, reason) = (response.compact_revision(), response.cancel_reason().to_owned());
-            WatchContent::Cancelled { compacted, reason }
+            let (is_compacted, reason) = (response.compact_revision() > 0, response.cancel_reason().to_owned());
+            WatchContent::Cancelled { is_compacted, reason }
         } else if response.created() {
             WatchContent::Created
         } else {
@@ -400,19 +392,19 @@ impl PrefixWatcher {
         WatchMessage { at, watch: response.watch_id(), content }
     }
 
-    fn change(&self, event: &etcd_client::Event) -> Option<Change> {
+    fn change(&self, event: &etcd_client::Event) -> Option<KeyChange> {
         let kv = event.kv()?;
         Some(match event.event_type() {
-            EventType::Put => Change::Put(self.item(kv)),
-            EventType::Delete => Change::Deleted { key: self.name(kv), revision: kv.mod_revision() },
+            EventType::Put => KeyChange::Put(self.item(kv)),
+            EventType::Delete => KeyChange::Deleted { key: self.name(kv), revision: kv.mod_revision() },
         })
     }
 
-    fn item(&self, kv: &KeyValue) -> Item {
-        Item {
+    fn item(&self, kv: &KeyValue) -> KeyEntry {
+        KeyEntry {
             key: self.name(kv),
             value: kv.value().to_vec(),
-            lease: kv.lease(),
+            lease: LeaseId::new(kv.lease()),
             revision: kv.mod_revision(),
             created: kv.create_revision(),
         }
@@ -432,30 +424,30 @@ impl PrefixWatcher {
     }
 }
 
-impl Change {
-    /// When.
+impl KeyChange {
+    /// The revision of the change.
     pub fn revision(&self) -> i64 {
         match self {
-            Change::Put(item) => item.revision,
-            Change::Deleted { revision, .. } => *revision,
+            KeyChange::Put(item) => item.revision,
+            KeyChange::Deleted { revision, .. } => *revision,
         }
     }
 }
 
-/// An answer is only a sign of life. etcd 3.5.8 to 3.5.12 may never send it if nothing has happened yet
-/// (etcd-io/etcd#17507), so what is owed costs a new watch from where we are, and nothing else.
-async fn ask_progress(stream: &mut WatchStream, owed: &mut u32) -> Result<(), Failure> {
+/// Requests a progress notification, which is only a sign of life. etcd 3.5.8 to 3.5.12 may never send it if nothing has
+/// happened yet (etcd-io/etcd#17507), so a missing one only costs a new watch from R.
+async fn ask_progress(stream: &mut WatchStream, owed: &mut u32) -> Result<(), EtcdError> {
     if *owed >= 2 {
-        return Err(Failure::NoAnswer);
+        return Err(EtcdError::NoAnswer);
     }
     *owed += 1;
     Ok(stream.request_progress().await?)
 }
 
-/// The first key behind all that start with `prefix`, as etcd wants the end of a range.
+/// The first key after all that start with `prefix`, as etcd expects the end of a range.
 fn end_of(prefix: &str) -> Vec<u8> {
     let mut end = prefix.as_bytes().to_vec();
-    // Every prefix here ends in `/`, which is not the last byte there is.
+    // Every prefix here ends in `/`, so this cannot overflow.
     if let Some(last) = end.last_mut() {
         *last += 1;
     }

@@ -1,54 +1,53 @@
-//! One key that exists for as long as this process: an agent's node, a replica's own entry.
+//! A key that exists as long as this process: the node of an agent, or the record of a replica.
 //!
-//! The key goes with a lease, so that it does not outlive us by much. A lease is lost more often than one thinks: it runs
-//! out while etcd is away, somebody revokes it, an old client library forgets it (cilium/cilium#42596: keys gone for
-//! hours, and the process looked healthy). So nothing is taken for granted: a lease that etcd does not know any more is
-//! replaced at once and the key written again, and the key itself is read now and then.
+//! The key has a lease, so that it does not outlive the process for long. A lease is easily lost: it expires while etcd is
+//! away, somebody revokes it, an old client library forgets it (cilium/cilium#42596: keys gone for hours, and the process
+//! looked healthy). So nothing is assumed: if etcd no longer knows the lease, it is replaced at once and the key written
+//! again, and the key itself is read periodically.
 //!
-//! **The newer one wins.** Two processes with one name are a mistake, or one of them is about to end. A process that
-//! starts takes the key, whoever has it; one that was there before and has lost it does not take it back while another
-//! has it. Nor does it delete what another has written: every change but the first is made on condition that the key goes
-//! with our lease, which nobody else uses. Its value alone would not do: an answer that is lost leaves us with a key that
-//! we have written and do not know.
+//! **The newer process wins.** Two processes with one name are a mistake, or one of them is about to end. A process that
+//! starts takes the key from any owner; one that has lost its key does not take it back while another has it. Nor does it
+//! delete another's key: every change but the first requires that the key has our lease, which no other process uses.
+//! Comparing the value would not do: if an answer is lost, the key may have a value of ours that we do not know.
 
 use std::time::Duration;
 
 use etcd_client::{Compare, CompareOp, LeaseKeepAliveStream, LeaseKeeper, PutOptions, Txn, TxnOp, TxnOpResponse};
 use tokio::sync::watch;
 
-use super::{Failure, Pauses, Session, SharedEtcd, bounded};
+use super::{EtcdError, Pauses, Session, SharedEtcd, bounded};
 use crate::telemetry::causes;
 
-/// Between two signs of life there is this part of the lease.
+/// The number of renewals within the time to live of the lease.
 const BEATS: u32 = 3;
 
-/// The key itself is read once in this many renewals of the lease.
+/// The number of renewals after which the key itself is read.
 const LOOK_EVERY: u32 = 3;
 
-/// Keeps one key.
+/// Keeps one key registered.
 pub struct Registration {
     etcd: SharedEtcd,
     key: String,
     ttl: Duration,
     lease: Option<i64>,
-    /// The value that we wrote last. `None` before the first write, which takes the key from whoever has it.
+    /// The value that we wrote last. `None` before the first write, which takes the key from any owner.
     written: Option<Vec<u8>>,
-    /// What the key says last.
+    /// The last value, written before the key is deleted.
     farewell: Option<Vec<u8>>,
 }
 
-/// How a registration stands.
+/// The state of a registration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RegistrationStatus {
-    /// The key is there, and ours.
+    /// The key exists, and is ours.
     pub registered: bool,
-    /// Another process has it.
+    /// Another process has the key.
     pub superseded: bool,
-    /// Why it is not there; empty if it is.
-    pub problem: String,
+    /// Why it is not there, or not ours.
+    pub problem: Option<String>,
 }
 
-/// A lease that is kept over one connection.
+/// A lease that is renewed over one connection.
 struct KeptLease {
     session: Session,
     keeper: LeaseKeeper,
@@ -56,19 +55,19 @@ struct KeptLease {
 }
 
 impl Registration {
-    /// Of this key, which etcd keeps for `ttl` (in whole seconds, at least one) without a sign of life. Does nothing yet.
+    /// A registration of this key, which etcd keeps for `ttl` (in whole seconds, at least one) without a renewal. Does
+    /// nothing yet.
     pub fn new(etcd: SharedEtcd, key: String, ttl: Duration) -> Self {
         Registration { etcd, key, ttl, lease: None, written: None, farewell: None }
     }
 
-    /// The same with a last value, which is written before the key is deleted: watchers of the key then know that it
-    /// did not expire.
+    /// Adds a last value, which is written before the key is deleted, so that watchers know that the key did not expire.
     pub fn with_farewell(self, value: Vec<u8>) -> Self {
         Registration { farewell: Some(value), ..self }
     }
 
-    /// Keeps the key at what `record` says, until that is `None` or its sender is gone; then takes it away and returns.
-    /// Records of one process differ from those of any other, so that it knows its own.
+    /// Keeps the key at the value of `record` until that is `None` or its sender is dropped, then deletes it and returns.
+    /// Values must differ between processes, so that each recognises its own.
     pub async fn run(
         mut self,
         mut record: watch::Receiver<Option<Vec<u8>>>,
@@ -86,13 +85,13 @@ impl Registration {
                 Ok(()) => break,
                 Err(failure) => {
                     let problem = causes(&failure).to_string();
-                    let is_new = status.borrow().problem != problem;
+                    let is_new = status.borrow().problem.as_ref() != Some(&problem);
                     if is_new {
                         tracing::warn!(key = self.key, error = problem, "not registered in etcd; it is tried again");
                     }
                     status.send_modify(|status| {
                         status.registered = false;
-                        status.problem = problem;
+                        status.problem = Some(problem);
                     });
                 }
             }
@@ -107,13 +106,13 @@ impl Registration {
         status.send_replace(RegistrationStatus::default());
     }
 
-    /// Everything over one connection. Returns without an error when the key is not wanted any more.
+    /// Keeps the key over one connection. Returns without an error when the key is no longer wanted.
     async fn connection(
         &mut self,
         record: &mut watch::Receiver<Option<Vec<u8>>>,
         status: &watch::Sender<RegistrationStatus>,
         pauses: &mut Pauses,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), EtcdError> {
         let session = self.etcd.connect().await?;
         let mut kept = self.keep_lease(session).await?;
         let mut beats = 0;
@@ -123,11 +122,11 @@ impl Registration {
             pauses.reset();
             self.report(status, ours);
             let changed = async {
-                // Until it is to be written again: it has changed, or may have been deleted.
+                // Until the key must be written again: its value has changed, or it may have been deleted.
                 loop {
                     let beat = (self.ttl / BEATS).mul_f64(0.9 + 0.2 * fastrand::f64());
                     tokio::select! {
-                        changed = record.changed() => return Ok::<bool, Failure>(changed.is_ok()),
+                        changed = record.changed() => return Ok::<bool, EtcdError>(changed.is_ok()),
                         () = tokio::time::sleep(beat) => {}
                     }
                     if !kept.beat().await? {
@@ -154,7 +153,7 @@ impl Registration {
         let before = status.send_replace(RegistrationStatus {
             registered: ours,
             superseded: !ours,
-            problem: if ours { String::new() } else { "another process has registered under this name".to_owned() },
+            problem: (!ours).then(|| "another process has registered under this name".to_owned()),
         });
         if ours && !before.registered {
             tracing::info!(key = self.key, "registered in etcd");
@@ -167,8 +166,8 @@ impl Registration {
         }
     }
 
-    /// Goes on with the lease that there is, or gets a new one.
-    async fn keep_lease(&mut self, session: Session) -> Result<KeptLease, Failure> {
+    /// Renews the current lease, or gets a new one.
+    async fn keep_lease(&mut self, session: Session) -> Result<KeptLease, EtcdError> {
         if let Some(lease) = self.lease {
             match session.request(async |mut client| client.lease_keep_alive(lease).await).await {
                 Ok((keeper, answers)) => return Ok(KeptLease { session, keeper, answers }),
@@ -184,9 +183,9 @@ impl Registration {
         Ok(KeptLease { session, keeper, answers })
     }
 
-    /// Writes the key, unless it has this value already. Returns whether the key is ours: another process may have it.
-    async fn write(&mut self, session: &Session, value: Vec<u8>) -> Result<bool, Failure> {
-        let Some(lease) = self.lease else { return Err(Failure::Closed) };
+    /// Writes the key unless it has this value already. Returns whether the key is ours: another process may have it.
+    async fn write(&mut self, session: &Session, value: Vec<u8>) -> Result<bool, EtcdError> {
+        let Some(lease) = self.lease else { return Err(EtcdError::Closed) };
         let key = self.key.as_str();
         let put = || TxnOp::put(key, value.clone(), Some(PutOptions::new().with_lease(lease)));
         let txn = match &self.written {
@@ -194,7 +193,7 @@ impl Registration {
             Some(written) => {
                 let is = |value: &[u8]| Compare::value(key, CompareOp::Equal, value);
                 let is_ours = || Compare::lease(key, CompareOp::Equal, lease);
-                // Of a lease that we have lost, and has left its keys behind.
+                // The key may have a lease that we lost.
                 let left = Txn::new().when([is(written)]).and_then([put()]).or_else([TxnOp::get(key, None)]);
                 let changed = Txn::new().when([is_ours()]).and_then([put()]).or_else([TxnOp::txn(left)]);
                 let there = Txn::new().when([is(&value), is_ours()]).and_then([]).or_else([TxnOp::txn(changed)]);
@@ -210,9 +209,8 @@ impl Registration {
         Ok(ours)
     }
 
-    /// Takes the key away if it is ours, and gives the lease back: with it goes what may have been written without our
-    /// hearing of it.
-    async fn withdraw(&mut self) -> Result<(), Failure> {
+    /// Deletes the key if it is ours, and revokes the lease, and with it writes of ours whose answers were lost.
+    async fn withdraw(&mut self) -> Result<(), EtcdError> {
         let Some(lease) = self.lease.take() else { return Ok(()) };
         let session = self.etcd.connect().await?;
         let key = self.key.as_str();
@@ -223,7 +221,7 @@ impl Registration {
         }
         let txn = ours().and_then([TxnOp::delete(key, None)]);
         session.request(async |mut client| client.txn(txn).await).await?;
-        // The key is gone, or another's: nothing goes with the lease.
+        // The key is deleted, or another's, so revoking the lease deletes nothing else.
         match session.request(async |mut client| client.lease_revoke(lease).await).await {
             Err(failure) if !failure.is_lease_lost() => Err(failure),
             _ => Ok(()),
@@ -232,15 +230,15 @@ impl Registration {
 }
 
 impl KeptLease {
-    /// Renews the lease. `false` if etcd does not know it any more.
-    async fn beat(&mut self) -> Result<bool, Failure> {
+    /// Renews the lease. Returns `false` if etcd no longer knows it.
+    async fn beat(&mut self) -> Result<bool, EtcdError> {
         self.keeper.keep_alive().await?;
-        let answer = bounded(async { self.answers.message().await?.ok_or(Failure::Closed) }).await?;
+        let answer = bounded(async { self.answers.message().await?.ok_or(EtcdError::Closed) }).await?;
         Ok(answer.ttl() > 0)
     }
 }
 
-/// The record as it is now; `None` as well if its sender is gone.
+/// The current value; `None` also if its sender is dropped.
 fn wanted(record: &mut watch::Receiver<Option<Vec<u8>>>) -> Option<Vec<u8>> {
     if record.has_changed().is_err() {
         return None;
@@ -248,7 +246,7 @@ fn wanted(record: &mut watch::Receiver<Option<Vec<u8>>>) -> Option<Vec<u8>> {
     record.borrow_and_update().clone()
 }
 
-/// Whether the innermost branch that was taken is the one that only looks.
+/// Whether the branch that was taken is the one that only reads.
 fn ends_in_get(responses: &[TxnOpResponse]) -> bool {
     match responses.first() {
         Some(TxnOpResponse::Get(_)) => true,

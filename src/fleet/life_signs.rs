@@ -1,7 +1,7 @@
 //! When a node was seen to run, and so which data it must have processed.
 //!
 //! A process that was stopped and resumed may answer the next request at once, before it reads the older data in its
-//! other sockets. So one answer proves nothing about data sent before it. Two answers that are [`LANDING`] apart do: at
+//! other sockets. So one answer proves nothing about data sent before it. Two answers that are [`FILL_LATENCY`] apart do: at
 //! the first the node ran, and until the second it has had the time.
 //!
 //! The duration of an answer shows whether the node was stopped meanwhile, but only relative to its usual answers: 110
@@ -15,7 +15,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 /// The most time for a page to travel from us to a running Varnish and become an object there.
-pub const LANDING: Duration = Duration::from_millis(100);
+pub const FILL_LATENCY: Duration = Duration::from_millis(100);
 
 /// An answer slower than the shortest round trip by this does not tell when the node ran.
 const QUICK: Duration = Duration::from_millis(50);
@@ -29,7 +29,7 @@ const REMEMBERED: usize = 8;
 /// The signs of life of a node. All times are since the start of the process.
 #[derive(Debug, Default)]
 pub struct LifeSigns {
-    /// When the request of the last sign was sent, in ms. Signs within a round trip and [`LANDING`] of it are ignored.
+    /// When the request of the last sign was sent, in ms. Signs within a round trip and [`FILL_LATENCY`] of it are ignored.
     last: AtomicU64,
     /// The sign before it.
     before: AtomicU64,
@@ -41,7 +41,7 @@ pub struct LifeSigns {
 impl LifeSigns {
     /// Records the answer to a probe or purge of ours on an existing connection: when it was sent, and how long the
     /// answer took. Returns whether the node was stopped meanwhile.
-    pub fn measured(&self, asked: Duration, took: Duration) -> bool {
+    pub fn record_round_trip(&self, asked: Duration, took: Duration) -> bool {
         let stood_still = took > STALL + self.round_trip();
         {
             let mut round_trips = self.round_trips.lock();
@@ -59,7 +59,7 @@ impl LifeSigns {
     pub fn record_answer(&self, asked: Duration, took: Duration) {
         let quick = QUICK + self.round_trip();
         let (last, asked) = (self.last.load(Ordering::Relaxed), asked.as_millis() as u64);
-        let apart = (quick + LANDING).as_millis() as u64;
+        let apart = (quick + FILL_LATENCY).as_millis() as u64;
         if asked < last + apart || took > quick {
             return;
         }
@@ -117,19 +117,19 @@ mod tests {
     #[test]
     fn a_far_node_is_measured_against_itself() {
         let signs = LifeSigns::default();
-        assert!(signs.measured(ms(1000), ms(110)), "nothing is known of it yet");
+        assert!(signs.record_round_trip(ms(1000), ms(110)), "nothing is known of it yet");
         for asked in [2000, 3000, 4000] {
-            assert!(!signs.measured(ms(asked), ms(125)));
+            assert!(!signs.record_round_trip(ms(asked), ms(125)));
         }
         assert_eq!((signs.round_trip(), signs.taken_in()), (ms(110), ms(3000)));
-        assert!(signs.measured(ms(5000), ms(250)));
+        assert!(signs.record_round_trip(ms(5000), ms(250)));
     }
 
     #[test]
     fn a_slower_node_counts_as_stopped_until_old_round_trips_are_forgotten() {
         let signs = LifeSigns::default();
-        signs.measured(ms(1000), ms(2));
-        let stalls = (0..20).filter(|n| signs.measured(ms(2000 + n * 1000), ms(300))).count();
+        signs.record_round_trip(ms(1000), ms(2));
+        let stalls = (0..20).filter(|n| signs.record_round_trip(ms(2000 + n * 1000), ms(300))).count();
         assert_eq!(stalls, REMEMBERED);
         assert!(signs.taken_in() > ms(10_000));
     }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::config::PurgeListener;
-use crate::delivery::{Context, Pace, noted_by};
+use crate::delivery::{DeliveryContext, Pace, noted_by};
 use crate::fleet::{CheckResult, Fence, Member, NodeId, WHOLE_SHARE};
 use crate::journal::{Limits, Memory};
 use crate::purge::Guard;
@@ -24,7 +24,7 @@ fn rig(panic_threshold: f64) -> Rig {
     let metrics = Arc::new(Metrics::new().unwrap());
     let started = Instant::now();
     let guard = Arc::new(Guard::new(started));
-    let context = Context {
+    let context = DeliveryContext {
         journal: Arc::new(Memory::new(Limits::default(), noted_by(&guard))),
         guard,
         slow_start: Arc::clone(&slow_start),

@@ -85,7 +85,7 @@ pub(super) fn at(position: Position) -> Cursor {
 pub(super) fn entries(journal: &dyn Journal, cursor: Position) -> Vec<Arc<Entry>> {
     match journal.since(cursor) {
         Missed::Entries(entries) => entries,
-        Missed::Gap => panic!("a gap after {cursor}"),
+        Missed::Truncated => panic!("a gap after {cursor}"),
     }
 }
 
@@ -196,16 +196,16 @@ pub(super) async fn the_observer_is_told_of_a_purge_before_the_head_moves(open: 
 
 pub(super) async fn a_cursor_beyond_the_head_is_a_gap(open: Open<'_>) {
     let journal = open(Limits::default(), nobody(), clock().1);
-    assert_eq!(journal.since(1), Missed::Gap);
+    assert_eq!(journal.since(1), Missed::Truncated);
     let at = append_all(&*journal, ["a"]).await;
-    assert_eq!(journal.since(at[0] + 1), Missed::Gap);
-    assert_eq!(journal.since(Position::MAX), Missed::Gap);
+    assert_eq!(journal.since(at[0] + 1), Missed::Truncated);
+    assert_eq!(journal.since(Position::MAX), Missed::Truncated);
 }
 
 pub(super) async fn a_cursor_before_the_newest_entries_is_a_gap(open: Open<'_>) {
     let journal = open(Limits { max_entries: 2, ..Limits::default() }, nobody(), clock().1);
     let at = append_all(&*journal, ["a", "b", "c"]).await;
-    assert_eq!(journal.since(0), Missed::Gap);
+    assert_eq!(journal.since(0), Missed::Truncated);
     assert_eq!(journal.lag(0), Lag { entries: 2, oldest_ms: None });
     assert_eq!(entries(&*journal, at[0]).len(), 2);
     assert_eq!(journal.lag(at[0]), Lag { entries: 2, oldest_ms: Some(NOW_MS) });
@@ -219,11 +219,11 @@ pub(super) async fn entries_that_take_too_much_memory_go(open: Open<'_>) {
     let mut at = append_all(&*journal, ["a", &long, &long]).await;
     assert_eq!(entries(&*journal, 0).len(), 3);
     at.extend(append_all(&*journal, [long.as_str()]).await);
-    assert_eq!(journal.since(at[0]), Missed::Gap);
+    assert_eq!(journal.since(at[0]), Missed::Truncated);
     assert_eq!(entries(&*journal, at[1]).len(), 2);
     let too_long = "x".repeat(4 * TAG_BYTES);
     at.extend(append_all(&*journal, [too_long.as_str()]).await);
-    assert_eq!(journal.since(at[3]), Missed::Gap);
+    assert_eq!(journal.since(at[3]), Missed::Truncated);
     assert_eq!(journal.since(at[4]), Missed::Entries(vec![]));
 }
 
@@ -236,7 +236,7 @@ pub(super) async fn entries_older_than_the_retention_go_with_the_next_one(open: 
     assert_eq!(entries(&*journal, 0).len(), 2);
     now_ms.fetch_add(1, Ordering::SeqCst);
     append_all(&*journal, ["c"]).await;
-    assert_eq!(journal.since(0), Missed::Gap);
+    assert_eq!(journal.since(0), Missed::Truncated);
     assert_eq!(entries(&*journal, at[0]).len(), 2);
 }
 

@@ -1,4 +1,4 @@
-//! How far each Varnish had come when it was last saved.
+//! The last saved cursor of each Varnish.
 
 use std::collections::HashMap;
 
@@ -7,25 +7,25 @@ use parking_lot::Mutex;
 use super::{Cursor, Limits};
 use crate::fleet::NodeId;
 
-/// A cursor as it was saved.
+/// A saved cursor.
 #[derive(Clone, Debug)]
-pub(super) struct Saved {
+pub(super) struct SavedCursor {
     /// The cursor.
     pub(super) cursor: Cursor,
     /// When it was saved, in milliseconds since 1970.
     pub(super) at_ms: u64,
 }
 
-/// The saved cursors of all nodes. Those of nodes that left are kept for [`Limits::retention`], because a Varnish
-/// that comes back within that time can be replayed instead of emptied.
+/// The saved cursors of all nodes. A cursor is kept for [`Limits::retention`] after its node has left, because a Varnish
+/// that returns within that time can be replayed instead of flushed.
 pub(super) struct Cursors {
     limits: Limits,
-    saved: Mutex<HashMap<NodeId, Saved>>,
+    saved: Mutex<HashMap<NodeId, SavedCursor>>,
 }
 
 impl Cursors {
-    /// Cursors that start with what was saved before.
-    pub(super) fn new(limits: Limits, saved: HashMap<NodeId, Saved>) -> Self {
+    /// A value with the cursors of an earlier process.
+    pub(super) fn new(limits: Limits, saved: HashMap<NodeId, SavedCursor>) -> Self {
         Cursors { limits, saved: Mutex::new(saved) }
     }
 
@@ -35,10 +35,10 @@ impl Cursors {
         saved.iter().map(|(node, saved)| (node.clone(), saved.cursor.clone())).collect()
     }
 
-    /// Saves cursors and forgets those that were not saved for too long.
+    /// Saves cursors, and forgets those that were not saved within the retention.
     pub(super) fn save(&self, cursors: impl IntoIterator<Item = (NodeId, Cursor)>, now_ms: u64) {
         let mut saved = self.saved.lock();
-        saved.extend(cursors.into_iter().map(|(node, cursor)| (node, Saved { cursor, at_ms: now_ms })));
+        saved.extend(cursors.into_iter().map(|(node, cursor)| (node, SavedCursor { cursor, at_ms: now_ms })));
         saved.retain(|_, saved| !self.limits.retires(saved.at_ms, now_ms));
     }
 }

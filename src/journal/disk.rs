@@ -1,15 +1,15 @@
 //! A journal that outlives its process.
 //!
-//! An fsync costs from a tenth of a millisecond to many, and Magento's purges come in storms. So there is one writer,
-//! a thread of its own because fsync blocks, and it commits **in groups**: whatever gathered while the last commit
-//! was on its way goes into the next one. A single purge pays one fsync, a storm shares them, and nobody waits
-//! longer for company. The order in the file, the order of positions and the order in the tail are one order, because
-//! one thread makes all three.
+//! An fsync takes from a tenth of a millisecond to many, and Magento's purges come in storms. So there is one writer, on its
+//! own thread because fsync blocks, and it commits **in groups**: all purges that arrive during a commit form the next
+//! group. A single purge costs one fsync, the purges of a storm share them, and none waits for others to join. Entries have
+//! the same order in the file, by position and in the tail, because one thread writes all three.
 //!
-//! The file holds what the tail holds and is read only at the start. What the tail drops, the next commits delete.
+//! The file holds the entries of the tail, and is read only at the start. Entries that the tail drops are deleted by the
+//! next commits.
 //!
-//! It is also what a journal in etcd ([`super::Etcd`]) keeps on this machine: then entries have names, an entry that is
-//! here already is not appended twice, and one that is safe in etcd is taken even where the disk is full.
+//! It is also the local part of a journal in etcd ([`super::Etcd`]). Then entries have names, an existing entry is not
+//! appended again, and an entry that is durable in etcd is appended even if the disk is full.
 
 mod change;
 mod committer;
@@ -39,7 +39,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::cursors::Cursors;
 use super::tail::Tail;
 use super::{
-    BoxFuture, Clock, Cursor, Journal, Limits, Origin, Position, PurgeObserver, Readable, Trouble, WriteError,
+    BoxFuture, Clock, Cursor, EntryOrigin, Journal, Limits, Position, PurgeObserver, Readable, Trouble, WriteError,
     wall_clock,
 };
 use crate::config::{Damaged, FirstStart};
@@ -47,35 +47,36 @@ use crate::fleet::NodeId;
 use crate::purge::Purge;
 use committer::Committer;
 use condition::Condition;
-use file::{Files, Local};
+use file::{Files, LocalFiles};
 use group::Command;
-use process::Remote;
+use process::RemoteFiles;
 use writer::Writer;
 
 pub use error::{Damage, OpenError};
 pub use process::{COMMAND as FILES_COMMAND, serve as serve_files};
 
-/// How many purges may wait for the next commit; more wait for a place in the queue, in their own tasks.
+/// The maximum number of purges in the queue for the next commit. Further purges wait to enter the queue, in their own
+/// tasks.
 const QUEUE: usize = 1024;
 
-/// How long the end waits for the last commit. A disk that hangs is left behind.
+/// The maximum wait for the last commit at the end. A disk that hangs is left behind.
 const CLOSING: Duration = Duration::from_secs(2);
 
-/// How a journal on disk is opened.
+/// The settings of a journal on disk.
 #[derive(Clone)]
 pub struct Settings {
-    /// How much of it can be replayed.
+    /// The limits of what can be replayed.
     pub limits: Limits,
-    /// Is told of every purge before a reader is.
+    /// Called with every purge before it is readable.
     pub observer: PurgeObserver,
-    /// What a start without any journal does.
+    /// What to do if there is no journal.
     pub first_start: FirstStart,
-    /// What a start with a journal does that cannot be read.
+    /// What to do if the journal cannot be read.
     pub damaged: Damaged,
-    /// The files are written by a process of their own, so that a volume that hangs does not keep this one from ending.
-    /// That process is this program again: only where that is clearcoat.
+    /// Write the files from a separate process, so that a volume that hangs cannot keep this one from ending. That process
+    /// runs this program, so this is only possible in clearcoat itself.
     pub own_process: bool,
-    /// How long a commit may take before the disk counts as hung: as long as the sender of a purge is kept waiting.
+    /// The duration of a commit after which the disk counts as hung: the maximum wait of a purge's sender.
     pub patience: Duration,
 }
 
@@ -83,41 +84,40 @@ pub struct Settings {
 pub struct Disk {
     readable: Arc<Readable>,
     condition: Arc<Condition>,
-    // Dropped in this order: the closed queue is what ends the writer.
+    // Dropped in this order: closing the queue ends the writer.
     queue: mpsc::Sender<Command>,
     _end: End,
 }
 
-/// What another journal of the same purges has, or has not.
-pub(super) struct Foreign {
-    pub(super) origin: Origin,
+/// A purge that other journals may have under the same name.
+pub(super) struct NamedPurge {
+    pub(super) origin: EntryOrigin,
     /// When it was accepted.
     pub(super) at_ms: u64,
     pub(super) purge: Purge,
-    /// It comes in etcd's order: everything up to its revision is here with it.
+    /// It arrives in etcd's order, so everything up to its revision is here.
     pub(super) in_order: bool,
 }
 
-/// The end of the writer. Dropping it waits until what was queued is committed and the file is closed, and no longer
-/// than [`CLOSING`].
+/// Waits on drop until the queue is committed and the file is closed, for at most [`CLOSING`].
 struct End {
     path: Arc<Path>,
-    /// Closed when the writer has ended. Behind a lock because it cannot be shared otherwise; nobody else looks.
+    /// Closed when the writer ends. In a mutex only because a receiver cannot be shared.
     ended: Mutex<Receiver<()>>,
 }
 
 impl Disk {
-    /// Opens the journal in the directory `path`, creating both where they are missing. What blocks on the disk does so
-    /// elsewhere: whoever waits may stop.
+    /// Opens the journal in the directory `path`, creating both if they are missing. Blocks a separate thread, so the future
+    /// may be dropped.
     ///
-    /// # Errors
-    /// [`OpenError`] names the file and what is wrong with it. What is no error: see [`Journal::anew`].
+    /// # Errors [`OpenError`] names the file and the problem. For what is not an error, see [`Journal::anew`].
     pub async fn open(path: &Path, settings: Settings) -> Result<Self, OpenError> {
         Disk::open_with_clock(path, settings, wall_clock()).await
     }
 
     pub(super) async fn open_with_clock(path: &Path, settings: Settings, clock: Clock) -> Result<Self, OpenError> {
-        let files: Box<dyn Files> = if settings.own_process { Box::new(Remote::default()) } else { Box::new(Local) };
+        let files: Box<dyn Files> =
+            if settings.own_process { Box::new(RemoteFiles::default()) } else { Box::new(LocalFiles) };
         let path = path.to_owned();
         let opened = tokio::task::spawn_blocking(move || Disk::open_with(&path, settings, clock, files)).await;
         opened.unwrap_or_else(|panicked| Err(OpenError::Thread(std::io::Error::other(panicked))))
@@ -136,14 +136,14 @@ impl Disk {
         let readable = Arc::new(Readable {
             tail: Tail::new(limits, observer, stored.past, now_ms),
             cursors: Cursors::new(limits, stored.cursors),
-            ledger: Mutex::new(stored.ledger),
+            position_map: Mutex::new(stored.position_map),
             clock,
             anew,
         });
         let condition = Arc::new(Condition::new(Arc::clone(&path), patience));
         let (queue, commands) = mpsc::channel(QUEUE);
         let (ending, ended) = sync_channel(0);
-        // A runtime of its own: a purge is not to wait for whatever else the control plane is busy with.
+        // Its own runtime, so that a purge does not wait for other tasks of the control plane.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(OpenError::Thread)?;
         let for_writer = (Arc::clone(&readable), Arc::clone(&condition));
         let run = move || {
@@ -156,18 +156,18 @@ impl Disk {
         Ok(Disk { readable, condition, queue, _end: End { path, ended: Mutex::new(ended) } })
     }
 
-    /// Appends what has a name. Resolves like [`Journal::append`], with the place that it has already where it was here
-    /// before; what it says of its revision is noted either way.
-    pub(super) async fn append_foreign(&self, foreign: Foreign) -> Result<Position, WriteError> {
-        self.ask(|answer| Command::AppendForeign(foreign, answer)).await
+    /// Appends a named purge. Resolves like [`Journal::append`], with the existing position if the purge is here already.
+    /// Its revision is recorded in any case.
+    pub(super) async fn append_named(&self, named: NamedPurge) -> Result<Position, WriteError> {
+        self.ask(|answer| Command::AppendNamed(named, answer)).await
     }
 
-    /// The same for many, in their order.
-    pub(super) async fn append_all(&self, foreign: Vec<Foreign>) -> Result<Vec<Position>, WriteError> {
-        let mut answers = Vec::with_capacity(foreign.len());
-        for foreign in foreign {
+    /// Appends many in order.
+    pub(super) async fn append_all(&self, named: Vec<NamedPurge>) -> Result<Vec<Position>, WriteError> {
+        let mut answers = Vec::with_capacity(named.len());
+        for named in named {
             let (answer, answered) = oneshot::channel();
-            self.queue.send(Command::AppendForeign(foreign, answer)).await.map_err(|_| WriteError::Closed)?;
+            self.queue.send(Command::AppendNamed(named, answer)).await.map_err(|_| WriteError::Closed)?;
             answers.push(answered);
         }
         let mut positions = Vec::with_capacity(answers.len());
@@ -177,25 +177,23 @@ impl Disk {
         Ok(positions)
     }
 
-    /// Notes where in etcd entries are, or that they are not there. Holds also where the disk does not take it: a process
-    /// that finds none of it on the disk finds it in etcd again.
+    /// Records the revisions of entries; `None` if they are not in etcd. Valid even if the disk fails, because a later
+    /// process finds them in etcd again.
     ///
-    /// # Errors
-    /// [`WriteError::Closed`].
+    /// # Errors [`WriteError::Closed`].
     pub(super) async fn found(&self, revisions: Vec<(Position, Option<u64>)>) -> Result<(), WriteError> {
         self.ask(|answer| Command::Found(revisions, answer)).await
     }
 
-    /// What lies before is not known, or not all of it: everything up to the head is a gap, and so is everything up to
-    /// this revision. Holds also where the disk does not take it, as `found` does.
+    /// Records that entries are missing: everything up to the head, and up to this revision, is a gap. Valid even if the
+    /// disk fails, like `found`.
     ///
-    /// # Errors
-    /// [`WriteError::Closed`].
+    /// # Errors [`WriteError::Closed`].
     pub(super) async fn break_off(&self, revision: u64) -> Result<(), WriteError> {
         self.ask(|answer| Command::BreakOff(revision, answer)).await
     }
 
-    /// Hands a command to the writer and waits for its answer.
+    /// Sends a command to the writer and waits for its answer.
     async fn ask<T>(
         &self,
         command: impl FnOnce(oneshot::Sender<Result<T, WriteError>>) -> Command,

@@ -1,4 +1,4 @@
-//! A journal that all replicas share, in etcd, with a copy of its end on this machine.
+//! A journal that all replicas share in etcd, with a copy of its tail on this machine.
 //!
 //! ```text
 //! append ──> etcd (one write) ──────────────┐ watch, in etcd's order
@@ -6,23 +6,22 @@
 //!                               └── uploaded when etcd is back
 //! ```
 //!
-//! **The local journal is the one that is read.** It is [`Disk`], whole: its own order, its own head, the same deliveries
-//! and the same fence on top of it. What is shared is what goes into it. So there is no second engine for the time when
-//! etcd is away, and none for the way back: a purge that is only here is an entry like any other, and a restart without
-//! etcd starts with all that this process knew.
+//! **Reads use the local journal.** It is a complete [`Disk`] with its own order and head, and deliveries and the fence work
+//! on it as usual. Only its input is shared. So there is no second engine for the time without etcd, nor for the return: a
+//! purge that is only here is an entry like any other, and a restart without etcd begins with all that this process knew.
 //!
-//! **A purge has a name**, which is its key in etcd. It may come in by its answer, by the watch, from another replica that
-//! tells of it directly, from a list after a restart, and from our own spool; it is appended once, and written to etcd only
-//! where there is no such key. So nothing has to be known about a write that got no answer: it is simply done again.
+//! **A purge has a name**, which is its key in etcd. It may arrive as the answer to a write, by the watch, directly from
+//! another replica, from a list after a restart, or from our own spool. It is appended once, and written to etcd only if the
+//! key is missing. So a write without an answer is simply repeated.
 //!
-//! **A position is the revision of its entry** as long as entries come in etcd's order, which is what an accepting replica
-//! waits for a moment. Where that cannot be had (etcd is away, a backup was restored) positions go on growing by
-//! themselves, and [`Ledger`](super::ledger::Ledger) translates.
+//! **A position is the revision of its entry** as long as entries arrive in etcd's order, for which an accepting replica
+//! waits a moment. Otherwise (etcd is away, a backup was restored) positions simply increase, and
+//! [`PositionMap`](super::position_map::PositionMap) translates.
 //!
-//! **Entries go by time, and leave a mark**: each replica dates them by its own clock when they come to it, because the
-//! clocks of two machines may differ by anything. Whoever deletes them writes the last deleted revision to `purges/floor`
-//! in the same transaction. A replica that was away for so long that it may have missed one sees the mark, and everything
-//! before it is a gap.
+//! **Entries expire by time, and leave a mark.** Each replica dates an entry by its own clock on arrival, because the clocks
+//! of two machines may differ by anything. A replica that deletes entries writes the last deleted revision to `purges/floor`
+//! in the same transaction. A replica that was away for so long that it may have missed one sees this mark, and treats
+//! everything before it as a gap.
 
 mod cursors;
 mod retention;
@@ -42,10 +41,10 @@ use serde::{Deserialize, Deserializer, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::disk::Foreign;
+use super::disk::NamedPurge;
 use super::{
-    Anew, BoxFuture, Clock, Cursor, Disk, Journal, Limits, OpenError, Origin, Position, Readable, Remembered, Settings,
-    Shared, Trouble, WriteError, wall_clock,
+    Anew, BoxFuture, Clock, Cursor, CursorState, Disk, EntryOrigin, Journal, Limits, OpenError, Position, Readable,
+    Settings, Shared, Trouble, WriteError, wall_clock,
 };
 use crate::etcd::SharedEtcd;
 use crate::etcd::follow::{WatchStatus, follow};
@@ -54,27 +53,27 @@ use crate::purge::Purge;
 use cursors::Published;
 use uplink::Uplink;
 
-/// The keys of the journal, and within them the mark of what was deleted.
+/// The prefix of the journal's keys, and below it the mark of deleted entries.
 const PURGES: &str = "purges/";
 const FLOOR: &str = "floor";
 
-/// How long the start waits for what etcd has. Then it goes on with what is here.
+/// The maximum wait for etcd at the start, which then continues with the local part.
 const START: Duration = Duration::from_secs(3);
 
-/// How long an entry that is in etcd is waited for on the watch, so that it comes in its order.
+/// The maximum wait for the watch to deliver an entry in its order.
 const IN_ORDER: Duration = Duration::from_millis(100);
 
-/// Changes that may wait to be taken in.
+/// The maximum number of updates that wait to be applied.
 const UPDATES: usize = 64;
 
 /// A journal in etcd.
 pub struct Etcd {
     inner: Arc<Inner>,
-    /// Aborted with this value. What they have begun with the local journal is finished by it.
+    /// Aborted with this value. Pending writes of the local journal are completed.
     _tasks: JoinSet<()>,
 }
 
-/// What the tasks share.
+/// The state shared by the tasks.
 struct Inner {
     local: Disk,
     names: Names,
@@ -83,22 +82,22 @@ struct Inner {
     limits: Limits,
     etcd: SharedEtcd,
     link: Arc<WatchStatus>,
-    /// The last position of a purge that was in etcd before our watch was.
+    /// The last position of a purge that was in etcd before our watch began.
     answered: watch::Sender<Position>,
 }
 
-/// A purge as one replica tells another one of it.
+/// A purge in a message between replicas.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Told {
+pub struct PurgeMessage {
     /// Its name.
     pub id: String,
-    /// Its revision, where it is in etcd.
+    /// Its revision, if it is in etcd.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<u64>,
     /// When it was accepted, in milliseconds since 1970.
     #[serde(rename = "at")]
     pub at_ms: u64,
-    /// What is to go. One that only a later version knows is one of everything, as in the journal.
+    /// The purge. If this version does not know its kind, it becomes one of everything, as in the journal.
     #[serde(deserialize_with = "purge_or_everything")]
     pub purge: Purge,
 }
@@ -121,21 +120,21 @@ fn purge_or_everything<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Pur
     })
 }
 
-/// Names for the purges of this process: by time, so that the oldest come first.
+/// Generates the names of this process's purges, sorted by time.
 #[derive(Debug)]
 pub(super) struct Names {
-    /// Drawn at random: two processes with one configuration must not meet.
+    /// Random, so that two processes with one configuration differ.
     process: u64,
     count: AtomicU64,
 }
 
 impl Names {
-    /// Of a process that has given none yet.
+    /// A generator for a new process.
     pub(super) fn new() -> Self {
         Names { process: fastrand::u64(..), count: AtomicU64::new(0) }
     }
 
-    /// The next one, for a purge that was accepted now.
+    /// The name for a purge that is accepted now.
     pub(super) fn next(&self, at_ms: u64) -> Arc<str> {
         let count = self.count.fetch_add(1, Ordering::Relaxed);
         format!("{at_ms:012x}-{:016x}-{count:x}", self.process).into()
@@ -147,10 +146,9 @@ impl Names {
 }
 
 impl Etcd {
-    /// Opens the local part in the directory `path`, and takes in what etcd has; waits a moment for that, and no longer.
+    /// Opens the local part in the directory `path`, and waits briefly for the content of etcd.
     ///
-    /// # Errors
-    /// [`OpenError`], of the local part. An etcd that cannot be had is none.
+    /// # Errors [`OpenError`] if the local journal cannot be opened. An unreachable etcd is not an error.
     pub async fn open(path: &Path, settings: Settings, etcd: SharedEtcd) -> Result<Self, OpenError> {
         Etcd::open_with(path, settings, etcd, wall_clock()).await
     }
@@ -185,15 +183,15 @@ impl Etcd {
         Ok(Etcd { inner, _tasks: tasks })
     }
 
-    /// The last position of a purge that had been in etcd before we could see it, for waiting until it moves: whoever
-    /// accepted that has answered it, or is about to. What comes while we watch is not among them.
+    /// The last position of a purge that was in etcd before our watch began, to wait for its moves: such a purge was
+    /// answered, or is about to be, by the replica that accepted it. Purges that arrive by the watch are not included.
     pub fn answered(&self) -> watch::Receiver<Position> {
         self.inner.answered.subscribe()
     }
 }
 
 impl Inner {
-    /// Accepts a purge: in etcd where that can be had in time, else in the spool.
+    /// Accepts a purge: in etcd if that answers in time, otherwise in the spool.
     async fn accept(&self, purge: Purge) -> Result<Position, WriteError> {
         let at_ms = self.local.now_ms();
         let id = self.names.next(at_ms);
@@ -204,51 +202,53 @@ impl Inner {
         {
             return Ok(position);
         }
-        let origin = Origin { id, revision, ours: true };
-        let position = self.local.append_foreign(Foreign { origin, at_ms, purge, in_order: false }).await?;
+        let origin = EntryOrigin { id, revision, ours: true };
+        let position = self.local.append_named(NamedPurge { origin, at_ms, purge, in_order: false }).await?;
         if revision.is_none() {
             self.uplink.look_again();
         }
         Ok(position)
     }
 
-    /// Takes in what another replica tells of, as [`Shared::admit`].
-    async fn admit(&self, told: Vec<Told>) -> Result<Position, WriteError> {
+    /// Stores purges of another replica; see [`Shared::admit`].
+    async fn admit(&self, told: Vec<PurgeMessage>) -> Result<Position, WriteError> {
         let in_order = async {
-            for Told { id, revision, .. } in &told {
+            for PurgeMessage { id, revision, .. } in &told {
                 if revision.is_some() {
                     self.comes_by_watch(id).await;
                 }
             }
         };
-        // All together as long as one.
+        // One timeout for all of them.
         _ = tokio::time::timeout(IN_ORDER, in_order).await;
-        // Dated by our clock, by which it will retire here: that of its sender may say anything.
+        // Dated by our own clock, which also decides its retention. The sender's clock may differ by anything.
         let at_ms = self.local.now_ms();
-        let foreign = told.into_iter().map(|Told { id, revision, purge, .. }| Foreign {
-            origin: Origin { id: id.into(), revision, ours: false },
+        let named = told.into_iter().map(|PurgeMessage { id, revision, purge, .. }| NamedPurge {
+            origin: EntryOrigin { id: id.into(), revision, ours: false },
             at_ms,
             purge,
             in_order: false,
         });
-        let positions = self.local.append_all(foreign.collect()).await?;
+        let positions = self.local.append_all(named.collect()).await?;
         self.uplink.look_again();
         Ok(positions.into_iter().max().unwrap_or(0))
     }
 
-    /// Whether purges may have been lost that were durable here and in no etcd: then what others know of a node says
-    /// nothing about those. A replica that was never here has lost none.
+    /// Whether purges may be lost that were durable only here. Then the cursors in etcd say nothing about those. A first
+    /// start has lost none.
     fn lost_its_spool(&self) -> bool {
         matches!(self.local.anew(), Some(Anew::Lost(_) | Anew::Replaced(_) | Anew::Damaged(_)))
     }
 
-    /// Returns when a purge has come in, with its place.
+    /// Returns the position of this purge once it is readable.
     async fn comes_by_watch(&self, id: &str) -> Position {
         let mut head = self.local.watch();
         loop {
             let now = *head.borrow_and_update();
-            // In the ledger a moment before it can be read.
-            if let Some(position) = self.local.readable().ledger().position(id).filter(|position| *position <= now) {
+            // The position map has it a moment before it is readable.
+            if let Some(position) =
+                self.local.readable().position_map().position(id).filter(|position| *position <= now)
+            {
                 return position;
             }
             if head.changed().await.is_err() {
@@ -259,22 +259,22 @@ impl Inner {
 }
 
 impl Shared for Etcd {
-    fn admit(&self, told: Vec<Told>) -> BoxFuture<'_, Result<Position, WriteError>> {
+    fn admit(&self, told: Vec<PurgeMessage>) -> BoxFuture<'_, Result<Position, WriteError>> {
         Box::pin(self.inner.admit(told))
     }
 
     fn in_common_up_to(&self) -> Option<Position> {
         let head = self.inner.local.head();
-        let missing = self.inner.local.readable().ledger().missing();
+        let missing = self.inner.local.readable().position_map().missing();
         Some(missing.first().map_or(head, |(position, _)| head.min(position - 1)))
     }
 
     fn revision(&self, position: Position) -> Option<u64> {
-        self.inner.local.readable().ledger().revision(position)
+        self.inner.local.readable().position_map().revision(position)
     }
 
     fn spooled(&self) -> Option<usize> {
-        Some(self.inner.local.readable().ledger().missing().len())
+        Some(self.inner.local.readable().position_map().missing().len())
     }
 }
 
@@ -285,25 +285,25 @@ impl Journal for Etcd {
 
     fn append(&self, purge: Purge) -> BoxFuture<'_, Result<Position, WriteError>> {
         let inner = Arc::clone(&self.inner);
-        // On its own: it goes on when nobody waits for it any more.
+        // In a task, so that it continues if the caller stops waiting.
         let accepted = tokio::spawn(async move { inner.accept(purge).await });
         Box::pin(async move { accepted.await.unwrap_or(Err(WriteError::Closed)) })
     }
 
-    /// What was acknowledged to us, or to another replica, whichever is further: both are true.
-    fn remembered(&self, node: &NodeId, epoch: Option<&str>) -> Remembered {
+    /// The higher of our cursor and that of other replicas, as both are valid.
+    fn remembered(&self, node: &NodeId, epoch: Option<&str>) -> CursorState {
         let here = self.inner.local.remembered(node, epoch);
         if self.inner.lost_its_spool() {
             return here;
         }
         let elsewhere = self.inner.published.remembered(node, epoch, |revision| {
-            self.inner.local.readable().ledger().covering(revision, self.inner.local.head())
+            self.inner.local.readable().position_map().covering(revision, self.inner.local.head())
         });
         match (here, elsewhere) {
-            (Remembered::At(here), Remembered::At(elsewhere)) => Remembered::At(here.max(elsewhere)),
-            (Remembered::At(position), _) | (_, Remembered::At(position)) => Remembered::At(position),
-            (Remembered::AnotherLife, _) | (_, Remembered::AnotherLife) => Remembered::AnotherLife,
-            (Remembered::Nothing, Remembered::Nothing) => Remembered::Nothing,
+            (CursorState::At(here), CursorState::At(elsewhere)) => CursorState::At(here.max(elsewhere)),
+            (CursorState::At(position), _) | (_, CursorState::At(position)) => CursorState::At(position),
+            (CursorState::CacheRestarted, _) | (_, CursorState::CacheRestarted) => CursorState::CacheRestarted,
+            (CursorState::Unknown, CursorState::Unknown) => CursorState::Unknown,
         }
     }
 
@@ -312,12 +312,12 @@ impl Journal for Etcd {
         self.inner.local.save_cursors(cursors)
     }
 
-    /// On this machine: etcd says what was purged, and each replica how it was answered.
+    /// On this machine only: etcd stores purges, and each replica stores the answers.
     fn refuse(&self, positions: Vec<Position>) -> BoxFuture<'_, Result<(), WriteError>> {
         self.inner.local.refuse(positions)
     }
 
-    /// What etcd takes needs no disk here.
+    /// A purge in etcd does not need our disk.
     fn trouble(&self) -> Option<Trouble> {
         let trouble = self.inner.local.trouble()?;
         Some(Trouble { refuses: self.inner.uplink.session().is_none(), ..trouble })

@@ -1,4 +1,4 @@
-//! A journal that ends with its process, for tests and for who accepts that a restart empties the fleet.
+//! A journal that ends with its process, for tests and for operators who accept that a restart empties the fleet.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -7,8 +7,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::cursors::Cursors;
-use super::disk::Foreign;
-use super::ledger::Ledger;
+use super::disk::NamedPurge;
+use super::position_map::PositionMap;
 use super::tail::{Past, Tail};
 use super::{
     Anew, BoxFuture, Clock, Cursor, Entry, Journal, Limits, Position, PurgeObserver, Readable, WriteError, wall_clock,
@@ -17,20 +17,20 @@ use crate::fleet::NodeId;
 use crate::purge::Purge;
 use crate::seal::{Lineage, PastNames, PurgedNames, Run};
 
-/// A journal in memory only: durable means here that it is in memory.
+/// A journal in memory: here, durable means to be in memory.
 pub struct Memory {
-    // Who holds its ledger gives the next position.
+    // Its position map is locked while a position is assigned.
     readable: Readable,
 }
 
 impl Memory {
-    /// An empty journal that has promised nothing. `observer` is told of every purge before a reader is.
+    /// An empty journal without history. `observer` is called with every purge before it is readable.
     pub fn new(limits: Limits, observer: PurgeObserver) -> Self {
         Memory::with_clock(limits, observer, wall_clock())
     }
 
-    /// One that takes the place of a journal that nobody has any more: that of the process before this one. A first start
-    /// cannot be told from any other, so this is how each begins.
+    /// A journal that replaces the lost one of an earlier process. A first start cannot be told from any other, so every
+    /// start begins like this.
     pub fn after_another(limits: Limits, observer: PurgeObserver) -> Self {
         let mut memory = Memory::new(limits, observer);
         memory.readable.anew = Some(Anew::Memory);
@@ -46,24 +46,24 @@ impl Memory {
             readable: Readable {
                 tail: Tail::new(limits, observer, Past { purged: Some(Arc::new(purged)), ..Past::default() }, clock()),
                 cursors: Cursors::new(limits, HashMap::new()),
-                ledger: Mutex::new(Ledger::default()),
+                position_map: Mutex::new(PositionMap::default()),
                 clock,
                 anew: None,
             },
         }
     }
 
-    /// Appends what has a name, in this order, unless it is here already. Gives the places.
-    pub(super) fn append_all(&self, foreign: Vec<Foreign>) -> Vec<Position> {
+    /// Appends named purges in this order, except those that are here already. Returns their positions.
+    pub(super) fn append_all(&self, named: Vec<NamedPurge>) -> Vec<Position> {
         let Readable { tail, .. } = &self.readable;
-        let mut ledger = self.readable.ledger();
-        let mut positions = Vec::with_capacity(foreign.len());
-        for Foreign { origin, at_ms, purge, .. } in foreign {
-            positions.push(ledger.position(&origin.id).unwrap_or_else(|| {
+        let mut position_map = self.readable.position_map();
+        let mut positions = Vec::with_capacity(named.len());
+        for NamedPurge { origin, at_ms, purge, .. } in named {
+            positions.push(position_map.position(&origin.id).unwrap_or_else(|| {
                 let position = tail.head() + 1;
-                ledger.enter(position, &origin.id, None);
+                position_map.enter(position, &origin.id, None);
                 tail.publish(vec![Arc::new(Entry { position, at_ms, purge, origin: Some(origin) })], at_ms);
-                ledger.trim(tail.floor());
+                position_map.trim(tail.floor());
                 position
             }));
         }
@@ -78,7 +78,7 @@ impl Journal for Memory {
 
     fn append(&self, purge: Purge) -> BoxFuture<'_, Result<Position, WriteError>> {
         Box::pin(async move {
-            let _turn = self.readable.ledger();
+            let _turn = self.readable.position_map();
             let (position, at_ms) = (self.head() + 1, self.now_ms());
             self.readable.tail.publish(vec![Arc::new(Entry { position, at_ms, purge, origin: None })], at_ms);
             Ok(position)

@@ -1,63 +1,66 @@
-//! A journal of this machine alone, for replicas that have no etcd and tell each other of their purges.
+//! A journal on this machine alone, for replicas that exchange purges without etcd.
 //!
-//! Each of them has its own order and its own positions. What they have in common is the name of a purge: what another one
-//! tells of is appended once, however often it is told, and becomes an entry like any other. How far another one has ours
-//! is known by a position here, just as for a Varnish; so nothing has to be translated between two journals.
+//! Each replica has its own order and its own positions; purges are identified by their names. A purge of another replica is
+//! appended once, however often it arrives, and becomes an entry like any other. The progress of another replica is a
+//! position here, as for a Varnish, so nothing is translated between two journals.
 
 use std::sync::Arc;
 
-use super::disk::Foreign;
+use super::disk::NamedPurge;
 use super::etcd::Names;
-use super::{BoxFuture, Cursor, Disk, Journal, Memory, Origin, Position, Readable, Shared, Told, Trouble, WriteError};
+use super::{
+    BoxFuture, Cursor, Disk, EntryOrigin, Journal, Memory, Position, PurgeMessage, Readable, Shared, Trouble,
+    WriteError,
+};
 use crate::fleet::NodeId;
 use crate::purge::Purge;
 
 /// A journal on disk or in memory whose purges have names.
 pub struct Named {
-    local: Local,
+    local: NamedStore,
     names: Names,
 }
 
-/// Where it is.
-pub enum Local {
-    /// In a file.
+/// The store of a named journal.
+pub enum NamedStore {
+    /// A file.
     Disk(Disk),
-    /// In the process.
+    /// The memory of the process.
     Memory(Box<Memory>),
 }
 
 impl Named {
-    /// Gives names to the purges of this journal from now on.
-    pub fn new(local: Local) -> Self {
+    /// A journal that names new purges.
+    pub fn new(local: NamedStore) -> Self {
         Named { local, names: Names::new() }
     }
 
     fn local(&self) -> &dyn Journal {
         match &self.local {
-            Local::Disk(disk) => disk,
-            Local::Memory(memory) => &**memory,
+            NamedStore::Disk(disk) => disk,
+            NamedStore::Memory(memory) => &**memory,
         }
     }
 
-    /// Appends in this order; resolves with the last of the places.
-    async fn append_all(&self, foreign: Vec<Foreign>) -> Result<Position, WriteError> {
+    /// Appends in this order. Resolves with the highest position.
+    async fn append_all(&self, named: Vec<NamedPurge>) -> Result<Position, WriteError> {
         let positions = match &self.local {
-            Local::Disk(disk) => disk.append_all(foreign).await?,
-            Local::Memory(memory) => memory.append_all(foreign),
+            NamedStore::Disk(disk) => disk.append_all(named).await?,
+            NamedStore::Memory(memory) => memory.append_all(named),
         };
         Ok(positions.into_iter().max().unwrap_or(0))
     }
 
-    fn foreign(&self, id: Arc<str>, ours: bool, purge: Purge) -> Foreign {
-        // Dated by our clock, by which it will retire here.
-        Foreign { origin: Origin { id, revision: None, ours }, at_ms: self.now_ms(), purge, in_order: false }
+    fn named(&self, id: Arc<str>, ours: bool, purge: Purge) -> NamedPurge {
+        // Dated by our own clock, which also decides its retention.
+        NamedPurge { origin: EntryOrigin { id, revision: None, ours }, at_ms: self.now_ms(), purge, in_order: false }
     }
 }
 
 impl Shared for Named {
-    fn admit(&self, told: Vec<Told>) -> BoxFuture<'_, Result<Position, WriteError>> {
-        let foreign = told.into_iter().map(|told| self.foreign(told.id.into(), false, told.purge)).collect();
-        Box::pin(self.append_all(foreign))
+    fn admit(&self, told: Vec<PurgeMessage>) -> BoxFuture<'_, Result<Position, WriteError>> {
+        let named = told.into_iter().map(|told| self.named(told.id.into(), false, told.purge)).collect();
+        Box::pin(self.append_all(named))
     }
 }
 
@@ -67,8 +70,8 @@ impl Journal for Named {
     }
 
     fn append(&self, purge: Purge) -> BoxFuture<'_, Result<Position, WriteError>> {
-        let foreign = self.foreign(self.names.next(self.now_ms()), true, purge);
-        Box::pin(self.append_all(vec![foreign]))
+        let named = self.named(self.names.next(self.now_ms()), true, purge);
+        Box::pin(self.append_all(vec![named]))
     }
 
     fn save_cursors(&self, cursors: Vec<(NodeId, Cursor)>) -> BoxFuture<'_, Result<(), WriteError>> {
@@ -96,13 +99,13 @@ mod tests {
     mod in_memory {
         use super::*;
         contract::suite!(|limits, observer, clock| {
-            Arc::new(Named::new(Local::Memory(Box::new(Memory::with_clock(limits, observer, clock)))))
+            Arc::new(Named::new(NamedStore::Memory(Box::new(Memory::with_clock(limits, observer, clock)))))
                 as Arc<dyn Journal>
         });
     }
 
     async fn is_taken_in_once(journal: Named) {
-        let told = |id: &str| Told { id: id.to_owned(), revision: None, at_ms: 1, purge: purge(id) };
+        let told = |id: &str| PurgeMessage { id: id.to_owned(), revision: None, at_ms: 1, purge: purge(id) };
         let first = journal.append(purge("ours")).await.unwrap();
         let last = journal.admit(vec![told("a"), told("b"), told("a")]).await.unwrap();
         assert_eq!(journal.admit(vec![told("b")]).await.unwrap(), last);
@@ -113,13 +116,13 @@ mod tests {
             held.iter().map(|entry| entry.origin.as_ref().is_some_and(|origin| origin.ours)).collect();
         assert_eq!(ours, [true, false, false]);
         let id = held[0].origin.as_ref().unwrap().id.to_string();
-        // Told back by somebody who had it from us.
+        // PurgeMessage back by somebody who had it from us.
         assert_eq!(journal.admit(vec![told(&id)]).await.unwrap(), first);
     }
 
     #[tokio::test]
     async fn what_another_one_tells_is_taken_in_once_in_memory() {
-        is_taken_in_once(Named::new(Local::Memory(Box::new(Memory::new(Limits::default(), nobody()))))).await;
+        is_taken_in_once(Named::new(NamedStore::Memory(Box::new(Memory::new(Limits::default(), nobody()))))).await;
     }
 
     #[tokio::test]
@@ -133,11 +136,11 @@ mod tests {
             own_process: false,
             patience: Duration::from_secs(10),
         };
-        let open = async || Named::new(Local::Disk(Disk::open(folder.path(), settings()).await.unwrap()));
+        let open = async || Named::new(NamedStore::Disk(Disk::open(folder.path(), settings()).await.unwrap()));
         is_taken_in_once(open().await).await;
         let again = open().await;
         let head = again.head();
-        let told = Told { id: "a".to_owned(), revision: None, at_ms: 1, purge: purge("a") };
+        let told = PurgeMessage { id: "a".to_owned(), revision: None, at_ms: 1, purge: purge("a") };
         assert!(again.admit(vec![told]).await.unwrap() < head);
         assert_eq!(again.head(), head);
     }
@@ -145,9 +148,9 @@ mod tests {
     #[tokio::test]
     async fn names_are_known_for_as_long_as_their_purges_are_held() {
         let limits = Limits { max_entries: 2, ..Limits::default() };
-        let journal = Named::new(Local::Memory(Box::new(Memory::with_clock(limits, nobody(), wall_clock()))));
+        let journal = Named::new(NamedStore::Memory(Box::new(Memory::with_clock(limits, nobody(), wall_clock()))));
         for id in ["a", "b", "c"] {
-            let told = Told { id: id.to_owned(), revision: None, at_ms: 1, purge: purge(id) };
+            let told = PurgeMessage { id: id.to_owned(), revision: None, at_ms: 1, purge: purge(id) };
             journal.admit(vec![told]).await.unwrap();
         }
         assert_eq!((journal.place_of("a"), journal.place_of("c")), (None, Some(3)));

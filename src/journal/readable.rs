@@ -1,37 +1,37 @@
-//! What of a journal is in memory, and so all of it that is read: the same for every kind.
+//! The part of a journal in memory, which serves all reads and is the same for every kind.
 //!
-//! The kinds differ in how a purge gets in, and in where it is durable then.
+//! The kinds differ in how a purge is written, and where it is durable.
 
 use parking_lot::{Mutex, MutexGuard};
 
 use super::cursors::Cursors;
-use super::ledger::Ledger;
+use super::position_map::PositionMap;
 use super::tail::Tail;
 use super::{Anew, Clock};
 
-/// What the readers of a journal share with its writer.
+/// The state shared by the writer and the readers of a journal.
 pub struct Readable {
     pub(super) tail: Tail,
     pub(super) cursors: Cursors,
-    pub(super) ledger: Mutex<Ledger>,
+    pub(super) position_map: Mutex<PositionMap>,
     pub(super) clock: Clock,
     pub(super) anew: Option<Anew>,
 }
 
 impl Readable {
-    /// The names of what is held. The writer's to change, but for what it does not know of.
-    pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.ledger.lock()
+    /// The names of the held entries. Changed by the writer only, except for entries that it does not know.
+    pub(super) fn position_map(&self) -> MutexGuard<'_, PositionMap> {
+        self.position_map.lock()
     }
 
-    /// The time by the clock that dates purges, in ms since 1970.
+    /// The current time of the clock that dates purges, in ms since 1970.
     pub(super) fn now_ms(&self) -> u64 {
         (self.clock)()
     }
 
-    /// Lets go of what is too old, also if nothing new comes. A file follows with the next purge.
+    /// Drops what is past its retention, even if nothing new comes. A file follows with the next commit.
     pub(super) fn retire(&self) {
         self.tail.retire(self.now_ms());
-        self.ledger().trim(self.tail.floor());
+        self.position_map().trim(self.tail.floor());
     }
 }

@@ -1,12 +1,12 @@
-//! The newest entries, in memory, within limits: all that readers ever see of a journal.
+//! The newest entries in memory, within limits: all that readers see of a journal.
 //!
-//! The entries, the head and the floor change together under one lock: every entry after the floor up to the head is
-//! held, and none up to the floor. Positions have holes (a shared journal's are revisions of etcd), so what a cursor
-//! misses is searched for and not counted.
+//! The entries, the head and the floor change together under one lock: all entries after the floor up to the head are held,
+//! and none up to the floor. Positions have gaps (those of a shared journal are etcd revisions), so the backlog of a cursor
+//! is found by search and not by subtraction.
 //!
-//! Of what retires one position stays: the newest purge that a flush may leave ([`Tail::uncovered`]). One is enough, as a
-//! node that missed any of them is in the same doubt. A purge that was refused to its sender promised nothing, and leaves
-//! none.
+//! One position outlives its entry: the newest dropped purge that a flush may not cover ([`Tail::uncovered`]). One is
+//! enough, because the doubt is the same for a node that missed any of them. A refused purge promised nothing, so it leaves
+//! no doubt.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -25,21 +25,21 @@ pub(super) struct Tail {
     observer: PurgeObserver,
     purged: Option<Arc<PurgedNames>>,
     held: RwLock<Held>,
-    // Changes only while `held` is locked for writing.
+    // Changes only under the write lock of `held`.
     head: watch::Sender<Position>,
 }
 
-/// What a tail begins with.
+/// The initial content of a tail.
 #[derive(Default)]
 pub(super) struct Past {
-    /// Nothing up to here is held, and all that there is after it.
+    /// All entries after this position are held, and none up to it.
     pub(super) floor: Position,
     pub(super) head: Position,
-    /// In order.
+    /// The entries in order.
     pub(super) entries: Vec<Arc<Entry>>,
-    /// Those of them that were refused to their senders.
+    /// Those of them that were refused.
     pub(super) refused: BTreeSet<Position>,
-    /// The newest purge up to the floor that a flush may leave; 0 if there is none.
+    /// The newest purge up to the floor that a flush may not cover; 0 if there is none.
     pub(super) uncovered: Position,
     /// What seals are judged by; `None` if answers cannot be sealed.
     pub(super) purged: Option<Arc<PurgedNames>>,
@@ -49,17 +49,17 @@ pub(super) struct Past {
 struct Held {
     entries: VecDeque<Arc<Entry>>,
     bytes: usize,
-    /// Nothing up to here is held.
+    /// No entry up to here is held.
     floor: Position,
     refused: BTreeSet<Position>,
     uncovered: Position,
-    /// The newest that a flush may leave of what was ever held, also if it was refused.
+    /// The newest purge ever held that a flush may not cover, whether or not it was refused.
     newest_handed_on: Position,
 }
 
 impl Tail {
-    /// A tail that holds of this past what the limits allow at `now_ms`. The observer is not told of
-    /// its entries.
+    /// A tail with the part of this content that is within the limits at `now_ms`. The observer is not called with these
+    /// entries.
     pub(super) fn new(limits: Limits, observer: PurgeObserver, past: Past, now_ms: u64) -> Self {
         let Past { floor, head, entries, refused, uncovered, purged } = past;
         let mut held = Held { floor, refused, uncovered, ..Held::default() };
@@ -78,50 +78,50 @@ impl Tail {
         *self.head.borrow()
     }
 
-    /// The last position, for waiting.
+    /// The head, to wait for its moves.
     pub(super) fn watch(&self) -> watch::Receiver<Position> {
         self.head.subscribe()
     }
 
-    /// Everything after this is held, and nothing before.
+    /// All entries after this position are held, and none up to it.
     pub(super) fn floor(&self) -> Position {
         self.held.read().floor
     }
 
-    /// The senders of these purges were told that nodes do not take them.
+    /// Marks these purges as refused to their senders.
     pub(super) fn refuse(&self, positions: &[Position]) {
         let mut held = self.held.write();
         let floor = held.floor;
         held.refused.extend(positions.iter().filter(|position| **position > floor));
     }
 
-    /// Whether the sender of this purge was told so.
+    /// Whether this purge was refused to its sender.
     pub(super) fn is_refused(&self, position: Position) -> bool {
         self.held.read().refused.contains(&position)
     }
 
-    /// The newest purge that is not held any more and that a flush may leave; 0 if there is none.
+    /// The newest dropped purge that a flush may not cover; 0 if there is none.
     pub(super) fn uncovered(&self) -> Position {
         self.held.read().uncovered
     }
 
-    /// The same if nothing of what is held were, and nobody knew what was refused.
+    /// The same if all held entries were dropped, and no refusal were known.
     pub(super) fn uncovered_by_nothing(&self) -> Position {
         let held = self.held.read();
         held.uncovered.max(held.newest_handed_on)
     }
 
-    /// The same once nothing up to this position is held.
+    /// The same once all entries up to this position are dropped.
     pub(super) fn uncovered_at(&self, floor: Position) -> Position {
         let held = self.held.read();
         let retiring = held.entries.iter().take_while(|entry| entry.position <= floor);
         retiring.filter(|entry| held.leaves_doubt(entry)).map(|entry| entry.position).max().unwrap_or(held.uncovered)
     }
 
-    /// The last position that was given longer ago than this; the one before the oldest held where all are younger.
+    /// The last position that is older than this; if all held entries are younger, the position before the oldest.
     pub(super) fn older_than(&self, age: Duration, now_ms: u64) -> Position {
         let held = self.held.read();
-        // From the end, where it is: the clock may have been set back, so the times need not be in order.
+        // Searched from the end: the clock may have been set back, so the times need not be in order.
         let younger = held
             .entries
             .iter()
@@ -135,32 +135,32 @@ impl Tail {
         }
     }
 
-    /// What lies after `cursor`.
+    /// The entries after `cursor`.
     pub(super) fn since(&self, cursor: Position) -> Missed {
         let held = self.held.read();
         if cursor > self.head() || cursor < held.floor {
-            return Missed::Gap;
+            return Missed::Truncated;
         }
         Missed::Entries(held.entries.range(held.known_to(cursor)..).cloned().collect())
     }
 
-    /// How much lies after `cursor`.
+    /// The backlog of `cursor`.
     pub(super) fn lag(&self, cursor: Position) -> Lag {
         let held = self.held.read();
         let known = held.known_to(cursor);
         let missed = held.entries.len() - known;
         if cursor > self.head() || cursor < held.floor {
-            // One at least, of which nobody knows any more when it was accepted.
+            // At least one entry, whose time is no longer known.
             return Lag { entries: missed.max(1), oldest_ms: None };
         }
         Lag { entries: missed, oldest_ms: held.entries.get(known).map(|entry| entry.at_ms) }
     }
 
-    /// Makes entries readable and moves the head to the last one. They follow the head, and they are durable already:
-    /// whoever sees the head move may rely on them, and on the observer's knowing them.
+    /// Makes entries readable, and moves the head to the last one. They follow the head and are durable: readers that see
+    /// the head move may rely on both, and on the observer having been called.
     pub(super) fn publish(&self, entries: Vec<Arc<Entry>>, now_ms: u64) {
         let Some(head) = entries.last().map(|entry| entry.position) else { return };
-        // Before anybody can read them, and so before any Varnish is told.
+        // Before any reader sees them, and so before any delivery.
         for entry in &entries {
             if let Some(purged) = &self.purged {
                 purged.note(entry.position, &entry.purge);
@@ -173,13 +173,12 @@ impl Tail {
         self.head.send_replace(head);
     }
 
-    /// Lets go of what is too old at `now_ms`, where nothing new comes.
+    /// Drops entries that are past their retention at `now_ms`.
     pub(super) fn retire(&self, now_ms: u64) {
         self.held.write().trim(&self.limits, now_ms);
     }
 
-    /// What lies before `position` is not known, or not all of it: nothing up to there is held any more, and the head is
-    /// there at least.
+    /// Drops everything up to `position`, which may be incomplete, and moves the head there at least.
     pub(super) fn forget_up_to(&self, position: Position) {
         if let Some(purged) = &self.purged {
             purged.forget_up_to(position);
@@ -198,7 +197,7 @@ impl Tail {
 }
 
 impl Held {
-    /// How many of the entries are not after `cursor`.
+    /// The number of entries up to `cursor`.
     fn known_to(&self, cursor: Position) -> usize {
         self.entries.partition_point(|entry| entry.position <= cursor)
     }
@@ -231,14 +230,14 @@ impl Held {
         }
     }
 
-    /// Whether a node that missed it may hold what a flush leaves.
+    /// Whether a node that missed it may still have pages that a flush leaves.
     fn leaves_doubt(&self, entry: &Entry) -> bool {
         entry.purge.is_handed_on() && !self.refused.contains(&entry.position)
     }
 }
 
-/// About how many bytes of memory an entry takes. A string counts with its pointer, its length and its share of the
-/// allocator, a set of tags is one string.
+/// The approximate size of an entry in memory, in bytes. A string includes its pointer, its length and its share of the
+/// allocator; a set of tags is one string.
 pub(super) fn footprint(purge: &Purge) -> usize {
     const STRING: usize = 40;
     let string = |text: &str| STRING + text.len();

@@ -149,7 +149,7 @@ async fn try_handle(
                 }
             };
         }
-        client.worker.shared.metrics.retried(client.frontend.role, reason);
+        client.worker.shared.metrics.count_retry(client.frontend.role, reason);
         tracing::debug!(request = %request.id, node = %node.id(), reason = reason.as_str(), "request is retried");
     }
 }

@@ -45,7 +45,7 @@ pub enum Ban {
 
 /// The bans of one Varnish for some purges.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Batch {
+pub struct CompiledBans {
     /// In any order.
     pub bans: Vec<Ban>,
     /// The number of tags in the purges minus those written into the bans: the saving by uniting and absorbing.
@@ -78,7 +78,11 @@ struct Union<'p> {
 /// `header_limit` is the longest header value in bytes that the node takes. A tag set is split there; a single tag or
 /// pattern that is longer cannot be, so the whole batch becomes [`Ban::Everything`]: too much dropped is slow, too
 /// little is wrong.
-pub fn compile<'p>(purges: impl IntoIterator<Item = &'p Purge>, delivery: PurgeDialect, header_limit: usize) -> Batch {
+pub fn compile<'p>(
+    purges: impl IntoIterator<Item = &'p Purge>,
+    delivery: PurgeDialect,
+    header_limit: usize,
+) -> CompiledBans {
     let (mut hard, mut soft) = (Union::default(), Union::default());
     let (mut all, mut forwards) = (false, BTreeSet::new());
     for purge in purges {
@@ -108,7 +112,7 @@ pub fn compile<'p>(purges: impl IntoIterator<Item = &'p Purge>, delivery: PurgeD
         written = 0;
     }
     bans.extend(forwards.into_iter().cloned().map(Ban::Forward));
-    Batch { bans, folded: (named - written) as u64 }
+    CompiledBans { bans, folded: (named - written) as u64 }
 }
 
 impl Union<'_> {

@@ -121,7 +121,7 @@ impl DnsFollower {
         let is_complete = self.asked.len() == self.count;
         let mut events = match heard {
             Ok(heard) => {
-                self.status.heard();
+                self.status.record_contact();
                 self.failing.remove(&question);
                 (0..heard.rejected).for_each(|_| rejected());
                 self.answers.replace(question, heard.nodes)
@@ -131,7 +131,7 @@ impl DnsFollower {
                 Vec::new()
             }
         };
-        self.status.stands(is_complete, &self.failing);
+        self.status.set(is_complete, &self.failing);
         if is_complete && !was_complete {
             events.push(Event::Listed(NodeSource::Dns));
         }
@@ -255,10 +255,10 @@ mod tests {
             (matches!(events.last(), Some(Event::Listed(NodeSource::Dns))), status.is_connected(), status.problem())
         };
         let some = |rejected| Ok(AnsweredNodes { nodes: Vec::new(), rejected });
-        assert_eq!(listed(1, some(0)), (false, false, "".into()));
-        assert_eq!(listed(1, some(0)), (false, false, "".into()));
-        assert_eq!(listed(0, Err("a:80: SERVFAIL".into())), (true, false, "a:80: SERVFAIL".into()));
-        assert_eq!(listed(0, some(2)), (false, true, "".into()));
+        assert_eq!(listed(1, some(0)), (false, false, None));
+        assert_eq!(listed(1, some(0)), (false, false, None));
+        assert_eq!(listed(0, Err("a:80: SERVFAIL".into())), (true, false, Some("a:80: SERVFAIL".into())));
+        assert_eq!(listed(0, some(2)), (false, true, None));
         assert_eq!(count.get(), 2);
     }
 

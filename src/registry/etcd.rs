@@ -34,8 +34,8 @@ use self::names::{FoundAddresses, NameLookups};
 use self::roster::{Departure, Registered, Roster, RosterChange};
 use self::snapshot::{SavedFleet, SavedNode, SnapshotStore};
 use self::start::StartPhase;
-use crate::etcd::SharedEtcd;
 use crate::etcd::follow::{self, Listing, Resync, Update, WatchStatus};
+use crate::etcd::{LeaseId, SharedEtcd};
 use crate::fleet::{Event, NodeSource, NodeSpec};
 use crate::registry::resolve::system;
 use crate::telemetry::Metrics;
@@ -257,7 +257,7 @@ impl EtcdRegistry {
         if self.announced.remove(&departure.key).is_none() {
             return Ok(());
         }
-        if departure.drained || departure.lease == 0 {
+        if departure.drained || departure.lease.is_none() {
             return self.gone(departure, Manner::Deleted).await;
         }
         self.next_question += 1;
@@ -298,7 +298,7 @@ impl EtcdRegistry {
     fn saved(&self) -> SavedFleet {
         let nodes = self.roster.nodes().filter_map(|(key, lease, record)| {
             let spec = self.announced.get(key)?.spec.clone();
-            Some(SavedNode { key: key.to_owned(), lease, record: record.clone(), spec })
+            Some(SavedNode { key: key.to_owned(), lease: lease.map_or(0, LeaseId::get), record: record.clone(), spec })
         });
         SavedFleet::new(self.cluster, self.revision, nodes.collect())
     }

@@ -1,4 +1,4 @@
-//! One message to another replica, and its answer.
+//! A message to another replica, and its answer.
 
 use std::time::Duration;
 
@@ -9,16 +9,15 @@ use tokio::net::TcpStream;
 
 use super::message::{Confirmation, Message};
 use super::{MISDIRECTED, PATH, Replicas};
-use crate::http_client::{self, Connection};
-use crate::telemetry::causes;
+use crate::http_client::{self, HttpConnection};
 
-/// An answer is some words, and the nodes of a fleet.
+/// The maximum size of an answer: a few words, and the nodes of a fleet.
 const MAX_ANSWER: usize = 1 << 20;
 
-/// Why there was no answer, or none of use.
+/// Why there was no usable answer.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum TellError {
-    #[error("connecting failed: {0}")]
+pub(super) enum PeerError {
+    #[error("connecting failed")]
     Connect(#[from] std::io::Error),
     #[error(transparent)]
     Http(#[from] hyper::Error),
@@ -30,68 +29,77 @@ pub(super) enum TellError {
     NoAnswer(Duration),
     #[error("it answered {0}: {1}")]
     Refused(u16, String),
-    #[error("its answer cannot be read: {0}")]
-    BadAnswer(String),
-    /// Another process is there than the one that was meant.
+    #[error("its answer cannot be read")]
+    BadAnswer(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The answer has no introduction.
+    #[error("it is of a version that knows no replica.peers")]
+    Nameless,
+    #[error("the task that asked it has ended")]
+    Task(#[from] tokio::task::JoinError),
+    /// The message was for an earlier process at this address.
     #[error("it was restarted")]
     Restarted,
-    /// A node refuses there what was answered here without waiting for it.
+    /// A node refuses a purge there that was answered here without that replica.
     #[error("a node does not take there a purge that was answered as done without it")]
     TooLate,
-    /// It has said goodbye.
+    /// It has announced its shutdown.
     #[error("it has ended")]
     Left,
 }
 
-impl TellError {
-    /// Whether the process that was meant is not there any more.
+impl PeerError {
+    /// Whether the process that was addressed has ended.
     pub(super) fn has_ended(&self) -> bool {
-        self.is_refused_connection() || matches!(self, TellError::Restarted | TellError::Left)
+        self.is_refused_connection() || matches!(self, PeerError::Restarted | PeerError::Left)
     }
 
-    /// Whether nobody listens there.
+    /// Whether nothing listens at the address.
     pub(super) fn is_refused_connection(&self) -> bool {
-        matches!(self, TellError::Connect(error) if error.kind() == std::io::ErrorKind::ConnectionRefused)
+        matches!(self, PeerError::Connect(error) if error.kind() == std::io::ErrorKind::ConnectionRefused)
     }
 }
 
-/// The way to one replica, with the connections that are open.
-pub(super) struct Way {
-    /// `HOST:PORT`; a name is looked up with each connection.
+/// The client for one replica, with its idle connections.
+pub(super) struct PeerClient {
+    /// `HOST:PORT`; a name is resolved for each connection.
     pub(super) address: String,
-    idle: Mutex<Vec<Connection>>,
+    idle: Mutex<Vec<HttpConnection>>,
 }
 
-impl Way {
-    /// To this address.
+impl PeerClient {
+    /// A client for this address.
     pub(super) fn to(address: String) -> Self {
-        Way { address, idle: Mutex::default() }
+        PeerClient { address, idle: Mutex::default() }
     }
 
-    /// Sends one message and waits for its answer, at most as long as the sender of a purge does.
-    pub(super) async fn post(&self, replicas: &Replicas, message: &Message) -> Result<Confirmation, TellError> {
+    /// Sends one message and waits for its answer, for at most `ack_timeout`.
+    pub(super) async fn post(&self, replicas: &Replicas, message: &Message) -> Result<Confirmation, PeerError> {
         let patience = replicas.context.ack_timeout;
         let body = Bytes::from(serde_json::to_vec(message)?);
         let answered = async {
             let pooled = self.idle.lock().pop();
-            if let Some(mut connection) = pooled.filter(Connection::is_ready) {
+            if let Some(mut connection) = pooled.filter(HttpConnection::is_ready) {
                 match self.exchange(replicas, &mut connection, body.clone()).await {
-                    // It was closed under us.
-                    Err(TellError::Http(error))
+                    // The other side closed it while it was idle.
+                    Err(PeerError::Http(error))
                         if error.is_canceled() || error.is_closed() || error.is_incomplete_message() => {}
                     answer => return self.keep(connection, answer),
                 }
             }
             let stream = TcpStream::connect(&self.address).await?;
             stream.set_nodelay(true)?;
-            let mut connection = Connection::over(stream).await?;
+            let mut connection = HttpConnection::over(stream).await?;
             let answer = self.exchange(replicas, &mut connection, body).await;
             self.keep(connection, answer)
         };
-        tokio::time::timeout(patience, answered).await.unwrap_or(Err(TellError::NoAnswer(patience)))
+        tokio::time::timeout(patience, answered).await.unwrap_or(Err(PeerError::NoAnswer(patience)))
     }
 
-    fn keep(&self, connection: Connection, answer: Result<Confirmation, TellError>) -> Result<Confirmation, TellError> {
+    fn keep(
+        &self,
+        connection: HttpConnection,
+        answer: Result<Confirmation, PeerError>,
+    ) -> Result<Confirmation, PeerError> {
         if answer.is_ok() {
             self.idle.lock().push(connection);
         }
@@ -101,9 +109,9 @@ impl Way {
     async fn exchange(
         &self,
         replicas: &Replicas,
-        connection: &mut Connection,
+        connection: &mut HttpConnection,
         body: Bytes,
-    ) -> Result<Confirmation, TellError> {
+    ) -> Result<Confirmation, PeerError> {
         let mut request = http::Request::post(PATH)
             .header(http::header::HOST, &self.address)
             .header(http::header::CONTENT_TYPE, "application/json");
@@ -112,17 +120,16 @@ impl Way {
         }
         let answer = connection.send(request.body(Full::new(body))?).await?;
         let status = answer.status().as_u16();
-        let body = http_client::read(answer.into_body(), MAX_ANSWER).await;
-        let body = body.map_err(|error| TellError::BadAnswer(causes(&*error).to_string()))?;
+        let body = http_client::read(answer.into_body(), MAX_ANSWER).await.map_err(PeerError::BadAnswer)?;
         match status {
-            200 => serde_json::from_slice(&body).map_err(|error| TellError::BadAnswer(error.to_string())),
-            MISDIRECTED => Err(TellError::Restarted),
-            _ => Err(TellError::Refused(status, reason(&body))),
+            200 => serde_json::from_slice(&body).map_err(|error| PeerError::BadAnswer(error.into())),
+            MISDIRECTED => Err(PeerError::Restarted),
+            _ => Err(PeerError::Refused(status, reason(&body))),
         }
     }
 }
 
-/// What a refusal says, in a line.
+/// The reason of a refusal, in one line.
 fn reason(body: &[u8]) -> String {
     #[derive(serde::Deserialize)]
     struct Refused {

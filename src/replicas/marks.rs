@@ -1,12 +1,12 @@
-//! How far the others have the purges of our journal, where they have none in common with us.
+//! The progress of the other replicas in our journal, if each has its own journal.
 //!
-//! The same as a Varnish's cursor: a position here up to which another replica has confirmed everything, and beside it
-//! the name of *its* journal, because one that has lost that has lost what it was told. Written down lazily: a mark that is
-//! too low only tells again what is there already, and one that is missing counts as a replica that nobody knows.
+//! A mark is like the cursor of a Varnish: a position up to which another replica has confirmed everything. It includes the
+//! name of *that replica's* journal, because a replica that lost its journal lost the purges in it. Marks are saved lazily:
+//! one that is too low repeats a few purges, and a missing one makes the replica unknown.
 //!
-//! Beside the journal and not in it, with the journal's own name and how far it had come: a journal that has come less far
-//! than that, or that [begins anew](crate::journal::Anew), is another one: its marks mean nothing, and it gets another name,
-//! by which the others see what has happened.
+//! The file is beside the journal, and contains the journal's own name and a lower bound of its head. A journal that ends
+//! before that, or that [begins anew](crate::journal::Anew), is another journal: its marks are void, and it gets a new name,
+//! which tells the others what has happened.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
@@ -17,10 +17,10 @@ use serde::{Deserialize, Serialize};
 use crate::fleet::NodeId;
 use crate::journal::Position;
 
-/// More of them than there can be replicas: those that were gone for longest go.
+/// The maximum number of marks, above any number of replicas. The lowest are dropped first.
 const MOST: usize = 256;
 
-/// How far one other replica is.
+/// The progress of one other replica.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Mark {
     /// The name of its journal.
@@ -29,32 +29,32 @@ pub(super) struct Mark {
     pub(super) position: Position,
 }
 
-/// Of the file. One of a later format is not read.
+/// The format of the file. Later formats are not read.
 const FORMAT: u64 = 1;
 
-/// What is on disk.
+/// The content of the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Content {
     format: u64,
     /// The name of our journal.
     journal: String,
-    /// How far it had come, at least.
+    /// A lower bound of its head.
     head: Position,
     #[serde(default)]
     peers: BTreeMap<NodeId, Mark>,
 }
 
-/// The marks of all others.
+/// The marks of all other replicas.
 #[derive(Debug)]
 pub(super) struct Marks {
-    /// `None`: they end with the process, as the journal does.
+    /// `None`: marks end with the process, as the journal does.
     path: Option<PathBuf>,
     content: Content,
     saved: Content,
 }
 
 impl Marks {
-    /// Reads them, for a journal whose head is there, and which may have begun anew. Blocks on the disk.
+    /// Reads the marks for a journal that ends at `head`. Blocks on the disk.
     pub(super) fn open(path: Option<PathBuf>, head: Position, is_anew: bool) -> Self {
         let read = path.as_deref().map_or(Ok(None), read).unwrap_or_else(|error| {
             tracing::warn!(?path, %error, "how far the other replicas are cannot be read: they are told what is here");
@@ -76,12 +76,12 @@ impl Marks {
         &self.content.journal
     }
 
-    /// How far another one is.
+    /// The progress of another replica.
     pub(super) fn get(&self, id: &NodeId) -> Option<&Mark> {
         self.content.peers.get(id)
     }
 
-    /// How far another one is now.
+    /// Updates the progress of another replica.
     pub(super) fn note(&mut self, id: &NodeId, mark: Mark) {
         self.content.head = self.content.head.max(mark.position);
         self.content.peers.insert(id.clone(), mark);
@@ -91,7 +91,7 @@ impl Marks {
         }
     }
 
-    /// What has to be written where, since the last time; `head` is that of the journal.
+    /// The path and content to write if anything has changed; `head` is that of the journal.
     pub(super) fn unsaved(&mut self, head: Position) -> Option<(PathBuf, Vec<u8>)> {
         let path = self.path.clone()?;
         self.content.head = head;
@@ -123,7 +123,7 @@ fn read(path: &Path) -> io::Result<Option<Content>> {
     }
 }
 
-/// All of it or nothing, durably: a mark that is gone costs a fleet its cache.
+/// Writes atomically and durably: a lost mark costs a fleet its cache.
 pub(super) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let new = path.with_extension("new");
     let mut file = std::fs::File::create(&new)?;

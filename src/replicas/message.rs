@@ -1,7 +1,7 @@
-//! What replicas say to each other, as JSON over their purge listeners.
+//! The messages between replicas, as JSON over their purge listeners.
 //!
-//! What is not known of a message is passed over, so that a later version may say more. What must not be passed over has
-//! another format number, and is refused by whoever does not know it.
+//! Unknown fields of a message are ignored, so that a later version can say more. A change that must not be ignored gets
+//! another format number, and replicas that do not know it refuse the message.
 
 use std::collections::BTreeMap;
 
@@ -9,123 +9,123 @@ use serde::{Deserialize, Serialize};
 
 use super::Record;
 use crate::fleet::NodeId;
-use crate::journal::{Position, Told};
+use crate::journal::{Position, PurgeMessage};
 
-/// The format of messages. Those that have no number are of the first one.
+/// The format of messages. A message without a number has format 1.
 pub(super) const FORMAT: u32 = 1;
 
-/// What is told to another replica: all purges since the last time.
+/// A message to another replica, with all purges since the last one.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Message {
-    /// What a reader must know to understand it.
+    /// The format number.
     #[serde(default = "first")]
     pub format: u32,
-    /// Who tells.
+    /// The sender.
     pub from: NodeId,
-    /// What it says of itself.
+    /// The sender's record.
     #[serde(default)]
     pub record: Option<Record>,
-    /// Its journal was begun by this very process.
+    /// The sender's journal was created by this process.
     #[serde(default)]
     pub fresh: bool,
-    /// The process that is meant (its `boot`), where not any will do.
+    /// The process that is addressed (its `boot`), unless any will do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<String>,
-    /// How long the answer may take, in milliseconds.
+    /// The maximum delay of the answer in milliseconds.
     pub wait_ms: u64,
     /// The purges.
-    pub purges: Vec<Told>,
-    /// Purges that were told before, and that a replica could not tell some nodes.
+    pub purges: Vec<PurgeMessage>,
+    /// Purges to deliver again, because a replica has not reached some nodes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub again: Vec<Again>,
-    /// Nodes of which it is to be said up to where pages have landed there.
+    pub again: Vec<RedeliveryRequest>,
+    /// Nodes whose fill watermarks are requested.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub asks_about: Vec<NodeId>,
-    /// The names of those purges that were answered as done by now: a node that does not take them comes too late.
+    /// The names of those purges that were already answered as done: a refusal by a node comes too late.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub done: Vec<String>,
-    /// The names of purges that the other one has, and that were refused to their senders, whoever accepted them. `None`: of
-    /// a version that never says.
+    /// The names of purges that the receiver has and that were refused to their senders, by any replica. `None`: the
+    /// sender's version never reports answers.
     #[serde(default)]
     pub refused: Option<Vec<String>>,
 }
 
-/// A purge of which nodes are to be told once more: a page that passed another replica may be on its way to them.
+/// A purge to deliver to nodes once more, because a page that passed another replica may be in flight to them.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Again {
-    /// Its name.
+pub struct RedeliveryRequest {
+    /// The name of the purge.
     pub id: String,
     /// The nodes.
     pub nodes: Vec<NodeId>,
-    /// Not before such a page has landed there.
+    /// Wait until the page has arrived, according to this replica.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub under_way_at: Option<PeerPosition>,
 }
 
-/// A place in the journal of one process of a replica.
+/// A position in the journal of one process of a replica.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerPosition {
     /// The name of the replica.
     pub replica: NodeId,
-    /// The process (its `boot`).
+    /// The `boot` of the process.
     pub boot: String,
     /// The position there.
     pub position: Position,
 }
 
-/// The answer: what became of the last of these purges here.
+/// The answer: the outcome of the last of these purges here.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Confirmation {
     /// The nodes that have it.
     #[serde(default)]
     pub applied: Vec<NodeId>,
-    /// The nodes that have not, and are avoided here.
+    /// The nodes that do not have it, and are avoided here.
     #[serde(default)]
     pub fenced: Vec<NodeId>,
-    /// Where the last of these purges stands in the journal here. `None`: there was none, or this version does not say
-    /// what is under way.
+    /// The position of the last purge in the journal here. `None`: the message had no purge, or this version does not report
+    /// pages in flight.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place: Option<Position>,
-    /// Up to where in the journal here pages have landed, at nodes that do not have it and at those that were asked about.
+    /// The fill watermarks here of the nodes in `fenced` and of those asked about.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub landed: BTreeMap<NodeId, Position>,
-    /// Of all of these purges those that nodes do not take here. Whoever accepted them says whether that came in time.
+    /// Those of these purges that nodes refuse here. The accepting replica knows whether this is in time.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refused: Vec<RefusedPurge>,
-    /// Who answers.
+    /// The sender of the answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<Introduction>,
 }
 
 impl Confirmation {
-    /// Up to where pages have to land first at a node that does not have these purges, in the journal of whoever answers.
-    /// `None`: they have, as far as that is said.
+    /// The position in the answering replica's journal that the node's fill watermark has to reach. `None`: it has, as far
+    /// as is known.
     pub(super) fn awaits_landing(&self, node: &NodeId) -> Option<Position> {
-        // One of which it says nothing is not known there, but pages pass to whoever asks for them.
+        // A node without a watermark is unknown there, but may receive pages through that replica all the same.
         self.place.filter(|place| self.landed.get(node).is_none_or(|landed| landed < place))
     }
 }
 
-/// A purge that nodes do not take though they take others.
+/// A purge that nodes refuse although they accept others.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RefusedPurge {
     /// Its name.
     pub id: String,
-    /// The nodes, and what each of them said.
+    /// The nodes, with their reasons.
     pub nodes: BTreeMap<NodeId, String>,
 }
 
-/// Who a replica is.
+/// The identity of a replica.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Introduction {
     /// Its name.
     pub id: NodeId,
-    /// What it says of itself.
+    /// Its record.
     pub record: Record,
-    /// Its journal was begun by this very process.
+    /// Its journal was created by this process.
     #[serde(default)]
     pub fresh: bool,
-    /// It has purges that it has yet to tell whoever asked.
+    /// It has purges that it has yet to send to the receiver.
     #[serde(default)]
     pub pending: bool,
 }

@@ -1,16 +1,16 @@
-//! The replicas at the addresses of the configuration, without etcd.
+//! The replicas at the configured addresses, without etcd.
 //!
-//! An address says nothing of who is there: it may be ourselves (a list can be the same for all, and a name stands for
-//! all), one that is known by another address, or a process that has taken the place of another one. So whoever is there is
-//! asked first, and says its name, which process it is and what journal it has; and each message names the process that is
-//! meant, so that nothing is told to one and believed of another.
+//! An address does not identify a replica: it may be our own (all replicas can have the same list, and a name can cover
+//! all), a replica that is known by another address, or a process that has replaced another one. So each address is first
+//! asked for its name, its process and its journal. Each message names the process that it is for, so that no confirmation
+//! is credited to another one.
 //!
-//! **What a neighbour missed** is known by its [mark](super::marks): all of ours after that. One that has lost its journal,
-//! or of which too little is known, is told a purge of everything. One that is new, and whose journal is new, has missed
-//! nothing but what some Varnish has missed, too: it is told from where the last Varnish is, and no more than is held. So a
-//! clearcoat more empties no cache.
+//! **The backlog of a neighbour** follows from its [mark](super::marks): all our purges after that. A replica that lost its
+//! journal, or of which too little is known, gets a purge of everything. A new replica with a new journal can only have
+//! missed purges that some Varnish has missed, too: it starts at the lowest cursor of a Varnish that the journal still
+//! holds. So an additional clearcoat empties no cache.
 //!
-//! **A purge is not confirmed by whoever was never met**: it is named in the answer, by its address.
+//! **A replica that was never met cannot confirm a purge**: the answer names its address.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::call::{TellError, Way};
+use super::call::{PeerClient, PeerError};
 use super::marks::{self, Mark};
 use super::message::Introduction;
 use super::peer::{self, Peer, Start};
@@ -32,52 +32,52 @@ use crate::fleet::NodeId;
 use crate::journal::Missed;
 use crate::telemetry::causes;
 
-/// The bound of the pauses between two questions who is there; each lasts half of it at least.
+/// The bounds of the pauses between attempts to meet; each pause is at least half of its bound.
 const BACKOFF: Backoff = Backoff { min: Duration::from_millis(50), max: Duration::from_secs(2) };
 
-/// Also where somebody has come, nobody is asked more often than this.
+/// The minimum time between two attempts, also after news of a replica.
 const LEAST_PAUSE: Duration = Duration::from_millis(200);
 
-/// How often a name is looked up again.
+/// The interval of resolving a name.
 const LOOK_UP_EVERY: Duration = Duration::from_secs(5);
 
-/// How long one look-up may take.
+/// The timeout of resolving a name.
 const LOOK_UP: Duration = Duration::from_secs(2);
 
-/// How often marks are written down.
+/// The interval of saving marks.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
-/// What is at the addresses.
+/// The replicas at the addresses.
 #[derive(Debug, Default)]
 pub(super) struct Neighbours {
     rows: Mutex<BTreeMap<String, Row>>,
-    /// What they had for us at the start has been heard.
+    /// The purges that they had for us at the start have arrived.
     caught_up: AtomicBool,
 }
 
-/// What is at one address, or behind a name.
+/// The replica at one address, or behind a name.
 #[derive(Clone, Debug)]
 struct Row {
     who: Who,
-    /// Somebody has tried to find out.
+    /// At least one attempt was made.
     tried: bool,
-    problem: Arc<str>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Who {
-    /// Nobody that we could speak with.
-    Unmet,
+    /// No replica that can be reached, and why.
+    Unmet(Arc<str>),
     /// This replica.
     Met(NodeId),
-    /// Nobody who has to be told: ourselves, one that is told by another address, or one that has said goodbye.
+    /// No replica that needs our purges: this one, one that is known by another address, or one that has announced its
+    /// shutdown.
     Nobody,
 }
 
 impl Row {
     fn is_unmet(&self, is_peer: impl Fn(&NodeId) -> bool) -> bool {
         match &self.who {
-            Who::Unmet => true,
+            Who::Unmet(_) => true,
             Who::Met(id) => !is_peer(id),
             Who::Nobody => false,
         }
@@ -85,53 +85,54 @@ impl Row {
 }
 
 impl Neighbours {
-    /// The addresses of those that may be there and cannot be told: everybody but the peers.
+    /// The addresses of replicas that may exist and cannot be reached: all but the peers.
     pub(super) fn unmet(&self, is_peer: impl Fn(&NodeId) -> bool) -> Vec<NodeId> {
         let rows = self.rows();
         let unmet = rows.iter().filter(|(_, row)| row.is_unmet(&is_peer)).map(|(address, _)| address);
         unmet.filter_map(|address| name_of(address)).collect()
     }
 
-    /// The same, for people.
+    /// The same for the admin API.
     pub(super) fn view(&self, is_peer: impl Fn(&NodeId) -> bool) -> Vec<View> {
         let rows = self.rows();
         let unmet = rows.iter().filter(|(_, row)| row.is_unmet(&is_peer));
         let view = unmet.filter_map(|(address, row)| {
-            let (journal, problem) = (String::new(), row.problem.to_string());
-            let id = name_of(address)?;
+            let problem = if let Who::Unmet(problem) = &row.who { Some(Arc::clone(problem)) } else { None };
+            let (id, journal) = (name_of(address)?, String::new());
             Some(View { id, address: address.clone(), journal, is_self: false, confirmed: false, problem })
         });
         view.collect()
     }
 
-    /// What they had for us at the start has been heard.
+    /// Whether the purges that they had for us at the start have arrived.
     pub(super) fn are_caught_up(&self) -> bool {
         self.caught_up.load(Ordering::SeqCst)
     }
 
-    /// Who is there, and what is wrong; said when that changes.
-    fn set(&self, address: &str, who: Who, problem: &str) {
-        let row = Row { who, tried: true, problem: problem.into() };
-        let before = self.rows().insert(address.to_owned(), row);
-        if !problem.is_empty() && before.is_none_or(|before| *before.problem != *problem) {
+    /// Records the state of an address, and logs a new problem.
+    fn set(&self, address: &str, who: Who) {
+        let before = self.rows().insert(address.to_owned(), Row { who: who.clone(), tried: true });
+        if let Who::Unmet(problem) = &who
+            && before.is_none_or(|before| before.who != who)
+        {
             tracing::warn!(
                 address,
-                problem,
+                problem = &**problem,
                 "no replica that could be told of purges is at this address (replica.peers)"
             );
         }
     }
 
-    /// Nobody answered there. Whoever has said goodbye is not missed for that.
-    fn say_unmet(&self, address: &str, error: &TellError) {
+    /// Records that an attempt failed. A replica that has announced its shutdown is not missed.
+    fn record_failure(&self, address: &str, error: &PeerError) {
         let has_left = self.rows().get(address).is_some_and(|row| row.tried && row.who == Who::Nobody);
         if !(has_left && error.is_refused_connection()) {
-            self.set(address, Who::Unmet, &causes(error).to_string());
+            self.set(address, Who::Unmet(causes(error).to_string().into()));
         }
     }
 
     fn expect(&self, address: &str) {
-        let row = Row { who: Who::Unmet, tried: false, problem: "not met yet".into() };
+        let row = Row { who: Who::Unmet("not met yet".into()), tried: false };
         self.rows().entry(address.to_owned()).or_insert(row);
     }
 
@@ -144,13 +145,13 @@ impl Neighbours {
     }
 }
 
-/// What one is called of which no more is known than its address: that, without what no name has.
+/// A name for a replica of which only the address is known: the address without the characters that no name has.
 fn name_of(address: &str) -> Option<NodeId> {
     let allowed = |character: &char| character.is_ascii_alphanumeric() || "._:-".contains(*character);
     NodeId::try_from(address.chars().filter(allowed).take(128).collect::<String>()).ok()
 }
 
-/// Starts to look for the others, in tasks of this set.
+/// Starts tasks in `tasks` that look for the other replicas.
 pub(super) fn start(
     replicas: &Arc<Replicas>,
     addresses: Vec<PeerAddress>,
@@ -169,10 +170,10 @@ pub(super) fn start(
     tasks.spawn(save_marks(Arc::clone(replicas)));
 }
 
-/// Finds the addresses of a name, again and again, and whoever is there.
+/// Resolves a name periodically, and looks for a replica at each address.
 async fn follow_name(replicas: Arc<Replicas>, name: String) {
     let mut known: BTreeMap<String, Arc<AtomicBool>> = BTreeMap::new();
-    // Ends with this task.
+    // Aborted with this task.
     let mut tasks: JoinSet<()> = JoinSet::new();
     loop {
         let found = tokio::time::timeout(LOOK_UP, tokio::net::lookup_host(&name)).await;
@@ -202,11 +203,12 @@ async fn follow_name(replicas: Arc<Replicas>, name: String) {
                 replicas.relist(&known);
                 replicas.neighbours.forget(&name);
             }
-            // Those that were known stay: a name server that fails is no replica that is gone.
+            // Known addresses stay: a failing name server does not mean that a replica is gone.
             _ if !known.is_empty() => {}
             found => {
                 let problem = found.err().unwrap_or_else(|| "the name has no address".to_owned());
-                replicas.neighbours.set(&name, Who::Unmet, &format!("looking up {name} failed: {problem}"));
+                let problem = format!("looking up {name} failed: {problem}");
+                replicas.neighbours.set(&name, Who::Unmet(problem.into()));
             }
         }
         while tasks.try_join_next().is_some() {}
@@ -214,7 +216,7 @@ async fn follow_name(replicas: Arc<Replicas>, name: String) {
     }
 }
 
-/// Takes in those who have told of themselves, and stand in no list of ours.
+/// Connects to replicas that introduced themselves and are in no list of ours.
 async fn meet_strangers(replicas: Arc<Replicas>, mut introduced: mpsc::Receiver<(NodeId, Record)>) {
     let mut tasks: JoinSet<()> = JoinSet::new();
     while let Some((id, record)) = introduced.recv().await {
@@ -232,7 +234,7 @@ async fn meet_strangers(replicas: Arc<Replicas>, mut introduced: mpsc::Receiver<
     }
 }
 
-/// Writes down how far the others are, until the process ends.
+/// Saves the progress of the others until the process ends.
 async fn save_marks(replicas: Arc<Replicas>) {
     let mut told = false;
     loop {
@@ -245,7 +247,7 @@ async fn save_marks(replicas: Arc<Replicas>) {
             let written = tokio::task::spawn_blocking(move || marks::write(&file, &bytes)).await;
             match written.unwrap_or_else(|panicked| Err(panicked.into())) {
                 Ok(()) => told = false,
-                // Once, however long the disk refuses.
+                // Logged once for each series of failures.
                 Err(error) if !std::mem::replace(&mut told, true) => tracing::warn!(
                     ?path, %error, "how far the other replicas are cannot be written down: after a restart they are told more"
                 ),
@@ -257,8 +259,8 @@ async fn save_marks(replicas: Arc<Replicas>) {
 }
 
 impl Replicas {
-    /// Returns when everybody at the addresses has told what was missed here, or was tried in vain; or when those who do
-    /// not answer have had their time.
+    /// Returns when every replica at the addresses has sent what was missed here or could not be reached, or after a
+    /// timeout.
     pub(super) async fn caught_up(&self) {
         let patience = self.context.ack_timeout.max(BACKOFF.max);
         let began = Instant::now();
@@ -272,41 +274,41 @@ impl Replicas {
         let rows: Vec<Row> = self.neighbours.rows().values().cloned().collect();
         rows.iter().all(|row| match &row.who {
             Who::Met(id) => self.peers().get(id).is_none_or(|peer| !peer.owes_us() || peer.is_late()),
-            Who::Unmet | Who::Nobody => row.tried,
+            Who::Unmet(_) | Who::Nobody => row.tried,
         })
     }
 
-    /// Notes how far a peer is, where that has to be known at the next start.
+    /// Records the progress of a peer, if the next start needs it.
     pub(super) fn keep_mark(&self, peer: &Peer) {
-        if let Some(position) = peer.confirmed_up_to().filter(|_| !peer.record.journal_id.is_empty()) {
-            self.marks().note(&peer.id, Mark { journal: peer.record.journal_id.clone(), position });
+        if let (Some(position), Some(journal)) = (peer.confirmed_up_to(), &peer.record.journal_id) {
+            self.marks().note(&peer.id, Mark { journal: journal.clone(), position });
         }
     }
 
-    /// Finds out who is at this address and tells it of purges, for as long as anybody may be there: for ever, where it is
-    /// `listed`.
+    /// Identifies the replica at this address and sends it purges, for as long as the address is `listed` or a replica
+    /// answers.
     async fn befriend(self: Arc<Self>, address: String, listed: Arc<AtomicBool>) {
-        let way = Way::to(address.clone());
+        let client = PeerClient::to(address.clone());
         let mut woken = self.woken();
         let mut failures = 1_u32;
         loop {
             let asked = Instant::now();
-            match self.ask_who(&way).await {
+            match self.ask_who(&client).await {
                 Ok(met) => match self.meet_at(&address, met, listed.load(Ordering::SeqCst)) {
                     Some(peer) => {
-                        self.neighbours.set(&address, Who::Met(peer.id.clone()), "");
-                        self.progress.send_replace(());
+                        self.neighbours.set(&address, Who::Met(peer.id.clone()));
+                        self.progress.notify();
                         match peer::run(Arc::clone(&self), peer).await {
-                            TellError::Left => self.neighbours.set(&address, Who::Nobody, ""),
-                            error => self.neighbours.set(&address, Who::Unmet, &causes(&error).to_string()),
+                            PeerError::Left => self.neighbours.set(&address, Who::Nobody),
+                            error => self.neighbours.set(&address, Who::Unmet(causes(&error).to_string().into())),
                         }
                         failures = 1;
                     }
-                    // Who is nobody to be told will be so for long.
+                    // An address without a replica that needs purges will probably stay so.
                     None => failures = u32::MAX,
                 },
                 Err(error) => {
-                    self.neighbours.say_unmet(&address, &error);
+                    self.neighbours.record_failure(&address, &error);
                     failures = failures.saturating_add(1);
                 }
             }
@@ -320,44 +322,44 @@ impl Replicas {
         }
     }
 
-    async fn ask_who(&self, way: &Way) -> Result<Introduction, TellError> {
-        let said = way.post(self, &self.hello(Duration::ZERO)).await?;
-        said.from.ok_or_else(|| TellError::BadAnswer("it is of a version that knows no replica.peers".to_owned()))
+    async fn ask_who(&self, client: &PeerClient) -> Result<Introduction, PeerError> {
+        let said = client.post(self, &self.hello(Duration::ZERO)).await?;
+        said.from.ok_or(PeerError::Nameless)
     }
 
-    /// Whoever is at this address, as somebody to be told of purges; `None` where it is nobody to be told.
+    /// The replica at this address as a peer; `None` if it does not need our purges.
     fn meet_at(&self, address: &str, met: Introduction, listed: bool) -> Option<Arc<Peer>> {
         let Introduction { id, record, fresh, .. } = met;
         if record.boot == self.own.boot {
-            self.neighbours.set(address, Who::Nobody, "");
+            self.neighbours.set(address, Who::Nobody);
             return None;
         }
         let record = Record { address: address.to_owned(), ..record };
         if id == self.id {
-            self.twins.has_spoken(&record, self.holds_name_against(&record));
-            self.neighbours.set(address, Who::Unmet, &self.same_name(address));
+            self.twins.record_contact(&record, self.holds_name_against(&record));
+            self.neighbours.set(address, Who::Unmet(self.same_name(address).into()));
             return None;
         }
-        if !self.goes_with(&record) || record.journal_id.is_empty() {
+        if !self.goes_with(&record) || record.journal_id.is_none() {
             let problem = format!("its journal is in {}, and ours in {}", record.journal, self.own.journal);
-            self.neighbours.set(address, Who::Unmet, &problem);
+            self.neighbours.set(address, Who::Unmet(problem.into()));
             return None;
         }
         let known = self.peers().get(&id).cloned();
         if let Some(known) = known {
             if known.record.boot == record.boot {
-                // By another address.
-                self.neighbours.set(address, Who::Nobody, "");
+                // Known by another address.
+                self.neighbours.set(address, Who::Nobody);
                 return None;
             }
-            // One that answers against one that does not; of two that do, the same one for all who see both.
+            // Of two replicas with one name the one that answers wins. If both do, all that see both choose the same one.
             if !known.is_late() && known.record.boot > record.boot {
                 let other = &known.record.address;
                 let problem = format!("replica.id \"{id}\" is used by {other} and by {address}: give each its own");
-                self.neighbours.set(address, Who::Unmet, &problem);
+                self.neighbours.set(address, Who::Unmet(problem.into()));
                 return None;
             }
-            known.is_gone_now();
+            known.mark_gone();
             self.peers().remove(&id);
             self.ring.send_replace(());
         }
@@ -370,13 +372,15 @@ impl Replicas {
         Some(peer)
     }
 
-    /// From where a peer is to be told. `fresh`: its journal is new.
+    /// The position from which a peer needs purges. `fresh`: its journal is new.
     fn start_of(&self, id: &NodeId, record: &Record, fresh: bool) -> Option<Start> {
         let journal = self.context.journal.as_ref()?;
         let marks = self.marks();
         Some(match marks.get(id) {
-            Some(mark) if mark.journal == record.journal_id => Start::After(mark.position.min(journal.head())),
-            // It has lost its journal, and with it what it was told, and what it has accepted itself.
+            Some(mark) if record.journal_id.as_ref() == Some(&mark.journal) => {
+                Start::After(mark.position.min(journal.head()))
+            }
+            // It lost its journal, and with it our purges and its own.
             Some(_) => Start::Gap,
             None if fresh => Start::After(self.context.deliveries.least_cursor()),
             None if matches!(journal.since(0), Missed::Entries(_)) => Start::After(0),
@@ -384,12 +388,12 @@ impl Replicas {
         })
     }
 
-    /// Tells the peers behind a name whether it still names them.
+    /// Updates whether a name still lists the peers behind it.
     fn relist(&self, known: &BTreeMap<String, Arc<AtomicBool>>) {
         let peers: Vec<Arc<Peer>> = self.peers().values().cloned().collect();
         for peer in peers {
             if let Some(listed) = known.get(&peer.record.address) {
-                peer.is_listed_now(listed.load(Ordering::SeqCst));
+                peer.set_listed(listed.load(Ordering::SeqCst));
             }
         }
     }
@@ -404,15 +408,15 @@ mod tests {
         let neighbours = Neighbours::default();
         let id = |id: &str| NodeId::try_from(id).unwrap();
         neighbours.expect("[2001:db8::1]:6081");
-        neighbours.set("192.0.2.2:6081", Who::Met(id("b")), "");
-        neighbours.set("192.0.2.3:6081", Who::Nobody, "");
+        neighbours.set("192.0.2.2:6081", Who::Met(id("b")));
+        neighbours.set("192.0.2.3:6081", Who::Nobody);
         assert_eq!(neighbours.unmet(|_| true), [id("2001:db8::1:6081")]);
         assert_eq!(neighbours.unmet(|_| false), [id("192.0.2.2:6081"), id("2001:db8::1:6081")]);
         // Nobody listens any more where somebody has said goodbye; and one that hangs there is somebody.
-        let refused = TellError::Connect(std::io::ErrorKind::ConnectionRefused.into());
-        neighbours.say_unmet("192.0.2.3:6081", &refused);
+        let refused = PeerError::Connect(std::io::ErrorKind::ConnectionRefused.into());
+        neighbours.record_failure("192.0.2.3:6081", &refused);
         assert_eq!(neighbours.unmet(|_| true).len(), 1);
-        neighbours.say_unmet("192.0.2.3:6081", &TellError::NoAnswer(Duration::from_secs(1)));
+        neighbours.record_failure("192.0.2.3:6081", &PeerError::NoAnswer(Duration::from_secs(1)));
         assert_eq!(neighbours.unmet(|_| true).len(), 2);
     }
 }

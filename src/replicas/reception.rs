@@ -1,36 +1,36 @@
-//! What another replica tells: who it is, what it has accepted, and what is to be told again.
+//! Messages of other replicas: introductions, accepted purges, and redeliveries.
 //!
-//! A purge is confirmed when it is durable here, the guard knows it, and the fence has risen to it. Nothing else that a
-//! message says changes what is promised.
+//! A purge is confirmed once it is durable here, the guard knows it and the fence has risen to it. Nothing else in a message
+//! affects what is promised.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::message::{Again, Confirmation, FORMAT, Introduction, Message, PeerPosition, RefusedPurge};
+use super::message::{Confirmation, FORMAT, Introduction, Message, PeerPosition, RedeliveryRequest, RefusedPurge};
 use super::peer::Peer;
 use super::{GAP, Record, Replicas};
 use crate::delivery::Acknowledged;
 use crate::fleet::NodeId;
 use crate::journal::{Position, Shared, WriteError};
 
-/// So many nodes are named for a purge that they do not take. One is enough for it to be refused, and a confirmation of a
-/// thousand purges has to fit into an answer.
+/// The maximum number of refusing nodes to name for a purge. One is enough to refuse it, and a confirmation of a thousand
+/// purges must fit into an answer.
 const MOST_REFUSING: usize = 2;
 
-/// What became of a message.
+/// The outcome of a message.
 pub enum Received {
-    /// It holds here: what is said of it.
+    /// It was applied here.
     Confirmed(Box<Confirmation>),
-    /// It could not be taken in, and nothing is confirmed.
+    /// It could not be stored, and nothing is confirmed.
     Failed(WriteError),
-    /// The sender's purges are none of ours, or cannot be understood: why.
+    /// The sender's purges do not concern this replica, or cannot be understood, and why.
     Refused(String),
-    /// It means another process than this.
+    /// It is for another process.
     Misdirected,
 }
 
 impl Replicas {
-    /// Takes in what another replica tells of, and waits until it holds here: every Varnish has it, or is avoided.
+    /// Applies a message, and waits until every Varnish has its purges or is avoided.
     pub async fn receive(&self, message: Message) -> Received {
         if message.format > FORMAT {
             let format = message.format;
@@ -43,9 +43,9 @@ impl Replicas {
         }
         if let Some(record) = &message.record {
             if message.from == self.id {
-                // Ourselves, by the address of a list; or one that has our name.
+                // This replica itself, by an address of a list, or another one with our name.
                 if record.boot != self.own.boot {
-                    self.twins.has_spoken(record, self.holds_name_against(record));
+                    self.twins.record_contact(record, self.holds_name_against(record));
                 }
                 return Received::Confirmed(self.confirmation(&message, None, Acknowledged::default()).into());
             }
@@ -66,7 +66,7 @@ impl Replicas {
                 "a replica does not know which of its purges are missing here: every Varnish drops its pages"
             );
         }
-        let position = match self.take_in_purges(journal, &message).await {
+        let position = match self.store_purges(journal, &message).await {
             Ok(position) => position,
             Err(error) => return Received::Failed(error),
         };
@@ -75,13 +75,13 @@ impl Replicas {
             Some(position) => self.context.deliveries.expect().acknowledge(position, patience, true).await,
             None => Acknowledged::default(),
         };
-        // After the wait: what a node refuses from now on comes too late.
+        // After the wait: later refusals come too late.
         let refused = self.refused(journal, &message);
         let confirmation = Confirmation { refused, ..self.confirmation(&message, position, outcome) };
         Received::Confirmed(confirmation.into())
     }
 
-    /// The purges of a message that nodes do not take here.
+    /// Those purges of a message that nodes refuse here.
     fn refused(&self, journal: &dyn Shared, message: &Message) -> Vec<RefusedPurge> {
         let told = message.purges.iter().filter_map(|told| Some((&told.id, journal.place_of(&told.id)?)));
         let nodes = |position| {
@@ -93,35 +93,35 @@ impl Replicas {
         confirmed.filter(|refused| !refused.nodes.is_empty()).collect()
     }
 
-    /// Takes note of how purges were answered, as far as their teller says so.
+    /// Records the answers to purges that a message reports.
     fn note_answers(&self, journal: &dyn Shared, message: &Message) {
         let deliveries = &self.context.deliveries;
-        message.done.iter().filter_map(|id| journal.place_of(id)).for_each(|position| deliveries.was_done(position));
+        message.done.iter().filter_map(|id| journal.place_of(id)).for_each(|position| deliveries.record_done(position));
         match &message.refused {
             Some(refused) => {
                 let refused = refused.iter().filter_map(|id| journal.place_of(id)).collect();
-                deliveries.were_refused(refused);
+                deliveries.record_refused(refused);
             }
             None => {
                 let told = message.purges.iter().filter_map(|told| journal.place_of(&told.id));
-                deliveries.are_of_an_older_version(told);
+                deliveries.record_older_version(told);
             }
         }
     }
 
-    /// Makes the purges of a message durable, and has nodes told again as it says. Gives the last place of any of them.
-    async fn take_in_purges(&self, journal: &dyn Shared, message: &Message) -> Result<Option<Position>, WriteError> {
+    /// Makes the purges of a message durable, and starts its redeliveries. Returns the highest position of any of them.
+    async fn store_purges(&self, journal: &dyn Shared, message: &Message) -> Result<Option<Position>, WriteError> {
         let mut position = None;
         if !message.purges.is_empty() {
-            // Before they are durable: a disk that stalls here is no reason to pass pages on that others have purged.
+            // Before they are durable: even if the disk stalls, no page may pass that others have purged.
             let new = message.purges.iter().filter(|told| journal.place_of(&told.id).is_none());
             self.context.deliveries.guard_against(new.map(|told| &told.purge));
             position = Some(journal.admit(message.purges.clone()).await?);
             self.context.deliveries.note_requests();
             tracing::debug!(from = %message.from, position, "told of purges");
         }
-        for Again { id, nodes, under_way_at } in &message.again {
-            // What is not held any more is a gap for whoever has not had it.
+        for RedeliveryRequest { id, nodes, under_way_at } in &message.again {
+            // If a purge is no longer held, nodes that missed it see a gap.
             let Some(place) = journal.place_of(id) else { continue };
             let through = under_way_at.as_ref().and_then(|there| Some((self.peer_at(there)?, there)));
             for node in nodes {
@@ -135,7 +135,7 @@ impl Replicas {
         Ok(position)
     }
 
-    /// The other replica that is meant. Whether the process is there still that is meant, it says when it is asked.
+    /// The peer with this name. Whether it is still the same process turns out when it is asked.
     fn peer_at(&self, there: &PeerPosition) -> Option<Arc<Peer>> {
         self.sharing().into_iter().find(|peer| peer.id == there.replica)
     }
@@ -144,30 +144,30 @@ impl Replicas {
         let pending = !self.has_journal_in_common() && self.owes(message);
         let from = Introduction { id: self.id.clone(), record: self.own.clone(), fresh: self.fresh, pending };
         let Acknowledged { applied, fenced, .. } = outcome;
-        let landed = self.context.deliveries.landed(fenced.iter().chain(&message.asks_about));
+        let landed = self.context.deliveries.fill_watermarks(fenced.iter().chain(&message.asks_about));
         Confirmation { applied, fenced, place, landed, refused: Vec::new(), from: Some(from) }
     }
 
-    /// Whether there is anything that the sender of this message has yet to be told.
+    /// Whether there are purges that the sender of this message has yet to be sent.
     fn owes(&self, message: &Message) -> bool {
         let (Some(journal), Some(record)) = (&self.context.journal, &message.record) else { return false };
         let peer = self.peers().get(&message.from).cloned();
         peer.filter(|peer| peer.record.boot == record.boot).is_none_or(|peer| !peer.has(journal.head()))
     }
 
-    /// Takes note of what another one says of itself.
+    /// Records the sender's record.
     fn note(&self, id: &NodeId, record: &Record) {
         let known = self.peers().get(id).cloned();
         match known.filter(|peer| peer.record.boot == record.boot) {
             Some(peer) if record.leaving && !self.has_journal_in_common() => {
-                peer.is_gone_now();
+                peer.mark_gone();
                 self.ring.send_replace(());
-                self.progress.send_replace(());
+                self.progress.notify();
             }
             Some(_) => {}
             None if record.leaving => {}
             None => {
-                // Whoever finds no place is found elsewhere, or tells again.
+                // If the queue is full, the replica is found otherwise, or introduces itself again.
                 _ = self.strangers.try_send((id.clone(), record.clone()));
                 self.ring.send_replace(());
             }
@@ -175,6 +175,6 @@ impl Replicas {
     }
 }
 
-/// The same, to whoever tells of a purge.
+/// The refusal of purges by a single replica.
 const NO_JOURNAL: &str =
     "this clearcoat has a journal of its own: its journal.kind is not etcd, and its replica.peers is empty";

@@ -1,4 +1,4 @@
-//! What a replica says of itself.
+//! The record of a replica.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
@@ -8,34 +8,34 @@ use crate::clock;
 use crate::config::{self, JournalKind};
 use crate::fleet::NodeId;
 
-/// The value of `replicas/<id>`. What a later version says beyond this is left alone.
+/// The value of the key `replicas/<id>`. Unknown fields are ignored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// `HOST:PORT` of its purge listener.
     pub address: String,
-    /// What journal it has, as configured.
+    /// The configured kind of its journal.
     pub journal: String,
-    /// The name of its journal, where that is its own: another one is another journal, and nothing of the first is there.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub journal_id: String,
-    /// What it runs.
+    /// The name of its journal, if it has its own. Under another name, it has none of the earlier purges.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journal_id: Option<String>,
+    /// Its version of clearcoat.
     pub version: String,
     /// When it started, in milliseconds since 1970.
     pub started: u64,
-    /// Tells this process from any other of this name.
+    /// Distinguishes this process from any other with this name.
     pub boot: String,
-    /// It is about to end: a key that goes without this may have lost its lease, and its process may be as well as ever.
+    /// It is about to end. A key that goes without this may have lost only its lease, and its process may still run.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub leaving: bool,
 }
 
 impl Record {
-    /// Of this process.
+    /// The record of this process.
     pub fn new(address: String, journal: JournalKind) -> Self {
         Record {
             address,
             journal: journal.as_str().to_owned(),
-            journal_id: String::new(),
+            journal_id: None,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started: clock::now_ms(),
             boot: format!("{:016x}", fastrand::u64(..)),
@@ -52,10 +52,9 @@ impl Record {
     }
 }
 
-/// The name of this replica: as configured, or that of the host.
+/// The configured name of this replica, or that of the host.
 ///
-/// # Errors
-/// The host's name is not fit for one.
+/// # Errors The name of the host is not a valid name.
 pub fn own_id(config: &config::Replica) -> Result<NodeId, String> {
     if let Some(id) = &config.id {
         return Ok(id.clone());
@@ -64,8 +63,8 @@ pub fn own_id(config: &config::Replica) -> Result<NodeId, String> {
     NodeId::try_from(name).map_err(|error| format!("replica.id is not set, and the host's name is of no use: {error}"))
 }
 
-/// Where the others reach the purge listener: as configured, or the address that a connection to etcd (or to one of the
-/// others) would have, with the port that the listener has.
+/// The address at which others reach the purge listener: as configured, or the local address of a connection to etcd (or to
+/// another replica) with the port of the listener.
 pub fn own_address(config: &config::Replica, endpoints: &[String], listener: SocketAddr) -> String {
     if let Some(address) = &config.address {
         return address.clone();
@@ -79,7 +78,7 @@ pub fn own_address(config: &config::Replica, endpoints: &[String], listener: Soc
     address.to_string()
 }
 
-/// The address that this host has on the way to a URL's host. Sends nothing.
+/// The local address of a connection to this URL's host. Sends nothing.
 fn local_address_towards(url: &str) -> Option<IpAddr> {
     let authority = url.split("//").nth(1)?.trim_end_matches('/');
     let socket = UdpSocket::bind("0.0.0.0:0").ok()?;

@@ -1,7 +1,7 @@
-//! The replicas that etcd knows: a key with a lease for each.
+//! The replicas in etcd, each with a key and a lease.
 //!
-//! A key that is gone is no replica that is gone ([`super::peer`]): whoever loses etcd alone still serves readers. So it is
-//! told as long as it answers, and one that nobody has registered may introduce itself.
+//! A missing key does not mean that a replica is gone ([`super::peer`]): one that loses only etcd still serves readers. So
+//! it is sent purges as long as it answers, and an unregistered replica may introduce itself.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,30 +10,30 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::memory::Memory;
+use super::known_replicas::KnownReplicas;
 use super::peer::{self, Peer, Start};
 use super::{MOST, NOT_SHARED, Record, Replicas};
 use crate::config::is_host_port;
-use crate::etcd::follow::{Change, Item, Update, WatchStatus, follow};
+use crate::etcd::follow::{KeyChange, KeyEntry, Update, WatchStatus, follow};
 use crate::etcd::{Registration, RegistrationStatus, SharedEtcd};
 use crate::fleet::NodeId;
 
-/// The keys of the replicas.
+/// The prefix of the keys.
 const REPLICAS: &str = "replicas/";
 
 /// How long etcd keeps the key of a replica that is gone.
 const TTL: Duration = Duration::from_secs(10);
 
-/// How long the start waits until the others can know of us.
+/// The maximum delay of the start for the registration.
 const ANNOUNCE: Duration = Duration::from_secs(1);
 
-/// From when our key is there until the others have seen it, which they do within a round trip.
+/// The time from the registration until the others have seen it, a round trip at most.
 const SEEN: Duration = Duration::from_millis(200);
 
-/// A task for each peer. Ends with this.
+/// The tasks of each peer, aborted with this value.
 type Tasks = BTreeMap<NodeId, JoinSet<()>>;
 
-/// Starts to announce this replica and to look for others, in tasks of this set.
+/// Starts tasks in `tasks` that announce this replica and look for others.
 pub(super) fn start(
     replicas: &Arc<Replicas>,
     etcd: &SharedEtcd,
@@ -52,8 +52,8 @@ pub(super) fn start(
 }
 
 impl Replicas {
-    /// Returns when our key is there and was seen. Where etcd cannot say so, those who knew us before have had the time to
-    /// find out that we are there again, and to tell what we missed.
+    /// Returns when our key is registered and was seen. Without etcd, returns after a time in which the replicas that know
+    /// us notice that we are back and send what we missed.
     pub(super) async fn registered(&self) {
         let mut standing = self.standing.clone();
         let announced = standing.wait_for(|standing| standing.registered);
@@ -64,17 +64,17 @@ impl Replicas {
         tokio::time::sleep(rest).await;
     }
 
-    /// Takes note of who comes and goes.
+    /// Follows the replicas that come and go.
     async fn meet(
         self: Arc<Self>,
         mut updates: mpsc::Receiver<Update>,
         mut strangers: mpsc::Receiver<(NodeId, Record)>,
     ) {
-        // Ends with this task, and so does every peer's.
+        // Aborted with this task.
         let mut tasks = Tasks::new();
-        let mut memory = Memory::open(self.context.memory.clone()).await;
+        let mut memory = KnownReplicas::open(self.context.memory.clone()).await;
         for (id, record) in memory.known().clone() {
-            self.take_in(id, record, false, &mut tasks);
+            self.add_or_update(id, record, false, &mut tasks);
         }
         loop {
             let update = tokio::select! {
@@ -83,7 +83,7 @@ impl Replicas {
                     None => return,
                 },
                 Some((id, record)) = strangers.recv() => {
-                    self.be_introduced(id, record, &mut tasks);
+                    self.add_introduced(id, record, &mut tasks);
                     continue;
                 }
             };
@@ -93,28 +93,29 @@ impl Replicas {
                     let gone: Vec<NodeId> = tasks.keys().filter(|id| !listed.contains(&id.as_str())).cloned().collect();
                     gone.iter().for_each(|id| self.miss(id, &mut tasks));
                     if !listed.contains(&self.id.as_str()) {
-                        self.twins.has_key(None);
+                        self.twins.set_key(None);
                     }
                     listing.items.iter().for_each(|item| self.greet(item, &mut tasks));
                 }
                 Update::Changed(changes) => changes.iter().for_each(|change| match change {
-                    Change::Put(item) => self.greet(item, &mut tasks),
-                    Change::Deleted { key, .. } if key == self.id.as_str() => self.twins.has_key(None),
-                    Change::Deleted { key, .. } => {
+                    KeyChange::Put(item) => self.greet(item, &mut tasks),
+                    KeyChange::Deleted { key, .. } if key == self.id.as_str() => self.twins.set_key(None),
+                    KeyChange::Deleted { key, .. } => {
                         if let Ok(id) = NodeId::try_from(key.as_str()) {
                             self.miss(&id, &mut tasks);
                         }
                     }
                 }),
             }
-            self.progress.send_replace(());
+            self.progress.notify();
             let records = self.peers().iter().map(|(id, peer)| (id.clone(), peer.record.clone())).collect();
             memory.keep(records).await;
         }
     }
 
-    /// Somebody who may purge says that it is a replica, and etcd does not know it: it is cut off from there, or we are.
-    fn be_introduced(self: &Arc<Self>, id: NodeId, record: Record, tasks: &mut Tasks) {
+    /// A sender with permission to purge says that it is a replica, and etcd does not list it: either it or this process is
+    /// cut off from etcd.
+    fn add_introduced(self: &Arc<Self>, id: NodeId, record: Record, tasks: &mut Tasks) {
         let (is_known, others) = {
             let peers = self.peers();
             (peers.contains_key(&id), peers.len())
@@ -126,10 +127,10 @@ impl Replicas {
             tracing::warn!(replica = %id, address = record.address, "this is no replica that could be told of purges");
             return;
         }
-        self.take_in(id, record, false, tasks);
+        self.add_or_update(id, record, false, tasks);
     }
 
-    fn greet(self: &Arc<Self>, item: &Item, tasks: &mut Tasks) {
+    fn greet(self: &Arc<Self>, item: &KeyEntry, tasks: &mut Tasks) {
         let read = NodeId::try_from(item.key.as_str()).map_err(|error| error.to_string());
         let (id, record) = match read.and_then(|id| Ok((id, Record::decode(&item.value)?))) {
             Ok(read) => read,
@@ -138,33 +139,33 @@ impl Replicas {
                 return;
             }
         };
-        self.take_in(id, record, true, tasks);
+        self.add_or_update(id, record, true, tasks);
     }
 
-    /// A replica is there, by its key in etcd or by what else is known.
-    fn take_in(self: &Arc<Self>, id: NodeId, record: Record, listed: bool, tasks: &mut Tasks) {
+    /// Adds or updates a replica, whether etcd lists it or not.
+    fn add_or_update(self: &Arc<Self>, id: NodeId, record: Record, listed: bool, tasks: &mut Tasks) {
         if id == self.id {
             if listed {
-                self.twins.has_key(Some((record.boot == self.own.boot, record)));
+                self.twins.set_key(Some((record.boot == self.own.boot, record)));
             }
             return;
         }
         if let Some(peer) = self.peers().get(&id).filter(|peer| peer.record == record) {
-            return peer.is_listed_now(listed);
+            return peer.set_listed(listed);
         }
         self.part(&id, tasks);
         if record.leaving {
             return;
         }
         tracing::info!(replica = %id, address = record.address, journal = record.journal, "another replica is there");
-        // It has read the journal up to there.
+        // It has read the shared journal up to there.
         let told = self.context.journal.as_ref().and_then(|journal| journal.in_common_up_to());
         let peer = Arc::new(Peer::new(id.clone(), record, Start::After(told.unwrap_or(0)), listed));
         self.peers().insert(id.clone(), Arc::clone(&peer));
         if self.shares_with(&peer) {
             let this = Arc::clone(self);
             tasks.entry(id).or_default().spawn(async move {
-                // It says itself why it has ended.
+                // It logs its end itself.
                 _ = peer::run(this, peer).await;
             });
         } else {
@@ -174,11 +175,11 @@ impl Replicas {
         self.count();
     }
 
-    /// Its key is not there any more. Who has a journal in common with us is told until it is known to have ended.
+    /// Handles a missing key. A replica that shares our journal is sent purges until it is known to have ended.
     fn miss(&self, id: &NodeId, tasks: &mut Tasks) {
         let peer = self.peers().get(id).cloned();
         match peer.filter(|peer| self.shares_with(peer)) {
-            Some(peer) => peer.is_listed_now(false),
+            Some(peer) => peer.set_listed(false),
             None => self.part(id, tasks),
         }
     }
@@ -188,7 +189,7 @@ impl Replicas {
         let gone = self.peers().remove(id);
         if let Some(peer) = gone {
             tracing::info!(replica = %id, "a replica is gone");
-            peer.is_gone_now();
+            peer.mark_gone();
             self.count();
         }
     }

@@ -1,43 +1,43 @@
-//! Two processes with one name.
+//! Detects two processes with one name.
 //!
-//! The name of a replica is the host's unless somebody gives it one, so two containers made alike can have the same. The
-//! others tell one of them of purges then, and the other one serves old pages: an error that an operator must see, at both
-//! of them, with both addresses, and that is over when one of them is.
+//! By default a replica has the name of its host, so two containers made alike can have the same name. The others then send
+//! purges to only one of them, and the other one serves old pages. An operator must see that error at both of them, with
+//! both addresses, until one of them ends.
 //!
-//! A process that was restarted is no twin of what it was before, though its key may stand in etcd for a while: that key is
-//! older than ours. So with etcd it is the order that tells. Whoever finds another one's key where its own has been has
-//! lost the name; it says so to the one that has it, which could not know. Without etcd both find each other at an address
-//! that answers with their own name.
+//! A restarted process is not its own twin, although its old key may stay in etcd for a while: that key is older than ours.
+//! So with etcd the order decides. A process that finds another record in place of its own has lost the name, and sends a
+//! message to the owner, which cannot know. Without etcd both find the other at an address that answers with their own name.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::call::Way;
+use super::call::PeerClient;
 use super::{Record, Replicas};
 use crate::telemetry::causes;
 
-/// How often it is looked at.
+/// The interval of looking for twins.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// Another one's key that stands there for so many looks is not that of our former self which ours is about to replace.
+/// The number of looks after which a foreign record is no longer taken for that of our former process, which ours will
+/// replace.
 const LOOKS: u32 = 4;
 
-/// How long a twin is believed to be there that has said nothing: it speaks every second or two.
+/// How long a silent twin is believed to exist: it sends a message every second or two.
 const SILENT: Duration = Duration::from_secs(6);
 
-/// What is known of twins.
+/// The observations from which a twin is concluded.
 #[derive(Debug, Default)]
-pub(super) struct Twins(Mutex<State>);
+pub(super) struct Twins(Mutex<TwinState>);
 
 #[derive(Debug, Default)]
-struct State {
-    /// Our key has been seen with our own record.
+struct TwinState {
+    /// Our key was seen with our own record.
     was_ours: bool,
-    /// What stands there instead, and for how many looks.
+    /// A foreign record under our key, and the number of looks since.
     key: Option<(Record, u32)>,
-    /// Who has spoken to us by our own name, and when.
+    /// The last message with our own name, and its time.
     spoken: Option<(Twin, Instant)>,
     current: Option<Twin>,
 }
@@ -45,15 +45,15 @@ struct State {
 /// Another process with our name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Twin {
-    /// Where it is.
+    /// Its address.
     pub(super) address: String,
-    /// It is us whom the others tell of purges.
+    /// The others send purges to us, not to it.
     pub(super) ours: bool,
 }
 
 impl Twins {
-    /// What stands under our key: whether that is ours, and the record; `None` where nothing does.
-    pub(super) fn has_key(&self, key: Option<(bool, Record)>) {
+    /// Updates the record under our key, with whether it is ours; `None` if there is no key.
+    pub(super) fn set_key(&self, key: Option<(bool, Record)>) {
         let mut state = self.state();
         match key.filter(|(_, record)| !record.leaving) {
             Some((true, _)) => (state.was_ours, state.key) = (true, None),
@@ -62,18 +62,18 @@ impl Twins {
         }
     }
 
-    /// Another process has said that it has our name. `ours`: the others tell us, and not it.
-    pub(super) fn has_spoken(&self, record: &Record, ours: bool) {
+    /// Records a message with our name. `ours`: the others send purges to us.
+    pub(super) fn record_contact(&self, record: &Record, ours: bool) {
         let twin = Twin { address: record.address.clone(), ours };
         self.state().spoken = (!record.leaving).then(|| (twin, Instant::now()));
     }
 
-    /// The twin that there is.
+    /// The current twin.
     pub(super) fn current(&self) -> Option<Twin> {
         self.state().current.clone()
     }
 
-    /// Finds out whether there is one. Gives what has changed, if anything has: who it was and who it is now.
+    /// Looks for a twin. Returns the old and the new one if that has changed.
     fn look(&self, now: Instant) -> Option<(Option<Twin>, Option<Twin>)> {
         let mut state = self.state();
         let was_ours = state.was_ours;
@@ -86,19 +86,19 @@ impl Twins {
         (current != state.current).then(|| (std::mem::replace(&mut state.current, current.clone()), current))
     }
 
-    /// Who has our key in etcd.
+    /// The address of the twin that has our key in etcd.
     fn holder(&self) -> Option<String> {
         let state = self.state();
         let current = state.current.as_ref()?;
         state.key.as_ref().filter(|_| !current.ours).map(|(record, _)| record.address.clone())
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, TwinState> {
         self.0.lock()
     }
 }
 
-/// Says it when there is a twin, here and to the twin, until the process ends.
+/// Logs twins, and notifies the one that has our key, until the process ends.
 pub(super) async fn watch(replicas: Arc<Replicas>) {
     let mut looks = tokio::time::interval(LOOK);
     for look in 0_u32.. {
@@ -121,7 +121,7 @@ pub(super) async fn watch(replicas: Arc<Replicas>) {
         if look % LOOKS == 0
             && let Some(address) = replicas.twins.holder()
         {
-            let said = Way::to(address.clone()).post(&replicas, &replicas.hello(Duration::ZERO)).await;
+            let said = PeerClient::to(address.clone()).post(&replicas, &replicas.hello(Duration::ZERO)).await;
             if let Err(error) = said {
                 tracing::debug!(address, error = %causes(&error), "the other one of our name does not hear of it");
             }
@@ -146,31 +146,31 @@ mod tests {
     #[test]
     fn the_key_of_ones_former_self_is_no_twin_and_one_that_comes_later_is() {
         let twins = Twins::default();
-        twins.has_key(Some((false, record("10.0.0.9:6081"))));
+        twins.set_key(Some((false, record("10.0.0.9:6081"))));
         assert_eq!(looks(&twins, LOOKS), None);
-        twins.has_key(Some((true, record("10.0.0.2:6081"))));
+        twins.set_key(Some((true, record("10.0.0.2:6081"))));
         assert_eq!(looks(&twins, LOOKS * 2), None);
-        twins.has_key(Some((false, record("10.0.0.7:6081"))));
+        twins.set_key(Some((false, record("10.0.0.7:6081"))));
         assert_eq!(looks(&twins, 1), Some(Twin { address: "10.0.0.7:6081".to_owned(), ours: false }));
         // It says goodbye, or its lease runs out.
-        twins.has_key(Some((false, Record { leaving: true, ..record("10.0.0.7:6081") })));
+        twins.set_key(Some((false, Record { leaving: true, ..record("10.0.0.7:6081") })));
         assert_eq!(looks(&twins, 1), None);
     }
 
     #[test]
     fn a_key_that_was_taken_before_we_saw_ours_is_a_twins_if_it_stays() {
         let twins = Twins::default();
-        twins.has_key(Some((false, record("10.0.0.9:6081"))));
+        twins.set_key(Some((false, record("10.0.0.9:6081"))));
         assert!(looks(&twins, LOOKS + 1).is_some());
     }
 
     #[test]
     fn who_has_spoken_is_a_twin_until_it_falls_silent_and_is_told_of_once() {
         let twins = Twins::default();
-        twins.has_spoken(&record("10.0.0.7:6081"), true);
+        twins.record_contact(&record("10.0.0.7:6081"), true);
         let now = Instant::now();
         assert!(twins.look(now).is_some() && twins.look(now).is_none());
-        twins.has_spoken(&record("10.0.0.7:6081"), true);
+        twins.record_contact(&record("10.0.0.7:6081"), true);
         assert!(twins.look(now).is_none());
         let (before, after) = twins.look(now + SILENT + LOOK).unwrap();
         assert!(before.is_some() && after.is_none());

@@ -1,19 +1,19 @@
-//! Nodes that are kept back here, because an answer is on its way to them through another replica.
+//! Nodes that are held back because a page is in flight to them through another replica.
 //!
-//! Our bans may be at a node before a page that passed another replica's origin, and only that replica knows when the page
-//! has landed. When it confirms a purge it says so: where the purge stands in its journal, and up to where pages have landed
-//! at each node that it has not reached. A node that is not that far is held back here ([`Hold`]), and the other replica is
-//! asked until it is. Whoever holds asks for himself, also a replica that was told to by a third one ([`Again`]): nobody has
-//! to live for a hold to end.
+//! Our bans may reach a node before a page that passed another replica's origin, and only that replica knows when the page
+//! has arrived. With its confirmation of a purge it reports the position of the purge in its journal, and the fill watermark
+//! of each node that it has not reached. A node whose watermark is lower is held back here ([`Hold`]), and the other replica
+//! is asked until the watermark reaches that position. A replica asks for its own holds even if a third replica requested
+//! them ([`RedeliveryRequest`]), so no other replica has to live for a hold to end.
 //!
-//! **One task for each replica asks, whatever the purges are.** What it asks for is a position that only grows, so any number
-//! of purges is one question about a few nodes.
+//! **One task for each replica asks, for any number of purges.** A watermark only grows, so any number of purges is one
+//! question about a few nodes.
 //!
-//! **A hold ends** when the pages have landed, when the other replica is gone, and when it has not answered for as long as a
-//! purge waits: a replica that hangs must not keep nodes out of everybody's traffic. What lands after that is stored behind
-//! our bans.
+//! **A hold ends** when the pages have arrived, when the other replica is gone, or when it has not answered for
+//! `ack_timeout`: a replica that hangs must not keep nodes out of all traffic. A page that arrives after that is stored
+//! behind our bans.
 //!
-//! [`Again`]: super::Again
+//! [`RedeliveryRequest`]: super::RedeliveryRequest
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -26,33 +26,33 @@ use crate::delivery::{Deliveries, Hold};
 use crate::fleet::NodeId;
 use crate::journal::Position;
 
-/// The pauses between two questions are a quarter of the time for which a node has been held, within these bounds.
+/// The bounds of the pauses between two questions. A pause is a quarter of the time since the newest hold.
 pub(super) const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
 
-/// When a node that is held is worth a word.
+/// The time after which a hold is logged.
 const LONG: Duration = Duration::from_secs(2);
 
-/// What is held here for one other replica.
+/// The holds for one other replica.
 #[derive(Debug, Default)]
 pub(super) struct PeerHolds {
-    state: Mutex<State>,
-    /// Rings when there is something to ask for.
+    state: Mutex<HoldState>,
+    /// Notified of a new hold.
     ring: Notify,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    /// Nobody asks any more.
+struct HoldState {
+    /// The task that asks has ended.
     is_over: bool,
     /// The process of the other replica that is asked.
     boot: String,
     nodes: BTreeMap<NodeId, Awaited>,
 }
 
-/// A node that is held until the other replica says that its pages have landed.
+/// A node that is held back until the other replica reports a sufficient watermark.
 #[derive(Debug)]
 struct Awaited {
-    /// Up to this position of the other replica's journal.
+    /// The required watermark, a position in the other replica's journal.
     place: Position,
     since: Instant,
     is_told: bool,
@@ -60,8 +60,8 @@ struct Awaited {
 }
 
 impl PeerHolds {
-    /// Holds back what this node acknowledges of the purge at our `position`, until pages have landed there up to `place` of
-    /// the other replica's journal. False if the other replica is gone, or there is no such node.
+    /// Holds back this node's acknowledgement of the purge at our `position` until the other replica reports a watermark of
+    /// at least `theirs`. Returns false if the other replica is gone, or there is no such node.
     pub(super) fn hold(
         &self,
         deliveries: &Deliveries,
@@ -74,7 +74,7 @@ impl PeerHolds {
             return false;
         }
         if state.boot != theirs.boot {
-            // What passed the process before has ended with its connections.
+            // Pages that passed the earlier process have ended with its connections.
             state.nodes.clear();
             state.boot.clone_from(&theirs.boot);
         }
@@ -92,31 +92,31 @@ impl PeerHolds {
         true
     }
 
-    /// The other replica says up to where pages have landed there. Nodes of which it says nothing go on to be held.
-    pub(super) fn have_landed(&self, landed: &BTreeMap<NodeId, Position>) {
+    /// Records the fill watermarks of the other replica. Nodes without one stay held back.
+    pub(super) fn record_watermarks(&self, landed: &BTreeMap<NodeId, Position>) {
         let is_under_way =
             |node: &NodeId, awaited: &mut Awaited| landed.get(node).is_none_or(|landed| *landed < awaited.place);
         self.state.lock().nodes.retain(is_under_way);
     }
 
-    /// The process that has said what is awaited (its `boot`).
+    /// The `boot` of the process to ask.
     pub(super) fn boot(&self) -> String {
         self.state.lock().boot.clone()
     }
 
-    /// The nodes that are held.
+    /// The nodes that are held back.
     pub(super) fn nodes(&self) -> Vec<NodeId> {
         self.state.lock().nodes.keys().cloned().collect()
     }
 
-    /// How long to wait before the next question.
+    /// The pause before the next question.
     pub(super) fn pause(&self) -> Duration {
         let newest = self.state.lock().nodes.values().map(|awaited| awaited.since).max();
         newest.map_or(Duration::ZERO, |since| since.elapsed() / 4).clamp(PAUSES.0, PAUSES.1)
     }
 
-    /// Nodes that have been held for long, and of which nothing was said yet.
-    pub(super) fn worth_a_word(&self) -> Vec<NodeId> {
+    /// Nodes that have been held back for long and were not logged yet.
+    pub(super) fn newly_long(&self) -> Vec<NodeId> {
         let mut state = self.state.lock();
         let long = state.nodes.iter_mut().filter(|(_, awaited)| awaited.since.elapsed() > LONG && !awaited.is_told);
         let tell = |(node, awaited): (&NodeId, &mut Awaited)| {
@@ -127,16 +127,16 @@ impl PeerHolds {
     }
 
     /// Returns when there is something to ask for.
-    pub(super) async fn rung(&self) {
+    pub(super) async fn wait_until_asked(&self) {
         self.ring.notified().await;
     }
 
-    /// Nothing is held any more.
+    /// Ends all holds.
     pub(super) fn release(&self) {
         self.state.lock().nodes.clear();
     }
 
-    /// Nothing is held from now on.
+    /// Ends all holds, and rejects new ones.
     pub(super) fn end(&self) {
         let mut state = self.state.lock();
         state.is_over = true;

@@ -152,17 +152,17 @@ impl Metrics {
     }
 
     /// Counts a request that was sent again.
-    pub fn retried(&self, role: Role, reason: RetryReason) {
+    pub fn count_retry(&self, role: Role, reason: RetryReason) {
         self.retries.get(&(role, reason)).inc();
     }
 
     /// Counts a reload of the configuration.
-    pub fn reloaded(&self, result: ReloadResult) {
+    pub fn count_reload(&self, result: ReloadResult) {
         self.reloads.get(&result).inc();
     }
 
     /// Counts a reload of TLS certificates that had something new.
-    pub fn tls_reloaded(&self, succeeded: bool) {
+    pub fn count_tls_reload(&self, succeeded: bool) {
         self.tls_reloads.get(if succeeded { &TlsReloadResult::Ok } else { &TlsReloadResult::Failed }).inc();
     }
 

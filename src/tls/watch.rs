@@ -61,7 +61,7 @@ impl Watcher {
         match outcome {
             Ok(true) => {
                 tracing::info!("renewed certificates are in use");
-                self.metrics.tls_reloaded(true);
+                self.metrics.count_tls_reload(true);
                 self.failure = None;
             }
             Ok(false) => {
@@ -73,7 +73,7 @@ impl Watcher {
                 let text = error.to_string();
                 if self.failure.as_ref() != Some(&text) {
                     tracing::error!(error = %causes(&error), "renewed certificates cannot be used; those in use stay");
-                    self.metrics.tls_reloaded(false);
+                    self.metrics.count_tls_reload(false);
                     self.failure = Some(text);
                 }
             }

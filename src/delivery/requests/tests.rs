@@ -1,6 +1,6 @@
 use super::*;
-use crate::journal::Origin;
-use crate::purge::{Forward, Pattern};
+use crate::journal::EntryOrigin;
+use crate::purge::{Forward, Pattern, Purge, Target};
 
 const SENDER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
@@ -22,14 +22,14 @@ fn pool(pattern: &str) -> Purge {
 
 /// An entry that was accepted here, or by another replica.
 fn entry(position: Position, purge: Purge, ours: bool) -> Arc<Entry> {
-    let origin = Some(Origin { id: position.to_string().into(), revision: None, ours });
+    let origin = Some(EntryOrigin { id: position.to_string().into(), revision: None, ours });
     Arc::new(Entry { position, at_ms: 0, purge, origin })
 }
 
 impl Requests {
     /// One that was accepted here, and is waited for.
     fn accept(&mut self, position: Position, purge: &Purge) {
-        self.accepted(position, Refusable::of(purge).unwrap(), SENDER, 0);
+        self.record_accepted(position, Refusable::of(purge).unwrap(), SENDER, 0);
     }
 
     /// Some that other replicas have accepted.
@@ -48,7 +48,7 @@ impl Requests {
         let fingerprint = Refusable::of(purge).unwrap().fingerprint;
         let (node, fleet) = (node(id), [node("v"), node("w")]);
         let refused = Refused { fingerprint, after: 0, last: LAST };
-        self.refused(&node, refused, &"it answered 405".into(), fence, &[&fleet[0], &fleet[1]])
+        self.record_refusal(&node, refused, &"it answered 405".into(), fence, &[&fleet[0], &fleet[1]])
     }
 
     fn leaves_doubt(&self) -> bool {
@@ -74,7 +74,7 @@ fn what_cannot_be_replayed_goes_unless_it_has_yet_to_be_decided() {
     requests.note_all(&[entry(4, url("/never answered"), true)], 0);
     requests.retire(4);
     assert_eq!(requests.noted.keys().copied().collect::<Vec<_>>(), [1, 3]);
-    assert_eq!((requests.answer(1, true), requests.was_done(3)), (PurgeVerdict::Done, vec![node("v")]));
+    assert_eq!((requests.answer(1, true), requests.record_done(3)), (PurgeVerdict::Done, vec![node("v")]));
     requests.retire(4);
     assert!(requests.noted.is_empty() && requests.open.is_empty());
     // What nothing is known of any more may have been answered as done.
@@ -129,7 +129,7 @@ fn what_was_answered_as_done_is_not_passed_over() {
     // A pool is dropped by any flush.
     assert!(requests.lie_in((0, 1)) && !requests.lie_in((1, LAST)));
     // Whoever answered it knows better.
-    assert!(!requests.was_refused(1));
+    assert!(!requests.record_refused(1));
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn a_confirmation_carries_what_nodes_refuse_and_without_it_is_final() {
     assert_eq!(requests.refuse("w", &url("/a")), Owed::Nothing);
     assert_eq!(requests.refuse("w", &url("/b")), Owed::FlushOfAll);
     // Until it is told otherwise.
-    assert!(requests.was_refused(1) && requests.was_refused(2) && !requests.was_refused(2));
+    assert!(requests.record_refused(1) && requests.record_refused(2) && !requests.record_refused(2));
     assert_eq!(requests.refuse("w", &url("/b")), Owed::Nothing);
     // A replica that is new may hear of it from us.
     assert_eq!(requests.refused_from(0, 9), [(0, 1), (1, 2)]);
@@ -168,13 +168,13 @@ fn what_a_node_has_passed_over_it_owes_once_that_was_answered_as_done() {
         requests.refuse("v", &url(path));
     }
     assert_eq!((requests.first_open(&node("v")), requests.first_open(&node("w"))), (Some(1), None));
-    assert_eq!(requests.was_done(1), [node("v")]);
-    assert_eq!(requests.time_is_up(2), [(2, node("v"))]);
+    assert_eq!(requests.record_done(1), [node("v")]);
+    assert_eq!(requests.expire_open(2), [(2, node("v"))]);
     assert_eq!(requests.first_open(&node("v")), Some(3));
     assert_eq!(requests.refuse("v", &url("/told")), Owed::FlushOfAll);
     assert_eq!(requests.refuse("v", &url("/still open")), Owed::Nothing);
     // Once, and not of what was refused.
-    assert!(requests.was_refused(3) && requests.was_done(1).is_empty() && requests.time_is_up(LAST).is_empty());
+    assert!(requests.record_refused(3) && requests.record_done(1).is_empty() && requests.expire_open(LAST).is_empty());
 }
 
 #[test]
@@ -182,12 +182,12 @@ fn what_a_node_refuses_at_another_replica_counts_before_the_answer_only() {
     let mut requests = Requests::default();
     let elsewhere: Refusals = vec![(node("v"), "it answered 405, asked by b".into())];
     requests.accept(1, &url("/a"));
-    assert_eq!(requests.refused_elsewhere(1, &elsewhere), Some(true));
-    assert_eq!(requests.refused_elsewhere(1, &elsewhere), Some(false));
+    assert_eq!(requests.record_refusal_elsewhere(1, &elsewhere), Some(true));
+    assert_eq!(requests.record_refusal_elsewhere(1, &elsewhere), Some(false));
     assert_eq!(refusals(requests.answer(1, true)), elsewhere);
     requests.accept(2, &url("/b"));
     assert_eq!(requests.answer(2, true), PurgeVerdict::Done);
-    assert_eq!(requests.refused_elsewhere(2, &elsewhere), None);
+    assert_eq!(requests.record_refusal_elsewhere(2, &elsewhere), None);
     assert!(requests.is_done(2) && !requests.is_done(1));
 }
 
@@ -213,7 +213,7 @@ fn for_an_older_replicas_purge_a_flush_is_enough_if_a_node_took_it() {
     requests.refuse("v", &url("/c"));
     requests.refuse("w", &url("/c"));
     let fleet = [node("v"), node("w")];
-    let taken_by_nobody = |position| requests.is_of_an_older_version(position, &[&fleet[0], &fleet[1]]);
+    let taken_by_nobody = |position| requests.record_older_version(position, &[&fleet[0], &fleet[1]]);
     assert_eq!([1, 2, 3].map(taken_by_nobody), [false, false, true]);
     assert_eq!(requests.refuse_before("v", &url("/a"), 1).owed, Owed::Flush);
     assert_eq!(requests.refuse_before("v", &url("/b"), 1), Consequence::default());
@@ -240,7 +240,7 @@ fn a_refusal_that_comes_back_from_another_replica_is_still_ours_to_answer() {
     // The journal has brought a purge of ours before its handler is told that it is durable.
     requests.note_all(&[entry(5, url("/a"), true)], 0);
     assert!(requests.refuse_before("v", &url("/a"), 0).is_news);
-    assert!(!requests.was_refused(5));
+    assert!(!requests.record_refused(5));
     requests.accept(5, &url("/a"));
     assert_eq!(ids(&refusals(requests.answer(5, true))), ["v"]);
 }

@@ -2,7 +2,7 @@
 //! test's), and they obey the question whether they would obey unless a test says otherwise.
 
 use super::*;
-use crate::journal::{Local, Named, Shared as _};
+use crate::journal::{Named, NamedStore, Shared as _};
 use crate::purge::{Forward, PROBE_PATH, Pattern};
 
 /// What a node does with a request.
@@ -87,30 +87,25 @@ impl Rig {
         let mut expected = self.deliveries.expect();
         let position = self.deliveries.context.journal.append(purge).await.unwrap();
         if let Some(refusable) = refusable {
-            expected.accepted(position, refusable, [192, 0, 2, 7].into());
+            expected.record_accepted(position, refusable, [192, 0, 2, 7].into());
         }
         (position, expected)
     }
 
     async fn until_at(&self, position: Position) {
-        let mut progress = self.deliveries.progress.subscribe();
-        let there = async {
-            while self.node.live.cursor() < position {
-                progress.changed().await.unwrap();
-            }
-        };
+        let there = self.deliveries.progress.until(|| self.node.live.cursor() >= position);
         tokio::time::timeout(PATIENCE, there).await.unwrap();
     }
 
     /// Waits for an error of the delivery that says this.
     async fn until_it_says(&self, text: &str) {
         let said = async {
-            while !self.deliveries.error(self.node.id()).contains(text) {
+            while self.deliveries.error(self.node.id()).is_none_or(|error| !error.contains(text)) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
         let waited = tokio::time::timeout(PATIENCE, said).await;
-        assert!(waited.is_ok(), "{}", self.deliveries.error(self.node.id()));
+        assert!(waited.is_ok(), "{:?}", self.deliveries.error(self.node.id()));
     }
 }
 
@@ -183,7 +178,7 @@ async fn a_node_that_closes_after_each_answer_gets_on() {
         last = rig.accept(handed_on(&format!("/p/{number}-"))).await.0;
     }
     rig.until_at(last).await;
-    assert_eq!(rig.deliveries.error(rig.node.id()).as_ref(), "");
+    assert_eq!(rig.deliveries.error(rig.node.id()), None);
 }
 
 #[tokio::test]
@@ -298,11 +293,11 @@ async fn a_purge_of_before_the_start_counts_as_done_unless_it_is_marked() {
 async fn passed_over(flushed: Does) -> (Rig, Position) {
     let guard = Arc::new(Guard::new(long_ago()));
     let memory = Memory::new(Limits::default(), noted_by(&guard));
-    let journal = Arc::new(Named::new(Local::Memory(Box::new(memory))));
+    let journal = Arc::new(Named::new(NamedStore::Memory(Box::new(memory))));
     let shared: Arc<dyn Journal> = Arc::clone(&journal) as Arc<dyn Journal>;
     let rig = Rig::to(scripted(refuses_a_page(flushed)).await, CALM, shared, guard, None).await;
     rig.ran(&[400, 200]);
-    let told = crate::journal::Told { id: "a".to_owned(), revision: None, at_ms: 0, purge: handed_on("/page") };
+    let told = crate::journal::PurgeMessage { id: "a".to_owned(), revision: None, at_ms: 0, purge: handed_on("/page") };
     let position = journal.admit(vec![told]).await.unwrap();
     rig.until_at(position).await;
     assert!(rig.told("Flush: all").is_empty());
@@ -314,7 +309,7 @@ async fn a_node_that_passed_over_what_was_answered_as_done_elsewhere_is_flushed(
     let (rig, position) = passed_over(Does::FlushedAll).await;
     // What it has passed over it may owe yet, and a process after this one would not know.
     assert_eq!(rig.deliveries.cursors()[0].1.position, position - 1);
-    rig.deliveries.was_done(position);
+    rig.deliveries.record_done(position);
     assert_eq!(rig.node.live.cursor(), position - 1);
     rig.until_at(position).await;
     assert!(!rig.told("Flush: all").is_empty());
@@ -324,10 +319,10 @@ async fn a_node_that_passed_over_what_was_answered_as_done_elsewhere_is_flushed(
 #[tokio::test]
 async fn a_node_that_is_kept_out_for_a_purge_comes_back_when_that_was_refused() {
     let (rig, position) = passed_over(Does::Answer(200)).await;
-    rig.deliveries.time_is_up(position);
+    rig.deliveries.expire_open(position);
     rig.until_it_says("it does not take a purge that was answered").await;
     assert_eq!(rig.node.live.cursor(), position - 1);
-    rig.deliveries.were_refused(vec![position]);
+    rig.deliveries.record_refused(vec![position]);
     rig.until_at(position).await;
     let journal = &rig.deliveries.context.journal;
     while !journal.is_refused(position) {
@@ -340,7 +335,7 @@ async fn a_confirmation_says_what_a_node_has_refused() {
     let (rig, position) = passed_over(Does::Answer(200)).await;
     let refusals = rig.deliveries.confirm(position);
     assert_eq!(refusals, [(rig.node.id().clone(), Arc::from("it answered 405"))]);
-    rig.deliveries.were_refused(vec![position]);
+    rig.deliveries.record_refused(vec![position]);
     assert_eq!(rig.deliveries.cursors()[0].1.position, position);
 }
 

@@ -1,62 +1,62 @@
-//! What is known of the keys, and what a response of a watch does to it. Pure: no connection, no clock.
+//! The position of a watch, and the effect of a response on it. Pure: no connection, no clock.
 
-use super::super::{Failure, RaftPosition};
-use super::{Change, PAGE, Resync};
+use super::super::{EtcdError, RaftPosition};
+use super::{KeyChange, PAGE, Resync};
 
-/// A watch that would begin so far behind holds up etcd's writes while it catches up (etcd-io/etcd#22264); a list
+/// The maximum backlog of a new watch: a longer one holds up etcd's writes while it catches up (etcd-io/etcd#22264); a list
 /// does not.
 const FAR_BEHIND: i64 = 50_000;
 
-/// The id that an answer to a question for the progress has: it belongs to no watch.
+/// The watch id of requested progress notifications, which belong to no watch.
 const ASKED_FOR: i64 = -1;
 
-/// The revision up to which everything is known, and the history that it belongs to.
+/// The revision up to which everything is known, with its history.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct WatchPosition {
     pub(super) position: RaftPosition,
     pub(super) revision: i64,
-    /// How many keys there were when they were listed last.
+    /// The number of keys in the last list.
     pub(super) keys: usize,
 }
 
-/// A response of a watch, as far as it matters.
+/// The relevant part of a watch response.
 #[derive(Debug)]
 pub(super) struct WatchMessage {
-    /// Where etcd is, by the header.
+    /// etcd's revision in the header.
     pub(super) at: Option<i64>,
     pub(super) watch: i64,
     pub(super) content: WatchContent,
 }
 
-/// What a response is about.
+/// The content of a response.
 #[derive(Debug)]
 pub(super) enum WatchContent {
-    /// The watch is over.
-    Cancelled { compacted: i64, reason: String },
+    /// The watch has ended. `is_compacted`: its start is compacted.
+    Cancelled { is_compacted: bool, reason: String },
     /// The watch has begun.
     Created,
-    /// The changes; empty in a notice of progress.
-    Changes(Vec<Change>),
+    /// The changes; empty in a progress notification.
+    Changes(Vec<KeyChange>),
 }
 
-/// What a response comes to.
+/// The effect of a response.
 #[derive(Debug)]
 pub(super) enum WatchOutcome {
-    /// The watch goes on elsewhere.
-    Failed(Failure),
-    /// Only a list helps.
+    /// The watch must continue on another connection.
+    Failed(EtcdError),
+    /// The keys must be listed again.
     Relist(Resync),
-    /// The watch has begun at the revision that was asked for.
+    /// The watch has begun at the requested revision.
     Created,
-    /// News, of which there may be none.
-    Changes(Vec<Change>),
+    /// New changes, if any.
+    Changes(Vec<KeyChange>),
 }
 
 impl WatchPosition {
-    /// Why there has to be a list before a watch on a new connection, to a member that is at this stage.
+    /// Whether a new connection to a member at this position must begin with a list, and why.
     ///
-    /// Keys that fit on one page are always listed again: that costs as much as any question, and if etcd was restored
-    /// from a backup and has come as far again as it had been, nothing else tells.
+    /// Keys that fit on one page are always listed again: that costs no more than any request, and it is the only sign of a
+    /// restore after which etcd has reached the same revision again.
     pub(super) fn relist(known: Option<&WatchPosition>, position: &RaftPosition) -> Option<Resync> {
         match known {
             None => Some(Resync::Start),
@@ -66,14 +66,15 @@ impl WatchPosition {
         }
     }
 
-    /// Applies a response. `expected` is the highest revision in any answer to this process, `position` that of the
-    /// member.
+    /// Applies a response. `expected` is the highest revision seen by this process, `position` that of the member.
     pub(super) fn take(&mut self, response: WatchMessage, expected: i64, position: RaftPosition) -> WatchOutcome {
         let at = response.at.unwrap_or(self.revision);
         match response.content {
-            WatchContent::Cancelled { compacted: 0, reason } => WatchOutcome::Failed(Failure::Cancelled(reason)),
+            WatchContent::Cancelled { is_compacted: false, reason } => {
+                WatchOutcome::Failed(EtcdError::Cancelled(reason))
+            }
             WatchContent::Cancelled { .. } => WatchOutcome::Relist(Resync::Compacted),
-            // A member that lags says so, too; the list that follows comes from the leader and settles it.
+            // May also be a lagging member; the following list comes from the leader and settles it.
             WatchContent::Created if at < self.revision.max(expected) => WatchOutcome::Relist(Resync::Restored),
             WatchContent::Created if at - self.revision > FAR_BEHIND => WatchOutcome::Relist(Resync::FarBehind),
             WatchContent::Created => {
@@ -82,9 +83,9 @@ impl WatchPosition {
             }
             WatchContent::Changes(mut changes) => {
                 let is_progress = changes.is_empty() && response.watch != ASKED_FOR;
-                // Known already: a member that lags sends old events again (etcd-io/etcd#20221).
+                // A lagging member sends old events again (etcd-io/etcd#20221).
                 changes.retain(|change| change.revision() > self.revision);
-                let last = changes.iter().map(Change::revision).max();
+                let last = changes.iter().map(KeyChange::revision).max();
                 let moved = last.or(is_progress.then_some(at)).unwrap_or(self.revision);
                 self.revision = self.revision.max(moved);
                 WatchOutcome::Changes(changes)
@@ -107,13 +108,13 @@ mod tests {
         WatchMessage { at: Some(at), watch, content }
     }
 
-    fn deleted(revision: i64) -> Change {
-        Change::Deleted { key: "a".to_owned(), revision }
+    fn deleted(revision: i64) -> KeyChange {
+        KeyChange::Deleted { key: "a".to_owned(), revision }
     }
 
     fn changes(heard: WatchOutcome) -> Vec<i64> {
         match heard {
-            WatchOutcome::Changes(changes) => changes.iter().map(Change::revision).collect(),
+            WatchOutcome::Changes(changes) => changes.iter().map(KeyChange::revision).collect(),
             other => panic!("{other:?}"),
         }
     }
@@ -160,11 +161,11 @@ mod tests {
 
     #[test]
     fn what_etcd_has_forgotten_is_listed_and_any_other_end_is_a_failure() {
-        let cancelled = |compacted| {
-            known(10).take(response(99, 0, WatchContent::Cancelled { compacted, reason: "so".into() }), 0, POSITION)
+        let cancelled = |is_compacted| {
+            known(10).take(response(99, 0, WatchContent::Cancelled { is_compacted, reason: "so".into() }), 0, POSITION)
         };
-        assert!(matches!(cancelled(50), WatchOutcome::Relist(Resync::Compacted)));
-        assert!(matches!(cancelled(0), WatchOutcome::Failed(Failure::Cancelled(reason)) if reason == "so"));
+        assert!(matches!(cancelled(true), WatchOutcome::Relist(Resync::Compacted)));
+        assert!(matches!(cancelled(false), WatchOutcome::Failed(EtcdError::Cancelled(reason)) if reason == "so"));
     }
 
     #[test]

@@ -7,73 +7,73 @@ use redb::{Database, Durability, ReadableTable as _, StorageError, Table, TableD
 use super::error::FORMAT;
 use super::purged;
 use crate::fleet::NodeId;
-use crate::journal::{Cursor, Entry, Limits, Origin, Position};
+use crate::journal::{Cursor, Entry, EntryOrigin, Limits, Position};
 
 pub(super) const ENTRIES: TableDefinition<'_, Position, &[u8]> = TableDefinition::new("entries");
-/// The cursor, and when it was saved in milliseconds since 1970.
+/// Each cursor with the time at which it was saved, in milliseconds since 1970.
 pub(super) const CURSORS: TableDefinition<'_, &str, (Position, u64)> = TableDefinition::new("cursors");
-/// The epochs of those cursors that have one.
+/// The epochs of the cursors, if they have one.
 pub(super) const EPOCHS: TableDefinition<'_, &str, &str> = TableDefinition::new("epochs");
-/// The head has a place of its own: it outlives the entries, so that no position is ever given twice.
+/// The head outlives the entries, so that no position is reused.
 pub(super) const HEAD: TableDefinition<'_, (), Position> = TableDefinition::new("head");
-/// Nothing up to here is stored, and everything after it is. Files from before positions had holes have none.
+/// All entries after this position are stored, and none up to it. Missing in files from before positions had gaps.
 pub(super) const FLOOR: TableDefinition<'_, (), Position> = TableDefinition::new("floor");
-/// What entries are called in etcd, and their revision there; 0 where they are not there.
+/// The name of each entry, and its revision in etcd; 0 if it is not there.
 pub(super) const ORIGINS: TableDefinition<'_, Position, (&str, u64)> = TableDefinition::new("origins");
 /// The highest revision that any entry ever had.
 pub(super) const NEWEST: TableDefinition<'_, (), u64> = TableDefinition::new("newest");
-/// The revision up to which everything in etcd has come here.
+/// The revision up to which everything in etcd is here.
 pub(super) const SEEN: TableDefinition<'_, (), u64> = TableDefinition::new("seen");
-/// The purges whose senders were told that nodes do not take them.
+/// The purges that were refused to their senders.
 pub(super) const REFUSED: TableDefinition<'_, Position, ()> = TableDefinition::new("refused");
-/// The newest purge that is stored no more and that a flush may leave.
+/// The newest deleted purge that a flush may not cover.
 pub(super) const UNCOVERED: TableDefinition<'_, (), Position> = TableDefinition::new("uncovered");
-/// Whether an entry was deleted that was not in etcd yet, and etcd knows nothing of it.
+/// Whether an entry was deleted before it was in etcd, and is not replaced there yet.
 pub(super) const OVERFLOWED: TableDefinition<'_, (), bool> = TableDefinition::new("overflowed");
-/// What the file is written in. Files of format 1 have no number.
+/// The format of the file. Files of format 1 have no number.
 pub(super) const FORMATS: TableDefinition<'_, (), u64> = TableDefinition::new("format");
 /// The name of this journal, as in the [`Marker`](super::marker::Marker). Files of format 1 have none.
 pub(super) const IDENTITY: TableDefinition<'_, (), &str> = TableDefinition::new("identity");
-/// Nothing of use: written to see whether the volume takes as much again.
+/// Padding, written to see whether the volume accepts as many bytes again.
 const PROBE: TableDefinition<'_, (), &[u8]> = TableDefinition::new("probe");
 
-/// The most entries that one commit deletes. More than a commit can add, so that deleting keeps up.
+/// The maximum number of entries that a commit deletes: more than it can add, so that deletion keeps up.
 const MAX_RETIRED: usize = 4096;
 
-/// What one transaction writes.
+/// The content of one transaction.
 #[derive(Default)]
 pub(super) struct Change {
     /// The time of the group.
     pub(super) now_ms: u64,
-    /// The last position that is in the file and counts. The entries follow it.
+    /// The last valid position in the file. The entries follow it.
     pub(super) before: Position,
-    /// The head from now on.
+    /// The new head.
     pub(super) head: Position,
-    /// What is not after this is not wanted any more.
+    /// Entries up to here are to be deleted.
     pub(super) floor: Position,
-    /// The highest revision that was ever seen.
+    /// The highest known revision.
     pub(super) newest: u64,
     /// Everything up to this revision is here.
     pub(super) seen: u64,
-    /// Something was, or is now, deleted that is not in etcd.
+    /// An entry was deleted, now or before, that is not in etcd.
     pub(super) overflowed: bool,
-    /// Something is held that is not in etcd.
+    /// An entry is held that is not in etcd.
     pub(super) spooled: bool,
     pub(super) entries: Vec<Arc<Entry>>,
-    /// Refused to their senders.
+    /// Purges that were refused to their senders.
     pub(super) refused: Vec<Position>,
-    /// The newest purge up to the floor that a flush may leave; 0 if there is none.
+    /// The newest purge up to the floor that a flush may not cover; 0 if there is none.
     pub(super) uncovered: Position,
-    /// The same for a new file, which has nothing of what came before this change.
+    /// The same for a new file, which has no earlier entries.
     pub(super) uncovered_if_new: Position,
     pub(super) cursors: Vec<(NodeId, Cursor)>,
-    /// Where in etcd entries are, or that they are not there.
+    /// The revisions of entries; `None` if they are not in etcd.
     pub(super) found: Vec<(Position, Option<u64>)>,
-    /// Above 0: whether the volume takes so many bytes is all that is asked.
-    pub(super) probe: usize,
+    /// Bytes to write only to see whether the volume accepts as many again.
+    pub(super) probe: Option<usize>,
 }
 
-/// Writes format and name into a file that has none, and makes the tables, so that no purge pays for that.
+/// Writes format and name into a new file, and creates the tables, so that no purge has to wait for that.
 pub(super) fn name(transaction: &WriteTransaction, identity: &str) -> Result<(), redb::Error> {
     transaction.open_table(ENTRIES)?;
     transaction.open_table(ORIGINS)?;
@@ -89,7 +89,8 @@ pub(super) fn name(transaction: &WriteTransaction, identity: &str) -> Result<(),
     Ok(())
 }
 
-/// Writes a change; `records` are its entries as they are stored. `begun`: the file is new, and gets this name. What came before this change is not in it then.
+/// Writes a change; `records` are its encoded entries. `begun` is the name for a new file, which has none of the earlier
+/// entries.
 pub(super) fn write(
     database: &Database,
     change: &Change,
@@ -100,14 +101,13 @@ pub(super) fn write(
     let mut transaction = database.begin_write()?;
     if let Some(identity) = begun {
         name(&transaction, identity)?;
-    } else if change.head == change.before && change.refused.is_empty() && change.probe == 0 {
-        // Without an fsync: the next purge's commit takes this to the disk with it, and so does closing the file. A crash
-        // before that leaves older cursors, and an older cursor only replays more; and it leaves purges that are not
-        // known to be in etcd, and etcd knows better.
+    } else if change.head == change.before && change.refused.is_empty() && change.probe.is_none() {
+        // Without an fsync: the next commit of a purge, or closing the file, makes this durable. A crash before that leaves
+        // older cursors, which only replay more, and purges without their revisions, which etcd knows.
         transaction.set_durability(Durability::None)?;
     }
-    if change.probe > 0 {
-        transaction.open_table(PROBE)?.insert((), vec![0; change.probe].as_slice())?;
+    if let Some(bytes) = change.probe {
+        transaction.open_table(PROBE)?.insert((), vec![0; bytes].as_slice())?;
     }
     if change.head > change.before || begun.is_some() {
         write_entries(&transaction, change, records, begun.is_some())?;
@@ -160,7 +160,7 @@ fn write_entries(
     transaction.open_table(REFUSED)?.retain_in(change.before + 1.., |_, _| false)?;
     for (entry, record) in change.entries.iter().zip(records) {
         entries.insert(entry.position, record.as_slice())?;
-        if let Some(Origin { id, revision, .. }) = &entry.origin {
+        if let Some(EntryOrigin { id, revision, .. }) = &entry.origin {
             origins.insert(entry.position, (&**id, revision.unwrap_or(0)))?;
         }
     }
@@ -181,7 +181,7 @@ fn write_entries(
     Ok(())
 }
 
-/// Forgets the nodes whose cursor was not saved for too long.
+/// Deletes cursors that were not saved within the retention.
 fn forget_cursors(
     cursors: &mut Table<'_, &'static str, (Position, u64)>,
     epochs: &mut Table<'_, &'static str, &'static str>,
@@ -194,7 +194,7 @@ fn forget_cursors(
     Ok(())
 }
 
-/// Deletes the oldest entries up to `floor`, a bounded number of them.
+/// Deletes the oldest entries up to `floor`, in a bounded number.
 fn delete_up_to<V: redb::Value + 'static>(
     table: &mut Table<'_, Position, V>,
     floor: Position,

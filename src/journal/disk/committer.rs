@@ -1,7 +1,7 @@
 //! The thread that waits for the disk.
 //!
-//! An fsync blocks, on a frozen volume for ever, and nobody can take a thread out of it. So this one does nothing else,
-//! nobody waits for it without a limit, and at the end of the process it is left behind if need be.
+//! An fsync blocks, on a frozen volume for ever, and a blocked thread cannot be ended. So this thread does nothing else,
+//! every wait for it has a timeout, and the end of the process leaves it behind if necessary.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
@@ -18,10 +18,10 @@ use super::opening::Opened;
 use super::store::Store;
 use crate::journal::Anew;
 
-/// How long opening may take. Every page of the file is read and verified: some hundred MiB a second.
+/// The timeout of opening. Every page of the file is read and verified, at some hundred MiB per second.
 const OPENING: Duration = Duration::from_secs(30);
 
-/// Takes work for the disk, one piece at a time.
+/// Passes work to the disk, one job at a time.
 pub(super) struct Committer {
     jobs: mpsc::Sender<Job>,
     thread: JoinHandle<()>,
@@ -33,7 +33,7 @@ struct Job {
 }
 
 impl Committer {
-    /// Starts the thread, which begins with `open`. `directory` is for the error of one that does not come back.
+    /// Starts the thread, which first calls `open`. `directory` is for the error after a timeout.
     pub(super) fn start(
         directory: &Path,
         open: impl FnOnce() -> Result<Opened, OpenError> + Send + 'static,
@@ -55,15 +55,15 @@ impl Committer {
         }
     }
 
-    /// Hands over a change; what is returned resolves when it is durable, or is not.
+    /// Commits a change. The result resolves once it is durable or has failed.
     pub(super) fn commit(&self, change: Change) -> oneshot::Receiver<Result<(), CommitError>> {
         let (answer, answered) = oneshot::channel();
-        // Without its thread the answer is dropped, which says it.
+        // If the thread has ended, the answer is dropped, which the receiver sees.
         _ = self.jobs.send(Job { change, answer });
         answered
     }
 
-    /// Closes the file, however long that takes.
+    /// Closes the file, without a timeout.
     pub(super) fn close(self) {
         drop(self.jobs);
         if self.thread.join().is_err() {

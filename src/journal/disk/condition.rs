@@ -1,8 +1,8 @@
-//! Whether the disk answers, as everybody may ask at any moment.
+//! The condition of the disk, readable at any time.
 //!
-//! A volume can fail in two ways: it says so (no space, an I/O error), or it says nothing (frozen, a server that is
-//! gone). Both are one state here, set by the one task that gives the disk its work, so that it is said once when it
-//! begins and once when it ends, however many purges are refused meanwhile.
+//! A volume can fail in two ways: it reports an error (no space, an I/O error), or it does not answer (frozen, or its server
+//! is gone). Both are one state here, set by the one task that gives the disk work. So the start and the end of a failure
+//! are each logged once, however many purges are refused meanwhile.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,21 +13,21 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::journal::WriteError;
 use crate::telemetry::causes;
 
-/// What is known of the disk.
+/// The condition of the disk.
 pub(super) struct Condition {
     path: Arc<Path>,
-    /// An answer that takes longer counts as none.
+    /// The timeout of an answer.
     patience: Duration,
-    state: Mutex<State>,
+    state: Mutex<DiskState>,
 }
 
 #[derive(Default)]
-struct State {
-    /// When the work was begun that is under way.
+struct DiskState {
+    /// When the current work began.
     began: Option<Instant>,
-    /// It was said that there is no answer.
+    /// It was logged that there is no answer.
     hung_told: bool,
-    /// Why the last attempt failed, and since when attempts fail.
+    /// The error of the last attempt, and the time since which attempts have failed.
     failing: Option<(Arc<str>, Instant)>,
 }
 
@@ -36,17 +36,17 @@ impl Condition {
         Condition { path, patience, state: Mutex::default() }
     }
 
-    /// How long an answer may take.
+    /// The timeout of an answer.
     pub(super) fn patience(&self) -> Duration {
         self.patience
     }
 
-    /// It gets something to do.
+    /// Records that work begins.
     pub(super) fn begin(&self) {
         self.lock().began = Some(Instant::now());
     }
 
-    /// Nothing has come for too long.
+    /// Logs that the disk does not answer.
     pub(super) fn say_hung(&self) {
         let mut state = self.lock();
         if !std::mem::replace(&mut state.hung_told, true) {
@@ -57,7 +57,7 @@ impl Condition {
         }
     }
 
-    /// It has answered.
+    /// Records the answer.
     pub(super) fn end(&self, result: &Result<(), WriteError>) {
         let mut state = self.lock();
         let took = state.began.take().map_or(Duration::ZERO, |began| began.elapsed());
@@ -87,13 +87,13 @@ impl Condition {
         self.lock().failing.is_some()
     }
 
-    /// What a purge is refused with while there is no answer.
+    /// The error for purges while there is no answer.
     pub(super) fn hung(&self) -> WriteError {
         let after = self.lock().began.map_or(Duration::ZERO, |began| began.elapsed());
         WriteError::Hung { path: Arc::clone(&self.path), after }
     }
 
-    /// What is wrong, for people.
+    /// The current problem, for people.
     pub(super) fn trouble(&self) -> Option<String> {
         let state = self.lock();
         let silence = state.began.map(|began| began.elapsed()).filter(|silence| *silence >= self.patience);
@@ -104,7 +104,7 @@ impl Condition {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, DiskState> {
         self.state.lock()
     }
 }

@@ -1,4 +1,4 @@
-//! What goes wrong with a file, in words that name it.
+//! Errors of the journal's files, in texts that name the file.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,18 +7,18 @@ use std::time::Duration;
 use crate::fleet::InvalidNodeId;
 use crate::journal::Position;
 
-/// The format of a journal's files that this version writes. 1 was without a number; it is read all the same.
+/// The format that this version writes. Format 1 had no number, and is still read.
 pub(super) const FORMAT: u64 = 2;
 
 /// Why a journal was not opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The directory is not there and cannot be made, or cannot be synced.
+    /// The directory cannot be created, used or synced.
     #[error("the journal's directory {} cannot be used{} (journal.path)", path.display(), hint(source))]
     Directory {
         /// The directory.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The file cannot be opened for reading and writing.
@@ -26,17 +26,17 @@ pub enum OpenError {
     File {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// Somebody holds its lock.
+    /// Another process has locked it.
     #[error("another clearcoat uses the journal {}, or what is left of one whose volume hangs; each needs a \
              [journal] path of its own", path.display())]
     InUse {
         /// The file.
         path: PathBuf,
     },
-    /// A later version has written it, in a way that this one may not understand.
+    /// It was written by a later version.
     #[error("{} was written by a newer clearcoat: it has format {format}, and this one reads up to {FORMAT}; start the \
              newer one, or give this one a journal.path of its own", path.display())]
     Newer {
@@ -45,13 +45,13 @@ pub enum OpenError {
         /// Its format.
         format: u64,
     },
-    /// It is no journal, or not a whole one.
+    /// It is not a journal, or it is damaged.
     #[error("{} is not a journal, or it is damaged (move it away, or set journal.damaged = \"anew\": then a new one is \
              begun, and each Varnish drops all pages before it serves)", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The damage.
         source: Damage,
     },
     /// A new file cannot be written.
@@ -59,58 +59,58 @@ pub enum OpenError {
     Begin {
         /// The file.
         path: PathBuf,
-        /// What went wrong.
+        /// The cause.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The volume gives no answer.
+    /// The volume does not answer.
     #[error("no answer from {} for {} s: is its volume frozen, or its server gone? (journal.path)", path.display(), after.as_secs())]
     NoAnswer {
         /// The directory.
         path: PathBuf,
-        /// How long was waited.
+        /// The time waited.
         after: Duration,
     },
-    /// The system gives no thread for the writer.
+    /// The system cannot start a thread for the writer.
     #[error("the journal's writer cannot be started")]
     Thread(#[source] io::Error),
 }
 
-/// What is wrong with a journal's file.
+/// The damage to a journal's file.
 #[derive(Debug, thiserror::Error)]
 pub enum Damage {
-    /// It is not a redb file, or one that is damaged.
+    /// It is not a redb file, or it is damaged.
     #[error("the database cannot be read")]
     Database(#[source] redb::Error),
-    /// redb met what it thought impossible.
+    /// An assertion in redb failed.
     #[error("the database cannot be read: {0}")]
     Panicked(String),
-    /// Positions follow each other, and the head is the last one.
+    /// Positions must be consecutive, and the head must be the last one.
     #[error("at position {position}: position {expected} is expected there")]
     OutOfOrder {
-        /// Where the entry is stored.
+        /// The position in the file.
         position: Position,
-        /// Where one should be.
+        /// The position that must be there.
         expected: Position,
     },
-    /// A cursor of something that is no node.
+    /// A cursor whose node has an invalid name.
     #[error("it holds a cursor of no node")]
     Cursor(#[source] InvalidNodeId),
 }
 
 impl OpenError {
-    /// A file that the system does not give.
+    /// An error of the system about a file.
     pub(super) fn file(path: PathBuf, source: io::Error) -> Self {
         OpenError::File { path, source }
     }
 }
 
-/// Which error of redb means what.
+/// Translates an error of redb.
 pub(super) fn not_opened(path: &Path, error: redb::Error) -> OpenError {
     use io::ErrorKind::{InvalidData, UnexpectedEof};
     let path = path.to_owned();
     match error {
         redb::Error::DatabaseAlreadyOpen | redb::Error::LockProtocolMismatch => OpenError::InUse { path },
-        // redb says so of a file that does not begin as its files do, or that ends before its last page.
+        // redb reports these kinds for a file that does not begin like its own, or that ends before its last page.
         redb::Error::Io(source) if !matches!(source.kind(), InvalidData | UnexpectedEof) => {
             OpenError::file(path, source)
         }
@@ -118,7 +118,7 @@ pub(super) fn not_opened(path: &Path, error: redb::Error) -> OpenError {
     }
 }
 
-/// What an operator can do about it: the container runs as a user that is not the volume's owner, most of the time.
+/// The remedy: in most cases the container's user is not the owner of the volume.
 fn hint(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::PermissionDenied => {

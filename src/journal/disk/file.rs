@@ -1,7 +1,7 @@
-//! The files of a journal, and who touches them.
+//! Access to the files of a journal.
 //!
-//! Everything that is written to the volume goes through [`Files`], so that it can be done elsewhere: by a process of its
-//! own ([`super::process`]) where the volume may hang, by a disk with faults where a test wants one.
+//! All writes to the volume go through [`Files`], so that they can be made elsewhere: by a separate process
+//! ([`super::process`]) if the volume may hang, or by a faulty disk in tests.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -12,25 +12,25 @@ use std::path::{Path, PathBuf};
 use redb::backends::FileBackend;
 use redb::{BackendError, Builder, Database, DatabaseError, StorageBackend};
 
-/// redb's own default is 1 GiB. Nothing is read after the start, so it only has to hold what a group touches.
+/// redb's default is 1 GiB. Nothing is read after the start, so the cache only has to hold the pages of a group.
 const CACHE_BYTES: usize = 8 << 20;
 
-/// What `io::Error` says of a file that is not under its name any more.
+/// The error text for a file that is no longer at its path.
 const GONE: &str = "it was removed or replaced while it was in use";
 
-/// How the files of a journal are written.
+/// Writes the files of a journal.
 pub(super) trait Files: Send {
-    /// Opens or creates a database, and has redb verify it in full: a damaged page would make it panic later.
+    /// Opens or creates a database, and has redb verify all of it: later, a damaged page would make redb panic.
     fn open(&self, path: &Path) -> Result<Database, DatabaseError>;
 
-    /// Puts a whole file into the place of what is there: durable, and never half of it.
+    /// Replaces a file atomically and durably.
     fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()>;
 }
 
-/// By this process.
-pub(super) struct Local;
+/// Writes from this process.
+pub(super) struct LocalFiles;
 
-impl Files for Local {
+impl Files for LocalFiles {
     fn open(&self, path: &Path) -> Result<Database, DatabaseError> {
         builder().create_with_backend(JournalFile::open(path)?)
     }
@@ -45,15 +45,15 @@ impl Files for Local {
     }
 }
 
-/// How a database is opened.
+/// The settings of a database.
 pub(super) fn builder() -> Builder {
     let mut builder = Builder::new();
     builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
     builder
 }
 
-/// The database's file. A file that was deleted takes writes and fsyncs as any other, and is gone at the next start: so
-/// with each fsync it is looked whether the name still leads to it.
+/// The database's file. A deleted file still accepts writes and fsyncs, and is gone at the next start. So with each fsync it
+/// is checked that the path still leads to it.
 #[derive(Debug)]
 pub(super) struct JournalFile {
     file: FileBackend,
@@ -63,7 +63,7 @@ pub(super) struct JournalFile {
 }
 
 impl JournalFile {
-    /// Opens or creates it, and its directory: both may have been removed while it was in use.
+    /// Opens or creates the file and its directory: both may have been removed while in use.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         options.read(true).write(true);

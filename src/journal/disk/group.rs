@@ -1,33 +1,33 @@
-//! The commands of one transaction, and the places that they get.
+//! The commands of one transaction, and the positions that they are given.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::Foreign;
+use super::NamedPurge;
 use crate::fleet::NodeId;
-use crate::journal::ledger::{Ledger, next_position};
-use crate::journal::{Cursor, Entry, Origin, Position, Readable, WriteError};
+use crate::journal::position_map::{PositionMap, next_position};
+use crate::journal::{Cursor, Entry, EntryOrigin, Position, Readable, WriteError};
 use crate::purge::Purge;
 
-/// Where the answer to a command goes.
-type Answer<T> = oneshot::Sender<Result<T, WriteError>>;
+/// The channel for the answer to a command.
+type Responder<T> = oneshot::Sender<Result<T, WriteError>>;
 
-/// What callers ask for.
+/// A request to the writer.
 pub(super) enum Command {
     /// Accept this purge.
-    Append(Purge, Answer<Position>),
-    /// Take over what another journal may have as well.
-    AppendForeign(Foreign, Answer<Position>),
-    /// Note that these were refused to their senders.
-    Refuse(Vec<Position>, Answer<()>),
+    Append(Purge, Responder<Position>),
+    /// Append a purge that may be here already.
+    AppendNamed(NamedPurge, Responder<Position>),
+    /// Mark these as refused to their senders.
+    Refuse(Vec<Position>, Responder<()>),
     /// Save these cursors.
-    SaveCursors(Vec<(NodeId, Cursor)>, Answer<()>),
-    /// Note where in etcd these are.
-    Found(Vec<(Position, Option<u64>)>, Answer<()>),
-    /// Everything up to the head, and up to this revision, is a gap.
-    BreakOff(u64, Answer<()>),
+    SaveCursors(Vec<(NodeId, Cursor)>, Responder<()>),
+    /// Record the revisions of these.
+    Found(Vec<(Position, Option<u64>)>, Responder<()>),
+    /// Declare everything up to the head, and up to this revision, a gap.
+    BreakOff(u64, Responder<()>),
 }
 
 /// Whether it is durable in etcd.
@@ -37,36 +37,36 @@ pub(super) fn is_safe(entry: &Arc<Entry>) -> bool {
 
 /// The commands of one transaction.
 pub(super) struct Group {
-    /// When it was put together.
+    /// The time of its creation.
     pub(super) now_ms: u64,
-    /// The head with it.
+    /// The head with this group.
     pub(super) head: Position,
-    /// What is new, in order.
+    /// The new entries in order.
     pub(super) entries: Vec<Arc<Entry>>,
-    /// The entries of this group that have a name.
+    /// The named entries of this group.
     pub(super) named: HashMap<Arc<str>, Position>,
-    /// Whom to tell which position.
-    pub(super) appended: Vec<(Answer<Position>, Position)>,
-    /// Refused to their senders.
+    /// The positions to answer with.
+    pub(super) appended: Vec<(Responder<Position>, Position)>,
+    /// Purges to mark as refused.
     pub(super) refused: Vec<Position>,
-    /// To be saved.
+    /// Cursors to save.
     pub(super) cursors: Vec<(NodeId, Cursor)>,
-    /// Where in etcd entries are, or that they are not there.
+    /// Revisions to record; `None` if the entry is not in etcd.
     pub(super) found: Vec<(Position, Option<u64>)>,
-    /// Everything up to this revision is here with this group.
+    /// The revision up to which everything is here with this group.
     pub(super) seen: u64,
-    /// Up to here everything is a gap.
+    /// Everything up to here is a gap.
     pub(super) broken_off: Option<Position>,
-    /// So many bytes, to see whether the disk takes them.
-    pub(super) probe: usize,
-    /// Whom to tell whether what they asked for is on the disk.
-    pub(super) saved: Vec<Answer<()>>,
-    /// Whom to tell that it holds: what is known of etcd does not depend on the disk.
-    pub(super) noted: Vec<Answer<()>>,
+    /// Bytes to write only to see whether the disk accepts them.
+    pub(super) probe: Option<usize>,
+    /// Commands to answer once they are on disk.
+    pub(super) saved: Vec<Responder<()>>,
+    /// Commands to answer even if the disk fails, because etcd has the same data.
+    pub(super) noted: Vec<Responder<()>>,
 }
 
 impl Group {
-    /// Nothing yet.
+    /// A group without commands.
     pub(super) fn empty(readable: &Readable) -> Self {
         Group {
             now_ms: readable.now_ms(),
@@ -79,25 +79,25 @@ impl Group {
             found: vec![],
             seen: 0,
             broken_off: None,
-            probe: 0,
+            probe: None,
             saved: vec![],
             noted: vec![],
         }
     }
 
-    /// Gives each purge its position. Positions belong to the group only once it is committed; a group that fails
-    /// leaves them to the next.
+    /// Assigns a position to each purge. They are final once the group is committed; a group that fails leaves them to the
+    /// next.
     pub(super) fn new(commands: impl Iterator<Item = Command>, readable: &Readable) -> Self {
         let mut group = Group::empty(readable);
-        let ledger = readable.ledger();
+        let position_map = readable.position_map();
         for command in commands {
             match command {
                 Command::Append(purge, answer) => {
                     let position = group.enter(group.now_ms, purge, None);
                     group.appended.push((answer, position));
                 }
-                Command::AppendForeign(foreign, answer) => {
-                    let position = group.enter_foreign(foreign, &ledger);
+                Command::AppendNamed(named, answer) => {
+                    let position = group.enter_named(named, &position_map);
                     group.appended.push((answer, position));
                 }
                 Command::Refuse(positions, answer) => {
@@ -123,16 +123,16 @@ impl Group {
         group
     }
 
-    /// What nobody waits for any more.
+    /// A group that writes these entries again, without answers.
     pub(super) fn again(entries: Vec<Arc<Entry>>, readable: &Readable) -> Self {
         let mut group = Group::empty(readable);
-        let ledger = readable.ledger();
+        let position_map = readable.position_map();
         for entry in entries {
             let Entry { at_ms, purge, origin, .. } = Arc::unwrap_or_clone(entry);
             match origin {
                 None => _ = group.enter(at_ms, purge, None),
                 Some(origin) => {
-                    _ = group.enter_foreign(Foreign { origin, at_ms, purge, in_order: false }, &ledger);
+                    _ = group.enter_named(NamedPurge { origin, at_ms, purge, in_order: false }, &position_map);
                 }
             }
         }
@@ -144,12 +144,12 @@ impl Group {
         self.entries.iter().any(is_safe)
     }
 
-    /// The entries that nobody has but the disk.
+    /// The entries that are not durable in etcd.
     pub(super) fn unsafe_entries(&self) -> Vec<Arc<Entry>> {
         self.entries.iter().filter(|entry| !is_safe(entry)).map(Arc::clone).collect()
     }
 
-    fn enter(&mut self, at_ms: u64, purge: Purge, origin: Option<Origin>) -> Position {
+    fn enter(&mut self, at_ms: u64, purge: Purge, origin: Option<EntryOrigin>) -> Position {
         self.head = next_position(self.head, origin.as_ref());
         if let Some(origin) = &origin {
             self.named.insert(Arc::clone(&origin.id), self.head);
@@ -158,12 +158,16 @@ impl Group {
         self.head
     }
 
-    /// What is here already has its place.
-    fn enter_foreign(&mut self, Foreign { origin, at_ms, purge, in_order }: Foreign, ledger: &Ledger) -> Position {
+    /// Returns the existing position if the purge is here already.
+    fn enter_named(
+        &mut self,
+        NamedPurge { origin, at_ms, purge, in_order }: NamedPurge,
+        position_map: &PositionMap,
+    ) -> Position {
         if in_order {
             self.seen = self.seen.max(origin.revision.unwrap_or(0));
         }
-        match ledger.position(&origin.id).or_else(|| self.named.get(&origin.id).copied()) {
+        match position_map.position(&origin.id).or_else(|| self.named.get(&origin.id).copied()) {
             Some(position) => {
                 if origin.revision.is_some() {
                     self.found.push((position, origin.revision));
@@ -174,20 +178,20 @@ impl Group {
         }
     }
 
-    /// Makes what is left of it readable.
+    /// Makes the remaining entries readable.
     pub(super) fn publish(&mut self, readable: &Readable) {
-        let mut ledger = readable.ledger();
+        let mut position_map = readable.position_map();
         for Entry { position, origin, .. } in self.entries.iter().map(|entry| &**entry) {
-            if let Some(Origin { id, revision, .. }) = origin {
-                ledger.enter(*position, id, *revision);
+            if let Some(EntryOrigin { id, revision, .. }) = origin {
+                position_map.enter(*position, id, *revision);
             }
         }
-        self.found.iter().for_each(|(position, revision)| _ = ledger.found(*position, *revision));
-        drop(ledger);
+        self.found.iter().for_each(|(position, revision)| _ = position_map.set_revision(*position, *revision));
+        drop(position_map);
         readable.tail.publish(std::mem::take(&mut self.entries), self.now_ms);
         if let Some(position) = self.broken_off {
             readable.tail.forget_up_to(position);
         }
-        readable.ledger().trim(readable.tail.floor());
+        readable.position_map().trim(readable.tail.floor());
     }
 }

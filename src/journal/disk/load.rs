@@ -1,6 +1,6 @@
-//! What is in the file when it is opened.
+//! Reads the file when it is opened.
 //!
-//! Read in a transaction that writes nothing, so that a start succeeds on a volume that is full.
+//! Uses a read transaction, so that a start succeeds on a full volume.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -16,25 +16,25 @@ use super::change::{
 };
 use super::error::{Damage, FORMAT, OpenError, not_opened};
 use crate::fleet::NodeId;
-use crate::journal::cursors::Saved;
-use crate::journal::ledger::Ledger;
+use crate::journal::cursors::SavedCursor;
+use crate::journal::position_map::PositionMap;
 use crate::journal::tail::Past;
-use crate::journal::{Cursor, Entry, Limits, Origin, Position};
+use crate::journal::{Cursor, Entry, EntryOrigin, Limits, Position};
 
-/// What was in the file when it was opened.
+/// The content of the file.
 #[derive(Default)]
 pub(super) struct Stored {
-    /// The name of the journal. A file of format 1 has none.
+    /// The name of the journal; files of format 1 have none.
     pub(super) identity: Option<String>,
     pub(super) past: Past,
-    pub(super) cursors: HashMap<NodeId, Saved>,
-    pub(super) ledger: Ledger,
+    pub(super) cursors: HashMap<NodeId, SavedCursor>,
+    pub(super) position_map: PositionMap,
 }
 
-/// The names of entries in etcd, and where they are there.
+/// The names and etcd revisions of entries.
 type Rows = BTreeMap<Position, (Arc<str>, Option<u64>)>;
 
-/// Reads everything; what is too old at `now_ms` counts as gone.
+/// Reads everything, without what is past its retention at `now_ms`.
 pub(super) fn load(database: &Database, path: &Path, limits: Limits, now_ms: u64) -> Result<Stored, OpenError> {
     let transaction = database.begin_read().map_err(|error| not_opened(path, error.into()))?;
     let reader = Reader { transaction, path };
@@ -49,18 +49,18 @@ pub(super) fn load(database: &Database, path: &Path, limits: Limits, now_ms: u64
     let head = reader.single(HEAD)?.unwrap_or(0);
     let newest = reader.single(NEWEST)?.unwrap_or(0);
     let rows = reader.rows()?;
-    // Holes come from etcd; where it never had a part in this, a hole is damage.
+    // Gaps come from etcd. Without etcd, a gap means damage.
     let dense = rows.is_empty() && newest == 0;
     let loaded = reader.entries(head, dense, &rows, now_ms)?;
     let retired = loaded.iter().take_while(|entry| limits.retires(entry.at_ms, now_ms)).last();
     let before = loaded.first().map_or(head, |first| first.position - 1);
     let floor = reader.single(FLOOR)?.unwrap_or(before).max(retired.map_or(0, |retired| retired.position));
     let rows = rows.into_iter().map(|(position, (id, revision))| (position, id, revision));
-    let mut ledger = Ledger::new(rows, newest, reader.single(SEEN)?.unwrap_or(0));
-    // Some may have retired while nobody ran, and never got to etcd.
-    ledger.trim(floor);
+    let mut position_map = PositionMap::new(rows, newest, reader.single(SEEN)?.unwrap_or(0));
+    // Some entries may have expired while no process ran, before they were in etcd.
+    position_map.trim(floor);
     if reader.single(OVERFLOWED)?.unwrap_or(false) {
-        ledger.overflowed_before();
+        position_map.record_earlier_overflow();
     }
     let refused = reader.refused()?;
     let (gone, entries): (Vec<_>, Vec<_>) = loaded.into_iter().partition(|entry| entry.position <= floor);
@@ -68,10 +68,10 @@ pub(super) fn load(database: &Database, path: &Path, limits: Limits, now_ms: u64
     let retired = in_doubt.map(|entry| entry.position).max().unwrap_or(0);
     let uncovered = reader.single(UNCOVERED)?.unwrap_or(0).max(retired);
     let past = Past { floor, head, entries, refused, uncovered, purged: None };
-    Ok(Stored { identity, past, cursors: reader.cursors(limits, now_ms)?, ledger })
+    Ok(Stored { identity, past, cursors: reader.cursors(limits, now_ms)?, position_map })
 }
 
-/// A transaction of the file at a path.
+/// A read transaction on the file at a path.
 struct Reader<'p> {
     transaction: ReadTransaction,
     path: &'p Path,
@@ -86,7 +86,7 @@ impl Reader<'_> {
         OpenError::Damaged { path: self.path.to_owned(), source }
     }
 
-    /// `None` where nothing was ever written to it.
+    /// A table; `None` if it was never written.
     fn table<K: Key + 'static, V: Value + 'static>(
         &self,
         table: TableDefinition<'_, K, V>,
@@ -98,7 +98,7 @@ impl Reader<'_> {
         }
     }
 
-    /// The value of a table that has one.
+    /// The value of a table with one entry.
     fn single<V>(&self, table: TableDefinition<'_, (), V>) -> Result<Option<V>, OpenError>
     where
         V: for<'v> Value<SelfType<'v> = V> + 'static,
@@ -124,7 +124,7 @@ impl Reader<'_> {
         records.map(|record| Ok(record.map_err(|error| self.failed(error))?.0.value())).collect()
     }
 
-    /// `dense`: positions have no holes.
+    /// The entries in order. `dense`: positions must have no gaps.
     fn entries(&self, head: Position, dense: bool, rows: &Rows, now_ms: u64) -> Result<Vec<Arc<Entry>>, OpenError> {
         let mut entries: Vec<Arc<Entry>> = Vec::new();
         let mut unknown = Vec::new();
@@ -139,9 +139,9 @@ impl Reader<'_> {
                 let (entry, error) = Entry::read(record.value(), now_ms);
                 unknown.extend(error.map(|error| (position, error)));
                 let origin = rows.get(&position).map(|(id, revision)| {
-                    // Whom it was told to is not known any more. What is in etcd has been told by that; what is not is
-                    // ours to tell.
-                    Origin { id: Arc::clone(id), revision: *revision, ours: revision.is_none() }
+                    // It is unknown which replicas were sent it. If it is in etcd, they have it from there; otherwise this
+                    // process must send it.
+                    EntryOrigin { id: Arc::clone(id), revision: *revision, ours: revision.is_none() }
                 });
                 entries.push(Arc::new(Entry { position, origin, ..entry }));
             }
@@ -160,7 +160,7 @@ impl Reader<'_> {
         }
     }
 
-    fn cursors(&self, limits: Limits, now_ms: u64) -> Result<HashMap<NodeId, Saved>, OpenError> {
+    fn cursors(&self, limits: Limits, now_ms: u64) -> Result<HashMap<NodeId, SavedCursor>, OpenError> {
         let (Some(table), epochs) = (self.table(CURSORS)?, self.table(EPOCHS)?) else { return Ok(HashMap::new()) };
         let mut cursors = HashMap::new();
         for record in table.iter().map_err(|error| self.failed(error))? {
@@ -175,7 +175,7 @@ impl Reader<'_> {
             };
             let epoch = epoch.map(|epoch| epoch.value().into());
             let node = NodeId::try_from(node.value()).map_err(|source| self.damaged(Damage::Cursor(source)))?;
-            cursors.insert(node, Saved { cursor: Cursor { position, epoch }, at_ms });
+            cursors.insert(node, SavedCursor { cursor: Cursor { position, epoch }, at_ms });
         }
         Ok(cursors)
     }

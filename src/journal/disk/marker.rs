@@ -1,11 +1,11 @@
-//! What stands beside the journal, so that a journal that is lost or replaced is noticed.
+//! A file beside the journal that reveals a lost or replaced journal.
 //!
-//! `identity.json` names the journal (at random, when it is created) and says how far it had come at least. It is written
-//! after what it speaks of is durable, now and then, so it may be behind and is never ahead. A journal that is not
-//! there, has another name or ends earlier is not the one that purges were promised on.
+//! `identity.json` contains the random name of the journal and a lower bound of its head. It is written periodically, after
+//! the entries are durable, so it may be behind and is never ahead. A journal that is missing, has another name or ends
+//! before that bound is not the one for which purges were promised.
 //!
-//! What it cannot see: a volume that is set back as a whole, with this file on it, by less than the retention. (By more,
-//! and the cursors on it are too old to be used.)
+//! It cannot reveal a volume that is reset as a whole, including this file, by less than the retention. (If by more, the
+//! cursors on it are too old to be used.)
 
 use std::fs;
 use std::io;
@@ -22,20 +22,20 @@ const NAME: &str = "identity.json";
 /// The content of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Marker {
-    /// Of all files of this journal.
+    /// The format of all files of this journal.
     format: u64,
     /// The name of the journal: 128 random bits in hexadecimal.
     pub(super) identity: String,
-    /// It had come to this position, at least.
+    /// A lower bound of its head.
     pub(super) head: Position,
 }
 
-/// What was found under the name.
+/// The state of the file.
 #[derive(Debug)]
 pub(super) enum Found {
     Nothing,
     Marker(Marker),
-    /// Something was, and nobody can read it. Why.
+    /// It cannot be read, and why.
     Unreadable(String),
 }
 
@@ -44,19 +44,18 @@ impl Marker {
         Marker { format: FORMAT, identity, head }
     }
 
-    /// Where it is for a journal in this directory.
+    /// Its path in this directory.
     pub(super) fn path(directory: &Path) -> PathBuf {
         directory.join(NAME)
     }
 
     /// The bytes of the file.
     pub(super) fn encode(&self) -> Vec<u8> {
-        // A number and a string of hexadecimal digits: nothing in it can fail.
+        // Cannot fail: a number and a string of hexadecimal digits.
         serde_json::to_vec(self).unwrap_or_default()
     }
 
-    /// Reads what is there. One of a newer format, or one that may not be read, ends the start: it is no evidence
-    /// against the journal.
+    /// Reads the file. A newer format or a missing permission is an error, because neither is evidence against the journal.
     pub(super) fn read(directory: &Path) -> Result<Found, OpenError> {
         #[derive(Deserialize)]
         struct Format {

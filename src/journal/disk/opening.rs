@@ -1,30 +1,30 @@
-//! What a start finds on the disk, and whether it may be believed.
+//! Opens the journal on disk, and decides whether to trust it.
 //!
-//! A journal that is not the one on which purges were promised says nothing about what a Varnish has: a node may have
-//! missed a purge that is in no journal any more, and nobody would ever know. So each start decides whether it goes on
-//! with what it finds or **begins anew**: then the journal begins after a gap, in which anything may have been purged,
-//! and each Varnish gets one ban of everything before it serves. (That is what a position before the beginning means to
-//! every reader: [`Missed::Gap`](crate::journal::Missed::Gap), no cursor, a history. There is no second mechanism.)
+//! A journal other than the one for which purges were promised says nothing about the nodes: a node may have missed a purge
+//! that is in no journal any more, and nobody would know. So each start either continues with the journal on disk or
+//! **begins anew**: the new journal begins after a gap, in which anything may have been purged, so each Varnish gets one ban
+//! of everything before it serves. (This is how readers treat a position before the beginning:
+//! [`Missed::Truncated`](crate::journal::Missed::Truncated), no cursor, a history. There is no second mechanism.)
 //!
-//! | found | then |
+//! | found | action |
 //! | --- | --- |
-//! | a journal, and a marker that agrees | go on |
-//! | a journal of format 1, no marker | go on: it is from before there were markers |
-//! | a journal that is cut | anew; it is put aside, never deleted |
-//! | a journal that cannot be read otherwise | no start, or, with `journal.damaged = "anew"`, as one that is cut |
-//! | a journal of another name, or that ends before its marker | anew; it is put aside |
-//! | no journal, or an empty file, beside anything else of ours | anew |
+//! | a journal and a marker that agree | continue |
+//! | a journal of format 1, no marker | continue: it is older than markers |
+//! | a truncated journal | anew; the old one is moved aside, never deleted |
+//! | an otherwise unreadable journal | no start, or, with `journal.damaged = "anew"`, as if truncated |
+//! | a journal of another name, or that ends before its marker | anew; the old one is moved aside |
+//! | no journal, or an empty file, beside any other file of ours | anew |
 //! | nothing at all | as `journal.first_start` says |
-//! | a file in use, not permitted, on a volume that fails, or of a newer format | no start |
+//! | a file in use, without permission, on a failing volume, or of a newer format | no start |
 //!
-//! **Damage is of two kinds.** A file that ends too early is what a crash of the machine, or a copy, leaves: the shop is
-//! not kept down for that, it costs its caches. Bytes that are not what was written mean a disk that lies, and a new
-//! journal on it would be worth no more; so that is for an operator to decide, beforehand or then. Whatever they do
-//! (move it away, delete it, all of it), the caches are not trusted afterwards.
+//! **There are two kinds of damage.** A truncated file is the result of a crash of the machine, or of a copy: the shop stays
+//! up, at the cost of its caches. Bytes that differ from what was written mean an unreliable disk, on which a new journal
+//! would be worth no more. So an operator must decide, in advance or then. Whatever they do (move the journal away, or
+//! delete some or all of it), the caches are not trusted afterwards.
 //!
-//! **Nothing at all** is the first start, or a volume that was lost as a whole; no evidence on this machine tells the
-//! two apart, and a Varnish cannot be asked. A promise may not rest on the hope that it is the first, so by default
-//! it counts as a loss. Who puts clearcoat before a warm fleet says so once: `first_start = "trust"`.
+//! **Nothing at all** means a first start, or the loss of the whole volume. No evidence on this machine distinguishes the
+//! two, and a Varnish cannot be asked. A promise must not rest on hope, so by default it counts as a loss. To put clearcoat
+//! in front of a warm fleet, set `first_start = "trust"` once.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
@@ -46,17 +46,18 @@ use crate::telemetry::causes;
 /// The database.
 pub(super) const JOURNAL: &str = "journal.redb";
 
-/// What else clearcoat leaves in its directory, also in earlier versions: where any of these is, it was here before.
+/// Files that clearcoat leaves in its directory, including those of earlier versions: any of them shows that it ran here
+/// before.
 const TRACES: [&str; 5] = [JOURNAL, "identity.json", "fleet.json", "replicas.json", "peers.json"];
 
-/// How long the process before this one may take to let go of the file: it was killed while it wrote.
+/// How long the earlier process may take to release the file: it may have been killed during a write.
 const RELEASE: Duration = Duration::from_secs(3);
 
-/// What the journal starts with.
+/// The result of opening.
 pub(super) struct Opened {
     pub(super) store: Store,
     pub(super) stored: Stored,
-    /// Why it does not go on with what was there.
+    /// Why it does not continue the journal that was there.
     pub(super) anew: Option<Anew>,
 }
 
@@ -75,7 +76,7 @@ pub(super) fn open(
     let path = directory.join(JOURNAL);
     let marker = Marker::read(directory)?;
     let length = length(&path)?;
-    // Before redb sees it, which writes into the header what it finds.
+    // Before redb opens the file, which rewrites the header.
     let is_cut = is_cut(&path, length);
     let (anew, highest) = if length > 0 {
         match read(&*files, &path, limits, now_ms) {
@@ -83,7 +84,7 @@ pub(super) fn open(
                 let Some(anew) = distrust(&stored, &marker) else {
                     return go_on(path, limits, now_ms, files, database, stored, &marker);
                 };
-                // Closed before it is put aside.
+                // Closed before it is moved aside.
                 drop(database);
                 (Some(anew), stored.past.head)
             }
@@ -104,7 +105,7 @@ pub(super) fn open(
     begin(&path, limits, now_ms, files, anew, head)
 }
 
-/// How long the file is. An empty one is what a crash, or a hand, leaves of any other: as good as none.
+/// The length of the file. An empty one, left by a crash or by hand, counts as missing.
 fn length(path: &Path) -> Result<u64, OpenError> {
     match fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => Err(OpenError::file(path.to_owned(), io::ErrorKind::IsADirectory.into())),
@@ -114,9 +115,9 @@ fn length(path: &Path) -> Result<u64, OpenError> {
     }
 }
 
-/// Whether the file ends before the end that its header gives. (redb's `docs/design.md`, "Database header", file format 3: from byte
-/// 12 on five little-endian u32: the size of a page, the pages of a region's header, the data pages of a full region, how
-/// many of these there are, the data pages of the last region where it is not full. One page is before all regions.)
+/// Whether the file ends before the end that its header gives. (redb's `docs/design.md`, "Database header", file format 3:
+/// five little-endian u32 from byte 12: the page size, the header pages of a region, the data pages of a full region, the
+/// number of full regions, and the data pages of the last region if it is not full. One page precedes all regions.)
 fn is_cut(path: &Path, length: u64) -> bool {
     let mut header = [0; 32];
     if File::open(path).and_then(|mut file| file.read_exact(&mut header)).is_err() {
@@ -129,7 +130,7 @@ fn is_cut(path: &Path, length: u64) -> bool {
     length < pages.saturating_mul(page)
 }
 
-/// Reads the file; waits a moment where it is in use still.
+/// Reads the file, after a short wait if it is still in use.
 fn read(files: &dyn Files, path: &Path, limits: Limits, now_ms: u64) -> Result<(redb::Database, Stored), OpenError> {
     let began = Instant::now();
     loop {
@@ -140,15 +141,15 @@ fn read(files: &dyn Files, path: &Path, limits: Limits, now_ms: u64) -> Result<(
     }
 }
 
-/// Why a journal that can be read is not the one that was promised on. `None`: it is.
+/// Why a readable journal is not the one for which purges were promised; `None` if it is.
 fn distrust(stored: &Stored, marker: &Found) -> Option<Anew> {
     let head = stored.past.head;
     let replaced = |reason: String| Some(Anew::Replaced(reason));
     match (&stored.identity, marker) {
-        // From before there were markers.
+        // Older than markers.
         (None, Found::Nothing) => None,
         (None, _) => replaced("it has no name, and the file beside it has one".to_owned()),
-        // What a start leaves that is killed before its marker is written.
+        // Left by a start that was killed before it wrote its marker.
         (Some(_), Found::Nothing) if head <= 1 && stored.past.entries.is_empty() && stored.cursors.is_empty() => None,
         (Some(_), Found::Nothing) => replaced("identity.json is not beside it".to_owned()),
         (Some(_), Found::Unreadable(reason)) => replaced(reason.clone()),
@@ -162,7 +163,7 @@ fn distrust(stored: &Stored, marker: &Found) -> Option<Anew> {
     }
 }
 
-/// Whether a journal should be here, where there is none.
+/// Whether a journal is missing that was here before.
 fn was_here_before(directory: &Path, marker: &Found) -> io::Result<Option<Anew>> {
     let lost = |reason: &str| Ok(Some(Anew::Lost(reason.to_owned())));
     match marker {
@@ -180,7 +181,7 @@ fn was_here_before(directory: &Path, marker: &Found) -> io::Result<Option<Anew>>
     Ok(None)
 }
 
-/// Goes on with what was found.
+/// Continues with a journal.
 fn go_on(
     path: PathBuf,
     limits: Limits,
@@ -195,7 +196,7 @@ fn go_on(
     let identity = stored.identity.take().unwrap_or_else(new_identity);
     let mut store = Store::new(files, path, limits, identity, database, marked);
     if !is_named {
-        // Format 1. A volume that is full does not keep us from starting; then it gets its name at the next start.
+        // Format 1. A full volume does not prevent the start; the next start names the file.
         if let Err(error) = store.begin(None, now_ms) {
             tracing::warn!(error = %causes(&error), "the journal's file could not be brought to this version's format");
         }
@@ -204,7 +205,7 @@ fn go_on(
     Ok(Opened { store, stored, anew: None })
 }
 
-/// Begins a journal where there is none, after `head` where that is given.
+/// Begins a journal, after `head` if that is given.
 fn begin(
     path: &Path,
     limits: Limits,
@@ -218,7 +219,7 @@ fn begin(
     let refused = |error| OpenError::Begin { path: path.to_owned(), source: Box::new(error) };
     store.begin(head, now_ms).map_err(refused)?;
     if let Some(directory) = path.parent() {
-        // The file is new, and what is in it is worth nothing while its name is not durable.
+        // The file is new, and its content is lost unless its directory entry is durable.
         let synced = File::open(directory).and_then(|directory| directory.sync_all());
         synced.map_err(|source| OpenError::Directory { path: directory.to_owned(), source })?;
     }
@@ -239,7 +240,7 @@ fn begin_run(store: &mut Store, stored: &mut Stored) {
     }
 }
 
-/// Puts a journal that is not used aside, under a name that says when and why.
+/// Moves an unused journal aside, to a name with the time and the reason.
 fn put_aside(path: &Path, anew: &Anew) -> io::Result<()> {
     let seconds = clock::now_ms() / 1000;
     let base = format!("{JOURNAL}.{}-{seconds}", anew.reason());
@@ -256,7 +257,7 @@ fn put_aside(path: &Path, anew: &Anew) -> io::Result<()> {
     Ok(())
 }
 
-/// 128 random bits. Not secret: two journals must not have the same.
+/// 128 random bits. Not secret, but unique.
 fn new_identity() -> String {
     format!("{:032x}", fastrand::u128(..))
 }

@@ -1,15 +1,15 @@
-//! The journal's files in the hands of a process of their own.
+//! Writes the journal's files from a separate process.
 //!
-//! A thread that writes to a frozen volume cannot be ended by anything, SIGKILL included, and as long as one thread of
-//! a process is in that state the process itself does not end: whoever waits for it (`docker stop`, systemd, a script)
-//! waits for the volume. So nothing in the process that carries the shop's traffic ever writes to the volume. It asks
-//! this one to, by a socket, and leaves it behind if need be; what is left ends with the write that holds it.
+//! A thread that writes to a frozen volume cannot be ended, not even by SIGKILL, and its process does not end before it.
+//! Then everything that waits for the process (`docker stop`, systemd, a script) waits for the volume. So the process that
+//! carries the shop's traffic never writes to the volume itself. It sends requests to a file process over a socket, and can
+//! leave that behind; the file process ends after its pending write.
 //!
-//! The one that is asked runs the same program (`/proc/self/exe`), under a command that the help does not list. It does what it
-//! is asked, one thing after the other, until the socket is closed: then whoever asked is gone, killed or not, and so is
-//! the lock that it held. Signals that are sent to everybody (Ctrl-C, systemd) are not for it.
+//! The file process runs the same program (`/proc/self/exe`) with a command that is not in the help. It carries out one
+//! request after another until the socket is closed. Then the main process has ended, killed or not, and the lock is
+//! released. It ignores signals that are sent to the whole group (Ctrl-C, systemd).
 //!
-//! Where a process cannot be had (no `/proc`, a limit), the files are written from here, and it is said.
+//! If the process cannot be started (no `/proc`, a limit), the main process writes the files itself, and logs that.
 //!
 //! ```text
 //! request   operation: u8, argument: u64, length: u32, bytes
@@ -29,15 +29,15 @@ use std::thread;
 use parking_lot::Mutex;
 use redb::{BackendError, Database, DatabaseError, StorageBackend};
 
-use super::file::{Files, JournalFile, Local, builder};
+use super::file::{Files, JournalFile, LocalFiles, builder};
 
-/// The command under which the program is the other process.
+/// The command that starts the file process.
 pub const COMMAND: &str = "journal-files";
 
-/// The longest message. redb writes pages and, at most, a whole region's table.
+/// The maximum size of a message. redb writes pages and, at most, the table of a region.
 const MAX_BYTES: usize = 1 << 30;
 
-/// What may be asked for.
+/// The operation of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 enum Operation {
@@ -51,7 +51,7 @@ enum Operation {
     Lock,
     Unlock,
     QueryLock,
-    /// The file that the next [`Operation::Replace`] is about.
+    /// Sets the path for the next [`Operation::Replace`].
     Name,
     Replace,
 }
@@ -71,29 +71,29 @@ const OPERATIONS: [Operation; 12] = [
     Operation::Replace,
 ];
 
-/// Answers that are no errno.
+/// Codes of errors without an errno.
 const OTHER: i32 = -1;
 const ENDS_TOO_EARLY: i32 = -2;
 
-/// Files by way of another process, started when the first of them is needed.
+/// Files written by the file process, which is started when first needed.
 #[derive(Default)]
-pub(super) struct Remote {
+pub(super) struct RemoteFiles {
     connection: Mutex<Option<Arc<Connection>>>,
 }
 
-/// The way to the process.
+/// The connection to the file process.
 #[derive(Debug)]
 struct Connection {
     stream: Mutex<UnixStream>,
     child: Mutex<Option<Child>>,
 }
 
-/// The database's file, over there.
+/// The database's file in the file process.
 #[derive(Debug)]
 struct RemoteFile(Arc<Connection>);
 
-impl Remote {
-    /// The process, started anew where it is gone. `None`: there cannot be one.
+impl RemoteFiles {
+    /// The file process, restarted if it has ended. `None` if it cannot be started.
     fn connection(&self) -> Option<Arc<Connection>> {
         let mut current = self.connection.lock();
         if let Some(connection) = current.as_ref().filter(|connection| connection.is_alive()) {
@@ -113,15 +113,15 @@ impl Remote {
     }
 }
 
-impl Files for Remote {
+impl Files for RemoteFiles {
     fn open(&self, path: &Path) -> Result<Database, DatabaseError> {
-        let Some(connection) = self.connection() else { return Local.open(path) };
+        let Some(connection) = self.connection() else { return LocalFiles.open(path) };
         connection.ask(Operation::Open, 0, path.as_os_str().as_bytes())?;
         builder().create_with_backend(RemoteFile(connection))
     }
 
     fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()> {
-        let Some(connection) = self.connection() else { return Local.replace(path, content) };
+        let Some(connection) = self.connection() else { return LocalFiles.replace(path, content) };
         connection.ask(Operation::Name, 0, path.as_os_str().as_bytes())?;
         connection.ask(Operation::Replace, 0, content).map(|_| ())
     }
@@ -140,7 +140,7 @@ impl Connection {
         self.child.lock().as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
-    /// Asks for one thing and waits for it.
+    /// Sends a request and waits for the answer.
     fn ask(&self, operation: Operation, argument: u64, bytes: &[u8]) -> io::Result<(u64, Vec<u8>)> {
         let mut stream = self.stream.lock();
         let length = u32::try_from(bytes.len()).map_err(io::Error::other)?;
@@ -162,11 +162,11 @@ impl Connection {
 }
 
 impl Drop for Connection {
-    /// With the socket the process ends; nobody waits for it here, as it may hang.
+    /// Closing the socket ends the process. Not waited for here, because it may hang.
     fn drop(&mut self) {
         let Some(mut child) = self.child.lock().take() else { return };
         _ = self.stream.lock().shutdown(std::net::Shutdown::Both);
-        // Without a thread to wait in, it is waited for by whoever waits for us.
+        // Without a thread for waiting, the process stays a zombie until this one ends.
         _ = thread::Builder::new().name("journal-reaper".into()).spawn(move || child.wait());
     }
 }
@@ -215,16 +215,15 @@ impl StorageBackend for RemoteFile {
     }
 }
 
-/// Does what is asked by the socket on standard input until it is closed.
+/// Carries out requests from the socket on standard input until it is closed.
 ///
-/// # Errors
-/// What is asked makes no sense, or the socket fails.
+/// # Errors An invalid request, or an error of the socket.
 pub fn serve() -> io::Result<()> {
     use std::os::fd::AsFd as _;
     use tokio::signal::unix::{SignalKind, signal};
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let _context = runtime.enter();
-    // Taken, and never looked at: it is the end of the socket that ends this.
+    // Caught and ignored: only the end of the socket ends this process.
     let _signals = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
     answer_all(UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?))
 }
@@ -255,7 +254,7 @@ fn answer_all(mut stream: UnixStream) -> io::Result<()> {
     Ok(())
 }
 
-/// What is open over here.
+/// The open files of the file process.
 #[derive(Default)]
 struct Server {
     file: Option<JournalFile>,
@@ -267,7 +266,7 @@ impl Server {
         let path = || PathBuf::from(std::ffi::OsString::from_vec(bytes.to_vec()));
         match operation {
             Operation::Open => {
-                // The one before it is closed first, with its lock.
+                // Closes the earlier one first, and releases its lock.
                 self.file = None;
                 self.file = Some(JournalFile::open(&path())?);
                 return Ok((0, vec![]));
@@ -276,7 +275,7 @@ impl Server {
                 self.name = path();
                 return Ok((0, vec![]));
             }
-            Operation::Replace => return Local.replace(&self.name, bytes).map(|()| (0, vec![])),
+            Operation::Replace => return LocalFiles.replace(&self.name, bytes).map(|()| (0, vec![])),
             _ => {}
         }
         let file = self.file.as_ref().ok_or(io::ErrorKind::NotConnected)?;
@@ -317,7 +316,7 @@ fn as_io<T>(result: Result<T, BackendError>) -> io::Result<T> {
     })
 }
 
-/// A message: the fixed part before its length, and its bytes. `None` at the end of the stream.
+/// A message: the fixed part before the length, and the bytes. `None` at the end of the stream.
 fn receive<const FIXED: usize>(stream: &mut impl Read) -> io::Result<Option<([u8; FIXED], Vec<u8>)>> {
     let mut head = [0; FIXED];
     match stream.read_exact(&mut head) {
@@ -335,7 +334,7 @@ fn receive<const FIXED: usize>(stream: &mut impl Read) -> io::Result<Option<([u8
     Ok(Some((head, bytes)))
 }
 
-/// A range of bytes: each end as its kind and its value.
+/// Encodes a range of bytes: the kind and the value of each end.
 fn encode((start, end): (Bound<u64>, Bound<u64>)) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(18);
     for bound in [start, end] {
@@ -399,9 +398,9 @@ mod tests {
             transaction.commit().unwrap();
             // It is locked, for others and for us.
             assert!(matches!(open(&connect(), &path), Err(DatabaseError::DatabaseAlreadyOpen)));
-            assert!(matches!(Local.open(&path), Err(DatabaseError::DatabaseAlreadyOpen)));
+            assert!(matches!(LocalFiles.open(&path), Err(DatabaseError::DatabaseAlreadyOpen)));
         }
-        let database = Local.open(&path).unwrap();
+        let database = LocalFiles.open(&path).unwrap();
         let transaction = database.begin_read().unwrap();
         assert_eq!(transaction.open_table(TABLE).unwrap().get(1).unwrap().unwrap().value(), large);
     }

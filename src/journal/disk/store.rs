@@ -1,13 +1,13 @@
-//! The file: what is in it, how it is opened, and how a group is written to it.
+//! The database file: opening it, and writing groups to it.
 //!
-//! redb is a B-tree that never writes over a page that is in use, so a crash leaves either the last commit or the one
-//! before, and a torn tail does not exist. What cannot be read at the start is therefore damage ([`super::opening`]).
+//! redb is a B-tree that never overwrites a page in use. So a crash leaves either the last commit or the one before, and
+//! never a torn tail. An unreadable file at the start is therefore damage ([`super::opening`]).
 //!
-//! After an I/O error redb takes no more writes until the file is opened again, and the commit that failed may have
-//! reached the disk all the same. So the file is closed, the next group opens it again, and before it writes it
-//! deletes whatever is stored behind the published head: those senders were told that nothing was accepted. A restart
-//! in between can bring such a purge back, which drops a page too many. What this does not mend is a disk that fails
-//! an fsync and forgets the page while the kernel still shows it: opening again verifies what the kernel shows.
+//! After an I/O error redb accepts no writes until the file is reopened, and the failed commit may have reached the disk all
+//! the same. So the file is closed, and the next group reopens it and first deletes all entries after the published head,
+//! because their senders were told that they were not accepted. A restart in between can bring such a purge back, which
+//! drops a page too many. This does not help against a disk that fails an fsync and loses the page while the kernel still
+//! caches it: reopening verifies what the kernel shows.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ use crate::journal::{Limits, Position};
 use crate::seal::{Lineage, PurgedNames, Run};
 use crate::telemetry::causes;
 
-/// How long the marker beside the journal may lie behind it while purges come, in milliseconds. It costs an fsync.
+/// The maximum delay of the marker behind the journal while purges come, in milliseconds. Writing it costs an fsync.
 const MARK_EVERY_MS: u64 = 10_000;
 
 /// The open file.
@@ -34,19 +34,18 @@ pub(super) struct Store {
     files: Box<dyn Files>,
     /// The name of this journal.
     identity: String,
-    /// The last head that was written with an fsync.
+    /// The last head that is durable.
     durable: Position,
-    /// What the marker says, and when it was last tried. `None`: there may be none.
+    /// The head in the marker, and the time of the last attempt to write it. `None`: it may be missing.
     marked: Option<(Position, u64)>,
-    /// `None` after a failure, until the next commit opens it again.
+    /// `None` after a failure, until the next commit reopens it.
     database: Option<Database>,
 }
 
 impl Store {
-    /// Reads what is in the file at `path`. What is missing is created.
+    /// Reads the file at `path`, and creates it if it is missing.
     ///
-    /// # Errors
-    /// [`OpenError`]. redb is built on assertions; one that fails in here is damage like any other.
+    /// # Errors [`OpenError`]. A failed assertion in redb counts as damage.
     pub(super) fn read(
         files: &dyn Files,
         path: &Path,
@@ -65,7 +64,7 @@ impl Store {
         })
     }
 
-    /// The store of a database that was read. `head` is where its marker stands.
+    /// The store of a database that was read. `marked` is the head in its marker, with the time.
     pub(super) fn new(
         files: Box<dyn Files>,
         path: PathBuf,
@@ -77,7 +76,7 @@ impl Store {
         Store { path, limits, files, identity, durable: 0, marked, database: Some(database) }
     }
 
-    /// Names a journal that has no name yet, begins it after `head` where that is given, and puts the marker beside it.
+    /// Names a journal without a name, begins it after `head` if that is given, and writes the marker.
     pub(super) fn begin(&mut self, head: Option<Position>, now_ms: u64) -> Result<(), CommitError> {
         let database = self.opened()?;
         let begun = (|| {
@@ -111,8 +110,8 @@ impl Store {
         Ok(PurgedNames::new(Lineage::new(journal, run, ended), self.limits.max_names, &remembered))
     }
 
-    /// Writes a group. On success it is durable if it holds an entry; on failure it counts as not written, and the
-    /// next commit starts by opening the file again.
+    /// Writes a group. On success it is durable if it has an entry. On failure it counts as not written, and the next commit
+    /// reopens the file.
     pub(super) fn commit(&mut self, change: &Change) -> Result<(), CommitError> {
         let committed = panic::catch_unwind(AssertUnwindSafe(|| self.try_commit(change)));
         committed.unwrap_or_else(|panicked| {
@@ -145,7 +144,7 @@ impl Store {
         }
     }
 
-    /// Brings the marker up to what is durable. One that stays behind vouches for less, and no purge is refused for it.
+    /// Moves the marker to the durable head. If that fails, the marker vouches for less, and no purge is refused.
     fn mark_again(&mut self, now_ms: u64) {
         if let Err(error) = self.mark(self.durable, now_ms) {
             self.marked = self.marked.map(|(marked, _)| (marked, now_ms));
@@ -153,7 +152,7 @@ impl Store {
         }
     }
 
-    /// The database, opened again after a failure. Taken out: whoever fails leaves it out.
+    /// The database, reopened after a failure. Moved out, so that a failure leaves it closed.
     fn opened(&mut self) -> Result<Database, CommitError> {
         match self.database.take() {
             Some(database) => Ok(database),
@@ -161,7 +160,7 @@ impl Store {
         }
     }
 
-    /// Whether what was opened again is another file, with nothing in it: ours was removed.
+    /// Whether the reopened file is new and empty, because ours was removed.
     fn is_new(&self, database: &Database) -> Result<bool, CommitError> {
         let read = || {
             let transaction = database.begin_read()?;
@@ -202,7 +201,7 @@ impl Drop for Store {
     }
 }
 
-/// What a panic said.
+/// The message of a panic.
 fn text_of(panicked: &(dyn std::any::Any + Send)) -> String {
     let text = panicked.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panicked.downcast_ref::<&str>().copied()).unwrap_or("a panic").to_owned()

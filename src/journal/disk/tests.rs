@@ -21,7 +21,7 @@ contract::suite!({
     let directory = tempdir().unwrap();
     move |limits, observer, clock| {
         let settings = Settings { limits, observer, ..settings() };
-        Arc::new(Disk::open_with(directory.path(), settings, clock, Box::new(Local)).unwrap()) as Arc<dyn Journal>
+        Arc::new(Disk::open_with(directory.path(), settings, clock, Box::new(LocalFiles)).unwrap()) as Arc<dyn Journal>
     }
 });
 
@@ -94,7 +94,7 @@ impl Files for FaultyFiles {
 
     fn replace(&self, path: &Path, content: &[u8]) -> std::io::Result<()> {
         self.0.check()?;
-        Local.replace(path, content)
+        LocalFiles.replace(path, content)
     }
 }
 
@@ -159,7 +159,7 @@ fn told(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 fn open_by(directory: &Path, settings: Settings) -> Result<Disk, OpenError> {
-    Disk::open_with(directory, settings, wall_clock(), Box::new(Local))
+    Disk::open_with(directory, settings, wall_clock(), Box::new(LocalFiles))
 }
 
 fn open(directory: &Path) -> Disk {
@@ -172,7 +172,8 @@ fn open_error(directory: &Path) -> OpenError {
 
 fn open_at(directory: &TempDir, retention: Duration, clock: &Clock) -> Disk {
     let limits = Limits { retention, ..Limits::default() };
-    Disk::open_with(directory.path(), Settings { limits, ..settings() }, Arc::clone(clock), Box::new(Local)).unwrap()
+    Disk::open_with(directory.path(), Settings { limits, ..settings() }, Arc::clone(clock), Box::new(LocalFiles))
+        .unwrap()
 }
 
 #[tokio::test]
@@ -205,7 +206,7 @@ async fn the_head_survives_when_every_entry_is_too_old() {
     for head in [2, 3] {
         let journal = open_at(&directory, RETENTION, &clock);
         assert_eq!(journal.head(), head);
-        assert_eq!(journal.since(1), Missed::Gap);
+        assert_eq!(journal.since(1), Missed::Truncated);
         assert!(journal.cursors().is_empty());
         journal.append(purge("c")).await.unwrap();
     }
@@ -214,27 +215,27 @@ async fn the_head_survives_when_every_entry_is_too_old() {
 #[tokio::test]
 async fn what_retires_before_it_got_to_etcd_is_known_also_after_restarts() {
     let (directory, (now_ms, clock)) = (tempdir().unwrap(), clock());
-    let spooled = |id: &str| Foreign {
-        origin: Origin { id: id.into(), revision: None, ours: true },
+    let spooled = |id: &str| NamedPurge {
+        origin: EntryOrigin { id: id.into(), revision: None, ours: true },
         at_ms: now_ms.load(Ordering::SeqCst),
         purge: purge("a"),
         in_order: false,
     };
     let journal = open_at(&directory, Duration::from_secs(60), &clock);
-    journal.append_foreign(spooled("a")).await.unwrap();
+    journal.append_named(spooled("a")).await.unwrap();
     drop(journal);
     now_ms.fetch_add(60_001, Ordering::SeqCst);
     for name in ["b", "c"] {
         let journal = open_at(&directory, Duration::from_secs(60), &clock);
-        assert_eq!(journal.readable().ledger().overflow(), 1, "before {name}");
+        assert_eq!(journal.readable().position_map().overflow(), 1, "before {name}");
         // Its commit deletes the row that tells.
-        journal.append_foreign(spooled(name)).await.unwrap();
+        journal.append_named(spooled(name)).await.unwrap();
     }
     let journal = open_at(&directory, Duration::from_secs(60), &clock);
-    journal.readable().ledger().overflow_is_told(1, 9);
-    journal.append_foreign(spooled("d")).await.unwrap();
+    journal.readable().position_map().clear_overflow(1, 9);
+    journal.append_named(spooled("d")).await.unwrap();
     drop(journal);
-    assert_eq!(open_at(&directory, Duration::from_secs(60), &clock).readable().ledger().overflow(), 0);
+    assert_eq!(open_at(&directory, Duration::from_secs(60), &clock).readable().position_map().overflow(), 0);
 }
 
 #[tokio::test]
@@ -307,7 +308,7 @@ async fn entries_that_are_no_longer_held_are_deleted_from_the_file() {
     drop(journal);
     // The commit of an entry deletes what was not held before it.
     let journal = open(directory.path());
-    assert_eq!(journal.since(0), Missed::Gap);
+    assert_eq!(journal.since(0), Missed::Truncated);
     assert_eq!(entries(&journal, 1).len(), 3);
 }
 

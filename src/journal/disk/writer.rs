@@ -1,13 +1,12 @@
-//! The task that gives purges their places, and the disk its work, in groups.
+//! The task that assigns positions to purges and passes them to the disk in groups.
 //!
-//! It never waits for the disk alone. When a commit takes longer than the sender of a purge can wait, the disk counts as
-//! hung: who waits is answered, who comes later is refused at once (so that nothing grows), and the disk is given
-//! nothing more. What was on its way then is written again and carried out once it answers: its sender was told
-//! otherwise and may come again, but Magento never looks, and a purge more drops a page too many, which is slow and not
-//! wrong.
+//! It never waits for the disk without a timeout. If a commit takes longer than a purge can wait, the disk counts as hung:
+//! waiting purges are answered with an error, later ones are refused at once (so that nothing accumulates), and the disk
+//! gets no more work. The pending write is repeated and takes effect once the disk answers. Its sender was told otherwise
+//! and could retry, but Magento never does, and an extra purge only drops a page too many.
 //!
-//! **What is safe in etcd needs no disk.** Such a purge is published though the disk refuses it or hangs, and written
-//! here when that is over: a replica whose disk hangs would serve what the others have purged.
+//! **A purge that is durable in etcd does not need the disk.** It is published even if the disk fails or hangs, and written
+//! later; otherwise a replica with a hung disk would serve pages that the others have purged.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,19 +22,19 @@ use super::group::{Command, Group, is_safe};
 use crate::journal::tail::footprint;
 use crate::journal::{Entry, Position, Readable, WriteError};
 
-/// The most commands in one transaction, so that a storm cannot keep its first purge waiting without end.
+/// The maximum number of commands in a transaction, so that a storm cannot delay its first purge indefinitely.
 const MAX_GROUP: usize = 1024;
 
-/// How often a disk that refuses is asked whether it still does: nobody purges where we say that we are not ready.
+/// The interval of probing a failing disk: while we report that we are not ready, no purge arrives to test it.
 const PROBE: Duration = Duration::from_secs(1);
 
-/// How much a probe writes at most.
+/// The maximum size of a probe in bytes.
 const MAX_PROBE: usize = 1 << 20;
 
-/// What the disk says to a change.
+/// The result of a change.
 type Committed = oneshot::Receiver<Result<(), CommitError>>;
 
-/// Commits what is asked for until every handle on the queue is gone and the queue is empty.
+/// Commits commands until every handle on the queue is dropped and the queue is empty.
 pub(super) struct Writer<'s> {
     committer: Committer,
     readable: &'s Readable,
@@ -44,9 +43,9 @@ pub(super) struct Writer<'s> {
     waiting: Vec<Command>,
     /// The head of the file.
     written: Position,
-    /// What is readable after it, and not in the file yet: safe in etcd, and met a disk that did not take it.
+    /// Readable entries that are durable in etcd and not in the file yet, because the disk failed.
     unwritten: Vec<Arc<Entry>>,
-    /// About how much the disk refused last, in bytes.
+    /// The approximate size of the last refused group in bytes.
     refused: usize,
 }
 
@@ -61,7 +60,7 @@ impl<'s> Writer<'s> {
         Writer { committer, readable, condition, commands, waiting: vec![], written, unwritten: vec![], refused: 0 }
     }
 
-    /// Returns the committer, to be closed.
+    /// Runs to the end, and returns the committer to be closed.
     pub(super) async fn run(mut self) -> Committer {
         while let Some(group) = self.next().await {
             self.commit(group).await;
@@ -72,11 +71,11 @@ impl<'s> Writer<'s> {
     /// The next group; `None` at the end.
     async fn next(&mut self) -> Option<Group> {
         let commands = self.commands.recv_many(&mut self.waiting, MAX_GROUP);
-        // Also what needs no fsync by itself: it would find that all is well.
+        // Also with commands that need no fsync, because those would report success.
         let (received, probe) = if self.condition.is_failing() {
-            (timeout(PROBE, commands).await.ok(), self.refused.clamp(1, MAX_PROBE))
+            (timeout(PROBE, commands).await.ok(), Some(self.refused.clamp(1, MAX_PROBE)))
         } else {
-            (Some(commands.await), 0)
+            (Some(commands.await), None)
         };
         match received {
             Some(0) => None,
@@ -89,7 +88,8 @@ impl<'s> Writer<'s> {
         let condition = self.condition;
         loop {
             let mut committed = self.hand_over(&group);
-            // Nobody needs the disk for what is safe already; a little, so that it mostly is on the disk all the same.
+            // Entries that are durable in etcd hardly need the disk, so the wait is short: usually it is enough to write
+            // them, too.
             let patience = if group.has_safe() { condition.patience() / 4 } else { condition.patience() };
             if let Ok(result) = timeout(patience, &mut committed).await {
                 let result = self.answered(result);
@@ -103,7 +103,7 @@ impl<'s> Writer<'s> {
             if result.is_err() || again.is_empty() {
                 return;
             }
-            // In the file after what is published there, so the next commit takes it out again, and puts it in.
+            // The file has these entries after the published head, so the next commit deletes them, and writes them again.
             group = Group::again(again, self.readable);
         }
     }
@@ -115,7 +115,7 @@ impl<'s> Writer<'s> {
         self.committer.commit(change)
     }
 
-    /// Waits for a disk that is late, and for nothing else: whoever comes meanwhile is answered without it.
+    /// Waits for a late commit. Commands that arrive meanwhile are answered without the disk.
     async fn wait_for(&mut self, mut committed: Committed, began: Instant) -> Result<(), WriteError> {
         let condition = self.condition;
         let late = sleep_until(began + condition.patience());
@@ -146,18 +146,18 @@ impl<'s> Writer<'s> {
 
     fn change(&self, group: &Group) -> Change {
         let floor = group.broken_off.unwrap_or_else(|| self.readable.tail.floor());
-        // After the floor was read: what retires meanwhile is in doubt, too.
+        // Read after the floor, so that entries dropped meanwhile count as uncovered, too.
         let uncovered = self.readable.tail.uncovered_at(floor);
-        let ledger = self.readable.ledger();
+        let position_map = self.readable.position_map();
         Change {
             now_ms: group.now_ms,
             before: self.written,
             head: group.head,
             floor,
-            newest: ledger.newest(),
-            seen: ledger.seen().max(group.seen),
-            overflowed: ledger.overflows_at(floor),
-            spooled: ledger.has_missing(),
+            newest: position_map.newest(),
+            seen: position_map.seen().max(group.seen),
+            overflowed: position_map.overflows_at(floor),
+            spooled: position_map.has_missing(),
             entries: self.unwritten.iter().chain(&group.entries).map(Arc::clone).collect(),
             refused: group.refused.clone(),
             uncovered,
@@ -168,7 +168,7 @@ impl<'s> Writer<'s> {
         }
     }
 
-    /// Publishes what counts, and answers all of the group.
+    /// Publishes the accepted entries, and answers all commands of the group.
     fn finish(&mut self, mut group: Group, result: Result<(), WriteError>) {
         let (readable, refused) = (self.readable, result.err());
         match refused {
@@ -184,7 +184,7 @@ impl<'s> Writer<'s> {
         let accepted: Vec<Position> = group.entries.iter().map(|entry| entry.position).collect();
         let before = readable.tail.head();
         group.publish(readable);
-        // As bounded as what is held.
+        // Bounded like the tail.
         let floor = readable.tail.floor();
         self.unwritten.retain(|entry| entry.position > floor);
         if refused.is_none() && !group.cursors.is_empty() {
@@ -200,7 +200,7 @@ impl<'s> Writer<'s> {
         for answer in group.saved {
             _ = answer.send(refused.clone().map_or(Ok(()), Err));
         }
-        // Published, and on the disk with the next commit, or learnt once more from etcd: whoever told of it goes on.
+        // They are published, and reach the disk with the next commit, or are learnt from etcd again.
         group.noted.into_iter().for_each(|answer| _ = answer.send(Ok(())));
     }
 }

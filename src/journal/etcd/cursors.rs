@@ -1,8 +1,8 @@
-//! Cursors that other replicas can start from.
+//! Cursors in etcd, from which other replicas can start.
 //!
-//! Each replica trusts only what it has seen acknowledged itself, while it runs. One that starts has seen nothing, and
-//! would have to empty every Varnish; so each writes now and then how far the Varnish nodes are, and a new one begins
-//! there. Lazily: a cursor that is too low only replays more.
+//! While it runs, a replica trusts only acknowledgements that it has received itself. A replica that starts has none, and
+//! would have to flush every Varnish. So each replica writes the cursors of the Varnish nodes periodically, and a new one
+//! starts from them. Lazily: a cursor that is too low only replays more.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,26 +15,26 @@ use serde::{Deserialize, Serialize};
 use super::Inner;
 use super::sync::unsigned;
 use super::unchanged::Unchanged;
-use crate::etcd::{Failure, PATIENCE, Session, SharedEtcd};
+use crate::etcd::{EtcdError, PATIENCE, Session, SharedEtcd};
 use crate::fleet::{NodeId, is_another_life};
-use crate::journal::{Cursor, Journal, Limits, Position, Remembered};
+use crate::journal::{Cursor, CursorState, Journal, Limits, Position};
 use crate::telemetry::causes;
 
-/// The keys of the cursors.
+/// The prefix of the cursors' keys.
 const CURSORS: &str = "cursors/";
 
-/// The least time between two writes.
+/// The minimum time between two writes.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// Also a cursor that does not move is written again, or it would be taken for one of a node that left.
+/// A cursor that does not move is rewritten after this time, or it would count as that of a node that left.
 const AGAIN: Duration = Duration::from_secs(60);
 
-/// etcd takes 128 operations in a transaction (`--max-txn-ops`).
+/// Below etcd's limit of 128 operations in a transaction (`--max-txn-ops`).
 pub(super) const MAX_OPERATIONS: usize = 100;
 
-/// A cursor as it stands in etcd.
+/// The value of a cursor in etcd.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Record {
+struct CursorRecord {
     /// A revision.
     position: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -44,36 +44,36 @@ struct Record {
     at_ms: u64,
 }
 
-/// What was read, and what is to be written.
+/// The cursors that were read, and those to be written.
 #[derive(Default)]
 pub(super) struct Published {
-    read: Mutex<HashMap<NodeId, Record>>,
+    read: Mutex<HashMap<NodeId, CursorRecord>>,
     offered: Mutex<Vec<(NodeId, Cursor)>>,
 }
 
 impl Published {
-    /// These may be written.
+    /// Sets the cursors to be written.
     pub(super) fn offer(&self, cursors: &[(NodeId, Cursor)]) {
         *self.offered.lock() = cursors.to_vec();
     }
 
-    /// What another replica wrote about a node, where `position` finds the place of a revision here.
+    /// The cursor that another replica wrote for a node; `position` translates a revision.
     pub(super) fn remembered(
         &self,
         node: &NodeId,
         epoch: Option<&str>,
         position: impl FnOnce(u64) -> Option<Position>,
-    ) -> Remembered {
+    ) -> CursorState {
         let read = self.read.lock();
         match read.get(node) {
-            None => Remembered::Nothing,
-            Some(record) if is_another_life(record.epoch.as_deref(), epoch) => Remembered::AnotherLife,
-            Some(record) => position(record.position).map_or(Remembered::Nothing, Remembered::At),
+            None => CursorState::Unknown,
+            Some(record) if is_another_life(record.epoch.as_deref(), epoch) => CursorState::CacheRestarted,
+            Some(record) => position(record.position).map_or(CursorState::Unknown, CursorState::At),
         }
     }
 
-    /// Reads all of them, as they were at this revision: a cursor from after the purges that are known would claim what
-    /// nobody can check. What was read before is forgotten; it may be of another history.
+    /// Replaces all cursors by those at this revision. Later cursors would refer to purges that are not known yet, and
+    /// earlier ones may belong to another history.
     pub(super) async fn read(&self, etcd: &SharedEtcd, revision: i64) {
         let keys = etcd.key(CURSORS);
         let listed = async {
@@ -81,7 +81,7 @@ impl Published {
             let options = GetOptions::new().with_prefix().with_revision(revision);
             session.request(async |mut client| client.get(keys.as_str(), Some(options)).await).await
         };
-        let listed = tokio::time::timeout(PATIENCE, listed).await.unwrap_or(Err(Failure::NoAnswer));
+        let listed = tokio::time::timeout(PATIENCE, listed).await.unwrap_or(Err(EtcdError::NoAnswer));
         let mut read = self.read.lock();
         read.clear();
         let listed = match listed {
@@ -94,8 +94,8 @@ impl Published {
         for kv in listed.kvs() {
             let key = String::from_utf8_lossy(kv.key()).into_owned();
             let node = NodeId::try_from(key.strip_prefix(&keys).unwrap_or(&key));
-            match (node, serde_json::from_slice::<Record>(kv.value())) {
-                // Of a history that had gone further than this one: a replica has not noticed yet that it is over.
+            match (node, serde_json::from_slice::<CursorRecord>(kv.value())) {
+                // It belongs to another history that was longer: a replica has not noticed the restore yet.
                 (Ok(_), Ok(record)) if record.position > unsigned(revision) => {}
                 (Ok(node), Ok(record)) => _ = read.insert(node, record),
                 (Err(error), _) => tracing::warn!(key, %error, "this is no cursor"),
@@ -105,9 +105,9 @@ impl Published {
     }
 }
 
-/// Writes what was offered until the process ends.
+/// Writes the cursors until the process ends.
 pub(super) async fn run(inner: Arc<Inner>) {
-    let mut written: HashMap<NodeId, Record> = HashMap::new();
+    let mut written: HashMap<NodeId, CursorRecord> = HashMap::new();
     loop {
         tokio::time::sleep(EVERY).await;
         let Some(session) = inner.uplink.session() else { continue };
@@ -124,15 +124,15 @@ pub(super) async fn run(inner: Arc<Inner>) {
     }
 }
 
-/// What differs from what was written, or was written too long ago.
-fn changed(inner: &Inner, written: &HashMap<NodeId, Record>) -> Vec<(NodeId, Record)> {
+/// The cursors that have changed since they were written, or were written too long ago.
+fn changed(inner: &Inner, written: &HashMap<NodeId, CursorRecord>) -> Vec<(NodeId, CursorRecord)> {
     let now_ms = inner.local.now_ms();
     let offered = inner.published.offered.lock().clone();
-    let ledger = inner.local.readable().ledger();
+    let position_map = inner.local.readable().position_map();
     let records = offered.into_iter().map(|(node, Cursor { position, epoch })| {
-        (node, Record { position: ledger.covered(position), epoch, at_ms: now_ms })
+        (node, CursorRecord { position: position_map.covered(position), epoch, at_ms: now_ms })
     });
-    let is_news = |(node, record): &(NodeId, Record)| {
+    let is_news = |(node, record): &(NodeId, CursorRecord)| {
         written.get(node).is_none_or(|before| {
             let old = u128::from(now_ms.saturating_sub(before.at_ms)) >= AGAIN.as_millis();
             old || (before.position, &before.epoch) != (record.position, &record.epoch)
@@ -141,8 +141,8 @@ fn changed(inner: &Inner, written: &HashMap<NodeId, Record>) -> Vec<(NodeId, Rec
     records.filter(is_news).collect()
 }
 
-async fn write(etcd: &SharedEtcd, session: &Session, cursors: &[(NodeId, Record)]) -> Result<(), Failure> {
-    let put = |(node, record): &(NodeId, Record)| {
+async fn write(etcd: &SharedEtcd, session: &Session, cursors: &[(NodeId, CursorRecord)]) -> Result<(), EtcdError> {
+    let put = |(node, record): &(NodeId, CursorRecord)| {
         let value = serde_json::to_vec(record).unwrap_or_default();
         TxnOp::put(etcd.key(&format!("{CURSORS}{node}")), value, None)
     };
@@ -151,14 +151,14 @@ async fn write(etcd: &SharedEtcd, session: &Session, cursors: &[(NodeId, Record)
     Ok(())
 }
 
-/// Deletes the cursors that nobody has written for too long: their nodes are gone. By what we have seen ourselves, and not
-/// by their dates, which are another machine's.
+/// Deletes cursors that were not written for the retention, because their nodes are gone. Measured by our own clock, since
+/// their dates are by those of other machines.
 pub(super) async fn forget(
     etcd: &SharedEtcd,
     session: &Session,
     limits: &Limits,
     seen: &mut Unchanged,
-) -> Result<(), Failure> {
+) -> Result<(), EtcdError> {
     let keys = etcd.key(CURSORS);
     let options = GetOptions::new().with_prefix().with_keys_only();
     let listed = session.request(async |mut client| client.get(keys, Some(options)).await).await?;

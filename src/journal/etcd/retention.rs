@@ -1,12 +1,12 @@
-//! Purges leave etcd when their time is over.
+//! Deletes expired purges and cursors from etcd.
 //!
-//! Every replica looks after it, now and then; the mark of what was deleted is written in the same transaction, on
-//! condition that nobody else has moved it, so that two who meet do no harm.
+//! Every replica does this periodically. The mark of deleted entries is written in the same transaction, on condition that
+//! no other replica has moved it, so that two replicas at once do no harm.
 //!
-//! **Whose time?** The clocks of two machines may differ by more than the retention, and one that is ahead would delete
-//! what has just been written. So a replica deletes what it has held itself for as long as that, by its own clock; and the
-//! cursor of a node that has not changed for as long while it was watched. A replica that runs for less than the retention
-//! deletes nothing, which is the harmless side.
+//! **By which clock?** The clocks of two machines may differ by more than the retention, and a fast one would delete new
+//! purges. So a replica deletes purges that it has held itself for the retention, by its own clock, and cursors that have
+//! not changed for that long while it was watching. A replica that runs for less than the retention deletes nothing, which
+//! is harmless.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,15 +17,15 @@ use super::cursors::{self, MAX_OPERATIONS};
 use super::sync::unsigned;
 use super::unchanged::Unchanged;
 use super::{FLOOR, Inner, PURGES};
-use crate::etcd::{Failure, Session};
+use crate::etcd::{EtcdError, Session};
 use crate::journal::Journal;
 
-/// How often, more or less.
+/// The approximate interval.
 const EVERY: Duration = Duration::from_secs(60);
 
-/// Deletes what is too old until the process ends.
+/// Deletes expired purges and cursors until the process ends.
 pub(super) async fn run(inner: Arc<Inner>) {
-    // A part of the retention where that is short, so that what is kept is never twice what was asked for.
+    // At most half of a short retention, so that nothing is kept for twice as long as configured.
     let every = EVERY.min(inner.limits.retention / 2).max(Duration::from_secs(1));
     let mut seen = Unchanged::default();
     loop {
@@ -42,16 +42,16 @@ pub(super) async fn run(inner: Arc<Inner>) {
     }
 }
 
-/// Deletes some of those that are not held here any more. Says whether there may be more.
-async fn retire(inner: &Inner, session: &Session) -> Result<bool, Failure> {
-    let (names, last) = inner.local.readable().ledger().retired(MAX_OPERATIONS - 1);
+/// Deletes some of the purges that are no longer held here. Returns whether there may be more.
+async fn retire(inner: &Inner, session: &Session) -> Result<bool, EtcdError> {
+    let (names, last) = inner.local.readable().position_map().retired(MAX_OPERATIONS - 1);
     if names.is_empty() {
         return Ok(false);
     }
     let mark = inner.etcd.key(&format!("{PURGES}{FLOOR}"));
     let marked = session.request(async |mut client| client.get(mark.as_str(), None).await).await?;
     let marked = marked.kvs().first();
-    // A mark that cannot be read stands for all before it, as for whoever reads it.
+    // An unreadable mark counts as one at its own revision, here and for its readers.
     let before = marked.map_or(0, |kv| {
         String::from_utf8_lossy(kv.value()).trim().parse().unwrap_or_else(|_| unsigned(kv.mod_revision()))
     });
@@ -62,8 +62,8 @@ async fn retire(inner: &Inner, session: &Session) -> Result<bool, Failure> {
     let txn = Txn::new().when([unmoved]).and_then(operations);
     let answer = session.request(async |mut client| client.txn(txn).await).await?;
     if answer.succeeded() {
-        let mut ledger = inner.local.readable().ledger();
-        names.iter().for_each(|name| ledger.forget_one(name));
+        let mut position_map = inner.local.readable().position_map();
+        names.iter().for_each(|name| position_map.forget_one(name));
     }
     Ok(answer.succeeded())
 }

@@ -1,4 +1,4 @@
-//! What comes down: the purges of all replicas, in etcd's order, into the local journal.
+//! Applies the purges of all replicas to the local journal, in etcd's order.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -6,15 +6,15 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 
 use super::{FLOOR, Inner};
-use crate::etcd::follow::{Change, Item, Listing, Resync, Update};
-use crate::journal::disk::Foreign;
-use crate::journal::{Entry, Journal, Origin, WriteError};
+use crate::etcd::follow::{KeyChange, KeyEntry, Listing, Resync, Update};
+use crate::journal::disk::NamedPurge;
+use crate::journal::{Entry, EntryOrigin, Journal, WriteError};
 use crate::telemetry::causes;
 
-/// So many changes are written together at most.
+/// The maximum number of changes to write together.
 const AT_ONCE: usize = 4_096;
 
-/// Takes in updates until nobody sends any. `synced` turns true with the first list.
+/// Applies updates until the sender is dropped. `synced` becomes true with the first list.
 pub(super) async fn run(inner: Arc<Inner>, mut updates: mpsc::Receiver<Update>, synced: watch::Sender<bool>) {
     let mut next = None;
     while let Some(mut update) = match next.take() {
@@ -26,29 +26,29 @@ pub(super) async fn run(inner: Arc<Inner>, mut updates: mpsc::Receiver<Update>, 
         }
         let taken = match &update {
             Update::Listed(listing) if listing.cause == Resync::Start => {
-                // Before anything that needs them: a node's task asks once.
+                // Read first, because a delivery task asks for its cursor only once.
                 inner.published.read(&inner.etcd, listing.revision).await;
                 take_list(&inner, listing).await
             }
             Update::Listed(listing) => {
                 let taken = take_list(&inner, listing).await;
-                // Purges do not wait for this. Nodes that come later should find no cursor of another history.
+                // Read after the purges, which are urgent. Nodes that join later must not find a cursor of another history.
                 inner.published.read(&inner.etcd, listing.revision).await;
                 taken
             }
             Update::Changed(changes) => take_changes(&inner, changes).await,
         };
         if let Err(error) = taken {
-            // What is in etcd is taken also where the disk is full, so this is the end of the journal.
+            // Purges from etcd are applied even if the disk is full, so the journal has ended.
             tracing::error!(error = %causes(&error), "purges from etcd cannot be taken in");
         }
         synced.send_replace(true);
     }
 }
 
-/// Adds the changes that have come while the ones before them were written: etcd tells of each purge by itself, and by
-/// itself each would wait for the disk. Gives an update of another kind that has come behind them.
-fn add_waiting(changes: &mut Vec<Change>, updates: &mut mpsc::Receiver<Update>) -> Option<Update> {
+/// Adds changes that arrived while earlier ones were written. etcd reports each purge separately, and separately each would
+/// wait for the disk. Returns the first update of another kind.
+fn add_waiting(changes: &mut Vec<KeyChange>, updates: &mut mpsc::Receiver<Update>) -> Option<Update> {
     while changes.len() < AT_ONCE {
         match updates.try_recv().ok()? {
             Update::Changed(more) => changes.extend(more),
@@ -60,24 +60,24 @@ fn add_waiting(changes: &mut Vec<Change>, updates: &mut mpsc::Receiver<Update>) 
 
 async fn take_list(inner: &Inner, listing: &Listing) -> Result<(), WriteError> {
     let (revision, floor) = (unsigned(listing.revision), floor(&listing.items));
-    let mut entries: Vec<&Item> = listing.items.iter().filter(|item| item.key != FLOOR).collect();
+    let mut entries: Vec<&KeyEntry> = listing.items.iter().filter(|item| item.key != FLOOR).collect();
     entries.sort_by_key(|item| item.created);
     let listed: HashSet<&str> = entries.iter().map(|item| item.key.as_str()).collect();
     let newest = entries.last().map_or(floor, |last| unsigned(last.created).max(floor));
     let (lost, missed) = {
-        let mut ledger = inner.local.readable().ledger();
-        let restored = listing.cause == Resync::Restored || revision < ledger.newest();
-        let lost = ledger.lost(&listed, revision, floor, restored);
-        let missed = floor > ledger.seen();
-        ledger.forget(|id| !listed.contains(id));
+        let mut position_map = inner.local.readable().position_map();
+        let restored = listing.cause == Resync::Restored || revision < position_map.newest();
+        let lost = position_map.lost(&listed, revision, floor, restored);
+        let missed = floor > position_map.seen();
+        position_map.forget(|id| !listed.contains(id));
         if !restored {
-            // By its name: by then its revision may be that of another purge, of another history.
-            entries.retain(|item| !ledger.was_held(&item.key));
+            // By name, because the revision may belong to another purge after a restore.
+            entries.retain(|item| !position_map.was_held(&item.key));
         }
         if restored {
-            ledger.restarted(revision, newest);
+            position_map.restart(revision, newest);
         }
-        ledger.retired_in_etcd(floor);
+        position_map.record_deletions(floor);
         (lost, missed)
     };
     if missed {
@@ -89,36 +89,37 @@ async fn take_list(inner: &Inner, listing: &Listing) -> Result<(), WriteError> {
         }
         inner.local.break_off(floor).await?;
     }
-    append_answered(inner, entries.into_iter().map(|item| foreign(inner, item)).collect(), revision).await?;
+    append_answered(inner, entries.into_iter().map(|item| named(inner, item)).collect(), revision).await?;
     if !lost.is_empty() {
         tracing::warn!(count = lost.len(), "etcd has lost purges that were there, and gets them again");
         inner.local.found(lost.into_iter().map(|position| (position, None)).collect()).await?;
         inner.uplink.look_again();
     }
-    inner.local.readable().ledger().synced(revision);
+    inner.local.readable().position_map().set_synced(revision);
     Ok(())
 }
 
-async fn take_changes(inner: &Inner, changes: &[Change]) -> Result<(), WriteError> {
+async fn take_changes(inner: &Inner, changes: &[KeyChange]) -> Result<(), WriteError> {
     let mut entries = Vec::new();
     for change in changes {
         match change {
-            Change::Put(item) if item.key == FLOOR => {
-                inner.local.readable().ledger().retired_in_etcd(floor(std::slice::from_ref(item)));
+            KeyChange::Put(item) if item.key == FLOOR => {
+                inner.local.readable().position_map().record_deletions(floor(std::slice::from_ref(item)));
             }
-            Change::Put(item) => entries.push(foreign(inner, item)),
-            // Its time was over.
-            Change::Deleted { key, .. } => inner.local.readable().ledger().forget_one(key),
+            KeyChange::Put(item) => entries.push(named(inner, item)),
+            // It has expired.
+            KeyChange::Deleted { key, .. } => inner.local.readable().position_map().forget_one(key),
         }
     }
     append_answered(inner, entries, unsigned(inner.link.begun_at())).await?;
     let last = changes.iter().map(|change| unsigned(change.revision())).max();
-    inner.local.readable().ledger().synced(last.unwrap_or(0));
+    inner.local.readable().position_map().set_synced(last.unwrap_or(0));
     Ok(())
 }
 
-/// Appends entries. What is news here and was in etcd by `revision`, before we could see it, was answered without us.
-async fn append_answered(inner: &Inner, entries: Vec<Foreign>, revision: u64) -> Result<(), WriteError> {
+/// Appends entries. Those that are new here and were in etcd by `revision`, before our watch began, were answered without
+/// us.
+async fn append_answered(inner: &Inner, entries: Vec<NamedPurge>, revision: u64) -> Result<(), WriteError> {
     let before = inner.local.head();
     let old: Vec<bool> = entries.iter().map(|entry| entry.origin.revision.is_some_and(|own| own <= revision)).collect();
     let positions = inner.local.append_all(entries).await?;
@@ -129,16 +130,16 @@ async fn append_answered(inner: &Inner, entries: Vec<Foreign>, revision: u64) ->
     Ok(())
 }
 
-/// An entry of etcd as one of ours. Dated by our own clock, by which it will retire here.
-fn foreign(inner: &Inner, item: &Item) -> Foreign {
-    let origin = Origin {
+/// Converts an entry. Dated by our own clock, which also decides its retention.
+fn named(inner: &Inner, item: &KeyEntry) -> NamedPurge {
+    let origin = EntryOrigin {
         id: item.key.as_str().into(),
         revision: Some(unsigned(item.created)),
         ours: inner.names.are_ours(&item.key),
     };
     let now_ms = inner.local.now_ms();
     let (Entry { at_ms, purge, .. }, error) = Entry::read(&item.value, now_ms);
-    // The date of another machine says nothing here.
+    // The date by the clock of another machine is of no use.
     let at_ms = if origin.ours { at_ms } else { now_ms };
     if let Some(error) = error {
         tracing::error!(
@@ -146,11 +147,11 @@ fn foreign(inner: &Inner, item: &Item) -> Foreign {
             "this is no purge that this version knows; as it may be one of anything, it is taken for one of everything"
         );
     }
-    Foreign { origin, at_ms, purge, in_order: true }
+    NamedPurge { origin, at_ms, purge, in_order: true }
 }
 
-/// The last deleted revision, by its mark.
-fn floor(items: &[Item]) -> u64 {
+/// The last deleted revision, according to its mark.
+fn floor(items: &[KeyEntry]) -> u64 {
     let mark = items.iter().find(|item| item.key == FLOOR);
     mark.map_or(0, |mark| {
         String::from_utf8_lossy(&mark.value).trim().parse().unwrap_or_else(|_| {
@@ -163,7 +164,7 @@ fn floor(items: &[Item]) -> u64 {
     })
 }
 
-/// Revisions are signed on the wire, and never below 0.
+/// Converts a revision, which is signed on the wire and never negative.
 pub(super) fn unsigned(revision: i64) -> u64 {
     u64::try_from(revision).unwrap_or(0)
 }

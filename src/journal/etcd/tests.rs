@@ -128,7 +128,7 @@ impl Rig {
         let held = self.journal().inner.local.lag(0).entries;
         match self.journal().since(0) {
             Missed::Entries(entries) => entries.iter().map(tag).collect(),
-            Missed::Gap => vec![format!("a gap, and {held} more")],
+            Missed::Truncated => vec![format!("a gap, and {held} more")],
         }
     }
 
@@ -269,7 +269,7 @@ async fn what_was_spooled_survives_a_restart_without_etcd() {
     rig.open(member.cluster(), Limits::default()).await;
     assert_eq!(rig.tags(), ["a", "b"]);
     assert_eq!(rig.journal().head(), position);
-    assert_eq!(rig.journal().remembered(&node("v"), None), Remembered::At(position));
+    assert_eq!(rig.journal().remembered(&node("v"), None), CursorState::At(position));
     assert_eq!(rig.journal().spooled(), Some(1));
     member.restart();
     rig.uploaded().await;
@@ -303,11 +303,11 @@ async fn a_new_replica_starts_from_the_cursors_of_the_others() {
     }
     let new = Rig::new(&member, Limits::default()).await;
     let behind = new.journal().remembered(&node("behind"), None);
-    let Remembered::At(position) = behind else { panic!("{behind:?}") };
+    let CursorState::At(position) = behind else { panic!("{behind:?}") };
     assert!((first..second).contains(&position), "{position}");
-    assert_eq!(new.journal().remembered(&node("current"), Some("1")), Remembered::At(second));
-    assert_eq!(new.journal().remembered(&node("current"), Some("2")), Remembered::AnotherLife);
-    assert_eq!(new.journal().remembered(&node("stranger"), None), Remembered::Nothing);
+    assert_eq!(new.journal().remembered(&node("current"), Some("1")), CursorState::At(second));
+    assert_eq!(new.journal().remembered(&node("current"), Some("2")), CursorState::CacheRestarted);
+    assert_eq!(new.journal().remembered(&node("stranger"), None), CursorState::Unknown);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -335,7 +335,7 @@ async fn only_who_was_away_for_longer_than_purges_are_kept_has_a_gap() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     away.open(member.cluster(), Limits::default()).await;
-    assert_eq!(away.journal().since(cursor), Missed::Gap);
+    assert_eq!(away.journal().since(cursor), Missed::Truncated);
     assert!(away.journal().head() > cursor);
     // Nothing is missing here, deleted or not.
     let head = there.journal().head();
@@ -432,7 +432,8 @@ async fn a_page_of_purges_beyond_the_clients_own_limit_is_read() {
 async fn what_another_replica_tells_of_is_taken_in_once() {
     let member = Member::start();
     let rig = Rig::new(&member, Limits::default()).await;
-    let told = |id: &str, revision| Told { id: id.to_owned(), revision, at_ms: 1_900_000_000_000, purge: purge(id) };
+    let told =
+        |id: &str, revision| PurgeMessage { id: id.to_owned(), revision, at_ms: 1_900_000_000_000, purge: purge(id) };
     let first = rig.journal().admit(vec![told("a", None), told("b", None)]).await.unwrap();
     assert_eq!(rig.journal().admit(vec![told("a", None)]).await.unwrap(), first - 1);
     // It goes to etcd by us, too, where its own replica cannot.

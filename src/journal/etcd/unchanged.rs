@@ -1,14 +1,14 @@
-//! Keys that nobody writes any more, told by our own clock: their dates are another machine's.
+//! Finds keys that are no longer written, by our own clock, because their dates are by those of other machines.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// Since when keys have not changed, as far as we have seen.
+/// The time since which each key has not changed, as far as observed.
 #[derive(Debug, Default)]
 pub(super) struct Unchanged(HashMap<Vec<u8>, (i64, Instant)>);
 
 impl Unchanged {
-    /// Takes note of the keys that there are, with their revisions, and gives those that have not changed for this long.
+    /// Records the current keys with their revisions. Returns those that have not changed for this long.
     pub(super) fn look<'k>(
         &mut self,
         keys: impl Iterator<Item = (&'k [u8], i64)>,

@@ -1,7 +1,7 @@
-//! The way up: writes to etcd, and what could not be written yet.
+//! Writes purges to etcd, and uploads the spool.
 //!
-//! A purge waits for etcd for [`PUT`] and no longer: after that it is in the spool, and until etcd answers again all that
-//! follow go there at once. So a purge costs an etcd that hangs one such wait, and the next ones nothing.
+//! A purge waits for etcd for at most [`PUT`]. After that it goes to the spool, and until etcd answers again all later ones
+//! go there at once. So if etcd hangs, one purge waits that long, and later ones do not wait.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,26 +11,26 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{FLOOR, Inner, PURGES};
-use crate::etcd::{Failure, Pauses, Session, SharedEtcd};
+use crate::etcd::{EtcdError, Pauses, Session, SharedEtcd};
 use crate::journal::{Entry, Journal, Missed, Position};
 use crate::purge::Purge;
 use crate::telemetry::causes;
 
-/// How long a purge waits for etcd. With the wait for its order, less than half of the shortest `ack_timeout` that
-/// makes sense.
+/// The maximum wait of a purge for etcd. Together with the wait for its order, less than half of the shortest reasonable
+/// `ack_timeout`.
 const PUT: Duration = Duration::from_millis(250);
 
-/// etcd takes requests of 1.5 MiB (`--max-request-bytes`). A purge that is larger goes up as one of everything.
+/// Below etcd's limit of 1.5 MiB for a request (`--max-request-bytes`). A larger purge is uploaded as one of everything.
 const MAX_VALUE: usize = 1 << 20;
 
-/// How often the connection is looked after where nobody writes.
+/// The interval of checking an idle connection.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// The connection for writes, while there is one.
+/// The connection for writes, if there is one.
 pub(super) struct Uplink {
     etcd: SharedEtcd,
     session: Mutex<Option<Arc<Session>>>,
-    /// Rings when there is something to upload, or no connection any more.
+    /// Notified when there is something to upload, or the connection is lost.
     wake: Notify,
 }
 
@@ -39,24 +39,25 @@ impl Uplink {
         Uplink { etcd, session: Mutex::default(), wake: Notify::new() }
     }
 
-    /// The connection, while there is one.
+    /// The connection, if there is one.
     pub(super) fn session(&self) -> Option<Arc<Session>> {
         self.session.lock().clone()
     }
 
-    /// There may be something to upload.
+    /// Checks for purges to upload.
     pub(super) fn look_again(&self) {
         self.wake.notify_one();
     }
 
-    /// Writes a purge, and gives its revision; `None` where that could not be had in time. It may be there all the same.
+    /// Writes a purge and returns its revision; `None` if there was no answer in time. The purge may be in etcd all the
+    /// same.
     pub(super) async fn put(&self, id: &str, at_ms: u64, purge: &Purge) -> Option<u64> {
         let session = self.session()?;
         let written = async {
             let entry = Entry { position: 0, at_ms, purge: purge.clone(), origin: None };
             write(&self.etcd, &session, id, &entry).await
         };
-        match tokio::time::timeout(PUT, written).await.unwrap_or(Err(Failure::NoAnswer)) {
+        match tokio::time::timeout(PUT, written).await.unwrap_or(Err(EtcdError::NoAnswer)) {
             Ok(revision) => Some(revision),
             Err(failure) => {
                 self.lost(&session, &failure);
@@ -65,8 +66,8 @@ impl Uplink {
         }
     }
 
-    /// This connection is of no more use.
-    pub(super) fn lost(&self, session: &Arc<Session>, failure: &Failure) {
+    /// Drops a broken connection.
+    pub(super) fn lost(&self, session: &Arc<Session>, failure: &EtcdError) {
         let mut current = self.session.lock();
         if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, session)) {
             *current = None;
@@ -80,8 +81,8 @@ impl Uplink {
     }
 }
 
-/// Writes an entry where there is none of this name, and gives the revision of the one that is there then.
-async fn write(etcd: &SharedEtcd, session: &Session, id: &str, entry: &Entry) -> Result<u64, Failure> {
+/// Writes an entry unless its name exists, and returns the revision of the one that is there then.
+async fn write(etcd: &SharedEtcd, session: &Session, id: &str, entry: &Entry) -> Result<u64, EtcdError> {
     let key = etcd.key(&format!("{PURGES}{id}"));
     let txn = Txn::new()
         .when([Compare::version(key.as_str(), CompareOp::Equal, 0)])
@@ -92,10 +93,10 @@ async fn write(etcd: &SharedEtcd, session: &Session, id: &str, entry: &Entry) ->
         Some(TxnOpResponse::Get(there)) => there.kvs().first().map(etcd_client::KeyValue::create_revision),
         _ => answer.header().map(etcd_client::ResponseHeader::revision),
     };
-    revision.and_then(|revision| u64::try_from(revision).ok()).ok_or(Failure::Closed)
+    revision.and_then(|revision| u64::try_from(revision).ok()).ok_or(EtcdError::Closed)
 }
 
-/// As it is stored in etcd.
+/// The value in etcd.
 fn encode(entry: &Entry) -> Vec<u8> {
     match serde_json::to_vec(entry) {
         Ok(value) if value.len() <= MAX_VALUE => value,
@@ -106,16 +107,16 @@ fn encode(entry: &Entry) -> Vec<u8> {
     }
 }
 
-/// Keeps a connection, and uploads what is in the spool, until the process ends.
+/// Keeps a connection and uploads the spool until the process ends.
 pub(super) async fn run(inner: Arc<Inner>) {
     let uplink = &inner.uplink;
     let mut pauses = Pauses::default();
     let mut told = false;
     loop {
         match connected(&inner, &mut pauses).await {
-            // Whoever took the connection away has said why.
+            // The loss was logged by the task that dropped the connection.
             Ok(()) => {}
-            // Said once, and again only after there was a connection.
+            // Logged once for each loss of the connection.
             Err(failure) if told && uplink.session().is_none() => {
                 tracing::debug!(error = %causes(&failure), "purges still cannot be written to etcd");
             }
@@ -129,18 +130,18 @@ pub(super) async fn run(inner: Arc<Inner>) {
     }
 }
 
-async fn connected(inner: &Arc<Inner>, pauses: &mut Pauses) -> Result<(), Failure> {
+async fn connected(inner: &Arc<Inner>, pauses: &mut Pauses) -> Result<(), EtcdError> {
     let session = Arc::new(inner.etcd.connect().await?);
     upload(inner, &session).await?;
     inner.uplink.set(Some(Arc::clone(&session)));
     pauses.reset();
     loop {
         let woken = tokio::time::timeout(LOOK, inner.uplink.wake.notified()).await.is_ok();
-        // A purge that found no answer has taken it away.
+        // A purge that got no answer has dropped it.
         if inner.uplink.session().is_none() {
             return Ok(());
         }
-        // What was spooled while the connection was being made, or came from a replica that cannot upload itself.
+        // Purges that were spooled while connecting, or that came from a replica that cannot upload them itself.
         upload(inner, &session).await?;
         if !woken {
             let key = inner.etcd.key(&format!("{PURGES}{FLOOR}"));
@@ -149,9 +150,9 @@ async fn connected(inner: &Arc<Inner>, pauses: &mut Pauses) -> Result<(), Failur
     }
 }
 
-/// Writes what is held here and is not in etcd, in its order.
-async fn upload(inner: &Arc<Inner>, session: &Session) -> Result<(), Failure> {
-    let overflow = inner.local.readable().ledger().overflow();
+/// Writes all held purges that are not in etcd, in order.
+async fn upload(inner: &Arc<Inner>, session: &Session) -> Result<(), EtcdError> {
+    let overflow = inner.local.readable().position_map().overflow();
     if overflow > 0 {
         tracing::warn!(
             "etcd was away for so long that purges were dropped from the spool: one of everything takes their place"
@@ -159,19 +160,19 @@ async fn upload(inner: &Arc<Inner>, session: &Session) -> Result<(), Failure> {
         let at_ms = inner.local.now_ms();
         let entry = Entry { position: 0, at_ms, purge: Purge::everything(), origin: None };
         let revision = write(&inner.etcd, session, &inner.names.next(at_ms), &entry).await?;
-        inner.local.readable().ledger().overflow_is_told(overflow, revision);
+        inner.local.readable().position_map().clear_overflow(overflow, revision);
     }
-    let missing = inner.local.readable().ledger().missing();
+    let missing = inner.local.readable().position_map().missing();
     if missing.is_empty() {
         return Ok(());
     }
     let count = missing.len();
     for (position, id) in missing {
-        // Trimmed a moment ago: then there was an overflow, and the next round tells.
+        // Dropped a moment ago: the next round uploads the purge that replaces it.
         let Some(entry) = entry(inner, position) else { continue };
         let revision = write(&inner.etcd, session, &id, &entry).await?;
         inner.link.expect(i64::try_from(revision).unwrap_or(i64::MAX));
-        // Not known after a crash: then it is found there.
+        // After a crash the revision is found in etcd.
         if let Err(error) = inner.local.found(vec![(position, Some(revision))]).await {
             tracing::warn!(error = %causes(&error), "it could not be noted that a purge is in etcd");
         }

@@ -43,7 +43,7 @@ fn keys(keys: &str, soft: bool) -> Ban {
     Ban::Keys { keys: keys.into(), soft }
 }
 
-fn magento(purges: &[Purge]) -> Batch {
+fn magento(purges: &[Purge]) -> CompiledBans {
     compile(purges, PurgeDialect::Magento, DEFAULT_HEADER_LIMIT)
 }
 
@@ -55,7 +55,7 @@ fn the_tags_of_all_purges_become_one_ban_in_each_form() {
         (PurgeDialect::MagentoPlain, ban("((^|,)b_1(,|$))|((^|,)b_2(,|$))|((^|,)c(,|$))", false)),
         (PurgeDialect::Xkey, keys("b_1 b_2 c", false)),
     ] {
-        assert_eq!(compile(&purges, delivery, DEFAULT_HEADER_LIMIT), Batch { bans: vec![expected], folded: 1 });
+        assert_eq!(compile(&purges, delivery, DEFAULT_HEADER_LIMIT), CompiledBans { bans: vec![expected], folded: 1 });
     }
 }
 
@@ -98,14 +98,14 @@ fn a_flush_absorbs_tags_and_patterns_but_no_pool_and_no_url() {
     let (x, y) = (Ban::Forward(forward("/x")), Ban::Forward(forward("/y")));
     for delivery in FORMS {
         let batch = compile(&purges, delivery, DEFAULT_HEADER_LIMIT);
-        assert_eq!(batch, Batch { bans: vec![ban(".*", false), pool.clone(), x.clone(), y.clone()], folded: 3 });
+        assert_eq!(batch, CompiledBans { bans: vec![ban(".*", false), pool.clone(), x.clone(), y.clone()], folded: 3 });
     }
 }
 
 #[test]
 fn a_soft_flush_leaves_hard_purges_hard() {
     let purges = [purge(tags(&["a"])), soft(tags(&["a", "b"])), soft(Target::Everything)];
-    let expected = Batch { bans: vec![ban("(^|,)a(,|$)", false), ban(".*", true)], folded: 2 };
+    let expected = CompiledBans { bans: vec![ban("(^|,)a(,|$)", false), ban(".*", true)], folded: 2 };
     assert_eq!(magento(&purges), expected);
 }
 
@@ -121,13 +121,13 @@ fn what_is_purged_hard_is_not_purged_softly_too() {
     ];
     let pool = Ban::Pool { pattern: "p".into(), soft: false };
     let bans = vec![ban("(^|,)[bc](,|$)", false), ban("x.", false), pool, ban("(^|,)[ad](,|$)", true)];
-    assert_eq!(magento(&purges), Batch { bans, folded: 1 });
+    assert_eq!(magento(&purges), CompiledBans { bans, folded: 1 });
 }
 
 #[test]
 fn nothing_purged_is_no_ban() {
     for delivery in FORMS {
-        assert_eq!(compile(&[], delivery, DEFAULT_HEADER_LIMIT), Batch { bans: vec![], folded: 0 });
+        assert_eq!(compile(&[], delivery, DEFAULT_HEADER_LIMIT), CompiledBans { bans: vec![], folded: 0 });
     }
 }
 
@@ -276,7 +276,7 @@ proptest! {
         limit in 28_usize..200,
     ) {
         for delivery in FORMS {
-            let Batch { bans, .. } = compile(&purges, delivery, limit);
+            let CompiledBans { bans, .. } = compile(&purges, delivery, limit);
             prop_assert!(sizes(&bans).iter().all(|size| *size <= limit), "{bans:?}");
             assert_one_word(&bans);
             // The longest tag fits: four escaped characters in Magento's form.
@@ -299,7 +299,7 @@ proptest! {
             if let Target::Tags(tags) = target { tags.iter().count() } else { 0 }
         }).sum();
         // In this form the tags that were written can be counted.
-        let Batch { bans, folded } = compile(&purges, PurgeDialect::MagentoPlain, DEFAULT_HEADER_LIMIT);
+        let CompiledBans { bans, folded } = compile(&purges, PurgeDialect::MagentoPlain, DEFAULT_HEADER_LIMIT);
         let written: usize = bans.iter().map(|ban| match ban {
             Ban::Tags { pattern, .. } => pattern.matches(BEFORE).count(),
             _ => 0,
@@ -337,7 +337,7 @@ proptest! {
         });
         let pages: Vec<String> = near.chain(others).filter(|tag| !tag.is_empty()).collect();
         for delivery in FORMS {
-            let Batch { bans, folded } = compile(&[purge(Target::Tags(set.clone()))], delivery, limit);
+            let CompiledBans { bans, folded } = compile(&[purge(Target::Tags(set.clone()))], delivery, limit);
             prop_assert_eq!(folded, 0);
             prop_assert!(sizes(&bans).iter().all(|size| *size <= limit));
             assert_one_word(&bans);

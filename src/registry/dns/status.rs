@@ -12,9 +12,9 @@ use parking_lot::Mutex;
 pub struct DnsStatus {
     started: Instant,
     connected: AtomicBool,
-    /// Milliseconds since `started`; 0 is never.
+    /// Milliseconds from `started` to the last answer.
     heard: AtomicU64,
-    problem: Mutex<Arc<str>>,
+    problem: Mutex<Option<Arc<str>>>,
 }
 
 impl Default for DnsStatus {
@@ -24,7 +24,7 @@ impl Default for DnsStatus {
             started: Instant::now(),
             connected: AtomicBool::new(false),
             heard: AtomicU64::new(0),
-            problem: Mutex::new("".into()),
+            problem: Mutex::default(),
         }
     }
 }
@@ -41,20 +41,20 @@ impl DnsStatus {
         self.started.elapsed().saturating_sub(heard)
     }
 
-    /// The names that are not answered, and why; empty if all are.
-    pub fn problem(&self) -> Arc<str> {
-        Arc::clone(&self.problem.lock())
+    /// The names that are not answered, and why, if there are any.
+    pub fn problem(&self) -> Option<Arc<str>> {
+        self.problem.lock().clone()
     }
 
-    pub(super) fn heard(&self) {
+    pub(super) fn record_contact(&self) {
         let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.heard.store(now.max(1), Ordering::Relaxed);
+        self.heard.store(now, Ordering::Relaxed);
     }
 
     /// `failing` are the names that are not answered, with the reasons; `complete`: every name was asked for.
-    pub(super) fn stands(&self, complete: bool, failing: &BTreeMap<usize, String>) {
+    pub(super) fn set(&self, complete: bool, failing: &BTreeMap<usize, String>) {
         self.connected.store(complete && failing.is_empty(), Ordering::Relaxed);
         let problem: Vec<&str> = failing.values().map(String::as_str).collect();
-        *self.problem.lock() = problem.join("; ").into();
+        *self.problem.lock() = (!problem.is_empty()).then(|| problem.join("; ").into());
     }
 }

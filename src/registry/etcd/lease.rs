@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use super::roster::Departure;
-use crate::etcd::{Failure, Session, SharedEtcd};
+use crate::etcd::{EtcdError, LeaseId, Session, SharedEtcd};
 use crate::telemetry::causes;
 
 /// How long the answers may take, with a new connection if there is none.
@@ -46,16 +46,16 @@ pub(super) async fn ask(
     let mut session = None;
     let mut together = Vec::new();
     while questions.recv_many(&mut together, TOGETHER).await > 0 {
-        let leases: BTreeSet<i64> = together.iter().map(|(_, departure)| departure.lease).collect();
+        let leases: BTreeSet<LeaseId> = together.iter().filter_map(|(_, departure)| departure.lease).collect();
         let mut alive = BTreeMap::new();
         let asked = tokio::time::timeout(PATIENCE, ask_all(&etcd, &mut session, leases, &mut alive)).await;
         if !matches!(asked, Ok(Ok(()))) {
             session = None;
-            let error = asked.map_or(Failure::NoAnswer, |result| result.err().unwrap_or(Failure::NoAnswer));
+            let error = asked.map_or(EtcdError::NoAnswer, |result| result.err().unwrap_or(EtcdError::NoAnswer));
             tracing::warn!(error = %causes(&error), "etcd cannot be asked why nodes are gone: as if nobody had said so");
         }
         for (number, departure) in together.drain(..) {
-            let exists = alive.get(&departure.lease).copied().unwrap_or(false);
+            let exists = departure.lease.is_some_and(|lease| alive.get(&lease).copied().unwrap_or(false));
             let manner = if exists { Manner::Deleted } else { Manner::Expired };
             if answers.send((number, departure, manner)).await.is_err() {
                 return;
@@ -68,9 +68,9 @@ pub(super) async fn ask(
 async fn ask_all(
     etcd: &SharedEtcd,
     session: &mut Option<Arc<Session>>,
-    leases: BTreeSet<i64>,
-    alive: &mut BTreeMap<i64, bool>,
-) -> Result<(), Failure> {
+    leases: BTreeSet<LeaseId>,
+    alive: &mut BTreeMap<LeaseId, bool>,
+) -> Result<(), EtcdError> {
     if let Some(open) = session
         && ask_over(open, &leases, alive).await.is_ok()
     {
@@ -83,9 +83,9 @@ async fn ask_all(
 
 async fn ask_over(
     session: &Arc<Session>,
-    leases: &BTreeSet<i64>,
-    alive: &mut BTreeMap<i64, bool>,
-) -> Result<(), Failure> {
+    leases: &BTreeSet<LeaseId>,
+    alive: &mut BTreeMap<LeaseId, bool>,
+) -> Result<(), EtcdError> {
     let room = Arc::new(Semaphore::new(AT_ONCE));
     let mut questions = JoinSet::new();
     for &lease in leases.iter().filter(|lease| !alive.contains_key(*lease)) {
@@ -93,7 +93,7 @@ async fn ask_over(
         questions.spawn(async move {
             // It is closed with the runtime.
             let _permit = room.acquire().await;
-            let answer = session.request(async |mut client| client.lease_time_to_live(lease, None).await).await;
+            let answer = session.request(async |mut client| client.lease_time_to_live(lease.get(), None).await).await;
             (lease, answer)
         });
     }

@@ -15,7 +15,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::record::NodeRecord;
-use crate::etcd::follow::{Change, Item};
+use crate::etcd::LeaseId;
+use crate::etcd::follow::{KeyChange, KeyEntry};
 use crate::fleet::{NodeId, NodeKey, Role};
 
 /// The keys below `nodes/`.
@@ -31,8 +32,8 @@ pub(super) struct Roster {
 struct KnownKey {
     /// The revision of the last write.
     revision: i64,
-    /// The lease that the key is attached to; 0 without one.
-    lease: i64,
+    /// The lease that the key is attached to, if it is to one.
+    lease: Option<LeaseId>,
     /// The hash of its value, so that one that is listed again is not parsed again.
     fingerprint: u64,
     /// The last value that could be read.
@@ -67,34 +68,34 @@ pub(super) struct Departure {
     pub(super) key: String,
     pub(super) role: Role,
     pub(super) id: NodeId,
-    /// The lease that its key had; 0 without one.
-    pub(super) lease: i64,
+    /// The lease that its key had, if it had one.
+    pub(super) lease: Option<LeaseId>,
     /// It had said that it was about to go.
     pub(super) drained: bool,
 }
 
 impl Roster {
     /// Applies a whole list. A key that was known before and is not in it is gone.
-    pub(super) fn list(&mut self, items: Vec<Item>, revision: i64) -> Vec<RosterChange> {
+    pub(super) fn list(&mut self, items: Vec<KeyEntry>, revision: i64) -> Vec<RosterChange> {
         // It may be of another history, in which revisions are lower.
         self.last_deletion = 0;
         self.keys.values_mut().for_each(|known| known.revision = 0);
         let listed: BTreeSet<String> = items.iter().map(|item| item.key.clone()).collect();
         let gone: Vec<String> = self.keys.keys().filter(|key| !listed.contains(*key)).cloned().collect();
-        let gone = gone.into_iter().map(|key| Change::Deleted { key, revision });
-        let changes = items.into_iter().map(Change::Put).chain(gone);
+        let gone = gone.into_iter().map(|key| KeyChange::Deleted { key, revision });
+        let changes = items.into_iter().map(KeyChange::Put).chain(gone);
         changes.filter_map(|change| self.apply(&change)).collect()
     }
 
     /// Applies one change. `None` if it changes nothing that matters.
-    pub(super) fn apply(&mut self, change: &Change) -> Option<RosterChange> {
+    pub(super) fn apply(&mut self, change: &KeyChange) -> Option<RosterChange> {
         match change {
-            Change::Put(item) => self.put(item),
-            Change::Deleted { key, revision } => self.delete(key, *revision),
+            KeyChange::Put(item) => self.put(item),
+            KeyChange::Deleted { key, revision } => self.delete(key, *revision),
         }
     }
 
-    fn put(&mut self, item: &Item) -> Option<RosterChange> {
+    fn put(&mut self, item: &KeyEntry) -> Option<RosterChange> {
         let known = self.keys.get(&item.key);
         // A member that lags sends old events again (etcd-io/etcd#20221).
         let is_old = known.map_or(item.revision < self.last_deletion, |known| item.revision <= known.revision);
@@ -129,7 +130,7 @@ impl Roster {
     }
 
     /// Restores a key from before the process started. The first list says what has become of it.
-    pub(super) fn restore(&mut self, key: String, lease: i64, record: NodeRecord) {
+    pub(super) fn restore(&mut self, key: String, lease: Option<LeaseId>, record: NodeRecord) {
         self.keys.insert(key, KnownKey { lease, record: Some(record), ..KnownKey::default() });
     }
 
@@ -139,7 +140,7 @@ impl Roster {
     }
 
     /// The nodes that are there: their keys, leases and records.
-    pub(super) fn nodes(&self) -> impl Iterator<Item = (&str, i64, &NodeRecord)> {
+    pub(super) fn nodes(&self) -> impl Iterator<Item = (&str, Option<LeaseId>, &NodeRecord)> {
         self.keys.iter().filter_map(|(key, known)| Some((key.as_str(), known.lease, known.record.as_ref()?)))
     }
 }
@@ -161,16 +162,17 @@ mod tests {
 
     use super::*;
 
-    fn item(key: &str, value: &str, lease: i64, revision: i64) -> Item {
-        Item { key: key.to_owned(), value: value.as_bytes().to_vec(), lease, revision, created: revision }
+    fn item(key: &str, value: &str, lease: i64, revision: i64) -> KeyEntry {
+        let lease = LeaseId::new(lease);
+        KeyEntry { key: key.to_owned(), value: value.as_bytes().to_vec(), lease, revision, created: revision }
     }
 
     fn put(roster: &mut Roster, key: &str, value: &str, revision: i64) -> Option<RosterChange> {
-        roster.apply(&Change::Put(item(key, value, 0, revision)))
+        roster.apply(&KeyChange::Put(item(key, value, 0, revision)))
     }
 
     fn delete(roster: &mut Roster, key: &str, revision: i64) -> Option<RosterChange> {
-        roster.apply(&Change::Deleted { key: key.to_owned(), revision })
+        roster.apply(&KeyChange::Deleted { key: key.to_owned(), revision })
     }
 
     fn addresses(roster: &Roster) -> Vec<(String, String)> {
@@ -179,7 +181,7 @@ mod tests {
 
     fn departure(step: &Option<RosterChange>) -> Option<(i64, bool)> {
         let Some(RosterChange::Gone(Departure { lease, drained, .. })) = step else { return None };
-        Some((*lease, *drained))
+        Some((lease.map_or(0, LeaseId::get), *drained))
     }
 
     #[test]
@@ -212,11 +214,11 @@ mod tests {
         let mut roster = Roster::default();
         put(&mut roster, "web/a", "10.0.0.5:80", 1);
         assert_eq!(departure(&delete(&mut roster, "web/a", 2)), Some((0, false)));
-        roster.apply(&Change::Put(item("web/a", "10.0.0.5:80", 7, 3)));
+        roster.apply(&KeyChange::Put(item("web/a", "10.0.0.5:80", 7, 3)));
         assert_eq!(departure(&delete(&mut roster, "web/a", 4)), Some((7, false)));
         // The same value with another lease: an agent that has lost its first one.
-        roster.apply(&Change::Put(item("web/a", "10.0.0.5:80", 7, 5)));
-        assert_eq!(roster.apply(&Change::Put(item("web/a", "10.0.0.5:80", 8, 6))), None);
+        roster.apply(&KeyChange::Put(item("web/a", "10.0.0.5:80", 7, 5)));
+        assert_eq!(roster.apply(&KeyChange::Put(item("web/a", "10.0.0.5:80", 8, 6))), None);
         assert_eq!(departure(&delete(&mut roster, "web/a", 7)), Some((8, false)));
         put(&mut roster, "web/a", r#"{"address":"10.0.0.5:80","state":"drain"}"#, 8);
         assert_eq!(departure(&delete(&mut roster, "web/a", 9)), Some((0, true)));
@@ -245,11 +247,11 @@ mod tests {
     fn what_was_there_before_the_process_is_compared_with_the_first_list() {
         let mut roster = Roster::default();
         let record = |address: &str| NodeRecord::parse(Role::Web, address.as_bytes()).unwrap().0;
-        roster.restore("web/a".to_owned(), 7, record("10.0.0.5:80"));
-        roster.restore("web/b".to_owned(), 8, record("10.0.0.6:80"));
+        roster.restore("web/a".to_owned(), LeaseId::new(7), record("10.0.0.5:80"));
+        roster.restore("web/b".to_owned(), LeaseId::new(8), record("10.0.0.6:80"));
         let steps = roster.list(vec![item("web/a", "10.0.0.5:80", 7, 3), item("web/c", "10.0.0.7:80", 0, 4)], 9);
         let gone = steps.iter().filter_map(|step| if let RosterChange::Gone(gone) = step { Some(gone) } else { None });
-        assert_eq!(gone.map(|gone| (gone.key.as_str(), gone.lease)).collect::<Vec<_>>(), [("web/b", 8)]);
+        assert_eq!(gone.map(|gone| (gone.key.as_str(), gone.lease)).collect::<Vec<_>>(), [("web/b", LeaseId::new(8))]);
         assert_eq!(addresses(&roster).len(), 2);
     }
 
@@ -257,22 +259,22 @@ mod tests {
     #[derive(Default)]
     struct Model {
         revision: i64,
-        keys: BTreeMap<String, Item>,
+        keys: BTreeMap<String, KeyEntry>,
     }
 
     impl Model {
-        fn change(&mut self, key: &str, value: Option<&str>) -> Option<Change> {
+        fn change(&mut self, key: &str, value: Option<&str>) -> Option<KeyChange> {
             self.revision += 1;
             let (key, revision) = (key.to_owned(), self.revision);
             let Some(value) = value else {
-                return self.keys.remove(&key).map(|_| Change::Deleted { key, revision });
+                return self.keys.remove(&key).map(|_| KeyChange::Deleted { key, revision });
             };
             let item = item(&key, value, 0, revision);
             self.keys.insert(key, item.clone());
-            Some(Change::Put(item))
+            Some(KeyChange::Put(item))
         }
 
-        fn items(&self) -> Vec<Item> {
+        fn items(&self) -> Vec<KeyEntry> {
             self.keys.values().cloned().collect()
         }
     }

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::snapshot::SavedNode;
 use super::{EtcdRegistry, NobodyListens};
+use crate::etcd::LeaseId;
 use crate::fleet::{Event, NodeSource};
 use crate::registry::resolve::LOOKUP;
 
@@ -70,7 +71,7 @@ impl EtcdRegistry {
             if address.parse::<SocketAddr>().is_err() {
                 self.names.want(&key, &address);
             }
-            self.roster.restore(key.clone(), lease, record);
+            self.roster.restore(key.clone(), LeaseId::new(lease), record);
             self.announce(key, address, spec).await?;
         }
         self.start = StartPhase::Done;

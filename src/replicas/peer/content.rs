@@ -1,37 +1,36 @@
-//! What another replica is to be told next: purges of ours, and how they were answered.
+//! The content of the next message to another replica: our purges, and their answers.
 //!
-//! A message fits into what the other one takes (`purge.max_request`), whatever is in it: one that does not would be refused
-//! for ever.
+//! A message is never larger than the other replica accepts (`purge.max_request`): a larger one would be refused every time.
 
 use std::time::Duration;
 
 use super::super::Replicas;
 use super::Peer;
-use crate::journal::{Entry, Missed, Position, Shared, Told};
+use crate::journal::{Entry, Missed, Position, PurgeMessage, Shared};
 use crate::purge::{Purge, Target};
 
-/// Bytes of purges in one message, as near as it can be told, where `purge.max_request` is not less.
+/// The approximate maximum size of the purges in a message in bytes, unless `purge.max_request` is less.
 const MAX_MESSAGE: usize = 256 << 10;
 
-/// Names of refused purges in one message.
+/// The maximum number of refused purges named in a message.
 const MAX_REFUSED: usize = 500;
 
-/// Of those in a farewell, which is to fit whatever the other one takes.
+/// The same for the last message, which must fit into any limit.
 const MAX_REFUSED_LAST: usize = 100;
 
-/// What is to be told next.
+/// The next content.
 pub(super) struct Next {
-    pub(super) purges: Vec<Told>,
-    /// The names of those of them that were answered as done.
+    pub(super) purges: Vec<PurgeMessage>,
+    /// The names of those purges that were answered as done.
     pub(super) done: Vec<String>,
-    /// How many bytes all that takes, as near as it can be told.
+    /// The approximate size of all that in bytes.
     pub(super) bytes: usize,
-    /// Up to where the other one has everything then.
+    /// The position up to which the replica has everything then.
     pub(super) last: Position,
     pub(super) tells_gap: bool,
 }
 
-/// What was accepted here after `sent`, as much as a message of `room` bytes takes.
+/// The purges that were accepted here after `sent`, as far as they fit into `room` bytes.
 pub(super) fn next(
     replicas: &Replicas,
     peer: &Peer,
@@ -39,12 +38,12 @@ pub(super) fn next(
     sent: Option<Position>,
     room: usize,
 ) -> Next {
-    // Read first: what is appended from here on is told after it.
+    // Read first, so that later purges are sent after it.
     let head = journal.head();
-    let missed = sent.map_or(Missed::Gap, |sent| journal.since(sent));
+    let missed = sent.map_or(Missed::Truncated, |sent| journal.since(sent));
     let Missed::Entries(entries) = missed else {
         if replicas.has_journal_in_common() {
-            // Whoever missed so much has a gap in its journal, too.
+            // A replica that missed so much sees the gap in the shared journal, too.
             return Next { purges: Vec::new(), done: Vec::new(), bytes: 0, last: head, tells_gap: true };
         }
         tracing::warn!(
@@ -52,7 +51,7 @@ pub(super) fn next(
             "what a replica missed is not known any more: it is told one purge of everything"
         );
         let id = super::super::gap_name(&replicas.own.boot, &peer.record.boot, head);
-        let told = Told { id, revision: None, at_ms: journal.now_ms(), purge: everything_missed() };
+        let told = PurgeMessage { id, revision: None, at_ms: journal.now_ms(), purge: everything_missed() };
         return Next { purges: vec![told], done: Vec::new(), bytes: 0, last: head, tells_gap: true };
     };
     let (mut purges, mut done, mut bytes, mut last) = (Vec::new(), Vec::new(), 0, sent.unwrap_or(0));
@@ -74,52 +73,52 @@ pub(super) fn next(
     Next { purges, done, bytes, last, tells_gap: false }
 }
 
-/// What stands for any number of purges: among them may be some of pages without tags.
+/// Replaces any number of purges, including those of pages without tags.
 fn everything_missed() -> Purge {
     Purge { targets: vec![Target::All], soft: false }
 }
 
-/// A purge that fits into a message, and how large it is there: as JSON one can be larger than it was as a request, and
-/// the other one would refuse it for ever.
-fn fitting(told: Told, room: usize) -> (Told, usize) {
-    let size = |told: &Told| serde_json::to_vec(told).map_or(0, |json| json.len());
+/// A purge that fits into a message, and its size there. As JSON it can be larger than it was as a request, and would then
+/// be refused every time.
+fn fitting(told: PurgeMessage, room: usize) -> (PurgeMessage, usize) {
+    let size = |told: &PurgeMessage| serde_json::to_vec(told).map_or(0, |json| json.len());
     let as_it_is = size(&told);
     if as_it_is <= room {
         return (told, as_it_is);
     }
-    let told = Told { purge: Purge::everything(), ..told };
+    let told = PurgeMessage { purge: Purge::everything(), ..told };
     let size = size(&told);
     (told, size)
 }
 
-fn told(revision: Option<u64>, id: &str, entry: &Entry) -> Told {
-    Told { id: id.to_owned(), revision, at_ms: entry.at_ms, purge: entry.purge.clone() }
+fn told(revision: Option<u64>, id: &str, entry: &Entry) -> PurgeMessage {
+    PurgeMessage { id: id.to_owned(), revision, at_ms: entry.at_ms, purge: entry.purge.clone() }
 }
 
-/// How long the other one may wait for its Varnish nodes. It keeps some of our patience for itself (it takes the purge in,
-/// and answers), and what etcd has taken before is gone: its answer is to be here when the purge's sender gets one. What is
-/// older was answered long ago, and fences there almost at once.
+/// How long the other replica may wait for its Varnish nodes, such that its answer arrives before we answer the sender: our
+/// timeout without a margin for receiving and answering, and without the time that etcd took. Old purges were answered long
+/// ago, so they get the minimum.
 fn others_patience(ack_timeout: Duration, accepted_ms: u64, now_ms: u64) -> Duration {
     let gone = Duration::from_millis(now_ms.saturating_sub(accepted_ms));
     (ack_timeout * 5 / 8).saturating_sub(gone).max(ack_timeout / 8)
 }
 
-/// How long the other one may wait with these.
-pub(super) fn patience(replicas: &Replicas, journal: &dyn Shared, purges: &[Told]) -> Duration {
+/// The time for which the other replica may wait with these purges.
+pub(super) fn patience(replicas: &Replicas, journal: &dyn Shared, purges: &[PurgeMessage]) -> Duration {
     let newest_ms = purges.iter().map(|told| told.at_ms).max().unwrap_or(0);
-    // Both times are of our own clock: what is told was accepted here.
+    // Both times are from our own clock, because the purges were accepted here.
     others_patience(replicas.context.ack_timeout, newest_ms, journal.now_ms())
 }
 
-/// The names of the purges that were refused last, for the farewell: what is not said by then, nobody says.
+/// The names of the newest refused purges, for the last message, after which no replica may report them.
 pub(super) fn refused_last(replicas: &Replicas) -> Vec<String> {
     let Some(journal) = &replicas.context.journal else { return Vec::new() };
     let positions = replicas.context.deliveries.newest_refused(MAX_REFUSED_LAST);
     positions.into_iter().filter_map(|position| Some(journal.name_of(position)?.to_string())).collect()
 }
 
-/// The names of purges that were refused to their senders, from this number on, that the other one has confirmed, as many
-/// as fit into so many bytes.
+/// The names of refused purges, from number `next` on, that the other replica has confirmed, as far as they fit into `room`
+/// bytes.
 pub(super) fn refused(
     replicas: &Replicas,
     peer: &Peer,
@@ -133,7 +132,7 @@ pub(super) fn refused(
         refused.into_iter().take_while(|(_, position)| confirmed.is_some_and(|confirmed| *position <= confirmed));
     let (mut names, mut bytes) = (Vec::new(), 0);
     for (number, position) in refused {
-        // What is not held any more leaves doubt there or not, as it was when it went.
+        // A purge that is no longer held leaves doubt there or not, as it did when it was dropped.
         if let Some(name) = journal.name_of(position) {
             bytes += listed(&name);
             if bytes > room {
@@ -146,7 +145,7 @@ pub(super) fn refused(
     names
 }
 
-/// How many bytes a name takes in a list.
+/// The size of a name in a JSON list, in bytes.
 fn listed(name: &str) -> usize {
     name.len() + "\"\",".len()
 }
@@ -163,7 +162,7 @@ mod tests {
             let (method, rules) = (http::Method::from_bytes(b"PURGE").unwrap(), crate::purge::PurgeRules::default());
             crate::purge::parse(&method, &"/".parse().unwrap(), &headers, &rules).unwrap().purge
         };
-        let told = |purge| Told { id: "a".to_owned(), revision: None, at_ms: 1, purge };
+        let told = |purge| PurgeMessage { id: "a".to_owned(), revision: None, at_ms: 1, purge };
         let (small, large) =
             (told(request("((^|,)cat_p_1(,|$))")), told(request(&format!("a{}", r"\.".repeat(2_000)))));
         assert_eq!(fitting(small.clone(), 4_500).0, small);

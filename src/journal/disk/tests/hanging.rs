@@ -15,9 +15,9 @@ fn tags(journal: &Disk) -> Vec<Purge> {
 }
 
 /// A purge of another replica, or one of ours, that is in etcd or is not.
-fn foreign(id: &str, revision: Option<u64>) -> Foreign {
-    let origin = Origin { id: id.into(), revision, ours: true };
-    Foreign { origin, at_ms: 2_000_000_000_000, purge: purge(id), in_order: false }
+fn named(id: &str, revision: Option<u64>) -> NamedPurge {
+    let origin = EntryOrigin { id: id.into(), revision, ours: true };
+    NamedPurge { origin, at_ms: 2_000_000_000_000, purge: purge(id), in_order: false }
 }
 
 #[tokio::test]
@@ -90,25 +90,23 @@ async fn what_is_safe_in_etcd_is_carried_out_while_the_disk_hangs() {
     let (directory, fault) = (tempdir().unwrap(), Arc::new(Fault::default()));
     let journal = fault.open_with(&directory, impatient());
     fault.hold_next_sync();
-    let (safe, spooled) = tokio::join!(
-        journal.append_foreign(foreign("safe", Some(7))),
-        journal.append_foreign(foreign("spooled", None))
-    );
+    let (safe, spooled) =
+        tokio::join!(journal.append_named(named("safe", Some(7))), journal.append_named(named("spooled", None)));
     assert_eq!(safe.unwrap(), 7);
     spooled.unwrap_err();
-    assert_eq!(journal.append_foreign(foreign("later", Some(9))).await.unwrap(), 9);
-    journal.append_foreign(foreign("refused", None)).await.unwrap_err();
+    assert_eq!(journal.append_named(named("later", Some(9))).await.unwrap(), 9);
+    journal.append_named(named("refused", None)).await.unwrap_err();
     assert_eq!(tags(&journal), ["safe", "later"].map(purge));
     fault.release();
     // What was on its way to the disk is written after what was carried out meanwhile.
     journal.watch().wait_for(|head| *head == 10).await.unwrap();
-    assert_eq!(journal.append_foreign(foreign("new", Some(12))).await.unwrap(), 12);
+    assert_eq!(journal.append_named(named("new", Some(12))).await.unwrap(), 12);
     assert_eq!(tags(&journal), ["safe", "later", "spooled", "new"].map(purge));
     let before = tags(&journal);
     drop(journal);
     let journal = fault.open(&directory);
     assert_eq!((journal.head(), tags(&journal)), (12, before));
-    assert_eq!(journal.readable().ledger().missing().len(), 1);
+    assert_eq!(journal.readable().position_map().missing().len(), 1);
 }
 
 #[tokio::test]
@@ -117,10 +115,10 @@ async fn what_is_safe_in_etcd_is_on_the_disk_once_it_has_room_again() {
     let journal = fault.open(&directory);
     fault.full.store(true, Ordering::SeqCst);
     for (id, revision) in [("a", 3), ("b", 5)] {
-        assert_eq!(journal.append_foreign(foreign(id, Some(revision))).await.unwrap(), revision);
+        assert_eq!(journal.append_named(named(id, Some(revision))).await.unwrap(), revision);
     }
     fault.full.store(false, Ordering::SeqCst);
-    journal.append_foreign(foreign("c", Some(8))).await.unwrap();
+    journal.append_named(named("c", Some(8))).await.unwrap();
     drop(journal);
     let journal = fault.open(&directory);
     assert_eq!((journal.head(), tags(&journal)), (8, vec![purge("a"), purge("b"), purge("c")]));
@@ -130,19 +128,19 @@ async fn what_is_safe_in_etcd_is_on_the_disk_once_it_has_room_again() {
 async fn a_gap_and_what_is_known_of_etcd_hold_whatever_the_disk_says() {
     let (directory, fault) = (tempdir().unwrap(), Arc::new(Fault::default()));
     let journal = fault.open_with(&directory, impatient());
-    journal.append_foreign(foreign("a", Some(3))).await.unwrap();
+    journal.append_named(named("a", Some(3))).await.unwrap();
     fault.full.store(true, Ordering::SeqCst);
     journal.break_off(7).await.unwrap();
-    assert_eq!((journal.head(), journal.since(3)), (7, Missed::Gap));
-    journal.append_foreign(foreign("b", Some(9))).await.unwrap();
+    assert_eq!((journal.head(), journal.since(3)), (7, Missed::Truncated));
+    journal.append_named(named("b", Some(9))).await.unwrap();
     journal.found(vec![(9, None)]).await.unwrap();
-    assert_eq!(journal.readable().ledger().missing().len(), 1);
+    assert_eq!(journal.readable().position_map().missing().len(), 1);
     journal.save_cursors(vec![(node("v1"), at(9))]).await.unwrap_err();
     fault.full.store(false, Ordering::SeqCst);
-    journal.append_foreign(foreign("c", Some(12))).await.unwrap();
+    journal.append_named(named("c", Some(12))).await.unwrap();
     drop(journal);
     let journal = fault.open(&directory);
-    assert_eq!((journal.head(), journal.since(3)), (12, Missed::Gap));
+    assert_eq!((journal.head(), journal.since(3)), (12, Missed::Truncated));
     assert_eq!(entries(&journal, 7).len(), 2);
 }
 

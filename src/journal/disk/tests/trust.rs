@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use super::*;
-use crate::journal::Remembered;
+use crate::journal::CursorState;
 
 const JOURNAL: &str = "journal.redb";
 
@@ -42,9 +42,9 @@ async fn trusts_nobody(directory: &TempDir, reason: &str) {
     for _ in 0..2 {
         let journal = open(directory.path());
         assert_eq!(journal.anew(), None, "said once");
-        assert_eq!(journal.remembered(&node("v1"), None), Remembered::Nothing);
+        assert_eq!(journal.remembered(&node("v1"), None), CursorState::Unknown);
         assert!(journal.has_history(), "a node that nobody knows would be trusted");
-        assert_eq!(journal.since(0), Missed::Gap);
+        assert_eq!(journal.since(0), Missed::Truncated);
         heads.push(journal.head());
     }
     assert!(heads[0] > 0 && heads.windows(2).all(|two| two[0] == two[1]), "{heads:?}");
@@ -58,7 +58,7 @@ async fn a_journal_that_is_whole_is_believed() {
     let directory = used().await;
     let journal = open(directory.path());
     assert_eq!((journal.anew(), journal.head()), (None, 2));
-    assert_eq!(journal.remembered(&node("v1"), None), Remembered::At(2));
+    assert_eq!(journal.remembered(&node("v1"), None), CursorState::At(2));
 }
 
 #[tokio::test]
@@ -152,7 +152,7 @@ async fn no_flipped_byte_is_believed() {
             let purges: Vec<_> = entries(&journal, 0).iter().map(|entry| entry.purge.clone()).collect();
             assert_eq!(purges, [purge("find_me"), purge("b")]);
             // The cursor is of a commit without an fsync: the one before it knows of none.
-            assert!(matches!(journal.remembered(&node("v1"), None), Remembered::At(2) | Remembered::Nothing));
+            assert!(matches!(journal.remembered(&node("v1"), None), CursorState::At(2) | CursorState::Unknown));
         }
     }
 }
@@ -223,7 +223,7 @@ async fn a_journal_without_its_marker_is_believed_only_if_it_is_older() {
         transaction.delete_table(change::IDENTITY).unwrap();
     });
     let journal = open(directory.path());
-    assert_eq!((journal.anew(), journal.remembered(&node("v1"), None)), (None, Remembered::At(2)));
+    assert_eq!((journal.anew(), journal.remembered(&node("v1"), None)), (None, CursorState::At(2)));
     drop(journal);
     // From here on it has both.
     fs::remove_file(directory.path().join("identity.json")).unwrap();
@@ -328,7 +328,7 @@ async fn a_journal_removed_while_in_use_refuses_and_begins_a_new_file() {
         drop(journal);
         // But in the file is only what came after.
         let journal = open(directory.path());
-        assert_eq!((journal.anew(), journal.head(), journal.since(1)), (None, 3, Missed::Gap), "{what}");
+        assert_eq!((journal.anew(), journal.head(), journal.since(1)), (None, 3, Missed::Truncated), "{what}");
         assert_eq!(entries(&journal, 2).len(), 1, "{what}");
     }
 }
@@ -346,7 +346,7 @@ async fn what_a_removed_file_had_of_urls_is_in_doubt_in_the_new_one() {
     journal.append(purge("c")).await.unwrap();
     drop(journal);
     let journal = open(directory.path());
-    assert_eq!((journal.since(1), journal.uncovered()), (Missed::Gap, 2));
+    assert_eq!((journal.since(1), journal.uncovered()), (Missed::Truncated, 2));
 }
 
 #[tokio::test]

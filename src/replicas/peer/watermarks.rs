@@ -1,4 +1,4 @@
-//! Asks a replica up to where the pages have landed that are held for ([`PeerHolds`]).
+//! Asks a replica for the fill watermarks of the nodes that are held back for it ([`PeerHolds`]).
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use super::Peer;
 use crate::fleet::NodeId;
 use crate::telemetry::causes;
 
-/// Ends what is held for a replica when nobody asks it any more.
+/// Ends the holds for a replica with the task that asks it.
 struct EndsWithTask<'a>(&'a PeerHolds);
 
 impl Drop for EndsWithTask<'_> {
@@ -19,12 +19,12 @@ impl Drop for EndsWithTask<'_> {
     }
 }
 
-/// Asks a replica about what is held for it, for as long as this is polled.
+/// Asks a replica about its holds for as long as this is polled.
 pub(super) async fn ask(replicas: Arc<Replicas>, peer: Arc<Peer>) -> Infallible {
     let asking = EndsWithTask(&peer.under_way);
     loop {
         if asking.0.nodes().is_empty() {
-            asking.0.rung().await;
+            asking.0.wait_until_asked().await;
         }
         ask_until_landed(&replicas, &peer).await;
     }
@@ -38,10 +38,10 @@ async fn ask_until_landed(replicas: &Replicas, peer: &Peer) {
         if nodes.is_empty() {
             return;
         }
-        match peer.ask_landed(replicas, nodes).await {
+        match peer.ask_watermarks(replicas, nodes).await {
             Ok(said) => {
                 heard = Instant::now();
-                under_way.have_landed(&said.landed);
+                under_way.record_watermarks(&said.landed);
             }
             Err(error) if error.has_ended() || heard.elapsed() >= replicas.context.ack_timeout => {
                 tracing::warn!(
@@ -52,7 +52,7 @@ async fn ask_until_landed(replicas: &Replicas, peer: &Peer) {
             }
             Err(_) => {}
         }
-        let long = under_way.worth_a_word();
+        let long = under_way.newly_long();
         if !long.is_empty() {
             let nodes: Vec<&str> = long.iter().map(NodeId::as_str).collect();
             tracing::info!(

@@ -13,9 +13,9 @@ use super::*;
 use crate::config::{HealthChecks, JournalKind};
 use crate::delivery::{self, Deliveries, Pace};
 use crate::fleet::{Fence, Live, Node, NodeSpec, Role, VarnishSettings};
-use crate::journal::{Journal, Limits, Local, Memory, Named, Position, Shared, Told};
+use crate::journal::{Journal, Limits, Memory, Named, NamedStore, Position, PurgeMessage, Shared};
 use crate::purge::{Guard, Page, Passage, Purge, SocketPair, Target};
-use crate::replicas::message::{Again, Confirmation, Message, PeerPosition};
+use crate::replicas::message::{Confirmation, Message, PeerPosition, RedeliveryRequest};
 use crate::replicas::peer::Start;
 use crate::replicas::{self, FoundBy, Received, Record, under_way};
 use crate::slow_start::SlowStart;
@@ -45,24 +45,26 @@ struct Rig {
 impl Rig {
     fn new() -> Self {
         let guard = Arc::new(Guard::new(Instant::now()));
-        let journal =
-            Arc::new(Named::new(Local::Memory(Box::new(Memory::new(Limits::default(), delivery::noted_by(&guard))))));
+        let journal = Arc::new(Named::new(NamedStore::Memory(Box::new(Memory::new(
+            Limits::default(),
+            delivery::noted_by(&guard),
+        )))));
         let metrics = Arc::new(Metrics::new().unwrap());
-        let deliveries = Arc::new(Deliveries::new(delivery::Context {
+        let deliveries = Arc::new(Deliveries::new(delivery::DeliveryContext {
             journal: Arc::clone(&journal) as Arc<dyn Journal>,
             fence: Arc::new(Fence::at(0)),
             fleet: Arc::default(),
             guard: Arc::clone(&guard),
             metrics: Arc::clone(&metrics),
             slow_start: Arc::new(SlowStart::new(&HealthChecks::default())),
-            pace: Pace { max_bans_per_second: 0, longest_wait: Duration::ZERO, settle: Duration::ZERO },
+            pace: Pace { max_bans_per_second: None, longest_wait: Duration::ZERO, redelivery_delay: None },
             started: Instant::now(),
         }));
         let live = Arc::<Live>::default();
         let spec = NodeSpec::new(Role::Varnish, id("v"), "127.0.0.1:1".parse().unwrap());
         deliveries.start(&Arc::new(Node::new(spec, Arc::clone(&live), 1)), &VarnishSettings::default());
         live.set_cursor(1_000_000);
-        let context = replicas::Context {
+        let context = replicas::ReplicaContext {
             found_by: FoundBy::Addresses(Vec::new()),
             journal: Some(journal as Arc<dyn Shared>),
             deliveries,
@@ -86,8 +88,8 @@ impl Rig {
         peer
     }
 
-    async fn receives(&self, purges: &[&str], again: Vec<Again>) -> Confirmation {
-        let told = |id: &&str| Told { id: (*id).to_owned(), revision: None, at_ms: 1, purge: purge() };
+    async fn receives(&self, purges: &[&str], again: Vec<RedeliveryRequest>) -> Confirmation {
+        let told = |id: &&str| PurgeMessage { id: (*id).to_owned(), revision: None, at_ms: 1, purge: purge() };
         let purges = purges.iter().map(told).collect();
         let hello = self.replicas.hello(Duration::ZERO);
         let asks_about = vec![id("v")];
@@ -153,9 +155,9 @@ async fn other(landed: Arc<Mutex<Position>>, asked: Arc<AtomicUsize>) -> String 
     address
 }
 
-fn again(name: &str, peer: &Peer, position: Position) -> Again {
+fn again(name: &str, peer: &Peer, position: Position) -> RedeliveryRequest {
     let place = PeerPosition { replica: peer.id.clone(), boot: peer.record.boot.clone(), position };
-    Again { id: name.to_owned(), nodes: vec![id("v")], under_way_at: Some(place) }
+    RedeliveryRequest { id: name.to_owned(), nodes: vec![id("v")], under_way_at: Some(place) }
 }
 
 #[tokio::test]
@@ -193,7 +195,7 @@ async fn a_storm_of_purges_is_one_question_at_a_time() {
     assert!(asked as u128 <= most, "{asked} questions in {:?}", began.elapsed());
     assert_eq!(there.under_way.nodes().len(), 1);
     // One that has landed in part is held on.
-    there.under_way.have_landed(&[(id("v"), 19_998)].into());
+    there.under_way.record_watermarks(&[(id("v"), 19_998)].into());
     assert!(is_held(&there) && rig.live.cursor() == 0);
     *landed.lock() = 19_999;
     rig.released(&there).await;
@@ -224,7 +226,7 @@ async fn a_hold_ends_with_the_replica_that_it_is_for() {
     let there = rig.knows("b", &listening);
     let asking = tokio::spawn(ask(Arc::clone(&rig.replicas), Arc::clone(&there)));
     let before = PeerPosition { replica: id("b"), boot: "before".to_owned(), position: 7 };
-    let again = Again { under_way_at: Some(before), ..again("p", &there, 7) };
+    let again = RedeliveryRequest { under_way_at: Some(before), ..again("p", &there, 7) };
     rig.receives(&["p"], vec![again]).await;
     rig.released(&there).await;
     asking.abort();
@@ -270,8 +272,8 @@ fn to_be_told(rig: &Rig, name: &str, missed: &[NodeId], landed: Position) -> [Ve
     let has_it = Confirmation { applied: v.to_vec(), place: Some(3), ..Confirmation::default() };
     let by_peer = [v.into(), BTreeSet::new()];
     let position = rig.replicas.context.journal.as_ref().unwrap().place_of(name).unwrap();
-    let again = rig.replicas.to_be_told_again(name, position, missed, &[(b, there), (d, has_it)], &by_peer);
-    let whose = |(_, again): &(Arc<Peer>, Vec<Again>)| {
+    let again = rig.replicas.redelivery_requests(name, position, missed, &[(b, there), (d, has_it)], &by_peer);
+    let whose = |(_, again): &(Arc<Peer>, Vec<RedeliveryRequest>)| {
         again.iter().map(|again| again.under_way_at.as_ref().map(|at| at.replica.clone())).collect()
     };
     [whose(&again[0]), whose(&again[1])]

@@ -1,48 +1,48 @@
-//! The pages that are on their way to a node while it is told to drop them.
+//! Pages that are in flight to a node while it is purged.
 //!
-//! A ban finds what is stored, and a page that is still in a socket, or lost on the wire and sent again, is stored after it.
-//! The guard knows which answers are under way ([`Guard::under_way`](crate::purge::Guard::under_way)). Purges that concern
-//! one of them are told once more when it has arrived and Varnish has had [`LANDING`] to make an object of it. How long the
-//! way takes is nobody's guess: it ends when the last byte is acknowledged, or the connection is closed.
+//! A ban drops stored objects, but a page that is still in a socket, or is being retransmitted, is stored after it. The
+//! guard knows which answers are in flight ([`Guard::under_way`](crate::purge::Guard::under_way)). Purges that concern one
+//! of them are sent once more [`FILL_LATENCY`] after its arrival, when Varnish has made an object of it. The arrival is not
+//! estimated: it is the acknowledgement of the last byte, or the end of the connection.
 
 use std::mem::discriminant;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::fleet::{LANDING, Snapshot};
+use crate::fleet::{FILL_LATENCY, Snapshot};
 use crate::journal::{Entry, Journal, Missed, Position};
 use crate::purge::{Guard, Purge, Target};
 
-/// How often the guard is asked whether a page has arrived.
+/// The interval of asking the guard whether a page has arrived.
 pub(super) const POLL: Duration = Duration::from_millis(10);
 
-/// Purges that are looked at one by one; more of them concern any page with tags, or with what else they ask for.
+/// The maximum number of purges to examine one by one. A longer range is replaced by one purge that covers all its targets.
 const MAX_PURGES: usize = 1_000;
 
-/// When a page that does not arrive is worth a word.
+/// The time after which a page that does not arrive is logged.
 const LONG: Duration = Duration::from_secs(2);
 
-/// The purges of a stretch that concern pages which may be under way.
+/// The purges of a range that may concern pages in flight.
 #[derive(Debug)]
-pub(super) struct Landing {
+pub(super) struct PendingFills {
     waiting: Vec<Arc<Entry>>,
     began: Instant,
-    /// When a page that they concern last passed, or arrived, as it was known when it was not under way any more.
+    /// The latest time at which a concerned page passed or arrived, once none is in flight.
     pub(super) passed: Option<Instant>,
-    /// Something was under way when it was last looked at.
+    /// Whether a page was in flight at the last look.
     waited: bool,
 }
 
-impl Landing {
-    /// What follows `after` up to `last`.
+impl PendingFills {
+    /// The purges after `after`, up to `last`.
     pub(super) fn new(journal: &dyn Journal, after: Position, last: Position, now: Instant) -> Self {
         let missed = match journal.since(after) {
             Missed::Entries(mut entries) => {
                 entries.truncate(entries.partition_point(|entry| entry.position <= last));
                 Some(entries)
             }
-            Missed::Gap => None,
+            Missed::Truncated => None,
         };
         let waiting = match missed {
             Some(entries) if entries.len() <= MAX_PURGES => entries,
@@ -51,30 +51,32 @@ impl Landing {
                 vec![Arc::new(Entry { position: last, at_ms: 0, purge, origin: None })]
             }
         };
-        Landing { waiting, began: now, passed: None, waited: false }
+        PendingFills { waiting, began: now, passed: None, waited: false }
     }
 
-    /// Looks at what is still under way to the node at this address. Returns when to come again, if not yet all that there
-    /// was has landed.
+    /// Examines the pages in flight to the node at this address. Returns when to look again, or `None` if all have become
+    /// objects.
     pub(super) fn look(&mut self, guard: &Guard, node: IpAddr, fleet: &Snapshot, now: Instant) -> Option<Instant> {
         if !self.have_arrived(guard, Some(node), fleet, now) {
             return Some(now + POLL);
         }
-        // It has arrived since.
-        std::mem::take(&mut self.waited).then_some(now + LANDING)
+        // The last one has arrived since the previous look.
+        std::mem::take(&mut self.waited).then_some(now + FILL_LATENCY)
     }
 
-    /// Whether nothing is under way any more that was when this began; to `None`: whomever it is for.
+    /// Whether all pages have arrived that were in flight when this value was created; with `node` `None`, pages to any
+    /// address count.
     pub(super) fn have_arrived(&mut self, guard: &Guard, node: Option<IpAddr>, fleet: &Snapshot, now: Instant) -> bool {
-        // A Varnish may fetch from another address than the one on which it listens, even from that of another one on the
-        // same machine: until it was seen to fetch from its own, any page may be for it.
+        // A Varnish may fetch from another address than its own, even from that of another Varnish on the same machine.
+        // Until it was seen to fetch from its own address, any page may be for it.
         let own = node.map(|node| node.to_canonical()).filter(|own| guard.has_fetched(*own));
         let is_of_another = |address: IpAddr| {
             own.is_some_and(|own| address != own)
                 && fleet.varnish.members().iter().any(|other| other.node.spec.address.ip() == address)
         };
         let may_be_meant = |address: IpAddr| !is_of_another(address.to_canonical());
-        // What passed after it was first looked at knew of all these purges: pages that come all the time are no reason to wait.
+        // Pages that passed after the first look were checked against all these purges, so a steady stream of pages does not
+        // prolong the wait.
         self.waiting.retain(|entry| {
             let under_way = guard.under_way(&entry.purge, (self.began, now), may_be_meant);
             if !under_way {
@@ -86,19 +88,19 @@ impl Landing {
         self.waiting.is_empty()
     }
 
-    /// Whether it takes longer than a page should.
+    /// Whether a page takes unusually long.
     pub(super) fn lasts_long(&self, now: Instant) -> bool {
         self.waited && now.saturating_duration_since(self.began) > LONG
     }
 }
 
-/// A purge that concerns all pages that these do, and more: one target for each kind of page.
+/// A purge that concerns at least the pages of all these purges: one target for each kind.
 fn union(entries: &[Arc<Entry>]) -> Purge {
     let mut targets: Vec<Target> = Vec::new();
     for target in entries.iter().flat_map(|entry| &entry.purge.targets) {
         let wider = match target {
             Target::Tags(_) | Target::Pattern(_) | Target::Everything => Target::Everything,
-            // Which pool it is, nobody asks of a page that is under way.
+            // The guard does not distinguish pools of pages in flight.
             Target::Pool(_) => target.clone(),
             Target::Forward(_) | Target::All => Target::All,
         };

@@ -1,62 +1,61 @@
-//! Up to where pages have landed, for other replicas that ask.
+//! The fill watermark of each node, for other replicas that ask.
 //!
-//! They tell the same nodes by ways of their own, and their bans may be there before a page that passes here. What they want
-//! to know is a position ([`Landed`]): up to there, no page that a purge concerns is under way here any more. It only grows,
-//! whatever becomes of our own bans: a node that we cannot tell anything may have all its pages.
+//! Other replicas send their bans over their own connections, and a ban may reach a node before a page that passes here.
+//! They need a position ([`FillWatermark`]) such that no page in flight here is concerned by a purge up to it. The watermark
+//! only grows, and does not depend on our own bans: even a node that we cannot reach may have received all its pages.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::landing::{Landing, POLL};
-use super::{Context, Deliveries};
+use super::pending_fills::{POLL, PendingFills};
+use super::{Deliveries, DeliveryContext};
 use crate::fleet::{NodeId, Snapshot};
 use crate::journal::Position;
 
-/// Up to where the pages have landed that passed here: no page that a purge up to there concerns is under way. Looked after
-/// only when somebody asks.
+/// The position up to which no page in flight here is concerned by a purge. Updated only on request.
 #[derive(Debug, Default)]
-pub(super) struct Landed {
+pub(super) struct FillWatermark {
     up_to: Position,
-    /// What follows, up to this position, and has not landed yet.
-    next: Option<(Position, Landing)>,
-    /// When that was last looked at.
+    /// The pages that are awaited before the watermark can move to this position.
+    next: Option<(Position, PendingFills)>,
+    /// The time of the last update.
     looked: Option<Instant>,
 }
 
-impl Landed {
-    /// Nothing that a purge up to this position concerns is under way.
+impl FillWatermark {
+    /// A watermark at this position.
     pub(super) fn new(up_to: Position) -> Self {
-        Landed { up_to, ..Landed::default() }
+        FillWatermark { up_to, ..FillWatermark::default() }
     }
 
-    /// Looks, and gives the position. The node at this address has `acknowledged` every purge up to there; `None`: whomever
-    /// pages are for.
+    /// Updates the watermark and returns it. `node` is the address of a node that has `acknowledged` every purge up to that
+    /// position; without an address, pages to any address count.
     fn look(
         &mut self,
-        context: &Context,
+        context: &DeliveryContext,
         (node, acknowledged): (Option<IpAddr>, Position),
         fleet: &Snapshot,
         now: Instant,
     ) -> Position {
-        let Context { journal, guard, .. } = context;
-        // That counts only when pages have landed.
+        let DeliveryContext { journal, guard, .. } = context;
+        // A node acknowledges only after the pages in flight have arrived.
         self.up_to = self.up_to.max(acknowledged);
         self.next.take_if(|(last, _)| *last <= acknowledged);
         let head = journal.head();
         while self.up_to < head {
             let up_to = self.up_to;
-            let (last, landing) = self.next.get_or_insert_with(|| {
+            let (last, fills) = self.next.get_or_insert_with(|| {
                 self.looked = None;
-                (head, Landing::new(&**journal, up_to, head, now))
+                (head, PendingFills::new(&**journal, up_to, head, now))
             });
-            // However many ask.
+            // At most once per interval, however many ask.
             if self.looked.is_some_and(|looked| now < looked + POLL) {
                 break;
             }
             self.looked = Some(now);
-            if !landing.have_arrived(guard, node, fleet, now) {
+            if !fills.have_arrived(guard, node, fleet, now) {
                 break;
             }
             self.up_to = *last;
@@ -67,17 +66,16 @@ impl Landed {
 }
 
 impl Deliveries {
-    /// Up to where pages have landed at each of these nodes, as far as they passed here: nothing that a purge up to that
-    /// position concerns is under way there any more. Of a node that is not known here, any page counts.
-    pub fn landed<'n>(&self, nodes: impl IntoIterator<Item = &'n NodeId>) -> BTreeMap<NodeId, Position> {
+    /// The fill watermarks of these nodes, for pages that passed here. For an unknown node, pages to any address count.
+    pub fn fill_watermarks<'n>(&self, nodes: impl IntoIterator<Item = &'n NodeId>) -> BTreeMap<NodeId, Position> {
         let (fleet, now) = (self.context.fleet.load(), Instant::now());
         let of = |id: &NodeId| {
             let known = self.nodes.get(id).map(|delivery| (Arc::clone(&delivery.state), Arc::clone(&delivery.node)));
             let Some((state, node)) = known else {
-                return self.landed.lock().look(&self.context, (None, 0), &fleet, now);
+                return self.watermark.lock().look(&self.context, (None, 0), &fleet, now);
             };
             let asked = (Some(node.spec.address.ip()), node.live.acknowledged());
-            state.landed.lock().look(&self.context, asked, &fleet, now)
+            state.watermark.lock().look(&self.context, asked, &fleet, now)
         };
         nodes.into_iter().map(|id| (id.clone(), of(id))).collect()
     }
@@ -97,8 +95,8 @@ mod tests {
     const NODE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2));
 
     struct Rig {
-        context: Context,
-        landed: Landed,
+        context: DeliveryContext,
+        watermark: FillWatermark,
         began: Instant,
         ms: AtomicU64,
     }
@@ -108,17 +106,17 @@ mod tests {
             let began = Instant::now();
             let guard = Arc::new(Guard::new(began));
             let journal: Arc<dyn Journal> = Arc::new(Memory::new(Limits::default(), noted_by(&guard)));
-            let context = Context {
+            let context = DeliveryContext {
                 fence: Arc::new(Fence::at(0)),
                 journal,
                 fleet: Arc::default(),
                 guard,
                 metrics: Arc::new(crate::telemetry::Metrics::new().unwrap()),
                 slow_start: Arc::new(crate::slow_start::SlowStart::new(&crate::config::HealthChecks::default())),
-                pace: Pace { max_bans_per_second: 0, longest_wait: Duration::ZERO, settle: Duration::ZERO },
+                pace: Pace { max_bans_per_second: None, longest_wait: Duration::ZERO, redelivery_delay: None },
                 started: began,
             };
-            Rig { context, landed: Landed::new(0), began, ms: AtomicU64::new(1) }
+            Rig { context, watermark: FillWatermark::new(0), began, ms: AtomicU64::new(1) }
         }
 
         /// A moment that is longer after the one before it than two looks are apart.
@@ -143,7 +141,7 @@ mod tests {
 
         fn look(&mut self, acknowledged: Position) -> Position {
             let now = self.now();
-            self.landed.look(&self.context, (Some(NODE), acknowledged), &Snapshot::default(), now)
+            self.watermark.look(&self.context, (Some(NODE), acknowledged), &Snapshot::default(), now)
         }
     }
 
@@ -184,10 +182,10 @@ mod tests {
         let deliveries = Deliveries::new(rig.context.clone());
         let passage = rig.pass("10.0.0.77".parse().unwrap(), "a");
         let held = rig.purge("a").await;
-        assert_eq!(deliveries.landed(&unknown)[&unknown[0]], 0);
+        assert_eq!(deliveries.fill_watermarks(&unknown)[&unknown[0]], 0);
         drop(passage);
         tokio::time::sleep(POLL * 2).await;
-        assert_eq!(deliveries.landed(&unknown)[&unknown[0]], held);
+        assert_eq!(deliveries.fill_watermarks(&unknown)[&unknown[0]], held);
     }
 
     #[tokio::test]
@@ -196,7 +194,7 @@ mod tests {
         let passage = rig.pass(NODE, "a");
         let held = rig.purge("a").await;
         let now = rig.now();
-        let mut look = |now| rig.landed.look(&rig.context, (Some(NODE), 0), &Snapshot::default(), now);
+        let mut look = |now| rig.watermark.look(&rig.context, (Some(NODE), 0), &Snapshot::default(), now);
         assert_eq!(look(now), 0);
         drop(passage);
         assert_eq!((look(now + POLL / 2), look(now + POLL)), (0, held));

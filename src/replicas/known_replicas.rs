@@ -1,8 +1,8 @@
-//! Who the others were, for a start without etcd.
+//! The known replicas, on disk for a start without etcd.
 //!
-//! A replica that starts while etcd is away accepts purges, and whoever it knew then is to hear of them. So those are
-//! written down beside the journal, and told and asked like any replica whose key is gone. Nothing hangs on the file: where
-//! it cannot be read or written, a start without etcd knows nobody until etcd is back.
+//! A replica that starts while etcd is away accepts purges, and must send them to the replicas that it knew before. So these
+//! are saved beside the journal, and treated like replicas whose key is gone. The file is not essential: without it, a start
+//! without etcd knows no replicas until etcd is back.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,15 +17,15 @@ use crate::fleet::NodeId;
 
 type Records = BTreeMap<NodeId, Record>;
 
-/// How long a write is waited for.
+/// The maximum wait for a write.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Of the file. One of before there was a number is the bare records; one of a later format is not read.
+/// The format of the file. A file without a number has only the records; later formats are not read.
 const FORMAT: u64 = 1;
 
 /// The content of the file.
 #[derive(Serialize, Deserialize)]
-struct Saved {
+struct SavedReplicas {
     format: u64,
     replicas: Records,
 }
@@ -36,27 +36,27 @@ fn decode(bytes: &[u8]) -> Result<Records, serde_json::Error> {
         format: u64,
     }
     match serde_json::from_slice(bytes) {
-        Ok(Format { format: FORMAT }) => serde_json::from_slice(bytes).map(|Saved { replicas, .. }| replicas),
+        Ok(Format { format: FORMAT }) => serde_json::from_slice(bytes).map(|SavedReplicas { replicas, .. }| replicas),
         Ok(Format { format }) => {
             Err(serde::de::Error::custom(format_args!("it has format {format}, and only {FORMAT} is known here")))
         }
-        // A replica may be called `format`, but its record is no number.
+        // A replica may be named `format`, but its record is not a number.
         Err(_) => serde_json::from_slice(bytes),
     }
 }
 
-/// What is on disk.
-pub(super) struct Memory {
+/// The known replicas and their file.
+pub(super) struct KnownReplicas {
     path: Option<PathBuf>,
     known: Records,
-    /// One that the disk does not answer.
+    /// A write that the disk has not completed.
     writing: Option<JoinHandle<io::Result<()>>>,
 }
 
-impl Memory {
-    /// Reads it.
+impl KnownReplicas {
+    /// Reads the file.
     pub(super) async fn open(path: Option<PathBuf>) -> Self {
-        let Some(file) = path.clone() else { return Memory { path, known: Records::new(), writing: None } };
+        let Some(file) = path.clone() else { return KnownReplicas { path, known: Records::new(), writing: None } };
         let read = tokio::task::spawn_blocking(move || std::fs::read(file)).await;
         let known = match read.unwrap_or_else(|panicked| Err(panicked.into())) {
             Ok(bytes) => decode(&bytes).unwrap_or_else(|error| {
@@ -64,27 +64,27 @@ impl Memory {
                 Records::new()
             }),
             Err(error) => {
-                // A first start has none.
+                // Before the first start there is no file.
                 if error.kind() != io::ErrorKind::NotFound {
                     tracing::warn!(?path, %error, "which replicas there were cannot be read");
                 }
                 Records::new()
             }
         };
-        Memory { path, known, writing: None }
+        KnownReplicas { path, known, writing: None }
     }
 
-    /// Who there was.
+    /// The known replicas by name.
     pub(super) fn known(&self) -> &Records {
         &self.known
     }
 
-    /// Writes down who there is, where that is news.
+    /// Saves the replicas if they have changed.
     pub(super) async fn keep(&mut self, records: Records) {
         if self.known == records {
             return;
         }
-        // A volume that hangs keeps nobody from hearing of replicas. What is not written now is with the next change.
+        // A volume that hangs must not delay news of replicas. What is not written now is written with the next change.
         if let Some(writing) = &mut self.writing
             && tokio::time::timeout(PATIENCE, writing).await.is_err()
         {
@@ -108,10 +108,10 @@ impl Memory {
     }
 }
 
-/// All of it or nothing.
+/// Writes atomically.
 fn write(path: &Path, records: &Records) -> io::Result<()> {
     let new = path.with_extension("new");
-    std::fs::write(&new, serde_json::to_vec(&Saved { format: FORMAT, replicas: records.clone() })?)?;
+    std::fs::write(&new, serde_json::to_vec(&SavedReplicas { format: FORMAT, replicas: records.clone() })?)?;
     std::fs::rename(&new, path)
 }
 
@@ -129,16 +129,16 @@ mod tests {
             NodeId::try_from("clearcoat-2").unwrap(),
             Record::new("10.0.0.2:6081".to_owned(), JournalKind::Etcd),
         )]);
-        let mut memory = Memory::open(path.clone()).await;
+        let mut memory = KnownReplicas::open(path.clone()).await;
         assert!(memory.known().is_empty());
         memory.keep(records.clone()).await;
-        assert_eq!(*Memory::open(path.clone()).await.known(), records);
+        assert_eq!(*KnownReplicas::open(path.clone()).await.known(), records);
         // As it was before it had a number, and as it may be one day.
         std::fs::write(&file, serde_json::to_vec(&records).unwrap()).unwrap();
-        assert_eq!(*Memory::open(path.clone()).await.known(), records);
+        assert_eq!(*KnownReplicas::open(path.clone()).await.known(), records);
         for unreadable in ["{", r#"{"format":2,"replicas":{}}"#] {
             std::fs::write(&file, unreadable).unwrap();
-            assert!(Memory::open(path.clone()).await.known().is_empty());
+            assert!(KnownReplicas::open(path.clone()).await.known().is_empty());
         }
     }
 }

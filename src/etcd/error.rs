@@ -1,4 +1,4 @@
-//! What goes wrong with etcd, and whose fault it is.
+//! Errors of etcd, and what can be told from them.
 
 use std::path::{Path, PathBuf};
 
@@ -6,60 +6,60 @@ use etcd_client::Error;
 
 use crate::telemetry::causes;
 
-/// gRPC's status codes (grpc.io, "Status codes and their use in gRPC"); the client library does not name their type.
+/// gRPC status codes (grpc.io, "Status codes and their use in gRPC"); the client library does not export their type.
 const NOT_FOUND: i32 = 5;
 const OUT_OF_RANGE: i32 = 11;
 
-/// Why something could not be had from etcd.
+/// Why a request to etcd failed.
 #[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    /// The member that was asked.
+pub enum EtcdError {
+    /// The error of the member at this address.
     #[error("{0}")]
-    At(String, #[source] Box<Failure>),
+    At(String, #[source] Box<EtcdError>),
     /// No answer in time. The request may have been carried out.
     #[error("no answer within {} s", super::PATIENCE.as_secs())]
     NoAnswer,
-    /// The stream of changes has ended.
+    /// The watch stream has ended.
     #[error("the stream has ended")]
     Closed,
-    /// The member knows of no leader: it is cut off, or an election is under way.
+    /// The member has no leader: it is cut off, or an election is in progress.
     #[error("the member has no leader")]
     NoLeader,
-    /// A watch was ended by etcd.
+    /// etcd has ended a watch.
     #[error("etcd ended the watch: {0}")]
     Cancelled(String),
-    /// A file that is needed to get in.
+    /// A file with credentials cannot be read.
     #[error("{}", path.display())]
     File {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// What etcd, or its client, said.
+    /// An error of etcd or its client.
     #[error("{}", describe(.0))]
     Etcd(Box<Error>),
 }
 
-impl From<Error> for Failure {
+impl From<Error> for EtcdError {
     fn from(error: Error) -> Self {
-        Failure::Etcd(Box::new(error))
+        EtcdError::Etcd(Box::new(error))
     }
 }
 
-impl Failure {
-    /// Whether an answer was larger than we accept. The client has only a text for that.
+impl EtcdError {
+    /// Whether an answer was larger than the limit. The client reports that only as a text.
     pub(super) fn is_too_large(&self) -> bool {
-        let Failure::Etcd(error) = self else { return false };
+        let EtcdError::Etcd(error) = self else { return false };
         matches!(&**error, Error::GRpcStatus(status)
             if status.code() as i32 == OUT_OF_RANGE && status.message().contains("message length too large"))
     }
 
-    /// Whether etcd knows no such lease (any more).
+    /// Whether etcd does not know this lease, or no longer does.
     pub fn is_lease_lost(&self) -> bool {
         match self {
-            // The client's word for an answer without a time to live.
-            Failure::Etcd(error) => match &**error {
+            // The client's text for an answer without a time to live.
+            EtcdError::Etcd(error) => match &**error {
                 Error::GRpcStatus(status) => status.code() as i32 == NOT_FOUND,
                 Error::LeaseKeepAliveError(text) => text.contains("not found"),
                 _ => false,
@@ -69,7 +69,7 @@ impl Failure {
     }
 }
 
-/// Whether a user was presented to an etcd that asks for none.
+/// Whether credentials were sent to an etcd without authentication.
 pub(super) fn wants_no_user(error: &Error) -> bool {
     matches!(error, Error::GRpcStatus(status) if status.message().contains("authentication is not enabled"))
 }
@@ -77,7 +77,7 @@ pub(super) fn wants_no_user(error: &Error) -> bool {
 /// The client's errors print their kind, but not their cause.
 fn describe(error: &Error) -> String {
     match error {
-        // Its own text is in Rust's notation; the message is what etcd said.
+        // The status prints in Rust's notation; its message is the text of etcd.
         Error::GRpcStatus(status) => match std::error::Error::source(status) {
             Some(source) => format!("{}: {}", status.message(), causes(source)),
             None => status.message().to_owned(),
@@ -87,7 +87,7 @@ fn describe(error: &Error) -> String {
     }
 }
 
-/// Reads a file that is needed to get in.
-pub(super) fn read(path: &Path) -> Result<Vec<u8>, Failure> {
-    std::fs::read(path).map_err(|source| Failure::File { path: path.to_owned(), source })
+/// Reads a file with credentials.
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, EtcdError> {
+    std::fs::read(path).map_err(|source| EtcdError::File { path: path.to_owned(), source })
 }

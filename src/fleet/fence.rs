@@ -4,29 +4,50 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Live;
 
-/// The highest journal position whose purge has been answered to its sender, in this process or before it.
+/// The highest journal positions whose purges have been answered to their senders, in this process or before it.
 ///
 /// A Varnish whose cursor is below is *behind*: it could still hold a page whose purge was answered, so it gets no
-/// client traffic. The promise rests on the order: the fence rises **before** the answer to a purge is written, and a
+/// client traffic. One that [seals](Live::is_sealing) need not have the purges that a seal shows: each of its answers is
+/// judged. So there are two positions, of all purges and of those that no seal shows. The promise rests on the order: the fence rises **before** the answer to a purge is written, and a
 /// request reads it **after** it has arrived, so no request that follows an answer can miss it.
 #[derive(Debug, Default)]
-pub struct Fence(AtomicU64);
+pub struct Fence {
+    answered: AtomicU64,
+    unsealed: AtomicU64,
+}
 
 impl Fence {
     /// A fence at `position`: at start, everything in the journal counts as answered.
     pub fn at(position: u64) -> Self {
-        Fence(AtomicU64::new(position))
+        Fence { answered: AtomicU64::new(position), unsealed: AtomicU64::new(position) }
     }
 
-    /// The position that every serving Varnish must have reached.
+    /// The position of the last purge that was answered.
     pub fn position(&self) -> u64 {
-        self.0.load(Ordering::SeqCst)
+        self.answered.load(Ordering::SeqCst)
     }
 
     /// Raises the fence before the purge at `position` is answered. Never lowers it. Returns the old position: a node
     /// behind the new one but not the old fell behind with this purge.
     pub fn raise(&self, position: u64) -> u64 {
-        self.0.fetch_max(position, Ordering::SeqCst)
+        self.unsealed.fetch_max(position, Ordering::SeqCst);
+        self.answered.fetch_max(position, Ordering::SeqCst)
+    }
+
+    /// The same for a purge that a seal shows.
+    pub fn raise_sealed(&self, position: u64) -> u64 {
+        self.answered.fetch_max(position, Ordering::SeqCst)
+    }
+
+    /// The position that this Varnish must have reached to serve.
+    pub fn required_of(&self, node: &Live) -> u64 {
+        let position = if node.is_sealing() { &self.unsealed } else { &self.answered };
+        position.load(Ordering::SeqCst)
+    }
+
+    /// Whether this Varnish may serve.
+    pub fn admits(&self, node: &Live) -> bool {
+        node.cursor() >= self.required_of(node)
     }
 
     /// Whether this Varnish has every purge that was answered as done.
@@ -48,6 +69,22 @@ mod tests {
         assert!(fence.is_current(&node));
         fence.raise(5);
         assert!(!fence.is_current(&node));
+    }
+
+    #[test]
+    fn a_node_that_seals_may_miss_what_a_seal_shows_and_no_other_purge() {
+        let (fence, node) = (Fence::at(3), Live::default());
+        node.set_cursor(3);
+        fence.raise_sealed(5);
+        assert!(!fence.admits(&node) && !fence.is_current(&node));
+        node.set_returns_seals(true);
+        assert!(!fence.admits(&node), "what it stored before it did");
+        node.set_cache_is_sealed(true);
+        assert!(fence.admits(&node) && !fence.is_current(&node));
+        fence.raise(4);
+        assert!(!fence.admits(&node));
+        node.set_cursor(4);
+        assert_eq!((fence.admits(&node), fence.position()), (true, 5));
     }
 
     #[test]

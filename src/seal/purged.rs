@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::text::path_of;
-use super::{Lineage, Name, Position, Seal};
+use super::{Lineage, Name, Position, Seal, UnsealableTags};
 use crate::purge::index::Index;
 use crate::purge::{Purge, Target};
 
@@ -34,6 +34,7 @@ pub struct PurgedNames {
     /// The last purge of all pages with tags.
     tagged: AtomicU64,
     head: AtomicU64,
+    unsealable: UnsealableTags,
 }
 
 /// What is kept of the purges before this process.
@@ -49,6 +50,8 @@ pub struct PastNames {
     pub all: Position,
     /// The last purge of all pages with tags.
     pub tagged: Position,
+    /// The tags that no seal shows.
+    pub unsealable: Vec<Name>,
 }
 
 /// What a seal says of its answer.
@@ -81,6 +84,7 @@ impl PurgedNames {
             all: AtomicU64::new(remembered.all),
             tagged: AtomicU64::new(remembered.tagged),
             head: AtomicU64::new(remembered.head),
+            unsealable: UnsealableTags::new(remembered.unsealable.iter().copied()),
         };
         remembered.keys.iter().for_each(|(key, position)| purged.names.insert(*key, *position));
         purged
@@ -89,6 +93,11 @@ impl PurgedNames {
     /// The journal that its positions are of.
     pub fn lineage(&self) -> &Lineage {
         &self.lineage
+    }
+
+    /// The tags that no seal shows.
+    pub fn unsealable(&self) -> &UnsealableTags {
+        &self.unsealable
     }
 
     /// Everything up to here is noted. A request that reads this before it goes to a web node may have this position in its
@@ -140,6 +149,16 @@ impl std::fmt::Debug for PurgedNames {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Purged").field("lineage", &self.lineage).field("head", &self.head).finish_non_exhaustive()
     }
+}
+
+/// The names that a purge is sealed by: of its tags, if it is of tags alone; `None` if there is more to it, or it is soft.
+pub fn sealed_by(purge: &Purge) -> Option<Vec<Name>> {
+    let mut names = Vec::new();
+    for target in &purge.targets {
+        let Target::Tags(tags) = target else { return None };
+        names.extend(tags.iter().map(|tag| Name::of_tag(tag.as_bytes())));
+    }
+    (!purge.soft).then_some(names)
 }
 
 /// What is noted of a purge.
@@ -289,7 +308,7 @@ mod tests {
     #[test]
     fn below_the_floor_is_stale_and_above_it_what_is_remembered_counts() {
         let key = Name::of_tag(b"a").key();
-        let remembered = PastNames { head: 20, floor: 10, keys: vec![(key, 15)], all: 0, tagged: 12 };
+        let remembered = PastNames { head: 20, floor: 10, keys: vec![(key, 15)], tagged: 12, ..PastNames::default() };
         let purged = PurgedNames::new(lineage(), 100, &remembered);
         assert_eq!(judge(&purged, &[], 9, 20), Judgement::Stale(StaleBecause::Forgotten));
         assert_eq!(judge(&purged, &[], 10, 20), Judgement::Fresh);

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use redb::{ReadableTable as _, ReadableTableMetadata as _, Table, TableDefinition, WriteTransaction};
 
 use crate::journal::{Entry, Position};
-use crate::seal::{PastNames, PurgedKey, Run, targets};
+use crate::seal::{Name, PastNames, PurgedKey, Run, targets};
 
 /// Two generations of names and paths, by their keys.
 const NAMES: [TableDefinition<'_, u64, Position>; 2] =
@@ -25,6 +25,9 @@ const STATE: TableDefinition<'_, &str, u64> = TableDefinition::new("names.state"
 
 /// The runs in their order, each with the head at which it ended; [`PRESENT`] for the last one.
 const RUNS: TableDefinition<'_, u64, (u32, Position)> = TableDefinition::new("runs");
+
+/// The tags that no seal shows, by the text of their name.
+const UNSEALABLE: TableDefinition<'_, &[u8], ()> = TableDefinition::new("names.unsealable");
 
 /// The present run has not ended.
 const PRESENT: Position = Position::MAX;
@@ -79,6 +82,15 @@ pub(super) fn note(
     state.set(HEAD, head)
 }
 
+/// Notes tags that no seal shows.
+pub(super) fn note_unsealable(transaction: &WriteTransaction, names: &[Name]) -> Result<(), redb::Error> {
+    let mut table = transaction.open_table(UNSEALABLE)?;
+    for name in names {
+        table.insert(name.as_bytes().as_slice(), ())?;
+    }
+    Ok(())
+}
+
 /// Begins a run on a journal that ends at `head`. Returns it with those before it, and what is known of the purges before.
 pub(super) fn begin_run(
     transaction: &WriteTransaction,
@@ -119,7 +131,12 @@ fn remembered(transaction: &WriteTransaction, head: Position) -> Result<PastName
     }
     let mut keys: Vec<(u64, Position)> = last.into_iter().collect();
     keys.sort_unstable_by_key(|(_, position)| *position);
-    Ok(PastNames { head, floor: state.get(FLOOR)?, keys, all: state.get(ALL)?, tagged: state.get(TAGGED)? })
+    let mut unsealable = Vec::new();
+    for row in transaction.open_table(UNSEALABLE)?.iter()? {
+        unsealable.extend(Name::parse(row?.0.value()));
+    }
+    let (floor, all, tagged) = (state.get(FLOOR)?, state.get(ALL)?, state.get(TAGGED)?);
+    Ok(PastNames { head, floor, keys, all, tagged, unsealable })
 }
 
 /// The numbers, each 0 until it is written.

@@ -1,0 +1,91 @@
+//! Tags that no seal shows.
+//!
+//! A page is put together by a cache that fills in blocks (ESI), and only the seal of the page itself comes with the answer. So a
+//! purge of a tag that is on a block of some page must wait for every cache, as it would without seals. Such tags are
+//! known by what passes the origin: the set is durable before the head of a block passes, and only ever grows.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::RwLock;
+
+use super::Name;
+
+/// The most tags that are remembered. Beyond it every tag is one.
+const MAX_NAMES: usize = 100_000;
+
+/// The tags of blocks, and of answers that cannot be sealed.
+#[derive(Debug, Default)]
+pub struct UnsealableTags {
+    names: RwLock<HashSet<Name>>,
+    /// There were too many.
+    is_full: AtomicBool,
+}
+
+impl UnsealableTags {
+    /// A set with these names.
+    pub(super) fn new(names: impl IntoIterator<Item = Name>) -> Self {
+        let tags = UnsealableTags::default();
+        tags.insert(&names.into_iter().collect::<Vec<_>>());
+        tags
+    }
+
+    /// Whether any of these is in it.
+    pub fn has_any(&self, names: &[Name]) -> bool {
+        self.is_full.load(Ordering::SeqCst) || {
+            let known = self.names.read();
+            names.iter().any(|name| known.contains(name))
+        }
+    }
+
+    /// Those of these names that are not in it.
+    pub fn missing(&self, names: impl IntoIterator<Item = Name>) -> Vec<Name> {
+        if self.is_full.load(Ordering::SeqCst) {
+            return Vec::new();
+        }
+        let known = self.names.read();
+        names.into_iter().filter(|name| !known.contains(name)).collect()
+    }
+
+    /// Adds names. From then on purges of them wait.
+    pub fn insert(&self, names: &[Name]) {
+        let mut known = self.names.write();
+        known.extend(names);
+        if known.len() > MAX_NAMES {
+            self.is_full.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// How many there are; `None` if every tag is one.
+    pub fn len(&self) -> Option<usize> {
+        (!self.is_full.load(Ordering::SeqCst)).then(|| self.names.read().len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(range: std::ops::Range<usize>) -> Vec<Name> {
+        range.map(|n| Name::of_tag(n.to_string().as_bytes())).collect()
+    }
+
+    #[test]
+    fn a_tag_of_a_block_stays_one() {
+        let tags = UnsealableTags::new(names(0..2));
+        assert!(tags.has_any(&names(1..9)) && !tags.has_any(&names(2..9)));
+        assert_eq!(tags.missing(names(0..4)), names(2..4));
+        tags.insert(&names(2..3));
+        assert!(tags.has_any(&names(2..3)));
+        assert_eq!(tags.len(), Some(3));
+    }
+
+    #[test]
+    fn beyond_what_is_remembered_every_tag_is_one() {
+        let tags = UnsealableTags::new(names(0..MAX_NAMES));
+        assert!(!tags.has_any(&names(MAX_NAMES..MAX_NAMES + 1)));
+        tags.insert(&names(MAX_NAMES..MAX_NAMES + 1));
+        assert!(tags.has_any(&names(MAX_NAMES + 1..MAX_NAMES + 2)));
+        assert_eq!((tags.missing(names(MAX_NAMES + 1..MAX_NAMES + 2)), tags.len()), (vec![], None));
+    }
+}

@@ -274,11 +274,11 @@ struct Frontends {
 
 impl Frontends {
     fn new(engine: &Engine, config: &Config, opens: watch::Receiver<bool>, listed: watch::Receiver<bool>) -> Self {
-        let Sealing { purged, freshness } = Sealing::of(engine, config);
+        let sealing = Sealing::of(engine, config);
         let Engine { metrics, guard, fence, trials, .. } = engine;
         let (methods, trials, metrics) = (&config.purge.methods, || Arc::clone(trials), || Arc::clone(metrics));
-        let edge = edge::frontend(&config.edge, methods, Arc::clone(fence), trials(), freshness, metrics());
-        let origin = origin::frontend(&config.origin, methods, Arc::clone(guard), purged, trials(), metrics());
+        let edge = edge::frontend(&config.edge, methods, Arc::clone(fence), trials(), sealing.edge, metrics());
+        let origin = origin::frontend(&config.origin, methods, Arc::clone(guard), sealing.origin, trials(), metrics());
         Frontends { edge, opens, origin, listed }
     }
 }

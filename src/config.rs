@@ -50,7 +50,7 @@ pub use limits::Limits;
 pub use log_filter::LogFilter;
 pub use node::{HEADER_LIMIT, MAX_WEIGHT, NodeFacts, is_host_port};
 pub use process::{Admin, Log, LogFormat, Runtime};
-pub use purge::PurgeListener;
+pub use purge::{PurgeListener, WaitFor};
 pub use source::{ConfigSource, ConfigText};
 pub use token::{Token, TokenError};
 

@@ -48,6 +48,7 @@ mod recalls;
 mod redelivery;
 mod refusal;
 mod requests;
+mod sealed;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -79,6 +80,7 @@ pub use recalls::Hold;
 use recalls::{Left, Recalls};
 pub use refusal::{Refusable, Refusals};
 use requests::Requests;
+pub use sealed::SealedPurges;
 
 /// An observer that notes each purge of a journal in this guard before any delivery can see it.
 pub fn noted_by(guard: &Arc<Guard>) -> PurgeObserver {
@@ -103,6 +105,8 @@ pub struct DeliveryContext {
     pub slow_start: Arc<SlowStart>,
     /// The rate limit and the delays.
     pub pace: Pace,
+    /// The purges that wait for no Varnish; `None` if all wait.
+    pub sealed: Option<Arc<SealedPurges>>,
     /// When the process started.
     pub started: Instant,
 }
@@ -158,6 +162,8 @@ struct Delivery {
 struct DeliveryState {
     /// Ends the task's back-off early.
     wake: Notify,
+    /// Has purges sent that gather.
+    hurry: Notify,
     /// Whether the cursor is valid. If not, the node gets a ban of everything before anything else.
     known: AtomicBool,
     /// Whether purges are answered without it.
@@ -179,6 +185,8 @@ struct DeliveryState {
 pub struct Acknowledged {
     /// The nodes that have applied it.
     pub applied: Vec<NodeId>,
+    /// The nodes that have yet to apply it, and whose answers are judged meanwhile.
+    pub pending: Vec<NodeId>,
     /// The nodes that have not applied it, and get no traffic until they have.
     pub fenced: Vec<NodeId>,
     /// The number of objects that the nodes said they dropped.
@@ -308,10 +316,13 @@ impl Deliveries {
     async fn await_acknowledgements(&self, position: Position, timeout: Duration) {
         self.wait_for(position, timeout).await;
         // After a timeout, too: the members are read below, for the fence and for the answer.
-        let before = self.context.fence.raise(position);
+        let is_sealed = self.is_sealed(position);
+        let fence = &self.context.fence;
+        let before = if is_sealed { fence.raise_sealed(position) } else { fence.raise(position) };
         for member in self.context.fleet.load().varnish.members() {
             // Logged once when the node falls behind, not for each purge.
-            if (before..position).contains(&member.node.live.cursor()) {
+            let is_behind = (before..position).contains(&member.node.live.cursor());
+            if is_behind && !fence.admits(&member.node.live) {
                 tracing::warn!(node = %member.node.id(), position, "node is behind: no traffic until it has every purge");
             }
         }
@@ -324,10 +335,14 @@ impl Deliveries {
         self.progress.wait_for(&awaited, timeout, is_settled, |node| self.mark_late(node)).await;
     }
 
-    /// Nodes that are down, late or held back get no traffic, so no purge waits for them.
+    /// Nodes that are down, late or held back get no traffic, and those that return seals need not have a purge that a seal
+    /// shows: no purge waits for them.
     fn worth_waiting_for(&self, position: Position) -> Vec<Arc<Node>> {
         let fleet = self.context.fleet.load();
-        let is_no_use = |node: &Node| self.is_late(node) || self.is_held_back(node, position);
+        let is_sealed = self.is_sealed(position);
+        let is_no_use = |node: &Node| {
+            (is_sealed && node.live.is_sealing()) || self.is_late(node) || self.is_held_back(node, position)
+        };
         let members = fleet.varnish.members().iter();
         let awaited = members.filter(|member| member.health != Health::Down && !is_no_use(&member.node));
         awaited.map(|member| Arc::clone(&member.node)).collect()
@@ -346,7 +361,7 @@ impl Deliveries {
     /// A current node is not late, even if it was marked.
     fn is_late(&self, node: &Node) -> bool {
         let late = self.nodes.get(node.id()).is_some_and(|delivery| delivery.state.late.is_late());
-        late && !self.context.fence.is_current(&node.live)
+        late && !self.context.fence.admits(&node.live)
     }
 
     /// A hold may last for any time, so no purge waits for its end.
@@ -400,17 +415,20 @@ impl Deliveries {
                 // Passed-over purges count as delivered only while this process knows of them.
                 let passed_over = self.requests.lock().first_open(node.id());
                 let position = passed_over.map_or(Position::MAX, |position| position - 1).min(node.live.cursor());
-                (node.id().clone(), Cursor { position, epoch: node.spec.epoch().cloned() })
+                (
+                    node.id().clone(),
+                    Cursor { position, epoch: node.spec.epoch().cloned(), is_sealed: node.live.cache_is_sealed() },
+                )
             })
             .collect()
     }
 
-    /// Returns when every Varnish that is not down has every answered purge.
+    /// Returns when every Varnish that is not down may serve.
     pub async fn all_current(&self) {
         let all_current = || {
             let fleet = self.context.fleet.load();
             let mut alive = fleet.varnish.members().iter().filter(|member| member.health != Health::Down);
-            alive.all(|member| self.context.fence.is_current(&member.node.live))
+            alive.all(|member| self.context.fence.admits(&member.node.live))
         };
         self.progress.until(all_current).await;
     }

@@ -102,9 +102,11 @@ impl Select for EdgeSelect {
     }
 
     fn pick(&self, fleet: &Snapshot, lb: LbContext, tried: Option<u64>) -> Result<Arc<Node>, NoNode> {
-        let fence = self.fence.position();
         let may_serve = |Member { node, usable, .. }: &Member| {
-            *usable && node.live.cursor() >= fence && self.trials.admits(&node.live) && Some(node.endpoint_id) != tried
+            *usable
+                && self.fence.admits(&node.live)
+                && self.trials.admits(&node.live)
+                && Some(node.endpoint_id) != tried
         };
         let current = balance::pick(self.policy, fleet.varnish.members(), lb, self.bounded_load, may_serve);
         let chosen = current.or_else(|| match self.when_all_behind {

@@ -42,7 +42,7 @@ use tokio::sync::watch;
 use crate::clock;
 use crate::fleet::{NodeId, is_another_life};
 use crate::purge::Purge;
-use crate::seal::PurgedNames;
+use crate::seal::{Name, PurgedNames};
 
 pub use crate::seal::Position;
 pub use disk::{Damage, Disk, FILES_COMMAND, OpenError, Settings, serve_files};
@@ -112,6 +112,8 @@ pub struct Cursor {
     pub position: Position,
     /// The epoch of its cache at that time, if known.
     pub epoch: Option<Arc<str>>,
+    /// Everything in its cache was stored since answers are sealed.
+    pub is_sealed: bool,
 }
 
 impl Cursor {
@@ -293,6 +295,12 @@ pub trait Journal: Send + Sync + 'static {
     ///
     /// # Errors [`WriteError`]: a later process may not know of it.
     fn refuse(&self, positions: Vec<Position>) -> BoxFuture<'_, Result<(), WriteError>>;
+
+    /// Notes tags that no seal shows ([`crate::seal::UnsealableTags`]); resolves when they are durable.
+    ///
+    /// # Errors
+    /// [`WriteError`]: the next process may not know of them.
+    fn note_unsealable(&self, names: Vec<Name>) -> BoxFuture<'_, Result<(), WriteError>>;
 
     /// The current problem, without waiting.
     fn trouble(&self) -> Option<Trouble> {

@@ -13,7 +13,7 @@ use crate::config;
 use crate::fleet::{Member, Node, Role, Snapshot};
 use crate::http1::{Method, RequestHead};
 use crate::proxy::{
-    Frontend, IgnoredParameters, NoNode, OwnAnswer, PastCaches, Select, StorePolicy, Trust, request_hash,
+    Frontend, IgnoredParameters, NoNode, NoteTags, OwnAnswer, PastCaches, Select, StorePolicy, Trust, request_hash,
 };
 use crate::purge::Guard;
 use crate::seal::PurgedNames;
@@ -23,14 +23,14 @@ use crate::trial::{self, Trials};
 
 pub use wire::SocketDiagnosis;
 
-/// The origin's frontend: it selects web nodes as configured, asks this guard what Varnish may store, and seals it by what
-/// was `purged`, if it can be sealed.
+/// The origin's frontend: it selects web nodes as configured, asks this guard what Varnish may store, and seals answers if
+/// there is what they are sealed by.
 /// `purge_methods` are the configured purging methods, beside those that every listener knows.
 pub fn frontend(
     config: &config::Origin,
     purge_methods: &[String],
     guard: Arc<Guard>,
-    purged: Option<Arc<PurgedNames>>,
+    sealing: Option<(Arc<PurgedNames>, NoteTags)>,
     trials: Arc<Trials>,
     metrics: Arc<Metrics>,
 ) -> Frontend {
@@ -40,7 +40,7 @@ pub fn frontend(
         if !trial::is_ours(path) {
             return None;
         }
-        let page = trials.answer(path).filter(|_| head.method == Method::Get);
+        let page = trials.answer(path, head.asked()).filter(|_| head.method == Method::Get);
         Some(page.map_or(OwnAnswer::NotFound, OwnAnswer::Page))
     };
     Frontend {
@@ -55,7 +55,7 @@ pub fn frontend(
         purge_methods: purge_methods.into(),
         own_answer: Arc::new(own_answer),
         select: Arc::new(OriginSelect { policy: config.policy, nothing_ignored: IgnoredParameters::default() }),
-        store: Some(StorePolicy::new(config.guard.then_some(guard), purged, metrics)),
+        store: Some(StorePolicy::new(config.guard.then_some(guard), sealing, metrics)),
         freshness: None,
     }
 }

@@ -44,5 +44,5 @@ pub use freshness::{Freshness, Refresh};
 pub use frontend::{Frontend, NoNode, OwnAnswer, OwnAnswers, PastCaches, Select, Trust};
 pub use listener::{Entrance, Listener, bind, spawn};
 pub use request_hash::{IgnoredParameters, request_hash};
-pub use store::StorePolicy;
+pub use store::{NoteTags, StorePolicy};
 pub use worker::{Worker, WorkerContext};

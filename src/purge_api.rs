@@ -72,6 +72,8 @@ impl Drop for PurgeInFlight<'_> {
 struct AcceptedBody<'a> {
     position: Position,
     applied: &'a [NodeId],
+    /// The nodes that have yet to apply it, and whose answers are judged meanwhile.
+    pending: &'a [NodeId],
     fenced: &'a [NodeId],
     invalidated: u64,
     /// The nodes among `fenced` that another replica has not reached, by its name.
@@ -363,10 +365,10 @@ fn answer(kind: &'static str, position: Position, outcome: &Acknowledged, heard:
         tracing::debug!(position, error, "purge not confirmed");
         return refused(504, &error);
     }
-    let Acknowledged { applied, fenced, invalidated, .. } = outcome;
+    let Acknowledged { applied, pending, fenced, invalidated, .. } = outcome;
     tracing::debug!(position, kind, applied = applied.len(), fenced = fenced.len(), "purged");
     let PeerAnswers { fenced_at, unconfirmed, .. } = heard;
-    let body = AcceptedBody { position, applied, fenced, invalidated: *invalidated, fenced_at, unconfirmed };
+    let body = AcceptedBody { position, applied, pending, fenced, invalidated: *invalidated, fenced_at, unconfirmed };
     let mut response = json(200, &body);
     // Varnish says "200 Purged", and there are scripts that look for it.
     response.extensions_mut().insert(hyper::ext::ReasonPhrase::from_static(b"Purged"));

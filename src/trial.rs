@@ -19,8 +19,8 @@ mod node;
 mod page;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
@@ -52,7 +52,11 @@ pub struct Trials {
     running: Mutex<BTreeMap<NodeId, Running>>,
     /// Notified after each trial.
     progress: Progress,
+    lost_seals: OnceLock<OnLostSeals>,
 }
+
+/// Is called with a node that returned seals and does not any more.
+type OnLostSeals = Box<dyn Fn(&NodeId) + Send + Sync>;
 
 /// The host of a trial request.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -84,6 +88,7 @@ impl Trials {
             pages: Mutex::default(),
             running: Mutex::default(),
             progress: Progress::default(),
+            lost_seals: OnceLock::new(),
         }
     }
 
@@ -144,10 +149,35 @@ impl Trials {
         }
     }
 
-    /// The origin listener's answer to a path below `/.clearcoat`: the page, if it is under trial.
-    pub fn answer(&self, path: &[u8]) -> Option<Vec<u8>> {
+    /// The origin listener's answer to a path below `/.clearcoat`: the page, if it is under trial. `asked`: the request's
+    /// `X-Clearcoat-Asked`.
+    pub fn answer(&self, path: &[u8], asked: Option<&[u8]>) -> Option<Vec<u8>> {
         let path = std::str::from_utf8(path).ok()?;
-        self.pages().get(path).map(TrialPage::answer)
+        self.pages().get(path).map(|page| page.answer(asked))
+    }
+
+    /// Has `empty` called with a node that returned seals and does not any more: what it stored late shows no more.
+    pub fn on_lost_seals(&self, empty: impl Fn(&NodeId) + Send + Sync + 'static) {
+        _ = self.lost_seals.set(Box::new(empty));
+    }
+
+    /// Records whether a trial showed that a node returns seals.
+    fn record_seals(&self, node: &Node, returns_seals: bool) {
+        let before = node.live.set_returns_seals(returns_seals);
+        if before == returns_seals {
+            return;
+        }
+        if returns_seals {
+            tracing::info!(node = %node.id(), "this Varnish keeps the seals of pages");
+        } else {
+            tracing::warn!(
+                node = %node.id(),
+                "this Varnish does not keep the seals of pages any more: its cache is dropped, and purges wait for it"
+            );
+            if let Some(empty) = self.lost_seals.get() {
+                empty(node.id());
+            }
+        }
     }
 
     /// The host to use.

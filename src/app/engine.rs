@@ -1,6 +1,6 @@
 //! The purge engine and what it stands on: the parts that everything else is handed.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -8,12 +8,12 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::Addresses;
+use super::{Addresses, sealing};
 use crate::config::{Config, JournalKind};
-use crate::delivery::{self, Deliveries, Pace};
+use crate::delivery::{self, Deliveries, Pace, SealedPurges};
 use crate::etcd::{EtcdCluster, SharedEtcd};
 use crate::fleet::{Fence, Snapshot};
-use crate::journal::{self, Anew, Disk, Journal, Limits, Memory, Missed, Named, NamedStore, Position};
+use crate::journal::{self, Anew, Disk, Journal, Limits, Memory, Missed, Named, NamedStore, Position, PurgeObserver};
 use crate::origin::SocketDiagnosis;
 use crate::purge::Guard;
 use crate::replicas::{self, FoundBy, Replicas};
@@ -47,8 +47,20 @@ impl Engine {
         let metrics = Arc::new(Metrics::new().context("metrics")?);
         let guard = Arc::new(Guard::with_wire(started, SocketDiagnosis::new()));
         let etcd: Option<SharedEtcd> = config.uses_etcd().then(|| Arc::new(EtcdCluster::new(&config.registry.etcd)));
+        let decides = Arc::new(OnceLock::<Arc<SealedPurges>>::new());
+        let (in_guard, as_sealed) = (delivery::noted_by(&guard), Arc::clone(&decides));
+        let observer: PurgeObserver = Arc::new(move |entry| {
+            in_guard(entry);
+            // After the guard: see `SealedPurges`.
+            as_sealed.get().inspect(|sealed| sealed.note(entry));
+        });
         let OpenJournal { journal, shared: shared_journal, answered } =
-            open_journal(config, &guard, etcd.as_ref()).await?;
+            open_journal(config, observer, etcd.as_ref()).await?;
+        let sealed = sealing::sealed_purges(config, &*journal);
+        if let Some(sealed) = &sealed {
+            // Nothing is appended before this returns.
+            _ = decides.set(Arc::clone(sealed));
+        }
         for reason in Anew::REASONS {
             let is_it = journal.anew().is_some_and(|anew| anew.reason() == reason);
             metrics.journal.began_anew(reason, is_it);
@@ -65,11 +77,14 @@ impl Engine {
             metrics: Arc::clone(&metrics),
             slow_start: Arc::clone(&slow_start),
             pace: Pace::new(&config.purge),
+            sealed,
             started,
         };
         let deliveries = Arc::new(Deliveries::new(context));
         recall(&*journal, &guard);
         let trials = Arc::new(Trials::new(config.health.web.host.as_deref(), Arc::clone(&guard), Arc::clone(&metrics)));
+        let (emptied, deliver) = (Arc::clone(&trials), Arc::clone(&deliveries));
+        emptied.on_lost_seals(move |node| deliver.empty(node));
         Ok(Engine {
             started,
             metrics,
@@ -84,11 +99,6 @@ impl Engine {
             deliveries,
             trials,
         })
-    }
-
-    /// Whether other clearcoats may have purges of ours, or we theirs.
-    pub(super) fn has_replicas(&self) -> bool {
-        self.shared_journal.is_some()
     }
 
     /// Introduces us to the other clearcoats before this fleet, and looks for them. `None` if nothing is configured to
@@ -150,14 +160,19 @@ struct OpenJournal {
     answered: Option<watch::Receiver<Position>>,
 }
 
-async fn open_journal(config: &Config, guard: &Arc<Guard>, etcd: Option<&SharedEtcd>) -> anyhow::Result<OpenJournal> {
+async fn open_journal(
+    config: &Config,
+    observer: PurgeObserver,
+    etcd: Option<&SharedEtcd>,
+) -> anyhow::Result<OpenJournal> {
     let limits = Limits { retention: config.journal.retention, max_names: config.journal.names, ..Limits::default() };
-    let (path, observer) = (&config.journal.path, delivery::noted_by(guard));
+    let path = &config.journal.path;
     let settings = journal::Settings {
         limits,
         observer: Arc::clone(&observer),
         first_start: config.journal.first_start,
         damaged: config.journal.damaged,
+        seals: sealing::is_wanted(config),
         own_process: true,
         patience: config.purge.ack_timeout,
     };

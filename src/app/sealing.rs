@@ -3,33 +3,57 @@
 //! A seal is worth something only where its position means the same to whoever wrote it and whoever reads it. Clearcoats
 //! with journals of their own have positions of their own, so beside other replicas answers are not sealed.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use super::engine::Engine;
-use crate::config::Config;
-use crate::proxy::Freshness;
-use crate::seal::PurgedNames;
+use crate::config::{Config, JournalKind, WaitFor};
+use crate::delivery::SealedPurges;
+use crate::fleet::NodeId;
+use crate::journal::Journal;
+use crate::proxy::{Freshness, NoteTags};
+use crate::seal::{Name, PurgedNames, StalePage};
 
 /// What the two listeners need to seal answers, and to judge them.
 #[derive(Default)]
 pub(super) struct Sealing {
     /// For the origin.
-    pub(super) purged: Option<Arc<PurgedNames>>,
+    pub(super) origin: Option<(Arc<PurgedNames>, NoteTags)>,
     /// For the edge.
-    pub(super) freshness: Option<Freshness>,
+    pub(super) edge: Option<Freshness>,
+}
+
+/// A future of whether something was done.
+type Done = Pin<Box<dyn Future<Output = bool> + Send>>;
+
+/// Whether answers are to be sealed by this process.
+pub(super) fn is_wanted(config: &Config) -> bool {
+    let has_replicas = config.journal.kind == JournalKind::Etcd || !config.replica.peers.is_empty();
+    config.edge.seal && !has_replicas
+}
+
+/// What decides which purges wait for no Varnish; `None` if all wait.
+pub(super) fn sealed_purges(config: &Config, journal: &dyn Journal) -> Option<Arc<SealedPurges>> {
+    let purged = journal.purged().filter(|_| is_wanted(config) && config.purge.wait_for == WaitFor::Edge)?;
+    Some(Arc::new(SealedPurges::new(Arc::clone(purged), config.purge.gather)))
 }
 
 impl Sealing {
     /// As configured, and as the journal allows.
     pub(super) fn of(engine: &Engine, config: &Config) -> Self {
-        let is_wanted = config.edge.seal && !engine.has_replicas();
-        let Some(purged) = engine.journal.purged().filter(|_| is_wanted) else { return Sealing::default() };
-        let (deliveries, patience) = (Arc::clone(&engine.deliveries), config.purge.ack_timeout);
-        let refresh = Arc::new(move |node: &_, page| {
-            let (deliveries, node) = (Arc::clone(&deliveries), Clone::clone(node));
-            Box::pin(async move { deliveries.drop_caught(&node, page, patience).await }) as _
+        let Some(purged) = engine.journal.purged().filter(|_| is_wanted(config)) else { return Sealing::default() };
+        let patience = config.purge.ack_timeout;
+        let deliveries = Arc::clone(&engine.deliveries);
+        let refresh = Arc::new(move |node: &NodeId, page: StalePage| {
+            let (deliveries, node) = (Arc::clone(&deliveries), node.clone());
+            Box::pin(async move { deliveries.refresh(&node, page, patience).await }) as Done
+        });
+        let deliveries = Arc::clone(&engine.deliveries);
+        let note = Arc::new(move |names: Vec<Name>| {
+            let deliveries = Arc::clone(&deliveries);
+            Box::pin(async move { deliveries.note_unsealable(names).await }) as Done
         });
         let freshness = Freshness::new(Arc::clone(purged), refresh, Arc::clone(&engine.metrics));
-        Sealing { purged: Some(Arc::clone(purged)), freshness: Some(freshness) }
+        Sealing { origin: Some((Arc::clone(purged), note)), edge: Some(freshness) }
     }
 }

@@ -85,6 +85,7 @@ impl Config {
             let shown = humantime::format_duration(self.journal.retention);
             format!("must be at most journal.retention, which is {shown}: what is told again must still be known")
         });
+        rules.require(self.purge.gather <= LONGEST_ACK_TIMEOUT, "purge.gather", "must be at most 60s");
         let (least, most) = MAX_REQUEST.into_inner();
         let in_bounds = MAX_REQUEST.contains(&self.purge.max_request);
         rules.require(in_bounds, "purge.max_request", format!("must be {least} to {most} bytes"));

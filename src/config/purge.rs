@@ -47,6 +47,12 @@ pub struct PurgeListener {
     /// past the origin listener; at most `journal.retention`. Default 0s: never.
     #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
     pub settle: Duration,
+    /// Who has to know a purge of tags before it is answered. Default `edge`.
+    pub wait_for: WaitFor,
+    /// How long purges gather that need not wait for Varnish, before they are sent as few bans; a reader who meets an old page
+    /// hurries them. At most 60s, default 1s.
+    #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
+    pub gather: Duration,
     /// The most that one purge request may have, head and body together, in bytes; beyond it the answer is 413.
     /// 1024 to 16777216 (16 MiB), default 1048576 (1 MiB).
     pub max_request: usize,
@@ -73,9 +79,22 @@ impl Default for PurgeListener {
             ack_timeout: Duration::from_secs(1),
             max_bans_per_second: 20,
             settle: Duration::ZERO,
+            wait_for: WaitFor::Edge,
+            gather: Duration::from_secs(1),
             max_request: 1 << 20,
         }
     }
+}
+
+/// Who has to know a purge of tags before it is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WaitFor {
+    /// The edge: it throws away what is older, until each Varnish has the purge. For readers who all come through it. Without
+    /// `edge.seal` it is every Varnish all the same.
+    Edge,
+    /// Every Varnish, as far as it answers within `ack_timeout`. For readers who reach a Varnish past the edge.
+    Varnish,
 }
 
 impl PurgeListener {

@@ -6,14 +6,11 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-use super::Deliveries;
 use super::walk::{Batch, Sources};
-use crate::fleet::NodeId;
 use crate::journal::{Entry, Missed, Position};
 use crate::purge::{Purge, Target};
 use crate::seal::{Name, StalePage, path_key};
@@ -33,6 +30,8 @@ pub(super) struct Caught {
 #[derive(Debug, Default)]
 struct Gathered {
     pages: Vec<StalePage>,
+    /// The node is to drop everything.
+    is_all: bool,
     /// How many bans were taken before.
     taken: u64,
 }
@@ -43,23 +42,31 @@ pub(super) struct Taken {
     /// The number of its ban.
     pub(super) number: u64,
     pages: Vec<StalePage>,
+    is_all: bool,
 }
 
 impl Caught {
     /// A page was caught. Returns the number of the ban that it is in.
     fn push(&self, page: StalePage) -> u64 {
         let mut gathered = self.state.lock();
-        // One more than allowed says that there were more.
-        if gathered.pages.len() <= MAX_PAGES && !gathered.pages.contains(&page) {
+        gathered.is_all |= gathered.pages.len() == MAX_PAGES || page.known_since().is_none();
+        if !gathered.is_all && !gathered.pages.contains(&page) {
             gathered.pages.push(page);
         }
         self.ring.notify_one();
         gathered.taken + 1
     }
 
+    /// Has the node told of a page that it still has. Returns when it has acknowledged that.
+    pub(super) async fn tell(&self, page: StalePage) {
+        let number = self.push(page);
+        // The sender lives as long as this.
+        _ = self.told.subscribe().wait_for(|told| *told >= number).await;
+    }
+
     /// Returns when there is something to tell.
     pub(super) async fn due(&self) {
-        while self.state.lock().pages.is_empty() {
+        while self.state.lock().is_empty() {
             self.ring.notified().await;
         }
     }
@@ -68,12 +75,25 @@ impl Caught {
     pub(super) fn take(&self) -> Taken {
         let mut gathered = self.state.lock();
         gathered.taken += 1;
-        Taken { number: gathered.taken, pages: std::mem::take(&mut gathered.pages) }
+        let (pages, is_all) = (std::mem::take(&mut gathered.pages), std::mem::take(&mut gathered.is_all));
+        Taken { number: gathered.taken, pages, is_all }
+    }
+
+    /// The node is to drop everything.
+    pub(super) fn drop_everything(&self) {
+        self.state.lock().is_all = true;
+        self.ring.notify_one();
     }
 
     /// The node has acknowledged this ban.
     pub(super) fn done(&self, number: u64) {
         self.told.send_replace(number);
+    }
+}
+
+impl Gathered {
+    fn is_empty(&self) -> bool {
+        self.pages.is_empty() && !self.is_all
     }
 }
 
@@ -86,8 +106,8 @@ impl Taken {
     /// What was purged of these pages; everything, if nobody knows any more.
     fn purge(&self, sources: &Sources) -> Purge {
         let all = Purge { targets: vec![Target::All], soft: false };
-        let oldest = self.pages.iter().map(StalePage::known_since).min().flatten();
-        let (Some(oldest), true) = (oldest, self.pages.len() <= MAX_PAGES) else { return all };
+        let oldest = self.pages.iter().filter_map(StalePage::known_since).min();
+        let Some(oldest) = oldest.filter(|_| !self.is_all) else { return all };
         match sources.journal.since(oldest) {
             Missed::Entries(entries) => purged_of(&self.pages, &entries).unwrap_or(all),
             Missed::Truncated => all,
@@ -131,20 +151,4 @@ fn purged_of(pages: &[StalePage], entries: &[Arc<Entry>]) -> Option<Purge> {
             || told_paths.contains(&path_key(&page.path))
     };
     pages.iter().all(is_told).then_some(Purge { targets, soft: false })
-}
-
-impl Deliveries {
-    /// Has a node told once more of what was purged of this page, which it still has. Returns whether it has acknowledged
-    /// that within `patience`.
-    pub async fn drop_caught(&self, node: &NodeId, page: StalePage, patience: Duration) -> bool {
-        let (caught, number) = {
-            let Some(delivery) = self.nodes.get(node) else { return false };
-            let caught = Arc::clone(&delivery.state.caught);
-            let number = caught.push(page);
-            (caught, number)
-        };
-        let mut told = caught.told.subscribe();
-        let acknowledged = told.wait_for(|told| *told >= number);
-        tokio::time::timeout(patience, acknowledged).await.is_ok_and(|told| told.is_ok())
-    }
 }

@@ -56,8 +56,13 @@ impl<'d> Expected<'d> {
     fn outcome(&self, position: Position, taken_elsewhere: bool) -> Acknowledged {
         let Deliveries { context, nodes, requests, .. } = self.deliveries;
         let mut outcome = Acknowledged::default();
+        let is_sealed = self.deliveries.is_sealed(position);
         for member in context.fleet.load().varnish.members() {
             let id = member.node.id();
+            if member.node.live.cursor() < position && is_sealed && member.node.live.is_sealing() {
+                outcome.pending.push(id.clone());
+                continue;
+            }
             if member.node.live.cursor() < position {
                 self.deliveries.count_fenced(id);
                 outcome.fenced.push(id.clone());

@@ -114,6 +114,7 @@ mod tests {
                 metrics: Arc::new(crate::telemetry::Metrics::new().unwrap()),
                 slow_start: Arc::new(crate::slow_start::SlowStart::new(&crate::config::HealthChecks::default())),
                 pace: Pace { max_bans_per_second: None, longest_wait: Duration::ZERO, redelivery_delay: None },
+                sealed: None,
                 started: began,
             };
             Rig { context, watermark: FillWatermark::new(0), began, ms: AtomicU64::new(1) }

@@ -70,6 +70,10 @@ pub(super) struct Task {
     stalls: u32,
     /// Repetitions of the first recalled range that did not count.
     recall_stalls: u32,
+    /// When the sealed purges that gather are sent.
+    gathered_at: Option<Instant>,
+    /// Where a ban of everything was sent that makes the cache a sealed one, once it is acknowledged.
+    emptied_at: Option<Position>,
     /// Acknowledged, and to be repeated after `purge.settle`.
     settling: RedeliveryQueue,
     /// Requests that the node refuses.
@@ -134,8 +138,15 @@ impl Task {
         settings: &VarnishSettings,
         state: Arc<DeliveryState>,
     ) -> Self {
-        let DeliveryContext { journal, guard, pace, started, .. } = &deliveries.context;
-        let cursor = match journal.remembered(node.id(), settings.epoch.as_deref()) {
+        let DeliveryContext { journal, guard, pace, started, sealed, .. } = &deliveries.context;
+        let remembered = journal.remembered(node.id(), settings.epoch.as_deref());
+        let is_sealed = match remembered {
+            CursorState::CacheRestarted => true,
+            CursorState::At(_) => journal.cursors().get(node.id()).is_some_and(|cursor| cursor.is_sealed),
+            CursorState::Unknown => false,
+        };
+        node.live.set_cache_is_sealed(sealed.is_some() && is_sealed);
+        let cursor = match remembered {
             CursorState::At(position) => Some(position),
             // A new cache has this name, and it is unknown since when it stores pages, and which purges went to the cache
             // before it. So it gets all purges that the journal holds, which costs an empty cache nothing.
@@ -183,6 +194,8 @@ impl Task {
             fills: None,
             stalls: 0,
             recall_stalls: 0,
+            gathered_at: None,
+            emptied_at: None,
             settling,
             refused: Vec::new(),
             deliveries,
@@ -252,8 +265,18 @@ impl Task {
     async fn due(&mut self, head: &mut watch::Receiver<Position>) -> Option<(Kind, Option<Position>, Position)> {
         let ready = self.budget.ready_at(Instant::now());
         let (unsure, settle) = (self.unsure.first(), self.settling.first());
+        let sealed = self.deliveries.context.sealed.as_ref().filter(|_| self.node.live.is_sealing());
+        let (sent, gathered_at, hurry) = (self.sent, &mut self.gathered_at, &self.state.hurry);
         let moved = async {
-            let moved = head.wait_for(|&head| head > self.sent).await.is_ok();
+            let moved = head.wait_for(|&head| head > sent).await.is_ok();
+            if let Some(sealed) = sealed {
+                let until = *gathered_at.get_or_insert_with(|| Instant::now() + sealed.gather);
+                tokio::select! {
+                    () = sealed.unsealed_after(sent) => {}
+                    () = hurry.notified() => {}
+                    () = tokio::time::sleep_until(until.into()) => {}
+                }
+            }
             // Purges gather during this time.
             tokio::time::sleep_until(ready.into()).await;
             moved
@@ -403,7 +426,10 @@ impl Task {
         let on_their_way = passed >= self.node.live.life_signs.taken_in();
         self.state.remember(last, report.invalidated, self.deliveries.expected());
         let stood_still = self.failures > 0 || self.state.late.is_late() || report.stood_still;
+        let is_sealed = self.is_sealed_after_sent();
         let repeat = match (stood_still, on_their_way) {
+            // The edge catches a page that was stored after its ban.
+            _ if is_sealed => self.unsure.first().map(|_| now),
             (true, _) => Some(now + AFTER_STALL),
             (false, true) => Some(now + FILL_LATENCY),
             // Positions are acknowledged in order: while an earlier range awaits redelivery, later ones cannot be
@@ -418,10 +444,20 @@ impl Task {
         if let Some(due) = repeat {
             self.unsure.push(self.sent, last, due);
         }
+        if report.flushed_all || report.flushed_in_part {
+            self.emptied_at = Some(last);
+        }
+        self.gathered_at = None;
         (self.known, self.sent) = (true, last);
         if repeat.is_none() {
             self.acknowledge(last);
         }
+    }
+
+    /// Whether a seal shows all purges that are sent next, and this node returns seals.
+    fn is_sealed_after_sent(&self) -> bool {
+        let sealed = self.deliveries.context.sealed.as_ref();
+        self.known && self.node.live.is_sealing() && sealed.is_some_and(|sealed| sealed.all_sealed_after(self.sent))
     }
 
     /// Completes a redelivery.
@@ -461,11 +497,15 @@ impl Task {
     /// Moves the cursor: the node has every purge up to `position`.
     fn acknowledge(&mut self, position: Position) {
         let DeliveryContext { fence, slow_start, .. } = &self.deliveries.context;
-        let (before, fence) = (self.node.live.acknowledged(), fence.position());
-        if before < fence && fence <= position {
+        let (before, required) = (self.node.live.acknowledged(), fence.required_of(&self.node.live));
+        if before < required && required <= position {
             slow_start.begin(&self.node);
         }
         self.node.live.set_cursor(position);
+        if self.deliveries.context.sealed.is_some() && self.emptied_at.take_if(|emptied| *emptied <= position).is_some()
+        {
+            self.node.live.set_cache_is_sealed(true);
+        }
         self.state.known.store(true, Ordering::SeqCst);
         let was_late = self.state.late.mark_on_time();
         self.deliveries.notify_progress();

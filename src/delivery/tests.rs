@@ -100,6 +100,7 @@ impl Rig {
             metrics: Arc::new(Metrics::new().unwrap()),
             slow_start: Arc::new(SlowStart::new(&HealthChecks::default())),
             pace,
+            sealed: None,
             started: long_ago(),
         };
         let deliveries = Arc::new(Deliveries::new(context));
@@ -267,7 +268,7 @@ async fn the_last_varnish_is_sought_among_those_known_and_held() {
     let unknown = Rig::to(obedient(&[3_600_000; 8]).await, CALM, Arc::clone(&journal), guard, None).await;
     assert_eq!(unknown.deliveries.least_cursor(), head);
     // One that was away for longer than anything is held.
-    let away = (NodeId::try_from("away").unwrap(), Cursor { position: 1, epoch: None });
+    let away = (NodeId::try_from("away").unwrap(), Cursor { position: 1, epoch: None, is_sealed: false });
     journal.save_cursors(vec![away]).await.unwrap();
     assert_eq!(unknown.deliveries.least_cursor(), floor);
 }
@@ -338,7 +339,7 @@ async fn a_hold_outlives_a_new_registration_and_then_the_node_is_told_again() {
     rig.deliveries
         .context
         .journal
-        .save_cursors(vec![(rig.node.id().clone(), Cursor { position, epoch: None })])
+        .save_cursors(vec![(rig.node.id().clone(), Cursor { position, epoch: None, is_sealed: false })])
         .await
         .unwrap();
     rig.deliveries.stop(rig.node.id());
@@ -439,7 +440,7 @@ async fn a_hundred_thousand_missed_purges_are_a_few_requests() {
     let guard = Arc::new(Guard::new(long_ago()));
     let journal: Arc<dyn Journal> = Arc::new(Memory::new(Limits::default(), noted_by(&guard)));
     let id = NodeId::try_from("varnish-1").unwrap();
-    journal.save_cursors(vec![(id, Cursor { position: 0, epoch: None })]).await.unwrap();
+    journal.save_cursors(vec![(id, Cursor { position: 0, epoch: None, is_sealed: false })]).await.unwrap();
     for number in 0..100_000 {
         // The catalogue of a shop, again and again.
         let tag = format!("cat_p_{}", number % 20_000);

@@ -32,6 +32,7 @@ fn rig(panic_threshold: f64) -> Rig {
         started,
         fence: Arc::new(Fence::default()),
         fleet: Arc::clone(&fleet),
+        sealed: None,
         metrics: Arc::clone(&metrics),
     };
     let deliveries = Arc::new(Deliveries::new(context));

@@ -170,6 +170,14 @@ impl RequestHead {
         &target[..memchr::memchr(b'?', target).unwrap_or(target.len())]
     }
 
+    /// What a reader of a page remembers, as the edge wrote it and a cache passed it on; `None` if that is not said, or more
+    /// than once.
+    pub fn asked(&self) -> Option<&[u8]> {
+        let mut asked = self.fields.list.iter().filter(|field| field.kind == FieldKind::Asked);
+        let first = asked.next().filter(|_| asked.next().is_none())?;
+        Some(first.value.bytes(&self.bytes))
+    }
+
     /// The fields that are forwarded unchanged, name and value.
     pub fn kept_fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> + Clone {
         let kept = self.fields.list.iter().filter(|field| matches!(field.kind, FieldKind::Kept | FieldKind::Expect));

@@ -78,7 +78,7 @@ pub(super) fn node(id: &str) -> NodeId {
 
 /// A cursor of a node that does not say which life of its cache this is.
 pub(super) fn at(position: Position) -> Cursor {
-    Cursor { position, epoch: None }
+    Cursor { position, epoch: None, is_sealed: false }
 }
 
 /// The entries after a cursor, where there is no gap.
@@ -255,7 +255,7 @@ pub(super) async fn the_last_saved_cursor_of_each_node_is_read_back(open: Open<'
     let journal = open(Limits::default(), nobody(), clock().1);
     append_all(&*journal, ["a", "b"]).await;
     journal.save_cursors(vec![(node("v1"), at(1)), (node("v2"), at(1))]).await.unwrap();
-    let of_an_epoch = Cursor { position: 2, epoch: Some("1700000000".into()) };
+    let of_an_epoch = Cursor { position: 2, epoch: Some("1700000000".into()), is_sealed: false };
     journal.save_cursors(vec![(node("v1"), of_an_epoch.clone())]).await.unwrap();
     assert_eq!(journal.cursors(), [(node("v1"), of_an_epoch), (node("v2"), at(1))].into());
     journal.save_cursors(vec![(node("v1"), at(2))]).await.unwrap();

@@ -45,10 +45,12 @@ use super::{
 use crate::config::{Damaged, FirstStart};
 use crate::fleet::NodeId;
 use crate::purge::Purge;
+use crate::seal::Name;
 use committer::Committer;
 use condition::Condition;
 use file::{Files, LocalFiles};
 use group::Command;
+use opening::StartRules;
 use process::RemoteFiles;
 use writer::Writer;
 
@@ -73,6 +75,8 @@ pub struct Settings {
     pub first_start: FirstStart,
     /// What to do if the journal cannot be read.
     pub damaged: Damaged,
+    /// Answers are sealed in this process. If they are not, no cache counts as sealed after it.
+    pub seals: bool,
     /// Write the files from a separate process, so that a volume that hangs cannot keep this one from ending. That process
     /// runs this program, so this is only possible in clearcoat itself.
     pub own_process: bool,
@@ -124,11 +128,12 @@ impl Disk {
     }
 
     fn open_with(path: &Path, settings: Settings, clock: Clock, files: Box<dyn Files>) -> Result<Self, OpenError> {
-        let Settings { limits, observer, first_start, damaged, patience, own_process: _ } = settings;
+        let Settings { limits, observer, first_start, damaged, seals, patience, own_process: _ } = settings;
+        let rules = StartRules { first_start, damaged, seals };
         let now_ms = clock();
         let directory = path.to_owned();
         let (committer, stored, anew) =
-            Committer::start(path, move || opening::open(&directory, limits, now_ms, files, (first_start, damaged)))?;
+            Committer::start(path, move || opening::open(&directory, limits, now_ms, files, rules))?;
         let path: Arc<Path> = path.join(opening::JOURNAL).into();
         if let Some(anew) = &anew {
             anew.log(&path);
@@ -220,6 +225,10 @@ impl Journal for Disk {
     fn refuse(&self, positions: Vec<Position>) -> BoxFuture<'_, Result<(), WriteError>> {
         self.readable.tail.refuse(&positions);
         Box::pin(self.ask(|answer| Command::Refuse(positions, answer)))
+    }
+
+    fn note_unsealable(&self, names: Vec<Name>) -> BoxFuture<'_, Result<(), WriteError>> {
+        Box::pin(self.ask(|answer| Command::Unsealable(names, answer)))
     }
 
     fn trouble(&self) -> Option<Trouble> {

@@ -50,6 +50,7 @@ use crate::etcd::SharedEtcd;
 use crate::etcd::follow::{WatchStatus, follow};
 use crate::fleet::NodeId;
 use crate::purge::Purge;
+use crate::seal::Name;
 use cursors::Published;
 use uplink::Uplink;
 
@@ -315,6 +316,10 @@ impl Journal for Etcd {
     /// On this machine only: etcd stores purges, and each replica stores the answers.
     fn refuse(&self, positions: Vec<Position>) -> BoxFuture<'_, Result<(), WriteError>> {
         self.inner.local.refuse(positions)
+    }
+
+    fn note_unsealable(&self, names: Vec<Name>) -> BoxFuture<'_, Result<(), WriteError>> {
+        self.inner.local.note_unsealable(names)
     }
 
     /// A purge in etcd does not need our disk.

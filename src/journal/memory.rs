@@ -15,7 +15,7 @@ use super::{
 };
 use crate::fleet::NodeId;
 use crate::purge::Purge;
-use crate::seal::{Lineage, PastNames, PurgedNames, Run};
+use crate::seal::{Lineage, Name, PastNames, PurgedNames, Run};
 
 /// A journal in memory: here, durable means to be in memory.
 pub struct Memory {
@@ -94,6 +94,11 @@ impl Journal for Memory {
 
     fn refuse(&self, positions: Vec<Position>) -> BoxFuture<'_, Result<(), WriteError>> {
         self.readable.tail.refuse(&positions);
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn note_unsealable(&self, names: Vec<Name>) -> BoxFuture<'_, Result<(), WriteError>> {
+        drop(names);
         Box::pin(std::future::ready(Ok(())))
     }
 }

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::fleet::NodeId;
 use crate::purge::Purge;
+use crate::seal::Name;
 
 /// A journal on disk or in memory whose purges have names.
 pub struct Named {
@@ -82,6 +83,10 @@ impl Journal for Named {
         self.local().refuse(positions)
     }
 
+    fn note_unsealable(&self, names: Vec<Name>) -> BoxFuture<'_, Result<(), WriteError>> {
+        self.local().note_unsealable(names)
+    }
+
     fn trouble(&self) -> Option<Trouble> {
         self.local().trouble()
     }
@@ -133,6 +138,7 @@ mod tests {
             observer: nobody(),
             first_start: FirstStart::Trust,
             damaged: Damaged::Refuse,
+            seals: true,
             own_process: false,
             patience: Duration::from_secs(10),
         };

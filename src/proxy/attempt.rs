@@ -185,6 +185,7 @@ async fn while_connecting<F: Future>(client: &Client, step: F) -> Result<F::Outp
 }
 
 fn write_head(out: &mut Vec<u8>, client: &Client, request: &mut Request, node: &Node) {
+    request.asked_at = node.live.cursor();
     let Request { head, id, known, asked, .. } = request;
     asked.clear();
     if let Some(freshness) = client.frontend.freshness.as_ref().filter(|_| node.spec.role() == Role::Varnish) {
@@ -231,6 +232,10 @@ impl Exchange<'_> {
                 NodeHead::Final(answer) => {
                     let relayed = match answer {
                         FinalHead::Page => Box::pin(self.relay_page()).await?,
+                        FinalHead::Block => {
+                            let download = self.note_block().await?;
+                            Relaying::new(self, download).run().await?
+                        }
                         FinalHead::Begun(download) => Relaying::new(self, download).run().await?,
                     };
                     self.request.next(head_len + body);

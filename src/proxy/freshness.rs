@@ -4,20 +4,21 @@
 //! ban, or kept in spite of it. So each answer to GET and HEAD that has a seal is judged by it ([`crate::seal`]), before a
 //! byte of it goes to the client. One that is stale is thrown away; what follows stands in [`super::second_look`].
 //!
-//! An answer without a seal passes: it is from before answers were sealed, of a VCL that drops the field, or Varnish's own.
-//! Those keep the promise as far as the fence does, and are counted.
+//! An answer without a seal is from before answers were sealed, of a VCL that drops the field, or Varnish's own. It passes if
+//! its cache had acknowledged everything that its reader remembers when it was asked: then the fence has kept the promise. So
+//! does a refusal (5xx, 405), which is no page. From a cache that has yet to get purges it is as good as stale.
 
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use crate::fleet::NodeId;
+use crate::fleet::{Node, NodeId};
 use crate::http1::{Method, RequestHead, ResponseHead};
 use crate::seal::{Judgement, Position, PurgedNames, Seal, StalePage, write_asked};
 use crate::telemetry::{Metrics, NodeMetrics, SealVerdict};
 
-/// Has a cache told once more of what was purged of this page. Resolves when it has acknowledged that, with `true`, or when
-/// that takes too long.
+/// Has a cache get what was purged of this page. Resolves with `true` when it has acknowledged that, and with `false` if it
+/// takes too long.
 pub type Refresh = Arc<dyn Fn(&NodeId, StalePage) -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>;
 
 /// Judges answers by their seals.
@@ -44,13 +45,15 @@ impl Freshness {
         write_asked(out, self.purged.lineage().journal(), known, id, request.target());
     }
 
-    /// The page, if this answer of a cache is stale for a reader who remembers `known`. Counts what it finds.
+    /// The page, if this answer of a cache is stale for a reader who remembers `known`. `asked_at`: what the cache had
+    /// acknowledged when it was asked. Counts what it finds.
     pub(super) fn find_stale(
         &self,
         request: &RequestHead,
         answer: &ResponseHead,
-        known: Position,
-        node: &NodeMetrics,
+        (known, asked_at): (Position, Position),
+        node: &Node,
+        metrics: &NodeMetrics,
     ) -> Option<Box<StalePage>> {
         if !matches!(request.method, Method::Get | Method::Head) {
             return None;
@@ -58,16 +61,17 @@ impl Freshness {
         let checks = &self.metrics.seal.checks;
         let Some(seal) = answer.seal().and_then(Seal::parse) else {
             checks.count(SealVerdict::Unsealed);
-            node.varnish.iter().for_each(|varnish| varnish.unsealed.inc());
-            return None;
+            metrics.varnish.iter().for_each(|varnish| varnish.unsealed.inc());
+            let passes = asked_at >= known || !node.live.is_sealing() || answer.status == 405 || answer.status >= 500;
+            return (!passes).then(|| Box::new(StalePage::unsealed(known, request.path(), asked_at)));
         };
         let Judgement::Stale(because) = self.purged.judge(&seal, request.target(), known) else {
             checks.count(SealVerdict::Fresh);
             return None;
         };
         checks.count(SealVerdict::Stale);
-        node.varnish.iter().for_each(|varnish| varnish.stale_caught.inc());
-        Some(Box::new(StalePage::new(&seal, because, request.path())))
+        metrics.varnish.iter().for_each(|varnish| varnish.stale_caught.inc());
+        Some(Box::new(StalePage::new(&seal, because, request.path(), asked_at)))
     }
 
     /// Has the cache told once more, and waits for that. Says whether it has acknowledged it.

@@ -41,6 +41,8 @@ pub(super) struct Request {
     pub(super) mark: RenderMark,
     /// At the edge: what its reader remembers ([`super::Freshness`]).
     pub(super) known: Position,
+    /// At the edge: what the cache had acknowledged when it was asked.
+    pub(super) asked_at: Position,
     /// The status sent to the client, once an answer has begun.
     pub(super) status: Option<u16>,
     /// From the node: the answer's head and the start of its body, until relayed.
@@ -65,6 +67,7 @@ impl Request {
             began: Instant::now(),
             mark: RenderMark::default(),
             known: 0,
+            asked_at: 0,
             status: None,
             answer: Vec::new(),
             response: ResponseHead::default(),

@@ -3,23 +3,28 @@
 //! Every page passes the origin on its way into a cache, so the guard ([`crate::purge::Guard`]) is asked here: a page
 //! that was rendered before a purge must not be stored after it.
 
+use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::http1::{Method, RequestHead, ResponseHead};
 use crate::purge::{Guard, Page, Passage, SocketPair};
-use crate::seal::{Name, Position, PurgedNames, write_seal};
+use crate::seal::{Asked, Name, Position, PurgedNames, write_seal};
 use crate::telemetry::Metrics;
+
+/// Makes it durable that no seal shows these tags. Resolves with whether it is.
+pub type NoteTags = Arc<dyn Fn(Vec<Name>) -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>;
 
 /// The most names of a seal: with them its line stays below the default of Varnish's `http_resp_hdr_len`, 8 KiB.
 const MAX_NAMES: usize = 1_000;
 
 /// Decides about each answer to a cache.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct StorePolicy {
     guard: Option<Arc<Guard>>,
-    /// What seals are made by.
-    purged: Option<Arc<PurgedNames>>,
+    /// What seals are made by, and who notes tags that no seal shows.
+    sealing: Option<(Arc<PurgedNames>, NoteTags)>,
     metrics: Arc<Metrics>,
 }
 
@@ -35,14 +40,43 @@ pub(super) struct RenderMark {
 impl StorePolicy {
     /// A policy with this guard, that seals answers by what was `purged`. Without a guard (`origin.guard = false`) it only
     /// refuses pages that purges cannot find.
-    pub fn new(guard: Option<Arc<Guard>>, purged: Option<Arc<PurgedNames>>, metrics: Arc<Metrics>) -> Self {
-        StorePolicy { guard, purged, metrics }
+    pub fn new(
+        guard: Option<Arc<Guard>>,
+        sealing: Option<(Arc<PurgedNames>, NoteTags)>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        StorePolicy { guard, sealing, metrics }
     }
 
     /// To be taken before a request goes to a node.
     pub(super) fn mark(&self) -> RenderMark {
         let guard = self.guard.as_ref().map_or(0, |guard| guard.now());
-        RenderMark { guard, position: self.purged.as_ref().map_or(0, |purged| purged.head()) }
+        RenderMark { guard, position: self.sealing.as_ref().map_or(0, |(purged, _)| purged.head()) }
+    }
+
+    /// The tags of an answer that no seal shows, and that are not known as such yet. They are those of a block of a page, which
+    /// a cache fills in (asked for on behalf of another path, or by nobody knows whom), and those of an answer that is not
+    /// sealed.
+    pub(super) fn tags_to_note(&self, request: &RequestHead, answer: &ResponseHead) -> Vec<Name> {
+        let Some((purged, _)) = &self.sealing else { return Vec::new() };
+        let page = Page { status: answer.status, target: request.target(), fields: answer.kept_fields() };
+        let is_block = || {
+            let asked = request.asked().and_then(Asked::parse);
+            asked.is_none_or(|asked| asked.path != request.path()) || is_block_path(request.path())
+        };
+        let is_sealed = matches!(request.method, Method::Get | Method::Head) && page.tags().count() <= MAX_NAMES;
+        if is_sealed && !is_block() {
+            return Vec::new();
+        }
+        purged.unsealable().missing(page.tags().map(Name::of_tag))
+    }
+
+    /// Notes tags that no seal shows. Returns whether what has them may be stored.
+    pub(super) async fn note_tags(&self, names: Vec<Name>) -> bool {
+        match &self.sealing {
+            Some((_, note)) => note(names).await,
+            None => true,
+        }
     }
 
     /// Registers a cache's connection. Its [`Passage`] is to be asked for each answer that is written to the
@@ -72,7 +106,7 @@ impl StorePolicy {
         if !self.may_be_stored(mark, passage, request, answer) {
             answer.forbid_storing();
         }
-        if let Some(purged) = &self.purged
+        if let Some((purged, _)) = &self.sealing
             && matches!(request.method, Method::Get | Method::Head)
         {
             answer.seal_with(|answer, out| seal(out, purged, mark.position, id, request, answer));
@@ -123,6 +157,18 @@ fn seal(
     let mut names: Vec<Name> = page.tags().map(Name::of_tag).collect();
     if names.len() <= MAX_NAMES && (answer.status != 304 || !names.is_empty()) {
         write_seal(out, purged.lineage(), position, id, &mut names);
+    }
+}
+
+/// Whether Magento renders the blocks of pages under this path (`PageCache/Controller/Block/Esi.php`). A block may be fetched
+/// first for a client that asks for this path itself.
+fn is_block_path(path: &[u8]) -> bool {
+    memchr::memmem::find(path, b"/page_cache/block/esi/").is_some()
+}
+
+impl fmt::Debug for StorePolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StorePolicy").field("guard", &self.guard).finish_non_exhaustive()
     }
 }
 

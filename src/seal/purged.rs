@@ -72,6 +72,8 @@ pub enum StaleBecause {
     Forgotten,
     /// A purge at this position concerned it, or one that was forgotten since and may have.
     Purged(Position),
+    /// It has no seal, and its cache had not acknowledged everything up to here when it was asked.
+    Unsealed(Position),
 }
 
 impl PurgedNames {

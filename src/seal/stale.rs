@@ -15,20 +15,29 @@ pub struct StalePage {
     pub names: Vec<Name>,
     /// The path that was asked for.
     pub path: Vec<u8>,
+    /// What the cache had acknowledged when it was asked.
+    pub asked_at: Position,
 }
 
 impl StalePage {
-    /// The page with this seal that was answered to a request for `path`.
-    pub fn new(seal: &Seal<'_>, because: StaleBecause, path: &[u8]) -> Self {
+    /// The page with this seal that was answered to a request for `path`, by a cache that had acknowledged everything up to
+    /// `asked_at` when it was asked.
+    pub fn new(seal: &Seal<'_>, because: StaleBecause, path: &[u8], asked_at: Position) -> Self {
         let Seal { position, id, .. } = *seal;
-        StalePage { because, position, id, names: seal.names().collect(), path: path.to_owned() }
+        StalePage { because, position, id, names: seal.names().collect(), path: path.to_owned(), asked_at }
+    }
+
+    /// The same of an answer without a seal, for a reader who remembers `known`.
+    pub fn unsealed(known: Position, path: &[u8], asked_at: Position) -> Self {
+        let because = StaleBecause::Unsealed(known);
+        StalePage { because, position: 0, id: 0, names: Vec::new(), path: path.to_owned(), asked_at }
     }
 
     /// The position in our journal from which on what was purged of it is to be found; `None` if it is in no place of it.
     pub fn known_since(&self) -> Option<Position> {
         match self.because {
             StaleBecause::Purged(_) => Some(self.position),
-            StaleBecause::Foreign | StaleBecause::Forgotten => None,
+            StaleBecause::Foreign | StaleBecause::Forgotten | StaleBecause::Unsealed(_) => None,
         }
     }
 }

@@ -11,7 +11,7 @@ use super::{Trials, Whose};
 use crate::fleet::{Node, PurgeDialect, TrialState, VarnishSettings};
 use crate::purge::{Ban, compile};
 use crate::telemetry::causes;
-use crate::varnish::http::{Answer, DeliveryError, PurgeClient};
+use crate::varnish::http::{Answer, DeliveryError, OwnPage, PurgeClient};
 
 /// The timeout of one step.
 const STEP: Duration = Duration::from_secs(2);
@@ -40,7 +40,10 @@ const AGAIN_FAILED: Duration = Duration::from_secs(5);
 pub(super) async fn run(trials: Arc<Trials>, node: Arc<Node>, settings: VarnishSettings, wake: Arc<Notify>) {
     wake.notified().await;
     loop {
-        let (state, finding) = try_node(&trials, &node, &settings).await;
+        let TrialVerdict { state, finding, returns_seals } = try_node(&trials, &node, &settings).await;
+        if state != TrialState::Inconclusive {
+            trials.record_seals(&node, returns_seals);
+        }
         let pause = match trials.publish(&node, state, &finding) {
             TrialState::Failed | TrialState::WithoutTags => AGAIN_FAILED,
             TrialState::Inconclusive => AGAIN_INCONCLUSIVE,
@@ -51,12 +54,22 @@ pub(super) async fn run(trials: Arc<Trials>, node: Arc<Node>, settings: VarnishS
     }
 }
 
-/// One trial: what it says of the node, and that in words.
-async fn try_node(trials: &Trials, node: &Node, settings: &VarnishSettings) -> (TrialState, String) {
+/// What a trial says of a node.
+struct TrialVerdict {
+    state: TrialState,
+    /// That in words; empty if all is well.
+    finding: String,
+    /// The node keeps seals with its pages, and passes on what the edge says of a reader.
+    returns_seals: bool,
+}
+
+/// One trial.
+async fn try_node(trials: &Trials, node: &Node, settings: &VarnishSettings) -> TrialVerdict {
     let mut why = String::new();
-    for (pause, whose) in ATTEMPTS {
+    for (number, (pause, whose)) in ATTEMPTS.into_iter().enumerate() {
         sleep(pause).await;
-        let (page, host) = (TrialPage::new(), trials.host(whose));
+        // A node may take no page with such a long field: then it is tried without.
+        let (page, host) = (TrialPage::new(number < 2), trials.host(whose));
         let link = PurgeClient::to(node.spec.address, settings, STEP);
         let trial = Trial { trials, settings, page, host, link };
         match trial.run().await {
@@ -64,7 +77,14 @@ async fn try_node(trials: &Trials, node: &Node, settings: &VarnishSettings) -> (
             Err(reason) => why = reason,
         }
     }
-    (TrialState::Inconclusive, format!("whether purges take pages out of this Varnish could not be tried: {why}"))
+    let finding = format!("whether purges take pages out of this Varnish could not be tried: {why}");
+    TrialVerdict { state: TrialState::Inconclusive, finding, returns_seals: false }
+}
+
+/// A page as a node has answered it.
+struct NamedPage {
+    name: String,
+    seal: Option<Vec<u8>>,
 }
 
 /// A page under trial on a node. The origin answers it until this value is dropped.
@@ -84,12 +104,13 @@ impl Drop for Trial<'_> {
 
 impl Trial<'_> {
     /// The result, or why the trial proves nothing.
-    async fn run(mut self) -> Result<(TrialState, String), String> {
+    async fn run(mut self) -> Result<TrialVerdict, String> {
         self.trials.pages().insert(self.page.path(), self.page.clone());
-        let name = self.stored().await?;
+        let (name, returns_seals) = self.stored().await?;
+        let verdict = |state, finding| TrialVerdict { state, finding, returns_seals };
         let configured = self.settings.delivery;
         if self.is_gone(&name, configured).await? {
-            return Ok((TrialState::Passed, String::new()));
+            return Ok(verdict(TrialState::Passed, String::new()));
         }
         for other in [PurgeDialect::Magento, PurgeDialect::MagentoPlain, PurgeDialect::Xkey] {
             if other != configured && self.is_gone(&name, other).await? {
@@ -97,22 +118,25 @@ impl Trial<'_> {
                     "purges do not take pages out of this Varnish: its VCL does not carry out delivery = \"{configured}\", but \
                      \"{other}\"; set that for the node. It gets no traffic"
                 );
-                return Ok((TrialState::Failed, finding));
+                return Ok(TrialVerdict { returns_seals: false, ..verdict(TrialState::Failed, finding) });
             }
         }
         let finding = "no purge by tags takes pages out of this Varnish, in no form of delivery: once tags are purged, it \
                        gets no traffic. Its VCL must ban by X-Magento-Tags-Pattern, or purge by xkey-purge (`clearcoat vcl`)";
-        Ok((TrialState::WithoutTags, finding.to_owned()))
+        Ok(TrialVerdict { returns_seals: false, ..verdict(TrialState::WithoutTags, finding.to_owned()) })
     }
 
-    /// The name of the page once the node caches it.
-    async fn stored(&mut self) -> Result<String, String> {
+    /// The name of the page once the node caches it, and whether it has kept the seal with it.
+    async fn stored(&mut self) -> Result<(String, bool), String> {
         let mut before = None;
         for _ in 0..ASKED {
             let now = self.ask().await?;
             match now {
-                Ok(name) if before.as_ref() == Some(&name) => return Ok(name),
-                Ok(name) => before = Some(name),
+                Ok(NamedPage { name, seal }) if before.as_ref() == Some(&name) => {
+                    let is_sealed = self.page.has_seal(&name, seal.as_deref());
+                    return Ok((name, is_sealed));
+                }
+                Ok(NamedPage { name, .. }) => before = Some(name),
                 // The node may have asked another clearcoat.
                 Err(404) => {}
                 Err(status) => return Err(format!("it answers {status} for our page")),
@@ -144,7 +168,7 @@ impl Trial<'_> {
             // Twice: a softly purged page is served once more.
             for _ in 0..2 {
                 match self.ask().await? {
-                    Ok(now) if now == name => {}
+                    Ok(now) if now.name == name => {}
                     Ok(_) | Err(404) => return Ok(true),
                     Err(status) => return Err(format!("it answers {status} for our page")),
                 }
@@ -153,10 +177,12 @@ impl Trial<'_> {
         Ok(false)
     }
 
-    /// Requests the page: its name, or the status of an answer without one.
-    async fn ask(&mut self) -> Result<Result<String, u16>, String> {
+    /// Requests the page. The status of an answer without one is an error of the inner kind.
+    async fn ask(&mut self) -> Result<Result<NamedPage, u16>, String> {
         let request = self.page.request(&self.host);
-        let (status, body) = self.link.ask(request.as_bytes()).await.map_err(|error| causes(&error).to_string())?;
-        Ok(name_in(&body).filter(|_| status == 200).ok_or(status))
+        let asked = self.link.ask(request.as_bytes()).await.map_err(|error| causes(&error).to_string())?;
+        let OwnPage { status, seal, body } = asked;
+        let name = name_in(&body).filter(|_| status == 200);
+        Ok(name.map(|name| NamedPage { name, seal }).ok_or(status))
     }
 }

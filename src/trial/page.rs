@@ -4,6 +4,9 @@
 //! tags for one key fails on a page with several. So the purge names one tag of the page, the middle one, and two that
 //! no page has.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crate::purge::{Purge, TagSet, Target, to_magento};
 
 /// The path of our own pages.
@@ -20,16 +23,33 @@ pub fn is_ours(path: &[u8]) -> bool {
     path.strip_prefix(FOLDER).is_some_and(|rest| matches!(rest.first(), None | Some(b'/')))
 }
 
+/// The length of the seal of a page under trial, in names of the page: as long as any seal that the origin writes.
+const SEAL: usize = 250;
+
 /// A page under trial.
 #[derive(Clone, Debug)]
 pub(super) struct TrialPage {
     token: String,
+    /// It comes with a seal.
+    is_sealed: bool,
+    /// It was asked for at the origin with what the edge says of a reader.
+    was_asked: Arc<AtomicBool>,
 }
 
 impl TrialPage {
     /// Another one each time: nobody can guess it.
-    pub(super) fn new() -> Self {
-        TrialPage { token: name() }
+    pub(super) fn new(is_sealed: bool) -> Self {
+        TrialPage { token: name(), is_sealed, was_asked: Arc::default() }
+    }
+
+    /// What the edge would say of a reader.
+    fn asked(&self) -> String {
+        format!("1 {} 0 {} {}", &self.token[..16], &self.token[16..], self.path())
+    }
+
+    /// Whether a node that answered with this page and this seal returns seals, and passes on what the edge says.
+    pub(super) fn has_seal(&self, name: &str, seal: Option<&[u8]>) -> bool {
+        self.is_sealed && self.was_asked.load(Ordering::SeqCst) && seal == Some(seal_of(name).as_bytes())
     }
 
     /// Its path.
@@ -40,19 +60,27 @@ impl TrialPage {
     /// The request for it. `X-Forwarded-Proto` is for a VCL that redirects plain requests.
     pub(super) fn request(&self, host: &str) -> String {
         format!(
-            "GET {} HTTP/1.1\r\nHost: {host}\r\nX-Forwarded-Proto: https\r\nUser-Agent: clearcoat/{}\r\nAccept: text/html\r\n\r\n",
+            "GET {} HTTP/1.1\r\nHost: {host}\r\nX-Forwarded-Proto: https\r\nUser-Agent: clearcoat/{}\r\nAccept: text/html\r\n\
+             X-Clearcoat-Asked: {}\r\n\r\n",
             self.path(),
-            env!("CARGO_PKG_VERSION")
+            env!("CARGO_PKG_VERSION"),
+            self.asked()
         )
     }
 
-    /// The complete answer of a web node with this page, with a new name each time. Its lifetime exceeds a trial.
-    pub(super) fn answer(&self) -> Vec<u8> {
-        let body = format!("<!doctype html><title>clearcoat</title><p>{MARK}{}</p>\n", name());
+    /// The complete answer of a web node with this page, with a new name each time, to a request with this
+    /// `X-Clearcoat-Asked`. Its lifetime exceeds a trial.
+    pub(super) fn answer(&self, asked: Option<&[u8]>) -> Vec<u8> {
+        if asked == Some(self.asked().as_bytes()) {
+            self.was_asked.store(true, Ordering::SeqCst);
+        }
+        let name = name();
+        let body = format!("<!doctype html><title>clearcoat</title><p>{MARK}{name}</p>\n");
+        let seal = if self.is_sealed { format!("X-Clearcoat-Seal: {}\r\n", seal_of(&name)) } else { String::new() };
         let [one, two, three] = [1, 2, 3].map(|number| self.tag(number));
         let head = format!(
             "HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\nCache-Control: public, max-age=120, s-maxage=120\r\n\
-             X-Magento-Tags: {one},{two},{three}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+             X-Magento-Tags: {one},{two},{three}\r\n{seal}Content-Length: {}\r\nConnection: close\r\n\r\n",
             body.len()
         );
         (head + &body).into_bytes()
@@ -78,6 +106,11 @@ pub(super) fn name_in(body: &[u8]) -> Option<String> {
     rest.get(..NAME).map(str::to_owned)
 }
 
+/// The seal of the page with this name.
+fn seal_of(name: &str) -> String {
+    name.repeat(SEAL)
+}
+
 fn name() -> String {
     format!("{:032x}", fastrand::u128(..))
 }
@@ -90,9 +123,9 @@ mod tests {
 
     #[test]
     fn a_page_has_another_name_each_time_and_can_be_told_by_it() {
-        let page = TrialPage::new();
+        let page = TrialPage::new(true);
         let body = |answer: Vec<u8>| String::from_utf8(answer).unwrap().split_once("\r\n\r\n").unwrap().1.to_owned();
-        let (one, two) = (body(page.answer()), body(page.answer()));
+        let (one, two) = (body(page.answer(None)), body(page.answer(None)));
         assert_ne!(name_in(one.as_bytes()).unwrap(), name_in(two.as_bytes()).unwrap());
         assert_eq!(name_in(one.as_bytes()).unwrap().len(), NAME);
         for other in ["", "clearcoat trial 12", "<h1>shop</h1>"] {
@@ -102,14 +135,29 @@ mod tests {
 
     #[test]
     fn the_purge_is_one_that_a_vcl_with_words_stumbles_over() {
-        let page = TrialPage::new();
+        let page = TrialPage::new(true);
         let Ban::Tags { pattern, .. } = &compile([&page.purge()], PurgeDialect::Magento, DEFAULT_HEADER_LIMIT).bans[0]
         else {
             panic!("no pattern")
         };
         // No tag occurs in it literally.
         assert!(!pattern.contains(&page.tag(2)) && pattern.contains("_[245]"), "{pattern}");
-        assert!(String::from_utf8(page.answer()).unwrap().contains(&page.tag(2)));
+        assert!(String::from_utf8(page.answer(None)).unwrap().contains(&page.tag(2)));
+    }
+
+    #[test]
+    fn a_seal_counts_if_it_is_that_of_the_page_and_the_page_was_asked_for() {
+        let page = TrialPage::new(true);
+        let text = String::from_utf8(page.answer(Some(b"another"))).unwrap();
+        let name = name_in(text.as_bytes()).unwrap();
+        let seal = text.lines().find_map(|line| line.strip_prefix("X-Clearcoat-Seal: ")).unwrap();
+        assert_eq!(seal.len(), 8_000);
+        assert!(!page.has_seal(&name, Some(seal.as_bytes())), "nobody asked as the edge does");
+        page.answer(Some(page.asked().as_bytes()));
+        assert!(page.has_seal(&name, Some(seal.as_bytes())));
+        assert!(!page.has_seal(&name, None) && !page.has_seal(&name, Some(b"another")));
+        let bare = TrialPage::new(false);
+        assert!(!String::from_utf8(bare.answer(Some(bare.asked().as_bytes()))).unwrap().contains("Seal"));
     }
 
     #[test]

@@ -182,6 +182,17 @@ impl PurgeEndpoint {
     }
 }
 
+/// The answer to a request of our own.
+#[derive(Debug)]
+pub struct OwnPage {
+    /// The status code.
+    pub status: u16,
+    /// The value of `X-Clearcoat-Seal`, if there is one.
+    pub seal: Option<Vec<u8>>,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
 impl PurgeClient {
     /// A link to this node that is not connected yet. Its purges carry what its VCL knows purgers by. `timeout` bounds
     /// connecting, writing, and each answer.
@@ -232,12 +243,12 @@ impl PurgeClient {
         self.try_round_trip(connection, bans, patience, answers).await
     }
 
-    /// Sends one request of our own, whole, and gives the status and the body of its answer. A kept connection may have
+    /// Sends one request of our own, whole, and gives its answer. A kept connection may have
     /// been closed meanwhile, as with [`PurgeClient::round_trip`].
     ///
     /// # Errors
     /// [`DeliveryError`]; no status is one.
-    pub async fn ask(&mut self, request: &[u8]) -> Result<(u16, Vec<u8>), DeliveryError> {
+    pub async fn ask(&mut self, request: &[u8]) -> Result<OwnPage, DeliveryError> {
         if let Some(kept) = self.connection.take() {
             match self.try_ask(kept, request).await {
                 Err(DeliveryError::Io(_)) => {}
@@ -248,21 +259,17 @@ impl PurgeClient {
         self.try_ask(connection, request).await
     }
 
-    async fn try_ask(
-        &mut self,
-        mut connection: PurgeConnection,
-        request: &[u8],
-    ) -> Result<(u16, Vec<u8>), DeliveryError> {
+    async fn try_ask(&mut self, mut connection: PurgeConnection, request: &[u8]) -> Result<OwnPage, DeliveryError> {
         let exchange = async {
             connection.stream.write_all(request).await?;
             connection.answer().await
         };
         let body = self.target.bounded(exchange).await??;
-        let status = connection.head.status;
+        let (status, seal) = (connection.head.status, connection.head.seal().map(<[u8]>::to_vec));
         if connection.head.keep_alive && connection.input.is_empty() {
             self.connection = Some(connection);
         }
-        Ok((status, body))
+        Ok(OwnPage { status, seal, body })
     }
 
     async fn try_round_trip(

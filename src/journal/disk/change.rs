@@ -8,6 +8,7 @@ use super::error::FORMAT;
 use super::purged;
 use crate::fleet::NodeId;
 use crate::journal::{Cursor, Entry, EntryOrigin, Limits, Position};
+use crate::seal::Name;
 
 pub(super) const ENTRIES: TableDefinition<'_, Position, &[u8]> = TableDefinition::new("entries");
 /// Each cursor with the time at which it was saved, in milliseconds since 1970.
@@ -15,6 +16,8 @@ pub(super) const CURSORS: TableDefinition<'_, &str, (Position, u64)> = TableDefi
 /// The epochs of the cursors, if they have one.
 pub(super) const EPOCHS: TableDefinition<'_, &str, &str> = TableDefinition::new("epochs");
 /// The head outlives the entries, so that no position is reused.
+/// Those of the nodes with a cursor whose cache was stored since answers are sealed.
+pub(super) const SEALED: TableDefinition<'_, &str, ()> = TableDefinition::new("sealed");
 pub(super) const HEAD: TableDefinition<'_, (), Position> = TableDefinition::new("head");
 /// All entries after this position are stored, and none up to it. Missing in files from before positions had gaps.
 pub(super) const FLOOR: TableDefinition<'_, (), Position> = TableDefinition::new("floor");
@@ -67,6 +70,8 @@ pub(super) struct Change {
     /// The same for a new file, which has no earlier entries.
     pub(super) uncovered_if_new: Position,
     pub(super) cursors: Vec<(NodeId, Cursor)>,
+    /// Tags that no seal shows.
+    pub(super) unsealable: Vec<Name>,
     /// The revisions of entries; `None` if they are not in etcd.
     pub(super) found: Vec<(Position, Option<u64>)>,
     /// Bytes to write only to see whether the volume accepts as many again.
@@ -101,7 +106,11 @@ pub(super) fn write(
     let mut transaction = database.begin_write()?;
     if let Some(identity) = begun {
         name(&transaction, identity)?;
-    } else if change.head == change.before && change.refused.is_empty() && change.probe.is_none() {
+    } else if change.head == change.before
+        && change.refused.is_empty()
+        && change.unsealable.is_empty()
+        && change.probe.is_none()
+    {
         // Without an fsync: the next commit of a purge, or closing the file, makes this durable. A crash before that leaves
         // older cursors, which only replay more, and purges without their revisions, which etcd knows.
         transaction.set_durability(Durability::None)?;
@@ -120,6 +129,9 @@ pub(super) fn write(
             refused.insert(position, ())?;
         }
     }
+    if !change.unsealable.is_empty() {
+        purged::note_unsealable(&transaction, &change.unsealable)?;
+    }
     if change.seen > 0 {
         transaction.open_table(SEEN)?.insert((), change.seen)?;
     }
@@ -135,12 +147,18 @@ pub(super) fn write(
     if !change.cursors.is_empty() {
         let mut cursors = transaction.open_table(CURSORS)?;
         let mut epochs = transaction.open_table(EPOCHS)?;
-        for (node, Cursor { position, epoch }) in &change.cursors {
+        let mut sealed = transaction.open_table(SEALED)?;
+        for (node, Cursor { position, epoch, is_sealed }) in &change.cursors {
             cursors.insert(node.as_str(), (*position, change.now_ms))?;
             match epoch {
                 Some(epoch) => epochs.insert(node.as_str(), &**epoch)?,
                 None => epochs.remove(node.as_str())?,
             };
+            if *is_sealed {
+                sealed.insert(node.as_str(), ())?;
+            } else {
+                sealed.remove(node.as_str())?;
+            }
         }
         forget_cursors(&mut cursors, &mut epochs, limits, change.now_ms)?;
     }

@@ -10,6 +10,7 @@ use crate::fleet::NodeId;
 use crate::journal::position_map::{PositionMap, next_position};
 use crate::journal::{Cursor, Entry, EntryOrigin, Position, Readable, WriteError};
 use crate::purge::Purge;
+use crate::seal::Name;
 
 /// The channel for the answer to a command.
 type Responder<T> = oneshot::Sender<Result<T, WriteError>>;
@@ -22,6 +23,8 @@ pub(super) enum Command {
     AppendNamed(NamedPurge, Responder<Position>),
     /// Mark these as refused to their senders.
     Refuse(Vec<Position>, Responder<()>),
+    /// Note tags that no seal shows.
+    Unsealable(Vec<Name>, Responder<()>),
     /// Save these cursors.
     SaveCursors(Vec<(NodeId, Cursor)>, Responder<()>),
     /// Record the revisions of these.
@@ -51,6 +54,8 @@ pub(super) struct Group {
     pub(super) refused: Vec<Position>,
     /// Cursors to save.
     pub(super) cursors: Vec<(NodeId, Cursor)>,
+    /// Tags that no seal shows.
+    pub(super) unsealable: Vec<Name>,
     /// Revisions to record; `None` if the entry is not in etcd.
     pub(super) found: Vec<(Position, Option<u64>)>,
     /// The revision up to which everything is here with this group.
@@ -75,6 +80,7 @@ impl Group {
             named: HashMap::new(),
             appended: vec![],
             refused: vec![],
+            unsealable: vec![],
             cursors: vec![],
             found: vec![],
             seen: 0,
@@ -102,6 +108,10 @@ impl Group {
                 }
                 Command::Refuse(positions, answer) => {
                     group.refused.extend(positions);
+                    group.saved.push(answer);
+                }
+                Command::Unsealable(names, answer) => {
+                    group.unsealable.extend(names);
                     group.saved.push(answer);
                 }
                 Command::SaveCursors(cursors, answer) => {

@@ -12,7 +12,8 @@ use redb::{
 };
 
 use super::change::{
-    CURSORS, ENTRIES, EPOCHS, FLOOR, FORMATS, HEAD, IDENTITY, NEWEST, ORIGINS, OVERFLOWED, REFUSED, SEEN, UNCOVERED,
+    CURSORS, ENTRIES, EPOCHS, FLOOR, FORMATS, HEAD, IDENTITY, NEWEST, ORIGINS, OVERFLOWED, REFUSED, SEALED, SEEN,
+    UNCOVERED,
 };
 use super::error::{Damage, FORMAT, OpenError, not_opened};
 use crate::fleet::NodeId;
@@ -162,6 +163,7 @@ impl Reader<'_> {
 
     fn cursors(&self, limits: Limits, now_ms: u64) -> Result<HashMap<NodeId, SavedCursor>, OpenError> {
         let (Some(table), epochs) = (self.table(CURSORS)?, self.table(EPOCHS)?) else { return Ok(HashMap::new()) };
+        let sealed = self.table(SEALED)?;
         let mut cursors = HashMap::new();
         for record in table.iter().map_err(|error| self.failed(error))? {
             let (node, saved) = record.map_err(|error| self.failed(error))?;
@@ -174,8 +176,12 @@ impl Reader<'_> {
                 None => None,
             };
             let epoch = epoch.map(|epoch| epoch.value().into());
+            let is_sealed = match &sealed {
+                Some(sealed) => sealed.get(node.value()).map_err(|error| self.failed(error))?.is_some(),
+                None => false,
+            };
             let node = NodeId::try_from(node.value()).map_err(|source| self.damaged(Damage::Cursor(source)))?;
-            cursors.insert(node, SavedCursor { cursor: Cursor { position, epoch }, at_ms });
+            cursors.insert(node, SavedCursor { cursor: Cursor { position, epoch, is_sealed }, at_ms });
         }
         Ok(cursors)
     }

@@ -61,13 +61,38 @@ pub(super) struct Opened {
     pub(super) anew: Option<Anew>,
 }
 
+/// What a start does with what it finds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StartRules {
+    /// Without any journal.
+    pub(super) first_start: FirstStart,
+    /// With one that cannot be read.
+    pub(super) damaged: Damaged,
+    /// Answers are sealed from now on.
+    pub(super) seals: bool,
+}
+
 /// Opens the journal in `directory`, or begins it anew. `now_ms`: the time, in ms since 1970.
 pub(super) fn open(
     directory: &Path,
     limits: Limits,
     now_ms: u64,
     files: Box<dyn Files>,
-    (first_start, damaged): (FirstStart, Damaged),
+    rules: StartRules,
+) -> Result<Opened, OpenError> {
+    let mut opened = find(directory, limits, now_ms, files, rules)?;
+    let Opened { store, stored, .. } = &mut opened;
+    begin_run(store, stored, rules.seals);
+    Ok(opened)
+}
+
+/// Goes on with the journal in `directory`, or begins another one.
+fn find(
+    directory: &Path,
+    limits: Limits,
+    now_ms: u64,
+    files: Box<dyn Files>,
+    StartRules { first_start, damaged, .. }: StartRules,
 ) -> Result<Opened, OpenError> {
     let unusable = |source| OpenError::Directory { path: directory.to_owned(), source };
     if !directory.is_dir() {
@@ -201,7 +226,6 @@ fn go_on(
             tracing::warn!(error = %causes(&error), "the journal's file could not be brought to this version's format");
         }
     }
-    begin_run(&mut store, &mut stored);
     Ok(Opened { store, stored, anew: None })
 }
 
@@ -225,13 +249,15 @@ fn begin(
     }
     stored.past.head = head.unwrap_or(0);
     stored.past.floor = stored.past.head;
-    begin_run(&mut store, &mut stored);
     Ok(Opened { store, stored, anew })
 }
 
 /// Begins our run. If the volume does not take that, purges wait for Varnish as they would without seals.
-fn begin_run(store: &mut Store, stored: &mut Stored) {
-    match store.begin_run(stored.past.head) {
+fn begin_run(store: &mut Store, stored: &mut Stored, seals: bool) {
+    if !seals {
+        stored.cursors.values_mut().for_each(|saved| saved.cursor.is_sealed = false);
+    }
+    match store.begin_run(stored.past.head, seals) {
         Ok(purged) => stored.past.purged = Some(Arc::new(purged)),
         Err(error) => tracing::warn!(
             error = %causes(&error),

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use redb::{Database, ReadableDatabase as _};
 
-use super::change::{Change, FLOOR, HEAD, IDENTITY, name, write};
+use super::change::{Change, FLOOR, HEAD, IDENTITY, SEALED, name, write};
 use super::error::{CommitError, Damage, OpenError, not_opened};
 use super::file::Files;
 use super::load::{self, Stored};
@@ -94,12 +94,15 @@ impl Store {
     }
 
     /// Begins our run on a journal that ends at `head`, and reads what is known of the purges before. Seals are judged by it.
-    pub(super) fn begin_run(&mut self, head: Position) -> Result<PurgedNames, CommitError> {
+    pub(super) fn begin_run(&mut self, head: Position, seals: bool) -> Result<PurgedNames, CommitError> {
         let database = self.opened()?;
         let run = Run(fastrand::u32(..));
         let begun = (|| {
             let transaction = database.begin_write()?;
             let begun = purged::begin_run(&transaction, head, run)?;
+            if !seals {
+                transaction.delete_table(SEALED)?;
+            }
             transaction.commit()?;
             Ok(begun)
         })();

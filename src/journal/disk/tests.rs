@@ -149,6 +149,7 @@ fn settings() -> Settings {
         observer: nobody(),
         first_start: FirstStart::Trust,
         damaged: Damaged::Anew,
+        seals: true,
         own_process: false,
         patience: Duration::from_secs(3600),
     }
@@ -182,7 +183,7 @@ async fn a_journal_that_is_opened_again_has_its_entries_head_and_cursors() {
     let journal = open(&directory.path().join("new/one"));
     journal.append(purge("a")).await.unwrap();
     journal.append(purge("b")).await.unwrap();
-    let of_an_epoch = Cursor { position: 1, epoch: Some("1700000000".into()) };
+    let of_an_epoch = Cursor { position: 1, epoch: Some("1700000000".into()), is_sealed: false };
     journal.save_cursors(vec![(node("v1"), of_an_epoch.clone()), (node("v2"), at(1))]).await.unwrap();
     let before = entries(&journal, 0);
     drop(journal);

@@ -163,6 +163,7 @@ impl<'s> Writer<'s> {
             uncovered,
             uncovered_if_new: self.readable.tail.uncovered_by_nothing(),
             cursors: group.cursors.clone(),
+            unsealable: group.unsealable.clone(),
             found: group.found.clone(),
             probe: group.probe,
         }

@@ -129,7 +129,7 @@ fn changed(inner: &Inner, written: &HashMap<NodeId, CursorRecord>) -> Vec<(NodeI
     let now_ms = inner.local.now_ms();
     let offered = inner.published.offered.lock().clone();
     let position_map = inner.local.readable().position_map();
-    let records = offered.into_iter().map(|(node, Cursor { position, epoch })| {
+    let records = offered.into_iter().map(|(node, Cursor { position, epoch, .. })| {
         (node, CursorRecord { position: position_map.covered(position), epoch, at_ms: now_ms })
     });
     let is_news = |(node, record): &(NodeId, CursorRecord)| {

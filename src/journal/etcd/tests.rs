@@ -78,6 +78,7 @@ fn settings(limits: Limits, observer: PurgeObserver) -> Settings {
         limits,
         observer,
         first_start: config::FirstStart::Trust,
+        seals: false,
         damaged: config::Damaged::Refuse,
         own_process: false,
         patience: Duration::from_secs(10),
@@ -189,6 +190,10 @@ impl Journal for Suite {
     fn refuse(&self, positions: Vec<Position>) -> BoxFuture<'_, Result<(), WriteError>> {
         self.journal.refuse(positions)
     }
+
+    fn note_unsealable(&self, names: Vec<Name>) -> BoxFuture<'_, Result<(), WriteError>> {
+        self.journal.note_unsealable(names)
+    }
 }
 
 fn suite(limits: Limits, observer: PurgeObserver, clock: Clock) -> Arc<dyn Journal> {
@@ -284,7 +289,7 @@ async fn a_new_replica_starts_from_the_cursors_of_the_others() {
     let rig = Rig::new(&member, Limits::default()).await;
     let first = rig.journal().append(purge("a")).await.unwrap();
     let second = rig.journal().append(purge("b")).await.unwrap();
-    let of_an_epoch = Cursor { position: second, epoch: Some("1".into()) };
+    let of_an_epoch = Cursor { position: second, epoch: Some("1".into()), is_sealed: false };
     rig.journal().save_cursors(vec![(node("behind"), at(first)), (node("current"), of_an_epoch)]).await.unwrap();
     let session = member.session().await;
     let began = std::time::Instant::now();

@@ -52,6 +52,8 @@ pub(super) enum FinalHead {
     Begun(Download),
     /// A page whose ESI blocks are to be filled in; the body so far is in `answer`.
     Page,
+    /// A block with tags that no seal shows and that have to be noted first; the body so far is in `answer`.
+    Block,
 }
 
 /// The kind of a head.
@@ -150,6 +152,7 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
         {
             if let HeadKind::Final = self.parse_head(&bytes[..len])?
                 && !self.is_to_be_held(read - len)
+                && !self.has_tags_to_note()
             {
                 let mut download = self.begin()?;
                 let body = (BEFORE + len, read - len);
@@ -189,17 +192,32 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
                 body.feed(&self.exchange.request.answer).map_err(download_failure)?;
                 self.hold(body)
             }
-            HeadKind::Final => self.begin_kept().map(Some),
+            HeadKind::Final => self.finish_kept().map(Some),
         }
     }
 
+    /// Begins an answer whose body so far is in `answer`, unless its tags have to be noted first.
+    fn finish_kept(&mut self) -> Result<NodeHead, Failure> {
+        if self.has_tags_to_note() {
+            return Ok(NodeHead::Final(FinalHead::Block));
+        }
+        self.begin_kept().map(|download| NodeHead::Final(FinalHead::Begun(download)))
+    }
+
+    /// Whether the answer goes to a cache with tags that no seal shows, and that are not known yet.
+    fn has_tags_to_note(&self) -> bool {
+        let Request { head, response, .. } = &*self.exchange.request;
+        let store = self.exchange.client.frontend.store.as_ref();
+        store.is_some_and(|store| !store.tags_to_note(head, response).is_empty())
+    }
+
     /// Begins an answer whose body so far is in `answer`.
-    fn begin_kept(&mut self) -> Result<NodeHead, Failure> {
+    fn begin_kept(&mut self) -> Result<Download, Failure> {
         let mut download = self.begin()?;
         let Exchange { request, surplus, .. } = &mut *self.exchange;
         let body = download.body.feed(&request.answer).map_err(download_failure)?;
         surplus.extend_from_slice(&request.answer[body..]);
-        Ok(NodeHead::Final(FinalHead::Begun(download)))
+        Ok(download)
     }
 
     fn begin(&mut self) -> Result<Download, Failure> {
@@ -249,7 +267,7 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
         if self.is_to_be_filled_in() {
             return Ok(Some(NodeHead::Final(FinalHead::Page)));
         }
-        self.begin_kept().map(Some)
+        self.finish_kept().map(Some)
     }
 
     fn parse_head(&mut self, bytes: &[u8]) -> Result<HeadKind, Failure> {
@@ -276,11 +294,26 @@ impl AwaitingHead<'_, '_> {
             return None;
         }
         let metrics = client.worker.pools.metrics(node);
-        freshness.find_stale(&request.head, &request.response, request.known, &metrics)
+        let known = (request.known, request.asked_at);
+        freshness.find_stale(&request.head, &request.response, known, node, &metrics)
     }
 }
 
 impl Exchange<'_> {
+    /// Notes the tags of a block before its head goes to the cache, and begins its answer. If they cannot be noted, the cache
+    /// is told not to store it.
+    pub(super) async fn note_block(&mut self) -> Result<Download, Failure> {
+        let Request { head, response, .. } = &mut *self.request;
+        if let Some(store) = &self.client.frontend.store {
+            let names = store.tags_to_note(head, response);
+            self.client.deadline.enter(Phase::FirstByte);
+            if !store.note_tags(names).await {
+                response.forbid_storing();
+            }
+        }
+        AwaitingHead::new(self).begin_kept()
+    }
+
     /// Forwards an interim head (RFC 9110 section 15.2), so that a client that waits for `100 Continue` gets the node's
     /// and not ours.
     ///

@@ -58,6 +58,7 @@ impl Rig {
             metrics: Arc::clone(&metrics),
             slow_start: Arc::new(SlowStart::new(&HealthChecks::default())),
             pace: Pace { max_bans_per_second: None, longest_wait: Duration::ZERO, redelivery_delay: None },
+            sealed: None,
             started: Instant::now(),
         }));
         let live = Arc::<Live>::default();

@@ -317,7 +317,9 @@ impl Deliveries {
     async fn wait_for(&self, position: Position, timeout: Duration) {
         let awaited = self.worth_waiting_for(position);
         let is_settled = |node: &Arc<Node>| self.is_settled(node, position);
-        self.progress.wait_for(&awaited, timeout, is_settled, |node| self.mark_late(node)).await;
+        let mark_late =
+            |node: &Arc<Node>| _ = self.nodes.get(node.id()).map(|delivery| delivery.state.late.mark_late());
+        self.progress.wait_for(&awaited, timeout, is_settled, mark_late).await;
     }
 
     /// Nodes that are down, late or held back get no traffic, so no purge waits for them.
@@ -348,18 +350,6 @@ impl Deliveries {
     /// A hold may last for any time, so no purge waits for its end.
     fn is_held_back(&self, node: &Node, position: Position) -> bool {
         self.nodes.get(node.id()).is_some_and(|delivery| delivery.state.recalls.is_held_back(position))
-    }
-
-    fn mark_late(&self, node: &Node) {
-        if let Some(delivery) = self.nodes.get(node.id()) {
-            delivery.state.late.mark_late();
-        }
-    }
-
-    fn count_fenced(&self, id: &NodeId) {
-        if let Some(varnish) = &self.context.metrics.node(crate::fleet::Role::Varnish, id).varnish {
-            varnish.fenced.inc();
-        }
     }
 
     /// Saves all cursors until the process ends: at most once a second if they move, and once a minute otherwise, because

@@ -375,12 +375,12 @@ pub trait Shared: Journal {
 
     /// The position of a held purge by its name.
     fn place_of(&self, id: &str) -> Option<Position> {
-        self.readable().position_map().position(id)
+        self.readable().position_map.lock().position(id)
     }
 
     /// The name of a held purge.
     fn name_of(&self, position: Position) -> Option<Arc<str>> {
-        self.readable().position_map().name(position)
+        self.readable().position_map.lock().name(position)
     }
 
     /// The position up to which other replicas find every purge without us. `None` if they know only what they are sent.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::requests::PurgeVerdict;
 use super::{Acknowledged, Deliveries, Refusable};
+use crate::fleet::Role;
 use crate::journal::Position;
 
 /// An awaited purge.
@@ -59,7 +60,9 @@ impl<'d> Expected<'d> {
         for member in context.fleet.load().varnish.members() {
             let id = member.node.id();
             if member.node.live.cursor() < position {
-                self.deliveries.count_fenced(id);
+                if let Some(varnish) = &context.metrics.node(Role::Varnish, id).varnish {
+                    varnish.fenced.inc();
+                }
                 outcome.fenced.push(id.clone());
                 continue;
             }

@@ -52,7 +52,8 @@ pub(super) struct Task {
     metrics: Arc<NodeMetrics>,
     sources: Sources,
     dispatch: Dispatch,
-    budget: Budget,
+    /// `None`: no limit.
+    budget: Option<Budget>,
     failures: u32,
     /// The current work, with its progress.
     work: Option<Work>,
@@ -72,7 +73,6 @@ pub(super) struct Task {
     recall_stalls: u32,
     /// Acknowledged, and to be repeated after `purge.settle`.
     settling: RedeliveryQueue,
-    /// Requests that the node refuses.
     refused: Vec<Refused>,
 }
 
@@ -148,7 +148,7 @@ impl Task {
         if cursor < journal.head() {
             state.late.mark_late();
         }
-        let budget = Budget::new(pace.max_bans_per_second, pace.longest_wait, Instant::now());
+        let budget = pace.max_bans_per_second.map(|limit| Budget::new(limit, pace.longest_wait, Instant::now()));
         let mut settling = RedeliveryQueue::new(pace.redelivery_delay.unwrap_or_default() / SETTLE_GRAINS);
         if let Some(settle) = pace.redelivery_delay {
             // These were acknowledged to an earlier process, which may have ended before it repeated them.
@@ -224,7 +224,8 @@ impl Task {
 
     /// Waits until work is due: its kind, and the range after the first position, up to the second.
     async fn due(&mut self, head: &mut watch::Receiver<Position>) -> Option<(Kind, Option<Position>, Position)> {
-        let ready = self.budget.ready_at(Instant::now());
+        let now = Instant::now();
+        let ready = self.budget.as_mut().map_or(now, |budget| budget.ready_at(now));
         let (unsure, settle) = (self.unsure.first(), self.settling.first());
         let moved = async {
             let moved = head.wait_for(|&head| head > self.sent).await.is_ok();
@@ -293,8 +294,10 @@ impl Task {
                     self.dispatch.connect().await.inspect_err(|error| self.count_failed(error))?;
                     let Some(batch) = next_batch(&work.walk, &self.sources).await else { return Ok(()) };
                     // Not rationed: Varnish drops the first of two equal bans (its parameter `ban_dups`).
-                    if !matches!(work.kind, Kind::Repeat | Kind::Recalled(_)) {
-                        self.budget.spend(batch.listed(), Instant::now());
+                    if let Some(budget) = &mut self.budget
+                        && !matches!(work.kind, Kind::Repeat | Kind::Recalled(_))
+                    {
+                        budget.spend(batch.listed(), Instant::now());
                     }
                     work.last_passed = work.last_passed.max(batch.last_passed);
                     batch
@@ -396,7 +399,6 @@ impl Task {
         }
     }
 
-    /// Completes a redelivery.
     fn finish_repeat(&mut self, work: &Work) {
         if self.stood_still(work, self.stalls) {
             self.stalls += 1;

@@ -110,9 +110,13 @@ impl Rig {
     /// Makes a purge durable, and waits until the node has it.
     async fn purge(&self, tag: &str) -> Position {
         let position = self.append(tag).await;
-        let acknowledged = self.deliveries.progress.until(|| self.node.live.cursor() >= position);
-        tokio::time::timeout(PATIENCE, acknowledged).await.unwrap();
+        self.until_at(position).await;
         position
+    }
+
+    async fn until_at(&self, position: Position) {
+        let there = self.deliveries.progress.until(|| self.node.live.cursor() >= position);
+        tokio::time::timeout(PATIENCE, there).await.unwrap();
     }
 
     async fn append(&self, tag: &str) -> Position {

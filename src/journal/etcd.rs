@@ -247,7 +247,7 @@ impl Inner {
             let now = *head.borrow_and_update();
             // The position map has it a moment before it is readable.
             if let Some(position) =
-                self.local.readable().position_map().position(id).filter(|position| *position <= now)
+                self.local.readable().position_map.lock().position(id).filter(|position| *position <= now)
             {
                 return position;
             }
@@ -265,16 +265,16 @@ impl Shared for Etcd {
 
     fn in_common_up_to(&self) -> Option<Position> {
         let head = self.inner.local.head();
-        let missing = self.inner.local.readable().position_map().missing();
+        let missing = self.inner.local.readable().position_map.lock().missing();
         Some(missing.first().map_or(head, |(position, _)| head.min(position - 1)))
     }
 
     fn revision(&self, position: Position) -> Option<u64> {
-        self.inner.local.readable().position_map().revision(position)
+        self.inner.local.readable().position_map.lock().revision(position)
     }
 
     fn spooled(&self) -> Option<usize> {
-        Some(self.inner.local.readable().position_map().missing().len())
+        Some(self.inner.local.readable().position_map.lock().missing().len())
     }
 }
 
@@ -297,7 +297,7 @@ impl Journal for Etcd {
             return here;
         }
         let elsewhere = self.inner.published.remembered(node, epoch, |revision| {
-            self.inner.local.readable().position_map().covering(revision, self.inner.local.head())
+            self.inner.local.readable().position_map.lock().covering(revision, self.inner.local.head())
         });
         match (here, elsewhere) {
             (CursorState::At(here), CursorState::At(elsewhere)) => CursorState::At(here.max(elsewhere)),

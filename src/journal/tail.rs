@@ -33,7 +33,6 @@ pub(super) struct Past {
     /// All entries after this position are held, and none up to it.
     pub(super) floor: Position,
     pub(super) head: Position,
-    /// The entries in order.
     pub(super) entries: Vec<Arc<Entry>>,
     /// Those of them that were refused.
     pub(super) refused: BTreeSet<Position>,
@@ -64,7 +63,6 @@ impl Tail {
         Tail { limits, observer, held: RwLock::new(held), head: watch::Sender::new(head) }
     }
 
-    /// The last position.
     pub(super) fn head(&self) -> Position {
         *self.head.borrow()
     }

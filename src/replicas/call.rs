@@ -67,7 +67,6 @@ pub(super) struct PeerClient {
 }
 
 impl PeerClient {
-    /// A client for this address.
     pub(super) fn to(address: String) -> Self {
         PeerClient { address, idle: Mutex::default() }
     }

@@ -6,13 +6,14 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 
 use super::Record;
+use crate::atomic_file;
 use crate::fleet::NodeId;
 
 type Records = BTreeMap<NodeId, Record>;
@@ -23,7 +24,6 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// The format of the file. A file without a number has only the records; later formats are not read.
 const FORMAT: u64 = 1;
 
-/// The content of the file.
 #[derive(Serialize, Deserialize)]
 struct SavedReplicas {
     format: u64,
@@ -54,7 +54,6 @@ pub(super) struct KnownReplicas {
 }
 
 impl KnownReplicas {
-    /// Reads the file.
     pub(super) async fn open(path: Option<PathBuf>) -> Self {
         let Some(file) = path.clone() else { return KnownReplicas { path, known: Records::new(), writing: None } };
         let read = tokio::task::spawn_blocking(move || std::fs::read(file)).await;
@@ -74,7 +73,6 @@ impl KnownReplicas {
         KnownReplicas { path, known, writing: None }
     }
 
-    /// The known replicas by name.
     pub(super) fn known(&self) -> &Records {
         &self.known
     }
@@ -93,7 +91,10 @@ impl KnownReplicas {
         self.writing = None;
         self.known = records.clone();
         let Some(path) = self.path.clone() else { return };
-        let mut writing = tokio::task::spawn_blocking(move || write(&path, &records));
+        let mut writing = tokio::task::spawn_blocking(move || {
+            let saved = SavedReplicas { format: FORMAT, replicas: records };
+            atomic_file::replace(&path, &serde_json::to_vec(&saved)?)
+        });
         match tokio::time::timeout(PATIENCE, &mut writing).await {
             Ok(written) => {
                 if let Err(error) = written.map_err(io::Error::other).flatten() {
@@ -106,13 +107,6 @@ impl KnownReplicas {
             }
         }
     }
-}
-
-/// Writes atomically.
-fn write(path: &Path, records: &Records) -> io::Result<()> {
-    let new = path.with_extension("new");
-    std::fs::write(&new, serde_json::to_vec(&SavedReplicas { format: FORMAT, replicas: records.clone() })?)?;
-    std::fs::rename(&new, path)
 }
 
 #[cfg(test)]

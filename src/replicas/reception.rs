@@ -125,7 +125,9 @@ impl Replicas {
             let Some(place) = journal.place_of(id) else { continue };
             let through = under_way_at.as_ref().and_then(|there| Some((self.peer_at(there)?, there)));
             for node in nodes {
-                let is_held = through.as_ref().is_some_and(|(peer, theirs)| self.hold(peer, node, place, theirs));
+                let is_held = through
+                    .as_ref()
+                    .is_some_and(|(peer, theirs)| peer.under_way.hold(&self.context.deliveries, node, place, theirs));
                 if !is_held {
                     self.context.deliveries.recall(place, std::slice::from_ref(node));
                 }
@@ -151,13 +153,13 @@ impl Replicas {
     /// Whether there are purges that the sender of this message has yet to be sent.
     fn owes(&self, message: &Message) -> bool {
         let (Some(journal), Some(record)) = (&self.context.journal, &message.record) else { return false };
-        let peer = self.peers().get(&message.from).cloned();
+        let peer = self.peers.lock().get(&message.from).cloned();
         peer.filter(|peer| peer.record.boot == record.boot).is_none_or(|peer| !peer.has(journal.head()))
     }
 
     /// Records the sender's record.
     fn note(&self, id: &NodeId, record: &Record) {
-        let known = self.peers().get(id).cloned();
+        let known = self.peers.lock().get(id).cloned();
         match known.filter(|peer| peer.record.boot == record.boot) {
             Some(peer) if record.leaving && !self.has_journal_in_common() => {
                 peer.mark_gone();

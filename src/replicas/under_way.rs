@@ -131,7 +131,6 @@ impl PeerHolds {
         self.ring.notified().await;
     }
 
-    /// Ends all holds.
     pub(super) fn release(&self) {
         self.state.lock().nodes.clear();
     }

@@ -92,11 +92,6 @@ impl Rig {
         (position, expected)
     }
 
-    async fn until_at(&self, position: Position) {
-        let there = self.deliveries.progress.until(|| self.node.live.cursor() >= position);
-        tokio::time::timeout(PATIENCE, there).await.unwrap();
-    }
-
     /// Waits for an error of the delivery that says this.
     async fn until_it_says(&self, text: &str) {
         let said = async {

@@ -21,7 +21,6 @@ use crate::journal::position_map::PositionMap;
 use crate::journal::tail::Past;
 use crate::journal::{Cursor, Entry, EntryOrigin, Limits, Position};
 
-/// The content of the file.
 #[derive(Default)]
 pub(super) struct Stored {
     /// The name of the journal; files of format 1 have none.

@@ -42,7 +42,6 @@ use crate::config::{Damaged, FirstStart};
 use crate::journal::{Anew, Limits, Position};
 use crate::telemetry::causes;
 
-/// The database.
 pub(super) const JOURNAL: &str = "journal.redb";
 
 /// Files that clearcoat leaves in its directory, including those of earlier versions: any of them shows that it ran here

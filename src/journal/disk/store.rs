@@ -25,12 +25,10 @@ use crate::telemetry::causes;
 /// The maximum delay of the marker behind the journal while purges come, in milliseconds. Writing it costs an fsync.
 const MARK_EVERY_MS: u64 = 10_000;
 
-/// The open file.
 pub(super) struct Store {
     path: PathBuf,
     limits: Limits,
     files: Box<dyn Files>,
-    /// The name of this journal.
     identity: String,
     /// The last head that is durable.
     durable: Position,
@@ -158,7 +156,6 @@ impl Store {
         }
     }
 
-    /// Writes the marker.
     fn mark(&mut self, head: Position, now_ms: u64) -> Result<(), CommitError> {
         let path = Marker::path(self.path.parent().unwrap_or(Path::new(".")));
         let marker = Marker::new(self.identity.clone(), head);

@@ -227,15 +227,15 @@ async fn what_retires_before_it_got_to_etcd_is_known_also_after_restarts() {
     now_ms.fetch_add(60_001, Ordering::SeqCst);
     for name in ["b", "c"] {
         let journal = open_at(&directory, Duration::from_secs(60), &clock);
-        assert_eq!(journal.readable().position_map().overflow(), 1, "before {name}");
+        assert_eq!(journal.readable().position_map.lock().overflow(), 1, "before {name}");
         // Its commit deletes the row that tells.
         journal.append_named(spooled(name)).await.unwrap();
     }
     let journal = open_at(&directory, Duration::from_secs(60), &clock);
-    journal.readable().position_map().clear_overflow(1, 9);
+    journal.readable().position_map.lock().clear_overflow(1, 9);
     journal.append_named(spooled("d")).await.unwrap();
     drop(journal);
-    assert_eq!(open_at(&directory, Duration::from_secs(60), &clock).readable().position_map().overflow(), 0);
+    assert_eq!(open_at(&directory, Duration::from_secs(60), &clock).readable().position_map.lock().overflow(), 0);
 }
 
 #[tokio::test]

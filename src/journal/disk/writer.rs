@@ -148,7 +148,7 @@ impl<'s> Writer<'s> {
         let floor = group.broken_off.unwrap_or_else(|| self.readable.tail.floor());
         // Read after the floor, so that entries dropped meanwhile count as uncovered, too.
         let uncovered = self.readable.tail.uncovered_at(floor);
-        let position_map = self.readable.position_map();
+        let position_map = self.readable.position_map.lock();
         Change {
             now_ms: group.now_ms,
             before: self.written,

@@ -35,7 +35,6 @@ pub(super) const MAX_OPERATIONS: usize = 100;
 /// The value of a cursor in etcd.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct CursorRecord {
-    /// A revision.
     position: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     epoch: Option<Arc<str>>,
@@ -128,7 +127,7 @@ pub(super) async fn run(inner: Arc<Inner>) {
 fn changed(inner: &Inner, written: &HashMap<NodeId, CursorRecord>) -> Vec<(NodeId, CursorRecord)> {
     let now_ms = inner.local.now_ms();
     let offered = inner.published.offered.lock().clone();
-    let position_map = inner.local.readable().position_map();
+    let position_map = inner.local.readable().position_map.lock();
     let records = offered.into_iter().map(|(node, Cursor { position, epoch })| {
         (node, CursorRecord { position: position_map.covered(position), epoch, at_ms: now_ms })
     });

@@ -65,7 +65,7 @@ async fn take_list(inner: &Inner, listing: &Listing) -> Result<(), WriteError> {
     let listed: HashSet<&str> = entries.iter().map(|item| item.key.as_str()).collect();
     let newest = entries.last().map_or(floor, |last| unsigned(last.created).max(floor));
     let (lost, missed) = {
-        let mut position_map = inner.local.readable().position_map();
+        let mut position_map = inner.local.readable().position_map.lock();
         let restored = listing.cause == Resync::Restored || revision < position_map.newest();
         let lost = position_map.lost(&listed, revision, floor, restored);
         let missed = floor > position_map.seen();
@@ -95,7 +95,7 @@ async fn take_list(inner: &Inner, listing: &Listing) -> Result<(), WriteError> {
         inner.local.found(lost.into_iter().map(|position| (position, None)).collect()).await?;
         inner.uplink.look_again();
     }
-    inner.local.readable().position_map().set_synced(revision);
+    inner.local.readable().position_map.lock().set_synced(revision);
     Ok(())
 }
 
@@ -104,16 +104,16 @@ async fn take_changes(inner: &Inner, changes: &[KeyChange]) -> Result<(), WriteE
     for change in changes {
         match change {
             KeyChange::Put(item) if item.key == FLOOR => {
-                inner.local.readable().position_map().record_deletions(floor(std::slice::from_ref(item)));
+                inner.local.readable().position_map.lock().record_deletions(floor(std::slice::from_ref(item)));
             }
             KeyChange::Put(item) => entries.push(named(inner, item)),
             // It has expired.
-            KeyChange::Deleted { key, .. } => inner.local.readable().position_map().forget_one(key),
+            KeyChange::Deleted { key, .. } => inner.local.readable().position_map.lock().forget_one(key),
         }
     }
     append_answered(inner, entries, unsigned(inner.link.begun_at())).await?;
     let last = changes.iter().map(|change| unsigned(change.revision())).max();
-    inner.local.readable().position_map().set_synced(last.unwrap_or(0));
+    inner.local.readable().position_map.lock().set_synced(last.unwrap_or(0));
     Ok(())
 }
 

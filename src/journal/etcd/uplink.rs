@@ -152,7 +152,7 @@ async fn connected(inner: &Arc<Inner>, pauses: &mut Pauses) -> Result<(), EtcdEr
 
 /// Writes all held purges that are not in etcd, in order.
 async fn upload(inner: &Arc<Inner>, session: &Session) -> Result<(), EtcdError> {
-    let overflow = inner.local.readable().position_map().overflow();
+    let overflow = inner.local.readable().position_map.lock().overflow();
     if overflow > 0 {
         tracing::warn!(
             "etcd was away for so long that purges were dropped from the spool: one of everything takes their place"
@@ -160,9 +160,9 @@ async fn upload(inner: &Arc<Inner>, session: &Session) -> Result<(), EtcdError> 
         let at_ms = inner.local.now_ms();
         let entry = Entry { position: 0, at_ms, purge: Purge::everything(), origin: None };
         let revision = write(&inner.etcd, session, &inner.names.next(at_ms), &entry).await?;
-        inner.local.readable().position_map().clear_overflow(overflow, revision);
+        inner.local.readable().position_map.lock().clear_overflow(overflow, revision);
     }
-    let missing = inner.local.readable().position_map().missing();
+    let missing = inner.local.readable().position_map.lock().missing();
     if missing.is_empty() {
         return Ok(());
     }

@@ -18,7 +18,7 @@ const MAX_REFUSED: usize = 500;
 /// The same for the last message, which must fit into any limit.
 const MAX_REFUSED_LAST: usize = 100;
 
-/// The next content.
+#[derive(Default)]
 pub(super) struct Next {
     pub(super) purges: Vec<PurgeMessage>,
     /// The names of those purges that were answered as done.
@@ -44,7 +44,7 @@ pub(super) fn next(
     let Missed::Entries(entries) = missed else {
         if replicas.has_journal_in_common() {
             // A replica that missed so much sees the gap in the shared journal, too.
-            return Next { purges: Vec::new(), done: Vec::new(), bytes: 0, last: head, tells_gap: true };
+            return Next { last: head, tells_gap: true, ..Next::default() };
         }
         tracing::warn!(
             replica = %peer.id, head,
@@ -52,7 +52,7 @@ pub(super) fn next(
         );
         let id = super::super::gap_name(&replicas.own.boot, &peer.record.boot, head);
         let told = PurgeMessage { id, revision: None, at_ms: journal.now_ms(), purge: everything_missed() };
-        return Next { purges: vec![told], done: Vec::new(), bytes: 0, last: head, tells_gap: true };
+        return Next { purges: vec![told], last: head, tells_gap: true, ..Next::default() };
     };
     let (mut purges, mut done, mut bytes, mut last) = (Vec::new(), Vec::new(), 0, sent.unwrap_or(0));
     for entry in entries {

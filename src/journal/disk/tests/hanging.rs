@@ -106,7 +106,7 @@ async fn what_is_safe_in_etcd_is_carried_out_while_the_disk_hangs() {
     drop(journal);
     let journal = fault.open(&directory);
     assert_eq!((journal.head(), tags(&journal)), (12, before));
-    assert_eq!(journal.readable().position_map().missing().len(), 1);
+    assert_eq!(journal.readable().position_map.lock().missing().len(), 1);
 }
 
 #[tokio::test]
@@ -134,7 +134,7 @@ async fn a_gap_and_what_is_known_of_etcd_hold_whatever_the_disk_says() {
     assert_eq!((journal.head(), journal.since(3)), (7, Missed::Truncated));
     journal.append_named(named("b", Some(9))).await.unwrap();
     journal.found(vec![(9, None)]).await.unwrap();
-    assert_eq!(journal.readable().position_map().missing().len(), 1);
+    assert_eq!(journal.readable().position_map.lock().missing().len(), 1);
     journal.save_cursors(vec![(node("v1"), at(9))]).await.unwrap_err();
     fault.full.store(false, Ordering::SeqCst);
     journal.append_named(named("c", Some(12))).await.unwrap();

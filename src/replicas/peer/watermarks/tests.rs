@@ -84,7 +84,7 @@ impl Rig {
     fn knows(&self, name: &str, address: &str) -> Arc<Peer> {
         let record = Record::new(address.to_owned(), JournalKind::Memory);
         let peer = Arc::new(Peer::new(id(name), record, Start::After(0), true));
-        self.replicas.peers().insert(id(name), Arc::clone(&peer));
+        self.replicas.peers.lock().insert(id(name), Arc::clone(&peer));
         peer
     }
 
@@ -185,7 +185,7 @@ async fn a_storm_of_purges_is_one_question_at_a_time() {
     let asking = tokio::spawn(ask(Arc::clone(&rig.replicas), Arc::clone(&there)));
     let began = Instant::now();
     for position in 1..20_000 {
-        assert!(rig.replicas.hold(&there, &id("v"), position, &at(&there, position)));
+        assert!(there.under_way.hold(&rig.replicas.context.deliveries, &id("v"), position, &at(&there, position)));
         if position % 100 == 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -211,7 +211,7 @@ async fn a_hold_ends_with_the_replica_that_it_is_for() {
     for address in ["127.0.0.1:1", &*listening] {
         let there = rig.knows("b", address);
         let asking = tokio::spawn(ask(Arc::clone(&rig.replicas), Arc::clone(&there)));
-        assert!(rig.replicas.hold(&there, &id("v"), 1, &at(&there, 1)));
+        assert!(there.under_way.hold(&rig.replicas.context.deliveries, &id("v"), 1, &at(&there, 1)));
         if address == listening {
             assert!(is_held(&there));
             tokio::task::yield_now().await;
@@ -220,7 +220,7 @@ async fn a_hold_ends_with_the_replica_that_it_is_for() {
         rig.released(&there).await;
         asking.abort();
         assert!(asking.await.unwrap_err().is_cancelled());
-        assert!(!rig.replicas.hold(&there, &id("v"), 2, &at(&there, 2)));
+        assert!(!there.under_way.hold(&rig.replicas.context.deliveries, &id("v"), 2, &at(&there, 2)));
     }
     // Another process than the one that was meant says so.
     let there = rig.knows("b", &listening);
@@ -239,7 +239,7 @@ async fn one_that_does_not_answer_is_waited_for_as_long_as_for_a_purge() {
     let there = rig.knows("b", &silent.local_addr().unwrap().to_string());
     let asking = tokio::spawn(ask(Arc::clone(&rig.replicas), Arc::clone(&there)));
     let began = Instant::now();
-    assert!(rig.replicas.hold(&there, &id("v"), 1, &at(&there, 1)));
+    assert!(there.under_way.hold(&rig.replicas.context.deliveries, &id("v"), 1, &at(&there, 1)));
     rig.released(&there).await;
     assert!(began.elapsed() >= rig.replicas.context.ack_timeout);
     // That says nothing of how it takes purges.

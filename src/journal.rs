@@ -218,11 +218,11 @@ impl Anew {
         match self {
             Anew::FirstStart => tracing::info!(
                 %path,
-                "there is no journal yet: each Varnish of which nobody knows how far it is gets one ban of everything before \
+                "there is no journal yet: each Varnish with an unknown cursor gets one ban of everything before \
                  it serves, as it may hold pages that were purged before (journal.first_start)"
             ),
             Anew::Memory => tracing::warn!(
-                "the journal is in memory: what was purged before this start is not known, so each Varnish gets one ban \
+                "the journal is in memory: earlier purges are unknown, so each Varnish gets one ban \
                  of everything before it serves (journal.kind)"
             ),
             Anew::Lost(cause) | Anew::Replaced(cause) => tracing::warn!(

@@ -47,7 +47,7 @@ impl<'d> Expected<'d> {
             if tokio::time::timeout(self.deliveries.context.pace.longest_wait, marked).await.is_err() {
                 tracing::warn!(
                     position,
-                    "that a purge was refused is not durable yet: its sender is told all the same"
+                    "the mark of a refused purge is not durable yet: its sender is answered all the same"
                 );
             }
         }

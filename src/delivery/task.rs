@@ -258,7 +258,7 @@ impl Task {
         if let Some(until) = postponed {
             self.unsure.postpone(until);
             if fills.lasts_long(now) {
-                let text: Arc<str> = "a page that purges concern is still on its way to it".into();
+                let text: Arc<str> = "a page that purges concern is still in flight to it".into();
                 let logged = self.state.error.lock().replace(Arc::clone(&text));
                 if logged.as_ref() != Some(&text) {
                     tracing::info!(node = %self.node.id(), after, last, "{text}: they count when it has arrived");
@@ -340,7 +340,7 @@ impl Task {
     /// Records the requests that the node refused, so that they are not sent again, and logs bans that had to be widened.
     fn record_refusals(&mut self, work: &mut Work, batch: &mut Batch) {
         if std::mem::take(&mut work.report.widened) {
-            tracing::warn!(node = %self.node.id(), "a ban that this node does not take is carried out as one of everything");
+            tracing::warn!(node = %self.node.id(), "a ban that this node refuses is carried out as one of everything");
             self.varnish_metrics(|varnish| varnish.flushed.inc());
         }
         for (fingerprint, reason) in std::mem::take(&mut work.report.refused) {
@@ -387,7 +387,7 @@ impl Task {
         };
         self.deliveries.context.metrics.purge.tags_folded.inc_by(folded);
         if flushes > 0 {
-            tracing::warn!(node = %self.node.id(), after = self.sent, last, "what this node missed cannot be replayed: its cache is dropped");
+            tracing::warn!(node = %self.node.id(), after = self.sent, last, "the backlog of this node cannot be replayed: its cache is dropped");
             self.varnish_metrics(|varnish| varnish.flushed.inc());
         }
         if let Some(due) = repeat {
@@ -427,7 +427,7 @@ impl Task {
     fn stood_still(&self, work: &Work, stalls: u32) -> bool {
         let stood_still = self.failures > 0 || work.report.stood_still;
         if stood_still && stalls >= MAX_STALLS {
-            tracing::info!(node = %self.node.id(), "its answers to purges take long, again and again: they count all the same");
+            tracing::info!(node = %self.node.id(), "the node answers purges slowly again and again: its answers count all the same");
         }
         stood_still && stalls < MAX_STALLS
     }

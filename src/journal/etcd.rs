@@ -112,9 +112,7 @@ fn purge_or_everything<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Pur
     Ok(match Read::deserialize(deserializer)? {
         Read::Known(purge) => purge,
         Read::Unknown(IgnoredAny) => {
-            tracing::warn!(
-                "another replica tells of a purge that this version does not know: it counts as one of everything"
-            );
+            tracing::warn!("a purge of another replica is unknown to this version: it counts as one of everything");
             Purge::everything()
         }
     })
@@ -175,10 +173,7 @@ impl Etcd {
         tasks.spawn(cursors::run(Arc::clone(&inner)));
         tasks.spawn(retention::run(Arc::clone(&inner)));
         if tokio::time::timeout(START, synced.wait_for(|synced| *synced)).await.is_err() {
-            tracing::warn!(
-                head = inner.local.head(),
-                "etcd does not answer: the journal starts with what is on this machine"
-            );
+            tracing::warn!(head = inner.local.head(), "etcd does not answer: the journal starts with its local part");
         }
         Ok(Etcd { inner, _tasks: tasks })
     }

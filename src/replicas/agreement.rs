@@ -109,7 +109,7 @@ impl Replicas {
                 Ok((id, Some(said))) if !said.fenced.is_empty() => _ = heard.fenced_at.insert(id, said.fenced),
                 Ok((_, Some(_))) => {}
                 Ok((id, None)) => heard.unconfirmed.push(id),
-                Err(error) => tracing::error!(%error, "asking a replica to tell a purge again failed"),
+                Err(error) => tracing::error!(%error, "asking a replica to deliver a purge again failed"),
             }
         }
     }

@@ -59,13 +59,13 @@ impl KnownReplicas {
         let read = tokio::task::spawn_blocking(move || std::fs::read(file)).await;
         let known = match read.unwrap_or_else(|panicked| Err(panicked.into())) {
             Ok(bytes) => decode(&bytes).unwrap_or_else(|error| {
-                tracing::warn!(?path, %error, "which replicas there were cannot be read");
+                tracing::warn!(?path, %error, "the known replicas cannot be read");
                 Records::new()
             }),
             Err(error) => {
                 // Before the first start there is no file.
                 if error.kind() != io::ErrorKind::NotFound {
-                    tracing::warn!(?path, %error, "which replicas there were cannot be read");
+                    tracing::warn!(?path, %error, "the known replicas cannot be read");
                 }
                 Records::new()
             }
@@ -98,11 +98,11 @@ impl KnownReplicas {
         match tokio::time::timeout(PATIENCE, &mut writing).await {
             Ok(written) => {
                 if let Err(error) = written.map_err(io::Error::other).flatten() {
-                    tracing::warn!(path = ?self.path, %error, "which replicas there are cannot be written down");
+                    tracing::warn!(path = ?self.path, %error, "the known replicas cannot be saved");
                 }
             }
             Err(_) => {
-                tracing::warn!(path = ?self.path, "no answer from the disk: which replicas there are is not written down yet");
+                tracing::warn!(path = ?self.path, "no answer from the disk: the known replicas are not saved yet");
                 self.writing = Some(writing);
             }
         }

@@ -54,13 +54,13 @@ impl Marks {
     /// Reads the marks for a journal that ends at `head`. Blocks on the disk.
     pub(super) fn open(path: Option<PathBuf>, head: Position, is_anew: bool) -> Self {
         let read = path.as_deref().map_or(Ok(None), read).unwrap_or_else(|error| {
-            tracing::warn!(?path, %error, "how far the other replicas are cannot be read: they are told what is here");
+            tracing::warn!(?path, %error, "the progress of the other replicas cannot be read: they are sent what is here");
             None
         });
         let content = match read {
             Some(content) if content.head <= head && !is_anew => content,
             Some(_) => {
-                tracing::warn!(?path, "the journal is not the one that the other replicas know");
+                tracing::warn!(?path, "the journal is not the one known to the other replicas");
                 Content::new(head)
             }
             None => Content::new(head),

@@ -123,7 +123,7 @@ impl Neighbours {
             tracing::warn!(
                 address,
                 problem = &**problem,
-                "no replica that could be told of purges is at this address (replica.peers)"
+                "no replica that can receive purges is at this address (replica.peers)"
             );
         }
     }
@@ -227,7 +227,7 @@ async fn meet_strangers(replicas: Arc<Replicas>, mut introduced: mpsc::Receiver<
             continue;
         }
         if tasks.len() >= MOST || !is_host_port(&record.address) {
-            tracing::warn!(replica = %id, address = record.address, "this is no replica that could be told of purges");
+            tracing::warn!(replica = %id, address = record.address, "this is no replica that can receive purges");
             continue;
         }
         replicas.neighbours.expect(&record.address);
@@ -250,7 +250,7 @@ async fn save_marks(replicas: Arc<Replicas>) {
                 Ok(()) => told = false,
                 // Logged once for each series of failures.
                 Err(error) if !std::mem::replace(&mut told, true) => tracing::warn!(
-                    ?path, %error, "how far the other replicas are cannot be written down: after a restart they are told more"
+                    ?path, %error, "the progress of the other replicas cannot be saved: after a restart they are sent more"
                 ),
                 Err(_) => {}
             }
@@ -365,7 +365,7 @@ impl Replicas {
             self.ring.send_replace(());
         }
         let start = self.start_of(&id, &record, fresh)?;
-        tracing::info!(replica = %id, address, journal = record.journal, ?start, "another replica is there");
+        tracing::info!(replica = %id, address, journal = record.journal, ?start, "replica found");
         let peer = Arc::new(Peer::new(id.clone(), record, start, listed));
         peer.set_owes_us(!self.neighbours.are_caught_up());
         self.peers.lock().insert(id, Arc::clone(&peer));

@@ -176,7 +176,7 @@ impl Peer {
             if listed {
                 tracing::info!(replica = %self.id, "a replica is registered again");
             } else {
-                tracing::warn!(replica = %self.id, "a replica is not registered any more: it is told of purges as long as it answers");
+                tracing::warn!(replica = %self.id, "a replica is not registered any more: it is sent purges as long as it answers");
             }
         }
     }
@@ -199,7 +199,7 @@ impl Peer {
         if self.late.mark_late() {
             tracing::warn!(
                 replica = %self.id, address = self.record.address, problem,
-                "a replica does not confirm purges: they are answered without it, and it may serve an old page until it is told again, or by the journal"
+                "a replica does not confirm purges: they are answered without it, and it may serve an old page until it receives them"
             );
         }
     }

@@ -118,7 +118,7 @@ impl Replicas {
             self.context.deliveries.guard_against(new.map(|told| &told.purge));
             position = Some(journal.admit(message.purges.clone()).await?);
             self.context.deliveries.note_requests();
-            tracing::debug!(from = %message.from, position, "told of purges");
+            tracing::debug!(from = %message.from, position, "received purges");
         }
         for RedeliveryRequest { id, nodes, under_way_at } in &message.again {
             // If a purge is no longer held, nodes that missed it see a gap.

@@ -124,7 +124,7 @@ impl Replicas {
             return;
         }
         if others >= MOST || !is_host_port(&record.address) {
-            tracing::warn!(replica = %id, address = record.address, "this is no replica that could be told of purges");
+            tracing::warn!(replica = %id, address = record.address, "this is no replica that can receive purges");
             return;
         }
         self.add_or_update(id, record, false, tasks);
@@ -157,7 +157,7 @@ impl Replicas {
         if record.leaving {
             return;
         }
-        tracing::info!(replica = %id, address = record.address, journal = record.journal, "another replica is there");
+        tracing::info!(replica = %id, address = record.address, journal = record.journal, "replica found");
         // It has read the shared journal up to there.
         let told = self.context.journal.as_ref().and_then(|journal| journal.in_common_up_to());
         let peer = Arc::new(Peer::new(id.clone(), record, Start::After(told.unwrap_or(0)), listed));

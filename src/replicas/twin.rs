@@ -117,7 +117,7 @@ pub(super) async fn watch(replicas: Arc<Replicas>) {
         {
             let said = PeerClient::to(address.clone()).post(&replicas, &replicas.hello(Duration::ZERO)).await;
             if let Err(error) = said {
-                tracing::debug!(address, error = %causes(&error), "the other one of our name does not hear of it");
+                tracing::debug!(address, error = %causes(&error), "the replica with our name could not be notified");
             }
         }
     }

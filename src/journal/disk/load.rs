@@ -148,7 +148,7 @@ impl Reader<'_> {
         if let Some((position, error)) = unknown.first() {
             tracing::warn!(
                 path = %self.path.display(), position, count = unknown.len(), %error,
-                "purges in the journal are not known to this version; each counts as one of everything"
+                "some purges in the journal are unknown to this version; each counts as one of everything"
             );
         }
         match entries.last().map(|last| last.position) {

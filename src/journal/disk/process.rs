@@ -104,7 +104,7 @@ impl RemoteFiles {
             Err(error) => {
                 tracing::warn!(
                     %error,
-                    "no process can be started for the journal's files: a volume that hangs may keep this one from ending"
+                    "cannot start a process for the journal's files: a volume that hangs may keep this one from ending"
                 );
                 *current = None;
             }

@@ -127,7 +127,7 @@ impl Store {
     fn mark_again(&mut self, now_ms: u64) {
         if let Err(error) = self.mark(self.durable, now_ms) {
             self.marked = self.marked.map(|(marked, _)| (marked, now_ms));
-            tracing::warn!(error = %causes(&error), "the file that vouches for the journal could not be written");
+            tracing::warn!(error = %causes(&error), "the journal's marker file could not be written");
         }
     }
 

@@ -86,7 +86,7 @@ impl Published {
         let listed = match listed {
             Ok(listed) => listed,
             Err(error) => {
-                tracing::warn!(error = %causes(&error), "the cursors of other replicas cannot be read: what is known here has to do");
+                tracing::warn!(error = %causes(&error), "the cursors of other replicas cannot be read: only local cursors are used");
                 return;
             }
         };
@@ -97,8 +97,8 @@ impl Published {
                 // It belongs to another history that was longer: a replica has not noticed the restore yet.
                 (Ok(_), Ok(record)) if record.position > unsigned(revision) => {}
                 (Ok(node), Ok(record)) => _ = read.insert(node, record),
-                (Err(error), _) => tracing::warn!(key, %error, "this is no cursor"),
-                (_, Err(error)) => tracing::warn!(key, %error, "this is no cursor"),
+                (Err(error), _) => tracing::warn!(key, %error, "invalid cursor in etcd"),
+                (_, Err(error)) => tracing::warn!(key, %error, "invalid cursor in etcd"),
             }
         }
     }

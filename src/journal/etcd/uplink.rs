@@ -155,7 +155,7 @@ async fn upload(inner: &Arc<Inner>, session: &Session) -> Result<(), EtcdError> 
     let overflow = inner.local.readable().position_map.lock().overflow();
     if overflow > 0 {
         tracing::warn!(
-            "etcd was away for so long that purges were dropped from the spool: one of everything takes their place"
+            "etcd was away for so long that purges were dropped from the spool: one of everything replaces them"
         );
         let at_ms = inner.local.now_ms();
         let entry = Entry { position: 0, at_ms, purge: Purge::everything(), origin: None };
@@ -174,10 +174,10 @@ async fn upload(inner: &Arc<Inner>, session: &Session) -> Result<(), EtcdError> 
         inner.link.expect(i64::try_from(revision).unwrap_or(i64::MAX));
         // After a crash the revision is found in etcd.
         if let Err(error) = inner.local.found(vec![(position, Some(revision))]).await {
-            tracing::warn!(error = %causes(&error), "it could not be noted that a purge is in etcd");
+            tracing::warn!(error = %causes(&error), "the revision of a purge could not be recorded");
         }
     }
-    tracing::info!(count, "purges from the spool are in etcd");
+    tracing::info!(count, "the spool was uploaded to etcd");
     Ok(())
 }
 

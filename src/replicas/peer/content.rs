@@ -48,7 +48,7 @@ pub(super) fn next(
         }
         tracing::warn!(
             replica = %peer.id, head,
-            "what a replica missed is not known any more: it is told one purge of everything"
+            "the backlog of a replica is no longer known: it is sent one purge of everything"
         );
         let id = super::super::gap_name(&replicas.own.boot, &peer.record.boot, head);
         let told = PurgeMessage { id, revision: None, at_ms: journal.now_ms(), purge: everything_missed() };

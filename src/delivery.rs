@@ -355,7 +355,7 @@ impl Deliveries {
     /// Saves all cursors until the process ends: at most once a second if they move, and once a minute otherwise, because
     /// the journal forgets a cursor that is not renewed within its retention.
     pub async fn save_cursors(&self) {
-        let (mut saved, mut told) = (Vec::new(), false);
+        let (mut saved, mut logged) = (Vec::new(), false);
         let mut ticks = tokio::time::interval(Duration::from_secs(1));
         for tick in 0_u64.. {
             ticks.tick().await;
@@ -364,9 +364,9 @@ impl Deliveries {
                 continue;
             }
             match self.context.journal.save_cursors(cursors.clone()).await {
-                Ok(()) => (saved, told) = (cursors, false),
+                Ok(()) => (saved, logged) = (cursors, false),
                 // Logged once for each series of failures.
-                Err(error) if !std::mem::replace(&mut told, true) => {
+                Err(error) if !std::mem::replace(&mut logged, true) => {
                     tracing::warn!(error = %causes(&error), "cursors could not be saved: a restart replays more");
                 }
                 Err(_) => {}

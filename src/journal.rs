@@ -371,7 +371,7 @@ pub trait Shared: Journal {
     /// Stores purges of another replica. Resolves with the highest of their positions once all are durable and readable.
     ///
     /// # Errors [`WriteError`]: not all of them were stored.
-    fn admit(&self, told: Vec<PurgeMessage>) -> BoxFuture<'_, Result<Position, WriteError>>;
+    fn admit(&self, messages: Vec<PurgeMessage>) -> BoxFuture<'_, Result<Position, WriteError>>;
 
     /// The position of a held purge by its name.
     fn place_of(&self, id: &str) -> Option<Position> {

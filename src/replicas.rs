@@ -338,8 +338,8 @@ impl Replicas {
 }
 
 /// The name of the purge of everything that replaces what one replica has missed of another.
-fn gap_name(teller: &str, told: &str, head: Position) -> String {
-    format!("{GAP}{teller}-{told}-{head:x}")
+fn gap_name(sender: &str, receiver: &str, head: Position) -> String {
+    format!("{GAP}{sender}-{receiver}-{head:x}")
 }
 
 /// The problem of replicas that do not share a journal.

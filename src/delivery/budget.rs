@@ -56,7 +56,7 @@ mod tests {
     const LONGEST: Duration = Duration::from_millis(250);
 
     fn milliseconds(wait: Duration) -> u128 {
-        // A token earned in a fraction may be a rounding error short.
+        // A token earned in fractions may be a rounding error short.
         (wait + Duration::from_micros(1)).as_millis()
     }
 

@@ -206,9 +206,9 @@ impl Inner {
     }
 
     /// Stores purges of another replica; see [`Shared::admit`].
-    async fn admit(&self, told: Vec<PurgeMessage>) -> Result<Position, WriteError> {
+    async fn admit(&self, messages: Vec<PurgeMessage>) -> Result<Position, WriteError> {
         let in_order = async {
-            for PurgeMessage { id, revision, .. } in &told {
+            for PurgeMessage { id, revision, .. } in &messages {
                 if revision.is_some() {
                     self.comes_by_watch(id).await;
                 }
@@ -218,7 +218,7 @@ impl Inner {
         _ = tokio::time::timeout(IN_ORDER, in_order).await;
         // Dated by our own clock, which also decides its retention. The sender's clock may differ by anything.
         let at_ms = self.local.now_ms();
-        let named = told.into_iter().map(|PurgeMessage { id, revision, purge, .. }| NamedPurge {
+        let named = messages.into_iter().map(|PurgeMessage { id, revision, purge, .. }| NamedPurge {
             origin: EntryOrigin { id: id.into(), revision, ours: false },
             at_ms,
             purge,
@@ -254,8 +254,8 @@ impl Inner {
 }
 
 impl Shared for Etcd {
-    fn admit(&self, told: Vec<PurgeMessage>) -> BoxFuture<'_, Result<Position, WriteError>> {
-        Box::pin(self.inner.admit(told))
+    fn admit(&self, messages: Vec<PurgeMessage>) -> BoxFuture<'_, Result<Position, WriteError>> {
+        Box::pin(self.inner.admit(messages))
     }
 
     fn in_common_up_to(&self) -> Option<Position> {

@@ -127,7 +127,7 @@ mod tests {
         assert!(memory.known().is_empty());
         memory.keep(records.clone()).await;
         assert_eq!(*KnownReplicas::open(path.clone()).await.known(), records);
-        // As it was before it had a number, and as it may be one day.
+        // The format without a number, then a later one.
         std::fs::write(&file, serde_json::to_vec(&records).unwrap()).unwrap();
         assert_eq!(*KnownReplicas::open(path.clone()).await.known(), records);
         for unreadable in ["{", r#"{"format":2,"replicas":{}}"#] {

@@ -145,11 +145,11 @@ mod tests {
         save(&mut marks, 9);
         let again = Marks::open(path.clone(), 9, false);
         assert_eq!((again.get(&id("b")), again.journal()), (Some(&mark), &*name));
-        // A journal that was deleted, or put back from a backup.
+        // A journal that was deleted, or restored from a backup.
         let lost = Marks::open(path.clone(), 3, false);
         assert_eq!(lost.get(&id("b")), None);
         assert_ne!(lost.journal(), name);
-        // One that goes on at the same place, and has lost what was before it.
+        // A journal that continues at the same position, but has lost its entries.
         let anew = Marks::open(path.clone(), 9, true);
         assert_eq!(anew.get(&id("b")), None);
         assert_ne!(anew.journal(), name);

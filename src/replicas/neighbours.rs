@@ -237,7 +237,7 @@ async fn meet_strangers(replicas: Arc<Replicas>, mut introduced: mpsc::Receiver<
 
 /// Saves the progress of the others until the process ends.
 async fn save_marks(replicas: Arc<Replicas>) {
-    let mut told = false;
+    let mut logged = false;
     loop {
         let peers: Vec<Arc<Peer>> = replicas.peers.lock().values().cloned().collect();
         peers.iter().for_each(|peer| replicas.keep_mark(peer));
@@ -247,9 +247,9 @@ async fn save_marks(replicas: Arc<Replicas>) {
             let file = path.clone();
             let written = tokio::task::spawn_blocking(move || atomic_file::replace(&file, &bytes)).await;
             match written.unwrap_or_else(|panicked| Err(panicked.into())) {
-                Ok(()) => told = false,
+                Ok(()) => logged = false,
                 // Logged once for each series of failures.
-                Err(error) if !std::mem::replace(&mut told, true) => tracing::warn!(
+                Err(error) if !std::mem::replace(&mut logged, true) => tracing::warn!(
                     ?path, %error, "the progress of the other replicas cannot be saved: after a restart they are sent more"
                 ),
                 Err(_) => {}
@@ -265,13 +265,13 @@ impl Replicas {
     pub(super) async fn caught_up(&self) {
         let patience = self.context.ack_timeout.max(BACKOFF.max);
         let began = Instant::now();
-        while !self.have_all_told() && began.elapsed() < patience {
+        while !self.are_all_caught_up() && began.elapsed() < patience {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         self.neighbours.caught_up.store(true, Ordering::SeqCst);
     }
 
-    fn have_all_told(&self) -> bool {
+    fn are_all_caught_up(&self) -> bool {
         let rows: Vec<Row> = self.neighbours.rows.lock().values().cloned().collect();
         rows.iter().all(|row| match &row.who {
             Who::Met(id) => self.peers.lock().get(id).is_none_or(|peer| !peer.owes_us() || peer.is_late()),
@@ -413,7 +413,7 @@ mod tests {
         neighbours.set("192.0.2.3:6081", Who::Nobody);
         assert_eq!(neighbours.unmet(|_| true), [id("2001:db8::1:6081")]);
         assert_eq!(neighbours.unmet(|_| false), [id("192.0.2.2:6081"), id("2001:db8::1:6081")]);
-        // Nobody listens any more where somebody has said goodbye; and one that hangs there is somebody.
+        // After an announced shutdown a refused connection is expected; a timeout means that there is a replica.
         let refused = PeerError::Connect(std::io::ErrorKind::ConnectionRefused.into());
         neighbours.record_failure("192.0.2.3:6081", &refused);
         assert_eq!(neighbours.unmet(|_| true).len(), 1);

@@ -59,7 +59,7 @@ impl Replicas {
             ));
         }
         let patience = Duration::from_millis(message.wait_ms).min(self.context.ack_timeout);
-        if message.purges.iter().any(|told| told.id.starts_with(GAP) && journal.place_of(&told.id).is_none()) {
+        if message.purges.iter().any(|purge| purge.id.starts_with(GAP) && journal.place_of(&purge.id).is_none()) {
             self.context.metrics.journal.replica_gaps.inc();
             tracing::warn!(
                 replica = %message.from,
@@ -83,13 +83,13 @@ impl Replicas {
 
     /// Those purges of a message that nodes refuse here.
     fn refused(&self, journal: &dyn Shared, message: &Message) -> Vec<RefusedPurge> {
-        let told = message.purges.iter().filter_map(|told| Some((&told.id, journal.place_of(&told.id)?)));
+        let received = message.purges.iter().filter_map(|purge| Some((&purge.id, journal.place_of(&purge.id)?)));
         let nodes = |position| {
             let refusals = self.context.deliveries.confirm(position);
             let named = refusals.into_iter().take(MOST_REFUSING);
             named.map(|(node, reason)| (node, reason.to_string())).collect()
         };
-        let confirmed = told.map(|(id, position)| RefusedPurge { id: id.clone(), nodes: nodes(position) });
+        let confirmed = received.map(|(id, position)| RefusedPurge { id: id.clone(), nodes: nodes(position) });
         confirmed.filter(|refused| !refused.nodes.is_empty()).collect()
     }
 
@@ -103,8 +103,8 @@ impl Replicas {
                 deliveries.record_refused(refused);
             }
             None => {
-                let told = message.purges.iter().filter_map(|told| journal.place_of(&told.id));
-                deliveries.record_older_version(told);
+                let received = message.purges.iter().filter_map(|purge| journal.place_of(&purge.id));
+                deliveries.record_older_version(received);
             }
         }
     }
@@ -114,8 +114,8 @@ impl Replicas {
         let mut position = None;
         if !message.purges.is_empty() {
             // Before they are durable: even if the disk stalls, no page may pass that others have purged.
-            let new = message.purges.iter().filter(|told| journal.place_of(&told.id).is_none());
-            self.context.deliveries.guard_against(new.map(|told| &told.purge));
+            let new = message.purges.iter().filter(|purge| journal.place_of(&purge.id).is_none());
+            self.context.deliveries.guard_against(new.map(|message| &message.purge));
             position = Some(journal.admit(message.purges.clone()).await?);
             self.context.deliveries.note_requests();
             tracing::debug!(from = %message.from, position, "received purges");

@@ -159,8 +159,8 @@ impl Replicas {
         }
         tracing::info!(replica = %id, address = record.address, journal = record.journal, "replica found");
         // It has read the shared journal up to there.
-        let told = self.context.journal.as_ref().and_then(|journal| journal.in_common_up_to());
-        let peer = Arc::new(Peer::new(id.clone(), record, Start::After(told.unwrap_or(0)), listed));
+        let in_common = self.context.journal.as_ref().and_then(|journal| journal.in_common_up_to());
+        let peer = Arc::new(Peer::new(id.clone(), record, Start::After(in_common.unwrap_or(0)), listed));
         self.peers.lock().insert(id.clone(), Arc::clone(&peer));
         if self.shares_with(&peer) {
             let this = Arc::clone(self);

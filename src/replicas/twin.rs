@@ -146,7 +146,7 @@ mod tests {
         assert_eq!(looks(&twins, LOOKS * 2), None);
         twins.set_key(Some((false, record("10.0.0.7:6081"))));
         assert_eq!(looks(&twins, 1), Some(Twin { address: "10.0.0.7:6081".to_owned(), ours: false }));
-        // It says goodbye, or its lease runs out.
+        // It announces its shutdown, or its lease expires.
         twins.set_key(Some((false, Record { leaving: true, ..record("10.0.0.7:6081") })));
         assert_eq!(looks(&twins, 1), None);
     }

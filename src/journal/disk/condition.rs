@@ -24,7 +24,7 @@ struct DiskState {
     /// When the current work began.
     began: Option<Instant>,
     /// It was logged that there is no answer.
-    hung_told: bool,
+    hung_logged: bool,
     /// The error of the last attempt, and the time since which attempts have failed.
     failing: Option<(Arc<str>, Instant)>,
 }
@@ -44,9 +44,9 @@ impl Condition {
     }
 
     /// Logs that the disk does not answer.
-    pub(super) fn say_hung(&self) {
+    pub(super) fn log_hung(&self) {
         let mut state = self.state.lock();
-        if !std::mem::replace(&mut state.hung_told, true) {
+        if !std::mem::replace(&mut state.hung_logged, true) {
             tracing::error!(
                 path = %self.path.display(),
                 "the journal does not answer: purges are refused until it does (is its volume frozen, or its server gone?)"
@@ -58,7 +58,7 @@ impl Condition {
     pub(super) fn end(&self, result: &Result<(), WriteError>) {
         let mut state = self.state.lock();
         let took = state.began.take().map_or(Duration::ZERO, |began| began.elapsed());
-        if std::mem::take(&mut state.hung_told) {
+        if std::mem::take(&mut state.hung_logged) {
             tracing::info!(path = %self.path.display(), seconds = took.as_secs(), "the journal answers again");
         }
         match result {
@@ -70,8 +70,8 @@ impl Condition {
             }
             Err(error) => {
                 let cause: Arc<str> = causes(error).to_string().into();
-                let (told, since) = state.failing.take().unzip();
-                if told.as_ref() != Some(&cause) {
+                let (logged, since) = state.failing.take().unzip();
+                if logged.as_ref() != Some(&cause) {
                     tracing::error!(error = &*cause, "the journal cannot be written: purges are refused until it can");
                 }
                 state.failing = Some((cause, since.unwrap_or_else(Instant::now)));

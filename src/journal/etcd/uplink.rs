@@ -111,20 +111,20 @@ fn encode(entry: &Entry) -> Vec<u8> {
 pub(super) async fn run(inner: Arc<Inner>) {
     let uplink = &inner.uplink;
     let mut pauses = Pauses::default();
-    let mut told = false;
+    let mut logged = false;
     loop {
         match connected(&inner, &mut pauses).await {
             // The loss was logged by the task that dropped the connection.
             Ok(()) => {}
             // Logged once for each loss of the connection.
-            Err(failure) if told && uplink.session().is_none() => {
+            Err(failure) if logged && uplink.session().is_none() => {
                 tracing::debug!(error = %causes(&failure), "purges still cannot be written to etcd");
             }
             Err(failure) => {
                 tracing::warn!(error = %causes(&failure), "purges cannot be written to etcd: they go to the spool");
             }
         }
-        told = true;
+        logged = true;
         uplink.set(None);
         pauses.wait().await;
     }

@@ -332,7 +332,9 @@ impl Deliveries {
     async fn wait_for(&self, position: Position, timeout: Duration) {
         let awaited = self.worth_waiting_for(position);
         let is_settled = |node: &Arc<Node>| self.is_settled(node, position);
-        self.progress.wait_for(&awaited, timeout, is_settled, |node| self.mark_late(node)).await;
+        let mark_late =
+            |node: &Arc<Node>| _ = self.nodes.get(node.id()).map(|delivery| delivery.state.late.mark_late());
+        self.progress.wait_for(&awaited, timeout, is_settled, mark_late).await;
     }
 
     /// Nodes that are down, late or held back get no traffic, and those that return seals need not have a purge that a seal
@@ -369,22 +371,10 @@ impl Deliveries {
         self.nodes.get(node.id()).is_some_and(|delivery| delivery.state.recalls.is_held_back(position))
     }
 
-    fn mark_late(&self, node: &Node) {
-        if let Some(delivery) = self.nodes.get(node.id()) {
-            delivery.state.late.mark_late();
-        }
-    }
-
-    fn count_fenced(&self, id: &NodeId) {
-        if let Some(varnish) = &self.context.metrics.node(crate::fleet::Role::Varnish, id).varnish {
-            varnish.fenced.inc();
-        }
-    }
-
     /// Saves all cursors until the process ends: at most once a second if they move, and once a minute otherwise, because
     /// the journal forgets a cursor that is not renewed within its retention.
     pub async fn save_cursors(&self) {
-        let (mut saved, mut told) = (Vec::new(), false);
+        let (mut saved, mut logged) = (Vec::new(), false);
         let mut ticks = tokio::time::interval(Duration::from_secs(1));
         for tick in 0_u64.. {
             ticks.tick().await;
@@ -393,9 +383,9 @@ impl Deliveries {
                 continue;
             }
             match self.context.journal.save_cursors(cursors.clone()).await {
-                Ok(()) => (saved, told) = (cursors, false),
+                Ok(()) => (saved, logged) = (cursors, false),
                 // Logged once for each series of failures.
-                Err(error) if !std::mem::replace(&mut told, true) => {
+                Err(error) if !std::mem::replace(&mut logged, true) => {
                     tracing::warn!(error = %causes(&error), "cursors could not be saved: a restart replays more");
                 }
                 Err(_) => {}

@@ -221,11 +221,11 @@ impl Anew {
         match self {
             Anew::FirstStart => tracing::info!(
                 %path,
-                "there is no journal yet: each Varnish of which nobody knows how far it is gets one ban of everything before \
+                "there is no journal yet: each Varnish with an unknown cursor gets one ban of everything before \
                  it serves, as it may hold pages that were purged before (journal.first_start)"
             ),
             Anew::Memory => tracing::warn!(
-                "the journal is in memory: what was purged before this start is not known, so each Varnish gets one ban \
+                "the journal is in memory: earlier purges are unknown, so each Varnish gets one ban \
                  of everything before it serves (journal.kind)"
             ),
             Anew::Lost(cause) | Anew::Replaced(cause) => tracing::warn!(
@@ -386,16 +386,16 @@ pub trait Shared: Journal {
     /// Stores purges of another replica. Resolves with the highest of their positions once all are durable and readable.
     ///
     /// # Errors [`WriteError`]: not all of them were stored.
-    fn admit(&self, told: Vec<PurgeMessage>) -> BoxFuture<'_, Result<Position, WriteError>>;
+    fn admit(&self, messages: Vec<PurgeMessage>) -> BoxFuture<'_, Result<Position, WriteError>>;
 
     /// The position of a held purge by its name.
     fn place_of(&self, id: &str) -> Option<Position> {
-        self.readable().position_map().position(id)
+        self.readable().position_map.lock().position(id)
     }
 
     /// The name of a held purge.
     fn name_of(&self, position: Position) -> Option<Arc<str>> {
-        self.readable().position_map().name(position)
+        self.readable().position_map.lock().name(position)
     }
 
     /// The position up to which other replicas find every purge without us. `None` if they know only what they are sent.

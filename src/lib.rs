@@ -24,7 +24,7 @@
 //! | wiring | [`app`] | everything below |
 //! | services | [`edge`] [`origin`] [`proxy`] [`purge_api`] [`admin`] [`delivery`] [`replicas`] [`fleet_keeper`] [`slow_start`] [`trial`] [`http_server`] [`agent`] | everything below, and few named neighbours |
 //! | edges to the world | [`registry`] [`journal`] [`etcd`] [`varnish`] [`upstream`] [`probe`] [`http_client`] [`tls`] | below; of each other only [`etcd`] and [`http_client`] |
-//! | base | [`awaited`] [`config`] [`telemetry`] [`shutdown`] [`files`] [`clock`] | pure; of each other only [`telemetry`] |
+//! | base | [`atomic_file`] [`awaited`] [`config`] [`telemetry`] [`shutdown`] [`files`] [`clock`] | pure; of each other only [`telemetry`] |
 //! | pure | [`fleet`] [`balance`] [`purge`] [`seal`] [`attribution`] [`http1`] [`esi`] [`proxy_protocol`] [`backoff`] | no runtime, no socket, no clock, no global randomness |
 //!
 //! # What is public
@@ -37,6 +37,7 @@
 pub mod admin;
 pub mod agent;
 pub mod app;
+pub mod atomic_file;
 pub mod attribution;
 pub mod awaited;
 pub mod backoff;

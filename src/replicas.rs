@@ -206,7 +206,7 @@ impl Replicas {
     pub async fn withdraw(self: &Arc<Self>) {
         self.record.send_replace(None);
         let mut standing = self.standing.clone();
-        let peers: Vec<Arc<Peer>> = self.peers().values().cloned().collect();
+        let peers: Vec<Arc<Peer>> = self.peers.lock().values().cloned().collect();
         let mut goodbyes = JoinSet::new();
         for peer in peers {
             let this = Arc::clone(self);
@@ -243,7 +243,7 @@ impl Replicas {
             confirmed: true,
             problem,
         };
-        let peers: Vec<Arc<Peer>> = self.peers().values().cloned().collect();
+        let peers: Vec<Arc<Peer>> = self.peers.lock().values().cloned().collect();
         let others = peers.iter().map(|peer| View {
             id: peer.id.clone(),
             address: peer.record.address.clone(),
@@ -252,16 +252,13 @@ impl Replicas {
             confirmed: self.shares_with(peer) && !peer.is_late(),
             problem: if self.shares_with(peer) { peer.problem() } else { Some(NOT_SHARED.into()) },
         });
-        std::iter::once(own).chain(others).chain(self.unmet_view()).collect()
-    }
-
-    fn unmet_view(&self) -> Vec<View> {
-        self.neighbours.view(|id| self.peers().contains_key(id))
+        let unmet = self.neighbours.view(|id| self.peers.lock().contains_key(id));
+        std::iter::once(own).chain(others).chain(unmet).collect()
     }
 
     /// The addresses of replicas that may exist and cannot be reached.
     fn unmet(&self) -> Vec<NodeId> {
-        self.neighbours.unmet(|id| self.peers().contains_key(id))
+        self.neighbours.unmet(|id| self.peers.lock().contains_key(id))
     }
 
     /// A message without content.
@@ -283,7 +280,7 @@ impl Replicas {
 
     /// The replicas that receive our purges and confirm them.
     fn sharing(&self) -> Vec<Arc<Peer>> {
-        let peers = self.peers();
+        let peers = self.peers.lock();
         peers.values().filter(|peer| self.shares_with(peer)).cloned().collect()
     }
 
@@ -319,7 +316,7 @@ impl Replicas {
     /// Removes a peer that has ended. Its task returns after this.
     fn remove_peer(&self, peer: &Arc<Peer>) {
         self.keep_mark(peer);
-        let mut peers = self.peers();
+        let mut peers = self.peers.lock();
         if peers.get(&peer.id).is_some_and(|known| Arc::ptr_eq(known, peer)) {
             peers.remove(&peer.id);
         }
@@ -334,23 +331,15 @@ impl Replicas {
         self.ring.subscribe()
     }
 
-    fn peers(&self) -> parking_lot::MutexGuard<'_, BTreeMap<NodeId, Arc<Peer>>> {
-        self.peers.lock()
-    }
-
-    fn marks(&self) -> parking_lot::MutexGuard<'_, Marks> {
-        self.marks.lock()
-    }
-
     fn count(&self) {
-        let others = i64::try_from(self.peers().len()).unwrap_or(i64::MAX);
+        let others = i64::try_from(self.peers.lock().len()).unwrap_or(i64::MAX);
         self.context.metrics.journal.replicas.set(others + 1);
     }
 }
 
 /// The name of the purge of everything that replaces what one replica has missed of another.
-fn gap_name(teller: &str, told: &str, head: Position) -> String {
-    format!("{GAP}{teller}-{told}-{head:x}")
+fn gap_name(sender: &str, receiver: &str, head: Position) -> String {
+    format!("{GAP}{sender}-{receiver}-{head:x}")
 }
 
 /// The problem of replicas that do not share a journal.

@@ -92,7 +92,7 @@ impl Trials {
         }
     }
 
-    /// Tries this node from now on, whenever [`Trials::is_up`] says so, and now and then.
+    /// Tries this node from now on, whenever [`Trials::wake`] says so, and now and then.
     pub fn start(self: &Arc<Self>, node: &Arc<Node>, settings: &VarnishSettings) {
         let wake = Arc::new(Notify::new());
         let task = tokio::spawn(node::run(Arc::clone(self), Arc::clone(node), settings.clone(), Arc::clone(&wake)));

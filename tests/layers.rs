@@ -15,7 +15,7 @@ use circles::{Circle, Modules};
 /// The layers from the bottom up, and the modules of each.
 const LAYERS: [(&str, &[&str]); 6] = [
     ("pure", &["fleet", "balance", "purge", "seal", "attribution", "http1", "esi", "proxy_protocol", "backoff"]),
-    ("base", &["awaited", "config", "telemetry", "shutdown", "files", "clock"]),
+    ("base", &["atomic_file", "awaited", "config", "telemetry", "shutdown", "files", "clock"]),
     ("edges to the world", &["registry", "journal", "etcd", "varnish", "upstream", "probe", "http_client", "tls"]),
     (
         "services",

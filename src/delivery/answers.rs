@@ -52,7 +52,7 @@ impl Deliveries {
             Owed::Nothing => "a purge is passed over",
             Owed::Flush | Owed::FlushOfAll => "a purge that was answered before is carried out as one of everything",
         };
-        tracing::warn!(%node, position, sender, %reason, "{what}: this node does not take it, though it takes others");
+        tracing::warn!(%node, position, sender, %reason, "{what}: this node refuses it, but accepts others");
         if is_news {
             self.refusals.send_replace(());
         }
@@ -69,7 +69,7 @@ impl Deliveries {
         if let Err(error) = self.context.journal.refuse(positions).await {
             tracing::warn!(
                 error = %causes(&error),
-                "that a purge was refused could not be written down: after a restart a node that does not take it drops its pages"
+                "the mark of a refused purge could not be written: after a restart a node that refuses it drops its pages"
             );
         }
     }
@@ -148,7 +148,7 @@ impl Deliveries {
     fn redeliver(&self, refused: impl Iterator<Item = (Position, NodeId)>) {
         for (position, id) in refused {
             if let Some(delivery) = self.nodes.get(&id) {
-                tracing::warn!(node = %id, position, "a purge that it passed over was answered as done: it is told again");
+                tracing::warn!(node = %id, position, "a purge that this node passed over was answered as done: it is sent again");
                 delivery.state.recalls.push(position, FILL_LATENCY);
             }
         }

@@ -11,13 +11,9 @@
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
-/// The budget of one Varnish; `None` is no limit.
+/// The token bucket of one Varnish. Full, it holds one second's worth.
 #[derive(Debug)]
-pub(super) struct Budget(Option<TokenBucket>);
-
-/// A token bucket. Full, it holds one second's worth.
-#[derive(Debug)]
-struct TokenBucket {
+pub(super) struct Budget {
     /// Tokens earned per second.
     per_second: f64,
     /// The lower bound of `tokens`, which bounds the wait.
@@ -28,31 +24,24 @@ struct TokenBucket {
 
 impl Budget {
     /// A full bucket of this many bans per second. `longest_wait` bounds the wait of [`Budget::ready_at`].
-    pub(super) fn new(per_second: Option<NonZeroU32>, longest_wait: Duration, now: Instant) -> Self {
-        Budget(per_second.map(|per_second| {
-            let per_second = f64::from(per_second.get());
-            let least = 1.0 - per_second * longest_wait.as_secs_f64();
-            TokenBucket { per_second, least, tokens: per_second, counted: now }
-        }))
+    pub(super) fn new(per_second: NonZeroU32, longest_wait: Duration, now: Instant) -> Self {
+        let per_second = f64::from(per_second.get());
+        let least = 1.0 - per_second * longest_wait.as_secs_f64();
+        Budget { per_second, least, tokens: per_second, counted: now }
     }
 
     /// When the next batch may be sent: now, or later.
     pub(super) fn ready_at(&mut self, now: Instant) -> Instant {
-        let Some(bucket) = &mut self.0 else { return now };
-        bucket.refill(now);
-        let missing = (1.0 - bucket.tokens).max(0.0);
-        now + Duration::from_secs_f64(missing / bucket.per_second)
+        self.refill(now);
+        now + Duration::from_secs_f64((1.0 - self.tokens).max(0.0) / self.per_second)
     }
 
     /// Takes the tokens of a batch with this many bans.
     pub(super) fn spend(&mut self, bans: usize, now: Instant) {
-        let Some(bucket) = &mut self.0 else { return };
-        bucket.refill(now);
-        bucket.tokens = (bucket.tokens - bans as f64).max(bucket.least);
+        self.refill(now);
+        self.tokens = (self.tokens - bans as f64).max(self.least);
     }
-}
 
-impl TokenBucket {
     fn refill(&mut self, now: Instant) {
         let earned = now.saturating_duration_since(self.counted).as_secs_f64() * self.per_second;
         self.tokens = (self.tokens + earned).min(self.per_second);
@@ -67,14 +56,14 @@ mod tests {
     const LONGEST: Duration = Duration::from_millis(250);
 
     fn milliseconds(wait: Duration) -> u128 {
-        // A token earned in a fraction may be a rounding error short.
+        // A token earned in fractions may be a rounding error short.
         (wait + Duration::from_micros(1)).as_millis()
     }
 
     #[test]
     fn a_burst_of_one_second_goes_at_once_and_then_one_by_one() {
         let start = Instant::now();
-        let mut budget = Budget::new(NonZeroU32::new(20), LONGEST, start);
+        let mut budget = Budget::new(NonZeroU32::new(20).unwrap(), LONGEST, start);
         for _ in 0..20 {
             assert_eq!(budget.ready_at(start), start);
             budget.spend(1, start);
@@ -91,7 +80,7 @@ mod tests {
     #[test]
     fn an_unused_budget_grows_to_one_second_and_no_further() {
         let start = Instant::now();
-        let mut budget = Budget::new(NonZeroU32::new(5), LONGEST, start);
+        let mut budget = Budget::new(NonZeroU32::new(5).unwrap(), LONGEST, start);
         let later = start + Duration::from_secs(3600);
         budget.spend(5, later);
         assert_eq!(milliseconds(budget.ready_at(later) - later), 200);
@@ -100,7 +89,7 @@ mod tests {
     #[test]
     fn a_batch_over_budget_makes_the_next_one_wait_but_not_for_ever() {
         let start = Instant::now();
-        let mut budget = Budget::new(NonZeroU32::new(20), LONGEST, start);
+        let mut budget = Budget::new(NonZeroU32::new(20).unwrap(), LONGEST, start);
         budget.spend(22, start);
         assert_eq!(milliseconds(budget.ready_at(start) - start), 150);
         budget.spend(1000, start);
@@ -110,16 +99,8 @@ mod tests {
     #[test]
     fn a_rate_below_what_the_longest_wait_allows_is_raised_to_it() {
         let start = Instant::now();
-        let mut budget = Budget::new(NonZeroU32::new(1), LONGEST, start);
+        let mut budget = Budget::new(NonZeroU32::new(1).unwrap(), LONGEST, start);
         budget.spend(1, start);
         assert_eq!(milliseconds(budget.ready_at(start) - start), 250);
-    }
-
-    #[test]
-    fn no_limit_never_waits() {
-        let start = Instant::now();
-        let mut budget = Budget::new(None, LONGEST, start);
-        budget.spend(100_000, start);
-        assert_eq!(budget.ready_at(start), start);
     }
 }

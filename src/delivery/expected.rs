@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::requests::PurgeVerdict;
 use super::{Acknowledged, Deliveries, Refusable};
+use crate::fleet::Role;
 use crate::journal::Position;
 
 /// An awaited purge.
@@ -46,7 +47,7 @@ impl<'d> Expected<'d> {
             if tokio::time::timeout(self.deliveries.context.pace.longest_wait, marked).await.is_err() {
                 tracing::warn!(
                     position,
-                    "that a purge was refused is not durable yet: its sender is told all the same"
+                    "the mark of a refused purge is not durable yet: its sender is answered all the same"
                 );
             }
         }
@@ -64,7 +65,9 @@ impl<'d> Expected<'d> {
                 continue;
             }
             if member.node.live.cursor() < position {
-                self.deliveries.count_fenced(id);
+                if let Some(varnish) = &context.metrics.node(Role::Varnish, id).varnish {
+                    varnish.fenced.inc();
+                }
                 outcome.fenced.push(id.clone());
                 continue;
             }

@@ -120,7 +120,7 @@ mod tests {
             Rig { context, watermark: FillWatermark::new(0), began, ms: AtomicU64::new(1) }
         }
 
-        /// A moment that is longer after the one before it than two looks are apart.
+        /// A later moment, by more than the interval between two looks.
         fn now(&self) -> Instant {
             self.began + Duration::from_millis(self.ms.fetch_add(20, Ordering::SeqCst))
         }
@@ -155,7 +155,7 @@ mod tests {
         let held = rig.purge("a").await;
         let behind = rig.purge("b").await;
         assert_eq!((rig.look(0), rig.look(0)), (first, first));
-        // One that passes later knew of the purge, but not of the next one.
+        // A page that passes later is checked against this purge, but not against the next one.
         let later = rig.pass(NODE, "a");
         assert!(held < behind && rig.look(0) == first);
         passage.taken(rig.now());

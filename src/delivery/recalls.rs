@@ -131,11 +131,11 @@ impl Recalls {
         }
     }
 
-    /// Removes the first range after its acknowledgement; `told` is the range as it was when it was due.
-    pub(super) fn complete(&self, told: RedeliveryRange) {
+    /// Removes the first range after its acknowledgement; `sent` is the range as it was when it was due.
+    pub(super) fn complete(&self, sent: RedeliveryRange) {
         let mut state = self.state.lock();
         // If it has grown since, it is sent once more.
-        if state.waiting.front() == Some(&told) {
+        if state.waiting.front() == Some(&sent) {
             state.waiting.pop_front();
         }
         state.show();
@@ -241,7 +241,7 @@ mod tests {
         assert_eq!(live.cursor(), 4);
         let due = recalls.due().await;
         assert_eq!((due.after, due.last), (4, 7));
-        // One that comes while this one is told again does not count with it.
+        // A recall during the redelivery does not count with it.
         recalls.push(9, Duration::from_millis(200));
         live.set_cursor(12);
         recalls.complete(due);
@@ -272,7 +272,7 @@ mod tests {
         let hold = recalls.hold(7, "a page".into());
         let another = recalls.hold(6, "another page".into());
         assert_eq!((live.cursor(), recalls.held_because().as_deref()), (5, Some("a page")));
-        // It is told of it only now, and of one more.
+        // It receives the purge only now, and one more.
         live.set_cursor(9);
         hold.cover(9);
         drop(another);
@@ -308,7 +308,7 @@ mod tests {
         for position in 1..200 {
             drop(recalls.hold(position, "a page".into()));
             let mut state = recalls.state.lock();
-            // Time passes, and nobody tells it.
+            // Time passes without a redelivery.
             state.waiting.iter_mut().for_each(|range| range.due -= FILL_LATENCY * 2);
         }
         let state = recalls.state.lock();

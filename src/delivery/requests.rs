@@ -72,7 +72,6 @@ enum AnswerState {
 /// The answer that a purge must get.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum PurgeVerdict {
-    /// It is done.
     Done,
     /// These nodes refuse it.
     Refused(Refusals),

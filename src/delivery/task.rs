@@ -52,7 +52,8 @@ pub(super) struct Task {
     metrics: Arc<NodeMetrics>,
     sources: Sources,
     dispatch: Dispatch,
-    budget: Budget,
+    /// `None`: no limit.
+    budget: Option<Budget>,
     failures: u32,
     /// The current work, with its progress.
     work: Option<Work>,
@@ -76,7 +77,6 @@ pub(super) struct Task {
     emptied_at: Option<Position>,
     /// Acknowledged, and to be repeated after `purge.settle`.
     settling: RedeliveryQueue,
-    /// Requests that the node refuses.
     refused: Vec<Refused>,
 }
 
@@ -166,7 +166,7 @@ impl Task {
         if cursor < journal.head() {
             state.late.mark_late();
         }
-        let budget = Budget::new(pace.max_bans_per_second, pace.longest_wait, Instant::now());
+        let budget = pace.max_bans_per_second.map(|limit| Budget::new(limit, pace.longest_wait, Instant::now()));
         let mut settling = RedeliveryQueue::new(pace.redelivery_delay.unwrap_or_default() / SETTLE_GRAINS);
         if let Some(settle) = pace.redelivery_delay {
             // These were acknowledged to an earlier process, which may have ended before it repeated them.
@@ -263,7 +263,8 @@ impl Task {
 
     /// Waits until work is due: its kind, and the range after the first position, up to the second.
     async fn due(&mut self, head: &mut watch::Receiver<Position>) -> Option<(Kind, Option<Position>, Position)> {
-        let ready = self.budget.ready_at(Instant::now());
+        let now = Instant::now();
+        let ready = self.budget.as_mut().map_or(now, |budget| budget.ready_at(now));
         let (unsure, settle) = (self.unsure.first(), self.settling.first());
         let sealed = self.deliveries.context.sealed.as_ref().filter(|_| self.node.live.is_sealing());
         let (sent, gathered_at, hurry) = (self.sent, &mut self.gathered_at, &self.state.hurry);
@@ -307,7 +308,7 @@ impl Task {
         if let Some(until) = postponed {
             self.unsure.postpone(until);
             if fills.lasts_long(now) {
-                let text: Arc<str> = "a page that purges concern is still on its way to it".into();
+                let text: Arc<str> = "a page that purges concern is still in flight to it".into();
                 let logged = self.state.error.lock().replace(Arc::clone(&text));
                 if logged.as_ref() != Some(&text) {
                     tracing::info!(node = %self.node.id(), after, last, "{text}: they count when it has arrived");
@@ -344,8 +345,10 @@ impl Task {
                     self.dispatch.connect().await.inspect_err(|error| self.count_failed(error))?;
                     let Some(batch) = next_batch(&work.walk, &self.sources).await else { return Ok(()) };
                     // Not rationed: Varnish drops the first of two equal bans (its parameter `ban_dups`).
-                    if !matches!(work.kind, Kind::Repeat | Kind::Recalled(_)) {
-                        self.budget.spend(batch.listed(), Instant::now());
+                    if let Some(budget) = &mut self.budget
+                        && !matches!(work.kind, Kind::Repeat | Kind::Recalled(_))
+                    {
+                        budget.spend(batch.listed(), Instant::now());
                     }
                     work.last_passed = work.last_passed.max(batch.last_passed);
                     batch
@@ -388,7 +391,7 @@ impl Task {
     /// Records the requests that the node refused, so that they are not sent again, and logs bans that had to be widened.
     fn record_refusals(&mut self, work: &mut Work, batch: &mut Batch) {
         if std::mem::take(&mut work.report.widened) {
-            tracing::warn!(node = %self.node.id(), "a ban that this node does not take is carried out as one of everything");
+            tracing::warn!(node = %self.node.id(), "a ban that this node refuses is carried out as one of everything");
             self.varnish_metrics(|varnish| varnish.flushed.inc());
         }
         for (fingerprint, reason) in std::mem::take(&mut work.report.refused) {
@@ -438,7 +441,7 @@ impl Task {
         };
         self.deliveries.context.metrics.purge.tags_folded.inc_by(folded);
         if flushes > 0 {
-            tracing::warn!(node = %self.node.id(), after = self.sent, last, "what this node missed cannot be replayed: its cache is dropped");
+            tracing::warn!(node = %self.node.id(), after = self.sent, last, "the backlog of this node cannot be replayed: its cache is dropped");
             self.varnish_metrics(|varnish| varnish.flushed.inc());
         }
         if let Some(due) = repeat {
@@ -460,7 +463,6 @@ impl Task {
         self.known && self.node.live.is_sealing() && sealed.is_some_and(|sealed| sealed.all_sealed_after(self.sent))
     }
 
-    /// Completes a redelivery.
     fn finish_repeat(&mut self, work: &Work) {
         if self.stood_still(work, self.stalls) {
             self.stalls += 1;
@@ -489,7 +491,7 @@ impl Task {
     fn stood_still(&self, work: &Work, stalls: u32) -> bool {
         let stood_still = self.failures > 0 || work.report.stood_still;
         if stood_still && stalls >= MAX_STALLS {
-            tracing::info!(node = %self.node.id(), "its answers to purges take long, again and again: they count all the same");
+            tracing::info!(node = %self.node.id(), "the node answers purges slowly again and again: its answers count all the same");
         }
         stood_still && stalls < MAX_STALLS
     }

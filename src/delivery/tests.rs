@@ -1,4 +1,4 @@
-//! Deliveries to scripted nodes (fakes: they take every purge and remember what they were told and when).
+//! Deliveries to scripted nodes: fakes that accept every purge, and record it with its time.
 
 mod blame;
 mod gaps;
@@ -17,18 +17,18 @@ use crate::fleet::{Live, Member, NodeSpec, Pool, Role, VarnishSettings};
 use crate::journal::{Limits, Memory};
 use crate::purge::{Forward, Page, Purge, Target};
 
-/// What no test waits for in vain.
+/// The timeout of waits that must succeed.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// When the process started, for tests that need a past.
+/// A start of the process that leaves room for a past.
 fn long_ago() -> Instant {
     Instant::now() - Duration::from_secs(60)
 }
 
-/// What a scripted node was told, in order.
+/// The requests to a scripted node, in order.
 type Told = Arc<Mutex<Vec<(Instant, String)>>>;
 
-/// A node that answers 200 to every request, each after the pause that stands at its number; none where no more stand.
+/// A node that answers 200 to every request, after the pause with the request's number, or at once if there is none.
 async fn obedient(pauses: &'static [u64]) -> (SocketAddr, Told) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -108,12 +108,16 @@ impl Rig {
         Rig { deliveries, guard, node, told }
     }
 
-    /// Makes a purge durable, and waits until the node has it.
+    /// Appends a purge, and waits until the node has it.
     async fn purge(&self, tag: &str) -> Position {
         let position = self.append(tag).await;
-        let acknowledged = self.deliveries.progress.until(|| self.node.live.cursor() >= position);
-        tokio::time::timeout(PATIENCE, acknowledged).await.unwrap();
+        self.until_at(position).await;
         position
+    }
+
+    async fn until_at(&self, position: Position) {
+        let there = self.deliveries.progress.until(|| self.node.live.cursor() >= position);
+        tokio::time::timeout(PATIENCE, there).await.unwrap();
     }
 
     async fn append(&self, tag: &str) -> Position {
@@ -121,7 +125,7 @@ impl Rig {
         self.deliveries.context.journal.append(purge).await.unwrap()
     }
 
-    /// A page with this tag passed the origin so long ago.
+    /// Records that a page with this tag passed the origin this long ago.
     fn passed(&self, tag: &str, ago_ms: u64) {
         let fields = [(&b"X-Magento-Tags"[..], tag.as_bytes())];
         let page = Page { status: 200, target: b"/", fields: fields.into_iter() };
@@ -129,7 +133,7 @@ impl Rig {
         assert!(self.guard.may_be_stored(self.guard.now(), &page, at));
     }
 
-    /// The node answered at once what it was asked at these times.
+    /// Records that the node answered requests at these times without delay.
     fn ran(&self, ago_ms: &[u64]) {
         for ago in ago_ms {
             let asked = Instant::now() - Duration::from_millis(*ago);
@@ -137,12 +141,12 @@ impl Rig {
         }
     }
 
-    /// When the node was told of this.
+    /// The times at which the node received this.
     fn told(&self, what: &str) -> Vec<Instant> {
         self.told.lock().iter().filter(|(_, head)| head.contains(what)).map(|(at, _)| *at).collect()
     }
 
-    /// Waits until the node was told of this so many times.
+    /// Waits until the node has received this so many times.
     async fn until_told(&self, what: &str, times: usize) -> Vec<Instant> {
         let told = async {
             while self.told(what).len() < times {
@@ -188,7 +192,7 @@ async fn a_page_that_passed_well_before_the_node_was_seen_to_run_has_landed() {
 #[tokio::test]
 async fn a_page_that_passed_while_the_node_may_have_stood_still_has_not() {
     let rig = Rig::new(CALM).await;
-    // It was stopped after the second answer, and has just gone on.
+    // It was stopped after the second answer, and has just resumed.
     rig.ran(&[5000, 4800, 1]);
     rig.passed("waiting", 3000);
     rig.purge("waiting").await;
@@ -215,7 +219,7 @@ async fn a_node_far_away_is_current_after_its_round_trips() {
     for number in 0..3 {
         rig.purge(&format!("tag_{number}_end")).await;
     }
-    // The first one says nothing of how far it is, and the pages before it may be on their way.
+    // Its cursor is unknown at the first purge, and pages before it may be in flight.
     let told = rig.told.lock().len();
     assert!(told <= 8, "{told} times");
 }
@@ -264,10 +268,10 @@ async fn the_last_varnish_is_sought_among_those_known_and_held() {
     }
     let (floor, head) = (journal.floor(), journal.head());
     assert!(floor > 0);
-    // It is emptied before it serves, and needs nothing of what was.
+    // It is flushed before it serves, so it needs no earlier purge.
     let unknown = Rig::to(obedient(&[3_600_000; 8]).await, CALM, Arc::clone(&journal), guard, None).await;
     assert_eq!(unknown.deliveries.least_cursor(), head);
-    // One that was away for longer than anything is held.
+    // A node that was away for longer than the journal holds.
     let away = (NodeId::try_from("away").unwrap(), Cursor { position: 1, epoch: None, is_sealed: false });
     journal.save_cursors(vec![away]).await.unwrap();
     assert_eq!(unknown.deliveries.least_cursor(), floor);
@@ -290,7 +294,7 @@ async fn a_node_gets_on_in_a_storm_though_a_page_is_always_on_its_way() {
         let page = Page { status: 200, target: b"/", fields: fields.into_iter() };
         assert!(passage.may_be_stored(rig.guard.now(), &page, Instant::now()));
         under_way.push_back(passage);
-        // Each takes a few purges to arrive.
+        // Each takes the time of a few purges to arrive.
         if under_way.len() > 20 {
             let arrived: crate::purge::Passage = under_way.pop_front().unwrap();
             arrived.taken(Instant::now());
@@ -335,7 +339,7 @@ async fn a_hold_outlives_a_new_registration_and_then_the_node_is_told_again() {
     let hold = rig.deliveries.hold(position, rig.node.id(), "a page".into()).unwrap();
     assert!(rig.node.live.cursor() < position);
     assert_eq!(rig.deliveries.error(rig.node.id()).as_deref(), Some("a page"));
-    // Its headers were changed, say.
+    // For example, its headers were changed.
     rig.deliveries
         .context
         .journal
@@ -368,7 +372,7 @@ async fn no_purge_waits_for_a_node_that_is_held_back_before_it() {
     let next = rig.append("b").await;
     let reached = tokio::time::timeout(PATIENCE / 4, rig.deliveries.reached(next, PATIENCE)).await.expect("at once");
     assert_eq!(reached, (vec![], vec![rig.node.id().clone()]));
-    // What lies before it counts.
+    // Purges before it count.
     assert_eq!(rig.deliveries.reached(held - 1, PATIENCE).await.0, [rig.node.id().clone()]);
 }
 
@@ -413,7 +417,7 @@ async fn a_cache_is_replayed_from_its_cursor_and_a_new_one_from_the_start() {
     assert!(back.told("before").is_empty());
     back.deliveries.stop(back.node.id());
 
-    // Nobody knows for how long it has stored pages, nor what the one before it was told since.
+    // It is unknown since when it stores pages, and which purges the cache before it received since then.
     let reborn = Rig::with(CALM, Arc::clone(&journal), Arc::clone(&guard), Some("1700000999")).await;
     assert_eq!(reborn.node.live.cursor(), 0);
     reborn.purge("after").await;
@@ -442,7 +446,7 @@ async fn a_hundred_thousand_missed_purges_are_a_few_requests() {
     let id = NodeId::try_from("varnish-1").unwrap();
     journal.save_cursors(vec![(id, Cursor { position: 0, epoch: None, is_sealed: false })]).await.unwrap();
     for number in 0..100_000 {
-        // The catalogue of a shop, again and again.
+        // The catalogue of a shop, several times over.
         let tag = format!("cat_p_{}", number % 20_000);
         let purge = Purge { targets: vec![Target::Tags([tag.as_str()].into_iter().collect())], soft: false };
         journal.append(purge).await.unwrap();
@@ -453,18 +457,18 @@ async fn a_hundred_thousand_missed_purges_are_a_few_requests() {
     assert!(requests <= 64, "{requests} requests");
 }
 
-/// A rig whose only node is up and takes nothing, with a journal that dates every purge an hour back.
+/// A rig whose only node is up and accepts nothing, with a journal that dates every purge an hour back.
 async fn deaf() -> Rig {
     let now_ms = AtomicU64::new(1_900_000_000_000);
     let guard = Arc::new(Guard::new(long_ago()));
-    // Each look at the clock finds it an hour further on.
+    // Each reading of the clock is an hour later.
     let clock = Arc::new(move || now_ms.fetch_add(3_600_000, Ordering::SeqCst));
     let limits = Limits { retention: Duration::MAX, ..Limits::default() };
     let journal = Arc::new(Memory::with_clock(limits, noted_by(&guard), clock));
     Rig::to(obedient(&[3_600_000; 8]).await, CALM, journal, guard, None).await
 }
 
-/// Returns how long after `began` the fence reached `position`.
+/// The time from `began` until the fence reached `position`.
 async fn fenced_after(rig: &Rig, position: Position, began: Instant) -> Duration {
     while rig.deliveries.context.fence.position() < position {
         assert!(began.elapsed() < PATIENCE, "not fenced");
@@ -483,13 +487,13 @@ async fn what_others_accept_fences_by_its_time_here_whatever_its_date() {
     let began = Instant::now();
     let first = rig.append("a").await;
     tokio::time::sleep(timeout / 2).await;
-    // While the first one is still settled: it must not have to wait twice. (Once the node is late it waits for nobody.)
+    // While the first one is still awaited: it must not have to wait twice. (Once the node is late, no purge waits for it.)
     let (second_began, second) = (Instant::now(), rig.append("b").await);
     let after = fenced_after(&rig, first, began).await;
     assert!(after >= timeout - timeout / ARRIVAL_GRAINS, "fenced after {after:?}");
     let after = fenced_after(&rig, second, second_began).await;
     assert!(after < timeout * 3 / 2, "fenced after {after:?}");
-    // What was answered before it came does not wait at all.
+    // A purge that was answered before it arrived does not wait at all.
     let (began, third) = (Instant::now(), rig.append("c").await);
     answered.send_replace(third);
     let after = fenced_after(&rig, third, began).await;
@@ -506,7 +510,7 @@ async fn what_is_recalled_while_something_else_is_held_is_told_again_as_well() {
     while rig.node.live.acknowledged() < second {
         tokio::task::yield_now().await;
     }
-    // Another replica has not reached the node with the second one, and here it counts as missed.
+    // Another replica has not delivered the second one to the node, so here it counts as missed.
     rig.deliveries.recall(second, &[rig.node.id().clone()]);
     drop(hold);
     while rig.node.live.cursor() < second {
@@ -522,7 +526,7 @@ async fn a_purge_that_fences_with_another_ones_time_counts_as_answered() {
     let memory = Memory::new(Limits::default(), noted_by(&guard));
     let journal = Arc::new(Named::new(NamedStore::Memory(Box::new(memory))));
     let shared = Arc::clone(&journal) as Arc<dyn Journal>;
-    // It hangs at everything.
+    // It never answers.
     let rig = Rig::to(obedient(&[3_600_000; 8]).await, CALM, shared, guard, None).await;
     let (_sender, answered) = watch::channel(0);
     let (deliveries, timeout) = (Arc::clone(&rig.deliveries), Duration::from_millis(800));
@@ -530,7 +534,7 @@ async fn a_purge_that_fences_with_another_ones_time_counts_as_answered() {
     let forward = Forward { method: "PURGE".into(), target: "/a".into(), headers: vec![] };
     let url = Purge { targets: vec![Target::Forward(forward)], soft: false };
     let tags = Purge { targets: vec![Target::Tags(["a"].into_iter().collect())], soft: false };
-    // The second one comes while the first one is waited for, and so soon that they fence together.
+    // The second one comes during the wait for the first, and so soon that both raise the fence together.
     for (name, purge) in [("a", tags), ("b", url)] {
         tokio::time::sleep(timeout / 40).await;
         journal.admit(vec![PurgeMessage { id: name.to_owned(), revision: None, at_ms: 1, purge }]).await.unwrap();

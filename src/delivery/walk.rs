@@ -32,12 +32,10 @@ const MAX_REQUESTS: usize = 1_000;
 const SHORT_ENTRIES: usize = 64;
 const SHORT_BYTES: usize = 64 << 10;
 
-/// The inputs of a batch.
 #[derive(Clone)]
 pub(super) struct Sources {
     pub(super) journal: Arc<dyn Journal>,
     pub(super) guard: Arc<Guard>,
-    /// The address of the node.
     pub(super) address: SocketAddr,
     pub(super) settings: VarnishSettings,
 }
@@ -47,16 +45,14 @@ pub(super) struct Sources {
 pub(super) struct Walk {
     /// The node has everything up to here. `None`: unknown.
     after: Option<Position>,
-    /// The target position.
     last: Position,
     /// Up to here a ban of everything covers all but forwarded requests.
     flushed: Position,
-    /// Requests that the node refuses.
     refused: Vec<Refused>,
 }
 
 /// One step of a walk.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Batch {
     /// The requests that are left to send. Failed ones come first.
     pub(super) left: VecDeque<Item>,
@@ -75,7 +71,6 @@ pub(super) struct Batch {
     pub(super) last_passed: Option<Instant>,
 }
 
-/// One request of a batch.
 #[derive(Debug)]
 pub(super) struct Item {
     pub(super) ban: Ban,
@@ -97,7 +92,6 @@ impl Walk {
         Walk { after, last, flushed: 0, refused }
     }
 
-    /// The target position.
     pub(super) fn last(&self) -> Position {
         self.last
     }
@@ -125,7 +119,8 @@ impl Walk {
             let gap = Some((self.after.unwrap_or(0), held_from));
             // The flush was sent after all of these purges were accepted. It is only left to decide whether it covers them.
             let is_flushed = self.flushed == self.last;
-            let step = if is_flushed { Batch::nothing(held_from) } else { self.flush(Some(held_from), sources) };
+            let reaches = Some(held_from);
+            let step = if is_flushed { Batch { reaches, ..Batch::default() } } else { self.flush(reaches, sources) };
             return Some(Batch { gap, ..step });
         };
         entries.truncate(entries.partition_point(|entry| entry.position <= self.last));
@@ -144,11 +139,9 @@ impl Walk {
         Some(Batch {
             left: bans.into_iter().map(Item::new).collect(),
             reaches: Some(reaches),
-            is_flush: false,
-            gap: None,
-            owed: Owed::Nothing,
             folded,
             last_passed: purges().filter_map(|purge| sources.guard.last_passed(purge)).max(),
+            ..Batch::default()
         })
     }
 
@@ -180,10 +173,8 @@ impl Walk {
             left: [Item::new(Ban::Everything)].into(),
             reaches,
             is_flush: true,
-            gap: None,
-            owed: Owed::Nothing,
-            folded: 0,
             last_passed: sources.guard.last_passed(&Purge::everything()),
+            ..Batch::default()
         }
     }
 
@@ -211,24 +202,11 @@ impl Walk {
 }
 
 impl Batch {
-    /// A step to `reaches` without requests.
-    fn nothing(reaches: Position) -> Self {
-        Batch {
-            left: VecDeque::new(),
-            reaches: Some(reaches),
-            is_flush: false,
-            gap: None,
-            owed: Owed::Nothing,
-            folded: 0,
-            last_passed: None,
-        }
-    }
-
     /// This purge alone, wherever the node is: at the end of a walk.
     pub(super) fn of(purge: &Purge, at: Position, sources: &Sources) -> Self {
         let VarnishSettings { delivery, header_limit, .. } = sources.settings;
         let CompiledBans { bans, folded } = compile([purge], delivery, header_limit);
-        Batch { left: bans.into_iter().map(Item::new).collect(), folded, ..Batch::nothing(at) }
+        Batch { left: bans.into_iter().map(Item::new).collect(), reaches: Some(at), folded, ..Batch::default() }
     }
 
     /// The number of requests left that add an entry to the node's ban list.
@@ -249,7 +227,6 @@ impl Batch {
     }
 }
 
-/// The number of bans.
 fn listed(bans: &[Ban]) -> usize {
     bans.iter().filter(|ban| ban.is_listed()).count()
 }

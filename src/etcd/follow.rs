@@ -176,7 +176,7 @@ impl WatchStatus {
         self.revision.store(revision, Ordering::Relaxed);
         if !self.connected.swap(true, Ordering::Relaxed) {
             *self.problem.lock() = None;
-            tracing::info!(what = self.what, revision, "etcd is followed");
+            tracing::info!(what = self.what, revision, "watching etcd");
         }
     }
 
@@ -186,7 +186,11 @@ impl WatchStatus {
         let logged = self.problem.lock().replace(Arc::clone(&text));
         // Logged once for each change, not for each attempt.
         if logged.as_ref() != Some(&text) {
-            tracing::warn!(what = self.what, error = &*text, "etcd cannot be followed: what is known of it stays");
+            tracing::warn!(
+                what = self.what,
+                error = &*text,
+                "etcd cannot be watched: its last known state stays in use"
+            );
         }
     }
 }

@@ -101,7 +101,7 @@ impl Registration {
             }
         }
         if let Err(failure) = self.withdraw().await {
-            tracing::warn!(key = self.key, error = %causes(&failure), "the key could not be taken away; its lease runs out by itself");
+            tracing::warn!(key = self.key, error = %causes(&failure), "the key could not be deleted; its lease runs out by itself");
         }
         status.send_replace(RegistrationStatus::default());
     }

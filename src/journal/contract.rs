@@ -1,4 +1,4 @@
-//! What every journal does, whatever is behind it. [`suite!`] runs all of it against one way to open a journal.
+//! The contract of every journal. [`suite!`] runs all of it with one way to open a journal.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,10 +9,10 @@ use super::{Clock, Cursor, Entry, Journal, Lag, Limits, Missed, Position, PurgeO
 use crate::fleet::NodeId;
 use crate::purge::{Forward, Purge, Target};
 
-/// A way to open one empty journal.
+/// Opens an empty journal.
 pub(super) type Open<'a> = &'a dyn Fn(Limits, PurgeObserver, Clock) -> Arc<dyn Journal>;
 
-/// Some time in 2033, so that there is room before it.
+/// In 2033, with room for earlier times.
 const NOW_MS: u64 = 2_000_000_000_000;
 
 macro_rules! suite {
@@ -48,14 +48,14 @@ macro_rules! suite {
 }
 pub(super) use suite;
 
-/// A clock that stands still until it is turned.
+/// A clock that a test sets.
 pub(super) fn clock() -> (Arc<AtomicU64>, Clock) {
     let now_ms = Arc::new(AtomicU64::new(NOW_MS));
     let read = Arc::clone(&now_ms);
     (now_ms, Arc::new(move || read.load(Ordering::SeqCst)))
 }
 
-/// An observer that takes no notice.
+/// An observer that ignores its calls.
 pub(super) fn nobody() -> PurgeObserver {
     Arc::new(|_| {})
 }
@@ -76,12 +76,12 @@ pub(super) fn node(id: &str) -> NodeId {
     NodeId::try_from(id).unwrap()
 }
 
-/// A cursor of a node that does not say which life of its cache this is.
+/// A cursor without an epoch.
 pub(super) fn at(position: Position) -> Cursor {
     Cursor { position, epoch: None, is_sealed: false }
 }
 
-/// The entries after a cursor, where there is no gap.
+/// The entries after a cursor, which must all be held.
 pub(super) fn entries(journal: &dyn Journal, cursor: Position) -> Vec<Arc<Entry>> {
     match journal.since(cursor) {
         Missed::Entries(entries) => entries,
@@ -89,13 +89,13 @@ pub(super) fn entries(journal: &dyn Journal, cursor: Position) -> Vec<Arc<Entry>
     }
 }
 
-/// Polls an append once, then drops it as a sender does that hangs up.
+/// Polls an append once, then drops it, like a sender that hangs up.
 pub(super) fn append_and_go_away(journal: &dyn Journal, purge: Purge) {
     let mut append = journal.append(purge);
     let _ = append.as_mut().poll(&mut Context::from_waker(Waker::noop()));
 }
 
-/// Gives the positions.
+/// Returns the positions.
 async fn append_all(journal: &dyn Journal, tags: impl IntoIterator<Item = &str>) -> Vec<Position> {
     let mut positions = Vec::new();
     for tag in tags {
@@ -290,7 +290,7 @@ pub(super) async fn a_purge_whose_sender_went_away_is_accepted(open: Open<'_>) {
     let journal = open(Limits::default(), nobody(), clock().1);
     append_and_go_away(&*journal, purge("a"));
     journal.append(purge("b")).await.unwrap();
-    // On a journal with many writers the one that nobody waits for may come later.
+    // In a journal with many writers the append without a receiver may come later.
     let mut head = journal.watch();
     while entries(&*journal, 0).len() < 2 {
         head.changed().await.unwrap();
@@ -306,7 +306,7 @@ pub(super) async fn what_was_refused_to_its_sender_is_known_as_long_as_it_is_hel
     assert_eq!([at[0], at[1], at[1] + 1].map(|position| journal.is_refused(position)), [true, true, false]);
     at.extend(append_all(&*journal, ["c"]).await);
     assert_eq!([at[0], at[1], at[2]].map(|position| journal.is_refused(position)), [false, true, false]);
-    // Nothing is kept of what is not held.
+    // No mark is kept for a purge that is not held.
     journal.refuse(vec![at[0]]).await.unwrap();
     assert!(!journal.is_refused(at[0]));
 }

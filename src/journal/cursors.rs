@@ -7,10 +7,8 @@ use parking_lot::Mutex;
 use super::{Cursor, Limits};
 use crate::fleet::NodeId;
 
-/// A saved cursor.
 #[derive(Clone, Debug)]
 pub(super) struct SavedCursor {
-    /// The cursor.
     pub(super) cursor: Cursor,
     /// When it was saved, in milliseconds since 1970.
     pub(super) at_ms: u64,
@@ -29,7 +27,6 @@ impl Cursors {
         Cursors { limits, saved: Mutex::new(saved) }
     }
 
-    /// The cursors by node.
     pub(super) fn all(&self) -> HashMap<NodeId, Cursor> {
         let saved = self.saved.lock();
         saved.iter().map(|(node, saved)| (node.clone(), saved.cursor.clone())).collect()

@@ -96,7 +96,6 @@ pub struct Disk {
 /// A purge that other journals may have under the same name.
 pub(super) struct NamedPurge {
     pub(super) origin: EntryOrigin,
-    /// When it was accepted.
     pub(super) at_ms: u64,
     pub(super) purge: Purge,
     /// It arrives in etcd's order, so everything up to its revision is here.

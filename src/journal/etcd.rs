@@ -113,9 +113,7 @@ fn purge_or_everything<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Pur
     Ok(match Read::deserialize(deserializer)? {
         Read::Known(purge) => purge,
         Read::Unknown(IgnoredAny) => {
-            tracing::warn!(
-                "another replica tells of a purge that this version does not know: it counts as one of everything"
-            );
+            tracing::warn!("a purge of another replica is unknown to this version: it counts as one of everything");
             Purge::everything()
         }
     })
@@ -176,10 +174,7 @@ impl Etcd {
         tasks.spawn(cursors::run(Arc::clone(&inner)));
         tasks.spawn(retention::run(Arc::clone(&inner)));
         if tokio::time::timeout(START, synced.wait_for(|synced| *synced)).await.is_err() {
-            tracing::warn!(
-                head = inner.local.head(),
-                "etcd does not answer: the journal starts with what is on this machine"
-            );
+            tracing::warn!(head = inner.local.head(), "etcd does not answer: the journal starts with its local part");
         }
         Ok(Etcd { inner, _tasks: tasks })
     }
@@ -212,9 +207,9 @@ impl Inner {
     }
 
     /// Stores purges of another replica; see [`Shared::admit`].
-    async fn admit(&self, told: Vec<PurgeMessage>) -> Result<Position, WriteError> {
+    async fn admit(&self, messages: Vec<PurgeMessage>) -> Result<Position, WriteError> {
         let in_order = async {
-            for PurgeMessage { id, revision, .. } in &told {
+            for PurgeMessage { id, revision, .. } in &messages {
                 if revision.is_some() {
                     self.comes_by_watch(id).await;
                 }
@@ -224,7 +219,7 @@ impl Inner {
         _ = tokio::time::timeout(IN_ORDER, in_order).await;
         // Dated by our own clock, which also decides its retention. The sender's clock may differ by anything.
         let at_ms = self.local.now_ms();
-        let named = told.into_iter().map(|PurgeMessage { id, revision, purge, .. }| NamedPurge {
+        let named = messages.into_iter().map(|PurgeMessage { id, revision, purge, .. }| NamedPurge {
             origin: EntryOrigin { id: id.into(), revision, ours: false },
             at_ms,
             purge,
@@ -248,7 +243,7 @@ impl Inner {
             let now = *head.borrow_and_update();
             // The position map has it a moment before it is readable.
             if let Some(position) =
-                self.local.readable().position_map().position(id).filter(|position| *position <= now)
+                self.local.readable().position_map.lock().position(id).filter(|position| *position <= now)
             {
                 return position;
             }
@@ -260,22 +255,22 @@ impl Inner {
 }
 
 impl Shared for Etcd {
-    fn admit(&self, told: Vec<PurgeMessage>) -> BoxFuture<'_, Result<Position, WriteError>> {
-        Box::pin(self.inner.admit(told))
+    fn admit(&self, messages: Vec<PurgeMessage>) -> BoxFuture<'_, Result<Position, WriteError>> {
+        Box::pin(self.inner.admit(messages))
     }
 
     fn in_common_up_to(&self) -> Option<Position> {
         let head = self.inner.local.head();
-        let missing = self.inner.local.readable().position_map().missing();
+        let missing = self.inner.local.readable().position_map.lock().missing();
         Some(missing.first().map_or(head, |(position, _)| head.min(position - 1)))
     }
 
     fn revision(&self, position: Position) -> Option<u64> {
-        self.inner.local.readable().position_map().revision(position)
+        self.inner.local.readable().position_map.lock().revision(position)
     }
 
     fn spooled(&self) -> Option<usize> {
-        Some(self.inner.local.readable().position_map().missing().len())
+        Some(self.inner.local.readable().position_map.lock().missing().len())
     }
 }
 
@@ -298,7 +293,7 @@ impl Journal for Etcd {
             return here;
         }
         let elsewhere = self.inner.published.remembered(node, epoch, |revision| {
-            self.inner.local.readable().position_map().covering(revision, self.inner.local.head())
+            self.inner.local.readable().position_map.lock().covering(revision, self.inner.local.head())
         });
         match (here, elsewhere) {
             (CursorState::At(here), CursorState::At(elsewhere)) => CursorState::At(here.max(elsewhere)),

@@ -56,7 +56,7 @@ impl Memory {
     /// Appends named purges in this order, except those that are here already. Returns their positions.
     pub(super) fn append_all(&self, named: Vec<NamedPurge>) -> Vec<Position> {
         let Readable { tail, .. } = &self.readable;
-        let mut position_map = self.readable.position_map();
+        let mut position_map = self.readable.position_map.lock();
         let mut positions = Vec::with_capacity(named.len());
         for NamedPurge { origin, at_ms, purge, .. } in named {
             positions.push(position_map.position(&origin.id).unwrap_or_else(|| {
@@ -78,7 +78,7 @@ impl Journal for Memory {
 
     fn append(&self, purge: Purge) -> BoxFuture<'_, Result<Position, WriteError>> {
         Box::pin(async move {
-            let _turn = self.readable.position_map();
+            let _turn = self.readable.position_map.lock();
             let (position, at_ms) = (self.head() + 1, self.now_ms());
             self.readable.tail.publish(vec![Arc::new(Entry { position, at_ms, purge, origin: None })], at_ms);
             Ok(position)

@@ -59,8 +59,8 @@ impl Named {
 }
 
 impl Shared for Named {
-    fn admit(&self, told: Vec<PurgeMessage>) -> BoxFuture<'_, Result<Position, WriteError>> {
-        let named = told.into_iter().map(|told| self.named(told.id.into(), false, told.purge)).collect();
+    fn admit(&self, messages: Vec<PurgeMessage>) -> BoxFuture<'_, Result<Position, WriteError>> {
+        let named = messages.into_iter().map(|message| self.named(message.id.into(), false, message.purge)).collect();
         Box::pin(self.append_all(named))
     }
 }
@@ -110,10 +110,10 @@ mod tests {
     }
 
     async fn is_taken_in_once(journal: Named) {
-        let told = |id: &str| PurgeMessage { id: id.to_owned(), revision: None, at_ms: 1, purge: purge(id) };
+        let message = |id: &str| PurgeMessage { id: id.to_owned(), revision: None, at_ms: 1, purge: purge(id) };
         let first = journal.append(purge("ours")).await.unwrap();
-        let last = journal.admit(vec![told("a"), told("b"), told("a")]).await.unwrap();
-        assert_eq!(journal.admit(vec![told("b")]).await.unwrap(), last);
+        let last = journal.admit(vec![message("a"), message("b"), message("a")]).await.unwrap();
+        assert_eq!(journal.admit(vec![message("b")]).await.unwrap(), last);
         assert_eq!((journal.place_of("b"), journal.place_of("c")), (Some(last), None));
         let held = entries(&journal, 0);
         assert_eq!(held.len(), 3);
@@ -121,8 +121,8 @@ mod tests {
             held.iter().map(|entry| entry.origin.as_ref().is_some_and(|origin| origin.ours)).collect();
         assert_eq!(ours, [true, false, false]);
         let id = held[0].origin.as_ref().unwrap().id.to_string();
-        // PurgeMessage back by somebody who had it from us.
-        assert_eq!(journal.admit(vec![told(&id)]).await.unwrap(), first);
+        // Sent back by a replica that had it from us.
+        assert_eq!(journal.admit(vec![message(&id)]).await.unwrap(), first);
     }
 
     #[tokio::test]
@@ -146,8 +146,8 @@ mod tests {
         is_taken_in_once(open().await).await;
         let again = open().await;
         let head = again.head();
-        let told = PurgeMessage { id: "a".to_owned(), revision: None, at_ms: 1, purge: purge("a") };
-        assert!(again.admit(vec![told]).await.unwrap() < head);
+        let message = PurgeMessage { id: "a".to_owned(), revision: None, at_ms: 1, purge: purge("a") };
+        assert!(again.admit(vec![message]).await.unwrap() < head);
         assert_eq!(again.head(), head);
     }
 
@@ -156,8 +156,8 @@ mod tests {
         let limits = Limits { max_entries: 2, ..Limits::default() };
         let journal = Named::new(NamedStore::Memory(Box::new(Memory::with_clock(limits, nobody(), wall_clock()))));
         for id in ["a", "b", "c"] {
-            let told = PurgeMessage { id: id.to_owned(), revision: None, at_ms: 1, purge: purge(id) };
-            journal.admit(vec![told]).await.unwrap();
+            let message = PurgeMessage { id: id.to_owned(), revision: None, at_ms: 1, purge: purge(id) };
+            journal.admit(vec![message]).await.unwrap();
         }
         assert_eq!((journal.place_of("a"), journal.place_of("c")), (None, Some(3)));
     }

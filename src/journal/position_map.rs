@@ -231,7 +231,7 @@ mod tests {
 
     #[test]
     fn what_the_watch_has_not_brought_yet_is_not_claimed() {
-        // Ours is known by its answer; what another wrote before it may still be on its way.
+        // Ours is known by its answer; an earlier purge of another replica may not have arrived yet.
         let mut position_map = position_map(&[(5, "a", Some(5)), (9, "ours", Some(9))]);
         position_map.set_synced(6);
         assert_eq!(position_map.covered(9), 6);
@@ -245,9 +245,9 @@ mod tests {
         assert_eq!(position_map.covered(6), 8);
         assert_eq!(position_map.missing(), [(6, Arc::from("spooled"))]);
         assert!(position_map.set_revision(6, Some(10)) && !position_map.set_revision(6, Some(10)));
-        // Whoever had everything up to 9 in etcd's order never heard of it.
+        // A node with everything up to 9 in etcd's order does not have it.
         assert_eq!((position_map.covering(9, 9), position_map.covering(10, 9)), (Some(5), Some(9)));
-        // And who has everything up to 6 in ours misses `b`.
+        // A node with everything up to 6 in our order misses `b`.
         assert_eq!(position_map.covered(6), 8);
     }
 
@@ -271,7 +271,7 @@ mod tests {
         position_map.set_synced(12);
         assert_eq!(position_map.covered(4), 4);
         position_map.trim(9);
-        // It has neither `a` nor `b`, and whoever reads this could not tell.
+        // It has neither `a` nor `b`, and their revisions are unknown here.
         assert_eq!([4, 8, 9, 12].map(|cursor| position_map.covered(cursor)), [0, 0, 11, 12]);
     }
 
@@ -280,7 +280,7 @@ mod tests {
         let mut position_map = position_map(&[(5, "a", None), (6, "b", Some(6))]);
         assert!(position_map.overflows_at(5) && !position_map.overflows_at(4));
         position_map.trim(5);
-        // Whatever a node has of etcd, it need not have that one.
+        // Whatever a node has in etcd's order, it may miss that one.
         assert_eq!((position_map.overflow(), position_map.covering(6, 6)), (1, None));
         position_map.clear_overflow(1, 7);
         assert_eq!(
@@ -328,7 +328,7 @@ mod tests {
             let head = rows.last().map_or(0, |row| row.0);
             let back = position_map.covering(covered, head).unwrap();
             for (position, _, revision) in &rows {
-                // What it is taken to have is what it had by revision.
+                // Each purge up to `back` was covered by its revision.
                 prop_assert!(*position > back || revision.is_some_and(|revision| revision <= covered));
             }
         }

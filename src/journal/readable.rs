@@ -2,7 +2,7 @@
 //!
 //! The kinds differ in how a purge is written, and where it is durable.
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 use super::cursors::Cursors;
 use super::position_map::PositionMap;
@@ -13,17 +13,13 @@ use super::{Anew, Clock};
 pub struct Readable {
     pub(super) tail: Tail,
     pub(super) cursors: Cursors,
+    /// Changed by the writer only, except for what it does not know.
     pub(super) position_map: Mutex<PositionMap>,
     pub(super) clock: Clock,
     pub(super) anew: Option<Anew>,
 }
 
 impl Readable {
-    /// The names of the held entries. Changed by the writer only, except for entries that it does not know.
-    pub(super) fn position_map(&self) -> MutexGuard<'_, PositionMap> {
-        self.position_map.lock()
-    }
-
     /// The current time of the clock that dates purges, in ms since 1970.
     pub(super) fn now_ms(&self) -> u64 {
         (self.clock)()
@@ -32,6 +28,6 @@ impl Readable {
     /// Drops what is past its retention, even if nothing new comes. A file follows with the next commit.
     pub(super) fn retire(&self) {
         self.tail.retire(self.now_ms());
-        self.position_map().trim(self.tail.floor());
+        self.position_map.lock().trim(self.tail.floor());
     }
 }

@@ -35,7 +35,6 @@ pub(super) struct Past {
     /// All entries after this position are held, and none up to it.
     pub(super) floor: Position,
     pub(super) head: Position,
-    /// The entries in order.
     pub(super) entries: Vec<Arc<Entry>>,
     /// Those of them that were refused.
     pub(super) refused: BTreeSet<Position>,
@@ -73,7 +72,6 @@ impl Tail {
         self.purged.as_ref()
     }
 
-    /// The last position.
     pub(super) fn head(&self) -> Position {
         *self.head.borrow()
     }

@@ -87,8 +87,9 @@ impl Replicas {
         let mut held = BTreeSet::new();
         for ((peer, said), missed) in heard.said.iter().zip(&by_peer) {
             let under_way = missed.iter().filter_map(|node| Some((node, said.awaits_landing(node)?)));
-            let is_held =
-                |(node, place): &(&NodeId, Position)| self.hold(peer, node, position, &position_at(peer, said, *place));
+            let is_held = |(node, place): &(&NodeId, Position)| {
+                peer.under_way.hold(&self.context.deliveries, node, position, &position_at(peer, said, *place))
+            };
             held.extend(under_way.filter(is_held).map(|(node, _)| node));
         }
         let is_recalled = |node: &&NodeId| !held.contains(*node) && by_peer.iter().any(|missed| missed.contains(*node));
@@ -108,7 +109,7 @@ impl Replicas {
                 Ok((id, Some(said))) if !said.fenced.is_empty() => _ = heard.fenced_at.insert(id, said.fenced),
                 Ok((_, Some(_))) => {}
                 Ok((id, None)) => heard.unconfirmed.push(id),
-                Err(error) => tracing::error!(%error, "asking a replica to tell a purge again failed"),
+                Err(error) => tracing::error!(%error, "asking a replica to deliver a purge again failed"),
             }
         }
     }
@@ -152,12 +153,6 @@ impl Replicas {
             again
         };
         said.iter().enumerate().map(|(index, (peer, said))| (Arc::clone(peer), again(index, peer, said))).collect()
-    }
-
-    /// Holds back a node's acknowledgement of the purge at our `position` until the other replica reports a fill watermark
-    /// of at least `theirs` in its journal. Returns false if the hold is not possible.
-    pub(super) fn hold(&self, peer: &Peer, node: &NodeId, position: Position, theirs: &PeerPosition) -> bool {
-        peer.under_way.hold(&self.context.deliveries, node, position, theirs)
     }
 
     /// Asks a peer to deliver purges again. Returns its confirmation, or `None` if it is not known to have done so.

@@ -40,7 +40,7 @@ pub(super) enum PeerError {
     #[error("it was restarted")]
     Restarted,
     /// A node refuses a purge there that was answered here without that replica.
-    #[error("a node does not take there a purge that was answered as done without it")]
+    #[error("a node refuses a purge there that was answered as done without it")]
     TooLate,
     /// It has announced its shutdown.
     #[error("it has ended")]
@@ -67,7 +67,6 @@ pub(super) struct PeerClient {
 }
 
 impl PeerClient {
-    /// A client for this address.
     pub(super) fn to(address: String) -> Self {
         PeerClient { address, idle: Mutex::default() }
     }

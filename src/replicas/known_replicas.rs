@@ -6,13 +6,14 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 
 use super::Record;
+use crate::atomic_file;
 use crate::fleet::NodeId;
 
 type Records = BTreeMap<NodeId, Record>;
@@ -23,7 +24,6 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// The format of the file. A file without a number has only the records; later formats are not read.
 const FORMAT: u64 = 1;
 
-/// The content of the file.
 #[derive(Serialize, Deserialize)]
 struct SavedReplicas {
     format: u64,
@@ -54,19 +54,18 @@ pub(super) struct KnownReplicas {
 }
 
 impl KnownReplicas {
-    /// Reads the file.
     pub(super) async fn open(path: Option<PathBuf>) -> Self {
         let Some(file) = path.clone() else { return KnownReplicas { path, known: Records::new(), writing: None } };
         let read = tokio::task::spawn_blocking(move || std::fs::read(file)).await;
         let known = match read.unwrap_or_else(|panicked| Err(panicked.into())) {
             Ok(bytes) => decode(&bytes).unwrap_or_else(|error| {
-                tracing::warn!(?path, %error, "which replicas there were cannot be read");
+                tracing::warn!(?path, %error, "the known replicas cannot be read");
                 Records::new()
             }),
             Err(error) => {
                 // Before the first start there is no file.
                 if error.kind() != io::ErrorKind::NotFound {
-                    tracing::warn!(?path, %error, "which replicas there were cannot be read");
+                    tracing::warn!(?path, %error, "the known replicas cannot be read");
                 }
                 Records::new()
             }
@@ -74,7 +73,6 @@ impl KnownReplicas {
         KnownReplicas { path, known, writing: None }
     }
 
-    /// The known replicas by name.
     pub(super) fn known(&self) -> &Records {
         &self.known
     }
@@ -93,26 +91,22 @@ impl KnownReplicas {
         self.writing = None;
         self.known = records.clone();
         let Some(path) = self.path.clone() else { return };
-        let mut writing = tokio::task::spawn_blocking(move || write(&path, &records));
+        let mut writing = tokio::task::spawn_blocking(move || {
+            let saved = SavedReplicas { format: FORMAT, replicas: records };
+            atomic_file::replace(&path, &serde_json::to_vec(&saved)?)
+        });
         match tokio::time::timeout(PATIENCE, &mut writing).await {
             Ok(written) => {
                 if let Err(error) = written.map_err(io::Error::other).flatten() {
-                    tracing::warn!(path = ?self.path, %error, "which replicas there are cannot be written down");
+                    tracing::warn!(path = ?self.path, %error, "the known replicas cannot be saved");
                 }
             }
             Err(_) => {
-                tracing::warn!(path = ?self.path, "no answer from the disk: which replicas there are is not written down yet");
+                tracing::warn!(path = ?self.path, "no answer from the disk: the known replicas are not saved yet");
                 self.writing = Some(writing);
             }
         }
     }
-}
-
-/// Writes atomically.
-fn write(path: &Path, records: &Records) -> io::Result<()> {
-    let new = path.with_extension("new");
-    std::fs::write(&new, serde_json::to_vec(&SavedReplicas { format: FORMAT, replicas: records.clone() })?)?;
-    std::fs::rename(&new, path)
 }
 
 #[cfg(test)]
@@ -133,7 +127,7 @@ mod tests {
         assert!(memory.known().is_empty());
         memory.keep(records.clone()).await;
         assert_eq!(*KnownReplicas::open(path.clone()).await.known(), records);
-        // As it was before it had a number, and as it may be one day.
+        // The format without a number, then a later one.
         std::fs::write(&file, serde_json::to_vec(&records).unwrap()).unwrap();
         assert_eq!(*KnownReplicas::open(path.clone()).await.known(), records);
         for unreadable in ["{", r#"{"format":2,"replicas":{}}"#] {

@@ -9,7 +9,7 @@
 //! which tells the others what has happened.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -23,7 +23,6 @@ const MOST: usize = 256;
 /// The progress of one other replica.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Mark {
-    /// The name of its journal.
     pub(super) journal: String,
     /// It has confirmed every purge of ours up to here.
     pub(super) position: Position,
@@ -32,11 +31,9 @@ pub(super) struct Mark {
 /// The format of the file. Later formats are not read.
 const FORMAT: u64 = 1;
 
-/// The content of the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Content {
     format: u64,
-    /// The name of our journal.
     journal: String,
     /// A lower bound of its head.
     head: Position,
@@ -57,13 +54,13 @@ impl Marks {
     /// Reads the marks for a journal that ends at `head`. Blocks on the disk.
     pub(super) fn open(path: Option<PathBuf>, head: Position, is_anew: bool) -> Self {
         let read = path.as_deref().map_or(Ok(None), read).unwrap_or_else(|error| {
-            tracing::warn!(?path, %error, "how far the other replicas are cannot be read: they are told what is here");
+            tracing::warn!(?path, %error, "the progress of the other replicas cannot be read: they are sent what is here");
             None
         });
         let content = match read {
             Some(content) if content.head <= head && !is_anew => content,
             Some(_) => {
-                tracing::warn!(?path, "the journal is not the one that the other replicas know");
+                tracing::warn!(?path, "the journal is not the one known to the other replicas");
                 Content::new(head)
             }
             None => Content::new(head),
@@ -71,7 +68,6 @@ impl Marks {
         Marks { path, content, saved: Content::default() }
     }
 
-    /// The name of our own journal.
     pub(super) fn journal(&self) -> &str {
         &self.content.journal
     }
@@ -123,18 +119,10 @@ fn read(path: &Path) -> io::Result<Option<Content>> {
     }
 }
 
-/// Writes atomically and durably: a lost mark costs a fleet its cache.
-pub(super) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let new = path.with_extension("new");
-    let mut file = std::fs::File::create(&new)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&new, path)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::atomic_file;
 
     fn id(id: &str) -> NodeId {
         NodeId::try_from(id).unwrap()
@@ -142,7 +130,7 @@ mod tests {
 
     fn save(marks: &mut Marks, head: Position) {
         let (path, bytes) = marks.unsaved(head).unwrap();
-        write(&path, &bytes).unwrap();
+        atomic_file::replace(&path, &bytes).unwrap();
         assert_eq!(marks.unsaved(head), None);
     }
 
@@ -157,11 +145,11 @@ mod tests {
         save(&mut marks, 9);
         let again = Marks::open(path.clone(), 9, false);
         assert_eq!((again.get(&id("b")), again.journal()), (Some(&mark), &*name));
-        // A journal that was deleted, or put back from a backup.
+        // A journal that was deleted, or restored from a backup.
         let lost = Marks::open(path.clone(), 3, false);
         assert_eq!(lost.get(&id("b")), None);
         assert_ne!(lost.journal(), name);
-        // One that goes on at the same place, and has lost what was before it.
+        // A journal that continues at the same position, but has lost its entries.
         let anew = Marks::open(path.clone(), 9, true);
         assert_eq!(anew.get(&id("b")), None);
         assert_ne!(anew.journal(), name);

@@ -148,7 +148,7 @@ mod tests {
         assert_eq!(serde_json::from_str::<Message>(later).unwrap().format, 2);
         let answer: Confirmation = serde_json::from_str(r#"{"applied":["v"],"fenced":[],"more":1}"#).unwrap();
         assert_eq!((answer.applied.len(), &answer.from, answer.refused.len()), (1, &None, 0));
-        // It does not say what is under way there: nothing is waited for.
+        // It does not report pages in flight, so none is awaited.
         assert_eq!(answer.awaits_landing(&NodeId::try_from("w").unwrap()), None);
     }
 

@@ -17,15 +17,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::call::{PeerClient, PeerError};
-use super::marks::{self, Mark};
+use super::marks::Mark;
 use super::message::Introduction;
 use super::peer::{self, Peer, Start};
 use super::{MOST, Record, Replicas, View};
+use crate::atomic_file;
 use crate::backoff::Backoff;
 use crate::config::{PeerAddress, is_host_port};
 use crate::fleet::NodeId;
@@ -44,7 +45,6 @@ const LOOK_UP_EVERY: Duration = Duration::from_secs(5);
 /// The timeout of resolving a name.
 const LOOK_UP: Duration = Duration::from_secs(2);
 
-/// The interval of saving marks.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
 /// The replicas at the addresses.
@@ -67,11 +67,16 @@ struct Row {
 enum Who {
     /// No replica that can be reached, and why.
     Unmet(Arc<str>),
-    /// This replica.
     Met(NodeId),
     /// No replica that needs our purges: this one, one that is known by another address, or one that has announced its
     /// shutdown.
     Nobody,
+}
+
+impl Who {
+    fn problem(&self) -> Option<Arc<str>> {
+        if let Who::Unmet(problem) = self { Some(Arc::clone(problem)) } else { None }
+    }
 }
 
 impl Row {
@@ -87,18 +92,17 @@ impl Row {
 impl Neighbours {
     /// The addresses of replicas that may exist and cannot be reached: all but the peers.
     pub(super) fn unmet(&self, is_peer: impl Fn(&NodeId) -> bool) -> Vec<NodeId> {
-        let rows = self.rows();
+        let rows = self.rows.lock();
         let unmet = rows.iter().filter(|(_, row)| row.is_unmet(&is_peer)).map(|(address, _)| address);
         unmet.filter_map(|address| name_of(address)).collect()
     }
 
     /// The same for the admin API.
     pub(super) fn view(&self, is_peer: impl Fn(&NodeId) -> bool) -> Vec<View> {
-        let rows = self.rows();
+        let rows = self.rows.lock();
         let unmet = rows.iter().filter(|(_, row)| row.is_unmet(&is_peer));
         let view = unmet.filter_map(|(address, row)| {
-            let problem = if let Who::Unmet(problem) = &row.who { Some(Arc::clone(problem)) } else { None };
-            let (id, journal) = (name_of(address)?, String::new());
+            let (id, journal, problem) = (name_of(address)?, String::new(), row.who.problem());
             Some(View { id, address: address.clone(), journal, is_self: false, confirmed: false, problem })
         });
         view.collect()
@@ -111,21 +115,22 @@ impl Neighbours {
 
     /// Records the state of an address, and logs a new problem.
     fn set(&self, address: &str, who: Who) {
-        let before = self.rows().insert(address.to_owned(), Row { who: who.clone(), tried: true });
-        if let Who::Unmet(problem) = &who
-            && before.is_none_or(|before| before.who != who)
+        let problem = who.problem();
+        let before = self.rows.lock().insert(address.to_owned(), Row { who, tried: true });
+        if let Some(problem) = &problem
+            && before.is_none_or(|before| before.who.problem().as_ref() != Some(problem))
         {
             tracing::warn!(
                 address,
                 problem = &**problem,
-                "no replica that could be told of purges is at this address (replica.peers)"
+                "no replica that can receive purges is at this address (replica.peers)"
             );
         }
     }
 
     /// Records that an attempt failed. A replica that has announced its shutdown is not missed.
     fn record_failure(&self, address: &str, error: &PeerError) {
-        let has_left = self.rows().get(address).is_some_and(|row| row.tried && row.who == Who::Nobody);
+        let has_left = self.rows.lock().get(address).is_some_and(|row| row.tried && row.who == Who::Nobody);
         if !(has_left && error.is_refused_connection()) {
             self.set(address, Who::Unmet(causes(error).to_string().into()));
         }
@@ -133,15 +138,11 @@ impl Neighbours {
 
     fn expect(&self, address: &str) {
         let row = Row { who: Who::Unmet("not met yet".into()), tried: false };
-        self.rows().entry(address.to_owned()).or_insert(row);
+        self.rows.lock().entry(address.to_owned()).or_insert(row);
     }
 
     fn forget(&self, address: &str) {
-        self.rows().remove(address);
-    }
-
-    fn rows(&self) -> MutexGuard<'_, BTreeMap<String, Row>> {
-        self.rows.lock()
+        self.rows.lock().remove(address);
     }
 }
 
@@ -221,12 +222,12 @@ async fn meet_strangers(replicas: Arc<Replicas>, mut introduced: mpsc::Receiver<
     let mut tasks: JoinSet<()> = JoinSet::new();
     while let Some((id, record)) = introduced.recv().await {
         while tasks.try_join_next().is_some() {}
-        let is_expected = replicas.neighbours.rows().contains_key(&record.address);
-        if is_expected || replicas.peers().contains_key(&id) {
+        let is_expected = replicas.neighbours.rows.lock().contains_key(&record.address);
+        if is_expected || replicas.peers.lock().contains_key(&id) {
             continue;
         }
         if tasks.len() >= MOST || !is_host_port(&record.address) {
-            tracing::warn!(replica = %id, address = record.address, "this is no replica that could be told of purges");
+            tracing::warn!(replica = %id, address = record.address, "this is no replica that can receive purges");
             continue;
         }
         replicas.neighbours.expect(&record.address);
@@ -236,20 +237,20 @@ async fn meet_strangers(replicas: Arc<Replicas>, mut introduced: mpsc::Receiver<
 
 /// Saves the progress of the others until the process ends.
 async fn save_marks(replicas: Arc<Replicas>) {
-    let mut told = false;
+    let mut logged = false;
     loop {
-        let peers: Vec<Arc<Peer>> = replicas.peers().values().cloned().collect();
+        let peers: Vec<Arc<Peer>> = replicas.peers.lock().values().cloned().collect();
         peers.iter().for_each(|peer| replicas.keep_mark(peer));
         let head = replicas.context.journal.as_ref().map_or(0, |journal| journal.head());
-        let unsaved = replicas.marks().unsaved(head);
+        let unsaved = replicas.marks.lock().unsaved(head);
         if let Some((path, bytes)) = unsaved {
             let file = path.clone();
-            let written = tokio::task::spawn_blocking(move || marks::write(&file, &bytes)).await;
+            let written = tokio::task::spawn_blocking(move || atomic_file::replace(&file, &bytes)).await;
             match written.unwrap_or_else(|panicked| Err(panicked.into())) {
-                Ok(()) => told = false,
+                Ok(()) => logged = false,
                 // Logged once for each series of failures.
-                Err(error) if !std::mem::replace(&mut told, true) => tracing::warn!(
-                    ?path, %error, "how far the other replicas are cannot be written down: after a restart they are told more"
+                Err(error) if !std::mem::replace(&mut logged, true) => tracing::warn!(
+                    ?path, %error, "the progress of the other replicas cannot be saved: after a restart they are sent more"
                 ),
                 Err(_) => {}
             }
@@ -264,16 +265,16 @@ impl Replicas {
     pub(super) async fn caught_up(&self) {
         let patience = self.context.ack_timeout.max(BACKOFF.max);
         let began = Instant::now();
-        while !self.have_all_told() && began.elapsed() < patience {
+        while !self.are_all_caught_up() && began.elapsed() < patience {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         self.neighbours.caught_up.store(true, Ordering::SeqCst);
     }
 
-    fn have_all_told(&self) -> bool {
-        let rows: Vec<Row> = self.neighbours.rows().values().cloned().collect();
+    fn are_all_caught_up(&self) -> bool {
+        let rows: Vec<Row> = self.neighbours.rows.lock().values().cloned().collect();
         rows.iter().all(|row| match &row.who {
-            Who::Met(id) => self.peers().get(id).is_none_or(|peer| !peer.owes_us() || peer.is_late()),
+            Who::Met(id) => self.peers.lock().get(id).is_none_or(|peer| !peer.owes_us() || peer.is_late()),
             Who::Unmet(_) | Who::Nobody => row.tried,
         })
     }
@@ -281,7 +282,7 @@ impl Replicas {
     /// Records the progress of a peer, if the next start needs it.
     pub(super) fn keep_mark(&self, peer: &Peer) {
         if let (Some(position), Some(journal)) = (peer.confirmed_up_to(), &peer.record.journal_id) {
-            self.marks().note(&peer.id, Mark { journal: journal.clone(), position });
+            self.marks.lock().note(&peer.id, Mark { journal: journal.clone(), position });
         }
     }
 
@@ -345,7 +346,7 @@ impl Replicas {
             self.neighbours.set(address, Who::Unmet(problem.into()));
             return None;
         }
-        let known = self.peers().get(&id).cloned();
+        let known = self.peers.lock().get(&id).cloned();
         if let Some(known) = known {
             if known.record.boot == record.boot {
                 // Known by another address.
@@ -360,14 +361,14 @@ impl Replicas {
                 return None;
             }
             known.mark_gone();
-            self.peers().remove(&id);
+            self.peers.lock().remove(&id);
             self.ring.send_replace(());
         }
         let start = self.start_of(&id, &record, fresh)?;
-        tracing::info!(replica = %id, address, journal = record.journal, ?start, "another replica is there");
+        tracing::info!(replica = %id, address, journal = record.journal, ?start, "replica found");
         let peer = Arc::new(Peer::new(id.clone(), record, start, listed));
         peer.set_owes_us(!self.neighbours.are_caught_up());
-        self.peers().insert(id, Arc::clone(&peer));
+        self.peers.lock().insert(id, Arc::clone(&peer));
         self.count();
         Some(peer)
     }
@@ -375,7 +376,7 @@ impl Replicas {
     /// The position from which a peer needs purges. `fresh`: its journal is new.
     fn start_of(&self, id: &NodeId, record: &Record, fresh: bool) -> Option<Start> {
         let journal = self.context.journal.as_ref()?;
-        let marks = self.marks();
+        let marks = self.marks.lock();
         Some(match marks.get(id) {
             Some(mark) if record.journal_id.as_ref() == Some(&mark.journal) => {
                 Start::After(mark.position.min(journal.head()))
@@ -390,7 +391,7 @@ impl Replicas {
 
     /// Updates whether a name still lists the peers behind it.
     fn relist(&self, known: &BTreeMap<String, Arc<AtomicBool>>) {
-        let peers: Vec<Arc<Peer>> = self.peers().values().cloned().collect();
+        let peers: Vec<Arc<Peer>> = self.peers.lock().values().cloned().collect();
         for peer in peers {
             if let Some(listed) = known.get(&peer.record.address) {
                 peer.set_listed(listed.load(Ordering::SeqCst));
@@ -412,7 +413,7 @@ mod tests {
         neighbours.set("192.0.2.3:6081", Who::Nobody);
         assert_eq!(neighbours.unmet(|_| true), [id("2001:db8::1:6081")]);
         assert_eq!(neighbours.unmet(|_| false), [id("192.0.2.2:6081"), id("2001:db8::1:6081")]);
-        // Nobody listens any more where somebody has said goodbye; and one that hangs there is somebody.
+        // After an announced shutdown a refused connection is expected; a timeout means that there is a replica.
         let refused = PeerError::Connect(std::io::ErrorKind::ConnectionRefused.into());
         neighbours.record_failure("192.0.2.3:6081", &refused);
         assert_eq!(neighbours.unmet(|_| true).len(), 1);

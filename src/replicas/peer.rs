@@ -47,7 +47,7 @@ use content::{Next, next, patience, refused, refused_last};
 
 /// The maximum number of messages in flight. Each waits for the Varnish nodes of the other replica, sometimes a tenth of a
 /// second.
-const ON_THEIR_WAY: usize = 8;
+const MAX_IN_FLIGHT: usize = 8;
 
 /// Room for the rest of a request, with a margin.
 const OVERHEAD: usize = 4 << 10;
@@ -106,7 +106,7 @@ pub(super) enum Start {
 impl Peer {
     /// A peer with this progress. `listed`: in etcd, or in the configuration.
     pub(super) fn new(id: NodeId, record: Record, start: Start, listed: bool) -> Self {
-        let (told, has_gap) = match start {
+        let (confirmed, has_gap) = match start {
             Start::After(position) => (position, false),
             Start::Gap => (0, true),
         };
@@ -114,7 +114,7 @@ impl Peer {
             id,
             client: PeerClient::to(record.address.clone()),
             record,
-            confirmed: AtomicU64::new(told),
+            confirmed: AtomicU64::new(confirmed),
             has_gap: AtomicBool::new(has_gap),
             owes_us: AtomicBool::new(false),
             late: Lateness::default(),
@@ -176,7 +176,7 @@ impl Peer {
             if listed {
                 tracing::info!(replica = %self.id, "a replica is registered again");
             } else {
-                tracing::warn!(replica = %self.id, "a replica is not registered any more: it is told of purges as long as it answers");
+                tracing::warn!(replica = %self.id, "a replica is not registered any more: it is sent purges as long as it answers");
             }
         }
     }
@@ -199,7 +199,7 @@ impl Peer {
         if self.late.mark_late() {
             tracing::warn!(
                 replica = %self.id, address = self.record.address, problem,
-                "a replica does not confirm purges: they are answered without it, and it may serve an old page until it is told again, or by the journal"
+                "a replica does not confirm purges: they are answered without it, and it may serve an old page until it receives them"
             );
         }
     }
@@ -213,7 +213,7 @@ impl Peer {
     }
 
     /// Records its `confirmation` of the purges up to `last`, by which it has everything up to `position`.
-    fn record_confirmation(&self, last: Position, position: Position, confirmation: Confirmation, gap_is_told: bool) {
+    fn record_confirmation(&self, last: Position, position: Position, confirmation: Confirmation, closes_gap: bool) {
         self.set_owes_us(confirmation.from.as_ref().is_some_and(|from| from.pending));
         let mut confirmations = self.confirmations.lock();
         if confirmations.len() == CONFIRMATIONS {
@@ -222,7 +222,7 @@ impl Peer {
         confirmations.push_back((last, confirmation));
         drop(confirmations);
         self.confirmed.store(position, Ordering::SeqCst);
-        if gap_is_told {
+        if closes_gap {
             self.has_gap.store(false, Ordering::SeqCst);
         }
         self.mark_on_time();
@@ -270,7 +270,7 @@ impl Peer {
 /// A message in flight.
 struct Sent {
     last: Position,
-    tells_gap: bool,
+    closes_gap: bool,
     /// Aborted with this value.
     answer: AbortOnDropHandle<Result<Confirmation, PeerError>>,
 }
@@ -279,18 +279,18 @@ struct Sent {
 /// reason.
 pub(super) async fn run(replicas: Arc<Replicas>, peer: Arc<Peer>) -> PeerError {
     tokio::select! {
-        error = keep_telling(Arc::clone(&replicas), Arc::clone(&peer)) => error,
+        error = deliver(Arc::clone(&replicas), Arc::clone(&peer)) => error,
         never = watermarks::ask(replicas, peer) => match never {},
     }
 }
 
-async fn keep_telling(replicas: Arc<Replicas>, peer: Arc<Peer>) -> PeerError {
+async fn deliver(replicas: Arc<Replicas>, peer: Arc<Peer>) -> PeerError {
     let Some(journal) = replicas.context.journal.clone() else { return PeerError::Left };
     let mut woken = replicas.woken();
     let mut failures = 0;
     loop {
         let before = peer.confirmed.load(Ordering::SeqCst);
-        let error = tell(&replicas, &peer, &*journal).await;
+        let error = send_purges(&replicas, &peer, &*journal).await;
         if peer.has_ended(&error) {
             replicas.remove_peer(&peer);
             return error;
@@ -313,26 +313,26 @@ async fn keep_telling(replicas: Arc<Replicas>, peer: Arc<Peer>) -> PeerError {
 }
 
 /// Sends purges until something fails.
-async fn tell(replicas: &Arc<Replicas>, peer: &Arc<Peer>, journal: &dyn Shared) -> PeerError {
+async fn send_purges(replicas: &Arc<Replicas>, peer: &Arc<Peer>, journal: &dyn Shared) -> PeerError {
     let mut head = journal.watch();
     let mut woken = replicas.woken();
     // All replicas have one configuration, so the limit there is ours.
     let room = replicas.context.max_request.saturating_sub(OVERHEAD);
     let mut sent = peer.confirmed_up_to();
-    let mut on_their_way = VecDeque::new();
+    let mut in_flight = VecDeque::new();
     let mut refusals = replicas.context.deliveries.watch_refusals();
     let mut next_refused = 0;
     // After a failure a message is sent at once, even without a purge, to find out whether the replica is there.
     let mut asks = peer.is_late() || peer.is_unlisted() || peer.owes_us();
     loop {
-        while on_their_way.len() < ON_THEIR_WAY {
-            let Next { purges, done, bytes, last, tells_gap } = next(replicas, peer, journal, sent, room);
+        while in_flight.len() < MAX_IN_FLIGHT {
+            let Next { purges, done, bytes, last, closes_gap } = next(replicas, peer, journal, sent, room);
             let left = room.saturating_sub(bytes);
             let refused = refused(replicas, peer, journal, &mut next_refused, left);
             sent = Some(last);
             if purges.is_empty() && !asks && refused.is_empty() {
                 // Purges of other replicas, which send them themselves.
-                if on_their_way.is_empty() && peer.confirmed.swap(last, Ordering::SeqCst) != last {
+                if in_flight.is_empty() && peer.confirmed.swap(last, Ordering::SeqCst) != last {
                     replicas.progress.notify();
                     // Look again: some of them may have been refused.
                     continue;
@@ -344,27 +344,27 @@ async fn tell(replicas: &Arc<Replicas>, peer: &Arc<Peer>, journal: &dyn Shared) 
             let message = Message { purges, done, refused: Some(refused), ..peer.message(replicas, patience) };
             let (replicas, peer) = (Arc::clone(replicas), Arc::clone(peer));
             let answer = tokio::spawn(async move { peer.client.post(&replicas, &message).await });
-            on_their_way.push_back(Sent { last, tells_gap, answer: AbortOnDropHandle::new(answer) });
+            in_flight.push_back(Sent { last, closes_gap, answer: AbortOnDropHandle::new(answer) });
         }
-        let full = on_their_way.len() >= ON_THEIR_WAY;
-        let told = sent.unwrap_or(0);
+        let full = in_flight.len() >= MAX_IN_FLIGHT;
+        let sent_up_to = sent.unwrap_or(0);
         tokio::select! {
-            answered = first(&mut on_their_way) => {
-                let (last, tells_gap, confirmation) = match answered {
+            answered = first(&mut in_flight) => {
+                let (last, closes_gap, confirmation) = match answered {
                     Ok(answered) => answered,
                     Err(error) => return error,
                 };
-                on_their_way.pop_front();
+                in_flight.pop_front();
                 // Before it counts as confirmed, because the answer to the purge depends on it.
                 if !are_in_time(replicas, peer, journal, &confirmation) {
                     return PeerError::TooLate;
                 }
                 // Skipped purges after the last message are confirmed with it.
-                let confirmed = if on_their_way.is_empty() { told.max(last) } else { last };
-                peer.record_confirmation(last, confirmed, confirmation, tells_gap);
+                let confirmed = if in_flight.is_empty() { sent_up_to.max(last) } else { last };
+                peer.record_confirmation(last, confirmed, confirmation, closes_gap);
                 replicas.progress.notify();
             }
-            moved = head.wait_for(|head| *head > told), if !full => if moved.is_err() {
+            moved = head.wait_for(|head| *head > sent_up_to), if !full => if moved.is_err() {
                 return PeerError::NoAnswer(Duration::ZERO);
             },
             _ = refusals.changed() => {}
@@ -405,9 +405,9 @@ async fn asks_again(replicas: &Replicas, peer: &Peer) {
 }
 
 /// The answer to the oldest message in flight.
-async fn first(on_their_way: &mut VecDeque<Sent>) -> Result<(Position, bool, Confirmation), PeerError> {
-    match on_their_way.front_mut() {
-        Some(sent) => Ok((sent.last, sent.tells_gap, (&mut sent.answer).await??)),
+async fn first(in_flight: &mut VecDeque<Sent>) -> Result<(Position, bool, Confirmation), PeerError> {
+    match in_flight.front_mut() {
+        Some(sent) => Ok((sent.last, sent.closes_gap, (&mut sent.answer).await??)),
         None => std::future::pending().await,
     }
 }

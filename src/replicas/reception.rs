@@ -59,7 +59,7 @@ impl Replicas {
             ));
         }
         let patience = Duration::from_millis(message.wait_ms).min(self.context.ack_timeout);
-        if message.purges.iter().any(|told| told.id.starts_with(GAP) && journal.place_of(&told.id).is_none()) {
+        if message.purges.iter().any(|purge| purge.id.starts_with(GAP) && journal.place_of(&purge.id).is_none()) {
             self.context.metrics.journal.replica_gaps.inc();
             tracing::warn!(
                 replica = %message.from,
@@ -83,13 +83,13 @@ impl Replicas {
 
     /// Those purges of a message that nodes refuse here.
     fn refused(&self, journal: &dyn Shared, message: &Message) -> Vec<RefusedPurge> {
-        let told = message.purges.iter().filter_map(|told| Some((&told.id, journal.place_of(&told.id)?)));
+        let received = message.purges.iter().filter_map(|purge| Some((&purge.id, journal.place_of(&purge.id)?)));
         let nodes = |position| {
             let refusals = self.context.deliveries.confirm(position);
             let named = refusals.into_iter().take(MOST_REFUSING);
             named.map(|(node, reason)| (node, reason.to_string())).collect()
         };
-        let confirmed = told.map(|(id, position)| RefusedPurge { id: id.clone(), nodes: nodes(position) });
+        let confirmed = received.map(|(id, position)| RefusedPurge { id: id.clone(), nodes: nodes(position) });
         confirmed.filter(|refused| !refused.nodes.is_empty()).collect()
     }
 
@@ -103,8 +103,8 @@ impl Replicas {
                 deliveries.record_refused(refused);
             }
             None => {
-                let told = message.purges.iter().filter_map(|told| journal.place_of(&told.id));
-                deliveries.record_older_version(told);
+                let received = message.purges.iter().filter_map(|purge| journal.place_of(&purge.id));
+                deliveries.record_older_version(received);
             }
         }
     }
@@ -114,18 +114,20 @@ impl Replicas {
         let mut position = None;
         if !message.purges.is_empty() {
             // Before they are durable: even if the disk stalls, no page may pass that others have purged.
-            let new = message.purges.iter().filter(|told| journal.place_of(&told.id).is_none());
-            self.context.deliveries.guard_against(new.map(|told| &told.purge));
+            let new = message.purges.iter().filter(|purge| journal.place_of(&purge.id).is_none());
+            self.context.deliveries.guard_against(new.map(|message| &message.purge));
             position = Some(journal.admit(message.purges.clone()).await?);
             self.context.deliveries.note_requests();
-            tracing::debug!(from = %message.from, position, "told of purges");
+            tracing::debug!(from = %message.from, position, "received purges");
         }
         for RedeliveryRequest { id, nodes, under_way_at } in &message.again {
             // If a purge is no longer held, nodes that missed it see a gap.
             let Some(place) = journal.place_of(id) else { continue };
             let through = under_way_at.as_ref().and_then(|there| Some((self.peer_at(there)?, there)));
             for node in nodes {
-                let is_held = through.as_ref().is_some_and(|(peer, theirs)| self.hold(peer, node, place, theirs));
+                let is_held = through
+                    .as_ref()
+                    .is_some_and(|(peer, theirs)| peer.under_way.hold(&self.context.deliveries, node, place, theirs));
                 if !is_held {
                     self.context.deliveries.recall(place, std::slice::from_ref(node));
                 }
@@ -151,13 +153,13 @@ impl Replicas {
     /// Whether there are purges that the sender of this message has yet to be sent.
     fn owes(&self, message: &Message) -> bool {
         let (Some(journal), Some(record)) = (&self.context.journal, &message.record) else { return false };
-        let peer = self.peers().get(&message.from).cloned();
+        let peer = self.peers.lock().get(&message.from).cloned();
         peer.filter(|peer| peer.record.boot == record.boot).is_none_or(|peer| !peer.has(journal.head()))
     }
 
     /// Records the sender's record.
     fn note(&self, id: &NodeId, record: &Record) {
-        let known = self.peers().get(id).cloned();
+        let known = self.peers.lock().get(id).cloned();
         match known.filter(|peer| peer.record.boot == record.boot) {
             Some(peer) if record.leaving && !self.has_journal_in_common() => {
                 peer.mark_gone();

@@ -108,7 +108,7 @@ impl Replicas {
                 }),
             }
             self.progress.notify();
-            let records = self.peers().iter().map(|(id, peer)| (id.clone(), peer.record.clone())).collect();
+            let records = self.peers.lock().iter().map(|(id, peer)| (id.clone(), peer.record.clone())).collect();
             memory.keep(records).await;
         }
     }
@@ -117,14 +117,14 @@ impl Replicas {
     /// cut off from etcd.
     fn add_introduced(self: &Arc<Self>, id: NodeId, record: Record, tasks: &mut Tasks) {
         let (is_known, others) = {
-            let peers = self.peers();
+            let peers = self.peers.lock();
             (peers.contains_key(&id), peers.len())
         };
         if is_known {
             return;
         }
         if others >= MOST || !is_host_port(&record.address) {
-            tracing::warn!(replica = %id, address = record.address, "this is no replica that could be told of purges");
+            tracing::warn!(replica = %id, address = record.address, "this is no replica that can receive purges");
             return;
         }
         self.add_or_update(id, record, false, tasks);
@@ -150,18 +150,18 @@ impl Replicas {
             }
             return;
         }
-        if let Some(peer) = self.peers().get(&id).filter(|peer| peer.record == record) {
+        if let Some(peer) = self.peers.lock().get(&id).filter(|peer| peer.record == record) {
             return peer.set_listed(listed);
         }
         self.part(&id, tasks);
         if record.leaving {
             return;
         }
-        tracing::info!(replica = %id, address = record.address, journal = record.journal, "another replica is there");
+        tracing::info!(replica = %id, address = record.address, journal = record.journal, "replica found");
         // It has read the shared journal up to there.
-        let told = self.context.journal.as_ref().and_then(|journal| journal.in_common_up_to());
-        let peer = Arc::new(Peer::new(id.clone(), record, Start::After(told.unwrap_or(0)), listed));
-        self.peers().insert(id.clone(), Arc::clone(&peer));
+        let in_common = self.context.journal.as_ref().and_then(|journal| journal.in_common_up_to());
+        let peer = Arc::new(Peer::new(id.clone(), record, Start::After(in_common.unwrap_or(0)), listed));
+        self.peers.lock().insert(id.clone(), Arc::clone(&peer));
         if self.shares_with(&peer) {
             let this = Arc::clone(self);
             tasks.entry(id).or_default().spawn(async move {
@@ -177,7 +177,7 @@ impl Replicas {
 
     /// Handles a missing key. A replica that shares our journal is sent purges until it is known to have ended.
     fn miss(&self, id: &NodeId, tasks: &mut Tasks) {
-        let peer = self.peers().get(id).cloned();
+        let peer = self.peers.lock().get(id).cloned();
         match peer.filter(|peer| self.shares_with(peer)) {
             Some(peer) => peer.set_listed(false),
             None => self.part(id, tasks),
@@ -186,7 +186,7 @@ impl Replicas {
 
     fn part(&self, id: &NodeId, tasks: &mut Tasks) {
         tasks.remove(id);
-        let gone = self.peers().remove(id);
+        let gone = self.peers.lock().remove(id);
         if let Some(peer) = gone {
             tracing::info!(replica = %id, "a replica is gone");
             peer.mark_gone();

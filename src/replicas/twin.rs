@@ -11,7 +11,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 use super::call::PeerClient;
 use super::{Record, Replicas};
@@ -45,7 +45,6 @@ struct TwinState {
 /// Another process with our name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Twin {
-    /// Its address.
     pub(super) address: String,
     /// The others send purges to us, not to it.
     pub(super) ours: bool,
@@ -54,7 +53,7 @@ pub(super) struct Twin {
 impl Twins {
     /// Updates the record under our key, with whether it is ours; `None` if there is no key.
     pub(super) fn set_key(&self, key: Option<(bool, Record)>) {
-        let mut state = self.state();
+        let mut state = self.0.lock();
         match key.filter(|(_, record)| !record.leaving) {
             Some((true, _)) => (state.was_ours, state.key) = (true, None),
             Some((false, record)) => state.key = Some((record, 0)),
@@ -65,17 +64,16 @@ impl Twins {
     /// Records a message with our name. `ours`: the others send purges to us.
     pub(super) fn record_contact(&self, record: &Record, ours: bool) {
         let twin = Twin { address: record.address.clone(), ours };
-        self.state().spoken = (!record.leaving).then(|| (twin, Instant::now()));
+        self.0.lock().spoken = (!record.leaving).then(|| (twin, Instant::now()));
     }
 
-    /// The current twin.
     pub(super) fn current(&self) -> Option<Twin> {
-        self.state().current.clone()
+        self.0.lock().current.clone()
     }
 
     /// Looks for a twin. Returns the old and the new one if that has changed.
     fn look(&self, now: Instant) -> Option<(Option<Twin>, Option<Twin>)> {
-        let mut state = self.state();
+        let mut state = self.0.lock();
         let was_ours = state.was_ours;
         let by_key = state.key.as_mut().and_then(|(record, looks)| {
             *looks = looks.saturating_add(1);
@@ -88,13 +86,9 @@ impl Twins {
 
     /// The address of the twin that has our key in etcd.
     fn holder(&self) -> Option<String> {
-        let state = self.state();
+        let state = self.0.lock();
         let current = state.current.as_ref()?;
         state.key.as_ref().filter(|_| !current.ours).map(|(record, _)| record.address.clone())
-    }
-
-    fn state(&self) -> MutexGuard<'_, TwinState> {
-        self.0.lock()
     }
 }
 
@@ -123,7 +117,7 @@ pub(super) async fn watch(replicas: Arc<Replicas>) {
         {
             let said = PeerClient::to(address.clone()).post(&replicas, &replicas.hello(Duration::ZERO)).await;
             if let Err(error) = said {
-                tracing::debug!(address, error = %causes(&error), "the other one of our name does not hear of it");
+                tracing::debug!(address, error = %causes(&error), "the replica with our name could not be notified");
             }
         }
     }
@@ -152,7 +146,7 @@ mod tests {
         assert_eq!(looks(&twins, LOOKS * 2), None);
         twins.set_key(Some((false, record("10.0.0.7:6081"))));
         assert_eq!(looks(&twins, 1), Some(Twin { address: "10.0.0.7:6081".to_owned(), ours: false }));
-        // It says goodbye, or its lease runs out.
+        // It announces its shutdown, or its lease expires.
         twins.set_key(Some((false, Record { leaving: true, ..record("10.0.0.7:6081") })));
         assert_eq!(looks(&twins, 1), None);
     }

@@ -55,7 +55,7 @@ struct Awaited {
     /// The required watermark, a position in the other replica's journal.
     place: Position,
     since: Instant,
-    is_told: bool,
+    is_logged: bool,
     hold: Hold,
 }
 
@@ -86,7 +86,7 @@ impl PeerHolds {
         }
         let reason = format!("a page that purges concern is on its way to it through {}", theirs.replica);
         let Some(hold) = deliveries.hold(position, node, reason.into()) else { return false };
-        let awaited = Awaited { place, since: Instant::now(), is_told: false, hold };
+        let awaited = Awaited { place, since: Instant::now(), is_logged: false, hold };
         state.nodes.insert(node.clone(), awaited);
         self.ring.notify_one();
         true
@@ -118,12 +118,12 @@ impl PeerHolds {
     /// Nodes that have been held back for long and were not logged yet.
     pub(super) fn newly_long(&self) -> Vec<NodeId> {
         let mut state = self.state.lock();
-        let long = state.nodes.iter_mut().filter(|(_, awaited)| awaited.since.elapsed() > LONG && !awaited.is_told);
-        let tell = |(node, awaited): (&NodeId, &mut Awaited)| {
-            awaited.is_told = true;
+        let long = state.nodes.iter_mut().filter(|(_, awaited)| awaited.since.elapsed() > LONG && !awaited.is_logged);
+        let log = |(node, awaited): (&NodeId, &mut Awaited)| {
+            awaited.is_logged = true;
             node.clone()
         };
-        long.map(tell).collect()
+        long.map(log).collect()
     }
 
     /// Returns when there is something to ask for.
@@ -131,7 +131,6 @@ impl PeerHolds {
         self.ring.notified().await;
     }
 
-    /// Ends all holds.
     pub(super) fn release(&self) {
         self.state.lock().nodes.clear();
     }

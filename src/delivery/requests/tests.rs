@@ -4,7 +4,7 @@ use crate::purge::{Forward, Pattern, Purge, Target};
 
 const SENDER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
-/// Longer than any test's journal.
+/// Beyond the journal of any test.
 const LAST: Position = 99;
 
 fn node(id: &str) -> NodeId {
@@ -27,23 +27,23 @@ fn entry(position: Position, purge: Purge, ours: bool) -> Arc<Entry> {
 }
 
 impl Requests {
-    /// One that was accepted here, and is waited for.
+    /// Accepts this purge here, and waits for it.
     fn accept(&mut self, position: Position, purge: &Purge) {
         self.record_accepted(position, Refusable::of(purge).unwrap(), SENDER, 0);
     }
 
-    /// Some that other replicas have accepted.
+    /// Notes purges that other replicas have accepted.
     fn told(&mut self, entries: &[(Position, Purge)]) {
         let entries: Vec<_> = entries.iter().map(|(position, purge)| entry(*position, purge.clone(), false)).collect();
         self.note_all(&entries, 0);
     }
 
-    /// A node refuses this one, wherever it is.
+    /// A node refuses this purge at any position.
     fn refuse(&mut self, id: &str, purge: &Purge) -> Owed {
         self.refuse_before(id, purge, 0).owed
     }
 
-    /// The same where the fence is.
+    /// The same with the fence at this position.
     fn refuse_before(&mut self, id: &str, purge: &Purge, fence: Position) -> Consequence {
         let fingerprint = Refusable::of(purge).unwrap().fingerprint;
         let (node, fleet) = (node(id), [node("v"), node("w")]);
@@ -77,7 +77,7 @@ fn what_cannot_be_replayed_goes_unless_it_has_yet_to_be_decided() {
     assert_eq!((requests.answer(1, true), requests.record_done(3)), (PurgeVerdict::Done, vec![node("v")]));
     requests.retire(4);
     assert!(requests.noted.is_empty() && requests.open.is_empty());
-    // What nothing is known of any more may have been answered as done.
+    // A forgotten purge may have been answered as done.
     assert_eq!(requests.refuse("v", &url("/due")), Owed::FlushOfAll);
 }
 
@@ -87,7 +87,7 @@ fn a_refusal_before_the_answer_makes_it_a_400_that_leaves_no_doubt() {
     requests.accept(1, &url("/a"));
     assert!(requests.leaves_doubt());
     assert_eq!(requests.refuse("v", &url("/a")), Owed::Nothing);
-    // From then on, whoever is down: nobody will be told that it is done.
+    // Refused from now on, even if other nodes are down: it will not be answered as done.
     assert!(!requests.leaves_doubt());
     assert_eq!((requests.refused_from(0, 9), requests.newest_refused(9)), (vec![(0, 1)], vec![1]));
     assert_eq!(ids(&refusals(requests.answer(1, true))), ["v"]);
@@ -126,9 +126,9 @@ fn what_was_answered_as_done_is_not_passed_over() {
     assert!([1, 2].iter().all(|position| requests.answer(*position, true) == PurgeVerdict::Done));
     assert_eq!(requests.refuse("v", &url("/a")), Owed::FlushOfAll);
     assert_eq!(requests.refuse("v", &pool("p")), Owed::Flush);
-    // A pool is dropped by any flush.
+    // Any flush covers a pool.
     assert!(requests.lie_in((0, 1)) && !requests.lie_in((1, LAST)));
-    // Whoever answered it knows better.
+    // The replica that answered it decides.
     assert!(!requests.record_refused(1));
 }
 
@@ -148,14 +148,14 @@ fn a_confirmation_carries_what_nodes_refuse_and_without_it_is_final() {
     requests.told(&[(1, url("/a")), (2, url("/b"))]);
     assert_eq!(requests.refuse("v", &url("/a")), Owed::Nothing);
     assert_eq!([1, 2].map(|position| ids(&requests.confirm(position)).join("")), ["v", ""]);
-    // One was refused there, and the other one may have been answered as done.
+    // The first was refused there; the second may have been answered as done.
     assert_eq!([1, 2].map(|position| requests.is_done(position)), [false, true]);
     assert_eq!(requests.refuse("w", &url("/a")), Owed::Nothing);
     assert_eq!(requests.refuse("w", &url("/b")), Owed::FlushOfAll);
-    // Until it is told otherwise.
+    // Until the refusal is reported.
     assert!(requests.record_refused(1) && requests.record_refused(2) && !requests.record_refused(2));
     assert_eq!(requests.refuse("w", &url("/b")), Owed::Nothing);
-    // A replica that is new may hear of it from us.
+    // A new replica may ask us for it.
     assert_eq!(requests.refused_from(0, 9), [(0, 1), (1, 2)]);
     assert!(!requests.leaves_doubt() && requests.open.is_empty());
 }
@@ -173,7 +173,7 @@ fn what_a_node_has_passed_over_it_owes_once_that_was_answered_as_done() {
     assert_eq!(requests.first_open(&node("v")), Some(3));
     assert_eq!(requests.refuse("v", &url("/told")), Owed::FlushOfAll);
     assert_eq!(requests.refuse("v", &url("/still open")), Owed::Nothing);
-    // Once, and not of what was refused.
+    // Once, and not if it was refused.
     assert!(requests.record_refused(3) && requests.record_done(1).is_empty() && requests.expire_open(LAST).is_empty());
 }
 
@@ -201,7 +201,7 @@ fn of_the_past_what_is_not_marked_was_answered_as_done() {
         [Owed::Nothing, Owed::FlushOfAll, Owed::Flush]
     );
     assert!(requests.lie_in((1, 3)) && !requests.lie_in((0, 1)) && !requests.lie_in((2, 3)));
-    // Others may not have heard of it.
+    // The other replicas may not know of it.
     assert_eq!((requests.refused_from(0, 9), requests.newest_refused(9)), (vec![(0, 1)], vec![1]));
 }
 
@@ -209,7 +209,7 @@ fn of_the_past_what_is_not_marked_was_answered_as_done() {
 fn for_an_older_replicas_purge_a_flush_is_enough_if_a_node_took_it() {
     let mut requests = Requests::default();
     requests.told(&[(1, url("/a")), (2, url("/b")), (3, url("/c"))]);
-    // That they are of one may be heard of after the refusals.
+    // That they come from an older version may become known after the refusals.
     requests.refuse("v", &url("/c"));
     requests.refuse("w", &url("/c"));
     let fleet = [node("v"), node("w")];
@@ -228,7 +228,7 @@ fn what_no_node_took_in_time_is_promised_to_nobody() {
     requests.accept(1, &url("/a"));
     requests.accept(2, &url("/b"));
     assert_eq!([requests.answer(1, false), requests.answer(2, true)], [PurgeVerdict::Untaken, PurgeVerdict::Done]);
-    // The others hear of it as of one that was refused.
+    // The others receive it as a refused one.
     assert_eq!((requests.refused_from(0, 9), requests.newest_refused(9)), (vec![(0, 1)], vec![1]));
     assert_eq!([requests.refuse("v", &url("/a")), requests.refuse("v", &url("/b"))], [Owed::Nothing, Owed::FlushOfAll]);
     assert!(!requests.lie_in((0, 1)) && requests.lie_in((1, 2)));
@@ -237,7 +237,7 @@ fn what_no_node_took_in_time_is_promised_to_nobody() {
 #[test]
 fn a_refusal_that_comes_back_from_another_replica_is_still_ours_to_answer() {
     let mut requests = Requests::default();
-    // The journal has brought a purge of ours before its handler is told that it is durable.
+    // The journal has one of our purges before its handler knows that it is durable.
     requests.note_all(&[entry(5, url("/a"), true)], 0);
     assert!(requests.refuse_before("v", &url("/a"), 0).is_news);
     assert!(!requests.record_refused(5));

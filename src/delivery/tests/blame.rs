@@ -1,27 +1,27 @@
-//! Who is to blame for a purge that is not carried out. The nodes are scripted (fakes: what they do with a request is the
-//! test's), and they obey the question whether they would obey unless a test says otherwise.
+//! Who is to blame for a purge that fails. The nodes are scripted: fakes whose behaviour is the test's. They obey the test
+//! request unless a test says otherwise.
 
 use super::*;
 use crate::journal::{Named, NamedStore, Shared as _};
 use crate::purge::{Forward, PROBE_PATH, Pattern};
 
-/// What a node does with a request.
+/// The behaviour of a node for one request.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Does {
     Answer(u16),
-    /// The same, and closes the connection.
+    /// Answers and closes the connection.
     AnswerAndClose(u16),
-    /// Says that everything was dropped.
+    /// Confirms that everything was dropped.
     FlushedAll,
     Close,
     Reset,
-    /// Says nothing at all.
+    /// Does not answer.
     Hang,
 }
 
 type Behaviour = Arc<dyn Fn(&str) -> Does + Send + Sync>;
 
-/// A node that treats each request, told by its head, as this function says.
+/// A node that behaves as this function says for the head of each request.
 async fn scripted(behaviour: impl Fn(&str) -> Does + Send + Sync + 'static) -> (SocketAddr, Told) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -63,7 +63,7 @@ async fn serve(mut stream: tokio::net::TcpStream, told: Told, behaviour: Behavio
     }
 }
 
-/// Obeys, but for what its other half says of requests that are no probes.
+/// Obeys probes, and behaves as `odd` says for other requests.
 fn obeys(odd: impl Fn(&str) -> Does + Send + Sync + 'static) -> impl Fn(&str) -> Does + Send + Sync + 'static {
     move |head| if head.contains(PROBE_PATH) { Does::AnswerAndClose(400) } else { odd(head) }
 }
@@ -92,12 +92,7 @@ impl Rig {
         (position, expected)
     }
 
-    async fn until_at(&self, position: Position) {
-        let there = self.deliveries.progress.until(|| self.node.live.cursor() >= position);
-        tokio::time::timeout(PATIENCE, there).await.unwrap();
-    }
-
-    /// Waits for an error of the delivery that says this.
+    /// Waits for an error of the delivery with this text.
     async fn until_it_says(&self, text: &str) {
         let said = async {
             while self.deliveries.error(self.node.id()).is_none_or(|error| !error.contains(text)) {
@@ -128,7 +123,7 @@ async fn a_request_a_node_cannot_take_is_passed_over_and_the_rest_is_done() {
         }
         let varnish = rig.deliveries.context.metrics.node(Role::Varnish, rig.node.id());
         assert_eq!(varnish.varnish.as_ref().unwrap().passed_over.get(), 1);
-        // What comes after it is not made to wait for it again.
+        // Later purges do not wait for it again.
         let poisoned = rig.told("/poison").len();
         rig.purge("after").await;
         assert_eq!(rig.told("/poison").len(), poisoned);
@@ -139,7 +134,7 @@ async fn a_request_a_node_cannot_take_is_passed_over_and_the_rest_is_done() {
 async fn a_refusal_counts_only_from_a_node_that_obeys() {
     let is_broken = Arc::new(AtomicBool::new(true));
     let broken = Arc::clone(&is_broken);
-    // A VCL was deployed with a wrong ACL: everything is refused.
+    // A VCL with a wrong ACL was deployed: everything is refused.
     let rig = rig(move |head| match (broken.load(Ordering::SeqCst), head.contains(PROBE_PATH)) {
         (true, _) => Does::Answer(405),
         (false, true) => Does::AnswerAndClose(400),
@@ -158,7 +153,7 @@ async fn a_refusal_counts_only_from_a_node_that_obeys() {
 #[tokio::test]
 async fn what_was_answered_before_a_failure_is_not_sent_again() {
     let rig = rig(obeys(|head| if head.contains("/poison") { Does::Reset } else { Does::Answer(200) })).await;
-    // Nothing of these is repeated for a page that may be on its way.
+    // No page is in flight, so none of these is repeated.
     rig.ran(&[400, 200]);
     for number in 0..10 {
         rig.accept(handed_on(&format!("/a{number}-"))).await;
@@ -166,7 +161,7 @@ async fn what_was_answered_before_a_failure_is_not_sent_again() {
     let (last, _) = rig.accept(handed_on("/poison")).await;
     rig.until_at(last).await;
     let sent: usize = (0..10).map(|number| rig.told(&format!("/a{number}-")).len()).sum();
-    // A second time because the node failed at first, and a first time that may have been lost with the reset.
+    // Once more because the node failed at first, and once more because the first may have been lost with the reset.
     assert!(sent <= 30, "{sent}");
 }
 
@@ -257,7 +252,7 @@ async fn a_purge_that_was_answered_is_not_passed_over_but_flushed() {
     }
 }
 
-/// A node that refuses the page, and says of a flush whether it dropped everything.
+/// A node that refuses the page, and confirms a flush in this way.
 fn refuses_a_page(flushed: Does) -> impl Fn(&str) -> Does + Send + Sync + 'static {
     obeys(move |head| match head {
         head if head.contains("/page") => Does::Answer(405),
@@ -289,7 +284,7 @@ async fn a_purge_of_before_the_start_counts_as_done_unless_it_is_marked() {
     }
 }
 
-/// Deliveries of a replica that is told of a purge by another one, and to whose node it is passed over.
+/// Deliveries of a replica that received a purge from another one, and whose node passed it over.
 async fn passed_over(flushed: Does) -> (Rig, Position) {
     let guard = Arc::new(Guard::new(long_ago()));
     let memory = Memory::new(Limits::default(), noted_by(&guard));
@@ -307,7 +302,7 @@ async fn passed_over(flushed: Does) -> (Rig, Position) {
 #[tokio::test]
 async fn a_node_that_passed_over_what_was_answered_as_done_elsewhere_is_flushed() {
     let (rig, position) = passed_over(Does::FlushedAll).await;
-    // What it has passed over it may owe yet, and a process after this one would not know.
+    // It may still owe a flush for what it passed over, and a later process would not know.
     assert_eq!(rig.deliveries.cursors()[0].1.position, position - 1);
     rig.deliveries.record_done(position);
     assert_eq!(rig.node.live.cursor(), position - 1);
@@ -350,7 +345,7 @@ async fn a_400_is_marked_in_the_journal_before_it_is_told() {
     assert_eq!((outcome.refused.len(), rig.deliveries.context.journal.is_refused(position)), (0, false));
 }
 
-/// A journal that has lost what came before its last entry, and a node that had none of it.
+/// A journal that has dropped all but its last entry, and a node that had none of it.
 async fn gap(lost: Purge, behaviour: impl Fn(&str) -> Does + Send + Sync + 'static) -> (Rig, Position) {
     let guard = Arc::new(Guard::new(long_ago()));
     let limits = Limits { max_entries: 1, ..Limits::default() };

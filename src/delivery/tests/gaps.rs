@@ -1,4 +1,4 @@
-//! What is sent to a node that misses what the journal no longer holds.
+//! Deliveries to a node that missed purges which the journal no longer holds.
 
 use super::*;
 use crate::delivery::walk::{Sources, Walk};
@@ -24,7 +24,7 @@ async fn a_floor_that_moves_on_during_a_flush_makes_no_second_one() {
     }
     let second = walk.next(&sources).unwrap();
     assert!(!second.is_flush && second.left.is_empty(), "{second:?}");
-    // Whoever asks whether the flush was enough is to hear of these as well.
+    // The decision whether the flush was enough must include these.
     assert_eq!(second.gap, Some((2, 3)));
     walk.advance(&second);
     assert!(walk.next(&sources).is_none());

@@ -124,7 +124,7 @@ mod tests {
         let mut known = known(10);
         known.take(response(50, ASKED_FOR, WatchContent::Changes(vec![])), 0, POSITION);
         assert_eq!(known.revision, 10, "an answer may overtake events");
-        // Which come after it, and are no old ones.
+        // Events that come after it are not old ones.
         let events = WatchContent::Changes(vec![deleted(20)]);
         assert_eq!(changes(known.take(response(50, 0, events), 0, POSITION)), [20]);
         assert_eq!(known.revision, 20, "the header names etcd's newest revision, not that of the events");

@@ -46,7 +46,6 @@ const MAX_RETIRED: usize = 4096;
 /// The content of one transaction.
 #[derive(Default)]
 pub(super) struct Change {
-    /// The time of the group.
     pub(super) now_ms: u64,
     /// The last valid position in the file. The entries follow it.
     pub(super) before: Position,

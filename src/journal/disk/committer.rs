@@ -67,7 +67,7 @@ impl Committer {
     pub(super) fn close(self) {
         drop(self.jobs);
         if self.thread.join().is_err() {
-            tracing::error!("the journal's disk thread panicked; what it had not answered was not accepted");
+            tracing::error!("the journal's disk thread panicked; purges without an answer were not accepted");
         }
     }
 }

@@ -8,15 +8,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 use crate::journal::WriteError;
 use crate::telemetry::causes;
 
-/// The condition of the disk.
 pub(super) struct Condition {
     path: Arc<Path>,
-    /// The timeout of an answer.
     patience: Duration,
     state: Mutex<DiskState>,
 }
@@ -26,7 +24,7 @@ struct DiskState {
     /// When the current work began.
     began: Option<Instant>,
     /// It was logged that there is no answer.
-    hung_told: bool,
+    hung_logged: bool,
     /// The error of the last attempt, and the time since which attempts have failed.
     failing: Option<(Arc<str>, Instant)>,
 }
@@ -36,20 +34,19 @@ impl Condition {
         Condition { path, patience, state: Mutex::default() }
     }
 
-    /// The timeout of an answer.
     pub(super) fn patience(&self) -> Duration {
         self.patience
     }
 
     /// Records that work begins.
     pub(super) fn begin(&self) {
-        self.lock().began = Some(Instant::now());
+        self.state.lock().began = Some(Instant::now());
     }
 
     /// Logs that the disk does not answer.
-    pub(super) fn say_hung(&self) {
-        let mut state = self.lock();
-        if !std::mem::replace(&mut state.hung_told, true) {
+    pub(super) fn log_hung(&self) {
+        let mut state = self.state.lock();
+        if !std::mem::replace(&mut state.hung_logged, true) {
             tracing::error!(
                 path = %self.path.display(),
                 "the journal does not answer: purges are refused until it does (is its volume frozen, or its server gone?)"
@@ -59,9 +56,9 @@ impl Condition {
 
     /// Records the answer.
     pub(super) fn end(&self, result: &Result<(), WriteError>) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let took = state.began.take().map_or(Duration::ZERO, |began| began.elapsed());
-        if std::mem::take(&mut state.hung_told) {
+        if std::mem::take(&mut state.hung_logged) {
             tracing::info!(path = %self.path.display(), seconds = took.as_secs(), "the journal answers again");
         }
         match result {
@@ -73,8 +70,8 @@ impl Condition {
             }
             Err(error) => {
                 let cause: Arc<str> = causes(error).to_string().into();
-                let (told, since) = state.failing.take().unzip();
-                if told.as_ref() != Some(&cause) {
+                let (logged, since) = state.failing.take().unzip();
+                if logged.as_ref() != Some(&cause) {
                     tracing::error!(error = &*cause, "the journal cannot be written: purges are refused until it can");
                 }
                 state.failing = Some((cause, since.unwrap_or_else(Instant::now)));
@@ -84,27 +81,23 @@ impl Condition {
 
     /// Whether the last attempt failed.
     pub(super) fn is_failing(&self) -> bool {
-        self.lock().failing.is_some()
+        self.state.lock().failing.is_some()
     }
 
     /// The error for purges while there is no answer.
     pub(super) fn hung(&self) -> WriteError {
-        let after = self.lock().began.map_or(Duration::ZERO, |began| began.elapsed());
+        let after = self.state.lock().began.map_or(Duration::ZERO, |began| began.elapsed());
         WriteError::Hung { path: Arc::clone(&self.path), after }
     }
 
     /// The current problem, for people.
     pub(super) fn trouble(&self) -> Option<String> {
-        let state = self.lock();
+        let state = self.state.lock();
         let silence = state.began.map(|began| began.elapsed()).filter(|silence| *silence >= self.patience);
         match (silence, &state.failing) {
             (Some(silence), _) => Some(format!("no answer from {} for {} s", self.path.display(), silence.as_secs())),
             (None, Some((cause, _))) => Some(cause.to_string()),
             (None, None) => None,
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, DiskState> {
-        self.state.lock()
     }
 }

@@ -3,14 +3,16 @@
 //! All writes to the volume go through [`Files`], so that they can be made elsewhere: by a separate process
 //! ([`super::process`]) if the volume may hang, or by a faulty disk in tests.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::fs::{self, OpenOptions};
+use std::io;
 use std::ops::Bound;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use redb::backends::FileBackend;
 use redb::{BackendError, Builder, Database, DatabaseError, StorageBackend};
+
+use crate::atomic_file;
 
 /// redb's default is 1 GiB. Nothing is read after the start, so the cache only has to hold the pages of a group.
 const CACHE_BYTES: usize = 8 << 20;
@@ -36,16 +38,10 @@ impl Files for LocalFiles {
     }
 
     fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()> {
-        let new = path.with_extension("new");
-        let mut file = File::create(&new)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&new, path)?;
-        File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+        atomic_file::replace(path, content)
     }
 }
 
-/// The settings of a database.
 pub(super) fn builder() -> Builder {
     let mut builder = Builder::new();
     builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);

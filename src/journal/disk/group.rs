@@ -17,7 +17,6 @@ type Responder<T> = oneshot::Sender<Result<T, WriteError>>;
 
 /// A request to the writer.
 pub(super) enum Command {
-    /// Accept this purge.
     Append(Purge, Responder<Position>),
     /// Append a purge that may be here already.
     AppendNamed(NamedPurge, Responder<Position>),
@@ -25,7 +24,6 @@ pub(super) enum Command {
     Refuse(Vec<Position>, Responder<()>),
     /// Note tags that no seal shows.
     Unsealable(Vec<Name>, Responder<()>),
-    /// Save these cursors.
     SaveCursors(Vec<(NodeId, Cursor)>, Responder<()>),
     /// Record the revisions of these.
     Found(Vec<(Position, Option<u64>)>, Responder<()>),
@@ -39,20 +37,18 @@ pub(super) fn is_safe(entry: &Arc<Entry>) -> bool {
 }
 
 /// The commands of one transaction.
+#[derive(Default)]
 pub(super) struct Group {
     /// The time of its creation.
     pub(super) now_ms: u64,
     /// The head with this group.
     pub(super) head: Position,
-    /// The new entries in order.
     pub(super) entries: Vec<Arc<Entry>>,
     /// The named entries of this group.
     pub(super) named: HashMap<Arc<str>, Position>,
     /// The positions to answer with.
     pub(super) appended: Vec<(Responder<Position>, Position)>,
-    /// Purges to mark as refused.
     pub(super) refused: Vec<Position>,
-    /// Cursors to save.
     pub(super) cursors: Vec<(NodeId, Cursor)>,
     /// Tags that no seal shows.
     pub(super) unsealable: Vec<Name>,
@@ -71,31 +67,15 @@ pub(super) struct Group {
 }
 
 impl Group {
-    /// A group without commands.
     pub(super) fn empty(readable: &Readable) -> Self {
-        Group {
-            now_ms: readable.now_ms(),
-            head: readable.tail.head(),
-            entries: vec![],
-            named: HashMap::new(),
-            appended: vec![],
-            refused: vec![],
-            unsealable: vec![],
-            cursors: vec![],
-            found: vec![],
-            seen: 0,
-            broken_off: None,
-            probe: None,
-            saved: vec![],
-            noted: vec![],
-        }
+        Group { now_ms: readable.now_ms(), head: readable.tail.head(), ..Group::default() }
     }
 
     /// Assigns a position to each purge. They are final once the group is committed; a group that fails leaves them to the
     /// next.
     pub(super) fn new(commands: impl Iterator<Item = Command>, readable: &Readable) -> Self {
         let mut group = Group::empty(readable);
-        let position_map = readable.position_map();
+        let position_map = readable.position_map.lock();
         for command in commands {
             match command {
                 Command::Append(purge, answer) => {
@@ -136,7 +116,7 @@ impl Group {
     /// A group that writes these entries again, without answers.
     pub(super) fn again(entries: Vec<Arc<Entry>>, readable: &Readable) -> Self {
         let mut group = Group::empty(readable);
-        let position_map = readable.position_map();
+        let position_map = readable.position_map.lock();
         for entry in entries {
             let Entry { at_ms, purge, origin, .. } = Arc::unwrap_or_clone(entry);
             match origin {
@@ -190,7 +170,7 @@ impl Group {
 
     /// Makes the remaining entries readable.
     pub(super) fn publish(&mut self, readable: &Readable) {
-        let mut position_map = readable.position_map();
+        let mut position_map = readable.position_map.lock();
         for Entry { position, origin, .. } in self.entries.iter().map(|entry| &**entry) {
             if let Some(EntryOrigin { id, revision, .. }) = origin {
                 position_map.enter(*position, id, *revision);
@@ -202,6 +182,6 @@ impl Group {
         if let Some(position) = self.broken_off {
             readable.tail.forget_up_to(position);
         }
-        readable.position_map().trim(readable.tail.floor());
+        readable.position_map.lock().trim(readable.tail.floor());
     }
 }

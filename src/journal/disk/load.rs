@@ -22,7 +22,6 @@ use crate::journal::position_map::PositionMap;
 use crate::journal::tail::Past;
 use crate::journal::{Cursor, Entry, EntryOrigin, Limits, Position};
 
-/// The content of the file.
 #[derive(Default)]
 pub(super) struct Stored {
     /// The name of the journal; files of format 1 have none.
@@ -150,7 +149,7 @@ impl Reader<'_> {
         if let Some((position, error)) = unknown.first() {
             tracing::warn!(
                 path = %self.path.display(), position, count = unknown.len(), %error,
-                "purges in the journal are not known to this version; each counts as one of everything"
+                "some purges in the journal are unknown to this version; each counts as one of everything"
             );
         }
         match entries.last().map(|last| last.position) {

@@ -16,10 +16,8 @@ use serde::{Deserialize, Serialize};
 use super::error::{FORMAT, OpenError};
 use crate::journal::Position;
 
-/// The name of the file.
 const NAME: &str = "identity.json";
 
-/// The content of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Marker {
     /// The format of all files of this journal.
@@ -30,7 +28,6 @@ pub(super) struct Marker {
     pub(super) head: Position,
 }
 
-/// The state of the file.
 #[derive(Debug)]
 pub(super) enum Found {
     Nothing,
@@ -49,7 +46,6 @@ impl Marker {
         directory.join(NAME)
     }
 
-    /// The bytes of the file.
     pub(super) fn encode(&self) -> Vec<u8> {
         // Cannot fail: a number and a string of hexadecimal digits.
         serde_json::to_vec(self).unwrap_or_default()

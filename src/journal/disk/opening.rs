@@ -43,7 +43,6 @@ use crate::config::{Damaged, FirstStart};
 use crate::journal::{Anew, Limits, Position};
 use crate::telemetry::causes;
 
-/// The database.
 pub(super) const JOURNAL: &str = "journal.redb";
 
 /// Files that clearcoat leaves in its directory, including those of earlier versions: any of them shows that it ran here
@@ -223,7 +222,7 @@ fn go_on(
     if !is_named {
         // Format 1. A full volume does not prevent the start; the next start names the file.
         if let Err(error) = store.begin(None, now_ms) {
-            tracing::warn!(error = %causes(&error), "the journal's file could not be brought to this version's format");
+            tracing::warn!(error = %causes(&error), "the journal's file could not be upgraded to this version's format");
         }
     }
     Ok(Opened { store, stored, anew: None })
@@ -277,7 +276,7 @@ fn put_aside(path: &Path, anew: &Anew) -> io::Result<()> {
             continue;
         }
         fs::rename(path, &aside)?;
-        tracing::warn!(path = %path.display(), aside = %aside.display(), "the journal that is not used was put aside");
+        tracing::warn!(path = %path.display(), aside = %aside.display(), "the unused journal was moved aside");
         break;
     }
     Ok(())

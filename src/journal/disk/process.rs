@@ -104,7 +104,7 @@ impl RemoteFiles {
             Err(error) => {
                 tracing::warn!(
                     %error,
-                    "no process can be started for the journal's files: a volume that hangs may keep this one from ending"
+                    "cannot start a process for the journal's files: a volume that hangs may keep this one from ending"
                 );
                 *current = None;
             }
@@ -373,7 +373,7 @@ mod tests {
 
     const TABLE: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("t");
 
-    /// The other side in a thread.
+    /// The file process, as a thread.
     fn connect() -> Arc<Connection> {
         let (ours, theirs) = UnixStream::pair().unwrap();
         thread::spawn(move || answer_all(theirs).unwrap());
@@ -396,7 +396,7 @@ mod tests {
             let transaction = database.begin_write().unwrap();
             transaction.open_table(TABLE).unwrap().insert(1, large.as_slice()).unwrap();
             transaction.commit().unwrap();
-            // It is locked, for others and for us.
+            // Locked for other processes and for this one.
             assert!(matches!(open(&connect(), &path), Err(DatabaseError::DatabaseAlreadyOpen)));
             assert!(matches!(LocalFiles.open(&path), Err(DatabaseError::DatabaseAlreadyOpen)));
         }
@@ -412,7 +412,7 @@ mod tests {
         let is_a_directory = connection.ask(Operation::Open, 0, folder.path().as_os_str().as_bytes()).unwrap_err();
         assert_eq!(is_a_directory.to_string(), "Is a directory (os error 21)");
         let file = folder.path().join("cut");
-        // How a file of redb begins.
+        // The first bytes of a redb file.
         std::fs::write(&file, b"redb\x1a\x0a\xa9\x0d\x0a").unwrap();
         let cut = open(&connection, &file).err().unwrap();
         let DatabaseError::Storage(redb::StorageError::Io(error)) = cut else { panic!("{cut}") };
@@ -429,7 +429,7 @@ mod tests {
         }
         let mut server = Server::default();
         for operation in OPERATIONS {
-            // No file can be below a device.
+            // A device is not a directory.
             let done = server.carry_out(operation, 0, b"/dev/null/\xff");
             assert!(done.is_err() || operation == Operation::Name, "{operation:?}");
         }

@@ -27,12 +27,10 @@ use crate::telemetry::causes;
 /// The maximum delay of the marker behind the journal while purges come, in milliseconds. Writing it costs an fsync.
 const MARK_EVERY_MS: u64 = 10_000;
 
-/// The open file.
 pub(super) struct Store {
     path: PathBuf,
     limits: Limits,
     files: Box<dyn Files>,
-    /// The name of this journal.
     identity: String,
     /// The last head that is durable.
     durable: Position,
@@ -151,7 +149,7 @@ impl Store {
     fn mark_again(&mut self, now_ms: u64) {
         if let Err(error) = self.mark(self.durable, now_ms) {
             self.marked = self.marked.map(|(marked, _)| (marked, now_ms));
-            tracing::warn!(error = %causes(&error), "the file that vouches for the journal could not be written");
+            tracing::warn!(error = %causes(&error), "the journal's marker file could not be written");
         }
     }
 
@@ -180,7 +178,6 @@ impl Store {
         }
     }
 
-    /// Writes the marker.
     fn mark(&mut self, head: Position, now_ms: u64) -> Result<(), CommitError> {
         let path = Marker::path(self.path.parent().unwrap_or(Path::new(".")));
         let marker = Marker::new(self.identity.clone(), head);

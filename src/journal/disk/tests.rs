@@ -25,7 +25,7 @@ contract::suite!({
     }
 });
 
-/// The disk beneath a journal: it can be full, it can be held at an fsync, and it counts them.
+/// A simulated disk: it can be full, it can hold an fsync, and it counts them.
 #[derive(Debug, Default)]
 struct Fault {
     full: AtomicBool,
@@ -58,7 +58,7 @@ impl Fault {
         if self.full.load(Ordering::SeqCst) { Err(std::io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
 
-    /// Lets an fsync go that is held.
+    /// Releases an fsync that is held.
     fn hold_next_sync(&self) {
         *self.held.lock() = Hold::Next;
         self.changed.notify_all();
@@ -142,7 +142,7 @@ impl StorageBackend for FaultyDisk {
     }
 }
 
-/// The caches are as new as the journal, and a disk has all the time in the world.
+/// Trusts a first start, and waits long for the disk.
 fn settings() -> Settings {
     Settings {
         limits: Limits::default(),
@@ -228,15 +228,15 @@ async fn what_retires_before_it_got_to_etcd_is_known_also_after_restarts() {
     now_ms.fetch_add(60_001, Ordering::SeqCst);
     for name in ["b", "c"] {
         let journal = open_at(&directory, Duration::from_secs(60), &clock);
-        assert_eq!(journal.readable().position_map().overflow(), 1, "before {name}");
-        // Its commit deletes the row that tells.
+        assert_eq!(journal.readable().position_map.lock().overflow(), 1, "before {name}");
+        // Its commit deletes the row with the mark.
         journal.append_named(spooled(name)).await.unwrap();
     }
     let journal = open_at(&directory, Duration::from_secs(60), &clock);
-    journal.readable().position_map().clear_overflow(1, 9);
+    journal.readable().position_map.lock().clear_overflow(1, 9);
     journal.append_named(spooled("d")).await.unwrap();
     drop(journal);
-    assert_eq!(open_at(&directory, Duration::from_secs(60), &clock).readable().position_map().overflow(), 0);
+    assert_eq!(open_at(&directory, Duration::from_secs(60), &clock).readable().position_map.lock().overflow(), 0);
 }
 
 #[tokio::test]
@@ -249,7 +249,7 @@ async fn what_was_refused_and_what_a_flush_may_leave_outlive_a_crash() {
     }
     journal.refuse(vec![2, 4]).await.unwrap();
     let copied = |count: usize| {
-        // As a crash leaves it, with what was answered.
+        // The file after a crash, with everything that was answered.
         let copy = crashed.path().join(count.to_string());
         fs::create_dir(&copy).unwrap();
         for file in ["journal.redb", "identity.json"] {
@@ -307,7 +307,7 @@ async fn entries_that_are_no_longer_held_are_deleted_from_the_file() {
         journal.append(purge(tag)).await.unwrap();
     }
     drop(journal);
-    // The commit of an entry deletes what was not held before it.
+    // The commit of an entry deletes what was dropped before.
     let journal = open(directory.path());
     assert_eq!(journal.since(0), Missed::Truncated);
     assert_eq!(entries(&journal, 1).len(), 3);
@@ -371,7 +371,7 @@ async fn cursors_alone_cost_no_fsync() {
     for _ in 0..100 {
         journal.save_cursors(vec![(node("v1"), at(1))]).await.unwrap();
     }
-    // A file that grows is synced for that.
+    // Growing a file needs an fsync.
     let syncs = fault.syncs.load(Ordering::SeqCst) - before;
     assert!(syncs <= 1, "{syncs}");
 }
@@ -408,7 +408,7 @@ async fn a_refused_group_that_reached_the_disk_is_not_there_after_the_next_one()
     (0..3).for_each(|_| append_and_go_away(&journal, purge("refused")));
     fault.hold_next_sync();
     fault.wait_until_held();
-    // All three are written by now; it is their fsync that fails.
+    // All three are written by now, and their fsync fails.
     assert_eq!(journal.head(), 2);
     fault.full.store(true, Ordering::SeqCst);
     fault.release();

@@ -120,13 +120,13 @@ impl<'s> Writer<'s> {
         let condition = self.condition;
         let late = sleep_until(began + condition.patience());
         let mut late = std::pin::pin!(late);
-        let (mut is_open, mut told) = (true, false);
+        let (mut is_open, mut logged) = (true, false);
         loop {
             tokio::select! {
                 result = &mut committed => return self.answered(result),
-                () = &mut late, if !told => {
-                    condition.say_hung();
-                    told = true;
+                () = &mut late, if !logged => {
+                    condition.log_hung();
+                    logged = true;
                 }
                 count = self.commands.recv_many(&mut self.waiting, MAX_GROUP), if is_open => {
                     is_open = count > 0;
@@ -148,7 +148,7 @@ impl<'s> Writer<'s> {
         let floor = group.broken_off.unwrap_or_else(|| self.readable.tail.floor());
         // Read after the floor, so that entries dropped meanwhile count as uncovered, too.
         let uncovered = self.readable.tail.uncovered_at(floor);
-        let position_map = self.readable.position_map();
+        let position_map = self.readable.position_map.lock();
         Change {
             now_ms: group.now_ms,
             before: self.written,

@@ -35,7 +35,6 @@ pub(super) const MAX_OPERATIONS: usize = 100;
 /// The value of a cursor in etcd.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct CursorRecord {
-    /// A revision.
     position: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     epoch: Option<Arc<str>>,
@@ -87,7 +86,7 @@ impl Published {
         let listed = match listed {
             Ok(listed) => listed,
             Err(error) => {
-                tracing::warn!(error = %causes(&error), "the cursors of other replicas cannot be read: what is known here has to do");
+                tracing::warn!(error = %causes(&error), "the cursors of other replicas cannot be read: only local cursors are used");
                 return;
             }
         };
@@ -98,8 +97,8 @@ impl Published {
                 // It belongs to another history that was longer: a replica has not noticed the restore yet.
                 (Ok(_), Ok(record)) if record.position > unsigned(revision) => {}
                 (Ok(node), Ok(record)) => _ = read.insert(node, record),
-                (Err(error), _) => tracing::warn!(key, %error, "this is no cursor"),
-                (_, Err(error)) => tracing::warn!(key, %error, "this is no cursor"),
+                (Err(error), _) => tracing::warn!(key, %error, "invalid cursor in etcd"),
+                (_, Err(error)) => tracing::warn!(key, %error, "invalid cursor in etcd"),
             }
         }
     }
@@ -128,7 +127,7 @@ pub(super) async fn run(inner: Arc<Inner>) {
 fn changed(inner: &Inner, written: &HashMap<NodeId, CursorRecord>) -> Vec<(NodeId, CursorRecord)> {
     let now_ms = inner.local.now_ms();
     let offered = inner.published.offered.lock().clone();
-    let position_map = inner.local.readable().position_map();
+    let position_map = inner.local.readable().position_map.lock();
     let records = offered.into_iter().map(|(node, Cursor { position, epoch, .. })| {
         (node, CursorRecord { position: position_map.covered(position), epoch, at_ms: now_ms })
     });

@@ -44,7 +44,7 @@ pub(super) async fn run(inner: Arc<Inner>) {
 
 /// Deletes some of the purges that are no longer held here. Returns whether there may be more.
 async fn retire(inner: &Inner, session: &Session) -> Result<bool, EtcdError> {
-    let (names, last) = inner.local.readable().position_map().retired(MAX_OPERATIONS - 1);
+    let (names, last) = inner.local.readable().position_map.lock().retired(MAX_OPERATIONS - 1);
     if names.is_empty() {
         return Ok(false);
     }
@@ -62,7 +62,7 @@ async fn retire(inner: &Inner, session: &Session) -> Result<bool, EtcdError> {
     let txn = Txn::new().when([unmoved]).and_then(operations);
     let answer = session.request(async |mut client| client.txn(txn).await).await?;
     if answer.succeeded() {
-        let mut position_map = inner.local.readable().position_map();
+        let mut position_map = inner.local.readable().position_map.lock();
         names.iter().for_each(|name| position_map.forget_one(name));
     }
     Ok(answer.succeeded())

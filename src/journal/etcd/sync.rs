@@ -40,7 +40,7 @@ pub(super) async fn run(inner: Arc<Inner>, mut updates: mpsc::Receiver<Update>, 
         };
         if let Err(error) = taken {
             // Purges from etcd are applied even if the disk is full, so the journal has ended.
-            tracing::error!(error = %causes(&error), "purges from etcd cannot be taken in");
+            tracing::error!(error = %causes(&error), "purges from etcd cannot be stored");
         }
         synced.send_replace(true);
     }
@@ -65,7 +65,7 @@ async fn take_list(inner: &Inner, listing: &Listing) -> Result<(), WriteError> {
     let listed: HashSet<&str> = entries.iter().map(|item| item.key.as_str()).collect();
     let newest = entries.last().map_or(floor, |last| unsigned(last.created).max(floor));
     let (lost, missed) = {
-        let mut position_map = inner.local.readable().position_map();
+        let mut position_map = inner.local.readable().position_map.lock();
         let restored = listing.cause == Resync::Restored || revision < position_map.newest();
         let lost = position_map.lost(&listed, revision, floor, restored);
         let missed = floor > position_map.seen();
@@ -84,18 +84,18 @@ async fn take_list(inner: &Inner, listing: &Listing) -> Result<(), WriteError> {
         if inner.local.has_history() {
             tracing::warn!(
                 floor,
-                "purges were deleted from etcd that never came here: every Varnish that has not had them elsewhere drops its pages"
+                "purges were deleted from etcd before they arrived here: every Varnish that may have missed them drops its pages"
             );
         }
         inner.local.break_off(floor).await?;
     }
     append_answered(inner, entries.into_iter().map(|item| named(inner, item)).collect(), revision).await?;
     if !lost.is_empty() {
-        tracing::warn!(count = lost.len(), "etcd has lost purges that were there, and gets them again");
+        tracing::warn!(count = lost.len(), "etcd has lost purges: they are written again");
         inner.local.found(lost.into_iter().map(|position| (position, None)).collect()).await?;
         inner.uplink.look_again();
     }
-    inner.local.readable().position_map().set_synced(revision);
+    inner.local.readable().position_map.lock().set_synced(revision);
     Ok(())
 }
 
@@ -104,16 +104,16 @@ async fn take_changes(inner: &Inner, changes: &[KeyChange]) -> Result<(), WriteE
     for change in changes {
         match change {
             KeyChange::Put(item) if item.key == FLOOR => {
-                inner.local.readable().position_map().record_deletions(floor(std::slice::from_ref(item)));
+                inner.local.readable().position_map.lock().record_deletions(floor(std::slice::from_ref(item)));
             }
             KeyChange::Put(item) => entries.push(named(inner, item)),
             // It has expired.
-            KeyChange::Deleted { key, .. } => inner.local.readable().position_map().forget_one(key),
+            KeyChange::Deleted { key, .. } => inner.local.readable().position_map.lock().forget_one(key),
         }
     }
     append_answered(inner, entries, unsigned(inner.link.begun_at())).await?;
     let last = changes.iter().map(|change| unsigned(change.revision())).max();
-    inner.local.readable().position_map().set_synced(last.unwrap_or(0));
+    inner.local.readable().position_map.lock().set_synced(last.unwrap_or(0));
     Ok(())
 }
 
@@ -144,7 +144,7 @@ fn named(inner: &Inner, item: &KeyEntry) -> NamedPurge {
     if let Some(error) = error {
         tracing::error!(
             key = item.key, %error,
-            "this is no purge that this version knows; as it may be one of anything, it is taken for one of everything"
+            "this is no purge that this version knows: it counts as one of everything"
         );
     }
     NamedPurge { origin, at_ms, purge, in_order: true }
@@ -157,7 +157,7 @@ fn floor(items: &[KeyEntry]) -> u64 {
         String::from_utf8_lossy(&mark.value).trim().parse().unwrap_or_else(|_| {
             tracing::error!(
                 key = mark.key,
-                "the mark of what was deleted cannot be read: all before it counts as deleted"
+                "the mark of deleted purges cannot be read: all earlier ones count as deleted"
             );
             unsigned(mark.revision)
         })

@@ -1,4 +1,4 @@
-//! The journal in etcd against real ones, each test with its own.
+//! The journal in etcd with real members, one for each test.
 
 use std::net::Ipv4Addr;
 use std::process::{Child, Command, Stdio};
@@ -10,7 +10,7 @@ use crate::etcd::{EtcdCluster as Cluster, Session};
 use crate::journal::contract::{self, at, entries, nobody, node, purge};
 use crate::journal::{Missed, PurgeObserver};
 
-/// A running etcd, for as long as this value lives. It has an address of its own, so that no two tests meet.
+/// A running etcd while this value lives. It has its own address, so that no two tests meet.
 struct Member {
     child: Child,
     url: String,
@@ -21,7 +21,7 @@ impl Member {
     fn start() -> Self {
         static COUNT: AtomicU16 = AtomicU16::new(1);
         let [high, low] = COUNT.fetch_add(1, Ordering::Relaxed).to_be_bytes();
-        // Below 127.128, which the integration tests have.
+        // Below 127.128, which the integration tests use.
         let [a, b] = (std::process::id() as u16).to_be_bytes();
         let address = Ipv4Addr::new(127, 64 | (a & 63), b, low.wrapping_add(high));
         let folder = tempfile::tempdir().unwrap();
@@ -66,7 +66,7 @@ fn spawn(folder: &Path, url: &str) -> Child {
     let mut command = Command::new("etcd");
     command.args(["--listen-client-urls", url, "--advertise-client-urls", url]);
     command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
-    // Whoever is alone need not wait long for others to vote.
+    // A single member has no others to wait for.
     command.args(["--heartbeat-interval", "10", "--election-timeout", "100"]);
     command.args(["--initial-cluster", &format!("default={peer}"), "--data-dir"]).arg(folder.join("etcd"));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -85,7 +85,7 @@ fn settings(limits: Limits, observer: PurgeObserver) -> Settings {
     }
 }
 
-/// A journal and what it needs, for as long as this value lives.
+/// A journal with its dependencies.
 struct Rig {
     journal: Option<Etcd>,
     folder: tempfile::TempDir,
@@ -120,7 +120,7 @@ impl Rig {
         self.journal.as_ref().unwrap()
     }
 
-    /// The tags of all purges that are held, in their order.
+    /// The tags of all held purges in order.
     fn tags(&self) -> Vec<String> {
         let tag = |entry: &Arc<crate::journal::Entry>| match &entry.purge.targets[0] {
             crate::purge::Target::Tags(tags) => tags.iter().collect::<Vec<_>>().join(","),
@@ -167,7 +167,7 @@ async fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> 
     }
 }
 
-/// An etcd journal for the suite, which is not asynchronous where it opens one.
+/// An etcd journal for the suite, which opens journals synchronously.
 struct Suite {
     journal: Etcd,
     _member: Member,
@@ -222,7 +222,7 @@ async fn a_position_is_the_revision_of_its_entry_and_the_same_in_every_replica()
     }
     let mut positions = Vec::new();
     for (rig, tag) in [(&a, "a"), (&b, "b"), (&a, "c")] {
-        // Others write to etcd as well.
+        // Others write to etcd, too.
         session.request(async |mut client| client.put("/other", tag, None).await).await.unwrap();
         positions.push(rig.journal().append(purge(tag)).await.unwrap());
     }
@@ -345,13 +345,13 @@ async fn only_who_was_away_for_longer_than_purges_are_kept_has_a_gap() {
     // Nothing is missing here, deleted or not.
     let head = there.journal().head();
     assert_eq!(there.journal().since(head), Missed::Entries(vec![]));
-    // And a gap is no gap for ever.
+    // A gap does not stay for ever.
     let head = away.journal().head();
     away.open(member.cluster(), Limits::default()).await;
     assert_eq!((away.journal().head(), away.journal().since(head)), (head, Missed::Entries(vec![])));
 }
 
-/// The clock of this machine, and so many seconds.
+/// The clock of this machine, shifted by this number of seconds.
 fn apart(seconds: i64) -> Clock {
     let clock = wall_clock();
     Arc::new(move || clock().saturating_add_signed(seconds * 1000))
@@ -372,12 +372,12 @@ async fn clocks_that_differ_by_days_make_no_gap_and_delete_nothing_early() {
     rig.journal().append(purge("a")).await.unwrap();
     ahead.journal().append(purge("b")).await.unwrap();
     behind.journal().append(purge("c")).await.unwrap();
-    // By the date of another machine some of these would be too old the moment they come.
+    // By the dates of the other machines, some of these would have expired on arrival.
     for (rig, cursor) in [&rig, &ahead, &behind].into_iter().zip(cursors) {
         rig.has(&["a", "b", "c"]).await;
         assert!(matches!(rig.journal().since(cursor), Missed::Entries(entries) if entries.len() == 3));
     }
-    // And yet each goes when it has been here for as long as it is kept.
+    // Each expires once it has been here for the retention.
     let session = member.session().await;
     let began = std::time::Instant::now();
     loop {
@@ -441,7 +441,7 @@ async fn what_another_replica_tells_of_is_taken_in_once() {
         |id: &str, revision| PurgeMessage { id: id.to_owned(), revision, at_ms: 1_900_000_000_000, purge: purge(id) };
     let first = rig.journal().admit(vec![told("a", None), told("b", None)]).await.unwrap();
     assert_eq!(rig.journal().admit(vec![told("a", None)]).await.unwrap(), first - 1);
-    // It goes to etcd by us, too, where its own replica cannot.
+    // We upload it to etcd, too, since its own replica cannot.
     rig.uploaded().await;
     assert_eq!(rig.tags(), ["a", "b"]);
     let other = Rig::new(&member, Limits::default()).await;
@@ -453,7 +453,7 @@ async fn purges_that_a_restored_etcd_has_lost_are_there_again() {
     let mut member = Member::start();
     let rig = Rig::new(&member, Limits::default()).await;
     rig.journal().append(purge("kept")).await.unwrap();
-    // The state of this moment is what the backup has.
+    // The backup has the state of this moment.
     member.kill();
     let backup = member.folder.path().join("backup");
     let copied = Command::new("cp").arg("-a").arg(member.folder.path().join("etcd")).arg(&backup).status().unwrap();
@@ -480,7 +480,7 @@ async fn purges_that_a_restored_etcd_has_lost_are_there_again() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(rig.tags(), ["kept", "lost"]);
-    // Positions go on growing, whatever the revisions do.
+    // Positions increase, whatever the revisions do.
     assert!(rig.journal().append(purge("new")).await.unwrap() > lost);
     let other = Rig::new(&member, Limits::default()).await;
     other.has(&["kept", "lost", "new"]).await;

@@ -43,7 +43,7 @@ mod tests {
         assert!(look(&[("a", 1), ("b", 2)], now).is_empty());
         assert!(look(&[("a", 1), ("b", 5), ("c", 3)], after(10)).is_empty());
         assert_eq!(look(&[("a", 1), ("b", 5), ("c", 3)], after(11)), [b"a"]);
-        // One that was gone in between is another one.
+        // A key that was deleted in between counts as new.
         assert!(look(&[("c", 3)], after(12)).is_empty());
         assert_eq!(look(&[("a", 1), ("c", 3)], after(40)), [b"c"]);
     }

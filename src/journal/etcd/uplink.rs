@@ -111,20 +111,20 @@ fn encode(entry: &Entry) -> Vec<u8> {
 pub(super) async fn run(inner: Arc<Inner>) {
     let uplink = &inner.uplink;
     let mut pauses = Pauses::default();
-    let mut told = false;
+    let mut logged = false;
     loop {
         match connected(&inner, &mut pauses).await {
             // The loss was logged by the task that dropped the connection.
             Ok(()) => {}
             // Logged once for each loss of the connection.
-            Err(failure) if told && uplink.session().is_none() => {
+            Err(failure) if logged && uplink.session().is_none() => {
                 tracing::debug!(error = %causes(&failure), "purges still cannot be written to etcd");
             }
             Err(failure) => {
                 tracing::warn!(error = %causes(&failure), "purges cannot be written to etcd: they go to the spool");
             }
         }
-        told = true;
+        logged = true;
         uplink.set(None);
         pauses.wait().await;
     }
@@ -152,17 +152,17 @@ async fn connected(inner: &Arc<Inner>, pauses: &mut Pauses) -> Result<(), EtcdEr
 
 /// Writes all held purges that are not in etcd, in order.
 async fn upload(inner: &Arc<Inner>, session: &Session) -> Result<(), EtcdError> {
-    let overflow = inner.local.readable().position_map().overflow();
+    let overflow = inner.local.readable().position_map.lock().overflow();
     if overflow > 0 {
         tracing::warn!(
-            "etcd was away for so long that purges were dropped from the spool: one of everything takes their place"
+            "etcd was away for so long that purges were dropped from the spool: one of everything replaces them"
         );
         let at_ms = inner.local.now_ms();
         let entry = Entry { position: 0, at_ms, purge: Purge::everything(), origin: None };
         let revision = write(&inner.etcd, session, &inner.names.next(at_ms), &entry).await?;
-        inner.local.readable().position_map().clear_overflow(overflow, revision);
+        inner.local.readable().position_map.lock().clear_overflow(overflow, revision);
     }
-    let missing = inner.local.readable().position_map().missing();
+    let missing = inner.local.readable().position_map.lock().missing();
     if missing.is_empty() {
         return Ok(());
     }
@@ -174,10 +174,10 @@ async fn upload(inner: &Arc<Inner>, session: &Session) -> Result<(), EtcdError> 
         inner.link.expect(i64::try_from(revision).unwrap_or(i64::MAX));
         // After a crash the revision is found in etcd.
         if let Err(error) = inner.local.found(vec![(position, Some(revision))]).await {
-            tracing::warn!(error = %causes(&error), "it could not be noted that a purge is in etcd");
+            tracing::warn!(error = %causes(&error), "the revision of a purge could not be recorded");
         }
     }
-    tracing::info!(count, "purges from the spool are in etcd");
+    tracing::info!(count, "the spool was uploaded to etcd");
     Ok(())
 }
 

@@ -8,14 +8,15 @@
 
 mod spec;
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 use super::record::NodeRecord;
+use crate::atomic_file;
 use crate::fleet::NodeSpec;
 use crate::telemetry::causes;
 
@@ -79,14 +80,8 @@ impl SavedFleet {
 
     /// Writes the file. Whatever happens, there is either the old one or the new one.
     pub(super) fn write(&self, path: &Path) -> io::Result<()> {
-        let folder = path.parent().unwrap_or(Path::new("."));
-        fs::create_dir_all(folder)?;
-        let new = path.with_extension("json.new");
-        let mut file = File::create(&new)?;
-        file.write_all(&serde_json::to_vec(self)?)?;
-        file.sync_all()?;
-        fs::rename(&new, path)?;
-        File::open(folder)?.sync_all()
+        path.parent().map_or(Ok(()), fs::create_dir_all)?;
+        atomic_file::replace(path, &serde_json::to_vec(self)?)
     }
 }
 

@@ -18,7 +18,7 @@ const MAX_REFUSED: usize = 500;
 /// The same for the last message, which must fit into any limit.
 const MAX_REFUSED_LAST: usize = 100;
 
-/// The next content.
+#[derive(Default)]
 pub(super) struct Next {
     pub(super) purges: Vec<PurgeMessage>,
     /// The names of those purges that were answered as done.
@@ -27,7 +27,7 @@ pub(super) struct Next {
     pub(super) bytes: usize,
     /// The position up to which the replica has everything then.
     pub(super) last: Position,
-    pub(super) tells_gap: bool,
+    pub(super) closes_gap: bool,
 }
 
 /// The purges that were accepted here after `sent`, as far as they fit into `room` bytes.
@@ -44,33 +44,33 @@ pub(super) fn next(
     let Missed::Entries(entries) = missed else {
         if replicas.has_journal_in_common() {
             // A replica that missed so much sees the gap in the shared journal, too.
-            return Next { purges: Vec::new(), done: Vec::new(), bytes: 0, last: head, tells_gap: true };
+            return Next { last: head, closes_gap: true, ..Next::default() };
         }
         tracing::warn!(
             replica = %peer.id, head,
-            "what a replica missed is not known any more: it is told one purge of everything"
+            "the backlog of a replica is no longer known: it is sent one purge of everything"
         );
         let id = super::super::gap_name(&replicas.own.boot, &peer.record.boot, head);
-        let told = PurgeMessage { id, revision: None, at_ms: journal.now_ms(), purge: everything_missed() };
-        return Next { purges: vec![told], done: Vec::new(), bytes: 0, last: head, tells_gap: true };
+        let message = PurgeMessage { id, revision: None, at_ms: journal.now_ms(), purge: everything_missed() };
+        return Next { purges: vec![message], last: head, closes_gap: true, ..Next::default() };
     };
     let (mut purges, mut done, mut bytes, mut last) = (Vec::new(), Vec::new(), 0, sent.unwrap_or(0));
     for entry in entries {
         let ours = entry.origin.as_ref().filter(|origin| origin.ours);
         if let Some(origin) = ours {
-            let (told, size) = fitting(told(journal.revision(entry.position), &origin.id, &entry), room);
+            let (purge, size) = fitting(message(journal.revision(entry.position), &origin.id, &entry), room);
             let is_done = replicas.context.deliveries.is_done(entry.position);
             let size = if is_done { size + listed(&origin.id) } else { size };
             if bytes + size > MAX_MESSAGE.min(room) && !purges.is_empty() {
                 break;
             }
             bytes += size;
-            purges.push(told);
+            purges.push(purge);
             done.extend(is_done.then(|| origin.id.to_string()));
         }
         last = entry.position;
     }
-    Next { purges, done, bytes, last, tells_gap: false }
+    Next { purges, done, bytes, last, closes_gap: false }
 }
 
 /// Replaces any number of purges, including those of pages without tags.
@@ -80,18 +80,18 @@ fn everything_missed() -> Purge {
 
 /// A purge that fits into a message, and its size there. As JSON it can be larger than it was as a request, and would then
 /// be refused every time.
-fn fitting(told: PurgeMessage, room: usize) -> (PurgeMessage, usize) {
-    let size = |told: &PurgeMessage| serde_json::to_vec(told).map_or(0, |json| json.len());
-    let as_it_is = size(&told);
+fn fitting(message: PurgeMessage, room: usize) -> (PurgeMessage, usize) {
+    let size = |message: &PurgeMessage| serde_json::to_vec(message).map_or(0, |json| json.len());
+    let as_it_is = size(&message);
     if as_it_is <= room {
-        return (told, as_it_is);
+        return (message, as_it_is);
     }
-    let told = PurgeMessage { purge: Purge::everything(), ..told };
-    let size = size(&told);
-    (told, size)
+    let message = PurgeMessage { purge: Purge::everything(), ..message };
+    let size = size(&message);
+    (message, size)
 }
 
-fn told(revision: Option<u64>, id: &str, entry: &Entry) -> PurgeMessage {
+fn message(revision: Option<u64>, id: &str, entry: &Entry) -> PurgeMessage {
     PurgeMessage { id: id.to_owned(), revision, at_ms: entry.at_ms, purge: entry.purge.clone() }
 }
 
@@ -105,7 +105,7 @@ fn others_patience(ack_timeout: Duration, accepted_ms: u64, now_ms: u64) -> Dura
 
 /// The time for which the other replica may wait with these purges.
 pub(super) fn patience(replicas: &Replicas, journal: &dyn Shared, purges: &[PurgeMessage]) -> Duration {
-    let newest_ms = purges.iter().map(|told| told.at_ms).max().unwrap_or(0);
+    let newest_ms = purges.iter().map(|message| message.at_ms).max().unwrap_or(0);
     // Both times are from our own clock, because the purges were accepted here.
     others_patience(replicas.context.ack_timeout, newest_ms, journal.now_ms())
 }
@@ -162,9 +162,9 @@ mod tests {
             let (method, rules) = (http::Method::from_bytes(b"PURGE").unwrap(), crate::purge::PurgeRules::default());
             crate::purge::parse(&method, &"/".parse().unwrap(), &headers, &rules).unwrap().purge
         };
-        let told = |purge| PurgeMessage { id: "a".to_owned(), revision: None, at_ms: 1, purge };
+        let message = |purge| PurgeMessage { id: "a".to_owned(), revision: None, at_ms: 1, purge };
         let (small, large) =
-            (told(request("((^|,)cat_p_1(,|$))")), told(request(&format!("a{}", r"\.".repeat(2_000)))));
+            (message(request("((^|,)cat_p_1(,|$))")), message(request(&format!("a{}", r"\.".repeat(2_000)))));
         assert_eq!(fitting(small.clone(), 4_500).0, small);
         let (fitted, size) = fitting(large, 4_500);
         assert!(fitted.purge.targets == [Target::Everything] && size < 200, "{size}");
@@ -175,7 +175,7 @@ mod tests {
         let ack = Duration::from_millis(1_000);
         let patience = |gone: u64| others_patience(ack, 10_000, 10_000 + gone).as_millis();
         assert_eq!([0, 350, 700, 60_000].map(patience), [625, 275, 125, 125]);
-        // A clock that was set back.
+        // The clock was set back.
         assert_eq!(others_patience(ack, 10_000, 9_000).as_millis(), 625);
     }
 }

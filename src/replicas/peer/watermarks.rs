@@ -46,7 +46,7 @@ async fn ask_until_landed(replicas: &Replicas, peer: &Peer) {
             Err(error) if error.has_ended() || heard.elapsed() >= replicas.context.ack_timeout => {
                 tracing::warn!(
                     replica = %peer.id, error = %causes(&error),
-                    "another replica does not say whether pages have arrived that pass it: nobody waits for them any more"
+                    "a replica does not report whether pages that passed it have arrived: nobody waits for them any more"
                 );
                 under_way.release();
             }

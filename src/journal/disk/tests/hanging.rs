@@ -1,9 +1,9 @@
-//! A disk that does not answer: nobody waits for it, nothing gathers, and it goes on where it was.
+//! A disk that does not answer: no caller waits for it, nothing accumulates, and it continues where it was.
 
 use super::*;
 use crate::journal::Entry;
 
-/// So long that nothing else takes as long, and short enough to wait for.
+/// Longer than anything else takes, and short enough to wait for.
 const PATIENCE: Duration = Duration::from_millis(300);
 
 fn impatient() -> Settings {
@@ -14,7 +14,7 @@ fn tags(journal: &Disk) -> Vec<Purge> {
     entries(journal, 0).iter().map(|entry: &Arc<Entry>| entry.purge.clone()).collect()
 }
 
-/// A purge of another replica, or one of ours, that is in etcd or is not.
+/// A purge of this or another replica, which may be in etcd.
 fn named(id: &str, revision: Option<u64>) -> NamedPurge {
     let origin = EntryOrigin { id: id.into(), revision, ours: true };
     NamedPurge { origin, at_ms: 2_000_000_000_000, purge: purge(id), in_order: false }
@@ -31,7 +31,7 @@ async fn who_waits_for_a_hung_disk_is_told_and_who_comes_later_at_once() {
     assert!(matches!(&error, WriteError::Hung { path, .. } if path.ends_with("journal.redb")), "{error}");
     let trouble = journal.trouble().unwrap();
     assert!(trouble.refuses && trouble.reason.starts_with("no answer from /"), "{trouble:?}");
-    // Thousands of them: nothing is kept of any.
+    // Thousands of purges, and none is kept.
     let began = std::time::Instant::now();
     for _ in 0..5 * QUEUE {
         journal.append(purge("c")).await.unwrap_err();
@@ -40,7 +40,7 @@ async fn who_waits_for_a_hung_disk_is_told_and_who_comes_later_at_once() {
     assert!(began.elapsed() < PATIENCE * (QUEUE as u32), "each of them waited");
     assert_eq!(journal.head(), 1);
     fault.release();
-    // What was on its way is carried out.
+    // The pending write takes effect.
     journal.watch().wait_for(|head| *head == 2).await.unwrap();
     assert_eq!(journal.append(purge("d")).await.unwrap(), 3);
     assert_eq!(tags(&journal), ["a", "b", "d"].map(purge));
@@ -98,7 +98,7 @@ async fn what_is_safe_in_etcd_is_carried_out_while_the_disk_hangs() {
     journal.append_named(named("refused", None)).await.unwrap_err();
     assert_eq!(tags(&journal), ["safe", "later"].map(purge));
     fault.release();
-    // What was on its way to the disk is written after what was carried out meanwhile.
+    // The pending write is written after what took effect meanwhile.
     journal.watch().wait_for(|head| *head == 10).await.unwrap();
     assert_eq!(journal.append_named(named("new", Some(12))).await.unwrap(), 12);
     assert_eq!(tags(&journal), ["safe", "later", "spooled", "new"].map(purge));
@@ -106,7 +106,7 @@ async fn what_is_safe_in_etcd_is_carried_out_while_the_disk_hangs() {
     drop(journal);
     let journal = fault.open(&directory);
     assert_eq!((journal.head(), tags(&journal)), (12, before));
-    assert_eq!(journal.readable().position_map().missing().len(), 1);
+    assert_eq!(journal.readable().position_map.lock().missing().len(), 1);
 }
 
 #[tokio::test]
@@ -134,7 +134,7 @@ async fn a_gap_and_what_is_known_of_etcd_hold_whatever_the_disk_says() {
     assert_eq!((journal.head(), journal.since(3)), (7, Missed::Truncated));
     journal.append_named(named("b", Some(9))).await.unwrap();
     journal.found(vec![(9, None)]).await.unwrap();
-    assert_eq!(journal.readable().position_map().missing().len(), 1);
+    assert_eq!(journal.readable().position_map.lock().missing().len(), 1);
     journal.save_cursors(vec![(node("v1"), at(9))]).await.unwrap_err();
     fault.full.store(false, Ordering::SeqCst);
     journal.append_named(named("c", Some(12))).await.unwrap();
@@ -150,7 +150,7 @@ async fn the_end_does_not_wait_for_a_disk_that_hangs() {
     let journal = fault.open_with(&directory, impatient());
     fault.hold_next_sync();
     journal.append(purge("a")).await.unwrap_err();
-    // Would wait for ever.
+    // Dropping would wait for ever.
     drop(journal);
     fault.release();
 }

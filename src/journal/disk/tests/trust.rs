@@ -1,4 +1,4 @@
-//! Which journals are believed, and what becomes of the others.
+//! Which journals are trusted, and what happens to the others.
 
 use std::fs;
 use std::path::PathBuf;
@@ -8,11 +8,11 @@ use crate::journal::CursorState;
 
 const JOURNAL: &str = "journal.redb";
 
-/// What happens to the bytes of a file, and to a directory.
+/// Damages the bytes of a file.
 type Damaging = fn(&mut Vec<u8>);
 type Fault = fn(&TempDir);
 
-/// A journal of two purges that was closed in order, with a node that has both.
+/// A journal of two purges that was closed properly, and a node that has both.
 async fn used() -> TempDir {
     let directory = tempdir().unwrap();
     let journal = open(directory.path());
@@ -26,13 +26,13 @@ fn file(directory: &TempDir) -> PathBuf {
     directory.path().join(JOURNAL)
 }
 
-/// The names of the files that were put aside.
+/// The names of the files that were moved aside.
 fn aside(directory: &TempDir) -> Vec<String> {
     let names = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     names.filter(|name| name.starts_with("journal.redb.")).collect()
 }
 
-/// Nothing is taken for known of any node, whatever becomes of the process from here on.
+/// No node has a known cursor, however the process ends from here on.
 async fn trusts_nobody(directory: &TempDir, reason: &str) {
     let mut heads = Vec::new();
     let journal = open(directory.path());
@@ -105,7 +105,7 @@ async fn a_disk_that_lies_stops_the_start_and_a_file_that_is_cut_does_not() {
         }
         assert_eq!(fs::read(file(&directory)).unwrap(), bytes, "it is left as it was");
     }
-    // What the text says.
+    // The remedy in the text.
     fs::rename(file(&directory), directory.path().join("away")).unwrap();
     trusts_nobody(&directory, "lost").await;
 
@@ -115,20 +115,20 @@ async fn a_disk_that_lies_stops_the_start_and_a_file_that_is_cut_does_not() {
     for page in 0..500 {
         journal.append(purge(&format!("cat_p_{page}"))).await.unwrap();
     }
-    // As a kill leaves it.
+    // The file after a kill.
     for whole in [fs::read(file(&closed)).unwrap(), fs::read(file(&killed)).unwrap()] {
         for length in [1, 31, 100, 319, 4096, 5000, whole.len() / 2, whole.len() - 4096, whole.len() - 1] {
             let directory = used().await;
             fs::write(file(&directory), &whole[..length]).unwrap();
             let journal = open_by(directory.path(), refusing()).unwrap_or_else(|error| panic!("{length}: {error}"));
             let reason = journal.anew().map(Anew::reason);
-            // What is cut off may never have been in use; then the other name is what is noticed.
+            // The bytes that were cut off may have been unused; then the other name is noticed.
             assert!(matches!(reason, Some("damaged" | "replaced")), "cut to {length}: {reason:?}");
         }
     }
 }
 
-/// Whatever byte is wrong: the journal is as it was, or it is not believed.
+/// Whichever byte is wrong, the journal is either intact or not trusted.
 #[tokio::test]
 async fn no_flipped_byte_is_believed() {
     let seed = fastrand::u64(..);
@@ -139,7 +139,7 @@ async fn no_flipped_byte_is_believed() {
     let marker = fs::read(directory.path().join("identity.json")).unwrap();
     for _ in 0..150 {
         let mut bytes = whole.clone();
-        // Most of a file is not in use yet.
+        // Most of the file is unused.
         let within = if random.bool() { 4096 * 8 } else { bytes.len() };
         for _ in 0..random.usize(1..20) {
             bytes[random.usize(..within)] ^= random.u8(1..);
@@ -151,7 +151,7 @@ async fn no_flipped_byte_is_believed() {
         if journal.anew().is_none() {
             let purges: Vec<_> = entries(&journal, 0).iter().map(|entry| entry.purge.clone()).collect();
             assert_eq!(purges, [purge("find_me"), purge("b")]);
-            // The cursor is of a commit without an fsync: the one before it knows of none.
+            // The cursor is from a commit without an fsync, and the commit before it has none.
             assert!(matches!(journal.remembered(&node("v1"), None), CursorState::At(2) | CursorState::Unknown));
         }
     }
@@ -225,7 +225,7 @@ async fn a_journal_without_its_marker_is_believed_only_if_it_is_older() {
     let journal = open(directory.path());
     assert_eq!((journal.anew(), journal.remembered(&node("v1"), None)), (None, CursorState::At(2)));
     drop(journal);
-    // From here on it has both.
+    // From here on the directory has both.
     fs::remove_file(directory.path().join("identity.json")).unwrap();
     trusts_nobody(&directory, "replaced").await;
 }
@@ -235,14 +235,14 @@ async fn the_first_start_is_trusted_only_where_somebody_says_so() {
     let first = |first_start| Settings { first_start, ..settings() };
     for first_start in [FirstStart::Flush, FirstStart::Trust] {
         let directory = tempdir().unwrap();
-        // What a new ext4 has.
+        // A new ext4 volume has this.
         fs::create_dir(directory.path().join("lost+found")).unwrap();
         let journal = open_by(directory.path(), first(first_start)).unwrap();
         let is_flush = first_start == FirstStart::Flush;
         assert_eq!(journal.anew(), is_flush.then_some(&Anew::FirstStart));
         assert_eq!(journal.has_history(), is_flush);
         drop(journal);
-        // What follows is no first start.
+        // The next start is not a first one.
         let journal = open_by(directory.path(), first(FirstStart::Flush)).unwrap();
         assert_eq!((journal.anew(), journal.has_history()), (None, is_flush));
     }
@@ -326,7 +326,7 @@ async fn a_journal_removed_while_in_use_refuses_and_begins_a_new_file() {
         assert_eq!(entries(&journal, 0).len(), 3, "{what}: what is in memory is as good as ever");
         journal.save_cursors(vec![(node("v1"), at(1))]).await.unwrap();
         drop(journal);
-        // But in the file is only what came after.
+        // The file has only the later entries.
         let journal = open(directory.path());
         assert_eq!((journal.anew(), journal.head(), journal.since(1)), (None, 3, Missed::Truncated), "{what}");
         assert_eq!(entries(&journal, 2).len(), 1, "{what}");
@@ -339,7 +339,7 @@ async fn what_a_removed_file_had_of_urls_is_in_doubt_in_the_new_one() {
     let journal = open(directory.path());
     journal.append(url("/a")).await.unwrap();
     journal.append(url("/b")).await.unwrap();
-    // Nobody knows it any more.
+    // The purge is no longer held.
     journal.refuse(vec![2]).await.unwrap();
     fs::remove_file(file(&directory)).unwrap();
     journal.append(purge("refused")).await.unwrap_err();
@@ -378,7 +378,7 @@ async fn another_journal_that_is_moved_over_it_while_it_is_in_use_takes_nothing(
     trusts_nobody(&ours, "replaced").await;
 }
 
-/// Changes the file of a journal that is closed.
+/// Changes the file of a closed journal.
 fn edit(directory: &TempDir, change: impl FnOnce(&redb::WriteTransaction)) {
     let database = Database::create(file(directory)).unwrap();
     let transaction = database.begin_write().unwrap();
@@ -386,7 +386,7 @@ fn edit(directory: &TempDir, change: impl FnOnce(&redb::WriteTransaction)) {
     transaction.commit().unwrap();
 }
 
-/// Puts a record into the place of an entry.
+/// Replaces the record of an entry.
 fn put(directory: &TempDir, position: Position, record: &str) {
     edit(directory, |transaction| {
         let mut table = transaction.open_table(change::ENTRIES).unwrap();

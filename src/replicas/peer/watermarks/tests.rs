@@ -1,4 +1,4 @@
-//! Holds against other replicas that say when their pages have landed, and against one that is gone.
+//! Holds for replicas that report their fill watermarks, and for one that is gone.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,7 +25,7 @@ fn id(id: &str) -> NodeId {
     NodeId::try_from(id).unwrap()
 }
 
-/// A position of its journal, in the process that is known.
+/// A position in its journal, in the known process.
 fn at(peer: &Peer, position: Position) -> PeerPosition {
     PeerPosition { replica: peer.id.clone(), boot: peer.record.boot.clone(), position }
 }
@@ -34,7 +34,7 @@ fn purge() -> Purge {
     Purge { targets: vec![Target::Tags(["a"].into_iter().collect())], soft: false }
 }
 
-/// A replica with one node, which counts as having acknowledged everything and takes nothing.
+/// A replica with one node, which counts as having acknowledged everything but accepts nothing.
 struct Rig {
     replicas: Arc<Replicas>,
     guard: Arc<Guard>,
@@ -85,7 +85,7 @@ impl Rig {
     fn knows(&self, name: &str, address: &str) -> Arc<Peer> {
         let record = Record::new(address.to_owned(), JournalKind::Memory);
         let peer = Arc::new(Peer::new(id(name), record, Start::After(0), true));
-        self.replicas.peers().insert(id(name), Arc::clone(&peer));
+        self.replicas.peers.lock().insert(id(name), Arc::clone(&peer));
         peer
     }
 
@@ -111,7 +111,8 @@ impl Rig {
         passage
     }
 
-    /// Returns when the node is held for this one no more. As it takes nothing, it is still to be told once more.
+    /// Returns when the node is no longer held back for this replica. Since it accepts nothing, a redelivery is still
+    /// pending.
     async fn released(&self, there: &Peer) {
         while is_held(there) {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -124,8 +125,8 @@ fn is_held(there: &Peer) -> bool {
     there.under_way.nodes() == [id("v")]
 }
 
-/// A replica that answers every question with what `landed` says, and counts them, unless another process is meant. Gives
-/// its address.
+/// A replica that answers every question with the watermark in `landed`, unless it is for another process, and counts the
+/// questions. Returns its address.
 async fn other(landed: Arc<Mutex<Position>>, asked: Arc<AtomicUsize>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -168,7 +169,7 @@ async fn who_is_told_of_a_page_elsewhere_holds_its_node_and_asks_for_itself() {
     let there = rig.knows("b", &other(Arc::clone(&landed), Arc::clone(&asked)).await);
     let asking = tokio::spawn(ask(Arc::clone(&rig.replicas), Arc::clone(&there)));
     rig.receives(&["p"], vec![again("p", &there, 7)]).await;
-    // Whoever told it may be gone by now.
+    // The replica that requested the hold may be gone by now.
     while asked.load(Ordering::SeqCst) < 3 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -186,7 +187,7 @@ async fn a_storm_of_purges_is_one_question_at_a_time() {
     let asking = tokio::spawn(ask(Arc::clone(&rig.replicas), Arc::clone(&there)));
     let began = Instant::now();
     for position in 1..20_000 {
-        assert!(rig.replicas.hold(&there, &id("v"), position, &at(&there, position)));
+        assert!(there.under_way.hold(&rig.replicas.context.deliveries, &id("v"), position, &at(&there, position)));
         if position % 100 == 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -195,7 +196,7 @@ async fn a_storm_of_purges_is_one_question_at_a_time() {
     let asked = asked.load(Ordering::SeqCst);
     assert!(asked as u128 <= most, "{asked} questions in {:?}", began.elapsed());
     assert_eq!(there.under_way.nodes().len(), 1);
-    // One that has landed in part is held on.
+    // The hold goes on until all have arrived.
     there.under_way.record_watermarks(&[(id("v"), 19_998)].into());
     assert!(is_held(&there) && rig.live.cursor() == 0);
     *landed.lock() = 19_999;
@@ -208,11 +209,11 @@ async fn a_hold_ends_with_the_replica_that_it_is_for() {
     let rig = Rig::new();
     let (landed, asked) = (Arc::new(Mutex::new(0)), Arc::<AtomicUsize>::default());
     let listening = other(landed, asked).await;
-    // It is not there any more, or nobody tells it of purges any more.
+    // The replica is gone, or is no longer sent purges.
     for address in ["127.0.0.1:1", &*listening] {
         let there = rig.knows("b", address);
         let asking = tokio::spawn(ask(Arc::clone(&rig.replicas), Arc::clone(&there)));
-        assert!(rig.replicas.hold(&there, &id("v"), 1, &at(&there, 1)));
+        assert!(there.under_way.hold(&rig.replicas.context.deliveries, &id("v"), 1, &at(&there, 1)));
         if address == listening {
             assert!(is_held(&there));
             tokio::task::yield_now().await;
@@ -221,9 +222,9 @@ async fn a_hold_ends_with_the_replica_that_it_is_for() {
         rig.released(&there).await;
         asking.abort();
         assert!(asking.await.unwrap_err().is_cancelled());
-        assert!(!rig.replicas.hold(&there, &id("v"), 2, &at(&there, 2)));
+        assert!(!there.under_way.hold(&rig.replicas.context.deliveries, &id("v"), 2, &at(&there, 2)));
     }
-    // Another process than the one that was meant says so.
+    // The answer of another process than the one addressed.
     let there = rig.knows("b", &listening);
     let asking = tokio::spawn(ask(Arc::clone(&rig.replicas), Arc::clone(&there)));
     let before = PeerPosition { replica: id("b"), boot: "before".to_owned(), position: 7 };
@@ -240,10 +241,10 @@ async fn one_that_does_not_answer_is_waited_for_as_long_as_for_a_purge() {
     let there = rig.knows("b", &silent.local_addr().unwrap().to_string());
     let asking = tokio::spawn(ask(Arc::clone(&rig.replicas), Arc::clone(&there)));
     let began = Instant::now();
-    assert!(rig.replicas.hold(&there, &id("v"), 1, &at(&there, 1)));
+    assert!(there.under_way.hold(&rig.replicas.context.deliveries, &id("v"), 1, &at(&there, 1)));
     rig.released(&there).await;
     assert!(began.elapsed() >= rig.replicas.context.ack_timeout);
-    // That says nothing of how it takes purges.
+    // That says nothing about how it confirms purges.
     assert!(!there.is_late());
     asking.abort();
 }
@@ -263,8 +264,8 @@ async fn a_confirmation_says_up_to_where_pages_have_landed() {
     assert_eq!(said.awaits_landing(&id("v")), None);
 }
 
-/// What others are to do for `v`: at whose page each waits, if at any. `b` has not reached it, and pages have `landed`
-/// there; `d` has.
+/// The redeliveries of the other replicas for `v`: for whose page each waits, if for any. `b` has not reached the node, and
+/// its watermark is `landed`; `d` has reached it.
 fn to_be_told(rig: &Rig, name: &str, missed: &[NodeId], landed: Position) -> [Vec<Option<NodeId>>; 2] {
     let (b, d) = (rig.knows("b", "127.0.0.1:1"), rig.knows("d", "127.0.0.1:1"));
     let v = [id("v")];
@@ -285,7 +286,7 @@ async fn a_node_with_a_page_under_way_elsewhere_is_held_by_all_others() {
     let rig = Rig::new();
     rig.receives(&["p"], Vec::new()).await;
     assert_eq!(to_be_told(&rig, "p", &[], 6), [vec![], vec![Some(id("b"))]]);
-    // What has landed is told again at once, by whoever has it.
+    // After the arrival it is sent again at once, by those that have reached the node.
     assert_eq!(to_be_told(&rig, "p", &[], 7), [vec![], vec![None]]);
 }
 
@@ -295,7 +296,7 @@ async fn a_node_with_a_page_under_way_here_is_held_by_all_others() {
     rig.live.set_cursor(0);
     let page = rig.page_passes();
     rig.receives(&["p"], Vec::new()).await;
-    // Also by one that has not reached it: it may before the page lands.
+    // Also by one that has not reached it: it may reach it before the page arrives.
     let missed = [id("v")];
     assert_eq!(to_be_told(&rig, "p", &missed, 7), [vec![Some(id("c"))], vec![Some(id("c"))]]);
     assert_eq!(to_be_told(&rig, "p", &missed, 6)[1], [Some(id("c")), Some(id("b"))]);

@@ -109,6 +109,10 @@ struct VarnishView {
     /// Purges that it has not acknowledged.
     lag: usize,
     current: bool,
+    /// It may serve: it has every purge that it must have for that.
+    admitted: bool,
+    /// It returns the seals of pages: purges that a seal shows do not wait for it.
+    seals: bool,
     delivery_error: Arc<str>,
     /// What came of the last trial, and the finding in words if something is wrong.
     trial: TrialState,
@@ -179,6 +183,8 @@ impl AdminApi {
             cursor: member.node.live.cursor(),
             lag: self.journal.lag(member.node.live.cursor()).entries,
             current: self.fence.is_current(&member.node.live),
+            admitted: self.fence.admits(&member.node.live),
+            seals: member.node.live.is_sealing(),
             delivery_error: self.deliveries.error(&spec.id).unwrap_or_default(),
             trial: member.node.live.trial(),
             trial_finding: self.trials.finding(&spec.id),

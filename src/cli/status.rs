@@ -137,7 +137,7 @@ struct NodeRow {
     retained: bool,
     /// Of a Varnish only, as the two that follow.
     lag: Option<u64>,
-    current: Option<bool>,
+    admitted: Option<bool>,
     #[serde(default)]
     delivery_error: String,
     /// The finding of its trial, and whether that fences it.
@@ -149,7 +149,7 @@ struct NodeRow {
 
 impl NodeRow {
     fn gets_traffic(&self) -> bool {
-        self.health == "up" && self.weight > 0 && self.current.unwrap_or(true) && !self.trial_fenced
+        self.health == "up" && self.weight > 0 && self.admitted.unwrap_or(true) && !self.trial_fenced
     }
 
     fn note(&self) -> String {
@@ -256,9 +256,9 @@ mod tests {
         serde_json::from_str(
             r#"{"version":7,"head":42,"fence":42,"journal":"disk","nodes":[
             {"role":"varnish","id":"varnish-1","address":"10.0.1.11:6081","weight":1,"share":100,"health":"up","reason":"",
-             "inflight":3,"cursor":42,"lag":0,"current":true,"delivery_error":""},
+             "inflight":3,"cursor":42,"lag":0,"current":true,"admitted":true,"delivery_error":""},
             {"role":"varnish","id":"varnish-2","address":"10.0.1.12:6081","weight":1,"share":100,"health":"up","reason":"",
-             "inflight":0,"cursor":40,"lag":2,"current":false,"delivery_error":"timed out"},
+             "inflight":0,"cursor":40,"lag":2,"current":false,"admitted":false,"delivery_error":"timed out"},
             {"role":"web","id":"web-1","address":"10.0.0.5:80","weight":1,"share":100,"health":"down",
              "reason":"connection refused","inflight":0},
             {"role":"web","id":"web-2","address":"10.0.0.6:80","weight":0,"share":100,"health":"up","reason":"","inflight":12}]}"#,

@@ -4,6 +4,8 @@
 //! edge does not.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::support::client::{Answer, Connection, exchange, get};
 use crate::support::eventually;
@@ -177,4 +179,135 @@ fn forged_fields_count_for_nothing_and_no_client_sees_ours() {
     let seal = stored.header("x-clearcoat-seal").expect("a seal");
     assert!(!seal.starts_with("1 0000000000000000."), "{seal}");
     assert_eq!(fleet.clearcoat.metric("clearcoat_seal_checks_total{verdict=\"fresh\"}"), 2.0);
+}
+
+/// A fleet whose nodes return seals, and began empty.
+fn sealing(plan: &Plan) -> Fleet {
+    let fleet = Fleet::start(&Plan { first_start: "flush", ..*plan });
+    fleet.seals();
+    fleet
+}
+
+fn lazy(gather: &'static str) -> Plan {
+    let config = format!("[purge]\nlisten = [\"127.0.0.1:0\"]\nack_timeout = \"20s\"\ngather = \"{gather}\"\n");
+    Plan { varnish: 2, web: 1, config: config.leak(), ..Plan::default() }
+}
+
+fn ids(answer: &Answer, key: &str) -> Vec<String> {
+    serde_json::from_value(answer.json()[key].clone()).expect("names of nodes")
+}
+
+#[test]
+fn a_sealed_purge_is_answered_before_any_varnish_has_it() {
+    let fleet = sealing(&lazy("60s"));
+    for round in 1..=5 {
+        assert_eq!(fleet.get("/p/1").text(), (round - 1).to_string());
+        fleet.shop.set(1, round);
+        let answer = fleet.purge_tag("cat_p_1");
+        assert_eq!((answer.status, ids(&answer, "fenced")), (200, vec![]), "{answer:?}");
+        assert!(!ids(&answer, "pending").is_empty(), "{answer:?}");
+        assert_eq!(fleet.get("/p/1").text(), round.to_string());
+        assert_eq!(said(&fleet.get("/p/1")), ("HIT", &*round.to_string()));
+    }
+    let bans: f64 = ["varnish-1", "varnish-2"]
+        .map(|id| fleet.clearcoat.metric(&format!("clearcoat_bans_sent_total{{node=\"{id}\"}}")))
+        .into_iter()
+        .sum();
+    assert!(bans <= 5.0 + 2.0, "one for each reader who met an old page, and one to empty each: {bans}");
+}
+
+#[test]
+fn a_storm_of_purges_one_after_the_other_becomes_a_few_bans() {
+    let fleet = sealing(&lazy("1s"));
+    let before = fleet.clearcoat.metric("clearcoat_bans_sent_total{node=\"varnish-1\"}");
+    let mut sender = Connection::open(fleet.clearcoat.purge).expect("a connection");
+    for page in 0..500 {
+        let pattern = crate::support::client::tag(&format!("cat_p_{page}"));
+        sender.send(format!("PURGE / HTTP/1.1\r\nHost: a\r\nX-Magento-Tags-Pattern: {pattern}\r\n\r\n")).expect("sent");
+        assert_eq!(sender.answer(false).expect("an answer").status, 200);
+    }
+    fleet.clearcoat.current();
+    let bans = fleet.clearcoat.metric("clearcoat_bans_sent_total{node=\"varnish-1\"}") - before;
+    assert!((1.0..=20.0).contains(&bans), "{bans}");
+}
+
+#[test]
+fn a_hung_varnish_costs_a_sealed_purge_nothing_and_its_answers_are_judged() {
+    let mut fleet = sealing(&lazy("10ms"));
+    fleet.warm("/p/1");
+    fleet.varnish[0].hang();
+    fleet.shop.set(1, 1);
+    let answer = fleet.purge_tag("cat_p_1");
+    assert_eq!((answer.status, ids(&answer, "fenced")), (200, vec![]), "{answer:?}");
+    fleet.varnish[0].resume();
+    for _ in 0..20 {
+        assert_eq!(fleet.get("/p/1").text(), "1");
+    }
+    fleet.clearcoat.current();
+}
+
+#[test]
+fn a_purge_that_no_seal_shows_waits_and_takes_those_before_it_along() {
+    let fleet = sealing(&lazy("60s"));
+    fleet.warm("/p/1");
+    let sealed = fleet.purge_tag("cat_p_1");
+    assert_eq!(ids(&sealed, "pending").len(), 2);
+    let pattern = "PURGE / HTTP/1.1\r\nHost: a\r\nX-Magento-Tags-Pattern: cat_p_[0-9]+,\r\n\r\n";
+    let answer = exchange(fleet.clearcoat.purge, pattern).expect("an answer");
+    assert_eq!((ids(&answer, "applied").len(), ids(&answer, "pending").len()), (2, 0), "{answer:?}");
+    fleet.clearcoat.current();
+}
+
+#[test]
+fn a_block_of_a_page_is_not_served_after_its_purge_was_answered() {
+    // A page with a block: the seal that comes with the answer is that of the page alone.
+    let block = Arc::new(AtomicU64::new(0));
+    let shown = Arc::clone(&block);
+    let web = Upstream::start(move |call| {
+        let is_block = call.seen.head.starts_with("GET /block ");
+        let (tags, body) = if is_block {
+            ("of_block", format!("block {}", shown.load(Ordering::SeqCst)))
+        } else {
+            ("of_page", "<p><esi:include src=\"/block\"/></p>".to_owned())
+        };
+        let head = format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nCache-Control: public, max-age=86400\r\nX-Magento-Tags: {tags}\r\n\
+             Content-Length: {}\r\n\r\n",
+            body.len()
+        );
+        call.send_then(head + &body, Then::KeepAlive)
+    });
+    let node = format!("[[node]]\nrole = \"web\"\nid = \"blocks\"\naddress = \"{}\"\n", web.address);
+    let plan = lazy("60s");
+    let config: &'static str = format!("{}{node}", plan.config).leak();
+    let mut fleet = sealing(&Plan { web: 0, config, ..plan });
+    for round in 0..4 {
+        assert_eq!(fleet.get("/page").text(), format!("<p>block {round}</p>"));
+        block.store(round + 1, Ordering::SeqCst);
+        let answer = fleet.purge_tag("of_block");
+        assert_eq!((ids(&answer, "applied").len(), ids(&answer, "pending").len()), (2, 0), "{answer:?}");
+        if round == 1 {
+            fleet.clearcoat.kill();
+            fleet.clearcoat.restart();
+            fleet.clearcoat.ready();
+            fleet.seals();
+        }
+    }
+    assert_eq!(ids(&fleet.purge_tag("of_page"), "pending").len(), 2, "the page itself is shown by its seal");
+}
+
+#[test]
+fn a_varnish_that_drops_seals_is_waited_for() {
+    fn drops(vcl: &str, _: &str, _: &Path) -> String {
+        vcl.replacen("sub vcl_deliver {\n", "sub vcl_deliver {\n    unset resp.http.X-Clearcoat-Seal;\n", 1)
+    }
+    let fleet = Fleet::start(&Plan { first_start: "flush", vcl: drops, ..lazy("60s") });
+    eventually("each has been tried", || {
+        fleet.clearcoat.nodes().iter().all(|node| node["role"] == "web" || node["trial"] == "passed").then_some(())
+    });
+    fleet.warm("/p/1");
+    fleet.shop.set(1, 1);
+    let answer = fleet.purge_tag("cat_p_1");
+    assert_eq!((ids(&answer, "applied").len(), ids(&answer, "pending").len()), (2, 0), "{answer:?}");
+    assert_eq!(fleet.get("/p/1").text(), "1");
 }

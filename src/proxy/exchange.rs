@@ -135,7 +135,8 @@ async fn try_handle(
             // The node closed an idle connection, which it may do at any time. The same node again.
             fresh = true;
         } else if elsewhere {
-            return Err(failure);
+            let Some(web) = second_look.after_failure(client, lb) else { return Err(failure) };
+            node = web;
         } else {
             elsewhere = true;
             node = match failure {

@@ -23,6 +23,8 @@ const MAX_CACHES: usize = 2;
 pub(super) struct SecondLook {
     /// The caches that were told once more.
     told: Vec<Arc<Node>>,
+    /// A web node was asked.
+    went_past: bool,
 }
 
 /// Where to look next.
@@ -62,12 +64,26 @@ impl SecondLook {
             return Ok(NextLook::Node(other));
         }
         match select.past_caches(&fleet, lb) {
-            PastCaches::Web(web) => Ok(NextLook::Node(web)),
+            PastCaches::Web(web) => {
+                self.went_past = true;
+                Ok(NextLook::Node(web))
+            }
             PastCaches::Serve => {
                 client.worker.shared.metrics.stale_served.inc();
                 Ok(NextLook::AsItIs(Arc::clone(node)))
             }
             PastCaches::Refuse => Err(Failure::NoNode(NoNode::AllBehind)),
         }
+    }
+
+    /// The web node to ask if the last cache fails that could be asked after a stale answer.
+    pub(super) fn after_failure(&mut self, client: &Client, lb: LbContext) -> Option<Arc<Node>> {
+        if self.told.is_empty() || self.went_past {
+            return None;
+        }
+        let fleet = client.worker.shared.fleet.load();
+        let PastCaches::Web(web) = client.frontend.select.past_caches(&fleet, lb) else { return None };
+        self.went_past = true;
+        Some(web)
     }
 }

@@ -152,3 +152,79 @@ fn purged_of(pages: &[StalePage], entries: &[Arc<Entry>]) -> Option<Purge> {
     };
     pages.iter().all(is_told).then_some(Purge { targets, soft: false })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::purge::TagSet;
+    use crate::seal::StaleBecause;
+
+    fn page(path: &str, tags: &[&str]) -> StalePage {
+        let names = tags.iter().map(|tag| Name::of_tag(tag.as_bytes())).collect();
+        let because = StaleBecause::Purged(9);
+        StalePage { because, position: 1, id: 7, names, path: path.into(), asked_at: 9 }
+    }
+
+    fn entry(targets: Vec<Target>, soft: bool) -> Arc<Entry> {
+        Arc::new(Entry { position: 2, at_ms: 0, purge: Purge { targets, soft }, origin: None })
+    }
+
+    fn tags(tags: &[&str]) -> Target {
+        Target::Tags(tags.iter().copied().collect::<TagSet>())
+    }
+
+    fn url(target: &str) -> Target {
+        let forward = format!(r#"{{"method":"PURGE","target":"{target}","headers":[]}}"#);
+        Target::Forward(serde_json::from_str(&forward).unwrap())
+    }
+
+    #[test]
+    fn a_node_is_told_only_what_was_purged_of_its_pages_and_each_tag_once() {
+        let pages = [page("/a", &["a", "x"]), page("/b", &["b"])];
+        let entries = [
+            entry(vec![tags(&["a", "other"])], false),
+            entry(vec![tags(&["other"]), url("/another")], false),
+            entry(vec![tags(&["x"])], true),
+            entry(vec![tags(&["a", "b"])], false),
+        ];
+        let told = purged_of(&pages, &entries).unwrap();
+        assert_eq!(told.targets, [tags(&["a"]), tags(&["b"])]);
+    }
+
+    #[test]
+    fn a_page_of_which_nothing_is_known_to_be_purged_is_dropped_with_everything() {
+        let pages = [page("/a", &["a"]), page("/b", &["b"])];
+        assert_eq!(purged_of(&pages, &[entry(vec![tags(&["a"])], false)]), None);
+        // One without tags is dropped by its URL, and not by what drops pages with tags.
+        let bare = [page("/a", &[])];
+        assert_eq!(purged_of(&bare, &[entry(vec![Target::Everything], false)]), None);
+        assert_eq!(purged_of(&bare, &[entry(vec![url("/a?b=c")], false)]).unwrap().targets, [url("/a?b=c")]);
+        let all = entry(vec![tags(&["a"]), Target::All], false);
+        assert_eq!(purged_of(&pages, &[all]).unwrap().targets, [Target::All]);
+    }
+
+    #[tokio::test]
+    async fn all_that_is_caught_while_a_ban_is_under_way_goes_with_the_next() {
+        let caught = Caught::default();
+        let first = caught.push(page("/a", &["a"]));
+        assert_eq!(caught.push(page("/a", &["a"])), first);
+        caught.due().await;
+        let under_way = caught.take();
+        let second = caught.push(page("/b", &["b"]));
+        assert_eq!((under_way.number, under_way.pages.len(), second), (first, 1, first + 1));
+        caught.done(under_way.number);
+        assert!(*caught.told.borrow() >= first && *caught.told.borrow() < second);
+        caught.due().await;
+        assert_eq!(caught.take().number, second);
+    }
+
+    #[test]
+    fn more_pages_than_are_kept_are_everything() {
+        let caught = Caught::default();
+        for number in 0..=MAX_PAGES {
+            caught.push(page(&format!("/{number}"), &["a"]));
+        }
+        let taken = caught.take();
+        assert!(taken.is_all && taken.pages.len() == MAX_PAGES);
+    }
+}

@@ -69,7 +69,8 @@ fn the_admin_listener_tells_the_state_of_the_process_and_of_the_fleet() {
         "version": null, "head": 1, "fence": 1, "journal": "disk",
         "nodes": [
             {"role": "varnish", "id": "varnish-1", "address": fleet.varnish[0].address, "weight": 1, "share": 100, "health": "up",
-             "reason": "", "inflight": 0, "source": "static", "cursor": 1, "lag": 0, "current": true, "delivery_error": ""},
+             "reason": "", "inflight": 0, "source": "static", "cursor": 1, "lag": 0, "current": true, "admitted": true, "seals": false,
+             "delivery_error": ""},
             {"role": "web", "id": "web-1", "address": fleet.web[0].address, "weight": 1, "share": 100, "health": "up", "reason": "",
              "inflight": 0, "source": "static"},
         ],

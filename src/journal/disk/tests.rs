@@ -1,4 +1,5 @@
 mod hanging;
+mod sealed;
 mod trust;
 
 use std::error::Error as _;

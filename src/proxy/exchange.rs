@@ -27,14 +27,7 @@ pub(super) async fn handle(client: &mut Client, request: &mut Request, head: Res
     request.status = None;
     client.worker.spin.mark_active();
     let mut nodes = Nodes::default();
-    let handled = match head {
-        Ok(len) => try_handle(client, request, len, &mut nodes).await,
-        Err(failure) => {
-            request.head.method = Method::Get;
-            Err(failure)
-        }
-    };
-    let after = match handled {
+    let after = match try_handle(client, request, head, &mut nodes).await {
         Ok(after) => after,
         Err(failure) => {
             if let Some(node) = &nodes.failed {
@@ -73,9 +66,11 @@ fn finish(client: &Client, request: &Request, answered: Option<&Node>) {
 async fn try_handle(
     client: &mut Client,
     request: &mut Request,
-    len: usize,
+    head: Result<usize, Failure>,
     nodes: &mut Nodes,
 ) -> Result<Disposition, Failure> {
+    // The method of the last request must not remain.
+    let len = head.inspect_err(|_| request.head.method = Method::Get)?;
     let limits = &client.worker.shared.limits;
     request.head.parse(&request.input[..len], limits.max_fields).map_err(Failure::BadHead)?;
     if !client.frontend.admits(&request.head) {
@@ -105,7 +100,7 @@ async fn try_handle(
     let (mut fresh, mut elsewhere) = (false, false);
     loop {
         let terms = Terms { lb, fresh, is_safe, may_move: is_safe && !elsewhere };
-        let FailedAttempt { failure, untouched, unsent, reused } = match attempt(client, request, &node, terms).await {
+        let FailedAttempt { failure, untouched, unsent, reused } = match attempt(client, request, &node, &terms).await {
             Ok(after) => {
                 nodes.answered = Some(node);
                 return Ok(after);

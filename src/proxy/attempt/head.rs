@@ -41,15 +41,9 @@ pub(super) enum NodeHead {
     Interim(usize),
     /// The node switches protocols, with a head of this length, in `answer`.
     Switch(usize),
-    /// The final head, and how the answer continues.
-    Final(FinalHead),
-}
-
-/// An answer whose head has arrived.
-pub(super) enum FinalHead {
-    /// It has begun and is to be relayed.
+    /// The final head of an answer that has begun and is to be relayed.
     Begun(Download),
-    /// A page whose ESI blocks are to be filled in; the body so far is in `answer`.
+    /// The final head of a page whose ESI blocks are to be filled in; the body so far is in `answer`.
     Page,
 }
 
@@ -78,7 +72,7 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
     }
 
     /// Sends the request and waits for the next head of the answer.
-    pub(super) async fn next(mut self) -> Result<NodeHead, Failure> {
+    pub(super) async fn next(&mut self) -> Result<NodeHead, Failure> {
         // Bytes after an interim head may be the next head.
         if let Some(head) = self.take_kept_head()? {
             return Ok(head);
@@ -154,7 +148,7 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
                 let body = (BEFORE + len, read - len);
                 let Exchange { client, surplus, .. } = &mut *self.exchange;
                 let begun = download.body.begin(cx, &mut client.stream, scratch, body, surplus);
-                let head = NodeHead::Final(FinalHead::Begun(download));
+                let head = NodeHead::Begun(download);
                 return Poll::Ready(begun.map_err(download_failure).map(|()| Some(head)));
             }
             self.scan = HeadScan::default();
@@ -198,7 +192,7 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
         let Exchange { request, surplus, .. } = &mut *self.exchange;
         let body = download.body.feed(&request.answer).map_err(download_failure)?;
         surplus.extend_from_slice(&request.answer[body..]);
-        Ok(NodeHead::Final(FinalHead::Begun(download)))
+        Ok(NodeHead::Begun(download))
     }
 
     fn begin(&mut self) -> Result<Download, Failure> {
@@ -246,7 +240,7 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
 
     fn pass_held(&mut self) -> Result<Option<NodeHead>, Failure> {
         if self.is_to_be_filled_in() {
-            return Ok(Some(NodeHead::Final(FinalHead::Page)));
+            return Ok(Some(NodeHead::Page));
         }
         self.begin_kept().map(Some)
     }

@@ -106,7 +106,7 @@ pub(super) async fn attempt(
         Some(connection) => (connection, true),
         None => (Box::pin(connect(client, node)).await.map_err(FailedAttempt::at_once)?, false),
     };
-    let upload = upload(client, request, node, owner(client, node).filter(|_| !reused));
+    let upload = begin_upload(client, request, node, owner(client, node).filter(|_| !reused));
     let mut exchange =
         Exchange { client, request, node, terms, upstream, upload, asked_for_life: false, surplus: Vec::new() };
     let ended = exchange.run().await;
@@ -176,8 +176,8 @@ fn owner(client: &Client, node: &Node) -> Option<SocketAddr> {
     (node.spec.send_proxy() == SendProxy::V2).then_some(client.peer.socket)
 }
 
-/// The request for this node. `new_owner`: the connection is new, and begins with this client's address.
-fn upload(client: &Client, request: &mut Request, node: &Node, new_owner: Option<SocketAddr>) -> Upload {
+/// The upload of the request to this node. `new_owner`: the connection is new, and begins with this client's address.
+fn begin_upload(client: &Client, request: &mut Request, node: &Node, new_owner: Option<SocketAddr>) -> Upload {
     let mut first = mem::take(&mut request.to_node);
     first.clear();
     if let Some(owner) = new_owner {
@@ -217,7 +217,7 @@ struct Exchange<'e> {
 }
 
 impl Exchange<'_> {
-    /// Rare steps are boxed: the state of a request is allocated for each, and grows with its largest step.
+    /// Rare steps are boxed, so that the state of a request stays small: it is allocated for each, see `handle`.
     async fn run(&mut self) -> Result<Disposition, Failure> {
         let head_len = self.request.head.head_len();
         let body = self.upload.feed(&self.request.input[head_len..])?;

@@ -22,6 +22,9 @@ struct Nodes {
 }
 
 /// Serves the request whose head is `request.input[..len]`, or answers input that is not a valid request.
+///
+/// Its state is allocated for each request. glibc takes up to 1032 bytes from a cache of the thread (`tcache`), which
+/// costs less than half of a search of the heap.
 pub(super) async fn handle(client: &mut Client, request: &mut Request, head: Result<usize, Failure>) -> Disposition {
     (request.id, request.began) = (client.worker.request_id(), Instant::now());
     request.status = None;
@@ -151,5 +154,20 @@ async fn respond_to(client: &mut Client, request: &mut Request, failure: &Failur
         Ok(()) if matches!(failure, Failure::ClientTimeout) => Disposition::Close,
         Ok(()) => Disposition::Linger,
         Err(_gone) => Disposition::Close,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The bytes of the state that this function's future keeps.
+    fn state_of<'a, F: Future>(_: impl Fn(&'a mut Client, &'a mut Request, Result<usize, Failure>) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn the_state_of_a_request_comes_from_the_threads_cache() {
+        assert!(state_of(handle) <= 1032, "{} bytes", state_of(handle));
     }
 }

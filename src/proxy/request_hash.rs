@@ -11,11 +11,11 @@ use crate::http1::RequestHead;
 #[derive(Clone, Debug, Default)]
 pub struct IgnoredParameters {
     /// By their first byte, so that a name is compared with few of them: the default list has 53.
-    patterns: BTreeMap<u8, Vec<Pattern>>,
+    patterns: BTreeMap<u8, Vec<ParameterPattern>>,
 }
 
 #[derive(Clone, Debug)]
-struct Pattern {
+struct ParameterPattern {
     text: Box<[u8]>,
     /// Whether it is the start of names, and not one name.
     is_prefix: bool,
@@ -29,7 +29,7 @@ impl IgnoredParameters {
             let prefix = pattern.strip_suffix('*');
             let text = prefix.unwrap_or(pattern).as_bytes();
             if let Some(&first) = text.first() {
-                let pattern = Pattern { text: text.into(), is_prefix: prefix.is_some() };
+                let pattern = ParameterPattern { text: text.into(), is_prefix: prefix.is_some() };
                 ignored.patterns.entry(first).or_default().push(pattern);
             }
         }
@@ -43,7 +43,7 @@ impl IgnoredParameters {
     }
 }
 
-impl Pattern {
+impl ParameterPattern {
     fn matches(&self, name: &[u8]) -> bool {
         if self.is_prefix { name.starts_with(&self.text) } else { *name == *self.text }
     }

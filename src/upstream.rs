@@ -10,7 +10,7 @@
 //! from the node to us. The alternative, a new connection for each such request, would close it completely, for a round
 //! trip and a local port a minute for each POST.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
 use std::mem::MaybeUninit;
@@ -53,6 +53,8 @@ pub struct UpstreamConnection {
 pub struct Pools {
     /// A tree, because searching a few numbers costs less than hashing one.
     nodes: RefCell<BTreeMap<u64, NodePool>>,
+    /// When they were last swept: exact enough for [`IDLE_LIMIT`], and no clock is read for each request.
+    swept: Cell<Instant>,
     metrics: Arc<Metrics>,
 }
 
@@ -76,6 +78,7 @@ struct NodePool {
 #[derive(Debug)]
 struct Idle {
     connection: UpstreamConnection,
+    /// The last sweep before it was kept.
     since: Instant,
     /// The only client that may use it.
     owner: Option<SocketAddr>,
@@ -84,7 +87,7 @@ struct Idle {
 impl Pools {
     /// Empty pools.
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Pools { nodes: RefCell::default(), metrics }
+        Pools { nodes: RefCell::default(), swept: Cell::new(Instant::now()), metrics }
     }
 
     /// The metric handles of a node.
@@ -108,13 +111,13 @@ impl Pools {
     }
 
     /// Keeps a connection after a complete answer.
-    pub fn put(&self, node: &Node, connection: UpstreamConnection, owner: Option<SocketAddr>, now: Instant) {
+    pub fn put(&self, node: &Node, connection: UpstreamConnection, owner: Option<SocketAddr>) {
         self.with_pool(node, |pool| {
             // The oldest is dropped: its client may have gone, while this one was just here.
             if pool.idle.len() == IDLE_MAX {
                 pool.idle.remove(0);
             }
-            pool.idle.push(Idle { connection, since: now, owner });
+            pool.idle.push(Idle { connection, since: self.swept.get(), owner });
         });
     }
 
@@ -148,6 +151,7 @@ impl Pools {
     /// Closes connections that were idle for too long, or lead to a node that has left the fleet. Such a node's pool is
     /// dropped only after its last request: if it were created anew for that one, its metrics would remain forever.
     pub fn sweep(&self, now: Instant, in_fleet: impl Fn(u64) -> bool) {
+        self.swept.set(now);
         let mut nodes = self.nodes.borrow_mut();
         nodes.retain(|&endpoint_id, pool| {
             let in_fleet = in_fleet(endpoint_id);

@@ -62,9 +62,9 @@ pub(super) fn is_host(host: &[u8]) -> bool {
             _ => return false,
         },
         _ => {
-            let end = host.iter().position(|&byte| byte == b':').unwrap_or(host.len());
-            let allowed = |&byte: &u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte);
-            if end == 0 || !host[..end].iter().all(allowed) {
+            let is_in_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte);
+            let end = host.iter().position(|&byte| !is_in_name(byte)).unwrap_or(host.len());
+            if end == 0 {
                 return false;
             }
             end

@@ -2,9 +2,6 @@
 
 use super::BadHead;
 
-/// Bytes that are looked at together, without a branch: the compiler makes vector instructions of it.
-const BLOCK: usize = 64;
-
 /// Searches for the blank line, and refuses line ends that are not CR LF on the way: parsers disagree about a bare LF,
 /// and request smuggling exploits that disagreement. Remembers its position, so that a head that arrives byte by byte is
 /// scanned once.
@@ -31,48 +28,30 @@ impl HeadScan {
     /// # Errors
     /// A bare LF, or a head (or an incomplete one) longer than `limit` bytes.
     pub fn find(&mut self, buffer: &[u8], limit: usize) -> Result<Option<usize>, BadHead> {
-        while self.scanned < buffer.len() {
-            if self.is_plain_block(buffer) {
-                self.scanned += BLOCK;
-                continue;
-            }
-            let block_end = buffer.len().min(self.scanned + BLOCK);
-            for offset in memchr::memchr_iter(b'\n', &buffer[self.scanned..block_end]) {
-                let newline = self.scanned + offset;
-                let len = newline + 1;
-                match line_end(buffer, newline) {
-                    LineEnd::Line => {}
-                    LineEnd::Bare => return Err(BadHead::LineEnd),
-                    LineEnd::Head if len == 4 => return Err(BadHead::Syntax("blank lines before the head")),
-                    LineEnd::Head if len > limit => return Err(BadHead::TooLarge),
-                    LineEnd::Head => {
-                        self.scanned = len;
-                        return Ok(Some(len));
-                    }
+        let from = self.scanned;
+        for offset in memchr::memchr_iter(b'\n', &buffer[from..]) {
+            let len = from + offset + 1;
+            match line_end(&buffer[..len]) {
+                LineEnd::Line => {}
+                LineEnd::Bare => return Err(BadHead::LineEnd),
+                LineEnd::Head if len == 4 => return Err(BadHead::Syntax("blank lines before the head")),
+                LineEnd::Head if len > limit => return Err(BadHead::TooLarge),
+                LineEnd::Head => {
+                    self.scanned = len;
+                    return Ok(Some(len));
                 }
             }
-            self.scanned = block_end;
         }
+        self.scanned = buffer.len();
         if buffer.len() > limit { Err(BadHead::TooLarge) } else { Ok(None) }
-    }
-
-    /// Whether in the next block no head ends, and no line in any other way than by CR LF.
-    fn is_plain_block(&self, buffer: &[u8]) -> bool {
-        let block = |back: usize| buffer.get(self.scanned.checked_sub(back)?..)?.first_chunk::<BLOCK>();
-        let (Some(bytes), Some(before), Some(before_that)) = (block(0), block(1), block(2)) else { return false };
-        let mut is_other = false;
-        for at in 0..BLOCK {
-            is_other |= (bytes[at] == b'\n') & ((before[at] != b'\r') | (before_that[at] == b'\n'));
-        }
-        !is_other
     }
 }
 
-fn line_end(buffer: &[u8], newline: usize) -> LineEnd {
-    let before = |back: usize| newline.checked_sub(back).map(|at| buffer[at]);
-    match (before(1), before(2)) {
-        (Some(b'\r'), Some(b'\n')) => LineEnd::Head,
-        (Some(b'\r'), _) => LineEnd::Line,
+/// How the last line of `lines` ends, which is with LF.
+fn line_end(lines: &[u8]) -> LineEnd {
+    match lines {
+        [.., b'\n', b'\r', _] => LineEnd::Head,
+        [.., b'\r', _] => LineEnd::Line,
         _ => LineEnd::Bare,
     }
 }

@@ -15,9 +15,9 @@ mod upload;
 
 use std::io;
 use std::mem;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::bypass;
 use super::client::{Client, Disposition};
@@ -32,7 +32,7 @@ use crate::fleet::{Node, Role, SendProxy};
 use crate::http1::{BadHead, Forwarding, Framing, RequestHead, write_request, write_response};
 use crate::proxy_protocol;
 use crate::upstream::{Openness, UpstreamConnection};
-use head::{AwaitingHead, FinalHead, NodeHead};
+use head::{AwaitingHead, NodeHead};
 use relay::Relaying;
 use upload::Upload;
 
@@ -74,7 +74,6 @@ impl FailedAttempt {
 }
 
 /// How a request may be sent to a node.
-#[derive(Clone, Copy)]
 pub(super) struct Terms {
     /// The input of the node selection.
     pub(super) lb: LbContext,
@@ -93,7 +92,7 @@ pub(super) async fn attempt(
     client: &mut Client,
     request: &mut Request,
     node: &Arc<Node>,
-    terms: Terms,
+    terms: &Terms,
 ) -> Result<Disposition, FailedAttempt> {
     if node.spec.role() != client.frontend.role {
         if !bypass::admits(&request.head) {
@@ -102,45 +101,35 @@ pub(super) async fn attempt(
         bypass::ask_for_whole(&mut request.head);
     }
     let _inflight = Inflight::begin(node);
-    let owner = (node.spec.send_proxy() == SendProxy::V2).then_some(client.peer.socket);
     // What may not be repeated is worth a question to the system whether the connection is open still.
     let ask = if terms.is_safe { Openness::AsKnown } else { Openness::Asked };
-    let pooled = if terms.fresh { None } else { client.worker.pools.get(node, owner, ask) };
-    let reused = pooled.is_some();
-    let upstream = match pooled {
-        Some(connection) => connection,
-        None => connect(client, node).await.map_err(FailedAttempt::at_once)?,
+    let pooled = || client.worker.pools.get(node, owner(client, node), ask);
+    let (upstream, reused) = match (!terms.fresh).then(pooled).flatten() {
+        Some(connection) => (connection, true),
+        None => (Box::pin(connect(client, node)).await.map_err(FailedAttempt::at_once)?, false),
     };
-    let mut first = mem::take(&mut request.to_node);
-    first.clear();
-    if let (Some(owner), false) = (owner, reused) {
-        proxy_protocol::write_v2(&mut first, owner, node.spec.address);
-    }
-    write_head(&mut first, client, request, node);
-    let framing = request.head.framing;
-    let outgoing = if framing == Framing::Chunked { Outgoing::Chunked } else { Outgoing::AsItIs };
-    let body = Transfer::new(client.body_framing(framing), outgoing, first);
-    let upload = Upload::new(body.at_most(client.worker.shared.limits.longest_body()));
+    let upload = begin_upload(client, request, node, owner(client, node).filter(|_| !reused));
     let mut exchange =
         Exchange { client, request, node, terms, upstream, upload, asked_for_life: false, surplus: Vec::new() };
     let ended = exchange.run().await;
-    let Exchange { client, request, upstream, upload, surplus, asked_for_life, .. } = exchange;
-    let (untouched, unsent) = (!upload.has_read(), upload.is_unsent());
+    let Exchange { request, upload, surplus, asked_for_life, .. } = &mut exchange;
     let after = match ended {
         Ok(after) => after,
         Err(failure) => {
-            request.to_node = upload.into_buffer();
+            let (untouched, unsent) = (!upload.has_read(), upload.is_unsent());
+            request.to_node = upload.take_buffer();
             request.answer.clear();
             return Err(FailedAttempt { failure, untouched, unsent, reused });
         }
     };
     // A connection on which an upgrade was offered may be a tunnel by now, perhaps only behind the node: Varnish pipes
     // such a request whether the upgrade is accepted or not, and later requests on it would bypass its VCL.
-    let is_as_it_was = !request.head.offers_upgrade() && !asked_for_life;
-    if is_as_it_was && request.response.keep_alive && upload.is_done() && surplus.is_empty() {
-        client.worker.pools.put(node, upstream, owner, Instant::now());
+    let is_as_it_was = !request.head.offers_upgrade() && !*asked_for_life;
+    let is_kept = is_as_it_was && request.response.keep_alive && upload.is_done() && surplus.is_empty();
+    request.to_node = upload.take_buffer();
+    if is_kept {
+        exchange.client.worker.pools.put(node, exchange.upstream, owner(exchange.client, node));
     }
-    request.to_node = upload.into_buffer();
     Ok(after)
 }
 
@@ -194,6 +183,25 @@ fn write_head(out: &mut Vec<u8>, client: &Client, request: &mut Request, node: &
     write_request(out, head, Forwarding { asked, ..forwarding(client, head, node) });
 }
 
+/// The only client that may use a connection to this node, if the node is told the client's address.
+fn owner(client: &Client, node: &Node) -> Option<SocketAddr> {
+    (node.spec.send_proxy() == SendProxy::V2).then_some(client.peer.socket)
+}
+
+/// The upload of the request to this node. `new_owner`: the connection is new, and begins with this client's address.
+fn begin_upload(client: &Client, request: &mut Request, node: &Node, new_owner: Option<SocketAddr>) -> Upload {
+    let mut first = mem::take(&mut request.to_node);
+    first.clear();
+    if let Some(owner) = new_owner {
+        proxy_protocol::write_v2(&mut first, owner, node.spec.address);
+    }
+    write_head(&mut first, client, request, node);
+    let framing = request.head.framing;
+    let outgoing = if framing == Framing::Chunked { Outgoing::Chunked } else { Outgoing::AsItIs };
+    let body = Transfer::new(client.body_framing(framing), outgoing, first);
+    Upload::new(body.at_most(client.worker.shared.limits.longest_body()))
+}
+
 /// What a node is told about the client.
 fn forwarding<'f>(client: &'f Client, head: &RequestHead, node: &Node) -> Forwarding<'f> {
     Forwarding {
@@ -212,7 +220,7 @@ struct Exchange<'e> {
     client: &'e mut Client,
     request: &'e mut Request,
     node: &'e Arc<Node>,
-    terms: Terms,
+    terms: &'e Terms,
     upstream: UpstreamConnection,
     upload: Upload,
     /// Keepalive probes were enabled on the connection, which changed its socket options.
@@ -222,27 +230,28 @@ struct Exchange<'e> {
 }
 
 impl Exchange<'_> {
+    /// Rare steps are boxed, so that the state of a request stays small: it is allocated for each, see `handle`.
     async fn run(&mut self) -> Result<Disposition, Failure> {
         let head_len = self.request.head.head_len();
         let body = self.upload.feed(&self.request.input[head_len..])?;
         for _ in 0..=MAX_INTERIM {
-            match AwaitingHead::new(self).next().await? {
-                NodeHead::Interim(len) => self.pass_interim(len).await?,
-                NodeHead::Switch(len) => return self.tunnel(head_len, len).await,
-                NodeHead::Final(answer) => {
-                    let relayed = match answer {
-                        FinalHead::Page => Box::pin(self.relay_page()).await?,
-                        FinalHead::Block => {
-                            let download = self.note_block().await?;
-                            Relaying::new(self, download).run().await?
-                        }
-                        FinalHead::Begun(download) => Relaying::new(self, download).run().await?,
-                    };
-                    self.request.next(head_len + body);
-                    self.upload.give_beyond(&mut self.request.input);
-                    return Ok(self.after(relayed));
+            let head = AwaitingHead::new(self).next().await?;
+            let relayed = match head {
+                NodeHead::Interim(len) => {
+                    Box::pin(self.pass_interim(len)).await?;
+                    continue;
                 }
-            }
+                NodeHead::Switch(len) => return Box::pin(self.tunnel(head_len, len)).await,
+                NodeHead::Page => Box::pin(self.relay_page()).await?,
+                NodeHead::Block => {
+                    let download = Box::pin(self.note_block()).await?;
+                    Relaying::new(self, download).run().await?
+                }
+                NodeHead::Begun(download) => Relaying::new(self, download).run().await?,
+            };
+            self.request.next(head_len + body);
+            self.upload.give_beyond(&mut self.request.input);
+            return Ok(self.after(relayed));
         }
         Err(Failure::BadAnswer(BadHead::Status))
     }

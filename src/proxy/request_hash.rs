@@ -1,5 +1,7 @@
 //! The hash of a request: host, path and query, without the parameters that do not affect the page.
 
+use std::collections::BTreeMap;
+
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::http1::RequestHead;
@@ -8,18 +10,27 @@ use crate::http1::RequestHead;
 /// only in them must go to the same Varnish, or each keeps its own copy.
 #[derive(Clone, Debug, Default)]
 pub struct IgnoredParameters {
-    names: Vec<Box<[u8]>>,
-    prefixes: Vec<Box<[u8]>>,
+    /// By their first byte, so that a name is compared with few of them: the default list has 53.
+    patterns: BTreeMap<u8, Vec<ParameterPattern>>,
+}
+
+#[derive(Clone, Debug)]
+struct ParameterPattern {
+    text: Box<[u8]>,
+    /// Whether it is the start of names, and not one name.
+    is_prefix: bool,
 }
 
 impl IgnoredParameters {
-    /// From names; a `*` at the end is a wildcard.
+    /// From names; a `*` at the end is a wildcard. An empty one matches none.
     pub fn new<'a>(patterns: impl IntoIterator<Item = &'a str>) -> Self {
         let mut ignored = IgnoredParameters::default();
         for pattern in patterns {
-            match pattern.strip_suffix('*') {
-                Some(prefix) => ignored.prefixes.push(prefix.as_bytes().into()),
-                None => ignored.names.push(pattern.as_bytes().into()),
+            let prefix = pattern.strip_suffix('*');
+            let text = prefix.unwrap_or(pattern).as_bytes();
+            if let Some(&first) = text.first() {
+                let pattern = ParameterPattern { text: text.into(), is_prefix: prefix.is_some() };
+                ignored.patterns.entry(first).or_default().push(pattern);
             }
         }
         ignored
@@ -27,7 +38,14 @@ impl IgnoredParameters {
 
     fn has(&self, parameter: &[u8]) -> bool {
         let name = &parameter[..memchr::memchr(b'=', parameter).unwrap_or(parameter.len())];
-        self.names.iter().any(|known| **known == *name) || self.prefixes.iter().any(|prefix| name.starts_with(prefix))
+        let candidates = name.first().and_then(|first| self.patterns.get(first));
+        candidates.is_some_and(|patterns| patterns.iter().any(|pattern| pattern.matches(name)))
+    }
+}
+
+impl ParameterPattern {
+    fn matches(&self, name: &[u8]) -> bool {
+        if self.is_prefix { name.starts_with(&self.text) } else { *name == *self.text }
     }
 }
 

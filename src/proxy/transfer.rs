@@ -99,7 +99,7 @@ pub(super) struct Transfer {
 
 impl Transfer {
     /// A body with the framing `incoming` that is written as `outgoing`. `first` is written before everything else; its
-    /// buffer is returned by [`Transfer::into_buffer`].
+    /// buffer is returned by [`Transfer::take_buffer`].
     pub(super) fn new(incoming: Framing, outgoing: Outgoing, first: Vec<u8>) -> Self {
         let incoming = match incoming {
             Framing::None | Framing::Length(0) => Unread::Nothing,
@@ -224,9 +224,9 @@ impl Transfer {
     }
 
     /// Returns the buffer passed to [`Transfer::new`].
-    pub(super) fn into_buffer(mut self) -> Vec<u8> {
+    pub(super) fn take_buffer(&mut self) -> Vec<u8> {
         self.pending.clear();
-        self.pending
+        mem::take(&mut self.pending)
     }
 
     /// Copies what can be copied now. Bytes of the source after the end of the body are appended to `beyond`.

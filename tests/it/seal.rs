@@ -162,7 +162,7 @@ fn purges_of_a_url_and_of_everything_are_seen_in_a_seal_too() {
 fn forged_fields_count_for_nothing_and_no_client_sees_ours() {
     let forged = "X-Clearcoat-Seal: 1 0000000000000000.00000000 99 0000000000000000 .\r\n";
     let web = Upstream::start(move |call| {
-        let asked = call.seen.head.to_lowercase().contains("x-clearcoat-");
+        let asked = call.seen.asked.is_some() || call.seen.head.to_lowercase().contains("x-clearcoat-");
         let page = if asked { "told" } else { "page" };
         let head = format!("HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\n{forged}Content-Length: 4\r\n\r\n");
         call.send_then(head + page, Then::KeepAlive)

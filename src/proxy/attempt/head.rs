@@ -42,15 +42,9 @@ pub(super) enum NodeHead {
     Interim(usize),
     /// The node switches protocols, with a head of this length, in `answer`.
     Switch(usize),
-    /// The final head, and how the answer continues.
-    Final(FinalHead),
-}
-
-/// An answer whose head has arrived.
-pub(super) enum FinalHead {
-    /// It has begun and is to be relayed.
+    /// The final head of an answer that has begun and is to be relayed.
     Begun(Download),
-    /// A page whose ESI blocks are to be filled in; the body so far is in `answer`.
+    /// The final head of a page whose ESI blocks are to be filled in; the body so far is in `answer`.
     Page,
     /// A block with tags that no seal shows and that have to be noted first; the body so far is in `answer`.
     Block,
@@ -81,7 +75,7 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
     }
 
     /// Sends the request and waits for the next head of the answer.
-    pub(super) async fn next(mut self) -> Result<NodeHead, Failure> {
+    pub(super) async fn next(&mut self) -> Result<NodeHead, Failure> {
         // Bytes after an interim head may be the next head.
         if let Some(head) = self.take_kept_head()? {
             return Ok(head);
@@ -158,7 +152,7 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
                 let body = (BEFORE + len, read - len);
                 let Exchange { client, surplus, .. } = &mut *self.exchange;
                 let begun = download.body.begin(cx, &mut client.stream, scratch, body, surplus);
-                let head = NodeHead::Final(FinalHead::Begun(download));
+                let head = NodeHead::Begun(download);
                 return Poll::Ready(begun.map_err(download_failure).map(|()| Some(head)));
             }
             self.scan = HeadScan::default();
@@ -199,9 +193,9 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
     /// Begins an answer whose body so far is in `answer`, unless its tags have to be noted first.
     fn finish_kept(&mut self) -> Result<NodeHead, Failure> {
         if self.has_tags_to_note() {
-            return Ok(NodeHead::Final(FinalHead::Block));
+            return Ok(NodeHead::Block);
         }
-        self.begin_kept().map(|download| NodeHead::Final(FinalHead::Begun(download)))
+        self.begin_kept().map(NodeHead::Begun)
     }
 
     /// Whether the answer goes to a cache with tags that no seal shows, and that are not known yet.
@@ -265,7 +259,7 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
 
     fn pass_held(&mut self) -> Result<Option<NodeHead>, Failure> {
         if self.is_to_be_filled_in() {
-            return Ok(Some(NodeHead::Final(FinalHead::Page)));
+            return Ok(Some(NodeHead::Page));
         }
         self.finish_kept().map(Some)
     }

@@ -56,7 +56,7 @@ impl<'a, 'e> Relaying<'a, 'e> {
     }
 
     /// Relays the answer to its end.
-    pub(super) async fn run(mut self) -> Result<Relayed, Failure> {
+    pub(super) async fn run(&mut self) -> Result<Relayed, Failure> {
         let worker = Rc::clone(&self.exchange.client.worker);
         let is_long = self.download.body.length_left().is_some_and(|left| left >= splice::WORTHWHILE);
         let mut splice = if is_long && self.exchange.client.stream.is_plain() {
@@ -70,7 +70,7 @@ impl<'a, 'e> Relaying<'a, 'e> {
             worker.pipes.put(splice);
         }
         end?;
-        self.exchange.request.to_client = self.download.body.into_buffer();
+        self.exchange.request.to_client = self.download.body.take_buffer();
         Ok(Relayed { keep_alive: self.download.keep_alive, sent: self.sent })
     }
 

@@ -109,8 +109,8 @@ impl Upload {
     }
 
     /// The buffer passed to the constructor.
-    pub(super) fn into_buffer(self) -> Vec<u8> {
-        self.body.into_buffer()
+    pub(super) fn take_buffer(&mut self) -> Vec<u8> {
+        self.body.take_buffer()
     }
 }
 

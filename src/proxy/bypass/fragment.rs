@@ -10,7 +10,6 @@
 //! has to be that of the page, because the node serves the host that the reader requested.
 
 use std::io;
-use std::time::Instant;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -164,7 +163,7 @@ async fn ask_and_keep(
 ) -> Result<Fragment, LeftOut> {
     let (fragment, stays) = ask(client, &mut connection.stream, request).await?;
     if stays {
-        client.worker.pools.put(node, connection, None, Instant::now());
+        client.worker.pools.put(node, connection, None);
     }
     Ok(fragment)
 }

@@ -69,8 +69,10 @@ enum Kind {
 pub struct Seen {
     /// The number of its connection.
     pub connection: usize,
-    /// The head with its blank line.
+    /// The head with its blank line, without what the edge says of the reader.
     pub head: String,
+    /// That: the value of `X-Clearcoat-Asked`, which has a name in it that is another each time.
+    pub asked: Option<String>,
 }
 
 impl Seen {
@@ -244,7 +246,10 @@ impl Wire {
                 return self.check(&head);
             }
             self.state.connections.lock().unwrap()[self.index].kind = Kind::Traffic;
-            let seen = Seen { connection: self.index, head };
+            let asked = header(&head, "x-clearcoat-asked").map(str::to_owned);
+            let line = asked.as_ref().map(|asked| format!("X-Clearcoat-Asked: {asked}\r\n"));
+            let head = line.map_or(head.clone(), |line| head.replacen(&line, "", 1));
+            let seen = Seen { connection: self.index, head, asked };
             self.state.calls.lock().unwrap().push(seen.clone());
             let state = Arc::clone(&self.state);
             match (state.script)(&mut Call { seen, trailers: Vec::new(), wire: self }) {

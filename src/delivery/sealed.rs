@@ -106,9 +106,12 @@ impl Deliveries {
         let Some(sealed) = &self.context.sealed else { return true };
         sealed.purged.unsealable().insert(&names);
         self.unseal_pending(sealed, &names);
-        let noted = self.context.journal.note_unsealable(names);
+        let noted = self.context.journal.note_unsealable(names.clone());
         match tokio::time::timeout(self.context.pace.longest_wait, noted).await {
-            Ok(Ok(())) => true,
+            Ok(Ok(())) => {
+                sealed.purged.unsealable().settle(&names);
+                true
+            }
             Ok(Err(error)) => {
                 tracing::warn!(error = %causes(&error), "tags of a block could not be noted: it is not stored");
                 false

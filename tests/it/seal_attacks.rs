@@ -1,7 +1,13 @@
 //! What an attack on the seal has found, against real varnishd.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
 use crate::support::client::{Answer, Connection};
+use crate::support::disk;
 use crate::support::fleet::{Fleet, Plan};
+use crate::support::upstream::{Then, Upstream};
 
 fn sealing(plan: &Plan) -> Fleet {
     let fleet = Fleet::start(&Plan { first_start: "flush", ..*plan });
@@ -51,4 +57,65 @@ fn a_get_whose_body_comes_late_gets_no_old_page() {
     _ = client.send("x".repeat(200_000));
     let answer = client.answer(false).expect("an answer");
     assert!(answer.status == 503 || (answer.status, answer.text()) == (200, "1"), "{answer:?}");
+}
+
+/// A web node with pages that include `/block`, and the version of that. Blocks have the tag `of_block`, pages `of_page`.
+fn blocks() -> (Upstream, Arc<AtomicU64>) {
+    let block = Arc::new(AtomicU64::new(0));
+    let shown = Arc::clone(&block);
+    let web = Upstream::start(move |call| {
+        let (tags, body) = if call.seen.head.starts_with("GET /block ") {
+            ("of_block", format!("block {}", shown.load(Ordering::SeqCst)))
+        } else {
+            ("of_page", "<p><esi:include src=\"/block\"/></p>".to_owned())
+        };
+        let head = format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nCache-Control: public, max-age=86400\r\nX-Magento-Tags: {tags}\r\n\
+             Content-Length: {}\r\n\r\n",
+            body.len()
+        );
+        call.send_then(head + &body, Then::KeepAlive)
+    });
+    (web, block)
+}
+
+fn of_blocks(web: &Upstream) -> String {
+    format!("[[node]]\nrole = \"web\"\nid = \"blocks\"\naddress = \"{}\"\n", web.address)
+}
+
+/// Has what was acknowledged so far written to the disk: cursors become durable with the next purge.
+fn make_cursors_durable(fleet: &Fleet) {
+    fleet.clearcoat.current();
+    std::thread::sleep(Duration::from_millis(2_500));
+    assert_eq!(fleet.purge_tag("any").status, 200);
+}
+
+/// The page comes anew, with the block that the cache has, which is then purged.
+fn shows_no_old_block(fleet: &Fleet, block: &AtomicU64) {
+    assert_eq!(fleet.purge_tag("of_page").status, 200);
+    assert_eq!(fleet.get("/page").text(), "<p>block 0</p>");
+    block.store(1, Ordering::SeqCst);
+    let answer = fleet.purge_tag("of_block");
+    assert_eq!(fleet.get("/page").text(), "<p>block 1</p>", "{}", answer.text());
+}
+
+#[test]
+fn a_block_whose_tags_could_not_be_noted_is_not_stored_the_second_time_either() {
+    if !disk::is_possible() {
+        return;
+    }
+    let (web, block) = blocks();
+    let config =
+        format!("[purge]\nlisten = [\"127.0.0.1:0\"]\nack_timeout = \"1s\"\ngather = \"60s\"\n{}", of_blocks(&web));
+    let mut fleet = sealing(&Plan { web: 0, varnish: 1, disk: true, config: config.leak(), ..Plan::default() });
+    make_cursors_durable(&fleet);
+    let frozen = fleet.disk.as_ref().expect("a disk");
+    frozen.freeze();
+    (0..3).for_each(|_| assert_eq!(fleet.get("/page").text(), "<p>block 0</p>"));
+    fleet.clearcoat.kill();
+    frozen.thaw();
+    fleet.clearcoat.restart();
+    fleet.clearcoat.ready();
+    fleet.seals();
+    shows_no_old_block(&fleet, &block);
 }

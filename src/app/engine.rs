@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::{Addresses, sealing};
-use crate::config::{Config, JournalKind};
+use crate::config::{Config, JournalKind, WaitFor};
 use crate::delivery::{self, Deliveries, Pace, SealedPurges};
 use crate::etcd::{EtcdCluster, SharedEtcd};
 use crate::fleet::{Fence, Snapshot};
@@ -172,7 +172,7 @@ async fn open_journal(
         observer: Arc::clone(&observer),
         first_start: config.journal.first_start,
         damaged: config.journal.damaged,
-        seals: sealing::is_wanted(config),
+        seals: sealing::is_wanted(config) && config.purge.wait_for == WaitFor::Edge,
         own_process: true,
         patience: config.purge.ack_timeout,
     };

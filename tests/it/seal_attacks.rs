@@ -1,11 +1,13 @@
 //! What an attack on the seal has found, against real varnishd.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::support::client::{Answer, Connection};
 use crate::support::disk;
+use crate::support::eventually;
 use crate::support::fleet::{Fleet, Plan};
 use crate::support::upstream::{Then, Upstream};
 
@@ -118,4 +120,55 @@ fn a_block_whose_tags_could_not_be_noted_is_not_stored_the_second_time_either() 
     fleet.clearcoat.ready();
     fleet.seals();
     shows_no_old_block(&fleet, &block);
+}
+
+#[test]
+fn what_came_while_purges_waited_for_every_varnish_is_not_sealed() {
+    let (web, block) = blocks();
+    let [edge, varnish] = ["edge", "varnish"].map(|whom| format!("wait_for = \"{whom}\""));
+    let config = lazy(1, &of_blocks(&web)).config.replacen("gather", &format!("{edge}\ngather"), 1);
+    let mut fleet = sealing(&Plan { web: 0, config: config.leak(), ..lazy(1, "") });
+    make_cursors_durable(&fleet);
+    // No purge, and killed twice: nothing is written in between but what a start writes.
+    for (before, now) in [(&edge, &varnish), (&varnish, &edge)] {
+        fleet.clearcoat.kill();
+        fleet.clearcoat.configure(&fleet.clearcoat.config().replacen(before, now, 1));
+        fleet.clearcoat.restart();
+        fleet.clearcoat.ready();
+        assert_eq!(fleet.get("/page").text(), "<p>block 0</p>");
+    }
+    eventually("it has been tried", || (fleet.clearcoat.node("varnish-1")["trial"] == "passed").then_some(()));
+    shows_no_old_block(&fleet, &block);
+}
+
+#[test]
+fn a_trial_that_fails_for_a_moment_drops_no_cache() {
+    /// Pages under trial are not fetched while there is such a file, but for those without a seal.
+    fn fails(vcl: &str, _: &str, folder: &Path) -> String {
+        let file = folder.join("busy");
+        let rule = format!(
+            "sub vcl_backend_response {{\n    if (bereq.url ~ \"^/.clearcoat/\" && beresp.http.X-Clearcoat-Seal && \
+             std.file_exists(\"{}\")) {{ return (abandon); }}\n",
+            file.display()
+        );
+        vcl.replacen("sub vcl_backend_response {\n", &rule, 1)
+    }
+    let fleet = sealing(&Plan { vcl: fails, ..lazy(1, "") });
+    let health = |wanted: &str| {
+        eventually(wanted, || (fleet.clearcoat.node("varnish-1")["health"] == wanted).then_some(()));
+    };
+    fleet.get("/p/1");
+    assert_eq!(fleet.get("/p/1").cache(), "HIT");
+    std::fs::write(fleet.folder.path().join("busy"), "").expect("a file");
+    // A node that comes up is tried.
+    fleet.varnish[0].hang();
+    health("down");
+    fleet.varnish[0].resume();
+    health("up");
+    let asked = || fleet.varnish[0].counter("MAIN.backend_req");
+    let before = asked();
+    eventually("it is tried without a seal at last", || (asked() >= before + 4).then_some(()));
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(fleet.get("/p/1").cache(), "HIT");
+    assert_eq!(fleet.clearcoat.node("varnish-1")["seals"], true);
 }

@@ -7,6 +7,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use std::time::{Duration, Instant};
+
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
@@ -17,6 +19,10 @@ use crate::seal::{Name, StalePage, path_key};
 
 /// Beyond this many pages the node is told to drop everything.
 const MAX_PAGES: usize = 1_000;
+
+/// The pause after everything was dropped for pages of which nobody knows what was purged, at first and at most. It doubles
+/// each time: what helps against a journal that was lost, once, does not help against a node that shows such a page for ever.
+const EMPTIED: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(3600));
 
 /// What was caught of one node.
 #[derive(Debug, Default)]
@@ -32,8 +38,28 @@ struct Gathered {
     pages: Vec<StalePage>,
     /// The node is to drop everything.
     is_all: bool,
+    /// It is, whatever was caught.
+    is_ordered: bool,
     /// How many bans were taken before.
     taken: u64,
+}
+
+/// How often everything is dropped for what was caught of a node.
+#[derive(Debug, Default)]
+pub(super) struct EmptyingPace(Option<(Instant, Duration)>);
+
+impl EmptyingPace {
+    /// Whether it may be now.
+    pub(super) fn admits(&mut self, now: Instant) -> bool {
+        let (first, longest) = EMPTIED;
+        let pause = match self.0 {
+            Some((at, pause)) if now.duration_since(at) < pause => return false,
+            Some((at, pause)) if now.duration_since(at) < longest => (2 * pause).min(longest),
+            _ => first,
+        };
+        self.0 = Some((now, pause));
+        true
+    }
 }
 
 /// What is told at once.
@@ -43,14 +69,16 @@ pub(super) struct Taken {
     pub(super) number: u64,
     pages: Vec<StalePage>,
     is_all: bool,
+    is_ordered: bool,
 }
 
 impl Caught {
     /// A page was caught. Returns the number of the ban that it is in.
     fn push(&self, page: StalePage) -> u64 {
         let mut gathered = self.state.lock();
-        gathered.is_all |= gathered.pages.len() == MAX_PAGES || page.known_since().is_none();
-        if !gathered.is_all && !gathered.pages.contains(&page) {
+        let is_full = gathered.pages.len() == MAX_PAGES;
+        gathered.is_all |= is_full || page.known_since().is_none();
+        if !is_full && page.known_since().is_some() && !gathered.pages.contains(&page) {
             gathered.pages.push(page);
         }
         self.ring.notify_one();
@@ -76,12 +104,13 @@ impl Caught {
         let mut gathered = self.state.lock();
         gathered.taken += 1;
         let (pages, is_all) = (std::mem::take(&mut gathered.pages), std::mem::take(&mut gathered.is_all));
-        Taken { number: gathered.taken, pages, is_all }
+        let is_ordered = std::mem::take(&mut gathered.is_ordered);
+        Taken { number: gathered.taken, pages, is_all, is_ordered }
     }
 
     /// The node is to drop everything.
     pub(super) fn drop_everything(&self) {
-        self.state.lock().is_all = true;
+        self.state.lock().is_ordered = true;
         self.ring.notify_one();
     }
 
@@ -93,32 +122,34 @@ impl Caught {
 
 impl Gathered {
     fn is_empty(&self) -> bool {
-        self.pages.is_empty() && !self.is_all
+        self.pages.is_empty() && !self.is_all && !self.is_ordered
     }
 }
 
 impl Taken {
-    /// The ban, at the end of a walk that ends at `at`. Reads what was purged since these pages were rendered: of a long journal that takes a moment.
-    pub(super) fn batch(&self, at: Position, sources: &Sources) -> Batch {
-        Batch::of(&self.purge(sources), at, sources)
-    }
-
-    /// What was purged of these pages; everything, if nobody knows any more.
-    fn purge(&self, sources: &Sources) -> Purge {
-        let all = Purge { targets: vec![Target::All], soft: false };
+    /// The ban, at the end of a walk that ends at `at`. If everything would be dropped and `pace` does not admit that, what is
+    /// known to be purged of these pages. Reads what was purged since they were rendered: of a long journal that takes a moment.
+    pub(super) fn batch(&self, at: Position, sources: &Sources, pace: &mut EmptyingPace) -> Batch {
         let oldest = self.pages.iter().filter_map(StalePage::known_since).min();
-        let Some(oldest) = oldest.filter(|_| !self.is_all) else { return all };
-        match sources.journal.since(oldest) {
-            Missed::Entries(entries) => purged_of(&self.pages, &entries).unwrap_or(all),
-            Missed::Truncated => all,
+        let entries = match oldest.map(|oldest| sources.journal.since(oldest)) {
+            Some(Missed::Entries(entries)) => entries,
+            Some(Missed::Truncated) | None => Vec::new(),
+        };
+        let (mut targets, is_enough) = purged_of(&self.pages, &entries);
+        let empties = self.is_all || !is_enough || targets.contains(&Target::All);
+        if self.is_ordered || (empties && pace.admits(Instant::now())) {
+            targets = vec![Target::All];
+        } else {
+            targets.retain(|target| *target != Target::All);
         }
+        Batch::of(&Purge { targets, soft: false }, at, sources)
     }
 }
 
-/// What these purges are of these pages; `None` if there is a page of which they are nothing.
-fn purged_of(pages: &[StalePage], entries: &[Arc<Entry>]) -> Option<Purge> {
+/// What these purges are of these pages, and whether there is something of each.
+fn purged_of(pages: &[StalePage], entries: &[Arc<Entry>]) -> (Vec<Target>, bool) {
     let (mut targets, mut told, mut told_paths) = (Vec::new(), HashSet::new(), HashSet::new());
-    let mut has_flush = false;
+    let (mut has_flush, mut has_all) = (false, false);
     let names: HashSet<Name> = pages.iter().flat_map(|page| page.names.iter().copied()).collect();
     let paths: HashSet<u64> = pages.iter().map(|page| path_key(&page.path)).collect();
     for target in entries.iter().filter(|entry| !entry.purge.soft).flat_map(|entry| &entry.purge.targets) {
@@ -131,7 +162,7 @@ fn purged_of(pages: &[StalePage], entries: &[Arc<Entry>]) -> Option<Purge> {
                 });
                 targets.extend(tags.map(Target::Tags));
             }
-            Target::All => return Some(Purge { targets: vec![Target::All], soft: false }),
+            Target::All => has_all = true,
             Target::Everything => has_flush = true,
             Target::Forward(forward) => {
                 let path = forward.page().map(|page| path_key(page.as_bytes())).filter(|path| paths.contains(path));
@@ -145,12 +176,15 @@ fn purged_of(pages: &[StalePage], entries: &[Arc<Entry>]) -> Option<Purge> {
         }
     }
     targets.extend(has_flush.then_some(Target::Everything));
+    targets.extend(has_all.then_some(Target::All));
     let is_told = |page: &StalePage| {
-        (has_flush && !page.names.is_empty())
+        has_all
+            || (has_flush && !page.names.is_empty())
             || page.names.iter().any(|name| told.contains(name))
             || told_paths.contains(&path_key(&page.path))
     };
-    pages.iter().all(is_told).then_some(Purge { targets, soft: false })
+    let is_enough = pages.iter().all(is_told);
+    (targets, is_enough)
 }
 
 #[cfg(test)]
@@ -187,20 +221,19 @@ mod tests {
             entry(vec![tags(&["x"])], true),
             entry(vec![tags(&["a", "b"])], false),
         ];
-        let told = purged_of(&pages, &entries).unwrap();
-        assert_eq!(told.targets, [tags(&["a"]), tags(&["b"])]);
+        assert_eq!(purged_of(&pages, &entries), (vec![tags(&["a"]), tags(&["b"])], true));
     }
 
     #[test]
     fn a_page_of_which_nothing_is_known_to_be_purged_is_dropped_with_everything() {
         let pages = [page("/a", &["a"]), page("/b", &["b"])];
-        assert_eq!(purged_of(&pages, &[entry(vec![tags(&["a"])], false)]), None);
+        assert_eq!(purged_of(&pages, &[entry(vec![tags(&["a"])], false)]), (vec![tags(&["a"])], false));
         // One without tags is dropped by its URL, and not by what drops pages with tags.
         let bare = [page("/a", &[])];
-        assert_eq!(purged_of(&bare, &[entry(vec![Target::Everything], false)]), None);
-        assert_eq!(purged_of(&bare, &[entry(vec![url("/a?b=c")], false)]).unwrap().targets, [url("/a?b=c")]);
+        assert!(!purged_of(&bare, &[entry(vec![Target::Everything], false)]).1);
+        assert_eq!(purged_of(&bare, &[entry(vec![url("/a?b=c")], false)]), (vec![url("/a?b=c")], true));
         let all = entry(vec![tags(&["a"]), Target::All], false);
-        assert_eq!(purged_of(&pages, &[all]).unwrap().targets, [Target::All]);
+        assert_eq!(purged_of(&pages, &[all]), (vec![tags(&["a"]), Target::All], true));
     }
 
     #[tokio::test]
@@ -226,5 +259,17 @@ mod tests {
         }
         let taken = caught.take();
         assert!(taken.is_all && taken.pages.len() == MAX_PAGES);
+    }
+
+    #[test]
+    fn everything_is_dropped_ever_more_seldom() {
+        let (mut pace, began) = (EmptyingPace::default(), Instant::now());
+        let admitted = (0..86_400).filter(|second| pace.admits(began + Duration::from_secs(*second))).count();
+        // After 0, 10, 30, 70 and so on seconds, and each hour in the end.
+        assert!((24..=34).contains(&admitted), "{admitted}");
+        assert!(
+            pace.admits(began + Duration::from_secs(200_000)) && !pace.admits(began + Duration::from_secs(200_009))
+        );
+        assert!(pace.admits(began + Duration::from_secs(200_010)), "long after the last one it begins anew");
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::budget::Budget;
+use super::caught::EmptyingPace;
 use super::dispatch::{Dispatch, Report};
 use super::pending_fills::PendingFills;
 use super::redelivery::{RedeliveryQueue, RedeliveryRange};
@@ -75,6 +76,8 @@ pub(super) struct Task {
     gathered_at: Option<Instant>,
     /// Where a ban of everything was sent that makes the cache a sealed one, once it is acknowledged.
     emptied_at: Option<Position>,
+    /// When everything was last dropped for what was caught.
+    emptying: EmptyingPace,
     /// Acknowledged, and to be repeated after `purge.settle`.
     settling: RedeliveryQueue,
     refused: Vec<Refused>,
@@ -196,6 +199,7 @@ impl Task {
             recall_stalls: 0,
             gathered_at: None,
             emptied_at: None,
+            emptying: EmptyingPace::default(),
             settling,
             refused: Vec::new(),
             deliveries,
@@ -248,8 +252,10 @@ impl Task {
     /// What was caught of it, as one ban.
     async fn take_caught(&mut self) -> Work {
         let (taken, sources, at) = (self.state.caught.take(), self.sources.clone(), self.sent);
-        let number = taken.number;
-        let batch = on_a_thread(move || taken.batch(at, &sources)).await;
+        let (number, mut pace) = (taken.number, std::mem::take(&mut self.emptying));
+        let work = move || (taken.batch(at, &sources, &mut pace), pace);
+        let (batch, pace) = on_a_thread(work).await;
+        self.emptying = pace;
         Work {
             kind: Kind::Caught(number),
             walk: Walk::new(Some(at), at, Vec::new()),

@@ -14,6 +14,9 @@ use super::{Lineage, Name, Position, Run};
 /// What a text of ours begins with: its version.
 const VERSION: &[u8] = b"1 ";
 
+/// The longest path of a question, in bytes: with it its line stays below the default of Varnish's `http_req_hdr_len`, 8 KiB.
+const MAX_PATH: usize = 8_000;
+
 /// The digits of a position, at most.
 const MAX_DECIMAL: usize = 20;
 
@@ -95,8 +98,13 @@ pub fn write_seal(out: &mut Vec<u8>, lineage: &Lineage, position: Position, id: 
     out.push(b'.');
 }
 
-/// Appends a question's text. `target` is that of the request, of which the path is written.
+/// Appends a question's text. `target` is that of the request, of which the path is written. Nothing is written of one so long
+/// that a Varnish would refuse the request for it.
 pub fn write_asked(out: &mut Vec<u8>, journal: u64, position: Position, id: u64, target: &[u8]) {
+    let path = path_of(target);
+    if path.len() > MAX_PATH {
+        return;
+    }
     out.extend_from_slice(VERSION);
     push_hexadecimal(out, journal, 16);
     out.push(b' ');
@@ -104,7 +112,7 @@ pub fn write_asked(out: &mut Vec<u8>, journal: u64, position: Position, id: u64,
     out.push(b' ');
     push_hexadecimal(out, id, 16);
     out.push(b' ');
-    out.extend_from_slice(path_of(target));
+    out.extend_from_slice(path);
 }
 
 /// A target without its query.

@@ -173,3 +173,27 @@ fn a_trial_that_fails_for_a_moment_drops_no_cache() {
     assert_eq!(fleet.get("/p/1").cache(), "HIT");
     assert_eq!(fleet.clearcoat.node("varnish-1")["seals"], true);
 }
+
+#[test]
+fn a_page_with_a_foreign_seal_empties_a_cache_once() {
+    fn foreign(vcl: &str, _: &str, _: &Path) -> String {
+        let rule = "sub vcl_deliver {\n    if (req.url == \"/p/1\") {\n        \
+            set resp.http.X-Clearcoat-Seal = \"1 0000000000000001.00000001 5 0000000000000001 .\";\n    }\n";
+        vcl.replacen("sub vcl_deliver {\n", rule, 1)
+    }
+    let fleet = Fleet::start(&Plan { varnish: 1, web: 1, vcl: foreign, ..Plan::default() });
+    for _ in 0..5 {
+        assert_eq!(fleet.get("/p/1").text(), "0");
+        fleet.get("/p/2");
+    }
+    assert_eq!(fleet.get("/p/1").text(), "0");
+    assert_eq!(fleet.get("/p/2").cache(), "HIT");
+}
+
+#[test]
+fn a_path_is_as_long_as_a_varnish_takes_it() {
+    let fleet = sealing(&lazy(1, ""));
+    for length in [8_000, 8_001, 8_150] {
+        assert_eq!(fleet.get(&format!("/{}", "x".repeat(length - 1))).status, 404, "{length}");
+    }
+}

@@ -197,3 +197,26 @@ fn a_path_is_as_long_as_a_varnish_takes_it() {
         assert_eq!(fleet.get(&format!("/{}", "x".repeat(length - 1))).status, 404, "{length}");
     }
 }
+
+#[test]
+fn nothing_old_is_served_or_refused_while_a_third_varnish_is_fresh() {
+    fn liars(vcl: &str, id: &str, _: &Path) -> String {
+        let rule = "sub vcl_recv {\n    if (req.http.X-Magento-Tags-Pattern) {\n        return (synth(200, \"Purged\"));\n    }\n";
+        if id == "varnish-3" { vcl.to_owned() } else { vcl.replacen("sub vcl_recv {\n", rule, 1) }
+    }
+    for policy in ["serve", "refuse"] {
+        let config = format!(
+            "[edge]\nlisten = [\"127.0.0.1:0\"]\nwhen_all_behind = \"{policy}\"\n[health.varnish]\ntrial = false\n"
+        );
+        let fleet = Fleet::start(&Plan { varnish: 3, web: 1, vcl: liars, config: config.leak(), ..Plan::default() });
+        for page in 1..=12 {
+            let path = format!("/p/{page}");
+            fleet.warm(&path);
+            fleet.shop.set(page, 1);
+            assert_eq!(fleet.purge_tag(&format!("cat_p_{page}")).status, 200);
+            let answer = fleet.get(&path);
+            assert_eq!((answer.status, answer.text()), (200, "1"), "{policy} {path}");
+        }
+        assert_eq!(fleet.clearcoat.metric("clearcoat_stale_served_total"), 0.0);
+    }
+}

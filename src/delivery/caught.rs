@@ -14,7 +14,7 @@ use tokio::sync::{Notify, watch};
 
 use super::walk::{Batch, Sources};
 use crate::journal::{Entry, Missed, Position};
-use crate::purge::{Purge, Target};
+use crate::purge::{Forward, Purge, Target};
 use crate::seal::{Name, StalePage, path_key};
 
 /// Beyond this many pages the node is told to drop everything.
@@ -148,10 +148,11 @@ impl Taken {
 
 /// What these purges are of these pages, and whether there is something of each.
 fn purged_of(pages: &[StalePage], entries: &[Arc<Entry>]) -> (Vec<Target>, bool) {
-    let (mut targets, mut told, mut told_paths) = (Vec::new(), HashSet::new(), HashSet::new());
+    let (mut targets, mut told, mut told_urls) = (Vec::new(), HashSet::new(), HashSet::new());
+    let mut purged_paths = HashSet::new();
     let (mut has_flush, mut has_all) = (false, false);
     let names: HashSet<Name> = pages.iter().flat_map(|page| page.names.iter().copied()).collect();
-    let paths: HashSet<u64> = pages.iter().map(|page| path_key(&page.path)).collect();
+    let paths: HashSet<u64> = pages.iter().map(|page| path_key(&page.target)).collect();
     for target in entries.iter().filter(|entry| !entry.purge.soft).flat_map(|entry| &entry.purge.targets) {
         match target {
             Target::Tags(tags) => {
@@ -166,13 +167,16 @@ fn purged_of(pages: &[StalePage], entries: &[Arc<Entry>]) -> (Vec<Target>, bool)
             Target::Everything => has_flush = true,
             Target::Forward(forward) => {
                 let path = forward.page().map(|page| path_key(page.as_bytes())).filter(|path| paths.contains(path));
-                // Each of them: they may be of several hosts.
-                targets.extend(path.map(|path| {
-                    told_paths.insert(path);
-                    target.clone()
-                }));
+                purged_paths.extend(path);
             }
             Target::Pattern(_) | Target::Pool(_) => {}
+        }
+    }
+    // Their own URLs: a purge of one with another query, or of another host, concerns them by their seal and drops nothing.
+    let is_purged = |page: &&StalePage| purged_paths.contains(&path_key(&page.target));
+    for url in pages.iter().filter(is_purged).filter_map(|page| Forward::of_page(&page.host, &page.target)) {
+        if told_urls.insert(url.clone()) {
+            targets.push(Target::Forward(url));
         }
     }
     targets.extend(has_flush.then_some(Target::Everything));
@@ -181,7 +185,7 @@ fn purged_of(pages: &[StalePage], entries: &[Arc<Entry>]) -> (Vec<Target>, bool)
         has_all
             || (has_flush && !page.names.is_empty())
             || page.names.iter().any(|name| told.contains(name))
-            || told_paths.contains(&path_key(&page.path))
+            || is_purged(&page)
     };
     let is_enough = pages.iter().all(is_told);
     (targets, is_enough)
@@ -196,7 +200,7 @@ mod tests {
     fn page(path: &str, tags: &[&str]) -> StalePage {
         let names = tags.iter().map(|tag| Name::of_tag(tag.as_bytes())).collect();
         let because = StaleBecause::Purged(9);
-        StalePage { because, position: 1, id: 7, names, path: path.into(), asked_at: 9 }
+        StalePage { because, position: 1, id: 7, names, target: path.into(), host: b"shop".into(), asked_at: 9 }
     }
 
     fn entry(targets: Vec<Target>, soft: bool) -> Arc<Entry> {
@@ -231,7 +235,8 @@ mod tests {
         // One without tags is dropped by its URL, and not by what drops pages with tags.
         let bare = [page("/a", &[])];
         assert!(!purged_of(&bare, &[entry(vec![Target::Everything], false)]).1);
-        assert_eq!(purged_of(&bare, &[entry(vec![url("/a?b=c")], false)]), (vec![url("/a?b=c")], true));
+        let own = Target::Forward(Forward::of_page(b"shop", b"/a").unwrap());
+        assert_eq!(purged_of(&bare, &[entry(vec![url("/a?b=c"), url("/a")], false)]), (vec![own], true));
         let all = entry(vec![tags(&["a"]), Target::All], false);
         assert_eq!(purged_of(&pages, &[all]), (vec![tags(&["a"]), Target::All], true));
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::support::client::{Answer, Connection};
+use crate::support::client::{Answer, Connection, exchange};
 use crate::support::disk;
 use crate::support::eventually;
 use crate::support::fleet::{Fleet, Plan};
@@ -218,5 +218,18 @@ fn nothing_old_is_served_or_refused_while_a_third_varnish_is_fresh() {
             assert_eq!((answer.status, answer.text()), (200, "1"), "{policy} {path}");
         }
         assert_eq!(fleet.clearcoat.metric("clearcoat_stale_served_total"), 0.0);
+    }
+}
+
+#[test]
+fn a_purge_of_another_host_or_query_costs_a_page_one_fetch() {
+    let fleet = Fleet::start(&Plan { varnish: 1, web: 1, ..Plan::default() });
+    for (target, host) in [("/p/1", "other.test"), ("/p/1?color=red", "shop.test")] {
+        fleet.get("/p/1");
+        assert_eq!(fleet.get("/p/1").cache(), "HIT");
+        let answer = exchange(fleet.clearcoat.purge, &format!("PURGE {target} HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+        assert_eq!(answer.expect("an answer").status, 200);
+        assert_eq!(fleet.get("/p/1").cache(), "MISS", "{host}{target}");
+        assert_eq!(fleet.get("/p/1").cache(), "HIT", "{host}{target}");
     }
 }

@@ -233,3 +233,20 @@ fn a_purge_of_another_host_or_query_costs_a_page_one_fetch() {
         assert_eq!(fleet.get("/p/1").cache(), "HIT", "{host}{target}");
     }
 }
+
+#[test]
+fn a_page_with_many_tags_comes_through_where_it_does_without_a_seal() {
+    let fleet = sealing(&lazy(1, ""));
+    for limit in ["http_resp_hdr_len", "http_resp_size"] {
+        fleet.varnish[0].adm(&["param.set", limit, "32k"]);
+    }
+    for (page, count) in [(1, 500), (2, 900), (3, 1_100)] {
+        let tags: Vec<String> = (0..count).map(|number| format!("catalog_product_{number:012}")).collect();
+        fleet.shop.set_tags(page, &tags.join(","));
+        let path = format!("/p/{page}");
+        assert_eq!(said(&fleet.get(&path)), (200, "MISS", "0"), "{count} tags");
+        fleet.shop.set(page, 1);
+        assert_eq!(fleet.purge_tag(&tags[0]).status, 200);
+        assert_eq!(fleet.get(&path).text(), "1", "{count} tags");
+    }
+}

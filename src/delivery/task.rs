@@ -16,7 +16,8 @@ use super::walk::{Batch, Sources, Walk};
 use super::{Deliveries, DeliveryContext, DeliveryState};
 use crate::backoff::Backoff;
 use crate::fleet::{FILL_LATENCY, Node, VarnishSettings};
-use crate::journal::{CursorState, Position};
+use crate::journal::{CursorState, Missed, Position};
+use crate::purge::Target;
 use crate::telemetry::{NodeMetrics, VarnishMetrics, causes};
 use crate::varnish::http::DeliveryError;
 
@@ -453,7 +454,7 @@ impl Task {
         if let Some(due) = repeat {
             self.unsure.push(self.sent, last, due);
         }
-        if report.flushed_all || report.flushed_in_part {
+        if report.flushed_all || report.flushed_in_part || self.is_flushed_by_a_purge(last) {
             self.emptied_at = Some(last);
         }
         self.gathered_at = None;
@@ -461,6 +462,18 @@ impl Task {
         if repeat.is_none() {
             self.acknowledge(last);
         }
+    }
+
+    /// Whether one of the purges that were just sent, up to `last`, drops all pages with tags, of a cache that is not known to
+    /// be a sealed one. A block without tags is dropped by no purge of tags, so it need not be.
+    fn is_flushed_by_a_purge(&self, last: Position) -> bool {
+        if self.deliveries.context.sealed.is_none() || self.node.live.cache_is_sealed() {
+            return false;
+        }
+        let Missed::Entries(entries) = self.sources.journal.since(self.sent) else { return false };
+        let is_flush = |target: &Target| matches!(target, Target::Everything | Target::All);
+        let sent = entries.iter().filter(|entry| entry.position <= last && !entry.purge.soft);
+        sent.flat_map(|entry| &entry.purge.targets).any(is_flush)
     }
 
     /// Whether a seal shows all purges that are sent next, and this node returns seals.

@@ -250,3 +250,16 @@ fn a_page_with_many_tags_comes_through_where_it_does_without_a_seal() {
         assert_eq!(fleet.get(&path).text(), "1", "{count} tags");
     }
 }
+
+#[test]
+fn a_warm_fleet_seals_from_its_first_flush_on() {
+    let (web, block) = blocks();
+    let fleet = Fleet::start(&Plan { web: 0, ..lazy(1, &of_blocks(&web)) });
+    eventually("it has been tried", || (fleet.clearcoat.node("varnish-1")["trial"] == "passed").then_some(()));
+    assert_eq!(fleet.clearcoat.node("varnish-1")["seals"], false);
+    assert_eq!(fleet.get("/page").text(), "<p>block 0</p>");
+    let flush = "PURGE / HTTP/1.1\r\nHost: a\r\nX-Magento-Tags-Pattern: .*\r\n\r\n";
+    assert_eq!(exchange(fleet.clearcoat.purge, flush).expect("an answer").status, 200);
+    fleet.seals();
+    shows_no_old_block(&fleet, &block);
+}

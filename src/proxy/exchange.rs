@@ -7,6 +7,7 @@ use super::attempt::{FailedAttempt, Terms, attempt};
 use super::client::{Client, Disposition};
 use super::deadline::Phase;
 use super::failure::Failure;
+use super::frontend::NoNode;
 use super::request::Request;
 use super::second_look::{NextLook, SecondLook};
 use super::{Freshness, OwnAnswer, StorePolicy};
@@ -114,8 +115,15 @@ async fn try_handle(
             Err(failed) => failed,
         };
         let failure = match failure {
-            // One whose body is gone cannot be repeated: a cache drops the body of a GET and looks the page up all the same.
-            Failure::Stale(page) if untouched => {
+            // A cache drops the body of a GET and looks the page up all the same. Without it the request cannot be repeated here,
+            // but the node is told, and the client may repeat it.
+            Failure::Stale(page) if !untouched => {
+                if let Some(freshness) = &client.frontend.freshness {
+                    Box::pin(freshness.refresh(node.id(), *page)).await;
+                }
+                return Err(Failure::NoNode(NoNode::AllBehind));
+            }
+            Failure::Stale(page) => {
                 tracing::debug!(request = %request.id, node = %node.id(), ?page, "a stale answer is thrown away");
                 client.deadline.enter(Phase::FirstByte);
                 (node, takes_stale) =

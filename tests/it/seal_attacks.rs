@@ -9,6 +9,8 @@ use crate::support::client::{Answer, Connection, exchange};
 use crate::support::disk;
 use crate::support::eventually;
 use crate::support::fleet::{Fleet, Plan};
+use crate::support::http2::{Http2, request};
+use crate::support::tls::Issued;
 use crate::support::upstream::{Then, Upstream};
 
 fn sealing(plan: &Plan) -> Fleet {
@@ -227,7 +229,7 @@ fn a_purge_of_another_host_or_query_costs_a_page_one_fetch() {
     for (target, host) in [("/p/1", "other.test"), ("/p/1?color=red", "shop.test")] {
         fleet.get("/p/1");
         assert_eq!(fleet.get("/p/1").cache(), "HIT");
-        let answer = exchange(fleet.clearcoat.purge, &format!("PURGE {target} HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+        let answer = exchange(fleet.clearcoat.purge, format!("PURGE {target} HTTP/1.1\r\nHost: {host}\r\n\r\n"));
         assert_eq!(answer.expect("an answer").status, 200);
         assert_eq!(fleet.get("/p/1").cache(), "MISS", "{host}{target}");
         assert_eq!(fleet.get("/p/1").cache(), "HIT", "{host}{target}");
@@ -262,4 +264,31 @@ fn a_warm_fleet_seals_from_its_first_flush_on() {
     assert_eq!(exchange(fleet.clearcoat.purge, flush).expect("an answer").status, 200);
     fleet.seals();
     shows_no_old_block(&fleet, &block);
+}
+
+#[test]
+fn over_http2_nobody_gets_an_old_page_either() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let table = Issued::for_names(&["shop.test"]).write(folder.path(), "shop").toml("127.0.0.1:0");
+    let fleet = sealing(&lazy(1, &format!("[edge]\nlisten = [\"127.0.0.1:0\"]\n{table}")));
+    let client = Http2::open(fleet.clearcoat.edge_tls[0]);
+    let head = |method: &str| request(method, "/p/1").body(()).expect("a request");
+    for version in 1..=3 {
+        client.get("/p/1").expect("an answer");
+        let before = client.get("/p/1").expect("an answer");
+        assert_eq!(before.header("x-magento-cache-debug"), Some("HIT"));
+        fleet.shop.set(1, version);
+        assert_eq!(fleet.purge_tag("cat_p_1").status, 200);
+        let answer = match version {
+            1 => client.get("/p/1"),
+            2 => client.ask(head("HEAD"), true).answer(),
+            _ => client.exchange(head("GET"), b"body"),
+        };
+        let answer = answer.expect("an answer");
+        // The body is gone by then. The next one gets the new page.
+        assert_eq!(answer.status, if version == 3 { 503 } else { 200 }, "{answer:?}");
+        let next = client.get("/p/1").expect("an answer");
+        let cached = if version == 3 { "MISS" } else { "HIT" };
+        assert_eq!((next.header("x-magento-cache-debug"), next.text()), (Some(cached), &*version.to_string()));
+    }
 }

@@ -7,7 +7,6 @@ use super::attempt::{FailedAttempt, Terms, attempt};
 use super::client::{Client, Disposition};
 use super::deadline::Phase;
 use super::failure::Failure;
-use super::frontend::NoNode;
 use super::request::Request;
 use super::second_look::{NextLook, SecondLook};
 use super::{Freshness, OwnAnswer, StorePolicy};
@@ -115,22 +114,14 @@ async fn try_handle(
             Err(failed) => failed,
         };
         let failure = match failure {
-            // A cache drops the body of a GET and looks the page up all the same. Without it the request cannot be repeated here,
-            // but the node is told, and the client may repeat it.
-            Failure::Stale(page) if !untouched => {
-                if let Some(freshness) = &client.frontend.freshness {
-                    Box::pin(freshness.refresh(node.id(), *page)).await;
-                }
-                return Err(Failure::NoNode(NoNode::AllBehind));
-            }
             Failure::Stale(page) => {
                 tracing::debug!(request = %request.id, node = %node.id(), ?page, "a stale answer is thrown away");
                 client.deadline.enter(Phase::FirstByte);
-                (node, takes_stale) =
-                    match Box::pin(second_look.get_or_insert_default().after(client, &node, *page, lb)).await? {
-                        NextLook::Node(node) => (node, false),
-                        NextLook::AsItIs(node) => (node, true),
-                    };
+                let look = second_look.get_or_insert_default();
+                (node, takes_stale) = match Box::pin(look.after(client, &node, *page, untouched, lb)).await? {
+                    NextLook::Node(node) => (node, false),
+                    NextLook::AsItIs(node) => (node, true),
+                };
                 continue;
             }
             failure => failure,

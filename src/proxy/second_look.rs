@@ -37,12 +37,15 @@ pub(super) enum NextLook {
 }
 
 impl SecondLook {
-    /// Where to look after this page of this node. Waits for the node, if that is where.
+    /// Where to look after this page of this node. Waits for the node, if that is where. Nowhere if the request cannot be
+    /// repeated: a cache drops the body of a GET and looks the page up all the same, and the body is gone. Then the node is told
+    /// all the same, for the client may repeat it.
     pub(super) async fn after(
         &mut self,
         client: &Client,
         node: &Arc<Node>,
         page: StalePage,
+        is_repeatable: bool,
         lb: LbContext,
     ) -> Result<NextLook, Failure> {
         let Frontend { freshness, select, .. } = &*client.frontend;
@@ -51,9 +54,12 @@ impl SecondLook {
             && is_first
         {
             self.told.push(Arc::clone(node));
-            if freshness.refresh(node.id(), page).await {
+            if freshness.refresh(node.id(), page).await && is_repeatable {
                 return Ok(NextLook::Node(Arc::clone(node)));
             }
+        }
+        if !is_repeatable {
+            return Err(Failure::NoNode(NoNode::AllBehind));
         }
         let fleet = client.worker.shared.fleet.load();
         if self.told.len() < MAX_CACHES

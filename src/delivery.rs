@@ -178,6 +178,8 @@ struct DeliveryState {
     /// The fill watermark of this node, for pages that passed here.
     watermark: Mutex<FillWatermark>,
     error: Mutex<Option<Arc<str>>>,
+    /// That it keeps pages that it said it had dropped, if it does.
+    kept: Mutex<Option<Arc<str>>>,
 }
 
 /// The outcome of a purge, for its answer.
@@ -274,7 +276,7 @@ impl Deliveries {
     pub fn error(&self, id: &NodeId) -> Option<Arc<str>> {
         let state = Arc::clone(&self.nodes.get(id)?.state);
         let error = state.error.lock().clone();
-        error.or_else(|| state.recalls.held_because())
+        error.or_else(|| state.recalls.held_because()).or_else(|| state.kept.lock().clone())
     }
 
     /// Starts to keep the nodes' reports for a purge that is about to be accepted.

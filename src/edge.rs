@@ -122,13 +122,14 @@ impl Select for EdgeSelect {
         }
     }
 
-    fn past_caches(&self, fleet: &Snapshot, lb: LbContext) -> PastCaches {
+    fn past_caches(&self, fleet: &Snapshot, lb: LbContext, last: &Node) -> PastCaches {
+        let serve = PastCaches::Serve { is_counted: !self.fence.admits(&last.live) };
         match self.when_all_behind {
-            WhenAllBehind::Bypass => {
-                let web = self.bypass(fleet, lb, None);
-                web.map_or(PastCaches::Serve, |member| PastCaches::Web(Arc::clone(&member.node)))
-            }
-            WhenAllBehind::Serve => PastCaches::Serve,
+            WhenAllBehind::Bypass => match self.bypass(fleet, lb, None) {
+                Some(member) => PastCaches::Web(Arc::clone(&member.node)),
+                None => serve,
+            },
+            WhenAllBehind::Serve => serve,
             WhenAllBehind::Refuse => PastCaches::Refuse,
         }
     }

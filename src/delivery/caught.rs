@@ -3,6 +3,10 @@
 //! The edge has caught such an answer ([`crate::seal`]), and its reader waits. The node may have acknowledged the purge long
 //! ago, so this is beside its cursor: it gets a ban of just what was purged of these pages. All that wait for one node
 //! wait for the same ban: what is caught while one is on its way goes with the next.
+//!
+//! If nobody knows what was purged of a page, only a flush drops it. A node is flushed once for all such pages that it has by
+//! then, and what it still has of them afterwards is asked for elsewhere. The same holds for a page that comes back though its
+//! ban was acknowledged: this node does not purge it. It is flushed once, and shown; a second ban would be as good as the first.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -10,13 +14,16 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-use super::walk::{Batch, Sources};
+use super::walk::Sources;
 use crate::journal::{Entry, Missed, Position};
 use crate::purge::{Purge, Target};
 use crate::seal::{Name, StalePage, path_key};
 
 /// Beyond this many pages the node is told to drop everything.
 const MAX_PAGES: usize = 1_000;
+
+/// The most pages that are remembered because a node kept them. Beyond it all are forgotten, and found again.
+const MAX_KEPT: usize = 10_000;
 
 /// What was caught of one node.
 #[derive(Debug, Default)]
@@ -34,6 +41,19 @@ struct Gathered {
     is_all: bool,
     /// How many bans were taken before.
     taken: u64,
+    /// The last flush.
+    flush: Option<Flush>,
+    /// The ids of pages that it kept though it acknowledged their ban.
+    kept: HashSet<u64>,
+}
+
+/// A ban of everything.
+#[derive(Clone, Copy, Debug)]
+struct Flush {
+    /// Its number.
+    number: u64,
+    /// The head when it was taken: a page that is older should be gone.
+    at: Position,
 }
 
 /// What is told at once.
@@ -43,25 +63,50 @@ pub(super) struct Taken {
     pub(super) number: u64,
     pages: Vec<StalePage>,
     is_all: bool,
+    /// Pages that are older were flushed before.
+    flushed_at: Position,
 }
 
 impl Caught {
-    /// A page was caught. Returns the number of the ban that it is in.
-    fn push(&self, page: StalePage) -> u64 {
+    /// A page was caught. Returns the number of the ban that it is in; `None` if no ban drops it at this node.
+    fn push(&self, page: StalePage) -> Option<u64> {
         let mut gathered = self.state.lock();
-        gathered.is_all |= gathered.pages.len() == MAX_PAGES || page.known_since().is_none();
-        if !gathered.is_all && !gathered.pages.contains(&page) {
-            gathered.pages.push(page);
+        if gathered.kept.contains(&page.id) {
+            return None;
+        }
+        let flushed = gathered.flush.filter(|flush| page.is_foreign() || page.position < flush.at);
+        match (page.known_since(), flushed) {
+            (None, Some(flush)) => return (*self.told.borrow() < flush.number).then_some(flush.number),
+            (None, None) => gathered.is_all = true,
+            (Some(_), _) if gathered.pages.len() == MAX_PAGES => gathered.is_all = true,
+            (Some(_), _) if gathered.pages.contains(&page) => {}
+            (Some(_), _) => gathered.pages.push(page),
         }
         self.ring.notify_one();
-        gathered.taken + 1
+        Some(gathered.taken + 1)
     }
 
-    /// Has the node told of a page that it still has. Returns when it has acknowledged that.
-    pub(super) async fn tell(&self, page: StalePage) {
-        let number = self.push(page);
+    /// Has the node told of a page that it still has. Returns when it has acknowledged that, with `true`; with `false` at once
+    /// if no ban drops it at this node.
+    pub(super) async fn tell(&self, page: StalePage) -> bool {
+        let Some(number) = self.push(page) else { return false };
         // The sender lives as long as this.
-        _ = self.told.subscribe().wait_for(|told| *told >= number).await;
+        self.told.subscribe().wait_for(|told| *told >= number).await.is_ok()
+    }
+
+    /// The node has acknowledged the ban of this page, was asked again, and has it all the same. Returns whether this is the first
+    /// such page: then it is flushed.
+    pub(super) fn record_kept(&self, id: u64) -> bool {
+        let mut gathered = self.state.lock();
+        if gathered.kept.len() == MAX_KEPT {
+            gathered.kept.clear();
+        }
+        let is_first = gathered.kept.is_empty();
+        gathered.kept.insert(id);
+        gathered.is_all |= is_first;
+        drop(gathered);
+        self.ring.notify_one();
+        is_first
     }
 
     /// Returns when there is something to tell.
@@ -71,12 +116,21 @@ impl Caught {
         }
     }
 
-    /// What there is to tell. Whoever comes later is in the next ban.
-    pub(super) fn take(&self) -> Taken {
+    /// What there is to tell. Whoever comes later is in the next ban. `head`: that of the journal.
+    pub(super) fn take(&self, head: Position) -> Taken {
         let mut gathered = self.state.lock();
         gathered.taken += 1;
+        let (number, flushed_at) = (gathered.taken, gathered.flush.map_or(0, |flush| flush.at));
         let (pages, is_all) = (std::mem::take(&mut gathered.pages), std::mem::take(&mut gathered.is_all));
-        Taken { number: gathered.taken, pages, is_all }
+        if is_all {
+            gathered.flush = Some(Flush { number, at: head });
+        }
+        Taken { number, pages, is_all, flushed_at }
+    }
+
+    /// The ban with this number is one of everything, of what was there when the head was `at`.
+    pub(super) fn record_flush(&self, number: u64, at: Position) {
+        self.state.lock().flush = Some(Flush { number, at });
     }
 
     /// The node is to drop everything.
@@ -98,25 +152,22 @@ impl Gathered {
 }
 
 impl Taken {
-    /// The ban, at the end of a walk that ends at `at`. Reads what was purged since these pages were rendered: of a long journal that takes a moment.
-    pub(super) fn batch(&self, at: Position, sources: &Sources) -> Batch {
-        Batch::of(&self.purge(sources), at, sources)
-    }
-
-    /// What was purged of these pages; everything, if nobody knows any more.
-    fn purge(&self, sources: &Sources) -> Purge {
+    /// The purge to tell: what was purged since these pages were rendered; everything, if nobody knows that of a page that was
+    /// not flushed before; nothing, if it was. Reads the journal, which takes a moment if it is long.
+    pub(super) fn purge(&self, sources: &Sources) -> Purge {
         let all = Purge { targets: vec![Target::All], soft: false };
         let oldest = self.pages.iter().filter_map(StalePage::known_since).min();
         let Some(oldest) = oldest.filter(|_| !self.is_all) else { return all };
-        match sources.journal.since(oldest) {
-            Missed::Entries(entries) => purged_of(&self.pages, &entries).unwrap_or(all),
-            Missed::Truncated => all,
-        }
+        let (purge, unknown) = match sources.journal.since(oldest) {
+            Missed::Entries(entries) => purged_of(&self.pages, &entries),
+            Missed::Truncated => (Purge { targets: Vec::new(), soft: false }, self.pages.iter().collect()),
+        };
+        if unknown.iter().any(|page| page.position >= self.flushed_at) { all } else { purge }
     }
 }
 
-/// What these purges are of these pages; `None` if there is a page of which they are nothing.
-fn purged_of(pages: &[StalePage], entries: &[Arc<Entry>]) -> Option<Purge> {
+/// What these purges are of these pages, and the pages of which they are nothing.
+fn purged_of<'p>(pages: &'p [StalePage], entries: &[Arc<Entry>]) -> (Purge, Vec<&'p StalePage>) {
     let (mut targets, mut told, mut told_paths) = (Vec::new(), HashSet::new(), HashSet::new());
     let mut has_flush = false;
     let names: HashSet<Name> = pages.iter().flat_map(|page| page.names.iter().copied()).collect();
@@ -131,7 +182,7 @@ fn purged_of(pages: &[StalePage], entries: &[Arc<Entry>]) -> Option<Purge> {
                 });
                 targets.extend(tags.map(Target::Tags));
             }
-            Target::All => return Some(Purge { targets: vec![Target::All], soft: false }),
+            Target::All => return (Purge { targets: vec![Target::All], soft: false }, Vec::new()),
             Target::Everything => has_flush = true,
             Target::Forward(forward) => {
                 let path = forward.page().map(|page| path_key(page.as_bytes())).filter(|path| paths.contains(path));
@@ -150,7 +201,7 @@ fn purged_of(pages: &[StalePage], entries: &[Arc<Entry>]) -> Option<Purge> {
             || page.names.iter().any(|name| told.contains(name))
             || told_paths.contains(&path_key(&page.path))
     };
-    pages.iter().all(is_told).then_some(Purge { targets, soft: false })
+    (Purge { targets, soft: false }, pages.iter().filter(|page| !is_told(page)).collect())
 }
 
 #[cfg(test)]
@@ -187,20 +238,55 @@ mod tests {
             entry(vec![tags(&["x"])], true),
             entry(vec![tags(&["a", "b"])], false),
         ];
-        let told = purged_of(&pages, &entries).unwrap();
-        assert_eq!(told.targets, [tags(&["a"]), tags(&["b"])]);
+        let (told, unknown) = purged_of(&pages, &entries);
+        assert_eq!((told.targets, unknown.len()), (vec![tags(&["a"]), tags(&["b"])], 0));
     }
 
     #[test]
-    fn a_page_of_which_nothing_is_known_to_be_purged_is_dropped_with_everything() {
+    fn a_page_of_which_nothing_is_known_to_be_purged_is_named() {
         let pages = [page("/a", &["a"]), page("/b", &["b"])];
-        assert_eq!(purged_of(&pages, &[entry(vec![tags(&["a"])], false)]), None);
+        let unknown = |pages: &[StalePage], entries: &[Arc<Entry>]| purged_of(pages, entries).1.len();
+        assert_eq!(unknown(&pages, &[entry(vec![tags(&["a"])], false)]), 1);
         // One without tags is dropped by its URL, and not by what drops pages with tags.
         let bare = [page("/a", &[])];
-        assert_eq!(purged_of(&bare, &[entry(vec![Target::Everything], false)]), None);
-        assert_eq!(purged_of(&bare, &[entry(vec![url("/a?b=c")], false)]).unwrap().targets, [url("/a?b=c")]);
+        assert_eq!(unknown(&bare, &[entry(vec![Target::Everything], false)]), 1);
+        let by_url = entry(vec![url("/a?b=c")], false);
+        assert_eq!(
+            (unknown(&bare, std::slice::from_ref(&by_url)), purged_of(&bare, std::slice::from_ref(&by_url)).0.targets),
+            (0, vec![url("/a?b=c")])
+        );
         let all = entry(vec![tags(&["a"]), Target::All], false);
-        assert_eq!(purged_of(&pages, &[all]).unwrap().targets, [Target::All]);
+        assert_eq!(purged_of(&pages, &[all]).0.targets, [Target::All]);
+    }
+
+    #[test]
+    fn a_node_is_flushed_once_for_what_nobody_knows() {
+        let caught = Caught::default();
+        let foreign = || StalePage { because: StaleBecause::Foreign, ..page("/a", &[]) };
+        let forgotten = |position| StalePage { because: StaleBecause::Forgotten, position, ..page("/a", &["a"]) };
+        let first = caught.push(foreign());
+        assert_eq!((first, caught.push(forgotten(3))), (Some(1), Some(1)));
+        let taken = caught.take(10);
+        assert!(taken.is_all);
+        // They wait for the flush that is on its way, and not for another.
+        assert_eq!((caught.push(foreign()), caught.push(forgotten(9))), (Some(1), Some(1)));
+        caught.done(taken.number);
+        assert_eq!((caught.push(foreign()), caught.push(forgotten(9))), (None, None));
+        assert!(caught.state.lock().is_empty());
+        // What was stored since is another matter.
+        assert_eq!(caught.push(forgotten(10)), Some(2));
+    }
+
+    #[test]
+    fn a_page_that_is_kept_in_spite_of_its_ban_is_not_banned_again() {
+        let caught = Caught::default();
+        assert!(caught.push(page("/a", &["a"])).is_some());
+        caught.done(caught.take(10).number);
+        assert!(caught.record_kept(7));
+        assert!(caught.take(10).is_all, "it is flushed once");
+        assert_eq!(caught.push(page("/a", &["a"])), None);
+        assert!(!caught.record_kept(8) && caught.state.lock().is_empty());
+        assert!(caught.push(StalePage { id: 9, ..page("/a", &["a"]) }).is_some());
     }
 
     #[tokio::test]
@@ -209,13 +295,13 @@ mod tests {
         let first = caught.push(page("/a", &["a"]));
         assert_eq!(caught.push(page("/a", &["a"])), first);
         caught.due().await;
-        let under_way = caught.take();
+        let under_way = caught.take(9);
         let second = caught.push(page("/b", &["b"]));
-        assert_eq!((under_way.number, under_way.pages.len(), second), (first, 1, first + 1));
+        assert_eq!((Some(under_way.number), under_way.pages.len(), second), (first, 1, Some(2)));
         caught.done(under_way.number);
-        assert!(*caught.told.borrow() >= first && *caught.told.borrow() < second);
+        assert_eq!(*caught.told.borrow(), 1);
         caught.due().await;
-        assert_eq!(caught.take().number, second);
+        assert_eq!(caught.take(9).number, 2);
     }
 
     #[test]
@@ -224,7 +310,7 @@ mod tests {
         for number in 0..=MAX_PAGES {
             caught.push(page(&format!("/{number}"), &["a"]));
         }
-        let taken = caught.take();
+        let taken = caught.take(9);
         assert!(taken.is_all && taken.pages.len() == MAX_PAGES);
     }
 }

@@ -156,6 +156,10 @@ impl Deliveries {
         else {
             return false;
         };
+        // Whoever waits for a node that takes no purges at present waits in vain.
+        if state.late.is_late() || state.error.lock().is_some() {
+            return false;
+        }
         let wanted = match page.because {
             StaleBecause::Purged(position) | StaleBecause::Unsealed(position) => Some(position),
             StaleBecause::Foreign | StaleBecause::Forgotten => None,
@@ -166,11 +170,23 @@ impl Deliveries {
                 Some(position) if page.asked_at < position => {
                     state.hurry.notify_one();
                     self.progress.until(|| live.cursor() >= position).await;
+                    true
                 }
                 _ => state.caught.tell(page).await,
             }
         };
-        tokio::time::timeout(patience, refreshed).await.is_ok()
+        tokio::time::timeout(patience, refreshed).await.unwrap_or(false)
+    }
+
+    /// A node still has a page that it was told to drop, has acknowledged that, and was asked again.
+    pub fn record_kept(&self, node: &NodeId, page: &StalePage) {
+        let Some(state) = self.nodes.get(node).map(|delivery| Arc::clone(&delivery.state)) else { return };
+        if state.caught.record_kept(page.id) {
+            let path = String::from_utf8_lossy(&page.path);
+            let text = format!("it keeps pages that it said it had dropped ({path}): its VCL does not purge them");
+            tracing::warn!(%node, "{text}; no reader gets them from it");
+            *state.kept.lock() = Some(text.into());
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use super::{Deliveries, DeliveryContext, DeliveryState};
 use crate::backoff::Backoff;
 use crate::fleet::{FILL_LATENCY, Node, VarnishSettings};
 use crate::journal::{CursorState, Position};
+use crate::purge::Target;
 use crate::telemetry::{NodeMetrics, VarnishMetrics, causes};
 use crate::varnish::http::DeliveryError;
 
@@ -247,9 +248,20 @@ impl Task {
 
     /// What was caught of it, as one ban.
     async fn take_caught(&mut self) -> Work {
-        let (taken, sources, at) = (self.state.caught.take(), self.sources.clone(), self.sent);
+        let (head, sources, at) = (self.sources.journal.head(), self.sources.clone(), self.sent);
+        let taken = self.state.caught.take(head);
         let number = taken.number;
-        let batch = on_a_thread(move || taken.batch(at, &sources)).await;
+        let (batch, is_flush) = on_a_thread(move || {
+            let purge = taken.purge(&sources);
+            (Batch::of(&purge, at, &sources), purge.targets == [Target::All])
+        })
+        .await;
+        if is_flush {
+            self.state.caught.record_flush(number, head);
+        }
+        if let Some(budget) = &mut self.budget {
+            budget.spend(batch.listed(), Instant::now());
+        }
         Work {
             kind: Kind::Caught(number),
             walk: Walk::new(Some(at), at, Vec::new()),
@@ -282,10 +294,14 @@ impl Task {
             tokio::time::sleep_until(ready.into()).await;
             moved
         };
+        let caught = async {
+            self.state.caught.due().await;
+            tokio::time::sleep_until(ready.into()).await;
+        };
         tokio::select! {
             biased;
             range = due(unsure) => Some((Kind::Repeat, Some(range.after), range.last)),
-            () = self.state.caught.due() => Some((Kind::CAUGHT, Some(self.sent), self.sent)),
+            () = caught => Some((Kind::CAUGHT, Some(self.sent), self.sent)),
             range = self.state.recalls.due() => Some((Kind::Recalled(range), Some(range.after), range.last)),
             moved = moved => {
                 let last = self.sources.journal.head();
@@ -330,7 +346,13 @@ impl Task {
             Kind::New => self.finish_new(work),
             Kind::Repeat => self.finish_repeat(&work),
             Kind::Recalled(range) => self.finish_recall(&work, range),
-            Kind::Caught(number) => self.state.caught.done(number),
+            Kind::Caught(number) => {
+                if self.deliveries.context.sealed.is_some() && (work.report.flushed_all || work.report.flushed_in_part)
+                {
+                    self.node.live.set_cache_is_sealed(true);
+                }
+                self.state.caught.done(number);
+            }
             Kind::Settle => self.settling.complete_first(Instant::now()),
         }
         Ok(())

@@ -17,21 +17,27 @@ use crate::http1::{Method, RequestHead, ResponseHead};
 use crate::seal::{Judgement, Position, PurgedNames, Seal, StalePage, write_asked};
 use crate::telemetry::{Metrics, NodeMetrics, SealVerdict};
 
-/// Has a cache get what was purged of this page. Resolves with `true` when it has acknowledged that, and with `false` if it
-/// takes too long.
-pub type Refresh = Arc<dyn Fn(&NodeId, StalePage) -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>;
+/// Who tells caches of stale pages.
+pub trait Refresh: Send + Sync {
+    /// Has a cache get what was purged of this page. Resolves with `true` when it has acknowledged that, and with `false` if that
+    /// takes too long, or is in vain.
+    fn refresh(&self, node: &NodeId, page: StalePage) -> Pin<Box<dyn Future<Output = bool> + Send>>;
+
+    /// The cache still has this page, which it has acknowledged to have dropped.
+    fn record_kept(&self, node: &NodeId, page: &StalePage);
+}
 
 /// Judges answers by their seals.
 #[derive(Clone)]
 pub struct Freshness {
     purged: Arc<PurgedNames>,
-    refresh: Refresh,
+    refresh: Arc<dyn Refresh>,
     metrics: Arc<Metrics>,
 }
 
 impl Freshness {
     /// Judges by what was purged, and has caches told by `refresh`.
-    pub fn new(purged: Arc<PurgedNames>, refresh: Refresh, metrics: Arc<Metrics>) -> Self {
+    pub fn new(purged: Arc<PurgedNames>, refresh: Arc<dyn Refresh>, metrics: Arc<Metrics>) -> Self {
         Freshness { purged, refresh, metrics }
     }
 
@@ -76,7 +82,12 @@ impl Freshness {
 
     /// Has the cache told once more, and waits for that. Says whether it has acknowledged it.
     pub(super) async fn refresh(&self, node: &NodeId, page: StalePage) -> bool {
-        (self.refresh)(node, page).await
+        self.refresh.refresh(node, page).await
+    }
+
+    /// The cache still has this page, which it has acknowledged to have dropped.
+    pub(super) fn record_kept(&self, node: &NodeId, page: &StalePage) {
+        self.refresh.record_kept(node, page);
     }
 }
 

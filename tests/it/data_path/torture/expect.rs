@@ -7,7 +7,8 @@ use super::message::{Answer, Exchange, Exit, Field, Framing, Interim, Leave, Mis
 use super::parse::{Ending, Head, shown};
 
 /// The fields that clearcoat adds, to a node and to a client.
-const OWN: [&str; 8] = [
+const OWN: [&str; 9] = [
+    "X-Clearcoat-Asked",
     "host",
     "x-forwarded-for",
     "x-forwarded-proto",

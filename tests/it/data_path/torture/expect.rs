@@ -17,6 +17,7 @@ const OWN: [&str; 9] = [
     "content-length",
     "transfer-encoding",
     "connection",
+    "x-clearcoat-asked",
 ];
 
 /// Checks the request head that this node received.

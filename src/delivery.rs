@@ -330,6 +330,11 @@ impl Deliveries {
         }
     }
 
+    /// Whether there is one purge after this position, and nobody waits for any other.
+    fn is_awaited_alone(&self, position: Position) -> bool {
+        self.requests.lock().awaited() == 1 && self.context.journal.lag(position).entries == 1
+    }
+
     /// Waits until no node has to be waited for any more, and marks those late that let `timeout` pass.
     async fn wait_for(&self, position: Position, timeout: Duration) {
         let awaited = self.worth_waiting_for(position);

@@ -290,8 +290,10 @@ impl Task {
                     () = tokio::time::sleep_until(until.into()) => {}
                 }
             }
-            // Purges gather during this time.
-            tokio::time::sleep_until(ready.into()).await;
+            // Purges gather during this time. One that somebody waits for alone has nothing to fold with.
+            if !self.deliveries.is_awaited_alone(sent) {
+                tokio::time::sleep_until(ready.into()).await;
+            }
             moved
         };
         let caught = async {

@@ -8,7 +8,6 @@ use super::parse::{Ending, Head, shown};
 
 /// The fields that clearcoat adds, to a node and to a client.
 const OWN: [&str; 9] = [
-    "X-Clearcoat-Asked",
     "host",
     "x-forwarded-for",
     "x-forwarded-proto",

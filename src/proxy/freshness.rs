@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use crate::fleet::{Node, NodeId};
 use crate::http1::{Method, RequestHead, ResponseHead};
-use crate::seal::{Judgement, Position, PurgedNames, Seal, StalePage, write_asked};
+use crate::seal::{Judgement, Position, PurgedNames, Seal, StalePage, asked_prefix, write_asked};
 use crate::telemetry::{Metrics, NodeMetrics, SealVerdict};
 
 /// Who tells caches of stale pages.
@@ -31,6 +31,8 @@ pub trait Refresh: Send + Sync {
 #[derive(Clone)]
 pub struct Freshness {
     purged: Arc<PurgedNames>,
+    /// What begins each note about a reader.
+    asked_prefix: Arc<[u8]>,
     refresh: Arc<dyn Refresh>,
     metrics: Arc<Metrics>,
 }
@@ -38,7 +40,8 @@ pub struct Freshness {
 impl Freshness {
     /// Judges by what was purged, and has caches told by `refresh`.
     pub fn new(purged: Arc<PurgedNames>, refresh: Arc<dyn Refresh>, metrics: Arc<Metrics>) -> Self {
-        Freshness { purged, refresh, metrics }
+        let asked_prefix = asked_prefix(purged.lineage().journal()).into();
+        Freshness { purged, asked_prefix, refresh, metrics }
     }
 
     /// What a reader remembers who arrives now.
@@ -48,7 +51,7 @@ impl Freshness {
 
     /// Appends what a cache passes on to the origin about the reader of a page: this request's name and what he remembers.
     pub(super) fn write_asked(&self, out: &mut Vec<u8>, id: u64, known: Position, request: &RequestHead) {
-        write_asked(out, self.purged.lineage().journal(), known, id, request.target());
+        write_asked(out, &self.asked_prefix, known, id, request.target());
     }
 
     /// The page, if this answer of a cache is stale for a reader who remembers `known`. `asked_at`: what the cache had
@@ -59,7 +62,7 @@ impl Freshness {
         answer: &ResponseHead,
         (known, asked_at): (Position, Position),
         node: &Node,
-        metrics: &NodeMetrics,
+        metrics: impl FnOnce() -> Arc<NodeMetrics>,
     ) -> Option<Box<StalePage>> {
         if !matches!(request.method, Method::Get | Method::Head) {
             return None;
@@ -67,7 +70,7 @@ impl Freshness {
         let checks = &self.metrics.seal.checks;
         let Some(seal) = answer.seal().and_then(Seal::parse) else {
             checks.count(SealVerdict::Unsealed);
-            metrics.varnish.iter().for_each(|varnish| varnish.unsealed.inc());
+            metrics().varnish.iter().for_each(|varnish| varnish.unsealed.inc());
             let passes = asked_at >= known || !node.live.is_sealing() || answer.status == 405 || answer.status >= 500;
             return (!passes).then(|| Box::new(StalePage::unsealed(known, request.path(), asked_at)));
         };
@@ -76,7 +79,7 @@ impl Freshness {
             return None;
         };
         checks.count(SealVerdict::Stale);
-        metrics.varnish.iter().for_each(|varnish| varnish.stale_caught.inc());
+        metrics().varnish.iter().for_each(|varnish| varnish.stale_caught.inc());
         Some(Box::new(StalePage::new(&seal, because, request.path(), asked_at)))
     }
 

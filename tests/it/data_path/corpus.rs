@@ -19,9 +19,6 @@ use crate::support::client::{Connection, Ending};
 use crate::support::eventually;
 use crate::support::upstream::Upstream;
 
-/// The files have the exact bytes of heads, and a seal has random ones.
-const UNSEALED: &str = "[edge]\nlisten = [\"127.0.0.1:0\"]\nseal = false\n";
-
 /// How bytes are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Writes {

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use super::case::Case;
-use super::{Failures, UNSEALED, Writes, connect, half_close, is_served, messages, shown};
+use super::{Failures, Writes, connect, half_close, is_served, messages, shown};
 use crate::data_path::rig::Rig;
 use crate::support::client::Ending;
 use crate::support::upstream::{Call, Gate, Then, Upstream};
@@ -172,7 +172,7 @@ fn no_hostile_answer_looks_right_and_its_connection_is_not_used_again() {
     let cases = Case::read_all("answers");
     // One map for both nodes: a request that fails at a Varnish may go to a web node.
     let scripts = Scripts::default();
-    let rig = Rig::start(UNSEALED, vec![node(&scripts)], vec![node(&scripts)]);
+    let rig = Rig::start("", vec![node(&scripts)], vec![node(&scripts)]);
     let mut failures = Failures::default();
     let (mut hostile, mut odd, mut used_again) = (0, 0, 0);
     for (name, address, node) in

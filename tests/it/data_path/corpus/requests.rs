@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use super::case::Case;
-use super::{Failures, Message, UNSEALED, Writes, all_bytes, connect, half_close, is_served, messages, shown};
+use super::{Failures, Message, Writes, all_bytes, connect, half_close, is_served, messages, shown};
 use crate::data_path::rig::Rig;
 use crate::support::client::Ending;
 use crate::support::eventually;
@@ -123,7 +123,7 @@ fn run(cases: &[(Case, Verdict, Writes)]) -> Vec<(Vec<String>, u64)> {
     let nodes = [recorder(&logs[0]), recorder(&logs[1])];
     let addresses = nodes.each_ref().map(|node| node.address);
     let [varnish, web] = nodes;
-    let mut rig = Rig::start(UNSEALED, vec![varnish], vec![web]);
+    let mut rig = Rig::start("", vec![varnish], vec![web]);
     let mut failures = Failures::default();
     let sides = [("edge", rig.clearcoat.edge), ("origin", rig.clearcoat.origin)];
     for (((name, address), node), log) in sides.into_iter().zip(addresses).zip(logs) {

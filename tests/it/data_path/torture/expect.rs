@@ -7,7 +7,7 @@ use super::message::{Answer, Exchange, Exit, Field, Framing, Interim, Leave, Mis
 use super::parse::{Ending, Head, shown};
 
 /// The fields that clearcoat adds, to a node and to a client.
-const OWN: [&str; 9] = [
+const OWN: [&str; 8] = [
     "host",
     "x-forwarded-for",
     "x-forwarded-proto",
@@ -16,7 +16,6 @@ const OWN: [&str; 9] = [
     "content-length",
     "transfer-encoding",
     "connection",
-    "x-clearcoat-asked",
 ];
 
 /// Checks the request head that this node received.

@@ -28,14 +28,19 @@ pub(super) struct Sealing {
 type Done = Pin<Box<dyn Future<Output = bool> + Send>>;
 
 /// Whether answers are to be sealed by this process.
-pub(super) fn is_wanted(config: &Config) -> bool {
+fn is_wanted(config: &Config) -> bool {
     let has_replicas = config.journal.kind == JournalKind::Etcd || !config.replica.peers.is_empty();
     config.edge.seal && !has_replicas
 }
 
+/// Whether purges that a seal shows wait for no Varnish. Only then are blocks of pages noted.
+pub(super) fn is_waited_for_edge(config: &Config) -> bool {
+    is_wanted(config) && config.purge.wait_for == WaitFor::Edge
+}
+
 /// What decides which purges wait for no Varnish; `None` if all wait.
 pub(super) fn sealed_purges(config: &Config, journal: &dyn Journal) -> Option<Arc<SealedPurges>> {
-    let purged = journal.purged().filter(|_| is_wanted(config) && config.purge.wait_for == WaitFor::Edge)?;
+    let purged = journal.purged().filter(|_| is_waited_for_edge(config))?;
     Some(Arc::new(SealedPurges::new(Arc::clone(purged), config.purge.gather)))
 }
 

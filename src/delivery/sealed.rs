@@ -105,6 +105,7 @@ impl Deliveries {
     pub async fn note_unsealable(&self, names: Vec<Name>) -> bool {
         let Some(sealed) = &self.context.sealed else { return true };
         sealed.purged.unsealable().insert(&names);
+        self.show_unsealable();
         self.unseal_pending(sealed, &names);
         let noted = self.context.journal.note_unsealable(names);
         match tokio::time::timeout(self.context.pace.longest_wait, noted).await {
@@ -117,6 +118,14 @@ impl Deliveries {
                 tracing::warn!("tags of a block are not noted in time: it is not stored");
                 false
             }
+        }
+    }
+
+    /// Shows how many tags no seal shows.
+    pub fn show_unsealable(&self) {
+        if let Some(sealed) = &self.context.sealed {
+            let count = i64::try_from(sealed.purged.unsealable().count()).unwrap_or(i64::MAX);
+            self.context.metrics.seal.unsealable.set(count);
         }
     }
 

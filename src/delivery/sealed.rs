@@ -107,9 +107,12 @@ impl Deliveries {
         sealed.purged.unsealable().insert(&names);
         self.show_unsealable();
         self.unseal_pending(sealed, &names);
-        let noted = self.context.journal.note_unsealable(names);
+        let noted = self.context.journal.note_unsealable(names.clone());
         match tokio::time::timeout(self.context.pace.longest_wait, noted).await {
-            Ok(Ok(())) => true,
+            Ok(Ok(())) => {
+                sealed.purged.unsealable().settle(&names);
+                true
+            }
             Ok(Err(error)) => {
                 tracing::warn!(error = %causes(&error), "tags of a block could not be noted: it is not stored");
                 false

@@ -114,7 +114,8 @@ async fn try_handle(
             Err(failed) => failed,
         };
         let failure = match failure {
-            Failure::Stale(page) => {
+            // One whose body is gone cannot be repeated: a cache drops the body of a GET and looks the page up all the same.
+            Failure::Stale(page) if untouched => {
                 tracing::debug!(request = %request.id, node = %node.id(), ?page, "a stale answer is thrown away");
                 client.deadline.enter(Phase::FirstByte);
                 (node, takes_stale) =

@@ -2,9 +2,11 @@
 //!
 //! A page is put together by a cache that fills in blocks (ESI), and only the seal of the page itself comes with the answer. So a
 //! purge of a tag that is on a block of some page must wait for every cache, as it would without seals. Such tags are
-//! known by what passes the origin: the set is durable before the head of a block passes, and only ever grows.
+//! known by what passes the origin: the set is durable before the head of a block passes, and only ever grows. A tag counts
+//! from the moment it is known; but each block that has it waits until it is durable, not only the first one. Otherwise the
+//! second would be stored while the first still waits for a disk, or after that has failed.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::RwLock;
@@ -17,16 +19,19 @@ const MAX_NAMES: usize = 100_000;
 /// The tags of blocks, and of answers that cannot be sealed.
 #[derive(Debug, Default)]
 pub struct UnsealableTags {
-    names: RwLock<HashSet<Name>>,
+    /// Each with whether it is durable.
+    names: RwLock<HashMap<Name, bool>>,
     /// There were too many.
     is_full: AtomicBool,
+    /// There are too many of those that are durable.
+    is_full_for_good: AtomicBool,
 }
 
 impl UnsealableTags {
-    /// A set with these names.
+    /// A set with these names, which are durable.
     pub(super) fn new(names: impl IntoIterator<Item = Name>) -> Self {
         let tags = UnsealableTags::default();
-        tags.insert(&names.into_iter().collect::<Vec<_>>());
+        tags.settle(&names.into_iter().collect::<Vec<_>>());
         tags
     }
 
@@ -34,25 +39,42 @@ impl UnsealableTags {
     pub fn has_any(&self, names: &[Name]) -> bool {
         self.is_full.load(Ordering::SeqCst) || {
             let known = self.names.read();
-            names.iter().any(|name| known.contains(name))
+            names.iter().any(|name| known.contains_key(name))
         }
     }
 
-    /// Those of these names that are not in it.
+    /// Those of these names that are not in it, or not durable yet.
     pub fn missing(&self, names: impl IntoIterator<Item = Name>) -> Vec<Name> {
-        if self.is_full.load(Ordering::SeqCst) {
+        if self.is_full_for_good.load(Ordering::SeqCst) {
             return Vec::new();
         }
         let known = self.names.read();
-        names.into_iter().filter(|name| !known.contains(name)).collect()
+        names.into_iter().filter(|name| known.get(name) != Some(&true)).collect()
     }
 
     /// Adds names. From then on purges of them wait.
     pub fn insert(&self, names: &[Name]) {
+        self.enter(names, false);
+    }
+
+    /// Adds names that are durable, or are now.
+    pub fn settle(&self, names: &[Name]) {
+        self.enter(names, true);
+    }
+
+    fn enter(&self, names: &[Name], durable: bool) {
         let mut known = self.names.write();
-        known.extend(names);
+        for name in names {
+            // Beyond the limit every tag counts, so only durable ones are of use: no disk that fails makes this grow.
+            if durable || known.len() <= MAX_NAMES {
+                *known.entry(*name).or_insert(false) |= durable;
+            }
+        }
         if known.len() > MAX_NAMES {
             self.is_full.store(true, Ordering::SeqCst);
+            if durable && known.values().filter(|durable| **durable).count() > MAX_NAMES {
+                self.is_full_for_good.store(true, Ordering::SeqCst);
+            }
         }
     }
 
@@ -81,10 +103,30 @@ mod tests {
     }
 
     #[test]
+    fn a_tag_is_missing_until_it_is_durable() {
+        let tags = UnsealableTags::default();
+        tags.insert(&names(0..2));
+        assert!(tags.has_any(&names(0..1)) && tags.missing(names(0..2)) == names(0..2));
+        tags.settle(&names(0..1));
+        tags.insert(&names(0..1));
+        assert_eq!(tags.missing(names(0..2)), names(1..2));
+    }
+
+    #[test]
+    fn more_tags_than_are_remembered_are_missing_until_as_many_are_durable() {
+        let tags = UnsealableTags::default();
+        tags.insert(&names(0..MAX_NAMES + 9));
+        assert!(tags.has_any(&names(MAX_NAMES + 9..MAX_NAMES + 10)));
+        assert_eq!((tags.names.read().len(), tags.missing(names(0..1))), (MAX_NAMES + 1, names(0..1)));
+        tags.settle(&names(0..MAX_NAMES + 1));
+        assert_eq!(tags.missing(names(0..1)), vec![]);
+    }
+
+    #[test]
     fn beyond_what_is_remembered_every_tag_is_one() {
         let tags = UnsealableTags::new(names(0..MAX_NAMES));
         assert!(!tags.has_any(&names(MAX_NAMES..MAX_NAMES + 1)));
-        tags.insert(&names(MAX_NAMES..MAX_NAMES + 1));
+        tags.settle(&names(MAX_NAMES..MAX_NAMES + 1));
         assert!(tags.has_any(&names(MAX_NAMES + 1..MAX_NAMES + 2)));
         assert_eq!(tags.missing(names(MAX_NAMES + 1..MAX_NAMES + 2)), []);
     }

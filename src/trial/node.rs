@@ -41,7 +41,7 @@ pub(super) async fn run(trials: Arc<Trials>, node: Arc<Node>, settings: VarnishS
     wake.notified().await;
     loop {
         let TrialVerdict { state, finding, returns_seals } = try_node(&trials, &node, &settings).await;
-        if state != TrialState::Inconclusive {
+        if let Some(returns_seals) = returns_seals {
             trials.record_seals(&node, returns_seals);
         }
         let pause = match trials.publish(&node, state, &finding) {
@@ -59,8 +59,8 @@ struct TrialVerdict {
     state: TrialState,
     /// That in words; empty if all is well.
     finding: String,
-    /// The node keeps seals with its pages, and passes on what the edge says of a reader.
-    returns_seals: bool,
+    /// The node keeps seals with its pages, and passes on what the edge says of a reader. `None` if nothing was seen of that.
+    returns_seals: Option<bool>,
 }
 
 /// One trial.
@@ -68,7 +68,8 @@ async fn try_node(trials: &Trials, node: &Node, settings: &VarnishSettings) -> T
     let mut why = String::new();
     for (number, (pause, whose)) in ATTEMPTS.into_iter().enumerate() {
         sleep(pause).await;
-        // A node may take no page with such a long field: then it is tried without.
+        // A node may take no page with such a long field: then it is tried without. Of seals that says nothing: what kept the
+        // pages before it away may have been a moment's trouble, for which no cache is dropped.
         let (page, host) = (TrialPage::new(number < 2), trials.host(whose));
         let link = PurgeClient::to(node.spec.address, settings, STEP);
         let trial = Trial { trials, settings, page, host, link };
@@ -78,7 +79,7 @@ async fn try_node(trials: &Trials, node: &Node, settings: &VarnishSettings) -> T
         }
     }
     let finding = format!("whether purges take pages out of this Varnish could not be tried: {why}");
-    TrialVerdict { state: TrialState::Inconclusive, finding, returns_seals: false }
+    TrialVerdict { state: TrialState::Inconclusive, finding, returns_seals: None }
 }
 
 /// A page as a node has answered it.
@@ -118,16 +119,16 @@ impl Trial<'_> {
                     "purges do not take pages out of this Varnish: its VCL does not carry out delivery = \"{configured}\", but \
                      \"{other}\"; set that for the node. It gets no traffic"
                 );
-                return Ok(TrialVerdict { returns_seals: false, ..verdict(TrialState::Failed, finding) });
+                return Ok(TrialVerdict { returns_seals: Some(false), ..verdict(TrialState::Failed, finding) });
             }
         }
         let finding = "no purge by tags takes pages out of this Varnish, in no form of delivery: once tags are purged, it \
                        gets no traffic. Its VCL must ban by X-Magento-Tags-Pattern, or purge by xkey-purge (`clearcoat vcl`)";
-        Ok(TrialVerdict { returns_seals: false, ..verdict(TrialState::WithoutTags, finding.to_owned()) })
+        Ok(TrialVerdict { returns_seals: Some(false), ..verdict(TrialState::WithoutTags, finding.to_owned()) })
     }
 
-    /// The name of the page once the node caches it, and whether it has kept the seal with it.
-    async fn stored(&mut self) -> Result<(String, bool), String> {
+    /// The name of the page once the node caches it, and whether it has kept the seal with it, if the page had one.
+    async fn stored(&mut self) -> Result<(String, Option<bool>), String> {
         let mut before = None;
         for _ in 0..ASKED {
             let now = self.ask().await?;

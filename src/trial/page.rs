@@ -47,9 +47,11 @@ impl TrialPage {
         format!("1 {} 0 {} {}", &self.token[..16], &self.token[16..], self.path())
     }
 
-    /// Whether a node that answered with this page and this seal returns seals, and passes on what the edge says.
-    pub(super) fn has_seal(&self, name: &str, seal: Option<&[u8]>) -> bool {
-        self.is_sealed && self.was_asked.load(Ordering::SeqCst) && seal == Some(seal_of(name).as_bytes())
+    /// Whether a node that answered with this page and this seal returns seals, and passes on what the edge says. `None` of a
+    /// page without a seal.
+    pub(super) fn has_seal(&self, name: &str, seal: Option<&[u8]>) -> Option<bool> {
+        let is_kept = || self.was_asked.load(Ordering::SeqCst) && seal == Some(seal_of(name).as_bytes());
+        self.is_sealed.then(is_kept)
     }
 
     /// Its path.
@@ -152,11 +154,12 @@ mod tests {
         let name = name_in(text.as_bytes()).unwrap();
         let seal = text.lines().find_map(|line| line.strip_prefix("X-Clearcoat-Seal: ")).unwrap();
         assert_eq!(seal.len(), 8_000);
-        assert!(!page.has_seal(&name, Some(seal.as_bytes())), "nobody asked as the edge does");
+        assert_eq!(page.has_seal(&name, Some(seal.as_bytes())), Some(false), "nobody asked as the edge does");
         page.answer(Some(page.asked().as_bytes()));
-        assert!(page.has_seal(&name, Some(seal.as_bytes())));
-        assert!(!page.has_seal(&name, None) && !page.has_seal(&name, Some(b"another")));
+        assert_eq!(page.has_seal(&name, Some(seal.as_bytes())), Some(true));
+        assert!([None, Some(&b"another"[..])].iter().all(|other| page.has_seal(&name, *other) == Some(false)));
         let bare = TrialPage::new(false);
+        assert_eq!(bare.has_seal(&name, None), None);
         assert!(!String::from_utf8(bare.answer(Some(bare.asked().as_bytes()))).unwrap().contains("Seal"));
     }
 

@@ -32,6 +32,7 @@ mod replay;
 mod replicas;
 mod replicas_agree;
 mod seal;
+mod seal_attacks;
 mod slow_start;
 mod storm;
 mod support;

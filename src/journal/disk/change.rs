@@ -15,9 +15,11 @@ pub(super) const ENTRIES: TableDefinition<'_, Position, &[u8]> = TableDefinition
 pub(super) const CURSORS: TableDefinition<'_, &str, (Position, u64)> = TableDefinition::new("cursors");
 /// The epochs of the cursors, if they have one.
 pub(super) const EPOCHS: TableDefinition<'_, &str, &str> = TableDefinition::new("epochs");
+/// Those of the nodes with a cursor whose cache was stored since answers are sealed, each with the time at which that cursor
+/// was saved. A version of clearcoat that does not seal saves cursors and leaves this as it is: then the times differ, and
+/// what came into the cache meanwhile is not known.
+pub(super) const SEALED: TableDefinition<'_, &str, u64> = TableDefinition::new("sealed.at");
 /// The head outlives the entries, so that no position is reused.
-/// Those of the nodes with a cursor whose cache was stored since answers are sealed.
-pub(super) const SEALED: TableDefinition<'_, &str, ()> = TableDefinition::new("sealed");
 pub(super) const HEAD: TableDefinition<'_, (), Position> = TableDefinition::new("head");
 /// All entries after this position are stored, and none up to it. Missing in files from before positions had gaps.
 pub(super) const FLOOR: TableDefinition<'_, (), Position> = TableDefinition::new("floor");
@@ -154,7 +156,7 @@ pub(super) fn write(
                 None => epochs.remove(node.as_str())?,
             };
             if *is_sealed {
-                sealed.insert(node.as_str(), ())?;
+                sealed.insert(node.as_str(), change.now_ms)?;
             } else {
                 sealed.remove(node.as_str())?;
             }

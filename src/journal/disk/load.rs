@@ -176,7 +176,10 @@ impl Reader<'_> {
             };
             let epoch = epoch.map(|epoch| epoch.value().into());
             let is_sealed = match &sealed {
-                Some(sealed) => sealed.get(node.value()).map_err(|error| self.failed(error))?.is_some(),
+                Some(sealed) => {
+                    let sealed = sealed.get(node.value()).map_err(|error| self.failed(error))?;
+                    sealed.is_some_and(|sealed| sealed.value() == at_ms)
+                }
                 None => false,
             };
             let node = NodeId::try_from(node.value()).map_err(|source| self.damaged(Damage::Cursor(source)))?;

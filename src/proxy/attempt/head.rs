@@ -280,11 +280,11 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
 }
 
 impl AwaitingHead<'_, '_> {
-    /// The page, if a cache answered with one that is older than a purge, and the request can be repeated.
+    /// The page, if a cache answered with one that is older than a purge.
     fn find_stale(&self) -> Option<Box<StalePage>> {
         let Exchange { client, request, node, terms, .. } = &*self.exchange;
         let freshness = client.frontend.freshness.as_ref()?;
-        if terms.takes_stale || node.spec.role() != Role::Varnish || request.head.framing != Framing::None {
+        if terms.takes_stale || node.spec.role() != Role::Varnish {
             return None;
         }
         let known = (request.known, request.asked_at);

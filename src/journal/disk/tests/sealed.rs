@@ -107,3 +107,18 @@ async fn tags_of_blocks_and_caches_that_began_sealed_are_remembered() {
     let (journal, _) = reopened(journal, &directory, settings());
     assert_eq!(journal.cursors()[&node("v1")], sealed(false));
 }
+
+#[tokio::test]
+async fn a_cache_that_a_version_without_seals_has_filled_is_not_sealed() {
+    let directory = tempdir().unwrap();
+    let journal = open(directory.path());
+    journal.save_cursors(vec![(node("v1"), Cursor { position: 0, epoch: None, is_sealed: true })]).await.unwrap();
+    drop(journal);
+    // As one that does not seal saves a cursor.
+    let database = redb::Database::open(directory.path().join(opening::JOURNAL)).unwrap();
+    let transaction = database.begin_write().unwrap();
+    transaction.open_table(change::CURSORS).unwrap().insert("v1", (0, crate::clock::now_ms() + 1)).unwrap();
+    transaction.commit().unwrap();
+    drop(database);
+    assert!(!open(directory.path()).cursors()[&node("v1")].is_sealed);
+}

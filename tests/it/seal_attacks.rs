@@ -1,0 +1,175 @@
+//! What an attack on the seal has found, against real varnishd.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::support::client::{Answer, Connection};
+use crate::support::disk;
+use crate::support::eventually;
+use crate::support::fleet::{Fleet, Plan};
+use crate::support::upstream::{Then, Upstream};
+
+fn sealing(plan: &Plan) -> Fleet {
+    let fleet = Fleet::start(&Plan { first_start: "flush", ..*plan });
+    fleet.seals();
+    fleet
+}
+
+/// Nodes whose bans gather for longer than a test takes.
+fn lazy(varnish: usize, more: &str) -> Plan {
+    let config = format!("[purge]\nlisten = [\"127.0.0.1:0\"]\nack_timeout = \"20s\"\ngather = \"60s\"\n{more}");
+    Plan { varnish, web: 1, config: config.leak(), ..Plan::default() }
+}
+
+fn said(answer: &Answer) -> (u16, &str, &str) {
+    (answer.status, answer.cache(), answer.text())
+}
+
+#[test]
+fn a_get_with_a_body_gets_no_old_page_either() {
+    let length = "GET /p/1 HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 1\r\n\r\n";
+    let chunked = "GET /p/1 HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding: chunked\r\n\r\n";
+    for (head, body) in [(length, "x"), (chunked, "0\r\n\r\n")] {
+        let fleet = sealing(&lazy(1, ""));
+        let mut client = Connection::open(fleet.clearcoat.edge).expect("a connection");
+        for version in 1..=3 {
+            fleet.get("/p/1");
+            assert_eq!(said(&fleet.get("/p/1")), (200, "HIT", &*(version - 1).to_string()));
+            fleet.shop.set(1, version);
+            assert_eq!(fleet.purge_tag("cat_p_1").status, 200);
+            client.send(format!("{head}{body}")).expect("sent");
+            let answer = client.answer(false).expect("an answer");
+            assert_eq!((answer.status, answer.text()), (200, &*version.to_string()), "{head}");
+        }
+    }
+}
+
+#[test]
+fn a_get_whose_body_comes_late_gets_no_old_page() {
+    let fleet = sealing(&lazy(1, ""));
+    fleet.get("/p/1");
+    assert_eq!(fleet.get("/p/1").cache(), "HIT");
+    fleet.shop.set(1, 1);
+    assert_eq!(fleet.purge_tag("cat_p_1").status, 200);
+    let mut client = Connection::open(fleet.clearcoat.edge).expect("a connection");
+    client.send("GET /p/1 HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 200000\r\n\r\n").expect("sent");
+    // More than the edge keeps, so that the request cannot be repeated. It may have answered by now.
+    _ = client.send("x".repeat(200_000));
+    let answer = client.answer(false).expect("an answer");
+    assert!(answer.status == 503 || (answer.status, answer.text()) == (200, "1"), "{answer:?}");
+}
+
+/// A web node with pages that include `/block`, and the version of that. Blocks have the tag `of_block`, pages `of_page`.
+fn blocks() -> (Upstream, Arc<AtomicU64>) {
+    let block = Arc::new(AtomicU64::new(0));
+    let shown = Arc::clone(&block);
+    let web = Upstream::start(move |call| {
+        let (tags, body) = if call.seen.head.starts_with("GET /block ") {
+            ("of_block", format!("block {}", shown.load(Ordering::SeqCst)))
+        } else {
+            ("of_page", "<p><esi:include src=\"/block\"/></p>".to_owned())
+        };
+        let head = format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nCache-Control: public, max-age=86400\r\nX-Magento-Tags: {tags}\r\n\
+             Content-Length: {}\r\n\r\n",
+            body.len()
+        );
+        call.send_then(head + &body, Then::KeepAlive)
+    });
+    (web, block)
+}
+
+fn of_blocks(web: &Upstream) -> String {
+    format!("[[node]]\nrole = \"web\"\nid = \"blocks\"\naddress = \"{}\"\n", web.address)
+}
+
+/// Has what was acknowledged so far written to the disk: cursors become durable with the next purge.
+fn make_cursors_durable(fleet: &Fleet) {
+    fleet.clearcoat.current();
+    std::thread::sleep(Duration::from_millis(2_500));
+    assert_eq!(fleet.purge_tag("any").status, 200);
+}
+
+/// The page comes anew, with the block that the cache has, which is then purged.
+fn shows_no_old_block(fleet: &Fleet, block: &AtomicU64) {
+    assert_eq!(fleet.purge_tag("of_page").status, 200);
+    assert_eq!(fleet.get("/page").text(), "<p>block 0</p>");
+    block.store(1, Ordering::SeqCst);
+    let answer = fleet.purge_tag("of_block");
+    assert_eq!(fleet.get("/page").text(), "<p>block 1</p>", "{}", answer.text());
+}
+
+#[test]
+fn a_block_whose_tags_could_not_be_noted_is_not_stored_the_second_time_either() {
+    if !disk::is_possible() {
+        return;
+    }
+    let (web, block) = blocks();
+    let config =
+        format!("[purge]\nlisten = [\"127.0.0.1:0\"]\nack_timeout = \"1s\"\ngather = \"60s\"\n{}", of_blocks(&web));
+    let mut fleet = sealing(&Plan { web: 0, varnish: 1, disk: true, config: config.leak(), ..Plan::default() });
+    make_cursors_durable(&fleet);
+    let frozen = fleet.disk.as_ref().expect("a disk");
+    frozen.freeze();
+    (0..3).for_each(|_| assert_eq!(fleet.get("/page").text(), "<p>block 0</p>"));
+    fleet.clearcoat.kill();
+    frozen.thaw();
+    fleet.clearcoat.restart();
+    fleet.clearcoat.ready();
+    fleet.seals();
+    shows_no_old_block(&fleet, &block);
+}
+
+#[test]
+fn what_came_while_purges_waited_for_every_varnish_is_not_sealed() {
+    let (web, block) = blocks();
+    let [edge, varnish] = ["edge", "varnish"].map(|whom| format!("wait_for = \"{whom}\""));
+    let config = lazy(1, &of_blocks(&web)).config.replacen("gather", &format!("{edge}\ngather"), 1);
+    let mut fleet = sealing(&Plan { web: 0, config: config.leak(), ..lazy(1, "") });
+    make_cursors_durable(&fleet);
+    // No purge, and killed twice: nothing is written in between but what a start writes.
+    for (before, now) in [(&edge, &varnish), (&varnish, &edge)] {
+        fleet.clearcoat.kill();
+        fleet.clearcoat.configure(&fleet.clearcoat.config().replacen(before, now, 1));
+        fleet.clearcoat.restart();
+        fleet.clearcoat.ready();
+        assert_eq!(fleet.get("/page").text(), "<p>block 0</p>");
+    }
+    eventually("it has been tried", || (fleet.clearcoat.node("varnish-1")["trial"] == "passed").then_some(()));
+    shows_no_old_block(&fleet, &block);
+}
+
+#[test]
+fn a_trial_that_fails_for_a_moment_drops_no_cache() {
+    /// Pages under trial are not fetched while there is such a file, but for those without a seal.
+    fn fails(vcl: &str, _: &str, folder: &Path) -> String {
+        let file = folder.join("busy");
+        let rule = format!(
+            "sub vcl_backend_response {{\n    if (bereq.url ~ \"^/.clearcoat/\" && beresp.http.X-Clearcoat-Seal && \
+             std.file_exists(\"{}\")) {{ return (abandon); }}\n",
+            file.display()
+        );
+        vcl.replacen("sub vcl_backend_response {\n", &rule, 1)
+    }
+    let fleet = sealing(&Plan { vcl: fails, ..lazy(1, "") });
+    let health = |wanted: &str| {
+        eventually(wanted, || (fleet.clearcoat.node("varnish-1")["health"] == wanted).then_some(()));
+    };
+    fleet.get("/p/1");
+    assert_eq!(fleet.get("/p/1").cache(), "HIT");
+    let asked = || fleet.varnish[0].counter("MAIN.backend_req");
+    let before = asked();
+    std::fs::write(fleet.folder.path().join("busy"), "").expect("a file");
+    // A node that comes up is tried.
+    fleet.varnish[0].hang();
+    health("down");
+    fleet.varnish[0].resume();
+    health("up");
+    // Twice with a seal; then without one, before a purge and after it.
+    eventually("it is tried without a seal at last", || (asked() >= before + 4).then_some(()));
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(fleet.get("/p/1").cache(), "HIT");
+    assert_eq!(fleet.clearcoat.node("varnish-1")["seals"], true);
+}

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::Deliveries;
-use crate::fleet::{Health, NodeId};
+use crate::fleet::{Health, Live, NodeId, TrialState};
 use crate::journal::{Entry, Missed, Position};
 use crate::seal::{Name, PurgedNames, StaleBecause, StalePage, sealed_by};
 use crate::telemetry::causes;
@@ -98,6 +98,21 @@ impl Deliveries {
     /// Whether nobody waits for a Varnish to have the purge at this position: of those that return seals.
     pub(super) fn is_sealed(&self, position: Position) -> bool {
         self.context.sealed.as_ref().is_some_and(|sealed| sealed.is_sealed(position))
+    }
+
+    /// Why all purges wait for this node, though those that a seal shows wait for others; `None` if they do not, or that is not
+    /// known yet.
+    pub fn why_not_sealing(&self, node: &Live) -> Option<&'static str> {
+        self.context.sealed.as_ref()?;
+        match node.trial() {
+            TrialState::Passed if !node.returns_seals() => Some(
+                "purges wait for it: its VCL does not keep X-Clearcoat-Seal on answers, or X-Clearcoat-Asked on requests",
+            ),
+            TrialState::Passed if !node.cache_is_sealed() => Some(
+                "purges wait for it until it is restarted or flushed (clearcoat purge --all): it has pages without a seal",
+            ),
+            _ => None,
+        }
     }
 
     /// Notes tags that no seal shows: from now on purges of them wait. Purges of them that are still to be sent are sent at

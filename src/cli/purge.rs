@@ -178,7 +178,11 @@ impl std::fmt::Display for AcceptedAnswer {
             .filter(|(_, nodes)| !nodes.is_empty())
             .map(|(what, nodes)| format!("{what}{}", nodes.join(", ")))
             .collect();
-        f.write_str(if parts.is_empty() { "no Varnish is there" } else { "" })?;
+        match (parts.is_empty(), self.applied.is_empty() && self.pending.is_empty()) {
+            (true, _) => f.write_str("no Varnish is there")?,
+            (false, true) => f.write_str("applied by none; ")?,
+            (false, false) => {}
+        }
         f.write_str(&parts.join("; "))
     }
 }

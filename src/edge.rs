@@ -76,6 +76,11 @@ impl EdgeSelect {
         }
     }
 
+    /// Whether it is up, has what it must have, and carries out purges.
+    fn may_serve(&self, Member { node, usable, .. }: &Member) -> bool {
+        *usable && self.fence.admits(&node.live) && self.trials.admits(&node.live)
+    }
+
     /// Past the caches: a web node below its limit.
     fn bypass<'f>(&self, fleet: &'f Snapshot, lb: LbContext, tried: Option<u64>) -> Option<&'f Member> {
         let has_room = |member: &Member| {
@@ -102,12 +107,7 @@ impl Select for EdgeSelect {
     }
 
     fn pick(&self, fleet: &Snapshot, lb: LbContext, tried: Option<u64>) -> Result<Arc<Node>, NoNode> {
-        let may_serve = |Member { node, usable, .. }: &Member| {
-            *usable
-                && self.fence.admits(&node.live)
-                && self.trials.admits(&node.live)
-                && Some(node.endpoint_id) != tried
-        };
+        let may_serve = |member: &Member| self.may_serve(member) && Some(member.node.endpoint_id) != tried;
         let current = balance::pick(self.policy, fleet.varnish.members(), lb, self.bounded_load, may_serve);
         let chosen = current.or_else(|| match self.when_all_behind {
             WhenAllBehind::Bypass => self.bypass(fleet, lb, tried).or_else(|| self.least_behind(fleet, tried)),
@@ -122,15 +122,17 @@ impl Select for EdgeSelect {
         }
     }
 
-    fn past_caches(&self, fleet: &Snapshot, lb: LbContext, last: &Node) -> PastCaches {
-        let serve = PastCaches::Serve { is_counted: !self.fence.admits(&last.live) };
-        match self.when_all_behind {
-            WhenAllBehind::Bypass => match self.bypass(fleet, lb, None) {
-                Some(member) => PastCaches::Web(Arc::clone(&member.node)),
-                None => serve,
-            },
-            WhenAllBehind::Serve => serve,
-            WhenAllBehind::Refuse => PastCaches::Refuse,
+    fn past_caches(&self, fleet: &Snapshot, lb: LbContext, told: &[u64], last: &Node) -> PastCaches {
+        let bypasses = self.when_all_behind == WhenAllBehind::Bypass;
+        if let Some(web) = bypasses.then(|| self.bypass(fleet, lb, None)).flatten() {
+            return PastCaches::Web(Arc::clone(&web.node));
+        }
+        // Nothing old is served, and nothing refused, while there is a cache that may have a fresh page.
+        let may_serve = |member: &Member| self.may_serve(member) && !told.contains(&member.node.endpoint_id);
+        match balance::pick(self.policy, fleet.varnish.members(), lb, None, may_serve) {
+            Some(member) => PastCaches::Cache(Arc::clone(&member.node)),
+            None if self.when_all_behind == WhenAllBehind::Refuse => PastCaches::Refuse,
+            None => PastCaches::Serve { is_counted: !self.fence.admits(&last.live) },
         }
     }
 }

@@ -5,18 +5,20 @@
 //! wait for the same ban: what is caught while one is on its way goes with the next.
 //!
 //! If nobody knows what was purged of a page, only a flush drops it. A node is flushed once for all such pages that it has by
-//! then, and what it still has of them afterwards is asked for elsewhere. The same holds for a page that comes back though its
+//! then, ever more seldom, and what it still has of them afterwards is asked for elsewhere. The same holds for a page that comes back though its
 //! ban was acknowledged: this node does not purge it. It is flushed once, and shown; a second ban would be as good as the first.
 
 use std::collections::HashSet;
 use std::sync::Arc;
+
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 use super::walk::Sources;
 use crate::journal::{Entry, Missed, Position};
-use crate::purge::{Purge, Target};
+use crate::purge::{Forward, Purge, Target};
 use crate::seal::{Name, StalePage, path_key};
 
 /// Beyond this many pages the node is told to drop everything.
@@ -24,6 +26,10 @@ const MAX_PAGES: usize = 1_000;
 
 /// The most pages that are remembered because a node kept them. Beyond it all are forgotten, and found again.
 const MAX_KEPT: usize = 10_000;
+
+/// The pause after everything was dropped for pages of which nobody knows what was purged, at first and at most. It doubles
+/// each time: what helps against a journal that was lost, once, does not help against a node that shows such a page for ever.
+const EMPTIED: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(3600));
 
 /// What was caught of one node.
 #[derive(Debug, Default)]
@@ -43,8 +49,12 @@ struct Gathered {
     taken: u64,
     /// The last flush.
     flush: Option<Flush>,
-    /// The ids of pages that it kept though it acknowledged their ban.
+    /// How often it may be flushed for what was caught.
+    pace: EmptyingPace,
+    /// The ids of pages that no ban drops: it kept them though it acknowledged one, or nobody knows which would.
     kept: HashSet<u64>,
+    /// That it keeps pages was said.
+    is_reported: bool,
 }
 
 /// A ban of everything.
@@ -54,6 +64,24 @@ struct Flush {
     number: u64,
     /// The head when it was taken: a page that is older should be gone.
     at: Position,
+}
+
+/// How often everything is dropped for what was caught of a node.
+#[derive(Debug, Default)]
+struct EmptyingPace(Option<(Instant, Duration)>);
+
+impl EmptyingPace {
+    /// Whether it may be now.
+    fn admits(&mut self, now: Instant) -> bool {
+        let (first, longest) = EMPTIED;
+        let pause = match self.0 {
+            Some((at, pause)) if now.duration_since(at) < pause => return false,
+            Some((at, pause)) if now.duration_since(at) < longest => (2 * pause).min(longest),
+            _ => first,
+        };
+        self.0 = Some((now, pause));
+        true
+    }
 }
 
 /// What is told at once.
@@ -77,7 +105,8 @@ impl Caught {
         let flushed = gathered.flush.filter(|flush| page.is_foreign() || page.position < flush.at);
         match (page.known_since(), flushed) {
             (None, Some(flush)) => return (*self.told.borrow() < flush.number).then_some(flush.number),
-            (None, None) => gathered.is_all = true,
+            (None, None) if gathered.is_all || gathered.pace.admits(Instant::now()) => gathered.is_all = true,
+            (None, None) => return None,
             (Some(_), _) if gathered.pages.len() == MAX_PAGES => gathered.is_all = true,
             (Some(_), _) if gathered.pages.contains(&page) => {}
             (Some(_), _) => gathered.pages.push(page),
@@ -98,12 +127,12 @@ impl Caught {
     /// such page: then it is flushed.
     pub(super) fn record_kept(&self, id: u64) -> bool {
         let mut gathered = self.state.lock();
-        if gathered.kept.len() == MAX_KEPT {
-            gathered.kept.clear();
+        if gathered.kept.contains(&id) {
+            return false;
         }
-        let is_first = gathered.kept.is_empty();
-        gathered.kept.insert(id);
-        gathered.is_all |= is_first;
+        gathered.keep(id);
+        let is_first = !std::mem::replace(&mut gathered.is_reported, true);
+        gathered.is_all |= is_first && gathered.pace.admits(Instant::now());
         drop(gathered);
         self.ring.notify_one();
         is_first
@@ -128,9 +157,27 @@ impl Caught {
         Taken { number, pages, is_all, flushed_at }
     }
 
-    /// The ban with this number is one of everything, of what was there when the head was `at`.
-    pub(super) fn record_flush(&self, number: u64, at: Position) {
-        self.state.lock().flush = Some(Flush { number, at });
+    /// The purge to tell: what was purged since these pages were rendered; everything, if nobody knows that of a page that was
+    /// not flushed before, and the node was not flushed lately. Of a page that is left so no ban is tried again. Reads the
+    /// journal, which takes a moment if it is long. `head`: that of the journal when they were taken.
+    pub(super) fn purge(&self, taken: &Taken, sources: &Sources, head: Position) -> Purge {
+        let all = Purge { targets: vec![Target::All], soft: false };
+        if taken.is_all {
+            return all;
+        }
+        let oldest = taken.pages.iter().filter_map(StalePage::known_since).min();
+        let entries = match oldest.map(|oldest| sources.journal.since(oldest)) {
+            Some(Missed::Entries(entries)) => entries,
+            Some(Missed::Truncated) | None => Vec::new(),
+        };
+        let (targets, unknown) = purged_of(&taken.pages, &entries);
+        let mut gathered = self.state.lock();
+        if unknown.iter().any(|page| page.position >= taken.flushed_at) && gathered.pace.admits(Instant::now()) {
+            gathered.flush = Some(Flush { number: taken.number, at: head });
+            return all;
+        }
+        unknown.iter().for_each(|page| gathered.keep(page.id));
+        Purge { targets, soft: false }
     }
 
     /// The node is to drop everything.
@@ -149,29 +196,22 @@ impl Gathered {
     fn is_empty(&self) -> bool {
         self.pages.is_empty() && !self.is_all
     }
-}
 
-impl Taken {
-    /// The purge to tell: what was purged since these pages were rendered; everything, if nobody knows that of a page that was
-    /// not flushed before; nothing, if it was. Reads the journal, which takes a moment if it is long.
-    pub(super) fn purge(&self, sources: &Sources) -> Purge {
-        let all = Purge { targets: vec![Target::All], soft: false };
-        let oldest = self.pages.iter().filter_map(StalePage::known_since).min();
-        let Some(oldest) = oldest.filter(|_| !self.is_all) else { return all };
-        let (purge, unknown) = match sources.journal.since(oldest) {
-            Missed::Entries(entries) => purged_of(&self.pages, &entries),
-            Missed::Truncated => (Purge { targets: Vec::new(), soft: false }, self.pages.iter().collect()),
-        };
-        if unknown.iter().any(|page| page.position >= self.flushed_at) { all } else { purge }
+    /// No ban of this page is tried again.
+    fn keep(&mut self, id: u64) {
+        if self.kept.len() == MAX_KEPT {
+            self.kept.clear();
+        }
+        self.kept.insert(id);
     }
 }
 
-/// What these purges are of these pages, and the pages of which they are nothing.
-fn purged_of<'p>(pages: &'p [StalePage], entries: &[Arc<Entry>]) -> (Purge, Vec<&'p StalePage>) {
-    let (mut targets, mut told, mut told_paths) = (Vec::new(), HashSet::new(), HashSet::new());
-    let mut has_flush = false;
+/// What these purges are of these pages, and the pages of which they are nothing that a ban could say.
+fn purged_of<'p>(pages: &'p [StalePage], entries: &[Arc<Entry>]) -> (Vec<Target>, Vec<&'p StalePage>) {
+    let (mut targets, mut told, mut told_urls) = (Vec::new(), HashSet::new(), HashSet::new());
+    let (mut purged_paths, mut has_flush) = (HashSet::new(), false);
     let names: HashSet<Name> = pages.iter().flat_map(|page| page.names.iter().copied()).collect();
-    let paths: HashSet<u64> = pages.iter().map(|page| path_key(&page.path)).collect();
+    let paths: HashSet<u64> = pages.iter().map(|page| path_key(&page.target)).collect();
     for target in entries.iter().filter(|entry| !entry.purge.soft).flat_map(|entry| &entry.purge.targets) {
         match target {
             Target::Tags(tags) => {
@@ -182,26 +222,28 @@ fn purged_of<'p>(pages: &'p [StalePage], entries: &[Arc<Entry>]) -> (Purge, Vec<
                 });
                 targets.extend(tags.map(Target::Tags));
             }
-            Target::All => return (Purge { targets: vec![Target::All], soft: false }, Vec::new()),
+            // To drop everything once more for a page that was stored late is as good as not to know.
+            Target::All => {}
             Target::Everything => has_flush = true,
             Target::Forward(forward) => {
                 let path = forward.page().map(|page| path_key(page.as_bytes())).filter(|path| paths.contains(path));
-                // Each of them: they may be of several hosts.
-                targets.extend(path.map(|path| {
-                    told_paths.insert(path);
-                    target.clone()
-                }));
+                purged_paths.extend(path);
             }
             Target::Pattern(_) | Target::Pool(_) => {}
         }
     }
+    // Their own URLs: a purge of one with another query, or of another host, concerns them by their seal and drops nothing.
+    let is_purged = |page: &&StalePage| purged_paths.contains(&path_key(&page.target));
+    for url in pages.iter().filter(is_purged).filter_map(|page| Forward::of_page(&page.host, &page.target)) {
+        if told_urls.insert(url.clone()) {
+            targets.push(Target::Forward(url));
+        }
+    }
     targets.extend(has_flush.then_some(Target::Everything));
     let is_told = |page: &StalePage| {
-        (has_flush && !page.names.is_empty())
-            || page.names.iter().any(|name| told.contains(name))
-            || told_paths.contains(&path_key(&page.path))
+        (has_flush && !page.names.is_empty()) || page.names.iter().any(|name| told.contains(name)) || is_purged(&page)
     };
-    (Purge { targets, soft: false }, pages.iter().filter(|page| !is_told(page)).collect())
+    (targets, pages.iter().filter(|page| !is_told(page)).collect())
 }
 
 #[cfg(test)]
@@ -213,7 +255,7 @@ mod tests {
     fn page(path: &str, tags: &[&str]) -> StalePage {
         let names = tags.iter().map(|tag| Name::of_tag(tag.as_bytes())).collect();
         let because = StaleBecause::Purged(9);
-        StalePage { because, position: 1, id: 7, names, path: path.into(), asked_at: 9 }
+        StalePage { because, position: 1, id: 7, names, target: path.into(), host: b"shop".into(), asked_at: 9 }
     }
 
     fn entry(targets: Vec<Target>, soft: bool) -> Arc<Entry> {
@@ -239,7 +281,7 @@ mod tests {
             entry(vec![tags(&["a", "b"])], false),
         ];
         let (told, unknown) = purged_of(&pages, &entries);
-        assert_eq!((told.targets, unknown.len()), (vec![tags(&["a"]), tags(&["b"])], 0));
+        assert_eq!((told, unknown.len()), (vec![tags(&["a"]), tags(&["b"])], 0));
     }
 
     #[test]
@@ -250,13 +292,9 @@ mod tests {
         // One without tags is dropped by its URL, and not by what drops pages with tags.
         let bare = [page("/a", &[])];
         assert_eq!(unknown(&bare, &[entry(vec![Target::Everything], false)]), 1);
-        let by_url = entry(vec![url("/a?b=c")], false);
-        assert_eq!(
-            (unknown(&bare, std::slice::from_ref(&by_url)), purged_of(&bare, std::slice::from_ref(&by_url)).0.targets),
-            (0, vec![url("/a?b=c")])
-        );
-        let all = entry(vec![tags(&["a"]), Target::All], false);
-        assert_eq!(purged_of(&pages, &[all]).0.targets, [Target::All]);
+        let own = Target::Forward(Forward::of_page(b"shop", b"/a").unwrap());
+        let (told, unknown) = purged_of(&bare, &[entry(vec![url("/a?b=c"), url("/a")], false)]);
+        assert_eq!((told, unknown.len()), (vec![own], 0));
     }
 
     #[test]
@@ -312,5 +350,17 @@ mod tests {
         }
         let taken = caught.take(9);
         assert!(taken.is_all && taken.pages.len() == MAX_PAGES);
+    }
+
+    #[test]
+    fn everything_is_dropped_ever_more_seldom() {
+        let (mut pace, began) = (EmptyingPace::default(), Instant::now());
+        let admitted = (0..86_400).filter(|second| pace.admits(began + Duration::from_secs(*second))).count();
+        // After 0, 10, 30, 70 and so on seconds, and each hour in the end.
+        assert!((24..=34).contains(&admitted), "{admitted}");
+        assert!(
+            pace.admits(began + Duration::from_secs(200_000)) && !pace.admits(began + Duration::from_secs(200_009))
+        );
+        assert!(pace.admits(began + Duration::from_secs(200_010)), "long after the last one it begins anew");
     }
 }

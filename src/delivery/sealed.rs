@@ -209,7 +209,7 @@ impl Deliveries {
     pub fn record_kept(&self, node: &NodeId, page: &StalePage) {
         let Some(state) = self.nodes.get(node).map(|delivery| Arc::clone(&delivery.state)) else { return };
         if state.caught.record_kept(page.id) {
-            let path = String::from_utf8_lossy(&page.path);
+            let path = String::from_utf8_lossy(&page.target);
             let text = format!("it keeps pages that it said it had dropped ({path}): its VCL does not purge them");
             tracing::warn!(%node, "{text}; no reader gets them from it");
             *state.kept.lock() = Some(text.into());

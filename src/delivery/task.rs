@@ -15,7 +15,7 @@ use super::walk::{Batch, Sources, Walk};
 use super::{Deliveries, DeliveryContext, DeliveryState};
 use crate::backoff::Backoff;
 use crate::fleet::{FILL_LATENCY, Node, VarnishSettings};
-use crate::journal::{CursorState, Position};
+use crate::journal::{CursorState, Missed, Position};
 use crate::purge::Target;
 use crate::telemetry::{NodeMetrics, VarnishMetrics, causes};
 use crate::varnish::http::DeliveryError;
@@ -249,16 +249,10 @@ impl Task {
     /// What was caught of it, as one ban.
     async fn take_caught(&mut self) -> Work {
         let (head, sources, at) = (self.sources.journal.head(), self.sources.clone(), self.sent);
-        let taken = self.state.caught.take(head);
+        let caught = Arc::clone(&self.state.caught);
+        let taken = caught.take(head);
         let number = taken.number;
-        let (batch, is_flush) = on_a_thread(move || {
-            let purge = taken.purge(&sources);
-            (Batch::of(&purge, at, &sources), purge.targets == [Target::All])
-        })
-        .await;
-        if is_flush {
-            self.state.caught.record_flush(number, head);
-        }
+        let batch = on_a_thread(move || Batch::of(&caught.purge(&taken, &sources, head), at, &sources)).await;
         if let Some(budget) = &mut self.budget {
             budget.spend(batch.listed(), Instant::now());
         }
@@ -471,7 +465,7 @@ impl Task {
         if let Some(due) = repeat {
             self.unsure.push(self.sent, last, due);
         }
-        if report.flushed_all || report.flushed_in_part {
+        if report.flushed_all || report.flushed_in_part || self.is_flushed_by_a_purge(last) {
             self.emptied_at = Some(last);
         }
         self.gathered_at = None;
@@ -479,6 +473,18 @@ impl Task {
         if repeat.is_none() {
             self.acknowledge(last);
         }
+    }
+
+    /// Whether one of the purges that were just sent, up to `last`, drops all pages with tags, of a cache that is not known to
+    /// be a sealed one. A block without tags is dropped by no purge of tags, so it need not be.
+    fn is_flushed_by_a_purge(&self, last: Position) -> bool {
+        if self.deliveries.context.sealed.is_none() || self.node.live.cache_is_sealed() {
+            return false;
+        }
+        let Missed::Entries(entries) = self.sources.journal.since(self.sent) else { return false };
+        let is_flush = |target: &Target| matches!(target, Target::Everything | Target::All);
+        let sent = entries.iter().filter(|entry| entry.position <= last && !entry.purge.soft);
+        sent.flat_map(|entry| &entry.purge.targets).any(is_flush)
     }
 
     /// Whether a seal shows all purges that are sent next, and this node returns seals.

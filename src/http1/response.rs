@@ -128,6 +128,11 @@ impl ResponseHead {
         self.joins_tags = true;
     }
 
+    /// The length of the head as it came.
+    pub fn head_len(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// The seal that the answer came with; `None` if it has none, or several.
     pub fn seal(&self) -> Option<&[u8]> {
         Some(self.fields.seal.value()?.bytes(&self.bytes))

@@ -68,11 +68,12 @@ impl Freshness {
             return None;
         }
         let checks = &self.metrics.seal.checks;
+        let page = (request.host().unwrap_or_default(), request.target());
         let Some(seal) = answer.seal().and_then(Seal::parse) else {
             checks.count(SealVerdict::Unsealed);
             metrics().varnish.iter().for_each(|varnish| varnish.unsealed.inc());
             let passes = asked_at >= known || !node.live.is_sealing() || answer.status == 405 || answer.status >= 500;
-            return (!passes).then(|| Box::new(StalePage::unsealed(known, request.path(), asked_at)));
+            return (!passes).then(|| Box::new(StalePage::unsealed(known, page, asked_at)));
         };
         let Judgement::Stale(because) = self.purged.judge(&seal, request.target(), known) else {
             checks.count(SealVerdict::Fresh);
@@ -80,7 +81,7 @@ impl Freshness {
         };
         checks.count(SealVerdict::Stale);
         metrics().varnish.iter().for_each(|varnish| varnish.stale_caught.inc());
-        Some(Box::new(StalePage::new(&seal, because, request.path(), asked_at)))
+        Some(Box::new(StalePage::new(&seal, because, page, asked_at)))
     }
 
     /// Has the cache told once more, and waits for that. Says whether it has acknowledged it.

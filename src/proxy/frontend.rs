@@ -67,8 +67,8 @@ pub trait Select: Send + Sync {
     /// If there is none: the reason, for the answer.
     fn pick(&self, fleet: &Snapshot, lb: LbContext, tried: Option<u64>) -> Result<Arc<Node>, NoNode>;
 
-    /// What is done if all caches that were asked, `last` as the last one, answered with a stale page.
-    fn past_caches(&self, fleet: &Snapshot, lb: LbContext, last: &Node) -> PastCaches;
+    /// What is done if the caches with these endpoints, `last` as the last one, answered with a stale page.
+    fn past_caches(&self, fleet: &Snapshot, lb: LbContext, told: &[u64], last: &Node) -> PastCaches;
 }
 
 /// What is done if no cache has a fresh page.
@@ -76,6 +76,8 @@ pub trait Select: Send + Sync {
 pub enum PastCaches {
     /// This web node is asked.
     Web(Arc<Node>),
+    /// This cache is: no web node may be, and it has not answered yet.
+    Cache(Arc<Node>),
     /// The page is served as it is. `is_counted`: that its cache is behind was counted when it was chosen.
     Serve {
         /// Counted already.

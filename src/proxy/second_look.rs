@@ -3,7 +3,7 @@
 //! The cache is told once more of what was purged, and asked again when it has acknowledged that: most often it is the
 //! quickest way to a fresh page, and the page is then cached again. If that fails, another cache is asked, then a web node
 //! past the caches, as far as they may be (`when_all_behind`, `bypass_max_requests_per_node`). Beyond that the edge serves
-//! rather than fails, and says so: as it does when every cache is behind.
+//! rather than fails, and says so: as it does when every cache is behind. Before that each cache that may serve was asked.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::balance::LbContext;
 use crate::fleet::{Node, Role};
 use crate::seal::StalePage;
 
-/// How many caches are asked, each twice.
+/// How many caches are asked, each twice, before a web node. If none may be asked, all are.
 const MAX_CACHES: usize = 2;
 
 /// The looks of one request, so far.
@@ -67,11 +67,12 @@ impl SecondLook {
         {
             return Ok(NextLook::Node(other));
         }
-        match select.past_caches(&fleet, lb, node) {
+        match select.past_caches(&fleet, lb, &self.told(), node) {
             PastCaches::Web(web) => {
                 self.went_past = true;
                 Ok(NextLook::Node(web))
             }
+            PastCaches::Cache(cache) => Ok(NextLook::Node(cache)),
             PastCaches::Serve { is_counted } => {
                 if !is_counted {
                     client.worker.shared.metrics.stale_served.inc();
@@ -88,8 +89,13 @@ impl SecondLook {
             return None;
         }
         let fleet = client.worker.shared.fleet.load();
-        let PastCaches::Web(web) = client.frontend.select.past_caches(&fleet, lb, failed) else { return None };
+        let past = client.frontend.select.past_caches(&fleet, lb, &self.told(), failed);
+        let PastCaches::Web(web) = past else { return None };
         self.went_past = true;
         Some(web)
+    }
+
+    fn told(&self) -> Vec<u64> {
+        self.told.iter().map(|(node, _)| node.endpoint_id).collect()
     }
 }

@@ -19,6 +19,16 @@ pub type NoteTags = Arc<dyn Fn(Vec<Name>) -> Pin<Box<dyn Future<Output = bool> +
 /// The most names of a seal: with them its line stays below the default of Varnish's `http_resp_hdr_len`, 8 KiB.
 const MAX_NAMES: usize = 1_000;
 
+/// The bytes of an answer's head that every Varnish takes: the default of its `http_resp_size`, 32 KiB, without what is added
+/// on the way. A longer head comes through one with a higher limit.
+const USUAL_HEAD: usize = 32 * 1024 - 512;
+
+/// Whether a seal of as many names fits into an answer whose head has `head_len` bytes, where that fits without it.
+fn fits(head_len: usize, names: usize) -> bool {
+    let seal = 128 + names * Name::LEN;
+    names <= MAX_NAMES && (head_len > USUAL_HEAD || head_len + seal <= USUAL_HEAD)
+}
+
 /// Decides about each answer to a cache.
 #[derive(Clone)]
 pub struct StorePolicy {
@@ -64,7 +74,8 @@ impl StorePolicy {
             let asked = request.asked().and_then(Asked::parse);
             asked.is_some_and(|asked| asked.path != request.path()) || is_block_path(request.path())
         };
-        let is_sealed = matches!(request.method, Method::Get | Method::Head) && page.tags().count() <= MAX_NAMES;
+        let is_sealed =
+            matches!(request.method, Method::Get | Method::Head) && fits(answer.head_len(), page.tags().count());
         if is_sealed && !is_block() {
             return Vec::new();
         }
@@ -155,7 +166,7 @@ fn seal(
 ) {
     let page = Page { status: answer.status, target: request.target(), fields: answer.kept_fields() };
     let mut names: Vec<Name> = page.tags().map(Name::of_tag).collect();
-    if names.len() <= MAX_NAMES && (answer.status != 304 || !names.is_empty()) {
+    if fits(answer.head_len(), names.len()) && (answer.status != 304 || !names.is_empty()) {
         write_seal(out, purged.lineage(), position, id, &mut names);
     }
 }
@@ -202,6 +213,20 @@ mod tests {
         assert!(!admits(&policy, "GET") && !admits(&policy, "HEAD"));
         assert!(admits(&policy, "POST"));
         assert_eq!(policy.metrics.guard.marked.get(), 2);
+    }
+
+    #[test]
+    fn a_seal_is_left_off_where_an_answer_fits_only_without_it() {
+        for (head_len, names, is_sealed) in [
+            (1_000, MAX_NAMES, true),
+            (1_000, MAX_NAMES + 1, false),
+            (USUAL_HEAD - 1_000, 100, true),
+            (USUAL_HEAD - 1_000, 200, false),
+            (USUAL_HEAD, 0, false),
+            (USUAL_HEAD + 1, MAX_NAMES, true),
+        ] {
+            assert_eq!(fits(head_len, names), is_sealed, "{names} in {head_len}");
+        }
     }
 
     #[test]

@@ -99,6 +99,17 @@ impl TryFrom<Unchecked> for Forward {
     }
 }
 
+impl Forward {
+    /// A purge of this page alone; `None` of one that cannot be named: without a host, or with a quote in its target, in
+    /// which a VCL would see the end of a text.
+    pub(crate) fn of_page(host: &[u8], target: &[u8]) -> Option<Forward> {
+        let text = |bytes: &[u8]| std::str::from_utf8(bytes).ok().filter(|text| !text.contains('"')).map(str::to_owned);
+        let (host, target) = (text(host).filter(|host| !host.is_empty())?, text(target)?);
+        let headers = vec![("host".to_owned(), host)];
+        Forward::try_from(Unchecked { method: "PURGE".to_owned(), target, headers }).ok()
+    }
+}
+
 /// The beginning of untrusted text, for the log and the answer.
 pub(super) fn shown(text: &str) -> String {
     text.chars().take(80).collect()

@@ -13,24 +13,27 @@ pub struct StalePage {
     pub id: u64,
     /// The names of the page.
     pub names: Vec<Name>,
-    /// The path that was asked for.
-    pub path: Vec<u8>,
+    /// The target that was asked for.
+    pub target: Vec<u8>,
+    /// The host that was; empty if none was.
+    pub host: Vec<u8>,
     /// What the cache had acknowledged when it was asked.
     pub asked_at: Position,
 }
 
 impl StalePage {
-    /// The page with this seal that was answered to a request for `path`, by a cache that had acknowledged everything up to
-    /// `asked_at` when it was asked.
-    pub fn new(seal: &Seal<'_>, because: StaleBecause, path: &[u8], asked_at: Position) -> Self {
+    /// The page with this seal that was answered to a request for this target of this host, by a cache that had acknowledged
+    /// everything up to `asked_at` when it was asked.
+    pub fn new(seal: &Seal<'_>, because: StaleBecause, (host, target): (&[u8], &[u8]), asked_at: Position) -> Self {
         let Seal { position, id, .. } = *seal;
-        StalePage { because, position, id, names: seal.names().collect(), path: path.to_owned(), asked_at }
+        let (host, target) = (host.to_owned(), target.to_owned());
+        StalePage { because, position, id, names: seal.names().collect(), target, host, asked_at }
     }
 
     /// The same of an answer without a seal, for a reader who remembers `known`.
-    pub fn unsealed(known: Position, path: &[u8], asked_at: Position) -> Self {
-        let because = StaleBecause::Unsealed(known);
-        StalePage { because, position: 0, id: 0, names: Vec::new(), path: path.to_owned(), asked_at }
+    pub fn unsealed(known: Position, (host, target): (&[u8], &[u8]), asked_at: Position) -> Self {
+        let (because, host, target) = (StaleBecause::Unsealed(known), host.to_owned(), target.to_owned());
+        StalePage { because, position: 0, id: 0, names: Vec::new(), target, host, asked_at }
     }
 
     /// Whether it is of another journal, so that its position says nothing here.

@@ -35,6 +35,9 @@ const VALUES: [u8; 256] = {
     values
 };
 
+/// The longest path of a question, in bytes: with it its line stays below the default of Varnish's `http_req_hdr_len`, 8 KiB.
+const MAX_PATH: usize = 8_000;
+
 /// The digits of a position, at most.
 const MAX_DECIMAL: usize = 20;
 
@@ -124,13 +127,18 @@ pub fn asked_prefix(journal: u64) -> Vec<u8> {
 }
 
 /// Appends a question's text after its [prefix](asked_prefix). `target` is that of the request, of which the path is written.
+/// Nothing is written of one so long that a Varnish would refuse the request for it.
 pub fn write_asked(out: &mut Vec<u8>, prefix: &[u8], position: Position, id: u64, target: &[u8]) {
+    let path = path_of(target);
+    if path.len() > MAX_PATH {
+        return;
+    }
     out.extend_from_slice(prefix);
     out.extend_from_slice(itoa::Buffer::new().format(position).as_bytes());
     out.push(b' ');
     push_hexadecimal(out, id, 16);
     out.push(b' ');
-    out.extend_from_slice(path_of(target));
+    out.extend_from_slice(path);
 }
 
 /// A target without its query.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::support::client::{Answer, Connection};
+use crate::support::client::{Answer, Connection, exchange};
 use crate::support::disk;
 use crate::support::eventually;
 use crate::support::fleet::{Fleet, Plan};
@@ -172,4 +172,94 @@ fn a_trial_that_fails_for_a_moment_drops_no_cache() {
     std::thread::sleep(Duration::from_secs(1));
     assert_eq!(fleet.get("/p/1").cache(), "HIT");
     assert_eq!(fleet.clearcoat.node("varnish-1")["seals"], true);
+}
+
+#[test]
+fn a_page_with_a_foreign_seal_empties_a_cache_once() {
+    fn foreign(vcl: &str, _: &str, _: &Path) -> String {
+        let rule = "sub vcl_deliver {\n    if (req.url == \"/p/1\") {\n        \
+            set resp.http.X-Clearcoat-Seal = \"1 0000000000000001.00000001 5 0000000000000001 .\";\n    }\n";
+        vcl.replacen("sub vcl_deliver {\n", rule, 1)
+    }
+    let fleet = Fleet::start(&Plan { varnish: 1, web: 1, vcl: foreign, ..Plan::default() });
+    for _ in 0..5 {
+        assert_eq!(fleet.get("/p/1").text(), "0");
+        fleet.get("/p/2");
+    }
+    assert_eq!(fleet.get("/p/1").text(), "0");
+    assert_eq!(fleet.get("/p/2").cache(), "HIT");
+}
+
+#[test]
+fn a_path_is_as_long_as_a_varnish_takes_it() {
+    let fleet = sealing(&lazy(1, ""));
+    for length in [8_000, 8_001, 8_150] {
+        assert_eq!(fleet.get(&format!("/{}", "x".repeat(length - 1))).status, 404, "{length}");
+    }
+}
+
+#[test]
+fn nothing_old_is_served_or_refused_while_a_third_varnish_is_fresh() {
+    fn liars(vcl: &str, id: &str, _: &Path) -> String {
+        let rule = "sub vcl_recv {\n    if (req.http.X-Magento-Tags-Pattern) {\n        return (synth(200, \"Purged\"));\n    }\n";
+        if id == "varnish-3" { vcl.to_owned() } else { vcl.replacen("sub vcl_recv {\n", rule, 1) }
+    }
+    for policy in ["serve", "refuse"] {
+        let config = format!(
+            "[edge]\nlisten = [\"127.0.0.1:0\"]\nwhen_all_behind = \"{policy}\"\n[health.varnish]\ntrial = false\n"
+        );
+        let fleet = Fleet::start(&Plan { varnish: 3, web: 1, vcl: liars, config: config.leak(), ..Plan::default() });
+        for page in 1..=12 {
+            let path = format!("/p/{page}");
+            fleet.warm(&path);
+            fleet.shop.set(page, 1);
+            assert_eq!(fleet.purge_tag(&format!("cat_p_{page}")).status, 200);
+            let answer = fleet.get(&path);
+            assert_eq!((answer.status, answer.text()), (200, "1"), "{policy} {path}");
+        }
+        assert_eq!(fleet.clearcoat.metric("clearcoat_stale_served_total"), 0.0);
+    }
+}
+
+#[test]
+fn a_purge_of_another_host_or_query_costs_a_page_one_fetch() {
+    let fleet = Fleet::start(&Plan { varnish: 1, web: 1, ..Plan::default() });
+    for (target, host) in [("/p/1", "other.test"), ("/p/1?color=red", "shop.test")] {
+        fleet.get("/p/1");
+        assert_eq!(fleet.get("/p/1").cache(), "HIT");
+        let answer = exchange(fleet.clearcoat.purge, format!("PURGE {target} HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+        assert_eq!(answer.expect("an answer").status, 200);
+        assert_eq!(fleet.get("/p/1").cache(), "MISS", "{host}{target}");
+        assert_eq!(fleet.get("/p/1").cache(), "HIT", "{host}{target}");
+    }
+}
+
+#[test]
+fn a_page_with_many_tags_comes_through_where_it_does_without_a_seal() {
+    let fleet = sealing(&lazy(1, ""));
+    for limit in ["http_resp_hdr_len", "http_resp_size"] {
+        fleet.varnish[0].adm(&["param.set", limit, "32k"]);
+    }
+    for (page, count) in [(1, 500), (2, 900), (3, 1_100)] {
+        let tags: Vec<String> = (0..count).map(|number| format!("catalog_product_{number:012}")).collect();
+        fleet.shop.set_tags(page, &tags.join(","));
+        let path = format!("/p/{page}");
+        assert_eq!(said(&fleet.get(&path)), (200, "MISS", "0"), "{count} tags");
+        fleet.shop.set(page, 1);
+        assert_eq!(fleet.purge_tag(&tags[0]).status, 200);
+        assert_eq!(fleet.get(&path).text(), "1", "{count} tags");
+    }
+}
+
+#[test]
+fn a_warm_fleet_seals_from_its_first_flush_on() {
+    let (web, block) = blocks();
+    let fleet = Fleet::start(&Plan { web: 0, ..lazy(1, &of_blocks(&web)) });
+    eventually("it has been tried", || (fleet.clearcoat.node("varnish-1")["trial"] == "passed").then_some(()));
+    assert_eq!(fleet.clearcoat.node("varnish-1")["seals"], false);
+    assert_eq!(fleet.get("/page").text(), "<p>block 0</p>");
+    let flush = "PURGE / HTTP/1.1\r\nHost: a\r\nX-Magento-Tags-Pattern: .*\r\n\r\n";
+    assert_eq!(exchange(fleet.clearcoat.purge, flush).expect("an answer").status, 200);
+    fleet.seals();
+    shows_no_old_block(&fleet, &block);
 }

@@ -111,8 +111,11 @@ struct VarnishView {
     current: bool,
     /// It may serve: it has every purge that it must have for that.
     admitted: bool,
-    /// It returns the seals of pages: purges that a seal shows do not wait for it.
+    /// Purges that a seal shows do not wait for it.
     seals: bool,
+    /// Why they do, if they need not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seals_not: Option<&'static str>,
     delivery_error: Arc<str>,
     /// What came of the last trial, and the finding in words if something is wrong.
     trial: TrialState,
@@ -185,6 +188,7 @@ impl AdminApi {
             current: self.fence.is_current(&member.node.live),
             admitted: self.fence.admits(&member.node.live),
             seals: member.node.live.is_sealing(),
+            seals_not: self.deliveries.why_not_sealing(&member.node.live),
             delivery_error: self.deliveries.error(&spec.id).unwrap_or_default(),
             trial: member.node.live.trial(),
             trial_finding: self.trials.finding(&spec.id),
@@ -235,6 +239,7 @@ impl AdminApi {
             let Some(varnish) = &metrics.varnish else { continue };
             let cursor = node.live.cursor();
             varnish.current.set(self.fence.is_current(&node.live).into());
+            varnish.admitted.set(self.fence.admits(&node.live).into());
             let lag = self.journal.lag(cursor);
             varnish.cursor_lag.set(i64::try_from(lag.entries).unwrap_or(i64::MAX));
             varnish.cursor_lag_seconds.set(age(lag));

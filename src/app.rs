@@ -274,8 +274,8 @@ struct Frontends {
 
 impl Frontends {
     fn new(engine: &Engine, config: &Config, opens: watch::Receiver<bool>, listed: watch::Receiver<bool>) -> Self {
-        let sealing = Sealing::of(engine, config);
-        let Engine { metrics, guard, fence, trials, .. } = engine;
+        let Engine { metrics, guard, fence, trials, journal, deliveries, .. } = engine;
+        let sealing = Sealing::of(&**journal, deliveries, metrics, config);
         let (methods, trials, metrics) = (&config.purge.methods, || Arc::clone(trials), || Arc::clone(metrics));
         let edge = edge::frontend(&config.edge, methods, Arc::clone(fence), trials(), sealing.edge, metrics());
         let origin = origin::frontend(&config.origin, methods, Arc::clone(guard), sealing.origin, trials(), metrics());

@@ -178,6 +178,8 @@ struct DeliveryState {
     /// The fill watermark of this node, for pages that passed here.
     watermark: Mutex<FillWatermark>,
     error: Mutex<Option<Arc<str>>>,
+    /// That it keeps pages that it said it had dropped, if it does.
+    kept: Mutex<Option<Arc<str>>>,
 }
 
 /// The outcome of a purge, for its answer.
@@ -274,7 +276,7 @@ impl Deliveries {
     pub fn error(&self, id: &NodeId) -> Option<Arc<str>> {
         let state = Arc::clone(&self.nodes.get(id)?.state);
         let error = state.error.lock().clone();
-        error.or_else(|| state.recalls.held_because())
+        error.or_else(|| state.recalls.held_because()).or_else(|| state.kept.lock().clone())
     }
 
     /// Starts to keep the nodes' reports for a purge that is about to be accepted.
@@ -326,6 +328,11 @@ impl Deliveries {
                 tracing::warn!(node = %member.node.id(), position, "node is behind: no traffic until it has every purge");
             }
         }
+    }
+
+    /// Whether there is one purge after this position, and nobody waits for any other.
+    fn is_awaited_alone(&self, position: Position) -> bool {
+        self.requests.lock().awaited() == 1 && self.context.journal.lag(position).entries == 1
     }
 
     /// Waits until no node has to be waited for any more, and marks those late that let `timeout` pass.

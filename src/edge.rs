@@ -122,7 +122,7 @@ impl Select for EdgeSelect {
         }
     }
 
-    fn past_caches(&self, fleet: &Snapshot, lb: LbContext, told: &[u64]) -> PastCaches {
+    fn past_caches(&self, fleet: &Snapshot, lb: LbContext, told: &[u64], last: &Node) -> PastCaches {
         let bypasses = self.when_all_behind == WhenAllBehind::Bypass;
         if let Some(web) = bypasses.then(|| self.bypass(fleet, lb, None)).flatten() {
             return PastCaches::Web(Arc::clone(&web.node));
@@ -132,7 +132,7 @@ impl Select for EdgeSelect {
         match balance::pick(self.policy, fleet.varnish.members(), lb, None, may_serve) {
             Some(member) => PastCaches::Cache(Arc::clone(&member.node)),
             None if self.when_all_behind == WhenAllBehind::Refuse => PastCaches::Refuse,
-            None => PastCaches::Serve,
+            None => PastCaches::Serve { is_counted: !self.fence.admits(&last.live) },
         }
     }
 }

@@ -78,8 +78,8 @@ impl Select for OriginSelect {
             .ok_or(NoNode::NoneUp)
     }
 
-    fn past_caches(&self, _: &Snapshot, _: LbContext, _: &[u64]) -> PastCaches {
+    fn past_caches(&self, _: &Snapshot, _: LbContext, _: &[u64], _: &Node) -> PastCaches {
         // Web nodes are no caches: none of their answers is stale.
-        PastCaches::Serve
+        PastCaches::Serve { is_counted: true }
     }
 }

@@ -339,7 +339,13 @@ fn result_of(outcome: &Acknowledged) -> PurgeResult {
     match outcome {
         Acknowledged { refused, .. } if !refused.is_empty() => PurgeResult::RefusedByNode,
         Acknowledged { is_untaken: true, .. } => PurgeResult::Untaken,
-        Acknowledged { fenced, .. } if fenced.is_empty() => PurgeResult::Applied,
+        Acknowledged { fenced, pending, .. } if fenced.is_empty() => {
+            if pending.is_empty() {
+                PurgeResult::Applied
+            } else {
+                PurgeResult::Pending
+            }
+        }
         _ => PurgeResult::Fenced,
     }
 }

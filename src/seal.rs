@@ -28,7 +28,7 @@ pub use lineage::{Lineage, Run};
 pub use name::Name;
 pub use purged::{Judgement, PastNames, PurgedKey, PurgedNames, StaleBecause, path_key, sealed_by, targets};
 pub use stale::StalePage;
-pub use text::{Asked, Seal, write_asked, write_seal};
+pub use text::{Asked, Seal, asked_prefix, write_asked, write_seal};
 pub use unsealable::UnsealableTags;
 
 /// A place in the journal; 0 is before the first. Positions grow, not always by one, and none is given twice.

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::{Addresses, sealing};
-use crate::config::{Config, JournalKind, WaitFor};
+use crate::config::{Config, JournalKind};
 use crate::delivery::{self, Deliveries, Pace, SealedPurges};
 use crate::etcd::{EtcdCluster, SharedEtcd};
 use crate::fleet::{Fence, Snapshot};
@@ -81,6 +81,7 @@ impl Engine {
             started,
         };
         let deliveries = Arc::new(Deliveries::new(context));
+        deliveries.show_unsealable();
         recall(&*journal, &guard);
         let trials = Arc::new(Trials::new(config.health.web.host.as_deref(), Arc::clone(&guard), Arc::clone(&metrics)));
         let (emptied, deliver) = (Arc::clone(&trials), Arc::clone(&deliveries));
@@ -172,7 +173,7 @@ async fn open_journal(
         observer: Arc::clone(&observer),
         first_start: config.journal.first_start,
         damaged: config.journal.damaged,
-        seals: sealing::is_wanted(config) && config.purge.wait_for == WaitFor::Edge,
+        seals: sealing::is_waited_for_edge(config),
         own_process: true,
         patience: config.purge.ack_timeout,
     };

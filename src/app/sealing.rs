@@ -5,14 +5,15 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::engine::Engine;
 use crate::config::{Config, JournalKind, WaitFor};
-use crate::delivery::SealedPurges;
+use crate::delivery::{Deliveries, SealedPurges};
 use crate::fleet::NodeId;
 use crate::journal::Journal;
-use crate::proxy::{Freshness, NoteTags};
+use crate::proxy::{Freshness, NoteTags, Refresh};
 use crate::seal::{Name, PurgedNames, StalePage};
+use crate::telemetry::Metrics;
 
 /// What the two listeners need to seal answers, and to judge them.
 #[derive(Default)]
@@ -27,33 +28,56 @@ pub(super) struct Sealing {
 type Done = Pin<Box<dyn Future<Output = bool> + Send>>;
 
 /// Whether answers are to be sealed by this process.
-pub(super) fn is_wanted(config: &Config) -> bool {
+fn is_wanted(config: &Config) -> bool {
     let has_replicas = config.journal.kind == JournalKind::Etcd || !config.replica.peers.is_empty();
     config.edge.seal && !has_replicas
 }
 
+/// Whether purges that a seal shows wait for no Varnish. Only then are blocks of pages noted.
+pub(super) fn is_waited_for_edge(config: &Config) -> bool {
+    is_wanted(config) && config.purge.wait_for == WaitFor::Edge
+}
+
 /// What decides which purges wait for no Varnish; `None` if all wait.
 pub(super) fn sealed_purges(config: &Config, journal: &dyn Journal) -> Option<Arc<SealedPurges>> {
-    let purged = journal.purged().filter(|_| is_wanted(config) && config.purge.wait_for == WaitFor::Edge)?;
+    let purged = journal.purged().filter(|_| is_waited_for_edge(config))?;
     Some(Arc::new(SealedPurges::new(Arc::clone(purged), config.purge.gather)))
+}
+
+/// Tells caches of stale pages by their deliveries.
+struct Refreshing {
+    deliveries: Arc<Deliveries>,
+    /// How long a reader waits for a cache at most.
+    patience: Duration,
+}
+
+impl Refresh for Refreshing {
+    fn refresh(&self, node: &NodeId, page: StalePage) -> Done {
+        let (deliveries, patience, node) = (Arc::clone(&self.deliveries), self.patience, node.clone());
+        Box::pin(async move { deliveries.refresh(&node, page, patience).await })
+    }
+
+    fn record_kept(&self, node: &NodeId, page: &StalePage) {
+        self.deliveries.record_kept(node, page);
+    }
 }
 
 impl Sealing {
     /// As configured, and as the journal allows.
-    pub(super) fn of(engine: &Engine, config: &Config) -> Self {
-        let Some(purged) = engine.journal.purged().filter(|_| is_wanted(config)) else { return Sealing::default() };
-        let patience = config.purge.ack_timeout;
-        let deliveries = Arc::clone(&engine.deliveries);
-        let refresh = Arc::new(move |node: &NodeId, page: StalePage| {
-            let (deliveries, node) = (Arc::clone(&deliveries), node.clone());
-            Box::pin(async move { deliveries.refresh(&node, page, patience).await }) as Done
-        });
-        let deliveries = Arc::clone(&engine.deliveries);
+    pub(super) fn of(
+        journal: &dyn Journal,
+        deliveries: &Arc<Deliveries>,
+        metrics: &Arc<Metrics>,
+        config: &Config,
+    ) -> Self {
+        let Some(purged) = journal.purged().filter(|_| is_wanted(config)) else { return Sealing::default() };
+        let refresh = Arc::new(Refreshing { deliveries: Arc::clone(deliveries), patience: config.purge.ack_timeout });
+        let deliveries = Arc::clone(deliveries);
         let note = Arc::new(move |names: Vec<Name>| {
             let deliveries = Arc::clone(&deliveries);
             Box::pin(async move { deliveries.note_unsealable(names).await }) as Done
         });
-        let freshness = Freshness::new(Arc::clone(purged), refresh, Arc::clone(&engine.metrics));
+        let freshness = Freshness::new(Arc::clone(purged), refresh, Arc::clone(metrics));
         Sealing { origin: Some((Arc::clone(purged), note)), edge: Some(freshness) }
     }
 }

@@ -176,7 +176,7 @@ Try, in another terminal:
   curl -si http://{edge}/product/1.html | grep -E 'Cache-Debug|Price|Rendered'   # MISS, the new price
   {program} status{admin_option}
 
-Stop one Varnish (kill -STOP) and purge again: it is fenced, and gets no traffic until it has caught up.
+Stop one Varnish (kill -STOP) and purge again: that costs the purge nothing, and when it goes on, no old page of it is seen.
 Ctrl-C ends everything and leaves nothing behind."
     )
 }

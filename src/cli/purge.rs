@@ -161,18 +161,29 @@ impl PurgeCommand {
 struct AcceptedAnswer {
     position: u64,
     applied: Vec<String>,
+    /// One of a version without seals has none.
+    #[serde(default)]
+    pending: Vec<String>,
     fenced: Vec<String>,
 }
 
 impl std::fmt::Display for AcceptedAnswer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "purged at position {}: ", self.position)?;
-        match (self.applied.is_empty(), self.fenced.is_empty()) {
-            (true, true) => f.write_str("no Varnish is there"),
-            (false, true) => write!(f, "applied by {}", self.applied.join(", ")),
-            (true, false) => write!(f, "applied by none; fenced: {}", self.fenced.join(", ")),
-            (false, false) => write!(f, "applied by {}; fenced: {}", self.applied.join(", "), self.fenced.join(", ")),
+        let applied = ("applied by ", &self.applied);
+        let pending = ("no reader gets what is older; to be sent to ", &self.pending);
+        let fenced = ("fenced: ", &self.fenced);
+        let parts: Vec<String> = [applied, pending, fenced]
+            .into_iter()
+            .filter(|(_, nodes)| !nodes.is_empty())
+            .map(|(what, nodes)| format!("{what}{}", nodes.join(", ")))
+            .collect();
+        match (parts.is_empty(), self.applied.is_empty() && self.pending.is_empty()) {
+            (true, _) => f.write_str("no Varnish is there")?,
+            (false, true) => f.write_str("applied by none; ")?,
+            (false, false) => {}
         }
+        f.write_str(&parts.join("; "))
     }
 }
 

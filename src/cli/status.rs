@@ -145,6 +145,9 @@ struct NodeRow {
     trial_finding: String,
     #[serde(default)]
     trial_fenced: bool,
+    /// Why purges wait for it that need not wait for others.
+    #[serde(default)]
+    seals_not: String,
 }
 
 impl NodeRow {
@@ -155,10 +158,21 @@ impl NodeRow {
     fn note(&self) -> String {
         let drained = if self.weight == 0 { "drained (weight 0)" } else { "" };
         let retained = if self.retained { "retained (not registered any more)" } else { "" };
+        let is_behind = self.admitted == Some(false) && self.health == "up" && self.delivery_error.is_empty();
+        let behind = if is_behind { "behind: no traffic until it has every purge" } else { "" };
         let starts = self.gets_traffic() && self.share < 100;
         let slow_start = if starts { format!("slow start {} %", self.share) } else { String::new() };
-        let notes =
-            [drained, retained, &slow_start, &self.reason, &self.delivery_error, &self.trial_finding].map(str::trim);
+        let notes = [
+            drained,
+            retained,
+            &slow_start,
+            &self.reason,
+            behind,
+            &self.delivery_error,
+            &self.trial_finding,
+            &self.seals_not,
+        ]
+        .map(str::trim);
         notes.into_iter().filter(|note| !note.is_empty()).collect::<Vec<_>>().join("; ")
     }
 

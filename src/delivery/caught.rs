@@ -3,6 +3,10 @@
 //! The edge has caught such an answer ([`crate::seal`]), and its reader waits. The node may have acknowledged the purge long
 //! ago, so this is beside its cursor: it gets a ban of just what was purged of these pages. All that wait for one node
 //! wait for the same ban: what is caught while one is on its way goes with the next.
+//!
+//! If nobody knows what was purged of a page, only a flush drops it. A node is flushed once for all such pages that it has by
+//! then, ever more seldom, and what it still has of them afterwards is asked for elsewhere. The same holds for a page that comes back though its
+//! ban was acknowledged: this node does not purge it. It is flushed once, and shown; a second ban would be as good as the first.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -12,13 +16,16 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-use super::walk::{Batch, Sources};
+use super::walk::Sources;
 use crate::journal::{Entry, Missed, Position};
 use crate::purge::{Forward, Purge, Target};
 use crate::seal::{Name, StalePage, path_key};
 
 /// Beyond this many pages the node is told to drop everything.
 const MAX_PAGES: usize = 1_000;
+
+/// The most pages that are remembered because a node kept them. Beyond it all are forgotten, and found again.
+const MAX_KEPT: usize = 10_000;
 
 /// The pause after everything was dropped for pages of which nobody knows what was purged, at first and at most. It doubles
 /// each time: what helps against a journal that was lost, once, does not help against a node that shows such a page for ever.
@@ -38,23 +45,38 @@ struct Gathered {
     pages: Vec<StalePage>,
     /// The node is to drop everything.
     is_all: bool,
-    /// It is, whatever was caught.
-    is_ordered: bool,
     /// How many bans were taken before.
     taken: u64,
+    /// The last flush.
+    flush: Option<Flush>,
+    /// How often it may be flushed for what was caught.
+    pace: EmptyingPace,
+    /// The ids of pages that no ban drops: it kept them though it acknowledged one, or nobody knows which would.
+    kept: HashSet<u64>,
+    /// That it keeps pages was said.
+    is_reported: bool,
+}
+
+/// A ban of everything.
+#[derive(Clone, Copy, Debug)]
+struct Flush {
+    /// Its number.
+    number: u64,
+    /// The head when it was taken: a page that is older should be gone.
+    at: Position,
 }
 
 /// How often everything is dropped for what was caught of a node.
 #[derive(Debug, Default)]
-pub(super) struct EmptyingPace(Option<(Instant, Duration)>);
+struct EmptyingPace(Option<(Instant, Duration)>);
 
 impl EmptyingPace {
     /// Whether it may be now.
-    pub(super) fn admits(&mut self, now: Instant) -> bool {
+    fn admits(&mut self, now: Instant) -> bool {
         let (first, longest) = EMPTIED;
         let pause = match self.0 {
             Some((at, pause)) if now.duration_since(at) < pause => return false,
-            Some((at, pause)) if now.duration_since(at) < pause + longest => (2 * pause).min(longest),
+            Some((at, pause)) if now.duration_since(at) < longest => (2 * pause).min(longest),
             _ => first,
         };
         self.0 = Some((now, pause));
@@ -69,27 +91,51 @@ pub(super) struct Taken {
     pub(super) number: u64,
     pages: Vec<StalePage>,
     is_all: bool,
-    is_ordered: bool,
+    /// Pages that are older were flushed before.
+    flushed_at: Position,
 }
 
 impl Caught {
-    /// A page was caught. Returns the number of the ban that it is in.
-    fn push(&self, page: StalePage) -> u64 {
+    /// A page was caught. Returns the number of the ban that it is in; `None` if no ban drops it at this node.
+    fn push(&self, page: StalePage) -> Option<u64> {
         let mut gathered = self.state.lock();
-        let is_full = gathered.pages.len() == MAX_PAGES;
-        gathered.is_all |= is_full || page.known_since().is_none();
-        if !is_full && page.known_since().is_some() && !gathered.pages.contains(&page) {
-            gathered.pages.push(page);
+        if gathered.kept.contains(&page.id) {
+            return None;
+        }
+        let flushed = gathered.flush.filter(|flush| page.is_foreign() || page.position < flush.at);
+        match (page.known_since(), flushed) {
+            (None, Some(flush)) => return (*self.told.borrow() < flush.number).then_some(flush.number),
+            (None, None) if gathered.is_all || gathered.pace.admits(Instant::now()) => gathered.is_all = true,
+            (None, None) => return None,
+            (Some(_), _) if gathered.pages.len() == MAX_PAGES => gathered.is_all = true,
+            (Some(_), _) if gathered.pages.contains(&page) => {}
+            (Some(_), _) => gathered.pages.push(page),
         }
         self.ring.notify_one();
-        gathered.taken + 1
+        Some(gathered.taken + 1)
     }
 
-    /// Has the node told of a page that it still has. Returns when it has acknowledged that.
-    pub(super) async fn tell(&self, page: StalePage) {
-        let number = self.push(page);
+    /// Has the node told of a page that it still has. Returns when it has acknowledged that, with `true`; with `false` at once
+    /// if no ban drops it at this node.
+    pub(super) async fn tell(&self, page: StalePage) -> bool {
+        let Some(number) = self.push(page) else { return false };
         // The sender lives as long as this.
-        _ = self.told.subscribe().wait_for(|told| *told >= number).await;
+        self.told.subscribe().wait_for(|told| *told >= number).await.is_ok()
+    }
+
+    /// The node has acknowledged the ban of this page, was asked again, and has it all the same. Returns whether this is the first
+    /// such page: then it is flushed.
+    pub(super) fn record_kept(&self, id: u64) -> bool {
+        let mut gathered = self.state.lock();
+        if gathered.kept.contains(&id) {
+            return false;
+        }
+        gathered.keep(id);
+        let is_first = !std::mem::replace(&mut gathered.is_reported, true);
+        gathered.is_all |= is_first && gathered.pace.admits(Instant::now());
+        drop(gathered);
+        self.ring.notify_one();
+        is_first
     }
 
     /// Returns when there is something to tell.
@@ -99,18 +145,44 @@ impl Caught {
         }
     }
 
-    /// What there is to tell. Whoever comes later is in the next ban.
-    pub(super) fn take(&self) -> Taken {
+    /// What there is to tell. Whoever comes later is in the next ban. `head`: that of the journal.
+    pub(super) fn take(&self, head: Position) -> Taken {
         let mut gathered = self.state.lock();
         gathered.taken += 1;
+        let (number, flushed_at) = (gathered.taken, gathered.flush.map_or(0, |flush| flush.at));
         let (pages, is_all) = (std::mem::take(&mut gathered.pages), std::mem::take(&mut gathered.is_all));
-        let is_ordered = std::mem::take(&mut gathered.is_ordered);
-        Taken { number: gathered.taken, pages, is_all, is_ordered }
+        if is_all {
+            gathered.flush = Some(Flush { number, at: head });
+        }
+        Taken { number, pages, is_all, flushed_at }
+    }
+
+    /// The purge to tell: what was purged since these pages were rendered; everything, if nobody knows that of a page that was
+    /// not flushed before, and the node was not flushed lately. Of a page that is left so no ban is tried again. Reads the
+    /// journal, which takes a moment if it is long. `head`: that of the journal when they were taken.
+    pub(super) fn purge(&self, taken: &Taken, sources: &Sources, head: Position) -> Purge {
+        let all = Purge { targets: vec![Target::All], soft: false };
+        if taken.is_all {
+            return all;
+        }
+        let oldest = taken.pages.iter().filter_map(StalePage::known_since).min();
+        let entries = match oldest.map(|oldest| sources.journal.since(oldest)) {
+            Some(Missed::Entries(entries)) => entries,
+            Some(Missed::Truncated) | None => Vec::new(),
+        };
+        let (targets, unknown) = purged_of(&taken.pages, &entries);
+        let mut gathered = self.state.lock();
+        if unknown.iter().any(|page| page.position >= taken.flushed_at) && gathered.pace.admits(Instant::now()) {
+            gathered.flush = Some(Flush { number: taken.number, at: head });
+            return all;
+        }
+        unknown.iter().for_each(|page| gathered.keep(page.id));
+        Purge { targets, soft: false }
     }
 
     /// The node is to drop everything.
     pub(super) fn drop_everything(&self) {
-        self.state.lock().is_ordered = true;
+        self.state.lock().is_all = true;
         self.ring.notify_one();
     }
 
@@ -122,35 +194,22 @@ impl Caught {
 
 impl Gathered {
     fn is_empty(&self) -> bool {
-        self.pages.is_empty() && !self.is_all && !self.is_ordered
+        self.pages.is_empty() && !self.is_all
     }
-}
 
-impl Taken {
-    /// The ban, at the end of a walk that ends at `at`. If everything would be dropped and `pace` does not admit that, what is
-    /// known to be purged of these pages. Reads what was purged since they were rendered: of a long journal that takes a moment.
-    pub(super) fn batch(&self, at: Position, sources: &Sources, pace: &mut EmptyingPace) -> Batch {
-        let oldest = self.pages.iter().filter_map(StalePage::known_since).min();
-        let entries = match oldest.map(|oldest| sources.journal.since(oldest)) {
-            Some(Missed::Entries(entries)) => entries,
-            Some(Missed::Truncated) | None => Vec::new(),
-        };
-        let (mut targets, is_enough) = purged_of(&self.pages, &entries);
-        let empties = self.is_all || !is_enough || targets.contains(&Target::All);
-        if self.is_ordered || (empties && pace.admits(Instant::now())) {
-            targets = vec![Target::All];
-        } else {
-            targets.retain(|target| *target != Target::All);
+    /// No ban of this page is tried again.
+    fn keep(&mut self, id: u64) {
+        if self.kept.len() == MAX_KEPT {
+            self.kept.clear();
         }
-        Batch::of(&Purge { targets, soft: false }, at, sources)
+        self.kept.insert(id);
     }
 }
 
-/// What these purges are of these pages, and whether there is something of each.
-fn purged_of(pages: &[StalePage], entries: &[Arc<Entry>]) -> (Vec<Target>, bool) {
+/// What these purges are of these pages, and the pages of which they are nothing that a ban could say.
+fn purged_of<'p>(pages: &'p [StalePage], entries: &[Arc<Entry>]) -> (Vec<Target>, Vec<&'p StalePage>) {
     let (mut targets, mut told, mut told_urls) = (Vec::new(), HashSet::new(), HashSet::new());
-    let mut purged_paths = HashSet::new();
-    let (mut has_flush, mut has_all) = (false, false);
+    let (mut purged_paths, mut has_flush) = (HashSet::new(), false);
     let names: HashSet<Name> = pages.iter().flat_map(|page| page.names.iter().copied()).collect();
     let paths: HashSet<u64> = pages.iter().map(|page| path_key(&page.target)).collect();
     for target in entries.iter().filter(|entry| !entry.purge.soft).flat_map(|entry| &entry.purge.targets) {
@@ -163,7 +222,8 @@ fn purged_of(pages: &[StalePage], entries: &[Arc<Entry>]) -> (Vec<Target>, bool)
                 });
                 targets.extend(tags.map(Target::Tags));
             }
-            Target::All => has_all = true,
+            // To drop everything once more for a page that was stored late is as good as not to know.
+            Target::All => {}
             Target::Everything => has_flush = true,
             Target::Forward(forward) => {
                 let path = forward.page().map(|page| path_key(page.as_bytes())).filter(|path| paths.contains(path));
@@ -180,15 +240,10 @@ fn purged_of(pages: &[StalePage], entries: &[Arc<Entry>]) -> (Vec<Target>, bool)
         }
     }
     targets.extend(has_flush.then_some(Target::Everything));
-    targets.extend(has_all.then_some(Target::All));
     let is_told = |page: &StalePage| {
-        has_all
-            || (has_flush && !page.names.is_empty())
-            || page.names.iter().any(|name| told.contains(name))
-            || is_purged(&page)
+        (has_flush && !page.names.is_empty()) || page.names.iter().any(|name| told.contains(name)) || is_purged(&page)
     };
-    let is_enough = pages.iter().all(is_told);
-    (targets, is_enough)
+    (targets, pages.iter().filter(|page| !is_told(page)).collect())
 }
 
 #[cfg(test)]
@@ -225,20 +280,51 @@ mod tests {
             entry(vec![tags(&["x"])], true),
             entry(vec![tags(&["a", "b"])], false),
         ];
-        assert_eq!(purged_of(&pages, &entries), (vec![tags(&["a"]), tags(&["b"])], true));
+        let (told, unknown) = purged_of(&pages, &entries);
+        assert_eq!((told, unknown.len()), (vec![tags(&["a"]), tags(&["b"])], 0));
     }
 
     #[test]
-    fn a_page_of_which_nothing_is_known_is_dropped_with_everything() {
+    fn a_page_of_which_nothing_is_known_to_be_purged_is_named() {
         let pages = [page("/a", &["a"]), page("/b", &["b"])];
-        assert_eq!(purged_of(&pages, &[entry(vec![tags(&["a"])], false)]), (vec![tags(&["a"])], false));
+        let unknown = |pages: &[StalePage], entries: &[Arc<Entry>]| purged_of(pages, entries).1.len();
+        assert_eq!(unknown(&pages, &[entry(vec![tags(&["a"])], false)]), 1);
         // One without tags is dropped by its URL, and not by what drops pages with tags.
         let bare = [page("/a", &[])];
-        assert!(!purged_of(&bare, &[entry(vec![Target::Everything], false)]).1);
+        assert_eq!(unknown(&bare, &[entry(vec![Target::Everything], false)]), 1);
         let own = Target::Forward(Forward::of_page(b"shop", b"/a").unwrap());
-        assert_eq!(purged_of(&bare, &[entry(vec![url("/a?b=c"), url("/a")], false)]), (vec![own], true));
-        let all = entry(vec![tags(&["a"]), Target::All], false);
-        assert_eq!(purged_of(&pages, &[all]), (vec![tags(&["a"]), Target::All], true));
+        let (told, unknown) = purged_of(&bare, &[entry(vec![url("/a?b=c"), url("/a")], false)]);
+        assert_eq!((told, unknown.len()), (vec![own], 0));
+    }
+
+    #[test]
+    fn a_node_is_flushed_once_for_what_nobody_knows() {
+        let caught = Caught::default();
+        let foreign = || StalePage { because: StaleBecause::Foreign, ..page("/a", &[]) };
+        let forgotten = |position| StalePage { because: StaleBecause::Forgotten, position, ..page("/a", &["a"]) };
+        let first = caught.push(foreign());
+        assert_eq!((first, caught.push(forgotten(3))), (Some(1), Some(1)));
+        let taken = caught.take(10);
+        assert!(taken.is_all);
+        // They wait for the flush that is on its way, and not for another.
+        assert_eq!((caught.push(foreign()), caught.push(forgotten(9))), (Some(1), Some(1)));
+        caught.done(taken.number);
+        assert_eq!((caught.push(foreign()), caught.push(forgotten(9))), (None, None));
+        assert!(caught.state.lock().is_empty());
+        // What was stored since is another matter.
+        assert_eq!(caught.push(forgotten(10)), Some(2));
+    }
+
+    #[test]
+    fn a_page_that_is_kept_in_spite_of_its_ban_is_not_banned_again() {
+        let caught = Caught::default();
+        assert!(caught.push(page("/a", &["a"])).is_some());
+        caught.done(caught.take(10).number);
+        assert!(caught.record_kept(7));
+        assert!(caught.take(10).is_all, "it is flushed once");
+        assert_eq!(caught.push(page("/a", &["a"])), None);
+        assert!(!caught.record_kept(8) && caught.state.lock().is_empty());
+        assert!(caught.push(StalePage { id: 9, ..page("/a", &["a"]) }).is_some());
     }
 
     #[tokio::test]
@@ -247,13 +333,13 @@ mod tests {
         let first = caught.push(page("/a", &["a"]));
         assert_eq!(caught.push(page("/a", &["a"])), first);
         caught.due().await;
-        let under_way = caught.take();
+        let under_way = caught.take(9);
         let second = caught.push(page("/b", &["b"]));
-        assert_eq!((under_way.number, under_way.pages.len(), second), (first, 1, first + 1));
+        assert_eq!((Some(under_way.number), under_way.pages.len(), second), (first, 1, Some(2)));
         caught.done(under_way.number);
-        assert!(*caught.told.borrow() >= first && *caught.told.borrow() < second);
+        assert_eq!(*caught.told.borrow(), 1);
         caught.due().await;
-        assert_eq!(caught.take().number, second);
+        assert_eq!(caught.take(9).number, 2);
     }
 
     #[test]
@@ -262,17 +348,19 @@ mod tests {
         for number in 0..=MAX_PAGES {
             caught.push(page(&format!("/{number}"), &["a"]));
         }
-        let taken = caught.take();
+        let taken = caught.take(9);
         assert!(taken.is_all && taken.pages.len() == MAX_PAGES);
     }
 
     #[test]
     fn everything_is_dropped_ever_more_seldom() {
         let (mut pace, began) = (EmptyingPace::default(), Instant::now());
-        let mut admits = |second| pace.admits(began + Duration::from_secs(second));
-        let admitted = (0..86_400).filter(|second| admits(*second)).count();
+        let admitted = (0..86_400).filter(|second| pace.admits(began + Duration::from_secs(*second))).count();
         // After 0, 10, 30, 70 and so on seconds, and each hour in the end.
         assert!((24..=34).contains(&admitted), "{admitted}");
-        assert!(admits(200_000) && !admits(200_009) && admits(200_010), "long after the last one it begins anew");
+        assert!(
+            pace.admits(began + Duration::from_secs(200_000)) && !pace.admits(began + Duration::from_secs(200_009))
+        );
+        assert!(pace.admits(began + Duration::from_secs(200_010)), "long after the last one it begins anew");
     }
 }

@@ -232,6 +232,11 @@ impl Requests {
         self.expected.keys().next().copied()
     }
 
+    /// The number of awaited purges.
+    pub(super) fn awaited(&self) -> usize {
+        self.expected.values().sum()
+    }
+
     /// Records that a node refuses purges. Forgotten purges count as answered as done. So do purges of an older replica up
     /// to the `fence`, unless the whole `fleet` refused them before.
     pub(super) fn record_refusal(

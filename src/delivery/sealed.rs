@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::Deliveries;
-use crate::fleet::{Health, NodeId};
+use crate::fleet::{Health, Live, NodeId, TrialState};
 use crate::journal::{Entry, Missed, Position};
 use crate::seal::{Name, PurgedNames, StaleBecause, StalePage, sealed_by};
 use crate::telemetry::causes;
@@ -100,11 +100,27 @@ impl Deliveries {
         self.context.sealed.as_ref().is_some_and(|sealed| sealed.is_sealed(position))
     }
 
+    /// Why all purges wait for this node, though those that a seal shows wait for others; `None` if they do not, or that is not
+    /// known yet.
+    pub fn why_not_sealing(&self, node: &Live) -> Option<&'static str> {
+        self.context.sealed.as_ref()?;
+        match node.trial() {
+            TrialState::Passed if !node.returns_seals() => Some(
+                "purges wait for it: its VCL does not keep X-Clearcoat-Seal on answers, or X-Clearcoat-Asked on requests",
+            ),
+            TrialState::Passed if !node.cache_is_sealed() => Some(
+                "purges wait for it until it is restarted or flushed (clearcoat purge --all): it has pages without a seal",
+            ),
+            _ => None,
+        }
+    }
+
     /// Notes tags that no seal shows: from now on purges of them wait. Purges of them that are still to be sent are sent at
     /// once, and count as not sealed. Returns whether it is durable: if not, what has these tags must not be stored.
     pub async fn note_unsealable(&self, names: Vec<Name>) -> bool {
         let Some(sealed) = &self.context.sealed else { return true };
         sealed.purged.unsealable().insert(&names);
+        self.show_unsealable();
         self.unseal_pending(sealed, &names);
         let noted = self.context.journal.note_unsealable(names.clone());
         match tokio::time::timeout(self.context.pace.longest_wait, noted).await {
@@ -120,6 +136,14 @@ impl Deliveries {
                 tracing::warn!("tags of a block are not noted in time: it is not stored");
                 false
             }
+        }
+    }
+
+    /// Shows how many tags no seal shows.
+    pub fn show_unsealable(&self) {
+        if let Some(sealed) = &self.context.sealed {
+            let count = i64::try_from(sealed.purged.unsealable().count()).unwrap_or(i64::MAX);
+            self.context.metrics.seal.unsealable.set(count);
         }
     }
 
@@ -159,6 +183,10 @@ impl Deliveries {
         else {
             return false;
         };
+        // Whoever waits for a node that takes no purges at present waits in vain.
+        if state.late.is_late() || state.error.lock().is_some() {
+            return false;
+        }
         let wanted = match page.because {
             StaleBecause::Purged(position) | StaleBecause::Unsealed(position) => Some(position),
             StaleBecause::Foreign | StaleBecause::Forgotten => None,
@@ -169,11 +197,23 @@ impl Deliveries {
                 Some(position) if page.asked_at < position => {
                     state.hurry.notify_one();
                     self.progress.until(|| live.cursor() >= position).await;
+                    true
                 }
                 _ => state.caught.tell(page).await,
             }
         };
-        tokio::time::timeout(patience, refreshed).await.is_ok()
+        tokio::time::timeout(patience, refreshed).await.unwrap_or(false)
+    }
+
+    /// A node still has a page that it was told to drop, has acknowledged that, and was asked again.
+    pub fn record_kept(&self, node: &NodeId, page: &StalePage) {
+        let Some(state) = self.nodes.get(node).map(|delivery| Arc::clone(&delivery.state)) else { return };
+        if state.caught.record_kept(page.id) {
+            let path = String::from_utf8_lossy(&page.target);
+            let text = format!("it keeps pages that it said it had dropped ({path}): its VCL does not purge them");
+            tracing::warn!(%node, "{text}; no reader gets them from it");
+            *state.kept.lock() = Some(text.into());
+        }
     }
 }
 

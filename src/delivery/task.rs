@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::budget::Budget;
-use super::caught::EmptyingPace;
 use super::dispatch::{Dispatch, Report};
 use super::pending_fills::PendingFills;
 use super::redelivery::{RedeliveryQueue, RedeliveryRange};
@@ -77,8 +76,6 @@ pub(super) struct Task {
     gathered_at: Option<Instant>,
     /// Where a ban of everything was sent that makes the cache a sealed one, once it is acknowledged.
     emptied_at: Option<Position>,
-    /// When everything was last dropped for what was caught.
-    emptying: EmptyingPace,
     /// Acknowledged, and to be repeated after `purge.settle`.
     settling: RedeliveryQueue,
     refused: Vec<Refused>,
@@ -200,7 +197,6 @@ impl Task {
             recall_stalls: 0,
             gathered_at: None,
             emptied_at: None,
-            emptying: EmptyingPace::default(),
             settling,
             refused: Vec::new(),
             deliveries,
@@ -252,11 +248,14 @@ impl Task {
 
     /// What was caught of it, as one ban.
     async fn take_caught(&mut self) -> Work {
-        let (taken, sources, at) = (self.state.caught.take(), self.sources.clone(), self.sent);
-        let (number, mut pace) = (taken.number, std::mem::take(&mut self.emptying));
-        let work = move || (taken.batch(at, &sources, &mut pace), pace);
-        let (batch, pace) = on_a_thread(work).await;
-        self.emptying = pace;
+        let (head, sources, at) = (self.sources.journal.head(), self.sources.clone(), self.sent);
+        let caught = Arc::clone(&self.state.caught);
+        let taken = caught.take(head);
+        let number = taken.number;
+        let batch = on_a_thread(move || Batch::of(&caught.purge(&taken, &sources, head), at, &sources)).await;
+        if let Some(budget) = &mut self.budget {
+            budget.spend(batch.listed(), Instant::now());
+        }
         Work {
             kind: Kind::Caught(number),
             walk: Walk::new(Some(at), at, Vec::new()),
@@ -285,14 +284,20 @@ impl Task {
                     () = tokio::time::sleep_until(until.into()) => {}
                 }
             }
-            // Purges gather during this time.
-            tokio::time::sleep_until(ready.into()).await;
+            // Purges gather during this time. One that somebody waits for alone has nothing to fold with.
+            if !self.deliveries.is_awaited_alone(sent) {
+                tokio::time::sleep_until(ready.into()).await;
+            }
             moved
+        };
+        let caught = async {
+            self.state.caught.due().await;
+            tokio::time::sleep_until(ready.into()).await;
         };
         tokio::select! {
             biased;
             range = due(unsure) => Some((Kind::Repeat, Some(range.after), range.last)),
-            () = self.state.caught.due() => Some((Kind::CAUGHT, Some(self.sent), self.sent)),
+            () = caught => Some((Kind::CAUGHT, Some(self.sent), self.sent)),
             range = self.state.recalls.due() => Some((Kind::Recalled(range), Some(range.after), range.last)),
             moved = moved => {
                 let last = self.sources.journal.head();
@@ -337,7 +342,13 @@ impl Task {
             Kind::New => self.finish_new(work),
             Kind::Repeat => self.finish_repeat(&work),
             Kind::Recalled(range) => self.finish_recall(&work, range),
-            Kind::Caught(number) => self.state.caught.done(number),
+            Kind::Caught(number) => {
+                if self.deliveries.context.sealed.is_some() && (work.report.flushed_all || work.report.flushed_in_part)
+                {
+                    self.node.live.set_cache_is_sealed(true);
+                }
+                self.state.caught.done(number);
+            }
             Kind::Settle => self.settling.complete_first(Instant::now()),
         }
         Ok(())

@@ -259,6 +259,20 @@ async fn purges_above_the_budget_gather_and_none_is_lost() {
 }
 
 #[tokio::test]
+async fn a_purge_that_is_waited_for_alone_does_not_wait_for_the_ration() {
+    let longest_wait = Duration::from_secs(600);
+    let rig = Rig::new(Pace { max_bans_per_second: NonZeroU32::new(1), longest_wait, ..CALM }).await;
+    rig.ran(&[400, 200]);
+    let one_after_the_other = async {
+        for number in 0..60 {
+            let _expected = rig.deliveries.expect();
+            rig.purge(&format!("tag_{number}_end")).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, one_after_the_other).await.expect("a purge a second would take a minute");
+}
+
+#[tokio::test]
 async fn the_last_varnish_is_sought_among_those_known_and_held() {
     let guard = Arc::new(Guard::new(long_ago()));
     let limits = Limits { max_entries: 4, ..Limits::default() };

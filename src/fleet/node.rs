@@ -271,6 +271,11 @@ impl Live {
         self.returns_seals.load(Ordering::SeqCst) && self.cache_is_sealed.load(Ordering::SeqCst)
     }
 
+    /// Whether its last trial showed that it returns seals.
+    pub fn returns_seals(&self) -> bool {
+        self.returns_seals.load(Ordering::SeqCst)
+    }
+
     /// Records whether its last trial showed that it returns seals. Returns what was known before.
     pub fn set_returns_seals(&self, returns: bool) -> bool {
         self.returns_seals.swap(returns, Ordering::SeqCst)

@@ -177,6 +177,26 @@ pub(super) struct Fields {
     pub(super) chunked: bool,
     /// The protocol that the peer offers or switches to: the value of its one `Upgrade` field.
     pub(super) upgrade: Option<Span>,
+    pub(super) seal: SoleField,
+    pub(super) asked: SoleField,
+}
+
+/// The value of a field that counts only if there is one of it.
+#[derive(Debug, Default)]
+pub(super) struct SoleField {
+    value: Span,
+    count: usize,
+}
+
+impl SoleField {
+    fn record(&mut self, value: Span) {
+        self.value = value;
+        self.count += 1;
+    }
+
+    pub(super) fn value(&self) -> Option<Span> {
+        (self.count == 1).then_some(self.value)
+    }
 }
 
 impl Fields {
@@ -187,6 +207,7 @@ impl Fields {
         self.content_length = None;
         self.chunked = false;
         self.upgrade = None;
+        (self.seal.count, self.asked.count) = (0, 0);
     }
 
     /// Takes the fields from `httparse`, checks those about framing, and marks those that must not be forwarded.
@@ -220,6 +241,8 @@ impl Fields {
                     upgrades += 1;
                     self.upgrade = Some(Span::of(buffer, value));
                 }
+                FieldKind::Seal => self.seal.record(Span::of(buffer, value)),
+                FieldKind::Asked => self.asked.record(Span::of(buffer, value)),
                 _ => {}
             }
             self.list.push(Field { name: Span::of(buffer, name), value: Span::of(buffer, value), kind });

@@ -173,9 +173,7 @@ impl RequestHead {
     /// What a reader of a page remembers, as the edge wrote it and a cache passed it on; `None` if that is not said, or more
     /// than once.
     pub fn asked(&self) -> Option<&[u8]> {
-        let mut asked = self.fields.list.iter().filter(|field| field.kind == FieldKind::Asked);
-        let first = asked.next().filter(|_| asked.next().is_none())?;
-        Some(first.value.bytes(&self.bytes))
+        Some(self.fields.asked.value()?.bytes(&self.bytes))
     }
 
     /// The fields that are forwarded unchanged, name and value.

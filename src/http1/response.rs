@@ -135,9 +135,7 @@ impl ResponseHead {
 
     /// The seal that the answer came with; `None` if it has none, or several.
     pub fn seal(&self) -> Option<&[u8]> {
-        let mut seals = self.fields.list.iter().filter(|field| field.kind == FieldKind::Seal);
-        let seal = seals.next().filter(|_| seals.next().is_none())?;
-        Some(seal.value.bytes(&self.bytes))
+        Some(self.fields.seal.value()?.bytes(&self.bytes))
     }
 
     /// Has `write` append the seal that the answer is written with. Nothing is written if it appends nothing.

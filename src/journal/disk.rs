@@ -75,7 +75,7 @@ pub struct Settings {
     pub first_start: FirstStart,
     /// What to do if the journal cannot be read.
     pub damaged: Damaged,
-    /// Answers are sealed in this process, and tags of blocks noted. If not, no cache counts as sealed after it.
+    /// Answers are sealed in this process, and blocks of pages noted. If not, no cache counts as sealed after it.
     pub seals: bool,
     /// Write the files from a separate process, so that a volume that hangs cannot keep this one from ending. That process
     /// runs this program, so this is only possible in clearcoat itself.

@@ -134,7 +134,7 @@ async fn try_handle(
             // The node closed an idle connection, which it may do at any time. The same node again.
             fresh = true;
         } else if elsewhere {
-            let web = second_look.as_mut().and_then(|look| look.after_failure(client, lb));
+            let web = second_look.as_mut().and_then(|look| look.after_failure(client, &node, lb));
             let Some(web) = web else { return Err(failure) };
             node = web;
         } else {

@@ -14,25 +14,34 @@ use std::sync::Arc;
 
 use crate::fleet::{Node, NodeId};
 use crate::http1::{Method, RequestHead, ResponseHead};
-use crate::seal::{Judgement, Position, PurgedNames, Seal, StalePage, write_asked};
+use crate::seal::{Judgement, Position, PurgedNames, Seal, StalePage, asked_prefix, write_asked};
 use crate::telemetry::{Metrics, NodeMetrics, SealVerdict};
 
-/// Has a cache get what was purged of this page. Resolves with `true` when it has acknowledged that, and with `false` if it
-/// takes too long.
-pub type Refresh = Arc<dyn Fn(&NodeId, StalePage) -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>;
+/// Who tells caches of stale pages.
+pub trait Refresh: Send + Sync {
+    /// Has a cache get what was purged of this page. Resolves with `true` when it has acknowledged that, and with `false` if that
+    /// takes too long, or is in vain.
+    fn refresh(&self, node: &NodeId, page: StalePage) -> Pin<Box<dyn Future<Output = bool> + Send>>;
+
+    /// The cache still has this page, which it has acknowledged to have dropped.
+    fn record_kept(&self, node: &NodeId, page: &StalePage);
+}
 
 /// Judges answers by their seals.
 #[derive(Clone)]
 pub struct Freshness {
     purged: Arc<PurgedNames>,
-    refresh: Refresh,
+    /// What begins each note about a reader.
+    asked_prefix: Arc<[u8]>,
+    refresh: Arc<dyn Refresh>,
     metrics: Arc<Metrics>,
 }
 
 impl Freshness {
     /// Judges by what was purged, and has caches told by `refresh`.
-    pub fn new(purged: Arc<PurgedNames>, refresh: Refresh, metrics: Arc<Metrics>) -> Self {
-        Freshness { purged, refresh, metrics }
+    pub fn new(purged: Arc<PurgedNames>, refresh: Arc<dyn Refresh>, metrics: Arc<Metrics>) -> Self {
+        let asked_prefix = asked_prefix(purged.lineage().journal()).into();
+        Freshness { purged, asked_prefix, refresh, metrics }
     }
 
     /// What a reader remembers who arrives now.
@@ -42,7 +51,7 @@ impl Freshness {
 
     /// Appends what a cache passes on to the origin about the reader of a page: this request's name and what he remembers.
     pub(super) fn write_asked(&self, out: &mut Vec<u8>, id: u64, known: Position, request: &RequestHead) {
-        write_asked(out, self.purged.lineage().journal(), known, id, request.target());
+        write_asked(out, &self.asked_prefix, known, id, request.target());
     }
 
     /// The page, if this answer of a cache is stale for a reader who remembers `known`. `asked_at`: what the cache had
@@ -53,7 +62,7 @@ impl Freshness {
         answer: &ResponseHead,
         (known, asked_at): (Position, Position),
         node: &Node,
-        metrics: &NodeMetrics,
+        metrics: impl FnOnce() -> Arc<NodeMetrics>,
     ) -> Option<Box<StalePage>> {
         if !matches!(request.method, Method::Get | Method::Head) {
             return None;
@@ -62,7 +71,7 @@ impl Freshness {
         let page = (request.host().unwrap_or_default(), request.target());
         let Some(seal) = answer.seal().and_then(Seal::parse) else {
             checks.count(SealVerdict::Unsealed);
-            metrics.varnish.iter().for_each(|varnish| varnish.unsealed.inc());
+            metrics().varnish.iter().for_each(|varnish| varnish.unsealed.inc());
             let passes = asked_at >= known || !node.live.is_sealing() || answer.status == 405 || answer.status >= 500;
             return (!passes).then(|| Box::new(StalePage::unsealed(known, page, asked_at)));
         };
@@ -71,13 +80,18 @@ impl Freshness {
             return None;
         };
         checks.count(SealVerdict::Stale);
-        metrics.varnish.iter().for_each(|varnish| varnish.stale_caught.inc());
+        metrics().varnish.iter().for_each(|varnish| varnish.stale_caught.inc());
         Some(Box::new(StalePage::new(&seal, because, page, asked_at)))
     }
 
     /// Has the cache told once more, and waits for that. Says whether it has acknowledged it.
     pub(super) async fn refresh(&self, node: &NodeId, page: StalePage) -> bool {
-        (self.refresh)(node, page).await
+        self.refresh.refresh(node, page).await
+    }
+
+    /// The cache still has this page, which it has acknowledged to have dropped.
+    pub(super) fn record_kept(&self, node: &NodeId, page: &StalePage) {
+        self.refresh.record_kept(node, page);
     }
 }
 

@@ -67,8 +67,8 @@ pub trait Select: Send + Sync {
     /// If there is none: the reason, for the answer.
     fn pick(&self, fleet: &Snapshot, lb: LbContext, tried: Option<u64>) -> Result<Arc<Node>, NoNode>;
 
-    /// What is done if the caches with these endpoints answered with a stale page.
-    fn past_caches(&self, fleet: &Snapshot, lb: LbContext, told: &[u64]) -> PastCaches;
+    /// What is done if the caches with these endpoints, `last` as the last one, answered with a stale page.
+    fn past_caches(&self, fleet: &Snapshot, lb: LbContext, told: &[u64], last: &Node) -> PastCaches;
 }
 
 /// What is done if no cache has a fresh page.
@@ -78,8 +78,11 @@ pub enum PastCaches {
     Web(Arc<Node>),
     /// This cache is: no web node may be, and it has not answered yet.
     Cache(Arc<Node>),
-    /// The page is served as it is.
-    Serve,
+    /// The page is served as it is. `is_counted`: that its cache is behind was counted when it was chosen.
+    Serve {
+        /// Counted already.
+        is_counted: bool,
+    },
     /// The request is refused.
     Refuse,
 }

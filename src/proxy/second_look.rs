@@ -21,8 +21,8 @@ const MAX_CACHES: usize = 2;
 /// The looks of one request, so far.
 #[derive(Debug, Default)]
 pub(super) struct SecondLook {
-    /// The caches that were told once more.
-    told: Vec<Arc<Node>>,
+    /// The caches that were told once more, each with the id of its page.
+    told: Vec<(Arc<Node>, u64)>,
     /// A web node was asked.
     went_past: bool,
 }
@@ -49,14 +49,18 @@ impl SecondLook {
         lb: LbContext,
     ) -> Result<NextLook, Failure> {
         let Frontend { freshness, select, .. } = &*client.frontend;
-        let is_first = self.told.iter().all(|told| told.endpoint_id != node.endpoint_id);
-        if let Some(freshness) = freshness
-            && is_first
-        {
-            self.told.push(Arc::clone(node));
-            if freshness.refresh(node.id(), page).await && is_repeatable {
-                return Ok(NextLook::Node(Arc::clone(node)));
+        let told_before = self.told.iter().find(|(told, _)| told.endpoint_id == node.endpoint_id);
+        match (freshness, told_before) {
+            (Some(freshness), Some((_, id))) if *id == page.id => freshness.record_kept(node.id(), &page),
+            (Some(freshness), None) => {
+                self.told.push((Arc::clone(node), page.id));
+                if freshness.refresh(node.id(), page).await && is_repeatable {
+                    return Ok(NextLook::Node(Arc::clone(node)));
+                }
+                // It was not asked again, so it has kept nothing.
+                self.told.last_mut().into_iter().for_each(|(_, id)| *id = 0);
             }
+            _ => {}
         }
         if !is_repeatable {
             return Err(Failure::NoNode(NoNode::AllBehind));
@@ -65,18 +69,20 @@ impl SecondLook {
         if self.told.len() < MAX_CACHES
             && let Ok(other) = select.pick(&fleet, lb, Some(node.endpoint_id))
             && other.spec.role() == Role::Varnish
-            && self.told.iter().all(|told| told.endpoint_id != other.endpoint_id)
+            && self.told.iter().all(|(told, _)| told.endpoint_id != other.endpoint_id)
         {
             return Ok(NextLook::Node(other));
         }
-        match select.past_caches(&fleet, lb, &self.told()) {
+        match select.past_caches(&fleet, lb, &self.told(), node) {
             PastCaches::Web(web) => {
                 self.went_past = true;
                 Ok(NextLook::Node(web))
             }
             PastCaches::Cache(cache) => Ok(NextLook::Node(cache)),
-            PastCaches::Serve => {
-                client.worker.shared.metrics.stale_served.inc();
+            PastCaches::Serve { is_counted } => {
+                if !is_counted {
+                    client.worker.shared.metrics.stale_served.inc();
+                }
                 Ok(NextLook::AsItIs(Arc::clone(node)))
             }
             PastCaches::Refuse => Err(Failure::NoNode(NoNode::AllBehind)),
@@ -84,17 +90,18 @@ impl SecondLook {
     }
 
     /// The web node to ask if the last cache fails that could be asked after a stale answer.
-    pub(super) fn after_failure(&mut self, client: &Client, lb: LbContext) -> Option<Arc<Node>> {
+    pub(super) fn after_failure(&mut self, client: &Client, failed: &Node, lb: LbContext) -> Option<Arc<Node>> {
         if self.told.is_empty() || self.went_past {
             return None;
         }
         let fleet = client.worker.shared.fleet.load();
-        let PastCaches::Web(web) = client.frontend.select.past_caches(&fleet, lb, &self.told()) else { return None };
+        let past = client.frontend.select.past_caches(&fleet, lb, &self.told(), failed);
+        let PastCaches::Web(web) = past else { return None };
         self.went_past = true;
         Some(web)
     }
 
     fn told(&self) -> Vec<u64> {
-        self.told.iter().map(|node| node.endpoint_id).collect()
+        self.told.iter().map(|(node, _)| node.endpoint_id).collect()
     }
 }

@@ -65,14 +65,14 @@ impl StorePolicy {
     }
 
     /// The tags of an answer that no seal shows, and that are not known as such yet. They are those of a block of a page, which
-    /// a cache fills in (asked for on behalf of another path, or by nobody knows whom), and those of an answer that is not
-    /// sealed.
+    /// a cache fills in (asked for on behalf of another path, or where Magento has its blocks), and those of an answer that is
+    /// not sealed.
     pub(super) fn tags_to_note(&self, request: &RequestHead, answer: &ResponseHead) -> Vec<Name> {
         let Some((purged, _)) = &self.sealing else { return Vec::new() };
         let page = Page { status: answer.status, target: request.target(), fields: answer.kept_fields() };
         let is_block = || {
             let asked = request.asked().and_then(Asked::parse);
-            asked.is_none_or(|asked| asked.path != request.path()) || is_block_path(request.path())
+            asked.is_some_and(|asked| asked.path != request.path()) || is_block_path(request.path())
         };
         let is_sealed =
             matches!(request.method, Method::Get | Method::Head) && fits(answer.head_len(), page.tags().count());

@@ -50,7 +50,7 @@ impl Name {
     }
 }
 
-pub(super) fn is_digit(byte: u8) -> bool {
+fn is_digit(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')
 }
 

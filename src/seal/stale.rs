@@ -36,6 +36,11 @@ impl StalePage {
         StalePage { because, position: 0, id: 0, names: Vec::new(), target, host, asked_at }
     }
 
+    /// Whether it is of another journal, so that its position says nothing here.
+    pub fn is_foreign(&self) -> bool {
+        self.because == StaleBecause::Foreign
+    }
+
     /// The position in our journal from which on what was purged of it is to be found; `None` if it is in no place of it.
     pub fn known_since(&self) -> Option<Position> {
         match self.because {

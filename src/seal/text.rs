@@ -8,11 +8,32 @@
 //! Journal and id are 16 hexadecimal digits, the run 8; the position is decimal; names have eight characters each and nothing
 //! between them. The full stop ends a seal, so that one that was cut short is not mistaken for one with fewer names.
 
-use super::name::is_digit;
 use super::{Lineage, Name, Position, Run};
 
 /// What a text of ours begins with: its version.
 const VERSION: &[u8] = b"1 ";
+
+/// The two hexadecimal digits of each byte.
+const PAIRS: [[u8; 2]; 256] = {
+    let mut pairs = [[0; 2]; 256];
+    let mut byte = 0;
+    while byte < pairs.len() {
+        pairs[byte] = [b"0123456789abcdef"[byte >> 4], b"0123456789abcdef"[byte & 0xf]];
+        byte += 1;
+    }
+    pairs
+};
+
+/// The value of each hexadecimal digit in lower case; above 15 for any other byte.
+const VALUES: [u8; 256] = {
+    let mut values = [0x10; 256];
+    let mut value = 0;
+    while value < 16 {
+        values[b"0123456789abcdef"[value as usize] as usize] = value;
+        value += 1;
+    }
+    values
+};
 
 /// The longest path of a question, in bytes: with it its line stays below the default of Varnish's `http_req_hdr_len`, 8 KiB.
 const MAX_PATH: usize = 8_000;
@@ -45,8 +66,7 @@ impl<'s> Seal<'s> {
         let names = rest.strip_prefix(b" ")?;
         // Eight digits, so it fits.
         let run = Run(run as u32);
-        let is_whole = names.len().is_multiple_of(Name::LEN) && names.iter().all(|byte| is_digit(*byte));
-        is_whole.then_some(Seal { journal, run, position, id, names })
+        names.len().is_multiple_of(Name::LEN).then_some(Seal { journal, run, position, id, names })
     }
 
     /// The names of the page.
@@ -98,16 +118,22 @@ pub fn write_seal(out: &mut Vec<u8>, lineage: &Lineage, position: Position, id: 
     out.push(b'.');
 }
 
-/// Appends a question's text. `target` is that of the request, of which the path is written. Nothing is written of one so long
-/// that a Varnish would refuse the request for it.
-pub fn write_asked(out: &mut Vec<u8>, journal: u64, position: Position, id: u64, target: &[u8]) {
+/// What all questions about positions in this journal begin with: each request has one.
+pub fn asked_prefix(journal: u64) -> Vec<u8> {
+    let mut prefix = VERSION.to_vec();
+    push_hexadecimal(&mut prefix, journal, 16);
+    prefix.push(b' ');
+    prefix
+}
+
+/// Appends a question's text after its [prefix](asked_prefix). `target` is that of the request, of which the path is written.
+/// Nothing is written of one so long that a Varnish would refuse the request for it.
+pub fn write_asked(out: &mut Vec<u8>, prefix: &[u8], position: Position, id: u64, target: &[u8]) {
     let path = path_of(target);
     if path.len() > MAX_PATH {
         return;
     }
-    out.extend_from_slice(VERSION);
-    push_hexadecimal(out, journal, 16);
-    out.push(b' ');
+    out.extend_from_slice(prefix);
     out.extend_from_slice(itoa::Buffer::new().format(position).as_bytes());
     out.push(b' ');
     push_hexadecimal(out, id, 16);
@@ -120,22 +146,25 @@ pub(super) fn path_of(target: &[u8]) -> &[u8] {
     memchr::memchr(b'?', target).map_or(target, |end| &target[..end])
 }
 
-fn push_hexadecimal(out: &mut Vec<u8>, number: u64, digits: u32) {
-    let digit = |at: u32| b"0123456789abcdef"[(number >> (4 * (digits - 1 - at)) & 0xf) as usize];
-    out.extend((0..digits).map(digit));
+/// Appends the last `digits` of a number, 16 at most.
+fn push_hexadecimal(out: &mut Vec<u8>, number: u64, digits: usize) {
+    let mut text = [0; 16];
+    for (pair, byte) in text.as_chunks_mut().0.iter_mut().zip(number.to_be_bytes()) {
+        *pair = PAIRS[usize::from(byte)];
+    }
+    out.extend_from_slice(&text[text.len() - digits..]);
 }
 
 fn hexadecimal(text: &[u8], digits: usize) -> Option<(u64, &[u8])> {
     let (number, rest) = text.split_at_checked(digits)?;
-    let number = number.iter().try_fold(0, |number, byte| {
-        let digit = match byte {
-            b'0'..=b'9' => byte - b'0',
-            b'a'..=b'f' => byte - b'a' + 10,
-            _ => return None,
-        };
-        Some(number << 4 | u64::from(digit))
-    });
-    Some((number?, rest))
+    let mut value = 0;
+    let mut others = 0;
+    for byte in number {
+        let digit = VALUES[usize::from(*byte)];
+        others |= digit;
+        value = value << 4 | u64::from(digit);
+    }
+    (others < 16).then_some((value, rest))
 }
 
 fn decimal(text: &[u8]) -> Option<(u64, &[u8])> {
@@ -181,7 +210,7 @@ mod tests {
         #[test]
         fn a_question_is_read_as_it_was_written(journal: u64, position: u64, id: u64, path in "/[!-~]{0,40}") {
             let mut text = Vec::new();
-            write_asked(&mut text, journal, position, id, format!("{path}?a=?").as_bytes());
+            write_asked(&mut text, &asked_prefix(journal), position, id, format!("{path}?a=?").as_bytes());
             let path = path_of(path.as_bytes());
             prop_assert_eq!(Asked::parse(&text), Some(Asked { journal, position, id, path }));
         }

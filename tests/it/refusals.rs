@@ -131,5 +131,8 @@ fn where_a_token_is_wanted_only_the_right_one_purges() {
 fn without_any_varnish_a_purge_is_accepted_all_the_same() {
     let fleet = nobody("");
     let answer = purge(fleet.clearcoat.purge, &tag("cat_p_1")).expect("an answer");
-    assert_eq!(answer.json(), serde_json::json!({"position": 1, "applied": [], "fenced": [], "invalidated": 0}));
+    assert_eq!(
+        answer.json(),
+        serde_json::json!({"position": 1, "applied": [], "pending": [], "fenced": [], "invalidated": 0})
+    );
 }

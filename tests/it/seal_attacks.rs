@@ -104,7 +104,7 @@ fn shows_no_old_block(fleet: &Fleet, block: &AtomicU64) {
 }
 
 #[test]
-fn a_block_whose_tags_were_not_noted_is_not_stored_the_second_time() {
+fn a_block_whose_tags_could_not_be_noted_is_not_stored_later_either() {
     if !disk::is_possible() {
         return;
     }

@@ -287,9 +287,8 @@ impl AwaitingHead<'_, '_> {
         if terms.takes_stale || node.spec.role() != Role::Varnish {
             return None;
         }
-        let metrics = client.worker.pools.metrics(node);
         let known = (request.known, request.asked_at);
-        freshness.find_stale(&request.head, &request.response, known, node, &metrics)
+        freshness.find_stale(&request.head, &request.response, known, node, || client.worker.pools.metrics(node))
     }
 }
 

@@ -231,6 +231,8 @@ values! {
     pub PurgeResult as "result" {
         /// Every Varnish has it.
         Applied = "applied",
+        /// It is seen in the seals of pages: some Varnish gets it later.
+        Pending = "pending",
         /// Some Varnish was behind, and fenced.
         Fenced = "fenced",
         /// Some Varnish does not take it, though it takes others.

@@ -17,6 +17,7 @@ pub(super) struct NodeFamilies {
     inflight: IntGauges<(Role, NodeId)>,
     up: IntGauges<(Role, NodeId)>,
     current: IntGauges<NodeId>,
+    admitted: IntGauges<NodeId>,
     cursor_lag: IntGauges<NodeId>,
     cursor_lag_seconds: Gauges<NodeId>,
     deliveries: Counters<(NodeId, BatchResult)>,
@@ -54,6 +55,8 @@ pub struct NodeMetrics {
 pub struct VarnishMetrics {
     /// 1 while the node has every purge that was answered.
     pub current: IntGauge,
+    /// 1 while the node has every purge that it must have to serve.
+    pub admitted: IntGauge,
     /// Purges that the node has not acknowledged.
     pub cursor_lag: IntGauge,
     /// The age of the oldest purge that the node has not acknowledged, in seconds.
@@ -91,6 +94,7 @@ impl NodeFamilies {
             inflight: int_gauges(r, "upstream_inflight", "Requests that are at a node now")?,
             up: int_gauges(r, "node_up", "1 while the health checks of a node pass")?,
             current: int_gauges(r, "node_current", "1 while a Varnish has every answered purge")?,
+            admitted: int_gauges(r, "node_admitted", "1 while a Varnish has every purge that it must have to serve")?,
             cursor_lag: int_gauges(r, "node_cursor_lag", "Purges that a Varnish has not acknowledged")?,
             cursor_lag_seconds: gauges(
                 r,
@@ -152,6 +156,7 @@ impl NodeFamilies {
         let [delivered, failed, refused, passed_over] = batches;
         VarnishMetrics {
             current: held.bind(&self.current, id.clone()),
+            admitted: held.bind(&self.admitted, id.clone()),
             cursor_lag: held.bind(&self.cursor_lag, id.clone()),
             cursor_lag_seconds: held.bind(&self.cursor_lag_seconds, id.clone()),
             delivered,

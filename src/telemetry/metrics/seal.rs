@@ -1,15 +1,18 @@
 //! What seals said of the answers of caches.
 
-use prometheus::{IntCounter, Registry};
+use prometheus::{IntCounter, IntGauge, Registry};
 
 use super::family::{Counters, counters};
 use super::labels::SealVerdict;
+use super::register;
 
 /// The metrics of seals.
 #[derive(Debug)]
 pub struct SealMetrics {
     /// Answers of caches, by what their seal said.
     pub checks: SealChecks,
+    /// Tags that no seal shows: purges of them wait for Varnish.
+    pub unsealable: IntGauge,
 }
 
 /// Answers of caches by what their seal said: bound once, as each answer is counted.
@@ -20,7 +23,14 @@ impl SealMetrics {
     pub(super) fn new(registry: &Registry) -> prometheus::Result<Self> {
         let checks: Counters<SealVerdict> =
             counters(registry, "seal_checks_total", "Answers of Varnish at the edge, by what their seal said")?;
-        Ok(SealMetrics { checks: SealChecks(SealVerdict::ALL.map(|verdict| checks.get(&verdict))) })
+        let unsealable = IntGauge::new(
+            "unsealable_tags",
+            "Tags that no seal shows, as those of blocks of pages: purges of them wait for Varnish",
+        )?;
+        Ok(SealMetrics {
+            checks: SealChecks(SealVerdict::ALL.map(|verdict| checks.get(&verdict))),
+            unsealable: register(registry, unsealable)?,
+        })
     }
 }
 

@@ -104,8 +104,12 @@ fn a_name_is_looked_up_and_one_that_does_not_resolve_holds_up_nobody() {
 #[test]
 fn a_registered_varnish_is_purged_and_the_file_overrides_etcd() {
     let etcd = Etcd::start();
-    let config = format!("[registry]\nkind = \"etcd\"\n[registry.etcd]\nendpoints = {:?}\n", etcd.endpoints()).leak();
-    let fleet = Fleet::start(&Plan { varnish: 1, web: 1, config, ..Plan::default() });
+    let config = format!(
+        "[registry]\nkind = \"etcd\"\n[registry.etcd]\nendpoints = {:?}\n\
+         [purge]\nlisten = [\"127.0.0.1:0\"]\nack_timeout = \"1s\"\nwait_for = \"varnish\"\n",
+        etcd.endpoints()
+    );
+    let fleet = Fleet::start(&Plan { varnish: 1, web: 1, config: config.leak(), ..Plan::default() });
     let record = |epoch| format!("{{\"address\":\"{}\",\"epoch\":\"{epoch}\"}}", fleet.varnish[0].address);
     // The same process under another name, and the configured name with another address.
     etcd.put(&format!("{NODES}varnish/again"), &record("1"));

@@ -7,7 +7,7 @@ use super::message::{Answer, Exchange, Exit, Field, Framing, Interim, Leave, Mis
 use super::parse::{Ending, Head, shown};
 
 /// The fields that clearcoat adds, to a node and to a client.
-const OWN: [&str; 8] = [
+const OWN: [&str; 10] = [
     "host",
     "x-forwarded-for",
     "x-forwarded-proto",
@@ -16,6 +16,8 @@ const OWN: [&str; 8] = [
     "content-length",
     "transfer-encoding",
     "connection",
+    "x-clearcoat-asked",
+    "x-clearcoat-seal",
 ];
 
 /// Checks the request head that this node received.

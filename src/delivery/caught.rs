@@ -76,7 +76,7 @@ impl EmptyingPace {
         let (first, longest) = EMPTIED;
         let pause = match self.0 {
             Some((at, pause)) if now.duration_since(at) < pause => return false,
-            Some((at, pause)) if now.duration_since(at) < longest => (2 * pause).min(longest),
+            Some((at, pause)) if now.duration_since(at) < 2 * longest => (2 * pause).min(longest),
             _ => first,
         };
         self.0 = Some((now, pause));
@@ -311,7 +311,9 @@ mod tests {
         caught.done(taken.number);
         assert_eq!((caught.push(foreign()), caught.push(forgotten(9))), (None, None));
         assert!(caught.state.lock().is_empty());
-        // What was stored since is another matter.
+        // What was stored since is another matter, but not at once.
+        assert_eq!(caught.push(forgotten(10)), None);
+        caught.state.lock().pace = EmptyingPace::default();
         assert_eq!(caught.push(forgotten(10)), Some(2));
     }
 

@@ -90,9 +90,12 @@ fn purge_at_random(plan: &Plan, a_tag: fn(&mut fastrand::Rng) -> String) -> Flee
     fleet
 }
 
+/// Each cache is looked at as soon as a purge is answered.
+const WAITS: &str = "[purge]\nlisten = [\"127.0.0.1:0\"]\nack_timeout = \"20s\"\nwait_for = \"varnish\"\n";
+
 fn plan(delivery: PurgeDialect) -> Plan {
     // A small limit, so that the sets are split.
-    Plan { varnish: 2, web: 1, ack_timeout: "20s", delivery, header_limit: 512, ..Plan::default() }
+    Plan { varnish: 2, web: 1, config: WAITS, delivery, header_limit: 512, ..Plan::default() }
 }
 
 #[test]
@@ -159,7 +162,7 @@ fn a_node_whose_vcl_lacks_xkey_gets_no_traffic_and_the_fix_is_logged() {
         let end = vcl.find("backend origin").expect("the template");
         format!("{}{}", &vcl[..start], &vcl[end..]).replacen("import std;\n", recv, 1)
     };
-    let fleet = Fleet::start(&Plan { varnish: 1, vcl, ack_timeout: "1s", ..plan(PurgeDialect::Xkey) });
+    let fleet = Fleet::start(&Plan { varnish: 1, vcl, config: "", ack_timeout: "1s", ..plan(PurgeDialect::Xkey) });
     let answer = fleet.purge_tag("cat_p_1").json();
     assert_eq!(answer["fenced"], serde_json::json!(["varnish-1"]), "{answer}");
     let error = fleet.clearcoat.node("varnish-1")["delivery_error"].as_str().expect("a text").to_owned();

@@ -24,7 +24,8 @@ const NOT_REINDEXED: [&str; 3] = ["/p/0", "/p/901", "/p/9000"];
 
 /// A fleet with a long `ack_timeout`, so that a busy machine does not fence nodes: other tests check durations.
 fn plan(varnish: usize, web: usize) -> Plan {
-    Plan { varnish, web, ack_timeout: "20s", ..Plan::default() }
+    let config = "[purge]\nlisten = [\"127.0.0.1:0\"]\nack_timeout = \"20s\"\nwait_for = \"varnish\"\n";
+    Plan { varnish, web, config, ..Plan::default() }
 }
 
 /// Checks every detail of an answer to an accepted purge.

@@ -12,7 +12,7 @@ use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use crate::fleet::{Node, NodeId};
+use crate::fleet::NodeId;
 use crate::http1::{Method, RequestHead, ResponseHead};
 use crate::seal::{Judgement, Position, PurgedNames, Seal, StalePage, asked_prefix, write_asked};
 use crate::telemetry::{Metrics, NodeMetrics, SealVerdict};
@@ -55,13 +55,13 @@ impl Freshness {
     }
 
     /// The page, if this answer of a cache is stale for a reader who remembers `known`. `asked_at`: what the cache had
-    /// acknowledged when it was asked. Counts what it finds.
+    /// acknowledged when it was asked; `is_sealing`: whether the fence admitted it then though it missed what a seal shows.
+    /// Counts what it finds.
     pub(super) fn find_stale(
         &self,
         request: &RequestHead,
         answer: &ResponseHead,
-        (known, asked_at): (Position, Position),
-        node: &Node,
+        (known, asked_at, is_sealing): (Position, Position, bool),
         metrics: impl FnOnce() -> Arc<NodeMetrics>,
     ) -> Option<Box<StalePage>> {
         if !matches!(request.method, Method::Get | Method::Head) {
@@ -72,7 +72,7 @@ impl Freshness {
         let Some(seal) = answer.seal().and_then(Seal::parse) else {
             checks.count(SealVerdict::Unsealed);
             metrics().varnish.iter().for_each(|varnish| varnish.unsealed.inc());
-            let passes = asked_at >= known || !node.live.is_sealing() || answer.status == 405 || answer.status >= 500;
+            let passes = asked_at >= known || !is_sealing || answer.status == 405 || answer.status >= 500;
             return (!passes).then(|| Box::new(StalePage::unsealed(known, page, asked_at)));
         };
         let Judgement::Stale(because) = self.purged.judge(&seal, request.target(), known) else {

@@ -41,8 +41,10 @@ pub(super) struct Request {
     pub(super) mark: RenderMark,
     /// At the edge: what its reader remembers ([`super::Freshness`]).
     pub(super) known: Position,
-    /// At the edge: what the cache had acknowledged when it was asked.
+    /// At the edge: what the cache had acknowledged when it was asked, and whether purges that a seal shows did not wait for
+    /// it then.
     pub(super) asked_at: Position,
+    pub(super) asked_a_sealing: bool,
     /// The status sent to the client, once an answer has begun.
     pub(super) status: Option<u16>,
     /// From the node: the answer's head and the start of its body, until relayed.
@@ -68,6 +70,7 @@ impl Request {
             mark: RenderMark::default(),
             known: 0,
             asked_at: 0,
+            asked_a_sealing: false,
             status: None,
             answer: Vec::new(),
             response: ResponseHead::default(),

@@ -21,8 +21,8 @@ const MAX_CACHES: usize = 2;
 /// The looks of one request, so far.
 #[derive(Debug, Default)]
 pub(super) struct SecondLook {
-    /// The caches that were told once more, each with the id of its page.
-    told: Vec<(Arc<Node>, u64)>,
+    /// The caches that were told once more, each with the page that it acknowledged to have dropped, by its id.
+    told: Vec<(Arc<Node>, Option<u64>)>,
     /// A web node was asked.
     went_past: bool,
 }
@@ -51,14 +51,16 @@ impl SecondLook {
         let Frontend { freshness, select, .. } = &*client.frontend;
         let told_before = self.told.iter().find(|(told, _)| told.endpoint_id == node.endpoint_id);
         match (freshness, told_before) {
-            (Some(freshness), Some((_, id))) if *id == page.id => freshness.record_kept(node.id(), &page),
+            (Some(freshness), Some((_, dropped))) if dropped.is_some() && *dropped == page.seal_id() => {
+                freshness.record_kept(node.id(), &page);
+            }
             (Some(freshness), None) => {
-                self.told.push((Arc::clone(node), page.id));
-                if freshness.refresh(node.id(), page).await && is_repeatable {
+                let id = page.seal_id();
+                let is_asked_again = freshness.refresh(node.id(), page).await && is_repeatable;
+                self.told.push((Arc::clone(node), id.filter(|_| is_asked_again)));
+                if is_asked_again {
                     return Ok(NextLook::Node(Arc::clone(node)));
                 }
-                // It was not asked again, so it has kept nothing.
-                self.told.last_mut().into_iter().for_each(|(_, id)| *id = 0);
             }
             _ => {}
         }

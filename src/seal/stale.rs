@@ -36,6 +36,11 @@ impl StalePage {
         StalePage { because, position: 0, id: 0, names: Vec::new(), target, host, asked_at }
     }
 
+    /// The name of the answer by its seal; `None` if it has none.
+    pub fn seal_id(&self) -> Option<u64> {
+        (!matches!(self.because, StaleBecause::Unsealed(_))).then_some(self.id)
+    }
+
     /// Whether it is of another journal, so that its position says nothing here.
     pub fn is_foreign(&self) -> bool {
         self.because == StaleBecause::Foreign

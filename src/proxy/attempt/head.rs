@@ -287,8 +287,8 @@ impl AwaitingHead<'_, '_> {
         if terms.takes_stale || node.spec.role() != Role::Varnish {
             return None;
         }
-        let known = (request.known, request.asked_at);
-        freshness.find_stale(&request.head, &request.response, known, node, || client.worker.pools.metrics(node))
+        let reader = (request.known, request.asked_at, request.asked_a_sealing);
+        freshness.find_stale(&request.head, &request.response, reader, || client.worker.pools.metrics(node))
     }
 }
 

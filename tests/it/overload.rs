@@ -41,7 +41,7 @@ fn connections_that_want_nothing_keep_no_purge_out() {
 fn a_purge_too_many_is_not_accepted_and_told_to_come_again() {
     allow_many_files();
     // One address may have fewer connections than there may be concurrent purges.
-    let config = "[purge]\nlisten = [\"127.0.0.1:0\", \"127.0.0.1:0\", \"127.0.0.1:0\"]\nack_timeout = \"60s\"\n";
+    let config = "[purge]\nlisten = [\"127.0.0.1:0\", \"127.0.0.1:0\", \"127.0.0.1:0\"]\nack_timeout = \"60s\"\nwait_for = \"varnish\"\n";
     let fleet =
         Fleet::start(&Plan { varnish: 1, web: 0, config, journal: "memory", vcl: purges_can_fail, ..Plan::default() });
     fleet.clearcoat.current();

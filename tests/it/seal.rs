@@ -314,3 +314,30 @@ fn a_varnish_that_drops_seals_is_waited_for() {
     assert_eq!((ids(&answer, "applied").len(), ids(&answer, "pending").len()), (2, 0), "{answer:?}");
     assert_eq!(fleet.get("/p/1").text(), "1");
 }
+
+#[test]
+fn a_hot_page_that_is_purged_is_rendered_a_few_times() {
+    const READERS: usize = 40;
+    let fleet = sealing(&Plan { varnish: 1, ..lazy("60s") });
+    fleet.get("/p/1");
+    assert_eq!(fleet.get("/p/1").cache(), "HIT");
+    let before = fleet.shop.renders.load(Ordering::SeqCst);
+    for version in 1..=5 {
+        fleet.shop.set(1, version);
+        std::thread::scope(|scope| {
+            let reader = || {
+                let mut client = Connection::open(fleet.clearcoat.edge).expect("a connection");
+                let mut read = || {
+                    client.send("GET /p/1 HTTP/1.1\r\nHost: shop.test\r\n\r\n").expect("sent");
+                    client.answer(false).expect("an answer").text().to_owned()
+                };
+                // As long as the page is what it was.
+                while read() != version.to_string() {}
+            };
+            (0..READERS).for_each(|_| _ = scope.spawn(reader));
+            assert_eq!(fleet.purge_tag("cat_p_1").status, 200);
+        });
+    }
+    let renders = fleet.shop.renders.load(Ordering::SeqCst) - before;
+    assert!((5..=25).contains(&renders), "{renders} renders for 5 purges and {READERS} readers");
+}

@@ -10,7 +10,10 @@ const PAGES: [&str; 3] = ["/p/1", "/p/2", "/p/3"];
 
 /// A fleet whose second Varnish misses a purge of every page; then clearcoat is killed.
 fn missed(journal: &'static str) -> Fleet {
-    let plan = Plan { varnish: 2, web: 1, journal, first_start: "flush", vcl: purges_can_fail, ..Plan::default() };
+    // Each Varnish is asked past the edge.
+    let config = "[purge]\nlisten = [\"127.0.0.1:0\"]\nack_timeout = \"1s\"\nwait_for = \"varnish\"\n";
+    let plan =
+        Plan { varnish: 2, web: 1, journal, first_start: "flush", config, vcl: purges_can_fail, ..Plan::default() };
     let mut fleet = Fleet::start(&plan);
     fleet.clearcoat.current();
     assert_eq!(fleet.purge_tag("cat_p_99").status, 200);

@@ -1,4 +1,4 @@
-//! The one place where parts meet: bind, build, spawn, drain in order.
+//! Wires the parts together: binds, builds, spawns, and drains them in order.
 //!
 //! ```text
 //! registry ──events──┐
@@ -7,8 +7,8 @@
 //!     └── waits for the cursors, raises the fence, answers
 //! ```
 //!
-//! Two runtimes never share a thread: the workers' (one each) carry the traffic, the control plane's carries everything
-//! else, so that neither a purge storm nor a slow registry costs a request anything but CPU.
+//! Traffic and control plane never share a thread: each worker has a runtime of its own for the traffic, and one
+//! runtime carries everything else. So a purge storm or a slow registry costs a request nothing but CPU time.
 
 mod engine;
 mod fleet;
@@ -49,14 +49,15 @@ use fleet::FleetInputs;
 use reload::Reloader;
 use sealing::Sealing;
 
-/// How long the process stays at work after it has said that it is not ready any more, so that a balancer in front
-/// can turn away first.
+/// How long the process keeps accepting connections after `/readyz` starts to fail, so that a load balancer in front
+/// can stop using it first.
 const LEAVE: Duration = Duration::from_secs(1);
 
-/// How long requests under way have to come to their end. With [`LEAVE`] below the 10 s that `docker stop` waits.
+/// How long requests under way may take to finish. Together with [`LEAVE`] it is less than the 10 s after which `docker
+/// stop` kills.
 const DRAIN: Duration = Duration::from_secs(8);
 
-/// How long the edge waits at most, when it could open, until what is up has been tried.
+/// How long the edge, otherwise ready to open, waits at most for the trials of the nodes that are up.
 const LONGEST_TRIAL: Duration = Duration::from_secs(1);
 
 /// The largest request that the admin listener takes, in bytes.
@@ -80,7 +81,7 @@ pub struct App {
     replicas: Option<Arc<Replicas>>,
 }
 
-/// Where a running clearcoat listens: what port 0 became.
+/// The bound addresses of the listeners, with port 0 resolved to the real port.
 #[derive(Clone, Debug, Default)]
 pub struct Addresses {
     /// Clients.
@@ -175,8 +176,8 @@ impl App {
         })
     }
 
-    /// From now on the configuration is read again when its file changes, and whenever what is returned is notified.
-    /// `running` is what this was started with. What can change and what cannot: `app/reload.rs`.
+    /// Reloads the configuration when its file changes and whenever the returned `Notify` is notified. `running` is the
+    /// configuration that this process was started with. `app/reload.rs` says which keys can change at run time.
     pub fn reload_from(&mut self, source: ConfigSource, running: Config) -> Arc<Notify> {
         let asked = Arc::new(Notify::new());
         let reloader = Reloader::new(source, running, self.nodes.clone(), Arc::clone(&self.metrics));
@@ -184,19 +185,19 @@ impl App {
         asked
     }
 
-    /// Where it listens.
+    /// The bound addresses of the listeners.
     pub fn addresses(&self) -> &Addresses {
         &self.addresses
     }
 
     /// Returns when the edge takes traffic: after one round of deliveries to all nodes, or after `ack_timeout`.
     pub async fn opened(&self) {
-        // The sender is a task of ours; where it is gone, so is everything else.
+        // The sender lives in one of our tasks; if it is gone, the process is ending.
         _ = self.open.clone().wait_for(|open| *open).await;
     }
 
-    /// Ends in order: says it is not ready, stops accepting, lets what is under way finish, saves the cursors. When
-    /// `hurry` resolves, what is under way is cut.
+    /// Shuts down in order: fails `/readyz`, stops accepting, lets requests under way finish, saves the cursors. When
+    /// `hurry` resolves, requests under way are cut.
     pub async fn stop(self, hurry: impl Future<Output = ()>) {
         let App { shutdown, mut edge_in_use, workers, mut servers, mut tasks, deliveries, journal, replicas, .. } =
             self;
@@ -206,7 +207,7 @@ impl App {
             if !joined.await.unwrap_or(false) {
                 tracing::error!("a worker panicked");
             }
-            // Not before: another clearcoat tells of purges, and asks about pages, for as long as any pass here.
+            // Not earlier: as long as pages pass here, other clearcoats report purges to us and ask about pages.
             shutdown.advance(Stage::Closing);
             while servers.join_next().await.is_some() {}
         };
@@ -216,7 +217,7 @@ impl App {
                 tokio::time::sleep(LEAVE).await;
                 shutdown.advance(Stage::Draining);
                 let finished = async {
-                    // What clients wait for may be a page that Varnish has yet to fetch through the origin.
+                    // Clients may be waiting for a page that Varnish has yet to fetch through the origin.
                     _ = edge_in_use.recv().await;
                     shutdown.advance(Stage::Emptying);
                     std::future::pending::<()>().await;
@@ -228,14 +229,14 @@ impl App {
                 () = hurry => tracing::warn!("requests under way are cut"),
             }
             shutdown.advance(Stage::Stopping);
-            // The end is when all have drained.
+            // From here on only `drained` ends the wait.
             std::future::pending::<()>().await;
         };
         tokio::select! {
             () = drained => {}
             () = stages => {}
         }
-        // Nobody is served here any more, so nobody needs our word.
+        // No client is served here any more, so other replicas need not wait for our confirmation.
         if let Some(replicas) = replicas {
             replicas.withdraw().await;
         }
@@ -261,14 +262,14 @@ fn serve_all<H: http_server::Handler>(
     }
 }
 
-/// The two frontends, and what each of them waits for before it takes connections.
+/// The two frontends, and for each the condition that must hold before it accepts connections.
 #[derive(Clone)]
 struct Frontends {
     edge: Frontend,
-    /// The first round of deliveries is over.
+    /// Turns true when the first round of deliveries is over.
     opens: watch::Receiver<bool>,
     origin: Frontend,
-    /// The nodes are known.
+    /// Turns true when the nodes are known.
     listed: watch::Receiver<bool>,
 }
 
@@ -283,15 +284,16 @@ impl Frontends {
     }
 }
 
-/// Starts the workers, each with its sockets of edge and origin. What comes with them is closed when the process drains
-/// and no client is left at any worker's edge.
+/// Starts the workers, each with its sockets of edge and origin. The returned receiver is closed when the process
+/// drains and no client is left at any worker's edge.
 fn start_workers(
     sockets: impl Iterator<Item = (Vec<proxy::Listener>, Vec<proxy::Listener>)>,
     shared: &proxy::WorkerContext,
     frontends: &Frontends,
 ) -> anyhow::Result<(Vec<JoinHandle<()>>, mpsc::Receiver<Infallible>)> {
-    // Varnish needs its backend before the edge opens: what it fetches cannot be older than the fetch. But not before a
-    // node is known: a clearcoat that has just started would refuse what another one could have fetched.
+    // The origin opens before the edge, because Varnish needs its backend, and a page that is fetched now cannot be
+    // stale. But it waits until the nodes are known: without them it would refuse requests that another clearcoat could
+    // serve.
     let (in_use, edge_in_use) = mpsc::channel(1);
     let workers = sockets.enumerate().map(|(index, (edge, origin))| {
         let Frontends { edge: edge_frontend, opens, origin: origin_frontend, listed } = frontends.clone();
@@ -303,7 +305,7 @@ fn start_workers(
     Ok((workers, edge_in_use))
 }
 
-/// What the edge waits for before it opens.
+/// The deliveries and trials that the edge waits for before it opens.
 struct FirstRound {
     fleet: Arc<ArcSwap<Snapshot>>,
     deliveries: Arc<Deliveries>,
@@ -321,7 +323,8 @@ impl FirstRound {
         }
     }
 
-    /// Returns when every node has what was answered before, and what is up has been tried, or when nobody waits longer.
+    /// Returns when every node has every purge that was answered before, and the nodes that are up have been tried; or
+    /// when the time for that is over.
     async fn ended(&self) {
         if tokio::time::timeout(self.patience, self.deliveries.all_current()).await.is_err() {
             tracing::warn!("the edge opens though not every Varnish is up to date; those that are not get no traffic");
@@ -332,12 +335,12 @@ impl FirstRound {
             let members = fleet.varnish.members().iter().filter(|member| member.health == Health::Up);
             members.map(|member| Arc::clone(&member.node)).collect()
         };
-        // Who was not tried by then serves until he was.
+        // A node that has not been tried by then serves until its trial.
         _ = tokio::time::timeout(self.patience.min(LONGEST_TRIAL), trials.all_tried(up)).await;
     }
 }
 
-/// Opens the edge after one round: every node has what was answered before, or `patience` is over.
+/// Opens the edge after the first round: every node has every purge that was answered before, or `patience` is over.
 async fn open_edge(
     mut listed: watch::Receiver<bool>,
     first_round: FirstRound,
@@ -348,18 +351,19 @@ async fn open_edge(
         return;
     }
     if let Some(replicas) = replicas {
-        // What they accept from now on, they tell us. What they accepted before is answered, or will be without us.
+        // Purges that the other replicas accept from now on are sent to us. Earlier ones are answered already, or will
+        // be without us.
         replicas.announced().await;
         first_round.deliveries.fence_everything();
     }
     first_round.ended().await;
     tracing::info!("the edge is open");
     open.send_replace(true);
-    // Kept to the end of the process, so that whoever waits hears of it.
+    // Keeps the channel open until every receiver is gone, so that each of them sees the change.
     open.closed().await;
 }
 
-/// What the workers share with the rest.
+/// The context that all workers share.
 fn shared(
     config: &Config,
     fleet: Arc<ArcSwap<Snapshot>>,

@@ -6,7 +6,7 @@
 //!
 //! Both come from outside, so all memory is bounded:
 //!
-//! - Families: Magento's are always named; of the others the first ones are, the rest is `other`.
+//! - Families: Magento's always have a label of their own; so do the first others, and the rest count as `other`.
 //! - Sources: as many as a large shop has web nodes. In the API the least recently seen one is evicted. Metric labels
 //!   cannot be evicted (to Prometheus a counter that goes backwards is a restart): the first sources get one.
 //! - A short sample of each recent purge is kept, without credentials, header values and query strings: a reader of the
@@ -156,12 +156,12 @@ pub struct PurgeRecord {
 }
 
 impl Attribution {
-    /// Enters an accepted purge; says what is to be counted and told of it.
+    /// Records an accepted purge. Returns the counts and log lines due for it.
     pub fn note(&self, source: IpAddr, named: NamedTargets, ended: Ended) -> Noted {
         self.ledger().note(source, named, ended)
     }
 
-    /// All there is to show.
+    /// The complete report.
     pub fn report(&self) -> PurgeReport {
         self.ledger().report()
     }

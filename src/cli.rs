@@ -1,8 +1,8 @@
-//! The command line: one command a file.
+//! The command line: one file for each command.
 //!
-//! Clap checks every argument before a command starts, also what only a parser can know (a tag that is not literal, a
-//! URL of the wrong kind), so that wrong usage is always its exit status 2 and a command can only fail with 1. The agent checks itself what must go
-//! together, and ends with the status of what it has run.
+//! Clap checks every argument before a command starts, including those that need a parser (a tag that is not literal, a
+//! URL of the wrong kind). So wrong usage always exits with 2, and a failed command with 1. The agent checks
+//! combinations of its flags itself, and exits with the status of the command that it ran.
 
 mod agent;
 mod check;
@@ -51,7 +51,7 @@ struct ConfigFile {
 
 impl ConfigFile {
     fn source(&self) -> crate::config::ConfigSource {
-        // A variable that is not UTF-8 then fails with its name, if it is ours.
+        // Lossy, so that a variable of ours that is not UTF-8 is refused by name, and any other is ignored.
         let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
         let env = std::env::vars_os().map(|(name, value)| (text(name), text(value)));
         crate::config::ConfigSource::new(self.config.clone(), env)
@@ -63,10 +63,10 @@ impl ConfigFile {
 }
 
 impl Cli {
-    /// Runs the command to its end, and gives the exit status.
+    /// Runs the command to its end, and returns the exit status.
     ///
     /// # Errors
-    /// Why it failed, for people: exit status 1.
+    /// If the command fails, in words for the terminal; the exit status is 1.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
             CliCommand::Serve(serve) => serve.run()?,
@@ -87,7 +87,7 @@ fn block_on(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
 }
 
-/// Text from elsewhere, so that it can go to a terminal: no control characters.
+/// Replaces the control characters in text from elsewhere, so that it cannot steer the terminal.
 fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

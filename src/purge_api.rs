@@ -1,14 +1,13 @@
-//! The purge listener: Magento in, the journal and every Varnish out.
+//! The purge listener: accepts Magento's purges, appends them to the journal and waits for every Varnish.
 //!
-//! A GET of the shop dies with its client; a purge outlives it. The moment its head is read, it runs in a task of its
-//! own (see [`crate::http_server`]): PHP may hang up, time out or be killed, the purge goes on to its end. (Magento
-//! before 2.2 hung up at once.)
+//! A GET ends with its client; a purge outlives it. Once its head is read, it runs in a task of its own (see
+//! [`crate::http_server`]), so it is carried out even if PHP hangs up, times out or is killed. (Magento before 2.2 hung
+//! up at once.)
 //!
-//! How many may be under way is bounded twice. A connection keeps its place until its purge is answered, whether or
-//! not somebody is left to read the answer, and who finds no place waits ([`crate::http_server`]): the best that can
-//! happen to Magento, which never looks at a status. A configuration with several addresses has a set of places for
-//! each. What they let in all together is counted here, and beyond [`MAX_UNDER_WAY`] a purge is answered 503 with
-//! `Retry-After` before anything of it is accepted.
+//! The number of purges under way is bounded twice. A connection occupies a slot until its purge is answered, even if
+//! nobody is left to read the answer, and a connection without a slot waits ([`crate::http_server`]). Waiting is best
+//! for Magento, which never looks at a status. Each address of the listener has its own slots, so the total is bounded
+//! here: beyond [`MAX_UNDER_WAY`] a purge is answered 503 with `Retry-After` before any part of it is accepted.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -35,10 +34,10 @@ use crate::purge::{ParsedPurge, Purge, PurgeRules, Refusal, Target, parse};
 use crate::replicas::{self, PeerAnswers, Received, Replicas};
 use crate::telemetry::{Metrics, PurgeResult, causes};
 
-/// Purges under way at once. A shop has tens; each costs some KiB.
+/// The most purges under way at once. A shop has tens; each takes some KiB of memory.
 pub const MAX_UNDER_WAY: usize = 4096;
 
-/// Takes purges.
+/// The request handler of the purge listener.
 pub struct PurgeApi {
     allow: Vec<IpNet>,
     token: Option<Token>,
@@ -46,7 +45,7 @@ pub struct PurgeApi {
     ack_timeout: Duration,
     journal: Arc<dyn Journal>,
     deliveries: Arc<Deliveries>,
-    /// The other clearcoats before this fleet, if there may be any.
+    /// The other clearcoats in front of this fleet, if their discovery is configured.
     replicas: Option<Arc<Replicas>>,
     attribution: Arc<Attribution>,
     metrics: Arc<Metrics>,
@@ -55,7 +54,7 @@ pub struct PurgeApi {
     refusal_told: Mutex<Throttle>,
 }
 
-/// A purge that is under way, for as long as this value lives.
+/// Counts a purge as under way until it is dropped.
 struct PurgeInFlight<'a> {
     _permit: SemaphorePermit<'a>,
     waiting: &'a IntGauge,
@@ -72,11 +71,11 @@ impl Drop for PurgeInFlight<'_> {
 struct AcceptedBody<'a> {
     position: Position,
     applied: &'a [NodeId],
-    /// The nodes that have yet to apply it, and whose answers are judged meanwhile.
+    /// The nodes that have yet to apply it. Until then the edge checks their answers for staleness.
     pending: &'a [NodeId],
     fenced: &'a [NodeId],
     invalidated: u64,
-    /// The nodes among `fenced` that another replica has not reached, by its name.
+    /// The nodes among `fenced` that another replica has not reached, by the name of that replica.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     fenced_at: &'a BTreeMap<NodeId, Vec<NodeId>>,
     /// Replicas that were sent the purge and have not confirmed it.
@@ -84,7 +83,7 @@ struct AcceptedBody<'a> {
     unconfirmed: &'a [NodeId],
 }
 
-/// Whether this is what another replica sends.
+/// Whether this is a message of another replica.
 fn is_told(method: &http::Method, uri: &http::Uri) -> bool {
     method == http::Method::POST && uri.path() == replicas::PATH
 }
@@ -99,7 +98,7 @@ fn refused(status: u16, error: &str) -> Response {
     json(status, &RefusedBody { error })
 }
 
-/// Nothing was accepted, and the same request may well be a moment later.
+/// The answer 503: nothing was accepted, but the same request may succeed a moment later.
 fn not_now(error: &str) -> Response {
     let mut response = refused(503, error);
     response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
@@ -131,7 +130,7 @@ impl PurgeApi {
         }
     }
 
-    /// Who purged what, of the purges that were accepted here.
+    /// Who purged what, for the purges that were accepted here.
     pub fn attribution(&self) -> Arc<Attribution> {
         Arc::clone(&self.attribution)
     }
@@ -157,7 +156,7 @@ impl Handler for PurgeApi {
             Ok(purge) => purge,
             Err(response) => return *response,
         };
-        // Up to `max_request` bytes of headers, which nobody needs while the fleet is waited for.
+        // Frees up to `max_request` bytes of headers, which are not needed during the wait for the fleet.
         drop(request);
         let at_ms = clock::now_ms();
         let Some(_under_way) = self.begin() else { return self.overloaded(purge.kind(), at_ms) };
@@ -188,7 +187,7 @@ impl PurgeApi {
         Err(Box::new(refused(403, &answer)))
     }
 
-    /// What another replica has accepted, and waits for.
+    /// Applies purges that another replica has accepted, and answers with our confirmation, which it waits for.
     async fn be_told(&self, body: Bytes) -> Response {
         let message = match serde_json::from_slice(&body) {
             Ok(message) => message,
@@ -234,7 +233,7 @@ impl PurgeApi {
             tracing::warn!(%address, %refusal, "purge refused");
         }
         let mut response = refused(refusal.status(), &refusal.to_string());
-        // Methods are tokens, which can stand in any field.
+        // Methods are tokens, so they are valid in a header value.
         if let Refusal::Method { accepted, .. } = refusal
             && let Ok(accepted) = header::HeaderValue::try_from(accepted)
         {
@@ -243,14 +242,14 @@ impl PurgeApi {
         response
     }
 
-    /// Takes a place among the purges under way, if there is one.
+    /// Counts a purge as under way; `None` if [`MAX_UNDER_WAY`] are already.
     fn begin(&self) -> Option<PurgeInFlight<'_>> {
         let permit = self.under_way.try_acquire().ok()?;
         self.metrics.purge.waiting.inc();
         Some(PurgeInFlight { _permit: permit, waiting: &self.metrics.purge.waiting })
     }
 
-    /// The cause is for the log: it has paths in it.
+    /// `cause` is logged but not sent to the client, because it contains paths.
     fn not_durable(&self, kind: &'static str, now_ms: u64, cause: &dyn Display) -> Response {
         self.metrics.purge.requested(kind, PurgeResult::NotDurable);
         if let Some(left_out) = self.refusal_told.lock().pass(now_ms) {
@@ -277,12 +276,13 @@ impl PurgeApi {
         let position = match tokio::time::timeout(self.ack_timeout, self.journal.append(purge)).await {
             Ok(Ok(position)) => position,
             Ok(Err(error)) => return self.not_durable(kind, at_ms, &causes(&error)),
-            // It may be written yet, and is carried out then. Nobody was promised anything.
+            // The append may still succeed, and then the purge is carried out. That breaks no promise: the sender gets
+            // a 503.
             Err(elapsed) => return self.not_durable(kind, at_ms, &elapsed),
         };
         self.metrics.journal.append_duration.observe(began.elapsed().as_secs_f64());
         self.metrics.journal.head.set(self.journal.head().cast_signed());
-        // What the journal took is part of what was promised to the sender; something is left for the fleet all the same.
+        // The time of the append counts towards `ack_timeout`, but at least a quarter of it is left for the fleet.
         let left = self.ack_timeout.saturating_sub(began.elapsed()).max(self.ack_timeout / 4);
         if let Some(refusable) = refusable {
             expected.record_accepted(position, refusable, source);
@@ -300,13 +300,13 @@ impl PurgeApi {
         answer(kind, position, &outcome, &heard)
     }
 
-    /// Waits for the fleet and for the other replicas, together for `left`, and raises the fence.
+    /// Waits for the fleet and for the other replicas, for about `left` in all, and raises the fence.
     async fn settle(&self, position: Position, expected: &Expected<'_>, left: Duration) -> (Acknowledged, PeerAnswers) {
         let Some(replicas) = self.replicas.as_ref().filter(|replicas| replicas.are_several()) else {
             return (expected.acknowledge(position, left, false).await, PeerAnswers::default());
         };
         let began = Instant::now();
-        // What they say may have to be said once more.
+        // An eighth is kept for `agree`, which may have the purge delivered once more.
         let first = left * 7 / 8;
         let here = self.deliveries.reached(position, first);
         let ((reached, missed), mut heard) = tokio::join!(here, replicas.confirmed(position, first));
@@ -334,7 +334,7 @@ impl PurgeApi {
     }
 }
 
-/// The result of an accepted purge, for metrics and the books.
+/// The result of an accepted purge, for metrics and attribution.
 fn result_of(outcome: &Acknowledged) -> PurgeResult {
     match outcome {
         Acknowledged { refused, .. } if !refused.is_empty() => PurgeResult::RefusedByNode,
@@ -358,7 +358,7 @@ fn answer(kind: &'static str, position: Position, outcome: &Acknowledged, heard:
              not purge so",
             outcome.applied.len() + outcome.fenced.len(),
         );
-        // The log has it from the delivery, once for each node.
+        // Only at debug level, because the delivery has already logged it, once for each node.
         tracing::debug!(position, error, "purge refused");
         return refused(400, &error);
     }

@@ -1,7 +1,7 @@
 //! Where nodes come from: a stream of [`crate::fleet::Event`]s.
 //!
-//! A module a source: [`fixed`], the nodes of the configuration file, [`etcd`], where nodes register themselves, and
-//! [`dns`], the records of names.
+//! One module per source: [`fixed`], the nodes of the configuration file, [`etcd`], where nodes register themselves,
+//! and [`dns`], the records of names.
 
 pub mod dns;
 pub mod etcd;
@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::etcd::follow::WatchStatus;
 use crate::fleet::NodeSource;
 
-/// The status of a registry beside the configuration, for the status page and metrics.
+/// The status of a registry other than the configuration, for the status page and metrics.
 #[derive(Clone, Debug)]
 pub enum RegistryStatus {
     /// Nodes are in etcd.
@@ -32,7 +32,7 @@ impl RegistryStatus {
         }
     }
 
-    /// Whether changes come in.
+    /// Whether changes are being received.
     pub fn is_connected(&self) -> bool {
         match self {
             RegistryStatus::Etcd(status) => status.is_connected(),
@@ -56,7 +56,7 @@ impl RegistryStatus {
         }
     }
 
-    /// Why changes do not come in, if they do not.
+    /// Why changes are not being received, if they are not.
     pub fn problem(&self) -> Option<Arc<str>> {
         match self {
             RegistryStatus::Etcd(status) => status.problem(),

@@ -1,45 +1,49 @@
-//! The end of the process, in order.
+//! The stages of an orderly shutdown.
 //!
-//! The stages are visible to whoever holds a [`Shutdown`]: run, drain (no new connections, every answer says
-//! `Connection: close`, `/readyz` has been failing for a moment), first what clients use, then what those answers need,
-//! and last what others have to tell us as long as pages pass here, stop (what is not done by now is cut). One value in one `watch` channel, so that a task can wait for a stage,
-//! or look at it without waiting.
+//! Run, leave (`/readyz` fails, everything is still accepted), drain (no new connections, every answer says
+//! `Connection: close`), stop (unfinished work is cut). The edge drains first; then the origin, which the last answers
+//! at the edge still need; then the control plane, because other replicas report purges to us as long as pages pass
+//! here.
+//!
+//! The stage is one value in a `watch` channel, so a task that has a [`Shutdown`] can wait for it, or read it without
+//! waiting.
 
 use tokio::sync::watch;
 
-/// How far the end has come.
+/// A stage of the shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
-    /// Everything works.
+    /// Normal operation.
     Running,
-    /// The process is about to drain: it is not ready any more, but takes everything still.
+    /// About to drain: `/readyz` fails, but everything is still accepted.
     Leaving,
-    /// No new work; what is under way is finished, and Varnish still finds its backend for it.
+    /// No new work. Requests under way are finished, and Varnish still reaches its backend for them.
     Draining,
-    /// The edge has drained: no client waits for what Varnish would fetch. The origin drains.
+    /// The edge has drained: no client waits for a fetch of Varnish any more. The origin drains.
     Emptying,
-    /// The origin has drained: no page passes here any more, so nobody needs to tell us of purges. The control plane drains.
+    /// The origin has drained: no page passes here any more, so other replicas need not report purges to us. The
+    /// control plane drains.
     Closing,
-    /// End now.
+    /// Unfinished work is cut.
     Stopping,
 }
 
-/// What tasks look at.
+/// Reads the stage, and waits for one.
 #[derive(Clone, Debug)]
 pub struct Shutdown(watch::Receiver<Stage>);
 
-/// What moves the stages on.
+/// Sets the stage.
 #[derive(Debug)]
 pub struct ShutdownHandle(watch::Sender<Stage>);
 
-/// A handle and what follows it.
+/// A handle, and a [`Shutdown`] that follows it.
 pub fn channel() -> (ShutdownHandle, Shutdown) {
     let (sender, receiver) = watch::channel(Stage::Running);
     (ShutdownHandle(sender), Shutdown(receiver))
 }
 
 impl ShutdownHandle {
-    /// Moves on to a stage; never back.
+    /// Advances to a stage. An earlier one than the current is ignored.
     pub fn advance(&self, stage: Stage) {
         self.0.send_if_modified(|now| {
             let later = stage > *now;
@@ -52,17 +56,17 @@ impl ShutdownHandle {
 }
 
 impl Shutdown {
-    /// The stage now. Without its handle, it is the end.
+    /// The current stage: [`Stage::Stopping`] if the handle has been dropped.
     pub fn stage(&self) -> Stage {
         if self.0.has_changed().is_err() { Stage::Stopping } else { *self.0.borrow() }
     }
 
-    /// Returns when this stage is over.
+    /// Returns when this stage is over or the handle has been dropped.
     pub async fn left(&self, stage: Stage) {
         _ = self.0.clone().wait_for(|now| *now > stage).await;
     }
 
-    /// Returns when this stage is reached (or the handle is gone, which is the end too).
+    /// Returns when this stage is reached or the handle has been dropped.
     pub async fn reached(&self, stage: Stage) {
         _ = self.0.clone().wait_for(|now| *now >= stage).await;
     }

@@ -3,26 +3,26 @@
 //! # One configuration, certificates behind it
 //!
 //! A listener has one [`ServerConfig`] for its whole life. What changes is behind its certificate resolver: an
-//! `ArcSwap` that a handshake loads once. So a reload is one store. Whoever is connected keeps the keys of his
-//! handshake, and nobody is cut, waits or fails: new certificates are read and checked in full before the old ones go,
-//! and if anything is wrong with any of them all old ones stay.
+//! `ArcSwap` that a handshake loads once. So a reload is one store. Open connections keep the keys of their handshake,
+//! and none is closed, delayed or refused: new certificates are read and checked in full before the old ones are
+//! replaced, and if one of them is invalid all old ones stay.
 //!
 //! Which certificate a client gets is decided in `tls/certificates.rs`: the names of the SANs against SNI.
 //!
 //! # Resumption
 //!
-//! A full handshake costs a signature and a key exchange, a resumed one (TLS 1.3) only the exchange. Tickets are
-//! sealed with keys of [`Resumption`], not of a certificate, and all listeners share them: a client that comes back
-//! after a renewal, or to another listener, resumes. rustls resumes only under the same SNI (RFC 6066 section 3), so a
-//! ticket of one shop is of no use at another. The keys are random, never written down, and change every six hours;
-//! tickets live twelve at most. For TLS 1.2 clients without tickets there is a cache of sessions with a bound. Both are
-//! behind locks that only handshakes take, never a request on an open connection.
+//! A full handshake costs a signature and a key exchange, a resumed one (TLS 1.3) only the exchange. Tickets are sealed
+//! with keys of [`Resumption`], not of a certificate, and all listeners share them: a client that comes back after a
+//! renewal, or to another listener, resumes. rustls resumes only under the same SNI (RFC 6066 section 3), so a ticket
+//! of one shop is of no use at another. The keys are random, never written to disk, and change every six hours; tickets
+//! are valid for twelve hours at most. For TLS 1.2 clients without tickets there is a bounded cache of sessions. Both
+//! are behind locks that only handshakes take, never a request on an open connection.
 //!
 //! # What is off
 //!
-//! 0-RTT: who records a client's first flight can send it again (RFC 8446 section 8), and neither Varnish nor PHP
-//! could tell. Half-RTT data, which answers before the client has proved that it is there: HTTP has nothing to say
-//! first. TLS 1.0 and 1.1 (RFC 8996), which rustls does not have. Client certificates.
+//! 0-RTT: a recorded first flight of a client can be replayed (RFC 8446 section 8), and neither Varnish nor PHP could
+//! detect that. Half-RTT data, which is sent before the client has finished its handshake: an HTTP server has nothing
+//! to send first. TLS 1.0 and 1.1 (RFC 8996), which rustls does not have. Client certificates.
 
 mod certificate;
 mod certificates;
@@ -48,11 +48,12 @@ pub use certificate::CertificateFiles;
 pub use error::TlsError;
 pub use watch::{LOOK_EVERY, watch};
 
-/// Sessions that can be resumed without a ticket, at about 300 bytes each. Every full TLS 1.2 handshake takes a place,
-/// the oldest goes. Nearly all clients have tickets, so it is for the rest of the rest.
+/// The number of sessions that can be resumed without a ticket, at about 300 bytes each. Every full TLS 1.2 handshake
+/// adds one, and the oldest is evicted. Nearly all clients use tickets, so few need it.
 const MAX_SESSIONS: usize = 4096;
 
-/// What lets clients resume. One for all listeners of the process, kept over a reload of the configuration.
+/// The ticket keys and the session cache for resumption. One for all listeners of the process, kept over a reload of
+/// the configuration.
 #[derive(Clone)]
 pub struct Resumption {
     ticketer: Arc<dyn ProducesTickets>,
@@ -60,7 +61,7 @@ pub struct Resumption {
 }
 
 impl Resumption {
-    /// With new random keys: what another process or an earlier value has sealed is not resumed.
+    /// With new random keys: sessions of another process or of an earlier value cannot be resumed.
     ///
     /// # Errors
     /// [`TlsError::Setup`] if the system gives no random bytes.
@@ -76,12 +77,12 @@ pub struct Tls {
     provider: Arc<CryptoProvider>,
     resolver: Arc<Resolver>,
     config: Arc<ServerConfig>,
-    /// The fingerprints of the certificates in use. Locked during a reload, so that two do not cross.
+    /// The fingerprints of the certificates in use. Locked during a reload, so that two reloads do not interleave.
     loaded: Mutex<Vec<Fingerprint>>,
 }
 
 impl Tls {
-    /// Loads certificates for a listener that is alone. With several, use [`Tls::load_sharing`].
+    /// Loads certificates for the only listener of a process. With several, use [`Tls::load_sharing`].
     ///
     /// # Errors
     /// As [`Tls::load_sharing`].
@@ -92,8 +93,8 @@ impl Tls {
     /// Loads certificates for a listener that shares its resumption with others. The first certificate is the default,
     /// for clients without SNI and for names that no certificate has. `http2` offers `h2` beside `http/1.1` (ALPN).
     ///
-    /// Reads files, and blocks meanwhile. A certificate that has expired is a warning: a shop that warns its visitors
-    /// is better than one that is down.
+    /// Reads files, and blocks meanwhile. An expired certificate is only logged as a warning: a shop whose visitors see
+    /// a browser warning is better than one that is down.
     ///
     /// # Errors
     /// The first file that cannot be used, and why.
@@ -116,15 +117,15 @@ impl Tls {
         Ok(Tls { files: files.to_vec(), provider, resolver, config: Arc::new(config), loaded })
     }
 
-    /// What accepts connections, for a `tokio_rustls::TlsAcceptor`. It stays the same over reloads.
+    /// The configuration for a `tokio_rustls::TlsAcceptor`. It stays the same over reloads.
     pub fn config(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.config)
     }
 
     /// Reads the files again, and uses changed ones for new connections. Returns whether any changed.
     ///
-    /// Reads files, and blocks meanwhile: not for a worker. [`mod@watch`] counts and logs its own calls; any other caller
-    /// counts with `Metrics::tls_reloaded`.
+    /// Reads files, and blocks meanwhile: must not be called on a worker. [`mod@watch`] counts and logs its own calls;
+    /// any other caller counts with `Metrics::tls_reloaded`.
     ///
     /// # Errors
     /// The first file that cannot be used, and why. All certificates stay as they were then.

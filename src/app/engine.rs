@@ -1,4 +1,4 @@
-//! The purge engine and what it stands on: the parts that everything else is handed.
+//! The purge engine and the parts that it depends on. Everything else is built on them.
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ pub(super) struct Engine {
     pub(super) started: Instant,
     pub(super) metrics: Arc<Metrics>,
     pub(super) guard: Arc<Guard>,
-    /// Where anything of this clearcoat is in etcd.
+    /// The etcd cluster, if the registry or the journal is in etcd.
     pub(super) etcd: Option<SharedEtcd>,
     pub(super) journal: Arc<dyn Journal>,
     /// The same journal again, if replicas share it or exchange its entries.
@@ -41,7 +41,7 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    /// Opens the journal and puts the rest around it. Nothing runs yet, but what keeps a journal in etcd.
+    /// Opens the journal and builds the rest around it. Nothing runs yet, except the tasks of a journal in etcd.
     pub(super) async fn build(config: &Config) -> anyhow::Result<Self> {
         let started = Instant::now();
         let metrics = Arc::new(Metrics::new().context("metrics")?);
@@ -58,14 +58,14 @@ impl Engine {
             open_journal(config, observer, etcd.as_ref()).await?;
         let sealed = sealing::sealed_purges(config, &*journal);
         if let Some(sealed) = &sealed {
-            // Nothing is appended before this returns.
+            // Not too late: nothing is appended before `build` returns.
             _ = decides.set(Arc::clone(sealed));
         }
         for reason in Anew::REASONS {
             let is_it = journal.anew().is_some_and(|anew| anew.reason() == reason);
             metrics.journal.began_anew(reason, is_it);
         }
-        // All of the journal counts as answered: how far the last process came is not known.
+        // Treats every purge in the journal as answered, because it is unknown which ones the last process answered.
         let fence = Arc::new(Fence::at(journal.head()));
         let fleet = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
         let slow_start = Arc::new(SlowStart::new(&config.health));
@@ -102,8 +102,8 @@ impl Engine {
         })
     }
 
-    /// Introduces us to the other clearcoats before this fleet, and looks for them. `None` if nothing is configured to
-    /// find them.
+    /// Announces this process to the other clearcoats in front of this fleet, and starts to discover them. Returns
+    /// `None` if no discovery is configured.
     pub(super) fn join_replicas(
         &self,
         config: &Config,
@@ -111,7 +111,7 @@ impl Engine {
         tasks: &mut JoinSet<()>,
     ) -> anyhow::Result<Option<Arc<Replicas>>> {
         let peers = &config.replica.peers;
-        // Even if they are in the configuration, the nodes may be in etcd.
+        // Configured peers take precedence: etcd may be in use for the nodes alone.
         let (found_by, seen_from, file) = match &self.etcd {
             _ if !peers.is_empty() => {
                 let seen_from = peers.iter().map(|peer| format!("http://{}", peer.host_port())).collect();
@@ -147,14 +147,14 @@ impl Engine {
     }
 }
 
-/// Tells the guard of the purges before this process that the journal still has.
+/// Passes the purges of earlier processes that are still in the journal to the guard.
 fn recall(journal: &dyn Journal, guard: &Guard) {
     if let Missed::Entries(entries) = journal.since(journal.older_than(Duration::MAX)) {
         entries.iter().for_each(|entry| guard.remember(&entry.purge));
     }
 }
 
-/// A journal in the views of its users.
+/// One journal, as each of the traits and values that its users need.
 struct OpenJournal {
     journal: Arc<dyn Journal>,
     shared: Option<Arc<dyn journal::Shared>>,

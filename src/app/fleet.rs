@@ -1,4 +1,4 @@
-//! What finds the nodes and keeps the fleet.
+//! Starts node discovery and the fleet keeper.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::fleet::{Event, NodeKey, NodeSource};
 use crate::fleet_keeper::{FleetKeeper, KeeperContext};
 use crate::registry::{self, RegistryStatus};
 
-/// Starts what finds the nodes, of which `nodes` are in the configuration, and keeps the fleet.
+/// Starts node discovery and the fleet keeper. `nodes` are those of the configuration.
 pub(super) fn keep(
     config: &Config,
     nodes: watch::Receiver<Vec<StaticNode>>,
@@ -49,7 +49,7 @@ pub(super) fn keep(
 pub(super) struct FleetInputs {
     /// Turns true when the sources have announced all nodes that they knew at the start.
     pub(super) listed: watch::Receiver<bool>,
-    /// Takes the nodes that failed a request.
+    /// Reports nodes that failed a request to the keeper.
     pub(super) suspects: mpsc::Sender<NodeKey>,
     /// The status of the registry, if there is one beside the configuration.
     pub(super) registry: Option<RegistryStatus>,

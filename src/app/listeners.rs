@@ -1,4 +1,4 @@
-//! Where the process can be reached: sockets, and the certificates of those that are encrypted.
+//! The sockets of the listeners, and the certificates of those with TLS.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,10 +12,11 @@ use crate::config;
 use crate::proxy;
 use crate::tls::{CertificateFiles, Resumption, Tls};
 
-/// Loads the certificates of every address in `edge.tls`. Tables with the same address share it, in their order.
+/// Loads the certificates of every address in `edge.tls`. Those of tables with the same address are combined, in the
+/// order of the tables.
 ///
 /// # Errors
-/// The fault of a certificate file, with its name.
+/// If a certificate file cannot be used; the error names the file.
 pub fn load_certificates(edge: &config::Edge) -> anyhow::Result<Vec<(SocketAddr, Tls)>> {
     let mut by_address: Vec<(SocketAddr, Vec<CertificateFiles>)> = Vec::new();
     for table in &edge.tls {
@@ -38,7 +39,7 @@ pub fn load_certificates(edge: &config::Edge) -> anyhow::Result<Vec<(SocketAddr,
     by_address.into_iter().map(load).collect()
 }
 
-/// The sockets of each worker for clients, plain and encrypted.
+/// Binds the addresses for clients, plain and TLS. Returns the sockets of each worker.
 pub(super) fn bind_edge(
     plain: &[SocketAddr],
     encrypted: &[(SocketAddr, Tls)],
@@ -53,7 +54,7 @@ pub(super) fn bind_edge(
     Ok(edge)
 }
 
-/// The sockets of each worker, for all addresses.
+/// Binds each address once for every worker. Returns the sockets of each worker.
 pub(super) fn bind_workers(
     addresses: &[SocketAddr],
     workers: usize,
@@ -74,7 +75,7 @@ pub(super) fn bind_workers(
     Ok(sockets)
 }
 
-/// The sockets of a listener of the control plane.
+/// Binds the addresses of a listener of the control plane.
 pub(super) async fn bind_control(
     addresses: &[SocketAddr],
     listener: &str,

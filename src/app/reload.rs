@@ -1,14 +1,14 @@
-//! A new configuration while the old one runs.
+//! Reloads the configuration of a running process.
 //!
 //! File and environment are read again on SIGHUP and when the file has changed. If anything is wrong, all of it is
-//! refused: half of a configuration is one that nobody wrote. Otherwise `registry::fixed` follows its nodes from now
-//! on; nodes with unchanged tables notice nothing. `log.level` applies at once, since a restart would end what is being
-//! investigated. A change of any other key is logged and needs a restart: a listener could be opened again, but
-//! connections accepted by the old rules cannot be judged again, and "most of it applies" is hard to keep in mind.
+//! refused: half of a configuration is one that nobody wrote. Otherwise `registry::fixed` switches to the new nodes;
+//! nodes with unchanged tables are not affected. `log.level` applies at once, because a restart would end the fault
+//! under investigation. A change of any other key is logged and needs a restart: a listener could be opened again, but
+//! connections accepted under the old rules cannot be checked again, and "most of it applies" is hard to keep in mind.
 //!
-//! The file is looked at by its content, for the reasons in `tls/watch.rs`. A file that is being written is incomplete,
-//! and the first half of a list of nodes is a valid list of nodes; so a change counts only if it is still the same a
-//! moment later. A signal says that the file is complete.
+//! A change is detected by content, for the reasons in `tls/watch.rs`. A file that is being written is incomplete, and
+//! the first half of a list of nodes is a valid list of nodes. So a change counts only if the content is still the same
+//! a moment later. On SIGHUP the file is assumed to be complete.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,16 +21,16 @@ use crate::config::{Config, ConfigErrors, ConfigSource, ConfigText, StaticNode};
 use crate::fleet::NodeKey;
 use crate::telemetry::{Metrics, ReloadResult, causes, log};
 
-/// How long a changed file waits at most.
+/// The interval at which the file is checked for changes.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// How long a changed file must stay as it was found.
+/// How long the content of a changed file must stay the same before the file counts as complete.
 const COMPLETE_AFTER: Duration = Duration::from_millis(250);
 
 /// Reads the configuration again.
 pub(super) struct Reloader {
     source: ConfigSource,
-    /// What the process was started with, with the nodes of now.
+    /// The configuration at the start, with the nodes and the log level of the last reload.
     running: Config,
     nodes: watch::Sender<Vec<StaticNode>>,
     metrics: Arc<Metrics>,
@@ -38,7 +38,7 @@ pub(super) struct Reloader {
     seen: Option<ConfigText>,
 }
 
-/// Why it is read.
+/// The reason for a reload.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Cause {
     Asked,
@@ -55,7 +55,7 @@ impl Reloader {
         Reloader { source, running, nodes, metrics, seen: None }
     }
 
-    /// Reloads when it is asked to, and when the file has changed. Never returns.
+    /// Reloads when `asked` is notified and when the file has changed. Never returns.
     pub(super) async fn run(mut self, asked: Arc<Notify>) {
         let mut looks = tokio::time::interval(LOOK_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -240,7 +240,7 @@ mod tests {
         for (cause, text, expected) in [
             (Cause::FileChanged, node.to_owned(), "000"),
             (Cause::Asked, node.to_owned(), "001"),
-            // Another key alone changes no node.
+            // A change of a key that needs a restart does not count as a reload.
             (Cause::FileChanged, format!("log.format = 'json'\n{node}"), "001"),
             (Cause::Asked, "log.level = 'loud'".to_owned(), "011"),
             (Cause::FileChanged, "log.level = 'loud'".to_owned(), "021"),

@@ -1,7 +1,7 @@
-//! Whether answers are sealed, and who is told of a stale one.
+//! Decides whether answers are sealed, and has caches drop stale ones.
 //!
-//! A seal is worth something only where its position means the same to whoever wrote it and whoever reads it. Clearcoats
-//! with journals of their own have positions of their own, so beside other replicas answers are not sealed.
+//! A seal is valid only if its position means the same to its writer and its reader. Each clearcoat numbers the purges
+//! of its own journal, so answers are not sealed if there are other replicas.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::proxy::{Freshness, NoteTags, Refresh};
 use crate::seal::{Name, PurgedNames, StalePage};
 use crate::telemetry::Metrics;
 
-/// What the two listeners need to seal answers, and to judge them.
+/// What the origin listener needs to seal answers, and the edge listener to check the seals.
 #[derive(Default)]
 pub(super) struct Sealing {
     /// For the origin.
@@ -24,7 +24,7 @@ pub(super) struct Sealing {
     pub(super) edge: Option<Freshness>,
 }
 
-/// A future of whether something was done.
+/// A future that returns whether its action was done.
 type Done = Pin<Box<dyn Future<Output = bool> + Send>>;
 
 /// Whether answers are to be sealed by this process.
@@ -33,21 +33,22 @@ fn is_wanted(config: &Config) -> bool {
     config.edge.seal && !has_replicas
 }
 
-/// Whether purges that a seal shows wait for no Varnish. Only then are blocks of pages noted.
+/// Whether purges that seals can enforce are answered without waiting for any Varnish. Only then are the tags of the
+/// blocks (ESI) of pages recorded.
 pub(super) fn is_waited_for_edge(config: &Config) -> bool {
     is_wanted(config) && config.purge.wait_for == WaitFor::Edge
 }
 
-/// What decides which purges wait for no Varnish; `None` if all wait.
+/// Decides which purges are answered without waiting for any Varnish; `None` if all wait.
 pub(super) fn sealed_purges(config: &Config, journal: &dyn Journal) -> Option<Arc<SealedPurges>> {
     let purged = journal.purged().filter(|_| is_waited_for_edge(config))?;
     Some(Arc::new(SealedPurges::new(Arc::clone(purged), config.purge.gather)))
 }
 
-/// Tells caches of stale pages by their deliveries.
+/// Has caches drop stale pages, through their deliveries.
 struct Refreshing {
     deliveries: Arc<Deliveries>,
-    /// How long a reader waits for a cache at most.
+    /// How long a client waits at most for a cache to drop a stale page.
     patience: Duration,
 }
 
@@ -63,7 +64,7 @@ impl Refresh for Refreshing {
 }
 
 impl Sealing {
-    /// As configured, and as the journal allows.
+    /// Seals answers if the configuration wants it and the journal supports it.
     pub(super) fn of(
         journal: &dyn Journal,
         deliveries: &Arc<Deliveries>,

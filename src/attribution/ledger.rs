@@ -36,7 +36,7 @@ struct SourceHistory {
 }
 
 impl PurgeHistory {
-    /// Enters an accepted purge; says what is to be counted and told of it.
+    /// Records an accepted purge. Returns the counts and log lines due for it.
     pub(super) fn note(&mut self, source: IpAddr, mut named: NamedTargets, ended: Ended) -> Noted {
         named.families = self.by_name(named.families);
         for (what, tags) in &named.families {
@@ -79,7 +79,7 @@ impl PurgeHistory {
         has_room
     }
 
-    /// Counts for the source; says for each wide thing whether a line is due.
+    /// Counts the purge for its source. Returns for each wide target the number of suppressed lines if a line is due.
     fn of_source(&mut self, source: IpAddr, named: &NamedTargets, at_ms: u64) -> Vec<Option<u64>> {
         if self.sources.len() == SOURCES && !self.sources.contains_key(&source) {
             let unseen =
@@ -99,7 +99,7 @@ impl PurgeHistory {
         if self.labelled.contains(&source) { source.to_string() } else { OTHER.to_owned() }
     }
 
-    /// All there is to show.
+    /// The complete report.
     pub(super) fn report(&self) -> PurgeReport {
         let sources = self.sources.iter().map(|(&source, known)| SourceTotal { source, total: known.total.clone() });
         let what = self.what.iter().map(|(what, total)| WhatTotal { what: what.clone(), total: total.clone() });

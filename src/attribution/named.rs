@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::family::{EVERYTHING, Family, OTHER, family, wide};
 use crate::purge::{Forward, Purge, Target};
 
-/// Families of one purge before the rest of its tags counts as `other`.
+/// The maximum number of families per purge; further tags count as `other`.
 pub(super) const FAMILIES: usize = 64;
 
 /// The size of a sample: pieces (tags, patterns), and characters of each.
@@ -27,7 +27,7 @@ pub struct NamedTargets {
 }
 
 impl NamedTargets {
-    /// What this purge names.
+    /// The targets of this purge.
     pub fn of(purge: &Purge) -> Self {
         let mut named = NamedTargets {
             kind: purge.kind(),

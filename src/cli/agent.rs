@@ -1,7 +1,7 @@
-//! `clearcoat agent`: register the node beside it.
+//! `clearcoat agent`: registers the node that it runs next to.
 //!
-//! Every flag is a variable too, so that an image can be configured by its environment. Their names have no double
-//! underscore: the configuration of `serve` takes those for its own, and these for somebody else's.
+//! Every flag can also be set by a variable, so that an image can be configured by its environment. The names have no
+//! double underscore, because `serve` reads variables with one as its configuration and ignores the others.
 
 mod values;
 
@@ -19,7 +19,7 @@ use values::{duration, header_limit, host_port, interval, label, node_id, stop_s
 
 /// Register the node beside it in etcd, and run it
 #[derive(Debug, clap::Args)]
-// The last one of a repeated flag counts, so that an image can have its own and be overridden.
+// The last of a repeated flag wins, so that the flags of an image can be overridden.
 #[command(args_override_self = true)]
 #[command(after_help = "Examples:\n  \
         clearcoat agent --role web --port 80 --etcd http://10.0.2.1:2379 --check http://127.0.0.1/health_check.php -- apache2ctl -DFOREGROUND\n  \
@@ -166,12 +166,12 @@ impl Agent {
         super::serve::start_logging(&log);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let status = runtime.block_on(agent::run(settings))?;
-        // A name that is being resolved would keep us.
+        // Dropping the runtime would wait for a DNS lookup that is under way.
         runtime.shutdown_background();
         Ok(ExitCode::from(status))
     }
 
-    /// What clap cannot check: what must go together.
+    /// Checks the combinations of flags, which clap cannot.
     fn settings(self) -> Result<AgentSettings, String> {
         let etcd = self.etcd.config()?;
         let Agent { role, facts, .. } = self;

@@ -30,7 +30,7 @@ use varnishd::Varnishd;
 const WEB_NODES: usize = 2;
 const VARNISH_NODES: usize = 3;
 
-/// Connections to a web node of the demo at once.
+/// The most connections to a web node of the demo at once.
 const MAX_CONNECTIONS: usize = 2048;
 
 /// The largest request that a web node of the demo takes, in bytes.
@@ -88,7 +88,7 @@ async fn run() -> anyhow::Result<()> {
     folder.close().context("removing the temporary folder")
 }
 
-/// The demo has no configuration that could be another one, and a signal that asks for it is no reason to end.
+/// SIGHUP is logged and otherwise ignored, because the demo has no configuration file to reload.
 fn no_reload() {
     tracing::warn!("SIGHUP: the demo has no configuration to reload");
 }
@@ -96,7 +96,7 @@ fn no_reload() {
 /// The defaults, on loopback, with a journal of its own and checks quick enough to watch.
 fn demo_config(folder: &Path) -> Config {
     let mut config = Config::default();
-    // A port that is taken is no reason not to show anything: then any other will do.
+    // If the usual port is taken, any other will do.
     let listen = |port| vec![free_port(port).unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))];
     config.edge.listen = listen(8080);
     config.purge.listen = listen(6081);

@@ -21,7 +21,7 @@ impl Endpoint {
         self.0.as_str()
     }
 
-    /// Sends a request and reads the answer to its end, of at most `limit` bytes.
+    /// Sends a request and reads the whole answer. A body of more than `limit` bytes is an error.
     pub(super) async fn send(&self, request: Request<Full<Bytes>>, limit: usize) -> anyhow::Result<Response<Bytes>> {
         let host = self.0.host().trim_start_matches('[').trim_end_matches(']');
         let address = (host, self.0.port_u16().unwrap_or(80));

@@ -20,13 +20,13 @@ use super::printable;
 use crate::config::Token;
 use crate::purge::{TagSet, to_magento};
 
-/// The most that one request's pattern may have, in bytes; Magento's own bound.
+/// The longest pattern of one request, in bytes: Magento's own limit.
 const MAX_PATTERN: usize = 7680;
 
 /// Longer than the longest `purge.ack_timeout`.
 const TIMEOUT: Duration = Duration::from_secs(70);
 
-/// An answer that is longer is not clearcoat's.
+/// In bytes. A longer answer is not from clearcoat.
 const MAX_ANSWER: usize = 1 << 20;
 
 /// Purge pages from every Varnish, as Magento does
@@ -89,7 +89,7 @@ impl PurgeCommand {
             .with_context(|| format!("{} has not answered within {seconds} s", self.endpoint))?
     }
 
-    /// What goes over the wire: more than one request only for many tags.
+    /// The requests to send: more than one only if the tags do not fit into one pattern.
     fn requests(&self) -> anyhow::Result<Vec<Request<Full<Bytes>>>> {
         let read = |file: &PathBuf| Token::read(file).with_context(|| file.display().to_string());
         let token = self.token_file.as_ref().map(read).transpose()?;
@@ -111,8 +111,8 @@ impl PurgeCommand {
         headers.into_iter().map(|header| self.request(header.as_slice(), token.as_ref())).collect()
     }
 
-    /// The headers that say "everything". A listener that does not know the last one drops what the others name. Nobody
-    /// can be told to keep everything as stale copies, so softly it is Magento's flush.
+    /// The headers that mean "everything". A listener that does not know the last one drops the pages that the others
+    /// name. There is no soft purge of everything, so with `--soft` it is Magento's flush.
     fn everything(&self) -> &'static [(&'static str, HeaderValue)] {
         static PARTS: [(&str, HeaderValue); 3] = [
             ("x-magento-tags-pattern", HeaderValue::from_static(".*")),
@@ -161,7 +161,7 @@ impl PurgeCommand {
 struct AcceptedAnswer {
     position: u64,
     applied: Vec<String>,
-    /// One of a version without seals has none.
+    /// Missing in the answers of versions without seals.
     #[serde(default)]
     pending: Vec<String>,
     fenced: Vec<String>,
@@ -187,13 +187,13 @@ impl std::fmt::Display for AcceptedAnswer {
     }
 }
 
-/// The answer to a purge that was not.
+/// The answer to a purge that was not carried out.
 #[derive(Debug, Deserialize)]
 struct RefusedAnswer {
     error: String,
 }
 
-/// The tags as Magento's patterns, each as long as the bound allows.
+/// Joins the tags into Magento's patterns, each filled up to [`MAX_PATTERN`] bytes.
 fn patterns(tags: &[String]) -> Vec<String> {
     let mut patterns: Vec<String> = Vec::new();
     for tag in tags {

@@ -9,11 +9,11 @@ use crate::app::App;
 use crate::config::{Config, ConfigSource, Log, LogFormat};
 use crate::telemetry;
 
-/// Threads of the control plane. Purges to a fleet of hundreds keep one busy at most; the second is for whoever must
+/// Threads of the control plane. Purges to a fleet of hundreds keep at most one busy; the second is for tasks that must
 /// not wait for it.
 const CONTROL_THREADS: usize = 2;
 
-/// How long the end of the process waits for files that are being written.
+/// How long the process waits at its end for file writes that are still under way.
 const LEFT_BEHIND: Duration = Duration::from_secs(1);
 
 /// Run it.
@@ -31,18 +31,18 @@ impl Serve {
         start_logging(&config.log);
         let runtime = control_runtime()?;
         let served = runtime.block_on(serve(source, config));
-        // What still writes to a volume that hangs is left behind.
+        // Writes to a volume that hangs are abandoned.
         runtime.shutdown_timeout(LEFT_BEHIND);
         served
     }
 }
 
 async fn serve(source: ConfigSource, config: Config) -> anyhow::Result<()> {
-    // Before anything listens: a signal from here on ends in order.
+    // Before anything listens: from here on a signal leads to an orderly shutdown.
     let mut signals = ServeSignals::new()?;
     let mut app = tokio::select! {
         started = App::start(&config) => started?,
-        // It may wait for a disk, or for etcd.
+        // The start may wait for a disk or for etcd, so a signal must be able to interrupt it.
         signal = signals.ended(|| tracing::info!("SIGHUP: nothing is reloaded at the start")) => {
             tracing::info!(signal, "ending before anything was served");
             return Ok(());
@@ -86,7 +86,7 @@ impl ServeSignals {
         })
     }
 
-    /// The name of the next signal to end. One that asks for a reload calls `reload` meanwhile.
+    /// Waits for SIGTERM or SIGINT and returns its name. Calls `reload` on each SIGHUP until then.
     pub(super) async fn ended(&mut self, reload: impl Fn()) -> &'static str {
         loop {
             tokio::select! {

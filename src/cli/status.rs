@@ -24,7 +24,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 const CLEAR_SCREEN: &str = "\x1b[2J\x1b[H";
 
-/// Room for tens of thousands of nodes.
+/// In bytes: room for tens of thousands of nodes.
 const MAX_ANSWER: usize = 16 << 20;
 
 /// Show the fleet: who is healthy, who gets traffic, who is behind; or who purged what
@@ -95,7 +95,7 @@ impl Status {
     }
 }
 
-/// What `/api/v1/fleet` says.
+/// The answer of `/api/v1/fleet`.
 #[derive(Debug, Deserialize)]
 struct Fleet {
     version: u64,
@@ -106,7 +106,7 @@ struct Fleet {
     spooled: Option<u64>,
     #[serde(default)]
     replicas: Vec<ReplicaRow>,
-    /// Only if nodes are not in the configuration file alone.
+    /// Only if there is a registry beside the configuration file.
     registry: Option<RegistryRow>,
     nodes: Vec<NodeRow>,
 }
@@ -126,16 +126,16 @@ struct NodeRow {
     id: String,
     address: String,
     weight: u32,
-    /// Percent.
+    /// Percent of its full share of the traffic: less than 100 during slow start.
     share: u32,
     health: String,
     #[serde(default)]
     reason: String,
     inflight: u64,
-    /// Its source does not name it any more.
+    /// Its source no longer lists it.
     #[serde(default)]
     retained: bool,
-    /// Of a Varnish only, as the two that follow.
+    /// Purges that it lacks. Only for a Varnish, like the next two fields.
     lag: Option<u64>,
     admitted: Option<bool>,
     #[serde(default)]
@@ -145,7 +145,7 @@ struct NodeRow {
     trial_finding: String,
     #[serde(default)]
     trial_fenced: bool,
-    /// Why purges wait for it that need not wait for others.
+    /// Why purges that seals could enforce must still wait for it.
     #[serde(default)]
     seals_not: String,
 }
@@ -213,7 +213,7 @@ impl Fleet {
 }
 
 impl RegistryRow {
-    /// For the head line.
+    /// Its part of the header line.
     fn shown(&self) -> String {
         let kind = printable(&self.kind);
         if self.connected {

@@ -1,12 +1,13 @@
-//! Pages that a node has though they were purged: what it is told once more.
+//! Repeats purges to a node that still returns purged pages.
 //!
-//! The edge has caught such an answer ([`crate::seal`]), and its reader waits. The node may have acknowledged the purge long
-//! ago, so this is beside its cursor: it gets a ban of just what was purged of these pages. All that wait for one node
-//! wait for the same ban: what is caught while one is on its way goes with the next.
+//! The edge has detected such an answer ([`crate::seal`]), and its client waits. The node may have acknowledged the
+//! purge long ago, so these bans are sent independently of its cursor, and only for the purged tags and URLs of these
+//! pages. Bans are batched per node: pages that are caught while a ban is in flight go into the next one.
 //!
-//! If nobody knows what was purged of a page, only a flush drops it. A node is flushed once for all such pages that it has by
-//! then, ever more seldom, and what it still has of them afterwards is asked for elsewhere. The same holds for a page that comes back though its
-//! ban was acknowledged: this node does not purge it. It is flushed once, and shown; a second ban would be as good as the first.
+//! If it is unknown which purge concerned a page, only a flush drops it. One flush covers all such pages that the node
+//! has by then, the pauses between flushes grow, and stale pages that remain afterwards are fetched from other nodes.
+//! The same holds for a page that is still returned after its ban was acknowledged: this node does not purge it. The
+//! node is flushed once, and reported in the status; repeating the ban would not help.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -21,17 +22,18 @@ use crate::journal::{Entry, Missed, Position};
 use crate::purge::{Forward, Purge, Target};
 use crate::seal::{Name, StalePage, path_key};
 
-/// Beyond this many pages the node is told to drop everything.
+/// With more pages than this the node is flushed instead.
 const MAX_PAGES: usize = 1_000;
 
-/// The most pages that are remembered because a node kept them. Beyond it all are forgotten, and found again.
+/// The maximum number of remembered pages that a node did not drop. When it is reached all are forgotten; such pages
+/// are detected again.
 const MAX_KEPT: usize = 10_000;
 
-/// The pause after everything was dropped for pages of which nobody knows what was purged, at first and at most. It doubles
-/// each time: what helps against a journal that was lost, once, does not help against a node that shows such a page for ever.
+/// The pause after a flush for pages whose purge is unknown, at first and at most. It doubles each time: one flush is
+/// enough after a lost journal, but none helps against a node that keeps returning such pages.
 const EMPTIED: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(3600));
 
-/// What was caught of one node.
+/// The stale pages caught from one node.
 #[derive(Debug, Default)]
 pub(super) struct Caught {
     state: Mutex<Gathered>,
@@ -43,17 +45,18 @@ pub(super) struct Caught {
 #[derive(Debug, Default)]
 struct Gathered {
     pages: Vec<StalePage>,
-    /// The node is to drop everything.
+    /// Whether the next ban is a flush.
     is_all: bool,
-    /// How many bans were taken before.
+    /// The number of bans taken so far.
     taken: u64,
     /// The last flush.
     flush: Option<Flush>,
-    /// How often it may be flushed for what was caught.
+    /// Limits the flushes for caught pages.
     pace: EmptyingPace,
-    /// The ids of pages that no ban drops: it kept them though it acknowledged one, or nobody knows which would.
+    /// The ids of pages that are not banned again: the node kept them after acknowledging a ban, or their purge is
+    /// unknown.
     kept: HashSet<u64>,
-    /// That it keeps pages was said.
+    /// Whether the first kept page was reported.
     is_reported: bool,
 }
 
@@ -62,16 +65,16 @@ struct Gathered {
 struct Flush {
     /// Its number.
     number: u64,
-    /// The head when it was taken: a page that is older should be gone.
+    /// The journal head when it was taken: older pages should be gone.
     at: Position,
 }
 
-/// How often everything is dropped for what was caught of a node.
+/// The rate limit of flushes for caught pages: the last flush, and the pause after it.
 #[derive(Debug, Default)]
 struct EmptyingPace(Option<(Instant, Duration)>);
 
 impl EmptyingPace {
-    /// Whether it may be now.
+    /// Whether a flush is allowed now; if so, it is recorded.
     fn admits(&mut self, now: Instant) -> bool {
         let (first, longest) = EMPTIED;
         let pause = match self.0 {
@@ -84,19 +87,19 @@ impl EmptyingPace {
     }
 }
 
-/// What is told at once.
+/// The batch of pages of one ban.
 #[derive(Debug)]
 pub(super) struct Taken {
     /// The number of its ban.
     pub(super) number: u64,
     pages: Vec<StalePage>,
     is_all: bool,
-    /// Pages that are older were flushed before.
+    /// The journal head at the last flush: older pages were already flushed.
     flushed_at: Position,
 }
 
 impl Caught {
-    /// A page was caught. Returns the number of the ban that it is in; `None` if no ban drops it at this node.
+    /// Adds a caught page. Returns the number of the ban that will contain it; `None` if no ban drops it at this node.
     fn push(&self, page: StalePage) -> Option<u64> {
         let mut gathered = self.state.lock();
         if gathered.kept.contains(&page.id) {
@@ -115,16 +118,16 @@ impl Caught {
         Some(gathered.taken + 1)
     }
 
-    /// Has the node told of a page that it still has. Returns when it has acknowledged that, with `true`; with `false` at once
-    /// if no ban drops it at this node.
+    /// Queues a ban for a page that the node still has. Returns `true` once the node has acknowledged it, and `false`
+    /// at once if no ban drops the page at this node.
     pub(super) async fn tell(&self, page: StalePage) -> bool {
         let Some(number) = self.push(page) else { return false };
-        // The sender lives as long as this.
+        // Cannot fail: `self` owns the sender.
         self.told.subscribe().wait_for(|told| *told >= number).await.is_ok()
     }
 
-    /// The node has acknowledged the ban of this page, was asked again, and has it all the same. Returns whether this is the first
-    /// such page: then it is flushed.
+    /// Records that the node still returned this page after acknowledging its ban. Returns whether it is the first such
+    /// page of the node: if so, the node is flushed.
     pub(super) fn record_kept(&self, id: u64) -> bool {
         let mut gathered = self.state.lock();
         if gathered.kept.contains(&id) {
@@ -138,14 +141,14 @@ impl Caught {
         is_first
     }
 
-    /// Returns when there is something to tell.
+    /// Returns when a ban is due.
     pub(super) async fn due(&self) {
         while self.state.lock().is_empty() {
             self.ring.notified().await;
         }
     }
 
-    /// What there is to tell. Whoever comes later is in the next ban. `head`: that of the journal.
+    /// Takes the queued pages; later ones go into the next ban. `head`: the head of the journal.
     pub(super) fn take(&self, head: Position) -> Taken {
         let mut gathered = self.state.lock();
         gathered.taken += 1;
@@ -157,9 +160,10 @@ impl Caught {
         Taken { number, pages, is_all, flushed_at }
     }
 
-    /// The purge to tell: what was purged since these pages were rendered; everything, if nobody knows that of a page that was
-    /// not flushed before, and the node was not flushed lately. Of a page that is left so no ban is tried again. Reads the
-    /// journal, which takes a moment if it is long. `head`: that of the journal when they were taken.
+    /// The purge to send: the targets purged since these pages were rendered. It is a flush if the purge of a page is
+    /// unknown, no flush has covered that page yet, and the pace allows one. Pages that remain unknown are not banned
+    /// again. Reads the journal, which takes a moment if it is long. `head`: the head of the journal when the pages
+    /// were taken.
     pub(super) fn purge(&self, taken: &Taken, sources: &Sources, head: Position) -> Purge {
         let all = Purge { targets: vec![Target::All], soft: false };
         if taken.is_all {
@@ -180,13 +184,13 @@ impl Caught {
         Purge { targets, soft: false }
     }
 
-    /// The node is to drop everything.
+    /// Queues a flush of the node.
     pub(super) fn drop_everything(&self) {
         self.state.lock().is_all = true;
         self.ring.notify_one();
     }
 
-    /// The node has acknowledged this ban.
+    /// Records that the node has acknowledged this ban.
     pub(super) fn done(&self, number: u64) {
         self.told.send_replace(number);
     }
@@ -197,7 +201,7 @@ impl Gathered {
         self.pages.is_empty() && !self.is_all
     }
 
-    /// No ban of this page is tried again.
+    /// Excludes this page from further bans.
     fn keep(&mut self, id: u64) {
         if self.kept.len() == MAX_KEPT {
             self.kept.clear();
@@ -206,7 +210,7 @@ impl Gathered {
     }
 }
 
-/// What these purges are of these pages, and the pages of which they are nothing that a ban could say.
+/// The targets in these entries that concern these pages, and the pages that no target concerns.
 fn purged_of<'p>(pages: &'p [StalePage], entries: &[Arc<Entry>]) -> (Vec<Target>, Vec<&'p StalePage>) {
     let (mut targets, mut told, mut told_urls) = (Vec::new(), HashSet::new(), HashSet::new());
     let (mut purged_paths, mut has_flush) = (HashSet::new(), false);
@@ -215,14 +219,15 @@ fn purged_of<'p>(pages: &'p [StalePage], entries: &[Arc<Entry>]) -> (Vec<Target>
     for target in entries.iter().filter(|entry| !entry.purge.soft).flat_map(|entry| &entry.purge.targets) {
         match target {
             Target::Tags(tags) => {
-                // Each once, however often it was purged.
+                // Each tag once, however often it was purged.
                 let tags = tags.filter(|tag| {
                     let name = Name::of_tag(tag.as_bytes());
                     names.contains(&name) && told.insert(name)
                 });
                 targets.extend(tags.map(Target::Tags));
             }
-            // To drop everything once more for a page that was stored late is as good as not to know.
+            // Ignored, so that the page counts as unknown: only another flush would drop it, and those are
+            // rate-limited.
             Target::All => {}
             Target::Everything => has_flush = true,
             Target::Forward(forward) => {
@@ -232,7 +237,8 @@ fn purged_of<'p>(pages: &'p [StalePage], entries: &[Arc<Entry>]) -> (Vec<Target>
             Target::Pattern(_) | Target::Pool(_) => {}
         }
     }
-    // Their own URLs: a purge of one with another query, or of another host, concerns them by their seal and drops nothing.
+    // The page's own URL is sent: a purge for another query or host makes the page stale by its seal, but does not drop
+    // it.
     let is_purged = |page: &&StalePage| purged_paths.contains(&path_key(&page.target));
     for url in pages.iter().filter(is_purged).filter_map(|page| Forward::of_page(&page.host, &page.target)) {
         if told_urls.insert(url.clone()) {
@@ -289,7 +295,7 @@ mod tests {
         let pages = [page("/a", &["a"]), page("/b", &["b"])];
         let unknown = |pages: &[StalePage], entries: &[Arc<Entry>]| purged_of(pages, entries).1.len();
         assert_eq!(unknown(&pages, &[entry(vec![tags(&["a"])], false)]), 1);
-        // One without tags is dropped by its URL, and not by what drops pages with tags.
+        // A page without tags is dropped by its URL, not by a purge of all pages with tags.
         let bare = [page("/a", &[])];
         assert_eq!(unknown(&bare, &[entry(vec![Target::Everything], false)]), 1);
         let own = Target::Forward(Forward::of_page(b"shop", b"/a").unwrap());
@@ -306,12 +312,12 @@ mod tests {
         assert_eq!((first, caught.push(forgotten(3))), (Some(1), Some(1)));
         let taken = caught.take(10);
         assert!(taken.is_all);
-        // They wait for the flush that is on its way, and not for another.
+        // They wait for the flush in flight, not for another one.
         assert_eq!((caught.push(foreign()), caught.push(forgotten(9))), (Some(1), Some(1)));
         caught.done(taken.number);
         assert_eq!((caught.push(foreign()), caught.push(forgotten(9))), (None, None));
         assert!(caught.state.lock().is_empty());
-        // What was stored since is another matter, but not at once.
+        // A page stored since then needs another flush, which the pace delays.
         assert_eq!(caught.push(forgotten(10)), None);
         caught.state.lock().pace = EmptyingPace::default();
         assert_eq!(caught.push(forgotten(10)), Some(2));
@@ -358,7 +364,7 @@ mod tests {
     fn everything_is_dropped_ever_more_seldom() {
         let (mut pace, began) = (EmptyingPace::default(), Instant::now());
         let admitted = (0..86_400).filter(|second| pace.admits(began + Duration::from_secs(*second))).count();
-        // After 0, 10, 30, 70 and so on seconds, and each hour in the end.
+        // After 0, 10, 30, 70, ... seconds, and in the end once an hour.
         assert!((24..=34).contains(&admitted), "{admitted}");
         assert!(
             pace.admits(began + Duration::from_secs(200_000)) && !pace.admits(began + Duration::from_secs(200_009))

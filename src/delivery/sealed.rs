@@ -1,12 +1,12 @@
-//! Purges that a seal shows: nobody waits for a Varnish to have them, and they are sent lazily.
+//! Sealed purges: nobody waits until a Varnish has them, so they are sent lazily.
 //!
-//! A purge of tags is *sealed* if each of its tags is seen in the seal of every answer that it concerns: then the edge
-//! catches an answer that is older, and the Varnish may get the ban later. Bans gather for a while, so that a storm of purges
-//! is a few of them; a reader who meets a stale answer hurries them.
+//! A purge of tags is *sealed* if every answer with one of its tags has that tag in its seal. The edge then detects an
+//! older answer by itself, so the Varnish may get the ban later. Bans are collected for a while, so that a storm of
+//! purges becomes a few bans; a stale answer to a reader triggers them at once.
 //!
-//! Which purges are sealed is decided in the journal's writer, when the guard has noted the purge and before anybody can see
-//! it. A tag that is seen on a block of a page is added to the set before the block's head is checked by the guard. So
-//! either the purge is decided after that, and waits; or the guard knows the purge when the block passes.
+//! The journal's writer decides whether a purge is sealed, after the guard has recorded it and before it is visible to
+//! anybody. A tag on a block of a page is added to the unsealable tags before the guard checks the block's head. So
+//! either the purge is decided after that, and is not sealed; or the guard knows the purge when the block passes.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -21,37 +21,37 @@ use crate::journal::{Entry, Missed, Position};
 use crate::seal::{Name, PurgedNames, StaleBecause, StalePage, sealed_by};
 use crate::telemetry::causes;
 
-/// The positions of purges that no seal shows, of which each is known. All before these count as such.
+/// The number of unsealed purges whose positions are kept. All purges before the oldest of them count as unsealed.
 const MAX_UNSEALED: usize = 4_096;
 
-/// Tells purges that a seal shows from others.
+/// Distinguishes sealed purges from unsealed ones.
 pub struct SealedPurges {
     purged: Arc<PurgedNames>,
-    /// How long such purges gather.
+    /// How long sealed purges are collected before they are sent.
     pub(super) gather: Duration,
     unsealed: Mutex<Unsealed>,
-    /// The last position of a purge that no seal shows.
+    /// The position of the last unsealed purge.
     last_unsealed: watch::Sender<Position>,
 }
 
 #[derive(Debug)]
 struct Unsealed {
-    /// Everything up to here.
+    /// All purges up to this position count as unsealed.
     up_to: Position,
-    /// Those after it.
+    /// The positions of the unsealed purges after it.
     since: BTreeSet<Position>,
 }
 
 impl SealedPurges {
-    /// None of the purges up to the head is sealed: nobody knows whom they were answered without. `gather`: for how long
-    /// sealed purges wait before they are sent.
+    /// Purges up to the head count as unsealed: it is unknown which nodes lacked them when they were answered.
+    /// `gather`: how long sealed purges are collected before they are sent.
     pub fn new(purged: Arc<PurgedNames>, gather: Duration) -> Self {
         let head = purged.head();
         let unsealed = Mutex::new(Unsealed { up_to: head, since: BTreeSet::new() });
         SealedPurges { purged, gather, unsealed, last_unsealed: watch::Sender::new(head) }
     }
 
-    /// Decides about a purge that is durable, before anybody sees it.
+    /// Decides whether a durable purge is sealed, before it is visible to anybody.
     pub fn note(&self, entry: &Entry) {
         let is_sealed = sealed_by(&entry.purge).is_some_and(|names| !self.purged.unsealable().has_any(&names));
         if !is_sealed {
@@ -65,14 +65,14 @@ impl SealedPurges {
         position > unsealed.up_to && !unsealed.since.contains(&position)
     }
 
-    /// Whether every purge after this position is.
+    /// Whether every purge after this position is sealed.
     pub(super) fn all_sealed_after(&self, position: Position) -> bool {
         *self.last_unsealed.borrow() <= position
     }
 
-    /// Returns when a purge after this position is not sealed.
+    /// Returns once there is an unsealed purge after this position.
     pub(super) async fn unsealed_after(&self, position: Position) {
-        // The sender lives as long as this.
+        // Cannot fail: `self` owns the sender.
         _ = self.last_unsealed.subscribe().wait_for(|last| *last > position).await;
     }
 
@@ -95,13 +95,12 @@ impl SealedPurges {
 }
 
 impl Deliveries {
-    /// Whether nobody waits for a Varnish to have the purge at this position: of those that return seals.
+    /// Whether the purge at this position is sealed, so that nobody waits until a Varnish that returns seals has it.
     pub(super) fn is_sealed(&self, position: Position) -> bool {
         self.context.sealed.as_ref().is_some_and(|sealed| sealed.is_sealed(position))
     }
 
-    /// Why all purges wait for this node, though those that a seal shows wait for others; `None` if they do not, or that is not
-    /// known yet.
+    /// Why even sealed purges wait for this node; `None` if they do not, or if that is not known yet.
     pub fn why_not_sealing(&self, node: &Live) -> Option<&'static str> {
         self.context.sealed.as_ref()?;
         match node.trial() {
@@ -115,8 +114,8 @@ impl Deliveries {
         }
     }
 
-    /// Notes tags that no seal shows: from now on purges of them wait. Purges of them that are still to be sent are sent at
-    /// once, and count as not sealed. Returns whether it is durable: if not, what has these tags must not be stored.
+    /// Records unsealable tags: from now on purges of them are not sealed. Pending purges of them are sent at once, and
+    /// count as unsealed. Returns whether the record is durable: if not, answers with these tags must not be stored.
     pub async fn note_unsealable(&self, names: Vec<Name>) -> bool {
         let Some(sealed) = &self.context.sealed else { return true };
         sealed.purged.unsealable().insert(&names);
@@ -139,7 +138,7 @@ impl Deliveries {
         }
     }
 
-    /// Shows how many tags no seal shows.
+    /// Updates the metric of unsealable tags.
     pub fn show_unsealable(&self) {
         if let Some(sealed) = &self.context.sealed {
             let count = i64::try_from(sealed.purged.unsealable().count()).unwrap_or(i64::MAX);
@@ -147,7 +146,7 @@ impl Deliveries {
         }
     }
 
-    /// Purges of these tags that a node which serves has not acknowledged are not sealed any more.
+    /// Marks purges of these tags as unsealed if a serving node has not acknowledged them yet.
     fn unseal_pending(&self, sealed: &SealedPurges, names: &[Name]) {
         let fleet = self.context.fleet.load();
         let serving = fleet.varnish.members().iter().filter(|member| member.health != Health::Down);
@@ -167,7 +166,7 @@ impl Deliveries {
         }
     }
 
-    /// Has a node drop everything.
+    /// Flushes a node.
     pub fn empty(&self, node: &NodeId) {
         if let Some(delivery) = self.nodes.get(node) {
             delivery.node.live.set_cache_is_sealed(false);
@@ -175,15 +174,15 @@ impl Deliveries {
         }
     }
 
-    /// Has a node get what was purged of this page, which it still had. Returns whether it has acknowledged that within
-    /// `patience`: then it can be asked again.
+    /// Sends a node the purges of a page that it still had. Returns whether the node has acknowledged them within
+    /// `patience`: if so, it can be asked again.
     pub async fn refresh(&self, node: &NodeId, page: StalePage, patience: Duration) -> bool {
         let Some((live, state)) =
             self.nodes.get(node).map(|delivery| (Arc::clone(&delivery.node.live), Arc::clone(&delivery.state)))
         else {
             return false;
         };
-        // Whoever waits for a node that takes no purges at present waits in vain.
+        // A node that accepts no purges at present would not acknowledge them in time.
         if state.late.is_late() || state.error.lock().is_some() {
             return false;
         }
@@ -193,7 +192,7 @@ impl Deliveries {
         };
         let refreshed = async {
             match wanted {
-                // It was asked before it had the purge.
+                // The node was asked before it had the purge: the regular delivery is enough.
                 Some(position) if page.asked_at < position => {
                     state.hurry.notify_one();
                     self.progress.until(|| live.cursor() >= position).await;
@@ -205,7 +204,7 @@ impl Deliveries {
         tokio::time::timeout(patience, refreshed).await.unwrap_or(false)
     }
 
-    /// A node still has a page that it was told to drop, has acknowledged that, and was asked again.
+    /// Records that a node still returns this page after acknowledging its ban.
     pub fn record_kept(&self, node: &NodeId, page: &StalePage) {
         let Some(state) = self.nodes.get(node).map(|delivery| Arc::clone(&delivery.state)) else { return };
         if state.caught.record_kept(page.id) {

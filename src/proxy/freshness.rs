@@ -1,12 +1,13 @@
-//! The edge's look at what a cache answers: is it older than a purge?
+//! The edge's freshness check: is the answer of a cache older than a purge of it?
 //!
-//! The fence keeps readers from a cache that missed a purge. What it cannot see is a page that a cache stored after its
-//! ban, or kept in spite of it. So each answer to GET and HEAD that has a seal is judged by it ([`crate::seal`]), before a
-//! byte of it goes to the client. One that is stale is thrown away; what follows stands in [`super::second_look`].
+//! The fence keeps readers from a cache that missed a purge. It cannot detect a page that a cache stored after the ban,
+//! or kept in spite of it. So each answer to GET and HEAD is judged by its seal ([`crate::seal`]) before a byte of it
+//! is sent to the client. A stale answer is discarded; [`super::second_look`] decides what happens next.
 //!
-//! An answer without a seal is from before answers were sealed, of a VCL that drops the field, or Varnish's own. It passes if
-//! its cache had acknowledged everything that its reader remembers when it was asked: then the fence has kept the promise. So
-//! does a refusal (5xx, 405), which is no page. From a cache that has yet to get purges it is as good as stale.
+//! An answer without a seal was stored before answers were sealed, comes from a VCL that drops the field, or is
+//! Varnish's own. It passes if its cache, when it was asked, had acknowledged every purge that the reader remembers:
+//! the fence has then kept the promise. So does an error (5xx, 405), which is not a page. From a cache that lacks such
+//! a purge, it counts as stale.
 
 use std::fmt;
 use std::pin::Pin;
@@ -17,13 +18,13 @@ use crate::http1::{Method, RequestHead, ResponseHead};
 use crate::seal::{Judgement, Position, PurgedNames, Seal, StalePage, asked_prefix, write_asked};
 use crate::telemetry::{Metrics, NodeMetrics, SealVerdict};
 
-/// Who tells caches of stale pages.
+/// Repeats purges to caches that return stale pages.
 pub trait Refresh: Send + Sync {
-    /// Has a cache get what was purged of this page. Resolves with `true` when it has acknowledged that, and with `false` if that
-    /// takes too long, or is in vain.
+    /// Sends a cache the purges of this page again. Resolves with `true` once the cache has acknowledged them, and with
+    /// `false` if that takes too long or cannot succeed.
     fn refresh(&self, node: &NodeId, page: StalePage) -> Pin<Box<dyn Future<Output = bool> + Send>>;
 
-    /// The cache still has this page, which it has acknowledged to have dropped.
+    /// Records that the cache still returns this page after acknowledging its ban.
     fn record_kept(&self, node: &NodeId, page: &StalePage);
 }
 
@@ -31,32 +32,33 @@ pub trait Refresh: Send + Sync {
 #[derive(Clone)]
 pub struct Freshness {
     purged: Arc<PurgedNames>,
-    /// What begins each note about a reader.
+    /// The common prefix of all `X-Clearcoat-Asked` values.
     asked_prefix: Arc<[u8]>,
     refresh: Arc<dyn Refresh>,
     metrics: Arc<Metrics>,
 }
 
 impl Freshness {
-    /// Judges by what was purged, and has caches told by `refresh`.
+    /// Judges answers by `purged`; `refresh` repeats purges to caches.
     pub fn new(purged: Arc<PurgedNames>, refresh: Arc<dyn Refresh>, metrics: Arc<Metrics>) -> Self {
         let asked_prefix = asked_prefix(purged.lineage().journal()).into();
         Freshness { purged, asked_prefix, refresh, metrics }
     }
 
-    /// What a reader remembers who arrives now.
+    /// The position that a reader who arrives now remembers: that of the last recorded purge.
     pub(super) fn known(&self) -> Position {
         self.purged.head()
     }
 
-    /// Appends what a cache passes on to the origin about the reader of a page: this request's name and what he remembers.
+    /// Appends the `X-Clearcoat-Asked` value, which a cache forwards to the origin: the position that the reader of the
+    /// page remembers, and the id of the request.
     pub(super) fn write_asked(&self, out: &mut Vec<u8>, id: u64, known: Position, request: &RequestHead) {
         write_asked(out, &self.asked_prefix, known, id, request.target());
     }
 
-    /// The page, if this answer of a cache is stale for a reader who remembers `known`. `asked_at`: what the cache had
-    /// acknowledged when it was asked; `is_sealing`: whether the fence admitted it then though it missed what a seal shows.
-    /// Counts what it finds.
+    /// The page, if this answer of a cache is stale for a reader who remembers `known`. `asked_at`: the position that
+    /// the cache had acknowledged when it was asked; `is_sealing`: whether the fence admitted it at that time although
+    /// it lacked sealed purges. Counts the verdict.
     pub(super) fn find_stale(
         &self,
         request: &RequestHead,
@@ -84,12 +86,12 @@ impl Freshness {
         Some(Box::new(StalePage::new(&seal, because, page, asked_at)))
     }
 
-    /// Has the cache told once more, and waits for that. Says whether it has acknowledged it.
+    /// Sends the cache the purges of this page again, and waits. Returns whether the cache has acknowledged them.
     pub(super) async fn refresh(&self, node: &NodeId, page: StalePage) -> bool {
         self.refresh.refresh(node, page).await
     }
 
-    /// The cache still has this page, which it has acknowledged to have dropped.
+    /// Records that the cache still returns this page after acknowledging its ban.
     pub(super) fn record_kept(&self, node: &NodeId, page: &StalePage) {
         self.refresh.record_kept(node, page);
     }

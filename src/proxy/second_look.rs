@@ -1,9 +1,10 @@
-//! What follows a stale answer: no client sees it while anybody has a fresh one.
+//! The retries after a stale answer: no client gets it while a fresh one is available.
 //!
-//! The cache is told once more of what was purged, and asked again when it has acknowledged that: most often it is the
-//! quickest way to a fresh page, and the page is then cached again. If that fails, another cache is asked, then a web node
-//! past the caches, as far as they may be (`when_all_behind`, `bypass_max_requests_per_node`). Beyond that the edge serves
-//! rather than fails, and says so: as it does when every cache is behind. Before that each cache that may serve was asked.
+//! The cache gets the purges of the page again, and is asked again once it has acknowledged them: this is usually the
+//! fastest way to a fresh page, which is then cached again. If that fails, another cache is asked, then a web node past
+//! the caches, within the limits for that (`when_all_behind`, `bypass_max_requests_per_node`). If no web node may be
+//! asked, the edge tries every cache that may serve, and then serves a stale answer rather than fail, and counts it, as
+//! it does when every cache is behind.
 
 use std::sync::Arc;
 
@@ -15,31 +16,32 @@ use crate::balance::LbContext;
 use crate::fleet::{Node, Role};
 use crate::seal::StalePage;
 
-/// How many caches are asked, each twice, before a web node. If none may be asked, all are.
+/// The number of caches that are asked, each twice, before a web node. If no web node may be asked, all caches are.
 const MAX_CACHES: usize = 2;
 
-/// The looks of one request, so far.
+/// The retries of one request so far.
 #[derive(Debug, Default)]
 pub(super) struct SecondLook {
-    /// The caches that were told once more, each with the page that it acknowledged to have dropped, by its id.
+    /// The caches that got the purges again, each with the id of the page whose ban it acknowledged, if it was asked
+    /// again.
     told: Vec<(Arc<Node>, Option<u64>)>,
     /// A web node was asked.
     went_past: bool,
 }
 
-/// Where to look next.
+/// The next node to ask.
 #[derive(Debug)]
 pub(super) enum NextLook {
-    /// At this node.
+    /// Ask this node.
     Node(Arc<Node>),
-    /// At this node, whose answer is taken however old it is.
+    /// Ask this node, and accept its answer however old it is.
     AsItIs(Arc<Node>),
 }
 
 impl SecondLook {
-    /// Where to look after this page of this node. Waits for the node, if that is where. Nowhere if the request cannot be
-    /// repeated: a cache drops the body of a GET and looks the page up all the same, and the body is gone. Then the node is told
-    /// all the same, for the client may repeat it.
+    /// The node to ask after `node` returned this stale page. If it is the same node, waits until it has acknowledged
+    /// the purges. Fails if the request cannot be repeated: a cache discards the body of a GET and looks the page up
+    /// all the same, so the body is gone. The purges are sent even then, since the client may retry.
     pub(super) async fn after(
         &mut self,
         client: &Client,
@@ -91,7 +93,7 @@ impl SecondLook {
         }
     }
 
-    /// The web node to ask if the last cache fails that could be asked after a stale answer.
+    /// The web node to ask if the last candidate cache fails after a stale answer.
     pub(super) fn after_failure(&mut self, client: &Client, failed: &Node, lb: LbContext) -> Option<Arc<Node>> {
         if self.told.is_empty() || self.went_past {
             return None;

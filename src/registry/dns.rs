@@ -1,36 +1,34 @@
-//! The nodes that DNS knows: the records of names.
+//! Nodes from DNS: the records of configured names.
 //!
 //! # What is a node
 //!
 //! `NAME:PORT` has one node for each address of the name. That is what containers have: a service in Docker Compose
 //! (`tasks.SERVICE` in Swarm), a headless service in Kubernetes. The id is the address with the port, `10.0.0.5:6081`:
-//! there is nothing else that could name it, and a container that comes back with another address is another container.
-//! Records of IPv6 count only if the name has none of IPv4: an address does not say to which machine it belongs, so
-//! with both a machine that has both would be two nodes, with twice the traffic and half of a cache each. A fleet whose
-//! nodes are reached by IPv6 has a name without A records for them. (So AAAA is only asked for if there is no A: the
-//! answer would not change anything.)
+//! nothing else could identify it, and a container that returns with another address is another container. AAAA records
+//! are used only if the name has no A records: an address does not identify its machine, so a machine with both would
+//! be two nodes, with twice the traffic and half of a cache each. To reach nodes by IPv6, configure a name without A
+//! records. (So AAAA is queried only if there is no A: the answer would not change anything.)
 //!
-//! `_SERVICE._PROTO.NAME` has one node for each service record, by the name and the port in it: an id that survives a
-//! new address, such as the name of a pod of a StatefulSet. Of several addresses of a target the first by order is used.
-//! Only the lowest priority counts: others are for when none of the first can be reached (RFC 2782), and in a pool they
-//! would get traffic with the first. Health checks serve that purpose. A weight is the node's share. If all weights
-//! of a name are equal, each is 1: RFC 2782 writes 0 if there is nothing to choose, and CoreDNS divides 100 by the
-//! number of pods, which would be another weight for every node with each one that comes or goes. Otherwise 0 is what it
-//! is everywhere here, no new traffic; RFC 2782 calls it a very small chance.
+//! `_SERVICE._PROTO.NAME` has one node for each service record, identified by the name and the port in it: an id that
+//! survives a new address, such as the name of a pod of a StatefulSet. If a target has several addresses, the lowest is
+//! used. Only records of the lowest priority value are used: the others are fallbacks (RFC 2782), but in a pool they
+//! would always get traffic. Health checks serve that purpose. A weight is the node's share. If all weights of a name
+//! are equal, each is 1: RFC 2782 recommends 0 if there is nothing to choose, and CoreDNS divides 100 by the number of
+//! pods, so each pod that joins or leaves would change the weight of every node. Otherwise 0 means no new traffic, as
+//! everywhere here; in RFC 2782 it means a very small chance.
 //!
 //! # What an answer means
 //!
-//! Records: those who are new join, and those who are gone have *vanished*. DNS does not say why a record is gone,
-//! because a readiness check failed for a second or because the node was removed; so the fleet keeper checks the node
-//! itself.
+//! Records: new ones join, and missing ones have *vanished*. DNS does not report why a record is missing, whether a
+//! readiness check failed for a second or the node was removed; so the fleet keeper checks the node itself.
 //!
-//! No records, or no such name: the same for all of them. It is an answer, though an odd one.
+//! No records, or no such name: all nodes of the name have vanished. This is unusual, but a valid answer.
 //!
-//! No answer (SERVFAIL, REFUSED, a timeout, no server): nothing is known, so nothing changes, for as long as it takes.
-//! It is in the log once until the reason is another one.
+//! No answer (SERVFAIL, REFUSED, a timeout, no server): nothing is known, so nothing changes, however long it lasts. It
+//! is logged once, and again if the reason changes.
 //!
-//! Each name is asked for again when its records are over ([`pace`]); each has a task of its own, so that one that is
-//! not answered delays no other.
+//! Each name is queried again when its records expire ([`pace`]), in a task of its own, so that an unanswered name
+//! delays no other.
 
 mod answers;
 mod lookup;
@@ -56,14 +54,14 @@ pub use status::DnsStatus;
 
 /// Announces the nodes of the names, and every change of them, until the receiver of the events is gone.
 ///
-/// [`Event::Listed`] follows when each name was answered, or was not within 3 seconds. `status` shows how it goes;
-/// `rejected` is called for each record that is no node.
+/// [`Event::Listed`] follows once every name was answered or has failed, after 3 seconds at most. `status` is kept up
+/// to date; `rejected` is called for each record that is not a valid node.
 pub async fn follow(dns: Dns, events: mpsc::Sender<Event>, status: Arc<DnsStatus>, rejected: impl Fn() + Send) {
     let questions = |role, names: Vec<String>| names.into_iter().map(move |name| DnsQuestion::new(role, &name));
     let questions: Vec<_> = questions(Role::Web, dns.web).chain(questions(Role::Varnish, dns.varnish)).collect();
     let (sender, mut outcomes) = mpsc::channel(16);
     let mut follower = DnsFollower::new(questions.len(), status);
-    // They end with this set, that is with this future.
+    // Dropping this set, and so this future, aborts the tasks.
     let mut askers = JoinSet::new();
     for (index, question) in questions.into_iter().enumerate() {
         askers.spawn(Asker::new(index, question, dns.servers.clone()).run(sender.clone()));
@@ -94,7 +92,7 @@ struct Outcome {
 /// An answer, as nodes.
 struct AnsweredNodes {
     nodes: Vec<NodeSpec>,
-    /// The number of records that are no nodes.
+    /// The number of records that are not valid nodes.
     rejected: usize,
 }
 
@@ -114,7 +112,7 @@ impl DnsFollower {
         DnsFollower { answers: LastAnswers::default(), asked: BTreeSet::new(), failing: BTreeMap::new(), count, status }
     }
 
-    /// Returns the events that follow.
+    /// Applies an outcome. Returns the resulting events.
     fn take(&mut self, Outcome { question, heard }: Outcome, rejected: &impl Fn()) -> Vec<Event> {
         let was_complete = self.asked.len() == self.count;
         self.asked.insert(question);
@@ -139,18 +137,18 @@ impl DnsFollower {
     }
 }
 
-/// Asks for one name, again and again.
+/// Queries one name repeatedly.
 struct Asker {
     index: usize,
     question: DnsQuestion,
     servers: Vec<SocketAddr>,
-    /// Made anew after a failure: the system may have other servers by now.
+    /// Recreated after a failure: the system may have other servers by now.
     lookup: Option<Lookup>,
     failures: u32,
-    /// The failure that goes on, as it is in the log.
+    /// The ongoing failure, as logged.
     failure: Option<String>,
     was_empty: bool,
-    /// The records that are no nodes, as they are in the log.
+    /// The rejected records, which are already logged.
     rejected: BTreeSet<String>,
 }
 

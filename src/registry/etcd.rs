@@ -1,16 +1,16 @@
 //! Nodes that register themselves in etcd, each under a key of its own.
 //!
-//! [`crate::etcd::follow`] says what is there and what changes; the [`roster`] knows what that means; this is the task
-//! between them and the fleet. Nothing in it waits for anything but its inputs, so that no name server, no disk and no
-//! question to etcd ever delays a change:
+//! [`crate::etcd::follow`] delivers the list and the changes, the [`roster`] interprets them, and this task passes the
+//! result to the fleet. It waits only for its inputs, so that no name server, no disk and no query to etcd ever delays
+//! a change:
 //!
 //! ```text
 //! follow ── list, changes ──> roster ──┬── registered ──> names (if it has one) ──> Joined
 //!                                      └── gone ──> at once, or when etcd has said why (lease) ──> Left, Vanished
 //! ```
 //!
-//! **The fleet outlives etcd.** What was known stays while etcd is away, for ever. A process that starts meanwhile begins
-//! with the last fleet on disk ([`snapshot`]); if there is none, there never was a fleet, and it waits.
+//! **The fleet outlives etcd.** The last known nodes stay while etcd is unreachable, however long. A process that
+//! starts meanwhile uses the last fleet on disk ([`snapshot`]); if there is none, it waits for etcd.
 //!
 //! A key is the name of a node, so a name that is registered again with another address is the same node elsewhere.
 
@@ -40,13 +40,14 @@ use crate::fleet::{Event, NodeSource, NodeSpec};
 use crate::registry::resolve::system;
 use crate::telemetry::Metrics;
 
-/// What nodes are registered under, below the prefix of the fleet. It ends in `/`: a prefix is only a beginning.
+/// The prefix of the keys of nodes, below the prefix of the fleet. It ends in `/`, so that it does not match keys that
+/// merely begin with the word.
 const NODES: &str = "nodes/";
 
 /// The disk is written to at most this often.
 const WRITE_EVERY: Duration = Duration::from_secs(1);
 
-/// Departures that may wait for an answer. Any beyond counts as an expired lease.
+/// The number of departures that may wait for an answer. Further ones count as expired leases.
 const MAX_QUESTIONS: usize = 16_384;
 
 /// What the registry needs.
@@ -57,7 +58,7 @@ pub struct EtcdRegistrySettings {
     pub status: Arc<WatchStatus>,
     /// The file of the last fleet, for a start without etcd; `None` for no file.
     pub snapshot: Option<PathBuf>,
-    /// Where it is counted.
+    /// The metrics of the registry.
     pub metrics: Arc<Metrics>,
     /// The receiver of the events.
     pub events: mpsc::Sender<Event>,
@@ -75,7 +76,7 @@ struct EtcdRegistry {
     /// The announced nodes, by their keys.
     announced: BTreeMap<String, Announced>,
     names: NameLookups,
-    /// The departures that etcd is asked about: a node that is back before the answer has not gone.
+    /// The departures with a pending query to etcd: a node that registers again before the answer has not left.
     departing: HashMap<String, u64>,
     questions: mpsc::Sender<(u64, Departure)>,
     next_question: u64,
@@ -99,7 +100,7 @@ pub async fn run(settings: EtcdRegistrySettings) {
     let (updates_sender, mut updates) = mpsc::channel(16);
     let (questions, questions_receiver) = mpsc::channel(MAX_QUESTIONS);
     let (answers_sender, mut answers) = mpsc::channel(64);
-    // Ends with this function.
+    // Dropped at the end of this function, which aborts the tasks.
     let mut helpers = JoinSet::new();
     helpers.spawn(lease::ask(Arc::clone(&etcd), questions_receiver, answers_sender));
     let prefix = etcd.key(NODES);
@@ -164,7 +165,7 @@ impl EtcdRegistry {
             Update::Listed(Listing { cluster, revision, items, cause }) => {
                 self.metrics.registry.resynced(cause);
                 match cause {
-                    // Each time that the connection was lost, and mostly it changes nothing.
+                    // Follows every lost connection, and mostly changes nothing.
                     Resync::Reconnected => tracing::debug!(revision, keys = items.len(), "the nodes were listed again"),
                     _ => tracing::info!(
                         cause = cause.as_str(),
@@ -215,14 +216,14 @@ impl EtcdRegistry {
             self.names.forget(&key);
             return self.announce(key, record.address.clone(), record.spec(role, id, address)).await;
         }
-        // A container that is back under its name may be elsewhere.
+        // A container that returns under its name may have another address.
         self.names.want(&key, &record.address);
         match self.announced.get(&key) {
             Some(known) if known.address == record.address => {
                 let spec = record.spec(role, id, known.spec.address);
                 self.announce(key, record.address, spec).await
             }
-            // Where it was before is the best that is known.
+            // Until the name resolves, the node keeps its previous address, if it had one.
             _ => Ok(()),
         }
     }

@@ -1,17 +1,17 @@
-//! The nodes of the configuration file, as it is now.
+//! The nodes of the current configuration file.
 //!
 //! A node may be given by name, as containers are. A name that does not resolve yet (the container is still starting)
-//! is no reason to refuse to start or to hold the others up: it is tried again until it does. Names are looked up side
-//! by side, so that the place of a node in the file says nothing about when it is there.
+//! neither prevents the start nor delays other nodes: it is retried until it resolves. Names are looked up
+//! concurrently, so that the order of the nodes in the file does not affect when they join.
 //!
-//! A name that has resolved is looked up [again](super::resolve). Another address is the same node: its id is
-//! what is in the file, and its cursor stays. What is behind the new address may be another cache; without an epoch nobody
-//! can say so, and what it gets is what it is known to miss (see [`VarnishSettings::epoch`]).
+//! A name that has resolved is looked up [again](super::resolve). With another address it is still the same node: its
+//! id is that of the file, and its cursor stays. The new address may belong to another cache; without an epoch this
+//! cannot be detected, and the cache gets only the purges after the cursor (see [`VarnishSettings::epoch`]).
 //!
-//! The file can change. A node whose table is as it was hears nothing of that; one whose weight changed keeps the
-//! address that its name had, so that a new weight is never a new address by accident. Those that are new join before
-//! those that are gone leave: a node that was only given another id is in the fleet all the time, under one of them. A
-//! node that was given an address that does not resolve stays where it was until it does.
+//! When the file changes, a node with an unchanged table is not announced again; one with a changed weight keeps its
+//! resolved address, so that a new weight never causes a new address by accident. New nodes join before removed nodes
+//! leave: a node with a changed id is in the fleet all the time, under one of them. A node with a changed address keeps
+//! the previous one until the new one resolves.
 
 mod names;
 
@@ -30,8 +30,8 @@ use crate::fleet::{DEFAULT_HEADER_LIMIT, Event, NodeKey, NodeSource, NodeSpec, R
 use crate::telemetry::causes;
 use names::Lookups;
 
-/// Announces the nodes and every change of them. Returns when the sender of `nodes` or the receiver of the events is gone.
-/// `doubted` changes when a node cannot be reached at its address: names are looked up again soon.
+/// Announces the nodes and every change of them. Returns when the sender of `nodes` or the receiver of the events is
+/// gone. `doubted` changes when a node cannot be reached at its address: names are looked up again soon.
 pub async fn follow(
     nodes: watch::Receiver<Vec<StaticNode>>,
     doubted: watch::Receiver<()>,
@@ -77,7 +77,7 @@ async fn follow_by(
     }
 }
 
-/// The nodes of the file, and what was announced of them.
+/// The nodes of the file, and what has been announced of them.
 struct Fixed {
     nodes: BTreeMap<NodeKey, FixedNode>,
     events: mpsc::Sender<Event>,
@@ -87,7 +87,7 @@ struct Fixed {
 /// One node.
 struct FixedNode {
     node: StaticNode,
-    /// What its name resolved to, or the address that it is.
+    /// The address that its name resolved to, or the literal address of the file.
     address: Option<SocketAddr>,
     told: Announcement,
     /// The last look-up of its name failed.
@@ -118,7 +118,7 @@ impl Fixed {
         names.map(|(identity, known)| (identity.clone(), known.node.address.clone())).collect()
     }
 
-    /// Takes what a name has now.
+    /// Applies the result of a look-up.
     async fn found(
         &mut self,
         identity: &NodeKey,
@@ -182,7 +182,7 @@ impl Fixed {
                     let (identity, name, room) = (identity.clone(), known.node.address.clone(), Arc::clone(&room));
                     let resolve = Arc::clone(&self.resolve);
                     lookups.spawn(async move {
-                        // It is never closed.
+                        // The semaphore is never closed.
                         let _place = room.acquire().await;
                         (identity, resolve(name).await)
                     });
@@ -258,7 +258,7 @@ mod tests {
     use crate::fleet::{NodeId, PurgeHeaders, Role, SendProxy};
     use crate::registry::resolve::LOOK_EVERY;
 
-    /// No name server need be asked to know that there is no such name.
+    /// Not a valid name, so that it fails without a name server.
     const UNRESOLVABLE: &str = "a..b:1";
 
     fn web(id: &str, address: &str, weight: u32) -> StaticNode {
@@ -268,7 +268,7 @@ mod tests {
         StaticNode { role: Role::Web, id, address, weight, delivery, header_limit, send_proxy, headers }
     }
 
-    /// What happens, in words: a join as `id address weight`.
+    /// The next event as text: a join as `id address weight`.
     async fn next(events: &mut mpsc::Receiver<Event>) -> String {
         match events.recv().await.unwrap() {
             Event::Joined(spec) => format!("{} {} {}", spec.id, spec.address, spec.weight),
@@ -310,12 +310,12 @@ mod tests {
         let (sender, mut events) = mpsc::channel(16);
         let follower = tokio::spawn(follow(followed, watch::channel(()).1, sender));
         assert_eq!([next(&mut events).await, next(&mut events).await], ["b 127.0.0.1:2 1", "listed"]);
-        // Nobody was told of it, so nobody is told that it left.
+        // It was never announced, so its departure is not announced either.
         nodes.send_replace(vec![]);
         assert_eq!(next(&mut events).await, "left b");
         nodes.send_replace(vec![web("a", "127.0.0.1:1", 1)]);
         assert_eq!(next(&mut events).await, "a 127.0.0.1:1 1");
-        // What it is now does not resolve: it stays what it was.
+        // The new address does not resolve, so the node keeps the previous one.
         nodes.send_replace(vec![web("a", UNRESOLVABLE, 1)]);
         nodes.send_replace(vec![web("a", "127.0.0.1:4", 1)]);
         assert_eq!(next(&mut events).await, "a 127.0.0.1:4 1");
@@ -323,10 +323,11 @@ mod tests {
         follower.await.unwrap();
     }
 
-    /// What names have, as a test says.
+    /// The result of each look-up, set by the test.
     type Zone = Arc<parking_lot::Mutex<Result<Vec<&'static str>, &'static str>>>;
 
-    /// A follower of `a`, by a name that this zone has, and of `b`, by its address; and whoever can doubt them.
+    /// A follower of `a`, by a name in this zone, and of `b`, by its address; with the senders of the nodes and of
+    /// doubts.
     fn by_name(zone: &Zone) -> (watch::Sender<Vec<StaticNode>>, watch::Sender<()>, mpsc::Receiver<Event>) {
         let (nodes, followed) = watch::channel(vec![web("a", "shop.test:80", 1), web("b", "127.0.0.1:2", 1)]);
         let (sender, events) = mpsc::channel(16);
@@ -356,7 +357,7 @@ mod tests {
         assert_eq!(next(&mut events).await, "a 10.0.0.2:80 1");
         assert!(began.elapsed() <= LOOK_EVERY + RETRY, "{:?}", began.elapsed());
 
-        // As long as the name has it, in whatever order, and while nobody knows, it stays.
+        // The node keeps the address while the answer contains it, in any order, and while the look-up fails.
         for answer in [Ok(vec!["10.0.0.3", "10.0.0.2"]), Err("away"), Ok(vec!["10.0.0.2", "10.0.0.3"]), Err("away")] {
             *zone.lock() = answer;
             tokio::time::sleep(3 * LOOK_EVERY).await;
@@ -364,7 +365,7 @@ mod tests {
         }
         *zone.lock() = Ok(vec!["10.0.0.3", "10.0.0.4"]);
         assert_eq!(next(&mut events).await, "a 10.0.0.3:80 1");
-        // Another weight is no other address.
+        // A new weight does not change the address.
         nodes.send_replace(vec![web("a", "shop.test:80", 7), web("b", "127.0.0.1:2", 1)]);
         assert_eq!(next(&mut events).await, "a 10.0.0.3:80 7");
         tokio::time::sleep(3 * LOOK_EVERY).await;

@@ -1,9 +1,9 @@
 //! Addresses that are given by name, as containers are.
 //!
-//! A name that has resolved is looked up again, every few seconds, and soon after a health check of a node has failed: a
-//! container that was made anew has another address. The system's resolver knows the hosts file and the container engine's
-//! names, and does not say how long an answer holds. An address stays for as long as the name has it, in whatever order, and
-//! while the look-up fails.
+//! A name that has resolved is looked up again, every few seconds, and soon after a health check of a node has failed:
+//! a recreated container has another address. The system's resolver knows the hosts file and the container engine's
+//! names, but does not return a TTL. A node keeps its address while the answer contains it, in any position, and while
+//! the look-up fails.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -14,13 +14,13 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// How long after a failed look-up the next one follows.
+/// The pause after a failed look-up.
 pub(super) const RETRY: Duration = Duration::from_secs(2);
 
 /// How often names that have resolved are looked up again.
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(10);
 
-/// How many look-ups a registry makes at once: each has a thread.
+/// The number of concurrent look-ups of a registry: each takes a thread.
 pub(super) const AT_ONCE: usize = 16;
 
 /// The addresses of a name with a port, at least one, or why there are none.
@@ -29,7 +29,7 @@ pub(super) type Resolved = Result<Vec<SocketAddr>, String>;
 /// A resolver of names.
 pub(super) type Resolve = Arc<dyn Fn(String) -> Pin<Box<dyn Future<Output = Resolved> + Send>> + Send + Sync>;
 
-/// The system's.
+/// The system's resolver.
 pub(super) fn system() -> Resolve {
     Arc::new(|name| Box::pin(async move { resolve_all(&name).await }))
 }
@@ -38,7 +38,7 @@ pub(super) fn system() -> Resolve {
 pub(super) async fn look_again(doubted: &mut watch::Receiver<()>, looked: Instant) {
     tokio::time::sleep_until(looked + RETRY).await;
     tokio::select! {
-        // Without a sender nobody doubts any more.
+        // If the sender is gone, only the interval counts.
         Ok(()) = doubted.changed() => {}
         () = tokio::time::sleep_until(looked + LOOK_EVERY) => {}
     }

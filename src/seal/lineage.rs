@@ -1,4 +1,4 @@
-//! In which journal, and in which run of it, a position means anything.
+//! The journal and the run that a position belongs to.
 
 use super::Position;
 
@@ -6,11 +6,11 @@ use super::Position;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run(pub u32);
 
-/// A journal, with the runs that it had.
+/// A journal and its runs.
 ///
-/// Positions of one run are never given to other purges in the same run. In another one they may be: a volume that is
-/// set back to an older copy, under the same journal, goes on from an earlier head. So each run is believed up to the
-/// head that the run after it has found.
+/// Within a run a position is never assigned twice. Across runs it may be: a volume that is restored from an older
+/// copy, with the same journal, continues from an earlier head. So positions of a run are trusted only up to the head
+/// that the next run found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lineage {
     journal: u64,
@@ -20,8 +20,8 @@ pub struct Lineage {
 }
 
 impl Lineage {
-    /// The journal with this identity, in its run `run`. `ended`: the runs before it with the head at which each ended, in
-    /// any order. What is not among them counts as a run of another journal.
+    /// The journal with this identity, in its run `run`. `ended`: the runs before it with the head at which each ended,
+    /// in any order. Any other run counts as one of another journal.
     pub fn new(journal: u64, run: Run, ended: Vec<(Run, Position)>) -> Self {
         Lineage { journal, run, ended }
     }
@@ -36,7 +36,7 @@ impl Lineage {
         self.run
     }
 
-    /// Whether `position` of this run of this journal is a place in ours, whose head is `head`.
+    /// Whether `position` in this run of this journal is a position of our journal, whose head is `head`.
     pub fn covers(&self, journal: u64, run: Run, position: Position, head: Position) -> bool {
         if journal != self.journal {
             return false;

@@ -1,4 +1,4 @@
-//! The names of a page, as a seal has them.
+//! The names of a page, as they are in a seal.
 
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -71,7 +71,7 @@ mod tests {
         let names: Vec<Name> = (0..50_000).map(|n| Name::of_tag(format!("cat_p_{n}").as_bytes())).collect();
         let keys: HashSet<u64> = names.iter().map(|name| name.key()).collect();
         assert_eq!(keys.len(), names.len());
-        // The index takes its bucket from the low bits, and tells names apart by the high ones.
+        // The index selects the bucket by the low bits, and distinguishes names by the high ones.
         let used = |bits: fn(u64) -> u64| keys.iter().map(|key| bits(*key)).collect::<HashSet<u64>>().len();
         assert!(used(|key| key & 0xfff) == 4096 && used(|key| key >> 52) == 4096);
     }

@@ -1,12 +1,12 @@
-//! What was purged, and what that makes of a seal.
+//! The table of purged names, by which seals are judged.
 //!
-//! The table holds names by the position of their last purge. It has a fixed size and forgets the oldest ones, each bucket
-//! with its own floor ([`Index`]): a seal from below the floor of a bucket that one of its names is in counts as stale, since
-//! what was forgotten there may have been that name. So is one from below the floor of the whole table, which is what the
-//! process before this one has forgotten.
+//! The table maps names to the position of their last purge. It has a fixed size and forgets the oldest names, with a
+//! floor per bucket ([`Index`]): a seal counts as stale if it is older than the floor of the bucket of one of its
+//! names, since the forgotten name may have been that one. The same holds for the floor of the whole table, up to which
+//! the previous process has forgotten the purges.
 //!
-//! There is one writer, who notes a purge when it is durable and before anybody can be told of it. Readers take no lock.
-//! The head moves last: a reader that reads it finds everything up to it.
+//! There is one writer, which records a purge once it is durable and before it is visible to anybody. Readers take no
+//! lock. The head is written last: a reader that has loaded it finds every purge up to it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -20,14 +20,15 @@ use crate::purge::{Purge, Target};
 /// Separates the hash of a path from that of a tag.
 const PATH: u64 = 1;
 
-/// The names that a bucket of the table gets on average. It holds seven: so few overflow before the table is full.
+/// The average number of names per bucket in a full table. A bucket has room for seven, so that few overflow before
+/// that.
 const NAMES_PER_BUCKET: usize = 4;
 
 /// The names and paths that were purged, and when.
 pub struct PurgedNames {
     lineage: Lineage,
     names: Index,
-    /// Before this nothing is known.
+    /// Purges before this position are unknown.
     floor: AtomicU64,
     /// The last purge of all pages.
     all: AtomicU64,
@@ -37,12 +38,12 @@ pub struct PurgedNames {
     unsealable: UnsealableTags,
 }
 
-/// What is kept of the purges before this process.
+/// The data kept of the purges before this process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PastNames {
     /// The head.
     pub head: Position,
-    /// Nothing is known of what was purged up to here.
+    /// Purges up to this position are unknown.
     pub floor: Position,
     /// The keys of names and paths with the position of their last purge, by position.
     pub keys: Vec<(u64, Position)>,
@@ -50,11 +51,11 @@ pub struct PastNames {
     pub all: Position,
     /// The last purge of all pages with tags.
     pub tagged: Position,
-    /// The tags that no seal shows.
+    /// The unsealable tags.
     pub unsealable: Vec<Name>,
 }
 
-/// What a seal says of its answer.
+/// The verdict on an answer by its seal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Judgement {
     /// No purge concerned it since it was rendered.
@@ -66,9 +67,9 @@ pub enum Judgement {
 /// Why an answer is stale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StaleBecause {
-    /// Its seal is of another journal, or of a place that this one never had.
+    /// Its seal is of another journal, or has a position that this one never had.
     Foreign,
-    /// It is from before what is still known.
+    /// It is older than the floor, so that purges of it may be forgotten.
     Forgotten,
     /// A purge at this position concerned it, or one that was forgotten since and may have.
     Purged(Position),
@@ -77,7 +78,7 @@ pub enum StaleBecause {
 }
 
 impl PurgedNames {
-    /// A table for about this many names, of a journal with this lineage and nothing in it but what is `remembered`.
+    /// A table for about this many names, of a journal with this lineage, filled with `remembered`.
     pub fn new(lineage: Lineage, names: usize, remembered: &PastNames) -> Self {
         let purged = PurgedNames {
             lineage,
@@ -92,23 +93,23 @@ impl PurgedNames {
         purged
     }
 
-    /// The journal that its positions are of.
+    /// The journal that its positions belong to.
     pub fn lineage(&self) -> &Lineage {
         &self.lineage
     }
 
-    /// The tags that no seal shows.
+    /// The unsealable tags.
     pub fn unsealable(&self) -> &UnsealableTags {
         &self.unsealable
     }
 
-    /// Everything up to here is noted. A request that reads this before it goes to a web node may have this position in its
-    /// seal; a reader that reads it when it arrives remembers it.
+    /// The position up to which every purge is recorded. A request that loads it before it is sent to a web node may
+    /// use it as the position of the seal; a reader remembers the position loaded when its request arrived.
     pub fn head(&self) -> Position {
         self.head.load(Ordering::Acquire)
     }
 
-    /// Notes a purge that is durable. Positions grow, and there is one caller at a time.
+    /// Records a durable purge. Positions must increase, and there must be one caller at a time.
     pub fn note(&self, position: Position, purge: &Purge) {
         for target in targets(purge) {
             match target {
@@ -120,7 +121,7 @@ impl PurgedNames {
         self.head.store(position, Ordering::Release);
     }
 
-    /// What was purged up to here is not known, or not all of it.
+    /// Marks the purges up to this position as unknown, since some are missing.
     pub fn forget_up_to(&self, position: Position) {
         self.floor.fetch_max(position, Ordering::Relaxed);
         self.head.fetch_max(position, Ordering::Release);
@@ -136,7 +137,7 @@ impl PurgedNames {
         if position < self.floor.load(Ordering::Acquire) {
             return Judgement::Stale(StaleBecause::Forgotten);
         }
-        // What concerns pages without names as well comes first.
+        // Purges that also concern pages without names come first.
         let all = self.all.load(Ordering::Acquire);
         let mut last = all.max(self.names.last(path_key(target)));
         if last <= position && seal.names().len() > 0 && position < remembered {
@@ -153,7 +154,7 @@ impl std::fmt::Debug for PurgedNames {
     }
 }
 
-/// The names that a purge is sealed by: of its tags, if it is of tags alone; `None` if there is more to it, or it is soft.
+/// The names of the tags of a purge; `None` if the purge has other targets or is soft, and so cannot be sealed.
 pub fn sealed_by(purge: &Purge) -> Option<Vec<Name>> {
     let mut names = Vec::new();
     for target in &purge.targets {
@@ -163,7 +164,7 @@ pub fn sealed_by(purge: &Purge) -> Option<Vec<Name>> {
     (!purge.soft).then_some(names)
 }
 
-/// What is noted of a purge.
+/// One recorded target of a purge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PurgedKey {
     /// A name or a path, by its key.
@@ -174,8 +175,8 @@ pub enum PurgedKey {
     Tagged,
 }
 
-/// What is noted of a purge. Nothing of a soft one, whose first reader gets the old page on purpose; and nothing of what
-/// cannot be seen in a seal: patterns, pools, and requests of which only a VCL knows what they mean.
+/// The targets of a purge that are recorded. None of a soft purge, whose first reader gets the old page on purpose; and
+/// none that a seal cannot show: patterns, pools, and requests that only a VCL can interpret.
 pub fn targets(purge: &Purge) -> impl Iterator<Item = PurgedKey> {
     let targets = if purge.soft { &[][..] } else { &purge.targets };
     targets.iter().flat_map(|target| {
@@ -259,7 +260,7 @@ mod tests {
         assert_eq!(judge(&purged, &["a", "b"], 2, 4), Judgement::Stale(StaleBecause::Purged(3)));
         assert_eq!(judge(&purged, &["a", "b"], 3, 4), Judgement::Fresh);
         assert_eq!(judge(&purged, &["b"], 0, 4), Judgement::Fresh);
-        // A reader who came before the purge may have it: it is newer than all that he remembers.
+        // A reader who came before the purge may get it: the purge is newer than the position that he remembers.
         assert_eq!(judge(&purged, &["a"], 2, 2), Judgement::Fresh);
     }
 
@@ -328,7 +329,7 @@ mod tests {
         Url,
         Everything,
         All,
-        /// A page with these tags is asked for, rendered so many steps later, and stored.
+        /// A page with these tags is requested, and is stored this many steps later.
         Render(BTreeSet<u8>, usize),
         /// The process ends; the next one finds what was durable.
         Restart,
@@ -352,7 +353,7 @@ mod tests {
     /// A page as a cache has it.
     struct Stored {
         tags: BTreeSet<u8>,
-        /// The purges that its content has in it.
+        /// The position up to which its content reflects every purge.
         rendered_at: Position,
         seal: Vec<u8>,
     }
@@ -364,7 +365,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
-        /// No ban is ever told here: whatever a cache still has, no verdict "fresh" is wrong; and where the table is large
+        /// No ban is ever sent here: whatever a cache still has, no verdict "fresh" is wrong; and if the table is large
         /// enough, no verdict "stale" is.
         #[test]
         fn no_page_that_is_older_than_its_purge_is_called_fresh(

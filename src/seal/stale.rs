@@ -1,52 +1,52 @@
-//! A page that a cache has though it was purged.
+//! A purged page that a cache still has.
 
 use super::{Name, Position, Seal, StaleBecause};
 
-/// What is known of a page by an answer that was caught.
+/// A page, as known from a stale answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StalePage {
     /// Why it is stale.
     pub because: StaleBecause,
     /// The position of its seal.
     pub position: Position,
-    /// The random name of the answer: the same for as long as it is the same object of the cache.
+    /// The random id of the answer: the same for as long as the cache has the same object.
     pub id: u64,
     /// The names of the page.
     pub names: Vec<Name>,
-    /// The target that was asked for.
+    /// The target of the request.
     pub target: Vec<u8>,
-    /// The host that was; empty if none was.
+    /// The host of the request; empty if it had none.
     pub host: Vec<u8>,
-    /// What the cache had acknowledged when it was asked.
+    /// The position that the cache had acknowledged when it was asked.
     pub asked_at: Position,
 }
 
 impl StalePage {
-    /// The page with this seal that was answered to a request for this target of this host, by a cache that had acknowledged
-    /// everything up to `asked_at` when it was asked.
+    /// The page of an answer with this seal to a request for this host and target. `asked_at`: the position that the
+    /// cache had acknowledged when it was asked.
     pub fn new(seal: &Seal<'_>, because: StaleBecause, (host, target): (&[u8], &[u8]), asked_at: Position) -> Self {
         let Seal { position, id, .. } = *seal;
         let (host, target) = (host.to_owned(), target.to_owned());
         StalePage { because, position, id, names: seal.names().collect(), target, host, asked_at }
     }
 
-    /// The same of an answer without a seal, for a reader who remembers `known`.
+    /// The page of an answer without a seal, for a reader who remembers `known`.
     pub fn unsealed(known: Position, (host, target): (&[u8], &[u8]), asked_at: Position) -> Self {
         let (because, host, target) = (StaleBecause::Unsealed(known), host.to_owned(), target.to_owned());
         StalePage { because, position: 0, id: 0, names: Vec::new(), target, host, asked_at }
     }
 
-    /// The name of the answer by its seal; `None` if it has none.
+    /// The id of the answer from its seal; `None` if it has no seal.
     pub fn seal_id(&self) -> Option<u64> {
         (!matches!(self.because, StaleBecause::Unsealed(_))).then_some(self.id)
     }
 
-    /// Whether it is of another journal, so that its position says nothing here.
+    /// Whether its seal is of another journal, so that its position is meaningless here.
     pub fn is_foreign(&self) -> bool {
         self.because == StaleBecause::Foreign
     }
 
-    /// The position in our journal from which on what was purged of it is to be found; `None` if it is in no place of it.
+    /// The position in our journal after which its purges can be found; `None` if it is unknown.
     pub fn known_since(&self) -> Option<Position> {
         match self.because {
             StaleBecause::Purged(_) => Some(self.position),

@@ -5,12 +5,12 @@
 //! X-Clearcoat-Asked: 1 <journal> <position> <id> <path>
 //! ```
 //!
-//! Journal and id are 16 hexadecimal digits, the run 8; the position is decimal; names have eight characters each and nothing
-//! between them. The full stop ends a seal, so that one that was cut short is not mistaken for one with fewer names.
+//! Journal and id are 16 hexadecimal digits, the run 8; the position is decimal; names have eight characters each and
+//! nothing between them. The full stop ends a seal, so that a truncated one is not mistaken for one with fewer names.
 
 use super::{Lineage, Name, Position, Run};
 
-/// What a text of ours begins with: its version.
+/// The version, which begins every value.
 const VERSION: &[u8] = b"1 ";
 
 /// The two hexadecimal digits of each byte.
@@ -35,13 +35,14 @@ const VALUES: [u8; 256] = {
     values
 };
 
-/// The longest path of a question, in bytes: with it its line stays below the default of Varnish's `http_req_hdr_len`, 8 KiB.
+/// The longest path of a question, in bytes: with it the header line stays below the default of Varnish's
+/// `http_req_hdr_len`, 8 KiB.
 const MAX_PATH: usize = 8_000;
 
-/// The digits of a position, at most.
+/// The maximum number of digits of a position.
 const MAX_DECIMAL: usize = 20;
 
-/// What an answer says about itself.
+/// The parsed seal of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seal<'s> {
     /// The identity of the journal.
@@ -50,13 +51,13 @@ pub struct Seal<'s> {
     pub run: Run,
     /// Every purge up to here was known before the page was rendered.
     pub position: Position,
-    /// A random name of this answer.
+    /// The random id of this answer.
     pub id: u64,
     names: &'s [u8],
 }
 
 impl<'s> Seal<'s> {
-    /// Reads a field's value; `None` if it is not a whole seal of this version.
+    /// Parses a field value; `None` if it is not a complete seal of this version.
     pub fn parse(value: &'s [u8]) -> Option<Self> {
         let rest = value.strip_prefix(VERSION)?.strip_suffix(b".")?;
         let (journal, rest) = hexadecimal(rest, 16)?;
@@ -75,21 +76,21 @@ impl<'s> Seal<'s> {
     }
 }
 
-/// What the reader of a page remembers, for whoever renders parts of it.
+/// The question of a request: the position that the reader of the page remembers, for the rendering of its parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Asked<'a> {
     /// The identity of the journal in which the position is.
     pub journal: u64,
     /// The highest position that was known when the request arrived.
     pub position: Position,
-    /// The name of the request.
+    /// The id of the request.
     pub id: u64,
-    /// The path that was asked for, without its query.
+    /// The path of the request, without its query.
     pub path: &'a [u8],
 }
 
 impl<'a> Asked<'a> {
-    /// Reads a field's value; `None` if it is not one of this version.
+    /// Parses a field value; `None` if it is not a question of this version.
     pub fn parse(value: &'a [u8]) -> Option<Self> {
         let (journal, rest) = hexadecimal(value.strip_prefix(VERSION)?, 16)?;
         let (position, rest) = decimal(rest.strip_prefix(b" ")?)?;
@@ -99,8 +100,8 @@ impl<'a> Asked<'a> {
     }
 }
 
-/// Appends a seal's text, of an answer with this id that was rendered when every purge up to `position` was known. `names`
-/// is sorted and loses what it has twice.
+/// Appends the seal of an answer with this id, which was rendered when every purge up to `position` was known. Sorts
+/// and deduplicates `names`.
 pub fn write_seal(out: &mut Vec<u8>, lineage: &Lineage, position: Position, id: u64, names: &mut Vec<Name>) {
     names.sort_unstable();
     names.dedup();
@@ -118,7 +119,7 @@ pub fn write_seal(out: &mut Vec<u8>, lineage: &Lineage, position: Position, id: 
     out.push(b'.');
 }
 
-/// What all questions about positions in this journal begin with: each request has one.
+/// The common prefix of all questions of this journal, built once because each request needs it.
 pub fn asked_prefix(journal: u64) -> Vec<u8> {
     let mut prefix = VERSION.to_vec();
     push_hexadecimal(&mut prefix, journal, 16);
@@ -126,8 +127,8 @@ pub fn asked_prefix(journal: u64) -> Vec<u8> {
     prefix
 }
 
-/// Appends a question's text after its [prefix](asked_prefix). `target` is that of the request, of which the path is written.
-/// Nothing is written of one so long that a Varnish would refuse the request for it.
+/// Appends a question's text after its [prefix](asked_prefix). Only the path of the request's `target` is written.
+/// Writes nothing if the path is so long that a Varnish would refuse the request.
 pub fn write_asked(out: &mut Vec<u8>, prefix: &[u8], position: Position, id: u64, target: &[u8]) {
     let path = path_of(target);
     if path.len() > MAX_PATH {
@@ -146,7 +147,7 @@ pub(super) fn path_of(target: &[u8]) -> &[u8] {
     memchr::memchr(b'?', target).map_or(target, |end| &target[..end])
 }
 
-/// Appends the last `digits` of a number, 16 at most.
+/// Appends the last `digits` hexadecimal digits of a number, 16 at most.
 fn push_hexadecimal(out: &mut Vec<u8>, number: u64, digits: usize) {
     let mut text = [0; 16];
     for (pair, byte) in text.as_chunks_mut().0.iter_mut().zip(number.to_be_bytes()) {

@@ -1,10 +1,10 @@
-//! Tags that no seal shows.
+//! Unsealable tags: tags that may be missing from the seal of an answer that they concern.
 //!
-//! A page is put together by a cache that fills in blocks (ESI), and only the seal of the page itself comes with the answer. So a
-//! purge of a tag that is on a block of some page must wait for every cache, as it would without seals. Such tags are
-//! known by what passes the origin: the set is durable before the head of a block passes, and only ever grows. A tag counts
-//! from the moment it is known; but each block that has it waits until it is durable, not only the first one. Otherwise the
-//! second would be stored while the first still waits for a disk, or after that has failed.
+//! A cache assembles a page from blocks (ESI), but the answer has only the seal of the page itself. So a purge of a tag
+//! on a block must wait for every cache, as it would without seals. The origin learns such tags from the answers that
+//! pass it: they are durable before the head of the block passes, and are never removed. A tag is unsealable from the
+//! moment it is known; but each block with it waits until it is durable, not only the first one. Otherwise a second
+//! block would be stored while the first still waits for the disk, or after that write has failed.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,17 +13,17 @@ use parking_lot::RwLock;
 
 use super::Name;
 
-/// The most tags that are remembered. Beyond it every tag is one.
+/// The maximum number of tags kept. If there are more, every tag counts as unsealable.
 const MAX_NAMES: usize = 100_000;
 
 /// The tags of blocks, and of answers that cannot be sealed.
 #[derive(Debug, Default)]
 pub struct UnsealableTags {
-    /// Each with whether it is durable.
+    /// Each tag, and whether it is durable.
     names: RwLock<HashMap<Name, bool>>,
-    /// There were too many.
+    /// Whether there were more tags than `MAX_NAMES`.
     is_full: AtomicBool,
-    /// There are too many of those that are durable.
+    /// Whether there are more durable tags than `MAX_NAMES`.
     is_full_for_good: AtomicBool,
 }
 
@@ -35,7 +35,7 @@ impl UnsealableTags {
         tags
     }
 
-    /// Whether any of these is in it.
+    /// Whether any of these names is unsealable.
     pub fn has_any(&self, names: &[Name]) -> bool {
         self.is_full.load(Ordering::SeqCst) || {
             let known = self.names.read();
@@ -43,7 +43,7 @@ impl UnsealableTags {
         }
     }
 
-    /// Those of these names that are not in it, or not durable yet.
+    /// Those of these names that are not in the set, or not durable yet.
     pub fn missing(&self, names: impl IntoIterator<Item = Name>) -> Vec<Name> {
         if self.is_full_for_good.load(Ordering::SeqCst) {
             return Vec::new();
@@ -57,7 +57,7 @@ impl UnsealableTags {
         self.enter(names, false);
     }
 
-    /// Adds names that are durable, or are now.
+    /// Adds durable names, or marks known ones as durable.
     pub fn settle(&self, names: &[Name]) {
         self.enter(names, true);
     }
@@ -65,7 +65,8 @@ impl UnsealableTags {
     fn enter(&self, names: &[Name], durable: bool) {
         let mut known = self.names.write();
         for name in names {
-            // Beyond the limit every tag counts, so only durable ones are of use: no disk that fails makes this grow.
+            // Beyond the limit every tag counts as unsealable, so only durable ones are added: a failing disk must not
+            // make the map grow.
             if durable || known.len() <= MAX_NAMES {
                 *known.entry(*name).or_insert(false) |= durable;
             }
@@ -78,7 +79,7 @@ impl UnsealableTags {
         }
     }
 
-    /// How many are known. With more than 100,000 every tag is one.
+    /// The number of known tags. With more than 100,000 every tag counts as unsealable.
     pub fn count(&self) -> usize {
         self.names.read().len()
     }

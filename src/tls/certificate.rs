@@ -1,7 +1,7 @@
 //! One certificate with its key, from its files.
 //!
-//! rustls checks that key and certificate belong together. What it does not give is the names and the end of validity;
-//! `x509-parser` has both (`rustls-webpki`, which is there in any case, has the names alone).
+//! rustls checks that key and certificate belong together. It does not return the names and the validity; `x509-parser`
+//! does (`rustls-webpki`, a dependency in any case, returns only the names).
 
 use std::fs::File;
 use std::io::Read;
@@ -19,7 +19,8 @@ use xxhash_rust::xxh3::xxh3_128;
 use super::TlsError;
 use crate::clock;
 
-/// In bytes. A long chain with its key takes 20 KiB; a far larger file is another one, or endless.
+/// The maximum size of a file in bytes. A long chain with its key takes 20 KiB; a far larger file is the wrong one, or
+/// endless.
 const MAX_FILE: u64 = 1024 * 1024;
 
 /// Where a certificate is.
@@ -38,13 +39,14 @@ pub(super) struct Contents {
     key: Option<Vec<u8>>,
 }
 
-/// Tells contents apart, so that no key is kept for it. Who could forge one writes the files, and needs not.
+/// Detects changed contents without keeping a copy of the key. The hash need not resist collisions: whoever could cause
+/// one can write the files anyway.
 pub(super) type Fingerprint = (u128, Option<u128>);
 
 impl Contents {
     pub(super) fn read(files: &CertificateFiles) -> Result<Self, TlsError> {
         let cert = read(&files.cert)?;
-        // A combined file is read once: its two halves must be of one moment.
+        // A combined file is read once: certificate and key must be of the same version.
         let key = if files.key == files.cert { None } else { Some(read(&files.key)?) };
         Ok(Contents { cert, key })
     }
@@ -66,10 +68,10 @@ fn read(file: &Path) -> Result<Vec<u8>, TlsError> {
 
 /// A certificate that can be served.
 pub(super) struct Certificate {
-    /// Its file as configured, to speak of it.
+    /// Its file as configured, for the log.
     file: PathBuf,
     pub(super) key: Arc<CertifiedKey>,
-    /// The DNS names of its SANs, in lower case. The common name is no name of a host (RFC 9525 section 2).
+    /// The DNS names of its SANs, in lower case. The common name is not a host name (RFC 9525 section 2).
     pub(super) names: Vec<String>,
     /// In Unix seconds.
     not_before: i64,
@@ -87,7 +89,7 @@ impl Certificate {
         let chain = CertificateDer::pem_slice_iter(&contents.cert).collect::<Result<Vec<_>, _>>();
         let chain = chain.map_err(|cause| TlsError::Pem { file: file.clone(), cause })?;
         let malformed = |reason: String| TlsError::BadCertificate { file: file.clone(), reason };
-        // All of the chain is parsed: a broken one behind the first would fail at the clients only.
+        // The whole chain is parsed: a malformed certificate after the first would otherwise fail only at the clients.
         let parsed = chain.iter().map(|der| X509Certificate::from_der(der).map(|(_, parsed)| parsed));
         let parsed = parsed.collect::<Result<Vec<_>, _>>().map_err(|error| malformed(error.to_string()))?;
         let Some(first) = parsed.first() else { return Err(TlsError::NoCertificate { file: file.clone() }) };
@@ -112,7 +114,7 @@ impl Certificate {
         Ok(Certificate { file: file.clone(), key, names, not_before, not_after })
     }
 
-    /// Says in the log what will not stop us but keeps clients away.
+    /// Logs problems that do not prevent serving but make clients refuse the certificate.
     pub(super) fn warn(&self) {
         let file = self.file.display();
         // A clock before 1970 finds every certificate not yet valid.

@@ -3,14 +3,14 @@
 //! 1. One that has the name of the SNI among its SANs.
 //! 2. One that has it by a wildcard: `*.example.com` stands for one label (RFC 9525 section 6.3), so it is
 //!    `shop.example.com`, but neither `example.com` nor `a.shop.example.com`. Other places for a `*` match nothing.
-//! 3. The first of the configuration. The client will refuse it if it is not for that name, and say so better than an
-//!    alert could. So it is for clients without SNI: health checks and scripts that know an address only.
+//! 3. The first of the configuration. If it is not valid for the name, the client refuses it with a clearer error than
+//!    a TLS alert. Clients without SNI get it too: health checks and scripts that know only an address.
 //!
-//! Where several certificates have the name, as RSA beside ECDSA for old clients, the first whose signature the client
-//! can check is served.
+//! If several certificates have the name, such as RSA next to ECDSA for old clients, the first whose signature the
+//! client can verify is served.
 //!
-//! The common name does not count: no client of today looks at it (RFC 9525 section 2), so what it could win here would
-//! only be refused there.
+//! The common name is ignored: current clients ignore it too (RFC 9525 section 2), so they would refuse a certificate
+//! that was chosen by it.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -24,12 +24,12 @@ use super::certificate::Certificate;
 
 type ByName = HashMap<String, Vec<Arc<CertifiedKey>>>;
 
-/// The certificates of a listener, in the order of the configuration; never none.
+/// The certificates of a listener, in the order of the configuration; never empty.
 pub(super) struct Certificates {
     all: Vec<Certificate>,
     default: Arc<CertifiedKey>,
     exact: ByName,
-    /// By what stands behind `*.`.
+    /// By the domain after `*.`.
     wildcard: ByName,
 }
 
@@ -76,7 +76,7 @@ impl Certificates {
     }
 }
 
-/// What a handshake asks. Reads the certificates that are in use at that moment.
+/// Chooses the certificate of a handshake, from those in use at that moment.
 pub(super) struct Resolver(ArcSwap<Certificates>);
 
 impl Resolver {

@@ -19,7 +19,7 @@ pub enum TlsError {
         /// What the system says.
         cause: io::Error,
     },
-    /// A file that is too large for what it should hold.
+    /// A file that is too large for a certificate or a key.
     #[error("{}: is larger than {limit} bytes, so it is no certificate or key", file.display())]
     TooLarge {
         /// As configured.
@@ -35,13 +35,13 @@ pub enum TlsError {
         /// What the parser says.
         cause: pem::Error,
     },
-    /// The certificate file holds none.
+    /// A certificate file without a certificate.
     #[error("{}: holds no certificate in PEM form (BEGIN CERTIFICATE)", file.display())]
     NoCertificate {
         /// As configured.
         file: PathBuf,
     },
-    /// A certificate that is not X.509 v3 as RFC 5280 has it.
+    /// A certificate that is not valid X.509 v3 (RFC 5280).
     #[error("{}: holds a certificate that is malformed: {reason}", file.display())]
     BadCertificate {
         /// As configured.
@@ -49,7 +49,7 @@ pub enum TlsError {
         /// What the parser says.
         reason: String,
     },
-    /// The key file holds none that is not encrypted.
+    /// A key file without an unencrypted private key.
     #[error("{}: holds no private key in PEM form (PKCS#8, PKCS#1 or SEC1, not encrypted)", file.display())]
     NoPrivateKey {
         /// As configured.
@@ -63,7 +63,7 @@ pub enum TlsError {
         /// What the library says.
         cause: rustls::Error,
     },
-    /// The private key is of another certificate.
+    /// The private key belongs to another certificate.
     #[error("{}: the private key does not belong to the first certificate in {}", key.display(), cert.display())]
     KeyMismatch {
         /// The certificate file, as configured.

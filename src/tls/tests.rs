@@ -35,7 +35,7 @@ async fn sni_picks_the_certificate() {
             ("www.shop.test", &exact),
             ("www.SHOP.test", &exact),
             ("other.test", &exact),
-            // A wildcard stands for one label, and a name that nobody has gets the first.
+            // A wildcard matches one label, and an unknown name gets the first certificate.
             ("a.de.shop.test", &default),
             ("unknown.test", &default),
             ("test", &default),
@@ -108,7 +108,7 @@ async fn tickets_resume_in_both_versions_after_a_reload_and_elsewhere() {
         let folder = Folder::new();
         let first = Issued::for_names(&["shop.test"]);
         let files = [folder.write("shop", &first)];
-        // Without a store of sessions, only a ticket can have done it.
+        // Without a session store, only a ticket can have resumed the session.
         let resumption = Resumption { sessions: Arc::new(NoServerSessionStorage {}), ..Resumption::new().unwrap() };
         let tls = Tls::load_sharing(&files, true, &resumption).unwrap();
         let server = EchoServer::start(&tls).await;
@@ -164,7 +164,7 @@ async fn sessions_resume_for_clients_without_tickets_also_at_another_listener() 
 async fn no_session_allows_early_data() {
     let folder = Folder::new();
     let files = [folder.write("shop", &Issued::for_names(&["shop.test"]))];
-    // rustls never allows early data with a ticket, but it would with a stored session: so that is what is looked at.
+    // rustls never allows early data with a ticket, but it would with a stored session: so that case is tested.
     let resumption = Resumption { ticketer: Arc::new(NoTickets), ..Resumption::new().unwrap() };
     let tls = Tls::load_sharing(&files, true, &resumption).unwrap();
     let server = EchoServer::start(&tls).await;
@@ -319,7 +319,7 @@ fn every_error_names_the_file_and_what_is_wrong_with_it() {
         let error = Tls::load(std::slice::from_ref(&files), true).unwrap_err().to_string();
         let blamed = if in_cert { &files.cert } else { &files.key };
         assert!(error.starts_with(&format!("{}: {expected}", blamed.display())), "{error}, not {expected}");
-        // The base64 of no key may stand in a log.
+        // No part of a key may appear in a log.
         assert!(!error.contains(one.key.lines().nth(1).unwrap()), "{error}");
     }
     let error = Tls::load(&[], true).unwrap_err();
@@ -340,7 +340,7 @@ async fn looks_count_what_is_new_and_show_when_certificates_end() {
     let folder = Folder::new();
     let files = folder.write("shop", &Issued::ending(&["shop.test"], 2001));
     let name = files.cert.display().to_string();
-    // Expired, and in use all the same.
+    // The certificate has expired, and is used all the same.
     let tls = Arc::new(Tls::load(std::slice::from_ref(&files), true).unwrap());
     let metrics = Arc::new(Metrics::new().unwrap());
     let mut watcher = watch::Watcher::new(Arc::clone(&tls), Arc::clone(&metrics));

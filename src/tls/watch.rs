@@ -1,11 +1,11 @@
-//! Takes renewed certificates without anybody's command.
+//! Reloads renewed certificates automatically.
 //!
-//! Looks at what is in the files, not at their times: Kubernetes renews a secret by swapping a symbolic link, certbot
+//! Compares the contents of the files, not their times: Kubernetes renews a secret by swapping a symbolic link, certbot
 //! and `cp -p` keep times, and inotify sees neither a link in a parent folder nor a network file system. A read of a
 //! few kilobytes every few seconds costs nothing.
 //!
-//! Two files cannot be replaced at one moment. Between certificate and key a look finds a pair that does not match:
-//! that is a failure like any other, the old pair goes on, and the next look finds the new one.
+//! Two files cannot be replaced atomically. A check between the two replacements finds a certificate and a key that do
+//! not match: that is a failure like any other, the old pair stays in use, and the next check finds the new one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,16 +16,16 @@ use crate::telemetry::{Metrics, causes};
 
 use super::{Tls, TlsError};
 
-/// How long a renewed certificate waits at most.
+/// The longest time until a renewed certificate is used.
 pub const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// Looks at the files of `tls` at once and then `every` so often, and reloads what has changed. Logs and counts every
-/// success, and every failure once until it is another one. Shows the ends of validity in `metrics`, and takes them
-/// away when it is dropped. Never returns. For the control plane; reads on a blocking thread.
+/// Checks the files of `tls` at once and then at the interval `every`, and reloads changed ones. Logs and counts every
+/// success, and a failure once until it changes. Publishes the ends of validity in `metrics`, and removes them when it
+/// is dropped. Never returns. For the control plane; reads on a blocking thread.
 pub async fn watch(tls: Arc<Tls>, metrics: Arc<Metrics>, every: Duration) {
     let mut watcher = Watcher::new(tls, metrics);
     let mut looks = tokio::time::interval(every);
-    // After a suspended machine one look is enough.
+    // After the machine was suspended one check is enough.
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         looks.tick().await;
@@ -36,7 +36,7 @@ pub async fn watch(tls: Arc<Tls>, metrics: Arc<Metrics>, every: Duration) {
 pub(super) struct Watcher {
     tls: Arc<Tls>,
     metrics: Arc<Metrics>,
-    /// The text of the failure that goes on, as it is in the log.
+    /// The text of the ongoing failure, as logged.
     failure: Option<String>,
 }
 
@@ -82,8 +82,8 @@ impl Watcher {
 }
 
 impl Drop for Watcher {
-    /// A certificate that is not served any more must not go on alarming anybody. Where another listener serves it,
-    /// that one's next look shows it again.
+    /// The expiry of a certificate that is not served any more must not trigger alerts. If another listener serves it,
+    /// its next check publishes it again.
     fn drop(&mut self) {
         for (cert, _) in self.tls.expiries() {
             self.metrics.forget_tls_certificate(&cert.to_string_lossy());

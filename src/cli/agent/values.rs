@@ -1,4 +1,4 @@
-//! What a flag may be: each parser says what is wanted instead.
+//! The parsers of the flags' values. Their errors say what is accepted instead.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::agent::Signal;
 use crate::config::{HEADER_LIMIT, is_host_port};
 use crate::fleet::NodeId;
 
-/// The shortest lease: etcd itself grants none that an election could outlast.
+/// The shortest TTL of a lease: etcd itself grants no lease that an election could outlast.
 const SHORTEST_TTL: Duration = Duration::from_secs(2);
 const LONGEST_TTL: Duration = Duration::from_secs(3600);
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);

@@ -1,4 +1,4 @@
-//! The shop of the demo: what a Magento web node shows a proxy, and no more.
+//! The shop of the demo: only as much of a Magento web node as a proxy sees.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -13,7 +13,7 @@ use crate::http_server::{Handler, Response, response, text};
 
 const PRODUCTS: u32 = 5;
 
-/// What all web nodes of a shop share: its database.
+/// The state that all web nodes of a shop share, like its database.
 #[derive(Debug, Default)]
 pub(super) struct Shop {
     prices: Mutex<BTreeMap<u32, String>>,
@@ -83,7 +83,7 @@ impl Handler for WebNode {
     }
 }
 
-/// A page as Magento sends it: for everybody, for a day, with the tags of what is on it.
+/// A page as Magento sends it: public, cacheable for a day, with the tags of its content.
 fn cacheable(page: String, tags: &str) -> Response {
     let mut response = response(200, "text/html; charset=utf-8", page.into_bytes());
     let headers = response.headers_mut();

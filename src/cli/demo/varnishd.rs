@@ -10,7 +10,7 @@ use tokio::process::{Child, Command};
 
 use crate::telemetry::causes;
 
-/// How long varnishd may take: it compiles its VCL with a C compiler first.
+/// How long varnishd may take to start: it first compiles its VCL with a C compiler.
 const START: Duration = Duration::from_secs(60);
 
 /// How long varnishd may take to end before it is killed.
@@ -40,7 +40,7 @@ impl Varnishd {
         Ok(Varnishd { child, folder: folder.to_owned(), address: SocketAddr::from(([127, 0, 0, 1], 0)) })
     }
 
-    /// Waits until it serves, and finds out where.
+    /// Waits until it serves, and asks for its address.
     pub(super) async fn ready(&mut self) -> anyhow::Result<()> {
         let folder = self.folder.clone();
         let address = async move {
@@ -62,7 +62,7 @@ impl Varnishd {
         self.address
     }
 
-    /// Ends it: varnishd takes its worker process with it on SIGTERM.
+    /// Ends it by SIGTERM, on which varnishd also ends its worker process.
     pub(super) async fn stop(mut self) {
         let pid = self.child.id().and_then(|pid| rustix::process::Pid::from_raw(pid.cast_signed()));
         if let Some(pid) = pid

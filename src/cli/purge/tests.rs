@@ -1,4 +1,4 @@
-//! What the command writes and what it makes of the answers, over real sockets.
+//! The requests that the command sends and how it reads the answers, over real sockets.
 
 use clap::Parser;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -49,7 +49,7 @@ const DONE: &str = r#"{"position":42,"applied":["varnish-1","varnish-3"],"fenced
 async fn the_bytes_are_those_that_magento_writes() {
     let flush = "PURGE / HTTP/1.1\r\nX-Magento-Tags-Pattern: .*\r\nHost: 127.0.0.1\r\n\r\n";
     let soft_flush = flush.replace(".*\r\n", ".*\r\nX-Magento-Purge-Soft: 1\r\n");
-    // What does not know the third header takes the others.
+    // A listener that does not know the third header obeys the other two.
     let all = flush.replace(".*\r\n", ".*\r\nX-Pool: .*\r\nX-Clearcoat-Flush: all\r\n");
     let three_tags = "PURGE / HTTP/1.1\r\nX-Magento-Tags-Pattern: \
         ((^|,)cat_p_1(,|$))|((^|,)cat_p_42(,|$))|((^|,)cat_c_3(,|$))\r\nHost: 127.0.0.1\r\n\r\n";

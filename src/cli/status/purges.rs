@@ -7,7 +7,7 @@ use super::{printable, push_table};
 /// How many rows a table has at most: those at the end purge next to nothing.
 const ROWS: usize = 20;
 
-/// What `/api/v1/purges` says, as far as the tables show it.
+/// The fields of `/api/v1/purges` that the tables show.
 #[derive(Debug, Deserialize)]
 pub(super) struct Purges {
     sources: Vec<SourceRow>,
@@ -44,7 +44,7 @@ impl Purges {
     }
 }
 
-/// What drops most stands first: wide purges, then all.
+/// Sorted by the number of wide purges, then of all purges, the largest first.
 fn table(name: &str, mut rows: Vec<(String, TotalCells)>) -> String {
     rows.sort_by(|(a, of_a), (b, of_b)| (of_b.wide, of_b.purges).cmp(&(of_a.wide, of_a.purges)).then_with(|| a.cmp(b)));
     let left_out = rows.len().saturating_sub(ROWS);

@@ -1,11 +1,11 @@
-//! The clearcoats before the fleet, as a table.
+//! The clearcoats in front of the fleet, as a table.
 
 use serde::Deserialize;
 
 use super::push_table;
 use crate::cli::printable;
 
-/// One of them, as `/api/v1/fleet` tells it.
+/// A replica, as `/api/v1/fleet` reports it.
 #[derive(Debug, Deserialize)]
 pub(super) struct ReplicaRow {
     id: String,
@@ -20,7 +20,7 @@ pub(super) struct ReplicaRow {
 
 const COLUMNS: [&str; 5] = ["REPLICA", "ADDRESS", "JOURNAL", "CONFIRMS", "NOTE"];
 
-/// Adds the table, if there is anything to say beyond that we are here.
+/// Adds the table, unless there is one replica only and it has no problem.
 pub(super) fn push_replicas(table: &mut String, replicas: &[ReplicaRow], colour: bool) {
     if replicas.len() > 1 || replicas.iter().any(|replica| !replica.problem.is_empty()) {
         table.push('\n');

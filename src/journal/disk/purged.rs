@@ -1,12 +1,13 @@
-//! The durable part of what seals are judged by: names by their last purge, and the runs of the journal.
+//! The durable data by which seals are judged: the last purge of each name, and the runs of the journal.
 //!
-//! Names are written in the transaction of their purge, so that none is answered whose names a crash could lose, and they
-//! stay when the purge itself retires: they are far smaller. They are bounded by **generations**. Names go to the present
-//! one; when that holds half of what is allowed, the one before it is dropped as a whole, and the floor rises to where it
-//! ended. To drop a table costs the same however much is in it, so no purge waits for a clean-up.
+//! Names are written in the transaction of their purge, so that no purge is answered whose names a crash could lose.
+//! They outlive the journal entry of the purge, since they are far smaller. They are bounded by **generations**: names
+//! go to the current one; when it has half of the allowed number, the previous one is dropped as a whole, and the floor
+//! rises to the end of the dropped one. Dropping a table costs the same whatever its size, so no purge waits for a
+//! clean-up.
 //!
-//! The head is noted beside them. A version of clearcoat that knows no names leaves it behind, and then nothing is known of
-//! what was purged before.
+//! The journal head is stored with them. A version of clearcoat without names does not advance it; if it differs from
+//! the head of the journal, names are missing, and earlier purges count as unknown.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,36 +21,36 @@ use crate::seal::{Name, PastNames, PurgedKey, Run, targets};
 const NAMES: [TableDefinition<'_, u64, Position>; 2] =
     [TableDefinition::new("names.0"), TableDefinition::new("names.1")];
 
-/// The numbers beside them.
+/// The positions and the generation that belong to the names, by the keys below.
 const STATE: TableDefinition<'_, &str, u64> = TableDefinition::new("names.state");
 
 /// The runs in their order, each with the head at which it ended; [`PRESENT`] for the last one.
 const RUNS: TableDefinition<'_, u64, (u32, Position)> = TableDefinition::new("runs");
 
-/// The tags that no seal shows, by the text of their name.
+/// The unsealable tags, by the text of their name.
 const UNSEALABLE: TableDefinition<'_, &[u8], ()> = TableDefinition::new("names.unsealable");
 
-/// The present run has not ended.
+/// The end of the present run, which has not ended yet.
 const PRESENT: Position = Position::MAX;
 
-/// How many runs are kept. Seals of older ones count as foreign.
+/// The number of runs kept. Seals of older ones count as foreign.
 const MAX_RUNS: u64 = 4096;
 
-/// Which generation is the present one: 0 or 1.
+/// The current generation: 0 or 1.
 const GENERATION: &str = "generation";
-/// Up to where the generation before the present one goes.
+/// The last position in the previous generation.
 const TURNED: &str = "turned";
-/// Up to where nothing is known.
+/// The position up to which nothing is known.
 const FLOOR: &str = "floor";
-/// Up to where everything after the floor is noted.
+/// The position up to which every purge after the floor is recorded.
 const HEAD: &str = "head";
 /// The last purge of all pages.
 const ALL: &str = "all";
 /// The last purge of all pages with tags.
 const TAGGED: &str = "tagged";
 
-/// Notes the names of entries after `before` up to `head`, and keeps about `max_names` of all. A file that has not noted
-/// everything up to `before` knows nothing of it.
+/// Records the names of the entries after `before` up to `head`, and keeps about `max_names` in total. If the stored
+/// head is not `before`, names are missing, and the floor rises to `before`.
 pub(super) fn note(
     transaction: &WriteTransaction,
     entries: &[Arc<Entry>],
@@ -82,7 +83,7 @@ pub(super) fn note(
     state.set(HEAD, head)
 }
 
-/// Notes tags that no seal shows.
+/// Records unsealable tags.
 pub(super) fn note_unsealable(transaction: &WriteTransaction, names: &[Name]) -> Result<(), redb::Error> {
     let mut table = transaction.open_table(UNSEALABLE)?;
     for name in names {
@@ -91,7 +92,8 @@ pub(super) fn note_unsealable(transaction: &WriteTransaction, names: &[Name]) ->
     Ok(())
 }
 
-/// Begins a run on a journal that ends at `head`. Returns it with those before it, and what is known of the purges before.
+/// Begins a run on a journal whose head is `head`. Returns the earlier runs, and the names of the purges before this
+/// run.
 pub(super) fn begin_run(
     transaction: &WriteTransaction,
     head: Position,
@@ -139,7 +141,7 @@ fn remembered(transaction: &WriteTransaction, head: Position) -> Result<PastName
     Ok(PastNames { head, floor, keys, all, tagged, unsealable })
 }
 
-/// The numbers, each 0 until it is written.
+/// The open `STATE` table; each value is 0 until it is written.
 struct State<'t>(Table<'t, &'static str, u64>);
 
 impl State<'_> {

@@ -1,7 +1,7 @@
 //! From answers to events: what an answer changes in the fleet.
 //!
-//! Pure. Two questions can have the same node in their answers (a name and an alias of it): it is there while one of
-//! them has it, as the first of them says.
+//! Pure. Two questions can have the same node in their answers (a name and an alias of it): the node stays as long as
+//! any answer contains it, with the settings of the first of these answers.
 
 use std::collections::BTreeMap;
 

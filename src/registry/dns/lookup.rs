@@ -1,10 +1,10 @@
 //! The look-up of one configured name.
 //!
-//! The names that a name stands for are asked for here and not by the resolver's own search, because that one returns
-//! the result of the last of them: a server that fails for the first and denies the last would mean "there is no such
-//! name". Here there are no records only if every name was denied; the first that has some counts.
+//! The search list is applied here and not by the resolver, because the resolver returns the result of the last name: a
+//! server that fails for the first name and denies the last would mean "there is no such name". Here the result is
+//! empty only if every name was denied; otherwise the first name with records is used.
 //!
-//! A referral to other servers does not deny a name.
+//! A referral to other servers is a failure, not a denial.
 
 #[cfg(test)]
 mod tests;
@@ -23,16 +23,16 @@ use tokio::task::JoinSet;
 
 use super::question::{DnsQuestion, QuestionKind, Search};
 
-/// How long a whole answer may take. Every question has been answered, or has failed once, when this time is over.
+/// The time limit of a whole look-up. When it is over, every question was answered or has failed once.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// How long one server may take for one record; it is asked a second time.
+/// The time limit of one query to one server. The query is repeated once.
 const ONE_ANSWER: Duration = Duration::from_secs(1);
 
-/// How many targets of services are looked up at once.
+/// The number of targets of services that are looked up concurrently.
 const TARGETS_AT_ONCE: usize = 16;
 
-/// The time to live of an address that is no record.
+/// The TTL of an address that is not from a record.
 const FOR_EVER: Duration = Duration::MAX;
 
 /// The nodes that a name stands for.
@@ -40,14 +40,14 @@ const FOR_EVER: Duration = Duration::MAX;
 pub(super) struct DnsAnswer {
     /// Each once, in order.
     pub(super) nodes: Vec<DnsNode>,
-    /// How long the answer holds.
+    /// How long the answer is valid.
     pub(super) ttl: Duration,
 }
 
 /// One node.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct DnsNode {
-    /// What names it.
+    /// Its id: the address or the target, with the port.
     pub(super) id: String,
     pub(super) address: SocketAddr,
     pub(super) weight: u32,
@@ -74,7 +74,7 @@ struct RecordSet {
     ttl: Duration,
 }
 
-/// Which records.
+/// The kind of records to look up.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum RecordKind {
     Addresses,
@@ -146,7 +146,7 @@ impl Lookup {
                 let (records, name) = ended?;
                 let records = records?;
                 ttl = ttl.min(records.ttl);
-                // A target without an address is no node yet; the others are.
+                // A target without an address is skipped until it has one; the others are not affected.
                 addresses.extend(ips(&records).first().map(|&ip| (name, ip)));
             }
         }
@@ -158,7 +158,7 @@ impl Lookup {
         Ok(DnsAnswer { nodes: targets.iter().filter_map(node).collect(), ttl })
     }
 
-    /// The records of the first of the names that `name` stands for and that has some.
+    /// The records of the first fully qualified name of `name` that has any.
     async fn find(&self, name: &str, kind: RecordKind) -> Result<RecordSet, LookupError> {
         let mut none = RecordSet { data: Vec::new(), ttl: FOR_EVER };
         let mut failure = None;
@@ -172,7 +172,7 @@ impl Lookup {
         failure.map_or(Ok(none), Err)
     }
 
-    /// The records of a whole name. For addresses those of IPv6 only if there is none of IPv4: see `dns.rs`.
+    /// The records of a fully qualified name. AAAA records only if there are no A records: see `dns.rs`.
     async fn records(&self, name: &Name, kind: RecordKind) -> Result<RecordSet, LookupError> {
         let types: &[RecordType] = match kind {
             RecordKind::Addresses => &[RecordType::A, RecordType::AAAA],
@@ -228,8 +228,8 @@ fn ips(records: &RecordSet) -> Vec<IpAddr> {
     ips
 }
 
-/// The targets of the lowest priority, each with its weight: see `dns.rs`. A target that is the root says that there is
-/// no such service (RFC 2782).
+/// The targets of the lowest priority, each with its weight: see `dns.rs`. If the target is the root, the service does
+/// not exist (RFC 2782).
 fn targets(records: &[RData]) -> BTreeMap<(Name, u16), u32> {
     let service = |data: &RData| match data {
         RData::SRV(service) if !service.target.is_root() => Some(service.clone()),

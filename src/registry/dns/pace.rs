@@ -11,13 +11,13 @@ use crate::backoff::Backoff;
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// The share of a record's life that is added at random, so that it is always over.
+/// The largest random addition, as a share of the TTL. It is only added, so that the record has always expired.
 const JITTER: f64 = 0.1;
 
 /// The bound of the pauses while a name is not answered; none is shorter than [`SHORTEST`].
 const BACKOFF: Backoff = Backoff { min: Duration::from_secs(2), max: Duration::from_secs(30) };
 
-/// How long after an answer whose records live for `ttl`.
+/// The pause after an answer with this TTL.
 pub(super) fn after_answer(ttl: Duration, random: f64) -> Duration {
     ttl.clamp(SHORTEST, LONGEST).mul_f64(1.0 + JITTER * random)
 }

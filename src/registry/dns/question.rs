@@ -1,4 +1,4 @@
-//! What is asked: a name of the configuration, and the names that it stands for.
+//! A question: a configured name, and the fully qualified names that it expands to.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -8,7 +8,7 @@ use crate::fleet::Role;
 /// One name of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct DnsQuestion {
-    /// What its nodes do.
+    /// The role of its nodes.
     pub(super) role: Role,
     pub(super) what: QuestionKind,
 }
@@ -25,7 +25,7 @@ pub(super) enum QuestionKind {
 }
 
 impl DnsQuestion {
-    /// A name as the configuration has it; it was checked there.
+    /// Parses a configured name, which was validated with the configuration.
     pub(super) fn new(role: Role, text: &str) -> Self {
         let name_and_port = text.rsplit_once(':').and_then(|(name, port)| Some((name.to_owned(), port.parse().ok()?)));
         let what = match (text.parse(), name_and_port) {
@@ -55,7 +55,7 @@ pub(super) struct Search {
 }
 
 impl Search {
-    /// The whole names that a name stands for, each with its final dot, in the order in which they are asked for.
+    /// The fully qualified names to query for a name, each with its final dot, in the order of the queries.
     pub(super) fn complete(&self, name: &str) -> Vec<String> {
         if name.ends_with('.') {
             return vec![name.to_owned()];

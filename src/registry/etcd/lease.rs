@@ -3,9 +3,9 @@
 //! etcd reports that a key is gone, and not why. It may have been deleted, or its lease has expired: then the node may
 //! be as healthy as ever while its agent, or etcd, is not. If the lease still exists, the key was deleted.
 //!
-//! etcd is asked by one task over a connection of its own, so that nothing else waits for the answers, and for a bounded
-//! time: a key of unknown fate counts as expired, which is the safe way to be wrong. An agent that
-//! gives its lease back together with its key looks like one that died; a health check tells the difference soon enough.
+//! One task queries etcd over a connection of its own, so that nothing else waits for the answers, and with a time
+//! limit: if the answer is unknown, the key counts as expired, which is the safe error. An agent that revokes its lease
+//! together with its key looks like one that died; a health check soon shows the difference.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,13 +18,13 @@ use super::roster::Departure;
 use crate::etcd::{EtcdError, LeaseId, Session, SharedEtcd};
 use crate::telemetry::causes;
 
-/// How long the answers may take, with a new connection if there is none.
+/// The time limit of a batch of queries, including a new connection if there is none.
 const PATIENCE: Duration = Duration::from_secs(4);
 
-/// Questions that are asked at once.
+/// The number of concurrent queries.
 const AT_ONCE: usize = 32;
 
-/// Departures that are asked about together.
+/// The maximum number of departures per batch.
 const TOGETHER: usize = 4096;
 
 /// How a node left.
@@ -36,8 +36,7 @@ pub(super) enum Manner {
     Expired,
 }
 
-/// Answers for each departure that comes in, in any order, until the sender is gone. The number identifies the
-/// question.
+/// Answers each departure that is received, in any order, until the sender is gone. The number identifies the question.
 pub(super) async fn ask(
     etcd: SharedEtcd,
     mut questions: mpsc::Receiver<(u64, Departure)>,
@@ -64,7 +63,7 @@ pub(super) async fn ask(
     }
 }
 
-/// Fills in whether the leases are still there. Over the connection that there is, and once more over a new one.
+/// Fills in whether the leases still exist. Uses the open connection; if that fails, retries once over a new one.
 async fn ask_all(
     etcd: &SharedEtcd,
     session: &mut Option<Arc<Session>>,
@@ -91,7 +90,7 @@ async fn ask_over(
     for &lease in leases.iter().filter(|lease| !alive.contains_key(*lease)) {
         let (session, room) = (Arc::clone(session), Arc::clone(&room));
         questions.spawn(async move {
-            // It is closed with the runtime.
+            // The semaphore is never closed.
             let _permit = room.acquire().await;
             let answer = session.request(async |mut client| client.lease_time_to_live(lease.get(), None).await).await;
             (lease, answer)
@@ -106,7 +105,7 @@ async fn ask_over(
             }
         };
         match answer {
-            // One that is over and not taken away yet is over.
+            // A lease that has expired but is not removed yet counts as expired.
             Ok(answer) => _ = alive.insert(lease, answer.ttl() > 0),
             Err(failure) if failure.is_lease_lost() => _ = alive.insert(lease, false),
             Err(failure) => return Err(failure),

@@ -1,5 +1,5 @@
-//! Nodes whose address is a name: looked up until it resolves, and [again](crate::registry::resolve) after that. Each has a
-//! task of its own, so that a name that does not resolve delays no other.
+//! Nodes whose address is a name: looked up until it resolves, and [again](crate::registry::resolve) after that. Each
+//! has a task of its own, so that a name that does not resolve delays no other.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -30,11 +30,11 @@ struct NameLookup {
 struct WantedName {
     name: String,
     has_resolved: bool,
-    /// Ends with this value.
+    /// Aborted when this value is dropped.
     _task: AbortOnDropHandle<()>,
 }
 
-/// What a name has at present.
+/// The current addresses of a name.
 pub(super) struct FoundAddresses {
     pub(super) key: String,
     /// The name, with its port.
@@ -51,8 +51,8 @@ impl NameLookups {
         NameLookups { lookup, found, wanted: HashMap::new() }
     }
 
-    /// Looks up the address of a key from now on, instead of any other that it had. One that has resolved is looked up at
-    /// once.
+    /// Looks up this name for a key from now on, instead of any previous name of the key. A name that has already
+    /// resolved is looked up again at once.
     pub(super) fn want(&mut self, key: &str, name: &str) {
         if self.wanted.get(key).is_some_and(|wanted| wanted.name == name && !wanted.has_resolved) {
             return;
@@ -72,7 +72,7 @@ impl NameLookups {
         self.wanted.values().all(|wanted| wanted.has_resolved)
     }
 
-    /// The next one that is found; never returns while none is looked for.
+    /// The next name that has resolved; never returns while there is no name to look up.
     pub(super) async fn found(&mut self) -> FoundAddresses {
         loop {
             let Some(found) = self.found.recv().await else { std::future::pending().await };
@@ -89,7 +89,7 @@ impl NameLookup {
     async fn run(mut self, key: String, name: String) {
         let (mut has_resolved, mut told) = (false, String::new());
         loop {
-            // It is closed with the runtime.
+            // The semaphore is never closed.
             let permit = self.room.acquire().await;
             let resolved = (self.resolve)(name.clone()).await;
             drop(permit);
@@ -179,7 +179,7 @@ mod tests {
         let (_zone, _doubted, mut names) = lookups();
         names.want("web/a", "a:80");
         names.want("web/b", "b:80");
-        // Both are sent by then.
+        // Both results are sent by then.
         tokio::time::sleep(RETRY).await;
         names.forget("web/a");
         assert_eq!(names.found().await.key, "web/b");

@@ -16,10 +16,10 @@ use crate::fleet::{
     VarnishSettings,
 };
 
-/// The longest value: a record is some hundred bytes, and every replica keeps it.
+/// The longest value in bytes: a record is some hundred bytes, and every replica keeps it.
 const LONGEST: usize = 64 * 1024;
 
-/// The fields that we know, some of them only so that they are not taken for a typing mistake: an agent writes `boot` and
+/// The known fields. Some are listed only so that they are not reported as typing mistakes: an agent writes `boot` and
 /// `started` for itself, and `admin` names Varnish's management port.
 const KNOWN: [&str; 12] = [
     "address",
@@ -42,7 +42,7 @@ pub(super) struct NodeRecord {
     /// `HOST:PORT`, the host an address or a name.
     pub(super) address: String,
     pub(super) weight: u32,
-    /// It has announced that it is about to go.
+    /// It has announced that it is about to leave.
     pub(super) drain: bool,
     pub(super) delivery: PurgeDialect,
     pub(super) header_limit: usize,
@@ -91,13 +91,13 @@ impl NodeRecord {
 
     /// The node, once its address is known.
     pub(super) fn spec(&self, role: Role, id: NodeId, address: SocketAddr) -> NodeSpec {
-        // Of a web node the record may say what it likes of a cache: it has none.
+        // Cache settings in the record of a web node are ignored: it has no cache.
         let settings = || VarnishSettings {
             delivery: self.delivery,
             header_limit: self.header_limit,
             send_proxy: self.send_proxy,
             epoch: self.epoch.clone(),
-            // The keeper has those of the configuration: why no record names any is in `fleet/headers.rs`.
+            // The keeper uses those of the configuration; `fleet/headers.rs` explains why records have none.
             headers: PurgeHeaders::default(),
         };
         NodeSpec {
@@ -163,7 +163,7 @@ fn parse_object(text: &str) -> Result<(Written, Vec<String>), String> {
     let unknown = object.keys().filter(|name| !KNOWN.contains(&name.as_str())).cloned().collect();
     let written = serde_path_to_error::deserialize(serde_json::Value::Object(object)).map_err(|error| {
         let path = error.path().to_string();
-        // Of a field that is missing the path is the object itself, and the text names it.
+        // If a field is missing, the path is the object itself, and the message names the field.
         if path == "." { error.inner().to_string() } else { format!("{path}: {}", error.inner()) }
     })?;
     Ok((written, unknown))

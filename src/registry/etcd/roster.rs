@@ -1,13 +1,12 @@
-//! The registered nodes, as far as known from etcd. Pure: the caller acts on the changes.
+//! The registered nodes as last seen in etcd. Pure: the caller acts on the changes.
 //!
-//! **One way in.** A list and an event go through the same [`Roster::apply`]; a list also says that
-//! every other key is gone. With two ways in, a mistake in one would show after the next reconnection, on one replica,
-//! once.
+//! **One code path.** A list and an event go through the same [`Roster::apply`]; a list also means that every other key
+//! is gone. With two code paths, a bug in one of them would show only after a reconnection, on a single replica.
 //!
-//! **The last good value stays.** A value that cannot be read is a fresh mistake; the node that was there before it is
-//! as healthy as ever. So a key keeps the last record that could be read, and a key that never had one is not there.
+//! **The last good value stays.** An unreadable value is a recent mistake; the node registered before it is as healthy
+//! as ever. So a key keeps its last readable record, and a key that never had one is ignored.
 //!
-//! **How a node went** follows from the last state of its key: a node in state `drain`, or without a lease, was removed
+//! **How a node left** follows from the last state of its key: a node in state `drain`, or without a lease, was removed
 //! on purpose; for any other the lease decides ([`super::lease`]).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,11 +31,11 @@ pub(super) struct Roster {
 struct KnownKey {
     /// The revision of the last write.
     revision: i64,
-    /// The lease that the key is attached to, if it is to one.
+    /// The lease that the key is attached to, if any.
     lease: Option<LeaseId>,
-    /// The hash of its value, so that one that is listed again is not parsed again.
+    /// The hash of its value, so that an unchanged value is not parsed again.
     fingerprint: u64,
-    /// The last value that could be read.
+    /// The last readable value.
     record: Option<NodeRecord>,
 }
 
@@ -70,14 +69,14 @@ pub(super) struct Departure {
     pub(super) id: NodeId,
     /// The lease that its key had, if it had one.
     pub(super) lease: Option<LeaseId>,
-    /// It had said that it was about to go.
+    /// It had announced that it was about to leave.
     pub(super) drained: bool,
 }
 
 impl Roster {
     /// Applies a whole list. A key that was known before and is not in it is gone.
     pub(super) fn list(&mut self, items: Vec<KeyEntry>, revision: i64) -> Vec<RosterChange> {
-        // It may be of another history, in which revisions are lower.
+        // The list may be from a restored etcd, whose revisions are lower.
         self.last_deletion = 0;
         self.keys.values_mut().for_each(|known| known.revision = 0);
         let listed: BTreeSet<String> = items.iter().map(|item| item.key.clone()).collect();
@@ -87,7 +86,7 @@ impl Roster {
         changes.filter_map(|change| self.apply(&change)).collect()
     }
 
-    /// Applies one change. `None` if it changes nothing that matters.
+    /// Applies one change. `None` if nothing relevant changes.
     pub(super) fn apply(&mut self, change: &KeyChange) -> Option<RosterChange> {
         match change {
             KeyChange::Put(item) => self.put(item),
@@ -129,7 +128,7 @@ impl Roster {
         Some(RosterChange::Gone(Departure { key: key.to_owned(), role, id, lease, drained }))
     }
 
-    /// Restores a key from before the process started. The first list says what has become of it.
+    /// Restores a key from before the process started. The first list updates or removes it.
     pub(super) fn restore(&mut self, key: String, lease: Option<LeaseId>, record: NodeRecord) {
         self.keys.insert(key, KnownKey { lease, record: Some(record), ..KnownKey::default() });
     }
@@ -139,7 +138,7 @@ impl Roster {
         self.keys.get(key)?.record.as_ref()
     }
 
-    /// The nodes that are there: their keys, leases and records.
+    /// The registered nodes: their keys, leases and records.
     pub(super) fn nodes(&self) -> impl Iterator<Item = (&str, Option<LeaseId>, &NodeRecord)> {
         self.keys.iter().filter_map(|(key, known)| Some((key.as_str(), known.lease, known.record.as_ref()?)))
     }
@@ -193,7 +192,7 @@ mod tests {
         let Some(RosterChange::Rejected(key, reason)) = put(&mut roster, "web/a", "nonsense", 3) else { panic!() };
         assert!(key == "web/a" && reason.contains("`nonsense`"), "{key} {reason}");
         assert_eq!(addresses(&roster), [("web/a".to_owned(), "10.0.0.5:80".to_owned())]);
-        // It is reported once, also when it is listed again.
+        // It is reported once, even if it is listed again.
         assert_eq!(roster.list(vec![item("web/a", "nonsense", 0, 3)], 9), []);
         // And when the key goes, so does the node.
         assert!(matches!(delete(&mut roster, "web/a", 10), Some(RosterChange::Gone(_))));
@@ -222,7 +221,7 @@ mod tests {
         assert_eq!(departure(&delete(&mut roster, "web/a", 7)), Some((8, false)));
         put(&mut roster, "web/a", r#"{"address":"10.0.0.5:80","state":"drain"}"#, 8);
         assert_eq!(departure(&delete(&mut roster, "web/a", 9)), Some((0, true)));
-        // Who stands idle has not said that it goes.
+        // A node with weight 0 has not announced that it leaves.
         put(&mut roster, "web/a", r#"{"address":"10.0.0.5:80","weight":0}"#, 10);
         assert_eq!(departure(&delete(&mut roster, "web/a", 11)), Some((0, false)));
     }
@@ -237,7 +236,7 @@ mod tests {
         assert_eq!(put(&mut roster, "web/a", "10.0.0.5:80", 5), None);
         assert_eq!(addresses(&roster), []);
         assert!(put(&mut roster, "web/a", "10.0.0.5:80", 7).is_some());
-        // A list is of now, however low its revision: etcd was restored.
+        // A list is always current, however low its revision: etcd was restored.
         let steps = roster.list(vec![item("web/b", "10.0.0.6:80", 0, 2)], 3);
         assert_eq!(steps.len(), 2, "{steps:?}");
         assert!(put(&mut roster, "web/c", "10.0.0.7:80", 4).is_some());
@@ -255,7 +254,7 @@ mod tests {
         assert_eq!(addresses(&roster).len(), 2);
     }
 
-    /// What an etcd holds, and the changes that made it so.
+    /// A model of etcd: its content, and the changes to it.
     #[derive(Default)]
     struct Model {
         revision: i64,
@@ -291,7 +290,7 @@ mod tests {
     const ALL: [&str; 6] = [GOOD[0], GOOD[1], GOOD[2], BAD[0], BAD[1], BAD[2]];
 
     proptest! {
-        /// Whoever hears of the changes, and whoever lists after each of them, knows the same.
+        /// Applying each change and listing after each change give the same result.
         #[test]
         fn a_list_and_the_changes_say_the_same(changes in changes(&ALL), relisted: Vec<bool>) {
             let (mut model, mut told, mut listing) = (Model::default(), Roster::default(), Roster::default());
@@ -303,7 +302,7 @@ mod tests {
                 if relisted.get(number).copied().unwrap_or(false) {
                     prop_assert_eq!(told.list(model.items(), model.revision), []);
                 }
-                // A member that lags tells it all again.
+                // A lagging member sends the event again.
                 if let Some(change) = change {
                     prop_assert_eq!(told.apply(&change), None);
                 }
@@ -311,7 +310,7 @@ mod tests {
             }
         }
 
-        /// Whoever has missed any number of changes knows the same after a list, and so does whoever starts then.
+        /// After a list, a roster that missed any number of changes equals one that starts with this list.
         #[test]
         fn a_list_makes_up_for_what_was_missed(changes in changes(&GOOD), missed_from in 0_usize..40) {
             let (mut model, mut told) = (Model::default(), Roster::default());

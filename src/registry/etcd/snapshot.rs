@@ -1,10 +1,10 @@
-//! The last fleet that etcd told of, on disk, for a start without etcd.
+//! The last fleet received from etcd, on disk, for a start without etcd.
 //!
-//! It has the nodes with the addresses that their names had, so that a start needs no DNS either, and the lease of each, so
-//! that the first list of etcd, whenever it comes, is compared with it as if the process had run all the time. A file
-//! that cannot be read is no reason not to start: it is set aside for whoever wants to know, and etcd is waited for.
+//! It contains the nodes with their resolved addresses, so that a start needs no DNS either, and their leases, so that
+//! the first list of etcd, whenever it arrives, is compared with it as if the process had never stopped. An unreadable
+//! file does not prevent the start: it is renamed for later inspection, and the process waits for etcd.
 //!
-//! Only nodes are worth a write: the revision moves with every purge that replicas share, and says nothing new.
+//! Only changed nodes cause a write: the revision also grows with every purge that replicas share.
 
 mod spec;
 
@@ -27,7 +27,7 @@ const FORMAT: u32 = 1;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct SavedFleet {
     format: u32,
-    /// Names the etcd cluster.
+    /// The id of the etcd cluster.
     pub(super) cluster: u64,
     /// Its revision.
     pub(super) revision: i64,
@@ -45,7 +45,7 @@ pub(super) struct SavedNode {
     pub(super) spec: NodeSpec,
 }
 
-/// Why a file is of no use.
+/// Why a file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SnapshotError {
     #[error(transparent)]
@@ -78,29 +78,29 @@ impl SavedFleet {
         Ok(Some(serde_json::from_slice(&bytes)?))
     }
 
-    /// Writes the file. Whatever happens, there is either the old one or the new one.
+    /// Writes the file atomically: a crash leaves either the old one or the new one.
     pub(super) fn write(&self, path: &Path) -> io::Result<()> {
         path.parent().map_or(Ok(()), fs::create_dir_all)?;
         atomic_file::replace(path, &serde_json::to_vec(self)?)
     }
 }
 
-/// Keeps the file, off the threads that others need: an fsync can take long.
+/// Reads and writes the file on blocking threads, since an fsync can take long.
 pub(super) struct SnapshotStore {
     /// `None`: nothing is kept.
     path: Option<PathBuf>,
-    /// The nodes in the file, as far as known.
+    /// The nodes in the file; `None` if unknown.
     nodes: Option<Vec<SavedNode>>,
     writing: JoinSet<io::Result<Vec<SavedNode>>>,
 }
 
 impl SnapshotStore {
-    /// Of the file at this path; without one, of none.
+    /// Uses the file at this path; without a path, nothing is stored.
     pub(super) fn new(path: Option<PathBuf>) -> Self {
         SnapshotStore { path, nodes: None, writing: JoinSet::new() }
     }
 
-    /// The content of the file; `None` if it is of no use.
+    /// The content of the file; `None` if it cannot be used.
     pub(super) async fn read(&mut self) -> Option<SavedFleet> {
         let path = self.path.clone()?;
         let read = tokio::task::spawn_blocking({
@@ -124,7 +124,8 @@ impl SnapshotStore {
         }
     }
 
-    /// Begins to write, unless the file has these nodes already. `false`: not now, it is still being written.
+    /// Starts a write, unless the file has these nodes already. Returns `false` if the previous write is still running:
+    /// then nothing was started.
     pub(super) fn write(&mut self, saved: SavedFleet) -> bool {
         let Some(path) = self.path.clone() else { return true };
         if !self.writing.is_empty() {

@@ -1,4 +1,5 @@
-//! The start: when every node has been announced to the fleet, and from what if etcd does not answer.
+//! The start: determines when every node has been announced to the fleet, and uses the fleet on disk if etcd does not
+//! answer.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,17 +12,17 @@ use crate::etcd::LeaseId;
 use crate::fleet::{Event, NodeSource};
 use crate::registry::resolve::LOOKUP;
 
-/// How long etcd may take to the first list before the last fleet on disk is taken.
+/// How long to wait for the first list of etcd before the last fleet on disk is used.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The phase of the start.
 #[derive(Clone, Copy)]
 pub(super) enum StartPhase {
-    /// Nothing is known yet. At this time the disk is asked.
+    /// Nothing is known yet. At this time the fleet on disk is read.
     Waiting(Instant),
     /// Nothing is known, and the disk has nothing either.
     Nothing,
-    /// Everything is known, but for some addresses; they are waited for until then.
+    /// The nodes are known, except for some addresses, which have until this time to resolve.
     Resolving(Instant),
     /// Every node has been announced to the fleet.
     Done,
@@ -39,7 +40,7 @@ impl StartPhase {
         }
     }
 
-    /// Returns when something is to be done about the start.
+    /// Returns at the deadline of the phase; never if the phase has none.
     pub(super) async fn due(self) {
         match self {
             StartPhase::Waiting(until) | StartPhase::Resolving(until) => tokio::time::sleep_until(until).await,
@@ -49,7 +50,7 @@ impl StartPhase {
 }
 
 impl EtcdRegistry {
-    /// etcd has not been heard of in time, or an address has not been found in time.
+    /// Handles the deadline of the phase: etcd has not answered, or an address has not resolved in time.
     pub(super) async fn start_is_due(&mut self) -> Result<(), NobodyListens> {
         if let StartPhase::Resolving(_) = self.start {
             self.start = StartPhase::Done;

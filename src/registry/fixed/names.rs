@@ -1,4 +1,4 @@
-//! Looks names up again, side by side, while the nodes go on being followed.
+//! Looks names up again, concurrently, without blocking the follower of the nodes.
 
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ impl Lookups {
         for (identity, name) in names {
             let (room, resolve) = (Arc::clone(&room), Arc::clone(&self.resolve));
             self.tasks.spawn(async move {
-                // Nobody closes it.
+                // The semaphore is never closed.
                 let _place = room.acquire().await;
                 let found = resolve(name.clone()).await;
                 (identity, name, found)

@@ -1,4 +1,4 @@
-//! Certificates, a server that echoes, and clients that take whatever certificate they get and say which.
+//! Certificates, an echo server, and clients that accept any certificate and report it.
 
 use std::fs;
 use std::io;
@@ -71,7 +71,7 @@ fn params(names: &[&str]) -> CertificateParams {
     CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).unwrap()
 }
 
-/// A folder of certificate files that goes with the test.
+/// A folder of certificate files that is removed after the test.
 pub(super) struct Folder(tempfile::TempDir);
 
 impl Folder {
@@ -108,7 +108,7 @@ impl EchoServer {
                 let (socket, _) = listener.accept().await.unwrap();
                 let acceptor = acceptor.clone();
                 tokio::spawn(async move {
-                    // A client that breaks off is what some tests are about.
+                    // Some tests abort the handshake on purpose.
                     let Ok(stream) = acceptor.accept(socket).await else { return };
                     let (mut reader, mut writer) = tokio::io::split(stream);
                     _ = tokio::io::copy(&mut reader, &mut writer).await;
@@ -118,7 +118,7 @@ impl EchoServer {
         EchoServer { address, task: task.abort_handle() }
     }
 
-    /// What comes back, to the end of the connection, for bytes that need not be TLS.
+    /// Sends bytes that need not be TLS, and returns everything received until the connection ends.
     pub(super) async fn answer_to(&self, bytes: &[u8]) -> Vec<u8> {
         let mut socket = TcpStream::connect(self.address).await.unwrap();
         socket.write_all(bytes).await.unwrap();
@@ -134,7 +134,7 @@ impl Drop for EchoServer {
     }
 }
 
-/// A client with a memory of sessions.
+/// A client with a session cache.
 pub(super) struct TlsClient(ClientConfig);
 
 impl TlsClient {
@@ -176,7 +176,7 @@ impl TlsClient {
         Arc::new(self.0.clone())
     }
 
-    /// Connects. A name that is an address is not sent.
+    /// Connects. An IP address is not sent as SNI.
     pub(super) async fn connect(&self, server: &EchoServer, name: &str) -> io::Result<TlsStream<TcpStream>> {
         let name = ServerName::try_from(name.to_owned()).unwrap();
         let socket = TcpStream::connect(server.address).await?;
@@ -192,7 +192,7 @@ pub(super) async fn echo(stream: &mut TlsStream<TcpStream>) {
     assert_eq!(&back, b"ping");
 }
 
-/// The certificate that the server has shown.
+/// The certificate that the server has sent.
 pub(super) fn served(stream: &TlsStream<TcpStream>) -> CertificateDer<'static> {
     stream.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned()
 }
@@ -223,7 +223,7 @@ impl ProducesTickets for NoTickets {
     }
 }
 
-/// Takes every certificate, whatever its name, but checks that the server has its key.
+/// Accepts every certificate, whatever its name, but verifies that the server has its key.
 #[derive(Debug)]
 struct AnyCertificate {
     algorithms: WebPkiSupportedAlgorithms,

@@ -1,4 +1,4 @@
-//! Against a small name server, because a real one cannot be asked to fail in each way.
+//! Tests against a small name server: a real one cannot be made to fail in every way.
 
 use hickory_resolver::proto::op::{Message, OpCode, ResponseCode};
 use hickory_resolver::proto::rr::Record;
@@ -11,12 +11,12 @@ use crate::fleet::Role;
 /// The life of the records of this server, in seconds.
 const TTL: u32 = 20;
 
-/// What the server says to a question.
+/// The server's answer to a question.
 enum Says {
     RecordSet(Vec<(&'static str, RData)>),
-    /// There are none, and that stays so for this time.
+    /// No records, with this negative TTL in seconds.
     Nothing(ResponseCode, Option<u32>),
-    /// Somebody else knows.
+    /// A referral to another server.
     Referral,
     LookupError(ResponseCode),
 }
@@ -39,7 +39,7 @@ fn service(priority: u16, weight: u16, port: u16, target: &str) -> RData {
     RData::SRV(SRV::new(priority, weight, port, name(target)))
 }
 
-/// A server that answers like this, to the names as they are asked for, with their final dots.
+/// A server that answers each question with `says`, which gets the queried name with its final dot.
 async fn server(says: fn(&str, RecordType) -> Says) -> SocketAddr {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let address = socket.local_addr().unwrap();
@@ -77,7 +77,7 @@ async fn server(says: fn(&str, RecordType) -> Says) -> SocketAddr {
     address
 }
 
-/// The answer to a question as the configuration has it, in words.
+/// The answer to a configured name, as text.
 async fn ask(question: &str, search: &[&str], says: fn(&str, RecordType) -> Says) -> Result<String, String> {
     let mut lookup = Lookup::new(&[server(says).await]).unwrap();
     lookup.search = Search { domains: search.iter().map(|domain| (*domain).to_owned()).collect(), dots: 5 };
@@ -101,9 +101,9 @@ async fn addresses_of_ipv6_count_where_there_are_none_of_ipv4() {
         RecordType::A => Nothing(ResponseCode::NoError, Some(7)),
         _ => Has(vec![("", aaaa())]),
     });
-    // That there is none of IPv4 is true for a time as well.
+    // The absence of A records has a TTL as well.
     assert_eq!(one.await, ok("fd00::5:80=[fd00::5]:80x1 for 7s"));
-    // Whether there are some of IPv4 is not known: those of IPv6 are no answer.
+    // It is unknown whether there are A records, so AAAA records alone are not an answer.
     let unknown = ask("web.test:80", &[], |_, kind| match kind {
         RecordType::A => Fails(ResponseCode::ServFail),
         _ => Has(vec![("", aaaa())]),
@@ -177,7 +177,7 @@ fn services_of_the_first_priority_count_with_their_weights() {
     let first = [service(1, 10, 80, "a.shop."), service(1, 30, 81, "a.shop."), service(2, 1, 80, "b.shop.")];
     assert_eq!(shown(&first), ["a.shop.80 10", "a.shop.81 30"]);
     assert_eq!(shown(&[service(0, 0, 80, "a.shop."), service(0, 0, 80, "b.shop.")]), ["a.shop.80 1", "b.shop.80 1"]);
-    // What CoreDNS writes for three endpoints is the same share for each.
+    // The weights of CoreDNS for three endpoints: an equal share for each.
     let alike = ["a.shop.", "b.shop.", "c.shop."].map(|target| service(0, 33, 80, target));
     assert_eq!(shown(&alike), ["a.shop.80 1", "b.shop.80 1", "c.shop.80 1"]);
     assert_eq!(shown(&[service(0, 0, 80, "a.shop."), service(0, 5, 80, "b.shop.")]), ["a.shop.80 0", "b.shop.80 5"]);

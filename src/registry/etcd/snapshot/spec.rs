@@ -1,6 +1,6 @@
-//! A [`NodeSpec`] as format 1 of the file has it: with the settings of a Varnish in every node, and its role beside them.
+//! A [`NodeSpec`] in format 1 of the file: with the settings of a Varnish in every node, next to its role.
 //!
-//! Of a web node they are the defaults, and are not read.
+//! For a web node the settings are the defaults, and are ignored when read.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -28,7 +28,7 @@ struct Flat {
 pub(super) fn serialize<S: Serializer>(spec: &NodeSpec, serializer: S) -> Result<S::Ok, S::Error> {
     let role = spec.role();
     let NodeSpec { source, id, address, weight, zone, labels, varnish } = spec.clone();
-    // Headers are secrets, and of the configuration.
+    // Headers are secrets and come from the configuration, so they are not written.
     let VarnishSettings { delivery, header_limit, send_proxy, epoch, headers: _ } = varnish.unwrap_or_default();
     Flat { source, role, id, address, weight, delivery, header_limit, send_proxy, epoch, zone, labels }
         .serialize(serializer)

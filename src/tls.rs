@@ -125,7 +125,7 @@ impl Tls {
     /// Reads the files again, and uses changed ones for new connections. Returns whether any changed.
     ///
     /// Reads files, and blocks meanwhile: must not be called on a worker. [`mod@watch`] counts and logs its own calls;
-    /// any other caller counts with `Metrics::tls_reloaded`.
+    /// any other caller counts with `Metrics::count_tls_reload`.
     ///
     /// # Errors
     /// The first file that cannot be used, and why. All certificates stay as they were then.

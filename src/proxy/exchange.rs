@@ -73,24 +73,10 @@ async fn try_handle(
     head: Result<usize, Failure>,
     nodes: &mut Nodes,
 ) -> Result<Disposition, Failure> {
-    // The method of the last request must not remain.
-    let len = head.inspect_err(|_| request.head.method = Method::Get)?;
-    let limits = &client.worker.shared.limits;
-    request.head.parse(&request.input[..len], limits.max_fields).map_err(Failure::BadHead)?;
-    if !client.frontend.admits(&request.head) {
-        return Err(Failure::BadMethod);
-    }
-    match (client.frontend.own_answer)(&request.head) {
-        None => {}
-        Some(OwnAnswer::NotFound) => return Err(Failure::NotFound),
-        Some(OwnAnswer::Page(page)) => {
-            request.status = Some(200);
-            client.deadline.enter(Phase::Body);
-            return client.send(&page).await.map(|()| Disposition::Linger);
-        }
-    }
-    if matches!(request.head.framing, Framing::Length(length) if length > limits.longest_body()) {
-        return Err(Failure::BodyTooLarge);
+    if let Some(page) = take_head(client, request, head)? {
+        request.status = Some(200);
+        client.deadline.enter(Phase::Body);
+        return client.send(&page).await.map(|()| Disposition::Linger);
     }
     let lb = client.worker.lb_context(client.frontend.select.request_hash(&request.head));
     let is_safe = request.head.method.is_safe();
@@ -153,6 +139,26 @@ async fn try_handle(
         client.worker.shared.metrics.count_retry(client.frontend.role, reason);
         tracing::debug!(request = %request.id, node = %node.id(), reason = reason.as_str(), "request is retried");
     }
+}
+
+/// Takes in the head of a request that this listener admits. Gives the page that clearcoat itself answers with, if any.
+fn take_head(client: &Client, request: &mut Request, head: Result<usize, Failure>) -> Result<Option<Vec<u8>>, Failure> {
+    // The method of the last request must not remain.
+    let len = head.inspect_err(|_| request.head.method = Method::Get)?;
+    let limits = &client.worker.shared.limits;
+    request.head.parse(&request.input[..len], limits.max_fields).map_err(Failure::BadHead)?;
+    if !client.frontend.admits(&request.head) {
+        return Err(Failure::BadMethod);
+    }
+    match (client.frontend.own_answer)(&request.head) {
+        None => {}
+        Some(OwnAnswer::NotFound) => return Err(Failure::NotFound),
+        Some(OwnAnswer::Page(page)) => return Ok(Some(page)),
+    }
+    if matches!(request.head.framing, Framing::Length(length) if length > limits.longest_body()) {
+        return Err(Failure::BodyTooLarge);
+    }
+    Ok(None)
 }
 
 /// Reports the failure to the client: an answer if none has begun, a reset if one was cut.

@@ -150,7 +150,7 @@ impl PurgedNames {
 
 impl std::fmt::Debug for PurgedNames {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Purged").field("lineage", &self.lineage).field("head", &self.head).finish_non_exhaustive()
+        f.debug_struct("PurgedNames").field("lineage", &self.lineage).field("head", &self.head).finish_non_exhaustive()
     }
 }
 

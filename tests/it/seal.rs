@@ -182,7 +182,7 @@ fn forged_fields_count_for_nothing_and_no_client_sees_ours() {
 }
 
 /// A fleet whose nodes return seals, and began empty.
-fn sealing(plan: &Plan) -> Fleet {
+pub(crate) fn sealing(plan: &Plan) -> Fleet {
     let fleet = Fleet::start(&Plan { first_start: "flush", ..*plan });
     fleet.seals();
     fleet
@@ -191,6 +191,30 @@ fn sealing(plan: &Plan) -> Fleet {
 fn lazy(gather: &'static str) -> Plan {
     let config = format!("[purge]\nlisten = [\"127.0.0.1:0\"]\nack_timeout = \"20s\"\ngather = \"{gather}\"\n");
     Plan { varnish: 2, web: 1, config: config.leak(), ..Plan::default() }
+}
+
+/// A web node with pages that include `/block`, and the version of that. Blocks have the tag `of_block`, pages `of_page`.
+pub(crate) fn blocks() -> (Upstream, Arc<AtomicU64>) {
+    let block = Arc::new(AtomicU64::new(0));
+    let shown = Arc::clone(&block);
+    let web = Upstream::start(move |call| {
+        let (tags, body) = if call.seen.head.starts_with("GET /block ") {
+            ("of_block", format!("block {}", shown.load(Ordering::SeqCst)))
+        } else {
+            ("of_page", "<p><esi:include src=\"/block\"/></p>".to_owned())
+        };
+        let head = format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nCache-Control: public, max-age=86400\r\nX-Magento-Tags: {tags}\r\n\
+             Content-Length: {}\r\n\r\n",
+            body.len()
+        );
+        call.send_then(head + &body, Then::KeepAlive)
+    });
+    (web, block)
+}
+
+pub(crate) fn of_blocks(web: &Upstream) -> String {
+    format!("[[node]]\nrole = \"web\"\nid = \"blocks\"\naddress = \"{}\"\n", web.address)
 }
 
 /// The bans that were sent to both nodes.
@@ -264,25 +288,9 @@ fn a_purge_that_no_seal_shows_waits_and_takes_those_before_it_along() {
 #[test]
 fn a_block_of_a_page_is_not_served_after_its_purge_was_answered() {
     // A page with a block: the seal that comes with the answer is that of the page alone.
-    let block = Arc::new(AtomicU64::new(0));
-    let shown = Arc::clone(&block);
-    let web = Upstream::start(move |call| {
-        let is_block = call.seen.head.starts_with("GET /block ");
-        let (tags, body) = if is_block {
-            ("of_block", format!("block {}", shown.load(Ordering::SeqCst)))
-        } else {
-            ("of_page", "<p><esi:include src=\"/block\"/></p>".to_owned())
-        };
-        let head = format!(
-            "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nCache-Control: public, max-age=86400\r\nX-Magento-Tags: {tags}\r\n\
-             Content-Length: {}\r\n\r\n",
-            body.len()
-        );
-        call.send_then(head + &body, Then::KeepAlive)
-    });
-    let node = format!("[[node]]\nrole = \"web\"\nid = \"blocks\"\naddress = \"{}\"\n", web.address);
+    let (web, block) = blocks();
     let plan = lazy("60s");
-    let config: &'static str = format!("{}{node}", plan.config).leak();
+    let config: &'static str = format!("{}{}", plan.config, of_blocks(&web)).leak();
     let mut fleet = sealing(&Plan { web: 0, config, ..plan });
     for round in 0..4 {
         assert_eq!(fleet.get("/page").text(), format!("<p>block {round}</p>"));

@@ -1,23 +1,16 @@
 //! What an attack on the seal has found, against real varnishd.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::seal::{blocks, of_blocks, sealing};
 use crate::support::client::{Answer, Connection, exchange};
 use crate::support::disk;
 use crate::support::eventually;
 use crate::support::fleet::{Fleet, Plan};
 use crate::support::http2::{Http2, request};
 use crate::support::tls::Issued;
-use crate::support::upstream::{Then, Upstream};
-
-fn sealing(plan: &Plan) -> Fleet {
-    let fleet = Fleet::start(&Plan { first_start: "flush", ..*plan });
-    fleet.seals();
-    fleet
-}
 
 /// Nodes whose bans gather for longer than a test takes.
 fn lazy(varnish: usize, more: &str) -> Plan {
@@ -61,30 +54,6 @@ fn a_get_whose_body_comes_late_gets_no_old_page() {
     _ = client.send("x".repeat(200_000));
     let answer = client.answer(false).expect("an answer");
     assert!(answer.status == 503 || (answer.status, answer.text()) == (200, "1"), "{answer:?}");
-}
-
-/// A web node with pages that include `/block`, and the version of that. Blocks have the tag `of_block`, pages `of_page`.
-fn blocks() -> (Upstream, Arc<AtomicU64>) {
-    let block = Arc::new(AtomicU64::new(0));
-    let shown = Arc::clone(&block);
-    let web = Upstream::start(move |call| {
-        let (tags, body) = if call.seen.head.starts_with("GET /block ") {
-            ("of_block", format!("block {}", shown.load(Ordering::SeqCst)))
-        } else {
-            ("of_page", "<p><esi:include src=\"/block\"/></p>".to_owned())
-        };
-        let head = format!(
-            "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nCache-Control: public, max-age=86400\r\nX-Magento-Tags: {tags}\r\n\
-             Content-Length: {}\r\n\r\n",
-            body.len()
-        );
-        call.send_then(head + &body, Then::KeepAlive)
-    });
-    (web, block)
-}
-
-fn of_blocks(web: &Upstream) -> String {
-    format!("[[node]]\nrole = \"web\"\nid = \"blocks\"\naddress = \"{}\"\n", web.address)
 }
 
 /// Has what was acknowledged so far written to the disk: cursors become durable with the next purge.

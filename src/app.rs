@@ -128,7 +128,7 @@ impl App {
         let first_round = FirstRound::of(&engine, config);
         tasks.spawn(open_edge(listed.clone(), first_round, replicas.clone(), open_sender));
 
-        let frontends = Frontends::new(&engine, config, open.clone(), listed);
+        let frontends = Frontends::new(&engine, config, replicas.as_ref(), open.clone(), listed);
         let Engine { metrics, journal, fence, fleet, deliveries, trials, started, .. } = engine;
         let purge_api = PurgeApi::new(
             &config.purge,
@@ -274,9 +274,15 @@ struct Frontends {
 }
 
 impl Frontends {
-    fn new(engine: &Engine, config: &Config, opens: watch::Receiver<bool>, listed: watch::Receiver<bool>) -> Self {
+    fn new(
+        engine: &Engine,
+        config: &Config,
+        replicas: Option<&Arc<Replicas>>,
+        opens: watch::Receiver<bool>,
+        listed: watch::Receiver<bool>,
+    ) -> Self {
         let Engine { metrics, guard, fence, trials, journal, deliveries, .. } = engine;
-        let sealing = Sealing::of(&**journal, deliveries, metrics, config);
+        let sealing = Sealing::of(&**journal, deliveries, replicas, metrics, config);
         let (methods, trials, metrics) = (&config.purge.methods, || Arc::clone(trials), || Arc::clone(metrics));
         let edge = edge::frontend(&config.edge, methods, Arc::clone(fence), trials(), sealing.edge, metrics());
         let origin = origin::frontend(&config.origin, methods, Arc::clone(guard), sealing.origin, trials(), metrics());

@@ -19,6 +19,11 @@ impl Progress {
         self.0.send_replace(());
     }
 
+    /// Changes from now on.
+    pub fn subscribe(&self) -> watch::Receiver<()> {
+        self.0.subscribe()
+    }
+
     /// Returns once the condition holds. It is evaluated now and after each [`Progress::notify`].
     pub async fn until(&self, condition: impl Fn() -> bool) {
         // Subscribed before the first look, so that no change is missed.

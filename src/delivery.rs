@@ -290,11 +290,12 @@ impl Deliveries {
     }
 
     /// Waits for at most `timeout` until every available Varnish has this purge, without raising the fence. Returns the
-    /// nodes that have it and those that do not.
+    /// nodes that have it and those that do not, without those whose answers show a sealed purge.
     pub async fn reached(&self, position: Position, timeout: Duration) -> (Vec<NodeId>, Vec<NodeId>) {
         self.wait_for(position, timeout).await;
         let fleet = self.context.fleet.load();
-        let members = fleet.varnish.members().iter();
+        let is_sealed = self.is_sealed(position);
+        let members = fleet.varnish.members().iter().filter(|member| !(is_sealed && member.node.live.is_sealing()));
         let (has, misses): (Vec<_>, Vec<_>) = members.partition(|member| member.node.live.cursor() >= position);
         let ids = |members: Vec<&Member>| members.into_iter().map(|member| member.node.id().clone()).collect();
         (ids(has), ids(misses))
@@ -312,7 +313,7 @@ impl Deliveries {
 
     /// Treats all purges in the journal as answered.
     pub fn fence_everything(&self) {
-        self.context.fence.raise(self.context.journal.head());
+        self.count_as_answered(self.context.journal.head());
     }
 
     async fn await_acknowledgements(&self, position: Position, timeout: Duration) {

@@ -28,10 +28,10 @@ use crate::clock;
 use crate::config::{PurgeListener, Token};
 use crate::delivery::{Acknowledged, Deliveries, Expected, Refusable};
 use crate::fleet::NodeId;
-use crate::http_server::{Handler, Response, json, text};
+use crate::http_server::{self, Handler, Response, json, text};
 use crate::journal::{Journal, Position};
 use crate::purge::{ParsedPurge, Purge, PurgeRules, Refusal, Target, parse};
-use crate::replicas::{self, PeerAnswers, Received, Replicas};
+use crate::replicas::{self, GivenNames, PeerAnswers, Received, Replicas};
 use crate::telemetry::{Metrics, PurgeResult, causes};
 
 /// The most purges under way at once. A shop has tens; each takes some KiB of memory.
@@ -85,7 +85,7 @@ struct AcceptedBody<'a> {
 
 /// Whether this is a message of another replica.
 fn is_told(method: &http::Method, uri: &http::Uri) -> bool {
-    method == http::Method::POST && uri.path() == replicas::PATH
+    method == http::Method::POST && [replicas::PATH, replicas::NAMES].contains(&uri.path())
 }
 
 /// The body of any other answer.
@@ -148,6 +148,7 @@ impl Handler for PurgeApi {
         }
         if is_told(request.method(), request.uri()) {
             return match self.authorise(request.headers(), peer) {
+                Ok(()) if request.uri().path() == replicas::NAMES => self.give_names(&request.into_body()),
                 Ok(()) => self.be_told(request.into_body()).await,
                 Err(response) => *response,
             };
@@ -204,6 +205,16 @@ impl PurgeApi {
                 tracing::error!(error = %causes(&error), "purges of another replica could not be taken in");
                 not_now("the purges could not be taken in")
             }
+        }
+    }
+
+    /// Answers another replica that asks for the purged names that are known here.
+    fn give_names(&self, body: &[u8]) -> Response {
+        let Ok(message) = serde_json::from_slice(body) else { return refused(400, "no message of a replica") };
+        match self.replicas.as_ref().map(|replicas| replicas.give_names(&message)) {
+            Some(GivenNames::Names(bytes)) => http_server::response(200, "application/octet-stream", bytes),
+            Some(GivenNames::NotYet) => not_now("this replica has not met the one that asks yet"),
+            Some(GivenNames::Never) | None => refused(409, "this clearcoat does not seal answers together with others"),
         }
     }
 
@@ -308,10 +319,19 @@ impl PurgeApi {
         let began = Instant::now();
         // An eighth is kept for `agree`, which may have the purge delivered once more.
         let first = left * 7 / 8;
+        let was_sealed = self.deliveries.is_sealed(position);
         let here = self.deliveries.reached(position, first);
-        let ((reached, missed), mut heard) = tokio::join!(here, replicas.confirmed(position, first));
+        let ((mut reached, mut missed), mut heard) = tokio::join!(here, replicas.confirmed(position, first));
         let rest = left.saturating_sub(began.elapsed()).max(left / 8);
-        replicas.agree(position, (&reached, &missed), &mut heard, rest).await;
+        if was_sealed && !self.deliveries.is_sealed(position) {
+            // A block with one of its tags passed another replica before that one knew of the purge.
+            (reached, missed) = self.deliveries.reached(position, rest * 3 / 4).await;
+        }
+        // What shows by seals need not be agreed on.
+        if !reached.is_empty() || !missed.is_empty() {
+            let rest = left.saturating_sub(began.elapsed()).max(left / 8);
+            replicas.agree(position, (&reached, &missed), &mut heard, rest).await;
+        }
         let rest = left.saturating_sub(began.elapsed());
         let outcome = expected.acknowledge(position, rest, heard.is_taken()).await;
         replicas.count_unconfirmed(&heard);

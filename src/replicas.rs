@@ -18,6 +18,10 @@
 //! 400; the other replicas learn the answer with its next message. If no answer is reported, the purge counts as done
 //! ([`crate::delivery`]).
 //!
+//! **Seals.** Each replica numbers purges in its own journal and judges answers by that. So a seal has a stamp for each
+//! replica, from what they say of themselves in their messages; and tags of blocks are known to all before the block passes
+//! ([`names`]).
+//!
 //! **Finding replicas.** With etcd, each replica has a key with a lease, `replicas/<id>` ([`registered`]). A replica whose
 //! key is gone still receives purges as long as it answers: it may have lost only etcd, and still serve readers. Without
 //! etcd, the configuration lists the addresses ([`neighbours`]). Two replicas with one name are an error that both report
@@ -32,6 +36,7 @@ mod call;
 mod known_replicas;
 mod marks;
 mod message;
+mod names;
 mod neighbours;
 mod peer;
 mod reception;
@@ -58,18 +63,23 @@ use crate::fleet::NodeId;
 use crate::journal::{Position, Shared};
 use crate::telemetry::Metrics;
 use marks::Marks;
-use message::FORMAT;
+use message::WITHOUT_BLOCKS;
+use names::SharedBlocks;
 use neighbours::Neighbours;
 use peer::Peer;
 use twin::Twins;
 
 pub use agreement::PeerAnswers;
 pub use message::{Confirmation, Introduction, Message, PeerPosition, RedeliveryRequest, RefusedPurge};
+pub use names::GivenNames;
 pub use reception::Received;
 pub use record::{Record, own_address, own_id};
 
 /// The path for messages between replicas, on the purge listener.
 pub const PATH: &str = "/.clearcoat/replica";
+
+/// The path of the purged names that a replica knows, there too.
+pub const NAMES: &str = "/.clearcoat/names";
 
 /// The status for a message to an earlier process at this address (RFC 9110 section 15.5.20).
 pub const MISDIRECTED: u16 = 421;
@@ -131,6 +141,8 @@ pub struct Replicas {
     standing: watch::Receiver<RegistrationStatus>,
     /// Replicas that have introduced themselves and are unknown.
     strangers: mpsc::Sender<(NodeId, Record)>,
+    /// Whether all replicas know the tags of the same blocks.
+    blocks: SharedBlocks,
 }
 
 /// A replica in the admin API.
@@ -181,6 +193,7 @@ impl Replicas {
             record,
             standing,
             strangers,
+            blocks: SharedBlocks::default(),
         });
         match &this.context.found_by {
             FoundBy::Etcd(etcd) => {
@@ -189,6 +202,7 @@ impl Replicas {
             FoundBy::Addresses(addresses) => neighbours::start(&this, addresses.clone(), introduced, tasks),
         }
         tasks.spawn(twin::watch(Arc::clone(&this)));
+        tasks.spawn(Arc::clone(&this).keep_names_reviewed());
         this.count();
         this
     }
@@ -200,6 +214,7 @@ impl Replicas {
             FoundBy::Etcd(_) => self.registered().await,
             FoundBy::Addresses(_) => self.caught_up().await,
         }
+        self.names_fetched().await;
     }
 
     /// Announces the shutdown, so that purges no longer wait for this replica.
@@ -250,10 +265,14 @@ impl Replicas {
             journal: peer.record.journal.clone(),
             is_self: false,
             confirmed: self.shares_with(peer) && !peer.is_late(),
-            problem: if self.shares_with(peer) { peer.problem() } else { Some(NOT_SHARED.into()) },
+            problem: if self.shares_with(peer) { self.problem_of(peer) } else { Some(NOT_SHARED.into()) },
         });
         let unmet = self.neighbours.view(|id| self.peers.lock().contains_key(id));
         std::iter::once(own).chain(others).chain(unmet).collect()
+    }
+
+    fn problem_of(&self, peer: &Peer) -> Option<Arc<str>> {
+        peer.problem().or_else(|| self.does_not_seal(peer).then(|| NO_SEALS.into()))
     }
 
     /// The addresses of replicas that may exist and cannot be reached.
@@ -264,7 +283,7 @@ impl Replicas {
     /// A message without content.
     fn hello(&self, patience: Duration) -> Message {
         Message {
-            format: FORMAT,
+            format: WITHOUT_BLOCKS,
             from: self.id.clone(),
             record: Some(self.own.clone()),
             fresh: self.fresh,
@@ -273,6 +292,8 @@ impl Replicas {
             purges: Vec::new(),
             again: Vec::new(),
             asks_about: Vec::new(),
+            reached: self.reached(),
+            unsealable: Vec::new(),
             done: Vec::new(),
             refused: Some(Vec::new()),
         }
@@ -323,6 +344,7 @@ impl Replicas {
         drop(peers);
         tracing::info!(replica = %peer.id, "a replica is gone");
         peer.mark_gone();
+        self.review_names();
         self.count();
         self.progress.notify();
     }
@@ -341,6 +363,9 @@ impl Replicas {
 fn gap_name(sender: &str, receiver: &str, head: Position) -> String {
     format!("{GAP}{sender}-{receiver}-{head:x}")
 }
+
+/// The problem of a replica beside which no purge is sealed.
+const NO_SEALS: &str = "it does not seal answers (an older version, edge.seal or purge.wait_for): purges wait for every Varnish";
 
 /// The problem of replicas that do not share a journal.
 const NOT_SHARED: &str = "replicas of one fleet have no journal in common: a purge that one of them takes is not known to \

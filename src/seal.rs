@@ -21,15 +21,16 @@
 mod lineage;
 mod name;
 mod purged;
+mod snapshot;
 mod stale;
 mod text;
 mod unsealable;
 
-pub use lineage::{Lineage, Run};
+pub use lineage::{Lineage, Run, Stamp};
 pub use name::Name;
 pub use purged::{Judgement, PastNames, PurgedKey, PurgedNames, StaleBecause, path_key, sealed_by, targets};
 pub use stale::StalePage;
-pub use text::{Asked, Seal, asked_prefix, write_asked, write_seal};
+pub use text::{Asked, MAX_STAMPS, STAMP_LEN, Seal, asked_prefix, write_asked, write_seal};
 pub use unsealable::UnsealableTags;
 
 /// A place in the journal; 0 is before the first. Positions grow, not always by one, and none is given twice.

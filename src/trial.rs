@@ -18,7 +18,7 @@
 mod node;
 mod page;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -47,8 +47,6 @@ pub struct Trials {
     /// A client's host at the edge, and whether another one is wanted.
     host: Mutex<Option<Arc<str>>>,
     wants_host: AtomicBool,
-    /// The pages under trial: as many as there are nodes, at most.
-    pages: Mutex<HashMap<String, TrialPage>>,
     running: Mutex<BTreeMap<NodeId, Running>>,
     /// Notified after each trial.
     progress: Progress,
@@ -85,7 +83,6 @@ impl Trials {
             default_host: host.unwrap_or("clearcoat").to_owned(),
             host: Mutex::default(),
             wants_host: AtomicBool::new(true),
-            pages: Mutex::default(),
             running: Mutex::default(),
             progress: Progress::default(),
             lost_seals: OnceLock::new(),
@@ -149,11 +146,11 @@ impl Trials {
         }
     }
 
-    /// The origin listener's answer to a path below `/.clearcoat`: the page, if it is under trial. `asked`: the request's
-    /// `X-Clearcoat-Asked`.
+    /// The origin listener's answer to a path below `/.clearcoat`: the trial page with this path, whoever tries a node by it.
+    /// `asked`: the request's `X-Clearcoat-Asked`.
     pub fn answer(&self, path: &[u8], asked: Option<&[u8]>) -> Option<Vec<u8>> {
         let path = std::str::from_utf8(path).ok()?;
-        self.pages().get(path).map(|page| page.answer(asked))
+        TrialPage::at(path).map(|page| page.answer(asked))
     }
 
     /// Has `empty` called with a node that returned seals and does not any more: what it stored late shows no more.
@@ -220,10 +217,6 @@ impl Trials {
             }
         }
         state
-    }
-
-    fn pages(&self) -> MutexGuard<'_, HashMap<String, TrialPage>> {
-        self.pages.lock()
     }
 
     fn running(&self) -> MutexGuard<'_, BTreeMap<NodeId, Running>> {

@@ -1,7 +1,4 @@
 //! Decides whether answers are sealed, and has caches drop stale ones.
-//!
-//! A seal is valid only if its position means the same to its writer and its reader. Each clearcoat numbers the purges
-//! of its own journal, so answers are not sealed if there are other replicas.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,6 +9,7 @@ use crate::delivery::{Deliveries, SealedPurges};
 use crate::fleet::NodeId;
 use crate::journal::Journal;
 use crate::proxy::{Freshness, NoteTags, Refresh};
+use crate::replicas::Replicas;
 use crate::seal::{Name, PurgedNames, StalePage};
 use crate::telemetry::Metrics;
 
@@ -27,22 +25,17 @@ pub(super) struct Sealing {
 /// A future that returns whether its action was done.
 type Done = Pin<Box<dyn Future<Output = bool> + Send>>;
 
-/// Whether answers are to be sealed by this process.
-fn is_wanted(config: &Config) -> bool {
-    let has_replicas = config.journal.kind == JournalKind::Etcd || !config.replica.peers.is_empty();
-    config.edge.seal && !has_replicas
-}
-
 /// Whether purges that seals can enforce are answered without waiting for any Varnish. Only then are the tags of the
 /// blocks (ESI) of pages recorded.
 pub(super) fn is_waited_for_edge(config: &Config) -> bool {
-    is_wanted(config) && config.purge.wait_for == WaitFor::Edge
+    config.edge.seal && config.purge.wait_for == WaitFor::Edge
 }
 
 /// Decides which purges are answered without waiting for any Varnish; `None` if all wait.
 pub(super) fn sealed_purges(config: &Config, journal: &dyn Journal) -> Option<Arc<SealedPurges>> {
     let purged = journal.purged().filter(|_| is_waited_for_edge(config))?;
-    Some(Arc::new(SealedPurges::new(Arc::clone(purged), config.purge.gather)))
+    let has_others = config.journal.kind == JournalKind::Etcd || !config.replica.peers.is_empty();
+    Some(Arc::new(SealedPurges::new(Arc::clone(purged), config.purge.gather, has_others)))
 }
 
 /// Has caches drop stale pages, through their deliveries.
@@ -68,17 +61,31 @@ impl Sealing {
     pub(super) fn of(
         journal: &dyn Journal,
         deliveries: &Arc<Deliveries>,
+        replicas: Option<&Arc<Replicas>>,
         metrics: &Arc<Metrics>,
         config: &Config,
     ) -> Self {
-        let Some(purged) = journal.purged().filter(|_| is_wanted(config)) else { return Sealing::default() };
+        let Some(purged) = journal.purged().filter(|_| config.edge.seal) else { return Sealing::default() };
         let refresh = Arc::new(Refreshing { deliveries: Arc::clone(deliveries), patience: config.purge.ack_timeout });
-        let deliveries = Arc::clone(deliveries);
+        let (deliveries, replicas) = (Arc::clone(deliveries), replicas.cloned());
         let note = Arc::new(move |names: Vec<Name>| {
-            let deliveries = Arc::clone(&deliveries);
-            Box::pin(async move { deliveries.note_unsealable(names).await }) as Done
+            Box::pin(note_block(Arc::clone(&deliveries), replicas.clone(), names)) as Done
         });
         let freshness = Freshness::new(Arc::clone(purged), refresh, Arc::clone(metrics));
         Sealing { origin: Some((Arc::clone(purged), note)), edge: Some(freshness) }
     }
+}
+
+/// Has the tags of a block that is about to pass known, durably and by every clearcoat. Returns whether they are.
+async fn note_block(deliveries: Arc<Deliveries>, replicas: Option<Arc<Replicas>>, names: Vec<Name>) -> bool {
+    if !deliveries.note_unsealable(names.clone()).await {
+        return false;
+    }
+    if let Some(replicas) = replicas
+        && !replicas.share_unsealable(&names).await
+    {
+        return false;
+    }
+    deliveries.settle_unsealable(&names);
+    true
 }

@@ -22,7 +22,7 @@ impl Deliveries {
         let fence_what_was_answered = async {
             while answered.changed().await.is_ok() {
                 let answered = *answered.borrow_and_update();
-                self.context.fence.raise(answered);
+                self.count_as_answered(answered);
                 self.expire_open(answered);
             }
         };
@@ -31,10 +31,19 @@ impl Deliveries {
             let fence = || self.context.fence.position();
             while let Ok(moved) = head.wait_for(|head| *head > fence()).await.map(|head| *head) {
                 self.note_requests();
+                self.await_unsealed(moved, timeout).await;
                 self.await_acknowledgements(moved, timeout).await;
             }
         };
         tokio::join!(fence_what_was_answered, self.fence_in_time(timeout), settle_what_is_new);
+    }
+
+    /// Waits like the answer to the last purge up to this position that is not sealed, and raises the fence to it.
+    pub async fn await_unsealed(&self, position: Position, timeout: Duration) {
+        let last = self.last_unsealed_up_to(position);
+        if last > self.context.fence.unsealed_position() {
+            self.await_acknowledgements(last, timeout).await;
+        }
     }
 
     /// Raises the fence to purges that arrived `timeout` ago, also while an earlier purge is still awaited: they count as
@@ -64,7 +73,7 @@ impl Deliveries {
                 }
                 () = is_due => {
                     if let Some((position, _)) = arrivals.pop_front() {
-                        self.context.fence.raise(position);
+                        self.count_as_answered(position);
                         self.expire_open(position);
                     }
                 }

@@ -7,17 +7,21 @@
 //! The journal's writer decides whether a purge is sealed, after the guard has recorded it and before it is visible to
 //! anybody. A tag on a block of a page is added to the unsealable tags before the guard checks the block's head. So
 //! either the purge is decided after that, and is not sealed; or the guard knows the purge when the block passes.
+//!
+//! With several clearcoats that holds for each of them, since whoever sees a block tells all others of its tags before it
+//! passes ([`crate::replicas`]). While one of them may know tags that are not known here, no purge is sealed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::Deliveries;
-use crate::fleet::{Health, Live, NodeId, TrialState};
-use crate::journal::{Entry, Missed, Position};
+use crate::fleet::{Health, Live, Node, NodeId, TrialState};
+use crate::journal::{CursorState, Entry, Missed, Position};
 use crate::seal::{Name, PurgedNames, StaleBecause, StalePage, sealed_by};
 use crate::telemetry::causes;
 
@@ -32,6 +36,14 @@ pub struct SealedPurges {
     unsealed: Mutex<Unsealed>,
     /// The position of the last unsealed purge.
     last_unsealed: watch::Sender<Position>,
+    /// There are, or may be, other clearcoats.
+    has_others: bool,
+    /// Every tag of a block that passed any clearcoat is known here.
+    knows_blocks: AtomicBool,
+    /// Each clearcoat seals answers.
+    do_all_seal: AtomicBool,
+    /// The caches of which another clearcoat says that everything in them is sealed, each with its epoch.
+    sealed_elsewhere: Mutex<HashMap<NodeId, Option<Arc<str>>>>,
 }
 
 #[derive(Debug)]
@@ -44,17 +56,30 @@ struct Unsealed {
 
 impl SealedPurges {
     /// Purges up to the head count as unsealed: it is unknown which nodes lacked them when they were answered.
-    /// `gather`: how long sealed purges are collected before they are sent.
-    pub fn new(purged: Arc<PurgedNames>, gather: Duration) -> Self {
+    /// `gather`: how long sealed purges are collected before they are sent. `has_others`: there are other clearcoats, and no
+    /// purge is sealed until it is [known](Deliveries::set_knows_blocks) what they know.
+    pub fn new(purged: Arc<PurgedNames>, gather: Duration, has_others: bool) -> Self {
         let head = purged.head();
-        let unsealed = Mutex::new(Unsealed { up_to: head, since: BTreeSet::new() });
-        SealedPurges { purged, gather, unsealed, last_unsealed: watch::Sender::new(head) }
+        SealedPurges {
+            purged,
+            gather,
+            unsealed: Mutex::new(Unsealed { up_to: head, since: BTreeSet::new() }),
+            last_unsealed: watch::Sender::new(head),
+            has_others,
+            knows_blocks: AtomicBool::new(!has_others),
+            do_all_seal: AtomicBool::new(true),
+            sealed_elsewhere: Mutex::default(),
+        }
+    }
+
+    fn knows_blocks(&self) -> bool {
+        self.knows_blocks.load(Ordering::SeqCst)
     }
 
     /// Decides whether a durable purge is sealed, before it is visible to anybody.
     pub fn note(&self, entry: &Entry) {
         let is_sealed = sealed_by(&entry.purge).is_some_and(|names| !self.purged.unsealable().has_any(&names));
-        if !is_sealed {
+        if !is_sealed || !self.knows_blocks() {
             self.unseal(entry.position);
         }
     }
@@ -63,6 +88,12 @@ impl SealedPurges {
     pub fn is_sealed(&self, position: Position) -> bool {
         let unsealed = self.unsealed.lock();
         position > unsealed.up_to && !unsealed.since.contains(&position)
+    }
+
+    /// The last purge up to this position that is not sealed, or a later position that counts as one.
+    fn last_unsealed_up_to(&self, position: Position) -> Position {
+        let unsealed = self.unsealed.lock();
+        unsealed.since.range(..=position).next_back().copied().unwrap_or_else(|| unsealed.up_to.min(position))
     }
 
     /// Whether every purge after this position is sealed.
@@ -96,7 +127,7 @@ impl SealedPurges {
 
 impl Deliveries {
     /// Whether the purge at this position is sealed, so that nobody waits until a Varnish that returns seals has it.
-    pub(super) fn is_sealed(&self, position: Position) -> bool {
+    pub fn is_sealed(&self, position: Position) -> bool {
         self.context.sealed.as_ref().is_some_and(|sealed| sealed.is_sealed(position))
     }
 
@@ -114,6 +145,96 @@ impl Deliveries {
         }
     }
 
+    /// Whether any purge is sealed, or would be if all clearcoats knew the same.
+    pub fn has_sealed_purges(&self) -> bool {
+        self.context.sealed.is_some()
+    }
+
+    /// The last purge up to this position that is not sealed.
+    pub fn last_unsealed_up_to(&self, position: Position) -> Position {
+        self.context.sealed.as_ref().map_or(position, |sealed| sealed.last_unsealed_up_to(position))
+    }
+
+    /// Treats the purges up to this position as answered.
+    pub(super) fn count_as_answered(&self, position: Position) {
+        self.context.fence.raise_sealed(position);
+        self.context.fence.raise(self.last_unsealed_up_to(position));
+    }
+
+    /// Whether everything that a cache stores from now on is sealed, as far as is known: what turns out to have been stored
+    /// otherwise is distrusted.
+    pub(super) fn are_answers_sealed(&self) -> bool {
+        self.context.sealed.as_ref().is_some_and(|sealed| sealed.do_all_seal.load(Ordering::SeqCst))
+    }
+
+    /// Records whether every tag of a block that passed any clearcoat is known here.
+    pub fn set_knows_blocks(&self, knows: bool) {
+        let Some(sealed) = &self.context.sealed else { return };
+        if sealed.knows_blocks.swap(knows, Ordering::SeqCst) == knows {
+            return;
+        }
+        if knows {
+            tracing::info!("all replicas know the same blocks: purges that seals show wait for no Varnish");
+        } else {
+            tracing::info!("not every replica is known to know the same blocks: purges wait for every Varnish");
+        }
+    }
+
+    /// Records whether each clearcoat seals answers. If one does not, it may fill any cache with answers that have no seal, so
+    /// no cache counts as sealed any more.
+    pub fn set_do_all_seal(&self, do_all: bool) {
+        let Some(sealed) = &self.context.sealed else { return };
+        sealed.do_all_seal.store(do_all, Ordering::SeqCst);
+        if !do_all {
+            let mut elsewhere = sealed.sealed_elsewhere.lock();
+            elsewhere.clear();
+            self.nodes.iter().for_each(|delivery| delivery.node.live.set_cache_is_sealed(false));
+        }
+    }
+
+    /// The nodes whose whole cache is sealed, with their epochs.
+    pub fn sealed_caches(&self) -> Vec<(NodeId, Option<Arc<str>>)> {
+        let fleet = self.context.fleet.load();
+        let sealed = fleet.varnish.members().iter().filter(|member| member.node.live.cache_is_sealed());
+        sealed.map(|member| (member.node.id().clone(), member.node.spec.epoch().cloned())).collect()
+    }
+
+    /// Takes over what another clearcoat says: everything in these caches is sealed, and the tags of their blocks are known
+    /// here.
+    pub fn adopt_sealed_caches(&self, caches: Vec<(NodeId, Option<Arc<str>>)>) {
+        let Some(sealed) = &self.context.sealed else { return };
+        let mut elsewhere = sealed.sealed_elsewhere.lock();
+        elsewhere.extend(caches);
+        for delivery in &self.nodes {
+            if elsewhere.get(delivery.node.id()).is_some_and(|epoch| epoch.as_ref() == delivery.node.spec.epoch()) {
+                delivery.node.live.set_cache_is_sealed(true);
+            }
+        }
+    }
+
+    /// Whether everything in a cache was stored sealed when its delivery begins. With other clearcoats what was saved says
+    /// nothing, as one of them may have filled it meanwhile.
+    pub(super) fn begins_sealed(&self, node: &Node, remembered: CursorState) -> bool {
+        let Some(sealed) = &self.context.sealed else { return false };
+        let is_saved = match remembered {
+            CursorState::CacheRestarted => sealed.knows_blocks(),
+            CursorState::At(_) => {
+                let saved = || self.context.journal.cursors().get(node.id()).is_some_and(|cursor| cursor.is_sealed);
+                !sealed.has_others && saved()
+            }
+            CursorState::Unknown => false,
+        };
+        let elsewhere = sealed.sealed_elsewhere.lock();
+        is_saved || elsewhere.get(node.id()).is_some_and(|epoch| epoch.as_ref() == node.spec.epoch())
+    }
+
+    /// Records that unsealable tags are durable, and known to all clearcoats.
+    pub fn settle_unsealable(&self, names: &[Name]) {
+        if let Some(sealed) = &self.context.sealed {
+            sealed.purged.unsealable().settle(names);
+        }
+    }
+
     /// Records unsealable tags: from now on purges of them are not sealed. Pending purges of them are sent at once, and
     /// count as unsealed. Returns whether the record is durable: if not, answers with these tags must not be stored.
     pub async fn note_unsealable(&self, names: Vec<Name>) -> bool {
@@ -121,12 +242,9 @@ impl Deliveries {
         sealed.purged.unsealable().insert(&names);
         self.show_unsealable();
         self.unseal_pending(sealed, &names);
-        let noted = self.context.journal.note_unsealable(names.clone());
+        let noted = self.context.journal.note_unsealable(names);
         match tokio::time::timeout(self.context.pace.longest_wait, noted).await {
-            Ok(Ok(())) => {
-                sealed.purged.unsealable().settle(&names);
-                true
-            }
+            Ok(Ok(())) => true,
             Ok(Err(error)) => {
                 tracing::warn!(error = %causes(&error), "tags of a block could not be noted: it is not stored");
                 false
@@ -233,7 +351,7 @@ mod tests {
     fn sealed(head: Position) -> SealedPurges {
         let past = PastNames { head, ..PastNames::default() };
         let purged = PurgedNames::new(Lineage::new(1, Run(1), vec![]), 100, &past);
-        SealedPurges::new(Arc::new(purged), Duration::ZERO)
+        SealedPurges::new(Arc::new(purged), Duration::ZERO, false)
     }
 
     #[test]

@@ -139,14 +139,9 @@ impl Task {
         settings: &VarnishSettings,
         state: Arc<DeliveryState>,
     ) -> Self {
-        let DeliveryContext { journal, guard, pace, started, sealed, .. } = &deliveries.context;
+        let DeliveryContext { journal, guard, pace, started, .. } = &deliveries.context;
         let remembered = journal.remembered(node.id(), settings.epoch.as_deref());
-        let is_sealed = match remembered {
-            CursorState::CacheRestarted => true,
-            CursorState::At(_) => journal.cursors().get(node.id()).is_some_and(|cursor| cursor.is_sealed),
-            CursorState::Unknown => false,
-        };
-        node.live.set_cache_is_sealed(sealed.is_some() && is_sealed);
+        node.live.set_cache_is_sealed(deliveries.begins_sealed(&node, remembered));
         let cursor = match remembered {
             CursorState::At(position) => Some(position),
             // A new cache has this name, and it is unknown since when it stores pages, and which purges went to the cache
@@ -343,8 +338,7 @@ impl Task {
             Kind::Repeat => self.finish_repeat(&work),
             Kind::Recalled(range) => self.finish_recall(&work, range),
             Kind::Caught(number) => {
-                if self.deliveries.context.sealed.is_some() && (work.report.flushed_all || work.report.flushed_in_part)
-                {
+                if self.deliveries.are_answers_sealed() && (work.report.flushed_all || work.report.flushed_in_part) {
                     self.node.live.set_cache_is_sealed(true);
                 }
                 self.state.caught.done(number);
@@ -478,7 +472,7 @@ impl Task {
     /// Whether one of the purges that were just sent, up to `last`, drops all pages with tags, of a cache that is not known to
     /// be a sealed one. A block without tags is dropped by no purge of tags, so it need not be.
     fn is_flushed_by_a_purge(&self, last: Position) -> bool {
-        if self.deliveries.context.sealed.is_none() || self.node.live.cache_is_sealed() {
+        if !self.deliveries.are_answers_sealed() || self.node.live.cache_is_sealed() {
             return false;
         }
         let Missed::Entries(entries) = self.sources.journal.since(self.sent) else { return false };
@@ -534,8 +528,7 @@ impl Task {
             slow_start.begin(&self.node);
         }
         self.node.live.set_cursor(position);
-        if self.deliveries.context.sealed.is_some() && self.emptied_at.take_if(|emptied| *emptied <= position).is_some()
-        {
+        if self.emptied_at.take_if(|emptied| *emptied <= position).is_some() && self.deliveries.are_answers_sealed() {
             self.node.live.set_cache_is_sealed(true);
         }
         self.state.known.store(true, Ordering::SeqCst);

@@ -39,6 +39,11 @@ impl Fence {
         self.answered.fetch_max(position, Ordering::SeqCst)
     }
 
+    /// The position of the last purge that was answered and that no seal shows.
+    pub fn unsealed_position(&self) -> u64 {
+        self.unsealed.load(Ordering::SeqCst)
+    }
+
     /// The position that this Varnish must have reached to serve.
     pub fn required_of(&self, node: &Live) -> u64 {
         let position = if node.is_sealing() { &self.unsealed } else { &self.answered };

@@ -271,7 +271,7 @@ impl Exchange<'_> {
         }
         let Client { frontend, passage, .. } = &*self.client;
         if let Some(store) = &frontend.store {
-            store.prepare(*mark, id.0, passage.as_ref(), head, response);
+            store.prepare(mark, id.0, passage.as_ref(), head, response);
         }
         let mut first = mem::take(to_client);
         first.clear();

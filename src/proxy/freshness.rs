@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use crate::fleet::NodeId;
 use crate::http1::{Method, RequestHead, ResponseHead};
-use crate::seal::{Judgement, Position, PurgedNames, Seal, StalePage, asked_prefix, write_asked};
+use crate::seal::{Judgement, Position, PurgedNames, StalePage, asked_prefix, write_asked};
 use crate::telemetry::{Metrics, NodeMetrics, SealVerdict};
 
 /// Repeats purges to caches that return stale pages.
@@ -41,7 +41,7 @@ pub struct Freshness {
 impl Freshness {
     /// Judges answers by `purged`; `refresh` repeats purges to caches.
     pub fn new(purged: Arc<PurgedNames>, refresh: Arc<dyn Refresh>, metrics: Arc<Metrics>) -> Self {
-        let asked_prefix = asked_prefix(purged.lineage().journal()).into();
+        let asked_prefix = asked_prefix(purged.lineage().journal(), purged.lineage().run()).into();
         Freshness { purged, asked_prefix, refresh, metrics }
     }
 
@@ -71,7 +71,7 @@ impl Freshness {
         }
         let checks = &self.metrics.seal.checks;
         let page = (request.host().unwrap_or_default(), request.target());
-        let Some(seal) = answer.seal().and_then(Seal::parse) else {
+        let Some(seal) = answer.seal().and_then(|seal| self.purged.read(seal)) else {
             checks.count(SealVerdict::Unsealed);
             metrics().varnish.iter().for_each(|varnish| varnish.unsealed.inc());
             let passes = asked_at >= known || !is_sealing || answer.status == 405 || answer.status >= 500;

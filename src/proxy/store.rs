@@ -10,23 +10,24 @@ use std::time::Instant;
 
 use crate::http1::{Method, RequestHead, ResponseHead};
 use crate::purge::{Guard, Page, Passage, SocketPair};
-use crate::seal::{Asked, Name, Position, PurgedNames, write_seal};
+use crate::seal::{Asked, MAX_STAMPS, Name, Position, PurgedNames, STAMP_LEN, Stamp, write_seal};
 use crate::telemetry::Metrics;
 
 /// Makes it durable that no seal shows these tags. Resolves with whether it is.
 pub type NoteTags = Arc<dyn Fn(Vec<Name>) -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>;
 
-/// The most names of a seal: with them its line stays below the default of Varnish's `http_resp_hdr_len`, 8 KiB.
-const MAX_NAMES: usize = 1_000;
+/// The most bytes of a seal: with its name it stays below the default of Varnish's `http_resp_hdr_len`, 8 KiB.
+const MAX_SEAL: usize = 8_128;
 
 /// The bytes of an answer's head that every Varnish takes: the default of its `http_resp_size`, 32 KiB, without what is added
 /// on the way. A longer head comes through one with a higher limit.
 const USUAL_HEAD: usize = 32 * 1024 - 512;
 
-/// Whether a seal of as many names fits into an answer whose head has `head_len` bytes, where that fits without it.
-fn fits(head_len: usize, names: usize) -> bool {
-    let seal = 128 + names * Name::LEN;
-    names <= MAX_NAMES && (head_len > USUAL_HEAD || head_len + seal <= USUAL_HEAD)
+/// Whether a seal of as many stamps and names fits into an answer whose head has `head_len` bytes, where that fits without
+/// it.
+fn fits(head_len: usize, stamps: usize, names: usize) -> bool {
+    let seal = 64 + stamps * STAMP_LEN + names * Name::LEN;
+    seal <= MAX_SEAL && (head_len > USUAL_HEAD || head_len + seal <= USUAL_HEAD)
 }
 
 /// Decides about each answer to a cache.
@@ -39,12 +40,37 @@ pub struct StorePolicy {
 }
 
 /// What is known before a request goes to a node: the answer cannot be older than that.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct RenderMark {
     /// The guard's sequence number; 0 without a guard.
     guard: u64,
     /// The head of the journal; 0 if answers are not sealed.
     position: Position,
+    /// What the journals of other replicas had reached, if there are any.
+    heard: Option<Arc<Vec<Stamp>>>,
+}
+
+impl RenderMark {
+    /// The stamps of an answer: ours, those of the other replicas, and that of the reader who asked. All purges that they
+    /// cover were made before the page was requested.
+    fn stamps(&self, purged: &PurgedNames, asked: Option<Stamp>) -> impl Iterator<Item = Stamp> {
+        let own = purged.lineage().stamp(self.position);
+        let heard = self.heard.as_deref().map(Vec::as_slice).unwrap_or_default();
+        let others = heard.iter().map(move |heard| match asked.filter(|asked| asked.journal == heard.journal) {
+            // Its process asked a moment ago, so it is the present one.
+            Some(asked) if asked.run != heard.run || asked.position > heard.position => asked,
+            _ => *heard,
+        });
+        let is_new =
+            |asked: &Stamp| asked.journal != own.journal && heard.iter().all(|heard| heard.journal != asked.journal);
+        let asked = asked.filter(is_new);
+        std::iter::once(own).chain(asked).chain(others).take(MAX_STAMPS)
+    }
+
+    /// How many stamps there are at most.
+    fn max_stamps(&self) -> usize {
+        (2 + self.heard.as_ref().map_or(0, |heard| heard.len())).min(MAX_STAMPS)
+    }
 }
 
 impl StorePolicy {
@@ -61,21 +87,22 @@ impl StorePolicy {
     /// To be taken before a request goes to a node.
     pub(super) fn mark(&self) -> RenderMark {
         let guard = self.guard.as_ref().map_or(0, |guard| guard.now());
-        RenderMark { guard, position: self.sealing.as_ref().map_or(0, |(purged, _)| purged.head()) }
+        let Some((purged, _)) = &self.sealing else { return RenderMark { guard, ..RenderMark::default() } };
+        RenderMark { guard, position: purged.head(), heard: purged.heard() }
     }
 
     /// The tags of an answer that no seal shows, and that are not known as such yet. They are those of a block of a page, which
     /// a cache fills in (asked for on behalf of another path, or where Magento has its blocks), and those of an answer that is
     /// not sealed.
-    pub(super) fn tags_to_note(&self, request: &RequestHead, answer: &ResponseHead) -> Vec<Name> {
+    pub(super) fn tags_to_note(&self, mark: &RenderMark, request: &RequestHead, answer: &ResponseHead) -> Vec<Name> {
         let Some((purged, _)) = &self.sealing else { return Vec::new() };
         let page = Page { status: answer.status, target: request.target(), fields: answer.kept_fields() };
         let is_block = || {
             let asked = request.asked().and_then(Asked::parse);
             asked.is_some_and(|asked| asked.path != request.path()) || is_block_path(request.path())
         };
-        let is_sealed =
-            matches!(request.method, Method::Get | Method::Head) && fits(answer.head_len(), page.tags().count());
+        let is_sealed = matches!(request.method, Method::Get | Method::Head)
+            && fits(answer.head_len(), mark.max_stamps(), page.tags().count());
         if is_sealed && !is_block() {
             return Vec::new();
         }
@@ -107,7 +134,7 @@ impl StorePolicy {
     /// stored, and the seal of the answer with this `id`.
     pub(super) fn prepare(
         &self,
-        mark: RenderMark,
+        mark: &RenderMark,
         id: u64,
         passage: Option<&Passage>,
         request: &RequestHead,
@@ -120,7 +147,7 @@ impl StorePolicy {
         if let Some((purged, _)) = &self.sealing
             && matches!(request.method, Method::Get | Method::Head)
         {
-            answer.seal_with(|answer, out| seal(out, purged, mark.position, id, request, answer));
+            answer.seal_with(|answer, out| seal(out, purged, mark, id, request, answer));
         }
     }
 
@@ -128,7 +155,7 @@ impl StorePolicy {
     /// [`StorePolicy::mark`]. Varnish stores answers to GET; HEAD gets the same fields.
     fn may_be_stored(
         &self,
-        mark: RenderMark,
+        mark: &RenderMark,
         passage: Option<&Passage>,
         request: &RequestHead,
         answer: &ResponseHead,
@@ -152,22 +179,23 @@ impl StorePolicy {
     }
 }
 
-/// Appends the seal of an answer that is not older than `position`.
+/// Appends the seal of an answer that is not older than `mark`.
 ///
 /// A `304` is merged into an object that the cache has: if it does not say what its tags are, a seal would vouch for a body
 /// that nobody here has seen. An answer whose seal would not fit into a line that every Varnish takes gets none.
 fn seal(
     out: &mut Vec<u8>,
     purged: &PurgedNames,
-    position: Position,
+    mark: &RenderMark,
     id: u64,
     request: &RequestHead,
     answer: &ResponseHead,
 ) {
     let page = Page { status: answer.status, target: request.target(), fields: answer.kept_fields() };
     let mut names: Vec<Name> = page.tags().map(Name::of_tag).collect();
-    if fits(answer.head_len(), names.len()) && (answer.status != 304 || !names.is_empty()) {
-        write_seal(out, purged.lineage(), position, id, &mut names);
+    if fits(answer.head_len(), mark.max_stamps(), names.len()) && (answer.status != 304 || !names.is_empty()) {
+        let asked = request.asked().and_then(Asked::parse).map(|asked| asked.stamp);
+        write_seal(out, mark.stamps(purged, asked), id, &mut names);
     }
 }
 
@@ -204,7 +232,7 @@ mod tests {
         let (mut request, mut answer) = (RequestHead::default(), ResponseHead::default());
         request.parse(asked.as_bytes(), 100).unwrap();
         answer.parse(PAGE, request.method, 100).unwrap();
-        policy.may_be_stored(mark, None, &request, &answer)
+        policy.may_be_stored(&mark, None, &request, &answer)
     }
 
     #[test]
@@ -217,15 +245,17 @@ mod tests {
 
     #[test]
     fn a_seal_is_left_off_where_an_answer_fits_only_without_it() {
-        for (head_len, names, is_sealed) in [
-            (1_000, MAX_NAMES, true),
-            (1_000, MAX_NAMES + 1, false),
-            (USUAL_HEAD - 1_000, 100, true),
-            (USUAL_HEAD - 1_000, 200, false),
-            (USUAL_HEAD, 0, false),
-            (USUAL_HEAD + 1, MAX_NAMES, true),
+        for (head_len, stamps, names, is_sealed) in [
+            (1_000, 1, 1_000, true),
+            (1_000, 1, 1_003, false),
+            (1_000, 4, 1_000, false),
+            (1_000, MAX_STAMPS, 900, true),
+            (USUAL_HEAD - 1_000, 1, 100, true),
+            (USUAL_HEAD - 1_000, 1, 200, false),
+            (USUAL_HEAD, 1, 0, false),
+            (USUAL_HEAD + 1, 1, 1_000, true),
         ] {
-            assert_eq!(fits(head_len, names), is_sealed, "{names} in {head_len}");
+            assert_eq!(fits(head_len, stamps, names), is_sealed, "{names} of {stamps} in {head_len}");
         }
     }
 

@@ -10,7 +10,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Entries of a bucket: what fits into a cache line beside the floor.
-const WAYS: usize = 7;
+pub(crate) const WAYS: usize = 7;
 
 /// Bits of an entry that distinguish names of one bucket: a false match happens once in 150,000 times. The remaining
 /// bits count purges, enough for 10,000 a second for half a century.
@@ -63,6 +63,36 @@ impl Index {
         };
         let known = bucket.entries.iter().map(of_name).max().unwrap_or(0);
         known.max(bucket.floor.load(Ordering::Relaxed))
+    }
+
+    /// The number of buckets.
+    pub(crate) fn buckets(&self) -> usize {
+        self.buckets.len()
+    }
+
+    /// Each bucket that is not empty, by its number: the floor and the entries.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = (usize, [u64; 1 + WAYS])> {
+        let rows = self.buckets.iter().map(|bucket| {
+            let mut row = [0; 1 + WAYS];
+            for (value, entry) in row[1..].iter_mut().zip(&bucket.entries) {
+                *value = entry.load(Ordering::Acquire);
+            }
+            // Last: whoever finds an entry replaced also finds its floor.
+            row[0] = bucket.floor.load(Ordering::Relaxed);
+            row
+        });
+        rows.enumerate().filter(|(_, row)| row.iter().any(|value| *value > 0))
+    }
+
+    /// Puts a [row](Index::rows) of an index of the same size into this one, which is not shared yet. Returns whether there is
+    /// a bucket with this number.
+    pub(crate) fn set_row(&mut self, bucket: usize, row: [u64; 1 + WAYS]) -> bool {
+        let Some(bucket) = self.buckets.get_mut(bucket) else { return false };
+        *bucket.floor.get_mut() = row[0];
+        for (entry, value) in bucket.entries.iter_mut().zip(&row[1..]) {
+            *entry.get_mut() = *value;
+        }
+        true
     }
 
     fn bucket(&self, hash: u64) -> &Bucket {

@@ -8,11 +8,15 @@ use parking_lot::Mutex;
 use tokio::net::TcpStream;
 
 use super::message::{Confirmation, Message};
-use super::{MISDIRECTED, PATH, Replicas};
+use super::{MISDIRECTED, NAMES, PATH, Replicas};
 use crate::http_client::{self, HttpConnection};
 
 /// The maximum size of an answer: a few words, and the nodes of a fleet.
 const MAX_ANSWER: usize = 1 << 20;
+
+/// The maximum size of the names of another replica, and the wait for them. A table for a million names has 16 MiB.
+const MAX_NAMES: usize = 1 << 30;
+const NAMES_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why there was no usable answer.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +57,16 @@ impl PeerError {
         self.is_refused_connection() || matches!(self, PeerError::Restarted | PeerError::Left)
     }
 
+    /// Whether it says that it cannot do now what it may do a moment later.
+    pub(super) fn is_not_now(&self) -> bool {
+        matches!(self, PeerError::Refused(503, _))
+    }
+
+    /// Whether it says that it does not do that.
+    pub(super) fn is_never(&self) -> bool {
+        matches!(self, PeerError::Refused(400..=499, _))
+    }
+
     /// Whether nothing listens at the address.
     pub(super) fn is_refused_connection(&self) -> bool {
         matches!(self, PeerError::Connect(error) if error.kind() == std::io::ErrorKind::ConnectionRefused)
@@ -73,12 +87,30 @@ impl PeerClient {
 
     /// Sends one message and waits for its answer, for at most `ack_timeout`.
     pub(super) async fn post(&self, replicas: &Replicas, message: &Message) -> Result<Confirmation, PeerError> {
-        let patience = replicas.context.ack_timeout;
+        let answer = self.send(replicas, (PATH, MAX_ANSWER), message, replicas.context.ack_timeout).await?;
+        let said: Confirmation = serde_json::from_slice(&answer).map_err(|error| PeerError::BadAnswer(error.into()))?;
+        replicas.hear(said.from.as_ref().and_then(|from| from.reached));
+        Ok(said)
+    }
+
+    /// Asks for the purged names that the replica knows.
+    pub(super) async fn ask_names(&self, replicas: &Replicas, message: &Message) -> Result<Bytes, PeerError> {
+        self.send(replicas, (NAMES, MAX_NAMES), message, NAMES_PATIENCE).await
+    }
+
+    /// Sends one message to this path, and waits for its answer of at most so many bytes.
+    async fn send(
+        &self,
+        replicas: &Replicas,
+        what: (&str, usize),
+        message: &Message,
+        patience: Duration,
+    ) -> Result<Bytes, PeerError> {
         let body = Bytes::from(serde_json::to_vec(message)?);
         let answered = async {
             let pooled = self.idle.lock().pop();
             if let Some(mut connection) = pooled.filter(HttpConnection::is_ready) {
-                match self.exchange(replicas, &mut connection, body.clone()).await {
+                match self.exchange(replicas, &mut connection, what, body.clone()).await {
                     // The other side closed it while it was idle.
                     Err(PeerError::Http(error))
                         if error.is_canceled() || error.is_closed() || error.is_incomplete_message() => {}
@@ -88,17 +120,13 @@ impl PeerClient {
             let stream = TcpStream::connect(&self.address).await?;
             stream.set_nodelay(true)?;
             let mut connection = HttpConnection::over(stream).await?;
-            let answer = self.exchange(replicas, &mut connection, body).await;
+            let answer = self.exchange(replicas, &mut connection, what, body).await;
             self.keep(connection, answer)
         };
         tokio::time::timeout(patience, answered).await.unwrap_or(Err(PeerError::NoAnswer(patience)))
     }
 
-    fn keep(
-        &self,
-        connection: HttpConnection,
-        answer: Result<Confirmation, PeerError>,
-    ) -> Result<Confirmation, PeerError> {
+    fn keep(&self, connection: HttpConnection, answer: Result<Bytes, PeerError>) -> Result<Bytes, PeerError> {
         if answer.is_ok() {
             self.idle.lock().push(connection);
         }
@@ -109,9 +137,10 @@ impl PeerClient {
         &self,
         replicas: &Replicas,
         connection: &mut HttpConnection,
+        (path, most): (&str, usize),
         body: Bytes,
-    ) -> Result<Confirmation, PeerError> {
-        let mut request = http::Request::post(PATH)
+    ) -> Result<Bytes, PeerError> {
+        let mut request = http::Request::post(path)
             .header(http::header::HOST, &self.address)
             .header(http::header::CONTENT_TYPE, "application/json");
         if let Some(token) = &replicas.context.token {
@@ -119,9 +148,9 @@ impl PeerClient {
         }
         let answer = connection.send(request.body(Full::new(body))?).await?;
         let status = answer.status().as_u16();
-        let body = http_client::read(answer.into_body(), MAX_ANSWER).await.map_err(PeerError::BadAnswer)?;
+        let body = http_client::read(answer.into_body(), most).await.map_err(PeerError::BadAnswer)?;
         match status {
-            200 => serde_json::from_slice(&body).map_err(|error| PeerError::BadAnswer(error.into())),
+            200 => Ok(body),
             MISDIRECTED => Err(PeerError::Restarted),
             _ => Err(PeerError::Refused(status, reason(&body))),
         }

@@ -10,9 +10,13 @@ use serde::{Deserialize, Serialize};
 use super::Record;
 use crate::fleet::NodeId;
 use crate::journal::{Position, PurgeMessage};
+use crate::seal::{Name, Stamp};
 
 /// The format of messages. A message without a number has format 1.
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
+
+/// The format of a message that says nothing of blocks.
+pub(super) const WITHOUT_BLOCKS: u32 = 1;
 
 /// A message to another replica, with all purges since the last one.
 #[derive(Debug, Serialize, Deserialize)]
@@ -41,6 +45,12 @@ pub struct Message {
     /// Nodes whose fill watermarks are requested.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub asks_about: Vec<NodeId>,
+    /// What the sender's journal has reached, if the sender seals answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reached: Option<Stamp>,
+    /// The tags of blocks that no seal shows. Since format 2.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unsealable: Vec<Name>,
     /// The names of those purges that were already answered as done: a refusal by a node comes too late.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub done: Vec<String>,
@@ -128,6 +138,9 @@ pub struct Introduction {
     /// It has purges that it has yet to send to the receiver.
     #[serde(default)]
     pub pending: bool,
+    /// What its journal has reached, if it seals answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reached: Option<Stamp>,
 }
 
 fn first() -> u32 {
@@ -144,8 +157,8 @@ mod tests {
         let message: Message = serde_json::from_str(older).unwrap();
         assert_eq!((message.format, message.to, message.fresh), (1, None, false));
         assert_eq!((message.done.len(), message.refused), (0, None));
-        let later = r#"{"format":2,"from":"b","wait_ms":1,"purges":[],"and":{"more":1}}"#;
-        assert_eq!(serde_json::from_str::<Message>(later).unwrap().format, 2);
+        let later = r#"{"format":3,"from":"b","wait_ms":1,"purges":[],"and":{"more":1}}"#;
+        assert_eq!(serde_json::from_str::<Message>(later).unwrap().format, 3);
         let answer: Confirmation = serde_json::from_str(r#"{"applied":["v"],"fenced":[],"more":1}"#).unwrap();
         assert_eq!((answer.applied.len(), &answer.from, answer.refused.len()), (1, &None, 0));
         // It does not report pages in flight, so none is awaited.

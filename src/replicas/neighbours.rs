@@ -313,6 +313,8 @@ impl Replicas {
                     failures = failures.saturating_add(1);
                 }
             }
+            // Others may depend on whether there is a replica.
+            self.progress.notify();
             if !listed.load(Ordering::SeqCst) {
                 return self.neighbours.forget(&address);
             }
@@ -369,6 +371,7 @@ impl Replicas {
         let peer = Arc::new(Peer::new(id.clone(), record, start, listed));
         peer.set_owes_us(!self.neighbours.are_caught_up());
         self.peers.lock().insert(id, Arc::clone(&peer));
+        self.review_names();
         self.count();
         Some(peer)
     }

@@ -23,6 +23,7 @@
 //! shutdown.
 
 mod content;
+mod fetched;
 mod watermarks;
 
 use std::collections::VecDeque;
@@ -30,20 +31,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use hyper::body::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::call::{PeerClient, PeerError};
-use super::message::{Confirmation, Message, RedeliveryRequest, RefusedPurge};
+use super::message::{Confirmation, FORMAT, Message, RedeliveryRequest, RefusedPurge};
 use super::under_way::PeerHolds;
 use super::{Record, Replicas};
 use crate::awaited::Lateness;
 use crate::backoff::Backoff;
 use crate::fleet::NodeId;
 use crate::journal::{Position, Shared};
+use crate::seal::Name;
 use crate::telemetry::causes;
 use content::{Next, next, patience, refused, refused_last};
+pub(super) use fetched::{Fetched, PeerNames};
 
 /// The maximum number of messages in flight. Each waits for the Varnish nodes of the other replica, sometimes a tenth of a
 /// second.
@@ -92,6 +96,8 @@ pub(super) struct Peer {
     confirmations: Mutex<VecDeque<(Position, Confirmation)>>,
     /// Nodes that are held back here while pages are in flight through that replica.
     pub(super) under_way: PeerHolds,
+    /// Whether its purged names are known here.
+    pub(super) names: PeerNames,
 }
 
 /// The progress of a replica at the start.
@@ -125,6 +131,7 @@ impl Peer {
             problem: Mutex::default(),
             confirmations: Mutex::default(),
             under_way: PeerHolds::default(),
+            names: PeerNames::default(),
         }
     }
 
@@ -251,6 +258,18 @@ impl Peer {
         self.client.post(replicas, &message).await
     }
 
+    /// Tells it of tags that no seal shows. Returns once they are durable there.
+    pub(super) async fn tell_unsealable(&self, replicas: &Replicas, names: &[Name]) -> Result<Confirmation, PeerError> {
+        let (format, unsealable) = (FORMAT, names.to_vec());
+        let message = Message { format, unsealable, ..self.message(replicas, Duration::ZERO) };
+        self.client.post(replicas, &message).await
+    }
+
+    /// Asks it for the purged names that it knows.
+    pub(super) async fn ask_names(&self, replicas: &Replicas) -> Result<Bytes, PeerError> {
+        self.client.ask_names(replicas, &self.message(replicas, Duration::ZERO)).await
+    }
+
     /// Announces our shutdown, with refused purges that it may not know yet.
     pub(super) async fn send_farewell(&self, replicas: &Replicas) -> Result<Confirmation, PeerError> {
         let record = Some(Record { leaving: true, ..replicas.own.clone() });
@@ -280,7 +299,8 @@ struct Sent {
 pub(super) async fn run(replicas: Arc<Replicas>, peer: Arc<Peer>) -> PeerError {
     tokio::select! {
         error = deliver(Arc::clone(&replicas), Arc::clone(&peer)) => error,
-        never = watermarks::ask(replicas, peer) => match never {},
+        never = watermarks::ask(Arc::clone(&replicas), Arc::clone(&peer)) => match never {},
+        never = replicas.fetch_names(&peer) => match never {},
     }
 }
 

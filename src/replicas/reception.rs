@@ -58,6 +58,11 @@ impl Replicas {
                 record.journal, self.own.journal
             ));
         }
+        self.hear(message.reached);
+        if !message.unsealable.is_empty() && !self.context.deliveries.note_unsealable(message.unsealable.clone()).await
+        {
+            return Received::Refused("the tags of its block could not be made durable".to_owned());
+        }
         let patience = Duration::from_millis(message.wait_ms).min(self.context.ack_timeout);
         if message.purges.iter().any(|purge| purge.id.starts_with(GAP) && journal.place_of(&purge.id).is_none()) {
             self.context.metrics.journal.replica_gaps.inc();
@@ -72,7 +77,11 @@ impl Replicas {
         };
         self.note_answers(journal, &message);
         let outcome = match position {
-            Some(position) => self.context.deliveries.expect().acknowledge(position, patience, true).await,
+            Some(position) => {
+                let expected = self.context.deliveries.expect();
+                self.context.deliveries.await_unsealed(position, patience).await;
+                expected.acknowledge(position, patience, true).await
+            }
             None => Acknowledged::default(),
         };
         // After the wait: later refusals come too late.
@@ -144,7 +153,8 @@ impl Replicas {
 
     fn confirmation(&self, message: &Message, place: Option<Position>, outcome: Acknowledged) -> Confirmation {
         let pending = !self.has_journal_in_common() && self.owes(message);
-        let from = Introduction { id: self.id.clone(), record: self.own.clone(), fresh: self.fresh, pending };
+        let reached = self.reached();
+        let from = Introduction { id: self.id.clone(), record: self.own.clone(), fresh: self.fresh, pending, reached };
         let Acknowledged { applied, fenced, .. } = outcome;
         let landed = self.context.deliveries.fill_watermarks(fenced.iter().chain(&message.asks_about));
         Confirmation { applied, fenced, place, landed, refused: Vec::new(), from: Some(from) }
@@ -158,7 +168,7 @@ impl Replicas {
     }
 
     /// Records the sender's record.
-    fn note(&self, id: &NodeId, record: &Record) {
+    pub(super) fn note(&self, id: &NodeId, record: &Record) {
         let known = self.peers.lock().get(id).cloned();
         match known.filter(|peer| peer.record.boot == record.boot) {
             Some(peer) if record.leaving && !self.has_journal_in_common() => {

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -89,6 +90,7 @@ impl Replicas {
             };
             match update {
                 Update::Listed(listing) => {
+                    self.blocks.are_listed.store(true, Ordering::SeqCst);
                     let listed: Vec<&str> = listing.items.iter().map(|item| item.key.as_str()).collect();
                     let gone: Vec<NodeId> = tasks.keys().filter(|id| !listed.contains(&id.as_str())).cloned().collect();
                     gone.iter().for_each(|id| self.miss(id, &mut tasks));
@@ -162,6 +164,7 @@ impl Replicas {
         let in_common = self.context.journal.as_ref().and_then(|journal| journal.in_common_up_to());
         let peer = Arc::new(Peer::new(id.clone(), record, Start::After(in_common.unwrap_or(0)), listed));
         self.peers.lock().insert(id.clone(), Arc::clone(&peer));
+        self.review_names();
         if self.shares_with(&peer) {
             let this = Arc::clone(self);
             tasks.entry(id).or_default().spawn(async move {
@@ -190,6 +193,7 @@ impl Replicas {
         if let Some(peer) = gone {
             tracing::info!(replica = %id, "a replica is gone");
             peer.mark_gone();
+            self.review_names();
             self.count();
         }
     }

@@ -1,17 +1,30 @@
 //! The journal and the run that a position belongs to.
 
+use serde::{Deserialize, Serialize};
+
 use super::Position;
 
 /// One process on a journal: 32 random bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run(pub u32);
+
+/// A position with the journal and the run that it belongs to: every purge up to it was durable there at that time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    /// The identity of the journal.
+    pub journal: u64,
+    /// The run of the journal.
+    pub run: Run,
+    /// The position.
+    pub position: Position,
+}
 
 /// A journal and its runs.
 ///
 /// Within a run a position is never assigned twice. Across runs it may be: a volume that is restored from an older
 /// copy, with the same journal, continues from an earlier head. So positions of a run are trusted only up to the head
 /// that the next run found.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lineage {
     journal: u64,
     run: Run,
@@ -36,8 +49,9 @@ impl Lineage {
         self.run
     }
 
-    /// Whether `position` in this run of this journal is a position of our journal, whose head is `head`.
-    pub fn covers(&self, journal: u64, run: Run, position: Position, head: Position) -> bool {
+    /// Whether a stamp is of our journal, whose head is `head`.
+    pub fn covers(&self, stamp: Stamp, head: Position) -> bool {
+        let Stamp { journal, run, position } = stamp;
         if journal != self.journal {
             return false;
         }
@@ -45,6 +59,11 @@ impl Lineage {
             return position <= head;
         }
         self.ended.iter().any(|(ended, end)| *ended == run && position <= *end)
+    }
+
+    /// The stamp of a position in the present run.
+    pub fn stamp(&self, position: Position) -> Stamp {
+        Stamp { journal: self.journal, run: self.run, position }
     }
 }
 
@@ -65,7 +84,8 @@ mod tests {
             (7, 4, 1, false),
             (8, 3, 1, false),
         ] {
-            assert_eq!(lineage.covers(journal, Run(run), position, 30), is_covered, "{journal} {run} {position}");
+            let stamp = Stamp { journal, run: Run(run), position };
+            assert_eq!(lineage.covers(stamp, 30), is_covered, "{stamp:?}");
         }
     }
 }

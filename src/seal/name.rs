@@ -1,5 +1,6 @@
 //! The names of a page, as they are in a seal.
 
+use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The digits of a name, in ASCII order, so that sorted names are sorted texts.
@@ -13,7 +14,8 @@ const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// A tag in a seal: 48 bits of its hash, as eight characters. Two tags of a page with the same name count as one, and a
 /// purge of either concerns the page; with a million names known, one in 280 million is mistaken for another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Name([u8; Name::LEN]);
 
 impl Name {
@@ -47,6 +49,20 @@ impl Name {
     pub(super) fn key(self) -> u64 {
         let spread = u64::from_be_bytes(self.0).wrapping_mul(SPREAD);
         spread ^ spread >> 32
+    }
+}
+
+impl From<Name> for String {
+    fn from(name: Name) -> String {
+        name.0.map(char::from).iter().collect()
+    }
+}
+
+impl TryFrom<String> for Name {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Name::parse(text.as_bytes()).ok_or("a name has eight letters, digits, - or _")
     }
 }
 

@@ -8,12 +8,15 @@
 //! There is one writer, which records a purge once it is durable and before it is visible to anybody. Readers take no
 //! lock. The head is written last: a reader that has loaded it finds every purge up to it.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::text::path_of;
-use super::{Lineage, Name, Position, Seal, UnsealableTags};
+use super::text::{MAX_STAMPS, path_of};
+use super::{Lineage, Name, Position, Seal, Stamp, UnsealableTags};
 use crate::purge::index::Index;
 use crate::purge::{Purge, Target};
 
@@ -24,18 +27,27 @@ const PATH: u64 = 1;
 /// that.
 const NAMES_PER_BUCKET: usize = 4;
 
+/// The maximum number of other journals in a seal; the reader's own may come on top.
+const MAX_HEARD: usize = MAX_STAMPS - 2;
+
 /// The names and paths that were purged, and when.
 pub struct PurgedNames {
-    lineage: Lineage,
-    names: Index,
+    pub(super) lineage: Lineage,
+    pub(super) names: Index,
     /// Purges before this position are unknown.
-    floor: AtomicU64,
+    pub(super) floor: AtomicU64,
     /// The last purge of all pages.
-    all: AtomicU64,
+    pub(super) all: AtomicU64,
     /// The last purge of all pages with tags.
-    tagged: AtomicU64,
-    head: AtomicU64,
-    unsealable: UnsealableTags,
+    pub(super) tagged: AtomicU64,
+    pub(super) head: AtomicU64,
+    pub(super) unsealable: UnsealableTags,
+    /// The journals of the other replicas, each with the last position that it was heard to have; `None` without any.
+    heard: ArcSwapOption<Vec<Stamp>>,
+    /// Taken to change `heard`.
+    hearing: Mutex<()>,
+    /// What the other replicas knew when this one joined, for answers from before that.
+    inherited: ArcSwapOption<Vec<Arc<PurgedNames>>>,
 }
 
 /// The data kept of the purges before this process.
@@ -67,7 +79,7 @@ pub enum Judgement {
 /// Why an answer is stale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StaleBecause {
-    /// Its seal is of another journal, or has a position that this one never had.
+    /// Its seal has no stamp of our journal, or one with a position that it never had.
     Foreign,
     /// It is older than the floor, so that purges of it may be forgotten.
     Forgotten,
@@ -80,17 +92,25 @@ pub enum StaleBecause {
 impl PurgedNames {
     /// A table for about this many names, of a journal with this lineage, filled with `remembered`.
     pub fn new(lineage: Lineage, names: usize, remembered: &PastNames) -> Self {
-        let purged = PurgedNames {
+        let purged = PurgedNames::of(lineage, Index::new(names.div_ceil(NAMES_PER_BUCKET)), remembered);
+        remembered.keys.iter().for_each(|(key, position)| purged.names.insert(*key, *position));
+        purged
+    }
+
+    /// A table with these names, and what else was `remembered`.
+    pub(super) fn of(lineage: Lineage, names: Index, remembered: &PastNames) -> Self {
+        PurgedNames {
             lineage,
-            names: Index::new(names.div_ceil(NAMES_PER_BUCKET)),
+            names,
             floor: AtomicU64::new(remembered.floor),
             all: AtomicU64::new(remembered.all),
             tagged: AtomicU64::new(remembered.tagged),
             head: AtomicU64::new(remembered.head),
             unsealable: UnsealableTags::new(remembered.unsealable.iter().copied()),
-        };
-        remembered.keys.iter().for_each(|(key, position)| purged.names.insert(*key, *position));
-        purged
+            heard: ArcSwapOption::empty(),
+            hearing: Mutex::default(),
+            inherited: ArcSwapOption::empty(),
+        }
     }
 
     /// The journal that its positions belong to.
@@ -123,28 +143,127 @@ impl PurgedNames {
 
     /// Marks the purges up to this position as unknown, since some are missing.
     pub fn forget_up_to(&self, position: Position) {
+        // They may be missing in what was inherited, too.
+        self.inherited.store(None);
         self.floor.fetch_max(position, Ordering::Relaxed);
         self.head.fetch_max(position, Ordering::Release);
+    }
+
+    /// The stamp of the head.
+    pub fn stamp(&self) -> Stamp {
+        self.lineage.stamp(self.head())
+    }
+
+    /// Records a position that the journal of another replica has reached.
+    pub fn hear(&self, stamp: Stamp) {
+        if stamp.journal == self.lineage.journal() {
+            return;
+        }
+        let _hearing = self.hearing.lock();
+        let mut heard = self.heard.load().as_deref().cloned().unwrap_or_default();
+        let known = heard.iter().position(|known| known.journal == stamp.journal).map(|known| heard.remove(known));
+        // Messages overtake each other.
+        let newest = known.filter(|known| known.run == stamp.run && known.position > stamp.position).unwrap_or(stamp);
+        if known == Some(newest) && heard.is_empty() {
+            return;
+        }
+        // The ones that were heard last are at the end.
+        heard.push(newest);
+        if heard.len() > MAX_HEARD {
+            heard.remove(0);
+        }
+        self.heard.store(Some(Arc::new(heard)));
+    }
+
+    /// Forgets the journals of replicas that are gone, but for the last two: such a replica may be back in a moment, and then
+    /// knows pages of the meantime by its stamp. `present`: the journals of those that are there.
+    pub fn forget_journals_but(&self, present: &[u64]) {
+        let _hearing = self.hearing.lock();
+        let mut heard = self.heard.load().as_deref().cloned().unwrap_or_default();
+        let is_gone = |stamp: &Stamp| !present.contains(&stamp.journal);
+        let mut surplus = heard.iter().filter(|stamp| is_gone(stamp)).count().saturating_sub(2);
+        heard.retain(|stamp| {
+            let is_dropped = surplus > 0 && is_gone(stamp);
+            surplus -= usize::from(is_dropped);
+            !is_dropped
+        });
+        self.heard.store((!heard.is_empty()).then(|| Arc::new(heard)));
+    }
+
+    /// What the journals of the other replicas have reached: a page that is requested after this is loaded is rendered
+    /// after every purge up to there. `None` without other replicas.
+    pub fn heard(&self) -> Option<Arc<Vec<Stamp>>> {
+        self.heard.load_full()
+    }
+
+    /// Judges answers without a stamp of our journal by what another replica knew: `table`, read after that replica knew
+    /// to tell us of all later purges.
+    pub fn inherit(&self, table: PurgedNames) {
+        let _hearing = self.hearing.lock();
+        let mut inherited = self.inherited.load().as_deref().cloned().unwrap_or_default();
+        inherited.retain(|known| known.lineage.journal() != table.lineage.journal());
+        inherited.push(Arc::new(table));
+        self.inherited.store(Some(Arc::new(inherited)));
+    }
+
+    /// Parses a seal; `None` if it is none of this version.
+    pub fn read<'s>(&self, seal: &'s [u8]) -> Option<Seal<'s>> {
+        Seal::parse(seal, self.lineage.journal())
     }
 
     /// Judges an answer with this seal to a request for `target`, whose reader remembers `remembered`: the
     /// [head](PurgedNames::head) when the request arrived.
     pub fn judge(&self, seal: &Seal<'_>, target: &[u8], remembered: Position) -> Judgement {
-        let Seal { journal, run, position, .. } = *seal;
-        if !self.lineage.covers(journal, run, position, self.head()) {
+        let Some(stamp) = seal.own else { return self.judge_by_inherited(seal, target) };
+        if !self.lineage.covers(stamp, self.head()) {
             return Judgement::Stale(StaleBecause::Foreign);
         }
+        self.judge_at(stamp.position, seal, target, remembered)
+    }
+
+    /// The verdict on an answer that was rendered at this position.
+    fn judge_at(&self, position: Position, seal: &Seal<'_>, target: &[u8], remembered: Position) -> Judgement {
         if position < self.floor.load(Ordering::Acquire) {
             return Judgement::Stale(StaleBecause::Forgotten);
         }
-        // Purges that also concern pages without names come first.
-        let all = self.all.load(Ordering::Acquire);
-        let mut last = all.max(self.names.last(path_key(target)));
-        if last <= position && seal.names().len() > 0 && position < remembered {
-            let names = seal.names().map(|name| self.names.last(name.key()));
-            last = names.max().unwrap_or(0).max(self.tagged.load(Ordering::Acquire));
-        }
+        let last = self.last_purge(position, seal, target, remembered);
         if last > position { Judgement::Stale(StaleBecause::Purged(last)) } else { Judgement::Fresh }
+    }
+
+    /// The last purge that may concern an answer that was rendered at this position; `position` or less if there is none
+    /// that its reader remembers.
+    fn last_purge(&self, position: Position, seal: &Seal<'_>, target: &[u8], remembered: Position) -> Position {
+        // Purges that also concern pages without names come first.
+        let last = self.all.load(Ordering::Acquire).max(self.names.last(path_key(target)));
+        if last > position || seal.names().len() == 0 || position >= remembered {
+            return last;
+        }
+        let names = seal.names().map(|name| self.names.last(name.key()));
+        names.max().unwrap_or(0).max(self.tagged.load(Ordering::Acquire))
+    }
+
+    /// The verdict on an answer without a stamp of our journal, which is from before this replica joined: by our purges
+    /// since, and by what the others knew of earlier ones. Each of them may know of one that the others were not told of
+    /// yet.
+    fn judge_by_inherited(&self, seal: &Seal<'_>, target: &[u8]) -> Judgement {
+        let inherited = self.inherited.load();
+        let Some(inherited) = inherited.as_deref() else { return Judgement::Stale(StaleBecause::Foreign) };
+        let last = self.last_purge(0, seal, target, Position::MAX);
+        if last > 0 {
+            return Judgement::Stale(StaleBecause::Purged(last));
+        }
+        let mut judgement = Judgement::Stale(StaleBecause::Foreign);
+        for table in inherited {
+            let stamp =
+                seal.stamp_of(table.lineage.journal()).filter(|stamp| table.lineage.covers(*stamp, table.head()));
+            let position = stamp.map_or(0, |stamp| stamp.position);
+            match table.judge_at(position, seal, target, Position::MAX) {
+                Judgement::Fresh if stamp.is_some() => judgement = Judgement::Fresh,
+                Judgement::Fresh => {}
+                Judgement::Stale(_) => return Judgement::Stale(StaleBecause::Forgotten),
+            }
+        }
+        judgement
     }
 }
 
@@ -244,8 +363,8 @@ mod tests {
     ) -> Judgement {
         let mut text = Vec::new();
         let mut names = tags.iter().map(|tag| Name::of_tag(tag.as_bytes())).collect();
-        write_seal(&mut text, by, position, 1, &mut names);
-        purged.judge(&Seal::parse(&text).unwrap(), b"/p/1?a=b", remembered)
+        write_seal(&mut text, std::iter::once(by.stamp(position)), 1, &mut names);
+        purged.judge(&Seal::parse(&text, JOURNAL).unwrap(), b"/p/1?a=b", remembered)
     }
 
     fn is_stale(verdict: Judgement) -> bool {
@@ -398,7 +517,7 @@ mod tests {
                     let texts = tag_texts(set);
                     let mut names = texts.iter().map(|tag| Name::of_tag(tag.as_bytes())).collect();
                     let mut seal = Vec::new();
-                    write_seal(&mut seal, &current, position, 1, &mut names);
+                    write_seal(&mut seal, std::iter::once(current.stamp(position)), 1, &mut names);
                     under_way.push((*later, Stored { tags: set.clone(), rendered_at: position, seal }));
                 }
                 if let Step::Restart = step {
@@ -430,7 +549,7 @@ mod tests {
                     });
                     let since = &history[page.rendered_at as usize..];
                     let is_old = since.iter().any(concerns);
-                    let seal = Seal::parse(&page.seal).unwrap();
+                    let seal = Seal::parse(&page.seal, JOURNAL).unwrap();
                     let verdict = table.judge(&seal, b"/p/1", table.head());
                     if is_old {
                         prop_assert_ne!(verdict, Judgement::Fresh, "{:?} of {}", page.tags, page.rendered_at);

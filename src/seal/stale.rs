@@ -7,7 +7,7 @@ use super::{Name, Position, Seal, StaleBecause};
 pub struct StalePage {
     /// Why it is stale.
     pub because: StaleBecause,
-    /// The position of its seal.
+    /// The position of our stamp in its seal; 0 without one.
     pub position: Position,
     /// The random id of the answer: the same for as long as the cache has the same object.
     pub id: u64,
@@ -25,7 +25,7 @@ impl StalePage {
     /// The page of an answer with this seal to a request for this host and target. `asked_at`: the position that the
     /// cache had acknowledged when it was asked.
     pub fn new(seal: &Seal<'_>, because: StaleBecause, (host, target): (&[u8], &[u8]), asked_at: Position) -> Self {
-        let Seal { position, id, .. } = *seal;
+        let (id, position) = (seal.id, seal.own.map_or(0, |stamp| stamp.position));
         let (host, target) = (host.to_owned(), target.to_owned());
         StalePage { because, position, id, names: seal.names().collect(), target, host, asked_at }
     }

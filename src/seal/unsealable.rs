@@ -79,6 +79,11 @@ impl UnsealableTags {
         }
     }
 
+    /// All known tags, in no order.
+    pub fn all(&self) -> Vec<Name> {
+        self.names.read().keys().copied().collect()
+    }
+
     /// The number of known tags. With more than 100,000 every tag counts as unsealable.
     pub fn count(&self) -> usize {
         self.names.read().len()

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
-use super::page::{TrialPage, name_in};
+use super::page::{RenderedPage, TrialPage};
 use super::{Trials, Whose};
 use crate::fleet::{Node, PurgeDialect, TrialState, VarnishSettings};
 use crate::purge::{Ban, compile};
@@ -72,7 +72,7 @@ async fn try_node(trials: &Trials, node: &Node, settings: &VarnishSettings) -> T
         // pages before it away may have been a moment's trouble, for which no cache is dropped.
         let (page, host) = (TrialPage::new(number < 2), trials.host(whose));
         let link = PurgeClient::to(node.spec.address, settings, STEP);
-        let trial = Trial { trials, settings, page, host, link };
+        let trial = Trial { settings, page, host, link };
         match trial.run().await {
             Ok(conclusion) => return conclusion,
             Err(reason) => why = reason,
@@ -83,30 +83,22 @@ async fn try_node(trials: &Trials, node: &Node, settings: &VarnishSettings) -> T
 }
 
 /// A page as a node has answered it.
-struct NamedPage {
-    name: String,
+struct NodeAnswer {
+    page: RenderedPage,
     seal: Option<Vec<u8>>,
 }
 
-/// A page under trial on a node. The origin answers it until this value is dropped.
+/// A page under trial on a node.
 struct Trial<'t> {
-    trials: &'t Trials,
     settings: &'t VarnishSettings,
     page: TrialPage,
     host: String,
     link: PurgeClient,
 }
 
-impl Drop for Trial<'_> {
-    fn drop(&mut self) {
-        self.trials.pages().remove(&self.page.path());
-    }
-}
-
 impl Trial<'_> {
     /// The result, or why the trial proves nothing.
     async fn run(mut self) -> Result<TrialVerdict, String> {
-        self.trials.pages().insert(self.page.path(), self.page.clone());
         let (name, returns_seals) = self.stored().await?;
         let verdict = |state, finding| TrialVerdict { state, finding, returns_seals };
         let configured = self.settings.delivery;
@@ -133,12 +125,12 @@ impl Trial<'_> {
         for _ in 0..ASKED {
             let now = self.ask().await?;
             match now {
-                Ok(NamedPage { name, seal }) if before.as_ref() == Some(&name) => {
-                    let is_sealed = self.page.has_seal(&name, seal.as_deref());
-                    return Ok((name, is_sealed));
+                Ok(NodeAnswer { page, seal }) if before.as_ref() == Some(&page.name) => {
+                    let is_sealed = self.page.has_seal(&page, seal.as_deref());
+                    return Ok((page.name, is_sealed));
                 }
-                Ok(NamedPage { name, .. }) => before = Some(name),
-                // The node may have asked another clearcoat.
+                Ok(NodeAnswer { page, .. }) => before = Some(page.name),
+                // The node may have asked a clearcoat of an older version.
                 Err(404) => {}
                 Err(status) => return Err(format!("it answers {status} for our page")),
             }
@@ -169,7 +161,7 @@ impl Trial<'_> {
             // Twice: a softly purged page is served once more.
             for _ in 0..2 {
                 match self.ask().await? {
-                    Ok(now) if now.name == name => {}
+                    Ok(now) if now.page.name == name => {}
                     Ok(_) | Err(404) => return Ok(true),
                     Err(status) => return Err(format!("it answers {status} for our page")),
                 }
@@ -179,11 +171,11 @@ impl Trial<'_> {
     }
 
     /// Requests the page. The status of an answer without one is an error of the inner kind.
-    async fn ask(&mut self) -> Result<Result<NamedPage, u16>, String> {
+    async fn ask(&mut self) -> Result<Result<NodeAnswer, u16>, String> {
         let request = self.page.request(&self.host);
         let asked = self.link.ask(request.as_bytes()).await.map_err(|error| causes(&error).to_string())?;
         let OwnPage { status, seal, body } = asked;
-        let name = name_in(&body).filter(|_| status == 200);
-        Ok(name.map(|name| NamedPage { name, seal }).ok_or(status))
+        let page = RenderedPage::read(&body).filter(|_| status == 200);
+        Ok(page.map(|page| NodeAnswer { page, seal }).ok_or(status))
     }
 }

@@ -3,14 +3,21 @@
 //! A VCL that parses patterns fails on the common prefix in a pattern for several tags, and a VCL that takes several
 //! tags for one key fails on a page with several. So the purge names one tag of the page, the middle one, and two that
 //! no page has.
-
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+//!
+//! Its path says all that is to be known of it, so that any clearcoat before the same fleet can answer it: a Varnish may
+//! fetch it through another one than that which tries it.
 
 use crate::purge::{Purge, TagSet, Target, to_magento};
 
 /// The path of our own pages.
 const FOLDER: &[u8] = b"/.clearcoat";
+
+/// The paths of trial pages with a seal and without one, before their token.
+const SEALED: &str = "/.clearcoat/trial/sealed/";
+const BARE: &str = "/.clearcoat/trial/bare/";
+
+/// The text after the name in the body of a page that was asked for with what the edge would say of a reader.
+const ASKED: &str = " asked";
 
 /// The text before the name of a rendered page, in its body.
 const MARK: &str = "clearcoat trial ";
@@ -32,31 +39,58 @@ pub(super) struct TrialPage {
     token: String,
     /// It comes with a seal.
     is_sealed: bool,
-    /// It was asked for at the origin with what the edge says of a reader.
-    was_asked: Arc<AtomicBool>,
+}
+
+/// A rendered trial page, as its body says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct RenderedPage {
+    /// Its name.
+    pub(super) name: String,
+    /// It was asked for with what the edge would say of a reader.
+    was_asked: bool,
+}
+
+impl RenderedPage {
+    /// The page in this body, if there is one.
+    pub(super) fn read(body: &[u8]) -> Option<Self> {
+        let body = String::from_utf8_lossy(body);
+        let (_, rest) = body.split_once(MARK)?;
+        let (name, rest) = rest.split_at_checked(NAME)?;
+        Some(RenderedPage { name: name.to_owned(), was_asked: rest.starts_with(ASKED) })
+    }
 }
 
 impl TrialPage {
     /// Another one each time: nobody can guess it.
     pub(super) fn new(is_sealed: bool) -> Self {
-        TrialPage { token: name(), is_sealed, was_asked: Arc::default() }
+        TrialPage { token: name(), is_sealed }
+    }
+
+    /// The page at this path.
+    pub(super) fn at(path: &str) -> Option<Self> {
+        let pages = [(SEALED, true), (BARE, false)];
+        let (token, is_sealed) =
+            pages.into_iter().find_map(|(folder, is_sealed)| Some((path.strip_prefix(folder)?, is_sealed)))?;
+        let is_token = token.len() == NAME && token.bytes().all(|byte| byte.is_ascii_hexdigit());
+        is_token.then(|| TrialPage { token: token.to_owned(), is_sealed })
     }
 
     /// What the edge would say of a reader.
     fn asked(&self) -> String {
-        format!("1 {} 0 {} {}", &self.token[..16], &self.token[16..], self.path())
+        let (journal, id) = self.token.split_at(NAME / 2);
+        format!("1 {journal}.{} 0 {id} {}", &id[..8], self.path())
     }
 
     /// Whether a node that answered with this page and this seal returns seals, and passes on what the edge says. `None` of a
     /// page without a seal.
-    pub(super) fn has_seal(&self, name: &str, seal: Option<&[u8]>) -> Option<bool> {
-        let is_kept = || self.was_asked.load(Ordering::SeqCst) && seal == Some(seal_of(name).as_bytes());
-        self.is_sealed.then(is_kept)
+    pub(super) fn has_seal(&self, page: &RenderedPage, seal: Option<&[u8]>) -> Option<bool> {
+        self.is_sealed.then(|| page.was_asked && seal == Some(seal_of(&page.name).as_bytes()))
     }
 
     /// Its path.
     pub(super) fn path(&self) -> String {
-        format!("/.clearcoat/trial/{}", self.token)
+        let folder = if self.is_sealed { SEALED } else { BARE };
+        format!("{folder}{}", self.token)
     }
 
     /// The request for it. `X-Forwarded-Proto` is for a VCL that redirects plain requests.
@@ -73,11 +107,9 @@ impl TrialPage {
     /// The complete answer of a web node with this page, with a new name each time, to a request with this
     /// `X-Clearcoat-Asked`. Its lifetime exceeds a trial.
     pub(super) fn answer(&self, asked: Option<&[u8]>) -> Vec<u8> {
-        if asked == Some(self.asked().as_bytes()) {
-            self.was_asked.store(true, Ordering::SeqCst);
-        }
         let name = name();
-        let body = format!("<!doctype html><title>clearcoat</title><p>{MARK}{name}</p>\n");
+        let said = if asked == Some(self.asked().as_bytes()) { ASKED } else { "" };
+        let body = format!("<!doctype html><title>clearcoat</title><p>{MARK}{name}{said}</p>\n");
         let seal = if self.is_sealed { format!("X-Clearcoat-Seal: {}\r\n", seal_of(&name)) } else { String::new() };
         let [one, two, three] = [1, 2, 3].map(|number| self.tag(number));
         let head = format!(
@@ -101,13 +133,6 @@ impl TrialPage {
     }
 }
 
-/// The name of a rendered page, from its body.
-pub(super) fn name_in(body: &[u8]) -> Option<String> {
-    let body = String::from_utf8_lossy(body);
-    let (_, rest) = body.split_once(MARK)?;
-    rest.get(..NAME).map(str::to_owned)
-}
-
 /// The seal of the page with this name.
 fn seal_of(name: &str) -> String {
     name.repeat(SEAL)
@@ -126,12 +151,25 @@ mod tests {
     #[test]
     fn a_page_has_another_name_each_time_and_can_be_told_by_it() {
         let page = TrialPage::new(true);
-        let body = |answer: Vec<u8>| String::from_utf8(answer).unwrap().split_once("\r\n\r\n").unwrap().1.to_owned();
-        let (one, two) = (body(page.answer(None)), body(page.answer(None)));
-        assert_ne!(name_in(one.as_bytes()).unwrap(), name_in(two.as_bytes()).unwrap());
-        assert_eq!(name_in(one.as_bytes()).unwrap().len(), NAME);
+        let read = |answer: Vec<u8>| RenderedPage::read(&answer).unwrap();
+        let (one, two) = (read(page.answer(None)), read(page.answer(None)));
+        assert_ne!(one.name, two.name);
+        assert_eq!(one.name.len(), NAME);
         for other in ["", "clearcoat trial 12", "<h1>shop</h1>"] {
-            assert_eq!(name_in(other.as_bytes()), None);
+            assert_eq!(RenderedPage::read(other.as_bytes()), None);
+        }
+    }
+
+    #[test]
+    fn a_page_is_the_same_to_every_clearcoat_that_is_asked_for_its_path() {
+        for page in [TrialPage::new(true), TrialPage::new(false)] {
+            let elsewhere = TrialPage::at(&page.path()).unwrap();
+            assert_eq!((&elsewhere.token, elsewhere.is_sealed), (&page.token, page.is_sealed));
+        }
+        for other in
+            ["/.clearcoat/trial/", "/.clearcoat/trial/bare/12", "/.clearcoat/trial/bare/../../../etc/passwd/12345"]
+        {
+            assert!(TrialPage::at(other).is_none(), "{other}");
         }
     }
 
@@ -150,16 +188,19 @@ mod tests {
     #[test]
     fn a_seal_counts_if_it_is_that_of_the_page_and_the_page_was_asked_for() {
         let page = TrialPage::new(true);
-        let text = String::from_utf8(page.answer(Some(b"another"))).unwrap();
-        let name = name_in(text.as_bytes()).unwrap();
-        let seal = text.lines().find_map(|line| line.strip_prefix("X-Clearcoat-Seal: ")).unwrap();
+        let answer = |asked: &[u8]| {
+            let text = String::from_utf8(page.answer(Some(asked))).unwrap();
+            let seal = text.lines().find_map(|line| line.strip_prefix("X-Clearcoat-Seal: ")).unwrap().to_owned();
+            (RenderedPage::read(text.as_bytes()).unwrap(), seal)
+        };
+        let (rendered, seal) = answer(b"another");
         assert_eq!(seal.len(), 8_000);
-        assert_eq!(page.has_seal(&name, Some(seal.as_bytes())), Some(false), "nobody asked as the edge does");
-        page.answer(Some(page.asked().as_bytes()));
-        assert_eq!(page.has_seal(&name, Some(seal.as_bytes())), Some(true));
-        assert!([None, Some(&b"another"[..])].iter().all(|other| page.has_seal(&name, *other) == Some(false)));
+        assert_eq!(page.has_seal(&rendered, Some(seal.as_bytes())), Some(false), "nobody asked as the edge does");
+        let (rendered, seal) = answer(page.asked().as_bytes());
+        assert_eq!(page.has_seal(&rendered, Some(seal.as_bytes())), Some(true));
+        assert!([None, Some(&b"another"[..])].iter().all(|other| page.has_seal(&rendered, *other) == Some(false)));
         let bare = TrialPage::new(false);
-        assert_eq!(bare.has_seal(&name, None), None);
+        assert_eq!(bare.has_seal(&rendered, None), None);
         assert!(!String::from_utf8(bare.answer(Some(bare.asked().as_bytes()))).unwrap().contains("Seal"));
     }
 

@@ -154,6 +154,29 @@ fn sealed(name: &str, guard: bool) {
     keeps_its_promise(name, fleet, &steps, seed, length);
 }
 
+/// Seals alone behind two clearcoats: each judges by its own journal what the other has sealed, whichever of them is killed,
+/// and while etcd is away.
+#[test]
+fn no_page_is_older_than_a_purge_where_seals_alone_tell_any_replica() {
+    let seed = setting("CLEARCOAT_SEED").unwrap_or_else(|| fastrand::u64(..100_000_000));
+    let length = Duration::from_secs(setting("CLEARCOAT_CONSISTENCY_SECONDS").unwrap_or(30));
+    let plan = Plan {
+        varnish: NODES,
+        config: CONFIG,
+        replicas: 2,
+        etcd: MEMBERS,
+        journal: "etcd",
+        first_start: "flush",
+        guard: false,
+        vcl: poisoned,
+        ..Plan::default()
+    };
+    let fleet = Fleet::start(&plan);
+    fleet.seals();
+    let steps = faults::both(faults::random(seed, NODES, length), faults::of_etcd(seed, MEMBERS, length));
+    keeps_its_promise("consistency with seals of replicas", fleet, &steps, seed, length);
+}
+
 /// Runs a schedule, and fails if any read was stale, any purge lost or any request refused.
 fn keeps_its_promise(name: &str, mut fleet: Fleet, steps: &[Step], seed: u64, length: Duration) {
     let purging: Vec<Purging> =

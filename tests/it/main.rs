@@ -33,6 +33,7 @@ mod replicas;
 mod replicas_agree;
 mod seal;
 mod seal_attacks;
+mod seal_of_several;
 mod slow_start;
 mod storm;
 mod support;

@@ -198,6 +198,9 @@ pub(crate) fn blocks() -> (Upstream, Arc<AtomicU64>) {
     let block = Arc::new(AtomicU64::new(0));
     let shown = Arc::clone(&block);
     let web = Upstream::start(move |call| {
+        if call.path().starts_with("/customer/") {
+            return call.send_then("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", Then::KeepAlive);
+        }
         let (tags, body) = if call.seen.head.starts_with("GET /block ") {
             ("of_block", format!("block {}", shown.load(Ordering::SeqCst)))
         } else {

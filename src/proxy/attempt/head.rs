@@ -200,9 +200,9 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
 
     /// Whether the answer goes to a cache with tags that no seal shows, and that are not known yet.
     fn has_tags_to_note(&self) -> bool {
-        let Request { head, response, .. } = &*self.exchange.request;
+        let Request { mark, head, response, .. } = &*self.exchange.request;
         let store = self.exchange.client.frontend.store.as_ref();
-        store.is_some_and(|store| !store.tags_to_note(head, response).is_empty())
+        store.is_some_and(|store| !store.tags_to_note(mark, head, response).is_empty())
     }
 
     /// Begins an answer whose body so far is in `answer`.
@@ -296,9 +296,9 @@ impl Exchange<'_> {
     /// Notes the tags of a block before its head goes to the cache, and begins its answer. If they cannot be noted, the cache
     /// is told not to store it.
     pub(super) async fn note_block(&mut self) -> Result<Download, Failure> {
-        let Request { head, response, .. } = &mut *self.request;
+        let Request { mark, head, response, .. } = &mut *self.request;
         if let Some(store) = &self.client.frontend.store {
-            let names = store.tags_to_note(head, response);
+            let names = store.tags_to_note(mark, head, response);
             self.client.deadline.enter(Phase::FirstByte);
             if !store.note_tags(names).await {
                 response.forbid_storing();

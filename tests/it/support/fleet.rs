@@ -264,12 +264,14 @@ impl Fleet {
         Fleet { clearcoat, others, varnish, slow_link, web, shop, etcd, links, own_way, disk, folder }
     }
 
-    /// Waits until every Varnish returns seals, and began empty.
+    /// Waits until every Varnish returns seals to each clearcoat, and began empty.
     pub fn seals(&self) {
-        eventually("every Varnish returns seals", || {
-            let nodes = self.clearcoat.nodes();
-            nodes.iter().all(|node| node["role"] == "web" || node["seals"] == true).then_some(())
-        });
+        for clearcoat in self.clearcoats() {
+            eventually("every Varnish returns seals", || {
+                let nodes = clearcoat.nodes();
+                nodes.iter().all(|node| node["role"] == "web" || node["seals"] == true).then_some(())
+            });
+        }
     }
 
     /// Reads a page through the edge.

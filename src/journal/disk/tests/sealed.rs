@@ -5,13 +5,18 @@ use std::sync::Arc;
 use super::super::{change, opening};
 use super::*;
 use crate::journal::Entry;
-use crate::seal::{Judgement, Name, PurgedNames, Seal, StaleBecause, write_seal};
+use crate::seal::{Judgement, Name, PurgedNames, StaleBecause, write_seal};
 
 /// Judges a page with this tag, sealed by an earlier look at the journal.
 fn judge(now: &PurgedNames, sealed_by: &PurgedNames, position: Position, tag: &str) -> Judgement {
     let mut text = Vec::new();
-    write_seal(&mut text, sealed_by.lineage(), position, 1, &mut vec![Name::of_tag(tag.as_bytes())]);
-    now.judge(&Seal::parse(&text).unwrap(), b"/", now.head())
+    write_seal(
+        &mut text,
+        std::iter::once(sealed_by.lineage().stamp(position)),
+        1,
+        &mut vec![Name::of_tag(tag.as_bytes())],
+    );
+    now.judge(&now.read(&text).unwrap(), b"/", now.head())
 }
 
 fn names_of(journal: &Disk) -> Arc<PurgedNames> {

@@ -1,0 +1,156 @@
+//! Seals with several clearcoats: each judges by its own journal what any of them has sealed.
+
+use std::sync::atomic::Ordering;
+
+use crate::seal::{blocks, of_blocks};
+use crate::support::clearcoat::Clearcoat;
+use crate::support::client::{Answer, get, purge, tag};
+use crate::support::eventually;
+use crate::support::fleet::{Fleet, Plan};
+use crate::support::varnish::signal;
+
+/// Purges that are sealed gather for so long that no test sees them sent for that reason.
+const GATHERED: &str = "[purge]\nlisten = [\"127.0.0.1:0\"]\nack_timeout = \"15s\"\ngather = \"60s\"\n";
+
+/// Both ways to be several: with a journal that all share in etcd, and with journals of their own.
+fn plans() -> [Plan; 2] {
+    let plan = || Plan { varnish: 2, web: 1, replicas: 2, first_start: "flush", config: GATHERED, ..Plan::default() };
+    [Plan { etcd: 1, journal: "etcd", ..plan() }, plan()]
+}
+
+fn all_seal(fleet: &Fleet) {
+    for clearcoat in fleet.clearcoats() {
+        eventually("every Varnish returns seals, for every clearcoat", || {
+            let nodes = clearcoat.nodes();
+            let seal = nodes.iter().all(|node| node["role"] == "web" || node["seals"] == true);
+            let waits_for_nobody =
+                || purge_by(clearcoat, "nothing")["pending"].as_array().is_some_and(|ids| ids.len() == 2);
+            (seal && waits_for_nobody()).then_some(())
+        });
+    }
+}
+
+fn purge_by(clearcoat: &Clearcoat, name: &str) -> serde_json::Value {
+    let answer = purge(clearcoat.purge, &tag(name)).expect("the purge listener answers");
+    assert_eq!(answer.status, 200, "{answer:?}");
+    answer.json()
+}
+
+fn read(clearcoat: &Clearcoat, path: &str) -> Answer {
+    get(clearcoat.edge, path).expect("the edge answers")
+}
+
+fn foreign_flushes(clearcoat: &Clearcoat) -> f64 {
+    clearcoat.metric("clearcoat_stale_caught_total{node=\"varnish-1\"}")
+        + clearcoat.metric("clearcoat_stale_caught_total{node=\"varnish-2\"}")
+}
+
+#[test]
+fn a_sealed_purge_waits_for_no_varnish_and_holds_behind_every_clearcoat() {
+    for plan in plans() {
+        let mut fleet = Fleet::start(&plan);
+        all_seal(&fleet);
+        for version in 1..=6 {
+            fleet.shop.set(1, version);
+            let answer = purge_by(fleet.replica(version as usize % 2), "cat_p_1");
+            assert_eq!(
+                (answer["pending"].as_array().unwrap().len(), &answer["unconfirmed"]),
+                (2, &serde_json::Value::Null)
+            );
+            for _ in 0..2 {
+                let seen: Vec<String> = fleet.clearcoats().map(|each| read(each, "/p/1").text().to_owned()).collect();
+                assert_eq!(seen, [version.to_string(), version.to_string()]);
+            }
+            let kept: Vec<String> = fleet.clearcoats().map(|each| read(each, "/p/1").cache().to_owned()).collect();
+            assert_eq!(kept, ["HIT", "HIT"], "each takes what the other has sealed");
+        }
+    }
+}
+
+#[test]
+fn a_page_through_a_clearcoat_that_lags_is_taken_by_the_reader_who_asked() {
+    for plan in plans() {
+        let fleet = Fleet::start(&Plan { varnish: 1, ..plan });
+        let [first, other] = [&fleet.clearcoat, &fleet.others[0]];
+        eventually("both seal", || {
+            fleet
+                .clearcoats()
+                .all(|each| purge_by(each, "nothing")["pending"].as_array().unwrap().len() == 1)
+                .then_some(())
+        });
+        assert_eq!(read(first, "/p/1").text(), "0");
+        // Its answer names the other one, and what that passes on to Varnish does not say that it knows of the purge.
+        signal("-STOP", &[other.pid()]);
+        fleet.shop.set(1, 1);
+        let answer = purge_by(first, "cat_p_1");
+        assert_eq!(answer["unconfirmed"], serde_json::json!(["clearcoat-2"]), "{answer}");
+        assert_eq!(read(first, "/p/1").text(), "1");
+        signal("-CONT", &[other.pid()]);
+        eventually("the other one has it", || (read(other, "/p/1").text() == "1").then_some(()));
+    }
+}
+
+#[test]
+fn a_block_that_passed_one_clearcoat_is_known_to_the_other_before_it_is_stored() {
+    for plan in plans() {
+        let (web, block) = blocks();
+        let config: &'static str = format!("{GATHERED}{}", of_blocks(&web)).leak();
+        let mut fleet = Fleet::start(&Plan { web: 0, config, ..plan });
+        all_seal(&fleet);
+        for round in 0..4 {
+            for clearcoat in fleet.clearcoats() {
+                assert_eq!(read(clearcoat, "/page").text(), format!("<p>block {round}</p>"));
+            }
+            block.store(round + 1, Ordering::SeqCst);
+            let answer = purge_by(fleet.replica(round as usize % 2), "of_block");
+            assert_eq!(answer["pending"], serde_json::json!([]), "{answer}");
+        }
+        let answer = purge_by(&fleet.clearcoat, "of_page");
+        assert_eq!(answer["pending"].as_array().unwrap().len(), 2, "the page itself is shown by its seal: {answer}");
+    }
+}
+
+#[test]
+fn a_clearcoat_that_joins_knows_the_pages_and_the_blocks_of_the_others() {
+    let [shared, _] = plans();
+    let (web, block) = blocks();
+    let config: &'static str = format!("{GATHERED}{}", of_blocks(&web)).leak();
+    let mut fleet = Fleet::start(&Plan { web: 0, config, ..shared });
+    all_seal(&fleet);
+    assert_eq!(read(&fleet.clearcoat, "/page").text(), "<p>block 0</p>");
+    assert_eq!(read(&fleet.clearcoat, "/other").text(), "<p>block 0</p>");
+    // It comes without anything that it knew.
+    fleet.replica(1).kill();
+    purge_by(&fleet.clearcoat, "of_nothing");
+    std::fs::remove_dir_all(fleet.journal_of(1)).expect("its journal");
+    fleet.replica(1).restart();
+    fleet.others[0].opened();
+    all_seal(&fleet);
+    let before = foreign_flushes(&fleet.others[0]);
+    assert_eq!(read(&fleet.others[0], "/other").text(), "<p>block 0</p>");
+    assert_eq!(foreign_flushes(&fleet.others[0]), before, "the page is from before, and nothing of it was purged");
+    block.store(1, Ordering::SeqCst);
+    let answer = purge_by(&fleet.others[0], "of_block");
+    assert_eq!(answer["pending"], serde_json::json!([]), "{answer}");
+    for clearcoat in fleet.clearcoats() {
+        assert_eq!(read(clearcoat, "/page").text(), "<p>block 1</p>");
+    }
+}
+
+#[test]
+fn beside_a_clearcoat_that_does_not_seal_purges_wait() {
+    for plan in plans() {
+        let mut fleet = Fleet::start(&plan);
+        all_seal(&fleet);
+        fleet.replica(1).kill();
+        let config = fleet.others[0].config();
+        let config = config.replacen("[purge]\n", "[purge]\nwait_for = \"varnish\"\n", 1);
+        fleet.others[0].configure(&config);
+        fleet.replica(1).restart();
+        fleet.others[0].opened();
+        eventually("purges wait for Varnish", || {
+            (purge_by(&fleet.clearcoat, "cat_p_1")["pending"] == serde_json::json!([])).then_some(())
+        });
+        assert!(fleet.clearcoat.nodes().iter().all(|node| node["seals"] != true), "what is cached may have no seal");
+    }
+}

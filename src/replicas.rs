@@ -365,7 +365,8 @@ fn gap_name(sender: &str, receiver: &str, head: Position) -> String {
 }
 
 /// The problem of a replica beside which no purge is sealed.
-const NO_SEALS: &str = "it does not seal answers (an older version, edge.seal or purge.wait_for): purges wait for every Varnish";
+const NO_SEALS: &str =
+    "it does not seal answers (an older version, edge.seal or purge.wait_for): purges wait for every Varnish";
 
 /// The problem of replicas that do not share a journal.
 const NOT_SHARED: &str = "replicas of one fleet have no journal in common: a purge that one of them takes is not known to \

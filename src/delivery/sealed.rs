@@ -36,14 +36,22 @@ pub struct SealedPurges {
     unsealed: Mutex<Unsealed>,
     /// The position of the last unsealed purge.
     last_unsealed: watch::Sender<Position>,
-    /// There are, or may be, other clearcoats.
-    has_others: bool,
     /// Every tag of a block that passed any clearcoat is known here.
     knows_blocks: AtomicBool,
     /// Each clearcoat seals answers.
     do_all_seal: AtomicBool,
-    /// The caches of which another clearcoat says that everything in them is sealed, each with its epoch.
-    sealed_elsewhere: Mutex<HashMap<NodeId, Option<Arc<str>>>>,
+    caches: Mutex<SealedCaches>,
+}
+
+/// Caches in which everything is sealed, each with its epoch.
+#[derive(Debug, Default)]
+struct SealedCaches {
+    /// Whether what the last process saved is believed: it is known what other clearcoats passed since.
+    trusts_saved: bool,
+    /// What it saved of nodes that came before that.
+    saved: HashMap<NodeId, Option<Arc<str>>>,
+    /// As is known from all clearcoats.
+    known: HashMap<NodeId, Option<Arc<str>>>,
 }
 
 #[derive(Debug)]
@@ -65,10 +73,9 @@ impl SealedPurges {
             gather,
             unsealed: Mutex::new(Unsealed { up_to: head, since: BTreeSet::new() }),
             last_unsealed: watch::Sender::new(head),
-            has_others,
             knows_blocks: AtomicBool::new(!has_others),
             do_all_seal: AtomicBool::new(true),
-            sealed_elsewhere: Mutex::default(),
+            caches: Mutex::new(SealedCaches { trusts_saved: !has_others, ..SealedCaches::default() }),
         }
     }
 
@@ -186,8 +193,7 @@ impl Deliveries {
         let Some(sealed) = &self.context.sealed else { return };
         sealed.do_all_seal.store(do_all, Ordering::SeqCst);
         if !do_all {
-            let mut elsewhere = sealed.sealed_elsewhere.lock();
-            elsewhere.clear();
+            *sealed.caches.lock() = SealedCaches { trusts_saved: false, ..SealedCaches::default() };
             self.nodes.iter().for_each(|delivery| delivery.node.live.set_cache_is_sealed(false));
         }
     }
@@ -201,31 +207,49 @@ impl Deliveries {
 
     /// Takes over what another clearcoat says: everything in these caches is sealed, and the tags of their blocks are known
     /// here.
-    pub fn adopt_sealed_caches(&self, caches: Vec<(NodeId, Option<Arc<str>>)>) {
+    pub fn adopt_sealed_caches(&self, caches: impl IntoIterator<Item = (NodeId, Option<Arc<str>>)>) {
         let Some(sealed) = &self.context.sealed else { return };
-        let mut elsewhere = sealed.sealed_elsewhere.lock();
-        elsewhere.extend(caches);
+        let known = {
+            let mut all = sealed.caches.lock();
+            all.known.extend(caches);
+            all.known.clone()
+        };
         for delivery in &self.nodes {
-            if elsewhere.get(delivery.node.id()).is_some_and(|epoch| epoch.as_ref() == delivery.node.spec.epoch()) {
+            if known.get(delivery.node.id()).is_some_and(|epoch| epoch.as_ref() == delivery.node.spec.epoch()) {
                 delivery.node.live.set_cache_is_sealed(true);
             }
         }
     }
 
-    /// Whether everything in a cache was stored sealed when its delivery begins. With other clearcoats what was saved says
-    /// nothing, as one of them may have filled it meanwhile.
+    /// Believes what the last process saved of caches: all that other clearcoats passed meanwhile is known.
+    pub fn trust_saved_caches(&self) {
+        let Some(sealed) = &self.context.sealed else { return };
+        let saved = {
+            let mut caches = sealed.caches.lock();
+            if std::mem::replace(&mut caches.trusts_saved, true) {
+                return;
+            }
+            std::mem::take(&mut caches.saved)
+        };
+        self.adopt_sealed_caches(saved);
+    }
+
+    /// Whether everything in a cache was stored sealed when its delivery begins. With other clearcoats what was saved counts
+    /// only when it is known what they did meanwhile.
     pub(super) fn begins_sealed(&self, node: &Node, remembered: CursorState) -> bool {
         let Some(sealed) = &self.context.sealed else { return false };
+        let (id, epoch) = (node.id(), node.spec.epoch());
+        let mut caches = sealed.caches.lock();
         let is_saved = match remembered {
             CursorState::CacheRestarted => sealed.knows_blocks(),
-            CursorState::At(_) => {
-                let saved = || self.context.journal.cursors().get(node.id()).is_some_and(|cursor| cursor.is_sealed);
-                !sealed.has_others && saved()
-            }
+            CursorState::At(_) => self.context.journal.cursors().get(id).is_some_and(|cursor| cursor.is_sealed),
             CursorState::Unknown => false,
         };
-        let elsewhere = sealed.sealed_elsewhere.lock();
-        is_saved || elsewhere.get(node.id()).is_some_and(|epoch| epoch.as_ref() == node.spec.epoch())
+        if is_saved && !caches.trusts_saved && matches!(remembered, CursorState::At(_)) {
+            caches.saved.insert(id.clone(), epoch.cloned());
+            return false;
+        }
+        is_saved || caches.known.get(id).is_some_and(|known| known.as_ref() == epoch)
     }
 
     /// Records that unsealable tags are durable, and known to all clearcoats.
@@ -286,6 +310,11 @@ impl Deliveries {
 
     /// Flushes a node.
     pub fn empty(&self, node: &NodeId) {
+        if let Some(sealed) = &self.context.sealed {
+            let mut caches = sealed.caches.lock();
+            caches.saved.remove(node);
+            caches.known.remove(node);
+        }
         if let Some(delivery) = self.nodes.get(node) {
             delivery.node.live.set_cache_is_sealed(false);
             delivery.state.caught.drop_everything();

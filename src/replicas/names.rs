@@ -11,12 +11,14 @@
 //! A replica that does not seal (an older version, or `edge.seal = false`) may fill a cache with pages without a seal and
 //! blocks that nobody was told of. With one of these no purge is sealed, and afterwards each cache must be flushed or restarted.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hyper::body::Bytes;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
@@ -37,6 +39,8 @@ pub(super) struct SharedBlocks {
     pub(super) are_listed: AtomicBool,
     /// Our key was in etcd.
     were_registered: AtomicBool,
+    /// The replicas that the last process knew, of which this one does not know yet what they passed meanwhile.
+    pub(super) known_before: Mutex<BTreeSet<NodeId>>,
 }
 
 /// The answer to a replica that asks for the purged names.
@@ -51,7 +55,7 @@ pub enum GivenNames {
 
 /// The first line of that answer; a table of purged names follows.
 #[derive(Serialize, Deserialize)]
-struct SealedCaches {
+struct GivenCaches {
     sealed: Vec<(NodeId, Option<Arc<str>>)>,
 }
 
@@ -84,7 +88,7 @@ impl Replicas {
         };
         // Before what is known is read: from now on it is told of each block.
         peer.names.set_given();
-        let caches = SealedCaches { sealed: self.context.deliveries.sealed_caches() };
+        let caches = GivenCaches { sealed: self.context.deliveries.sealed_caches() };
         let mut bytes = serde_json::to_vec(&caches).unwrap_or_default();
         bytes.push(b'\n');
         bytes.extend(purged.encode());
@@ -127,7 +131,7 @@ impl Replicas {
         let Some(purged) = self.purged() else { return Ok(()) };
         let table = || {
             let end = memchr::memchr(b'\n', bytes)?;
-            let SealedCaches { sealed } = serde_json::from_slice(&bytes[..end]).ok()?;
+            let GivenCaches { sealed } = serde_json::from_slice(&bytes[..end]).ok()?;
             Some((sealed, PurgedNames::decode(&bytes[end + 1..])?))
         };
         let (sealed, table) = table().ok_or("its purged names cannot be read")?;
@@ -139,6 +143,7 @@ impl Replicas {
         purged.hear(table.stamp());
         purged.inherit(table);
         self.context.deliveries.adopt_sealed_caches(sealed);
+        self.blocks.known_before.lock().remove(&peer.id);
         peer.names.set_fetched(Fetched::Yes);
         tracing::debug!(replica = %peer.id, "the purged names of a replica are known");
         Ok(())
@@ -163,7 +168,11 @@ impl Replicas {
         let peers = self.sharing();
         self.context.deliveries.set_do_all_seal(peers.iter().all(|peer| peer.names.fetched() != Fetched::Never));
         let are_known = peers.iter().all(|peer| peer.names.fetched() == Fetched::Yes);
-        self.context.deliveries.set_knows_blocks(are_known && self.are_all_found() && self.unmet().is_empty());
+        let knows_blocks = are_known && self.are_all_found() && self.unmet().is_empty();
+        self.context.deliveries.set_knows_blocks(knows_blocks);
+        if knows_blocks && self.blocks.known_before.lock().is_empty() {
+            self.context.deliveries.trust_saved_caches();
+        }
         let journals: Vec<u64> = peers.iter().filter_map(|peer| peer.names.journal()).collect();
         purged.forget_journals_but(&journals);
     }

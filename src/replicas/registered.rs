@@ -74,6 +74,7 @@ impl Replicas {
         // Aborted with this task.
         let mut tasks = Tasks::new();
         let mut memory = KnownReplicas::open(self.context.memory.clone()).await;
+        self.blocks.known_before.lock().extend(memory.known().keys().cloned());
         for (id, record) in memory.known().clone() {
             self.add_or_update(id, record, false, &mut tasks);
         }

@@ -154,3 +154,28 @@ fn beside_a_clearcoat_that_does_not_seal_purges_wait() {
         assert!(fleet.clearcoat.nodes().iter().all(|node| node["seals"] != true), "what is cached may have no seal");
     }
 }
+
+#[test]
+fn clearcoats_that_were_all_down_at_once_seal_again() {
+    for plan in plans() {
+        let mut fleet = Fleet::start(&plan);
+        all_seal(&fleet);
+        eventually("each has saved what it knows of caches, and of the others", || {
+            let known = |number| {
+                std::fs::read_dir(fleet.journal_of(number)).expect("its folder").flatten().any(|file| {
+                    let name = file.file_name();
+                    let is_of_others = name == "replicas.json" || name == "peers.json";
+                    is_of_others && std::fs::read_to_string(file.path()).is_ok_and(|text| text.contains("clearcoat-"))
+                })
+            };
+            (known(0) && known(1)).then_some(())
+        });
+        for number in 0..2 {
+            fleet.replica(number).terminate();
+            assert!(fleet.replica(number).wait().success());
+        }
+        (0..2).for_each(|number| fleet.replica(number).restart());
+        fleet.clearcoats().for_each(Clearcoat::opened);
+        all_seal(&fleet);
+    }
+}

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use super::Deliveries;
 use crate::fleet::{Health, Live, NodeId, TrialState};
 use crate::journal::{Entry, Missed, Position};
+use crate::mutants::Mutant;
 use crate::seal::{Name, PurgedNames, StaleBecause, StalePage, sealed_by};
 use crate::telemetry::causes;
 
@@ -53,7 +54,9 @@ impl SealedPurges {
 
     /// Decides whether a durable purge is sealed, before it is visible to anybody.
     pub fn note(&self, entry: &Entry) {
-        let is_sealed = sealed_by(&entry.purge).is_some_and(|names| !self.purged.unsealable().has_any(&names));
+        let names = sealed_by(&entry.purge).or_else(|| Mutant::SealedPattern.lives().then(Vec::new));
+        let has_unsealable = |names: &[Name]| !Mutant::SealedBlock.lives() && self.purged.unsealable().has_any(names);
+        let is_sealed = names.is_some_and(|names| !has_unsealable(&names));
         if !is_sealed {
             self.unseal(entry.position);
         }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::http1::{Method, RequestHead, ResponseHead};
+use crate::mutants::Mutant;
 use crate::purge::{Guard, Page, Passage, SocketPair};
 use crate::seal::{Asked, Name, Position, PurgedNames, write_seal};
 use crate::telemetry::Metrics;
@@ -120,7 +121,8 @@ impl StorePolicy {
         if let Some((purged, _)) = &self.sealing
             && matches!(request.method, Method::Get | Method::Head)
         {
-            answer.seal_with(|answer, out| seal(out, purged, mark.position, id, request, answer));
+            let position = if Mutant::LateSeal.lives() { purged.head() } else { mark.position };
+            answer.seal_with(|answer, out| seal(out, purged, position, id, request, answer));
         }
     }
 

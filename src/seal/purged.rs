@@ -21,10 +21,6 @@ use crate::purge::{Purge, Target};
 /// Separates the hash of a path from that of a tag.
 const PATH: u64 = 1;
 
-/// The average number of names per bucket in a full table. A bucket has room for seven, so that few overflow before
-/// that.
-const NAMES_PER_BUCKET: usize = 4;
-
 /// The names and paths that were purged, and when.
 pub struct PurgedNames {
     lineage: Lineage,
@@ -83,7 +79,10 @@ impl PurgedNames {
     pub fn new(lineage: Lineage, names: usize, remembered: &PastNames) -> Self {
         let purged = PurgedNames {
             lineage,
-            names: Index::new(names.div_ceil(NAMES_PER_BUCKET)),
+            // A bucket has room for seven, and a purged name in a full one makes all pages with names of that bucket stale
+            // that are older than what it pushes out. With one name a bucket on average that is one page of 30 names in
+            // 2,000 after `names` purges; with two it was one in 40, with four most of them.
+            names: Index::new(names),
             floor: AtomicU64::new(remembered.floor),
             all: AtomicU64::new(remembered.all),
             tagged: AtomicU64::new(remembered.tagged),
@@ -251,6 +250,26 @@ mod tests {
 
     fn is_stale(verdict: Judgement) -> bool {
         verdict != Judgement::Fresh
+    }
+
+    #[test]
+    fn few_pages_are_stale_that_were_never_purged_when_the_table_is_full() {
+        // A power of two: others have more buckets than names.
+        const NAMES: usize = 1 << 16;
+        const PAGES: usize = 20_000;
+        let purged = purged(NAMES);
+        let purge = |range: std::ops::Range<usize>| {
+            range.for_each(|number| purged.note(number as u64 + 1, &tags(&[&format!("purged_{number}")])));
+        };
+        // The page is rendered when the table is full already.
+        purge(0..2 * NAMES);
+        let rendered = purged.head();
+        purge(2 * NAMES..3 * NAMES);
+        let pages = (0..PAGES).map(|page| (0..30).map(|tag| format!("page_{page}_{tag}")).collect::<Vec<_>>());
+        let of = |page: Vec<String>| page.iter().map(|tag| Name::of_tag(tag.as_bytes()).key()).collect::<Vec<_>>();
+        let is_stale = |page: &Vec<u64>| page.iter().any(|key| purged.names.has_since(*key, rendered));
+        let stale = pages.map(of).filter(is_stale).count();
+        assert!(stale * 1_000 < PAGES, "{stale} of {PAGES}");
     }
 
     #[test]

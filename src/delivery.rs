@@ -149,6 +149,8 @@ pub struct Deliveries {
     watermark: Mutex<FillWatermark>,
     /// Notified when a purge is refused to its sender.
     refusals: watch::Sender<()>,
+    /// Held by who looks through pending purges, which takes a thread.
+    unsealing: tokio::sync::Mutex<()>,
 }
 
 /// The delivery of one Varnish, as seen by others.
@@ -163,8 +165,8 @@ struct Delivery {
 struct DeliveryState {
     /// Ends the task's back-off early.
     wake: Notify,
-    /// Has purges sent that gather.
-    hurry: Notify,
+    /// Purges up to here do not gather: a reader waits for them.
+    hurry: watch::Sender<Position>,
     /// Whether the cursor is valid. If not, the node gets a ban of everything before anything else.
     known: AtomicBool,
     /// Whether purges are answered without it.
@@ -224,6 +226,7 @@ impl Deliveries {
             requests: Mutex::new(requests),
             progress: Progress::default(),
             refusals: watch::channel(()).0,
+            unsealing: tokio::sync::Mutex::default(),
             left: Left::default(),
             first,
             watermark: Mutex::new(FillWatermark::new(first)),
@@ -433,6 +436,15 @@ impl Deliveries {
 }
 
 impl DeliveryState {
+    /// Has purges up to this position sent without gathering. Remembered until they are.
+    fn hurry(&self, position: Position) {
+        self.hurry.send_if_modified(|wanted| {
+            let moves = *wanted < position;
+            *wanted = position.max(*wanted);
+            moves
+        });
+    }
+
     /// Keeps the result of a batch if it may contain a purge that is awaited, that is, one after `expected`.
     fn remember(&self, last: Position, invalidated: u64, expected: Option<Position>) {
         let mut results = self.results.lock();
@@ -446,5 +458,15 @@ impl DeliveryState {
     /// The number of objects dropped by the batch that contains this position.
     fn invalidated(&self, position: Position) -> u64 {
         self.results.lock().iter().find(|(last, _)| *last >= position).map_or(0, |(_, invalidated)| *invalidated)
+    }
+}
+
+/// Runs what takes long on a thread of its own.
+async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        // The runtime is shutting down, and this task with it.
+        Err(_) => std::future::pending().await,
     }
 }

@@ -15,9 +15,9 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::Deliveries;
+use super::{Deliveries, DeliveryContext, on_a_thread};
 use crate::fleet::{Health, Live, NodeId, TrialState};
-use crate::journal::{Entry, Missed, Position};
+use crate::journal::{Entry, Journal, Missed, Position};
 use crate::mutants::Mutant;
 use crate::seal::{Name, PurgedNames, StaleBecause, StalePage, sealed_by};
 use crate::telemetry::causes;
@@ -123,7 +123,7 @@ impl Deliveries {
         let Some(sealed) = &self.context.sealed else { return true };
         sealed.purged.unsealable().insert(&names);
         self.show_unsealable();
-        self.unseal_pending(sealed, &names);
+        self.unseal_pending(sealed, &names).await;
         let noted = self.context.journal.note_unsealable(names.clone());
         match tokio::time::timeout(self.context.pace.longest_wait, noted).await {
             Ok(Ok(())) => {
@@ -149,24 +149,26 @@ impl Deliveries {
         }
     }
 
-    /// Marks purges of these tags as unsealed if a serving node has not acknowledged them yet.
-    fn unseal_pending(&self, sealed: &SealedPurges, names: &[Name]) {
-        let fleet = self.context.fleet.load();
+    /// Marks purges of these tags as unsealed if a serving node has not acknowledged them yet. The caller is a worker, and
+    /// they may be many: they are looked through on another thread.
+    async fn unseal_pending(&self, sealed: &Arc<SealedPurges>, names: &[Name]) {
+        let _turn = self.unsealing.lock().await;
+        let DeliveryContext { journal, fence, fleet, .. } = &self.context;
+        let fleet = fleet.load_full();
         let serving = fleet.varnish.members().iter().filter(|member| member.health != Health::Down);
         let Some(least) = serving.map(|member| member.node.live.cursor()).min() else { return };
-        let last = match self.context.journal.since(least) {
-            Missed::Entries(entries) => {
-                let concerned = |entry: &&Arc<Entry>| {
-                    sealed_by(&entry.purge).is_some_and(|purged| purged.iter().any(|name| names.contains(name)))
-                };
-                entries.iter().filter(concerned).map(|entry| entry.position).max()
-            }
-            Missed::Truncated => Some(self.context.journal.head()),
-        };
-        if let Some(last) = last {
-            sealed.unseal(last);
-            self.context.fence.raise(last);
+        if least >= journal.head() {
+            return;
         }
+        let (journal, fence, sealed) = (Arc::clone(journal), Arc::clone(fence), Arc::clone(sealed));
+        let names = names.to_vec();
+        on_a_thread(move || {
+            if let Some(last) = last_of(&*journal, least, &names) {
+                sealed.unseal(last);
+                fence.raise(last);
+            }
+        })
+        .await;
     }
 
     /// Flushes a node.
@@ -197,7 +199,7 @@ impl Deliveries {
             match wanted {
                 // The node was asked before it had the purge: the regular delivery is enough.
                 Some(position) if page.asked_at < position => {
-                    state.hurry.notify_one();
+                    state.hurry(position);
                     self.progress.until(|| live.cursor() >= position).await;
                     true
                 }
@@ -217,6 +219,15 @@ impl Deliveries {
             *state.kept.lock() = Some(text.into());
         }
     }
+}
+
+/// The last purge after `after` of any of these tags; the head, if the journal does not hold them all.
+fn last_of(journal: &dyn Journal, after: Position, names: &[Name]) -> Option<Position> {
+    let Missed::Entries(entries) = journal.since(after) else { return Some(journal.head()) };
+    let concerns = |entry: &&Arc<Entry>| {
+        sealed_by(&entry.purge).is_some_and(|purged| purged.iter().any(|name| names.contains(name)))
+    };
+    entries.iter().rfind(concerns).map(|entry| entry.position)
 }
 
 #[cfg(test)]

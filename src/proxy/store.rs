@@ -75,9 +75,9 @@ impl StorePolicy {
             let asked = request.asked().and_then(Asked::parse);
             asked.is_some_and(|asked| asked.path != request.path()) || is_block_path(request.path())
         };
-        let is_sealed =
-            matches!(request.method, Method::Get | Method::Head) && fits(answer.head_len(), page.tags().count());
-        if is_sealed && !is_block() {
+        // What answers another method is not stored (`may_be_stored`).
+        let is_seen = !is_read(request) || fits(answer.head_len(), page.tags().count()) && !is_block();
+        if is_seen {
             return Vec::new();
         }
         purged.unsealable().missing(page.tags().map(Name::of_tag))
@@ -119,7 +119,7 @@ impl StorePolicy {
             answer.forbid_storing();
         }
         if let Some((purged, _)) = &self.sealing
-            && matches!(request.method, Method::Get | Method::Head)
+            && is_read(request)
         {
             let position = if Mutant::LateSeal.lives() { purged.head() } else { mark.position };
             answer.seal_with(|answer, out| seal(out, purged, position, id, request, answer));
@@ -139,10 +139,13 @@ impl StorePolicy {
         if answer.has_scattered_tags() {
             return false;
         }
-        let Some(guard) = self.guard.as_ref().filter(|_| matches!(request.method, Method::Get | Method::Head)) else {
-            return true;
-        };
         let page = Page { status: answer.status, target: request.target(), fields: answer.kept_fields() };
+        if !is_read(request) {
+            // A VCL may store what a POST was answered. Its age is in no seal, so purges of its tags would have to wait for every
+            // cache, and anybody could have that for all tags of the shop by a POST to each page.
+            return self.sealing.is_none() || page.tags().next().is_none();
+        }
+        let Some(guard) = &self.guard else { return true };
         let may_be_stored = match passage {
             Some(passage) => passage.may_be_stored(mark.guard, &page, Instant::now()),
             None => guard.may_be_stored(mark.guard, &page, Instant::now()),
@@ -152,6 +155,11 @@ impl StorePolicy {
         }
         may_be_stored
     }
+}
+
+/// Whether an answer to this request is one of those that a cache usually stores.
+fn is_read(request: &RequestHead) -> bool {
+    matches!(request.method, Method::Get | Method::Head)
 }
 
 /// Appends the seal of an answer that is not older than `position`.

@@ -15,8 +15,11 @@ type Watch = (&'static str, &'static str);
 
 const SEALS: Watch = ("consistency::no_page_is_older_than_a_purge_that_no_varnish_was_waited_for", STALE);
 const SEALS_ALONE: Watch = ("consistency::no_page_is_older_than_a_purge_where_seals_alone_tell", STALE);
-/// What the consistency test says.
+/// What the consistency test says, and what comparisons say where a reader got the first version of something.
 const STALE: &str = "\n- stale reads\n";
+const OLD: &str = "left: \"0\"";
+const OLD_HIT: &str = "left: (\"HIT\", \"0\")";
+const OLD_BLOCK: &str = "left: \"<p>block 0</p>\"";
 
 /// The length of a consistency test in seconds.
 const LENGTH: &str = "10";
@@ -25,24 +28,21 @@ const LENGTH: &str = "10";
 fn watches(mutant: Mutant) -> &'static [Watch] {
     match mutant {
         Mutant::LateSeal => {
-            &[("seal::a_page_that_is_stored_after_its_ban_is_dropped_before_a_reader_sees_it", "\"0\""), SEALS_ALONE]
+            &[("seal::a_page_that_is_stored_after_its_ban_is_dropped_before_a_reader_sees_it", OLD_HIT), SEALS_ALONE]
         }
         Mutant::BlindEdge => &[SEALS, SEALS_ALONE],
         Mutant::LostName => &[SEALS, SEALS_ALONE],
         Mutant::LostFloor => &[("seal::a_page_whose_purge_was_pushed_out_of_memory_is_caught_all_the_same", OLD)],
         Mutant::IgnoredFloor => &[("seal::a_page_whose_purge_the_disk_has_forgotten_is_caught_after_a_restart", OLD)],
         Mutant::SealedPattern => &[("seal::a_page_that_a_pattern_purges_is_not_served_after_the_answer", OLD)],
-        Mutant::SealedBlock => &[("seal_attacks::a_warm_fleet_seals_from_its_first_flush_on", "block 0")],
+        Mutant::SealedBlock => &[("seal_attacks::a_warm_fleet_seals_from_its_first_flush_on", OLD_BLOCK)],
         Mutant::LowFence => &[("seal::a_varnish_that_misses_a_purge_that_no_seal_shows_is_out", OLD)],
         Mutant::EarlyConfirmation => {
             &[("peers::a_varnish_that_one_could_not_purge_is_avoided_by_the_other_at_once", OLD)]
         }
-        Mutant::BlindGuard => &[("guard::a_page_that_is_purged_while_its_body_comes_is_not_stored", "old page")],
+        Mutant::BlindGuard => &[("guard::a_304_does_not_renew_a_page_that_was_purged_meanwhile", OLD)],
     }
 }
-
-/// What a comparison of versions says when the reader got the first one.
-const OLD: &str = "left: \"0\"";
 
 /// What a test says that has failed, and how long it took; `None` if it has passed.
 fn failure(test: &str, mutant: Option<Mutant>) -> (Option<String>, Duration) {

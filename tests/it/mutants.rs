@@ -48,7 +48,7 @@ fn watches(mutant: Mutant) -> &'static [Watch] {
 fn failure(test: &str, mutant: Option<Mutant>) -> (Option<String>, Duration) {
     let began = Instant::now();
     let mut command = Command::new(std::env::current_exe().expect("this program"));
-    command.args(["--exact", test]).env("CLEARCOAT_CONSISTENCY_SECONDS", LENGTH);
+    command.args(["--exact", test]).env("CLEARCOAT_CONSISTENCY_SECONDS", LENGTH).env_remove("CLEARCOAT_MUTANT");
     if let Some(mutant) = mutant {
         command.env("CLEARCOAT_MUTANT", format!("{mutant:?}"));
     }

@@ -249,8 +249,16 @@ fn what_a_post_was_answered_is_not_stored_and_its_tags_stay_sealed() {
             "sub vcl_backend_fetch {\n    if (bereq.http.X-Post) {\n        set bereq.method = \"POST\";\n    }\n}\n";
         vcl.replacen("sub vcl_recv {\n", &format!("{fetch}{recv}"), 1)
     }
-    let fleet = sealing(&Plan { vcl: stores, ..lazy(1, "") });
     let post = "POST /p/1 HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 0\r\n\r\n";
+    let unsealed = "[edge]\nlisten = [\"127.0.0.1:0\"]\nseal = false\n";
+    let fleet = Fleet::start(&Plan { vcl: stores, ..lazy(1, unsealed) });
+    exchange(fleet.clearcoat.edge, post).expect("an answer");
+    assert_eq!(
+        said(&exchange(fleet.clearcoat.edge, post).expect("an answer")),
+        (200, "HIT", "0"),
+        "without seals it is"
+    );
+    let fleet = sealing(&Plan { vcl: stores, ..lazy(1, "") });
     for version in 0..3 {
         fleet.shop.set(1, version);
         let answer = fleet.purge_tag("cat_p_1").json();

@@ -45,6 +45,7 @@ lint: ## format, clippy, rustdoc, dependencies and shellcheck, as CI wants them
 	@deploy/install-deps.sh --for lint
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --features mutants --bins --test it -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 	$(DENY) licenses bans sources
 	shellcheck .ci/run deploy/*.sh examples/*.sh

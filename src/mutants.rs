@@ -16,7 +16,7 @@ pub enum Mutant {
     LateSeal,
     /// The edge takes every answer for fresh.
     BlindEdge,
-    /// The index of purged names loses one name of eight.
+    /// The index of purged names loses every other one.
     LostName,
     /// A name that is pushed out of its bucket of the index leaves no floor.
     LostFloor,

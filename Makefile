@@ -10,7 +10,7 @@ BIN := $(TARGET)/release/clearcoat
 DENY := $(TARGET)/tools/bin/cargo-deny --locked check
 IMAGE ?= clearcoat:dev
 
-.PHONY: help demo build test soak lint advisories bench bench-quick instructions image image-test clean
+.PHONY: help demo build test soak mutants lint advisories bench bench-quick instructions image image-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -37,10 +37,15 @@ soak: ## the consistency test with every fault, for SEEDS (1 2 3 4 5), SECONDS (
 			cargo test --locked --test it -- --test-threads 1 consistency::no_page || exit 1; \
 	done
 
+mutants: ## breaks one part of the promise after the other, in a build of its own: a test has to notice each (three minutes)
+	@deploy/install-deps.sh --for test
+	cargo test --locked --features mutants --test it -- mutants::
+
 lint: ## format, clippy, rustdoc, dependencies and shellcheck, as CI wants them
 	@deploy/install-deps.sh --for lint
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --features mutants --bins --test it -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 	$(DENY) licenses bans sources
 	shellcheck .ci/run deploy/*.sh examples/*.sh

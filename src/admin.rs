@@ -1,6 +1,6 @@
 //! The admin listener: metrics, health of this process, and as JSON the fleet and who purges what.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -12,9 +12,9 @@ use tokio::sync::watch;
 use crate::attribution::Attribution;
 use crate::clock;
 use crate::delivery::Deliveries;
-use crate::fleet::{Fence, Health, Member, NodeSource, Pool, Role, Snapshot, TrialState, WHOLE_SHARE};
+use crate::fleet::{Fence, Health, Member, NodeId, NodeSource, Pool, Role, Snapshot, TrialState, WHOLE_SHARE};
 use crate::http_server::{Handler, Response, json, response, text};
-use crate::journal::{Journal, Lag, Position};
+use crate::journal::{Cursor, Journal, Lag, Position};
 use crate::registry::RegistryStatus;
 use crate::replicas::{self, Replicas};
 use crate::shutdown::{Shutdown, Stage};
@@ -103,9 +103,19 @@ struct NodeView<'a> {
     varnish: Option<VarnishView>,
 }
 
+/// A saved cursor.
+#[derive(Serialize)]
+struct SavedView {
+    cursor: Position,
+    /// All that its cache has was stored since answers are sealed.
+    seals: bool,
+}
+
 #[derive(Serialize)]
 struct VarnishView {
     cursor: Position,
+    /// What a start finds of it in the journal, once another purge is on disk; `null` if nothing.
+    saved: Option<SavedView>,
     /// Purges that it has not acknowledged.
     lag: usize,
     current: bool,
@@ -163,6 +173,7 @@ impl AdminApi {
     fn fleet(&self) -> Response {
         let fleet = self.fleet.load();
         let members = fleet.varnish.members().iter().chain(fleet.web.members());
+        let saved = self.journal.cursors();
         let view = FleetView {
             version: fleet.version,
             head: self.journal.head(),
@@ -171,7 +182,7 @@ impl AdminApi {
             spooled: self.spooled(),
             replicas: self.replicas.as_ref().map_or_else(Vec::new, |replicas| replicas.view()),
             registry: self.registry.as_ref().map(RegistryView::of),
-            nodes: members.map(|member| self.node(member)).collect(),
+            nodes: members.map(|member| self.node(member, &saved)).collect(),
         };
         json(200, &view)
     }
@@ -180,10 +191,11 @@ impl AdminApi {
         self.replicas.as_ref().and_then(|replicas| replicas.spooled())
     }
 
-    fn node<'m>(&self, member: &'m Member) -> NodeView<'m> {
+    fn node<'m>(&self, member: &'m Member, saved: &HashMap<NodeId, Cursor>) -> NodeView<'m> {
         let spec = &member.node.spec;
         let varnish = spec.varnish.as_ref().map(|_| VarnishView {
             cursor: member.node.live.cursor(),
+            saved: saved.get(&spec.id).map(|saved| SavedView { cursor: saved.position, seals: saved.is_sealed }),
             lag: self.journal.lag(member.node.live.cursor()).entries,
             current: self.fence.is_current(&member.node.live),
             admitted: self.fence.admits(&member.node.live),

@@ -170,9 +170,10 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// One hour, and sizes that a shop does not reach within it.
+    /// One hour, and sizes that a shop does not reach within it. The names are fewer than those of the configuration
+    /// (`journal.names`), as their table takes its memory at once.
     fn default() -> Self {
-        Limits { retention: Duration::from_secs(3600), max_entries: 100_000, max_bytes: 64 << 20, max_names: 1_000_000 }
+        Limits { retention: Duration::from_secs(3600), max_entries: 100_000, max_bytes: 64 << 20, max_names: 10_000 }
     }
 }
 

@@ -25,7 +25,7 @@
 //! | services | [`edge`] [`origin`] [`proxy`] [`purge_api`] [`admin`] [`delivery`] [`replicas`] [`fleet_keeper`] [`slow_start`] [`trial`] [`http_server`] [`agent`] | everything below, and few named neighbours |
 //! | edges to the world | [`registry`] [`journal`] [`etcd`] [`varnish`] [`upstream`] [`probe`] [`http_client`] [`tls`] | below; of each other only [`etcd`] and [`http_client`] |
 //! | base | [`atomic_file`] [`awaited`] [`config`] [`telemetry`] [`shutdown`] [`files`] [`clock`] | pure; of each other only [`telemetry`] |
-//! | pure | [`fleet`] [`balance`] [`purge`] [`seal`] [`attribution`] [`http1`] [`esi`] [`proxy_protocol`] [`backoff`] | no runtime, no socket, no clock, no global randomness |
+//! | pure | [`fleet`] [`balance`] [`purge`] [`seal`] [`attribution`] [`http1`] [`esi`] [`proxy_protocol`] [`backoff`] [`mutants`] | no runtime, no socket, no clock, no global randomness |
 //!
 //! # What is public
 //!
@@ -56,6 +56,7 @@ pub mod http1;
 pub mod http_client;
 pub mod http_server;
 pub mod journal;
+pub mod mutants;
 pub mod origin;
 pub mod probe;
 pub mod proxy;

@@ -14,7 +14,10 @@ use circles::{Circle, Modules};
 
 /// The layers from the bottom up, and the modules of each.
 const LAYERS: [(&str, &[&str]); 6] = [
-    ("pure", &["fleet", "balance", "purge", "seal", "attribution", "http1", "esi", "proxy_protocol", "backoff"]),
+    (
+        "pure",
+        &["fleet", "balance", "purge", "seal", "attribution", "http1", "esi", "proxy_protocol", "backoff", "mutants"],
+    ),
     ("base", &["atomic_file", "awaited", "config", "telemetry", "shutdown", "files", "clock"]),
     ("edges to the world", &["registry", "journal", "etcd", "varnish", "upstream", "probe", "http_client", "tls"]),
     (
@@ -39,11 +42,13 @@ const LAYERS: [(&str, &[&str]); 6] = [
 ];
 
 /// The arrows within a layer that are allowed, each for its reason.
-const NEIGHBOURS: [(&str, &str, &str); 25] = [
+const NEIGHBOURS: [(&str, &str, &str); 27] = [
     ("files", "telemetry", "it counts what there is too little of"),
     ("balance", "fleet", "it chooses among the members of a fleet"),
     ("attribution", "purge", "it counts what a purge names"),
     ("seal", "purge", "it notes what a purge names"),
+    ("purge", "mutants", "broken on purpose in a build for tests"),
+    ("seal", "mutants", "broken on purpose in a build for tests"),
     ("attribution", "fleet", "it remembers which nodes were fenced"),
     ("purge", "fleet", "a batch is written in the form in which its node is told"),
     ("registry", "etcd", "one way to talk to etcd"),

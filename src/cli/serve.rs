@@ -29,6 +29,8 @@ impl Serve {
         let source = self.config.source();
         let config = source.load()?;
         start_logging(&config.log);
+        #[cfg(feature = "mutants")]
+        let_mutant_live()?;
         let runtime = control_runtime()?;
         let served = runtime.block_on(serve(source, config));
         // Writes to a volume that hangs are abandoned.
@@ -55,6 +57,18 @@ async fn serve(source: ConfigSource, config: Config) -> anyhow::Result<()> {
     let too_late = || tracing::info!("SIGHUP: nothing is reloaded at the end");
     app.stop(async { _ = signals.ended(too_late).await }).await;
     tracing::info!("clearcoat ended");
+    Ok(())
+}
+
+/// Breaks the part of the promise that `CLEARCOAT_MUTANT` names, if it names one.
+#[cfg(feature = "mutants")]
+fn let_mutant_live() -> anyhow::Result<()> {
+    let Ok(name) = std::env::var("CLEARCOAT_MUTANT") else { return Ok(()) };
+    let Some(mutant) = crate::mutants::Mutant::named(&name) else {
+        anyhow::bail!("CLEARCOAT_MUTANT={name}: no such part")
+    };
+    tracing::error!(?mutant, "a part of this build is broken on purpose: it does not keep its promise");
+    mutant.let_live();
     Ok(())
 }
 

@@ -19,9 +19,10 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::Deliveries;
+use super::{Deliveries, DeliveryContext, on_a_thread};
 use crate::fleet::{Health, Live, Node, NodeId, TrialState};
-use crate::journal::{CursorState, Entry, Missed, Position};
+use crate::journal::{CursorState, Entry, Journal, Missed, Position};
+use crate::mutants::Mutant;
 use crate::seal::{Name, PurgedNames, StaleBecause, StalePage, sealed_by};
 use crate::telemetry::causes;
 
@@ -85,7 +86,9 @@ impl SealedPurges {
 
     /// Decides whether a durable purge is sealed, before it is visible to anybody.
     pub fn note(&self, entry: &Entry) {
-        let is_sealed = sealed_by(&entry.purge).is_some_and(|names| !self.purged.unsealable().has_any(&names));
+        let names = sealed_by(&entry.purge).or_else(|| Mutant::SealedPattern.lives().then(Vec::new));
+        let has_unsealable = |names: &[Name]| !Mutant::SealedBlock.lives() && self.purged.unsealable().has_any(names);
+        let is_sealed = names.is_some_and(|names| !has_unsealable(&names));
         if !is_sealed || !self.knows_blocks() {
             self.unseal(entry.position);
         }
@@ -265,7 +268,7 @@ impl Deliveries {
         let Some(sealed) = &self.context.sealed else { return true };
         sealed.purged.unsealable().insert(&names);
         self.show_unsealable();
-        self.unseal_pending(sealed, &names);
+        self.unseal_pending(sealed, &names).await;
         let noted = self.context.journal.note_unsealable(names);
         match tokio::time::timeout(self.context.pace.longest_wait, noted).await {
             Ok(Ok(())) => true,
@@ -288,24 +291,26 @@ impl Deliveries {
         }
     }
 
-    /// Marks purges of these tags as unsealed if a serving node has not acknowledged them yet.
-    fn unseal_pending(&self, sealed: &SealedPurges, names: &[Name]) {
-        let fleet = self.context.fleet.load();
+    /// Marks purges of these tags as unsealed if a serving node has not acknowledged them yet. The caller is a worker, and
+    /// they may be many: they are looked through on another thread.
+    async fn unseal_pending(&self, sealed: &Arc<SealedPurges>, names: &[Name]) {
+        let _turn = self.unsealing.lock().await;
+        let DeliveryContext { journal, fence, fleet, .. } = &self.context;
+        let fleet = fleet.load_full();
         let serving = fleet.varnish.members().iter().filter(|member| member.health != Health::Down);
         let Some(least) = serving.map(|member| member.node.live.cursor()).min() else { return };
-        let last = match self.context.journal.since(least) {
-            Missed::Entries(entries) => {
-                let concerned = |entry: &&Arc<Entry>| {
-                    sealed_by(&entry.purge).is_some_and(|purged| purged.iter().any(|name| names.contains(name)))
-                };
-                entries.iter().filter(concerned).map(|entry| entry.position).max()
-            }
-            Missed::Truncated => Some(self.context.journal.head()),
-        };
-        if let Some(last) = last {
-            sealed.unseal(last);
-            self.context.fence.raise(last);
+        if least >= journal.head() {
+            return;
         }
+        let (journal, fence, sealed) = (Arc::clone(journal), Arc::clone(fence), Arc::clone(sealed));
+        let names = names.to_vec();
+        on_a_thread(move || {
+            if let Some(last) = last_of(&*journal, least, &names) {
+                sealed.unseal(last);
+                fence.raise(last);
+            }
+        })
+        .await;
     }
 
     /// Flushes a node.
@@ -341,7 +346,7 @@ impl Deliveries {
             match wanted {
                 // The node was asked before it had the purge: the regular delivery is enough.
                 Some(position) if page.asked_at < position => {
-                    state.hurry.notify_one();
+                    state.hurry(position);
                     self.progress.until(|| live.cursor() >= position).await;
                     true
                 }
@@ -361,6 +366,15 @@ impl Deliveries {
             *state.kept.lock() = Some(text.into());
         }
     }
+}
+
+/// The last purge after `after` of any of these tags; the head, if the journal does not hold them all.
+fn last_of(journal: &dyn Journal, after: Position, names: &[Name]) -> Option<Position> {
+    let Missed::Entries(entries) = journal.since(after) else { return Some(journal.head()) };
+    let concerns = |entry: &&Arc<Entry>| {
+        sealed_by(&entry.purge).is_some_and(|purged| purged.iter().any(|name| names.contains(name)))
+    };
+    entries.iter().rfind(concerns).map(|entry| entry.position)
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use super::pending_fills::PendingFills;
 use super::redelivery::{RedeliveryQueue, RedeliveryRange};
 use super::refusal::{Owed, Refused};
 use super::walk::{Batch, Sources, Walk};
-use super::{Deliveries, DeliveryContext, DeliveryState};
+use super::{Deliveries, DeliveryContext, DeliveryState, on_a_thread};
 use crate::backoff::Backoff;
 use crate::fleet::{FILL_LATENCY, Node, VarnishSettings};
 use crate::journal::{CursorState, Missed, Position};
@@ -268,14 +268,14 @@ impl Task {
         let ready = self.budget.as_mut().map_or(now, |budget| budget.ready_at(now));
         let (unsure, settle) = (self.unsure.first(), self.settling.first());
         let sealed = self.deliveries.context.sealed.as_ref().filter(|_| self.node.live.is_sealing());
-        let (sent, gathered_at, hurry) = (self.sent, &mut self.gathered_at, &self.state.hurry);
+        let (sent, gathered_at, mut hurry) = (self.sent, &mut self.gathered_at, self.state.hurry.subscribe());
         let moved = async {
             let moved = head.wait_for(|&head| head > sent).await.is_ok();
             if let Some(sealed) = sealed {
                 let until = *gathered_at.get_or_insert_with(|| Instant::now() + sealed.gather);
                 tokio::select! {
                     () = sealed.unsealed_after(sent) => {}
-                    () = hurry.notified() => {}
+                    _ = hurry.wait_for(|wanted| *wanted > sent) => {}
                     () = tokio::time::sleep_until(until.into()) => {}
                 }
             }
@@ -586,16 +586,6 @@ async fn next_batch(walk: &Walk, sources: &Sources) -> Option<Batch> {
     }
     let (walk, sources) = (walk.clone(), sources.clone());
     on_a_thread(move || walk.next(&sources)).await
-}
-
-/// Runs what takes long on a thread of its own.
-async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        // The runtime is shutting down, and this task with it.
-        Err(_) => std::future::pending().await,
-    }
 }
 
 /// Waits until the range is due; for ever without one.

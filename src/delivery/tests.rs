@@ -2,6 +2,7 @@
 
 mod blame;
 mod gaps;
+mod lazy;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::AtomicU64;
@@ -79,10 +80,20 @@ impl Rig {
     }
 
     async fn to(
-        (address, told): (SocketAddr, Told),
+        node: (SocketAddr, Told),
         pace: Pace,
         journal: Arc<dyn Journal>,
         guard: Arc<Guard>,
+        epoch: Option<&str>,
+    ) -> Self {
+        Rig::of(node, pace, journal, (guard, None), epoch)
+    }
+
+    fn of(
+        (address, told): (SocketAddr, Told),
+        pace: Pace,
+        journal: Arc<dyn Journal>,
+        (guard, sealed): (Arc<Guard>, Option<Arc<SealedPurges>>),
         epoch: Option<&str>,
     ) -> Self {
         let id = NodeId::try_from("varnish-1").unwrap();
@@ -100,7 +111,7 @@ impl Rig {
             metrics: Arc::new(Metrics::new().unwrap()),
             slow_start: Arc::new(SlowStart::new(&HealthChecks::default())),
             pace,
-            sealed: None,
+            sealed,
             started: long_ago(),
         };
         let deliveries = Arc::new(Deliveries::new(context));

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use crate::fleet::NodeId;
 use crate::http1::{Method, RequestHead, ResponseHead};
+use crate::mutants::Mutant;
 use crate::seal::{Judgement, Position, PurgedNames, StalePage, asked_prefix, write_asked};
 use crate::telemetry::{Metrics, NodeMetrics, SealVerdict};
 
@@ -66,7 +67,7 @@ impl Freshness {
         (known, asked_at, is_sealing): (Position, Position, bool),
         metrics: impl FnOnce() -> Arc<NodeMetrics>,
     ) -> Option<Box<StalePage>> {
-        if !matches!(request.method, Method::Get | Method::Head) {
+        if !matches!(request.method, Method::Get | Method::Head) || Mutant::BlindEdge.lives() {
             return None;
         }
         let checks = &self.metrics.seal.checks;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::http1::{Method, RequestHead, ResponseHead};
+use crate::mutants::Mutant;
 use crate::purge::{Guard, Page, Passage, SocketPair};
 use crate::seal::{Asked, MAX_STAMPS, Name, Position, PurgedNames, STAMP_LEN, Stamp, write_seal};
 use crate::telemetry::Metrics;
@@ -101,9 +102,9 @@ impl StorePolicy {
             let asked = request.asked().and_then(Asked::parse);
             asked.is_some_and(|asked| asked.path != request.path()) || is_block_path(request.path())
         };
-        let is_sealed = matches!(request.method, Method::Get | Method::Head)
-            && fits(answer.head_len(), mark.max_stamps(), page.tags().count());
-        if is_sealed && !is_block() {
+        // What answers another method is not stored (`may_be_stored`).
+        let is_seen = !is_read(request) || fits(answer.head_len(), mark.max_stamps(), page.tags().count()) && !is_block();
+        if is_seen {
             return Vec::new();
         }
         purged.unsealable().missing(page.tags().map(Name::of_tag))
@@ -145,8 +146,10 @@ impl StorePolicy {
             answer.forbid_storing();
         }
         if let Some((purged, _)) = &self.sealing
-            && matches!(request.method, Method::Get | Method::Head)
+            && is_read(request)
         {
+            let late = Mutant::LateSeal.lives().then(|| RenderMark { position: purged.head(), ..mark.clone() });
+            let mark = late.as_ref().unwrap_or(mark);
             answer.seal_with(|answer, out| seal(out, purged, mark, id, request, answer));
         }
     }
@@ -164,10 +167,13 @@ impl StorePolicy {
         if answer.has_scattered_tags() {
             return false;
         }
-        let Some(guard) = self.guard.as_ref().filter(|_| matches!(request.method, Method::Get | Method::Head)) else {
-            return true;
-        };
         let page = Page { status: answer.status, target: request.target(), fields: answer.kept_fields() };
+        if !is_read(request) {
+            // A VCL may store what a POST was answered. Its age is in no seal, so purges of its tags would have to wait for every
+            // cache, and anybody could have that for all tags of the shop by a POST to each page.
+            return self.sealing.is_none() || page.tags().next().is_none();
+        }
+        let Some(guard) = &self.guard else { return true };
         let may_be_stored = match passage {
             Some(passage) => passage.may_be_stored(mark.guard, &page, Instant::now()),
             None => guard.may_be_stored(mark.guard, &page, Instant::now()),
@@ -177,6 +183,11 @@ impl StorePolicy {
         }
         may_be_stored
     }
+}
+
+/// Whether an answer to this request is one of those that a cache usually stores.
+fn is_read(request: &RequestHead) -> bool {
+    matches!(request.method, Method::Get | Method::Head)
 }
 
 /// Appends the seal of an answer that is not older than `mark`.

@@ -9,6 +9,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::mutants::Mutant;
+
 /// Entries of a bucket: what fits into a cache line beside the floor.
 pub(crate) const WAYS: usize = 7;
 
@@ -37,12 +39,15 @@ impl Index {
 
     /// Records that a name is purged with this sequence. Sequences do not decrease, and there is one caller at a time.
     pub(crate) fn insert(&self, hash: u64, sequence: u64) {
+        if Mutant::LostName.lives() && hash.is_multiple_of(2) {
+            return;
+        }
         let bucket = self.bucket(hash);
         let entries = || bucket.entries.iter();
         let same = entries().find(|entry| fingerprint(entry.load(Ordering::Relaxed)) == fingerprint_of(hash));
         // The sequence is in the high bits, so the smallest entry is the oldest (or empty).
         let Some(entry) = same.or_else(|| entries().min_by_key(|entry| entry.load(Ordering::Relaxed))) else { return };
-        if same.is_none() {
+        if same.is_none() && !Mutant::LostFloor.lives() {
             // The floor never falls: entries still in the bucket are newer than evicted ones.
             bucket.floor.store(sequence_of(entry.load(Ordering::Relaxed)), Ordering::Relaxed);
         }

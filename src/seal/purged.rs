@@ -17,15 +17,12 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::text::{MAX_STAMPS, path_of};
 use super::{Lineage, Name, Position, Seal, Stamp, UnsealableTags};
+use crate::mutants::Mutant;
 use crate::purge::index::Index;
 use crate::purge::{Purge, Target};
 
 /// Separates the hash of a path from that of a tag.
 const PATH: u64 = 1;
-
-/// The average number of names per bucket in a full table. A bucket has room for seven, so that few overflow before
-/// that.
-const NAMES_PER_BUCKET: usize = 4;
 
 /// The maximum number of other journals in a seal; the reader's own may come on top.
 const MAX_HEARD: usize = MAX_STAMPS - 2;
@@ -92,7 +89,10 @@ pub enum StaleBecause {
 impl PurgedNames {
     /// A table for about this many names, of a journal with this lineage, filled with `remembered`.
     pub fn new(lineage: Lineage, names: usize, remembered: &PastNames) -> Self {
-        let purged = PurgedNames::of(lineage, Index::new(names.div_ceil(NAMES_PER_BUCKET)), remembered);
+        // A bucket has room for seven, and a purged name in a full one makes all pages with names of that bucket stale that
+        // are older than what it pushes out. With one name a bucket on average that is one page of 30 names in 2,000 after
+        // `names` purges; with two it was one in 40, with four most of them.
+        let purged = PurgedNames::of(lineage, Index::new(names), remembered);
         remembered.keys.iter().for_each(|(key, position)| purged.names.insert(*key, *position));
         purged
     }
@@ -223,7 +223,7 @@ impl PurgedNames {
 
     /// The verdict on an answer that was rendered at this position.
     fn judge_at(&self, position: Position, seal: &Seal<'_>, target: &[u8], remembered: Position) -> Judgement {
-        if position < self.floor.load(Ordering::Acquire) {
+        if position < self.floor.load(Ordering::Acquire) && !Mutant::IgnoredFloor.lives() {
             return Judgement::Stale(StaleBecause::Forgotten);
         }
         let last = self.last_purge(position, seal, target, remembered);
@@ -369,6 +369,26 @@ mod tests {
 
     fn is_stale(verdict: Judgement) -> bool {
         verdict != Judgement::Fresh
+    }
+
+    #[test]
+    fn few_pages_are_stale_that_were_never_purged_when_the_table_is_full() {
+        // A power of two: others have more buckets than names.
+        const NAMES: usize = 1 << 16;
+        const PAGES: usize = 20_000;
+        let purged = purged(NAMES);
+        let purge = |range: std::ops::Range<usize>| {
+            range.for_each(|number| purged.note(number as u64 + 1, &tags(&[&format!("purged_{number}")])));
+        };
+        // The page is rendered when the table is full already.
+        purge(0..2 * NAMES);
+        let rendered = purged.head();
+        purge(2 * NAMES..3 * NAMES);
+        let pages = (0..PAGES).map(|page| (0..30).map(|tag| format!("page_{page}_{tag}")).collect::<Vec<_>>());
+        let of = |page: Vec<String>| page.iter().map(|tag| Name::of_tag(tag.as_bytes()).key()).collect::<Vec<_>>();
+        let is_stale = |page: &Vec<u64>| page.iter().any(|key| purged.names.has_since(*key, rendered));
+        let stale = pages.map(of).filter(is_stale).count();
+        assert!(stale * 1_000 < PAGES, "{stale} of {PAGES}");
     }
 
     #[test]

@@ -18,6 +18,8 @@ mod fan_out;
 mod forms;
 mod guard;
 mod journal;
+#[cfg(feature = "mutants")]
+mod mutants;
 mod odd_purges;
 mod other_vcls;
 mod overload;

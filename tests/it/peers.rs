@@ -8,6 +8,7 @@ use clearcoat::shutdown;
 use crate::support::clearcoat::Clearcoat;
 use crate::support::client::{get, purge, tag};
 use crate::support::eventually;
+use crate::support::faults::{fail_purges, purges_can_fail};
 use crate::support::fleet::{Fleet, Plan};
 use crate::support::reader::{Outage, Reader};
 use crate::support::varnish::signal;
@@ -74,6 +75,25 @@ fn a_purge_answered_by_one_holds_behind_all_without_a_shared_journal() {
         let new: Vec<u64> = heads(&fleet).iter().zip(at_first).map(|(head, at_first)| head - at_first).collect();
         assert_eq!(new, [20, 20]);
     }
+}
+
+#[test]
+fn a_varnish_that_one_could_not_purge_is_avoided_by_the_other_at_once() {
+    let fleet = Fleet::start(&Plan { vcl: purges_can_fail, ack_timeout: "1s", ..plan() });
+    all_confirm(&fleet.clearcoat);
+    let pages: Vec<u64> = (1..=20).collect();
+    for page in &pages {
+        fleet.warm(&format!("/p/{page}"));
+        fleet.shop.set(*page, 7);
+    }
+    fail_purges(&fleet, "varnish-1", true);
+    let tags: Vec<String> = pages.iter().map(|page| tag(&format!("cat_p_{page}"))).collect();
+    assert_eq!(purge(fleet.clearcoat.purge, &tags.join("|")).expect("an answer").status, 200);
+    for page in &pages {
+        assert_eq!(read(&fleet.others[0], &format!("/p/{page}")), "7");
+    }
+    fail_purges(&fleet, "varnish-1", false);
+    fleet.clearcoats().for_each(Clearcoat::current);
 }
 
 #[test]

@@ -7,8 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::support::client::{Answer, Connection, exchange, get};
+use crate::support::client::{Answer, Connection, exchange, get, purge, tag};
 use crate::support::eventually;
+use crate::support::faults::{fail_purges, purges_can_fail};
 use crate::support::fleet::{Fleet, Plan};
 use crate::support::upstream::{Then, Upstream};
 
@@ -135,6 +136,45 @@ fn after_a_restart_a_page_that_was_purged_before_is_caught_all_the_same() {
     assert_eq!(fleet.get("/p/2").text(), "1");
 }
 
+/// The tags that are purged beside those of pages: so many that each bucket of the smallest index forgets what was in it.
+fn purge_others(fleet: &Fleet) {
+    for round in 0..80 {
+        // Half of what is remembered: the disk then forgets what came before the last two.
+        let tags = (0..500).map(|number| tag(&format!("cat_c_{round}_{number}")));
+        let answer = purge(fleet.clearcoat.purge, &tags.collect::<Vec<_>>().join("|"));
+        assert_eq!(answer.expect("an answer").status, 200);
+    }
+}
+
+/// Page 1 is old in a cache that only says that it purges; that it was purged is forgotten.
+fn forget_a_purge() -> Fleet {
+    let mut fleet = Fleet::start(&Plan { vcl: says_purged, ..unguarded() });
+    fleet.clearcoat.kill();
+    fleet.clearcoat.configure(&fleet.clearcoat.config().replacen("[journal]", "[journal]\nnames = 1000", 1));
+    fleet.clearcoat.restart();
+    fleet.clearcoat.ready();
+    fleet.warm("/p/1");
+    fleet.shop.set(1, 1);
+    assert_eq!(fleet.purge_tag("cat_p_1").status, 200);
+    purge_others(&fleet);
+    fleet
+}
+
+#[test]
+fn a_page_whose_purge_was_pushed_out_of_memory_is_caught_all_the_same() {
+    let fleet = forget_a_purge();
+    assert_eq!(fleet.get("/p/1").text(), "1");
+}
+
+#[test]
+fn a_page_whose_purge_the_disk_has_forgotten_is_caught_after_a_restart() {
+    let mut fleet = forget_a_purge();
+    fleet.clearcoat.kill();
+    fleet.clearcoat.restart();
+    fleet.clearcoat.ready();
+    assert_eq!(fleet.get("/p/1").text(), "1");
+}
+
 #[test]
 fn purges_of_a_url_and_of_everything_are_seen_in_a_seal_too() {
     fn keeps_everything(vcl: &str, _: &str, _: &Path) -> String {
@@ -253,7 +293,7 @@ fn a_storm_of_purges_one_after_the_other_becomes_a_few_bans() {
     let before = bans(&fleet);
     let mut sender = Connection::open(fleet.clearcoat.purge).expect("a connection");
     for page in 0..500 {
-        let pattern = crate::support::client::tag(&format!("cat_p_{page}"));
+        let pattern = tag(&format!("cat_p_{page}"));
         sender.send(format!("PURGE / HTTP/1.1\r\nHost: a\r\nX-Magento-Tags-Pattern: {pattern}\r\n\r\n")).expect("sent");
         assert_eq!(sender.answer(false).expect("an answer").status, 200);
     }
@@ -282,9 +322,37 @@ fn a_purge_that_no_seal_shows_waits_and_takes_those_before_it_along() {
     let fleet = sealing(&lazy("60s"));
     let sealed = fleet.purge_tag("cat_p_1");
     assert_eq!(ids(&sealed, "pending").len(), 2);
-    let pattern = "PURGE / HTTP/1.1\r\nHost: a\r\nX-Magento-Tags-Pattern: cat_p_[0-9]+,\r\n\r\n";
-    let answer = exchange(fleet.clearcoat.purge, pattern).expect("an answer");
+    let answer = purge_all_products(&fleet);
     assert_eq!((ids(&answer, "applied").len(), ids(&answer, "pending").len()), (2, 0), "{answer:?}");
+    fleet.clearcoat.current();
+}
+
+/// A purge that no seal shows.
+fn purge_all_products(fleet: &Fleet) -> Answer {
+    let pattern = "PURGE / HTTP/1.1\r\nHost: a\r\nX-Magento-Tags-Pattern: cat_p_[0-9]+,\r\n\r\n";
+    exchange(fleet.clearcoat.purge, pattern).expect("an answer")
+}
+
+#[test]
+fn a_page_that_a_pattern_purges_is_not_served_after_the_answer() {
+    let fleet = sealing(&lazy("60s"));
+    fleet.get("/p/1");
+    assert_eq!(fleet.get("/p/1").cache(), "HIT");
+    fleet.shop.set(1, 1);
+    assert_eq!(purge_all_products(&fleet).status, 200);
+    assert_eq!(fleet.get("/p/1").text(), "1");
+}
+
+#[test]
+fn a_varnish_that_misses_a_purge_that_no_seal_shows_is_out() {
+    let fleet = sealing(&Plan { varnish: 1, web: 1, vcl: purges_can_fail, ..Plan::default() });
+    fleet.get("/p/1");
+    assert_eq!(fleet.get("/p/1").cache(), "HIT");
+    fleet.shop.set(1, 1);
+    fail_purges(&fleet, "varnish-1", true);
+    assert_eq!(purge_all_products(&fleet).status, 200);
+    assert_eq!(fleet.get("/p/1").text(), "1");
+    fail_purges(&fleet, "varnish-1", false);
     fleet.clearcoat.current();
 }
 

@@ -59,7 +59,11 @@ fn a_get_whose_body_comes_late_gets_no_old_page() {
 /// Has what was acknowledged so far written to the disk: cursors become durable with the next purge.
 fn make_cursors_durable(fleet: &Fleet) {
     fleet.clearcoat.current();
-    std::thread::sleep(Duration::from_millis(2_500));
+    eventually("what each Varnish has is saved", || {
+        let nodes = fleet.clearcoat.nodes();
+        let is_saved = |node: &serde_json::Value| ["cursor", "seals"].iter().all(|key| node["saved"][key] == node[key]);
+        nodes.iter().all(|node| node["role"] == "web" || is_saved(node)).then_some(())
+    });
     assert_eq!(fleet.purge_tag("any").status, 200);
 }
 
@@ -233,6 +237,37 @@ fn a_warm_fleet_seals_from_its_first_flush_on() {
     assert_eq!(exchange(fleet.clearcoat.purge, flush).expect("an answer").status, 200);
     fleet.seals();
     shows_no_old_block(&fleet, &block);
+}
+
+#[test]
+fn what_a_post_was_answered_is_not_stored_and_its_tags_stay_sealed() {
+    /// Stores what a POST was answered.
+    fn stores(vcl: &str, _: &str, _: &Path) -> String {
+        let recv = "sub vcl_recv {\n    if (req.method == \"POST\") {\n        set req.http.X-Post = \"1\";\n        \
+            return (hash);\n    }\n";
+        let fetch =
+            "sub vcl_backend_fetch {\n    if (bereq.http.X-Post) {\n        set bereq.method = \"POST\";\n    }\n}\n";
+        vcl.replacen("sub vcl_recv {\n", &format!("{fetch}{recv}"), 1)
+    }
+    let post = "POST /p/1 HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 0\r\n\r\n";
+    let unsealed = "[edge]\nlisten = [\"127.0.0.1:0\"]\nseal = false\n";
+    let fleet = Fleet::start(&Plan { vcl: stores, ..lazy(1, unsealed) });
+    exchange(fleet.clearcoat.edge, post).expect("an answer");
+    assert_eq!(
+        said(&exchange(fleet.clearcoat.edge, post).expect("an answer")),
+        (200, "HIT", "0"),
+        "without seals it is"
+    );
+    let fleet = sealing(&Plan { vcl: stores, ..lazy(1, "") });
+    for version in 0..3 {
+        fleet.shop.set(1, version);
+        let answer = fleet.purge_tag("cat_p_1").json();
+        assert_eq!(answer["pending"], serde_json::json!(["varnish-1"]), "{answer}");
+        for _ in 0..2 {
+            let answer = exchange(fleet.clearcoat.edge, post).expect("an answer");
+            assert_eq!((answer.status, answer.text()), (200, &*version.to_string()), "{answer:?}");
+        }
+    }
 }
 
 #[test]

@@ -1,0 +1,95 @@
+//! Purges that wait for no Varnish.
+
+use std::thread::{self, ThreadId};
+
+use super::*;
+use crate::journal::{BoxFuture, Cursor, Readable, WriteError};
+use crate::seal::{Lineage, Name, PastNames, PurgedNames, Run, StaleBecause, StalePage};
+
+/// A node that returns seals, and for which purges gather for longer than a test takes.
+async fn sealing(pace: Pace, journal: Arc<dyn Journal>) -> Rig {
+    let purged = PurgedNames::new(Lineage::new(1, Run(1), Vec::new()), 100, &PastNames::default());
+    let sealed = Arc::new(SealedPurges::new(Arc::new(purged), Duration::from_secs(600)));
+    let guard = Arc::new(Guard::new(long_ago()));
+    let rig = Rig::of(obedient(&[]).await, pace, journal, (guard, Some(sealed)), None);
+    rig.node.live.set_returns_seals(true);
+    rig.node.live.set_cache_is_sealed(true);
+    rig
+}
+
+fn memory() -> Memory {
+    Memory::new(Limits::default(), Arc::new(|_| ()))
+}
+
+/// A page with this tag that the node still had when it had acknowledged `asked_at`.
+fn old_page(tag: &str, purged: Position, asked_at: Position) -> StalePage {
+    let names = vec![Name::of_tag(tag.as_bytes())];
+    let because = StaleBecause::Purged(purged);
+    StalePage { because, position: 0, id: purged, names, target: b"/".to_vec(), host: b"shop".to_vec(), asked_at }
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_purge_gets_it_though_other_bans_go_first() {
+    let rig = sealing(Pace { max_bans_per_second: NonZeroU32::new(4), ..CALM }, Arc::new(memory())).await;
+    let refresh = |page| rig.deliveries.refresh(rig.node.id(), page, PATIENCE);
+    // It uses up its ration.
+    for number in 0..5 {
+        let position = rig.append(&format!("tag_{number}_end")).await;
+        assert!(refresh(old_page("x", position, position - 1)).await);
+    }
+    let position = rig.append("waited").await;
+    // Both wait for the ration now, and that of the page that was banned before goes first.
+    let kept = old_page("tag_0_end", 1, position - 1);
+    assert_eq!(tokio::join!(refresh(old_page("waited", position, position - 1)), refresh(kept)), (true, true));
+    assert_eq!(rig.told("waited").len(), 1);
+}
+
+/// A journal that notes which threads read it.
+struct Watched {
+    journal: Memory,
+    readers: Mutex<Vec<ThreadId>>,
+}
+
+impl Journal for Watched {
+    fn readable(&self) -> &Readable {
+        self.journal.readable()
+    }
+
+    fn append(&self, purge: Purge) -> BoxFuture<'_, Result<Position, WriteError>> {
+        self.journal.append(purge)
+    }
+
+    fn save_cursors(&self, cursors: Vec<(NodeId, Cursor)>) -> BoxFuture<'_, Result<(), WriteError>> {
+        self.journal.save_cursors(cursors)
+    }
+
+    fn refuse(&self, positions: Vec<Position>) -> BoxFuture<'_, Result<(), WriteError>> {
+        self.journal.refuse(positions)
+    }
+
+    fn note_unsealable(&self, names: Vec<Name>) -> BoxFuture<'_, Result<(), WriteError>> {
+        self.journal.note_unsealable(names)
+    }
+
+    fn since(&self, cursor: Position) -> Missed {
+        self.readers.lock().push(thread::current().id());
+        self.journal.since(cursor)
+    }
+}
+
+#[tokio::test]
+async fn a_purge_that_gathers_is_unsealed_before_a_block_passes_and_not_here() {
+    let journal = Arc::new(Watched { journal: memory(), readers: Mutex::default() });
+    let rig = sealing(CALM, Arc::clone(&journal) as Arc<dyn Journal>).await;
+    let purge = rig.append("block").await;
+    rig.append("another").await;
+    assert!(rig.deliveries.is_sealed(purge) && rig.deliveries.context.fence.admits(&rig.node.live));
+    journal.readers.lock().clear();
+    assert!(rig.deliveries.note_unsealable(vec![Name::of_tag(b"block")]).await);
+    // By now nobody is answered by this node before it has the purge.
+    assert!(!rig.deliveries.is_sealed(purge) && !rig.deliveries.context.fence.admits(&rig.node.live));
+    let here = thread::current().id();
+    let readers = journal.readers.lock().clone();
+    assert!(!readers.is_empty() && !readers.contains(&here), "{readers:?} {here:?}");
+    rig.until_at(purge).await;
+}

@@ -323,8 +323,11 @@ impl PurgeApi {
         let here = self.deliveries.reached(position, first);
         let ((mut reached, mut missed), mut heard) = tokio::join!(here, replicas.confirmed(position, first));
         let rest = left.saturating_sub(began.elapsed()).max(left / 8);
+        if was_sealed && !heard.is_sealed_everywhere() {
+            self.deliveries.unseal(position);
+        }
         if was_sealed && !self.deliveries.is_sealed(position) {
-            // A block with one of its tags passed another replica before that one knew of the purge.
+            // A block with one of its tags may have passed another replica before that one knew of the purge.
             (reached, missed) = self.deliveries.reached(position, rest * 3 / 4).await;
         }
         // What shows by seals need not be agreed on.

@@ -48,7 +48,7 @@ mod under_way;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -126,6 +126,7 @@ pub struct Replicas {
     context: ReplicaContext,
     id: NodeId,
     own: Record,
+    started: Instant,
     /// This process has created our journal.
     fresh: bool,
     peers: Mutex<BTreeMap<NodeId, Arc<Peer>>>,
@@ -183,6 +184,7 @@ impl Replicas {
             context,
             id,
             own,
+            started: Instant::now(),
             fresh,
             peers: Mutex::default(),
             neighbours: Neighbours::default(),
@@ -294,6 +296,7 @@ impl Replicas {
             asks_about: Vec::new(),
             reached: self.reached(),
             unsealable: Vec::new(),
+            unsealed: Vec::new(),
             done: Vec::new(),
             refused: Some(Vec::new()),
         }

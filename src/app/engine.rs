@@ -58,8 +58,9 @@ impl Engine {
             open_journal(config, observer, etcd.as_ref()).await?;
         let sealed = sealing::sealed_purges(config, &*journal);
         if let Some(sealed) = &sealed {
-            // Not too late: nothing is appended before `build` returns.
             _ = decides.set(Arc::clone(sealed));
+            // The watch of a journal in etcd may have brought purges already.
+            sealed.count_as_unsealed(journal.head());
         }
         for reason in Anew::REASONS {
             let is_it = journal.anew().is_some_and(|anew| anew.reason() == reason);

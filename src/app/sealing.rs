@@ -4,6 +4,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
+
 use crate::config::{Config, JournalKind, WaitFor};
 use crate::delivery::{Deliveries, SealedPurges};
 use crate::fleet::NodeId;
@@ -31,11 +33,15 @@ pub(super) fn is_waited_for_edge(config: &Config) -> bool {
     config.edge.seal && config.purge.wait_for == WaitFor::Edge
 }
 
+/// Whether there are, or may be, other clearcoats with which purges are exchanged.
+fn has_others(config: &Config) -> bool {
+    config.journal.kind == JournalKind::Etcd || !config.replica.peers.is_empty()
+}
+
 /// Decides which purges are answered without waiting for any Varnish; `None` if all wait.
 pub(super) fn sealed_purges(config: &Config, journal: &dyn Journal) -> Option<Arc<SealedPurges>> {
     let purged = journal.purged().filter(|_| is_waited_for_edge(config))?;
-    let has_others = config.journal.kind == JournalKind::Etcd || !config.replica.peers.is_empty();
-    Some(Arc::new(SealedPurges::new(Arc::clone(purged), config.purge.gather, has_others)))
+    Some(Arc::new(SealedPurges::new(Arc::clone(purged), config.purge.gather, has_others(config))))
 }
 
 /// Has caches drop stale pages, through their deliveries.
@@ -65,11 +71,16 @@ impl Sealing {
         metrics: &Arc<Metrics>,
         config: &Config,
     ) -> Self {
-        let Some(purged) = journal.purged().filter(|_| config.edge.seal) else { return Sealing::default() };
+        // Beside others a seal has a stamp of each, and only those that wait for the edge tell each other theirs.
+        let is_wanted = if has_others(config) { is_waited_for_edge(config) } else { config.edge.seal };
+        let Some(purged) = journal.purged().filter(|_| is_wanted) else { return Sealing::default() };
         let refresh = Arc::new(Refreshing { deliveries: Arc::clone(deliveries), patience: config.purge.ack_timeout });
         let (deliveries, replicas) = (Arc::clone(deliveries), replicas.cloned());
+        // The control plane never runs on a worker.
+        let control = Handle::current();
         let note = Arc::new(move |names: Vec<Name>| {
-            Box::pin(note_block(Arc::clone(&deliveries), replicas.clone(), names)) as Done
+            let noted = control.spawn(note_block(Arc::clone(&deliveries), replicas.clone(), names));
+            Box::pin(async move { noted.await.unwrap_or(false) }) as Done
         });
         let freshness = Freshness::new(Arc::clone(purged), refresh, Arc::clone(metrics));
         Sealing { origin: Some((Arc::clone(purged), note)), edge: Some(freshness) }

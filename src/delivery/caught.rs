@@ -261,7 +261,16 @@ mod tests {
     fn page(path: &str, tags: &[&str]) -> StalePage {
         let names = tags.iter().map(|tag| Name::of_tag(tag.as_bytes())).collect();
         let because = StaleBecause::Purged(9);
-        StalePage { because, position: 1, id: 7, names, target: path.into(), host: b"shop".into(), asked_at: 9 }
+        StalePage {
+            because,
+            position: 1,
+            id: 7,
+            has_own_stamp: true,
+            names,
+            target: path.into(),
+            host: b"shop".into(),
+            asked_at: 9,
+        }
     }
 
     fn entry(targets: Vec<Target>, soft: bool) -> Arc<Entry> {

@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{Deliveries, DeliveryContext, on_a_thread};
-use crate::fleet::{Health, Live, Node, NodeId, TrialState};
+use crate::fleet::{Live, Node, NodeId, TrialState};
 use crate::journal::{CursorState, Entry, Journal, Missed, Position};
 use crate::mutants::Mutant;
 use crate::seal::{Name, PurgedNames, StaleBecause, StalePage, sealed_by};
@@ -37,6 +37,8 @@ pub struct SealedPurges {
     unsealed: Mutex<Unsealed>,
     /// The position of the last unsealed purge.
     last_unsealed: watch::Sender<Position>,
+    /// There are, or may be, other clearcoats.
+    has_others: bool,
     /// Every tag of a block that passed any clearcoat is known here.
     knows_blocks: AtomicBool,
     /// Each clearcoat seals answers.
@@ -69,11 +71,16 @@ impl SealedPurges {
     /// purge is sealed until it is [known](Deliveries::set_knows_blocks) what they know.
     pub fn new(purged: Arc<PurgedNames>, gather: Duration, has_others: bool) -> Self {
         let head = purged.head();
+        if has_others {
+            // They are durable here, and it is not known whether all others have them.
+            purged.unsealable().unsettle();
+        }
         SealedPurges {
             purged,
             gather,
             unsealed: Mutex::new(Unsealed { up_to: head, since: BTreeSet::new() }),
             last_unsealed: watch::Sender::new(head),
+            has_others,
             knows_blocks: AtomicBool::new(!has_others),
             do_all_seal: AtomicBool::new(true),
             caches: Mutex::new(SealedCaches { trusts_saved: !has_others, ..SealedCaches::default() }),
@@ -92,6 +99,14 @@ impl SealedPurges {
         if !is_sealed || !self.knows_blocks() {
             self.unseal(entry.position);
         }
+    }
+
+    /// Counts the purges up to this position as unsealed: they came before anybody decided about them.
+    pub fn count_as_unsealed(&self, position: Position) {
+        let mut unsealed = self.unsealed.lock();
+        unsealed.up_to = position.max(unsealed.up_to);
+        drop(unsealed);
+        self.last_unsealed.send_modify(|last| *last = position.max(*last));
     }
 
     /// Whether the purge at this position is sealed.
@@ -244,7 +259,8 @@ impl Deliveries {
         let (id, epoch) = (node.id(), node.spec.epoch());
         let mut caches = sealed.caches.lock();
         let is_saved = match remembered {
-            CursorState::CacheRestarted => sealed.knows_blocks(),
+            // Others may have filled it since, and one that does not seal may be gone again.
+            CursorState::CacheRestarted => !sealed.has_others,
             CursorState::At(_) => self.context.journal.cursors().get(id).is_some_and(|cursor| cursor.is_sealed),
             CursorState::Unknown => false,
         };
@@ -291,14 +307,21 @@ impl Deliveries {
         }
     }
 
-    /// Marks purges of these tags as unsealed if a serving node has not acknowledged them yet. The caller is a worker, and
+    /// Treats a purge as one that waits for every Varnish, since it does at another clearcoat.
+    pub fn unseal(&self, position: Position) {
+        if let Some(sealed) = &self.context.sealed {
+            sealed.unseal(position);
+        }
+    }
+
+    /// Marks purges of these tags as unsealed if a node has not acknowledged them yet. The caller is a worker, and
     /// they may be many: they are looked through on another thread.
     async fn unseal_pending(&self, sealed: &Arc<SealedPurges>, names: &[Name]) {
         let _turn = self.unsealing.lock().await;
         let DeliveryContext { journal, fence, fleet, .. } = &self.context;
         let fleet = fleet.load_full();
-        let serving = fleet.varnish.members().iter().filter(|member| member.health != Health::Down);
-        let Some(least) = serving.map(|member| member.node.live.cursor()).min() else { return };
+        // Also of nodes that are down: one may be up before it has its bans.
+        let Some(least) = fleet.varnish.members().iter().map(|member| member.node.live.cursor()).min() else { return };
         if least >= journal.head() {
             return;
         }

@@ -103,7 +103,8 @@ impl StorePolicy {
             asked.is_some_and(|asked| asked.path != request.path()) || is_block_path(request.path())
         };
         // What answers another method is not stored (`may_be_stored`).
-        let is_seen = !is_read(request) || fits(answer.head_len(), mark.max_stamps(), page.tags().count()) && !is_block();
+        let is_seen =
+            !is_read(request) || fits(answer.head_len(), mark.max_stamps(), page.tags().count()) && !is_block();
         if is_seen {
             return Vec::new();
         }

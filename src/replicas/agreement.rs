@@ -32,6 +32,8 @@ const UNCONFIRMED: &str = "it has not confirmed a purge in time";
 /// The answers of the other replicas to a purge.
 #[derive(Default)]
 pub struct PeerAnswers {
+    /// The name of the purge, if it is held.
+    name: Option<String>,
     /// The replicas that have not confirmed it.
     pub unconfirmed: Vec<NodeId>,
     /// The nodes that a replica has not reached, by the name of that replica.
@@ -40,6 +42,14 @@ pub struct PeerAnswers {
 }
 
 impl PeerAnswers {
+    /// Whether every replica has confirmed the purge, and waits for no Varnish with it. If one does, or does not answer, the
+    /// purge waits here, too: that one may know of a block with its tags.
+    pub fn is_sealed_everywhere(&self) -> bool {
+        let is_sealed =
+            |said: &Confirmation| said.seals && self.name.as_ref().is_some_and(|name| !said.unsealed.contains(name));
+        self.unconfirmed.is_empty() && self.said.iter().all(|(_, said)| is_sealed(said))
+    }
+
     /// Whether a node has accepted the purge from another replica.
     pub fn is_taken(&self) -> bool {
         self.said.iter().any(|(_, said)| !said.applied.is_empty())
@@ -52,7 +62,8 @@ impl Replicas {
         let awaited: Vec<Arc<Peer>> = self.sharing().into_iter().filter(|peer| !peer.is_late()).collect();
         let is_settled = |peer: &Arc<Peer>| peer.has(position) || peer.is_late() || peer.is_gone();
         self.progress.wait_for(&awaited, timeout, is_settled, |peer| peer.mark_late(UNCONFIRMED)).await;
-        let mut heard = PeerAnswers { unconfirmed: self.unmet(), ..PeerAnswers::default() };
+        let (name, unconfirmed) = (self.name_of(position), self.unmet());
+        let mut heard = PeerAnswers { name, unconfirmed, ..PeerAnswers::default() };
         for peer in self.sharing() {
             if !peer.has(position) {
                 heard.unconfirmed.push(peer.id.clone());

@@ -64,7 +64,7 @@ impl PeerError {
 
     /// Whether it says that it does not do that.
     pub(super) fn is_never(&self) -> bool {
-        matches!(self, PeerError::Refused(400..=499, _))
+        matches!(self, PeerError::Refused(404 | 405 | 409, _))
     }
 
     /// Whether nothing listens at the address.

@@ -45,6 +45,9 @@ pub struct Message {
     /// Nodes whose fill watermarks are requested.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub asks_about: Vec<NodeId>,
+    /// The names of those purges that wait for every Varnish at the sender.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unsealed: Vec<String>,
     /// What the sender's journal has reached, if the sender seals answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reached: Option<Stamp>,
@@ -102,6 +105,12 @@ pub struct Confirmation {
     /// Those of these purges that nodes refuse here. The accepting replica knows whether this is in time.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refused: Vec<RefusedPurge>,
+    /// Seals show purges of tags to this replica, so that they wait for no Varnish.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub seals: bool,
+    /// The names of those of these purges that wait for every Varnish here all the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unsealed: Vec<String>,
     /// The sender of the answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<Introduction>,
@@ -141,6 +150,9 @@ pub struct Introduction {
     /// What its journal has reached, if it seals answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reached: Option<Stamp>,
+    /// For how long it has been running, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub up_ms: Option<u64>,
 }
 
 fn first() -> u32 {

@@ -32,13 +32,18 @@ use crate::telemetry::causes;
 /// The pause before a replica that has not met us yet is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(25);
 
+/// How often it is asked so soon.
+const AT_ONCE: u32 = 20;
+
 /// What is known of the blocks that passed the replicas.
 #[derive(Debug, Default)]
 pub(super) struct SharedBlocks {
-    /// The replicas in etcd were listed.
-    pub(super) are_listed: AtomicBool,
-    /// Our key was in etcd.
-    were_registered: AtomicBool,
+    /// Our key was seen in etcd.
+    pub(super) saw_own_key: AtomicBool,
+    /// And so were those of all that came before. Of two that come at once, the later one has found the other's.
+    pub(super) are_registered: AtomicBool,
+    /// Taken while it is decided whether purges can be sealed.
+    reviewing: Mutex<()>,
     /// The replicas that the last process knew, of which this one does not know yet what they passed meanwhile.
     pub(super) known_before: Mutex<BTreeSet<NodeId>>,
 }
@@ -57,6 +62,8 @@ pub enum GivenNames {
 #[derive(Serialize, Deserialize)]
 struct GivenCaches {
     sealed: Vec<(NodeId, Option<Arc<str>>)>,
+    /// What the others have reached, as that replica heard: pages may have no other stamp of them.
+    heard: Vec<Stamp>,
 }
 
 impl Replicas {
@@ -88,7 +95,8 @@ impl Replicas {
         };
         // Before what is known is read: from now on it is told of each block.
         peer.names.set_given();
-        let caches = GivenCaches { sealed: self.context.deliveries.sealed_caches() };
+        let heard = purged.heard().map_or_else(Vec::new, |heard| heard.to_vec());
+        let caches = GivenCaches { sealed: self.context.deliveries.sealed_caches(), heard };
         let mut bytes = serde_json::to_vec(&caches).unwrap_or_default();
         bytes.push(b'\n');
         bytes.extend(purged.encode());
@@ -104,7 +112,8 @@ impl Replicas {
                     Ok(()) => break,
                     Err(problem) => problem,
                 },
-                Err(error) if error.is_not_now() => {
+                Err(error) if error.is_not_now() && failures < AT_ONCE => {
+                    failures += 1;
                     tokio::time::sleep(ASK_AGAIN).await;
                     continue;
                 }
@@ -120,7 +129,8 @@ impl Replicas {
             };
             tracing::debug!(replica = %peer.id, failed, "the purged names of a replica cannot be fetched");
             failures = failures.saturating_add(1);
-            tokio::time::sleep(peer::BACKOFF.pause(failures, 0.5 + 0.5 * fastrand::f64())).await;
+            tokio::time::sleep(peer::BACKOFF.pause(failures.saturating_sub(AT_ONCE), 0.5 + 0.5 * fastrand::f64()))
+                .await;
         }
         self.review_names();
         self.progress.notify();
@@ -131,17 +141,21 @@ impl Replicas {
         let Some(purged) = self.purged() else { return Ok(()) };
         let table = || {
             let end = memchr::memchr(b'\n', bytes)?;
-            let GivenCaches { sealed } = serde_json::from_slice(&bytes[..end]).ok()?;
-            Some((sealed, PurgedNames::decode(&bytes[end + 1..])?))
+            let given: GivenCaches = serde_json::from_slice(&bytes[..end]).ok()?;
+            Some((given, PurgedNames::decode(&bytes[end + 1..])?))
         };
-        let (sealed, table) = table().ok_or("its purged names cannot be read")?;
+        let (GivenCaches { sealed, heard }, table) = table().ok_or("its purged names cannot be read")?;
         let blocks = table.unsealable().all();
         if !blocks.is_empty() && !self.context.deliveries.note_unsealable(blocks).await {
             return Err("the tags of its blocks could not be made durable".to_owned());
         }
         peer.names.set_journal(table.lineage().journal());
+        let known = purged.heard();
+        let is_known =
+            |stamp: &Stamp| known.iter().flat_map(|known| known.iter()).any(|known| known.journal == stamp.journal);
+        heard.into_iter().filter(|stamp| !is_known(stamp)).for_each(|stamp| purged.hear(stamp));
         purged.hear(table.stamp());
-        purged.inherit(table);
+        purged.inherit(peer.id.as_str().into(), table);
         self.context.deliveries.adopt_sealed_caches(sealed);
         self.blocks.known_before.lock().remove(&peer.id);
         peer.names.set_fetched(Fetched::Yes);
@@ -165,10 +179,12 @@ impl Replicas {
     /// Decides anew whether purges can be sealed.
     pub(super) fn review_names(&self) {
         let Some(purged) = self.purged() else { return };
+        let _reviewing = self.blocks.reviewing.lock();
         let peers = self.sharing();
         self.context.deliveries.set_do_all_seal(peers.iter().all(|peer| peer.names.fetched() != Fetched::Never));
         let are_known = peers.iter().all(|peer| peer.names.fetched() == Fetched::Yes);
-        let knows_blocks = are_known && self.are_all_found() && self.unmet().is_empty();
+        let are_alone = || self.are_all_found() && self.unmet().is_empty() && self.twins.current().is_none();
+        let knows_blocks = are_known && are_alone();
         self.context.deliveries.set_knows_blocks(knows_blocks);
         if knows_blocks && self.blocks.known_before.lock().is_empty() {
             self.context.deliveries.trust_saved_caches();
@@ -186,13 +202,7 @@ impl Replicas {
     fn are_all_found(&self) -> bool {
         match self.context.found_by {
             FoundBy::Addresses(_) => self.neighbours.are_caught_up(),
-            FoundBy::Etcd(_) => {
-                if self.standing.borrow().registered {
-                    self.blocks.were_registered.store(true, Ordering::SeqCst);
-                }
-                // Of two that come at once, the later one finds the other's key.
-                self.blocks.were_registered.load(Ordering::SeqCst) && self.blocks.are_listed.load(Ordering::SeqCst)
-            }
+            FoundBy::Etcd(_) => self.blocks.are_registered.load(Ordering::SeqCst),
         }
     }
 
@@ -211,6 +221,9 @@ impl Replicas {
 
     /// Tells all other replicas of tags that no seal shows. Returns whether each of those that rely on it has them.
     pub async fn share_unsealable(self: &Arc<Self>, names: &[Name]) -> bool {
+        if self.purged().is_none() {
+            return true;
+        }
         if !self.are_all_found() {
             return false;
         }

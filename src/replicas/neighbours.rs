@@ -30,7 +30,7 @@ use crate::atomic_file;
 use crate::backoff::Backoff;
 use crate::config::{PeerAddress, is_host_port};
 use crate::fleet::NodeId;
-use crate::journal::Missed;
+use crate::journal::{Missed, Shared};
 use crate::telemetry::causes;
 
 /// The bounds of the pauses between attempts to meet; each pause is at least half of its bound.
@@ -44,6 +44,9 @@ const LOOK_UP_EVERY: Duration = Duration::from_secs(5);
 
 /// The timeout of resolving a name.
 const LOOK_UP: Duration = Duration::from_secs(2);
+
+/// A message and its answer take some of the time for which a replica says that it has been running.
+const START_SLACK: Duration = Duration::from_secs(60);
 
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
@@ -332,7 +335,7 @@ impl Replicas {
 
     /// The replica at this address as a peer; `None` if it does not need our purges.
     fn meet_at(&self, address: &str, met: Introduction, listed: bool) -> Option<Arc<Peer>> {
-        let Introduction { id, record, fresh, .. } = met;
+        let Introduction { id, record, fresh, up_ms, .. } = met;
         if record.boot == self.own.boot {
             self.neighbours.set(address, Who::Nobody);
             return None;
@@ -366,7 +369,7 @@ impl Replicas {
             self.peers.lock().remove(&id);
             self.ring.send_replace(());
         }
-        let start = self.start_of(&id, &record, fresh)?;
+        let start = self.start_of(&id, &record, fresh.then_some(up_ms))?;
         tracing::info!(replica = %id, address, journal = record.journal, ?start, "replica found");
         let peer = Arc::new(Peer::new(id.clone(), record, start, listed));
         peer.set_owes_us(!self.neighbours.are_caught_up());
@@ -376,8 +379,8 @@ impl Replicas {
         Some(peer)
     }
 
-    /// The position from which a peer needs purges. `fresh`: its journal is new.
-    fn start_of(&self, id: &NodeId, record: &Record, fresh: bool) -> Option<Start> {
+    /// The position from which a peer needs purges. `fresh`: its journal is new, and for how long it has been running.
+    fn start_of(&self, id: &NodeId, record: &Record, fresh: Option<Option<u64>>) -> Option<Start> {
         let journal = self.context.journal.as_ref()?;
         let marks = self.marks.lock();
         Some(match marks.get(id) {
@@ -386,10 +389,21 @@ impl Replicas {
             }
             // It lost its journal, and with it our purges and its own.
             Some(_) => Start::Gap,
-            None if fresh => Start::After(self.context.deliveries.least_cursor()),
+            None if let Some(up_ms) = fresh => self.start_of_fresh(&**journal, up_ms.map(Duration::from_millis)),
             None if matches!(journal.since(0), Missed::Entries(_)) => Start::After(0),
             None => Start::Gap,
         })
+    }
+
+    /// The same for one whose journal is new. What passed it before we met may be stored in spite of any purge that was answered
+    /// since it began, whatever each Varnish has acknowledged.
+    fn start_of_fresh(&self, journal: &dyn Shared, up: Option<Duration>) -> Start {
+        let least = self.context.deliveries.least_cursor();
+        let Some(up) = up else { return Start::After(least) };
+        let before = journal.older_than(up + START_SLACK);
+        // All that is held is younger: so may be what is not held any more.
+        let is_cut_off = before == journal.floor() && before > 0 && before < journal.head();
+        if is_cut_off { Start::Gap } else { Start::After(before.min(least)) }
     }
 
     /// Updates whether a name still lists the peers behind it.

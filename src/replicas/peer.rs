@@ -346,7 +346,7 @@ async fn send_purges(replicas: &Arc<Replicas>, peer: &Arc<Peer>, journal: &dyn S
     let mut asks = peer.is_late() || peer.is_unlisted() || peer.owes_us();
     loop {
         while in_flight.len() < MAX_IN_FLIGHT {
-            let Next { purges, done, bytes, last, closes_gap } = next(replicas, peer, journal, sent, room);
+            let Next { purges, done, unsealed, bytes, last, closes_gap } = next(replicas, peer, journal, sent, room);
             let left = room.saturating_sub(bytes);
             let refused = refused(replicas, peer, journal, &mut next_refused, left);
             sent = Some(last);
@@ -361,7 +361,8 @@ async fn send_purges(replicas: &Arc<Replicas>, peer: &Arc<Peer>, journal: &dyn S
             }
             asks = false;
             let patience = patience(replicas, journal, &purges);
-            let message = Message { purges, done, refused: Some(refused), ..peer.message(replicas, patience) };
+            let message =
+                Message { purges, done, unsealed, refused: Some(refused), ..peer.message(replicas, patience) };
             let (replicas, peer) = (Arc::clone(replicas), Arc::clone(peer));
             let answer = tokio::spawn(async move { peer.client.post(&replicas, &message).await });
             in_flight.push_back(Sent { last, closes_gap, answer: AbortOnDropHandle::new(answer) });

@@ -4,7 +4,7 @@
 //! affects what is promised.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::message::{Confirmation, FORMAT, Introduction, Message, PeerPosition, RedeliveryRequest, RefusedPurge};
 use super::peer::Peer;
@@ -82,15 +82,21 @@ impl Replicas {
         self.note_answers(journal, &message);
         let outcome = match position {
             Some(position) => {
-                let expected = self.context.deliveries.expect();
+                let unsealed = message.unsealed.iter().filter_map(|id| journal.place_of(id));
+                unsealed.for_each(|position| self.context.deliveries.unseal(position));
+                let (expected, began) = (self.context.deliveries.expect(), Instant::now());
                 self.context.deliveries.await_unsealed(position, patience).await;
-                expected.acknowledge(position, patience, true).await
+                expected.acknowledge(position, patience.saturating_sub(began.elapsed()), true).await
             }
             None => Acknowledged::default(),
         };
         // After the wait: later refusals come too late.
         let refused = self.refused(journal, &message);
-        let confirmation = Confirmation { refused, ..self.confirmation(&message, position, outcome) };
+        let (deliveries, seals) = (&self.context.deliveries, self.context.deliveries.has_sealed_purges());
+        let is_unsealed = |id: &&String| journal.place_of(id).is_none_or(|position| !deliveries.is_sealed(position));
+        let received = message.purges.iter().map(|purge| &purge.id).filter(|_| seals);
+        let unsealed = received.filter(is_unsealed).cloned().collect();
+        let confirmation = Confirmation { refused, seals, unsealed, ..self.confirmation(&message, position, outcome) };
         Received::Confirmed(confirmation.into())
     }
 
@@ -158,10 +164,18 @@ impl Replicas {
     fn confirmation(&self, message: &Message, place: Option<Position>, outcome: Acknowledged) -> Confirmation {
         let pending = !self.has_journal_in_common() && self.owes(message);
         let reached = self.reached();
-        let from = Introduction { id: self.id.clone(), record: self.own.clone(), fresh: self.fresh, pending, reached };
-        let Acknowledged { applied, fenced, .. } = outcome;
-        let landed = self.context.deliveries.fill_watermarks(fenced.iter().chain(&message.asks_about));
-        Confirmation { applied, fenced, place, landed, refused: Vec::new(), from: Some(from) }
+        let from = Introduction {
+            id: self.id.clone(),
+            record: self.own.clone(),
+            fresh: self.fresh,
+            pending,
+            reached,
+            up_ms: Some(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)),
+        };
+        let Acknowledged { applied, pending, fenced, .. } = outcome;
+        let asked = fenced.iter().chain(&pending).chain(&message.asks_about);
+        let landed = self.context.deliveries.fill_watermarks(asked);
+        Confirmation { applied, fenced, place, landed, from: Some(from), ..Confirmation::default() }
     }
 
     /// Whether there are purges that the sender of this message has yet to be sent.

@@ -91,7 +91,6 @@ impl Replicas {
             };
             match update {
                 Update::Listed(listing) => {
-                    self.blocks.are_listed.store(true, Ordering::SeqCst);
                     let listed: Vec<&str> = listing.items.iter().map(|item| item.key.as_str()).collect();
                     let gone: Vec<NodeId> = tasks.keys().filter(|id| !listed.contains(&id.as_str())).cloned().collect();
                     gone.iter().for_each(|id| self.miss(id, &mut tasks));
@@ -110,6 +109,7 @@ impl Replicas {
                     }
                 }),
             }
+            self.blocks.are_registered.store(self.blocks.saw_own_key.load(Ordering::SeqCst), Ordering::SeqCst);
             self.progress.notify();
             let records = self.peers.lock().iter().map(|(id, peer)| (id.clone(), peer.record.clone())).collect();
             memory.keep(records).await;
@@ -149,6 +149,7 @@ impl Replicas {
     fn add_or_update(self: &Arc<Self>, id: NodeId, record: Record, listed: bool, tasks: &mut Tasks) {
         if id == self.id {
             if listed {
+                self.blocks.saw_own_key.fetch_or(record.boot == self.own.boot, Ordering::SeqCst);
                 self.twins.set_key(Some((record.boot == self.own.boot, record)));
             }
             return;

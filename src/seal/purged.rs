@@ -27,6 +27,9 @@ const PATH: u64 = 1;
 /// The maximum number of other journals in a seal; the reader's own may come on top.
 const MAX_HEARD: usize = MAX_STAMPS - 2;
 
+/// The maximum number of tables of other replicas. An answer that only a forgotten one could judge is stale.
+const MAX_INHERITED: usize = 8;
+
 /// The names and paths that were purged, and when.
 pub struct PurgedNames {
     pub(super) lineage: Lineage,
@@ -43,8 +46,18 @@ pub struct PurgedNames {
     heard: ArcSwapOption<Vec<Stamp>>,
     /// Taken to change `heard`.
     hearing: Mutex<()>,
-    /// What the other replicas knew when this one joined, for answers from before that.
-    inherited: ArcSwapOption<Vec<Arc<PurgedNames>>>,
+    /// What the other replicas knew when this one met them, for answers without our stamp.
+    inherited: ArcSwapOption<Vec<Inherited>>,
+    /// Purges that an earlier process knew are forgotten.
+    has_forgotten_past: bool,
+}
+
+/// What another replica knew.
+#[derive(Clone)]
+struct Inherited {
+    /// The name of the replica.
+    from: Arc<str>,
+    table: Arc<PurgedNames>,
 }
 
 /// The data kept of the purges before this process.
@@ -110,6 +123,7 @@ impl PurgedNames {
             heard: ArcSwapOption::empty(),
             hearing: Mutex::default(),
             inherited: ArcSwapOption::empty(),
+            has_forgotten_past: remembered.floor > 0,
         }
     }
 
@@ -196,13 +210,18 @@ impl PurgedNames {
         self.heard.load_full()
     }
 
-    /// Judges answers without a stamp of our journal by what another replica knew: `table`, read after that replica knew
-    /// to tell us of all later purges.
-    pub fn inherit(&self, table: PurgedNames) {
+    /// Judges answers from before another replica was met by what that one, `from`, knew: `table`, read after it knew to tell
+    /// us of all later purges.
+    pub fn inherit(&self, from: Arc<str>, table: PurgedNames) {
         let _hearing = self.hearing.lock();
         let mut inherited = self.inherited.load().as_deref().cloned().unwrap_or_default();
-        inherited.retain(|known| known.lineage.journal() != table.lineage.journal());
-        inherited.push(Arc::new(table));
+        let is_other =
+            |known: &Inherited| known.from != from && known.table.lineage.journal() != table.lineage.journal();
+        inherited.retain(is_other);
+        if inherited.len() == MAX_INHERITED {
+            inherited.remove(0);
+        }
+        inherited.push(Inherited { from, table: Arc::new(table) });
         self.inherited.store(Some(Arc::new(inherited)));
     }
 
@@ -247,13 +266,15 @@ impl PurgedNames {
     /// yet.
     fn judge_by_inherited(&self, seal: &Seal<'_>, target: &[u8]) -> Judgement {
         let inherited = self.inherited.load();
-        let Some(inherited) = inherited.as_deref() else { return Judgement::Stale(StaleBecause::Foreign) };
+        let Some(inherited) = inherited.as_deref().filter(|_| !self.has_forgotten_past) else {
+            return Judgement::Stale(StaleBecause::Foreign);
+        };
         let last = self.last_purge(0, seal, target, Position::MAX);
         if last > 0 {
             return Judgement::Stale(StaleBecause::Purged(last));
         }
         let mut judgement = Judgement::Stale(StaleBecause::Foreign);
-        for table in inherited {
+        for Inherited { table, .. } in inherited {
             let stamp =
                 seal.stamp_of(table.lineage.journal()).filter(|stamp| table.lineage.covers(*stamp, table.head()));
             let position = stamp.map_or(0, |stamp| stamp.position);

@@ -7,10 +7,12 @@ use super::{Name, Position, Seal, StaleBecause};
 pub struct StalePage {
     /// Why it is stale.
     pub because: StaleBecause,
-    /// The position of our stamp in its seal; 0 without one.
+    /// The position of our stamp in its seal. Without one: that before the purge for which it is stale, or 0.
     pub position: Position,
     /// The random id of the answer: the same for as long as the cache has the same object.
     pub id: u64,
+    /// Its seal has a stamp of our journal.
+    pub has_own_stamp: bool,
     /// The names of the page.
     pub names: Vec<Name>,
     /// The target of the request.
@@ -25,20 +27,26 @@ impl StalePage {
     /// The page of an answer with this seal to a request for this host and target. `asked_at`: the position that the
     /// cache had acknowledged when it was asked.
     pub fn new(seal: &Seal<'_>, because: StaleBecause, (host, target): (&[u8], &[u8]), asked_at: Position) -> Self {
-        let (id, position) = (seal.id, seal.own.map_or(0, |stamp| stamp.position));
+        let before = match because {
+            StaleBecause::Purged(position) => position - 1,
+            StaleBecause::Foreign | StaleBecause::Forgotten | StaleBecause::Unsealed(_) => 0,
+        };
+        let (id, position) = (seal.id, seal.own.map_or(before, |stamp| stamp.position));
+        let has_own_stamp = seal.own.is_some();
         let (host, target) = (host.to_owned(), target.to_owned());
-        StalePage { because, position, id, names: seal.names().collect(), target, host, asked_at }
+        StalePage { because, position, id, has_own_stamp, names: seal.names().collect(), target, host, asked_at }
     }
 
     /// The page of an answer without a seal, for a reader who remembers `known`.
     pub fn unsealed(known: Position, (host, target): (&[u8], &[u8]), asked_at: Position) -> Self {
         let (because, host, target) = (StaleBecause::Unsealed(known), host.to_owned(), target.to_owned());
-        StalePage { because, position: 0, id: 0, names: Vec::new(), target, host, asked_at }
+        StalePage { because, position: 0, id: 0, has_own_stamp: false, names: Vec::new(), target, host, asked_at }
     }
 
-    /// The id of the answer from its seal; `None` if it has no seal.
+    /// The id of the answer, by which a cache that keeps it is recognised; `None` if it has no seal, or none with our stamp: it
+    /// may be as fresh as it can be known.
     pub fn seal_id(&self) -> Option<u64> {
-        (!matches!(self.because, StaleBecause::Unsealed(_))).then_some(self.id)
+        self.has_own_stamp.then_some(self.id)
     }
 
     /// Whether its seal is of another journal, so that its position is meaningless here.

@@ -43,8 +43,8 @@ const MAX_PATH: usize = 8_000;
 /// The maximum number of digits of a position.
 const MAX_DECIMAL: usize = 20;
 
-/// The maximum number of stamps in a seal: one for each replica, of which a fleet has two or three.
-pub const MAX_STAMPS: usize = 16;
+/// The maximum number of stamps in a seal: one for each replica, of which a fleet has two or three, and some that are gone.
+pub const MAX_STAMPS: usize = 36;
 
 /// The maximum length of a stamp in a seal, in bytes, with the character after it.
 pub const STAMP_LEN: usize = 16 + 1 + 8 + 1 + MAX_DECIMAL + 1;

@@ -52,6 +52,12 @@ impl UnsealableTags {
         names.into_iter().filter(|name| known.get(name) != Some(&true)).collect()
     }
 
+    /// Counts no tag as known to all clearcoats any more.
+    pub fn unsettle(&self) {
+        self.names.write().values_mut().for_each(|durable| *durable = false);
+        self.is_full_for_good.store(false, Ordering::SeqCst);
+    }
+
     /// Adds names. From then on purges of them wait.
     pub fn insert(&self, names: &[Name]) {
         self.enter(names, false);

@@ -9,7 +9,7 @@ use crate::seal::{Lineage, Name, PastNames, PurgedNames, Run, StaleBecause, Stal
 /// A node that returns seals, and for which purges gather for longer than a test takes.
 async fn sealing(pace: Pace, journal: Arc<dyn Journal>) -> Rig {
     let purged = PurgedNames::new(Lineage::new(1, Run(1), Vec::new()), 100, &PastNames::default());
-    let sealed = Arc::new(SealedPurges::new(Arc::new(purged), Duration::from_secs(600)));
+    let sealed = Arc::new(SealedPurges::new(Arc::new(purged), Duration::from_secs(600), false));
     let guard = Arc::new(Guard::new(long_ago()));
     let rig = Rig::of(obedient(&[]).await, pace, journal, (guard, Some(sealed)), None);
     rig.node.live.set_returns_seals(true);
@@ -25,7 +25,16 @@ fn memory() -> Memory {
 fn old_page(tag: &str, purged: Position, asked_at: Position) -> StalePage {
     let names = vec![Name::of_tag(tag.as_bytes())];
     let because = StaleBecause::Purged(purged);
-    StalePage { because, position: 0, id: purged, names, target: b"/".to_vec(), host: b"shop".to_vec(), asked_at }
+    StalePage {
+        because,
+        position: 0,
+        id: purged,
+        has_own_stamp: true,
+        names,
+        target: b"/".to_vec(),
+        host: b"shop".to_vec(),
+        asked_at,
+    }
 }
 
 #[tokio::test]

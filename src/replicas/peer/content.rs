@@ -23,6 +23,8 @@ pub(super) struct Next {
     pub(super) purges: Vec<PurgeMessage>,
     /// The names of those purges that were answered as done.
     pub(super) done: Vec<String>,
+    /// The names of those that wait for every Varnish.
+    pub(super) unsealed: Vec<String>,
     /// The approximate size of all that in bytes.
     pub(super) bytes: usize,
     /// The position up to which the replica has everything then.
@@ -54,23 +56,27 @@ pub(super) fn next(
         let message = PurgeMessage { id, revision: None, at_ms: journal.now_ms(), purge: everything_missed() };
         return Next { purges: vec![message], last: head, closes_gap: true, ..Next::default() };
     };
-    let (mut purges, mut done, mut bytes, mut last) = (Vec::new(), Vec::new(), 0, sent.unwrap_or(0));
+    let (mut purges, mut done, mut unsealed) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut bytes, mut last) = (0, sent.unwrap_or(0));
     for entry in entries {
         let ours = entry.origin.as_ref().filter(|origin| origin.ours);
         if let Some(origin) = ours {
             let (purge, size) = fitting(message(journal.revision(entry.position), &origin.id, &entry), room);
             let is_done = replicas.context.deliveries.is_done(entry.position);
-            let size = if is_done { size + listed(&origin.id) } else { size };
+            let is_unsealed = replicas.context.deliveries.has_sealed_purges()
+                && !replicas.context.deliveries.is_sealed(entry.position);
+            let size = size + (usize::from(is_done) + usize::from(is_unsealed)) * listed(&origin.id);
             if bytes + size > MAX_MESSAGE.min(room) && !purges.is_empty() {
                 break;
             }
             bytes += size;
             purges.push(purge);
             done.extend(is_done.then(|| origin.id.to_string()));
+            unsealed.extend(is_unsealed.then(|| origin.id.to_string()));
         }
         last = entry.position;
     }
-    Next { purges, done, bytes, last, closes_gap: false }
+    Next { purges, done, unsealed, bytes, last, closes_gap: false }
 }
 
 /// Replaces any number of purges, including those of pages without tags.

@@ -170,6 +170,11 @@ impl Deliveries {
         }
     }
 
+    /// Whether other clearcoats fill the same caches with answers that count as sealed.
+    pub(super) fn has_other_origins(&self) -> bool {
+        self.context.sealed.as_ref().is_some_and(|sealed| sealed.has_others)
+    }
+
     /// Whether any purge is sealed, or would be if all clearcoats knew the same.
     pub fn has_sealed_purges(&self) -> bool {
         self.context.sealed.is_some()

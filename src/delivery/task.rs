@@ -142,6 +142,10 @@ impl Task {
         let DeliveryContext { journal, guard, pace, started, .. } = &deliveries.context;
         let remembered = journal.remembered(node.id(), settings.epoch.as_deref());
         node.live.set_cache_is_sealed(deliveries.begins_sealed(&node, remembered));
+        if matches!(remembered, CursorState::CacheRestarted) && deliveries.has_other_origins() {
+            // There is little in it, and nobody knows from whom: then it counts as sealed.
+            state.caught.drop_everything();
+        }
         let cursor = match remembered {
             CursorState::At(position) => Some(position),
             // A new cache has this name, and it is unknown since when it stores pages, and which purges went to the cache

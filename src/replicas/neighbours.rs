@@ -45,9 +45,6 @@ const LOOK_UP_EVERY: Duration = Duration::from_secs(5);
 /// The timeout of resolving a name.
 const LOOK_UP: Duration = Duration::from_secs(2);
 
-/// A message and its answer take some of the time for which a replica says that it has been running.
-const START_SLACK: Duration = Duration::from_secs(60);
-
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
 /// The replicas at the addresses.
@@ -298,7 +295,7 @@ impl Replicas {
         loop {
             let asked = Instant::now();
             match self.ask_who(&client).await {
-                Ok(met) => match self.meet_at(&address, met, listed.load(Ordering::SeqCst)) {
+                Ok(met) => match self.meet_at(&address, (met, asked), listed.load(Ordering::SeqCst)) {
                     Some(peer) => {
                         self.neighbours.set(&address, Who::Met(peer.id.clone()));
                         self.progress.notify();
@@ -333,8 +330,8 @@ impl Replicas {
         said.from.ok_or(PeerError::Nameless)
     }
 
-    /// The replica at this address as a peer; `None` if it does not need our purges.
-    fn meet_at(&self, address: &str, met: Introduction, listed: bool) -> Option<Arc<Peer>> {
+    /// The replica at this address as a peer; `None` if it does not need our purges. It was asked at the time given.
+    fn meet_at(&self, address: &str, (met, asked): (Introduction, Instant), listed: bool) -> Option<Arc<Peer>> {
         let Introduction { id, record, fresh, up_ms, .. } = met;
         if record.boot == self.own.boot {
             self.neighbours.set(address, Who::Nobody);
@@ -369,7 +366,9 @@ impl Replicas {
             self.peers.lock().remove(&id);
             self.ring.send_replace(());
         }
-        let start = self.start_of(&id, &record, fresh.then_some(up_ms))?;
+        // Its answer has been under way for a part of the time since it was asked.
+        let up = up_ms.map(|up_ms| Duration::from_millis(up_ms) + asked.elapsed());
+        let start = self.start_of(&id, &record, fresh.then_some(up))?;
         tracing::info!(replica = %id, address, journal = record.journal, ?start, "replica found");
         let peer = Arc::new(Peer::new(id.clone(), record, start, listed));
         peer.set_owes_us(!self.neighbours.are_caught_up());
@@ -380,7 +379,7 @@ impl Replicas {
     }
 
     /// The position from which a peer needs purges. `fresh`: its journal is new, and for how long it has been running.
-    fn start_of(&self, id: &NodeId, record: &Record, fresh: Option<Option<u64>>) -> Option<Start> {
+    fn start_of(&self, id: &NodeId, record: &Record, fresh: Option<Option<Duration>>) -> Option<Start> {
         let journal = self.context.journal.as_ref()?;
         let marks = self.marks.lock();
         Some(match marks.get(id) {
@@ -389,7 +388,7 @@ impl Replicas {
             }
             // It lost its journal, and with it our purges and its own.
             Some(_) => Start::Gap,
-            None if let Some(up_ms) = fresh => self.start_of_fresh(&**journal, up_ms.map(Duration::from_millis)),
+            None if let Some(up) = fresh => self.start_of_fresh(&**journal, up),
             None if matches!(journal.since(0), Missed::Entries(_)) => Start::After(0),
             None => Start::Gap,
         })
@@ -400,7 +399,7 @@ impl Replicas {
     fn start_of_fresh(&self, journal: &dyn Shared, up: Option<Duration>) -> Start {
         let least = self.context.deliveries.least_cursor();
         let Some(up) = up else { return Start::After(least) };
-        let before = journal.older_than(up + START_SLACK);
+        let before = journal.older_than(up);
         // All that is held is younger: so may be what is not held any more.
         let is_cut_off = before == journal.floor() && before > 0 && before < journal.head();
         if is_cut_off { Start::Gap } else { Start::After(before.min(least)) }

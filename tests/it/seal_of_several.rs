@@ -40,7 +40,7 @@ fn read(clearcoat: &Clearcoat, path: &str) -> Answer {
     get(clearcoat.edge, path).expect("the edge answers")
 }
 
-fn foreign_flushes(clearcoat: &Clearcoat) -> f64 {
+fn caught(clearcoat: &Clearcoat) -> f64 {
     clearcoat.metric("clearcoat_stale_caught_total{node=\"varnish-1\"}")
         + clearcoat.metric("clearcoat_stale_caught_total{node=\"varnish-2\"}")
 }
@@ -126,9 +126,9 @@ fn a_clearcoat_that_joins_knows_the_pages_and_the_blocks_of_the_others() {
     fleet.replica(1).restart();
     fleet.others[0].opened();
     all_seal(&fleet);
-    let before = foreign_flushes(&fleet.others[0]);
+    let before = caught(&fleet.others[0]);
     assert_eq!(read(&fleet.others[0], "/other").text(), "<p>block 0</p>");
-    assert_eq!(foreign_flushes(&fleet.others[0]), before, "the page is from before, and nothing of it was purged");
+    assert_eq!(caught(&fleet.others[0]), before, "the page is from before, and nothing of it was purged");
     block.store(1, Ordering::SeqCst);
     let answer = purge_by(&fleet.others[0], "of_block");
     assert_eq!(answer["pending"], serde_json::json!([]), "{answer}");
@@ -177,5 +177,22 @@ fn clearcoats_that_were_all_down_at_once_seal_again() {
         (0..2).for_each(|number| fleet.replica(number).restart());
         fleet.clearcoats().for_each(Clearcoat::opened);
         all_seal(&fleet);
+    }
+}
+
+#[test]
+fn clearcoats_that_wait_for_varnish_take_each_others_pages() {
+    for plan in plans() {
+        let config: &'static str = GATHERED.replacen("gather", "wait_for = \"varnish\"\ngather", 1).leak();
+        let fleet = Fleet::start(&Plan { config, ..plan });
+        for page in 1..=5 {
+            let path = format!("/p/{page}");
+            for clearcoat in fleet.clearcoats() {
+                assert_eq!(read(clearcoat, &path).text(), "0");
+            }
+            let kept: Vec<String> = fleet.clearcoats().map(|each| read(each, &path).cache().to_owned()).collect();
+            assert_eq!(kept, ["HIT", "HIT"]);
+        }
+        fleet.clearcoats().for_each(|clearcoat| assert_eq!(caught(clearcoat), 0.0));
     }
 }

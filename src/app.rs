@@ -28,7 +28,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::admin::AdminApi;
+use crate::admin::{AdminApi, AdminContext};
 use crate::config::{Config, ConfigSource, StaticNode};
 use crate::delivery::Deliveries;
 use crate::edge;
@@ -119,7 +119,8 @@ impl App {
         let (open_sender, open) = watch::channel(false);
         let mut tasks = JoinSet::new();
         let (nodes, configured) = watch::channel(config.nodes.clone());
-        let FleetInputs { listed, suspects, registry } = fleet::keep(config, configured, &engine, &mut tasks);
+        let FleetInputs { listed, suspects, registry, unresolved } =
+            fleet::keep(config, configured, &engine, &mut tasks);
         let saved = Arc::clone(&engine.deliveries);
         tasks.spawn(async move { saved.save_cursors().await });
         let watched = certificates.into_iter().map(|(_, tls)| Arc::new(tls));
@@ -130,15 +131,16 @@ impl App {
 
         let frontends = Frontends::new(&engine, config, open.clone(), listed);
         let Engine { metrics, journal, fence, fleet, deliveries, trials, started, .. } = engine;
-        let purge_api = PurgeApi::new(
+        let purge_api = Arc::new(PurgeApi::new(
             &config.purge,
             Arc::clone(&journal),
             Arc::clone(&deliveries),
             replicas.clone(),
             Arc::clone(&metrics),
-        );
-        let admin_api = AdminApi {
+        ));
+        let admin_api = Arc::new(AdminApi::new(AdminContext {
             fleet: Arc::clone(&fleet),
+            unresolved,
             fence: Arc::clone(&fence),
             journal: Arc::clone(&journal),
             journal_kind: config.journal.kind.as_str(),
@@ -146,11 +148,15 @@ impl App {
             deliveries: Arc::clone(&deliveries),
             trials: Arc::clone(&trials),
             attribution: purge_api.attribution(),
+            purge_api: Arc::clone(&purge_api),
+            token: config.admin.token.clone(),
+            when_all_behind: config.edge.when_all_behind,
             registry,
             metrics: Arc::clone(&metrics),
             open: open.clone(),
             shutdown: shutdown.clone(),
-        };
+        }));
+        tasks.spawn(Arc::clone(&admin_api).observe());
         let plan = files::Plan::new(limit, purge.len() + admin.len(), config.nodes.len());
         let mut servers = JoinSet::new();
         serve_all(&mut servers, purge, purge_api, (plan.control_connections, config.purge.max_request), &shutdown);
@@ -251,11 +257,10 @@ impl App {
 fn serve_all<H: http_server::Handler>(
     servers: &mut JoinSet<()>,
     sockets: Vec<TcpListener>,
-    handler: H,
+    handler: Arc<H>,
     (max_connections, max_request): (usize, usize),
     shutdown: &Shutdown,
 ) {
-    let handler = Arc::new(handler);
     for socket in sockets {
         let handler = Arc::clone(&handler);
         servers.spawn(http_server::serve(socket, handler, max_connections, max_request, shutdown.clone()));

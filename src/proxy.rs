@@ -18,6 +18,7 @@
 mod admission;
 mod attempt;
 mod bypass;
+mod cache_result;
 mod client;
 mod connection;
 mod deadline;

@@ -27,7 +27,7 @@ pub use parse::{ParsedPurge, Refusal, parse};
 pub use pattern::{BadPattern, Pattern};
 pub use rules::{PurgeRules, RequestLimits, may_purge};
 pub use tags::TagSet;
-pub(crate) use tags::to_magento;
+pub(crate) use tags::{is_literal_tag, to_magento};
 
 /// One accepted invalidation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

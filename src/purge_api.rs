@@ -158,13 +158,25 @@ impl Handler for PurgeApi {
         };
         // Frees up to `max_request` bytes of headers, which are not needed during the wait for the fleet.
         drop(request);
-        let at_ms = clock::now_ms();
-        let Some(_under_way) = self.begin() else { return self.overloaded(purge.kind(), at_ms) };
-        self.carry_out(purge, peer.ip().to_canonical(), at_ms).await
+        self.accept(purge, peer).await
     }
 }
 
 impl PurgeApi {
+    /// Carries out a purge whose sender was found out to be allowed to, and answers as this listener does.
+    pub async fn purge(&self, request: &http::Request<()>, peer: SocketAddr) -> Response {
+        match self.understand(request, peer) {
+            Ok(purge) => self.accept(purge, peer).await,
+            Err(response) => *response,
+        }
+    }
+
+    async fn accept(&self, purge: Purge, peer: SocketAddr) -> Response {
+        let at_ms = clock::now_ms();
+        let Some(_under_way) = self.begin() else { return self.overloaded(purge.kind(), at_ms) };
+        self.carry_out(purge, peer.ip().to_canonical(), at_ms).await
+    }
+
     /// Checks address and token. On refusal: the reason for the log, and the message for the client.
     fn objection(&self, headers: &http::HeaderMap, peer: SocketAddr) -> Option<(&'static str, String)> {
         let address = peer.ip().to_canonical();
@@ -210,6 +222,10 @@ impl PurgeApi {
     /// Checks the sender and parses the purge.
     fn admit(&self, request: &http::Request<Bytes>, peer: SocketAddr) -> Result<Purge, Box<Response>> {
         self.authorise(request.headers(), peer)?;
+        self.understand(request, peer)
+    }
+
+    fn understand<B>(&self, request: &http::Request<B>, peer: SocketAddr) -> Result<Purge, Box<Response>> {
         let address = peer.ip().to_canonical();
         let parsed = parse(request.method(), request.uri(), request.headers(), &self.rules);
         let ParsedPurge { purge, is_wider } = parsed.map_err(|refusal| Box::new(self.refuse(&refusal, peer)))?;

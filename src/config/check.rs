@@ -111,14 +111,6 @@ impl Config {
         rules.0
     }
 
-    /// The token of the purge listener, if one is wanted.
-    pub(super) fn read_token(&self) -> Result<Option<Token>, Violation> {
-        let Some(file) = &self.purge.token_file else { return Ok(None) };
-        let refused =
-            |error: super::TokenError| Violation { key: "purge.token_file".to_owned(), reason: error.to_string() };
-        Token::read(file).map(Some).map_err(refused)
-    }
-
     fn check_listeners(&self, rules: &mut RuleCheck) {
         let mut taken: HashMap<SocketAddr, String> = HashMap::new();
         for (section, addresses) in [
@@ -299,6 +291,12 @@ fn check_web(web: &WebChecks, rules: &mut RuleCheck) {
         rules.require((100..=599).contains(status), key, "must be 100 to 599");
     }
     rules.require((0.0..=1.0).contains(&web.panic_threshold), "health.web.panic_threshold", "must be 0 to 1");
+}
+
+/// The token in the file that this key names, if it names one.
+pub(super) fn read_token(key: &str, file: Option<&Path>) -> Result<Option<Token>, Violation> {
+    let refused = |error: super::TokenError| Violation { key: key.to_owned(), reason: error.to_string() };
+    file.map(Token::read).transpose().map_err(refused)
 }
 
 /// Whether a header may say that the client came by TLS: a token (RFC 9110 section 5.6.2) that has no other meaning.

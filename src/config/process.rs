@@ -2,14 +2,15 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use super::log_filter::LogFilter;
-use super::optional::zero_is_none;
-use super::text;
+use super::optional::{empty_is_none, zero_is_none};
+use super::{Token, text};
 
 /// `[admin]`: metrics, status page and API.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -19,11 +20,17 @@ pub struct Admin {
     /// nobody who they are.
     #[serde(deserialize_with = "text::list")]
     pub listen: Vec<SocketAddr>,
+    /// A file with the bearer token of those who may purge from the status page; empty (the default): nobody may.
+    #[serde(with = "empty_is_none")]
+    pub token_file: Option<PathBuf>,
+    /// What stands in `token_file`, read at load.
+    #[serde(skip)]
+    pub token: Option<Token>,
 }
 
 impl Default for Admin {
     fn default() -> Self {
-        Admin { listen: vec![SocketAddr::from(([127, 0, 0, 1], 9180))] }
+        Admin { listen: vec![SocketAddr::from(([127, 0, 0, 1], 9180))], token_file: None, token: None }
     }
 }
 

@@ -11,9 +11,11 @@ use super::dispatch::{Dispatch, Report};
 use super::pending_fills::PendingFills;
 use super::redelivery::{RedeliveryQueue, RedeliveryRange};
 use super::refusal::{Owed, Refused};
+use super::steps::CursorStep;
 use super::walk::{Batch, Sources, Walk};
 use super::{Deliveries, DeliveryContext, DeliveryState};
 use crate::backoff::Backoff;
+use crate::clock;
 use crate::fleet::{FILL_LATENCY, Node, VarnishSettings};
 use crate::journal::{CursorState, Missed, Position};
 use crate::purge::Target;
@@ -56,6 +58,8 @@ pub(super) struct Task {
     /// `None`: no limit.
     budget: Option<Budget>,
     failures: u32,
+    /// The bans that the node took since its cursor moved.
+    bans: u64,
     /// The current work, with its progress.
     work: Option<Work>,
     /// Logged already: the node's VCL does not drop everything.
@@ -187,6 +191,7 @@ impl Task {
             dispatch: Dispatch::new(node.spec.address, settings.clone(), Arc::clone(&node.live), *started),
             budget,
             failures: 0,
+            bans: 0,
             work: None,
             flushes_in_part: false,
             known,
@@ -374,7 +379,9 @@ impl Task {
             };
             let sent_before = work.report.sent;
             let result = self.dispatch.send(&mut batch, &mut work.report).await;
-            self.count(&result, work.report.sent - sent_before);
+            let sent = work.report.sent - sent_before;
+            self.bans += sent;
+            self.count(&result, sent);
             self.record_refusals(work, &mut batch);
             if let Err(error) = result {
                 work.batch = Some(batch);
@@ -534,6 +541,10 @@ impl Task {
             slow_start.begin(&self.node);
         }
         self.node.live.set_cursor(position);
+        let bans = std::mem::take(&mut self.bans);
+        if before < position {
+            self.state.steps.record(CursorStep { after: before, last: position, at_ms: clock::now_ms(), bans });
+        }
         if self.deliveries.context.sealed.is_some() && self.emptied_at.take_if(|emptied| *emptied <= position).is_some()
         {
             self.node.live.set_cache_is_sealed(true);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::attempt::{FailedAttempt, Terms, attempt};
+use super::cache_result::cache_result;
 use super::client::{Client, Disposition};
 use super::deadline::Phase;
 use super::failure::Failure;
@@ -58,9 +59,20 @@ fn finish(client: &Client, request: &Request, answered: Option<&Node>) {
                 let began = request.began.saturating_duration_since(worker.shared.started);
                 node.live.life_signs.record_answer(began, took);
             }
-            worker.pools.metrics(node).record_answer(status);
+            let metrics = worker.pools.metrics(node);
+            metrics.record_answer(status);
+            metrics.record_time(took);
+            if let Some(varnish) = &metrics.varnish
+                && let Some(result) = cache_result(request.head.method, &request.response)
+            {
+                varnish.record_cache_result(result);
+            }
         }
-        (Some(node), Some(status)) => worker.pools.metrics(node).record_bypass(status),
+        (Some(node), Some(status)) => {
+            let metrics = worker.pools.metrics(node);
+            metrics.record_bypass(status);
+            metrics.record_time(took);
+        }
         (None, Some(status)) => listener.record_own_answer(status),
         // A client that left before any answer is counted as 499, as nginx does.
         (_, None) => listener.record_own_answer(499),

@@ -201,6 +201,18 @@ values! {
 }
 
 values! {
+    /// How a cache came by an answer.
+    pub CacheResult as "result" {
+        /// It had the page.
+        Hit = "hit",
+        /// It fetched the page, and could store it.
+        Miss = "miss",
+        /// It fetched the page, and could not store it.
+        Pass = "pass",
+    }
+}
+
+values! {
     /// What the seal of a cache's answer said.
     pub SealVerdict as "verdict" {
         /// No purge concerned it since it was rendered.

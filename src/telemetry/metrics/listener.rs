@@ -1,5 +1,6 @@
 //! What the traffic listeners count.
 
+use prometheus::core::Collector;
 use prometheus::{Histogram, Registry};
 
 use super::family::{Counters, counters};
@@ -22,6 +23,15 @@ pub struct ListenerMetrics {
     pub duration: Histogram,
 }
 
+/// How long all requests of a listener took, so far.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Durations {
+    /// The requests.
+    pub count: u64,
+    /// The upper bound of each bucket in seconds, and the requests up to it.
+    pub buckets: Vec<(f64, u64)>,
+}
+
 impl ListenerMetrics {
     pub(super) fn new(registry: &Registry, name: &str, from: &str) -> prometheus::Result<Self> {
         let requests = counters(
@@ -36,6 +46,22 @@ impl ListenerMetrics {
             &REQUEST_BUCKETS,
         )?;
         Ok(ListenerMetrics { requests, duration })
+    }
+
+    /// How long all requests took, so far.
+    pub fn durations(&self) -> Durations {
+        let families = self.duration.collect();
+        let Some(series) = families.first().and_then(|family| family.get_metric().first()) else {
+            return Durations::default();
+        };
+        let histogram = series.get_histogram();
+        let buckets = histogram.get_bucket().iter().map(|bucket| (bucket.upper_bound(), bucket.cumulative_count()));
+        Durations { count: histogram.get_sample_count(), buckets: buckets.collect() }
+    }
+
+    /// The requests so far that no node answered and that clearcoat answered with a 5xx.
+    pub fn own_server_errors(&self) -> u64 {
+        self.requests.get(&(CodeClass::ServerError, None)).get()
     }
 
     /// Counts a request that no node answered.

@@ -1,12 +1,14 @@
 //! The series of nodes: bound once per node, and gone with it.
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use prometheus::{Gauge, IntCounter, IntGauge, Registry};
 
 use super::family::{Counters, Gauges, IntGauges, NodeSeries, counters, gauges, int_gauges};
-use super::labels::{BatchResult, CodeClass};
+use super::labels::{BatchResult, CacheResult, CodeClass};
 use super::listener::RequestCounters;
 use crate::fleet::{NodeId, Role};
 
@@ -27,6 +29,7 @@ pub(super) struct NodeFamilies {
     fenced: Counters<NodeId>,
     stale_caught: Counters<NodeId>,
     unsealed: Counters<NodeId>,
+    cache_results: Counters<(NodeId, CacheResult)>,
 }
 
 /// The handles of one node.
@@ -38,6 +41,8 @@ pub struct NodeMetrics {
     /// The same of clients that asked it past the caches. Made when they are first counted: no node need ever be asked so.
     bypass: [OnceLock<Option<IntCounter>>; CodeClass::ALL.len()],
     edge: RequestCounters,
+    /// How long all its answers took together, in microseconds: for the status page, which needs a mean.
+    busy_micros: AtomicU64,
     /// Connections that could not be opened.
     pub connect_errors: IntCounter,
     /// Requests that are at the node now.
@@ -81,6 +86,18 @@ pub struct VarnishMetrics {
     pub stale_caught: IntCounter,
     /// Answers at the edge without a seal.
     pub unsealed: IntCounter,
+    cache_results: [IntCounter; CacheResult::ALL.len()],
+}
+
+/// What a node has answered so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Answers {
+    /// All answers, with those past the caches.
+    pub all: u64,
+    /// Those with a 5xx among them.
+    pub server_errors: u64,
+    /// How long they took together.
+    pub time: Duration,
 }
 
 impl NodeFamilies {
@@ -120,6 +137,11 @@ impl NodeFamilies {
                 "Answers of a Varnish that were older than a purge: no client saw them",
             )?,
             unsealed: counters(r, "unsealed_answers_total", "Answers of a Varnish at the edge without a seal")?,
+            cache_results: counters(
+                r,
+                "cache_results_total",
+                "Answers of a Varnish at the edge, by whether they came from its cache",
+            )?,
         })
     }
 
@@ -143,6 +165,7 @@ impl NodeFamilies {
             answers,
             bypass: Default::default(),
             edge: edge.clone(),
+            busy_micros: AtomicU64::new(0),
             connect_errors,
             inflight,
             up,
@@ -169,6 +192,7 @@ impl NodeFamilies {
             fenced: held.bind(&self.fenced, id.clone()),
             stale_caught: held.bind(&self.stale_caught, id.clone()),
             unsealed: held.bind(&self.unsealed, id.clone()),
+            cache_results: CacheResult::ALL.map(|result| held.bind(&self.cache_results, (id.clone(), result))),
         }
     }
 }
@@ -188,8 +212,43 @@ impl NodeMetrics {
         }
     }
 
+    /// Counts how long an answer took, for the mean.
+    pub fn record_time(&self, took: Duration) {
+        self.busy_micros.fetch_add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// What it has answered so far.
+    pub fn answers(&self) -> Answers {
+        let count = |class: CodeClass| {
+            let bypass = self.bypass[class as usize].get().and_then(Option::as_ref).map_or(0, IntCounter::get);
+            self.answers[class as usize].get() + bypass
+        };
+        Answers {
+            all: CodeClass::ALL.into_iter().map(count).sum(),
+            server_errors: count(CodeClass::ServerError),
+            time: Duration::from_micros(self.busy_micros.load(Ordering::Relaxed)),
+        }
+    }
+
+    /// Its answers with a 5xx to clients that came past the caches.
+    pub fn bypass_server_errors(&self) -> u64 {
+        self.bypass[CodeClass::ServerError as usize].get().and_then(Option::as_ref).map_or(0, IntCounter::get)
+    }
+
     /// The node has left: its series go.
     pub(super) fn release(&self) {
         self.held.lock().take();
+    }
+}
+
+impl VarnishMetrics {
+    /// Counts an answer by whether it came from the cache.
+    pub fn record_cache_result(&self, result: CacheResult) {
+        self.cache_results[result as usize].inc();
+    }
+
+    /// The answers so far: hits, misses, passes.
+    pub fn cache_results(&self) -> [u64; CacheResult::ALL.len()] {
+        self.cache_results.each_ref().map(IntCounter::get)
     }
 }

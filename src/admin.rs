@@ -5,11 +5,11 @@
 //! is on the way of a request or a purge.
 
 mod history;
+mod last_minute;
 mod listeners;
 mod operator;
 mod page;
 mod progress;
-mod recent;
 mod standing;
 mod view;
 
@@ -39,8 +39,8 @@ use crate::shutdown::{Shutdown, Stage};
 use crate::telemetry::{Metrics, PurgeResult};
 use crate::trial::Trials;
 use history::{EdgeReading, History, STEP};
+use last_minute::{NodeMemories, NodeReading};
 use listeners::{KEEP_ALIVE, Listeners, event};
-use recent::{NodeMemories, NodeReading};
 use view::{RegistryView, lag_age};
 
 /// How often it is looked at what has changed.

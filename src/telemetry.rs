@@ -6,6 +6,6 @@ pub mod metrics;
 
 pub use causes::causes;
 pub use metrics::{
-    Answers, CacheResult, Durations, FileShare, JournalMetrics, ListenerMetrics, Metrics, NodeMetrics, PurgeMetrics, PurgeResult, ReloadResult, Resync,
-    RetryReason, SealVerdict, Shortage, UpstreamFault, VarnishMetrics,
+    Answers, CacheResult, Durations, FileShare, JournalMetrics, ListenerMetrics, Metrics, NodeMetrics, PurgeMetrics,
+    PurgeResult, ReloadResult, Resync, RetryReason, SealVerdict, Shortage, UpstreamFault, VarnishMetrics,
 };

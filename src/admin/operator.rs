@@ -20,7 +20,7 @@ pub(super) type Objection = (u16, &'static str);
 /// What an operator purges.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-enum Wanted {
+enum OperatorPurge {
     /// Pages with one of these tags.
     Tags(Vec<String>),
     /// One page.
@@ -68,16 +68,18 @@ fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
 pub(super) fn as_magento(body: &Bytes) -> Result<Request<()>, String> {
     let purge = Request::builder().method("PURGE");
     let request = match serde_json::from_slice(body).map_err(|error| error.to_string())? {
-        Wanted::Tags(tags) if tags.is_empty() => return Err("no tag is named".to_owned()),
-        Wanted::Tags(tags) => {
+        OperatorPurge::Tags(tags) if tags.is_empty() => return Err("no tag is named".to_owned()),
+        OperatorPurge::Tags(tags) => {
             if let Some(tag) = tags.iter().find(|tag| !is_literal_tag(tag)) {
-                return Err(format!("`{tag}` is not a tag: letters, digits and _ as a rule; no comma, blank or pattern"));
+                return Err(format!(
+                    "`{tag}` is not a tag: letters, digits and _ as a rule; no comma, blank or pattern"
+                ));
             }
             let pattern = to_magento(tags.iter().map(String::as_str));
             let pattern = HeaderValue::from_str(&pattern).map_err(|error| error.to_string())?;
             purge.uri("/").header(header::HOST, "clearcoat").header("x-magento-tags-pattern", pattern)
         }
-        Wanted::Url(url) => {
+        OperatorPurge::Url(url) => {
             let uri: Uri = url.parse().map_err(|_| WANTED_URL.to_owned())?;
             let page = uri.path_and_query().zip(uri.authority());
             let is_web = matches!(uri.scheme_str(), Some("http" | "https"));
@@ -105,11 +107,8 @@ mod tests {
     }
 
     fn headers(fields: &[(&'static str, &'static str)]) -> HeaderMap {
-        let good = [
-            ("host", "10.0.0.2:9180"),
-            ("content-type", "application/json"),
-            ("authorization", "Bearer s3cret"),
-        ];
+        let good =
+            [("host", "10.0.0.2:9180"), ("content-type", "application/json"), ("authorization", "Bearer s3cret")];
         let all = good.iter().chain(fields);
         let mut headers = HeaderMap::new();
         all.for_each(|(name, value)| _ = headers.insert(*name, HeaderValue::from_static(value)));
@@ -141,7 +140,11 @@ mod tests {
             (("origin", "http://10.0.0.2:80"), 403),
             (("origin", "null"), 403),
         ] {
-            assert_eq!(objection(&headers(&[field]), Some(&token())).map(|(status, _)| status), Some(status), "{field:?}");
+            assert_eq!(
+                objection(&headers(&[field]), Some(&token())).map(|(status, _)| status),
+                Some(status),
+                "{field:?}"
+            );
         }
     }
 
@@ -150,7 +153,10 @@ mod tests {
         let purge = as_magento(&Bytes::from_static(br#"{"tags":["cat_p_1","cat_c_3"]}"#)).unwrap();
         assert_eq!(purge.headers()["x-magento-tags-pattern"], "((^|,)cat_p_1(,|$))|((^|,)cat_c_3(,|$))");
         let purge = as_magento(&Bytes::from_static(br#"{"url":"https://shop.test/a?b=c"}"#)).unwrap();
-        assert_eq!((purge.uri().to_string().as_str(), &purge.headers()["host"]), ("/a?b=c", &"shop.test".parse().unwrap()));
+        assert_eq!(
+            (purge.uri().to_string().as_str(), &purge.headers()["host"]),
+            ("/a?b=c", &"shop.test".parse().unwrap())
+        );
         for bad in [
             "{}",
             r#"{"tags":[]}"#,

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 use super::AdminContext;
+use super::view::rfc3339;
 use crate::attribution::{PurgeRecord, PurgeReport};
 use crate::delivery::CursorStep;
 use crate::fleet::NodeId;
@@ -70,11 +70,6 @@ struct AppliedAt {
     bans: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     together: Option<u64>,
-}
-
-fn rfc3339<S: Serializer>(at_ms: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
-    let at = UNIX_EPOCH + Duration::from_millis(at_ms.unwrap_or(0));
-    serializer.collect_str(&humantime::format_rfc3339_millis(at))
 }
 
 /// A Varnish: how far it is, and how it came there.
@@ -157,6 +152,8 @@ impl PurgeProgress {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::attribution::{Attribution, Ended, NamedTargets};
     use crate::purge::Purge;

@@ -35,7 +35,7 @@ pub(super) enum Standing {
 
 /// What decides.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Facts<'f> {
+pub(super) struct TrafficFacts<'f> {
     pub(super) role: Role,
     pub(super) address: SocketAddr,
     pub(super) weight: u32,
@@ -66,7 +66,7 @@ pub(super) struct CacheFacts<'f> {
 
 /// The verdict on a node, for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(super) struct Verdict {
+pub(super) struct TrafficVerdict {
     pub(super) state: Standing,
     pub(super) gets_traffic: bool,
     /// Empty of a node that serves.
@@ -75,15 +75,15 @@ pub(super) struct Verdict {
     pub(super) advice: String,
 }
 
-impl Facts<'_> {
-    pub(super) fn verdict(&self) -> Verdict {
+impl TrafficFacts<'_> {
+    pub(super) fn verdict(&self) -> TrafficVerdict {
         let state = self.standing();
         let gets_traffic = match state {
             Standing::Serving | Standing::Starting | Standing::UsedThoughDown => true,
             Standing::Unchecked => self.usable,
             Standing::Down | Standing::Behind | Standing::Untrusted | Standing::Drained | Standing::Unresolved => false,
         };
-        Verdict { state, gets_traffic, why: self.why(state), advice: self.advice(state) }
+        TrafficVerdict { state, gets_traffic, why: self.why(state), advice: self.advice(state) }
     }
 
     /// In the order in which traffic is refused.
@@ -108,8 +108,8 @@ impl Facts<'_> {
             Standing::Starting => format!("slow start: {} % of its share", self.share),
             Standing::UsedThoughDown => format!("{reason}; used all the same, as too few web nodes are up"),
             Standing::Unchecked => "not checked yet".to_owned(),
-            Standing::Down => match self.cache.filter(|cache| !cache.admitted) {
-                Some(cache) => format!("{reason}; and {}", cache.behind()),
+            Standing::Down => match self.cache.filter(|cache| cache.lag > 0) {
+                Some(cache) => format!("{reason}; {}", CacheFacts { delivery_error: "", ..cache }.behind()),
                 None => reason.to_owned(),
             },
             Standing::Behind => self.cache.map(|cache| cache.behind()).unwrap_or_default(),
@@ -134,7 +134,9 @@ impl Facts<'_> {
                     "A page that was purged is still on its way to it. It serves when that has arrived."
                 }
                 error if is_silence(error) => return self.advice_down(error),
-                _ => "It refuses purges: its VCL or its acl purge must be changed (docs/vcl.md). It gets what it missed.",
+                _ => {
+                    "It refuses purges: its VCL or its acl purge must be changed (docs/vcl.md). It gets what it missed."
+                }
             },
             Standing::Untrusted => "Change what the finding names (docs/vcl.md, Trial); it is tried again by itself.",
             Standing::Drained => "Give it a weight above 0 when it may serve again. It gets every purge meanwhile.",
@@ -160,7 +162,8 @@ impl Facts<'_> {
                 format!("The web server at {address} hangs or is overloaded: look at its load and its PHP workers.")
             }
             Role::Web => {
-                "Ask the node itself for that path: what the check needs (database, Redis, search) fails there.".to_owned()
+                "Ask the node itself for that path: what the check needs (database, Redis, search) fails there."
+                    .to_owned()
             }
         }
     }
@@ -186,12 +189,13 @@ fn is_silence(reason: &str) -> bool {
 }
 
 /// The verdict on a node of the configuration whose name has no address.
-pub(super) fn unresolved(reason: &str) -> Verdict {
-    Verdict {
+pub(super) fn unresolved(reason: &str) -> TrafficVerdict {
+    TrafficVerdict {
         state: Standing::Unresolved,
         gets_traffic: false,
         why: format!("its name does not resolve: {reason}"),
-        advice: "Check the name in its [[node]] table, and this machine's resolver. It is looked up every 2 s.".to_owned(),
+        advice: "Check the name in its [[node]] table, and this machine's resolver. It is looked up every 2 s."
+            .to_owned(),
     }
 }
 
@@ -208,11 +212,11 @@ mod tests {
         delivery_error: "",
     };
 
-    fn facts(health: Health, cache: CacheFacts<'static>) -> Facts<'static> {
+    fn facts(health: Health, cache: CacheFacts<'static>) -> TrafficFacts<'static> {
         let address = SocketAddr::from(([10, 0, 1, 11], 6081));
         let usable = health == Health::Up;
         let (reason, cache) = (if usable { "" } else { "no answer within 500ms" }, Some(cache));
-        Facts { role: Role::Varnish, address, weight: 1, usable, health, reason, share: 100, cache }
+        TrafficFacts { role: Role::Varnish, address, weight: 1, usable, health, reason, share: 100, cache }
     }
 
     #[test]
@@ -225,10 +229,12 @@ mod tests {
     #[test]
     fn a_node_that_is_behind_says_by_how_much_since_when_and_why() {
         let delivery_error = "the node answered 405 (is clearcoat's address in its acl purge?)";
-        let cache = CacheFacts { admitted: false, lag: 3, lag_age: Some(Duration::from_secs(72)), delivery_error, ..CACHE };
+        let cache =
+            CacheFacts { admitted: false, lag: 3, lag_age: Some(Duration::from_secs(72)), delivery_error, ..CACHE };
         let verdict = facts(Health::Up, cache).verdict();
         assert_eq!((verdict.state, verdict.gets_traffic), (Standing::Behind, false));
-        let expected = "3 purges behind, the oldest for 1m 12s: the node answered 405 (is clearcoat's address in its acl purge?)";
+        let expected =
+            "3 purges behind, the oldest for 1m 12s: the node answered 405 (is clearcoat's address in its acl purge?)";
         assert_eq!(verdict.why, expected);
         assert!(verdict.advice.contains("acl purge"), "{}", verdict.advice);
     }
@@ -237,7 +243,7 @@ mod tests {
     fn a_hung_varnish_is_to_be_looked_at_and_what_it_lacks_is_said() {
         let verdict = facts(Health::Down, CacheFacts { admitted: false, lag: 1, ..CACHE }).verdict();
         assert_eq!(verdict.state, Standing::Down);
-        assert_eq!(verdict.why, "no answer within 500ms; and 1 purge behind");
+        assert_eq!(verdict.why, "no answer within 500ms; 1 purge behind");
         assert!(verdict.advice.starts_with("varnishd at 10.0.1.11:6081 hangs"), "{}", verdict.advice);
     }
 
@@ -247,19 +253,19 @@ mod tests {
         let behind = CacheFacts { admitted: false, lag: 1, ..CACHE };
         let untrusted = CacheFacts { trial_fenced: true, trial_finding: "keeps pages", ..CACHE };
         let out = [
-            Facts { weight: 0, ..up() },
-            Facts { reason: "", ..facts(Health::Down, CACHE) },
+            TrafficFacts { weight: 0, ..up() },
+            TrafficFacts { reason: "", ..facts(Health::Down, CACHE) },
             facts(Health::Unknown, CACHE),
             facts(Health::Up, behind),
             facts(Health::Up, untrusted),
-            Facts { role: Role::Web, cache: None, ..facts(Health::Down, CACHE) },
+            TrafficFacts { role: Role::Web, cache: None, ..facts(Health::Down, CACHE) },
         ];
         for facts in out {
             let verdict = facts.verdict();
             assert!(!verdict.gets_traffic && !verdict.why.is_empty() && !verdict.advice.is_empty(), "{verdict:?}");
         }
-        let panic = Facts { usable: true, role: Role::Web, cache: None, ..facts(Health::Down, CACHE) };
+        let panic = TrafficFacts { usable: true, role: Role::Web, cache: None, ..facts(Health::Down, CACHE) };
         assert_eq!((panic.verdict().state, panic.verdict().gets_traffic), (Standing::UsedThoughDown, true));
-        assert_eq!(Facts { share: 25, ..up() }.verdict().why, "slow start: 25 % of its share");
+        assert_eq!(TrafficFacts { share: 25, ..up() }.verdict().why, "slow start: 25 % of its share");
     }
 }

@@ -7,8 +7,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use serde::{Serialize, Serializer};
 
 use super::AdminContext;
-use super::recent::{NodeMemories, Recent};
-use super::standing::{CacheFacts, Facts, Verdict, unresolved};
+use super::last_minute::{LastMinute, NodeMemories};
+use super::standing::{CacheFacts, TrafficFacts, TrafficVerdict, unresolved};
 use crate::clock;
 use crate::fleet::{Health, Member, NodeKey, NodeSource, Role, TrialState, WHOLE_SHARE};
 use crate::journal::{Lag, Position};
@@ -60,13 +60,13 @@ struct NodeView<'a> {
     health: Health,
     reason: &'a str,
     #[serde(flatten)]
-    verdict: Verdict,
+    verdict: TrafficVerdict,
     /// Since when it gets traffic, or none (RFC 3339).
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "rfc3339")]
     since: Option<u64>,
     inflight: u32,
     /// The last minute.
-    recent: Recent,
+    recent: LastMinute,
     source: NodeSource,
     #[serde(skip_serializing_if = "Option::is_none")]
     zone: Option<&'a str>,
@@ -106,7 +106,7 @@ struct VarnishView {
 }
 
 /// A time in milliseconds since 1970, as text.
-fn rfc3339<S: Serializer>(at_ms: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn rfc3339<S: Serializer>(at_ms: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
     let at = UNIX_EPOCH + Duration::from_millis(at_ms.unwrap_or(0));
     serializer.collect_str(&humantime::format_rfc3339_millis(at))
 }
@@ -189,7 +189,7 @@ impl AdminContext {
             trial_fenced: !self.trials.admits(live),
         });
         let share = live.share() * 100 / WHOLE_SHARE;
-        let facts = Facts {
+        let facts = TrafficFacts {
             role: spec.role(),
             address: spec.address,
             weight: spec.weight,
@@ -217,7 +217,7 @@ impl AdminContext {
             verdict: facts.verdict(),
             since: None,
             inflight: live.inflight(),
-            recent: Recent::default(),
+            recent: LastMinute::default(),
             source: spec.source,
             zone: spec.zone.as_deref(),
             labels: Some(&spec.labels).filter(|labels| !labels.is_empty()),
@@ -242,7 +242,7 @@ impl<'a> NodeView<'a> {
             verdict: unresolved(&name.reason),
             since: None,
             inflight: 0,
-            recent: Recent::default(),
+            recent: LastMinute::default(),
             source: NodeSource::Static,
             zone: None,
             labels: None,

@@ -163,9 +163,9 @@ fn what_to_try(addresses: &Addresses, program: &str) -> String {
         "\
 A shop with {WEB_NODES} web nodes and {VARNISH_NODES} Varnish, and clearcoat in front:
 
+  status   http://{admin}/            (open this first; /metrics and /api/v1/fleet are there, too)
   shop     http://{edge}/
   purges   http://{purge}/            (what Magento has in http_cache_hosts)
-  admin    http://{admin}/metrics     (also /api/v1/fleet)
 
 Try, in another terminal:
 

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 /// What an answer carries.
 #[derive(Debug)]
-pub enum Body {
+pub enum ResponseBody {
     /// Complete, and with its length.
     Whole(Full<Bytes>),
     /// As it comes, until the sender is dropped. The connection counts as idle meanwhile, so it is closed if another
@@ -18,28 +18,28 @@ pub enum Body {
     Events(mpsc::Receiver<Bytes>),
 }
 
-impl hyper::body::Body for Body {
+impl hyper::body::Body for ResponseBody {
     type Data = Bytes;
     type Error = Infallible;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         match self.get_mut() {
-            Body::Whole(whole) => Pin::new(whole).poll_frame(cx),
-            Body::Events(events) => events.poll_recv(cx).map(|event| event.map(|event| Ok(Frame::data(event)))),
+            ResponseBody::Whole(whole) => Pin::new(whole).poll_frame(cx),
+            ResponseBody::Events(events) => events.poll_recv(cx).map(|event| event.map(|event| Ok(Frame::data(event)))),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Body::Whole(whole) => whole.is_end_stream(),
-            Body::Events(_) => false,
+            ResponseBody::Whole(whole) => whole.is_end_stream(),
+            ResponseBody::Events(_) => false,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Body::Whole(whole) => whole.size_hint(),
-            Body::Events(_) => SizeHint::default(),
+            ResponseBody::Whole(whole) => whole.size_hint(),
+            ResponseBody::Events(_) => SizeHint::default(),
         }
     }
 }

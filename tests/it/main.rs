@@ -34,6 +34,7 @@ mod replicas_agree;
 mod seal;
 mod seal_attacks;
 mod slow_start;
+mod status_page;
 mod storm;
 mod support;
 mod through_another;

@@ -6,6 +6,8 @@ const WINDOW_MS = 15 * 60 * 1000;
 const MOST_ROWS = 24;
 /** The rows of nodes that get nothing, when the others are tiles, and the problems that are spelled out. */
 const MOST_OUT = 12;
+/** The purges that are shown before somebody asks for more. */
+const FEW_PURGES = 12;
 
 const byId = (id) => document.getElementById(id);
 const known = { fleet: null, hello: null, samples: [], purges: [] };
@@ -302,7 +304,7 @@ function drawFleet(fleet) {
 const SVG = "http://www.w3.org/2000/svg";
 const PLOTS = [
   { id: "chart-requests", name: "Requests", lines: [{ of: "requests_per_second" }], show: rate, least: 1 },
-  { id: "chart-latency", name: "Time to answer", lines: [{ of: "p50_ms", name: "half" }, { of: "p99_ms", name: "99 of 100" }], show: time, least: 1 },
+  { id: "chart-latency", name: "Time to answer", lines: [{ of: "p50_ms", name: "median" }, { of: "p99_ms", name: "99th percentile" }], show: time, least: 1 },
   { id: "chart-errors", name: "Errors (5xx)", lines: [{ of: "errors" }], show: percent, least: 0.01 },
   { id: "chart-hits", name: "Hit rate", lines: [{ of: "hit_rate" }], show: percent, least: 1 },
 ];
@@ -396,7 +398,7 @@ function drawNow() {
 // Purges.
 
 const RESULTS = {
-  applied: ["done", "good"], pending: ["done, gathers", "good"], fenced: ["done, some fenced", "warn"],
+  applied: ["done", "good"], pending: ["done", "good"], fenced: ["done, some nodes out", "warn"],
   refused_by_node: ["refused by a node", "bad"], untaken: ["not confirmed", "bad"],
 };
 
@@ -447,7 +449,13 @@ async function fillPurge(row, position) {
 }
 
 function drawPurges(purges) {
-  keyed(byId("purges"), purges, (purge) => String(purge.position), newPurge, (row, purge) => {
+  known.purges = purges;
+  const all = byId("all-purges");
+  const isLong = purges.length > FEW_PURGES;
+  const isAll = all.getAttribute("aria-expanded") === "true";
+  all.hidden = !isLong;
+  write(all, isAll ? "Show fewer" : `Show all ${purges.length}`);
+  keyed(byId("purges"), isAll ? purges : purges.slice(0, FEW_PURGES), (purge) => String(purge.position), newPurge, (row, purge) => {
     const mark = row.querySelector(".badge");
     const [words, tone] = RESULTS[purge.result] || [purge.result, "warn"];
     write(mark, words);
@@ -544,6 +552,10 @@ function listen() {
   };
 }
 
+byId("all-purges").addEventListener("click", (event) => {
+  event.target.setAttribute("aria-expanded", String(event.target.getAttribute("aria-expanded") !== "true"));
+  drawPurges(known.purges);
+});
 PLOTS.forEach(prepare);
 preparePurge();
 listen();

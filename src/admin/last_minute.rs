@@ -22,7 +22,7 @@ pub(super) struct NodeReading {
 
 /// What a node did in the last minute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub(super) struct Recent {
+pub(super) struct LastMinute {
     requests_per_second: f64,
     /// Its part of the requests to nodes of its role, from 0 to 1.
     part: f64,
@@ -87,22 +87,22 @@ impl NodeMemories {
     }
 
     /// What each node of a role did in the last minute.
-    pub(super) fn recent(&self, role: Role) -> BTreeMap<&NodeKey, Recent> {
+    pub(super) fn recent(&self, role: Role) -> BTreeMap<&NodeKey, LastMinute> {
         let of_role = || self.0.iter().filter(move |((of, _), _)| *of == role);
         let total: u64 = of_role().map(|(_, memory)| memory.requests()).sum();
-        of_role().map(|(identity, memory)| (identity, Recent::of(memory, total))).collect()
+        of_role().map(|(identity, memory)| (identity, LastMinute::of(memory, total))).collect()
     }
 }
 
-impl Recent {
+impl LastMinute {
     /// `total`: the requests to all nodes of its role.
     fn of(memory: &NodeMemory, total: u64) -> Self {
-        let Some((first, last, span)) = memory.span() else { return Recent::default() };
+        let Some((first, last, span)) = memory.span() else { return LastMinute::default() };
         let requests = memory.requests();
         let errors = last.answers.server_errors.saturating_sub(first.answers.server_errors);
         let time = last.answers.time.saturating_sub(first.answers.time);
         let cached: [u64; 3] = std::array::from_fn(|at| last.cache_results[at].saturating_sub(first.cache_results[at]));
-        Recent {
+        LastMinute {
             requests_per_second: requests as f64 / span.as_secs_f64(),
             part: ratio(requests, total).unwrap_or(0.0),
             errors: ratio(errors, requests).unwrap_or(0.0),

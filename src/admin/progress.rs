@@ -16,7 +16,7 @@ use crate::journal::Position;
 const TOLD: usize = 40;
 
 /// The nodes without a purge that are named; of the others there is the number.
-const NAMED: usize = 6;
+const NAMED: usize = 3;
 
 /// `/api/v1/purges`.
 #[derive(Serialize)]

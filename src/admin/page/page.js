@@ -4,8 +4,9 @@
 const WINDOW_MS = 15 * 60 * 1000;
 /** Rows show a node in full; with more nodes than this, those that serve are tiles. */
 const MOST_ROWS = 24;
-/** The rows of nodes that get nothing, when the others are tiles, and the problems that are spelled out. */
+/** The rows of nodes that get nothing when the others are tiles, and the problems that are spelled out. */
 const MOST_OUT = 12;
+const MOST_PROBLEMS = 8;
 /** The purges that are shown before somebody asks for more. */
 const FEW_PURGES = 12;
 
@@ -164,8 +165,8 @@ function drawVerdict(fleet) {
     since: since(node), why: node.why, todo: node.advice, role: roleName(node.role),
   });
   const shown = [...wrong, ...[...out, ...odd].map(ofNode)];
-  const items = shown.slice(0, MOST_OUT);
-  if (shown.length > MOST_OUT) items.push({ key: "more", tone: "quiet", who: `and ${shown.length - MOST_OUT} more, below`, why: "", todo: "" });
+  const items = shown.slice(0, MOST_PROBLEMS);
+  if (shown.length > MOST_PROBLEMS) items.push({ key: "more", tone: "quiet", who: `and ${shown.length - MOST_PROBLEMS} more, below`, why: "", todo: "" });
   keyed(byId("problems"), items, (item) => item.key, () => {
     const line = make("p", {}, make("span", { class: "who" }), make("span", { class: "badge" }), make("span", { class: "since" }));
     return make("li", {}, line, make("p", { class: "why" }), make("p", { class: "todo" }));
@@ -244,7 +245,7 @@ function newRow() {
 }
 
 function drawRow(row, node) {
-  row.dataset.out = node.gets_traffic ? "no" : "yes";
+  row.dataset.tone = toneOf(node);
   write(row.querySelector("b"), node.id);
   const mark = row.querySelector(".badge");
   write(mark, wordsOf(node));
@@ -304,7 +305,7 @@ function drawFleet(fleet) {
 const SVG = "http://www.w3.org/2000/svg";
 const PLOTS = [
   { id: "chart-requests", name: "Requests", lines: [{ of: "requests_per_second" }], show: rate, least: 1 },
-  { id: "chart-latency", name: "Time to answer", lines: [{ of: "p50_ms", name: "median" }, { of: "p99_ms", name: "99th percentile" }], show: time, least: 1 },
+  { id: "chart-latency", name: "Latency", lines: [{ of: "p50_ms", name: "median" }, { of: "p99_ms", name: "99th percentile" }], show: time, least: 1 },
   { id: "chart-errors", name: "Errors (5xx)", lines: [{ of: "errors" }], show: percent, least: 0.01 },
   { id: "chart-hits", name: "Hit rate", lines: [{ of: "hit_rate" }], show: percent, least: 1 },
 ];
@@ -398,7 +399,7 @@ function drawNow() {
 // Purges.
 
 const RESULTS = {
-  applied: ["done", "good"], pending: ["done", "good"], fenced: ["done, some nodes out", "warn"],
+  applied: ["done", "good"], pending: ["done", "good"], fenced: ["done, some out", "warn"],
   refused_by_node: ["refused by a node", "bad"], untaken: ["not confirmed", "bad"],
 };
 

@@ -159,8 +159,8 @@ impl App {
         tasks.spawn(Arc::clone(&admin_api).observe());
         let plan = files::Plan::new(limit, purge.len() + admin.len(), config.nodes.len());
         let mut servers = JoinSet::new();
-        serve_all(&mut servers, purge, purge_api, (plan.control_connections, config.purge.max_request), &shutdown);
-        serve_all(&mut servers, admin, admin_api, (plan.control_connections, MAX_ADMIN_REQUEST), &shutdown);
+        serve_all(&mut servers, purge, &purge_api, (plan.control_connections, config.purge.max_request), &shutdown);
+        serve_all(&mut servers, admin, &admin_api, (plan.control_connections, MAX_ADMIN_REQUEST), &shutdown);
 
         let files = files::FileBudget::new(&plan, config.limits.max_connections, &metrics);
         let shared = shared(config, fleet, (Arc::clone(&metrics), files), suspects, started, shutdown);
@@ -257,12 +257,12 @@ impl App {
 fn serve_all<H: http_server::Handler>(
     servers: &mut JoinSet<()>,
     sockets: Vec<TcpListener>,
-    handler: Arc<H>,
+    handler: &Arc<H>,
     (max_connections, max_request): (usize, usize),
     shutdown: &Shutdown,
 ) {
     for socket in sockets {
-        let handler = Arc::clone(&handler);
+        let handler = Arc::clone(handler);
         servers.spawn(http_server::serve(socket, handler, max_connections, max_request, shutdown.clone()));
     }
 }

@@ -19,6 +19,7 @@ mod forms;
 mod guard;
 mod journal;
 mod odd_purges;
+mod openapi;
 mod other_vcls;
 mod overload;
 mod patterns;

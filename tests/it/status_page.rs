@@ -2,6 +2,7 @@
 //! of events, and purges by an operator.
 
 use std::fmt::Write as _;
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -133,6 +134,36 @@ fn a_varnish_that_hangs_is_named_with_why_and_what_to_do() {
     page.waits_for("#headline", "All is well: 2 Varnish and 1 web node serve.");
     page.waits_for("#purges details", "all 2 after");
     assert_eq!(page.text("#problems"), "");
+}
+
+/// A VCL that carries out no purge by tags, though it answers health checks.
+fn no_tags(vcl: &str, id: &str, _folder: &Path) -> String {
+    let purges = "if (req.http.X-Magento-Tags-Pattern || req.http.X-Pool) {";
+    assert!(vcl.contains(purges));
+    if id == "varnish-1" {
+        vcl.to_owned()
+    } else {
+        vcl.replace(purges, &format!("{purges} return (synth(503, \"no\"));"))
+    }
+}
+
+#[test]
+fn a_varnish_that_is_up_and_behind_stands_first_with_what_it_lacks_and_why() {
+    let config = "[edge]\nlisten = [\"127.0.0.1:0\"]\nseal = false\n[health.varnish]\ntrial = false\n";
+    let fleet = Fleet::start(&Plan { varnish: 2, web: 1, config, vcl: no_tags, ..Plan::default() });
+    let mut page = Page::open(fleet.clearcoat.admin, "/");
+    page.waits_for("#headline", "All is well");
+    fleet.purge_tag("cat_p_1");
+    fleet.purge_tag("cat_p_2");
+    page.waits_for("#headline", "1 of 2 Varnish gets no traffic.");
+    let problem = page.waits_for("#problems li", "2 purges behind, the oldest for");
+    assert!(problem.contains("varnish-2") && problem.contains("the node answered 503"), "{problem}");
+    assert_eq!(page.text("#problems .badge"), "behind");
+    assert_eq!(page.text(".nodes[data-role=varnish] .lacks"), "2");
+    assert_eq!(fleet.clearcoat.node("varnish-2")["health"], "up");
+    let row = page.waits_for("#purges details", "1 of 2; not yet varnish-2");
+    assert!(row.contains("done, some out"), "{row}");
+    is_readable(&mut page);
 }
 
 #[test]

@@ -35,19 +35,19 @@ impl Page {
         let output = BufReader::new(browser.stdout.take().expect("a pipe"));
         let mut page =
             Page { browser, input, output, last_id: 0, session: None, faults: Vec::new(), _profile: profile };
-        let target = page.ask("Target.createTarget", json!({"url": "about:blank"}))["targetId"].clone();
-        let session = page.ask("Target.attachToTarget", json!({"targetId": target, "flatten": true}));
+        let target = page.ask("Target.createTarget", &json!({"url": "about:blank"}))["targetId"].clone();
+        let session = page.ask("Target.attachToTarget", &json!({"targetId": target, "flatten": true}));
         page.session = session["sessionId"].as_str().map(str::to_owned);
         for domain in ["Page.enable", "Runtime.enable", "Log.enable"] {
-            page.ask(domain, json!({}));
+            page.ask(domain, &json!({}));
         }
         page.size(1320, 900);
-        page.ask("Page.navigate", json!({"url": format!("http://{admin}{path}")}));
+        page.ask("Page.navigate", &json!({"url": format!("http://{admin}{path}")}));
         page
     }
 
     /// Sends a command and returns its result.
-    fn ask(&mut self, method: &str, params: Value) -> Value {
+    fn ask(&mut self, method: &str, params: &Value) -> Value {
         self.last_id += 1;
         let mut message = json!({"id": self.last_id, "method": method, "params": params});
         if let Some(session) = &self.session {
@@ -72,7 +72,7 @@ impl Page {
     /// The value of an expression. A promise is waited for.
     pub fn value(&mut self, expression: &str) -> Value {
         let wanted = json!({"expression": expression, "returnByValue": true, "awaitPromise": true});
-        let mut answer = self.ask("Runtime.evaluate", wanted);
+        let mut answer = self.ask("Runtime.evaluate", &wanted);
         assert!(answer["exceptionDetails"].is_null(), "{expression}: {answer}");
         answer["result"]["value"].take()
     }
@@ -108,14 +108,14 @@ impl Page {
     /// Sets the size of the window. Below 600 it is a telephone.
     pub fn size(&mut self, width: u32, height: u32) {
         let size = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600});
-        self.ask("Emulation.setDeviceMetricsOverride", size);
+        self.ask("Emulation.setDeviceMetricsOverride", &size);
     }
 
     /// Sets whether the reader likes it dark.
     pub fn dark(&mut self, dark: bool) {
         let value = if dark { "dark" } else { "light" };
         let features = json!({"features": [{"name": "prefers-color-scheme", "value": value}]});
-        self.ask("Emulation.setEmulatedMedia", features);
+        self.ask("Emulation.setEmulatedMedia", &features);
     }
 
     /// Presses a key.
@@ -131,7 +131,7 @@ impl Page {
             if kind == "keyDown" {
                 event["text"] = text.into();
             }
-            self.ask("Input.dispatchKeyEvent", event);
+            self.ask("Input.dispatchKeyEvent", &event);
         }
     }
 

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use http::{HeaderValue, header};
 use hyper::body::Bytes;
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -128,7 +129,7 @@ impl Handler for AdminApi {
             return self.purge(&request, peer).await;
         }
         if request.method() != http::Method::GET && request.method() != http::Method::HEAD {
-            return text(405, "only GET and HEAD are allowed here\n");
+            return not_allowed(text(405, "only GET and HEAD are allowed here\n"), "GET, HEAD");
         }
         match path {
             "/metrics" => self.metrics(),
@@ -152,6 +153,12 @@ impl Handler for AdminApi {
             },
         }
     }
+}
+
+/// An answer to a method that is not allowed, with those that are (RFC 9110 section 15.5.6).
+fn not_allowed(mut answer: Response, allowed: &'static str) -> Response {
+    answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
+    answer
 }
 
 impl AdminApi {
@@ -274,7 +281,7 @@ impl AdminApi {
         }
         let refused = |status, error: &str| json(status, &Refused { error: error.to_owned() });
         if request.method() != http::Method::POST {
-            return refused(405, "only POST is allowed here");
+            return not_allowed(refused(405, "only POST is allowed here"), "POST");
         }
         if let Some((status, reason)) = operator::objection(request.headers(), self.context.token.as_ref()) {
             tracing::warn!(address = %peer.ip().to_canonical(), "purge by the status page refused: {reason}");

@@ -305,7 +305,7 @@ function drawFleet(fleet) {
 const SVG = "http://www.w3.org/2000/svg";
 const PLOTS = [
   { id: "chart-requests", name: "Requests", lines: [{ of: "requests_per_second" }], show: rate, least: 1 },
-  { id: "chart-latency", name: "Latency", lines: [{ of: "p50_ms", name: "median" }, { of: "p99_ms", name: "99th percentile" }], show: time, least: 1 },
+  { id: "chart-latency", name: "Latency", lines: [{ of: "p50_ms", name: "median" }, { of: "p99_ms", name: "p99" }], show: time, least: 1 },
   { id: "chart-errors", name: "Errors (5xx)", lines: [{ of: "errors" }], show: percent, least: 0.01 },
   { id: "chart-hits", name: "Hit rate", lines: [{ of: "hit_rate" }], show: percent, least: 1 },
 ];

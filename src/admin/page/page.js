@@ -119,7 +119,7 @@ function troubles(fleet) {
   }
   for (const replica of fleet.replicas || []) {
     if (replica.problem || !replica.confirmed) {
-      add("warn", `Replica ${replica.id}`, replica.problem || "it has not confirmed every purge", "Until it does, a reader behind it may get an old page.");
+      add("warn", `Replica ${replica.id}`, replica.problem || "it has not confirmed every purge", "See whether it runs and can be reached from here. Until it confirms, a reader behind it may get an old page.");
     }
   }
   return list;

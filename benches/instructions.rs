@@ -161,6 +161,7 @@ fn pure(exchanges: usize) {
         received: Version::Http11,
         offload_header: None,
         asked: b"",
+        request_id: b"",
     };
     let find = |bytes: &[u8]| HeadScan::default().find(bytes, LIMIT).expect("no fault").expect("a whole head");
     for _ in 0..exchanges {

@@ -3,7 +3,7 @@
 
 use std::mem::{self, MaybeUninit};
 
-use super::field::{Field, FieldKind, Fields, MAX_FIELDS, Span, classify};
+use super::field::{Field, FieldKind, Fields, MAX_FIELDS, Span, classify, is_request_id};
 use super::request::refusal;
 use super::{BadHead, Framing, Method, Version};
 
@@ -30,6 +30,8 @@ pub struct ResponseHead {
     added: &'static [(&'static str, &'static str)],
     /// The value of our seal; empty for an answer without.
     pub(super) seal: Vec<u8>,
+    /// The value of `X-Request-ID`; empty to leave that of the node.
+    pub(super) request_id: Vec<u8>,
 }
 
 impl ResponseHead {
@@ -42,6 +44,7 @@ impl ResponseHead {
         (self.reason, self.upgrade, self.added) = Default::default();
         (self.no_store, self.joins_tags) = (false, false);
         self.seal.clear();
+        self.request_id.clear();
         self.fields.clear();
         let mut bytes = mem::take(&mut self.bytes);
         bytes.clear();
@@ -145,6 +148,35 @@ impl ResponseHead {
         self.seal = seal;
     }
 
+    /// Writes this value of `X-Request-ID`, in place of the node's.
+    pub fn set_request_id(&mut self, id: &[u8]) {
+        self.drop_fields(is_request_id);
+        self.request_id.clear();
+        self.request_id.extend_from_slice(id);
+    }
+
+    /// The value of `X-Request-ID` that replaces the node's; empty if none does.
+    pub fn request_id(&self) -> &[u8] {
+        &self.request_id
+    }
+
+    /// What a Varnish says of how its cache answered; `None` if it says nothing. By our VCL
+    /// (`X-Magento-Cache-Debug`), else by Varnish itself: `X-Varnish` has a second number, that of the request which
+    /// stored the page, on a hit alone. Without our VCL a miss is not told from a pass.
+    pub fn cache_status(&self) -> Option<&'static str> {
+        let value = |name: &[u8]| {
+            let mut fields = self.kept_fields();
+            fields.find_map(|(field, value)| field.eq_ignore_ascii_case(name).then_some(value))
+        };
+        match value(b"x-magento-cache-debug") {
+            Some(b"HIT") => return Some("hit"),
+            Some(b"MISS") => return Some("miss"),
+            Some(b"UNCACHEABLE") => return Some("pass"),
+            _ => {}
+        }
+        Some(if value(b"x-varnish")?.contains(&b' ') { "hit" } else { "miss" })
+    }
+
     /// Adds these fields after the forwarded ones; names are in lower case.
     pub fn add_fields(&mut self, added: &'static [(&'static str, &'static str)]) {
         self.added = added;
@@ -220,6 +252,23 @@ mod tests {
         assert_eq!(framing("304 Not Modified", "Content-Length: 5\r\n", Method::Get), Framing::None);
         assert_eq!(framing("204 No Content", "", Method::Get), Framing::None);
         assert_eq!(framing("200", "Content-Length: 0\r\n", Method::Get), Framing::None);
+    }
+
+    #[test]
+    fn the_cache_says_whether_it_had_the_page() {
+        let status = |fields: &str| {
+            parse(&format!("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n{fields}\r\n"), Method::Get).unwrap().cache_status()
+        };
+        for (fields, expected) in [
+            ("X-Varnish: 32773 5\r\n", Some("hit")),
+            ("X-Varnish: 32773\r\n", Some("miss")),
+            ("x-magento-cache-debug: HIT\r\n", Some("hit")),
+            ("X-Magento-Cache-Debug: MISS\r\nX-Varnish: 3 2\r\n", Some("miss")),
+            ("X-Magento-Cache-Debug: UNCACHEABLE\r\n", Some("pass")),
+            ("", None),
+        ] {
+            assert_eq!(status(fields), expected, "{fields}");
+        }
     }
 
     #[test]

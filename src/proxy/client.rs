@@ -151,19 +151,20 @@ impl Client {
         }
     }
 
-    /// Sends an answer of our own.
+    /// Sends an answer of our own, to the request with this id if it has one.
     pub(super) async fn answer_with(
         &mut self,
         reply: &Reply,
         head_only: bool,
+        request_id: &[u8],
         out: &mut Vec<u8>,
     ) -> Result<(), Failure> {
         if let Stream::Http2(stream) = &mut self.stream {
-            let told = stream.answer_with(reply.status, &reply.text, head_only);
+            let told = stream.answer_with(reply.status, &reply.text, request_id, head_only);
             return if told { Ok(()) } else { Err(Failure::ClientGone(io::ErrorKind::ConnectionReset.into())) };
         }
         out.clear();
-        error_response(out, reply.status, reply.reason, &reply.text, head_only);
+        error_response(out, (reply.status, reply.reason), &reply.text, request_id, head_only);
         self.send(out).await
     }
 

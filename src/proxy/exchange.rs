@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::access::{self, Progress};
 use super::attempt::{FailedAttempt, Terms, attempt};
 use super::client::{Client, Disposition};
 use super::deadline::Phase;
@@ -29,6 +30,7 @@ struct Nodes {
 pub(super) async fn handle(client: &mut Client, request: &mut Request, head: Result<usize, Failure>) -> Disposition {
     (request.id, request.began) = (client.worker.request_id(), Instant::now());
     request.status = None;
+    request.trace.reset();
     client.worker.spin.mark_active();
     let mut nodes = Nodes::default();
     let after = match try_handle(client, request, head, &mut nodes).await {
@@ -37,17 +39,20 @@ pub(super) async fn handle(client: &mut Client, request: &mut Request, head: Res
             if let Some(node) = &nodes.failed {
                 client.worker.report(node, &failure, request);
             }
+            request.trace.fail(&failure);
+            client.worker.shared.metrics.listener(client.frontend.role).record_failure(failure.reason());
             respond_to(client, request, &failure).await
         }
     };
     client.record_written();
-    finish(client, request, nodes.answered.as_deref());
+    finish(client, request, &nodes);
     client.worker.spin.mark_active();
     after
 }
 
-/// Runs once at the end of every request. `answered` is the node whose answer the client saw.
-fn finish(client: &Client, request: &Request, answered: Option<&Node>) {
+/// Runs once at the end of every request.
+fn finish(client: &Client, request: &mut Request, nodes: &Nodes) {
+    let answered = nodes.answered.as_deref();
     let (role, worker) = (client.frontend.role, &client.worker);
     let listener = worker.shared.metrics.listener(role);
     let took = request.began.elapsed();
@@ -65,6 +70,8 @@ fn finish(client: &Client, request: &Request, answered: Option<&Node>) {
         // A client that left before any answer is counted as 499, as nginx does.
         (_, None) => listener.record_own_answer(499),
     }
+    listener.record_bytes(request.bytes_read(), request.trace.sent);
+    access::write_line(client, request, answered.or(nodes.failed.as_deref()), took);
 }
 
 async fn try_handle(
@@ -75,6 +82,7 @@ async fn try_handle(
 ) -> Result<Disposition, Failure> {
     if let Some(page) = take_head(client, request, head)? {
         request.status = Some(200);
+        (request.trace.is_own, request.trace.sent) = (true, page.len() as u64);
         client.deadline.enter(Phase::Body);
         return client.send(&page).await.map(|()| Disposition::Linger);
     }
@@ -82,15 +90,18 @@ async fn try_handle(
     let is_safe = request.head.method.is_safe();
     request.mark = client.frontend.store.as_ref().map(StorePolicy::mark).unwrap_or_default();
     request.known = client.frontend.freshness.as_ref().map_or(0, Freshness::known);
+    request.trace.progress = Progress::Queue;
 
     let mut node = {
         let fleet = client.worker.shared.fleet.load();
         client.judge(&fleet);
+        access::name(client, request);
         client.frontend.select.pick(&fleet, lb, None).map_err(Failure::NoNode)?
     };
     let (mut fresh, mut elsewhere) = (false, false);
     let (mut second_look, mut takes_stale) = (None::<Box<SecondLook>>, false);
     loop {
+        request.trace.begin_try();
         let terms = Terms { lb, fresh, is_safe, takes_stale, may_move: is_safe && !elsewhere };
         let FailedAttempt { failure, untouched, unsent, reused } = match attempt(client, request, &node, &terms).await {
             Ok(after) => {
@@ -101,7 +112,7 @@ async fn try_handle(
         };
         let failure = match failure {
             Failure::Stale(page) => {
-                tracing::debug!(request = %request.id, node = %node.id(), ?page, "a stale answer is thrown away");
+                tracing::debug!(request = %request.name(), node = %node.id(), ?page, "a stale answer is thrown away");
                 client.deadline.enter(Phase::FirstByte);
                 let look = second_look.get_or_insert_default();
                 (node, takes_stale) = match Box::pin(look.after(client, &node, *page, untouched, lb)).await? {
@@ -112,7 +123,7 @@ async fn try_handle(
             }
             failure => failure,
         };
-        client.worker.suspect(&node, &failure, request.id);
+        client.worker.suspect(&node, &failure, request);
         nodes.answered = request.status.is_some().then(|| Arc::clone(&node));
         nodes.failed = Some(Arc::clone(&node));
         let Some(reason) = failure.retry_reason(untouched, is_safe || unsent) else { return Err(failure) };
@@ -137,7 +148,7 @@ async fn try_handle(
             };
         }
         client.worker.shared.metrics.count_retry(client.frontend.role, reason);
-        tracing::debug!(request = %request.id, node = %node.id(), reason = reason.as_str(), "request is retried");
+        tracing::debug!(request = %request.name(), node = %node.id(), reason = reason.as_str(), "request is retried");
     }
 }
 
@@ -147,6 +158,7 @@ fn take_head(client: &Client, request: &mut Request, head: Result<usize, Failure
     let len = head.inspect_err(|_| request.head.method = Method::Get)?;
     let limits = &client.worker.shared.limits;
     request.head.parse(&request.input[..len], limits.max_fields).map_err(Failure::BadHead)?;
+    request.trace.has_head = true;
     if !client.frontend.admits(&request.head) {
         return Err(Failure::BadMethod);
     }
@@ -163,7 +175,7 @@ fn take_head(client: &Client, request: &mut Request, head: Result<usize, Failure
 
 /// Reports the failure to the client: an answer if none has begun, a reset if one was cut.
 async fn respond_to(client: &mut Client, request: &mut Request, failure: &Failure) -> Disposition {
-    tracing::debug!(request = %request.id, peer = %client.peer.text, %failure, "request failed");
+    tracing::debug!(request = %request.name(), peer = %client.peer.text, %failure, "request failed");
     if request.status.is_some() {
         return Disposition::Reset;
     }
@@ -171,9 +183,13 @@ async fn respond_to(client: &mut Client, request: &mut Request, failure: &Failur
     // read yet.
     let Some(reply) = failure.reply() else { return Disposition::Close };
     request.status = Some(reply.status);
-    let Request { to_client, head, .. } = request;
+    access::name(client, request);
+    let Request { to_client, head, trace, .. } = request;
     client.deadline.enter(Phase::Body);
-    match client.answer_with(&reply, head.method == Method::Head, to_client).await {
+    let answered = client.answer_with(&reply, head.method == Method::Head, &trace.id, to_client).await;
+    trace.sent = to_client.len() as u64;
+    trace.head_sent = trace.sent.saturating_sub(reply.text.len() as u64 + 1);
+    match answered {
         // A client that was too slow gets no more time.
         Ok(()) if matches!(failure, Failure::ClientTimeout) => Disposition::Close,
         Ok(()) => Disposition::Linger,

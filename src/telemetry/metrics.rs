@@ -30,7 +30,9 @@ pub use bypass::FragmentMetrics;
 pub use files::{FileMetrics, Shortage};
 pub use guard::GuardMetrics;
 pub use journal::JournalMetrics;
-pub use labels::{FileShare, PurgeResult, ReloadResult, Resync, RetryReason, SealVerdict, UpstreamFault};
+pub use labels::{
+    FailureReason, FileShare, PurgeResult, ReloadResult, Resync, RetryReason, SealVerdict, UpstreamFault,
+};
 pub use listener::ListenerMetrics;
 pub use node::{NodeMetrics, VarnishMetrics};
 pub use purge::PurgeMetrics;
@@ -78,6 +80,8 @@ pub struct Metrics {
     pub fragments: FragmentMetrics,
     /// The journal, and the replicas that share it.
     pub journal: JournalMetrics,
+    /// Lines of the access log that were lost.
+    pub access_log_dropped: IntCounter,
 }
 
 impl Metrics {
@@ -125,6 +129,11 @@ impl Metrics {
             upstream_failures: UpstreamFailures::new(r)?,
             fragments: FragmentMetrics::new(r)?,
             journal: JournalMetrics::new(r)?,
+            access_log_dropped: counter(
+                r,
+                "access_log_dropped_total",
+                "Lines of the access log that were lost, because its file or pipe did not take them",
+            )?,
             nodes: DashMap::new(),
             families,
         })

@@ -1,10 +1,10 @@
 //! What the traffic listeners count.
 
-use prometheus::{Histogram, Registry};
+use prometheus::{Histogram, IntCounter, Registry};
 
 use super::family::{Counters, counters};
-use super::histogram;
-use super::labels::CodeClass;
+use super::labels::{CodeClass, FailureReason};
+use super::{counter, histogram};
 use crate::fleet::NodeId;
 
 /// From a cache hit on the same host to a page that takes a minute, in seconds.
@@ -20,6 +20,9 @@ pub struct ListenerMetrics {
     pub(super) requests: RequestCounters,
     /// How long requests took, from their first byte to the last byte of the answer.
     pub duration: Histogram,
+    failures: Counters<FailureReason>,
+    received: IntCounter,
+    sent: IntCounter,
 }
 
 impl ListenerMetrics {
@@ -35,7 +38,33 @@ impl ListenerMetrics {
             &format!("Time from the first byte of a request from {from} to the last byte of its answer"),
             &REQUEST_BUCKETS,
         )?;
-        Ok(ListenerMetrics { requests, duration })
+        let failures = counters(
+            registry,
+            &format!("{name}_failures_total"),
+            &format!("Requests from {from} that failed, by what was wrong"),
+        )?;
+        let received = counter(
+            registry,
+            &format!("{name}_received_bytes_total"),
+            &format!("Bytes of requests from {from}, heads and bodies without their chunks"),
+        )?;
+        let sent = counter(
+            registry,
+            &format!("{name}_sent_bytes_total"),
+            &format!("Bytes of answers to {from}, as they were written; by HTTP/2 without their heads"),
+        )?;
+        Ok(ListenerMetrics { requests, duration, failures: failures.with(FailureReason::ALL), received, sent })
+    }
+
+    /// Counts the bytes of a request and of its answer.
+    pub fn record_bytes(&self, received: u64, sent: u64) {
+        self.received.inc_by(received);
+        self.sent.inc_by(sent);
+    }
+
+    /// Counts a request that failed, beside its status.
+    pub fn record_failure(&self, reason: FailureReason) {
+        self.failures.get(&reason).inc();
     }
 
     /// Counts a request that no node answered.

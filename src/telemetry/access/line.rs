@@ -180,10 +180,11 @@ impl LineWriter {
 fn second_text(format: LineFormat, second: u64) -> String {
     let text = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(second)).to_string();
     let text = text.trim_end_matches('Z');
-    match (format, text.split_once('T'), text.splitn(3, '-').nth(1).and_then(|month| month.parse::<usize>().ok())) {
-        (LineFormat::Common, Some((date, time)), Some(month)) => {
-            let month = MONTHS.get(month.wrapping_sub(1)).unwrap_or(&"???");
-            format!("{}/{month}/{}:{time}", &date[8..], &date[..4])
+    let (date, time) = text.split_once('T').unwrap_or_default();
+    match (format, date.split('-').collect::<Vec<_>>().as_slice()) {
+        (LineFormat::Common, [year, month, day]) => {
+            let month = month.parse::<usize>().ok().and_then(|month| MONTHS.get(month.checked_sub(1)?));
+            format!("{day}/{}/{year}:{time}", month.unwrap_or(&"???"))
         }
         _ => text.to_owned(),
     }

@@ -7,6 +7,6 @@ pub mod metrics;
 
 pub use causes::causes;
 pub use metrics::{
-    FailureReason, FileShare, JournalMetrics, ListenerMetrics, Metrics, NodeMetrics, PurgeMetrics, PurgeResult,
-    ReloadResult, Resync, RetryReason, SealVerdict, Shortage, UpstreamFault, VarnishMetrics,
+    FailureReason, FileShare, HandshakeResult, JournalMetrics, ListenerMetrics, Metrics, NodeMetrics, PurgeMetrics,
+    PurgeResult, ReloadResult, Resync, RetryReason, SealVerdict, Shortage, UpstreamFault, VarnishMetrics,
 };

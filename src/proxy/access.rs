@@ -54,7 +54,7 @@ pub(super) struct Trace {
     pub(super) progress: Progress,
     /// Its head was read and is valid.
     pub(super) has_head: bool,
-    /// clearcoat itself answers it.
+    /// It is one of clearcoat's own, or of its VCL: the page of a trial, or a probe.
     pub(super) is_own: bool,
     /// Attempts at nodes.
     pub(super) tries: u32,
@@ -98,13 +98,14 @@ impl Trace {
         self.failure = Some((failure.reason(), termination(failure, self.progress)));
     }
 
+    /// Why it failed.
+    pub(super) fn reason(&self) -> Option<FailureReason> {
+        self.failure.map(|(reason, _)| reason)
+    }
+
     /// Who ended the request, and in which phase: two letters.
     fn termination(&self) -> [u8; 2] {
-        match self.failure {
-            Some((_, code)) => code,
-            None if self.is_own => *b"LR",
-            None => *b"--",
-        }
+        self.failure.map_or(*b"--", |(_, code)| code)
     }
 }
 
@@ -159,7 +160,7 @@ pub(super) fn write_line(client: &Client, request: &mut Request, node: Option<&N
     let Request { head, trace, response, status, began, .. } = &*request;
     let status = status.unwrap_or(499);
     let termination = trace.termination();
-    let is_failed = status >= 500 || !matches!(&termination, b"--" | b"LR");
+    let is_failed = status >= 500 || termination != *b"--";
     if !is_failed && !access.log().is_sampled(&trace.id) {
         return;
     }
@@ -198,7 +199,7 @@ pub(super) fn write_line(client: &Client, request: &mut Request, node: Option<&N
         first_byte,
         total,
         termination,
-        reason: trace.failure.map(|(reason, _)| reason.as_str()),
+        reason: trace.reason().map(FailureReason::as_str),
         request_id: &trace.id,
     });
 }

@@ -20,6 +20,8 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
 
+use prometheus::IntGauge;
+
 use super::access::{Progress, Trace};
 use super::bypass;
 use super::client::{Client, Disposition};
@@ -54,6 +56,22 @@ impl<'n> Inflight<'n> {
 impl Drop for Inflight<'_> {
     fn drop(&mut self) {
         self.0.live.request_ended();
+    }
+}
+
+/// A request that waits for a file.
+struct Waiting<'g>(&'g IntGauge);
+
+impl<'g> Waiting<'g> {
+    fn begin(length: &'g IntGauge) -> Self {
+        length.inc();
+        Waiting(length)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 
@@ -149,10 +167,12 @@ async fn connect(client: &Client, node: &Arc<Node>, trace: &mut Trace) -> Result
         None => {
             worker.close_unused();
             trace.progress = Progress::Queue;
+            let waiting = Waiting::begin(&worker.shared.metrics.queue_length);
             let file = while_connecting(client, room.take()).await.map_err(|interrupt| match interrupt {
                 Interrupt::NodeDown => Failure::Connect(io::ErrorKind::TimedOut.into()),
                 _ => Failure::NoFiles,
             })?;
+            drop(waiting);
             // Time spent waiting for a free file is not charged to the node.
             client.deadline.enter_with(Phase::Connect, node);
             trace.progress = Progress::Connect;

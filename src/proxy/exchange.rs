@@ -13,6 +13,7 @@ use super::second_look::{NextLook, SecondLook};
 use super::{Freshness, OwnAnswer, StorePolicy};
 use crate::fleet::{Node, Role};
 use crate::http1::{Framing, Method};
+use crate::purge::PROBE_PATH;
 
 /// The nodes of a request, for metrics and logs.
 #[derive(Default)]
@@ -40,7 +41,6 @@ pub(super) async fn handle(client: &mut Client, request: &mut Request, head: Res
                 client.worker.report(node, &failure, request);
             }
             request.trace.fail(&failure);
-            client.worker.shared.metrics.listener(client.frontend.role).record_failure(failure.reason());
             respond_to(client, request, &failure).await
         }
     };
@@ -50,25 +50,32 @@ pub(super) async fn handle(client: &mut Client, request: &mut Request, head: Res
     after
 }
 
-/// Runs once at the end of every request.
+/// Runs once at the end of every request. Those that clearcoat and its VCL make to try and to probe are nobody's.
 fn finish(client: &Client, request: &mut Request, nodes: &Nodes) {
     let answered = nodes.answered.as_deref();
     let (role, worker) = (client.frontend.role, &client.worker);
+    if request.trace.is_own {
+        return;
+    }
     let listener = worker.shared.metrics.listener(role);
     let took = request.began.elapsed();
-    listener.duration.observe(took.as_secs_f64());
+    let seconds = took.as_secs_f64();
+    listener.duration.observe(seconds);
     match (answered, request.status) {
         (Some(node), Some(status)) if node.spec.role() == role => {
             if role == Role::Varnish {
                 let began = request.began.saturating_duration_since(worker.shared.started);
                 node.live.life_signs.record_answer(began, took);
             }
-            worker.pools.metrics(node).record_answer(status);
+            worker.pools.metrics(node).record_answer(status, seconds);
         }
-        (Some(node), Some(status)) => worker.pools.metrics(node).record_bypass(status),
+        (Some(node), Some(status)) => worker.pools.metrics(node).record_bypass(status, seconds),
         (None, Some(status)) => listener.record_own_answer(status),
         // A client that left before any answer is counted as 499, as nginx does.
         (_, None) => listener.record_own_answer(499),
+    }
+    if let Some(reason) = request.trace.reason() {
+        listener.record_failure(reason);
     }
     listener.record_bytes(request.bytes_read(), request.trace.sent);
     access::write_line(client, request, answered.or(nodes.failed.as_deref()), took);
@@ -160,6 +167,7 @@ fn take_head(client: &Client, request: &mut Request, head: Result<usize, Failure
     request.head.parse(&request.input[..len], limits.max_fields).map_err(Failure::BadHead)?;
     request.trace.has_head = true;
     if !client.frontend.admits(&request.head) {
+        request.trace.is_own = !client.frontend.is_public && request.head.path() == PROBE_PATH.as_bytes();
         return Err(Failure::BadMethod);
     }
     match (client.frontend.own_answer)(&request.head) {

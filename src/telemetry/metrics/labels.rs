@@ -343,6 +343,18 @@ values! {
 }
 
 values! {
+    /// How a TLS handshake of a client ended.
+    pub HandshakeResult as "result" {
+        /// There is a session.
+        Ok = "ok",
+        /// The client left, or both have nothing in common.
+        Failed = "failed",
+        /// It took too long.
+        Late = "late",
+    }
+}
+
+values! {
     /// What became of a fragment of a page that passed the caches by.
     pub(super) FragmentResult as "result" {
         /// It is in its page.

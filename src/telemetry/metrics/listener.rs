@@ -8,8 +8,13 @@ use super::{counter, histogram};
 use crate::fleet::NodeId;
 
 /// From a cache hit on the same host to a page that takes a minute, in seconds.
-const REQUEST_BUCKETS: [f64; 14] =
-    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
+const REQUEST_BUCKETS: [f64; 19] = [
+    0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+    30.0, 60.0,
+];
+
+/// The same for each node, coarser: there are many of them.
+pub(super) const NODE_BUCKETS: [f64; 12] = [0.00025, 0.0005, 0.001, 0.0025, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0];
 
 /// Requests, by how they were answered and by whom.
 pub(super) type RequestCounters = Counters<(CodeClass, Option<NodeId>)>;
@@ -18,11 +23,13 @@ pub(super) type RequestCounters = Counters<(CodeClass, Option<NodeId>)>;
 #[derive(Debug)]
 pub struct ListenerMetrics {
     pub(super) requests: RequestCounters,
-    /// How long requests took, from their first byte to the last byte of the answer.
+    /// How long requests took, from the end of their head to the last byte of the answer.
     pub duration: Histogram,
     failures: Counters<FailureReason>,
     received: IntCounter,
     sent: IntCounter,
+    /// Connections that were accepted.
+    pub accepted: IntCounter,
 }
 
 impl ListenerMetrics {
@@ -35,7 +42,7 @@ impl ListenerMetrics {
         let duration = histogram(
             registry,
             &format!("{name}_request_duration_seconds"),
-            &format!("Time from the first byte of a request from {from} to the last byte of its answer"),
+            &format!("Time from the head of a request from {from} to the last byte of its answer"),
             &REQUEST_BUCKETS,
         )?;
         let failures = counters(
@@ -53,7 +60,20 @@ impl ListenerMetrics {
             &format!("{name}_sent_bytes_total"),
             &format!("Bytes of answers to {from}, as they were written; by HTTP/2 without their heads"),
         )?;
-        Ok(ListenerMetrics { requests, duration, failures: failures.with(FailureReason::ALL), received, sent })
+        let requests = requests.with(CodeClass::ALL.map(|class| (class, None)));
+        let accepted = counter(
+            registry,
+            &format!("{name}_connections_accepted_total"),
+            &format!("Connections from {from} that were accepted"),
+        )?;
+        Ok(ListenerMetrics {
+            accepted,
+            requests,
+            duration,
+            failures: failures.with(FailureReason::ALL),
+            received,
+            sent,
+        })
     }
 
     /// Counts the bytes of a request and of its answer.

@@ -3,16 +3,18 @@
 use std::sync::OnceLock;
 
 use parking_lot::Mutex;
-use prometheus::{Gauge, IntCounter, IntGauge, Registry};
+use prometheus::{Gauge, Histogram, IntCounter, IntGauge, Registry};
 
-use super::family::{Counters, Gauges, IntGauges, NodeSeries, counters, gauges, int_gauges};
+use super::family::{Counters, Gauges, Histograms, IntGauges, NodeSeries, counters, gauges, histograms, int_gauges};
 use super::labels::{BatchResult, CodeClass};
-use super::listener::RequestCounters;
+use super::listener::{NODE_BUCKETS, RequestCounters};
 use crate::fleet::{NodeId, Role};
 
 /// The families in which every node of a role has its series.
 #[derive(Debug)]
 pub(super) struct NodeFamilies {
+    durations: Histograms<(Role, NodeId)>,
+    bypassed: Counters<NodeId>,
     connect_errors: Counters<(Role, NodeId)>,
     inflight: IntGauges<(Role, NodeId)>,
     up: IntGauges<(Role, NodeId)>,
@@ -38,6 +40,9 @@ pub struct NodeMetrics {
     /// The same of clients that asked it past the caches. Made when they are first counted: no node need ever be asked so.
     bypass: [OnceLock<Option<IntCounter>>; CodeClass::ALL.len()],
     edge: RequestCounters,
+    duration: Histogram,
+    /// Requests of clients that a web node answered past the caches.
+    bypassed: Option<IntCounter>,
     /// Connections that could not be opened.
     pub connect_errors: IntCounter,
     /// Requests that are at the node now.
@@ -86,6 +91,17 @@ pub struct VarnishMetrics {
 impl NodeFamilies {
     pub(super) fn new(r: &Registry) -> prometheus::Result<Self> {
         Ok(NodeFamilies {
+            durations: histograms(
+                r,
+                "upstream_request_duration_seconds",
+                "Time from the head of a request to the last byte of the answer, by the node that answered",
+                &NODE_BUCKETS,
+            )?,
+            bypassed: counters(
+                r,
+                "bypass_requests_total",
+                "Requests from clients that a web node answered past the caches",
+            )?,
             connect_errors: counters(
                 r,
                 "upstream_connect_errors_total",
@@ -137,12 +153,16 @@ impl NodeFamilies {
         let connect_errors = held.bind(&self.connect_errors, of_node());
         let inflight = held.bind(&self.inflight, of_node());
         let up = held.bind(&self.up, of_node());
+        let duration = held.bind(&self.durations, of_node());
+        let bypassed = (role == Role::Web).then(|| held.bind(&self.bypassed, id.clone()));
         let varnish = (role == Role::Varnish).then(|| self.bind_varnish(id, &mut held));
         NodeMetrics {
             id: id.clone(),
             answers,
             bypass: Default::default(),
             edge: edge.clone(),
+            duration,
+            bypassed,
             connect_errors,
             inflight,
             up,
@@ -174,18 +194,23 @@ impl NodeFamilies {
 }
 
 impl NodeMetrics {
-    /// Counts a request that this node answered.
-    pub fn record_answer(&self, status: u16) {
+    /// Counts a request that this node answered, and that took this long in seconds.
+    pub fn record_answer(&self, status: u16, took: f64) {
         self.answers[CodeClass::of(status) as usize].inc();
+        self.duration.observe(took);
     }
 
     /// Counts a request at the edge that this web node answered, past the caches.
-    pub fn record_bypass(&self, status: u16) {
+    pub fn record_bypass(&self, status: u16, took: f64) {
         let class = CodeClass::of(status);
         let bind = || self.held.lock().as_mut().map(|held| held.bind(&self.edge, (class, Some(self.id.clone()))));
         if let Some(counter) = self.bypass[class as usize].get_or_init(bind) {
             counter.inc();
         }
+        if let Some(bypassed) = &self.bypassed {
+            bypassed.inc();
+        }
+        self.duration.observe(took);
     }
 
     /// The node has left: its series go.

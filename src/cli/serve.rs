@@ -7,6 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::ConfigFile;
 use crate::app::App;
 use crate::config::{Config, ConfigSource, Log, LogFormat};
+use crate::fleet::Role;
 use crate::telemetry;
 
 /// Threads of the control plane. Purges to a fleet of hundreds keep at most one busy; the second is for tasks that must
@@ -29,12 +30,22 @@ impl Serve {
         let source = self.config.source();
         let config = source.load()?;
         start_logging(&config.log);
+        say_what_was_read(&source, &config);
         let runtime = control_runtime()?;
         let served = runtime.block_on(serve(source, config));
         // Writes to a volume that hangs are abandoned.
         runtime.shutdown_timeout(LEFT_BEHIND);
         served
     }
+}
+
+/// Which configuration runs: a file in another folder is the first thing to look for when nothing is as expected.
+fn say_what_was_read(source: &ConfigSource, config: &Config) {
+    let file = source.file().map_or_else(|| "none".to_owned(), |file| file.display().to_string());
+    let count = |role| config.nodes.iter().filter(|node| node.role == role).count();
+    let (varnish, web) = (count(Role::Varnish), count(Role::Web));
+    let (registry, journal) = (config.registry.kind, config.journal.kind);
+    tracing::info!(file, varnish, web, ?registry, ?journal, "configuration read");
 }
 
 async fn serve(source: ConfigSource, config: Config) -> anyhow::Result<()> {

@@ -374,6 +374,9 @@ impl Task {
             };
             let sent_before = work.report.sent;
             let result = self.dispatch.send(&mut batch, &mut work.report).await;
+            let (bans, kind) = (work.report.sent - sent_before, &work.kind);
+            let (node, position) = (self.node.id(), work.walk.last());
+            tracing::debug!(%node, position, bans, ?kind, ok = result.is_ok(), "bans were sent");
             self.count(&result, work.report.sent - sent_before);
             self.record_refusals(work, &mut batch);
             if let Err(error) = result {
@@ -534,6 +537,8 @@ impl Task {
             slow_start.begin(&self.node);
         }
         self.node.live.set_cursor(position);
+        // Every purge behind `after`, up to `position`.
+        tracing::debug!(node = %self.node.id(), after = before, position, "purges are applied");
         if self.deliveries.context.sealed.is_some() && self.emptied_at.take_if(|emptied| *emptied <= position).is_some()
         {
             self.node.live.set_cache_is_sealed(true);

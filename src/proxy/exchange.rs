@@ -37,9 +37,7 @@ pub(super) async fn handle(client: &mut Client, request: &mut Request, head: Res
     let after = match try_handle(client, request, head, &mut nodes).await {
         Ok(after) => after,
         Err(failure) => {
-            if let Some(node) = &nodes.failed {
-                client.worker.report(node, &failure, request);
-            }
+            client.worker.report(nodes.failed.as_deref(), &failure, request);
             request.trace.fail(&failure);
             respond_to(client, request, &failure).await
         }

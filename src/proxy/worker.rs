@@ -154,18 +154,24 @@ impl Worker {
         }
     }
 
-    /// Logs a node's failure that its client noticed: an answer that was refused, cut off or never came. The path is
-    /// logged without its query, which may hold secrets.
-    pub(super) fn report(&self, node: &Node, failure: &Failure, request: &Request) {
-        let Some(fault) = failure.fault() else { return };
-        self.shared.metrics.upstream_failures.count(node.spec.role(), fault);
+    /// Logs a failure that the client noticed and did not cause: its answer was refused, cut off or never came, or no node
+    /// could take it. `node` is the last that was tried. The path is logged without its query, which may hold secrets.
+    pub(super) fn report(&self, node: Option<&Node>, failure: &Failure, request: &Request) {
+        let fault = failure.fault();
+        if let (Some(node), Some(fault)) = (node, fault) {
+            self.shared.metrics.upstream_failures.count(node.spec.role(), fault);
+        }
+        let status = failure.reply().map_or(0, |reply| reply.status);
+        if fault.is_none() && status < 500 {
+            return;
+        }
         if let Some(unsaid) = self.notices.pass() {
-            let (role, node) = (node.spec.role(), node.id());
+            let (role, node) = (node.map(|node| node.spec.role().as_str()), node.map(|node| node.id().as_str()));
             let path = request.head.path();
             let path = String::from_utf8_lossy(&path[..path.len().min(LONGEST_PATH)]);
             tracing::info!(
-                request = %request.name(), %role, %node, %path, reason = %failure, unsaid,
-                "a request got no good answer from its node"
+                request = %request.name(), role, node, %path, status, reason = %failure, unsaid,
+                "{}", if fault.is_some() { "a request got no good answer from its node" } else { "a request found no node" }
             );
         }
     }

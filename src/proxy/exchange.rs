@@ -191,14 +191,14 @@ async fn respond_to(client: &mut Client, request: &mut Request, failure: &Failur
     request.status = Some(reply.status);
     access::name(client, request);
     let Request { to_client, head, trace, .. } = request;
+    let head_only = head.method == Method::Head;
     client.deadline.enter(Phase::Body);
-    let answered = client.answer_with(&reply, head.method == Method::Head, &trace.id, to_client).await;
-    trace.sent = to_client.len() as u64;
-    trace.head_sent = trace.sent.saturating_sub(reply.text.len() as u64 + 1);
-    match answered {
-        // A client that was too slow gets no more time.
-        Ok(()) if matches!(failure, Failure::ClientTimeout) => Disposition::Close,
-        Ok(()) => Disposition::Linger,
+    match client.answer_with(&reply, head_only, &trace.id, to_client).await {
+        Ok(sent) => {
+            (trace.sent, trace.head_sent) = (sent, sent.saturating_sub(reply.body_len(head_only)));
+            // A client that was too slow gets no more time.
+            if matches!(failure, Failure::ClientTimeout) { Disposition::Close } else { Disposition::Linger }
+        }
         Err(_gone) => Disposition::Close,
     }
 }

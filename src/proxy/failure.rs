@@ -68,6 +68,13 @@ pub(super) struct Reply {
     pub(super) text: String,
 }
 
+impl Reply {
+    /// The bytes of its body: one line.
+    pub(super) fn body_len(&self, head_only: bool) -> u64 {
+        if head_only { 0 } else { self.text.len() as u64 + 1 }
+    }
+}
+
 impl Failure {
     /// The answer for a client that has seen none, which says what happened and nothing about the nodes. `None` if the
     /// client is gone.

@@ -49,7 +49,7 @@ pub use journal::{Damaged, FirstStart, Journal, JournalKind};
 pub use limits::Limits;
 pub use log_filter::LogFilter;
 pub use node::{HEADER_LIMIT, MAX_WEIGHT, NodeFacts, is_host_port};
-pub use process::{Admin, Log, LogFormat, Runtime};
+pub use process::{AccessFormat, Admin, Log, LogFormat, Runtime};
 pub use purge::{PurgeListener, WaitFor};
 pub use source::{ConfigSource, ConfigText};
 pub use token::{Token, TokenError};

@@ -15,6 +15,7 @@
 //!
 //! The differences between edge and origin (node selection, trust, refused methods) are in a [`Frontend`].
 
+mod access;
 mod admission;
 mod attempt;
 mod bypass;

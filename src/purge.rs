@@ -82,6 +82,9 @@ impl Purge {
         self.targets.iter().any(|target| matches!(target, Target::Forward(_)))
     }
 
+    /// All that [`Purge::kind`] may say.
+    pub const KINDS: [&str; 6] = ["all", "everything", "tags", "pattern", "pool", "url"];
+
     /// The kind, for metrics and logs: the name of its first target.
     pub fn kind(&self) -> &'static str {
         match self.targets.first() {

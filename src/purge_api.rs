@@ -296,6 +296,8 @@ impl PurgeApi {
             // a 503.
             Err(elapsed) => return self.not_durable(kind, at_ms, &elapsed),
         };
+        // A purge is followed by its position from here to each Varnish (docs/logging.md).
+        tracing::debug!(position, kind, %source, "purge accepted");
         self.metrics.journal.append_duration.observe(began.elapsed().as_secs_f64());
         self.metrics.journal.head.set(self.journal.head().cast_signed());
         // The time of the append counts towards `ack_timeout`, but at least a quarter of it is left for the fleet.
@@ -312,6 +314,7 @@ impl PurgeApi {
         self.metrics.purge.requested(kind, result);
         let (applied, fenced) = (outcome.applied.len(), outcome.fenced.clone());
         let (invalidated, result) = (outcome.invalidated, result.as_str());
+        tracing::debug!(position, kind, result, applied, ?fenced, took_ms = took.as_millis(), "purge answered");
         self.attribute(source, named, Ended { position, at_ms, took, result, applied, fenced, invalidated });
         answer(kind, position, &outcome, &heard)
     }

@@ -379,9 +379,11 @@ impl Task {
             };
             let sent_before = work.report.sent;
             let result = self.dispatch.send(&mut batch, &mut work.report).await;
-            let sent = work.report.sent - sent_before;
-            self.bans += sent;
-            self.count(&result, sent);
+            let (bans, kind) = (work.report.sent - sent_before, &work.kind);
+            self.bans += bans;
+            let (node, position) = (self.node.id(), work.walk.last());
+            tracing::debug!(%node, position, bans, ?kind, ok = result.is_ok(), "bans were sent");
+            self.count(&result, bans);
             self.record_refusals(work, &mut batch);
             if let Err(error) = result {
                 work.batch = Some(batch);
@@ -545,6 +547,8 @@ impl Task {
         if before < position {
             self.state.steps.record(CursorStep { after: before, last: position, at_ms: clock::now_ms(), bans });
         }
+        // Every purge behind `after`, up to `position`.
+        tracing::debug!(node = %self.node.id(), after = before, position, "purges are applied");
         if self.deliveries.context.sealed.is_some() && self.emptied_at.take_if(|emptied| *emptied <= position).is_some()
         {
             self.node.live.set_cache_is_sealed(true);

@@ -1,6 +1,7 @@
 //! The operator's view: the admin listener, the commands, and the end of the process.
 
-use std::process::Output;
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
 
 use crate::support::clearcoat::run;
 use crate::support::client::{Connection, exchange, get};
@@ -46,6 +47,61 @@ fn small() -> Fleet {
 fn result(output: &Output) -> (Option<i32>, String, String) {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("text");
     (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+/// A process without nodes that nobody has asked for anything.
+#[test]
+fn every_series_whose_labels_are_known_is_there_from_the_start() {
+    let fleet = Fleet::start(&Plan { varnish: 0, web: 0, ..Plan::default() });
+    for series in [
+        "purges_total{kind=\"tags\",result=\"applied\"}",
+        "purges_total{kind=\"none\",result=\"forbidden\"}",
+        "purge_wide_total{what=\"everything\"}",
+        "retries_total{reason=\"connect\",role=\"web\"}",
+        "edge_requests_total{code_class=\"5xx\",node=\"\"}",
+        "edge_failures_total{reason=\"none_up\"}",
+        "origin_failures_total{reason=\"timeout\"}",
+        "edge_sent_bytes_total",
+        "tls_handshakes_total{result=\"failed\"}",
+        "queue_length",
+        "access_log_dropped_total",
+    ] {
+        assert_eq!(fleet.clearcoat.metric(&format!("clearcoat_{series}")), 0.0, "{series}");
+    }
+    assert!(fleet.clearcoat.metric("process_resident_memory_bytes") > 1e6);
+    assert!(fleet.clearcoat.metric("process_start_time_seconds") > 1e9);
+}
+
+/// Prometheus' own tool finds nothing to improve in names, units and help.
+#[test]
+fn promtool_has_nothing_to_say_of_the_metrics() {
+    let fleet = small();
+    fleet.get("/p/1");
+    fleet.purge_tag("cat_p_1");
+    let metrics = get(fleet.clearcoat.admin, "/metrics").expect("an answer");
+    let mut promtool = Command::new("promtool");
+    promtool.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut promtool = promtool.spawn().expect("promtool");
+    promtool.stdin.take().expect("a pipe").write_all(&metrics.body).expect("promtool reads");
+    let (status, out, err) = result(&promtool.wait_with_output().expect("promtool"));
+    assert_eq!((status, &*out, &*err), (Some(0), "", ""));
+}
+
+#[test]
+fn what_clearcoat_and_its_vcl_ask_themselves_is_not_counted_among_requests() {
+    let fleet = small();
+    let origin = fleet.clearcoat.origin;
+    let counted = |class: &str| {
+        fleet.clearcoat.metric(&format!("clearcoat_origin_requests_total{{code_class=\"{class}\",node=\"\"}}"))
+    };
+    let refused = || fleet.clearcoat.metric("clearcoat_origin_failures_total{reason=\"method_refused\"}");
+    let before = (counted("4xx"), refused());
+    let probe = "PURGE /.clearcoat/probe HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    assert_eq!(exchange(origin, probe).expect("an answer").status, 405);
+    let other = "PURGE /p HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    assert_eq!(exchange(origin, other).expect("an answer").status, 405);
+    eventually("the other one is counted", || (refused() > before.1).then_some(()));
+    assert_eq!((counted("4xx"), refused()), (before.0 + 1.0, before.1 + 1.0));
 }
 
 #[test]

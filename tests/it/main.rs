@@ -18,6 +18,7 @@ mod fan_out;
 mod forms;
 mod guard;
 mod journal;
+mod logging;
 mod odd_purges;
 mod openapi;
 mod other_vcls;

@@ -4,6 +4,7 @@ use std::io;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
+use super::super::access::Progress;
 use super::super::client::Disposition;
 use super::super::deadline::Phase;
 use super::super::failure::Failure;
@@ -87,7 +88,7 @@ impl<'a, 'e> Relaying<'a, 'e> {
         }
         if client.passage.as_ref().is_some_and(Passage::is_to_be_cut) {
             client.worker.shared.metrics.guard.cut.inc();
-            tracing::info!(request = %request.id, node = %node.id(), "an endless answer delays a purge, and is cut");
+            tracing::info!(request = %request.name(), node = %node.id(), "an endless answer delays a purge, and is cut");
             return Poll::Ready(Err(Failure::CutAnswer(io::ErrorKind::TimedOut.into())));
         }
         if upload.was_refused() {
@@ -97,7 +98,11 @@ impl<'a, 'e> Relaying<'a, 'e> {
         let polled = self.poll_download(cx, splice, &mut waits_for_client);
         let sent = self.download.body.take_moved();
         self.sent += sent;
+        self.exchange.request.trace.sent += sent;
         if let Poll::Ready(result) = polled {
+            if result.is_err() && self.download.body.has_come() {
+                self.exchange.request.trace.progress = Progress::Last;
+            }
             return Poll::Ready(result.map_err(download_failure));
         }
         let Exchange { client, upload, .. } = &mut *self.exchange;

@@ -1,20 +1,21 @@
 //! The series of nodes: bound once per node, and gone with it.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use prometheus::{Gauge, IntCounter, IntGauge, Registry};
+use prometheus::{Gauge, Histogram, IntCounter, IntGauge, Registry};
 
-use super::family::{Counters, Gauges, IntGauges, NodeSeries, counters, gauges, int_gauges};
+use super::family::{Counters, Gauges, Histograms, IntGauges, NodeSeries, counters, gauges, histograms, int_gauges};
 use super::labels::{BatchResult, CacheResult, CodeClass};
-use super::listener::RequestCounters;
+use super::listener::{NODE_BUCKETS, RequestCounters};
 use crate::fleet::{NodeId, Role};
 
 /// The families in which every node of a role has its series.
 #[derive(Debug)]
 pub(super) struct NodeFamilies {
+    durations: Histograms<(Role, NodeId)>,
+    bypassed: Counters<NodeId>,
     connect_errors: Counters<(Role, NodeId)>,
     inflight: IntGauges<(Role, NodeId)>,
     up: IntGauges<(Role, NodeId)>,
@@ -41,8 +42,9 @@ pub struct NodeMetrics {
     /// The same of clients that asked it past the caches. Made when they are first counted: no node need ever be asked so.
     bypass: [OnceLock<Option<IntCounter>>; CodeClass::ALL.len()],
     edge: RequestCounters,
-    /// How long all its answers took together, in microseconds: for the status page, which needs a mean.
-    busy_micros: AtomicU64,
+    duration: Histogram,
+    /// Requests of clients that a web node answered past the caches.
+    bypassed: Option<IntCounter>,
     /// Connections that could not be opened.
     pub connect_errors: IntCounter,
     /// Requests that are at the node now.
@@ -103,6 +105,17 @@ pub struct Answers {
 impl NodeFamilies {
     pub(super) fn new(r: &Registry) -> prometheus::Result<Self> {
         Ok(NodeFamilies {
+            durations: histograms(
+                r,
+                "upstream_request_duration_seconds",
+                "Time from the head of a request to the last byte of the answer, by the node that answered",
+                &NODE_BUCKETS,
+            )?,
+            bypassed: counters(
+                r,
+                "bypass_requests_total",
+                "Requests from clients that a web node answered past the caches",
+            )?,
             connect_errors: counters(
                 r,
                 "upstream_connect_errors_total",
@@ -159,13 +172,16 @@ impl NodeFamilies {
         let connect_errors = held.bind(&self.connect_errors, of_node());
         let inflight = held.bind(&self.inflight, of_node());
         let up = held.bind(&self.up, of_node());
+        let duration = held.bind(&self.durations, of_node());
+        let bypassed = (role == Role::Web).then(|| held.bind(&self.bypassed, id.clone()));
         let varnish = (role == Role::Varnish).then(|| self.bind_varnish(id, &mut held));
         NodeMetrics {
             id: id.clone(),
             answers,
             bypass: Default::default(),
             edge: edge.clone(),
-            busy_micros: AtomicU64::new(0),
+            duration,
+            bypassed,
             connect_errors,
             inflight,
             up,
@@ -198,23 +214,23 @@ impl NodeFamilies {
 }
 
 impl NodeMetrics {
-    /// Counts a request that this node answered.
-    pub fn record_answer(&self, status: u16) {
+    /// Counts a request that this node answered, and that took this long in seconds.
+    pub fn record_answer(&self, status: u16, took: f64) {
         self.answers[CodeClass::of(status) as usize].inc();
+        self.duration.observe(took);
     }
 
     /// Counts a request at the edge that this web node answered, past the caches.
-    pub fn record_bypass(&self, status: u16) {
+    pub fn record_bypass(&self, status: u16, took: f64) {
         let class = CodeClass::of(status);
         let bind = || self.held.lock().as_mut().map(|held| held.bind(&self.edge, (class, Some(self.id.clone()))));
         if let Some(counter) = self.bypass[class as usize].get_or_init(bind) {
             counter.inc();
         }
-    }
-
-    /// Counts how long an answer took, for the mean.
-    pub fn record_time(&self, took: Duration) {
-        self.busy_micros.fetch_add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        if let Some(bypassed) = &self.bypassed {
+            bypassed.inc();
+        }
+        self.duration.observe(took);
     }
 
     /// What it has answered so far.
@@ -226,7 +242,7 @@ impl NodeMetrics {
         Answers {
             all: CodeClass::ALL.into_iter().map(count).sum(),
             server_errors: count(CodeClass::ServerError),
-            time: Duration::from_micros(self.busy_micros.load(Ordering::Relaxed)),
+            time: Duration::try_from_secs_f64(self.duration.get_sample_sum()).unwrap_or_default(),
         }
     }
 

@@ -38,7 +38,7 @@ pub(super) struct LastMinute {
 #[derive(Debug, Default)]
 pub(super) struct NodeMemories(BTreeMap<NodeKey, NodeMemory>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct NodeMemory {
     readings: VecDeque<NodeReading>,
     serves: bool,
@@ -63,7 +63,9 @@ impl NodeMemories {
         let known: BTreeMap<&NodeKey, bool> = nodes.iter().map(|(identity, serves)| (identity, *serves)).collect();
         self.0.retain(|identity, _| known.contains_key(identity));
         for (identity, serves) in nodes {
-            let new = || NodeMemory { serves: *serves, since_ms: now_ms, ..NodeMemory::default() };
+            // The counters of a node begin with it, so what it answers before the first reading counts, too.
+            let readings = || VecDeque::from([NodeReading::default()]);
+            let new = || NodeMemory { serves: *serves, since_ms: now_ms, readings: readings() };
             let memory = self.0.entry(identity.clone()).or_insert_with(new);
             if memory.serves != *serves {
                 (memory.serves, memory.since_ms) = (*serves, now_ms);
@@ -141,6 +143,17 @@ mod tests {
         assert_eq!((of_a.requests_per_second, of_a.part, of_a.hit_rate), (3.0, 0.75, Some(0.8)));
         assert_eq!((of_a.mean_ms.map(f64::round), recent[&b].errors), (Some(2.0), 0.2));
         assert!(memories.recent(Role::Web).is_empty());
+    }
+
+    #[test]
+    fn what_a_new_node_answers_before_it_is_first_read_counts() {
+        let a = varnish("a");
+        let mut memories = NodeMemories::default();
+        memories.note(&[(a.clone(), true)], 1);
+        let answers = Answers { all: 50, ..Answers::default() };
+        memories.read(|_| NodeReading { answers, cache_results: [45, 5, 0] });
+        let recent = memories.recent(Role::Varnish)[&a];
+        assert_eq!((recent.requests_per_second, recent.hit_rate), (10.0, Some(0.9)));
     }
 
     #[test]

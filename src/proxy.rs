@@ -36,6 +36,7 @@ mod spin;
 mod splice;
 mod store;
 mod stream;
+mod trace;
 mod transfer;
 mod tunnel;
 mod worker;

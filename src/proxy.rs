@@ -37,6 +37,7 @@ mod spin;
 mod splice;
 mod store;
 mod stream;
+mod trace;
 mod transfer;
 mod tunnel;
 mod worker;

@@ -22,12 +22,12 @@ use std::time::Instant;
 
 use prometheus::IntGauge;
 
-use super::access::{Progress, Trace};
 use super::bypass;
 use super::client::{Client, Disposition};
 use super::deadline::{Interrupt, Phase};
 use super::failure::Failure;
 use super::request::Request;
+use super::trace::{RequestPhase, Trace};
 use super::transfer::{Outgoing, Transfer, TransferError};
 use super::tunnel::tunnel;
 use crate::balance::LbContext;
@@ -60,16 +60,16 @@ impl Drop for Inflight<'_> {
 }
 
 /// A request that waits for a file.
-struct Waiting<'g>(&'g IntGauge);
+struct QueuedRequest<'g>(&'g IntGauge);
 
-impl<'g> Waiting<'g> {
+impl<'g> QueuedRequest<'g> {
     fn begin(length: &'g IntGauge) -> Self {
         length.inc();
-        Waiting(length)
+        QueuedRequest(length)
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for QueuedRequest<'_> {
     fn drop(&mut self) {
         self.0.dec();
     }
@@ -128,7 +128,7 @@ pub(super) async fn attempt(
         Some(connection) => (connection, true),
         None => (Box::pin(connect(client, node, &mut request.trace)).await.map_err(FailedAttempt::at_once)?, false),
     };
-    request.trace.progress = Progress::Headers;
+    request.trace.phase = RequestPhase::Headers;
     let upload = begin_upload(client, request, node, owner(client, node).filter(|_| !reused));
     let mut exchange =
         Exchange { client, request, node, terms, upstream, upload, asked_for_life: false, surplus: Vec::new() };
@@ -166,8 +166,8 @@ async fn connect(client: &Client, node: &Arc<Node>, trace: &mut Trace) -> Result
         Some(file) => file,
         None => {
             worker.close_unused();
-            trace.progress = Progress::Queue;
-            let waiting = Waiting::begin(&worker.shared.metrics.queue_length);
+            trace.phase = RequestPhase::Queue;
+            let waiting = QueuedRequest::begin(&worker.shared.metrics.queue_length);
             let file = while_connecting(client, room.take()).await.map_err(|interrupt| match interrupt {
                 Interrupt::NodeDown => Failure::Connect(io::ErrorKind::TimedOut.into()),
                 _ => Failure::NoFiles,
@@ -175,7 +175,7 @@ async fn connect(client: &Client, node: &Arc<Node>, trace: &mut Trace) -> Result
             drop(waiting);
             // Time spent waiting for a free file is not charged to the node.
             client.deadline.enter_with(Phase::Connect, node);
-            trace.progress = Progress::Connect;
+            trace.phase = RequestPhase::Connect;
             let waited_until = Instant::now();
             trace.waited = waited_until - began;
             began = waited_until;
@@ -305,7 +305,7 @@ impl Exchange<'_> {
             bypass::deliver(response, head);
         }
         let Client { frontend, passage, worker, .. } = &*self.client;
-        trace.progress = Progress::Data;
+        trace.phase = RequestPhase::Data;
         if worker.access.is_some() {
             trace.answered = Some(Instant::now());
             // A cache would keep the id with the page, and the edge has one for each reader.
@@ -329,7 +329,7 @@ impl Exchange<'_> {
     async fn tunnel(&mut self, request_len: usize, head_len: usize) -> Result<Disposition, Failure> {
         let Request { input, answer, response, head, to_client, status, trace, .. } = &mut *self.request;
         *status = Some(101);
-        trace.progress = Progress::Data;
+        trace.phase = RequestPhase::Data;
         let mut first = mem::take(to_client);
         first.clear();
         write_response(&mut first, response, head.version, true);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::access::{self, Progress};
+use super::access;
 use super::attempt::{FailedAttempt, Terms, attempt};
 use super::cache_result::cache_result;
 use super::client::{Client, Disposition};
@@ -11,6 +11,7 @@ use super::deadline::Phase;
 use super::failure::Failure;
 use super::request::Request;
 use super::second_look::{NextLook, SecondLook};
+use super::trace::RequestPhase;
 use super::{Freshness, OwnAnswer, StorePolicy};
 use crate::fleet::{Node, Role};
 use crate::http1::{Framing, Method};
@@ -102,7 +103,7 @@ async fn try_handle(
     let is_safe = request.head.method.is_safe();
     request.mark = client.frontend.store.as_ref().map(StorePolicy::mark).unwrap_or_default();
     request.known = client.frontend.freshness.as_ref().map_or(0, Freshness::known);
-    request.trace.progress = Progress::Queue;
+    request.trace.phase = RequestPhase::Queue;
 
     let mut node = {
         let fleet = client.worker.shared.fleet.load();

@@ -4,8 +4,8 @@ use std::cell::RefCell;
 use std::fmt;
 use std::time::Instant;
 
-use super::access::Trace;
 use super::store::RenderMark;
+use super::trace::Trace;
 use crate::http1::{HeadScan, RequestHead, ResponseHead};
 use crate::seal::Position;
 

@@ -11,10 +11,10 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use super::access::Trace;
 use super::deadline::{Deadline, Phase};
 use super::failure::Failure;
 use super::stream::Stream;
+use super::trace::Trace;
 use super::transfer::{Outgoing, Transfer, TransferError};
 use super::worker::Worker;
 use crate::http1::Framing;

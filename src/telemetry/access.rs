@@ -59,14 +59,14 @@ pub struct AccessLog {
     redaction: Redaction,
     /// Requests whose id hashes to at most this are written.
     sampled: u64,
-    queue: SyncSender<Batch>,
+    queue: SyncSender<LineBatch>,
     dropped: IntCounter,
     reopen: ReopenAccessLog,
 }
 
 /// Whole lines.
 #[derive(Debug)]
-struct Batch {
+struct LineBatch {
     text: Vec<u8>,
     lines: u64,
 }
@@ -127,14 +127,14 @@ impl AccessLog {
     }
 }
 
-fn write_all(mut sink: Sink, batches: &Receiver<Batch>, reopen: &ReopenAccessLog) {
+fn write_all(mut sink: Sink, batches: &Receiver<LineBatch>, reopen: &ReopenAccessLog) {
     loop {
         let batch = batches.recv_timeout(LOOK_EVERY);
         if reopen.0.swap(false, Ordering::Relaxed) {
             sink.open_again();
         }
         match batch {
-            Ok(Batch { text, lines }) => sink.write(&text, lines),
+            Ok(LineBatch { text, lines }) => sink.write(&text, lines),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
@@ -182,7 +182,7 @@ impl AccessBuffer {
         let text = mem::take(&mut *self.text.borrow_mut());
         // The next buffer is as large as this one was.
         self.text.borrow_mut().reserve(text.len());
-        if self.log.queue.try_send(Batch { text, lines }).is_err() {
+        if self.log.queue.try_send(LineBatch { text, lines }).is_err() {
             self.log.dropped.inc_by(lines);
         }
     }

@@ -88,7 +88,7 @@ fn promtool_has_nothing_to_say_of_the_metrics() {
 }
 
 #[test]
-fn what_clearcoat_and_its_vcl_ask_themselves_is_not_counted_among_requests() {
+fn what_clearcoat_and_its_vcl_ask_themselves_is_no_request() {
     let fleet = small();
     let origin = fleet.clearcoat.origin;
     let counted = |class: &str| {

@@ -4,12 +4,12 @@ use std::io;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use super::super::access::Progress;
 use super::super::client::Disposition;
 use super::super::deadline::Phase;
 use super::super::failure::Failure;
 use super::super::splice::{self, Splice};
 use super::super::stream::Stream;
+use super::super::trace::RequestPhase;
 use super::super::transfer::{Transfer, TransferError};
 use super::{Begun, Exchange, download_failure};
 use crate::http1::Framing;
@@ -101,7 +101,7 @@ impl<'a, 'e> Relaying<'a, 'e> {
         self.exchange.request.trace.sent += sent;
         if let Poll::Ready(result) = polled {
             if result.is_err() && self.download.body.has_come() {
-                self.exchange.request.trace.progress = Progress::Last;
+                self.exchange.request.trace.phase = RequestPhase::Last;
             }
             return Poll::Ready(result.map_err(download_failure));
         }

@@ -292,7 +292,7 @@ fn a_share_of_the_requests_is_written_and_every_failure() {
 }
 
 #[test]
-fn the_file_is_opened_again_when_asked_and_the_last_lines_come_before_the_end() {
+fn a_file_is_opened_again_on_usr1_and_the_last_lines_are_written() {
     let folder = tempfile::tempdir().unwrap();
     let (config, log) = log_in(folder.path(), "");
     let mut rig = Rig::start(&config, vec![always(HIT, Then::KeepAlive)], vec![]);

@@ -29,6 +29,7 @@ const FORWARDING: Forwarding<'static> = Forwarding {
     received: Version::Http11,
     offload_header: None,
     asked: b"",
+    request_id: b"",
 };
 
 fn find(head: &[u8]) -> usize {

@@ -1,11 +1,12 @@
 //! How many instructions a request costs in user space, counted by callgrind.
 //!
-//! Times on a shared machine vary between runs by more than most changes make; instruction counts do not. Two figures
+//! Times on a shared machine vary between runs by more than most changes make; instruction counts do not. Three figures
 //! are kept in `instructions.txt`:
 //!
 //! - **pure**: scan, parse and rewrite of the heads of one exchange, without a socket;
 //! - **worker**: everything that the worker thread of a running clearcoat does for one request on a kept connection,
-//!   one at a time, without the kernel.
+//!   one at a time, without the kernel;
+//! - **logged**: the same with an access log (`log.access = "json"`).
 //!
 //! Each is the difference between two runs, one twice as long, so that start and end do not count. `make instructions`
 //! compares with the file and fails if a figure has grown by more than [`TOLERANCE`]; `make instructions UPDATE=1`
@@ -38,7 +39,7 @@ use it::support::varnish::signal;
 
 /// The figures, and their tolerated growth in percent. The worker's includes the runtime's timers and the process's
 /// hash seeds.
-const TOLERANCE: [(&str, u64); 2] = [("pure", 3), ("worker", 5)];
+const TOLERANCE: [(&str, u64); 3] = [("pure", 3), ("worker", 5), ("logged", 5)];
 
 /// Exchanges in the shorter run of each.
 const PURE_RUN: usize = 5_000;
@@ -69,8 +70,10 @@ fn measure() -> Result<Figures> {
         Ok((long - short) / run as u64)
     };
     let pure = per_exchange(PURE_RUN, &|exchanges| count_pure(folder.path(), exchanges))?;
-    let worker = per_exchange(WORKER_RUN, &|exchanges| count_worker(folder.path(), exchanges))?;
-    Ok(Figures::from([("pure".into(), pure), ("worker".into(), worker)]))
+    let worker = per_exchange(WORKER_RUN, &|exchanges| count_worker(folder.path(), exchanges, ""))?;
+    let log = format!("access = \"json\"\naccess_file = {:?}\n", folder.path().join("access.log"));
+    let logged = per_exchange(WORKER_RUN, &|exchanges| count_worker(folder.path(), exchanges, &log))?;
+    Ok(Figures::from([("pure".into(), pure), ("worker".into(), worker), ("logged".into(), logged)]))
 }
 
 /// Prints the figures beside the kept ones. Fails if one has grown too much.
@@ -161,6 +164,7 @@ fn pure(exchanges: usize) {
         received: Version::Http11,
         offload_header: None,
         asked: b"",
+        request_id: b"",
     };
     let find = |bytes: &[u8]| HeadScan::default().find(bytes, LIMIT).expect("no fault").expect("a whole head");
     for _ in 0..exchanges {
@@ -183,12 +187,12 @@ fn count_pure(folder: &Path, exchanges: usize) -> Result<u64> {
     total(&out)
 }
 
-/// Runs a clearcoat under callgrind for this many requests. Its worker is the thread with the most instructions.
-fn count_worker(folder: &Path, exchanges: usize) -> Result<u64> {
+/// Runs a clearcoat under callgrind for this many requests, with more keys of `[log]`. Its worker is the thread with the most instructions.
+fn count_worker(folder: &Path, exchanges: usize, log: &str) -> Result<u64> {
     let answer = [messages::answer_head(BODY), vec![b'x'; BODY]].concat();
     let node = Upstream::start(move |call| call.send_then(&answer, Then::KeepAlive));
     let out = folder.join(format!("worker-{exchanges}"));
-    let mut clearcoat = Clearcoat::start(folder, &out, node.address)?;
+    let mut clearcoat = Clearcoat::start(folder, &out, node.address, log)?;
     let mut client = Connection::open(clearcoat.edge)?;
     for _ in 0..exchanges {
         client.send(messages::request())?;
@@ -220,14 +224,14 @@ struct Clearcoat {
 }
 
 impl Clearcoat {
-    fn start(folder: &Path, out: &Path, node: SocketAddr) -> Result<Self> {
+    fn start(folder: &Path, out: &Path, node: SocketAddr, log: &str) -> Result<Self> {
         let file = folder.join("clearcoat.toml");
         let anywhere = "listen = [\"127.0.0.1:0\"]";
         // A journal in memory: that on disk is written by its own process, run from `/proc/self/exe`, which is valgrind
         // itself here.
         let config = format!(
             "[runtime]\nworkers = 1\n[edge]\n{anywhere}\n[origin]\n{anywhere}\n[purge]\n{anywhere}\n[admin]\n{anywhere}\n\
-             [journal]\nkind = \"memory\"\n[health.varnish]\ntrial = false\n[log]\nformat = \"json\"\n\
+             [journal]\nkind = \"memory\"\n[health.varnish]\ntrial = false\n[log]\nformat = \"json\"\n{log}\
              [[node]]\nrole = \"varnish\"\nid = \"varnish-1\"\naddress = \"{node}\"\n"
         );
         std::fs::write(&file, config)?;

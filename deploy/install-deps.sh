@@ -21,7 +21,7 @@ case $2 in
     lint) wanted="$build shellcheck:shellcheck $python" ;;
     advisories) wanted="git:git $python" ;;
     demo) wanted=$demo ;;
-    test) wanted="$demo varnishtest:varnish */varnish/vmods/libvmod_xkey.so:varnish-modules etcd:etcd-server etcdctl:etcd-client php:php-cli dnsmasq:dnsmasq-base ip:iproute2 socat:socat */faketime/libfaketimeMT.so.1:libfaketime" ;;
+    test) wanted="$demo varnishtest:varnish */varnish/vmods/libvmod_xkey.so:varnish-modules etcd:etcd-server etcdctl:etcd-client php:php-cli dnsmasq:dnsmasq-base ip:iproute2 socat:socat */faketime/libfaketimeMT.so.1:libfaketime promtool:prometheus chromium:chromium" ;;
     image-test) wanted="$build etcd:etcd-server etcdctl:etcd-client" ;;
     bench) wanted="$demo etcd:etcd-server haproxy:haproxy nginx:nginx-light ip:iproute2 unshare:util-linux valgrind:valgrind" ;;
     *) usage ;;

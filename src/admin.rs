@@ -1,30 +1,71 @@
-//! The admin listener: metrics, health of this process, and as JSON the fleet and who purges what.
+//! The admin listener: the status page, metrics, health of this process, and as JSON the fleet and who purges what.
+//!
+//! What is shown is read when it is asked for. Only what has a past is kept, by one task that looks every second
+//! ([`AdminApi::observe`]): the traffic of the last quarter of an hour, and since when a node is in or out. Nothing here
+//! is on the way of a request or a purge.
 
-use std::collections::{BTreeMap, HashMap};
+mod history;
+mod last_minute;
+mod listeners;
+mod operator;
+mod page;
+mod progress;
+mod standing;
+mod view;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use http::{HeaderValue, header};
 use hyper::body::Bytes;
+use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
 
 use crate::attribution::Attribution;
 use crate::clock;
+use crate::config::{Token, WhenAllBehind};
 use crate::delivery::Deliveries;
-use crate::fleet::{Fence, Health, Member, NodeId, NodeSource, Pool, Role, Snapshot, TrialState, WHOLE_SHARE};
-use crate::http_server::{Handler, Response, json, response, text};
-use crate::journal::{Cursor, Journal, Lag, Position};
+use crate::fleet::{Fence, Health, Member, NodeKey, Pool, Role, Snapshot};
+use crate::http_server::{Handler, Response, events, json, response, text};
+use crate::journal::Journal;
+use crate::purge_api::PurgeApi;
 use crate::registry::RegistryStatus;
-use crate::replicas::{self, Replicas};
+use crate::registry::fixed::UnresolvedNodes;
+use crate::replicas::Replicas;
 use crate::shutdown::{Shutdown, Stage};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, PurgeResult};
 use crate::trial::Trials;
+use history::{EdgeReading, History, STEP};
+use last_minute::{NodeMemories, NodeReading};
+use listeners::{KEEP_ALIVE, Listeners, event};
+use view::{RegistryView, lag_age};
+
+/// How often it is looked at what has changed.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// The looks from one sample of the traffic to the next.
+const LOOKS_PER_STEP: u64 = STEP.as_secs() / LOOK_EVERY.as_secs();
+
+/// The looks after which listeners get a sign of life.
+const LOOKS_PER_SIGN: u64 = 15;
 
 /// Answers operators and their tools.
 pub struct AdminApi {
+    context: AdminContext,
+    observed: Mutex<Observed>,
+    listeners: Listeners,
+}
+
+/// What the admin listener shows, and from where.
+pub struct AdminContext {
     /// The fleet as it is now.
     pub fleet: Arc<ArcSwap<Snapshot>>,
+    /// The nodes of the configuration that have no address yet.
+    pub unresolved: Arc<UnresolvedNodes>,
     /// The fence.
     pub fence: Arc<Fence>,
     /// The journal.
@@ -39,6 +80,12 @@ pub struct AdminApi {
     pub trials: Arc<Trials>,
     /// The attribution of purges.
     pub attribution: Arc<Attribution>,
+    /// Takes the purges of operators.
+    pub purge_api: Arc<PurgeApi>,
+    /// The token of operators who may purge; `None`: nobody may.
+    pub token: Option<Token>,
+    /// What readers get when no Varnish may serve, as configured.
+    pub when_all_behind: WhenAllBehind,
     /// The status of the registry, if nodes are not in the configuration alone.
     pub registry: Option<RegistryStatus>,
     /// All metrics.
@@ -49,120 +96,217 @@ pub struct AdminApi {
     pub shutdown: Shutdown,
 }
 
-/// `/api/v1/fleet`.
-#[derive(Serialize)]
-struct FleetView<'a> {
-    version: u64,
-    head: Position,
-    fence: Position,
-    journal: &'static str,
-    /// Purges that are not in etcd yet.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    spooled: Option<usize>,
-    /// The clearcoats before this fleet, this one first.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    replicas: Vec<replicas::View>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    registry: Option<RegistryView>,
-    nodes: Vec<NodeView<'a>>,
+/// What has a past.
+#[derive(Default)]
+struct Observed {
+    history: History,
+    nodes: NodeMemories,
 }
 
-/// Where nodes come from, beside the configuration file.
+/// The first event: what does not change while this process runs.
 #[derive(Serialize)]
-struct RegistryView {
-    kind: NodeSource,
-    connected: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    revision: Option<i64>,
-    last_contact_seconds: f64,
-    problem: Arc<str>,
-}
-
-#[derive(Serialize)]
-struct NodeView<'a> {
-    role: Role,
-    id: &'a str,
-    address: SocketAddr,
-    weight: u32,
-    /// Its share of the traffic in percent: below 100 in its slow start.
-    share: u32,
-    health: Health,
-    reason: &'a str,
-    inflight: u32,
-    source: NodeSource,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    zone: Option<&'a str>,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    labels: &'a BTreeMap<String, String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    epoch: Option<&'a str>,
-    /// It is absent from its source.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    retained: bool,
-    #[serde(flatten)]
-    varnish: Option<VarnishView>,
-}
-
-/// A saved cursor.
-#[derive(Serialize)]
-struct SavedView {
-    cursor: Position,
-    /// All that its cache has was stored since answers are sealed.
-    seals: bool,
-}
-
-#[derive(Serialize)]
-struct VarnishView {
-    cursor: Position,
-    /// What a start finds of it in the journal, once another purge is on disk; `null` if nothing.
-    saved: Option<SavedView>,
-    /// Purges that it has not acknowledged.
-    lag: usize,
-    current: bool,
-    /// It may serve: it has every purge that it must have for that.
-    admitted: bool,
-    /// Purges that a seal shows do not wait for it.
-    seals: bool,
-    /// Why they do, if they need not.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    seals_not: Option<&'static str>,
-    delivery_error: Arc<str>,
-    /// What came of the last trial, and the finding in words if something is wrong.
-    trial: TrialState,
-    trial_finding: Arc<str>,
-    /// Whether that keeps it out of traffic.
-    trial_fenced: bool,
+struct Hello {
+    version: &'static str,
+    /// The time here, in milliseconds since 1970: the clock of who listens may be wrong.
+    now: u64,
+    /// An operator with the token may purge from the page.
+    may_purge: bool,
+    when_all_behind: WhenAllBehind,
+    /// From one sample to the next.
+    step_seconds: u64,
 }
 
 impl Handler for AdminApi {
-    async fn handle(&self, request: http::Request<Bytes>, _peer: SocketAddr) -> Response {
-        if request.method() != http::Method::GET && request.method() != http::Method::HEAD {
-            return text(405, "only GET and HEAD are allowed here\n");
+    fn wants_body(&self, head: &http::request::Parts, _peer: SocketAddr) -> bool {
+        head.method == http::Method::POST
+            && head.uri.path() == operator::PATH
+            && operator::objection(&head.headers, self.context.token.as_ref()).is_none()
+    }
+
+    async fn handle(&self, request: http::Request<Bytes>, peer: SocketAddr) -> Response {
+        let path = request.uri().path();
+        if path == operator::PATH {
+            return self.purge(&request, peer).await;
         }
-        match request.uri().path() {
+        if request.method() != http::Method::GET && request.method() != http::Method::HEAD {
+            return not_allowed(text(405, "only GET and HEAD are allowed here\n"), "GET, HEAD");
+        }
+        match path {
             "/metrics" => self.metrics(),
             "/healthz" => text(200, "ok\n"),
             "/readyz" => self.ready(),
-            "/api/v1/fleet" => self.fleet(),
-            "/api/v1/purges" => json(200, &self.attribution.report()),
-            _ => text(404, "not found; there are /metrics /healthz /readyz /api/v1/fleet /api/v1/purges\n"),
+            "/api/v1/fleet" => self.context.with_fleet(&self.observed.lock().nodes, |fleet| json(200, fleet)),
+            "/api/v1/purges" => json(200, &self.context.purges()),
+            "/api/v1/events" => self.listen(request.method()),
+            _ => match path.strip_prefix("/api/v1/purges/").and_then(|position| position.parse().ok()) {
+                Some(position) => self.context.purge(position).map_or_else(
+                    || text(404, "this purge is not remembered, or was accepted by another clearcoat\n"),
+                    |purge| json(200, &purge),
+                ),
+                None => page::file(path).unwrap_or_else(|| {
+                    text(
+                        404,
+                        "not found; there are / /metrics /healthz /readyz /api/v1/fleet /api/v1/purges \
+                         /api/v1/purges/POSITION /api/v1/events, and POST /api/v1/purge\n",
+                    )
+                }),
+            },
         }
     }
 }
 
+/// An answer to a method that is not allowed, with those that are (RFC 9110 section 15.5.6).
+fn not_allowed(mut answer: Response, allowed: &'static str) -> Response {
+    answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
+    answer
+}
+
 impl AdminApi {
+    /// An API that shows this.
+    pub fn new(context: AdminContext) -> Self {
+        AdminApi { context, observed: Mutex::default(), listeners: Listeners::default() }
+    }
+
+    /// Looks every second at what has changed, and tells the listeners. Returns when the admin listener closes.
+    pub async fn observe(self: Arc<Self>) {
+        let mut looks = tokio::time::interval(LOOK_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut told = [Bytes::new(), Bytes::new()];
+        let mut sampled_at = tokio::time::Instant::now();
+        for look in 0_u64.. {
+            tokio::select! {
+                _ = looks.tick() => {}
+                () = self.context.shutdown.reached(Stage::Closing) => break,
+            }
+            self.note_nodes();
+            if look % LOOKS_PER_STEP == 0 {
+                let now = tokio::time::Instant::now();
+                self.sample(now - std::mem::replace(&mut sampled_at, now));
+            }
+            if look % LOOKS_PER_SIGN == 0 {
+                self.listeners.send(&KEEP_ALIVE);
+            }
+            if self.listeners.is_empty() {
+                continue;
+            }
+            for (event, told) in self.state().into_iter().zip(&mut told) {
+                if event != *told {
+                    self.listeners.send(&event);
+                    *told = event;
+                }
+            }
+        }
+        self.listeners.close();
+    }
+
+    /// The events that tell the present state: the fleet, and the purges.
+    fn state(&self) -> [Bytes; 2] {
+        let fleet = self.context.with_fleet(&self.observed.lock().nodes, |fleet| event("fleet", fleet));
+        [fleet, event("purges", &self.context.timeline())].map(|event| {
+            // Maps with keys that are text, and numbers that are finite.
+            event.unwrap_or_else(|error| {
+                tracing::error!(%error, "an event cannot be written");
+                Bytes::new()
+            })
+        })
+    }
+
+    fn note_nodes(&self) {
+        let fleet = self.context.fleet.load();
+        let members = fleet.varnish.members().iter().chain(fleet.web.members());
+        let serve = |member: &Member| {
+            let identity = (member.node.spec.role(), member.node.id().clone());
+            (identity, self.context.serves(member))
+        };
+        let nodes: Vec<(NodeKey, bool)> = members.map(serve).collect();
+        self.observed.lock().nodes.note(&nodes, clock::now_ms());
+    }
+
+    /// Takes a sample of the traffic, `elapsed` after the last one.
+    fn sample(&self, elapsed: Duration) {
+        let metrics = &self.context.metrics;
+        let mut edge = EdgeReading {
+            durations: metrics.edge.durations(),
+            server_errors: metrics.edge.own_server_errors(),
+            cache_results: [0; 3],
+        };
+        let fleet = self.context.fleet.load();
+        for Member { node, .. } in fleet.varnish.members() {
+            let handles = metrics.node(Role::Varnish, node.id());
+            edge.server_errors += handles.answers().server_errors;
+            let results = handles.varnish.as_ref().map_or([0; 3], |varnish| varnish.cache_results());
+            edge.cache_results.iter_mut().zip(results).for_each(|(sum, result)| *sum += result);
+        }
+        for Member { node, .. } in fleet.web.members() {
+            edge.server_errors += metrics.node(Role::Web, node.id()).bypass_server_errors();
+        }
+        let mut observed = self.observed.lock();
+        observed.nodes.read(|(role, id)| {
+            let handles = metrics.node(*role, id);
+            let cache_results = handles.varnish.as_ref().map_or([0; 3], |varnish| varnish.cache_results());
+            NodeReading { answers: handles.answers(), cache_results }
+        });
+        let sample = observed.history.record(clock::now_ms(), elapsed, edge);
+        drop(observed);
+        if let Some(Ok(event)) = sample.map(|sample| event("sample", &sample)) {
+            self.listeners.send(&event);
+        }
+    }
+
+    /// A stream of events: first everything that is known, then what changes.
+    fn listen(&self, method: &http::Method) -> Response {
+        let hello = Hello {
+            version: env!("CARGO_PKG_VERSION"),
+            now: clock::now_ms(),
+            may_purge: self.context.token.is_some(),
+            when_all_behind: self.context.when_all_behind,
+            step_seconds: STEP.as_secs(),
+        };
+        let history = event("history", self.observed.lock().history.samples());
+        let first = [event("hello", &hello), history].into_iter().flatten().chain(self.state()).collect();
+        if method == http::Method::HEAD {
+            return response(200, "text/event-stream", Vec::new());
+        }
+        match self.listeners.add(first) {
+            Some(receiver) => events(receiver),
+            None => text(503, format!("{} are listening already, or this process is about to end\n", listeners::MOST)),
+        }
+    }
+
+    /// A purge of an operator.
+    async fn purge(&self, request: &http::Request<Bytes>, peer: SocketAddr) -> Response {
+        #[derive(Serialize)]
+        struct Refused {
+            error: String,
+        }
+        let refused = |status, error: &str| json(status, &Refused { error: error.to_owned() });
+        if request.method() != http::Method::POST {
+            return not_allowed(refused(405, "only POST is allowed here"), "POST");
+        }
+        if let Some((status, reason)) = operator::objection(request.headers(), self.context.token.as_ref()) {
+            tracing::warn!(address = %peer.ip().to_canonical(), "purge by the status page refused: {reason}");
+            self.context.metrics.purge.requested("none", PurgeResult::Forbidden);
+            return refused(status, reason);
+        }
+        match operator::as_magento(request.body()) {
+            Ok(purge) => self.context.purge_api.purge(&purge, peer).await,
+            Err(reason) => refused(400, &reason),
+        }
+    }
+
     /// Not ready before the first round of deliveries, while the journal accepts no purges, while another replica of
     /// the same name gets our purges, and once the process is about to end. The state of the fleet does not count: a
     /// balancer that took us out because the shop is ill would make it worse.
     fn ready(&self) -> Response {
-        if self.shutdown.stage() != Stage::Running {
+        let AdminContext { shutdown, open, journal, replicas, .. } = &self.context;
+        if shutdown.stage() != Stage::Running {
             text(503, "draining\n")
-        } else if !*self.open.borrow() {
+        } else if !*open.borrow() {
             text(503, "starting\n")
-        } else if let Some(trouble) = self.journal.trouble().filter(|trouble| trouble.refuses) {
+        } else if let Some(trouble) = journal.trouble().filter(|trouble| trouble.refuses) {
             // Purges should be sent elsewhere; traffic that still comes is served.
             text(503, format!("journal: {}\n", trouble.reason))
-        } else if let Some(problem) = self.replicas.as_ref().and_then(|replicas| replicas.superseded()) {
+        } else if let Some(problem) = replicas.as_ref().and_then(|replicas| replicas.superseded()) {
             // The other one of this name gets the purges and is ready: if both were not, the shop would be gone.
             text(503, format!("{problem}\n"))
         } else {
@@ -170,112 +314,38 @@ impl AdminApi {
         }
     }
 
-    fn fleet(&self) -> Response {
-        let fleet = self.fleet.load();
-        let members = fleet.varnish.members().iter().chain(fleet.web.members());
-        let saved = self.journal.cursors();
-        let view = FleetView {
-            version: fleet.version,
-            head: self.journal.head(),
-            fence: self.fence.position(),
-            journal: self.journal_kind,
-            spooled: self.spooled(),
-            replicas: self.replicas.as_ref().map_or_else(Vec::new, |replicas| replicas.view()),
-            registry: self.registry.as_ref().map(RegistryView::of),
-            nodes: members.map(|member| self.node(member, &saved)).collect(),
-        };
-        json(200, &view)
-    }
-
-    fn spooled(&self) -> Option<usize> {
-        self.replicas.as_ref().and_then(|replicas| replicas.spooled())
-    }
-
-    fn node<'m>(&self, member: &'m Member, saved: &HashMap<NodeId, Cursor>) -> NodeView<'m> {
-        let spec = &member.node.spec;
-        let varnish = spec.varnish.as_ref().map(|_| VarnishView {
-            cursor: member.node.live.cursor(),
-            saved: saved.get(&spec.id).map(|saved| SavedView { cursor: saved.position, seals: saved.is_sealed }),
-            lag: self.journal.lag(member.node.live.cursor()).entries,
-            current: self.fence.is_current(&member.node.live),
-            admitted: self.fence.admits(&member.node.live),
-            seals: member.node.live.is_sealing(),
-            seals_not: self.deliveries.why_not_sealing(&member.node.live),
-            delivery_error: self.deliveries.error(&spec.id).unwrap_or_default(),
-            trial: member.node.live.trial(),
-            trial_finding: self.trials.finding(&spec.id),
-            trial_fenced: !self.trials.admits(&member.node.live),
-        });
-        NodeView {
-            role: spec.role(),
-            id: spec.id.as_str(),
-            address: spec.address,
-            weight: spec.weight,
-            share: member.node.live.share() * 100 / WHOLE_SHARE,
-            health: member.health,
-            reason: &member.reason,
-            inflight: member.node.live.inflight(),
-            source: spec.source,
-            zone: spec.zone.as_deref(),
-            labels: &spec.labels,
-            epoch: spec.epoch().map(|epoch| &**epoch),
-            retained: member.retained,
-            varnish,
-        }
-    }
-
     /// Gauges that follow from the state are computed for each scrape, so that no code has to keep them up to date.
     fn metrics(&self) -> Response {
-        let fleet = self.fleet.load();
-        self.metrics.journal.head.set(self.journal.head().cast_signed());
-        self.metrics.journal.stalled.set(self.journal.trouble().is_some().into());
-        self.metrics.journal.spooled.set(i64::try_from(self.spooled().unwrap_or(0)).unwrap_or(i64::MAX));
-        if let Some(link) = self.registry.as_ref().map(RegistryView::of) {
-            self.metrics.registry.connected.set(link.connected.into());
-            self.metrics.registry.revision.set(link.revision.unwrap_or(0));
-            self.metrics.registry.last_contact.set(link.last_contact_seconds);
+        let AdminContext { fleet, journal, registry, metrics, .. } = &self.context;
+        let fleet = fleet.load();
+        metrics.journal.head.set(journal.head().cast_signed());
+        metrics.journal.stalled.set(journal.trouble().is_some().into());
+        metrics.journal.spooled.set(i64::try_from(self.context.spooled().unwrap_or(0)).unwrap_or(i64::MAX));
+        if let Some(link) = registry.as_ref().map(RegistryView::of) {
+            metrics.registry.connected.set(link.connected.into());
+            metrics.registry.revision.set(link.revision.unwrap_or(0));
+            metrics.registry.last_contact.set(link.last_contact_seconds);
         }
         self.gauge_pool(&fleet.web);
         self.gauge_pool(&fleet.varnish);
-        match self.metrics.render() {
+        match metrics.render() {
             Ok(text) => response(200, "text/plain; version=0.0.4; charset=utf-8", text),
             Err(error) => text(500, format!("{error}\n")),
         }
     }
 
     fn gauge_pool(&self, pool: &Pool) {
+        let AdminContext { fence, journal, metrics, .. } = &self.context;
         for Member { node, health, .. } in pool.members() {
-            let metrics = self.metrics.node(node.spec.role(), node.id());
+            let metrics = metrics.node(node.spec.role(), node.id());
             metrics.inflight.set(node.live.inflight().into());
             metrics.up.set((*health == Health::Up).into());
             let Some(varnish) = &metrics.varnish else { continue };
-            let cursor = node.live.cursor();
-            varnish.current.set(self.fence.is_current(&node.live).into());
-            varnish.admitted.set(self.fence.admits(&node.live).into());
-            let lag = self.journal.lag(cursor);
+            let lag = journal.lag(node.live.cursor());
+            varnish.current.set(fence.is_current(&node.live).into());
+            varnish.admitted.set(fence.admits(&node.live).into());
             varnish.cursor_lag.set(i64::try_from(lag.entries).unwrap_or(i64::MAX));
-            varnish.cursor_lag_seconds.set(age(lag));
-        }
-    }
-}
-
-/// How long ago the oldest purge was accepted that a node misses.
-fn age(lag: Lag) -> f64 {
-    match lag {
-        Lag { entries: 0, .. } => 0.0,
-        Lag { oldest_ms: None, .. } => f64::INFINITY,
-        Lag { oldest_ms: Some(oldest_ms), .. } => clock::now_ms().saturating_sub(oldest_ms) as f64 / 1000.0,
-    }
-}
-
-impl RegistryView {
-    fn of(registry: &RegistryStatus) -> Self {
-        RegistryView {
-            kind: registry.source(),
-            connected: registry.is_connected(),
-            revision: registry.revision(),
-            last_contact_seconds: registry.silence().as_secs_f64(),
-            problem: registry.problem().unwrap_or_default(),
+            varnish.cursor_lag_seconds.set(lag_age(lag).map_or(f64::INFINITY, |age| age.as_secs_f64()));
         }
     }
 }

@@ -10,6 +10,7 @@
 //! Traffic and control plane never share a thread: each worker has a runtime of its own for the traffic, and one
 //! runtime carries everything else. So a purge storm or a slow registry costs a request nothing but CPU time.
 
+mod access_log;
 mod engine;
 mod fleet;
 pub mod listeners;
@@ -28,7 +29,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::admin::AdminApi;
+use crate::admin::{AdminApi, AdminContext};
 use crate::config::{Config, ConfigSource, StaticNode};
 use crate::delivery::Deliveries;
 use crate::edge;
@@ -41,9 +42,11 @@ use crate::proxy::{self, Entrance, Frontend};
 use crate::purge_api::PurgeApi;
 use crate::replicas::Replicas;
 use crate::shutdown::{self, Shutdown, ShutdownHandle, Stage};
+use crate::telemetry::access::ReopenAccessLog;
 use crate::telemetry::{Metrics, causes};
 use crate::tls;
 use crate::trial::Trials;
+use access_log::RunningAccessLog;
 use engine::Engine;
 use fleet::FleetInputs;
 use reload::Reloader;
@@ -79,6 +82,7 @@ pub struct App {
     deliveries: Arc<Deliveries>,
     journal: Arc<dyn Journal>,
     replicas: Option<Arc<Replicas>>,
+    access_log: RunningAccessLog,
 }
 
 /// The bound addresses of the listeners, with port 0 resolved to the real port.
@@ -119,7 +123,8 @@ impl App {
         let (open_sender, open) = watch::channel(false);
         let mut tasks = JoinSet::new();
         let (nodes, configured) = watch::channel(config.nodes.clone());
-        let FleetInputs { listed, suspects, registry } = fleet::keep(config, configured, &engine, &mut tasks);
+        let FleetInputs { listed, suspects, registry, unresolved } =
+            fleet::keep(config, configured, &engine, &mut tasks);
         let saved = Arc::clone(&engine.deliveries);
         tasks.spawn(async move { saved.save_cursors().await });
         let watched = certificates.into_iter().map(|(_, tls)| Arc::new(tls));
@@ -130,15 +135,16 @@ impl App {
 
         let frontends = Frontends::new(&engine, config, replicas.as_ref(), open.clone(), listed);
         let Engine { metrics, journal, fence, fleet, deliveries, trials, started, .. } = engine;
-        let purge_api = PurgeApi::new(
+        let purge_api = Arc::new(PurgeApi::new(
             &config.purge,
             Arc::clone(&journal),
             Arc::clone(&deliveries),
             replicas.clone(),
             Arc::clone(&metrics),
-        );
-        let admin_api = AdminApi {
+        ));
+        let admin_api = Arc::new(AdminApi::new(AdminContext {
             fleet: Arc::clone(&fleet),
+            unresolved,
             fence: Arc::clone(&fence),
             journal: Arc::clone(&journal),
             journal_kind: config.journal.kind.as_str(),
@@ -146,18 +152,25 @@ impl App {
             deliveries: Arc::clone(&deliveries),
             trials: Arc::clone(&trials),
             attribution: purge_api.attribution(),
+            purge_api: Arc::clone(&purge_api),
+            token: config.admin.token.clone(),
+            when_all_behind: config.edge.when_all_behind,
             registry,
             metrics: Arc::clone(&metrics),
             open: open.clone(),
             shutdown: shutdown.clone(),
-        };
+        }));
+        tasks.spawn(Arc::clone(&admin_api).observe());
         let plan = files::Plan::new(limit, purge.len() + admin.len(), config.nodes.len());
         let mut servers = JoinSet::new();
-        serve_all(&mut servers, purge, purge_api, (plan.control_connections, config.purge.max_request), &shutdown);
-        serve_all(&mut servers, admin, admin_api, (plan.control_connections, MAX_ADMIN_REQUEST), &shutdown);
+        serve_all(&mut servers, purge, &purge_api, (plan.control_connections, config.purge.max_request), &shutdown);
+        serve_all(&mut servers, admin, &admin_api, (plan.control_connections, MAX_ADMIN_REQUEST), &shutdown);
 
+        let access_log = RunningAccessLog::start(&config.log, &metrics)?;
+        tasks.spawn(access_log::say_losses(metrics.access_log_dropped.clone()));
         let files = files::FileBudget::new(&plan, config.limits.max_connections, &metrics);
         let shared = shared(config, fleet, (Arc::clone(&metrics), files), suspects, started, shutdown);
+        let shared = proxy::WorkerContext { access: access_log.log.clone(), ..shared };
         let sockets = edge.into_iter().zip(origin);
         let (workers, edge_in_use) = start_workers(sockets, &shared, &frontends)?;
         Ok(App {
@@ -173,7 +186,13 @@ impl App {
             deliveries,
             journal,
             replicas,
+            access_log,
         })
+    }
+
+    /// What opens the file of the access log again, if there is an access log.
+    pub fn access_log_reopener(&self) -> Option<ReopenAccessLog> {
+        self.access_log.reopener()
     }
 
     /// Reloads the configuration when its file changes and whenever the returned `Notify` is notified. `running` is the
@@ -199,8 +218,8 @@ impl App {
     /// Shuts down in order: fails `/readyz`, stops accepting, lets requests under way finish, saves the cursors. When
     /// `hurry` resolves, requests under way are cut.
     pub async fn stop(self, hurry: impl Future<Output = ()>) {
-        let App { shutdown, mut edge_in_use, workers, mut servers, mut tasks, deliveries, journal, replicas, .. } =
-            self;
+        let App { shutdown, mut edge_in_use, workers, mut servers, mut tasks, .. } = self;
+        let App { deliveries, journal, replicas, access_log, .. } = self;
         let drained = async {
             let joined =
                 tokio::task::spawn_blocking(|| workers.into_iter().map(JoinHandle::join).all(|end| end.is_ok()));
@@ -244,6 +263,7 @@ impl App {
         if let Err(error) = journal.save_cursors(deliveries.cursors()).await {
             tracing::warn!(error = %causes(&error), "cursors could not be saved");
         }
+        access_log.end().await;
     }
 }
 
@@ -251,13 +271,12 @@ impl App {
 fn serve_all<H: http_server::Handler>(
     servers: &mut JoinSet<()>,
     sockets: Vec<TcpListener>,
-    handler: H,
+    handler: &Arc<H>,
     (max_connections, max_request): (usize, usize),
     shutdown: &Shutdown,
 ) {
-    let handler = Arc::new(handler);
     for socket in sockets {
-        let handler = Arc::clone(&handler);
+        let handler = Arc::clone(handler);
         servers.spawn(http_server::serve(socket, handler, max_connections, max_request, shutdown.clone()));
     }
 }
@@ -381,5 +400,5 @@ fn shared(
     let limits = Arc::new(config.limits.clone());
     let admission = proxy::Admission::new(limits.max_connections_per_address, metrics.edge_connections.clone());
     let (admission, files, spin) = (Arc::new(admission), Arc::new(files), config.runtime.spin);
-    proxy::WorkerContext { fleet, metrics, suspects, limits, admission, files, spin, started, shutdown }
+    proxy::WorkerContext { fleet, metrics, suspects, limits, admission, files, spin, started, shutdown, access: None }
 }

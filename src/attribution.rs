@@ -28,7 +28,7 @@ use serde::Serialize;
 
 use crate::fleet::NodeId;
 
-pub use family::describe;
+pub use family::{OTHER, describe, wide_targets};
 pub use named::NamedTargets;
 pub use throttle::Throttle;
 

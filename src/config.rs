@@ -49,11 +49,12 @@ pub use journal::{Damaged, FirstStart, Journal, JournalKind};
 pub use limits::Limits;
 pub use log_filter::LogFilter;
 pub use node::{HEADER_LIMIT, MAX_WEIGHT, NodeFacts, is_host_port};
-pub use process::{Admin, Log, LogFormat, Runtime};
+pub use process::{AccessFormat, Admin, Log, LogFormat, Runtime};
 pub use purge::{PurgeListener, WaitFor};
 pub use source::{ConfigSource, ConfigText};
 pub use token::{Token, TokenError};
 
+use check::read_token;
 use error::ErrorReport;
 use raw::Raw;
 
@@ -125,8 +126,12 @@ impl Config {
         for violation in config.check() {
             report.violation(&raw, &config, violation);
         }
-        match config.read_token() {
+        match read_token("purge.token_file", config.purge.token_file.as_deref()) {
             Ok(token) => config.purge.token = token,
+            Err(violation) => report.violation(&raw, &config, violation),
+        }
+        match read_token("admin.token_file", config.admin.token_file.as_deref()) {
+            Ok(token) => config.admin.token = token,
             Err(violation) => report.violation(&raw, &config, violation),
         }
         report.finish(config)

@@ -49,6 +49,7 @@ mod redelivery;
 mod refusal;
 mod requests;
 mod sealed;
+mod steps;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -82,6 +83,8 @@ use recalls::{Left, Recalls};
 pub use refusal::{Refusable, Refusals};
 use requests::Requests;
 pub use sealed::SealedPurges;
+pub use steps::CursorStep;
+use steps::CursorSteps;
 
 /// An observer that notes each purge of a journal in this guard before any delivery can see it.
 pub fn noted_by(guard: &Arc<Guard>) -> PurgeObserver {
@@ -180,6 +183,8 @@ struct DeliveryState {
     caught: Arc<Caught>,
     /// The fill watermark of this node, for pages that passed here.
     watermark: Mutex<FillWatermark>,
+    /// When it acknowledged what.
+    steps: CursorSteps,
     error: Mutex<Option<Arc<str>>>,
     /// That it keeps pages that it said it had dropped, if it does.
     kept: Mutex<Option<Arc<str>>>,
@@ -281,6 +286,12 @@ impl Deliveries {
         let state = Arc::clone(&self.nodes.get(id)?.state);
         let error = state.error.lock().clone();
         error.or_else(|| state.recalls.held_because()).or_else(|| state.kept.lock().clone())
+    }
+
+    /// The last steps of a node's cursor, the oldest first.
+    pub fn steps(&self, id: &NodeId) -> Vec<CursorStep> {
+        let state = self.nodes.get(id).map(|delivery| Arc::clone(&delivery.state));
+        state.map_or_else(Vec::new, |state| state.steps.list())
     }
 
     /// Starts to keep the nodes' reports for a purge that is about to be accepted.

@@ -2,6 +2,7 @@
 //!
 //! No client is refused for lack of room: `room.rs` says why, and which connections make room.
 
+mod body;
 mod limit;
 mod room;
 #[cfg(test)]
@@ -22,11 +23,12 @@ use tokio::task::JoinSet;
 
 use crate::shutdown::{Shutdown, Stage};
 use crate::telemetry::causes;
+pub use body::ResponseBody;
 use limit::{Limited, Meter};
 use room::{Guest, Room};
 
-/// An answer of the control plane: always complete, always with its length.
-pub type Response = http::Response<Full<Bytes>>;
+/// An answer of the control plane: complete and with its length, but for the stream of events.
+pub type Response = http::Response<ResponseBody>;
 
 /// From the end of one request to the end of the next head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -207,7 +209,16 @@ pub fn text(status: u16, body: impl Into<String>) -> Response {
 
 /// An answer with any body.
 pub fn response(status: u16, content_type: &'static str, body: Vec<u8>) -> Response {
-    let mut response = http::Response::new(Full::new(Bytes::from(body)));
+    answer_with(status, content_type, ResponseBody::Whole(Full::new(Bytes::from(body))))
+}
+
+/// An answer that is a stream of server-sent events, each of them one item.
+pub fn events(events: tokio::sync::mpsc::Receiver<Bytes>) -> Response {
+    answer_with(200, "text/event-stream", ResponseBody::Events(events))
+}
+
+fn answer_with(status: u16, content_type: &'static str, body: ResponseBody) -> Response {
+    let mut response = http::Response::new(body);
     // The statuses are constants of this crate, all of them valid.
     *response.status_mut() = http::StatusCode::from_u16(status).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();

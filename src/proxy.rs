@@ -15,9 +15,11 @@
 //!
 //! The differences between edge and origin (node selection, trust, refused methods) are in a [`Frontend`].
 
+mod access;
 mod admission;
 mod attempt;
 mod bypass;
+mod cache_result;
 mod client;
 mod connection;
 mod deadline;
@@ -35,6 +37,7 @@ mod spin;
 mod splice;
 mod store;
 mod stream;
+mod trace;
 mod transfer;
 mod tunnel;
 mod worker;

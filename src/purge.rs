@@ -27,7 +27,7 @@ pub use parse::{ParsedPurge, Refusal, parse};
 pub use pattern::{BadPattern, Pattern};
 pub use rules::{PurgeRules, RequestLimits, may_purge};
 pub use tags::TagSet;
-pub(crate) use tags::to_magento;
+pub(crate) use tags::{is_literal_tag, to_magento};
 
 /// One accepted invalidation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +81,9 @@ impl Purge {
     pub fn is_handed_on(&self) -> bool {
         self.targets.iter().any(|target| matches!(target, Target::Forward(_)))
     }
+
+    /// All that [`Purge::kind`] may say.
+    pub const KINDS: [&str; 6] = ["all", "everything", "tags", "pattern", "pool", "url"];
 
     /// The kind, for metrics and logs: the name of its first target.
     pub fn kind(&self) -> &'static str {

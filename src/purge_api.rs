@@ -159,13 +159,25 @@ impl Handler for PurgeApi {
         };
         // Frees up to `max_request` bytes of headers, which are not needed during the wait for the fleet.
         drop(request);
-        let at_ms = clock::now_ms();
-        let Some(_under_way) = self.begin() else { return self.overloaded(purge.kind(), at_ms) };
-        self.carry_out(purge, peer.ip().to_canonical(), at_ms).await
+        self.accept(purge, peer).await
     }
 }
 
 impl PurgeApi {
+    /// Carries out a purge whose sender was found out to be allowed to, and answers as this listener does.
+    pub async fn purge(&self, request: &http::Request<()>, peer: SocketAddr) -> Response {
+        match self.understand(request, peer) {
+            Ok(purge) => self.accept(purge, peer).await,
+            Err(response) => *response,
+        }
+    }
+
+    async fn accept(&self, purge: Purge, peer: SocketAddr) -> Response {
+        let at_ms = clock::now_ms();
+        let Some(_under_way) = self.begin() else { return self.overloaded(purge.kind(), at_ms) };
+        self.carry_out(purge, peer.ip().to_canonical(), at_ms).await
+    }
+
     /// Checks address and token. On refusal: the reason for the log, and the message for the client.
     fn objection(&self, headers: &http::HeaderMap, peer: SocketAddr) -> Option<(&'static str, String)> {
         let address = peer.ip().to_canonical();
@@ -221,6 +233,10 @@ impl PurgeApi {
     /// Checks the sender and parses the purge.
     fn admit(&self, request: &http::Request<Bytes>, peer: SocketAddr) -> Result<Purge, Box<Response>> {
         self.authorise(request.headers(), peer)?;
+        self.understand(request, peer)
+    }
+
+    fn understand<B>(&self, request: &http::Request<B>, peer: SocketAddr) -> Result<Purge, Box<Response>> {
         let address = peer.ip().to_canonical();
         let parsed = parse(request.method(), request.uri(), request.headers(), &self.rules);
         let ParsedPurge { purge, is_wider } = parsed.map_err(|refusal| Box::new(self.refuse(&refusal, peer)))?;
@@ -291,6 +307,8 @@ impl PurgeApi {
             // a 503.
             Err(elapsed) => return self.not_durable(kind, at_ms, &elapsed),
         };
+        // A purge is followed by its position from here to each Varnish (docs/logging.md).
+        tracing::debug!(position, kind, %source, "purge accepted");
         self.metrics.journal.append_duration.observe(began.elapsed().as_secs_f64());
         self.metrics.journal.head.set(self.journal.head().cast_signed());
         // The time of the append counts towards `ack_timeout`, but at least a quarter of it is left for the fleet.
@@ -307,6 +325,7 @@ impl PurgeApi {
         self.metrics.purge.requested(kind, result);
         let (applied, fenced) = (outcome.applied.len(), outcome.fenced.clone());
         let (invalidated, result) = (outcome.invalidated, result.as_str());
+        tracing::debug!(position, kind, result, applied, ?fenced, took_ms = took.as_millis(), "purge answered");
         self.attribute(source, named, Ended { position, at_ms, took, result, applied, fenced, invalidated });
         answer(kind, position, &outcome, &heard)
     }

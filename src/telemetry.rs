@@ -1,11 +1,13 @@
 //! What the process tells about itself: metrics and logs.
 
+pub mod access;
 mod causes;
 pub mod log;
 pub mod metrics;
 
 pub use causes::causes;
 pub use metrics::{
-    FileShare, JournalMetrics, ListenerMetrics, Metrics, NodeMetrics, PurgeMetrics, PurgeResult, ReloadResult, Resync,
-    RetryReason, SealVerdict, Shortage, UpstreamFault, VarnishMetrics,
+    Answers, CacheResult, Durations, FailureReason, FileShare, HandshakeResult, JournalMetrics, ListenerMetrics,
+    Metrics, NodeMetrics, PurgeMetrics, PurgeResult, ReloadResult, Resync, RetryReason, SealVerdict, Shortage,
+    UpstreamFault, VarnishMetrics,
 };

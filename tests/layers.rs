@@ -42,7 +42,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
 ];
 
 /// The arrows within a layer that are allowed, each for its reason.
-const NEIGHBOURS: [(&str, &str, &str); 27] = [
+const NEIGHBOURS: [(&str, &str, &str); 28] = [
     ("files", "telemetry", "it counts what there is too little of"),
     ("balance", "fleet", "it chooses among the members of a fleet"),
     ("attribution", "purge", "it counts what a purge names"),
@@ -61,6 +61,7 @@ const NEIGHBOURS: [(&str, &str, &str); 27] = [
     ("purge_api", "replicas", "a purge waits for the other replicas, and comes from them"),
     ("replicas", "delivery", "what another replica tells of is acknowledged by our own deliveries"),
     ("admin", "replicas", "it shows them"),
+    ("admin", "purge_api", "an operator purges as Magento does"),
     ("admin", "delivery", "it shows why a delivery fails"),
     ("admin", "http_server", "the listener"),
     ("delivery", "slow_start", "a node that was behind the fence starts slowly"),

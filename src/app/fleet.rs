@@ -10,6 +10,7 @@ use crate::config::{Config, JournalKind, RegistryKind, StaticNode};
 use crate::etcd::follow::WatchStatus;
 use crate::fleet::{Event, NodeKey, NodeSource};
 use crate::fleet_keeper::{FleetKeeper, KeeperContext};
+use crate::registry::fixed::UnresolvedNodes;
 use crate::registry::{self, RegistryStatus};
 
 /// Starts node discovery and the fleet keeper. `nodes` are those of the configuration.
@@ -41,8 +42,9 @@ pub(super) fn keep(
     tasks.spawn(async move { slow_start.run().await });
     let keeper = FleetKeeper::new(around, sources.into_iter().flatten(), listed_sender);
     tasks.spawn(keeper.run(events, suspects));
-    tasks.spawn(registry::fixed::follow(nodes, doubts, events_sender));
-    FleetInputs { listed, suspects: suspects_sender, registry }
+    let unresolved = Arc::<UnresolvedNodes>::default();
+    tasks.spawn(registry::fixed::follow(nodes, doubts, events_sender, Arc::clone(&unresolved)));
+    FleetInputs { listed, suspects: suspects_sender, registry, unresolved }
 }
 
 /// The inputs of the fleet keeper that other parts read or write.
@@ -53,6 +55,8 @@ pub(super) struct FleetInputs {
     pub(super) suspects: mpsc::Sender<NodeKey>,
     /// The status of the registry, if there is one beside the configuration.
     pub(super) registry: Option<RegistryStatus>,
+    /// Nodes of the configuration whose names have no address yet.
+    pub(super) unresolved: Arc<UnresolvedNodes>,
 }
 
 /// Starts the registry of the nodes that are not in the configuration. Returns its status.

@@ -30,8 +30,8 @@ pub(super) const KNOWN_FAMILIES: usize = KNOWN.len();
 /// The name of a flush in place of a family.
 pub(super) const EVERYTHING: &str = "everything";
 
-/// The family of all tags whose family is not named.
-pub(super) const OTHER: &str = "other";
+/// The family of all tags whose family is not named, and the sender of all purges whose sender is not.
+pub const OTHER: &str = "other";
 
 /// Names that no family may have, because they have another meaning in the same place.
 const RESERVED: [&str; 5] = [EVERYTHING, OTHER, "pattern", "pool", "url"];
@@ -66,6 +66,11 @@ pub(super) fn family(tag: &str) -> Family<'_> {
 /// The family, if the tag is a bare family.
 pub(super) fn wide(tag: &str) -> Option<&'static str> {
     KNOWN.iter().map(|(name, _)| *name).find(|name| *name == tag)
+}
+
+/// Everything that a wide purge may drop.
+pub fn wide_targets() -> impl Iterator<Item = &'static str> {
+    KNOWN.into_iter().map(|(name, _)| name).chain([EVERYTHING])
 }
 
 /// Describes what a wide purge of this drops.

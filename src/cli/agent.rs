@@ -155,7 +155,7 @@ struct FactsArgs {
 
 impl Agent {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        let log = Log { level: self.log_level.clone(), format: self.log_format };
+        let log = Log { level: self.log_level.clone(), format: self.log_format, ..Log::default() };
         let settings = match self.settings() {
             Ok(settings) => settings,
             Err(problem) => {

@@ -67,7 +67,7 @@ async fn run() -> anyhow::Result<()> {
     config.origin.listen = vec![origin];
     let varnish = tokio::select! {
         varnish = start_varnish(folder.path(), origin) => varnish?,
-        signal = signals.ended(no_reload) => anyhow::bail!("ended by {signal} before the fleet was up"),
+        signal = signals.ended(no_reload, || {}) => anyhow::bail!("ended by {signal} before the fleet was up"),
     };
     config
         .nodes
@@ -77,9 +77,9 @@ async fn run() -> anyhow::Result<()> {
     app.opened().await;
     println!("{}", what_to_try(app.addresses(), &std::env::args().next().unwrap_or_else(|| "clearcoat".into())));
 
-    signals.ended(no_reload).await;
+    signals.ended(no_reload, || {}).await;
     println!("\nending the fleet …");
-    app.stop(async { _ = signals.ended(no_reload).await }).await;
+    app.stop(async { _ = signals.ended(no_reload, || {}).await }).await;
     for varnish in varnish {
         varnish.stop().await;
     }
@@ -163,9 +163,9 @@ fn what_to_try(addresses: &Addresses, program: &str) -> String {
         "\
 A shop with {WEB_NODES} web nodes and {VARNISH_NODES} Varnish, and clearcoat in front:
 
+  status   http://{admin}/            (open this first; /metrics and /api/v1/fleet are there, too)
   shop     http://{edge}/
   purges   http://{purge}/            (what Magento has in http_cache_hosts)
-  admin    http://{admin}/metrics     (also /api/v1/fleet)
 
 Try, in another terminal:
 

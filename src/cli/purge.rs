@@ -18,7 +18,7 @@ use serde::Deserialize;
 use super::http::Endpoint;
 use super::printable;
 use crate::config::Token;
-use crate::purge::{TagSet, to_magento};
+use crate::purge::{is_literal_tag, to_magento};
 
 /// The longest pattern of one request, in bytes: Magento's own limit.
 const MAX_PATTERN: usize = 7680;
@@ -213,11 +213,11 @@ fn literal_tag(tag: &str) -> Result<String, &'static str> {
     if tag.contains(',') {
         return Err("a comma separates tags: repeat --tag for each of them");
     }
-    match TagSet::from_magento(&to_magento([tag])) {
-        Some(set) if set.iter().eq([tag]) => Ok(tag.to_owned()),
-        _ => Err("a tag is literal: no control characters and none of \\ ^ $ . | ? * + ( ) [ ] { }; \
-                  use --pattern for a regular expression"),
+    if !is_literal_tag(tag) {
+        return Err("a tag is literal: no control characters and none of \\ ^ $ . | ? * + ( ) [ ] { }; \
+                    use --pattern for a regular expression");
     }
+    Ok(tag.to_owned())
 }
 
 fn header_value(text: &str) -> Result<HeaderValue, &'static str> {

@@ -7,6 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::ConfigFile;
 use crate::app::App;
 use crate::config::{Config, ConfigSource, Log, LogFormat};
+use crate::fleet::Role;
 use crate::telemetry;
 
 /// Threads of the control plane. Purges to a fleet of hundreds keep at most one busy; the second is for tasks that must
@@ -31,6 +32,7 @@ impl Serve {
         start_logging(&config.log);
         #[cfg(feature = "mutants")]
         let_mutant_live()?;
+        say_what_was_read(&source, &config);
         let runtime = control_runtime()?;
         let served = runtime.block_on(serve(source, config));
         // Writes to a volume that hangs are abandoned.
@@ -39,23 +41,37 @@ impl Serve {
     }
 }
 
+/// Which configuration runs: a file in another folder is the first thing to look for when nothing is as expected.
+fn say_what_was_read(source: &ConfigSource, config: &Config) {
+    let file = source.file().map_or_else(|| "none".to_owned(), |file| file.display().to_string());
+    let count = |role| config.nodes.iter().filter(|node| node.role == role).count();
+    let (varnish, web) = (count(Role::Varnish), count(Role::Web));
+    let (registry, journal) = (config.registry.kind, config.journal.kind);
+    tracing::info!(file, varnish, web, ?registry, ?journal, "configuration read");
+}
+
 async fn serve(source: ConfigSource, config: Config) -> anyhow::Result<()> {
     // Before anything listens: from here on a signal leads to an orderly shutdown.
     let mut signals = ServeSignals::new()?;
     let mut app = tokio::select! {
         started = App::start(&config) => started?,
         // The start may wait for a disk or for etcd, so a signal must be able to interrupt it.
-        signal = signals.ended(|| tracing::info!("SIGHUP: nothing is reloaded at the start")) => {
+        signal = signals.ended(|| tracing::info!("SIGHUP: nothing is reloaded at the start"), || {}) => {
             tracing::info!(signal, "ending before anything was served");
             return Ok(());
         }
     };
     let reload = app.reload_from(source, config);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "clearcoat runs");
-    let signal = signals.ended(|| reload.notify_one()).await;
+    let access_log = app.access_log_reopener();
+    let reopen = || match &access_log {
+        Some(access_log) => access_log.ask(),
+        None => tracing::info!("SIGUSR1: there is no access log to open again"),
+    };
+    let signal = signals.ended(|| reload.notify_one(), &reopen).await;
     tracing::info!(signal, "ending: requests under way are finished; a second signal cuts them");
     let too_late = || tracing::info!("SIGHUP: nothing is reloaded at the end");
-    app.stop(async { _ = signals.ended(too_late).await }).await;
+    app.stop(async { _ = signals.ended(too_late, &reopen).await }).await;
     tracing::info!("clearcoat ended");
     Ok(())
 }
@@ -89,6 +105,7 @@ pub(super) struct ServeSignals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
     hang_up: tokio::signal::unix::Signal,
+    user: tokio::signal::unix::Signal,
 }
 
 impl ServeSignals {
@@ -97,16 +114,19 @@ impl ServeSignals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hang_up: signal(SignalKind::hangup())?,
+            user: signal(SignalKind::user_defined1())?,
         })
     }
 
-    /// Waits for SIGTERM or SIGINT and returns its name. Calls `reload` on each SIGHUP until then.
-    pub(super) async fn ended(&mut self, reload: impl Fn()) -> &'static str {
+    /// Waits for SIGTERM or SIGINT and returns its name. Calls `reload` on each SIGHUP and `reopen` on each SIGUSR1 until
+    /// then.
+    pub(super) async fn ended(&mut self, reload: impl Fn(), reopen: impl Fn()) -> &'static str {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return "SIGTERM",
                 _ = self.interrupt.recv() => return "SIGINT",
                 _ = self.hang_up.recv() => reload(),
+                _ = self.user.recv() => reopen(),
             }
         }
     }

@@ -1,7 +1,7 @@
 //! `clearcoat status`: the fleet as a table in the terminal, or who purged what.
 //!
-//! The TRAFFIC column is what an operator looks for, so it is worked out here from the facts that the API states:
-//! health, the fence and the weight.
+//! Whether a node gets traffic, and why not, is said by the admin listener, in the same words as on its status page. A node
+//! that gets none always has a note.
 
 mod purges;
 mod replicas;
@@ -124,61 +124,46 @@ struct RegistryRow {
 struct NodeRow {
     role: String,
     id: String,
+    /// Of a name that does not resolve: the name.
     address: String,
-    weight: u32,
-    /// Percent of its full share of the traffic: less than 100 during slow start.
-    share: u32,
     health: String,
+    gets_traffic: bool,
+    /// Why it gets none, or not its full share.
     #[serde(default)]
-    reason: String,
+    why: String,
     inflight: u64,
     /// Its source no longer lists it.
     #[serde(default)]
     retained: bool,
-    /// Purges that it lacks. Only for a Varnish, like the next two fields.
+    /// Purges that it lacks. Only for a Varnish, like all below.
     lag: Option<u64>,
-    admitted: Option<bool>,
     #[serde(default)]
     delivery_error: String,
-    /// The finding of its trial, and whether that fences it.
+    /// The finding of its trial.
     #[serde(default)]
     trial_finding: String,
-    #[serde(default)]
-    trial_fenced: bool,
     /// Why purges that seals could enforce must still wait for it.
     #[serde(default)]
     seals_not: String,
 }
 
 impl NodeRow {
-    fn gets_traffic(&self) -> bool {
-        self.health == "up" && self.weight > 0 && self.admitted.unwrap_or(true) && !self.trial_fenced
-    }
-
     fn note(&self) -> String {
-        let drained = if self.weight == 0 { "drained (weight 0)" } else { "" };
         let retained = if self.retained { "retained (not registered any more)" } else { "" };
-        let is_behind = self.admitted == Some(false) && self.health == "up" && self.delivery_error.is_empty();
-        let behind = if is_behind { "behind: no traffic until it has every purge" } else { "" };
-        let starts = self.gets_traffic() && self.share < 100;
-        let slow_start = if starts { format!("slow start {} %", self.share) } else { String::new() };
-        let notes = [
-            drained,
-            retained,
-            &slow_start,
-            &self.reason,
-            behind,
-            &self.delivery_error,
-            &self.trial_finding,
-            &self.seals_not,
-        ]
-        .map(str::trim);
-        notes.into_iter().filter(|note| !note.is_empty()).collect::<Vec<_>>().join("; ")
+        let told: [&str; 5] = [&self.why, retained, &self.delivery_error, &self.trial_finding, &self.seals_not];
+        let mut notes: Vec<&str> = Vec::new();
+        for note in told.map(str::trim) {
+            // Where an error is why, it is told once.
+            if !note.is_empty() && !notes.iter().any(|before| before.contains(note)) {
+                notes.push(note);
+            }
+        }
+        notes.join("; ")
     }
 
     fn cells(&self) -> [String; COLUMNS.len()] {
         let lag = self.lag.map_or("-".to_owned(), |lag| lag.to_string());
-        let traffic = if self.gets_traffic() { "yes" } else { "no" };
+        let traffic = if self.gets_traffic { "yes" } else { "no" };
         [
             printable(&self.role),
             printable(&self.id),
@@ -269,13 +254,14 @@ mod tests {
     fn fleet() -> Fleet {
         serde_json::from_str(
             r#"{"version":7,"head":42,"fence":42,"journal":"disk","nodes":[
-            {"role":"varnish","id":"varnish-1","address":"10.0.1.11:6081","weight":1,"share":100,"health":"up","reason":"",
-             "inflight":3,"cursor":42,"lag":0,"current":true,"admitted":true,"delivery_error":""},
-            {"role":"varnish","id":"varnish-2","address":"10.0.1.12:6081","weight":1,"share":100,"health":"up","reason":"",
-             "inflight":0,"cursor":40,"lag":2,"current":false,"admitted":false,"delivery_error":"timed out"},
-            {"role":"web","id":"web-1","address":"10.0.0.5:80","weight":1,"share":100,"health":"down",
-             "reason":"connection refused","inflight":0},
-            {"role":"web","id":"web-2","address":"10.0.0.6:80","weight":0,"share":100,"health":"up","reason":"","inflight":12}]}"#,
+            {"role":"varnish","id":"varnish-1","address":"10.0.1.11:6081","health":"up","gets_traffic":true,"why":"",
+             "inflight":3,"lag":0,"delivery_error":""},
+            {"role":"varnish","id":"varnish-2","address":"10.0.1.12:6081","health":"up","gets_traffic":false,
+             "why":"2 purges behind, the oldest for 3s: timed out","inflight":0,"lag":2,"delivery_error":"timed out"},
+            {"role":"web","id":"web-1","address":"10.0.0.5:80","health":"down","gets_traffic":false,
+             "why":"connection refused","inflight":0},
+            {"role":"web","id":"web-2","address":"10.0.0.6:80","health":"up","gets_traffic":false,
+             "why":"drained: its weight is 0","inflight":12}]}"#,
         )
         .unwrap()
     }
@@ -287,9 +273,9 @@ fleet version 7   journal disk   head 42   fence 42
 
 ROLE     ID         ADDRESS         HEALTH  TRAFFIC  INFLIGHT  LAG  NOTE
 varnish  varnish-1  10.0.1.11:6081  up      yes      3         0
-varnish  varnish-2  10.0.1.12:6081  up      no       0         2    timed out
+varnish  varnish-2  10.0.1.12:6081  up      no       0         2    2 purges behind, the oldest for 3s: timed out
 web      web-1      10.0.0.5:80     down    no       0         -    connection refused
-web      web-2      10.0.0.6:80     up      no       12        -    drained (weight 0)
+web      web-2      10.0.0.6:80     up      no       12        -    drained: its weight is 0
 ";
         assert_eq!(fleet().table(false), expected);
     }
@@ -313,7 +299,7 @@ web      web-2      10.0.0.6:80     up      no       12        -    drained (wei
             table.starts_with("fleet version 7   journal disk   head 42   fence 42   registry etcd\n\n"),
             "{table}"
         );
-        assert!(table.ends_with("drained (weight 0); retained (not registered any more)\n"), "{table}");
+        assert!(table.ends_with("drained: its weight is 0; retained (not registered any more)\n"), "{table}");
         let registry = r#"{"kind":"etcd","connected":false,"last_contact_seconds":12.4,"problem":"no leader"}"#;
         fleet.registry = serde_json::from_str(registry).unwrap();
         let table = fleet.table(false);

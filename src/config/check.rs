@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::node::{NodeFacts, is_host_port};
 use super::{
-    Config, Dns, Edge, FirstStart, JournalKind, Limits, ProxyProtocol, RegistryKind, StaticNode, Token, WebChecks,
+    Config, Dns, Edge, FirstStart, JournalKind, Limits, Log, ProxyProtocol, RegistryKind, StaticNode, Token, WebChecks,
     headers,
 };
 use crate::fleet::Role;
@@ -108,15 +108,8 @@ impl Config {
         let enough = self.runtime.workers.is_none_or(|workers| workers.get() <= MAX_WORKERS);
         rules.require(enough, "runtime.workers", format!("must be at most {MAX_WORKERS}; 0 is one for each core"));
         rules.require(self.runtime.spin <= LONGEST_SPIN, "runtime.spin", "must be at most 10ms; 0us sleeps at once");
+        check_log(&self.log, &mut rules);
         rules.0
-    }
-
-    /// The token of the purge listener, if one is wanted.
-    pub(super) fn read_token(&self) -> Result<Option<Token>, Violation> {
-        let Some(file) = &self.purge.token_file else { return Ok(None) };
-        let refused =
-            |error: super::TokenError| Violation { key: "purge.token_file".to_owned(), reason: error.to_string() };
-        Token::read(file).map(Some).map_err(refused)
     }
 
     fn check_listeners(&self, rules: &mut RuleCheck) {
@@ -219,12 +212,7 @@ fn claim(taken: &mut HashMap<SocketAddr, String>, listen: &str, addresses: &[Soc
 fn check_edge(edge: &Edge, rules: &mut RuleCheck) {
     let is_factor = edge.bounded_load.is_none_or(|factor| factor >= 1.0);
     rules.require(is_factor, "edge.bounded_load", "must be 0 (off) or at least 1.0");
-    for (index, pattern) in edge.hash_ignore_query.iter().enumerate() {
-        let name = pattern.strip_suffix('*').unwrap_or(pattern);
-        let is_name = !name.is_empty() && name.bytes().all(|b| b.is_ascii_graphic() && !b"*&=#?".contains(&b));
-        let key = format!("edge.hash_ignore_query[{index}]");
-        rules.require(is_name, key, "wanted a parameter name, or the start of names and one trailing *");
-    }
+    check_parameters("edge.hash_ignore_query", &edge.hash_ignore_query, rules);
     let reason = "must be at least 1; set edge.when_all_behind to serve or refuse for no bypass";
     rules.require(edge.bypass_max_requests_per_node >= 1, "edge.bypass_max_requests_per_node", reason);
     let has_senders = edge.proxy_protocol == ProxyProtocol::Off || !edge.trusted_proxies.is_empty();
@@ -235,6 +223,22 @@ fn check_edge(edge: &Edge, rules: &mut RuleCheck) {
         TAKEN_FIELDS.join(", ")
     );
     rules.require(edge.offload_header.as_deref().is_none_or(is_offload_header), "edge.offload_header", reason);
+}
+
+/// Names of query parameters, some with a wildcard at the end.
+fn check_parameters(key: &str, names: &[String], rules: &mut RuleCheck) {
+    for (index, pattern) in names.iter().enumerate() {
+        let name = pattern.strip_suffix('*').unwrap_or(pattern);
+        let is_name = !name.is_empty() && name.bytes().all(|b| b.is_ascii_graphic() && !b"*&=#?".contains(&b));
+        let reason = "wanted a parameter name, or the start of names and one trailing *";
+        rules.require(is_name, format!("{key}[{index}]"), reason);
+    }
+}
+
+fn check_log(log: &Log, rules: &mut RuleCheck) {
+    let reason = "must be 0 to 1, the share of requests; requests that failed always have a line";
+    rules.require((0.0..=1.0).contains(&log.access_sample), "log.access_sample", reason);
+    check_parameters("log.redact_query", &log.redact_query, rules);
 }
 
 fn check_limits(limits: &Limits, rules: &mut RuleCheck) {
@@ -299,6 +303,12 @@ fn check_web(web: &WebChecks, rules: &mut RuleCheck) {
         rules.require((100..=599).contains(status), key, "must be 100 to 599");
     }
     rules.require((0.0..=1.0).contains(&web.panic_threshold), "health.web.panic_threshold", "must be 0 to 1");
+}
+
+/// The token in the file that this key names, if it names one.
+pub(super) fn read_token(key: &str, file: Option<&Path>) -> Result<Option<Token>, Violation> {
+    let refused = |error: super::TokenError| Violation { key: key.to_owned(), reason: error.to_string() };
+    file.map(Token::read).transpose().map_err(refused)
 }
 
 /// Whether a header may say that the client came by TLS: a token (RFC 9110 section 5.6.2) that has no other meaning.

@@ -23,9 +23,13 @@ impl Config {
         compare("", &mine, &others, &mut keys);
         keys.retain(|key| key != LOG_LEVEL);
         // A secret is not written, and its file is the same.
-        let file = "purge.token_file";
-        if self.purge.token != other.purge.token && !keys.iter().any(|key| key == file) {
-            keys.push(file.to_owned());
+        for (file, mine, others) in [
+            ("purge.token_file", &self.purge.token, &other.purge.token),
+            ("admin.token_file", &self.admin.token, &other.admin.token),
+        ] {
+            if mine != others && !keys.iter().any(|key| key == file) {
+                keys.push(file.to_owned());
+            }
         }
         let headers = "purge.headers";
         if self.purge.headers != other.purge.headers && !keys.iter().any(|key| key.starts_with(headers)) {

@@ -2,14 +2,15 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use super::log_filter::LogFilter;
-use super::optional::zero_is_none;
-use super::text;
+use super::optional::{empty_is_none, zero_is_none};
+use super::{Token, text};
 
 /// `[admin]`: metrics, status page and API.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -19,11 +20,17 @@ pub struct Admin {
     /// nobody who they are.
     #[serde(deserialize_with = "text::list")]
     pub listen: Vec<SocketAddr>,
+    /// A file with the bearer token of those who may purge from the status page; empty (the default): nobody may.
+    #[serde(with = "empty_is_none")]
+    pub token_file: Option<PathBuf>,
+    /// What stands in `token_file`, read at load.
+    #[serde(skip)]
+    pub token: Option<Token>,
 }
 
 impl Default for Admin {
     fn default() -> Self {
-        Admin { listen: vec![SocketAddr::from(([127, 0, 0, 1], 9180))] }
+        Admin { listen: vec![SocketAddr::from(([127, 0, 0, 1], 9180))], token_file: None, token: None }
     }
 }
 
@@ -40,8 +47,33 @@ pub struct Runtime {
     pub spin: Duration,
 }
 
+/// Query parameters that carry secrets: of Magento (`SID`, `token` of a password reset), of OAuth, and of links that are
+/// signed.
+const SECRET_PARAMETERS: [&str; 20] = [
+    "access_token",
+    "api_key",
+    "apikey",
+    "auth",
+    "authorization",
+    "client_secret",
+    "code",
+    "form_key",
+    "id_token",
+    "key",
+    "oauth_*",
+    "passwd",
+    "password",
+    "pwd",
+    "refresh_token",
+    "secret",
+    "SID",
+    "sig",
+    "signature",
+    "token",
+];
+
 /// `[log]`: what is logged and how.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Log {
     /// The least important level that is written: `error`, `warn`, `info`, `debug`, `trace` or `off`. Lines of a library
@@ -49,6 +81,42 @@ pub struct Log {
     pub level: LogFilter,
     /// Default `text`.
     pub format: LogFormat,
+    /// Whether there is a line for each request, and how it looks. Default `off`.
+    pub access: AccessFormat,
+    /// Where these lines go. Default empty: standard output. A file is opened again on SIGUSR1.
+    #[serde(with = "empty_is_none")]
+    pub access_file: Option<PathBuf>,
+    /// The share of requests that get a line, 0 to 1; those that failed always do. Default 1.
+    pub access_sample: f64,
+    /// Query parameters whose values no line has: a name in any case, or a name with one trailing `*`. Default
+    /// [`SECRET_PARAMETERS`].
+    pub redact_query: Vec<String>,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Log {
+            level: LogFilter::default(),
+            format: LogFormat::default(),
+            access: AccessFormat::default(),
+            access_file: None,
+            access_sample: 1.0,
+            redact_query: SECRET_PARAMETERS.map(str::to_owned).to_vec(),
+        }
+    }
+}
+
+/// How a line of the access log looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AccessFormat {
+    /// There is none.
+    #[default]
+    Off,
+    /// One JSON object a line.
+    Json,
+    /// The Common Log Format of NCSA httpd.
+    Common,
 }
 
 /// How a line looks.

@@ -49,10 +49,15 @@ impl ConfigSource {
         self.parse(self.read())
     }
 
+    /// The file that is read; `None` if none is named, and there is none in the working directory.
+    pub fn file(&self) -> Option<PathBuf> {
+        let by_default = || Some(PathBuf::from(DEFAULT_FILE)).filter(|path| path.exists());
+        self.named.clone().or_else(by_default)
+    }
+
     /// Reads the file.
     pub fn read(&self) -> ConfigText {
-        let by_default = || Some(PathBuf::from(DEFAULT_FILE)).filter(|path| path.exists());
-        let Some(path) = self.named.clone().or_else(by_default) else { return ConfigText(None) };
+        let Some(path) = self.file() else { return ConfigText(None) };
         let text = std::fs::read_to_string(&path).map_err(|cause| ReadFailure(cause.kind(), cause.to_string()));
         ConfigText(Some((path, text)))
     }

@@ -11,9 +11,11 @@ use super::dispatch::{Dispatch, Report};
 use super::pending_fills::PendingFills;
 use super::redelivery::{RedeliveryQueue, RedeliveryRange};
 use super::refusal::{Owed, Refused};
+use super::steps::CursorStep;
 use super::walk::{Batch, Sources, Walk};
 use super::{Deliveries, DeliveryContext, DeliveryState, on_a_thread};
 use crate::backoff::Backoff;
+use crate::clock;
 use crate::fleet::{FILL_LATENCY, Node, VarnishSettings};
 use crate::journal::{CursorState, Missed, Position};
 use crate::purge::Target;
@@ -56,6 +58,8 @@ pub(super) struct Task {
     /// `None`: no limit.
     budget: Option<Budget>,
     failures: u32,
+    /// The bans that the node took since its cursor moved.
+    bans: u64,
     /// The current work, with its progress.
     work: Option<Work>,
     /// Logged already: the node's VCL does not drop everything.
@@ -186,6 +190,7 @@ impl Task {
             dispatch: Dispatch::new(node.spec.address, settings.clone(), Arc::clone(&node.live), *started),
             budget,
             failures: 0,
+            bans: 0,
             work: None,
             flushes_in_part: false,
             known,
@@ -372,7 +377,11 @@ impl Task {
             };
             let sent_before = work.report.sent;
             let result = self.dispatch.send(&mut batch, &mut work.report).await;
-            self.count(&result, work.report.sent - sent_before);
+            let (bans, kind) = (work.report.sent - sent_before, &work.kind);
+            self.bans += bans;
+            let (node, position) = (self.node.id(), work.walk.last());
+            tracing::debug!(%node, position, bans, ?kind, ok = result.is_ok(), "bans were sent");
+            self.count(&result, bans);
             self.record_refusals(work, &mut batch);
             if let Err(error) = result {
                 work.batch = Some(batch);
@@ -532,6 +541,12 @@ impl Task {
             slow_start.begin(&self.node);
         }
         self.node.live.set_cursor(position);
+        let bans = std::mem::take(&mut self.bans);
+        if before < position {
+            self.state.steps.record(CursorStep { after: before, last: position, at_ms: clock::now_ms(), bans });
+        }
+        // Every purge behind `after`, up to `position`.
+        tracing::debug!(node = %self.node.id(), after = before, position, "purges are applied");
         if self.emptied_at.take_if(|emptied| *emptied <= position).is_some() && self.deliveries.are_answers_sealed() {
             self.node.live.set_cache_is_sealed(true);
         }

@@ -44,6 +44,15 @@ impl FleetKeeper {
         match self.nodes.get_mut(&identity) {
             Some(state) if state.node.spec == spec => return,
             Some(state) if state.node.spec.is_reached_as(&spec) => {
+                match (state.node.spec.weight, spec.weight) {
+                    (1.., 0) => {
+                        tracing::info!(role = %spec.role(), node = %spec.id, "node is drained: it gets no new requests");
+                    }
+                    (0, 1..) => {
+                        tracing::info!(role = %spec.role(), node = %spec.id, "node is not drained any more");
+                    }
+                    _ => {}
+                }
                 state.node = Arc::new(Node::new(spec, Arc::clone(&state.node.live), state.node.endpoint_id));
             }
             _ => {

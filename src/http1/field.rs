@@ -111,6 +111,11 @@ fn has_underscore(name: &[u8]) -> bool {
     chunks.iter().any(has) || rest.contains(&b'_')
 }
 
+/// Whether this is the name of the field with a request's id. Such a field is forwarded as any other, unless it is replaced.
+pub(super) fn is_request_id(name: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(b"x-request-id")
+}
+
 impl Field {
     /// The complete line, if the buffer has it in our form: `name: value` and CR LF.
     pub(super) fn canonical_line(&self, buffer: &[u8]) -> Option<Span> {

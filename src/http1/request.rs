@@ -3,7 +3,7 @@
 use std::mem::{self, MaybeUninit};
 
 use super::authority::{Scheme, is_host};
-use super::field::{Field, FieldKind, Fields, MAX_FIELDS, Span, classify_request};
+use super::field::{Field, FieldKind, Fields, MAX_FIELDS, Span, classify_request, is_request_id};
 use super::{BadHead, Framing, Version};
 
 /// The methods that a proxy has to distinguish.
@@ -174,6 +174,22 @@ impl RequestHead {
     /// than once.
     pub fn asked(&self) -> Option<&[u8]> {
         Some(self.fields.asked.value()?.bytes(&self.bytes))
+    }
+
+    /// Appends the value of `X-Request-ID` to `out`, if there is one such field and its value can be an id: printable, and
+    /// not longer than ids are.
+    pub fn copy_request_id(&self, out: &mut Vec<u8>) {
+        const LONGEST: usize = 128;
+        let mut ids = self.kept_fields().filter(|(name, _)| is_request_id(name)).map(|(_, value)| value);
+        let Some(id) = ids.next() else { return };
+        if ids.next().is_none() && id.len() <= LONGEST && id.iter().all(u8::is_ascii_graphic) {
+            out.extend_from_slice(id);
+        }
+    }
+
+    /// Drops `X-Request-ID`.
+    pub fn drop_request_id(&mut self) {
+        self.drop_fields(is_request_id);
     }
 
     /// The fields that are forwarded unchanged, name and value.
@@ -415,6 +431,27 @@ mod tests {
         }
         assert!(parse("GET  / HTTP/1.1\r\nHost: a\r\n\r\n").is_err());
         assert!(parse("GET /a b HTTP/1.1\r\nHost: a\r\n\r\n").is_err());
+    }
+
+    #[test]
+    fn one_printable_id_of_a_request_is_an_id() {
+        let long = format!("X-Request-ID: {}\r\n", "a".repeat(129));
+        for (fields, expected) in [
+            ("x-request-id: 7f-3/a+b=\r\n", "7f-3/a+b="),
+            ("", ""),
+            ("X-Request-ID:\r\n", ""),
+            ("X-Request-ID: a b\r\n", ""),
+            ("X-Request-ID: \u{e9}\r\n", ""),
+            ("X-Request-ID: a\r\nX-Request-ID: b\r\n", ""),
+            (&long, ""),
+        ] {
+            let mut head = get(fields).unwrap();
+            let mut id = Vec::new();
+            head.copy_request_id(&mut id);
+            assert_eq!(id, expected.as_bytes(), "{fields}");
+            head.drop_request_id();
+            assert_eq!(head.kept_fields().count(), 0, "{fields}");
+        }
     }
 
     #[test]

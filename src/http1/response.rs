@@ -3,7 +3,7 @@
 
 use std::mem::{self, MaybeUninit};
 
-use super::field::{Field, FieldKind, Fields, MAX_FIELDS, Span, classify};
+use super::field::{Field, FieldKind, Fields, MAX_FIELDS, Span, classify, is_request_id};
 use super::request::refusal;
 use super::{BadHead, Framing, Method, Version};
 
@@ -30,6 +30,8 @@ pub struct ResponseHead {
     added: &'static [(&'static str, &'static str)],
     /// The value of our seal; empty for an answer without.
     pub(super) seal: Vec<u8>,
+    /// The value of `X-Request-ID`; empty to leave that of the node.
+    pub(super) request_id: Vec<u8>,
 }
 
 impl ResponseHead {
@@ -42,6 +44,7 @@ impl ResponseHead {
         (self.reason, self.upgrade, self.added) = Default::default();
         (self.no_store, self.joins_tags) = (false, false);
         self.seal.clear();
+        self.request_id.clear();
         self.fields.clear();
         let mut bytes = mem::take(&mut self.bytes);
         bytes.clear();
@@ -143,6 +146,18 @@ impl ResponseHead {
         let mut seal = mem::take(&mut self.seal);
         write(self, &mut seal);
         self.seal = seal;
+    }
+
+    /// Writes this value of `X-Request-ID`, in place of the node's.
+    pub fn set_request_id(&mut self, id: &[u8]) {
+        self.drop_fields(is_request_id);
+        self.request_id.clear();
+        self.request_id.extend_from_slice(id);
+    }
+
+    /// The value of `X-Request-ID` that replaces the node's; empty if none does.
+    pub fn request_id(&self) -> &[u8] {
+        &self.request_id
     }
 
     /// Adds these fields after the forwarded ones; names are in lower case.

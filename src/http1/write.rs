@@ -25,6 +25,8 @@ pub struct Forwarding<'a> {
     pub offload_header: Option<&'a str>,
     /// What the reader of the page remembers, for a cache that passes it on; empty for any other node.
     pub asked: &'a [u8],
+    /// The value of `X-Request-ID`, in place of one that the request has; empty to leave that as it is.
+    pub request_id: &'a [u8],
 }
 
 impl Forwarding<'_> {
@@ -112,6 +114,9 @@ fn write_request_fields(out: &mut Vec<u8>, head: &RequestHead, forwarding: Forwa
     if !forwarding.asked.is_empty() {
         push(out, &[b"X-Clearcoat-Asked: ", forwarding.asked, b"\r\n"]);
     }
+    if !forwarding.request_id.is_empty() {
+        push(out, &[b"X-Request-ID: ", forwarding.request_id, b"\r\n"]);
+    }
     push_via(out, forwarding.received);
 }
 
@@ -145,6 +150,9 @@ pub fn write_response(out: &mut Vec<u8>, head: &ResponseHead, client: Version, k
     if !head.seal.is_empty() {
         push(out, &[b"X-Clearcoat-Seal: ", &head.seal, b"\r\n"]);
     }
+    if !head.request_id.is_empty() {
+        push(out, &[b"X-Request-ID: ", &head.request_id, b"\r\n"]);
+    }
     push_via(out, Version::Http11);
     let framing = match head.framing {
         Framing::Chunked | Framing::UntilClose if client == Version::Http11 => Framing::Chunked,
@@ -170,12 +178,22 @@ pub fn write_response(out: &mut Vec<u8>, head: &ResponseHead, client: Version, k
     (framing, keep_alive)
 }
 
-/// A response of our own: a status and one line of text for a human. It always ends the connection.
-pub fn error_response(out: &mut Vec<u8>, status: u16, reason: &str, text: &str, head_only: bool) {
+/// A response of our own to the request with this id, if it has one: a status and one line of text for a human. It always
+/// ends the connection.
+pub fn error_response(
+    out: &mut Vec<u8>,
+    (status, reason): (u16, &str),
+    text: &str,
+    request_id: &[u8],
+    head_only: bool,
+) {
     push_status(out, status);
     push(out, &[reason.as_bytes(), b"\r\n"]);
     for (name, value) in error_fields(status) {
         push(out, &[name.as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
+    }
+    if !request_id.is_empty() {
+        push(out, &[b"X-Request-ID: ", request_id, b"\r\n"]);
     }
     push_length(out, text.len() as u64 + 1);
     out.extend_from_slice(b"Connection: close\r\n\r\n");
@@ -260,6 +278,7 @@ mod tests {
         received: Version::Http11,
         offload_header: None,
         asked: b"",
+        request_id: b"",
     };
 
     fn request(bytes: &str, trusted: bool) -> String {

@@ -18,12 +18,16 @@ use std::mem;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Instant;
+
+use prometheus::IntGauge;
 
 use super::bypass;
 use super::client::{Client, Disposition};
 use super::deadline::{Interrupt, Phase};
 use super::failure::Failure;
 use super::request::Request;
+use super::trace::{RequestPhase, Trace};
 use super::transfer::{Outgoing, Transfer, TransferError};
 use super::tunnel::tunnel;
 use crate::balance::LbContext;
@@ -52,6 +56,22 @@ impl<'n> Inflight<'n> {
 impl Drop for Inflight<'_> {
     fn drop(&mut self) {
         self.0.live.request_ended();
+    }
+}
+
+/// A request that waits for a file.
+struct QueuedRequest<'g>(&'g IntGauge);
+
+impl<'g> QueuedRequest<'g> {
+    fn begin(length: &'g IntGauge) -> Self {
+        length.inc();
+        QueuedRequest(length)
+    }
+}
+
+impl Drop for QueuedRequest<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 
@@ -106,13 +126,17 @@ pub(super) async fn attempt(
     let pooled = || client.worker.pools.get(node, owner(client, node), ask);
     let (upstream, reused) = match (!terms.fresh).then(pooled).flatten() {
         Some(connection) => (connection, true),
-        None => (Box::pin(connect(client, node)).await.map_err(FailedAttempt::at_once)?, false),
+        None => (Box::pin(connect(client, node, &mut request.trace)).await.map_err(FailedAttempt::at_once)?, false),
     };
+    request.trace.phase = RequestPhase::Headers;
     let upload = begin_upload(client, request, node, owner(client, node).filter(|_| !reused));
     let mut exchange =
         Exchange { client, request, node, terms, upstream, upload, asked_for_life: false, surplus: Vec::new() };
     let ended = exchange.run().await;
-    let Exchange { request, upload, surplus, asked_for_life, .. } = &mut exchange;
+    let Exchange { request, upload, surplus, asked_for_life, client, .. } = &mut exchange;
+    // A tunnel has counted its own.
+    let body = client.worker.shared.limits.longest_body() - upload.allowance_left();
+    request.trace.body_read = request.trace.body_read.max(body);
     let after = match ended {
         Ok(after) => after,
         Err(failure) => {
@@ -133,24 +157,34 @@ pub(super) async fn attempt(
     Ok(after)
 }
 
-async fn connect(client: &Client, node: &Arc<Node>) -> Result<UpstreamConnection, Failure> {
+async fn connect(client: &Client, node: &Arc<Node>, trace: &mut Trace) -> Result<UpstreamConnection, Failure> {
     client.deadline.enter_with(Phase::Connect, node);
+    let mut began = Instant::now();
     let worker = &client.worker;
     let room = worker.shared.files_of(client.frontend.role).nodes;
     let file = match room.try_take(1) {
         Some(file) => file,
         None => {
             worker.close_unused();
+            trace.phase = RequestPhase::Queue;
+            let waiting = QueuedRequest::begin(&worker.shared.metrics.queue_length);
             let file = while_connecting(client, room.take()).await.map_err(|interrupt| match interrupt {
                 Interrupt::NodeDown => Failure::Connect(io::ErrorKind::TimedOut.into()),
                 _ => Failure::NoFiles,
             })?;
+            drop(waiting);
             // Time spent waiting for a free file is not charged to the node.
             client.deadline.enter_with(Phase::Connect, node);
+            trace.phase = RequestPhase::Connect;
+            let waited_until = Instant::now();
+            trace.waited = waited_until - began;
+            began = waited_until;
             file
         }
     };
-    match while_connecting(client, worker.pools.connect(node, file)).await {
+    let connected = while_connecting(client, worker.pools.connect(node, file)).await;
+    trace.connected = began.elapsed();
+    match connected {
         Ok(Ok(connection)) => Ok(connection),
         Ok(Err(error)) if is_ours(&error) => Err(Failure::NoPort(error)),
         Ok(Err(error)) => Err(Failure::Connect(error)),
@@ -175,12 +209,12 @@ async fn while_connecting<F: Future>(client: &Client, step: F) -> Result<F::Outp
 
 fn write_head(out: &mut Vec<u8>, client: &Client, request: &mut Request, node: &Node) {
     (request.asked_at, request.asked_a_sealing) = (node.live.cursor(), node.live.is_sealing());
-    let Request { head, id, known, asked, .. } = request;
+    let Request { head, id, known, asked, trace, .. } = request;
     asked.clear();
     if let Some(freshness) = client.frontend.freshness.as_ref().filter(|_| node.spec.role() == Role::Varnish) {
-        freshness.write_asked(asked, id.0, *known, head);
+        freshness.write_asked(asked, id.short(), *known, head);
     }
-    write_request(out, head, Forwarding { asked, ..forwarding(client, head, node) });
+    write_request(out, head, Forwarding { asked, ..forwarding(client, head, &trace.id, node) });
 }
 
 /// The only client that may use a connection to this node, if the node is told the client's address.
@@ -202,8 +236,8 @@ fn begin_upload(client: &Client, request: &mut Request, node: &Node, new_owner: 
     Upload::new(body.at_most(client.worker.shared.limits.longest_body()))
 }
 
-/// What a node is told about the client.
-fn forwarding<'f>(client: &'f Client, head: &RequestHead, node: &Node) -> Forwarding<'f> {
+/// What a node is told about the client and its request.
+fn forwarding<'f>(client: &'f Client, head: &RequestHead, request_id: &'f [u8], node: &Node) -> Forwarding<'f> {
     Forwarding {
         peer: &client.peer.text,
         proto: client.proto(),
@@ -212,6 +246,7 @@ fn forwarding<'f>(client: &'f Client, head: &RequestHead, node: &Node) -> Forwar
         received: client.version(head.version),
         offload_header: client.frontend.offload_header.as_deref(),
         asked: b"",
+        request_id,
     }
 }
 
@@ -265,33 +300,45 @@ impl Exchange<'_> {
     /// request after it.
     fn begin(&mut self) -> Result<Begun, Failure> {
         let is_bypass = self.is_bypass();
-        let Request { response, head, id, mark, to_client, .. } = &mut *self.request;
+        let Request { response, head, id, mark, to_client, trace, .. } = &mut *self.request;
         if is_bypass {
             bypass::deliver(response, head);
         }
-        let Client { frontend, passage, .. } = &*self.client;
+        let Client { frontend, passage, worker, .. } = &*self.client;
+        trace.phase = RequestPhase::Data;
+        if worker.access.is_some() {
+            trace.answered = Some(Instant::now());
+            // A cache would keep the id with the page, and the edge has one for each reader.
+            if frontend.role == Role::Varnish {
+                response.set_request_id(&trace.id);
+            }
+        }
         if let Some(store) = &frontend.store {
-            store.prepare(mark, id.0, passage.as_ref(), head, response);
+            store.prepare(mark, id.short(), passage.as_ref(), head, response);
         }
         let mut first = mem::take(to_client);
         first.clear();
         let willing = head.keep_alive && self.upload.is_done() && self.client.worker.stage() < frontend.drains_at;
         let (outgoing, keep_alive) = self.client.begin_answer(&mut first, response, head.version, willing)?;
         self.request.status = Some(self.request.response.status);
+        self.request.trace.head_sent = first.len() as u64;
         Ok(Begun { first, outgoing, keep_alive })
     }
 
     /// Forwards the 101, then all bytes in both directions.
     async fn tunnel(&mut self, request_len: usize, head_len: usize) -> Result<Disposition, Failure> {
-        let Request { input, answer, response, head, to_client, status, .. } = &mut *self.request;
+        let Request { input, answer, response, head, to_client, status, trace, .. } = &mut *self.request;
         *status = Some(101);
+        trace.phase = RequestPhase::Data;
         let mut first = mem::take(to_client);
         first.clear();
         write_response(&mut first, response, head.version, true);
+        trace.head_sent = first.len() as u64;
         first.extend_from_slice(&answer[head_len..]);
         let early = input.split_off(request_len);
         let Client { stream, deadline, worker, .. } = &mut *self.client;
-        tunnel(worker, deadline, (stream, early), (&mut self.upstream.stream, first)).await?;
+        let ended = tunnel(worker, deadline, trace, (stream, early), (&mut self.upstream.stream, first)).await;
+        ended?;
         Ok(Disposition::Close)
     }
 }

@@ -151,20 +151,26 @@ impl Client {
         }
     }
 
-    /// Sends an answer of our own.
+    /// Sends an answer of our own, to the request with this id if it has one. Returns how many bytes it has; by HTTP/2
+    /// without its head.
     pub(super) async fn answer_with(
         &mut self,
         reply: &Reply,
         head_only: bool,
+        request_id: &[u8],
         out: &mut Vec<u8>,
-    ) -> Result<(), Failure> {
+    ) -> Result<u64, Failure> {
         if let Stream::Http2(stream) = &mut self.stream {
-            let told = stream.answer_with(reply.status, &reply.text, head_only);
-            return if told { Ok(()) } else { Err(Failure::ClientGone(io::ErrorKind::ConnectionReset.into())) };
+            let told = stream.answer_with(reply.status, &reply.text, request_id, head_only);
+            return if told {
+                Ok(reply.body_len(head_only))
+            } else {
+                Err(Failure::ClientGone(io::ErrorKind::ConnectionReset.into()))
+            };
         }
         out.clear();
-        error_response(out, reply.status, reply.reason, &reply.text, head_only);
-        self.send(out).await
+        error_response(out, (reply.status, reply.reason), &reply.text, request_id, head_only);
+        self.send(out).await.map(|()| out.len() as u64)
     }
 
     /// Writes all of it, within the current phase's limit.

@@ -27,6 +27,7 @@ use super::worker::Worker;
 use crate::files;
 use crate::proxy_protocol::{self, ParsedHeader, ProxiedSource};
 use crate::purge::SocketPair;
+use crate::telemetry::HandshakeResult;
 
 /// Bytes read at once while waiting for a head. More would only copy the start of a large body around.
 const HEAD_READ: usize = 16 * 1024;
@@ -78,7 +79,13 @@ pub(super) async fn serve(worker: Rc<Worker>, frontend: Rc<Frontend>, accepted: 
             // A session is larger than all other state of an idle connection: it is boxed, and so never part of the
             // task's own state.
             let handshake = async { TlsAcceptor::from(config).accept(socket).await.map(Box::new) };
-            match Box::pin(deadline.limit(handshake)).await {
+            let ended = Box::pin(deadline.limit(handshake)).await;
+            worker.shared.metrics.count_handshake(match &ended {
+                Ok(Ok(_)) => HandshakeResult::Ok,
+                Ok(Err(_)) => HandshakeResult::Failed,
+                Err(_late) => HandshakeResult::Late,
+            });
+            match ended {
                 Ok(Ok(session)) if session.get_ref().1.alpn_protocol() == Some(b"h2") => {
                     return Box::pin(http2::serve(worker, frontend, session, peer, deadline)).await;
                 }

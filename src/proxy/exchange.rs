@@ -3,15 +3,19 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::access;
 use super::attempt::{FailedAttempt, Terms, attempt};
+use super::cache_result::cache_result;
 use super::client::{Client, Disposition};
 use super::deadline::Phase;
 use super::failure::Failure;
 use super::request::Request;
 use super::second_look::{NextLook, SecondLook};
+use super::trace::RequestPhase;
 use super::{Freshness, OwnAnswer, StorePolicy};
 use crate::fleet::{Node, Role};
 use crate::http1::{Framing, Method};
+use crate::purge::PROBE_PATH;
 
 /// The nodes of a request, for metrics and logs.
 #[derive(Default)]
@@ -29,42 +33,58 @@ struct Nodes {
 pub(super) async fn handle(client: &mut Client, request: &mut Request, head: Result<usize, Failure>) -> Disposition {
     (request.id, request.began) = (client.worker.request_id(), Instant::now());
     request.status = None;
+    request.trace.reset();
     client.worker.spin.mark_active();
     let mut nodes = Nodes::default();
     let after = match try_handle(client, request, head, &mut nodes).await {
         Ok(after) => after,
         Err(failure) => {
-            if let Some(node) = &nodes.failed {
-                client.worker.report(node, &failure, request);
-            }
+            client.worker.report(nodes.failed.as_deref(), &failure, request);
+            request.trace.fail(&failure);
             respond_to(client, request, &failure).await
         }
     };
     client.record_written();
-    finish(client, request, nodes.answered.as_deref());
+    finish(client, request, &nodes);
     client.worker.spin.mark_active();
     after
 }
 
-/// Runs once at the end of every request. `answered` is the node whose answer the client saw.
-fn finish(client: &Client, request: &Request, answered: Option<&Node>) {
+/// Runs once at the end of every request. Those that clearcoat and its VCL make to try and to probe are nobody's.
+fn finish(client: &Client, request: &mut Request, nodes: &Nodes) {
+    let answered = nodes.answered.as_deref();
     let (role, worker) = (client.frontend.role, &client.worker);
+    if request.trace.is_own {
+        return;
+    }
     let listener = worker.shared.metrics.listener(role);
     let took = request.began.elapsed();
-    listener.duration.observe(took.as_secs_f64());
+    let seconds = took.as_secs_f64();
+    listener.duration.observe(seconds);
     match (answered, request.status) {
         (Some(node), Some(status)) if node.spec.role() == role => {
             if role == Role::Varnish {
                 let began = request.began.saturating_duration_since(worker.shared.started);
                 node.live.life_signs.record_answer(began, took);
             }
-            worker.pools.metrics(node).record_answer(status);
+            let metrics = worker.pools.metrics(node);
+            metrics.record_answer(status, seconds);
+            if let Some(varnish) = &metrics.varnish
+                && let Some(result) = cache_result(request.head.method, &request.response)
+            {
+                varnish.record_cache_result(result);
+            }
         }
-        (Some(node), Some(status)) => worker.pools.metrics(node).record_bypass(status),
+        (Some(node), Some(status)) => worker.pools.metrics(node).record_bypass(status, seconds),
         (None, Some(status)) => listener.record_own_answer(status),
         // A client that left before any answer is counted as 499, as nginx does.
         (_, None) => listener.record_own_answer(499),
     }
+    if let Some(reason) = request.trace.reason() {
+        listener.record_failure(reason);
+    }
+    listener.record_bytes(request.bytes_read(), request.trace.sent);
+    access::write_line(client, request, answered.or(nodes.failed.as_deref()), took);
 }
 
 async fn try_handle(
@@ -75,6 +95,7 @@ async fn try_handle(
 ) -> Result<Disposition, Failure> {
     if let Some(page) = take_head(client, request, head)? {
         request.status = Some(200);
+        (request.trace.is_own, request.trace.sent) = (true, page.len() as u64);
         client.deadline.enter(Phase::Body);
         return client.send(&page).await.map(|()| Disposition::Linger);
     }
@@ -82,15 +103,18 @@ async fn try_handle(
     let is_safe = request.head.method.is_safe();
     request.mark = client.frontend.store.as_ref().map(StorePolicy::mark).unwrap_or_default();
     request.known = client.frontend.freshness.as_ref().map_or(0, Freshness::known);
+    request.trace.phase = RequestPhase::Queue;
 
     let mut node = {
         let fleet = client.worker.shared.fleet.load();
         client.judge(&fleet);
+        access::name(client, request);
         client.frontend.select.pick(&fleet, lb, None).map_err(Failure::NoNode)?
     };
     let (mut fresh, mut elsewhere) = (false, false);
     let (mut second_look, mut takes_stale) = (None::<Box<SecondLook>>, false);
     loop {
+        request.trace.begin_try();
         let terms = Terms { lb, fresh, is_safe, takes_stale, may_move: is_safe && !elsewhere };
         let FailedAttempt { failure, untouched, unsent, reused } = match attempt(client, request, &node, &terms).await {
             Ok(after) => {
@@ -101,7 +125,7 @@ async fn try_handle(
         };
         let failure = match failure {
             Failure::Stale(page) => {
-                tracing::debug!(request = %request.id, node = %node.id(), ?page, "a stale answer is thrown away");
+                tracing::debug!(request = %request.name(), node = %node.id(), ?page, "a stale answer is thrown away");
                 client.deadline.enter(Phase::FirstByte);
                 let look = second_look.get_or_insert_default();
                 (node, takes_stale) = match Box::pin(look.after(client, &node, *page, untouched, lb)).await? {
@@ -112,7 +136,7 @@ async fn try_handle(
             }
             failure => failure,
         };
-        client.worker.suspect(&node, &failure, request.id);
+        client.worker.suspect(&node, &failure, request);
         nodes.answered = request.status.is_some().then(|| Arc::clone(&node));
         nodes.failed = Some(Arc::clone(&node));
         let Some(reason) = failure.retry_reason(untouched, is_safe || unsent) else { return Err(failure) };
@@ -137,7 +161,7 @@ async fn try_handle(
             };
         }
         client.worker.shared.metrics.count_retry(client.frontend.role, reason);
-        tracing::debug!(request = %request.id, node = %node.id(), reason = reason.as_str(), "request is retried");
+        tracing::debug!(request = %request.name(), node = %node.id(), reason = reason.as_str(), "request is retried");
     }
 }
 
@@ -147,7 +171,9 @@ fn take_head(client: &Client, request: &mut Request, head: Result<usize, Failure
     let len = head.inspect_err(|_| request.head.method = Method::Get)?;
     let limits = &client.worker.shared.limits;
     request.head.parse(&request.input[..len], limits.max_fields).map_err(Failure::BadHead)?;
+    request.trace.has_head = true;
     if !client.frontend.admits(&request.head) {
+        request.trace.is_own = !client.frontend.is_public && request.head.path() == PROBE_PATH.as_bytes();
         return Err(Failure::BadMethod);
     }
     match (client.frontend.own_answer)(&request.head) {
@@ -163,7 +189,7 @@ fn take_head(client: &Client, request: &mut Request, head: Result<usize, Failure
 
 /// Reports the failure to the client: an answer if none has begun, a reset if one was cut.
 async fn respond_to(client: &mut Client, request: &mut Request, failure: &Failure) -> Disposition {
-    tracing::debug!(request = %request.id, peer = %client.peer.text, %failure, "request failed");
+    tracing::debug!(request = %request.name(), peer = %client.peer.text, %failure, "request failed");
     if request.status.is_some() {
         return Disposition::Reset;
     }
@@ -171,12 +197,16 @@ async fn respond_to(client: &mut Client, request: &mut Request, failure: &Failur
     // read yet.
     let Some(reply) = failure.reply() else { return Disposition::Close };
     request.status = Some(reply.status);
-    let Request { to_client, head, .. } = request;
+    access::name(client, request);
+    let Request { to_client, head, trace, .. } = request;
+    let head_only = head.method == Method::Head;
     client.deadline.enter(Phase::Body);
-    match client.answer_with(&reply, head.method == Method::Head, to_client).await {
-        // A client that was too slow gets no more time.
-        Ok(()) if matches!(failure, Failure::ClientTimeout) => Disposition::Close,
-        Ok(()) => Disposition::Linger,
+    match client.answer_with(&reply, head_only, &trace.id, to_client).await {
+        Ok(sent) => {
+            (trace.sent, trace.head_sent) = (sent, sent.saturating_sub(reply.body_len(head_only)));
+            // A client that was too slow gets no more time.
+            if matches!(failure, Failure::ClientTimeout) { Disposition::Close } else { Disposition::Linger }
+        }
         Err(_gone) => Disposition::Close,
     }
 }

@@ -8,7 +8,7 @@ use super::NoNode;
 use crate::fleet::Node;
 use crate::http1::{BadChunk, BadHead};
 use crate::seal::StalePage;
-use crate::telemetry::{RetryReason, UpstreamFault};
+use crate::telemetry::{FailureReason, RetryReason, UpstreamFault};
 
 /// Why a request failed. The texts are for our log, not for the client.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +68,13 @@ pub(super) struct Reply {
     pub(super) text: String,
 }
 
+impl Reply {
+    /// The bytes of its body: one line.
+    pub(super) fn body_len(&self, head_only: bool) -> u64 {
+        if head_only { 0 } else { self.text.len() as u64 + 1 }
+    }
+}
+
 impl Failure {
     /// The answer for a client that has seen none, which says what happened and nothing about the nodes. `None` if the
     /// client is gone.
@@ -113,6 +120,37 @@ impl Failure {
             Failure::NoAnswer(_) if untouched && repeatable => Some(RetryReason::NoAnswer),
             Failure::NodeDown(_) if untouched && repeatable => Some(RetryReason::NodeDown),
             _ => None,
+        }
+    }
+
+    /// Why the request failed, as the label of `edge_failures_total` and in the access log.
+    pub(super) fn reason(&self) -> FailureReason {
+        let timed_out = |error: &io::Error| error.kind() == io::ErrorKind::TimedOut;
+        match self {
+            Failure::BadHead(BadHead::TooLarge | BadHead::TooManyFields) => FailureReason::RequestHeadTooLarge,
+            Failure::BadHead(_) => FailureReason::BadRequest,
+            Failure::BadMethod => FailureReason::MethodRefused,
+            Failure::NotFound => FailureReason::NotFound,
+            Failure::BadBody(_) => FailureReason::BadRequestBody,
+            Failure::BodyTooLarge => FailureReason::RequestBodyTooLarge,
+            Failure::ClientTimeout => FailureReason::ClientTimeout,
+            Failure::ClientGone(_) => FailureReason::ClientGone,
+            Failure::NoNode(NoNode::NoneUp) => FailureReason::NoneUp,
+            Failure::NoNode(NoNode::AllBehind) => FailureReason::AllBehind,
+            Failure::NoNode(NoNode::Busy) => FailureReason::Busy,
+            Failure::NoFiles => FailureReason::NoFiles,
+            Failure::NoPort(_) => FailureReason::NoPort,
+            Failure::Connect(_) => FailureReason::Connect,
+            Failure::NoAnswer(error) if timed_out(error) => FailureReason::Timeout,
+            Failure::NoAnswer(_) => FailureReason::NoAnswer,
+            Failure::NodeDown(_) => FailureReason::NodeDown,
+            Failure::NodeTimeout => FailureReason::Timeout,
+            Failure::Stale(_) => FailureReason::Stale,
+            Failure::BadAnswer(BadHead::TooLarge | BadHead::TooManyFields) => FailureReason::AnswerHeadTooLarge,
+            Failure::BadAnswer(_) => FailureReason::BadAnswerHead,
+            Failure::BadAnswerBody(_) => FailureReason::BadAnswerBody,
+            Failure::CutAnswer(error) if timed_out(error) => FailureReason::Stalled,
+            Failure::CutAnswer(_) => FailureReason::Cut,
         }
     }
 

@@ -116,6 +116,7 @@ fn serve(
 ) {
     let deadline = worker.deadline(frontend);
     let file = worker.shared.files_of(frontend.role).clients.enter(1);
+    worker.shared.metrics.listener(frontend.role).accepted.inc();
     let permit = frontend.is_public.then(|| worker.shared.admission.enter());
     let accepted = AcceptedSocket { socket, peer, deadline, permit, _file: file, tls: tls.cloned() };
     tokio::task::spawn_local(connection::serve(Rc::clone(worker), Rc::clone(frontend), accepted));

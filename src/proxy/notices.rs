@@ -8,16 +8,20 @@ use std::cell::Cell;
 /// Lines that may be written at once.
 const BURST: u32 = 20;
 
+/// Sweeps until one more may be written: ten seconds. So a storm is one line an interval, with how many it stands for.
+const SWEEPS: u32 = 100;
+
 /// Lets a bounded number of lines pass, and counts the rest.
 #[derive(Debug)]
 pub(super) struct Notices {
     left: Cell<u32>,
     unsaid: Cell<u64>,
+    sweeps: Cell<u32>,
 }
 
 impl Default for Notices {
     fn default() -> Self {
-        Notices { left: Cell::new(BURST), unsaid: Cell::new(0) }
+        Notices { left: Cell::new(BURST), unsaid: Cell::new(0), sweeps: Cell::new(0) }
     }
 }
 
@@ -36,9 +40,13 @@ impl Notices {
         }
     }
 
-    /// Allows one more line. Called with each sweep, which sets the long-term rate.
+    /// Called with each sweep: after [`SWEEPS`] of them one more line is allowed.
     pub(super) fn refill(&self) {
-        self.left.set((self.left.get() + 1).min(BURST));
+        self.sweeps.set(self.sweeps.get() + 1);
+        if self.sweeps.get() == SWEEPS {
+            self.sweeps.set(0);
+            self.left.set((self.left.get() + 1).min(BURST));
+        }
     }
 }
 
@@ -51,9 +59,11 @@ mod tests {
         let notices = Notices::default();
         assert!((0..BURST).all(|_| notices.pass() == Some(0)));
         assert_eq!((notices.pass(), notices.pass()), (None, None));
+        (1..SWEEPS).for_each(|_| notices.refill());
+        assert_eq!(notices.pass(), None);
         notices.refill();
-        assert_eq!((notices.pass(), notices.pass()), (Some(2), None));
-        (0..100).for_each(|_| notices.refill());
+        assert_eq!((notices.pass(), notices.pass()), (Some(3), None));
+        (0..100 * SWEEPS).for_each(|_| notices.refill());
         assert_eq!(notices.pass(), Some(1));
         assert_eq!((1..BURST).filter(|_| notices.pass().is_some()).count(), BURST as usize - 1);
         assert_eq!(notices.pass(), None);

@@ -5,6 +5,7 @@ use std::fmt;
 use std::time::Instant;
 
 use super::store::RenderMark;
+use super::trace::Trace;
 use crate::http1::{HeadScan, RequestHead, ResponseHead};
 use crate::seal::Position;
 
@@ -15,14 +16,25 @@ const MAX_SPARE: usize = 512;
 /// MiB, usually a tenth of that.
 const MAX_SPARE_CAPACITY: usize = 16 * 1024;
 
-/// Names a request in the lines of the log that are about it: 64 random bits. A span would carry it into every line by
+/// Names a request in the lines of the log that are about it: 128 random bits. A span would carry it into every line by
 /// itself, and costs an allocation for each request, whether or not a line is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct RequestId(pub(super) u64);
+pub(super) struct RequestId(u128);
+
+impl RequestId {
+    pub(super) fn new(high: u64, low: u64) -> Self {
+        RequestId(u128::from(high) << 64 | u128::from(low))
+    }
+
+    /// Enough of it for a seal, which ends with its page.
+    pub(super) fn short(self) -> u64 {
+        self.0 as u64
+    }
+}
 
 impl fmt::Display for RequestId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
+        write!(f, "{:032x}", self.0)
     }
 }
 
@@ -47,6 +59,8 @@ pub(super) struct Request {
     pub(super) asked_a_sealing: bool,
     /// The status sent to the client, once an answer has begun.
     pub(super) status: Option<u16>,
+    /// What is noted for the access log and the metrics.
+    pub(super) trace: Trace,
     /// From the node: the answer's head and the start of its body, until relayed.
     pub(super) answer: Vec<u8>,
     /// The last head from the node.
@@ -72,12 +86,24 @@ impl Request {
             asked_at: 0,
             asked_a_sealing: false,
             status: None,
+            trace: Trace::default(),
             answer: Vec::new(),
             response: ResponseHead::default(),
             to_node: Vec::new(),
             asked: Vec::new(),
             to_client: Vec::new(),
         }
+    }
+
+    /// Bytes of the request that were read, with its head.
+    pub(super) fn bytes_read(&self) -> u64 {
+        let head = if self.trace.has_head { self.head.head_len() } else { self.input.len() };
+        head as u64 + self.trace.body_read
+    }
+
+    /// Its name in a line of the log: that by which others know it, if it came with one.
+    pub(super) fn name(&self) -> RequestName<'_> {
+        RequestName(self)
     }
 
     /// Prepares for the next request; pipelined bytes are kept.
@@ -87,6 +113,18 @@ impl Request {
         self.answer.clear();
         self.to_node.clear();
         self.to_client.clear();
+    }
+}
+
+/// A request as a line of the log names it.
+pub(super) struct RequestName<'r>(&'r Request);
+
+impl fmt::Display for RequestName<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match str::from_utf8(&self.0.trace.id) {
+            Ok(id) if !id.is_empty() => f.write_str(id),
+            _ => self.0.id.fmt(f),
+        }
     }
 }
 

@@ -124,6 +124,11 @@ impl Transfer {
         Transfer { allowance, ..self }
     }
 
+    /// How much content may still come, in bytes.
+    pub(super) fn allowance_left(&self) -> u64 {
+        self.allowance
+    }
+
     /// Takes bytes that were read along with the head. Returns how many belong to this body.
     pub(super) fn feed(&mut self, body: &[u8]) -> Result<usize, TransferError> {
         if self.has_come() || body.is_empty() {

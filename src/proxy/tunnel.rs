@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use super::deadline::{Deadline, Phase};
 use super::failure::Failure;
 use super::stream::Stream;
+use super::trace::Trace;
 use super::transfer::{Outgoing, Transfer, TransferError};
 use super::worker::Worker;
 use crate::http1::Framing;
@@ -55,6 +56,7 @@ impl Direction {
 pub(super) async fn tunnel(
     worker: &Rc<Worker>,
     deadline: &Deadline,
+    trace: &mut Trace,
     (client, early): (&mut Stream, Vec<u8>),
     (node, first): (&mut TcpStream, Vec<u8>),
 ) -> Result<(), Failure> {
@@ -65,17 +67,19 @@ pub(super) async fn tunnel(
         let upwards = up.poll(cx, client, node, &mut scratch).map_err(|error| match error {
             TransferError::Source(error) => Failure::ClientGone(error),
             other => Failure::CutAnswer(reason(other)),
-        })?;
+        });
         let downwards = down.poll(cx, node, client, &mut scratch).map_err(|error| match error {
             TransferError::Sink(error) => Failure::ClientGone(error),
             other => Failure::CutAnswer(reason(other)),
-        })?;
-        if upwards.is_ready() && downwards.is_ready() {
+        });
+        let (read, sent) = (up.transfer.take_moved(), down.transfer.take_moved());
+        trace.body_read += read;
+        trace.sent += sent;
+        if upwards?.is_ready() && downwards?.is_ready() {
             return Poll::Ready(Ok(()));
         }
-        let moved = up.transfer.take_moved() + down.transfer.take_moved();
-        if moved > 0 {
-            deadline.advance(moved);
+        if read + sent > 0 {
+            deadline.advance(read + sent);
         }
         deadline.poll(cx).map(|_| Err(Failure::CutAnswer(io::ErrorKind::TimedOut.into())))
     })

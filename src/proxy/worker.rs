@@ -23,6 +23,7 @@ use crate::files::{FileBudget, Share};
 use crate::fleet::{Node, NodeId, Role, Snapshot};
 use crate::shutdown::{Shutdown, Stage};
 use crate::telemetry::Metrics;
+use crate::telemetry::access::{AccessBuffer, AccessLog};
 use crate::upstream::Pools;
 
 /// The size of a worker's scratch buffer, in bytes. All its connections share it: a 1 MiB body costs half as much CPU
@@ -53,6 +54,8 @@ pub struct WorkerContext {
     pub started: Instant,
     /// The shutdown state of the process.
     pub shutdown: Shutdown,
+    /// The access log, if there is one.
+    pub access: Option<Arc<AccessLog>>,
 }
 
 /// The files of one listener.
@@ -84,6 +87,7 @@ pub struct Worker {
     pub(super) spin: Spin,
     pub(super) pipes: Pipes,
     pub(super) notices: Notices,
+    pub(super) access: Option<AccessBuffer>,
     random: RefCell<fastrand::Rng>,
     turn: Cell<u64>,
     stage: Cell<Stage>,
@@ -96,6 +100,7 @@ impl Worker {
             spin: Spin::new(shared.spin),
             pipes: Pipes::default(),
             notices: Notices::default(),
+            access: shared.access.clone().map(AccessBuffer::new),
             pools: Pools::new(Arc::clone(&shared.metrics)),
             shared,
             requests: RequestPool::default(),
@@ -107,7 +112,8 @@ impl Worker {
     }
 
     pub(super) fn request_id(&self) -> RequestId {
-        RequestId(self.random.borrow_mut().u64(..))
+        let mut random = self.random.borrow_mut();
+        RequestId::new(random.u64(..), random.u64(..))
     }
 
     pub(super) fn lb_context(&self, request_hash: u64) -> LbContext {
@@ -136,10 +142,11 @@ impl Worker {
     }
 
     /// Reports a failure that is the node's fault to the log and the health checks.
-    pub(super) fn suspect(&self, node: &Node, failure: &Failure, request: RequestId) {
+    pub(super) fn suspect(&self, node: &Node, failure: &Failure, request: &Request) {
         if !failure.blames_node() {
             return;
         }
+        let request = request.name();
         tracing::debug!(%request, role = %node.spec.role(), node = %node.id(), %failure, "node failed a request");
         if matches!(failure, Failure::Connect(_) | Failure::NoAnswer(_)) {
             // A full queue means that checks are under way anyway.
@@ -147,18 +154,24 @@ impl Worker {
         }
     }
 
-    /// Logs a node's failure that its client noticed: an answer that was refused, cut off or never came. The path is
-    /// logged without its query, which may hold secrets.
-    pub(super) fn report(&self, node: &Node, failure: &Failure, request: &Request) {
-        let Some(fault) = failure.fault() else { return };
-        self.shared.metrics.upstream_failures.count(node.spec.role(), fault);
+    /// Logs a failure that the client noticed and did not cause: its answer was refused, cut off or never came, or no node
+    /// could take it. `node` is the last that was tried. The path is logged without its query, which may hold secrets.
+    pub(super) fn report(&self, node: Option<&Node>, failure: &Failure, request: &Request) {
+        let fault = failure.fault();
+        if let (Some(node), Some(fault)) = (node, fault) {
+            self.shared.metrics.upstream_failures.count(node.spec.role(), fault);
+        }
+        let status = failure.reply().map_or(0, |reply| reply.status);
+        if fault.is_none() && status < 500 {
+            return;
+        }
         if let Some(unsaid) = self.notices.pass() {
-            let (role, node) = (node.spec.role(), node.id());
+            let (role, node) = (node.map(|node| node.spec.role().as_str()), node.map(|node| node.id().as_str()));
             let path = request.head.path();
             let path = String::from_utf8_lossy(&path[..path.len().min(LONGEST_PATH)]);
             tracing::info!(
-                request = %request.id, %role, %node, %path, reason = %failure, unsaid,
-                "a request got no good answer from its node"
+                request = %request.name(), role, node, %path, status, reason = %failure, unsaid,
+                "{}", if fault.is_some() { "a request got no good answer from its node" } else { "a request found no node" }
             );
         }
     }
@@ -168,6 +181,9 @@ impl Worker {
         let stage = self.shared.shutdown.stage();
         self.stage.set(stage);
         self.notices.refill();
+        if let Some(access) = &self.access {
+            access.hand_over();
+        }
         let fleet = self.shared.fleet.load();
         let trouble = |node: &Node| {
             let pool = fleet.pool(node.spec.role());

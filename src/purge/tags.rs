@@ -166,6 +166,11 @@ fn is_literal(c: char) -> bool {
     !is_special && !c.is_control()
 }
 
+/// Whether this is one literal tag: no pattern, no control character, and no comma, which separates tags.
+pub(crate) fn is_literal_tag(tag: &str) -> bool {
+    !tag.contains(',') && TagSet::from_magento(&to_magento([tag])).is_some_and(|set| set.iter().eq([tag]))
+}
+
 /// The set in Magento's form, for senders such as `clearcoat purge --tag`.
 pub(crate) fn to_magento<'a>(tags: impl IntoIterator<Item = &'a str>) -> String {
     let terms: Vec<String> = tags.into_iter().map(|tag| format!("{BEFORE}{tag}{AFTER}")).collect();

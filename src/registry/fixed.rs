@@ -14,6 +14,7 @@
 //! the previous one until the new one resolves.
 
 mod names;
+mod unresolved;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -29,15 +30,18 @@ use crate::config::StaticNode;
 use crate::fleet::{DEFAULT_HEADER_LIMIT, Event, NodeKey, NodeSource, NodeSpec, Role, VarnishSettings};
 use crate::telemetry::causes;
 use names::Lookups;
+pub use unresolved::{UnresolvedName, UnresolvedNodes};
 
 /// Announces the nodes and every change of them. Returns when the sender of `nodes` or the receiver of the events is
-/// gone. `doubted` changes when a node cannot be reached at its address: names are looked up again soon.
+/// gone. `doubted` changes when a node cannot be reached at its address: names are looked up again soon. `unresolved`
+/// gets those that have no address yet.
 pub async fn follow(
     nodes: watch::Receiver<Vec<StaticNode>>,
     doubted: watch::Receiver<()>,
     events: mpsc::Sender<Event>,
+    unresolved: Arc<UnresolvedNodes>,
 ) {
-    follow_by(system(), nodes, doubted, events).await;
+    follow_by(system(), nodes, doubted, events, unresolved).await;
 }
 
 async fn follow_by(
@@ -45,8 +49,9 @@ async fn follow_by(
     mut nodes: watch::Receiver<Vec<StaticNode>>,
     mut doubted: watch::Receiver<()>,
     events: mpsc::Sender<Event>,
+    unresolved: Arc<UnresolvedNodes>,
 ) {
-    let mut fixed = Fixed { nodes: BTreeMap::new(), events, resolve: Arc::clone(&resolve) };
+    let mut fixed = Fixed { nodes: BTreeMap::new(), events, resolve: Arc::clone(&resolve), unresolved };
     let mut lookups = Lookups::new(resolve);
     let first = nodes.borrow_and_update().clone();
     if fixed.change_to(first).await.is_err() || fixed.send(Event::Listed(NodeSource::Static)).await.is_err() {
@@ -82,6 +87,7 @@ struct Fixed {
     nodes: BTreeMap<NodeKey, FixedNode>,
     events: mpsc::Sender<Event>,
     resolve: Resolve,
+    unresolved: Arc<UnresolvedNodes>,
 }
 
 /// One node.
@@ -209,9 +215,11 @@ impl Fixed {
                 Err(reason) => {
                     let StaticNode { role, id, address, .. } = &known.node;
                     tracing::warn!(%role, node = %id, address, reason, "node address does not resolve yet");
+                    self.unresolved.add(identity, address.clone(), reason);
                 }
             }
         }
+        self.unresolved.retain(|identity| self.nodes.get(identity).is_some_and(|known| known.address.is_none()));
         Ok(())
     }
 }
@@ -282,7 +290,7 @@ mod tests {
     async fn a_change_tells_of_what_changed_and_of_nothing_else() {
         let (nodes, followed) = watch::channel(vec![web("a", "127.0.0.1:1", 1), web("b", "127.0.0.1:2", 1)]);
         let (sender, mut events) = mpsc::channel(16);
-        let follower = tokio::spawn(follow(followed, watch::channel(()).1, sender));
+        let follower = tokio::spawn(follow(followed, watch::channel(()).1, sender, Arc::default()));
         let mut first = [next(&mut events).await, next(&mut events).await];
         first.sort();
         assert_eq!(first, ["a 127.0.0.1:1 1", "b 127.0.0.1:2 1"]);
@@ -308,7 +316,7 @@ mod tests {
         let unknown = web("a", UNRESOLVABLE, 1);
         let (nodes, followed) = watch::channel(vec![unknown, web("b", "127.0.0.1:2", 1)]);
         let (sender, mut events) = mpsc::channel(16);
-        let follower = tokio::spawn(follow(followed, watch::channel(()).1, sender));
+        let follower = tokio::spawn(follow(followed, watch::channel(()).1, sender, Arc::default()));
         assert_eq!([next(&mut events).await, next(&mut events).await], ["b 127.0.0.1:2 1", "listed"]);
         // It was never announced, so its departure is not announced either.
         nodes.send_replace(vec![]);
@@ -337,7 +345,7 @@ mod tests {
             let answer = answer.map(|ips| ips.iter().map(|ip| SocketAddr::new(ip.parse().unwrap(), 80)).collect());
             Box::pin(async move { answer.map_err(str::to_owned) })
         });
-        tokio::spawn(follow_by(resolve, followed, doubts, sender));
+        tokio::spawn(follow_by(resolve, followed, doubts, sender, Arc::default()));
         (nodes, doubted, events)
     }
 

@@ -15,7 +15,7 @@ static FILTER: OnceLock<Handle<Targets, Registry>> = OnceLock::new();
 pub fn start(filter: &Targets, json: bool) {
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let (filter, handle) = reload::Layer::new(filter.clone());
-    let lines = tracing_subscriber::fmt::layer().with_ansi(colours).with_target(false).with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt::layer().with_ansi(colours).with_writer(std::io::stderr);
     let lines = if json { lines.json().flatten_event(true).boxed() } else { lines.boxed() };
     if tracing_subscriber::registry().with(filter).with(lines).try_init().is_ok() {
         _ = FILTER.set(handle);

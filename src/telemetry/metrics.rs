@@ -14,6 +14,7 @@ mod journal;
 mod labels;
 mod listener;
 mod node;
+mod process;
 mod purge;
 mod registry;
 mod seal;
@@ -30,9 +31,12 @@ pub use bypass::FragmentMetrics;
 pub use files::{FileMetrics, Shortage};
 pub use guard::GuardMetrics;
 pub use journal::JournalMetrics;
-pub use labels::{FileShare, PurgeResult, ReloadResult, Resync, RetryReason, SealVerdict, UpstreamFault};
-pub use listener::ListenerMetrics;
-pub use node::{NodeMetrics, VarnishMetrics};
+pub use labels::{
+    CacheResult, FailureReason, FileShare, HandshakeResult, PurgeResult, ReloadResult, Resync, RetryReason,
+    SealVerdict, UpstreamFault,
+};
+pub use listener::{Durations, ListenerMetrics};
+pub use node::{Answers, NodeMetrics, VarnishMetrics};
 pub use purge::PurgeMetrics;
 pub use registry::RegistryMetrics;
 pub use seal::{SealChecks, SealMetrics};
@@ -41,11 +45,15 @@ pub use upstream::UpstreamFailures;
 use family::{Counters, IntGauges, counters, int_gauges};
 use labels::{CertificateFile, TlsReloadResult, Version};
 use node::NodeFamilies;
+use process::ProcessMetrics;
+
+const ROLES: [Role; 2] = [Role::Varnish, Role::Web];
 
 /// All metrics of the process.
 #[derive(Debug)]
 pub struct Metrics {
     families: Registry,
+    process: ProcessMetrics,
     nodes: DashMap<NodeKey, Arc<NodeMetrics>>,
     /// The edge listener.
     pub edge: ListenerMetrics,
@@ -64,6 +72,9 @@ pub struct Metrics {
     tls_expiry: IntGauges<CertificateFile>,
     /// Client connections that are open at the edge.
     pub edge_connections: IntGauge,
+    handshakes: Counters<HandshakeResult>,
+    /// Requests that wait for a file for a connection to a node.
+    pub queue_length: IntGauge,
     /// Client connections that were closed at once: their address has as many as it may.
     pub edge_connections_refused: IntCounter,
     /// Requests served by a Varnish that was behind, because nobody else could take them.
@@ -78,6 +89,8 @@ pub struct Metrics {
     pub fragments: FragmentMetrics,
     /// The journal, and the replicas that share it.
     pub journal: JournalMetrics,
+    /// Lines of the access log that were lost.
+    pub access_log_dropped: IntCounter,
 }
 
 impl Metrics {
@@ -97,7 +110,8 @@ impl Metrics {
             registry: RegistryMetrics::new(r)?,
             files: FileMetrics::new(r)?,
             node_families: NodeFamilies::new(r)?,
-            retries: counters(r, "retries_total", "Requests that were tried again elsewhere")?,
+            retries: counters(r, "retries_total", "Requests that were tried again elsewhere")?
+                .with(ROLES.into_iter().flat_map(|role| RetryReason::ALL.map(|reason| (role, reason)))),
             reloads: counters(r, "reloads_total", "Reloads of the configuration by result")?.with(ReloadResult::ALL),
             tls_reloads: counters(r, "tls_reloads_total", "Reloads of TLS certificates by result")?
                 .with(TlsReloadResult::ALL),
@@ -109,6 +123,12 @@ impl Metrics {
             edge_connections: register(
                 r,
                 IntGauge::new("edge_connections", "Client connections that are open at the edge")?,
+            )?,
+            handshakes: counters(r, "tls_handshakes_total", "TLS handshakes at the edge by result")?
+                .with(HandshakeResult::ALL),
+            queue_length: register(
+                r,
+                IntGauge::new("queue_length", "Requests that wait for a file for a connection to a node")?,
             )?,
             edge_connections_refused: counter(
                 r,
@@ -125,7 +145,13 @@ impl Metrics {
             upstream_failures: UpstreamFailures::new(r)?,
             fragments: FragmentMetrics::new(r)?,
             journal: JournalMetrics::new(r)?,
+            access_log_dropped: counter(
+                r,
+                "access_log_dropped_total",
+                "Lines of the access log that were lost, because its file or pipe did not take them",
+            )?,
             nodes: DashMap::new(),
+            process: ProcessMetrics::new()?,
             families,
         })
     }
@@ -156,6 +182,11 @@ impl Metrics {
         self.retries.get(&(role, reason)).inc();
     }
 
+    /// Counts a TLS handshake of a client.
+    pub fn count_handshake(&self, result: HandshakeResult) {
+        self.handshakes.get(&result).inc();
+    }
+
     /// Counts a reload of the configuration.
     pub fn count_reload(&self, result: ReloadResult) {
         self.reloads.get(&result).inc();
@@ -182,7 +213,10 @@ impl Metrics {
     /// Where a series cannot be written as text: a fault in this file.
     pub fn render(&self) -> prometheus::Result<Vec<u8>> {
         let mut text = Vec::with_capacity(16 * 1024);
-        TextEncoder::new().encode(&self.families.gather(), &mut text)?;
+        self.process.update();
+        for families in [&self.families, &self.process.families] {
+            TextEncoder::new().encode(&families.gather(), &mut text)?;
+        }
         Ok(text)
     }
 }
@@ -210,7 +244,7 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         let id = NodeId::try_from("varnish-1").unwrap();
         let node = metrics.node(Role::Varnish, &id);
-        node.record_answer(200);
+        node.record_answer(200, 0.1);
         node.varnish.as_ref().unwrap().fenced.inc();
         let text = || String::from_utf8(metrics.render().unwrap()).unwrap();
         assert!(
@@ -220,7 +254,7 @@ mod tests {
         );
         metrics.forget(Role::Varnish, &id);
         assert!(!text().contains("varnish-1"), "{}", text());
-        node.record_bypass(200);
+        node.record_bypass(200, 0.1);
         assert!(!text().contains("varnish-1"), "whoever still has the handles brings nothing back: {}", text());
     }
 
@@ -229,10 +263,10 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         let id = NodeId::try_from("host-1").unwrap();
         let (web, varnish) = (metrics.node(Role::Web, &id), metrics.node(Role::Varnish, &id));
-        web.record_bypass(200);
-        varnish.record_answer(200);
+        web.record_bypass(200, 0.1);
+        varnish.record_answer(200, 0.1);
         metrics.forget(Role::Web, &id);
-        varnish.record_answer(200);
+        varnish.record_answer(200, 0.1);
         let text = || String::from_utf8(metrics.render().unwrap()).unwrap();
         let series = "clearcoat_edge_requests_total{code_class=\"2xx\",node=\"host-1\"} 3\n";
         assert!(text().contains(series) && !text().contains("role=\"web\",node=\"host-1\""), "{}", text());

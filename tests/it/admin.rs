@@ -1,6 +1,7 @@
 //! The operator's view: the admin listener, the commands, and the end of the process.
 
-use std::process::Output;
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
 
 use crate::support::clearcoat::run;
 use crate::support::client::{Connection, exchange, get};
@@ -8,9 +9,10 @@ use crate::support::eventually;
 use crate::support::fleet::{Fleet, Plan};
 
 /// Every metric family that a dashboard can rely on after one request and one purge.
-const FAMILIES: [&str; 24] = [
+const FAMILIES: [&str; 25] = [
     "bans_sent_total",
     "build_info",
+    "cache_results_total",
     "edge_request_duration_seconds",
     "edge_requests_total",
     "fenced_total",
@@ -47,6 +49,61 @@ fn result(output: &Output) -> (Option<i32>, String, String) {
     (output.status.code(), text(&output.stdout), text(&output.stderr))
 }
 
+/// A process without nodes that nobody has asked for anything.
+#[test]
+fn every_series_whose_labels_are_known_is_there_from_the_start() {
+    let fleet = Fleet::start(&Plan { varnish: 0, web: 0, ..Plan::default() });
+    for series in [
+        "purges_total{kind=\"tags\",result=\"applied\"}",
+        "purges_total{kind=\"none\",result=\"forbidden\"}",
+        "purge_wide_total{what=\"everything\"}",
+        "retries_total{reason=\"connect\",role=\"web\"}",
+        "edge_requests_total{code_class=\"5xx\",node=\"\"}",
+        "edge_failures_total{reason=\"none_up\"}",
+        "origin_failures_total{reason=\"timeout\"}",
+        "edge_sent_bytes_total",
+        "tls_handshakes_total{result=\"failed\"}",
+        "queue_length",
+        "access_log_dropped_total",
+    ] {
+        assert_eq!(fleet.clearcoat.metric(&format!("clearcoat_{series}")), 0.0, "{series}");
+    }
+    assert!(fleet.clearcoat.metric("process_resident_memory_bytes") > 1e6);
+    assert!(fleet.clearcoat.metric("process_start_time_seconds") > 1e9);
+}
+
+/// Prometheus' own tool finds nothing to improve in names, units and help.
+#[test]
+fn promtool_has_nothing_to_say_of_the_metrics() {
+    let fleet = small();
+    fleet.get("/p/1");
+    fleet.purge_tag("cat_p_1");
+    let metrics = get(fleet.clearcoat.admin, "/metrics").expect("an answer");
+    let mut promtool = Command::new("promtool");
+    promtool.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut promtool = promtool.spawn().expect("promtool");
+    promtool.stdin.take().expect("a pipe").write_all(&metrics.body).expect("promtool reads");
+    let (status, out, err) = result(&promtool.wait_with_output().expect("promtool"));
+    assert_eq!((status, &*out, &*err), (Some(0), "", ""));
+}
+
+#[test]
+fn what_clearcoat_and_its_vcl_ask_themselves_is_no_request() {
+    let fleet = small();
+    let origin = fleet.clearcoat.origin;
+    let counted = |class: &str| {
+        fleet.clearcoat.metric(&format!("clearcoat_origin_requests_total{{code_class=\"{class}\",node=\"\"}}"))
+    };
+    let refused = || fleet.clearcoat.metric("clearcoat_origin_failures_total{reason=\"method_refused\"}");
+    let before = (counted("4xx"), refused());
+    let probe = "PURGE /.clearcoat/probe HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    assert_eq!(exchange(origin, probe).expect("an answer").status, 405);
+    let other = "PURGE /p HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    assert_eq!(exchange(origin, other).expect("an answer").status, 405);
+    eventually("the other one is counted", || (refused() > before.1).then_some(()));
+    assert_eq!((counted("4xx"), refused()), (before.0 + 1.0, before.1 + 1.0));
+}
+
 #[test]
 fn the_admin_listener_tells_the_state_of_the_process_and_of_the_fleet() {
     let fleet = small();
@@ -63,6 +120,12 @@ fn the_admin_listener_tells_the_state_of_the_process_and_of_the_fleet() {
     let mut json = answer.json();
     let version = json["version"].take();
     assert!(version.as_u64() >= Some(2), "{version}");
+    for node in json["nodes"].as_array_mut().expect("nodes") {
+        let node = node.as_object_mut().expect("a node");
+        let recent = node.remove("recent").expect("it is told");
+        assert!(recent["requests_per_second"].is_f64() && recent["part"].is_f64(), "{recent}");
+        node.remove("since");
+    }
     // A trial may still be running, and cursors are saved once a second.
     let varnish = json["nodes"][0].as_object_mut().expect("a node");
     varnish.remove("saved").expect("it is told");
@@ -72,10 +135,10 @@ fn the_admin_listener_tells_the_state_of_the_process_and_of_the_fleet() {
         "version": null, "head": 1, "fence": 1, "journal": "disk",
         "nodes": [
             {"role": "varnish", "id": "varnish-1", "address": fleet.varnish[0].address, "weight": 1, "share": 100, "health": "up",
-             "reason": "", "inflight": 0, "source": "static", "cursor": 1, "lag": 0, "current": true, "admitted": true, "seals": false,
-             "delivery_error": ""},
+             "reason": "", "state": "serving", "gets_traffic": true, "why": "", "advice": "", "inflight": 0, "source": "static",
+             "cursor": 1, "lag": 0, "lag_seconds": 0.0, "current": true, "admitted": true, "seals": false, "delivery_error": ""},
             {"role": "web", "id": "web-1", "address": fleet.web[0].address, "weight": 1, "share": 100, "health": "up", "reason": "",
-             "inflight": 0, "source": "static"},
+             "state": "serving", "gets_traffic": true, "why": "", "advice": "", "inflight": 0, "source": "static"},
         ],
     });
     assert_eq!(json, expected);

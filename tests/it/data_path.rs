@@ -1,5 +1,6 @@
 //! The HTTP/1.1 data path: the real program between raw clients and scripted fake nodes.
 
+mod access_log;
 mod bodies;
 mod bypass;
 mod corpus;

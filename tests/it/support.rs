@@ -3,6 +3,7 @@
 //! Everything here ends with its value, even if a test fails: processes are killed, folders removed.
 
 pub mod agent;
+pub mod browser;
 pub mod clearcoat;
 pub mod client;
 pub mod clock;

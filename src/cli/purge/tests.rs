@@ -6,6 +6,7 @@ use tokio::net::TcpListener;
 
 use super::super::{Cli, CliCommand};
 use super::*;
+use crate::purge::TagSet;
 
 fn parsed(arguments: &[&str]) -> PurgeCommand {
     let cli = Cli::try_parse_from(["clearcoat", "purge"].iter().chain(arguments)).unwrap();

@@ -12,6 +12,9 @@ const ROWS: usize = 20;
 pub(super) struct Purges {
     sources: Vec<SourceRow>,
     what: Vec<WhatRow>,
+    /// The other clearcoats before the fleet.
+    #[serde(default)]
+    other_replicas: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -40,7 +43,15 @@ impl Purges {
     pub(super) fn tables(self) -> String {
         let who = self.sources.into_iter().map(|row| (row.source, row.total)).collect();
         let what = self.what.into_iter().map(|row| (row.what, row.total)).collect();
-        format!("{}\n{}", table("SOURCE", who), table("WHAT", what))
+        let mut text = format!("{}\n{}", table("SOURCE", who), table("WHAT", what));
+        if !self.other_replicas.is_empty() {
+            let others: Vec<String> = self.other_replicas.iter().map(|id| printable(id)).collect();
+            text.push_str(&format!(
+                "\nOnly what was sent to this clearcoat. Ask the others, too (--admin): {}\n",
+                others.join(", ")
+            ));
+        }
+        text
     }
 }
 
@@ -83,6 +94,11 @@ SOURCE    PURGES  TAGS  WIDE  LAST
 WHAT   PURGES  TAGS  WIDE  LAST
 cat_p  903     7003  3     2026-10-14T17:46:40.123Z
 ";
+        let mut purges: Purges = serde_json::from_str(text).unwrap();
+        purges.other_replicas = vec!["clearcoat-2".into()];
+        let with_others =
+            format!("{expected}\nOnly what was sent to this clearcoat. Ask the others, too (--admin): clearcoat-2\n");
+        assert_eq!(purges.tables(), with_others);
         assert_eq!(serde_json::from_str::<Purges>(text).unwrap().tables(), expected);
     }
 

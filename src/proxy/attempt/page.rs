@@ -129,6 +129,7 @@ impl PageSink<'_> {
 struct Asking<'p> {
     node: &'p Node,
     head: &'p RequestHead,
+    request_id: &'p [u8],
     /// The number of fragments requested so far.
     count: usize,
     /// One fragment timed out. The rest is skipped, so that a page cannot occupy a node without limit.
@@ -154,7 +155,7 @@ impl Asking<'_> {
             return Err(LeftOut::Late);
         }
         self.count += 1;
-        let forwarding = forwarding(client, self.head, self.node);
+        let forwarding = forwarding(client, self.head, self.request_id, self.node);
         let target = fragment::target_of(source, &forwarding.host(self.head), base).ok_or(LeftOut::Foreign)?;
         let mut out = Vec::new();
         write_subrequest(&mut out, &target, self.head, forwarding);
@@ -186,8 +187,8 @@ impl Exchange<'_> {
         let decoder = BodyDecoder::new(self.request.response.framing);
         let Begun { first: wire, outgoing, keep_alive } = self.begin()?;
         bypass::ask_for_fragments(&mut self.request.head);
-        let Request { head, response, answer, .. } = &mut *self.request;
-        let mut asking = Asking { node: self.node, head, count: 0, is_late: false };
+        let Request { head, response, answer, trace, .. } = &mut *self.request;
+        let mut asking = Asking { node: self.node, head, request_id: &trace.id, count: 0, is_late: false };
         let is_free = response.keep_alive && !head.offers_upgrade();
         let upstream = &mut self.upstream.stream;
         let mut source = PageSource { upstream, is_free, decoder, surplus: &mut self.surplus };
@@ -195,7 +196,9 @@ impl Exchange<'_> {
         let mut page =
             Document { bytes: Vec::new(), taken: 0, parser: EsiParser::default(), target: head.target().to_vec() };
         source.take(mem::take(answer), &mut page.bytes)?;
-        fill_in(&mut source, &mut sink, &mut asking, page).await?;
+        let filled_in = fill_in(&mut source, &mut sink, &mut asking, page).await;
+        trace.sent = sink.sent;
+        filled_in?;
         response.keep_alive = source.is_free;
         Ok(Relayed { keep_alive, sent: sink.sent })
     }

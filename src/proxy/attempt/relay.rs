@@ -9,6 +9,7 @@ use super::super::deadline::Phase;
 use super::super::failure::Failure;
 use super::super::splice::{self, Splice};
 use super::super::stream::Stream;
+use super::super::trace::RequestPhase;
 use super::super::transfer::{Transfer, TransferError};
 use super::{Begun, Exchange, download_failure};
 use crate::http1::Framing;
@@ -87,7 +88,7 @@ impl<'a, 'e> Relaying<'a, 'e> {
         }
         if client.passage.as_ref().is_some_and(Passage::is_to_be_cut) {
             client.worker.shared.metrics.guard.cut.inc();
-            tracing::info!(request = %request.id, node = %node.id(), "an endless answer delays a purge, and is cut");
+            tracing::info!(request = %request.name(), node = %node.id(), "an endless answer delays a purge, and is cut");
             return Poll::Ready(Err(Failure::CutAnswer(io::ErrorKind::TimedOut.into())));
         }
         if upload.was_refused() {
@@ -97,7 +98,11 @@ impl<'a, 'e> Relaying<'a, 'e> {
         let polled = self.poll_download(cx, splice, &mut waits_for_client);
         let sent = self.download.body.take_moved();
         self.sent += sent;
+        self.exchange.request.trace.sent += sent;
         if let Poll::Ready(result) = polled {
+            if result.is_err() && self.download.body.has_come() {
+                self.exchange.request.trace.phase = RequestPhase::Last;
+            }
             return Poll::Ready(result.map_err(download_failure));
         }
         let Exchange { client, upload, .. } = &mut *self.exchange;

@@ -73,6 +73,11 @@ impl Upload {
         self.body.take_moved()
     }
 
+    /// How much longer the body may be than what was read of it, in bytes.
+    pub(super) fn allowance_left(&self) -> u64 {
+        self.body.allowance_left()
+    }
+
     /// Whether the node has the complete body, or takes no more.
     pub(super) fn needs_no_more(&self) -> bool {
         self.course != Course::Running || self.body.is_done()

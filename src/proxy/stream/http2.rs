@@ -78,13 +78,20 @@ impl Http2Stream {
     }
 
     /// Sends an answer of our own.
-    pub(in crate::proxy) fn answer_with(&mut self, status: u16, text: &str, head_only: bool) -> bool {
+    pub(in crate::proxy) fn answer_with(
+        &mut self,
+        status: u16,
+        text: &str,
+        request_id: &[u8],
+        head_only: bool,
+    ) -> bool {
         let mut response = Response::new(());
         let Ok(code) = StatusCode::from_u16(status) else { return false };
         *response.status_mut() = code;
         for (name, value) in error_fields(status) {
             response.headers_mut().insert(name, HeaderValue::from_static(value));
         }
+        set_request_id(&mut response, request_id);
         let text = format!("{text}\n");
         response.headers_mut().insert(CONTENT_LENGTH, text.len().into());
         let empty = head_only || self.is_head;
@@ -244,6 +251,15 @@ pub(in crate::proxy) fn keep_waker(kept: &mut Option<Waker>, cx: &Context<'_>) {
     }
 }
 
+/// Names the request, if it has an id: that is printable ASCII.
+fn set_request_id(response: &mut Response<()>, id: &[u8]) {
+    if let Ok(id) = HeaderValue::from_bytes(id)
+        && !id.is_empty()
+    {
+        response.headers_mut().insert("x-request-id", id);
+    }
+}
+
 /// The head of an answer, as hyper wants it. `None` if it has bytes that HTTP/2 cannot carry.
 fn head_of(head: &ResponseHead) -> Option<Response<()>> {
     let mut response = Response::new(());
@@ -255,6 +271,8 @@ fn head_of(head: &ResponseHead) -> Option<Response<()>> {
     for (name, value) in head.added_fields() {
         headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
     }
+    set_request_id(&mut response, head.request_id());
+    let headers = response.headers_mut();
     headers.append(VIA, HeaderValue::from_static("1.1 clearcoat"));
     if let Some(length) = head.announced_length() {
         headers.insert(CONTENT_LENGTH, length.into());

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use prometheus::core::{MetricVec, MetricVecBuilder};
-use prometheus::{GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry};
+use prometheus::{GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry};
 
 use super::labels::Labels;
 use super::register;
@@ -23,6 +23,9 @@ pub(super) type IntGauges<L> = MetricFamily<IntGaugeVec, L>;
 
 /// Numbers that go up and down, and differ in the labels `L`.
 pub(super) type Gauges<L> = MetricFamily<GaugeVec, L>;
+
+/// Distributions that differ in the labels `L`.
+pub(super) type Histograms<L> = MetricFamily<HistogramVec, L>;
 
 /// Series of one name that differ in the labels `L`.
 #[derive(Clone, Debug)]
@@ -106,6 +109,16 @@ impl fmt::Debug for NodeSeries {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} series", self.0.len())
     }
+}
+
+pub(super) fn histograms<L: Labels>(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    buckets: &[f64],
+) -> prometheus::Result<Histograms<L>> {
+    let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+    MetricFamily::new(registry, HistogramVec::new(options, L::NAMES)?)
 }
 
 pub(super) fn counters<L: Labels>(registry: &Registry, name: &str, help: &str) -> prometheus::Result<Counters<L>> {

@@ -179,6 +179,58 @@ values! {
 }
 
 values! {
+    /// Why a request failed, at a client's side, ours or a node's.
+    pub FailureReason as "reason" {
+        /// The head of the request was malformed.
+        BadRequest = "bad_request",
+        /// The head of the request had more bytes or fields than it may.
+        RequestHeadTooLarge = "request_head_too_large",
+        /// The listener does not take the method.
+        MethodRefused = "method_refused",
+        /// A path of clearcoat's own, with nothing there.
+        NotFound = "not_found",
+        /// The frame of the request's body was malformed.
+        BadRequestBody = "bad_request_body",
+        /// The body of the request was longer than it may be.
+        RequestBodyTooLarge = "request_body_too_large",
+        /// The client was too slow with its request.
+        ClientTimeout = "client_timeout",
+        /// The client left before the end of its answer.
+        ClientGone = "client_gone",
+        /// No node was up.
+        NoneUp = "none_up",
+        /// Every Varnish missed a purge.
+        AllBehind = "all_behind",
+        /// All nodes were at their limit.
+        Busy = "busy",
+        /// No file for a connection to a node became free in time.
+        NoFiles = "no_files",
+        /// There was no port or memory for a connection to a node.
+        NoPort = "no_port",
+        /// The node took no connection.
+        Connect = "connect",
+        /// The node closed the connection before its answer.
+        NoAnswer = "no_answer",
+        /// The node went down before its answer.
+        NodeDown = "node_down",
+        /// The node's answer did not begin in time, or its system gave no sign of life.
+        Timeout = "timeout",
+        /// The answer was older than a purge, and nobody had another one.
+        Stale = "stale",
+        /// The head of the answer had more bytes or fields than it may.
+        AnswerHeadTooLarge = "answer_head_too_large",
+        /// The head of the answer was malformed.
+        BadAnswerHead = "bad_answer_head",
+        /// The frame of the answer's body was malformed.
+        BadAnswerBody = "bad_answer_body",
+        /// The node broke off in mid-answer.
+        Cut = "cut",
+        /// The node said nothing more in mid-answer.
+        Stalled = "stalled",
+    }
+}
+
+values! {
     /// What a node did to a request.
     pub UpstreamFault as "reason" {
         /// It took no connection.
@@ -197,6 +249,18 @@ values! {
         Cut = "cut",
         /// It said nothing more in mid-answer.
         Stalled = "stalled",
+    }
+}
+
+values! {
+    /// How a cache came by an answer.
+    pub CacheResult as "result" {
+        /// It had the page.
+        Hit = "hit",
+        /// It fetched the page, and could store it.
+        Miss = "miss",
+        /// It fetched the page, and could not store it.
+        Pass = "pass",
     }
 }
 
@@ -287,6 +351,18 @@ values! {
         Ok = "ok",
         /// They cannot be used: the old ones go on.
         Failed = "failed",
+    }
+}
+
+values! {
+    /// How a TLS handshake of a client ended.
+    pub HandshakeResult as "result" {
+        /// There is a session.
+        Ok = "ok",
+        /// The client left, or both have nothing in common.
+        Failed = "failed",
+        /// It took too long.
+        Late = "late",
     }
 }
 

@@ -1,15 +1,21 @@
 //! What the traffic listeners count.
 
-use prometheus::{Histogram, Registry};
+use prometheus::core::Collector;
+use prometheus::{Histogram, IntCounter, Registry};
 
 use super::family::{Counters, counters};
-use super::histogram;
-use super::labels::CodeClass;
+use super::labels::{CodeClass, FailureReason};
+use super::{counter, histogram};
 use crate::fleet::NodeId;
 
 /// From a cache hit on the same host to a page that takes a minute, in seconds.
-const REQUEST_BUCKETS: [f64; 14] =
-    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
+const REQUEST_BUCKETS: [f64; 19] = [
+    0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+    30.0, 60.0,
+];
+
+/// The same for each node, coarser: there are many of them.
+pub(super) const NODE_BUCKETS: [f64; 12] = [0.00025, 0.0005, 0.001, 0.0025, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0];
 
 /// Requests, by how they were answered and by whom.
 pub(super) type RequestCounters = Counters<(CodeClass, Option<NodeId>)>;
@@ -18,8 +24,22 @@ pub(super) type RequestCounters = Counters<(CodeClass, Option<NodeId>)>;
 #[derive(Debug)]
 pub struct ListenerMetrics {
     pub(super) requests: RequestCounters,
-    /// How long requests took, from their first byte to the last byte of the answer.
+    /// How long requests took, from the end of their head to the last byte of the answer.
     pub duration: Histogram,
+    failures: Counters<FailureReason>,
+    received: IntCounter,
+    sent: IntCounter,
+    /// Connections that were accepted.
+    pub accepted: IntCounter,
+}
+
+/// How long all requests of a listener took, so far.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Durations {
+    /// The requests.
+    pub count: u64,
+    /// The upper bound of each bucket in seconds, and the requests up to it.
+    pub buckets: Vec<(f64, u64)>,
 }
 
 impl ListenerMetrics {
@@ -32,10 +52,65 @@ impl ListenerMetrics {
         let duration = histogram(
             registry,
             &format!("{name}_request_duration_seconds"),
-            &format!("Time from the first byte of a request from {from} to the last byte of its answer"),
+            &format!("Time from the head of a request from {from} to the last byte of its answer"),
             &REQUEST_BUCKETS,
         )?;
-        Ok(ListenerMetrics { requests, duration })
+        let failures = counters(
+            registry,
+            &format!("{name}_failures_total"),
+            &format!("Requests from {from} that failed, by what was wrong"),
+        )?;
+        let received = counter(
+            registry,
+            &format!("{name}_received_bytes_total"),
+            &format!("Bytes of requests from {from}, heads and bodies without their chunks"),
+        )?;
+        let sent = counter(
+            registry,
+            &format!("{name}_sent_bytes_total"),
+            &format!("Bytes of answers to {from}, as they were written; by HTTP/2 without their heads"),
+        )?;
+        let requests = requests.with(CodeClass::ALL.map(|class| (class, None)));
+        let accepted = counter(
+            registry,
+            &format!("{name}_connections_accepted_total"),
+            &format!("Connections from {from} that were accepted"),
+        )?;
+        Ok(ListenerMetrics {
+            accepted,
+            requests,
+            duration,
+            failures: failures.with(FailureReason::ALL),
+            received,
+            sent,
+        })
+    }
+
+    /// Counts the bytes of a request and of its answer.
+    pub fn record_bytes(&self, received: u64, sent: u64) {
+        self.received.inc_by(received);
+        self.sent.inc_by(sent);
+    }
+
+    /// Counts a request that failed, beside its status.
+    pub fn record_failure(&self, reason: FailureReason) {
+        self.failures.get(&reason).inc();
+    }
+
+    /// How long all requests took, so far.
+    pub fn durations(&self) -> Durations {
+        let families = self.duration.collect();
+        let Some(series) = families.first().and_then(|family| family.get_metric().first()) else {
+            return Durations::default();
+        };
+        let histogram = series.get_histogram();
+        let buckets = histogram.get_bucket().iter().map(|bucket| (bucket.upper_bound(), bucket.cumulative_count()));
+        Durations { count: histogram.get_sample_count(), buckets: buckets.collect() }
+    }
+
+    /// The requests so far that no node answered and that clearcoat answered with a 5xx.
+    pub fn own_server_errors(&self) -> u64 {
+        self.requests.get(&(CodeClass::ServerError, None)).get()
     }
 
     /// Counts a request that no node answered.

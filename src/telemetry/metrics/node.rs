@@ -1,18 +1,21 @@
 //! The series of nodes: bound once per node, and gone with it.
 
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use parking_lot::Mutex;
-use prometheus::{Gauge, IntCounter, IntGauge, Registry};
+use prometheus::{Gauge, Histogram, IntCounter, IntGauge, Registry};
 
-use super::family::{Counters, Gauges, IntGauges, NodeSeries, counters, gauges, int_gauges};
-use super::labels::{BatchResult, CodeClass};
-use super::listener::RequestCounters;
+use super::family::{Counters, Gauges, Histograms, IntGauges, NodeSeries, counters, gauges, histograms, int_gauges};
+use super::labels::{BatchResult, CacheResult, CodeClass};
+use super::listener::{NODE_BUCKETS, RequestCounters};
 use crate::fleet::{NodeId, Role};
 
 /// The families in which every node of a role has its series.
 #[derive(Debug)]
 pub(super) struct NodeFamilies {
+    durations: Histograms<(Role, NodeId)>,
+    bypassed: Counters<NodeId>,
     connect_errors: Counters<(Role, NodeId)>,
     inflight: IntGauges<(Role, NodeId)>,
     up: IntGauges<(Role, NodeId)>,
@@ -27,6 +30,7 @@ pub(super) struct NodeFamilies {
     fenced: Counters<NodeId>,
     stale_caught: Counters<NodeId>,
     unsealed: Counters<NodeId>,
+    cache_results: Counters<(NodeId, CacheResult)>,
 }
 
 /// The handles of one node.
@@ -38,6 +42,9 @@ pub struct NodeMetrics {
     /// The same of clients that asked it past the caches. Made when they are first counted: no node need ever be asked so.
     bypass: [OnceLock<Option<IntCounter>>; CodeClass::ALL.len()],
     edge: RequestCounters,
+    duration: Histogram,
+    /// Requests of clients that a web node answered past the caches.
+    bypassed: Option<IntCounter>,
     /// Connections that could not be opened.
     pub connect_errors: IntCounter,
     /// Requests that are at the node now.
@@ -81,11 +88,34 @@ pub struct VarnishMetrics {
     pub stale_caught: IntCounter,
     /// Answers at the edge without a seal.
     pub unsealed: IntCounter,
+    cache_results: [IntCounter; CacheResult::ALL.len()],
+}
+
+/// What a node has answered so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Answers {
+    /// All answers, with those past the caches.
+    pub all: u64,
+    /// Those with a 5xx among them.
+    pub server_errors: u64,
+    /// How long they took together.
+    pub time: Duration,
 }
 
 impl NodeFamilies {
     pub(super) fn new(r: &Registry) -> prometheus::Result<Self> {
         Ok(NodeFamilies {
+            durations: histograms(
+                r,
+                "upstream_request_duration_seconds",
+                "Time from the head of a request to the last byte of the answer, by the node that answered",
+                &NODE_BUCKETS,
+            )?,
+            bypassed: counters(
+                r,
+                "bypass_requests_total",
+                "Requests from clients that a web node answered past the caches",
+            )?,
             connect_errors: counters(
                 r,
                 "upstream_connect_errors_total",
@@ -120,6 +150,11 @@ impl NodeFamilies {
                 "Answers of a Varnish that were older than a purge: no client saw them",
             )?,
             unsealed: counters(r, "unsealed_answers_total", "Answers of a Varnish at the edge without a seal")?,
+            cache_results: counters(
+                r,
+                "cache_results_total",
+                "Answers of a Varnish at the edge, by whether they came from its cache",
+            )?,
         })
     }
 
@@ -137,12 +172,16 @@ impl NodeFamilies {
         let connect_errors = held.bind(&self.connect_errors, of_node());
         let inflight = held.bind(&self.inflight, of_node());
         let up = held.bind(&self.up, of_node());
+        let duration = held.bind(&self.durations, of_node());
+        let bypassed = (role == Role::Web).then(|| held.bind(&self.bypassed, id.clone()));
         let varnish = (role == Role::Varnish).then(|| self.bind_varnish(id, &mut held));
         NodeMetrics {
             id: id.clone(),
             answers,
             bypass: Default::default(),
             edge: edge.clone(),
+            duration,
+            bypassed,
             connect_errors,
             inflight,
             up,
@@ -169,27 +208,63 @@ impl NodeFamilies {
             fenced: held.bind(&self.fenced, id.clone()),
             stale_caught: held.bind(&self.stale_caught, id.clone()),
             unsealed: held.bind(&self.unsealed, id.clone()),
+            cache_results: CacheResult::ALL.map(|result| held.bind(&self.cache_results, (id.clone(), result))),
         }
     }
 }
 
 impl NodeMetrics {
-    /// Counts a request that this node answered.
-    pub fn record_answer(&self, status: u16) {
+    /// Counts a request that this node answered, and that took this long in seconds.
+    pub fn record_answer(&self, status: u16, took: f64) {
         self.answers[CodeClass::of(status) as usize].inc();
+        self.duration.observe(took);
     }
 
     /// Counts a request at the edge that this web node answered, past the caches.
-    pub fn record_bypass(&self, status: u16) {
+    pub fn record_bypass(&self, status: u16, took: f64) {
         let class = CodeClass::of(status);
         let bind = || self.held.lock().as_mut().map(|held| held.bind(&self.edge, (class, Some(self.id.clone()))));
         if let Some(counter) = self.bypass[class as usize].get_or_init(bind) {
             counter.inc();
         }
+        if let Some(bypassed) = &self.bypassed {
+            bypassed.inc();
+        }
+        self.duration.observe(took);
+    }
+
+    /// What it has answered so far.
+    pub fn answers(&self) -> Answers {
+        let count = |class: CodeClass| {
+            let bypass = self.bypass[class as usize].get().and_then(Option::as_ref).map_or(0, IntCounter::get);
+            self.answers[class as usize].get() + bypass
+        };
+        Answers {
+            all: CodeClass::ALL.into_iter().map(count).sum(),
+            server_errors: count(CodeClass::ServerError),
+            time: Duration::try_from_secs_f64(self.duration.get_sample_sum()).unwrap_or_default(),
+        }
+    }
+
+    /// Its answers with a 5xx to clients that came past the caches.
+    pub fn bypass_server_errors(&self) -> u64 {
+        self.bypass[CodeClass::ServerError as usize].get().and_then(Option::as_ref).map_or(0, IntCounter::get)
     }
 
     /// The node has left: its series go.
     pub(super) fn release(&self) {
         self.held.lock().take();
+    }
+}
+
+impl VarnishMetrics {
+    /// Counts an answer by whether it came from the cache.
+    pub fn record_cache_result(&self, result: CacheResult) {
+        self.cache_results[result as usize].inc();
+    }
+
+    /// The answers so far: hits, misses, passes.
+    pub fn cache_results(&self) -> [u64; CacheResult::ALL.len()] {
+        self.cache_results.each_ref().map(IntCounter::get)
     }
 }

@@ -5,9 +5,28 @@ use prometheus::{Histogram, IntCounter, IntGauge, Registry};
 use super::family::{Counters, counters};
 use super::labels::{PurgeKind, PurgeResult, Sender, TagFamily, WideTarget};
 use super::{histogram, register};
+use crate::attribution::{OTHER, wide_targets};
+use crate::purge::Purge;
 
 /// From one fsync to a fleet that hangs, in seconds.
 pub(super) const BUCKETS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+
+/// The kind of a request that came to no purge.
+const NONE: &str = "none";
+
+/// How such a request ends.
+const NO_PURGE: [PurgeResult; 3] = [PurgeResult::Refused, PurgeResult::Empty, PurgeResult::Forbidden];
+
+/// All ways in which purge requests end: each is there from the start, so that the first of its kind is a rise and not a
+/// new series.
+fn requests() -> impl Iterator<Item = (PurgeKind, PurgeResult)> {
+    let of_kind = |kind: &'static str| {
+        let is_purge = kind != NONE;
+        let results = PurgeResult::ALL.into_iter().filter(move |result| NO_PURGE.contains(result) != is_purge);
+        results.map(move |result| (PurgeKind(kind.into()), result))
+    };
+    Purge::KINDS.into_iter().chain([NONE]).flat_map(of_kind)
+}
 
 /// The metrics of the purge listener.
 #[derive(Debug)]
@@ -27,10 +46,13 @@ pub struct PurgeMetrics {
 impl PurgeMetrics {
     pub(super) fn new(r: &Registry) -> prometheus::Result<Self> {
         Ok(PurgeMetrics {
-            requests: counters(r, "purges_total", "Purge requests by kind and result")?,
-            tags: counters(r, "purge_tags_total", "Tags in accepted purges by their family")?,
-            sources: counters(r, "purge_sources_total", "Accepted purges by the address of the sender")?,
-            wide: counters(r, "purge_wide_total", "Accepted purges of everything, or of a bare family")?,
+            requests: counters(r, "purges_total", "Purge requests by kind and result")?.with(requests()),
+            tags: counters(r, "purge_tags_total", "Tags in accepted purges by their family")?
+                .with([TagFamily(OTHER.into())]),
+            sources: counters(r, "purge_sources_total", "Accepted purges by the address of the sender")?
+                .with([Sender(OTHER.into())]),
+            wide: counters(r, "purge_wide_total", "Accepted purges of everything, or of a bare family")?
+                .with(wide_targets().map(|what| WideTarget(what.into()))),
             tags_folded: register(
                 r,
                 IntCounter::new(

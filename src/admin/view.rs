@@ -1,0 +1,266 @@
+//! The fleet as it is shown: `/api/v1/fleet`, and the event of the same name.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use serde::{Serialize, Serializer};
+
+use super::AdminContext;
+use super::last_minute::{LastMinute, NodeMemories};
+use super::standing::{CacheFacts, TrafficFacts, TrafficVerdict, unresolved};
+use crate::clock;
+use crate::fleet::{Health, Member, NodeId, NodeKey, NodeSource, Role, TrialState, WHOLE_SHARE};
+use crate::journal::{Cursor, Lag, Position};
+use crate::registry::RegistryStatus;
+use crate::registry::fixed::UnresolvedName;
+use crate::replicas;
+
+/// The whole fleet.
+#[derive(Serialize)]
+pub(super) struct FleetView<'a> {
+    version: u64,
+    head: Position,
+    fence: Position,
+    journal: &'static str,
+    /// Why the journal takes no purges, or not where they belong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    journal_trouble: Option<String>,
+    /// Purges that are not in etcd yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    spooled: Option<usize>,
+    /// The clearcoats before this fleet, this one first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    replicas: Vec<replicas::View>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    registry: Option<RegistryView>,
+    nodes: Vec<NodeView<'a>>,
+}
+
+/// Where nodes come from, beside the configuration file.
+#[derive(Serialize)]
+pub(super) struct RegistryView {
+    kind: NodeSource,
+    pub(super) connected: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) revision: Option<i64>,
+    pub(super) last_contact_seconds: f64,
+    problem: Arc<str>,
+}
+
+#[derive(Serialize)]
+struct NodeView<'a> {
+    role: Role,
+    id: &'a str,
+    /// Of a name that does not resolve: the name.
+    address: String,
+    weight: u32,
+    /// Its share of the traffic in percent: below 100 in its slow start.
+    share: u32,
+    health: Health,
+    reason: &'a str,
+    #[serde(flatten)]
+    verdict: TrafficVerdict,
+    /// Since when it gets traffic, or none (RFC 3339).
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "rfc3339")]
+    since: Option<u64>,
+    inflight: u32,
+    /// The last minute.
+    recent: LastMinute,
+    source: NodeSource,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    zone: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    labels: Option<&'a BTreeMap<String, String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    epoch: Option<&'a str>,
+    /// It is absent from its source.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    retained: bool,
+    #[serde(flatten)]
+    varnish: Option<VarnishView>,
+}
+
+/// A saved cursor.
+#[derive(Serialize)]
+struct SavedView {
+    cursor: Position,
+    /// All that its cache has was stored since answers are sealed.
+    seals: bool,
+}
+
+#[derive(Serialize)]
+struct VarnishView {
+    cursor: Position,
+    /// What a start finds of it in the journal, once another purge is on disk; `null` if nothing.
+    saved: Option<SavedView>,
+    /// Purges that it has not acknowledged.
+    lag: usize,
+    /// The age of the oldest of them, if it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lag_seconds: Option<f64>,
+    current: bool,
+    /// It may serve: it has every purge that it must have for that.
+    admitted: bool,
+    /// Purges that a seal shows do not wait for it.
+    seals: bool,
+    /// Why they do, if they need not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seals_not: Option<&'static str>,
+    delivery_error: Arc<str>,
+    /// What came of the last trial, and the finding in words if something is wrong.
+    trial: TrialState,
+    trial_finding: Arc<str>,
+    /// Whether that keeps it out of traffic.
+    trial_fenced: bool,
+}
+
+/// A time in milliseconds since 1970, as text.
+pub(super) fn rfc3339<S: Serializer>(at_ms: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
+    let at = UNIX_EPOCH + Duration::from_millis(at_ms.unwrap_or(0));
+    serializer.collect_str(&humantime::format_rfc3339_millis(at))
+}
+
+/// How long ago the oldest purge was accepted that a node misses; `None` if that is not known.
+pub(super) fn lag_age(lag: Lag) -> Option<Duration> {
+    match lag {
+        Lag { entries: 0, .. } => Some(Duration::ZERO),
+        Lag { oldest_ms, .. } => oldest_ms.map(|at_ms| Duration::from_millis(clock::now_ms().saturating_sub(at_ms))),
+    }
+}
+
+impl RegistryView {
+    pub(super) fn of(registry: &RegistryStatus) -> Self {
+        RegistryView {
+            kind: registry.source(),
+            connected: registry.is_connected(),
+            revision: registry.revision(),
+            last_contact_seconds: registry.silence().as_secs_f64(),
+            problem: registry.problem().unwrap_or_default(),
+        }
+    }
+}
+
+impl AdminContext {
+    /// Has `show` write the fleet as it is now.
+    pub(super) fn with_fleet<T>(&self, memories: &NodeMemories, show: impl FnOnce(&FleetView) -> T) -> T {
+        let fleet = self.fleet.load();
+        let recent = [Role::Varnish, Role::Web].map(|role| memories.recent(role));
+        let known = |identity: &NodeKey| recent.iter().find_map(|of_role| of_role.get(identity)).copied();
+        let unresolved = self.unresolved.list();
+        let members = fleet.varnish.members().iter().chain(fleet.web.members());
+        let saved = self.journal.cursors();
+        let nodes = members.map(|member| {
+            let identity = (member.node.spec.role(), member.node.id().clone());
+            let mut view = self.node(member, &saved);
+            view.since = memories.since_ms(&identity, view.verdict.gets_traffic);
+            view.recent = known(&identity).unwrap_or_default();
+            view
+        });
+        let without_address =
+            unresolved.iter().map(|((role, id), name)| NodeView::without_address(*role, id.as_str(), name));
+        show(&FleetView {
+            version: fleet.version,
+            head: self.journal.head(),
+            fence: self.fence.position(),
+            journal: self.journal_kind,
+            journal_trouble: self.journal.trouble().map(|trouble| trouble.reason),
+            spooled: self.spooled(),
+            replicas: self.replicas.as_ref().map_or_else(Vec::new, |replicas| replicas.view()),
+            registry: self.registry.as_ref().map(RegistryView::of),
+            nodes: nodes.chain(without_address).collect(),
+        })
+    }
+
+    /// Purges that are not in etcd yet.
+    pub(super) fn spooled(&self) -> Option<usize> {
+        self.replicas.as_ref().and_then(|replicas| replicas.spooled())
+    }
+
+    /// Whether a node gets traffic.
+    pub(super) fn serves(&self, member: &Member) -> bool {
+        self.node(member, &HashMap::new()).verdict.gets_traffic
+    }
+
+    fn node<'m>(&self, member: &'m Member, saved: &HashMap<NodeId, Cursor>) -> NodeView<'m> {
+        let spec = &member.node.spec;
+        let live = &member.node.live;
+        let lag = self.journal.lag(live.cursor());
+        let varnish = spec.varnish.as_ref().map(|_| VarnishView {
+            cursor: live.cursor(),
+            saved: saved.get(&spec.id).map(|saved| SavedView { cursor: saved.position, seals: saved.is_sealed }),
+            lag: lag.entries,
+            lag_seconds: lag_age(lag).map(|age| age.as_secs_f64()),
+            current: self.fence.is_current(live),
+            admitted: self.fence.admits(live),
+            seals: live.is_sealing(),
+            seals_not: self.deliveries.why_not_sealing(live),
+            delivery_error: self.deliveries.error(&spec.id).unwrap_or_default(),
+            trial: live.trial(),
+            trial_finding: self.trials.finding(&spec.id),
+            trial_fenced: !self.trials.admits(live),
+        });
+        let share = live.share() * 100 / WHOLE_SHARE;
+        let facts = TrafficFacts {
+            role: spec.role(),
+            address: spec.address,
+            weight: spec.weight,
+            usable: member.usable,
+            health: member.health,
+            reason: &member.reason,
+            share,
+            cache: varnish.as_ref().map(|varnish| CacheFacts {
+                admitted: varnish.admitted,
+                trial_fenced: varnish.trial_fenced,
+                trial_finding: &varnish.trial_finding,
+                lag: varnish.lag,
+                lag_age: varnish.lag_seconds.map(Duration::from_secs_f64),
+                delivery_error: &varnish.delivery_error,
+            }),
+        };
+        NodeView {
+            role: spec.role(),
+            id: spec.id.as_str(),
+            address: spec.address.to_string(),
+            weight: spec.weight,
+            share,
+            health: member.health,
+            reason: &member.reason,
+            verdict: facts.verdict(),
+            since: None,
+            inflight: live.inflight(),
+            recent: LastMinute::default(),
+            source: spec.source,
+            zone: spec.zone.as_deref(),
+            labels: Some(&spec.labels).filter(|labels| !labels.is_empty()),
+            epoch: spec.epoch().map(|epoch| &**epoch),
+            retained: member.retained,
+            varnish,
+        }
+    }
+}
+
+impl<'a> NodeView<'a> {
+    /// A node of the configuration that is not in the fleet.
+    fn without_address(role: Role, id: &'a str, name: &UnresolvedName) -> Self {
+        NodeView {
+            role,
+            id,
+            address: name.name.clone(),
+            weight: 0,
+            share: 0,
+            health: Health::Unknown,
+            reason: "",
+            verdict: unresolved(&name.reason),
+            since: None,
+            inflight: 0,
+            recent: LastMinute::default(),
+            source: NodeSource::Static,
+            zone: None,
+            labels: None,
+            epoch: None,
+            retained: false,
+            varnish: None,
+        }
+    }
+}

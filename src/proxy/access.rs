@@ -1,0 +1,83 @@
+//! The line of a request in the access log, made once, at its end, of what its [`Trace`](super::trace::Trace) has noted.
+
+use std::io::Write as _;
+use std::time::Duration;
+
+use super::cache_result::cache_result;
+use super::client::Client;
+use super::request::Request;
+use super::trace::RequestPhase;
+use crate::fleet::{Node, Role};
+use crate::http1::Version;
+use crate::telemetry::access::{AccessLine, RequestLine};
+use crate::telemetry::{CacheResult, FailureReason};
+
+/// Gives the request its id, if there is an access log: a trusted proxy's, which is how it is found in the logs of both,
+/// or a new one. A client's own would let strangers choose what is looked for.
+pub(super) fn name(client: &Client, request: &mut Request) {
+    if client.worker.access.is_none() || !request.trace.id.is_empty() {
+        return;
+    }
+    let Request { head, trace, id, .. } = request;
+    if client.trusted && trace.has_head {
+        head.copy_request_id(&mut trace.id);
+    }
+    if trace.id.is_empty() {
+        // Writing to memory does not fail.
+        _ = write!(trace.id, "{id}");
+    }
+    if trace.has_head {
+        head.drop_request_id();
+    }
+}
+
+/// Writes the line of a request that has ended. `node` answered it, or failed last.
+pub(super) fn write_line(client: &Client, request: &mut Request, node: Option<&Node>, total: Duration) {
+    let Some(access) = &client.worker.access else { return };
+    name(client, request);
+    let Request { head, trace, response, status, began, .. } = &*request;
+    let status = status.unwrap_or(499);
+    let termination = trace.termination();
+    let is_failed = status >= 500 || termination != *b"--";
+    if !is_failed && !access.log().is_sampled(&trace.id) {
+        return;
+    }
+    let has_node = trace.tries > 0;
+    let has_answer = trace.phase >= RequestPhase::Data;
+    let turned_to = trace.tried.map_or(Duration::ZERO, |tried| tried.saturating_duration_since(*began)) + trace.waited;
+    let first_byte = trace.answered.map(|answered| {
+        answered.saturating_duration_since(*began).saturating_sub(turned_to).saturating_sub(trace.connected)
+    });
+    let is_cache = has_answer && node.is_some_and(|node| node.spec.role() == Role::Varnish);
+    access.write(&AccessLine {
+        listener: match client.frontend.role {
+            Role::Varnish => "edge",
+            Role::Web => "origin",
+        },
+        client: &client.peer.text,
+        request: trace.has_head.then(|| RequestLine {
+            method: head.method_name(),
+            target: head.target(),
+            host: head.host(),
+            protocol: match client.version(head.version) {
+                Version::Http10 => "HTTP/1.0",
+                Version::Http11 => "HTTP/1.1",
+                Version::Http2 => "HTTP/2.0",
+            },
+        }),
+        status,
+        bytes_down: trace.sent,
+        head_down: trace.head_sent,
+        bytes_up: request.bytes_read(),
+        node: node.map(|node| node.id().as_str()),
+        tries: trace.tries,
+        cache: if is_cache { cache_result(request.head.method, response).map(CacheResult::as_str) } else { None },
+        queue: has_node.then_some(turned_to),
+        connect: (trace.phase >= RequestPhase::Headers).then_some(trace.connected),
+        first_byte,
+        total,
+        termination,
+        reason: trace.reason().map(FailureReason::as_str),
+        request_id: &trace.id,
+    });
+}

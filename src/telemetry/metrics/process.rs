@@ -1,0 +1,150 @@
+//! What the process uses, under the names that every Prometheus client library gives them: `process_…`, without our prefix,
+//! so that dashboards made for any process show this one.
+//!
+//! Read from `/proc` when somebody asks. Linux counts open files for us where it can (`stat` of `/proc/self/fd`, since 6.2);
+//! to list them takes milliseconds with tens of thousands.
+
+use std::fs;
+use std::io;
+
+use prometheus::{Counter, Gauge, IntGauge, Opts, Registry};
+use rustix::process::{Resource, getrlimit};
+
+use super::register;
+
+/// The fields of `/proc/self/stat` behind the name of the process, counted from its state (proc(5)).
+const USER_TICKS: usize = 11;
+const SYSTEM_TICKS: usize = 12;
+const THREADS: usize = 17;
+const START_TICKS: usize = 19;
+const VIRTUAL_BYTES: usize = 20;
+const RESIDENT_PAGES: usize = 21;
+
+/// The series of the process, in a registry of their own.
+#[derive(Debug)]
+pub(super) struct ProcessMetrics {
+    pub(super) families: Registry,
+    cpu: Counter,
+    resident: IntGauge,
+    virtual_memory: IntGauge,
+    open_files: IntGauge,
+    threads: IntGauge,
+}
+
+impl ProcessMetrics {
+    /// # Errors
+    /// Only where two families share a name: a fault in this file.
+    pub(super) fn new() -> prometheus::Result<Self> {
+        let families = Registry::new();
+        let r = &families;
+        let gauge = |name: &str, help: &str| register(r, IntGauge::with_opts(Opts::new(name, help))?);
+        let start: Gauge = register(
+            r,
+            Gauge::new("process_start_time_seconds", "Start time of the process since unix epoch in seconds")?,
+        )?;
+        let max_files = gauge("process_max_fds", "Maximum number of open file descriptors")?;
+        let limit = getrlimit(Resource::Nofile).current;
+        max_files.set(limit.map_or(-1, |limit| i64::try_from(limit).unwrap_or(i64::MAX)));
+        if let Some(seconds) = Usage::read().ok().and_then(|usage| usage.started()) {
+            start.set(seconds);
+        }
+        Ok(ProcessMetrics {
+            cpu: register(
+                r,
+                Counter::new("process_cpu_seconds_total", "Total user and system CPU time spent in seconds")?,
+            )?,
+            resident: gauge("process_resident_memory_bytes", "Resident memory size in bytes")?,
+            virtual_memory: gauge("process_virtual_memory_bytes", "Virtual memory size in bytes")?,
+            open_files: gauge("process_open_fds", "Number of open file descriptors")?,
+            threads: gauge("process_threads", "Number of OS threads in the process")?,
+            families,
+        })
+    }
+
+    /// Reads them again. What cannot be read stays as it was.
+    pub(super) fn update(&self) {
+        if let Ok(usage) = Usage::read() {
+            // A counter can only be raised. Two who ask at once may both raise it, and one of them by nothing.
+            self.cpu.inc_by((usage.cpu_seconds - self.cpu.get()).max(0.0));
+            self.resident.set(usage.resident);
+            self.virtual_memory.set(usage.virtual_memory);
+            self.threads.set(usage.threads);
+        }
+        if let Ok(files) = open_files() {
+            self.open_files.set(files);
+        }
+    }
+}
+
+fn open_files() -> io::Result<i64> {
+    let folder = "/proc/self/fd";
+    let counted = i64::try_from(fs::metadata(folder)?.len()).unwrap_or(0);
+    if counted > 0 {
+        return Ok(counted);
+    }
+    // Without the one that lists them.
+    Ok(fs::read_dir(folder)?.count() as i64 - 1)
+}
+
+/// What `/proc/self/stat` says.
+#[derive(Debug)]
+struct Usage {
+    cpu_seconds: f64,
+    resident: i64,
+    virtual_memory: i64,
+    threads: i64,
+    /// Since the machine was started.
+    start_seconds: f64,
+}
+
+impl Usage {
+    fn read() -> io::Result<Self> {
+        let text = fs::read_to_string("/proc/self/stat")?;
+        Usage::parse(&text).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    fn parse(stat: &str) -> Option<Self> {
+        // The name may have spaces and parentheses, and is followed by the last one.
+        let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split_ascii_whitespace().collect();
+        let number = |field: usize| fields.get(field)?.parse::<i64>().ok();
+        let seconds = |ticks: i64| ticks as f64 / rustix::param::clock_ticks_per_second() as f64;
+        Some(Usage {
+            cpu_seconds: seconds(number(USER_TICKS)? + number(SYSTEM_TICKS)?),
+            resident: number(RESIDENT_PAGES)? * i64::try_from(rustix::param::page_size()).ok()?,
+            virtual_memory: number(VIRTUAL_BYTES)?,
+            threads: number(THREADS)?,
+            start_seconds: seconds(number(START_TICKS)?),
+        })
+    }
+
+    /// When the process began, in Unix seconds.
+    fn started(&self) -> Option<f64> {
+        let text = fs::read_to_string("/proc/stat").ok()?;
+        let booted: f64 = text.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
+        Some(booted + self.start_seconds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_spaces_and_parentheses_moves_no_field() {
+        let plain: Vec<String> = (0..40).map(|field| field.to_string()).collect();
+        let stat = format!("12 (a) b (c)) S {}", plain[1..].join(" "));
+        let usage = Usage::parse(&stat).unwrap();
+        assert_eq!((usage.threads, usage.virtual_memory), (17, 20));
+    }
+
+    #[test]
+    fn the_values_of_this_process_are_sensible_and_its_cpu_time_never_falls() {
+        let process = ProcessMetrics::new().unwrap();
+        process.update();
+        let before = process.cpu.get();
+        assert!(process.resident.get() > 1 << 20 && process.virtual_memory.get() > process.resident.get());
+        assert!(process.open_files.get() >= 3 && process.threads.get() >= 1);
+        process.update();
+        assert!(process.cpu.get() >= before);
+    }
+}

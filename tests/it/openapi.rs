@@ -1,0 +1,106 @@
+//! Holds `docs/openapi.json` to the answers of the running program: each path that it names is there, and no answer has a
+//! field that it does not name, or lacks one that it wants.
+
+use serde_json::{Value, json};
+
+use crate::support::client::{Connection, exchange, get};
+use crate::support::eventually;
+use crate::support::fleet::{Fleet, Plan};
+
+const DOCUMENT: &str = include_str!("../../docs/openapi.json");
+
+/// What is wrong with a value by a schema of the document, each with its place. As much of JSON Schema as the document uses.
+fn faults(document: &Value, schema: &Value, value: &Value, place: &str) -> Vec<String> {
+    if let Some(reference) = schema["$ref"].as_str() {
+        let target = document.pointer(reference.trim_start_matches('#')).unwrap_or_else(|| panic!("no {reference}"));
+        return faults(document, target, value, place);
+    }
+    let kinds = match &schema["type"] {
+        Value::Array(kinds) => kinds.clone(),
+        kind => vec![kind.clone()],
+    };
+    let is_of = |kind: &Value| match kind.as_str() {
+        Some("string") => value.is_string(),
+        Some("integer") => value.is_i64() || value.is_u64(),
+        Some("number") => value.is_number(),
+        Some("boolean") => value.is_boolean(),
+        Some("null") => value.is_null(),
+        Some("array") => value.is_array(),
+        Some("object") => value.is_object(),
+        other => panic!("{place}: the document says {other:?}"),
+    };
+    if !kinds.iter().any(is_of) {
+        return vec![format!("{place}: {value} is not of {kinds:?}")];
+    }
+    let mut found = Vec::new();
+    if schema["enum"].as_array().is_some_and(|values| !values.contains(value)) {
+        found.push(format!("{place}: {value} is none of {}", schema["enum"]));
+    }
+    for (index, item) in value.as_array().into_iter().flatten().enumerate() {
+        found.extend(faults(document, &schema["items"], item, &format!("{place}[{index}]")));
+    }
+    let Some(entries) = value.as_object() else { return found };
+    for wanted in schema["required"].as_array().into_iter().flatten() {
+        if !entries.contains_key(wanted.as_str().expect("a name")) {
+            found.push(format!("{place}: no {wanted}"));
+        }
+    }
+    for (name, entry) in entries {
+        let known = schema["properties"].get(name).or_else(|| schema.get("additionalProperties"));
+        match known.filter(|known| known.is_object()) {
+            Some(known) => found.extend(faults(document, known, entry, &format!("{place}.{name}"))),
+            None => found.push(format!("{place}: {name} is not documented")),
+        }
+    }
+    found
+}
+
+#[test]
+fn the_description_of_the_api_is_what_the_program_answers() {
+    let document: Value = serde_json::from_str(DOCUMENT).expect("JSON");
+    let fleet = Fleet::start(&Plan { varnish: 2, web: 1, replicas: 2, ..Plan::default() });
+    let admin = fleet.clearcoat.admin;
+    fleet.get("/p/1");
+    let position = fleet.purge_tag("cat_p_1").json()["position"].to_string();
+    eventually("every node has the purge", || {
+        let detail = get(admin, &format!("/api/v1/purges/{position}")).expect("an answer").json();
+        detail["nodes"].as_array()?.iter().all(|node| node["at"].is_string()).then_some(())
+    });
+    let mut checked = 0;
+    for (path, operations) in document["paths"].as_object().expect("paths") {
+        let real = path.replace("{position}", &position);
+        if let Some(operation) = operations.get("get") {
+            let mut connection = Connection::open(admin).expect("a connection");
+            connection.send(format!("GET {real} HTTP/1.1\r\nHost: a\r\n\r\n")).expect("sent");
+            let head = connection.head().expect("an answer");
+            assert_eq!(head.status, 200, "{path}");
+            let content = operation["responses"]["200"]["content"].as_object().expect("a kind");
+            let kind = content.keys().next().expect("one kind");
+            assert_eq!(head.header("Content-Type"), Some(kind.as_str()), "{path}");
+            if kind == "application/json" {
+                let value = get(admin, &real).expect("an answer").json();
+                let wrong = faults(&document, &content[kind]["schema"], &value, path);
+                assert!(wrong.is_empty(), "{wrong:#?}");
+            }
+        }
+        if let Some(operation) = operations.get("post") {
+            // Without a token it is off.
+            let answer = exchange(admin, format!("POST {real} HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"));
+            let answer = answer.expect("an answer");
+            let schema = &operation["responses"][answer.status.to_string()]["content"]["application/json"]["schema"];
+            assert_eq!(faults(&document, schema, &answer.json(), path), Vec::<String>::new());
+        }
+        checked += 1;
+    }
+    assert_eq!(checked, 8);
+}
+
+#[test]
+fn a_field_that_is_not_documented_would_be_seen() {
+    let document = json!({});
+    let schema = json!({"type": "object", "additionalProperties": false, "required": ["a"],
+        "properties": {"a": {"type": ["integer", "null"]}, "b": {"type": "array", "items": {"type": "string"}}}});
+    let found = |value: Value| faults(&document, &schema, &value, "it").len();
+    assert_eq!([json!({"a": 1}), json!({"a": null, "b": ["x"]})].map(found), [0, 0]);
+    assert_eq!([json!({}), json!({"a": "x"}), json!({"a": 1, "c": 1}), json!({"a": 1, "b": [1]})].map(found), [1; 4]);
+}

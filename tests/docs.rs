@@ -63,5 +63,5 @@ fn the_soak_runs_a_test_that_is_there() {
     assert_eq!(filters.len(), 1);
     let prefix = filters[0].split(' ').next().unwrap();
     let tests = document("tests/it/consistency.rs");
-    assert_eq!(tests.matches(&format!("#[test]\nfn {prefix}")).count(), 4, "{prefix}");
+    assert_eq!(tests.matches(&format!("#[test]\nfn {prefix}")).count(), 5, "{prefix}");
 }

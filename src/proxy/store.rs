@@ -261,7 +261,7 @@ mod tests {
             (1_000, 1, 1_000, true),
             (1_000, 1, 1_003, false),
             (1_000, 4, 1_000, false),
-            (1_000, MAX_STAMPS, 900, true),
+            (1_000, MAX_STAMPS, 790, true),
             (USUAL_HEAD - 1_000, 1, 100, true),
             (USUAL_HEAD - 1_000, 1, 200, false),
             (USUAL_HEAD, 1, 0, false),

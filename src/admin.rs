@@ -4,6 +4,7 @@
 //! ([`AdminApi::observe`]): the traffic of the last quarter of an hour, and since when a node is in or out. Nothing here
 //! is on the way of a request or a purge.
 
+mod discovery;
 mod history;
 mod last_minute;
 mod listeners;
@@ -138,6 +139,7 @@ impl Handler for AdminApi {
             "/api/v1/fleet" => self.context.with_fleet(&self.observed.lock().nodes, |fleet| json(200, fleet)),
             "/api/v1/purges" => json(200, &self.context.purges()),
             "/api/v1/events" => self.listen(request.method()),
+            discovery::PATH => discovery::targets(&self.context.fleet.load(), request.uri().query()),
             _ => match path.strip_prefix("/api/v1/purges/").and_then(|position| position.parse().ok()) {
                 Some(position) => self.context.purge(position).map_or_else(
                     || text(404, "this purge is not remembered, or was accepted by another clearcoat\n"),
@@ -147,7 +149,7 @@ impl Handler for AdminApi {
                     text(
                         404,
                         "not found; there are / /metrics /healthz /readyz /api/v1/fleet /api/v1/purges \
-                         /api/v1/purges/POSITION /api/v1/events, and POST /api/v1/purge\n",
+                         /api/v1/purges/POSITION /api/v1/events /sd/prometheus, and POST /api/v1/purge\n",
                     )
                 }),
             },

@@ -75,7 +75,9 @@ pub(super) async fn tunnel(
         let (read, sent) = (up.transfer.take_moved(), down.transfer.take_moved());
         trace.body_read += read;
         trace.sent += sent;
-        if upwards?.is_ready() && downwards?.is_ready() {
+        // Both, before either counts: one that broke off ends the other.
+        let (upwards, downwards) = (upwards?, downwards?);
+        if upwards.is_ready() && downwards.is_ready() {
             return Poll::Ready(Ok(()));
         }
         if read + sent > 0 {

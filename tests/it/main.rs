@@ -27,6 +27,7 @@ mod other_vcls;
 mod overload;
 mod patterns;
 mod peers;
+mod prometheus;
 mod purging;
 mod refusals;
 mod refused_urls;

@@ -14,6 +14,7 @@ pub mod faults;
 pub mod fleet;
 pub mod frames;
 pub mod http2;
+pub mod prometheus;
 pub mod reader;
 pub mod simulated;
 pub mod slow_link;

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::data_path::rig::{Rig, always, get_request};
 use crate::data_path::tls::Secure;
-use crate::support::client::{Connection, get};
+use crate::support::client::{Answer, Connection, get};
 use crate::support::eventually;
 use crate::support::fleet::{Fleet, Plan};
 use crate::support::http2::{Http2, request};
@@ -398,7 +398,13 @@ fn a_request_is_followed_by_its_id_through_edge_varnish_and_origin() {
         let found = (of("edge", "/p/1"), of("origin", "/p/1"), of("edge", "/customer/"));
         (found.0.len() == 2 && found.1.len() == 1 && found.2.len() == 1).then_some(found)
     });
-    let (pages, fetched, private) = lines;
+    let (unordered, fetched, private) = lines;
+    // Each worker hands over its own lines.
+    let of = |answer: &Answer| {
+        let mut lines = unordered.iter().filter(|line| line["request_id"].as_str() == answer.header("x-request-id"));
+        lines.next().expect("its line").clone()
+    };
+    let pages: Vec<Value> = answers[..2].iter().map(of).collect();
     let mut results: Vec<&str> = pages.iter().filter_map(|line| line["cache"].as_str()).collect();
     results.push(private[0]["cache"].as_str().expect("a result"));
     assert_eq!(results, ["miss", "hit", "pass"]);

@@ -23,7 +23,7 @@ use super::{Deliveries, DeliveryContext, on_a_thread};
 use crate::fleet::{Live, Node, NodeId, TrialState};
 use crate::journal::{CursorState, Entry, Journal, Missed, Position};
 use crate::mutants::Mutant;
-use crate::seal::{Name, PurgedNames, StaleBecause, StalePage, sealed_by};
+use crate::seal::{Name, PurgedNames, StalePage, sealed_by};
 use crate::telemetry::causes;
 
 /// The number of unsealed purges whose positions are kept. All purges before the oldest of them count as unsealed.
@@ -366,19 +366,14 @@ impl Deliveries {
         if state.late.is_late() || state.error.lock().is_some() {
             return false;
         }
-        let wanted = match page.because {
-            StaleBecause::Purged(position) | StaleBecause::Unsealed(position) => Some(position),
-            StaleBecause::Foreign | StaleBecause::Forgotten => None,
-        };
         let refreshed = async {
-            match wanted {
-                // The node was asked before it had the purge: the regular delivery is enough.
-                Some(position) if page.asked_at < position => {
+            match page.awaited_delivery() {
+                Some(position) => {
                     state.hurry(position);
                     self.progress.until(|| live.cursor() >= position).await;
                     true
                 }
-                _ => state.caught.tell(page).await,
+                None => state.caught.tell(page).await,
             }
         };
         tokio::time::timeout(patience, refreshed).await.unwrap_or(false)

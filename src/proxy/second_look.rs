@@ -57,7 +57,8 @@ impl SecondLook {
                 freshness.record_kept(node.id(), &page);
             }
             (Some(freshness), None) => {
-                let id = page.seal_id();
+                // Only a ban that was sent after the page was seen says that it is gone.
+                let id = page.seal_id().filter(|_| page.awaited_delivery().is_none());
                 let is_asked_again = freshness.refresh(node.id(), page).await && is_repeatable;
                 self.told.push((Arc::clone(node), id.filter(|_| is_asked_again)));
                 if is_asked_again {

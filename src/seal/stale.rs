@@ -49,6 +49,17 @@ impl StalePage {
         self.has_own_stamp.then_some(self.id)
     }
 
+    /// The purge for which it is stale, if its cache had not acknowledged that when it was asked: then the regular delivery is
+    /// enough, and proves nothing about a page that was stored after its ban was sent.
+    pub fn awaited_delivery(&self) -> Option<Position> {
+        match self.because {
+            StaleBecause::Purged(position) | StaleBecause::Unsealed(position) => {
+                Some(position).filter(|position| self.asked_at < *position)
+            }
+            StaleBecause::Foreign | StaleBecause::Forgotten => None,
+        }
+    }
+
     /// Whether its seal is of another journal, so that its position is meaningless here.
     pub fn is_foreign(&self) -> bool {
         self.because == StaleBecause::Foreign

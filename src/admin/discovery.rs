@@ -33,16 +33,16 @@ struct TargetLabels<'a> {
 
 /// What a request asks for.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Wanted {
+struct TargetQuery {
     role: Option<Role>,
     /// The port of nodes without a label.
     port: Option<u16>,
 }
 
-impl Wanted {
+impl TargetQuery {
     /// Reads `role=varnish&port=9131`, either of which may be missing. The error names what is allowed.
     fn parse(query: Option<&str>) -> Result<Self, String> {
-        let mut wanted = Wanted::default();
+        let mut wanted = TargetQuery::default();
         for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
             match pair.split_once('=').unwrap_or((pair, "")) {
                 ("role", "web") => wanted.role = Some(Role::Web),
@@ -62,13 +62,13 @@ impl Wanted {
 
 /// The list of nodes that have an exporter, whatever their health.
 pub(super) fn targets(fleet: &Snapshot, query: Option<&str>) -> Response {
-    match Wanted::parse(query) {
+    match TargetQuery::parse(query) {
         Ok(wanted) => json(200, &groups(fleet, &wanted)),
         Err(problem) => text(400, problem),
     }
 }
 
-fn groups<'f>(fleet: &'f Snapshot, wanted: &Wanted) -> Vec<TargetGroup<'f>> {
+fn groups<'f>(fleet: &'f Snapshot, wanted: &TargetQuery) -> Vec<TargetGroup<'f>> {
     let members = fleet.varnish.members().iter().chain(fleet.web.members());
     let groups = members.filter_map(|Member { node, .. }| {
         let spec = &node.spec;
@@ -94,9 +94,9 @@ mod tests {
 
     #[test]
     fn a_request_says_which_nodes_and_which_port_and_nothing_else() {
-        let read = |query| Wanted::parse(query);
-        assert_eq!(read(None), Ok(Wanted::default()));
-        let both = Wanted { role: Some(Role::Varnish), port: Some(9131) };
+        let read = |query| TargetQuery::parse(query);
+        assert_eq!(read(None), Ok(TargetQuery::default()));
+        let both = TargetQuery { role: Some(Role::Varnish), port: Some(9131) };
         assert_eq!(read(Some("role=varnish&port=9131")), Ok(both));
         for (query, problem) in [
             ("role=cache", "role=cache: there are role=web, role=varnish and port=NUMBER\n"),

@@ -91,7 +91,7 @@ fn a_page_through_a_clearcoat_that_lags_is_taken_by_the_reader_who_asked() {
 }
 
 #[test]
-fn a_block_that_passed_one_clearcoat_is_known_to_the_other_before_it_is_stored() {
+fn a_block_is_known_to_the_other_clearcoat_before_it_is_stored() {
     for plan in plans() {
         let (web, block) = blocks();
         let config: &'static str = format!("{GATHERED}{}", of_blocks(&web)).leak();

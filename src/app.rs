@@ -125,10 +125,7 @@ impl App {
         let (nodes, configured) = watch::channel(config.nodes.clone());
         let FleetInputs { listed, suspects, registry, unresolved } =
             fleet::keep(config, configured, &engine, &mut tasks);
-        let saved = Arc::clone(&engine.deliveries);
-        tasks.spawn(async move { saved.save_cursors().await });
-        let watched = certificates.into_iter().map(|(_, tls)| Arc::new(tls));
-        watched.for_each(|tls| _ = tasks.spawn(tls::watch(tls, Arc::clone(&engine.metrics), tls::LOOK_EVERY)));
+        spawn_keepers(&engine, certificates.into_iter().map(|(_, tls)| tls), &mut tasks);
         let replicas = engine.join_replicas(config, &addresses, &mut tasks)?;
         let first_round = FirstRound::of(&engine, config);
         tasks.spawn(open_edge(listed.clone(), first_round, replicas.clone(), open_sender));
@@ -166,8 +163,7 @@ impl App {
         serve_all(&mut servers, purge, &purge_api, (plan.control_connections, config.purge.max_request), &shutdown);
         serve_all(&mut servers, admin, &admin_api, (plan.control_connections, MAX_ADMIN_REQUEST), &shutdown);
 
-        let access_log = RunningAccessLog::start(&config.log, &metrics)?;
-        tasks.spawn(access_log::say_losses(metrics.access_log_dropped.clone()));
+        let access_log = RunningAccessLog::start(&config.log, &metrics, &mut tasks)?;
         let files = files::FileBudget::new(&plan, config.limits.max_connections, &metrics);
         let shared = shared(config, fleet, (Arc::clone(&metrics), files), suspects, started, shutdown);
         let shared = proxy::WorkerContext { access: access_log.log.clone(), ..shared };
@@ -264,6 +260,15 @@ impl App {
             tracing::warn!(error = %causes(&error), "cursors could not be saved");
         }
         access_log.end().await;
+    }
+}
+
+/// Starts what goes on beside everything else: cursors are saved, and certificates that change are taken.
+fn spawn_keepers(engine: &Engine, certificates: impl Iterator<Item = tls::Tls>, tasks: &mut JoinSet<()>) {
+    let saved = Arc::clone(&engine.deliveries);
+    tasks.spawn(async move { saved.save_cursors().await });
+    for tls in certificates {
+        tasks.spawn(tls::watch(Arc::new(tls), Arc::clone(&engine.metrics), tls::LOOK_EVERY));
     }
 }
 

@@ -148,7 +148,7 @@ impl Handler for PurgeApi {
         }
         if is_told(request.method(), request.uri()) {
             return match self.authorise(request.headers(), peer) {
-                Ok(()) if request.uri().path() == replicas::NAMES => self.give_names(&request.into_body()),
+                Ok(()) if request.uri().path() == replicas::NAMES => self.give_names(&request.into_body()).await,
                 Ok(()) => self.be_told(request.into_body()).await,
                 Err(response) => *response,
             };
@@ -221,12 +221,18 @@ impl PurgeApi {
     }
 
     /// Answers another replica that asks for the purged names that are known here.
-    fn give_names(&self, body: &[u8]) -> Response {
-        let Ok(message) = serde_json::from_slice(body) else { return refused(400, "no message of a replica") };
-        match self.replicas.as_ref().map(|replicas| replicas.give_names(&message)) {
-            Some(GivenNames::Names(bytes)) => http_server::response(200, "application/octet-stream", bytes),
-            Some(GivenNames::NotYet) => not_now("this replica has not met the one that asks yet"),
-            Some(GivenNames::Never) | None => refused(409, "this clearcoat does not seal answers together with others"),
+    async fn give_names(&self, body: &[u8]) -> Response {
+        let message = match serde_json::from_slice(body) {
+            Ok(message) => message,
+            Err(error) => return refused(400, &format!("no message of a replica: {error}")),
+        };
+        let alone = || refused(409, "this clearcoat does not seal answers together with others");
+        let Some(replicas) = &self.replicas else { return alone() };
+        match replicas.give_names(&message).await {
+            GivenNames::Names(bytes) => http_server::response(200, "application/octet-stream", bytes),
+            GivenNames::NotYet => not_now("this replica has not met the one that asks yet"),
+            GivenNames::Failed(error) => refused(500, &format!("the purged names cannot be written down: {error}")),
+            GivenNames::Never => alone(),
         }
     }
 

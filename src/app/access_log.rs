@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use prometheus::IntCounter;
+use tokio::task::JoinSet;
 
 use crate::config;
 use crate::telemetry::Metrics;
@@ -27,7 +28,7 @@ pub(super) struct RunningAccessLog {
 impl RunningAccessLog {
     /// # Errors
     /// If the system refuses a thread, or standard output is wanted and closed.
-    pub(super) fn start(config: &config::Log, metrics: &Metrics) -> anyhow::Result<Self> {
+    pub(super) fn start(config: &config::Log, metrics: &Metrics, tasks: &mut JoinSet<()>) -> anyhow::Result<Self> {
         let format = match config.access {
             config::AccessFormat::Off => return Ok(RunningAccessLog::default()),
             config::AccessFormat::Json => LineFormat::Json,
@@ -40,6 +41,7 @@ impl RunningAccessLog {
             redaction: Redaction::new(config.redact_query.iter().map(String::as_str)),
         };
         let (log, writer) = AccessLog::start(options, metrics.access_log_dropped.clone()).context("log.access")?;
+        tasks.spawn(say_losses(metrics.access_log_dropped.clone()));
         Ok(RunningAccessLog { log: Some(log), writer: Some(writer) })
     }
 
@@ -61,7 +63,7 @@ impl RunningAccessLog {
 
 /// Says how many lines were lost, as long as some are. Not said by a worker, which would wait for the log then, nor by the
 /// thread that writes, which may hang.
-pub(super) async fn say_losses(dropped: IntCounter) {
+async fn say_losses(dropped: IntCounter) {
     let mut said = 0;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;

@@ -32,7 +32,7 @@ use crate::telemetry::causes;
 /// The pause before a replica that has not met us yet is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(25);
 
-/// How often it is asked so soon.
+/// How often it is asked so soon, in all.
 const AT_ONCE: u32 = 20;
 
 /// What is known of the blocks that passed the replicas.
@@ -54,6 +54,8 @@ pub enum GivenNames {
     Names(Vec<u8>),
     /// It is not told of everything yet.
     NotYet,
+    /// They could not be written down.
+    Failed(serde_json::Error),
     /// Answers are not sealed here.
     Never,
 }
@@ -86,7 +88,7 @@ impl Replicas {
     }
 
     /// Gives another replica all that is known here, if it is told of everything from now on.
-    pub fn give_names(&self, message: &Message) -> GivenNames {
+    pub async fn give_names(&self, message: &Message) -> GivenNames {
         let (Some(purged), Some(record)) = (self.purged(), &message.record) else { return GivenNames::Never };
         let peer = self.peers.lock().get(&message.from).cloned();
         let Some(peer) = peer.filter(|peer| peer.record.boot == record.boot && self.shares_with(peer)) else {
@@ -97,23 +99,33 @@ impl Replicas {
         peer.names.set_given();
         let heard = purged.heard().map_or_else(Vec::new, |heard| heard.to_vec());
         let caches = GivenCaches { sealed: self.context.deliveries.sealed_caches(), heard };
-        let mut bytes = serde_json::to_vec(&caches).unwrap_or_default();
-        bytes.push(b'\n');
-        bytes.extend(purged.encode());
-        GivenNames::Names(bytes)
+        let purged = Arc::clone(purged);
+        // A table for a million names has 64 MiB, and probes run on this thread.
+        let encoded = tokio::task::spawn_blocking(move || {
+            let mut bytes = serde_json::to_vec(&caches)?;
+            bytes.push(b'\n');
+            bytes.extend(purged.encode()?);
+            Ok(bytes)
+        });
+        match encoded.await {
+            Ok(Ok(bytes)) => GivenNames::Names(bytes),
+            Ok(Err(error)) => GivenNames::Failed(error),
+            // It panicked, or the process ends.
+            Err(_) => GivenNames::NotYet,
+        }
     }
 
     /// Fetches what another replica knows, once, and never returns.
     pub(super) async fn fetch_names(self: &Arc<Self>, peer: &Peer) -> Infallible {
-        let mut failures = 0_u32;
+        let (mut refusals, mut failures) = (0, 0_u32);
         while self.purged().is_some() {
             let failed = match peer.ask_names(self).await {
-                Ok(bytes) => match self.take_names(peer, &bytes).await {
+                Ok(bytes) => match self.take_names(peer, bytes).await {
                     Ok(()) => break,
                     Err(problem) => problem,
                 },
-                Err(error) if error.is_not_now() && failures < AT_ONCE => {
-                    failures += 1;
+                Err(error) if error.is_not_now() && refusals < AT_ONCE => {
+                    refusals += 1;
                     tokio::time::sleep(ASK_AGAIN).await;
                     continue;
                 }
@@ -129,22 +141,22 @@ impl Replicas {
             };
             tracing::debug!(replica = %peer.id, failed, "the purged names of a replica cannot be fetched");
             failures = failures.saturating_add(1);
-            tokio::time::sleep(peer::BACKOFF.pause(failures.saturating_sub(AT_ONCE), 0.5 + 0.5 * fastrand::f64()))
-                .await;
+            tokio::time::sleep(peer::BACKOFF.pause(failures, 0.5 + 0.5 * fastrand::f64())).await;
         }
         self.review_names();
         self.progress.notify();
         std::future::pending().await
     }
 
-    async fn take_names(&self, peer: &Peer, bytes: &Bytes) -> Result<(), String> {
+    async fn take_names(&self, peer: &Peer, bytes: Bytes) -> Result<(), String> {
         let Some(purged) = self.purged() else { return Ok(()) };
-        let table = || {
-            let end = memchr::memchr(b'\n', bytes)?;
+        let read = tokio::task::spawn_blocking(move || {
+            let end = memchr::memchr(b'\n', &bytes)?;
             let given: GivenCaches = serde_json::from_slice(&bytes[..end]).ok()?;
             Some((given, PurgedNames::decode(&bytes[end + 1..])?))
-        };
-        let (GivenCaches { sealed, heard }, table) = table().ok_or("its purged names cannot be read")?;
+        });
+        let read = read.await.ok().flatten().ok_or("its purged names cannot be read")?;
+        let (GivenCaches { sealed, heard }, table) = read;
         let blocks = table.unsealable().all();
         if !blocks.is_empty() && !self.context.deliveries.note_unsealable(blocks).await {
             return Err("the tags of its blocks could not be made durable".to_owned());

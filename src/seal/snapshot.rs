@@ -36,8 +36,11 @@ struct SnapshotHead {
 }
 
 impl PurgedNames {
-    /// The table as bytes.
-    pub fn encode(&self) -> Vec<u8> {
+    /// The table as bytes. Takes a moment if there are many names.
+    ///
+    /// # Errors
+    /// None that is known: the head is numbers and texts.
+    pub fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
         // The head first: what is recorded meanwhile is in the table without being claimed.
         let head = self.head();
         let mut rows = Vec::new();
@@ -55,10 +58,10 @@ impl PurgedNames {
             buckets: self.names.buckets(),
             rows: rows.len() / ROW,
         };
-        let mut bytes = serde_json::to_vec(&head).unwrap_or_default();
+        let mut bytes = serde_json::to_vec(&head)?;
         bytes.push(b'\n');
         bytes.extend(rows);
-        bytes
+        Ok(bytes)
     }
 
     /// The table with these bytes; `None` if they are not one.
@@ -111,7 +114,7 @@ mod tests {
         let sent = table(7);
         (1..500).for_each(|n| sent.note(n, &purge(&n.to_string())));
         sent.unsealable().settle(&[Name::of_tag(b"block")]);
-        let bytes = sent.encode();
+        let bytes = sent.encode().unwrap();
         let got = PurgedNames::decode(&bytes).unwrap();
         assert_eq!((got.head(), got.lineage(), got.unsealable().all()), (499, sent.lineage(), sent.unsealable().all()));
         assert!(sent.names.rows().eq(got.names.rows()));
@@ -130,8 +133,8 @@ mod tests {
         // Nobody has told it of the others yet.
         assert_eq!(judge(&joined, "x", &[&old]), Judgement::Stale(StaleBecause::Foreign));
         let before = [table(1), table(2)];
-        joined.inherit("older".into(), PurgedNames::decode(&older.encode()).unwrap());
-        joined.inherit("old".into(), PurgedNames::decode(&old.encode()).unwrap());
+        joined.inherit("older".into(), PurgedNames::decode(&older.encode().unwrap()).unwrap());
+        joined.inherit("old".into(), PurgedNames::decode(&old.encode().unwrap()).unwrap());
         let stale = Judgement::Stale(StaleBecause::Forgotten);
         let both = [&older, &old];
         assert_eq!(["a", "b", "x"].map(|tag| judge(&joined, tag, &both)), [Judgement::Fresh; 3]);

@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Socket, Type};
 
 /// How long a gate waits before the test fails. Far longer than anything takes on a busy machine with two cores.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until `condition` returns a value.
 pub fn eventually<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {

@@ -10,6 +10,7 @@ mod last_minute;
 mod listeners;
 mod operator;
 mod page;
+mod problems;
 mod progress;
 mod standing;
 mod view;
@@ -38,7 +39,7 @@ use crate::registry::RegistryStatus;
 use crate::registry::fixed::UnresolvedNodes;
 use crate::replicas::Replicas;
 use crate::shutdown::{Shutdown, Stage};
-use crate::telemetry::{Metrics, PurgeResult};
+use crate::telemetry::{IncidentKind, Metrics, PurgeResult};
 use crate::trial::Trials;
 use history::{EdgeReading, History, STEP};
 use last_minute::{NodeMemories, NodeReading};
@@ -288,6 +289,8 @@ impl AdminApi {
         if let Some((status, reason)) = operator::objection(request.headers(), self.context.token.as_ref()) {
             tracing::warn!(address = %peer.ip().to_canonical(), "purge by the status page refused: {reason}");
             self.context.metrics.purge.requested("none", PurgeResult::Forbidden);
+            let words = format!("a purge by the status page from {} was refused: {reason}", peer.ip().to_canonical());
+            self.context.metrics.incidents.note(IncidentKind::PurgeRefused, words, clock::now_ms());
             return refused(status, reason);
         }
         match operator::as_magento(request.body()) {

@@ -32,7 +32,7 @@ use crate::http_server::{self, Handler, Response, json, text};
 use crate::journal::{Journal, Position};
 use crate::purge::{ParsedPurge, Purge, PurgeRules, Refusal, Target, parse};
 use crate::replicas::{self, GivenNames, PeerAnswers, Received, Replicas};
-use crate::telemetry::{Metrics, PurgeResult, causes};
+use crate::telemetry::{IncidentKind, Metrics, PurgeResult, causes};
 
 /// The most purges under way at once. A shop has tens; each takes some KiB of memory.
 pub const MAX_UNDER_WAY: usize = 4096;
@@ -196,6 +196,7 @@ impl PurgeApi {
     fn authorise(&self, headers: &http::HeaderMap, peer: SocketAddr) -> Result<(), Box<Response>> {
         let Some((reason, answer)) = self.objection(headers, peer) else { return Ok(()) };
         self.metrics.purge.requested("none", PurgeResult::Forbidden);
+        self.was_refused(&format!("a purge from {} was refused: {reason}", peer.ip().to_canonical()));
         tracing::warn!(address = %peer.ip().to_canonical(), "purge refused: {reason}");
         Err(Box::new(refused(403, &answer)))
     }
@@ -263,6 +264,7 @@ impl PurgeApi {
             tracing::debug!(%address, "a purge with an empty pattern, as Magento sends before a long one");
         } else {
             self.metrics.purge.requested("none", PurgeResult::Refused);
+            self.was_refused(&format!("a purge from {address} was refused: {refusal}"));
             tracing::warn!(%address, %refusal, "purge refused");
         }
         let mut response = refused(refusal.status(), &refusal.to_string());
@@ -275,6 +277,10 @@ impl PurgeApi {
         response
     }
 
+    fn was_refused(&self, words: &str) {
+        self.metrics.incidents.note(IncidentKind::PurgeRefused, words, clock::now_ms());
+    }
+
     /// Counts a purge as under way; `None` if [`MAX_UNDER_WAY`] are already.
     fn begin(&self) -> Option<PurgeInFlight<'_>> {
         let permit = self.under_way.try_acquire().ok()?;
@@ -285,6 +291,7 @@ impl PurgeApi {
     /// `cause` is logged but not sent to the client, because it contains paths.
     fn not_durable(&self, kind: &'static str, now_ms: u64, cause: &dyn Display) -> Response {
         self.metrics.purge.requested(kind, PurgeResult::NotDurable);
+        self.was_refused(&format!("a purge could not be made durable: {cause}"));
         if let Some(left_out) = self.refusal_told.lock().pass(now_ms) {
             tracing::error!(error = %cause, left_out, "a purge could not be made durable and was not accepted");
         }
@@ -293,6 +300,7 @@ impl PurgeApi {
 
     fn overloaded(&self, kind: &'static str, now_ms: u64) -> Response {
         self.metrics.purge.requested(kind, PurgeResult::Overload);
+        self.was_refused(&format!("a purge was not accepted: {MAX_UNDER_WAY} are under way"));
         if let Some(left_out) = self.overload_told.lock().pass(now_ms) {
             tracing::warn!(left_out, "a purge was not accepted: {MAX_UNDER_WAY} are under way and not answered yet");
         }

@@ -2,10 +2,12 @@
 
 pub mod access;
 mod causes;
+mod incidents;
 pub mod log;
 pub mod metrics;
 
 pub use causes::causes;
+pub use incidents::{Incident, IncidentKind, Incidents};
 pub use metrics::{
     Answers, CacheResult, Durations, FailureReason, FileShare, HandshakeResult, JournalMetrics, ListenerMetrics,
     Metrics, NodeMetrics, PurgeMetrics, PurgeResult, ReloadResult, Resync, RetryReason, SealVerdict, Shortage,

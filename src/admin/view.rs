@@ -8,6 +8,7 @@ use serde::{Serialize, Serializer};
 
 use super::AdminContext;
 use super::last_minute::{LastMinute, NodeMemories};
+use super::problems::Problem;
 use super::standing::{CacheFacts, TrafficFacts, TrafficVerdict, unresolved};
 use crate::clock;
 use crate::fleet::{Health, Member, NodeId, NodeKey, NodeSource, Role, TrialState, WHOLE_SHARE};
@@ -23,9 +24,8 @@ pub(super) struct FleetView<'a> {
     head: Position,
     fence: Position,
     journal: &'static str,
-    /// Why the journal takes no purges, or not where they belong.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    journal_trouble: Option<String>,
+    /// What is wrong beside single nodes.
+    problems: Vec<Problem>,
     /// Purges that are not in etcd yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     spooled: Option<usize>,
@@ -40,12 +40,12 @@ pub(super) struct FleetView<'a> {
 /// Where nodes come from, beside the configuration file.
 #[derive(Serialize)]
 pub(super) struct RegistryView {
-    kind: NodeSource,
+    pub(super) kind: NodeSource,
     pub(super) connected: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) revision: Option<i64>,
     pub(super) last_contact_seconds: f64,
-    problem: Arc<str>,
+    pub(super) problem: Arc<str>,
 }
 
 #[derive(Serialize)]
@@ -159,15 +159,17 @@ impl AdminContext {
         });
         let without_address =
             unresolved.iter().map(|((role, id), name)| NodeView::without_address(*role, id.as_str(), name));
+        let replicas = self.replicas.as_ref().map_or_else(Vec::new, |replicas| replicas.view());
+        let registry = self.registry.as_ref().map(RegistryView::of);
         show(&FleetView {
             version: fleet.version,
             head: self.journal.head(),
             fence: self.fence.position(),
             journal: self.journal_kind,
-            journal_trouble: self.journal.trouble().map(|trouble| trouble.reason),
+            problems: self.problems(registry.as_ref(), &replicas),
             spooled: self.spooled(),
-            replicas: self.replicas.as_ref().map_or_else(Vec::new, |replicas| replicas.view()),
-            registry: self.registry.as_ref().map(RegistryView::of),
+            replicas,
+            registry,
             nodes: nodes.chain(without_address).collect(),
         })
     }

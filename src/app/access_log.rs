@@ -7,9 +7,10 @@ use anyhow::Context as _;
 use prometheus::IntCounter;
 use tokio::task::JoinSet;
 
+use crate::clock;
 use crate::config;
-use crate::telemetry::Metrics;
 use crate::telemetry::access::{AccessLog, AccessOptions, AccessWriter, LineFormat, Redaction, ReopenAccessLog};
+use crate::telemetry::{IncidentKind, Incidents, Metrics};
 
 /// How often losses are looked for, and said while there are any.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -41,7 +42,7 @@ impl RunningAccessLog {
             redaction: Redaction::new(config.redact_query.iter().map(String::as_str)),
         };
         let (log, writer) = AccessLog::start(options, metrics.access_log_dropped.clone()).context("log.access")?;
-        tasks.spawn(say_losses(metrics.access_log_dropped.clone()));
+        tasks.spawn(say_losses(metrics.access_log_dropped.clone(), Arc::clone(&metrics.incidents)));
         Ok(RunningAccessLog { log: Some(log), writer: Some(writer) })
     }
 
@@ -63,13 +64,15 @@ impl RunningAccessLog {
 
 /// Says how many lines were lost, as long as some are. Not said by a worker, which would wait for the log then, nor by the
 /// thread that writes, which may hang.
-async fn say_losses(dropped: IntCounter) {
+async fn say_losses(dropped: IntCounter, incidents: Arc<Incidents>) {
     let mut said = 0;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let lost = dropped.get() - said;
         if lost > 0 {
             said += lost;
+            let words = format!("{lost} lines of the access log were lost: its file or pipe does not take them");
+            incidents.note(IncidentKind::AccessLogLost, words, clock::now_ms());
             tracing::warn!(lost, "lines of the access log were lost: its file or pipe does not take them");
         }
     }

@@ -17,9 +17,10 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::MissedTickBehavior;
 
+use crate::clock;
 use crate::config::{Config, ConfigErrors, ConfigSource, ConfigText, StaticNode};
 use crate::fleet::NodeKey;
-use crate::telemetry::{Metrics, ReloadResult, causes, log};
+use crate::telemetry::{IncidentKind, Metrics, ReloadResult, causes, log};
 
 /// The interval at which the file is checked for changes.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -101,9 +102,12 @@ impl Reloader {
                 }
                 tracing::error!("the new configuration is refused; the old one goes on");
                 self.metrics.count_reload(ReloadResult::Refused);
+                let first = errors.iter().next().map_or_else(String::new, |error| error.to_string());
+                self.metrics.incidents.note(IncidentKind::ReloadRefused, first, clock::now_ms());
                 return;
             }
         };
+        self.metrics.incidents.end(IncidentKind::ReloadRefused);
         match self.running.keys_that_differ(&config) {
             Ok(keys) if keys.is_empty() => {}
             Ok(keys) => tracing::warn!("takes effect at the next start: {}", keys.join(", ")),

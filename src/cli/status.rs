@@ -108,7 +108,32 @@ struct Fleet {
     replicas: Vec<ReplicaRow>,
     /// Only if there is a registry beside the configuration file.
     registry: Option<RegistryRow>,
+    /// What is wrong beside single nodes.
+    #[serde(default)]
+    problems: Vec<ProblemRow>,
     nodes: Vec<NodeRow>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ProblemRow {
+    severity: String,
+    what: String,
+    why: String,
+    /// When it happened last (RFC 3339).
+    at: Option<String>,
+    advice: String,
+    alert: String,
+}
+
+impl ProblemRow {
+    /// Its two lines above the table.
+    fn push(&self, table: &mut String, colour: bool) {
+        let at = self.at.as_deref().map(|at| format!(" (last at {})", printable(at))).unwrap_or_default();
+        let line = format!("{}: {}{at}", printable(&self.what), printable(&self.why));
+        let code = if self.severity == "critical" { "31" } else { "33" };
+        _ = if colour { writeln!(table, "\x1b[{code}m{line}\x1b[0m") } else { writeln!(table, "{line}") };
+        _ = writeln!(table, "    {} ({})", printable(&self.advice), printable(&self.alert));
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -190,6 +215,10 @@ impl Fleet {
             self.fence,
             self.registry.as_ref().map(RegistryRow::shown).unwrap_or_default()
         );
+        self.problems.iter().for_each(|problem| problem.push(&mut table, colour));
+        if !self.problems.is_empty() {
+            table.push('\n');
+        }
         let rows: Vec<_> = self.nodes.iter().map(NodeRow::cells).collect();
         push_table(&mut table, &COLUMNS, &rows, colour);
         push_replicas(&mut table, &self.replicas, colour);
@@ -304,6 +333,18 @@ web      web-2      10.0.0.6:80     up      no       12        -    drained: its
         fleet.registry = serde_json::from_str(registry).unwrap();
         let table = fleet.table(false);
         assert!(table.contains("fence 42   registry etcd DISCONNECTED, silent for 12 s: no leader\n"), "{table}");
+    }
+
+    #[test]
+    fn what_is_wrong_beside_nodes_is_told_first_with_what_to_do() {
+        let problems = r#"[{"severity":"critical","what":"The journal","why":"no space left","advice":"Make room.","alert":"Full"},
+            {"severity":"warning","what":"Purges","why":"token missing","at":"2026-01-02T03:04:05Z","advice":"See purge.allow.",
+             "alert":"Refused"}]"#;
+        let fleet = Fleet { problems: serde_json::from_str(problems).unwrap(), ..fleet() };
+        let expected = "\n\nThe journal: no space left\n    Make room. (Full)\n\
+                        Purges: token missing (last at 2026-01-02T03:04:05Z)\n    See purge.allow. (Refused)\n\nROLE ";
+        assert!(fleet.table(false).contains(expected), "{}", fleet.table(false));
+        assert!(fleet.table(true).contains("\x1b[31mThe journal: no space left\x1b[0m\n"));
     }
 
     #[test]

@@ -20,12 +20,15 @@ mod registry;
 mod seal;
 mod upstream;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use dashmap::DashMap;
+use parking_lot::Mutex;
 use prometheus::{Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntGauge, Registry, TextEncoder};
 
 use crate::fleet::{NodeId, NodeKey, Role};
+use crate::telemetry::Incidents;
 
 pub use bypass::FragmentMetrics;
 pub use files::{FileMetrics, Shortage};
@@ -70,6 +73,8 @@ pub struct Metrics {
     reloads: Counters<ReloadResult>,
     tls_reloads: Counters<TlsReloadResult>,
     tls_expiry: IntGauges<CertificateFile>,
+    /// The same as values: the end of each certificate in use, in Unix seconds, by its file as configured.
+    certificates: Mutex<BTreeMap<String, i64>>,
     /// Client connections that are open at the edge.
     pub edge_connections: IntGauge,
     handshakes: Counters<HandshakeResult>,
@@ -91,6 +96,8 @@ pub struct Metrics {
     pub journal: JournalMetrics,
     /// Lines of the access log that were lost.
     pub access_log_dropped: IntCounter,
+    /// The last of each kind of incident, in words.
+    pub incidents: Arc<Incidents>,
 }
 
 impl Metrics {
@@ -101,6 +108,7 @@ impl Metrics {
     pub fn new() -> prometheus::Result<Self> {
         let families = Registry::new_custom(Some("clearcoat".into()), None)?;
         let r = &families;
+        let incidents = Arc::new(Incidents::default());
         let build: IntGauges<Version> = int_gauges(r, "build_info", "The version that runs; always 1")?;
         build.get(&Version(env!("CARGO_PKG_VERSION").into())).set(1);
         Ok(Metrics {
@@ -108,7 +116,7 @@ impl Metrics {
             origin: ListenerMetrics::new(r, "origin", "Varnish")?,
             purge: PurgeMetrics::new(r)?,
             registry: RegistryMetrics::new(r)?,
-            files: FileMetrics::new(r)?,
+            files: FileMetrics::new(r, &incidents)?,
             node_families: NodeFamilies::new(r)?,
             retries: counters(r, "retries_total", "Requests that were tried again elsewhere")?
                 .with(ROLES.into_iter().flat_map(|role| RetryReason::ALL.map(|reason| (role, reason)))),
@@ -140,6 +148,7 @@ impl Metrics {
                 "stale_served_total",
                 "Requests served by a Varnish that was behind, for want of others",
             )?,
+            certificates: Mutex::default(),
             guard: GuardMetrics::new(r)?,
             seal: SealMetrics::new(r)?,
             upstream_failures: UpstreamFailures::new(r)?,
@@ -152,6 +161,7 @@ impl Metrics {
             )?,
             nodes: DashMap::new(),
             process: ProcessMetrics::new()?,
+            incidents,
             families,
         })
     }
@@ -200,11 +210,18 @@ impl Metrics {
     /// Shows when a certificate ends, in Unix seconds. `cert` is its file as configured.
     pub fn tls_certificate(&self, cert: &str, not_after: i64) {
         self.tls_expiry.get(&CertificateFile(cert.into())).set(not_after);
+        self.certificates.lock().insert(cert.to_owned(), not_after);
     }
 
     /// Drops the series of a certificate that is not served any more.
     pub fn forget_tls_certificate(&self, cert: &str) {
         self.tls_expiry.remove(&CertificateFile(cert.into()));
+        self.certificates.lock().remove(cert);
+    }
+
+    /// The certificates in use, by their files as configured, each with its end in Unix seconds.
+    pub fn tls_certificates(&self) -> BTreeMap<String, i64> {
+        self.certificates.lock().clone()
     }
 
     /// All series in Prometheus' text format.

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use tokio::time::MissedTickBehavior;
 
-use crate::telemetry::{Metrics, causes};
+use crate::clock;
+use crate::telemetry::{IncidentKind, Metrics, causes};
 
 use super::{Tls, TlsError};
 
@@ -62,10 +63,10 @@ impl Watcher {
             Ok(true) => {
                 tracing::info!("renewed certificates are in use");
                 self.metrics.count_tls_reload(true);
-                self.failure = None;
+                self.recover();
             }
             Ok(false) => {
-                if self.failure.take().is_some() {
+                if self.recover() {
                     tracing::info!("the certificate files are again those that are in use");
                 }
             }
@@ -74,10 +75,20 @@ impl Watcher {
                 if self.failure.as_ref() != Some(&text) {
                     tracing::error!(error = %causes(&error), "renewed certificates cannot be used; those in use stay");
                     self.metrics.count_tls_reload(false);
+                    self.metrics.incidents.note(IncidentKind::CertificateRefused, text.as_str(), clock::now_ms());
                     self.failure = Some(text);
                 }
             }
         }
+    }
+
+    /// The files are good now. Returns whether they were not.
+    fn recover(&mut self) -> bool {
+        let had_failed = self.failure.take().is_some();
+        if had_failed {
+            self.metrics.incidents.end(IncidentKind::CertificateRefused);
+        }
+        had_failed
     }
 }
 

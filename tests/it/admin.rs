@@ -132,7 +132,7 @@ fn the_admin_listener_tells_the_state_of_the_process_and_of_the_fleet() {
     let trial = ["trial", "trial_finding", "trial_fenced"].map(|key| varnish.remove(key).expect("it is told"));
     assert!(trial[0].is_string() && trial[1].is_string() && trial[2] == false, "{trial:?}");
     let expected = serde_json::json!({
-        "version": null, "head": 1, "fence": 1, "journal": "disk",
+        "version": null, "head": 1, "fence": 1, "journal": "disk", "problems": [],
         "nodes": [
             {"role": "varnish", "id": "varnish-1", "address": fleet.varnish[0].address, "weight": 1, "share": 100, "health": "up",
              "reason": "", "state": "serving", "gets_traffic": true, "why": "", "advice": "", "inflight": 0, "source": "static",

@@ -13,6 +13,7 @@ mod dns;
 mod etcd_faults;
 mod etcd_harness;
 mod examples;
+mod exercise;
 mod failover;
 mod fan_out;
 mod forms;

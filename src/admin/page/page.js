@@ -108,21 +108,11 @@ function badge(node) {
 
 /** What is wrong beside single nodes. */
 function troubles(fleet) {
-  const list = [];
-  const add = (tone, who, why, todo) => list.push({ key: who, tone, who, why, todo, words: "" });
-  if (fleet.journal_trouble) {
-    add("bad", "The journal", fleet.journal_trouble, "Look at the disk of journal.path: full, read-only or hung. Purges are refused meanwhile, unless etcd takes them.");
-  }
-  if (fleet.registry && !fleet.registry.connected) {
-    const silent = `${fleet.registry.kind} has been silent for ${lasting(fleet.registry.last_contact_seconds * 1000)}`;
-    add("warn", "The registry", [silent, fleet.registry.problem].filter(Boolean).join(": "), "Traffic and purges go on with the nodes as they were. New nodes are not seen until it answers.");
-  }
-  for (const replica of fleet.replicas || []) {
-    if (replica.problem || !replica.confirmed) {
-      add("warn", `Replica ${replica.id}`, replica.problem || "it has not confirmed every purge", "See whether it runs and can be reached from here. Until it confirms, a reader behind it may get an old page.");
-    }
-  }
-  return list;
+  return fleet.problems.map((problem) => ({
+    key: problem.what, who: problem.what, tone: problem.severity === "critical" ? "bad" : "warn", words: "",
+    since: problem.at ? `${lasting(now() - Date.parse(problem.at))} ago` : "", why: problem.why,
+    todo: `${problem.advice} (alert ${problem.alert})`,
+  }));
 }
 
 function headline(fleet, out, wrong) {
@@ -145,7 +135,7 @@ function headline(fleet, out, wrong) {
     const parts = [part(varnish, "Varnish"), part(web, web.length === 1 ? "web node" : "web nodes")].filter(Boolean);
     return ["bad", `${parts.join(" and ")} ${urgent.length === 1 ? "gets" : "get"} no traffic.`];
   }
-  if (wrong.length) return ["warn", `All nodes serve, but look at ${wrong[0].who.replace(/^The/, "the").replace(/^Replica/, "replica")}.`];
+  if (wrong.length) return ["warn", `All nodes serve, but look at ${wrong[0].who.replace(/^[A-Z]/, (letter) => letter.toLowerCase())}.`];
   if (fleet.nodes.some((node) => node.state === "used-though-down")) return ["warn", "Most web nodes fail their check. They are used all the same."];
   const drained = out.length ? `, ${out.length} drained` : "";
   return ["good", `All is well: ${serving(varnish)} Varnish and ${plural(serving(web), "web node", "web nodes")} serve${drained}.`];

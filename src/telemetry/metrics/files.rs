@@ -1,6 +1,7 @@
 //! What the process itself uses, and is out of: that is counted each time, and said once while it lasts.
 
 use std::fmt::Display;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -8,6 +9,8 @@ use prometheus::{IntCounter, IntGauge, Registry};
 
 use super::family::{Counters, IntGauges, counters, int_gauges};
 use super::labels::{FileShare, ShortageAt};
+use crate::clock;
+use crate::telemetry::{IncidentKind, Incidents};
 
 /// After this long without a shortage the next one is another, in seconds.
 const OVER_AFTER: u64 = 10;
@@ -18,6 +21,7 @@ pub struct FileMetrics {
     used: IntGauges<FileShare>,
     limit: IntGauges<FileShare>,
     shortages: Counters<ShortageAt>,
+    incidents: Arc<Incidents>,
     /// Connections that could not be accepted.
     pub accept: Shortage,
     /// Connections to nodes that could not be opened, and not because of the node.
@@ -27,10 +31,10 @@ pub struct FileMetrics {
 }
 
 impl FileMetrics {
-    pub(super) fn new(r: &Registry) -> prometheus::Result<Self> {
+    pub(super) fn new(r: &Registry, incidents: &Arc<Incidents>) -> prometheus::Result<Self> {
         let help = "Times that this process was out of files, ports or memory, by what wanted them";
         let shortages = counters(r, "shortages_total", help)?;
-        let shortage = |at| Shortage::new(at, &shortages);
+        let shortage = |at| Shortage::new(at, &shortages, incidents);
         Ok(FileMetrics {
             used: int_gauges(r, "files", "Open files of the traffic, by what they are for")?,
             limit: int_gauges(r, "files_limit", "How many there may be")?,
@@ -38,6 +42,7 @@ impl FileMetrics {
             connect: shortage(ShortageAt::Connect),
             probe: shortage(ShortageAt::Probe),
             shortages,
+            incidents: Arc::clone(incidents),
         })
     }
 
@@ -48,7 +53,7 @@ impl FileMetrics {
 
     /// Shortages of a share of the traffic.
     pub fn shortage(&self, share: FileShare) -> Shortage {
-        Shortage::new(ShortageAt::Share(share), &self.shortages)
+        Shortage::new(ShortageAt::Share(share), &self.shortages, &self.incidents)
     }
 }
 
@@ -57,14 +62,16 @@ impl FileMetrics {
 pub struct Shortage {
     at: ShortageAt,
     count: IntCounter,
+    incidents: Arc<Incidents>,
     started: Instant,
     /// Seconds after `started`, plus one; 0 is never.
     last: AtomicU64,
 }
 
 impl Shortage {
-    fn new(at: ShortageAt, shortages: &Counters<ShortageAt>) -> Self {
-        Shortage { at, count: shortages.get(&at), started: Instant::now(), last: AtomicU64::new(0) }
+    fn new(at: ShortageAt, shortages: &Counters<ShortageAt>, incidents: &Arc<Incidents>) -> Self {
+        let (count, incidents) = (shortages.get(&at), Arc::clone(incidents));
+        Shortage { at, count, incidents, started: Instant::now(), last: AtomicU64::new(0) }
     }
 
     /// Counts one, and says so where it is the first.
@@ -72,6 +79,11 @@ impl Shortage {
         self.count.inc();
         let now = self.started.elapsed().as_secs() + 1;
         let last = self.last.swap(now, Ordering::Relaxed);
+        if last == now {
+            // In the same second as the one before.
+            return;
+        }
+        self.incidents.note(IncidentKind::Shortage, format!("{}: {reason}", self.at.as_str()), clock::now_ms());
         if last == 0 || now.saturating_sub(last) > OVER_AFTER {
             tracing::warn!(at = self.at.as_str(), %reason, "this process is short of something; see clearcoat_shortages_total and LimitNOFILE");
         }

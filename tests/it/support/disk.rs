@@ -4,6 +4,7 @@
 //! cannot even be killed. A volume whose storage is gone behaves the same. It needs root. Leftovers of a killed test
 //! are thawed and removed by the next one.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -38,6 +39,14 @@ impl Disk {
         run("mkfs.ext4", &["-q", "-F", path(&image)]);
         run("mount", &["-o", "loop", path(&image), path(&folder)]);
         Disk { folder }
+    }
+
+    /// Leaves no room on it.
+    pub fn fill(&self) {
+        let mut file = std::fs::File::create(self.folder.join("fills-the-disk")).expect("a file");
+        let block = [0_u8; 1 << 16];
+        let written = std::iter::repeat_with(|| file.write_all(&block)).find_map(Result::err).expect("an end");
+        assert_eq!(written.kind(), std::io::ErrorKind::StorageFull, "{written}");
     }
 
     pub fn freeze(&self) {

@@ -26,9 +26,18 @@ pub struct Issued {
 
 impl Issued {
     pub fn for_names(names: &[&str]) -> Self {
+        Self::ended_in(names, None)
+    }
+
+    /// One whose time is over since the end of this year.
+    pub fn ended_in(names: &[&str], year: Option<i32>) -> Self {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let key = KeyPair::generate().expect("a key");
-        let certificate = CertificateParams::new(names).expect("names").self_signed(&key).expect("a certificate");
+        let mut parameters = CertificateParams::new(names).expect("names");
+        if let Some(year) = year {
+            parameters.not_after = rcgen::date_time_ymd(year, 12, 31);
+        }
+        let certificate = parameters.self_signed(&key).expect("a certificate");
         Issued { der: certificate.der().clone(), pem: certificate.pem(), key: key.serialize_pem() }
     }
 

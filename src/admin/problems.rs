@@ -1,0 +1,210 @@
+//! What is wrong beside single nodes: in words, and in one place for the status page and `clearcoat status`.
+//!
+//! Each problem has the name of the alert about it, whose paragraph in `docs/operations.md` says more. What is said of a node
+//! stands in [`super::standing`].
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::AdminContext;
+use super::view::{RegistryView, rfc3339};
+use crate::clock;
+use crate::fleet::NodeSource;
+use crate::journal::Trouble;
+use crate::replicas;
+use crate::telemetry::{Incident, IncidentKind};
+
+/// A certificate that ends sooner is a problem. The alert has the same limit.
+const RENEW_BEFORE: Duration = Duration::from_hours(14 * 24);
+
+/// One problem.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Problem {
+    severity: Severity,
+    /// What has it.
+    what: String,
+    why: String,
+    /// When it happened last, if it is no state (RFC 3339).
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "rfc3339")]
+    at: Option<u64>,
+    /// What to do.
+    advice: &'static str,
+    /// The alert about it.
+    alert: &'static str,
+}
+
+/// The severity of a problem, in the words of `deploy/prometheus/rules.yml`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Severity {
+    Warning,
+    Critical,
+}
+
+impl AdminContext {
+    /// All that is wrong beside single nodes, what is critical first.
+    pub(super) fn problems(&self, registry: Option<&RegistryView>, replicas: &[replicas::View]) -> Vec<Problem> {
+        let now_ms = clock::now_ms();
+        let journal = self.journal.trouble().map(Problem::of_journal);
+        let registry = registry.filter(|registry| !registry.connected).map(Problem::of_registry);
+        let replicas = replicas.iter().filter_map(Problem::of_replica);
+        let certificates = self.metrics.tls_certificates();
+        let now = (now_ms / 1000).cast_signed();
+        let certificates = certificates.iter().filter_map(|(file, end)| Problem::of_certificate(file, end - now));
+        let incidents = self.metrics.incidents.present(now_ms);
+        let incidents = incidents.into_iter().map(|(kind, incident)| Problem::of_incident(kind, &incident));
+        let mut problems: Vec<Problem> =
+            journal.into_iter().chain(registry).chain(replicas).chain(certificates).chain(incidents).collect();
+        problems.sort_by_key(|problem| problem.severity == Severity::Warning);
+        problems
+    }
+}
+
+impl Problem {
+    fn of_journal(trouble: Trouble) -> Self {
+        Problem {
+            severity: Severity::Critical,
+            what: "The journal".to_owned(),
+            why: trouble.reason,
+            at: None,
+            advice: if trouble.refuses {
+                "Look at the disk of journal.path: full, read-only or hung. Purges are refused until it takes them."
+            } else {
+                "Look at the disk of journal.path and at etcd. Purges are still taken."
+            },
+            alert: "ClearcoatJournalStalled",
+        }
+    }
+
+    fn of_registry(registry: &RegistryView) -> Self {
+        let kind = match registry.kind {
+            NodeSource::Static => "the configuration",
+            NodeSource::Etcd => "etcd",
+            NodeSource::Dns => "DNS",
+        };
+        let silence = humantime::format_duration(Duration::from_secs(registry.last_contact_seconds as u64));
+        let reason = if registry.problem.is_empty() { String::new() } else { format!(": {}", registry.problem) };
+        Problem {
+            severity: Severity::Warning,
+            what: "The registry".to_owned(),
+            why: format!("{kind} has been silent for {silence}{reason}"),
+            at: None,
+            advice: "Traffic and purges go on with the nodes as they were. New nodes are not seen until it answers.",
+            alert: "ClearcoatRegistryAway",
+        }
+    }
+
+    fn of_replica(replica: &replicas::View) -> Option<Self> {
+        let why = match (replica.problem.as_deref().unwrap_or_default(), replica.confirmed) {
+            ("", true) => return None,
+            ("", false) => "it has not confirmed every purge",
+            (problem, _) => problem,
+        };
+        Some(Problem {
+            severity: Severity::Warning,
+            what: format!("Replica {}", replica.id),
+            why: why.to_owned(),
+            at: None,
+            advice: "See whether it runs and can be reached from here. Until it confirms, a reader behind it may get an \
+                     old page.",
+            alert: "ClearcoatReplicaUnconfirmed",
+        })
+    }
+
+    /// `left`: the seconds until its end.
+    fn of_certificate(file: &str, left: i64) -> Option<Self> {
+        let has_ended = left <= 0;
+        let distance = Duration::from_secs(left.unsigned_abs());
+        if !has_ended && distance > RENEW_BEFORE {
+            return None;
+        }
+        let distance = match distance.as_secs() / 86_400 {
+            0 => "less than a day".to_owned(),
+            1 => "1 day".to_owned(),
+            days => format!("{days} days"),
+        };
+        let why = if has_ended {
+            format!("it ended {distance} ago: browsers warn of the shop")
+        } else {
+            format!("it ends in {distance}")
+        };
+        Some(Problem {
+            severity: if has_ended { Severity::Critical } else { Severity::Warning },
+            what: format!("The certificate {file}"),
+            why,
+            at: None,
+            advice: "Renew it, and put the new one in the place of the file: it is noticed by itself.",
+            alert: "ClearcoatCertificateEnds",
+        })
+    }
+
+    fn of_incident(kind: IncidentKind, incident: &Incident) -> Self {
+        let (severity, what, advice, alert) = match kind {
+            IncidentKind::PurgeRefused => (
+                Severity::Warning,
+                "Purges",
+                "What they were for may stay old. The sender is told why: see its log, and purge.allow, \
+                 purge.token_file.",
+                "ClearcoatPurgesRefused",
+            ),
+            IncidentKind::Shortage => (
+                Severity::Warning,
+                "This process",
+                "Raise its limit of open files (LimitNOFILE, ulimit -n), or find who holds so many connections.",
+                "ClearcoatShortage",
+            ),
+            IncidentKind::ReloadRefused => (
+                Severity::Warning,
+                "The configuration",
+                "The one from before goes on. `clearcoat check` names every error.",
+                "ClearcoatReloadRefused",
+            ),
+            IncidentKind::CertificateRefused => (
+                Severity::Warning,
+                "A renewed certificate",
+                "The one from before goes on. Put a certificate and its key in place that belong together.",
+                "ClearcoatCertificateRefused",
+            ),
+            IncidentKind::AccessLogLost => (
+                Severity::Warning,
+                "The access log",
+                "Whoever reads the pipe is too slow, or the disk of log.access_file is full. Requests do not wait for it.",
+                "ClearcoatAccessLogLost",
+            ),
+        };
+        let (what, why) = (what.to_owned(), incident.words.to_string());
+        Problem { severity, what, why, at: Some(incident.at_ms).filter(|_| !kind.is_state()), advice, alert }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_is_a_problem_from_two_weeks_before_its_end() {
+        let day = 86_400;
+        let why = |left| Problem::of_certificate("shop.pem", left).map(|problem| (problem.severity, problem.why));
+        let warning = |text: &str| Some((Severity::Warning, text.to_owned()));
+        let critical = |text: &str| Some((Severity::Critical, text.to_owned()));
+        assert_eq!(why(14 * day + 1), None);
+        assert_eq!(why(14 * day), warning("it ends in 14 days"));
+        assert_eq!(why(1), warning("it ends in less than a day"));
+        assert_eq!(why(0), critical("it ended less than a day ago: browsers warn of the shop"));
+        assert_eq!(why(-3 * day), critical("it ended 3 days ago: browsers warn of the shop"));
+    }
+
+    #[test]
+    fn each_alert_that_is_named_is_there() {
+        let rules = include_str!("../../deploy/prometheus/rules.yml");
+        let incident = Incident { words: "it was".into(), at_ms: 0 };
+        let mut problems: Vec<Problem> =
+            IncidentKind::ALL.into_iter().map(|kind| Problem::of_incident(kind, &incident)).collect();
+        problems.extend(Problem::of_certificate("shop.pem", 0));
+        problems.push(Problem::of_journal(Trouble { reason: "full".to_owned(), refuses: true }));
+        for problem in problems {
+            assert!(rules.contains(&format!("- alert: {}\n", problem.alert)), "{problem:?}");
+        }
+    }
+}

@@ -113,6 +113,13 @@ impl Group {
         group
     }
 
+    /// A group of these entries, which the file has behind the head, without answers.
+    pub(super) fn written(entries: Vec<Arc<Entry>>, readable: &Readable) -> Self {
+        let group = Group::empty(readable);
+        let head = entries.last().map_or(group.head, |entry| entry.position);
+        Group { head, entries, ..group }
+    }
+
     /// A group that writes these entries again, without answers.
     pub(super) fn again(entries: Vec<Arc<Entry>>, readable: &Readable) -> Self {
         let mut group = Group::empty(readable);

@@ -69,6 +69,10 @@ impl Fault {
         self.changed.wait_while(&mut self.held.lock(), |held| *held != Hold::Waiting);
     }
 
+    fn is_holding(&self) -> bool {
+        *self.held.lock() == Hold::Waiting
+    }
+
     fn release(&self) {
         *self.held.lock() = Hold::Off;
         self.changed.notify_all();

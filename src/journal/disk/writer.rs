@@ -2,8 +2,9 @@
 //!
 //! It never waits for the disk without a timeout. If a commit takes longer than a purge can wait, the disk counts as hung:
 //! waiting purges are answered with an error, later ones are refused at once (so that nothing accumulates), and the disk
-//! gets no more work. The pending write is repeated and takes effect once the disk answers. Its sender was told otherwise
-//! and could retry, but Magento never does, and an extra purge only drops a page too many.
+//! gets no more work. The pending write takes effect once the disk answers. Its sender was told otherwise and could retry,
+//! but Magento never does, and an extra purge only drops a page too many. It is not written again to that end: a write that
+//! takes too long once (a purge of many tags, a slow disk) takes too long each time, and nothing else would ever be written.
 //!
 //! **A purge that is durable in etcd does not need the disk.** It is published even if the disk fails or hangs, and written
 //! later; otherwise a replica with a hung disk would serve pages that the others have purged.
@@ -84,28 +85,37 @@ impl<'s> Writer<'s> {
         }
     }
 
-    async fn commit(&mut self, mut group: Group) {
-        let condition = self.condition;
-        loop {
-            let mut committed = self.hand_over(&group);
-            // Entries that are durable in etcd hardly need the disk, so the wait is short: usually it is enough to write
-            // them, too.
-            let patience = if group.has_safe() { condition.patience() / 4 } else { condition.patience() };
-            if let Ok(result) = timeout(patience, &mut committed).await {
-                let result = self.answered(result);
-                self.finish(group, result);
-                return;
-            }
-            let began = Instant::now() - patience;
-            let again = group.unsafe_entries();
-            self.finish(group, Err(condition.hung()));
-            let result = self.wait_for(committed, began).await;
-            if result.is_err() || again.is_empty() {
-                return;
-            }
-            // The file has these entries after the published head, so the next commit deletes them, and writes them again.
-            group = Group::again(again, self.readable);
+    async fn commit(&mut self, group: Group) {
+        let before = self.readable.tail.head();
+        let Some(late) = self.commit_in_time(group).await else { return };
+        if self.readable.tail.head() == before {
+            // The file has them behind the head, at the positions that come next.
+            self.finish(Group::written(late, self.readable), Ok(()));
+            return;
         }
+        // Purges that are safe in etcd took these positions meanwhile. The next commit deletes what the file has there, and
+        // writes it behind them. If it is late again, it is left: its sender was told that it was not accepted.
+        self.commit_in_time(Group::again(late, self.readable)).await;
+    }
+
+    /// Commits a group. If that takes longer than a purge can wait, its senders are told so, and what was written for them
+    /// all the same is returned.
+    async fn commit_in_time(&mut self, group: Group) -> Option<Vec<Arc<Entry>>> {
+        let condition = self.condition;
+        let mut committed = self.hand_over(&group);
+        // Entries that are durable in etcd hardly need the disk, so the wait is short: usually it is enough to write
+        // them, too.
+        let patience = if group.has_safe() { condition.patience() / 4 } else { condition.patience() };
+        if let Ok(result) = timeout(patience, &mut committed).await {
+            let result = self.answered(result);
+            self.finish(group, result);
+            return None;
+        }
+        let began = Instant::now() - patience;
+        let late = group.unsafe_entries();
+        self.finish(group, Err(condition.hung()));
+        let result = self.wait_for(committed, began).await;
+        (result.is_ok() && !late.is_empty()).then_some(late)
     }
 
     fn hand_over(&mut self, group: &Group) -> Committed {

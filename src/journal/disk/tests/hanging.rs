@@ -51,6 +51,34 @@ async fn who_waits_for_a_hung_disk_is_told_and_who_comes_later_at_once() {
 }
 
 #[tokio::test]
+async fn a_write_that_always_takes_too_long_takes_effect_and_is_followed_by_others() {
+    let (directory, fault) = (tempdir().unwrap(), Arc::new(Fault::default()));
+    let journal = fault.open_with(&directory, impatient());
+    journal.append(purge("a")).await.unwrap();
+    fault.hold_next_sync();
+    journal.append(purge("b")).await.unwrap_err();
+    for sync in 0.. {
+        assert!(sync < 9, "it is written over and over");
+        // The one that is held ends, and the next one is.
+        fault.hold_next_sync();
+        while journal.head() == 1 && !fault.is_holding() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        if journal.head() == 2 {
+            break;
+        }
+        // Answered when this one has taken too long as well.
+        journal.append(purge("c")).await.unwrap_err();
+    }
+    fault.release();
+    assert_eq!(journal.append(purge("d")).await.unwrap(), 3);
+    assert_eq!(tags(&journal), ["a", "b", "d"].map(purge));
+    let before = entries(&journal, 0);
+    drop(journal);
+    assert_eq!(entries(&fault.open(&directory), 0), before);
+}
+
+#[tokio::test]
 async fn what_hung_and_then_failed_is_not_carried_out() {
     let (directory, fault) = (tempdir().unwrap(), Arc::new(Fault::default()));
     let journal = fault.open_with(&directory, impatient());

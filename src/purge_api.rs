@@ -315,7 +315,7 @@ impl PurgeApi {
         };
         // A purge is followed by its position from here to each Varnish (docs/logging.md).
         tracing::debug!(position, kind, %source, "purge accepted");
-        self.metrics.journal.append_duration.observe(began.elapsed().as_secs_f64());
+        self.metrics.journal.append_duration.observe(began.elapsed());
         self.metrics.journal.head.set(self.journal.head().cast_signed());
         // The time of the append counts towards `ack_timeout`, but at least a quarter of it is left for the fleet.
         let left = self.ack_timeout.saturating_sub(began.elapsed()).max(self.ack_timeout / 4);
@@ -326,7 +326,7 @@ impl PurgeApi {
         drop(expected);
         heard.fenced_at.values().flatten().for_each(|node| outcome.miss(node));
         let took = began.elapsed();
-        self.metrics.purge.ack_duration.observe(took.as_secs_f64());
+        self.metrics.purge.ack_duration.observe(took);
         let result = result_of(&outcome);
         self.metrics.purge.requested(kind, result);
         let (applied, fenced) = (outcome.applied.len(), outcome.fenced.clone());

@@ -60,8 +60,7 @@ fn finish(client: &Client, request: &mut Request, nodes: &Nodes) {
     }
     let listener = worker.shared.metrics.listener(role);
     let took = request.began.elapsed();
-    let seconds = took.as_secs_f64();
-    listener.duration.observe(seconds);
+    listener.record_end(took, request.bytes_read(), request.trace.sent);
     match (answered, request.status) {
         (Some(node), Some(status)) if node.spec.role() == role => {
             if role == Role::Varnish {
@@ -69,14 +68,14 @@ fn finish(client: &Client, request: &mut Request, nodes: &Nodes) {
                 node.live.life_signs.record_answer(began, took);
             }
             let metrics = worker.pools.metrics(node);
-            metrics.record_answer(status, seconds);
+            metrics.record_answer(status, took);
             if let Some(varnish) = &metrics.varnish
                 && let Some(result) = cache_result(request.head.method, &request.response)
             {
                 varnish.record_cache_result(result);
             }
         }
-        (Some(node), Some(status)) => worker.pools.metrics(node).record_bypass(status, seconds),
+        (Some(node), Some(status)) => worker.pools.metrics(node).record_bypass(status, took),
         (None, Some(status)) => listener.record_own_answer(status),
         // A client that left before any answer is counted as 499, as nginx does.
         (_, None) => listener.record_own_answer(499),
@@ -84,7 +83,6 @@ fn finish(client: &Client, request: &mut Request, nodes: &Nodes) {
     if let Some(reason) = request.trace.reason() {
         listener.record_failure(reason);
     }
-    listener.record_bytes(request.bytes_read(), request.trace.sent);
     access::write_line(client, request, answered.or(nodes.failed.as_deref()), took);
 }
 

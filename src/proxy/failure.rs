@@ -93,11 +93,9 @@ impl Failure {
             Failure::BadMethod => (405, "Method Not Allowed"),
             Failure::NotFound => (404, "Not Found"),
             Failure::ClientTimeout => (408, "Request Timeout"),
-            Failure::NoNode(_)
-            | Failure::Stale(_)
-            | Failure::NoPort(_)
-            | Failure::NoFiles
-            | Failure::NodeDown(_) => (503, "Service Unavailable"),
+            Failure::NoNode(_) | Failure::Stale(_) | Failure::NoPort(_) | Failure::NoFiles | Failure::NodeDown(_) => {
+                (503, "Service Unavailable")
+            }
             Failure::NoAnswer(error) if error.kind() == io::ErrorKind::TimedOut => (504, "Gateway Timeout"),
             Failure::NodeTimeout => (504, "Gateway Timeout"),
             Failure::Connect(_)

@@ -162,7 +162,9 @@ impl Worker {
             self.shared.metrics.upstream_failures.count(node.spec.role(), fault);
         }
         // Decided before anything is written: strangers can make malformed requests cheaply.
-        let Some((status, _)) = failure.status().filter(|&(status, _)| fault.is_some() || status >= 500) else { return };
+        let Some((status, _)) = failure.status().filter(|&(status, _)| fault.is_some() || status >= 500) else {
+            return;
+        };
         if let Some(unsaid) = self.notices.pass() {
             let (role, node) = (node.map(|node| node.spec.role().as_str()), node.map(|node| node.id().as_str()));
             let path = request.head.path();

@@ -51,7 +51,9 @@ pub struct PurgeApi {
     metrics: Arc<Metrics>,
     under_way: Semaphore,
     overload_told: Mutex<Throttle>,
-    refusal_told: Mutex<Throttle>,
+    not_durable_told: Mutex<Throttle>,
+    forbidden_told: Mutex<Throttle>,
+    refused_told: Mutex<Throttle>,
 }
 
 /// Counts a purge as under way until it is dropped.
@@ -126,7 +128,9 @@ impl PurgeApi {
             metrics,
             under_way: Semaphore::new(MAX_UNDER_WAY),
             overload_told: Mutex::default(),
-            refusal_told: Mutex::default(),
+            not_durable_told: Mutex::default(),
+            forbidden_told: Mutex::default(),
+            refused_told: Mutex::default(),
         }
     }
 
@@ -196,7 +200,9 @@ impl PurgeApi {
     fn authorise(&self, headers: &http::HeaderMap, peer: SocketAddr) -> Result<(), Box<Response>> {
         let Some((reason, answer)) = self.objection(headers, peer) else { return Ok(()) };
         self.metrics.purge.requested("none", PurgeResult::Forbidden);
-        tracing::warn!(address = %peer.ip().to_canonical(), "purge refused: {reason}");
+        if let Some(left_out) = self.forbidden_told.lock().pass(clock::now_ms()) {
+            tracing::warn!(address = %peer.ip().to_canonical(), left_out, "purge refused: {reason}");
+        }
         Err(Box::new(refused(403, &answer)))
     }
 
@@ -263,7 +269,9 @@ impl PurgeApi {
             tracing::debug!(%address, "a purge with an empty pattern, as Magento sends before a long one");
         } else {
             self.metrics.purge.requested("none", PurgeResult::Refused);
-            tracing::warn!(%address, %refusal, "purge refused");
+            if let Some(left_out) = self.refused_told.lock().pass(clock::now_ms()) {
+                tracing::warn!(%address, %refusal, left_out, "purge refused");
+            }
         }
         let mut response = refused(refusal.status(), &refusal.to_string());
         // Methods are tokens, so they are valid in a header value.
@@ -285,7 +293,7 @@ impl PurgeApi {
     /// `cause` is logged but not sent to the client, because it contains paths.
     fn not_durable(&self, kind: &'static str, now_ms: u64, cause: &dyn Display) -> Response {
         self.metrics.purge.requested(kind, PurgeResult::NotDurable);
-        if let Some(left_out) = self.refusal_told.lock().pass(now_ms) {
+        if let Some(left_out) = self.not_durable_told.lock().pass(now_ms) {
             tracing::error!(error = %cause, left_out, "a purge could not be made durable and was not accepted");
         }
         not_now("the purge could not be made durable and was not accepted")

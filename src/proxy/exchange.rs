@@ -1,17 +1,18 @@
 //! The request path: `handle` never fails, `try_handle` does the work.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::access;
 use super::attempt::{FailedAttempt, Terms, attempt};
 use super::cache_result::cache_result;
-use super::client::{Client, Disposition};
+use super::client::{Client, Disposition, PeerAddress};
 use super::deadline::Phase;
 use super::failure::Failure;
 use super::request::Request;
 use super::second_look::{NextLook, SecondLook};
 use super::trace::RequestPhase;
+use super::worker::Worker;
 use super::{Freshness, Frontend, OwnAnswer, StorePolicy};
 use crate::balance::LbContext;
 use crate::fleet::{Node, Role};
@@ -84,6 +85,16 @@ fn finish(client: &Client, request: &mut Request, nodes: &Nodes) {
         listener.record_failure(reason);
     }
     access::write_line(client, request, answered.or(nodes.failed.as_deref()), took);
+}
+
+/// Counts and logs a request that was refused before it came here.
+pub(super) fn record_refused(worker: &Worker, frontend: &Frontend, peer: &PeerAddress, failure: &Failure) {
+    let Some((status, _)) = failure.status() else { return };
+    let listener = worker.shared.metrics.listener(frontend.role);
+    listener.record_end(Duration::ZERO, 0, 0);
+    listener.record_own_answer(status);
+    listener.record_failure(failure.reason());
+    access::write_refused(worker, frontend, peer, (status, failure));
 }
 
 async fn try_handle(

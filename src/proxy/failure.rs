@@ -179,34 +179,34 @@ impl Failure {
 
     /// The node's fault, as the label of `upstream_failures_total`; `None` if the node is not at fault.
     pub(super) fn fault(&self) -> Option<UpstreamFault> {
-        Some(match self {
-            Failure::Connect(_) => UpstreamFault::Connect,
-            // The keepalive probes on the connection got no reply.
-            Failure::NoAnswer(error) if error.kind() == io::ErrorKind::TimedOut => UpstreamFault::Timeout,
-            Failure::NoAnswer(_) => UpstreamFault::NoAnswer,
-            Failure::NodeTimeout => UpstreamFault::Timeout,
-            Failure::BadAnswer(BadHead::TooLarge | BadHead::TooManyFields) => UpstreamFault::HeadTooLarge,
-            Failure::BadAnswer(_) => UpstreamFault::BadHead,
-            Failure::BadAnswerBody(_) => UpstreamFault::BadBody,
-            Failure::CutAnswer(error) if error.kind() == io::ErrorKind::TimedOut => UpstreamFault::Stalled,
-            Failure::CutAnswer(_) => UpstreamFault::Cut,
-            Failure::BadHead(_)
-            | Failure::BadMethod
-            | Failure::NotFound
-            | Failure::BadBody(_)
-            | Failure::BodyTooLarge
-            | Failure::ClientTimeout
-            | Failure::ClientGone(_)
-            | Failure::NoPort(_)
-            | Failure::NoFiles
-            // Another node has taken the request.
-            | Failure::NodeDown(_)
+        Some(match self.reason() {
+            FailureReason::Connect => UpstreamFault::Connect,
+            FailureReason::NoAnswer => UpstreamFault::NoAnswer,
+            // Also where the keepalive probes on the connection got no reply.
+            FailureReason::Timeout => UpstreamFault::Timeout,
+            FailureReason::AnswerHeadTooLarge => UpstreamFault::HeadTooLarge,
+            FailureReason::BadAnswerHead => UpstreamFault::BadHead,
+            FailureReason::BadAnswerBody => UpstreamFault::BadBody,
+            FailureReason::Cut => UpstreamFault::Cut,
+            FailureReason::Stalled => UpstreamFault::Stalled,
+            FailureReason::BadRequest
+            | FailureReason::RequestHeadTooLarge
+            | FailureReason::MethodRefused
+            | FailureReason::NotFound
+            | FailureReason::BadRequestBody
+            | FailureReason::RequestBodyTooLarge
+            | FailureReason::ClientTimeout
+            | FailureReason::ClientGone
+            | FailureReason::NoneUp
+            | FailureReason::AllBehind
+            | FailureReason::Busy
+            | FailureReason::NoFiles
+            | FailureReason::NoPort
             // It is told, and asked again.
-            | Failure::Stale(_)
+            | FailureReason::Stale
             // It is clearcoat that ended them.
-            | Failure::GuardCut
-            | Failure::IdleTunnel
-            | Failure::NoNode(_) => return None,
+            | FailureReason::GuardCut
+            | FailureReason::IdleTunnel => return None,
         })
     }
 

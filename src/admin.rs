@@ -6,6 +6,7 @@
 
 mod discovery;
 mod history;
+mod host;
 mod last_minute;
 mod listeners;
 mod operator;
@@ -27,7 +28,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
-use crate::attribution::Attribution;
+use crate::attribution::{Attribution, Throttle};
 use crate::clock;
 use crate::config::{Token, WhenAllBehind};
 use crate::delivery::Deliveries;
@@ -44,6 +45,7 @@ use crate::trial::Trials;
 use history::{EdgeReading, History, STEP};
 use last_minute::{NodeMemories, NodeReading};
 use listeners::{KEEP_ALIVE, Listeners, event};
+use operator::Objection;
 use view::{RegistryView, lag_age};
 
 /// How often it is looked at what has changed.
@@ -60,6 +62,7 @@ pub struct AdminApi {
     context: AdminContext,
     observed: Mutex<Observed>,
     listeners: Listeners,
+    refused_told: Mutex<Throttle>,
 }
 
 /// What the admin listener shows, and from where.
@@ -86,6 +89,8 @@ pub struct AdminContext {
     pub purge_api: Arc<PurgeApi>,
     /// The token of operators who may purge; `None`: nobody may.
     pub token: Option<Token>,
+    /// The names by which this listener is reached, beside addresses.
+    pub hosts: Vec<String>,
     /// What readers get when no Varnish may serve, as configured.
     pub when_all_behind: WhenAllBehind,
     /// The status of the registry, if nodes are not in the configuration alone.
@@ -122,13 +127,17 @@ impl Handler for AdminApi {
     fn wants_body(&self, head: &http::request::Parts, _peer: SocketAddr) -> bool {
         head.method == http::Method::POST
             && head.uri.path() == operator::PATH
-            && operator::objection(&head.headers, self.context.token.as_ref()).is_none()
+            && self.objection(&head.headers).is_none()
     }
 
     async fn handle(&self, request: http::Request<Bytes>, peer: SocketAddr) -> Response {
         let path = request.uri().path();
         if path == operator::PATH {
             return self.purge(&request, peer).await;
+        }
+        let is_for_machines = matches!(path, "/metrics" | "/healthz" | "/readyz" | discovery::PATH);
+        if !is_for_machines && !host::is_ours(request.headers(), &self.context.hosts) {
+            return text(421, format!("{}\n", host::REFUSED));
         }
         if request.method() != http::Method::GET && request.method() != http::Method::HEAD {
             return not_allowed(text(405, "only GET and HEAD are allowed here\n"), "GET, HEAD");
@@ -167,7 +176,8 @@ fn not_allowed(mut answer: Response, allowed: &'static str) -> Response {
 impl AdminApi {
     /// An API that shows this.
     pub fn new(context: AdminContext) -> Self {
-        AdminApi { context, observed: Mutex::default(), listeners: Listeners::default() }
+        let (observed, listeners, refused_told) = Default::default();
+        AdminApi { context, observed, listeners, refused_told }
     }
 
     /// Looks every second at what has changed, and tells the listeners. Returns when the admin listener closes.
@@ -191,6 +201,10 @@ impl AdminApi {
             }
             if self.listeners.is_empty() {
                 continue;
+            }
+            if self.listeners.take_joined() {
+                // It may have been told of another state than the others were.
+                told = Default::default();
             }
             for (event, told) in self.state().into_iter().zip(&mut told) {
                 if event != *told {
@@ -276,6 +290,14 @@ impl AdminApi {
         }
     }
 
+    /// Why the sender of this request may not purge.
+    fn objection(&self, headers: &header::HeaderMap) -> Option<Objection> {
+        if !host::is_ours(headers, &self.context.hosts) {
+            return Some((421, host::REFUSED));
+        }
+        operator::objection(headers, self.context.token.as_ref())
+    }
+
     /// A purge of an operator.
     async fn purge(&self, request: &http::Request<Bytes>, peer: SocketAddr) -> Response {
         #[derive(Serialize)]
@@ -286,8 +308,11 @@ impl AdminApi {
         if request.method() != http::Method::POST {
             return not_allowed(refused(405, "only POST is allowed here"), "POST");
         }
-        if let Some((status, reason)) = operator::objection(request.headers(), self.context.token.as_ref()) {
-            tracing::warn!(address = %peer.ip().to_canonical(), "purge by the status page refused: {reason}");
+        if let Some((status, reason)) = self.objection(request.headers()) {
+            if let Some(left_out) = self.refused_told.lock().pass(clock::now_ms()) {
+                let address = peer.ip().to_canonical();
+                tracing::warn!(%address, left_out, "purge by the status page refused: {reason}");
+            }
             self.context.metrics.purge.requested("none", PurgeResult::Forbidden);
             let words = format!("a purge by the status page from {} was refused: {reason}", peer.ip().to_canonical());
             self.context.metrics.incidents.note(IncidentKind::PurgeRefused, words, clock::now_ms());

@@ -151,6 +151,7 @@ impl App {
             attribution: purge_api.attribution(),
             purge_api: Arc::clone(&purge_api),
             token: config.admin.token.clone(),
+            hosts: config.admin.hosts.clone(),
             when_all_behind: config.edge.when_all_behind,
             registry,
             metrics: Arc::clone(&metrics),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::balance::{self, LbContext, Policy};
 use crate::config::{self, ProxyProtocol, WhenAllBehind};
-use crate::fleet::{Fence, Member, Node, Role, Snapshot};
+use crate::fleet::{Fence, Member, Node, Pool, Role, Snapshot};
 use crate::http1::RequestHead;
 use crate::proxy::{
     Freshness, Frontend, IgnoredParameters, NoNode, OwnAnswer, PastCaches, Select, Trust, request_hash,
@@ -114,10 +114,15 @@ impl Select for EdgeSelect {
             WhenAllBehind::Serve => self.least_behind(fleet, tried),
             WhenAllBehind::Refuse => None,
         });
+        let has_other = |pool: &Pool| {
+            let mut members = pool.members().iter();
+            members.any(|member| member.usable && Some(member.node.endpoint_id) != tried)
+        };
         match chosen {
             Some(member) => Ok(Arc::clone(&member.node)),
-            None if fleet.varnish.members().iter().any(|member| member.usable) => Err(NoNode::AllBehind),
-            None if fleet.web.members().iter().any(|member| member.usable) => Err(NoNode::Busy),
+            None if has_other(&fleet.varnish) => Err(NoNode::AllBehind),
+            // Then web nodes were asked for. One that has just failed the request is not busy.
+            None if self.when_all_behind == WhenAllBehind::Bypass && has_other(&fleet.web) => Err(NoNode::Busy),
             None => Err(NoNode::NoneUp),
         }
     }
@@ -140,7 +145,7 @@ impl Select for EdgeSelect {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::{Health, Live, NodeId, NodeSpec, Pool, TrialState};
+    use crate::fleet::{Health, Live, NodeId, NodeSpec, TrialState};
     use crate::purge::{Guard, Purge};
 
     fn member(role: Role, id: &str, key: u64, cursor: u64) -> Member {
@@ -199,6 +204,21 @@ mod tests {
         assert_eq!(picked(&edge(WhenAllBehind::Serve, 5), &fleet(&[3, 4], 1), None).unwrap(), "v1");
         assert_eq!(picked(&edge(WhenAllBehind::Refuse, 5), &fleet(&[3, 4], 1), None), Err(NoNode::AllBehind));
         assert_eq!(picked(&edge(WhenAllBehind::Serve, 0), &fleet(&[], 0), None), Err(NoNode::NoneUp));
+    }
+
+    #[test]
+    fn web_nodes_are_busy_only_where_they_are_asked() {
+        let busy = fleet(&[], 1);
+        busy.web.members()[0].node.live.request_began();
+        for (when_all_behind, reason) in [
+            (WhenAllBehind::Bypass, NoNode::Busy),
+            (WhenAllBehind::Serve, NoNode::NoneUp),
+            (WhenAllBehind::Refuse, NoNode::NoneUp),
+        ] {
+            assert_eq!(picked(&edge(when_all_behind, 5), &busy, None), Err(reason), "{when_all_behind:?}");
+        }
+        // The only one has just failed.
+        assert_eq!(picked(&edge(WhenAllBehind::Bypass, 5), &fleet(&[], 1), Some(100)), Err(NoNode::NoneUp));
     }
 
     #[test]

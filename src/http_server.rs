@@ -175,6 +175,7 @@ async fn answer<H: Handler>(
         Ok(Err(error)) => {
             tracing::debug!(error = %causes(&error), "a request body broke off");
             if meter.is_over() {
+                // The client has been told already, and its connection has ended.
                 return text(413, "request is too large\n");
             }
             Bytes::new()

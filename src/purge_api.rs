@@ -51,7 +51,9 @@ pub struct PurgeApi {
     metrics: Arc<Metrics>,
     under_way: Semaphore,
     overload_told: Mutex<Throttle>,
-    refusal_told: Mutex<Throttle>,
+    not_durable_told: Mutex<Throttle>,
+    forbidden_told: Mutex<Throttle>,
+    refused_told: Mutex<Throttle>,
 }
 
 /// Counts a purge as under way until it is dropped.
@@ -126,7 +128,9 @@ impl PurgeApi {
             metrics,
             under_way: Semaphore::new(MAX_UNDER_WAY),
             overload_told: Mutex::default(),
-            refusal_told: Mutex::default(),
+            not_durable_told: Mutex::default(),
+            forbidden_told: Mutex::default(),
+            refused_told: Mutex::default(),
         }
     }
 
@@ -197,7 +201,9 @@ impl PurgeApi {
         let Some((reason, answer)) = self.objection(headers, peer) else { return Ok(()) };
         self.metrics.purge.requested("none", PurgeResult::Forbidden);
         self.was_refused(&format!("a purge from {} was refused: {reason}", peer.ip().to_canonical()));
-        tracing::warn!(address = %peer.ip().to_canonical(), "purge refused: {reason}");
+        if let Some(left_out) = self.forbidden_told.lock().pass(clock::now_ms()) {
+            tracing::warn!(address = %peer.ip().to_canonical(), left_out, "purge refused: {reason}");
+        }
         Err(Box::new(refused(403, &answer)))
     }
 
@@ -265,7 +271,9 @@ impl PurgeApi {
         } else {
             self.metrics.purge.requested("none", PurgeResult::Refused);
             self.was_refused(&format!("a purge from {address} was refused: {refusal}"));
-            tracing::warn!(%address, %refusal, "purge refused");
+            if let Some(left_out) = self.refused_told.lock().pass(clock::now_ms()) {
+                tracing::warn!(%address, %refusal, left_out, "purge refused");
+            }
         }
         let mut response = refused(refusal.status(), &refusal.to_string());
         // Methods are tokens, so they are valid in a header value.
@@ -292,7 +300,7 @@ impl PurgeApi {
     fn not_durable(&self, kind: &'static str, now_ms: u64, cause: &dyn Display) -> Response {
         self.metrics.purge.requested(kind, PurgeResult::NotDurable);
         self.was_refused(&format!("a purge could not be made durable: {cause}"));
-        if let Some(left_out) = self.refusal_told.lock().pass(now_ms) {
+        if let Some(left_out) = self.not_durable_told.lock().pass(now_ms) {
             tracing::error!(error = %cause, left_out, "a purge could not be made durable and was not accepted");
         }
         not_now("the purge could not be made durable and was not accepted")
@@ -323,7 +331,7 @@ impl PurgeApi {
         };
         // A purge is followed by its position from here to each Varnish (docs/logging.md).
         tracing::debug!(position, kind, %source, "purge accepted");
-        self.metrics.journal.append_duration.observe(began.elapsed().as_secs_f64());
+        self.metrics.journal.append_duration.observe(began.elapsed());
         self.metrics.journal.head.set(self.journal.head().cast_signed());
         // The time of the append counts towards `ack_timeout`, but at least a quarter of it is left for the fleet.
         let left = self.ack_timeout.saturating_sub(began.elapsed()).max(self.ack_timeout / 4);
@@ -334,7 +342,7 @@ impl PurgeApi {
         drop(expected);
         heard.fenced_at.values().flatten().for_each(|node| outcome.miss(node));
         let took = began.elapsed();
-        self.metrics.purge.ack_duration.observe(took.as_secs_f64());
+        self.metrics.purge.ack_duration.observe(took);
         let result = result_of(&outcome);
         self.metrics.purge.requested(kind, result);
         let (applied, fenced) = (outcome.applied.len(), outcome.fenced.clone());

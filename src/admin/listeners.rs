@@ -16,40 +16,53 @@ const QUEUE: usize = 16;
 
 /// The listeners; `None` once the process is about to end.
 #[derive(Debug)]
-pub(super) struct Listeners(Mutex<Option<Vec<mpsc::Sender<Bytes>>>>);
+pub(super) struct Listeners(Mutex<Option<Audience>>);
+
+#[derive(Debug, Default)]
+struct Audience {
+    senders: Vec<mpsc::Sender<Bytes>>,
+    /// One has joined since this was last asked.
+    has_joined: bool,
+}
 
 impl Default for Listeners {
     fn default() -> Self {
-        Listeners(Mutex::new(Some(Vec::new())))
+        Listeners(Mutex::new(Some(Audience::default())))
     }
 }
 
 impl Listeners {
     /// Adds a listener, which gets these events first. `None` if there are too many, or the process is about to end.
     pub(super) fn add(&self, first: Vec<Bytes>) -> Option<mpsc::Receiver<Bytes>> {
-        let mut listeners = self.0.lock();
-        let listeners = listeners.as_mut()?;
-        listeners.retain(|listener| !listener.is_closed());
-        if listeners.len() == MOST || first.len() > QUEUE {
+        let mut audience = self.0.lock();
+        let Audience { senders, has_joined } = audience.as_mut()?;
+        senders.retain(|listener| !listener.is_closed());
+        if senders.len() == MOST || first.len() > QUEUE {
             return None;
         }
         let (sender, receiver) = mpsc::channel(QUEUE);
         // There is room for all of them.
         first.into_iter().for_each(|event| _ = sender.try_send(event));
-        listeners.push(sender);
+        senders.push(sender);
+        *has_joined = true;
         Some(receiver)
     }
 
     /// Gives an event to all of them, and drops those that are gone or too slow.
     pub(super) fn send(&self, event: &Bytes) {
-        if let Some(listeners) = self.0.lock().as_mut() {
-            listeners.retain(|listener| listener.try_send(event.clone()).is_ok());
+        if let Some(audience) = self.0.lock().as_mut() {
+            audience.senders.retain(|listener| listener.try_send(event.clone()).is_ok());
         }
+    }
+
+    /// Whether one has joined since the last call: what the others were told last, it may never have heard.
+    pub(super) fn take_joined(&self) -> bool {
+        self.0.lock().as_mut().is_some_and(|audience| std::mem::take(&mut audience.has_joined))
     }
 
     /// Whether nobody listens.
     pub(super) fn is_empty(&self) -> bool {
-        self.0.lock().as_ref().is_none_or(Vec::is_empty)
+        self.0.lock().as_ref().is_none_or(|audience| audience.senders.is_empty())
     }
 
     /// Ends all streams.
@@ -94,6 +107,18 @@ mod tests {
         assert!(listeners.add(Vec::new()).is_some());
         listeners.close();
         assert!(listeners.is_empty() && listeners.add(Vec::new()).is_none());
+    }
+
+    #[test]
+    fn each_that_joins_is_noticed_once() {
+        let listeners = Listeners::default();
+        assert!(!listeners.take_joined());
+        let _first = listeners.add(Vec::new()).unwrap();
+        assert!(listeners.take_joined() && !listeners.take_joined());
+        let _second = listeners.add(Vec::new()).unwrap();
+        assert!(listeners.take_joined());
+        listeners.close();
+        assert!(!listeners.take_joined());
     }
 
     #[test]

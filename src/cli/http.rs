@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, anyhow};
 use http::uri::Authority;
-use http::{Request, Response, Uri};
+use http::{HeaderValue, Request, Response, Uri, header};
 use http_body_util::Full;
 use hyper::body::Bytes;
 use tokio::net::TcpStream;
@@ -21,11 +21,18 @@ impl Endpoint {
         self.0.as_str()
     }
 
-    /// Sends a request and reads the whole answer. A body of more than `limit` bytes is an error.
-    pub(super) async fn send(&self, request: Request<Full<Bytes>>, limit: usize) -> anyhow::Result<Response<Bytes>> {
+    /// Sends a request and reads the whole answer. A body of more than `limit` bytes is an error. A request without a `Host` gets
+    /// the address that was connected to: the admin listener answers to that, whatever names it knows.
+    pub(super) async fn send(
+        &self,
+        mut request: Request<Full<Bytes>>,
+        limit: usize,
+    ) -> anyhow::Result<Response<Bytes>> {
         let host = self.0.host().trim_start_matches('[').trim_end_matches(']');
         let address = (host, self.0.port_u16().unwrap_or(80));
         let stream = TcpStream::connect(address).await.with_context(|| format!("cannot connect to {self}"))?;
+        let address = HeaderValue::from_str(&stream.peer_addr()?.to_string())?;
+        request.headers_mut().entry(header::HOST).or_insert(address);
         let mut connection = HttpConnection::with_title_case(stream).await?;
         let answer = async {
             let (head, body) = connection.send(request).await?.into_parts();

@@ -11,7 +11,7 @@ use std::io::{IsTerminal, Write as _};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use http::{Request, header};
+use http::Request;
 use http_body_util::Full;
 use hyper::body::Bytes;
 use serde::Deserialize;
@@ -74,7 +74,7 @@ impl Status {
 
     async fn look(&self) -> anyhow::Result<String> {
         let path = if self.purges { "/api/v1/purges" } else { "/api/v1/fleet" };
-        let request = Request::get(path).header(header::HOST, self.admin.authority()).body(Full::default())?;
+        let request = Request::get(path).body(Full::default())?;
         let answer: http::Response<Bytes> = tokio::time::timeout(TIMEOUT, self.admin.send(request, MAX_ANSWER))
             .await
             .with_context(|| format!("{} has not answered within {} s", self.admin, TIMEOUT.as_secs()))??;

@@ -108,6 +108,7 @@ impl Config {
         let enough = self.runtime.workers.is_none_or(|workers| workers.get() <= MAX_WORKERS);
         rules.require(enough, "runtime.workers", format!("must be at most {MAX_WORKERS}; 0 is one for each core"));
         rules.require(self.runtime.spin <= LONGEST_SPIN, "runtime.spin", "must be at most 10ms; 0us sleeps at once");
+        check_hosts(&self.admin.hosts, &mut rules);
         check_log(&self.log, &mut rules);
         rules.0
     }
@@ -232,6 +233,14 @@ fn check_parameters(key: &str, names: &[String], rules: &mut RuleCheck) {
         let is_name = !name.is_empty() && name.bytes().all(|b| b.is_ascii_graphic() && !b"*&=#?".contains(&b));
         let reason = "wanted a parameter name, or the start of names and one trailing *";
         rules.require(is_name, format!("{key}[{index}]"), reason);
+    }
+}
+
+fn check_hosts(hosts: &[String], rules: &mut RuleCheck) {
+    for (index, host) in hosts.iter().enumerate() {
+        let is_name = !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+        let reason = "wanted a host name such as clearcoat.shop.internal, without a port";
+        rules.require(is_name && !host.ends_with('.'), format!("admin.hosts[{index}]"), reason);
     }
 }
 

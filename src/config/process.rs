@@ -26,11 +26,18 @@ pub struct Admin {
     /// What stands in `token_file`, read at load.
     #[serde(skip)]
     pub token: Option<Token>,
+    /// The names by which the page and the API are reached, beside addresses and names without a dot. Default none.
+    pub hosts: Vec<String>,
 }
 
 impl Default for Admin {
     fn default() -> Self {
-        Admin { listen: vec![SocketAddr::from(([127, 0, 0, 1], 9180))], token_file: None, token: None }
+        Admin {
+            listen: vec![SocketAddr::from(([127, 0, 0, 1], 9180))],
+            token_file: None,
+            token: None,
+            hosts: Vec::new(),
+        }
     }
 }
 

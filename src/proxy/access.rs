@@ -3,10 +3,13 @@
 use std::io::Write as _;
 use std::time::Duration;
 
+use super::Frontend;
 use super::cache_result::cache_result;
-use super::client::Client;
+use super::client::{Client, PeerAddress};
+use super::failure::Failure;
 use super::request::Request;
-use super::trace::RequestPhase;
+use super::trace::{RequestPhase, Trace};
+use super::worker::Worker;
 use crate::fleet::{Node, Role};
 use crate::http1::Version;
 use crate::telemetry::access::{AccessLine, RequestLine};
@@ -31,6 +34,44 @@ pub(super) fn name(client: &Client, request: &mut Request) {
     }
 }
 
+/// Writes the line of a request that was refused before anybody could read its head.
+pub(super) fn write_refused(
+    worker: &Worker,
+    frontend: &Frontend,
+    peer: &PeerAddress,
+    (status, failure): (u16, &Failure),
+) {
+    let Some(access) = &worker.access else { return };
+    let mut trace = Trace::default();
+    trace.fail(failure);
+    access.write(&AccessLine {
+        listener: name_of(frontend),
+        client: &peer.text,
+        request: None,
+        status,
+        bytes_down: 0,
+        head_down: 0,
+        bytes_up: 0,
+        node: None,
+        tries: 0,
+        cache: None,
+        queue: None,
+        connect: None,
+        first_byte: None,
+        total: Duration::ZERO,
+        termination: trace.termination(),
+        reason: trace.reason().map(FailureReason::as_str),
+        request_id: worker.request_id().to_string().as_bytes(),
+    });
+}
+
+fn name_of(frontend: &Frontend) -> &'static str {
+    match frontend.role {
+        Role::Varnish => "edge",
+        Role::Web => "origin",
+    }
+}
+
 /// Writes the line of a request that has ended. `node` answered it, or failed last.
 pub(super) fn write_line(client: &Client, request: &mut Request, node: Option<&Node>, total: Duration) {
     let Some(access) = &client.worker.access else { return };
@@ -50,10 +91,7 @@ pub(super) fn write_line(client: &Client, request: &mut Request, node: Option<&N
     });
     let is_cache = has_answer && node.is_some_and(|node| node.spec.role() == Role::Varnish);
     access.write(&AccessLine {
-        listener: match client.frontend.role {
-            Role::Varnish => "edge",
-            Role::Web => "origin",
-        },
+        listener: name_of(&client.frontend),
         client: &client.peer.text,
         request: trace.has_head.then(|| RequestLine {
             method: head.method_name(),

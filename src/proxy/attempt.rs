@@ -22,6 +22,7 @@ use std::time::Instant;
 
 use prometheus::IntGauge;
 
+use super::Frontend;
 use super::bypass;
 use super::client::{Client, Disposition};
 use super::deadline::{Interrupt, Phase};
@@ -30,10 +31,11 @@ use super::request::Request;
 use super::trace::{RequestPhase, Trace};
 use super::transfer::{Outgoing, Transfer, TransferError};
 use super::tunnel::tunnel;
+use super::worker::Worker;
 use crate::balance::LbContext;
 use crate::files::is_ours;
 use crate::fleet::{Node, Role, SendProxy};
-use crate::http1::{BadHead, Forwarding, Framing, RequestHead, write_request, write_response};
+use crate::http1::{BadHead, Forwarding, Framing, RequestHead, ResponseHead, write_request, write_response};
 use crate::proxy_protocol;
 use crate::upstream::{Openness, UpstreamConnection};
 use head::{AwaitingHead, NodeHead};
@@ -305,14 +307,7 @@ impl Exchange<'_> {
             bypass::deliver(response, head);
         }
         let Client { frontend, passage, worker, .. } = &*self.client;
-        trace.phase = RequestPhase::Data;
-        if worker.access.is_some() {
-            trace.answered = Some(Instant::now());
-            // A cache would keep the id with the page, and the edge has one for each reader.
-            if frontend.role == Role::Varnish {
-                response.set_request_id(&trace.id);
-            }
-        }
+        note_answer(worker, frontend, trace, response);
         if let Some(store) = &frontend.store {
             store.prepare(mark, id.short(), passage.as_ref(), head, response);
         }
@@ -328,18 +323,30 @@ impl Exchange<'_> {
     /// Forwards the 101, then all bytes in both directions.
     async fn tunnel(&mut self, request_len: usize, head_len: usize) -> Result<Disposition, Failure> {
         let Request { input, answer, response, head, to_client, status, trace, .. } = &mut *self.request;
+        let Client { stream, deadline, worker, frontend, .. } = &mut *self.client;
         *status = Some(101);
-        trace.phase = RequestPhase::Data;
+        note_answer(worker, frontend, trace, response);
         let mut first = mem::take(to_client);
         first.clear();
         write_response(&mut first, response, head.version, true);
         trace.head_sent = first.len() as u64;
         first.extend_from_slice(&answer[head_len..]);
         let early = input.split_off(request_len);
-        let Client { stream, deadline, worker, .. } = &mut *self.client;
         let ended = tunnel(worker, deadline, trace, (stream, early), (&mut self.upstream.stream, first)).await;
         ended?;
         Ok(Disposition::Close)
+    }
+}
+
+/// Notes that the head of the answer is complete, and names the request in it.
+fn note_answer(worker: &Worker, frontend: &Frontend, trace: &mut Trace, response: &mut ResponseHead) {
+    trace.phase = RequestPhase::Data;
+    if worker.access.is_some() {
+        trace.answered = Some(Instant::now());
+        // A cache would keep the id with the page, and the edge has one for each reader.
+        if frontend.role == Role::Varnish {
+            response.set_request_id(&trace.id);
+        }
     }
 }
 

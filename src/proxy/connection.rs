@@ -183,7 +183,7 @@ fn first_request(worker: &Worker, bytes: &[u8]) -> Option<Box<Request>> {
     Some(request)
 }
 
-/// Reads until the head is complete. `None` if the client left before that.
+/// Reads until the head is complete. `None` if the client left without a request.
 async fn read_head(client: &mut Client, request: &mut Request) -> Result<Option<usize>, Failure> {
     let max_head = client.worker.shared.limits.max_head;
     let mut entered = false;
@@ -208,9 +208,14 @@ async fn read_head(client: &mut Client, request: &mut Request) -> Result<Option<
                 Poll::Pending => deadline.poll(cx).map(|_: Interrupt| Err(Failure::ClientTimeout)),
             }
         });
-        if read.await? == 0 {
-            return Ok(None);
-        }
+        let error = match read.await {
+            Ok(0) => Failure::ClientGone(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => continue,
+            Err(error) => error,
+        };
+        // Some clients send a line break behind a body, which belongs to no request (RFC 9112 section 2.2).
+        let has_begun = request.input.iter().any(|byte| !matches!(byte, b'\r' | b'\n'));
+        return if has_begun { Err(error) } else { Ok(None) };
     }
 }
 

@@ -1,18 +1,20 @@
 //! The request path: `handle` never fails, `try_handle` does the work.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::access;
 use super::attempt::{FailedAttempt, Terms, attempt};
 use super::cache_result::cache_result;
-use super::client::{Client, Disposition};
+use super::client::{Client, Disposition, PeerAddress};
 use super::deadline::Phase;
 use super::failure::Failure;
 use super::request::Request;
 use super::second_look::{NextLook, SecondLook};
 use super::trace::RequestPhase;
-use super::{Freshness, OwnAnswer, StorePolicy};
+use super::worker::Worker;
+use super::{Freshness, Frontend, OwnAnswer, StorePolicy};
+use crate::balance::LbContext;
 use crate::fleet::{Node, Role};
 use crate::http1::{Framing, Method};
 use crate::purge::PROBE_PATH;
@@ -59,8 +61,7 @@ fn finish(client: &Client, request: &mut Request, nodes: &Nodes) {
     }
     let listener = worker.shared.metrics.listener(role);
     let took = request.began.elapsed();
-    let seconds = took.as_secs_f64();
-    listener.duration.observe(seconds);
+    listener.record_end(took, request.bytes_read(), request.trace.sent);
     match (answered, request.status) {
         (Some(node), Some(status)) if node.spec.role() == role => {
             if role == Role::Varnish {
@@ -68,14 +69,14 @@ fn finish(client: &Client, request: &mut Request, nodes: &Nodes) {
                 node.live.life_signs.record_answer(began, took);
             }
             let metrics = worker.pools.metrics(node);
-            metrics.record_answer(status, seconds);
+            metrics.record_answer(status, took);
             if let Some(varnish) = &metrics.varnish
                 && let Some(result) = cache_result(request.head.method, &request.response)
             {
                 varnish.record_cache_result(result);
             }
         }
-        (Some(node), Some(status)) => worker.pools.metrics(node).record_bypass(status, seconds),
+        (Some(node), Some(status)) => worker.pools.metrics(node).record_bypass(status, took),
         (None, Some(status)) => listener.record_own_answer(status),
         // A client that left before any answer is counted as 499, as nginx does.
         (_, None) => listener.record_own_answer(499),
@@ -83,8 +84,17 @@ fn finish(client: &Client, request: &mut Request, nodes: &Nodes) {
     if let Some(reason) = request.trace.reason() {
         listener.record_failure(reason);
     }
-    listener.record_bytes(request.bytes_read(), request.trace.sent);
     access::write_line(client, request, answered.or(nodes.failed.as_deref()), took);
+}
+
+/// Counts and logs a request that was refused before it came here.
+pub(super) fn record_refused(worker: &Worker, frontend: &Frontend, peer: &PeerAddress, failure: &Failure) {
+    let Some((status, _)) = failure.status() else { return };
+    let listener = worker.shared.metrics.listener(frontend.role);
+    listener.record_end(Duration::ZERO, 0, 0);
+    listener.record_own_answer(status);
+    listener.record_failure(failure.reason());
+    access::write_refused(worker, frontend, peer, (status, failure));
 }
 
 async fn try_handle(
@@ -93,24 +103,16 @@ async fn try_handle(
     head: Result<usize, Failure>,
     nodes: &mut Nodes,
 ) -> Result<Disposition, Failure> {
-    if let Some(page) = take_head(client, request, head)? {
-        request.status = Some(200);
-        (request.trace.is_own, request.trace.sent) = (true, page.len() as u64);
-        client.deadline.enter(Phase::Body);
-        return client.send(&page).await.map(|()| Disposition::Linger);
-    }
-    let lb = client.worker.lb_context(client.frontend.select.request_hash(&request.head));
-    let is_safe = request.head.method.is_safe();
-    request.mark = client.frontend.store.as_ref().map(StorePolicy::mark).unwrap_or_default();
-    request.known = client.frontend.freshness.as_ref().map_or(0, Freshness::known);
-    request.trace.phase = RequestPhase::Queue;
-
-    let mut node = {
-        let fleet = client.worker.shared.fleet.load();
-        client.judge(&fleet);
-        access::name(client, request);
-        client.frontend.select.pick(&fleet, lb, None).map_err(Failure::NoNode)?
+    let (mut node, lb) = match take_in(client, request, head)? {
+        Answerer::Node(node, lb) => (node, lb),
+        Answerer::Ourselves(page) => {
+            request.status = Some(200);
+            (request.trace.is_own, request.trace.sent) = (true, page.len() as u64);
+            client.deadline.enter(Phase::Body);
+            return client.send(&page).await.map(|()| Disposition::Linger);
+        }
     };
+    let is_safe = request.head.method.is_safe();
     let (mut fresh, mut elsewhere) = (false, false);
     let (mut second_look, mut takes_stale) = (None::<Box<SecondLook>>, false);
     loop {
@@ -128,7 +130,7 @@ async fn try_handle(
                 tracing::debug!(request = %request.name(), node = %node.id(), ?page, "a stale answer is thrown away");
                 client.deadline.enter(Phase::FirstByte);
                 let look = second_look.get_or_insert_default();
-                (node, takes_stale) = match Box::pin(look.after(client, &node, *page, untouched, lb)).await? {
+                (node, takes_stale) = match Box::pin(look.after(client, &node, page, untouched, lb)).await? {
                     NextLook::Node(node) => (node, false),
                     NextLook::AsItIs(node) => (node, true),
                 };
@@ -163,6 +165,32 @@ async fn try_handle(
         client.worker.shared.metrics.count_retry(client.frontend.role, reason);
         tracing::debug!(request = %request.name(), node = %node.id(), reason = reason.as_str(), "request is retried");
     }
+}
+
+/// Who answers a request.
+enum Answerer {
+    /// clearcoat itself, with this page.
+    Ourselves(Vec<u8>),
+    /// This node first, chosen in this context.
+    Node(Arc<Node>, LbContext),
+}
+
+/// Takes in a request, and decides who answers it. Whether its sender is a trusted proxy is decided before all else: one that is
+/// refused is found by its id as well.
+fn take_in(client: &mut Client, request: &mut Request, head: Result<usize, Failure>) -> Result<Answerer, Failure> {
+    let fleet = client.worker.shared.fleet.load();
+    client.judge(&fleet);
+    if let Some(page) = take_head(client, request, head)? {
+        return Ok(Answerer::Ourselves(page));
+    }
+    access::name(client, request);
+    let Frontend { select, store, freshness, .. } = &*client.frontend;
+    let lb = client.worker.lb_context(select.request_hash(&request.head));
+    request.mark = store.as_ref().map(StorePolicy::mark).unwrap_or_default();
+    request.known = freshness.as_ref().map_or(0, Freshness::known);
+    request.trace.phase = RequestPhase::Queue;
+    let node = select.pick(&fleet, lb, None).map_err(Failure::NoNode)?;
+    Ok(Answerer::Node(node, lb))
 }
 
 /// Takes in the head of a request that this listener admits. Gives the page that clearcoat itself answers with, if any.

@@ -1,6 +1,7 @@
 //! Failures of a request: which side is at fault, whether it may be retried, and the one table that turns them into
 //! answers.
 
+use std::borrow::Cow;
 use std::io;
 use std::sync::Arc;
 
@@ -58,6 +59,12 @@ pub(super) enum Failure {
     CutAnswer(io::Error),
     #[error("the body of the answer is refused: {0}")]
     BadAnswerBody(BadChunk),
+    /// The guard cut an answer to a cache that did not end, since a purge waited for it.
+    #[error("an endless answer delayed a purge, and was cut")]
+    GuardCut,
+    /// Nobody is to blame: neither side of a tunnel had anything to say.
+    #[error("nothing moved through the tunnel for too long")]
+    IdleTunnel,
 }
 
 /// The answer to a failure.
@@ -65,7 +72,7 @@ pub(super) enum Failure {
 pub(super) struct Reply {
     pub(super) status: u16,
     pub(super) reason: &'static str,
-    pub(super) text: String,
+    pub(super) text: Cow<'static, str>,
 }
 
 impl Reply {
@@ -76,35 +83,49 @@ impl Reply {
 }
 
 impl Failure {
-    /// The answer for a client that has seen none, which says what happened and nothing about the nodes. `None` if the
-    /// client is gone.
-    pub(super) fn reply(&self) -> Option<Reply> {
-        let bad_request = |reason: &dyn std::fmt::Display| (400, "Bad Request", format!("bad request: {reason}"));
-        let (status, reason, text) = match self {
-            Failure::BadHead(reason @ (BadHead::TooLarge | BadHead::TooManyFields)) => {
-                (431, "Request Header Fields Too Large", reason.to_string())
+    /// The status and reason of the answer for a client that has seen none. `None` if there is no such client: it is gone, or an
+    /// answer has always begun before this failure.
+    pub(super) fn status(&self) -> Option<(u16, &'static str)> {
+        Some(match self {
+            Failure::BadHead(BadHead::TooLarge | BadHead::TooManyFields) => (431, "Request Header Fields Too Large"),
+            Failure::BadHead(_) | Failure::BadBody(_) => (400, "Bad Request"),
+            Failure::BodyTooLarge => (413, "Content Too Large"),
+            Failure::BadMethod => (405, "Method Not Allowed"),
+            Failure::NotFound => (404, "Not Found"),
+            Failure::ClientTimeout => (408, "Request Timeout"),
+            Failure::NoNode(_) | Failure::Stale(_) | Failure::NoPort(_) | Failure::NoFiles | Failure::NodeDown(_) => {
+                (503, "Service Unavailable")
             }
-            Failure::BadHead(reason) => bad_request(reason),
-            Failure::BadBody(reason) => bad_request(reason),
-            Failure::BodyTooLarge => (413, "Content Too Large", "the body of the request is too large".into()),
-            Failure::BadMethod => (405, "Method Not Allowed", "this method is not allowed here".into()),
-            Failure::NotFound => (404, "Not Found", "not found".into()),
-            Failure::ClientTimeout => (408, "Request Timeout", "the request took too long to arrive".into()),
-            Failure::NoNode(NoNode::AllBehind) | Failure::Stale(_) => {
-                unavailable("every cache is being brought up to date")
-            }
-            Failure::NoNode(NoNode::Busy) | Failure::NoPort(_) | Failure::NoFiles => {
-                unavailable("all servers are busy")
-            }
-            Failure::NoNode(NoNode::NoneUp) | Failure::NodeDown(_) => unavailable("no server is up"),
-            Failure::NoAnswer(error) if error.kind() == io::ErrorKind::TimedOut => timed_out(),
-            Failure::NodeTimeout => timed_out(),
+            Failure::NoAnswer(error) if error.kind() == io::ErrorKind::TimedOut => (504, "Gateway Timeout"),
+            Failure::NodeTimeout => (504, "Gateway Timeout"),
             Failure::Connect(_)
             | Failure::NoAnswer(_)
             | Failure::BadAnswer(_)
             | Failure::CutAnswer(_)
-            | Failure::BadAnswerBody(_) => (502, "Bad Gateway", "the server failed to answer".into()),
-            Failure::ClientGone(_) => return None,
+            | Failure::BadAnswerBody(_) => (502, "Bad Gateway"),
+            Failure::ClientGone(_) | Failure::GuardCut | Failure::IdleTunnel => return None,
+        })
+    }
+
+    /// The answer with that status, which says what happened and nothing about the nodes.
+    pub(super) fn reply(&self) -> Option<Reply> {
+        let (status, reason) = self.status()?;
+        let bad_request = |reason: &dyn std::fmt::Display| Cow::Owned(format!("bad request: {reason}"));
+        let text = match (self, status) {
+            (Failure::BadHead(reason), 431) => Cow::Owned(reason.to_string()),
+            (Failure::BadHead(reason), _) => bad_request(reason),
+            (Failure::BadBody(reason), _) => bad_request(reason),
+            (Failure::BodyTooLarge, _) => "the body of the request is too large".into(),
+            (Failure::BadMethod, _) => "this method is not allowed here".into(),
+            (Failure::NotFound, _) => "not found".into(),
+            (Failure::ClientTimeout, _) => "the request took too long to arrive".into(),
+            (Failure::NoNode(NoNode::AllBehind) | Failure::Stale(_), _) => {
+                "every cache is being brought up to date".into()
+            }
+            (Failure::NoNode(NoNode::Busy) | Failure::NoPort(_) | Failure::NoFiles, _) => "all servers are busy".into(),
+            (Failure::NoNode(NoNode::NoneUp) | Failure::NodeDown(_), _) => "no server is up".into(),
+            (_, 504) => "the server took too long to answer".into(),
+            _ => "the server failed to answer".into(),
         };
         Some(Reply { status, reason, text })
     }
@@ -135,7 +156,8 @@ impl Failure {
             Failure::BodyTooLarge => FailureReason::RequestBodyTooLarge,
             Failure::ClientTimeout => FailureReason::ClientTimeout,
             Failure::ClientGone(_) => FailureReason::ClientGone,
-            Failure::NoNode(NoNode::NoneUp) => FailureReason::NoneUp,
+            // A node that goes down while it is awaited is another one's turn: nobody is told.
+            Failure::NoNode(NoNode::NoneUp) | Failure::NodeDown(_) => FailureReason::NoneUp,
             Failure::NoNode(NoNode::AllBehind) => FailureReason::AllBehind,
             Failure::NoNode(NoNode::Busy) => FailureReason::Busy,
             Failure::NoFiles => FailureReason::NoFiles,
@@ -143,7 +165,6 @@ impl Failure {
             Failure::Connect(_) => FailureReason::Connect,
             Failure::NoAnswer(error) if timed_out(error) => FailureReason::Timeout,
             Failure::NoAnswer(_) => FailureReason::NoAnswer,
-            Failure::NodeDown(_) => FailureReason::NodeDown,
             Failure::NodeTimeout => FailureReason::Timeout,
             Failure::Stale(_) => FailureReason::Stale,
             Failure::BadAnswer(BadHead::TooLarge | BadHead::TooManyFields) => FailureReason::AnswerHeadTooLarge,
@@ -151,36 +172,41 @@ impl Failure {
             Failure::BadAnswerBody(_) => FailureReason::BadAnswerBody,
             Failure::CutAnswer(error) if timed_out(error) => FailureReason::Stalled,
             Failure::CutAnswer(_) => FailureReason::Cut,
+            Failure::GuardCut => FailureReason::GuardCut,
+            Failure::IdleTunnel => FailureReason::IdleTunnel,
         }
     }
 
     /// The node's fault, as the label of `upstream_failures_total`; `None` if the node is not at fault.
     pub(super) fn fault(&self) -> Option<UpstreamFault> {
-        Some(match self {
-            Failure::Connect(_) => UpstreamFault::Connect,
-            // The keepalive probes on the connection got no reply.
-            Failure::NoAnswer(error) if error.kind() == io::ErrorKind::TimedOut => UpstreamFault::Timeout,
-            Failure::NoAnswer(_) => UpstreamFault::NoAnswer,
-            Failure::NodeTimeout => UpstreamFault::Timeout,
-            Failure::BadAnswer(BadHead::TooLarge | BadHead::TooManyFields) => UpstreamFault::HeadTooLarge,
-            Failure::BadAnswer(_) => UpstreamFault::BadHead,
-            Failure::BadAnswerBody(_) => UpstreamFault::BadBody,
-            Failure::CutAnswer(error) if error.kind() == io::ErrorKind::TimedOut => UpstreamFault::Stalled,
-            Failure::CutAnswer(_) => UpstreamFault::Cut,
-            Failure::BadHead(_)
-            | Failure::BadMethod
-            | Failure::NotFound
-            | Failure::BadBody(_)
-            | Failure::BodyTooLarge
-            | Failure::ClientTimeout
-            | Failure::ClientGone(_)
-            | Failure::NoPort(_)
-            | Failure::NoFiles
-            // Another node has taken the request.
-            | Failure::NodeDown(_)
+        Some(match self.reason() {
+            FailureReason::Connect => UpstreamFault::Connect,
+            FailureReason::NoAnswer => UpstreamFault::NoAnswer,
+            // Also where the keepalive probes on the connection got no reply.
+            FailureReason::Timeout => UpstreamFault::Timeout,
+            FailureReason::AnswerHeadTooLarge => UpstreamFault::HeadTooLarge,
+            FailureReason::BadAnswerHead => UpstreamFault::BadHead,
+            FailureReason::BadAnswerBody => UpstreamFault::BadBody,
+            FailureReason::Cut => UpstreamFault::Cut,
+            FailureReason::Stalled => UpstreamFault::Stalled,
+            FailureReason::BadRequest
+            | FailureReason::RequestHeadTooLarge
+            | FailureReason::MethodRefused
+            | FailureReason::NotFound
+            | FailureReason::BadRequestBody
+            | FailureReason::RequestBodyTooLarge
+            | FailureReason::ClientTimeout
+            | FailureReason::ClientGone
+            | FailureReason::NoneUp
+            | FailureReason::AllBehind
+            | FailureReason::Busy
+            | FailureReason::NoFiles
+            | FailureReason::NoPort
             // It is told, and asked again.
-            | Failure::Stale(_)
-            | Failure::NoNode(_) => return None,
+            | FailureReason::Stale
+            // It is clearcoat that ended them.
+            | FailureReason::GuardCut
+            | FailureReason::IdleTunnel => return None,
         })
     }
 
@@ -197,14 +223,6 @@ fn limit_of(reason: BadHead) -> &'static str {
         BadHead::TooManyFields => " (limits.max_fields)",
         _ => "",
     }
-}
-
-fn timed_out() -> (u16, &'static str, String) {
-    (504, "Gateway Timeout", "the server took too long to answer".into())
-}
-
-fn unavailable(text: &str) -> (u16, &'static str, String) {
-    (503, "Service Unavailable", text.to_owned())
 }
 
 #[cfg(test)]
@@ -237,6 +255,13 @@ mod tests {
             assert_eq!(failure.reply().unwrap().status, 502, "{failure}");
         }
         assert_eq!(Failure::ClientGone(cut()).reply(), None);
+    }
+
+    #[test]
+    fn what_clearcoat_ends_itself_blames_no_node() {
+        for failure in [Failure::GuardCut, Failure::IdleTunnel] {
+            assert!(!failure.blames_node() && failure.reply().is_none(), "{failure}");
+        }
     }
 
     #[test]

@@ -49,7 +49,7 @@ use super::stream::Stream;
 use super::stream::http2::{AnswerBody, Http2Stream, PIECE, keep_waker};
 use super::worker::Worker;
 use crate::http1::{BadHead, Scheme};
-use screen::Screen;
+use screen::{Screen, ScreenedStreams};
 use session::TlsSession;
 
 /// Concurrent requests of one connection: what browsers expect (RFC 9113 section 6.5.2 recommends no less).
@@ -64,7 +64,7 @@ const PING: Duration = Duration::from_secs(30);
 const PONG: Duration = Duration::from_secs(20);
 
 /// Cancelled requests that are tolerated, however few others there were.
-const FREE_CANCELS: u32 = 100;
+const FREE_CANCELS: u64 = 100;
 
 /// Spawns tasks on the worker's own thread.
 #[derive(Clone, Copy)]
@@ -83,8 +83,12 @@ struct Http2Connection {
     peer: PeerAddress,
     deadline: Deadline,
     active: Cell<u32>,
-    total: Cell<u32>,
-    cancelled: Cell<u32>,
+    /// Requests that were served so far.
+    total: Cell<u64>,
+    cancelled: Cell<u64>,
+    /// Requests whose heads were refused before they were served, and how many of them were too long.
+    refused: Cell<u64>,
+    refused_too_long: Cell<u64>,
     /// The client does not read the rest of an answer.
     stuck: Cell<bool>,
     leaving: Cell<bool>,
@@ -109,6 +113,8 @@ pub(super) async fn serve(
         active: Cell::default(),
         total: Cell::default(),
         cancelled: Cell::default(),
+        refused: Cell::default(),
+        refused_too_long: Cell::default(),
         stuck: Cell::default(),
         leaving: Cell::default(),
         waker: RefCell::default(),
@@ -125,10 +131,11 @@ pub(super) async fn serve(
         .keep_alive_interval(PING)
         .keep_alive_timeout(PONG)
         .auto_date_header(false);
-    let service = service_fn(|request| answer(Rc::clone(&connection), request));
+    let service = service_fn(|request| answer(Active::begin(Rc::clone(&connection)), request));
     let session = TlsSession::new(session);
     // Boxed, so that it is dropped before the session ends.
     let screened = Screen::new(session.clone(), max_head as usize);
+    let passed = screened.passed();
     let mut serving = Box::pin(builder.serve_connection(TokioIo::new(screened), service));
     let is_through = poll_fn(|cx| {
         if let Poll::Ready(end) = serving.as_mut().poll(cx) {
@@ -138,6 +145,7 @@ pub(super) async fn serve(
             return Poll::Ready(end.is_ok());
         }
         keep_waker(&mut connection.waker.borrow_mut(), cx);
+        connection.record_refused(&passed);
         if connection.is_abused() {
             tracing::info!(peer = %connection.peer.text, "an HTTP/2 client cancels most requests, and is cut");
             return Poll::Ready(false);
@@ -170,6 +178,25 @@ impl Http2Connection {
     fn is_abused(&self) -> bool {
         let cancelled = self.cancelled.get();
         cancelled > FREE_CANCELS && cancelled > self.total.get() / 2
+    }
+
+    /// Counts and logs the requests that h2 has refused by itself. Right after a poll of hyper in which h2 has read everything,
+    /// all others are served: hyper accepts until there is no more. Streams that come while the connection ends are no
+    /// requests: the client is told to send them elsewhere (RFC 9113 section 6.8).
+    fn record_refused(&self, passed: &ScreenedStreams) {
+        if !passed.is_read.get() || self.leaving.get() {
+            return;
+        }
+        let count = |of: &Cell<u64>, all: u64| all.saturating_sub(of.replace(all.max(of.get())));
+        let refused = count(&self.refused, passed.opened.get().saturating_sub(self.total.get()));
+        if refused == 0 {
+            return;
+        }
+        let too_long = count(&self.refused_too_long, passed.too_long.get()).min(refused);
+        for number in 0..refused {
+            let reason = if number < too_long { BadHead::TooLarge } else { BadHead::Syntax("HTTP/2 forbids it") };
+            exchange::record_refused(&self.worker, &self.frontend, &self.peer, &Failure::BadHead(reason));
+        }
     }
 
     fn enter(&self, phase: Phase) {
@@ -213,12 +240,9 @@ impl Drop for Active {
 }
 
 /// Hands one request to its own task, so that its deadline works even if the client reads nothing.
-async fn answer(
-    connection: Rc<Http2Connection>,
-    request: Request<Incoming>,
-) -> Result<Response<AnswerBody>, io::Error> {
+async fn answer(active: Active, request: Request<Incoming>) -> Result<Response<AnswerBody>, io::Error> {
     let (head, answered) = oneshot::channel();
-    tokio::task::spawn_local(carry_out(Active::begin(connection), request, head));
+    tokio::task::spawn_local(carry_out(active, request, head));
     // If the node's answer cannot be converted, none arrives here: the stream is reset.
     answered.await.map_err(|_| io::ErrorKind::ConnectionReset.into())
 }

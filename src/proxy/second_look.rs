@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::Frontend;
 use super::client::Client;
 use super::failure::Failure;
-use super::frontend::{NoNode, PastCaches};
+use super::frontend::PastCaches;
 use crate::balance::LbContext;
 use crate::fleet::{Node, Role};
 use crate::seal::StalePage;
@@ -46,7 +46,7 @@ impl SecondLook {
         &mut self,
         client: &Client,
         node: &Arc<Node>,
-        page: StalePage,
+        page: Box<StalePage>,
         is_repeatable: bool,
         lb: LbContext,
     ) -> Result<NextLook, Failure> {
@@ -59,7 +59,7 @@ impl SecondLook {
             (Some(freshness), None) => {
                 // Only a ban that was sent after the page was seen says that it is gone.
                 let id = page.seal_id().filter(|_| page.awaited_delivery().is_none());
-                let is_asked_again = freshness.refresh(node.id(), page).await && is_repeatable;
+                let is_asked_again = freshness.refresh(node.id(), StalePage::clone(&page)).await && is_repeatable;
                 self.told.push((Arc::clone(node), id.filter(|_| is_asked_again)));
                 if is_asked_again {
                     return Ok(NextLook::Node(Arc::clone(node)));
@@ -68,7 +68,7 @@ impl SecondLook {
             _ => {}
         }
         if !is_repeatable {
-            return Err(Failure::NoNode(NoNode::AllBehind));
+            return Err(Failure::Stale(page));
         }
         let fleet = client.worker.shared.fleet.load();
         if self.told.len() < MAX_CACHES
@@ -90,7 +90,7 @@ impl SecondLook {
                 }
                 Ok(NextLook::AsItIs(Arc::clone(node)))
             }
-            PastCaches::Refuse => Err(Failure::NoNode(NoNode::AllBehind)),
+            PastCaches::Refuse => Err(Failure::Stale(page)),
         }
     }
 

@@ -115,15 +115,15 @@ fn termination(failure: &Failure, phase: RequestPhase) -> [u8; 2] {
         Failure::ClientTimeout => [b'c', phase],
         Failure::ClientGone(error) => [by(timed_out(error), b'c', b'C'), phase],
         Failure::NoNode(NoNode::NoneUp) => *b"SC",
-        Failure::NoNode(NoNode::AllBehind) | Failure::Stale(_) => *b"PC",
+        Failure::NoNode(NoNode::AllBehind) => *b"PC",
         Failure::NoNode(NoNode::Busy) | Failure::NoFiles => *b"RQ",
         Failure::NoPort(_) => *b"RC",
         Failure::Connect(error) => [by(timed_out(error), b's', b'S'), b'C'],
         Failure::NoAnswer(error) => [by(timed_out(error), b's', b'S'), b'H'],
         Failure::NodeDown(_) => *b"SH",
         Failure::NodeTimeout => *b"sH",
-        Failure::BadAnswer(_) => *b"PH",
+        Failure::BadAnswer(_) | Failure::Stale(_) => *b"PH",
         Failure::CutAnswer(error) => [by(timed_out(error), b's', b'S'), b'D'],
-        Failure::BadAnswerBody(_) => *b"PD",
+        Failure::BadAnswerBody(_) | Failure::GuardCut | Failure::IdleTunnel => *b"PD",
     }
 }

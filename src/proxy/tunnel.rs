@@ -83,7 +83,7 @@ pub(super) async fn tunnel(
         if read + sent > 0 {
             deadline.advance(read + sent);
         }
-        deadline.poll(cx).map(|_| Err(Failure::CutAnswer(io::ErrorKind::TimedOut.into())))
+        deadline.poll(cx).map(|_interrupt| Err(Failure::IdleTunnel))
     })
     .await
 }

@@ -161,10 +161,10 @@ impl Worker {
         if let (Some(node), Some(fault)) = (node, fault) {
             self.shared.metrics.upstream_failures.count(node.spec.role(), fault);
         }
-        let status = failure.reply().map_or(0, |reply| reply.status);
-        if fault.is_none() && status < 500 {
+        // Decided before anything is written: strangers can make malformed requests cheaply.
+        let Some((status, _)) = failure.status().filter(|&(status, _)| fault.is_some() || status >= 500) else {
             return;
-        }
+        };
         if let Some(unsaid) = self.notices.pass() {
             let (role, node) = (node.map(|node| node.spec.role().as_str()), node.map(|node| node.id().as_str()));
             let path = request.head.path();

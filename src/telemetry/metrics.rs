@@ -18,6 +18,7 @@ mod process;
 mod purge;
 mod registry;
 mod seal;
+mod sharded;
 mod upstream;
 
 use std::collections::BTreeMap;
@@ -25,7 +26,7 @@ use std::sync::Arc;
 
 use dashmap::DashMap;
 use parking_lot::Mutex;
-use prometheus::{Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntGauge, Registry, TextEncoder};
+use prometheus::{Encoder, IntCounter, IntGauge, Registry, TextEncoder};
 
 use crate::fleet::{NodeId, NodeKey, Role};
 use crate::telemetry::Incidents;
@@ -43,6 +44,7 @@ pub use node::{Answers, NodeMetrics, VarnishMetrics};
 pub use purge::PurgeMetrics;
 pub use registry::RegistryMetrics;
 pub use seal::{SealChecks, SealMetrics};
+pub use sharded::{DurationHistogram, ShardedCounter};
 pub use upstream::UpstreamFailures;
 
 use family::{Counters, IntGauges, counters, int_gauges};
@@ -247,21 +249,31 @@ fn counter(registry: &Registry, name: &str, help: &str) -> prometheus::Result<In
     register(registry, IntCounter::new(name, help)?)
 }
 
-fn histogram(registry: &Registry, name: &str, help: &str, buckets: &[f64]) -> prometheus::Result<Histogram> {
-    let family = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), &[])?;
-    Ok(register(registry, family)?.with_label_values::<&str>(&[]))
+/// A counter of the data path.
+fn sharded_counter(registry: &Registry, name: &str, help: &str) -> prometheus::Result<ShardedCounter> {
+    let family = register(registry, sharded::sharded_counters(name, help, &[])?)?;
+    Ok(family.with_label_values::<&str>(&[]))
+}
+
+fn histogram(registry: &Registry, name: &str, help: &str, buckets: &[f64]) -> prometheus::Result<DurationHistogram> {
+    let family = register(registry, sharded::duration_histograms(name, help, buckets, &[])?)?;
+    Ok(family.with_label_values::<&str>(&[]))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    const TOOK: Duration = Duration::from_millis(100);
 
     #[test]
     fn the_series_of_a_node_come_and_go_with_it() {
         let metrics = Metrics::new().unwrap();
         let id = NodeId::try_from("varnish-1").unwrap();
         let node = metrics.node(Role::Varnish, &id);
-        node.record_answer(200, 0.1);
+        node.record_answer(200, TOOK);
         node.varnish.as_ref().unwrap().fenced.inc();
         let text = || String::from_utf8(metrics.render().unwrap()).unwrap();
         assert!(
@@ -271,7 +283,7 @@ mod tests {
         );
         metrics.forget(Role::Varnish, &id);
         assert!(!text().contains("varnish-1"), "{}", text());
-        node.record_bypass(200, 0.1);
+        node.record_bypass(200, TOOK);
         assert!(!text().contains("varnish-1"), "whoever still has the handles brings nothing back: {}", text());
     }
 
@@ -280,10 +292,10 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         let id = NodeId::try_from("host-1").unwrap();
         let (web, varnish) = (metrics.node(Role::Web, &id), metrics.node(Role::Varnish, &id));
-        web.record_bypass(200, 0.1);
-        varnish.record_answer(200, 0.1);
+        web.record_bypass(200, TOOK);
+        varnish.record_answer(200, TOOK);
         metrics.forget(Role::Web, &id);
-        varnish.record_answer(200, 0.1);
+        varnish.record_answer(200, TOOK);
         let text = || String::from_utf8(metrics.render().unwrap()).unwrap();
         let series = "clearcoat_edge_requests_total{code_class=\"2xx\",node=\"host-1\"} 3\n";
         assert!(text().contains(series) && !text().contains("role=\"web\",node=\"host-1\""), "{}", text());

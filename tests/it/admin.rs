@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
 use crate::support::clearcoat::run;
-use crate::support::client::{Connection, exchange, get};
+use crate::support::client::{Connection, exchange, get, get_of};
 use crate::support::eventually;
 use crate::support::fleet::{Fleet, Plan};
 
@@ -110,7 +110,7 @@ fn the_admin_listener_tells_the_state_of_the_process_and_of_the_fleet() {
     let admin = fleet.clearcoat.admin;
     assert_eq!(get(admin, "/healthz").expect("an answer").status, 200);
     assert_eq!(get(admin, "/readyz").expect("an answer").text(), "ready\n");
-    assert_eq!(get(admin, "/nothing").expect("an answer").status, 404);
+    assert_eq!(get_of(admin, "localhost", "/nothing").expect("an answer").status, 404);
     assert_eq!(exchange(admin, "POST /healthz HTTP/1.1\r\nHost: a\r\n\r\n").expect("an answer").status, 405);
 
     fleet.get("/p/1");

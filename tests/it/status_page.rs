@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::support::browser::Page;
 use crate::support::clearcoat::{Clearcoat, run};
-use crate::support::client::{Answer, Connection, exchange, get};
+use crate::support::client::{Answer, Connection, exchange, get, get_of};
 use crate::support::eventually;
 use crate::support::fleet::{Fleet, Plan};
 use crate::support::simulated::SimulatedFleet;
@@ -271,6 +271,50 @@ fn an_operator_with_the_token_purges_from_the_page_after_a_confirmation() {
 }
 
 #[test]
+fn a_strangers_name_that_leads_here_is_shown_nothing_and_purges_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let token = folder.path().join("token");
+    std::fs::write(&token, "s3cret\n").unwrap();
+    let admin =
+        format!("listen = [\"127.0.0.1:0\"]\ntoken_file = \"{}\"\nhosts = [\"cc.shop.internal\"]", token.display());
+    let clearcoat = clearcoat(&folder, &format!("[admin]\n{admin}\n"));
+    clearcoat.opened();
+    let ask = |start: &str, host: &str, more: &str| {
+        exchange(clearcoat.admin, format!("{start} HTTP/1.1\r\nHost: {host}\r\n{more}")).unwrap()
+    };
+    let port = clearcoat.admin.port();
+    for path in ["/", "/page.js", "/api/v1/fleet", "/api/v1/purges"] {
+        for ours in ["127.0.0.1", "localhost", "clearcoat", "cc.shop.internal"] {
+            assert_eq!(ask(&format!("GET {path}"), &format!("{ours}:{port}"), "\r\n").status, 200, "{path} of {ours}");
+        }
+        let refused = ask(&format!("GET {path}"), &format!("evil.test:{port}"), "\r\n");
+        assert!(refused.status == 421 && refused.text().contains("admin.hosts"), "{refused:?}");
+    }
+    // Monitoring comes by whatever name it has.
+    for path in ["/metrics", "/healthz", "/readyz", "/sd/prometheus?role=web&port=1"] {
+        assert_eq!(ask(&format!("GET {path}"), "lb.example.com", "\r\n").status, 200, "{path}");
+    }
+    let body = r#"{"tags":["cat_p_1"]}"#;
+    let fields = |host: &str| {
+        format!(
+            "Origin: http://{host}\r\nAuthorization: Bearer s3cret\r\nContent-Type: application/json\r\n\
+             Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+    };
+    let before = head(&clearcoat);
+    for _ in 0..30 {
+        assert_eq!(ask("POST /api/v1/purge", "evil.test", &fields("evil.test")).status, 421);
+    }
+    assert_eq!(head(&clearcoat), before);
+    let host = "cc.shop.internal";
+    assert_eq!(ask("POST /api/v1/purge", host, &fields(host)).json()["position"], before + 1);
+    clearcoat.log().waits_for("purge by the status page refused");
+    let said = clearcoat.log().text().matches("purge by the status page refused").count();
+    assert!(said < 30, "{said} lines of 30 refusals");
+}
+
+#[test]
 fn a_purge_by_the_admin_listener_wants_the_token_from_its_own_page() {
     let folder = tempfile::tempdir().unwrap();
     let clearcoat = with_token(&folder);
@@ -354,7 +398,7 @@ fn the_page_loads_nothing_from_anywhere_else() {
     let folder = tempfile::tempdir().unwrap();
     let clearcoat = clearcoat(&folder, "");
     for (path, kind) in [("/", "text/html"), ("/page.css", "text/css"), ("/page.js", "text/javascript")] {
-        let answer = get(clearcoat.admin, path).unwrap();
+        let answer = get_of(clearcoat.admin, "localhost", path).unwrap();
         assert!(answer.header("Content-Type").is_some_and(|found| found.starts_with(kind)), "{answer:?}");
         let policy = answer.header("Content-Security-Policy").unwrap();
         assert!(policy.starts_with("default-src 'none';") && !policy.contains("unsafe"), "{policy}");

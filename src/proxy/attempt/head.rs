@@ -22,6 +22,7 @@ use super::super::deadline::Phase;
 use super::super::failure::Failure;
 use super::super::request::Request;
 use super::super::stream::Stream;
+use super::super::trace::RequestPhase;
 use super::super::transfer::{BEFORE, Outgoing, Transfer, reading_room};
 use super::relay::Download;
 use super::{Exchange, download_failure};
@@ -152,6 +153,9 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
                 let body = (BEFORE + len, read - len);
                 let Exchange { client, surplus, .. } = &mut *self.exchange;
                 let begun = download.body.begin(cx, &mut client.stream, scratch, body, surplus);
+                if begun.is_err() && download.body.has_come() {
+                    self.exchange.request.trace.phase = RequestPhase::Last;
+                }
                 let head = NodeHead::Begun(download);
                 return Poll::Ready(begun.map_err(download_failure).map(|()| Some(head)));
             }

@@ -81,6 +81,19 @@ impl<'a, 'e> Relaying<'a, 'e> {
         splice: Option<&mut Splice>,
         entered: &mut bool,
     ) -> Poll<Result<(), Failure>> {
+        let polled = self.poll_both(cx, splice, entered);
+        if matches!(polled, Poll::Ready(Err(_))) && self.download.body.has_come() {
+            self.exchange.request.trace.phase = RequestPhase::Last;
+        }
+        polled
+    }
+
+    fn poll_both(
+        &mut self,
+        cx: &mut Context<'_>,
+        splice: Option<&mut Splice>,
+        entered: &mut bool,
+    ) -> Poll<Result<(), Failure>> {
         let Exchange { client, request, upload, upstream, node, .. } = &mut *self.exchange;
         if upload.poll(cx, client, &mut upstream.stream).is_err() {
             // The client may still be reading.
@@ -89,7 +102,7 @@ impl<'a, 'e> Relaying<'a, 'e> {
         if client.passage.as_ref().is_some_and(Passage::is_to_be_cut) {
             client.worker.shared.metrics.guard.cut.inc();
             tracing::info!(request = %request.name(), node = %node.id(), "an endless answer delays a purge, and is cut");
-            return Poll::Ready(Err(Failure::CutAnswer(io::ErrorKind::TimedOut.into())));
+            return Poll::Ready(Err(Failure::GuardCut));
         }
         if upload.was_refused() {
             self.download.body.source_was_reset();
@@ -100,9 +113,6 @@ impl<'a, 'e> Relaying<'a, 'e> {
         self.sent += sent;
         self.exchange.request.trace.sent += sent;
         if let Poll::Ready(result) = polled {
-            if result.is_err() && self.download.body.has_come() {
-                self.exchange.request.trace.phase = RequestPhase::Last;
-            }
             return Poll::Ready(result.map_err(download_failure));
         }
         let Exchange { client, upload, .. } = &mut *self.exchange;

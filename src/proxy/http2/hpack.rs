@@ -84,6 +84,17 @@ const STATIC: [(&str, &str); 61] = [
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct BadHeaderBlock;
 
+/// A block that was decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ReadBlock {
+    /// h2 takes it, or refuses it as it should.
+    WellFormed,
+    /// It has more fields than it may, and those are left out: h2 refuses it.
+    TooLong,
+    /// It is malformed (RFC 9113 section 8.1.1) in a way that h2 treats as undecodable.
+    Malformed,
+}
+
 /// Name and value.
 type HeaderField = (Rc<[u8]>, Rc<[u8]>);
 
@@ -102,9 +113,13 @@ impl Table {
     }
 
     /// Decodes a complete block, and appends its fields to `out` as literals. Fields beyond `limit`, counted like
-    /// SETTINGS_MAX_HEADER_LIST_SIZE, are left out. False if the block is malformed (RFC 9113 section 8.1.1) in a way
-    /// that h2 treats as undecodable.
-    pub(super) fn rewrite(&mut self, block: &[u8], limit: usize, out: &mut Vec<u8>) -> Result<bool, BadHeaderBlock> {
+    /// SETTINGS_MAX_HEADER_LIST_SIZE, are left out.
+    pub(super) fn rewrite(
+        &mut self,
+        block: &[u8],
+        limit: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<ReadBlock, BadHeaderBlock> {
         let mut rest = Input(block);
         let (mut listed, mut is_well_formed, mut has_fields) = (0, true, false);
         while let Some(&first) = rest.0.first() {
@@ -135,7 +150,11 @@ impl Table {
                 put_string(out, &value);
             }
         }
-        Ok(is_well_formed)
+        Ok(match is_well_formed {
+            false => ReadBlock::Malformed,
+            true if listed > limit => ReadBlock::TooLong,
+            true => ReadBlock::WellFormed,
+        })
     }
 
     fn literal(&self, rest: &mut Input<'_>, bits: u32) -> Result<HeaderField, BadHeaderBlock> {
@@ -262,7 +281,7 @@ mod tests {
 
     fn rewritten(table: &mut Table, block: &[u8]) -> Result<(bool, Vec<u8>), BadHeaderBlock> {
         let mut out = Vec::new();
-        table.rewrite(block, 1 << 20, &mut out).map(|is_well_formed| (is_well_formed, out))
+        table.rewrite(block, 1 << 20, &mut out).map(|read| (read == ReadBlock::WellFormed, out))
     }
 
     #[test]
@@ -327,7 +346,7 @@ mod tests {
         block[0] = 0x40;
         block.resize(block.len() + 16_000, 0xbe);
         let mut out = Vec::new();
-        assert_eq!(table.rewrite(&block, 32 * 1024, &mut out), Ok(true));
+        assert_eq!(table.rewrite(&block, 32 * 1024, &mut out), Ok(ReadBlock::TooLong));
         assert!(out.len() < 40 * 1024, "{} bytes", out.len());
     }
 }

@@ -11,13 +11,15 @@
 //! 6.9) and PRIORITY of a wrong length (section 6.3). Undecodable input is passed on for h2 to end the connection: a
 //! block that is not valid HPACK (RFC 7541 section 2.3.3), frames that are too long or out of order.
 
+use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::hpack::{BadHeaderBlock, Table};
+use super::hpack::{BadHeaderBlock, ReadBlock, Table};
 
 /// The length of the preface, `PRI * HTTP/2.0` and so on (RFC 9113 section 3.4), in bytes.
 const PREFACE: usize = 24;
@@ -52,6 +54,18 @@ const MALFORMED: &[u8] = b"\0\x0aconnection\x01x";
 /// An index that no table has.
 const UNREADABLE: &[u8] = &[0x80];
 
+/// What has passed a screen. h2 says nothing of a request whose head it refuses, and neither does hyper; but it must have
+/// opened a stream, and is not served.
+#[derive(Debug, Default)]
+pub(super) struct ScreenedStreams {
+    /// Streams that were opened with a complete header block.
+    pub(super) opened: Cell<u64>,
+    /// Those whose header block had more fields than it may.
+    pub(super) too_long: Cell<u64>,
+    /// h2 has read all of it, and wants more.
+    pub(super) is_read: Cell<bool>,
+}
+
 /// The client's side of a connection, screened.
 #[derive(Debug)]
 pub(super) struct Screen<S> {
@@ -67,11 +81,18 @@ impl<S> Screen<S> {
     pub(super) fn new(inner: S, max_list: usize) -> Self {
         Screen { inner, frames: Frames::new(max_list), ready: Vec::new(), taken: 0 }
     }
+
+    /// What has passed so far.
+    pub(super) fn passed(&self) -> Rc<ScreenedStreams> {
+        Rc::clone(&self.frames.passed)
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Screen<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        // h2 reads on until there is nothing more, so whoever comes here last has read all.
+        this.frames.passed.is_read.set(this.taken == this.ready.len());
         while this.taken == this.ready.len() {
             // An idle connection holds no buffer.
             (this.ready, this.taken) = (Vec::new(), 0);
@@ -82,6 +103,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Screen<S> {
                 return Poll::Ready(Ok(()));
             }
             this.frames.take(read.filled(), &mut this.ready);
+            this.frames.passed.is_read.set(this.ready.is_empty());
         }
         let length = buffer.remaining().min(this.ready.len() - this.taken);
         buffer.put_slice(&this.ready[this.taken..this.taken + length]);
@@ -131,11 +153,14 @@ struct Frames {
     highest: u32,
     /// h2 will end the connection for what it was given: all further input is passed on unchanged.
     blind: bool,
+    passed: Rc<ScreenedStreams>,
 }
 
 #[derive(Debug)]
 struct HeaderBlock {
     stream: u32,
+    /// It opens the stream: it is no trailers.
+    opens: bool,
     end_stream: u8,
     /// The stream depends on itself.
     malformed: bool,
@@ -170,6 +195,7 @@ impl Frames {
             block: None,
             highest: 0,
             blind: false,
+            passed: Rc::default(),
         }
     }
 
@@ -238,6 +264,7 @@ impl Frames {
     }
 
     fn begin_block(&mut self, head: FrameHead, payload: &[u8], out: &mut Vec<u8>) {
+        let opens = head.stream > self.highest;
         self.highest = self.highest.max(head.stream);
         let Some((bytes, depends_on)) = fragment(head.flags, payload) else {
             // The padding exceeds the frame.
@@ -246,7 +273,7 @@ impl Frames {
             return;
         };
         let (end_stream, malformed) = (head.flags & END_STREAM, depends_on == Some(head.stream));
-        let block = HeaderBlock { stream: head.stream, end_stream, malformed, bytes: bytes.to_vec(), frames: 1 };
+        let block = HeaderBlock { stream: head.stream, opens, end_stream, malformed, bytes: bytes.to_vec(), frames: 1 };
         self.end_block(head, block, out);
     }
 
@@ -271,8 +298,14 @@ impl Frames {
             return;
         }
         let mut fields = Vec::with_capacity(2 * block.bytes.len());
-        let block_or_error = match self.table.rewrite(&block.bytes, self.max_list, &mut fields) {
-            Ok(true) if !block.malformed => &fields[..],
+        let read = self.table.rewrite(&block.bytes, self.max_list, &mut fields);
+        if block.opens {
+            let count = |counter: &Cell<u64>, by: bool| counter.set(counter.get() + u64::from(by));
+            count(&self.passed.opened, true);
+            count(&self.passed.too_long, read == Ok(ReadBlock::TooLong));
+        }
+        let block_or_error = match read {
+            Ok(ReadBlock::WellFormed | ReadBlock::TooLong) if !block.malformed => &fields[..],
             Ok(_) => MALFORMED,
             Err(BadHeaderBlock) => {
                 self.blind = true;

@@ -7,8 +7,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::Redaction;
 
-/// The longest target in a line, in bytes, before it is escaped: collectors cut a line at 16 KiB.
+/// The longest target, method and host in a line, in bytes, before they are escaped: collectors cut a line at 16 KiB. No
+/// registered method is half as long, and no name in the DNS is longer (RFC 1035 section 2.3.4).
 const LONGEST_TARGET: usize = 4096;
+const LONGEST_METHOD: usize = 32;
+const LONGEST_HOST: usize = 255;
 
 const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 
@@ -93,10 +96,6 @@ impl LineWriter {
         self.target.clear();
         if let Some(request) = &line.request {
             redaction.push_target(&mut self.target, request.target);
-            if self.target.len() > LONGEST_TARGET {
-                self.target.truncate(LONGEST_TARGET);
-                self.target.extend_from_slice(b"...");
-            }
         }
         if self.second != began.as_secs() {
             self.second = began.as_secs();
@@ -112,17 +111,11 @@ impl LineWriter {
         let millis = [millis / 100, millis / 10 % 10, millis % 10].map(|digit| b'0' + digit as u8);
         push(out, &[b"{\"time\":\"", self.second_text.as_bytes(), b".", &millis, b"Z\",\"listener\":\""]);
         push(out, &[line.listener.as_bytes(), b"\",\"client\":\"", line.client.as_bytes(), b"\""]);
-        let text = |out: &mut Vec<u8>, name: &[u8], value: Option<&[u8]>| {
-            out.extend_from_slice(name);
-            match value {
-                Some(value) => push_quoted(out, value, json_escape),
-                None => out.extend_from_slice(b"null"),
-            }
-        };
         let request = line.request.as_ref();
-        text(out, b",\"method\":", request.map(|request| request.method));
-        text(out, b",\"host\":", request.and_then(|request| request.host));
-        text(out, b",\"target\":", request.map(|_| &*self.target));
+        push_text(out, b",\"method\":", request.map(|request| request.method), LONGEST_METHOD);
+        push_text(out, b",\"host\":", request.and_then(|request| request.host), LONGEST_HOST);
+        push_text(out, b",\"target\":", request.map(|_| &*self.target), LONGEST_TARGET);
+        let text = |out: &mut Vec<u8>, name: &[u8], value| push_text(out, name, value, usize::MAX);
         text(out, b",\"protocol\":", request.map(|request| request.protocol.as_bytes()));
         let numbers: [(&[u8], u64); 3] = [
             (b",\"status\":", line.status.into()),
@@ -158,9 +151,9 @@ impl LineWriter {
         push(out, &[line.client.as_bytes(), b" - - [", self.second_text.as_bytes(), b" +0000] \""]);
         match &line.request {
             Some(request) => {
-                push_escaped(out, request.method, hex_escape);
+                push_cut(out, request.method, LONGEST_METHOD, hex_escape);
                 out.push(b' ');
-                push_escaped(out, &self.target, hex_escape);
+                push_cut(out, &self.target, LONGEST_TARGET, hex_escape);
                 push(out, &[b" ", request.protocol.as_bytes()]);
             }
             None => out.push(b'-'),
@@ -209,10 +202,21 @@ fn push_millis(out: &mut Vec<u8>, time: Option<Duration>) {
     out.extend_from_slice(&[b'.', b'0' + (rest / 100) as u8, b'0' + (rest / 10 % 10) as u8, b'0' + (rest % 10) as u8]);
 }
 
-fn push_quoted(out: &mut Vec<u8>, text: &[u8], escape: impl Fn(&mut Vec<u8>, u8)) {
+/// A member of an object, `name` with the comma before it and the colon behind it: a text, cut after this many bytes, or `null`.
+fn push_text(out: &mut Vec<u8>, name: &[u8], value: Option<&[u8]>, longest: usize) {
+    out.extend_from_slice(name);
+    let Some(value) = value else { return out.extend_from_slice(b"null") };
     out.push(b'"');
-    push_escaped(out, text, escape);
+    push_cut(out, value, longest, json_escape);
     out.push(b'"');
+}
+
+/// Appends as much of a text as a line may have of it.
+fn push_cut(out: &mut Vec<u8>, text: &[u8], longest: usize, escape: impl Fn(&mut Vec<u8>, u8)) {
+    push_escaped(out, &text[..text.len().min(longest)], escape);
+    if text.len() > longest {
+        out.extend_from_slice(b"...");
+    }
 }
 
 /// Appends a text; `escape` writes each byte of it that is not harmless within quotes.

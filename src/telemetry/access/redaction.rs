@@ -1,8 +1,10 @@
 //! Query parameters whose values are secret.
 //!
-//! A name is compared as an application would read it: percent-encoding is undone, case does not matter, and in PHP's
-//! `login[password]` each part is a name. So no spelling of a secret's name gets its value into a file that many people
-//! read.
+//! A name is compared as an application would read it: percent-encoding is undone, case does not matter, and what PHP makes
+//! of a name (`php_register_variable_ex` of its source) is undone as well. PHP drops blanks before a name, ends it at a NUL,
+//! reads `.`, a blank and a `[` that nothing closes as `_`, and takes `login[password]` for a name within a name: each part is
+//! compared, and so is the whole. So no spelling of a secret's name gets its value into a file that many people read. Where
+//! PHP is stricter than this, a value is replaced that was none of a secret's: that harms nobody.
 
 /// What stands in place of a value.
 const INSTEAD: &[u8] = b"***";
@@ -10,12 +12,12 @@ const INSTEAD: &[u8] = b"***";
 /// Names of query parameters whose values are replaced.
 #[derive(Clone, Debug, Default)]
 pub struct Redaction {
-    /// In lower case.
     names: Vec<SecretName>,
 }
 
 #[derive(Clone, Debug)]
 struct SecretName {
+    /// As PHP writes it: [`as_php`].
     text: Box<[u8]>,
     /// Whether it is the start of names, and not one name.
     is_prefix: bool,
@@ -33,7 +35,7 @@ impl Redaction {
     pub fn new<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
         let secret = |name: &str| {
             let prefix = name.strip_suffix('*');
-            SecretName { text: prefix.unwrap_or(name).as_bytes().into(), is_prefix: prefix.is_some() }
+            SecretName { text: as_php(prefix.unwrap_or(name).as_bytes()).into(), is_prefix: prefix.is_some() }
         };
         Redaction { names: names.into_iter().map(secret).collect() }
     }
@@ -57,12 +59,20 @@ impl Redaction {
     }
 
     fn has(&self, name: &[u8]) -> bool {
-        let has = |name: &[u8]| {
-            let mut parts = name.split(|byte| matches!(byte, b'[' | b']'));
-            parts.any(|part| !part.is_empty() && self.names.iter().any(|secret| secret.is(part)))
-        };
-        if memchr::memchr2(b'%', b'+', name).is_none() { has(name) } else { has(decoded(name).trim_ascii()) }
+        let is_secret = |name: &[u8]| self.names.iter().any(|secret| secret.is(name));
+        if name.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-')) {
+            return is_secret(name);
+        }
+        let name = decoded(name);
+        let whole = name.split(|&byte| byte == 0).next().unwrap_or_default();
+        let mut parts = name.split(|byte| matches!(byte, b'[' | b']' | 0)).filter(|part| !part.is_empty());
+        is_secret(&as_php(whole)) || parts.any(|part| is_secret(&as_php(part)))
     }
+}
+
+/// A name without the blanks around it, and with `_` where PHP has that.
+fn as_php(name: &[u8]) -> Vec<u8> {
+    name.trim_ascii().iter().map(|&byte| if matches!(byte, b'.' | b' ' | b'[') { b'_' } else { byte }).collect()
 }
 
 /// Undoes percent-encoding, and `+` for a space.
@@ -88,7 +98,8 @@ mod tests {
 
     fn shown(target: &str) -> String {
         let mut out = Vec::new();
-        Redaction::new(["token", "password", "oauth_*"]).push_target(&mut out, target.as_bytes());
+        Redaction::new(["token", "password", "oauth_*", "form_key", "api.key"])
+            .push_target(&mut out, target.as_bytes());
         String::from_utf8(out).unwrap()
     }
 
@@ -110,10 +121,47 @@ mod tests {
         }
     }
 
+    /// As PHP 8.2 reads them: `php -r 'parse_str($argv[1], $read); print_r($read);' NAME=1`.
+    #[test]
+    fn a_name_that_php_reads_as_a_secret_is_one() {
+        for name in [
+            "form.key",
+            "form key",
+            "form+key",
+            "form%20key",
+            "form%2Ekey",
+            "form[key",
+            "form%5Bkey",
+            "FORM%5fKEY",
+            "+form.key",
+            "%20%20form_key",
+            "form_key%00",
+            "form_key%00[x]",
+            "form.key%00x",
+            "form_key[a][b]",
+            "form.key[]",
+            "a[form_key]",
+            "a[b][form_key]",
+            "a.b[form_key]",
+            "a[%20form_key]",
+            "a][form_key]",
+            "oauth.nonce",
+            "oauth[nonce",
+            "oauth%5Bnonce",
+            "api_key",
+            "api.key",
+            "api[key",
+        ] {
+            assert_eq!(shown(&format!("/p?x=1&{name}=secret&y=2")), format!("/p?x=1&{name}=***&y=2"));
+        }
+    }
+
     #[test]
     fn everything_else_stays_as_it_came() {
         for target in
             ["/p", "*", "/p?", "/p?&&", "/p?tokens=1", "/token=1", "/p?a=token", "/p?token", "/p?%zz=1&%", "/p?=1"]
+                .into_iter()
+                .chain(["/p?form=key", "/p?formkey=1", "/p?form-key=1", "/p?a[form][key]=1", "/p?x=form.key"])
         {
             assert_eq!(shown(target), target);
         }

@@ -68,21 +68,36 @@ fn the_common_format_is_that_of_ncsa_httpd() {
 #[test]
 fn no_byte_of_a_stranger_ends_a_line_or_a_text() {
     let hostile: Vec<u8> = (0..=255).collect();
-    let hostile = AccessLine { request_id: &hostile, ..line(&hostile, &hostile) };
+    let hostile = AccessLine { request_id: &hostile, ..line(&hostile, &hostile[1..]) };
     let text = written(LineFormat::Json, &hostile);
     assert!(text.is_ascii() && text.lines().count() == 1, "{text}");
     let json: serde_json::Value = serde_json::from_str(&text).unwrap();
     let expected: String = (0..=255_u8).map(char::from).collect();
-    assert_eq!([&json["target"], &json["host"], &json["request_id"]], [&expected, &expected, &expected]);
+    assert_eq!([&json["target"], &json["host"], &json["request_id"]], [&expected, &expected[1..], &expected]);
     let text = written(LineFormat::Common, &hostile);
     assert!(text.is_ascii() && text.lines().count() == 1 && text.matches('"').count() == 2, "{text}");
 }
 
 #[test]
-fn a_target_of_any_length_makes_a_line_that_collectors_take() {
+fn a_target_a_host_or_a_method_of_any_length_makes_a_line_that_collectors_take() {
     let long = [b"/\\".repeat(20_000).as_slice(), b"?token=secret"].concat();
-    let text = written(LineFormat::Json, &line(&long, b"shop.test"));
-    assert!(text.len() < 10_000 && text.contains("...\""), "{} bytes", text.len());
+    for format in [LineFormat::Json, LineFormat::Common] {
+        let mut line = line(&long, &long);
+        line.request.as_mut().unwrap().method = &long;
+        let text = written(format, &line);
+        assert!(text.len() < 16 * 1024 && !text.contains("secret"), "{} bytes", text.len());
+        assert_eq!(text.matches("...").count(), if format == LineFormat::Json { 3 } else { 2 }, "{text}");
+    }
+    let whole = AccessLine {
+        request: Some(RequestLine {
+            method: &[b'M'; 32],
+            target: b"/p",
+            host: Some(&[b'h'; 255]),
+            protocol: "HTTP/1.1",
+        }),
+        ..line(b"", b"")
+    };
+    assert!(!written(LineFormat::Json, &whole).contains("..."));
 }
 
 #[test]

@@ -10,13 +10,17 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use prometheus::core::{MetricVec, MetricVecBuilder};
-use prometheus::{GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry};
+use prometheus::{GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry};
 
 use super::labels::Labels;
 use super::register;
+use super::sharded::{DurationHistogramVec, ShardedCounterVec, duration_histograms, sharded_counters};
 
 /// Counters that differ in the labels `L`.
 pub(super) type Counters<L> = MetricFamily<IntCounterVec, L>;
+
+/// Counters of the data path that differ in the labels `L`.
+pub(super) type ShardedCounters<L> = MetricFamily<ShardedCounterVec, L>;
 
 /// Whole numbers that go up and down, and differ in the labels `L`.
 pub(super) type IntGauges<L> = MetricFamily<IntGaugeVec, L>;
@@ -25,7 +29,7 @@ pub(super) type IntGauges<L> = MetricFamily<IntGaugeVec, L>;
 pub(super) type Gauges<L> = MetricFamily<GaugeVec, L>;
 
 /// Distributions that differ in the labels `L`.
-pub(super) type Histograms<L> = MetricFamily<HistogramVec, L>;
+pub(super) type Histograms<L> = MetricFamily<DurationHistogramVec, L>;
 
 /// Series of one name that differ in the labels `L`.
 #[derive(Clone, Debug)]
@@ -117,8 +121,16 @@ pub(super) fn histograms<L: Labels>(
     help: &str,
     buckets: &[f64],
 ) -> prometheus::Result<Histograms<L>> {
-    let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
-    MetricFamily::new(registry, HistogramVec::new(options, L::NAMES)?)
+    MetricFamily::new(registry, duration_histograms(name, help, buckets, L::NAMES)?)
+}
+
+/// Of the data path: each worker counts apart.
+pub(super) fn data_path_counters<L: Labels>(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+) -> prometheus::Result<ShardedCounters<L>> {
+    MetricFamily::new(registry, sharded_counters(name, help, L::NAMES)?)
 }
 
 pub(super) fn counters<L: Labels>(registry: &Registry, name: &str, help: &str) -> prometheus::Result<Counters<L>> {

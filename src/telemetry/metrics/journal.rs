@@ -1,10 +1,11 @@
 //! What the journal counts, and the replicas that share it.
 
-use prometheus::{Histogram, IntCounter, IntGauge, Registry};
+use prometheus::{IntCounter, IntGauge, Registry};
 
 use super::family::{IntGauges, int_gauges};
 use super::labels::AnewReason;
 use super::purge::BUCKETS;
+use super::sharded::DurationHistogram;
 use super::{counter, histogram, register};
 
 /// The metrics of the journal.
@@ -13,7 +14,7 @@ pub struct JournalMetrics {
     /// The last durable position.
     pub head: IntGauge,
     /// How long it took to make a purge durable.
-    pub append_duration: Histogram,
+    pub append_duration: DurationHistogram,
     /// Whether the disk of the journal refuses, or does not answer.
     pub stalled: IntGauge,
     anew: IntGauges<AnewReason>,

@@ -211,8 +211,6 @@ values! {
         Connect = "connect",
         /// The node closed the connection before its answer.
         NoAnswer = "no_answer",
-        /// The node went down before its answer.
-        NodeDown = "node_down",
         /// The node's answer did not begin in time, or its system gave no sign of life.
         Timeout = "timeout",
         /// The answer was older than a purge, and nobody had another one.
@@ -227,6 +225,10 @@ values! {
         Cut = "cut",
         /// The node said nothing more in mid-answer.
         Stalled = "stalled",
+        /// The answer to a cache did not end, and a purge waited for it.
+        GuardCut = "guard_cut",
+        /// Nothing moved through a tunnel for too long.
+        IdleTunnel = "idle_tunnel",
     }
 }
 

@@ -1,11 +1,13 @@
 //! What the traffic listeners count.
 
-use prometheus::core::Collector;
-use prometheus::{Histogram, IntCounter, Registry};
+use std::time::Duration;
 
-use super::family::{Counters, counters};
+use prometheus::{IntCounter, Registry};
+
+use super::family::{Counters, ShardedCounters, counters, data_path_counters};
 use super::labels::{CodeClass, FailureReason};
-use super::{counter, histogram};
+use super::sharded::{DurationHistogram, ShardedCounter};
+use super::{counter, histogram, sharded_counter};
 use crate::fleet::NodeId;
 
 /// From a cache hit on the same host to a page that takes a minute, in seconds.
@@ -18,17 +20,17 @@ const REQUEST_BUCKETS: [f64; 19] = [
 pub(super) const NODE_BUCKETS: [f64; 12] = [0.00025, 0.0005, 0.001, 0.0025, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0];
 
 /// Requests, by how they were answered and by whom.
-pub(super) type RequestCounters = Counters<(CodeClass, Option<NodeId>)>;
+pub(super) type RequestCounters = ShardedCounters<(CodeClass, Option<NodeId>)>;
 
 /// The metrics of one traffic listener.
 #[derive(Debug)]
 pub struct ListenerMetrics {
     pub(super) requests: RequestCounters,
     /// How long requests took, from the end of their head to the last byte of the answer.
-    pub duration: Histogram,
+    duration: DurationHistogram,
     failures: Counters<FailureReason>,
-    received: IntCounter,
-    sent: IntCounter,
+    received: ShardedCounter,
+    sent: ShardedCounter,
     /// Connections that were accepted.
     pub accepted: IntCounter,
 }
@@ -44,7 +46,7 @@ pub struct Durations {
 
 impl ListenerMetrics {
     pub(super) fn new(registry: &Registry, name: &str, from: &str) -> prometheus::Result<Self> {
-        let requests = counters(
+        let requests = data_path_counters(
             registry,
             &format!("{name}_requests_total"),
             &format!("Requests from {from} by status class and the node that answered (empty: clearcoat itself)"),
@@ -60,12 +62,12 @@ impl ListenerMetrics {
             &format!("{name}_failures_total"),
             &format!("Requests from {from} that failed, by what was wrong"),
         )?;
-        let received = counter(
+        let received = sharded_counter(
             registry,
             &format!("{name}_received_bytes_total"),
             &format!("Bytes of requests from {from}, heads and bodies without their chunks"),
         )?;
-        let sent = counter(
+        let sent = sharded_counter(
             registry,
             &format!("{name}_sent_bytes_total"),
             &format!("Bytes of answers to {from}, as they were written; by HTTP/2 without their heads"),
@@ -86,8 +88,9 @@ impl ListenerMetrics {
         })
     }
 
-    /// Counts the bytes of a request and of its answer.
-    pub fn record_bytes(&self, received: u64, sent: u64) {
+    /// Counts a request that has ended: how long it took, and the bytes of it and of its answer.
+    pub fn record_end(&self, took: Duration, received: u64, sent: u64) {
+        self.duration.observe(took);
         self.received.inc_by(received);
         self.sent.inc_by(sent);
     }
@@ -99,13 +102,8 @@ impl ListenerMetrics {
 
     /// How long all requests took, so far.
     pub fn durations(&self) -> Durations {
-        let families = self.duration.collect();
-        let Some(series) = families.first().and_then(|family| family.get_metric().first()) else {
-            return Durations::default();
-        };
-        let histogram = series.get_histogram();
-        let buckets = histogram.get_bucket().iter().map(|bucket| (bucket.upper_bound(), bucket.cumulative_count()));
-        Durations { count: histogram.get_sample_count(), buckets: buckets.collect() }
+        let (buckets, count) = self.duration.cumulated();
+        Durations { count, buckets }
     }
 
     /// The requests so far that no node answered and that clearcoat answered with a 5xx.

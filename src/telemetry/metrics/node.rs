@@ -4,11 +4,15 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use prometheus::{Gauge, Histogram, IntCounter, IntGauge, Registry};
+use prometheus::{Gauge, IntCounter, IntGauge, Registry};
 
-use super::family::{Counters, Gauges, Histograms, IntGauges, NodeSeries, counters, gauges, histograms, int_gauges};
+use super::family::{
+    Counters, Gauges, Histograms, IntGauges, NodeSeries, ShardedCounters, counters, data_path_counters, gauges,
+    histograms, int_gauges,
+};
 use super::labels::{BatchResult, CacheResult, CodeClass};
 use super::listener::{NODE_BUCKETS, RequestCounters};
+use super::sharded::{DurationHistogram, ShardedCounter};
 use crate::fleet::{NodeId, Role};
 
 /// The families in which every node of a role has its series.
@@ -30,7 +34,7 @@ pub(super) struct NodeFamilies {
     fenced: Counters<NodeId>,
     stale_caught: Counters<NodeId>,
     unsealed: Counters<NodeId>,
-    cache_results: Counters<(NodeId, CacheResult)>,
+    cache_results: ShardedCounters<(NodeId, CacheResult)>,
 }
 
 /// The handles of one node.
@@ -38,11 +42,11 @@ pub(super) struct NodeFamilies {
 pub struct NodeMetrics {
     id: NodeId,
     /// Requests that ended with this node, by status class.
-    answers: [IntCounter; CodeClass::ALL.len()],
+    answers: [ShardedCounter; CodeClass::ALL.len()],
     /// The same of clients that asked it past the caches. Made when they are first counted: no node need ever be asked so.
-    bypass: [OnceLock<Option<IntCounter>>; CodeClass::ALL.len()],
+    bypass: [OnceLock<Option<ShardedCounter>>; CodeClass::ALL.len()],
     edge: RequestCounters,
-    duration: Histogram,
+    duration: DurationHistogram,
     /// Requests of clients that a web node answered past the caches.
     bypassed: Option<IntCounter>,
     /// Connections that could not be opened.
@@ -88,7 +92,7 @@ pub struct VarnishMetrics {
     pub stale_caught: IntCounter,
     /// Answers at the edge without a seal.
     pub unsealed: IntCounter,
-    cache_results: [IntCounter; CacheResult::ALL.len()],
+    cache_results: [ShardedCounter; CacheResult::ALL.len()],
 }
 
 /// What a node has answered so far.
@@ -150,7 +154,7 @@ impl NodeFamilies {
                 "Answers of a Varnish that were older than a purge: no client saw them",
             )?,
             unsealed: counters(r, "unsealed_answers_total", "Answers of a Varnish at the edge without a seal")?,
-            cache_results: counters(
+            cache_results: data_path_counters(
                 r,
                 "cache_results_total",
                 "Answers of a Varnish at the edge, by whether they came from its cache",
@@ -214,14 +218,14 @@ impl NodeFamilies {
 }
 
 impl NodeMetrics {
-    /// Counts a request that this node answered, and that took this long in seconds.
-    pub fn record_answer(&self, status: u16, took: f64) {
+    /// Counts a request that this node answered.
+    pub fn record_answer(&self, status: u16, took: Duration) {
         self.answers[CodeClass::of(status) as usize].inc();
         self.duration.observe(took);
     }
 
     /// Counts a request at the edge that this web node answered, past the caches.
-    pub fn record_bypass(&self, status: u16, took: f64) {
+    pub fn record_bypass(&self, status: u16, took: Duration) {
         let class = CodeClass::of(status);
         let bind = || self.held.lock().as_mut().map(|held| held.bind(&self.edge, (class, Some(self.id.clone()))));
         if let Some(counter) = self.bypass[class as usize].get_or_init(bind) {
@@ -236,19 +240,19 @@ impl NodeMetrics {
     /// What it has answered so far.
     pub fn answers(&self) -> Answers {
         let count = |class: CodeClass| {
-            let bypass = self.bypass[class as usize].get().and_then(Option::as_ref).map_or(0, IntCounter::get);
+            let bypass = self.bypass[class as usize].get().and_then(Option::as_ref).map_or(0, ShardedCounter::get);
             self.answers[class as usize].get() + bypass
         };
         Answers {
             all: CodeClass::ALL.into_iter().map(count).sum(),
             server_errors: count(CodeClass::ServerError),
-            time: Duration::try_from_secs_f64(self.duration.get_sample_sum()).unwrap_or_default(),
+            time: self.duration.sum(),
         }
     }
 
     /// Its answers with a 5xx to clients that came past the caches.
     pub fn bypass_server_errors(&self) -> u64 {
-        self.bypass[CodeClass::ServerError as usize].get().and_then(Option::as_ref).map_or(0, IntCounter::get)
+        self.bypass[CodeClass::ServerError as usize].get().and_then(Option::as_ref).map_or(0, ShardedCounter::get)
     }
 
     /// The node has left: its series go.
@@ -265,6 +269,6 @@ impl VarnishMetrics {
 
     /// The answers so far: hits, misses, passes.
     pub fn cache_results(&self) -> [u64; CacheResult::ALL.len()] {
-        self.cache_results.each_ref().map(IntCounter::get)
+        self.cache_results.each_ref().map(ShardedCounter::get)
     }
 }

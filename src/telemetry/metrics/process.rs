@@ -7,6 +7,7 @@
 use std::fs;
 use std::io;
 
+use parking_lot::Mutex;
 use prometheus::{Counter, Gauge, IntGauge, Opts, Registry};
 use rustix::process::{Resource, getrlimit};
 
@@ -32,6 +33,8 @@ pub(super) struct ProcessMetrics {
     virtual_memory: IntGauge,
     open_files: IntGauge,
     threads: IntGauge,
+    /// One reads them at a time.
+    update: Mutex<()>,
 }
 
 impl ProcessMetrics {
@@ -60,14 +63,16 @@ impl ProcessMetrics {
             virtual_memory: gauge("process_virtual_memory_bytes", "Virtual memory size in bytes")?,
             open_files: gauge("process_open_fds", "Number of open file descriptors")?,
             threads: gauge("process_threads", "Number of OS threads in the process")?,
+            update: Mutex::default(),
             families,
         })
     }
 
     /// Reads them again. What cannot be read stays as it was.
     pub(super) fn update(&self) {
+        // A counter can only be raised, by what is missing: two at once would both raise it by that.
+        let _alone = self.update.lock();
         if let Ok(usage) = Usage::read() {
-            // A counter can only be raised. Two who ask at once may both raise it, and one of them by nothing.
             self.cpu.inc_by((usage.cpu_seconds - self.cpu.get()).max(0.0));
             self.resident.set(usage.resident);
             self.virtual_memory.set(usage.virtual_memory);
@@ -150,5 +155,20 @@ mod tests {
         assert!(process.open_files.get() >= 3 && process.threads.get() >= 1);
         process.update();
         assert!(process.cpu.get() >= before);
+    }
+
+    #[test]
+    fn whoever_asks_at_once_counts_no_time_twice() {
+        let process = ProcessMetrics::new().unwrap();
+        for _ in 0..50 {
+            std::thread::scope(|scope| {
+                for _ in 0..4 {
+                    scope.spawn(|| process.update());
+                }
+            });
+            let counted = process.cpu.get();
+            let used = Usage::read().unwrap().cpu_seconds;
+            assert!(counted <= used + 1e-6, "{counted} of {used} s");
+        }
     }
 }

@@ -1,9 +1,10 @@
 //! What the purge listener counts.
 
-use prometheus::{Histogram, IntCounter, IntGauge, Registry};
+use prometheus::{IntCounter, IntGauge, Registry};
 
 use super::family::{Counters, counters};
 use super::labels::{PurgeKind, PurgeResult, Sender, TagFamily, WideTarget};
+use super::sharded::DurationHistogram;
 use super::{histogram, register};
 use crate::attribution::{OTHER, wide_targets};
 use crate::purge::Purge;
@@ -40,7 +41,7 @@ pub struct PurgeMetrics {
     /// Purges that are under way: accepted, or about to be, and not answered yet.
     pub waiting: IntGauge,
     /// How long an accepted purge took to its answer.
-    pub ack_duration: Histogram,
+    pub ack_duration: DurationHistogram,
 }
 
 impl PurgeMetrics {

@@ -1,10 +1,11 @@
 //! What seals said of the answers of caches.
 
-use prometheus::{IntCounter, IntGauge, Registry};
+use prometheus::{IntGauge, Registry};
 
-use super::family::{Counters, counters};
+use super::family::{ShardedCounters, data_path_counters};
 use super::labels::SealVerdict;
 use super::register;
+use super::sharded::ShardedCounter;
 
 /// The metrics of seals.
 #[derive(Debug)]
@@ -17,12 +18,15 @@ pub struct SealMetrics {
 
 /// Answers of caches by what their seal said: bound once, as each answer is counted.
 #[derive(Debug)]
-pub struct SealChecks([IntCounter; SealVerdict::ALL.len()]);
+pub struct SealChecks([ShardedCounter; SealVerdict::ALL.len()]);
 
 impl SealMetrics {
     pub(super) fn new(registry: &Registry) -> prometheus::Result<Self> {
-        let checks: Counters<SealVerdict> =
-            counters(registry, "seal_checks_total", "Answers of Varnish at the edge, by what their seal said")?;
+        let checks: ShardedCounters<SealVerdict> = data_path_counters(
+            registry,
+            "seal_checks_total",
+            "Answers of Varnish at the edge, by what their seal said",
+        )?;
         let unsealable = IntGauge::new(
             "unsealable_tags",
             "Tags that no seal shows, as those of blocks of pages: purges of them wait for Varnish",

@@ -14,6 +14,7 @@ use crate::data_path::tls::Secure;
 use crate::support::client::{Answer, Connection, get};
 use crate::support::eventually;
 use crate::support::fleet::{Fleet, Plan};
+use crate::support::frames::{END_HEADERS, END_STREAM, Frames, HEADERS, field, frame, request_fields};
 use crate::support::http2::{Http2, request};
 use crate::support::upstream::{Gate, Then, Upstream};
 use crate::support::varnish::signal;
@@ -133,6 +134,11 @@ fn an_id_is_a_trusted_proxys_or_new_and_never_a_strangers() {
         let id = ask(from, &format!("/new/{number}"), ids);
         assert!(is_made(&id), "{id} for {ids:?}");
     }
+    // So has one that is refused, and the first on its connection.
+    let mut client = Connection::open_from([127, 0, 0, 2], rig.clearcoat.edge).unwrap();
+    client.send("PURGE /refused HTTP/1.1\r\nHost: shop.test\r\nX-Request-Id: lb-9\r\n\r\n").unwrap();
+    assert_eq!(client.answer(false).unwrap().header("x-request-id"), Some("lb-9"));
+    assert_eq!(log.of("/refused")["request_id"], "lb-9");
     // Lines of the log for people have the same name.
     let mut client = Connection::open_from([127, 0, 0, 2], rig.clearcoat.edge).unwrap();
     client.send("BREW / HTTP/1.1\r\nHost: shop.test\r\nX-Request-Id: lb-8\r\nContent-Length: 1\r\n\r\n").unwrap();
@@ -214,13 +220,29 @@ fn who_ended_a_request_and_in_which_phase_is_in_its_line_and_its_counter() {
     reset(client);
     assert_eq!(ended(&log.of("/endless")), (200, "CD", "client_gone"));
     hold.open();
+
+    // A line break is no part of a request, and a part of a head is.
+    let mut nothing = send("\r\n");
+    nothing.stream.shutdown(Shutdown::Write).unwrap();
+    assert!(nothing.rest().0.is_empty());
+    let before = log.text().lines().count();
+    for (number, is_reset) in [false, true].into_iter().enumerate() {
+        let client = send("GET /half HTTP/1.1\r\nHost:");
+        if is_reset {
+            reset(client)
+        } else {
+            drop(client)
+        }
+        let half = log.lines(before + number + 1).remove(before + number);
+        assert_eq!((ended(&half), &half["method"]), ((499, "CR", "client_gone"), &Value::Null));
+    }
     let reasons = [
         ("bad_request", 1),
         ("client_timeout", 1),
         ("method_refused", 1),
         ("no_answer", 1),
         ("cut", 1),
-        ("client_gone", 2),
+        ("client_gone", 4),
     ];
     for (reason, count) in reasons.into_iter().chain([("none_up", 0)]) {
         let series = format!("clearcoat_edge_failures_total{{reason=\"{reason}\"}}");
@@ -274,6 +296,56 @@ fn an_http2_request_has_a_line_and_an_id_like_any_other() {
     let failed = http2.exchange(request("POST", "/none").body(()).unwrap(), b"a").unwrap();
     let line = log.of("/none");
     assert_eq!((ended(&line), failed.header("x-request-id")), ((502, "SH", "no_answer"), line["request_id"].as_str()));
+}
+
+#[test]
+fn a_request_that_is_refused_as_http_2_is_counted_and_has_a_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, log) = log_in(folder.path(), "");
+    let config = format!("{config}[limits]\nmax_head = 2048\n");
+    let secure = Secure::start("seal = false", &config, vec![always(HIT, Then::KeepAlive)]);
+    let mut client = Frames::open(secure.address(), &[]);
+    let get = request_fields("GET", "/p");
+    let heads = [
+        // Found by clearcoat's screen, by h2, and too long for it.
+        ([&get[..], &field("Upper", "a")].concat(), 400, "bad_request"),
+        ([&get[..], &field("connection", "close")].concat(), 400, "bad_request"),
+        (field("a", "without a method"), 400, "bad_request"),
+        ([&get[..], &field("a", &"b".repeat(100)).repeat(30)].concat(), 431, "request_head_too_large"),
+        (get.clone(), 200, ""),
+    ];
+    for (number, (head, status, reason)) in heads.into_iter().enumerate() {
+        let stream = 2 * number as u32 + 1;
+        assert!(client.send(frame(HEADERS, END_HEADERS | END_STREAM, stream, head)));
+        client.wait_for("it ends", |frame| frame.stream == stream).expect("a frame");
+        let line = log.lines(number + 1).remove(number);
+        if status == 200 {
+            assert_eq!((&line["status"], &line["target"]), (&200.into(), &"/p".into()));
+        } else {
+            assert_eq!((ended(&line), &line["method"]), ((status, "PR", reason), &Value::Null));
+        }
+    }
+    let count = |series: &str| secure.rig.clearcoat.metric(series);
+    assert_eq!(count("clearcoat_edge_requests_total{code_class=\"4xx\",node=\"\"}"), 4.0);
+    assert_eq!(count("clearcoat_edge_failures_total{reason=\"bad_request\"}"), 3.0);
+    assert_eq!(count("clearcoat_edge_failures_total{reason=\"request_head_too_large\"}"), 1.0);
+}
+
+#[test]
+fn a_tunnel_has_an_id_and_the_time_of_its_head() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, log) = log_in(folder.path(), "");
+    let node = Upstream::start(|call| {
+        call.send_then("HTTP/1.1 101 Switching Protocols\r\nUpgrade: a\r\nConnection: upgrade\r\n\r\n", Then::Close)
+    });
+    let rig = Rig::start(&config, vec![node], vec![]);
+    let mut client = rig.edge();
+    client.send("GET /talk HTTP/1.1\r\nHost: a\r\nUpgrade: a\r\nConnection: upgrade\r\n\r\n").unwrap();
+    let head = client.head().unwrap();
+    client.stream.shutdown(Shutdown::Write).unwrap();
+    let line = log.of("/talk");
+    assert_eq!((head.status, head.header("x-request-id")), (101, line["request_id"].as_str()));
+    assert!(line["first_byte_ms"].is_number() && line["termination"] == "--", "{line}");
 }
 
 #[test]

@@ -256,9 +256,15 @@ pub fn exchange(address: SocketAddr, bytes: impl AsRef<[u8]>) -> std::io::Result
     connection.answer(false)
 }
 
-/// A GET on a new connection.
+/// A GET on a new connection: of the shop, or of the API of a clearcoat, which is not for the shop's readers.
 pub fn get(address: SocketAddr, path: &str) -> std::io::Result<Answer> {
-    exchange(address, format!("GET {path} HTTP/1.1\r\nHost: shop.test\r\n\r\n"))
+    let host = if path.starts_with("/api/v1/") { "localhost" } else { "shop.test" };
+    get_of(address, host, path)
+}
+
+/// A GET on a new connection, of this host.
+pub fn get_of(address: SocketAddr, host: &str, path: &str) -> std::io::Result<Answer> {
+    exchange(address, format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n"))
 }
 
 /// A purge in Magento's form, on a new connection.

@@ -1,6 +1,7 @@
 //! Malformed requests among valid ones on one connection: each is an error of its own stream only.
 
 use crate::data_path::tls::Secure;
+use crate::support::client::get;
 use crate::support::eventually;
 use crate::support::frames::{
     CONTINUATION, DATA, END_HEADERS, END_STREAM, Frames, GOAWAY, HEADERS, RST_STREAM, field, frame, get_frame,
@@ -81,6 +82,16 @@ fn a_malformed_request_is_an_error_of_its_stream_and_the_others_go_on() {
         }
         let calls = secure.rig.varnish[0].calls();
         assert!(!calls.iter().any(|call| call.head.starts_with("GET /malformed ")), "{what}: {calls:?}");
+        // Each is counted once, whether it was refused at once or in the middle.
+        eventually("three are counted", || {
+            let metrics = get(secure.rig.clearcoat.admin, "/metrics").ok()?;
+            let counted = ["2xx", "4xx"].map(|class| {
+                let series = format!("clearcoat_edge_requests_total{{code_class=\"{class}\"");
+                let lines = metrics.text().lines().filter(|line| line.starts_with(&series));
+                lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>()
+            });
+            (counted == [2.0, 1.0]).then_some(())
+        });
     }
 }
 

@@ -7,7 +7,7 @@ export PATH := $(PATH):/usr/sbin
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 BIN := $(TARGET)/release/clearcoat
-DENY := $(TARGET)/tools/bin/cargo-deny --locked check
+DENY := $(TARGET)/tools/cargo-deny/bin/cargo-deny --locked check
 IMAGE ?= clearcoat:dev
 
 .PHONY: help demo build test soak mutants lint advisories bench bench-quick instructions image image-test clean
@@ -28,6 +28,7 @@ test: ## the whole suite, against real Varnish and etcd
 	@deploy/install-deps.sh --for test
 	cargo test --locked
 	tests/vtc/run.sh
+	tests/api/run.sh
 
 soak: ## the consistency test with every fault, for SEEDS (1 2 3 4 5), SECONDS (120) each (root: slow link and frozen disk)
 	@deploy/install-deps.sh --for test
@@ -48,7 +49,7 @@ lint: ## format, clippy, rustdoc, dependencies and shellcheck, as CI wants them
 	cargo clippy --locked --features mutants --bins --test it -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 	$(DENY) licenses bans sources
-	shellcheck .ci/run deploy/*.sh examples/*.sh
+	shellcheck .ci/run deploy/*.sh examples/*.sh tests/api/run.sh
 
 advisories: ## known holes in dependencies; not a part of lint, as it needs github.com and changes without a commit of ours
 	@deploy/install-deps.sh --for advisories

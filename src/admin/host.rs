@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_without_a_host_is_no_browsers_and_of_several_none_may_be_foreign() {
+    fn without_a_host_it_is_no_browser_and_of_several_none_may_be_foreign() {
         let mut headers = HeaderMap::new();
         assert!(is_ours(&headers, &[]));
         headers.append(header::HOST, "localhost".parse().unwrap());

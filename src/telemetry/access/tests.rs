@@ -79,7 +79,7 @@ fn no_byte_of_a_stranger_ends_a_line_or_a_text() {
 }
 
 #[test]
-fn a_target_a_host_or_a_method_of_any_length_makes_a_line_that_collectors_take() {
+fn what_a_client_makes_long_is_cut_so_that_collectors_take_the_line() {
     let long = [b"/\\".repeat(20_000).as_slice(), b"?token=secret"].concat();
     for format in [LineFormat::Json, LineFormat::Common] {
         let mut line = line(&long, &long);

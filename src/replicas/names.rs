@@ -25,6 +25,7 @@ use tokio::task::JoinSet;
 use super::message::Message;
 use super::peer::{self, Fetched, Peer};
 use super::{FoundBy, Replicas};
+use crate::delivery::KnownCaches;
 use crate::fleet::NodeId;
 use crate::seal::{Name, PurgedNames, Stamp};
 use crate::telemetry::causes;
@@ -63,7 +64,8 @@ pub enum GivenNames {
 /// The first line of that answer; a table of purged names follows.
 #[derive(Serialize, Deserialize)]
 struct GivenCaches {
-    sealed: Vec<(NodeId, Option<Arc<str>>)>,
+    #[serde(flatten)]
+    caches: KnownCaches,
     /// What the others have reached, as that replica heard: pages may have no other stamp of them.
     heard: Vec<Stamp>,
 }
@@ -98,7 +100,7 @@ impl Replicas {
         // Before what is known is read: from now on it is told of each block.
         peer.names.set_given();
         let heard = purged.heard().map_or_else(Vec::new, |heard| heard.to_vec());
-        let caches = GivenCaches { sealed: self.context.deliveries.sealed_caches(), heard };
+        let caches = GivenCaches { caches: self.context.deliveries.known_caches(), heard };
         let purged = Arc::clone(purged);
         // A table for a million names has 64 MiB, and probes run on this thread.
         let encoded = tokio::task::spawn_blocking(move || {
@@ -156,7 +158,7 @@ impl Replicas {
             Some((given, PurgedNames::decode(&bytes[end + 1..])?))
         });
         let read = read.await.ok().flatten().ok_or("its purged names cannot be read")?;
-        let (GivenCaches { sealed, heard }, table) = read;
+        let (GivenCaches { caches, heard }, table) = read;
         let blocks = table.unsealable().all();
         if !blocks.is_empty() && !self.context.deliveries.note_unsealable(blocks).await {
             return Err("the tags of its blocks could not be made durable".to_owned());
@@ -168,7 +170,7 @@ impl Replicas {
         heard.into_iter().filter(|stamp| !is_known(stamp)).for_each(|stamp| purged.hear(stamp));
         purged.hear(table.stamp());
         purged.inherit(peer.id.as_str().into(), table);
-        self.context.deliveries.adopt_sealed_caches(sealed);
+        self.context.deliveries.adopt_known_caches(caches);
         self.blocks.known_before.lock().remove(&peer.id);
         peer.names.set_fetched(Fetched::Yes);
         tracing::debug!(replica = %peer.id, "the purged names of a replica are known");

@@ -312,7 +312,8 @@ impl Deliveries {
         self.wait_for(position, timeout).await;
         let fleet = self.context.fleet.load();
         let is_sealed = self.is_sealed(position);
-        let members = fleet.varnish.members().iter().filter(|member| !(is_sealed && member.node.live.seals.is_sealing()));
+        let members =
+            fleet.varnish.members().iter().filter(|member| !(is_sealed && member.node.live.seals.is_sealing()));
         let (has, misses): (Vec<_>, Vec<_>) = members.partition(|member| member.node.live.cursor() >= position);
         let ids = |members: Vec<&Member>| members.into_iter().map(|member| member.node.id().clone()).collect();
         (ids(has), ids(misses))
@@ -432,7 +433,11 @@ impl Deliveries {
                 let position = passed_over.map_or(Position::MAX, |position| position - 1).min(node.live.cursor());
                 (
                     node.id().clone(),
-                    Cursor { position, epoch: node.spec.epoch().cloned(), is_sealed: node.live.seals.cache_is_sealed() },
+                    Cursor {
+                        position,
+                        epoch: node.spec.epoch().cloned(),
+                        is_sealed: node.live.seals.cache_is_sealed(),
+                    },
                 )
             })
             .collect()

@@ -230,7 +230,7 @@ impl PurgeApi {
         let Some(replicas) = &self.replicas else { return alone() };
         match replicas.give_names(&message).await {
             GivenNames::Names(bytes) => http_server::response(200, "application/octet-stream", bytes),
-            GivenNames::NotYet => not_now("this replica has not met the one that asks yet"),
+            GivenNames::NotYet => not_now("this replica has not met the one that asks yet, or others ask, too"),
             GivenNames::Failed(error) => refused(500, &format!("the purged names cannot be written down: {error}")),
             GivenNames::Never => alone(),
         }
@@ -342,9 +342,10 @@ impl PurgeApi {
             return (expected.acknowledge(position, left, false).await, PeerAnswers::default());
         };
         let began = Instant::now();
-        // An eighth is kept for `agree`, which may have the purge delivered once more.
-        let first = left * 7 / 8;
         let was_sealed = self.deliveries.is_sealed(position);
+        // An eighth is kept for `agree`, which may have the purge delivered once more. A sealed purge for which no Varnish is waited
+        // yet needs as much time for that, if one of the others does not confirm it.
+        let first = if was_sealed { left / 2 } else { left * 7 / 8 };
         let here = self.deliveries.reached(position, first);
         let ((mut reached, mut missed), mut heard) = tokio::join!(here, replicas.confirmed(position, first));
         let rest = left.saturating_sub(began.elapsed()).max(left / 8);

@@ -240,7 +240,8 @@ impl Deliveries {
     /// Takes over what another clearcoat says of caches; the tags of the blocks in those that are sealed are known here. It knows
     /// of those that it calls unsealed: what anybody else says of them, or the last process has saved, does not count.
     pub fn adopt_known_caches(&self, said: KnownCaches) {
-        let Some(sealed) = self.context.sealed.as_ref().filter(|sealed| sealed.do_all_seal.load(Ordering::SeqCst)) else {
+        let Some(sealed) = self.context.sealed.as_ref().filter(|sealed| sealed.do_all_seal.load(Ordering::SeqCst))
+        else {
             return;
         };
         let mut caches = sealed.caches.lock();

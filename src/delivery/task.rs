@@ -502,7 +502,9 @@ impl Task {
     /// Whether a seal shows all purges that are sent next, and this node returns seals.
     fn is_sealed_after_sent(&self) -> bool {
         let sealed = self.deliveries.context.sealed.as_ref();
-        self.known && self.node.live.seals.is_sealing() && sealed.is_some_and(|sealed| sealed.all_sealed_after(self.sent))
+        self.known
+            && self.node.live.seals.is_sealing()
+            && sealed.is_some_and(|sealed| sealed.all_sealed_after(self.sent))
     }
 
     fn finish_repeat(&mut self, work: &Work) {

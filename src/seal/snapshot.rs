@@ -21,9 +21,6 @@ pub const MAX_NAMES: usize = 1 << 24;
 /// Room for everything but the names: 4,096 runs.
 const MAX_HEAD: usize = 1 << 20;
 
-/// Room for buckets that are filled while a table is written down.
-const MEANWHILE: usize = 1_000;
-
 /// The length of a bucket.
 const ROW: usize = 4 + 8 * (1 + WAYS);
 
@@ -67,8 +64,8 @@ impl PurgedNames {
         let end = out.len();
         out.push(b'\n');
         let rows = out.len();
-        // Once, as a buffer that grows is twice in memory.
-        out.reserve_exact(self.names.rows().count().saturating_add(MEANWHILE) * ROW);
+        // Once, as a buffer that grows is twice in memory; what is not written to takes none.
+        out.reserve_exact(self.names.buckets() * ROW);
         for (bucket, row) in self.names.rows() {
             out.extend_from_slice(&u32::try_from(bucket).unwrap_or(u32::MAX).to_le_bytes());
             row.iter().for_each(|value| out.extend_from_slice(&value.to_le_bytes()));

@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cache_is_emptied_when_its_node_begins_or_ceases_to_return_seals_and_not_by_the_first_trial() {
+    fn a_cache_is_emptied_when_its_node_begins_or_ceases_to_return_seals() {
         use UnsealedCache::{Distrust, Empty};
         for (shown, treated) in [
             (&[true, true, false, false, true, true][..], &[Empty, Distrust, Empty][..]),

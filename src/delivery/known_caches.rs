@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_saved_counts_when_it_is_proven_but_for_what_somebody_knows_better() {
+    fn what_was_saved_counts_when_proven_but_for_what_somebody_knows_better() {
         let mut known = SealedCaches::new(true);
         for id in ["a", "b", "c"] {
             assert!(!known.is_saved_believed((&node(id), None)));
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn after_one_that_does_not_seal_nothing_that_was_saved_or_said_before_counts() {
+    fn after_one_that_does_not_seal_nothing_saved_or_said_before_counts() {
         let mut known = SealedCaches::new(true);
         assert!(!known.is_saved_believed((&node("a"), None)) && !known.are_proven());
         known.hear(caches(&["b"], &[]));

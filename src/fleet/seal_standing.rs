@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_node_stores_while_it_returns_no_seals_goes_with_a_flush_that_is_sent_later() {
+    fn what_is_stored_while_no_seals_are_returned_goes_with_a_later_flush() {
         // From the start, or after it had returned them.
         for before in [None, Some(true)] {
             let seals = SealStanding::default();

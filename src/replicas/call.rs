@@ -81,9 +81,9 @@ impl PeerError {
 /// An answer, with the room that it takes.
 type PeerAnswer<'r> = (Bytes, Option<SemaphorePermit<'r>>);
 
-/// What is asked for, and what the answer may take.
+/// Where a message goes, and what its answer may take.
 #[derive(Clone, Copy)]
-struct Wanted<'r> {
+struct AnswerLimits<'r> {
     path: &'static str,
     /// The most bytes of the answer.
     most: usize,
@@ -93,7 +93,7 @@ struct Wanted<'r> {
     room: Option<&'r Semaphore>,
 }
 
-impl Wanted<'_> {
+impl AnswerLimits<'_> {
     async fn in_time<T>(&self, step: impl Future<Output = T>) -> Result<T, PeerError> {
         tokio::time::timeout(self.silence, step).await.map_err(|_| PeerError::NoAnswer(self.silence))
     }
@@ -114,8 +114,8 @@ impl PeerClient {
     /// Sends one message and waits for its answer, for at most `ack_timeout`.
     pub(super) async fn post(&self, replicas: &Replicas, message: &Message) -> Result<Confirmation, PeerError> {
         let patience = replicas.context.ack_timeout;
-        let wanted = Wanted { path: PATH, most: MAX_ANSWER, silence: patience, room: None };
-        let answered = tokio::time::timeout(patience, self.send(replicas, wanted, message)).await;
+        let limits = AnswerLimits { path: PATH, most: MAX_ANSWER, silence: patience, room: None };
+        let answered = tokio::time::timeout(patience, self.send(replicas, limits, message)).await;
         let (answer, _) = answered.unwrap_or(Err(PeerError::NoAnswer(patience)))?;
         let said: Confirmation = serde_json::from_slice(&answer).map_err(|error| PeerError::BadAnswer(error.into()))?;
         replicas.hear(said.from.as_ref().and_then(|from| from.reached));
@@ -130,8 +130,8 @@ impl PeerClient {
     ) -> Result<(Bytes, SemaphorePermit<'r>), PeerError> {
         let room = Some(&replicas.blocks.receiving);
         let most = PurgedNames::MAX_ENCODED + BESIDE_TABLE;
-        let wanted = Wanted { path: NAMES, most, silence: NAMES_SILENCE, room };
-        let (answer, room) = self.send(replicas, wanted, message).await?;
+        let limits = AnswerLimits { path: NAMES, most, silence: NAMES_SILENCE, room };
+        let (answer, room) = self.send(replicas, limits, message).await?;
         Ok((answer, room.ok_or(PeerError::Left)?))
     }
 
@@ -139,13 +139,13 @@ impl PeerClient {
     async fn send<'r>(
         &self,
         replicas: &Replicas,
-        wanted: Wanted<'r>,
+        limits: AnswerLimits<'r>,
         message: &Message,
     ) -> Result<PeerAnswer<'r>, PeerError> {
         let body = Bytes::from(serde_json::to_vec(message)?);
         let pooled = self.idle.lock().pop();
         if let Some(mut connection) = pooled.filter(HttpConnection::is_ready) {
-            match self.exchange(replicas, &mut connection, wanted, body.clone()).await {
+            match self.exchange(replicas, &mut connection, limits, body.clone()).await {
                 // The other side closed it while it was idle.
                 Err(PeerError::Http(error))
                     if error.is_canceled() || error.is_closed() || error.is_incomplete_message() => {}
@@ -157,8 +157,8 @@ impl PeerClient {
             stream.set_nodelay(true)?;
             Ok::<_, PeerError>(HttpConnection::over(stream).await?)
         };
-        let mut connection = wanted.in_time(connected).await??;
-        let answer = self.exchange(replicas, &mut connection, wanted, body).await;
+        let mut connection = limits.in_time(connected).await??;
+        let answer = self.exchange(replicas, &mut connection, limits, body).await;
         self.keep(connection, answer)
     }
 
@@ -173,24 +173,24 @@ impl PeerClient {
         &self,
         replicas: &Replicas,
         connection: &mut HttpConnection,
-        wanted: Wanted<'r>,
+        limits: AnswerLimits<'r>,
         body: Bytes,
     ) -> Result<PeerAnswer<'r>, PeerError> {
-        let mut request = http::Request::post(wanted.path)
+        let mut request = http::Request::post(limits.path)
             .header(http::header::HOST, &self.address)
             .header(http::header::CONTENT_TYPE, "application/json");
         if let Some(token) = &replicas.context.token {
             request = request.header(http::header::AUTHORIZATION, format!("Bearer {}", token.reveal()));
         }
-        let answer = wanted.in_time(connection.send(request.body(Full::new(body))?)).await??;
+        let answer = limits.in_time(connection.send(request.body(Full::new(body))?)).await??;
         let status = answer.status().as_u16();
         // Only now: one that does not answer takes up none. What it sends meanwhile waits in the connection.
-        let room = match wanted.room {
+        let room = match limits.room {
             // It is never closed.
             Some(room) => room.acquire().await.ok(),
             None => None,
         };
-        let read = http_client::read_on(answer.into_body(), wanted.most, wanted.silence);
+        let read = http_client::read_on(answer.into_body(), limits.most, limits.silence);
         let body = read.await.map_err(PeerError::BadAnswer)?;
         match status {
             200 => Ok((body, room)),

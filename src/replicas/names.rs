@@ -368,7 +368,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_replica_that_was_known_is_met_when_it_gives_its_names_with_the_journal_that_it_had() {
+    fn a_replica_that_was_known_is_met_when_its_names_come_from_its_journal() {
         let id = |id: &str| NodeId::try_from(id).unwrap();
         let blocks = SharedBlocks::default();
         *blocks.known_before.lock() =

@@ -226,7 +226,7 @@ mod tests {
     use crate::config::JournalKind;
 
     #[test]
-    fn a_process_replaces_the_one_whose_address_it_has_and_no_twin_that_etcd_lists() {
+    fn a_process_replaces_the_one_at_its_address_and_no_twin_in_etcd() {
         let record = |address: &str, started| Record { started, ..Record::new(address.to_owned(), JournalKind::Etcd) };
         let id = NodeId::try_from("b").unwrap();
         let known = |listed| Peer::new(id.clone(), record("192.0.2.2:6081", 5), Start::After(0), listed);

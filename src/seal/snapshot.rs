@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_purge_that_only_others_were_told_of_while_no_process_ran_here_is_seen_until_it_has_come() {
+    fn a_purge_that_only_others_know_is_seen_until_it_has_come() {
         let (before, other) = (table(1), table(2));
         before.note(1, &purge("a"));
         let page = |tag: &str, stamps: &[&PurgedNames]| {

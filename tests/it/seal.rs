@@ -406,7 +406,7 @@ fn try_again(fleet: &Fleet) {
 }
 
 #[test]
-fn what_a_varnish_stored_while_it_dropped_seals_goes_when_it_returns_them_or_counts() {
+fn what_a_varnish_stored_while_it_dropped_seals_goes_or_counts() {
     /// Answers are stored without their seals while there is such a file.
     fn drops(vcl: &str, _: &str, folder: &Path) -> String {
         let rule = format!(

@@ -218,7 +218,7 @@ fn seals(clearcoat: &Clearcoat) -> Vec<bool> {
 }
 
 #[test]
-fn what_one_knows_not_to_be_sealed_no_other_believes_to_be_after_its_restart() {
+fn what_one_knows_not_to_be_sealed_no_other_believes_after_a_restart() {
     let [shared, _] = plans();
     let mut fleet = Fleet::start(&Plan { replicas: 3, ..shared });
     all_seal(&fleet);
@@ -295,7 +295,7 @@ fn a_clearcoat_that_joins_learns_of_one_that_lost_etcd() {
 }
 
 #[test]
-fn a_purge_that_came_while_it_was_away_and_that_only_another_one_knows_is_seen() {
+fn a_purge_from_while_it_was_away_that_only_another_one_knows_is_seen() {
     let [shared, _] = plans();
     let config: &'static str = format!("{GATHERED}{WITHOUT_TRIAL}").leak();
     let mut fleet = Fleet::start(&Plan { replicas: 3, links: true, varnish: 1, config, vcl: says_purged, ..shared });

@@ -342,20 +342,24 @@ impl PurgeApi {
             return (expected.acknowledge(position, left, false).await, PeerAnswers::default());
         };
         let began = Instant::now();
-        let was_sealed = self.deliveries.is_sealed(position);
-        // An eighth is kept for `agree`, which may have the purge delivered once more. A sealed purge for which no Varnish is waited
-        // yet needs as much time for that, if one of the others does not confirm it.
-        let first = if was_sealed { left / 2 } else { left * 7 / 8 };
-        let here = self.deliveries.reached(position, first);
-        let ((mut reached, mut missed), mut heard) = tokio::join!(here, replicas.confirmed(position, first));
-        let rest = left.saturating_sub(began.elapsed()).max(left / 8);
-        if was_sealed && !heard.is_sealed_everywhere() {
-            self.deliveries.unseal(position);
+        // An eighth is kept for `agree`, which may have the purge delivered once more.
+        let first = left * 7 / 8;
+        let mut confirmed = std::pin::pin!(replicas.confirmed(position, first));
+        let mut early = None;
+        if self.deliveries.is_sealed(position) {
+            // No Varnish is waited for yet. If not all confirm it in half of the time, the other half is for that.
+            early = tokio::time::timeout(left / 2, &mut confirmed).await.ok();
+            if !early.as_ref().is_some_and(PeerAnswers::is_sealed_everywhere) {
+                self.deliveries.unseal(position);
+            }
         }
-        if was_sealed && !self.deliveries.is_sealed(position) {
-            // A block with one of its tags may have passed another replica before that one knew of the purge.
-            (reached, missed) = self.deliveries.reached(position, rest * 3 / 4).await;
-        }
+        // A block with one of its tags may have passed another replica before that one knew of the purge: so after those that
+        // confirm it early.
+        let here = self.deliveries.reached(position, first.saturating_sub(began.elapsed()));
+        let ((reached, missed), mut heard) = match early {
+            Some(heard) => (here.await, heard),
+            None => tokio::join!(here, confirmed),
+        };
         // What shows by seals need not be agreed on.
         if !reached.is_empty() || !missed.is_empty() {
             let rest = left.saturating_sub(began.elapsed()).max(left / 8);

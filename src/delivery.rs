@@ -43,6 +43,7 @@ mod dispatch;
 mod expected;
 mod fill_watermark;
 mod keep_up;
+mod known_caches;
 mod pending_fills;
 mod recalls;
 mod redelivery;
@@ -78,6 +79,7 @@ use crate::telemetry::{Metrics, causes};
 use caught::Caught;
 pub use expected::Expected;
 use fill_watermark::FillWatermark;
+pub use known_caches::KnownCaches;
 pub use recalls::Hold;
 use recalls::{Left, Recalls};
 pub use refusal::{Refusable, Refusals};
@@ -310,7 +312,8 @@ impl Deliveries {
         self.wait_for(position, timeout).await;
         let fleet = self.context.fleet.load();
         let is_sealed = self.is_sealed(position);
-        let members = fleet.varnish.members().iter().filter(|member| !(is_sealed && member.node.live.is_sealing()));
+        let members =
+            fleet.varnish.members().iter().filter(|member| !(is_sealed && member.node.live.seals.is_sealing()));
         let (has, misses): (Vec<_>, Vec<_>) = members.partition(|member| member.node.live.cursor() >= position);
         let ids = |members: Vec<&Member>| members.into_iter().map(|member| member.node.id().clone()).collect();
         (ids(has), ids(misses))
@@ -366,7 +369,7 @@ impl Deliveries {
         let fleet = self.context.fleet.load();
         let is_sealed = self.is_sealed(position);
         let is_no_use = |node: &Node| {
-            (is_sealed && node.live.is_sealing()) || self.is_late(node) || self.is_held_back(node, position)
+            (is_sealed && node.live.seals.is_sealing()) || self.is_late(node) || self.is_held_back(node, position)
         };
         let members = fleet.varnish.members().iter();
         let awaited = members.filter(|member| member.health != Health::Down && !is_no_use(&member.node));
@@ -430,7 +433,11 @@ impl Deliveries {
                 let position = passed_over.map_or(Position::MAX, |position| position - 1).min(node.live.cursor());
                 (
                     node.id().clone(),
-                    Cursor { position, epoch: node.spec.epoch().cloned(), is_sealed: node.live.cache_is_sealed() },
+                    Cursor {
+                        position,
+                        epoch: node.spec.epoch().cloned(),
+                        is_sealed: node.live.seals.cache_is_sealed(),
+                    },
                 )
             })
             .collect()

@@ -18,6 +18,7 @@ mod health;
 mod life_signs;
 mod lost_nodes;
 mod node;
+mod seal_standing;
 mod snapshot;
 mod varnish;
 
@@ -30,5 +31,6 @@ pub use lost_nodes::{GATHER, LossDecision, LostNodes, WINDOW};
 pub use node::{
     InvalidNodeId, Live, Node, NodeId, NodeKey, NodeSource, NodeSpec, Role, ServingState, TrialState, WHOLE_SHARE,
 };
+pub use seal_standing::{CacheDoubts, ReturnsSeals, SealStanding};
 pub use snapshot::{Member, Pool, Snapshot};
 pub use varnish::{DEFAULT_HEADER_LIMIT, PurgeDialect, SendProxy, VarnishSettings, is_another_life};

@@ -209,8 +209,8 @@ pub fn text(status: u16, body: impl Into<String>) -> Response {
 }
 
 /// An answer with any body.
-pub fn response(status: u16, content_type: &'static str, body: Vec<u8>) -> Response {
-    answer_with(status, content_type, ResponseBody::Whole(Full::new(Bytes::from(body))))
+pub fn response(status: u16, content_type: &'static str, body: impl Into<Bytes>) -> Response {
+    answer_with(status, content_type, ResponseBody::Whole(Full::new(body.into())))
 }
 
 /// An answer that is a stream of server-sent events, each of them one item.

@@ -343,6 +343,11 @@ pub trait Journal: Send + Sync + 'static {
         self.readable().tail.older_than(age, self.now_ms())
     }
 
+    /// Whether a purge that is no longer held may be younger than this.
+    fn may_have_dropped(&self, age: Duration) -> bool {
+        self.readable().tail.may_have_dropped(age, self.now_ms())
+    }
+
     /// The saved cursors, of this process or an earlier one.
     fn cursors(&self) -> HashMap<NodeId, Cursor> {
         self.readable().cursors.all()
@@ -402,6 +407,11 @@ pub trait Shared: Journal {
     /// The position up to which other replicas find every purge without us. `None` if they know only what they are sent.
     fn in_common_up_to(&self) -> Option<Position> {
         None
+    }
+
+    /// Whether every purge is here that the shared journal held when this process began.
+    fn has_caught_up(&self) -> bool {
+        true
     }
 
     /// The etcd revision of the entry at this position.

@@ -237,7 +237,7 @@ impl PurgeApi {
         let Some(replicas) = &self.replicas else { return alone() };
         match replicas.give_names(&message).await {
             GivenNames::Names(bytes) => http_server::response(200, "application/octet-stream", bytes),
-            GivenNames::NotYet => not_now("this replica has not met the one that asks yet"),
+            GivenNames::NotYet => not_now("this replica has not met the one that asks yet, or others ask, too"),
             GivenNames::Failed(error) => refused(500, &format!("the purged names cannot be written down: {error}")),
             GivenNames::Never => alone(),
         }
@@ -360,17 +360,22 @@ impl PurgeApi {
         let began = Instant::now();
         // An eighth is kept for `agree`, which may have the purge delivered once more.
         let first = left * 7 / 8;
-        let was_sealed = self.deliveries.is_sealed(position);
-        let here = self.deliveries.reached(position, first);
-        let ((mut reached, mut missed), mut heard) = tokio::join!(here, replicas.confirmed(position, first));
-        let rest = left.saturating_sub(began.elapsed()).max(left / 8);
-        if was_sealed && !heard.is_sealed_everywhere() {
-            self.deliveries.unseal(position);
+        let mut confirmed = std::pin::pin!(replicas.confirmed(position, first));
+        let mut early = None;
+        if self.deliveries.is_sealed(position) {
+            // No Varnish is waited for yet. If not all confirm it in half of the time, the other half is for that.
+            early = tokio::time::timeout(left / 2, &mut confirmed).await.ok();
+            if !early.as_ref().is_some_and(PeerAnswers::is_sealed_everywhere) {
+                self.deliveries.unseal(position);
+            }
         }
-        if was_sealed && !self.deliveries.is_sealed(position) {
-            // A block with one of its tags may have passed another replica before that one knew of the purge.
-            (reached, missed) = self.deliveries.reached(position, rest * 3 / 4).await;
-        }
+        // A block with one of its tags may have passed another replica before that one knew of the purge: so after those that
+        // confirm it early.
+        let here = self.deliveries.reached(position, first.saturating_sub(began.elapsed()));
+        let ((reached, missed), mut heard) = match early {
+            Some(heard) => (here.await, heard),
+            None => tokio::join!(here, confirmed),
+        };
         // What shows by seals need not be agreed on.
         if !reached.is_empty() || !missed.is_empty() {
             let rest = left.saturating_sub(began.elapsed()).max(left / 8);

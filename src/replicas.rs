@@ -174,8 +174,10 @@ impl Replicas {
         let fresh = is_anew || journal.is_none_or(|own| !own.has_history());
         let by_address = matches!(context.found_by, FoundBy::Addresses(_));
         let marks = Marks::open(context.memory.clone().filter(|_| by_address), head, is_anew);
+        let blocks = SharedBlocks::default();
         if by_address {
             own.journal_id = Some(marks.journal().to_owned());
+            blocks.known_before.lock().clone_from(marks.known());
         }
         let (record, recorded) = watch::channel(Some(own.encode()));
         let (standing_sender, standing) = watch::channel(RegistrationStatus::default());
@@ -195,7 +197,7 @@ impl Replicas {
             record,
             standing,
             strangers,
-            blocks: SharedBlocks::default(),
+            blocks,
         });
         match &this.context.found_by {
             FoundBy::Etcd(etcd) => {

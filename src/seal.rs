@@ -29,6 +29,7 @@ mod unsealable;
 pub use lineage::{Lineage, Run, Stamp};
 pub use name::Name;
 pub use purged::{Judgement, PastNames, PurgedKey, PurgedNames, StaleBecause, path_key, sealed_by, targets};
+pub use snapshot::MAX_NAMES;
 pub use stale::StalePage;
 pub use text::{Asked, MAX_STAMPS, STAMP_LEN, Seal, asked_prefix, write_asked, write_seal};
 pub use unsealable::UnsealableTags;

@@ -27,7 +27,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use crate::awaited::Progress;
-use crate::fleet::{Live, Node, NodeId, TrialState, VarnishSettings};
+use crate::fleet::{Live, Node, NodeId, ReturnsSeals, TrialState, VarnishSettings};
 use crate::purge::Guard;
 use crate::telemetry::Metrics;
 
@@ -50,11 +50,21 @@ pub struct Trials {
     running: Mutex<BTreeMap<NodeId, Running>>,
     /// Notified after each trial.
     progress: Progress,
-    lost_seals: OnceLock<OnLostSeals>,
+    on_unsealed: OnceLock<OnUnsealed>,
 }
 
-/// Is called with a node that returned seals and does not any more.
-type OnLostSeals = Box<dyn Fn(&NodeId) + Send + Sync>;
+/// Is called with a node whose cache may have something without a seal.
+type OnUnsealed = Box<dyn Fn(&NodeId, UnsealedCache) + Send + Sync>;
+
+/// What is to be done with a cache that may have something without a seal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnsealedCache {
+    /// Nothing: the node does not return seals, and would store more of that.
+    Distrust,
+    /// It is to be emptied: the node has just begun to return seals, or just ceased to. What it stored late was caught by its
+    /// seal until now, and is not any more.
+    Empty,
+}
 
 /// The host of a trial request.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -85,7 +95,7 @@ impl Trials {
             wants_host: AtomicBool::new(true),
             running: Mutex::default(),
             progress: Progress::default(),
-            lost_seals: OnceLock::new(),
+            on_unsealed: OnceLock::new(),
         }
     }
 
@@ -153,27 +163,39 @@ impl Trials {
         TrialPage::at(path).map(|page| page.answer(asked))
     }
 
-    /// Has `empty` called with a node that returned seals and does not any more: what it stored late shows no more.
-    pub fn on_lost_seals(&self, empty: impl Fn(&NodeId) + Send + Sync + 'static) {
-        _ = self.lost_seals.set(Box::new(empty));
+    /// Has `treat` called with a node whose cache may have something without a seal, each time that a trial shows that.
+    pub fn on_unsealed(&self, treat: impl Fn(&NodeId, UnsealedCache) + Send + Sync + 'static) {
+        _ = self.on_unsealed.set(Box::new(treat));
     }
 
     /// Records whether a trial showed that a node returns seals.
     fn record_seals(&self, node: &Node, returns_seals: bool) {
-        let before = node.live.set_returns_seals(returns_seals);
-        if before == returns_seals {
-            return;
-        }
-        if returns_seals {
-            tracing::info!(node = %node.id(), "this Varnish keeps the seals of pages");
-        } else {
-            tracing::warn!(
-                node = %node.id(),
-                "this Varnish does not keep the seals of pages any more: its cache is dropped, and purges wait for it"
-            );
-            if let Some(empty) = self.lost_seals.get() {
-                empty(node.id());
+        let before = node.live.seals.record_trial(returns_seals);
+        let id = node.id();
+        let unsealed = match (before, returns_seals) {
+            (ReturnsSeals::Yes, true) => return,
+            (ReturnsSeals::Unknown, true) => {
+                tracing::info!(node = %id, "this Varnish keeps the seals of pages");
+                return;
             }
+            (ReturnsSeals::No, true) => {
+                tracing::info!(
+                    node = %id,
+                    "this Varnish keeps the seals of pages now: its cache is dropped, as what it stored before may have none"
+                );
+                UnsealedCache::Empty
+            }
+            (ReturnsSeals::Yes, false) => {
+                tracing::warn!(
+                    node = %id,
+                    "this Varnish does not keep the seals of pages any more: its cache is dropped, and purges wait for it"
+                );
+                UnsealedCache::Empty
+            }
+            (ReturnsSeals::Unknown | ReturnsSeals::No, false) => UnsealedCache::Distrust,
+        };
+        if let Some(treat) = self.on_unsealed.get() {
+            treat(id, unsealed);
         }
     }
 
@@ -231,13 +253,36 @@ mod tests {
     use super::*;
     use crate::fleet::{NodeSpec, Role};
 
+    fn trials() -> Arc<Trials> {
+        let guard = Arc::new(Guard::new(Instant::now()));
+        Arc::new(Trials::new(None, guard, Arc::new(Metrics::new().unwrap())))
+    }
+
+    fn varnish(id: &NodeId) -> Arc<Node> {
+        let spec = NodeSpec::new(Role::Varnish, id.clone(), "192.0.2.1:80".parse().unwrap());
+        Arc::new(Node::new(spec, Arc::default(), 1))
+    }
+
+    #[test]
+    fn a_cache_is_emptied_when_its_node_begins_or_ceases_to_return_seals() {
+        use UnsealedCache::{Distrust, Empty};
+        for (shown, treated) in [
+            (&[true, true, false, false, true, true][..], &[Empty, Distrust, Empty][..]),
+            (&[false, false, true], &[Distrust, Distrust, Empty]),
+        ] {
+            let (trials, node) = (trials(), varnish(&NodeId::try_from("v").unwrap()));
+            let seen = Arc::<Mutex<Vec<UnsealedCache>>>::default();
+            let noted = Arc::clone(&seen);
+            trials.on_unsealed(move |_, unsealed| noted.lock().push(unsealed));
+            shown.iter().for_each(|returns| trials.record_seals(&node, *returns));
+            assert_eq!(*seen.lock(), treated, "{shown:?}");
+        }
+    }
+
     #[tokio::test]
     async fn a_trial_that_proves_nothing_takes_no_proof_back() {
-        let guard = Arc::new(Guard::new(Instant::now()));
-        let trials = Arc::new(Trials::new(None, guard, Arc::new(Metrics::new().unwrap())));
-        let id = NodeId::try_from("v").unwrap();
-        let spec = NodeSpec::new(Role::Varnish, id.clone(), "192.0.2.1:80".parse().unwrap());
-        let node = Arc::new(Node::new(spec, Arc::default(), 1));
+        let (trials, id) = (trials(), NodeId::try_from("v").unwrap());
+        let node = varnish(&id);
         trials.start(&node, &VarnishSettings::default());
         let after = |state, finding: &str| {
             trials.publish(&node, state, finding);

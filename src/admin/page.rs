@@ -21,7 +21,7 @@ pub(super) fn file(path: &str) -> Option<Response> {
         "/icon.svg" => ("image/svg+xml", include_str!("page/icon.svg")),
         _ => return None,
     };
-    let mut answer = response(200, kind, text.into());
+    let mut answer = response(200, kind, text);
     let headers = answer.headers_mut();
     headers.insert(header::CONTENT_SECURITY_POLICY, POLICY);
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));

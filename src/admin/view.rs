@@ -195,7 +195,7 @@ impl AdminContext {
             lag_seconds: lag_age(lag).map(|age| age.as_secs_f64()),
             current: self.fence.is_current(live),
             admitted: self.fence.admits(live),
-            seals: live.is_sealing(),
+            seals: live.seals.is_sealing(),
             seals_not: self.deliveries.why_not_sealing(live),
             delivery_error: self.deliveries.error(&spec.id).unwrap_or_default(),
             trial: live.trial(),

@@ -19,7 +19,7 @@ use crate::purge::Guard;
 use crate::replicas::{self, FoundBy, Replicas};
 use crate::slow_start::SlowStart;
 use crate::telemetry::Metrics;
-use crate::trial::Trials;
+use crate::trial::{Trials, UnsealedCache};
 
 /// The parts, wired to each other.
 pub(super) struct Engine {
@@ -85,8 +85,11 @@ impl Engine {
         deliveries.show_unsealable();
         recall(&*journal, &guard);
         let trials = Arc::new(Trials::new(config.health.web.host.as_deref(), Arc::clone(&guard), Arc::clone(&metrics)));
-        let (emptied, deliver) = (Arc::clone(&trials), Arc::clone(&deliveries));
-        emptied.on_lost_seals(move |node| deliver.empty(node));
+        let caches = Arc::clone(&deliveries);
+        trials.on_unsealed(move |node, unsealed| match unsealed {
+            UnsealedCache::Distrust => caches.distrust(node),
+            UnsealedCache::Empty => caches.empty(node),
+        });
         Ok(Engine {
             started,
             metrics,

@@ -18,6 +18,7 @@ use super::{
 };
 use crate::fleet::Role;
 use crate::purge::may_purge;
+use crate::seal::MAX_NAMES;
 
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 const LONGEST_ACK_TIMEOUT: Duration = Duration::from_secs(60);
@@ -103,7 +104,10 @@ impl Config {
              goes with disk or etcd"
         });
         rules.require(!self.journal.retention.is_zero(), "journal.retention", "must be above 0s");
-        rules.require(self.journal.names >= 1_000, "journal.names", "must be at least 1000");
+        let are_possible = (1_000..=MAX_NAMES).contains(&self.journal.names);
+        rules.require(are_possible, "journal.names", {
+            format!("must be 1000 to {MAX_NAMES}: with so many, 1 GiB of memory is taken at the start")
+        });
         self.check_health(&mut rules);
         let enough = self.runtime.workers.is_none_or(|workers| workers.get() <= MAX_WORKERS);
         rules.require(enough, "runtime.workers", format!("must be at most {MAX_WORKERS}; 0 is one for each core"));

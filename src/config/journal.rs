@@ -25,7 +25,8 @@ pub struct Journal {
     #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
     pub retention: Duration,
     /// How many purged tags are remembered, also after their purges are gone from the journal; a page that was rendered
-    /// before what is remembered counts as purged. About 64 bytes of memory for each, rounded up to a power of two: 64 MiB for a million. At least 1,000, default 1,000,000.
+    /// before what is remembered counts as purged. About 64 bytes of memory for each, rounded up to a power of two: 64 MiB for a million. 1,000 to
+    /// 16,777,216, default 1,000,000.
     pub names: usize,
 }
 

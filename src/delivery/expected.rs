@@ -60,7 +60,7 @@ impl<'d> Expected<'d> {
         let is_sealed = self.deliveries.is_sealed(position);
         for member in context.fleet.load().varnish.members() {
             let id = member.node.id();
-            if member.node.live.cursor() < position && is_sealed && member.node.live.is_sealing() {
+            if member.node.live.cursor() < position && is_sealed && member.node.live.seals.is_sealing() {
                 outcome.pending.push(id.clone());
                 continue;
             }

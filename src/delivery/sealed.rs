@@ -11,7 +11,7 @@
 //! With several clearcoats that holds for each of them, since whoever sees a block tells all others of its tags before it
 //! passes ([`crate::replicas`]). While one of them may know tags that are not known here, no purge is sealed.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -19,8 +19,9 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::known_caches::{KnownCaches, SealedCaches};
 use super::{Deliveries, DeliveryContext, on_a_thread};
-use crate::fleet::{Live, Node, NodeId, TrialState};
+use crate::fleet::{Live, Node, NodeId, ReturnsSeals, TrialState};
 use crate::journal::{CursorState, Entry, Journal, Missed, Position};
 use crate::mutants::Mutant;
 use crate::seal::{Name, PurgedNames, StalePage, sealed_by};
@@ -44,17 +45,6 @@ pub struct SealedPurges {
     /// Each clearcoat seals answers.
     do_all_seal: AtomicBool,
     caches: Mutex<SealedCaches>,
-}
-
-/// Caches in which everything is sealed, each with its epoch.
-#[derive(Debug, Default)]
-struct SealedCaches {
-    /// Whether what the last process saved is believed: it is known what other clearcoats passed since.
-    trusts_saved: bool,
-    /// What it saved of nodes that came before that.
-    saved: HashMap<NodeId, Option<Arc<str>>>,
-    /// As is known from all clearcoats.
-    known: HashMap<NodeId, Option<Arc<str>>>,
 }
 
 #[derive(Debug)]
@@ -83,7 +73,7 @@ impl SealedPurges {
             has_others,
             knows_blocks: AtomicBool::new(!has_others),
             do_all_seal: AtomicBool::new(true),
-            caches: Mutex::new(SealedCaches { trusts_saved: !has_others, ..SealedCaches::default() }),
+            caches: Mutex::new(SealedCaches::new(has_others)),
         }
     }
 
@@ -160,10 +150,10 @@ impl Deliveries {
     pub fn why_not_sealing(&self, node: &Live) -> Option<&'static str> {
         self.context.sealed.as_ref()?;
         match node.trial() {
-            TrialState::Passed if !node.returns_seals() => Some(
+            TrialState::Passed if node.seals.returned() != ReturnsSeals::Yes => Some(
                 "purges wait for it: its VCL does not keep X-Clearcoat-Seal on answers, or X-Clearcoat-Asked on requests",
             ),
-            TrialState::Passed if !node.cache_is_sealed() => Some(
+            TrialState::Passed if !node.seals.cache_is_sealed() => Some(
                 "purges wait for it until it is restarted or flushed (clearcoat purge --all): it has pages without a seal",
             ),
             _ => None,
@@ -211,35 +201,57 @@ impl Deliveries {
     }
 
     /// Records whether each clearcoat seals answers. If one does not, it may fill any cache with answers that have no seal, so
-    /// no cache counts as sealed any more.
+    /// no cache counts as sealed any more: until a flush that is sent when that one is gone.
     pub fn set_do_all_seal(&self, do_all: bool) {
         let Some(sealed) = &self.context.sealed else { return };
-        sealed.do_all_seal.store(do_all, Ordering::SeqCst);
-        if !do_all {
-            *sealed.caches.lock() = SealedCaches { trusts_saved: false, ..SealedCaches::default() };
-            self.nodes.iter().for_each(|delivery| delivery.node.live.set_cache_is_sealed(false));
+        let before = sealed.do_all_seal.swap(do_all, Ordering::SeqCst);
+        if !(before && do_all) {
+            let mut caches = sealed.caches.lock();
+            caches.doubt_all();
+            self.nodes.iter().for_each(|delivery| delivery.node.live.seals.doubt());
         }
     }
 
-    /// The nodes whose whole cache is sealed, with their epochs.
-    pub fn sealed_caches(&self) -> Vec<(NodeId, Option<Arc<str>>)> {
+    /// What is known of caches, for a clearcoat that joins.
+    pub fn known_caches(&self) -> KnownCaches {
+        let Some(sealed) = &self.context.sealed else { return KnownCaches::default() };
+        // Held, so that nothing counts as unsealed that is about to be believed.
+        let caches = sealed.caches.lock();
         let fleet = self.context.fleet.load();
-        let sealed = fleet.varnish.members().iter().filter(|member| member.node.live.cache_is_sealed());
-        sealed.map(|member| (member.node.id().clone(), member.node.spec.epoch().cloned())).collect()
+        let members = fleet.varnish.members();
+        let mut known = KnownCaches::default();
+        for member in members {
+            let (node, seals) = (&member.node, &member.node.live.seals);
+            let one = (node.id().clone(), node.spec.epoch().cloned());
+            if seals.cache_is_sealed() {
+                known.sealed.push(one);
+            } else if caches.are_proven() || seals.is_in_doubt() {
+                known.unsealed.push(one);
+            }
+        }
+        if caches.are_proven() {
+            let saved = self.context.journal.cursors();
+            let away = saved.into_iter().filter(|(id, cursor)| !cursor.is_sealed && fleet.varnish.get(id).is_none());
+            known.unsealed.extend(away.map(|(id, cursor)| (id, cursor.epoch)));
+        }
+        known
     }
 
-    /// Takes over what another clearcoat says: everything in these caches is sealed, and the tags of their blocks are known
-    /// here.
-    pub fn adopt_sealed_caches(&self, caches: impl IntoIterator<Item = (NodeId, Option<Arc<str>>)>) {
-        let Some(sealed) = &self.context.sealed else { return };
-        let known = {
-            let mut all = sealed.caches.lock();
-            all.known.extend(caches);
-            all.known.clone()
+    /// Takes over what another clearcoat says of caches; the tags of the blocks in those that are sealed are known here. It knows
+    /// of those that it calls unsealed: what anybody else says of them, or the last process has saved, does not count.
+    pub fn adopt_known_caches(&self, said: KnownCaches) {
+        let Some(sealed) = self.context.sealed.as_ref().filter(|sealed| sealed.do_all_seal.load(Ordering::SeqCst))
+        else {
+            return;
         };
+        let mut caches = sealed.caches.lock();
+        caches.hear(said);
         for delivery in &self.nodes {
-            if known.get(delivery.node.id()).is_some_and(|epoch| epoch.as_ref() == delivery.node.spec.epoch()) {
-                delivery.node.live.set_cache_is_sealed(true);
+            let (seals, cache) = (&delivery.node.live.seals, (delivery.node.id(), delivery.node.spec.epoch()));
+            if caches.is_said_unsealed(cache) {
+                seals.hear_unsealed();
+            } else if caches.is_said_sealed(cache) {
+                seals.hear_sealed();
             }
         }
     }
@@ -247,33 +259,36 @@ impl Deliveries {
     /// Believes what the last process saved of caches: all that other clearcoats passed meanwhile is known.
     pub fn trust_saved_caches(&self) {
         let Some(sealed) = &self.context.sealed else { return };
-        let saved = {
-            let mut caches = sealed.caches.lock();
-            if std::mem::replace(&mut caches.trusts_saved, true) {
-                return;
+        let mut caches = sealed.caches.lock();
+        let Some(saved) = caches.believe_saved() else { return };
+        for delivery in &self.nodes {
+            let node = &delivery.node;
+            if saved.get(node.id()).is_some_and(|epoch| epoch.as_ref() == node.spec.epoch()) {
+                node.live.seals.hear_sealed();
             }
-            std::mem::take(&mut caches.saved)
-        };
-        self.adopt_sealed_caches(saved);
+        }
     }
 
-    /// Whether everything in a cache was stored sealed when its delivery begins. With other clearcoats what was saved counts
-    /// only when it is known what they did meanwhile.
-    pub(super) fn begins_sealed(&self, node: &Node, remembered: CursorState) -> bool {
-        let Some(sealed) = &self.context.sealed else { return false };
-        let (id, epoch) = (node.id(), node.spec.epoch());
+    /// Begins with a cache whose delivery begins. With other clearcoats what was saved of it counts only when it is known what
+    /// they did meanwhile.
+    pub(super) fn begin_cache(&self, node: &Node, remembered: CursorState) {
+        let Some(sealed) = &self.context.sealed else { return };
+        let (seals, cache) = (&node.live.seals, (node.id(), node.spec.epoch()));
         let mut caches = sealed.caches.lock();
-        let is_saved = match remembered {
+        match remembered {
+            CursorState::CacheRestarted if !sealed.has_others => seals.record_emptied(seals.doubts()),
             // Others may have filled it since, and one that does not seal may be gone again.
-            CursorState::CacheRestarted => !sealed.has_others,
-            CursorState::At(_) => self.context.journal.cursors().get(id).is_some_and(|cursor| cursor.is_sealed),
-            CursorState::Unknown => false,
-        };
-        if is_saved && !caches.trusts_saved && matches!(remembered, CursorState::At(_)) {
-            caches.saved.insert(id.clone(), epoch.cloned());
-            return false;
+            CursorState::CacheRestarted | CursorState::Unknown => seals.forget_cache(),
+            CursorState::At(_) => {
+                let is_saved = self.context.journal.cursors().get(cache.0).is_some_and(|cursor| cursor.is_sealed);
+                if is_saved && sealed.do_all_seal.load(Ordering::SeqCst) && caches.is_saved_believed(cache) {
+                    seals.hear_sealed();
+                }
+            }
         }
-        is_saved || caches.known.get(id).is_some_and(|known| known.as_ref() == epoch)
+        if caches.is_said_sealed(cache) {
+            seals.hear_sealed();
+        }
     }
 
     /// Records that unsealable tags are durable, and known to all clearcoats.
@@ -341,15 +356,20 @@ impl Deliveries {
         .await;
     }
 
-    /// Flushes a node.
-    pub fn empty(&self, node: &NodeId) {
+    /// Counts a node's cache as one that may have something without a seal, whatever was saved or said of it.
+    pub fn distrust(&self, node: &NodeId) {
         if let Some(sealed) = &self.context.sealed {
-            let mut caches = sealed.caches.lock();
-            caches.saved.remove(node);
-            caches.known.remove(node);
+            sealed.caches.lock().doubt(node);
         }
         if let Some(delivery) = self.nodes.get(node) {
-            delivery.node.live.set_cache_is_sealed(false);
+            delivery.node.live.seals.doubt();
+        }
+    }
+
+    /// Distrusts a node's cache, and flushes it.
+    pub fn empty(&self, node: &NodeId) {
+        self.distrust(node);
+        if let Some(delivery) = self.nodes.get(node) {
             delivery.state.caught.drop_everything();
         }
     }
@@ -394,6 +414,8 @@ impl Deliveries {
 /// The last purge after `after` of any of these tags; the head, if the journal does not hold them all.
 fn last_of(journal: &dyn Journal, after: Position, names: &[Name]) -> Option<Position> {
     let Missed::Entries(entries) = journal.since(after) else { return Some(journal.head()) };
+    // There may be as many as there are blocks.
+    let names: HashSet<&Name> = names.iter().collect();
     let concerns = |entry: &&Arc<Entry>| {
         sealed_by(&entry.purge).is_some_and(|purged| purged.iter().any(|name| names.contains(name)))
     };

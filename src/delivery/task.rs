@@ -16,7 +16,7 @@ use super::walk::{Batch, Sources, Walk};
 use super::{Deliveries, DeliveryContext, DeliveryState, on_a_thread};
 use crate::backoff::Backoff;
 use crate::clock;
-use crate::fleet::{FILL_LATENCY, Node, VarnishSettings};
+use crate::fleet::{CacheDoubts, FILL_LATENCY, Node, VarnishSettings};
 use crate::journal::{CursorState, Missed, Position};
 use crate::purge::Target;
 use crate::telemetry::{NodeMetrics, VarnishMetrics, causes};
@@ -78,8 +78,9 @@ pub(super) struct Task {
     recall_stalls: u32,
     /// When the sealed purges that gather are sent.
     gathered_at: Option<Instant>,
-    /// Where a ban of everything was sent that makes the cache a sealed one, once it is acknowledged.
-    emptied_at: Option<Position>,
+    /// Where a ban of everything was sent that makes the cache a sealed one, once it is acknowledged, and how often the cache
+    /// was doubted before.
+    emptied_at: Option<(Position, CacheDoubts)>,
     /// Acknowledged, and to be repeated after `purge.settle`.
     settling: RedeliveryQueue,
     refused: Vec<Refused>,
@@ -95,6 +96,8 @@ struct Work {
     folded: u64,
     flushes: u32,
     last_passed: Option<Instant>,
+    /// How often the cache was doubted before anything of this was sent.
+    doubts: CacheDoubts,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,7 +148,7 @@ impl Task {
     ) -> Self {
         let DeliveryContext { journal, guard, pace, started, .. } = &deliveries.context;
         let remembered = journal.remembered(node.id(), settings.epoch.as_deref());
-        node.live.set_cache_is_sealed(deliveries.begins_sealed(&node, remembered));
+        deliveries.begin_cache(&node, remembered);
         if matches!(remembered, CursorState::CacheRestarted) && deliveries.has_other_origins() {
             // There is little in it, and nobody knows from whom: then it counts as sealed.
             state.caught.drop_everything();
@@ -246,6 +249,7 @@ impl Task {
                 folded: 0,
                 flushes: 0,
                 last_passed: None,
+                doubts: self.node.live.seals.doubts(),
             });
         }
     }
@@ -268,6 +272,7 @@ impl Task {
             folded: 0,
             flushes: 0,
             last_passed: None,
+            doubts: self.node.live.seals.doubts(),
         }
     }
 
@@ -276,7 +281,7 @@ impl Task {
         let now = Instant::now();
         let ready = self.budget.as_mut().map_or(now, |budget| budget.ready_at(now));
         let (unsure, settle) = (self.unsure.first(), self.settling.first());
-        let sealed = self.deliveries.context.sealed.as_ref().filter(|_| self.node.live.is_sealing());
+        let sealed = self.deliveries.context.sealed.as_ref().filter(|_| self.node.live.seals.is_sealing());
         let (sent, gathered_at, mut hurry) = (self.sent, &mut self.gathered_at, self.state.hurry.subscribe());
         let moved = async {
             let moved = head.wait_for(|&head| head > sent).await.is_ok();
@@ -348,7 +353,7 @@ impl Task {
             Kind::Recalled(range) => self.finish_recall(&work, range),
             Kind::Caught(number) => {
                 if self.deliveries.are_answers_sealed() && (work.report.flushed_all || work.report.flushed_in_part) {
-                    self.node.live.set_cache_is_sealed(true);
+                    self.node.live.seals.record_emptied(work.doubts);
                 }
                 self.state.caught.done(number);
             }
@@ -442,7 +447,7 @@ impl Task {
 
     /// Completes the first delivery of purges.
     fn finish_new(&mut self, work: Work) {
-        let Work { walk, report, folded, flushes, last_passed, .. } = work;
+        let Work { walk, report, folded, flushes, last_passed, doubts, .. } = work;
         let last = walk.last();
         let now = Instant::now();
         let Sources { journal, guard, address, .. } = &self.sources;
@@ -473,7 +478,7 @@ impl Task {
             self.unsure.push(self.sent, last, due);
         }
         if report.flushed_all || report.flushed_in_part || self.is_flushed_by_a_purge(last) {
-            self.emptied_at = Some(last);
+            self.emptied_at = Some((last, doubts));
         }
         self.gathered_at = None;
         (self.known, self.sent) = (true, last);
@@ -485,7 +490,7 @@ impl Task {
     /// Whether one of the purges that were just sent, up to `last`, drops all pages with tags, of a cache that is not known to
     /// be a sealed one. A block without tags is dropped by no purge of tags, so it need not be.
     fn is_flushed_by_a_purge(&self, last: Position) -> bool {
-        if !self.deliveries.are_answers_sealed() || self.node.live.cache_is_sealed() {
+        if !self.deliveries.are_answers_sealed() || self.node.live.seals.cache_is_sealed() {
             return false;
         }
         let Missed::Entries(entries) = self.sources.journal.since(self.sent) else { return false };
@@ -497,7 +502,9 @@ impl Task {
     /// Whether a seal shows all purges that are sent next, and this node returns seals.
     fn is_sealed_after_sent(&self) -> bool {
         let sealed = self.deliveries.context.sealed.as_ref();
-        self.known && self.node.live.is_sealing() && sealed.is_some_and(|sealed| sealed.all_sealed_after(self.sent))
+        self.known
+            && self.node.live.seals.is_sealing()
+            && sealed.is_some_and(|sealed| sealed.all_sealed_after(self.sent))
     }
 
     fn finish_repeat(&mut self, work: &Work) {
@@ -547,8 +554,10 @@ impl Task {
         }
         // Every purge behind `after`, up to `position`.
         tracing::debug!(node = %self.node.id(), after = before, position, "purges are applied");
-        if self.emptied_at.take_if(|emptied| *emptied <= position).is_some() && self.deliveries.are_answers_sealed() {
-            self.node.live.set_cache_is_sealed(true);
+        if let Some((_, doubts)) = self.emptied_at.take_if(|(emptied, _)| *emptied <= position)
+            && self.deliveries.are_answers_sealed()
+        {
+            self.node.live.seals.record_emptied(doubts);
         }
         self.state.known.store(true, Ordering::SeqCst);
         let was_late = self.state.late.mark_on_time();

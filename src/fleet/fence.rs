@@ -7,7 +7,7 @@ use super::Live;
 /// The highest journal positions whose purges have been answered to their senders, in this process or before it.
 ///
 /// A Varnish whose cursor is below is *behind*: it could still hold a page whose purge was answered, so it gets no
-/// client traffic. One that [seals](Live::is_sealing) need not have the purges that a seal shows: each of its answers is
+/// client traffic. One that [seals](super::SealStanding::is_sealing) need not have the purges that a seal shows: each of its answers is
 /// judged. So there are two positions, of all purges and of those that no seal shows. The promise rests on the order: the fence rises **before** the answer to a purge is written, and a
 /// request reads it **after** it has arrived, so no request that follows an answer can miss it.
 #[derive(Debug, Default)]
@@ -46,7 +46,7 @@ impl Fence {
 
     /// The position that this Varnish must have reached to serve.
     pub fn required_of(&self, node: &Live) -> u64 {
-        let position = if node.is_sealing() { &self.unsealed } else { &self.answered };
+        let position = if node.seals.is_sealing() { &self.unsealed } else { &self.answered };
         position.load(Ordering::SeqCst)
     }
 
@@ -82,9 +82,9 @@ mod tests {
         node.set_cursor(3);
         fence.raise_sealed(5);
         assert!(!fence.admits(&node) && !fence.is_current(&node));
-        node.set_returns_seals(true);
+        node.seals.record_trial(true);
         assert!(!fence.admits(&node), "what it stored before it did");
-        node.set_cache_is_sealed(true);
+        node.seals.record_emptied(node.seals.doubts());
         assert!(fence.admits(&node) && !fence.is_current(&node));
         fence.raise(4);
         assert!(!fence.admits(&node));

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use super::{LifeSigns, SendProxy, VarnishSettings};
+use super::{LifeSigns, SealStanding, SendProxy, VarnishSettings};
 
 /// The function of a node in the fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ValueEnum)]
@@ -249,8 +249,8 @@ pub struct Live {
     withheld: AtomicU32,
     /// A [`TrialState`].
     trial: AtomicU8,
-    returns_seals: AtomicBool,
-    cache_is_sealed: AtomicBool,
+    /// Whether it returns seals, and has nothing without one.
+    pub seals: SealStanding,
 }
 
 impl Live {
@@ -263,32 +263,6 @@ impl Live {
     /// Records the result of a trial.
     pub fn set_trial(&self, state: TrialState) {
         self.trial.store(state as u8, Ordering::SeqCst);
-    }
-
-    /// Whether purges that a seal shows need not wait for this Varnish: it returns the seals of answers, and everything in
-    /// its cache was stored with one.
-    pub fn is_sealing(&self) -> bool {
-        self.returns_seals.load(Ordering::SeqCst) && self.cache_is_sealed.load(Ordering::SeqCst)
-    }
-
-    /// Whether its last trial showed that it returns seals.
-    pub fn returns_seals(&self) -> bool {
-        self.returns_seals.load(Ordering::SeqCst)
-    }
-
-    /// Records whether its last trial showed that it returns seals. Returns what was known before.
-    pub fn set_returns_seals(&self, returns: bool) -> bool {
-        self.returns_seals.swap(returns, Ordering::SeqCst)
-    }
-
-    /// Whether everything in its cache was stored since answers are sealed, and so since the blocks of pages are known.
-    pub fn cache_is_sealed(&self) -> bool {
-        self.cache_is_sealed.load(Ordering::SeqCst)
-    }
-
-    /// Records that. Only its delivery task calls this.
-    pub fn set_cache_is_sealed(&self, is_sealed: bool) {
-        self.cache_is_sealed.store(is_sealed, Ordering::SeqCst);
     }
 
     /// The node's current share: 1 to [`WHOLE_SHARE`].

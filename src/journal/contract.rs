@@ -31,6 +31,7 @@ macro_rules! suite {
             the_last_saved_cursor_of_each_node_is_read_back,
             a_cursor_that_is_no_longer_saved_is_forgotten,
             what_is_younger_than_an_age_follows_the_last_that_is_older,
+            what_was_dropped_is_as_young_as_the_last_of_it,
             a_purge_whose_sender_went_away_is_accepted,
             what_was_refused_to_its_sender_is_known_as_long_as_it_is_held,
             of_what_retires_the_newest_url_that_was_not_refused_stays_known,
@@ -284,6 +285,23 @@ pub(super) async fn what_is_younger_than_an_age_follows_the_last_that_is_older(o
         let position = journal.older_than(Duration::from_millis(age_ms));
         assert!(positions.contains(&position), "older than {age_ms} ms: {position} of {at:?}");
     }
+}
+
+pub(super) async fn what_was_dropped_is_as_young_as_the_last_of_it(open: Open<'_>) {
+    let (now_ms, clock) = clock();
+    let limits = Limits { retention: Duration::from_secs(60), max_entries: 2, ..Limits::default() };
+    let journal = open(limits, nobody(), clock);
+    let is_cut_off = |seconds: u64| journal.may_have_dropped(Duration::from_secs(seconds));
+    append_all(&*journal, ["a"]).await;
+    assert!(!is_cut_off(3600), "nothing was dropped");
+    // A quiet shop: the only purge that is held is young, and those before it are long gone.
+    now_ms.fetch_add(61_000, Ordering::SeqCst);
+    append_all(&*journal, ["b"]).await;
+    assert_eq!([1, 60, 61].map(is_cut_off), [false, false, true]);
+    // More than there is room for.
+    now_ms.fetch_add(5_000, Ordering::SeqCst);
+    append_all(&*journal, ["c", "d"]).await;
+    assert_eq!([4, 5].map(is_cut_off), [false, true]);
 }
 
 pub(super) async fn a_purge_whose_sender_went_away_is_accepted(open: Open<'_>) {

@@ -70,6 +70,8 @@ const UPDATES: usize = 64;
 /// A journal in etcd.
 pub struct Etcd {
     inner: Arc<Inner>,
+    /// Everything that was in etcd is here.
+    synced: watch::Receiver<bool>,
     /// Aborted with this value. Pending writes of the local journal are completed.
     _tasks: JoinSet<()>,
 }
@@ -176,7 +178,7 @@ impl Etcd {
         if tokio::time::timeout(START, synced.wait_for(|synced| *synced)).await.is_err() {
             tracing::warn!(head = inner.local.head(), "etcd does not answer: the journal starts with its local part");
         }
-        Ok(Etcd { inner, _tasks: tasks })
+        Ok(Etcd { inner, synced, _tasks: tasks })
     }
 
     /// The last position of a purge that was in etcd before our watch began, to wait for its moves: such a purge was
@@ -263,6 +265,10 @@ impl Shared for Etcd {
         let head = self.inner.local.head();
         let missing = self.inner.local.readable().position_map.lock().missing();
         Some(missing.first().map_or(head, |(position, _)| head.min(position - 1)))
+    }
+
+    fn has_caught_up(&self) -> bool {
+        *self.synced.borrow()
     }
 
     fn revision(&self, position: Position) -> Option<u64> {

@@ -50,6 +50,8 @@ struct Held {
     bytes: usize,
     /// No entry up to here is held.
     floor: Position,
+    /// When the newest of those was accepted at the latest, in milliseconds since 1970; `None` if that is not known.
+    dropped_ms: Option<u64>,
     refused: BTreeSet<Position>,
     uncovered: Position,
     /// The newest purge ever held that a flush may not cover, whether or not it was refused.
@@ -61,8 +63,17 @@ impl Tail {
     /// entries.
     pub(super) fn new(limits: Limits, observer: PurgeObserver, past: Past, now_ms: u64) -> Self {
         let Past { floor, head, entries, refused, uncovered, purged } = past;
+        let is_floor_unknown = floor > 0 && entries.is_empty();
         let mut held = Held { floor, refused, uncovered, ..Held::default() };
         held.extend(entries);
+        // Where there is room, an earlier process has dropped only what was too old.
+        let has_room = held.entries.len() < limits.max_entries && held.bytes <= limits.max_bytes / 2;
+        let retention_ms = u64::try_from(limits.retention.as_millis()).unwrap_or(u64::MAX);
+        held.dropped_ms = match (floor, is_floor_unknown) {
+            (0, _) => Some(0),
+            (_, true) => None,
+            (_, false) => Some(if has_room { now_ms.saturating_sub(retention_ms) } else { now_ms }),
+        };
         held.trim(&limits, now_ms);
         Tail { limits, observer, purged, held: RwLock::new(held), head: watch::Sender::new(head) }
     }
@@ -133,6 +144,19 @@ impl Tail {
         }
     }
 
+    /// Whether an entry that is no longer held may be younger than this.
+    pub(super) fn may_have_dropped(&self, age: Duration, now_ms: u64) -> bool {
+        let (before, head) = (self.older_than(age, now_ms), self.head());
+        let held = self.held.read();
+        if before != held.floor || before == 0 {
+            return false;
+        }
+        match held.dropped_ms {
+            Some(dropped_ms) => u128::from(now_ms.saturating_sub(dropped_ms)) <= age.as_millis(),
+            None => before < head,
+        }
+    }
+
     /// The entries after `cursor`.
     pub(super) fn since(&self, cursor: Position) -> Missed {
         let held = self.held.read();
@@ -185,7 +209,9 @@ impl Tail {
         while held.entries.front().is_some_and(|oldest| oldest.position <= position) {
             held.drop_oldest();
         }
-        held.floor = held.floor.max(position);
+        if held.floor < position {
+            (held.floor, held.dropped_ms) = (position, None);
+        }
         self.head.send_if_modified(|head| {
             let moves = *head < position;
             *head = position.max(*head);
@@ -221,6 +247,7 @@ impl Held {
         if let Some(oldest) = self.entries.pop_front() {
             self.bytes -= footprint(&oldest.purge);
             self.floor = oldest.position;
+            self.dropped_ms = self.dropped_ms.max(Some(oldest.at_ms));
             if self.leaves_doubt(&oldest) {
                 self.uncovered = oldest.position;
             }

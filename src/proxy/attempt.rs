@@ -210,7 +210,7 @@ async fn while_connecting<F: Future>(client: &Client, step: F) -> Result<F::Outp
 }
 
 fn write_head(out: &mut Vec<u8>, client: &Client, request: &mut Request, node: &Node) {
-    (request.asked_at, request.asked_a_sealing) = (node.live.cursor(), node.live.is_sealing());
+    (request.asked_at, request.asked_a_sealing) = (node.live.cursor(), node.live.seals.is_sealing());
     let Request { head, id, known, asked, trace, .. } = request;
     asked.clear();
     if let Some(freshness) = client.frontend.freshness.as_ref().filter(|_| node.spec.role() == Role::Varnish) {

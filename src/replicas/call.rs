@@ -6,17 +6,22 @@ use http_body_util::Full;
 use hyper::body::Bytes;
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::message::{Confirmation, Message};
 use super::{MISDIRECTED, NAMES, PATH, Replicas};
 use crate::http_client::{self, HttpConnection};
+use crate::seal::PurgedNames;
 
 /// The maximum size of an answer: a few words, and the nodes of a fleet.
 const MAX_ANSWER: usize = 1 << 20;
 
-/// The maximum size of the names of another replica, and the wait for them. A table for a million names has 16 MiB.
-const MAX_NAMES: usize = 1 << 30;
-const NAMES_PATIENCE: Duration = Duration::from_secs(10);
+/// The maximum size of what comes with the table of another replica: the tags of blocks, caches, and the other replicas.
+const BESIDE_TABLE: usize = 16 << 20;
+
+/// How long another replica may be silent while it sends its names. The whole takes as long as the link needs: a table for a
+/// million names has 64 MiB.
+const NAMES_SILENCE: Duration = Duration::from_secs(10);
 
 /// Why there was no usable answer.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +78,27 @@ impl PeerError {
     }
 }
 
+/// An answer, with the room that it takes.
+type PeerAnswer<'r> = (Bytes, Option<SemaphorePermit<'r>>);
+
+/// Where a message goes, and what its answer may take.
+#[derive(Clone, Copy)]
+struct AnswerLimits<'r> {
+    path: &'static str,
+    /// The most bytes of the answer.
+    most: usize,
+    /// How long nothing may come.
+    silence: Duration,
+    /// Where its body needs room.
+    room: Option<&'r Semaphore>,
+}
+
+impl AnswerLimits<'_> {
+    async fn in_time<T>(&self, step: impl Future<Output = T>) -> Result<T, PeerError> {
+        tokio::time::timeout(self.silence, step).await.map_err(|_| PeerError::NoAnswer(self.silence))
+    }
+}
+
 /// The client for one replica, with its idle connections.
 pub(super) struct PeerClient {
     /// `HOST:PORT`; a name is resolved for each connection.
@@ -87,70 +113,87 @@ impl PeerClient {
 
     /// Sends one message and waits for its answer, for at most `ack_timeout`.
     pub(super) async fn post(&self, replicas: &Replicas, message: &Message) -> Result<Confirmation, PeerError> {
-        let answer = self.send(replicas, (PATH, MAX_ANSWER), message, replicas.context.ack_timeout).await?;
+        let patience = replicas.context.ack_timeout;
+        let limits = AnswerLimits { path: PATH, most: MAX_ANSWER, silence: patience, room: None };
+        let answered = tokio::time::timeout(patience, self.send(replicas, limits, message)).await;
+        let (answer, _) = answered.unwrap_or(Err(PeerError::NoAnswer(patience)))?;
         let said: Confirmation = serde_json::from_slice(&answer).map_err(|error| PeerError::BadAnswer(error.into()))?;
         replicas.hear(said.from.as_ref().and_then(|from| from.reached));
         Ok(said)
     }
 
-    /// Asks for the purged names that the replica knows.
-    pub(super) async fn ask_names(&self, replicas: &Replicas, message: &Message) -> Result<Bytes, PeerError> {
-        self.send(replicas, (NAMES, MAX_NAMES), message, NAMES_PATIENCE).await
+    /// Asks for the purged names that the replica knows. They come with the room that they take.
+    pub(super) async fn ask_names<'r>(
+        &self,
+        replicas: &'r Replicas,
+        message: &Message,
+    ) -> Result<(Bytes, SemaphorePermit<'r>), PeerError> {
+        let room = Some(&replicas.blocks.receiving);
+        let most = PurgedNames::MAX_ENCODED + BESIDE_TABLE;
+        let limits = AnswerLimits { path: NAMES, most, silence: NAMES_SILENCE, room };
+        let (answer, room) = self.send(replicas, limits, message).await?;
+        Ok((answer, room.ok_or(PeerError::Left)?))
     }
 
-    /// Sends one message to this path, and waits for its answer of at most so many bytes.
-    async fn send(
+    /// Sends one message, and waits for its answer.
+    async fn send<'r>(
         &self,
         replicas: &Replicas,
-        what: (&str, usize),
+        limits: AnswerLimits<'r>,
         message: &Message,
-        patience: Duration,
-    ) -> Result<Bytes, PeerError> {
+    ) -> Result<PeerAnswer<'r>, PeerError> {
         let body = Bytes::from(serde_json::to_vec(message)?);
-        let answered = async {
-            let pooled = self.idle.lock().pop();
-            if let Some(mut connection) = pooled.filter(HttpConnection::is_ready) {
-                match self.exchange(replicas, &mut connection, what, body.clone()).await {
-                    // The other side closed it while it was idle.
-                    Err(PeerError::Http(error))
-                        if error.is_canceled() || error.is_closed() || error.is_incomplete_message() => {}
-                    answer => return self.keep(connection, answer),
-                }
+        let pooled = self.idle.lock().pop();
+        if let Some(mut connection) = pooled.filter(HttpConnection::is_ready) {
+            match self.exchange(replicas, &mut connection, limits, body.clone()).await {
+                // The other side closed it while it was idle.
+                Err(PeerError::Http(error))
+                    if error.is_canceled() || error.is_closed() || error.is_incomplete_message() => {}
+                answer => return self.keep(connection, answer),
             }
+        }
+        let connected = async {
             let stream = TcpStream::connect(&self.address).await?;
             stream.set_nodelay(true)?;
-            let mut connection = HttpConnection::over(stream).await?;
-            let answer = self.exchange(replicas, &mut connection, what, body).await;
-            self.keep(connection, answer)
+            Ok::<_, PeerError>(HttpConnection::over(stream).await?)
         };
-        tokio::time::timeout(patience, answered).await.unwrap_or(Err(PeerError::NoAnswer(patience)))
+        let mut connection = limits.in_time(connected).await??;
+        let answer = self.exchange(replicas, &mut connection, limits, body).await;
+        self.keep(connection, answer)
     }
 
-    fn keep(&self, connection: HttpConnection, answer: Result<Bytes, PeerError>) -> Result<Bytes, PeerError> {
+    fn keep<T>(&self, connection: HttpConnection, answer: Result<T, PeerError>) -> Result<T, PeerError> {
         if answer.is_ok() {
             self.idle.lock().push(connection);
         }
         answer
     }
 
-    async fn exchange(
+    async fn exchange<'r>(
         &self,
         replicas: &Replicas,
         connection: &mut HttpConnection,
-        (path, most): (&str, usize),
+        limits: AnswerLimits<'r>,
         body: Bytes,
-    ) -> Result<Bytes, PeerError> {
-        let mut request = http::Request::post(path)
+    ) -> Result<PeerAnswer<'r>, PeerError> {
+        let mut request = http::Request::post(limits.path)
             .header(http::header::HOST, &self.address)
             .header(http::header::CONTENT_TYPE, "application/json");
         if let Some(token) = &replicas.context.token {
             request = request.header(http::header::AUTHORIZATION, format!("Bearer {}", token.reveal()));
         }
-        let answer = connection.send(request.body(Full::new(body))?).await?;
+        let answer = limits.in_time(connection.send(request.body(Full::new(body))?)).await??;
         let status = answer.status().as_u16();
-        let body = http_client::read(answer.into_body(), most).await.map_err(PeerError::BadAnswer)?;
+        // Only now: one that does not answer takes up none. What it sends meanwhile waits in the connection.
+        let room = match limits.room {
+            // It is never closed.
+            Some(room) => room.acquire().await.ok(),
+            None => None,
+        };
+        let read = http_client::read_on(answer.into_body(), limits.most, limits.silence);
+        let body = read.await.map_err(PeerError::BadAnswer)?;
         match status {
-            200 => Ok(body),
+            200 => Ok((body, room)),
             MISDIRECTED => Err(PeerError::Restarted),
             _ => Err(PeerError::Refused(status, reason(&body))),
         }

@@ -7,6 +7,8 @@
 //! The file is beside the journal, and contains the journal's own name and a lower bound of its head. A journal that ends
 //! before that, or that [begins anew](crate::journal::Anew), is another journal: its marks are void, and it gets a new name,
 //! which tells the others what has happened.
+//!
+//! Beside the marks it says which replicas were there, for the caches that count as sealed ([`super::names`]).
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::names::KnownJournals;
 use crate::fleet::NodeId;
 use crate::journal::Position;
 
@@ -39,6 +42,9 @@ struct Content {
     head: Position,
     #[serde(default)]
     peers: BTreeMap<NodeId, Mark>,
+    /// The replicas that are there.
+    #[serde(default)]
+    known: KnownJournals,
 }
 
 /// The marks of all other replicas.
@@ -77,6 +83,16 @@ impl Marks {
         self.content.peers.get(id)
     }
 
+    /// The replicas that are there, or that the last process knew.
+    pub(super) fn known(&self) -> &KnownJournals {
+        &self.content.known
+    }
+
+    /// Updates which replicas are there.
+    pub(super) fn set_known(&mut self, known: KnownJournals) {
+        self.content.known = known;
+    }
+
     /// Updates the progress of another replica.
     pub(super) fn note(&mut self, id: &NodeId, mark: Mark) {
         self.content.head = self.content.head.max(mark.position);
@@ -101,7 +117,8 @@ impl Marks {
 
 impl Content {
     fn new(head: Position) -> Self {
-        Content { format: FORMAT, journal: format!("{:016x}", fastrand::u64(..)), head, peers: BTreeMap::new() }
+        let journal = format!("{:016x}", fastrand::u64(..));
+        Content { format: FORMAT, journal, head, peers: BTreeMap::new(), known: KnownJournals::new() }
     }
 }
 
@@ -142,8 +159,11 @@ mod tests {
         let name = marks.journal().to_owned();
         let mark = Mark { journal: "b's".to_owned(), position: 7 };
         marks.note(&id("b"), mark.clone());
+        let known = KnownJournals::from([(id("b"), Some(u64::MAX)), (id("c"), None)]);
+        marks.set_known(known.clone());
         save(&mut marks, 9);
         let again = Marks::open(path.clone(), 9, false);
+        assert_eq!(*again.known(), known);
         assert_eq!((again.get(&id("b")), again.journal()), (Some(&mark), &*name));
         // A journal that was deleted, or restored from a backup.
         let lost = Marks::open(path.clone(), 3, false);

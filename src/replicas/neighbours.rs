@@ -220,18 +220,19 @@ async fn follow_name(replicas: Arc<Replicas>, name: String) {
 /// Connects to replicas that introduced themselves and are in no list of ours.
 async fn meet_strangers(replicas: Arc<Replicas>, mut introduced: mpsc::Receiver<(NodeId, Record)>) {
     let mut tasks: JoinSet<()> = JoinSet::new();
-    while let Some((id, record)) = introduced.recv().await {
+    while let Some((id, Record { address, boot, .. })) = introduced.recv().await {
         while tasks.try_join_next().is_some() {}
-        let is_expected = replicas.neighbours.rows.lock().contains_key(&record.address);
-        if is_expected || replicas.peers.lock().contains_key(&id) {
-            continue;
+        let is_expected = replicas.neighbours.rows.lock().contains_key(&address);
+        // Another process of a known name is met: which of them is there turns out when it answers.
+        let is_known = replicas.peers.lock().get(&id).is_some_and(|peer| peer.record.boot == boot);
+        if is_expected || is_known {
+        } else if tasks.len() >= MOST || !is_host_port(&address) {
+            tracing::warn!(replica = %id, address, "this is no replica that can receive purges");
+        } else {
+            replicas.neighbours.expect(&address);
+            tasks.spawn(Arc::clone(&replicas).befriend(address, Arc::new(AtomicBool::new(false))));
         }
-        if tasks.len() >= MOST || !is_host_port(&record.address) {
-            tracing::warn!(replica = %id, address = record.address, "this is no replica that can receive purges");
-            continue;
-        }
-        replicas.neighbours.expect(&record.address);
-        tasks.spawn(Arc::clone(&replicas).befriend(record.address, Arc::new(AtomicBool::new(false))));
+        replicas.record_looked_at(&id);
     }
 }
 
@@ -242,7 +243,12 @@ async fn save_marks(replicas: Arc<Replicas>) {
         let peers: Vec<Arc<Peer>> = replicas.peers.lock().values().cloned().collect();
         peers.iter().for_each(|peer| replicas.keep_mark(peer));
         let head = replicas.context.journal.as_ref().map_or(0, |journal| journal.head());
-        let unsaved = replicas.marks.lock().unsaved(head);
+        let known = replicas.known_now();
+        let unsaved = {
+            let mut marks = replicas.marks.lock();
+            marks.set_known(known);
+            marks.unsaved(head)
+        };
         if let Some((path, bytes)) = unsaved {
             let file = path.clone();
             let written = tokio::task::spawn_blocking(move || atomic_file::replace(&file, &bytes)).await;
@@ -292,6 +298,8 @@ impl Replicas {
         let client = PeerClient::to(address.clone());
         let mut woken = self.woken();
         let mut failures = 1_u32;
+        // Not listed, but it introduced itself or another one knows it: it is not gone because it does not answer at once.
+        let (began, mut is_expected) = (Instant::now(), !listed.load(Ordering::SeqCst));
         loop {
             let asked = Instant::now();
             match self.ask_who(&client).await {
@@ -303,19 +311,20 @@ impl Replicas {
                             PeerError::Left => self.neighbours.set(&address, Who::Nobody),
                             error => self.neighbours.set(&address, Who::Unmet(causes(&error).to_string().into())),
                         }
-                        failures = 1;
+                        (failures, is_expected) = (1, false);
                     }
                     // An address without a replica that needs purges will probably stay so.
-                    None => failures = u32::MAX,
+                    None => (failures, is_expected) = (u32::MAX, false),
                 },
                 Err(error) => {
                     self.neighbours.record_failure(&address, &error);
+                    is_expected &= !error.is_refused_connection() && began.elapsed() < peer::KEPT;
                     failures = failures.saturating_add(1);
                 }
             }
             // Others may depend on whether there is a replica.
             self.progress.notify();
-            if !listed.load(Ordering::SeqCst) {
+            if !listed.load(Ordering::SeqCst) && !is_expected {
                 return self.neighbours.forget(&address);
             }
             tokio::select! {
@@ -399,10 +408,7 @@ impl Replicas {
     fn start_of_fresh(&self, journal: &dyn Shared, up: Option<Duration>) -> Start {
         let least = self.context.deliveries.least_cursor();
         let Some(up) = up else { return Start::After(least) };
-        let before = journal.older_than(up);
-        // All that is held is younger: so may be what is not held any more.
-        let is_cut_off = before == journal.floor() && before > 0 && before < journal.head();
-        if is_cut_off { Start::Gap } else { Start::After(before.min(least)) }
+        if journal.may_have_dropped(up) { Start::Gap } else { Start::After(journal.older_than(up).min(least)) }
     }
 
     /// Updates whether a name still lists the peers behind it.

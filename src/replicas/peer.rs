@@ -33,7 +33,7 @@ use std::time::{Duration, Instant};
 
 use hyper::body::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, SemaphorePermit};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::call::{PeerClient, PeerError};
@@ -69,7 +69,7 @@ const ASK_EVERY: Duration = Duration::from_secs(2);
 const ASK_AT_START: Duration = Duration::from_millis(25);
 
 /// How long an unlisted replica that does not answer is kept: as long as a node whose agent is silent.
-const KEPT: Duration = Duration::from_secs(600);
+pub(super) const KEPT: Duration = Duration::from_secs(600);
 
 /// The number of confirmations to keep, for purges that are not answered yet.
 const CONFIRMATIONS: usize = 256;
@@ -266,7 +266,10 @@ impl Peer {
     }
 
     /// Asks it for the purged names that it knows.
-    pub(super) async fn ask_names(&self, replicas: &Replicas) -> Result<Bytes, PeerError> {
+    pub(super) async fn ask_names<'r>(
+        &self,
+        replicas: &'r Replicas,
+    ) -> Result<(Bytes, SemaphorePermit<'r>), PeerError> {
         self.client.ask_names(replicas, &self.message(replicas, Duration::ZERO)).await
     }
 
@@ -360,7 +363,8 @@ async fn send_purges(replicas: &Arc<Replicas>, peer: &Arc<Peer>, journal: &dyn S
                 break;
             }
             asks = false;
-            let patience = patience(replicas, journal, &purges);
+            let is_any_sealed = replicas.context.deliveries.has_sealed_purges() && unsealed.len() < purges.len();
+            let patience = patience(replicas, journal, &purges, is_any_sealed);
             let message =
                 Message { purges, done, unsealed, refused: Some(refused), ..peer.message(replicas, patience) };
             let (replicas, peer) = (Arc::clone(replicas), Arc::clone(peer));

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::known_replicas::KnownReplicas;
+use super::known_replicas::{KnownReplicas, SavedReplicas};
 use super::peer::{self, Peer, Start};
 use super::{MOST, NOT_SHARED, Record, Replicas};
 use crate::config::is_host_port;
@@ -30,6 +30,9 @@ const ANNOUNCE: Duration = Duration::from_secs(1);
 
 /// The time from the registration until the others have seen it, a round trip at most.
 const SEEN: Duration = Duration::from_millis(200);
+
+/// The interval of saving who is there.
+const SAVE_EVERY: Duration = Duration::from_secs(1);
 
 /// The tasks of each peer, aborted with this value.
 type Tasks = BTreeMap<NodeId, JoinSet<()>>;
@@ -74,10 +77,11 @@ impl Replicas {
         // Aborted with this task.
         let mut tasks = Tasks::new();
         let mut memory = KnownReplicas::open(self.context.memory.clone()).await;
-        self.blocks.known_before.lock().extend(memory.known().keys().cloned());
-        for (id, record) in memory.known().clone() {
+        self.blocks.known_before.lock().extend(memory.saved().known());
+        for (id, record) in memory.saved().replicas.clone() {
             self.add_or_update(id, record, false, &mut tasks);
         }
+        let mut saves = tokio::time::interval(SAVE_EVERY);
         loop {
             let update = tokio::select! {
                 update = updates.recv() => match update {
@@ -85,7 +89,14 @@ impl Replicas {
                     None => return,
                 },
                 Some((id, record)) = strangers.recv() => {
-                    self.add_introduced(id, record, &mut tasks);
+                    self.add_introduced(&id, record, &mut tasks);
+                    self.record_looked_at(&id);
+                    continue;
+                }
+                // Without news of etcd too: it may be away, and whose journal it is becomes known later.
+                _ = saves.tick() => {
+                    let records = self.peers.lock().iter().map(|(id, peer)| (id.clone(), peer.record.clone())).collect();
+                    memory.keep(SavedReplicas::new(records, self.known_now())).await;
                     continue;
                 }
             };
@@ -111,26 +122,26 @@ impl Replicas {
             }
             self.blocks.are_registered.store(self.blocks.saw_own_key.load(Ordering::SeqCst), Ordering::SeqCst);
             self.progress.notify();
-            let records = self.peers.lock().iter().map(|(id, peer)| (id.clone(), peer.record.clone())).collect();
-            memory.keep(records).await;
         }
     }
 
-    /// A sender with permission to purge says that it is a replica, and etcd does not list it: either it or this process is
-    /// cut off from etcd.
-    fn add_introduced(self: &Arc<Self>, id: NodeId, record: Record, tasks: &mut Tasks) {
-        let (is_known, others) = {
+    /// A sender with permission to purge says that it is a replica, or that it knows one, and etcd does not list that: either it
+    /// or this process is cut off from etcd.
+    fn add_introduced(self: &Arc<Self>, id: &NodeId, record: Record, tasks: &mut Tasks) {
+        let (known, others) = {
             let peers = self.peers.lock();
-            (peers.contains_key(&id), peers.len())
+            (peers.get(id).cloned(), peers.len())
         };
-        if is_known {
-            return;
-        }
-        if others >= MOST || !is_host_port(&record.address) {
+        let is_possible = match known {
+            Some(known) if !takes_its_place(&record, &known) => return,
+            Some(_) => true,
+            None => others < MOST,
+        };
+        if !is_possible || !is_host_port(&record.address) {
             tracing::warn!(replica = %id, address = record.address, "this is no replica that can receive purges");
             return;
         }
-        self.add_or_update(id, record, false, tasks);
+        self.add_or_update(id.clone(), record, false, tasks);
     }
 
     fn greet(self: &Arc<Self>, item: &KeyEntry, tasks: &mut Tasks) {
@@ -197,6 +208,36 @@ impl Replicas {
             peer.mark_gone();
             self.review_names();
             self.count();
+        }
+    }
+}
+
+/// Whether a process that introduces itself has replaced the known one of its name: it is where that was, and only one can be
+/// there. Elsewhere it may be a twin, of which etcd chooses one; if etcd lists neither, the one that answers is there, or the later
+/// one.
+fn takes_its_place(record: &Record, known: &Peer) -> bool {
+    let is_later = || known.is_unlisted() && (known.is_late() || record.started > known.record.started);
+    record.boot != known.record.boot && (record.address == known.record.address || is_later())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::JournalKind;
+
+    #[test]
+    fn a_process_replaces_the_one_at_its_address_and_no_twin_in_etcd() {
+        let record = |address: &str, started| Record { started, ..Record::new(address.to_owned(), JournalKind::Etcd) };
+        let id = NodeId::try_from("b").unwrap();
+        let known = |listed| Peer::new(id.clone(), record("192.0.2.2:6081", 5), Start::After(0), listed);
+        for listed in [true, false] {
+            let known = known(listed);
+            assert!(!takes_its_place(&known.record.clone(), &known), "it is the same");
+            assert!(takes_its_place(&record("192.0.2.2:6081", 4), &known), "its clock was set back");
+            assert!(!takes_its_place(&record("192.0.2.3:6081", 4), &known));
+            assert_eq!(takes_its_place(&record("192.0.2.3:6081", 6), &known), !listed);
+            known.mark_late("it is silent");
+            assert_eq!(takes_its_place(&record("192.0.2.3:6081", 4), &known), !listed);
         }
     }
 }

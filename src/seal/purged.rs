@@ -5,11 +5,15 @@
 //! names, since the forgotten name may have been that one. The same holds for the floor of the whole table, up to which
 //! the previous process has forgotten the purges.
 //!
+//! A position of an earlier run covers what was recorded here. A purge that only other replicas were told of, while no process ran
+//! here, is in their tables alone until it arrives. So until it is known that all of these have arrived, their tables can make an
+//! answer of an earlier run stale.
+//!
 //! There is one writer, which records a purge once it is durable and before it is visible to anybody. Readers take no
 //! lock. The head is written last: a reader that has loaded it finds every purge up to it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
@@ -47,9 +51,19 @@ pub struct PurgedNames {
     /// Taken to change `heard`.
     hearing: Mutex<()>,
     /// What the other replicas knew when this one met them, for answers without our stamp.
-    inherited: ArcSwapOption<Vec<Inherited>>,
+    inherited: ArcSwapOption<InheritedTables>,
     /// Purges that an earlier process knew are forgotten.
     has_forgotten_past: bool,
+    /// All purges that others were told of before this process are here, too.
+    has_caught_up: AtomicBool,
+}
+
+/// What the other replicas knew.
+#[derive(Clone, Default)]
+struct InheritedTables {
+    tables: Vec<Inherited>,
+    /// There were more of them than are kept.
+    are_some_dropped: bool,
 }
 
 /// What another replica knew.
@@ -124,6 +138,7 @@ impl PurgedNames {
             hearing: Mutex::default(),
             inherited: ArcSwapOption::empty(),
             has_forgotten_past: remembered.floor > 0,
+            has_caught_up: AtomicBool::new(false),
         }
     }
 
@@ -217,12 +232,18 @@ impl PurgedNames {
         let mut inherited = self.inherited.load().as_deref().cloned().unwrap_or_default();
         let is_other =
             |known: &Inherited| known.from != from && known.table.lineage.journal() != table.lineage.journal();
-        inherited.retain(is_other);
-        if inherited.len() == MAX_INHERITED {
-            inherited.remove(0);
+        inherited.tables.retain(is_other);
+        if inherited.tables.len() == MAX_INHERITED {
+            inherited.tables.remove(0);
+            inherited.are_some_dropped = true;
         }
-        inherited.push(Inherited { from, table: Arc::new(table) });
+        inherited.tables.push(Inherited { from, table: Arc::new(table) });
         self.inherited.store(Some(Arc::new(inherited)));
+    }
+
+    /// Records that all purges that others were told of before this process are here, too.
+    pub fn set_caught_up(&self) {
+        self.has_caught_up.store(true, Ordering::Release);
     }
 
     /// Parses a seal; `None` if it is none of this version.
@@ -237,7 +258,12 @@ impl PurgedNames {
         if !self.lineage.covers(stamp, self.head()) {
             return Judgement::Stale(StaleBecause::Foreign);
         }
-        self.judge_at(stamp.position, seal, target, remembered)
+        let judgement = self.judge_at(stamp.position, seal, target, remembered);
+        let may_have_missed = || stamp.run != self.lineage.run() && !self.has_caught_up.load(Ordering::Acquire);
+        if judgement == Judgement::Fresh && may_have_missed() {
+            return self.inherited_judgement(seal, target).unwrap_or(judgement);
+        }
+        judgement
     }
 
     /// The verdict on an answer that was rendered at this position.
@@ -262,29 +288,37 @@ impl PurgedNames {
     }
 
     /// The verdict on an answer without a stamp of our journal, which is from before this replica joined: by our purges
-    /// since, and by what the others knew of earlier ones. Each of them may know of one that the others were not told of
-    /// yet.
+    /// since, and by what the others knew of earlier ones.
     fn judge_by_inherited(&self, seal: &Seal<'_>, target: &[u8]) -> Judgement {
-        let inherited = self.inherited.load();
-        let Some(inherited) = inherited.as_deref().filter(|_| !self.has_forgotten_past) else {
-            return Judgement::Stale(StaleBecause::Foreign);
-        };
+        let foreign = Judgement::Stale(StaleBecause::Foreign);
+        if self.has_forgotten_past || self.inherited.load().is_none() {
+            return foreign;
+        }
         let last = self.last_purge(0, seal, target, Position::MAX);
         if last > 0 {
             return Judgement::Stale(StaleBecause::Purged(last));
         }
-        let mut judgement = Judgement::Stale(StaleBecause::Foreign);
-        for Inherited { table, .. } in inherited {
+        self.inherited_judgement(seal, target).unwrap_or(foreign)
+    }
+
+    /// The verdict on an answer by what the others knew. Each of them may know of a purge that the others were not told of yet, so
+    /// each can make it stale, and one with whose stamp it comes can show it to be fresh. `None` if none does either.
+    fn inherited_judgement(&self, seal: &Seal<'_>, target: &[u8]) -> Option<Judgement> {
+        let inherited = self.inherited.load();
+        let InheritedTables { tables, are_some_dropped } = inherited.as_deref()?;
+        let stale = Some(Judgement::Stale(StaleBecause::Forgotten));
+        let mut judgement = None;
+        for Inherited { table, .. } in tables {
             let stamp =
                 seal.stamp_of(table.lineage.journal()).filter(|stamp| table.lineage.covers(*stamp, table.head()));
             let position = stamp.map_or(0, |stamp| stamp.position);
             match table.judge_at(position, seal, target, Position::MAX) {
-                Judgement::Fresh if stamp.is_some() => judgement = Judgement::Fresh,
+                Judgement::Fresh if stamp.is_some() => judgement = Some(Judgement::Fresh),
                 Judgement::Fresh => {}
-                Judgement::Stale(_) => return Judgement::Stale(StaleBecause::Forgotten),
+                Judgement::Stale(_) => return stale,
             }
         }
-        judgement
+        if *are_some_dropped { stale } else { judgement }
     }
 }
 

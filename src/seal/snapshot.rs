@@ -15,8 +15,11 @@ use serde::{Deserialize, Serialize};
 use super::{Lineage, Name, PastNames, Position, PurgedNames};
 use crate::purge::index::{Index, WAYS};
 
-/// The maximum number of buckets: those of 64 million names.
-const MAX_BUCKETS: usize = 1 << 24;
+/// The most names that a table is made for (`journal.names`), each with a bucket: it takes a GiB, and as much to be sent.
+pub const MAX_NAMES: usize = 1 << 24;
+
+/// Room for everything but the names: 4,096 runs.
+const MAX_HEAD: usize = 1 << 20;
 
 /// The length of a bucket.
 const ROW: usize = 4 + 8 * (1 + WAYS);
@@ -36,32 +39,42 @@ struct SnapshotHead {
 }
 
 impl PurgedNames {
-    /// The table as bytes. Takes a moment if there are many names.
+    /// The most bytes of a table of [as many names as are allowed](MAX_NAMES), without the tags of blocks.
+    pub const MAX_ENCODED: usize = MAX_NAMES * ROW + MAX_HEAD;
+
+    /// Appends the table as bytes. Takes a moment if there are many names.
     ///
     /// # Errors
     /// None that is known: the head is numbers and texts.
-    pub fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
+    pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), serde_json::Error> {
         // The head first: what is recorded meanwhile is in the table without being claimed.
-        let head = self.head();
-        let mut rows = Vec::new();
-        for (bucket, row) in self.names.rows() {
-            rows.extend_from_slice(&u32::try_from(bucket).unwrap_or(u32::MAX).to_le_bytes());
-            row.iter().for_each(|value| rows.extend_from_slice(&value.to_le_bytes()));
-        }
-        let head = SnapshotHead {
+        let mut head = SnapshotHead {
             lineage: self.lineage.clone(),
-            head,
+            head: self.head(),
             floor: self.floor.load(Ordering::Acquire),
             all: self.all.load(Ordering::Acquire),
             tagged: self.tagged.load(Ordering::Acquire),
             unsealable: self.unsealable.all(),
             buckets: self.names.buckets(),
-            rows: rows.len() / ROW,
+            rows: self.names.buckets(),
         };
-        let mut bytes = serde_json::to_vec(&head)?;
-        bytes.push(b'\n');
-        bytes.extend(rows);
-        Ok(bytes)
+        let start = out.len();
+        // How many rows there are turns out at the end: there is room for the largest number, and blanks in what is left.
+        serde_json::to_writer(&mut *out, &head)?;
+        let end = out.len();
+        out.push(b'\n');
+        let rows = out.len();
+        // Once, as a buffer that grows is twice in memory; what is not written to takes none.
+        out.reserve_exact(self.names.buckets() * ROW);
+        for (bucket, row) in self.names.rows() {
+            out.extend_from_slice(&u32::try_from(bucket).unwrap_or(u32::MAX).to_le_bytes());
+            row.iter().for_each(|value| out.extend_from_slice(&value.to_le_bytes()));
+        }
+        head.rows = (out.len() - rows) / ROW;
+        let (known, blanks) = (serde_json::to_vec(&head)?, b' ');
+        out[start..end].fill(blanks);
+        out[start..start + known.len()].copy_from_slice(&known);
+        Ok(())
     }
 
     /// The table with these bytes; `None` if they are not one.
@@ -70,7 +83,7 @@ impl PurgedNames {
         let (head, follow) = (&bytes[..end], &bytes[end + 1..]);
         let SnapshotHead { lineage, head, floor, all, tagged, unsealable, buckets, rows } =
             serde_json::from_slice(head).ok()?;
-        if buckets > MAX_BUCKETS || Some(follow.len()) != rows.checked_mul(ROW) {
+        if buckets > MAX_NAMES || Some(follow.len()) != rows.checked_mul(ROW) {
             return None;
         }
         let mut names = Index::new(buckets);
@@ -101,6 +114,14 @@ mod tests {
         Purge { targets: vec![Target::Tags([tag].into_iter().collect::<TagSet>())], soft: false }
     }
 
+    /// The table as another replica has it.
+    fn sent(table: &PurgedNames) -> PurgedNames {
+        let mut bytes = b"before it".to_vec();
+        let start = bytes.len();
+        table.encode(&mut bytes).unwrap();
+        PurgedNames::decode(&bytes[start..]).unwrap()
+    }
+
     /// Judges, by `table`, a page with this tag that these tables have sealed.
     fn judge(table: &PurgedNames, tag: &str, sealed_by: &[&PurgedNames]) -> Judgement {
         let mut text = Vec::new();
@@ -114,7 +135,8 @@ mod tests {
         let sent = table(7);
         (1..500).for_each(|n| sent.note(n, &purge(&n.to_string())));
         sent.unsealable().settle(&[Name::of_tag(b"block")]);
-        let bytes = sent.encode().unwrap();
+        let mut bytes = Vec::new();
+        sent.encode(&mut bytes).unwrap();
         let got = PurgedNames::decode(&bytes).unwrap();
         assert_eq!((got.head(), got.lineage(), got.unsealable().all()), (499, sent.lineage(), sent.unsealable().all()));
         assert!(sent.names.rows().eq(got.names.rows()));
@@ -133,8 +155,8 @@ mod tests {
         // Nobody has told it of the others yet.
         assert_eq!(judge(&joined, "x", &[&old]), Judgement::Stale(StaleBecause::Foreign));
         let before = [table(1), table(2)];
-        joined.inherit("older".into(), PurgedNames::decode(&older.encode().unwrap()).unwrap());
-        joined.inherit("old".into(), PurgedNames::decode(&old.encode().unwrap()).unwrap());
+        joined.inherit("older".into(), sent(&older));
+        joined.inherit("old".into(), sent(&old));
         let stale = Judgement::Stale(StaleBecause::Forgotten);
         let both = [&older, &old];
         assert_eq!(["a", "b", "x"].map(|tag| judge(&joined, tag, &both)), [Judgement::Fresh; 3]);
@@ -150,6 +172,38 @@ mod tests {
         // Purges were missed here since.
         joined.forget_up_to(5);
         assert_eq!(judge(&joined, "y", &both), Judgement::Stale(StaleBecause::Foreign));
+    }
+
+    #[test]
+    fn a_purge_that_only_others_know_is_seen_until_it_has_come() {
+        let (before, other) = (table(1), table(2));
+        before.note(1, &purge("a"));
+        let page = |tag: &str, stamps: &[&PurgedNames]| {
+            let mut text = Vec::new();
+            let stamps = stamps.iter().map(|table| table.stamp());
+            write_seal(&mut text, stamps, 1, &mut vec![Name::of_tag(tag.as_bytes())]);
+            text
+        };
+        let both = ["a", "b"].map(|tag| page(tag, &[&before, &other]));
+        let alone = ["a", "b"].map(|tag| page(tag, &[&before]));
+        // This one did not run then.
+        other.note(1, &purge("b"));
+        let past = PastNames { head: before.head(), ..PastNames::default() };
+        let now = PurgedNames::new(Lineage::new(1, Run(2), vec![(Run(1), before.head())]), 1_000, &past);
+        let verdicts = |pages: &[Vec<u8>; 2]| {
+            pages.each_ref().map(|text| now.judge(&Seal::parse(text, 1).unwrap(), b"/", now.head()))
+        };
+        assert_eq!(verdicts(&both), [Judgement::Fresh; 2]);
+        now.inherit("other".into(), sent(&other));
+        let stale = Judgement::Stale(StaleBecause::Forgotten);
+        assert_eq!((verdicts(&both), verdicts(&alone)), ([Judgement::Fresh, stale], [Judgement::Fresh, stale]));
+        // What this process has sealed was rendered after that purge.
+        let new = ["a", "b"].map(|tag| page(tag, &[&now]));
+        assert_eq!(verdicts(&new), [Judgement::Fresh; 2]);
+        now.note(2, &purge("b"));
+        now.set_caught_up();
+        let purged = Judgement::Stale(StaleBecause::Purged(2));
+        assert_eq!((verdicts(&both), verdicts(&new)), ([Judgement::Fresh, purged], [Judgement::Fresh, purged]));
     }
 
     #[test]

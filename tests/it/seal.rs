@@ -14,13 +14,13 @@ use crate::support::fleet::{Fleet, Plan};
 use crate::support::upstream::{Then, Upstream};
 
 /// Purges of tags are answered as if they had been carried out.
-fn says_purged(vcl: &str, _id: &str, _folder: &Path) -> String {
+pub(crate) fn says_purged(vcl: &str, _id: &str, _folder: &Path) -> String {
     let rule =
         "sub vcl_recv {\n    if (req.http.X-Magento-Tags-Pattern) {\n        return (synth(200, \"Purged\"));\n    }\n";
     vcl.replacen("sub vcl_recv {\n", rule, 1)
 }
 
-const WITHOUT_TRIAL: &str = "[health.varnish]\ntrial = false\n";
+pub(crate) const WITHOUT_TRIAL: &str = "[health.varnish]\ntrial = false\n";
 
 /// A fleet whose pages nobody guards.
 fn unguarded() -> Plan {
@@ -392,6 +392,57 @@ fn a_varnish_that_drops_seals_is_waited_for() {
     let answer = fleet.purge_tag("cat_p_1");
     assert_eq!((ids(&answer, "applied").len(), ids(&answer, "pending").len()), (2, 0), "{answer:?}");
     assert_eq!(fleet.get("/p/1").text(), "1");
+}
+
+/// Has the first Varnish tried anew, as one that comes up is.
+fn try_again(fleet: &Fleet) {
+    let health = |wanted: &str| {
+        eventually(wanted, || (fleet.clearcoat.node("varnish-1")["health"] == wanted).then_some(()));
+    };
+    fleet.varnish[0].hang();
+    health("down");
+    fleet.varnish[0].resume();
+    health("up");
+}
+
+#[test]
+fn what_a_varnish_stored_while_it_dropped_seals_goes_or_counts() {
+    /// Answers are stored without their seals while there is such a file.
+    fn drops(vcl: &str, _: &str, folder: &Path) -> String {
+        let rule = format!(
+            "sub vcl_backend_response {{\n    if (std.file_exists(\"{}\")) {{ unset beresp.http.X-Clearcoat-Seal; }}\n",
+            folder.join("drops").display()
+        );
+        vcl.replacen("sub vcl_backend_response {\n", &rule, 1)
+    }
+    for restarts in [false, true] {
+        let mut fleet = sealing(&Plan { varnish: 1, vcl: drops, ..lazy("60s") });
+        let file = fleet.folder.path().join("drops");
+        std::fs::write(&file, "").expect("a file");
+        let node = |key: &str| fleet.clearcoat.node("varnish-1")[key].clone();
+        try_again(&fleet);
+        eventually("it is seen to drop seals", || (node("seals") == false).then_some(()));
+        // A flush does not help: what comes after it has no seal either.
+        let flush = "PURGE / HTTP/1.1\r\nHost: a\r\nX-Clearcoat-Flush: all\r\n\r\n";
+        assert_eq!(exchange(fleet.clearcoat.purge, flush).expect("an answer").status, 200);
+        eventually("a page without a seal is stored", || (fleet.get("/p/1").cache() == "HIT").then_some(()));
+        eventually("what it has is saved", || (node("saved")["cursor"] == node("cursor")).then_some(()));
+        assert_eq!(ids(&fleet.purge_tag("any"), "applied").len(), 1, "purges wait for it");
+        std::fs::remove_file(&file).expect("our file");
+        if restarts {
+            fleet.clearcoat.kill();
+            fleet.clearcoat.restart();
+            fleet.clearcoat.ready();
+            let node = || fleet.clearcoat.node("varnish-1");
+            eventually("it has been tried", || (node()["trial"] == "passed").then_some(()));
+            assert_eq!((fleet.get("/p/1").cache(), &node()["seals"]), ("HIT", &false.into()));
+        } else {
+            try_again(&fleet);
+            fleet.seals();
+            assert_eq!(fleet.get("/p/1").cache(), "MISS");
+            assert_eq!(fleet.get("/p/1").cache(), "HIT");
+        }
+    }
 }
 
 #[test]

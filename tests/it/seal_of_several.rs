@@ -1,10 +1,11 @@
 //! Seals with several clearcoats: each judges by its own journal what any of them has sealed.
 
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 
-use crate::seal::{blocks, of_blocks};
+use crate::seal::{WITHOUT_TRIAL, blocks, of_blocks, says_purged};
 use crate::support::clearcoat::Clearcoat;
-use crate::support::client::{Answer, get, purge, tag};
+use crate::support::client::{Answer, exchange, get, purge, tag};
 use crate::support::eventually;
 use crate::support::fleet::{Fleet, Plan};
 use crate::support::varnish::signal;
@@ -197,4 +198,120 @@ fn clearcoats_that_wait_for_varnish_take_each_others_pages() {
         }
         fleet.clearcoats().for_each(|clearcoat| assert_eq!(caught(clearcoat), 0.0));
     }
+}
+
+fn end(clearcoat: &mut Clearcoat) {
+    clearcoat.terminate();
+    assert!(clearcoat.wait().success());
+}
+
+fn knows(clearcoat: &Clearcoat, replicas: &[&str]) {
+    eventually("it knows the others", || {
+        let fleet = clearcoat.fleet();
+        let mut known: Vec<&str> = fleet["replicas"].as_array()?.iter().filter_map(|one| one["id"].as_str()).collect();
+        known.sort_unstable();
+        (known == replicas).then_some(())
+    });
+}
+
+fn seals(clearcoat: &Clearcoat) -> Vec<bool> {
+    let nodes = clearcoat.nodes();
+    nodes.iter().filter(|node| node["role"] == "varnish").map(|node| node["seals"] == true).collect()
+}
+
+#[test]
+fn what_one_knows_not_to_be_sealed_no_other_believes_after_a_restart() {
+    let [shared, _] = plans();
+    let mut fleet = Fleet::start(&Plan { replicas: 3, ..shared });
+    all_seal(&fleet);
+    end(fleet.replica(2));
+    (0..2).for_each(|number| knows(fleet.replica(number), &["clearcoat-1", "clearcoat-2"]));
+    eventually("what it knows is saved", || {
+        let nodes = fleet.others[0].nodes();
+        let are_saved = nodes.iter().all(|node| node["role"] == "web" || node["saved"]["seals"] == true);
+        let known = std::fs::read_to_string(fleet.journal_of(1).join("replicas.json")).expect("its file");
+        (are_saved && !known.contains("clearcoat-3")).then_some(())
+    });
+    // With which cursors become durable.
+    purge_by(&fleet.others[0], "any");
+    fleet.replica(1).kill();
+    // One that does not seal is there only while that one is away.
+    let config = fleet.others[1].config().replacen("[purge]\n", "[purge]\nwait_for = \"varnish\"\n", 1);
+    fleet.others[1].configure(&config);
+    fleet.replica(2).restart();
+    fleet.others[1].opened();
+    eventually("what is cached may have no seal", || (seals(&fleet.clearcoat) == [false, false]).then_some(()));
+    end(fleet.replica(2));
+    fleet.replica(1).restart();
+    fleet.others[0].opened();
+    fleet.others[0].log().waits_for("all replicas know the same blocks");
+    eventually("each has been tried", || {
+        let nodes = fleet.others[0].nodes();
+        nodes.iter().all(|node| node["role"] == "web" || node["trial"] == "passed").then_some(())
+    });
+    assert_eq!(seals(&fleet.others[0]), [false, false]);
+    let flush = "PURGE / HTTP/1.1\r\nHost: a\r\nX-Clearcoat-Flush: all\r\n\r\n";
+    assert_eq!(exchange(fleet.clearcoat.purge, flush).expect("an answer").status, 200);
+    (0..2).for_each(|number| {
+        let clearcoat: &Clearcoat = fleet.replica(number);
+        eventually("a flush makes them sealed", || (seals(clearcoat) == [true, true]).then_some(()));
+    });
+}
+
+#[test]
+fn a_clearcoat_that_joins_learns_of_one_that_lost_etcd() {
+    let [shared, _] = plans();
+    let mut fleet = Fleet::start(&Plan { links: true, ..shared });
+    fleet.links[1].etcd.iter().for_each(|link| link.cut());
+    eventually("its key is gone", || {
+        let keys = fleet.etcd().list("/clearcoat/v1/replicas/");
+        (!keys.keys().any(|key| key.ends_with("clearcoat-2"))).then_some(())
+    });
+    // One that nobody has heard of, at an address of its own.
+    let mut config: toml::Table = fleet.clearcoat.config().parse().expect("its configuration");
+    let folder = fleet.folder.path().join("joins");
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let journal = folder.join("journal").display().to_string();
+    for (section, key, value) in [
+        ("replica", "id", toml::Value::from("clearcoat-9")),
+        ("replica", "address", "".into()),
+        ("purge", "listen", vec!["127.0.0.1:0"].into()),
+        ("origin", "listen", vec!["127.0.0.1:0"].into()),
+        ("edge", "listen", vec!["127.0.0.1:0"].into()),
+        ("admin", "listen", vec!["127.0.0.1:0"].into()),
+        ("journal", "path", journal.into()),
+    ] {
+        config[section].as_table_mut().expect("a section").insert(key.into(), value);
+    }
+    let joined = Clearcoat::start(&folder, &config.to_string());
+    joined.opened();
+    knows(&joined, &["clearcoat-1", "clearcoat-2", "clearcoat-9"]);
+    assert_eq!(read(&fleet.others[0], "/p/1").text(), "0");
+    fleet.shop.set(1, 1);
+    let answer = purge_by(&joined, "cat_p_1");
+    assert_eq!(answer["unconfirmed"], serde_json::Value::Null, "{answer}");
+    let edges: Vec<SocketAddr> = fleet.clearcoats().chain([&joined]).map(|each| each.edge).collect();
+    for edge in edges {
+        assert_eq!(get(edge, "/p/1").expect("an answer").text(), "1");
+    }
+}
+
+#[test]
+fn a_purge_from_while_it_was_away_that_only_another_one_knows_is_seen() {
+    let [shared, _] = plans();
+    let config: &'static str = format!("{GATHERED}{WITHOUT_TRIAL}").leak();
+    let mut fleet = Fleet::start(&Plan { replicas: 3, links: true, varnish: 1, config, vcl: says_purged, ..shared });
+    // Both are kept, and one of them is purged.
+    ["/p/1", "/p/2"].iter().for_each(|page| assert_eq!(read(&fleet.clearcoat, page).text(), "0"));
+    fleet.clearcoat.kill();
+    fleet.shop.set(1, 1);
+    purge_by(&fleet.others[1], "cat_p_1");
+    // Who took it is gone, and etcd, where it is, too.
+    fleet.replica(2).kill();
+    fleet.links[0].etcd.iter().for_each(|link| link.cut());
+    fleet.replica(0).restart();
+    fleet.clearcoat.log().waits_for("the purged names of a replica are known");
+    fleet.clearcoat.opened();
+    assert_eq!(read(&fleet.clearcoat, "/p/2").text(), "0");
+    assert_eq!(read(&fleet.clearcoat, "/p/1").text(), "1");
 }

@@ -12,8 +12,8 @@ async fn sealing(pace: Pace, journal: Arc<dyn Journal>) -> Rig {
     let sealed = Arc::new(SealedPurges::new(Arc::new(purged), Duration::from_secs(600), false));
     let guard = Arc::new(Guard::new(long_ago()));
     let rig = Rig::of(obedient(&[]).await, pace, journal, (guard, Some(sealed)), None);
-    rig.node.live.set_returns_seals(true);
-    rig.node.live.set_cache_is_sealed(true);
+    rig.node.live.seals.record_trial(true);
+    rig.node.live.seals.record_emptied(rig.node.live.seals.doubts());
     rig
 }
 

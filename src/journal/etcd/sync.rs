@@ -14,7 +14,7 @@ use crate::telemetry::causes;
 /// The maximum number of changes to write together.
 const AT_ONCE: usize = 4_096;
 
-/// Applies updates until the sender is dropped. `synced` becomes true with the first list.
+/// Applies updates until the sender is dropped. `synced` becomes true with the first list that is stored.
 pub(super) async fn run(inner: Arc<Inner>, mut updates: mpsc::Receiver<Update>, synced: watch::Sender<bool>) {
     let mut next = None;
     while let Some(mut update) = match next.take() {
@@ -38,11 +38,11 @@ pub(super) async fn run(inner: Arc<Inner>, mut updates: mpsc::Receiver<Update>, 
             }
             Update::Changed(changes) => take_changes(&inner, changes).await,
         };
-        if let Err(error) = taken {
+        match taken {
+            Ok(()) => _ = synced.send_replace(true),
             // Purges from etcd are applied even if the disk is full, so the journal has ended.
-            tracing::error!(error = %causes(&error), "purges from etcd cannot be stored");
+            Err(error) => tracing::error!(error = %causes(&error), "purges from etcd cannot be stored"),
         }
-        synced.send_replace(true);
     }
 }
 

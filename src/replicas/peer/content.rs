@@ -102,18 +102,25 @@ fn message(revision: Option<u64>, id: &str, entry: &Entry) -> PurgeMessage {
 }
 
 /// How long the other replica may wait for its Varnish nodes, such that its answer arrives before we answer the sender: our
-/// timeout without a margin for receiving and answering, and without the time that etcd took. Old purges were answered long
-/// ago, so they get the minimum.
-fn others_patience(ack_timeout: Duration, accepted_ms: u64, now_ms: u64) -> Duration {
+/// timeout without a margin for receiving and answering, and without the time that etcd took. Of a sealed purge, for which it
+/// waits only if it knows better: before we begin to wait for Varnish ourselves, because it did not confirm it. Old purges were
+/// answered long ago, so they get the minimum.
+fn others_patience(ack_timeout: Duration, is_any_sealed: bool, accepted_ms: u64, now_ms: u64) -> Duration {
     let gone = Duration::from_millis(now_ms.saturating_sub(accepted_ms));
-    (ack_timeout * 5 / 8).saturating_sub(gone).max(ack_timeout / 8)
+    let eighths = if is_any_sealed { 3 } else { 5 };
+    (ack_timeout * eighths / 8).saturating_sub(gone).max(ack_timeout / 8)
 }
 
-/// The time for which the other replica may wait with these purges.
-pub(super) fn patience(replicas: &Replicas, journal: &dyn Shared, purges: &[PurgeMessage]) -> Duration {
+/// The time for which the other replica may wait with these purges, of which some are sealed here, or none.
+pub(super) fn patience(
+    replicas: &Replicas,
+    journal: &dyn Shared,
+    purges: &[PurgeMessage],
+    is_any_sealed: bool,
+) -> Duration {
     let newest_ms = purges.iter().map(|message| message.at_ms).max().unwrap_or(0);
     // Both times are from our own clock, because the purges were accepted here.
-    others_patience(replicas.context.ack_timeout, newest_ms, journal.now_ms())
+    others_patience(replicas.context.ack_timeout, is_any_sealed, newest_ms, journal.now_ms())
 }
 
 /// The names of the newest refused purges, for the last message, after which no replica may report them.
@@ -179,9 +186,10 @@ mod tests {
     #[test]
     fn the_other_one_answers_before_the_sender_of_the_purge_is_answered() {
         let ack = Duration::from_millis(1_000);
-        let patience = |gone: u64| others_patience(ack, 10_000, 10_000 + gone).as_millis();
+        let patience = |gone: u64| others_patience(ack, false, 10_000, 10_000 + gone).as_millis();
         assert_eq!([0, 350, 700, 60_000].map(patience), [625, 275, 125, 125]);
         // The clock was set back.
-        assert_eq!(others_patience(ack, 10_000, 9_000).as_millis(), 625);
+        assert_eq!(others_patience(ack, false, 10_000, 9_000).as_millis(), 625);
+        assert_eq!(others_patience(ack, true, 10_000, 10_100).as_millis(), 275);
     }
 }

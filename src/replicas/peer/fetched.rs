@@ -1,14 +1,12 @@
-//! Whether another replica and this one know the same purged names and blocks.
+//! Whether this replica knows the purged names and blocks of another one.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-/// Whether the purged names of another replica are known here, and ours there.
+/// Whether the purged names of another replica are known here.
 #[derive(Debug, Default)]
 pub(in super::super) struct PeerNames {
     /// A [`Fetched`].
     fetched: AtomicU8,
-    /// It has asked for ours.
-    given: AtomicBool,
     /// Its journal; 0 until that is known.
     journal: AtomicU64,
 }
@@ -37,11 +35,6 @@ impl PeerNames {
         self.fetched.store(fetched as u8, Ordering::SeqCst);
     }
 
-    /// Records that it asks for our names.
-    pub(in super::super) fn set_given(&self) {
-        self.given.store(true, Ordering::SeqCst);
-    }
-
     /// Its journal, once known.
     pub(in super::super) fn journal(&self) -> Option<u64> {
         Some(self.journal.load(Ordering::SeqCst)).filter(|journal| *journal > 0)
@@ -52,8 +45,9 @@ impl PeerNames {
         self.journal.store(journal, Ordering::SeqCst);
     }
 
-    /// Whether it may rely on being told of each block.
+    /// Whether it has to be told of each block: it seals answers, or may. Whether it has met us, or met this process under another
+    /// address, is not known here.
     pub(in super::super) fn may_rely_on_us(&self) -> bool {
-        self.fetched() == Fetched::Yes || self.given.load(Ordering::SeqCst)
+        self.fetched() != Fetched::Never
     }
 }

@@ -8,6 +8,7 @@ mod discovery;
 mod history;
 mod last_minute;
 mod listeners;
+mod node_order;
 mod operator;
 mod page;
 mod progress;
@@ -36,6 +37,7 @@ use crate::journal::Journal;
 use crate::purge_api::PurgeApi;
 use crate::registry::RegistryStatus;
 use crate::registry::fixed::UnresolvedNodes;
+use crate::registry::overrides::OverrideStore;
 use crate::replicas::Replicas;
 use crate::shutdown::{Shutdown, Stage};
 use crate::telemetry::{Metrics, PurgeResult};
@@ -79,11 +81,13 @@ pub struct AdminContext {
     pub deliveries: Arc<Deliveries>,
     /// The trials of the Varnish nodes.
     pub trials: Arc<Trials>,
+    /// What operators say of nodes.
+    pub overrides: Arc<OverrideStore>,
     /// The attribution of purges.
     pub attribution: Arc<Attribution>,
     /// Takes the purges of operators.
     pub purge_api: Arc<PurgeApi>,
-    /// The token of operators who may purge; `None`: nobody may.
+    /// The token of operators who may purge, drain and resume; `None`: nobody may.
     pub token: Option<Token>,
     /// What readers get when no Varnish may serve, as configured.
     pub when_all_behind: WhenAllBehind,
@@ -110,7 +114,7 @@ struct Hello {
     version: &'static str,
     /// The time here, in milliseconds since 1970: the clock of who listens may be wrong.
     now: u64,
-    /// An operator with the token may purge from the page.
+    /// An operator with the token may purge from the page, drain and resume.
     may_purge: bool,
     when_all_behind: WhenAllBehind,
     /// From one sample to the next.
@@ -119,8 +123,9 @@ struct Hello {
 
 impl Handler for AdminApi {
     fn wants_body(&self, head: &http::request::Parts, _peer: SocketAddr) -> bool {
+        let path = head.uri.path();
         head.method == http::Method::POST
-            && head.uri.path() == operator::PATH
+            && (path == operator::PATH || path.starts_with(node_order::PREFIX))
             && operator::objection(&head.headers, self.context.token.as_ref()).is_none()
     }
 
@@ -128,6 +133,9 @@ impl Handler for AdminApi {
         let path = request.uri().path();
         if path == operator::PATH {
             return self.purge(&request, peer).await;
+        }
+        if let Some(node) = path.strip_prefix(node_order::PREFIX) {
+            return self.order(node, &request, peer).await;
         }
         if request.method() != http::Method::GET && request.method() != http::Method::HEAD {
             return not_allowed(text(405, "only GET and HEAD are allowed here\n"), "GET, HEAD");
@@ -149,7 +157,8 @@ impl Handler for AdminApi {
                     text(
                         404,
                         "not found; there are / /metrics /healthz /readyz /api/v1/fleet /api/v1/purges \
-                         /api/v1/purges/POSITION /api/v1/events /sd/prometheus, and POST /api/v1/purge\n",
+                         /api/v1/purges/POSITION /api/v1/events /sd/prometheus, and POST /api/v1/purge and \
+                         /api/v1/nodes/ROLE/ID\n",
                     )
                 }),
             },
@@ -161,6 +170,15 @@ impl Handler for AdminApi {
 fn not_allowed(mut answer: Response, allowed: &'static str) -> Response {
     answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
     answer
+}
+
+/// An answer to a request that is not carried out.
+fn refused(status: u16, error: &str) -> Response {
+    #[derive(Serialize)]
+    struct Refused<'e> {
+        error: &'e str,
+    }
+    json(status, &Refused { error })
 }
 
 impl AdminApi {
@@ -277,23 +295,36 @@ impl AdminApi {
 
     /// A purge of an operator.
     async fn purge(&self, request: &http::Request<Bytes>, peer: SocketAddr) -> Response {
-        #[derive(Serialize)]
-        struct Refused {
-            error: String,
-        }
-        let refused = |status, error: &str| json(status, &Refused { error: error.to_owned() });
-        if request.method() != http::Method::POST {
-            return not_allowed(refused(405, "only POST is allowed here"), "POST");
-        }
-        if let Some((status, reason)) = operator::objection(request.headers(), self.context.token.as_ref()) {
-            tracing::warn!(address = %peer.ip().to_canonical(), "purge by the status page refused: {reason}");
+        if let Some(refusal) = self.refusal(request, peer) {
             self.context.metrics.purge.requested("none", PurgeResult::Forbidden);
-            return refused(status, reason);
+            return refusal;
         }
         match operator::as_magento(request.body()) {
             Ok(purge) => self.context.purge_api.purge(&purge, peer).await,
             Err(reason) => refused(400, &reason),
         }
+    }
+
+    /// What an operator says of a node.
+    async fn order(&self, node: &str, request: &http::Request<Bytes>, peer: SocketAddr) -> Response {
+        match self.refusal(request, peer) {
+            Some(refusal) => refusal,
+            None => match self.context.order(node, request.body(), peer).await {
+                Ok(told) => json(200, &told),
+                Err((status, reason)) => refused(status, &reason),
+            },
+        }
+    }
+
+    /// The answer to a request that may change nothing here.
+    fn refusal(&self, request: &http::Request<Bytes>, peer: SocketAddr) -> Option<Response> {
+        if request.method() != http::Method::POST {
+            return Some(not_allowed(refused(405, "only POST is allowed here"), "POST"));
+        }
+        let (status, reason) = operator::objection(request.headers(), self.context.token.as_ref())?;
+        let path = request.uri().path();
+        tracing::warn!(address = %peer.ip().to_canonical(), path, "an operator's request was refused: {reason}");
+        Some(refused(status, reason))
     }
 
     /// Not ready before the first round of deliveries, while the journal accepts no purges, while another replica of
@@ -342,6 +373,8 @@ impl AdminApi {
             let metrics = metrics.node(node.spec.role(), node.id());
             metrics.inflight.set(node.live.inflight().into());
             metrics.up.set((*health == Health::Up).into());
+            metrics.drained.set(node.operator.drained_at_ms.is_some().into());
+            metrics.weight.set(node.weight.into());
             let Some(varnish) = &metrics.varnish else { continue };
             let lag = journal.lag(node.live.cursor());
             varnish.current.set(fence.is_current(&node.live).into());

@@ -22,6 +22,8 @@
 //! replica, from what they say of themselves in their messages; and tags of blocks are known to all before the block passes
 //! ([`names`]).
 //!
+//! **What operators say of nodes** is in etcd where there is one; otherwise replicas tell each other (`peer/overrides.rs`).
+//!
 //! **Finding replicas.** With etcd, each replica has a key with a lease, `replicas/<id>` ([`registered`]). A replica whose
 //! key is gone still receives purges as long as it answers: it may have lost only etcd, and still serve readers. Without
 //! etcd, the configuration lists the addresses ([`neighbours`]). Two replicas with one name are an error that both report
@@ -61,6 +63,7 @@ use crate::delivery::Deliveries;
 use crate::etcd::{RegistrationStatus, SharedEtcd};
 use crate::fleet::NodeId;
 use crate::journal::{Position, Shared};
+use crate::registry::overrides::OverrideStore;
 use crate::telemetry::Metrics;
 use marks::Marks;
 use message::WITHOUT_BLOCKS;
@@ -101,6 +104,8 @@ pub struct ReplicaContext {
     pub journal: Option<Arc<dyn Shared>>,
     /// The deliveries to the Varnish nodes.
     pub deliveries: Arc<Deliveries>,
+    /// What operators say of nodes.
+    pub overrides: Arc<OverrideStore>,
     /// The maximum time that a purge waits.
     pub ack_timeout: Duration,
     /// The largest request that the others accept; all replicas have one configuration.
@@ -299,6 +304,7 @@ impl Replicas {
             unsealed: Vec::new(),
             done: Vec::new(),
             refused: Some(Vec::new()),
+            overrides: None,
         }
     }
 

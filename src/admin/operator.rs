@@ -1,7 +1,7 @@
-//! Who may purge from the status page.
+//! Who may purge from the status page, and drain or resume nodes.
 //!
 //! The admin listener asks nobody who they are, and a browser that can reach it sends what any page tells it to. So a
-//! purge from here is off until there is a token, and then it wants all of these: the token, in a field that no form and no
+//! change from here is off until there is a token, and then it wants all of these: the token, in a field that no form and no
 //! foreign page can send; a body whose type makes a browser ask first; and no sign that another origin sent it.
 
 use http::{HeaderMap, HeaderValue, Request, Uri, header};
@@ -27,10 +27,10 @@ enum OperatorPurge {
     Url(String),
 }
 
-/// Why the sender of this request may not purge; `None` if it may.
+/// Why the sender of this request may change nothing; `None` if it may.
 pub(super) fn objection(headers: &HeaderMap, token: Option<&Token>) -> Option<Objection> {
     let Some(token) = token else {
-        return Some((403, "purges from here are off: name a file with a token in admin.token_file"));
+        return Some((403, "this is off: name a file with a token in admin.token_file"));
     };
     if !is_same_origin(headers) {
         return Some((403, "another origin sent this request"));

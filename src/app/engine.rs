@@ -16,6 +16,7 @@ use crate::fleet::{Fence, Snapshot};
 use crate::journal::{self, Anew, Disk, Journal, Limits, Memory, Missed, Named, NamedStore, Position, PurgeObserver};
 use crate::origin::SocketDiagnosis;
 use crate::purge::Guard;
+use crate::registry::overrides::OverrideStore;
 use crate::replicas::{self, FoundBy, Replicas};
 use crate::slow_start::SlowStart;
 use crate::telemetry::Metrics;
@@ -38,6 +39,8 @@ pub(super) struct Engine {
     pub(super) slow_start: Arc<SlowStart>,
     pub(super) deliveries: Arc<Deliveries>,
     pub(super) trials: Arc<Trials>,
+    /// What operators say of nodes.
+    pub(super) overrides: Arc<OverrideStore>,
 }
 
 impl Engine {
@@ -87,6 +90,9 @@ impl Engine {
         let trials = Arc::new(Trials::new(config.health.web.host.as_deref(), Arc::clone(&guard), Arc::clone(&metrics)));
         let (emptied, deliver) = (Arc::clone(&trials), Arc::clone(&deliveries));
         emptied.on_lost_seals(move |node| deliver.empty(node));
+        let has_disk = config.journal.kind != JournalKind::Memory;
+        let path = has_disk.then(|| config.journal.path.join("overrides.json"));
+        let overrides = OverrideStore::open(etcd.clone(), path).await;
         Ok(Engine {
             started,
             metrics,
@@ -100,6 +106,7 @@ impl Engine {
             slow_start,
             deliveries,
             trials,
+            overrides,
         })
     }
 
@@ -137,6 +144,7 @@ impl Engine {
             found_by,
             journal: self.shared_journal.clone(),
             deliveries: Arc::clone(&self.deliveries),
+            overrides: Arc::clone(&self.overrides),
             ack_timeout: patience,
             max_request: config.purge.max_request,
             token: config.purge.token.clone(),

@@ -109,6 +109,17 @@ struct Fleet {
     /// Only if there is a registry beside the configuration file.
     registry: Option<RegistryRow>,
     nodes: Vec<NodeRow>,
+    /// What operators say of nodes that are not there.
+    #[serde(default)]
+    absent: Vec<AbsentRow>,
+}
+
+#[derive(Debug, Deserialize)]
+struct AbsentRow {
+    role: String,
+    id: String,
+    drained_since: Option<String>,
+    weight: Option<u32>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -192,8 +203,20 @@ impl Fleet {
         );
         let rows: Vec<_> = self.nodes.iter().map(NodeRow::cells).collect();
         push_table(&mut table, &COLUMNS, &rows, colour);
+        for absent in &self.absent {
+            _ = writeln!(table, "\n{}", absent.line());
+        }
         push_replicas(&mut table, &self.replicas, colour);
         table
+    }
+}
+
+impl AbsentRow {
+    fn line(&self) -> String {
+        let drained = self.drained_since.as_ref().map(|since| format!("drained by an operator since {since}"));
+        let weight = self.weight.map(|weight| format!("with weight {weight}"));
+        let says: Vec<String> = drained.into_iter().chain(weight).collect();
+        printable(&format!("not there: {} {}, {}, also when it comes back", self.role, self.id, says.join(", ")))
     }
 }
 
@@ -304,6 +327,16 @@ web      web-2      10.0.0.6:80     up      no       12        -    drained: its
         fleet.registry = serde_json::from_str(registry).unwrap();
         let table = fleet.table(false);
         assert!(table.contains("fence 42   registry etcd DISCONNECTED, silent for 12 s: no leader\n"), "{table}");
+    }
+
+    #[test]
+    fn what_operators_said_of_nodes_that_left_is_shown() {
+        let absent = r#"[{"role":"web","id":"web-9","drained_since":"2026-11-27T20:53:30.000Z"},{"role":"web","id":"web-8","weight":3}]"#;
+        let table = Fleet { absent: serde_json::from_str(absent).unwrap(), ..fleet() }.table(false);
+        let drained =
+            "not there: web web-9, drained by an operator since 2026-11-27T20:53:30.000Z, also when it comes back\n";
+        assert!(table.contains(drained), "{table}");
+        assert!(table.ends_with("not there: web web-8, with weight 3, also when it comes back\n"), "{table}");
     }
 
     #[test]

@@ -38,6 +38,9 @@ pub(super) enum PeerError {
     /// The answer has no introduction.
     #[error("it is of a version that knows no replica.peers")]
     Nameless,
+    /// The answer says nothing of overrides.
+    #[error("it is of a version that drains no nodes for operators")]
+    KnowsNoOverrides,
     #[error("the task that asked it has ended")]
     Task(#[from] tokio::task::JoinError),
     /// The message was for an earlier process at this address.

@@ -209,6 +209,11 @@ function figures(node) {
     : [time(node.recent.mean_ms), String(node.inflight)];
 }
 
+function weightOf(node) {
+  if (node.registered_weight !== undefined) return `${node.weight} by an operator, registered with ${node.registered_weight}`;
+  return node.weight === 1 ? "" : String(node.weight);
+}
+
 function factsOf(node) {
   const cache = node.role === "varnish" && node.lag !== undefined;
   return [
@@ -224,7 +229,7 @@ function factsOf(node) {
     ["last error", cache ? node.delivery_error : ""],
     ["trial", cache ? node.trial_finding : ""],
     ["seal", cache ? (node.seals ? "purges of tags need not wait for it" : node.seals_not || "") : ""],
-    ["weight", node.weight === 1 ? "" : String(node.weight)],
+    ["weight", weightOf(node)],
     ["zone", node.zone],
     ["labels", Object.entries(node.labels || {}).map(([name, value]) => `${name}=${value}`).join(", ")],
     ["epoch", node.epoch],
@@ -236,10 +241,21 @@ function drawFacts(list, node) {
   keyed(list, factsOf(node).flatMap(([name, text]) => [[name, "dt", name], [name, "dd", text]]), ([name, tag]) => `${tag} ${name}`, ([, tag]) => make(tag), (element, [, , text]) => write(element, text));
 }
 
+const orderOf = (node) => (node.drained_since ? "Resume" : "Drain");
+
+/** The button with which an operator drains or resumes a node, if operators may. */
+function drawOrder(line, node) {
+  const button = line.firstElementChild || line.appendChild(make("button", { type: "button" }));
+  line.hidden = !known.hello?.may_purge || node.state === "unresolved";
+  write(button, `${orderOf(node)}…`);
+  button.setAttribute("aria-label", `${orderOf(node)} ${node.id}`);
+  button.onclick = () => askOrder(node);
+}
+
 function newRow() {
   const share = make("span", { class: "share" }, make("span", { class: "bar" }, make("i")), make("span"));
   const summary = make("summary", {}, make("span", { class: "name" }, make("b"), make("span", { class: "badge" })), share, make("span", { class: "number" }), make("span", { class: "number" }));
-  const details = make("details", {}, summary, make("dl", { class: "facts" }));
+  const details = make("details", {}, summary, make("dl", { class: "facts" }), make("p", { class: "order" }));
   details.addEventListener("toggle", () => known.fleet && drawFleet(known.fleet));
   return details;
 }
@@ -260,6 +276,7 @@ function drawRow(row, node) {
   const words = node.role === "varnish" ? `hit rate ${a}, lacks ${plural(node.lag || 0, "purge", "purges")}` : `mean time ${a}, ${b} requests now`;
   row.querySelector("summary").setAttribute("aria-label", `${node.id}: ${wordsOf(node)}, ${percent(node.recent.part)} of the traffic, ${words}`);
   if (row.open) drawFacts(row.querySelector(".facts"), node);
+  drawOrder(row.querySelector(".order"), node);
 }
 
 const picked = {};
@@ -286,9 +303,10 @@ function drawPool(role, nodes) {
     tile.setAttribute("aria-pressed", String(picked[role] === node.id));
   });
   const chosen = tiles.find((node) => node.id === picked[role]);
-  keyed(stage.querySelector(".picked"), chosen ? [chosen] : [], (node) => node.id, () => make("div", {}, make("p", { class: "name" }), make("dl", { class: "facts" })), (panel, node) => {
+  keyed(stage.querySelector(".picked"), chosen ? [chosen] : [], (node) => node.id, () => make("div", {}, make("p", { class: "name" }), make("dl", { class: "facts" }), make("p", { class: "order" })), (panel, node) => {
     write(panel.firstElementChild, node.id);
-    drawFacts(panel.lastElementChild, node);
+    drawFacts(panel.querySelector(".facts"), node);
+    drawOrder(panel.querySelector(".order"), node);
   });
   const serving = nodes.filter((node) => node.gets_traffic).length;
   write(byId(`count-${role}`), nodes.length ? `${serving} of ${nodes.length} serve` : "none");
@@ -514,6 +532,63 @@ function preparePurge() {
   });
 }
 
+// A word about a node from here.
+
+/** What the dialog is about: the node, what is ordered, and whether also if nothing serves then. */
+let order = null;
+
+function askOrder(node) {
+  const action = orderOf(node);
+  order = { node, body: { state: action === "Drain" ? "drain" : "ready" } };
+  write(byId("order-title"), `${action} ${node.id}?`);
+  write(byId("order-text"), action === "Drain"
+    ? `This ${roleName(node.role)} gets no new requests, finishes the ${node.inflight} that it has, and still gets every purge. It stays so, at every clearcoat, until somebody resumes it.`
+    : `This ${roleName(node.role)} gets its share of the traffic again, slowly at first.`);
+  write(byId("order-result"), "");
+  write(byId("order-no"), "Cancel");
+  write(byId("order-yes"), action);
+  byId("order-yes").hidden = false;
+  byId("order-yes").classList.toggle("danger", action === "Drain");
+  byId("order-token").value ||= byId("purge-token").value;
+  byId("order").showModal();
+}
+
+async function sendOrder() {
+  const result = byId("order-result");
+  const { node, body } = order;
+  result.dataset.tone = "";
+  write(result, "…");
+  try {
+    const headers = { "Content-Type": "application/json", Authorization: `Bearer ${byId("order-token").value}` };
+    const answer = await fetch(`api/v1/nodes/${node.role}/${node.id}`, { method: "POST", headers, body: JSON.stringify(body) });
+    const said = await answer.json();
+    if (answer.status === 409 && body.state === "drain") {
+      body.force = true;
+      write(byId("order-yes"), "Drain all the same");
+    }
+    if (!answer.ok) throw new Error(said.error);
+    const open = [said.warning, said.unconfirmed && `Not confirmed by ${said.unconfirmed.join(", ")}: told again and again.`].filter(Boolean);
+    if (!open.length) {
+      byId("order").close();
+      return;
+    }
+    write(result, `Done. ${open.join(" ")}`);
+    write(byId("order-no"), "Close");
+    byId("order-yes").hidden = true;
+  } catch (error) {
+    result.dataset.tone = "bad";
+    write(result, `Not done: ${error.message || error}`);
+  }
+}
+
+function prepareOrder() {
+  byId("order-no").addEventListener("click", () => byId("order").close());
+  byId("order-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    sendOrder();
+  });
+}
+
 // The stream.
 
 function showLink(state, words) {
@@ -559,6 +634,7 @@ byId("all-purges").addEventListener("click", (event) => {
 });
 PLOTS.forEach(prepare);
 preparePurge();
+prepareOrder();
 listen();
 // "for 42 s" goes on although nothing comes in.
 setInterval(() => known.fleet && drawVerdict(known.fleet), 1000);

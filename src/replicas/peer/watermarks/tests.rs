@@ -16,7 +16,6 @@ use crate::fleet::{Fence, Live, Node, NodeSpec, Overrides, Role, VarnishSettings
 use crate::journal::{Journal, Limits, Memory, Named, NamedStore, Position, PurgeMessage, Shared};
 use crate::purge::{Guard, Page, Passage, Purge, SocketPair, Target};
 use crate::registry::overrides::OverrideStore;
-use crate::registry::overrides::OverrideStore;
 use crate::replicas::message::{Confirmation, Message, PeerPosition, RedeliveryRequest};
 use crate::replicas::peer::Start;
 use crate::replicas::{self, FoundBy, Received, Record, under_way};

@@ -104,8 +104,8 @@ pub struct ReplicaContext {
     pub journal: Option<Arc<dyn Shared>>,
     /// The deliveries to the Varnish nodes.
     pub deliveries: Arc<Deliveries>,
-    /// What operators say of nodes.
-    pub overrides: Arc<OverrideStore>,
+    /// What operators say of nodes, if replicas tell each other: there is no etcd, and operators may order anything.
+    pub overrides: Option<Arc<OverrideStore>>,
     /// The maximum time that a purge waits.
     pub ack_timeout: Duration,
     /// The largest request that the others accept; all replicas have one configuration.

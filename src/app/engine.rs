@@ -140,11 +140,12 @@ impl Engine {
             tasks.spawn(async move { deliveries.fence_in_time(patience).await });
         }
         let has_disk = config.journal.kind != JournalKind::Memory;
+        let is_told = self.etcd.is_none() && config.admin.token.is_some();
         let context = replicas::ReplicaContext {
             found_by,
             journal: self.shared_journal.clone(),
             deliveries: Arc::clone(&self.deliveries),
-            overrides: Arc::clone(&self.overrides),
+            overrides: Some(&self.overrides).filter(|_| is_told).cloned(),
             ack_timeout: patience,
             max_request: config.purge.max_request,
             token: config.purge.token.clone(),

@@ -103,11 +103,6 @@ impl OverrideStore {
         Arc::clone(&self.known.borrow())
     }
 
-    /// Whether the other replicas learn of changes from etcd. If not, they have to be told.
-    pub fn is_in_etcd(&self) -> bool {
-        self.etcd.is_some()
-    }
-
     /// Changes the override of a node, in effect here when this returns. Returns what could not be made certain in time, in words.
     ///
     /// # Errors

@@ -39,7 +39,7 @@ pub(super) enum PeerError {
     #[error("it is of a version that knows no replica.peers")]
     Nameless,
     /// The answer says nothing of overrides.
-    #[error("it is of a version that drains no nodes for operators")]
+    #[error("it takes no word of operators about nodes (an older version, or no admin.token_file)")]
     KnowsNoOverrides,
     #[error("the task that asked it has ended")]
     Task(#[from] tokio::task::JoinError),

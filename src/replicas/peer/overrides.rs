@@ -4,6 +4,9 @@
 //! is the other's table. Tables are merged ([`crate::fleet::Overrides`]), so it does not matter who was away, who told whom
 //! first, or how often. Unlike purges they are passed on: what is learnt from one replica is a change like any other.
 //!
+//! Only clearcoats whose operators may order anything (`admin.token_file`) take part: who may purge must not be able to drain
+//! nodes of a fleet where that is off.
+//!
 //! These messages have no purges: a table that is too long for `purge.max_request` there delays none.
 
 use std::convert::Infallible;
@@ -21,26 +24,23 @@ use crate::telemetry::causes;
 const BACKOFF: Backoff = Backoff { min: Duration::from_millis(50), max: Duration::from_secs(2) };
 
 impl Replicas {
-    /// All overrides that are known here; `None` if others learn of them from etcd.
+    /// All overrides that are known here; `None` if replicas do not tell each other.
     pub(in crate::replicas) fn overrides_to_tell(&self) -> Option<Vec<NamedOverride>> {
-        let store = &self.context.overrides;
-        (!store.is_in_etcd()).then(|| store.known().overrides.to_named())
+        self.context.overrides.as_ref().map(|store| store.known().overrides.to_named())
     }
 
     /// Takes the overrides that another replica knows.
     pub(in crate::replicas) fn hear_overrides(&self, theirs: Option<Vec<NamedOverride>>) {
-        if let Some(theirs) = theirs.filter(|_| !self.context.overrides.is_in_etcd()) {
-            self.context.overrides.merge(theirs);
+        if let (Some(store), Some(theirs)) = (&self.context.overrides, theirs) {
+            store.merge(theirs);
         }
     }
 
     /// Waits until every other replica has the overrides of now, for at most `ack_timeout`. Returns those that do not, or may
     /// not. Where they are in etcd, the others learn of them there, and nobody is waited for.
     pub async fn overrides_told(&self) -> Vec<NodeId> {
-        if self.context.overrides.is_in_etcd() {
-            return Vec::new();
-        }
-        let serial = self.context.overrides.known().serial;
+        let Some(store) = &self.context.overrides else { return Vec::new() };
+        let serial = store.known().serial;
         let untold =
             || self.sharing().into_iter().filter(|peer| !peer.has_overrides(serial)).collect::<Vec<Arc<Peer>>>();
         let told = self.progress.until(|| untold().iter().all(|peer| peer.is_late()));
@@ -52,13 +52,12 @@ impl Replicas {
 
 /// Tells a peer our overrides, now and after each change.
 pub(super) async fn tell(replicas: &Replicas, peer: &Peer) -> Infallible {
-    let store = &replicas.context.overrides;
+    let Some(store) = &replicas.context.overrides else { return std::future::pending().await };
     let mut known = store.watch();
     let mut failures = 0_u32;
     loop {
         let now = Arc::clone(&known.borrow_and_update());
-        let Some(ours) = replicas.overrides_to_tell() else { return std::future::pending().await };
-        match told(replicas, peer, ours).await {
+        match told(replicas, peer, now.overrides.to_named()).await {
             Ok(()) => {
                 failures = 0;
                 peer.record_overrides(now.serial);

@@ -12,10 +12,9 @@ use tokio::task::JoinSet;
 use super::*;
 use crate::config::{HealthChecks, JournalKind};
 use crate::delivery::{self, Deliveries, Pace};
-use crate::fleet::{Fence, Live, Node, NodeSpec, Overrides, Role, VarnishSettings};
+use crate::fleet::{Fence, Live, Node, NodeSpec, Role, VarnishSettings};
 use crate::journal::{Journal, Limits, Memory, Named, NamedStore, Position, PurgeMessage, Shared};
 use crate::purge::{Guard, Page, Passage, Purge, SocketPair, Target};
-use crate::registry::overrides::OverrideStore;
 use crate::replicas::message::{Confirmation, Message, PeerPosition, RedeliveryRequest};
 use crate::replicas::peer::Start;
 use crate::replicas::{self, FoundBy, Received, Record, under_way};
@@ -70,7 +69,7 @@ impl Rig {
             found_by: FoundBy::Addresses(Vec::new()),
             journal: Some(journal as Arc<dyn Shared>),
             deliveries,
-            overrides: Arc::new(OverrideStore::new(None, None, Overrides::default())),
+            overrides: None,
             ack_timeout: Duration::from_millis(200),
             max_request: 1 << 20,
             token: None,

@@ -19,6 +19,7 @@ mod health;
 mod life_signs;
 mod lost_nodes;
 mod node;
+mod node_override;
 mod overrides;
 mod snapshot;
 mod varnish;
@@ -33,8 +34,7 @@ pub use node::{
     InvalidNodeId, InvalidNodeKey, Live, Node, NodeId, NodeKey, NodeSource, NodeSpec, Role, ServingState, TrialState,
     WHOLE_SHARE, node_key,
 };
-pub use overrides::{
-    MAX_OVERRIDES, NamedOverride, NodeOverride, OverrideChange, Overrides, TooManyOverrides, VersionedOverride,
-};
+pub use node_override::{NodeOverride, OverrideChange};
+pub use overrides::{MAX_OVERRIDES, NamedOverride, Overrides, TooManyOverrides, VersionedOverride};
 pub use snapshot::{Member, Pool, Snapshot};
 pub use varnish::{DEFAULT_HEADER_LIMIT, PurgeDialect, SendProxy, VarnishSettings, is_another_life};

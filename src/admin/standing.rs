@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn who_was_drained_by_an_operator_says_since_when_and_comes_before_all_else() {
+    fn who_was_drained_by_an_operator_says_since_when() {
         let drained = TrafficFacts { weight: 0, drained_at_ms: Some(1_764_276_810_000), ..facts(Health::Down, CACHE) };
         let verdict = drained.verdict();
         assert_eq!((verdict.state, verdict.gets_traffic), (Standing::Drained, false));

@@ -41,7 +41,7 @@ enum Order {
     /// Give it no new requests. It finishes those that it has, and gets every purge
     Drain {
         #[command(flatten)]
-        target: Target,
+        target: NodeArgs,
         /// Also if no other node of its role gets traffic
         #[arg(long)]
         force: bool,
@@ -49,12 +49,12 @@ enum Order {
     /// Let it serve again
     Resume {
         #[command(flatten)]
-        target: Target,
+        target: NodeArgs,
     },
     /// Change its share of the traffic
     Weight {
         #[command(flatten)]
-        target: Target,
+        target: NodeArgs,
         /// 1 to 65535, or `registered` for what its source says
         #[arg(value_parser = weight)]
         weight: Weight,
@@ -62,7 +62,7 @@ enum Order {
 }
 
 #[derive(Debug, clap::Args)]
-struct Target {
+struct NodeArgs {
     /// The id of the node
     #[arg(value_name = "ID", value_parser = node_id)]
     id: NodeId,
@@ -125,7 +125,7 @@ impl NodeCommand {
     }
 }
 
-impl Target {
+impl NodeArgs {
     async fn order(&self, body: &Value) -> anyhow::Result<CarriedOut> {
         let token = Token::read(&self.token_file).with_context(|| self.token_file.display().to_string())?;
         let role = match self.role {

@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_operator_says_counts_before_the_registry_unless_that_wants_nothing() {
+    fn an_operator_counts_before_the_registry_unless_that_wants_nothing() {
         let spec = |weight| NodeSpec {
             weight,
             ..NodeSpec::new(Role::Web, NodeId::try_from("a").unwrap(), ([0; 4], 1).into())

@@ -11,38 +11,16 @@
 //! old one back. A version is higher than all in its table, or it is a revision of etcd.
 
 use std::collections::BTreeMap;
-use std::num::NonZeroU16;
 
 use serde::{Deserialize, Serialize};
 
-use super::{NodeId, NodeKey, Role};
+use super::{NodeId, NodeKey, NodeOverride, OverrideChange, Role};
 
 /// The maximum number of nodes that can have an override in effect, so that a table fits into a message.
 pub const MAX_OVERRIDES: usize = 1000;
 
 /// The number of spent overrides that are kept. Those with the lowest versions go first.
 const MAX_SPENT: usize = 500;
-
-/// What an operator says of a node. The default says nothing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct NodeOverride {
-    /// When it was drained, in milliseconds since 1970 by the clock of the clearcoat that was told, for people; `None` if it
-    /// is not drained.
-    #[serde(default, rename = "drained_at", skip_serializing_if = "Option::is_none")]
-    pub drained_at_ms: Option<u64>,
-    /// Its weight in place of the registered one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub weight: Option<NonZeroU16>,
-}
-
-/// A change of an override. What is `None` stays as it is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct OverrideChange {
-    /// Whether the node is drained.
-    pub drains: Option<bool>,
-    /// The weight; `Some(None)` is the registered one.
-    pub weight: Option<Option<NonZeroU16>>,
-}
 
 /// An override, and the version that decides which of several counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -74,33 +52,6 @@ pub struct TooManyOverrides;
 /// All overrides, with those that are spent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Overrides(BTreeMap<NodeKey, VersionedOverride>);
-
-impl NodeOverride {
-    /// Whether it says anything.
-    pub fn is_spent(&self) -> bool {
-        *self == NodeOverride::default()
-    }
-
-    /// The weight of a node with this registered weight, once it is not drained by an operator.
-    pub fn weight_over(&self, registered: u32) -> u32 {
-        match self.weight {
-            Some(weight) if registered > 0 => weight.get().into(),
-            _ => registered,
-        }
-    }
-
-    /// This override after a change. A node that is drained once more was drained at its first time.
-    pub fn changed(self, change: OverrideChange, now_ms: u64) -> Self {
-        NodeOverride {
-            drained_at_ms: match change.drains {
-                Some(true) => self.drained_at_ms.or(Some(now_ms)),
-                Some(false) => None,
-                None => self.drained_at_ms,
-            },
-            weight: change.weight.unwrap_or(self.weight),
-        }
-    }
-}
 
 impl Overrides {
     /// What operators say of this node.
@@ -172,6 +123,8 @@ impl FromIterator<NamedOverride> for Overrides {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU16;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -217,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clearcoat_that_was_away_does_not_bring_back_what_was_taken_back() {
+    fn one_that_was_away_does_not_bring_back_what_was_taken_back() {
         let mut here = Overrides::default();
         here.change(&node("a"), DRAIN, 1).unwrap();
         let away = here.clone();

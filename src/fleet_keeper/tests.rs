@@ -175,7 +175,7 @@ async fn a_node_that_was_drained_starts_slowly_when_it_gets_traffic_again() {
 const DRAINED: NodeOverride = NodeOverride { drained_at_ms: Some(1), weight: None };
 
 #[tokio::test(start_paused = true)]
-async fn a_node_that_an_operator_drains_gets_nothing_until_it_is_resumed_and_starts_slowly_then() {
+async fn a_node_that_an_operator_drains_gets_nothing_until_it_is_resumed() {
     let mut rig = Rig::settled(0.0);
     let key = rig.member("a").node.endpoint_id;
     rig.operators(&[("a", DRAINED)]);

@@ -59,7 +59,7 @@ fn answered_by(clearcoat: &Clearcoat, id: &str) -> f64 {
 }
 
 #[test]
-fn a_varnish_that_is_drained_under_load_refuses_nobody_and_has_every_purge_when_it_is_resumed() {
+fn a_varnish_drained_under_load_refuses_nobody_and_has_every_purge() {
     let mut fleet = Fleet::start(&plan());
     let readers: Vec<Reader> =
         fleet.clearcoats().map(|clearcoat| Reader::start(clearcoat.edge, 20, Outage::None)).collect();
@@ -129,7 +129,7 @@ fn a_request_that_a_node_has_is_finished_though_it_is_drained() {
 }
 
 #[test]
-fn what_is_drained_stays_so_over_a_restart_and_a_clearcoat_that_was_away_learns_it() {
+fn a_drain_outlives_restarts_and_a_clearcoat_that_was_away_learns_it() {
     let mut fleet = Fleet::start(&plan());
     fleet.replica(1).kill();
     let output = node(&fleet.clearcoat, &["drain", "varnish-2"]);
@@ -210,7 +210,7 @@ fn with_etcd_it_is_kept_there_and_no_registration_ends_it() {
 }
 
 #[test]
-fn a_weight_counts_in_place_of_the_registered_one_until_that_is_wanted_again() {
+fn a_weight_counts_until_the_registered_one_is_wanted_again() {
     let fleet = Fleet::start(&plan_with_etcd());
     assert_eq!(order(&fleet.clearcoat, &["weight", "web-1", "5"]).trim(), "web web-1 is ready, with weight 5");
     for clearcoat in fleet.clearcoats() {
@@ -246,7 +246,7 @@ fn the_last_node_that_serves_is_drained_only_if_the_operator_insists() {
 }
 
 #[test]
-fn a_node_is_named_by_its_role_where_both_have_its_id_and_a_stranger_orders_nothing() {
+fn two_nodes_of_one_id_are_told_apart_and_a_stranger_orders_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let listen =
         ["edge", "origin", "purge"].map(|section| format!("[{section}]\nlisten = [\"127.0.0.1:0\"]\n")).concat();

@@ -96,7 +96,7 @@ fn the_description_of_the_api_is_what_the_program_answers() {
 }
 
 #[test]
-fn what_an_operator_says_of_a_node_is_answered_and_shown_as_described() {
+fn an_order_about_a_node_is_answered_and_shown_as_described() {
     let document: Value = serde_json::from_str(DOCUMENT).expect("JSON");
     let config = "[admin]\nlisten = [\"127.0.0.1:0\"]\ntoken_file = \"tests/it/data/operator-token\"\n";
     let mut fleet = Fleet::start(&Plan { varnish: 2, web: 1, replicas: 2, config, ..Plan::default() });

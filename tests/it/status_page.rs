@@ -225,7 +225,7 @@ fn two_hundred_nodes_fit_on_the_page_and_those_that_are_out_stand_first() {
 }
 
 #[test]
-fn an_operator_drains_and_resumes_a_node_from_the_page_after_a_confirmation() {
+fn an_operator_drains_and_resumes_from_the_page_after_a_confirmation() {
     let config = "[admin]\nlisten = [\"127.0.0.1:0\"]\ntoken_file = \"tests/it/data/operator-token\"\n";
     let fleet = Fleet::start(&Plan { varnish: 2, web: 1, config, ..Plan::default() });
     let mut page = Page::open(fleet.clearcoat.admin, "/");

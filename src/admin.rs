@@ -146,6 +146,7 @@ impl Handler for AdminApi {
             "/readyz" => self.ready(),
             "/api/v1/fleet" => self.context.with_fleet(&self.observed.lock().nodes, |fleet| json(200, fleet)),
             "/api/v1/purges" => json(200, &self.context.purges()),
+            "/api/v1/purges/all" => json(200, &self.context.purges_of_all().await),
             "/api/v1/events" => self.listen(request.method()),
             discovery::PATH => discovery::targets(&self.context.fleet.load(), request.uri().query()),
             _ => match path.strip_prefix("/api/v1/purges/").and_then(|position| position.parse().ok()) {
@@ -157,7 +158,8 @@ impl Handler for AdminApi {
                     text(
                         404,
                         "not found; there are / /metrics /healthz /readyz /api/v1/fleet /api/v1/purges \
-                         /api/v1/purges/POSITION /api/v1/events /sd/prometheus, and POST /api/v1/purge and \
+                         /api/v1/purges/all /api/v1/purges/POSITION \
+                         /api/v1/events /sd/prometheus, and POST /api/v1/purge and \
                          /api/v1/nodes/ROLE/ID\n",
                     )
                 }),

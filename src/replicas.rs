@@ -41,6 +41,7 @@ mod message;
 mod names;
 mod neighbours;
 mod peer;
+mod purges_elsewhere;
 mod reception;
 mod record;
 mod registered;
@@ -75,6 +76,7 @@ use twin::Twins;
 pub use agreement::PeerAnswers;
 pub use message::{Confirmation, Introduction, Message, PeerPosition, RedeliveryRequest, RefusedPurge};
 pub use names::GivenNames;
+pub use purges_elsewhere::{ReplicaReport, SilentReplica};
 pub use reception::Received;
 pub use record::{Record, own_address, own_id};
 
@@ -83,6 +85,9 @@ pub const PATH: &str = "/.clearcoat/replica";
 
 /// The path of the purged names that a replica knows, there too.
 pub const NAMES: &str = "/.clearcoat/names";
+
+/// The path of the purges that were sent to a replica, there too.
+pub const PURGES: &str = "/.clearcoat/purges";
 
 /// The status for a message to an earlier process at this address (RFC 9110 section 15.5.20).
 pub const MISDIRECTED: u16 = 421;

@@ -39,7 +39,7 @@ pub(super) struct Status {
     /// Look again every second until Ctrl-C
     #[arg(long, conflicts_with = "json")]
     watch: bool,
-    /// Show who purged what since clearcoat started, instead of the fleet
+    /// Show who purged what since each clearcoat started, at all of them, instead of the fleet
     #[arg(long)]
     purges: bool,
     /// Print the JSON of the API instead of a table
@@ -73,7 +73,7 @@ impl Status {
     }
 
     async fn look(&self) -> anyhow::Result<String> {
-        let path = if self.purges { "/api/v1/purges" } else { "/api/v1/fleet" };
+        let path = if self.purges { "/api/v1/purges/all" } else { "/api/v1/fleet" };
         let request = Request::get(path).header(header::HOST, self.admin.authority()).body(Full::default())?;
         let answer: http::Response<Bytes> = tokio::time::timeout(TIMEOUT, self.admin.send(request, MAX_ANSWER))
             .await
@@ -87,7 +87,7 @@ impl Status {
 
     fn table(&self, answer: &str, colour: bool) -> anyhow::Result<String> {
         let table = if self.purges {
-            serde_json::from_str(answer).map(|purges: purges::Purges| purges.tables())
+            serde_json::from_str(answer).map(|purges: purges::FleetPurges| purges.tables())
         } else {
             serde_json::from_str(answer).map(|fleet: Fleet| fleet.table(colour))
         };

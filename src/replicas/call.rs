@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use tokio::net::TcpStream;
 
 use super::message::{Confirmation, Message};
-use super::{MISDIRECTED, NAMES, PATH, Replicas};
+use super::{MISDIRECTED, NAMES, PATH, PURGES, Replicas};
 use crate::http_client::{self, HttpConnection};
 
 /// The maximum size of an answer: a few words, and the nodes of a fleet.
@@ -99,6 +99,17 @@ impl PeerClient {
     /// Asks for the purged names that the replica knows.
     pub(super) async fn ask_names(&self, replicas: &Replicas, message: &Message) -> Result<Bytes, PeerError> {
         self.send(replicas, (NAMES, MAX_NAMES), message, NAMES_PATIENCE).await
+    }
+
+    /// Asks for the purges that were sent to the replica.
+    pub(super) async fn ask_purges(
+        &self,
+        replicas: &Replicas,
+        message: &Message,
+        patience: Duration,
+    ) -> Result<serde_json::Value, PeerError> {
+        let answer = self.send(replicas, (PURGES, MAX_ANSWER), message, patience).await?;
+        serde_json::from_slice(&answer).map_err(|error| PeerError::BadAnswer(error.into()))
     }
 
     /// Sends one message to this path, and waits for its answer of at most so many bytes.

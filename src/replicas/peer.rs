@@ -274,6 +274,15 @@ impl Peer {
         self.client.ask_names(replicas, &self.message(replicas, Duration::ZERO)).await
     }
 
+    /// Asks it for the purges that were sent to it.
+    pub(super) async fn ask_purges(
+        &self,
+        replicas: &Replicas,
+        patience: Duration,
+    ) -> Result<serde_json::Value, PeerError> {
+        self.client.ask_purges(replicas, &self.message(replicas, Duration::ZERO), patience).await
+    }
+
     /// Announces our shutdown, with refused purges that it may not know yet.
     pub(super) async fn send_farewell(&self, replicas: &Replicas) -> Result<Confirmation, PeerError> {
         let record = Some(Record { leaving: true, ..replicas.own.clone() });

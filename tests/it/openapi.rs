@@ -92,7 +92,7 @@ fn the_description_of_the_api_is_what_the_program_answers() {
         }
         checked += 1;
     }
-    assert_eq!(checked, 10);
+    assert_eq!(checked, 11);
 }
 
 #[test]

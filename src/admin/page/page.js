@@ -11,7 +11,7 @@ const MOST_PROBLEMS = 8;
 const FEW_PURGES = 12;
 
 const byId = (id) => document.getElementById(id);
-const known = { fleet: null, hello: null, samples: [], purges: [] };
+const known = { fleet: null, hello: null, samples: [], purges: [], elsewhere: [], silent: [] };
 /** What the server's clock is ahead of this one: no two machines' times are compared. */
 let ahead = 0;
 const now = () => Date.now() + ahead;
@@ -431,6 +431,8 @@ function whatOf(purge) {
 }
 
 function progressOf(purge) {
+  // Of another clearcoat only what it said at its answer is known here.
+  if (purge.by) return `${purge.applied} had it when ${purge.by} answered`;
   if (!purge.of) return "no Varnish is there";
   if (purge.has < purge.of) {
     const rest = purge.of - purge.has - purge.missing.length;
@@ -446,13 +448,17 @@ function newPurge(purge) {
   const row = make("details", {}, make("summary", {}, ...parts), make("div", { class: "more" }));
   row.querySelector(".at").textContent = clockTime(purge.time);
   row.querySelector(".what").append(...whatOf(purge));
-  row.querySelector(".from").textContent = purge.source;
-  row.addEventListener("toggle", () => row.open && fillPurge(row, purge.position));
+  row.querySelector(".from").textContent = purge.by ? `${purge.source} to ${purge.by}` : purge.source;
+  row.addEventListener("toggle", () => row.open && fillPurge(row, purge));
   return row;
 }
 
-async function fillPurge(row, position) {
+async function fillPurge(row, { position, by }) {
   const more = row.querySelector(".more");
+  if (by) {
+    more.replaceChildren(make("p", { class: "quiet" }, `It was sent to ${by}: the page of that clearcoat shows each node.`));
+    return;
+  }
   try {
     const answer = await fetch(`api/v1/purges/${position}`);
     if (!answer.ok) throw new Error(await answer.text());
@@ -467,21 +473,41 @@ async function fillPurge(row, position) {
   }
 }
 
-function drawPurges(purges) {
-  known.purges = purges;
+/** Asks for the purges that were sent to the other clearcoats. */
+async function askElsewhere() {
+  if ((known.fleet?.replicas || []).length < 2) return;
+  try {
+    const answer = await fetch("api/v1/purges/all");
+    if (!answer.ok) throw new Error(await answer.text());
+    const said = await answer.json();
+    known.elsewhere = said.replicas.filter((replica) => !replica.self).flatMap(({ id, purges }) => purges.newest.map((purge) => ({ ...purge, by: id })));
+    known.silent = said.missing.map(({ id }) => id);
+  } catch {
+    known.silent = known.fleet.replicas.filter((replica) => !replica.self).map(({ id }) => id);
+  }
+  drawPurges();
+}
+
+const MOST_PURGES = 40;
+
+function drawPurges() {
+  const hasOthers = (known.fleet?.replicas || []).length > 1;
+  const except = known.silent.length ? ` but ${known.silent.join(", ")}, which did not say` : "";
+  write(byId("purges-of"), hasOthers ? `the newest at all clearcoats${except}` : "the newest");
+  const purges = [...known.purges, ...known.elsewhere].sort((a, b) => Date.parse(b.time) - Date.parse(a.time)).slice(0, MOST_PURGES);
   const all = byId("all-purges");
   const isLong = purges.length > FEW_PURGES;
   const isAll = all.getAttribute("aria-expanded") === "true";
   all.hidden = !isLong;
   write(all, isAll ? "Show fewer" : `Show all ${purges.length}`);
-  keyed(byId("purges"), isAll ? purges : purges.slice(0, FEW_PURGES), (purge) => String(purge.position), newPurge, (row, purge) => {
+  keyed(byId("purges"), isAll ? purges : purges.slice(0, FEW_PURGES), (purge) => `${purge.by || ""} ${purge.position}`, newPurge, (row, purge) => {
     const mark = row.querySelector(".badge");
     const [words, tone] = RESULTS[purge.result] || [purge.result, "warn"];
     write(mark, words);
     mark.dataset.tone = tone;
     const progress = progressOf(purge);
     const has = row.querySelector(".has");
-    if (row.open && has.textContent !== progress) fillPurge(row, purge.position);
+    if (row.open && has.textContent !== progress) fillPurge(row, purge);
     write(has, progress);
   });
   byId("no-purges").hidden = purges.length > 0;
@@ -620,7 +646,10 @@ function listen() {
     known.fleet = fleet;
     drawFleet(fleet);
   });
-  on("purges", drawPurges);
+  on("purges", (purges) => {
+    known.purges = purges;
+    drawPurges();
+  });
   source.onerror = () => {
     showLink("lost", "no connection: what is shown is old");
     // A stream that was refused is not opened again by itself.
@@ -630,11 +659,12 @@ function listen() {
 
 byId("all-purges").addEventListener("click", (event) => {
   event.target.setAttribute("aria-expanded", String(event.target.getAttribute("aria-expanded") !== "true"));
-  drawPurges(known.purges);
+  drawPurges();
 });
 PLOTS.forEach(prepare);
 preparePurge();
 prepareOrder();
 listen();
+setInterval(askElsewhere, 5000);
 // "for 42 s" goes on although nothing comes in.
 setInterval(() => known.fleet && drawVerdict(known.fleet), 1000);

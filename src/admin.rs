@@ -9,6 +9,7 @@ mod history;
 mod host;
 mod last_minute;
 mod listeners;
+mod node_order;
 mod operator;
 mod page;
 mod problems;
@@ -38,6 +39,7 @@ use crate::journal::Journal;
 use crate::purge_api::PurgeApi;
 use crate::registry::RegistryStatus;
 use crate::registry::fixed::UnresolvedNodes;
+use crate::registry::overrides::OverrideStore;
 use crate::replicas::Replicas;
 use crate::shutdown::{Shutdown, Stage};
 use crate::telemetry::{IncidentKind, Metrics, PurgeResult};
@@ -83,11 +85,13 @@ pub struct AdminContext {
     pub deliveries: Arc<Deliveries>,
     /// The trials of the Varnish nodes.
     pub trials: Arc<Trials>,
+    /// What operators say of nodes.
+    pub overrides: Arc<OverrideStore>,
     /// The attribution of purges.
     pub attribution: Arc<Attribution>,
     /// Takes the purges of operators.
     pub purge_api: Arc<PurgeApi>,
-    /// The token of operators who may purge; `None`: nobody may.
+    /// The token of operators who may purge, drain and resume; `None`: nobody may.
     pub token: Option<Token>,
     /// The names by which this listener is reached, beside addresses.
     pub hosts: Vec<String>,
@@ -116,7 +120,7 @@ struct Hello {
     version: &'static str,
     /// The time here, in milliseconds since 1970: the clock of who listens may be wrong.
     now: u64,
-    /// An operator with the token may purge from the page.
+    /// An operator with the token may purge from the page, drain and resume.
     may_purge: bool,
     when_all_behind: WhenAllBehind,
     /// From one sample to the next.
@@ -125,8 +129,9 @@ struct Hello {
 
 impl Handler for AdminApi {
     fn wants_body(&self, head: &http::request::Parts, _peer: SocketAddr) -> bool {
+        let path = head.uri.path();
         head.method == http::Method::POST
-            && head.uri.path() == operator::PATH
+            && (path == operator::PATH || path.starts_with(node_order::PREFIX))
             && self.objection(&head.headers).is_none()
     }
 
@@ -134,6 +139,9 @@ impl Handler for AdminApi {
         let path = request.uri().path();
         if path == operator::PATH {
             return self.purge(&request, peer).await;
+        }
+        if let Some(node) = path.strip_prefix(node_order::PREFIX) {
+            return self.order(node, &request, peer).await;
         }
         let is_for_machines = matches!(path, "/metrics" | "/healthz" | "/readyz" | discovery::PATH);
         if !is_for_machines && !host::is_ours(request.headers(), &self.context.hosts) {
@@ -148,6 +156,7 @@ impl Handler for AdminApi {
             "/readyz" => self.ready(),
             "/api/v1/fleet" => self.context.with_fleet(&self.observed.lock().nodes, |fleet| json(200, fleet)),
             "/api/v1/purges" => json(200, &self.context.purges()),
+            "/api/v1/purges/all" => json(200, &self.context.purges_of_all().await),
             "/api/v1/events" => self.listen(request.method()),
             discovery::PATH => discovery::targets(&self.context.fleet.load(), request.uri().query()),
             _ => match path.strip_prefix("/api/v1/purges/").and_then(|position| position.parse().ok()) {
@@ -159,7 +168,9 @@ impl Handler for AdminApi {
                     text(
                         404,
                         "not found; there are / /metrics /healthz /readyz /api/v1/fleet /api/v1/purges \
-                         /api/v1/purges/POSITION /api/v1/events /sd/prometheus, and POST /api/v1/purge\n",
+                         /api/v1/purges/all /api/v1/purges/POSITION \
+                         /api/v1/events /sd/prometheus, and POST /api/v1/purge and \
+                         /api/v1/nodes/ROLE/ID\n",
                     )
                 }),
             },
@@ -171,6 +182,15 @@ impl Handler for AdminApi {
 fn not_allowed(mut answer: Response, allowed: &'static str) -> Response {
     answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
     answer
+}
+
+/// An answer to a request that is not carried out.
+fn refused(status: u16, error: &str) -> Response {
+    #[derive(Serialize)]
+    struct Refused<'e> {
+        error: &'e str,
+    }
+    json(status, &Refused { error })
 }
 
 impl AdminApi {
@@ -290,7 +310,7 @@ impl AdminApi {
         }
     }
 
-    /// Why the sender of this request may not purge.
+    /// Why the sender of this request may change nothing here.
     fn objection(&self, headers: &header::HeaderMap) -> Option<Objection> {
         if !host::is_ours(headers, &self.context.hosts) {
             return Some((421, host::REFUSED));
@@ -300,28 +320,46 @@ impl AdminApi {
 
     /// A purge of an operator.
     async fn purge(&self, request: &http::Request<Bytes>, peer: SocketAddr) -> Response {
-        #[derive(Serialize)]
-        struct Refused {
-            error: String,
-        }
-        let refused = |status, error: &str| json(status, &Refused { error: error.to_owned() });
-        if request.method() != http::Method::POST {
-            return not_allowed(refused(405, "only POST is allowed here"), "POST");
-        }
-        if let Some((status, reason)) = self.objection(request.headers()) {
-            if let Some(left_out) = self.refused_told.lock().pass(clock::now_ms()) {
-                let address = peer.ip().to_canonical();
-                tracing::warn!(%address, left_out, "purge by the status page refused: {reason}");
-            }
+        if let Some((refusal, reason)) = self.refusal(request, peer) {
             self.context.metrics.purge.requested("none", PurgeResult::Forbidden);
             let words = format!("a purge by the status page from {} was refused: {reason}", peer.ip().to_canonical());
             self.context.metrics.incidents.note(IncidentKind::PurgeRefused, words, clock::now_ms());
-            return refused(status, reason);
+            return refusal;
         }
         match operator::as_magento(request.body()) {
             Ok(purge) => self.context.purge_api.purge(&purge, peer).await,
             Err(reason) => refused(400, &reason),
         }
+    }
+
+    /// What an operator says of a node.
+    async fn order(&self, node: &str, request: &http::Request<Bytes>, peer: SocketAddr) -> Response {
+        match self.refusal(request, peer) {
+            Some((refusal, _)) => refusal,
+            None => match self.context.order(node, request.body(), peer).await {
+                Ok(told) => json(200, &told),
+                Err((status, reason)) => refused(status, &reason),
+            },
+        }
+    }
+
+    /// The answer to a request that may change nothing here, and why.
+    fn refusal(&self, request: &http::Request<Bytes>, peer: SocketAddr) -> Option<(Response, &'static str)> {
+        if request.method() != http::Method::POST {
+            let reason = "only POST is allowed here";
+            return Some((not_allowed(refused(405, reason), "POST"), reason));
+        }
+        let (status, reason) = self.objection(request.headers())?;
+        if let Some(left_out) = self.refused_told.lock().pass(clock::now_ms()) {
+            let (address, path) = (peer.ip().to_canonical(), request.uri().path());
+            tracing::warn!(%address, path, left_out, "an operator's request was refused: {reason}");
+        }
+        let mut answer = refused(status, reason);
+        if status == 401 {
+            // RFC 9110 section 15.5.2.
+            answer.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        Some((answer, reason))
     }
 
     /// Not ready before the first round of deliveries, while the journal accepts no purges, while another replica of
@@ -370,6 +408,8 @@ impl AdminApi {
             let metrics = metrics.node(node.spec.role(), node.id());
             metrics.inflight.set(node.live.inflight().into());
             metrics.up.set((*health == Health::Up).into());
+            metrics.drained.set(node.operator.drained_at_ms.is_some().into());
+            metrics.weight.set(node.weight.into());
             let Some(varnish) = &metrics.varnish else { continue };
             let lag = journal.lag(node.live.cursor());
             varnish.current.set(fence.is_current(&node.live).into());

@@ -123,6 +123,7 @@ impl App {
         let (open_sender, open) = watch::channel(false);
         let mut tasks = JoinSet::new();
         let (nodes, configured) = watch::channel(config.nodes.clone());
+        engine.overrides.start(&mut tasks);
         let FleetInputs { listed, suspects, registry, unresolved } =
             fleet::keep(config, configured, &engine, &mut tasks);
         spawn_keepers(&engine, certificates.into_iter().map(|(_, tls)| tls), &mut tasks);
@@ -131,7 +132,7 @@ impl App {
         tasks.spawn(open_edge(listed.clone(), first_round, replicas.clone(), open_sender));
 
         let frontends = Frontends::new(&engine, config, replicas.as_ref(), open.clone(), listed);
-        let Engine { metrics, journal, fence, fleet, deliveries, trials, started, .. } = engine;
+        let Engine { metrics, journal, fence, fleet, deliveries, trials, overrides, started, .. } = engine;
         let purge_api = Arc::new(PurgeApi::new(
             &config.purge,
             Arc::clone(&journal),
@@ -148,6 +149,7 @@ impl App {
             replicas: replicas.clone(),
             deliveries: Arc::clone(&deliveries),
             trials: Arc::clone(&trials),
+            overrides,
             attribution: purge_api.attribution(),
             purge_api: Arc::clone(&purge_api),
             token: config.admin.token.clone(),

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Replaces the content of a file durably. After a crash the file has either the old or the new content.
 ///
@@ -16,4 +16,14 @@ pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     file.sync_all()?;
     fs::rename(&new, path)?;
     File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// Moves a file aside that cannot be read, for later inspection. Returns its new path.
+///
+/// # Errors
+/// The system's.
+pub fn set_aside(path: &Path) -> io::Result<PathBuf> {
+    let aside = path.with_extension("json.unreadable");
+    fs::rename(path, &aside)?;
+    Ok(aside)
 }

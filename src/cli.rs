@@ -8,6 +8,7 @@ mod agent;
 mod check;
 mod demo;
 mod http;
+mod node;
 mod purge;
 mod serve;
 mod status;
@@ -35,6 +36,7 @@ enum CliCommand {
     Agent(Box<agent::Agent>),
     Purge(Box<purge::PurgeCommand>),
     Status(status::Status),
+    Node(node::NodeCommand),
     Vcl(vcl::Vcl),
     /// What `serve` starts for itself, to write the journal's files.
     #[command(name = crate::journal::FILES_COMMAND, hide = true, after_help = "Example:\n  none: clearcoat serve runs it")]
@@ -75,6 +77,7 @@ impl Cli {
             CliCommand::Agent(agent) => return agent.run(),
             CliCommand::Purge(purge) => block_on(purge.run())?,
             CliCommand::Status(status) => block_on(status.run())?,
+            CliCommand::Node(node) => block_on(node.run())?,
             CliCommand::Vcl(vcl) => vcl.run()?,
             CliCommand::JournalFiles => crate::journal::serve_files()?,
         }
@@ -129,6 +132,10 @@ mod tests {
             "clearcoat status --watch",
             "clearcoat status --purges --watch",
             "clearcoat status --admin http://clearcoat:9180/ --json",
+            "clearcoat node drain varnish-2 --token-file /etc/clearcoat/admin-token --force",
+            "clearcoat node resume 10.0.1.5:6081 --role varnish --token-file t --admin http://clearcoat:9180",
+            "clearcoat node weight web-1 5 --token-file t",
+            "clearcoat node weight web-1 registered --token-file t",
             "clearcoat --version",
             "clearcoat purge --help",
         ] {
@@ -158,6 +165,12 @@ mod tests {
             "clearcoat purge --all --endpoint http://user@clearcoat:6081",
             "clearcoat purge --all --endpoint http://clearcoat:6081/api",
             "clearcoat status --watch --json",
+            "clearcoat node",
+            "clearcoat node drain --token-file t",
+            "clearcoat node drain a/b --token-file t",
+            "clearcoat node resume a --force --token-file t",
+            "clearcoat node weight a --token-file t",
+            "clearcoat node weight a 0 --token-file t",
             "clearcoat agent --role web",
             "clearcoat agent --port 80",
         ] {

@@ -1,8 +1,9 @@
 //! A fleet: nodes, their health, and one immutable snapshot of all of them.
 //!
-//! Three kinds of facts about a node are separate, because they change at different rates and have different writers:
+//! Four kinds of facts about a node are separate, because they change at different rates and have different writers:
 //!
 //! - [`NodeSpec`]: the registry's data (address, weight). Changes rarely, written by the registry.
+//! - [`NodeOverride`]: what an operator says of it while clearcoat runs. Outlives the node's registration.
 //! - [`Health`] and membership: in the [`Snapshot`]. Written by one task, the fleet keeper, which publishes a complete
 //!   new snapshot for every change, so that a request never sees a partial one.
 //! - [`Live`]: counters that change with every request and every purge. Atomics behind an `Arc` that outlives the
@@ -18,6 +19,8 @@ mod health;
 mod life_signs;
 mod lost_nodes;
 mod node;
+mod node_override;
+mod overrides;
 mod seal_standing;
 mod snapshot;
 mod varnish;
@@ -29,8 +32,11 @@ pub use health::{Health, HealthState, Thresholds};
 pub use life_signs::{FILL_LATENCY, LifeSigns};
 pub use lost_nodes::{GATHER, LossDecision, LostNodes, WINDOW};
 pub use node::{
-    InvalidNodeId, Live, Node, NodeId, NodeKey, NodeSource, NodeSpec, Role, ServingState, TrialState, WHOLE_SHARE,
+    InvalidNodeId, InvalidNodeKey, Live, Node, NodeId, NodeKey, NodeSource, NodeSpec, Role, ServingState, TrialState,
+    WHOLE_SHARE, node_key,
 };
+pub use node_override::{NodeOverride, OverrideChange};
+pub use overrides::{MAX_OVERRIDES, NamedOverride, Overrides, TooManyOverrides, VersionedOverride};
 pub use seal_standing::{CacheDoubts, ReturnsSeals, SealStanding};
 pub use snapshot::{Member, Pool, Snapshot};
 pub use varnish::{DEFAULT_HEADER_LIMIT, PurgeDialect, SendProxy, VarnishSettings, is_another_life};

@@ -7,6 +7,9 @@
 //! A snapshot costs as much as there are nodes, and events come in bursts: all that wait are taken together, and become
 //! one snapshot.
 //!
+//! What operators say of nodes ([`crate::registry::overrides`]) is laid over what their sources say, here and in no other
+//! place: the keeper follows that table as it follows events.
+//!
 //! Who is in the fleet is not only what the sources say ([`membership`]): the configuration file counts before them, and
 //! what they lose without a word, or too much at once, is kept ([`crate::fleet::LostNodes`]).
 
@@ -30,6 +33,7 @@ use crate::fleet::{
     CheckResult, Event, Health, LostNodes, Node, NodeKey, NodeSource, NodeSpec, Pool, PurgeHeaders, Role, Snapshot,
     Verdict,
 };
+use crate::registry::overrides::KnownOverrides;
 use crate::slow_start::SlowStart;
 use crate::telemetry::{Metrics, causes};
 use crate::trial::Trials;
@@ -44,6 +48,8 @@ pub struct FleetKeeper {
     /// The specs from other sources of nodes whose own source takes precedence.
     shadowed: BTreeMap<NodeKey, NodeSpec>,
     lost_nodes: LostNodes,
+    /// What operators say of nodes, in the fleet or not.
+    overrides: Arc<KnownOverrides>,
     probes: JoinSet<()>,
     next_key: u64,
     /// The sources that have not announced all their nodes yet.
@@ -83,7 +89,8 @@ pub struct KeeperContext {
 }
 
 impl FleetKeeper {
-    /// A keeper without nodes. `listed` turns true when each of the sources has announced its nodes of the start.
+    /// A keeper without nodes. `listed` turns true when each of the sources has announced its nodes of the start, and it is
+    /// known what operators say of them.
     pub fn new(
         context: KeeperContext,
         sources: impl IntoIterator<Item = NodeSource>,
@@ -94,6 +101,7 @@ impl FleetKeeper {
             context,
             nodes: BTreeMap::new(),
             shadowed: BTreeMap::new(),
+            overrides: Arc::default(),
             probes: JoinSet::new(),
             next_key: 0,
             unlisted: sources.into_iter().collect(),
@@ -105,7 +113,14 @@ impl FleetKeeper {
     }
 
     /// Works until the process ends. `suspects` are nodes that failed a request.
-    pub async fn run(mut self, mut events: mpsc::Receiver<Event>, mut suspects: mpsc::Receiver<NodeKey>) {
+    pub async fn run(
+        mut self,
+        mut events: mpsc::Receiver<Event>,
+        mut suspects: mpsc::Receiver<NodeKey>,
+        mut overrides: watch::Receiver<Arc<KnownOverrides>>,
+    ) {
+        // Before the first event, so that no drained node joins as one that serves.
+        self.follow_operators(Arc::clone(&overrides.borrow_and_update()));
         let mut together = Vec::with_capacity(TOGETHER);
         loop {
             tokio::select! {
@@ -117,6 +132,11 @@ impl FleetKeeper {
                     }
                     self.take(together.drain(..));
                 }
+                changed = overrides.changed() => match changed {
+                    Ok(()) => self.follow_operators(Arc::clone(&overrides.borrow_and_update())),
+                    // The store is gone, and the process is ending.
+                    Err(_) => return,
+                },
                 () = until(self.lost_nodes.due()) => self.take([]),
                 Some(suspect) = suspects.recv() => if let Some(state) = self.nodes.get(&suspect) {
                     state.probe.check_now();
@@ -141,10 +161,23 @@ impl FleetKeeper {
             left.for_each(|(role, id)| self.context.metrics.forget(role, &id));
         }
         // Its waiters read the fleet next.
-        if self.unlisted.is_empty() {
+        if self.unlisted.is_empty() && self.overrides.is_complete {
             self.listed.send_if_modified(|listed| !std::mem::replace(listed, true));
         }
         self.settle();
+    }
+
+    /// Takes what operators say now.
+    fn follow_operators(&mut self, overrides: Arc<KnownOverrides>) {
+        self.overrides = overrides;
+        for (identity, state) in &mut self.nodes {
+            let says = self.overrides.overrides.of(identity);
+            if state.node.operator != says {
+                state.revise(state.node.spec.clone(), says);
+                self.changed = true;
+            }
+        }
+        self.take([]);
     }
 
     fn apply(&mut self, event: Event, now: Instant) {

@@ -87,7 +87,7 @@ struct AcceptedBody<'a> {
 
 /// Whether this is a message of another replica.
 fn is_told(method: &http::Method, uri: &http::Uri) -> bool {
-    method == http::Method::POST && [replicas::PATH, replicas::NAMES].contains(&uri.path())
+    method == http::Method::POST && [replicas::PATH, replicas::NAMES, replicas::PURGES].contains(&uri.path())
 }
 
 /// The body of any other answer.
@@ -153,6 +153,8 @@ impl Handler for PurgeApi {
         if is_told(request.method(), request.uri()) {
             return match self.authorise(request.headers(), peer) {
                 Ok(()) if request.uri().path() == replicas::NAMES => self.give_names(&request.into_body()).await,
+                // As its admin listener answers to anybody.
+                Ok(()) if request.uri().path() == replicas::PURGES => json(200, &self.attribution.report()),
                 Ok(()) => self.be_told(request.into_body()).await,
                 Err(response) => *response,
             };

@@ -1,11 +1,12 @@
 //! Where nodes come from: a stream of [`crate::fleet::Event`]s.
 //!
 //! One module per source: [`fixed`], the nodes of the configuration file, [`etcd`], where nodes register themselves,
-//! and [`dns`], the records of names.
+//! and [`dns`], the records of names. [`overrides`] is what operators say of nodes from any of them.
 
 pub mod dns;
 pub mod etcd;
 pub mod fixed;
+pub mod overrides;
 mod resolve;
 
 use std::sync::Arc;

@@ -22,6 +22,8 @@
 //! replica, from what they say of themselves in their messages; and tags of blocks are known to all before the block passes
 //! ([`names`]).
 //!
+//! **What operators say of nodes** is in etcd where there is one; otherwise replicas tell each other (`peer/overrides.rs`).
+//!
 //! **Finding replicas.** With etcd, each replica has a key with a lease, `replicas/<id>` ([`registered`]). A replica whose
 //! key is gone still receives purges as long as it answers: it may have lost only etcd, and still serve readers. Without
 //! etcd, the configuration lists the addresses ([`neighbours`]). Two replicas with one name are an error that both report
@@ -39,6 +41,7 @@ mod message;
 mod names;
 mod neighbours;
 mod peer;
+mod purges_elsewhere;
 mod reception;
 mod record;
 mod registered;
@@ -61,6 +64,7 @@ use crate::delivery::Deliveries;
 use crate::etcd::{RegistrationStatus, SharedEtcd};
 use crate::fleet::NodeId;
 use crate::journal::{Position, Shared};
+use crate::registry::overrides::OverrideStore;
 use crate::telemetry::Metrics;
 use marks::Marks;
 use message::WITHOUT_BLOCKS;
@@ -72,6 +76,7 @@ use twin::Twins;
 pub use agreement::PeerAnswers;
 pub use message::{Confirmation, Introduction, Message, PeerPosition, RedeliveryRequest, RefusedPurge};
 pub use names::GivenNames;
+pub use purges_elsewhere::{ReplicaReport, SilentReplica};
 pub use reception::Received;
 pub use record::{Record, own_address, own_id};
 
@@ -80,6 +85,9 @@ pub const PATH: &str = "/.clearcoat/replica";
 
 /// The path of the purged names that a replica knows, there too.
 pub const NAMES: &str = "/.clearcoat/names";
+
+/// The path of the purges that were sent to a replica, there too.
+pub const PURGES: &str = "/.clearcoat/purges";
 
 /// The status for a message to an earlier process at this address (RFC 9110 section 15.5.20).
 pub const MISDIRECTED: u16 = 421;
@@ -101,6 +109,8 @@ pub struct ReplicaContext {
     pub journal: Option<Arc<dyn Shared>>,
     /// The deliveries to the Varnish nodes.
     pub deliveries: Arc<Deliveries>,
+    /// What operators say of nodes, if replicas tell each other: there is no etcd, and operators may order anything.
+    pub overrides: Option<Arc<OverrideStore>>,
     /// The maximum time that a purge waits.
     pub ack_timeout: Duration,
     /// The largest request that the others accept; all replicas have one configuration.
@@ -301,6 +311,7 @@ impl Replicas {
             unsealed: Vec::new(),
             done: Vec::new(),
             refused: Some(Vec::new()),
+            overrides: None,
         }
     }
 

@@ -1,7 +1,7 @@
-//! Who may purge from the status page.
+//! Who may purge from the status page, and drain or resume nodes.
 //!
 //! The admin listener asks nobody who they are, and a browser that can reach it sends what any page tells it to. So a
-//! purge from here is off until there is a token, and then it wants all of these: the token, in a field that no form and no
+//! change from here is off until there is a token, and then it wants all of these: the token, in a field that no form and no
 //! foreign page can send; a body whose type makes a browser ask first; and no sign that another origin sent it.
 
 use http::{HeaderMap, HeaderValue, Request, Uri, header};
@@ -27,10 +27,10 @@ enum OperatorPurge {
     Url(String),
 }
 
-/// Why the sender of this request may not purge; `None` if it may.
+/// Why the sender of this request may change nothing; `None` if it may.
 pub(super) fn objection(headers: &HeaderMap, token: Option<&Token>) -> Option<Objection> {
     let Some(token) = token else {
-        return Some((403, "purges from here are off: name a file with a token in admin.token_file"));
+        return Some((403, "this is off: name a file with a token in admin.token_file"));
     };
     if !is_same_origin(headers) {
         return Some((403, "another origin sent this request"));
@@ -41,7 +41,7 @@ pub(super) fn objection(headers: &HeaderMap, token: Option<&Token>) -> Option<Ob
     }
     let presented = text(headers, header::AUTHORIZATION).and_then(|value| value.strip_prefix("Bearer "));
     let is_right = presented.is_some_and(|presented| token.matches(presented.trim().as_bytes()));
-    (!is_right).then_some((403, "the token is missing or wrong"))
+    (!is_right).then_some((401, "the token is missing or wrong"))
 }
 
 /// Whether no sign says that a page of another origin sent this: browsers say it in `Sec-Fetch-Site`, and in `Origin`,
@@ -130,8 +130,8 @@ mod tests {
     fn without_a_token_from_elsewhere_or_as_a_form_nothing_is_taken() {
         assert_eq!(objection(&headers(&[]), None).unwrap().0, 403);
         for (field, status) in [
-            (("authorization", "Bearer s3cre"), 403),
-            (("authorization", "s3cret"), 403),
+            (("authorization", "Bearer s3cre"), 401),
+            (("authorization", "s3cret"), 401),
             (("content-type", "text/plain"), 415),
             (("content-type", "application/x-www-form-urlencoded"), 415),
             (("sec-fetch-site", "cross-site"), 403),

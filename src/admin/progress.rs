@@ -11,6 +11,7 @@ use crate::attribution::{PurgeRecord, PurgeReport};
 use crate::delivery::CursorStep;
 use crate::fleet::NodeId;
 use crate::journal::Position;
+use crate::replicas::{ReplicaReport, SilentReplica};
 
 /// The purges that an event tells of: as many as a person reads.
 const TOLD: usize = 40;
@@ -18,14 +19,31 @@ const TOLD: usize = 40;
 /// The nodes without a purge that are named; of the others there is the number.
 const NAMED: usize = 3;
 
-/// `/api/v1/purges`.
+/// `/api/v1/purges/all`: what was sent to each clearcoat.
 #[derive(Serialize)]
-pub(super) struct PurgesView {
-    #[serde(flatten)]
-    report: PurgeReport,
-    /// The other clearcoats before this fleet: what they accepted is not in the report.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    other_replicas: Vec<NodeId>,
+pub(super) struct FleetPurgesView {
+    /// This clearcoat first.
+    replicas: Vec<ReplicaPurges>,
+    /// Those that have not said.
+    missing: Vec<SilentReplica>,
+}
+
+#[derive(Serialize)]
+struct ReplicaPurges {
+    /// Absent of a clearcoat that has no others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<NodeId>,
+    #[serde(rename = "self", skip_serializing_if = "std::ops::Not::not")]
+    is_self: bool,
+    purges: ReportOf,
+}
+
+/// The report of this clearcoat, or of another one as it came.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum ReportOf {
+    Here(PurgeReport),
+    There(serde_json::Value),
 }
 
 /// A purge, and how far it is.
@@ -88,10 +106,25 @@ impl NodeProgress {
 }
 
 impl AdminContext {
-    pub(super) fn purges(&self) -> PurgesView {
-        let replicas = self.replicas.as_ref().map_or_else(Vec::new, |replicas| replicas.view());
-        let others = replicas.into_iter().filter(|replica| !replica.is_self).map(|replica| replica.id);
-        PurgesView { report: self.attribution.report(), other_replicas: others.collect() }
+    /// The purges that were sent to this clearcoat.
+    pub(super) fn purges(&self) -> PurgeReport {
+        self.attribution.report()
+    }
+
+    /// The purges of all clearcoats.
+    pub(super) async fn purges_of_all(&self) -> FleetPurgesView {
+        let (others, missing) = match &self.replicas {
+            Some(replicas) => replicas.ask_purges().await,
+            None => (Vec::new(), Vec::new()),
+        };
+        let id = self.replicas.as_ref().map(|replicas| replicas.id().clone());
+        let own = ReplicaPurges { id, is_self: true, purges: ReportOf::Here(self.purges()) };
+        let others = others.into_iter().map(|ReplicaReport { id, report }| ReplicaPurges {
+            id: Some(id),
+            is_self: false,
+            purges: ReportOf::There(report),
+        });
+        FleetPurgesView { replicas: std::iter::once(own).chain(others).collect(), missing }
     }
 
     /// The newest purges, the newest first.

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde::Serialize;
 
@@ -27,7 +27,7 @@ pub(super) enum Standing {
     Behind,
     /// A Varnish that was seen to keep a purged page.
     Untrusted,
-    /// Its weight is 0.
+    /// An operator has drained it, or its weight is 0.
     Drained,
     /// Its name has no address.
     Unresolved,
@@ -38,7 +38,10 @@ pub(super) enum Standing {
 pub(super) struct TrafficFacts<'f> {
     pub(super) role: Role,
     pub(super) address: SocketAddr,
+    /// By its source and by operators.
     pub(super) weight: u32,
+    /// When an operator drained it, in milliseconds since 1970.
+    pub(super) drained_at_ms: Option<u64>,
     pub(super) usable: bool,
     pub(super) health: Health,
     /// The words of its health check.
@@ -89,7 +92,7 @@ impl TrafficFacts<'_> {
     /// In the order in which traffic is refused.
     fn standing(&self) -> Standing {
         match (self.health, self.cache) {
-            _ if self.weight == 0 => Standing::Drained,
+            _ if self.weight == 0 || self.drained_at_ms.is_some() => Standing::Drained,
             (Health::Down, _) if !self.usable => Standing::Down,
             (Health::Unknown, _) if !self.usable => Standing::Unchecked,
             (_, Some(cache)) if cache.trial_fenced => Standing::Untrusted,
@@ -114,7 +117,10 @@ impl TrafficFacts<'_> {
             },
             Standing::Behind => self.cache.map(|cache| cache.behind()).unwrap_or_default(),
             Standing::Untrusted => self.cache.map(|cache| cache.trial_finding.to_owned()).unwrap_or_default(),
-            Standing::Drained => "drained: its weight is 0".to_owned(),
+            Standing::Drained => match self.drained_at_ms {
+                Some(at_ms) => drained_since(at_ms),
+                None => "drained: its weight is 0".to_owned(),
+            },
         }
     }
 
@@ -139,6 +145,9 @@ impl TrafficFacts<'_> {
                 }
             },
             Standing::Untrusted => "Change what the finding names (docs/vcl.md, Trial); it is tried again by itself.",
+            Standing::Drained if self.drained_at_ms.is_some() => {
+                "Resume it when it may serve again: here, or with clearcoat node resume. It gets every purge meanwhile."
+            }
             Standing::Drained => "Give it a weight above 0 when it may serve again. It gets every purge meanwhile.",
             Standing::Unresolved => "",
         };
@@ -183,6 +192,12 @@ impl CacheFacts<'_> {
     }
 }
 
+/// The words for a node that an operator drained at this time, in milliseconds since 1970.
+pub(super) fn drained_since(at_ms: u64) -> String {
+    let at = UNIX_EPOCH + Duration::from_millis(at_ms);
+    format!("drained by an operator since {}", humantime::format_rfc3339_seconds(at))
+}
+
 /// Whether these words are about a node that says nothing.
 fn is_silence(reason: &str) -> bool {
     ["no answer", "connecting failed", "timed out", "connection broke"].iter().any(|words| reason.contains(words))
@@ -216,7 +231,17 @@ mod tests {
         let address = SocketAddr::from(([10, 0, 1, 11], 6081));
         let usable = health == Health::Up;
         let (reason, cache) = (if usable { "" } else { "no answer within 500ms" }, Some(cache));
-        TrafficFacts { role: Role::Varnish, address, weight: 1, usable, health, reason, share: 100, cache }
+        TrafficFacts {
+            role: Role::Varnish,
+            address,
+            weight: 1,
+            drained_at_ms: None,
+            usable,
+            health,
+            reason,
+            share: 100,
+            cache,
+        }
     }
 
     #[test]
@@ -224,6 +249,15 @@ mod tests {
         let verdict = facts(Health::Up, CACHE).verdict();
         assert_eq!((verdict.state, verdict.gets_traffic), (Standing::Serving, true));
         assert_eq!((verdict.why.as_str(), verdict.advice.as_str()), ("", ""));
+    }
+
+    #[test]
+    fn who_was_drained_by_an_operator_says_since_when() {
+        let drained = TrafficFacts { weight: 0, drained_at_ms: Some(1_764_276_810_000), ..facts(Health::Down, CACHE) };
+        let verdict = drained.verdict();
+        assert_eq!((verdict.state, verdict.gets_traffic), (Standing::Drained, false));
+        assert_eq!(verdict.why, "drained by an operator since 2025-11-27T20:53:30Z");
+        assert!(verdict.advice.starts_with("Resume it"), "{}", verdict.advice);
     }
 
     #[test]
@@ -254,6 +288,7 @@ mod tests {
         let untrusted = CacheFacts { trial_fenced: true, trial_finding: "keeps pages", ..CACHE };
         let out = [
             TrafficFacts { weight: 0, ..up() },
+            TrafficFacts { weight: 0, drained_at_ms: Some(1), ..up() },
             TrafficFacts { reason: "", ..facts(Health::Down, CACHE) },
             facts(Health::Unknown, CACHE),
             facts(Health::Up, behind),

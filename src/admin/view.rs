@@ -1,6 +1,7 @@
 //! The fleet as it is shown: `/api/v1/fleet`, and the event of the same name.
 
 use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -35,6 +36,21 @@ pub(super) struct FleetView<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     registry: Option<RegistryView>,
     nodes: Vec<NodeView<'a>>,
+    /// What operators say of nodes that are not here.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    absent: Vec<AbsentView>,
+}
+
+/// What operators say of a node that has left, or has not come back yet.
+#[derive(Serialize)]
+struct AbsentView {
+    role: Role,
+    id: NodeId,
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "rfc3339")]
+    drained_since: Option<u64>,
+    /// Its weight in place of the registered one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    weight: Option<NonZeroU16>,
 }
 
 /// Where nodes come from, beside the configuration file.
@@ -54,7 +70,14 @@ struct NodeView<'a> {
     id: &'a str,
     /// Of a name that does not resolve: the name.
     address: String,
+    /// By its source and by operators. Of one that an operator has drained: what it has when it is resumed.
     weight: u32,
+    /// What its source says, if an operator says something else.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    registered_weight: Option<u32>,
+    /// Since when it is drained by an operator (RFC 3339).
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "rfc3339")]
+    drained_since: Option<u64>,
     /// Its share of the traffic in percent: below 100 in its slow start.
     share: u32,
     health: Health,
@@ -148,6 +171,13 @@ impl AdminContext {
         let recent = [Role::Varnish, Role::Web].map(|role| memories.recent(role));
         let known = |identity: &NodeKey| recent.iter().find_map(|of_role| of_role.get(identity)).copied();
         let unresolved = self.unresolved.list();
+        let overrides = self.overrides.known();
+        let is_here = |identity: &NodeKey| {
+            fleet.pool(identity.0).get(&identity.1).is_some() || unresolved.iter().any(|(known, _)| known == identity)
+        };
+        let absent = overrides.overrides.in_effect().filter(|(node, _)| !is_here(node)).map(|((role, id), says)| {
+            AbsentView { role: *role, id: id.clone(), drained_since: says.drained_at_ms, weight: says.weight }
+        });
         let members = fleet.varnish.members().iter().chain(fleet.web.members());
         let saved = self.journal.cursors();
         let nodes = members.map(|member| {
@@ -171,6 +201,7 @@ impl AdminContext {
             replicas,
             registry,
             nodes: nodes.chain(without_address).collect(),
+            absent: absent.collect(),
         })
     }
 
@@ -187,6 +218,8 @@ impl AdminContext {
     fn node<'m>(&self, member: &'m Member, saved: &HashMap<NodeId, Cursor>) -> NodeView<'m> {
         let spec = &member.node.spec;
         let live = &member.node.live;
+        let operator = &member.node.operator;
+        let weight = operator.weight_over(spec.weight);
         let lag = self.journal.lag(live.cursor());
         let varnish = spec.varnish.as_ref().map(|_| VarnishView {
             cursor: live.cursor(),
@@ -206,7 +239,8 @@ impl AdminContext {
         let facts = TrafficFacts {
             role: spec.role(),
             address: spec.address,
-            weight: spec.weight,
+            weight: member.node.weight,
+            drained_at_ms: operator.drained_at_ms,
             usable: member.usable,
             health: member.health,
             reason: &member.reason,
@@ -224,7 +258,9 @@ impl AdminContext {
             role: spec.role(),
             id: spec.id.as_str(),
             address: spec.address.to_string(),
-            weight: spec.weight,
+            weight,
+            registered_weight: (weight != spec.weight).then_some(spec.weight),
+            drained_since: operator.drained_at_ms,
             share,
             health: member.health,
             reason: &member.reason,
@@ -250,6 +286,8 @@ impl<'a> NodeView<'a> {
             id,
             address: name.name.clone(),
             weight: 0,
+            registered_weight: None,
+            drained_since: None,
             share: 0,
             health: Health::Unknown,
             reason: "",

@@ -16,6 +16,7 @@ use crate::fleet::{Fence, Snapshot};
 use crate::journal::{self, Anew, Disk, Journal, Limits, Memory, Missed, Named, NamedStore, Position, PurgeObserver};
 use crate::origin::SocketDiagnosis;
 use crate::purge::Guard;
+use crate::registry::overrides::OverrideStore;
 use crate::replicas::{self, FoundBy, Replicas};
 use crate::slow_start::SlowStart;
 use crate::telemetry::Metrics;
@@ -38,6 +39,8 @@ pub(super) struct Engine {
     pub(super) slow_start: Arc<SlowStart>,
     pub(super) deliveries: Arc<Deliveries>,
     pub(super) trials: Arc<Trials>,
+    /// What operators say of nodes.
+    pub(super) overrides: Arc<OverrideStore>,
 }
 
 impl Engine {
@@ -90,6 +93,9 @@ impl Engine {
             UnsealedCache::Distrust => caches.distrust(node),
             UnsealedCache::Empty => caches.empty(node),
         });
+        let has_disk = config.journal.kind != JournalKind::Memory;
+        let path = has_disk.then(|| config.journal.path.join("overrides.json"));
+        let overrides = OverrideStore::open(etcd.clone(), path).await;
         Ok(Engine {
             started,
             metrics,
@@ -103,6 +109,7 @@ impl Engine {
             slow_start,
             deliveries,
             trials,
+            overrides,
         })
     }
 
@@ -136,10 +143,12 @@ impl Engine {
             tasks.spawn(async move { deliveries.fence_in_time(patience).await });
         }
         let has_disk = config.journal.kind != JournalKind::Memory;
+        let is_told = self.etcd.is_none() && config.admin.token.is_some();
         let context = replicas::ReplicaContext {
             found_by,
             journal: self.shared_journal.clone(),
             deliveries: Arc::clone(&self.deliveries),
+            overrides: Some(&self.overrides).filter(|_| is_told).cloned(),
             ack_timeout: patience,
             max_request: config.purge.max_request,
             token: config.purge.token.clone(),

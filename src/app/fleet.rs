@@ -41,7 +41,7 @@ pub(super) fn keep(
     let slow_start = Arc::clone(&engine.slow_start);
     tasks.spawn(async move { slow_start.run().await });
     let keeper = FleetKeeper::new(around, sources.into_iter().flatten(), listed_sender);
-    tasks.spawn(keeper.run(events, suspects));
+    tasks.spawn(keeper.run(events, suspects, engine.overrides.watch()));
     let unresolved = Arc::<UnresolvedNodes>::default();
     tasks.spawn(registry::fixed::follow(nodes, doubts, events_sender, Arc::clone(&unresolved)));
     FleetInputs { listed, suspects: suspects_sender, registry, unresolved }

@@ -17,7 +17,7 @@ pub(super) fn pick(members: &[Member], random: u64, eligible: impl Fn(&Member) -
 
 /// Requests per weight, this one included.
 fn load(member: &Member) -> f64 {
-    f64::from(member.node.live.inflight() + 1) / f64::from(member.node.spec.weight.max(1))
+    f64::from(member.node.live.inflight() + 1) / f64::from(member.node.weight.max(1))
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ pub(super) fn pick(
     eligible: impl Fn(&Member) -> bool,
 ) -> Option<&Member> {
     let limit = bounded_load.map_or(u32::MAX, |factor| load_limit(members, factor, &eligible));
-    let equal = members.windows(2).all(|pair| pair[0].node.spec.weight == pair[1].node.spec.weight);
+    let equal = members.windows(2).all(|pair| pair[0].node.weight == pair[1].node.weight);
     let mut best: Option<(bool, f64, &Member)> = None;
     for member in members.iter().filter(|member| eligible(member)) {
         let rank = (member.node.live.inflight() < limit, score(key, member, equal));
@@ -32,7 +32,7 @@ pub(super) fn pick(
 /// proportion to its weight, and a change of one weight moves only keys from or to that node.
 fn score(key: u64, member: &Member, equal_weights: bool) -> f64 {
     let uniform = ((mix(key, member.node.seed) >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
-    if equal_weights { uniform } else { f64::from(member.node.spec.weight) / -uniform.ln() }
+    if equal_weights { uniform } else { f64::from(member.node.weight) / -uniform.ln() }
 }
 
 /// The number of requests from which a node passes keys on: `factor` times the mean if this request were in.

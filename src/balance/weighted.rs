@@ -8,7 +8,7 @@ use crate::fleet::Member;
 /// Eligibility depends on counters that other threads change, so it may differ between the count and the choice: then
 /// the last eligible node of the count is chosen.
 pub(super) fn pick(members: &[Member], ticket: u64, eligible: impl Fn(&Member) -> bool) -> Option<&Member> {
-    let tickets = |member: &Member| u64::from(member.node.spec.weight.max(1));
+    let tickets = |member: &Member| u64::from(member.node.weight.max(1));
     let total: u64 = members.iter().filter(|member| eligible(member)).map(tickets).sum();
     let mut left = ticket.checked_rem(total)?;
     let mut last = None;

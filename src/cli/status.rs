@@ -39,7 +39,7 @@ pub(super) struct Status {
     /// Look again every second until Ctrl-C
     #[arg(long, conflicts_with = "json")]
     watch: bool,
-    /// Show who purged what since clearcoat started, instead of the fleet
+    /// Show who purged what since each clearcoat started, at all of them, instead of the fleet
     #[arg(long)]
     purges: bool,
     /// Print the JSON of the API instead of a table
@@ -73,7 +73,7 @@ impl Status {
     }
 
     async fn look(&self) -> anyhow::Result<String> {
-        let path = if self.purges { "/api/v1/purges" } else { "/api/v1/fleet" };
+        let path = if self.purges { "/api/v1/purges/all" } else { "/api/v1/fleet" };
         let request = Request::get(path).body(Full::default())?;
         let answer: http::Response<Bytes> = tokio::time::timeout(TIMEOUT, self.admin.send(request, MAX_ANSWER))
             .await
@@ -87,7 +87,7 @@ impl Status {
 
     fn table(&self, answer: &str, colour: bool) -> anyhow::Result<String> {
         let table = if self.purges {
-            serde_json::from_str(answer).map(|purges: purges::Purges| purges.tables())
+            serde_json::from_str(answer).map(|purges: purges::FleetPurges| purges.tables())
         } else {
             serde_json::from_str(answer).map(|fleet: Fleet| fleet.table(colour))
         };
@@ -112,6 +112,17 @@ struct Fleet {
     #[serde(default)]
     problems: Vec<ProblemRow>,
     nodes: Vec<NodeRow>,
+    /// What operators say of nodes that are not there.
+    #[serde(default)]
+    absent: Vec<AbsentRow>,
+}
+
+#[derive(Debug, Deserialize)]
+struct AbsentRow {
+    role: String,
+    id: String,
+    drained_since: Option<String>,
+    weight: Option<u32>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -221,8 +232,20 @@ impl Fleet {
         }
         let rows: Vec<_> = self.nodes.iter().map(NodeRow::cells).collect();
         push_table(&mut table, &COLUMNS, &rows, colour);
+        for absent in &self.absent {
+            _ = writeln!(table, "\n{}", absent.line());
+        }
         push_replicas(&mut table, &self.replicas, colour);
         table
+    }
+}
+
+impl AbsentRow {
+    fn line(&self) -> String {
+        let drained = self.drained_since.as_ref().map(|since| format!("drained by an operator since {since}"));
+        let weight = self.weight.map(|weight| format!("with weight {weight}"));
+        let says: Vec<String> = drained.into_iter().chain(weight).collect();
+        printable(&format!("not there: {} {}, {}, also when it comes back", self.role, self.id, says.join(", ")))
     }
 }
 
@@ -345,6 +368,16 @@ web      web-2      10.0.0.6:80     up      no       12        -    drained: its
                         Purges: token missing (last at 2026-01-02T03:04:05Z)\n    See purge.allow. (Refused)\n\nROLE ";
         assert!(fleet.table(false).contains(expected), "{}", fleet.table(false));
         assert!(fleet.table(true).contains("\x1b[31mThe journal: no space left\x1b[0m\n"));
+    }
+
+    #[test]
+    fn what_operators_said_of_nodes_that_left_is_shown() {
+        let absent = r#"[{"role":"web","id":"web-9","drained_since":"2026-11-27T20:53:30.000Z"},{"role":"web","id":"web-8","weight":3}]"#;
+        let table = Fleet { absent: serde_json::from_str(absent).unwrap(), ..fleet() }.table(false);
+        let drained =
+            "not there: web web-9, drained by an operator since 2026-11-27T20:53:30.000Z, also when it comes back\n";
+        assert!(table.contains(drained), "{table}");
+        assert!(table.ends_with("not there: web web-8, with weight 3, also when it comes back\n"), "{table}");
     }
 
     #[test]

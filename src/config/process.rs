@@ -20,7 +20,7 @@ pub struct Admin {
     /// nobody who they are.
     #[serde(deserialize_with = "text::list")]
     pub listen: Vec<SocketAddr>,
-    /// A file with the bearer token of those who may purge from the status page; empty (the default): nobody may.
+    /// A file with the bearer token of those who may purge from the status page and drain nodes; empty (the default): nobody may.
     #[serde(with = "empty_is_none")]
     pub token_file: Option<PathBuf>,
     /// What stands in `token_file`, read at load.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use super::{LifeSigns, SealStanding, SendProxy, VarnishSettings};
+use super::{LifeSigns, NodeOverride, SealStanding, SendProxy, VarnishSettings};
 
 /// The function of a node in the fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ValueEnum)]
@@ -45,6 +45,27 @@ pub struct NodeId(Arc<str>);
 
 /// What tells a node from every other: ids are unique within a role.
 pub type NodeKey = (Role, NodeId);
+
+/// Why a text names no node.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidNodeKey {
+    /// It does not begin with a role.
+    #[error("wanted web/<id> or varnish/<id>")]
+    Role,
+    /// What follows is no id.
+    #[error(transparent)]
+    Id(#[from] InvalidNodeId),
+}
+
+/// The node that is named as `<role>/<id>`, as keys in etcd and paths of the admin API do.
+///
+/// # Errors
+/// [`InvalidNodeKey`].
+pub fn node_key(text: &str) -> Result<NodeKey, InvalidNodeKey> {
+    let (role, id) = text.split_once('/').ok_or(InvalidNodeKey::Role)?;
+    let role = [Role::Web, Role::Varnish].into_iter().find(|known| known.as_str() == role);
+    Ok((role.ok_or(InvalidNodeKey::Role)?, NodeId::try_from(id)?))
+}
 
 /// Why a node id was refused.
 #[derive(Debug, thiserror::Error)]
@@ -151,7 +172,7 @@ pub struct NodeSpec {
     pub id: NodeId,
     /// Its address.
     pub address: SocketAddr,
-    /// Its share of the traffic relative to its peers. 0 means drain: no new traffic, but purges.
+    /// Its registered share of the traffic relative to its peers. 0 means drain: no new traffic, but purges.
     pub weight: u32,
     /// Where it stands, for people.
     pub zone: Option<Arc<str>>,
@@ -209,6 +230,10 @@ impl NodeSpec {
 pub struct Node {
     /// The registry's data.
     pub spec: NodeSpec,
+    /// What an operator says of it.
+    pub operator: NodeOverride,
+    /// Its share of the traffic relative to its peers, by the registry and the operator. 0: no new traffic, but purges.
+    pub weight: u32,
     /// The counters, which survive changes of the spec.
     pub live: Arc<Live>,
     /// Identifies this pair of id and address within the process: connections are pooled under it, so that none to an
@@ -222,7 +247,16 @@ impl Node {
     /// A node of the fleet keeper. `endpoint_id` is unique in the process.
     pub fn new(spec: NodeSpec, live: Arc<Live>, endpoint_id: u64) -> Self {
         let seed = xxhash_rust::xxh3::xxh3_64(spec.id.as_str().as_bytes());
-        Node { spec, live, endpoint_id, seed }
+        let (operator, weight) = (NodeOverride::default(), spec.weight);
+        Node { spec, operator, weight, live, endpoint_id, seed }
+    }
+
+    /// The node as an operator wants it.
+    pub fn overridden(mut self, operator: NodeOverride) -> Self {
+        let is_drained = operator.drained_at_ms.is_some();
+        self.weight = if is_drained { 0 } else { operator.weight_over(self.spec.weight) };
+        self.operator = operator;
+        self
     }
 
     /// The stable name.
@@ -328,6 +362,28 @@ impl Live {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_is_named_by_its_role_and_its_id() {
+        let (role, id) = node_key("varnish/10.0.1.5:6081").unwrap();
+        assert_eq!((role, id.as_str()), (Role::Varnish, "10.0.1.5:6081"));
+        for bad in ["", "web", "web/", "a", "varnishes/a", "WEB/a", "/web/a", "web/a/b", "web/a b"] {
+            assert!(node_key(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_operator_counts_before_the_registry_unless_that_wants_nothing() {
+        let spec = |weight| NodeSpec {
+            weight,
+            ..NodeSpec::new(Role::Web, NodeId::try_from("a").unwrap(), ([0; 4], 1).into())
+        };
+        let node = |weight, says| Node::new(spec(weight), Arc::default(), 1).overridden(says).weight;
+        let drained = NodeOverride { drained_at_ms: Some(1), weight: std::num::NonZeroU16::new(5) };
+        let weighted = NodeOverride { drained_at_ms: None, ..drained };
+        assert_eq!([drained, weighted, NodeOverride::default()].map(|says| node(2, says)), [0, 5, 2]);
+        assert_eq!([drained, weighted, NodeOverride::default()].map(|says| node(0, says)), [0, 0, 0]);
+    }
 
     #[test]
     fn a_node_id_takes_names_and_addresses_but_no_path_and_no_blank() {

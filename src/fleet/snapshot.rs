@@ -66,7 +66,7 @@ impl Pool {
                 Health::Unknown => up == 0,
                 Health::Down => false,
             };
-            member.usable = member.node.spec.weight > 0 && (healthy || panic);
+            member.usable = member.node.weight > 0 && (healthy || panic);
         }
         Pool { members, panic }
     }

@@ -41,25 +41,18 @@ impl FleetKeeper {
     }
 
     fn put(&mut self, identity: NodeKey, spec: NodeSpec) {
+        let says = self.overrides.overrides.of(&identity);
         match self.nodes.get_mut(&identity) {
             Some(state) if state.node.spec == spec => return,
-            Some(state) if state.node.spec.is_reached_as(&spec) => {
-                match (state.node.spec.weight, spec.weight) {
-                    (1.., 0) => {
-                        tracing::info!(role = %spec.role(), node = %spec.id, "node is drained: it gets no new requests");
-                    }
-                    (0, 1..) => {
-                        tracing::info!(role = %spec.role(), node = %spec.id, "node is not drained any more");
-                    }
-                    _ => {}
-                }
-                state.node = Arc::new(Node::new(spec, Arc::clone(&state.node.live), state.node.endpoint_id));
-            }
+            Some(state) if state.node.spec.is_reached_as(&spec) => state.revise(spec, says),
             _ => {
                 tracing::info!(role = %spec.role(), node = %spec.id, address = %spec.address, "node joined");
                 self.stop(&identity);
                 self.next_key += 1;
-                let node = Arc::new(Node::new(spec, Arc::new(Live::default()), self.next_key));
+                let node = Arc::new(Node::new(spec, Arc::new(Live::default()), self.next_key).overridden(says));
+                if says.drained_at_ms.is_some() {
+                    tracing::info!(role = %node.spec.role(), node = %node.id(), by = "an operator", "node is drained: it gets no new requests");
+                }
                 let probe = Probe::new(&node.spec, &self.context.checks);
                 let probe_task = self.probes.spawn(probe.clone().run(self.context.events.clone()));
                 if let Some(varnish) = &node.spec.varnish {
@@ -90,7 +83,7 @@ impl FleetKeeper {
             }
             return;
         }
-        let was_drained = deleted && state.node.spec.weight == 0;
+        let was_drained = deleted && state.node.weight == 0;
         let nodes = &self.nodes;
         let there = || {
             let of_these =

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::task::AbortHandle;
 
 use crate::config::HealthChecks;
-use crate::fleet::{Health, HealthState, Member, Node, Role, Thresholds, Verdict};
+use crate::fleet::{Health, HealthState, Member, Node, NodeOverride, NodeSpec, Role, Thresholds, Verdict};
 use crate::probe::Probe;
 
 pub(super) struct NodeState {
@@ -43,6 +43,23 @@ impl NodeState {
             return true;
         }
         false
+    }
+
+    /// Takes another spec, or another word of an operator. The node is reached as before.
+    pub(super) fn revise(&mut self, spec: NodeSpec, operator: NodeOverride) {
+        let (live, endpoint_id) = (Arc::clone(&self.node.live), self.node.endpoint_id);
+        let node = Node::new(spec, live, endpoint_id).overridden(operator);
+        let (role, id) = (node.spec.role(), node.id());
+        match (self.node.weight, node.weight) {
+            (1.., 0) => {
+                let by = if operator.drained_at_ms.is_some() { "an operator" } else { "its source" };
+                tracing::info!(%role, node = %id, by, "node is drained: it gets no new requests");
+            }
+            (0, 1..) => tracing::info!(%role, node = %id, "node is not drained any more"),
+            (before, now) if before != now => tracing::info!(%role, node = %id, before, now, "node has another weight"),
+            _ => {}
+        }
+        self.node = Arc::new(node);
     }
 
     pub(super) fn member(&self, retained: bool) -> Member {

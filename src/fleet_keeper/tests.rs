@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::config::PurgeListener;
 use crate::delivery::{DeliveryContext, Pace, noted_by};
-use crate::fleet::{CheckResult, Fence, Member, NodeId, WHOLE_SHARE};
+use crate::fleet::{CheckResult, Fence, Member, NamedOverride, NodeId, NodeOverride, VersionedOverride, WHOLE_SHARE};
 use crate::journal::{Limits, Memory};
 use crate::purge::Guard;
 
@@ -42,7 +42,9 @@ fn rig(panic_threshold: f64) -> Rig {
     let trials = None;
     let context =
         KeeperContext { fleet, headers, checks, retain, deliveries, trials, slow_start, metrics, events, doubted };
-    Rig { keeper: FleetKeeper::new(context, [NodeSource::Static], listed) }
+    let mut rig = Rig { keeper: FleetKeeper::new(context, [NodeSource::Static], listed) };
+    rig.operators(&[]);
+    rig
 }
 
 impl Rig {
@@ -52,6 +54,25 @@ impl Rig {
 
     fn join(&mut self, id: &str, weight: u32) {
         self.tell(Event::Joined(NodeSpec { weight, ..spec(id) }));
+    }
+
+    /// What operators say now of nodes of the web.
+    fn operators(&mut self, say: &[(&str, NodeOverride)]) {
+        let named = |(id, says): &(&str, NodeOverride)| NamedOverride {
+            role: Role::Web,
+            id: spec(id).id,
+            versioned: VersionedOverride { version: 1, says: *says },
+        };
+        let overrides = say.iter().map(named).collect();
+        self.keeper.follow_operators(Arc::new(KnownOverrides {
+            is_complete: true,
+            overrides,
+            ..KnownOverrides::default()
+        }));
+    }
+
+    fn member(&self, id: &str) -> Member {
+        self.keeper.context.fleet.load().web.get(&spec(id).id).unwrap().clone()
     }
 
     /// As many results as change the verdict.
@@ -149,6 +170,57 @@ async fn a_node_that_was_drained_starts_slowly_when_it_gets_traffic_again() {
     assert_eq!(rig.share("a"), WHOLE_SHARE);
     rig.join("a", 1);
     assert!(rig.share("a") < WHOLE_SHARE / 8);
+}
+
+const DRAINED: NodeOverride = NodeOverride { drained_at_ms: Some(1), weight: None };
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_an_operator_drains_gets_nothing_until_it_is_resumed() {
+    let mut rig = Rig::settled(0.0);
+    let key = rig.member("a").node.endpoint_id;
+    rig.operators(&[("a", DRAINED)]);
+    assert_eq!((rig.member("a").usable, rig.member("b").usable), (false, true));
+    // Whatever else is heard of it: another weight, a check, a change of the file.
+    rig.join("a", 7);
+    rig.check("a", &down());
+    rig.check("a", &Verdict::Passed);
+    assert_eq!((rig.member("a").usable, rig.member("a").node.weight), (false, 0));
+    rig.operators(&[]);
+    let member = rig.member("a");
+    assert_eq!((member.usable, member.node.weight, member.node.endpoint_id), (true, 7, key));
+    assert!(rig.share("a") < WHOLE_SHARE / 8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_leaves_and_comes_back_is_as_an_operator_left_it() {
+    let mut rig = Rig::settled(0.0);
+    let weighted = NodeOverride { drained_at_ms: None, weight: std::num::NonZeroU16::new(5) };
+    rig.operators(&[("a", DRAINED), ("c", weighted)]);
+    rig.tell(Event::Left(NodeSource::Static, Role::Web, spec("a").id));
+    assert_eq!(rig.shown(), ["b"]);
+    rig.join("a", 1);
+    rig.join("c", 1);
+    rig.check("a", &Verdict::Passed);
+    rig.check("c", &Verdict::Passed);
+    assert_eq!((rig.member("a").usable, rig.member("c").node.weight), (false, 5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_an_operator_drained_and_that_is_deleted_leaves_at_once() {
+    let mut rig = Rig::of_etcd(&["a", "b"]);
+    rig.operators(&[("a", DRAINED)]);
+    rig.tell(left("a"));
+    assert_eq!(rig.shown(), ["b*"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_fleet_is_not_known_before_what_operators_say_is() {
+    let mut rig = rig(0.0);
+    rig.keeper.overrides = Arc::default();
+    rig.tell(Event::Listed(NodeSource::Static));
+    assert!(!*rig.keeper.listed.borrow());
+    rig.operators(&[]);
+    assert!(*rig.keeper.listed.borrow());
 }
 
 #[tokio::test(start_paused = true)]

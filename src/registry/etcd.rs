@@ -36,7 +36,7 @@ use self::snapshot::{SavedFleet, SavedNode, SnapshotStore};
 use self::start::StartPhase;
 use crate::etcd::follow::{self, Listing, Resync, Update, WatchStatus};
 use crate::etcd::{LeaseId, SharedEtcd};
-use crate::fleet::{Event, NodeSource, NodeSpec};
+use crate::fleet::{Event, NodeSource, NodeSpec, node_key};
 use crate::registry::resolve::system;
 use crate::telemetry::Metrics;
 
@@ -234,7 +234,7 @@ impl EtcdRegistry {
         let stays = before.filter(|before| addresses.contains(before));
         let address = stays.or_else(|| addresses.first().copied());
         let record = self.roster.record(&key).filter(|record| record.address == name);
-        if let (Some(address), Some(record), Ok((role, id))) = (address, record, roster::node_of(&key)) {
+        if let (Some(address), Some(record), Ok((role, id))) = (address, record, node_key(&key)) {
             if let Some(before) = before.filter(|before| *before != address) {
                 tracing::info!(%role, node = %id, name, %before, %address, "node has another address");
             }

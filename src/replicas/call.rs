@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::message::{Confirmation, Message};
-use super::{MISDIRECTED, NAMES, PATH, Replicas};
+use super::{MISDIRECTED, NAMES, PATH, PURGES, Replicas};
 use crate::http_client::{self, HttpConnection};
 use crate::seal::PurgedNames;
 
@@ -43,6 +43,9 @@ pub(super) enum PeerError {
     /// The answer has no introduction.
     #[error("it is of a version that knows no replica.peers")]
     Nameless,
+    /// The answer says nothing of overrides.
+    #[error("it takes no word of operators about nodes (an older version, or no admin.token_file)")]
+    KnowsNoOverrides,
     #[error("the task that asked it has ended")]
     Task(#[from] tokio::task::JoinError),
     /// The message was for an earlier process at this address.
@@ -133,6 +136,19 @@ impl PeerClient {
         let limits = AnswerLimits { path: NAMES, most, silence: NAMES_SILENCE, room };
         let (answer, room) = self.send(replicas, limits, message).await?;
         Ok((answer, room.ok_or(PeerError::Left)?))
+    }
+
+    /// Asks for the purges that were sent to the replica.
+    pub(super) async fn ask_purges(
+        &self,
+        replicas: &Replicas,
+        message: &Message,
+        patience: Duration,
+    ) -> Result<serde_json::Value, PeerError> {
+        let limits = AnswerLimits { path: PURGES, most: MAX_ANSWER, silence: patience, room: None };
+        let answered = tokio::time::timeout(patience, self.send(replicas, limits, message)).await;
+        let (answer, _) = answered.unwrap_or(Err(PeerError::NoAnswer(patience)))?;
+        serde_json::from_slice(&answer).map_err(|error| PeerError::BadAnswer(error.into()))
     }
 
     /// Sends one message, and waits for its answer.

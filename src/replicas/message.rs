@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::Record;
-use crate::fleet::NodeId;
+use crate::fleet::{NamedOverride, NodeId};
 use crate::journal::{Position, PurgeMessage};
 use crate::seal::{Name, Stamp};
 
@@ -61,6 +61,9 @@ pub struct Message {
     /// sender's version never reports answers.
     #[serde(default)]
     pub refused: Option<Vec<String>>,
+    /// What operators say of nodes, as far as the sender knows. `None`: this message is not about that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overrides: Option<Vec<NamedOverride>>,
 }
 
 /// A purge to deliver to nodes once more, because a page that passed another replica may be in flight to them.
@@ -111,6 +114,10 @@ pub struct Confirmation {
     /// The names of those of these purges that wait for every Varnish here all the same.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unsealed: Vec<String>,
+    /// What operators say of nodes, as far as the receiver knows now. `None`: the message said nothing of that, or this
+    /// version knows nothing of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overrides: Option<Vec<NamedOverride>>,
     /// The sender of the answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<Introduction>,

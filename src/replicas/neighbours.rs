@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 
 use super::call::{PeerClient, PeerError};
 use super::marks::Mark;
-use super::message::Introduction;
+use super::message::{Introduction, Message};
 use super::peer::{self, Peer, Start};
 use super::{MOST, Record, Replicas, View};
 use crate::atomic_file;
@@ -335,7 +335,9 @@ impl Replicas {
     }
 
     async fn ask_who(&self, client: &PeerClient) -> Result<Introduction, PeerError> {
-        let said = client.post(self, &self.hello(Duration::ZERO)).await?;
+        let hello = Message { overrides: self.overrides_to_tell(), ..self.hello(Duration::ZERO) };
+        let said = client.post(self, &hello).await?;
+        self.hear_overrides(said.overrides);
         said.from.ok_or(PeerError::Nameless)
     }
 

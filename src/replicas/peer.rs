@@ -24,6 +24,7 @@
 
 mod content;
 mod fetched;
+mod overrides;
 mod watermarks;
 
 use std::collections::VecDeque;
@@ -42,7 +43,7 @@ use super::under_way::PeerHolds;
 use super::{Record, Replicas};
 use crate::awaited::Lateness;
 use crate::backoff::Backoff;
-use crate::fleet::NodeId;
+use crate::fleet::{NamedOverride, NodeId};
 use crate::journal::{Position, Shared};
 use crate::seal::Name;
 use crate::telemetry::causes;
@@ -98,6 +99,8 @@ pub(super) struct Peer {
     pub(super) under_way: PeerHolds,
     /// Whether its purged names are known here.
     pub(super) names: PeerNames,
+    /// The serial of our overrides that it has; `None` before the first.
+    has_overrides: Mutex<Option<u64>>,
 }
 
 /// The progress of a replica at the start.
@@ -132,6 +135,7 @@ impl Peer {
             confirmations: Mutex::default(),
             under_way: PeerHolds::default(),
             names: PeerNames::default(),
+            has_overrides: Mutex::default(),
         }
     }
 
@@ -273,12 +277,41 @@ impl Peer {
         self.client.ask_names(replicas, &self.message(replicas, Duration::ZERO)).await
     }
 
+    /// Asks it for the purges that were sent to it.
+    pub(super) async fn ask_purges(
+        &self,
+        replicas: &Replicas,
+        patience: Duration,
+    ) -> Result<serde_json::Value, PeerError> {
+        self.client.ask_purges(replicas, &self.message(replicas, Duration::ZERO), patience).await
+    }
+
     /// Announces our shutdown, with refused purges that it may not know yet.
     pub(super) async fn send_farewell(&self, replicas: &Replicas) -> Result<Confirmation, PeerError> {
         let record = Some(Record { leaving: true, ..replicas.own.clone() });
         let refused = Some(refused_last(replicas));
         let message = Message { record, refused, ..self.message(replicas, Duration::ZERO) };
         self.client.post(replicas, &message).await
+    }
+
+    /// Tells it what operators say of nodes, and returns its answer.
+    pub(super) async fn tell_overrides(
+        &self,
+        replicas: &Replicas,
+        overrides: Vec<NamedOverride>,
+    ) -> Result<Confirmation, PeerError> {
+        let message = Message { overrides: Some(overrides), ..self.message(replicas, Duration::ZERO) };
+        self.client.post(replicas, &message).await
+    }
+
+    /// Whether it has our overrides with this serial, or later ones.
+    pub(super) fn has_overrides(&self, serial: u64) -> bool {
+        self.has_overrides.lock().is_some_and(|has| has >= serial)
+    }
+
+    /// Records that it has our overrides with this serial.
+    pub(super) fn record_overrides(&self, serial: u64) {
+        *self.has_overrides.lock() = Some(serial);
     }
 
     /// A message without purges.
@@ -304,6 +337,7 @@ pub(super) async fn run(replicas: Arc<Replicas>, peer: Arc<Peer>) -> PeerError {
         error = deliver(Arc::clone(&replicas), Arc::clone(&peer)) => error,
         never = watermarks::ask(Arc::clone(&replicas), Arc::clone(&peer)) => match never {},
         never = replicas.fetch_names(&peer) => match never {},
+        never = overrides::tell(&replicas, &peer) => match never {},
     }
 }
 

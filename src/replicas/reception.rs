@@ -60,6 +60,10 @@ impl Replicas {
             ));
         }
         self.hear(message.reached);
+        let overrides = message.overrides.clone().and_then(|theirs| {
+            self.hear_overrides(Some(theirs));
+            self.overrides_to_tell()
+        });
         if !message.unsealable.is_empty() && !self.context.deliveries.note_unsealable(message.unsealable.clone()).await
         {
             return Received::Refused("the tags of its block could not be made durable".to_owned());
@@ -96,7 +100,8 @@ impl Replicas {
         let is_unsealed = |id: &&String| journal.place_of(id).is_none_or(|position| !deliveries.is_sealed(position));
         let received = message.purges.iter().map(|purge| &purge.id).filter(|_| seals);
         let unsealed = received.filter(is_unsealed).cloned().collect();
-        let confirmation = Confirmation { refused, seals, unsealed, ..self.confirmation(&message, position, outcome) };
+        let confirmation =
+            Confirmation { refused, seals, unsealed, overrides, ..self.confirmation(&message, position, outcome) };
         Received::Confirmed(confirmation.into())
     }
 

@@ -1,5 +1,6 @@
 //! Who purges what: the admin listener, the metrics, the log and the command agree.
 
+use crate::support::browser::Page;
 use crate::support::clearcoat::run;
 use crate::support::client::{exchange, get, purge, tag};
 use crate::support::fleet::{Fleet, Plan};
@@ -104,4 +105,36 @@ fn a_fenced_node_is_named_and_a_refused_purge_is_nobodys() {
     let fleet = nobody("[purge]\nlisten = [\"127.0.0.1:0\"]\nallow = [\"192.0.2.0/24\"]\n");
     assert_eq!(purge(fleet.clearcoat.purge, ".*").expect("an answer").status, 403);
     assert_eq!(purges(&fleet), serde_json::json!({"sources": [], "what": [], "newest": []}));
+}
+
+#[test]
+fn purges_sent_to_any_clearcoat_are_shown_and_who_is_silent_is_named() {
+    let mut fleet = Fleet::start(&Plan { varnish: 1, web: 1, replicas: 2, ack_timeout: "15s", ..Plan::default() });
+    assert_eq!(purge(fleet.clearcoat.purge, &tag("cat_p_1")).expect("an answer").status, 200);
+    for name in ["cat_p_2", "cat_c_3"] {
+        assert_eq!(purge(fleet.others[0].purge, &tag(name)).expect("an answer").status, 200);
+    }
+    let said = get(fleet.clearcoat.admin, "/api/v1/purges/all").expect("an answer").json();
+    let replicas = said["replicas"].as_array().expect("a list").iter();
+    let ids: Vec<&str> = replicas.map(|of| of["id"].as_str().expect("text")).collect();
+    assert_eq!((ids, &said["missing"]), (vec!["clearcoat-1", "clearcoat-2"], &serde_json::json!([])));
+    let table = |fleet: &Fleet| {
+        let admin = format!("http://{}", fleet.clearcoat.admin);
+        String::from_utf8(run(&["status", "--purges", "--admin", &admin]).stdout).expect("text")
+    };
+    let has = |table: &str, row: [&str; 3]| {
+        table.lines().any(|line| line.split_whitespace().take(3).collect::<Vec<_>>() == row)
+    };
+    let both = table(&fleet);
+    for row in [["127.0.0.1", "3", "3"], ["cat_p", "2", "2"], ["cat_c", "1", "1"]] {
+        assert!(has(&both, row), "no {row:?} in\n{both}");
+    }
+    let mut page = Page::open(fleet.clearcoat.admin, "/");
+    let row = page.waits_for("#purges", "to clearcoat-2");
+    assert!(row.contains("cat_p_1") && row.contains("cat_p_2") && row.contains("cat_c_3"), "{row}");
+    fleet.replica(1).kill();
+    let one = table(&fleet);
+    assert!(has(&one, ["127.0.0.1", "1", "1"]), "{one}");
+    assert!(one.contains("Not in these tables: what was sent to clearcoat-2 ("), "{one}");
+    page.waits_for("#purges-of", "all clearcoats but clearcoat-2");
 }

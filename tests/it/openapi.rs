@@ -68,7 +68,7 @@ fn the_description_of_the_api_is_what_the_program_answers() {
     });
     let mut checked = 0;
     for (path, operations) in document["paths"].as_object().expect("paths") {
-        let real = path.replace("{position}", &position);
+        let real = path.replace("{position}", &position).replace("{role}/{id}", "web/web-1");
         if let Some(operation) = operations.get("get") {
             let mut connection = Connection::open(admin).expect("a connection");
             connection.send(format!("GET {real} HTTP/1.1\r\nHost: a\r\n\r\n")).expect("sent");
@@ -96,7 +96,49 @@ fn the_description_of_the_api_is_what_the_program_answers() {
         }
         checked += 1;
     }
-    assert_eq!(checked, 9);
+    assert_eq!(checked, 11);
+}
+
+#[test]
+fn an_order_about_a_node_is_answered_and_shown_as_described() {
+    let document: Value = serde_json::from_str(DOCUMENT).expect("JSON");
+    let config = "[admin]\nlisten = [\"127.0.0.1:0\"]\ntoken_file = \"tests/it/data/operator-token\"\n";
+    let mut fleet = Fleet::start(&Plan { varnish: 2, web: 1, replicas: 2, config, ..Plan::default() });
+    fleet.replica(1).kill();
+    let admin = fleet.clearcoat.admin;
+    let path = "/api/v1/nodes/{role}/{id}";
+    let order = |id: &str, body: &str| {
+        let token = "Authorization: Bearer s3cret-of-the-tests\r\nContent-Type: application/json";
+        let length = body.len();
+        exchange(
+            admin,
+            format!("POST /api/v1/nodes/varnish/{id} HTTP/1.1\r\nHost: a\r\n{token}\r\nContent-Length: {length}\r\n\r\n{body}"),
+        )
+        .expect("an answer")
+    };
+    for (id, body, status) in [
+        ("varnish-1", r#"{"state":"drain","weight":3}"#, 200),
+        ("varnish-2", r#"{"state":"drain"}"#, 409),
+        ("varnish-2", r#"{"weight":0}"#, 400),
+        ("varnish-3", r#"{"state":"drain"}"#, 404),
+        ("varnish-2", r#"{"weight":null}"#, 200),
+    ] {
+        let answer = order(id, body);
+        assert_eq!(answer.status, status, "{body}: {answer:?}");
+        let operation = &document["paths"][path]["post"]["responses"][status.to_string()];
+        let schema = &operation["content"]["application/json"]["schema"];
+        assert_eq!(faults(&document, schema, &answer.json(), path), Vec::<String>::new());
+    }
+    let without_it = fleet.clearcoat.config().replace("varnish-1", "varnish-9");
+    fleet.clearcoat.configure(&without_it);
+    fleet.clearcoat.reload();
+    let shown = eventually("it has left", || {
+        Some(fleet.clearcoat.fleet()).filter(|shown| shown["absent"][0]["id"] == "varnish-1")
+    });
+    assert_eq!(
+        faults(&document, &json!({"$ref": "#/components/schemas/Fleet"}), &shown, "fleet"),
+        Vec::<String>::new()
+    );
 }
 
 #[test]

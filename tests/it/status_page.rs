@@ -224,6 +224,52 @@ fn two_hundred_nodes_fit_on_the_page_and_those_that_are_out_stand_first() {
     assert!(height < 2500.0, "{height}");
 }
 
+#[test]
+fn an_operator_drains_and_resumes_from_the_page_after_a_confirmation() {
+    let config = "[admin]\nlisten = [\"127.0.0.1:0\"]\ntoken_file = \"tests/it/data/operator-token\"\n";
+    let fleet = Fleet::start(&Plan { varnish: 2, web: 1, config, ..Plan::default() });
+    let mut page = Page::open(fleet.clearcoat.admin, "/");
+    page.waits_for("#headline", "All is well: 2 Varnish and 1 web node serve.");
+    let open = |page: &mut Page, id: &str, button: &str| {
+        page.value(&format!(
+            "[...document.querySelectorAll('.rows details')].find((row) => row.dataset.key === '{id}').open = true"
+        ));
+        page.waits_for(&format!(".rows details[data-key='{id}'] .order"), button);
+        page.value(&format!("document.querySelector(\".rows details[data-key='{id}'] .order button\").focus()"));
+        page.press("Enter");
+    };
+    let give = |page: &mut Page, token: &str| {
+        page.value(&format!("document.getElementById('order-token').value = '{token}'"));
+        page.value("document.getElementById('order-token').focus()");
+        page.press("Enter");
+    };
+    open(&mut page, "varnish-1", "Drain…");
+    page.waits_for("#order-text", "gets no new requests");
+    is_readable(&mut page);
+    assert_eq!(fleet.clearcoat.node("varnish-1")["state"], "serving", "not before it is confirmed");
+    give(&mut page, "wrong");
+    page.waits_for("#order-result", "Not done: the token is missing or wrong");
+    assert_eq!(page.faults().len(), 1, "the browser notes the 401");
+    give(&mut page, "s3cret-of-the-tests");
+    page.waits_for("#headline", "All is well: 1 Varnish and 1 web node serve, 1 drained.");
+    page.waits_for("#problems", "drained by an operator since 2");
+    assert_eq!(page.value("document.getElementById('order').open"), json!(false));
+    is_readable(&mut page);
+    // The last one only when the operator says so twice.
+    open(&mut page, "varnish-2", "Drain…");
+    give(&mut page, "s3cret-of-the-tests");
+    page.waits_for("#order-result", "no other varnish node gets traffic");
+    page.waits_for("#order-yes", "Drain all the same");
+    assert_eq!(page.faults().len(), 1, "the browser notes the 409");
+    page.value("document.getElementById('order-no').focus()");
+    page.press("Enter");
+    open(&mut page, "varnish-1", "Resume…");
+    page.waits_for("#order-text", "its share of the traffic again");
+    give(&mut page, "s3cret-of-the-tests");
+    page.waits_for("#headline", "All is well: 2 Varnish and 1 web node serve.");
+    is_readable(&mut page);
+}
+
 /// A clearcoat whose operators may purge, and its token.
 fn with_token(folder: &tempfile::TempDir) -> Clearcoat {
     let token = folder.path().join("token");
@@ -262,7 +308,7 @@ fn an_operator_with_the_token_purges_from_the_page_after_a_confirmation() {
     };
     ask(&mut page, "wrong");
     page.waits_for("#purge-result", "Not purged: the token is missing or wrong");
-    assert_eq!(page.faults().len(), 1, "the browser notes the 403");
+    assert_eq!(page.faults().len(), 1, "the browser notes the 401");
     ask(&mut page, "s3cret");
     page.waits_for("#purge-result", &format!("Purged at position {}.", before + 1));
     let row = page.waits_for("#purges details", "cat_p_1");
@@ -325,8 +371,8 @@ fn a_purge_by_the_admin_listener_wants_the_token_from_its_own_page() {
     let token = "Authorization: Bearer s3cret\r\n";
     let body = r#"{"tags":["cat_p_1"]}"#;
     for (fields, status) in [
-        (format!("{json}{own}"), 403),
-        (format!("{json}{own}Authorization: Bearer wrong\r\n"), 403),
+        (format!("{json}{own}"), 401),
+        (format!("{json}{own}Authorization: Bearer wrong\r\n"), 401),
         (format!("{json}{token}Origin: http://shop.test\r\n"), 403),
         (format!("{json}{token}Sec-Fetch-Site: cross-site\r\n"), 403),
         (format!("{token}{own}Content-Type: text/plain\r\n"), 415),

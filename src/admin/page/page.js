@@ -11,7 +11,7 @@ const MOST_PROBLEMS = 8;
 const FEW_PURGES = 12;
 
 const byId = (id) => document.getElementById(id);
-const known = { fleet: null, hello: null, samples: [], purges: [] };
+const known = { fleet: null, hello: null, samples: [], purges: [], elsewhere: [], silent: [] };
 /** What the server's clock is ahead of this one: no two machines' times are compared. */
 let ahead = 0;
 const now = () => Date.now() + ahead;
@@ -199,6 +199,11 @@ function figures(node) {
     : [time(node.recent.mean_ms), String(node.inflight)];
 }
 
+function weightOf(node) {
+  if (node.registered_weight !== undefined) return `${node.weight} by an operator, registered with ${node.registered_weight}`;
+  return node.weight === 1 ? "" : String(node.weight);
+}
+
 function factsOf(node) {
   const cache = node.role === "varnish" && node.lag !== undefined;
   return [
@@ -214,7 +219,7 @@ function factsOf(node) {
     ["last error", cache ? node.delivery_error : ""],
     ["trial", cache ? node.trial_finding : ""],
     ["seal", cache ? (node.seals ? "purges of tags need not wait for it" : node.seals_not || "") : ""],
-    ["weight", node.weight === 1 ? "" : String(node.weight)],
+    ["weight", weightOf(node)],
     ["zone", node.zone],
     ["labels", Object.entries(node.labels || {}).map(([name, value]) => `${name}=${value}`).join(", ")],
     ["epoch", node.epoch],
@@ -226,10 +231,21 @@ function drawFacts(list, node) {
   keyed(list, factsOf(node).flatMap(([name, text]) => [[name, "dt", name], [name, "dd", text]]), ([name, tag]) => `${tag} ${name}`, ([, tag]) => make(tag), (element, [, , text]) => write(element, text));
 }
 
+const orderOf = (node) => (node.drained_since ? "Resume" : "Drain");
+
+/** The button with which an operator drains or resumes a node, if operators may. */
+function drawOrder(line, node) {
+  const button = line.firstElementChild || line.appendChild(make("button", { type: "button" }));
+  line.hidden = !known.hello?.may_purge || node.state === "unresolved";
+  write(button, `${orderOf(node)}…`);
+  button.setAttribute("aria-label", `${orderOf(node)} ${node.id}`);
+  button.onclick = () => askOrder(node);
+}
+
 function newRow() {
   const share = make("span", { class: "share" }, make("span", { class: "bar" }, make("i")), make("span"));
   const summary = make("summary", {}, make("span", { class: "name" }, make("b"), make("span", { class: "badge" })), share, make("span", { class: "number" }), make("span", { class: "number" }));
-  const details = make("details", {}, summary, make("dl", { class: "facts" }));
+  const details = make("details", {}, summary, make("dl", { class: "facts" }), make("p", { class: "order" }));
   details.addEventListener("toggle", () => known.fleet && drawFleet(known.fleet));
   return details;
 }
@@ -250,6 +266,7 @@ function drawRow(row, node) {
   const words = node.role === "varnish" ? `hit rate ${a}, lacks ${plural(node.lag || 0, "purge", "purges")}` : `mean time ${a}, ${b} requests now`;
   row.querySelector("summary").setAttribute("aria-label", `${node.id}: ${wordsOf(node)}, ${percent(node.recent.part)} of the traffic, ${words}`);
   if (row.open) drawFacts(row.querySelector(".facts"), node);
+  drawOrder(row.querySelector(".order"), node);
 }
 
 const picked = {};
@@ -276,9 +293,10 @@ function drawPool(role, nodes) {
     tile.setAttribute("aria-pressed", String(picked[role] === node.id));
   });
   const chosen = tiles.find((node) => node.id === picked[role]);
-  keyed(stage.querySelector(".picked"), chosen ? [chosen] : [], (node) => node.id, () => make("div", {}, make("p", { class: "name" }), make("dl", { class: "facts" })), (panel, node) => {
+  keyed(stage.querySelector(".picked"), chosen ? [chosen] : [], (node) => node.id, () => make("div", {}, make("p", { class: "name" }), make("dl", { class: "facts" }), make("p", { class: "order" })), (panel, node) => {
     write(panel.firstElementChild, node.id);
-    drawFacts(panel.lastElementChild, node);
+    drawFacts(panel.querySelector(".facts"), node);
+    drawOrder(panel.querySelector(".order"), node);
   });
   const serving = nodes.filter((node) => node.gets_traffic).length;
   write(byId(`count-${role}`), nodes.length ? `${serving} of ${nodes.length} serve` : "none");
@@ -403,6 +421,8 @@ function whatOf(purge) {
 }
 
 function progressOf(purge) {
+  // Of another clearcoat only what it said at its answer is known here.
+  if (purge.by) return `${purge.applied} had it when ${purge.by} answered`;
   if (!purge.of) return "no Varnish is there";
   if (purge.has < purge.of) {
     const rest = purge.of - purge.has - purge.missing.length;
@@ -418,13 +438,17 @@ function newPurge(purge) {
   const row = make("details", {}, make("summary", {}, ...parts), make("div", { class: "more" }));
   row.querySelector(".at").textContent = clockTime(purge.time);
   row.querySelector(".what").append(...whatOf(purge));
-  row.querySelector(".from").textContent = purge.source;
-  row.addEventListener("toggle", () => row.open && fillPurge(row, purge.position));
+  row.querySelector(".from").textContent = purge.by ? `${purge.source} to ${purge.by}` : purge.source;
+  row.addEventListener("toggle", () => row.open && fillPurge(row, purge));
   return row;
 }
 
-async function fillPurge(row, position) {
+async function fillPurge(row, { position, by }) {
   const more = row.querySelector(".more");
+  if (by) {
+    more.replaceChildren(make("p", { class: "quiet" }, `It was sent to ${by}: the page of that clearcoat shows each node.`));
+    return;
+  }
   try {
     const answer = await fetch(`api/v1/purges/${position}`);
     if (!answer.ok) throw new Error(await answer.text());
@@ -439,21 +463,41 @@ async function fillPurge(row, position) {
   }
 }
 
-function drawPurges(purges) {
-  known.purges = purges;
+/** Asks for the purges that were sent to the other clearcoats. */
+async function askElsewhere() {
+  if ((known.fleet?.replicas || []).length < 2) return;
+  try {
+    const answer = await fetch("api/v1/purges/all");
+    if (!answer.ok) throw new Error(await answer.text());
+    const said = await answer.json();
+    known.elsewhere = said.replicas.filter((replica) => !replica.self).flatMap(({ id, purges }) => purges.newest.map((purge) => ({ ...purge, by: id })));
+    known.silent = said.missing.map(({ id }) => id);
+  } catch {
+    known.silent = known.fleet.replicas.filter((replica) => !replica.self).map(({ id }) => id);
+  }
+  drawPurges();
+}
+
+const MOST_PURGES = 40;
+
+function drawPurges() {
+  const hasOthers = (known.fleet?.replicas || []).length > 1;
+  const except = known.silent.length ? ` but ${known.silent.join(", ")}, which did not say` : "";
+  write(byId("purges-of"), hasOthers ? `the newest at all clearcoats${except}` : "the newest");
+  const purges = [...known.purges, ...known.elsewhere].sort((a, b) => Date.parse(b.time) - Date.parse(a.time)).slice(0, MOST_PURGES);
   const all = byId("all-purges");
   const isLong = purges.length > FEW_PURGES;
   const isAll = all.getAttribute("aria-expanded") === "true";
   all.hidden = !isLong;
   write(all, isAll ? "Show fewer" : `Show all ${purges.length}`);
-  keyed(byId("purges"), isAll ? purges : purges.slice(0, FEW_PURGES), (purge) => String(purge.position), newPurge, (row, purge) => {
+  keyed(byId("purges"), isAll ? purges : purges.slice(0, FEW_PURGES), (purge) => `${purge.by || ""} ${purge.position}`, newPurge, (row, purge) => {
     const mark = row.querySelector(".badge");
     const [words, tone] = RESULTS[purge.result] || [purge.result, "warn"];
     write(mark, words);
     mark.dataset.tone = tone;
     const progress = progressOf(purge);
     const has = row.querySelector(".has");
-    if (row.open && has.textContent !== progress) fillPurge(row, purge.position);
+    if (row.open && has.textContent !== progress) fillPurge(row, purge);
     write(has, progress);
   });
   byId("no-purges").hidden = purges.length > 0;
@@ -504,6 +548,63 @@ function preparePurge() {
   });
 }
 
+// A word about a node from here.
+
+/** What the dialog is about: the node, what is ordered, and whether also if nothing serves then. */
+let order = null;
+
+function askOrder(node) {
+  const action = orderOf(node);
+  order = { node, body: { state: action === "Drain" ? "drain" : "ready" } };
+  write(byId("order-title"), `${action} ${node.id}?`);
+  write(byId("order-text"), action === "Drain"
+    ? `This ${roleName(node.role)} gets no new requests, finishes the ${node.inflight} that it has, and still gets every purge. It stays so, at every clearcoat, until somebody resumes it.`
+    : `This ${roleName(node.role)} gets its share of the traffic again, slowly at first.`);
+  write(byId("order-result"), "");
+  write(byId("order-no"), "Cancel");
+  write(byId("order-yes"), action);
+  byId("order-yes").hidden = false;
+  byId("order-yes").classList.toggle("danger", action === "Drain");
+  byId("order-token").value ||= byId("purge-token").value;
+  byId("order").showModal();
+}
+
+async function sendOrder() {
+  const result = byId("order-result");
+  const { node, body } = order;
+  result.dataset.tone = "";
+  write(result, "…");
+  try {
+    const headers = { "Content-Type": "application/json", Authorization: `Bearer ${byId("order-token").value}` };
+    const answer = await fetch(`api/v1/nodes/${node.role}/${node.id}`, { method: "POST", headers, body: JSON.stringify(body) });
+    const said = await answer.json();
+    if (answer.status === 409 && body.state === "drain") {
+      body.force = true;
+      write(byId("order-yes"), "Drain all the same");
+    }
+    if (!answer.ok) throw new Error(said.error);
+    const open = [said.warning, said.unconfirmed && `Not confirmed by ${said.unconfirmed.join(", ")}: told again and again.`].filter(Boolean);
+    if (!open.length) {
+      byId("order").close();
+      return;
+    }
+    write(result, `Done. ${open.join(" ")}`);
+    write(byId("order-no"), "Close");
+    byId("order-yes").hidden = true;
+  } catch (error) {
+    result.dataset.tone = "bad";
+    write(result, `Not done: ${error.message || error}`);
+  }
+}
+
+function prepareOrder() {
+  byId("order-no").addEventListener("click", () => byId("order").close());
+  byId("order-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    sendOrder();
+  });
+}
+
 // The stream.
 
 function showLink(state, words) {
@@ -535,7 +636,10 @@ function listen() {
     known.fleet = fleet;
     drawFleet(fleet);
   });
-  on("purges", drawPurges);
+  on("purges", (purges) => {
+    known.purges = purges;
+    drawPurges();
+  });
   source.onerror = () => {
     showLink("lost", "no connection: what is shown is old");
     // A stream that was refused is not opened again by itself.
@@ -545,10 +649,12 @@ function listen() {
 
 byId("all-purges").addEventListener("click", (event) => {
   event.target.setAttribute("aria-expanded", String(event.target.getAttribute("aria-expanded") !== "true"));
-  drawPurges(known.purges);
+  drawPurges();
 });
 PLOTS.forEach(prepare);
 preparePurge();
+prepareOrder();
 listen();
+setInterval(askElsewhere, 5000);
 // "for 42 s" goes on although nothing comes in.
 setInterval(() => known.fleet && drawVerdict(known.fleet), 1000);

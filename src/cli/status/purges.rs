@@ -1,4 +1,7 @@
-//! `clearcoat status --purges`: who empties the cache, and what they name. Two short tables, the busiest first.
+//! `clearcoat status --purges`: who empties the cache, and what they name. Two short tables, the busiest first, of all
+//! clearcoats together: a shop that sends its purges to several by turns is one sender.
+
+use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
@@ -7,14 +10,29 @@ use super::{printable, push_table};
 /// How many rows a table has at most: those at the end purge next to nothing.
 const ROWS: usize = 20;
 
-/// The fields of `/api/v1/purges` that the tables show.
+/// The fields of `/api/v1/purges/all` that the tables show.
 #[derive(Debug, Deserialize)]
-pub(super) struct Purges {
+pub(super) struct FleetPurges {
+    replicas: Vec<OfReplica>,
+    /// The clearcoats that have not said what was sent to them.
+    missing: Vec<MissingReplica>,
+}
+
+#[derive(Debug, Deserialize)]
+struct OfReplica {
+    purges: Purges,
+}
+
+#[derive(Debug, Deserialize)]
+struct MissingReplica {
+    id: String,
+    problem: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Purges {
     sources: Vec<SourceRow>,
     what: Vec<WhatRow>,
-    /// The other clearcoats before the fleet.
-    #[serde(default)]
-    other_replicas: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -31,7 +49,7 @@ struct WhatRow {
     total: TotalCells,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 struct TotalCells {
     purges: u64,
     tags: u64,
@@ -39,24 +57,40 @@ struct TotalCells {
     last_seen: String,
 }
 
-impl Purges {
+impl TotalCells {
+    fn add(&mut self, other: TotalCells) {
+        self.purges += other.purges;
+        self.tags += other.tags;
+        self.wide += other.wide;
+        // Texts of one form, which are ordered as their times are.
+        self.last_seen = std::mem::take(&mut self.last_seen).max(other.last_seen);
+    }
+}
+
+impl FleetPurges {
     pub(super) fn tables(self) -> String {
-        let who = self.sources.into_iter().map(|row| (row.source, row.total)).collect();
-        let what = self.what.into_iter().map(|row| (row.what, row.total)).collect();
+        let (mut who, mut what) = (BTreeMap::new(), BTreeMap::new());
+        for OfReplica { purges: Purges { sources, what: named } } in self.replicas {
+            sources.into_iter().for_each(|row| add(&mut who, row.source, row.total));
+            named.into_iter().for_each(|row| add(&mut what, row.what, row.total));
+        }
         let mut text = format!("{}\n{}", table("SOURCE", who), table("WHAT", what));
-        if !self.other_replicas.is_empty() {
-            let others: Vec<String> = self.other_replicas.iter().map(|id| printable(id)).collect();
-            text.push_str(&format!(
-                "\nOnly what was sent to this clearcoat. Ask the others, too (--admin): {}\n",
-                others.join(", ")
-            ));
+        for MissingReplica { id, problem } in self.missing {
+            text.push('\n');
+            text.push_str(&printable(&format!("Not in these tables: what was sent to {id} ({problem})")));
+            text.push('\n');
         }
         text
     }
 }
 
+fn add(totals: &mut BTreeMap<String, TotalCells>, name: String, total: TotalCells) {
+    totals.entry(name).or_default().add(total);
+}
+
 /// Sorted by the number of wide purges, then of all purges, the largest first.
-fn table(name: &str, mut rows: Vec<(String, TotalCells)>) -> String {
+fn table(name: &str, totals: BTreeMap<String, TotalCells>) -> String {
+    let mut rows: Vec<(String, TotalCells)> = totals.into_iter().collect();
     rows.sort_by(|(a, of_a), (b, of_b)| (of_b.wide, of_b.purges).cmp(&(of_a.wide, of_a.purges)).then_with(|| a.cmp(b)));
     let left_out = rows.len().saturating_sub(ROWS);
     let cells = |(name, total): &(String, TotalCells)| {
@@ -81,25 +115,29 @@ mod tests {
     }
 
     #[test]
-    fn who_drops_most_stands_first() {
-        let text = r#"{"newest": [],
+    fn who_drops_most_at_all_clearcoats_together_stands_first() {
+        let text = r#"{"replicas": [
+            {"id": "a", "self": true, "purges": {"newest": [],
             "sources": [{"source": "10.0.0.5", "purges": 900, "tags": 7000, "wide": 0, "last_seen": "2026-10-14T17:46:40.123Z"},
-                        {"source": "10.0.0.6", "purges": 3, "tags": 3, "wide": 3, "last_seen": "2026-10-14T17:46:00.000Z"}],
-            "what": [{"what": "cat_p", "purges": 903, "tags": 7003, "wide": 3, "last_seen": "2026-10-14T17:46:40.123Z"}]}"#;
+                        {"source": "10.0.0.6", "purges": 1, "tags": 1, "wide": 1, "last_seen": "2026-10-14T17:46:00.000Z"}],
+            "what": [{"what": "cat_p", "purges": 901, "tags": 7001, "wide": 1, "last_seen": "2026-10-14T17:46:40.123Z"}]}},
+            {"id": "b", "purges": {"newest": [],
+            "sources": [{"source": "10.0.0.6", "purges": 2, "tags": 2, "wide": 2, "last_seen": "2026-10-14T17:46:41.000Z"}],
+            "what": [{"what": "cat_p", "purges": 2, "tags": 2, "wide": 2, "last_seen": "2026-10-14T17:46:41.000Z"}]}}],
+            "missing": []}"#;
         let expected = "\
 SOURCE    PURGES  TAGS  WIDE  LAST
-10.0.0.6  3       3     3     2026-10-14T17:46:00.000Z
+10.0.0.6  3       3     3     2026-10-14T17:46:41.000Z
 10.0.0.5  900     7000  0     2026-10-14T17:46:40.123Z
 
 WHAT   PURGES  TAGS  WIDE  LAST
-cat_p  903     7003  3     2026-10-14T17:46:40.123Z
+cat_p  903     7003  3     2026-10-14T17:46:41.000Z
 ";
-        let mut purges: Purges = serde_json::from_str(text).unwrap();
-        purges.other_replicas = vec!["clearcoat-2".into()];
-        let with_others =
-            format!("{expected}\nOnly what was sent to this clearcoat. Ask the others, too (--admin): clearcoat-2\n");
-        assert_eq!(purges.tables(), with_others);
-        assert_eq!(serde_json::from_str::<Purges>(text).unwrap().tables(), expected);
+        let mut purges: FleetPurges = serde_json::from_str(text).unwrap();
+        purges.missing = vec![MissingReplica { id: "clearcoat-3".into(), problem: "no answer within 2s".into() }];
+        let named = format!("{expected}\nNot in these tables: what was sent to clearcoat-3 (no answer within 2s)\n");
+        assert_eq!(purges.tables(), named);
+        assert_eq!(serde_json::from_str::<FleetPurges>(text).unwrap().tables(), expected);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::record::NodeRecord;
 use crate::etcd::LeaseId;
 use crate::etcd::follow::{KeyChange, KeyEntry};
-use crate::fleet::{NodeId, NodeKey, Role};
+use crate::fleet::{NodeId, Role, node_key};
 
 /// The keys below `nodes/`.
 #[derive(Debug, Default)]
@@ -107,7 +107,9 @@ impl Roster {
         if std::mem::replace(&mut known.fingerprint, fingerprint) == fingerprint {
             return None;
         }
-        let parsed = node_of(&item.key).and_then(|(role, id)| Ok((role, id, NodeRecord::parse(role, &item.value)?)));
+        let parsed = node_key(&item.key)
+            .map_err(|error| error.to_string())
+            .and_then(|(role, id)| Ok((role, id, NodeRecord::parse(role, &item.value)?)));
         Some(match parsed {
             Ok((role, id, (record, unknown))) => {
                 known.record = Some(record.clone());
@@ -123,7 +125,7 @@ impl Roster {
         }
         self.last_deletion = self.last_deletion.max(revision);
         let known = self.keys.remove(key)?;
-        let (record, (role, id)) = (known.record?, node_of(key).ok()?);
+        let (record, (role, id)) = (known.record?, node_key(key).ok()?);
         let (lease, drained) = (known.lease, record.drain);
         Some(RosterChange::Gone(Departure { key: key.to_owned(), role, id, lease, drained }))
     }
@@ -142,17 +144,6 @@ impl Roster {
     pub(super) fn nodes(&self) -> impl Iterator<Item = (&str, Option<LeaseId>, &NodeRecord)> {
         self.keys.iter().filter_map(|(key, known)| Some((key.as_str(), known.lease, known.record.as_ref()?)))
     }
-}
-
-/// The node that a key stands for.
-pub(super) fn node_of(key: &str) -> Result<NodeKey, String> {
-    let (role, id) = key.split_once('/').unwrap_or((key, ""));
-    let role = match role {
-        "web" => Role::Web,
-        "varnish" => Role::Varnish,
-        _ => return Err("wanted a key web/<id> or varnish/<id> here".to_owned()),
-    };
-    Ok((role, NodeId::try_from(id).map_err(|error| error.to_string())?))
 }
 
 #[cfg(test)]

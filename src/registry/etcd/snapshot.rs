@@ -113,7 +113,8 @@ impl SnapshotStore {
                 saved
             }
             Ok(Err(reason)) => {
-                let aside = set_aside(&path).map_or_else(|error| error.to_string(), |path| path.display().to_string());
+                let aside = atomic_file::set_aside(&path)
+                    .map_or_else(|error| error.to_string(), |path| path.display().to_string());
                 tracing::error!(path = %path.display(), reason = %causes(&reason), aside, "the last fleet on disk cannot be read");
                 None
             }
@@ -151,13 +152,6 @@ impl SnapshotStore {
             }
         }
     }
-}
-
-/// Moves a file aside that cannot be read. Returns its new path.
-pub(super) fn set_aside(path: &Path) -> io::Result<PathBuf> {
-    let aside = path.with_extension("json.unreadable");
-    fs::rename(path, &aside)?;
-    Ok(aside)
 }
 
 #[cfg(test)]
@@ -213,7 +207,7 @@ mod tests {
             fs::write(&path, text).unwrap();
             assert!(SavedFleet::read(&path).is_err(), "{text}");
         }
-        let aside = set_aside(&path).unwrap();
+        let aside = atomic_file::set_aside(&path).unwrap();
         assert!(aside.exists() && !path.exists());
     }
 }

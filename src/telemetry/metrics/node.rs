@@ -23,6 +23,8 @@ pub(super) struct NodeFamilies {
     connect_errors: Counters<(Role, NodeId)>,
     inflight: IntGauges<(Role, NodeId)>,
     up: IntGauges<(Role, NodeId)>,
+    drained: IntGauges<(Role, NodeId)>,
+    weight: IntGauges<(Role, NodeId)>,
     current: IntGauges<NodeId>,
     admitted: IntGauges<NodeId>,
     cursor_lag: IntGauges<NodeId>,
@@ -55,6 +57,10 @@ pub struct NodeMetrics {
     pub inflight: IntGauge,
     /// 1 while the node is up.
     pub up: IntGauge,
+    /// 1 while an operator has drained the node.
+    pub drained: IntGauge,
+    /// Its weight, by its source and by operators; 0 while it is drained.
+    pub weight: IntGauge,
     /// The handles that only a Varnish has.
     pub varnish: Option<VarnishMetrics>,
     /// `None` once the node has left: none of its series comes back then, whoever still has these handles.
@@ -127,6 +133,8 @@ impl NodeFamilies {
             )?,
             inflight: int_gauges(r, "upstream_inflight", "Requests that are at a node now")?,
             up: int_gauges(r, "node_up", "1 while the health checks of a node pass")?,
+            drained: int_gauges(r, "node_drained", "1 while an operator has drained a node")?,
+            weight: int_gauges(r, "node_weight", "The weight of a node; 0 while it is drained")?,
             current: int_gauges(r, "node_current", "1 while a Varnish has every answered purge")?,
             admitted: int_gauges(r, "node_admitted", "1 while a Varnish has every purge that it must have to serve")?,
             cursor_lag: int_gauges(r, "node_cursor_lag", "Purges that a Varnish has not acknowledged")?,
@@ -176,6 +184,8 @@ impl NodeFamilies {
         let connect_errors = held.bind(&self.connect_errors, of_node());
         let inflight = held.bind(&self.inflight, of_node());
         let up = held.bind(&self.up, of_node());
+        let drained = held.bind(&self.drained, of_node());
+        let weight = held.bind(&self.weight, of_node());
         let duration = held.bind(&self.durations, of_node());
         let bypassed = (role == Role::Web).then(|| held.bind(&self.bypassed, id.clone()));
         let varnish = (role == Role::Varnish).then(|| self.bind_varnish(id, &mut held));
@@ -189,6 +199,8 @@ impl NodeFamilies {
             connect_errors,
             inflight,
             up,
+            drained,
+            weight,
             varnish,
             held: Mutex::new(Some(held)),
         }

@@ -69,6 +69,7 @@ impl Rig {
             found_by: FoundBy::Addresses(Vec::new()),
             journal: Some(journal as Arc<dyn Shared>),
             deliveries,
+            overrides: None,
             ack_timeout: Duration::from_millis(200),
             max_request: 1 << 20,
             token: None,

@@ -36,7 +36,7 @@ pub(super) async fn follow(store: Arc<OverrideStore>, etcd: SharedEtcd) {
         Ok(Some(first)) => store.set(|known| take(known, first)),
         Ok(None) => return,
         Err(_) => {
-            tracing::warn!("etcd does not answer: what operators said of nodes is taken from the disk");
+            tracing::warn!("etcd has not listed what operators said of nodes: it is taken from the disk");
             store.set(|known| known.is_complete = true);
         }
     }

@@ -1,6 +1,7 @@
 //! Refusals of etcd: without a password, and without space.
 
 use super::rig::{PURGES, REPLICAS, Rig, plan};
+use crate::support::clearcoat::run;
 use crate::support::etcd::access::Access;
 use crate::support::eventually;
 use crate::support::fleet::Plan;
@@ -15,6 +16,7 @@ fn least_privileges_suffice_and_passwords_change_during_purges() {
     // As in the manual.
     let privileges = [
         ("/clearcoat/v1/nodes/", Access::Read),
+        ("/clearcoat/v1/overrides/", Access::ReadWrite),
         (PURGES, Access::ReadWrite),
         ("/clearcoat/v1/cursors/", Access::ReadWrite),
         (REPLICAS, Access::ReadWrite),
@@ -36,6 +38,14 @@ fn least_privileges_suffice_and_passwords_change_during_purges() {
     write("third\n");
     rig.recovers("another password, last in the file");
     // Everything that a replica does in etcd.
+    let admin = format!("http://{}", rig.fleet.clearcoat.admin);
+    for (order, kept) in [("5", 1), ("registered", 0)] {
+        let arguments =
+            ["node", "weight", "web-1", order, "--admin", &admin, "--token-file", "tests/it/data/operator-token"];
+        let output = run(&arguments);
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(rig.fleet.etcd().list("/clearcoat/v1/overrides/").len(), kept);
+    }
     let lease = rig.fleet.etcd().entry(&format!("{REPLICAS}clearcoat-1")).expect("a replica").lease();
     rig.fleet.etcd().revoke(lease);
     eventually("a replica is registered again", || rig.fleet.etcd().get(&format!("{REPLICAS}clearcoat-1")));

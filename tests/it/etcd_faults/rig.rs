@@ -33,7 +33,7 @@ pub fn plan() -> Plan {
         etcd: 3,
         journal: "etcd",
         registered: true,
-        config: "[registry]\nkind = \"etcd\"\n[health.web]\ninterval = \"500ms\"\ntimeout = \"400ms\"\n",
+        config: "[admin]\nlisten = [\"127.0.0.1:0\"]\ntoken_file = \"tests/it/data/operator-token\"\n[registry]\nkind = \"etcd\"\n[health.web]\ninterval = \"500ms\"\ntimeout = \"400ms\"\n",
         ..Plan::default()
     }
 }

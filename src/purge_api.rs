@@ -288,7 +288,7 @@ impl PurgeApi {
     }
 
     fn was_refused(&self, words: &str) {
-        self.metrics.incidents.note(IncidentKind::PurgeRefused, words, clock::now_ms());
+        self.metrics.incidents.note(IncidentKind::PurgeRefused, words);
     }
 
     /// Counts a purge as under way; `None` if [`MAX_UNDER_WAY`] are already.

@@ -3,15 +3,14 @@
 //! Each problem has the name of the alert about it, whose paragraph in `docs/operations.md` says more. What is said of a node
 //! stands in [`super::standing`].
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
 use super::AdminContext;
-use super::view::{RegistryView, rfc3339};
-use crate::clock;
 use crate::fleet::NodeSource;
 use crate::journal::Trouble;
+use crate::registry::RegistryStatus;
 use crate::replicas;
 use crate::telemetry::{Incident, IncidentKind};
 
@@ -26,8 +25,8 @@ pub(super) struct Problem {
     what: String,
     why: String,
     /// When it happened last, if it is no state (RFC 3339).
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "rfc3339")]
-    at: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    at: Option<String>,
     /// What to do.
     advice: &'static str,
     /// The alert about it.
@@ -44,15 +43,15 @@ enum Severity {
 
 impl AdminContext {
     /// All that is wrong beside single nodes, what is critical first.
-    pub(super) fn problems(&self, registry: Option<&RegistryView>, replicas: &[replicas::View]) -> Vec<Problem> {
-        let now_ms = clock::now_ms();
+    pub(super) fn problems(&self, replicas: &[replicas::View]) -> Vec<Problem> {
+        let now = SystemTime::now();
         let journal = self.journal.trouble().map(Problem::of_journal);
-        let registry = registry.filter(|registry| !registry.connected).map(Problem::of_registry);
+        let registry = self.registry.as_ref().filter(|registry| !registry.is_connected()).map(Problem::of_registry);
         let replicas = replicas.iter().filter_map(Problem::of_replica);
         let certificates = self.metrics.tls_certificates();
-        let now = (now_ms / 1000).cast_signed();
-        let certificates = certificates.iter().filter_map(|(file, end)| Problem::of_certificate(file, end - now));
-        let incidents = self.metrics.incidents.present(now_ms);
+        let seconds = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs().cast_signed();
+        let certificates = certificates.iter().filter_map(|(file, end)| Problem::of_certificate(file, end - seconds));
+        let incidents = self.metrics.incidents.present(now);
         let incidents = incidents.into_iter().map(|(kind, incident)| Problem::of_incident(kind, &incident));
         let mut problems: Vec<Problem> =
             journal.into_iter().chain(registry).chain(replicas).chain(certificates).chain(incidents).collect();
@@ -77,14 +76,15 @@ impl Problem {
         }
     }
 
-    fn of_registry(registry: &RegistryView) -> Self {
-        let kind = match registry.kind {
+    fn of_registry(registry: &RegistryStatus) -> Self {
+        let kind = match registry.source() {
             NodeSource::Static => "the configuration",
             NodeSource::Etcd => "etcd",
             NodeSource::Dns => "DNS",
         };
-        let silence = humantime::format_duration(Duration::from_secs(registry.last_contact_seconds as u64));
-        let reason = if registry.problem.is_empty() { String::new() } else { format!(": {}", registry.problem) };
+        let silence = humantime::format_duration(Duration::from_secs(registry.silence().as_secs()));
+        let problem = registry.problem().unwrap_or_default();
+        let reason = if problem.is_empty() { String::new() } else { format!(": {problem}") };
         Problem {
             severity: Severity::Warning,
             what: "The registry".to_owned(),
@@ -174,7 +174,8 @@ impl Problem {
             ),
         };
         let (what, why) = (what.to_owned(), incident.words.to_string());
-        Problem { severity, what, why, at: Some(incident.at_ms).filter(|_| !kind.is_state()), advice, alert }
+        let at = (!kind.is_state()).then(|| humantime::format_rfc3339_millis(incident.at).to_string());
+        Problem { severity, what, why, at, advice, alert }
     }
 }
 
@@ -198,7 +199,7 @@ mod tests {
     #[test]
     fn each_alert_that_is_named_is_there() {
         let rules = include_str!("../../deploy/prometheus/rules.yml");
-        let incident = Incident { words: "it was".into(), at_ms: 0 };
+        let incident = Incident { words: "it was".into(), at: UNIX_EPOCH };
         let mut problems: Vec<Problem> =
             IncidentKind::ALL.into_iter().map(|kind| Problem::of_incident(kind, &incident)).collect();
         problems.extend(Problem::of_certificate("shop.pem", 0));

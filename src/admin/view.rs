@@ -56,12 +56,12 @@ struct AbsentView {
 /// Where nodes come from, beside the configuration file.
 #[derive(Serialize)]
 pub(super) struct RegistryView {
-    pub(super) kind: NodeSource,
+    kind: NodeSource,
     pub(super) connected: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) revision: Option<i64>,
     pub(super) last_contact_seconds: f64,
-    pub(super) problem: Arc<str>,
+    problem: Arc<str>,
 }
 
 #[derive(Serialize)]
@@ -196,7 +196,7 @@ impl AdminContext {
             head: self.journal.head(),
             fence: self.fence.position(),
             journal: self.journal_kind,
-            problems: self.problems(registry.as_ref(), &replicas),
+            problems: self.problems(&replicas),
             spooled: self.spooled(),
             replicas,
             registry,

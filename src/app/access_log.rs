@@ -7,7 +7,6 @@ use anyhow::Context as _;
 use prometheus::IntCounter;
 use tokio::task::JoinSet;
 
-use crate::clock;
 use crate::config;
 use crate::telemetry::access::{AccessLog, AccessOptions, AccessWriter, LineFormat, Redaction, ReopenAccessLog};
 use crate::telemetry::{IncidentKind, Incidents, Metrics};
@@ -72,7 +71,7 @@ async fn say_losses(dropped: IntCounter, incidents: Arc<Incidents>) {
         if lost > 0 {
             said += lost;
             let words = format!("{lost} lines of the access log were lost: its file or pipe does not take them");
-            incidents.note(IncidentKind::AccessLogLost, words, clock::now_ms());
+            incidents.note(IncidentKind::AccessLogLost, words);
             tracing::warn!(lost, "lines of the access log were lost: its file or pipe does not take them");
         }
     }

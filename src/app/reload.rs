@@ -17,7 +17,6 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::MissedTickBehavior;
 
-use crate::clock;
 use crate::config::{Config, ConfigErrors, ConfigSource, ConfigText, StaticNode};
 use crate::fleet::NodeKey;
 use crate::telemetry::{IncidentKind, Metrics, ReloadResult, causes, log};
@@ -103,7 +102,7 @@ impl Reloader {
                 tracing::error!("the new configuration is refused; the old one goes on");
                 self.metrics.count_reload(ReloadResult::Refused);
                 let first = errors.iter().next().map_or_else(String::new, |error| error.to_string());
-                self.metrics.incidents.note(IncidentKind::ReloadRefused, first, clock::now_ms());
+                self.metrics.incidents.note(IncidentKind::ReloadRefused, first);
                 return;
             }
         };

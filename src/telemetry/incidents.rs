@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 
@@ -35,8 +35,8 @@ pub enum IncidentKind {
 pub struct Incident {
     /// What happened.
     pub words: Arc<str>,
-    /// When it did last, in milliseconds since 1970.
-    pub at_ms: u64,
+    /// When it did last.
+    pub at: SystemTime,
 }
 
 /// The last incident of each kind.
@@ -60,9 +60,13 @@ impl IncidentKind {
 }
 
 impl Incidents {
-    /// Records an incident at this time, in milliseconds since 1970.
-    pub fn note(&self, kind: IncidentKind, words: impl Into<Arc<str>>, at_ms: u64) {
-        self.0.lock().insert(kind, Incident { words: words.into(), at_ms });
+    /// Records an incident of now.
+    pub fn note(&self, kind: IncidentKind, words: impl Into<Arc<str>>) {
+        self.note_at(SystemTime::now(), kind, words);
+    }
+
+    fn note_at(&self, at: SystemTime, kind: IncidentKind, words: impl Into<Arc<str>>) {
+        self.0.lock().insert(kind, Incident { words: words.into(), at });
     }
 
     /// Records that a state is over.
@@ -70,10 +74,10 @@ impl Incidents {
         self.0.lock().remove(&kind);
     }
 
-    /// The incidents that count at this time, in milliseconds since 1970.
-    pub fn present(&self, now_ms: u64) -> Vec<(IncidentKind, Incident)> {
+    /// The incidents that count at this time.
+    pub fn present(&self, now: SystemTime) -> Vec<(IncidentKind, Incident)> {
         let counts = |(kind, incident): &(&IncidentKind, &Incident)| {
-            kind.is_state() || u128::from(now_ms.saturating_sub(incident.at_ms)) < FADES_AFTER.as_millis()
+            kind.is_state() || now.duration_since(incident.at).unwrap_or_default() < FADES_AFTER
         };
         self.0.lock().iter().filter(counts).map(|(kind, incident)| (*kind, incident.clone())).collect()
     }
@@ -86,17 +90,19 @@ mod tests {
     #[test]
     fn an_incident_fades_and_a_state_lasts_until_it_is_over() {
         let incidents = Incidents::default();
-        incidents.note(IncidentKind::PurgeRefused, "first", 1_000);
-        incidents.note(IncidentKind::PurgeRefused, "second", 2_000);
-        incidents.note(IncidentKind::ReloadRefused, "bad", 2_000);
-        let words = |now_ms| -> Vec<String> {
-            incidents.present(now_ms).into_iter().map(|(_, incident)| incident.words.to_string()).collect()
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        incidents.note_at(at(1), IncidentKind::PurgeRefused, "first");
+        incidents.note_at(at(2), IncidentKind::PurgeRefused, "second");
+        incidents.note_at(at(2), IncidentKind::ReloadRefused, "bad");
+        let words = |seconds| -> Vec<String> {
+            let present = incidents.present(at(seconds));
+            present.into_iter().map(|(_, incident)| incident.words.to_string()).collect()
         };
-        assert_eq!(words(301_999), ["second", "bad"]);
-        assert_eq!(words(302_000), ["bad"]);
+        assert_eq!(words(301), ["second", "bad"]);
+        assert_eq!(words(302), ["bad"]);
         // A clock that was set back hides nothing.
         assert_eq!(words(0), ["second", "bad"]);
         incidents.end(IncidentKind::ReloadRefused);
-        assert!(words(302_000).is_empty());
+        assert!(words(302).is_empty());
     }
 }

@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use tokio::time::MissedTickBehavior;
 
-use crate::clock;
 use crate::telemetry::{IncidentKind, Metrics, causes};
 
 use super::{Tls, TlsError};
@@ -75,7 +74,7 @@ impl Watcher {
                 if self.failure.as_ref() != Some(&text) {
                     tracing::error!(error = %causes(&error), "renewed certificates cannot be used; those in use stay");
                     self.metrics.count_tls_reload(false);
-                    self.metrics.incidents.note(IncidentKind::CertificateRefused, text.as_str(), clock::now_ms());
+                    self.metrics.incidents.note(IncidentKind::CertificateRefused, text.as_str());
                     self.failure = Some(text);
                 }
             }

@@ -47,10 +47,11 @@ for _ in $(seq 600); do
     sleep 0.1
 done
 
-# The stream of events does not end, so it is left out: tests/it/status_page.rs reads it.
+# The stream of events does not end, so it is left out: tests/it/status_page.rs reads it. What the schema allows may still be refused
+# with 400: it cannot say what a tag is, and it takes 5.0 for a whole number.
 "$target/tools/schemathesis/bin/schemathesis" run docs/openapi.json --url "http://$admin" \
     --header "Authorization: Bearer $token" --exclude-path /api/v1/events \
-    --generation-deterministic --max-examples 50 --no-color --warnings off || {
+    --exclude-checks positive_data_acceptance --generation-deterministic --max-examples 50 --no-color --warnings off || {
     cat "$work/log" >&2
     exit 1
 }

@@ -9,7 +9,6 @@ use prometheus::{IntCounter, IntGauge, Registry};
 
 use super::family::{Counters, IntGauges, counters, int_gauges};
 use super::labels::{FileShare, ShortageAt};
-use crate::clock;
 use crate::telemetry::{IncidentKind, Incidents};
 
 /// After this long without a shortage the next one is another, in seconds.
@@ -83,7 +82,7 @@ impl Shortage {
             // In the same second as the one before.
             return;
         }
-        self.incidents.note(IncidentKind::Shortage, format!("{}: {reason}", self.at.as_str()), clock::now_ms());
+        self.incidents.note(IncidentKind::Shortage, format!("{}: {reason}", self.at.as_str()));
         if last == 0 || now.saturating_sub(last) > OVER_AFTER {
             tracing::warn!(at = self.at.as_str(), %reason, "this process is short of something; see clearcoat_shortages_total and LimitNOFILE");
         }

@@ -51,7 +51,7 @@ async fn who_waits_for_a_hung_disk_is_told_and_who_comes_later_at_once() {
 }
 
 #[tokio::test]
-async fn a_write_that_always_takes_too_long_takes_effect_and_is_followed_by_others() {
+async fn a_write_that_always_takes_too_long_takes_effect_and_others_follow() {
     let (directory, fault) = (tempdir().unwrap(), Arc::new(Fault::default()));
     let journal = fault.open_with(&directory, impatient());
     journal.append(purge("a")).await.unwrap();

@@ -22,6 +22,10 @@ impl Span {
         Span { start: start as u32, end: (start + part.len()) as u32 }
     }
 
+    pub(super) fn len(self) -> usize {
+        (self.end - self.start) as usize
+    }
+
     /// The bytes of the span.
     pub(super) fn bytes<'b>(&self, buffer: &'b [u8]) -> &'b [u8] {
         &buffer[self.start as usize..self.end as usize]

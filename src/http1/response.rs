@@ -110,6 +110,12 @@ impl ResponseHead {
         self.kept().map(|field| (field.name.bytes(&self.bytes), field.value.bytes(&self.bytes)))
     }
 
+    /// Those of them whose names have a length that is wanted. Nothing is read of the others: for a search on every answer.
+    pub fn kept_fields_of_length(&self, is_wanted: impl Fn(usize) -> bool) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let wanted = self.kept().filter(move |field| is_wanted(field.name.len()));
+        wanted.map(|field| (field.name.bytes(&self.bytes), field.value.bytes(&self.bytes)))
+    }
+
     pub(super) fn kept(&self) -> impl Iterator<Item = &Field> + Clone {
         self.fields.list.iter().filter(|field| is_kept_in_response(field.kind))
     }

@@ -13,8 +13,8 @@ pub(super) fn cache_result(method: Method, answer: &ResponseHead) -> Option<Cach
     let is_cacheable = matches!(method, Method::Get | Method::Head);
     let missed = || if is_cacheable { CacheResult::Miss } else { CacheResult::Pass };
     let mut found = None;
-    for (name, value) in answer.kept_fields() {
-        // Few fields have one of these lengths, so nearly all cost one comparison of numbers.
+    // Few fields have one of these lengths, so nearly all cost one comparison of numbers.
+    for (name, value) in answer.kept_fields_of_length(|length| matches!(length, 3 | 9 | 21)) {
         match name.len() {
             21 if name.eq_ignore_ascii_case(b"x-magento-cache-debug") => match value {
                 b"HIT" => return Some(CacheResult::Hit),

@@ -247,7 +247,8 @@ impl Handler for Other {
         let record = json!({
             "address": self.address, "journal": "disk", "journal_id": "theirs", "version": "0", "started": 0, "boot": "0"
         });
-        let from = json!({"id": "clearcoat-2", "record": record, "fresh": true});
+        // A name of its own: one who was known and has another journal would be sent a purge of everything.
+        let from = json!({"id": "clearcoat-3", "record": record, "fresh": true});
         let nodes = ["varnish-1", "varnish-2"];
         http_server::json(200, &json!({"applied": nodes, "fenced": [], "refused": refused, "from": from}))
     }
@@ -273,13 +274,13 @@ fn a_replica_that_refuses_too_late_is_told_so_and_named_until_it_confirms() {
     let problem = || {
         let replicas = fleet.clearcoat.fleet()["replicas"].clone();
         let replicas = replicas.as_array().expect("replicas").clone();
-        let other = replicas.into_iter().find(|replica| replica["id"] == "clearcoat-2");
+        let other = replicas.into_iter().find(|replica| replica["id"] == "clearcoat-3");
         other.map(|other| other["problem"].as_str().unwrap_or_default().to_owned())
     };
     eventually("it is known", || problem().filter(String::is_empty));
     // Too late.
     let answer = purge_url(&fleet.clearcoat, "/p/1").json();
-    assert_eq!(answer["unconfirmed"], json!(["clearcoat-2"]), "{answer}");
+    assert_eq!(answer["unconfirmed"], json!(["clearcoat-3"]), "{answer}");
     confirms.send_replace((true, false));
     eventually("it is said", || problem().filter(|problem| problem.contains("answered as done without it")));
     confirms.send_replace((true, true));
@@ -287,6 +288,6 @@ fn a_replica_that_refuses_too_late_is_told_so_and_named_until_it_confirms() {
     // In time.
     let answer = purge_url(&fleet.clearcoat, "/p/2");
     assert_eq!(answer.status, 400, "{answer:?}");
-    assert!(answer.text().contains("asked by clearcoat-2"), "{answer:?}");
+    assert!(answer.text().contains("asked by clearcoat-3"), "{answer:?}");
     runtime.shutdown_background();
 }

@@ -44,7 +44,7 @@ fn purges_in_etcd(fleet: &mut Fleet) -> usize {
 
 #[test]
 fn a_purge_that_one_replica_answers_holds_behind_all_of_them() {
-    let mut fleet = Fleet::start(&plan());
+    let mut fleet = Fleet::start(&Plan { ack_timeout: "10s", ..plan() });
     fleet.warm("/p/1");
     let readers: Vec<Reader> =
         fleet.clearcoats().map(|clearcoat| Reader::start(clearcoat.edge, 1, Outage::None)).collect();

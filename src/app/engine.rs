@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::traces::RunningTraces;
 use super::{Addresses, sealing};
 use crate::config::{Config, JournalKind};
 use crate::delivery::{self, Deliveries, Pace, SealedPurges};
@@ -38,6 +39,7 @@ pub(super) struct Engine {
     pub(super) slow_start: Arc<SlowStart>,
     pub(super) deliveries: Arc<Deliveries>,
     pub(super) trials: Arc<Trials>,
+    pub(super) traces: RunningTraces,
 }
 
 impl Engine {
@@ -45,6 +47,7 @@ impl Engine {
     pub(super) async fn build(config: &Config) -> anyhow::Result<Self> {
         let started = Instant::now();
         let metrics = Arc::new(Metrics::new().context("metrics")?);
+        let traces = RunningTraces::start(&config.traces, &metrics)?;
         let guard = Arc::new(Guard::with_wire(started, SocketDiagnosis::new()));
         let etcd: Option<SharedEtcd> = config.uses_etcd().then(|| Arc::new(EtcdCluster::new(&config.registry.etcd)));
         let decides = Arc::new(OnceLock::<Arc<SealedPurges>>::new());
@@ -76,6 +79,7 @@ impl Engine {
             fleet: Arc::clone(&fleet),
             guard: Arc::clone(&guard),
             metrics: Arc::clone(&metrics),
+            tracer: traces.tracer.clone(),
             slow_start: Arc::clone(&slow_start),
             pace: Pace::new(&config.purge),
             sealed,
@@ -100,6 +104,7 @@ impl Engine {
             slow_start,
             deliveries,
             trials,
+            traces,
         })
     }
 

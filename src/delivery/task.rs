@@ -430,12 +430,14 @@ impl Task {
     /// Records a delivery for the traces of its purges, if there are traces. Of one that fails again and again, the first.
     fn note_span(&self, (work, batch): (&Work, &Batch), began: Instant, bans: u64, result: &Result<(), DeliveryError>) {
         let Some(tracer) = &self.deliveries.context.tracer else { return };
-        if result.is_err() && self.failures > 0 {
+        let positions = work.walk.positions(batch);
+        // What was caught is of no purge.
+        if positions.is_empty() || result.is_err() && self.failures > 0 {
             return;
         }
         let time = DayTime::now();
         tracer.note_delivery(DeliveryNote {
-            positions: work.walk.positions(batch),
+            positions,
             node: self.node.id().clone(),
             kind: work.kind.as_str(),
             bans,

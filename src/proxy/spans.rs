@@ -12,6 +12,7 @@ use super::span_notes::{RequestSpans, TrySpan};
 use super::trace::Trace;
 use crate::fleet::Node;
 use crate::http1::RequestHead;
+use crate::telemetry::FailureReason;
 use crate::telemetry::traces::{Attribute, DayTime, FinishedSpan, SpanKind, TraceContext};
 
 /// The fields of W3C Trace Context.
@@ -104,17 +105,20 @@ impl TrySpan {
             kind: SpanKind::Client,
             began: time.of(self.began),
             ended: time.of(self.failed.map_or(ended, |(failed, _)| failed)),
-            is_error: self.failed.is_some() || status.is_some_and(|status| status >= 400),
+            is_error: self.failed.is_some_and(|(_, reason)| reason != FailureReason::ClientGone)
+                || status.is_some_and(|status| status >= 400),
             attributes,
         }
     }
 }
 
-/// Whether a request failed, as the conventions have it: a status of 4xx is the client's fault and no error here.
+/// Whether a request failed, as the conventions have it: a status of 4xx is the client's fault and no error here. Neither is
+/// that a client left.
 fn is_error(status: Option<u16>, trace: &Trace) -> bool {
+    let is_failed = trace.reason().is_some_and(|reason| reason != FailureReason::ClientGone);
     match status {
-        Some(status) => status >= 500 || status < 400 && trace.reason().is_some(),
-        None => true,
+        Some(status) => status >= 500 || status < 400 && is_failed,
+        None => is_failed,
     }
 }
 

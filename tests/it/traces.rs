@@ -2,14 +2,15 @@
 
 use std::io::Read;
 use std::net::TcpListener;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::data_path::rig::{Rig, always, get_request};
 use crate::support::client::{Connection, exchange, tag};
 use crate::support::collector::{Collected, Collector};
-use crate::support::eventually;
 use crate::support::fleet::{Fleet, Plan};
 use crate::support::upstream::{Call, Seen, Then, Upstream};
+use crate::support::{PATIENCE, eventually};
 
 const PAGE: &str = "HTTP/1.1 200 OK\r\nX-Varnish: 32773 5\r\nContent-Length: 4\r\n\r\npage";
 
@@ -86,10 +87,11 @@ fn a_request_from_edge_to_web_node_is_one_trace_and_tells_no_secret() {
 #[test]
 fn each_of_two_tries_has_a_span_and_its_node_was_told_that() {
     let collector = Collector::start();
-    static HAS_FAILED: AtomicBool = AtomicBool::new(false);
+    let has_failed = Arc::new(AtomicBool::new(false));
     let node = || {
-        Upstream::start(|call: &mut Call<'_>| {
-            if HAS_FAILED.swap(true, Ordering::SeqCst) { call.send_then(PAGE, Then::KeepAlive) } else { Then::Close }
+        let has_failed = Arc::clone(&has_failed);
+        Upstream::start(move |call: &mut Call<'_>| {
+            if has_failed.swap(true, Ordering::SeqCst) { call.send_then(PAGE, Then::KeepAlive) } else { Then::Close }
         })
     };
     let rig = Rig::start(&collector.config(1.0), vec![node(), node()], vec![]);
@@ -190,7 +192,10 @@ fn a_hanging_collector_delays_no_request_and_what_is_lost_is_counted() {
     };
     ask();
     // It has the first batch now, and says nothing.
-    let (mut held, _) = silent.accept().unwrap();
+    silent.set_nonblocking(true).unwrap();
+    let (mut held, _) = eventually("the exporter connects", || silent.accept().ok());
+    held.set_nonblocking(false).unwrap();
+    held.set_read_timeout(Some(PATIENCE)).unwrap();
     assert!(held.read(&mut [0; 16]).unwrap() > 0);
     // More than the queue has room for: all are answered, while the collector holds the exporter.
     (0..5000).for_each(|_| ask());

@@ -1,4 +1,4 @@
-//! The line of a request in the access log, made once, at its end, of what its [`Trace`](super::trace::Trace) has noted.
+//! The line of a request in the access log, made once, at its end, of what its [`Trace`] has noted.
 
 use std::io::Write as _;
 use std::time::Duration;

@@ -30,6 +30,7 @@ const FORWARDING: Forwarding<'static> = Forwarding {
     offload_header: None,
     asked: b"",
     request_id: b"",
+    traceparent: b"",
 };
 
 fn find(head: &[u8]) -> usize {

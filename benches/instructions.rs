@@ -173,6 +173,7 @@ fn pure(exchanges: usize) {
         offload_header: None,
         asked: b"",
         request_id: b"",
+        traceparent: b"",
     };
     let find = |bytes: &[u8]| HeadScan::default().find(bytes, LIMIT).expect("no fault").expect("a whole head");
     for _ in 0..exchanges {

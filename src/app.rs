@@ -16,6 +16,7 @@ mod fleet;
 pub mod listeners;
 mod reload;
 mod sealing;
+mod traces;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -51,6 +52,7 @@ use engine::Engine;
 use fleet::FleetInputs;
 use reload::Reloader;
 use sealing::Sealing;
+use traces::RunningTraces;
 
 /// How long the process keeps accepting connections after `/readyz` starts to fail, so that a load balancer in front
 /// can stop using it first.
@@ -83,6 +85,7 @@ pub struct App {
     journal: Arc<dyn Journal>,
     replicas: Option<Arc<Replicas>>,
     access_log: RunningAccessLog,
+    traces: RunningTraces,
 }
 
 /// The bound addresses of the listeners, with port 0 resolved to the real port.
@@ -132,14 +135,8 @@ impl App {
         tasks.spawn(open_edge(listed.clone(), first_round, replicas.clone(), open_sender));
 
         let frontends = Frontends::new(&engine, config, replicas.as_ref(), open.clone(), listed);
-        let Engine { metrics, journal, fence, fleet, deliveries, trials, overrides, started, .. } = engine;
-        let purge_api = Arc::new(PurgeApi::new(
-            &config.purge,
-            Arc::clone(&journal),
-            Arc::clone(&deliveries),
-            replicas.clone(),
-            Arc::clone(&metrics),
-        ));
+        let purge_api = Arc::new(purge_api(config, &engine, replicas.clone()));
+        let Engine { metrics, journal, fence, fleet, deliveries, trials, overrides, started, traces, .. } = engine;
         let admin_api = Arc::new(AdminApi::new(AdminContext {
             fleet: Arc::clone(&fleet),
             unresolved,
@@ -169,7 +166,7 @@ impl App {
         let access_log = RunningAccessLog::start(&config.log, &metrics, &mut tasks)?;
         let files = files::FileBudget::new(&plan, config.limits.max_connections, &metrics);
         let shared = shared(config, fleet, (Arc::clone(&metrics), files), suspects, started, shutdown);
-        let shared = proxy::WorkerContext { access: access_log.log.clone(), ..shared };
+        let shared = proxy::WorkerContext { access: access_log.log.clone(), tracer: traces.tracer.clone(), ..shared };
         let sockets = edge.into_iter().zip(origin);
         let (workers, edge_in_use) = start_workers(sockets, &shared, &frontends)?;
         Ok(App {
@@ -186,6 +183,7 @@ impl App {
             journal,
             replicas,
             access_log,
+            traces,
         })
     }
 
@@ -218,7 +216,7 @@ impl App {
     /// `hurry` resolves, requests under way are cut.
     pub async fn stop(self, hurry: impl Future<Output = ()>) {
         let App { shutdown, mut edge_in_use, workers, mut servers, mut tasks, .. } = self;
-        let App { deliveries, journal, replicas, access_log, .. } = self;
+        let App { deliveries, journal, replicas, access_log, traces, .. } = self;
         let drained = async {
             let joined =
                 tokio::task::spawn_blocking(|| workers.into_iter().map(JoinHandle::join).all(|end| end.is_ok()));
@@ -263,6 +261,7 @@ impl App {
             tracing::warn!(error = %causes(&error), "cursors could not be saved");
         }
         access_log.end().await;
+        traces.end().await;
     }
 }
 
@@ -396,6 +395,13 @@ async fn open_edge(
     open.closed().await;
 }
 
+/// The purge listener's handler, in front of this engine.
+fn purge_api(config: &Config, engine: &Engine, replicas: Option<Arc<Replicas>>) -> PurgeApi {
+    let (journal, deliveries) = (Arc::clone(&engine.journal), Arc::clone(&engine.deliveries));
+    let (metrics, tracer) = (Arc::clone(&engine.metrics), engine.traces.tracer.clone());
+    PurgeApi::new(&config.purge, journal, deliveries, replicas, metrics, tracer)
+}
+
 /// The context that all workers share.
 fn shared(
     config: &Config,
@@ -408,5 +414,17 @@ fn shared(
     let limits = Arc::new(config.limits.clone());
     let admission = proxy::Admission::new(limits.max_connections_per_address, metrics.edge_connections.clone());
     let (admission, files, spin) = (Arc::new(admission), Arc::new(files), config.runtime.spin);
-    proxy::WorkerContext { fleet, metrics, suspects, limits, admission, files, spin, started, shutdown, access: None }
+    proxy::WorkerContext {
+        fleet,
+        metrics,
+        suspects,
+        limits,
+        admission,
+        files,
+        spin,
+        started,
+        shutdown,
+        access: None,
+        tracer: None,
+    }
 }

@@ -35,6 +35,7 @@ mod read;
 mod source;
 mod text;
 mod token;
+mod traces;
 
 use std::path::Path;
 
@@ -53,6 +54,7 @@ pub use process::{AccessFormat, Admin, Log, LogFormat, Runtime};
 pub use purge::{PurgeListener, WaitFor};
 pub use source::{ConfigSource, ConfigText};
 pub use token::{Token, TokenError};
+pub use traces::{OtlpEndpoint, Traces};
 
 use check::read_token;
 use error::ErrorReport;
@@ -87,6 +89,8 @@ pub struct Config {
     pub runtime: Runtime,
     /// What is logged and how.
     pub log: Log,
+    /// What is told to a collector of OpenTelemetry.
+    pub traces: Traces,
 }
 
 impl Config {

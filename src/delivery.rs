@@ -75,6 +75,7 @@ use crate::journal::{Cursor, Journal, Missed, Position, PurgeObserver};
 use crate::mutants::Mutant;
 use crate::purge::{Guard, Purge};
 use crate::slow_start::SlowStart;
+use crate::telemetry::traces::Tracer;
 use crate::telemetry::{Metrics, causes};
 use caught::Caught;
 pub use expected::Expected;
@@ -107,6 +108,8 @@ pub struct DeliveryContext {
     pub guard: Arc<Guard>,
     /// Counts deliveries.
     pub metrics: Arc<Metrics>,
+    /// Makes spans of deliveries, if there are traces.
+    pub tracer: Option<Arc<Tracer>>,
     /// Eases nodes back into traffic after they were behind.
     pub slow_start: Arc<SlowStart>,
     /// The rate limit and the delays.

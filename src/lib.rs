@@ -23,7 +23,7 @@
 //! | commands | [`cli`] | everything below |
 //! | wiring | [`app`] | everything below |
 //! | services | [`edge`] [`origin`] [`proxy`] [`purge_api`] [`admin`] [`delivery`] [`replicas`] [`fleet_keeper`] [`slow_start`] [`trial`] [`http_server`] [`agent`] | everything below, and few named neighbours |
-//! | edges to the world | [`registry`] [`journal`] [`etcd`] [`varnish`] [`upstream`] [`probe`] [`http_client`] [`tls`] | below; of each other only [`etcd`] and [`http_client`] |
+//! | edges to the world | [`registry`] [`journal`] [`etcd`] [`varnish`] [`upstream`] [`probe`] [`http_client`] [`otlp`] [`tls`] | below; of each other only [`etcd`] and [`http_client`] |
 //! | base | [`atomic_file`] [`awaited`] [`config`] [`telemetry`] [`shutdown`] [`files`] [`clock`] | pure; of each other only [`telemetry`] |
 //! | pure | [`fleet`] [`balance`] [`purge`] [`seal`] [`attribution`] [`http1`] [`esi`] [`proxy_protocol`] [`backoff`] [`mutants`] | no runtime, no socket, no clock, no global randomness |
 //!
@@ -58,6 +58,7 @@ pub mod http_server;
 pub mod journal;
 pub mod mutants;
 pub mod origin;
+pub mod otlp;
 pub mod probe;
 pub mod proxy;
 pub mod proxy_protocol;

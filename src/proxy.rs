@@ -33,6 +33,8 @@ mod notices;
 mod request;
 mod request_hash;
 mod second_look;
+mod span_notes;
+mod spans;
 mod spin;
 mod splice;
 mod store;

@@ -9,6 +9,8 @@
 //! for Magento, which never looks at a status. Each address of the listener has its own slots, so the total is bounded
 //! here: beyond [`MAX_UNDER_WAY`] a purge is answered 503 with `Retry-After` before any part of it is accepted.
 
+mod purge_span;
+
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
@@ -32,7 +34,9 @@ use crate::http_server::{self, Handler, Response, json, text};
 use crate::journal::{Journal, Position};
 use crate::purge::{ParsedPurge, Purge, PurgeRules, Refusal, Target, parse};
 use crate::replicas::{self, GivenNames, PeerAnswers, Received, Replicas};
+use crate::telemetry::traces::Tracer;
 use crate::telemetry::{IncidentKind, Metrics, PurgeResult, causes};
+use purge_span::PurgeSpan;
 
 /// The most purges under way at once. A shop has tens; each takes some KiB of memory.
 pub const MAX_UNDER_WAY: usize = 4096;
@@ -49,6 +53,8 @@ pub struct PurgeApi {
     replicas: Option<Arc<Replicas>>,
     attribution: Arc<Attribution>,
     metrics: Arc<Metrics>,
+    /// Makes spans of purges, if there are traces.
+    tracer: Option<Arc<Tracer>>,
     under_way: Semaphore,
     overload_told: Mutex<Throttle>,
     not_durable_told: Mutex<Throttle>,
@@ -115,6 +121,7 @@ impl PurgeApi {
         deliveries: Arc<Deliveries>,
         replicas: Option<Arc<Replicas>>,
         metrics: Arc<Metrics>,
+        tracer: Option<Arc<Tracer>>,
     ) -> Self {
         PurgeApi {
             allow: config.allow.clone(),
@@ -126,6 +133,7 @@ impl PurgeApi {
             replicas,
             attribution: Arc::default(),
             metrics,
+            tracer,
             under_way: Semaphore::new(MAX_UNDER_WAY),
             overload_told: Mutex::default(),
             not_durable_told: Mutex::default(),
@@ -163,9 +171,10 @@ impl Handler for PurgeApi {
             Ok(purge) => purge,
             Err(response) => return *response,
         };
+        let span = self.begin_span(&request, peer);
         // Frees up to `max_request` bytes of headers, which are not needed during the wait for the fleet.
         drop(request);
-        self.accept(purge, peer).await
+        self.accept(purge, peer, span).await
     }
 }
 
@@ -173,15 +182,19 @@ impl PurgeApi {
     /// Carries out a purge whose sender was found out to be allowed to, and answers as this listener does.
     pub async fn purge(&self, request: &http::Request<()>, peer: SocketAddr) -> Response {
         match self.understand(request, peer) {
-            Ok(purge) => self.accept(purge, peer).await,
+            Ok(purge) => self.accept(purge, peer, self.begin_span(request, peer)).await,
             Err(response) => *response,
         }
     }
 
-    async fn accept(&self, purge: Purge, peer: SocketAddr) -> Response {
+    fn begin_span<B>(&self, request: &http::Request<B>, peer: SocketAddr) -> Option<PurgeSpan> {
+        PurgeSpan::begin(self.tracer.as_ref(), request.headers(), peer.ip().to_canonical())
+    }
+
+    async fn accept(&self, purge: Purge, peer: SocketAddr, span: Option<PurgeSpan>) -> Response {
         let at_ms = clock::now_ms();
         let Some(_under_way) = self.begin() else { return self.overloaded(purge.kind(), at_ms) };
-        self.carry_out(purge, peer.ip().to_canonical(), at_ms).await
+        self.carry_out(purge, (peer.ip().to_canonical(), at_ms), span).await
     }
 
     /// Checks address and token. On refusal: the reason for the log, and the message for the client.
@@ -299,7 +312,15 @@ impl PurgeApi {
     }
 
     /// `cause` is logged but not sent to the client, because it contains paths.
-    fn not_durable(&self, kind: &'static str, now_ms: u64, cause: &dyn Display) -> Response {
+    fn not_durable(
+        &self,
+        (kind, now_ms): (&'static str, u64),
+        span: Option<PurgeSpan>,
+        cause: &dyn Display,
+    ) -> Response {
+        if let Some(span) = span {
+            span.end(PurgeResult::NotDurable);
+        }
         self.metrics.purge.requested(kind, PurgeResult::NotDurable);
         self.was_refused(&format!("a purge could not be made durable: {cause}"));
         if let Some(left_out) = self.not_durable_told.lock().pass(now_ms) {
@@ -318,19 +339,25 @@ impl PurgeApi {
     }
 
     /// Makes the purge durable, waits for the fleet, answers.
-    async fn carry_out(&self, purge: Purge, source: IpAddr, at_ms: u64) -> Response {
+    async fn carry_out(&self, purge: Purge, (source, at_ms): (IpAddr, u64), mut span: Option<PurgeSpan>) -> Response {
         let began = Instant::now();
         let kind = purge.kind();
         let named = NamedTargets::of(&purge);
         let refusable = Refusable::of(&purge);
+        if let Some(span) = &mut span {
+            span.is_of(&purge);
+        }
         let mut expected = self.deliveries.expect();
         let position = match tokio::time::timeout(self.ack_timeout, self.journal.append(purge)).await {
             Ok(Ok(position)) => position,
-            Ok(Err(error)) => return self.not_durable(kind, at_ms, &causes(&error)),
+            Ok(Err(error)) => return self.not_durable((kind, at_ms), span, &causes(&error)),
             // The append may still succeed, and then the purge is carried out. That breaks no promise: the sender gets
             // a 503.
-            Err(elapsed) => return self.not_durable(kind, at_ms, &elapsed),
+            Err(elapsed) => return self.not_durable((kind, at_ms), span, &elapsed),
         };
+        if let Some(span) = &mut span {
+            span.is_at(position);
+        }
         // A purge is followed by its position from here to each Varnish (docs/logging.md).
         tracing::debug!(position, kind, %source, "purge accepted");
         self.metrics.journal.append_duration.observe(began.elapsed());
@@ -347,6 +374,9 @@ impl PurgeApi {
         self.metrics.purge.ack_duration.observe(took);
         let result = result_of(&outcome);
         self.metrics.purge.requested(kind, result);
+        if let Some(span) = span {
+            span.end(result);
+        }
         let (applied, fenced) = (outcome.applied.len(), outcome.fenced.clone());
         let (invalidated, result) = (outcome.invalidated, result.as_str());
         tracing::debug!(position, kind, result, applied, ?fenced, took_ms = took.as_millis(), "purge answered");

@@ -5,6 +5,7 @@ mod causes;
 mod incidents;
 pub mod log;
 pub mod metrics;
+pub mod traces;
 
 pub use causes::causes;
 pub use incidents::{Incident, IncidentKind, Incidents};

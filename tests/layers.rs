@@ -19,7 +19,10 @@ const LAYERS: [(&str, &[&str]); 6] = [
         &["fleet", "balance", "purge", "seal", "attribution", "http1", "esi", "proxy_protocol", "backoff", "mutants"],
     ),
     ("base", &["atomic_file", "awaited", "config", "telemetry", "shutdown", "files", "clock"]),
-    ("edges to the world", &["registry", "journal", "etcd", "varnish", "upstream", "probe", "http_client", "tls"]),
+    (
+        "edges to the world",
+        &["registry", "journal", "etcd", "varnish", "upstream", "probe", "http_client", "otlp", "tls"],
+    ),
     (
         "services",
         &[
@@ -42,7 +45,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
 ];
 
 /// The arrows within a layer that are allowed, each for its reason.
-const NEIGHBOURS: [(&str, &str, &str); 28] = [
+const NEIGHBOURS: [(&str, &str, &str); 29] = [
     ("files", "telemetry", "it counts what there is too little of"),
     ("balance", "fleet", "it chooses among the members of a fleet"),
     ("attribution", "purge", "it counts what a purge names"),
@@ -54,6 +57,7 @@ const NEIGHBOURS: [(&str, &str, &str); 28] = [
     ("registry", "etcd", "one way to talk to etcd"),
     ("journal", "etcd", "one way to talk to etcd"),
     ("probe", "http_client", "one client for what is not traffic"),
+    ("otlp", "http_client", "one client for what is not traffic"),
     ("edge", "proxy", "the data path that both listeners share"),
     ("origin", "proxy", "the data path that both listeners share"),
     ("purge_api", "delivery", "a purge waits for its deliveries"),

@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::traces::RunningTraces;
 use super::{Addresses, sealing};
 use crate::config::{Config, JournalKind};
 use crate::delivery::{self, Deliveries, Pace, SealedPurges};
@@ -41,6 +42,7 @@ pub(super) struct Engine {
     pub(super) trials: Arc<Trials>,
     /// What operators say of nodes.
     pub(super) overrides: Arc<OverrideStore>,
+    pub(super) traces: RunningTraces,
 }
 
 impl Engine {
@@ -48,6 +50,7 @@ impl Engine {
     pub(super) async fn build(config: &Config) -> anyhow::Result<Self> {
         let started = Instant::now();
         let metrics = Arc::new(Metrics::new().context("metrics")?);
+        let traces = RunningTraces::start(&config.traces, &metrics)?;
         let guard = Arc::new(Guard::with_wire(started, SocketDiagnosis::new()));
         let etcd: Option<SharedEtcd> = config.uses_etcd().then(|| Arc::new(EtcdCluster::new(&config.registry.etcd)));
         let decides = Arc::new(OnceLock::<Arc<SealedPurges>>::new());
@@ -79,6 +82,7 @@ impl Engine {
             fleet: Arc::clone(&fleet),
             guard: Arc::clone(&guard),
             metrics: Arc::clone(&metrics),
+            tracer: traces.tracer.clone(),
             slow_start: Arc::clone(&slow_start),
             pace: Pace::new(&config.purge),
             sealed,
@@ -110,6 +114,7 @@ impl Engine {
             deliveries,
             trials,
             overrides,
+            traces,
         })
     }
 

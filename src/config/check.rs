@@ -114,6 +114,10 @@ impl Config {
         rules.require(self.runtime.spin <= LONGEST_SPIN, "runtime.spin", "must be at most 10ms; 0us sleeps at once");
         check_hosts(&self.admin.hosts, &mut rules);
         check_log(&self.log, &mut rules);
+        let reason = "must be 0 to 1, the share of requests and purges";
+        rules.require((0.0..=1.0).contains(&self.traces.sample), "traces.sample", reason);
+        let is_named = !self.traces.service_name.trim().is_empty();
+        rules.require(is_named, "traces.service_name", "must be a name such as clearcoat");
         rules.0
     }
 

@@ -112,6 +112,7 @@ mod tests {
                 fleet: Arc::default(),
                 guard,
                 metrics: Arc::new(crate::telemetry::Metrics::new().unwrap()),
+                tracer: None,
                 slow_start: Arc::new(crate::slow_start::SlowStart::new(&crate::config::HealthChecks::default())),
                 pace: Pace { max_bans_per_second: None, longest_wait: Duration::ZERO, redelivery_delay: None },
                 sealed: None,

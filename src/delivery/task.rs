@@ -19,6 +19,7 @@ use crate::clock;
 use crate::fleet::{CacheDoubts, FILL_LATENCY, Node, VarnishSettings};
 use crate::journal::{CursorState, Missed, Position};
 use crate::purge::Target;
+use crate::telemetry::traces::{DayTime, DeliveryNote};
 use crate::telemetry::{NodeMetrics, VarnishMetrics, causes};
 use crate::varnish::http::DeliveryError;
 
@@ -137,6 +138,17 @@ enum Setback {
 impl Kind {
     /// What was caught, before it is taken.
     const CAUGHT: Kind = Kind::Caught(0);
+
+    /// Its name in a span.
+    fn as_str(self) -> &'static str {
+        match self {
+            Kind::New => "new",
+            Kind::Repeat => "repeat",
+            Kind::Recalled(_) => "recalled",
+            Kind::Caught(_) => "caught",
+            Kind::Settle => "settle",
+        }
+    }
 }
 
 impl Task {
@@ -381,12 +393,14 @@ impl Task {
                 }
             };
             let sent_before = work.report.sent;
+            let began = Instant::now();
             let result = self.dispatch.send(&mut batch, &mut work.report).await;
             let (bans, kind) = (work.report.sent - sent_before, &work.kind);
             self.bans += bans;
             let (node, position) = (self.node.id(), work.walk.last());
             tracing::debug!(%node, position, bans, ?kind, ok = result.is_ok(), "bans were sent");
             self.count(&result, bans);
+            self.note_span((work, &batch), began, bans, &result);
             self.record_refusals(work, &mut batch);
             if let Err(error) = result {
                 work.batch = Some(batch);
@@ -416,6 +430,26 @@ impl Task {
             work.flushes += u32::from(batch.is_flush);
             work.walk.advance(&batch);
         }
+    }
+
+    /// Records a delivery for the traces of its purges, if there are traces. Of one that fails again and again, the first.
+    fn note_span(&self, (work, batch): (&Work, &Batch), began: Instant, bans: u64, result: &Result<(), DeliveryError>) {
+        let Some(tracer) = &self.deliveries.context.tracer else { return };
+        let positions = work.walk.positions(batch);
+        // What was caught is of no purge.
+        if positions.is_empty() || result.is_err() && self.failures > 0 {
+            return;
+        }
+        let time = DayTime::now();
+        tracer.note_delivery(DeliveryNote {
+            positions,
+            node: self.node.id().clone(),
+            kind: work.kind.as_str(),
+            bans,
+            error: result.as_ref().err().map(DeliveryError::as_str),
+            began: time.of(began),
+            ended: time.of(Instant::now()),
+        });
     }
 
     /// Records the requests that the node refused, so that they are not sent again, and logs bans that had to be widened.

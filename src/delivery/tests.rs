@@ -109,6 +109,7 @@ impl Rig {
             fleet: Arc::new(ArcSwap::from_pointee(fleet)),
             guard: Arc::clone(&guard),
             metrics: Arc::new(Metrics::new().unwrap()),
+            tracer: None,
             slow_start: Arc::new(SlowStart::new(&HealthChecks::default())),
             pace,
             sealed,

@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -94,6 +95,12 @@ impl Walk {
 
     pub(super) fn last(&self) -> Position {
         self.last
+    }
+
+    /// The positions that a step is for.
+    pub(super) fn positions(&self, batch: &Batch) -> RangeInclusive<Position> {
+        let last = batch.reaches.filter(|_| !batch.is_flush).unwrap_or(self.last);
+        self.after.map_or(0, |after| after + 1)..=last
     }
 
     /// Whether compiling the next step takes less time than a hop to another thread.

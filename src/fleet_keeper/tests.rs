@@ -27,6 +27,7 @@ fn rig(panic_threshold: f64) -> Rig {
     let context = DeliveryContext {
         journal: Arc::new(Memory::new(Limits::default(), noted_by(&guard))),
         guard,
+        tracer: None,
         slow_start: Arc::clone(&slow_start),
         pace: Pace::new(&PurgeListener::default()),
         started,

@@ -27,6 +27,8 @@ pub struct Forwarding<'a> {
     pub asked: &'a [u8],
     /// The value of `X-Request-ID`, in place of one that the request has; empty to leave that as it is.
     pub request_id: &'a [u8],
+    /// The value of `traceparent`; empty to leave one that the request has as it is.
+    pub traceparent: &'a [u8],
 }
 
 impl Forwarding<'_> {
@@ -116,6 +118,9 @@ fn write_request_fields(out: &mut Vec<u8>, head: &RequestHead, forwarding: Forwa
     }
     if !forwarding.request_id.is_empty() {
         push(out, &[b"X-Request-ID: ", forwarding.request_id, b"\r\n"]);
+    }
+    if !forwarding.traceparent.is_empty() {
+        push(out, &[b"traceparent: ", forwarding.traceparent, b"\r\n"]);
     }
     push_via(out, forwarding.received);
 }
@@ -279,6 +284,7 @@ mod tests {
         offload_header: None,
         asked: b"",
         request_id: b"",
+        traceparent: b"",
     };
 
     fn request(bytes: &str, trusted: bool) -> String {

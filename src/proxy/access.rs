@@ -1,4 +1,4 @@
-//! The line of a request in the access log, made once, at its end, of what its [`Trace`](super::trace::Trace) has noted.
+//! The line of a request in the access log, made once, at its end, of what its [`Trace`] has noted.
 
 use std::io::Write as _;
 use std::time::Duration;
@@ -65,18 +65,26 @@ pub(super) fn write_refused(
     });
 }
 
-fn name_of(frontend: &Frontend) -> &'static str {
+/// The name of a listener.
+pub(super) fn name_of(frontend: &Frontend) -> &'static str {
     match frontend.role {
         Role::Varnish => "edge",
         Role::Web => "origin",
     }
 }
 
+/// How the cache that answered came by its answer; `None` if no cache did, or it does not say.
+pub(super) fn cache_of(request: &Request, node: Option<&Node>) -> Option<CacheResult> {
+    let has_answer = request.trace.phase >= RequestPhase::Data;
+    let is_cache = has_answer && node.is_some_and(|node| node.spec.role() == Role::Varnish);
+    if is_cache { cache_result(request.head.method, &request.response) } else { None }
+}
+
 /// Writes the line of a request that has ended. `node` answered it, or failed last.
 pub(super) fn write_line(client: &Client, request: &mut Request, node: Option<&Node>, total: Duration) {
     let Some(access) = &client.worker.access else { return };
     name(client, request);
-    let Request { head, trace, response, status, began, .. } = &*request;
+    let Request { head, trace, status, began, .. } = &*request;
     let status = status.unwrap_or(499);
     let termination = trace.termination();
     let is_failed = status >= 500 || termination != *b"--";
@@ -84,12 +92,10 @@ pub(super) fn write_line(client: &Client, request: &mut Request, node: Option<&N
         return;
     }
     let has_node = trace.tries > 0;
-    let has_answer = trace.phase >= RequestPhase::Data;
     let turned_to = trace.tried.map_or(Duration::ZERO, |tried| tried.saturating_duration_since(*began)) + trace.waited;
     let first_byte = trace.answered.map(|answered| {
         answered.saturating_duration_since(*began).saturating_sub(turned_to).saturating_sub(trace.connected)
     });
-    let is_cache = has_answer && node.is_some_and(|node| node.spec.role() == Role::Varnish);
     access.write(&AccessLine {
         listener: name_of(&client.frontend),
         client: &client.peer.text,
@@ -109,7 +115,7 @@ pub(super) fn write_line(client: &Client, request: &mut Request, node: Option<&N
         bytes_up: request.bytes_read(),
         node: node.map(|node| node.id().as_str()),
         tries: trace.tries,
-        cache: if is_cache { cache_result(request.head.method, response).map(CacheResult::as_str) } else { None },
+        cache: cache_of(request, node).map(CacheResult::as_str),
         queue: has_node.then_some(turned_to),
         connect: (trace.phase >= RequestPhase::Headers).then_some(trace.connected),
         first_byte,

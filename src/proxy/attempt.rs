@@ -216,7 +216,7 @@ fn write_head(out: &mut Vec<u8>, client: &Client, request: &mut Request, node: &
     if let Some(freshness) = client.frontend.freshness.as_ref().filter(|_| node.spec.role() == Role::Varnish) {
         freshness.write_asked(asked, id.short(), *known, head);
     }
-    write_request(out, head, Forwarding { asked, ..forwarding(client, head, &trace.id, node) });
+    write_request(out, head, Forwarding { asked, ..forwarding(client, head, trace, node) });
 }
 
 /// The only client that may use a connection to this node, if the node is told the client's address.
@@ -239,7 +239,7 @@ fn begin_upload(client: &Client, request: &mut Request, node: &Node, new_owner: 
 }
 
 /// What a node is told about the client and its request.
-fn forwarding<'f>(client: &'f Client, head: &RequestHead, request_id: &'f [u8], node: &Node) -> Forwarding<'f> {
+fn forwarding<'f>(client: &'f Client, head: &RequestHead, trace: &'f Trace, node: &Node) -> Forwarding<'f> {
     Forwarding {
         peer: &client.peer.text,
         proto: client.proto(),
@@ -248,7 +248,8 @@ fn forwarding<'f>(client: &'f Client, head: &RequestHead, request_id: &'f [u8], 
         received: client.version(head.version),
         offload_header: client.frontend.offload_header.as_deref(),
         asked: b"",
-        request_id,
+        request_id: &trace.id,
+        traceparent: trace.traceparent(),
     }
 }
 

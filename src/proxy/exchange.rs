@@ -11,6 +11,7 @@ use super::deadline::Phase;
 use super::failure::Failure;
 use super::request::Request;
 use super::second_look::{NextLook, SecondLook};
+use super::spans;
 use super::trace::RequestPhase;
 use super::worker::Worker;
 use super::{Freshness, Frontend, OwnAnswer, StorePolicy};
@@ -84,7 +85,9 @@ fn finish(client: &Client, request: &mut Request, nodes: &Nodes) {
     if let Some(reason) = request.trace.reason() {
         listener.record_failure(reason);
     }
-    access::write_line(client, request, answered.or(nodes.failed.as_deref()), took);
+    let node = answered.or(nodes.failed.as_deref());
+    access::write_line(client, request, node, took);
+    spans::finish(client, request, node, took);
 }
 
 /// Counts and logs a request that was refused before it came here.
@@ -116,7 +119,7 @@ async fn try_handle(
     let (mut fresh, mut elsewhere) = (false, false);
     let (mut second_look, mut takes_stale) = (None::<Box<SecondLook>>, false);
     loop {
-        request.trace.begin_try();
+        request.trace.begin_try(&node);
         let terms = Terms { lb, fresh, is_safe, takes_stale, may_move: is_safe && !elsewhere };
         let FailedAttempt { failure, untouched, unsent, reused } = match attempt(client, request, &node, &terms).await {
             Ok(after) => {
@@ -125,6 +128,7 @@ async fn try_handle(
             }
             Err(failed) => failed,
         };
+        request.trace.fail_try(&failure);
         let failure = match failure {
             Failure::Stale(page) => {
                 tracing::debug!(request = %request.name(), node = %node.id(), ?page, "a stale answer is thrown away");
@@ -184,6 +188,7 @@ fn take_in(client: &mut Client, request: &mut Request, head: Result<usize, Failu
         return Ok(Answerer::Ourselves(page));
     }
     access::name(client, request);
+    spans::begin(client, request);
     let Frontend { select, store, freshness, .. } = &*client.frontend;
     let lb = client.worker.lb_context(select.request_hash(&request.head));
     request.mark = store.as_ref().map(StorePolicy::mark).unwrap_or_default();

@@ -5,10 +5,13 @@
 //! request, is only noted if there is an access log.
 
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::failure::Failure;
 use super::frontend::NoNode;
+use super::span_notes::RequestSpans;
+use crate::fleet::Node;
 use crate::telemetry::FailureReason;
 
 /// How far a request has come: the second letter of its termination code, as in HAProxy's log (its manual, section 8.5).
@@ -69,6 +72,8 @@ pub(super) struct Trace {
     failure: Option<(FailureReason, [u8; 2])>,
     /// The value of `X-Request-ID`; empty if there is no access log.
     pub(super) id: Vec<u8>,
+    /// What its spans need; `None` if there are no traces.
+    pub(super) spans: Option<Box<RequestSpans>>,
 }
 
 impl Trace {
@@ -79,12 +84,27 @@ impl Trace {
         *self = Trace { id, ..Trace::default() };
     }
 
-    /// An attempt at a node begins.
-    pub(super) fn begin_try(&mut self) {
+    /// An attempt at this node begins.
+    pub(super) fn begin_try(&mut self, node: &Arc<Node>) {
         self.tried = (self.tries > 0).then(Instant::now);
         self.tries += 1;
         self.phase = RequestPhase::Connect;
         (self.waited, self.connected) = (Duration::ZERO, Duration::ZERO);
+        if let Some(spans) = &mut self.spans {
+            spans.begin_try(node);
+        }
+    }
+
+    /// The last attempt failed.
+    pub(super) fn fail_try(&mut self, failure: &Failure) {
+        if let Some(spans) = &mut self.spans {
+            spans.fail_try(failure);
+        }
+    }
+
+    /// What the node is told of the trace; empty if there are no traces.
+    pub(super) fn traceparent(&self) -> &[u8] {
+        self.spans.as_ref().map_or(b"", |spans| spans.traceparent())
     }
 
     /// The request ends with this failure.

@@ -24,6 +24,7 @@ use crate::fleet::{Node, NodeId, Role, Snapshot};
 use crate::shutdown::{Shutdown, Stage};
 use crate::telemetry::Metrics;
 use crate::telemetry::access::{AccessBuffer, AccessLog};
+use crate::telemetry::traces::Tracer;
 use crate::upstream::Pools;
 
 /// The size of a worker's scratch buffer, in bytes. All its connections share it: a 1 MiB body costs half as much CPU
@@ -56,6 +57,8 @@ pub struct WorkerContext {
     pub shutdown: Shutdown,
     /// The access log, if there is one.
     pub access: Option<Arc<AccessLog>>,
+    /// Makes spans of requests, if there are traces.
+    pub tracer: Option<Arc<Tracer>>,
 }
 
 /// The files of one listener.

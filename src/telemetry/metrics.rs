@@ -98,6 +98,8 @@ pub struct Metrics {
     pub journal: JournalMetrics,
     /// Lines of the access log that were lost.
     pub access_log_dropped: IntCounter,
+    /// Spans that were lost.
+    pub spans_dropped: IntCounter,
     /// The last of each kind of incident, in words.
     pub incidents: Arc<Incidents>,
 }
@@ -160,6 +162,11 @@ impl Metrics {
                 r,
                 "access_log_dropped_total",
                 "Lines of the access log that were lost, because its file or pipe did not take them",
+            )?,
+            spans_dropped: counter(
+                r,
+                "spans_dropped_total",
+                "Spans that were lost, because the collector did not take them",
             )?,
             nodes: DashMap::new(),
             process: ProcessMetrics::new()?,

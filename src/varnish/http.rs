@@ -121,6 +121,21 @@ pub enum DeliveryError {
 }
 
 impl DeliveryError {
+    /// Its name in a span.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            DeliveryError::Header(_) => "header",
+            DeliveryError::Connect(_) => "connect",
+            DeliveryError::Io(_) => "io",
+            DeliveryError::Timeout(_) => "timeout",
+            DeliveryError::Unanswered(_) => "unanswered",
+            DeliveryError::Malformed(_) | DeliveryError::MalformedBody(_) => "malformed",
+            DeliveryError::Endless => "endless",
+            DeliveryError::Refused { .. } => "refused",
+            DeliveryError::Failed { .. } => "failed",
+        }
+    }
+
     /// A node that answers anything with this status.
     pub fn of_status(status: u16) -> Self {
         if status >= 500 { DeliveryError::Failed { status } } else { DeliveryError::Refused { status } }

@@ -65,6 +65,7 @@ fn every_series_whose_labels_are_known_is_there_from_the_start() {
         "tls_handshakes_total{result=\"failed\"}",
         "queue_length",
         "access_log_dropped_total",
+        "spans_dropped_total",
     ] {
         assert_eq!(fleet.clearcoat.metric(&format!("clearcoat_{series}")), 0.0, "{series}");
     }

@@ -14,7 +14,7 @@ mod limits;
 mod mixture;
 mod proxy_protocol;
 mod reuse;
-mod rig;
+pub mod rig;
 mod strict;
 mod tls;
 mod torture;

@@ -46,4 +46,5 @@ mod status_page;
 mod storm;
 mod support;
 mod through_another;
+mod traces;
 mod under_way;

@@ -7,6 +7,7 @@ pub mod browser;
 pub mod clearcoat;
 pub mod client;
 pub mod clock;
+pub mod collector;
 pub mod disk;
 pub mod dnsmasq;
 pub mod etcd;

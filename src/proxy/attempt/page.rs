@@ -15,6 +15,7 @@ use super::super::client::Client;
 use super::super::deadline::Phase;
 use super::super::failure::Failure;
 use super::super::request::Request;
+use super::super::trace::Trace;
 use super::super::transfer::Outgoing;
 use super::relay::Relayed;
 use super::{Begun, Exchange, forwarding};
@@ -129,7 +130,7 @@ impl PageSink<'_> {
 struct Asking<'p> {
     node: &'p Node,
     head: &'p RequestHead,
-    request_id: &'p [u8],
+    trace: &'p Trace,
     /// The number of fragments requested so far.
     count: usize,
     /// One fragment timed out. The rest is skipped, so that a page cannot occupy a node without limit.
@@ -155,7 +156,7 @@ impl Asking<'_> {
             return Err(LeftOut::Late);
         }
         self.count += 1;
-        let forwarding = forwarding(client, self.head, self.request_id, self.node);
+        let forwarding = forwarding(client, self.head, self.trace, self.node);
         let target = fragment::target_of(source, &forwarding.host(self.head), base).ok_or(LeftOut::Foreign)?;
         let mut out = Vec::new();
         write_subrequest(&mut out, &target, self.head, forwarding);
@@ -188,7 +189,7 @@ impl Exchange<'_> {
         let Begun { first: wire, outgoing, keep_alive } = self.begin()?;
         bypass::ask_for_fragments(&mut self.request.head);
         let Request { head, response, answer, trace, .. } = &mut *self.request;
-        let mut asking = Asking { node: self.node, head, request_id: &trace.id, count: 0, is_late: false };
+        let mut asking = Asking { node: self.node, head, trace, count: 0, is_late: false };
         let is_free = response.keep_alive && !head.offers_upgrade();
         let upstream = &mut self.upstream.stream;
         let mut source = PageSource { upstream, is_free, decoder, surplus: &mut self.surplus };

@@ -56,6 +56,7 @@ impl Rig {
             fleet: Arc::default(),
             guard: Arc::clone(&guard),
             metrics: Arc::clone(&metrics),
+            tracer: None,
             slow_start: Arc::new(SlowStart::new(&HealthChecks::default())),
             pace: Pace { max_bans_per_second: None, longest_wait: Duration::ZERO, redelivery_delay: None },
             sealed: None,

@@ -15,7 +15,7 @@ use crate::replicas;
 use crate::telemetry::{Incident, IncidentKind};
 
 /// A certificate that ends sooner is a problem. The alert has the same limit.
-const RENEW_BEFORE: Duration = Duration::from_hours(14 * 24);
+const RENEW_BEFORE: Duration = Duration::from_secs(14 * 86_400);
 
 /// One problem.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 /// The age at which an incident that is no state is not shown any more: the range of the alerts about it
 /// (`deploy/prometheus/rules.yml`).
-const FADES_AFTER: Duration = Duration::from_mins(5);
+const FADES_AFTER: Duration = Duration::from_secs(5 * 60);
 
 /// What may happen to this process itself, beside single nodes and requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

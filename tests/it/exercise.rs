@@ -17,7 +17,7 @@ use crate::support::tls::Issued;
 use crate::support::{disk, eventually, eventually_within};
 
 /// Longer than the slowest alert takes to show: that about a registry which has been away for a minute.
-const UNTIL_ALERTED: Duration = Duration::from_mins(3);
+const UNTIL_ALERTED: Duration = Duration::from_secs(3 * 60);
 
 /// What names the cause of a fault.
 struct Named {

@@ -105,7 +105,7 @@ fn a_check_or_connect_that_fails_for_lack_of_files_blames_no_node() {
     // Opened while files are available.
     let (mut admin, mut edge) = (Connection::open(rig.clearcoat.admin).unwrap(), rig.edge());
     let mut ask = |path: &str| {
-        admin.send(get_request(path)).unwrap();
+        admin.send(get_request(path).replace("shop.test", "localhost")).unwrap();
         admin.answer(false).unwrap().text().to_owned()
     };
     ask("/healthz");

@@ -26,7 +26,7 @@ build: ## the release binary
 
 test: ## the whole suite, against real Varnish and etcd
 	@deploy/install-deps.sh --for test
-	cargo test --locked
+	cargo test --locked --no-fail-fast
 	tests/vtc/run.sh
 	tests/api/run.sh
 

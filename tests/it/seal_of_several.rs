@@ -120,6 +120,8 @@ fn a_clearcoat_that_joins_knows_the_pages_and_the_blocks_of_the_others() {
     all_seal(&fleet);
     assert_eq!(read(&fleet.clearcoat, "/page").text(), "<p>block 0</p>");
     assert_eq!(read(&fleet.clearcoat, "/other").text(), "<p>block 0</p>");
+    // What each cache has is found in etcd: a node of which nothing is known is emptied.
+    eventually("the cursors are in etcd", || (fleet.etcd().list("/clearcoat/v1/cursors/").len() == 2).then_some(()));
     // It comes without anything that it knew.
     fleet.replica(1).kill();
     purge_by(&fleet.clearcoat, "of_nothing");

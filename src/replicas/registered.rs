@@ -83,46 +83,47 @@ impl Replicas {
         }
         let mut saves = tokio::time::interval(SAVE_EVERY);
         loop {
-            let update = tokio::select! {
+            tokio::select! {
                 update = updates.recv() => match update {
-                    Some(update) => update,
+                    Some(update) => self.take_update(update, &mut tasks),
                     None => return,
                 },
                 Some((id, record)) = strangers.recv() => {
                     self.add_introduced(&id, record, &mut tasks);
                     self.record_looked_at(&id);
-                    continue;
                 }
-                // Without news of etcd too: it may be away, and whose journal it is becomes known later.
-                _ = saves.tick() => {
-                    let records = self.peers.lock().iter().map(|(id, peer)| (id.clone(), peer.record.clone())).collect();
-                    memory.keep(SavedReplicas::new(records, self.known_now())).await;
-                    continue;
-                }
-            };
-            match update {
-                Update::Listed(listing) => {
-                    let listed: Vec<&str> = listing.items.iter().map(|item| item.key.as_str()).collect();
-                    let gone: Vec<NodeId> = tasks.keys().filter(|id| !listed.contains(&id.as_str())).cloned().collect();
-                    gone.iter().for_each(|id| self.miss(id, &mut tasks));
-                    if !listed.contains(&self.id.as_str()) {
-                        self.twins.set_key(None);
-                    }
-                    listing.items.iter().for_each(|item| self.greet(item, &mut tasks));
-                }
-                Update::Changed(changes) => changes.iter().for_each(|change| match change {
-                    KeyChange::Put(item) => self.greet(item, &mut tasks),
-                    KeyChange::Deleted { key, .. } if key == self.id.as_str() => self.twins.set_key(None),
-                    KeyChange::Deleted { key, .. } => {
-                        if let Ok(id) = NodeId::try_from(key.as_str()) {
-                            self.miss(&id, &mut tasks);
-                        }
-                    }
-                }),
+                // Whose journal it is becomes known later.
+                _ = saves.tick() => {}
             }
-            self.blocks.are_registered.store(self.blocks.saw_own_key.load(Ordering::SeqCst), Ordering::SeqCst);
-            self.progress.notify();
+            // At once after news: a process that is killed, and begins again without etcd, has to find the others.
+            let records = self.peers.lock().iter().map(|(id, peer)| (id.clone(), peer.record.clone())).collect();
+            memory.keep(SavedReplicas::new(records, self.known_now())).await;
         }
+    }
+
+    fn take_update(self: &Arc<Self>, update: Update, tasks: &mut Tasks) {
+        match update {
+            Update::Listed(listing) => {
+                let listed: Vec<&str> = listing.items.iter().map(|item| item.key.as_str()).collect();
+                let gone: Vec<NodeId> = tasks.keys().filter(|id| !listed.contains(&id.as_str())).cloned().collect();
+                gone.iter().for_each(|id| self.miss(id, tasks));
+                if !listed.contains(&self.id.as_str()) {
+                    self.twins.set_key(None);
+                }
+                listing.items.iter().for_each(|item| self.greet(item, tasks));
+            }
+            Update::Changed(changes) => changes.iter().for_each(|change| match change {
+                KeyChange::Put(item) => self.greet(item, tasks),
+                KeyChange::Deleted { key, .. } if key == self.id.as_str() => self.twins.set_key(None),
+                KeyChange::Deleted { key, .. } => {
+                    if let Ok(id) = NodeId::try_from(key.as_str()) {
+                        self.miss(&id, tasks);
+                    }
+                }
+            }),
+        }
+        self.blocks.are_registered.store(self.blocks.saw_own_key.load(Ordering::SeqCst), Ordering::SeqCst);
+        self.progress.notify();
     }
 
     /// A sender with permission to purge says that it is a replica, or that it knows one, and etcd does not list that: either it

@@ -195,8 +195,10 @@ fn clearcoats_that_wait_for_varnish_take_each_others_pages() {
             for clearcoat in fleet.clearcoats() {
                 assert_eq!(read(clearcoat, &path).text(), "0");
             }
-            let kept: Vec<String> = fleet.clearcoats().map(|each| read(each, &path).cache().to_owned()).collect();
-            assert_eq!(kept, ["HIT", "HIT"]);
+            // While the nodes start slowly, a page may move to the other one.
+            eventually("both take it from a cache", || {
+                fleet.clearcoats().all(|each| read(each, &path).cache() == "HIT").then_some(())
+            });
         }
         fleet.clearcoats().for_each(|clearcoat| assert_eq!(caught(clearcoat), 0.0));
     }

@@ -90,6 +90,12 @@ fn a_replica_that_restarts_without_etcd_tells_those_whom_it_knew() {
     fleet.clearcoats().for_each(Clearcoat::ready);
     let file = fleet.journal_of(1).join("fleet.json");
     eventually("the fleet is on disk", || std::fs::read_to_string(&file).ok()?.contains("web-2").then_some(()));
+    for (number, other) in [(0, "clearcoat-2"), (1, "clearcoat-1")] {
+        let file = fleet.journal_of(number).join("replicas.json");
+        eventually("who else is there is on disk", || {
+            std::fs::read_to_string(&file).ok()?.contains(other).then_some(())
+        });
+    }
     fleet.etcd().kill_all();
     // Including purges that it had accepted before, but could not pass on.
     fleet.replica(0).kill();

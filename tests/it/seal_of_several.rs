@@ -62,8 +62,10 @@ fn a_sealed_purge_waits_for_no_varnish_and_holds_behind_every_clearcoat() {
                 let seen: Vec<String> = fleet.clearcoats().map(|each| read(each, "/p/1").text().to_owned()).collect();
                 assert_eq!(seen, [version.to_string(), version.to_string()]);
             }
-            let kept: Vec<String> = fleet.clearcoats().map(|each| read(each, "/p/1").cache().to_owned()).collect();
-            assert_eq!(kept, ["HIT", "HIT"], "each takes what the other has sealed");
+            // While the nodes start slowly, the page may move to the other one.
+            eventually("each takes what the other has sealed", || {
+                fleet.clearcoats().all(|each| read(each, "/p/1").cache() == "HIT").then_some(())
+            });
         }
     }
 }

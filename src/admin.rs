@@ -323,7 +323,7 @@ impl AdminApi {
         if let Some((refusal, reason)) = self.refusal(request, peer) {
             self.context.metrics.purge.requested("none", PurgeResult::Forbidden);
             let words = format!("a purge by the status page from {} was refused: {reason}", peer.ip().to_canonical());
-            self.context.metrics.incidents.note(IncidentKind::PurgeRefused, words);
+            self.context.metrics.incidents.note(IncidentKind::PurgeRefused, &words);
             return refusal;
         }
         match operator::as_magento(request.body()) {

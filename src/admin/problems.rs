@@ -140,34 +140,29 @@ impl Problem {
     }
 
     fn of_incident(kind: IncidentKind, incident: &Incident) -> Self {
-        let (severity, what, advice, alert) = match kind {
+        let (what, advice, alert) = match kind {
             IncidentKind::PurgeRefused => (
-                Severity::Warning,
                 "Purges",
                 "What they were for may stay old. The sender is told why: see its log, and purge.allow, \
                  purge.token_file.",
                 "ClearcoatPurgesRefused",
             ),
             IncidentKind::Shortage => (
-                Severity::Warning,
                 "This process",
                 "Raise its limit of open files (LimitNOFILE, ulimit -n), or find who holds so many connections.",
                 "ClearcoatShortage",
             ),
             IncidentKind::ReloadRefused => (
-                Severity::Warning,
                 "The configuration",
                 "The one from before goes on. `clearcoat check` names every error.",
                 "ClearcoatReloadRefused",
             ),
             IncidentKind::CertificateRefused => (
-                Severity::Warning,
                 "A renewed certificate",
                 "The one from before goes on. Put a certificate and its key in place that belong together.",
                 "ClearcoatCertificateRefused",
             ),
             IncidentKind::AccessLogLost => (
-                Severity::Warning,
                 "The access log",
                 "Whoever reads the pipe is too slow, or the disk of log.access_file is full. Requests do not wait for it.",
                 "ClearcoatAccessLogLost",
@@ -175,7 +170,7 @@ impl Problem {
         };
         let (what, why) = (what.to_owned(), incident.words.to_string());
         let at = (!kind.is_state()).then(|| humantime::format_rfc3339_millis(incident.at).to_string());
-        Problem { severity, what, why, at, advice, alert }
+        Problem { severity: Severity::Warning, what, why, at, advice, alert }
     }
 }
 

@@ -71,7 +71,7 @@ async fn say_losses(dropped: IntCounter, incidents: Arc<Incidents>) {
         if lost > 0 {
             said += lost;
             let words = format!("{lost} lines of the access log were lost: its file or pipe does not take them");
-            incidents.note(IncidentKind::AccessLogLost, words);
+            incidents.note(IncidentKind::AccessLogLost, &words);
             tracing::warn!(lost, "lines of the access log were lost: its file or pipe does not take them");
         }
     }

@@ -102,7 +102,7 @@ impl Reloader {
                 tracing::error!("the new configuration is refused; the old one goes on");
                 self.metrics.count_reload(ReloadResult::Refused);
                 let first = errors.iter().next().map_or_else(String::new, |error| error.to_string());
-                self.metrics.incidents.note(IncidentKind::ReloadRefused, first);
+                self.metrics.incidents.note(IncidentKind::ReloadRefused, &first);
                 return;
             }
         };

@@ -15,6 +15,9 @@ use parking_lot::Mutex;
 /// (`deploy/prometheus/rules.yml`).
 const FADES_AFTER: Duration = Duration::from_secs(5 * 60);
 
+/// The most characters of an incident's words: a part of them may come from strangers.
+const MAX_WORDS: usize = 400;
+
 /// What may happen to this process itself, beside single nodes and requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum IncidentKind {
@@ -61,12 +64,13 @@ impl IncidentKind {
 
 impl Incidents {
     /// Records an incident of now.
-    pub fn note(&self, kind: IncidentKind, words: impl Into<Arc<str>>) {
+    pub fn note(&self, kind: IncidentKind, words: &str) {
         self.note_at(SystemTime::now(), kind, words);
     }
 
-    fn note_at(&self, at: SystemTime, kind: IncidentKind, words: impl Into<Arc<str>>) {
-        self.0.lock().insert(kind, Incident { words: words.into(), at });
+    fn note_at(&self, at: SystemTime, kind: IncidentKind, words: &str) {
+        let end = words.char_indices().nth(MAX_WORDS).map_or(words.len(), |(end, _)| end);
+        self.0.lock().insert(kind, Incident { words: words[..end].into(), at });
     }
 
     /// Records that a state is over.
@@ -102,6 +106,8 @@ mod tests {
         assert_eq!(words(302), ["bad"]);
         // A clock that was set back hides nothing.
         assert_eq!(words(0), ["second", "bad"]);
+        incidents.note_at(at(2), IncidentKind::ReloadRefused, &"ä".repeat(MAX_WORDS + 1));
+        assert_eq!(words(302), ["ä".repeat(MAX_WORDS)]);
         incidents.end(IncidentKind::ReloadRefused);
         assert!(words(302).is_empty());
     }

@@ -74,7 +74,7 @@ impl Watcher {
                 if self.failure.as_ref() != Some(&text) {
                     tracing::error!(error = %causes(&error), "renewed certificates cannot be used; those in use stay");
                     self.metrics.count_tls_reload(false);
-                    self.metrics.incidents.note(IncidentKind::CertificateRefused, text.as_str());
+                    self.metrics.incidents.note(IncidentKind::CertificateRefused, &text);
                     self.failure = Some(text);
                 }
             }

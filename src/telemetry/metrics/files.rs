@@ -82,7 +82,7 @@ impl Shortage {
             // In the same second as the one before.
             return;
         }
-        self.incidents.note(IncidentKind::Shortage, format!("{}: {reason}", self.at.as_str()));
+        self.incidents.note(IncidentKind::Shortage, &format!("{}: {reason}", self.at.as_str()));
         if last == 0 || now.saturating_sub(last) > OVER_AFTER {
             tracing::warn!(at = self.at.as_str(), %reason, "this process is short of something; see clearcoat_shortages_total and LimitNOFILE");
         }

@@ -4,6 +4,9 @@
 //! **floor**, the newest sequence that was ever evicted. A query about a time before the floor is answered "purged",
 //! because the evicted entry may have been that name. So memory is fixed, and errors go to one side only.
 //!
+//! A page has some thirty names, and each is in another bucket of a table that is larger than any cache of the processor.
+//! Most buckets are empty all the same: a bit for each says so, and all bits together fit into its second level.
+//!
 //! There is one writer at a time. It raises the floor before it overwrites an entry (release), and a reader reads the
 //! floor after the entries (acquire): a reader that finds an entry replaced also sees its floor.
 
@@ -22,6 +25,8 @@ const FINGERPRINT: u32 = 20;
 pub(crate) struct Index {
     /// The number of buckets is a power of two.
     buckets: Box<[Bucket]>,
+    /// A bit for each bucket, set before its first entry.
+    used: Box<[AtomicU64]>,
 }
 
 #[derive(Default)]
@@ -34,7 +39,12 @@ struct Bucket {
 impl Index {
     /// An empty index of `buckets` buckets of 64 bytes, rounded up to a power of two.
     pub(crate) fn new(buckets: usize) -> Self {
-        Index { buckets: (0..buckets.next_power_of_two()).map(|_| Bucket::default()).collect() }
+        let buckets = buckets.next_power_of_two();
+        let words = buckets.div_ceil(u64::BITS as usize);
+        Index {
+            buckets: (0..buckets).map(|_| Bucket::default()).collect(),
+            used: (0..words).map(|_| AtomicU64::new(0)).collect(),
+        }
     }
 
     /// Records that a name is purged with this sequence. Sequences do not decrease, and there is one caller at a time.
@@ -42,7 +52,9 @@ impl Index {
         if Mutant::LostName.lives() && hash.is_multiple_of(2) {
             return;
         }
-        let bucket = self.bucket(hash);
+        let number = self.number(hash);
+        let (bucket, (word, bit)) = (&self.buckets[number], used_bit(number));
+        self.used[word].fetch_or(bit, Ordering::Relaxed);
         let entries = || bucket.entries.iter();
         let same = entries().find(|entry| fingerprint(entry.load(Ordering::Relaxed)) == fingerprint_of(hash));
         // The sequence is in the high bits, so the smallest entry is the oldest (or empty).
@@ -61,7 +73,12 @@ impl Index {
 
     /// The highest sequence with which this name may have been purged; 0 if it cannot have been.
     pub(crate) fn last(&self, hash: u64) -> u64 {
-        let bucket = self.bucket(hash);
+        let number = self.number(hash);
+        let (bucket, (word, bit)) = (&self.buckets[number], used_bit(number));
+        // A reader that must know of a purge has loaded what was stored after it, and so sees the bit.
+        if self.used[word].load(Ordering::Relaxed) & bit == 0 {
+            return 0;
+        }
         let of_name = |entry: &AtomicU64| {
             let entry = entry.load(Ordering::Acquire);
             if fingerprint(entry) == fingerprint_of(hash) { sequence_of(entry) } else { 0 }
@@ -91,8 +108,10 @@ impl Index {
 
     /// Puts a [row](Index::rows) of an index of the same size into this one, which is not shared yet. Returns whether there is
     /// a bucket with this number.
-    pub(crate) fn set_row(&mut self, bucket: usize, row: [u64; 1 + WAYS]) -> bool {
-        let Some(bucket) = self.buckets.get_mut(bucket) else { return false };
+    pub(crate) fn set_row(&mut self, number: usize, row: [u64; 1 + WAYS]) -> bool {
+        let Some(bucket) = self.buckets.get_mut(number) else { return false };
+        let (word, bit) = used_bit(number);
+        *self.used[word].get_mut() |= bit;
         *bucket.floor.get_mut() = row[0];
         for (entry, value) in bucket.entries.iter_mut().zip(&row[1..]) {
             *entry.get_mut() = *value;
@@ -100,10 +119,17 @@ impl Index {
         true
     }
 
-    fn bucket(&self, hash: u64) -> &Bucket {
+    /// The bucket of a name.
+    fn number(&self, hash: u64) -> usize {
         // A power of two, so the mask is within the table.
-        &self.buckets[hash as usize & (self.buckets.len() - 1)]
+        hash as usize & (self.buckets.len() - 1)
     }
+}
+
+/// Where the bit of a bucket is: the number of the word, and the word with this bit alone.
+fn used_bit(bucket: usize) -> (usize, u64) {
+    let bits = u64::BITS as usize;
+    (bucket / bits, 1 << (bucket % bits))
 }
 
 /// The high bits of the hash; the low ones chose the bucket.

@@ -19,7 +19,7 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 /// # Errors
 /// The missing field.
 pub(super) fn does_the_work(proxy: SocketAddr, tls: Option<&Certificate>) -> anyhow::Result<()> {
-    let seen = get(proxy, ECHO, tls)?;
+    let seen = get(proxy, HOST, ECHO, tls)?;
     let seen = String::from_utf8_lossy(&seen).to_ascii_lowercase();
     let proto = if tls.is_some() { "https" } else { "http" };
     for field in [
@@ -38,7 +38,7 @@ pub(super) fn does_the_work(proxy: SocketAddr, tls: Option<&Certificate>) -> any
 /// # Errors
 /// The state of its fleet.
 pub(super) fn fleet_is_well(admin: SocketAddr) -> anyhow::Result<()> {
-    let body = get(admin, "/api/v1/fleet", None)?;
+    let body = get(admin, &admin.to_string(), "/api/v1/fleet", None)?;
     let fleet: serde_json::Value = serde_json::from_slice(&body).context("the fleet")?;
     let nodes = fleet["nodes"].as_array().context("no nodes in the fleet")?;
     let is_well =
@@ -47,21 +47,21 @@ pub(super) fn fleet_is_well(admin: SocketAddr) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The body of a page, on a new connection.
-fn get(server: SocketAddr, path: &str, tls: Option<&Certificate>) -> anyhow::Result<Vec<u8>> {
+/// The body of a page of this host, on a new connection.
+fn get(server: SocketAddr, host: &str, path: &str, tls: Option<&Certificate>) -> anyhow::Result<Vec<u8>> {
     let mut stream = TcpStream::connect_timeout(&server, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     match tls {
-        None => exchange(&mut stream, path),
+        None => exchange(&mut stream, host, path),
         Some(tls) => {
             let session = ClientConnection::new(Arc::clone(&tls.client), ServerName::try_from(HOST)?)?;
-            exchange(&mut StreamOwned::new(session, stream), path)
+            exchange(&mut StreamOwned::new(session, stream), host, path)
         }
     }
 }
 
-fn exchange(stream: &mut (impl Read + Write), path: &str) -> anyhow::Result<Vec<u8>> {
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n");
+fn exchange(stream: &mut (impl Read + Write), host: &str, path: &str) -> anyhow::Result<Vec<u8>> {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;

@@ -11,12 +11,15 @@
 //!
 //! If the process cannot be started (no `/proc`, a limit), the main process writes the files itself, and logs that.
 //!
+//! redb writes a dozen pages for a purge before it asks for a sync, and only that makes them durable. So a write has no answer:
+//! writes go over together with the next other request, and if one has failed, that request and all later ones do.
+//!
 //! ```text
 //! request   operation: u8, argument: u64, length: u32, bytes
-//! answer    code: i32 (0 done, above 0 an errno, below a kind of its own), value: u64, length: u32, bytes
+//! answer    to all but writes: code: i32 (0 done, above 0 an errno, below a kind of its own), value: u64, length: u32, bytes
 //! ```
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::ops::Bound;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -36,6 +39,9 @@ pub const COMMAND: &str = "journal-files";
 
 /// The maximum size of a message. redb writes pages and, at most, the table of a region.
 const MAX_BYTES: usize = 1 << 30;
+
+/// The size of gathered writes, in bytes, beyond which they are sent at once.
+const GATHERED: usize = 1 << 20;
 
 /// The operation of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,8 +90,16 @@ pub(super) struct RemoteFiles {
 /// The connection to the file process.
 #[derive(Debug)]
 struct Connection {
-    stream: Mutex<UnixStream>,
+    sending: Mutex<Sending>,
     child: Mutex<Option<Child>>,
+}
+
+/// The main process's end of the socket.
+#[derive(Debug)]
+struct Sending {
+    stream: UnixStream,
+    /// Writes that go with the next request.
+    gathered: Vec<u8>,
 }
 
 /// The database's file in the file process.
@@ -133,24 +147,23 @@ impl Connection {
         let mut command = Command::new("/proc/self/exe");
         command.arg(COMMAND).stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn()?;
-        Ok(Connection { stream: Mutex::new(ours), child: Mutex::new(Some(child)) })
+        Ok(Connection::over(ours, Some(child)))
+    }
+
+    fn over(stream: UnixStream, child: Option<Child>) -> Self {
+        Connection { sending: Mutex::new(Sending { stream, gathered: Vec::new() }), child: Mutex::new(child) }
     }
 
     fn is_alive(&self) -> bool {
         self.child.lock().as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
-    /// Sends a request and waits for the answer.
+    /// Sends a request, behind all writes so far, and waits for the answer.
     fn ask(&self, operation: Operation, argument: u64, bytes: &[u8]) -> io::Result<(u64, Vec<u8>)> {
-        let mut stream = self.stream.lock();
-        let length = u32::try_from(bytes.len()).map_err(io::Error::other)?;
-        let mut message = Vec::with_capacity(13 + bytes.len());
-        message.push(operation as u8);
-        message.extend(argument.to_be_bytes());
-        message.extend(length.to_be_bytes());
-        message.extend(bytes);
-        stream.write_all(&message)?;
-        let (head, bytes) = receive::<12>(&mut *stream)?.ok_or(io::ErrorKind::BrokenPipe)?;
+        let mut sending = self.sending.lock();
+        sending.gather(operation, argument, bytes)?;
+        sending.send()?;
+        let (head, bytes) = receive::<12>(&mut sending.stream)?.ok_or(io::ErrorKind::BrokenPipe)?;
         let [a, b, c, d, value @ ..] = head;
         match i32::from_be_bytes([a, b, c, d]) {
             0 => Ok((u64::from_be_bytes(value), bytes)),
@@ -161,11 +174,28 @@ impl Connection {
     }
 }
 
+impl Sending {
+    fn gather(&mut self, operation: Operation, argument: u64, bytes: &[u8]) -> io::Result<()> {
+        let length = u32::try_from(bytes.len()).map_err(io::Error::other)?;
+        self.gathered.push(operation as u8);
+        self.gathered.extend(argument.to_be_bytes());
+        self.gathered.extend(length.to_be_bytes());
+        self.gathered.extend(bytes);
+        Ok(())
+    }
+
+    fn send(&mut self) -> io::Result<()> {
+        let sent = self.stream.write_all(&self.gathered);
+        self.gathered.clear();
+        sent
+    }
+}
+
 impl Drop for Connection {
     /// Closing the socket ends the process. Not waited for here, because it may hang.
     fn drop(&mut self) {
         let Some(mut child) = self.child.lock().take() else { return };
-        _ = self.stream.lock().shutdown(std::net::Shutdown::Both);
+        _ = self.sending.lock().stream.shutdown(std::net::Shutdown::Both);
         // Without a thread for waiting, the process stays a zombie until this one ends.
         _ = thread::Builder::new().name("journal-reaper".into()).spawn(move || child.wait());
     }
@@ -194,7 +224,9 @@ impl StorageBackend for RemoteFile {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.0.ask(Operation::Write, offset, data).map(|_| ())
+        let mut sending = self.0.sending.lock();
+        sending.gather(Operation::Write, offset, data)?;
+        if sending.gathered.len() > GATHERED { sending.send() } else { Ok(()) }
     }
 
     fn close(&self) -> io::Result<()> {
@@ -228,46 +260,68 @@ pub fn serve() -> io::Result<()> {
     answer_all(UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?))
 }
 
-fn answer_all(mut stream: UnixStream) -> io::Result<()> {
+fn answer_all(stream: UnixStream) -> io::Result<()> {
     let mut server = Server::default();
-    while let Some((head, bytes)) = receive::<9>(&mut stream)? {
+    // Gathered writes come in one piece.
+    let mut requests = BufReader::with_capacity(64 * 1024, stream);
+    while let Some((head, bytes)) = receive::<9>(&mut requests)? {
         let [operation, argument @ ..] = head;
-        let operation = OPERATIONS.get(usize::from(operation)).ok_or(io::ErrorKind::InvalidData)?;
-        let (code, value, bytes) = match server.carry_out(*operation, u64::from_be_bytes(argument), &bytes) {
+        let (operation, argument) = (operation_of(operation)?, u64::from_be_bytes(argument));
+        if operation == Operation::Write {
+            server.write(argument, &bytes);
+            continue;
+        }
+        let (code, value, bytes) = match server.carry_out(operation, argument, &bytes) {
             Ok((value, bytes)) => (0, value, bytes),
-            Err(error) => {
-                let code = match error.raw_os_error() {
-                    Some(errno) => errno,
-                    None if error.kind() == io::ErrorKind::UnexpectedEof => ENDS_TOO_EARLY,
-                    None => OTHER,
-                };
-                (code, 0, error.to_string().into_bytes())
-            }
+            Err(error) => (code_of(&error), 0, error.to_string().into_bytes()),
         };
         let mut answer = Vec::with_capacity(16 + bytes.len());
         answer.extend(code.to_be_bytes());
         answer.extend(value.to_be_bytes());
         answer.extend(u32::try_from(bytes.len()).map_err(io::Error::other)?.to_be_bytes());
         answer.extend(bytes);
-        stream.write_all(&answer)?;
+        requests.get_mut().write_all(&answer)?;
     }
     Ok(())
+}
+
+fn operation_of(byte: u8) -> io::Result<Operation> {
+    OPERATIONS.get(usize::from(byte)).copied().ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// The code of an error in an answer.
+fn code_of(error: &io::Error) -> i32 {
+    match error.raw_os_error() {
+        Some(errno) => errno,
+        None if error.kind() == io::ErrorKind::UnexpectedEof => ENDS_TOO_EARLY,
+        None => OTHER,
+    }
 }
 
 /// The open files of the file process.
 #[derive(Default)]
 struct Server {
     file: Option<JournalFile>,
+    /// Why a write to the open file has failed. What the file holds is not known then, so nothing else is done with it.
+    failed_write: Option<io::Error>,
     name: PathBuf,
 }
 
 impl Server {
+    /// Writes to the open file, unless a write before has failed.
+    fn write(&mut self, offset: u64, bytes: &[u8]) {
+        if self.failed_write.is_none() {
+            let file = self.file.as_ref().ok_or_else(|| io::ErrorKind::NotConnected.into());
+            self.failed_write = file.and_then(|file| file.write(offset, bytes)).err();
+        }
+    }
+
     fn carry_out(&mut self, operation: Operation, argument: u64, bytes: &[u8]) -> io::Result<(u64, Vec<u8>)> {
         let path = || PathBuf::from(std::ffi::OsString::from_vec(bytes.to_vec()));
         match operation {
             Operation::Open => {
                 // Closes the earlier one first, and releases its lock.
-                self.file = None;
+                (self.file, self.failed_write) = (None, None);
                 self.file = Some(JournalFile::open(&path())?);
                 return Ok((0, vec![]));
             }
@@ -277,6 +331,16 @@ impl Server {
             }
             Operation::Replace => return LocalFiles.replace(&self.name, bytes).map(|()| (0, vec![])),
             _ => {}
+        }
+        if let Some(error) = &self.failed_write {
+            let failed = match error.raw_os_error() {
+                Some(errno) => io::Error::from_raw_os_error(errno),
+                None => io::Error::new(error.kind(), error.to_string()),
+            };
+            if operation == Operation::Close {
+                self.file = None;
+            }
+            return Err(failed);
         }
         let file = self.file.as_ref().ok_or(io::ErrorKind::NotConnected)?;
         let done = |()| (0, vec![]);
@@ -289,7 +353,6 @@ impl Server {
                 file.read(argument, &mut out)?;
                 Ok((0, out))
             }
-            Operation::Write => file.write(argument, bytes).map(done),
             Operation::SetLen => file.set_len(argument).map(done),
             Operation::Sync => file.sync_data().map(done),
             Operation::Lock => as_io(file.try_lock_range(decode(bytes, 0)?, decode(bytes, 9)?)).map(value),
@@ -300,7 +363,9 @@ impl Server {
                 self.file = None;
                 closed.map(done)
             }
-            Operation::Open | Operation::Name | Operation::Replace => Err(io::ErrorKind::InvalidInput.into()),
+            Operation::Open | Operation::Name | Operation::Replace | Operation::Write => {
+                Err(io::ErrorKind::InvalidInput.into())
+            }
         }
     }
 }
@@ -377,7 +442,7 @@ mod tests {
     fn connect() -> Arc<Connection> {
         let (ours, theirs) = UnixStream::pair().unwrap();
         thread::spawn(move || answer_all(theirs).unwrap());
-        Arc::new(Connection { stream: Mutex::new(ours), child: Mutex::default() })
+        Arc::new(Connection::over(ours, None))
     }
 
     fn open(connection: &Arc<Connection>, path: &Path) -> Result<Database, DatabaseError> {
@@ -436,10 +501,50 @@ mod tests {
     }
 
     #[test]
+    fn a_write_that_fails_fails_what_comes_after_it_until_the_file_is_opened_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let (connection, path) = (connect(), folder.path().join("a"));
+        let open = || connection.ask(Operation::Open, 0, path.as_os_str().as_bytes()).unwrap();
+        open();
+        let file = RemoteFile(Arc::clone(&connection));
+        // No file can have a byte there.
+        let beyond = i64::MAX as u64;
+        file.write(0, b"before").unwrap();
+        file.write(beyond, b"x").unwrap();
+        file.write(0, b"behind").unwrap();
+        let failed = file.sync_data().unwrap_err();
+        assert!(failed.raw_os_error().is_some(), "{failed}");
+        for also in [file.len().err(), file.read(0, &mut [0]).err(), file.sync_data().err(), file.close().err()] {
+            assert_eq!(also.and_then(|error| error.raw_os_error()), failed.raw_os_error());
+        }
+        assert_eq!(std::fs::read(&path).unwrap(), b"before", "nothing is written behind a failed write");
+        open();
+        file.write(0, b"after!").unwrap();
+        file.sync_data().unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"after!");
+    }
+
+    #[test]
+    fn writes_are_in_the_file_before_what_is_asked_after_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let (connection, path) = (connect(), folder.path().join("a"));
+        connection.ask(Operation::Open, 0, path.as_os_str().as_bytes()).unwrap();
+        let file = RemoteFile(connection);
+        // More than is gathered, and more than the socket holds.
+        let large = vec![7; 3 * GATHERED];
+        file.write(1, &large).unwrap();
+        file.write(0, b"a").unwrap();
+        assert_eq!(file.len().unwrap(), large.len() as u64 + 1);
+        let mut read = [0; 2];
+        file.read(0, &mut read).unwrap();
+        assert_eq!(read, [b'a', 7]);
+    }
+
+    #[test]
     fn who_is_gone_is_an_error() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         drop(theirs);
-        let connection = Connection { stream: Mutex::new(ours), child: Mutex::default() };
+        let connection = Connection::over(ours, None);
         assert_eq!(connection.ask(Operation::Len, 0, &[]).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
         assert!(!connection.is_alive());
     }

@@ -10,12 +10,13 @@ use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use clearcoat::http1::{
-    ChunkedDecoder, Forwarding, HeadScan, Method, RequestHead, ResponseHead, Version, write_request, write_response,
+    ChunkedDecoder, Forwarding, HeadLimits, HeadScan, Method, RequestHead, ResponseHead, Version, write_request,
+    write_response,
 };
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 
 /// Larger than any head here.
-const LIMIT: usize = 64 * 1024;
+const LIMITS: HeadLimits = HeadLimits { bytes: 64 * 1024, fields: 100 };
 
 /// The content of the chunked body, and the chunk size of PHP and Apache.
 const BODY: usize = 64 * 1024;
@@ -33,18 +34,13 @@ const FORWARDING: Forwarding<'static> = Forwarding {
     traceparent: b"",
 };
 
-fn find(head: &[u8]) -> usize {
-    HeadScan::default().find(head, LIMIT).expect("a head without fault").expect("a whole head")
-}
-
 fn request(criterion: &mut Criterion) {
     let bytes = messages::request();
     let mut group = criterion.benchmark_group("request");
     group.throughput(Throughput::Bytes(bytes.len() as u64));
-    group.bench_function("scan", |bencher| bencher.iter(|| find(black_box(&bytes))));
     let mut head = RequestHead::default();
-    group.bench_function("parse and checks", |bencher| {
-        bencher.iter(|| head.parse(black_box(&bytes), 100).expect("a head without fault"));
+    group.bench_function("read", |bencher| {
+        bencher.iter(|| head.read(black_box(&bytes), &mut HeadScan::default(), LIMITS).expect("a head without fault"));
     });
     let mut out = Vec::new();
     group.bench_function("rewrite", |bencher| {
@@ -60,10 +56,12 @@ fn answer(criterion: &mut Criterion) {
     let bytes = messages::answer_head(1024);
     let mut group = criterion.benchmark_group("answer");
     group.throughput(Throughput::Bytes(bytes.len() as u64));
-    group.bench_function("scan", |bencher| bencher.iter(|| find(black_box(&bytes))));
     let mut head = ResponseHead::default();
-    group.bench_function("parse and checks", |bencher| {
-        bencher.iter(|| head.parse(black_box(&bytes), Method::Get, 100).expect("a head without fault"));
+    group.bench_function("read", |bencher| {
+        bencher.iter(|| {
+            let read = head.read(black_box(&bytes), Method::Get, &mut HeadScan::default(), LIMITS);
+            read.expect("a head without fault")
+        });
     });
     let mut out = Vec::new();
     group.bench_function("rewrite", |bencher| {

@@ -3,7 +3,7 @@
 //! Times on a shared machine vary between runs by more than most changes make; instruction counts do not. Three figures
 //! are kept in `instructions.txt`:
 //!
-//! - **pure**: scan, parse and rewrite of the heads of one exchange, without a socket;
+//! - **pure**: reading and rewriting of the heads of one exchange, without a socket;
 //! - **worker**: everything that the worker thread of a running clearcoat does for one request on a kept connection,
 //!   one at a time, without the kernel;
 //! - **logged**: the same with an access log (`log.access = "json"`).
@@ -30,7 +30,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 use clearcoat::http1::{
-    Forwarding, HeadScan, Method, RequestHead, ResponseHead, Version, write_request, write_response,
+    Forwarding, HeadLimits, HeadScan, Method, RequestHead, ResponseHead, Version, write_request, write_response,
 };
 use it::support::client::{Connection, get};
 use it::support::eventually;
@@ -157,7 +157,7 @@ fn tools() -> Result<String> {
 
 /// The work of the pure figure: what a worker does with the heads of an exchange, in reused buffers.
 fn pure(exchanges: usize) {
-    const LIMIT: usize = 64 * 1024;
+    const LIMITS: HeadLimits = HeadLimits { bytes: 64 * 1024, fields: 100 };
     let (request, answer) = (messages::request(), messages::answer_head(BODY));
     let (mut request_head, mut answer_head) = (RequestHead::default(), ResponseHead::default());
     let (mut to_node, mut to_client) = (Vec::new(), Vec::new());
@@ -172,13 +172,14 @@ fn pure(exchanges: usize) {
         request_id: b"",
         traceparent: b"",
     };
-    let find = |bytes: &[u8]| HeadScan::default().find(bytes, LIMIT).expect("no fault").expect("a whole head");
     for _ in 0..exchanges {
         let (request, answer) = (black_box(request.as_slice()), black_box(answer.as_slice()));
-        request_head.parse(&request[..find(request)], 100).expect("a head without fault");
+        let read = request_head.read(request, &mut HeadScan::default(), LIMITS);
+        black_box(read.expect("a head without fault").expect("a whole head"));
         to_node.clear();
         write_request(&mut to_node, &request_head, forwarding);
-        answer_head.parse(&answer[..find(answer)], Method::Get, 100).expect("a head without fault");
+        let read = answer_head.read(answer, Method::Get, &mut HeadScan::default(), LIMITS);
+        black_box(read.expect("a head without fault").expect("a whole head"));
         to_client.clear();
         black_box(write_response(&mut to_client, &answer_head, Version::Http11, true));
         black_box((&to_node, &to_client));

@@ -22,7 +22,7 @@ mod write;
 pub use authority::Scheme;
 pub use body::BodyDecoder;
 pub use chunked::{BadChunk, ChunkedDecoder};
-pub use head::HeadScan;
+pub use head::{HeadLimits, HeadScan};
 pub use request::{Method, RequestHead};
 pub use response::ResponseHead;
 pub use write::{

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::optional::zero_is_none;
 use super::text;
+use crate::http1::HeadLimits;
 
 /// `[limits]`: edge and origin, unless a key says otherwise.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -54,6 +55,16 @@ impl Limits {
     /// `max_body` as a number to compare with, in bytes.
     pub fn longest_body(&self) -> u64 {
         self.max_body.map_or(u64::MAX, NonZeroU64::get)
+    }
+
+    /// What the head of a request may have.
+    pub fn of_requests(&self) -> HeadLimits {
+        HeadLimits { bytes: self.max_head, fields: self.max_fields }
+    }
+
+    /// What the head of an answer may have.
+    pub fn of_answers(&self) -> HeadLimits {
+        HeadLimits { bytes: self.max_answer_head, fields: self.max_fields }
     }
 }
 

@@ -112,7 +112,7 @@ pub(super) fn classify_request(name: &[u8]) -> FieldKind {
 fn has_underscore(name: &[u8]) -> bool {
     let (chunks, rest) = name.as_chunks::<8>();
     let has = |chunk: &[u8; 8]| chunk.iter().fold(false, |has, &byte| has | (byte == b'_'));
-    chunks.iter().any(has) || rest.contains(&b'_')
+    chunks.iter().any(has) || rest.iter().any(|&byte| byte == b'_')
 }
 
 /// Whether this is the name of the field with a request's id. Such a field is forwarded as any other, unless it is replaced.
@@ -219,14 +219,14 @@ impl Fields {
         (self.seal.count, self.asked.count) = (0, 0);
     }
 
-    /// Takes the fields from `httparse`, checks those about framing, and marks those that must not be forwarded.
+    /// Takes the fields from `httparse` into a cleared list, checks those about framing, and marks those that must not be
+    /// forwarded.
     pub(super) fn fill(
         &mut self,
         buffer: &[u8],
         headers: &[httparse::Header<'_>],
         classify: impl Fn(&[u8]) -> FieldKind,
     ) -> Result<(), BadHead> {
-        self.clear();
         let mut upgrades = 0;
         let mut named_by_connection = false;
         for header in headers {

@@ -1,6 +1,20 @@
 //! Finding the end of a head that arrives in pieces.
+//!
+//! Nearly every head arrives whole, and then its end is where the parser stops: reading it first with a scan for the blank
+//! line would cost as much as half of the parser. So [`RequestHead::read`](super::RequestHead::read) and
+//! [`ResponseHead::read`](super::ResponseHead::read) parse first what looks whole, and scan only what turns out not to be,
+//! or not to be good: an answer to bad input comes from one place.
 
 use super::BadHead;
+
+/// What a head may have at most.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadLimits {
+    /// Its length with the blank line, in bytes.
+    pub bytes: usize,
+    /// Its header fields, 256 at most.
+    pub fields: usize,
+}
 
 /// Searches for the blank line, and refuses line ends that are not CR LF on the way: parsers disagree about a bare LF,
 /// and request smuggling exploits that disagreement. Remembers its position, so that a head that arrives byte by byte is
@@ -22,12 +36,17 @@ enum LineEnd {
 }
 
 impl HeadScan {
+    /// Whether nothing was scanned yet.
+    pub(super) fn is_new(&self) -> bool {
+        self.scanned == 0
+    }
+
     /// The length of the head including its blank line, or `None` while it is incomplete. `buffer` must start with the
     /// bytes of the last call. A blank line before the head counts as part of it (RFC 9112 section 2.2).
     ///
     /// # Errors
     /// A bare LF, or a head (or an incomplete one) longer than `limit` bytes.
-    pub fn find(&mut self, buffer: &[u8], limit: usize) -> Result<Option<usize>, BadHead> {
+    pub(super) fn find(&mut self, buffer: &[u8], limit: usize) -> Result<Option<usize>, BadHead> {
         let from = self.scanned;
         for offset in memchr::memchr_iter(b'\n', &buffer[from..]) {
             let len = from + offset + 1;
@@ -47,6 +66,16 @@ impl HeadScan {
     }
 }
 
+/// Whether each line of a head that `httparse` has read ends with CR LF, which it does not insist on: a line ends right before
+/// the name of a field, and the last two with the head. There is no line before the first.
+pub(super) fn has_strict_lines(head: &[u8], fields: &[httparse::Header<'_>]) -> bool {
+    let ends_strictly = |lines: &[u8]| lines.ends_with(b"\r\n");
+    let before = |field: &httparse::Header<'_>| &head[..field.name.as_ptr() as usize - head.as_ptr() as usize];
+    head.ends_with(b"\r\n\r\n")
+        && !matches!(head[0], b'\r' | b'\n')
+        && fields.iter().all(|field| ends_strictly(before(field)))
+}
+
 /// How the last line of `lines` ends, which is with LF.
 fn line_end(lines: &[u8]) -> LineEnd {
     match lines {
@@ -61,6 +90,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::http1::{Method, RequestHead, ResponseHead};
 
     fn whole(bytes: &[u8]) -> Result<Option<usize>, BadHead> {
         HeadScan::default().find(bytes, 100)
@@ -124,6 +154,38 @@ mod tests {
             }
         }
         if buffer.len() > limit { Err(BadHead::TooLarge) } else { Ok(None) }
+    }
+
+    /// Pieces of which some make good heads, and most do not.
+    fn pieces() -> impl Strategy<Value = Vec<u8>> {
+        let piece = prop_oneof![
+            8 => Just("\r\n"), 2 => Just("GET / HTTP/1.1\r\n"), 2 => Just("HTTP/1.1 200 OK\r\n"), 2 => Just("Host: a\r\n"),
+            2 => Just("Content-Length: 3\r\n"), 1 => Just("A: b \r\n"), 1 => Just("A: b"), 1 => Just(" c\r\n"), 1 => Just("\n"),
+            1 => Just("\r"), 1 => Just("A:\n"), 1 => Just("\t"), 1 => Just("HEAD http://a HTTP/1.0\r\n"), 1 => Just("HTTP/1.1 200\n"),
+        ];
+        prop::collection::vec(piece, 0..12).prop_map(|pieces| pieces.concat().into_bytes())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4_000))]
+
+        /// That a head is parsed before it is scanned changes nothing: neither what is accepted, nor its length, nor the error.
+        #[test]
+        fn a_head_that_is_read_at_once_is_read_as_one_that_is_scanned_first(bytes in pieces(), limit in 10..120_usize) {
+            let limits = HeadLimits { bytes: limit, fields: 4 };
+            let found = HeadScan::default().find(&bytes, limit);
+            let (mut at_once, mut after) = (RequestHead::default(), RequestHead::default());
+            let read = at_once.read(&bytes, &mut HeadScan::default(), limits);
+            let scanned = found.and_then(|len| len.map(|len| after.parse(&bytes[..len], 4).map(|()| len)).transpose());
+            prop_assert_eq!(&read, &scanned);
+            prop_assert_eq!(format!("{at_once:?}"), format!("{after:?}"));
+            let (mut at_once, mut after) = (ResponseHead::default(), ResponseHead::default());
+            let read = at_once.read(&bytes, Method::Get, &mut HeadScan::default(), limits);
+            let scanned =
+                found.and_then(|len| len.map(|len| after.parse(&bytes[..len], Method::Get, 4).map(|()| len)).transpose());
+            prop_assert_eq!(&read, &scanned);
+            prop_assert_eq!(format!("{at_once:?}"), format!("{after:?}"));
+        }
     }
 
     proptest! {

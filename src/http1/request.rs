@@ -1,10 +1,11 @@
 //! Request heads: parsed, checked, and ready to be written again.
 
-use std::mem::{self, MaybeUninit};
+use std::mem::MaybeUninit;
 
 use super::authority::{Scheme, is_host};
 use super::field::{Field, FieldKind, Fields, MAX_FIELDS, Span, classify_request, is_request_id};
-use super::{BadHead, Framing, Version};
+use super::head::has_strict_lines;
+use super::{BadHead, Framing, HeadLimits, HeadScan, Version};
 
 /// The methods that a proxy has to distinguish.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,34 +72,63 @@ pub struct RequestHead {
 }
 
 impl RequestHead {
-    /// Fills this struct from a complete head with its empty line, as found by [`super::HeadScan`]. `max_fields` is at
-    /// most 256.
+    /// Reads the head at the start of `input` into this struct, and gives its length with the blank line. `None` while it is
+    /// incomplete: `scan`, new for each head, remembers how much was seen of it.
     ///
     /// # Errors
     /// [`BadHead`] for everything that is not strictly valid; the request must then be answered 400 and the connection
     /// closed, since the start of the next request is unknown.
+    pub fn read(&mut self, input: &[u8], scan: &mut HeadScan, limits: HeadLimits) -> Result<Option<usize>, BadHead> {
+        if scan.is_new() {
+            self.clear();
+            if let Some(len) = self.read_whole(input, limits) {
+                return Ok(Some(len));
+            }
+        }
+        let Some(len) = scan.find(input, limits.bytes)? else { return Ok(None) };
+        self.parse(&input[..len], limits.fields)?;
+        Ok(Some(len))
+    }
+
+    /// Reads a head that is there whole and good.
+    fn read_whole(&mut self, input: &[u8], limits: HeadLimits) -> Option<usize> {
+        let mut headers = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+        let mut request = httparse::Request::new(&mut []);
+        let input = &input[..input.len().min(limits.bytes)];
+        let parsed = request.parse_with_uninit_headers(input, &mut headers[..limits.fields.min(MAX_FIELDS)]);
+        let Ok(httparse::Status::Complete(len)) = parsed else { return None };
+        let head = &input[..len];
+        (has_strict_lines(head, request.headers) && self.take(head, &request).is_ok()).then_some(len)
+    }
+
+    /// Fills this struct from a complete head with its empty line. `max_fields` is at most 256.
+    ///
+    /// # Errors
+    /// As of [`RequestHead::read`]. Line ends count as checked.
     pub fn parse(&mut self, head: &[u8], max_fields: usize) -> Result<(), BadHead> {
-        // The struct is reused, so the last request's values must not remain.
+        self.clear();
+        let mut headers = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+        let mut request = httparse::Request::new(&mut []);
+        match request.parse_with_uninit_headers(head, &mut headers[..max_fields.min(MAX_FIELDS)]) {
+            Ok(httparse::Status::Complete(parsed)) if parsed == head.len() => self.take(head, &request),
+            Ok(_) => Err(BadHead::Syntax("it ends early")),
+            Err(error) => Err(refusal(error)),
+        }
+    }
+
+    /// Resets to no head: nothing of the last request may remain, as the struct is reused. Not even its method, on which depends
+    /// how an error is answered.
+    pub fn clear(&mut self) {
         self.method = Method::default();
         (self.method_name, self.target, self.host, self.upgrade) = Default::default();
         self.rewritten.clear();
         self.fields.clear();
-        let mut bytes = mem::take(&mut self.bytes);
-        bytes.clear();
-        bytes.extend_from_slice(head);
-        let parsed = self.parse_spans(&bytes, max_fields);
-        self.bytes = bytes;
-        parsed
+        self.bytes.clear();
     }
 
-    fn parse_spans(&mut self, head: &[u8], max_fields: usize) -> Result<(), BadHead> {
-        let mut headers = [const { MaybeUninit::uninit() }; MAX_FIELDS];
-        let mut request = httparse::Request::new(&mut []);
-        match request.parse_with_uninit_headers(head, &mut headers[..max_fields.min(MAX_FIELDS)]) {
-            Ok(httparse::Status::Complete(parsed)) if parsed == head.len() => {}
-            Ok(_) => return Err(BadHead::Syntax("it ends early")),
-            Err(error) => return Err(refusal(error)),
-        }
+    /// Takes over what `httparse` has found in a complete head, into a cleared struct.
+    fn take(&mut self, head: &[u8], request: &httparse::Request<'_, '_>) -> Result<(), BadHead> {
+        self.bytes.extend_from_slice(head);
         let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else {
             return Err(BadHead::Syntax("the request line is incomplete"));
         };
@@ -297,12 +327,12 @@ pub(super) fn refusal(error: httparse::Error) -> BadHead {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http1::HeadScan;
+    const LIMITS: HeadLimits = HeadLimits { bytes: 32 * 1024, fields: 100 };
 
     fn parse(bytes: &str) -> Result<RequestHead, BadHead> {
         let mut head = RequestHead::default();
-        let len = HeadScan::default().find(bytes.as_bytes(), 32 * 1024)?.expect("complete");
-        head.parse(&bytes.as_bytes()[..len], 100).map(|()| head)
+        let read = head.read(bytes.as_bytes(), &mut HeadScan::default(), LIMITS);
+        read.map(|len| len.expect("complete")).map(|_| head)
     }
 
     fn get(fields: &str) -> Result<RequestHead, BadHead> {

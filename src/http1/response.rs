@@ -4,8 +4,9 @@
 use std::mem::{self, MaybeUninit};
 
 use super::field::{Field, FieldKind, Fields, MAX_FIELDS, Span, classify, is_request_id};
+use super::head::has_strict_lines;
 use super::request::refusal;
-use super::{BadHead, Framing, Method, Version};
+use super::{BadHead, Framing, HeadLimits, HeadScan, Method, Version};
 
 /// A checked response head: its bytes, the spans of its parts, and the changes to make when it is written.
 #[derive(Debug, Default)]
@@ -35,26 +36,48 @@ pub struct ResponseHead {
 }
 
 impl ResponseHead {
-    /// Fills this struct from a complete head with its empty line, which answers a request with `method`. `max_fields`
-    /// is at most 256.
+    /// Reads the head at the start of `input` into this struct, the answer to a request with `method`, and gives its length with
+    /// the blank line. `None` while it is incomplete: `scan`, new for each head, remembers how much was seen of it.
     ///
     /// # Errors
     /// [`BadHead`] for everything that is not strictly valid: the client then gets a 502.
-    pub fn parse(&mut self, head: &[u8], method: Method, max_fields: usize) -> Result<(), BadHead> {
-        (self.reason, self.upgrade, self.added) = Default::default();
-        (self.no_store, self.joins_tags) = (false, false);
-        self.seal.clear();
-        self.request_id.clear();
-        self.fields.clear();
-        let mut bytes = mem::take(&mut self.bytes);
-        bytes.clear();
-        bytes.extend_from_slice(head);
-        let parsed = self.parse_spans(&bytes, method, max_fields);
-        self.bytes = bytes;
-        parsed
+    pub fn read(
+        &mut self,
+        input: &[u8],
+        method: Method,
+        scan: &mut HeadScan,
+        limits: HeadLimits,
+    ) -> Result<Option<usize>, BadHead> {
+        if scan.is_new() {
+            self.clear();
+            if let Some(len) = self.read_whole(input, method, limits) {
+                return Ok(Some(len));
+            }
+        }
+        let Some(len) = scan.find(input, limits.bytes)? else { return Ok(None) };
+        self.parse(&input[..len], method, limits.fields)?;
+        Ok(Some(len))
     }
 
-    fn parse_spans(&mut self, head: &[u8], method: Method, max_fields: usize) -> Result<(), BadHead> {
+    /// Reads a head that is there whole and good.
+    fn read_whole(&mut self, input: &[u8], method: Method, limits: HeadLimits) -> Option<usize> {
+        let mut headers = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+        let mut response = httparse::Response::new(&mut []);
+        let input = &input[..input.len().min(limits.bytes)];
+        let headers = &mut headers[..limits.fields.min(MAX_FIELDS)];
+        let config = httparse::ParserConfig::default();
+        let parsed = config.parse_response_with_uninit_headers(&mut response, input, headers);
+        let Ok(httparse::Status::Complete(len)) = parsed else { return None };
+        let head = &input[..len];
+        (has_strict_lines(head, response.headers) && self.take(head, &response, method).is_ok()).then_some(len)
+    }
+
+    /// Fills this struct from a complete head with its empty line. `max_fields` is at most 256.
+    ///
+    /// # Errors
+    /// As of [`ResponseHead::read`]. Line ends count as checked.
+    pub fn parse(&mut self, head: &[u8], method: Method, max_fields: usize) -> Result<(), BadHead> {
+        self.clear();
         // A server may skip an empty line before a request (RFC 9112 section 2.2), but not before an answer.
         if head.starts_with(b"\r\n") {
             return Err(BadHead::Syntax("blank lines before the head"));
@@ -62,12 +85,27 @@ impl ResponseHead {
         let mut headers = [const { MaybeUninit::uninit() }; MAX_FIELDS];
         let mut response = httparse::Response::new(&mut []);
         let headers = &mut headers[..max_fields.min(MAX_FIELDS)];
-        let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut response, head, headers);
-        match parsed {
-            Ok(httparse::Status::Complete(parsed)) if parsed == head.len() => {}
-            Ok(_) => return Err(BadHead::Syntax("it ends early")),
-            Err(error) => return Err(refusal(error)),
+        let config = httparse::ParserConfig::default();
+        match config.parse_response_with_uninit_headers(&mut response, head, headers) {
+            Ok(httparse::Status::Complete(parsed)) if parsed == head.len() => self.take(head, &response, method),
+            Ok(_) => Err(BadHead::Syntax("it ends early")),
+            Err(error) => Err(refusal(error)),
         }
+    }
+
+    /// Resets to no head: nothing of the last answer may remain, as the struct is reused.
+    fn clear(&mut self) {
+        (self.reason, self.upgrade, self.added) = Default::default();
+        (self.no_store, self.joins_tags) = (false, false);
+        self.seal.clear();
+        self.request_id.clear();
+        self.fields.clear();
+        self.bytes.clear();
+    }
+
+    /// Takes over what `httparse` has found in a complete head, into a cleared struct.
+    fn take(&mut self, head: &[u8], response: &httparse::Response<'_, '_>, method: Method) -> Result<(), BadHead> {
+        self.bytes.extend_from_slice(head);
         let (Some(status), Some(version)) = (response.code, response.version) else {
             return Err(BadHead::Syntax("the status line is incomplete"));
         };
@@ -220,12 +258,12 @@ fn is_kept_in_response(kind: FieldKind) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http1::HeadScan;
 
     fn parse(bytes: &str, method: Method) -> Result<ResponseHead, BadHead> {
         let mut head = ResponseHead::default();
-        let len = HeadScan::default().find(bytes.as_bytes(), 64 * 1024)?.expect("complete");
-        head.parse(&bytes.as_bytes()[..len], method, 100).map(|()| head)
+        let limits = HeadLimits { bytes: 64 * 1024, fields: 100 };
+        let read = head.read(bytes.as_bytes(), method, &mut HeadScan::default(), limits);
+        read.map(|len| len.expect("complete")).map(|_| head)
     }
 
     fn framing(status: &str, fields: &str, method: Method) -> Framing {

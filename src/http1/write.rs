@@ -273,7 +273,9 @@ mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
     use super::*;
-    use crate::http1::{HeadScan, Method};
+    use crate::http1::{HeadLimits, HeadScan, Method};
+
+    const LIMITS: HeadLimits = HeadLimits { bytes: 9999, fields: 100 };
 
     const PLAIN: Forwarding<'_> = Forwarding {
         peer: "192.0.2.7",
@@ -289,8 +291,7 @@ mod tests {
 
     fn request(bytes: &str, trusted: bool) -> String {
         let mut head = RequestHead::default();
-        let len = HeadScan::default().find(bytes.as_bytes(), 9999).unwrap().unwrap();
-        head.parse(&bytes.as_bytes()[..len], 100).unwrap();
+        head.read(bytes.as_bytes(), &mut HeadScan::default(), LIMITS).unwrap().unwrap();
         let mut out = Vec::new();
         let forwarding = Forwarding { trusted, received: head.version, ..PLAIN };
         write_request(&mut out, &head, forwarding);
@@ -299,8 +300,7 @@ mod tests {
 
     fn response(bytes: &str, client: Version, keep_alive: bool) -> (String, Framing, bool) {
         let mut head = ResponseHead::default();
-        let len = HeadScan::default().find(bytes.as_bytes(), 9999).unwrap().unwrap();
-        head.parse(&bytes.as_bytes()[..len], Method::Get, 100).unwrap();
+        head.read(bytes.as_bytes(), Method::Get, &mut HeadScan::default(), LIMITS).unwrap().unwrap();
         let mut out = Vec::new();
         let (framing, keep_alive) = write_response(&mut out, &head, client, keep_alive);
         (String::from_utf8(out).unwrap(), framing, keep_alive)

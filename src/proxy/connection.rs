@@ -185,10 +185,11 @@ fn first_request(worker: &Worker, bytes: &[u8]) -> Option<Box<Request>> {
 
 /// Reads until the head is complete. `None` if the client left without a request.
 async fn read_head(client: &mut Client, request: &mut Request) -> Result<Option<usize>, Failure> {
-    let max_head = client.worker.shared.limits.max_head;
+    let limits = client.worker.shared.limits.of_requests();
     let mut entered = false;
     loop {
-        let found = request.input_scan.find(&request.input, max_head).map_err(Failure::BadHead)?;
+        let Request { input, input_scan, head, .. } = &mut *request;
+        let found = head.read(input, input_scan, limits).map_err(Failure::BadHead)?;
         if found.is_some() {
             return Ok(found);
         }

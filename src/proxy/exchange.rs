@@ -200,10 +200,8 @@ fn take_in(client: &mut Client, request: &mut Request, head: Result<usize, Failu
 
 /// Takes in the head of a request that this listener admits. Gives the page that clearcoat itself answers with, if any.
 fn take_head(client: &Client, request: &mut Request, head: Result<usize, Failure>) -> Result<Option<Vec<u8>>, Failure> {
-    // The method of the last request must not remain.
-    let len = head.inspect_err(|_| request.head.method = Method::Get)?;
+    head?;
     let limits = &client.worker.shared.limits;
-    request.head.parse(&request.input[..len], limits.max_fields).map_err(Failure::BadHead)?;
     request.trace.has_head = true;
     if !client.frontend.admits(&request.head) {
         request.trace.is_own = !client.frontend.is_public && request.head.path() == PROBE_PATH.as_bytes();

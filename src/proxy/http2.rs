@@ -253,11 +253,14 @@ async fn carry_out(active: Active, request: Request<Incoming>, head: oneshot::Se
     let Http2Connection { worker, frontend, peer, .. } = connection;
     let (parts, body) = request.into_parts();
     let mut exchanged = worker.requests.get();
+    exchanged.head.clear();
     let written = write_head(&mut exchanged.input, &parts, &body);
+    let max_fields = worker.shared.limits.max_fields;
+    let parsed = written.and_then(|len| exchanged.head.parse(&exchanged.input[..len], max_fields).map(|()| len));
     let stream = Stream::Http2(Http2Stream::new(parts.method == Method::HEAD, body, head));
     let deadline = worker.deadline(frontend);
     let mut client = Client::new(Rc::clone(worker), Rc::clone(frontend), stream, peer.clone(), deadline);
-    let after = exchange::handle(&mut client, &mut exchanged, written.map_err(Failure::BadHead)).await;
+    let after = exchange::handle(&mut client, &mut exchanged, parsed.map_err(Failure::BadHead)).await;
     worker.requests.put(exchanged);
     let Client { stream: Stream::Http2(mut stream), deadline, .. } = client else { return };
     if stream.was_cancelled() {

@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 
 use crate::config::{self, HeaderError};
 use crate::fleet::{PurgeHeaders, SendProxy, VarnishSettings};
-use crate::http1::{BadChunk, BadHead, ChunkedDecoder, Framing, HeadScan, Method, ResponseHead};
+use crate::http1::{BadChunk, BadHead, ChunkedDecoder, Framing, HeadLimits, HeadScan, Method, ResponseHead};
 use crate::proxy_protocol;
 use crate::purge::{Ban, Forward, PROBE_PATH, what_to_change, would_obey};
 
@@ -26,12 +26,9 @@ use crate::purge::{Ban, Forward, PROBE_PATH, what_to_change, would_obey};
 /// neither side can block the other.
 pub const PIPELINE: usize = 32;
 
-/// The largest head and the largest body that an answer to a purge may have, in bytes.
-const MAX_HEAD: usize = 16 * 1024;
+/// The largest head that an answer to a purge may have, and its largest body in bytes.
+const HEAD_LIMITS: HeadLimits = HeadLimits { bytes: 16 * 1024, fields: 100 };
 const MAX_BODY: usize = 64 * 1024;
-
-/// The most header fields of an answer to a purge.
-const MAX_FIELDS: usize = 100;
 
 /// What our own VCL answers to `X-Clearcoat-Flush: all`, with the value `all`. A VCL that does not know the flush answers
 /// the pattern or the pool beside it and says 200 all the same.
@@ -334,12 +331,11 @@ impl PurgeConnection {
     async fn answer(&mut self) -> Result<Vec<u8>, DeliveryError> {
         let mut scan = HeadScan::default();
         let len = loop {
-            if let Some(len) = scan.find(&self.input, MAX_HEAD)? {
+            if let Some(len) = self.head.read(&self.input, Method::Other, &mut scan, HEAD_LIMITS)? {
                 break len;
             }
             self.read_more().await?;
         };
-        self.head.parse(&self.input[..len], Method::Other, MAX_FIELDS)?;
         let says_so = |(name, value): (&[u8], &[u8])| name.eq_ignore_ascii_case(FLUSHED) && value == b"all";
         self.flushed_all = self.head.kept_fields().any(says_so);
         self.input.drain(..len);

@@ -143,9 +143,9 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
             return Poll::Ready(Err(Failure::NoAnswer(io::ErrorKind::UnexpectedEof.into())));
         }
         if self.exchange.request.answer.is_empty()
-            && let Some(len) = self.find_head(bytes)?
+            && let Some(len) = self.read_head(bytes)?
         {
-            if let HeadKind::Final = self.parse_head(&bytes[..len])?
+            if let HeadKind::Final = self.classify_head()?
                 && !self.is_to_be_held(read - len)
                 && !self.has_tags_to_note()
             {
@@ -165,24 +165,26 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
         Poll::Ready(self.take_kept_head())
     }
 
-    fn find_head(&mut self, bytes: &[u8]) -> Result<Option<usize>, Failure> {
-        let limit = self.exchange.client.worker.shared.limits.max_answer_head;
-        self.scan.find(bytes, limit).map_err(Failure::BadAnswer)
+    fn read_head(&mut self, bytes: &[u8]) -> Result<Option<usize>, Failure> {
+        let Exchange { client, request, .. } = &mut *self.exchange;
+        let limits = client.worker.shared.limits.of_answers();
+        request.response.read(bytes, request.head.method, &mut self.scan, limits).map_err(Failure::BadAnswer)
     }
 
     /// Looks for a head in the buffered part of the answer.
     fn take_kept_head(&mut self) -> Result<Option<NodeHead>, Failure> {
         let mut answer = mem::take(&mut self.exchange.request.answer);
-        let Some(len) = self.find_head(&answer)? else {
+        let found = self.read_head(&answer)?;
+        let Some(len) = found else {
             self.exchange.request.answer = answer;
             return Ok(None);
         };
-        let parsed = self.parse_head(&answer[..len])?;
-        if let HeadKind::Final = parsed {
+        let kind = self.classify_head()?;
+        if let HeadKind::Final = kind {
             answer.drain(..len);
         }
         self.exchange.request.answer = answer;
-        match parsed {
+        match kind {
             HeadKind::Interim => Ok(Some(NodeHead::Interim(len))),
             HeadKind::Switch => Ok(Some(NodeHead::Switch(len))),
             HeadKind::Final if self.is_to_be_held(self.exchange.request.answer.len()) => {
@@ -268,10 +270,9 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
         self.finish_kept().map(Some)
     }
 
-    fn parse_head(&mut self, bytes: &[u8]) -> Result<HeadKind, Failure> {
-        let Request { response, head, .. } = &mut *self.exchange.request;
-        let max_fields = self.exchange.client.worker.shared.limits.max_fields;
-        response.parse(bytes, head.method, max_fields).map_err(Failure::BadAnswer)?;
+    /// What is to become of the head that was read.
+    fn classify_head(&self) -> Result<HeadKind, Failure> {
+        let Request { response, head, .. } = &*self.exchange.request;
         if response.is_interim() {
             return Ok(HeadKind::Interim);
         }

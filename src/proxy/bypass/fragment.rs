@@ -19,7 +19,7 @@ use super::super::deadline::Phase;
 use super::{is_encoded, is_markup};
 use crate::files::FilePermit;
 use crate::fleet::Node;
-use crate::http1::{BadChunk, BadHead, BodyDecoder, HeadScan, Method, ResponseHead, Scheme};
+use crate::http1::{BadChunk, BadHead, BodyDecoder, HeadLimits, HeadScan, Method, ResponseHead, Scheme};
 use crate::upstream::{Openness, UpstreamConnection};
 
 /// The longest fragment, in bytes. Magento's menus are a tenth of it.
@@ -173,7 +173,7 @@ async fn ask(client: &Client, stream: &mut TcpStream, request: &[u8]) -> Result<
     stream.write_all(request).await.map_err(LeftOut::NoAnswer)?;
     let limits = &client.worker.shared.limits;
     let (mut input, mut head) = (Vec::new(), ResponseHead::default());
-    let len = read_head(stream, &mut input, &mut head, (limits.max_answer_head, limits.max_fields)).await?;
+    let len = read_head(stream, &mut input, &mut head, limits.of_answers()).await?;
     if head.status != 200 {
         return Err(LeftOut::Status(head.status));
     }
@@ -204,17 +204,16 @@ async fn ask(client: &Client, stream: &mut TcpStream, request: &[u8]) -> Result<
     Ok((Fragment { body, is_markup }, head.keep_alive && surplus == 0))
 }
 
-/// Reads up to the end of the final head; returns its length in `input`. `limits`: the most bytes and the most fields.
+/// Reads up to the end of the final head; returns its length in `input`.
 async fn read_head(
     stream: &mut TcpStream,
     input: &mut Vec<u8>,
     head: &mut ResponseHead,
-    limits: (usize, usize),
+    limits: HeadLimits,
 ) -> Result<usize, LeftOut> {
     let (mut scan, mut interim) = (HeadScan::default(), 0);
     loop {
-        if let Some(len) = scan.find(input, limits.0).map_err(LeftOut::BadHead)? {
-            head.parse(&input[..len], Method::Get, limits.1).map_err(LeftOut::BadHead)?;
+        if let Some(len) = head.read(input, Method::Get, &mut scan, limits).map_err(LeftOut::BadHead)? {
             if !head.is_interim() {
                 return Ok(len);
             }

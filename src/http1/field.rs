@@ -115,9 +115,10 @@ fn has_underscore(name: &[u8]) -> bool {
     chunks.iter().any(has) || rest.iter().any(|&byte| byte == b'_')
 }
 
-/// Whether this is the name of the field with a request's id. Such a field is forwarded as any other, unless it is replaced.
+/// Whether this is the name of the field with a request's id ([`Fields::has_request_id`]).
 pub(super) fn is_request_id(name: &[u8]) -> bool {
-    name.eq_ignore_ascii_case(b"x-request-id")
+    const NAME: &[u8] = b"x-request-id";
+    name.len() == NAME.len() && name.eq_ignore_ascii_case(NAME)
 }
 
 impl Field {
@@ -188,6 +189,8 @@ pub(super) struct Fields {
     pub(super) upgrade: Option<Span>,
     pub(super) seal: SoleField,
     pub(super) asked: SoleField,
+    /// There are fields with a request's id. They are forwarded as any other, unless they are replaced.
+    pub(super) has_request_id: bool,
 }
 
 /// The value of a field that counts only if there is one of it.
@@ -217,6 +220,7 @@ impl Fields {
         self.chunked = false;
         self.upgrade = None;
         (self.seal.count, self.asked.count) = (0, 0);
+        self.has_request_id = false;
     }
 
     /// Takes the fields from `httparse` into a cleared list, checks those about framing, and marks those that must not be
@@ -252,6 +256,7 @@ impl Fields {
                 }
                 FieldKind::Seal => self.seal.record(Span::of(buffer, value)),
                 FieldKind::Asked => self.asked.record(Span::of(buffer, value)),
+                FieldKind::Kept => self.has_request_id |= is_request_id(name),
                 _ => {}
             }
             self.list.push(Field { name: Span::of(buffer, name), value: Span::of(buffer, value), kind });

@@ -219,7 +219,9 @@ impl RequestHead {
 
     /// Drops `X-Request-ID`.
     pub fn drop_request_id(&mut self) {
-        self.drop_fields(is_request_id);
+        if self.fields.has_request_id {
+            self.drop_fields(is_request_id);
+        }
     }
 
     /// The fields that are forwarded unchanged, name and value.

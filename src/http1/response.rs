@@ -194,7 +194,9 @@ impl ResponseHead {
 
     /// Writes this value of `X-Request-ID`, in place of the node's.
     pub fn set_request_id(&mut self, id: &[u8]) {
-        self.drop_fields(is_request_id);
+        if self.fields.has_request_id {
+            self.drop_fields(is_request_id);
+        }
         self.request_id.clear();
         self.request_id.extend_from_slice(id);
     }

@@ -1,6 +1,5 @@
 //! The line of a request in the access log, made once, at its end, of what its [`Trace`] has noted.
 
-use std::io::Write as _;
 use std::time::Duration;
 
 use super::Frontend;
@@ -26,8 +25,7 @@ pub(super) fn name(client: &Client, request: &mut Request) {
         head.copy_request_id(&mut trace.id);
     }
     if trace.id.is_empty() {
-        // Writing to memory does not fail.
-        _ = write!(trace.id, "{id}");
+        id.push_to(&mut trace.id);
     }
     if trace.has_head {
         head.drop_request_id();

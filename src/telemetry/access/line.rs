@@ -107,42 +107,51 @@ impl LineWriter {
         }
     }
 
+    /// Written out member by member, so that each name is copied as a constant.
     fn write_json(&self, out: &mut Vec<u8>, line: &AccessLine<'_>, millis: u32) {
-        let millis = [millis / 100, millis / 10 % 10, millis % 10].map(|digit| b'0' + digit as u8);
-        push(out, &[b"{\"time\":\"", self.second_text.as_bytes(), b".", &millis, b"Z\",\"listener\":\""]);
-        push(out, &[line.listener.as_bytes(), b"\",\"client\":\"", line.client.as_bytes(), b"\""]);
         let request = line.request.as_ref();
-        push_text(out, b",\"method\":", request.map(|request| request.method), LONGEST_METHOD);
-        push_text(out, b",\"host\":", request.and_then(|request| request.host), LONGEST_HOST);
-        push_text(out, b",\"target\":", request.map(|_| &*self.target), LONGEST_TARGET);
-        let text = |out: &mut Vec<u8>, name: &[u8], value| push_text(out, name, value, usize::MAX);
-        text(out, b",\"protocol\":", request.map(|request| request.protocol.as_bytes()));
-        let numbers: [(&[u8], u64); 3] = [
-            (b",\"status\":", line.status.into()),
-            (b",\"bytes_down\":", line.bytes_down),
-            (b",\"bytes_up\":", line.bytes_up),
-        ];
-        for (name, number) in numbers {
-            out.extend_from_slice(name);
-            push_number(out, number);
-        }
-        text(out, b",\"node\":", line.node.map(str::as_bytes));
+        out.extend_from_slice(b"{\"time\":\"");
+        out.extend_from_slice(self.second_text.as_bytes());
+        out.extend_from_slice(b".");
+        push_three_digits(out, u64::from(millis));
+        out.extend_from_slice(b"Z\",\"listener\":");
+        push_own(out, Some(line.listener));
+        out.extend_from_slice(b",\"client\":");
+        push_own(out, Some(line.client));
+        out.extend_from_slice(b",\"method\":");
+        push_text(out, request.map(|request| request.method), LONGEST_METHOD);
+        out.extend_from_slice(b",\"host\":");
+        push_text(out, request.and_then(|request| request.host), LONGEST_HOST);
+        out.extend_from_slice(b",\"target\":");
+        push_text(out, request.map(|_| &*self.target), LONGEST_TARGET);
+        out.extend_from_slice(b",\"protocol\":");
+        push_own(out, request.map(|request| request.protocol));
+        out.extend_from_slice(b",\"status\":");
+        push_number(out, line.status.into());
+        out.extend_from_slice(b",\"bytes_down\":");
+        push_number(out, line.bytes_down);
+        out.extend_from_slice(b",\"bytes_up\":");
+        push_number(out, line.bytes_up);
+        out.extend_from_slice(b",\"node\":");
+        push_own(out, line.node);
         out.extend_from_slice(b",\"tries\":");
         push_number(out, line.tries.into());
-        text(out, b",\"cache\":", line.cache.map(str::as_bytes));
-        let times: [(&[u8], Option<Duration>); 4] = [
-            (b",\"queue_ms\":", line.queue),
-            (b",\"connect_ms\":", line.connect),
-            (b",\"first_byte_ms\":", line.first_byte),
-            (b",\"total_ms\":", Some(line.total)),
-        ];
-        for (name, time) in times {
-            out.extend_from_slice(name);
-            push_millis(out, time);
-        }
-        push(out, &[b",\"termination\":\"", &line.termination, b"\""]);
-        text(out, b",\"reason\":", line.reason.map(str::as_bytes));
-        text(out, b",\"request_id\":", Some(line.request_id));
+        out.extend_from_slice(b",\"cache\":");
+        push_own(out, line.cache);
+        out.extend_from_slice(b",\"queue_ms\":");
+        push_millis(out, line.queue);
+        out.extend_from_slice(b",\"connect_ms\":");
+        push_millis(out, line.connect);
+        out.extend_from_slice(b",\"first_byte_ms\":");
+        push_millis(out, line.first_byte);
+        out.extend_from_slice(b",\"total_ms\":");
+        push_millis(out, Some(line.total));
+        out.extend_from_slice(b",\"termination\":\"");
+        out.extend_from_slice(&line.termination);
+        out.extend_from_slice(b"\",\"reason\":");
+        push_own(out, line.reason);
+        out.extend_from_slice(b",\"request_id\":");
+        push_text(out, Some(line.request_id), usize::MAX);
         out.extend_from_slice(b"}\n");
     }
 
@@ -198,13 +207,24 @@ fn push_millis(out: &mut Vec<u8>, time: Option<Duration>) {
     let Some(time) = time else { return out.extend_from_slice(b"null") };
     let micros = time.as_micros() as u64;
     push_number(out, micros / 1000);
-    let rest = micros % 1000;
-    out.extend_from_slice(&[b'.', b'0' + (rest / 100) as u8, b'0' + (rest / 10 % 10) as u8, b'0' + (rest % 10) as u8]);
+    out.push(b'.');
+    push_three_digits(out, micros % 1000);
 }
 
-/// A member of an object, `name` with the comma before it and the colon behind it: a text, cut after this many bytes, or `null`.
-fn push_text(out: &mut Vec<u8>, name: &[u8], value: Option<&[u8]>, longest: usize) {
-    out.extend_from_slice(name);
+fn push_three_digits(out: &mut Vec<u8>, number: u64) {
+    out.extend_from_slice(&[number / 100, number / 10 % 10, number % 10].map(|digit| b'0' + digit as u8));
+}
+
+/// A string of ours, which needs no escape, or `null`.
+fn push_own(out: &mut Vec<u8>, value: Option<&str>) {
+    let Some(value) = value else { return out.extend_from_slice(b"null") };
+    out.push(b'"');
+    out.extend_from_slice(value.as_bytes());
+    out.push(b'"');
+}
+
+/// A string, cut after this many bytes, or `null`.
+fn push_text(out: &mut Vec<u8>, value: Option<&[u8]>, longest: usize) {
     let Some(value) = value else { return out.extend_from_slice(b"null") };
     out.push(b'"');
     push_cut(out, value, longest, json_escape);

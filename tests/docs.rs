@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed, which is what it is for")]
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use clearcoat::fleet::{NodeId, Role};
 use clearcoat::telemetry::{FileShare, Metrics, PurgeResult, RetryReason};
@@ -34,15 +35,45 @@ fn every_metric_is_documented_and_every_documented_one_exists() {
     assert_eq!(documented, exported);
 }
 
+/// Every Markdown file that users read, from the root of the repository.
+fn pages() -> Vec<String> {
+    let docs = std::fs::read_dir(format!("{}/docs", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let names = docs.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let pages = names.filter(|name| name.ends_with(".md")).map(|name| format!("docs/{name}"));
+    pages.chain(["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md"].map(str::to_owned)).collect()
+}
+
 #[test]
-fn what_the_readme_links_to_is_there() {
-    for file in ["README.md", "ARCHITECTURE.md"] {
-        let text = document(file);
+fn what_a_page_links_to_is_there() {
+    for page in pages() {
+        let text = document(&page);
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(&page).parent().unwrap().to_owned();
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
-            let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(link);
-            assert!(link.starts_with("http") || path.exists(), "{file}: {link}");
+            let path = link.split('#').next().unwrap();
+            assert!(link.starts_with("http") || path.is_empty() || folder.join(path).exists(), "{page}: {link}");
         }
     }
+}
+
+/// Those that begin with the name of the file: they can be pasted as they stand.
+#[test]
+fn a_configuration_in_a_page_is_a_good_one() {
+    let mut found = 0;
+    for page in pages() {
+        let text = document(&page);
+        for block in text.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()) {
+            if !block.starts_with("# clearcoat.toml") {
+                continue;
+            }
+            found += 1;
+            let folder = tempfile::tempdir().unwrap();
+            let file = folder.path().join("clearcoat.toml");
+            std::fs::write(&file, block).unwrap();
+            let config = clearcoat::config::Config::load(Some(&file), std::iter::empty());
+            assert!(config.is_ok(), "{page}: {}\n{block}", config.unwrap_err());
+        }
+    }
+    assert!(found >= 5, "{found} configurations");
 }
 
 #[test]

@@ -109,7 +109,7 @@ enum Kind {
     /// Purges that must be repeated before they count.
     Repeat,
     /// Acknowledged purges that another replica could not deliver.
-    Recalled(RedeliveryRange),
+    Recalled,
     /// Purges of pages that it still has: this ban of them.
     Caught(u64),
     /// Purges that count, repeated for pages that were fetched past the guard.
@@ -145,7 +145,7 @@ impl Kind {
         match self {
             Kind::New => "new",
             Kind::Repeat => "repeat",
-            Kind::Recalled(_) => "recalled",
+            Kind::Recalled => "recalled",
             Kind::Caught(_) => "caught",
             Kind::Settle => "settle",
         }
@@ -254,7 +254,7 @@ impl Task {
                 continue;
             }
             // A recall may be for a purge that the node passed over.
-            let refused = if matches!(kind, Kind::Recalled(_)) { Vec::new() } else { self.refused.clone() };
+            let refused = if matches!(kind, Kind::Recalled) { Vec::new() } else { self.refused.clone() };
             return Some(Work {
                 kind,
                 walk: Walk::new(after, last, refused),
@@ -319,7 +319,7 @@ impl Task {
             biased;
             range = due(unsure) => Some((Kind::Repeat, Some(range.after), range.last)),
             () = caught => Some((Kind::CAUGHT, Some(self.sent), self.sent)),
-            range = self.state.recalls.due() => Some((Kind::Recalled(range), Some(range.after), range.last)),
+            range = self.state.recalls.due() => Some((Kind::Recalled, Some(range.after), range.last)),
             moved = moved => {
                 let last = self.sources.journal.head();
                 moved.then_some((Kind::New, self.known.then_some(self.sent), last))
@@ -373,7 +373,7 @@ impl Task {
         match work.kind {
             Kind::New => self.finish_new(work),
             Kind::Repeat => self.finish_repeat(&work),
-            Kind::Recalled(range) => self.finish_recall(&work, range),
+            Kind::Recalled => self.finish_recall(&work),
             Kind::Caught(number) => {
                 if work.report.flushed_all || work.report.flushed_in_part {
                     self.deliveries.record_emptied(&self.node, work.doubts);
@@ -395,7 +395,7 @@ impl Task {
                     let Some(batch) = next_batch(&work.walk, &self.sources).await else { return Ok(()) };
                     // Not rationed: Varnish drops the first of two equal bans (its parameter `ban_dups`).
                     if let Some(budget) = &mut self.budget
-                        && !matches!(work.kind, Kind::Repeat | Kind::Recalled(_))
+                        && !matches!(work.kind, Kind::Repeat | Kind::Recalled)
                     {
                         budget.spend(batch.listed(), Instant::now());
                     }
@@ -572,14 +572,14 @@ impl Task {
     }
 
     /// Completes the redelivery of purges that another replica could not deliver.
-    fn finish_recall(&mut self, work: &Work, range: RedeliveryRange) {
+    fn finish_recall(&mut self, work: &Work) {
         if self.stood_still(work, self.recall_stalls) {
             self.recall_stalls += 1;
             self.state.recalls.postpone(Instant::now() + AFTER_STALL);
             return;
         }
         self.recall_stalls = 0;
-        self.state.recalls.complete(range);
+        self.state.recalls.complete();
         self.deliveries.notify_progress();
     }
 

@@ -442,10 +442,10 @@ fn a_purge_that_only_another_one_knows_not_to_be_sealed_is_agreed_on_like_any_ot
     eventually("it does not reach the first Varnish", || {
         (fleet.others[0].node("varnish-1")["health"] == "down").then_some(())
     });
-    assert!(!fleet.clearcoat.log().has("Recalled("));
+    assert!(!fleet.clearcoat.log().has("\"Recalled\""));
     let answer = purge_by(&fleet.clearcoat, "of_block");
     assert_eq!(answer["pending"], serde_json::json!([]), "{answer}");
     assert_eq!(answer["fenced_at"], serde_json::json!({"clearcoat-2": ["varnish-1"]}), "{answer}");
     // Pages that passed the other one may be on their way to it.
-    fleet.clearcoat.log().waits_for("Recalled(");
+    fleet.clearcoat.log().waits_for("\"Recalled\"");
 }

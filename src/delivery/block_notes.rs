@@ -39,7 +39,7 @@ struct NewNote {
 
 /// What whoever has these tags waits for.
 #[derive(Default)]
-struct Awaited {
+struct JoinedNotes {
     /// The notes under way that have them.
     notes: Vec<watch::Receiver<bool>>,
     /// The one that is still to be written, which is among them.
@@ -48,17 +48,17 @@ struct Awaited {
 
 impl BlockNotes {
     /// What to wait for until these names are durable; `None` if there is no room for another note.
-    fn join(&self, known: &UnsealableTags, names: &[Name]) -> Option<Awaited> {
+    fn join(&self, known: &UnsealableTags, names: &[Name]) -> Option<JoinedNotes> {
         let mut under_way = self.0.lock();
         // What ends after this is found durable below, or waited for.
         under_way.retain(|note| note.is_durable.has_changed().is_ok());
         let mut rest = known.not_durable(names);
-        let mut awaited = Awaited::default();
+        let mut joined = JoinedNotes::default();
         for note in &*under_way {
             let before = rest.len();
             rest.retain(|name| !note.names.contains(name));
             if rest.len() < before {
-                awaited.notes.push(note.is_durable.clone());
+                joined.notes.push(note.is_durable.clone());
             }
         }
         if !rest.is_empty() {
@@ -67,11 +67,11 @@ impl BlockNotes {
                 return None;
             }
             let (done, is_durable) = watch::channel(false);
-            awaited.notes.push(is_durable.clone());
+            joined.notes.push(is_durable.clone());
             under_way.push(BlockNote { names: rest.iter().copied().collect(), is_durable });
-            awaited.new = Some(NewNote { names: rest, done });
+            joined.new = Some(NewNote { names: rest, done });
         }
-        Some(awaited)
+        Some(joined)
     }
 }
 
@@ -80,7 +80,7 @@ impl Deliveries {
     /// as unsealed. Returns whether all that is so and durable: if not, answers with these tags must not be stored.
     pub async fn note_unsealable(self: &Arc<Self>, names: &[Name]) -> bool {
         let Some(sealed) = &self.context.sealed else { return true };
-        let Some(Awaited { notes, new }) = self.block_notes.join(sealed.purged.unsealable(), names) else {
+        let Some(JoinedNotes { notes, new }) = self.block_notes.join(sealed.purged.unsealable(), names) else {
             tracing::warn!("too many tags of blocks are being noted: this one is not stored");
             return false;
         };

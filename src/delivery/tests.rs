@@ -314,7 +314,7 @@ async fn the_last_varnish_is_sought_among_those_known_and_held() {
 }
 
 #[tokio::test]
-async fn a_page_that_arrives_between_two_looks_is_an_object_before_it_is_purged_again() {
+async fn a_page_that_arrives_between_two_looks_is_stored_when_purged_again() {
     let rig = Rig::new(CALM).await;
     rig.ran(&[400, 200]);
     let passage = rig.begin_page("a");

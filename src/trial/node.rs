@@ -8,6 +8,7 @@ use tokio::time::{sleep, timeout};
 
 use super::page::{RenderedPage, TrialPage};
 use super::{Trials, Whose};
+use crate::backoff::Backoff;
 use crate::fleet::{Node, PurgeDialect, SealsShown, TrialState, VarnishSettings};
 use crate::purge::{Ban, compile};
 use crate::telemetry::causes;
@@ -36,17 +37,24 @@ const AGAIN_PASSED: Duration = Duration::from_secs(600);
 const AGAIN_INCONCLUSIVE: Duration = Duration::from_secs(60);
 const AGAIN_FAILED: Duration = Duration::from_secs(5);
 
+/// The same after trials in a row that said nothing of seals, until which purges wait for the node: a clearcoat that began at the
+/// same moment may have kept them from it.
+const AGAIN_UNSAID: Backoff = Backoff { min: AGAIN_FAILED, max: AGAIN_PASSED };
+
 /// Tries a node whenever it is woken, and now and then.
 pub(super) async fn run(trials: Arc<Trials>, node: Arc<Node>, settings: VarnishSettings, wake: Arc<Notify>) {
     wake.notified().await;
+    let mut unsaid = 0_u32;
     loop {
         let TrialVerdict { state, finding, seals } = try_node(&trials, &node, &settings).await;
+        unsaid = if seals.is_some() { 0 } else { unsaid.saturating_add(1) };
         if let Some(seals) = seals {
             trials.record_seals(&node, seals);
         }
         let pause = match trials.publish(&node, state, &finding) {
             TrialState::Failed | TrialState::WithoutTags => AGAIN_FAILED,
             TrialState::Inconclusive => AGAIN_INCONCLUSIVE,
+            TrialState::Passed | TrialState::Untried if unsaid > 0 => AGAIN_UNSAID.bound(unsaid),
             TrialState::Passed | TrialState::Untried => AGAIN_PASSED,
         };
         // The outcome does not matter: a trial follows.

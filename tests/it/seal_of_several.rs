@@ -193,7 +193,7 @@ fn clearcoats_that_were_all_down_at_once_seal_again() {
 }
 
 #[test]
-fn a_restart_before_the_other_one_was_met_leaves_to_the_next_what_was_saved_of_caches() {
+fn a_second_restart_before_the_other_is_met_forgets_no_sealed_cache() {
     for plan in plans() {
         let mut fleet = Fleet::start(&plan);
         all_seal(&fleet);
@@ -426,7 +426,7 @@ fn a_block_that_the_other_clearcoat_cannot_be_told_of_is_not_stored() {
 }
 
 #[test]
-fn a_purge_that_only_another_one_knows_not_to_be_sealed_is_agreed_on_like_any_other() {
+fn a_purge_that_only_another_one_knows_to_be_unsealed_is_agreed_on() {
     let [shared, _] = plans();
     let (web, _) = blocks();
     let config: &'static str = format!("{GATHERED}{}", of_blocks(&web)).leak();

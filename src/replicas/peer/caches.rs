@@ -52,7 +52,7 @@ pub(super) async fn tell(replicas: &Replicas, peer: &Peer) -> Infallible {
             }
             Ok(_) => {}
             Err(error) => {
-                tracing::debug!(replica = %peer.id, error = %causes(&error), "a replica is not told of caches")
+                tracing::debug!(replica = %peer.id, error = %causes(&error), "a replica is not told of caches");
             }
         }
         failures = failures.saturating_add(1);

@@ -308,7 +308,7 @@ async fn a_node_with_a_page_under_way_here_is_held_by_all_others() {
 }
 
 #[tokio::test]
-async fn a_node_whose_answers_show_their_age_here_is_not_held_for_a_page_under_way_elsewhere() {
+async fn a_node_whose_answers_show_their_age_is_not_held_for_a_page_elsewhere() {
     let rig = Rig::new();
     rig.receives(&["p"], Vec::new()).await;
     let there = rig.knows("b", "127.0.0.1:1");

@@ -354,9 +354,9 @@ fn try_again(fleet: &mut Fleet) {
     for (way, health) in [("cut", "down"), ("mended", "up")] {
         let link = fleet.own_way.as_mut().expect("a plan with it");
         if way == "cut" {
-            link.cut()
+            link.cut();
         } else {
-            link.mend()
+            link.mend();
         }
         eventually(health, || (fleet.others[0].node("varnish-1")["health"] == health).then_some(()));
     }

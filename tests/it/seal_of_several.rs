@@ -351,15 +351,13 @@ fn a_purge_from_while_it_was_away_that_only_another_one_knows_is_seen() {
 
 /// Has the last clearcoat try the first Varnish anew, as one that comes up is tried.
 fn try_again(fleet: &mut Fleet) {
-    for (way, health) in [("cut", "down"), ("mended", "up")] {
-        let link = fleet.own_way.as_mut().expect("a plan with it");
-        if way == "cut" {
-            link.cut();
-        } else {
-            link.mend();
-        }
-        eventually(health, || (fleet.others[0].node("varnish-1")["health"] == health).then_some(()));
-    }
+    let health = |fleet: &Fleet, wanted: &str| {
+        eventually(wanted, || (fleet.others[0].node("varnish-1")["health"] == wanted).then_some(()));
+    };
+    fleet.own_way.as_ref().expect("a plan with it").cut();
+    health(fleet, "down");
+    fleet.own_way.as_mut().expect("a plan with it").mend();
+    health(fleet, "up");
 }
 
 #[test]

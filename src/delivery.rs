@@ -37,6 +37,7 @@
 //! because its acknowledgements do not count.
 
 mod answers;
+mod block_notes;
 mod budget;
 mod caught;
 mod dispatch;
@@ -50,6 +51,7 @@ mod redelivery;
 mod refusal;
 mod requests;
 mod sealed;
+mod sealed_caches;
 mod steps;
 mod task;
 #[cfg(test)]
@@ -77,10 +79,11 @@ use crate::purge::{Guard, Purge};
 use crate::slow_start::SlowStart;
 use crate::telemetry::traces::Tracer;
 use crate::telemetry::{Metrics, causes};
+use block_notes::BlockNotes;
 use caught::Caught;
 pub use expected::Expected;
 use fill_watermark::FillWatermark;
-pub use known_caches::KnownCaches;
+pub use known_caches::{KnownCaches, SeenCaches};
 pub use recalls::Hold;
 use recalls::{Left, Recalls};
 pub use refusal::{Refusable, Refusals};
@@ -157,6 +160,8 @@ pub struct Deliveries {
     watermark: Mutex<FillWatermark>,
     /// Notified when a purge is refused to its sender.
     refusals: watch::Sender<()>,
+    /// The notes of tags that no seal shows.
+    block_notes: BlockNotes,
     /// Held by who looks through pending purges, which takes a thread.
     unsealing: tokio::sync::Mutex<()>,
 }
@@ -236,6 +241,7 @@ impl Deliveries {
             requests: Mutex::new(requests),
             progress: Progress::default(),
             refusals: watch::channel(()).0,
+            block_notes: BlockNotes::default(),
             unsealing: tokio::sync::Mutex::default(),
             left: Left::default(),
             first,
@@ -253,6 +259,7 @@ impl Deliveries {
         let task = task::Task::new(Arc::clone(self), Arc::clone(node), settings, Arc::clone(&state));
         let task = tokio::spawn(task.run()).abort_handle();
         self.nodes.insert(node.id().clone(), Delivery { node: Arc::clone(node), state, task });
+        self.begin_doubts(node.id());
     }
 
     /// Stops the task of a node that left. Its cursor stays in the journal.
@@ -314,9 +321,7 @@ impl Deliveries {
     pub async fn reached(&self, position: Position, timeout: Duration) -> (Vec<NodeId>, Vec<NodeId>) {
         self.wait_for(position, timeout).await;
         let fleet = self.context.fleet.load();
-        let is_sealed = self.is_sealed(position);
-        let members =
-            fleet.varnish.members().iter().filter(|member| !(is_sealed && member.node.live.seals.is_sealing()));
+        let members = fleet.varnish.members().iter().filter(|member| !self.is_shown_by(&member.node.live, position));
         let (has, misses): (Vec<_>, Vec<_>) = members.partition(|member| member.node.live.cursor() >= position);
         let ids = |members: Vec<&Member>| members.into_iter().map(|member| member.node.id().clone()).collect();
         (ids(has), ids(misses))
@@ -370,9 +375,8 @@ impl Deliveries {
     /// shows: no purge waits for them.
     fn worth_waiting_for(&self, position: Position) -> Vec<Arc<Node>> {
         let fleet = self.context.fleet.load();
-        let is_sealed = self.is_sealed(position);
         let is_no_use = |node: &Node| {
-            (is_sealed && node.live.seals.is_sealing()) || self.is_late(node) || self.is_held_back(node, position)
+            self.is_shown_by(&node.live, position) || self.is_late(node) || self.is_held_back(node, position)
         };
         let members = fleet.varnish.members().iter();
         let awaited = members.filter(|member| member.health != Health::Down && !is_no_use(&member.node));
@@ -436,11 +440,7 @@ impl Deliveries {
                 let position = passed_over.map_or(Position::MAX, |position| position - 1).min(node.live.cursor());
                 (
                     node.id().clone(),
-                    Cursor {
-                        position,
-                        epoch: node.spec.epoch().cloned(),
-                        is_sealed: node.live.seals.cache_is_sealed(),
-                    },
+                    Cursor { position, epoch: node.spec.epoch().cloned(), is_sealed: self.is_saved_as_sealed(node) },
                 )
             })
             .collect()

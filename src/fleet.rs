@@ -37,6 +37,6 @@ pub use node::{
 };
 pub use node_override::{NodeOverride, OverrideChange};
 pub use overrides::{MAX_OVERRIDES, NamedOverride, Overrides, TooManyOverrides, VersionedOverride};
-pub use seal_standing::{CacheDoubts, ReturnsSeals, SealStanding};
+pub use seal_standing::{CacheDoubts, ReturnsSeals, SealStanding, SealsShown};
 pub use snapshot::{Member, Pool, Snapshot};
 pub use varnish::{DEFAULT_HEADER_LIMIT, PurgeDialect, SendProxy, VarnishSettings, is_another_life};

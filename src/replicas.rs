@@ -312,6 +312,7 @@ impl Replicas {
             done: Vec::new(),
             refused: Some(Vec::new()),
             overrides: None,
+            seen_caches: None,
         }
     }
 

@@ -27,7 +27,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use crate::awaited::Progress;
-use crate::fleet::{Live, Node, NodeId, ReturnsSeals, TrialState, VarnishSettings};
+use crate::fleet::{Live, Node, NodeId, ReturnsSeals, SealsShown, TrialState, VarnishSettings};
 use crate::purge::Guard;
 use crate::telemetry::Metrics;
 
@@ -163,36 +163,39 @@ impl Trials {
         TrialPage::at(path).map(|page| page.answer(asked))
     }
 
-    /// Has `treat` called with a node whose cache may have something without a seal, each time that a trial shows that.
+    /// Has `treat` called with a node whose cache may have something without a seal, each time that a trial shows that, and
+    /// after that was recorded of the node.
     pub fn on_unsealed(&self, treat: impl Fn(&NodeId, UnsealedCache) + Send + Sync + 'static) {
         _ = self.on_unsealed.set(Box::new(treat));
     }
 
-    /// Records whether a trial showed that a node returns seals.
-    fn record_seals(&self, node: &Node, returns_seals: bool) {
-        let before = node.live.seals.record_trial(returns_seals);
+    /// Records what a trial showed of a node's seals.
+    fn record_seals(&self, node: &Node, shown: SealsShown) {
+        let before = node.live.seals.record_trial(shown);
         let id = node.id();
-        let unsealed = match (before, returns_seals) {
-            (ReturnsSeals::Yes, true) => return,
-            (ReturnsSeals::Unknown, true) => {
+        let unsealed = match (before, shown) {
+            (ReturnsSeals::Yes, SealsShown::Returned) => return,
+            (ReturnsSeals::Unknown, SealsShown::Returned) => {
                 tracing::info!(node = %id, "this Varnish keeps the seals of pages");
                 return;
             }
-            (ReturnsSeals::No, true) => {
+            (ReturnsSeals::No, SealsShown::Returned) => {
                 tracing::info!(
                     node = %id,
                     "this Varnish keeps the seals of pages now: its cache is dropped, as what it stored before may have none"
                 );
                 UnsealedCache::Empty
             }
-            (ReturnsSeals::Yes, false) => {
+            // Its finding is logged.
+            (ReturnsSeals::Yes, SealsShown::NotPurged) => UnsealedCache::Empty,
+            (ReturnsSeals::Yes, SealsShown::NotReturned) => {
                 tracing::warn!(
                     node = %id,
                     "this Varnish does not keep the seals of pages any more: its cache is dropped, and purges wait for it"
                 );
                 UnsealedCache::Empty
             }
-            (ReturnsSeals::Unknown | ReturnsSeals::No, false) => UnsealedCache::Distrust,
+            (ReturnsSeals::Unknown | ReturnsSeals::No, _) => UnsealedCache::Distrust,
         };
         if let Some(treat) = self.on_unsealed.get() {
             treat(id, unsealed);
@@ -265,16 +268,18 @@ mod tests {
 
     #[test]
     fn a_cache_is_emptied_when_its_node_begins_or_ceases_to_return_seals() {
+        use SealsShown::{NotPurged, NotReturned, Returned};
         use UnsealedCache::{Distrust, Empty};
         for (shown, treated) in [
-            (&[true, true, false, false, true, true][..], &[Empty, Distrust, Empty][..]),
-            (&[false, false, true], &[Distrust, Distrust, Empty]),
+            (&[Returned, Returned, NotReturned, NotPurged, Returned, Returned][..], &[Empty, Distrust, Empty][..]),
+            (&[NotReturned, NotReturned, Returned], &[Distrust, Distrust, Empty]),
+            (&[Returned, NotPurged, Returned], &[Empty, Empty]),
         ] {
             let (trials, node) = (trials(), varnish(&NodeId::try_from("v").unwrap()));
             let seen = Arc::<Mutex<Vec<UnsealedCache>>>::default();
             let noted = Arc::clone(&seen);
             trials.on_unsealed(move |_, unsealed| noted.lock().push(unsealed));
-            shown.iter().for_each(|returns| trials.record_seals(&node, *returns));
+            shown.iter().for_each(|shown| trials.record_seals(&node, *shown));
             assert_eq!(*seen.lock(), treated, "{shown:?}");
         }
     }

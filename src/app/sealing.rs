@@ -89,7 +89,7 @@ impl Sealing {
 
 /// Has the tags of a block that is about to pass known, durably and by every clearcoat. Returns whether they are.
 async fn note_block(deliveries: Arc<Deliveries>, replicas: Option<Arc<Replicas>>, names: Vec<Name>) -> bool {
-    if !deliveries.note_unsealable(names.clone()).await {
+    if !deliveries.note_unsealable(&names).await {
         return false;
     }
     if let Some(replicas) = replicas

@@ -57,10 +57,9 @@ impl<'d> Expected<'d> {
     fn outcome(&self, position: Position, taken_elsewhere: bool) -> Acknowledged {
         let Deliveries { context, nodes, requests, .. } = self.deliveries;
         let mut outcome = Acknowledged::default();
-        let is_sealed = self.deliveries.is_sealed(position);
         for member in context.fleet.load().varnish.members() {
             let id = member.node.id();
-            if member.node.live.cursor() < position && is_sealed && member.node.live.seals.is_sealing() {
+            if member.node.live.cursor() < position && self.deliveries.is_shown_by(&member.node.live, position) {
                 outcome.pending.push(id.clone());
                 continue;
             }

@@ -48,7 +48,8 @@ impl FillWatermark {
             let up_to = self.up_to;
             let (last, fills) = self.next.get_or_insert_with(|| {
                 self.looked = None;
-                (head, PendingFills::new(&**journal, up_to, head, now))
+                // Whoever asks may wait for purges that are sealed here.
+                (head, PendingFills::new(&**journal, (up_to, head), |_| false, now))
             });
             // At most once per interval, however many ask.
             if self.looked.is_some_and(|looked| now < looked + POLL) {

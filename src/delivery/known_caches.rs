@@ -1,12 +1,18 @@
 //! In which caches everything is sealed, as an earlier process saved and as other clearcoats say.
 //!
-//! **What was saved** counts only when it is known what other clearcoats passed since. Until then it is kept aside. It never
-//! counts again once one was there that does not seal: that one may have filled caches of which nothing is known here.
+//! **What was saved** counts only when it is known what other clearcoats passed since. Until then it is kept aside, and saved
+//! again, so that a process that ends before it knows that leaves it to the next one. It never counts again once one was there
+//! that does not seal: that one may have filled caches of which nothing is known here.
 //!
 //! **What others say** comes once from each that is met. One that knows says of caches that they are *not* sealed, too, and that
 //! outweighs whatever is saved here and said by anybody else: silence would be taken for ignorance.
+//!
+//! **What others see while they run** ([`SeenCaches`]) is said again with each change. A cache in which one of them has seen
+//! something without a seal is a sealed one for nobody, until that one has seen it empty. Each says only what it has seen
+//! itself, so that no two wait for each other. If it ends before, nobody knows when the cache is sealed again: then it counts as
+//! seen here.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -29,6 +35,25 @@ pub struct KnownCaches {
     pub unsealed: Vec<(NodeId, Option<Arc<str>>)>,
 }
 
+/// The caches that a clearcoat has seen, for those that run beside it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeenCaches {
+    /// Grows with each change. 0: nothing was seen yet.
+    pub serial: u64,
+    /// Those in which there may be something without a seal.
+    pub unsealed: Vec<(NodeId, Option<Arc<str>>)>,
+    /// Those that were emptied, and in which everything is sealed since. What is in neither list stays as it was said last.
+    pub sealed: Vec<(NodeId, Option<Arc<str>>)>,
+}
+
+/// What another process of a clearcoat has said that it sees.
+#[derive(Debug, Default)]
+struct SeenElsewhere {
+    serial: u64,
+    /// The caches in which there may be something without a seal.
+    unsealed: Epochs,
+}
+
 /// What the last process saved.
 #[derive(Debug)]
 enum SavedCaches {
@@ -46,6 +71,8 @@ pub(super) struct SealedCaches {
     saved: SavedCaches,
     said_sealed: Epochs,
     said_unsealed: Epochs,
+    /// By the `boot` of each process that runs beside this one.
+    seen_elsewhere: BTreeMap<String, SeenElsewhere>,
 }
 
 fn has(caches: &Epochs, (node, epoch): CacheOf<'_>) -> bool {
@@ -56,7 +83,12 @@ impl SealedCaches {
     /// Nothing yet. `has_others`: there are other clearcoats, or may be.
     pub(super) fn new(has_others: bool) -> Self {
         let saved = if has_others { SavedCaches::Unproven(Epochs::new()) } else { SavedCaches::Believed };
-        SealedCaches { saved, said_sealed: Epochs::new(), said_unsealed: Epochs::new() }
+        SealedCaches {
+            saved,
+            said_sealed: Epochs::new(),
+            said_unsealed: Epochs::new(),
+            seen_elsewhere: BTreeMap::new(),
+        }
     }
 
     /// Whether a cache that does not count as sealed is known not to be: it does not wait for a proof.
@@ -80,21 +112,66 @@ impl SealedCaches {
 
     /// Takes over what another clearcoat says.
     pub(super) fn hear(&mut self, said: KnownCaches) {
-        for (node, epoch) in said.unsealed {
-            let cache = (&node, epoch.as_ref());
-            if has(&self.said_sealed, cache) {
-                self.said_sealed.remove(&node);
-            }
-            if let SavedCaches::Unproven(saved) = &mut self.saved
-                && has(saved, cache)
-            {
-                saved.remove(&node);
-            }
-            self.said_unsealed.insert(node, epoch);
+        for (node, epoch) in &said.unsealed {
+            self.hear_unsealed(node, epoch.as_ref());
         }
         let said_unsealed = &self.said_unsealed;
         let sealed = said.sealed.into_iter().filter(|(node, epoch)| !has(said_unsealed, (node, epoch.as_ref())));
         self.said_sealed.extend(sealed);
+    }
+
+    /// One that knows says that this cache is not sealed.
+    fn hear_unsealed(&mut self, node: &NodeId, epoch: Option<&Arc<str>>) {
+        if has(&self.said_sealed, (node, epoch)) {
+            self.said_sealed.remove(node);
+        }
+        if let SavedCaches::Unproven(saved) = &mut self.saved
+            && has(saved, (node, epoch))
+        {
+            saved.remove(node);
+        }
+        self.said_unsealed.insert(node.clone(), epoch.cloned());
+    }
+
+    /// Takes over what another process sees. Returns the serial of what counts. `is_known`: whether anything of a node is, or
+    /// was saved, here.
+    pub(super) fn hear_seen(&mut self, boot: &str, seen: SeenCaches, is_known: impl Fn(&NodeId) -> bool) -> u64 {
+        let heard = self.seen_elsewhere.entry(boot.to_owned()).or_default();
+        // What was said before may come later.
+        if seen.serial > heard.serial {
+            heard.serial = seen.serial;
+            for (node, epoch) in &seen.sealed {
+                if has(&heard.unsealed, (node, epoch.as_ref())) {
+                    heard.unsealed.remove(node);
+                }
+            }
+            // One that it does not have any more, and of which nothing is known here, counts as unsealed if it comes back.
+            heard.unsealed.retain(|node, _| is_known(node));
+            heard.unsealed.extend(seen.unsealed);
+        }
+        heard.serial
+    }
+
+    /// Whether another process has seen that there may be something without a seal in this cache.
+    pub(super) fn is_seen_unsealed_elsewhere(&self, cache: CacheOf<'_>) -> bool {
+        self.seen_elsewhere.values().any(|seen| has(&seen.unsealed, cache))
+    }
+
+    /// Forgets the processes that are none of these. Returns the caches in which they had seen something without a seal, and of
+    /// which nothing counts any more that was saved or is said.
+    pub(super) fn forget_processes_but(&mut self, boots: &HashSet<&str>) -> Epochs {
+        let mut unsealed = Epochs::new();
+        self.seen_elsewhere.retain(|boot, seen| {
+            let is_there = boots.contains(boot.as_str());
+            if !is_there {
+                unsealed.extend(std::mem::take(&mut seen.unsealed));
+            }
+            is_there
+        });
+        for (node, epoch) in &unsealed {
+            self.hear_unsealed(node, epoch.as_ref());
+        }
+        unsealed
     }
 
     pub(super) fn is_said_sealed(&self, cache: CacheOf<'_>) -> bool {
@@ -118,6 +195,11 @@ impl SealedCaches {
             SavedCaches::Believed => true,
             SavedCaches::Void => false,
         }
+    }
+
+    /// Whether it is kept aside that this cache was saved as a sealed one.
+    pub(super) fn keeps_saved(&self, cache: CacheOf<'_>) -> bool {
+        matches!(&self.saved, SavedCaches::Unproven(saved) if has(saved, cache))
     }
 
     /// From now on what was saved counts. Returns what was kept for this moment; `None` if there is no such moment any more.
@@ -151,8 +233,11 @@ mod tests {
         for id in ["a", "b", "c"] {
             assert!(!known.is_saved_believed((&node(id), None)));
         }
+        let is_kept = |known: &SealedCaches| ["a", "b", "c", "d"].map(|id| known.keeps_saved((&node(id), None)));
+        assert_eq!(is_kept(&known), [true, true, true, false]);
         known.hear(caches(&["d"], &["a"]));
         known.doubt(&node("b"));
+        assert_eq!(is_kept(&known), [false, false, true, false]);
         let saved = known.believe_saved().unwrap();
         assert_eq!(saved.into_keys().collect::<Vec<_>>(), [node("c")]);
         let is_believed = ["a", "c", "e"].map(|id| known.is_saved_believed((&node(id), None)));
@@ -171,6 +256,29 @@ mod tests {
             assert_eq!(is_said, [false, true, false]);
             assert!(known.is_said_unsealed((&node("a"), None)) && !known.is_said_unsealed((&node("b"), None)));
         }
+    }
+
+    #[test]
+    fn what_a_process_sees_counts_until_it_says_otherwise_or_is_gone() {
+        let mut known = SealedCaches::new(true);
+        let seen = |serial, unsealed: &[&str], sealed: &[&str]| {
+            let KnownCaches { sealed, unsealed } = caches(sealed, unsealed);
+            SeenCaches { serial, unsealed, sealed }
+        };
+        let count = |known: &SealedCaches| ["a", "b"].map(|id| known.is_seen_unsealed_elsewhere((&node(id), None)));
+        assert_eq!(known.hear_seen("1", seen(2, &["a", "b"], &[]), |_| true), 2);
+        assert_eq!(known.hear_seen("2", seen(1, &["a"], &[]), |_| true), 1);
+        assert_eq!(known.hear_seen("1", seen(1, &[], &["a", "b"]), |_| true), 2, "it comes late");
+        assert_eq!(count(&known), [true, true]);
+        assert!(!known.is_seen_unsealed_elsewhere((&node("a"), Some(&"another life".into()))));
+        known.hear_seen("1", seen(3, &[], &["a"]), |_| true);
+        assert_eq!(count(&known), [true, true], "the other one has not seen it empty, and of b nothing was said");
+        assert!(known.forget_processes_but(&["1", "2"].into()).is_empty());
+        assert_eq!(known.forget_processes_but(&["1"].into()).into_keys().collect::<Vec<_>>(), [node("a")]);
+        assert_eq!(count(&known), [false, true]);
+        // Nobody has it any more.
+        known.hear_seen("1", seen(4, &[], &[]), |id| id.as_str() != "b");
+        assert_eq!(count(&known), [false, false]);
     }
 
     #[test]

@@ -35,11 +35,17 @@ pub(super) struct PendingFills {
 }
 
 impl PendingFills {
-    /// The purges after `after`, up to `last`.
-    pub(super) fn new(journal: &dyn Journal, after: Position, last: Position, now: Instant) -> Self {
+    /// The purges after `after`, up to `last`, without those that the answers of the node show by their seals.
+    pub(super) fn new(
+        journal: &dyn Journal,
+        (after, last): (Position, Position),
+        is_shown: impl Fn(Position) -> bool,
+        now: Instant,
+    ) -> Self {
         let missed = match journal.since(after) {
             Missed::Entries(mut entries) => {
                 entries.truncate(entries.partition_point(|entry| entry.position <= last));
+                entries.retain(|entry| !is_shown(entry.position));
                 Some(entries)
             }
             Missed::Truncated => None,
@@ -52,6 +58,11 @@ impl PendingFills {
             }
         };
         PendingFills { waiting, began: now, passed: None, waited: false }
+    }
+
+    /// A page was in flight before this value was created: if it has arrived by now, it has only just done so.
+    pub(super) fn seen_before(self) -> Self {
+        PendingFills { waited: true, ..self }
     }
 
     /// Examines the pages in flight to the node at this address. Returns when to look again, or `None` if all have become

@@ -9,7 +9,7 @@
 //! say when it does. Until then a [`Hold`] keeps the acknowledgement back. A hold ends when its owner drops it, for whatever
 //! reason, so that no node is kept out for a replica that no longer exists.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::Deliveries;
-use super::redelivery::RedeliveryRange;
+use super::redelivery::{RedeliveryQueue, RedeliveryRange};
 use crate::fleet::{FILL_LATENCY, Live, NodeId};
 use crate::journal::Position;
 
@@ -32,16 +32,23 @@ pub(super) struct Recalls {
     ring: Notify,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct RecallState {
     /// The counters of the node. Replaced if the node is registered again.
     live: Arc<Live>,
-    /// Ranges to send again: at most two more than the number of grains in the longest delay.
-    waiting: VecDeque<RedeliveryRange>,
+    /// Ranges to send again.
+    waiting: RedeliveryQueue,
     /// Ranges to send again when their holds end, by the number of the hold.
     held: BTreeMap<u64, HeldBack>,
     /// The number of the next hold.
     next: u64,
+}
+
+impl Default for RecallState {
+    fn default() -> Self {
+        let waiting = RedeliveryQueue::new(GRAIN);
+        RecallState { live: Arc::default(), waiting, held: BTreeMap::new(), next: 0 }
+    }
 }
 
 /// The range of one hold: after `after`, up to `last`.
@@ -115,41 +122,33 @@ impl Recalls {
         self.state.lock().held.values().next().map(|held| Arc::clone(&held.reason))
     }
 
-    /// Returns when a range is due.
+    /// Returns when a range is due. Nothing is added to it any more.
     pub(super) async fn due(&self) -> RedeliveryRange {
         loop {
-            match self.first() {
-                Some(first) => {
-                    tokio::time::sleep_until(first.due.into()).await;
-                    // Read again: the range may have grown meanwhile.
-                    if let Some(first) = self.first() {
-                        return first;
-                    }
+            let first = self.state.lock().waiting.first();
+            match first {
+                Some(first) if first.due <= Instant::now() => {
+                    let mut state = self.state.lock();
+                    state.waiting.close();
+                    // It may have grown meanwhile.
+                    return state.waiting.first().unwrap_or(first);
                 }
+                Some(first) => tokio::time::sleep_until(first.due.into()).await,
                 None => self.ring.notified().await,
             }
         }
     }
 
-    /// Removes the first range after its acknowledgement; `sent` is the range as it was when it was due.
-    pub(super) fn complete(&self, sent: RedeliveryRange) {
+    /// Removes the range that was due, after its acknowledgement.
+    pub(super) fn complete(&self) {
         let mut state = self.state.lock();
-        // If it has grown since, it is sent once more.
-        if state.waiting.front() == Some(&sent) {
-            state.waiting.pop_front();
-        }
+        state.waiting.complete_first(Instant::now());
         state.show();
     }
 
     /// Moves the due time of the first range.
     pub(super) fn postpone(&self, due: Instant) {
-        if let Some(first) = self.state.lock().waiting.front_mut() {
-            first.due = due;
-        }
-    }
-
-    fn first(&self) -> Option<RedeliveryRange> {
-        self.state.lock().waiting.front().copied()
+        self.state.lock().waiting.postpone(due);
     }
 }
 
@@ -180,26 +179,14 @@ impl Left {
 
 impl RecallState {
     fn push(&mut self, after: Position, last: Position, due: Instant) {
-        // Ranges that become due behind one that is being sent, or cannot be, are merged.
-        let is_stuck = |back: &RedeliveryRange| self.waiting.len() > 1 && back.due <= Instant::now();
-        let is_late = self.waiting.back().is_some_and(is_stuck);
-        match self.waiting.back_mut() {
-            // Its due time does not move, so that a storm cannot postpone it.
-            Some(back) if due <= back.due || is_late => {
-                (back.after, back.last) = (back.after.min(after), back.last.max(last));
-                if is_late {
-                    back.due = due + GRAIN;
-                }
-            }
-            _ => self.waiting.push_back(RedeliveryRange { after, last, due: due + GRAIN }),
-        }
+        self.waiting.push(after, last, due);
         self.show();
     }
 
     /// Limits the node's cursor accordingly.
     fn show(&self) {
-        let waiting = self.waiting.iter().map(|range| range.after);
-        self.live.recall(waiting.chain(self.held.values().map(|held| held.after)).min());
+        let held = self.held.values().map(|held| held.after);
+        self.live.recall(self.waiting.after().into_iter().chain(held).min());
     }
 }
 
@@ -244,25 +231,25 @@ mod tests {
         // A recall during the redelivery does not count with it.
         recalls.push(9, Duration::from_millis(200));
         live.set_cursor(12);
-        recalls.complete(due);
+        recalls.complete();
         assert_eq!(live.cursor(), 8);
         let began = Instant::now();
-        let due = recalls.due().await;
+        recalls.due().await;
         assert!(began.elapsed() > Duration::from_millis(100));
-        recalls.complete(due);
+        recalls.complete();
         assert_eq!(live.cursor(), 12);
     }
 
     #[tokio::test]
-    async fn a_storm_neither_puts_off_the_first_one_nor_makes_a_queue() {
+    async fn a_storm_does_not_put_off_the_first_one() {
         let (recalls, _) = recalls();
         let began = Instant::now();
         for position in 1..20_000 {
             recalls.push(position, Duration::from_millis(100));
         }
         let took = began.elapsed();
-        assert!(recalls.state.lock().waiting.len() as u128 <= took.as_millis() / GRAIN.as_millis() + 1);
-        assert!(recalls.first().unwrap().due <= began + Duration::from_millis(130) + took);
+        let first = recalls.state.lock().waiting.first().unwrap();
+        assert!(first.due <= began + Duration::from_millis(130) + took);
     }
 
     #[tokio::test]
@@ -277,7 +264,8 @@ mod tests {
         hold.cover(9);
         drop(another);
         assert_eq!(live.cursor(), 5);
-        recalls.complete(recalls.due().await);
+        recalls.due().await;
+        recalls.complete();
         assert_eq!(live.cursor(), 6);
         assert!(tokio::time::timeout(FILL_LATENCY * 2, recalls.due()).await.is_err(), "it is told while it is held");
         let ended = Instant::now();
@@ -285,7 +273,7 @@ mod tests {
         assert_eq!((live.cursor(), recalls.held_because()), (6, None));
         let due = recalls.due().await;
         assert!(ended.elapsed() >= FILL_LATENCY && (due.after, due.last) == (6, 9), "{due:?}");
-        recalls.complete(due);
+        recalls.complete();
         assert_eq!(live.cursor(), 9);
     }
 
@@ -298,23 +286,8 @@ mod tests {
         recalls.attach(&live);
         assert_eq!(live.cursor(), 6);
         drop(hold);
-        recalls.complete(recalls.due().await);
+        recalls.due().await;
+        recalls.complete();
         assert_eq!(live.cursor(), 9);
-    }
-
-    #[tokio::test]
-    async fn holds_that_end_while_the_node_takes_nothing_make_no_queue() {
-        let (recalls, live) = recalls();
-        for position in 1..200 {
-            drop(recalls.hold(position, "a page".into()));
-            let mut state = recalls.state.lock();
-            // Time passes without a redelivery.
-            state.waiting.iter_mut().for_each(|range| range.due -= FILL_LATENCY * 2);
-        }
-        let state = recalls.state.lock();
-        assert!(state.waiting.len() <= 2, "{}", state.waiting.len());
-        assert_eq!(state.waiting.iter().map(|range| range.last).max(), Some(199));
-        live.set_cursor(200);
-        assert_eq!(live.cursor(), 0);
     }
 }

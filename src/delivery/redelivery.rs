@@ -13,13 +13,25 @@ pub(super) struct RedeliveryRange {
     pub(super) due: Instant,
 }
 
-/// Ranges in journal order, each adjacent to the one before it. Ranges with nearly the same due time are merged, so there
-/// are never more than `longest / grain` of them, however many purges come. Ranges that become due behind another one are
-/// merged, too. No purge delays an earlier one by more than the grain.
+/// The maximum number of ranges. Beyond it they are merged into the last one, for a node that takes nothing.
+const MAX_RANGES: usize = 64;
+
+/// Ranges in the order in which they were added. Those with nearly the same due time are merged, so that there are few of
+/// them, however many purges come. Ranges that become due behind another one are merged, too. No purge delays an earlier one
+/// by more than the grain.
 #[derive(Debug)]
 pub(super) struct RedeliveryQueue {
     waiting: VecDeque<Waiting>,
     grain: Duration,
+}
+
+impl RedeliveryRange {
+    /// Extends it to another one.
+    fn include(&mut self, other: RedeliveryRange) {
+        self.after = self.after.min(other.after);
+        self.last = self.last.max(other.last);
+        self.due = self.due.max(other.due);
+    }
 }
 
 #[derive(Debug)]
@@ -35,17 +47,19 @@ impl RedeliveryQueue {
         RedeliveryQueue { waiting: VecDeque::new(), grain }
     }
 
-    /// Adds the range after the last one, or any range if the queue is empty.
+    /// Adds a range.
     pub(super) fn push(&mut self, after: Position, last: Position, due: Instant) {
+        let new = RedeliveryRange { after, last, due };
+        let is_full = self.waiting.len() >= MAX_RANGES;
         match self.waiting.back_mut() {
-            Some(Waiting { range, takes_until: Some(until) }) if due <= *until => {
-                (range.last, range.due) = (last, range.due.max(due));
-            }
-            _ => {
-                let range = RedeliveryRange { after, last, due };
-                self.waiting.push_back(Waiting { range, takes_until: Some(due + self.grain) });
-            }
+            Some(Waiting { range, takes_until: Some(until) }) if due <= *until || is_full => range.include(new),
+            _ => self.waiting.push_back(Waiting { range: new, takes_until: Some(due + self.grain) }),
         }
+    }
+
+    /// The least position after which anything is to be sent.
+    pub(super) fn after(&self) -> Option<Position> {
+        self.waiting.iter().map(|waiting| waiting.range.after).min()
     }
 
     /// The next range to send.
@@ -59,10 +73,10 @@ impl RedeliveryQueue {
         while let (Some(first), Some(second)) = (self.waiting.front(), self.waiting.get(1))
             && first.range.due.max(second.range.due) <= now
         {
-            let after = first.range.after;
+            let first = first.range;
             self.waiting.pop_front();
             if let Some(second) = self.waiting.front_mut() {
-                second.range.after = after;
+                second.range.include(first);
             }
         }
     }
@@ -138,5 +152,23 @@ mod tests {
             queue.push(purge, purge + 1, now + Duration::from_micros(purge * 10));
         }
         assert!(queue.waiting.len() <= 41, "{}", queue.waiting.len());
+    }
+
+    #[test]
+    fn what_no_node_takes_makes_no_long_queue_and_nothing_is_lost() {
+        let now = Instant::now();
+        let mut queue = RedeliveryQueue::new(GRAIN);
+        // In no order, as recalls come.
+        for purge in (1..=10_000).rev() {
+            queue.push(purge - 1, purge, now + GRAIN * 2 * (10_001 - purge) as u32);
+            queue.close();
+        }
+        assert_eq!((queue.waiting.len(), queue.after()), (MAX_RANGES, Some(0)));
+        let mut last = queue.first().unwrap().last;
+        while let Some(first) = queue.first() {
+            last = last.max(first.last);
+            queue.complete_first(now);
+        }
+        assert_eq!((last, queue.after()), (10_000, None));
     }
 }

@@ -73,6 +73,8 @@ pub(super) struct Task {
     unsure: RedeliveryQueue,
     /// The pages for which the first range of `unsure` waits.
     fills: Option<PendingFills>,
+    /// A page was in flight when one of the ranges of `unsure` was sent.
+    saw_fills: bool,
     /// Repetitions of the first range of `unsure` that did not count.
     stalls: u32,
     /// Repetitions of the first recalled range that did not count.
@@ -96,7 +98,6 @@ struct Work {
     report: Report,
     folded: u64,
     flushes: u32,
-    last_passed: Option<Instant>,
     /// How often the cache was doubted before anything of this was sent.
     doubts: CacheDoubts,
 }
@@ -108,7 +109,7 @@ enum Kind {
     /// Purges that must be repeated before they count.
     Repeat,
     /// Acknowledged purges that another replica could not deliver.
-    Recalled(RedeliveryRange),
+    Recalled,
     /// Purges of pages that it still has: this ban of them.
     Caught(u64),
     /// Purges that count, repeated for pages that were fetched past the guard.
@@ -144,7 +145,7 @@ impl Kind {
         match self {
             Kind::New => "new",
             Kind::Repeat => "repeat",
-            Kind::Recalled(_) => "recalled",
+            Kind::Recalled => "recalled",
             Kind::Caught(_) => "caught",
             Kind::Settle => "settle",
         }
@@ -212,6 +213,7 @@ impl Task {
             sent: cursor,
             unsure: RedeliveryQueue::new(GRAIN),
             fills: None,
+            saw_fills: false,
             stalls: 0,
             recall_stalls: 0,
             gathered_at: None,
@@ -252,7 +254,7 @@ impl Task {
                 continue;
             }
             // A recall may be for a purge that the node passed over.
-            let refused = if matches!(kind, Kind::Recalled(_)) { Vec::new() } else { self.refused.clone() };
+            let refused = if matches!(kind, Kind::Recalled) { Vec::new() } else { self.refused.clone() };
             return Some(Work {
                 kind,
                 walk: Walk::new(after, last, refused),
@@ -260,7 +262,6 @@ impl Task {
                 report: Report::default(),
                 folded: 0,
                 flushes: 0,
-                last_passed: None,
                 doubts: self.node.live.seals.doubts(),
             });
         }
@@ -283,7 +284,6 @@ impl Task {
             report: Report::default(),
             folded: 0,
             flushes: 0,
-            last_passed: None,
             doubts: self.node.live.seals.doubts(),
         }
     }
@@ -319,7 +319,7 @@ impl Task {
             biased;
             range = due(unsure) => Some((Kind::Repeat, Some(range.after), range.last)),
             () = caught => Some((Kind::CAUGHT, Some(self.sent), self.sent)),
-            range = self.state.recalls.due() => Some((Kind::Recalled(range), Some(range.after), range.last)),
+            range = self.state.recalls.due() => Some((Kind::Recalled, Some(range.after), range.last)),
             moved = moved => {
                 let last = self.sources.journal.head();
                 moved.then_some((Kind::New, self.known.then_some(self.sent), last))
@@ -335,8 +335,11 @@ impl Task {
     fn waits_for_pages(&mut self, after: Position, last: Position) -> bool {
         let now = Instant::now();
         self.unsure.close();
-        let Sources { journal, guard, address, .. } = &self.sources;
-        let fills = self.fills.get_or_insert_with(|| PendingFills::new(&**journal, after, last, now));
+        let mut fills = self.fills.take().unwrap_or_else(|| {
+            let fills = self.pending_fills(after, last, now);
+            if self.saw_fills { fills.seen_before() } else { fills }
+        });
+        let Sources { guard, address, .. } = &self.sources;
         let postponed = fills.look(guard, address.ip(), &self.deliveries.context.fleet.load(), now);
         if let Some(until) = postponed {
             self.unsure.postpone(until);
@@ -348,7 +351,15 @@ impl Task {
                 }
             }
         }
+        self.fills = Some(fills);
         postponed.is_some()
+    }
+
+    /// The purges of a range for which it matters which pages are in flight: not those that a seal shows, as the edge catches
+    /// a page that was stored after their bans.
+    fn pending_fills(&self, after: Position, last: Position, now: Instant) -> PendingFills {
+        let is_shown = |position| self.known && self.deliveries.is_shown_by(&self.node.live, position);
+        PendingFills::new(&*self.sources.journal, (after, last), is_shown, now)
     }
 
     /// Completes the current work. After a setback it continues where it was.
@@ -362,10 +373,10 @@ impl Task {
         match work.kind {
             Kind::New => self.finish_new(work),
             Kind::Repeat => self.finish_repeat(&work),
-            Kind::Recalled(range) => self.finish_recall(&work, range),
+            Kind::Recalled => self.finish_recall(&work),
             Kind::Caught(number) => {
-                if self.deliveries.are_answers_sealed() && (work.report.flushed_all || work.report.flushed_in_part) {
-                    self.node.live.seals.record_emptied(work.doubts);
+                if work.report.flushed_all || work.report.flushed_in_part {
+                    self.deliveries.record_emptied(&self.node, work.doubts);
                 }
                 self.state.caught.done(number);
             }
@@ -384,11 +395,10 @@ impl Task {
                     let Some(batch) = next_batch(&work.walk, &self.sources).await else { return Ok(()) };
                     // Not rationed: Varnish drops the first of two equal bans (its parameter `ban_dups`).
                     if let Some(budget) = &mut self.budget
-                        && !matches!(work.kind, Kind::Repeat | Kind::Recalled(_))
+                        && !matches!(work.kind, Kind::Repeat | Kind::Recalled)
                     {
                         budget.spend(batch.listed(), Instant::now());
                     }
-                    work.last_passed = work.last_passed.max(batch.last_passed);
                     batch
                 }
             };
@@ -481,28 +491,10 @@ impl Task {
 
     /// Completes the first delivery of purges.
     fn finish_new(&mut self, work: Work) {
-        let Work { walk, report, folded, flushes, last_passed, doubts, .. } = work;
+        let Work { walk, report, folded, flushes, doubts, .. } = work;
         let last = walk.last();
-        let now = Instant::now();
-        let Sources { journal, guard, address, .. } = &self.sources;
-        let mut fills = PendingFills::new(&**journal, self.sent, last, now);
-        let under_way = fills.look(guard, address.ip(), &self.deliveries.context.fleet.load(), now);
-        // Pages that passed before this process started are unknown, so its start counts as such a time.
-        let started = self.deliveries.context.started;
-        let passed = last_passed.max(fills.passed).map_or(Duration::ZERO, |at| at.saturating_duration_since(started));
-        let on_their_way = passed >= self.node.live.life_signs.taken_in();
         self.state.remember(last, report.invalidated, self.deliveries.expected());
-        let stood_still = self.failures > 0 || self.state.late.is_late() || report.stood_still;
-        let is_sealed = self.is_sealed_after_sent();
-        let repeat = match (stood_still, on_their_way) {
-            // The edge catches a page that was stored after its ban.
-            _ if is_sealed => self.unsure.first().map(|_| now),
-            (true, _) => Some(now + AFTER_STALL),
-            (false, true) => Some(now + FILL_LATENCY),
-            // Positions are acknowledged in order: while an earlier range awaits redelivery, later ones cannot be
-            // acknowledged, so they are repeated with it.
-            (false, false) => self.unsure.first().map(|_| now).or(under_way),
-        };
+        let repeat = self.repeats_at(last, report.stood_still);
         self.deliveries.context.metrics.purge.tags_folded.inc_by(folded);
         if flushes > 0 {
             tracing::warn!(node = %self.node.id(), after = self.sent, last, "the backlog of this node cannot be replayed: its cache is dropped");
@@ -519,6 +511,32 @@ impl Task {
         if repeat.is_none() {
             self.acknowledge(last);
         }
+    }
+
+    /// When the bans that were just sent, up to `last`, are due once more before they count; `None` if they count already.
+    /// `stood_still`: the node was stopped while they were sent.
+    fn repeats_at(&mut self, last: Position, stood_still: bool) -> Option<Instant> {
+        let now = Instant::now();
+        // Positions are acknowledged in order: while an earlier range awaits redelivery, later ones cannot be acknowledged,
+        // so they are repeated with it.
+        let behind_others = self.unsure.first().map(|_| now);
+        if self.is_sealed_after_sent() {
+            return behind_others;
+        }
+        let DeliveryContext { fleet, started, .. } = &self.deliveries.context;
+        let Sources { guard, address, .. } = &self.sources;
+        let mut fills = self.pending_fills(self.sent, last, now);
+        let under_way = fills.look(guard, address.ip(), &fleet.load(), now);
+        self.saw_fills |= under_way.is_some();
+        if stood_still || self.failures > 0 || self.state.late.is_late() {
+            return Some(now + AFTER_STALL);
+        }
+        // Pages that passed before this process started are unknown, so its start counts as such a time.
+        let passed = fills.passed.map_or(Duration::ZERO, |at| at.saturating_duration_since(*started));
+        if passed >= self.node.live.life_signs.taken_in() {
+            return Some(now + FILL_LATENCY);
+        }
+        behind_others.or(under_way)
     }
 
     /// Whether one of the purges that were just sent, up to `last`, drops all pages with tags, of a cache that is not known to
@@ -549,18 +567,19 @@ impl Task {
         }
         (self.stalls, self.fills) = (0, None);
         self.unsure.complete_first(Instant::now());
+        self.saw_fills &= self.unsure.first().is_some();
         self.acknowledge(work.walk.last());
     }
 
     /// Completes the redelivery of purges that another replica could not deliver.
-    fn finish_recall(&mut self, work: &Work, range: RedeliveryRange) {
+    fn finish_recall(&mut self, work: &Work) {
         if self.stood_still(work, self.recall_stalls) {
             self.recall_stalls += 1;
             self.state.recalls.postpone(Instant::now() + AFTER_STALL);
             return;
         }
         self.recall_stalls = 0;
-        self.state.recalls.complete(range);
+        self.state.recalls.complete();
         self.deliveries.notify_progress();
     }
 
@@ -588,10 +607,8 @@ impl Task {
         }
         // Every purge behind `after`, up to `position`.
         tracing::debug!(node = %self.node.id(), after = before, position, "purges are applied");
-        if let Some((_, doubts)) = self.emptied_at.take_if(|(emptied, _)| *emptied <= position)
-            && self.deliveries.are_answers_sealed()
-        {
-            self.node.live.seals.record_emptied(doubts);
+        if let Some((_, doubts)) = self.emptied_at.take_if(|(emptied, _)| *emptied <= position) {
+            self.deliveries.record_emptied(&self.node, doubts);
         }
         self.state.known.store(true, Ordering::SeqCst);
         let was_late = self.state.late.mark_on_time();

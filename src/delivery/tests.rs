@@ -14,9 +14,9 @@ use tokio::net::TcpListener;
 use super::keep_up::ARRIVAL_GRAINS;
 use super::*;
 use crate::config::HealthChecks;
-use crate::fleet::{Live, Member, NodeSpec, Pool, Role, VarnishSettings};
+use crate::fleet::{FILL_LATENCY, Live, Member, NodeSpec, Pool, Role, VarnishSettings};
 use crate::journal::{Limits, Memory};
-use crate::purge::{Forward, Page, Purge, Target};
+use crate::purge::{Forward, Page, Passage, Purge, SocketPair, Target};
 
 /// The timeout of waits that must succeed.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -143,6 +143,16 @@ impl Rig {
         let page = Page { status: 200, target: b"/", fields: fields.into_iter() };
         let at = Instant::now() - Duration::from_millis(ago_ms);
         assert!(self.guard.may_be_stored(self.guard.now(), &page, at));
+    }
+
+    /// A page with this tag begins to pass to the node.
+    fn begin_page(&self, tag: &str) -> Passage {
+        let theirs = SocketAddr::new(self.node.spec.address.ip(), 1000);
+        let passage = self.guard.connected(SocketPair { ours: "127.0.0.1:80".parse().unwrap(), theirs });
+        let fields = [(&b"X-Magento-Tags"[..], tag.as_bytes())];
+        let page = Page { status: 200, target: b"/", fields: fields.into_iter() };
+        assert!(passage.may_be_stored(self.guard.now(), &page, Instant::now()));
+        passage
     }
 
     /// Records that the node answered requests at these times without delay.
@@ -304,25 +314,32 @@ async fn the_last_varnish_is_sought_among_those_known_and_held() {
 }
 
 #[tokio::test]
+async fn a_page_that_arrives_between_two_looks_is_stored_when_purged_again() {
+    let rig = Rig::new(CALM).await;
+    rig.ran(&[400, 200]);
+    let passage = rig.begin_page("a");
+    rig.append("a").await;
+    let first = rig.until_told(",)a(", 1).await[0];
+    // Seen under way when the bans had been sent, and never again.
+    tokio::time::sleep(Duration::from_millis(3)).await;
+    passage.taken(Instant::now());
+    let again = rig.until_told(",)a(", 2).await[1];
+    assert!(again - first >= FILL_LATENCY, "{:?}", again - first);
+}
+
+#[tokio::test]
 async fn a_node_gets_on_in_a_storm_though_a_page_is_always_on_its_way() {
     let rig = Rig::new(CALM).await;
     rig.ran(&[400, 200]);
-    let ends = crate::purge::SocketPair {
-        ours: "127.0.0.1:80".parse().unwrap(),
-        theirs: SocketAddr::new(rig.node.spec.address.ip(), 1000),
-    };
     let mut under_way = VecDeque::new();
     let began = Instant::now();
     while rig.node.live.cursor() == 0 {
         assert!(began.elapsed() < Duration::from_secs(5), "no purge of the storm counts");
-        let passage = rig.guard.connected(ends);
-        let fields = [(&b"X-Magento-Tags"[..], &b"a"[..])];
-        let page = Page { status: 200, target: b"/", fields: fields.into_iter() };
-        assert!(passage.may_be_stored(rig.guard.now(), &page, Instant::now()));
+        let passage = rig.begin_page("a");
         under_way.push_back(passage);
         // Each takes the time of a few purges to arrive.
         if under_way.len() > 20 {
-            let arrived: crate::purge::Passage = under_way.pop_front().unwrap();
+            let arrived: Passage = under_way.pop_front().unwrap();
             arrived.taken(Instant::now());
         }
         rig.append("a").await;

@@ -12,7 +12,6 @@ use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::refusal::{Owed, Refused, fingerprint};
 use crate::fleet::VarnishSettings;
@@ -68,8 +67,6 @@ pub(super) struct Batch {
     pub(super) owed: Owed,
     /// The number of tags saved by merging equal ones.
     pub(super) folded: u64,
-    /// The last time at which a concerned page passed the origin.
-    pub(super) last_passed: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -127,27 +124,25 @@ impl Walk {
             // The flush was sent after all of these purges were accepted. It is only left to decide whether it covers them.
             let is_flushed = self.flushed == self.last;
             let reaches = Some(held_from);
-            let step = if is_flushed { Batch { reaches, ..Batch::default() } } else { self.flush(reaches, sources) };
+            let step = if is_flushed { Batch { reaches, ..Batch::default() } } else { flush(reaches) };
             return Some(Batch { gap, ..step });
         };
         entries.truncate(entries.partition_point(|entry| entry.position <= self.last));
         let reaches = cut_after_requests(&mut entries).unwrap_or(self.last);
         if is_beyond_a_replay(entries.iter().filter(|entry| entry.position > self.flushed)) {
-            return Some(self.flush(Some(after), sources));
+            return Some(flush(Some(after)));
         }
         let purges: Vec<Purge> = entries.iter().filter_map(|entry| self.remaining(entry)).collect();
         let untouched = entries.iter().filter(|entry| self.is_untouched(entry)).map(|entry| &entry.purge);
-        let purges = || untouched.clone().chain(&purges);
         let VarnishSettings { delivery, header_limit, .. } = sources.settings;
-        let CompiledBans { bans, folded } = compile(purges(), delivery, header_limit);
+        let CompiledBans { bans, folded } = compile(untouched.chain(&purges), delivery, header_limit);
         if listed(&bans) > MAX_BANS {
-            return Some(self.flush(Some(after), sources));
+            return Some(flush(Some(after)));
         }
         Some(Batch {
             left: bans.into_iter().map(Item::new).collect(),
             reaches: Some(reaches),
             folded,
-            last_passed: purges().filter_map(|purge| sources.guard.last_passed(purge)).max(),
             ..Batch::default()
         })
     }
@@ -175,16 +170,6 @@ impl Walk {
         self.refused.push(refused);
     }
 
-    fn flush(&self, reaches: Option<Position>, sources: &Sources) -> Batch {
-        Batch {
-            left: [Item::new(Ban::Everything)].into(),
-            reaches,
-            is_flush: true,
-            last_passed: sources.guard.last_passed(&Purge::everything()),
-            ..Batch::default()
-        }
-    }
-
     /// Whether this purge is sent as a whole.
     fn is_untouched(&self, entry: &Entry) -> bool {
         entry.position > self.flushed && !entry.purge.targets.iter().any(|target| self.is_refused(entry, target))
@@ -206,6 +191,11 @@ impl Walk {
         let targets = entry.purge.targets.iter().filter(is_left).cloned().collect();
         Some(Purge { targets, soft: entry.purge.soft })
     }
+}
+
+/// A ban of everything, after which the node is at this position.
+fn flush(reaches: Option<Position>) -> Batch {
+    Batch { left: [Item::new(Ban::Everything)].into(), reaches, is_flush: true, ..Batch::default() }
 }
 
 impl Batch {

@@ -64,6 +64,7 @@ impl Fence {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fleet::SealsShown;
 
     #[test]
     fn a_node_is_behind_until_its_cursor_reaches_what_was_answered() {
@@ -82,7 +83,7 @@ mod tests {
         node.set_cursor(3);
         fence.raise_sealed(5);
         assert!(!fence.admits(&node) && !fence.is_current(&node));
-        node.seals.record_trial(true);
+        node.seals.record_trial(SealsShown::Returned);
         assert!(!fence.admits(&node), "what it stored before it did");
         node.seals.record_emptied(node.seals.doubts());
         assert!(fence.admits(&node) && !fence.is_current(&node));

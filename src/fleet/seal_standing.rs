@@ -6,7 +6,8 @@
 //! from an earlier one by the number of doubts when it was sent.
 //!
 //! What is known by hearsay (what an earlier process saved, what another clearcoat says) is weaker: it counts only as long as
-//! nothing here ever spoke against it.
+//! nothing here ever spoke against it. But that another clearcoat *sees* something without a seal in a cache counts against
+//! whatever is known here, until that one has seen the cache empty.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -21,6 +22,18 @@ pub enum ReturnsSeals {
     Yes,
 }
 
+/// What one trial shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SealsShown {
+    /// The node returns seals, and passes on what the edge says of a reader.
+    Returned,
+    /// It does not.
+    NotReturned,
+    /// Purges take nothing out of it, as far as is seen from here: it counts as one that returns none. What is in its cache
+    /// may be sealed all the same.
+    NotPurged,
+}
+
 /// How often a cache was doubted before a flush of it was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheDoubts(u64);
@@ -28,7 +41,9 @@ pub struct CacheDoubts(u64);
 /// What is in a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum CacheContent {
-    /// There may be something without a seal.
+    /// Nothing is known.
+    Unknown,
+    /// There may be something without a seal, as was seen here.
     Unsealed,
     /// Everything is sealed, as was said by an earlier process or another clearcoat.
     SaidSealed,
@@ -40,11 +55,13 @@ enum CacheContent {
 #[derive(Debug, Default)]
 pub struct SealStanding(AtomicU64);
 
-/// The word as its parts: two bits, two bits, and the number of doubts.
+/// The word as its parts: two bits, two bits, one bit, and the number of doubts.
 #[derive(Clone, Copy)]
 struct Parts {
     returns: ReturnsSeals,
     content: CacheContent,
+    /// Another clearcoat has seen that there may be something without a seal.
+    is_doubted_elsewhere: bool,
     doubts: u64,
 }
 
@@ -56,19 +73,36 @@ impl Parts {
             _ => ReturnsSeals::Yes,
         };
         let content = match word >> 2 & 3 {
-            0 => CacheContent::Unsealed,
-            1 => CacheContent::SaidSealed,
+            0 => CacheContent::Unknown,
+            1 => CacheContent::Unsealed,
+            2 => CacheContent::SaidSealed,
             _ => CacheContent::Sealed,
         };
-        Parts { returns, content, doubts: word >> 4 }
+        Parts { returns, content, is_doubted_elsewhere: word >> 4 & 1 == 1, doubts: word >> 5 }
     }
 
     fn word(self) -> u64 {
-        self.doubts << 4 | (self.content as u64) << 2 | self.returns as u64
+        self.doubts << 5 | u64::from(self.is_doubted_elsewhere) << 4 | (self.content as u64) << 2 | self.returns as u64
     }
 
+    /// Whether everything is sealed, as far as is known here.
+    fn has_sealed_content(self) -> bool {
+        matches!(self.content, CacheContent::SaidSealed | CacheContent::Sealed)
+    }
+
+    fn is_sealed(self) -> bool {
+        self.has_sealed_content() && !self.is_doubted_elsewhere
+    }
+
+    /// There may be something without a seal.
     fn doubted(self) -> Self {
         Parts { content: CacheContent::Unsealed, doubts: self.doubts + 1, ..self }
+    }
+
+    /// Whether everything is sealed is not known any more.
+    fn distrusted(self) -> Self {
+        let content = if self.has_sealed_content() { CacheContent::Unknown } else { self.content };
+        Parts { content, doubts: self.doubts + 1, ..self }
     }
 }
 
@@ -92,8 +126,8 @@ impl SealStanding {
     /// Whether purges that a seal shows need not wait for this Varnish: it returns the seals of answers, and everything in its
     /// cache was stored with one.
     pub fn is_sealing(&self) -> bool {
-        let Parts { returns, content, .. } = self.parts();
-        returns == ReturnsSeals::Yes && content != CacheContent::Unsealed
+        let parts = self.parts();
+        parts.returns == ReturnsSeals::Yes && parts.is_sealed()
     }
 
     /// What trials have shown last.
@@ -103,7 +137,7 @@ impl SealStanding {
 
     /// Whether everything in its cache was stored since answers are sealed, and so since the blocks of pages are known.
     pub fn cache_is_sealed(&self) -> bool {
-        self.parts().content != CacheContent::Unsealed
+        self.parts().is_sealed()
     }
 
     /// How often its cache was doubted.
@@ -113,19 +147,49 @@ impl SealStanding {
 
     /// Whether its cache was doubted in this process, and was not emptied since.
     pub fn is_in_doubt(&self) -> bool {
-        let Parts { content, doubts, .. } = self.parts();
-        content == CacheContent::Unsealed && doubts > 0
+        let parts = self.parts();
+        !parts.has_sealed_content() && parts.doubts > 0
     }
 
-    /// Records whether a trial showed that the node returns seals, and returns what was known before. If it does not, or did
-    /// not until now, its cache is in doubt.
-    pub fn record_trial(&self, returns_seals: bool) -> ReturnsSeals {
-        let change = |parts: Parts| match returns_seals {
-            false => Parts { returns: ReturnsSeals::No, ..parts.doubted() },
-            true if parts.returns == ReturnsSeals::No => Parts { returns: ReturnsSeals::Yes, ..parts.doubted() },
-            true => Parts { returns: ReturnsSeals::Yes, ..parts },
+    /// Whether there may be something without a seal in its cache, as was seen in this process.
+    pub fn is_seen_unsealed(&self) -> bool {
+        self.parts().content == CacheContent::Unsealed
+    }
+
+    /// Whether everything in its cache is sealed, as was seen in this process, whatever others have seen.
+    pub fn is_seen_sealed(&self) -> bool {
+        self.parts().content == CacheContent::Sealed
+    }
+
+    /// Whether its cache was ever doubted in this process.
+    pub fn was_doubted(&self) -> bool {
+        self.parts().doubts > 0
+    }
+
+    /// Whether another clearcoat has seen that there may be something without a seal in its cache.
+    pub fn is_doubted_elsewhere(&self) -> bool {
+        self.parts().is_doubted_elsewhere
+    }
+
+    /// Records what a trial showed, and returns what was known before. If the node does not return seals, or did not until now,
+    /// its cache is in doubt.
+    pub fn record_trial(&self, shown: SealsShown) -> ReturnsSeals {
+        let change = |parts: Parts| match shown {
+            SealsShown::NotReturned => Parts { returns: ReturnsSeals::No, ..parts.doubted() },
+            SealsShown::NotPurged => Parts { returns: ReturnsSeals::No, ..parts.distrusted() },
+            SealsShown::Returned if parts.returns == ReturnsSeals::No => {
+                Parts { returns: ReturnsSeals::Yes, ..parts.distrusted() }
+            }
+            SealsShown::Returned => Parts { returns: ReturnsSeals::Yes, ..parts },
         };
         self.change(change).returns
+    }
+
+    /// Records whether another clearcoat has seen that there may be something without a seal in its cache, and has not seen it
+    /// empty since. Returns whether that is news.
+    pub fn set_doubted_elsewhere(&self, is_doubted: bool) -> bool {
+        let before = self.change(|parts| Parts { is_doubted_elsewhere: is_doubted, ..parts });
+        before.is_doubted_elsewhere != is_doubted
     }
 
     /// Records that there may be something without a seal in its cache. Only a later flush makes it a sealed one.
@@ -133,15 +197,19 @@ impl SealStanding {
         self.change(Parts::doubted);
     }
 
-    /// Records that its cache is another one, of which nothing is known.
+    /// Records that its cache is another one, of which nothing is known. If the node was seen not to return seals, that one may
+    /// have something without a seal, too.
     pub fn forget_cache(&self) {
-        self.change(|parts| Parts { content: CacheContent::Unsealed, ..parts });
+        self.change(|parts| match parts {
+            Parts { returns: ReturnsSeals::No, content: CacheContent::Unsealed, .. } => parts,
+            parts => Parts { content: CacheContent::Unknown, ..parts },
+        });
     }
 
     /// Records that everything in its cache is sealed, as somebody says. Does not count if the cache was ever doubted here.
     pub fn hear_sealed(&self) {
         self.change(|parts| match parts {
-            Parts { doubts: 0, content: CacheContent::Unsealed, .. } => {
+            Parts { doubts: 0, content: CacheContent::Unknown, .. } => {
                 Parts { content: CacheContent::SaidSealed, ..parts }
             }
             parts => parts,
@@ -151,8 +219,8 @@ impl SealStanding {
     /// Records that somebody who knows says the contrary. What was seen here stays.
     pub fn hear_unsealed(&self) {
         self.change(|parts| match parts.content {
-            CacheContent::SaidSealed => Parts { content: CacheContent::Unsealed, ..parts },
-            CacheContent::Unsealed | CacheContent::Sealed => parts,
+            CacheContent::SaidSealed => Parts { content: CacheContent::Unknown, ..parts },
+            CacheContent::Unknown | CacheContent::Unsealed | CacheContent::Sealed => parts,
         });
     }
 
@@ -170,6 +238,7 @@ impl SealStanding {
 
 #[cfg(test)]
 mod tests {
+    use super::SealsShown::{NotPurged, NotReturned, Returned};
     use super::*;
 
     fn emptied(seals: &SealStanding) {
@@ -181,26 +250,29 @@ mod tests {
         let seals = SealStanding::default();
         emptied(&seals);
         assert_eq!((seals.returned(), seals.is_sealing()), (ReturnsSeals::Unknown, false));
-        assert_eq!(seals.record_trial(true), ReturnsSeals::Unknown);
+        assert_eq!(seals.record_trial(Returned), ReturnsSeals::Unknown);
         assert!(seals.is_sealing() && !seals.is_in_doubt());
-        assert_eq!(seals.record_trial(true), ReturnsSeals::Yes);
+        assert_eq!(seals.record_trial(Returned), ReturnsSeals::Yes);
         assert!(seals.is_sealing());
     }
 
     #[test]
     fn what_is_stored_while_no_seals_are_returned_goes_with_a_later_flush() {
         // From the start, or after it had returned them.
-        for before in [None, Some(true)] {
+        for (before, shown) in [(None, NotReturned), (Some(Returned), NotReturned), (Some(Returned), NotPurged)] {
             let seals = SealStanding::default();
             emptied(&seals);
-            before.map(|returns| seals.record_trial(returns));
-            seals.record_trial(false);
+            before.map(|before| seals.record_trial(before));
+            seals.record_trial(shown);
             assert!(!seals.cache_is_sealed() && seals.is_in_doubt());
+            // That it cannot be purged from here says nothing of what it has.
+            assert_eq!(seals.is_seen_unsealed(), shown == NotReturned);
             emptied(&seals);
             assert!(!seals.cache_is_sealed(), "a flush while it still drops seals");
             let early = seals.doubts();
-            seals.record_trial(false);
-            assert_eq!(seals.record_trial(true), ReturnsSeals::No);
+            seals.record_trial(shown);
+            assert_eq!(seals.record_trial(Returned), ReturnsSeals::No);
+            assert_eq!(seals.is_seen_unsealed(), shown == NotReturned);
             seals.record_emptied(early);
             assert!(!seals.is_sealing(), "a flush that was sent before it was shown to return them");
             seals.hear_sealed();
@@ -208,6 +280,22 @@ mod tests {
             emptied(&seals);
             assert!(seals.is_sealing() && !seals.is_in_doubt());
         }
+    }
+
+    #[test]
+    fn what_another_clearcoat_sees_counts_against_all_that_is_known_here() {
+        let seals = SealStanding::default();
+        seals.record_trial(Returned);
+        emptied(&seals);
+        assert!(seals.set_doubted_elsewhere(true) && !seals.set_doubted_elsewhere(true));
+        assert!(!seals.is_sealing() && !seals.cache_is_sealed() && seals.is_seen_sealed());
+        emptied(&seals);
+        seals.hear_sealed();
+        assert!(!seals.is_sealing(), "that one has not seen it empty");
+        let doubts = seals.doubts();
+        assert!(seals.set_doubted_elsewhere(false) && seals.is_sealing() && seals.doubts() == doubts);
+        // Nothing here is doubted for that, so that no two clearcoats wait for each other.
+        assert!(!seals.is_in_doubt());
     }
 
     #[test]

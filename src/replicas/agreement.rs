@@ -97,7 +97,9 @@ impl Replicas {
         let by_peer: Vec<BTreeSet<NodeId>> = heard.said.iter().map(|(_, said)| missed_by(said)).collect();
         let mut held = BTreeSet::new();
         for ((peer, said), missed) in heard.said.iter().zip(&by_peer) {
-            let under_way = missed.iter().filter_map(|node| Some((node, said.awaits_landing(node)?)));
+            // Of the others, the answers to readers here show their age.
+            let of_here = missed.iter().filter(|node| here.contains(node));
+            let under_way = of_here.filter_map(|node| Some((node, said.awaits_landing(node)?)));
             let is_held = |(node, place): &(&NodeId, Position)| {
                 peer.under_way.hold(&self.context.deliveries, node, position, &position_at(peer, said, *place))
             };

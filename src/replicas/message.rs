@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::Record;
+use crate::delivery::SeenCaches;
 use crate::fleet::{NamedOverride, NodeId};
 use crate::journal::{Position, PurgeMessage};
 use crate::seal::{Name, Stamp};
@@ -64,6 +65,9 @@ pub struct Message {
     /// What operators say of nodes, as far as the sender knows. `None`: this message is not about that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overrides: Option<Vec<NamedOverride>>,
+    /// What the sender sees of caches. `None`: this message is not about that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen_caches: Option<SeenCaches>,
 }
 
 /// A purge to deliver to nodes once more, because a page that passed another replica may be in flight to them.
@@ -118,6 +122,10 @@ pub struct Confirmation {
     /// version knows nothing of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overrides: Option<Vec<NamedOverride>>,
+    /// The serial of what counts here of that which the receiver sees of caches: 0 before it was met. `None`: the message said
+    /// nothing of that, or this version knows nothing of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen_caches: Option<u64>,
     /// The sender of the answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<Introduction>,

@@ -52,7 +52,7 @@ pub(super) struct SharedBlocks {
     /// And so were those of all that came before. Of two that come at once, the later one has found the other's.
     pub(super) are_registered: AtomicBool,
     /// Taken while it is decided whether purges can be sealed.
-    reviewing: Mutex<()>,
+    pub(super) reviewing: Mutex<()>,
     /// The replicas that the last process knew, of which this one does not know yet what they passed meanwhile.
     pub(super) known_before: Mutex<KnownJournals>,
     /// Replicas that others know, and that are still to be looked at.
@@ -218,7 +218,7 @@ impl Replicas {
         drop(room);
         let (GivenCaches { caches, heard, peers }, table) = read;
         let blocks = table.unsealable().all();
-        if !blocks.is_empty() && !self.context.deliveries.note_unsealable(blocks).await {
+        if !blocks.is_empty() && !self.context.deliveries.note_unsealable(&blocks).await {
             return Err("the tags of its blocks could not be made durable".to_owned());
         }
         peer.names.set_journal(table.lineage().journal());
@@ -258,12 +258,12 @@ impl Replicas {
     }
 
     /// The replicas for the next process, which has to meet them before it believes what is saved of caches: those that are
-    /// here. For a while also those that the last process knew and this one has not met: this one may end too soon for what it
-    /// saves to say that it did not believe it.
+    /// here. Also those that the last process knew and this one has not met, as long as anything is saved that the last one has
+    /// said; and for a while in any case, because what is saved of caches may reach the disk late.
     pub(super) fn known_now(&self) -> KnownJournals {
         let here = self.sharing().into_iter().map(|peer| (peer.id.clone(), peer.names.journal()));
         let mut known: KnownJournals = here.collect();
-        if self.started.elapsed() < peer::KEPT {
+        if self.started.elapsed() < peer::KEPT || self.context.deliveries.relies_on_last_process() {
             known.extend(self.blocks.known_before.lock().clone());
         }
         known
@@ -301,6 +301,7 @@ impl Replicas {
                 purged.set_caught_up();
             }
         }
+        self.keep_seen_of(&peers);
         let journals: Vec<u64> = peers.iter().filter_map(|peer| peer.names.journal()).collect();
         purged.forget_journals_but(&journals);
     }

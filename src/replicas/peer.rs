@@ -22,6 +22,7 @@
 //! it is there. It is removed if nothing listens at its address, if it was silent for [`KEPT`], or if it has announced its
 //! shutdown.
 
+mod caches;
 mod content;
 mod fetched;
 mod overrides;
@@ -43,6 +44,7 @@ use super::under_way::PeerHolds;
 use super::{Record, Replicas};
 use crate::awaited::Lateness;
 use crate::backoff::Backoff;
+use crate::delivery::SeenCaches;
 use crate::fleet::{NamedOverride, NodeId};
 use crate::journal::{Position, Shared};
 use crate::seal::Name;
@@ -304,6 +306,12 @@ impl Peer {
         self.client.post(replicas, &message).await
     }
 
+    /// Tells it what is seen of caches here, and returns its answer.
+    pub(super) async fn tell_caches(&self, replicas: &Replicas, seen: SeenCaches) -> Result<Confirmation, PeerError> {
+        let message = Message { seen_caches: Some(seen), ..self.message(replicas, Duration::ZERO) };
+        self.client.post(replicas, &message).await
+    }
+
     /// Whether it has our overrides with this serial, or later ones.
     pub(super) fn has_overrides(&self, serial: u64) -> bool {
         self.has_overrides.lock().is_some_and(|has| has >= serial)
@@ -338,6 +346,7 @@ pub(super) async fn run(replicas: Arc<Replicas>, peer: Arc<Peer>) -> PeerError {
         never = watermarks::ask(Arc::clone(&replicas), Arc::clone(&peer)) => match never {},
         never = replicas.fetch_names(&peer) => match never {},
         never = overrides::tell(&replicas, &peer) => match never {},
+        never = caches::tell(&replicas, &peer) => match never {},
     }
 }
 

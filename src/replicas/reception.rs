@@ -64,8 +64,8 @@ impl Replicas {
             self.hear_overrides(Some(theirs));
             self.overrides_to_tell()
         });
-        if !message.unsealable.is_empty() && !self.context.deliveries.note_unsealable(message.unsealable.clone()).await
-        {
+        let seen_caches = message.seen_caches.clone().map(|seen| self.hear_seen_caches(&message, seen));
+        if !message.unsealable.is_empty() && !self.context.deliveries.note_unsealable(&message.unsealable).await {
             return Received::Refused("the tags of its block could not be made durable".to_owned());
         }
         let patience = Duration::from_millis(message.wait_ms).min(self.context.ack_timeout);
@@ -100,8 +100,8 @@ impl Replicas {
         let is_unsealed = |id: &&String| journal.place_of(id).is_none_or(|position| !deliveries.is_sealed(position));
         let received = message.purges.iter().map(|purge| &purge.id).filter(|_| seals);
         let unsealed = received.filter(is_unsealed).cloned().collect();
-        let confirmation =
-            Confirmation { refused, seals, unsealed, overrides, ..self.confirmation(&message, position, outcome) };
+        let confirmation = self.confirmation(&message, position, outcome);
+        let confirmation = Confirmation { refused, seals, unsealed, overrides, seen_caches, ..confirmation };
         Received::Confirmed(confirmation.into())
     }
 

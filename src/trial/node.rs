@@ -8,7 +8,8 @@ use tokio::time::{sleep, timeout};
 
 use super::page::{RenderedPage, TrialPage};
 use super::{Trials, Whose};
-use crate::fleet::{Node, PurgeDialect, TrialState, VarnishSettings};
+use crate::backoff::Backoff;
+use crate::fleet::{Node, PurgeDialect, SealsShown, TrialState, VarnishSettings};
 use crate::purge::{Ban, compile};
 use crate::telemetry::causes;
 use crate::varnish::http::{Answer, DeliveryError, OwnPage, PurgeClient};
@@ -36,17 +37,24 @@ const AGAIN_PASSED: Duration = Duration::from_secs(600);
 const AGAIN_INCONCLUSIVE: Duration = Duration::from_secs(60);
 const AGAIN_FAILED: Duration = Duration::from_secs(5);
 
+/// The same after trials in a row that said nothing of seals, until which purges wait for the node: a clearcoat that began at the
+/// same moment may have kept them from it.
+const AGAIN_UNSAID: Backoff = Backoff { min: AGAIN_FAILED, max: AGAIN_PASSED };
+
 /// Tries a node whenever it is woken, and now and then.
 pub(super) async fn run(trials: Arc<Trials>, node: Arc<Node>, settings: VarnishSettings, wake: Arc<Notify>) {
     wake.notified().await;
+    let mut unsaid = 0_u32;
     loop {
-        let TrialVerdict { state, finding, returns_seals } = try_node(&trials, &node, &settings).await;
-        if let Some(returns_seals) = returns_seals {
-            trials.record_seals(&node, returns_seals);
+        let TrialVerdict { state, finding, seals } = try_node(&trials, &node, &settings).await;
+        unsaid = if seals.is_some() { 0 } else { unsaid.saturating_add(1) };
+        if let Some(seals) = seals {
+            trials.record_seals(&node, seals);
         }
         let pause = match trials.publish(&node, state, &finding) {
             TrialState::Failed | TrialState::WithoutTags => AGAIN_FAILED,
             TrialState::Inconclusive => AGAIN_INCONCLUSIVE,
+            TrialState::Passed | TrialState::Untried if unsaid > 0 => AGAIN_UNSAID.bound(unsaid),
             TrialState::Passed | TrialState::Untried => AGAIN_PASSED,
         };
         // The outcome does not matter: a trial follows.
@@ -59,8 +67,8 @@ struct TrialVerdict {
     state: TrialState,
     /// That in words; empty if all is well.
     finding: String,
-    /// The node keeps seals with its pages, and passes on what the edge says of a reader. `None` if nothing was seen of that.
-    returns_seals: Option<bool>,
+    /// Whether the node keeps seals with its pages. `None` if nothing was seen of that.
+    seals: Option<SealsShown>,
 }
 
 /// One trial.
@@ -79,7 +87,7 @@ async fn try_node(trials: &Trials, node: &Node, settings: &VarnishSettings) -> T
         }
     }
     let finding = format!("whether purges take pages out of this Varnish could not be tried: {why}");
-    TrialVerdict { state: TrialState::Inconclusive, finding, returns_seals: None }
+    TrialVerdict { state: TrialState::Inconclusive, finding, seals: None }
 }
 
 /// A page as a node has answered it.
@@ -99,35 +107,38 @@ struct Trial<'t> {
 impl Trial<'_> {
     /// The result, or why the trial proves nothing.
     async fn run(mut self) -> Result<TrialVerdict, String> {
-        let (name, returns_seals) = self.stored().await?;
-        let verdict = |state, finding| TrialVerdict { state, finding, returns_seals };
+        let (name, seals) = self.stored().await?;
+        let verdict = |state, finding| TrialVerdict { state, finding, seals };
         let configured = self.settings.delivery;
         if self.is_gone(&name, configured).await? {
             return Ok(verdict(TrialState::Passed, String::new()));
         }
+        let unpurged =
+            if seals == Some(SealsShown::NotReturned) { SealsShown::NotReturned } else { SealsShown::NotPurged };
         for other in [PurgeDialect::Magento, PurgeDialect::MagentoPlain, PurgeDialect::Xkey] {
             if other != configured && self.is_gone(&name, other).await? {
                 let finding = format!(
                     "purges do not take pages out of this Varnish: its VCL does not carry out delivery = \"{configured}\", but \
                      \"{other}\"; set that for the node. It gets no traffic"
                 );
-                return Ok(TrialVerdict { returns_seals: Some(false), ..verdict(TrialState::Failed, finding) });
+                return Ok(TrialVerdict { seals: Some(unpurged), ..verdict(TrialState::Failed, finding) });
             }
         }
         let finding = "no purge by tags takes pages out of this Varnish, in no form of delivery: once tags are purged, it \
                        gets no traffic. Its VCL must ban by X-Magento-Tags-Pattern, or purge by xkey-purge (`clearcoat vcl`)";
-        Ok(TrialVerdict { returns_seals: Some(false), ..verdict(TrialState::WithoutTags, finding.to_owned()) })
+        Ok(TrialVerdict { seals: Some(unpurged), ..verdict(TrialState::WithoutTags, finding.to_owned()) })
     }
 
     /// The name of the page once the node caches it, and whether it has kept the seal with it, if the page had one.
-    async fn stored(&mut self) -> Result<(String, Option<bool>), String> {
+    async fn stored(&mut self) -> Result<(String, Option<SealsShown>), String> {
         let mut before = None;
         for _ in 0..ASKED {
             let now = self.ask().await?;
             match now {
                 Ok(NodeAnswer { page, seal }) if before.as_ref() == Some(&page.name) => {
                     let is_sealed = self.page.has_seal(&page, seal.as_deref());
-                    return Ok((page.name, is_sealed));
+                    let shown = |is_sealed| if is_sealed { SealsShown::Returned } else { SealsShown::NotReturned };
+                    return Ok((page.name, is_sealed.map(shown)));
                 }
                 Ok(NodeAnswer { page, .. }) => before = Some(page.name),
                 // The node may have asked a clearcoat of an older version.

@@ -394,6 +394,15 @@ fn a_varnish_that_drops_seals_is_waited_for() {
     assert_eq!(fleet.get("/p/1").text(), "1");
 }
 
+/// Answers are stored without their seals while there is a file `drops`.
+pub(crate) fn drops_seals(vcl: &str, _: &str, folder: &Path) -> String {
+    let rule = format!(
+        "sub vcl_backend_response {{\n    if (std.file_exists(\"{}\")) {{ unset beresp.http.X-Clearcoat-Seal; }}\n",
+        folder.join("drops").display()
+    );
+    vcl.replacen("sub vcl_backend_response {\n", &rule, 1)
+}
+
 /// Has the first Varnish tried anew, as one that comes up is.
 fn try_again(fleet: &Fleet) {
     let health = |wanted: &str| {
@@ -407,16 +416,8 @@ fn try_again(fleet: &Fleet) {
 
 #[test]
 fn what_a_varnish_stored_while_it_dropped_seals_goes_or_counts() {
-    /// Answers are stored without their seals while there is such a file.
-    fn drops(vcl: &str, _: &str, folder: &Path) -> String {
-        let rule = format!(
-            "sub vcl_backend_response {{\n    if (std.file_exists(\"{}\")) {{ unset beresp.http.X-Clearcoat-Seal; }}\n",
-            folder.join("drops").display()
-        );
-        vcl.replacen("sub vcl_backend_response {\n", &rule, 1)
-    }
     for restarts in [false, true] {
-        let mut fleet = sealing(&Plan { varnish: 1, vcl: drops, ..lazy("60s") });
+        let mut fleet = sealing(&Plan { varnish: 1, vcl: drops_seals, ..lazy("60s") });
         let file = fleet.folder.path().join("drops");
         std::fs::write(&file, "").expect("a file");
         let node = |key: &str| fleet.clearcoat.node("varnish-1")[key].clone();

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 
-use crate::seal::{WITHOUT_TRIAL, blocks, of_blocks, says_purged};
+use crate::seal::{WITHOUT_TRIAL, blocks, drops_seals, of_blocks, says_purged};
 use crate::support::clearcoat::Clearcoat;
 use crate::support::client::{Answer, exchange, get, purge, tag};
 use crate::support::eventually;
@@ -162,25 +162,52 @@ fn beside_a_clearcoat_that_does_not_seal_purges_wait() {
     }
 }
 
+/// Ends both when each has saved what it knows of caches, and of the other one.
+fn end_both(fleet: &mut Fleet) {
+    eventually("each has saved what it knows", || {
+        let knows_other = |number| {
+            std::fs::read_dir(fleet.journal_of(number)).expect("its folder").flatten().any(|file| {
+                let name = file.file_name();
+                let is_of_others = name == "replicas.json" || name == "peers.json";
+                is_of_others && std::fs::read_to_string(file.path()).is_ok_and(|text| text.contains("clearcoat-"))
+            })
+        };
+        let are_saved = |clearcoat: &Clearcoat| {
+            clearcoat.nodes().iter().all(|node| node["role"] == "web" || node["saved"]["seals"] == true)
+        };
+        (knows_other(0) && knows_other(1) && fleet.clearcoats().all(are_saved)).then_some(())
+    });
+    (0..2).for_each(|number| end(fleet.replica(number)));
+}
+
 #[test]
 fn clearcoats_that_were_all_down_at_once_seal_again() {
     for plan in plans() {
         let mut fleet = Fleet::start(&plan);
         all_seal(&fleet);
-        eventually("each has saved what it knows of caches, and of the others", || {
-            let known = |number| {
-                std::fs::read_dir(fleet.journal_of(number)).expect("its folder").flatten().any(|file| {
-                    let name = file.file_name();
-                    let is_of_others = name == "replicas.json" || name == "peers.json";
-                    is_of_others && std::fs::read_to_string(file.path()).is_ok_and(|text| text.contains("clearcoat-"))
-                })
-            };
-            (known(0) && known(1)).then_some(())
+        end_both(&mut fleet);
+        (0..2).for_each(|number| fleet.replica(number).restart());
+        fleet.clearcoats().for_each(Clearcoat::opened);
+        all_seal(&fleet);
+    }
+}
+
+#[test]
+fn a_second_restart_before_the_other_is_met_forgets_no_sealed_cache() {
+    for plan in plans() {
+        let mut fleet = Fleet::start(&plan);
+        all_seal(&fleet);
+        end_both(&mut fleet);
+        fleet.replica(0).restart();
+        fleet.clearcoat.opened();
+        let position = purge_by(&fleet.clearcoat, "any")["position"].as_u64();
+        eventually("it has saved what each Varnish has", || {
+            let nodes = fleet.clearcoat.nodes();
+            let is_saved = |node: &serde_json::Value| node["saved"]["cursor"].as_u64() >= position;
+            nodes.iter().all(|node| node["role"] == "web" || is_saved(node)).then_some(())
         });
-        for number in 0..2 {
-            fleet.replica(number).terminate();
-            assert!(fleet.replica(number).wait().success());
-        }
+        assert_eq!(seals(&fleet.clearcoat), [false, false], "what the other one passed meanwhile is not known");
+        end(fleet.replica(0));
         (0..2).for_each(|number| fleet.replica(number).restart());
         fleet.clearcoats().for_each(Clearcoat::opened);
         all_seal(&fleet);
@@ -320,4 +347,103 @@ fn a_purge_from_while_it_was_away_that_only_another_one_knows_is_seen() {
     fleet.clearcoat.opened();
     assert_eq!(read(&fleet.clearcoat, "/p/2").text(), "0");
     assert_eq!(read(&fleet.clearcoat, "/p/1").text(), "1");
+}
+
+/// Has the last clearcoat try the first Varnish anew, as one that comes up is tried.
+fn try_again(fleet: &mut Fleet) {
+    let health = |fleet: &Fleet, wanted: &str| {
+        eventually(wanted, || (fleet.others[0].node("varnish-1")["health"] == wanted).then_some(()));
+    };
+    fleet.own_way.as_ref().expect("a plan with it").cut();
+    health(fleet, "down");
+    fleet.own_way.as_mut().expect("a plan with it").mend();
+    health(fleet, "up");
+}
+
+#[test]
+fn a_varnish_that_one_sees_to_drop_seals_is_waited_for_by_all() {
+    for plan in plans() {
+        let mut fleet = Fleet::start(&Plan { own_way: true, vcl: drops_seals, ..plan });
+        all_seal(&fleet);
+        let file = fleet.folder.path().join("drops");
+        std::fs::write(&file, "").expect("a file");
+        try_again(&mut fleet);
+        eventually("the one that has not tried it knows", || (seals(&fleet.clearcoat) == [false, true]).then_some(()));
+        let answer = purge_by(&fleet.clearcoat, "any");
+        assert_eq!(answer["applied"], serde_json::json!(["varnish-1"]), "{answer}");
+        assert_eq!(answer["pending"], serde_json::json!(["varnish-2"]), "{answer}");
+        std::fs::remove_file(&file).expect("our file");
+        try_again(&mut fleet);
+        eventually("it is flushed, and counts for both", || {
+            fleet.clearcoats().all(|clearcoat| seals(clearcoat) == [true, true]).then_some(())
+        });
+        // Who has seen it ends: when it is over, nobody can say.
+        std::fs::write(&file, "").expect("a file");
+        try_again(&mut fleet);
+        eventually("it knows again", || (seals(&fleet.clearcoat) == [false, true]).then_some(()));
+        std::fs::remove_file(&file).expect("our file");
+        end(fleet.replica(1));
+        knows(&fleet.clearcoat, &["clearcoat-1"]);
+        assert_eq!(seals(&fleet.clearcoat), [false, true]);
+        let flush = "PURGE / HTTP/1.1\r\nHost: a\r\nX-Clearcoat-Flush: all\r\n\r\n";
+        assert_eq!(exchange(fleet.clearcoat.purge, flush).expect("an answer").status, 200);
+        eventually("a flush makes it a sealed one", || (seals(&fleet.clearcoat) == [true, true]).then_some(()));
+    }
+}
+
+#[test]
+fn a_block_that_the_other_clearcoat_cannot_be_told_of_is_not_stored() {
+    for plan in plans() {
+        let (web, block) = blocks();
+        let config: &'static str = format!("{}{}", GATHERED.replacen("15s", "3s", 1), of_blocks(&web)).leak();
+        let fleet = Fleet::start(&Plan { web: 0, config, ..plan });
+        all_seal(&fleet);
+        signal("-STOP", &[fleet.others[0].pid()]);
+        eventually("each Varnish fetches through the first one", || {
+            fleet.varnish.iter().all(|varnish| varnish.origins_up() == 1).then_some(())
+        });
+        let answer = purge_by(&fleet.clearcoat, "any");
+        assert_eq!(answer["unconfirmed"], serde_json::json!(["clearcoat-2"]), "{answer}");
+        let show = |version| {
+            block.store(version, Ordering::SeqCst);
+            read(&fleet.clearcoat, "/page").text().to_owned()
+        };
+        for version in 0..3 {
+            assert_eq!(show(version), format!("<p>block {version}</p>"));
+        }
+        signal("-CONT", &[fleet.others[0].pid()]);
+        let mut versions = 3..;
+        let stored = eventually("it is stored when the other one knows of it", || {
+            let (first, second) = (show(versions.next()?), show(versions.next()?));
+            (first == second).then_some(first)
+        });
+        let answer = purge_by(&fleet.others[0], "of_block");
+        assert_eq!(answer["pending"], serde_json::json!([]), "{answer}");
+        assert_ne!(read(&fleet.clearcoat, "/page").text(), stored);
+    }
+}
+
+#[test]
+fn a_purge_that_only_another_one_knows_to_be_unsealed_is_agreed_on() {
+    let [shared, _] = plans();
+    let (web, _) = blocks();
+    let config: &'static str = format!("{GATHERED}{}", of_blocks(&web)).leak();
+    let mut fleet = Fleet::start(&Plan { web: 0, own_way: true, links: true, config, ..shared });
+    all_seal(&fleet);
+    // A block passes it of which it cannot tell.
+    fleet.links[0].others.close();
+    let block = "GET /block HTTP/1.1\r\nHost: a\r\nX-Clearcoat-Asked: 1 0000000000000001.00000001 0 0000000000000001 /page\r\n\r\n";
+    let answer = exchange(fleet.others[0].origin, block).expect("an answer");
+    assert_eq!((answer.text(), answer.header("surrogate-control")), ("block 0", Some("no-store")), "{answer:?}");
+    fleet.links[0].others.mend();
+    fleet.own_way.as_ref().expect("a plan with it").cut();
+    eventually("it does not reach the first Varnish", || {
+        (fleet.others[0].node("varnish-1")["health"] == "down").then_some(())
+    });
+    assert!(!fleet.clearcoat.log().has("\"Recalled\""));
+    let answer = purge_by(&fleet.clearcoat, "of_block");
+    assert_eq!(answer["pending"], serde_json::json!([]), "{answer}");
+    assert_eq!(answer["fenced_at"], serde_json::json!({"clearcoat-2": ["varnish-1"]}), "{answer}");
+    // Pages that passed the other one may be on their way to it.
+    fleet.clearcoat.log().waits_for("\"Recalled\"");
 }

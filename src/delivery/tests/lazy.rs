@@ -2,7 +2,10 @@
 
 use std::thread::{self, ThreadId};
 
+use tokio::sync::Semaphore;
+
 use super::*;
+use crate::fleet::SealsShown;
 use crate::journal::{BoxFuture, Cursor, Readable, WriteError};
 use crate::seal::{Lineage, Name, PastNames, PurgedNames, Run, StaleBecause, StalePage};
 
@@ -12,7 +15,7 @@ async fn sealing(pace: Pace, journal: Arc<dyn Journal>) -> Rig {
     let sealed = Arc::new(SealedPurges::new(Arc::new(purged), Duration::from_secs(600), false));
     let guard = Arc::new(Guard::new(long_ago()));
     let rig = Rig::of(obedient(&[]).await, pace, journal, (guard, Some(sealed)), None);
-    rig.node.live.seals.record_trial(true);
+    rig.node.live.seals.record_trial(SealsShown::Returned);
     rig.node.live.seals.record_emptied(rig.node.live.seals.doubts());
     rig
 }
@@ -53,10 +56,21 @@ async fn whoever_waits_for_a_purge_gets_it_though_other_bans_go_first() {
     assert_eq!(rig.told("waited").len(), 1);
 }
 
-/// A journal that notes which threads read it.
+/// A journal that notes which threads read it, and writes what is noted of blocks slowly.
 struct Watched {
     journal: Memory,
     readers: Mutex<Vec<ThreadId>>,
+    /// The tags of each note.
+    noted: Mutex<Vec<Vec<Name>>>,
+    /// Notes are durable when there is a permit for each.
+    room: Semaphore,
+}
+
+impl Watched {
+    fn new(room: usize) -> Arc<Self> {
+        let room = Semaphore::new(room);
+        Arc::new(Watched { journal: memory(), readers: Mutex::default(), noted: Mutex::default(), room })
+    }
 }
 
 impl Journal for Watched {
@@ -77,7 +91,12 @@ impl Journal for Watched {
     }
 
     fn note_unsealable(&self, names: Vec<Name>) -> BoxFuture<'_, Result<(), WriteError>> {
-        self.journal.note_unsealable(names)
+        self.noted.lock().push(names.clone());
+        Box::pin(async move {
+            let Ok(permit) = self.room.acquire().await else { return Err(WriteError::Closed) };
+            permit.forget();
+            self.journal.note_unsealable(names).await
+        })
     }
 
     fn since(&self, cursor: Position) -> Missed {
@@ -88,13 +107,13 @@ impl Journal for Watched {
 
 #[tokio::test]
 async fn a_purge_that_gathers_is_unsealed_before_a_block_passes_and_not_here() {
-    let journal = Arc::new(Watched { journal: memory(), readers: Mutex::default() });
+    let journal = Watched::new(1);
     let rig = sealing(CALM, Arc::clone(&journal) as Arc<dyn Journal>).await;
     let purge = rig.append("block").await;
     rig.append("another").await;
     assert!(rig.deliveries.is_sealed(purge) && rig.deliveries.context.fence.admits(&rig.node.live));
     journal.readers.lock().clear();
-    assert!(rig.deliveries.note_unsealable(vec![Name::of_tag(b"block")]).await);
+    assert!(rig.deliveries.note_unsealable(&[Name::of_tag(b"block")]).await);
     // By now nobody is answered by this node before it has the purge.
     assert!(!rig.deliveries.is_sealed(purge) && !rig.deliveries.context.fence.admits(&rig.node.live));
     let here = thread::current().id();
@@ -102,4 +121,53 @@ async fn a_purge_that_gathers_is_unsealed_before_a_block_passes_and_not_here() {
     let first = journal.readers.lock().first().copied();
     assert!(first.is_some_and(|first| first != here), "{first:?} {here:?}");
     rig.until_at(purge).await;
+}
+
+#[tokio::test]
+async fn tags_that_are_being_noted_on_a_slow_disk_are_waited_for_and_noted_once() {
+    let journal = Watched::new(0);
+    let rig = sealing(CALM, Arc::clone(&journal) as Arc<dyn Journal>).await;
+    let tags = |tags: &[&str]| tags.iter().map(|tag| Name::of_tag(tag.as_bytes())).collect::<Vec<Name>>();
+    let [first, both, second] = [tags(&["a", "b"]), tags(&["b", "c"]), tags(&["c"])];
+    // Nobody waits for as long as the disk takes.
+    for _ in 0..2 {
+        assert!(!rig.deliveries.note_unsealable(&first).await);
+    }
+    assert!(!rig.deliveries.note_unsealable(&both).await);
+    assert_eq!(*journal.noted.lock(), [first.clone(), second]);
+    // What waits for two needs both.
+    let waiting = rig.deliveries.note_unsealable(&both);
+    journal.room.add_permits(1);
+    assert!(!waiting.await && rig.deliveries.note_unsealable(&first).await);
+    journal.room.add_permits(1);
+    assert!(rig.deliveries.note_unsealable(&both).await);
+    assert_eq!(journal.noted.lock().len(), 2, "they are durable");
+    // What could not be noted is noted anew.
+    journal.room.close();
+    for times in 1..3 {
+        assert!(!rig.deliveries.note_unsealable(&tags(&["d"])).await);
+        assert_eq!(journal.noted.lock().len(), 2 + times);
+    }
+    assert!(rig.deliveries.note_unsealable(&first).await);
+}
+
+#[tokio::test]
+async fn a_page_under_way_that_a_seal_shows_keeps_no_other_purge_back() {
+    let rig = sealing(CALM, Arc::new(memory())).await;
+    rig.ran(&[400, 200]);
+    let _slow = rig.begin_page("slow");
+    rig.append("slow").await;
+    let waits = rig.append("waits").await;
+    rig.deliveries.unseal(waits);
+    rig.until_at(waits).await;
+    assert_eq!((rig.told("slow").len(), rig.told("waits").len()), (1, 1));
+    // Of a purge that no seal shows it does.
+    let passage = rig.begin_page("later");
+    let later = rig.append("later").await;
+    rig.deliveries.unseal(later);
+    rig.until_told("later", 1).await;
+    tokio::time::sleep(FILL_LATENCY * 2).await;
+    assert!(rig.node.live.cursor() < later);
+    passage.taken(Instant::now());
+    rig.until_at(later).await;
 }

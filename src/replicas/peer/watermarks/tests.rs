@@ -306,3 +306,17 @@ async fn a_node_with_a_page_under_way_here_is_held_by_all_others() {
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert_eq!(to_be_told(&rig, "p", &missed, 7), [vec![], vec![None]]);
 }
+
+#[tokio::test]
+async fn a_node_whose_answers_show_their_age_is_not_held_for_a_page_elsewhere() {
+    let rig = Rig::new();
+    rig.receives(&["p"], Vec::new()).await;
+    let there = rig.knows("b", "127.0.0.1:1");
+    let said = Confirmation { fenced: vec![id("v")], place: Some(7), ..Confirmation::default() };
+    there.record_confirmation(1, 1, said, false);
+    for (missed, is_awaited) in [(Vec::new(), false), (vec![id("v")], true)] {
+        let mut heard = rig.replicas.confirmed(1, Duration::ZERO).await;
+        rig.replicas.agree(1, (&[], &missed), &mut heard, Duration::from_millis(200)).await;
+        assert_eq!(is_held(&there), is_awaited);
+    }
+}

@@ -8,8 +8,11 @@ ARG RUN_BASE=debian:bookworm-slim
 # Everything but the binary. It comes first because the classic builder builds all stages above the wanted one,
 # and it runs no command because its base need not have a shell.
 FROM ${RUN_BASE} AS frame
+# What depends on the build (version, revision, created) comes from deploy/build-image.sh.
 LABEL org.opencontainers.image.title="clearcoat" \
       org.opencontainers.image.description="A proxy in front of a Varnish fleet: balances its traffic and fans out every Magento 2 purge" \
+      org.opencontainers.image.vendor="The clearcoat maintainers" \
+      org.opencontainers.image.authors="The clearcoat maintainers" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY deploy/clearcoat.toml /etc/clearcoat/clearcoat.toml
 # A volume starts with the owner of the directory that it covers.
@@ -22,7 +25,8 @@ USER 10001:10001
 # edge, origin, purge, admin
 EXPOSE 8080 8081 6081 9180
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=5s --timeout=3s --start-period=15s CMD ["clearcoat", "status"]
+# Ready: it has seen a fleet, the edge is open, and it does not drain.
+HEALTHCHECK --interval=5s --timeout=3s --start-period=15s CMD ["clearcoat", "status", "--ready"]
 ENTRYPOINT ["clearcoat"]
 CMD ["serve"]
 
@@ -31,10 +35,11 @@ FROM ${BUILD_BASE} AS build
 ENV PCRE2_SYS_STATIC=1
 # The client of etcd is made of etcd's own interface definitions.
 RUN apt-get update && apt-get install -y --no-install-recommends protobuf-compiler libprotobuf-dev && rm -rf /var/lib/apt/lists/*
+RUN cargo install --locked --quiet cargo-auditable@0.7.7
 WORKDIR /src
 COPY . .
-# Without debug information, but with the names that a backtrace needs.
-RUN cargo build --release --locked --bin clearcoat && strip --strip-debug target/release/clearcoat
+# With the list of all crates inside (.dep-v0), for scanners. Without debug information, but with the names that a backtrace needs.
+RUN cargo auditable build --release --locked --bin clearcoat && strip --strip-debug target/release/clearcoat
 
 FROM frame
 # Debian's slim image has no CA certificates; the Rust image has.

@@ -26,6 +26,14 @@ sources_inside() {
         sh -c 'cargo info --quiet bytes && apt-get -qq -o APT::Update::Error-Mode=any update' >/dev/null 2>&1
 }
 
+# The list of all crates goes into the binary (the section .dep-v0), where scanners look for it: a bill of materials that
+# cannot get lost. The same version as in the Dockerfile; `make clean` removes it.
+auditable() {
+    local place=${CARGO_TARGET_DIR:-$PWD/target}/tools/cargo-auditable
+    PATH=$place/bin:$PATH
+    cargo auditable --version >/dev/null 2>&1 || cargo install --locked --quiet --root "$place" cargo-auditable@0.7.7
+}
+
 if [ "$how" = auto ]; then
     how=outside
     if ! available "$build_base"; then
@@ -43,7 +51,7 @@ else
 fi
 
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
-labels=(--label "org.opencontainers.image.version=$version")
+labels=(--label "org.opencontainers.image.version=$version" --label "org.opencontainers.image.created=$(date -u +%Y-%m-%dT%H:%M:%SZ)")
 if revision=$(git rev-parse HEAD 2>/dev/null); then
     labels+=(--label "org.opencontainers.image.revision=$revision")
 fi
@@ -63,7 +71,13 @@ case $how in
         trap 'exit 143' TERM
 
         # Statically linked PCRE2 for the reason that the Dockerfile gives.
-        PCRE2_SYS_STATIC=1 cargo build --release --locked --bin clearcoat
+        export PCRE2_SYS_STATIC=1
+        if auditable; then
+            cargo auditable build --release --locked --bin clearcoat
+        else
+            echo "the binary is without the list of its crates, because cargo-auditable cannot be installed" >&2
+            cargo build --release --locked --bin clearcoat
+        fi
         strip --strip-debug -o "$work/clearcoat" "${CARGO_TARGET_DIR:-target}/release/clearcoat"
 
         if [ -z "$run_base" ]; then

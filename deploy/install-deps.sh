@@ -22,7 +22,7 @@ case $2 in
     advisories) wanted="git:git $python" ;;
     demo) wanted=$demo ;;
     test) wanted="$demo varnishtest:varnish */varnish/vmods/libvmod_xkey.so:varnish-modules etcd:etcd-server etcdctl:etcd-client php:php-cli dnsmasq:dnsmasq-base ip:iproute2 socat:socat */faketime/libfaketimeMT.so.1:libfaketime promtool:prometheus chromium:chromium $python" ;;
-    image-test) wanted="$build etcd:etcd-server etcdctl:etcd-client" ;;
+    image-test) wanted="$build etcd:etcd-server etcdctl:etcd-client readelf:binutils python3:python3" ;;
     bench) wanted="$demo etcd:etcd-server haproxy:haproxy nginx:nginx-light ip:iproute2 unshare:util-linux valgrind:valgrind" ;;
     *) usage ;;
 esac

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs an image as an operator would, and checks what it promises: the configuration inside it is sound, it does not run
-# as root, it is ready, it carries out purges and keeps them over a restart, and it ends cleanly. Then as the agent of a
-# node that runs in the container, with an etcd of this machine.
+# as root, it is ready, it carries out purges and keeps them over a restart, and it ends cleanly; as another user, and on a
+# volume that is not its own; it says what is in it. Then as the agent of a node that runs in the container, with an etcd of this machine.
 # On a network of its own that leads nowhere. Leaves nothing behind.
 #
 #   deploy/test-image.sh NAME[:TAG]
@@ -19,13 +19,13 @@ helpers=() # Processes of ours.
 cleanup() {
     local status=$?
     if [ $status -ne 0 ]; then
-        for container in "$name" "$name-agent"; do
+        for container in "$name" "$name-other" "$name-agent"; do
             docker logs "$container" 2>&1 | tail -n 50 | sed 's/^/    /' || true
         done
     fi
     {
         [ ${#helpers[@]} -eq 0 ] || kill "${helpers[@]}" || true
-        docker rm --force --volumes "$name" "$name-agent"
+        docker rm --force --volumes "$name" "$name-other" "$name-agent"
         docker volume rm --force "$name"
         docker network rm "$name"
         rm -rf "$work"
@@ -40,18 +40,80 @@ fail() {
     exit 1
 }
 
-health() { docker inspect --format '{{.State.Status}}/{{.State.Health.Status}}' "$name"; }
+health() { docker inspect --format '{{.State.Status}}/{{.State.Health.Status}}' "$1"; }
 
+# wait_healthy CONTAINER
 wait_healthy() {
     local _
     for _ in {1..120}; do
-        case $(health) in
+        case $(health "$1") in
             running/healthy) return ;;
             running/starting) sleep 0.25 ;;
             *) break ;;
         esac
     done
-    fail "not healthy: $(health)"
+    fail "not healthy: $(health "$1")"
+}
+
+# What is said of it, and what scanners find in it.
+test_contents() {
+    local key value
+    for key in title description vendor authors licenses version created; do
+        value=$(docker image inspect --format "{{index .Config.Labels \"org.opencontainers.image.$key\"}}" "$image")
+        [ -n "$value" ] || fail "the label $key is missing"
+    done
+    docker create --name "$name-other" "$image" >/dev/null
+    docker cp "$name-other:/usr/local/bin/clearcoat" "$work/clearcoat"
+    docker rm "$name-other" >/dev/null
+    # Where cargo-auditable could not be had, the build has said so.
+    if readelf --section-headers --wide "$work/clearcoat" | grep -qF .dep-v0; then
+        objcopy --dump-section .dep-v0="$work/crates" "$work/clearcoat" "$work/copy"
+        crates=$(python3 -c 'import json, sys, zlib
+print(*(package["name"] for package in json.loads(zlib.decompress(open(sys.argv[1], "rb").read()))["packages"]))' "$work/crates")
+        for crate in clearcoat tokio rustls; do
+            [[ " $crates " == *" $crate "* ]] || fail "the list of crates in the binary has no $crate: $crates"
+        done
+        echo "contents: labels, and $(wc -w <<<"$crates") crates"
+    else
+        echo "contents: labels, and no list of crates"
+    fi
+}
+
+# other ARGUMENT...: another container, locked down as well; whether its user may write is the question.
+other() {
+    docker rm --force "$name-other" >/dev/null 2>&1 || true
+    docker run --detach --name "$name-other" --network none --read-only --cap-drop ALL --security-opt no-new-privileges "$@" >/dev/null
+}
+
+test_users() {
+    local said
+    # A tmpfs is root's, as is the volume that somebody else made.
+    other --tmpfs /var/lib/clearcoat "$image"
+    [ "$(timeout 60 docker wait "$name-other")" = 1 ] || fail "it runs without a place for its journal"
+    said=$(docker logs "$name-other" 2>&1)
+    [[ $said == *"runs as uid 10001: chown it to that, or run clearcoat as its owner"* ]] || fail "a volume of root is met with: $said"
+
+    other --tmpfs /var/lib/clearcoat:uid=10001,gid=10001 "$image"
+    wait_healthy "$name-other"
+    other --user 4711:4711 --tmpfs /var/lib/clearcoat:uid=4711,gid=4711 "$image"
+    wait_healthy "$name-other"
+    [ "$(docker top "$name-other" -eo uid,pid | awk 'NR > 1 { print $1 }' | sort -u)" = 4711 ] || fail "it does not run as the user that was asked for"
+    echo "users: root's volume is refused with words; a tmpfs, and another user, will do"
+}
+
+# A clearcoat that knows no fleet yet runs, and answers, and is not ready.
+test_readiness() {
+    other --tmpfs /var/lib/clearcoat:uid=10001,gid=10001 --env CLEARCOAT_REGISTRY__KIND=etcd --env CLEARCOAT_REGISTRY__ETCD__ENDPOINTS=http://127.0.0.1:9 \
+        --health-interval 1s --health-start-period 0s --health-retries 3 "$image"
+    local _
+    for _ in {1..120}; do
+        [ "$(health "$name-other")" != running/unhealthy ] || break
+        sleep 0.25
+    done
+    [ "$(health "$name-other")" = running/unhealthy ] || fail "without a fleet it is $(health "$name-other")"
+    docker exec "$name-other" clearcoat status >/dev/null || fail "it does not answer"
+    docker rm --force "$name-other" >/dev/null
+    echo "health: not ready is unhealthy"
 }
 
 # Prints what the purge answered, and leaves the position in $position.
@@ -152,12 +214,16 @@ if docker run --rm --network none --env CLEARCOAT_PURGE__ACK_TIMEOUT=never "$ima
 fi
 echo "check: the configuration in the image is sound, and a wrong one is refused"
 
+test_contents
+test_users
+test_readiness
+
 docker network create --internal "$name" >/dev/null
 docker volume create "$name" >/dev/null
 # As locked down as a careful cluster runs it.
 docker run --detach --name "$name" --network "$name" --volume "$name:/var/lib/clearcoat" \
     --read-only --cap-drop ALL --security-opt no-new-privileges "$image" >/dev/null
-wait_healthy
+wait_healthy "$name"
 
 uids=$(docker top "$name" -eo uid,pid | awk 'NR > 1 { print $1 }' | sort -u)
 [ "$uids" = 10001 ] || fail "runs as uid $uids, wanted 10001"
@@ -175,7 +241,7 @@ second=$position
 
 stop_cleanly "$name"
 docker start "$name" >/dev/null
-wait_healthy
+wait_healthy "$name"
 answer=$(docker exec "$name" clearcoat purge --tag cat_p_1) || fail "purge after the restart: exit status $?: $answer"
 purged "$answer"
 [ "$position" -gt "$second" ] || fail "position $position after a restart does not follow $second: the journal was lost"

@@ -15,13 +15,14 @@
 //! instead.
 //!
 //! What the node's own check decides, and why a node that fails it stays registered, is in `check.rs`; what an epoch is, in
-//! `epoch.rs`.
+//! `epoch.rs`; how the VCL of a Varnish follows the clearcoats, in `origins.rs`.
 
 mod address;
 mod check;
 mod child;
 mod epoch;
 mod observe;
+mod origins;
 mod publish;
 mod record;
 mod signals;
@@ -42,10 +43,12 @@ use crate::telemetry::causes;
 pub use address::Address;
 pub use check::{CheckSettings, CheckUrl};
 pub use epoch::Epoch;
+pub use origins::VclSettings;
 pub use record::Facts;
 pub use rustix::process::Signal;
 
 use child::Children;
+use origins::OriginFollower;
 use signals::{AgentSignals, Wish};
 
 /// The agent's settings.
@@ -67,6 +70,8 @@ pub struct AgentSettings {
     pub facts: Facts,
     /// How the epoch of its cache is found.
     pub epoch: Epoch,
+    /// The VCL that follows the clearcoats, if it is ours.
+    pub vcl: Option<VclSettings>,
     /// The command to run; empty if somebody else runs the node.
     pub command: Vec<OsString>,
     /// The signal that ends the command.
@@ -101,8 +106,21 @@ enum Turn {
 /// If the system refuses to report signals.
 pub async fn run(settings: AgentSettings) -> io::Result<u8> {
     // Before there is a child: none is lost.
-    let signals = AgentSignals::listen(settings.stop_signal)?;
+    let mut signals = AgentSignals::listen(settings.stop_signal)?;
     let mut children = Children::none()?;
+    let follower = match &settings.vcl {
+        Some(vcl) => tokio::select! {
+            follower = OriginFollower::begin(vcl) => match follower {
+                Ok(follower) => Some(follower),
+                Err(no_vcl) => {
+                    tracing::error!(error = %causes(&no_vcl), "there is no VCL to start varnishd with");
+                    return Ok(1);
+                }
+            },
+            () = asked_to_end(&mut signals) => return Ok(0),
+        },
+        None => None,
+    };
     if let Err(not_started) = children.start(&settings.command) {
         tracing::error!(error = %causes(&not_started), "cannot run the command");
         return Ok(not_started.status());
@@ -113,6 +131,9 @@ pub async fn run(settings: AgentSettings) -> io::Result<u8> {
     let (stage, stages) = watch::channel(EndStage::Serving);
     let child = children.pid();
     tracing::info!(role = %settings.role, id = %settings.id, child, "the agent runs");
+    if let Some(follower) = follower {
+        tokio::spawn(follower.follow(child.is_some()));
+    }
     let of_observer = Arc::clone(&settings);
     tokio::spawn(async move { observe::observe(&of_observer, child, &sights).await });
     let (of_publisher, of_node) = (Arc::clone(&settings), seen.clone());
@@ -125,6 +146,11 @@ pub async fn run(settings: AgentSettings) -> io::Result<u8> {
     }
     tracing::info!(status, "the agent ends");
     Ok(status)
+}
+
+/// Waits until the agent is asked to end, before there is a child to pass signals to.
+async fn asked_to_end(signals: &mut AgentSignals) {
+    while !matches!(signals.next().await, Wish::End) {}
 }
 
 /// The node's process and the signals that ask for its end.

@@ -1,6 +1,8 @@
-//! How one Varnish is told to drop pages.
+//! How one Varnish is told to drop pages, and what of the fleet it has to know.
 //!
-//! A module a way of telling. There is one so far: [`http`], the `PURGE` requests that Magento's own VCL understands.
+//! [`http`] has the `PURGE` requests that Magento's own VCL understands, [`vcl`] the VCL itself, and [`management`] the port
+//! at which a running varnishd takes another one.
 
 pub mod http;
+pub mod management;
 pub mod vcl;

@@ -5,7 +5,8 @@
 //! that sends nothing. A host with a network of its own for such traffic names the interface instead.
 //!
 //! At the start of a machine neither may be there yet; then it is asked for again with each check, and there is no
-//! registration until it is known. What was found once stays: an address that changes is another start.
+//! registration until it is known. It is asked for again when this host does not have it any more: a container that was cut
+//! off from its network may come back to it with another one.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -42,6 +43,17 @@ pub(super) enum UnknownAddress {
 }
 
 impl Address {
+    /// Whether an address that was found before is still one of this host. One that was given is not ours to judge.
+    pub(super) fn still_is(&self, found: &str) -> bool {
+        match (self, found.parse::<SocketAddr>()) {
+            (Address::Of(..) | Address::Towards(..), Ok(found)) => {
+                // Without an answer of the system nothing has changed.
+                if_addrs::get_if_addrs().map_or(true, |all| all.iter().any(|one| one.ip() == found.ip()))
+            }
+            _ => true,
+        }
+    }
+
     /// The address as it is written: `HOST:PORT`, with brackets around one of IPv6.
     pub(super) async fn find(&self) -> Result<String, UnknownAddress> {
         match self {
@@ -110,6 +122,14 @@ mod tests {
         let towards = Address::Towards(vec!["http://127.0.0.9:2379/".into()], 6081);
         assert_eq!(towards.find().await.unwrap(), "127.0.0.1:6081");
         assert!(Address::Of("none0".into(), 80).find().await.unwrap_err().to_string().contains("none0"));
+    }
+
+    #[test]
+    fn an_address_that_this_host_has_lost_is_known() {
+        let towards = Address::Towards(vec!["http://127.0.0.9:2379/".into()], 6081);
+        assert!(towards.still_is("127.0.0.1:6081") && !towards.still_is("192.0.2.1:6081"));
+        assert!(!Address::Of("lo".into(), 80).still_is("[2001:db8::1]:80"));
+        assert!(Address::Given("192.0.2.1:80".into()).still_is("192.0.2.1:80"));
     }
 
     #[tokio::test]

@@ -51,6 +51,7 @@ pub(super) async fn observe(settings: &AgentSettings, child: Option<u32>, sights
 struct Observer<'a> {
     settings: &'a AgentSettings,
     child: Option<u32>,
+    /// The address that was found last.
     address: Option<String>,
     /// The last life of the cache that was seen.
     epoch: Option<String>,
@@ -76,7 +77,7 @@ impl Observer<'_> {
     }
 
     async fn address(&mut self) -> Result<String, String> {
-        if let Some(address) = &self.address {
+        if let Some(address) = self.address.as_ref().filter(|address| self.settings.address.still_is(address)) {
             return Ok(address.clone());
         }
         let found = tokio::time::timeout(self.settings.check.timeout, self.settings.address.find()).await;
@@ -85,10 +86,14 @@ impl Observer<'_> {
             Ok(Err(unknown)) => return Err(causes(&unknown).to_string()),
             Err(_) => return Err("the name of etcd is not resolved in time".to_owned()),
         };
-        if is_local(&address) {
-            tracing::warn!(address, "only this host can reach the address of this node");
+        if self.address.as_ref() != Some(&address) {
+            if is_local(&address) {
+                tracing::warn!(address, "only this host can reach the address of this node");
+            } else if let Some(before) = &self.address {
+                tracing::warn!(before, address, "this host has another address");
+            }
+            self.address = Some(address.clone());
         }
-        self.address = Some(address.clone());
         Ok(address)
     }
 

@@ -11,10 +11,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::agent::{self, Address, AgentSettings, CheckSettings, CheckUrl, Epoch, Facts, Signal};
-use crate::config::{self, Log, LogFilter, LogFormat, MAX_WEIGHT};
-use crate::fleet::{NodeId, PurgeDialect, Role, SendProxy};
+use ipnet::IpNet;
 
+use crate::agent::{self, Address, AgentSettings, CheckSettings, CheckUrl, Epoch, Facts, Signal, VclSettings};
+use crate::config::{self, Log, LogFilter, LogFormat, MARKETING_PARAMETERS, MAX_WEIGHT};
+use crate::fleet::{NodeId, PurgeDialect, Role, SendProxy};
+use crate::varnish::vcl::OriginAddress;
+
+use super::vcl::{Varnish, network, origin};
 use values::{duration, header_limit, host_port, interval, label, node_id, stop_signal, text, timeout, ttl};
 
 /// Register the node beside it in etcd, and run it
@@ -24,7 +28,9 @@ use values::{duration, header_limit, host_port, interval, label, node_id, stop_s
 #[command(after_help = "Examples:\n  \
         clearcoat agent --role web --port 80 --etcd http://10.0.2.1:2379 --check http://127.0.0.1/health_check.php -- apache2ctl -DFOREGROUND\n  \
         clearcoat agent --role varnish --port 6081 --interface eth1 --etcd http://10.0.2.1:2379 -- varnishd -F -a :6081 -f /etc/varnish/default.vcl\n  \
-        clearcoat agent --role varnish --address 10.0.1.11:6081 --pid-file /run/varnish/varnishd.pid\n\n\
+        clearcoat agent --role varnish --address 10.0.1.11:6081 --pid-file /run/varnish/varnishd.pid\n  \
+        clearcoat agent --role varnish --port 6081 --vcl /etc/varnish/clearcoat.vcl --origin clearcoat:8081 -- \\\n    \
+            varnishd -F -a :6081 -f /etc/varnish/clearcoat.vcl -T 127.0.0.1:6082 -S /etc/varnish/secret\n\n\
     Every flag FLAG is also the variable CLEARCOAT_AGENT_FLAG, with lists between commas.")]
 pub(super) struct Agent {
     /// What the node does
@@ -50,6 +56,8 @@ pub(super) struct Agent {
     check: CheckArgs,
     #[command(flatten)]
     facts: FactsArgs,
+    #[command(flatten)]
+    vcl: VclArgs,
     /// Names the life of the cache, where neither the command nor --pid-file can (varnish only)
     #[arg(long, value_name = "TEXT", env = "CLEARCOAT_AGENT_EPOCH", value_parser = text)]
     epoch: Option<String>,
@@ -153,6 +161,36 @@ struct FactsArgs {
     send_proxy: Option<SendProxy>,
 }
 
+#[derive(Debug, clap::Args)]
+struct VclArgs {
+    /// Writes the VCL of this Varnish there, with the addresses that the origins have, and has varnishd load it when they
+    /// change (varnish only)
+    #[arg(long, value_name = "FILE", env = "CLEARCOAT_AGENT_VCL", requires = "origin")]
+    vcl: Option<PathBuf>,
+    /// The origin listener of the clearcoats, by name; a name may have an address for each of them, or be repeated
+    #[arg(long, value_name = "HOST:PORT", env = "CLEARCOAT_AGENT_ORIGIN", value_delimiter = ',', requires = "vcl")]
+    #[arg(value_parser = origin)]
+    origin: Vec<OriginAddress>,
+    /// With --vcl: the networks from which clearcoat purges [default: the addresses of the origins]
+    #[arg(long, value_name = "CIDR", env = "CLEARCOAT_AGENT_ALLOW", value_delimiter = ',', requires = "vcl")]
+    #[arg(value_parser = network)]
+    allow: Vec<IpNet>,
+    /// With --vcl: which Varnish this is
+    #[arg(long, env = "CLEARCOAT_AGENT_VARNISH", value_enum, default_value_t = Varnish::Seven)]
+    varnish: Varnish,
+    /// With --vcl: the query parameters that it strips, as edge.hash_ignore_query has them
+    #[arg(long, value_name = "NAME", env = "CLEARCOAT_AGENT_IGNORE_QUERY", value_delimiter = ',')]
+    #[arg(default_values_t = MARKETING_PARAMETERS.map(str::to_owned), hide_default_value = true)]
+    ignore_query: Vec<String>,
+    /// With --vcl: where varnishd is managed (its -T)
+    #[arg(long, value_name = "HOST:PORT", env = "CLEARCOAT_AGENT_MANAGEMENT", default_value = "127.0.0.1:6082")]
+    #[arg(value_parser = host_port)]
+    management: String,
+    /// With --vcl: the file that shows that we may manage it (its -S)
+    #[arg(long, value_name = "FILE", env = "CLEARCOAT_AGENT_SECRET_FILE", default_value = "/etc/varnish/secret")]
+    secret_file: PathBuf,
+}
+
 impl Agent {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let log = Log { level: self.log_level.clone(), format: self.log_format, ..Log::default() };
@@ -182,6 +220,7 @@ impl Agent {
                 ("--send-proxy", facts.send_proxy.is_some()),
                 ("--epoch", self.epoch.is_some()),
                 ("--pid-file", self.pid_file.is_some()),
+                ("--vcl", self.vcl.vcl.is_some()),
             ];
             if let Some((flag, _)) = of_varnish.iter().find(|(_, given)| *given) {
                 return Err(format!("{flag}: only for --role varnish"));
@@ -210,6 +249,7 @@ impl Agent {
             etcd,
             ttl: self.etcd.ttl,
             check: self.check.check(),
+            vcl: self.vcl.settings(facts.delivery.unwrap_or_default())?,
             facts: facts.facts(),
             epoch,
             command: self.command,
@@ -247,6 +287,26 @@ impl CheckArgs {
     fn check(self) -> CheckSettings {
         let CheckArgs { check: page, check_interval: interval, check_timeout: timeout, rise, fall, expect } = self;
         CheckSettings { page, expect, interval, timeout, rise, fall }
+    }
+}
+
+impl VclArgs {
+    fn settings(self, delivery: PurgeDialect) -> Result<Option<VclSettings>, String> {
+        let VclArgs { vcl, origin: origins, allow, varnish, ignore_query, management, secret_file } = self;
+        let Some(file) = vcl else { return Ok(None) };
+        // varnishd looks for a relative one somewhere else.
+        let file = std::path::absolute(file).map_err(|error| format!("--vcl: {error}"))?;
+        let version = varnish.into();
+        Ok(Some(VclSettings {
+            file,
+            origins,
+            allow,
+            version,
+            delivery,
+            ignored_query: ignore_query,
+            management,
+            secret_file,
+        }))
     }
 }
 
@@ -301,6 +361,11 @@ mod tests {
         for (arguments, hint) in [
             ("--role web --port 80 --delivery xkey", "--delivery: only for --role varnish"),
             ("--role web --port 80 --pid-file x", "--pid-file: only for --role varnish"),
+            ("--role web --port 80 --vcl x --origin a:1", "--vcl: only for --role varnish"),
+            ("--role varnish --port 80 --vcl x", "--origin"),
+            ("--role varnish --port 80 --origin a:1", "--vcl"),
+            ("--role varnish --port 80 --vcl x --origin a", "HOST:PORT"),
+            ("--role varnish --port 80 --vcl x --origin a:1 --allow b", "such as 10.0.0.0/8"),
             ("--role web --port 80 --username u", "--password-file: must name a file when --username is set"),
             ("--role web --port 80 --etcd 10.0.0.1:2379", "--etcd: wanted http://HOST:PORT"),
             ("--role web --port 80 --etcd https://a:2379", "--ca: must name a file"),

@@ -45,11 +45,18 @@ pub(super) struct Status {
     /// Print the JSON of the API instead of a table
     #[arg(long)]
     json: bool,
+    /// Say only whether it may get traffic (/readyz): the exit status is 1 while it starts, drains, or is not there
+    #[arg(long, conflicts_with_all = ["watch", "purges", "json"])]
+    ready: bool,
 }
 
 impl Status {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let stdout = std::io::stdout();
+        if self.ready {
+            writeln!(&stdout, "{}", self.ask("/readyz").await?.trim_end())?;
+            return Ok(());
+        }
         let colour = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         if !self.watch {
             let answer = self.look().await?;
@@ -73,7 +80,10 @@ impl Status {
     }
 
     async fn look(&self) -> anyhow::Result<String> {
-        let path = if self.purges { "/api/v1/purges/all" } else { "/api/v1/fleet" };
+        self.ask(if self.purges { "/api/v1/purges/all" } else { "/api/v1/fleet" }).await
+    }
+
+    async fn ask(&self, path: &str) -> anyhow::Result<String> {
         let request = Request::get(path).body(Full::default())?;
         let answer: http::Response<Bytes> = tokio::time::timeout(TIMEOUT, self.admin.send(request, MAX_ANSWER))
             .await

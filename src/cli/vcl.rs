@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use clap::ValueEnum;
 use ipnet::IpNet;
 
@@ -38,12 +38,22 @@ enum Form {
     Xkey,
 }
 
+/// A Varnish, by the digit that its VCL depends on.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Varnish {
+pub(super) enum Varnish {
     #[value(name = "6")]
     Six,
     #[value(name = "7")]
     Seven,
+}
+
+impl From<Varnish> for VarnishVersion {
+    fn from(varnish: Varnish) -> Self {
+        match varnish {
+            Varnish::Six => VarnishVersion::Six,
+            Varnish::Seven => VarnishVersion::Seven,
+        }
+    }
 }
 
 impl Vcl {
@@ -57,17 +67,13 @@ impl Vcl {
                 }
                 vec![OriginAddress::from(*listen)]
             }
-            origins => origins.iter().map(|origin| parse(origin)).collect::<anyhow::Result<_>>()?,
-        };
-        let version = match self.varnish {
-            Varnish::Six => VarnishVersion::Six,
-            Varnish::Seven => VarnishVersion::Seven,
+            origins => origins.iter().map(|text| origin(text)).collect::<anyhow::Result<_>>()?,
         };
         let delivery = match self.delivery {
             Form::Magento => PurgeDialect::Magento,
             Form::Xkey => PurgeDialect::Xkey,
         };
-        let vcl = render(version, delivery, &origins, &self.allowed(&origins)?)?;
+        let vcl = render(self.varnish.into(), delivery, &origins, &self.allowed(&origins)?)?;
         print!("{}", stripping(&vcl, &config.edge.hash_ignore_query));
         Ok(())
     }
@@ -82,17 +88,20 @@ impl Vcl {
             };
             return origins.iter().map(address).collect();
         }
-        let parse = |text: &String| {
-            let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-            network.with_context(|| format!("--allow {text}: an address or a network such as 10.0.0.0/8 is wanted"))
-        };
-        self.allow.iter().map(parse).collect()
+        self.allow.iter().map(|text| network(text).map_err(|wanted| anyhow!("--allow {text}: {wanted}"))).collect()
     }
 }
 
-fn parse(origin: &str) -> anyhow::Result<OriginAddress> {
-    let (host, port) = origin.rsplit_once(':').with_context(|| format!("{origin}: HOST:PORT is wanted"))?;
-    let port = port.parse().with_context(|| format!("{origin}: {port} is not a port"))?;
+/// A network, or an address alone.
+pub(super) fn network(text: &str) -> Result<IpNet, &'static str> {
+    let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    network.map_err(|_| "an address or a network such as 10.0.0.0/8 is wanted")
+}
+
+/// An origin listener, as `HOST:PORT`.
+pub(super) fn origin(text: &str) -> anyhow::Result<OriginAddress> {
+    let (host, port) = text.rsplit_once(':').with_context(|| format!("{text}: HOST:PORT is wanted"))?;
+    let port = port.parse().with_context(|| format!("{text}: {port} is not a port"))?;
     Ok(OriginAddress { host: host.to_owned(), port })
 }
 

@@ -191,6 +191,9 @@ fn the_command_status_shows_the_fleet() {
     let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
     assert_eq!((code, &json["journal"]), (Some(0), &"disk".into()));
 
+    let (code, ready, _) = result(&run(&["status", "--admin", &admin, "--ready"]));
+    assert_eq!((code, ready.as_str()), (Some(0), "ready\n"));
+
     // The purge listener does not serve the admin API, and the edge serves neither.
     let purge = format!("http://{}", fleet.clearcoat.purge);
     let (code, _, errors) = result(&run(&["status", "--admin", &purge]));
@@ -287,6 +290,8 @@ fn an_end_in_order_says_so_first_and_finishes_what_is_under_way() {
     eventually("it says that it is about to end", || {
         (get(admin, "/readyz").expect("an answer").status == 503).then_some(())
     });
+    let (code, ..) = result(&run(&["status", "--admin", &format!("http://{admin}"), "--ready"]));
+    assert_eq!(code, Some(1));
     // A client in front that has not noticed yet is still served.
     assert_eq!(fleet.get("/p/2").status, 200);
     eventually("the edge takes no more connections", || Connection::open(edge).is_err().then_some(()));

@@ -5,4 +5,5 @@ mod ending;
 mod fleet;
 mod keeping;
 mod life;
+mod origins;
 mod registering;

@@ -202,7 +202,8 @@ fn take_in(client: &mut Client, request: &mut Request, head: Result<usize, Failu
 fn take_head(client: &Client, request: &mut Request, head: Result<usize, Failure>) -> Result<Option<Vec<u8>>, Failure> {
     // The method of the last request must not remain.
     let len = head.inspect_err(|_| request.head.method = Method::Get)?;
-    let limits = &client.worker.shared.limits;
+    let limits = client.worker.limits();
+    request.longest_body = limits.longest_body();
     request.head.parse(&request.input[..len], limits.max_fields).map_err(Failure::BadHead)?;
     request.trace.has_head = true;
     if !client.frontend.admits(&request.head) {

@@ -166,7 +166,7 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
     }
 
     fn find_head(&mut self, bytes: &[u8]) -> Result<Option<usize>, Failure> {
-        let limit = self.exchange.client.worker.shared.limits.max_answer_head;
+        let limit = self.exchange.client.worker.limits().max_answer_head;
         self.scan.find(bytes, limit).map_err(Failure::BadAnswer)
     }
 
@@ -270,7 +270,7 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
 
     fn parse_head(&mut self, bytes: &[u8]) -> Result<HeadKind, Failure> {
         let Request { response, head, .. } = &mut *self.exchange.request;
-        let max_fields = self.exchange.client.worker.shared.limits.max_fields;
+        let max_fields = self.exchange.client.worker.limits().max_fields;
         response.parse(bytes, head.method, max_fields).map_err(Failure::BadAnswer)?;
         if response.is_interim() {
             return Ok(HeadKind::Interim);

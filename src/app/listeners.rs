@@ -64,12 +64,17 @@ impl BoundSockets {
         inherited: InheritedSockets,
         workers: usize,
     ) -> anyhow::Result<(Self, Addresses)> {
-        let mut setup = ListenerSetup { inherited, workers, bound: Addresses::default() };
-        let edge = setup.edge(&config.edge.listen, certificates)?;
-        let origin = setup.of_workers(&config.origin.listen, "origin", None)?;
-        let purge = setup.control(&config.purge.listen, "purge").await?;
-        let admin = setup.control(&config.admin.listen, "admin").await?;
-        Ok((BoundSockets { edge, origin, purge, admin }, setup.finish()?))
+        let (mut setup, mut bound) = (ListenerSetup { inherited, workers }, Addresses::default());
+        let mut edge = setup.of_workers(&config.edge.listen, "edge", None, &mut bound.edge)?;
+        for (address, tls) in certificates {
+            let sockets = setup.of_workers(&[*address], "edge.tls", Some(&tls.config()), &mut bound.edge_tls)?;
+            edge.iter_mut().zip(sockets).for_each(|(worker, sockets)| worker.extend(sockets));
+        }
+        let origin = setup.of_workers(&config.origin.listen, "origin", None, &mut bound.origin)?;
+        let purge = setup.control(&config.purge.listen, "purge", &mut bound.purge).await?;
+        let admin = setup.control(&config.admin.listen, "admin", &mut bound.admin).await?;
+        setup.finish()?;
+        Ok((BoundSockets { edge, origin, purge, admin }, bound))
     }
 }
 
@@ -77,31 +82,16 @@ impl BoundSockets {
 struct ListenerSetup {
     inherited: InheritedSockets,
     workers: usize,
-    /// What was bound so far.
-    bound: Addresses,
 }
 
 impl ListenerSetup {
-    /// Binds the addresses for clients, plain and TLS. Returns the sockets of each worker, which do not listen yet.
-    fn edge(
-        &mut self,
-        plain: &[SocketAddr],
-        encrypted: &[(SocketAddr, Arc<Tls>)],
-    ) -> anyhow::Result<Vec<Vec<proxy::Listener>>> {
-        let mut edge = self.of_workers(plain, "edge", None)?;
-        for (address, tls) in encrypted {
-            let sockets = self.of_workers(&[*address], "edge.tls", Some(&tls.config()))?;
-            edge.iter_mut().zip(sockets).for_each(|(worker, sockets)| worker.extend(sockets));
-        }
-        Ok(edge)
-    }
-
     /// Binds each address once for every worker. Returns the sockets of each worker, which do not listen yet.
     fn of_workers(
         &mut self,
         addresses: &[SocketAddr],
         listener: &str,
         tls: Option<&Arc<ServerConfig>>,
+        bound: &mut Vec<SocketAddr>,
     ) -> anyhow::Result<Vec<Vec<proxy::Listener>>> {
         let mut sockets: Vec<Vec<proxy::Listener>> = (0..self.workers).map(|_| Vec::new()).collect();
         for address in addresses {
@@ -118,7 +108,7 @@ impl ListenerSetup {
                     .collect()
             };
             if let Some(socket) = shares.first().and_then(|share| share.first()) {
-                self.bound.of(listener).push(proxy::local_address(socket).with_context(failed)?);
+                bound.push(proxy::local_address(socket).with_context(failed)?);
             }
             for (worker, share) in sockets.iter_mut().zip(shares) {
                 let of_share = |socket| proxy::Listener { socket, is_inherited, tls: tls.cloned() };
@@ -130,7 +120,12 @@ impl ListenerSetup {
 
     /// Binds the addresses of a listener of the control plane, and listens there: no other process can at the same time, so no
     /// connection of another one is taken.
-    async fn control(&mut self, addresses: &[SocketAddr], listener: &str) -> anyhow::Result<Vec<TcpListener>> {
+    async fn control(
+        &mut self,
+        addresses: &[SocketAddr],
+        listener: &str,
+        bound: &mut Vec<SocketAddr>,
+    ) -> anyhow::Result<Vec<TcpListener>> {
         let mut sockets = Vec::with_capacity(addresses.len());
         for address in addresses {
             let failed = || format!("{listener}.listen: {address}");
@@ -142,17 +137,17 @@ impl ListenerSetup {
             if of_address.is_empty() {
                 of_address.push(TcpListener::bind(address).await.with_context(failed)?);
             }
-            self.bound.of(listener).push(of_address[0].local_addr().with_context(failed)?);
+            bound.push(of_address[0].local_addr().with_context(failed)?);
             sockets.extend(of_address);
         }
         Ok(sockets)
     }
 
-    /// The addresses, when all listeners have theirs.
+    /// All listeners have their sockets.
     ///
     /// # Errors
     /// If there is an inherited socket for which there is no listener: its clients would wait for ever.
-    fn finish(self) -> anyhow::Result<Addresses> {
+    fn finish(self) -> anyhow::Result<()> {
         let left = self.inherited.left();
         anyhow::ensure!(
             left.is_empty(),
@@ -160,20 +155,7 @@ impl ListenerSetup {
              edge.tls.listen, origin.listen, purge.listen or admin.listen, as it is written there",
             left.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
         );
-        Ok(self.bound)
-    }
-}
-
-impl Addresses {
-    /// Those of the listener that is called so in the log.
-    fn of(&mut self, listener: &str) -> &mut Vec<SocketAddr> {
-        match listener {
-            "edge" => &mut self.edge,
-            "edge.tls" => &mut self.edge_tls,
-            "origin" => &mut self.origin,
-            "purge" => &mut self.purge,
-            _ => &mut self.admin,
-        }
+        Ok(())
     }
 }
 

@@ -18,7 +18,7 @@ use crate::telemetry::{CacheResult, FailureReason};
 /// Gives the request its id, if there is an access log: a trusted proxy's, which is how it is found in the logs of both,
 /// or a new one. A client's own would let strangers choose what is looked for.
 pub(super) fn name(client: &Client, request: &mut Request) {
-    if client.worker.access().is_none() || !request.trace.id.is_empty() {
+    if !client.worker.has_access_log() || !request.trace.id.is_empty() {
         return;
     }
     let Request { head, trace, id, .. } = request;

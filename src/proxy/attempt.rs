@@ -342,7 +342,7 @@ impl Exchange<'_> {
 /// Notes that the head of the answer is complete, and names the request in it.
 fn note_answer(worker: &Worker, frontend: &Frontend, trace: &mut Trace, response: &mut ResponseHead) {
     trace.phase = RequestPhase::Data;
-    if worker.access().is_some() {
+    if worker.has_access_log() {
         trace.answered = Some(Instant::now());
         // A cache would keep the id with the page, and the edge has one for each reader.
         if frontend.role == Role::Varnish {

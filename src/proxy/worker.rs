@@ -135,6 +135,11 @@ impl Worker {
         Rc::clone(&self.rules.borrow().limits)
     }
 
+    /// Whether there is an access log.
+    pub(super) fn has_access_log(&self) -> bool {
+        self.rules.borrow().access.is_some()
+    }
+
     /// This worker's part of the access log, if there is one.
     pub(super) fn access(&self) -> Option<Rc<AccessBuffer>> {
         self.rules.borrow().access.clone()
